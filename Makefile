@@ -1,0 +1,50 @@
+# `make` lists what there is. Everything installs or fetches what it needs, or says what to install.
+
+CARGO ?= cargo
+FUZZ_SECONDS ?= 600
+# Arguments of benches/compare, e.g. BENCH='--only push,fetch'.
+BENCH ?=
+SHELL := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test oracle check golden fuzz bench
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+# The small programs are built on their own: cargo unifies features over one build, and would give them all of pitr's.
+build: ## the three release programs, in target/release
+	scripts/get-tools build
+	$(CARGO) build --release -p pitr
+	$(CARGO) build --release -p pitr-archive -p pitr-restore
+
+demo: build ## a table is dropped and comes back: archive, back up, plan, restore on a private PostgreSQL
+	scripts/demo
+
+test: ## all tests, on PostgreSQL 13 to 18
+	scripts/get-tools test
+	scripts/get-postgres
+	$(CARGO) test --workspace --no-fail-fast
+
+oracle: ## 40 random targets on each major: restored clusters equal what pg_waldump and the clients saw
+	scripts/get-tools test
+	scripts/get-postgres
+	ORACLE_TARGETS=$${ORACLE_TARGETS:-40} $(CARGO) test --test it -- oracle:: --nocapture
+
+check: ## format, lints, documentation, dependency policy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --quiet --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --quiet -p pitr-archive -p pitr-restore -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --workspace --no-deps --document-private-items
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
+	else echo "SKIPPED cargo deny: not installed (cargo install --locked cargo-deny)"; fi
+
+golden: ## write testdata/golden anew from what the programs print; review the difference as text
+	PITR_UPDATE_GOLDEN=1 $(CARGO) test --workspace golden
+
+fuzz: ## every fuzz target for FUZZ_SECONDS (600)
+	scripts/get-tools fuzz
+	scripts/fuzz $(FUZZ_SECONDS)
+
+bench: build ## compare with other tools; prints the table of docs/benchmarks.md
+	benches/compare $(BENCH)

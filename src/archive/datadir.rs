@@ -1,0 +1,125 @@
+//! The data directory that a WAL file belongs to, as far as its files tell: identity, guard, recovery state.
+//!
+//! It is the lexical parent of the directory of `%p`, never the working directory: pg_rewind runs restore_command from elsewhere, and
+//! pg_wal may be a link.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::server_conf;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::control::ControlFile;
+
+/// The name of the guard in pg_wal: its presence makes the directory a restored copy that may not archive.
+pub const GUARD: &str = "pitr.guard";
+
+/// A data directory, found from the path of one of its WAL files.
+#[derive(Debug, Clone)]
+pub struct DataDirectory {
+    wal: PathBuf,
+    root: PathBuf,
+}
+
+impl DataDirectory {
+    /// The data directory of the WAL file at `path` (`pg_wal/…`, absolute or relative).
+    pub fn of_wal_file(path: &Path) -> DataDirectory {
+        let parent = |p: &Path| match p.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let wal = parent(path);
+        let root = match wal.file_name() {
+            Some(_) => parent(&wal),
+            // "." or "..": the file stands in the working directory, which then is pg_wal.
+            None => wal.join(".."),
+        };
+        DataDirectory { wal, root }
+    }
+
+    /// The data directory `root` itself.
+    pub fn at(root: &Path) -> DataDirectory {
+        DataDirectory {
+            wal: root.join("pg_wal"),
+            root: root.to_owned(),
+        }
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// Its pg_wal.
+    pub fn wal(&self) -> &Path {
+        &self.wal
+    }
+
+    /// Reads pg_control; `None` when there is none.
+    ///
+    /// # Errors
+    /// `Damaged` when its CRC stays wrong; the server may be writing it, so it is read up to ten times, 10 ms apart.
+    pub fn control(&self) -> Result<Option<ControlFile>> {
+        let path = self.root.join("global/pg_control");
+        let mut last = None;
+        for attempt in 0..10 {
+            if attempt > 0 {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            let mut bytes = Vec::new();
+            match std::fs::File::open(&path) {
+                Ok(file) => {
+                    file.take(64 << 10)
+                        .read_to_end(&mut bytes)
+                        .map_err(|e| Error::from_io(format!("read \"{}\"", path.display()), e))?;
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(e) => return Err(Error::from_io(format!("open \"{}\"", path.display()), e)),
+            }
+            match ControlFile::parse(&bytes) {
+                Ok(control) => return Ok(Some(control)),
+                Err(e) => last = Some(e),
+            }
+        }
+        Err(last
+            .unwrap_or_else(|| err!(Damaged, "pg_control cannot be read"))
+            .context(format!("read \"{}\"", path.display())))
+    }
+
+    /// Refuses to archive from a restored copy.
+    ///
+    /// # Errors
+    /// `Clone` when the guard is there.
+    pub fn check_guard(&self) -> Result<()> {
+        match std::fs::symlink_metadata(self.wal.join(GUARD)) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::from_io(format!("look for \"{GUARD}\""), e)),
+            Ok(_) => Err(err!(Clone, "data directory is a restored copy that was not adopted").hint(
+                "Nothing was archived, so the archive it came from is safe. If this copy is the successor, run \"pitr adopt\"; if not, set archive_mode = off.",
+            )),
+        }
+    }
+
+    /// Whether one of PostgreSQL's signal files is there.
+    pub fn has(&self, name: &str) -> bool {
+        std::fs::symlink_metadata(self.root.join(name)).is_ok()
+    }
+
+    /// Whether primary_conninfo is set: a standby then has another source than the archive.
+    pub fn streams(&self) -> bool {
+        server_conf::value_of(&self.root, "primary_conninfo").is_some_and(|value| !value.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_data_directory_is_the_lexical_parent_of_pg_wal() {
+        let of = |p: &str| DataDirectory::of_wal_file(Path::new(p)).path().to_owned();
+        assert_eq!(of("pg_wal/000000010000000000000001"), Path::new("."));
+        assert_eq!(of("/data/pg_wal/RECOVERYXLOG"), Path::new("/data"));
+        assert_eq!(of("x"), Path::new("./.."));
+    }
+}

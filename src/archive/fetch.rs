@@ -1,0 +1,323 @@
+//! One WAL file out of repositories, for restore_command.
+//!
+//! Delivered means: every byte checked, the right size, the right cluster, written beside the target and renamed. "Absent" is said
+//! only when it is proven, because PostgreSQL takes it for the end of the WAL and promotes; everything else is an error.
+
+use std::io::Write;
+use std::path::Path;
+
+use super::push::read_history;
+use crate::durable::Delivery;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
+use crate::pg::timeline::TimelineId;
+use crate::progress::Progress;
+use crate::repo::container::{Container, Kind};
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
+use crate::store::Key;
+
+/// What fetching a file came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetched {
+    /// It is at the target, whole and checked.
+    Delivered,
+    /// It is proven that the archive does not have it, and that no later WAL of the same path is there.
+    ProvenAbsent,
+}
+
+/// What to fetch and where to put it.
+pub struct Fetch<'a> {
+    /// The cluster's name.
+    pub cluster: &'a str,
+    /// Its system identifier, where the data directory told it.
+    pub system_identifier: Option<u64>,
+    /// The file wanted.
+    pub name: WalFileName,
+    /// Where PostgreSQL wants it (`%p`).
+    pub target: &'a Path,
+    /// Random, for the temporary name.
+    pub nonce: u64,
+    /// Told of every piece that arrives.
+    pub progress: &'a dyn Progress,
+}
+
+/// Fetches from the first repository that has the file and proves it; absence must be proven by every one.
+///
+/// `repositories` yields each, open or with the reason why it could not be opened, and whether it is required. One required
+/// repository that could not be asked makes absence unprovable.
+///
+/// # Errors
+/// `Gap` when later WAL of the same path exists; `Damaged` when the only copies are; `TargetWrite`; `WrongCluster`; and what kept a
+/// required repository from answering.
+pub fn fetch(
+    what: &Fetch<'_>,
+    repositories: impl Iterator<Item = (Result<Repository>, bool)>,
+) -> Result<Fetched> {
+    let mut unproven: Option<Error> = None;
+    let mut is_proven = false;
+    for (repository, required) in repositories {
+        match repository.and_then(|repository| fetch_from(what, &repository)) {
+            Ok(Fetched::Delivered) => return Ok(Fetched::Delivered),
+            Ok(Fetched::ProvenAbsent) => is_proven |= required,
+            // The target's own trouble does not go away with another repository.
+            Err(e) if e.code() == Code::TargetWrite => return Err(e),
+            Err(e) if required => unproven = Some(worse(unproven, e)),
+            Err(_) => {}
+        }
+    }
+    match unproven {
+        Some(e) => Err(e),
+        None if is_proven => Ok(Fetched::ProvenAbsent),
+        None => Err(err!(
+            Config,
+            "no required repository is configured, so absence cannot be proven"
+        )),
+    }
+}
+
+/// Of two errors the one that says more: damage and gaps before mere silence.
+fn worse(old: Option<Error>, new: Error) -> Error {
+    match old {
+        Some(old) if matches!(old.code(), Code::Damaged | Code::Gap) => old,
+        _ => new,
+    }
+}
+
+fn fetch_from(what: &Fetch<'_>, repository: &Repository) -> Result<Fetched> {
+    let layout = layout_of(what, repository)?;
+    let key = layout.wal_file(what.name);
+    let object = match repository.store().open(&key)? {
+        Some(object) => object,
+        None => match prove_absence(what.name, repository, &layout) {
+            Ok(()) => return Ok(Fetched::ProvenAbsent),
+            // It may have arrived, with what follows it, since it was asked for: then there is no hole.
+            Err(gap) if gap.code() == Code::Gap => repository.store().open(&key)?.ok_or(gap)?,
+            Err(e) => return Err(e),
+        },
+    };
+    let container = Container::open(object)
+        .and_then(|c| check_identity(&c, &layout, what.name).map(|()| c))
+        .map_err(|e| damaged(&key, repository, e))?;
+    deliver(what, &container).map_err(|e| damaged(&key, repository, e))?;
+    Ok(Fetched::Delivered)
+}
+
+/// The identifier is that of pg_control beside the target; a bare directory has none, then the only registration decides.
+fn layout_of(what: &Fetch<'_>, repository: &Repository) -> Result<ClusterLayout> {
+    if let Some(identifier) = what.system_identifier {
+        let layout = ClusterLayout::new(what.cluster, identifier)?;
+        repository.require(&layout)?;
+        return Ok(layout);
+    }
+    match repository.registrations(what.cluster)?.as_slice() {
+        [only] => ClusterLayout::new(what.cluster, only.system_identifier),
+        [] => Err(err!(
+            WrongCluster,
+            "cluster \"{}\" is not registered in \"{}\"",
+            what.cluster,
+            repository.store().location()
+        )),
+        _ => Err(err!(
+            WrongCluster,
+            "cluster \"{}\" has several system identifiers, and there is no pg_control beside the target",
+            what.cluster
+        )
+        .hint("Give the path inside the data directory, or --system-identifier.")),
+    }
+}
+
+fn check_identity(container: &Container, layout: &ClusterLayout, name: WalFileName) -> Result<()> {
+    let identity = container.identity();
+    let kind = match name {
+        WalFileName::Segment(_) => Kind::Segment,
+        WalFileName::Partial(_) => Kind::Partial,
+        WalFileName::History(_) => Kind::History,
+        WalFileName::BackupHistory { .. } => Kind::Label,
+    };
+    if identity.system_identifier != layout.system_identifier() {
+        return Err(err!(
+            WrongCluster,
+            "it holds WAL of system identifier {}, expected {}",
+            identity.system_identifier,
+            layout.system_identifier()
+        ));
+    }
+    if container.kind() != kind || identity.name != name.to_string() {
+        return Err(err!(
+            Damaged,
+            "it holds \"{}\"",
+            identity.name.escape_debug()
+        ));
+    }
+    let is_wal = matches!(name, WalFileName::Segment(_) | WalFileName::Partial(_));
+    if is_wal && identity.raw_bytes != identity.segment_size_bytes {
+        return Err(err!(
+            Damaged,
+            "it holds {} bytes, no whole segment",
+            identity.raw_bytes
+        ));
+    }
+    Ok(())
+}
+
+fn deliver(what: &Fetch<'_>, container: &Container) -> Result<()> {
+    let shown = what.target.display();
+    let failed = |e: std::io::Error| {
+        err!(TargetWrite, "could not write \"{shown}\"").source(e)
+            .hint("Recovery stops here and can be started again. Free space or correct the permissions of the data directory.")
+    };
+    let mut delivery = Delivery::create(what.target, what.nonce).map_err(failed)?;
+    container.read_body(&mut |piece| {
+        what.progress.advance(piece.len() as u64);
+        delivery.write_all(piece).map_err(failed)
+    })?;
+    delivery.finish().map_err(failed)
+}
+
+/// A copy that cannot be read is as good as a damaged one: the object was there, and another repository may have a whole one.
+fn damaged(key: &Key, repository: &Repository, e: Error) -> Error {
+    if !matches!(e.code(), Code::Damaged | Code::Io) {
+        return e;
+    }
+    err!(Damaged, "object \"{key}\" in \"{}\" is damaged", repository.store().location())
+        .source(e)
+        .hint("Nothing was handed to PostgreSQL. Run \"pitr verify\" to see what else is; a copy in another repository or in a node's pg_wal can replace it.")
+}
+
+/// Proves that the end of the WAL, not a hole, is where the file is missing.
+///
+/// The store has said "absent" in a session that read the marker. Left to show: nothing later on the same path.
+///
+/// # Errors
+/// `Gap` when there is.
+fn prove_absence(name: WalFileName, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
+    match name {
+        WalFileName::Segment(segment) => {
+            let registration = repository.require(layout)?;
+            let size = SegmentSize::new(registration.segment_size_bytes)?;
+            no_hole(segment, size, repository, layout)
+        }
+        WalFileName::History(timeline) => {
+            // Answering "absent" would let the server take this number a second time.
+            if timeline.get() > 1 && last_segment(repository, layout, timeline)?.is_some() {
+                return Err(err!(
+                    Gap,
+                    "the history file of timeline {} is missing although its WAL is archived",
+                    timeline.decimal()
+                )
+                .hint("Recovery stops, for the server would take this timeline number twice. Push the file from any node's pg_wal: \"pitr wal push\"."));
+            }
+            not_an_ancestor(timeline, repository, layout)
+        }
+        WalFileName::Partial(_) | WalFileName::BackupHistory { .. } => Ok(()),
+    }
+}
+
+/// A later timeline that descends from this one proves that it was: the server would take its number again.
+fn not_an_ancestor(
+    timeline: TimelineId,
+    repository: &Repository,
+    layout: &ClusterLayout,
+) -> Result<()> {
+    for listed in repository.store().list(&layout.wal())? {
+        let Ok(later) = listed.name.parse::<TimelineId>() else {
+            continue;
+        };
+        if later <= timeline || timeline == TimelineId::FIRST {
+            continue;
+        }
+        let history = read_history(repository, layout, later)?;
+        if history.is_some_and(|h| h.switch_point(timeline).is_some()) {
+            return Err(err!(
+                Gap,
+                "the history file of timeline {} is missing although timeline {} descends from it",
+                timeline.decimal(),
+                later.decimal()
+            )
+            .hint("Recovery stops, for the server would take this timeline number twice. Push the file from any node's pg_wal: \"pitr wal push\"."));
+        }
+    }
+    Ok(())
+}
+
+fn no_hole(
+    wanted: SegmentName,
+    size: SegmentSize,
+    repository: &Repository,
+    layout: &ClusterLayout,
+) -> Result<()> {
+    let number = wanted.number(size)?;
+    // Before a timeline's own beginning its segments never existed: PostgreSQL asks the parent's next.
+    if let Some(history) = read_history(repository, layout, wanted.timeline)?
+        && let Some((_, begin)) = history.parent()
+        && number.0 < begin.0 / size.bytes()
+    {
+        return Ok(());
+    }
+    if let Some(last) = last_segment(repository, layout, wanted.timeline)?
+        && last.number(size).is_ok_and(|n| n > number)
+    {
+        return Err(gap(wanted, last, size));
+    }
+    for listed in repository.store().list(&layout.wal())? {
+        let Ok(child) = listed.name.parse::<TimelineId>() else {
+            continue;
+        };
+        if child <= wanted.timeline {
+            continue;
+        }
+        let Some(history) = read_history(repository, layout, child)? else {
+            continue;
+        };
+        // The segment that holds the switch point need not exist on the parent: it may have ended as a partial.
+        let needed = history
+            .switch_point(wanted.timeline)
+            .is_some_and(|lsn| number.0 < lsn.0 / size.bytes());
+        if needed && let Some(last) = last_segment(repository, layout, child)? {
+            return Err(gap(wanted, last, size));
+        }
+    }
+    Ok(())
+}
+
+fn gap(wanted: SegmentName, later: SegmentName, size: SegmentSize) -> Error {
+    let lsn = wanted.start_lsn(size).unwrap_or_default();
+    err!(
+        Gap,
+        "segment \"{wanted}\" is missing although \"{later}\" is archived: WAL is lost from {lsn} on"
+    )
+    .hint(format!(
+        "Recovery stops before {lsn} instead of promoting with lost data. Look for the segment in any node's pg_wal (\"pitr wal backfill --from DIR\"), or plan another target: \"pitr plan\"."
+    ))
+}
+
+/// The last segment that is archived on a timeline.
+fn last_segment(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    timeline: TimelineId,
+) -> Result<Option<SegmentName>> {
+    let mut logs: Vec<u32> = repository
+        .store()
+        .list(&layout.timeline(timeline))?
+        .iter()
+        .filter(|l| l.is_prefix && l.name.len() == 8)
+        .filter_map(|l| u32::from_str_radix(&l.name, 16).ok())
+        .collect();
+    logs.sort_unstable();
+    for log in logs.into_iter().rev() {
+        let last = repository
+            .store()
+            .list(&layout.log(timeline, log))?
+            .iter()
+            .filter_map(|l| l.name.parse::<SegmentName>().ok())
+            .filter(|name| name.timeline == timeline && name.log == log)
+            .max();
+        if last.is_some() {
+            return Ok(last);
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,718 @@
+//! One WAL file into one repository.
+//!
+//! Order: header checked → content streamed through hash, decoder and compressor into an invisible object → object synced, named,
+//! directory synced → read back. Success is reported only behind the last step. A name that is taken holds either the same content
+//! (made durable again, then success) or other content (the original stays, the refused copy goes to `conflicts/`).
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use super::datadir::DataDirectory;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::label::BackupHistory;
+use crate::pg::lsn::Lsn;
+use crate::pg::page::WalIdentity;
+use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
+use crate::pg::timeline::{History, TimelineId};
+use crate::repo::container::{Codec, Container, ContainerWriter, Identity, Kind};
+use crate::repo::index::{self, SegmentIndex, flag};
+use crate::repo::indexer::Indexer;
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::{Registration, Repository};
+use crate::repo::tail;
+use crate::store::{Key, NewObject, Object, Published};
+
+/// What pushing a file came to. Both mean: durable in this repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pushed {
+    /// The file is new here.
+    Stored,
+    /// The same content was here before.
+    AlreadyThere,
+}
+
+/// Something that does not stop archiving but should be known.
+pub type Warnings = Vec<String>;
+
+/// What to push and where it belongs.
+pub struct Push<'a> {
+    /// The repository.
+    pub repository: &'a Repository,
+    /// The cluster's name.
+    pub cluster: &'a str,
+    /// Where the file is read.
+    pub path: &'a Path,
+    /// Its name as PostgreSQL knows it.
+    pub name: WalFileName,
+    /// How the body is compressed.
+    pub codec: Codec,
+}
+
+/// Bytes read at once; a multiple of every WAL page size.
+const CHUNK: usize = 256 << 10;
+const SMALL_FILE_MAX: u64 = 1 << 20;
+
+/// Puts one WAL file into the repository under its own name.
+///
+/// # Errors
+/// `SourceMissing`, `SourceSize`, `SourceHeader`, `SourceChanged` for a file that cannot be archived; `WrongCluster` when its system
+/// identifier is not registered; `Conflict` or `TimelineReused` when the name holds other bytes; `Clone` for a restored copy; what the
+/// store says. In every error case PostgreSQL keeps the file and offers it again.
+///
+/// PostgreSQL: src/include/access/xlog_internal.h (names), contrib/basic_archive/basic_archive.c (the rule for repeats).
+pub fn push(what: &Push<'_>) -> Result<(Pushed, Warnings)> {
+    DataDirectory::of_wal_file(what.path).check_guard()?;
+    let source = Source::open(what.path)?;
+    match what.name {
+        WalFileName::Segment(name) => push_wal(what, source, name, false),
+        WalFileName::Partial(name) => push_wal(what, source, name, true),
+        WalFileName::History(_) | WalFileName::BackupHistory { .. } => push_small(what, source),
+    }
+    .map_err(|e| e.context(format!("could not archive \"{}\"", what.name)))
+}
+
+/// The file being archived, with what it looked like when it was opened.
+struct Source {
+    file: File,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Source> {
+        let shown = path.display();
+        let missing = |e: std::io::Error| {
+            let hint = if e.kind() == std::io::ErrorKind::PermissionDenied {
+                "PostgreSQL keeps the file. Run the command as the server's user."
+            } else {
+                "archive_command must pass %p, the path, not %f, the name."
+            };
+            err!(SourceMissing, "could not open file \"{shown}\"")
+                .source(e)
+                .hint(hint)
+        };
+        // Opening a fifo without O_NONBLOCK would hang.
+        let file = File::options()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+            .open(path)
+            .map_err(missing)?;
+        let metadata = file.metadata().map_err(missing)?;
+        if !metadata.is_file() {
+            return Err(err!(SourceMissing, "\"{shown}\" is not a regular file"));
+        }
+        Ok(Source {
+            size: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            file,
+        })
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        let metadata = self
+            .file
+            .metadata()
+            .map_err(|e| err!(SourceMissing, "could not look at the file again").source(e))?;
+        if metadata.len() != self.size || (metadata.mtime(), metadata.mtime_nsec()) != self.modified
+        {
+            return Err(err!(SourceChanged, "the file changed while it was read")
+                .hint("Nothing was stored; PostgreSQL offers the file again. Another program writes into pg_wal."));
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let mut filled = 0;
+        while let Some(rest) = buffer.get_mut(filled..).filter(|r| !r.is_empty()) {
+            match self.file.read(rest) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(err!(SourceMissing, "could not read the file").source(e)),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn rewind(&mut self) -> Result<()> {
+        use std::io::Seek;
+        self.file
+            .rewind()
+            .map_err(|e| err!(SourceMissing, "could not read the file again").source(e))
+    }
+
+    /// The last bytes of the file, where the marker of a padded tail would be.
+    fn last(&self) -> Result<[u8; tail::LONG]> {
+        use std::os::unix::fs::FileExt;
+        let mut last = [0; tail::LONG];
+        self.file
+            .read_exact_at(&mut last, self.size.saturating_sub(tail::LONG as u64))
+            .map_err(|e| err!(SourceMissing, "could not read the file").source(e))?;
+        Ok(last)
+    }
+}
+
+/// A segment or partial whose header was checked.
+struct Checked {
+    layout: ClusterLayout,
+    wal: WalIdentity,
+    name: WalFileName,
+    segment: SegmentName,
+    is_partial: bool,
+    is_marked: bool,
+}
+
+fn push_wal(
+    what: &Push<'_>,
+    mut source: Source,
+    segment: SegmentName,
+    is_partial: bool,
+) -> Result<(Pushed, Warnings)> {
+    let mut checked = check_header(what, &mut source, segment, is_partial)?;
+    if checked.is_marked && !is_partial {
+        settle_marked(what, &mut checked)?;
+    }
+    let key = checked.layout.wal_file(checked.name);
+    if let Some(object) = what.repository.store().open(&key)? {
+        return already_there(what, &mut source, &checked, &key, object);
+    }
+    let (published, identity, index) = store_wal(what, &mut source, &checked, &key)?;
+    match published {
+        Published::Created => {
+            read_back(what, &key, &identity)?;
+            Ok((Pushed::Stored, warnings(&checked, &index)))
+        }
+        // Another process stored the name meanwhile.
+        Published::Exists => match what.repository.store().open(&key)? {
+            Some(object) => already_there(what, &mut source, &checked, &key, object),
+            None => Err(err!(Unreachable, "object \"{key}\" came and went")),
+        },
+    }
+}
+
+fn check_header(
+    what: &Push<'_>,
+    source: &mut Source,
+    segment: SegmentName,
+    is_partial: bool,
+) -> Result<Checked> {
+    let mut first = [0; 40];
+    let n = source.read(&mut first)?;
+    source.rewind()?;
+    if n < first.len() {
+        return Err(err!(
+            SourceSize,
+            "the file has {} bytes, less than the header of a segment (expected e.g. {})",
+            source.size,
+            SegmentSize::DEFAULT.bytes()
+        )
+        .hint("Nothing was stored. The file was cut: check the disk; take a base backup from a standby if the server cannot write it again."));
+    }
+    let header = |e: Error| {
+        e.with_code(Code::SourceHeader).hint(
+            "Nothing was stored. The file does not hold what its name says: check the disk, and take a base backup from a standby.",
+        )
+    };
+    let wal = WalIdentity::read(&first).map_err(header)?;
+    if source.size != wal.segment_size.bytes() {
+        return Err(err!(
+            SourceSize,
+            "the file has {} bytes, expected {}",
+            source.size,
+            wal.segment_size.bytes()
+        )
+        .hint("Nothing was stored; PostgreSQL offers the file again. Check the disk of pg_wal."));
+    }
+    wal.matches(segment).map_err(header)?;
+    let layout = ClusterLayout::new(what.cluster, wal.system_identifier)?;
+    let registration = what.repository.require(&layout)?;
+    check_sizes(&registration, &wal)?;
+    let end = Lsn(wal.start_lsn.0 + wal.segment_size.bytes());
+    let is_marked = tail::is_marked(
+        &source.last()?,
+        end,
+        wal.system_identifier,
+        segment.timeline.get(),
+    );
+    Ok(Checked {
+        layout,
+        wal,
+        name: what.name,
+        segment,
+        is_partial,
+        is_marked,
+    })
+}
+
+fn check_sizes(registration: &Registration, wal: &WalIdentity) -> Result<()> {
+    if wal.segment_size.bytes() != registration.segment_size_bytes {
+        return Err(err!(
+            SourceSize,
+            "the segment has {} bytes, cluster \"{}\" is registered with {}",
+            wal.segment_size.bytes(),
+            registration.name,
+            registration.segment_size_bytes
+        )
+        .hint("Nothing was stored. After pg_resetwal --wal-segsize the same name means another position: archive into a new repository or under a new cluster name."));
+    }
+    if wal.page_size != registration.wal_block_size_bytes {
+        return Err(err!(
+            SourceHeader,
+            "WAL pages of {} bytes are not supported, only {}",
+            wal.page_size,
+            registration.wal_block_size_bytes
+        ));
+    }
+    Ok(())
+}
+
+/// A tail that pitr-restore padded: refused, unless its timeline ended inside it and so it will never be complete.
+fn settle_marked(what: &Push<'_>, checked: &mut Checked) -> Result<()> {
+    let refused = || {
+        err!(SourceHeader, "the segment is a tail that was padded when it was restored")
+            .hint("Nothing was stored, for the segment will be complete later; PostgreSQL offers it again.")
+    };
+    let end = Lsn(checked.wal.start_lsn.0 + checked.wal.segment_size.bytes());
+    let ends_here = |history: &History| {
+        history
+            .switch_point(checked.segment.timeline)
+            .is_some_and(|lsn| lsn > checked.wal.start_lsn && lsn < end)
+    };
+    let mut ended = false;
+    for timeline in timelines(what, &checked.layout)? {
+        if timeline > checked.segment.timeline {
+            ended |= read_history(what.repository, &checked.layout, timeline)?
+                .is_some_and(|h| ends_here(&h));
+        }
+    }
+    ended |= local_histories(what.path).iter().any(ends_here);
+    if !ended {
+        return Err(refused());
+    }
+    checked.name = WalFileName::Partial(checked.segment);
+    checked.is_partial = true;
+    Ok(())
+}
+
+/// Timelines that the repository has a history file of.
+fn timelines(what: &Push<'_>, layout: &ClusterLayout) -> Result<Vec<TimelineId>> {
+    let listed = what.repository.store().list(&layout.wal())?;
+    Ok(listed.iter().filter_map(|l| l.name.parse().ok()).collect())
+}
+
+/// A timeline's history in the repository; `None` when it is not there.
+pub fn read_history(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    timeline: TimelineId,
+) -> Result<Option<History>> {
+    let key = layout.history(timeline);
+    let Some(object) = repository.store().open(&key)? else {
+        return Ok(None);
+    };
+    let read = || -> Result<History> {
+        let container = Container::open(object)?;
+        History::parse(timeline, &container.read_small(SMALL_FILE_MAX)?)
+    };
+    read()
+        .map(Some)
+        .map_err(|e| e.context(format!("read object \"{key}\"")))
+}
+
+fn local_histories(path: &Path) -> Vec<History> {
+    let directory = DataDirectory::of_wal_file(path);
+    let Ok(entries) = std::fs::read_dir(directory.wal()) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|e| {
+            let e = e.ok()?;
+            match e.file_name().to_str()?.parse().ok()? {
+                WalFileName::History(timeline) => {
+                    History::parse(timeline, &std::fs::read(e.path()).ok()?).ok()
+                }
+                _ => None,
+            }
+        })
+        .collect()
+}
+
+/// Streams the content into an object and publishes it.
+fn store_wal(
+    what: &Push<'_>,
+    source: &mut Source,
+    checked: &Checked,
+    key: &Key,
+) -> Result<(Published, Identity, SegmentIndex)> {
+    source.rewind()?;
+    let object = what.repository.store().create(key)?;
+    let kind = if checked.is_partial {
+        Kind::Partial
+    } else {
+        Kind::Segment
+    };
+    let write_failed = |e| write_failed(what, key, e);
+    let writer = ContainerWriter::new(object, kind, what.codec).map_err(write_failed)?;
+    let (writer, hash, index) = stream(what, source, checked, writer, key)?;
+    source.check_unchanged()?;
+    let identity = Identity {
+        hash,
+        raw_bytes: source.size,
+        system_identifier: checked.wal.system_identifier,
+        timeline: checked.segment.timeline.get(),
+        major: checked.wal.major.number(),
+        segment_size_bytes: checked.wal.segment_size.bytes(),
+        name: checked.name.to_string(),
+        from_lsn: checked.wal.start_lsn.0,
+        to_lsn: checked.wal.start_lsn.0 + checked.wal.segment_size.bytes(),
+    };
+    let object = writer
+        .finish(&identity, index.sections(checked.is_partial))
+        .map_err(write_failed)?;
+    Ok((object.publish()?, identity, index))
+}
+
+type Writer = ContainerWriter<Box<dyn NewObject>>;
+
+/// Reads once; one thread hashes and decodes, the other compresses and writes.
+fn stream(
+    what: &Push<'_>,
+    source: &mut Source,
+    checked: &Checked,
+    writer: Writer,
+    key: &Key,
+) -> Result<(Writer, [u8; 32], SegmentIndex)> {
+    let (to_write, written) = sync_channel::<Chunk>(2);
+    let (to_reuse, reusable) = sync_channel::<Vec<u8>>(4);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || compress(writer, &written, &to_reuse));
+        let read = read_and_index(source, checked, &to_write, &reusable);
+        drop(to_write);
+        let writer = thread
+            .join()
+            .map_err(|_| err!(Internal, "the compressing thread panicked"))?
+            .map_err(|e| write_failed(what, key, e))?;
+        let (hash, index) = read?;
+        Ok((writer, hash, index))
+    })
+}
+
+fn write_failed(what: &Push<'_>, key: &Key, e: std::io::Error) -> Error {
+    let error = Error::from_io(format!("write object \"{key}\""), e);
+    if error.code() != Code::Full {
+        return error;
+    }
+    let free = what.repository.store().free_bytes().ok().flatten();
+    let free = free.map_or_else(
+        || "free space is unknown".to_owned(),
+        |n| format!("{n} bytes are free"),
+    );
+    error.context(format!("repository is full ({free})")).hint(
+        "Nothing was stored and nothing is lost: PostgreSQL keeps the file and offers it again. Free space in the repository; never delete from pg_wal by hand.",
+    )
+}
+
+struct Chunk {
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+fn compress(
+    mut writer: Writer,
+    written: &Receiver<Chunk>,
+    to_reuse: &SyncSender<Vec<u8>>,
+) -> std::io::Result<Writer> {
+    for chunk in written {
+        writer.write(chunk.bytes.get(..chunk.length).unwrap_or_default())?;
+        // The reader may be done and gone.
+        let _ = to_reuse.try_send(chunk.bytes);
+    }
+    Ok(writer)
+}
+
+fn read_and_index(
+    source: &mut Source,
+    checked: &Checked,
+    to_write: &SyncSender<Chunk>,
+    reusable: &Receiver<Vec<u8>>,
+) -> Result<([u8; 32], SegmentIndex)> {
+    let mut hasher = blake3::Hasher::new();
+    let mut indexer = Indexer::new(
+        &checked.wal,
+        checked.wal.start_lsn,
+        checked.segment.timeline,
+    )?;
+    let mut done = 0_u64;
+    loop {
+        let mut bytes = reusable.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
+        let length = source.read(&mut bytes)?;
+        if length == 0 {
+            break;
+        }
+        let piece = bytes.get(..length).unwrap_or_default();
+        hasher.update(piece);
+        // Whole pages are certain: the size is that of a segment, and chunks are multiples of the page size.
+        indexer
+            .feed(piece)
+            .map_err(|e| e.with_code(Code::SourceChanged))?;
+        done += length as u64;
+        if to_write.send(Chunk { bytes, length }).is_err() {
+            // The writer has failed; its error is reported by its own thread.
+            break;
+        }
+    }
+    if done != source.size {
+        return Err(err!(
+            SourceChanged,
+            "the file ended at {done} of {} bytes",
+            source.size
+        ));
+    }
+    let mut index = indexer.finish(checked.is_partial);
+    if checked.is_marked {
+        index.summary.flags |= flag::MARKED;
+    }
+    Ok((*hasher.finalize().as_bytes(), index))
+}
+
+/// The object must say of itself what was written.
+fn read_back(what: &Push<'_>, key: &Key, identity: &Identity) -> Result<()> {
+    let read = || -> Result<bool> {
+        let object = what.repository.store().open(key)?;
+        let object = object.ok_or_else(|| err!(ReadBack, "the object is gone"))?;
+        Ok(Container::open(object)?.identity() == identity)
+    };
+    match read() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(err!(ReadBack, "object \"{key}\" reads back as another one")),
+        Err(e) if e.code() == Code::Damaged => {
+            Err(err!(ReadBack, "object \"{key}\" reads back damaged").source(e))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn warnings(checked: &Checked, index: &SegmentIndex) -> Warnings {
+    index
+        .damage
+        .iter()
+        .map(|(kind, lsn)| {
+            format!(
+                "WAL in \"{}\" is damaged at {lsn} ({kind:?}): archived as it is, but recovery will not get past it; take a base backup soon",
+                checked.name
+            )
+        })
+        .collect()
+}
+
+/// The name is taken: the same content is made durable again, other content is a conflict.
+fn already_there(
+    what: &Push<'_>,
+    source: &mut Source,
+    checked: &Checked,
+    key: &Key,
+    object: Box<dyn Object>,
+) -> Result<(Pushed, Warnings)> {
+    let container = Container::open(object).map_err(|e| stored_damaged(key, e))?;
+    check_named(&container, checked, key)?;
+    source.rewind()?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let n = source.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(buffer.get(..n).unwrap_or_default());
+    }
+    source.check_unchanged()?;
+    let hash = *hasher.finalize().as_bytes();
+    if container.identity().hash == hash {
+        check_stored(&container, key)?;
+        container.object().settle()?;
+        return Ok((Pushed::AlreadyThere, Vec::new()));
+    }
+    let conflict = checked.layout.conflict(checked.name, &hash);
+    if what.repository.store().open(&conflict)?.is_none() {
+        store_wal(what, source, checked, &conflict)?;
+    }
+    Err(conflict_error(
+        &checked.layout,
+        checked.name,
+        &container.identity().hash,
+        &hash,
+    ))
+}
+
+/// An object of another name under this key is no other content of this name: somebody moved it.
+fn check_named(container: &Container, checked: &Checked, key: &Key) -> Result<()> {
+    let identity = container.identity();
+    let same = identity.name == checked.name.to_string()
+        && identity.system_identifier == checked.wal.system_identifier;
+    match same {
+        true => Ok(()),
+        false => Err(stored_damaged(
+            key,
+            err!(Damaged, "it holds \"{}\"", identity.name.escape_debug()),
+        )),
+    }
+}
+
+/// Before success is repeated, the stored copy must still be whole: an acknowledgement is one like any other.
+fn check_stored(container: &Container, key: &Key) -> Result<()> {
+    container
+        .check_stored()
+        .map_err(|e| stored_damaged(key, e))?;
+    index::read_summary(container).map_err(|e| stored_damaged(key, e))?;
+    Ok(())
+}
+
+fn stored_damaged(key: &Key, e: Error) -> Error {
+    if e.code() != Code::Damaged {
+        return e;
+    }
+    err!(Damaged, "the copy stored under \"{key}\" is damaged").source(e).hint(
+        "PostgreSQL keeps the file. Run \"pitr verify\" to see what else is; move the damaged object away by hand and archiving stores it anew.",
+    )
+}
+
+fn conflict_error(
+    layout: &ClusterLayout,
+    name: WalFileName,
+    stored: &[u8; 32],
+    offered: &[u8; 32],
+) -> Error {
+    let short = |hash: &[u8; 32]| {
+        let hex = blake3::Hash::from_bytes(*hash).to_hex();
+        hex.get(..16).unwrap_or_default().to_owned()
+    };
+    err!(
+        Conflict,
+        "already archived with other content: stored blake3 {}…, offered {}…, system identifier {}, timeline {}",
+        short(stored),
+        short(offered),
+        layout.system_identifier(),
+        name.timeline().decimal()
+    )
+    .hint(format!(
+        "Nothing was overwritten; both copies are kept, and archiving waits at this file. Likely two servers write the same timeline (split brain, a clone without a guard, or a promotion without the archive). See \"pitr wal conflicts\" and \"pitr wal show {name}\"."
+    ))
+}
+
+/// History and backup history files.
+fn push_small(what: &Push<'_>, mut source: Source) -> Result<(Pushed, Warnings)> {
+    if source.size > SMALL_FILE_MAX {
+        return Err(err!(
+            SourceSize,
+            "the file has {} bytes, more than any history file",
+            source.size
+        ));
+    }
+    let mut content = vec![0; usize::try_from(source.size).unwrap_or(0)];
+    let n = source.read(&mut content)?;
+    source.check_unchanged()?;
+    content.truncate(n);
+    let kind = check_small(what.name, &content)?;
+    let layout = layout_of(what)?;
+    let registration = what.repository.require(&layout)?;
+    let identity = Identity {
+        hash: *blake3::hash(&content).as_bytes(),
+        raw_bytes: content.len() as u64,
+        system_identifier: layout.system_identifier(),
+        timeline: what.name.timeline().get(),
+        major: registration.major,
+        segment_size_bytes: registration.segment_size_bytes,
+        name: what.name.to_string(),
+        from_lsn: 0,
+        to_lsn: 0,
+    };
+    let key = layout.wal_file(what.name);
+    if store_small(what, &key, kind, &identity, &content)? == Published::Created {
+        read_back(what, &key, &identity)?;
+        return Ok((Pushed::Stored, Vec::new()));
+    }
+    let object = what
+        .repository
+        .store()
+        .open(&key)?
+        .ok_or_else(|| err!(Unreachable, "object \"{key}\" came and went"))?;
+    let container = Container::open(object).map_err(|e| stored_damaged(&key, e))?;
+    if container.identity().hash == identity.hash {
+        container
+            .read_small(SMALL_FILE_MAX)
+            .map_err(|e| stored_damaged(&key, e))?;
+        container.object().settle()?;
+        return Ok((Pushed::AlreadyThere, Vec::new()));
+    }
+    let conflict = layout.conflict(what.name, &identity.hash);
+    store_small(what, &conflict, kind, &identity, &content)?;
+    let error = conflict_error(
+        &layout,
+        what.name,
+        &container.identity().hash,
+        &identity.hash,
+    );
+    Err(match what.name {
+        WalFileName::History(timeline) => err!(
+            TimelineReused,
+            "timeline {} already belongs to another history in the archive",
+            timeline.decimal()
+        )
+        .source(error)
+        .hint("Nothing was overwritten. Two servers were promoted to the same timeline. Stop the wrong one, or restart this one in recovery so that it takes a higher number; see \"pitr wal conflicts\"."),
+        _ => error,
+    })
+}
+
+fn check_small(name: WalFileName, content: &[u8]) -> Result<Kind> {
+    let header = |e: Error| e.with_code(Code::SourceHeader);
+    match name {
+        WalFileName::History(timeline) => {
+            History::parse(timeline, content).map_err(header)?;
+            Ok(Kind::History)
+        }
+        _ => {
+            BackupHistory::parse(content).map_err(header)?;
+            Ok(Kind::Label)
+        }
+    }
+}
+
+/// These files do not name their cluster: pg_control beside them does, else the only registration.
+fn layout_of(what: &Push<'_>) -> Result<ClusterLayout> {
+    if let Some(control) = DataDirectory::of_wal_file(what.path).control()? {
+        return ClusterLayout::new(what.cluster, control.system_identifier);
+    }
+    match what.repository.registrations(what.cluster)?.as_slice() {
+        [only] => ClusterLayout::new(what.cluster, only.system_identifier),
+        [] => Err(err!(WrongCluster, "cluster \"{}\" is not registered", what.cluster)
+            .hint("Nothing was stored. Run \"pitr init\" for this cluster.")),
+        _ => Err(err!(
+            WrongCluster,
+            "cluster \"{}\" has several system identifiers, and there is no pg_control beside the file",
+            what.cluster
+        )
+        .hint("Nothing was stored. Give the path inside the data directory.")),
+    }
+}
+
+fn store_small(
+    what: &Push<'_>,
+    key: &Key,
+    kind: Kind,
+    identity: &Identity,
+    content: &[u8],
+) -> Result<Published> {
+    let failed = |e| write_failed(what, key, e);
+    let object = what.repository.store().create(key)?;
+    let mut writer = ContainerWriter::new(object, kind, Codec::Lz4).map_err(failed)?;
+    writer.write(content).map_err(failed)?;
+    writer
+        .finish(identity, Vec::new())
+        .map_err(failed)?
+        .publish()
+}

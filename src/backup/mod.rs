@@ -1,0 +1,553 @@
+//! Base backups.
+//!
+//! Write order (format, section 10): `begin` reserves the id → claim → packs → layers → the server's manifest → WAL from start to stop
+//! LSN proven present → history file → the root, which is the commit point. Each is durable before the next. Killed before the last,
+//! nothing is visible and the janitor removes what is left; a backup that fails removes its packs and layers itself, so that a
+//! repository that ran full has room for WAL again.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::label::BackupLabel;
+use crate::pg::time::TimestampTz;
+use crate::progress::Progress;
+use crate::repo::backup::{BackupKind, BackupRoot, Method, Tablespace};
+use crate::repo::container::{Codec, Container, ContainerWriter, Identity, Kind};
+use crate::repo::event::Event;
+use crate::repo::layout::{BackupId, ClusterLayout, PartKind};
+use crate::repo::repository::Repository;
+use crate::snapshot::filekey::Naming;
+use crate::snapshot::frame::FrameCodec;
+use crate::snapshot::writer::{self, SnapshotWriter, Written};
+use crate::store::{Published, Store};
+use crate::wire::basebackup::{BaseBackupOptions, StartCheckpoint};
+
+pub mod claim;
+pub mod damage;
+pub mod live;
+pub mod seen;
+pub mod source;
+pub mod stream;
+pub mod wal;
+
+use claim::Claim;
+use source::{ServerFacts, Source};
+use stream::{Received, Receiver};
+
+/// Name and version of the program, as it stands in objects.
+pub const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
+
+const LABEL_LIMIT_BYTES: usize = 1023;
+const HISTORY_LIMIT_BYTES: u64 = 1 << 20;
+
+/// How a backup is taken.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What the operator calls it: one line.
+    pub label: String,
+    /// How it begins.
+    pub checkpoint: StartCheckpoint,
+    /// Most bytes read in a second.
+    pub max_rate_bytes_per_s: Option<u64>,
+    /// Threads that compress.
+    pub jobs: usize,
+    /// How long to wait for WAL.
+    pub wal_wait: Duration,
+    /// Codec of frames.
+    pub codec: FrameCodec,
+}
+
+/// What the library takes from its caller.
+pub struct Surroundings<'a> {
+    /// This host's clock.
+    pub clock: &'a dyn Fn() -> TimestampTz,
+    /// Random numbers.
+    pub random: &'a dyn Fn() -> u64,
+    /// This host's name.
+    pub host: String,
+    /// Where temporary files go.
+    pub scratch: PathBuf,
+    /// Set when the operator wants to stop.
+    pub stop: &'a AtomicBool,
+    /// Hears what happens.
+    pub progress: &'a dyn Progress,
+}
+
+impl Surroundings<'_> {
+    fn event(&self) -> Event {
+        Event {
+            host: self.host.clone(),
+            program: PROGRAM.into(),
+            nonce: self.nonce(),
+            ..Event::default()
+        }
+    }
+
+    fn nonce(&self) -> String {
+        format!("{:016x}{:016x}", (self.random)(), (self.random)())
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
+            Err(err!(Interrupted, "interrupted"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Takes a full backup of the server behind `source` into `repository`, as cluster `cluster`.
+///
+/// On `Ok` the backup is committed; whether it is damaged stands in its root.
+///
+/// # Errors
+/// `Usage` for options; `WrongCluster` when the server's system identifier is not registered; `Server`, `Denied` as the connection
+/// fails; `Damaged` when what arrived is not what the server sent; `Deadline` when WAL did not come; `Interrupted`; what the store
+/// says. Nothing of the backup is visible then.
+pub fn take(
+    repository: &Repository,
+    cluster: &str,
+    source: &mut dyn Source,
+    options: &Options,
+    around: &Surroundings<'_>,
+) -> Result<BackupRoot> {
+    let request = request(options)?;
+    let facts = source.facts()?;
+    let layout = ClusterLayout::new(cluster, facts.system_identifier)?;
+    let registration = repository.require(&layout)?;
+    let sizes = repository.segment_sizes(&layout, &registration)?;
+    if registration.major != facts.major.number() || !sizes.contains(&facts.segment_size.bytes()) {
+        return Err(err!(
+            WrongCluster,
+            "the server is PostgreSQL {} with segments of {} bytes, cluster \"{cluster}\" is registered as {} with {}",
+            facts.major.number(),
+            facts.segment_size.bytes(),
+            registration.major,
+            registration.segment_size_bytes
+        )
+        .hint("Nothing was stored. Run \"pitr init --confirm\" when this is right."));
+    }
+    warn_of_archiver(source, &facts, around.progress);
+
+    let mut claim = Claim::begin(repository.store(), &layout, around)?;
+    let id = claim.id().clone();
+    let mut backup = Backup {
+        repository,
+        layout: &layout,
+        facts: &facts,
+        options,
+        around,
+        committing: false,
+    };
+    let result = backup.run(source, &request, &mut claim);
+    let committing = backup.committing;
+    if result.is_err() && !committing {
+        discard(repository.store(), &layout, &id);
+    }
+    if let Err(e) = claim.release() {
+        around.progress.note(&format!(
+            "could not release the claim, which ends by itself: {e}"
+        ));
+    }
+    result
+}
+
+/// What the server is asked for.
+fn request(options: &Options) -> Result<BaseBackupOptions> {
+    let label = &options.label;
+    if label.len() > LABEL_LIMIT_BYTES || label.chars().any(char::is_control) {
+        return Err(err!(
+            Usage,
+            "a label is one line of at most {LABEL_LIMIT_BYTES} bytes"
+        ));
+    }
+    let max_rate_kib_per_s = match options.max_rate_bytes_per_s {
+        None => None,
+        Some(bytes) => {
+            let kib = u32::try_from(bytes / 1024).ok();
+            let kib = kib.filter(|kib| (32..=1_048_576).contains(kib));
+            let refused = || err!(Usage, "a rate is at least 32KiB and at most 1GiB a second");
+            Some(kib.ok_or_else(refused)?)
+        }
+    };
+    Ok(BaseBackupOptions {
+        label: if label.is_empty() {
+            "pitr".into()
+        } else {
+            label.clone()
+        },
+        checkpoint: options.checkpoint,
+        estimate_size: true,
+        max_rate_kib_per_s,
+    })
+}
+
+/// Says before hours of copying what would keep the backup from completing.
+fn warn_of_archiver(source: &mut dyn Source, facts: &ServerFacts, progress: &dyn Progress) {
+    // The WAL of a standby's backup is archived by the primary, whatever the standby does.
+    if facts.in_recovery == Some(true) {
+        return;
+    }
+    if facts.archive_mode.as_deref() == Some("off") {
+        progress.warn(
+            "archive_mode is off: the backup completes only when its WAL reaches the repository in another way",
+        );
+        return;
+    }
+    if let Some(archiver) = source.archiver()
+        && archiver.fails_now
+    {
+        progress.warn(&format!(
+            "archiving fails on the server ({} times so far, last for \"{}\"): the backup completes only when it works again",
+            archiver.failed_count,
+            archiver.last_failed.unwrap_or_default()
+        ));
+    }
+}
+
+/// Takes back what an uncommitted backup wrote. What cannot be deleted is the janitor's: it knows the id by its `begin`.
+fn discard(store: &dyn Store, layout: &ClusterLayout, id: &BackupId) {
+    for kind in [PartKind::Pack, PartKind::Layer] {
+        let prefix = layout.parts(kind, Some(id));
+        for listed in store.list(&prefix).unwrap_or_default() {
+            if let Ok(key) = crate::store::Key::new(format!("{prefix}/{}", listed.name)) {
+                let _ = store.delete(&key);
+            }
+        }
+    }
+    let _ = store.delete(&layout.server_manifest(id));
+}
+
+/// One backup under way.
+struct Backup<'a> {
+    repository: &'a Repository,
+    layout: &'a ClusterLayout,
+    facts: &'a ServerFacts,
+    options: &'a Options,
+    around: &'a Surroundings<'a>,
+    /// From here on an error does not say that the root is not there.
+    committing: bool,
+}
+
+impl Backup<'_> {
+    fn run(
+        &mut self,
+        source: &mut dyn Source,
+        request: &BaseBackupOptions,
+        claim: &mut Claim<'_>,
+    ) -> Result<BackupRoot> {
+        let store = self.repository.store();
+        let around = self.around;
+        self.around.progress.note(&format!(
+            "backup \"{}\" of cluster \"{}\" begins with a checkpoint on \"{}\"",
+            claim.id(),
+            self.layout.name(),
+            self.facts.host
+        ));
+        let start_time = source.clock().unwrap_or_else(|| (around.clock)());
+        source.begin(request)?;
+        let (received, written) = self.copy(source, claim)?;
+        let stop_time = source.clock().unwrap_or_else(|| (around.clock)());
+        self.check(&received)?;
+
+        let manifest_hash = received.manifest.hash;
+        let mut root = self.root(&received, written, (start_time, stop_time), claim.id())?;
+        let timeline = received.end.timeline;
+        let object = received
+            .manifest
+            .finish(&received.control, timeline.get())?;
+        if object.publish()? == Published::Exists {
+            return Err(err!(Conflict, "the backup has a server manifest already"));
+        }
+        root.server_manifest = Some(manifest_hash.to_hex().to_string());
+        let stored = store.head(&self.layout.server_manifest(claim.id()))?;
+        root.stored_bytes += stored.map_or(0, |meta| meta.size_bytes);
+        if received.end.checksum_failure {
+            around.progress.phase("locate damaged pages", None);
+            let located = damage::locate(store, self.layout, &root, &received.end.warnings)?;
+            (root.damage, root.damage_count) = located;
+            root.damage_reported_by_server = true;
+        }
+        claim.keep()?;
+
+        let needed = wal::Needed {
+            timeline,
+            start_lsn: root.start_lsn,
+            stop_lsn: root.stop_lsn,
+            segment_size: self.facts.segment_size,
+        };
+        let circumstances = wal::Circumstances {
+            from_standby: root.from_standby,
+            archive_off: self.facts.archive_mode.as_deref() == Some("off"),
+        };
+        let (limit, layout) = (self.options.wal_wait, self.layout);
+        let mut waiter = wal::Waiter {
+            store,
+            layout,
+            around,
+            source: &mut *source,
+            circumstances,
+        };
+        waiter.wait(&needed, limit, claim)?;
+        if timeline.get() > 1 {
+            root.history = self.history(source, timeline)?;
+        }
+        around.check_stop()?;
+        self.commit(root)
+    }
+
+    /// Writes the root. An answer that was lost is not taken for a failure, nor a failure for an answer.
+    fn commit(&mut self, root: BackupRoot) -> Result<BackupRoot> {
+        let store = self.repository.store();
+        self.committing = true;
+        match root.commit(store, self.layout) {
+            Ok(Published::Created) => Ok(root),
+            Ok(Published::Exists) => {
+                // Our own, when an answer was lost on the way; else a janitor's tombstone.
+                match BackupRoot::read(store, self.layout, &root.id)? {
+                    Some(stored) if stored.nonce == root.nonce => {
+                        self.settle(&self.layout.manifest(&root.id))?;
+                        Ok(root)
+                    }
+                    _ => Err(err!(
+                        Conflict,
+                        "backup \"{}\" was given up by another program",
+                        root.id
+                    )
+                    .hint("A janitor took it for a leftover. Take the backup again.")),
+                }
+            }
+            Err(e) => {
+                // Refused for want of room, the root is proven absent: then the rest may go, and makes room.
+                let refused = matches!(e.code(), Code::Full | Code::ReadOnly | Code::Denied);
+                let absent = matches!(store.head(&self.layout.manifest(&root.id)), Ok(None));
+                self.committing = !(refused && absent);
+                Err(e)
+            }
+        }
+    }
+
+    /// What another call, or another program, gave its name may not be durable yet.
+    fn settle(&self, key: &crate::store::Key) -> Result<()> {
+        match self.repository.store().open(key)? {
+            Some(object) => object.settle(),
+            None => Err(err!(Unreachable, "object \"{key}\" came and went")),
+        }
+    }
+
+    /// Streams the files into packs and the map into layers.
+    fn copy(&self, source: &mut dyn Source, claim: &mut Claim<'_>) -> Result<(Received, Written)> {
+        let store = self.repository.store();
+        let around = self.around;
+        let naming = Naming {
+            major: self.facts.major.number(),
+            catalog_version: self.facts.major.version().catalog_version,
+        };
+        let id = claim.id().clone();
+        let options = writer::Options::new(
+            self.options.codec,
+            self.options.jobs,
+            around.scratch.clone(),
+        );
+        std::thread::scope(|scope| {
+            let mut writer = SnapshotWriter::start(scope, store, self.layout, &id, &options)?;
+            let object = store.create(&self.layout.server_manifest(&id))?;
+            let receiver = Receiver::new(
+                scope,
+                &mut writer,
+                naming,
+                &around.scratch,
+                around.progress,
+                object,
+            )?;
+            let received = receiver.run(source, claim)?;
+            around.check_stop()?;
+            around.progress.phase("write the map", None);
+            Ok((received, writer.finish()?))
+        })
+    }
+
+    /// Whether label, control file, manifest and the server's answers speak of one backup of this cluster.
+    fn check(&self, received: &Received) -> Result<()> {
+        let Received {
+            start,
+            end,
+            label,
+            control,
+            manifest,
+        } = received;
+        let disagree = |what: String| {
+            Err(Error::new(Code::Damaged, what)
+                .hint("Nothing was committed. Take the backup again."))
+        };
+        if end.timeline != start.timeline {
+            return Err(err!(
+                Server,
+                "the server went from timeline {} to {} during the backup",
+                start.timeline.decimal(),
+                end.timeline.decimal()
+            )
+            .hint("A standby was promoted or followed a promotion. Nothing was committed; take the backup again."));
+        }
+        if control.system_identifier != self.facts.system_identifier
+            || manifest
+                .end
+                .system_identifier
+                .is_some_and(|id| id != self.facts.system_identifier)
+        {
+            return disagree("the files are those of another cluster".into());
+        }
+        if control.block_size != 8192 || control.wal_block_size != 8192 {
+            return Err(err!(
+                Unsupported,
+                "the server has pages of {} and {} bytes; only 8192 is supported",
+                control.block_size,
+                control.wal_block_size
+            ));
+        }
+        if control.wal_segment_size != self.facts.segment_size || control.major != self.facts.major
+        {
+            return disagree("pg_control and the server's settings disagree".into());
+        }
+        let timeline = label.start_timeline.unwrap_or(start.timeline);
+        if label.start.lsn != start.start_lsn || timeline != start.timeline {
+            return disagree(format!(
+                "backup_label begins at {}, the backup at {}",
+                label.start.lsn, start.start_lsn
+            ));
+        }
+        let ranges = &manifest.end.wal_ranges;
+        let first = ranges.first().map(|range| range.start);
+        let last = ranges.last().map(|range| range.end);
+        if first != Some(start.start_lsn) || last != Some(end.stop_lsn) {
+            return disagree("the server's manifest names other WAL than its answers".into());
+        }
+        Ok(())
+    }
+
+    fn root(
+        &self,
+        received: &Received,
+        written: Written,
+        (start_time, stop_time): (TimestampTz, TimestampTz),
+        id: &BackupId,
+    ) -> Result<BackupRoot> {
+        let Received {
+            start,
+            end,
+            label,
+            control,
+            ..
+        } = received;
+        Ok(BackupRoot {
+            id: id.clone(),
+            nonce: self.around.nonce(),
+            backup_kind: BackupKind::Full,
+            method: Method::Stream,
+            prior: None,
+            label: self.options.label.clone(),
+            cluster: self.layout.name().to_owned(),
+            system_identifier: self.layout.system_identifier(),
+            major: control.major.number(),
+            server_version_num: self.facts.version_num,
+            catalog_version: control.catalog_version,
+            start_lsn: start.start_lsn,
+            stop_lsn: end.stop_lsn,
+            consistent_lsn: end.stop_lsn,
+            checkpoint_lsn: label.checkpoint,
+            start_timeline: start.timeline.get(),
+            timeline: end.timeline.get(),
+            history: None,
+            start_time,
+            stop_time,
+            from_standby: BackupLabel::from_standby(label),
+            data_checksums: control.checksums_enabled(),
+            wal_segment_size_bytes: control.wal_segment_size.bytes(),
+            block_size_bytes: control.block_size,
+            relseg_blocks: control.relation_segment_blocks,
+            timezone: self.facts.timezone.clone(),
+            tablespaces: tablespaces(received)?,
+            file_count: written.file_count,
+            size_bytes: written.size_bytes,
+            stored_bytes: written.stored_bytes,
+            server_manifest: None,
+            damage: Vec::new(),
+            damage_count: 0,
+            damage_reported_by_server: false,
+            program: PROGRAM.into(),
+            features: Vec::new(),
+            shards: written.shards,
+            packs: written.packs,
+        })
+    }
+
+    /// Makes sure that the repository has the timeline's history file, and returns its text where it is UTF-8.
+    fn history(
+        &self,
+        source: &mut dyn Source,
+        timeline: crate::pg::timeline::TimelineId,
+    ) -> Result<Option<String>> {
+        let content = source.history(timeline)?;
+        let store = self.repository.store();
+        let key = self.layout.history(timeline);
+        let identity = Identity {
+            hash: blake3::hash(&content).into(),
+            raw_bytes: content.len() as u64,
+            system_identifier: self.layout.system_identifier(),
+            timeline: timeline.get(),
+            major: self.facts.major.number(),
+            segment_size_bytes: self.facts.segment_size.bytes(),
+            name: timeline.history_file_name(),
+            from_lsn: 0,
+            to_lsn: 0,
+        };
+        let failed = |e| Error::from_io(format!("write object \"{key}\""), e);
+        let mut writer =
+            ContainerWriter::new(store.create(&key)?, Kind::History, Codec::Lz4).map_err(failed)?;
+        writer.write(&content).map_err(failed)?;
+        let object = writer.finish(&identity, Vec::new()).map_err(failed)?;
+        if object.publish()? == Published::Exists {
+            let stored = store
+                .open(&key)?
+                .ok_or_else(|| err!(Unreachable, "object \"{key}\" came and went"))?;
+            let stored = Container::open(stored)?;
+            if stored.read_small(HISTORY_LIMIT_BYTES)? != content {
+                return Err(err!(
+                    TimelineReused,
+                    "timeline {} has another history in the repository than on the server",
+                    timeline.decimal()
+                )
+                .hint("Two servers were promoted to the same timeline. Nothing was committed; see \"pitr wal conflicts\"."));
+            }
+            stored.object().settle()?;
+        }
+        Ok(String::from_utf8(content.to_vec()).ok())
+    }
+}
+
+/// Tablespaces outside the data directory; those inside it are plain directories.
+fn tablespaces(received: &Received) -> Result<Vec<Tablespace>> {
+    let outside = received
+        .start
+        .tablespaces
+        .iter()
+        .filter(|t| t.location.first() == Some(&b'/'));
+    outside
+        .map(|tablespace| {
+            let location = String::from_utf8(tablespace.location.clone()).map_err(|_| {
+                err!(
+                    Unsupported,
+                    "the location of tablespace {} is not UTF-8",
+                    tablespace.oid
+                )
+            })?;
+            Ok(Tablespace {
+                oid: tablespace.oid,
+                location,
+            })
+        })
+        .collect()
+}

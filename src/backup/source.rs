@@ -1,0 +1,77 @@
+//! What a streamed backup asks of a server, so that a recorded stream can take the place of a living one.
+
+use bytes::Bytes;
+
+use crate::error::Result;
+use crate::pg::segment::SegmentSize;
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::pg::version::Major;
+use crate::wire::basebackup::{BackupEvent, BaseBackupOptions};
+
+/// What is known of a server before the backup begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// As messages name it.
+    pub host: String,
+    /// Of `IDENTIFY_SYSTEM`.
+    pub system_identifier: u64,
+    /// `server_version_num`.
+    pub version_num: u32,
+    /// Its major.
+    pub major: Major,
+    /// Its WAL segment size.
+    pub segment_size: SegmentSize,
+    /// The `TimeZone` setting.
+    pub timezone: Option<String>,
+    /// The `archive_mode` setting.
+    pub archive_mode: Option<String>,
+    /// Whether it is a standby, where that can be told.
+    pub in_recovery: Option<bool>,
+}
+
+/// What `pg_stat_archiver` says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Archiver {
+    /// The file that was archived last.
+    pub last_archived: Option<String>,
+    /// The file whose archiving failed last.
+    pub last_failed: Option<String>,
+    /// How often archiving failed.
+    pub failed_count: u64,
+    /// Whether the last attempt failed.
+    pub fails_now: bool,
+}
+
+/// A server to back up.
+pub trait Source {
+    /// Who the server is.
+    ///
+    /// # Errors
+    /// `Server`, `Denied` as the connection fails.
+    fn facts(&mut self) -> Result<ServerFacts>;
+
+    /// The server's clock; `None` where it cannot be read.
+    fn clock(&mut self) -> Option<TimestampTz>;
+
+    /// The state of the server's archiver; `None` where it cannot be read.
+    fn archiver(&mut self) -> Option<Archiver>;
+
+    /// Asks for the backup.
+    ///
+    /// # Errors
+    /// `Usage` for options that the server would refuse; `Server`, `Denied` as the connection fails.
+    fn begin(&mut self, options: &BaseBackupOptions) -> Result<()>;
+
+    /// The next event of the backup; `None` behind the last.
+    ///
+    /// # Errors
+    /// `Interrupted` once a stop was asked for; `Server`, `Denied`, `Damaged`: the backup is then worth nothing.
+    fn next_event(&mut self) -> Result<Option<BackupEvent>>;
+
+    /// The history file of a timeline, once the backup has ended.
+    ///
+    /// # Errors
+    /// `Server` when there is none, or the connection fails.
+    fn history(&mut self, timeline: TimelineId) -> Result<Bytes>;
+}

@@ -1,0 +1,268 @@
+//! Receives the stream of a base backup: files go to the snapshot, each checked against the server's manifest at the end.
+
+use std::path::Path;
+use std::sync::mpsc::SyncSender;
+use std::thread::{Scope, ScopedJoinHandle};
+
+use bytes::Bytes;
+
+use super::claim::Claim;
+use super::seen::{Seen, pieces};
+use super::source::Source;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::control::{CONTROL_FILE_SIZE, ControlFile};
+use crate::pg::label::BackupLabel;
+use crate::pg::manifest::ManifestEnd;
+use crate::progress::Progress;
+use crate::repo::container::{Codec, ContainerWriter, Identity, Kind};
+use crate::snapshot::filekey::{FileKey, Naming};
+use crate::snapshot::writer::SnapshotWriter;
+use crate::store::NewObject;
+use crate::wire::basebackup::{BackupEnd, BackupEvent, BackupStart};
+use crate::wire::tar::{TarEntry, TarKind};
+
+const LABEL: &[u8] = b"backup_label";
+const CONTROL: &[u8] = b"global/pg_control";
+/// Files that are kept while they pass are never larger.
+const KEPT_BYTES: u64 = 1 << 20;
+
+/// What a complete stream came to.
+pub struct Received {
+    /// How it began.
+    pub start: BackupStart,
+    /// How it ended.
+    pub end: BackupEnd,
+    /// `backup_label`.
+    pub label: BackupLabel,
+    /// `pg_control`.
+    pub control: ControlFile,
+    /// The server's manifest.
+    pub manifest: ReceivedManifest,
+}
+
+/// The server's manifest: complete, compared with what arrived, not yet visible.
+pub struct ReceivedManifest {
+    writer: ContainerWriter<Box<dyn NewObject>>,
+    /// BLAKE3 of its raw bytes.
+    pub hash: blake3::Hash,
+    /// Its length.
+    pub raw_bytes: u64,
+    /// What it says of the whole.
+    pub end: ManifestEnd,
+}
+
+impl ReceivedManifest {
+    /// Completes the container.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn finish(self, control: &ControlFile, timeline: u32) -> Result<Box<dyn NewObject>> {
+        let identity = Identity {
+            hash: self.hash.into(),
+            raw_bytes: self.raw_bytes,
+            system_identifier: control.system_identifier,
+            timeline,
+            major: control.major.number(),
+            segment_size_bytes: control.wal_segment_size.bytes(),
+            name: "backup_manifest".into(),
+            from_lsn: 0,
+            to_lsn: 0,
+        };
+        self.writer
+            .finish(&identity, Vec::new())
+            .map_err(|e| Error::from_io("write the server's manifest", e))
+    }
+}
+
+/// Receives the stream.
+pub struct Receiver<'r, 'scope, 'env> {
+    scope: &'scope Scope<'scope, 'env>,
+    writer: &'r mut SnapshotWriter<'scope>,
+    naming: Naming,
+    progress: &'r dyn Progress,
+    start: Option<BackupStart>,
+    seen: Option<Seen>,
+    file: Option<Arriving>,
+    label: Option<Vec<u8>>,
+    control: Option<Vec<u8>>,
+    manifest: Option<ArrivingManifest<'scope>>,
+    manifest_object: Option<Box<dyn NewObject>>,
+}
+
+/// A file on its way.
+struct Arriving {
+    path: Vec<u8>,
+    size: u64,
+    crc: u32,
+    kept: Option<Vec<u8>>,
+}
+
+/// The manifest on its way: into the repository, and to the thread that compares it.
+struct ArrivingManifest<'scope> {
+    writer: ContainerWriter<Box<dyn NewObject>>,
+    hasher: blake3::Hasher,
+    raw_bytes: u64,
+    queue: SyncSender<Bytes>,
+    compared: ScopedJoinHandle<'scope, Result<ManifestEnd>>,
+}
+
+impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
+    /// Prepares to receive; `manifest_object` takes the server's manifest.
+    ///
+    /// # Errors
+    /// What the filesystem of `scratch` says.
+    pub fn new(
+        scope: &'scope Scope<'scope, 'env>,
+        writer: &'r mut SnapshotWriter<'scope>,
+        naming: Naming,
+        scratch: &Path,
+        progress: &'r dyn Progress,
+        manifest_object: Box<dyn NewObject>,
+    ) -> Result<Self> {
+        Ok(Receiver {
+            scope,
+            writer,
+            naming,
+            progress,
+            start: None,
+            seen: Some(Seen::new(scratch)?),
+            file: None,
+            label: None,
+            control: None,
+            manifest: None,
+            manifest_object: Some(manifest_object),
+        })
+    }
+
+    /// Receives until the server has said that the backup is complete.
+    ///
+    /// # Errors
+    /// Those of the source; `Damaged` when what arrived is not what the manifest lists; what writing packs says.
+    pub fn run(mut self, source: &mut dyn Source, claim: &mut Claim<'_>) -> Result<Received> {
+        loop {
+            claim.keep()?;
+            match source.next_event()? {
+                Some(BackupEvent::Begin(start)) => {
+                    claim.protect_from(start.timeline.get(), start.start_lsn)?;
+                    let total = start.size_kib().map(|kib| kib.saturating_mul(1024));
+                    self.progress.phase("copy", total);
+                    self.start = Some(start);
+                }
+                Some(BackupEvent::Archive { .. }) => {}
+                Some(BackupEvent::Entry(entry)) => self.entry(entry)?,
+                Some(BackupEvent::Data(data)) => self.data(&data)?,
+                Some(BackupEvent::EntryEnd) => self.entry_end()?,
+                Some(BackupEvent::Manifest(piece)) => self.manifest(piece)?,
+                Some(BackupEvent::End(end)) => return self.end(end),
+                None => {
+                    return Err(err!(Server, "the backup ended without the server's word"));
+                }
+            }
+        }
+    }
+
+    fn entry(&mut self, entry: TarEntry) -> Result<()> {
+        let key = FileKey::from_path(&entry.path, &self.naming)?;
+        match entry.kind {
+            TarKind::Directory => self.writer.directory(&key, entry.mode, entry.mtime),
+            TarKind::Symlink { target } => self.writer.symlink(&key, &target),
+            TarKind::File { size } => {
+                let keep = entry.path == LABEL || entry.path == CONTROL;
+                self.file = Some(Arriving {
+                    kept: (keep && size <= KEPT_BYTES).then(Vec::new),
+                    path: entry.path,
+                    size,
+                    crc: 0,
+                });
+                self.writer.begin_file(key, entry.mode, entry.mtime, size)
+            }
+        }
+    }
+
+    fn data(&mut self, data: &[u8]) -> Result<()> {
+        let file = self
+            .file
+            .as_mut()
+            .ok_or_else(|| err!(Server, "content arrived that belongs to no file"))?;
+        file.crc = crc32c::crc32c_append(file.crc, data);
+        if let Some(kept) = &mut file.kept {
+            kept.extend_from_slice(data);
+        }
+        self.writer.append(data)?;
+        self.progress.advance(data.len() as u64);
+        Ok(())
+    }
+
+    fn entry_end(&mut self) -> Result<()> {
+        self.writer.end_file()?;
+        let (Some(file), Some(seen)) = (self.file.take(), &mut self.seen) else {
+            return Err(err!(Server, "a file ended that did not begin"));
+        };
+        seen.add(&file.path, file.size, file.crc)?;
+        match file.path.as_slice() {
+            LABEL => self.label = file.kept,
+            CONTROL => self.control = file.kept,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn manifest(&mut self, piece: Bytes) -> Result<()> {
+        let failed = |e| Error::from_io("write the server's manifest", e);
+        let manifest = match self.manifest.take() {
+            Some(manifest) => manifest,
+            None => {
+                let (Some(seen), Some(object)) = (self.seen.take(), self.manifest_object.take())
+                else {
+                    return Err(err!(Server, "the server sent two manifests"));
+                };
+                let expected = seen.rewind()?;
+                let (queue, input) = pieces();
+                ArrivingManifest {
+                    writer: ContainerWriter::new(object, Kind::ServerManifest, Codec::Lz4)
+                        .map_err(failed)?,
+                    hasher: blake3::Hasher::new(),
+                    raw_bytes: 0,
+                    queue,
+                    compared: self.scope.spawn(move || expected.compare(input)),
+                }
+            }
+        };
+        let manifest = self.manifest.insert(manifest);
+        manifest.writer.write(&piece).map_err(failed)?;
+        manifest.hasher.update(&piece);
+        manifest.raw_bytes += piece.len() as u64;
+        // When the comparison has failed already, its error is read at the end.
+        let _ = manifest.queue.send(piece);
+        Ok(())
+    }
+
+    fn end(self, end: BackupEnd) -> Result<Received> {
+        let manifest = self
+            .manifest
+            .ok_or_else(|| err!(Server, "the server sent no manifest"))?;
+        drop(manifest.queue);
+        let compared = manifest
+            .compared
+            .join()
+            .map_err(|_| err!(Internal, "the thread that compares files panicked"))??;
+        let missing = |what: &str| err!(Server, "the server sent no {what}");
+        let label = self.label.ok_or_else(|| missing("backup_label"))?;
+        let control = self.control.ok_or_else(|| missing("pg_control"))?;
+        let start = self.start.ok_or_else(|| missing("start LSN"))?;
+        let control = control.get(..CONTROL_FILE_SIZE).unwrap_or(&control);
+        Ok(Received {
+            start,
+            end,
+            label: BackupLabel::parse(&label)?,
+            control: ControlFile::parse(control)?,
+            manifest: ReceivedManifest {
+                writer: manifest.writer,
+                hash: manifest.hasher.finalize(),
+                raw_bytes: manifest.raw_bytes,
+                end: compared,
+            },
+        })
+    }
+}

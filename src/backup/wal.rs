@@ -1,0 +1,164 @@
+//! A backup is worth something only with the WAL from its start to its stop: this waits until the repository has it.
+
+use std::time::{Duration, Instant};
+
+use super::Surroundings;
+use super::claim::Claim;
+use super::source::Source;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
+use crate::pg::timeline::TimelineId;
+use crate::repo::container::{Container, Kind};
+use crate::repo::layout::ClusterLayout;
+use crate::store::Store;
+
+/// How often the repository is looked at.
+const POLL: Duration = Duration::from_millis(200);
+/// A wait of this length is worth a line, and then again each time it has doubled.
+const FIRST_NOTE: Duration = Duration::from_secs(3);
+
+/// The WAL of a backup.
+#[derive(Debug, Clone, Copy)]
+pub struct Needed {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Start LSN.
+    pub start_lsn: Lsn,
+    /// Stop LSN.
+    pub stop_lsn: Lsn,
+    /// Size of segments.
+    pub segment_size: SegmentSize,
+}
+
+impl Needed {
+    /// First and last segment; the last is the one of the byte before the stop LSN.
+    fn bounds(&self) -> (SegmentNumber, SegmentNumber) {
+        (
+            SegmentNumber::of(self.start_lsn, self.segment_size),
+            SegmentNumber::ending_at(self.stop_lsn, self.segment_size),
+        )
+    }
+
+    fn name(&self, number: SegmentNumber) -> Result<SegmentName> {
+        number
+            .name(self.timeline, self.segment_size)
+            .ok_or_else(|| err!(Server, "LSN {} is behind the last segment", self.stop_lsn))
+    }
+}
+
+/// What the waiter may say about the server it waits for.
+#[derive(Debug, Clone, Copy)]
+pub struct Circumstances {
+    /// Whether the backup was taken from a standby.
+    pub from_standby: bool,
+    /// Whether `archive_mode` is off.
+    pub archive_off: bool,
+}
+
+/// Waits for WAL.
+pub struct Waiter<'a, 'b> {
+    /// Where it has to appear.
+    pub store: &'a dyn Store,
+    /// The cluster's keys.
+    pub layout: &'a ClusterLayout,
+    /// Stop flag and progress.
+    pub around: &'a Surroundings<'a>,
+    /// The server, whose archiver is asked.
+    pub source: &'b mut dyn Source,
+    /// What may be said about it.
+    pub circumstances: Circumstances,
+}
+
+impl Waiter<'_, '_> {
+    /// Waits until every needed segment is in the repository and opens, at most for `limit`.
+    ///
+    /// # Errors
+    /// `Deadline`, naming the first missing segment and what to do about it; `Interrupted`; what the store says.
+    pub fn wait(&mut self, needed: &Needed, limit: Duration, claim: &mut Claim<'_>) -> Result<()> {
+        let (mut next, last) = needed.bounds();
+        let started = Instant::now();
+        let mut note_at = FIRST_NOTE;
+        self.around.progress.phase("wait for WAL", None);
+        loop {
+            let mut problem = None;
+            while next <= last {
+                problem = missing(self.store, self.layout, needed.name(next)?)?;
+                if problem.is_some() {
+                    break;
+                }
+                next = next.next();
+            }
+            let Some(problem) = problem else {
+                return Ok(());
+            };
+            self.around.check_stop()?;
+            let name = needed.name(next)?;
+            let waited = started.elapsed();
+            if waited >= limit {
+                let seconds = limit.as_secs();
+                let error = err!(
+                    Deadline,
+                    "segment \"{name}\" {problem} after {seconds} seconds"
+                );
+                return Err(error.hint(format!("Nothing was committed. {}", self.advice())));
+            }
+            if waited >= note_at {
+                note_at *= 2;
+                let advice = self.advice();
+                let note = format!("waiting for segment \"{name}\", which {problem}. {advice}");
+                self.around.progress.note(&note);
+            }
+            claim.keep()?;
+            std::thread::sleep(POLL.min(limit.saturating_sub(waited)));
+        }
+    }
+
+    /// What somebody who waits can do.
+    fn advice(&mut self) -> String {
+        if self.circumstances.from_standby {
+            return "The primary archives it once it is full: run \"select pg_switch_wal()\" on a quiet primary, and see its pg_stat_archiver."
+                .to_owned();
+        }
+        if self.circumstances.archive_off {
+            return "archive_mode is off: set archive_mode = on (needs a restart) and archive_command = 'pitr-archive %p', as \"pitr init\" prints them."
+                .to_owned();
+        }
+        let archiver = self.source.archiver().unwrap_or_default();
+        match (archiver.last_failed, archiver.last_archived) {
+            (Some(failed), _) if archiver.fails_now => format!(
+                "archive_command fails: {} times so far, last for \"{failed}\"; the server's log says why.",
+                archiver.failed_count
+            ),
+            (_, Some(last)) => format!(
+                "The server archived \"{last}\" last; archive_command must lead to this repository. \"select pg_switch_wal()\" ends a segment on a quiet server."
+            ),
+            (_, None) => {
+                "The server has archived nothing so far: check archive_command and the server's log."
+                    .to_owned()
+            }
+        }
+    }
+}
+
+/// Why a segment does not count as archived; `None` when it does.
+fn missing(store: &dyn Store, layout: &ClusterLayout, name: SegmentName) -> Result<Option<String>> {
+    let Some(object) = store.open(&layout.segment(name))? else {
+        return Ok(Some("is not in the repository".to_owned()));
+    };
+    match Container::open(object) {
+        Ok(container)
+            if container.kind() == Kind::Segment
+                && container.identity().name == name.to_string()
+                && container.identity().system_identifier == layout.system_identifier() =>
+        {
+            // Its pusher may not have come to the sync of its name, and the root must not outlive it.
+            container.object().settle()?;
+            Ok(None)
+        }
+        Ok(_) => Ok(Some("is another file in the repository".to_owned())),
+        Err(e) if e.code() == Code::Damaged => Ok(Some(format!("is damaged ({e})"))),
+        Err(e) => Err(Error::context(e, format!("open segment \"{name}\""))),
+    }
+}

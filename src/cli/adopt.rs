@@ -1,0 +1,137 @@
+//! `pitr adopt`.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::Context;
+use crate::archive::datadir::DataDirectory;
+use crate::archive::guard;
+use crate::config::ClusterName;
+use crate::err;
+use crate::error::Result;
+use crate::exit;
+use crate::progress::Progress;
+use crate::restore::Surroundings;
+use crate::restore::adopt::{self, Adopted};
+
+/// Let a restored copy archive
+///
+/// A restored copy must not write into the archive it came from. Adopting it says that it is the cluster from now on, or, with --as,
+/// a cluster of its own under a new name: take a full backup of that one.
+///
+/// Example: pitr adopt --pgdata /var/lib/postgresql/17/restored --as staging
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The data directory of the copy; the configured one without it
+    #[arg(long, value_name = "DIR")]
+    pub pgdata: Option<PathBuf>,
+
+    /// Archive under this new cluster name
+    #[arg(long = "as", value_name = "NAME")]
+    pub new_name: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    pgdata: String,
+    cluster: Option<&'a str>,
+    was_guarded: bool,
+    settings_removed: Vec<&'a str>,
+    recovery_pending: bool,
+    recorded_in: &'a [String],
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    let new_name: Option<ClusterName> = args.new_name.as_deref().map(str::parse).transpose()?;
+    let settings = cx.settings()?;
+    let configured = settings.cluster_if_named()?;
+    let pgdata = match (&args.pgdata, &configured) {
+        (Some(pgdata), _) => cx.environment.absolute(pgdata),
+        (None, Some(cluster)) => cluster.pgdata.clone().ok_or_else(|| {
+            err!(Config, "cluster \"{}\" has no pgdata", cluster.name).hint("Add --pgdata DIR.")
+        })?,
+        (None, None) => {
+            return Err(err!(Usage, "no data directory is named").hint("Add --pgdata DIR."));
+        }
+    };
+    let directory = DataDirectory::at(&pgdata);
+    let repositories: Vec<_> = settings
+        .repositories
+        .iter()
+        .map(|r| (cx.open(r), r.required))
+        .collect();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let progress = cx.progress();
+    let (clock, random) = (|| cx.now(), || cx.random());
+    let around = Surroundings {
+        clock: &clock,
+        random: &random,
+        progress: &progress as &dyn Progress,
+        stop: &stop,
+    };
+    let name = configured.as_ref().map(|c| c.name.as_str());
+    let adopted = adopt::adopt(
+        &directory,
+        name,
+        new_name.as_ref().map(ClusterName::as_str),
+        &repositories,
+        &around,
+    )?;
+    drop(progress);
+    let old = adopted.guard.as_ref().map(|g| g.cluster.as_str()).or(name);
+    let cluster = args.new_name.as_deref().or(old);
+    if cx.out.is_json() {
+        cx.out.json(&Shown {
+            pgdata: pgdata.display().to_string(),
+            cluster,
+            was_guarded: adopted.was_guarded,
+            settings_removed: adopted.removed.iter().map(|s| s.name.as_str()).collect(),
+            recovery_pending: adopted.recovery_pending,
+            recorded_in: &adopted.recorded_in,
+        })?;
+        return Ok(exit::SUCCESS);
+    }
+    print(cx, &pgdata.display().to_string(), cluster, &adopted, args)?;
+    Ok(exit::SUCCESS)
+}
+
+fn print(
+    cx: &Context,
+    pgdata: &str,
+    cluster: Option<&str>,
+    adopted: &Adopted,
+    args: &Args,
+) -> Result<()> {
+    let cluster = cluster.unwrap_or("the cluster");
+    match adopted.was_guarded {
+        true => cx
+            .out
+            .line(&format!("{pgdata} is adopted as \"{cluster}\""))?,
+        false => cx
+            .out
+            .line(&format!("{pgdata} had no guard: it could archive before"))?,
+    }
+    for setting in &adopted.removed {
+        cx.out.line(&format!(
+            "  removed from {}: {}",
+            guard::AUTO_CONF,
+            setting.line()?
+        ))?;
+    }
+    if adopted.recovery_pending {
+        cx.out
+            .line("  the settings of recovery stay until it has ended")?;
+    }
+    cx.out.line("Next:")?;
+    if args.new_name.is_some() {
+        cx.out.line(&format!(
+            "  set archive_command to call pitr-archive with --cluster {cluster}, and add [clusters.{cluster}] to the configuration"
+        ))?;
+    }
+    cx.out
+        .line("  restart the server, so that archive_mode takes effect")?;
+    cx.out.line(&format!("  pitr backup --cluster {cluster}"))?;
+    Ok(())
+}

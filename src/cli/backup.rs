@@ -1,0 +1,243 @@
+//! `pitr backup`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::{Context, human};
+use crate::backup::live::LiveServer;
+use crate::backup::{self, Options, Surroundings};
+use crate::config::{Period, Size};
+use crate::err;
+use crate::error::{Code, Result};
+use crate::exit::{self, Program};
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::progress::Progress;
+use crate::repo::backup::{BackupRoot, DamagedPage};
+use crate::snapshot::frame::FrameCodec;
+use crate::wire::basebackup::StartCheckpoint;
+use crate::wire::conninfo::{self, ConnInfo};
+
+/// Take a base backup
+///
+/// Copies the cluster over the replication protocol into the first repository. The backup exists once the WAL from its start to
+/// its stop is in the repository too; an interrupted backup leaves nothing visible.
+///
+/// Example: pitr backup --label "before the upgrade" --checkpoint fast
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// How the files are read: over the replication protocol
+    #[arg(long, value_enum, default_value_t = Method::Stream)]
+    pub method: Method,
+
+    /// A text to recognise the backup by
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
+
+    /// Start with an immediate checkpoint, or wait for one that is spread over time
+    #[arg(long, value_enum, default_value_t = Checkpoint::Fast)]
+    pub checkpoint: Checkpoint,
+
+    /// Read at most this much per second, such as 50MB
+    #[arg(long, value_name = "SIZE")]
+    pub max_rate: Option<Size>,
+
+    /// Compress on this many cores, 1 to 256; all of them without it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: Option<u16>,
+
+    /// Wait at most this long for the WAL that the backup needs
+    #[arg(long, value_name = "DURATION", default_value = "15m")]
+    pub wal_wait: Period,
+
+    /// Compress with this codec
+    #[arg(long, value_enum)]
+    pub compression: Option<Compression>,
+}
+
+/// How the files are read.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Over the replication protocol.
+    Stream,
+}
+
+/// How the backup begins.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checkpoint {
+    /// An immediate checkpoint.
+    Fast,
+    /// A checkpoint spread over checkpoint_completion_target.
+    Spread,
+}
+
+/// The codec of packs.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Fast.
+    Lz4,
+    /// Small.
+    Zstd,
+}
+
+/// What a backup came to, as JSON.
+#[derive(Serialize)]
+struct Shown<'a> {
+    id: String,
+    kind: &'static str,
+    cluster: &'a str,
+    system_identifier: String,
+    label: &'a str,
+    repository: &'a str,
+    start_lsn: Lsn,
+    stop_lsn: Lsn,
+    start_time: TimestampTz,
+    stop_time: TimestampTz,
+    timeline: u32,
+    from_standby: bool,
+    file_count: u64,
+    size_bytes: u64,
+    stored_bytes: u64,
+    damaged: bool,
+    damage_count: u64,
+    damage: &'a [DamagedPage],
+    duration_ms: u64,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    let settings = cx.settings()?;
+    let cluster = settings.cluster()?;
+    let configured = settings
+        .repositories
+        .first()
+        .ok_or_else(|| err!(Config, "no repository is configured"))?;
+    let repository = cx.open(configured)?;
+    if settings.repositories.len() > 1 {
+        cx.out.note(&format!(
+            "the backup goes into repository \"{}\", the first one configured, alone",
+            configured.name
+        ));
+    }
+    let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
+    let info = ConnInfo::resolve(conninfo, &conninfo::Environment::of_process())?;
+    let stop = cx.stop_flag()?;
+    let progress: Arc<dyn Progress> = Arc::new(cx.progress());
+    let mut server = LiveServer::connect(&info, Arc::clone(&progress), Arc::clone(&stop))?;
+    let (clock, random) = (|| cx.now(), || cx.random());
+    let around = Surroundings {
+        clock: &clock,
+        random: &random,
+        host: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+        scratch: std::env::temp_dir(),
+        stop: &stop,
+        progress: progress.as_ref(),
+    };
+    let started = Instant::now();
+    let options = options(args);
+    let root = backup::take(
+        &repository,
+        cluster.name.as_str(),
+        &mut server,
+        &options,
+        &around,
+    )?;
+    let took = started.elapsed();
+    drop(server);
+    drop(progress);
+    if cx.out.is_json() {
+        cx.out.json(&shown(&root, &configured.name, took))?;
+    } else {
+        print(cx, &root, took)?;
+    }
+    Ok(if root.is_damaged() {
+        exit::status(Program::Pitr, Code::Partial)
+    } else {
+        exit::SUCCESS
+    })
+}
+
+fn options(args: &Args) -> Options {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Options {
+        label: args.label.clone().unwrap_or_default(),
+        checkpoint: match args.checkpoint {
+            Checkpoint::Fast => StartCheckpoint::Fast,
+            Checkpoint::Spread => StartCheckpoint::Spread,
+        },
+        max_rate_bytes_per_s: args.max_rate.map(|rate| rate.0),
+        jobs: args.jobs.map_or(cores, usize::from),
+        wal_wait: args.wal_wait.duration(),
+        codec: match args.compression {
+            None | Some(Compression::Lz4) => FrameCodec::Lz4,
+            Some(Compression::Zstd) => FrameCodec::Zstd(1),
+        },
+    }
+}
+
+fn shown<'a>(root: &'a BackupRoot, repository: &'a str, took: Duration) -> Shown<'a> {
+    Shown {
+        id: root.id.to_string(),
+        kind: "full",
+        cluster: &root.cluster,
+        system_identifier: root.system_identifier.to_string(),
+        label: &root.label,
+        repository,
+        start_lsn: root.start_lsn,
+        stop_lsn: root.stop_lsn,
+        start_time: root.start_time,
+        stop_time: root.stop_time,
+        timeline: root.timeline,
+        from_standby: root.from_standby,
+        file_count: root.file_count,
+        size_bytes: root.size_bytes,
+        stored_bytes: root.stored_bytes,
+        damaged: root.is_damaged(),
+        damage_count: root.damage_count,
+        damage: &root.damage,
+        duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+fn print(cx: &Context, root: &BackupRoot, took: Duration) -> Result<()> {
+    let tenths = u128::from(root.size_bytes) * 10 / u128::from(root.stored_bytes.max(1));
+    cx.out.line(&format!(
+        "backup {}: {} in {} stored as {} ({}.{}:1) in {}, WAL {} to {} on timeline {}",
+        root.id,
+        human::size(root.size_bytes),
+        human::count(root.file_count, "file"),
+        human::size(root.stored_bytes),
+        tenths / 10,
+        tenths % 10,
+        human::duration(took),
+        root.start_lsn,
+        root.stop_lsn,
+        root.timeline
+    ))?;
+    if !root.is_damaged() {
+        cx.out
+            .note("next: \"pitr plan\" shows to which moments it leads");
+        return Ok(());
+    }
+    for page in &root.damage {
+        cx.out.line(&format!(
+            "damaged: {} block {} LSN {}",
+            page.path, page.block, page.lsn
+        ))?;
+    }
+    let more = root.damage_count.saturating_sub(root.damage.len() as u64);
+    if more > 0 {
+        cx.out.line(&format!("damaged: {more} more pages"))?;
+    }
+    cx.out.warn(&format!(
+        "the server found damaged pages, {} located: the backup is kept and marked, and used only where no other reaches",
+        human::count(root.damage_count, "page")
+    ));
+    cx.out.note("next: repair or rebuild what the list names, from an earlier backup where needed, then take another backup");
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! `pitr doctor`.
+//!
+//! Every finding has a value, and where something is wrong a cause and the command that helps. What cannot be looked at is itself a
+//! finding: nothing passes in silence. Looks only, apart from two files that it tries in each repository and removes again.
+
+use serde::Serialize;
+
+use super::Context;
+use super::owner::{Access, User};
+use crate::archive::datadir::DataDirectory;
+use crate::config::{Cluster, Settings};
+use crate::error::{Error, Result};
+use crate::exit;
+
+mod archiver;
+mod repository;
+mod server;
+
+/// Check every link of the chain; say cause and fix
+///
+/// Looks at the server's settings and its archiver, the rights of the role, the repositories, clock and space. Exit status: 0 well, 6
+/// warnings, 1 critical.
+///
+/// Example: pitr doctor --json
+#[derive(clap::Args, Debug)]
+pub struct Args {}
+
+/// How a finding stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Level {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    group: &'static str,
+    name: String,
+    level: Level,
+    value: String,
+    cause: Option<String>,
+    fix: Option<String>,
+}
+
+/// What was found so far, in the order in which it is shown.
+#[derive(Default)]
+struct Findings {
+    all: Vec<Finding>,
+    group: &'static str,
+}
+
+impl Findings {
+    fn begin(&mut self, group: &'static str) {
+        self.group = group;
+    }
+
+    fn ok(&mut self, name: &str, value: impl Into<String>) {
+        self.add(Level::Ok, name, value.into(), None, None);
+    }
+
+    fn warn(
+        &mut self,
+        name: &str,
+        value: impl Into<String>,
+        cause: impl Into<String>,
+        fix: impl Into<String>,
+    ) {
+        self.add(
+            Level::Warn,
+            name,
+            value.into(),
+            Some(cause.into()),
+            Some(fix.into()),
+        );
+    }
+
+    fn fail(
+        &mut self,
+        name: &str,
+        value: impl Into<String>,
+        cause: impl Into<String>,
+        fix: impl Into<String>,
+    ) {
+        self.add(
+            Level::Fail,
+            name,
+            value.into(),
+            Some(cause.into()),
+            Some(fix.into()),
+        );
+    }
+
+    fn error(&mut self, name: &str, error: &Error) {
+        let fix = error.hint_text().unwrap_or_default().replace('\n', " ");
+        self.fail(name, exit::name(error.code()), error.to_string(), fix);
+    }
+
+    fn add(
+        &mut self,
+        level: Level,
+        name: &str,
+        value: String,
+        cause: Option<String>,
+        fix: Option<String>,
+    ) {
+        let fix = fix.filter(|f| !f.is_empty());
+        self.all.push(Finding {
+            group: self.group,
+            name: name.to_owned(),
+            level,
+            value,
+            cause,
+            fix,
+        });
+    }
+}
+
+/// Runs the command.
+pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
+    let settings = cx.settings()?;
+    let cluster = settings.cluster_if_named()?;
+    let mut found = Findings::default();
+    configuration(&mut found, &settings, cluster.as_ref());
+    let mut seen = server::Seen::default();
+    if let Some(cluster) = &cluster {
+        seen = server::look(&mut found, &settings, cluster, cx);
+    }
+    let pgdata = cluster
+        .as_ref()
+        .and_then(|c| c.pgdata.clone())
+        .or(seen.pgdata.clone());
+    if let Some(pgdata) = &pgdata {
+        archiver::look(&mut found, pgdata, &seen, cx);
+    }
+    repository::look(
+        &mut found,
+        &settings,
+        cluster.as_ref(),
+        pgdata.as_deref(),
+        &seen,
+        cx,
+    );
+    report(&found.all, cx)
+}
+
+fn configuration(found: &mut Findings, settings: &Settings, cluster: Option<&Cluster>) {
+    found.begin("configuration");
+    match &settings.path {
+        Some(path) => found.ok("file", path.display().to_string()),
+        None => found.ok("file", "none is needed with --repository"),
+    }
+    let Some(cluster) = cluster else {
+        found.warn(
+            "cluster",
+            "none",
+            "only the repository can be looked at",
+            "name the cluster in the configuration file: pitr init",
+        );
+        return;
+    };
+    found.ok("cluster", cluster.name.as_str());
+    let Some(pgdata) = &cluster.pgdata else {
+        found.warn(
+            "pgdata",
+            "not set",
+            "pg_wal cannot be looked at from here",
+            format!("add pgdata to [clusters.{}]", cluster.name),
+        );
+        return;
+    };
+    match DataDirectory::at(pgdata).check_guard() {
+        Ok(()) => found.ok("pgdata", pgdata.display().to_string()),
+        Err(e) => found.error("pgdata", &e),
+    }
+    // The archiver reads the file as the owner of the data directory.
+    let blocked = settings.path.as_deref().and_then(|config| {
+        let user = User::owner_of(pgdata).ok()?;
+        Some((user.kept_out_by(config, Access::Read)?, user.name()))
+    });
+    if let Some((at, user)) = blocked {
+        found.fail(
+            "readable by the server",
+            "no",
+            format!("user \"{user}\" is kept out by \"{}\"", at.display()),
+            format!(
+                "give the file to that user, or move it to /etc/pitr/pitr.toml: chown {user} {}",
+                at.display()
+            ),
+        );
+    }
+}
+
+fn report(findings: &[Finding], cx: &Context) -> Result<u8> {
+    let worst = findings.iter().map(|f| f.level).max().unwrap_or(Level::Ok);
+    if cx.out.is_json() {
+        cx.out
+            .json(&serde_json::json!({ "state": worst, "findings": findings }))?;
+    } else {
+        let width = findings
+            .iter()
+            .map(|f| f.name.chars().count())
+            .max()
+            .unwrap_or(0);
+        let mut group = "";
+        for finding in findings {
+            if finding.group != group {
+                group = finding.group;
+                cx.out.line(group)?;
+            }
+            let level = match finding.level {
+                Level::Ok => "ok",
+                Level::Warn => "warn",
+                Level::Fail => "FAIL",
+            };
+            cx.out.line(&format!(
+                "  {level:4}  {:width$}  {}",
+                finding.name, finding.value
+            ))?;
+            if let Some(cause) = &finding.cause {
+                cx.out.line(&format!("        cause: {cause}"))?;
+            }
+            if let Some(fix) = &finding.fix {
+                cx.out.line(&format!("        fix:   {fix}"))?;
+            }
+        }
+    }
+    Ok(match worst {
+        Level::Ok => exit::SUCCESS,
+        Level::Warn => exit::WARNINGS,
+        Level::Fail => exit::CRITICAL,
+    })
+}

@@ -1,0 +1,274 @@
+//! The repositories: there, ours, writable and durable, apart from the data, with room, and with something to recover from.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::Findings;
+use super::server::Seen;
+use crate::archive::datadir::DataDirectory;
+use crate::cli::owner::{Access, User};
+use crate::cli::{Context, human};
+use crate::config::{Cluster, Location, Repository as Configured, Settings};
+use crate::error::Result;
+use crate::pg::lsn::Lsn;
+use crate::plan::gap;
+use crate::repo;
+use crate::repo::inventory::Inventory;
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
+use crate::store::probe::probe;
+
+/// How long a repository may take to open.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) fn look(
+    found: &mut Findings,
+    settings: &Settings,
+    cluster: Option<&Cluster>,
+    pgdata: Option<&Path>,
+    seen: &Seen,
+    cx: &Context,
+) {
+    found.begin("repository");
+    if settings.repositories.is_empty() {
+        found.fail(
+            "repositories",
+            "none",
+            "nothing can be archived",
+            "add [repositories.NAME] with its url, or run pitr init",
+        );
+    }
+    for configured in &settings.repositories {
+        if !answers(&configured.location, cx.random()) {
+            found.fail(
+                &configured.name,
+                configured.location.to_string(),
+                format!(
+                    "it has not answered for {} s: whatever touches it hangs",
+                    PATIENCE.as_secs()
+                ),
+                "look at the mount: a dead NFS server, a stuck FUSE program, a failing disk",
+            );
+            continue;
+        }
+        let repository = match cx.open(configured) {
+            Ok(repository) => repository,
+            Err(e) if !configured.required => {
+                found.warn(
+                    &configured.name,
+                    configured.location.to_string(),
+                    e.to_string(),
+                    "it is not required: archiving goes on without it",
+                );
+                continue;
+            }
+            Err(e) => {
+                found.error(&configured.name, &e);
+                continue;
+            }
+        };
+        found.ok(&configured.name, configured.location.to_string());
+        place(found, configured, pgdata, cx);
+        let Some(cluster) = cluster else { continue };
+        let registered = registered(found, cluster, &repository, pgdata, seen, cx);
+        match registered {
+            Ok(Some(layout)) => {
+                if let Err(e) = content(found, cluster, &repository, &layout, cx) {
+                    found.error("content", &e);
+                }
+            }
+            Ok(None) => {}
+            Err(e) => found.error("cluster", &e),
+        }
+    }
+}
+
+/// Whether the repository answers at all, be it with an error. A thread that hangs is left behind; it ends with the process.
+fn answers(location: &Location, nonce: u64) -> bool {
+    let (done, answer) = std::sync::mpsc::channel();
+    let location = location.clone();
+    std::thread::spawn(move || {
+        let _ = repo::open(&location, nonce);
+        let _ = done.send(());
+    });
+    answer.recv_timeout(PATIENCE).is_ok()
+}
+
+/// The directory itself: tried, on which disk, how full.
+fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, cx: &Context) {
+    let Location::File(path) = &configured.location;
+    let shown = path.display().to_string();
+    match probe(path, cx.random()) {
+        Err(e) => found.error("writable and durable", &e),
+        Ok(weak) if weak.is_empty() => found.ok("writable and durable", "yes"),
+        Ok(weak) => found.warn(
+            "writable and durable",
+            "yes, but",
+            format!("the filesystem {}", weak.join("; ")),
+            "prefer a local filesystem such as ext4 or xfs",
+        ),
+    }
+    if let Some(user) = pgdata.and_then(|p| User::owner_of(p).ok())
+        && let Some(at) = user.kept_out_by(path, Access::Use)
+    {
+        found.fail(
+            "usable by the server",
+            "no",
+            format!(
+                "user \"{}\" is kept out by \"{}\"",
+                user.name(),
+                at.display()
+            ),
+            format!("chown -R {} {shown}", user.name()),
+        );
+    }
+    let device = |p: &Path| std::fs::metadata(p).map(|m| m.dev()).ok();
+    let own = device(path);
+    match pgdata.and_then(device) {
+        Some(data) if own == Some(data) => found.warn(
+            "disk",
+            "that of the data directory",
+            "one broken disk takes the cluster and its archive",
+            "keep a repository on another disk or machine",
+        ),
+        _ if own == path.parent().and_then(device) => {
+            found.ok("disk", "part of the filesystem around it");
+        }
+        _ => found.ok("disk", "a filesystem of its own, mounted"),
+    }
+    let Ok(stat) = rustix::fs::statvfs(path) else {
+        return;
+    };
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let total = stat.f_blocks.saturating_mul(stat.f_frsize);
+    let no_inodes = stat.f_files > 0 && stat.f_favail < 1000;
+    let value = format!("{} of {} free", human::size(free), human::size(total));
+    let fix = "add space, or keep fewer backups: pitr expire --keep N --dry-run";
+    match free.saturating_mul(100) / total.max(1) {
+        0..=1 => found.fail(
+            "space",
+            value,
+            "archiving stops when it is full, and pg_wal grows",
+            fix,
+        ),
+        2..=9 => found.warn(
+            "space",
+            value,
+            "archiving stops when it is full, and pg_wal grows",
+            fix,
+        ),
+        _ if no_inodes => found.warn(
+            "space",
+            format!("{} inodes free", stat.f_favail),
+            "archiving stops when there is none",
+            fix,
+        ),
+        _ => found.ok("space", value),
+    }
+}
+
+/// Whether the server that is looked at is the one that is registered here.
+fn registered(
+    found: &mut Findings,
+    cluster: &Cluster,
+    repository: &Repository,
+    pgdata: Option<&Path>,
+    seen: &Seen,
+    _cx: &Context,
+) -> Result<Option<ClusterLayout>> {
+    let of_files = || DataDirectory::at(pgdata?).control().ok()?;
+    let identifier = seen
+        .system_identifier
+        .or_else(|| Some(of_files()?.system_identifier));
+    let Some(identifier) = identifier else {
+        found.warn(
+            "cluster",
+            cluster.name.as_str(),
+            "neither server nor data directory tell its system identifier",
+            "set pgdata or conninfo in the configuration",
+        );
+        return Ok(None);
+    };
+    let layout = ClusterLayout::new(cluster.name.as_str(), identifier)?;
+    let registration = repository.require(&layout)?;
+    found.ok(
+        "cluster",
+        format!(
+            "{}, system identifier {identifier}, PostgreSQL {}",
+            cluster.name, registration.major
+        ),
+    );
+    Ok(Some(layout))
+}
+
+/// Whether there is something to recover from, and whether anything is missing from it.
+fn content(
+    found: &mut Findings,
+    cluster: &Cluster,
+    repository: &Repository,
+    layout: &ClusterLayout,
+    cx: &Context,
+) -> Result<()> {
+    let refused = repository
+        .store()
+        .list(&layout.conflicts())?
+        .iter()
+        .filter(|l| !l.is_prefix)
+        .count();
+    match refused {
+        0 => found.ok("conflicts", "none"),
+        n => found.fail(
+            "conflicts",
+            human::count(n as u64, "refused copy"),
+            "two servers have written WAL of one name: split brain, or a clone without a guard",
+            "pitr wal conflicts",
+        ),
+    }
+    let inventory = Inventory::read(repository, layout.name(), Some(layout.system_identifier()))?;
+    let usable = inventory.backups.iter().filter(|b| b.damage.is_none());
+    let newest = usable.clone().max_by_key(|b| b.stop_time);
+    let age = newest
+        .and_then(|b| cx.now().duration_since(b.stop_time))
+        .unwrap_or_default();
+    let limit = cluster.max_backup_age.map(|p| p.duration());
+    match newest {
+        None => found.fail(
+            "newest backup",
+            "none",
+            "without a backup nothing can be recovered",
+            "pitr backup",
+        ),
+        Some(b) if limit.is_some_and(|l| age > l) => found.fail(
+            "newest backup",
+            format!("{}, {} old", b.id, human::duration(age)),
+            format!(
+                "max_backup_age is {}",
+                limit.map(human::duration).unwrap_or_default()
+            ),
+            "pitr backup",
+        ),
+        Some(b) => found.ok(
+            "newest backup",
+            format!("{}, {} old", b.id, human::duration(age)),
+        ),
+    }
+    let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
+    let gaps = gap::gaps(&inventory, oldest.unwrap_or(Lsn(0)));
+    match gaps.as_slice() {
+        [] => found.ok("gaps", "none"),
+        [first, ..] => found.fail(
+            "gaps",
+            human::count(gaps.len() as u64, "gap"),
+            format!(
+                "{} of timeline {} missing, from {} to {}: recovery from an older backup stops there",
+                human::count(first.segments, "segment"),
+                first.timeline.decimal(),
+                first.from_lsn,
+                first.to_lsn
+            ),
+            "pitr wal backfill --from the pg_wal of a node that still has them, else take a backup: pitr backup",
+        ),
+    }
+    Ok(())
+}

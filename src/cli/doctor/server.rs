@@ -1,0 +1,437 @@
+//! The server as SQL shows it: version, settings, the archiver's counters, rights, clock.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Findings;
+use crate::cli::archive_command::{Judged, Weight, compose, judge};
+use crate::cli::server::Server;
+use crate::cli::{Context, human};
+use crate::config::{Cluster, Settings};
+use crate::error::{Error, Result};
+use crate::pg::time::TimestampTz;
+use crate::progress::Silent;
+use crate::wire::client::Session;
+
+/// What other groups need of the server.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub pgdata: Option<PathBuf>,
+    pub system_identifier: Option<u64>,
+    pub in_recovery: bool,
+    /// Our program and its configuration, as archive_command names them.
+    pub command: Option<Judged>,
+    /// Where the right archive_command is composed from.
+    pub ours: Option<String>,
+}
+
+/// A setting as pg_settings has it.
+struct Setting {
+    value: String,
+    pending_restart: bool,
+}
+
+type Values = BTreeMap<String, Setting>;
+
+const NAMES: &str = "'wal_level', 'archive_mode', 'archive_command', 'archive_library', 'archive_timeout', 'full_page_writes', 'fsync', \
+    'data_checksums', 'max_wal_senders', 'data_directory'";
+
+pub(super) fn look(
+    found: &mut Findings,
+    settings: &Settings,
+    cluster: &Cluster,
+    cx: &Context,
+) -> Seen {
+    found.begin("server");
+    let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
+    let mut server = match Server::connect(conninfo, Session::Sql, Arc::new(Silent)) {
+        Ok(server) => server,
+        Err(e) => {
+            found.error("connection", &e);
+            return Seen::default();
+        }
+    };
+    let version = server
+        .client()
+        .parameter("server_version")
+        .unwrap_or_default()
+        .to_owned();
+    let version = version.split(' ').next().unwrap_or_default();
+    match server.client().major() {
+        Ok(_) => found.ok(
+            "connection",
+            format!("{}, PostgreSQL {version}", server.client().host()),
+        ),
+        Err(e) => found.error("connection", &e),
+    }
+    match ask(found, &mut server, settings, cluster, cx) {
+        Ok(seen) => seen,
+        Err(e) => {
+            found.error("questions", &e);
+            Seen::default()
+        }
+    }
+}
+
+fn ask(
+    found: &mut Findings,
+    server: &mut Server,
+    settings: &Settings,
+    cluster: &Cluster,
+    cx: &Context,
+) -> Result<Seen> {
+    let values = values(server)?;
+    let rows = server.query("select pg_catalog.pg_is_in_recovery(), system_identifier from pg_catalog.pg_control_system()")?;
+    let mut seen = Seen {
+        pgdata: values
+            .get("data_directory")
+            .map(|s| PathBuf::from(&s.value))
+            .filter(|p| p.join("PG_VERSION").exists()),
+        in_recovery: rows.text(0, 0)? == Some("t"),
+        system_identifier: rows.text(0, 1)?.and_then(|t| t.parse().ok()),
+        ..Seen::default()
+    };
+    found.ok(
+        "role of the server",
+        if seen.in_recovery {
+            "standby"
+        } else {
+            "primary"
+        },
+    );
+    seen.ours = composed(settings, cluster);
+    archiving(found, &values, &mut seen);
+    durability(found, &values);
+    if !seen.in_recovery {
+        counters(found, server, cx)?;
+    }
+    rights(found, server, &values, cluster)?;
+    clock(found, server, cx)?;
+    Ok(seen)
+}
+
+fn values(server: &mut Server) -> Result<Values> {
+    let rows = server.query(&format!(
+        "select name, setting, pending_restart from pg_catalog.pg_settings where name in ({NAMES})"
+    ))?;
+    let mut values = Values::new();
+    for row in 0..rows.rows.len() {
+        let setting = Setting {
+            value: rows.text(row, 1)?.unwrap_or_default().to_owned(),
+            pending_restart: rows.text(row, 2)? == Some("t"),
+        };
+        values.insert(rows.text(row, 0)?.unwrap_or_default().to_owned(), setting);
+    }
+    Ok(values)
+}
+
+/// The archive_command that `pitr init` would print.
+fn composed(settings: &Settings, cluster: &Cluster) -> Option<String> {
+    let program = std::env::current_exe().ok()?.parent()?.join("pitr-archive");
+    let several = settings.clusters.len() > 1;
+    Some(compose(
+        &program,
+        settings.path.as_deref()?,
+        several.then(|| cluster.name.as_str()),
+    ))
+}
+
+fn alter(name: &str, value: &str) -> String {
+    format!(
+        "alter system set {name} = '{}'; select pg_reload_conf()",
+        value.replace('\'', "''")
+    )
+}
+
+fn restart(name: &str, value: &str) -> String {
+    format!("alter system set {name} = '{value}', then restart the server")
+}
+
+fn archiving(found: &mut Findings, values: &Values, seen: &mut Seen) {
+    let get = |name: &str| values.get(name).map_or("", |s| s.value.as_str());
+    match get("wal_level") {
+        "minimal" => found.fail(
+            "wal_level",
+            "minimal",
+            "such WAL cannot be archived",
+            restart("wal_level", "replica"),
+        ),
+        level => found.ok("wal_level", level),
+    }
+    let pending = values
+        .get("archive_mode")
+        .is_some_and(|s| s.pending_restart);
+    match get("archive_mode") {
+        "off" if pending => found.fail(
+            "archive_mode",
+            "off",
+            "it was changed, and takes effect with a restart",
+            "restart the server",
+        ),
+        "off" => found.fail(
+            "archive_mode",
+            "off",
+            "nothing is archived",
+            restart("archive_mode", "on"),
+        ),
+        mode => found.ok("archive_mode", mode),
+    }
+    let library = get("archive_library");
+    if !library.is_empty() {
+        found.fail(
+            "archive_library",
+            library,
+            "the library archives, and archive_command is not run",
+            alter("archive_library", ""),
+        );
+    } else if get("archive_mode") != "off" {
+        command(found, get("archive_command"), seen);
+    }
+    match get("archive_timeout") {
+        "0" => found.warn(
+            "archive_timeout",
+            "0",
+            "on a quiet server the last transactions are archived only when their segment is full",
+            alter("archive_timeout", "60s"),
+        ),
+        seconds => found.ok("archive_timeout", format!("{seconds} s")),
+    }
+}
+
+fn command(found: &mut Findings, value: &str, seen: &mut Seen) {
+    let fix = seen.ours.as_deref().map_or_else(
+        || "pitr init prints the right one".to_owned(),
+        |ours| alter("archive_command", ours),
+    );
+    if value.is_empty() {
+        found.fail(
+            "archive_command",
+            "empty",
+            "WAL stays in pg_wal until its disk is full",
+            fix,
+        );
+        return;
+    }
+    let judged = judge(value);
+    match judged.problems.first() {
+        None => found.ok("archive_command", value),
+        Some((weight, _)) => {
+            let causes: Vec<&str> = judged
+                .problems
+                .iter()
+                .map(|(_, text)| text.as_str())
+                .collect();
+            let causes = causes.join("; ");
+            match weight {
+                Weight::Failure => found.fail("archive_command", value, causes, fix),
+                Weight::Warning => found.warn("archive_command", value, causes, fix),
+            }
+        }
+    }
+    if let Some(program) = judged.program.as_deref().filter(|p| p.starts_with('/')) {
+        runs(found, Path::new(program));
+    }
+    seen.command = Some(judged);
+}
+
+/// The program is there, and of our version.
+fn runs(found: &mut Findings, program: &Path) {
+    // Whoever may change the server's settings must not get root to run a program of his choice.
+    let is_ours = std::env::current_exe().is_ok_and(|e| e.parent() == program.parent());
+    if rustix::process::geteuid().is_root() && !is_ours {
+        match std::fs::metadata(program) {
+            Ok(_) => found.ok("program", format!("{} (not run by root)", program.display())),
+            Err(e) => found.fail(
+                "program",
+                program.display().to_string(),
+                format!("it cannot be run: {e} (status 126 or 127 ends the archiver without counting a failure)"),
+                "install pitr-archive there, executable for the server's user",
+            ),
+        }
+        return;
+    }
+    let answer = std::process::Command::new(program)
+        .arg("--version")
+        .output();
+    let ours = env!("CARGO_PKG_VERSION");
+    match answer {
+        Err(e) => found.fail(
+            "program",
+            program.display().to_string(),
+            format!("it cannot be run: {e} (status 126 or 127 ends the archiver without counting a failure)"),
+            "install pitr-archive there, executable for the server's user",
+        ),
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            let version = text.split_whitespace().last().unwrap_or_default();
+            match version == ours {
+                true => found.ok("program", format!("{} {version}", program.display())),
+                false => found.warn(
+                    "program",
+                    format!("{} {version}", program.display()),
+                    format!("this pitr has version {ours}"),
+                    "install the programs of one version",
+                ),
+            }
+        }
+    }
+}
+
+fn durability(found: &mut Findings, values: &Values) {
+    let get = |name: &str| values.get(name).map_or("", |s| s.value.as_str());
+    match get("fsync") {
+        "off" => found.fail(
+            "fsync",
+            "off",
+            "a crash of the machine leaves a damaged cluster, and its WAL",
+            alter("fsync", "on"),
+        ),
+        value => found.ok("fsync", value),
+    }
+    match get("full_page_writes") {
+        "off" => found.warn(
+            "full_page_writes",
+            "off",
+            "a page torn by a crash cannot be repaired (the server turns it on while a backup runs)",
+            alter("full_page_writes", "on"),
+        ),
+        value => found.ok("full_page_writes", value),
+    }
+    match get("data_checksums") {
+        "off" => found.warn(
+            "data_checksums",
+            "off",
+            "a damaged page goes into every backup unseen",
+            "stop the server, then pg_checksums --enable -D DATADIR",
+        ),
+        value => found.ok("data_checksums", value),
+    }
+}
+
+fn counters(found: &mut Findings, server: &mut Server, cx: &Context) -> Result<()> {
+    let age = |column: &str| {
+        format!("extract(epoch from pg_catalog.clock_timestamp() - {column})::bigint")
+    };
+    let rows = server.query(&format!(
+        "select archived_count, failed_count, last_archived_wal, {}, last_failed_wal, {}, \
+         coalesce(last_failed_time > last_archived_time, last_failed_time is not null) from pg_catalog.pg_stat_archiver",
+        age("last_archived_time"),
+        age("last_failed_time"),
+    ))?;
+    let ago = |column: usize| -> Result<String> {
+        let seconds = rows
+            .text(0, column)?
+            .and_then(|t| t.parse().ok())
+            .unwrap_or(0);
+        Ok(format!(
+            "{} ago",
+            human::duration(Duration::from_secs(seconds))
+        ))
+    };
+    let _ = cx;
+    if rows.text(0, 6)? == Some("t") {
+        let failed = rows.text(0, 4)?.unwrap_or_default().to_owned();
+        found.fail(
+            "archiver",
+            format!("{failed} failed {}, {} failures", ago(5)?, rows.text(0, 1)?.unwrap_or_default()),
+            "archiving is stuck at this file: the server's log says why",
+            format!("as the server's user, run archive_command by hand in the data directory for pg_wal/{failed}"),
+        );
+    } else if let Some(last) = rows.text(0, 2)?.map(str::to_owned) {
+        found.ok("archiver", format!("{last} archived {}", ago(3)?));
+    } else {
+        found.warn(
+            "archiver",
+            "nothing archived yet",
+            "no segment was complete since the statistics were reset",
+            "select pg_switch_wal()",
+        );
+    }
+    Ok(())
+}
+
+fn rights(
+    found: &mut Findings,
+    server: &mut Server,
+    values: &Values,
+    cluster: &Cluster,
+) -> Result<()> {
+    found.begin("rights");
+    let rows = server.query("select rolname, rolsuper, rolreplication from pg_catalog.pg_roles where rolname = current_user")?;
+    let role = rows.text(0, 0)?.unwrap_or_default().to_owned();
+    let is = |column| -> Result<bool> { Ok(rows.text(0, column)? == Some("t")) };
+    let quoted = format!("\"{}\"", role.replace('"', "\"\""));
+    match is(1)? || is(2)? {
+        true => found.ok("replication", format!("role {quoted}")),
+        false => found.fail(
+            "replication",
+            format!("role {quoted}"),
+            "pitr backup needs the right to replicate",
+            format!("alter role {quoted} replication"),
+        ),
+    }
+    if values.contains_key("data_directory") {
+        found.ok("settings", "all can be seen");
+    } else {
+        found.warn(
+            "settings",
+            "some cannot be seen",
+            "the role may not read every setting",
+            format!("grant pg_read_all_settings to {quoted}"),
+        );
+    }
+    let senders = values
+        .get("max_wal_senders")
+        .map_or("", |s| s.value.as_str());
+    match senders {
+        "0" | "1" => found.fail(
+            "max_wal_senders",
+            senders,
+            "a backup takes a connection of its own, and replicas theirs",
+            restart("max_wal_senders", "10"),
+        ),
+        _ => found.ok("max_wal_senders", senders),
+    }
+    // What pg_hba.conf says of replication shows only in the attempt.
+    let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
+    let attempt = || -> std::result::Result<String, Error> {
+        let mut replication = Server::connect(conninfo, Session::Replication, Arc::new(Silent))?;
+        let rows = replication.query("IDENTIFY_SYSTEM")?;
+        Ok(rows.text(0, 1)?.unwrap_or_default().to_owned())
+    };
+    match attempt() {
+        Ok(timeline) => found.ok("replication connection", format!("timeline {timeline}")),
+        Err(e) => found.error("replication connection", &e),
+    }
+    Ok(())
+}
+
+/// Targets are times of the server's clock; a backup's age is told by ours.
+fn clock(found: &mut Findings, server: &mut Server, cx: &Context) -> Result<()> {
+    found.begin("clock");
+    let before = cx.now();
+    let rows = server
+        .query("select (extract(epoch from pg_catalog.clock_timestamp()) * 1000000)::bigint")?;
+    let after = cx.now();
+    let Some(server) = TimestampTz::from_unix_micros(rows.value(0, 0)?) else {
+        return Ok(());
+    };
+    let off = if server > after {
+        server.duration_since(after)
+    } else {
+        before.duration_since(server)
+    };
+    let off = off.unwrap_or_default();
+    let shown = human::duration(off);
+    let cause =
+        "the clocks of server and host differ: times of targets and ages of backups do, too";
+    let fix = "let both machines keep time by NTP: timedatectl set-ntp true";
+    match off.as_secs() {
+        0..=1 => found.ok("server and host", "agree"),
+        2..=60 => found.warn("server and host", shown, cause, fix),
+        _ => found.fail("server and host", shown, cause, fix),
+    }
+    Ok(())
+}

@@ -1,0 +1,401 @@
+//! `pitr expire`.
+
+use std::sync::atomic::AtomicBool;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::output::{Align, Table};
+use super::{Context, human};
+use crate::config::{self, Period};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::exit::{self, Program};
+use crate::expire::{Expire, Outcome};
+use crate::pg::segment::SegmentSize;
+use crate::plan::retention::{Deletion, ExpirePlan, Fate, Judged, Policy};
+use crate::repo::repository::{Registration, Repository};
+
+/// Delete what is no longer to be kept
+///
+/// Keeps the newest N undamaged backups, and every moment from the oldest kept backup's end on. --dry-run shows what
+/// would go; --confirm marks it, and a run after the grace period deletes it.
+///
+/// Without either the plan is shown, and refused with exit status 8 if there is anything to do. Exit status 8 also when only damaged
+/// backups are newer than the last good one, which is kept; 10 when the repository refused to delete something.
+///
+/// Example: pitr expire --keep 7 --dry-run
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Keep this many complete, undamaged backups, at least 1
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep: Option<u32>,
+
+    /// Delete only what was marked this long ago
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    pub grace: Period,
+
+    /// Show what would happen and change nothing
+    #[arg(long, conflicts_with = "confirm")]
+    pub dry_run: bool,
+
+    /// Mark what is not kept, and delete what was marked before the grace period
+    #[arg(long)]
+    pub confirm: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    let settings = cx.settings()?;
+    let policy = Policy {
+        keep: args.keep.ok_or_else(|| {
+            err!(Config, "it is not said how many backups to keep").hint(
+                "Nothing is deleted by default. Add --keep N, at least 1: pitr expire --keep 7 --dry-run",
+            )
+        })?,
+        grace: args.grace.duration(),
+        spared: std::collections::BTreeSet::new(),
+    };
+    if settings.repositories.is_empty() {
+        return Err(err!(Config, "no repository is configured"));
+    }
+    let wanted = settings.cluster_if_named()?;
+    let stop = cx.stop_flag()?;
+    let mut done = Vec::new();
+    let mut failed: Vec<Error> = Vec::new();
+    for configured in &settings.repositories {
+        let name = wanted.as_ref().map(|c| c.name.as_str());
+        match one_repository(args, cx, configured, name, &policy, &stop, &mut done) {
+            Ok(()) => {}
+            Err(e) if e.code() == Code::Interrupted => return Err(e),
+            Err(e) => {
+                failed.push(e.context(format!("expire in repository \"{}\"", configured.name)));
+            }
+        }
+    }
+    report(cx, args, &done)?;
+    status(cx, args, &done, failed)
+}
+
+/// What became of one cluster in one repository.
+struct Done {
+    repository: String,
+    registration: Registration,
+    segment_size: SegmentSize,
+    plan: ExpirePlan,
+    outcome: Option<Outcome>,
+}
+
+fn one_repository(
+    args: &Args,
+    cx: &Context,
+    configured: &config::Repository,
+    cluster: Option<&str>,
+    policy: &Policy,
+    stop: &AtomicBool,
+    done: &mut Vec<Done>,
+) -> Result<()> {
+    let repository = cx.open(configured)?;
+    let registrations = registrations(&repository, cluster)?;
+    let progress = cx.progress();
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    // A cluster that went through pg_upgrade has several identifiers; each keeps its own N.
+    for registration in registrations {
+        let expire = Expire {
+            repository: &repository,
+            registration: &registration,
+            policy: policy.clone(),
+            clock: &|| cx.now(),
+            host: &host,
+            random: &|| cx.random(),
+            stop,
+            progress: &progress,
+        };
+        let (plan, outcome) = match args.confirm {
+            true => {
+                let (plan, outcome) = expire.run()?;
+                (plan, Some(outcome))
+            }
+            false => (expire.plan()?, None),
+        };
+        done.push(Done {
+            repository: configured.name.clone(),
+            segment_size: SegmentSize::new(registration.segment_size_bytes)?,
+            registration,
+            plan,
+            outcome,
+        });
+    }
+    Ok(())
+}
+
+pub(super) fn registrations(
+    repository: &Repository,
+    cluster: Option<&str>,
+) -> Result<Vec<Registration>> {
+    let names = repository.cluster_names()?;
+    let name = match (cluster, names.as_slice()) {
+        (Some(name), _) => name,
+        (None, [only]) => only,
+        (None, _) => {
+            return Err(err!(
+                Usage,
+                "the repository holds several clusters, or none, and none is named"
+            )
+            .hint(format!("Add --cluster NAME. Known: {}", names.join(", "))));
+        }
+    };
+    let found = repository.registrations(name)?;
+    if found.is_empty() {
+        return Err(err!(
+            NotFound,
+            "cluster \"{name}\" is not in repository \"{}\"",
+            repository.store().location()
+        )
+        .hint(format!("Known there: {}", names.join(", "))));
+    }
+    Ok(found)
+}
+
+fn status(cx: &Context, args: &Args, done: &[Done], mut failed: Vec<Error>) -> Result<u8> {
+    if done.is_empty()
+        && let Some(first) = failed.pop()
+    {
+        return Err(first);
+    }
+    if !failed.is_empty() {
+        for error in &failed {
+            cx.out.error(error);
+        }
+        return Ok(exit::status(Program::Pitr, Code::Partial));
+    }
+    if let Some(refusal) = done.iter().find_map(|d| d.plan.refusal.as_ref()) {
+        return Err(err!(Refused, "{refusal}").hint(
+            "No good backup was deleted.\nTake a backup, and run pitr verify to see what is damaged: pitr backup",
+        ));
+    }
+    let refused: u64 = done
+        .iter()
+        .filter_map(|d| d.outcome.as_ref())
+        .map(|o| o.refused_count)
+        .sum();
+    if refused > 0 {
+        return Err(err!(
+            Partial,
+            "the repository refused {}",
+            human::count(refused, "deletion")
+        )
+        .hint("What is left is tried again by the next run. Run it as the user that owns the repository."));
+    }
+    if !args.dry_run && !args.confirm && done.iter().any(|d| !d.plan.is_empty()) {
+        return Err(err!(Refused, "nothing was changed, because --confirm is not given").hint(
+            "The plan above would be carried out.\nAdd --confirm to do it, or --dry-run to only look.",
+        ));
+    }
+    Ok(exit::SUCCESS)
+}
+
+#[derive(Serialize)]
+struct ShownBackup<'a> {
+    id: String,
+    timeline: u32,
+    start_lsn: String,
+    stop_lsn: String,
+    stop_time: String,
+    stored_bytes: u64,
+    damaged: bool,
+    damage: Option<&'a str>,
+    fate: &'static str,
+    not_before: Option<String>,
+    reason: &'a str,
+}
+
+fn report(cx: &Context, args: &Args, done: &[Done]) -> Result<()> {
+    if cx.out.is_json() {
+        let clusters: Vec<_> = done.iter().map(shown).collect();
+        return cx
+            .out
+            .json(&json!({ "confirmed": args.confirm, "clusters": clusters }));
+    }
+    for one in done {
+        print(cx, one)?;
+    }
+    Ok(())
+}
+
+fn shown(done: &Done) -> serde_json::Value {
+    let plan = &done.plan;
+    let backups: Vec<_> = plan.backups.iter().map(shown_backup).collect();
+    let size = done.segment_size;
+    let deletions: Vec<_> = plan.deletions.iter().map(|d| deletion(d, size)).collect();
+    let ids = |ids: &[crate::repo::layout::BackupId]| -> Vec<String> {
+        ids.iter().map(ToString::to_string).collect()
+    };
+    json!({
+        "repository": done.repository,
+        "cluster": done.registration.name,
+        "system_identifier": done.registration.system_identifier.to_string(),
+        "backups": backups,
+        "marks": ids(&plan.marks),
+        "unmarks": plan.unmarks.iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>(),
+        "tombstones": ids(&plan.tombstones),
+        "deletions": deletions,
+        "segments": plan.segment_count(),
+        "withheld": plan.withheld,
+        "warnings": plan.warnings,
+        "refusal": plan.refusal,
+        "outcome": done.outcome.as_ref().map(|o| json!({
+            "marked": ids(&o.marked),
+            "deleted_backups": ids(&o.deleted_backups),
+            "deleted_segments": o.deleted_segments,
+            "deleted_objects": o.deleted_objects,
+            "refused": o.refused,
+            "refused_count": o.refused_count,
+        })),
+    })
+}
+
+fn shown_backup(backup: &Judged) -> ShownBackup<'_> {
+    ShownBackup {
+        id: backup.id.to_string(),
+        timeline: backup.timeline.get(),
+        start_lsn: backup.start_lsn.to_string(),
+        stop_lsn: backup.stop_lsn.to_string(),
+        stop_time: backup.stop_time.to_string(),
+        stored_bytes: backup.stored_bytes,
+        damaged: backup.damage.is_some(),
+        damage: backup.damage.as_deref(),
+        fate: backup.fate.as_str(),
+        not_before: match backup.fate {
+            Fate::Waiting(due) => Some(due.to_string()),
+            _ => None,
+        },
+        reason: &backup.reason,
+    }
+}
+
+fn deletion(deletion: &Deletion, size: SegmentSize) -> serde_json::Value {
+    let many = |kind: &str, id: &dyn std::fmt::Display, first: u32, last: u32| json!({ "kind": kind, "backup": id.to_string(), "first": first, "last": last });
+    let one = |kind: &str, name: &dyn std::fmt::Display| json!({ "kind": kind, "name": name.to_string() });
+    match deletion {
+        Deletion::Manifest(id) => one("backup", id),
+        Deletion::ServerManifest(id) => one("server_manifest", id),
+        Deletion::Layers(id, first, last) => many("layers", id, *first, *last),
+        Deletion::Packs(id, first, last) => many("packs", id, *first, *last),
+        Deletion::Segments(timeline, first, last) => {
+            let name = |n: &crate::pg::segment::SegmentNumber| {
+                n.name(*timeline, size).map(|n| n.to_string())
+            };
+            json!({ "kind": "segments", "timeline": timeline.get(), "first": name(first), "last": name(last), "count": last.0 - first.0 + 1 })
+        }
+        Deletion::WalFile(name) => one("wal_file", name),
+        Deletion::Object(key) => one("object", key),
+        Deletion::Event(subject, name) => {
+            json!({ "kind": "event", "subject": subject, "name": name })
+        }
+        Deletion::Tombstone(id) => one("tombstone", id),
+        Deletion::Begin(id) => one("reservation", id),
+        Deletion::Unfinished(path) => one("unfinished", path),
+    }
+}
+
+fn print(cx: &Context, done: &Done) -> Result<()> {
+    let plan = &done.plan;
+    cx.out.line(&format!(
+        "cluster {} ({}) in repository {}",
+        done.registration.name, done.registration.system_identifier, done.repository
+    ))?;
+    let unit = human::SizeUnit::for_largest(plan.backups.iter().map(|b| b.stored_bytes));
+    let mut table = Table::new(&[
+        ("backup", Align::Left),
+        ("timeline", Align::Right),
+        ("stop LSN", Align::Left),
+        ("ended", Align::Left),
+        (unit.name(), Align::Right),
+        ("what", Align::Left),
+        ("why", Align::Left),
+    ]);
+    for backup in &plan.backups {
+        let what = match backup.fate {
+            Fate::Waiting(due) => format!("deleted after {}", human::time(due)),
+            fate => fate.as_str().to_owned(),
+        };
+        let why = match &backup.damage {
+            Some(damage) => format!("{}; damaged: {damage}", backup.reason),
+            None => backup.reason.clone(),
+        };
+        table.row([
+            backup.id.to_string(),
+            backup.timeline.decimal().to_string(),
+            backup.stop_lsn.to_string(),
+            human::time(backup.stop_time),
+            unit.show(backup.stored_bytes),
+            what,
+            why,
+        ]);
+    }
+    if plan.backups.is_empty() {
+        cx.out.line("no backup")?;
+    } else {
+        cx.out.table(&table)?;
+    }
+    for line in lines(done) {
+        cx.out.line(&line)?;
+    }
+    for warning in plan.warnings.iter().chain(&plan.withheld) {
+        cx.out.warn(warning);
+    }
+    for refused in done.outcome.iter().flat_map(|o| &o.refused) {
+        cx.out.warn(&format!("could not delete {refused}"));
+    }
+    Ok(())
+}
+
+fn lines(done: &Done) -> Vec<String> {
+    let plan = &done.plan;
+    let mut lines = Vec::new();
+    let size = done.segment_size;
+    for deletion in &plan.deletions {
+        if let Deletion::Segments(timeline, first, last) = deletion
+            && let (Some(from), Some(to)) =
+                (first.name(*timeline, size), last.name(*timeline, size))
+        {
+            let count = human::count(last.0 - first.0 + 1, "segment");
+            lines.push(format!("WAL that nothing needs: {from} to {to} ({count})"));
+        }
+    }
+    for id in &plan.tombstones {
+        lines.push(format!("aborted backup: {id}"));
+    }
+    let leftovers = plan
+        .deletions
+        .iter()
+        .filter(|d| matches!(d, Deletion::Unfinished(_)))
+        .count();
+    if leftovers > 0 {
+        let count = human::count(leftovers as u64, "file");
+        lines.push(format!("left by unfinished writes: {count}"));
+    }
+    if let Some(oldest) = plan.oldest_kept() {
+        lines.push(format!(
+            "every point from {} on ({}) stays reachable, as far as its WAL is there",
+            oldest.stop_lsn,
+            human::time(oldest.stop_time)
+        ));
+    }
+    if let Some(o) = &done.outcome {
+        lines.push(format!(
+            "marked {}, deleted {}, {}, {} in all",
+            human::count(o.marked.len() as u64, "backup"),
+            human::count(o.deleted_backups.len() as u64, "backup"),
+            human::count(o.deleted_segments, "segment"),
+            human::count(o.deleted_objects, "object"),
+        ));
+    } else if plan.is_empty() {
+        lines.push("nothing to do".to_owned());
+    }
+    lines
+}

@@ -1,0 +1,348 @@
+//! `pitr info`.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::Context;
+use super::human::{self, SizeUnit};
+use super::output::{Align, Table};
+use super::reading::Reading;
+use crate::error::Result;
+use crate::exit;
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::plan::gap::{self, Gap};
+use crate::plan::window::{self, Window, Windows};
+use crate::repo::backup::BackupKind;
+use crate::repo::inventory::{Backup, Inventory, Unreadable};
+
+/// Show what can be recovered, to when
+///
+/// One screen: clusters, backups, recovery windows and gaps. Exit status: 0 well, 6 warning, 1 critical.
+///
+/// Example: pitr info --repository file:///var/backups/pitr
+#[derive(clap::Args, Debug)]
+pub struct Args {}
+
+/// How bad things are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Ok,
+    Warning,
+    Critical,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    state: State,
+    clusters: Vec<ShownCluster>,
+}
+
+#[derive(Serialize)]
+struct ShownCluster {
+    name: String,
+    system_identifier: String,
+    repository: String,
+    major: u32,
+    state: State,
+    /// What is wrong, worst first.
+    problems: Vec<Problem>,
+    backups: Vec<ShownBackup>,
+    recovery_windows: Vec<Window>,
+    gaps: Vec<Gap>,
+    unreadable_backups: Vec<String>,
+    segments: u64,
+}
+
+#[derive(Serialize)]
+struct Problem {
+    state: State,
+    message: String,
+}
+
+#[derive(Serialize)]
+struct ShownBackup {
+    id: String,
+    kind: BackupKind,
+    label: String,
+    start_lsn: Lsn,
+    stop_lsn: Lsn,
+    start_time: TimestampTz,
+    stop_time: TimestampTz,
+    timeline: u32,
+    size_bytes: u64,
+    stored_bytes: u64,
+    damaged: bool,
+    damage: Option<String>,
+    expire_not_before: Option<TimestampTz>,
+    pinned: bool,
+}
+
+impl ShownBackup {
+    fn new(backup: &Backup) -> ShownBackup {
+        ShownBackup {
+            id: backup.id.to_string(),
+            kind: backup.kind,
+            label: backup.label.clone(),
+            start_lsn: backup.start_lsn,
+            stop_lsn: backup.stop_lsn,
+            start_time: backup.start_time,
+            stop_time: backup.stop_time,
+            timeline: backup.timeline.decimal(),
+            size_bytes: backup.size_bytes,
+            stored_bytes: backup.stored_bytes,
+            damaged: backup.damage.is_some(),
+            damage: backup.damage.clone(),
+            expire_not_before: backup.expire_mark,
+            pinned: backup.pinned.is_some(),
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
+    let reading = Reading::open(cx)?;
+    let inventory = reading.inventory(cx)?;
+    let rollup = reading.rollup(cx, &inventory)?;
+    let mut found = window::windows(&inventory, &rollup)?;
+    if rollup.has_changed() {
+        found = window::windows(&inventory, &rollup)?;
+    }
+    let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
+    let gaps = gap::gaps(&inventory, oldest.unwrap_or_default());
+    let limit = reading
+        .cluster
+        .as_ref()
+        .and_then(|c| c.max_backup_age)
+        .map(|age| age.duration());
+    let problems = judge(&inventory, &found, &gaps, limit, cx.now());
+    let state = problems.iter().map(|p| p.state).max().unwrap_or(State::Ok);
+    let shown = ShownCluster {
+        name: inventory.cluster.clone(),
+        system_identifier: inventory.system_identifier.to_string(),
+        repository: inventory.repository.clone(),
+        major: inventory.major,
+        state,
+        problems,
+        backups: inventory.backups.iter().map(ShownBackup::new).collect(),
+        recovery_windows: found.windows,
+        gaps,
+        unreadable_backups: inventory
+            .unreadable
+            .iter()
+            .map(|u| u.id.to_string())
+            .collect(),
+        segments: inventory
+            .timelines
+            .values()
+            .map(|t| t.segments.count())
+            .sum(),
+    };
+    if cx.out.is_json() {
+        cx.out.json(&Shown {
+            state,
+            clusters: vec![shown],
+        })?;
+    } else {
+        print(cx, &shown, &inventory)?;
+    }
+    Ok(match state {
+        State::Ok => exit::SUCCESS,
+        State::Warning => exit::WARNINGS,
+        State::Critical => exit::CRITICAL,
+    })
+}
+
+fn judge(
+    inventory: &Inventory,
+    found: &Windows,
+    gaps: &[Gap],
+    max_backup_age: Option<Duration>,
+    now: TimestampTz,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut say = |state, message: String| problems.push(Problem { state, message });
+    let newest = inventory
+        .backups
+        .iter()
+        .filter(|b| b.damage.is_none())
+        .max_by_key(|b| b.stop_time);
+    match newest {
+        None => say(
+            State::Critical,
+            "there is no undamaged backup: nothing can be recovered".into(),
+        ),
+        Some(newest) => {
+            let id = newest.id.to_string();
+            let window = found.windows.iter().rfind(|w| w.backups.contains(&id));
+            match window {
+                None => say(
+                    State::Critical,
+                    format!("recovery is not assured: the newest backup, {id}, cannot be used"),
+                ),
+                Some(w) if !w.to_end => say(
+                    State::Critical,
+                    format!(
+                        "recovery is not assured: behind the newest backup, {id}, WAL gets to {} only: {}",
+                        w.to_lsn,
+                        w.broken.as_deref().unwrap_or_default()
+                    ),
+                ),
+                Some(_) => {}
+            }
+            if let Some(limit) = max_backup_age
+                && let Some(age) = now.duration_since(newest.stop_time)
+                && age > limit
+            {
+                say(
+                    State::Critical,
+                    format!(
+                        "the newest backup is {} old, max_backup_age is {}",
+                        human::duration(age),
+                        human::duration(limit)
+                    ),
+                );
+            }
+        }
+    }
+    for (id, why) in &found.unusable {
+        say(State::Warning, format!("backup {id} cannot be used: {why}"));
+    }
+    for window in found.windows.iter().filter(|w| !w.to_end) {
+        say(
+            State::Warning,
+            format!(
+                "on timeline {} recovery from {} gets to {} only: {}",
+                window.timeline.decimal(),
+                window.backups.last().map_or("", String::as_str),
+                window.to_lsn,
+                window.broken.as_deref().unwrap_or_default()
+            ),
+        );
+    }
+    for gap in gaps {
+        say(
+            State::Warning,
+            format!(
+                "{} of timeline {} missing, {} to {}",
+                human::count(gap.segments, "segment"),
+                gap.timeline.decimal(),
+                gap.from_lsn,
+                gap.to_lsn
+            ),
+        );
+    }
+    for Unreadable { id, problem } in &inventory.unreadable {
+        say(
+            State::Warning,
+            format!("backup {id} cannot be read: {problem}"),
+        );
+    }
+    for backup in inventory.backups.iter() {
+        if let Some(damage) = &backup.damage {
+            say(
+                State::Warning,
+                format!("backup {} is damaged: {damage}", backup.id),
+            );
+        }
+    }
+    for problem in &found.problems {
+        say(State::Warning, problem.clone());
+    }
+    problems.sort_by_key(|p| std::cmp::Reverse(p.state));
+    problems
+}
+
+fn print(cx: &Context, shown: &ShownCluster, inventory: &Inventory) -> Result<()> {
+    cx.out.line(&format!(
+        "cluster \"{}\", system identifier {}, PostgreSQL {}, in {}",
+        shown.name, shown.system_identifier, shown.major, shown.repository
+    ))?;
+    cx.out.line(&match shown.state {
+        State::Critical => "recovery: NOT ASSURED".to_owned(),
+        _ => match shown.recovery_windows.iter().max_by_key(|w| w.to) {
+            Some(w) => format!(
+                "recovery: any moment from {} to {}",
+                human::time(w.from),
+                human::time(w.to)
+            ),
+            None => "recovery: nothing can be recovered".to_owned(),
+        },
+    })?;
+    if !shown.backups.is_empty() {
+        cx.out.line("")?;
+        cx.out.table(&backups(inventory))?;
+    }
+    if !shown.recovery_windows.is_empty() {
+        cx.out.line("")?;
+        let mut table = Table::new(&[
+            ("timeline", Align::Right),
+            ("recoverable from", Align::Left),
+            ("to", Align::Left),
+            ("up to LSN", Align::Left),
+        ]);
+        for w in &shown.recovery_windows {
+            table.row([
+                w.timeline.decimal().to_string(),
+                human::time(w.from),
+                human::time(w.to),
+                w.to_lsn.to_string(),
+            ]);
+        }
+        cx.out.table(&table)?;
+    }
+    if !shown.problems.is_empty() {
+        cx.out.line("")?;
+    }
+    for problem in &shown.problems {
+        let state = match problem.state {
+            State::Critical => "critical",
+            _ => "warning",
+        };
+        cx.out.line(&format!("{state}: {}", problem.message))?;
+    }
+    Ok(())
+}
+
+fn backups(inventory: &Inventory) -> Table {
+    let backups = &inventory.backups;
+    let raw = SizeUnit::for_largest(backups.iter().map(|b| b.size_bytes));
+    let stored = SizeUnit::for_largest(backups.iter().map(|b| b.stored_bytes));
+    let mut table = Table::new(&[
+        ("backup", Align::Left),
+        ("complete", Align::Left),
+        ("timeline", Align::Right),
+        (raw.name(), Align::Right),
+        (&format!("stored {}", stored.name()), Align::Right),
+        ("ratio", Align::Right),
+        ("", Align::Left),
+    ]);
+    for b in backups {
+        let tenths = u128::from(b.size_bytes) * 10 / u128::from(b.stored_bytes.max(1));
+        let mut notes = Vec::new();
+        if b.damage.is_some() {
+            notes.push("damaged".to_owned());
+        }
+        if b.expire_mark.is_some() {
+            notes.push("marked for deletion".to_owned());
+        }
+        if b.pinned.is_some() {
+            notes.push("pinned".to_owned());
+        }
+        if !b.label.is_empty() {
+            notes.push(b.label.clone());
+        }
+        table.row([
+            b.id.to_string(),
+            human::time(b.stop_time),
+            b.timeline.decimal().to_string(),
+            raw.show(b.size_bytes),
+            stored.show(b.stored_bytes),
+            format!("{}.{}", tenths / 10, tenths % 10),
+            notes.join(", "),
+        ]);
+    }
+    table
+}

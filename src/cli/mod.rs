@@ -1,0 +1,334 @@
+//! The command line of `pitr`: one arm, one call per verb.
+//!
+//! Each verb has its file with `Args` (whose comments are its help) and `run`. `output` alone prints. Help and version need no
+//! configuration; a verb reads it through [`Context::settings`].
+
+use std::ffi::OsString;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::SystemTime;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Environment, Flags, Location, Settings};
+use crate::error::{Code, Error, Result};
+use crate::exit::{self, Program};
+use crate::pg::time::TimestampTz;
+use crate::repo::repository::Repository;
+use crate::store::file::FileStore;
+
+pub mod archive_command;
+pub mod human;
+pub mod output;
+pub mod owner;
+pub mod server;
+pub mod target;
+pub mod terminal;
+
+pub mod adopt;
+pub mod backup;
+pub mod doctor;
+pub mod expire;
+pub mod info;
+pub mod init;
+pub mod plan;
+pub mod reading;
+pub mod repo;
+pub mod restore;
+pub mod restoring;
+pub mod standby;
+pub mod verify;
+pub mod wal;
+pub mod wal_look;
+
+use output::Output;
+use terminal::TerminalProgress;
+
+/// Archive PostgreSQL's WAL, back up its clusters, and restore them to any moment
+///
+/// Every command that answers a question takes --json. Exit statuses: 0 success, 1 failure, 2 usage, 3 configuration, 4 verify found
+/// damage or a gap, 5 the target cannot be reached, 6 warnings, 7 locked, 8 refused by a safety guard, 9 repository
+/// unreachable, 10 partial success.
+#[derive(Parser)]
+#[command(
+    name = "pitr",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Global options")]
+pub struct GlobalArgs {
+    /// Read the configuration from this file
+    ///
+    /// Without it: $PITR_CONFIG, ./pitr.toml, ~/.config/pitr/pitr.toml, /etc/pitr/pitr.toml.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Work on this cluster; needed when several are configured
+    #[arg(long, global = true, value_name = "NAME")]
+    pub cluster: Option<String>,
+
+    /// Use this repository only: its name, URL or absolute path
+    ///
+    /// With a URL or a path no configuration file is needed.
+    #[arg(long, global = true, value_name = "NAME|URL")]
+    pub repository: Option<String>,
+
+    /// Read the cluster with this system identifier, where the name has had several
+    ///
+    /// Without it, that of the newest backup.
+    #[arg(long, global = true, value_name = "NUMBER")]
+    pub system_identifier: Option<u64>,
+
+    /// Print the answer, or the error, as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Leave out notes and progress
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Init(init::Args),
+    Doctor(doctor::Args),
+    Backup(backup::Args),
+    Info(info::Args),
+    Plan(plan::Args),
+    Restore(restore::Args),
+    Standby(standby::Args),
+    Adopt(adopt::Args),
+    Expire(expire::Args),
+    Wal(wal::Args),
+    Repo(repo::Args),
+    Verify(verify::Args),
+}
+
+/// What a verb works with, apart from its own arguments.
+pub struct Context {
+    /// What every command takes.
+    pub global: GlobalArgs,
+    /// Variables and working directory.
+    pub environment: Environment,
+    /// Where answers and notes go.
+    pub out: Output,
+}
+
+impl Context {
+    /// Finds and reads the configuration.
+    ///
+    /// # Errors
+    /// Those of [`Settings::load`].
+    pub fn settings(&self) -> Result<Settings> {
+        let flags = Flags {
+            config: self.global.config.clone(),
+            cluster: self.global.cluster.clone(),
+            repository: self.global.repository.clone(),
+        };
+        Settings::load(&flags, &self.environment)
+    }
+
+    /// The system's clock; the library takes it as an argument.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the command line is where the clock is asked"
+    )]
+    pub fn now(&self) -> TimestampTz {
+        TimestampTz::from_system_time(SystemTime::now())
+    }
+
+    /// Opens a repository.
+    ///
+    /// # Errors
+    /// `NoRepository` when it is not there or not mounted, and what the store says.
+    pub fn open(&self, repository: &config::Repository) -> Result<Repository> {
+        let Location::File(path) = &repository.location;
+        Repository::open(Box::new(FileStore::open(path, self.random())?))
+    }
+
+    /// A random number, for the nonces and ids that the library takes as arguments.
+    pub fn random(&self) -> u64 {
+        // The standard library seeds its hash keys from the system, and takes others each time.
+        RandomState::new().build_hasher().finish()
+    }
+
+    /// Progress on standard error.
+    pub fn progress(&self) -> TerminalProgress {
+        TerminalProgress::new(&self.out)
+    }
+
+    /// A flag that is set by Ctrl-C or SIGTERM, for verbs that clean up first. A second signal ends the process at once.
+    ///
+    /// # Errors
+    /// `Io` when the handler cannot be set.
+    pub fn stop_flag(&self) -> Result<Arc<AtomicBool>> {
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        let stop = Arc::new(AtomicBool::new(false));
+        let status = i32::from(exit::INTERRUPTED);
+        for signal in [SIGINT, SIGTERM] {
+            // In this order: the first signal finds the flag unset and sets it, the second finds it set and leaves.
+            signal_hook::flag::register_conditional_shutdown(signal, status, Arc::clone(&stop))
+                .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+                .map_err(|e| Error::from_io("install the handler of signals", e))?;
+        }
+        Ok(stop)
+    }
+}
+
+/// Parses the command line, runs the command, prints its error, and returns the exit status.
+pub fn main() -> u8 {
+    let environment = Environment::of_process();
+    match catch_unwind(AssertUnwindSafe(|| {
+        run(std::env::args_os().collect(), environment)
+    })) {
+        Ok(status) => status,
+        Err(_) => {
+            // The panic hook has said where; a panic's own status, 101, would mean nothing to anybody.
+            exit::status(Program::Pitr, Code::Internal)
+        }
+    }
+}
+
+fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(e) if !e.use_stderr() => {
+            // Help and version; a closed pipe is no error.
+            let _ = e.print();
+            return exit::SUCCESS;
+        }
+        Err(e) => {
+            let json = arguments.iter().any(|a| a == "--json");
+            return Output::new(json, false, &environment).usage(&e);
+        }
+    };
+    let cx = Context {
+        out: Output::new(cli.global.json, cli.global.quiet, &environment),
+        global: cli.global,
+        environment,
+    };
+    match dispatch(&cli.command, &cx) {
+        Ok(status) => status,
+        Err(e) => cx.out.error(&e),
+    }
+}
+
+fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
+    match command {
+        Command::Init(args) => init::run(args, cx),
+        Command::Doctor(args) => doctor::run(args, cx),
+        Command::Backup(args) => backup::run(args, cx),
+        Command::Info(args) => info::run(args, cx),
+        Command::Plan(args) => plan::run(args, cx),
+        Command::Restore(args) => restore::run(args, cx),
+        Command::Standby(args) => standby::run(args, cx),
+        Command::Adopt(args) => adopt::run(args, cx),
+        Command::Expire(args) => expire::run(args, cx),
+        Command::Wal(args) => wal::run(args, cx),
+        Command::Repo(args) => repo::run(args, cx),
+        Command::Verify(args) => verify::run(args, cx),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// The arguments of every verb that the design fixes; a verb joins [`Command`] once it can run.
+    #[derive(Parser)]
+    enum Designed {
+        Init(init::Args),
+        Doctor(doctor::Args),
+        Backup(backup::Args),
+        Info(info::Args),
+        Plan(plan::Args),
+        Restore(restore::Args),
+        Standby(standby::Args),
+        Adopt(adopt::Args),
+        Verify(verify::Args),
+        Expire(expire::Args),
+        Wal(wal::Args),
+        Repo(repo::Args),
+    }
+
+    #[test]
+    fn every_verb_takes_what_the_design_lists() {
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            _global: GlobalArgs,
+            #[command(subcommand)]
+            _verb: Designed,
+        }
+        Line::command().debug_assert();
+        for (line, right) in [
+            (
+                "init --cluster main --pgdata /d --conninfo host=/run --repository file:///r --confirm",
+                true,
+            ),
+            ("doctor --json", true),
+            (
+                "backup --method stream --label x --checkpoint spread --max-rate 10MB --jobs 4 --wal-wait 5m --compression zstd",
+                true,
+            ),
+            ("backup --max-rate 10", false),
+            ("backup --jobs 0", false),
+            ("backup --jobs 257", false),
+            ("backup --jobs four", false),
+            ("info --json --repository /r", true),
+            (
+                "plan --target-time 2026-11-20T06:00:00Z --exclusive --target-timeline 2 --backup b --json",
+                true,
+            ),
+            ("plan --exclusive", false),
+            ("plan --target-xid 7 --target-lsn 0/1", false),
+            (
+                "restore --to /d --target-name n --target-action pause --tablespace-mapping 16385=/t --tablespace-mapping /a=/b --jobs 2 --adopt --dry-run",
+                true,
+            ),
+            ("restore --target-immediate", false),
+            ("restore --to /d --tablespace-mapping 16385", false),
+            ("standby --to /d --primary-conninfo host=h --slot s", true),
+            ("standby --to /d", false),
+            ("adopt --pgdata /d --as n", true),
+            ("verify --backup b", true),
+            ("expire --keep 3 --grace 0 --confirm", true),
+            ("expire --keep 0", false),
+            ("expire --keep 3 --dry-run --confirm", false),
+            ("wal push pg_wal/x", true),
+            ("wal fetch f p", true),
+            ("wal fetch f", false),
+            ("wal list", true),
+            ("wal show x", true),
+            ("wal gaps", true),
+            ("wal conflicts", true),
+            ("wal conflicts x", true),
+            ("wal backfill --from /d", true),
+            ("wal backfill", false),
+            ("repo show", true),
+            ("bakup", false),
+        ] {
+            let parsed = Line::try_parse_from(std::iter::once("pitr").chain(line.split(' ')));
+            assert_eq!(parsed.is_ok(), right, "{line}");
+        }
+    }
+}

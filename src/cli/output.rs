@@ -1,0 +1,296 @@
+//! The only place that prints: data on standard output; errors, notes and progress on standard error.
+//!
+//! A closed pipe is not an error: who reads no further (`| head`) has seen enough. Names that come from outside are printed with
+//! their control characters escaped, so that they can neither move the cursor nor forge a line.
+
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use comfy_table::{CellAlignment, ContentArrangement, presets};
+use serde::Serialize;
+
+use crate::error::{Code, Error, Result};
+use crate::exit::{self, Program};
+
+/// Standard output and standard error, and how to write to them.
+#[derive(Debug, Default)]
+pub struct Output {
+    json: bool,
+    quiet: bool,
+    bars: bool,
+    /// Something is on standard output already: a JSON error would be a second document.
+    written: AtomicBool,
+}
+
+impl Output {
+    /// Output in the given form; bars are drawn only on a terminal that wants them.
+    pub fn new(json: bool, quiet: bool, environment: &crate::config::Environment) -> Output {
+        let plain = environment.get("NO_COLOR").is_some()
+            || environment.get("TERM").is_none_or(|t| t == "dumb");
+        Output {
+            json,
+            quiet,
+            bars: !plain && std::io::stderr().is_terminal(),
+            written: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the answer is wanted as JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Whether notes and progress are unwanted.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// Whether progress is drawn as a bar.
+    pub fn draws_bars(&self) -> bool {
+        self.bars && !self.quiet
+    }
+
+    /// Prints a line of data, or several.
+    ///
+    /// # Errors
+    /// `Io` or `Full` when standard output cannot be written; a closed pipe is no error.
+    pub fn line(&self, text: &str) -> Result<()> {
+        self.data(&format!("{}\n", escaped(text)))
+    }
+
+    /// Prints a value as JSON.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub fn json(&self, value: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_string_pretty(value)
+            .map_err(|e| crate::err!(Internal, "write JSON").source(e))?;
+        self.data(&format!("{text}\n"))
+    }
+
+    /// Prints a table.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub fn table(&self, table: &Table) -> Result<()> {
+        self.data(&table.render())
+    }
+
+    /// Prints a note on standard error, unless unwanted.
+    pub fn note(&self, message: &str) {
+        if !self.quiet {
+            standard_error(&format!("{}\n", escaped(message)));
+        }
+    }
+
+    /// Prints a warning on standard error.
+    pub fn warn(&self, message: &str) {
+        standard_error(&format!("warning: {}\n", escaped(message)));
+    }
+
+    /// Prints an error, and returns the status that follows from it.
+    ///
+    /// With `--json` it is one object: on standard output, or on standard error when there is an answer on the former.
+    pub fn error(&self, error: &Error) -> u8 {
+        let status = exit::status(Program::Pitr, error.code());
+        if self.json {
+            self.error_object(error.code(), &error.to_string(), error.hint_text(), status);
+        } else {
+            standard_error(&human_error(error));
+        }
+        status
+    }
+
+    /// Prints what is wrong with the command line, as clap words it, and returns the status that follows.
+    pub(super) fn usage(&self, error: &clap::Error) -> u8 {
+        let status = exit::status(Program::Pitr, Code::Usage);
+        if self.json {
+            let text = error.render().to_string();
+            let mut lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
+            let message = lines.next().unwrap_or_default();
+            let hint: Vec<_> = lines.collect();
+            let message = message.strip_prefix("error: ").unwrap_or(message);
+            self.error_object(Code::Usage, message, Some(&hint.join(" ")), status);
+        } else if error.print().is_err() {
+            // Standard error is gone; the status still tells.
+        }
+        status
+    }
+
+    fn error_object(&self, code: Code, message: &str, hint: Option<&str>, exit: u8) {
+        let object = serde_json::json!({
+            "code": exit::name(code),
+            "message": message,
+            "hint": hint,
+            "exit": exit,
+        });
+        let text = format!("{object:#}\n");
+        if self.written.load(Ordering::Relaxed) || self.data(&text).is_err() {
+            standard_error(&text);
+        }
+    }
+
+    fn data(&self, text: &str) -> Result<()> {
+        self.written.store(true, Ordering::Relaxed);
+        let mut stdout = std::io::stdout().lock();
+        match stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush())
+        {
+            Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+                Err(Error::from_io("write standard output", e))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Writes to standard error; nobody can be told when that fails.
+pub(super) fn standard_error(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// The error as people read it: cause, impact, next command.
+///
+/// The last line of a hint is the next command, the lines before it are the impact.
+pub fn human_error(error: &Error) -> String {
+    let mut text = format!(
+        "error {}: {}\n",
+        exit::name(error.code()),
+        escaped(&error.to_string())
+    );
+    let lines: Vec<&str> = error.hint_text().unwrap_or_default().lines().collect();
+    for (index, line) in lines.iter().enumerate() {
+        let label = if index + 1 == lines.len() {
+            "next:   "
+        } else {
+            "impact: "
+        };
+        text.push_str(&format!("  {label}{}\n", escaped(line)));
+    }
+    text
+}
+
+/// The text with every control character but the line feed escaped, bidirectional overrides included.
+pub fn escaped(text: &str) -> String {
+    let hostile = |c: char| {
+        (c.is_control() && c != '\n')
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(hostile) {
+        return text.to_owned();
+    }
+    text.chars()
+        .map(|c| match hostile(c) {
+            true => c.escape_unicode().to_string(),
+            false => c.to_string(),
+        })
+        .collect()
+}
+
+/// On which side the cells of a column stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Align {
+    /// Text.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// Rows under column heads, without lines drawn between them.
+pub struct Table {
+    inner: comfy_table::Table,
+    width: usize,
+}
+
+impl Table {
+    /// A table with these columns. A column of numbers names its unit in its head.
+    pub fn new(columns: &[(&str, Align)]) -> Table {
+        let mut inner = comfy_table::Table::new();
+        inner
+            .load_preset(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Disabled)
+            .set_header(columns.iter().map(|(head, _)| *head));
+        for (column, (_, align)) in inner.column_iter_mut().zip(columns) {
+            column.set_padding((0, 2)).set_cell_alignment(match align {
+                Align::Left => CellAlignment::Left,
+                Align::Right => CellAlignment::Right,
+            });
+        }
+        Table {
+            inner,
+            width: columns.len(),
+        }
+    }
+
+    /// Adds a row of as many cells as there are columns.
+    pub fn row<T: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = T>) {
+        let mut cells: Vec<String> = cells
+            .into_iter()
+            .map(|c| escaped(&c.as_ref().replace('\n', "\\n")))
+            .collect();
+        cells.resize(self.width, String::new());
+        self.inner.add_row(cells);
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.inner.row_iter().next().is_none()
+    }
+
+    /// The table as text, each line ended.
+    pub fn render(&self) -> String {
+        let mut text = self.inner.trim_fmt();
+        text.push('\n');
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::err;
+
+    #[test]
+    fn errors_say_what_happened_what_it_means_and_what_to_do() {
+        let error = err!(
+            OutOfReach,
+            "time \"2026-11-20 06:00:00Z\" lies before the first backup"
+        )
+        .hint("Nothing was written.\nRun pitr info to see the windows.");
+        assert_eq!(
+            human_error(&error),
+            "error out_of_reach: time \"2026-11-20 06:00:00Z\" lies before the first backup\n  impact: Nothing was written.\n  next:   Run pitr info to see the windows.\n"
+        );
+        let error = err!(Io, "read x").hint("Try again.");
+        assert_eq!(
+            human_error(&error),
+            "error io: read x\n  next:   Try again.\n"
+        );
+        assert_eq!(human_error(&err!(Io, "read x")), "error io: read x\n");
+    }
+
+    #[test]
+    fn names_from_outside_cannot_draw() {
+        assert_eq!(escaped("a\u{1b}[2Jb\rc"), "a\\u{1b}[2Jb\\u{d}c");
+        assert_eq!(escaped("größe\nb"), "größe\nb");
+        assert_eq!(escaped("\u{202e}x"), "\\u{202e}x");
+    }
+
+    #[test]
+    fn tables_are_aligned_and_draw_no_boxes() {
+        let mut table = Table::new(&[
+            ("backup", Align::Left),
+            ("MiB", Align::Right),
+            ("note", Align::Left),
+        ]);
+        assert!(table.is_empty());
+        table.row(["20261120T064049Z-full", "5.0", ""]);
+        table.row(["b", "1024.5", "damaged\nx"]);
+        assert!(!table.is_empty());
+        assert_eq!(
+            table.render(),
+            "backup                    MiB  note\n20261120T064049Z-full     5.0\nb                      1024.5  damaged\\nx\n"
+        );
+    }
+}

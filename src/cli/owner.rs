@@ -1,0 +1,155 @@
+//! The user that the server runs as, and what this user may do with a path.
+//!
+//! The archiver runs our commands as the owner of the data directory. What `pitr` creates as root would be out of its reach.
+
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::{MetadataExt, lchown};
+use std::path::{Path, PathBuf};
+
+/// A user of the system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// The user's number.
+    pub uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+    name: Option<String>,
+}
+
+/// What is wanted of a path, as permission bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reading a file.
+    Read = 4,
+    /// Executing a program.
+    Execute = 1,
+    /// Creating in a directory and listing it.
+    Use = 7,
+}
+
+impl User {
+    /// The owner of a path.
+    ///
+    /// # Errors
+    /// What the system says of the path.
+    pub fn owner_of(path: &Path) -> io::Result<User> {
+        let metadata = std::fs::metadata(path)?;
+        Ok(User::with_ids(metadata.uid(), metadata.gid()))
+    }
+
+    /// Whom this process runs as.
+    pub fn of_process() -> User {
+        User::with_ids(
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        )
+    }
+
+    fn with_ids(uid: u32, gid: u32) -> User {
+        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let entry = passwd.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split(':').collect();
+            let [name, _, id, group, ..] = fields.as_slice() else {
+                return None;
+            };
+            (id.parse() == Ok(uid)).then(|| ((*name).to_owned(), group.parse().unwrap_or(gid)))
+        });
+        let (name, gid) = match entry {
+            Some((name, gid)) => (Some(name), gid),
+            None => (None, gid),
+        };
+        let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+        let groups = groups.lines().filter_map(|line| {
+            let fields: Vec<&str> = line.split(':').collect();
+            let [_, _, id, members] = fields.as_slice() else {
+                return None;
+            };
+            let is_member = members.split(',').any(|m| Some(m) == name.as_deref());
+            is_member.then(|| id.parse().ok())?
+        });
+        User {
+            uid,
+            gid,
+            groups: groups.collect(),
+            name,
+        }
+    }
+
+    /// The name, or the number of a user without one.
+    pub fn name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.uid.to_string())
+    }
+
+    /// Whether permission bits give this user `bits`. Access control lists are not looked at.
+    fn may(&self, metadata: &Metadata, bits: u32) -> bool {
+        let mode = metadata.mode();
+        let granted = if self.uid == 0 {
+            7
+        } else if metadata.uid() == self.uid {
+            mode >> 6
+        } else if metadata.gid() == self.gid || self.groups.contains(&metadata.gid()) {
+            mode >> 3
+        } else {
+            mode
+        };
+        granted & bits == bits
+    }
+
+    /// The directory on the way to `path`, or `path` itself, that keeps the user from it; `None` when nothing does.
+    ///
+    /// `path` is absolute; links are followed first. What cannot be looked at is not held against it.
+    pub fn kept_out_by(&self, path: &Path, access: Access) -> Option<PathBuf> {
+        let path = std::fs::canonicalize(path).ok()?;
+        let mut way: Vec<&Path> = path.ancestors().skip(1).collect();
+        way.reverse();
+        let allowed = |at: &Path, bits| std::fs::metadata(at).is_ok_and(|m| self.may(&m, bits));
+        way.into_iter()
+            .find(|at| !allowed(at, Access::Execute as u32))
+            .or_else(|| (!allowed(&path, access as u32)).then_some(path.as_path()))
+            .map(Path::to_owned)
+    }
+
+    /// Gives a path to this user.
+    ///
+    /// # Errors
+    /// What the system says; only root may do so.
+    pub fn take(&self, path: &Path) -> io::Result<()> {
+        lchown(path, Some(self.uid), Some(self.gid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_closed_directory_on_the_way_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let closed = directory.path().join("closed");
+        std::fs::create_dir(&closed).unwrap();
+        std::fs::write(closed.join("file"), "").unwrap();
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).unwrap();
+        // Nobody has this number.
+        let stranger = User::with_ids(4_000_000_001, 4_000_000_001);
+        assert_eq!(stranger.name(), "4000000001");
+        let canonical = std::fs::canonicalize(&closed).unwrap();
+        assert_eq!(
+            stranger.kept_out_by(&closed.join("file"), Access::Read),
+            Some(canonical)
+        );
+        std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(closed.join("file"), PermissionsExt::from_mode(0o644)).unwrap();
+        assert_eq!(
+            stranger.kept_out_by(&closed.join("file"), Access::Read),
+            None
+        );
+        assert!(
+            stranger
+                .kept_out_by(&closed.join("file"), Access::Use)
+                .is_some()
+        );
+    }
+}

@@ -1,0 +1,247 @@
+//! `pitr plan`.
+
+use super::Context;
+use super::human;
+use super::reading::Reading;
+use super::target::TargetArgs;
+use crate::error::{Code, Result};
+use crate::exit::{self, Program};
+use crate::plan::recovery::{
+    Action, EndKind, Moment, Outcome, Plan, Side, Stop, StopRecord, TransactionEnd,
+};
+
+/// Show what a restore would do, and prove its outcome
+///
+/// Prints the backup, the WAL and the timelines it needs, the last commit that will be replayed and the first that will not.
+/// When the target is out of reach (exit status 5), says why, and names the nearest reachable moments. Changes nothing.
+///
+/// Example: pitr plan --target-time "2026-11-20 06:40:49+01" --exclusive
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+/// Names of missing segments that people see; machines get more.
+const MISSING_SHOWN: usize = 8;
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    // What is wrong with the words is said before anything is opened.
+    args.target.parse()?;
+    let reading = Reading::open(cx)?;
+    let inventory = reading.inventory(cx)?;
+    let (plan, resolved) = reading.plan(cx, &inventory, &args.target, Action::Promote)?;
+    show(cx, &plan, resolved.local_time.as_deref())?;
+    Ok(if plan.reachable {
+        exit::SUCCESS
+    } else {
+        exit::status(Program::Pitr, Code::OutOfReach)
+    })
+}
+
+/// Prints a plan; `local_time` is a target time as it was written.
+///
+/// # Errors
+/// What standard output says.
+pub fn show(cx: &Context, plan: &Plan, local_time: Option<&str>) -> Result<()> {
+    if cx.out.is_json() {
+        return cx.out.json(plan);
+    }
+    cx.out.line(render(plan, local_time).trim_end())?;
+    for warning in &plan.warnings {
+        cx.out.warn(warning);
+    }
+    Ok(())
+}
+
+/// A plan as people read it.
+pub fn render(plan: &Plan, local_time: Option<&str>) -> String {
+    let mut page = Page::default();
+    let mut asked = plan.target.target.to_string();
+    if let Some(local) = local_time {
+        asked.push_str(&format!(" ({local})"));
+    }
+    if plan.target.target.has_sides() && plan.target.inclusive == crate::plan::target::Inclusive::No
+    {
+        asked.push_str(", exclusive");
+    }
+    page.add("target", &asked);
+    page.add("outcome", &outcome(plan));
+    match plan.reachable {
+        true => reachable(plan, &mut page),
+        false => unreachable(plan, &mut page),
+    }
+    if !plan.backups_not_chosen.is_empty() {
+        page.blank();
+        for other in &plan.backups_not_chosen {
+            page.add("not taken", &format!("{}: {}", other.id, other.detail));
+        }
+    }
+    page.0
+}
+
+/// Labels on the left, values on the right.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn add(&mut self, label: &str, value: &str) {
+        self.0.push_str(&format!("{label:<15} {value}\n"));
+    }
+
+    fn blank(&mut self) {
+        self.0.push('\n');
+    }
+}
+
+fn outcome(plan: &Plan) -> String {
+    let explanation = plan.explanation.as_deref().unwrap_or_default();
+    match (&plan.stop, plan.outcome) {
+        (Some(stop), Outcome::StopsAtTarget) => format!("recovery stops {}", stop_text(stop)),
+        (Some(stop), Outcome::EndOfWal) => {
+            format!(
+                "everything archived is replayed, up to {}",
+                stop.recovery_end_lsn
+            )
+        }
+        _ => format!("out of reach: {explanation}"),
+    }
+}
+
+fn stop_text(stop: &Stop) -> String {
+    let side = match stop.side {
+        Side::Before => "before",
+        Side::After => "after",
+    };
+    let time = stop.time.map(human::exact_time).unwrap_or_default();
+    let xid = stop.xid.unwrap_or_default();
+    match stop.record {
+        StopRecord::Commit => format!(
+            "{side} the commit of transaction {xid} at {} ({time})",
+            stop.lsn
+        ),
+        StopRecord::Abort => format!(
+            "{side} the abort of transaction {xid} at {} ({time})",
+            stop.lsn
+        ),
+        StopRecord::RestorePoint => {
+            format!("{side} the restore point at {} ({time})", stop.lsn)
+        }
+        StopRecord::Record => format!("{side} the record at {}", stop.lsn),
+    }
+}
+
+fn end_text(end: &TransactionEnd) -> String {
+    let kind = match end.kind {
+        EndKind::Commit => "transaction",
+        EndKind::Abort => "abort of transaction",
+    };
+    format!(
+        "{kind} {}, {}, at {}",
+        end.xid,
+        human::exact_time(end.time),
+        end.lsn
+    )
+}
+
+fn moment_text(moment: &Moment) -> String {
+    let mut text = match moment.time {
+        Some(time) => format!("{}, LSN {}", human::exact_time(time), moment.lsn),
+        None => format!("LSN {}", moment.lsn),
+    };
+    if let Some(xid) = moment.xid {
+        text.push_str(&format!(", transaction {xid}"));
+    }
+    text
+}
+
+fn reachable(plan: &Plan, page: &mut Page) {
+    if let Some(backup) = &plan.backup {
+        page.add(
+            "backup",
+            &format!(
+                "{}, consistent at {} ({})",
+                backup.id,
+                backup.consistent_lsn,
+                human::time(backup.stop_time)
+            ),
+        );
+    }
+    let path: Vec<String> = plan
+        .timelines
+        .iter()
+        .map(|part| part.timeline.decimal().to_string())
+        .collect();
+    let target = plan.target_timeline.map_or(0, |t| t.decimal());
+    let mut timelines = path.join(" > ");
+    if plan.timelines.last().map(|p| p.timeline.decimal()) != Some(target) {
+        timelines.push_str(&format!(" (on the way to {target})"));
+    }
+    page.add("timelines", &timelines);
+    let needed = &plan.segments_needed;
+    if let (Some(first), Some(last)) = (needed.first, needed.last) {
+        page.add(
+            "WAL",
+            &format!(
+                "{}, {first} to {last}, all there",
+                human::count(needed.count, "segment")
+            ),
+        );
+    }
+    let none = || "none after the start of the backup".to_owned();
+    let last = plan.last_commit.as_ref().map_or_else(none, end_text);
+    page.add("last commit in", &last);
+    let first = plan.first_excluded.as_ref();
+    page.add(
+        "first one out",
+        &first.map_or_else(|| "none is archived".into(), end_text),
+    );
+    page.add(
+        "work",
+        &format!(
+            "{} to copy, {} of WAL to replay",
+            human::size(plan.bytes_to_copy),
+            human::size(plan.bytes_to_replay)
+        ),
+    );
+    page.blank();
+    for (name, value) in &plan.recovery_settings {
+        page.add(
+            "setting",
+            &format!("{name} = '{}'", value.replace('\'', "''")),
+        );
+    }
+}
+
+fn unreachable(plan: &Plan, page: &mut Page) {
+    if let Some(message) = &plan.fatal_message {
+        page.add("PostgreSQL", &format!("would stop with FATAL: {message}"));
+    }
+    if plan.segments_missing_count > 0 {
+        let shown: Vec<String> = plan
+            .segments_missing
+            .iter()
+            .take(MISSING_SHOWN)
+            .map(ToString::to_string)
+            .collect();
+        let mut text = format!(
+            "{}: {}",
+            human::count(plan.segments_missing_count, "segment"),
+            shown.join(", ")
+        );
+        if plan.segments_missing_count > shown.len() as u64 {
+            text.push_str(", …");
+        }
+        page.add("missing", &text);
+    }
+    let none = || "nothing".to_owned();
+    page.add(
+        "nearest before",
+        &plan.nearest_before.as_ref().map_or_else(none, moment_text),
+    );
+    page.add(
+        "nearest after",
+        &plan.nearest_after.as_ref().map_or_else(none, moment_text),
+    );
+}

@@ -1,0 +1,203 @@
+//! What the reading verbs share: the repository they read, the cluster, and what is there.
+
+use std::path::PathBuf;
+
+use super::Context;
+use super::archive_command::shell_word;
+use super::target::{ResolvedTarget, TargetArgs};
+use crate::config::{self, Settings};
+use crate::err;
+use crate::error::{Code, Result};
+use crate::plan::recovery::{Action, Options, Plan};
+use crate::plan::{self};
+use crate::repo::inventory::Inventory;
+use crate::repo::repository::Repository;
+use crate::repo::rollup::Rollup;
+
+/// Where caches go for root without a home: PostgreSQL's commands and cron run so.
+const ROOT_CACHE: &str = "/var/cache/pitr";
+/// A plan is made anew when the WAL turned out to differ from what the cache said; more often than this it changes under us.
+const ATTEMPTS: usize = 4;
+
+/// An open repository, and the cluster that is read.
+pub struct Reading {
+    /// Everything that is configured.
+    pub settings: Settings,
+    /// The repository's configuration.
+    pub configured: config::Repository,
+    /// The repository.
+    pub repository: Repository,
+    /// The cluster's configuration; none where only its name is known.
+    pub cluster: Option<config::Cluster>,
+    /// The cluster's name.
+    pub name: String,
+}
+
+impl Reading {
+    /// Opens the first repository that can be opened, and settles which cluster is meant.
+    ///
+    /// # Errors
+    /// That of the first repository, when none can be opened; `Usage` when several clusters could be meant.
+    pub fn open(cx: &Context) -> Result<Reading> {
+        let settings = cx.settings()?;
+        let mut first_error = None;
+        let mut opened = None;
+        for configured in &settings.repositories {
+            match cx.open(configured) {
+                Ok(repository) => {
+                    opened = Some((configured.clone(), repository));
+                    break;
+                }
+                Err(e) => {
+                    if settings.repositories.len() > 1 {
+                        cx.out
+                            .warn(&format!("repository \"{}\": {e}", configured.name));
+                    }
+                    first_error.get_or_insert(e);
+                }
+            }
+        }
+        let Some((configured, repository)) = opened else {
+            return Err(first_error.unwrap_or_else(|| err!(Config, "no repository is configured")));
+        };
+        let cluster = settings.cluster_if_named()?;
+        let name = match &cluster {
+            Some(cluster) => cluster.name.as_str().to_owned(),
+            None => only_cluster(&repository)?,
+        };
+        Ok(Reading {
+            settings,
+            configured,
+            repository,
+            cluster,
+            name,
+        })
+    }
+
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// Those of [`Inventory::read`].
+    pub fn inventory(&self, cx: &Context) -> Result<Inventory> {
+        Inventory::read(&self.repository, &self.name, cx.global.system_identifier)
+    }
+
+    /// Where caches are kept.
+    pub fn cache_dir(&self, cx: &Context) -> Option<PathBuf> {
+        let configured = self.cluster.as_ref().and_then(|c| c.cache_dir.clone());
+        configured
+            .or_else(|| cx.environment.cache_dir())
+            .or_else(|| {
+                rustix::process::geteuid()
+                    .is_root()
+                    .then(|| PathBuf::from(ROOT_CACHE))
+            })
+    }
+
+    /// Answers about the WAL of an inventory.
+    ///
+    /// # Errors
+    /// Those of [`Rollup::new`].
+    pub fn rollup<'a>(&'a self, cx: &Context, inventory: &'a Inventory) -> Result<Rollup<'a>> {
+        Rollup::new(&self.repository, inventory, self.cache_dir(cx).as_deref())
+    }
+
+    /// restore_command and recovery_end_command of what is restored from here: absolute paths, for they run in the data directory.
+    pub fn commands(&self, cx: &Context) -> (String, String) {
+        let program = std::env::current_exe()
+            .ok()
+            .and_then(|p| Some(p.parent()?.join("pitr-restore")))
+            .unwrap_or_else(|| PathBuf::from("pitr-restore"));
+        let word = |text: &str| shell_word(text).replace('%', "%%");
+        let program = word(&program.to_string_lossy());
+        let mut fetch = program.clone();
+        if let Some(path) = &self.settings.path {
+            fetch.push_str(&format!(" --config {}", word(&path.to_string_lossy())));
+        }
+        fetch.push_str(&format!(" --cluster {}", word(&self.name)));
+        // Narrowed on the command line: the WAL has to come from there, too. Without a file it is all there is.
+        if self.settings.path.is_none() || cx.global.repository.is_some() {
+            let location = self.configured.location.to_string();
+            fetch.push_str(&format!(" --repository {}", word(&location)));
+        }
+        fetch.push_str(" %f %p");
+        (fetch, format!("{program} --recovery-ended"))
+    }
+
+    /// Makes the plan for a target.
+    ///
+    /// # Errors
+    /// `Usage` for options that mean nothing; those of [`plan::plan`].
+    pub fn plan(
+        &self,
+        cx: &Context,
+        inventory: &Inventory,
+        target: &TargetArgs,
+        action: Action,
+    ) -> Result<(Plan, ResolvedTarget)> {
+        let parsed = target.parse()?;
+        let configured = self.cluster.as_ref().and_then(|c| c.timezone.as_deref());
+        let resolved = parsed.resolve(&cx.environment, configured, inventory.timezone())?;
+        let (restore_command, recovery_end_command) = self.commands(cx);
+        let options = Options {
+            backup: parsed
+                .backup
+                .as_deref()
+                .map(|id| id.parse().map_err(|e| unknown_backup(inventory, id, e)))
+                .transpose()?,
+            action,
+            restore_command,
+            recovery_end_command: Some(recovery_end_command),
+        };
+        let rollup = self.rollup(cx, inventory)?;
+        for _ in 0..ATTEMPTS {
+            let plan = plan::plan(inventory, &rollup, &resolved.target, &options, cx.now())?;
+            if !rollup.has_changed() {
+                return Ok((plan, resolved));
+            }
+        }
+        Err(err!(
+            Unreachable,
+            "the archived WAL changed each time it was looked at"
+        )
+        .hint("Objects never change: something else writes into the repository. Run pitr verify."))
+    }
+}
+
+fn unknown_backup(
+    inventory: &Inventory,
+    id: &str,
+    error: crate::error::Error,
+) -> crate::error::Error {
+    let ids: Vec<String> = inventory.backups.iter().map(|b| b.id.to_string()).collect();
+    match ids
+        .iter()
+        .min_by_key(|known| strsim::osa_distance(known, id))
+    {
+        Some(closest) => error
+            .with_code(Code::NotFound)
+            .hint(format!("The closest is {closest}")),
+        None => error,
+    }
+}
+
+/// The only cluster of a repository.
+fn only_cluster(repository: &Repository) -> Result<String> {
+    let mut names = repository.cluster_names()?;
+    if names.len() > 1 {
+        return Err(err!(
+            Usage,
+            "repository \"{}\" holds several clusters and none is named",
+            repository.store().location()
+        )
+        .hint(format!("Add --cluster NAME. Known: {}", names.join(", "))));
+    }
+    names.pop().ok_or_else(|| {
+        err!(
+            NotFound,
+            "repository \"{}\" holds no cluster",
+            repository.store().location()
+        )
+        .hint("Nothing is archived there. Run pitr init for a cluster.")
+    })
+}

@@ -1,0 +1,183 @@
+//! `pitr repo`.
+
+use serde::Serialize;
+
+use super::Context;
+use super::human;
+use super::output::{Align, Table};
+use crate::config;
+use crate::error::{Code, Error, Result};
+use crate::exit::{self, Program};
+use crate::pg::time::TimestampTz;
+use crate::repo::repository::Repository;
+
+/// Look at the repositories themselves
+///
+/// Example: pitr repo show
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do with a repository.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    /// Show what each repository is, and which clusters it knows
+    ///
+    /// Exit status 9 when none can be opened, 10 when some cannot.
+    ///
+    /// Example: pitr repo show --repository /var/backups/pitr
+    Show {},
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    match args.command {
+        Command::Show {} => show(cx),
+    }
+}
+
+#[derive(Serialize)]
+struct Shown {
+    name: String,
+    url: String,
+    required: bool,
+    uuid: Option<String>,
+    created: Option<TimestampTz>,
+    clusters: Vec<ShownCluster>,
+    error: Option<ShownError>,
+}
+
+#[derive(Serialize)]
+struct ShownCluster {
+    name: String,
+    system_identifier: String,
+    major: u32,
+    segment_size_bytes: u64,
+    first_seen: TimestampTz,
+}
+
+#[derive(Serialize)]
+struct ShownError {
+    code: &'static str,
+    message: String,
+}
+
+fn show(cx: &Context) -> Result<u8> {
+    let settings = cx.settings()?;
+    let mut shown = Vec::new();
+    let mut failed: Vec<Error> = Vec::new();
+    for configured in &settings.repositories {
+        let (opened, error) = match inspect(cx, configured) {
+            Ok(opened) => (Some(opened), None),
+            Err(e) => {
+                let error = ShownError {
+                    code: exit::name(e.code()),
+                    message: e.to_string(),
+                };
+                failed.push(e);
+                (None, Some(error))
+            }
+        };
+        let (uuid, created, clusters) =
+            opened.map_or((None, None, Vec::new()), |(u, c, l)| (Some(u), Some(c), l));
+        shown.push(Shown {
+            name: configured.name.clone(),
+            url: configured.location.to_string(),
+            required: configured.required,
+            uuid,
+            created,
+            clusters,
+            error,
+        });
+    }
+    // The only repository that cannot be opened is the answer's end, not a part of it.
+    if let ([_], 1) = (shown.as_slice(), failed.len())
+        && let Some(error) = failed.pop()
+    {
+        return Err(error);
+    }
+    if cx.out.is_json() {
+        cx.out.json(&serde_json::json!({ "repositories": shown }))?;
+    } else {
+        print(cx, &shown)?;
+    }
+    let Some(first) = failed.first() else {
+        return Ok(exit::SUCCESS);
+    };
+    let code = match failed.len() == shown.len() {
+        true => first.code(),
+        false => Code::Partial,
+    };
+    if !cx.out.is_json() {
+        for error in &failed {
+            cx.out.error(error);
+        }
+    }
+    Ok(exit::status(Program::Pitr, code))
+}
+
+fn inspect(
+    cx: &Context,
+    configured: &config::Repository,
+) -> Result<(String, TimestampTz, Vec<ShownCluster>)> {
+    let repository: Repository = cx.open(configured)?;
+    let mut clusters = Vec::new();
+    for name in repository.cluster_names()? {
+        for r in repository.registrations(&name)? {
+            clusters.push(ShownCluster {
+                name: r.name,
+                system_identifier: r.system_identifier.to_string(),
+                major: r.major,
+                segment_size_bytes: r.segment_size_bytes,
+                first_seen: r.first_seen,
+            });
+        }
+    }
+    let marker = repository.marker();
+    Ok((marker.uuid.clone(), marker.created, clusters))
+}
+
+fn print(cx: &Context, shown: &[Shown]) -> Result<()> {
+    let mut repositories = Table::new(&[
+        ("repository", Align::Left),
+        ("url", Align::Left),
+        ("required", Align::Left),
+        ("created", Align::Left),
+    ]);
+    let mut clusters = Table::new(&[
+        ("cluster", Align::Left),
+        ("repository", Align::Left),
+        ("PostgreSQL", Align::Right),
+        ("system identifier", Align::Right),
+        ("registered", Align::Left),
+    ]);
+    for one in shown {
+        repositories.row([
+            one.name.as_str(),
+            &one.url,
+            if one.required { "yes" } else { "no" },
+            &one.created
+                .map_or_else(|| "cannot be opened".to_owned(), human::time),
+        ]);
+        for cluster in &one.clusters {
+            clusters.row([
+                cluster.name.as_str(),
+                &one.name,
+                &cluster.major.to_string(),
+                &cluster.system_identifier,
+                &human::time(cluster.first_seen),
+            ]);
+        }
+    }
+    if shown.is_empty() {
+        return cx.out.line("No repository is configured.");
+    }
+    cx.out.table(&repositories)?;
+    cx.out.line("")?;
+    match clusters.is_empty() {
+        true => cx.out.line("No cluster is registered."),
+        false => cx.out.table(&clusters),
+    }
+}

@@ -1,0 +1,342 @@
+//! `pitr restore`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use super::reading::Reading;
+use super::restoring::{self, Opened, Place, ShownReport};
+use super::target::TargetArgs;
+use super::{Context, human, plan};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::exit::{self, Program};
+use crate::plan::recovery::{Action, Outcome, Plan};
+use crate::repo::backup::BackupRoot;
+use crate::restore::job::{self, Earlier, Job, Purpose, Request};
+use crate::restore::target_dir::{Mapping, PlacedTablespace, Target};
+
+/// Restore a cluster into an empty directory
+///
+/// Executes what `pitr plan` shows; PostgreSQL then replays the WAL when it is started. The copy does not archive until it is
+/// adopted. Run the same command again after an interruption: it resumes.
+///
+/// Example: pitr restore --to /var/lib/postgresql/17/restored --target-time "2026-11-20 06:40:49+01"
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The directory to restore into: empty, or not there yet
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+
+    #[command(flatten)]
+    pub target: TargetArgs,
+
+    /// What PostgreSQL does at the target
+    #[arg(long, value_enum, value_name = "ACTION", default_value_t = TargetAction::Promote)]
+    pub target_action: TargetAction,
+
+    /// Put the tablespace of directory OLD, or with this OID, into directory NEW; may be repeated
+    #[arg(long, value_name = "OLD=NEW")]
+    pub tablespace_mapping: Vec<TablespaceMapping>,
+
+    /// Extract on this many cores, 1 to 256; all of them without it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: Option<u16>,
+
+    /// Let the copy archive: it succeeds the cluster, which is lost
+    #[arg(long)]
+    pub adopt: bool,
+
+    /// Show the plan and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// recovery_target_action.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetAction {
+    /// Accept writes.
+    Promote,
+    /// Accept reads, and wait for pg_wal_replay_resume().
+    Pause,
+    /// Stop.
+    Shutdown,
+}
+
+impl From<TargetAction> for Action {
+    fn from(action: TargetAction) -> Action {
+        match action {
+            TargetAction::Promote => Action::Promote,
+            TargetAction::Pause => Action::Pause,
+            TargetAction::Shutdown => Action::Shutdown,
+        }
+    }
+}
+
+/// A plan and where it is carried out, as JSON; what was done follows when it was.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    plan: &'a Plan,
+    to: &'a str,
+    tablespaces: &'a [PlacedTablespace],
+    dry_run: bool,
+    restored: Option<ShownReport<'a>>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    let parsed = args.target.parse()?;
+    let reading = Reading::open(cx)?;
+    let mappings = args.tablespace_mapping.iter().map(Mapping::from).collect();
+    let place = Place::new(cx, &reading.settings, &args.to, mappings);
+    let target = place.look()?;
+    let opened = restoring::open(cx, reading)?;
+    let cluster = opened.reading.cluster.as_ref();
+    let configured_zone = cluster.and_then(|c| c.timezone.as_deref());
+    let zone = opened.inventory.timezone();
+    let resolved = parsed.resolve(&cx.environment, configured_zone, zone)?;
+    let request = Request {
+        to: restoring::path_text(&target.data)?,
+        cluster: opened.layout.name().to_owned(),
+        repository: cx.global.repository.clone(),
+        backup: args.target.backup.clone(),
+        tablespace_mappings: args
+            .tablespace_mapping
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        purpose: Purpose::Restore {
+            target: resolved.target.clone(),
+            action: args.target_action.into(),
+            adopt: args.adopt,
+        },
+    };
+    let earlier = job::earlier(&target.found, &request)?;
+    let (job, root) = match &earlier {
+        Earlier::Copying(job) | Earlier::LastStep(job) => {
+            cx.out.note(&format!(
+                "resuming the restore that was planned at {}",
+                human::time(job.planned)
+            ));
+            (job.as_ref().clone(), opened.root(&job.backup)?)
+        }
+        Earlier::None => {
+            let action = args.target_action.into();
+            let (plan, _) = opened
+                .reading
+                .plan(cx, &opened.inventory, &args.target, action)?;
+            if !plan.reachable || plan.outcome == Outcome::Fatal {
+                plan::show(cx, &plan, resolved.local_time.as_deref())?;
+                return out_of_reach(cx, &plan);
+            }
+            new_job(cx, &opened, request, plan)?
+        }
+    };
+    let target = place.place(target, &root)?;
+    let job = Job {
+        tablespaces: target.tablespaces.clone(),
+        ..job
+    };
+    let survey = restoring::survey(&opened, &root, &job, &target)?;
+    restoring::check_commands(cx, &target, &opened)?;
+    let Some(plan) = &job.plan else {
+        return Err(err!(Internal, "a restore without a plan"));
+    };
+    let mut shown = Shown {
+        plan,
+        to: &job.request.to,
+        tablespaces: &job.tablespaces,
+        dry_run: args.dry_run,
+        restored: None,
+    };
+    if !cx.out.is_json() {
+        plan::show(cx, plan, resolved.local_time.as_deref())?;
+    } else if args.dry_run {
+        cx.out.json(&shown)?;
+    }
+    if args.dry_run {
+        return Ok(exit::SUCCESS);
+    }
+    let (report, took) = restoring::run(
+        cx,
+        &opened,
+        &root,
+        &job,
+        (&target, &survey),
+        &earlier,
+        args.jobs,
+    )?;
+    if cx.out.is_json() {
+        shown.restored = Some(ShownReport::new(&job, &report, took));
+        cx.out.json(&shown)?;
+        return Ok(exit::SUCCESS);
+    }
+    cx.out.line("")?;
+    restoring::print_report(cx, &job, &report, took)?;
+    print_next(cx, &job, plan, &target)?;
+    Ok(exit::SUCCESS)
+}
+
+/// The plan says why, on standard output; what follows from it stands with the errors.
+fn out_of_reach(cx: &Context, plan: &Plan) -> Result<u8> {
+    if cx.out.is_json() {
+        return Ok(exit::status(Program::Pitr, Code::OutOfReach));
+    }
+    let why = plan
+        .explanation
+        .clone()
+        .unwrap_or_else(|| "the target cannot be reached".into());
+    Err(err!(OutOfReach, "{why}").hint("Nothing was written."))
+}
+
+fn new_job(
+    cx: &Context,
+    opened: &Opened,
+    request: Request,
+    plan: Plan,
+) -> Result<(Job, BackupRoot)> {
+    let chosen = plan
+        .backup
+        .as_ref()
+        .ok_or_else(|| err!(Internal, "a plan without a backup"))?;
+    let root = opened.root(&chosen.id)?;
+    let job = Job {
+        format: Job::FORMAT,
+        request,
+        planned: cx.now(),
+        repository: opened.reading.configured.location.to_string(),
+        system_identifier: root.system_identifier,
+        backup: root.id.clone(),
+        backup_nonce: root.nonce.clone(),
+        tablespaces: Vec::new(),
+        restore_command: opened.reading.commands(cx).0,
+        plan: Some(plan),
+    };
+    Ok((job, root))
+}
+
+fn print_next(cx: &Context, job: &Job, plan: &Plan, target: &Target) -> Result<()> {
+    let out = &cx.out;
+    out.line("Next:")?;
+    out.line(&format!("  {}", restoring::start_line(job, target)))?;
+    let Purpose::Restore { action, adopt, .. } = &job.request.purpose else {
+        return Ok(());
+    };
+    let ends = match action {
+        Action::Promote => {
+            "then opens it for writes on a new timeline; its log says \"archive recovery complete\""
+        }
+        Action::Pause => {
+            "then pauses, open for reads; its log says \"pausing at the end of recovery\". select pg_wal_replay_resume() opens it for writes"
+        }
+        Action::Shutdown => {
+            "then shuts down; its log says \"shutdown at recovery target\". It does so at every start until recovery_target_action is changed"
+        }
+    };
+    out.line(&format!(
+        "PostgreSQL replays {} of WAL to {}, {ends}.",
+        human::size(plan.bytes_to_replay),
+        plan.target.target
+    ))?;
+    let directory = super::archive_command::shell_word(&job.request.to);
+    match adopt {
+        true => out.line("It archives as the cluster's successor: make sure that the old one never starts again, and take a full backup."),
+        false => out.line(&format!(
+            "It does not archive (archive_mode = off). If it succeeds the cluster: pitr adopt --pgdata {directory}"
+        )),
+    }
+}
+
+impl From<&TablespaceMapping> for Mapping {
+    fn from(mapping: &TablespaceMapping) -> Mapping {
+        Mapping {
+            old: mapping.old.clone(),
+            new: mapping.new.clone(),
+        }
+    }
+}
+
+impl fmt::Display for TablespaceMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.old, self.new.display())
+    }
+}
+
+/// `OLD=NEW`. An equals sign inside a directory is written `\=`, as for pg_basebackup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TablespaceMapping {
+    /// The directory the tablespace had, or its OID.
+    pub old: String,
+    /// The directory it gets, absolute.
+    pub new: PathBuf,
+}
+
+impl FromStr for TablespaceMapping {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let wrong = || {
+            err!(
+                Usage,
+                "\"{s}\" is not OLD=NEW: OLD is an absolute directory or an OID, NEW an absolute directory"
+            )
+        };
+        let sides = split_at_equals(s);
+        let [old, new] = sides.as_slice() else {
+            return Err(wrong());
+        };
+        let is_oid = old.parse::<u32>().is_ok_and(|oid| oid > 0);
+        if !(old.starts_with('/') || is_oid) || !new.starts_with('/') {
+            return Err(wrong());
+        }
+        Ok(TablespaceMapping {
+            old: old.clone(),
+            new: PathBuf::from(new),
+        })
+    }
+}
+
+/// PostgreSQL: src/bin/pg_basebackup/pg_basebackup.c, `tablespace_list_append`.
+fn split_at_equals(s: &str) -> Vec<String> {
+    let mut sides = Vec::new();
+    let mut side = String::new();
+    let mut chars = s.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' if chars.peek() == Some(&'=') => side.extend(chars.next()),
+            '=' => sides.push(std::mem::take(&mut side)),
+            _ => side.push(c),
+        }
+    }
+    sides.push(side);
+    sides
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tablespace_mappings_are_read_as_pg_basebackup_does() {
+        for (text, old, new) in [
+            ("/a=/b", "/a", "/b"),
+            ("16385=/b", "16385", "/b"),
+            (r"/a\=x=/b\=y", "/a=x", "/b=y"),
+            (r"/a\b=/c", r"/a\b", "/c"),
+        ] {
+            let mapping: TablespaceMapping = text.parse().unwrap();
+            assert_eq!(
+                (mapping.old.as_str(), mapping.new),
+                (old, PathBuf::from(new))
+            );
+        }
+        for text in [
+            "", "16385", "=", "a=/b", "/a=b", "/a=/b=/c", "0=/b", r"/a\=/b", "/a=",
+        ] {
+            assert!(text.parse::<TablespaceMapping>().is_err(), "{text}");
+        }
+    }
+}

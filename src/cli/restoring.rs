@@ -1,0 +1,313 @@
+//! What `restore` and `standby` share on the command line: the place, the commands that PostgreSQL will run, the run itself.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::archive_command::shell_word;
+use super::owner::{Access, User};
+use super::reading::Reading;
+use super::{Context, human};
+use crate::config::{Location, Settings};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::repo::backup::BackupRoot;
+use crate::repo::inventory::Inventory;
+use crate::repo::layout::{BackupId, ClusterLayout};
+use crate::restore::extract::Survey;
+use crate::restore::job::{Earlier, Job};
+use crate::restore::target_dir::{self, Mapping, PlacedTablespace, Target, Wanted};
+use crate::restore::{self, Report, Source, Surroundings};
+
+/// A repository open for restoring one cluster.
+pub struct Opened {
+    /// The repository and the settings that led to it.
+    pub reading: Reading,
+    /// What it holds.
+    pub inventory: Inventory,
+    /// Where the cluster lies in it.
+    pub layout: ClusterLayout,
+}
+
+/// Opens the repository, and reads what it holds of the cluster.
+///
+/// # Errors
+/// Those of [`Reading::open`] and [`Inventory::read`].
+pub fn open(cx: &Context, reading: Reading) -> Result<Opened> {
+    let inventory = reading.inventory(cx)?;
+    let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
+    Ok(Opened {
+        reading,
+        inventory,
+        layout,
+    })
+}
+
+impl Opened {
+    /// Reads the root of a backup.
+    ///
+    /// # Errors
+    /// `NotFound`; `Damaged`.
+    pub fn root(&self, id: &BackupId) -> Result<BackupRoot> {
+        BackupRoot::read(self.reading.repository.store(), &self.layout, id)?
+            .ok_or_else(|| err!(NotFound, "backup \"{id}\" does not exist"))
+    }
+}
+
+/// The place that the command line names.
+pub struct Place {
+    /// The data directory, absolute.
+    pub to: PathBuf,
+    mappings: Vec<Mapping>,
+    repositories: Vec<PathBuf>,
+    home: Option<PathBuf>,
+}
+
+impl Place {
+    /// The place as written.
+    pub fn new(cx: &Context, settings: &Settings, to: &Path, mappings: Vec<Mapping>) -> Place {
+        let repositories = settings.repositories.iter().map(|r| {
+            let Location::File(path) = &r.location;
+            path.clone()
+        });
+        Place {
+            to: cx.environment.absolute(to),
+            mappings,
+            repositories: repositories.collect(),
+            home: cx.environment.home().map(Path::to_owned),
+        }
+    }
+
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted {
+            to: &self.to,
+            mappings: &self.mappings,
+            repositories: &self.repositories,
+            home: self.home.as_deref(),
+        }
+    }
+
+    /// Checks the data directory.
+    ///
+    /// # Errors
+    /// Those of [`target_dir::look`].
+    pub fn look(&self) -> Result<Target> {
+        target_dir::look(&self.wanted())
+    }
+
+    /// Checks the places of the tablespaces, which an unfinished job fixes.
+    ///
+    /// # Errors
+    /// Those of [`target_dir::place`].
+    pub fn place(&self, target: Target, root: &BackupRoot) -> Result<Target> {
+        target_dir::place(target, &self.wanted(), &root.tablespaces)
+    }
+}
+
+/// The data directory as text, for records.
+///
+/// # Errors
+/// `Refused` when it is not UTF-8.
+pub fn path_text(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        err!(Refused, "\"{}\" is not UTF-8", path.display())
+            .hint("Nothing was written. Name a directory whose path is.")
+    })
+}
+
+/// Requires the program that PostgreSQL runs while it recovers, and warns of what the server's user will not be able to use.
+///
+/// # Errors
+/// `Config` when `pitr-restore` does not lie beside this program.
+pub fn check_commands(cx: &Context, target: &Target, opened: &Opened) -> Result<()> {
+    let program = std::env::current_exe()
+        .map_err(|e| Error::from_io("find this program", e))?
+        .with_file_name("pitr-restore");
+    if !program.is_file() {
+        return Err(err!(
+            Config,
+            "\"{}\" does not exist, and PostgreSQL needs it to recover",
+            program.display()
+        )
+        .hint("Nothing was written. Install pitr-restore beside pitr."));
+    }
+    let existing = target.data.ancestors().find(|p| p.exists());
+    let user = match (target.owner, existing) {
+        (Some(_), Some(existing)) => User::owner_of(existing),
+        _ => Ok(User::of_process()),
+    };
+    let Ok(user) = user else { return Ok(()) };
+    let Location::File(repository) = &opened.reading.configured.location;
+    let needed = [
+        (Some(&program), Access::Execute),
+        (opened.reading.settings.path.as_ref(), Access::Read),
+        (Some(repository), Access::Execute),
+    ];
+    for (path, access) in needed {
+        if let Some(path) = path
+            && let Some(obstacle) = user.kept_out_by(path, access)
+        {
+            cx.out.warn(&format!(
+                "the server's user {} cannot use \"{}\", so recovery will fail: correct the permissions of \"{}\"",
+                user.name(),
+                path.display(),
+                obstacle.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What a restore or standby came to, as JSON.
+#[derive(Serialize)]
+pub struct ShownReport<'a> {
+    /// The data directory.
+    pub to: &'a str,
+    /// The backup.
+    pub backup: String,
+    /// Where its tablespaces are.
+    pub tablespaces: &'a [PlacedTablespace],
+    /// Whether an earlier run had begun it.
+    pub resumed: bool,
+    /// Files of the backup.
+    pub file_count: u64,
+    /// Their raw bytes.
+    pub size_bytes: u64,
+    /// Bytes that this run wrote.
+    pub written_bytes: u64,
+    /// Files compared with the server's own manifest.
+    pub compared_file_count: Option<u64>,
+    /// Settings that run code.
+    pub code_settings: &'a [String],
+    /// Links that were not recreated.
+    pub links_left_out: &'a [String],
+    /// Whether the directory may archive.
+    pub may_archive: bool,
+    /// How long it took.
+    pub duration_ms: u64,
+}
+
+impl<'a> ShownReport<'a> {
+    /// Puts it together.
+    pub fn new(job: &'a Job, report: &'a Report, took: Duration) -> ShownReport<'a> {
+        ShownReport {
+            to: &job.request.to,
+            backup: job.backup.to_string(),
+            tablespaces: &job.tablespaces,
+            resumed: report.resumed,
+            file_count: report.files,
+            size_bytes: report.raw_bytes,
+            written_bytes: report.copied.written_bytes,
+            compared_file_count: report.compared_files,
+            code_settings: &report.running_code,
+            links_left_out: &report.links,
+            may_archive: job.may_archive(),
+            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// Runs a job whose target was checked.
+///
+/// # Errors
+/// Those of [`restore::survey`] and [`restore::run`].
+pub fn run(
+    cx: &Context,
+    opened: &Opened,
+    root: &BackupRoot,
+    job: &Job,
+    (target, survey): (&Target, &Survey),
+    earlier: &Earlier,
+    jobs: Option<u16>,
+) -> Result<(Report, Duration)> {
+    let source = Source {
+        store: opened.reading.repository.store(),
+        layout: &opened.layout,
+        root,
+    };
+    let stop = cx.stop_flag()?;
+    let progress = cx.progress();
+    let started = Instant::now();
+    let (clock, random) = (|| cx.now(), || cx.random());
+    let around = Surroundings {
+        clock: &clock,
+        random: &random,
+        progress: &progress,
+        stop: &stop,
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let jobs = jobs.map_or(cores, usize::from);
+    let report = restore::run(&source, job, target, survey, earlier, jobs, &around)?;
+    Ok((report, started.elapsed()))
+}
+
+/// Checks the space, before the first write; returns what the backup holds.
+///
+/// # Errors
+/// `Refused` with numbers.
+pub fn survey(opened: &Opened, root: &BackupRoot, job: &Job, target: &Target) -> Result<Survey> {
+    let source = Source {
+        store: opened.reading.repository.store(),
+        layout: &opened.layout,
+        root,
+    };
+    restore::survey(&source, job, target)
+}
+
+/// Says what was restored, and what it brought along.
+///
+/// # Errors
+/// Those of the output.
+pub fn print_report(cx: &Context, job: &Job, report: &Report, took: Duration) -> Result<()> {
+    let out = &cx.out;
+    let resumed = if report.resumed { "resumed and " } else { "" };
+    out.line(&format!(
+        "{resumed}restored backup {} into {}",
+        job.backup, job.request.to
+    ))?;
+    let compared = match report.compared_files {
+        Some(_) => ", all as in PostgreSQL's own manifest",
+        None => "",
+    };
+    out.line(&format!(
+        "  {}, {} in {}, every byte checked{compared}",
+        human::count(report.files, "file"),
+        human::size(report.raw_bytes),
+        human::duration(took)
+    ))?;
+    for tablespace in &job.tablespaces {
+        out.line(&format!(
+            "  tablespace {} is in {}",
+            tablespace.oid,
+            tablespace.path.display()
+        ))?;
+    }
+    for link in &report.links {
+        out.line(&format!("  link \"{link}\" was not recreated"))?;
+    }
+    if !report.running_code.is_empty() {
+        out.line("The configuration that came along runs code when the server starts:")?;
+        for setting in &report.running_code {
+            out.line(&format!("  {setting}"))?;
+        }
+    }
+    if !report.has_configuration {
+        out.line("There is no postgresql.conf in the backup: give the server one with -c config_file=FILE")?;
+    }
+    Ok(())
+}
+
+/// The line that starts the server.
+pub fn start_line(job: &Job, target: &Target) -> String {
+    let directory = shell_word(&job.request.to);
+    let pg_ctl = format!("pg_ctl -D {directory} start");
+    match target.owner {
+        Some(_) => {
+            let user =
+                User::owner_of(&target.data).map_or_else(|_| "postgres".into(), |u| u.name());
+            format!("sudo -u {user} {pg_ctl}")
+        }
+        None => pg_ctl,
+    }
+}

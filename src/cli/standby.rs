@@ -1,0 +1,250 @@
+//! `pitr standby`.
+
+use std::path::PathBuf;
+
+use super::Context;
+use super::reading::Reading;
+use super::restoring::{self, Opened, Place, ShownReport};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::exit;
+use crate::repo::inventory::Backup;
+use crate::restore::job::{self, Earlier, Job, Purpose, Request};
+use crate::restore::target_dir::Mapping;
+
+use super::restore::TablespaceMapping;
+
+/// Restore the best backup as a streaming standby
+///
+/// The standby catches up from the repository and then streams from the primary. It is the cluster, not a copy of it: nothing
+/// needs to be adopted.
+///
+/// Example: pitr standby --to /var/lib/postgresql/17/main --primary-conninfo "host=db1 user=replicator"
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The directory to restore into: empty, or not there yet
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+
+    /// How the standby connects to the primary, in libpq's syntax
+    ///
+    /// A password does not belong here: put it into a password file and name that with passfile=FILE, or use ~/.pgpass of the server's
+    /// user.
+    #[arg(long, value_name = "CONNINFO")]
+    pub primary_conninfo: String,
+
+    /// The replication slot that the standby uses
+    #[arg(long, value_name = "NAME")]
+    pub slot: Option<String>,
+
+    /// Put the tablespace of directory OLD, or with this OID, into directory NEW; may be repeated
+    #[arg(long, value_name = "OLD=NEW")]
+    pub tablespace_mapping: Vec<TablespaceMapping>,
+
+    /// Extract on this many cores, 1 to 256; all of them without it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: Option<u16>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    check_conninfo(&args.primary_conninfo)?;
+    check_slot(args.slot.as_deref())?;
+    let reading = Reading::open(cx)?;
+    let mappings = args.tablespace_mapping.iter().map(Mapping::from).collect();
+    let place = Place::new(cx, &reading.settings, &args.to, mappings);
+    let target = place.look()?;
+    let opened = restoring::open(cx, reading)?;
+    let request = Request {
+        to: restoring::path_text(&target.data)?,
+        cluster: opened.layout.name().to_owned(),
+        repository: cx.global.repository.clone(),
+        backup: None,
+        tablespace_mappings: args
+            .tablespace_mapping
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        purpose: Purpose::Standby {
+            primary_conninfo: args.primary_conninfo.clone(),
+            slot: args.slot.clone(),
+        },
+    };
+    let earlier = job::earlier(&target.found, &request)?;
+    let (job, root) = match &earlier {
+        Earlier::Copying(job) | Earlier::LastStep(job) => {
+            (job.as_ref().clone(), opened.root(&job.backup)?)
+        }
+        Earlier::None => new_job(cx, &opened, request)?,
+    };
+    let target = place.place(target, &root)?;
+    let job = Job {
+        tablespaces: target.tablespaces.clone(),
+        ..job
+    };
+    let survey = restoring::survey(&opened, &root, &job, &target)?;
+    restoring::check_commands(cx, &target, &opened)?;
+    let (report, took) = restoring::run(
+        cx,
+        &opened,
+        &root,
+        &job,
+        (&target, &survey),
+        &earlier,
+        args.jobs,
+    )?;
+    if cx.out.is_json() {
+        cx.out.json(&ShownReport::new(&job, &report, took))?;
+        return Ok(exit::SUCCESS);
+    }
+    restoring::print_report(cx, &job, &report, took)?;
+    cx.out.line("Next:")?;
+    cx.out
+        .line(&format!("  {}", restoring::start_line(&job, &target)))?;
+    cx.out.line(
+        "The standby replays the archived WAL, then says \"started streaming WAL from primary\" in its log. It may archive with archive_mode = always.",
+    )?;
+    Ok(exit::SUCCESS)
+}
+
+/// The backup that is done soonest: the newest without damage, on the timeline that is the newest.
+fn new_job(
+    cx: &Context,
+    opened: &Opened,
+    request: Request,
+) -> Result<(Job, crate::repo::backup::BackupRoot)> {
+    let backups = &opened.inventory.backups;
+    let is_good = |b: &&Backup| b.damage.is_none() && b.expire_mark.is_none();
+    let best = backups
+        .iter()
+        .filter(is_good)
+        .max_by_key(|b| (b.timeline, b.stop_lsn))
+        .or_else(|| {
+            backups
+                .iter()
+                .filter(|b| b.damage.is_none())
+                .max_by_key(|b| (b.timeline, b.stop_lsn))
+        })
+        .ok_or_else(|| {
+            err!(
+                OutOfReach,
+                "cluster \"{}\" has no undamaged backup",
+                request.cluster
+            )
+            .hint("Nothing was written. Take one with pitr backup.")
+        })?;
+    let root = opened.root(&best.id)?;
+    let job = Job {
+        format: Job::FORMAT,
+        request,
+        planned: cx.now(),
+        repository: opened.reading.configured.location.to_string(),
+        system_identifier: root.system_identifier,
+        backup: root.id.clone(),
+        backup_nonce: root.nonce.clone(),
+        tablespaces: Vec::new(),
+        restore_command: opened.reading.commands(cx).0,
+        plan: None,
+    };
+    Ok((job, root))
+}
+
+/// The setting is written into a file that backups carry along, and command lines are seen by everybody.
+fn check_conninfo(conninfo: &str) -> Result<()> {
+    let wrong = |why: &str| -> Result<()> { Err(err!(Usage, "--primary-conninfo {why}")) };
+    if conninfo.trim().is_empty() {
+        return wrong("is empty");
+    }
+    if conninfo.contains(['\n', '\r', '\0']) {
+        return wrong("holds a line break");
+    }
+    if holds_password(conninfo) {
+        return Err(with_passfile_hint(err!(
+            Usage,
+            "--primary-conninfo holds a password"
+        )));
+    }
+    Ok(())
+}
+
+fn with_passfile_hint(e: Error) -> Error {
+    e.hint("Put it into a password file of the server's user and add passfile=FILE instead.")
+}
+
+/// `password=…`, or `user:password@` and `?password=` in a URI.
+fn holds_password(conninfo: &str) -> bool {
+    let lower = conninfo.to_ascii_lowercase();
+    if let Some((_, rest)) = lower
+        .split_once("postgresql://")
+        .or_else(|| lower.split_once("postgres://"))
+    {
+        let authority = rest.split(['/', '?']).next().unwrap_or_default();
+        let in_authority = authority
+            .rsplit_once('@')
+            .is_some_and(|(user, _)| user.contains(':'));
+        return in_authority || rest.contains("password=");
+    }
+    let mut rest = lower.as_str();
+    while let Some(at) = rest.find("password") {
+        let before = rest.get(..at).unwrap_or_default();
+        let after = rest.get(at + "password".len()..).unwrap_or_default();
+        let begins_word = before
+            .chars()
+            .next_back()
+            .is_none_or(|c| c.is_whitespace() || c == '\'');
+        if begins_word && after.trim_start().starts_with('=') {
+            return true;
+        }
+        rest = after;
+    }
+    false
+}
+
+/// PostgreSQL: src/backend/replication/slot.c, `ReplicationSlotValidateName`.
+fn check_slot(slot: Option<&str>) -> Result<()> {
+    let Some(slot) = slot else { return Ok(()) };
+    let right = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    if slot.is_empty() || slot.len() > 63 || !slot.bytes().all(right) {
+        return Err(err!(
+            Usage,
+            "\"{}\" is not a name of a replication slot: lower-case letters, digits and underscores, at most 63, are needed",
+            slot.escape_debug()
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_taken_from_the_command_line() {
+        for conninfo in [
+            "host=a password=b",
+            "password = 'b'",
+            "host=a PASSWORD=b",
+            "postgresql://u:p@h/db",
+            "postgres://u@h/db?password=x",
+        ] {
+            assert!(check_conninfo(conninfo).is_err(), "{conninfo}");
+        }
+        for conninfo in [
+            "host=a user=password passfile=/x",
+            "host=a sslpassword_file=b",
+            "postgresql://u@h:5432/db",
+            "host=a dbname=password",
+        ] {
+            assert!(check_conninfo(conninfo).is_ok(), "{conninfo}");
+        }
+        assert!(check_conninfo(" ").is_err() && check_conninfo("host=a\nb").is_err());
+    }
+
+    #[test]
+    fn slots_have_names_that_postgresql_takes() {
+        assert!(check_slot(Some("standby_1")).is_ok() && check_slot(None).is_ok());
+        for bad in ["", "A", "a-b", "a'b"] {
+            assert!(check_slot(Some(bad)).is_err(), "{bad}");
+        }
+    }
+}

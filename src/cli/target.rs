@@ -1,0 +1,291 @@
+//! Where recovery should stop, as options: shared by `plan` and `restore`.
+
+use std::path::Path;
+
+use clap::{ArgGroup, Args};
+
+use crate::config::Environment;
+use crate::error::{Code, Error, Result};
+use crate::plan::target::{Inclusive, RecoveryTarget, Target, TargetTimeline};
+use crate::plan::target_time::{TargetTime, WrittenTime, Zone, Zones};
+
+/// The recovery target; without one, the end of the archived WAL on the latest timeline.
+#[derive(Args, Debug, Clone, Default)]
+#[command(
+    next_help_heading = "Recovery target",
+    group(ArgGroup::new("target").args(["target_time", "target_xid", "target_lsn", "target_name", "target_immediate"]))
+)]
+pub struct TargetArgs {
+    /// Stop at this time, such as "2026-11-20 06:40:49+01" or "2026-11-20T05:40:49Z"
+    ///
+    /// Also "@1795153249" (seconds since 1970). A time without a zone is read in the zone of --timezone, else of the configuration, else of this
+    /// host; it is refused when that is ambiguous.
+    #[arg(long, value_name = "TIME")]
+    pub target_time: Option<String>,
+
+    /// Read --target-time in this zone, such as Europe/Berlin or +01:00
+    #[arg(long, value_name = "ZONE", requires = "target_time", conflicts_with_all = ["target_xid", "target_lsn", "target_name", "target_immediate"])]
+    pub timezone: Option<String>,
+
+    /// Stop at the end of this transaction
+    #[arg(long, value_name = "XID", allow_hyphen_values = true)]
+    pub target_xid: Option<String>,
+
+    /// Stop at this WAL position, such as 0/3000060
+    #[arg(long, value_name = "LSN")]
+    pub target_lsn: Option<String>,
+
+    /// Stop at this restore point (pg_create_restore_point)
+    #[arg(long, value_name = "NAME")]
+    pub target_name: Option<String>,
+
+    /// Stop as soon as the backup is consistent
+    #[arg(long)]
+    pub target_immediate: bool,
+
+    /// Stop just before the target instead of just after it
+    #[arg(long, requires = "target")]
+    pub exclusive: bool,
+
+    /// Follow this timeline: latest, current (the backup's own) or its number
+    #[arg(long, value_name = "latest|current|N", default_value = "latest")]
+    pub target_timeline: String,
+
+    /// Start from this backup instead of the best one
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+}
+
+/// The options as values: every word is right, but a time may still depend on zones.
+#[derive(Debug, Clone)]
+pub struct ParsedTarget {
+    point: Point,
+    inclusive: Inclusive,
+    timeline: TargetTimeline,
+    timezone: Option<Zone>,
+    /// `--backup`.
+    pub backup: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+enum Point {
+    Time(WrittenTime),
+    Known(Target),
+}
+
+/// The recovery target, and the time as it was meant, to show it again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedTarget {
+    /// What is asked of recovery.
+    pub target: RecoveryTarget,
+    /// The time of the target in the zone it was written in, where that is not UTC.
+    pub local_time: Option<String>,
+}
+
+impl TargetArgs {
+    /// Reads the options, before anything is opened.
+    ///
+    /// # Errors
+    /// `Usage` for what is not a time, zone, transaction id, LSN, name or timeline.
+    pub fn parse(&self) -> Result<ParsedTarget> {
+        let point = if let Some(text) = &self.target_time {
+            Point::Time(text.parse()?)
+        } else if let Some(text) = &self.target_xid {
+            Point::Known(Target::Xid(text.parse()?))
+        } else if let Some(text) = &self.target_lsn {
+            Point::Known(Target::Lsn(text.parse()?))
+        } else if let Some(text) = &self.target_name {
+            Point::Known(Target::Name(text.parse()?))
+        } else if self.target_immediate {
+            Point::Known(Target::Immediate)
+        } else {
+            Point::Known(Target::End)
+        };
+        Ok(ParsedTarget {
+            point,
+            inclusive: match self.exclusive {
+                true => Inclusive::No,
+                false => Inclusive::Yes,
+            },
+            timeline: self.target_timeline.parse()?,
+            timezone: self.timezone.as_deref().map(str::parse).transpose()?,
+            backup: self.backup.clone(),
+        })
+    }
+}
+
+impl ParsedTarget {
+    /// Finds the moment of a target time; other targets stay as they are.
+    ///
+    /// `configured` is the configuration's `timezone`, `cluster` the cluster's own as its backups record it.
+    ///
+    /// # Errors
+    /// `Usage` with both readings when the time has two, or none; `Config` when the configured zone does not exist.
+    pub fn resolve(
+        &self,
+        environment: &Environment,
+        configured: Option<&str>,
+        cluster: Option<&str>,
+    ) -> Result<ResolvedTarget> {
+        let (target, local_time) = match &self.point {
+            Point::Known(target) => (target.clone(), None),
+            Point::Time(written) => {
+                let zones = Zones {
+                    given: self.timezone,
+                    configured: configured.map(configured_zone).transpose()?,
+                    host: host_zone(environment),
+                    cluster,
+                };
+                let time: TargetTime = written.resolve(&zones)?;
+                let local = time
+                    .zone
+                    .show(time.at)
+                    .filter(|shown| !shown.ends_with("+00:00"));
+                (Target::Time(time.at), local)
+            }
+        };
+        Ok(ResolvedTarget {
+            target: RecoveryTarget {
+                target,
+                inclusive: self.inclusive,
+                timeline: self.timeline,
+            },
+            local_time,
+        })
+    }
+}
+
+fn configured_zone(text: &str) -> Result<Zone> {
+    text.parse().map_err(|e: Error| {
+        e.with_code(Code::Config)
+            .context("read \"timezone\" of the configuration")
+    })
+}
+
+/// The zone of this host: `$TZ`, else that of /etc/localtime; none when it has no name here.
+fn host_zone(environment: &Environment) -> Option<Zone> {
+    if let Some(tz) = environment.get("TZ") {
+        let tz = tz.to_str()?;
+        return Zone::from_setting(tz.strip_prefix(':').unwrap_or(tz));
+    }
+    // A host without the file has UTC: the C library's rule. One that has it under no name stays unknown.
+    if !Path::new("/etc/localtime").exists() {
+        return Zone::from_setting("UTC");
+    }
+    let name = iana_time_zone::get_timezone().ok()?;
+    Zone::from_setting(&name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Parser, error::ErrorKind};
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        target: TargetArgs,
+    }
+
+    fn parse(arguments: &[&str]) -> std::result::Result<TargetArgs, ErrorKind> {
+        Line::try_parse_from([&["x"], arguments].concat())
+            .map(|l| l.target)
+            .map_err(|e| e.kind())
+    }
+
+    #[test]
+    fn one_target_at_most_and_exclusive_needs_one() {
+        assert_eq!(parse(&[]).unwrap().target_timeline, "latest");
+        assert!(parse(&["--target-immediate"]).unwrap().target_immediate);
+        assert!(
+            parse(&["--target-lsn", "0/1", "--exclusive"])
+                .unwrap()
+                .exclusive
+        );
+        let zoned = ["--target-time", "2026-11-20 06:00", "--timezone", "UTC"];
+        assert_eq!(parse(&zoned).unwrap().timezone.as_deref(), Some("UTC"));
+        assert_eq!(
+            parse(&["--target-xid", "-1"])
+                .unwrap()
+                .target_xid
+                .as_deref(),
+            Some("-1")
+        );
+        for (arguments, kind) in [
+            (
+                &["--target-time", "x", "--target-lsn", "0/1"][..],
+                ErrorKind::ArgumentConflict,
+            ),
+            (
+                &["--target-immediate", "--target-name", "n"],
+                ErrorKind::ArgumentConflict,
+            ),
+            (&["--exclusive"], ErrorKind::MissingRequiredArgument),
+            (
+                &["--exclusive", "--backup", "b"],
+                ErrorKind::MissingRequiredArgument,
+            ),
+            (
+                &["--timezone", "UTC", "--target-lsn", "0/1"],
+                ErrorKind::ArgumentConflict,
+            ),
+            (&["--timezone", "UTC"], ErrorKind::MissingRequiredArgument),
+        ] {
+            assert_eq!(parse(arguments).unwrap_err(), kind, "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn options_become_a_target() {
+        let environment = Environment::new([("TZ", ":Europe/Berlin")], None);
+        let resolve = |arguments: &[&str]| {
+            let parsed = parse(arguments).unwrap().parse()?;
+            parsed.resolve(&environment, None, Some("Europe/Paris"))
+        };
+        assert_eq!(resolve(&[]).unwrap().target, RecoveryTarget::default());
+        let time = resolve(&["--target-time", "2026-11-20 06:00", "--exclusive"]).unwrap();
+        assert_eq!(
+            time.target,
+            RecoveryTarget {
+                target: Target::Time("2026-11-20T05:00:00Z".parse().unwrap()),
+                inclusive: Inclusive::No,
+                timeline: TargetTimeline::Latest,
+            }
+        );
+        assert_eq!(
+            time.local_time.as_deref(),
+            Some("2026-11-20 06:00:00+01:00")
+        );
+        let xid = resolve(&["--target-xid", "742", "--target-timeline", "3"]).unwrap();
+        assert_eq!(xid.target.target, Target::Xid(742.into()));
+        assert_eq!(xid.target.timeline.to_string(), "3");
+        assert_eq!(xid.local_time, None);
+        for arguments in [
+            &["--target-time", "yesterday"][..],
+            &["--target-time", "2026-11-20 06:00", "--timezone", "Mars"],
+            &["--target-xid", "-1"],
+            &["--target-lsn", "16/B374D8480"],
+            &["--target-name", ""],
+            &["--target-timeline", "latest1"],
+            &["--target-time", "2026-10-25 02:30"],
+        ] {
+            assert_eq!(resolve(arguments).unwrap_err().code(), Code::Usage);
+        }
+    }
+
+    #[test]
+    fn a_configured_zone_that_does_not_exist_is_an_error_of_the_configuration() {
+        let parsed = parse(&["--target-time", "2026-11-20 06:00"])
+            .unwrap()
+            .parse()
+            .unwrap();
+        let error = parsed
+            .resolve(&Environment::default(), Some("Mars/Olympus"), None)
+            .unwrap_err();
+        assert_eq!(error.code(), Code::Config);
+        assert_eq!(
+            error.to_string(),
+            "read \"timezone\" of the configuration: \"Mars/Olympus\" is not a time zone"
+        );
+    }
+}

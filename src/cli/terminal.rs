@@ -1,0 +1,186 @@
+//! Progress on standard error: a bar on a terminal, a line now and then otherwise.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::human;
+use super::output::{Output, escaped, standard_error};
+use crate::progress::Progress;
+
+/// A phase that is over before that never shows.
+const DELAY: Duration = Duration::from_millis(250);
+/// Where no bar can be drawn, a long phase says this often how far it is.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Shows progress as the output wants it.
+pub struct TerminalProgress {
+    quiet: bool,
+    bars: bool,
+    phase: Mutex<Option<Phase>>,
+}
+
+struct Phase {
+    name: String,
+    total_bytes: Option<u64>,
+    done_bytes: u64,
+    started: Instant,
+    last_line: Instant,
+    said_anything: bool,
+    bar: Option<ProgressBar>,
+}
+
+impl TerminalProgress {
+    /// Progress in the form of this output.
+    pub fn new(output: &Output) -> TerminalProgress {
+        TerminalProgress {
+            quiet: output.is_quiet(),
+            bars: output.draws_bars(),
+            phase: Mutex::new(None),
+        }
+    }
+
+    /// Ends the phase: the bar goes away, a phase that had lines gets its last one.
+    fn end(&self) {
+        let Some(phase) = self.phase.lock().ok().and_then(|mut p| p.take()) else {
+            return;
+        };
+        match &phase.bar {
+            Some(bar) => bar.finish_and_clear(),
+            None if phase.said_anything => standard_error(&phase.line(Instant::now())),
+            None => {}
+        }
+    }
+
+    fn say(&self, line: &str) {
+        let bar = self.phase.lock().ok().and_then(|p| p.as_ref()?.bar.clone());
+        match bar {
+            Some(bar) => bar.suspend(|| standard_error(line)),
+            None => standard_error(line),
+        }
+    }
+}
+
+impl Progress for TerminalProgress {
+    fn phase(&self, name: &str, total: Option<u64>) {
+        self.end();
+        if self.quiet {
+            return;
+        }
+        let now = Instant::now();
+        if let Ok(mut phase) = self.phase.lock() {
+            *phase = Some(Phase {
+                name: escaped(name),
+                total_bytes: total,
+                done_bytes: 0,
+                started: now,
+                last_line: now,
+                said_anything: false,
+                bar: self.bars.then(|| hidden_bar(&escaped(name), total)),
+            });
+        }
+    }
+
+    fn advance(&self, bytes: u64) {
+        let Ok(mut guard) = self.phase.lock() else {
+            return;
+        };
+        let Some(phase) = guard.as_mut() else { return };
+        phase.done_bytes += bytes;
+        let now = Instant::now();
+        if let Some(bar) = &phase.bar {
+            bar.inc(bytes);
+            if bar.is_hidden() && now.duration_since(phase.started) >= DELAY {
+                bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+                bar.enable_steady_tick(DELAY);
+            }
+        } else if now.duration_since(phase.last_line) >= LINE_INTERVAL {
+            phase.last_line = now;
+            phase.said_anything = true;
+            standard_error(&phase.line(now));
+        }
+    }
+
+    fn note(&self, message: &str) {
+        if !self.quiet {
+            self.say(&format!("{}\n", escaped(message)));
+        }
+    }
+
+    fn warn(&self, message: &str) {
+        self.say(&format!("warning: {}\n", escaped(message)));
+    }
+}
+
+impl Drop for TerminalProgress {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Phase {
+    fn line(&self, now: Instant) -> String {
+        let elapsed = now.duration_since(self.started);
+        let done = human::size(self.done_bytes);
+        let of = match self.total_bytes {
+            Some(total) if total > 0 => {
+                let percent = u128::from(self.done_bytes) * 100 / u128::from(total);
+                format!("{done} of {} ({percent}%)", human::size(total))
+            }
+            _ => done,
+        };
+        let rate_bytes_per_s = u128::from(self.done_bytes) * 1000 / elapsed.as_millis().max(1);
+        format!(
+            "{}: {of} in {}, {}/s\n",
+            self.name,
+            human::duration(elapsed),
+            human::size(u64::try_from(rate_bytes_per_s).unwrap_or(u64::MAX))
+        )
+    }
+}
+
+/// A bar that counts from the start of its phase, so that its rate is right once it is shown.
+fn hidden_bar(name: &str, total_bytes: Option<u64>) -> ProgressBar {
+    let template = match total_bytes {
+        Some(_) => {
+            "{prefix} [{bar:30}] {percent}% {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
+        }
+        None => "{prefix} {spinner} {binary_bytes}, {binary_bytes_per_sec}",
+    };
+    let style = ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ");
+    ProgressBar::with_draw_target(total_bytes, ProgressDrawTarget::hidden())
+        .with_style(style)
+        .with_prefix(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_say_how_much_of_what_and_how_fast() {
+        let started = Instant::now();
+        let mut phase = Phase {
+            name: "copy".into(),
+            total_bytes: Some(4 << 30),
+            done_bytes: 1 << 30,
+            started,
+            last_line: started,
+            said_anything: false,
+            bar: None,
+        };
+        let now = started + Duration::from_secs(8);
+        assert_eq!(
+            phase.line(now),
+            "copy: 1.0 GiB of 4.0 GiB (25%) in 8 s, 128.0 MiB/s\n"
+        );
+        phase.total_bytes = None;
+        assert_eq!(phase.line(now), "copy: 1.0 GiB in 8 s, 128.0 MiB/s\n");
+        phase.total_bytes = Some(0);
+        phase.done_bytes = 0;
+        assert_eq!(phase.line(started), "copy: 0 B in 0 ms, 0 B/s\n");
+    }
+}

@@ -1,0 +1,209 @@
+//! `pitr verify`.
+
+use serde_json::json;
+
+use super::{Context, human};
+use crate::config;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::exit::{self, Program};
+use crate::repo::layout::BackupId;
+use crate::repo::repository::Registration;
+use crate::verify::{Report, Verify};
+
+/// Threads that read.
+const THREADS: usize = 2;
+
+/// Read everything back and check it
+///
+/// Names every damaged object and every gap, and which targets they cost. Damaged backups are recorded, so that plans
+/// avoid them. Exit status 4 when there is damage or a gap.
+///
+/// Example: pitr verify --backup 20261120T064049Z-full
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Check only this backup and the WAL it needs
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+}
+
+/// What was found of one cluster in one repository.
+struct Done {
+    repository: String,
+    registration: Registration,
+    report: Report,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    let settings = cx.settings()?;
+    let backup = args
+        .backup
+        .as_deref()
+        .map(str::parse::<BackupId>)
+        .transpose()?;
+    if settings.repositories.is_empty() {
+        return Err(err!(Config, "no repository is configured"));
+    }
+    let wanted = settings.cluster_if_named()?;
+    let name = wanted.as_ref().map(|c| c.name.as_str());
+    let mut done = Vec::new();
+    let mut failed: Vec<Error> = Vec::new();
+    let stop = cx.stop_flag()?;
+    for configured in &settings.repositories {
+        match one_repository(cx, configured, name, backup.as_ref(), &stop, &mut done) {
+            Ok(()) => {}
+            Err(e) if e.code() == Code::Interrupted => return Err(e),
+            Err(e) => failed.push(e.context(format!("verify repository \"{}\"", configured.name))),
+        }
+    }
+    if done.is_empty()
+        && let Some(first) = failed.pop()
+    {
+        return Err(first);
+    }
+    if cx.out.is_json() {
+        let clusters: Vec<_> = done.iter().map(shown).collect();
+        cx.out.json(&json!({ "clusters": clusters }))?;
+    } else {
+        for one in &done {
+            print(cx, one)?;
+        }
+    }
+    for error in &failed {
+        cx.out.error(error);
+    }
+    let has_findings = done.iter().any(|d| d.report.finding_count > 0);
+    Ok(match (has_findings, failed.is_empty()) {
+        (true, _) => exit::status(Program::Pitr, Code::Findings),
+        (false, false) => exit::status(Program::Pitr, Code::Partial),
+        (false, true) => exit::SUCCESS,
+    })
+}
+
+fn one_repository(
+    cx: &Context,
+    configured: &config::Repository,
+    cluster: Option<&str>,
+    backup: Option<&BackupId>,
+    stop: &std::sync::atomic::AtomicBool,
+    done: &mut Vec<Done>,
+) -> Result<()> {
+    let repository = cx.open(configured)?;
+    let progress = cx.progress();
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let random = || cx.random();
+    let clock = || cx.now();
+    let mut missing = None;
+    let registrations = super::expire::registrations(&repository, cluster)?;
+    let before = done.len();
+    for registration in registrations {
+        let verify = Verify {
+            repository: &repository,
+            registration: &registration,
+            backup: backup.cloned(),
+            threads: THREADS,
+            clock: &clock,
+            host: &host,
+            random: &random,
+            stop,
+            progress: &progress,
+        };
+        match verify.run() {
+            Ok(report) => done.push(Done {
+                repository: configured.name.clone(),
+                registration,
+                report,
+            }),
+            // Another identifier of the cluster may have it.
+            Err(e) if e.code() == Code::NotFound => missing = Some(e),
+            Err(e) => return Err(e),
+        }
+    }
+    match missing {
+        Some(e) if done.len() == before => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn shown(done: &Done) -> serde_json::Value {
+    let report = &done.report;
+    let findings: Vec<_> = report
+        .findings
+        .iter()
+        .map(|f| {
+            json!({
+                "kind": f.kind.as_str(),
+                "object": f.object,
+                "detail": f.detail,
+                "costs": f.costs,
+            })
+        })
+        .collect();
+    let backups: Vec<_> = report
+        .backups
+        .iter()
+        .map(|(id, usable)| json!({ "id": id.to_string(), "restorable": usable }))
+        .collect();
+    json!({
+        "repository": done.repository,
+        "cluster": done.registration.name,
+        "system_identifier": done.registration.system_identifier.to_string(),
+        "findings": findings,
+        "finding_count": report.finding_count,
+        "warnings": report.warnings,
+        "backups": backups,
+        "segments": report.segment_count,
+        "objects": report.object_count,
+        "read_bytes": report.read_bytes,
+    })
+}
+
+fn print(cx: &Context, done: &Done) -> Result<()> {
+    let report = &done.report;
+    for finding in &report.findings {
+        cx.out.line(&format!(
+            "{}: {}: {}",
+            finding.kind.as_str(),
+            finding.object,
+            finding.detail
+        ))?;
+        for cost in &finding.costs {
+            cx.out.line(&format!("  lost: {cost}"))?;
+        }
+        if finding.costs.is_empty() {
+            cx.out.line("  lost: nothing that recovery needs")?;
+        }
+    }
+    let listed = report.findings.len() as u64;
+    if report.finding_count > listed {
+        let more = human::count(report.finding_count - listed, "finding");
+        cx.out.line(&format!("and {more} more"))?;
+    }
+    let restorable = report.backups.iter().filter(|(_, usable)| *usable).count();
+    cx.out.line(&format!(
+        "cluster {} ({}) in repository {}: {} read in {}; {} of {} can be restored; {} of WAL; {}",
+        done.registration.name,
+        done.registration.system_identifier,
+        done.repository,
+        human::size(report.read_bytes),
+        human::count(report.object_count, "object"),
+        restorable,
+        human::count(report.backups.len() as u64, "backup"),
+        human::count(report.segment_count, "segment"),
+        match report.finding_count {
+            0 => "nothing is damaged or missing".to_owned(),
+            n => human::count(n, "finding"),
+        }
+    ))?;
+    for warning in &report.warnings {
+        cx.out.warn(warning);
+    }
+    if report.object_count == 0 {
+        cx.out.warn("0 objects: there is nothing to check");
+    }
+    Ok(())
+}

@@ -1,0 +1,610 @@
+//! What `pitr wal` shows: segments, the index of one, gaps, refused copies.
+
+use serde::Serialize;
+
+use super::Context;
+use super::human::{self, SizeUnit};
+use super::output::{Align, Table};
+use super::reading::Reading;
+use crate::err;
+use crate::error::{Code, Result};
+use crate::exit::{self, Program};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, WalFileName};
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::History;
+use crate::plan::gap::{self, Gap};
+use crate::repo::container::{Container, Identity};
+use crate::repo::facts::{EntryKind, Wal};
+use crate::repo::index::{self, Summary, WalEvent, flag};
+use crate::repo::inventory::{HistoryFile, Inventory};
+use crate::repo::layout::ClusterLayout;
+
+/// So much of a long listing is printed at a time.
+const LINES_BYTES: usize = 64 << 10;
+
+/// A gap names at most this many of its segments.
+const NAMES_MAX: u64 = 1000;
+
+#[derive(Serialize)]
+struct ListedSegment {
+    name: SegmentName,
+    stored_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct ListedTimeline {
+    timeline: u32,
+    history: bool,
+    parent: Option<u32>,
+    switch_lsn: Option<Lsn>,
+    segments: u64,
+    partials: Vec<SegmentName>,
+}
+
+#[derive(Serialize)]
+struct Listing {
+    cluster: String,
+    system_identifier: String,
+    segment_size_bytes: u64,
+    timelines: Vec<ListedTimeline>,
+    segments: Vec<ListedSegment>,
+}
+
+/// `pitr wal list`.
+pub fn list(cx: &Context) -> Result<u8> {
+    let reading = Reading::open(cx)?;
+    let inventory = reading.inventory(cx)?;
+    let layout = ClusterLayout::new(&inventory.cluster, inventory.system_identifier)?;
+    let store = reading.repository.store();
+    let mut segments = Vec::new();
+    for (id, timeline) in &inventory.timelines {
+        for (first, last) in timeline.segments.iter() {
+            for number in first.0..=last.0 {
+                let number = crate::pg::segment::SegmentNumber(number);
+                let Some(name) = number.name(*id, inventory.segment_size) else {
+                    continue;
+                };
+                // Deleted since it was listed: then it is not there.
+                if let Some(meta) = store.head(&layout.segment(name))? {
+                    segments.push(ListedSegment {
+                        name,
+                        stored_bytes: meta.size_bytes,
+                    });
+                }
+            }
+        }
+    }
+    let timelines: Vec<ListedTimeline> = inventory
+        .timelines
+        .iter()
+        .map(|(id, timeline)| {
+            let parent = match &timeline.history {
+                HistoryFile::Known(history) => history.parent(),
+                _ => None,
+            };
+            ListedTimeline {
+                timeline: id.decimal(),
+                history: timeline.history != HistoryFile::Absent,
+                parent: parent.map(|(id, _)| id.decimal()),
+                switch_lsn: parent.map(|(_, lsn)| lsn),
+                segments: timeline.segments.count(),
+                partials: timeline.partials.iter().copied().collect(),
+            }
+        })
+        .collect();
+    if cx.out.is_json() {
+        cx.out.json(&Listing {
+            cluster: inventory.cluster.clone(),
+            system_identifier: inventory.system_identifier.to_string(),
+            segment_size_bytes: inventory.segment_size.bytes(),
+            timelines,
+            segments,
+        })?;
+        return Ok(exit::SUCCESS);
+    }
+    let unit = SizeUnit::for_largest(segments.iter().map(|s| s.stored_bytes));
+    // Printed as they come: a table of a hundred thousand rows would be laid out in memory first.
+    let mut text = format!(
+        "{:<24}  {:>10}\n",
+        "segment",
+        format!("stored {}", unit.name())
+    );
+    for segment in &segments {
+        let stored = unit.show(segment.stored_bytes);
+        text.push_str(&format!("{}  {stored:>10}\n", segment.name));
+        if text.len() > LINES_BYTES {
+            cx.out.line(text.trim_end())?;
+            text.clear();
+        }
+    }
+    if !text.is_empty() {
+        cx.out.line(text.trim_end())?;
+    }
+    let total = segments.iter().map(|s| s.stored_bytes).sum();
+    cx.out.note(&format!(
+        "{} on {}, {} stored",
+        human::count(segments.len() as u64, "segment"),
+        human::count(timelines.len() as u64, "timeline"),
+        human::size(total)
+    ));
+    Ok(exit::SUCCESS)
+}
+
+#[derive(Serialize)]
+struct ShownCommit {
+    xid: u32,
+    lsn: Lsn,
+    end_lsn: Lsn,
+    time: TimestampTz,
+}
+
+#[derive(Serialize)]
+struct ShownPoint {
+    name: String,
+    lsn: Lsn,
+    time: TimestampTz,
+}
+
+#[derive(Serialize)]
+struct ShownSegment {
+    name: String,
+    kind: &'static str,
+    timeline: u32,
+    system_identifier: String,
+    major: u32,
+    start_lsn: Lsn,
+    end_lsn: Lsn,
+    valid_end_lsn: Lsn,
+    raw_bytes: u64,
+    stored_bytes: u64,
+    hash: String,
+    flags: Vec<&'static str>,
+    first_record: Option<Lsn>,
+    last_complete: Option<Lsn>,
+    last_complete_end: Option<Lsn>,
+    records: u64,
+    commit_count: u64,
+    abort_count: u64,
+    prepare_count: u64,
+    min_time: Option<TimestampTz>,
+    max_time: Option<TimestampTz>,
+    commits: Vec<ShownCommit>,
+    aborts: Vec<ShownCommit>,
+    restore_points: Vec<ShownPoint>,
+    events: Option<Vec<String>>,
+    changed_blocks: Option<u64>,
+    damage: Vec<String>,
+}
+
+/// `pitr wal show`.
+pub fn show(cx: &Context, name: &str) -> Result<u8> {
+    let name: WalFileName = name.parse()?;
+    let reading = Reading::open(cx)?;
+    let inventory = reading.inventory(cx)?;
+    let layout = ClusterLayout::new(&inventory.cluster, inventory.system_identifier)?;
+    let key = layout.wal_file(name);
+    let Some(object) = reading.repository.store().open(&key)? else {
+        return Err(err!(NotFound, "\"{name}\" is not in the archive")
+            .hint("pitr wal list shows what is there."));
+    };
+    let container = Container::open(object).map_err(|e| e.context(format!("read \"{name}\"")))?;
+    match name {
+        WalFileName::Segment(segment) => {
+            show_wal(cx, &reading, &inventory, &container, segment, true)
+        }
+        WalFileName::Partial(segment) => {
+            show_wal(cx, &reading, &inventory, &container, segment, false)
+        }
+        WalFileName::History(timeline) => {
+            let history = History::parse(timeline, &container.read_small(1 << 20)?)?;
+            show_text(cx, name, &history.to_bytes())
+        }
+        WalFileName::BackupHistory { .. } => show_text(cx, name, &container.read_small(64 << 10)?),
+    }
+}
+
+fn show_text(cx: &Context, name: WalFileName, content: &[u8]) -> Result<u8> {
+    let text = String::from_utf8_lossy(content);
+    if cx.out.is_json() {
+        cx.out
+            .json(&serde_json::json!({ "name": name, "content": text }))?;
+    } else {
+        cx.out.line(text.trim_end())?;
+    }
+    Ok(exit::SUCCESS)
+}
+
+fn show_wal(
+    cx: &Context,
+    reading: &Reading,
+    inventory: &Inventory,
+    container: &Container,
+    segment: SegmentName,
+    is_whole: bool,
+) -> Result<u8> {
+    let summary = index::read_summary(container)?;
+    let mut shown = shown(container.identity(), &summary, container.stored_bytes());
+    for (kind, lsn) in index::read_damage(container)? {
+        shown.damage.push(format!("{kind:?} at {lsn}"));
+    }
+    if is_whole {
+        let size = inventory.segment_size;
+        let events = index::read_events(container, summary.start_lsn)?;
+        shown.events = events.map(|events| {
+            events
+                .iter()
+                .map(|(lsn, event)| format!("{lsn} {}", event_text(event)))
+                .collect()
+        });
+        shown.changed_blocks = index::read_blocks(container)?.map(|blocks| {
+            let runs = blocks.0.iter().flat_map(|fork| &fork.runs);
+            runs.map(|(_, length)| u64::from(*length)).sum()
+        });
+        let rollup = reading.rollup(cx, inventory)?;
+        let next = |name: SegmentName| {
+            let following = name.next(size)?;
+            let number = following.number(size).ok()?;
+            inventory
+                .has(following.timeline, number)
+                .then_some(following)
+        };
+        rollup.scan(segment, &next, &mut |entry| match &entry.kind {
+            EntryKind::End {
+                xid,
+                time,
+                is_commit,
+            } => {
+                let list = if *is_commit {
+                    &mut shown.commits
+                } else {
+                    &mut shown.aborts
+                };
+                list.push(ShownCommit {
+                    xid: *xid,
+                    lsn: entry.start,
+                    end_lsn: entry.end,
+                    time: *time,
+                });
+            }
+            EntryKind::RestorePoint { time, name } => shown.restore_points.push(ShownPoint {
+                name: String::from_utf8_lossy(name).into_owned(),
+                lsn: entry.start,
+                time: *time,
+            }),
+            _ => {}
+        })?;
+    }
+    if cx.out.is_json() {
+        cx.out.json(&shown)?;
+    } else {
+        print_segment(cx, &shown)?;
+    }
+    Ok(exit::SUCCESS)
+}
+
+fn shown(identity: &Identity, summary: &Summary, stored_bytes: u64) -> ShownSegment {
+    let names = [
+        (flag::DAMAGED, "damaged"),
+        (flag::SWITCH, "switch"),
+        (flag::ENDS_INSIDE, "ends_inside"),
+        (flag::OVERWRITTEN, "overwritten_contrecord"),
+        (flag::MINIMAL, "wal_level_minimal"),
+        (flag::MARKED, "padded"),
+        (flag::PARENT_PAGES, "begins_on_parent_timeline"),
+    ];
+    ShownSegment {
+        name: identity.name.clone(),
+        kind: if identity.name.ends_with(".partial") {
+            "partial"
+        } else {
+            "segment"
+        },
+        timeline: identity.timeline,
+        system_identifier: identity.system_identifier.to_string(),
+        major: identity.major,
+        start_lsn: Lsn(identity.from_lsn),
+        end_lsn: Lsn(identity.to_lsn),
+        valid_end_lsn: summary.valid_end,
+        raw_bytes: identity.raw_bytes,
+        stored_bytes,
+        hash: format!(
+            "blake3:{}",
+            blake3::Hash::from_bytes(identity.hash).to_hex()
+        ),
+        flags: names
+            .into_iter()
+            .filter(|(bit, _)| summary.has(*bit))
+            .map(|(_, name)| name)
+            .collect(),
+        first_record: summary.first_record.map(|(lsn, _)| lsn),
+        last_complete: summary.last_complete.map(|(lsn, _)| lsn),
+        last_complete_end: summary.last_complete.map(|(_, lsn)| lsn),
+        records: summary.records,
+        commit_count: summary.commits,
+        abort_count: summary.aborts,
+        prepare_count: summary.prepares,
+        min_time: summary.ends.map(|e| e.min_time),
+        max_time: summary.ends.map(|e| e.max_time),
+        commits: Vec::new(),
+        aborts: Vec::new(),
+        restore_points: Vec::new(),
+        events: None,
+        changed_blocks: None,
+        damage: Vec::new(),
+    }
+}
+
+fn event_text(event: &WalEvent) -> String {
+    match event {
+        WalEvent::RestorePoint { name, .. } => {
+            format!("restore point \"{}\"", String::from_utf8_lossy(name))
+        }
+        WalEvent::Checkpoint {
+            kind,
+            timeline,
+            redo_lsn,
+            ..
+        } => format!("checkpoint {kind:?}, timeline {timeline}, redo {redo_lsn}"),
+        WalEvent::ParameterChange {
+            limits, wal_level, ..
+        } => format!(
+            "settings changed: max_connections {}, wal_level {wal_level}",
+            limits[0]
+        ),
+        WalEvent::BackupEnd { start_lsn } => {
+            format!("end of the backup that started at {start_lsn}")
+        }
+        WalEvent::OverwrittenContrecord { lsn } => {
+            format!("replaces the unfinished record at {lsn}")
+        }
+        WalEvent::Relation {
+            action,
+            spc,
+            db,
+            rel,
+            xid,
+            ..
+        } => {
+            let what = match action {
+                0 => "dropped",
+                1 => "truncated",
+                _ => "created",
+            };
+            format!("relation {spc}/{db}/{rel} {what}, transaction {xid}")
+        }
+        WalEvent::Database {
+            action, db, xid, ..
+        } => {
+            let what = if *action == 2 { "dropped" } else { "created" };
+            format!("database {db} {what}, transaction {xid}")
+        }
+        WalEvent::Tablespace {
+            action, oid, xid, ..
+        } => {
+            let what = if *action == 1 { "dropped" } else { "created" };
+            format!("tablespace {oid} {what}, transaction {xid}")
+        }
+        WalEvent::FullPageWrites(on) => {
+            format!("full_page_writes {}", if *on { "on" } else { "off" })
+        }
+        WalEvent::Undecoded {
+            rmid, info, xid, ..
+        } => {
+            format!(
+                "record of resource manager {rmid}, info {info:#04X}, transaction {xid}, too long to be decoded"
+            )
+        }
+    }
+}
+
+fn print_segment(cx: &Context, shown: &ShownSegment) -> Result<()> {
+    let line = |label: &str, value: String| cx.out.line(&format!("{label:<15} {value}"));
+    line("name", shown.name.clone())?;
+    line(
+        "WAL",
+        format!(
+            "{} to {}, valid up to {}, timeline {}, PostgreSQL {}",
+            shown.start_lsn, shown.end_lsn, shown.valid_end_lsn, shown.timeline, shown.major
+        ),
+    )?;
+    line(
+        "size",
+        format!(
+            "{}, stored as {}",
+            human::size(shown.raw_bytes),
+            human::size(shown.stored_bytes)
+        ),
+    )?;
+    line("content", shown.hash.clone())?;
+    if !shown.flags.is_empty() {
+        line("flags", shown.flags.join(", "))?;
+    }
+    line(
+        "records",
+        format!(
+            "{}: {}, {}, {}",
+            shown.records,
+            human::count(shown.commit_count, "commit"),
+            human::count(shown.abort_count, "abort"),
+            human::count(shown.prepare_count, "prepare")
+        ),
+    )?;
+    if let (Some(from), Some(to)) = (shown.min_time, shown.max_time) {
+        line(
+            "transactions",
+            format!("{} to {}", human::exact_time(from), human::exact_time(to)),
+        )?;
+    }
+    for damage in &shown.damage {
+        line("damage", damage.clone())?;
+    }
+    for event in shown.events.iter().flatten() {
+        line("event", event.clone())?;
+    }
+    for commit in &shown.commits {
+        line(
+            "commit",
+            format!(
+                "transaction {}, {}, at {}",
+                commit.xid,
+                human::exact_time(commit.time),
+                commit.lsn
+            ),
+        )?;
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct ShownGap {
+    #[serde(flatten)]
+    gap: Gap,
+    names: Vec<SegmentName>,
+}
+
+#[derive(Serialize)]
+struct ShownGaps {
+    gaps: Vec<ShownGap>,
+}
+
+/// `pitr wal gaps`.
+pub fn gaps(cx: &Context) -> Result<u8> {
+    let reading = Reading::open(cx)?;
+    let inventory = reading.inventory(cx)?;
+    let size = inventory.segment_size;
+    let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
+    let gaps: Vec<ShownGap> = gap::gaps(&inventory, oldest.unwrap_or_default())
+        .into_iter()
+        .map(|gap| {
+            let first = gap.from_lsn.0 / size.bytes();
+            let names = (first..first + gap.segments.min(NAMES_MAX))
+                .filter_map(|n| crate::pg::segment::SegmentNumber(n).name(gap.timeline, size))
+                .collect();
+            ShownGap { gap, names }
+        })
+        .collect();
+    let found = !gaps.is_empty();
+    if cx.out.is_json() {
+        cx.out.json(&ShownGaps { gaps })?;
+    } else if found {
+        let mut table = Table::new(&[
+            ("timeline", Align::Right),
+            ("from", Align::Left),
+            ("to", Align::Left),
+            ("segments", Align::Right),
+            ("first missing", Align::Left),
+        ]);
+        for ShownGap { gap, names } in &gaps {
+            table.row([
+                gap.timeline.decimal().to_string(),
+                gap.from_lsn.to_string(),
+                gap.to_lsn.to_string(),
+                gap.segments.to_string(),
+                names.first().map(ToString::to_string).unwrap_or_default(),
+            ]);
+        }
+        cx.out.table(&table)?;
+        cx.out.note("next: pitr wal backfill --from the pg_wal of a node that still has them, then pitr backup");
+    } else {
+        cx.out.note("no gaps");
+    }
+    Ok(if found {
+        exit::status(Program::Pitr, Code::Findings)
+    } else {
+        exit::SUCCESS
+    })
+}
+
+#[derive(Serialize)]
+struct ShownConflict {
+    name: String,
+    key: String,
+    system_identifier: String,
+    timeline: u32,
+    hash: String,
+    stored_hash: Option<String>,
+    stored_bytes: u64,
+    refused: Option<TimestampTz>,
+}
+
+#[derive(Serialize)]
+struct ShownConflicts {
+    conflicts: Vec<ShownConflict>,
+}
+
+/// `pitr wal conflicts`.
+pub fn conflicts(cx: &Context, wanted: Option<&str>) -> Result<u8> {
+    let wanted: Option<WalFileName> = wanted.map(str::parse).transpose()?;
+    let reading = Reading::open(cx)?;
+    let inventory = reading.inventory(cx)?;
+    let layout = ClusterLayout::new(&inventory.cluster, inventory.system_identifier)?;
+    let store = reading.repository.store();
+    let mut names: Vec<String> = store
+        .list(&layout.conflicts())?
+        .into_iter()
+        .filter(|l| !l.is_prefix)
+        .map(|l| l.name)
+        .collect();
+    names.sort();
+    let hex = |identity: &Identity| blake3::Hash::from_bytes(identity.hash).to_hex().to_string();
+    let mut conflicts = Vec::new();
+    for entry in names {
+        let Some(name) = entry
+            .rsplit_once('-')
+            .and_then(|(name, _)| name.parse::<WalFileName>().ok())
+        else {
+            continue;
+        };
+        if wanted.is_some_and(|w| w != name) {
+            continue;
+        }
+        let key = crate::store::Key::new(format!("{}/{entry}", layout.conflicts()))?;
+        let Some(object) = store.open(&key)? else {
+            continue;
+        };
+        let container =
+            Container::open(object).map_err(|e| e.context(format!("read object \"{key}\"")))?;
+        let stored = match store.open(&layout.wal_file(name))? {
+            Some(object) => Container::open(object).ok().map(|c| hex(c.identity())),
+            None => None,
+        };
+        let identity = container.identity();
+        conflicts.push(ShownConflict {
+            name: name.to_string(),
+            key: key.to_string(),
+            system_identifier: identity.system_identifier.to_string(),
+            timeline: name.timeline().decimal(),
+            hash: hex(identity),
+            stored_hash: stored,
+            stored_bytes: container.stored_bytes(),
+            refused: store.head(&key)?.map(|m| m.modified),
+        });
+    }
+    if cx.out.is_json() {
+        cx.out.json(&ShownConflicts { conflicts })?;
+        return Ok(exit::SUCCESS);
+    }
+    if conflicts.is_empty() {
+        cx.out.note("no conflicts");
+        return Ok(exit::SUCCESS);
+    }
+    let mut table = Table::new(&[
+        ("file", Align::Left),
+        ("refused", Align::Left),
+        ("stored content", Align::Left),
+        ("refused content", Align::Left),
+    ]);
+    let short = |hash: &str| hash.get(..16).unwrap_or(hash).to_owned();
+    for c in &conflicts {
+        table.row([
+            c.name.clone(),
+            c.refused.map(human::time).unwrap_or_default(),
+            c.stored_hash.as_deref().map(short).unwrap_or_default(),
+            short(&c.hash),
+        ]);
+    }
+    cx.out.table(&table)?;
+    cx.out.note("Both copies are kept. Two servers wrote different WAL under one name: find out which one is the cluster.");
+    Ok(exit::SUCCESS)
+}

@@ -1,0 +1,621 @@
+//! The configuration as written: a TOML file, and the environment variables that stand in for its keys.
+//!
+//! Owns the list of keys, and where each value came from, so that every complaint names file, line and column (or the variable).
+//! What the values mean is decided in `config`. A key that does not exist is an error: a misspelled setting that is silently
+//! ignored is found out at the restore.
+
+use std::fmt;
+use std::io::Read;
+use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::Environment;
+use crate::err;
+use crate::error::{Error, Result};
+
+/// No configuration is larger; a larger file is something else.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Keys of `[clusters.NAME]`; those of its table `receive` carry the prefix `receive.`.
+const CLUSTER_KEYS: [&str; 10] = [
+    "pgdata",
+    "conninfo",
+    "max_backup_age",
+    "standby_outage",
+    "cache_dir",
+    "timezone",
+    "receive.slot",
+    "receive.journal",
+    "receive.journal_limit_bytes",
+    "receive.acknowledge",
+];
+
+/// Keys of `[repositories.NAME]`.
+const REPOSITORY_KEYS: [&str; 5] = ["url", "region", "endpoint", "required", "encryption"];
+
+/// Which of the two tables of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Clusters,
+    Repositories,
+}
+
+impl Kind {
+    fn table(self) -> &'static str {
+        match self {
+            Kind::Clusters => "clusters",
+            Kind::Repositories => "repositories",
+        }
+    }
+
+    /// What one of them is called in a message.
+    pub(super) fn noun(self) -> &'static str {
+        match self {
+            Kind::Clusters => "cluster",
+            Kind::Repositories => "repository",
+        }
+    }
+
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Kind::Clusters => &CLUSTER_KEYS,
+            Kind::Repositories => &REPOSITORY_KEYS,
+        }
+    }
+}
+
+/// Where a value came from: what a message begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// File, line and column, the latter two counted from 1.
+    File(Rc<PathBuf>, usize, usize),
+    /// The name of an environment variable.
+    Variable(String),
+}
+
+impl Origin {
+    /// Puts the origin before an error's message.
+    pub(super) fn error(&self, message: impl fmt::Display) -> Error {
+        err!(Config, "{self}: {message}")
+    }
+
+    /// Makes an error of the configuration from one found in a value.
+    pub(super) fn wrap(&self, error: &Error) -> Error {
+        let wrapped = self.error(error);
+        match error.hint_text() {
+            Some(hint) => wrapped.hint(hint.to_owned()),
+            None => wrapped,
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::File(path, line, column) => {
+                write!(f, "{}:{line}:{column}", path.display())
+            }
+            Origin::Variable(name) => write!(f, "environment variable \"{name}\""),
+        }
+    }
+}
+
+/// A value as written, before it is known what its key wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Raw {
+    Text(String),
+    Integer(i64),
+    Boolean(bool),
+    /// From the environment, where everything is text.
+    Variable(String),
+    /// Something no key of ours takes, by its name.
+    Other(&'static str),
+}
+
+/// One key with its value.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) key: &'static str,
+    pub(super) raw: Raw,
+    pub(super) origin: Origin,
+}
+
+/// One `[clusters.NAME]` or `[repositories.NAME]`.
+#[derive(Debug, Clone)]
+pub(super) struct Section {
+    pub(super) kind: Kind,
+    pub(super) name: String,
+    pub(super) origin: Origin,
+    pub(super) entries: Vec<Entry>,
+}
+
+impl Section {
+    pub(super) fn get(&self, key: &str) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.key == key)
+    }
+}
+
+/// A configuration as written, its sections in the order in which they stand.
+#[derive(Debug, Default)]
+pub(super) struct Document {
+    pub(super) sections: Vec<Section>,
+    /// The file may be read by every user of the machine.
+    pub(super) world_readable: bool,
+}
+
+impl Document {
+    /// Reads a configuration file; `None` if there is none.
+    pub(super) fn read(path: &Path) -> Result<Option<Document>> {
+        let shown = path.display();
+        let file = match std::fs::File::open(path) {
+            Ok(file) => file,
+            Err(e) if is_absent(&e) => return Ok(None),
+            Err(e) => {
+                return Err(
+                    err!(Config, "could not read configuration file \"{shown}\"").source(e),
+                );
+            }
+        };
+        let failed = |e| err!(Config, "could not read configuration file \"{shown}\"").source(e);
+        let metadata = file.metadata().map_err(failed)?;
+        if metadata.is_dir() {
+            return Err(err!(
+                Config,
+                "configuration file \"{shown}\" is a directory"
+            ));
+        }
+        let mut bytes = Vec::new();
+        file.take(FILE_BYTES_MAX + 1)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
+        if bytes.len() as u64 > FILE_BYTES_MAX {
+            return Err(err!(
+                Config,
+                "configuration file \"{shown}\" is larger than 1 MiB"
+            ));
+        }
+        let text = String::from_utf8(bytes).map_err(|e| {
+            let valid = e.as_bytes().iter().take(e.utf8_error().valid_up_to());
+            let line = valid.filter(|b| **b == b'\n').count() + 1;
+            err!(
+                Config,
+                "configuration file \"{shown}\" is not UTF-8 in line {line}"
+            )
+        })?;
+        let mut document = Document::parse(path, &text)?;
+        document.world_readable = metadata.permissions().mode() & 0o004 != 0;
+        Ok(Some(document))
+    }
+
+    /// Reads the text of a configuration file; `path` is for messages.
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Document> {
+        let source = Source {
+            path: Rc::new(path.to_owned()),
+            text,
+        };
+        let root = DeTable::parse(text).map_err(|e| {
+            let at = source.origin(&e.span().unwrap_or(0..0));
+            at.error(e.message().trim_end_matches('.'))
+        })?;
+        let mut document = Document::default();
+        for (key, value) in in_order(root.get_ref()) {
+            let kind = match key.get_ref().as_ref() {
+                "clusters" => Kind::Clusters,
+                "repositories" => Kind::Repositories,
+                other => {
+                    return Err(no_such_key(
+                        &source.origin(&key.span()),
+                        other,
+                        "the file",
+                        &["clusters", "repositories"],
+                    ));
+                }
+            };
+            let table = source.table(kind.table(), value)?;
+            for (name, section) in in_order(table) {
+                document.sections.push(source.section(kind, name, section)?);
+            }
+        }
+        Ok(document)
+    }
+
+    /// Lets the environment's `PITR_CLUSTERS_…` and `PITR_REPOSITORIES_…` replace and add values.
+    ///
+    /// A variable is named for its key: upper case, `.` and `-` written as `_`. One that names no section of the file makes one,
+    /// named in lower case.
+    pub(super) fn overlay(&mut self, environment: &Environment) -> Result<()> {
+        for (variable, value) in environment.with_prefix("PITR_") {
+            let Some((kind, rest)) =
+                [Kind::Clusters, Kind::Repositories]
+                    .into_iter()
+                    .find_map(|k| {
+                        let prefix = format!("PITR_{}_", k.table().to_uppercase());
+                        Some((k, variable.strip_prefix(&prefix)?))
+                    })
+            else {
+                continue;
+            };
+            let origin = Origin::Variable(variable.to_owned());
+            let found = kind.keys().iter().find_map(|key| {
+                let name = rest.strip_suffix(&format!("_{}", variable_form(key)))?;
+                (!name.is_empty()).then_some((*key, name))
+            });
+            let Some((key, name)) = found else {
+                return Err(origin
+                    .error(format_args!("it ends in no key of a {}", kind.noun()))
+                    .hint(format!("Keys are: {}.", kind.keys().join(", "))));
+            };
+            let value = value
+                .to_str()
+                .ok_or_else(|| origin.error("the value is not UTF-8"))?;
+            let section = self.section_of_variable(kind, name, &origin)?;
+            section.entries.retain(|e| e.key != key);
+            section.entries.push(Entry {
+                key,
+                raw: Raw::Variable(value.to_owned()),
+                origin,
+            });
+        }
+        Ok(())
+    }
+
+    fn section_of_variable(
+        &mut self,
+        kind: Kind,
+        name: &str,
+        origin: &Origin,
+    ) -> Result<&mut Section> {
+        let mut found = None;
+        for (index, section) in self.sections.iter().enumerate() {
+            if section.kind != kind || variable_form(&section.name) != name {
+                continue;
+            }
+            if found.is_some() {
+                return Err(origin
+                    .error(format_args!("it names more than one {}", kind.noun()))
+                    .hint("Set the key in the file, or rename one of them."));
+            }
+            found = Some(index);
+        }
+        let index = found.unwrap_or_else(|| {
+            self.sections.push(Section {
+                kind,
+                name: name.to_lowercase(),
+                origin: origin.clone(),
+                entries: Vec::new(),
+            });
+            self.sections.len() - 1
+        });
+        self.sections
+            .get_mut(index)
+            .ok_or_else(|| err!(Internal, "section {index} is not there"))
+    }
+}
+
+/// The text being parsed, for positions.
+struct Source<'a> {
+    path: Rc<PathBuf>,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn origin(&self, span: &Range<usize>) -> Origin {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let line = before.bytes().filter(|b| *b == b'\n').count() + 1;
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        Origin::File(Rc::clone(&self.path), line, column)
+    }
+
+    fn table<'v, 'i>(
+        &self,
+        name: &str,
+        value: &'v Spanned<DeValue<'i>>,
+    ) -> Result<&'v DeTable<'i>> {
+        value.get_ref().as_table().ok_or_else(|| {
+            self.origin(&value.span()).error(format_args!(
+                "\"{name}\" needs a table, found {}",
+                type_name(value.get_ref())
+            ))
+        })
+    }
+
+    fn section(
+        &self,
+        kind: Kind,
+        name: &Spanned<std::borrow::Cow<'_, str>>,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Result<Section> {
+        let origin = self.origin(&name.span());
+        let name = name.get_ref().as_ref();
+        super::name::check(kind.noun(), name).map_err(|e| origin.wrap(&e))?;
+        let place = format!("{}.{name}", kind.table());
+        let mut entries = Vec::new();
+        self.entries(kind, "", self.table(&place, value)?, &place, &mut entries)?;
+        Ok(Section {
+            kind,
+            name: name.to_owned(),
+            origin,
+            entries,
+        })
+    }
+
+    /// Collects the keys of one table; `prefix` is that of their names in the list of keys.
+    fn entries(
+        &self,
+        kind: Kind,
+        prefix: &str,
+        table: &DeTable<'_>,
+        place: &str,
+        entries: &mut Vec<Entry>,
+    ) -> Result<()> {
+        for (key, value) in in_order(table) {
+            let name = key.get_ref().as_ref();
+            let full = format!("{prefix}{name}");
+            let inner = format!("{full}.");
+            if kind.keys().iter().any(|k| k.starts_with(&inner)) {
+                let place = format!("{place}.{name}");
+                self.entries(kind, &inner, self.table(&place, value)?, &place, entries)?;
+                continue;
+            }
+            let Some(known) = kind.keys().iter().find(|k| **k == full) else {
+                let here: Vec<&str> = kind
+                    .keys()
+                    .iter()
+                    .filter_map(|k| k.strip_prefix(prefix))
+                    .map(|k| k.split('.').next().unwrap_or(k))
+                    .collect();
+                return Err(no_such_key(
+                    &self.origin(&key.span()),
+                    name,
+                    &format!("[{place}]"),
+                    &here,
+                ));
+            };
+            let of_key = matches!(value.get_ref(), DeValue::Table(_));
+            let span = if of_key { key.span() } else { value.span() };
+            entries.push(Entry {
+                key: known,
+                raw: raw(value.get_ref()),
+                origin: self.origin(&span),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn raw(value: &DeValue<'_>) -> Raw {
+    match value {
+        DeValue::String(text) => Raw::Text(text.to_string()),
+        DeValue::Boolean(value) => Raw::Boolean(*value),
+        DeValue::Integer(digits) => match i64::from_str_radix(digits.as_str(), digits.radix()) {
+            Ok(value) => Raw::Integer(value),
+            Err(_) => Raw::Other("an integer out of range"),
+        },
+        other => Raw::Other(type_name(other)),
+    }
+}
+
+fn type_name(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "an integer",
+        DeValue::Float(_) => "a float",
+        DeValue::Boolean(_) => "a boolean",
+        DeValue::Datetime(_) => "a date or time",
+        DeValue::Array(_) => "an array",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+/// The entries of a table as they stand in the file: the map itself sorts by name, but repositories are tried in file order.
+fn in_order<'v, 'i>(
+    table: &'v DeTable<'i>,
+) -> Vec<(
+    &'v Spanned<std::borrow::Cow<'i, str>>,
+    &'v Spanned<DeValue<'i>>,
+)> {
+    let mut entries: Vec<_> = table.iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    entries
+}
+
+fn no_such_key(origin: &Origin, key: &str, place: &str, known: &[&str]) -> Error {
+    let error = origin.error(format_args!(
+        "key \"{}\" does not exist in {place}",
+        key.escape_debug()
+    ));
+    match super::nearest(key, known.iter().copied()) {
+        Some(near) => error.hint(format!("Did you mean \"{near}\"?")),
+        None => {
+            let mut known = known.to_vec();
+            known.dedup();
+            error.hint(format!("Keys are: {}.", known.join(", ")))
+        }
+    }
+}
+
+/// How a name or a key is written in the name of an environment variable.
+fn variable_form(text: &str) -> String {
+    text.to_uppercase().replace(['.', '-'], "_")
+}
+
+/// Whether there is no such file, as opposed to one that cannot be read.
+pub(super) fn is_absent(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> Result<Document> {
+        Document::parse(Path::new("/etc/pitr/pitr.toml"), text)
+    }
+
+    #[test]
+    fn sections_keep_the_order_of_the_file() {
+        let text = "[repositories.z.encryption]\n[repositories.b]\nurl='x'\n[repositories.a]\n[repositories.z]\n[clusters.c]";
+        let names: Vec<_> = parse(text)
+            .unwrap()
+            .sections
+            .into_iter()
+            .map(|s| s.name)
+            .collect();
+        assert_eq!(names, ["b", "a", "z", "c"]);
+    }
+
+    #[test]
+    fn every_mistake_names_line_and_column() {
+        for (text, message, hint) in [
+            (
+                "[clusters.main]\nmax_backup_aeg = '1d'",
+                "2:1: key \"max_backup_aeg\" does not exist in [clusters.main]",
+                "Did you mean \"max_backup_age\"?",
+            ),
+            (
+                "[clusters.main]\n  retension = 1",
+                "2:3: key \"retension\" does not exist in [clusters.main]",
+                "Keys are: pgdata, conninfo, max_backup_age, standby_outage, cache_dir, timezone, receive.",
+            ),
+            (
+                "[cluster.main]",
+                "1:2: key \"cluster\" does not exist in the file",
+                "Did you mean \"clusters\"?",
+            ),
+            (
+                "[clusters.main.receive]\nslott = ''",
+                "2:1: key \"slott\" does not exist in [clusters.main.receive]",
+                "Did you mean \"slot\"?",
+            ),
+            (
+                "# é\n[repositories.r]\n\"é\" = x",
+                "3:7: string values must be quoted, expected literal string",
+                "",
+            ),
+            (
+                "[clusters.main]\npgdata='a'\npgdata='b'",
+                "3:1: duplicate key",
+                "",
+            ),
+            (
+                "[clusters.main]\n[clusters.main]",
+                "2:11: duplicate key",
+                "",
+            ),
+            (
+                "clusters = 3",
+                "1:12: \"clusters\" needs a table, found an integer",
+                "",
+            ),
+            (
+                "[clusters]\nmain = 'x'",
+                "2:8: \"clusters.main\" needs a table, found a string",
+                "",
+            ),
+            (
+                "[clusters.main]\nreceive = true",
+                "2:11: \"clusters.main.receive\" needs a table, found a boolean",
+                "",
+            ),
+            (
+                "[clusters.\"../x\"]",
+                "1:11: \"../x\" is not a cluster name: [a-z0-9][a-z0-9._-]{0,62} is needed",
+                "",
+            ),
+            (
+                "[repositories.A]",
+                "1:15: \"A\" is not a repository name: [a-z0-9][a-z0-9._-]{0,62} is needed",
+                "",
+            ),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("/etc/pitr/pitr.toml:{message}"),
+                "{text}"
+            );
+            assert_eq!(error.hint_text().unwrap_or_default(), hint, "{text}");
+        }
+    }
+
+    #[test]
+    fn variables_replace_and_add() {
+        let mut document =
+            parse("[clusters.my-db]\npgdata='/a'\n[repositories.r]\nurl='file:///r'").unwrap();
+        document
+            .overlay(&Environment::new(
+                [
+                    ("PITR_CLUSTERS_MY_DB_PGDATA", "/b"),
+                    ("PITR_CLUSTERS_MY_DB_RECEIVE_JOURNAL_LIMIT_BYTES", "7"),
+                    ("PITR_REPOSITORIES_OTHER_URL", "file:///o"),
+                    ("PITR_SOMETHING", "x"),
+                ],
+                None,
+            ))
+            .unwrap();
+        let [db, r, other] = document.sections.as_slice() else {
+            panic!("three sections")
+        };
+        assert_eq!(db.get("pgdata").unwrap().raw, Raw::Variable("/b".into()));
+        assert_eq!(
+            db.get("receive.journal_limit_bytes").unwrap().raw,
+            Raw::Variable("7".into())
+        );
+        assert_eq!(r.entries.len(), 1);
+        assert_eq!(
+            (other.name.as_str(), other.kind),
+            ("other", Kind::Repositories)
+        );
+    }
+
+    #[test]
+    fn a_variable_that_fits_nothing_or_too_much_is_refused() {
+        for (variable, message) in [
+            ("PITR_CLUSTERS_MAIN_PGDAT", "it ends in no key of a cluster"),
+            ("PITR_CLUSTERS_PGDATA", "it ends in no key of a cluster"),
+            ("PITR_CLUSTERS_A_B_PGDATA", "it names more than one cluster"),
+            (
+                "PITR_REPOSITORIES_R_PGDATA",
+                "it ends in no key of a repository",
+            ),
+        ] {
+            let mut document = parse("[clusters.a-b]\n[clusters.a_b]").unwrap();
+            let error = document
+                .overlay(&Environment::new([(variable, "x")], None))
+                .unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("environment variable \"{variable}\": {message}")
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(text in "\\PC{0,60}") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn parsing_of_nearly_right_text_never_panics(
+            parts in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "[clusters.main]", "[", "]", "\n", "pgdata", "=", "'", "\"", "{", "}", ".", ",", "1", "true", "url",
+                    "[repositories.r]", "é", "\r\n", "encryption", "receive", "#",
+                ]),
+                0..20,
+            )
+        ) {
+            let _ = parse(&parts.concat());
+        }
+    }
+}

@@ -1,0 +1,1083 @@
+//! The settings: flag, else environment, else file, else default.
+//!
+//! Owns where the configuration file is looked for, what its values mean, and which cluster and repositories a command works
+//! on. The list of keys and their places in the file are in `file`; `docs/configuration.md` is the page for users. Nothing
+//! here is a secret but [`Cluster::conninfo`].
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use crate::err;
+use crate::error::{Error, Result};
+
+mod file;
+mod location;
+mod name;
+mod secret;
+mod unit;
+
+pub use location::Location;
+pub use name::ClusterName;
+pub use secret::Secret;
+pub use unit::{Period, Size};
+
+use file::{Document, Entry, Kind, Raw, Section};
+
+/// Where the file is looked for last.
+const SYSTEM_FILE: &str = "/etc/pitr/pitr.toml";
+
+/// The process's environment, as an argument: variables and working directory.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    variables: BTreeMap<OsString, OsString>,
+    directory: Option<PathBuf>,
+}
+
+impl Environment {
+    /// What this process was started with.
+    pub fn of_process() -> Environment {
+        Environment {
+            variables: std::env::vars_os().collect(),
+            directory: std::env::current_dir().ok(),
+        }
+    }
+
+    /// These variables and no others, and this working directory.
+    pub fn new<K, V>(
+        variables: impl IntoIterator<Item = (K, V)>,
+        directory: Option<PathBuf>,
+    ) -> Environment
+    where
+        K: Into<OsString>,
+        V: Into<OsString>,
+    {
+        Environment {
+            variables: variables
+                .into_iter()
+                .map(|(k, v)| (k.into(), v.into()))
+                .collect(),
+            directory,
+        }
+    }
+
+    /// A variable's value; set but empty is as good as not set.
+    pub fn get(&self, name: &str) -> Option<&OsStr> {
+        self.variables
+            .get(OsStr::new(name))
+            .map(OsString::as_os_str)
+            .filter(|v| !v.is_empty())
+    }
+
+    /// The working directory.
+    pub fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
+    }
+
+    /// `$HOME`, where it is an absolute path. PostgreSQL may run its commands without it.
+    pub fn home(&self) -> Option<&Path> {
+        self.get("HOME").map(Path::new).filter(|p| p.is_absolute())
+    }
+
+    /// The directory for caches where none is configured: `$XDG_CACHE_HOME/pitr`, else `~/.cache/pitr`, else none.
+    pub fn cache_dir(&self) -> Option<PathBuf> {
+        let base = self
+            .get("XDG_CACHE_HOME")
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+            .or_else(|| Some(self.home()?.join(".cache")))?;
+        Some(base.join("pitr"))
+    }
+
+    /// Makes a path absolute by the working directory.
+    pub fn absolute(&self, path: &Path) -> PathBuf {
+        match &self.directory {
+            Some(directory) => directory.join(path),
+            None => path.to_owned(),
+        }
+    }
+
+    fn with_prefix<'a>(&'a self, prefix: &str) -> impl Iterator<Item = (&'a str, &'a OsStr)> {
+        self.variables.iter().filter_map(move |(name, value)| {
+            let name = name.to_str()?;
+            (name.starts_with(prefix) && !value.is_empty()).then_some((name, value.as_os_str()))
+        })
+    }
+}
+
+/// What the command line says about the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// `--config`.
+    pub config: Option<PathBuf>,
+    /// `--cluster`.
+    pub cluster: Option<String>,
+    /// `--repository`: a name, a URL or an absolute path.
+    pub repository: Option<String>,
+}
+
+/// What a standby's `restore_command` answers while the repository is out of reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StandbyOutage {
+    /// "Not there", with a warning: the standby goes on streaming and asks again.
+    #[default]
+    Stream,
+    /// An error: the standby stops.
+    Stop,
+}
+
+/// When the receiver tells the server that WAL is safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Acknowledge {
+    /// When it is durable in the local journal.
+    #[default]
+    Journal,
+    /// When it is durable in every required repository.
+    Repository,
+}
+
+/// `[clusters.NAME.receive]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Receive {
+    /// The physical replication slot.
+    pub slot: Option<String>,
+    /// The directory of the journal, absolute.
+    pub journal: Option<PathBuf>,
+    /// How large the journal may grow.
+    pub journal_limit_bytes: Option<u64>,
+    /// When WAL counts as received.
+    pub acknowledge: Acknowledge,
+}
+
+/// One cluster. It has no `Debug`, because of its [`Secret`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// Its name in configuration and repository.
+    pub name: ClusterName,
+    /// Its data directory, absolute.
+    pub pgdata: Option<PathBuf>,
+    /// How to connect, in libpq's syntax; libpq's environment fills in what it leaves out.
+    pub conninfo: Option<Secret>,
+    /// How old the newest backup may become before monitoring is told.
+    pub max_backup_age: Option<Period>,
+    /// What `pitr-restore` answers to a standby while the repository is out of reach.
+    pub standby_outage: StandbyOutage,
+    /// Where caches are kept, absolute; else [`Environment::cache_dir`].
+    pub cache_dir: Option<PathBuf>,
+    /// The zone of times that are given without one.
+    pub timezone: Option<String>,
+    /// The streaming receiver.
+    pub receive: Receive,
+}
+
+impl Cluster {
+    /// A cluster of which nothing but the name is known.
+    pub fn named(name: ClusterName) -> Cluster {
+        Cluster {
+            name,
+            pgdata: None,
+            conninfo: None,
+            max_backup_age: None,
+            standby_outage: StandbyOutage::default(),
+            cache_dir: None,
+            timezone: None,
+            receive: Receive::default(),
+        }
+    }
+}
+
+/// One repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repository {
+    /// Its name in the configuration; its URL, where it was given on the command line.
+    pub name: String,
+    /// Where it is.
+    pub location: Location,
+    /// Archiving succeeds only once this repository has the segment.
+    pub required: bool,
+    /// The region of an object store.
+    pub region: Option<String>,
+    /// The endpoint of an object store, where it is not the provider's own.
+    pub endpoint: Option<String>,
+}
+
+/// Everything that was configured, and what the command line chose from it.
+pub struct Settings {
+    /// The configuration file, absolute; none when a repository on the command line made it unnecessary.
+    pub path: Option<PathBuf>,
+    /// All clusters, in the order of the file.
+    pub clusters: Vec<Cluster>,
+    /// The repositories to work with, in the order in which they are tried: all, or the one that the command line names.
+    pub repositories: Vec<Repository>,
+    cluster_flag: Option<String>,
+    /// `--repository` gave a place instead of a name: the file need not know the cluster.
+    bare: bool,
+}
+
+impl Settings {
+    /// Finds, reads and checks the configuration.
+    ///
+    /// A file is looked for as `--config`, `$PITR_CONFIG`, `./pitr.toml`, `~/.config/pitr/pitr.toml`, `/etc/pitr/pitr.toml`; the first
+    /// two must exist when they are given. None is needed when `--repository` is a URL or a path, or when the environment
+    /// names a repository.
+    ///
+    /// # Errors
+    /// `Config` for a file that is missing, unreadable or wrong, with file, line and column; `Usage` for a repository that is
+    /// not one of the file's.
+    pub fn load(flags: &Flags, environment: &Environment) -> Result<Settings> {
+        let (path, mut document) = match find(flags, environment)? {
+            Found::File(path, document) => (Some(path), document),
+            Found::Nowhere(looked) => {
+                let bare = flags
+                    .repository
+                    .as_deref()
+                    .is_some_and(Location::looks_like_one);
+                let by_environment = environment
+                    .with_prefix("PITR_REPOSITORIES_")
+                    .next()
+                    .is_some();
+                if !bare && !by_environment {
+                    return Err(err!(Config, "no configuration file was found")
+                        .hint(format!("Looked for {}. Name one with --config, write one with pitr init, or name the place with --repository.", looked.join(", "))));
+                }
+                (None, Document::default())
+            }
+        };
+        document.overlay(environment)?;
+        let mut settings = settings(path, &document)?;
+        settings.cluster_flag.clone_from(&flags.cluster);
+        if let Some(wanted) = &flags.repository {
+            settings.choose_repository(wanted)?;
+        }
+        Ok(settings)
+    }
+
+    /// The cluster that a command works on: `--cluster`, or the only one.
+    ///
+    /// # Errors
+    /// `Usage` when the name is not one of the file's, or when there are several and none is named.
+    pub fn cluster(&self) -> Result<Cluster> {
+        self.cluster_if_named()?.ok_or_else(|| {
+            err!(Usage, "no cluster is configured and none is named").hint("Add --cluster NAME.")
+        })
+    }
+
+    /// As [`Settings::cluster`], but none where neither command line nor configuration names one: a reader then takes the only one
+    /// of the repository.
+    ///
+    /// # Errors
+    /// As [`Settings::cluster`].
+    pub fn cluster_if_named(&self) -> Result<Option<Cluster>> {
+        let names = || -> String {
+            let names: Vec<_> = self.clusters.iter().map(|c| c.name.as_str()).collect();
+            names.join(", ")
+        };
+        let Some(wanted) = &self.cluster_flag else {
+            return match self.clusters.as_slice() {
+                [] => Ok(None),
+                [only] => Ok(Some(only.clone())),
+                _ => Err(err!(
+                    Usage,
+                    "several clusters are configured and none is named: {}",
+                    names()
+                )
+                .hint("Add --cluster NAME.")),
+            };
+        };
+        let wanted: ClusterName = wanted.parse()?;
+        if let Some(cluster) = self.clusters.iter().find(|c| c.name == wanted) {
+            return Ok(Some(cluster.clone()));
+        }
+        if self.bare {
+            return Ok(Some(Cluster::named(wanted)));
+        }
+        let place = match &self.path {
+            Some(path) => format!("\"{}\"", path.display()),
+            None => "the environment".into(),
+        };
+        let error = err!(Usage, "no cluster \"{wanted}\" in {place}");
+        Err(match self.clusters.is_empty() {
+            true => error.hint("No cluster is configured. Run pitr init."),
+            false => error.hint(format!("Known: {}", names())),
+        })
+    }
+
+    /// Narrows the repositories to the one that the command line names.
+    fn choose_repository(&mut self, wanted: &str) -> Result<()> {
+        if Location::looks_like_one(wanted) {
+            let location = Location::from_argument(wanted)?;
+            self.bare = true;
+            self.repositories.retain(|r| r.location == location);
+            if self.repositories.is_empty() {
+                self.repositories.push(Repository {
+                    name: location.to_string(),
+                    location,
+                    required: true,
+                    region: None,
+                    endpoint: None,
+                });
+            }
+            return Ok(());
+        }
+        name::check("repository", wanted)?;
+        let known: Vec<_> = self
+            .repositories
+            .iter()
+            .map(|r| format!("{} ({})", r.name, r.location))
+            .collect();
+        self.repositories.retain(|r| r.name == wanted);
+        if self.repositories.is_empty() {
+            let error = err!(Usage, "no repository \"{wanted}\" is configured");
+            return Err(match known.is_empty() {
+                true => error.hint("No repository is configured. Run pitr init."),
+                false => error.hint(format!("Known: {}", known.join(", "))),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Where the configuration file is, or where `pitr init` puts it: the file named by `--config` or `$PITR_CONFIG`, else the first that exists
+/// of the usual places, else `./pitr.toml`. The second value says whether it exists.
+///
+/// # Errors
+/// `Config` for a file that is there and cannot be read.
+pub fn place(flags: &Flags, environment: &Environment) -> Result<(PathBuf, bool)> {
+    let given = match &flags.config {
+        Some(path) => Some(path.as_path()),
+        None => environment.get("PITR_CONFIG").map(Path::new),
+    };
+    if let Some(path) = given.filter(|p| !p.as_os_str().is_empty()) {
+        let path = environment.absolute(path);
+        // A dangling link or a closed folder is something, too: never written over.
+        let exists = !matches!(std::fs::symlink_metadata(&path), Err(e) if e.kind() == std::io::ErrorKind::NotFound);
+        return Ok((path, exists));
+    }
+    Ok(match find(flags, environment)? {
+        Found::File(path, _) => (path, true),
+        Found::Nowhere(_) => (environment.absolute(Path::new("pitr.toml")), false),
+    })
+}
+
+/// The candidate that is meant by `word`, if one is near enough to be a slip of the fingers.
+pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .map(|c| (strsim::osa_distance(word, c), c))
+        .filter(|(distance, c)| *distance <= c.chars().count().div_ceil(3))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, c)| c)
+}
+
+enum Found {
+    File(PathBuf, Document),
+    Nowhere(Vec<String>),
+}
+
+/// Reads the first file there is; one that is there but cannot be read is an error, never skipped.
+fn find(flags: &Flags, environment: &Environment) -> Result<Found> {
+    let given = match &flags.config {
+        Some(path) if path.as_os_str().is_empty() => {
+            return Err(err!(Usage, "--config names no file"));
+        }
+        Some(path) => Some((path.as_path(), "")),
+        None => environment
+            .get("PITR_CONFIG")
+            .map(|v| (Path::new(v), ", named by $PITR_CONFIG,")),
+    };
+    if let Some((path, by)) = given {
+        let path = environment.absolute(path);
+        return match Document::read(&path)? {
+            Some(document) => Ok(Found::File(path, document)),
+            None => Err(err!(
+                Config,
+                "configuration file \"{}\"{by} does not exist",
+                path.display()
+            )),
+        };
+    }
+    let candidates = [
+        Some(environment.absolute(Path::new("pitr.toml"))),
+        environment
+            .home()
+            .map(|home| home.join(".config/pitr/pitr.toml")),
+        Some(PathBuf::from(SYSTEM_FILE)),
+    ];
+    let mut looked = Vec::new();
+    for path in candidates.into_iter().flatten() {
+        // A directory that may not be entered (`sudo -u postgres` keeps root's working directory and, often, $HOME) hides
+        // whether there is a file. Going on is right here: such a file could never have been meant for this user.
+        if let Err(e) = std::fs::symlink_metadata(&path)
+            && e.kind() == std::io::ErrorKind::PermissionDenied
+        {
+            looked.push(format!("{} (permission denied)", path.display()));
+            continue;
+        }
+        match Document::read(&path)? {
+            Some(document) => return Ok(Found::File(path, document)),
+            None => looked.push(path.display().to_string()),
+        }
+    }
+    Ok(Found::Nowhere(looked))
+}
+
+fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
+    let mut settings = Settings {
+        path,
+        clusters: Vec::new(),
+        repositories: Vec::new(),
+        cluster_flag: None,
+        bare: false,
+    };
+    for section in &document.sections {
+        match section.kind {
+            Kind::Clusters => settings.clusters.push(cluster(section, document)?),
+            Kind::Repositories => {
+                let repository = repository(section)?;
+                if let Some(same) = settings
+                    .repositories
+                    .iter()
+                    .find(|r| r.location == repository.location)
+                {
+                    return Err(section.origin.error(format_args!(
+                        "repositories \"{}\" and \"{}\" are the same place: \"{}\"",
+                        same.name, repository.name, repository.location
+                    )));
+                }
+                settings.repositories.push(repository);
+            }
+        }
+    }
+    Ok(settings)
+}
+
+fn cluster(section: &Section, document: &Document) -> Result<Cluster> {
+    let name = section.name.parse().map_err(|e| section.origin.wrap(&e))?;
+    let mut cluster = Cluster::named(name);
+    for entry in &section.entries {
+        match entry.key {
+            "pgdata" => cluster.pgdata = Some(entry.path()?),
+            "conninfo" => cluster.conninfo = Some(entry.conninfo(document.world_readable)?),
+            "max_backup_age" => cluster.max_backup_age = Some(entry.parsed::<Period>()?),
+            "standby_outage" => {
+                cluster.standby_outage = entry.choice(&[
+                    ("stream", StandbyOutage::Stream),
+                    ("stop", StandbyOutage::Stop),
+                ])?;
+            }
+            "cache_dir" => cluster.cache_dir = Some(entry.path()?),
+            "timezone" => cluster.timezone = Some(entry.text()?.to_owned()),
+            "receive.slot" => cluster.receive.slot = Some(entry.slot()?),
+            "receive.journal" => cluster.receive.journal = Some(entry.path()?),
+            "receive.journal_limit_bytes" => {
+                cluster.receive.journal_limit_bytes = Some(entry.bytes()?);
+            }
+            "receive.acknowledge" => {
+                cluster.receive.acknowledge = entry.choice(&[
+                    ("journal", Acknowledge::Journal),
+                    ("repository", Acknowledge::Repository),
+                ])?;
+            }
+            other => return Err(err!(Internal, "key \"{other}\" has no meaning")),
+        }
+    }
+    Ok(cluster)
+}
+
+fn repository(section: &Section) -> Result<Repository> {
+    if let Some(entry) = section.get("encryption") {
+        return Err(entry
+            .origin
+            .error("encryption is not available yet")
+            .hint("Remove the table; nothing would be encrypted."));
+    }
+    let Some(url) = section.get("url") else {
+        return Err(section
+            .origin
+            .error(format_args!("repository \"{}\" has no url", section.name))
+            .hint("Add url = \"file:///absolute/path\"."));
+    };
+    let location = Location::from_url(url.text()?).map_err(|e| url.origin.wrap(&e))?;
+    let text = |key| -> Result<Option<String>> {
+        let entry: Option<&Entry> = section.get(key);
+        entry.map(|e| e.text().map(str::to_owned)).transpose()
+    };
+    Ok(Repository {
+        name: section.name.clone(),
+        location,
+        required: section.get("required").map_or(Ok(true), Entry::boolean)?,
+        region: text("region")?,
+        endpoint: text("endpoint")?,
+    })
+}
+
+impl Entry {
+    fn wrong_type(&self, wanted: &str) -> Error {
+        let found = match &self.raw {
+            Raw::Text(_) => "a string",
+            Raw::Integer(_) => "an integer",
+            Raw::Boolean(_) => "a boolean",
+            Raw::Variable(_) => "something else",
+            Raw::Other(name) => name,
+        };
+        self.origin.error(format_args!(
+            "\"{}\" needs {wanted}, found {found}",
+            self.key
+        ))
+    }
+
+    fn text(&self) -> Result<&str> {
+        match &self.raw {
+            Raw::Text(text) | Raw::Variable(text) if text.is_empty() => {
+                Err(self.origin.error(format_args!("\"{}\" is empty", self.key)))
+            }
+            Raw::Text(text) | Raw::Variable(text) => Ok(text),
+            _ => Err(self.wrong_type("a string")),
+        }
+    }
+
+    fn boolean(&self) -> Result<bool> {
+        match &self.raw {
+            Raw::Boolean(value) => Ok(*value),
+            Raw::Variable(text) if text == "true" => Ok(true),
+            Raw::Variable(text) if text == "false" => Ok(false),
+            _ => Err(self.wrong_type("true or false")),
+        }
+    }
+
+    fn path(&self) -> Result<PathBuf> {
+        location::absolute(Path::new(self.text()?)).map_err(|e| self.origin.wrap(&e))
+    }
+
+    fn parsed<T: std::str::FromStr<Err = Error>>(&self) -> Result<T> {
+        self.text()?.parse().map_err(|e| self.origin.wrap(&e))
+    }
+
+    /// A number of bytes, or a size with its unit.
+    fn bytes(&self) -> Result<u64> {
+        let bytes = match &self.raw {
+            Raw::Integer(value) => u64::try_from(*value).ok(),
+            Raw::Variable(text) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
+            Raw::Text(_) | Raw::Variable(_) => Some(self.parsed::<Size>()?.0),
+            _ => return Err(self.wrong_type("a number of bytes")),
+        };
+        bytes.filter(|b| *b > 0).ok_or_else(|| {
+            self.origin.error(format_args!(
+                "\"{}\" is not a number of bytes above 0",
+                self.key
+            ))
+        })
+    }
+
+    fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T> {
+        let text = self.text()?;
+        if let Some((_, value)) = choices.iter().find(|(name, _)| *name == text) {
+            return Ok(*value);
+        }
+        let names: Vec<_> = choices
+            .iter()
+            .map(|(name, _)| format!("\"{name}\""))
+            .collect();
+        Err(self.origin.error(format_args!(
+            "\"{}\" is \"{}\" but must be {}",
+            self.key,
+            text.escape_debug(),
+            names.join(" or ")
+        )))
+    }
+
+    /// The name of a replication slot. PostgreSQL: src/backend/replication/slot.c, `ReplicationSlotValidateName`.
+    fn slot(&self) -> Result<String> {
+        let text = self.text()?;
+        let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        if text.len() > 63 || !text.bytes().all(legal) {
+            return Err(self.origin.error(format_args!(
+                "\"{}\" is not the name of a replication slot: up to 63 of a-z, 0-9 and _ are needed",
+                text.escape_debug()
+            )));
+        }
+        Ok(text.to_owned())
+    }
+
+    fn conninfo(&self, world_readable: bool) -> Result<Secret> {
+        let text = self.text()?;
+        let in_file = !matches!(self.raw, Raw::Variable(_));
+        if in_file && world_readable && holds_password(text) {
+            return Err(self
+                .origin
+                .error("the file holds a password, and every user of this machine may read it")
+                .hint("Take the right away with chmod o-r, or leave the password to ~/.pgpass."));
+        }
+        Ok(Secret::new(text.to_owned()))
+    }
+}
+
+/// Whether connection settings, in either of libpq's forms, give a password. In doubt it says yes.
+fn holds_password(conninfo: &str) -> bool {
+    let keyword = conninfo.match_indices("password").any(|(at, word)| {
+        let rest = conninfo.get(at + word.len()..).unwrap_or_default();
+        rest.trim_start().starts_with('=')
+    });
+    let in_uri = conninfo
+        .split_once("://")
+        .and_then(|(_, rest)| rest.split('/').next()?.rsplit_once('@'))
+        .is_some_and(|(user, _)| user.contains(':'));
+    keyword || in_uri
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A working directory of its own with, if any, this `pitr.toml`.
+    fn place(text: Option<&str>) -> (tempfile::TempDir, Environment) {
+        let directory = tempfile::tempdir().unwrap();
+        if let Some(text) = text {
+            std::fs::write(directory.path().join("pitr.toml"), text).unwrap();
+        }
+        let environment = Environment::new(
+            Vec::<(&str, &str)>::new(),
+            Some(directory.path().to_owned()),
+        );
+        (directory, environment)
+    }
+
+    fn load(text: &str) -> Result<Settings> {
+        let (_directory, environment) = place(Some(text));
+        Settings::load(&Flags::default(), &environment)
+    }
+
+    /// The error for this file, without the directory.
+    fn refused(text: &str) -> (String, String) {
+        let (directory, environment) = place(Some(text));
+        let error = Settings::load(&Flags::default(), &environment)
+            .err()
+            .unwrap();
+        assert_eq!(error.code(), Code::Config, "{error}");
+        let prefix = format!("{}/", directory.path().display());
+        (
+            error.to_string().replace(&prefix, ""),
+            error.hint_text().unwrap_or_default().to_owned(),
+        )
+    }
+
+    fn flags(cluster: Option<&str>, repository: Option<&str>) -> Flags {
+        Flags {
+            config: None,
+            cluster: cluster.map(str::to_owned),
+            repository: repository.map(str::to_owned),
+        }
+    }
+
+    const TWO: &str = "[clusters.prod]\npgdata='/p'\n[clusters.dev]\n[repositories.disk]\nurl='file:///r1'\n[repositories.attic]\nurl='file:///r2'\nrequired=false";
+
+    #[test]
+    fn every_key_is_read() {
+        let settings = load(
+            r#"
+            [clusters.main]
+            pgdata = "/var/lib/postgresql/17/main/"
+            conninfo = "host=/run/postgresql user=postgres"
+            max_backup_age = "26h"
+            standby_outage = "stop"
+            cache_dir = "/var/cache/pitr"
+            timezone = "Europe/Berlin"
+            [clusters.main.receive]
+            slot = "pitr_1"
+            journal = "/var/spool/pitr"
+            journal_limit_bytes = 1_000
+            acknowledge = "repository"
+            [repositories.local]
+            url = "file:///var/backups/pitr"
+            required = false
+            region = "x"
+            endpoint = "http://127.0.0.1:9000"
+            "#,
+        )
+        .ok()
+        .unwrap();
+        let cluster = settings.cluster().ok().unwrap();
+        assert_eq!(cluster.name.as_str(), "main");
+        assert_eq!(
+            cluster.pgdata.as_deref(),
+            Some(Path::new("/var/lib/postgresql/17/main"))
+        );
+        assert_eq!(
+            cluster.conninfo.as_ref().map(Secret::expose),
+            Some("host=/run/postgresql user=postgres")
+        );
+        assert_eq!(cluster.max_backup_age, Some(Period(26 * 3600)));
+        assert_eq!(cluster.standby_outage, StandbyOutage::Stop);
+        assert_eq!(
+            cluster.cache_dir.as_deref(),
+            Some(Path::new("/var/cache/pitr"))
+        );
+        assert_eq!(cluster.timezone.as_deref(), Some("Europe/Berlin"));
+        assert_eq!(
+            cluster.receive,
+            Receive {
+                slot: Some("pitr_1".into()),
+                journal: Some("/var/spool/pitr".into()),
+                journal_limit_bytes: Some(1000),
+                acknowledge: Acknowledge::Repository,
+            }
+        );
+        assert_eq!(
+            settings.repositories,
+            [Repository {
+                name: "local".into(),
+                location: Location::File("/var/backups/pitr".into()),
+                required: false,
+                region: Some("x".into()),
+                endpoint: Some("http://127.0.0.1:9000".into()),
+            }]
+        );
+        assert!(settings.path.unwrap().ends_with("pitr.toml"));
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_documentation() {
+        let settings = load("[clusters.main]\n[repositories.r]\nurl='file:///r'")
+            .ok()
+            .unwrap();
+        let cluster = settings.cluster().ok().unwrap();
+        assert!(cluster == Cluster::named("main".parse().unwrap()));
+        assert_eq!(cluster.standby_outage, StandbyOutage::Stream);
+        assert!(settings.repositories.iter().all(|r| r.required));
+    }
+
+    #[test]
+    fn every_wrong_value_is_refused_where_it_stands() {
+        for (text, message) in [
+            (
+                "[clusters.a]\npgdata = 3",
+                "pitr.toml:2:10: \"pgdata\" needs a string, found an integer",
+            ),
+            (
+                "[clusters.a]\npgdata = 1979-05-27",
+                "pitr.toml:2:10: \"pgdata\" needs a string, found a date or time",
+            ),
+            (
+                "[clusters.a]\npgdata = ''",
+                "pitr.toml:2:10: \"pgdata\" is empty",
+            ),
+            (
+                "[clusters.a]\npgdata = 'data'",
+                "pitr.toml:2:10: path \"data\" is not absolute",
+            ),
+            (
+                "[clusters.a]\ncache_dir = '/a/../b'",
+                "pitr.toml:2:13: path \"/a/../b\" holds \"..\"",
+            ),
+            (
+                "[clusters.a]\nmax_backup_age = '5 fortnights'",
+                "pitr.toml:2:18: \"5 fortnights\" is not a length of time: \"fortnights\" is not a unit",
+            ),
+            (
+                "[clusters.a]\nmax_backup_age = 7",
+                "pitr.toml:2:18: \"max_backup_age\" needs a string, found an integer",
+            ),
+            (
+                "[clusters.a]\nstandby_outage = 'halt'",
+                "pitr.toml:2:18: \"standby_outage\" is \"halt\" but must be \"stream\" or \"stop\"",
+            ),
+            (
+                "[clusters.a.receive]\nslot = 'Big'",
+                "pitr.toml:2:8: \"Big\" is not the name of a replication slot: up to 63 of a-z, 0-9 and _ are needed",
+            ),
+            (
+                "[clusters.a.receive]\njournal_limit_bytes = '10 GBB'",
+                "pitr.toml:2:23: \"10 GBB\" is not a size: \"GBB\" is not a unit",
+            ),
+            (
+                "[clusters.a.receive]\njournal_limit_bytes = -1",
+                "pitr.toml:2:23: \"receive.journal_limit_bytes\" is not a number of bytes above 0",
+            ),
+            (
+                "[clusters.a.receive]\njournal_limit_bytes = 99999999999999999999",
+                "pitr.toml:2:23: \"receive.journal_limit_bytes\" needs a number of bytes, found an integer out of range",
+            ),
+            (
+                "[clusters.a.receive]\nacknowledge = true",
+                "pitr.toml:2:15: \"receive.acknowledge\" needs a string, found a boolean",
+            ),
+            (
+                "[repositories.a]",
+                "pitr.toml:1:15: repository \"a\" has no url",
+            ),
+            (
+                "[repositories.a]\nurl='x'\nrequired = 'no'",
+                "pitr.toml:2:5: \"x\" is not the URL of a repository",
+            ),
+            (
+                "[repositories.a]\nurl='file:///x'\nrequired = 'no'",
+                "pitr.toml:3:12: \"required\" needs true or false, found a string",
+            ),
+            (
+                "[repositories.a]\nurl='s3://bucket/prefix'",
+                "pitr.toml:2:5: repositories on S3 are not supported yet: \"s3://bucket/prefix\"",
+            ),
+            (
+                "[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey=1",
+                "pitr.toml:3:17: encryption is not available yet",
+            ),
+            (
+                "[repositories.a]\nurl='file:///x'\n[repositories.b]\nurl='file:///y/../x'",
+                "pitr.toml:4:5: path \"/y/../x\" holds \"..\"",
+            ),
+            (
+                "[repositories.a]\nurl='file:///x'\n[repositories.b]\nurl='file:///x/'",
+                "pitr.toml:3:15: repositories \"a\" and \"b\" are the same place: \"file:///x\"",
+            ),
+        ] {
+            assert_eq!(refused(text).0, message);
+        }
+    }
+
+    #[test]
+    fn each_kind_of_unreadable_file_has_its_own_message() {
+        let (directory, environment) = place(None);
+        let path = directory.path().join("pitr.toml");
+        let message = |what: &str| {
+            let error = Settings::load(&Flags::default(), &environment)
+                .err()
+                .unwrap();
+            assert_eq!(error.code(), Code::Config, "{what}");
+            error.to_string().replace(path.to_str().unwrap(), "F")
+        };
+        std::fs::create_dir(&path).unwrap();
+        assert_eq!(
+            message("directory"),
+            "configuration file \"F\" is a directory"
+        );
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::write(&path, b"# a\n# \xff").unwrap();
+        assert_eq!(
+            message("text"),
+            "configuration file \"F\" is not UTF-8 in line 2"
+        );
+        std::fs::write(&path, vec![b'\n'; (1 << 20) + 1]).unwrap();
+        assert_eq!(
+            message("size"),
+            "configuration file \"F\" is larger than 1 MiB"
+        );
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        assert!(message("loop").starts_with("could not read configuration file \"F\": "));
+    }
+
+    #[test]
+    fn files_are_looked_for_in_their_order() {
+        let (directory, _) = place(Some("[repositories.here]\nurl='file:///r'"));
+        let home = directory.path().join("home");
+        std::fs::create_dir_all(home.join(".config/pitr")).unwrap();
+        for (path, name) in [
+            ("flag.toml", "flag"),
+            ("env.toml", "env"),
+            ("home/.config/pitr/pitr.toml", "home"),
+        ] {
+            std::fs::write(
+                directory.path().join(path),
+                format!("[repositories.{name}]\nurl='file:///r'"),
+            )
+            .unwrap();
+        }
+        let found = |config: Option<&str>, env: &str, cwd: &Path| {
+            let environment = Environment::new(
+                [("PITR_CONFIG", OsStr::new(env)), ("HOME", home.as_os_str())],
+                Some(cwd.to_owned()),
+            );
+            let flags = Flags {
+                config: config.map(PathBuf::from),
+                ..Flags::default()
+            };
+            Settings::load(&flags, &environment).map(|s| {
+                assert!(s.path.unwrap().is_absolute());
+                s.repositories[0].name.clone()
+            })
+        };
+        assert_eq!(
+            found(Some("flag.toml"), "env.toml", directory.path()).unwrap(),
+            "flag"
+        );
+        assert_eq!(found(None, "env.toml", directory.path()).unwrap(), "env");
+        assert_eq!(found(None, "", directory.path()).unwrap(), "here");
+        assert_eq!(found(None, "", &home).unwrap(), "home");
+        let missing = found(Some("none.toml"), "env.toml", directory.path()).unwrap_err();
+        assert!(
+            missing.to_string().ends_with("none.toml\" does not exist"),
+            "{missing}"
+        );
+        let missing = found(None, "none.toml", directory.path()).unwrap_err();
+        assert!(
+            missing
+                .to_string()
+                .ends_with("none.toml\", named by $PITR_CONFIG, does not exist"),
+            "{missing}"
+        );
+    }
+
+    #[test]
+    fn no_file_at_all_says_where_it_looked() {
+        let (directory, environment) = place(None);
+        let error = Settings::load(&Flags::default(), &environment)
+            .err()
+            .unwrap();
+        assert_eq!(error.code(), Code::Config);
+        assert_eq!(error.to_string(), "no configuration file was found");
+        let hint = error.hint_text().unwrap();
+        assert!(
+            hint.starts_with(&format!(
+                "Looked for {}/pitr.toml, /etc/pitr/pitr.toml.",
+                directory.path().display()
+            )),
+            "{hint}"
+        );
+    }
+
+    #[test]
+    fn a_repository_on_the_command_line_needs_no_file() {
+        let (_directory, environment) = place(None);
+        for (given, cluster) in [("/r", None), ("file:///r", Some("main"))] {
+            let settings = Settings::load(&flags(cluster, Some(given)), &environment)
+                .ok()
+                .unwrap();
+            let [repository] = settings.repositories.as_slice() else {
+                panic!("one repository")
+            };
+            assert_eq!(repository.name, "file:///r");
+            assert!(repository.required);
+            let named = settings.cluster_if_named().ok().unwrap();
+            assert_eq!(named.map(|c| c.name.to_string()).as_deref(), cluster);
+            assert_eq!(settings.cluster().is_ok(), cluster.is_some());
+        }
+        let error = Settings::load(&flags(None, Some("local")), &environment)
+            .err()
+            .unwrap();
+        assert_eq!(error.to_string(), "no configuration file was found");
+        let error = Settings::load(&flags(None, Some("./r")), &environment)
+            .err()
+            .unwrap();
+        assert_eq!(error.to_string(), "\"./r\" is not the URL of a repository");
+    }
+
+    #[test]
+    fn a_repository_is_chosen_by_name_or_place() {
+        let (_directory, environment) = place(Some(TWO));
+        let chosen = |given: &str| -> Result<Vec<String>> {
+            let settings = Settings::load(&flags(None, Some(given)), &environment)?;
+            Ok(settings.repositories.into_iter().map(|r| r.name).collect())
+        };
+        assert_eq!(chosen("attic").unwrap(), ["attic"]);
+        assert_eq!(chosen("/r1").unwrap(), ["disk"]);
+        assert_eq!(chosen("/r3").unwrap(), ["file:///r3"]);
+        let error = chosen("3").unwrap_err();
+        assert_eq!(
+            (error.code(), error.to_string().as_str(), error.hint_text()),
+            (
+                Code::Usage,
+                "no repository \"3\" is configured",
+                Some("Known: disk (file:///r1), attic (file:///r2)")
+            )
+        );
+    }
+
+    #[test]
+    fn a_cluster_is_named_when_there_are_several() {
+        let (_directory, environment) = place(Some(TWO));
+        let cluster = |name: Option<&str>| {
+            let settings = Settings::load(&flags(name, None), &environment)?;
+            settings.cluster().map(|c| c.name.to_string())
+        };
+        assert_eq!(cluster(Some("dev")).unwrap(), "dev");
+        for (name, message, hint) in [
+            (
+                None,
+                "several clusters are configured and none is named: prod, dev",
+                Some("Add --cluster NAME."),
+            ),
+            (
+                Some("prd"),
+                "no cluster \"prd\" in F",
+                Some("Known: prod, dev"),
+            ),
+            (
+                Some("../x"),
+                "\"../x\" is not a cluster name: [a-z0-9][a-z0-9._-]{0,62} is needed",
+                None,
+            ),
+        ] {
+            let error = cluster(name).unwrap_err();
+            let file = format!(
+                "\"{}\"",
+                environment.absolute(Path::new("pitr.toml")).display()
+            );
+            assert_eq!(error.code(), Code::Usage);
+            assert_eq!(error.to_string().replace(&file, "F"), message);
+            assert_eq!(error.hint_text(), hint);
+        }
+    }
+
+    #[test]
+    fn the_environment_alone_can_configure() {
+        let environment = Environment::new(
+            [
+                ("PITR_CLUSTERS_MAIN_PGDATA", "/data"),
+                ("PITR_CLUSTERS_MAIN_RECEIVE_JOURNAL_LIMIT_BYTES", "1GiB"),
+                ("PITR_REPOSITORIES_LOCAL_URL", "file:///r"),
+                ("PITR_REPOSITORIES_LOCAL_REQUIRED", "false"),
+            ],
+            Some(PathBuf::from("/nonexistent")),
+        );
+        let settings = Settings::load(&Flags::default(), &environment)
+            .ok()
+            .unwrap();
+        let cluster = settings.cluster().ok().unwrap();
+        assert_eq!(cluster.pgdata.as_deref(), Some(Path::new("/data")));
+        assert_eq!(cluster.receive.journal_limit_bytes, Some(1 << 30));
+        assert!(!settings.repositories[0].required);
+    }
+
+    #[test]
+    fn a_password_in_a_file_for_everybody_is_refused() {
+        let text = "[clusters.a]\nconninfo = 'host=h password = geheim'";
+        let (directory, environment) = place(Some(text));
+        let path = directory.path().join("pitr.toml");
+        let load = |mode: u32| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            Settings::load(&Flags::default(), &environment).map(|_| ())
+        };
+        assert!(load(0o640).is_ok());
+        let error = load(0o644).unwrap_err();
+        assert!(
+            error.to_string().ends_with(
+                "pitr.toml:2:12: the file holds a password, and every user of this machine may read it"
+            ),
+            "{error}"
+        );
+        assert!(!format!("{error:?}").contains("geheim"));
+        for (conninfo, holds) in [
+            ("host=/run user=postgres passfile=/x", false),
+            ("password=x", true),
+            ("sslpassword=x", true),
+            ("postgresql://u:p@h/db", true),
+            ("postgresql://u@h:5432/db", false),
+            ("postgresql://h/db?password=x", true),
+        ] {
+            assert_eq!(holds_password(conninfo), holds, "{conninfo}");
+        }
+    }
+
+    #[test]
+    fn caches_follow_the_environment() {
+        let dir = |vars: &[(&str, &str)]| Environment::new(vars.iter().copied(), None).cache_dir();
+        assert_eq!(dir(&[("HOME", "/h")]), Some("/h/.cache/pitr".into()));
+        assert_eq!(
+            dir(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/c")]),
+            Some("/c/pitr".into())
+        );
+        assert_eq!(dir(&[("HOME", "h")]), None);
+        assert_eq!(dir(&[]), None);
+    }
+}

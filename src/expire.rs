@@ -1,0 +1,309 @@
+//! Executes a plan of expiry (`plan::retention`).
+//!
+//! Order: marks → everything is read anew, claims before roots → tombstones → roots, each gone for good before → server manifests,
+//! layers, packs → WAL, ascending per timeline → events, reservations last. Killed anywhere, the next run goes on: what is
+//! gone is gone, and what is left is still marked. A mark is no authority: the second reading decides again, and only what was marked
+//! before it is deleted. Only this module deletes objects.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::segment::{SegmentNumber, SegmentSize, WalFileName};
+use crate::pg::time::TimestampTz;
+use crate::plan::retention::{Deletion, ExpirePlan, Policy, retention};
+use crate::progress::Progress;
+use crate::repo::backup::{BackupRoot, TOMBSTONE, Tombstone};
+use crate::repo::event::{self, Event};
+use crate::repo::json;
+use crate::repo::layout::{BackupId, ClusterLayout, PartName};
+use crate::repo::repository::{Registration, Repository};
+use crate::repo::survey::Survey;
+use crate::store::{Key, Published, Store};
+
+/// Name and version of the program, as it stands in events.
+const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
+/// How often the repository may change under a run before it gives up.
+const ATTEMPTS: u32 = 4;
+
+/// One run of expiry on one cluster in one repository.
+pub struct Expire<'a> {
+    /// Where.
+    pub repository: &'a Repository,
+    /// Whose.
+    pub registration: &'a Registration,
+    /// What is to be kept.
+    pub policy: Policy,
+    /// This host's clock.
+    pub clock: &'a dyn Fn() -> TimestampTz,
+    /// Name of this host.
+    pub host: &'a str,
+    /// Gives random numbers.
+    pub random: &'a dyn Fn() -> u64,
+    /// Set when the operator wants to stop.
+    pub stop: &'a AtomicBool,
+    /// Hears what happens.
+    pub progress: &'a dyn Progress,
+}
+
+/// What a run did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Outcome {
+    /// Backups that were marked.
+    pub marked: Vec<BackupId>,
+    /// Backups that are gone.
+    pub deleted_backups: Vec<BackupId>,
+    /// Segments that are gone.
+    pub deleted_segments: u64,
+    /// All objects that are gone.
+    pub deleted_objects: u64,
+    /// Deletions that the store refused, at most the first hundred.
+    pub refused: Vec<String>,
+    /// How many it refused.
+    pub refused_count: u64,
+}
+
+impl Expire<'_> {
+    /// Computes what a run would do, and changes nothing.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn plan(&self) -> Result<ExpirePlan> {
+        let survey = Survey::read(self.repository, self.registration)?;
+        Ok(retention(&survey, &self.policy, (self.clock)()))
+    }
+
+    /// Marks what is no longer kept, and deletes what was marked before the grace period; returns the plan it went by.
+    ///
+    /// # Errors
+    /// What the store says, but for refused deletions, which are counted; `Interrupted`. Run again, it goes on.
+    pub fn run(&self) -> Result<(ExpirePlan, Outcome)> {
+        let layout =
+            ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
+        let mut run = Run {
+            what: self,
+            store: self.repository.store(),
+            layout,
+            size: SegmentSize::new(self.registration.segment_size_bytes)?,
+            spared: self.policy.spared.clone(),
+            outcome: Outcome::default(),
+        };
+        let shown = self.plan()?;
+        run.mark(&shown)?;
+        if shown.deletions.is_empty() && shown.tombstones.is_empty() {
+            return Ok((shown, run.outcome));
+        }
+        for _ in 0..ATTEMPTS {
+            let plan = run.decide_again()?;
+            if run.bury(&plan.tombstones)? && run.unmake(&plan)? {
+                run.delete(&plan)?;
+                return Ok((shown, run.outcome));
+            }
+        }
+        Err(
+            err!(Locked, "the repository changes faster than it can be read")
+                .hint("Nothing that is needed was deleted. Run the command again."),
+        )
+    }
+}
+
+struct Run<'a> {
+    what: &'a Expire<'a>,
+    store: &'a dyn Store,
+    layout: ClusterLayout,
+    size: SegmentSize,
+    spared: BTreeSet<BackupId>,
+    outcome: Outcome,
+}
+
+impl Run<'_> {
+    fn nonce(&self) -> String {
+        format!("{:016x}{:016x}", (self.what.random)(), (self.what.random)())
+    }
+
+    fn event(&self, kind: &str, id: &BackupId) -> Event {
+        Event {
+            event: kind.into(),
+            subject: id.to_string(),
+            time: (self.what.clock)(),
+            host: self.what.host.to_owned(),
+            program: PROGRAM.into(),
+            nonce: self.nonce(),
+            ..Event::default()
+        }
+    }
+
+    fn mark(&mut self, plan: &ExpirePlan) -> Result<()> {
+        for id in &plan.marks {
+            let mark = Event {
+                not_before: Some((self.what.clock)().saturating_add(self.what.policy.grace)),
+                ..self.event("expire", id)
+            };
+            event::record(self.store, &self.layout, &mark, (self.what.random)())?;
+            self.outcome.marked.push(id.clone());
+        }
+        for (id, mark) in &plan.unmarks {
+            let unmark = Event {
+                ends: Some(mark.clone()),
+                ..self.event("unexpire", id)
+            };
+            event::record(self.store, &self.layout, &unmark, (self.what.random)())?;
+        }
+        Ok(())
+    }
+
+    /// The plan as it is now that the marks are durable. What is not marked yet waits for another run, also without grace.
+    fn decide_again(&mut self) -> Result<ExpirePlan> {
+        let survey = Survey::read(self.what.repository, self.what.registration)?;
+        let mut policy = self.what.policy.clone();
+        policy.spared.clone_from(&self.spared);
+        let now = (self.what.clock)();
+        let plan = retention(&survey, &policy, now);
+        if plan.marks.is_empty() {
+            return Ok(plan);
+        }
+        policy.spared.extend(plan.marks);
+        Ok(retention(&survey, &policy, now))
+    }
+
+    /// Puts tombstones; `false` when one of the backups was committed meanwhile.
+    fn bury(&self, ids: &[BackupId]) -> Result<bool> {
+        for id in ids {
+            self.check_stop()?;
+            let tombstone = Tombstone {
+                id: id.clone(),
+                nonce: self.nonce(),
+            };
+            let key = self.layout.manifest(id);
+            let published = json::write(self.store, &key, TOMBSTONE, &tombstone)?;
+            if published == Published::Exists
+                && BackupRoot::read(self.store, &self.layout, id)?.is_some()
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Deletes roots; `false` when the store refused one, which then stays with all that it needs.
+    fn unmake(&mut self, plan: &ExpirePlan) -> Result<bool> {
+        let mut is_complete = true;
+        for deletion in &plan.deletions {
+            let Deletion::Manifest(id) = deletion else {
+                continue;
+            };
+            if self.remove(&self.layout.manifest(id))? {
+                self.outcome.deleted_backups.push(id.clone());
+                // What the root names must not be gone while a power cut can bring the root back.
+                self.store
+                    .settle_deletions(&format!("{}/{id}", self.layout.backups()))?;
+                self.what.progress.note(&format!("deleted backup {id}"));
+            } else {
+                self.spared.insert(id.clone());
+                is_complete = false;
+            }
+        }
+        Ok(is_complete)
+    }
+
+    fn delete(&mut self, plan: &ExpirePlan) -> Result<()> {
+        for deletion in &plan.deletions {
+            self.delete_one(deletion)?;
+        }
+        Ok(())
+    }
+
+    fn delete_one(&mut self, deletion: &Deletion) -> Result<()> {
+        let part = |id: &BackupId, number| PartName {
+            id: id.clone(),
+            number,
+        };
+        match deletion {
+            Deletion::Manifest(_) => {}
+            Deletion::ServerManifest(id) => {
+                self.remove(&self.layout.server_manifest(id))?;
+            }
+            Deletion::Layers(id, first, last) => {
+                for number in *first..=*last {
+                    self.remove(&self.layout.layer(&part(id, number)))?;
+                }
+            }
+            Deletion::Packs(id, first, last) => {
+                for number in *first..=*last {
+                    self.remove(&self.layout.pack(&part(id, number)))?;
+                }
+            }
+            Deletion::Segments(timeline, first, last) => {
+                for number in first.0..=last.0 {
+                    let name = SegmentNumber(number).name(*timeline, self.size);
+                    let Some(name) = name else { break };
+                    let before = self.outcome.deleted_objects;
+                    // A refused one ends the range: behind it there would be a hole.
+                    if !self.remove(&self.layout.wal_file(WalFileName::Segment(name)))? {
+                        break;
+                    }
+                    self.outcome.deleted_segments += self.outcome.deleted_objects - before;
+                }
+            }
+            Deletion::WalFile(name) => {
+                self.remove(&self.layout.wal_file(*name))?;
+            }
+            Deletion::Object(key) => {
+                self.remove(key)?;
+            }
+            Deletion::Event(subject, name) => {
+                self.remove(&self.layout.event(subject, name)?)?;
+            }
+            Deletion::Tombstone(id) => {
+                self.remove(&self.layout.manifest(id))?;
+            }
+            Deletion::Begin(id) => {
+                self.remove(&self.layout.begin(id))?;
+            }
+            Deletion::Unfinished(path) => {
+                let result = self.store.discard(path);
+                self.count(path, result)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes an object; `false` when the store refused. Its being gone already is fine.
+    fn remove(&mut self, key: &Key) -> Result<bool> {
+        self.check_stop()?;
+        let result = self.store.delete(key);
+        self.count(key.as_str(), result)
+    }
+
+    fn count(&mut self, what: &str, result: Result<bool>) -> Result<bool> {
+        match result {
+            Ok(was_there) => {
+                self.outcome.deleted_objects += u64::from(was_there);
+                Ok(true)
+            }
+            Err(e) if e.code() == Code::Denied => {
+                self.refuse(what, &e);
+                Ok(false)
+            }
+            Err(e) => Err(e.hint(
+                "Nothing that is needed was deleted. Run the command again when the repository answers: it goes on.",
+            )),
+        }
+    }
+
+    fn refuse(&mut self, what: &str, error: &Error) {
+        self.outcome.refused_count += 1;
+        if self.outcome.refused.len() < 100 {
+            self.outcome.refused.push(format!("{what}: {error}"));
+        }
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        if self.what.stop.load(Ordering::Relaxed) {
+            return Err(err!(Interrupted, "interrupted")
+                .hint("Nothing that is needed was deleted. Run the command again: it goes on."));
+        }
+        Ok(())
+    }
+}

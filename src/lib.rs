@@ -1,0 +1,45 @@
+//! pitr: a PostgreSQL WAL archiver and point-in-time-recovery toolkit.
+//!
+//! Modules from the lowest layer up; a module imports only from layers below its own (`tests/tidy.rs` enforces it):
+//!
+//! | layer | modules |
+//! |---|---|
+//! | 0 | `error` · `progress` · `durable` · `fault` |
+//! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) |
+//! | 2 | `config` |
+//! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
+//! | 4 | `repo` (what the keys mean) |
+//! | 5 | `archive` · `plan` (pure) · `snapshot` |
+//! | 6 | `backup` · `restore` · `expire` · `verify` |
+//! | 7 | `agent` |
+//! | 8 | `cli` |
+//!
+//! Without the default feature `full` only what `pitr-archive` and `pitr-restore` need is built.
+
+pub mod archive;
+#[cfg(feature = "full")]
+pub mod backup;
+#[cfg(feature = "full")]
+pub mod cli;
+pub mod command;
+pub mod config;
+pub mod durable;
+pub mod error;
+pub mod exit;
+#[cfg(feature = "full")]
+pub mod expire;
+pub mod fault;
+pub mod pg;
+#[cfg(feature = "full")]
+pub mod plan;
+pub mod progress;
+pub mod repo;
+#[cfg(feature = "full")]
+pub mod restore;
+#[cfg(feature = "full")]
+pub mod snapshot;
+pub mod store;
+#[cfg(feature = "full")]
+pub mod verify;
+#[cfg(feature = "full")]
+pub mod wire;

@@ -1,0 +1,404 @@
+//! `global/pg_control`: identity, state, latest checkpoint and compile-time settings of a cluster.
+//!
+//! Owns the layout for 13–18 on little-endian 64-bit machines and the CRC check. Reading the
+//! file is left to the caller, with one duty: a copy whose CRC fails may be a torn read of a file that the server is just writing, so
+//! it is read again after 10 ms, up to ten times, before it is called damaged (PostgreSQL: src/common/controldata_utils.c,
+//! get_controlfile).
+//!
+//! PostgreSQL: src/include/catalog/pg_control.h. Offsets are those of a compiled header (x86-64).
+
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentSize;
+use crate::pg::timeline::TimelineId;
+use crate::pg::version::Major;
+
+/// The size of the file; the structure fills fewer than 512 bytes of it, the rest is zero.
+pub const CONTROL_FILE_SIZE: usize = 8192;
+
+/// What `pg_control` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlFile {
+    /// The cluster's identity, given at initdb.
+    pub system_identifier: u64,
+    /// Version of this file's layout: 1300 (13–16), 1700 or 1800.
+    pub control_version: u32,
+    /// Version of the system catalogs; one per major release.
+    pub catalog_version: u32,
+    /// PostgreSQL's major version, by the catalog version.
+    pub major: Major,
+    /// What the server was doing when it wrote the file.
+    pub state: ClusterState,
+    /// When the file was written, in Unix seconds.
+    pub time: i64,
+    /// Position of the latest checkpoint record.
+    pub checkpoint: Lsn,
+    /// The body of that record.
+    pub checkpoint_copy: Checkpoint,
+    /// Counter of fake positions for unlogged relations.
+    pub unlogged_lsn: Lsn,
+    /// Recovery has to get here before the data are consistent; invalid outside recovery.
+    pub min_recovery_point: Lsn,
+    /// Timeline of `min_recovery_point`, if there is one.
+    pub min_recovery_timeline: Option<TimelineId>,
+    /// Redo point of the backup that is being recovered; invalid if none is.
+    pub backup_start_point: Lsn,
+    /// Where that backup ended, if it was taken from a standby.
+    pub backup_end_point: Lsn,
+    /// Whether the backup's end record has to be replayed first.
+    pub backup_end_required: bool,
+    /// Settings that a standby or a restored copy has to match.
+    pub settings: ControlSettings,
+    /// Bytes in a data page.
+    pub block_size: u32,
+    /// Data pages in one file of a relation (131072 unless compiled otherwise).
+    pub relation_segment_blocks: u32,
+    /// Bytes in a WAL page.
+    pub wal_block_size: u32,
+    /// Size of a WAL segment.
+    pub wal_segment_size: SegmentSize,
+    /// 0 if data pages carry no checksums, 1 if they do.
+    pub data_checksum_version: u32,
+}
+
+/// The server's settings that `pg_control` repeats (the values of the primary, on a standby too).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ControlSettings {
+    /// 0 minimal, 1 replica, 2 logical.
+    pub wal_level: i32,
+    /// `wal_log_hints`.
+    pub wal_log_hints: bool,
+    /// `max_connections`.
+    pub max_connections: i32,
+    /// `max_worker_processes`.
+    pub max_worker_processes: i32,
+    /// `max_wal_senders`.
+    pub max_wal_senders: i32,
+    /// `max_prepared_transactions`.
+    pub max_prepared_transactions: i32,
+    /// `max_locks_per_transaction`.
+    pub max_locks_per_transaction: i32,
+    /// `track_commit_timestamp`.
+    pub track_commit_timestamp: bool,
+}
+
+/// The body of a checkpoint record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Replay starts here.
+    pub redo: Lsn,
+    /// Timeline of the checkpoint.
+    pub timeline: TimelineId,
+    /// Timeline before it; differs only in the checkpoint that begins a timeline.
+    pub previous_timeline: TimelineId,
+    /// `full_page_writes` at that time.
+    pub full_page_writes: bool,
+    /// Next transaction id with its epoch in the upper half.
+    pub next_xid: u64,
+    /// Next object id.
+    pub next_oid: u32,
+    /// Next multitransaction id.
+    pub next_multi: u32,
+    /// Next offset in the space of multitransaction members.
+    pub next_multi_offset: u32,
+    /// Oldest transaction id still in use.
+    pub oldest_xid: u32,
+    /// Oldest transaction id that was running; 0 in a shutdown checkpoint.
+    pub oldest_active_xid: u32,
+    /// When the checkpoint was made, in Unix seconds.
+    pub time: i64,
+}
+
+/// `DBState`: what the server was doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClusterState {
+    /// Starting up.
+    Startup,
+    /// Shut down cleanly.
+    ShutDown,
+    /// A standby, shut down cleanly.
+    ShutDownInRecovery,
+    /// Shutting down.
+    ShuttingDown,
+    /// In crash recovery.
+    InCrashRecovery,
+    /// In archive recovery: a restored copy or a standby.
+    InArchiveRecovery,
+    /// In production (or crashed there).
+    InProduction,
+}
+
+impl ClusterState {
+    fn from_number(number: u32) -> Option<Self> {
+        Some(match number {
+            0 => ClusterState::Startup,
+            1 => ClusterState::ShutDown,
+            2 => ClusterState::ShutDownInRecovery,
+            3 => ClusterState::ShuttingDown,
+            4 => ClusterState::InCrashRecovery,
+            5 => ClusterState::InArchiveRecovery,
+            6 => ClusterState::InProduction,
+            _ => return None,
+        })
+    }
+
+    /// The words of pg_controldata.
+    pub fn name(self) -> &'static str {
+        match self {
+            ClusterState::Startup => "starting up",
+            ClusterState::ShutDown => "shut down",
+            ClusterState::ShutDownInRecovery => "shut down in recovery",
+            ClusterState::ShuttingDown => "shutting down",
+            ClusterState::InCrashRecovery => "in crash recovery",
+            ClusterState::InArchiveRecovery => "in archive recovery",
+            ClusterState::InProduction => "in production",
+        }
+    }
+}
+
+impl ControlFile {
+    /// Reads the bytes of `pg_control`; fewer than 8192 are accepted as long as the structure is whole.
+    ///
+    /// # Errors
+    /// `Damaged` if the file is short or its CRC fails (see the module head for torn reads); `Unsupported` if it was written by
+    /// another major or on a machine of other byte order.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        parse(bytes).unwrap_or_else(|| Err(short(bytes)))
+    }
+
+    /// Whether data pages carry checksums.
+    pub fn checksums_enabled(&self) -> bool {
+        self.data_checksum_version != 0
+    }
+}
+
+fn short(bytes: &[u8]) -> Error {
+    err!(
+        Damaged,
+        "control file \"global/pg_control\" has {} bytes, which is too short",
+        bytes.len()
+    )
+}
+
+/// `None` where the bytes end too early.
+fn parse(bytes: &[u8]) -> Option<Result<ControlFile>> {
+    let (control_version, catalog_version) = (u32_at(bytes, 8)?, u32_at(bytes, 12)?);
+    let (crc_offset, checksum_version_offset) = match control_version {
+        1300 | 1700 => (288, 252),
+        1800 => (292, 252),
+        version if version % 65536 == 0 && version != 0 => {
+            return Some(Err(err!(
+                Unsupported,
+                "control file was written on a machine of other byte order"
+            )));
+        }
+        version => {
+            return Some(Err(err!(
+                Unsupported,
+                "control file version {version} is not one of PostgreSQL 13 to 18"
+            )));
+        }
+    };
+    let (stored, computed) = (
+        u32_at(bytes, crc_offset)?,
+        crc32c::crc32c(bytes.get(..crc_offset)?),
+    );
+    if stored != computed {
+        return Some(Err(err!(
+            Damaged,
+            "control file has CRC {stored:08X}, but its content gives {computed:08X}"
+        )));
+    }
+    let major = match Major::from_catalog_version(catalog_version) {
+        Ok(major) => major,
+        Err(error) => return Some(Err(error.context("read control file"))),
+    };
+    let state = u32_at(bytes, 16)?;
+    let Some(state) = ClusterState::from_number(state) else {
+        return Some(Err(err!(
+            Damaged,
+            "control file names cluster state {state}, which does not exist"
+        )));
+    };
+    let wal_segment_size = match SegmentSize::new(u64::from(u32_at(bytes, 228)?)) {
+        Ok(size) => size,
+        Err(error) => return Some(Err(error.context("read control file"))),
+    };
+    let Some(checkpoint_copy) = Checkpoint::parse(bytes.get(40..)?) else {
+        return Some(Err(err!(Damaged, "control file names no timeline")));
+    };
+    Some(Ok(ControlFile {
+        system_identifier: u64_at(bytes, 0)?,
+        control_version,
+        catalog_version,
+        major,
+        state,
+        time: i64_at(bytes, 24)?,
+        checkpoint: lsn_at(bytes, 32)?,
+        checkpoint_copy,
+        unlogged_lsn: lsn_at(bytes, 128)?,
+        min_recovery_point: lsn_at(bytes, 136)?,
+        min_recovery_timeline: TimelineId::new(u32_at(bytes, 144)?),
+        backup_start_point: lsn_at(bytes, 152)?,
+        backup_end_point: lsn_at(bytes, 160)?,
+        backup_end_required: bool_at(bytes, 168)?,
+        settings: settings(bytes)?,
+        block_size: u32_at(bytes, 216)?,
+        relation_segment_blocks: u32_at(bytes, 220)?,
+        wal_block_size: u32_at(bytes, 224)?,
+        wal_segment_size,
+        data_checksum_version: u32_at(bytes, checksum_version_offset)?,
+    }))
+}
+
+fn settings(bytes: &[u8]) -> Option<ControlSettings> {
+    Some(ControlSettings {
+        wal_level: i32_at(bytes, 172)?,
+        wal_log_hints: bool_at(bytes, 176)?,
+        max_connections: i32_at(bytes, 180)?,
+        max_worker_processes: i32_at(bytes, 184)?,
+        max_wal_senders: i32_at(bytes, 188)?,
+        max_prepared_transactions: i32_at(bytes, 192)?,
+        max_locks_per_transaction: i32_at(bytes, 196)?,
+        track_commit_timestamp: bool_at(bytes, 200)?,
+    })
+}
+
+impl Checkpoint {
+    /// Reads the body of a checkpoint record (88 bytes in 13–18); `None` if it is shorter or names no timeline.
+    ///
+    /// The fields read here stand at the same place in all six majors: `wal_level` of 17 fills what was padding.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        Some(Checkpoint {
+            redo: lsn_at(bytes, 0)?,
+            timeline: TimelineId::new(u32_at(bytes, 8)?)?,
+            previous_timeline: TimelineId::new(u32_at(bytes, 12)?)?,
+            full_page_writes: bool_at(bytes, 16)?,
+            next_xid: u64_at(bytes, 24)?,
+            next_oid: u32_at(bytes, 32)?,
+            next_multi: u32_at(bytes, 36)?,
+            next_multi_offset: u32_at(bytes, 40)?,
+            oldest_xid: u32_at(bytes, 44)?,
+            time: i64_at(bytes, 64)?,
+            oldest_active_xid: u32_at(bytes, 80)?,
+        })
+    }
+}
+
+fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    bytes
+        .get(offset..)?
+        .first_chunk()
+        .copied()
+        .map(u64::from_le_bytes)
+}
+
+fn i64_at(bytes: &[u8], offset: usize) -> Option<i64> {
+    bytes
+        .get(offset..)?
+        .first_chunk()
+        .copied()
+        .map(i64::from_le_bytes)
+}
+
+fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    bytes
+        .get(offset..)?
+        .first_chunk()
+        .copied()
+        .map(u32::from_le_bytes)
+}
+
+fn i32_at(bytes: &[u8], offset: usize) -> Option<i32> {
+    bytes
+        .get(offset..)?
+        .first_chunk()
+        .copied()
+        .map(i32::from_le_bytes)
+}
+
+fn lsn_at(bytes: &[u8], offset: usize) -> Option<Lsn> {
+    u64_at(bytes, offset).map(Lsn)
+}
+
+fn bool_at(bytes: &[u8], offset: usize) -> Option<bool> {
+    bytes.get(offset).map(|&byte| byte != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    fn sample(control_version: u32, catalog_version: u32) -> Vec<u8> {
+        let mut bytes = vec![0u8; CONTROL_FILE_SIZE];
+        let mut put = |offset: usize, value: &[u8]| {
+            bytes[offset..offset + value.len()].copy_from_slice(value);
+        };
+        put(0, &7_710_144_769_480_392_331u64.to_le_bytes());
+        put(8, &control_version.to_le_bytes());
+        put(12, &catalog_version.to_le_bytes());
+        put(16, &6u32.to_le_bytes());
+        put(24, &1_800_000_000i64.to_le_bytes());
+        put(32, &0x300_0060u64.to_le_bytes());
+        put(40, &0x300_0028u64.to_le_bytes());
+        put(48, &3u32.to_le_bytes());
+        put(52, &2u32.to_le_bytes());
+        put(216, &8192u32.to_le_bytes());
+        put(220, &131_072u32.to_le_bytes());
+        put(224, &8192u32.to_le_bytes());
+        put(228, &0x10_0000u32.to_le_bytes());
+        put(252, &1u32.to_le_bytes());
+        let end = if control_version == 1800 { 292 } else { 288 };
+        let crc = crc32c::crc32c(&bytes[..end]);
+        bytes[end..end + 4].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn every_major_is_read() {
+        for (control, catalog, major) in [
+            (1300, 202_007_201, Major::V13),
+            (1300, 202_107_181, Major::V14),
+            (1300, 202_209_061, Major::V15),
+            (1300, 202_307_071, Major::V16),
+            (1700, 202_406_281, Major::V17),
+            (1800, 202_506_291, Major::V18),
+        ] {
+            let file = ControlFile::parse(&sample(control, catalog)).unwrap();
+            assert_eq!(file.major, major);
+            assert_eq!(file.system_identifier, 7_710_144_769_480_392_331);
+            assert_eq!(file.state, ClusterState::InProduction);
+            assert_eq!(file.checkpoint, Lsn(0x300_0060));
+            assert_eq!(file.checkpoint_copy.redo, Lsn(0x300_0028));
+            assert_eq!(
+                (
+                    file.checkpoint_copy.timeline.get(),
+                    file.checkpoint_copy.previous_timeline.get()
+                ),
+                (3, 2)
+            );
+            assert_eq!(
+                (file.wal_segment_size.bytes(), file.block_size),
+                (0x10_0000, 8192)
+            );
+            assert!(file.checksums_enabled());
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_control_file_of_ours_is_refused() {
+        let code = |bytes: &[u8]| ControlFile::parse(bytes).unwrap_err().code();
+        let good = sample(1300, 202_209_061);
+        for length in [0, 8, 15, 100, 290] {
+            assert_eq!(code(&good[..length]), Code::Damaged, "{length}");
+        }
+        let mut flipped = good.clone();
+        flipped[33] ^= 1;
+        assert_eq!(code(&flipped), Code::Damaged);
+        assert_eq!(code(&sample(1201, 201_909_212)), Code::Unsupported);
+        assert_eq!(code(&sample(1300, 202_209_062)), Code::Unsupported);
+        assert_eq!(code(&sample(1300u32.swap_bytes(), 1)), Code::Unsupported);
+    }
+}

@@ -1,0 +1,27 @@
+//! PostgreSQL's own formats, majors 13–18. No I/O, no clock, no runtime.
+
+pub mod body;
+pub mod change;
+pub mod conf;
+pub mod control;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod craft;
+pub mod cursor;
+pub mod datapage;
+pub mod finding;
+pub mod label;
+pub mod lsn;
+#[cfg(feature = "full")]
+pub mod manifest;
+pub mod page;
+pub mod reader;
+pub mod record;
+pub mod rmgr;
+pub mod segment;
+pub mod summary;
+pub mod time;
+pub mod timeline;
+pub mod version;
+pub mod xact;
+pub mod xlog;

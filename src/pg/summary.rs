@@ -1,0 +1,89 @@
+//! What a segment of WAL holds, as its reader tells it: edges, ends, counts.
+
+use super::lsn::Lsn;
+
+/// Where valid WAL ends in a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SegmentEnd {
+    /// It fills all pages that were read.
+    Full,
+    /// A switch record, at this LSN, ended the segment.
+    Switch(Lsn),
+    /// A record length of 0.
+    ZeroLength,
+    /// A page that was never written.
+    ZeroPage,
+    /// A page left over from an earlier use of the file.
+    StalePage,
+}
+
+/// The part of a record that lies at an edge of a segment, without page headers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fragment {
+    /// Where the record begins; of a head, unless it was seen, 0/0.
+    pub start_lsn: Lsn,
+    /// How many bytes of the record lie in this segment.
+    pub length: u32,
+    /// Head: how many bytes were missing at the segment's start. Tail: the length of the whole record.
+    pub total: u32,
+    /// Where the record ends (EndRecPtr), if it ends in this segment.
+    pub end_lsn: Option<Lsn>,
+    /// The bytes; empty if they are more than [`FRAGMENT_KEEP`](super::reader::FRAGMENT_KEEP).
+    pub bytes: Vec<u8>,
+}
+
+/// What a segment holds, told when its last page has been read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentSummary {
+    /// First position of the segment.
+    pub start_lsn: Lsn,
+    /// Timeline of the first valid page and of the last one; `None` if there is no valid page.
+    pub timelines: Option<(u32, u32)>,
+    /// The end of a record that began in an earlier segment.
+    pub head: Option<Fragment>,
+    /// The first record that begins here, and the start of the record before it as it says (0/0 where its header is cut).
+    pub first_record: Option<(Lsn, Lsn)>,
+    /// The last record that begins here, complete or not.
+    pub last_begun: Option<Lsn>,
+    /// Start and end (EndRecPtr) of the last record that begins and ends here.
+    pub last_complete: Option<(Lsn, Lsn)>,
+    /// The beginning of a record that continues in the next segment.
+    pub tail: Option<Fragment>,
+    /// How valid WAL ends.
+    pub end: SegmentEnd,
+    /// Where valid WAL ends: the segment's end, the end of the switch record itself, the first zero or stale position; of a
+    /// record that is cut off there, its start.
+    pub valid_end: Lsn,
+    /// Records that begin and end here.
+    pub records: u64,
+    /// Records (as far as they can be told) that could not be decoded.
+    pub undecoded: u64,
+    /// How many findings there were.
+    pub findings: u64,
+    /// The first place at which recovery would stop because of a finding: a record's start, or a page's.
+    pub first_damage: Option<Lsn>,
+    /// Whether a page replaces the end of a record that was never finished.
+    pub overwritten: bool,
+}
+
+impl SegmentSummary {
+    /// Of a segment of which nothing has been read yet.
+    pub(super) fn of(start_lsn: Lsn) -> Self {
+        SegmentSummary {
+            start_lsn,
+            timelines: None,
+            head: None,
+            first_record: None,
+            last_begun: None,
+            last_complete: None,
+            tail: None,
+            end: SegmentEnd::Full,
+            valid_end: start_lsn,
+            records: 0,
+            undecoded: 0,
+            findings: 0,
+            first_damage: None,
+            overwritten: false,
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! Everything in which PostgreSQL 13 to 18 differ, as one table.
+//!
+//! A reader of WAL finds its row by the magic number of a page, a reader of `pg_control` by the catalog version. Knowledge:
+//! src/include/access/xlog_internal.h (XLOG_PAGE_MAGIC), src/include/catalog/{pg_control,catversion}.h,
+//! src/include/access/{xlogrecord,xact,twophase_rmgr}.h, src/include/commands/dbcommands_xlog.h of each branch.
+
+use std::fmt;
+
+use crate::err;
+use crate::error::{Error, Result};
+
+/// A major version of PostgreSQL that is supported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Major {
+    /// PostgreSQL 13.
+    V13,
+    /// PostgreSQL 14.
+    V14,
+    /// PostgreSQL 15.
+    V15,
+    /// PostgreSQL 16.
+    V16,
+    /// PostgreSQL 17.
+    V17,
+    /// PostgreSQL 18.
+    V18,
+}
+
+/// Bits of `bimg_info` in the header of a full-page image; 0 where the major does not have the bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageBits {
+    /// The image must be restored by replay (it is not only there for consistency checks).
+    pub apply: u8,
+    /// Compressed with pglz.
+    pub pglz: u8,
+    /// Compressed with LZ4.
+    pub lz4: u8,
+    /// Compressed with zstd.
+    pub zstd: u8,
+}
+
+/// How the state of a prepared transaction begins (struct TwoPhaseFileHeader).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrepareLayout {
+    /// Size of the header, a multiple of 8.
+    pub size: usize,
+    /// Offset of `gidlen` (u16).
+    pub gid_length: usize,
+    /// Offset of `origin_lsn` (u64), followed by `origin_timestamp` (i64).
+    pub origin: usize,
+}
+
+/// What one major has its own way.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Version {
+    /// The major itself.
+    pub major: Major,
+    /// `xlp_magic` of every WAL page.
+    pub page_magic: u16,
+    /// `pg_control_version`; 13 to 16 share one.
+    pub control_version: u32,
+    /// `catalog_version_no` of the release.
+    pub catalog_version: u32,
+    /// Offset of the CRC in `pg_control`.
+    pub control_crc_offset: usize,
+    /// Whether a checkpoint record (and the copy in `pg_control`) holds `wal_level`, at offset 20.
+    pub checkpoint_has_wal_level: bool,
+    /// Whether an end-of-recovery record holds `wal_level`, at offset 16.
+    pub end_of_recovery_has_wal_level: bool,
+    /// Whether an online checkpoint begins with a CHECKPOINT_REDO record (XLOG 0xE0).
+    pub has_checkpoint_redo: bool,
+    /// Bits of a full-page image.
+    pub image: ImageBits,
+    /// Whether a record may carry the xid of its top-level transaction (fragment 252).
+    pub has_toplevel_xid: bool,
+    /// Largest built-in resource manager.
+    pub max_rmid: u8,
+    /// Whether extensions may have resource managers 128 to 255.
+    pub has_custom_rmgrs: bool,
+    /// Opcode of "database made block by block" (Database rmgr), where it exists.
+    pub database_create_wal_log: Option<u8>,
+    /// Opcode of "database dropped" (Database rmgr).
+    pub database_drop: u8,
+    /// Size of an item of the dropped statistics in transaction-end records, where they exist.
+    pub dropped_stats_item: Option<usize>,
+    /// The state of a prepared transaction.
+    pub prepare: PrepareLayout,
+    /// `PostgreSQL-Backup-Manifest-Version` of this major's base backups.
+    pub manifest_version: u32,
+}
+
+const PGLZ_ONLY: ImageBits = ImageBits {
+    apply: 0x04,
+    pglz: 0x02,
+    lz4: 0,
+    zstd: 0,
+};
+
+const THREE_CODECS: ImageBits = ImageBits {
+    apply: 0x02,
+    pglz: 0x04,
+    lz4: 0x08,
+    zstd: 0x10,
+};
+
+const PREPARE_13: PrepareLayout = PrepareLayout {
+    size: 64,
+    gid_length: 46,
+    origin: 48,
+};
+
+const PREPARE_15: PrepareLayout = PrepareLayout {
+    size: 72,
+    gid_length: 54,
+    origin: 56,
+};
+
+const V13: Version = Version {
+    major: Major::V13,
+    page_magic: 0xD106,
+    control_version: 1300,
+    catalog_version: 202_007_201,
+    control_crc_offset: 288,
+    checkpoint_has_wal_level: false,
+    end_of_recovery_has_wal_level: false,
+    has_checkpoint_redo: false,
+    image: PGLZ_ONLY,
+    has_toplevel_xid: false,
+    max_rmid: 21,
+    has_custom_rmgrs: false,
+    database_create_wal_log: None,
+    database_drop: 0x10,
+    dropped_stats_item: None,
+    prepare: PREPARE_13,
+    manifest_version: 1,
+};
+
+const V14: Version = Version {
+    major: Major::V14,
+    page_magic: 0xD10D,
+    catalog_version: 202_107_181,
+    has_toplevel_xid: true,
+    ..V13
+};
+
+const V15: Version = Version {
+    major: Major::V15,
+    page_magic: 0xD110,
+    catalog_version: 202_209_061,
+    image: THREE_CODECS,
+    has_custom_rmgrs: true,
+    database_create_wal_log: Some(0x10),
+    database_drop: 0x20,
+    dropped_stats_item: Some(12),
+    prepare: PREPARE_15,
+    ..V14
+};
+
+const V16: Version = Version {
+    major: Major::V16,
+    page_magic: 0xD113,
+    catalog_version: 202_307_071,
+    ..V15
+};
+
+const V17: Version = Version {
+    major: Major::V17,
+    page_magic: 0xD116,
+    control_version: 1700,
+    catalog_version: 202_406_281,
+    checkpoint_has_wal_level: true,
+    end_of_recovery_has_wal_level: true,
+    has_checkpoint_redo: true,
+    manifest_version: 2,
+    ..V16
+};
+
+const V18: Version = Version {
+    major: Major::V18,
+    page_magic: 0xD118,
+    control_version: 1800,
+    catalog_version: 202_506_291,
+    control_crc_offset: 292,
+    dropped_stats_item: Some(16),
+    ..V17
+};
+
+static TABLE: [Version; 6] = [V13, V14, V15, V16, V17, V18];
+
+impl Major {
+    /// Every supported major, oldest first.
+    pub const ALL: [Major; 6] = [
+        Major::V13,
+        Major::V14,
+        Major::V15,
+        Major::V16,
+        Major::V17,
+        Major::V18,
+    ];
+
+    /// The number: 13 to 18.
+    pub const fn number(self) -> u32 {
+        match self {
+            Major::V13 => 13,
+            Major::V14 => 14,
+            Major::V15 => 15,
+            Major::V16 => 16,
+            Major::V17 => 17,
+            Major::V18 => 18,
+        }
+    }
+
+    /// The row of this major.
+    pub fn version(self) -> &'static Version {
+        let [v13, v14, v15, v16, v17, v18] = &TABLE;
+        match self {
+            Major::V13 => v13,
+            Major::V14 => v14,
+            Major::V15 => v15,
+            Major::V16 => v16,
+            Major::V17 => v17,
+            Major::V18 => v18,
+        }
+    }
+
+    /// The major with this number, as in `PG_VERSION`.
+    ///
+    /// # Errors
+    /// `Unsupported` for any other number.
+    pub fn from_number(number: u32) -> Result<Self> {
+        Major::ALL
+            .into_iter()
+            .find(|m| m.number() == number)
+            .ok_or_else(|| unsupported(format!("PostgreSQL {number}")))
+    }
+
+    /// The major of a server that reports this `server_version_num` (170011 → 17).
+    ///
+    /// # Errors
+    /// `Unsupported` for any other major.
+    pub fn from_server_version_num(number: u32) -> Result<Self> {
+        Major::from_number(number / 10_000)
+    }
+
+    /// The major whose WAL pages carry this magic number.
+    ///
+    /// # Errors
+    /// `Unsupported` for magic numbers of other majors and of the other byte order; `Damaged` for what is no WAL at all.
+    pub fn from_page_magic(magic: u16) -> Result<Self> {
+        if let Some(version) = TABLE.iter().find(|v| v.page_magic == magic) {
+            return Ok(version.major);
+        }
+        if TABLE.iter().any(|v| v.page_magic.swap_bytes() == magic) {
+            return Err(unsupported(format!(
+                "WAL page magic {magic:04X}, of a host of the other byte order"
+            )));
+        }
+        // Every release since 8.0 uses D0xx or D1xx.
+        if magic >> 8 == 0xD0 || magic >> 8 == 0xD1 {
+            return Err(unsupported(format!("WAL page magic {magic:04X}")));
+        }
+        Err(err!(
+            Damaged,
+            "{magic:04X} is not the magic number of a WAL page"
+        ))
+    }
+
+    /// The major whose catalogs have this version, as `pg_control` holds it.
+    ///
+    /// # Errors
+    /// `Unsupported` for every other number.
+    pub fn from_catalog_version(number: u32) -> Result<Self> {
+        TABLE
+            .iter()
+            .find(|v| v.catalog_version == number)
+            .map(|v| v.major)
+            .ok_or_else(|| unsupported(format!("catalog version {number}")))
+    }
+}
+
+impl fmt::Display for Major {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.number().fmt(f)
+    }
+}
+
+impl serde::Serialize for Major {
+    fn serialize<S: serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_u32(self.number())
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Major {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Self, D::Error> {
+        Major::from_number(u32::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+fn unsupported(what: String) -> Error {
+    err!(Unsupported, "{what} is not supported").hint("PostgreSQL 13 to 18 are supported.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    #[test]
+    fn every_major_finds_its_own_row() {
+        for major in Major::ALL {
+            let version = major.version();
+            assert_eq!(version.major, major);
+            assert_eq!(Major::from_page_magic(version.page_magic).unwrap(), major);
+            assert_eq!(
+                Major::from_catalog_version(version.catalog_version).unwrap(),
+                major
+            );
+            assert_eq!(Major::from_number(major.number()).unwrap(), major);
+        }
+        assert_eq!(Major::from_server_version_num(170_011).unwrap(), Major::V17);
+        assert_eq!(
+            Major::from_server_version_num(120_022).unwrap_err().code(),
+            Code::Unsupported
+        );
+        assert_eq!(
+            Major::from_server_version_num(90_624).unwrap_err().code(),
+            Code::Unsupported
+        );
+    }
+
+    #[test]
+    fn a_strange_magic_number_says_what_it_is() {
+        for (magic, code, text) in [
+            (0xD120, Code::Unsupported, "D120"),
+            (0xD107, Code::Unsupported, "D107"),
+            (0x06D1, Code::Unsupported, "other byte order"),
+            (0x0000, Code::Damaged, "0000"),
+            (0x1234, Code::Damaged, "1234"),
+        ] {
+            let error = Major::from_page_magic(magic).unwrap_err();
+            assert_eq!(error.code(), code);
+            assert!(error.to_string().contains(text), "{error}");
+        }
+    }
+}

@@ -1,0 +1,890 @@
+//! Chooses the backup from which a target is reached, and puts the plan together.
+//!
+//! Backups are tried in the order in which one would want them; the first from which PostgreSQL stops where it should is taken.
+//! Undamaged ones come before those marked for deletion, these before damaged ones; among equals the newest comes first, for a
+//! time target the newest that was complete before it. Every backup that is not taken gets a reason.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::gap::{Path, Stretch, StretchEnd};
+use super::proof::with_proof;
+use super::recovery::{
+    ChosenBackup, Moment, NotChosen, Options, Outcome, Plan, Reason, SegmentsNeeded, Stop,
+    TimelinePart,
+};
+use super::search::Search;
+use super::stop::{CLOCK_SLACK, Replay, Rule};
+use super::target::{Inclusive, RecoveryTarget, Target, TargetTimeline};
+use super::unreachable;
+use crate::err;
+use crate::error::{Code, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentNumber;
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::{History, TimelineId};
+use crate::repo::facts::{EntryKind, Wal};
+use crate::repo::inventory::{Backup, Inventory};
+
+/// Computes what recovery to `target` does.
+///
+/// # Errors
+/// `NotFound` for a backup that does not exist; what [`Wal`] says, apart from damage. A target that cannot be reached is no error: the
+/// plan says so.
+pub fn plan(
+    inventory: &Inventory,
+    wal: &dyn Wal,
+    target: &RecoveryTarget,
+    options: &Options,
+    now: TimestampTz,
+) -> Result<Plan> {
+    with_proof(wal, |wal| {
+        let planner = Planner {
+            inventory,
+            wal,
+            target,
+            options,
+            now,
+        };
+        let mut plan = planner.plan()?;
+        if !plan.reachable && target.timeline == TargetTimeline::Latest {
+            planner.look_elsewhere(&mut plan)?;
+        }
+        Ok(plan)
+    })
+}
+
+/// How a search ended for one backup.
+pub(super) enum Verdict {
+    /// Recovery ends as asked.
+    Reached(Box<Reached>),
+    /// It does not.
+    Refused(Refusal),
+}
+
+/// Recovery that ends as asked.
+pub(super) struct Reached {
+    stop: Stop,
+    outcome: Outcome,
+    /// What PostgreSQL is told.
+    settings: BTreeMap<String, String>,
+    replay: ReplayFacts,
+    stretch: Rc<Stretch>,
+}
+
+/// What is kept of a replay.
+struct ReplayFacts {
+    last_commit: Option<super::recovery::TransactionEnd>,
+    last_end: Option<super::recovery::TransactionEnd>,
+    excluded: Option<super::recovery::TransactionEnd>,
+    excluded_commit: Option<super::recovery::TransactionEnd>,
+    late: Option<super::recovery::TransactionEnd>,
+}
+
+impl From<&Replay<'_>> for ReplayFacts {
+    fn from(replay: &Replay<'_>) -> Self {
+        ReplayFacts {
+            last_commit: replay.last_commit,
+            last_end: replay.last_end,
+            excluded: replay.excluded,
+            excluded_commit: replay.excluded_commit,
+            late: replay.late,
+        }
+    }
+}
+
+/// Why recovery from a backup does not end as asked.
+pub(super) struct Refusal {
+    /// Why.
+    pub reason: Reason,
+    /// In words.
+    pub detail: String,
+    /// The WAL from the backup on, where the backup itself can be restored.
+    pub stretch: Option<Rc<Stretch>>,
+}
+
+/// A backup that was tried.
+pub(super) struct Tried<'a> {
+    /// The backup.
+    pub backup: &'a Backup,
+    /// Why it was refused.
+    pub refusal: Refusal,
+}
+
+/// What a plan is made from.
+pub(super) struct Planner<'a> {
+    /// What the repository holds.
+    pub inventory: &'a Inventory,
+    /// What the WAL says.
+    pub wal: &'a dyn Wal,
+    /// What is asked.
+    pub target: &'a RecoveryTarget,
+    /// What else.
+    pub options: &'a Options,
+    /// The clock.
+    pub now: TimestampTz,
+}
+
+impl Planner<'_> {
+    fn plan(&self) -> Result<Plan> {
+        let mut plan = self.blank();
+        let wanted = self.wanted_backup()?;
+        if self.inventory.backups.is_empty() {
+            let detail = match self.inventory.unreadable.len() {
+                0 => "the repository holds no backup of this cluster".to_owned(),
+                n => format!("none of the {n} backups of this cluster can be read"),
+            };
+            unreachable::refuse(&mut plan, Reason::NoBackup, detail);
+            return Ok(plan);
+        }
+        let histories = match self.histories(wanted, &mut plan.warnings)? {
+            Ok(histories) => histories,
+            Err((reason, detail)) => {
+                unreachable::refuse(&mut plan, reason, detail);
+                return Ok(plan);
+            }
+        };
+        let paths: BTreeMap<TimelineId, Path<'_>> = histories
+            .into_iter()
+            .map(|h| (h.timeline(), Path::new(self.inventory, self.wal, h)))
+            .collect();
+        let mut tried = Vec::new();
+        let mut chosen = None;
+        let order = self.order(wanted);
+        for backup in &order {
+            let Some(path) = self.path_of(&paths, backup) else {
+                continue;
+            };
+            match self.evaluate(backup, path)? {
+                Verdict::Reached(reached) => {
+                    chosen = Some((*backup, path, reached));
+                    break;
+                }
+                Verdict::Refused(refusal) => tried.push(Tried { backup, refusal }),
+            }
+        }
+        match chosen {
+            Some((backup, path, reached)) => {
+                self.fill(&mut plan, backup, path, *reached, &tried)?;
+            }
+            None => {
+                let path = tried
+                    .first()
+                    .and_then(|t| self.path_of(&paths, t.backup))
+                    .or_else(|| paths.values().next_back());
+                unreachable::explain(self, &mut plan, path, &tried)?;
+            }
+        }
+        plan.backups_not_chosen
+            .extend(tried.into_iter().map(|t| NotChosen {
+                id: t.backup.id.clone(),
+                reason: t.refusal.reason,
+                detail: t.refusal.detail,
+            }));
+        self.explain_untried(&mut plan, &order);
+        Ok(plan)
+    }
+
+    fn blank(&self) -> Plan {
+        Plan {
+            repository: self.inventory.repository.clone(),
+            cluster: self.inventory.cluster.clone(),
+            system_identifier: self.inventory.system_identifier,
+            target: self.target.clone(),
+            reachable: false,
+            reason: None,
+            explanation: None,
+            outcome: Outcome::Fatal,
+            fatal_message: None,
+            backup: None,
+            backups_not_chosen: Vec::new(),
+            target_timeline: None,
+            timelines: Vec::new(),
+            segment_size_bytes: self.inventory.segment_size.bytes(),
+            segments_needed: SegmentsNeeded::default(),
+            segments_missing: Vec::new(),
+            segments_missing_count: 0,
+            stop: None,
+            last_commit: None,
+            last_transaction: None,
+            first_excluded: None,
+            first_excluded_commit: None,
+            bytes_to_copy: 0,
+            bytes_to_replay: 0,
+            recovery_settings: BTreeMap::new(),
+            nearest_before: None,
+            nearest_after: None,
+            warnings: self
+                .inventory
+                .unreadable
+                .iter()
+                .map(|u| format!("backup {} cannot be read: {}", u.id, u.problem))
+                .collect(),
+        }
+    }
+
+    fn wanted_backup(&self) -> Result<Option<&Backup>> {
+        let Some(id) = &self.options.backup else {
+            return Ok(None);
+        };
+        if let Some(backup) = self.inventory.backups.iter().find(|b| b.id == *id) {
+            return Ok(Some(backup));
+        }
+        if let Some(unreadable) = self.inventory.unreadable.iter().find(|u| u.id == *id) {
+            return Err(err!(
+                Damaged,
+                "backup \"{id}\" cannot be read: {}",
+                unreadable.problem
+            ));
+        }
+        let text = id.to_string();
+        let names: Vec<String> = self
+            .inventory
+            .backups
+            .iter()
+            .map(|b| b.id.to_string())
+            .collect();
+        let closest = names
+            .iter()
+            .min_by_key(|n| strsim::osa_distance(n, &text))
+            .map_or("there is none".to_owned(), |n| {
+                format!("The closest is {n}")
+            });
+        Err(err!(NotFound, "backup \"{id}\" does not exist").hint(closest))
+    }
+
+    /// The newest backup: its timeline decides from where newer timelines are looked for.
+    fn newest(&self) -> Option<&Backup> {
+        self.inventory.backups.last()
+    }
+
+    /// The histories to follow: one, or for `current` one for each timeline that has a backup.
+    fn histories(
+        &self,
+        wanted: Option<&Backup>,
+        warnings: &mut Vec<String>,
+    ) -> Result<std::result::Result<Vec<History>, (Reason, String)>> {
+        let numbers: Vec<TimelineId> = match self.target.timeline {
+            TargetTimeline::Number(n) => vec![n],
+            TargetTimeline::Latest => {
+                let base = wanted.or(self.newest());
+                let from = base.map_or(TimelineId::FIRST, |b| b.timeline);
+                let mut latest = self.latest_from(from, warnings);
+                if let Some(backup) = wanted {
+                    latest = self.descendant(backup, latest, warnings);
+                }
+                vec![latest]
+            }
+            TargetTimeline::Current => {
+                let mut all: Vec<_> = match wanted {
+                    Some(backup) => vec![backup.timeline],
+                    None => self.inventory.backups.iter().map(|b| b.timeline).collect(),
+                };
+                all.sort_unstable();
+                all.dedup();
+                all
+            }
+        };
+        let many = numbers.len() > 1;
+        let mut histories = Vec::new();
+        for number in numbers {
+            match self.inventory.history(number) {
+                Ok(history) => histories.push(history),
+                Err(e) if many => warnings.push(e.to_string()),
+                Err(e) if e.code() == Code::NotFound => {
+                    return Ok(Err(unreachable::no_timeline(self.inventory, number)));
+                }
+                Err(e) => return Ok(Err((Reason::HistoryMissing, e.to_string()))),
+            }
+        }
+        Ok(Ok(histories))
+    }
+
+    /// The newest timeline by PostgreSQL's rule: one after the other, as long as there is a history file.
+    ///
+    /// PostgreSQL: src/backend/access/transam/timeline.c, findNewestTimeLine.
+    fn latest_from(&self, from: TimelineId, warnings: &mut Vec<String>) -> TimelineId {
+        let known = |t: TimelineId| {
+            self.inventory
+                .timelines
+                .get(&t)
+                .is_some_and(|t| t.history != crate::repo::inventory::HistoryFile::Absent)
+        };
+        let mut latest = from;
+        while let Some(next) = latest.get().checked_add(1).and_then(TimelineId::new) {
+            if !known(next) {
+                break;
+            }
+            latest = next;
+        }
+        let beyond = self.inventory.timelines.keys().rev().find(|t| known(**t));
+        if let Some(beyond) = beyond.filter(|t| **t > latest) {
+            warnings.push(format!(
+                "the history file of timeline {} is missing although timeline {} exists: PostgreSQL takes {} for the latest, and would take the next number a second time",
+                latest.get().saturating_add(1),
+                beyond.decimal(),
+                latest.decimal()
+            ));
+        }
+        latest
+    }
+
+    /// The newest timeline that a backup leads to, where the latest of all does not descend from it.
+    fn descendant(
+        &self,
+        backup: &Backup,
+        latest: TimelineId,
+        warnings: &mut Vec<String>,
+    ) -> TimelineId {
+        let leads = |t: &TimelineId| {
+            self.inventory
+                .history(*t)
+                .is_ok_and(|h| lies_on(&h, backup))
+        };
+        let found = (backup.timeline.get()..=latest.get())
+            .rev()
+            .filter_map(TimelineId::new)
+            .find(leads)
+            .unwrap_or(latest);
+        if found != latest {
+            warnings.push(format!(
+                "timeline {} does not descend from backup {}; its newest descendant is timeline {}",
+                latest.decimal(),
+                backup.id,
+                found.decimal()
+            ));
+        }
+        found
+    }
+
+    fn path_of<'p, 'i>(
+        &self,
+        paths: &'p BTreeMap<TimelineId, Path<'i>>,
+        backup: &Backup,
+    ) -> Option<&'p Path<'i>> {
+        match self.target.timeline {
+            TargetTimeline::Current => paths.get(&backup.timeline),
+            _ => paths.values().next(),
+        }
+    }
+
+    /// Backups in the order in which they are tried.
+    fn order<'b>(&'b self, wanted: Option<&'b Backup>) -> Vec<&'b Backup> {
+        if let Some(backup) = wanted {
+            return vec![backup];
+        }
+        let mut order: Vec<&Backup> = self.inventory.backups.iter().rev().collect();
+        if let Target::Time(at) = self.target.target {
+            // Those that were complete only later are tried last, the oldest first: where nothing happened meanwhile they serve.
+            let (mut before, mut behind): (Vec<_>, Vec<_>) =
+                order.into_iter().partition(|b| b.stop_time <= at);
+            behind.reverse();
+            before.append(&mut behind);
+            order = before;
+        }
+        order.sort_by_key(|b| quality(b));
+        order
+    }
+
+    fn evaluate(&self, backup: &Backup, path: &Path<'_>) -> Result<Verdict> {
+        let timeline = path.history().timeline().decimal();
+        if !lies_on(path.history(), backup) {
+            return Ok(refused(
+                Reason::OtherTimeline,
+                format!(
+                    "it was taken on timeline {}, which timeline {timeline} left before",
+                    backup.timeline.decimal()
+                ),
+                None,
+            ));
+        }
+        let size = self.inventory.segment_size;
+        let stretch = path.stretch_from(SegmentNumber::of(backup.start_lsn, size))?;
+        if stretch.reach() < backup.consistent_lsn {
+            let why = unreachable::describe_short(path, &stretch, backup);
+            let detail = format!("WAL that the backup itself needs is not there: {why}");
+            return Ok(refused(Reason::BackupWalMissing, detail, Some(stretch)));
+        }
+        if let Some(refusal) = self.other_epoch(backup, path, &stretch)? {
+            return Ok(Verdict::Refused(refusal));
+        }
+        let search = Search {
+            path,
+            stretch: Rc::clone(&stretch),
+            start_lsn: backup.start_lsn,
+            consistent_lsn: backup.consistent_lsn,
+        };
+        let Some(rule) = self.rule() else {
+            return self.evaluate_end(&search);
+        };
+        let replay = search.run(&rule)?;
+        let Some(stop) = replay.stop.clone() else {
+            let past_end = matches!(self.target.target, Target::Time(_))
+                && stretch.end == StretchEnd::EndOfWal;
+            if past_end && !self.is_future() {
+                let (_, last_end) = search.last_transactions()?;
+                if self.is_older_than(backup, last_end.is_some()) {
+                    return Ok(too_late(backup, stretch));
+                }
+                return self.evaluate_end(&search);
+            }
+            let (reason, detail) = unreachable::not_found(self, path, &stretch);
+            return Ok(refused(reason, detail, Some(stretch)));
+        };
+        if !replay.consistent || self.is_older(backup, &replay) {
+            return Ok(too_late(backup, stretch));
+        }
+        Ok(Verdict::Reached(Box::new(Reached {
+            stop,
+            outcome: Outcome::StopsAtTarget,
+            settings: self.settings(self.target.target.clone(), self.target.inclusive, path),
+            replay: (&replay).into(),
+            stretch,
+        })))
+    }
+
+    /// Whether the target time lies before the backup was even begun, so that it holds changes that came later.
+    ///
+    /// PostgreSQL would not notice where nothing happened while the backup ran. A transaction behind the backup's start whose time
+    /// is not behind the target shows that the clock was set back instead: then the target is really behind the backup.
+    fn is_older(&self, backup: &Backup, replay: &Replay<'_>) -> bool {
+        self.is_older_than(backup, replay.last_end.is_some())
+    }
+
+    fn is_older_than(&self, backup: &Backup, replays_transactions: bool) -> bool {
+        !replays_transactions
+            && matches!(self.target.target, Target::Time(at) if at < backup.start_time)
+    }
+
+    /// Recovery to the last complete record, always with a target: without one, a segment that cannot be had ends recovery early
+    /// and in silence.
+    fn evaluate_end(&self, search: &Search<'_>) -> Result<Verdict> {
+        let stretch = &search.stretch;
+        let Some((last, _)) = stretch.last.filter(|_| stretch.end == StretchEnd::EndOfWal) else {
+            let (reason, detail) = unreachable::not_found(self, search.path, stretch);
+            return Ok(refused(reason, detail, Some(Rc::clone(stretch))));
+        };
+        let rule = Rule::Lsn {
+            at: last,
+            inclusive: true,
+        };
+        let replay = search.run(&rule)?;
+        let Some(stop) = replay.stop.clone().filter(|s| s.lsn == last) else {
+            return Err(err!(
+                Damaged,
+                "the WAL does not hold the record at {last} that its index names as the last"
+            )
+            .hint("Run pitr verify."));
+        };
+        Ok(Verdict::Reached(Box::new(Reached {
+            stop,
+            outcome: Outcome::EndOfWal,
+            settings: self.settings(Target::Lsn(last), Inclusive::Yes, search.path),
+            replay: (&replay).into(),
+            stretch: Rc::clone(stretch),
+        })))
+    }
+
+    /// Refuses a backup in whose WAL the transaction id belongs to another epoch than the one asked for.
+    fn other_epoch(
+        &self,
+        backup: &Backup,
+        path: &Path<'_>,
+        stretch: &Rc<Stretch>,
+    ) -> Result<Option<Refusal>> {
+        let Target::Xid(target) = &self.target.target else {
+            return Ok(None);
+        };
+        let Some(full) = target.full() else {
+            return Ok(None);
+        };
+        let number = SegmentNumber::of(backup.checkpoint_lsn, self.inventory.segment_size);
+        let mut next = None;
+        path.scan(stretch, number, &mut |entry| {
+            if let EntryKind::Checkpoint { next_xid } = entry.kind
+                && entry.start == backup.checkpoint_lsn
+            {
+                next = Some(next_xid);
+            }
+        })?;
+        let Some(next) = next else {
+            return Ok(None);
+        };
+        let meant = nearest_full_xid(target.xid(), next);
+        Ok((meant != full).then(|| Refusal {
+            reason: Reason::OtherEpoch,
+            detail: format!(
+                "from it, PostgreSQL would stop at transaction {meant}: it compares only the lower 32 bits"
+            ),
+            stretch: Some(Rc::clone(stretch)),
+        }))
+    }
+
+    /// What PostgreSQL is told; none for the end, which is known only after the WAL was looked at.
+    pub(super) fn rule(&self) -> Option<Rule> {
+        let inclusive = self.target.inclusive == Inclusive::Yes;
+        Some(match &self.target.target {
+            Target::Time(at) => Rule::Time { at: *at, inclusive },
+            Target::Xid(xid) => Rule::Xid {
+                xid: xid.xid(),
+                inclusive,
+            },
+            Target::Lsn(at) => Rule::Lsn { at: *at, inclusive },
+            Target::Name(name) => Rule::Name(name.as_str().as_bytes().to_vec()),
+            Target::Immediate => Rule::Immediate,
+            Target::End => return None,
+        })
+    }
+
+    /// Whether the target time has not come yet.
+    pub(super) fn is_future(&self) -> bool {
+        matches!(self.target.target, Target::Time(at) if at > self.now.saturating_add(FUTURE_SLACK))
+    }
+
+    fn settings(
+        &self,
+        target: Target,
+        inclusive: Inclusive,
+        path: &Path<'_>,
+    ) -> BTreeMap<String, String> {
+        let mut settings = BTreeMap::new();
+        let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
+        set(
+            "recovery_target_timeline",
+            path.history().timeline().decimal().to_string(),
+        );
+        set(
+            "recovery_target_action",
+            self.options.action.as_str().to_owned(),
+        );
+        if target.has_sides() {
+            let inclusive = if inclusive == Inclusive::Yes {
+                "on"
+            } else {
+                "off"
+            };
+            set("recovery_target_inclusive", inclusive.to_owned());
+        }
+        if let Some((name, value)) = target.setting() {
+            set(name, value);
+        }
+        set("restore_command", self.options.restore_command.clone());
+        if let Some(command) = &self.options.recovery_end_command {
+            set("recovery_end_command", command.clone());
+        }
+        settings
+    }
+
+    fn fill(
+        &self,
+        plan: &mut Plan,
+        backup: &Backup,
+        path: &Path<'_>,
+        reached: Reached,
+        tried: &[Tried<'_>],
+    ) -> Result<()> {
+        let size = self.inventory.segment_size;
+        let stop = reached.stop;
+        let first = SegmentNumber::of(backup.start_lsn, size);
+        let last = SegmentNumber::ending_at(stop.end_lsn, size);
+        plan.segments_needed = SegmentsNeeded {
+            count: last.0.saturating_sub(first.0) + 1,
+            first: Some(path.name_in(&reached.stretch, first)?),
+            last: Some(path.name_in(&reached.stretch, last)?),
+        };
+        // What the cache may have said of the ends of every piece is looked at again.
+        for piece in &reached.stretch.pieces {
+            for number in [piece.first.max(first), piece.last.min(last)] {
+                if piece.first <= number && number <= piece.last {
+                    self.wal.confirm(path.name(piece.timeline, number)?)?;
+                }
+            }
+        }
+        plan.reachable = true;
+        plan.outcome = reached.outcome;
+        plan.target_timeline = Some(path.history().timeline());
+        plan.timelines = parts(path, backup.start_lsn, stop.recovery_end_lsn);
+        plan.last_commit = reached.replay.last_commit;
+        plan.last_transaction = reached.replay.last_end;
+        plan.first_excluded = reached.replay.excluded;
+        plan.first_excluded_commit = reached.replay.excluded_commit;
+        plan.bytes_to_copy = backup.size_bytes;
+        plan.bytes_to_replay = stop.recovery_end_lsn.0.saturating_sub(backup.start_lsn.0);
+        plan.recovery_settings = reached.settings;
+        plan.backup = Some(chosen(backup));
+        if let Some(late) = reached.replay.late {
+            plan.warnings.push(format!(
+                "the clock was set back: transaction {} ended at {}, before the target time, but its record at {} lies behind the point at which PostgreSQL stops and is not replayed",
+                late.xid, late.time, late.lsn
+            ));
+        }
+        plan.stop = Some(stop);
+        self.warn_about(plan, backup, path, tried)
+    }
+
+    fn warn_about(
+        &self,
+        plan: &mut Plan,
+        backup: &Backup,
+        path: &Path<'_>,
+        tried: &[Tried<'_>],
+    ) -> Result<()> {
+        if let Some(damage) = &backup.damage {
+            plan.warnings.push(format!(
+                "backup {} is damaged ({damage}): no undamaged one reaches the target",
+                backup.id
+            ));
+        }
+        if let Some(mark) = backup.expire_mark {
+            plan.warnings.push(format!(
+                "backup {} is marked for deletion, not before {mark}",
+                backup.id
+            ));
+        }
+        if plan.outcome == Outcome::EndOfWal && matches!(self.target.target, Target::Time(_)) {
+            let last = match plan.last_transaction {
+                Some(end) => format!("the last one archived ended at {}", end.time),
+                None => "none is archived behind the backup".to_owned(),
+            };
+            plan.warnings.push(format!(
+                "no transaction ended behind the target time, {last}: everything that is archived is replayed"
+            ));
+        }
+        if backup.from_standby && self.target.target == Target::Immediate {
+            plan.warnings.push(format!(
+                "backup {} was taken from a standby: PostgreSQL may call it consistent a little before {}",
+                backup.id, backup.consistent_lsn
+            ));
+        }
+        match &self.target.target {
+            Target::Time(at) => self.warn_earlier(plan, backup, path, *at)?,
+            Target::Name(name) => {
+                unreachable::warn_duplicates(self, plan, backup, path, name.as_str())?;
+            }
+            _ => {}
+        }
+        // Sort of a promise to the reader: a worse backup is never taken without saying which better one failed.
+        for t in tried.iter().filter(|t| {
+            t.refusal.reason == Reason::BackupWalMissing && t.backup.stop_lsn > backup.stop_lsn
+        }) {
+            plan.warnings.push(format!(
+                "backup {} is newer, but cannot be used: {}",
+                t.backup.id, t.refusal.detail
+            ));
+        }
+        Ok(())
+    }
+
+    /// Warns when the target time was passed once before the backup, and the clock was set back since.
+    fn warn_earlier(
+        &self,
+        plan: &mut Plan,
+        backup: &Backup,
+        path: &Path<'_>,
+        at: TimestampTz,
+    ) -> Result<()> {
+        let size = self.inventory.segment_size;
+        let Some(oldest) = self
+            .inventory
+            .backups
+            .iter()
+            .filter(|b| b.stop_lsn < backup.start_lsn && b.stop_time <= at)
+            .find(|b| lies_on(path.history(), b))
+        else {
+            return Ok(());
+        };
+        let stretch = path.stretch_from(SegmentNumber::of(oldest.start_lsn, size))?;
+        let Some(last) = stretch.final_segment() else {
+            return Ok(());
+        };
+        let end = SegmentNumber::of(backup.start_lsn, size).0.min(last.0 + 1);
+        for number in (SegmentNumber::of(oldest.start_lsn, size).0..end).map(SegmentNumber) {
+            let facts = path.facts(&stretch, number)?;
+            if facts.ends > 0 && facts.times.1 > at.saturating_add(CLOCK_SLACK) {
+                plan.warnings.push(format!(
+                    "the clock was set back: transactions in segment {}, before backup {}, carry times behind the target already; the earlier position with this time is reached with --backup {}",
+                    path.name_in(&stretch, number)?,
+                    backup.id,
+                    oldest.id
+                ));
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says why backups that were not even tried were not.
+    fn explain_untried(&self, plan: &mut Plan, order: &[&Backup]) {
+        let Some(chosen) = &plan.backup else {
+            return;
+        };
+        let id = chosen.id.clone();
+        let chosen_stop = chosen.stop_lsn;
+        let done: Vec<_> = plan
+            .backups_not_chosen
+            .iter()
+            .map(|n| n.id.clone())
+            .collect();
+        for backup in &self.inventory.backups {
+            if backup.id == id || done.contains(&backup.id) {
+                continue;
+            }
+            let (reason, detail) = if !order.iter().any(|b| b.id == backup.id) {
+                (Reason::OtherBetter, "another one was asked for".to_owned())
+            } else if let Some(damage) = &backup.damage {
+                (Reason::DamagedBackup, damage.clone())
+            } else if let Some(mark) = backup.expire_mark {
+                let detail = format!("it is marked for deletion, not before {mark}");
+                (Reason::MarkedForDeletion, detail)
+            } else if backup.stop_lsn > chosen_stop {
+                let detail = format!("it was complete only at {}", backup.stop_time);
+                (Reason::BeforeBackup, detail)
+            } else {
+                (
+                    Reason::OtherBetter,
+                    "it is older: more WAL would have to be replayed".to_owned(),
+                )
+            };
+            plan.backups_not_chosen.push(NotChosen {
+                id: backup.id.clone(),
+                reason,
+                detail,
+            });
+        }
+    }
+
+    /// Looks whether another timeline leads to the target, for the explanation.
+    fn look_elsewhere(&self, plan: &mut Plan) -> Result<()> {
+        if self.is_future() || plan.reason == Some(Reason::NoBackup) {
+            return Ok(());
+        }
+        let own = plan.target_timeline;
+        let others: Vec<TimelineId> = self
+            .inventory
+            .timelines
+            .keys()
+            .rev()
+            .copied()
+            .filter(|t| Some(*t) != own)
+            .take(ELSEWHERE_MAX)
+            .collect();
+        for timeline in others {
+            let target = RecoveryTarget {
+                timeline: TargetTimeline::Number(timeline),
+                ..self.target.clone()
+            };
+            let other = Planner {
+                target: &target,
+                ..*self
+            };
+            if other.plan()?.reachable {
+                let explanation = plan.explanation.get_or_insert_default();
+                explanation.push_str(&format!(
+                    "; on timeline {0} it can be reached: --target-timeline {0}",
+                    timeline.decimal()
+                ));
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A target this little ahead of our clock is not called the future: the server's clock may be ahead.
+const FUTURE_SLACK: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// So many other timelines are looked at for a target that is out of reach.
+const ELSEWHERE_MAX: usize = 20;
+
+fn too_late(backup: &Backup, stretch: Rc<Stretch>) -> Verdict {
+    let detail = format!(
+        "it is consistent only at {} ({}), behind the target",
+        backup.consistent_lsn, backup.stop_time
+    );
+    refused(Reason::BeforeBackup, detail, Some(stretch))
+}
+
+fn refused(reason: Reason, detail: String, stretch: Option<Rc<Stretch>>) -> Verdict {
+    Verdict::Refused(Refusal {
+        reason,
+        detail,
+        stretch,
+    })
+}
+
+/// Undamaged, marked for deletion, damaged.
+fn quality(backup: &Backup) -> u8 {
+    match (&backup.damage, backup.expire_mark) {
+        (Some(_), _) => 2,
+        (None, Some(_)) => 1,
+        (None, None) => 0,
+    }
+}
+
+/// Whether a backup was taken on the way to a timeline: what recovery checks of its checkpoint and of its end.
+///
+/// PostgreSQL: src/backend/access/transam/xlogrecovery.c, InitWalRecovery ("is not a child of this server's history").
+pub(super) fn lies_on(history: &History, backup: &Backup) -> bool {
+    history.contains(backup.timeline)
+        && history.contains(backup.start_timeline)
+        && history.holder(backup.start_lsn) == backup.start_timeline
+        && history.holder(backup.checkpoint_lsn) == backup.start_timeline
+        && history.holder(Lsn(backup.stop_lsn.0.saturating_sub(1))) == backup.timeline
+}
+
+/// The 64-bit id that a 32-bit xid stands for near `next`.
+fn nearest_full_xid(xid: u32, next: u64) -> u64 {
+    const EPOCH: u64 = 1 << 32;
+    let same = (next & !(EPOCH - 1)) | u64::from(xid);
+    [same.checked_sub(EPOCH), Some(same), same.checked_add(EPOCH)]
+        .into_iter()
+        .flatten()
+        .min_by_key(|full| full.abs_diff(next))
+        .unwrap_or(same)
+}
+
+fn parts(path: &Path<'_>, from: Lsn, to: Lsn) -> Vec<TimelinePart> {
+    let mut parts: Vec<TimelinePart> = path
+        .intervals()
+        .iter()
+        .filter(|i| i.range.end > from && i.range.start < to)
+        .map(|i| TimelinePart {
+            timeline: i.timeline,
+            from_lsn: i.range.start.max(from),
+            to_lsn: Some(i.range.end.min(to)),
+        })
+        .collect();
+    if parts.is_empty() {
+        parts.push(TimelinePart {
+            timeline: path.history().holder(from),
+            from_lsn: from,
+            to_lsn: Some(to),
+        });
+    }
+    parts
+}
+
+fn chosen(backup: &Backup) -> ChosenBackup {
+    ChosenBackup {
+        id: backup.id.clone(),
+        kind: backup.kind,
+        start_lsn: backup.start_lsn,
+        stop_lsn: backup.stop_lsn,
+        consistent_lsn: backup.consistent_lsn,
+        start_time: backup.start_time,
+        stop_time: backup.stop_time,
+        timeline: backup.timeline,
+        major: backup.major,
+        damage: backup.damage.clone(),
+        tablespaces: backup.tablespaces.clone(),
+    }
+}
+
+/// The moment at which a backup is consistent.
+pub(super) fn consistent_moment(backup: &Backup) -> Moment {
+    Moment {
+        time: Some(backup.stop_time),
+        lsn: backup.consistent_lsn,
+        xid: None,
+    }
+}

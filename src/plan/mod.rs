@@ -1,0 +1,24 @@
+//! What a target leads to. Pure: no I/O, no clock; the inventory, the answers about WAL, the target and the zones are arguments.
+//!
+//! `target` is what is asked; `gap` follows the WAL that is there, `stop` holds PostgreSQL's rules of where recovery stops, `search`
+//! applies them to one backup, `base` chooses the backup and puts the plan together, `unreachable` says why there is none;
+//! `recovery` is the plan as a value.
+
+pub mod base;
+pub mod gap;
+#[cfg(test)]
+mod model;
+mod proof;
+pub mod recovery;
+pub mod retention;
+pub mod search;
+pub mod stop;
+pub mod target;
+pub mod target_time;
+mod unreachable;
+pub mod window;
+
+#[cfg(test)]
+mod tests;
+
+pub use base::plan;

@@ -1,0 +1,494 @@
+//! Which backups are kept, and why; which are marked, which are deleted.
+
+use std::collections::BTreeMap;
+
+use super::wal::{Needed, Tree};
+use super::{CLOCK_SLACK, Fate, Judged, LEFTOVER_AGE, Policy, is_over};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentNumber;
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::repo::event::{self, Recorded};
+use crate::repo::facts::Runs;
+use crate::repo::layout::BackupId;
+use crate::repo::survey::{Manifest, Root, Subject, Survey, numbers};
+
+/// Events that a version of this format may write about a backup; others keep it.
+const KNOWN_EVENTS: [&str; 9] = [
+    "begin", "claim", "release", "pin", "unpin", "expire", "unexpire", "damaged", "healed",
+];
+
+/// The store's clock and this host's may differ by this much without another mark.
+const MARK_SLACK: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// What the judgement came to.
+pub struct Judgement<'a> {
+    /// Every committed backup, ascending by timeline and stop LSN.
+    pub backups: Vec<Candidate<'a>>,
+    /// Backups to mark now.
+    pub marks: Vec<BackupId>,
+    /// Marks to take back.
+    pub unmarks: Vec<(BackupId, String)>,
+    /// See [`super::ExpirePlan::warnings`].
+    pub warnings: Vec<String>,
+    /// See [`super::ExpirePlan::refusal`].
+    pub refusal: Option<String>,
+}
+
+/// A committed backup with what is decided about it.
+pub struct Candidate<'a> {
+    /// The backup.
+    pub id: &'a BackupId,
+    /// What its root says.
+    pub root: &'a Root,
+    /// Its events.
+    subject: &'a Subject,
+    /// What is wrong with it; it does not count then.
+    damage: Option<String>,
+    /// Why it stays, and how much of the WAL with it.
+    hold: Option<(String, Hold)>,
+    /// What becomes of it.
+    pub(super) fate: Fate,
+}
+
+/// Why a backup stays, as far as it matters to the WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// Retention: every point behind it is promised.
+    Promise,
+    /// Something else, a claim above all: everything behind it stays too.
+    Window,
+    /// A pin alone: it stays restorable to its end.
+    Pin,
+}
+
+impl Judgement<'_> {
+    /// Whether no good backup stays.
+    pub fn keeps_nothing(&self) -> bool {
+        !self
+            .backups
+            .iter()
+            .any(|b| b.damage.is_none() && b.fate == Fate::Keep)
+    }
+
+    /// Backups that still exist after the run.
+    pub fn remaining(&self) -> impl Iterator<Item = &Candidate<'_>> {
+        self.backups.iter().filter(|b| b.fate != Fate::Delete)
+    }
+
+    /// Adds what the remaining backups need of the WAL.
+    pub fn need(&self, tree: &Tree<'_>, needed: &mut Needed) {
+        for backup in self.remaining() {
+            let root = backup.root;
+            match backup.hold {
+                Some((_, Hold::Pin)) if !matches!(backup.fate, Fate::Waiting(_)) => {
+                    tree.need_path(root.timeline, root.start_lsn, root.consistent_lsn, needed);
+                }
+                _ => tree.need_from(root.timeline, root.start_lsn, root.stop_lsn, needed),
+            }
+            if root.start_timeline != root.timeline {
+                tree.need_path(root.timeline, root.start_lsn, root.stop_lsn, needed);
+            }
+        }
+    }
+
+    /// The backups with their fates, in order.
+    pub fn into_backups(self) -> Vec<Judged> {
+        self.backups
+            .into_iter()
+            .map(|b| Judged {
+                id: b.id.clone(),
+                timeline: b.root.timeline,
+                start_lsn: b.root.start_lsn,
+                stop_lsn: b.root.stop_lsn,
+                stop_time: b.root.stop_time,
+                stored_bytes: b.root.stored_bytes,
+                damage: b.damage,
+                fate: b.fate,
+                is_promised: matches!(b.hold, Some((_, Hold::Promise))),
+                reason: b.hold.map_or_else(
+                    || "older than what is kept".to_owned(),
+                    |(reason, _)| reason,
+                ),
+            })
+            .collect()
+    }
+}
+
+/// Judges every committed backup.
+pub fn judge<'a>(
+    survey: &'a Survey,
+    tree: &Tree<'_>,
+    policy: &Policy,
+    now: TimestampTz,
+) -> Judgement<'a> {
+    let mut judged = Judgement {
+        backups: candidates(survey, tree),
+        marks: Vec::new(),
+        unmarks: Vec::new(),
+        warnings: Vec::new(),
+        refusal: None,
+    };
+    warn_of_the_future(&mut judged, now);
+    keep_newest(&mut judged, tree, policy);
+    hold_others(&mut judged, policy, now);
+    for at in 0..judged.backups.len() {
+        decide(&mut judged, at, policy, now);
+    }
+    judged
+}
+
+fn candidates<'a>(survey: &'a Survey, tree: &Tree<'_>) -> Vec<Candidate<'a>> {
+    let mut backups: Vec<Candidate<'a>> = survey
+        .ids
+        .iter()
+        .filter_map(|(id, subject)| match &subject.manifest {
+            Manifest::Committed(root) => Some(Candidate {
+                damage: damage(survey, subject, root, tree),
+                id,
+                root,
+                subject,
+                hold: None,
+                fate: Fate::Keep,
+            }),
+            _ => None,
+        })
+        .collect();
+    backups.sort_by(|a, b| order(a).cmp(&order(b)));
+    backups
+}
+
+/// A timeline's number is larger than those of its ancestors, so this order never puts a backup before one that it descends from.
+fn order<'a>(backup: &Candidate<'a>) -> (TimelineId, Lsn, &'a BackupId) {
+    (backup.root.timeline, backup.root.stop_lsn, backup.id)
+}
+
+fn damage(survey: &Survey, subject: &Subject, root: &Root, tree: &Tree<'_>) -> Option<String> {
+    if let Some(damage) = &root.damage {
+        return Some(damage.clone());
+    }
+    if let Some(missing) = missing_part(survey, root) {
+        return Some(format!("{missing} is missing"));
+    }
+    if let Some(found) = event::standing(&subject.events, "damaged", "healed").first() {
+        let detail = found.event.detail.as_deref().unwrap_or("no detail");
+        return Some(format!("a check found damage: {detail}"));
+    }
+    // A descendant's copy of the segment in which it began may have what the timeline itself lacks.
+    let reach = tree
+        .timelines()
+        .filter(|t| tree.leads_through(*t, root.timeline, root.stop_lsn))
+        .map(|t| tree.reach(t, root.start_lsn))
+        .max()
+        .unwrap_or_default();
+    (reach < root.stop_lsn).then(|| format!("WAL that it needs is missing from {reach} on"))
+}
+
+/// The first layer or pack that a root names and that is not there: such a backup must not stand for a whole one.
+fn missing_part(survey: &Survey, root: &Root) -> Option<String> {
+    let first = |kind: &str, named: &BTreeMap<BackupId, Runs>, have: fn(&Subject) -> &Runs| {
+        named.iter().find_map(|(id, named)| {
+            let have = survey.ids.get(id).map(have);
+            let is_there = |n: u32| have.is_some_and(|h| h.contains(SegmentNumber(n.into())));
+            let missing = numbers(named).find(|n| !is_there(*n))?;
+            Some(format!("{kind} \"{id}/{missing:06}\""))
+        })
+    };
+    first("layer", &root.layers, |s| &s.layers).or_else(|| first("pack", &root.packs, |s| &s.packs))
+}
+
+fn warn_of_the_future(judged: &mut Judgement<'_>, now: TimestampTz) {
+    let soon = now.saturating_add(CLOCK_SLACK);
+    for backup in &judged.backups {
+        if backup.root.stop_time > soon {
+            judged.warnings.push(format!(
+                "backup \"{}\" says that it ended at {}, which is in the future: a clock is or was wrong; order goes by LSN",
+                backup.id, backup.root.stop_time
+            ));
+        }
+        for event in &backup.subject.events {
+            if event.since() > soon {
+                judged.warnings.push(format!(
+                    "event \"{}\" of backup \"{}\" is dated in the future: a clock is or was wrong",
+                    event.name, backup.id
+                ));
+            }
+        }
+    }
+}
+
+/// The N newest good ones; what the promise needs besides them; the base of the newest timeline; damaged ones inside the window.
+fn keep_newest(judged: &mut Judgement<'_>, tree: &Tree<'_>, policy: &Policy) {
+    let keep = usize::try_from(policy.keep.max(1)).unwrap_or(usize::MAX);
+    let good: Vec<usize> = (0..judged.backups.len())
+        .filter(|at| judged.backups.get(*at).is_some_and(|b| b.damage.is_none()))
+        .collect();
+    let newest = good.len().saturating_sub(keep);
+    for (rank, at) in good.iter().skip(newest).rev().enumerate() {
+        hold(
+            judged,
+            *at,
+            format!("number {} of the newest {keep}", rank + 1),
+        );
+    }
+    let counted = judged.backups.len().saturating_sub(keep);
+    if let Some(last_good) = good.last()
+        && *last_good < counted
+        && let Some(backup) = judged.backups.get(*last_good)
+    {
+        judged.refusal = Some(format!(
+            "the newest {keep} backups are damaged: backup \"{}\", the last good one, is kept",
+            backup.id
+        ));
+    }
+    if good.is_empty() && !judged.backups.is_empty() {
+        judged.refusal = Some("no backup is known to be good: nothing is deleted".to_owned());
+    }
+    keep_latest_base(judged, tree);
+    let mut reached = BTreeMap::new();
+    while let Some((at, timeline)) = uncovered(judged, tree, &mut reached) {
+        let reason = format!(
+            "points of timeline {} can only be reached from it",
+            timeline.decimal()
+        );
+        hold(judged, at, reason);
+    }
+    // A damaged backup is no reason to lose what it alone may still hold.
+    let oldest = judged
+        .backups
+        .iter()
+        .filter(|b| b.hold.is_some())
+        .map(order)
+        .min();
+    let inside: Vec<usize> = judged
+        .backups
+        .iter()
+        .enumerate()
+        .filter(|(_, b)| b.hold.is_none() && b.damage.is_some())
+        .filter(|(_, b)| oldest.as_ref().is_none_or(|o| order(b) > *o))
+        .map(|(at, _)| at)
+        .collect();
+    for at in inside {
+        hold(
+            judged,
+            at,
+            "damaged, but newer than the oldest kept".to_owned(),
+        );
+    }
+}
+
+fn hold(judged: &mut Judgement<'_>, at: usize, reason: String) {
+    if let Some(backup) = judged.backups.get_mut(at) {
+        let hold = match backup.damage {
+            None => Hold::Promise,
+            Some(_) => Hold::Window,
+        };
+        backup.hold.get_or_insert((reason, hold));
+    }
+}
+
+/// A good backup that is not kept, from which a point inside the promise can be reached that no kept backup reaches.
+///
+/// Near the beginning of the promise first: such a backup covers those after it.
+fn uncovered(
+    judged: &Judgement<'_>,
+    tree: &Tree<'_>,
+    reached: &mut BTreeMap<(TimelineId, Lsn), Lsn>,
+) -> Option<(usize, TimelineId)> {
+    let kept: Vec<&Candidate<'_>> = judged.backups.iter().filter(|b| b.hold.is_some()).collect();
+    let promise = kept.iter().map(|b| b.root.stop_lsn).min()?;
+    let mut reach = |target: TimelineId, start: Lsn| {
+        *reached
+            .entry((target, start))
+            .or_insert_with(|| tree.reach(target, start))
+    };
+    let mut others: Vec<(usize, &Candidate<'_>)> = judged
+        .backups
+        .iter()
+        .enumerate()
+        .filter(|(_, b)| b.hold.is_none() && b.damage.is_none())
+        .collect();
+    others.sort_by_key(|(_, b)| match b.root.stop_lsn {
+        stop if stop <= promise => (0, promise.0 - stop.0),
+        stop => (1, stop.0),
+    });
+    for (at, backup) in others {
+        for target in tree.timelines() {
+            let leads =
+                |b: &Candidate<'_>| tree.leads_through(target, b.root.timeline, b.root.stop_lsn);
+            let from = backup.root.stop_lsn.max(promise);
+            if !leads(backup) || reach(target, backup.root.start_lsn) < from {
+                continue;
+            }
+            let is_covered = kept.iter().any(|k| {
+                k.root.stop_lsn <= from && leads(k) && reach(target, k.root.start_lsn) >= from
+            });
+            if !is_covered {
+                return Some((at, target));
+            }
+        }
+    }
+    None
+}
+
+/// After a failover to a standby that lagged, the newest timeline may begin before the oldest kept backup: its base stays.
+fn keep_latest_base(judged: &mut Judgement<'_>, tree: &Tree<'_>) {
+    let Some(latest) = tree.timelines().next_back() else {
+        return;
+    };
+    let leads = |b: &Candidate<'_>| tree.leads_through(latest, b.root.timeline, b.root.stop_lsn);
+    if judged.backups.iter().any(|b| b.hold.is_some() && leads(b)) {
+        return;
+    }
+    let base = judged
+        .backups
+        .iter()
+        .enumerate()
+        .filter(|(_, b)| b.damage.is_none() && leads(b))
+        .max_by_key(|(_, b)| b.root.stop_lsn)
+        .map(|(at, _)| at);
+    if let Some(at) = base {
+        let reason = format!("the base of timeline {}, the newest", latest.decimal());
+        if let Some(backup) = judged.backups.get(at) {
+            judged.warnings.push(format!(
+                "timeline {}, the newest, has no backup of its own: \"{}\" is kept for it, with the WAL from there on",
+                latest.decimal(),
+                backup.id
+            ));
+        }
+        hold(judged, at, reason);
+    }
+}
+
+/// Pins, claims, events of a newer version, refusals of the store.
+fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
+    for backup in &mut judged.backups {
+        let events = &backup.subject.events;
+        let unknown = events
+            .iter()
+            .find(|e| !KNOWN_EVENTS.contains(&e.event.event.as_str()));
+        let held = if policy.spared.contains(backup.id) {
+            Some(("the store refused to delete it".to_owned(), Hold::Window))
+        } else if let Some(claim) = live_claims(events, now).first() {
+            let purpose = claim.event.purpose.as_deref().unwrap_or("something");
+            let reason = format!("in use by a {purpose} on host \"{}\"", claim.event.host);
+            Some((reason, Hold::Window))
+        } else if let Some(event) = unknown {
+            let reason = format!("it has an event of kind \"{}\"", event.event.event);
+            Some((reason, Hold::Window))
+        } else {
+            event::standing(events, "pin", "unpin").first().map(|pin| {
+                let why = pin.event.reason.as_deref().unwrap_or("no reason given");
+                (format!("pinned: {why}"), Hold::Pin)
+            })
+        };
+        if backup.hold.is_none() {
+            backup.hold = held;
+        }
+    }
+}
+
+/// Claims that are neither released, nor replaced, nor over.
+pub fn live_claims(events: &[Recorded], now: TimestampTz) -> Vec<&Recorded> {
+    event::standing(events, "claim", "release")
+        .into_iter()
+        .filter(|claim| {
+            // A claim without an end is one that never ends by itself.
+            claim.event.seconds.is_none_or(|seconds| {
+                !is_over(claim.since(), std::time::Duration::from_secs(seconds), now)
+            })
+        })
+        .collect()
+}
+
+/// Whether a standing mark allows deletion now; if not, when the earliest will.
+pub fn mark_state(
+    events: &[Recorded],
+    policy: &Policy,
+    now: TimestampTz,
+) -> Option<Option<TimestampTz>> {
+    let due = event::standing(events, "expire", "unexpire")
+        .iter()
+        .map(|mark| {
+            let own = mark.since().saturating_add(policy.grace);
+            mark.event.not_before.map_or(own, |t| t.max(own))
+        })
+        .min()?;
+    Some((due > now).then_some(due))
+}
+
+fn decide(judged: &mut Judgement<'_>, at: usize, policy: &Policy, now: TimestampTz) {
+    let Some(backup) = judged.backups.get_mut(at) else {
+        return;
+    };
+    let events = &backup.subject.events;
+    let marks = event::standing(events, "expire", "unexpire");
+    if let Some((_, hold)) = &backup.hold {
+        // A reader avoids marked backups; one that retention wants again is no longer marked. A claim says nothing about that.
+        let is_wanted = *hold == Hold::Pin || live_claims(events, now).is_empty();
+        if is_wanted && !policy.spared.contains(backup.id) {
+            for mark in marks {
+                judged.unmarks.push((backup.id.clone(), mark.name.clone()));
+            }
+        }
+        return;
+    }
+    // A mark that comes of age much later than one of today would (another grace, a clock in the future) is joined by one of today.
+    let today = now.saturating_add(policy.grace).saturating_add(MARK_SLACK);
+    backup.fate = match mark_state(events, policy, now) {
+        Some(None) => Fate::Delete,
+        Some(Some(due)) if due <= today => Fate::Waiting(due),
+        _ => {
+            judged.marks.push(backup.id.clone());
+            if policy.grace.is_zero() {
+                Fate::Delete
+            } else {
+                Fate::Mark
+            }
+        }
+    };
+}
+
+/// An id without a backup.
+pub enum Unborn {
+    /// A backup is being taken; its replay begins at these positions, as its claims say.
+    Running(Vec<(TimelineId, Lsn)>),
+    /// It is over, and nobody will commit it.
+    Leftover,
+    /// It has no reservation and is too young to be judged.
+    Unknown,
+}
+
+/// Judges an id under which no backup exists and no tombstone stands.
+pub fn unborn(subject: &Subject, policy_grace: &Policy, now: TimestampTz) -> Unborn {
+    let events = &subject.events;
+    let Some(begin) = subject.begin() else {
+        let newest = subject
+            .newest_part
+            .into_iter()
+            .chain(events.iter().map(Recorded::since))
+            .max();
+        let is_old = newest.is_none_or(|t| is_over(t, LEFTOVER_AGE, now));
+        return match is_old && live_claims(events, now).is_empty() {
+            true => Unborn::Leftover,
+            false => Unborn::Unknown,
+        };
+    };
+    let claims = live_claims(events, now);
+    let is_marked = mark_state(events, policy_grace, now) == Some(None);
+    if claims.is_empty() && (is_over(begin.since(), LEFTOVER_AGE, now) || is_marked) {
+        return Unborn::Leftover;
+    }
+    let has_claimed = events.iter().any(|e| e.event.event == "claim");
+    let is_released = events.iter().any(|e| e.event.event == "release");
+    if claims.is_empty() && has_claimed && is_released {
+        // The writer said that it gave up; its objects wait for the usual time.
+        return Unborn::Unknown;
+    }
+    let positions = events
+        .iter()
+        .filter(|e| e.event.event == "claim")
+        .filter_map(|e| Some((TimelineId::new(e.event.timeline?)?, e.event.start_lsn?)))
+        .collect();
+    Unborn::Running(positions)
+}

@@ -1,0 +1,226 @@
+//! What is kept and what goes: a plan of expiry, from a survey of the repository, computed without I/O.
+//!
+//! The promise: every point from the oldest kept backup's stop LSN on, on every timeline, that could be reached before can be
+//! reached afterwards. `backups` judges the backups, `wal` what they need of the WAL, `objects` everything else. Backups are ordered by
+//! timeline and stop LSN (a timeline's number is larger than those of its ancestors), never by id or by anybody's clock. Deletion
+//! has two phases: what is no longer kept is marked, and what was marked is deleted by a run after the grace period that finds it
+//! not kept again. The order of deletions is that of the format, section 10.
+
+mod backups;
+mod objects;
+#[cfg(test)]
+mod tests;
+pub mod wal;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::repo::layout::BackupId;
+use crate::repo::survey::Survey;
+use crate::store::Key;
+
+/// A reservation without a backup is left alone for this long.
+pub const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
+/// A tombstone stays for this long.
+pub const TOMBSTONE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Clocks may differ by this much before it is called the future.
+pub const CLOCK_SLACK: Duration = Duration::from_secs(3600);
+
+/// What is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// This many complete, undamaged backups are kept, at least 1.
+    pub keep: u32,
+    /// Marks younger than this delete nothing.
+    pub grace: Duration,
+    /// Backups that cannot be deleted, because the store refused.
+    pub spared: BTreeSet<BackupId>,
+}
+
+/// What becomes of a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It stays.
+    Keep,
+    /// It is marked now, and deleted by a run after the grace period.
+    Mark,
+    /// It was marked before and is in its grace period until then.
+    Waiting(TimestampTz),
+    /// It is deleted now.
+    Delete,
+}
+
+impl Fate {
+    /// One word for it, as JSON has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Fate::Keep => "keep",
+            Fate::Mark => "mark",
+            Fate::Waiting(_) => "waiting",
+            Fate::Delete => "delete",
+        }
+    }
+}
+
+/// A backup, what becomes of it, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// The backup.
+    pub id: BackupId,
+    /// Timeline at the stop.
+    pub timeline: TimelineId,
+    /// Where its replay begins.
+    pub start_lsn: Lsn,
+    /// From here on it can be recovered to.
+    pub stop_lsn: Lsn,
+    /// Server's clock at the stop.
+    pub stop_time: TimestampTz,
+    /// Bytes that it added to the repository.
+    pub stored_bytes: u64,
+    /// What is wrong with it.
+    pub damage: Option<String>,
+    /// What becomes of it.
+    pub fate: Fate,
+    /// Why.
+    pub reason: String,
+    /// Retention keeps it: points behind it are promised. A pin or a claim alone promises nothing.
+    pub is_promised: bool,
+}
+
+/// One deletion, or several of one kind in ascending order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deletion {
+    /// A backup's root: from then on it does not exist.
+    Manifest(BackupId),
+    /// PostgreSQL's own manifest.
+    ServerManifest(BackupId),
+    /// Layer objects, first to last number.
+    Layers(BackupId, u32, u32),
+    /// Packs, first to last number.
+    Packs(BackupId, u32, u32),
+    /// Segments of a timeline, first to last.
+    Segments(TimelineId, SegmentNumber, SegmentNumber),
+    /// A partial segment or a backup history file.
+    WalFile(WalFileName),
+    /// An increment, a refused copy or a healed copy.
+    Object(Key),
+    /// An event of a subject, by the last part of its key.
+    Event(String, String),
+    /// A tombstone whose time is over.
+    Tombstone(BackupId),
+    /// The reservation of an id.
+    Begin(BackupId),
+    /// What an unfinished write left.
+    Unfinished(String),
+}
+
+/// What a run of expiry does, in this order: marks, then tombstones, then deletions.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ExpirePlan {
+    /// Every backup, oldest first.
+    pub backups: Vec<Judged>,
+    /// Backups to mark.
+    pub marks: Vec<BackupId>,
+    /// Marks to take back, because the backup is kept again: id and the mark's event.
+    pub unmarks: Vec<(BackupId, String)>,
+    /// Aborted backups whose writers must not commit any more.
+    pub tombstones: Vec<BackupId>,
+    /// What is deleted, in order.
+    pub deletions: Vec<Deletion>,
+    /// Why less is deleted than could be.
+    pub withheld: Vec<String>,
+    /// What should be looked at.
+    pub warnings: Vec<String>,
+    /// A safety guard spoke: the policy alone would have taken the last good backup.
+    pub refusal: Option<String>,
+}
+
+impl ExpirePlan {
+    /// The oldest backup that is kept and good: the promise begins at its stop LSN.
+    pub fn oldest_kept(&self) -> Option<&Judged> {
+        self.backups
+            .iter()
+            .filter(|b| b.is_promised)
+            .min_by_key(|b| b.stop_lsn)
+    }
+
+    /// How many segments go.
+    pub fn segment_count(&self) -> u64 {
+        self.deletions
+            .iter()
+            .map(|d| match d {
+                Deletion::Segments(_, first, last) => last.0 - first.0 + 1,
+                _ => 0,
+            })
+            .sum()
+    }
+
+    /// Whether nothing at all happens.
+    pub fn is_empty(&self) -> bool {
+        self.marks.is_empty()
+            && self.unmarks.is_empty()
+            && self.tombstones.is_empty()
+            && self.deletions.is_empty()
+    }
+}
+
+/// Computes what is kept and what goes.
+///
+/// Whatever cannot be judged for sure stays: with an unreadable root, reservation, claim or history nothing is deleted at all, and
+/// `withheld` says so.
+pub fn retention(survey: &Survey, policy: &Policy, now: TimestampTz) -> ExpirePlan {
+    let tree = wal::Tree::new(survey);
+    let judged = backups::judge(survey, &tree, policy, now);
+    let mut plan = ExpirePlan {
+        warnings: judged.warnings.clone(),
+        refusal: judged.refusal.clone(),
+        marks: judged.marks.clone(),
+        unmarks: judged.unmarks.clone(),
+        ..ExpirePlan::default()
+    };
+    plan.withheld.extend(
+        survey
+            .unreadable
+            .iter()
+            .map(|what| format!("nothing is deleted, because this cannot be read: {what}")),
+    );
+    if plan.withheld.is_empty() && judged.keeps_nothing() && !judged.backups.is_empty() {
+        plan.withheld
+            .push("nothing is deleted, because no backup is known to be good".to_owned());
+    }
+    if plan.withheld.is_empty() {
+        objects::delete(survey, &tree, &judged, policy, now, &mut plan);
+    }
+    plan.backups = judged.into_backups();
+    if !plan.withheld.is_empty() {
+        // What the deletion would have been is not what happens.
+        for backup in &mut plan.backups {
+            let goes = plan
+                .deletions
+                .contains(&Deletion::Manifest(backup.id.clone()));
+            if backup.fate == Fate::Delete && !goes {
+                backup.fate = Fate::Waiting(now);
+            }
+        }
+    }
+    plan
+}
+
+/// Whether a duration counted from `since` is over.
+fn is_over(since: TimestampTz, duration: Duration, now: TimestampTz) -> bool {
+    since.saturating_add(duration) <= now
+}
+
+/// The segment of a WAL file's name; history files have none.
+fn segment_of(name: WalFileName) -> Option<SegmentName> {
+    match name {
+        WalFileName::Segment(s)
+        | WalFileName::Partial(s)
+        | WalFileName::BackupHistory { segment: s, .. } => Some(s),
+        WalFileName::History(_) => None,
+    }
+}

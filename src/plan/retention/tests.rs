@@ -1,0 +1,799 @@
+//! Worlds made at random, judged by a model that knows nothing of the planner; and single cases by name.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "small numbers of small worlds"
+)]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::*;
+use crate::pg::segment::SegmentSize;
+use crate::pg::timeline::History;
+use crate::repo::event::{Event, Recorded, compact, standing};
+use crate::repo::facts::Runs;
+use crate::repo::inventory::{HistoryFile, Timeline};
+use crate::repo::survey::{Manifest, Root, Subject, numbers};
+
+const MIB: u64 = 1 << 20;
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn now() -> TimestampTz {
+    "2026-11-20T06:40:49Z".parse().unwrap()
+}
+
+fn tli(n: u32) -> TimelineId {
+    TimelineId::new(n).unwrap()
+}
+
+fn size() -> SegmentSize {
+    SegmentSize::new(MIB).unwrap()
+}
+
+fn id(n: usize) -> BackupId {
+    format!("202611{:02}T{:02}0000Z-full", 1 + n / 24, n % 24)
+        .parse()
+        .unwrap()
+}
+
+fn ago(hours: u64) -> TimestampTz {
+    now().saturating_sub(HOUR * u32::try_from(hours).unwrap())
+}
+
+fn event(kind: &str, at: TimestampTz) -> Recorded {
+    Recorded {
+        name: match kind {
+            "begin" => "begin".into(),
+            _ => format!("{}-{kind}-0000000000000001", compact(at)),
+        },
+        event: Event {
+            event: kind.into(),
+            time: at,
+            ..Event::default()
+        },
+        stored: at,
+    }
+}
+
+fn empty() -> Survey {
+    Survey {
+        segment_size: size(),
+        has_other_sizes: false,
+        ids: BTreeMap::new(),
+        timelines: BTreeMap::new(),
+        labels: Vec::new(),
+        increments: BTreeMap::new(),
+        conflicts: Vec::new(),
+        segment_events: BTreeMap::new(),
+        healed: Vec::new(),
+        unfinished: Vec::new(),
+        unreadable: Vec::new(),
+    }
+}
+
+/// A timeline with these segments; `from` is where it left its parent.
+fn add_timeline(survey: &mut Survey, n: u32, from: Option<(u32, Lsn)>, segments: Vec<u64>) {
+    let history = match from {
+        None => HistoryFile::Absent,
+        Some((parent, lsn)) => {
+            let parent = known_history(survey, tli(parent));
+            HistoryFile::Known(parent.child(tli(n), lsn, b"test"))
+        }
+    };
+    let timeline = Timeline {
+        history,
+        segments: Runs::from_numbers(segments),
+        partials: Default::default(),
+    };
+    survey.timelines.insert(tli(n), timeline);
+}
+
+fn known_history(survey: &Survey, timeline: TimelineId) -> History {
+    match survey.timelines.get(&timeline).map(|t| &t.history) {
+        Some(HistoryFile::Known(h)) => h.clone(),
+        _ => History::root(timeline),
+    }
+}
+
+fn add_backup(survey: &mut Survey, n: usize, timeline: u32, start: u64, stop: u64) -> BackupId {
+    let id = id(n);
+    let own = BTreeMap::from([(id.clone(), Runs::from_numbers(vec![0]))]);
+    let root = Root {
+        start_lsn: Lsn(start),
+        stop_lsn: Lsn(stop),
+        consistent_lsn: Lsn(stop),
+        start_timeline: tli(timeline),
+        timeline: tli(timeline),
+        history: None,
+        stop_time: ago(48),
+        size_bytes: 1,
+        stored_bytes: 1,
+        damage: None,
+        layers: own.clone(),
+        packs: own,
+    };
+    let subject = Subject {
+        manifest: Manifest::Committed(Box::new(root)),
+        has_server_manifest: true,
+        layers: Runs::from_numbers(vec![0]),
+        packs: Runs::from_numbers(vec![0]),
+        newest_part: None,
+        events: vec![event("begin", ago(48))],
+    };
+    survey.ids.insert(id.clone(), subject);
+    id
+}
+
+fn policy(keep: u32, grace_hours: u32) -> Policy {
+    Policy {
+        keep,
+        grace: HOUR * grace_hours,
+        spared: BTreeSet::new(),
+    }
+}
+
+/// Timeline 1 with segments 1 to 100, and a backup at each tenth.
+fn straight() -> Survey {
+    let mut survey = empty();
+    add_timeline(&mut survey, 1, None, (1..=100).collect());
+    for n in 1..=9_usize {
+        let start = n as u64 * 10 * MIB + 40;
+        add_backup(&mut survey, n, 1, start, start + MIB);
+    }
+    survey
+}
+
+fn fates(plan: &ExpirePlan) -> Vec<&'static str> {
+    plan.backups.iter().map(|b| b.fate.as_str()).collect()
+}
+
+fn segments(plan: &ExpirePlan) -> Vec<(u32, u64, u64)> {
+    plan.deletions
+        .iter()
+        .filter_map(|d| match d {
+            Deletion::Segments(t, first, last) => Some((t.get(), first.0, last.0)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Carries out a plan on the survey, as the repository would look afterwards.
+fn apply(survey: &mut Survey, plan: &ExpirePlan, at: TimestampTz) {
+    for marked in &plan.marks {
+        let subject = survey.ids.get_mut(marked).unwrap();
+        subject.events.push(event("expire", at));
+    }
+    for (unmarked, name) in &plan.unmarks {
+        let mut event = event("unexpire", at);
+        event.event.ends = Some(name.clone());
+        survey.ids.get_mut(unmarked).unwrap().events.push(event);
+    }
+    for id in &plan.tombstones {
+        survey.ids.get_mut(id).unwrap().manifest = Manifest::Tombstone(at);
+    }
+    let without = |runs: &Runs, first: u64, last: u64| {
+        let left = runs.iter().flat_map(|(a, b)| a.0..=b.0);
+        Runs::from_numbers(left.filter(|n| !(first..=last).contains(n)).collect())
+    };
+    for deletion in &plan.deletions {
+        match deletion {
+            Deletion::Manifest(id) | Deletion::Tombstone(id) => {
+                survey.ids.get_mut(id).unwrap().manifest = Manifest::Absent;
+            }
+            Deletion::ServerManifest(id) => {
+                survey.ids.get_mut(id).unwrap().has_server_manifest = false;
+            }
+            Deletion::Layers(id, first, last) => {
+                let subject = survey.ids.get_mut(id).unwrap();
+                subject.layers = without(&subject.layers, (*first).into(), (*last).into());
+            }
+            Deletion::Packs(id, first, last) => {
+                let subject = survey.ids.get_mut(id).unwrap();
+                subject.packs = without(&subject.packs, (*first).into(), (*last).into());
+            }
+            Deletion::Segments(timeline, first, last) => {
+                let held = survey.timelines.get_mut(timeline).unwrap();
+                held.segments = without(&held.segments, first.0, last.0);
+            }
+            Deletion::WalFile(name) => {
+                let segment = segment_of(*name).unwrap();
+                let held = survey.timelines.get_mut(&segment.timeline).unwrap();
+                held.partials.remove(&segment);
+                survey.labels.retain(|l| l != name);
+            }
+            Deletion::Event(subject, name) => {
+                if let Ok(id) = subject.parse::<BackupId>() {
+                    let subject = survey.ids.get_mut(&id).unwrap();
+                    subject.events.retain(|e| e.name != *name);
+                }
+            }
+            Deletion::Begin(id) => {
+                let subject = survey.ids.get_mut(id).unwrap();
+                subject.events.retain(|e| e.name != "begin");
+                subject.newest_part = Some(ago(48));
+                // Parts that another backup names outlive their own.
+                if subject.packs.is_empty() && subject.layers.is_empty() {
+                    survey.ids.remove(id);
+                }
+            }
+            Deletion::Object(_) => {}
+            Deletion::Unfinished(path) => survey.unfinished.retain(|u| u.path != *path),
+        }
+    }
+}
+
+#[test]
+fn the_newest_are_kept_with_the_wal_from_the_oldest_of_them_on() {
+    let mut survey = straight();
+    let first = retention(&survey, &policy(3, 24), now());
+    assert_eq!(
+        fates(&first),
+        [
+            "mark", "mark", "mark", "mark", "mark", "mark", "keep", "keep", "keep"
+        ]
+    );
+    // What is only marked still needs its WAL; before the oldest backup there is nothing to reach.
+    assert_eq!(segments(&first), [(1, 1, 9)]);
+    apply(&mut survey, &first, now());
+    let waiting = retention(&survey, &policy(3, 24), now().saturating_add(HOUR * 23));
+    assert_eq!(fates(&waiting)[..6], ["waiting"; 6]);
+    assert!(waiting.is_empty());
+    let later = now().saturating_add(HOUR * 24);
+    let second = retention(&survey, &policy(3, 24), later);
+    assert_eq!(fates(&second)[..6], ["delete"; 6]);
+    assert_eq!(segments(&second), [(1, 10, 69)]);
+    assert_eq!(second.oldest_kept().unwrap().id, id(7));
+    apply(&mut survey, &second, later);
+    assert!(retention(&survey, &policy(3, 24), later).is_empty());
+    assert_eq!(survey.ids.len(), 3);
+}
+
+#[test]
+fn x01_the_last_good_backup_never_goes() {
+    let mut survey = straight();
+    for n in [8, 9] {
+        let mut found = event("damaged", ago(1));
+        found.event.detail = Some("a pack is gone".into());
+        survey.ids.get_mut(&id(n)).unwrap().events.push(found);
+    }
+    let plan = retention(&survey, &policy(1, 0), now());
+    assert_eq!(fates(&plan)[6..], ["keep", "keep", "keep"]);
+    assert!(plan.refusal.as_ref().unwrap().contains(&id(7).to_string()));
+    assert_eq!(segments(&plan), [(1, 1, 69)]);
+    // With three kept the policy alone takes no last good one.
+    assert_eq!(retention(&survey, &policy(3, 0), now()).refusal, None);
+    for n in 1..=7 {
+        survey
+            .ids
+            .get_mut(&id(n))
+            .unwrap()
+            .events
+            .push(event("damaged", ago(1)));
+    }
+    let plan = retention(&survey, &policy(1, 0), now());
+    assert_eq!(fates(&plan), ["keep"; 9]);
+    assert!(plan.deletions.is_empty() && plan.marks.is_empty() && plan.refusal.is_some());
+}
+
+#[test]
+fn a_backup_whose_wal_is_gone_does_not_count() {
+    let mut survey = straight();
+    let held = survey.timelines.get_mut(&tli(1)).unwrap();
+    held.segments = Runs::from_numbers((1..=100).filter(|n| *n != 90).collect());
+    let plan = retention(&survey, &policy(1, 0), now());
+    assert_eq!(fates(&plan)[7..], ["keep", "keep"]);
+    assert!(plan.backups[8].damage.as_ref().unwrap().contains("missing"));
+    assert!(plan.refusal.is_some());
+}
+
+#[test]
+fn a_backup_whose_pack_is_gone_does_not_stand_for_a_whole_one() {
+    let mut survey = straight();
+    survey.ids.get_mut(&id(9)).unwrap().packs = Runs::default();
+    let plan = retention(&survey, &policy(1, 24), now());
+    let newest = plan.backups.last().unwrap();
+    assert!(
+        newest
+            .damage
+            .as_ref()
+            .unwrap()
+            .contains("/000000\" is missing")
+    );
+    assert_eq!(&fates(&plan)[6..], ["mark", "keep", "keep"]);
+}
+
+#[test]
+fn x03_forged_dates_change_no_order_and_are_told() {
+    let mut survey = straight();
+    for (n, time) in [(1, "2099-01-01T00:00:00Z"), (9, "1999-01-01T00:00:00Z")] {
+        let Manifest::Committed(root) = &mut survey.ids.get_mut(&id(n)).unwrap().manifest else {
+            panic!()
+        };
+        root.stop_time = time.parse().unwrap();
+    }
+    let plan = retention(&survey, &policy(1, 24), now());
+    assert_eq!(fates(&plan)[8], "keep");
+    assert_eq!(fates(&plan)[0], "mark");
+    assert!(plan.warnings.iter().any(|w| w.contains("in the future")));
+    // A mark that says it is old is as young as the store says.
+    let mut mark = event("expire", ago(1000));
+    mark.stored = ago(1);
+    survey.ids.get_mut(&id(1)).unwrap().events.push(mark);
+    assert_eq!(
+        fates(&retention(&survey, &policy(1, 24), now()))[0],
+        "waiting"
+    );
+    // A mark of the future would never come of age: today's is added.
+    let mut survey = straight();
+    let far = "2099-01-01T00:00:00Z".parse().unwrap();
+    survey
+        .ids
+        .get_mut(&id(1))
+        .unwrap()
+        .events
+        .push(event("expire", far));
+    assert_eq!(fates(&retention(&survey, &policy(1, 24), now()))[0], "mark");
+}
+
+#[test]
+fn a_shorter_grace_does_not_wait_for_a_longer_one() {
+    let mut survey = straight();
+    let mut mark = event("expire", ago(1));
+    mark.event.not_before = Some(now().saturating_add(HOUR * 23));
+    survey.ids.get_mut(&id(1)).unwrap().events.push(mark);
+    let with = |hours| retention(&survey, &policy(8, hours), now());
+    assert_eq!(fates(&with(24))[0], "waiting");
+    assert_eq!((fates(&with(2))[0], with(2).marks.len()), ("mark", 1));
+    assert_eq!((fates(&with(0))[0], with(0).marks.len()), ("delete", 1));
+}
+
+#[test]
+fn a_forged_mark_deletes_nothing_that_is_kept() {
+    let mut survey = straight();
+    for n in 1..=9 {
+        survey
+            .ids
+            .get_mut(&id(n))
+            .unwrap()
+            .events
+            .push(event("expire", ago(100)));
+    }
+    let plan = retention(&survey, &policy(2, 24), now());
+    assert_eq!(fates(&plan)[7..], ["keep", "keep"]);
+    let unmarked: Vec<_> = plan.unmarks.iter().map(|(id, _)| id.clone()).collect();
+    assert_eq!(unmarked, [id(8), id(9)]);
+}
+
+#[test]
+fn x05_pins_keep_their_backup_and_its_own_wal() {
+    let mut survey = straight();
+    survey
+        .ids
+        .get_mut(&id(3))
+        .unwrap()
+        .events
+        .push(event("pin", ago(500)));
+    let plan = retention(&survey, &policy(2, 0), now());
+    assert_eq!(fates(&plan)[2], "keep");
+    assert_eq!(segments(&plan), [(1, 1, 29), (1, 32, 79)]);
+    let mut unpin = event("unpin", ago(2));
+    unpin.event.ends = Some(event("pin", ago(500)).name);
+    survey.ids.get_mut(&id(3)).unwrap().events.push(unpin);
+    let plan = retention(&survey, &policy(2, 0), now());
+    assert_eq!(fates(&plan)[2], "delete");
+    assert_eq!(segments(&plan), [(1, 1, 79)]);
+}
+
+#[test]
+fn i5b_what_is_in_use_stays() {
+    let mut survey = straight();
+    let mut claim = event("claim", ago(2));
+    claim.event.seconds = Some(3 * 3600);
+    claim.event.purpose = Some("restore".into());
+    survey.ids.get_mut(&id(3)).unwrap().events.push(claim);
+    survey
+        .ids
+        .get_mut(&id(3))
+        .unwrap()
+        .events
+        .push(event("expire", ago(100)));
+    let plan = retention(&survey, &policy(2, 0), now());
+    assert_eq!(fates(&plan)[2], "keep");
+    assert_eq!(segments(&plan), [(1, 1, 29)]);
+    // The mark stays: the claim ends by itself.
+    assert!(plan.unmarks.is_empty());
+    let over = retention(&survey, &policy(2, 0), now().saturating_add(HOUR));
+    assert_eq!(fates(&over)[2], "delete");
+}
+
+#[test]
+fn a_running_backup_protects_its_wal() {
+    let mut survey = straight();
+    let running = id(200);
+    let subject = Subject {
+        packs: Runs::from_numbers(vec![0]),
+        events: vec![event("begin", ago(1))],
+        ..Subject::default()
+    };
+    survey.ids.insert(running.clone(), subject);
+    // It has not said where it begins.
+    let plan = retention(&survey, &policy(1, 0), now());
+    assert!(segments(&plan).is_empty());
+    assert!(plan.withheld[0].contains(&running.to_string()));
+    assert_eq!(fates(&plan)[..8], ["delete"; 8]);
+    let mut claim = event("claim", ago(1));
+    claim.event.seconds = Some(7200);
+    claim.event.timeline = Some(1);
+    claim.event.start_lsn = Some(Lsn(50 * MIB + 40));
+    survey.ids.get_mut(&running).unwrap().events.push(claim);
+    let plan = retention(&survey, &policy(1, 0), now());
+    assert_eq!(segments(&plan), [(1, 1, 49)]);
+    assert!(
+        !plan
+            .deletions
+            .iter()
+            .any(|d| matches!(d, Deletion::Packs(id, ..) if *id == running))
+    );
+    // A day later, and its claim over, it is a leftover.
+    let plan = retention(&survey, &policy(1, 0), now().saturating_add(HOUR * 24));
+    assert_eq!(plan.tombstones, std::slice::from_ref(&running));
+    assert_eq!(segments(&plan), [(1, 1, 89)]);
+    assert!(
+        plan.deletions
+            .contains(&Deletion::Packs(running.clone(), 0, 0))
+    );
+    assert!(!plan.deletions.contains(&Deletion::Begin(running.clone())));
+    let later = now().saturating_add(HOUR * 24);
+    apply(&mut survey, &plan, later);
+    let month = later.saturating_add(TOMBSTONE_AGE);
+    let last = retention(&survey, &policy(1, 0), month);
+    assert_eq!(
+        last.deletions,
+        [
+            Deletion::Tombstone(running.clone()),
+            Deletion::Begin(running)
+        ]
+    );
+}
+
+#[test]
+fn what_cannot_be_read_keeps_everything() {
+    let mut survey = straight();
+    survey.unreadable.push("root of x".into());
+    let plan = retention(&survey, &policy(1, 0), now());
+    assert!(plan.deletions.is_empty() && plan.tombstones.is_empty());
+    assert!(!fates(&plan).contains(&"delete"));
+    assert!(plan.withheld[0].contains("root of x"));
+    // A timeline whose history is not there may descend from anything.
+    let mut survey = straight();
+    survey.timelines.insert(
+        tli(3),
+        Timeline {
+            segments: Runs::from_numbers(vec![7]),
+            ..Timeline::default()
+        },
+    );
+    let plan = retention(&survey, &policy(1, 0), now());
+    assert!(segments(&plan).is_empty());
+    assert!(plan.withheld[0].contains("timeline 3"));
+}
+
+#[test]
+fn x04_a_branch_that_no_backup_reaches_goes_and_others_stay() {
+    let mut survey = straight();
+    add_timeline(
+        &mut survey,
+        2,
+        Some((1, Lsn(15 * MIB + 8))),
+        (15..=20).collect(),
+    );
+    add_timeline(
+        &mut survey,
+        3,
+        Some((1, Lsn(95 * MIB + 8))),
+        (95..=120).collect(),
+    );
+    let plan = retention(&survey, &policy(1, 0), now());
+    assert_eq!(segments(&plan), [(1, 1, 89), (2, 15, 20)]);
+    // A backup on the branch is newer than those on its parent, and the parent's points beyond it stay.
+    let start = 96 * MIB + 40;
+    add_backup(&mut survey, 100, 3, start, start + MIB);
+    let plan = retention(&survey, &policy(1, 0), now());
+    assert_eq!(plan.backups.last().unwrap().timeline, tli(3));
+    assert_eq!(fates(&plan)[8..], ["keep", "keep"]);
+    assert!(plan.backups[8].reason.contains("timeline 1"));
+}
+
+#[test]
+fn the_newest_timeline_keeps_its_base_even_before_the_promise() {
+    let mut survey = straight();
+    add_timeline(
+        &mut survey,
+        2,
+        Some((1, Lsn(35 * MIB))),
+        (35..=40).collect(),
+    );
+    let plan = retention(&survey, &policy(2, 0), now());
+    let kept: Vec<_> = plan
+        .backups
+        .iter()
+        .filter(|b| b.fate == Fate::Keep)
+        .map(|b| b.id.clone())
+        .collect();
+    assert_eq!(kept, [id(3), id(8), id(9)]);
+    assert!(plan.warnings.iter().any(|w| w.contains("timeline 2")));
+}
+
+#[test]
+fn h05_twenty_promotions_leave_one_chain() {
+    let mut survey = empty();
+    add_timeline(&mut survey, 1, None, (1..=10).collect());
+    for n in 2..=21_u32 {
+        let from = Lsn(u64::from(n - 1) * 10 * MIB + 100);
+        let first = u64::from(n - 1) * 10;
+        add_timeline(
+            &mut survey,
+            n,
+            Some((n - 1, from)),
+            (first..=first + 10).collect(),
+        );
+        let start = (first + 2) * MIB + 40;
+        add_backup(&mut survey, n as usize, n, start, start + MIB);
+    }
+    let plan = retention(&survey, &policy(2, 0), now());
+    assert_eq!(fates(&plan)[18..], ["keep", "keep"]);
+    assert_eq!(fates(&plan)[..18], ["delete"; 18]);
+    apply(&mut survey, &plan, now());
+    let left: u64 = survey.timelines.values().map(|t| t.segments.count()).sum();
+    // Of timeline 20 the segments 192 to 200, of timeline 21 all.
+    assert_eq!(left, 9 + 11);
+}
+
+#[test]
+fn increments_of_whole_segments_and_conflicts_go_with_their_segment() {
+    let mut survey = straight();
+    let name = |n: u64| SegmentNumber(n).name(tli(1), size()).unwrap();
+    let key = |s: &str| Key::new(s).unwrap();
+    survey.increments.insert(name(95), vec![key("a/95")]);
+    survey.increments.insert(name(101), vec![key("a/101")]);
+    survey.conflicts = vec![
+        (WalFileName::Segment(name(3)), key("c/3")),
+        (WalFileName::Segment(name(99)), key("c/99")),
+        (WalFileName::History(tli(2)), key("c/h")),
+    ];
+    survey.labels = vec![WalFileName::BackupHistory {
+        segment: name(10),
+        offset: 40,
+    }];
+    let plan = retention(&survey, &policy(1, 0), now());
+    let objects: Vec<_> = plan
+        .deletions
+        .iter()
+        .filter_map(|d| match d {
+            Deletion::Object(key) => Some(key.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(objects, ["a/95", "c/3"]);
+    assert!(
+        plan.deletions
+            .contains(&Deletion::WalFile(survey.labels[0]))
+    );
+}
+
+/// Small numbers that depend on the seed alone.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % below.max(1)
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.roll(n) == 0
+    }
+}
+
+fn world(dice: &mut Dice) -> Survey {
+    let mut survey = empty();
+    let timelines = 1 + dice.roll(6);
+    let mut ends: Vec<(u64, u64)> = Vec::new();
+    for n in 1..=timelines {
+        let (from, first) = if n == 1 {
+            (None, 1)
+        } else {
+            let parent = dice.roll(n - 1) as usize;
+            let (begin, end) = ends[parent];
+            let lsn = begin * MIB + 64 + dice.roll(((end - begin) * MIB).max(1)) / 8 * 8;
+            (Some((parent as u32 + 1, Lsn(lsn))), lsn / MIB)
+        };
+        let last = first + 1 + dice.roll(14);
+        let mut numbers: Vec<u64> = (first..=last).collect();
+        if dice.one_in(3) {
+            let hole = dice.roll(numbers.len() as u64) as usize;
+            numbers.remove(hole);
+        }
+        add_timeline(&mut survey, n as u32, from, numbers);
+        if let Some((parent, lsn)) = from
+            && dice.one_in(2)
+        {
+            let parent = survey.timelines.get_mut(&tli(parent)).unwrap();
+            let name = SegmentNumber(lsn.0 / MIB).name(tli(from.unwrap().0), size());
+            parent.partials.insert(name.unwrap());
+        }
+        ends.push((first, last));
+        for b in 0..dice.roll(4) {
+            let low = from.map_or(MIB, |(_, lsn)| lsn.0);
+            let start = low + 8 + dice.roll((last + 1) * MIB - low) / 8 * 8;
+            let stop = start + 8 + dice.roll(2 * MIB) / 8 * 8;
+            let made = add_backup(
+                &mut survey,
+                n as usize * 20 + b as usize,
+                n as u32,
+                start,
+                stop,
+            );
+            let subject = survey.ids.get_mut(&made).unwrap();
+            let mut add = |e: Recorded| subject.events.push(e);
+            if dice.one_in(6) {
+                add(event("damaged", ago(3)));
+            }
+            if dice.one_in(8) {
+                add(event("pin", ago(3)));
+            }
+            if dice.one_in(3) {
+                add(event("expire", ago(20 + dice.roll(10))));
+            }
+            if dice.one_in(8) {
+                let mut claim = event("claim", ago(4));
+                claim.event.seconds = Some(dice.roll(8) * 3600);
+                add(claim);
+            }
+            if dice.one_in(4) {
+                // An incremental names packs of others.
+                let others: Vec<BackupId> = survey.ids.keys().cloned().collect();
+                let other = others[dice.roll(others.len() as u64) as usize].clone();
+                let Manifest::Committed(root) = &mut survey.ids.get_mut(&made).unwrap().manifest
+                else {
+                    panic!()
+                };
+                root.packs.insert(other, Runs::from_numbers(vec![0]));
+            }
+        }
+    }
+    survey
+}
+
+/// What PostgreSQL could do with what is there, said as simply as possible.
+fn is_reachable(survey: &Survey, target: TimelineId, point: Lsn) -> bool {
+    survey.ids.values().any(|subject| {
+        let Manifest::Committed(root) = &subject.manifest else {
+            return false;
+        };
+        let damaged = !standing(&subject.events, "damaged", "healed").is_empty();
+        !damaged && root.damage.is_none() && leads_to(survey, root, target, point)
+    })
+}
+
+fn leads_to(survey: &Survey, root: &Root, target: TimelineId, point: Lsn) -> bool {
+    let history = known_history(survey, target);
+    let path = history.path();
+    if history.holder(Lsn(root.stop_lsn.0 - 1)) != root.timeline || root.stop_lsn > point {
+        return false;
+    }
+    (root.start_lsn.0 / MIB..=(point.0 - 1) / MIB).all(|n| {
+        // A copy serves if its timeline is followed to the last byte needed of this segment, or beyond.
+        let last = point.0.min((n + 1) * MIB) - 1;
+        path.iter()
+            .filter(|i| i.range.end.0 > last && i.range.start.0 < (n + 1) * MIB)
+            .any(|i| {
+                let held = &survey.timelines[&i.timeline];
+                let name = SegmentNumber(n).name(i.timeline, size()).unwrap();
+                let is_left = i.range.end.0 < (n + 1) * MIB;
+                held.segments.contains(SegmentNumber(n))
+                    || (is_left && held.partials.contains(&name))
+            })
+    })
+}
+
+fn points(survey: &Survey) -> Vec<Lsn> {
+    let mut points: Vec<Lsn> = (4..=4 * 60).map(|n| Lsn(n * MIB / 4 + 8)).collect();
+    for subject in survey.ids.values() {
+        if let Manifest::Committed(root) = &subject.manifest {
+            points.push(root.stop_lsn);
+        }
+    }
+    points
+}
+
+#[test]
+fn i5_x04_x08_random_worlds_keep_their_promise() {
+    let mut deleted = 0;
+    let mut promised = 0;
+    for seed in 1..=500_u64 {
+        let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mut survey = world(&mut dice);
+        let before = survey.clone();
+        let policy = policy(1 + dice.roll(4) as u32, dice.roll(2) as u32 * 24);
+        let plan = retention(&survey, &policy, now());
+
+        // X08: the run that has marked deletes what the dry run showed.
+        let mut marked = survey.clone();
+        let marks = ExpirePlan {
+            marks: plan.marks.clone(),
+            unmarks: plan.unmarks.clone(),
+            ..ExpirePlan::default()
+        };
+        apply(&mut marked, &marks, now());
+        let real = retention(&marked, &policy, now());
+        assert!(
+            real.marks.is_empty() && real.unmarks.is_empty(),
+            "seed {seed}"
+        );
+        let bare = |p: &ExpirePlan| -> Vec<Deletion> {
+            // The marks of this very run have events that go with their backup.
+            let is_mark = |d: &Deletion| matches!(d, Deletion::Event(_, n) if n.contains("expire"));
+            p.deletions
+                .iter()
+                .filter(|d| !is_mark(d))
+                .cloned()
+                .collect()
+        };
+        assert_eq!(bare(&plan), bare(&real), "seed {seed}");
+        apply(&mut marked, &real, now());
+        survey = marked;
+
+        // Again: nothing is left to do.
+        let again = retention(&survey, &policy, now());
+        assert!(again.is_empty(), "seed {seed}: {again:?}");
+
+        // I5: the promise.
+        let kept: Vec<&Judged> = plan.backups.iter().filter(|b| b.is_promised).collect();
+        let good = plan.backups.iter().filter(|b| b.damage.is_none()).count();
+        assert!(kept.len() >= good.min(policy.keep as usize), "seed {seed}");
+        if let Some(from) = kept.iter().map(|b| b.stop_lsn).min() {
+            for target in before.timelines.keys() {
+                for point in points(&before) {
+                    if point >= from && is_reachable(&before, *target, point) {
+                        promised += 1;
+                        assert!(
+                            is_reachable(&survey, *target, point),
+                            "seed {seed}: {point} on {target} is lost\n{plan:#?}"
+                        );
+                    }
+                }
+            }
+        }
+
+        // Everything that a remaining root names is there, and the WAL of what is pinned, marked or in use.
+        for (id, subject) in &survey.ids {
+            let Manifest::Committed(root) = &subject.manifest else {
+                continue;
+            };
+            for (other, runs) in &root.packs {
+                let gone = numbers(runs).any(|n| {
+                    let there = |s: &Survey| {
+                        s.ids
+                            .get(other)
+                            .is_some_and(|s| s.packs.contains(SegmentNumber(n.into())))
+                    };
+                    there(&before) && !there(&survey)
+                });
+                assert!(!gone, "seed {seed}: a pack of {id} is gone");
+            }
+            let own = |s: &Survey| leads_to(s, root, root.timeline, root.stop_lsn);
+            assert!(
+                own(&survey) || !own(&before),
+                "seed {seed}: {id} lost its WAL"
+            );
+        }
+        deleted += plan.deletions.len();
+    }
+    // The worlds are not all trivial.
+    assert!(deleted > 1000, "{deleted}");
+    assert!(promised > 15_000, "{promised}");
+}

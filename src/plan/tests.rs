@@ -1,0 +1,747 @@
+//! Plans against the model: cases by hand, and thousands at random.
+
+use super::gap::gaps;
+use super::model::{Random, Recovered, World, tli};
+use super::plan;
+use super::recovery::{Action, Options, Outcome, Plan, Reason, Side, StopRecord};
+use super::stop::{Rule, transaction_end};
+use super::target::{Inclusive, RecoveryTarget, Target, TargetTimeline};
+use crate::error::Code;
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentNumber;
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::repo::facts::EntryKind;
+
+const FAR: TimestampTz = TimestampTz(i64::MAX - 1);
+
+fn options() -> Options {
+    Options {
+        restore_command: "pitr-restore %f %p".into(),
+        action: Action::Promote,
+        ..Options::default()
+    }
+}
+
+fn asked(target: Target, inclusive: Inclusive, timeline: TargetTimeline) -> RecoveryTarget {
+    RecoveryTarget {
+        target,
+        inclusive,
+        timeline,
+    }
+}
+
+fn planned(world: &World, target: Target) -> Plan {
+    plan_with(
+        world,
+        &asked(target, Inclusive::Yes, TargetTimeline::Latest),
+    )
+}
+
+fn plan_with(world: &World, target: &RecoveryTarget) -> Plan {
+    plan(&world.inventory(), world, target, &options(), FAR).unwrap()
+}
+
+/// Timeline 1: a commit before the backup, the backup, three commits, a restore point, a long record, two commits, a switch.
+fn simple() -> World {
+    let mut w = World::new();
+    w.commit(tli(1), true);
+    w.backup(tli(1), |w| {
+        w.commit(tli(1), true);
+    });
+    for _ in 0..3 {
+        w.commit(tli(1), true);
+    }
+    w.point(tli(1), "before drop");
+    w.write(tli(1), EntryKind::Other, 2_500_000);
+    w.commit(tli(1), false);
+    w.commit(tli(1), true);
+    w.switch(tli(1));
+    w.archive_all();
+    w
+}
+
+#[test]
+fn the_end_is_the_last_complete_record_with_a_target() {
+    let w = simple();
+    let p = planned(&w, Target::End);
+    assert!(p.reachable, "{:?}", p.explanation);
+    assert_eq!((p.outcome, p.reason), (Outcome::EndOfWal, None));
+    let last = w.records[&tli(1)].last().unwrap();
+    let stop = p.stop.unwrap();
+    assert_eq!((stop.lsn, stop.side), (last.entry.start, Side::After));
+    assert_eq!(
+        p.recovery_settings["recovery_target_lsn"],
+        last.entry.start.to_string()
+    );
+    assert_eq!(p.recovery_settings["recovery_target_inclusive"], "on");
+    assert_eq!(p.recovery_settings["recovery_target_timeline"], "1");
+    assert_eq!(p.recovery_settings["recovery_target_action"], "promote");
+    assert_eq!(p.segments_needed.count, 3);
+    assert_eq!(p.last_commit.unwrap().xid, 706);
+    assert_eq!(p.first_excluded, None);
+    assert_eq!(p.backup.unwrap().id.to_string(), "20261120T060000Z-full");
+}
+
+#[test]
+fn a_deleted_segment_changes_the_answer() {
+    let mut w = simple();
+    let second = SegmentNumber(2).name(tli(1), w.size).unwrap();
+    w.archived.remove(&second);
+    let p = planned(&w, Target::End);
+    assert_eq!((p.reachable, p.reason), (false, Some(Reason::Gap)));
+    assert_eq!(p.outcome, Outcome::Fatal);
+    assert_eq!(p.segments_missing, [second]);
+    assert_eq!(p.nearest_before.unwrap().xid, Some(704));
+    // What lies before the hole is reached all the same.
+    let p = planned(&w, Target::Xid(703.into()));
+    assert!(p.reachable);
+    assert_eq!(p.segments_needed.count, 1);
+    let found = gaps(&w.inventory(), Lsn(0));
+    assert_eq!((found.len(), found[0].segments), (1, 1));
+}
+
+#[test]
+fn damage_is_an_end_wherever_it_shows() {
+    let mut w = simple();
+    let last = SegmentNumber(3).name(tli(1), w.size).unwrap();
+    for body in [true, false] {
+        let bad = if body {
+            &mut w.bad_body
+        } else {
+            &mut w.bad_index
+        };
+        bad.insert(last);
+        let p = planned(&w, Target::End);
+        assert_eq!((p.reachable, p.reason), (false, Some(Reason::DamagedWal)));
+        assert!(p.explanation.unwrap().contains("bad "));
+        assert_eq!(p.nearest_before.unwrap().xid, Some(704));
+        assert!(planned(&w, Target::Xid(703.into())).reachable);
+        let found = super::window::windows(&w.inventory(), &w).unwrap();
+        assert_eq!(found.windows.len(), 1);
+        assert!(!found.windows[0].to_end);
+        if body {
+            w.bad_body.clear();
+        }
+    }
+    // A newer backup behind the damage makes the end reachable again.
+    let mut w = simple();
+    w.backup(tli(1), |_| {});
+    w.commit(tli(1), true);
+    w.switch(tli(1));
+    w.archive_all();
+    w.bad_index.insert(last);
+    let p = planned(&w, Target::End);
+    assert!(p.reachable);
+    let found = super::window::windows(&w.inventory(), &w).unwrap();
+    assert_eq!(found.windows.len(), 2);
+    assert!(!found.windows[0].to_end && found.windows[1].to_end);
+}
+
+#[test]
+fn xid_inclusive_and_exclusive_name_both_sides() {
+    let w = simple();
+    let p = planned(&w, Target::Xid(703.into()));
+    let stop = p.stop.unwrap();
+    assert_eq!(
+        (stop.side, stop.record, stop.xid),
+        (Side::After, StopRecord::Commit, Some(703))
+    );
+    assert_eq!(p.last_commit.unwrap().xid, 703);
+    assert_eq!(p.first_excluded.unwrap().xid, 704);
+    let target = asked(
+        Target::Xid(703.into()),
+        Inclusive::No,
+        TargetTimeline::Latest,
+    );
+    let p = plan_with(&w, &target);
+    assert_eq!(p.stop.unwrap().side, Side::Before);
+    assert_eq!(p.last_commit.unwrap().xid, 702);
+    assert_eq!(p.first_excluded.unwrap().xid, 703);
+    assert_eq!(p.recovery_settings["recovery_target_inclusive"], "off");
+}
+
+#[test]
+fn aborts_stop_a_time_target_and_are_the_first_excluded() {
+    let w = simple();
+    let abort = w.records[&tli(1)]
+        .iter()
+        .filter_map(|r| transaction_end(&r.entry))
+        .find(|e| e.xid == 705)
+        .unwrap();
+    let at = TimestampTz(abort.time.0 - 1);
+    let p = planned(&w, Target::Time(at));
+    let stop = p.stop.unwrap();
+    assert_eq!((stop.record, stop.xid), (StopRecord::Abort, Some(705)));
+    assert_eq!(p.first_excluded.unwrap().xid, 705);
+    assert_eq!(p.first_excluded_commit.unwrap().xid, 706);
+    assert_eq!(p.last_commit.unwrap().xid, 704);
+}
+
+#[test]
+fn a_time_behind_the_last_transaction_is_the_end_and_said_so() {
+    let w = simple();
+    let p = plan(
+        &w.inventory(),
+        &w,
+        &asked(
+            Target::Time(TimestampTz(2_000_000_000_000)),
+            Inclusive::Yes,
+            TargetTimeline::Latest,
+        ),
+        &options(),
+        FAR,
+    )
+    .unwrap();
+    assert_eq!((p.reachable, p.outcome), (true, Outcome::EndOfWal));
+    assert!(p.recovery_settings.contains_key("recovery_target_lsn"));
+    assert!(!p.recovery_settings.contains_key("recovery_target_time"));
+    assert!(p.warnings[0].contains("everything that is archived"));
+    // In the future it is refused.
+    let target = asked(
+        Target::Time(TimestampTz(2_000_000_000_000)),
+        Inclusive::Yes,
+        TargetTimeline::Latest,
+    );
+    let p = plan(&w.inventory(), &w, &target, &options(), TimestampTz(5)).unwrap();
+    assert_eq!(p.reason, Some(Reason::InFuture));
+    assert_eq!(p.nearest_before.unwrap().xid, Some(706));
+}
+
+#[test]
+fn a_time_before_the_first_backup_names_the_earliest_moment() {
+    let w = simple();
+    let p = planned(&w, Target::Time(TimestampTz(1_000_500_000)));
+    assert_eq!(p.reason, Some(Reason::BeforeBackup));
+    let after = p.nearest_after.unwrap();
+    assert_eq!(after.lsn, w.backups[0].consistent_lsn);
+    assert_eq!(
+        p.fatal_message.unwrap(),
+        "requested recovery stop point is before consistent recovery point"
+    );
+}
+
+#[test]
+fn a_time_before_an_idle_backup_is_not_reached_by_it() {
+    // PostgreSQL would stop where it should from this backup, but the backup holds what came after the target.
+    let mut w = World::new();
+    w.commit(tli(1), true);
+    let at = w.tick(0);
+    w.commit(tli(1), true);
+    w.backup(tli(1), |_| {});
+    for later in [true, false] {
+        if later {
+            w.commit(tli(1), true);
+        }
+        w.archive_all();
+        let p = planned(&w, Target::Time(at));
+        assert_eq!(p.reason, Some(Reason::BeforeBackup));
+        w.records.get_mut(&tli(1)).unwrap().pop();
+    }
+    // Where the clock was set back, a time before its start may well lie behind it.
+    w.backup(tli(1), |_| {});
+    w.tick(-50_000_000);
+    let early = w.commit(tli(1), true);
+    let at = w.tick(0);
+    w.commit(tli(1), true);
+    w.archive_all();
+    let p = planned(&w, Target::Time(at));
+    assert_eq!(p.last_commit.unwrap().xid, early);
+}
+
+#[test]
+fn what_does_not_exist_is_named_with_what_is_near() {
+    let w = simple();
+    let name = Target::Name("before dorp".parse().unwrap());
+    let p = planned(&w, name);
+    assert_eq!(p.reason, Some(Reason::UnknownName));
+    assert!(
+        p.explanation
+            .unwrap()
+            .contains("did you mean \"before drop\"?")
+    );
+    let p = planned(&w, Target::Xid(9999.into()));
+    assert_eq!(p.reason, Some(Reason::UnknownXid));
+    let p = planned(&w, Target::Lsn(Lsn(0x1_0000_0000)));
+    assert_eq!(p.reason, Some(Reason::AfterEnd));
+    let target = asked(Target::End, Inclusive::Yes, TargetTimeline::Number(tli(9)));
+    let p = plan_with(&w, &target);
+    assert_eq!(p.reason, Some(Reason::UnknownTimeline));
+    let wanted = Options {
+        backup: Some("20261120T060001Z-full".parse().unwrap()),
+        ..options()
+    };
+    let target = RecoveryTarget::default();
+    let e = plan(&w.inventory(), &w, &target, &wanted, FAR).unwrap_err();
+    assert_eq!(e.code(), Code::NotFound);
+    assert_eq!(e.hint_text(), Some("The closest is 20261120T060000Z-full"));
+}
+
+#[test]
+fn an_inclusive_lsn_at_the_end_of_a_record_replays_one_more() {
+    let w = simple();
+    let commit = w.records[&tli(1)]
+        .iter()
+        .filter_map(|r| transaction_end(&r.entry))
+        .find(|e| e.xid == 703)
+        .unwrap();
+    let p = planned(&w, Target::Lsn(commit.end_lsn));
+    assert_eq!(p.last_commit.unwrap().xid, 704);
+    let target = asked(
+        Target::Lsn(commit.end_lsn),
+        Inclusive::No,
+        TargetTimeline::Latest,
+    );
+    let p = plan_with(&w, &target);
+    assert_eq!(p.last_commit.unwrap().xid, 703);
+    assert_eq!(p.stop.unwrap().recovery_end_lsn, commit.end_lsn);
+}
+
+#[test]
+fn a_damaged_backup_serves_only_when_no_other_does() {
+    let mut w = simple();
+    w.backup(tli(1), |_| {});
+    w.commit(tli(1), true);
+    w.switch(tli(1));
+    w.archive_all();
+    w.backups[1].damage = Some("bad page".into());
+    let p = planned(&w, Target::End);
+    assert_eq!(p.backup.unwrap().id, w.backups[0].id);
+    assert_eq!(p.backups_not_chosen[0].reason, Reason::DamagedBackup);
+    w.backups[0].damage = Some("worse".into());
+    let p = planned(&w, Target::End);
+    assert_eq!(p.backup.unwrap().id, w.backups[1].id);
+    assert!(
+        p.warnings
+            .iter()
+            .any(|w| w.contains("is damaged (bad page)"))
+    );
+    w.backups[1].damage = None;
+    w.backups[0].damage = None;
+    w.backups[1].expire_mark = Some(TimestampTz(0));
+    let p = planned(&w, Target::End);
+    assert_eq!(p.backup.unwrap().id, w.backups[0].id);
+    assert_eq!(p.backups_not_chosen[0].reason, Reason::MarkedForDeletion);
+}
+
+#[test]
+fn names_that_repeat_stop_at_the_first_behind_the_backup() {
+    let mut w = World::new();
+    w.backup(tli(1), |_| {});
+    w.point(tli(1), "x");
+    w.commit(tli(1), true);
+    w.backup(tli(1), |_| {});
+    let (second, _) = w.point(tli(1), "x");
+    w.commit(tli(1), true);
+    let (third, _) = w.point(tli(1), "x");
+    w.switch(tli(1));
+    w.archive_all();
+    let p = planned(&w, Target::Name("x".parse().unwrap()));
+    assert_eq!(p.backup.unwrap().id, w.backups[1].id);
+    assert_eq!(p.stop.unwrap().lsn, second);
+    assert_eq!(p.warnings.len(), 2, "{:?}", p.warnings);
+    assert!(p.warnings[0].contains(&format!("--backup {}", w.backups[0].id)));
+    assert!(p.warnings[1].contains(&format!("--target-lsn {third}")));
+}
+
+#[test]
+fn k05_a_clock_that_was_set_back_is_warned_about() {
+    let mut w = World::new();
+    w.backup(tli(1), |_| {});
+    w.commit(tli(1), true);
+    let at = w.tick(500_000);
+    w.commit(tli(1), true);
+    w.tick(-100_000_000);
+    let early = w.commit(tli(1), true);
+    w.switch(tli(1));
+    w.archive_all();
+    let p = planned(&w, Target::Time(at));
+    assert_eq!(p.stop.unwrap().xid, Some(701));
+    let warned = p.warnings.iter().any(|w| {
+        w.contains("the clock was set back") && w.contains(&format!("transaction {early}"))
+    });
+    assert!(warned, "{:?}", p.warnings);
+}
+
+#[test]
+fn a_full_xid_must_be_of_the_right_epoch() {
+    let w = simple();
+    let same = Target::Xid("703".parse().unwrap());
+    assert!(planned(&w, same).reachable);
+    let other = Target::Xid((703 + (5_u64 << 32)).to_string().parse().unwrap());
+    let p = planned(&w, other);
+    assert_eq!(p.reason, Some(Reason::OtherEpoch));
+}
+
+#[test]
+fn h05_twenty_promotions_make_one_path() {
+    let mut w = World::new();
+    w.backup(tli(1), |_| {});
+    let mut timeline = tli(1);
+    for n in 0..20 {
+        w.commit(timeline, true);
+        w.write(timeline, EntryKind::Other, 400_000);
+        w.commit(timeline, true);
+        let last = w.records[&timeline].len() - 1;
+        // The old primary wrote on after the split now and then.
+        if n % 3 == 0 {
+            w.commit(timeline, true);
+        }
+        timeline = w.branch(timeline, last);
+    }
+    let last = w.commit(timeline, true);
+    w.switch(timeline);
+    w.archive_all();
+    let p = planned(&w, Target::End);
+    assert!(p.reachable, "{:?}", p.explanation);
+    assert_eq!(p.target_timeline, Some(tli(21)));
+    assert_eq!(p.timelines.len(), 21);
+    assert_eq!(p.last_commit.unwrap().xid, last);
+    let json = serde_json::to_value(&p).unwrap();
+    assert_eq!(json["recovery_settings"]["recovery_target_timeline"], "21");
+    assert_eq!(json["outcome"], "end_of_wal");
+    assert_eq!(json["backup"]["id"], "20261120T060000Z-full");
+    let back: Plan = serde_json::from_value(json).unwrap();
+    assert_eq!(back, p);
+    // A commit of the old primary behind the first split is only on its own timeline.
+    let stray = w.records[&tli(1)]
+        .iter()
+        .filter_map(|r| transaction_end(&r.entry))
+        .next_back()
+        .unwrap();
+    let p = planned(&w, Target::Xid(stray.xid.into()));
+    assert_eq!(p.reason, Some(Reason::UnknownXid));
+    assert!(p.explanation.unwrap().ends_with("--target-timeline 1"));
+}
+
+#[test]
+fn the_latest_timeline_is_found_by_consecutive_history_files() {
+    let mut w = simple();
+    let second = w.branch(tli(1), 8);
+    let third = w.branch(second, 9);
+    w.commit(third, true);
+    w.switch(third);
+    w.archive_all();
+    assert_eq!(planned(&w, Target::End).target_timeline, Some(tli(3)));
+    w.files.remove(&second);
+    let p = planned(&w, Target::End);
+    assert_eq!(p.target_timeline, Some(tli(1)));
+    assert!(p.warnings[0].contains("history file of timeline 2 is missing"));
+}
+
+#[test]
+fn a_timeline_without_segments_of_its_own_ends_at_its_switch_point() {
+    // The child's first segment is not archived yet; the old primary archived its own, with more than the child knows.
+    let mut w = World::new();
+    w.backup(tli(1), |_| {});
+    w.commit(tli(1), true);
+    let at = w.records[&tli(1)].len() - 1;
+    w.commit(tli(1), true);
+    w.switch(tli(1));
+    w.archive(tli(1));
+    w.branch(tli(1), at);
+    let p = planned(&w, Target::End);
+    assert!(p.reachable, "{:?}", p.explanation);
+    assert_eq!(p.target_timeline, Some(tli(2)));
+    assert_eq!(p.last_commit.unwrap().xid, 700);
+    let p = planned(&w, Target::Xid(701.into()));
+    assert_eq!(p.reason, Some(Reason::UnknownXid));
+}
+
+// ── at random ──
+
+fn history_of(w: &World, timeline: TimelineId) -> crate::pg::timeline::History {
+    w.histories[&timeline].clone()
+}
+
+fn random_world(r: &mut Random) -> World {
+    let mut w = World::new();
+    let mut live = vec![tli(1)];
+    let steps = 15 + r.below(50);
+    for _ in 0..steps {
+        let t = live[usize::try_from(r.below(live.len() as u64)).unwrap()];
+        match r.below(20) {
+            0..=6 => {
+                if r.one_in(8) {
+                    w.tick(-4_000_000);
+                }
+                let is_commit = !r.one_in(4);
+                w.commit(t, is_commit);
+            }
+            7..=11 => {
+                let length = 24 + r.below(400_000);
+                w.write(t, EntryKind::Other, length);
+            }
+            12 => {
+                let length = 24 + r.below(3_000_000);
+                w.write(t, EntryKind::Transaction, length);
+            }
+            13 | 14 => {
+                let name = if r.one_in(3) { "b" } else { "a" };
+                w.point(t, name);
+            }
+            15 => {
+                w.switch(t);
+            }
+            16 | 17 => {
+                let busy = r.below(4);
+                w.backup(t, |w| {
+                    for n in 0..busy {
+                        w.commit(t, true);
+                        w.write(t, EntryKind::Other, 24 + n * 300_000);
+                    }
+                });
+            }
+            _ => {
+                let count = w.records[&t].len() as u64;
+                if live.len() < 5 && count > 0 {
+                    let back = r.below(count.min(6));
+                    let at = usize::try_from(count - 1 - back).unwrap();
+                    live.push(w.branch(t, at));
+                }
+            }
+        }
+    }
+    for t in &live {
+        if r.one_in(2) {
+            w.switch(*t);
+        }
+    }
+    w.archive_all();
+    for name in w.archived.clone() {
+        let is_last = name
+            .number(w.size)
+            .is_ok_and(|n| n == SegmentNumber::ending_at(w.end(name.timeline), w.size));
+        if r.one_in(if is_last { 3 } else { 25 }) {
+            w.archived.remove(&name);
+        }
+    }
+    for backup in &mut w.backups {
+        if r.one_in(6) {
+            backup.damage = Some("x".into());
+        }
+    }
+    w
+}
+
+fn random_target(r: &mut Random, w: &World) -> RecoveryTarget {
+    let timelines: Vec<_> = w.histories.keys().copied().collect();
+    let timeline = timelines[usize::try_from(r.below(timelines.len() as u64)).unwrap()];
+    let records = &w.records[&timeline];
+    let ends: Vec<_> = records
+        .iter()
+        .filter_map(|rec| transaction_end(&rec.entry))
+        .collect();
+    let end =
+        (!ends.is_empty()).then(|| ends[usize::try_from(r.below(ends.len() as u64)).unwrap()]);
+    let rec = (!records.is_empty())
+        .then(|| &records[usize::try_from(r.below(records.len() as u64)).unwrap()]);
+    let target = match (r.below(7), end, rec) {
+        (0 | 1, Some(end), _) => Target::Time(TimestampTz(
+            end.time.0 + i64::try_from(r.below(3)).unwrap() - 1,
+        )),
+        (2, Some(end), _) => Target::Xid(end.xid.into()),
+        (3, _, Some(rec)) => {
+            let offset = [0, 8, 100][usize::try_from(r.below(3)).unwrap()];
+            Target::Lsn(match r.one_in(2) {
+                true => Lsn(rec.entry.start.0 + offset),
+                false => rec.entry.end,
+            })
+        }
+        (4, ..) => Target::Name(if r.one_in(2) { "a" } else { "b" }.parse().unwrap()),
+        (5, ..) => Target::Immediate,
+        _ => Target::End,
+    };
+    asked(
+        target,
+        if r.one_in(2) {
+            Inclusive::No
+        } else {
+            Inclusive::Yes
+        },
+        match r.below(3) {
+            0 => TargetTimeline::Latest,
+            1 => TargetTimeline::Current,
+            _ => TargetTimeline::Number(timeline),
+        },
+    )
+}
+
+/// The rule that the settings of a plan amount to.
+fn rule_of(p: &Plan) -> Rule {
+    let inclusive = p
+        .recovery_settings
+        .get("recovery_target_inclusive")
+        .is_some_and(|v| v == "on");
+    let get = |name: &str| p.recovery_settings.get(name);
+    if let Some(lsn) = get("recovery_target_lsn") {
+        let at = lsn.parse().unwrap();
+        return Rule::Lsn { at, inclusive };
+    }
+    asked_rule(&p.target).expect("the end is planned as an LSN")
+}
+
+fn asked_rule(target: &RecoveryTarget) -> Option<Rule> {
+    let inclusive = target.inclusive == Inclusive::Yes;
+    Some(match &target.target {
+        Target::Time(at) => Rule::Time { at: *at, inclusive },
+        Target::Xid(xid) => Rule::Xid {
+            xid: xid.xid(),
+            inclusive,
+        },
+        Target::Lsn(at) => Rule::Lsn { at: *at, inclusive },
+        Target::Name(name) => Rule::Name(name.as_str().into()),
+        Target::Immediate => Rule::Immediate,
+        Target::End => return None,
+    })
+}
+
+fn check_reached(w: &World, p: &Plan) {
+    let chosen = p.backup.as_ref().unwrap();
+    let backup = w.backups.iter().find(|b| b.id == chosen.id).unwrap();
+    let history = history_of(w, p.target_timeline.unwrap());
+    let real: Recovered = w.recover(&history, backup, Some(&rule_of(p)));
+    let (rec, replayed) = real.stop.as_ref().expect("the server stops");
+    assert!(real.consistent, "the server is consistent");
+    let stop = p.stop.as_ref().unwrap();
+    assert_eq!(stop.lsn, rec.entry.start);
+    assert_eq!(stop.end_lsn, rec.entry.end);
+    assert_eq!(stop.side == Side::After, *replayed);
+    // What is replayed is what the timeline holds.
+    let own = &w.records[&p.target_timeline.unwrap()];
+    assert!(
+        real.replayed
+            .iter()
+            .all(|r| own.iter().any(|o| o.id == r.id))
+    );
+    let last = real.replayed.last().unwrap();
+    assert_eq!(stop.recovery_end_lsn, last.entry.end);
+    let ends = |recs: &[super::model::Rec]| -> Vec<_> {
+        recs.iter()
+            .filter_map(|r| transaction_end(&r.entry))
+            .collect()
+    };
+    let replayed_ends = ends(&real.replayed);
+    assert_eq!(p.last_transaction, replayed_ends.last().copied());
+    let commits = |e: &&super::recovery::TransactionEnd| e.kind == super::recovery::EndKind::Commit;
+    assert_eq!(p.last_commit, replayed_ends.iter().rfind(commits).copied());
+    // Behind a hole in the child's WAL a server would read on in the parent's: only what is on the way is told.
+    let behind: Vec<_> = real
+        .behind
+        .iter()
+        .filter(|r| own.iter().any(|o| o.id == r.id))
+        .cloned()
+        .collect();
+    let behind = ends(&behind);
+    assert_eq!(p.first_excluded, behind.first().copied());
+    assert_eq!(
+        p.first_excluded_commit,
+        behind.iter().find(commits).copied()
+    );
+    // No newer backup that is as good would have served, but for times: there the newest that was complete before counts.
+    let timed = matches!(p.target.target, Target::Time(_) | Target::End);
+    let newer = w.backups.iter().filter(|b| {
+        b.damage.is_none()
+            && (b.timeline, b.stop_lsn) > (backup.timeline, backup.stop_lsn)
+            && super::base::lies_on(&history, b)
+    });
+    for newer in newer.filter(|_| !timed && p.target.timeline != TargetTimeline::Current) {
+        let real = w.recover(&history, newer, Some(&rule_of(p)));
+        let well = real.consistent
+            && real
+                .stop
+                .is_some_and(|(rec, _)| own.iter().any(|o| o.id == rec.id));
+        assert!(!well, "{} would have served", newer.id);
+    }
+    if p.outcome == Outcome::EndOfWal {
+        let all = w.recover(&history, backup, None);
+        let mut on_path = all
+            .replayed
+            .iter()
+            .filter(|r| own.iter().any(|o| o.id == r.id));
+        assert_eq!(
+            on_path.next_back().unwrap().entry.end,
+            stop.recovery_end_lsn
+        );
+    }
+}
+
+/// From none of the backups does a server end as asked, on the records that the timeline holds.
+fn check_refused(w: &World, p: &Plan) {
+    let Some(rule) = asked_rule(&p.target) else {
+        return;
+    };
+    for backup in &w.backups {
+        let timeline = match p.target.timeline {
+            TargetTimeline::Current => Some(backup.timeline),
+            _ => p.target_timeline,
+        };
+        let Some(timeline) = timeline.filter(|t| *t == tli(1) || w.files.contains(t)) else {
+            continue;
+        };
+        let history = history_of(w, timeline);
+        if !super::base::lies_on(&history, backup) {
+            continue;
+        }
+        let real = w.recover(&history, backup, Some(&rule));
+        let Some((rec, _)) = &real.stop else {
+            continue;
+        };
+        let own = &w.records[&timeline];
+        let on_path = own.iter().any(|o| o.id == rec.id);
+        // A server does not know that its backup holds what came after the target.
+        let transactions = real
+            .replayed
+            .iter()
+            .any(|r| transaction_end(&r.entry).is_some());
+        if matches!(p.target.target, Target::Time(at) if at < backup.start_time) && !transactions {
+            continue;
+        }
+        assert!(
+            !(real.consistent && on_path),
+            "from {} the server stops well at {}: {:?}",
+            backup.id,
+            rec.entry.start,
+            p.explanation
+        );
+    }
+}
+
+#[test]
+fn the_planner_agrees_with_a_naive_server() {
+    let first = std::env::var("PITR_SEED").ok().and_then(|s| s.parse().ok());
+    let seeds: Vec<u64> = match first {
+        Some(seed) => vec![seed],
+        None => (1..=1200).collect(),
+    };
+    let (mut reached, mut refused) = (0, 0);
+    for seed in seeds {
+        let result = std::panic::catch_unwind(|| {
+            let mut r = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+            let w = random_world(&mut r);
+            let mut counts = (0, 0);
+            for _ in 0..6 {
+                let target = random_target(&mut r, &w);
+                let p = plan_with(&w, &target);
+                if p.reachable {
+                    counts.0 += 1;
+                    check_reached(&w, &p);
+                } else {
+                    counts.1 += 1;
+                    check_refused(&w, &p);
+                }
+            }
+            counts
+        });
+        match result {
+            Ok((a, b)) => {
+                reached += a;
+                refused += b;
+            }
+            Err(_) => panic!("failed with PITR_SEED={seed}"),
+        }
+    }
+    if first.is_none() {
+        assert!(reached > 1000 && refused > 500, "{reached} {refused}");
+    }
+}

@@ -1,0 +1,156 @@
+//! What can be recovered at all: windows of time and WAL, per timeline.
+
+use serde::Serialize;
+
+use super::base::lies_on;
+use super::gap::{Path, Stretch, StretchEnd};
+use super::proof::with_proof;
+use super::search::Search;
+use crate::error::{Code, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentNumber;
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::repo::facts::Wal;
+use crate::repo::inventory::{Backup, Inventory};
+
+/// Everything from `from` to `to` can be recovered, on the way to a timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Window {
+    /// The timeline on which it ends.
+    pub timeline: TimelineId,
+    /// When its first backup was complete.
+    pub from: TimestampTz,
+    /// The last transaction in it; the end of its last backup where none follows.
+    pub to: TimestampTz,
+    /// Where its first backup is consistent.
+    pub from_lsn: Lsn,
+    /// End of its last complete record.
+    pub to_lsn: Lsn,
+    /// Whether it reaches the end of the WAL that is archived of the timeline.
+    pub to_end: bool,
+    /// Why it does not go on, where it does not reach the end.
+    pub broken: Option<String>,
+    /// Its backups, oldest first.
+    pub backups: Vec<String>,
+}
+
+/// The windows of every timeline, and the backups that cannot be used at all.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Windows {
+    /// Ascending by timeline and position.
+    pub windows: Vec<Window>,
+    /// Backups whose own WAL is not all there, with what is wrong.
+    pub unusable: Vec<(String, String)>,
+    /// Timelines that cannot be followed, with what is wrong.
+    pub problems: Vec<String>,
+}
+
+/// Computes what can be recovered. Damaged backups open no window.
+///
+/// # Errors
+/// What [`Wal`] says, apart from damage.
+pub fn windows(inventory: &Inventory, wal: &dyn Wal) -> Result<Windows> {
+    with_proof(wal, |wal| all(inventory, wal))
+}
+
+fn all(inventory: &Inventory, wal: &dyn Wal) -> Result<Windows> {
+    let mut found = Windows::default();
+    let mut usable: Vec<String> = Vec::new();
+    let mut failed: Vec<(String, String)> = Vec::new();
+    let mut timelines: Vec<TimelineId> = inventory.timelines.keys().copied().collect();
+    timelines.extend(inventory.backups.iter().map(|b| b.timeline));
+    timelines.sort_unstable();
+    timelines.dedup();
+    for timeline in timelines {
+        let history = match inventory.history(timeline) {
+            Ok(history) => history,
+            Err(e) if matches!(e.code(), Code::NotFound | Code::Damaged) => {
+                found.problems.push(e.to_string());
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        let path = Path::new(inventory, wal, history);
+        of_timeline(inventory, &path, &mut found, &mut usable, &mut failed)?;
+    }
+    failed.retain(|(id, _)| !usable.contains(id));
+    failed.dedup_by(|a, b| a.0 == b.0);
+    found.unusable = failed;
+    Ok(found)
+}
+
+fn of_timeline(
+    inventory: &Inventory,
+    path: &Path<'_>,
+    found: &mut Windows,
+    usable: &mut Vec<String>,
+    failed: &mut Vec<(String, String)>,
+) -> Result<()> {
+    let size = inventory.segment_size;
+    let timeline = path.history().timeline();
+    // Newest first: stretches that lead into known ones are walked only up to there.
+    let backups = inventory
+        .backups
+        .iter()
+        .rev()
+        .filter(|b| b.damage.is_none() && lies_on(path.history(), b));
+    let mut groups: Vec<(Lsn, std::rc::Rc<Stretch>, Vec<&Backup>)> = Vec::new();
+    for backup in backups {
+        let stretch = path.stretch_from(SegmentNumber::of(backup.start_lsn, size))?;
+        if stretch.reach() < backup.consistent_lsn {
+            if backup.timeline == timeline {
+                let why = super::unreachable::describe_short(path, &stretch, backup);
+                failed.push((backup.id.to_string(), why));
+            }
+            continue;
+        }
+        usable.push(backup.id.to_string());
+        match groups
+            .iter_mut()
+            .find(|(reach, ..)| *reach == stretch.reach())
+        {
+            // The older backup's stretch is the longer one.
+            Some((_, known, members)) => {
+                *known = stretch;
+                members.push(backup);
+            }
+            None => groups.push((stretch.reach(), stretch, vec![backup])),
+        }
+    }
+    groups.reverse();
+    for (reach, stretch, mut members) in groups {
+        members.reverse();
+        // A window that ends on an ancestor is told with the ancestor.
+        let ends_on = path.history().holder(Lsn(reach.0.saturating_sub(1)));
+        let has_own = inventory
+            .timelines
+            .get(&timeline)
+            .is_some_and(|t| !t.segments.is_empty());
+        let to_end = stretch.end == StretchEnd::EndOfWal;
+        if ends_on != timeline && (has_own || !to_end) {
+            continue;
+        }
+        let (Some(first), Some(last)) = (members.first(), members.last()) else {
+            continue;
+        };
+        let search = Search {
+            path,
+            stretch: std::rc::Rc::clone(&stretch),
+            start_lsn: last.start_lsn,
+            consistent_lsn: last.consistent_lsn,
+        };
+        let (_, end) = search.last_transactions()?;
+        found.windows.push(Window {
+            timeline,
+            from: first.stop_time,
+            to: end.map_or(last.stop_time, |e| e.time.max(last.stop_time)),
+            from_lsn: first.consistent_lsn,
+            to_lsn: reach,
+            to_end,
+            broken: (!to_end).then(|| super::unreachable::describe_end(path, &stretch)),
+            backups: members.iter().map(|b| b.id.to_string()).collect(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,236 @@
+//! The root of a backup, its commit record (format, section 8.1).
+
+use serde::{Deserialize, Serialize};
+
+use super::json;
+use super::layout::{BackupId, ClusterLayout, PartName};
+use crate::err;
+use crate::error::Result;
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::store::{Published, Store, get};
+
+/// The kind in the JSON of a root.
+pub const KIND: &str = "backup";
+
+/// The kind in the JSON of a tombstone.
+pub const TOMBSTONE: &str = "tombstone";
+
+/// Stands in the place of a root that must never be committed (format, section 10.2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// The aborted backup.
+    pub id: BackupId,
+    /// 32 hexadecimal digits.
+    pub nonce: String,
+}
+
+/// Full or incremental.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackupKind {
+    /// Holds every extent in its own packs.
+    Full,
+    /// Refers to packs of earlier backups too.
+    Incremental,
+}
+
+/// How the files were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Over the replication protocol.
+    Stream,
+    /// From the data directory.
+    Local,
+}
+
+/// A tablespace outside the data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tablespace {
+    /// Its oid, the name of its link in pg_tblspc.
+    pub oid: u32,
+    /// Where the link led to.
+    pub location: String,
+}
+
+/// A page that failed its checksum when the backup was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedPage {
+    /// Relative to the data directory.
+    pub path: String,
+    /// Block number within the relation fork.
+    pub block: u64,
+    /// The LSN in the page's header.
+    pub lsn: Lsn,
+}
+
+/// One layer inside a layer object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRef {
+    /// The object.
+    pub key: PartName,
+    /// Where the layer begins in it.
+    pub offset: u64,
+    /// Length of the layer in bytes.
+    pub length: u64,
+    /// BLAKE3 of the layer's index and trailer, 64 hexadecimal digits.
+    pub hash: String,
+}
+
+/// A key range and the layers that map it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    /// Hexadecimal; empty for the first shard.
+    pub first_key: String,
+    /// Oldest first.
+    pub layers: Vec<LayerRef>,
+}
+
+/// A pack that the layers lead to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackRef {
+    /// The object.
+    pub key: PartName,
+    /// Its stored length.
+    pub size_bytes: u64,
+    /// Frames of it that this backup reads.
+    pub live_frames: u64,
+    /// Their raw bytes.
+    pub live_bytes: u64,
+}
+
+/// Everything that is known of a backup; its existence under `backups/<id>/manifest` makes the backup true.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupRoot {
+    /// The backup's id.
+    pub id: BackupId,
+    /// 32 hexadecimal digits, so that two writers never make equal roots.
+    pub nonce: String,
+    /// Full or incremental.
+    pub backup_kind: BackupKind,
+    /// How the files were read.
+    pub method: Method,
+    /// The backup an incremental was taken against.
+    pub prior: Option<BackupId>,
+    /// What the operator called it.
+    pub label: String,
+    /// Cluster name.
+    pub cluster: String,
+    /// As a string: it exceeds 2^53.
+    #[serde(with = "decimal")]
+    pub system_identifier: u64,
+    /// PostgreSQL major.
+    pub major: u32,
+    /// `server_version_num`.
+    pub server_version_num: u32,
+    /// Of pg_control; part of tablespace directory names.
+    pub catalog_version: u32,
+    /// Redo point of the checkpoint that opened the backup.
+    pub start_lsn: Lsn,
+    /// End of the WAL that the backup needs.
+    pub stop_lsn: Lsn,
+    /// From here on the restored cluster is consistent.
+    pub consistent_lsn: Lsn,
+    /// The checkpoint record.
+    pub checkpoint_lsn: Lsn,
+    /// Timeline at the start.
+    pub start_timeline: u32,
+    /// Timeline at the stop.
+    pub timeline: u32,
+    /// Text of that timeline's history file; none on timeline 1.
+    pub history: Option<String>,
+    /// Server's clock at the start.
+    pub start_time: TimestampTz,
+    /// Server's clock at the stop.
+    pub stop_time: TimestampTz,
+    /// Whether the server was in recovery.
+    pub from_standby: bool,
+    /// Whether data checksums were on.
+    pub data_checksums: bool,
+    /// WAL segment size.
+    pub wal_segment_size_bytes: u64,
+    /// Page size of data files.
+    pub block_size_bytes: u32,
+    /// Blocks per segment file of a relation.
+    pub relseg_blocks: u32,
+    /// The cluster's `timezone` setting, where it could be read.
+    pub timezone: Option<String>,
+    /// Tablespaces outside the data directory.
+    pub tablespaces: Vec<Tablespace>,
+    /// Files, without directories and links.
+    pub file_count: u64,
+    /// Raw bytes of all files.
+    pub size_bytes: u64,
+    /// Bytes of the packs, layers and server manifest that this backup wrote.
+    pub stored_bytes: u64,
+    /// BLAKE3 of the raw server manifest, 64 hexadecimal digits.
+    pub server_manifest: Option<String>,
+    /// Pages that failed their checksum; at most the first 10 000.
+    pub damage: Vec<DamagedPage>,
+    /// How many pages failed in all.
+    pub damage_count: u64,
+    /// Whether the server itself reported checksum failures: its word decides.
+    pub damage_reported_by_server: bool,
+    /// Name and version of the program.
+    pub program: String,
+    /// What a reader must know.
+    pub features: Vec<String>,
+    /// Key ranges, ascending.
+    pub shards: Vec<Shard>,
+    /// Every pack that the layers lead to.
+    pub packs: Vec<PackRef>,
+}
+
+impl BackupRoot {
+    /// Whether the backup holds pages that failed their check when it was taken.
+    pub fn is_damaged(&self) -> bool {
+        self.damage_reported_by_server
+    }
+
+    /// Reads a root; `None` when the backup does not exist.
+    ///
+    /// # Errors
+    /// `Damaged`, `Unsupported`, and what the store says.
+    pub fn read(store: &dyn Store, layout: &ClusterLayout, id: &BackupId) -> Result<Option<Self>> {
+        let key = layout.manifest(id);
+        let Some(bytes) = get(store, &key, json::ROOT_LIMIT_BYTES)? else {
+            return Ok(None);
+        };
+        // A tombstone stands where a janitor gave up an aborted backup, so that its writer cannot commit any more.
+        if json::kind_of(&bytes).as_deref() == Some(TOMBSTONE) {
+            json::decode::<Tombstone>(&key, TOMBSTONE, &bytes)?;
+            return Ok(None);
+        }
+        let root: Self = json::decode(&key, KIND, &bytes)?;
+        if root.id != *id || root.system_identifier != layout.system_identifier() {
+            return Err(err!(
+                Damaged,
+                "object \"{key}\" is the root of another backup"
+            ));
+        }
+        Ok(Some(root))
+    }
+
+    /// Writes the root: the commit point. Everything it names must be durable before.
+    pub fn commit(&self, store: &dyn Store, layout: &ClusterLayout) -> Result<Published> {
+        json::write(store, &layout.manifest(&self.id), KIND, self)
+    }
+}
+
+/// A 64-bit number as decimal string in JSON.
+pub mod decimal {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    /// Writes the number as a string.
+    pub fn serialize<S: Serializer>(value: &u64, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(value)
+    }
+
+    /// Reads it back.
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+        String::deserialize(d)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,831 @@
+//! The container of WAL files and other small files (format, section 5): a standard LZ4 or zstd frame, then a skippable frame with
+//! sections, their directory and a trailer.
+//!
+//! Written in one pass with bounded memory; read from the tail (sections) or from the front (content, checked against its hash).
+
+use std::io::{self, Read, Write};
+
+use super::varint::{self, Reader};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::store::Object;
+
+/// What a container holds; part of the trailer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A whole WAL segment.
+    Segment = 1,
+    /// A timeline history file.
+    History = 2,
+    /// The last, partial segment of a timeline.
+    Partial = 3,
+    /// A backup history file.
+    Label = 4,
+    /// A piece of a segment being streamed.
+    Increment = 5,
+    /// PostgreSQL's backup manifest.
+    ServerManifest = 6,
+}
+
+impl Kind {
+    fn from_number(number: u8) -> Option<Kind> {
+        [
+            Kind::Segment,
+            Kind::History,
+            Kind::Partial,
+            Kind::Label,
+            Kind::Increment,
+            Kind::ServerManifest,
+        ]
+        .into_iter()
+        .find(|k| *k as u8 == number)
+    }
+}
+
+/// How the body is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// LZ4 frame.
+    Lz4,
+    /// zstd frame of this level.
+    Zstd(i32),
+}
+
+/// Section tags (format, sections 5 and 6).
+pub mod tag {
+    /// Identity, in every container.
+    pub const IDENTITY: u8 = 1;
+    /// Summary of a segment.
+    pub const SUMMARY: u8 = 2;
+    /// Edge fragments of a segment.
+    pub const FRAGMENTS: u8 = 3;
+    /// Xids of transaction ends.
+    pub const XIDS: u8 = 4;
+    /// Restore points, checkpoints, DDL.
+    pub const EVENTS: u8 = 5;
+    /// Blocks changed.
+    pub const BLOCKS: u8 = 6;
+    /// Records that failed their check.
+    pub const DAMAGE: u8 = 7;
+}
+
+/// Who the content is; section 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// BLAKE3 of the raw content.
+    pub hash: [u8; 32],
+    /// Length of the raw content.
+    pub raw_bytes: u64,
+    /// Of the cluster.
+    pub system_identifier: u64,
+    /// In the file's name.
+    pub timeline: u32,
+    /// PostgreSQL major.
+    pub major: u32,
+    /// Segment size of the cluster in bytes.
+    pub segment_size_bytes: u64,
+    /// The file's name as PostgreSQL knows it.
+    pub name: String,
+    /// First LSN of segments, partials and increments; else 0.
+    pub from_lsn: u64,
+    /// End of the LSN range; else 0.
+    pub to_lsn: u64,
+}
+
+impl Identity {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = self.hash.to_vec();
+        varint::put(&mut out, self.raw_bytes);
+        out.extend_from_slice(&self.system_identifier.to_le_bytes());
+        varint::put(&mut out, u64::from(self.timeline));
+        varint::put(&mut out, u64::from(self.major));
+        varint::put(&mut out, self.segment_size_bytes);
+        varint::put_blob(&mut out, self.name.as_bytes());
+        out.extend_from_slice(&self.from_lsn.to_le_bytes());
+        out.extend_from_slice(&self.to_lsn.to_le_bytes());
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Identity> {
+        let mut r = Reader::new(bytes, "identity of an object");
+        Ok(Identity {
+            hash: r.array()?,
+            raw_bytes: r.varint()?,
+            system_identifier: r.u64()?,
+            timeline: r.number()?,
+            major: r.number()?,
+            segment_size_bytes: r.varint()?,
+            name: r.text()?.to_owned(),
+            from_lsn: r.u64()?,
+            to_lsn: r.u64()?,
+        })
+    }
+}
+
+/// A section to write, uncompressed.
+pub struct Section {
+    /// Its tag; each tag once.
+    pub tag: u8,
+    /// Its content.
+    pub bytes: Vec<u8>,
+    /// Whether it is stored compressed; small ones are not.
+    pub compress: bool,
+}
+
+/// Greatest raw length of a section.
+pub const SECTION_LIMIT_BYTES: u64 = 16 << 20;
+const SKIPPABLE_MAGIC: u32 = 0x184D_2A50;
+const TRAILER: usize = 56;
+const ENTRY: usize = 16;
+const TRAILER_MAGIC: &[u8; 4] = b"PITR";
+const VERSION: u8 = 1;
+/// One read of this length usually holds all that is needed of a segment's index.
+const TAIL_READ_BYTES: u64 = 16 << 10;
+
+/// Counts and checksums everything that goes to the sink.
+struct Stored<W> {
+    sink: W,
+    bytes: u64,
+    crc: u32,
+}
+
+impl<W: Write> Write for Stored<W> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let n = self.sink.write(buffer)?;
+        let done = buffer.get(..n).unwrap_or_default();
+        self.crc = crc32c::crc32c_append(self.crc, done);
+        self.bytes += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
+    }
+}
+
+enum Encoder<W: Write> {
+    Lz4(Box<lz4_flex::frame::FrameEncoder<W>>),
+    Zstd(Box<zstd::stream::write::Encoder<'static, W>>),
+}
+
+/// Writes one container to a sink.
+pub struct ContainerWriter<W: Write> {
+    encoder: Encoder<Stored<W>>,
+    kind: Kind,
+    raw_bytes: u64,
+}
+
+impl<W: Write> ContainerWriter<W> {
+    /// Begins a container of `kind`.
+    pub fn new(sink: W, kind: Kind, codec: Codec) -> io::Result<Self> {
+        let stored = Stored {
+            sink,
+            bytes: 0,
+            crc: 0,
+        };
+        let encoder = match codec {
+            Codec::Lz4 => {
+                let mut info = lz4_flex::frame::FrameInfo::new();
+                info.block_size = lz4_flex::frame::BlockSize::Max256KB;
+                info.block_mode = lz4_flex::frame::BlockMode::Independent;
+                Encoder::Lz4(Box::new(lz4_flex::frame::FrameEncoder::with_frame_info(
+                    info, stored,
+                )))
+            }
+            Codec::Zstd(level) => {
+                let mut encoder = zstd::stream::write::Encoder::new(stored, level)?;
+                encoder.include_contentsize(false)?;
+                encoder.include_checksum(false)?;
+                Encoder::Zstd(Box::new(encoder))
+            }
+        };
+        Ok(ContainerWriter {
+            encoder,
+            kind,
+            raw_bytes: 0,
+        })
+    }
+
+    /// Appends raw content.
+    pub fn write(&mut self, raw: &[u8]) -> io::Result<()> {
+        self.raw_bytes += raw.len() as u64;
+        match &mut self.encoder {
+            Encoder::Lz4(e) => e.write_all(raw),
+            Encoder::Zstd(e) => e.write_all(raw),
+        }
+    }
+
+    /// Ends the body, writes `identity`, `sections` and the trailer, and returns the sink.
+    pub fn finish(self, identity: &Identity, mut sections: Vec<Section>) -> io::Result<W> {
+        let mut stored = match self.encoder {
+            Encoder::Lz4(mut e) => {
+                // An empty content is a frame too; without a write the encoder would emit nothing.
+                e.write_all(&[])?;
+                e.finish().map_err(io::Error::other)?
+            }
+            Encoder::Zstd(e) => e.finish()?,
+        };
+        sections.push(Section {
+            tag: tag::IDENTITY,
+            bytes: identity.encode(),
+            compress: false,
+        });
+        let mut packed = sections
+            .into_iter()
+            .map(pack_section)
+            .collect::<io::Result<Vec<_>>>()?;
+        // Largest first: a short read of the tail then has all the small ones.
+        packed.sort_by_key(|p| std::cmp::Reverse(p.bytes.len()));
+        let section_bytes: usize = packed.iter().map(|p| p.bytes.len()).sum();
+        let directory = directory(&mut packed);
+        let content = section_bytes + directory.len() + TRAILER;
+        let content = u32::try_from(content).map_err(|_| io::Error::other("index too large"))?;
+        stored.write_all(&SKIPPABLE_MAGIC.to_le_bytes())?;
+        stored.write_all(&content.to_le_bytes())?;
+        let trailer = Trailer {
+            sections_offset: stored.bytes,
+            entries: u16::try_from(packed.len())
+                .map_err(|_| io::Error::other("too many sections"))?,
+            kind: self.kind,
+            directory_crc: crc32c::crc32c(&directory),
+            object_bytes: stored.bytes + u64::from(content),
+            raw_bytes: self.raw_bytes,
+            section_bytes: u32::try_from(section_bytes)
+                .map_err(|_| io::Error::other("index too large"))?,
+        };
+        packed.sort_by_key(|p| p.offset);
+        for section in &packed {
+            stored.write_all(&section.bytes)?;
+        }
+        stored.write_all(&directory)?;
+        stored.write_all(&trailer.encode())?;
+        let crc = stored.crc;
+        stored.write_all(&crc.to_le_bytes())?;
+        stored.write_all(TRAILER_MAGIC)?;
+        Ok(stored.sink)
+    }
+}
+
+struct Packed {
+    tag: u8,
+    codec: u8,
+    offset: u32,
+    bytes: Vec<u8>,
+}
+
+fn pack_section(section: Section) -> io::Result<Packed> {
+    let raw = section.bytes;
+    if raw.len() as u64 > SECTION_LIMIT_BYTES {
+        return Err(io::Error::other("section too large"));
+    }
+    if section.compress && raw.len() > 256 {
+        let mut bytes = Vec::new();
+        varint::put(&mut bytes, raw.len() as u64);
+        bytes.extend_from_slice(&zstd::bulk::compress(&raw, 1)?);
+        if bytes.len() < raw.len() {
+            return Ok(Packed {
+                tag: section.tag,
+                codec: 2,
+                offset: 0,
+                bytes,
+            });
+        }
+    }
+    Ok(Packed {
+        tag: section.tag,
+        codec: 0,
+        offset: 0,
+        bytes: raw,
+    })
+}
+
+/// Gives each section its offset and returns the directory, ascending by tag.
+fn directory(packed: &mut [Packed]) -> Vec<u8> {
+    let mut offset = 0_u32;
+    for p in packed.iter_mut() {
+        p.offset = offset;
+        offset = offset.saturating_add(u32::try_from(p.bytes.len()).unwrap_or(u32::MAX));
+    }
+    packed.sort_by_key(|p| p.tag);
+    let mut out = Vec::with_capacity(packed.len() * ENTRY);
+    for p in packed {
+        out.extend_from_slice(&[p.tag, p.codec, 0, 0]);
+        out.extend_from_slice(&p.offset.to_le_bytes());
+        let length = u32::try_from(p.bytes.len()).unwrap_or(u32::MAX);
+        out.extend_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(&crc32c::crc32c(&p.bytes).to_le_bytes());
+    }
+    out
+}
+
+#[derive(Debug, Clone)]
+struct Trailer {
+    sections_offset: u64,
+    entries: u16,
+    kind: Kind,
+    directory_crc: u32,
+    object_bytes: u64,
+    raw_bytes: u64,
+    section_bytes: u32,
+}
+
+impl Trailer {
+    /// The first 48 bytes; the CRC of everything before and the magic follow.
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(TRAILER);
+        out.extend_from_slice(&self.sections_offset.to_le_bytes());
+        out.extend_from_slice(&self.entries.to_le_bytes());
+        out.extend_from_slice(&[self.kind as u8, VERSION]);
+        out.extend_from_slice(&self.directory_crc.to_le_bytes());
+        out.extend_from_slice(&self.object_bytes.to_le_bytes());
+        out.extend_from_slice(&self.raw_bytes.to_le_bytes());
+        out.extend_from_slice(&0_u32.to_le_bytes());
+        out.extend_from_slice(&self.section_bytes.to_le_bytes());
+        out.extend_from_slice(&0_u32.to_le_bytes());
+        let crc = crc32c::crc32c(&out);
+        out.extend_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    fn decode(bytes: &[u8], object_bytes: u64) -> Result<Trailer> {
+        let mut r = Reader::new(bytes, "trailer of an object");
+        let own_crc = bytes.get(..44).map(crc32c::crc32c);
+        let sections_offset = r.u64()?;
+        let entries = r.u16()?;
+        let (kind, version) = (r.u8()?, r.u8()?);
+        let directory_crc = r.u32()?;
+        let stated_bytes = r.u64()?;
+        let raw_bytes = r.u64()?;
+        let flags = r.u32()?;
+        let section_bytes = r.u32()?;
+        r.u32()?;
+        let crc = r.u32()?;
+        r.u32()?;
+        if r.bytes(4)? != TRAILER_MAGIC || own_crc != Some(crc) {
+            return Err(err!(Damaged, "the trailer's checksum is wrong"));
+        }
+        if version != VERSION || flags != 0 {
+            return Err(err!(
+                Unsupported,
+                "container version {version} with flags {flags}"
+            )
+            .hint("Use the version of pitr that wrote it, or a newer one."));
+        }
+        let kind = Kind::from_number(kind)
+            .ok_or_else(|| err!(Unsupported, "container kind {kind} is not known"))?;
+        let index = u64::from(section_bytes) + u64::from(entries) * ENTRY as u64 + TRAILER as u64;
+        if stated_bytes != object_bytes
+            || sections_offset.checked_add(index) != Some(object_bytes)
+            || entries > 32
+        {
+            return Err(err!(
+                Damaged,
+                "the object has {object_bytes} bytes, its trailer says {stated_bytes}"
+            ));
+        }
+        Ok(Trailer {
+            sections_offset,
+            entries,
+            kind,
+            directory_crc,
+            object_bytes,
+            raw_bytes,
+            section_bytes,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    tag: u8,
+    codec: u8,
+    offset: u32,
+    length: u32,
+    crc: u32,
+}
+
+/// A container open for reading.
+pub struct Container {
+    object: Box<dyn Object>,
+    trailer: Trailer,
+    entries: Vec<Entry>,
+    /// The last bytes of the object, from `tail_offset` on.
+    tail: Vec<u8>,
+    tail_offset: u64,
+    identity: Identity,
+}
+
+impl Container {
+    /// Reads trailer, directory and identity.
+    ///
+    /// # Errors
+    /// `Damaged` when any of them fails its check; `Unsupported` for a newer version.
+    pub fn open(object: Box<dyn Object>) -> Result<Container> {
+        let size = object.size_bytes();
+        let want = size.min(TAIL_READ_BYTES);
+        let tail_offset = size - want;
+        let mut tail = vec![0; usize::try_from(want).unwrap_or(0)];
+        object.read_at(&mut tail, tail_offset)?;
+        let trailer_at = tail
+            .len()
+            .checked_sub(TRAILER)
+            .ok_or_else(|| err!(Damaged, "an object of {size} bytes is too short"))?;
+        let trailer = Trailer::decode(tail.get(trailer_at..).unwrap_or_default(), size)?;
+        let directory_at = trailer_at
+            .checked_sub(usize::from(trailer.entries) * ENTRY)
+            .ok_or_else(|| err!(Damaged, "the directory does not fit"))?;
+        let directory = tail.get(directory_at..trailer_at).unwrap_or_default();
+        let entries = read_directory(directory, &trailer)?;
+        let placeholder = Identity {
+            hash: [0; 32],
+            raw_bytes: 0,
+            system_identifier: 0,
+            timeline: 0,
+            major: 0,
+            segment_size_bytes: 0,
+            name: String::new(),
+            from_lsn: 0,
+            to_lsn: 0,
+        };
+        let mut container = Container {
+            object,
+            trailer,
+            entries,
+            tail,
+            tail_offset,
+            identity: placeholder,
+        };
+        let identity = container
+            .section(tag::IDENTITY)?
+            .ok_or_else(|| err!(Damaged, "the object has no identity"))?;
+        container.identity = Identity::decode(&identity)?;
+        if container.identity.raw_bytes != container.trailer.raw_bytes {
+            return Err(err!(Damaged, "identity and trailer differ in length"));
+        }
+        Ok(container)
+    }
+
+    /// What it holds.
+    pub fn kind(&self) -> Kind {
+        self.trailer.kind
+    }
+
+    /// Who the content is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Stored length of the object.
+    pub fn stored_bytes(&self) -> u64 {
+        self.trailer.object_bytes
+    }
+
+    /// The object below.
+    pub fn object(&self) -> &dyn Object {
+        self.object.as_ref()
+    }
+
+    /// A section's raw bytes, checked; `None` when there is none of this tag.
+    pub fn section(&self, tag: u8) -> Result<Option<Vec<u8>>> {
+        let Some(entry) = self.entries.iter().find(|e| e.tag == tag) else {
+            return Ok(None);
+        };
+        let length = entry.length as usize;
+        let at = self.trailer.sections_offset + u64::from(entry.offset);
+        let in_tail = at
+            .checked_sub(self.tail_offset)
+            .and_then(|o| usize::try_from(o).ok())
+            .and_then(|o| self.tail.get(o..o + length));
+        let stored = match in_tail {
+            Some(bytes) => bytes.to_vec(),
+            None => {
+                let mut bytes = vec![0; length];
+                self.object.read_at(&mut bytes, at)?;
+                bytes
+            }
+        };
+        if crc32c::crc32c(&stored) != entry.crc {
+            return Err(err!(Damaged, "the checksum of section {tag} is wrong"));
+        }
+        unpack_section(entry.codec, stored).map(Some)
+    }
+
+    /// Streams the raw content to `sink` in pieces and checks it against the identity's hash.
+    ///
+    /// The last pieces reach the sink before the hash is known: the sink's work must not become visible before this returns `Ok`.
+    ///
+    /// # Errors
+    /// `Damaged` when decompression, length or hash is wrong; what `sink` returns.
+    pub fn read_body(&self, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let body_bytes = self.trailer.sections_offset.saturating_sub(8);
+        let source = ObjectReader {
+            object: self.object.as_ref(),
+            at: 0,
+            end: body_bytes,
+            failed: None,
+        };
+        let mut decoder = Decoder::open(source)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; 256 << 10];
+        let mut done = 0_u64;
+        loop {
+            let n = decoder.read(&mut buffer)?;
+            if n == 0 {
+                break;
+            }
+            let piece = buffer.get(..n).unwrap_or_default();
+            done += n as u64;
+            if done > self.trailer.raw_bytes {
+                return Err(err!(
+                    Damaged,
+                    "the content is longer than the {} bytes recorded",
+                    self.trailer.raw_bytes
+                ));
+            }
+            hasher.update(piece);
+            sink(piece)?;
+        }
+        if done != self.trailer.raw_bytes || hasher.finalize() != self.identity.hash {
+            return Err(err!(
+                Damaged,
+                "the content does not have the recorded hash ({done} of {} bytes)",
+                self.trailer.raw_bytes
+            ));
+        }
+        Ok(())
+    }
+
+    /// The whole raw content, where it is small.
+    ///
+    /// # Errors
+    /// As [`Container::read_body`]; `Damaged` when it is larger than `limit_bytes`.
+    pub fn read_small(&self, limit_bytes: u64) -> Result<Vec<u8>> {
+        if self.trailer.raw_bytes > limit_bytes {
+            return Err(err!(
+                Damaged,
+                "the content has {} bytes, at most {limit_bytes} are allowed",
+                self.trailer.raw_bytes
+            ));
+        }
+        let mut content = Vec::new();
+        self.read_body(&mut |piece| {
+            content.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(content)
+    }
+
+    /// Checks the CRC over all stored bytes, without decompressing.
+    pub fn check_stored(&self) -> Result<()> {
+        let end = self.trailer.object_bytes - 8;
+        let mut crc = 0;
+        let mut at = 0;
+        let mut buffer = vec![0; 256 << 10];
+        while at < end {
+            let n = usize::try_from((end - at).min(buffer.len() as u64)).unwrap_or(0);
+            let piece = buffer.get_mut(..n).unwrap_or_default();
+            self.object.read_at(piece, at)?;
+            crc = crc32c::crc32c_append(crc, piece);
+            at += n as u64;
+        }
+        let mut stored = [0; 4];
+        self.object.read_at(&mut stored, end)?;
+        if u32::from_le_bytes(stored) != crc {
+            return Err(err!(Damaged, "the checksum of the stored bytes is wrong"));
+        }
+        Ok(())
+    }
+}
+
+fn read_directory(bytes: &[u8], trailer: &Trailer) -> Result<Vec<Entry>> {
+    if crc32c::crc32c(bytes) != trailer.directory_crc {
+        return Err(err!(Damaged, "the directory's checksum is wrong"));
+    }
+    let mut r = Reader::new(bytes, "directory of an object");
+    let mut entries: Vec<Entry> = Vec::new();
+    for _ in 0..trailer.entries {
+        let (tag, codec) = (r.u8()?, r.u8()?);
+        r.u16()?;
+        let entry = Entry {
+            tag,
+            codec,
+            offset: r.u32()?,
+            length: r.u32()?,
+            crc: r.u32()?,
+        };
+        let ascends = entries.last().is_none_or(|last| last.tag < tag);
+        let inside = entry
+            .offset
+            .checked_add(entry.length)
+            .is_some_and(|end| end <= trailer.section_bytes);
+        if !ascends || !inside || u64::from(entry.length) > SECTION_LIMIT_BYTES + 16 {
+            return Err(r.damaged());
+        }
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+fn unpack_section(codec: u8, stored: Vec<u8>) -> Result<Vec<u8>> {
+    match codec {
+        0 => Ok(stored),
+        2 => {
+            let mut r = Reader::new(&stored, "section of an object");
+            let raw = r.varint()?;
+            if raw > SECTION_LIMIT_BYTES {
+                return Err(r.damaged());
+            }
+            let packed = r.bytes(r.remaining())?;
+            let raw = usize::try_from(raw).map_err(|_| r.damaged())?;
+            let bytes = zstd::bulk::decompress(packed, raw)
+                .map_err(|e| err!(Damaged, "a section cannot be decompressed").source(e))?;
+            if bytes.len() != raw {
+                return Err(r.damaged());
+            }
+            Ok(bytes)
+        }
+        other => Err(err!(Unsupported, "section codec {other} is not known")),
+    }
+}
+
+/// Reads an object's first bytes as a stream; keeps the store's own error, which `io::Error` would flatten.
+struct ObjectReader<'a> {
+    object: &'a dyn Object,
+    at: u64,
+    end: u64,
+    failed: Option<Error>,
+}
+
+impl Read for ObjectReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = usize::try_from((self.end - self.at).min(buffer.len() as u64)).unwrap_or(0);
+        let piece = buffer.get_mut(..n).unwrap_or_default();
+        if n == 0 {
+            return Ok(0);
+        }
+        if let Err(e) = self.object.read_at(piece, self.at) {
+            self.failed = Some(e);
+            return Err(io::Error::other("read failed"));
+        }
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+type Buffered<'a> = io::BufReader<ObjectReader<'a>>;
+
+enum Decoder<'a> {
+    Lz4(Box<lz4_flex::frame::FrameDecoder<Buffered<'a>>>),
+    Zstd(Box<zstd::stream::read::Decoder<'static, Buffered<'a>>>),
+}
+
+impl<'a> Decoder<'a> {
+    fn open(source: ObjectReader<'a>) -> Result<Decoder<'a>> {
+        let mut magic = [0; 4];
+        source.object.read_at(&mut magic, 0)?;
+        let buffered = io::BufReader::with_capacity(256 << 10, source);
+        match u32::from_le_bytes(magic) {
+            0x184D_2204 => Ok(Decoder::Lz4(Box::new(lz4_flex::frame::FrameDecoder::new(
+                buffered,
+            )))),
+            0xFD2F_B528 => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(buffered)
+                    .map_err(|e| err!(Internal, "could not start zstd").source(e))?;
+                // Bounds memory against a hostile window size: 8 MiB is more than any level used here.
+                decoder
+                    .window_log_max(23)
+                    .map_err(|e| err!(Internal, "could not start zstd").source(e))?;
+                Ok(Decoder::Zstd(Box::new(decoder.single_frame())))
+            }
+            other => Err(err!(
+                Damaged,
+                "the body begins with {other:08X}, no known codec"
+            )),
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let result = match self {
+            Decoder::Lz4(d) => d.read(buffer),
+            Decoder::Zstd(d) => d.read(buffer),
+        };
+        result.map_err(|e| {
+            let source = match self {
+                Decoder::Lz4(d) => d.get_mut(),
+                Decoder::Zstd(d) => d.get_mut(),
+            };
+            match source.get_mut().failed.take() {
+                Some(failed) => failed,
+                None => Error::new(Code::Damaged, "the body cannot be decompressed").source(e),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Memory(Vec<u8>);
+
+    impl Object for Memory {
+        fn size_bytes(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+            let at = usize::try_from(offset).unwrap();
+            let source = self
+                .0
+                .get(at..at + buffer.len())
+                .ok_or_else(|| err!(Damaged, "short"))?;
+            buffer.copy_from_slice(source);
+            Ok(())
+        }
+
+        fn settle(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn identity(raw: &[u8]) -> Identity {
+        Identity {
+            hash: *blake3::hash(raw).as_bytes(),
+            raw_bytes: raw.len() as u64,
+            system_identifier: u64::MAX,
+            timeline: 1,
+            major: 17,
+            segment_size_bytes: 16 << 20,
+            name: "000000010000000000000001".into(),
+            from_lsn: 1 << 24,
+            to_lsn: 2 << 24,
+        }
+    }
+
+    fn build(raw: &[u8], codec: Codec) -> Vec<u8> {
+        let mut w = ContainerWriter::new(Vec::new(), Kind::Segment, codec).unwrap();
+        for piece in raw.chunks(1000) {
+            w.write(piece).unwrap();
+        }
+        let sections = vec![
+            Section {
+                tag: tag::BLOCKS,
+                bytes: vec![7; 100_000],
+                compress: true,
+            },
+            Section {
+                tag: tag::SUMMARY,
+                bytes: b"summary".to_vec(),
+                compress: false,
+            },
+        ];
+        w.finish(&identity(raw), sections).unwrap()
+    }
+
+    fn raw(n: usize) -> Vec<u8> {
+        (0..n)
+            .map(|i| u8::try_from((i * i / 7) % 251).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn content_and_sections_come_back() {
+        for codec in [Codec::Lz4, Codec::Zstd(1)] {
+            for n in [0, 1, 100, 300_000, 1 << 20] {
+                let raw = raw(n);
+                let bytes = build(&raw, codec);
+                let c = Container::open(Box::new(Memory(bytes))).unwrap();
+                assert_eq!(c.identity(), &identity(&raw));
+                assert_eq!(c.read_small(1 << 20).unwrap(), raw);
+                assert_eq!(c.section(tag::SUMMARY).unwrap().unwrap(), b"summary");
+                assert_eq!(c.section(tag::BLOCKS).unwrap().unwrap(), vec![7; 100_000]);
+                assert!(c.section(tag::XIDS).unwrap().is_none());
+                c.check_stored().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_seen() {
+        let raw = raw(3000);
+        let good = build(&raw, Codec::Lz4);
+        let read = |bytes: Vec<u8>| -> Result<()> {
+            let c = Container::open(Box::new(Memory(bytes)))?;
+            c.check_stored()?;
+            assert_eq!(c.read_small(1 << 20)?, raw);
+            Ok(())
+        };
+        read(good.clone()).unwrap();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(read(bad).is_err(), "bit {bit}");
+        }
+        for n in 0..good.len() {
+            assert!(read(good[..n].to_vec()).is_err(), "cut at {n}");
+        }
+        let mut longer = good.clone();
+        longer.push(0);
+        assert!(read(longer).is_err());
+    }
+}

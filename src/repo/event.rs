@@ -1,0 +1,192 @@
+//! Events: state that changes, as small create-only objects (format, section 9).
+
+use serde::{Deserialize, Serialize};
+
+use super::json;
+use super::layout::ClusterLayout;
+use crate::err;
+use crate::error::Result;
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::store::{Published, Store};
+
+const KIND: &str = "event";
+
+/// One event. Fields that its kind does not use are absent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Event {
+    /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `adopted`, `segment_size`.
+    pub event: String,
+    /// A backup id, `wal-<24 hex>`, `wal-<T>` or `cluster`.
+    pub subject: String,
+    /// The writer's clock.
+    pub time: TimestampTz,
+    /// The writer's host name.
+    pub host: String,
+    /// Name and version of the program.
+    pub program: String,
+    /// The event that this one ends or replaces: the last part of its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends: Option<String>,
+    /// 32 hexadecimal digits, so that two writers never make equal events.
+    pub nonce: String,
+    /// Claims: for how long, from the later of `time` and the store's time of the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
+    /// Claims: `backup`, `restore`, `prior`, `sync`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purpose: Option<String>,
+    /// Claims of a running backup: where its WAL begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<u32>,
+    /// Claims of a running backup: where its WAL begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_lsn: Option<Lsn>,
+    /// Marks: not deleted before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<TimestampTz>,
+    /// Pins: why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Damage: the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// Damage: what was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// `begin`: full or incremental.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_kind: Option<String>,
+    /// `begin`: process id of the writer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// `adopted`: the name it continues under.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "as")]
+    pub as_name: Option<String>,
+    /// `segment_size`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segment_size_bytes: Option<u64>,
+}
+
+/// An event with its place in the repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// The last part of its key: `begin` or `<time>-<kind>-<nonce>`.
+    pub name: String,
+    /// Its content.
+    pub event: Event,
+    /// When the store received it.
+    pub stored: TimestampTz,
+}
+
+impl Recorded {
+    /// The later of the writer's and the store's clock: what every duration is counted from.
+    pub fn since(&self) -> TimestampTz {
+        self.event.time.max(self.stored)
+    }
+}
+
+/// Writes an event; `nonce` is random. Returns the last part of its key.
+pub fn record(
+    store: &dyn Store,
+    layout: &ClusterLayout,
+    event: &Event,
+    nonce: u64,
+) -> Result<String> {
+    let name = format!("{}-{}-{nonce:016x}", compact(event.time), event.event);
+    let key = layout.event(&event.subject, &name)?;
+    match json::write(store, &key, KIND, event)? {
+        Published::Created => Ok(name),
+        Published::Exists => Err(err!(Internal, "event \"{key}\" exists already")),
+    }
+}
+
+/// Reserves a backup id by creating its `begin` event; `Exists` means that the id is taken.
+pub fn begin(store: &dyn Store, layout: &ClusterLayout, event: &Event) -> Result<Published> {
+    let id = event.subject.parse()?;
+    json::write(store, &layout.begin(&id), KIND, event)
+}
+
+/// All events of a subject, in key order.
+///
+/// # Errors
+/// `Damaged` if one of them is; a caller that deletes must then keep the subject.
+pub fn read_all(store: &dyn Store, layout: &ClusterLayout, subject: &str) -> Result<Vec<Recorded>> {
+    let mut names: Vec<String> = store
+        .list(&layout.subject(subject))?
+        .into_iter()
+        .filter(|l| !l.is_prefix)
+        .map(|l| l.name)
+        .collect();
+    names.sort();
+    let mut events = Vec::new();
+    for name in names {
+        let key = layout.event(subject, &name)?;
+        let Some(meta) = store.head(&key)? else {
+            continue;
+        };
+        if let Some(event) = json::read::<Event>(store, &key, KIND, json::LIMIT_BYTES)? {
+            if event.subject != subject {
+                return Err(err!(
+                    Damaged,
+                    "event \"{key}\" belongs to subject \"{}\"",
+                    event.subject
+                ));
+            }
+            events.push(Recorded {
+                name,
+                event,
+                stored: meta.modified,
+            });
+        }
+    }
+    Ok(events)
+}
+
+/// Of `events`, those of `kind` that no event of `ended_by` (or of the same kind, as a renewal) ends.
+pub fn standing<'a>(events: &'a [Recorded], kind: &str, ended_by: &str) -> Vec<&'a Recorded> {
+    let ended = |name: &str| {
+        events.iter().any(|e| {
+            (e.event.event == ended_by || e.event.event == kind)
+                && e.event.ends.as_deref() == Some(name)
+        })
+    };
+    events
+        .iter()
+        .filter(|e| e.event.event == kind && !ended(&e.name))
+        .collect()
+}
+
+/// `20261120T064049.123456Z`, the form of times in keys.
+pub fn compact(time: TimestampTz) -> String {
+    time.to_string().replace(['-', ':'], "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::file::FileStore;
+
+    #[test]
+    fn a_renewed_claim_is_over_and_the_renewal_stands() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let layout = ClusterLayout::new("main", 7).unwrap();
+        let mut event = Event {
+            event: "claim".into(),
+            subject: "20261120T064049Z-full".into(),
+            time: "2026-11-20T06:40:49.123456Z".parse().unwrap(),
+            ..Event::default()
+        };
+        let first = record(&store, &layout, &event, 1).unwrap();
+        assert_eq!(first, "20261120T064049.123456Z-claim-0000000000000001");
+        event.ends = Some(first.clone());
+        let second = record(&store, &layout, &event, 2).unwrap();
+        let all = read_all(&store, &layout, &event.subject).unwrap();
+        let standing: Vec<_> = standing(&all, "claim", "release")
+            .iter()
+            .map(|e| e.name.clone())
+            .collect();
+        assert_eq!(standing, [second]);
+    }
+}

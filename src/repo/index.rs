@@ -1,0 +1,1032 @@
+//! The index of a segment (format, section 6): what a plan may know without reading the body.
+//!
+//! Owns the encoding. `indexer` makes an index from WAL, `segment` keeps it beside the body.
+
+use super::container::{Container, Section, tag};
+use super::varint::{self, Reader};
+use crate::error::Result;
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+
+/// Sections 4, 5 and 6 are left out above these raw sizes; readers then decode the body.
+pub const XIDS_LIMIT_BYTES: usize = 4 << 20;
+/// See [`XIDS_LIMIT_BYTES`].
+pub const EVENTS_LIMIT_BYTES: usize = 4 << 20;
+/// See [`XIDS_LIMIT_BYTES`].
+pub const BLOCKS_LIMIT_BYTES: usize = 8 << 20;
+
+/// Bits of [`Summary::flags`].
+pub mod flag {
+    /// Section 7 lists findings.
+    pub const DAMAGED: u64 = 1;
+    /// The segment ends with a switch record.
+    pub const SWITCH: u64 = 2;
+    /// Valid WAL ends inside: zeros or stale pages follow.
+    pub const ENDS_INSIDE: u64 = 4;
+    /// An overwritten contrecord is in it.
+    pub const OVERWRITTEN: u64 = 8;
+    /// Holds WAL of wal_level minimal.
+    pub const MINIMAL: u64 = 16;
+    /// Carries a tail marker; partials only.
+    pub const MARKED: u64 = 32;
+    /// Starts with pages of a parent timeline.
+    pub const PARENT_PAGES: u64 = 64;
+}
+
+/// What becomes of the record that reaches into the segment from before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadEnd {
+    /// There is none.
+    None = 0,
+    /// It ends here.
+    Here = 1,
+    /// It continues in the next segment: this one is all middle.
+    Continues = 2,
+    /// It is not finished here: abandoned and overwritten, or cut.
+    Abandoned = 3,
+}
+
+/// What the record is that continues in the next segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TailClass {
+    /// Its header is not whole here, or it was not kept.
+    Unknown = 0,
+    /// A transaction end.
+    TransactionEnd = 1,
+    /// Another record that has an entry among the events.
+    Event = 2,
+    /// Neither.
+    Other = 3,
+}
+
+/// One transaction end as the summary names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Commit {
+    /// Effective xid.
+    pub xid: u32,
+    /// Start of the record.
+    pub lsn: Lsn,
+    /// Commit time in the record.
+    pub time: TimestampTz,
+}
+
+/// What the summary says about transaction ends inside; absent when there are none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// Smallest time of any of the four kinds of transaction ends.
+    pub min_time: TimestampTz,
+    /// Largest.
+    pub max_time: TimestampTz,
+    /// First commit in LSN order.
+    pub first_commit: Option<Commit>,
+    /// Last commit in LSN order.
+    pub last_commit: Option<Commit>,
+    /// Smallest effective xid, as a plain number.
+    pub min_xid: u32,
+    /// Largest.
+    pub max_xid: u32,
+}
+
+/// Section 2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// See [`flag`].
+    pub flags: u64,
+    /// First LSN of the segment.
+    pub start_lsn: Lsn,
+    /// Timeline of the first page; 0 when there is no valid page.
+    pub first_timeline: u32,
+    /// Timeline of the last valid page.
+    pub last_timeline: u32,
+    /// Bytes at the start that belong to an earlier record.
+    pub head_length: u32,
+    /// What the first page says is missing of it.
+    pub head_remaining: u32,
+    /// What becomes of it.
+    pub head_end: HeadEnd,
+    /// First record that begins here and its `xl_prev` (0/0 where its header is cut by the segment's end).
+    pub first_record: Option<(Lsn, Lsn)>,
+    /// Last record that begins here.
+    pub last_begun: Option<Lsn>,
+    /// Start and end of the last record inside.
+    pub last_complete: Option<(Lsn, Lsn)>,
+    /// Bytes here of the record that continues.
+    pub tail_length: u32,
+    /// Its whole length.
+    pub tail_total: u32,
+    /// What it is.
+    pub tail_class: TailClass,
+    /// Where valid WAL ends.
+    pub valid_end: Lsn,
+    /// Records inside.
+    pub records: u64,
+    /// Commits inside, prepared ones too.
+    pub commits: u64,
+    /// Aborts inside, prepared ones too.
+    pub aborts: u64,
+    /// Prepares inside.
+    pub prepares: u64,
+    /// Times and xids of transaction ends inside.
+    pub ends: Option<Ends>,
+}
+
+impl Summary {
+    /// Whether a bit of [`flag`] is set.
+    pub fn has(&self, flag: u64) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Section 2.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(200);
+        let lsn = |out: &mut Vec<u8>, l: Lsn| out.extend_from_slice(&l.0.to_le_bytes());
+        varint::put(&mut out, self.flags);
+        lsn(&mut out, self.start_lsn);
+        varint::put(&mut out, u64::from(self.first_timeline));
+        varint::put(&mut out, u64::from(self.last_timeline));
+        varint::put(&mut out, u64::from(self.head_length));
+        varint::put(&mut out, u64::from(self.head_remaining));
+        out.push(self.head_end as u8);
+        let (first, prev) = self.first_record.unwrap_or_default();
+        lsn(&mut out, first);
+        lsn(&mut out, prev);
+        lsn(&mut out, self.last_begun.unwrap_or_default());
+        let (start, end) = self.last_complete.unwrap_or_default();
+        lsn(&mut out, start);
+        lsn(&mut out, end);
+        varint::put(&mut out, u64::from(self.tail_length));
+        varint::put(&mut out, u64::from(self.tail_total));
+        out.push(self.tail_class as u8);
+        lsn(&mut out, self.valid_end);
+        for count in [self.records, self.commits, self.aborts, self.prepares] {
+            varint::put(&mut out, count);
+        }
+        varint::put(&mut out, u64::from(self.ends.is_some()));
+        if let Some(ends) = &self.ends {
+            out.extend_from_slice(&ends.min_time.0.to_le_bytes());
+            out.extend_from_slice(&ends.max_time.0.to_le_bytes());
+            for commit in [ends.first_commit, ends.last_commit] {
+                let (xid, at, time) =
+                    commit.map_or((0, Lsn(0), TimestampTz(0)), |c| (c.xid, c.lsn, c.time));
+                out.extend_from_slice(&xid.to_le_bytes());
+                lsn(&mut out, at);
+                out.extend_from_slice(&time.0.to_le_bytes());
+            }
+            out.extend_from_slice(&ends.min_xid.to_le_bytes());
+            out.extend_from_slice(&ends.max_xid.to_le_bytes());
+        }
+        out
+    }
+
+    /// Reads section 2.
+    ///
+    /// # Errors
+    /// `Damaged`.
+    pub fn decode(bytes: &[u8]) -> Result<Summary> {
+        let mut r = Reader::new(bytes, "summary of a segment");
+        let some = |l: u64| (l != 0).then_some(Lsn(l));
+        let flags = r.varint()?;
+        let start_lsn = Lsn(r.u64()?);
+        let (first_timeline, last_timeline) = (r.number()?, r.number()?);
+        let (head_length, head_remaining) = (r.number()?, r.number()?);
+        let head_end = match r.u8()? {
+            0 => HeadEnd::None,
+            1 => HeadEnd::Here,
+            2 => HeadEnd::Continues,
+            3 => HeadEnd::Abandoned,
+            _ => return Err(r.damaged()),
+        };
+        let (first, prev) = (r.u64()?, r.u64()?);
+        let last_begun = some(r.u64()?);
+        let (complete_start, complete_end) = (r.u64()?, r.u64()?);
+        let (tail_length, tail_total) = (r.number()?, r.number()?);
+        let tail_class = match r.u8()? {
+            0 => TailClass::Unknown,
+            1 => TailClass::TransactionEnd,
+            2 => TailClass::Event,
+            3 => TailClass::Other,
+            _ => return Err(r.damaged()),
+        };
+        Ok(Summary {
+            flags,
+            start_lsn,
+            first_timeline,
+            last_timeline,
+            head_length,
+            head_remaining,
+            head_end,
+            first_record: some(first).map(|f| (f, Lsn(prev))),
+            last_begun,
+            last_complete: some(complete_start).map(|s| (s, Lsn(complete_end))),
+            tail_length,
+            tail_total,
+            tail_class,
+            valid_end: Lsn(r.u64()?),
+            records: r.varint()?,
+            commits: r.varint()?,
+            aborts: r.varint()?,
+            prepares: r.varint()?,
+            ends: if r.varint()? == 0 {
+                None
+            } else {
+                Some(decode_ends(&mut r)?)
+            },
+        })
+    }
+}
+
+fn decode_ends(r: &mut Reader<'_>) -> Result<Ends> {
+    let (min_time, max_time) = (TimestampTz(r.i64()?), TimestampTz(r.i64()?));
+    let commit = |r: &mut Reader<'_>| -> Result<Option<Commit>> {
+        let (xid, lsn, time) = (r.u32()?, Lsn(r.u64()?), TimestampTz(r.i64()?));
+        Ok((xid != 0).then_some(Commit { xid, lsn, time }))
+    };
+    Ok(Ends {
+        min_time,
+        max_time,
+        first_commit: commit(r)?,
+        last_commit: commit(r)?,
+        min_xid: r.u32()?,
+        max_xid: r.u32()?,
+    })
+}
+
+/// Section 3: bytes of records that cross the segment's edges; empty where there are none or they are above 64 KiB.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Fragments {
+    /// At the start.
+    pub head: Vec<u8>,
+    /// At the end.
+    pub tail: Vec<u8>,
+}
+
+impl Fragments {
+    /// Section 3.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.head.len() + self.tail.len() + 8);
+        varint::put_blob(&mut out, &self.head);
+        varint::put_blob(&mut out, &self.tail);
+        out
+    }
+
+    /// Reads section 3.
+    pub fn decode(bytes: &[u8]) -> Result<Fragments> {
+        let mut r = Reader::new(bytes, "fragments of a segment");
+        Ok(Fragments {
+            head: r.blob()?.to_vec(),
+            tail: r.blob()?.to_vec(),
+        })
+    }
+}
+
+/// Section 4: a set of xids as runs of consecutive plain numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct XidSet(Vec<(u32, u32)>);
+
+impl XidSet {
+    /// Makes the set from sorted numbers without duplicates.
+    pub fn from_sorted(xids: &[u32]) -> XidSet {
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        for &xid in xids {
+            match runs.last_mut() {
+                Some((first, length))
+                    if u64::from(*first) + u64::from(*length) == u64::from(xid) =>
+                {
+                    *length += 1;
+                }
+                _ => runs.push((xid, 1)),
+            }
+        }
+        XidSet(runs)
+    }
+
+    /// Whether `xid` is in it.
+    pub fn contains(&self, xid: u32) -> bool {
+        let at = self.0.partition_point(|(first, _)| *first <= xid);
+        at.checked_sub(1)
+            .and_then(|i| self.0.get(i))
+            .is_some_and(|(first, length)| xid - first < *length)
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        encode_runs(&self.0)
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<XidSet> {
+        Ok(XidSet(decode_runs(r)?))
+    }
+}
+
+/// Varint count, then per run varint gap to the end of the previous run and varint length − 1.
+fn encode_runs(runs: &[(u32, u32)]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(runs.len() * 2 + 4);
+    varint::put(&mut out, runs.len() as u64);
+    let mut end = 0_u64;
+    for (first, length) in runs {
+        varint::put(&mut out, u64::from(*first) - end);
+        varint::put(&mut out, u64::from(*length) - 1);
+        end = u64::from(*first) + u64::from(*length);
+    }
+    out
+}
+
+fn decode_runs(r: &mut Reader<'_>) -> Result<Vec<(u32, u32)>> {
+    let count = r.count(2)?;
+    let mut runs = Vec::with_capacity(count);
+    let mut end = 0_u64;
+    for _ in 0..count {
+        let first = end.checked_add(r.varint()?).ok_or_else(|| r.damaged())?;
+        let length = r.varint()?.checked_add(1).ok_or_else(|| r.damaged())?;
+        end = first
+            .checked_add(length)
+            .filter(|e| *e <= 1 << 32)
+            .ok_or_else(|| r.damaged())?;
+        let narrow = |v: u64| u32::try_from(v).map_err(|_| r.damaged());
+        runs.push((narrow(first)?, narrow(length)?));
+    }
+    Ok(runs)
+}
+
+/// Something in section 5, with the start LSN of its record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WalEvent {
+    /// `pg_create_restore_point`.
+    RestorePoint {
+        /// Time in the record.
+        time: TimestampTz,
+        /// Name, up to its NUL.
+        name: Vec<u8>,
+    },
+    /// A checkpoint or end-of-recovery record.
+    Checkpoint {
+        /// Which of the three.
+        kind: CheckpointKind,
+        /// This timeline.
+        timeline: u32,
+        /// The one before; differs when the record starts a timeline.
+        previous_timeline: u32,
+        /// Redo point; 0/0 for end of recovery.
+        redo_lsn: Lsn,
+        /// When it was made.
+        time: TimestampTz,
+    },
+    /// Settings that a recovering server must match.
+    ParameterChange {
+        /// max_connections, max_worker_processes, max_wal_senders, max_prepared_transactions, max_locks_per_transaction.
+        limits: [u64; 5],
+        /// 0 minimal, 1 replica, 2 logical.
+        wal_level: u64,
+        /// wal_log_hints.
+        wal_log_hints: bool,
+        /// track_commit_timestamp.
+        track_commit_timestamp: bool,
+    },
+    /// End of an online backup on a primary.
+    BackupEnd {
+        /// Its start LSN.
+        start_lsn: Lsn,
+    },
+    /// A record was abandoned and overwritten.
+    OverwrittenContrecord {
+        /// Where it began.
+        lsn: Lsn,
+    },
+    /// A relation file was dropped, truncated or created.
+    Relation {
+        /// 0 dropped at transaction end, 1 truncated, 2 created.
+        action: u8,
+        /// Tablespace.
+        spc: u32,
+        /// Database.
+        db: u32,
+        /// Relation file number.
+        rel: u32,
+        /// Fork.
+        fork: u8,
+        /// New length in blocks, of a truncation.
+        block: u32,
+        /// Transaction.
+        xid: u32,
+    },
+    /// A database was created or dropped.
+    Database {
+        /// 0 file copy, 1 WAL log, 2 drop.
+        action: u8,
+        /// Database.
+        db: u32,
+        /// Tablespace.
+        spc: u32,
+        /// Transaction.
+        xid: u32,
+    },
+    /// A tablespace was created or dropped.
+    Tablespace {
+        /// 0 create, 1 drop.
+        action: u8,
+        /// Its oid.
+        oid: u32,
+        /// Transaction.
+        xid: u32,
+        /// Location, of a creation.
+        path: Vec<u8>,
+    },
+    /// full_page_writes changed.
+    FullPageWrites(bool),
+    /// A transaction end larger than what is kept.
+    Undecoded {
+        /// Resource manager.
+        rmid: u8,
+        /// xl_info.
+        info: u8,
+        /// Effective xid; 0 = not known.
+        xid: u32,
+        /// Its time.
+        time: TimestampTz,
+    },
+}
+
+/// Kinds of checkpoint-like records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckpointKind {
+    /// Online.
+    Online = 0,
+    /// Shutdown.
+    Shutdown = 1,
+    /// End of recovery.
+    EndOfRecovery = 2,
+}
+
+impl WalEvent {
+    fn kind(&self) -> u8 {
+        match self {
+            WalEvent::RestorePoint { .. } => 1,
+            WalEvent::Checkpoint { .. } => 2,
+            WalEvent::ParameterChange { .. } => 3,
+            WalEvent::BackupEnd { .. } => 4,
+            WalEvent::OverwrittenContrecord { .. } => 5,
+            WalEvent::Relation { .. } => 6,
+            WalEvent::Database { .. } => 7,
+            WalEvent::Tablespace { .. } => 8,
+            WalEvent::FullPageWrites(_) => 9,
+            WalEvent::Undecoded { .. } => 10,
+        }
+    }
+
+    fn body(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let int = |out: &mut Vec<u8>, values: &[u32]| {
+            for v in values {
+                varint::put(out, u64::from(*v));
+            }
+        };
+        match self {
+            WalEvent::RestorePoint { time, name } => {
+                out.extend_from_slice(&time.0.to_le_bytes());
+                varint::put_blob(&mut out, name);
+            }
+            WalEvent::Checkpoint {
+                kind,
+                timeline,
+                previous_timeline,
+                redo_lsn,
+                time,
+            } => {
+                out.push(*kind as u8);
+                int(&mut out, &[*timeline, *previous_timeline]);
+                out.extend_from_slice(&redo_lsn.0.to_le_bytes());
+                out.extend_from_slice(&time.0.to_le_bytes());
+            }
+            WalEvent::ParameterChange {
+                limits,
+                wal_level,
+                wal_log_hints,
+                track_commit_timestamp,
+            } => {
+                for v in limits {
+                    varint::put(&mut out, *v);
+                }
+                varint::put(&mut out, *wal_level);
+                out.push(u8::from(*wal_log_hints));
+                out.push(u8::from(*track_commit_timestamp));
+            }
+            WalEvent::BackupEnd { start_lsn: lsn } | WalEvent::OverwrittenContrecord { lsn } => {
+                out.extend_from_slice(&lsn.0.to_le_bytes());
+            }
+            WalEvent::Relation {
+                action,
+                spc,
+                db,
+                rel,
+                fork,
+                block,
+                xid,
+            } => {
+                out.push(*action);
+                int(&mut out, &[*spc, *db, *rel, u32::from(*fork), *block, *xid]);
+            }
+            WalEvent::Database {
+                action,
+                db,
+                spc,
+                xid,
+            } => {
+                out.push(*action);
+                int(&mut out, &[*db, *spc, *xid]);
+            }
+            WalEvent::Tablespace {
+                action,
+                oid,
+                xid,
+                path,
+            } => {
+                out.push(*action);
+                int(&mut out, &[*oid, *xid]);
+                varint::put_blob(&mut out, path);
+            }
+            WalEvent::FullPageWrites(on) => out.push(u8::from(*on)),
+            WalEvent::Undecoded {
+                rmid,
+                info,
+                xid,
+                time,
+            } => {
+                out.extend_from_slice(&[*rmid, *info]);
+                int(&mut out, &[*xid]);
+                out.extend_from_slice(&time.0.to_le_bytes());
+            }
+        }
+        out
+    }
+
+    /// `None` for a kind that this version does not know.
+    fn decode(kind: u8, body: &[u8]) -> Result<Option<WalEvent>> {
+        let mut r = Reader::new(body, "event of a segment");
+        Ok(Some(match kind {
+            1 => WalEvent::RestorePoint {
+                time: TimestampTz(r.i64()?),
+                name: r.blob()?.to_vec(),
+            },
+            2 => WalEvent::Checkpoint {
+                kind: match r.u8()? {
+                    0 => CheckpointKind::Online,
+                    1 => CheckpointKind::Shutdown,
+                    2 => CheckpointKind::EndOfRecovery,
+                    _ => return Err(r.damaged()),
+                },
+                timeline: r.number()?,
+                previous_timeline: r.number()?,
+                redo_lsn: Lsn(r.u64()?),
+                time: TimestampTz(r.i64()?),
+            },
+            3 => WalEvent::ParameterChange {
+                limits: [
+                    r.varint()?,
+                    r.varint()?,
+                    r.varint()?,
+                    r.varint()?,
+                    r.varint()?,
+                ],
+                wal_level: r.varint()?,
+                wal_log_hints: r.u8()? != 0,
+                track_commit_timestamp: r.u8()? != 0,
+            },
+            4 => WalEvent::BackupEnd {
+                start_lsn: Lsn(r.u64()?),
+            },
+            5 => WalEvent::OverwrittenContrecord { lsn: Lsn(r.u64()?) },
+            6 => WalEvent::Relation {
+                action: r.u8()?,
+                spc: r.number()?,
+                db: r.number()?,
+                rel: r.number()?,
+                fork: r.number()?,
+                block: r.number()?,
+                xid: r.number()?,
+            },
+            7 => WalEvent::Database {
+                action: r.u8()?,
+                db: r.number()?,
+                spc: r.number()?,
+                xid: r.number()?,
+            },
+            8 => WalEvent::Tablespace {
+                action: r.u8()?,
+                oid: r.number()?,
+                xid: r.number()?,
+                path: r.blob()?.to_vec(),
+            },
+            9 => WalEvent::FullPageWrites(r.u8()? != 0),
+            10 => WalEvent::Undecoded {
+                rmid: r.u8()?,
+                info: r.u8()?,
+                xid: r.number()?,
+                time: TimestampTz(r.i64()?),
+            },
+            _ => return Ok(None),
+        }))
+    }
+}
+
+/// Section 6: blocks changed, per relation fork.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Blocks(pub Vec<ForkBlocks>);
+
+/// The blocks of one relation fork that a segment changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForkBlocks {
+    /// Tablespace, database, relation file number, fork.
+    pub fork: (u32, u32, u32, u8),
+    /// Runs (first block, length), ascending.
+    pub runs: Vec<(u32, u32)>,
+}
+
+impl Blocks {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        varint::put(&mut out, self.0.len() as u64);
+        let mut last = (0, 0, 0);
+        for ForkBlocks {
+            fork: (spc, db, rel, fork),
+            runs,
+        } in &self.0
+        {
+            varint::put_zigzag(&mut out, i64::from(*spc) - last.0);
+            varint::put_zigzag(&mut out, i64::from(*db) - last.1);
+            varint::put_zigzag(&mut out, i64::from(*rel) - last.2);
+            last = (i64::from(*spc), i64::from(*db), i64::from(*rel));
+            out.push(*fork);
+            out.extend_from_slice(&encode_runs(runs));
+        }
+        out
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Blocks> {
+        let count = r.count(5)?;
+        let mut forks = Vec::with_capacity(count);
+        let mut last = [0_i64; 3];
+        for _ in 0..count {
+            let mut next = [0_u32; 3];
+            for (value, last) in next.iter_mut().zip(&mut last) {
+                *last = last.checked_add(r.zigzag()?).ok_or_else(|| r.damaged())?;
+                *value = u32::try_from(*last).map_err(|_| r.damaged())?;
+            }
+            let fork = r.u8()?;
+            let [spc, db, rel] = next;
+            forks.push(ForkBlocks {
+                fork: (spc, db, rel, fork),
+                runs: decode_runs(r)?,
+            });
+        }
+        Ok(Blocks(forks))
+    }
+}
+
+/// Kinds of findings in section 7.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DamageKind {
+    /// A record's checksum.
+    Crc = 1,
+    /// A record does not follow the one before.
+    Prev = 2,
+    /// A page header.
+    PageHeader = 3,
+    /// A record header.
+    RecordHeader = 4,
+    /// Bytes behind a switch record.
+    AfterSwitch = 5,
+}
+
+/// A whole index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentIndex {
+    /// Section 2.
+    pub summary: Summary,
+    /// Section 3.
+    pub fragments: Fragments,
+    /// Section 4; `None` = not recorded.
+    pub xids: Option<XidSet>,
+    /// Section 5, ascending by LSN; `None` = not recorded.
+    pub events: Option<Vec<(Lsn, WalEvent)>>,
+    /// Section 6; `None` = not recorded.
+    pub blocks: Option<Blocks>,
+    /// Section 7.
+    pub damage: Vec<(DamageKind, Lsn)>,
+}
+
+impl SegmentIndex {
+    /// The sections to store. Partials carry 2 and 3 only.
+    pub fn sections(&self, partial: bool) -> Vec<Section> {
+        let section = |tag, bytes, compress| Section {
+            tag,
+            bytes,
+            compress,
+        };
+        let mut sections = vec![
+            section(tag::SUMMARY, self.summary.encode(), false),
+            section(tag::FRAGMENTS, self.fragments.encode(), false),
+        ];
+        if partial {
+            return sections;
+        }
+        sections.push(section(
+            tag::XIDS,
+            limited(self.xids.as_ref().map(XidSet::encode), XIDS_LIMIT_BYTES),
+            true,
+        ));
+        sections.push(section(
+            tag::EVENTS,
+            limited(
+                self.events
+                    .as_ref()
+                    .map(|e| encode_events(self.summary.start_lsn, e)),
+                EVENTS_LIMIT_BYTES,
+            ),
+            true,
+        ));
+        sections.push(section(
+            tag::BLOCKS,
+            limited(self.blocks.as_ref().map(Blocks::encode), BLOCKS_LIMIT_BYTES),
+            true,
+        ));
+        if !self.damage.is_empty() {
+            sections.push(section(tag::DAMAGE, encode_damage(&self.damage), true));
+        }
+        sections
+    }
+}
+
+/// Section 2 of an object.
+///
+/// # Errors
+/// `Damaged` when it is missing or wrong.
+pub fn read_summary(container: &Container) -> Result<Summary> {
+    match container.section(tag::SUMMARY)? {
+        Some(bytes) => Summary::decode(&bytes),
+        None => Err(crate::err!(Damaged, "a segment object has no summary")),
+    }
+}
+
+/// Section 3 of an object.
+pub fn read_fragments(container: &Container) -> Result<Fragments> {
+    match container.section(tag::FRAGMENTS)? {
+        Some(bytes) => Fragments::decode(&bytes),
+        None => Err(crate::err!(Damaged, "a segment object has no fragments")),
+    }
+}
+
+/// Section 4 of an object; `None` when it was not recorded.
+pub fn read_xids(container: &Container) -> Result<Option<XidSet>> {
+    recorded(container, tag::XIDS, XidSet::decode)
+}
+
+/// Section 5 of an object; `None` when it was not recorded.
+pub fn read_events(container: &Container, start_lsn: Lsn) -> Result<Option<Vec<(Lsn, WalEvent)>>> {
+    recorded(container, tag::EVENTS, |r| decode_events(start_lsn, r))
+}
+
+/// Section 6 of an object; `None` when it was not recorded.
+pub fn read_blocks(container: &Container) -> Result<Option<Blocks>> {
+    recorded(container, tag::BLOCKS, Blocks::decode)
+}
+
+/// Section 7 of an object.
+pub fn read_damage(container: &Container) -> Result<Vec<(DamageKind, Lsn)>> {
+    let Some(bytes) = container.section(tag::DAMAGE)? else {
+        return Ok(Vec::new());
+    };
+    let mut r = Reader::new(&bytes, "findings of a segment");
+    let count = r.count(9)?;
+    let mut damage = Vec::with_capacity(count);
+    for _ in 0..count {
+        let kind = match r.u8()? {
+            1 => DamageKind::Crc,
+            2 => DamageKind::Prev,
+            3 => DamageKind::PageHeader,
+            4 => DamageKind::RecordHeader,
+            5 => DamageKind::AfterSwitch,
+            _ => return Err(r.damaged()),
+        };
+        damage.push((kind, Lsn(r.u64()?)));
+    }
+    Ok(damage)
+}
+
+fn recorded<T>(
+    container: &Container,
+    tag: u8,
+    decode: impl FnOnce(&mut Reader<'_>) -> Result<T>,
+) -> Result<Option<T>> {
+    let Some(bytes) = container.section(tag)? else {
+        return Ok(None);
+    };
+    let mut r = Reader::new(&bytes, "index of a segment");
+    match r.u8()? {
+        0 => Ok(None),
+        1 => decode(&mut r).map(Some),
+        _ => Err(r.damaged()),
+    }
+}
+
+fn limited(section: Option<Vec<u8>>, limit: usize) -> Vec<u8> {
+    match section {
+        Some(mut bytes) if bytes.len() <= limit => {
+            bytes.insert(0, 1);
+            bytes
+        }
+        _ => vec![0],
+    }
+}
+
+fn encode_events(start: Lsn, events: &[(Lsn, WalEvent)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    varint::put(&mut out, events.len() as u64);
+    for (lsn, event) in events {
+        out.push(event.kind());
+        varint::put(&mut out, lsn.0 - start.0);
+        varint::put_blob(&mut out, &event.body());
+    }
+    out
+}
+
+fn decode_events(start: Lsn, r: &mut Reader<'_>) -> Result<Vec<(Lsn, WalEvent)>> {
+    let count = r.count(3)?;
+    let mut events = Vec::new();
+    for _ in 0..count {
+        let kind = r.u8()?;
+        let lsn = start
+            .0
+            .checked_add(r.varint()?)
+            .ok_or_else(|| r.damaged())?;
+        let body = r.blob()?;
+        if let Some(event) = WalEvent::decode(kind, body)? {
+            events.push((Lsn(lsn), event));
+        }
+    }
+    Ok(events)
+}
+
+fn encode_damage(damage: &[(DamageKind, Lsn)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    varint::put(&mut out, damage.len() as u64);
+    for (kind, lsn) in damage {
+        out.push(*kind as u8);
+        out.extend_from_slice(&lsn.0.to_le_bytes());
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_comes_back() {
+        let commit = Commit {
+            xid: 7,
+            lsn: Lsn(0x100_0040),
+            time: TimestampTz(-5),
+        };
+        let mut summary = Summary {
+            flags: flag::SWITCH | flag::PARENT_PAGES,
+            start_lsn: Lsn(0x100_0000),
+            first_timeline: 1,
+            last_timeline: 2,
+            head_length: 10,
+            head_remaining: 10,
+            head_end: HeadEnd::Here,
+            first_record: Some((Lsn(0x100_0038), Lsn(0x0FF_FF00))),
+            last_begun: Some(Lsn(0x1FF_0000)),
+            last_complete: Some((Lsn(0x1FF_0000), Lsn(0x1FF_0018))),
+            tail_length: 0,
+            tail_total: 0,
+            tail_class: TailClass::Unknown,
+            valid_end: Lsn(0x1FF_0018),
+            records: 1000,
+            commits: 3,
+            aborts: 1,
+            prepares: 0,
+            ends: Some(Ends {
+                min_time: TimestampTz(-5),
+                max_time: TimestampTz(900),
+                first_commit: Some(commit),
+                last_commit: None,
+                min_xid: 7,
+                max_xid: u32::MAX,
+            }),
+        };
+        assert_eq!(Summary::decode(&summary.encode()).unwrap(), summary);
+        summary.ends = None;
+        summary.first_record = None;
+        let bytes = summary.encode();
+        assert_eq!(Summary::decode(&bytes).unwrap(), summary);
+        for n in 0..bytes.len() {
+            assert!(Summary::decode(&bytes[..n]).is_err());
+        }
+    }
+
+    #[test]
+    fn xids_are_exact() {
+        let xids = [3, 4, 5, 9, 100, 101, u32::MAX - 1, u32::MAX];
+        let set = XidSet::from_sorted(&xids);
+        let bytes = set.encode();
+        let back = XidSet::decode(&mut Reader::new(&bytes, "t")).unwrap();
+        assert_eq!(back, set);
+        for x in (0..200).chain([u32::MAX - 2, u32::MAX - 1, u32::MAX]) {
+            assert_eq!(back.contains(x), xids.contains(&x), "{x}");
+        }
+    }
+
+    #[test]
+    fn events_and_blocks_come_back() {
+        let events = vec![
+            (
+                Lsn(100),
+                WalEvent::RestorePoint {
+                    time: TimestampTz(5),
+                    name: b"before".to_vec(),
+                },
+            ),
+            (
+                Lsn(101),
+                WalEvent::Checkpoint {
+                    kind: CheckpointKind::Shutdown,
+                    timeline: 2,
+                    previous_timeline: 1,
+                    redo_lsn: Lsn(101),
+                    time: TimestampTz(6),
+                },
+            ),
+            (
+                Lsn(102),
+                WalEvent::ParameterChange {
+                    limits: [100, 8, 10, 0, 64],
+                    wal_level: 1,
+                    wal_log_hints: false,
+                    track_commit_timestamp: true,
+                },
+            ),
+            (Lsn(103), WalEvent::BackupEnd { start_lsn: Lsn(9) }),
+            (Lsn(104), WalEvent::OverwrittenContrecord { lsn: Lsn(8) }),
+            (
+                Lsn(105),
+                WalEvent::Relation {
+                    action: 1,
+                    spc: 1663,
+                    db: 5,
+                    rel: 6,
+                    fork: 0,
+                    block: 7,
+                    xid: 8,
+                },
+            ),
+            (
+                Lsn(106),
+                WalEvent::Database {
+                    action: 2,
+                    db: 5,
+                    spc: 1663,
+                    xid: 9,
+                },
+            ),
+            (
+                Lsn(107),
+                WalEvent::Tablespace {
+                    action: 0,
+                    oid: 9,
+                    xid: 10,
+                    path: b"/ts".to_vec(),
+                },
+            ),
+            (Lsn(108), WalEvent::FullPageWrites(true)),
+            (
+                Lsn(109),
+                WalEvent::Undecoded {
+                    rmid: 1,
+                    info: 0,
+                    xid: 0,
+                    time: TimestampTz(3),
+                },
+            ),
+        ];
+        let bytes = encode_events(Lsn(50), &events);
+        assert_eq!(
+            decode_events(Lsn(50), &mut Reader::new(&bytes, "t")).unwrap(),
+            events
+        );
+        let blocks = Blocks(vec![
+            ForkBlocks {
+                fork: (1663, 5, 100, 0),
+                runs: vec![(0, 3), (10, 1)],
+            },
+            ForkBlocks {
+                fork: (1663, 5, 90, 2),
+                runs: vec![(u32::MAX, 1)],
+            },
+        ]);
+        let bytes = blocks.encode();
+        assert_eq!(
+            Blocks::decode(&mut Reader::new(&bytes, "t")).unwrap(),
+            blocks
+        );
+    }
+}

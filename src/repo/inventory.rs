@@ -1,0 +1,503 @@
+//! What a repository holds of one cluster, as plain data: the input of every plan.
+//!
+//! Read anew each time: backups from their roots, timelines and segments from listings, never from a cache. What cannot be
+//! read or is damaged is listed as such; an error of the repository itself ends the reading, for it is no answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::backup::{BackupKind, BackupRoot, Method, Tablespace};
+use super::container::{Container, Kind};
+use super::event;
+use super::facts::Runs;
+use super::layout::{BackupId, ClusterLayout};
+use super::repository::{Registration, Repository};
+use crate::err;
+use crate::error::{Code, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::{History, TimelineId};
+
+/// A history file is read up to this size.
+const HISTORY_LIMIT_BYTES: u64 = 1 << 20;
+/// Directories of segments are listed by this many threads.
+const LISTERS: usize = 4;
+
+/// Everything a plan needs to know.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inventory {
+    /// Where the repository is, without secrets.
+    pub repository: String,
+    /// The repository's identity.
+    pub repository_uuid: String,
+    /// Cluster name.
+    pub cluster: String,
+    /// Of pg_control.
+    pub system_identifier: u64,
+    /// PostgreSQL major at registration.
+    pub major: u32,
+    /// WAL segment size.
+    pub segment_size: SegmentSize,
+    /// Backups, ascending by timeline and stop LSN.
+    pub backups: Vec<Backup>,
+    /// Backups whose root cannot be read.
+    pub unreadable: Vec<Unreadable>,
+    /// Timelines of which something is archived.
+    pub timelines: BTreeMap<TimelineId, Timeline>,
+    /// Segments that a check found damaged, and that no event says were healed.
+    pub suspects: BTreeSet<SegmentName>,
+}
+
+/// A backup, reduced to what planning needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backup {
+    /// Its id.
+    pub id: BackupId,
+    /// Full or incremental.
+    pub kind: BackupKind,
+    /// How the files were read.
+    pub method: Method,
+    /// What the operator called it.
+    pub label: String,
+    /// Where replay begins.
+    pub start_lsn: Lsn,
+    /// End of the WAL that the backup needs.
+    pub stop_lsn: Lsn,
+    /// From here on the restored cluster is consistent.
+    pub consistent_lsn: Lsn,
+    /// The checkpoint record.
+    pub checkpoint_lsn: Lsn,
+    /// Timeline at the start.
+    pub start_timeline: TimelineId,
+    /// Timeline at the stop.
+    pub timeline: TimelineId,
+    /// Server's clock at the start.
+    pub start_time: TimestampTz,
+    /// Server's clock at the stop.
+    pub stop_time: TimestampTz,
+    /// Whether the server was in recovery.
+    pub from_standby: bool,
+    /// PostgreSQL major.
+    pub major: u32,
+    /// Raw bytes of all files.
+    pub size_bytes: u64,
+    /// Bytes that it added to the repository.
+    pub stored_bytes: u64,
+    /// Files, without directories and links.
+    pub file_count: u64,
+    /// The cluster's `timezone` setting, where it is known.
+    pub timezone: Option<String>,
+    /// Tablespaces outside the data directory.
+    pub tablespaces: Vec<Tablespace>,
+    /// What is wrong with its pages or objects; none = nothing is known to be.
+    pub damage: Option<String>,
+    /// It is marked for deletion, not before this time.
+    pub expire_mark: Option<TimestampTz>,
+    /// Why it is pinned, if it is.
+    pub pinned: Option<String>,
+}
+
+impl Backup {
+    fn reduce(root: BackupRoot) -> Result<Backup> {
+        let timeline = |n: u32| {
+            TimelineId::new(n).ok_or_else(|| err!(Damaged, "backup \"{}\" has timeline 0", root.id))
+        };
+        let ordered = root.start_lsn <= root.checkpoint_lsn
+            && root.checkpoint_lsn <= root.stop_lsn
+            && root.stop_lsn <= root.consistent_lsn
+            && root.start_lsn < root.stop_lsn
+            && root.start_timeline <= root.timeline;
+        if !ordered {
+            return Err(err!(
+                Damaged,
+                "the positions of backup \"{}\" are not in order",
+                root.id
+            ));
+        }
+        let damage = root.is_damaged().then(|| {
+            format!(
+                "{} pages failed their checksum when it was taken",
+                root.damage_count
+            )
+        });
+        Ok(Backup {
+            start_timeline: timeline(root.start_timeline)?,
+            timeline: timeline(root.timeline)?,
+            id: root.id,
+            kind: root.backup_kind,
+            method: root.method,
+            label: root.label,
+            start_lsn: root.start_lsn,
+            stop_lsn: root.stop_lsn,
+            consistent_lsn: root.consistent_lsn,
+            checkpoint_lsn: root.checkpoint_lsn,
+            start_time: root.start_time,
+            stop_time: root.stop_time,
+            from_standby: root.from_standby,
+            major: root.major,
+            size_bytes: root.size_bytes,
+            stored_bytes: root.stored_bytes,
+            file_count: root.file_count,
+            timezone: root.timezone,
+            tablespaces: root.tablespaces,
+            damage,
+            expire_mark: None,
+            pinned: None,
+        })
+    }
+}
+
+/// A backup whose root cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Its id.
+    pub id: BackupId,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// What is archived of a timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Timeline {
+    /// Its history.
+    pub history: HistoryFile,
+    /// Its segments.
+    pub segments: Runs,
+    /// Its partial segments: recovery never asks for them.
+    pub partials: BTreeSet<SegmentName>,
+}
+
+/// The history file of a timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum HistoryFile {
+    /// There is none.
+    #[default]
+    Absent,
+    /// What it says.
+    Known(History),
+    /// It cannot be read, for this reason.
+    Damaged(String),
+}
+
+impl Inventory {
+    /// Reads what the repository holds of a cluster.
+    ///
+    /// # Errors
+    /// `NotFound` when the cluster is not registered; what the store says. Damage of single objects is part of the answer.
+    pub fn read(
+        repository: &Repository,
+        cluster: &str,
+        system_identifier: Option<u64>,
+    ) -> Result<Inventory> {
+        let registration = choose_registration(repository, cluster, system_identifier)?;
+        let layout = ClusterLayout::new(cluster, registration.system_identifier)?;
+        let (mut backups, unreadable) = read_backups(repository, &layout)?;
+        backups
+            .sort_by(|a, b| (a.timeline, a.stop_lsn, &a.id).cmp(&(b.timeline, b.stop_lsn, &b.id)));
+        let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
+        Ok(Inventory {
+            repository: repository.store().location(),
+            repository_uuid: repository.marker().uuid.clone(),
+            cluster: cluster.to_owned(),
+            system_identifier: registration.system_identifier,
+            major: registration.major,
+            segment_size,
+            backups,
+            unreadable,
+            timelines: read_timelines(repository, &layout, segment_size)?,
+            suspects: read_suspects(repository, &layout)?,
+        })
+    }
+
+    /// The history of a timeline: its file, or nothing before it for timeline 1.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no file, `Damaged` where it cannot be read.
+    pub fn history(&self, timeline: TimelineId) -> Result<History> {
+        match self.timelines.get(&timeline).map(|t| &t.history) {
+            Some(HistoryFile::Known(history)) => Ok(history.clone()),
+            Some(HistoryFile::Damaged(why)) => Err(err!(
+                Damaged,
+                "the history file of timeline {} cannot be read: {why}",
+                timeline.decimal()
+            )),
+            _ if timeline == TimelineId::FIRST => Ok(History::root(timeline)),
+            _ => Err(err!(
+                NotFound,
+                "timeline {} has no history file in the repository",
+                timeline.decimal()
+            )),
+        }
+    }
+
+    /// Whether a segment is archived.
+    pub fn has(&self, timeline: TimelineId, number: SegmentNumber) -> bool {
+        self.timelines
+            .get(&timeline)
+            .is_some_and(|t| t.segments.contains(number))
+    }
+
+    /// The zone of the cluster's clock settings, as its newest backup records it.
+    pub fn timezone(&self) -> Option<&str> {
+        self.backups
+            .iter()
+            .max_by_key(|b| b.stop_time)
+            .and_then(|b| b.timezone.as_deref())
+    }
+}
+
+/// The registration that readers take: the one asked for, the only one, or that of the newest backup.
+fn choose_registration(
+    repository: &Repository,
+    cluster: &str,
+    system_identifier: Option<u64>,
+) -> Result<Registration> {
+    let mut registrations = repository.registrations(cluster)?;
+    if registrations.is_empty() {
+        let names = repository.cluster_names()?.join(", ");
+        return Err(err!(
+            NotFound,
+            "cluster \"{cluster}\" is not in repository \"{}\"",
+            repository.store().location()
+        )
+        .hint(format!("Known there: {names}")));
+    }
+    if let Some(wanted) = system_identifier {
+        let known: Vec<String> = registrations
+            .iter()
+            .map(|r| r.system_identifier.to_string())
+            .collect();
+        return registrations
+            .into_iter()
+            .find(|r| r.system_identifier == wanted)
+            .ok_or_else(|| {
+                err!(
+                    NotFound,
+                    "system identifier {wanted} is not registered for cluster \"{cluster}\""
+                )
+                .hint(format!("Registered: {}", known.join(", ")))
+            });
+    }
+    let mut newest: Option<(BackupId, usize)> = None;
+    if registrations.len() > 1 {
+        for (at, registration) in registrations.iter().enumerate() {
+            let layout = ClusterLayout::new(cluster, registration.system_identifier)?;
+            // Ids begin with the start time, which is what "newest" means between clusters that share no WAL.
+            for id in backup_ids(repository, &layout)? {
+                if newest.as_ref().is_none_or(|(best, _)| *best < id) {
+                    newest = Some((id, at));
+                }
+            }
+        }
+    }
+    let at = newest.map_or(registrations.len() - 1, |(_, at)| at);
+    Ok(registrations.swap_remove(at))
+}
+
+fn backup_ids(repository: &Repository, layout: &ClusterLayout) -> Result<Vec<BackupId>> {
+    let listed = repository.store().list(&layout.backups())?;
+    Ok(listed
+        .into_iter()
+        .filter(|l| l.is_prefix)
+        .filter_map(|l| l.name.parse().ok())
+        .collect())
+}
+
+fn read_backups(
+    repository: &Repository,
+    layout: &ClusterLayout,
+) -> Result<(Vec<Backup>, Vec<Unreadable>)> {
+    let store = repository.store();
+    let mut backups = Vec::new();
+    let mut unreadable = Vec::new();
+    for id in backup_ids(repository, layout)? {
+        let read = BackupRoot::read(store, layout, &id)
+            .and_then(|root| root.map(Backup::reduce).transpose());
+        match read {
+            Ok(Some(mut backup)) => {
+                fold_events(repository, layout, &mut backup)?;
+                backups.push(backup);
+            }
+            Ok(None) => {}
+            Err(e) if is_damage(e.code()) => unreadable.push(Unreadable {
+                id,
+                problem: e.to_string(),
+            }),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok((backups, unreadable))
+}
+
+fn is_damage(code: Code) -> bool {
+    matches!(code, Code::Damaged | Code::Unsupported)
+}
+
+/// Marks, pins and damage that events tell of a backup.
+fn fold_events(repository: &Repository, layout: &ClusterLayout, backup: &mut Backup) -> Result<()> {
+    let subject = backup.id.to_string();
+    let events = match event::read_all(repository.store(), layout, &subject) {
+        Ok(events) => events,
+        // One damaged event hides what it says; the backup itself is still there.
+        Err(e) if is_damage(e.code()) => {
+            let note = format!("an event of it cannot be read: {e}");
+            backup.damage.get_or_insert(note);
+            return Ok(());
+        }
+        Err(e) => return Err(e),
+    };
+    if let Some(found) = event::standing(&events, "damaged", "healed").first() {
+        let detail = found.event.detail.as_deref().unwrap_or("no detail");
+        backup.damage = Some(format!("a check found damage: {detail}"));
+    }
+    backup.expire_mark = event::standing(&events, "expire", "unexpire")
+        .iter()
+        .map(|e| e.event.not_before.unwrap_or(e.since()))
+        .min();
+    backup.pinned = event::standing(&events, "pin", "unpin")
+        .first()
+        .map(|e| e.event.reason.clone().unwrap_or_default());
+    Ok(())
+}
+
+fn read_suspects(repository: &Repository, layout: &ClusterLayout) -> Result<BTreeSet<SegmentName>> {
+    let mut suspects = BTreeSet::new();
+    for listed in repository.store().list(&layout.events())? {
+        let Some(name) = listed.name.strip_prefix("wal-") else {
+            continue;
+        };
+        let Ok(name) = name.parse::<SegmentName>() else {
+            continue;
+        };
+        let standing = match event::read_all(repository.store(), layout, &listed.name) {
+            Ok(events) => !event::standing(&events, "damaged", "healed").is_empty(),
+            // Whatever it says, the segment is looked at itself.
+            Err(e) if is_damage(e.code()) => true,
+            Err(e) => return Err(e),
+        };
+        if standing {
+            suspects.insert(name);
+        }
+    }
+    Ok(suspects)
+}
+
+pub(super) fn read_timelines(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    size: SegmentSize,
+) -> Result<BTreeMap<TimelineId, Timeline>> {
+    let store = repository.store();
+    let mut timelines = BTreeMap::new();
+    for listed in store.list(&layout.wal())? {
+        let Ok(id) = listed.name.parse::<TimelineId>() else {
+            continue;
+        };
+        let mut timeline = Timeline::default();
+        let mut logs = Vec::new();
+        for inner in store.list(&layout.timeline(id))? {
+            match (inner.name.as_str(), inner.is_prefix) {
+                ("history", false) => timeline.history = read_history(repository, layout, id)?,
+                ("partial", true) => {
+                    let prefix = format!("{}/partial", layout.timeline(id));
+                    let names = store.list(&prefix)?;
+                    timeline.partials = names.iter().filter_map(|l| l.name.parse().ok()).collect();
+                }
+                (log, true) => {
+                    if let Some(log) = log_number(log) {
+                        logs.push(log);
+                    }
+                }
+                _ => {}
+            }
+        }
+        timeline.segments = read_segments(repository, layout, id, &logs, size)?;
+        timelines.insert(id, timeline);
+    }
+    Ok(timelines)
+}
+
+/// The directory of a log id: eight upper-case hexadecimal digits.
+fn log_number(name: &str) -> Option<u32> {
+    let upper = |b: u8| b.is_ascii_digit() || (b'A'..=b'F').contains(&b);
+    (name.len() == 8 && name.bytes().all(upper))
+        .then(|| u32::from_str_radix(name, 16).ok())
+        .flatten()
+}
+
+/// Lists the directories of a timeline, several at a time: on a disk that is not cached each costs a seek.
+fn read_segments(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    timeline: TimelineId,
+    logs: &[u32],
+    size: SegmentSize,
+) -> Result<Runs> {
+    let list = |logs: &[u32]| -> Result<Runs> {
+        let mut runs = Vec::new();
+        for log in logs {
+            let mut numbers = Vec::new();
+            for listed in repository.store().list(&layout.log(timeline, *log))? {
+                // Healed copies count only where their base is: they have names of their own.
+                if let Ok(name) = listed.name.parse::<SegmentName>()
+                    && name.timeline == timeline
+                    && name.log == *log
+                    && let Ok(number) = name.number(size)
+                {
+                    numbers.push(number.0);
+                }
+            }
+            runs.push(Runs::from_numbers(numbers));
+        }
+        Ok(runs.into_iter().fold(Runs::default(), Runs::union))
+    };
+    if logs.len() < 2 * LISTERS {
+        return list(logs);
+    }
+    let share = logs.len().div_ceil(LISTERS);
+    let parts: Vec<Result<Runs>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = logs
+            .chunks(share)
+            .map(|part| scope.spawn(move || list(part)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|t| {
+                t.join()
+                    .unwrap_or_else(|_| Err(err!(Internal, "a listing thread panicked")))
+            })
+            .collect()
+    });
+    let mut all = Runs::default();
+    for part in parts {
+        all = all.union(part?);
+    }
+    Ok(all)
+}
+
+fn read_history(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    timeline: TimelineId,
+) -> Result<HistoryFile> {
+    let key = layout.history(timeline);
+    let Some(object) = repository.store().open(&key)? else {
+        return Ok(HistoryFile::Absent);
+    };
+    let read = || -> Result<History> {
+        let container = Container::open(object)?;
+        let identity = container.identity();
+        let own = container.kind() == Kind::History
+            && identity.name == timeline.history_file_name()
+            && identity.system_identifier == layout.system_identifier();
+        if !own {
+            return Err(err!(Damaged, "object \"{key}\" is another file"));
+        }
+        History::parse(timeline, &container.read_small(HISTORY_LIMIT_BYTES)?)
+    };
+    match read() {
+        Ok(history) => Ok(HistoryFile::Known(history)),
+        Err(e) if is_damage(e.code()) => Ok(HistoryFile::Damaged(e.to_string())),
+        Err(e) => Err(e),
+    }
+}

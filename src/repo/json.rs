@@ -1,0 +1,307 @@
+//! JSON objects with their checksum (format, section 4).
+
+use serde::de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+use crate::err;
+use crate::error::{Error, Result};
+use crate::store::{Key, Published, Store, get, put};
+
+/// Greatest size of an object that is not a root.
+pub const LIMIT_BYTES: u64 = 1 << 20;
+/// Greatest size of a root.
+pub const ROOT_LIMIT_BYTES: u64 = 64 << 20;
+/// The format this program writes and reads.
+pub const FORMAT: u64 = 1;
+
+const NESTING_MAX: usize = 16;
+const STRING_MAX: usize = 64 << 10;
+const HISTORY_STRING_MAX: usize = 2 << 20;
+const BEFORE: &[u8] = b",\"checksum\":\"blake3:";
+const AFTER: &[u8] = b"\"}\n";
+const SUFFIX: usize = BEFORE.len() + 64 + AFTER.len();
+
+/// Serializes `value`, with format, kind and key in front and the checksum at the end.
+///
+/// # Errors
+/// `Internal` when `value` is not a JSON object.
+pub fn encode(key: &Key, kind: &str, value: &impl Serialize) -> Result<Vec<u8>> {
+    let failed = |e| err!(Internal, "could not serialize object \"{key}\"").source(e);
+    let Value::Object(fields) = serde_json::to_value(value).map_err(failed)? else {
+        return Err(err!(Internal, "object \"{key}\" is not a JSON object"));
+    };
+    let mut all = Map::new();
+    all.insert("format".into(), FORMAT.into());
+    all.insert("kind".into(), kind.into());
+    all.insert("key".into(), base_key(key).into());
+    all.extend(fields);
+    let mut bytes = serde_json::to_vec(&Value::Object(all)).map_err(failed)?;
+    bytes.pop(); // the closing brace stands behind the checksum
+    let hash = blake3::hash(&bytes).to_hex();
+    bytes.extend_from_slice(BEFORE);
+    bytes.extend_from_slice(hash.as_bytes());
+    bytes.extend_from_slice(AFTER);
+    Ok(bytes)
+}
+
+/// Checks and parses an object that was found under `key`.
+///
+/// # Errors
+/// `Damaged` when the checksum, the kind or the key is wrong; `Unsupported` for another format or an unknown feature.
+pub fn decode<T: DeserializeOwned>(key: &Key, kind: &str, bytes: &[u8]) -> Result<T> {
+    let damaged = |why: &str| err!(Damaged, "object \"{key}\" is damaged: {why}");
+    let at = bytes
+        .len()
+        .checked_sub(SUFFIX)
+        .ok_or_else(|| damaged("it is too short"))?;
+    let (body, suffix) = bytes.split_at(at);
+    let hash = suffix
+        .strip_prefix(BEFORE)
+        .and_then(|s| s.strip_suffix(AFTER))
+        .ok_or_else(|| damaged("it has no checksum"))?;
+    if hash != blake3::hash(body).to_hex().as_bytes() {
+        return Err(damaged("its checksum is wrong"));
+    }
+    check_shape(bytes).map_err(damaged)?;
+    let head: Head =
+        serde_json::from_slice(bytes).map_err(|e| damaged("it cannot be parsed").source(e))?;
+    if head.format != FORMAT {
+        return Err(err!(
+            Unsupported,
+            "object \"{key}\" has another format than {FORMAT}"
+        )
+        .hint("Use the version of pitr that wrote it, or a newer one."));
+    }
+    if let Some(feature) = head.features.first {
+        return Err(
+            err!(Unsupported, "object \"{key}\" needs feature \"{feature}\"")
+                .hint("Use the version of pitr that wrote it, or a newer one."),
+        );
+    }
+    if head.kind != kind {
+        return Err(damaged(&format!("it is not of kind \"{kind}\"")));
+    }
+    if head.key != base_key(key) {
+        return Err(damaged("it belongs under another key"));
+    }
+    serde_json::from_slice(bytes).map_err(|e| damaged("a field is missing or wrong").source(e))
+}
+
+/// What every object says of itself. What it says besides is passed over, not built: a tree of values takes dozens of times the
+/// memory of its text.
+#[derive(Deserialize)]
+struct Head {
+    format: u64,
+    kind: String,
+    key: String,
+    #[serde(default)]
+    features: FirstFeature,
+}
+
+/// The first of a list of names.
+#[derive(Default)]
+struct FirstFeature {
+    first: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for FirstFeature {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct First;
+        impl<'de> Visitor<'de> for First {
+            type Value = FirstFeature;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list of names")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut names: A,
+            ) -> std::result::Result<FirstFeature, A::Error> {
+                let first = names.next_element()?;
+                while names.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(FirstFeature { first })
+            }
+        }
+        deserializer.deserialize_seq(First)
+    }
+}
+
+/// Holds the text to the limits of the format before anything is made of it: how deep it nests, how long its strings are.
+fn check_shape(bytes: &[u8]) -> std::result::Result<(), &'static str> {
+    let mut depth = 0_usize;
+    let mut last: &[u8] = &[];
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > NESTING_MAX {
+                    return Err("it nests too deep");
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'"' => {
+                let rest = bytes.get(at + 1..).unwrap_or_default();
+                let length = string_length(rest).ok_or("a string has no end")?;
+                // Behind the name of a field stands its value: `last` is the name then.
+                let is_history = matches!(last, b"history" | b"history_hex");
+                let limit = if is_history {
+                    HISTORY_STRING_MAX
+                } else {
+                    STRING_MAX
+                };
+                if length > limit {
+                    return Err("a string is too long");
+                }
+                last = rest.get(..length).unwrap_or_default();
+                at += length + 1;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    Ok(())
+}
+
+/// Bytes before the quote that ends a string.
+fn string_length(rest: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match rest.get(at)? {
+            b'"' => return Some(at),
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+}
+
+/// The kind that an object says it has, before any check.
+pub fn kind_of(bytes: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Head {
+        kind: String,
+    }
+    serde_json::from_slice::<Head>(bytes).ok().map(|h| h.kind)
+}
+
+/// Reads and decodes the object under `key`; `None` is proven absence.
+pub fn read<T: DeserializeOwned>(
+    store: &dyn Store,
+    key: &Key,
+    kind: &str,
+    limit_bytes: u64,
+) -> Result<Option<T>> {
+    match get(store, key, limit_bytes)? {
+        Some(bytes) => decode(key, kind, &bytes).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Encodes and stores an object.
+pub fn write(
+    store: &dyn Store,
+    key: &Key,
+    kind: &str,
+    value: &impl Serialize,
+) -> Result<Published> {
+    put(store, key, &encode(key, kind, value)?)
+}
+
+/// The key without the suffix of a healed copy.
+fn base_key(key: &Key) -> &str {
+    match key.as_str().rsplit_once(".heal-") {
+        Some((base, n)) if n.bytes().all(|b| b.is_ascii_digit()) => base,
+        _ => key.as_str(),
+    }
+}
+
+/// A damaged JSON object that cannot even be parsed is still an error of its key.
+impl From<serde_json::Error> for Error {
+    fn from(e: serde_json::Error) -> Self {
+        err!(Damaged, "not valid JSON").source(e)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct Thing {
+        name: String,
+        number: u64,
+    }
+
+    /// A whole object with this text for its fields.
+    fn object(fields: &str) -> Vec<u8> {
+        let mut bytes =
+            format!("{{\"format\":1,\"kind\":\"event\",\"key\":\"events/x/begin\",\"name\":\"a\",\"number\":1{fields}")
+                .into_bytes();
+        let hash = blake3::hash(&bytes).to_hex();
+        bytes.extend_from_slice(BEFORE);
+        bytes.extend_from_slice(hash.as_bytes());
+        bytes.extend_from_slice(AFTER);
+        bytes
+    }
+
+    #[test]
+    fn z05_shapes_beyond_the_limits_are_refused_before_anything_is_made_of_them() {
+        let key = Key::new("events/x/begin").unwrap();
+        let read = |fields: &str| decode::<Thing>(&key, "event", &object(fields));
+        read("").unwrap();
+        read(&format!(",\"x\":{}1{}", "[".repeat(15), "]".repeat(15))).unwrap();
+        read(&format!(",\"history\":\"{}\"", "h".repeat(1 << 20))).unwrap();
+        read(",\"x\":\"\\\"[[[[[[[[[[[[[[[[[[[[\"").unwrap();
+        for bad in [
+            format!(",\"x\":{}1{}", "[".repeat(16), "]".repeat(16)),
+            format!(",\"x\":{}", "{\"a\":".repeat(100_000)),
+            format!(",\"x\":\"{}\"", "x".repeat((64 << 10) + 1)),
+            format!(",\"history\":\"{}\"", "h".repeat(3 << 20)),
+            ",\"number\":18446744073709551616".to_owned(),
+            ",\"x\":\"".to_owned(),
+        ] {
+            let error = read(&bad).unwrap_err();
+            assert_eq!(error.code(), Code::Damaged, "{error}");
+        }
+        // A million of them cost no more than one.
+        let many = format!(",\"features\":[\"new\"{}]", ",\"x\"".repeat(1_000_000));
+        assert_eq!(read(&many).unwrap_err().code(), Code::Unsupported);
+    }
+
+    #[test]
+    fn an_object_comes_back_and_every_flipped_bit_is_seen() {
+        let key = Key::new("events/x/begin").unwrap();
+        let thing = Thing {
+            name: "a".into(),
+            number: u64::MAX,
+        };
+        let bytes = encode(&key, "event", &thing).unwrap();
+        assert_eq!(bytes.len() - SUFFIX, bytes.len() - 87);
+        assert_eq!(decode::<Thing>(&key, "event", &bytes).unwrap(), thing);
+        serde_json::from_slice::<Value>(&bytes).unwrap();
+        for i in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[i / 8] ^= 1 << (i % 8);
+            assert_eq!(
+                decode::<Thing>(&key, "event", &bad).unwrap_err().code(),
+                Code::Damaged,
+                "bit {i}"
+            );
+        }
+        for n in 0..bytes.len() {
+            assert!(decode::<Thing>(&key, "event", &bytes[..n]).is_err());
+        }
+        let other = Key::new("events/y/begin").unwrap();
+        assert!(decode::<Thing>(&other, "event", &bytes).is_err());
+        let newer = serde_json::json!({ "name": "a", "number": 1, "features": ["x", "y"] });
+        let newer = encode(&key, "event", &newer).unwrap();
+        let refused = decode::<Thing>(&key, "event", &newer).unwrap_err();
+        assert_eq!(refused.code(), Code::Unsupported);
+        assert!(refused.to_string().contains("\"x\""), "{refused}");
+        let healed = Key::new("events/x/begin.heal-1").unwrap();
+        assert!(decode::<Thing>(&healed, "event", &bytes).is_ok());
+    }
+}

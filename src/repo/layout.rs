@@ -1,0 +1,391 @@
+//! Every object key, in one file (format, section 3).
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::segment::{SegmentName, WalFileName};
+use crate::pg::timeline::TimelineId;
+use crate::store::Key;
+
+/// The repository's marker.
+pub fn marker() -> Key {
+    fixed("pitr.json".to_owned())
+}
+
+/// Prefix below which the names of clusters are listed.
+pub const CLUSTERS: &str = "clusters";
+
+/// Whether `name` may name a cluster: `[a-z0-9][a-z0-9._-]{0,62}`.
+pub fn is_cluster_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    let first = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    name.len() <= 63
+        && bytes.next().is_some_and(first)
+        && bytes.all(|b| first(b) || matches!(b, b'.' | b'_' | b'-'))
+}
+
+/// Where everything of one cluster (a name and a system identifier) lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterLayout {
+    name: String,
+    system_identifier: u64,
+}
+
+impl ClusterLayout {
+    /// # Errors
+    /// `Usage` when `name` is no cluster name.
+    pub fn new(name: &str, system_identifier: u64) -> Result<Self> {
+        if !is_cluster_name(name) {
+            return Err(err!(
+                Usage,
+                "\"{}\" is not a cluster name: [a-z0-9][a-z0-9._-]{{0,62}} is needed",
+                name.escape_debug()
+            ));
+        }
+        Ok(ClusterLayout {
+            name: name.to_owned(),
+            system_identifier,
+        })
+    }
+
+    /// The cluster's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The system identifier of pg_control.
+    pub fn system_identifier(&self) -> u64 {
+        self.system_identifier
+    }
+
+    fn key(&self, rest: &str) -> Key {
+        fixed(format!("{}/{rest}", self.prefix()))
+    }
+
+    /// `clusters/<name>/<system identifier>`.
+    pub fn prefix(&self) -> String {
+        format!("{CLUSTERS}/{}/{}", self.name, self.system_identifier)
+    }
+
+    /// The registration.
+    pub fn cluster(&self) -> Key {
+        self.key("cluster.json")
+    }
+
+    /// Prefix below which timelines are listed.
+    pub fn wal(&self) -> String {
+        format!("{}/wal", self.prefix())
+    }
+
+    /// Prefix of one timeline: log ids, `partial`, `labels`, `open`, and `history`.
+    pub fn timeline(&self, timeline: TimelineId) -> String {
+        format!("{}/wal/{timeline}", self.prefix())
+    }
+
+    /// Prefix of the segments of one log id, the second group of eight digits of their names.
+    pub fn log(&self, timeline: TimelineId, log: u32) -> String {
+        format!("{}/wal/{timeline}/{log:08X}", self.prefix())
+    }
+
+    /// A segment.
+    pub fn segment(&self, name: SegmentName) -> Key {
+        self.key(&format!("wal/{}/{:08X}/{name}", name.timeline, name.log))
+    }
+
+    /// A timeline's history file.
+    pub fn history(&self, timeline: TimelineId) -> Key {
+        self.key(&format!("wal/{timeline}/history"))
+    }
+
+    /// Where the WAL file `name` lies.
+    pub fn wal_file(&self, name: WalFileName) -> Key {
+        match name {
+            WalFileName::Segment(segment) => self.segment(segment),
+            WalFileName::History(timeline) => self.history(timeline),
+            WalFileName::Partial(segment) => {
+                self.key(&format!("wal/{}/partial/{segment}", segment.timeline))
+            }
+            WalFileName::BackupHistory { segment, .. } => {
+                self.key(&format!("wal/{}/labels/{name}", segment.timeline))
+            }
+        }
+    }
+
+    /// Where a refused copy of `name` with this raw hash lies.
+    pub fn conflict(&self, name: WalFileName, hash: &[u8; 32]) -> Key {
+        let hash = blake3::Hash::from_bytes(*hash).to_hex();
+        self.key(&format!(
+            "conflicts/{name}-{}",
+            hash.get(..16).unwrap_or_default()
+        ))
+    }
+
+    /// Prefix of refused copies.
+    pub fn conflicts(&self) -> String {
+        format!("{}/conflicts", self.prefix())
+    }
+
+    /// Prefix below which ids of backups are listed.
+    pub fn backups(&self) -> String {
+        format!("{}/backups", self.prefix())
+    }
+
+    /// A backup's root, its commit record.
+    pub fn manifest(&self, id: &BackupId) -> Key {
+        self.key(&format!("backups/{id}/manifest"))
+    }
+
+    /// PostgreSQL's own manifest of a backup.
+    pub fn server_manifest(&self, id: &BackupId) -> Key {
+        self.key(&format!("backups/{id}/server-manifest"))
+    }
+
+    /// A layer object, by the `<id>/<n>` that roots use.
+    pub fn layer(&self, part: &PartName) -> Key {
+        self.key(&format!("layers/{part}"))
+    }
+
+    /// A pack, by the `<id>/<n>` that roots and layers use.
+    pub fn pack(&self, part: &PartName) -> Key {
+        self.key(&format!("packs/{part}"))
+    }
+
+    /// Prefix of layers or packs: all ids, or the parts of one.
+    pub fn parts(&self, kind: PartKind, id: Option<&BackupId>) -> String {
+        let kind = match kind {
+            PartKind::Layer => "layers",
+            PartKind::Pack => "packs",
+        };
+        match id {
+            Some(id) => format!("{}/{kind}/{id}", self.prefix()),
+            None => format!("{}/{kind}", self.prefix()),
+        }
+    }
+
+    /// Prefix below which subjects of events are listed.
+    pub fn events(&self) -> String {
+        format!("{}/events", self.prefix())
+    }
+
+    /// Prefix of one subject's events.
+    pub fn subject(&self, subject: &str) -> String {
+        format!("{}/events/{subject}", self.prefix())
+    }
+
+    /// The reservation of a backup id.
+    pub fn begin(&self, id: &BackupId) -> Key {
+        self.key(&format!("events/{id}/begin"))
+    }
+
+    /// An event: `name` is `<time>-<kind>-<nonce>`.
+    ///
+    /// # Errors
+    /// `Damaged` when subject or name break the key grammar.
+    pub fn event(&self, subject: &str, name: &str) -> Result<Key> {
+        Key::new(format!("{}/events/{subject}/{name}", self.prefix()))
+    }
+}
+
+/// Layers or packs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartKind {
+    /// Parts of the map.
+    Layer,
+    /// Frames of file content.
+    Pack,
+}
+
+/// A backup's id, e.g. `20261120T064049Z-full`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackupId(String);
+
+impl BackupId {
+    /// The id for a start time printed as `20261120T064049Z`; `attempt` counts from 1.
+    pub fn compose(stamp: &str, attempt: u32, kind: &str) -> Result<BackupId> {
+        if attempt <= 1 {
+            format!("{stamp}-{kind}")
+        } else {
+            format!("{stamp}-{attempt}-{kind}")
+        }
+        .parse()
+    }
+}
+
+impl fmt::Display for BackupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for BackupId {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let stamp = s.get(..16).unwrap_or_default().as_bytes();
+        let stamp_ok = stamp.iter().enumerate().all(|(i, b)| match i {
+            8 => *b == b'T',
+            15 => *b == b'Z',
+            _ => b.is_ascii_digit(),
+        });
+        let rest = s
+            .get(16..)
+            .and_then(|r| r.strip_prefix('-'))
+            .unwrap_or_default();
+        let kind = rest.rsplit('-').next().unwrap_or_default();
+        let number_ok = match rest.rsplit_once('-') {
+            Some((n, _)) => n.len() <= 6 && n.bytes().all(|b| b.is_ascii_digit()) && !n.is_empty(),
+            None => true,
+        };
+        if stamp.len() == 16 && stamp_ok && number_ok && matches!(kind, "full" | "incr") {
+            Ok(BackupId(s.to_owned()))
+        } else {
+            let shown: String = s.escape_debug().take(100).collect();
+            Err(err!(
+                NotFound,
+                "\"{shown}\" is not a backup id, as 20261120T064049Z-full is"
+            ))
+        }
+    }
+}
+
+impl serde::Serialize for BackupId {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for BackupId {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        String::deserialize(d)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// A layer object or a pack inside its prefix: `<id>/<n>`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartName {
+    /// The backup that wrote it.
+    pub id: BackupId,
+    /// Counts from 0.
+    pub number: u32,
+}
+
+impl fmt::Display for PartName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{:06}", self.id, self.number)
+    }
+}
+
+impl FromStr for PartName {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let shown = || s.escape_debug().take(100).collect::<String>();
+        let wrong = || {
+            err!(
+                Damaged,
+                "\"{}\" is not the name of a layer or pack",
+                shown()
+            )
+        };
+        let (id, number) = s.split_once('/').ok_or_else(wrong)?;
+        if number.len() != 6 || !number.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(wrong());
+        }
+        Ok(PartName {
+            id: id.parse().map_err(|_| wrong())?,
+            number: number.parse().map_err(|_| wrong())?,
+        })
+    }
+}
+
+impl serde::Serialize for PartName {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for PartName {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        String::deserialize(d)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+fn fixed(key: String) -> Key {
+    Key::new(key).expect("keys are composed of parts whose grammar is checked before")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_those_of_the_format_page() {
+        let c = ClusterLayout::new("main", 7_000_000_000_000_000_001).unwrap();
+        let p = "clusters/main/7000000000000000001";
+        let file = |n: &str| c.wal_file(n.parse().unwrap()).to_string();
+        assert_eq!(
+            file("000000010000000A000000FE"),
+            format!("{p}/wal/00000001/0000000A/000000010000000A000000FE")
+        );
+        assert_eq!(
+            file("0000000B.history"),
+            format!("{p}/wal/0000000B/history")
+        );
+        assert_eq!(
+            file("000000010000000A000000FE.partial"),
+            format!("{p}/wal/00000001/partial/000000010000000A000000FE")
+        );
+        assert_eq!(
+            file("000000010000000A000000FE.00000028.backup"),
+            format!("{p}/wal/00000001/labels/000000010000000A000000FE.00000028.backup")
+        );
+        let conflict = c.conflict("0000000B.history".parse().unwrap(), &[0xAB; 32]);
+        assert_eq!(
+            conflict.as_str(),
+            format!("{p}/conflicts/0000000B.history-abababababababab")
+        );
+        let id: BackupId = "20261120T064049Z-2-full".parse().unwrap();
+        assert_eq!(
+            c.begin(&id).as_str(),
+            format!("{p}/events/20261120T064049Z-2-full/begin")
+        );
+        let part = PartName { id, number: 7 };
+        assert_eq!(
+            c.pack(&part).as_str(),
+            format!("{p}/packs/20261120T064049Z-2-full/000007")
+        );
+        assert_eq!(part.to_string().parse::<PartName>().unwrap(), part);
+    }
+
+    #[test]
+    fn names_that_are_none_are_refused() {
+        for bad in ["", "A", "../x", "-a", "a b", &"a".repeat(64)] {
+            assert!(ClusterLayout::new(bad, 1).is_err(), "{bad}");
+        }
+        for bad in [
+            "",
+            "20261120T064049Z",
+            "20261120T064049Z-",
+            "20261120T064049Z-x",
+            "20261120T064049Z-../full",
+            "20261120T06404-full",
+            "20261120T064049Z--full",
+        ] {
+            assert!(bad.parse::<BackupId>().is_err(), "{bad}");
+        }
+        for bad in [
+            "x",
+            "20261120T064049Z-full",
+            "20261120T064049Z-full/1",
+            "20261120T064049Z-full/0000001",
+        ] {
+            assert!(bad.parse::<PartName>().is_err(), "{bad}");
+        }
+    }
+}

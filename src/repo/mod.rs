@@ -1,0 +1,38 @@
+//! What the keys of a repository mean: format 1, `docs/repository-format.md`.
+//!
+//! The page is the authority; a change here that it does not say is a defect.
+
+pub mod backup;
+pub mod container;
+pub mod event;
+#[cfg(feature = "full")]
+pub mod facts;
+pub mod index;
+pub mod indexer;
+#[cfg(feature = "full")]
+pub mod inventory;
+pub mod json;
+pub mod layout;
+pub mod repository;
+#[cfg(feature = "full")]
+pub mod rollup;
+#[cfg(feature = "full")]
+pub mod rollup_cache;
+#[cfg(feature = "full")]
+pub mod survey;
+pub mod tail;
+pub mod varint;
+
+use crate::config::Location;
+use crate::error::Result;
+use crate::store::file::FileStore;
+use repository::Repository;
+
+/// Opens the repository at `location`; `nonce` is random, for temporary names.
+///
+/// # Errors
+/// `NoRepository` when there is none; what the store says.
+pub fn open(location: &Location, nonce: u64) -> Result<Repository> {
+    let Location::File(path) = location;
+    Repository::open(Box::new(FileStore::open(path, nonce)?))
+}

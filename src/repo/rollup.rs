@@ -1,0 +1,877 @@
+//! Answers what plans ask of archived WAL: from the indexes of segments, a local cache of them, and decoded bodies.
+//!
+//! Indexes prune: they are read once, many at a time, and kept under `cache_dir` by repository, key, size and time. Bodies prove:
+//! a scan reads a segment whole, checks its hash, and decodes it; it also compares what was cached, and a difference is told by
+//! [`Rollup::has_changed`], so that the plan is made again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::container::{Container, Kind, tag};
+use super::facts::{Crossing, Entry, EntryKind, Facts, NamedPoint, PREFIX, Prefix, Wal, flag};
+use super::index::{self, WalEvent};
+use super::inventory::Inventory;
+use super::layout::ClusterLayout;
+use super::repository::Repository;
+use super::rollup_cache::{CacheFile, Row};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::page::WalIdentity;
+use crate::pg::reader::{Finding, Reader, Sink};
+use crate::pg::record::{HEADER, Record, RecordHeader};
+use crate::pg::rmgr;
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::pg::xact::{self, TransactionRecord};
+use crate::pg::xlog::{self, XlogRecord};
+use crate::store::Meta;
+
+/// Indexes are read by this many threads: reading waits for the disk, not for the processor.
+const READERS: usize = 8;
+/// Fewer indexes than this are not worth a thread.
+const FEW: usize = 32;
+
+/// So many are read before they are put among the others.
+const PART: usize = 8192;
+
+/// The WAL of one cluster in one repository.
+pub struct Rollup<'a> {
+    repository: &'a Repository,
+    inventory: &'a Inventory,
+    layout: ClusterLayout,
+    /// Where the cache of this cluster is; none = no cache.
+    directory: Option<PathBuf>,
+    tables: Mutex<BTreeMap<TimelineId, Table>>,
+    changed: AtomicBool,
+}
+
+/// What is known of one timeline's segments.
+#[derive(Default)]
+struct Table {
+    /// Ascending by number.
+    rows: Vec<Row>,
+    cache: Option<CacheFile>,
+}
+
+impl Table {
+    fn find(&self, number: u64) -> Option<&Row> {
+        let at = self.position(number).ok()?;
+        self.rows.get(at)
+    }
+
+    fn position(&self, number: u64) -> std::result::Result<usize, usize> {
+        // Without holes, the usual case, the place follows from the number.
+        if let Some(first) = self.rows.first()
+            && let Some(at) = number.checked_sub(first.number)
+            && let Ok(at) = usize::try_from(at)
+            && self.rows.get(at).is_some_and(|r| r.number == number)
+        {
+            return Ok(at);
+        }
+        self.rows.binary_search_by_key(&number, |r| r.number)
+    }
+
+    fn put(&mut self, row: Row) {
+        match self.position(row.number) {
+            Ok(at) => {
+                if let Some(old) = self.rows.get_mut(at) {
+                    *old = row;
+                }
+            }
+            Err(at) => self.rows.insert(at, row),
+        }
+    }
+
+    fn put_all(&mut self, mut rows: Vec<Row>) {
+        if let Some(cache) = &self.cache {
+            cache.append(&rows);
+        }
+        let sorted_behind = match (self.rows.last(), rows.first()) {
+            (Some(last), Some(first)) => last.number < first.number,
+            _ => true,
+        };
+        self.rows.append(&mut rows);
+        if !sorted_behind {
+            self.rows.sort_by_key(|r| r.number);
+        }
+    }
+}
+
+impl<'a> Rollup<'a> {
+    /// The WAL that `inventory` lists. `cache_dir` is where caches are kept; without one every index is read anew.
+    ///
+    /// # Errors
+    /// `Usage` for an inventory of an impossible cluster name.
+    pub fn new(
+        repository: &'a Repository,
+        inventory: &'a Inventory,
+        cache_dir: Option<&Path>,
+    ) -> Result<Rollup<'a>> {
+        let layout = ClusterLayout::new(&inventory.cluster, inventory.system_identifier)?;
+        let directory = cache_dir.map(|d| {
+            d.join(&inventory.repository_uuid).join(format!(
+                "{}-{}",
+                inventory.cluster, inventory.system_identifier
+            ))
+        });
+        Ok(Rollup {
+            repository,
+            inventory,
+            layout,
+            directory,
+            tables: Mutex::new(BTreeMap::new()),
+            changed: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether a stored segment was found to differ from what had been said of it: what was concluded must be concluded again.
+    /// Asking clears it.
+    pub fn has_changed(&self) -> bool {
+        self.changed.swap(false, Ordering::Relaxed)
+    }
+
+    fn size(&self) -> SegmentSize {
+        self.inventory.segment_size
+    }
+
+    /// Runs `f` on a timeline's table, with what the cache holds of it.
+    fn with_table<T>(&self, timeline: TimelineId, f: impl FnOnce(&mut Table) -> T) -> Result<T> {
+        let mut tables = self
+            .tables
+            .lock()
+            .map_err(|_| err!(Internal, "a thread panicked"))?;
+        let table = tables
+            .entry(timeline)
+            .or_insert_with(|| self.load(timeline));
+        Ok(f(table))
+    }
+
+    fn load(&self, timeline: TimelineId) -> Table {
+        let Some(directory) = &self.directory else {
+            return Table::default();
+        };
+        let identity = format!(
+            "{} {} {} {timeline} {}",
+            self.inventory.repository_uuid,
+            self.inventory.cluster,
+            self.inventory.system_identifier,
+            self.size().bytes()
+        );
+        let cache = CacheFile::new(directory, &format!("{timeline}.rollup"), &identity);
+        let rows = cache.read(&mut |number| self.inventory.has(timeline, SegmentNumber(number)));
+        Table {
+            rows,
+            cache: Some(cache),
+        }
+    }
+
+    fn number(&self, name: SegmentName) -> Result<u64> {
+        name.number(self.size()).map(|n| n.0)
+    }
+
+    /// Opens a segment's object and makes sure that it is the one its key says.
+    fn open(&self, name: SegmentName) -> Result<Container> {
+        let key = self.layout.segment(name);
+        let open = || -> Result<Container> {
+            let object = self
+                .repository
+                .store()
+                .open(&key)?
+                .ok_or_else(|| err!(Damaged, "it was listed, and is not there"))?;
+            let container = Container::open(object)?;
+            let identity = container.identity();
+            let range = name.number(self.size())?.range(self.size());
+            let own = container.kind() == Kind::Segment
+                && identity.name == name.to_string()
+                && identity.timeline == name.timeline.get()
+                && identity.system_identifier == self.inventory.system_identifier
+                && identity.segment_size_bytes == self.size().bytes()
+                && identity.from_lsn == range.start.0
+                && identity.to_lsn == range.end.0;
+            if own {
+                Ok(container)
+            } else {
+                Err(err!(Damaged, "it is another object"))
+            }
+        };
+        open().map_err(|e| e.context(format!("segment \"{name}\"")))
+    }
+
+    fn meta(&self, name: SegmentName) -> Result<Option<Meta>> {
+        self.repository.store().head(&self.layout.segment(name))
+    }
+
+    fn read_row(&self, name: SegmentName) -> Result<Row> {
+        self.row_of(name, &self.open(name)?)
+    }
+
+    fn row_of(&self, name: SegmentName, container: &Container) -> Result<Row> {
+        let facts =
+            read_facts(container).map_err(|e| e.context(format!("index of segment \"{name}\"")))?;
+        let modified = self.meta(name)?.map_or(TimestampTz(0), |m| m.modified);
+        Ok(Row {
+            number: self.number(name)?,
+            size_bytes: container.stored_bytes(),
+            modified,
+            facts,
+        })
+    }
+
+    /// Puts a row that was read anew in the place of what was said before.
+    fn replace(&self, name: SegmentName, row: Row) -> Result<()> {
+        self.with_table(name.timeline, |table| {
+            let old = table.find(row.number).copied();
+            if old.is_some_and(|old| old.facts != row.facts) {
+                self.changed.store(true, Ordering::Relaxed);
+            }
+            if old != Some(row) {
+                table.put(row);
+                if let Some(cache) = &table.cache {
+                    cache.append(&[row]);
+                }
+            }
+        })
+    }
+}
+
+/// Reads what plans need of an index.
+///
+/// # Errors
+/// `Damaged` and `Unsupported`; what the store says.
+pub fn read_facts(container: &Container) -> Result<Facts> {
+    let summary = index::read_summary(container)?;
+    let fragments = index::read_fragments(container)?;
+    let mut flags = u16::try_from(summary.flags & 0xFF).unwrap_or(0);
+    let xids_recorded = container
+        .section(tag::XIDS)?
+        .is_some_and(|bytes| bytes.first() == Some(&1));
+    if !xids_recorded {
+        flags |= flag::XIDS_UNKNOWN;
+    }
+    match index::read_events(container, summary.start_lsn)? {
+        Some(events) => {
+            for (_, event) in &events {
+                match event {
+                    WalEvent::RestorePoint { .. } => flags |= flag::RESTORE_POINTS,
+                    WalEvent::Undecoded { xid: 0, .. } => flags |= flag::XIDS_UNKNOWN,
+                    _ => {}
+                }
+            }
+        }
+        None => flags |= flag::RESTORE_POINTS,
+    }
+    let (first_record, first_prev) = summary.first_record.unwrap_or_default();
+    let (last_complete, last_complete_end) = summary.last_complete.unwrap_or_default();
+    let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    let ends = summary.ends;
+    Ok(Facts {
+        start_lsn: summary.start_lsn,
+        flags,
+        head_end: summary.head_end,
+        tail_class: summary.tail_class,
+        head_length: summary.head_length,
+        head_remaining: summary.head_remaining,
+        tail_length: summary.tail_length,
+        tail_total: summary.tail_total,
+        first_record,
+        first_prev,
+        last_begun: summary.last_begun.unwrap_or_default(),
+        last_complete,
+        last_complete_end,
+        valid_end: summary.valid_end,
+        commits: small(summary.commits),
+        ends: if ends.is_some() {
+            small(summary.commits.saturating_add(summary.aborts)).max(1)
+        } else {
+            0
+        },
+        times: ends.map_or_else(Default::default, |e| (e.min_time, e.max_time)),
+        xids: ends.map_or((0, 0), |e| (e.min_xid, e.max_xid)),
+        head: Prefix::of(&fragments.head),
+        tail: Prefix::of(&fragments.tail),
+    })
+}
+
+impl Wal for Rollup<'_> {
+    fn prefetch(
+        &self,
+        timeline: TimelineId,
+        first: SegmentNumber,
+        last: SegmentNumber,
+    ) -> Result<()> {
+        let Some(listed) = self.inventory.timelines.get(&timeline) else {
+            return Ok(());
+        };
+        let unknown = self.with_table(timeline, |table| {
+            let mut unknown = Vec::new();
+            for (from, to) in listed.segments.iter() {
+                for number in from.max(first).0..=to.min(last).0 {
+                    if table.find(number).is_none() {
+                        unknown.push(number);
+                    }
+                }
+            }
+            unknown
+        })?;
+        if unknown.len() < FEW {
+            return Ok(());
+        }
+        self.with_table(timeline, |table| table.rows.reserve_exact(unknown.len()))?;
+        // In parts, so that nothing is held twice.
+        for part in unknown.chunks(PART) {
+            let rows = self.read_rows(timeline, part)?;
+            self.with_table(timeline, |table| table.put_all(rows))?;
+        }
+        Ok(())
+    }
+
+    fn facts(&self, name: SegmentName) -> Result<Facts> {
+        let number = self.number(name)?;
+        if let Some(facts) =
+            self.with_table(name.timeline, |t| t.find(number).map(|row| row.facts))?
+        {
+            return Ok(facts);
+        }
+        let row = self.read_row(name)?;
+        self.replace(name, row)?;
+        Ok(row.facts)
+    }
+
+    fn crossing(&self, name: SegmentName, next: Option<SegmentName>) -> Result<Crossing> {
+        let Some(next) = next else {
+            // Nothing continues it: it does not exist for recovery.
+            return Ok(Crossing::Nothing);
+        };
+        let (tail, head) = (self.facts(name)?, self.facts(next)?);
+        Ok(crossing_of(&tail, &head))
+    }
+
+    fn may_end(&self, name: SegmentName, xid: u32) -> Result<bool> {
+        let container = self.open(name)?;
+        Ok(index::read_xids(&container)?.is_none_or(|xids| xids.contains(xid)))
+    }
+
+    fn restore_points(&self, name: SegmentName) -> Result<Option<Vec<NamedPoint>>> {
+        let container = self.open(name)?;
+        let start = name.start_lsn(self.size())?;
+        let events = index::read_events(&container, start)?;
+        Ok(events.map(|events| {
+            events
+                .into_iter()
+                .filter_map(|(lsn, event)| match event {
+                    WalEvent::RestorePoint { time, name } => Some(NamedPoint { lsn, time, name }),
+                    _ => None,
+                })
+                .collect()
+        }))
+    }
+
+    fn scan(
+        &self,
+        name: SegmentName,
+        next: &dyn Fn(SegmentName) -> Option<SegmentName>,
+        visit: &mut dyn FnMut(&Entry),
+    ) -> Result<()> {
+        let container = self.open(name)?;
+        self.replace(name, self.row_of(name, &container)?)?;
+        let range = name.number(self.size())?.range(self.size());
+        let mut visitor = Visitor {
+            visit,
+            end: range.end,
+            done: false,
+        };
+        let mut feeder = Feeder::default();
+        let wrap = |e: Error| e.context(format!("segment \"{name}\""));
+        feeder.begin(name, range.start);
+        container
+            .read_body(&mut |piece| feeder.feed(piece, &mut visitor))
+            .map_err(wrap)?;
+        let mut open = feeder.finish();
+        let mut at = name;
+        while open && !visitor.done {
+            let Some(following) = next(at) else {
+                break;
+            };
+            let container = self.open(following)?;
+            feeder.begin(following, following.start_lsn(self.size())?);
+            let read = container.read_body(&mut |piece| {
+                feeder.feed(piece, &mut visitor)?;
+                // The record has ended: the rest of the segment is another scan's business.
+                match visitor.done {
+                    true => Err(err!(Interrupted, "enough")),
+                    false => Ok(()),
+                }
+            });
+            match read {
+                Err(e) if e.code() == Code::Interrupted && visitor.done => break,
+                Err(e) => return Err(e.context(format!("segment \"{following}\""))),
+                Ok(()) => open = feeder.finish(),
+            }
+            at = following;
+        }
+        Ok(())
+    }
+
+    fn confirm(&self, name: SegmentName) -> Result<()> {
+        let number = self.number(name)?;
+        let known = self.with_table(name.timeline, |t| t.find(number).copied())?;
+        let meta = self.meta(name)?;
+        let same = match (&known, &meta) {
+            (Some(row), Some(meta)) => {
+                row.size_bytes == meta.size_bytes && row.modified == meta.modified
+            }
+            _ => false,
+        };
+        if !same {
+            let row = self.read_row(name)?;
+            self.replace(name, row)?;
+        }
+        Ok(())
+    }
+}
+
+impl Rollup<'_> {
+    /// Reads the indexes of many segments of a timeline. Damaged ones are left out: who asks for them learns it then.
+    fn read_rows(&self, timeline: TimelineId, numbers: &[u64]) -> Result<Vec<Row>> {
+        let at = AtomicUsize::new(0);
+        let read = || -> Result<Vec<Row>> {
+            let mut rows = Vec::new();
+            loop {
+                let from = at.fetch_add(FEW, Ordering::Relaxed);
+                let Some(part) = numbers.get(from..).filter(|p| !p.is_empty()) else {
+                    return Ok(rows);
+                };
+                for number in part.iter().take(FEW) {
+                    let Some(name) = SegmentNumber(*number).name(timeline, self.size()) else {
+                        continue;
+                    };
+                    match self.read_row(name) {
+                        Ok(row) => rows.push(row),
+                        Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+            }
+        };
+        let threads = READERS.min(numbers.len().div_ceil(FEW));
+        let parts: Vec<Result<Vec<Row>>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(read)).collect();
+            threads
+                .into_iter()
+                .map(|t| {
+                    t.join()
+                        .unwrap_or_else(|_| Err(err!(Internal, "a reading thread panicked")))
+                })
+                .collect()
+        });
+        let mut all = Vec::with_capacity(numbers.len());
+        for part in parts {
+            all.append(&mut part?);
+        }
+        all.sort_unstable_by_key(|r| r.number);
+        Ok(all)
+    }
+}
+
+/// What the record is of which `tail` holds the beginning and `head` the rest, as far as their first bytes tell.
+fn crossing_of(tail: &Facts, head: &Facts) -> Crossing {
+    let mut bytes = tail.tail.bytes().to_vec();
+    if usize::try_from(tail.tail_length) == Ok(bytes.len()) {
+        bytes.extend_from_slice(head.head.bytes());
+    }
+    let Some(header) = RecordHeader::read(&bytes) else {
+        return Crossing::Unknown;
+    };
+    if header.rmid == rmgr::XLOG && header.info & 0xF0 == xlog::RESTORE_POINT_OPCODE {
+        return Crossing::RestorePoint;
+    }
+    if header.rmid != rmgr::TRANSACTION {
+        return Crossing::Nothing;
+    }
+    let (is_commit, prepared) = match header.info & 0x70 {
+        0x00 => (true, false),
+        0x20 => (false, false),
+        0x30 => (true, true),
+        0x40 => (false, true),
+        _ => return Crossing::Nothing,
+    };
+    match time_of(&bytes) {
+        Some(time) => Crossing::End {
+            // That of a prepared transaction stands far behind the first bytes.
+            xid: if prepared { 0 } else { header.xid.0 },
+            time,
+            is_commit,
+        },
+        None => Crossing::Unknown,
+    }
+}
+
+/// The time of a transaction end: it comes first in the main data, behind the headers of fragments.
+///
+/// PostgreSQL: src/include/access/xlogrecord.h (XLogRecordDataHeader, origin, top-level xid).
+fn time_of(record: &[u8]) -> Option<TimestampTz> {
+    let mut at = HEADER;
+    loop {
+        let id = *record.get(at)?;
+        at += match id {
+            255 => 2,
+            254 => 5,
+            253 => 3,
+            252 => 5,
+            _ => return None,
+        };
+        if id >= 254 {
+            break;
+        }
+    }
+    let time = record.get(at..at + 8)?;
+    Some(TimestampTz(i64::from_le_bytes(time.try_into().ok()?)))
+}
+
+const _: () = assert!(PREFIX >= HEADER + 3 + 5 + 5 + 8);
+
+/// Cuts a stream of bytes into whole pages for the reader.
+#[derive(Default)]
+struct Feeder {
+    reader: Option<Reader>,
+    segment: Option<(SegmentName, Lsn)>,
+    /// Bytes that are no whole page yet.
+    rest: Vec<u8>,
+    started: bool,
+}
+
+impl Feeder {
+    fn begin(&mut self, name: SegmentName, start: Lsn) {
+        self.segment = Some((name, start));
+        self.started = false;
+        self.rest.clear();
+    }
+
+    fn feed(&mut self, piece: &[u8], visitor: &mut Visitor<'_>) -> Result<()> {
+        self.rest.extend_from_slice(piece);
+        if !self.started {
+            if self.rest.len() < 40 {
+                return Ok(());
+            }
+            let Some((name, start)) = self.segment else {
+                return Err(err!(Internal, "no segment was begun"));
+            };
+            let reader = match self.reader.take() {
+                Some(reader) => reader,
+                None => Reader::new(&WalIdentity::read(&self.rest)?),
+            };
+            let reader = self.reader.insert(reader);
+            reader.start_segment(start, name.timeline)?;
+            self.started = true;
+        }
+        let Some(reader) = &mut self.reader else {
+            return Ok(());
+        };
+        let whole = self.rest.len() - self.rest.len() % reader.page_size();
+        if let Some(pages) = self.rest.get(..whole) {
+            reader.feed(pages, visitor)?;
+        }
+        self.rest.drain(..whole);
+        Ok(())
+    }
+
+    /// Ends the segment; true when a record continues in the next one.
+    fn finish(&mut self) -> bool {
+        let Some(reader) = &mut self.reader else {
+            return false;
+        };
+        let summary = reader.finish_segment();
+        let whole_middle = summary.first_record.is_none()
+            && summary
+                .head
+                .as_ref()
+                .is_some_and(|head| head.end_lsn.is_none());
+        summary.tail.is_some() || whole_middle
+    }
+}
+
+/// Shows the records that begin in one segment, up to the first finding.
+struct Visitor<'a> {
+    visit: &'a mut dyn FnMut(&Entry),
+    /// The end of that segment.
+    end: Lsn,
+    /// Everything that begins in it was shown, or nothing more can be.
+    done: bool,
+}
+
+impl Sink for Visitor<'_> {
+    fn record(&mut self, record: &Record<'_>) {
+        if self.done {
+            return;
+        }
+        if record.start_lsn >= self.end {
+            self.done = true;
+            return;
+        }
+        (self.visit)(&Entry {
+            start: record.start_lsn,
+            end: record.end_lsn,
+            kind: kind_of(record),
+        });
+        // The one that crosses the border is the last.
+        self.done = record.end_lsn > self.end;
+    }
+
+    fn finding(&mut self, _: Finding) {
+        // PostgreSQL would stop here too. (Bytes behind a switch record come when everything was shown.)
+        self.done = true;
+    }
+}
+
+fn kind_of(record: &Record<'_>) -> EntryKind {
+    match record.rmid {
+        rmgr::TRANSACTION => match end_of(record) {
+            Some(end) => end,
+            None => EntryKind::Transaction,
+        },
+        rmgr::XLOG if xlog::is_checkpoint(record) => match xlog_of(record) {
+            Some(XlogRecord::Checkpoint(c)) => EntryKind::Checkpoint {
+                next_xid: c.checkpoint.next_xid,
+            },
+            _ => EntryKind::Other,
+        },
+        rmgr::XLOG if record.opcode() == xlog::RESTORE_POINT_OPCODE => match xlog_of(record) {
+            Some(XlogRecord::RestorePoint(point)) => EntryKind::RestorePoint {
+                time: point.time,
+                name: point.name.to_vec(),
+            },
+            _ => EntryKind::Other,
+        },
+        _ => EntryKind::Other,
+    }
+}
+
+fn end_of(record: &Record<'_>) -> Option<EntryKind> {
+    xact::outcome(record)?;
+    let body = record.body().ok()?;
+    match xact::decode(record, body.main_data).ok()?? {
+        TransactionRecord::End(end) => Some(EntryKind::End {
+            xid: end.xid.0,
+            time: end.time,
+            is_commit: end.outcome.is_commit(),
+        }),
+        _ => None,
+    }
+}
+
+fn xlog_of<'a>(record: &Record<'a>) -> Option<XlogRecord<'a>> {
+    let body = record.body().ok()?;
+    xlog::decode(record, body.main_data).ok()?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::craft::{self, Craft};
+    use crate::pg::version::Major;
+    use crate::repo::container::{Codec, ContainerWriter, Identity};
+    use crate::repo::indexer::Indexer;
+    use crate::repo::repository::Registration;
+    use crate::store::file::FileStore;
+
+    const SEGMENT: usize = 1 << 20;
+
+    fn tli(n: u32) -> TimelineId {
+        TimelineId::new(n).unwrap()
+    }
+
+    /// A repository that holds the crafted WAL on timeline 1.
+    fn repository(dir: &Path, craft: &Craft) -> Repository {
+        let store = FileStore::create(dir, 1).unwrap();
+        let now = TimestampTz(0);
+        let (repository, _) = Repository::create(Box::new(store), 7, now).unwrap();
+        let system_identifier = craft.identity.system_identifier;
+        repository
+            .register(&Registration {
+                name: "main".into(),
+                system_identifier,
+                major: craft.identity.major.number(),
+                segment_size_bytes: SEGMENT as u64,
+                block_size_bytes: 8192,
+                wal_block_size_bytes: 8192,
+                first_seen: now,
+                features: Vec::new(),
+            })
+            .unwrap();
+        let mut bytes = craft.bytes.clone();
+        bytes.resize(bytes.len().next_multiple_of(SEGMENT), 0);
+        for (n, segment) in bytes.chunks(SEGMENT).enumerate() {
+            store_segment(&repository, craft, n as u64 + 1, segment);
+        }
+        repository
+    }
+
+    fn store_segment(repository: &Repository, craft: &Craft, number: u64, segment: &[u8]) {
+        let size = craft.identity.segment_size;
+        let name = SegmentNumber(number).name(tli(1), size).unwrap();
+        let system_identifier = craft.identity.system_identifier;
+        let layout = ClusterLayout::new("main", system_identifier).unwrap();
+        let start = SegmentNumber(number).start_lsn(size);
+        let mut indexer = Indexer::new(&craft.identity, start, tli(1)).unwrap();
+        indexer.feed(segment).unwrap();
+        let index = indexer.finish(false);
+        let object = repository.store().create(&layout.segment(name)).unwrap();
+        let mut writer = ContainerWriter::new(object, Kind::Segment, Codec::Lz4).unwrap();
+        writer.write(segment).unwrap();
+        let identity = Identity {
+            hash: *blake3::hash(segment).as_bytes(),
+            raw_bytes: segment.len() as u64,
+            system_identifier,
+            timeline: 1,
+            major: craft.identity.major.number(),
+            segment_size_bytes: size.bytes(),
+            name: name.to_string(),
+            from_lsn: start.0,
+            to_lsn: start.0 + size.bytes(),
+        };
+        let object = writer.finish(&identity, index.sections(false)).unwrap();
+        object.publish().unwrap();
+    }
+
+    fn commit(craft: &mut Craft, xid: u32) -> (Lsn, Lsn) {
+        let mut main = (i64::from(xid) * 1_000_000).to_le_bytes().to_vec();
+        main.extend_from_slice(&[0; 4]);
+        craft.record(rmgr::TRANSACTION, 0x80, xid, &craft::main_data(&main))
+    }
+
+    /// A record without meaning that leaves `left` bytes of the segment.
+    fn fill(craft: &mut Craft, left: usize) {
+        let page = 8192;
+        loop {
+            let used = craft.bytes.len() % SEGMENT;
+            let last_page = used >= SEGMENT - page;
+            if last_page && craft.room() > left + 40 {
+                craft.leave(left);
+                return;
+            }
+            craft.leave(0);
+        }
+    }
+
+    #[test]
+    fn records_that_cross_a_border_count_where_they_begin() {
+        for left in [8, 16, 24, 32] {
+            let mut craft = Craft::new(Major::V17);
+            let first = commit(&mut craft, 700);
+            fill(&mut craft, left);
+            let crossing = commit(&mut craft, 701);
+            let third = commit(&mut craft, 702);
+            craft.switch();
+            let dir = tempfile::tempdir().unwrap();
+            let repository = repository(dir.path(), &craft);
+            let inventory = Inventory::read(&repository, "main", None).unwrap();
+            let rollup = Rollup::new(&repository, &inventory, None).unwrap();
+            let size = craft.identity.segment_size;
+            let name = |n| SegmentNumber(n).name(tli(1), size).unwrap();
+            assert_eq!(
+                rollup.crossing(name(1), Some(name(2))).unwrap(),
+                Crossing::End {
+                    xid: 701,
+                    time: TimestampTz(701_000_000),
+                    is_commit: true
+                },
+                "{left}"
+            );
+            let seen = |n: u64| {
+                let mut ends = Vec::new();
+                let next = |s: SegmentName| s.next(size);
+                rollup
+                    .scan(name(n), &next, &mut |entry| {
+                        if let EntryKind::End { xid, .. } = entry.kind {
+                            ends.push((xid, entry.start, entry.end));
+                        }
+                    })
+                    .unwrap();
+                ends
+            };
+            assert_eq!(
+                seen(1),
+                [(700, first.0, first.1), (701, crossing.0, crossing.1)]
+            );
+            assert_eq!(seen(2), [(702, third.0, third.1)]);
+            assert!(rollup.may_end(name(2), 702).unwrap());
+            assert!(!rollup.may_end(name(2), 701).unwrap());
+            assert!(!rollup.has_changed());
+        }
+    }
+
+    #[test]
+    fn a_cache_is_used_and_never_believed_where_it_matters() {
+        let mut craft = Craft::new(Major::V15);
+        for xid in 700..703 {
+            commit(&mut craft, xid);
+            craft.switch();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let cache = tempfile::tempdir().unwrap();
+        let repository = repository(dir.path(), &craft);
+        let inventory = Inventory::read(&repository, "main", None).unwrap();
+        let size = craft.identity.segment_size;
+        let name = |n| SegmentNumber(n).name(tli(1), size).unwrap();
+        let open = || Rollup::new(&repository, &inventory, Some(cache.path())).unwrap();
+        let fresh = open().facts(name(2)).unwrap();
+        assert_eq!((fresh.xids, fresh.commits), ((701, 701), 1));
+        // The object is replaced behind our back by another of the same name.
+        let layout = ClusterLayout::new("main", inventory.system_identifier).unwrap();
+        repository.store().delete(&layout.segment(name(2))).unwrap();
+        let mut other = Craft::new(Major::V15);
+        commit(&mut other, 700);
+        other.switch();
+        for xid in 0..9 {
+            commit(&mut other, 800 + xid);
+        }
+        other.switch();
+        store_segment(&repository, &craft, 2, &other.bytes[SEGMENT..2 * SEGMENT]);
+        let rollup = open();
+        assert_eq!(rollup.facts(name(2)).unwrap(), fresh, "from the cache");
+        let mut count = 0;
+        rollup
+            .scan(name(2), &|_| None, &mut |_| count += 1)
+            .unwrap();
+        assert_eq!(count, 10);
+        assert!(rollup.has_changed());
+        assert_eq!(rollup.facts(name(2)).unwrap().commits, 9);
+        assert_eq!(open().facts(name(2)).unwrap().commits, 9);
+        // A body that is not what its hash says is damage, wherever the damage is.
+        let path = dir.path().join(layout.segment(name(3)).as_str());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[40] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let damaged = rollup.scan(name(3), &|_| None, &mut |_| {});
+        assert_eq!(damaged.unwrap_err().code(), Code::Damaged);
+    }
+
+    #[test]
+    fn many_indexes_are_read_at_once() {
+        let mut craft = Craft::new(Major::V14);
+        for xid in 700..740 {
+            commit(&mut craft, xid);
+            craft.switch();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let cache = tempfile::tempdir().unwrap();
+        let repository = repository(dir.path(), &craft);
+        let inventory = Inventory::read(&repository, "main", None).unwrap();
+        let size = craft.identity.segment_size;
+        let rollup = Rollup::new(&repository, &inventory, Some(cache.path())).unwrap();
+        rollup
+            .prefetch(tli(1), SegmentNumber(0), SegmentNumber(u64::MAX))
+            .unwrap();
+        let again = Rollup::new(&repository, &inventory, Some(cache.path())).unwrap();
+        let known = again.with_table(tli(1), |table| table.rows.len()).unwrap();
+        assert_eq!(known, 40);
+        for n in 1..=40_u32 {
+            let name = SegmentNumber(u64::from(n)).name(tli(1), size).unwrap();
+            assert_eq!(again.facts(name).unwrap().xids, (699 + n, 699 + n));
+        }
+    }
+}

@@ -1,0 +1,501 @@
+//! Everything that a repository holds of one cluster, as plain data: the input of what is kept and what goes.
+//!
+//! An [`super::inventory::Inventory`] is what plans of recovery need; a survey also has claims, reservations, layers, packs, refused
+//! copies and leftovers. Read anew each time. What cannot be read and checked is listed: whoever deletes must then stop.
+
+use std::collections::BTreeMap;
+
+use super::backup::{self, BackupRoot, Tombstone};
+use super::event::{self, Recorded};
+use super::facts::Runs;
+use super::inventory::{self, HistoryFile, Timeline};
+use super::json;
+use super::layout::{BackupId, ClusterLayout, PartKind};
+use super::repository::{Registration, Repository};
+use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::{History, TimelineId};
+use crate::store::{Irregular, Key, Store, get};
+
+/// What lies under one cluster's prefix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Survey {
+    /// WAL segment size at registration.
+    pub segment_size: SegmentSize,
+    /// Other segment sizes that were accepted later: names then mean two positions.
+    pub has_other_sizes: bool,
+    /// Everything under a backup id, by id.
+    pub ids: BTreeMap<BackupId, Subject>,
+    /// What is archived of each timeline.
+    pub timelines: BTreeMap<TimelineId, Timeline>,
+    /// Backup history files.
+    pub labels: Vec<WalFileName>,
+    /// Pieces of segments that are being streamed.
+    pub increments: BTreeMap<SegmentName, Vec<Key>>,
+    /// Refused copies, with the name each was offered under.
+    pub conflicts: Vec<(WalFileName, Key)>,
+    /// Events about segments, by segment.
+    pub segment_events: BTreeMap<SegmentName, Vec<Recorded>>,
+    /// Healed copies, each with whether its original exists.
+    pub healed: Vec<(Key, bool)>,
+    /// What writes left behind that did not finish: those of this cluster, and those that belong to none.
+    pub unfinished: Vec<Irregular>,
+    /// What could not be read and checked: roots, reservations, claims, histories.
+    pub unreadable: Vec<String>,
+}
+
+/// What lies under one backup id.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Subject {
+    /// Whether the backup exists.
+    pub manifest: Manifest,
+    /// Whether PostgreSQL's own manifest is there.
+    pub has_server_manifest: bool,
+    /// Numbers of its layer objects.
+    pub layers: Runs,
+    /// Numbers of its packs.
+    pub packs: Runs,
+    /// The store's time of the newest of them; asked only where there is no reservation.
+    pub newest_part: Option<TimestampTz>,
+    /// Its events, the reservation among them.
+    pub events: Vec<Recorded>,
+}
+
+impl Subject {
+    /// The reservation of the id.
+    pub fn begin(&self) -> Option<&Recorded> {
+        self.events.iter().find(|e| e.name == "begin")
+    }
+}
+
+/// What stands in the place of a root.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Manifest {
+    /// Nothing.
+    #[default]
+    Absent,
+    /// The backup exists.
+    Committed(Box<Root>),
+    /// A janitor gave the id up; with the store's time.
+    Tombstone(TimestampTz),
+    /// Something that cannot be read.
+    Unreadable,
+}
+
+/// A root, reduced to what decides about keeping.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Root {
+    /// Where replay begins.
+    pub start_lsn: Lsn,
+    /// End of the WAL that the backup needs.
+    pub stop_lsn: Lsn,
+    /// From here on the restored cluster is consistent.
+    pub consistent_lsn: Lsn,
+    /// Timeline at the start.
+    pub start_timeline: TimelineId,
+    /// Timeline at the stop.
+    pub timeline: TimelineId,
+    /// That timeline's history, as the root has it.
+    pub history: Option<History>,
+    /// Server's clock at the stop.
+    pub stop_time: TimestampTz,
+    /// Raw bytes of all files.
+    pub size_bytes: u64,
+    /// Bytes that it added to the repository.
+    pub stored_bytes: u64,
+    /// What was wrong with its pages when it was taken.
+    pub damage: Option<String>,
+    /// Layer objects it names, by the id that wrote them.
+    pub layers: BTreeMap<BackupId, Runs>,
+    /// Packs it names.
+    pub packs: BTreeMap<BackupId, Runs>,
+}
+
+impl Root {
+    fn reduce(root: &BackupRoot) -> Result<Root> {
+        let damaged = |what: &str| crate::err!(Damaged, "backup \"{}\": {what}", root.id);
+        let timeline = |n: u32| TimelineId::new(n).ok_or_else(|| damaged("timeline 0"));
+        let ordered = root.start_lsn < root.stop_lsn
+            && root.stop_lsn <= root.consistent_lsn
+            && root.start_timeline <= root.timeline;
+        if !ordered {
+            return Err(damaged("its positions are not in order"));
+        }
+        let own = timeline(root.timeline)?;
+        let history = match &root.history {
+            Some(text) => Some(History::parse(own, text.as_bytes())?),
+            None => None,
+        };
+        let layers = root.shards.iter().flat_map(|s| &s.layers).map(|l| &l.key);
+        Ok(Root {
+            start_lsn: root.start_lsn,
+            stop_lsn: root.stop_lsn,
+            consistent_lsn: root.consistent_lsn,
+            start_timeline: timeline(root.start_timeline)?,
+            timeline: own,
+            history,
+            stop_time: root.stop_time,
+            size_bytes: root.size_bytes,
+            stored_bytes: root.stored_bytes,
+            damage: root.is_damaged().then(|| {
+                format!(
+                    "{} pages failed their checksum when it was taken",
+                    root.damage_count
+                )
+            }),
+            layers: parts(layers),
+            packs: parts(root.packs.iter().map(|p| &p.key)),
+        })
+    }
+}
+
+fn parts<'a>(names: impl Iterator<Item = &'a super::layout::PartName>) -> BTreeMap<BackupId, Runs> {
+    let mut numbers: BTreeMap<BackupId, Vec<u64>> = BTreeMap::new();
+    for name in names {
+        numbers
+            .entry(name.id.clone())
+            .or_default()
+            .push(u64::from(name.number));
+    }
+    numbers
+        .into_iter()
+        .map(|(id, numbers)| (id, Runs::from_numbers(numbers)))
+        .collect()
+}
+
+impl Survey {
+    /// Reads what the repository holds of a registered cluster.
+    ///
+    /// # Errors
+    /// What the store says. Damage of single objects is part of the answer.
+    pub fn read(repository: &Repository, registration: &Registration) -> Result<Survey> {
+        let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
+        let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
+        let mut survey = Survey {
+            segment_size,
+            has_other_sizes: repository.segment_sizes(&layout, registration)?.len() > 1,
+            ids: BTreeMap::new(),
+            timelines: inventory::read_timelines(repository, &layout, segment_size)?,
+            labels: Vec::new(),
+            increments: BTreeMap::new(),
+            conflicts: Vec::new(),
+            segment_events: BTreeMap::new(),
+            healed: Vec::new(),
+            unfinished: Vec::new(),
+            unreadable: Vec::new(),
+        };
+        let mut reading = Reading {
+            store: repository.store(),
+            layout: &layout,
+            survey: &mut survey,
+        };
+        // Events before roots: a backup that commits meanwhile is then seen as running or as committed, never as neither.
+        reading.events()?;
+        reading.manifests()?;
+        reading.parts(PartKind::Layer)?;
+        reading.parts(PartKind::Pack)?;
+        reading.ages()?;
+        reading.wal()?;
+        reading.conflicts()?;
+        reading.unfinished()?;
+        Ok(survey)
+    }
+}
+
+/// Damage of one object is a finding; everything else ends the reading.
+fn found<T>(result: Result<T>, unreadable: &mut Vec<String>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if is_damage(&e) => {
+            unreadable.push(e.to_string());
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn is_damage(e: &Error) -> bool {
+    matches!(e.code(), Code::Damaged | Code::Unsupported)
+}
+
+/// The name without the suffix of a healed copy, where it has one.
+pub fn healed_base(name: &str) -> Option<&str> {
+    let (base, number) = name.rsplit_once(".heal-")?;
+    (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some(base)
+}
+
+struct Reading<'a> {
+    store: &'a dyn Store,
+    layout: &'a ClusterLayout,
+    survey: &'a mut Survey,
+}
+
+impl Reading<'_> {
+    fn subject(&mut self, id: BackupId) -> &mut Subject {
+        self.survey.ids.entry(id).or_default()
+    }
+
+    fn events(&mut self) -> Result<()> {
+        for listed in self.store.list(&self.layout.events())? {
+            let read = event::read_all(self.store, self.layout, &listed.name);
+            if let Ok(id) = listed.name.parse::<BackupId>() {
+                if let Some(events) = found(read, &mut self.survey.unreadable)? {
+                    self.subject(id).events = events;
+                }
+                continue;
+            }
+            let segment = listed.name.strip_prefix("wal-").map(str::parse);
+            if let Some(Ok(segment)) = segment {
+                match read {
+                    Ok(events) => {
+                        self.survey.segment_events.insert(segment, events);
+                    }
+                    // What it says of a segment protects nothing: it stays where it is.
+                    Err(e) if is_damage(&e) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn manifests(&mut self) -> Result<()> {
+        let prefix = self.layout.backups();
+        for listed in self.store.list(&prefix)? {
+            let Ok(id) = listed.name.parse::<BackupId>() else {
+                continue;
+            };
+            let names = self.store.list(&format!("{prefix}/{id}"))?;
+            let has = |name: &str| names.iter().any(|l| !l.is_prefix && l.name == name);
+            let (has_manifest, has_server_manifest) = (has("manifest"), has("server-manifest"));
+            for name in &names {
+                if let Some(base) = healed_base(&name.name) {
+                    let key = Key::new(format!("{prefix}/{id}/{}", name.name))?;
+                    self.survey.healed.push((key, has(base)));
+                }
+            }
+            let manifest = match has_manifest {
+                true => self.manifest(&id)?,
+                false => Manifest::Absent,
+            };
+            let subject = self.subject(id);
+            subject.has_server_manifest = has_server_manifest;
+            subject.manifest = manifest;
+        }
+        Ok(())
+    }
+
+    fn manifest(&mut self, id: &BackupId) -> Result<Manifest> {
+        let key = self.layout.manifest(id);
+        let Some(meta) = self.store.head(&key)? else {
+            return Ok(Manifest::Absent);
+        };
+        let read = BackupRoot::read(self.store, self.layout, id)
+            .and_then(|root| root.as_ref().map(Root::reduce).transpose());
+        Ok(match found(read, &mut self.survey.unreadable)? {
+            Some(Some(root)) => Manifest::Committed(Box::new(root)),
+            Some(None) if is_tombstone(self.store, &key)? => Manifest::Tombstone(meta.modified),
+            Some(None) => Manifest::Absent,
+            None => Manifest::Unreadable,
+        })
+    }
+
+    fn parts(&mut self, kind: PartKind) -> Result<()> {
+        for listed in self.store.list(&self.layout.parts(kind, None))? {
+            let Ok(id) = listed.name.parse::<BackupId>() else {
+                continue;
+            };
+            let prefix = self.layout.parts(kind, Some(&id));
+            let mut numbers = Vec::new();
+            let mut healed = Vec::new();
+            for part in self.store.list(&prefix)? {
+                if let Some(number) = part_number(&part.name) {
+                    numbers.push(u64::from(number));
+                } else if let Some(base) = healed_base(&part.name).and_then(part_number) {
+                    healed.push((Key::new(format!("{prefix}/{}", part.name))?, base));
+                }
+            }
+            let runs = Runs::from_numbers(numbers);
+            for (key, base) in healed {
+                let exists = runs.contains(crate::pg::segment::SegmentNumber(u64::from(base)));
+                self.survey.healed.push((key, exists));
+            }
+            let subject = self.subject(id);
+            match kind {
+                PartKind::Layer => subject.layers = runs,
+                PartKind::Pack => subject.packs = runs,
+            }
+        }
+        Ok(())
+    }
+
+    /// The age of parts that no reservation dates.
+    fn ages(&mut self) -> Result<()> {
+        for (id, subject) in &mut self.survey.ids {
+            if subject.begin().is_some() || subject.manifest != Manifest::Absent {
+                continue;
+            }
+            // A backup that began after its events were listed has one now, for parts come later: no clock need be asked.
+            let read = event::read_all(self.store, self.layout, &id.to_string());
+            match found(read, &mut self.survey.unreadable)? {
+                Some(events) if events.iter().any(|e| e.name == "begin") => {
+                    subject.events = events;
+                    continue;
+                }
+                _ => {}
+            }
+            let mut keys = vec![self.layout.server_manifest(id)];
+            for (kind, runs) in [
+                (PartKind::Layer, &subject.layers),
+                (PartKind::Pack, &subject.packs),
+            ] {
+                for number in numbers(runs) {
+                    let part = super::layout::PartName {
+                        id: id.clone(),
+                        number,
+                    };
+                    keys.push(match kind {
+                        PartKind::Layer => self.layout.layer(&part),
+                        PartKind::Pack => self.layout.pack(&part),
+                    });
+                }
+            }
+            for key in keys {
+                let stored = self.store.head(&key)?.map(|m| m.modified);
+                subject.newest_part = subject.newest_part.max(stored);
+            }
+        }
+        Ok(())
+    }
+
+    fn wal(&mut self) -> Result<()> {
+        let timelines: Vec<TimelineId> = self.survey.timelines.keys().copied().collect();
+        for timeline in timelines {
+            let history = self.survey.timelines.get(&timeline).map(|t| &t.history);
+            if let Some(HistoryFile::Damaged(why)) = history {
+                let what = format!("history file \"{timeline}.history\": {why}");
+                self.survey.unreadable.push(what);
+            }
+            let prefix = self.layout.timeline(timeline);
+            for label in self.store.list(&format!("{prefix}/labels"))? {
+                if let Ok(name @ WalFileName::BackupHistory { .. }) = label.name.parse() {
+                    self.survey.labels.push(name);
+                }
+            }
+            let open = format!("{prefix}/open");
+            for listed in self.store.list(&open)? {
+                let Ok(segment) = listed.name.parse::<SegmentName>() else {
+                    continue;
+                };
+                let mut keys = Vec::new();
+                for one in self.store.list(&format!("{open}/{segment}"))? {
+                    keys.push(Key::new(format!("{open}/{segment}/{}", one.name))?);
+                }
+                self.survey.increments.insert(segment, keys);
+            }
+        }
+        self.survey.labels.sort_unstable();
+        Ok(())
+    }
+
+    fn conflicts(&mut self) -> Result<()> {
+        let prefix = self.layout.conflicts();
+        for listed in self.store.list(&prefix)? {
+            let name = healed_base(&listed.name).unwrap_or(&listed.name);
+            let offered = name.rsplit_once('-').map(|(name, _)| name.parse());
+            if let Some(Ok(offered)) = offered {
+                let key = Key::new(format!("{prefix}/{}", listed.name))?;
+                self.survey.conflicts.push((offered, key));
+            }
+        }
+        self.survey.conflicts.sort();
+        Ok(())
+    }
+
+    fn unfinished(&mut self) -> Result<()> {
+        let own = format!("{}/", self.layout.prefix());
+        let others = format!("{}/", super::layout::CLUSTERS);
+        self.survey.unfinished = self
+            .store
+            .irregular()?
+            .into_iter()
+            .filter(|i| i.is_unfinished)
+            .filter(|i| i.path.starts_with(&own) || !i.path.starts_with(&others))
+            .collect();
+        Ok(())
+    }
+}
+
+fn is_tombstone(store: &dyn Store, key: &Key) -> Result<bool> {
+    let Some(bytes) = get(store, key, json::ROOT_LIMIT_BYTES)? else {
+        return Ok(false);
+    };
+    json::decode::<Tombstone>(key, backup::TOMBSTONE, &bytes).map(|_| true)
+}
+
+/// The number of a layer object or pack in its key: six digits.
+pub fn part_number(name: &str) -> Option<u32> {
+    (name.len() == 6 && name.bytes().all(|b| b.is_ascii_digit()))
+        .then(|| name.parse().ok())
+        .flatten()
+}
+
+/// The single numbers of runs of parts.
+pub fn numbers(runs: &Runs) -> impl Iterator<Item = u32> + '_ {
+    runs.iter()
+        .flat_map(|(first, last)| first.0..=last.0)
+        .filter_map(|n| u32::try_from(n).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::event::Event;
+    use crate::store::file::FileStore;
+    use crate::store::put;
+
+    /// The parts of a backup that began after the events were read, seen by a janitor whose clock is far ahead.
+    #[test]
+    fn a_reservation_that_was_made_while_the_survey_was_read_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let layout = ClusterLayout::new("main", 7).unwrap();
+        let mut survey = Survey {
+            segment_size: SegmentSize::DEFAULT,
+            has_other_sizes: false,
+            ids: BTreeMap::new(),
+            timelines: BTreeMap::new(),
+            labels: Vec::new(),
+            increments: BTreeMap::new(),
+            conflicts: Vec::new(),
+            segment_events: BTreeMap::new(),
+            healed: Vec::new(),
+            unfinished: Vec::new(),
+            unreadable: Vec::new(),
+        };
+        let mut reading = Reading {
+            store: &store,
+            layout: &layout,
+            survey: &mut survey,
+        };
+        reading.events().unwrap();
+        let id: BackupId = "20261120T064049Z-full".parse().unwrap();
+        let begin = Event {
+            event: "begin".into(),
+            subject: id.to_string(),
+            ..Event::default()
+        };
+        event::begin(&store, &layout, &begin).unwrap();
+        let part = super::super::layout::PartName {
+            id: id.clone(),
+            number: 0,
+        };
+        put(&store, &layout.pack(&part), b"x").unwrap();
+        reading.manifests().unwrap();
+        reading.parts(PartKind::Pack).unwrap();
+        reading.ages().unwrap();
+        assert!(survey.ids.get(&id).unwrap().begin().is_some());
+    }
+}

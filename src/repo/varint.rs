@@ -1,0 +1,198 @@
+//! The number encodings of binary objects (format, section 2): LEB128 varints, zigzag, blobs, little-endian integers.
+
+use crate::err;
+use crate::error::{Error, Result};
+
+/// Appends an unsigned LEB128.
+pub fn put(out: &mut Vec<u8>, mut value: u64) {
+    loop {
+        let low = value.to_le_bytes()[0] & 0x7F;
+        value >>= 7;
+        if value == 0 {
+            out.push(low);
+            return;
+        }
+        out.push(low | 0x80);
+    }
+}
+
+/// Appends a signed number as zigzag varint.
+pub fn put_zigzag(out: &mut Vec<u8>, value: i64) {
+    put(
+        out,
+        (value.cast_unsigned() << 1) ^ (value >> 63).cast_unsigned(),
+    );
+}
+
+/// Appends a length and the bytes.
+pub fn put_blob(out: &mut Vec<u8>, bytes: &[u8]) {
+    put(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+/// Reads what the `put` functions wrote; every read checks what is left.
+#[derive(Clone, Copy)]
+pub struct Reader<'a> {
+    rest: &'a [u8],
+    what: &'static str,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads from `bytes`; `what` names the structure in errors.
+    pub fn new(bytes: &'a [u8], what: &'static str) -> Self {
+        Reader { rest: bytes, what }
+    }
+
+    /// The error for content that breaks the format.
+    pub fn damaged(&self) -> Error {
+        err!(
+            Damaged,
+            "{} is damaged: {} bytes before its end",
+            self.what,
+            self.rest.len()
+        )
+    }
+
+    /// Bytes not read yet.
+    pub fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// The next `n` bytes.
+    pub fn bytes(&mut self, n: usize) -> Result<&'a [u8]> {
+        let Some((head, rest)) = self.rest.split_at_checked(n) else {
+            return Err(self.damaged());
+        };
+        self.rest = rest;
+        Ok(head)
+    }
+
+    /// The next N bytes as an array.
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let bytes = self.bytes(N)?;
+        <[u8; N]>::try_from(bytes).map_err(|_| self.damaged())
+    }
+
+    /// One byte.
+    pub fn u8(&mut self) -> Result<u8> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    /// Two bytes, little-endian.
+    pub fn u16(&mut self) -> Result<u16> {
+        Ok(u16::from_le_bytes(self.array()?))
+    }
+
+    /// Four bytes, little-endian.
+    pub fn u32(&mut self) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    /// Eight bytes, little-endian.
+    pub fn u64(&mut self) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// Eight bytes, little-endian, signed.
+    pub fn i64(&mut self) -> Result<i64> {
+        Ok(i64::from_le_bytes(self.array()?))
+    }
+
+    /// A varint in its shortest form.
+    pub fn varint(&mut self) -> Result<u64> {
+        let mut value = 0_u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7F);
+            if shift == 63 && bits > 1 {
+                return Err(self.damaged());
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                if byte == 0 && shift > 0 {
+                    return Err(self.damaged());
+                }
+                return Ok(value);
+            }
+        }
+        Err(self.damaged())
+    }
+
+    /// A varint that must fit the type.
+    pub fn number<T: TryFrom<u64>>(&mut self) -> Result<T> {
+        let value = self.varint()?;
+        T::try_from(value).map_err(|_| self.damaged())
+    }
+
+    /// A count of things of at least `least` bytes each: never more than what is left can hold.
+    pub fn count(&mut self, least: usize) -> Result<usize> {
+        let count: usize = self.number()?;
+        if count
+            .checked_mul(least)
+            .is_some_and(|n| n <= self.rest.len())
+        {
+            Ok(count)
+        } else {
+            Err(self.damaged())
+        }
+    }
+
+    /// A zigzag varint.
+    pub fn zigzag(&mut self) -> Result<i64> {
+        let raw = self.varint()?;
+        Ok((raw >> 1).cast_signed() ^ -((raw & 1).cast_signed()))
+    }
+
+    /// A length and that many bytes.
+    pub fn blob(&mut self) -> Result<&'a [u8]> {
+        let length: usize = self.number()?;
+        self.bytes(length)
+    }
+
+    /// A blob that must be UTF-8.
+    pub fn text(&mut self) -> Result<&'a str> {
+        let bytes = self.blob()?;
+        std::str::from_utf8(bytes).map_err(|_| self.damaged())
+    }
+
+    /// Requires that nothing is left.
+    pub fn finish(self) -> Result<()> {
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(self.damaged())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_come_back_and_only_in_shortest_form() {
+        let mut out = Vec::new();
+        let values = [0, 1, 127, 128, 300, u64::from(u32::MAX), u64::MAX];
+        let signed = [0, -1, 1, i64::MIN, i64::MAX, -12345];
+        for v in values {
+            put(&mut out, v);
+        }
+        for v in signed {
+            put_zigzag(&mut out, v);
+        }
+        put_blob(&mut out, b"abc");
+        let mut r = Reader::new(&out, "test");
+        for v in values {
+            assert_eq!(r.varint().unwrap(), v);
+        }
+        for v in signed {
+            assert_eq!(r.zigzag().unwrap(), v);
+        }
+        assert_eq!(r.blob().unwrap(), b"abc");
+        r.finish().unwrap();
+        for bad in [&[0x80, 0x00][..], &[0x80], &[0xFF; 11], &[]] {
+            assert!(Reader::new(bad, "test").varint().is_err(), "{bad:?}");
+        }
+        assert!(Reader::new(&[200, 1, 0], "test").count(1).is_err());
+    }
+}

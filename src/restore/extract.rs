@@ -1,0 +1,606 @@
+//! Copies a snapshot out: directories and files in full length first, then pack by pack on several threads, every byte checked.
+//!
+//! Nothing here is durable; `finish` syncs all at once. An interrupted copy is resumed by the same steps: files that are there are kept, and
+//! bytes that are right already are compared, not written. The proof of completeness is a count: the map's extents cover every file
+//! (the reader checks it), each is handed out by exactly one frame, and the bytes written equal the sum of the map.
+//!
+//! What a server must not find again is withheld: signal files and pid files of the origin, WAL, our own files, and the old
+//! tablespace_map (the links are ours). pg_control goes to a waiting name.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::target_dir::{CONTROL, Need, Target, WAITING_CONTROL};
+use super::tree::{Tree, write_error};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::snapshot::filekey::FileKey;
+use crate::snapshot::layer::Metadata;
+use crate::snapshot::reader::{PackOfSnapshot, Snapshot, VisibleFrame};
+
+/// Files that one thread keeps open.
+const OPEN_FILES: usize = 8;
+/// Unit in which filesystems give space away.
+const BLOCK_BYTES: u64 = 4096;
+/// No filesystem holds more, and sums of it fit 64 bits.
+const MOST_BYTES: u64 = 1 << 62;
+/// Directories that a server wants, of every major.
+const STANDARD_DIRECTORIES: &[&str] = &[
+    "base",
+    "global",
+    "pg_commit_ts",
+    "pg_dynshmem",
+    "pg_logical/mappings",
+    "pg_logical/snapshots",
+    "pg_multixact/members",
+    "pg_multixact/offsets",
+    "pg_notify",
+    "pg_replslot",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat",
+    "pg_stat_tmp",
+    "pg_subtrans",
+    "pg_tblspc",
+    "pg_twophase",
+    "pg_wal/archive_status",
+    "pg_xact",
+];
+/// Names that are never restored.
+const WITHHELD: &[&[u8]] = &[
+    b"recovery.signal",
+    b"standby.signal",
+    b"postmaster.pid",
+    b"postmaster.opts",
+    b"backup_manifest",
+    b"tablespace_map",
+    b"global/pg_control.pitr",
+];
+
+/// What is in a snapshot, found before the first write.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Survey {
+    /// Space by tablespace.
+    pub need: Need,
+    /// Bytes that come from frames.
+    pub mapped_bytes: u64,
+    /// Bytes of all files.
+    pub raw_bytes: u64,
+    /// Files.
+    pub files: u64,
+    /// Those of them that are restored.
+    pub restored_files: u64,
+    /// Whether the data directory was open to the group.
+    pub group: bool,
+    /// Links other than those of tablespaces; they are not recreated.
+    pub links: Vec<String>,
+}
+
+/// Where the paths of a snapshot go.
+#[derive(Debug)]
+pub struct Destination {
+    data: Tree,
+    tablespaces: BTreeMap<u32, Tree>,
+}
+
+/// What becomes of a path.
+enum Route<'a, 'p> {
+    /// It is written beneath this directory under this path.
+    To(&'a Tree, &'p [u8]),
+    /// It is not restored.
+    Withheld,
+}
+
+impl Destination {
+    /// Opens the directories, which exist.
+    ///
+    /// # Errors
+    /// `TargetWrite`.
+    pub fn open(target: &Target) -> Result<Destination> {
+        let mut tablespaces = BTreeMap::new();
+        for tablespace in &target.tablespaces {
+            let path = tablespace
+                .path
+                .canonicalize()
+                .map_err(|e| write_error(&tablespace.path.display().to_string(), e))?;
+            tablespaces.insert(tablespace.oid, Tree::open(&path, target.owner)?);
+        }
+        Ok(Destination {
+            data: Tree::open(&target.data, target.owner)?,
+            tablespaces,
+        })
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &Tree {
+        &self.data
+    }
+
+    /// The data directory and all tablespaces.
+    pub fn trees(&self) -> impl Iterator<Item = &Tree> {
+        std::iter::once(&self.data).chain(self.tablespaces.values())
+    }
+
+    fn route<'p>(&self, path: &'p [u8]) -> Route<'_, 'p> {
+        if path == CONTROL.as_bytes() {
+            return Route::To(&self.data, WAITING_CONTROL.as_bytes());
+        }
+        if is_withheld(path) {
+            return Route::Withheld;
+        }
+        match tablespace_of(path) {
+            Some((oid, rest)) => match (self.tablespaces.get(&oid), rest) {
+                (Some(tree), Some(rest)) => Route::To(tree, rest),
+                // The link itself is made by us.
+                (Some(_), None) => Route::Withheld,
+                // A tablespace in place is a plain directory.
+                (None, _) => Route::To(&self.data, path),
+            },
+            None => Route::To(&self.data, path),
+        }
+    }
+}
+
+fn is_withheld(path: &[u8]) -> bool {
+    WITHHELD.contains(&path)
+}
+
+/// Whether a regular file of this path stays out of the restored directory, though a server's manifest may list it.
+pub fn withholds_file(path: &[u8]) -> bool {
+    is_withheld(path) || path.starts_with(b"pg_wal/")
+}
+
+/// `pg_tblspc/<oid>` and what follows.
+fn tablespace_of(path: &[u8]) -> Option<(u32, Option<&[u8]>)> {
+    let rest = path.strip_prefix(b"pg_tblspc/")?;
+    let (oid, rest) = match rest.iter().position(|&b| b == b'/') {
+        Some(at) => (rest.get(..at)?, rest.get(at + 1..)),
+        None => (rest, None),
+    };
+    let text = std::str::from_utf8(oid).ok()?;
+    let number: u32 = text.parse().ok()?;
+    // Each tablespace has one spelling.
+    (number.to_string() == text).then_some((number, rest))
+}
+
+/// Walks the whole map: sizes, and what will not be restored. Every part of the map is checked on the way.
+///
+/// # Errors
+/// `Damaged` when a check fails.
+pub fn survey(snapshot: &Snapshot<'_>) -> Result<Survey> {
+    let mut survey = Survey::default();
+    for item in snapshot.items() {
+        let item = item?;
+        let oid = tablespace_of(&item.path).map_or(0, |(oid, _)| oid);
+        match item.metadata {
+            Metadata::File { mode, length, .. } => {
+                survey.files += 1;
+                survey.restored_files += u64::from(!withholds_file(&item.path));
+                survey.raw_bytes = survey.raw_bytes.saturating_add(length);
+                // A forged length must not make the sums below wrap around to something small.
+                if survey.raw_bytes > MOST_BYTES {
+                    return Err(err!(
+                        Damaged,
+                        "the map says that the files up to \"{}\" have {} bytes",
+                        shown(&item.path),
+                        survey.raw_bytes
+                    ));
+                }
+                survey.mapped_bytes += item.mapped_bytes;
+                if item.path == b"PG_VERSION" {
+                    survey.group = mode & 0o040 != 0;
+                }
+                let bytes = length.div_ceil(BLOCK_BYTES) * BLOCK_BYTES;
+                *survey.need.bytes.entry(oid).or_default() += bytes;
+            }
+            Metadata::Directory { .. } => {
+                *survey.need.bytes.entry(oid).or_default() += BLOCK_BYTES;
+            }
+            Metadata::Symlink { .. } if tablespace_of(&item.path).is_none() => {
+                let shown = String::from_utf8_lossy(&item.path).into_owned();
+                // A hostile map cannot fill memory with names.
+                if survey.links.len() < 100 {
+                    survey.links.push(shown);
+                }
+            }
+            Metadata::Symlink { .. } => {}
+        }
+        *survey.need.files.entry(oid).or_default() += 1;
+    }
+    Ok(survey)
+}
+
+impl Survey {
+    /// Whether there are tablespaces that are plain directories of the data directory.
+    pub fn has_in_place(&self, target: &Target) -> bool {
+        let is_placed = |oid: u32| target.tablespaces.iter().any(|t| t.oid == oid);
+        self.need
+            .files
+            .keys()
+            .any(|&oid| oid != 0 && !is_placed(oid))
+    }
+
+    /// The need of a restore to `target`: tablespaces in place count with the data directory, and so do `wal_bytes`.
+    pub fn need_of(&self, target: &Target, wal_bytes: u64) -> Need {
+        let mut need = Need::default();
+        let is_placed = |oid: u32| target.tablespaces.iter().any(|t| t.oid == oid);
+        for (from, to) in [
+            (&self.need.bytes, &mut need.bytes),
+            (&self.need.files, &mut need.files),
+        ] {
+            for (oid, n) in from {
+                let oid = if is_placed(*oid) { *oid } else { 0 };
+                *to.entry(oid).or_default() += n;
+            }
+        }
+        *need.bytes.entry(0).or_default() += wal_bytes;
+        need
+    }
+}
+
+/// Creates every directory, and every file in its full length.
+///
+/// # Errors
+/// `TargetWrite`, `Full`, `Refused`; `Damaged` for paths that lead elsewhere.
+pub fn lay_out(
+    snapshot: &Snapshot<'_>,
+    destination: &Destination,
+    survey: &Survey,
+    is_resumed: bool,
+    stop: &AtomicBool,
+) -> Result<()> {
+    for name in STANDARD_DIRECTORIES {
+        destination
+            .data
+            .make_directory(name.as_bytes(), survey.group)?;
+    }
+    // Keys of relations sort before paths: directories of databases come behind their files.
+    for item in snapshot.items() {
+        let item = item?;
+        if let (Metadata::Directory { mode, .. }, Route::To(tree, path)) =
+            (&item.metadata, destination.route(&item.path))
+        {
+            tree.make_directory(path, mode & 0o040 != 0)?;
+        }
+    }
+    for item in snapshot.items() {
+        let item = item?;
+        check_stop(stop)?;
+        let Metadata::File { mode, length, .. } = item.metadata else {
+            continue;
+        };
+        if withholds_file(&item.path) {
+            continue;
+        }
+        let Route::To(tree, path) = destination.route(&item.path) else {
+            continue;
+        };
+        let group = mode & 0o040 != 0;
+        let (file, is_new) = make_file(tree, path, length, group)?;
+        if !is_new && !is_resumed {
+            return Err(err!(
+                Refused,
+                "\"{}\" appeared while the directory was filled",
+                shown(&item.path)
+            )
+            .hint("Either somebody else writes there, or two names of the backup are one on this filesystem. Restore into another directory."));
+        }
+        if !is_new {
+            // What is compared below has to come from the disk: after a failed sync Linux keeps pages as if they had been written.
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
+                .map_err(|e| write_error(&shown(&item.path), e.into()))?;
+        }
+        if !is_new && item.mapped_bytes < length {
+            clear_zeros(snapshot, &item.key, length, &file)
+                .map_err(|e| e.context(format!("restore \"{}\"", shown(&item.path))))?;
+        }
+    }
+    Ok(())
+}
+
+/// A directory that the map does not mention is made all the same.
+fn make_file(tree: &Tree, path: &[u8], length: u64, group: bool) -> Result<(File, bool)> {
+    let parent = path
+        .iter()
+        .rposition(|&b| b == b'/')
+        .and_then(|at| path.get(..at));
+    if let Some(parent) = parent
+        && tree.stat(parent)?.is_none()
+    {
+        tree.make_directory(parent, group)?;
+    }
+    tree.make_file(path, length, group)
+}
+
+/// In a file of an earlier run, what the map says is zeros must be zeros.
+fn clear_zeros(snapshot: &Snapshot<'_>, key: &FileKey, length: u64, file: &File) -> Result<()> {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    let mut buffer = vec![0; ZEROS.len()];
+    for place in snapshot.places(key, 0, length)? {
+        if place.at.is_some() {
+            continue;
+        }
+        let mut at = place.position;
+        let end = place.position + place.length;
+        while at < end {
+            let n = usize::try_from(end - at)
+                .unwrap_or(usize::MAX)
+                .min(ZEROS.len());
+            let (found, zeros) = (
+                buffer.get_mut(..n).unwrap_or_default(),
+                ZEROS.get(..n).unwrap_or_default(),
+            );
+            file.read_exact_at(found, at)
+                .map_err(|e| write_error("a file of an earlier run", e))?;
+            if found != zeros {
+                file.write_all_at(zeros, at)
+                    .map_err(|e| write_error("a file of an earlier run", e))?;
+            }
+            at += n as u64;
+        }
+    }
+    Ok(())
+}
+
+/// What copying came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Copied {
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Bytes that an earlier run had written already.
+    pub kept_bytes: u64,
+}
+
+/// Receives the checksum of each stretch of a file as it is copied: path, position, length, CRC-32C.
+pub type Checksums<'a> = &'a (dyn Fn(&[u8], u64, u32, u32) -> Result<()> + Sync);
+
+/// How to copy.
+pub struct Copying<'a> {
+    /// Threads.
+    pub jobs: usize,
+    /// Whether files may hold right bytes already.
+    pub is_resumed: bool,
+    /// Set when the operator wants to stop.
+    pub stop: &'a AtomicBool,
+    /// Told of every stretch.
+    pub checksums: Option<Checksums<'a>>,
+    /// Told of progress.
+    pub progress: &'a dyn Progress,
+    /// Called about five times a second while the threads work.
+    pub tick: &'a mut dyn FnMut(),
+}
+
+/// Copies every byte that the map leads to.
+///
+/// # Errors
+/// `Damaged` when a pack or frame fails its check or bytes are missing; `TargetWrite`, `Full`; `Interrupted`.
+pub fn copy(
+    snapshot: &Snapshot<'_>,
+    destination: &Destination,
+    survey: &Survey,
+    how: Copying<'_>,
+) -> Result<Copied> {
+    let work = Work {
+        snapshot,
+        destination,
+        is_resumed: how.is_resumed,
+        stop: how.stop,
+        checksums: how.checksums,
+        progress: how.progress,
+        queue: Mutex::new(Queue::default()),
+        failed: AtomicBool::new(false),
+        seen: AtomicU64::new(0),
+        written: AtomicU64::new(0),
+        kept: AtomicU64::new(0),
+    };
+    how.progress.phase("restore", Some(survey.mapped_bytes));
+    let first_error = std::thread::scope(|scope| {
+        // The channel carries nothing: it is closed when the last thread has ended.
+        let (alive, ended) = std::sync::mpsc::channel::<()>();
+        let threads: Vec<_> = (0..how.jobs.max(1))
+            .map(|_| {
+                let (work, alive) = (&work, alive.clone());
+                scope.spawn(move || {
+                    let _alive = alive;
+                    work.run()
+                })
+            })
+            .collect();
+        drop(alive);
+        let pause = std::time::Duration::from_millis(200);
+        while ended.recv_timeout(pause) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            (how.tick)();
+        }
+        let results = threads.into_iter().map(|t| {
+            t.join()
+                .unwrap_or_else(|_| Err(err!(Internal, "a thread of the restore panicked")))
+        });
+        results.filter_map(Result::err).next()
+    });
+    if let Some(e) = first_error {
+        return Err(e);
+    }
+    check_stop(how.stop)?;
+    let seen = work.seen.into_inner();
+    if seen != survey.mapped_bytes {
+        return Err(err!(
+            Damaged,
+            "the packs hold {seen} bytes of the backup, its map leads to {}",
+            survey.mapped_bytes
+        ));
+    }
+    Ok(Copied {
+        written_bytes: work.written.into_inner(),
+        kept_bytes: work.kept.into_inner(),
+    })
+}
+
+fn check_stop(stop: &AtomicBool) -> Result<()> {
+    if stop.load(Ordering::Relaxed) {
+        return Err(err!(Interrupted, "stopped before the restore was complete").hint(
+            "What was restored is kept, and no server can start on it yet. Run the same command again: it resumes.",
+        ));
+    }
+    Ok(())
+}
+
+struct Work<'w, 's> {
+    snapshot: &'w Snapshot<'s>,
+    destination: &'w Destination,
+    is_resumed: bool,
+    stop: &'w AtomicBool,
+    checksums: Option<Checksums<'w>>,
+    progress: &'w dyn Progress,
+    queue: Mutex<Queue<'w, 's>>,
+    failed: AtomicBool,
+    seen: AtomicU64,
+    written: AtomicU64,
+    kept: AtomicU64,
+}
+
+/// Frames that nobody has taken yet.
+#[derive(Default)]
+struct Queue<'w, 's> {
+    pack: Option<Arc<PackOfSnapshot<'w, 's>>>,
+    next_pack: usize,
+    next_frame: u32,
+}
+
+impl<'w, 's> Work<'w, 's> {
+    fn run(&self) -> Result<()> {
+        let done = self.take_all();
+        if done.is_err() {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        done
+    }
+
+    fn take_all(&self) -> Result<()> {
+        let mut files = OpenFiles::default();
+        let mut buffer = Vec::new();
+        while !self.failed.load(Ordering::Relaxed) && !self.stop.load(Ordering::Relaxed) {
+            let Some((pack, number)) = self.next()? else {
+                return Ok(());
+            };
+            let frame = pack.frame(number)?;
+            self.write(&frame, &mut files, &mut buffer)?;
+            self.seen
+                .fetch_add(frame.visible_bytes(), Ordering::Relaxed);
+            self.progress.advance(frame.visible_bytes());
+        }
+        Ok(())
+    }
+
+    fn next(&self) -> Result<Option<(Arc<PackOfSnapshot<'w, 's>>, u32)>> {
+        let mut queue = self
+            .queue
+            .lock()
+            .map_err(|_| err!(Internal, "a thread of the restore panicked"))?;
+        loop {
+            if let Some(pack) = &queue.pack
+                && queue.next_frame < pack.frame_count()
+            {
+                let found = (Arc::clone(pack), queue.next_frame);
+                queue.next_frame += 1;
+                return Ok(Some(found));
+            }
+            if queue.next_pack >= self.snapshot.packs().len() {
+                return Ok(None);
+            }
+            queue.pack = Some(Arc::new(self.snapshot.pack(queue.next_pack)?));
+            queue.next_pack += 1;
+            queue.next_frame = 0;
+        }
+    }
+
+    fn write(
+        &self,
+        frame: &VisibleFrame,
+        files: &mut OpenFiles,
+        buffer: &mut Vec<u8>,
+    ) -> Result<()> {
+        for visible in &frame.visible {
+            let key = frame
+                .file(visible)
+                .ok_or_else(|| err!(Internal, "a frame lost its extents"))?;
+            let path = key.path(self.snapshot.naming());
+            if withholds_file(&path) {
+                continue;
+            }
+            let Route::To(tree, relative) = self.destination.route(&path) else {
+                continue;
+            };
+            let file = files.get(key, tree, relative)?;
+            let bytes = frame.bytes(visible);
+            self.write_at(file, bytes, visible.position, buffer)
+                .map_err(|e| write_error(&shown(&path), e))?;
+            if let Some(checksums) = self.checksums {
+                checksums(
+                    &path,
+                    visible.position,
+                    visible.length,
+                    crc32c::crc32c(bytes),
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes bytes, unless they are there already.
+    fn write_at(
+        &self,
+        file: &File,
+        bytes: &[u8],
+        position: u64,
+        buffer: &mut Vec<u8>,
+    ) -> std::io::Result<()> {
+        if self.is_resumed {
+            buffer.resize(bytes.len(), 0);
+            file.read_exact_at(buffer, position)?;
+            if buffer == bytes {
+                self.kept.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                return Ok(());
+            }
+        }
+        file.write_all_at(bytes, position)?;
+        self.written
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// The files one thread used last.
+#[derive(Default)]
+struct OpenFiles {
+    files: VecDeque<(FileKey, File)>,
+}
+
+impl OpenFiles {
+    fn get(&mut self, key: &FileKey, tree: &Tree, relative: &[u8]) -> Result<&File> {
+        match self.files.iter().position(|(k, _)| k == key) {
+            Some(0) => {}
+            Some(at) => self.files.swap(0, at),
+            None => {
+                self.files.truncate(OPEN_FILES - 1);
+                self.files
+                    .push_front((key.clone(), tree.existing(relative)?));
+            }
+        }
+        match self.files.front() {
+            Some((_, file)) => Ok(file),
+            None => Err(Error::new(
+                crate::error::Code::Internal,
+                "an open file was lost",
+            )),
+        }
+    }
+}
+
+/// A path for messages.
+fn shown(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).chars().take(200).collect()
+}

@@ -1,0 +1,410 @@
+//! The end of a restore: what is not in the snapshot, the last checks, and the order in which the directory becomes startable.
+//!
+//! 1. settings, signal file, guard, backup_manifest; checks of pg_control, backup_label and the server's manifest
+//! 2. everything is synced
+//! 3. `pg_wal/pitr.restore` is removed: there is nothing left to copy
+//! 4. pg_control gets its name: the commit point. Before it no server starts here; after it all of the above is durable
+//!
+//! Killed between 3 and 4, the next run finds pg_control's waiting name and `pg_wal/pitr.settings`, and does step 4.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::os::fd::AsFd;
+
+use rustix::fs::{Dir, FileType, Mode, OFlags};
+
+use super::extract::{Destination, Survey};
+use super::job::{Job, Purpose};
+use super::settings::{self, Brought, StandbySettings};
+use super::target_dir::{CONTROL, Target, WAITING_CONTROL};
+use super::tree::{Tree, target_error, write_error};
+use super::{Source, Surroundings};
+use crate::archive::datadir::GUARD;
+use crate::archive::guard::{AUTO_CONF, COMMENT, Guard, SETTINGS, UNFINISHED, WrittenSettings};
+use crate::durable;
+use crate::err;
+use crate::error::Result;
+use crate::pg::conf;
+use crate::pg::control::ControlFile;
+use crate::pg::label::BackupLabel;
+use crate::repo::container::{Container, Kind};
+use crate::snapshot::reader::Snapshot;
+
+/// Configuration files are read up to this size.
+const CONF_LIMIT_BYTES: usize = 16 << 20;
+const LABEL_LIMIT_BYTES: u64 = 64 << 10;
+const CONTROL_BYTES: u64 = 64 << 10;
+
+/// Reads the configuration that comes with the backup, from the backup itself.
+///
+/// # Errors
+/// `Damaged`.
+pub fn brought(snapshot: &Snapshot<'_>, survey: &Survey, target: &Target) -> Result<Brought> {
+    let main = snapshot.read_file("postgresql.conf", CONF_LIMIT_BYTES)?;
+    let auto = snapshot.read_file(AUTO_CONF, CONF_LIMIT_BYTES)?;
+    Ok(Brought {
+        in_place_tablespaces: survey.has_in_place(target),
+        has_main: main.is_some(),
+        has_auto: auto.is_some(),
+        main: main.unwrap_or_default(),
+        auto: auto.unwrap_or_default(),
+    })
+}
+
+/// Requires that pg_control and backup_label are those of the backup: without the label a server would start from the wrong checkpoint.
+///
+/// # Errors
+/// `Damaged`.
+pub fn check_identity(destination: &Destination, source: &Source<'_>) -> Result<()> {
+    let data = destination.data();
+    let root = source.root;
+    let missing = |name: &str| {
+        err!(Damaged, "backup \"{}\" holds no \"{name}\"", root.id)
+            .hint("The backup cannot be used. Restore another one: --backup ID.")
+    };
+    let control = data
+        .read(WAITING_CONTROL.as_bytes(), CONTROL_BYTES)?
+        .ok_or_else(|| missing(CONTROL))?;
+    let control = ControlFile::parse(&control)
+        .map_err(|e| e.context(format!("check pg_control of backup \"{}\"", root.id)))?;
+    if control.system_identifier != root.system_identifier {
+        return Err(err!(
+            Damaged,
+            "pg_control of backup \"{}\" is of another cluster",
+            root.id
+        ));
+    }
+    let label = data
+        .read(b"backup_label", LABEL_LIMIT_BYTES)?
+        .ok_or_else(|| missing("backup_label"))?;
+    let label = BackupLabel::parse(&label)?;
+    if label.start.lsn != root.start_lsn || label.checkpoint != root.checkpoint_lsn {
+        return Err(err!(
+            Damaged,
+            "backup_label of backup \"{}\" is another backup's",
+            root.id
+        ));
+    }
+    if label.incremental_from.is_some() {
+        return Err(err!(
+            Damaged,
+            "backup_label of backup \"{}\" is that of an incremental backup of the server",
+            root.id
+        ));
+    }
+    Ok(())
+}
+
+/// Writes the server's own manifest back, byte for byte. Returns whether there is one.
+///
+/// # Errors
+/// `Damaged` when it is missing though the root names it, or fails its check; `TargetWrite`.
+pub fn put_manifest(destination: &Destination, source: &Source<'_>, group: bool) -> Result<bool> {
+    let root = source.root;
+    let Some(hash) = &root.server_manifest else {
+        return Ok(false);
+    };
+    let key = source.layout.server_manifest(&root.id);
+    let object = source
+        .store
+        .open(&key)?
+        .ok_or_else(|| err!(Damaged, "object \"{key}\" is missing"))?;
+    let container =
+        Container::open(object).map_err(|e| e.context(format!("open object \"{key}\"")))?;
+    let identity = container.identity();
+    if container.kind() != Kind::ServerManifest
+        || blake3::Hash::from_bytes(identity.hash).to_hex().as_str() != hash
+    {
+        return Err(err!(
+            Damaged,
+            "object \"{key}\" is not the manifest of backup \"{}\"",
+            root.id
+        ));
+    }
+    let data = destination.data();
+    data.remove(b"backup_manifest")?;
+    let (mut file, _) = data.make_file(b"backup_manifest", 0, group)?;
+    container.read_body(&mut |piece| {
+        file.write_all(piece)
+            .map_err(|e| write_error("backup_manifest", e))
+    })?;
+    Ok(true)
+}
+
+/// Writes settings, signal file, record and guard; returns the settings.
+///
+/// # Errors
+/// `TargetWrite`, `Full`; `Usage` for values that no file can carry.
+pub fn put_settings(
+    destination: &Destination,
+    job: &Job,
+    brought: &Brought,
+    around: &Surroundings<'_>,
+    group: bool,
+) -> Result<Vec<conf::Setting>> {
+    let data = destination.data();
+    let (mut written, comment, signal) = match &job.request.purpose {
+        Purpose::Restore { adopt, .. } => {
+            let plan = job.plan.as_ref();
+            let wanted = plan.map(|p| &p.recovery_settings);
+            let wanted = wanted.ok_or_else(|| err!(Internal, "a restore without a plan"))?;
+            let written = settings::of_restore(wanted, *adopt, brought);
+            (written, COMMENT, "recovery.signal")
+        }
+        Purpose::Standby {
+            primary_conninfo,
+            slot,
+        } => {
+            let standby = StandbySettings {
+                primary_conninfo,
+                slot: slot.as_deref(),
+                restore_command: &job.restore_command,
+            };
+            // They stay, so they are not recorded as ours to take away.
+            let all = settings::of_standby(&standby, brought);
+            let text = conf::append(&brought.auto, "written by pitr standby", &all)?;
+            data.put(AUTO_CONF.as_bytes(), &text, group)?;
+            (WrittenSettings::default(), "", "standby.signal")
+        }
+    };
+    let all = [
+        &written.until_recovery_ended[..],
+        &written.until_adopted[..],
+    ]
+    .concat();
+    if !comment.is_empty() {
+        let text = conf::append(&brought.auto, comment, &all)?;
+        data.put(AUTO_CONF.as_bytes(), &text, group)?;
+    }
+    data.put(signal.as_bytes(), b"", group)?;
+    written.job = serde_json::to_value(job)
+        .map_err(|e| err!(Internal, "could not serialize the restore").source(e))?;
+    put_json(data, SETTINGS, &written)?;
+    if !job.may_archive() {
+        let guard = Guard {
+            note: "This data directory is a restored copy. It must not archive into the repository it came from until \"pitr adopt\" removes this file.".into(),
+            cluster: job.request.cluster.clone(),
+            system_identifier: job.system_identifier,
+            repository: job.repository.clone(),
+            backup: job.backup.to_string(),
+            restored: (around.clock)(),
+            program: super::PROGRAM.into(),
+        };
+        put_json(data, GUARD, &guard)?;
+    }
+    Ok(all)
+}
+
+fn put_json(data: &Tree, name: &str, value: &impl serde::Serialize) -> Result<()> {
+    let mut json = serde_json::to_vec_pretty(value)
+        .map_err(|e| err!(Internal, "could not serialize \"{name}\"").source(e))?;
+    json.push(b'\n');
+    data.put(format!("pg_wal/{name}").as_bytes(), &json, false)
+}
+
+/// Links the tablespaces.
+///
+/// # Errors
+/// `TargetWrite`.
+pub fn put_links(destination: &Destination, target: &Target) -> Result<()> {
+    for tablespace in &target.tablespaces {
+        let link = format!("pg_tblspc/{}", tablespace.oid);
+        destination.data().link(link.as_bytes(), &tablespace.path)?;
+    }
+    Ok(())
+}
+
+/// Makes everything durable: each filesystem at once where that is sound, else file by file.
+///
+/// # Errors
+/// `TargetWrite` when a sync fails: some of the bytes may be lost, so the restore is not complete.
+pub fn sync(destination: &Destination) -> Result<()> {
+    let mut synced = BTreeSet::new();
+    for tree in destination.trees() {
+        let failed = |e| write_error(&tree.path().display().to_string(), e);
+        let device = rustix::fs::fstat(tree.root())
+            .map_err(|e| failed(e.into()))?
+            .st_dev;
+        if synced.contains(&device) {
+            continue;
+        }
+        if durable::sync_filesystem(tree.root()).map_err(failed)? {
+            synced.insert(device);
+        } else {
+            sync_beneath(tree.root(), 0).map_err(failed)?;
+        }
+        // The name of the directory itself.
+        let parent = tree.path().parent().unwrap_or(tree.path());
+        durable::sync_directory_at(parent).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Syncs every file of a directory, then the directory. Links are not followed.
+fn sync_beneath(directory: rustix::fd::BorrowedFd<'_>, depth: u32) -> std::io::Result<()> {
+    const DEEPEST: u32 = 64;
+    if depth > DEEPEST {
+        return Err(rustix::io::Errno::LOOP.into());
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let listed = rustix::fs::openat(directory, ".", flags | OFlags::DIRECTORY, Mode::empty())?;
+    for entry in Dir::new(listed)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_bytes() == b"." || name.to_bytes() == b".." {
+            continue;
+        }
+        match kind(directory, &entry)? {
+            FileType::Directory => {
+                let below =
+                    rustix::fs::openat(directory, name, flags | OFlags::DIRECTORY, Mode::empty())?;
+                sync_beneath(below.as_fd(), depth + 1)?;
+            }
+            FileType::RegularFile => {
+                let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+                durable::sync_file(&std::fs::File::from(file))?;
+            }
+            // Links have no content of their own.
+            _ => {}
+        }
+    }
+    durable::sync_directory(directory)
+}
+
+/// The kind of an entry; not every filesystem says it in the listing.
+fn kind(
+    directory: rustix::fd::BorrowedFd<'_>,
+    entry: &rustix::fs::DirEntry,
+) -> rustix::io::Result<FileType> {
+    match entry.file_type() {
+        FileType::Unknown => {
+            let follow = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+            let stat = rustix::fs::statat(directory, entry.file_name(), follow)?;
+            Ok(FileType::from_raw_mode(stat.st_mode))
+        }
+        known => Ok(known),
+    }
+}
+
+/// Steps 3 and 4.
+///
+/// # Errors
+/// `TargetWrite`.
+pub fn commit(data: &Tree, job: &Job) -> Result<()> {
+    let wal = data.directory(b"pg_wal")?;
+    durable::remove_in(wal.as_fd(), UNFINISHED)
+        .map_err(|e| write_error(&format!("pg_wal/{UNFINISHED}"), e))?;
+    name_control(data, job)
+}
+
+/// Step 4: pg_control gets its name.
+///
+/// # Errors
+/// `TargetWrite`.
+pub fn name_control(data: &Tree, job: &Job) -> Result<()> {
+    let global = data.directory(b"global")?;
+    let last = |path: &'static str| path.rsplit('/').next().unwrap_or(path);
+    durable::name_in(global.as_fd(), last(WAITING_CONTROL), last(CONTROL))
+        .map_err(|e| write_error(CONTROL, e))?;
+    if matches!(job.request.purpose, Purpose::Standby { .. }) {
+        // Nothing of a standby's settings is ever taken away.
+        let wal = data.directory(b"pg_wal")?;
+        durable::remove_in(wal.as_fd(), SETTINGS)
+            .map_err(|e| write_error(&format!("pg_wal/{SETTINGS}"), e))?;
+    }
+    Ok(())
+}
+
+/// Requires that an earlier run, or somebody else, has left nothing that is not the backup's: counts files of all trees.
+///
+/// # Errors
+/// `Refused` naming how many there are too many.
+pub fn check_nothing_else(destination: &Destination, expected: u64) -> Result<()> {
+    let mut found = 0_u64;
+    for tree in destination.trees() {
+        found += count_files(tree.root(), 0)
+            .map_err(|e| target_error(format!("read \"{}\"", tree.path().display()), e))?;
+    }
+    if found == expected {
+        return Ok(());
+    }
+    Err(err!(
+        Refused,
+        "the directory holds {found} files, the restore makes {expected}"
+    )
+    .hint("No server can start on it. Somebody else has written there: empty the directory and its tablespaces, then restore again."))
+}
+
+fn count_files(directory: rustix::fd::BorrowedFd<'_>, depth: u32) -> rustix::io::Result<u64> {
+    if depth > 64 {
+        return Err(rustix::io::Errno::LOOP);
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::DIRECTORY;
+    let listed = rustix::fs::openat(directory, ".", flags, Mode::empty())?;
+    let mut count = 0;
+    for entry in Dir::new(listed)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_bytes() == b"." || name.to_bytes() == b".." {
+            continue;
+        }
+        match kind(directory, &entry)? {
+            FileType::Directory => {
+                let below = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+                count += count_files(below.as_fd(), depth + 1)?;
+            }
+            FileType::Symlink => {}
+            _ => count += 1,
+        }
+    }
+    Ok(count)
+}
+
+/// Files that the end of a restore adds to those of the backup.
+pub fn added_files(job: &Job, brings_auto_conf: bool, has_manifest: bool) -> u64 {
+    // Signal file, record of the job, record of the settings.
+    3 + u64::from(!brings_auto_conf) + u64::from(has_manifest) + u64::from(!job.may_archive())
+}
+
+/// Removes what a killed run left of temporary files in pg_wal.
+///
+/// # Errors
+/// `TargetWrite`.
+pub fn sweep_temporaries(data: &Tree) -> Result<()> {
+    let wal = data.directory(b"pg_wal")?;
+    let failed = |e| target_error("remove temporary files in \"pg_wal\"", e);
+    for entry in Dir::read_from(&wal).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        if name
+            .to_bytes()
+            .starts_with(durable::TEMPORARY_PREFIX.as_bytes())
+        {
+            rustix::fs::unlinkat(&wal, name, rustix::fs::AtFlags::empty()).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_synced_one_by_one_where_a_filesystem_cannot_be() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        std::fs::write(dir.path().join("a/b/c"), "x").unwrap();
+        std::os::unix::fs::symlink("/nonexistent", dir.path().join("a/link")).unwrap();
+        let tree = Tree::open(dir.path(), None).unwrap();
+        sync_beneath(tree.root(), 0).unwrap();
+        assert_eq!(count_files(tree.root(), 0).unwrap(), 1);
+        std::fs::set_permissions(
+            dir.path().join("a"),
+            std::os::unix::fs::PermissionsExt::from_mode(0o0),
+        )
+        .unwrap();
+        let readable = std::fs::read_dir(dir.path().join("a")).is_ok();
+        assert_eq!(sync_beneath(tree.root(), 0).is_ok(), readable);
+    }
+}

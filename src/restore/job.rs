@@ -1,0 +1,227 @@
+//! What a restore is to do, as a value: made from a plan, kept in the directory while it runs, taken up again after a kill.
+
+use serde::{Deserialize, Serialize};
+
+use super::target_dir::{Found, PlacedTablespace};
+use crate::archive::guard::WrittenSettings;
+use crate::err;
+use crate::error::Result;
+use crate::pg::time::TimestampTz;
+use crate::plan::recovery::{Action, Plan};
+use crate::plan::target::RecoveryTarget;
+use crate::repo::layout::BackupId;
+
+/// Format of the record.
+const FORMAT: u32 = 1;
+
+/// What the operator asked for; two runs with equal requests are the same restore.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The data directory, without links.
+    pub to: String,
+    /// Cluster name.
+    pub cluster: String,
+    /// The repository that the command line names.
+    pub repository: Option<String>,
+    /// The backup that it names.
+    pub backup: Option<String>,
+    /// `OLD=NEW`, as given.
+    pub tablespace_mappings: Vec<String>,
+    /// A restore to a target, or a standby.
+    pub purpose: Purpose,
+}
+
+/// What the directory is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// A copy at a target.
+    Restore {
+        /// Where recovery stops.
+        target: RecoveryTarget,
+        /// What happens there.
+        action: Action,
+        /// Whether it may archive.
+        adopt: bool,
+    },
+    /// A standby of the cluster.
+    Standby {
+        /// How it reaches the primary.
+        primary_conninfo: String,
+        /// The slot it uses.
+        slot: Option<String>,
+    },
+}
+
+/// A restore: everything that was decided before the first write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// 1.
+    pub format: u32,
+    /// What was asked for.
+    pub request: Request,
+    /// When it was planned.
+    pub planned: TimestampTz,
+    /// The repository, as a location.
+    pub repository: String,
+    /// Of pg_control, as a string: it exceeds 2^53.
+    #[serde(with = "crate::repo::backup::decimal")]
+    pub system_identifier: u64,
+    /// The backup that is copied.
+    pub backup: BackupId,
+    /// Its nonce: another backup under the same id is another one.
+    pub backup_nonce: String,
+    /// Where its tablespaces go.
+    pub tablespaces: Vec<PlacedTablespace>,
+    /// restore_command.
+    pub restore_command: String,
+    /// What recovery will do; none for a standby, which never ends.
+    pub plan: Option<Plan>,
+}
+
+impl Job {
+    /// The record's format, for new jobs.
+    pub const FORMAT: u32 = FORMAT;
+
+    /// Whether the directory may archive at once.
+    pub fn may_archive(&self) -> bool {
+        match self.request.purpose {
+            Purpose::Restore { adopt, .. } => adopt,
+            Purpose::Standby { .. } => true,
+        }
+    }
+
+    /// As the bytes of the record.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec_pretty(self)
+            .map_err(|e| err!(Internal, "could not serialize the restore").source(e))
+    }
+}
+
+/// How far an earlier run of a job came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Earlier {
+    /// There was none.
+    None,
+    /// It was copying.
+    Copying(Box<Job>),
+    /// Everything is durable; pg_control has to get its name.
+    LastStep(Box<Job>),
+}
+
+/// Reads what an earlier run left, and requires that it did the same.
+///
+/// # Errors
+/// `Refused` when the directory holds the unfinished restore of another request; `Damaged` when its record cannot be read.
+pub fn earlier(found: &Found, request: &Request) -> Result<Earlier> {
+    let (job, wrap): (Job, fn(Box<Job>) -> Earlier) = match found {
+        Found::Empty => return Ok(Earlier::None),
+        Found::Unfinished(record) => (decode(record, request)?, Earlier::Copying),
+        Found::LastStep(record) => {
+            let written: WrittenSettings =
+                serde_json::from_slice(record).map_err(|e| damaged(request).source(e))?;
+            let record = written.job.to_string();
+            (decode(record.as_bytes(), request)?, Earlier::LastStep)
+        }
+    };
+    if job.request == *request {
+        return Ok(wrap(Box::new(job)));
+    }
+    Err(err!(
+        Refused,
+        "directory \"{}\" holds an unfinished restore of another request, planned at {}",
+        request.to,
+        job.planned
+    )
+    .hint("Nothing was changed. Run the command that began it, or empty the directory first."))
+}
+
+fn decode(record: &[u8], request: &Request) -> Result<Job> {
+    let job: Job = serde_json::from_slice(record).map_err(|e| damaged(request).source(e))?;
+    if job.format != FORMAT {
+        return Err(err!(
+            Unsupported,
+            "the unfinished restore in \"{}\" was begun by another version of pitr",
+            request.to
+        )
+        .hint("Run that version again, or empty the directory first."));
+    }
+    Ok(job)
+}
+
+fn damaged(request: &Request) -> crate::error::Error {
+    err!(
+        Refused,
+        "the record of the unfinished restore in \"{}\" cannot be read",
+        request.to
+    )
+    .hint("Nothing was changed. Empty the directory, then restore again.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    fn job() -> Job {
+        Job {
+            format: FORMAT,
+            request: Request {
+                to: "/data".into(),
+                cluster: "main".into(),
+                repository: None,
+                backup: None,
+                tablespace_mappings: vec!["/a=/b".into()],
+                purpose: Purpose::Restore {
+                    target: RecoveryTarget::default(),
+                    action: Action::Promote,
+                    adopt: false,
+                },
+            },
+            planned: "2026-11-20T06:40:49Z".parse().unwrap(),
+            repository: "file:///r".into(),
+            system_identifier: u64::MAX,
+            backup: "20261120T064049Z-full".parse().unwrap(),
+            backup_nonce: "7".into(),
+            tablespaces: Vec::new(),
+            restore_command: "r".into(),
+            plan: None,
+        }
+    }
+
+    #[test]
+    fn only_the_same_request_takes_an_unfinished_restore_up_again() {
+        let job = job();
+        let record = job.encode().unwrap();
+        let found = Found::Unfinished(record.clone());
+        assert_eq!(
+            earlier(&found, &job.request).unwrap(),
+            Earlier::Copying(Box::new(job.clone()))
+        );
+        let mut other = job.request.clone();
+        other.purpose = Purpose::Restore {
+            target: RecoveryTarget::default(),
+            action: Action::Pause,
+            adopt: false,
+        };
+        let refused = |found: &Found, request: &Request| {
+            assert_eq!(earlier(found, request).unwrap_err().code(), Code::Refused);
+        };
+        refused(&found, &other);
+        refused(&Found::Unfinished(record[..100].to_vec()), &job.request);
+        let written = WrittenSettings {
+            job: serde_json::to_value(&job).unwrap(),
+            ..WrittenSettings::default()
+        };
+        let last = Found::LastStep(serde_json::to_vec(&written).unwrap());
+        assert_eq!(
+            earlier(&last, &job.request).unwrap(),
+            Earlier::LastStep(Box::new(job.clone()))
+        );
+        refused(&last, &other);
+        assert_eq!(earlier(&Found::Empty, &other).unwrap(), Earlier::None);
+    }
+}

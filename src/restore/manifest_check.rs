@@ -1,0 +1,248 @@
+//! Compares what was copied with the server's own backup_manifest: every file there and back, sizes, CRC-32C.
+//!
+//! Checksums of stretches arrive in the order of the packs and from several threads; they are sorted by path and position within a
+//! memory ceiling, and combined. Stretches that no frame holds are zeros. A manifest with SHA checksums is compared by sizes: our own
+//! hashes cover the content.
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::Mutex;
+
+use super::extract::withholds_file;
+use crate::err;
+use crate::error::Result;
+use crate::pg::manifest::{FileChecksum, ManifestReader};
+use crate::snapshot::layer::Metadata;
+use crate::snapshot::reader::Snapshot;
+use crate::snapshot::sort::{MEMORY_BYTES, Sorter};
+
+/// Kinds of records; they follow the path in the key.
+const LISTED: u8 = 0;
+const MAPPED: u8 = 1;
+const STRETCH: u8 = 2;
+
+/// Collects checksums while files are copied.
+pub struct ManifestCheck {
+    records: Mutex<Sorter>,
+}
+
+impl ManifestCheck {
+    /// `folder` takes what does not fit into memory.
+    pub fn new(folder: &Path) -> ManifestCheck {
+        ManifestCheck {
+            records: Mutex::new(Sorter::new(folder, MEMORY_BYTES)),
+        }
+    }
+
+    /// Adds the checksum of a stretch.
+    ///
+    /// # Errors
+    /// `Full`, `Io` from the temporary file.
+    pub fn add(&self, path: &[u8], position: u64, length: u32, crc: u32) -> Result<()> {
+        let mut payload = length.to_le_bytes().to_vec();
+        payload.extend_from_slice(&crc.to_le_bytes());
+        self.push(path, STRETCH, position, &payload)
+    }
+
+    fn push(&self, path: &[u8], kind: u8, position: u64, payload: &[u8]) -> Result<()> {
+        let mut key = path.to_vec();
+        key.extend_from_slice(&[0, kind]);
+        key.extend_from_slice(&position.to_be_bytes());
+        self.records
+            .lock()
+            .map_err(|_| err!(Internal, "a thread of the restore panicked"))?
+            .push(&key, payload)
+    }
+
+    /// Reads the manifest and the map, and compares; returns how many files were compared.
+    ///
+    /// # Errors
+    /// `Damaged` naming the first file that differs, or when the manifest fails its own checksum.
+    pub fn finish(self, snapshot: &Snapshot<'_>, manifest: impl Read) -> Result<u64> {
+        for item in snapshot.items() {
+            let item = item?;
+            if let Metadata::File { length, .. } = item.metadata
+                && !withholds_file(&item.path)
+            {
+                self.push(&item.path, MAPPED, 0, &length.to_le_bytes())?;
+            }
+        }
+        let mut reader = ManifestReader::new(manifest);
+        while let Some(file) = reader.next_file()? {
+            if withholds_file(&file.path) {
+                continue;
+            }
+            let mut payload = file.size.to_le_bytes().to_vec();
+            if let Some(FileChecksum::Crc32c(crc)) = file.checksum {
+                payload.extend_from_slice(&crc.to_le_bytes());
+            }
+            self.push(&file.path, LISTED, 0, &payload)?;
+        }
+        reader.finish()?;
+        let mut comparison = Comparison::default();
+        self.records
+            .into_inner()
+            .map_err(|_| err!(Internal, "a thread of the restore panicked"))?
+            .drain(&mut |key, payload| comparison.take(key, payload))?;
+        comparison.close()?;
+        Ok(comparison.files)
+    }
+}
+
+/// One file after another, as the sorted records come.
+#[derive(Default)]
+struct Comparison {
+    path: Vec<u8>,
+    listed: Option<(u64, Option<u32>)>,
+    mapped: Option<u64>,
+    position: u64,
+    crc: u32,
+    files: u64,
+}
+
+impl Comparison {
+    fn take(&mut self, key: &[u8], payload: &[u8]) -> Result<()> {
+        let broken = || err!(Internal, "a record of the manifest check is broken");
+        let (path, tail) = key
+            .len()
+            .checked_sub(10)
+            .and_then(|at| key.split_at_checked(at))
+            .ok_or_else(broken)?;
+        if path != self.path {
+            self.close()?;
+            *self = Comparison {
+                path: path.to_vec(),
+                files: self.files,
+                ..Comparison::default()
+            };
+        }
+        let number = |from: usize, to: usize| {
+            let mut bytes = [0; 8];
+            let found = payload.get(from..to)?;
+            bytes.get_mut(..found.len())?.copy_from_slice(found);
+            Some(u64::from_le_bytes(bytes))
+        };
+        let small = |from: usize| number(from, from + 4).and_then(|n| u32::try_from(n).ok());
+        match tail.get(1) {
+            Some(&LISTED) => {
+                self.listed = Some((number(0, 8).ok_or_else(broken)?, small(8)));
+            }
+            Some(&MAPPED) => self.mapped = Some(number(0, 8).ok_or_else(broken)?),
+            Some(&STRETCH) => {
+                let position = tail.get(2..).and_then(|p| p.try_into().ok());
+                let position = u64::from_be_bytes(position.ok_or_else(broken)?);
+                let (length, crc) = (small(0).ok_or_else(broken)?, small(4).ok_or_else(broken)?);
+                self.zeros_to(position)?;
+                self.crc = crc32c::crc32c_combine(self.crc, crc, length as usize);
+                self.position = position + u64::from(length);
+            }
+            _ => return Err(broken()),
+        }
+        Ok(())
+    }
+
+    /// Up to here no frame held anything.
+    fn zeros_to(&mut self, position: u64) -> Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let mut left = position.checked_sub(self.position).ok_or_else(|| {
+            err!(
+                Damaged,
+                "two frames hold the same byte of \"{}\"",
+                self.shown()
+            )
+        })?;
+        while left > 0 {
+            let n = usize::try_from(left).unwrap_or(usize::MAX).min(ZEROS.len());
+            self.crc = crc32c::crc32c_append(self.crc, ZEROS.get(..n).unwrap_or_default());
+            left -= n as u64;
+        }
+        self.position = position;
+        Ok(())
+    }
+
+    fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.path)
+            .chars()
+            .take(200)
+            .collect()
+    }
+
+    fn close(&mut self) -> Result<()> {
+        if self.path.is_empty() {
+            return Ok(());
+        }
+        let (listed, mapped) = match (self.listed, self.mapped) {
+            (Some(listed), Some(mapped)) => (listed, mapped),
+            (None, _) => {
+                return Err(err!(
+                    Damaged,
+                    "the server's manifest does not list file \"{}\" of the backup",
+                    self.shown()
+                ));
+            }
+            (_, None) => {
+                return Err(err!(
+                    Damaged,
+                    "the backup does not hold file \"{}\" of the server's manifest",
+                    self.shown()
+                ));
+            }
+        };
+        self.zeros_to(mapped)?;
+        if listed.0 != mapped || listed.1.is_some_and(|crc| crc != self.crc) {
+            return Err(err!(
+                Damaged,
+                "file \"{}\" is not the one of the server's manifest",
+                self.shown()
+            ));
+        }
+        self.files += 1;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs records through the comparison as sorted.
+    fn compare(
+        listed: Option<(u64, u32)>,
+        mapped: Option<u64>,
+        stretches: &[(u64, &[u8])],
+    ) -> Result<u64> {
+        let check = ManifestCheck::new(Path::new("/nonexistent"));
+        for (at, bytes) in stretches {
+            let length = u32::try_from(bytes.len()).unwrap();
+            check.add(b"f", *at, length, crc32c::crc32c(bytes))?;
+        }
+        if let Some(length) = mapped {
+            check.push(b"f", MAPPED, 0, &length.to_le_bytes())?;
+        }
+        if let Some((size, crc)) = listed {
+            let payload = [&size.to_le_bytes()[..], &crc.to_le_bytes()].concat();
+            check.push(b"f", LISTED, 0, &payload)?;
+        }
+        let mut comparison = Comparison::default();
+        let sorter = check.records.into_inner().unwrap();
+        sorter.drain(&mut |k, p| comparison.take(k, p))?;
+        comparison.close()?;
+        Ok(comparison.files)
+    }
+
+    #[test]
+    fn stretches_in_any_order_and_holes_make_the_checksum_of_the_file() {
+        let mut file = vec![0; 200_000];
+        file[..5].copy_from_slice(b"hello");
+        file[150_000..150_003].copy_from_slice(b"abc");
+        let listed = Some((200_000, crc32c::crc32c(&file)));
+        let stretches: &[(u64, &[u8])] = &[(150_000, b"abc"), (0, b"hello")];
+        assert_eq!(compare(listed, Some(200_000), stretches).unwrap(), 1);
+        assert!(compare(listed, Some(200_000), &stretches[..1]).is_err());
+        assert!(compare(listed, Some(199_999), stretches).is_err());
+        assert!(compare(None, Some(200_000), stretches).is_err());
+        assert!(compare(listed, None, stretches).is_err());
+        assert!(compare(listed, Some(200_000), &[(0, b"hello"), (3, b"x")]).is_err());
+        assert_eq!(compare(Some((0, 0)), Some(0), &[]).unwrap(), 1);
+    }
+}

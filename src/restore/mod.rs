@@ -1,0 +1,375 @@
+//! Restore: executes a plan into an empty directory, and makes sure that nothing else happens.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `target_dir` | everything that is refused before the first write |
+//! | `job` | what is to be done, as a value that survives a kill |
+//! | `claim` | keeps the backup from being deleted meanwhile |
+//! | `extract` | directories, files and their bytes |
+//! | `manifest_check` | what was copied against the server's own manifest |
+//! | `settings` | what the server is told, and what code it would run |
+//! | `finish` | the last checks, and the order in which the directory becomes startable |
+//! | `tree` | nothing is written outside of the target |
+//! | `adopt` | a copy becomes a cluster that may archive |
+//!
+//! Write order: the directory and `pg_wal/pitr.restore` (the job); directories and files; content; settings, guard, manifest; one sync
+//! of everything; the job is removed; global/pg_control gets its name. Without the latter no server starts, so a directory that was
+//! not restored completely cannot be mistaken for one that was. Killed at any point, the same command finishes the same job.
+
+pub mod adopt;
+pub mod claim;
+pub mod extract;
+pub mod finish;
+pub mod job;
+pub mod manifest_check;
+pub mod settings;
+pub mod target_dir;
+pub mod tree;
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use rustix::fs::{AtFlags, Mode};
+
+use crate::archive::guard::UNFINISHED;
+use crate::durable::{self, NewFile};
+use crate::err;
+use crate::error::{Code, Result};
+use crate::pg::conf::Setting;
+use crate::pg::time::TimestampTz;
+use crate::progress::Progress;
+use crate::repo::backup::BackupRoot;
+use crate::repo::event::Event;
+use crate::repo::layout::ClusterLayout;
+use crate::snapshot::reader::Snapshot;
+use crate::store::Store;
+use claim::Claim;
+use extract::{Copied, Copying, Destination, Survey};
+use job::{Earlier, Job};
+use manifest_check::ManifestCheck;
+use target_dir::Target;
+use tree::{Tree, write_error};
+
+/// Name and version, for events and records.
+pub const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
+
+/// WAL that is kept in pg_wal while a server recovers, at most: restartpoints recycle beyond max_wal_size, 1 GiB unless set.
+const WAL_KEPT_BYTES: u64 = 1 << 30;
+/// Segments that are there besides.
+const SEGMENTS_BESIDES: u64 = 2;
+
+/// Clock, randomness and ears, as arguments.
+pub struct Surroundings<'a> {
+    /// The current time.
+    pub clock: &'a (dyn Fn() -> TimestampTz + Sync),
+    /// Random numbers, for nonces.
+    pub random: &'a (dyn Fn() -> u64 + Sync),
+    /// Told of progress and warnings.
+    pub progress: &'a dyn Progress,
+    /// Set when the operator wants to stop.
+    pub stop: &'a AtomicBool,
+}
+
+impl Surroundings<'_> {
+    fn event(&self, subject: &str) -> Event {
+        Event {
+            subject: subject.to_owned(),
+            time: (self.clock)(),
+            host: rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned(),
+            program: PROGRAM.into(),
+            nonce: format!("{:016x}{:016x}", (self.random)(), (self.random)()),
+            ..Event::default()
+        }
+    }
+}
+
+/// Where a backup is read.
+pub struct Source<'a> {
+    /// The repository.
+    pub store: &'a dyn Store,
+    /// The cluster in it.
+    pub layout: &'a ClusterLayout,
+    /// The backup.
+    pub root: &'a BackupRoot,
+}
+
+/// What a restore came to.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Whether an earlier run had begun it.
+    pub resumed: bool,
+    /// Bytes written, and bytes that were there already.
+    pub copied: Copied,
+    /// Files of the backup.
+    pub files: u64,
+    /// Their raw bytes.
+    pub raw_bytes: u64,
+    /// Files whose checksum was compared with the server's own manifest; none when it gave none.
+    pub compared_files: Option<u64>,
+    /// Settings written.
+    pub settings: Vec<Setting>,
+    /// Settings that came with the backup and run code.
+    pub running_code: Vec<String>,
+    /// Links that were not recreated.
+    pub links: Vec<String>,
+    /// Whether postgresql.conf came with the backup.
+    pub has_configuration: bool,
+}
+
+/// Requires room for the restore before its first write; returns what the backup holds.
+///
+/// # Errors
+/// `Refused` with numbers; `Damaged` when the map fails a check.
+pub fn survey(source: &Source<'_>, job: &Job, target: &Target) -> Result<Survey> {
+    let snapshot = Snapshot::open(source.store, source.layout, source.root)?;
+    let survey = extract::survey(&snapshot)?;
+    let segment = source.root.wal_segment_size_bytes;
+    let replayed = job
+        .plan
+        .as_ref()
+        .map_or(WAL_KEPT_BYTES, |p| p.bytes_to_replay);
+    let wal = replayed.min(WAL_KEPT_BYTES) + SEGMENTS_BESIDES * segment;
+    target_dir::check_space(target, &survey.need_of(target, wal))?;
+    Ok(survey)
+}
+
+/// Does the job, of which `survey` was made. The target was checked, and is still as it was found.
+///
+/// # Errors
+/// `Refused` before the first write; `Damaged` for what fails a check; `TargetWrite` and `Full`, after which the same call resumes;
+/// `Interrupted`.
+pub fn run(
+    source: &Source<'_>,
+    job: &Job,
+    target: &Target,
+    survey: &Survey,
+    earlier: &Earlier,
+    jobs: usize,
+    around: &Surroundings<'_>,
+) -> Result<Report> {
+    if job.backup_nonce != source.root.nonce || job.backup != source.root.id {
+        return Err(err!(
+            Refused,
+            "backup \"{}\" is not the one that the restore began with",
+            job.backup
+        ));
+    }
+    if let Earlier::LastStep(_) = earlier {
+        return last_step(source, job, target, survey);
+    }
+    let claim = Claim::take(
+        source.store,
+        source.layout,
+        around,
+        &job.backup,
+        job.planned,
+    )?;
+    let mut claim = claim;
+    let done = copy_all(
+        (source, job, target, survey),
+        earlier,
+        jobs,
+        around,
+        &mut || {
+            if let Some(claim) = &mut claim {
+                claim.keep();
+            }
+        },
+    );
+    match (claim, &done) {
+        (Some(claim), Ok(_)) => claim.hand_over(),
+        (Some(claim), Err(_)) => claim.release(),
+        (None, _) => {}
+    }
+    done.map_err(|e| match e.code() {
+        Code::Damaged if e.hint_text().is_none() => e.hint(
+            "No server can start on what was restored so far.\nRun pitr verify to see what else is damaged, and restore another backup into an empty directory: --backup ID",
+        ),
+        _ => e,
+    })
+}
+
+fn last_step(source: &Source<'_>, job: &Job, target: &Target, survey: &Survey) -> Result<Report> {
+    finish::name_control(&Tree::open(&target.data, target.owner)?, job)?;
+    let snapshot = Snapshot::open(source.store, source.layout, source.root)?;
+    let brought = finish::brought(&snapshot, survey, target)?;
+    Ok(Report {
+        resumed: true,
+        files: source.root.file_count,
+        raw_bytes: source.root.size_bytes,
+        running_code: brought.running_code(),
+        has_configuration: brought.has_main,
+        ..Report::default()
+    })
+}
+
+fn copy_all(
+    (source, job, target, survey): (&Source<'_>, &Job, &Target, &Survey),
+    earlier: &Earlier,
+    jobs: usize,
+    around: &Surroundings<'_>,
+    tick: &mut dyn FnMut(),
+) -> Result<Report> {
+    let is_resumed = *earlier != Earlier::None;
+    let snapshot = Snapshot::open(source.store, source.layout, source.root)?;
+    let brought = finish::brought(&snapshot, survey, target)?;
+    let _lock = prepare(target, job, is_resumed, survey.group, around)?;
+    let destination = Destination::open(target)?;
+    extract::lay_out(&snapshot, &destination, survey, is_resumed, around.stop)?;
+    finish::sweep_temporaries(destination.data())?;
+    let check = source
+        .root
+        .server_manifest
+        .is_some()
+        .then(|| ManifestCheck::new(&target.data.join("pg_wal")));
+    let add = |path: &[u8], position, length, crc| match &check {
+        Some(check) => check.add(path, position, length, crc),
+        None => Ok(()),
+    };
+    let copied = extract::copy(
+        &snapshot,
+        &destination,
+        survey,
+        Copying {
+            jobs,
+            is_resumed,
+            stop: around.stop,
+            checksums: check.is_some().then_some(&add),
+            progress: around.progress,
+            tick,
+        },
+    )?;
+    finish::check_identity(&destination, source)?;
+    finish::put_links(&destination, target)?;
+    let group = survey.group;
+    let has_manifest = finish::put_manifest(&destination, source, group)?;
+    let settings = finish::put_settings(&destination, job, &brought, around, group)?;
+    let compared_files = match check {
+        Some(check) => Some(compare(check, &snapshot, &destination)?),
+        None => None,
+    };
+    if is_resumed {
+        let added = finish::added_files(job, brought.has_auto, has_manifest);
+        let expected = survey.restored_files + added;
+        finish::check_nothing_else(&destination, expected)?;
+    }
+    around.progress.phase("sync", None);
+    finish::sync(&destination)?;
+    tick();
+    finish::commit(destination.data(), job)?;
+    Ok(Report {
+        resumed: is_resumed,
+        copied,
+        files: survey.files,
+        raw_bytes: survey.raw_bytes,
+        compared_files,
+        settings,
+        running_code: brought.running_code(),
+        links: survey.links.clone(),
+        has_configuration: brought.has_main,
+    })
+}
+
+fn compare(
+    check: ManifestCheck,
+    snapshot: &Snapshot<'_>,
+    destination: &Destination,
+) -> Result<u64> {
+    let manifest = destination.data().existing(b"backup_manifest")?;
+    check.finish(snapshot, manifest)
+}
+
+/// Makes the directories, and the job durable in pg_wal, before anything else. The directory is locked as long as what is returned lives.
+fn prepare(
+    target: &Target,
+    job: &Job,
+    is_resumed: bool,
+    group: bool,
+    around: &Surroundings<'_>,
+) -> Result<Tree> {
+    make_root(&target.data, target, group)?;
+    let data = Tree::open(&target.data, target.owner)?;
+    lock(&data)?;
+    if is_resumed
+        && data
+            .stat(format!("pg_wal/{UNFINISHED}").as_bytes())?
+            .is_none()
+    {
+        return Err(err!(
+            Locked,
+            "another process has just finished the restore into \"{}\"",
+            target.data.display()
+        ));
+    }
+    data.make_directory(b"pg_wal", group)?;
+    durable::sync_directory(data.root())
+        .map_err(|e| write_error(&target.data.display().to_string(), e))?;
+    finish::sweep_temporaries(&data)?;
+    if !is_resumed {
+        let failed = |e| write_error(&format!("pg_wal/{UNFINISHED}"), e);
+        let wal = data.directory(b"pg_wal")?;
+        let mut file = NewFile::create(wal, UNFINISHED, (around.random)()).map_err(failed)?;
+        std::io::Write::write_all(&mut file, &job.encode()?).map_err(failed)?;
+        if file.publish().map_err(failed)? == durable::Published::Exists {
+            return Err(err!(
+                Refused,
+                "another restore into \"{}\" has just begun",
+                target.data.display()
+            ));
+        }
+        if let Some(owner) = target.owner {
+            let wal = data.directory(b"pg_wal")?;
+            let (uid, gid) = (Some(owner.uid), Some(owner.gid));
+            rustix::fs::chownat(&wal, UNFINISHED, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|e| failed(e.into()))?;
+        }
+    }
+    for tablespace in &target.tablespaces {
+        make_root(&tablespace.path, target, group)?;
+    }
+    Ok(data)
+}
+
+/// Locks the directory as long as it is open: one process restores into it at a time.
+fn lock(data: &Tree) -> Result<()> {
+    use rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    match rustix::fs::flock(data.root(), NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(err!(
+            Locked,
+            "another process restores into \"{}\"",
+            data.path().display()
+        )
+        .hint("Nothing was changed. Wait for it, or stop it: the restore can be resumed.")),
+        // Some network filesystems have no locks.
+        Err(rustix::io::Errno::NOTSUP | rustix::io::Errno::NOSYS | rustix::io::Errno::NOLCK) => {
+            Ok(())
+        }
+        Err(e) => Err(write_error(&data.path().display().to_string(), e.into())),
+    }
+}
+
+/// Makes a data directory or the directory of a tablespace, durably, and gives it the permissions that servers ask for.
+fn make_root(path: &Path, target: &Target, group: bool) -> Result<()> {
+    let failed = |e: rustix::io::Errno| write_error(&path.display().to_string(), e.into());
+    match rustix::fs::mkdir(path, Mode::RWXU) {
+        Ok(()) => durable::sync_directory_at(path.parent().unwrap_or(path))
+            .map_err(|e| write_error(&path.display().to_string(), e))?,
+        Err(rustix::io::Errno::EXIST) => {}
+        Err(e) => return Err(failed(e)),
+    }
+    let real = path
+        .canonicalize()
+        .map_err(|e| write_error(&path.display().to_string(), e))?;
+    let tree = Tree::open(&real, target.owner)?;
+    if let Some(owner) = target.owner {
+        rustix::fs::fchown(tree.root().as_fd(), Some(owner.uid), Some(owner.gid))
+            .map_err(failed)?;
+    }
+    let mode = if group { 0o750 } else { 0o700 };
+    rustix::fs::fchmod(tree.root().as_fd(), Mode::from_raw_mode(mode)).map_err(failed)
+}

@@ -1,0 +1,239 @@
+//! Settings that a restored directory is started with, and those it brought along that run code.
+//!
+//! PostgreSQL: src/backend/access/transam/xlogrecovery.c. In 13–17 assigning any recovery_target* while *another* one is set is an error,
+//! even when the new value is empty; lines count in their order, the last of each name. So the targets that are not wanted are cleared
+//! first, and the wanted one stands last.
+
+use std::collections::BTreeMap;
+
+use crate::archive::guard::{AUTO_CONF, WrittenSettings};
+use crate::pg::conf::{self, Setting};
+
+/// PostgreSQL allows one of these to be set.
+const TARGETS: &[&str] = &[
+    "recovery_target",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
+];
+
+/// Settings that name a command, a library, or another file of settings.
+const RUNNING_CODE: &[&str] = &[
+    "archive_command",
+    "archive_library",
+    "archive_cleanup_command",
+    "dynamic_library_path",
+    "extension_control_path",
+    "include",
+    "include_dir",
+    "include_if_exists",
+    "jit_provider",
+    "local_preload_libraries",
+    "recovery_end_command",
+    "restore_command",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "ssl_passphrase_command",
+];
+
+/// The configuration that came with the backup.
+#[derive(Debug, Clone, Default)]
+pub struct Brought {
+    /// Content of postgresql.conf.
+    pub main: Vec<u8>,
+    /// Content of postgresql.auto.conf.
+    pub auto: Vec<u8>,
+    /// Whether the former is in the data directory; on some systems it lies elsewhere.
+    pub has_main: bool,
+    /// Whether the latter is there.
+    pub has_auto: bool,
+    /// Whether there are tablespaces in place (15 and later).
+    pub in_place_tablespaces: bool,
+}
+
+impl Brought {
+    fn value(&self, name: &str) -> Option<String> {
+        conf::value_of(&self.auto, name).or_else(|| conf::value_of(&self.main, name))
+    }
+
+    fn is_set(&self, name: &str) -> bool {
+        self.value(name).is_some_and(|v| !v.is_empty())
+    }
+
+    /// Settings that run code once the server starts, as `file: name = 'value'`.
+    pub fn running_code(&self) -> Vec<String> {
+        let files = [("postgresql.conf", &self.main), (AUTO_CONF, &self.auto)];
+        let mut found = Vec::new();
+        for (file, text) in files {
+            for setting in conf::settings(text) {
+                if RUNNING_CODE.contains(&setting.name.as_str()) && !setting.value.is_empty() {
+                    found.push(format!("{file}: {} = '{}'", setting.name, setting.value));
+                }
+            }
+        }
+        found
+    }
+}
+
+/// The settings of a restore: `wanted` are those of the plan.
+///
+/// Besides them, what would spoil the recovery is neutralised: other targets, archive_cleanup_command (it would delete from the archive
+/// that the copy came from) and recovery_min_apply_delay (it holds an archive recovery back as well).
+pub fn of_restore(
+    wanted: &BTreeMap<String, String>,
+    is_adopted: bool,
+    brought: &Brought,
+) -> WrittenSettings {
+    let mut written = WrittenSettings::default();
+    let settings = &mut written.until_recovery_ended;
+    for name in TARGETS {
+        if !wanted.contains_key(*name) {
+            settings.push(Setting::new(*name, ""));
+        }
+    }
+    settings.push(Setting::new("archive_cleanup_command", ""));
+    if brought.in_place_tablespaces {
+        settings.push(allow_in_place());
+    }
+    if brought
+        .value("recovery_min_apply_delay")
+        .is_some_and(|v| v != "0")
+    {
+        settings.push(Setting::new("recovery_min_apply_delay", "0"));
+    }
+    let (targets, others): (Vec<_>, Vec<_>) = wanted
+        .iter()
+        .filter(|(name, _)| *name != "archive_mode")
+        .partition(|(name, _)| TARGETS.contains(&name.as_str()));
+    for (name, value) in targets.into_iter().chain(others) {
+        settings.push(Setting::new(name, value));
+    }
+    if !is_adopted {
+        written
+            .until_adopted
+            .push(Setting::new("archive_mode", "off"));
+    }
+    written
+}
+
+/// A server without it panics as soon as it is consistent: "unexpected directory entry … found in pg_tblspc/" (measured on 15 and 17).
+fn allow_in_place() -> Setting {
+    Setting::new("allow_in_place_tablespaces", "on")
+}
+
+/// How a standby is set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StandbySettings<'a> {
+    /// `primary_conninfo`.
+    pub primary_conninfo: &'a str,
+    /// `primary_slot_name`.
+    pub slot: Option<&'a str>,
+    /// `restore_command`.
+    pub restore_command: &'a str,
+}
+
+/// The settings of a standby; they stay, for it is the cluster.
+pub fn of_standby(standby: &StandbySettings<'_>, brought: &Brought) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    // What an earlier restore or another standby has left behind.
+    for name in TARGETS.iter().chain(&["recovery_end_command"]) {
+        if brought.is_set(name) {
+            settings.push(Setting::new(*name, ""));
+        }
+    }
+    if brought.in_place_tablespaces {
+        settings.push(allow_in_place());
+    }
+    settings.push(Setting::new("recovery_target_timeline", "latest"));
+    settings.push(Setting::new("restore_command", standby.restore_command));
+    settings.push(Setting::new("primary_conninfo", standby.primary_conninfo));
+    match standby.slot {
+        Some(slot) => settings.push(Setting::new("primary_slot_name", slot)),
+        // A backup of another standby brings that one's slot.
+        None if brought.is_set("primary_slot_name") => {
+            settings.push(Setting::new("primary_slot_name", ""));
+        }
+        None => {}
+    }
+    settings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wanted_target_stands_last_and_the_others_are_cleared() {
+        let wanted: BTreeMap<String, String> = [
+            ("archive_mode", "off"),
+            ("recovery_target_lsn", "0/5"),
+            ("recovery_target_action", "promote"),
+            ("restore_command", "x"),
+        ]
+        .map(|(n, v)| (n.to_owned(), v.to_owned()))
+        .into();
+        let brought = Brought {
+            main: b"recovery_min_apply_delay = 5min\n".to_vec(),
+            ..Brought::default()
+        };
+        let written = of_restore(&wanted, false, &brought);
+        let lines: Vec<String> = written
+            .until_recovery_ended
+            .iter()
+            .map(|s| s.line().unwrap())
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "recovery_target = ''",
+                "recovery_target_name = ''",
+                "recovery_target_time = ''",
+                "recovery_target_xid = ''",
+                "archive_cleanup_command = ''",
+                "recovery_min_apply_delay = '0'",
+                "recovery_target_lsn = '0/5'",
+                "recovery_target_action = 'promote'",
+                "restore_command = 'x'",
+            ]
+        );
+        assert_eq!(written.until_adopted, [Setting::new("archive_mode", "off")]);
+        assert!(of_restore(&wanted, true, &brought).until_adopted.is_empty());
+    }
+
+    #[test]
+    fn a_standby_sheds_what_another_one_was_told() {
+        let brought = Brought {
+            main: b"shared_preload_libraries = 'x'\ninclude 'y.conf'\narchive_command = ''\n".to_vec(),
+            auto: b"primary_slot_name = 'other'\nrecovery_target_xid = '7'\nprimary_conninfo = 'host=a'\n"
+                .to_vec(),
+            ..Brought::default()
+        };
+        let standby = StandbySettings {
+            primary_conninfo: "host=b",
+            slot: None,
+            restore_command: "r",
+        };
+        let names: Vec<String> = of_standby(&standby, &brought)
+            .iter()
+            .map(|s| format!("{}={}", s.name, s.value))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "recovery_target_xid=",
+                "recovery_target_timeline=latest",
+                "restore_command=r",
+                "primary_conninfo=host=b",
+                "primary_slot_name=",
+            ]
+        );
+        assert_eq!(
+            brought.running_code(),
+            [
+                "postgresql.conf: shared_preload_libraries = 'x'",
+                "postgresql.conf: include = 'y.conf'"
+            ]
+        );
+    }
+}

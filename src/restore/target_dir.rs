@@ -1,0 +1,688 @@
+//! The place that is restored to: everything that is checked before the first write.
+//!
+//! A refusal here has changed nothing. Whether a directory is new, holds an unfinished restore, or is somebody's data is told by its
+//! files alone; whose request an unfinished restore belongs to is for [`super::job`] to say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, Gid, Uid};
+use serde::{Deserialize, Serialize};
+
+use super::tree::Owner;
+use crate::archive::guard::{SETTINGS, UNFINISHED, read_limited};
+use crate::durable::TEMPORARY_PREFIX;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::repo::backup::Tablespace;
+
+/// Where pg_control waits until everything else is durable, relative to the data directory.
+pub const WAITING_CONTROL: &str = "global/pg_control.pitr";
+/// Its final place.
+pub const CONTROL: &str = "global/pg_control";
+
+/// One `--tablespace-mapping OLD=NEW`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapping {
+    /// The directory the tablespace had, or its oid.
+    pub old: String,
+    /// The directory it gets.
+    pub new: PathBuf,
+}
+
+/// What is asked for, and what must be kept away from.
+pub struct Wanted<'a> {
+    /// The data directory, absolute.
+    pub to: &'a Path,
+    /// Where tablespaces go.
+    pub mappings: &'a [Mapping],
+    /// Directories of repositories on this host.
+    pub repositories: &'a [PathBuf],
+    /// The home directory of whoever runs this.
+    pub home: Option<&'a Path>,
+}
+
+/// What is at the place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing, or an empty directory.
+    Empty,
+    /// An unfinished restore, with its record.
+    Unfinished(Vec<u8>),
+    /// A restore of which only the name of pg_control is missing, with its record.
+    LastStep(Vec<u8>),
+}
+
+/// A tablespace and where it goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedTablespace {
+    /// Its oid.
+    pub oid: u32,
+    /// Where it was.
+    pub original: String,
+    /// Where it goes.
+    pub path: PathBuf,
+}
+
+/// A place that may be restored to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The data directory, without links.
+    pub data: PathBuf,
+    /// All tablespaces.
+    pub tablespaces: Vec<PlacedTablespace>,
+    /// Whom the files are given to; none when they are ours.
+    pub owner: Option<Owner>,
+    /// What is there.
+    pub found: Found,
+}
+
+/// Space that a restore takes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Need {
+    /// Bytes by tablespace oid; 0 is the data directory.
+    pub bytes: BTreeMap<u32, u64>,
+    /// Files and directories, likewise.
+    pub files: BTreeMap<u32, u64>,
+}
+
+/// Checks the data directory, before anything is planned. Changes nothing.
+///
+/// # Errors
+/// `Refused` where restoring would harm something or cannot work.
+pub fn look(wanted: &Wanted<'_>) -> Result<Target> {
+    let data = resolve(wanted.to)?;
+    check_not_special(&data, wanted)?;
+    let found = inspect(&data)?;
+    let owner = check_rights(&data)?;
+    Ok(Target {
+        data,
+        tablespaces: Vec::new(),
+        owner,
+        found,
+    })
+}
+
+/// Finds and checks the places of the backup's tablespaces. Changes nothing.
+///
+/// # Errors
+/// `Refused` as [`look`]; `Usage` for mappings that fit no tablespace or clash.
+pub fn place(target: Target, wanted: &Wanted<'_>, tablespaces: &[Tablespace]) -> Result<Target> {
+    let target = Target {
+        tablespaces: place_tablespaces(wanted, tablespaces)?,
+        ..target
+    };
+    check_tablespaces(&target, wanted)?;
+    Ok(target)
+}
+
+/// The place without links: of a directory that does not exist yet, its parent's.
+fn resolve(path: &Path) -> Result<PathBuf> {
+    let shown = path.display();
+    let failed = |e| Error::from_io(format!("look at \"{shown}\""), e);
+    match std::fs::symlink_metadata(path) {
+        Ok(_) => {
+            let real = path.canonicalize().map_err(failed)?;
+            if real.is_dir() {
+                return Ok(real);
+            }
+            Err(err!(Refused, "\"{shown}\" is not a directory")
+                .hint("Nothing was written. Name a directory that is empty or not there yet."))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let (Some(parent), Some(Component::Normal(name))) =
+                (path.parent(), path.components().next_back())
+            else {
+                return Err(err!(Refused, "\"{shown}\" cannot be a data directory"));
+            };
+            // A missing parent may be a disk that is not mounted: making it would fill the disk below.
+            let parent = parent.canonicalize().map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => {
+                    err!(Refused, "directory \"{}\" does not exist", parent.display())
+                        .hint("Nothing was written. Create it, or mount the disk it belongs to.")
+                }
+                _ => failed(e),
+            })?;
+            Ok(parent.join(name))
+        }
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// Not a place where other things live.
+fn check_not_special(path: &Path, wanted: &Wanted<'_>) -> Result<()> {
+    let shown = path.display();
+    let refused = |why: String| {
+        Err(err!(Refused, "cannot restore into \"{shown}\": {why}")
+            .hint("Nothing was written. Name a directory of its own."))
+    };
+    if path.parent().is_none() {
+        return refused("it is the root directory".into());
+    }
+    if wanted.home.and_then(|h| h.canonicalize().ok()).as_deref() == Some(path) {
+        return refused("it is your home directory".into());
+    }
+    if is_mount_point(path) {
+        return refused("a filesystem is mounted on it".into());
+    }
+    for repository in wanted.repositories {
+        let repository = repository.canonicalize().unwrap_or(repository.clone());
+        if path.starts_with(&repository) || repository.starts_with(path) {
+            return refused(format!("the repository is at \"{}\"", repository.display()));
+        }
+    }
+    Ok(())
+}
+
+fn is_mount_point(path: &Path) -> bool {
+    let device = |p: &Path| std::fs::metadata(p).map(|m| m.dev()).ok();
+    match (device(path), path.parent().and_then(device)) {
+        (Some(own), Some(above)) => own != above,
+        _ => false,
+    }
+}
+
+/// Tells an empty directory from an unfinished restore and from data.
+fn inspect(data: &Path) -> Result<Found> {
+    let names = match names(data) {
+        Ok(names) => names,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Empty),
+        Err(e) => {
+            return Err(Error::from_io(
+                format!("read directory \"{}\"", data.display()),
+                e,
+            ));
+        }
+    };
+    check_not_running(data)?;
+    let wal = data.join("pg_wal");
+    if let Some(record) = read_limited(&wal.join(UNFINISHED))? {
+        return Ok(Found::Unfinished(record));
+    }
+    let is_there = |name: &str| std::fs::symlink_metadata(data.join(name)).is_ok();
+    if is_there(WAITING_CONTROL)
+        && !is_there(CONTROL)
+        && let Some(record) = read_limited(&wal.join(SETTINGS))?
+    {
+        return Ok(Found::LastStep(record));
+    }
+    // A run that was killed before it could write its record leaves an empty pg_wal.
+    let only_wal = names.iter().all(|n| n == "pg_wal");
+    let is_fresh = only_wal
+        && (names.is_empty()
+            || self::names(&wal)
+                .is_ok_and(|inside| inside.iter().all(|n| n.starts_with(TEMPORARY_PREFIX))));
+    if is_fresh {
+        return Ok(Found::Empty);
+    }
+    let entries = match names.len() {
+        1 => "1 entry".to_owned(),
+        n => format!("{n} entries"),
+    };
+    Err(err!(
+        Refused,
+        "directory \"{}\" is not empty: {entries}",
+        data.display()
+    )
+    .hint("Nothing was changed. Restore into an empty directory, or one that does not exist yet."))
+}
+
+fn names(path: &Path) -> io::Result<Vec<String>> {
+    std::fs::read_dir(path)?
+        .map(|e| Ok(e?.file_name().to_string_lossy().into_owned()))
+        .collect()
+}
+
+/// PostgreSQL: src/include/utils/pidfile.h: the first line is the postmaster's process id.
+fn check_not_running(data: &Path) -> Result<()> {
+    let Some(text) = read_limited(&data.join("postmaster.pid"))? else {
+        return Ok(());
+    };
+    let text = String::from_utf8_lossy(&text);
+    let pid = text.lines().next().and_then(|l| l.trim().parse().ok());
+    let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) else {
+        return Ok(());
+    };
+    match rustix::process::test_kill_process(pid) {
+        Err(rustix::io::Errno::SRCH) => Ok(()),
+        _ => Err(err!(
+            Refused,
+            "PostgreSQL runs in \"{}\" with process id {}",
+            data.display(),
+            pid.as_raw_nonzero()
+        )
+        .hint("Nothing was changed. Restore into another directory.")),
+    }
+}
+
+/// Who will own the files. Servers refuse root, so a privileged user restores for the owner of the directory, or of the one above.
+fn check_rights(data: &Path) -> Result<Option<Owner>> {
+    let existing = if data.exists() {
+        data
+    } else {
+        data.parent().unwrap_or(data)
+    };
+    let failed = |e| Error::from_io(format!("look at \"{}\"", existing.display()), e);
+    let meta = std::fs::metadata(existing).map_err(failed)?;
+    let me = rustix::process::geteuid();
+    if me.is_root() {
+        if meta.uid() == 0 {
+            return Err(err!(
+                Refused,
+                "\"{}\" belongs to root, and no server runs as root",
+                existing.display()
+            )
+            .hint(format!(
+                "Nothing was written. Run this as the server's user, or give it the directory first: install -d -o postgres -g postgres -m 700 {}",
+                data.display()
+            )));
+        }
+        return Ok(Some(Owner {
+            uid: Uid::from_raw(meta.uid()),
+            gid: Gid::from_raw(meta.gid()),
+        }));
+    }
+    if existing == data && meta.uid() != me.as_raw() {
+        return Err(err!(
+            Refused,
+            "directory \"{}\" belongs to user id {}, we are {}",
+            data.display(),
+            meta.uid(),
+            me.as_raw()
+        )
+        .hint("Nothing was written. Run this as the server's user."));
+    }
+    check_writable(existing)?;
+    Ok(None)
+}
+
+fn check_writable(directory: &Path) -> Result<()> {
+    let rights = Access::WRITE_OK | Access::EXEC_OK;
+    rustix::fs::accessat(rustix::fs::CWD, directory, rights, AtFlags::EACCESS).map_err(|e| {
+        err!(
+            Refused,
+            "directory \"{}\" cannot be written",
+            directory.display()
+        )
+        .source(io::Error::from(e))
+        .hint("Nothing was written. Correct its permissions, or name another directory.")
+    })
+}
+
+/// Finds the place of each tablespace: as mapped, else where it was.
+fn place_tablespaces(
+    wanted: &Wanted<'_>,
+    tablespaces: &[Tablespace],
+) -> Result<Vec<PlacedTablespace>> {
+    let mut used = vec![false; wanted.mappings.len()];
+    let mut placed = Vec::new();
+    for tablespace in tablespaces {
+        let oid = tablespace.oid.to_string();
+        let old = |m: &Mapping| m.old == oid || same_location(&m.old, &tablespace.location);
+        let mut fitting = wanted.mappings.iter().enumerate().filter(|(_, m)| old(m));
+        let path = match (fitting.next(), fitting.next()) {
+            (Some((i, mapping)), None) => {
+                if let Some(used) = used.get_mut(i) {
+                    *used = true;
+                }
+                mapping.new.clone()
+            }
+            (Some(_), Some(_)) => {
+                return Err(err!(Usage, "tablespace {oid} is mapped twice"));
+            }
+            (None, _) => PathBuf::from(&tablespace.location),
+        };
+        placed.push(PlacedTablespace {
+            oid: tablespace.oid,
+            original: tablespace.location.clone(),
+            path,
+        });
+    }
+    if let Some((mapping, _)) = wanted.mappings.iter().zip(&used).find(|(_, used)| !**used) {
+        let known: Vec<String> = tablespaces
+            .iter()
+            .map(|t| format!("{} ({})", t.location, t.oid))
+            .collect();
+        let e = err!(Usage, "the backup has no tablespace \"{}\"", mapping.old);
+        return Err(match known.is_empty() {
+            true => e.hint("Nothing was written. It has none at all."),
+            false => e.hint(format!("Nothing was written. It has: {}", known.join(", "))),
+        });
+    }
+    Ok(placed)
+}
+
+fn same_location(a: &str, b: &str) -> bool {
+    a.trim_end_matches('/') == b.trim_end_matches('/') && a.starts_with('/')
+}
+
+/// Each in a directory of its own, apart from the data directory and from all else.
+fn check_tablespaces(target: &Target, wanted: &Wanted<'_>) -> Result<()> {
+    let mut taken: BTreeSet<PathBuf> = BTreeSet::new();
+    let is_resumed = target.found != Found::Empty;
+    for tablespace in &target.tablespaces {
+        let mapped = tablespace.path != Path::new(&tablespace.original);
+        let say = |e: Error| match mapped {
+            true => e,
+            false => e.hint(format!(
+                "Nothing was written. Give it another place with --tablespace-mapping {}=DIR.",
+                tablespace.oid
+            )),
+        };
+        let path = resolve(&tablespace.path)
+            .map_err(|e| say(e.context(format!("place tablespace {}", tablespace.oid))))?;
+        let shown = path.display();
+        if path.starts_with(&target.data) || target.data.starts_with(&path) {
+            return Err(say(err!(
+                Usage,
+                "tablespace {} cannot be in \"{shown}\": the data directory is \"{}\"",
+                tablespace.oid,
+                target.data.display()
+            )));
+        }
+        if let Some(other) = taken
+            .iter()
+            .find(|o| path.starts_with(o) || o.starts_with(&path))
+        {
+            return Err(say(err!(
+                Usage,
+                "tablespace {} cannot be in \"{shown}\": another one is in \"{}\"",
+                tablespace.oid,
+                other.display()
+            )));
+        }
+        check_not_special_tablespace(&path, wanted).map_err(say)?;
+        check_tablespace_rights(&path, target, is_resumed).map_err(say)?;
+        taken.insert(path);
+    }
+    Ok(())
+}
+
+/// A tablespace may well have a filesystem to itself.
+fn check_not_special_tablespace(path: &Path, wanted: &Wanted<'_>) -> Result<()> {
+    match is_mount_point(path) && path.parent().is_some() {
+        true => Ok(()),
+        false => check_not_special(path, wanted),
+    }
+}
+
+fn check_tablespace_rights(path: &Path, target: &Target, is_resumed: bool) -> Result<()> {
+    let shown = path.display();
+    let failed = |e| Error::from_io(format!("look at \"{shown}\""), e);
+    let entries = match names(path) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return match target.owner {
+                Some(_) => Ok(()),
+                None => check_writable(path.parent().unwrap_or(path)),
+            };
+        }
+        Err(e) => return Err(failed(e)),
+    };
+    if !is_resumed && !entries.is_empty() {
+        return Err(err!(
+            Refused,
+            "tablespace directory \"{shown}\" is not empty: {} entries",
+            entries.len()
+        )
+        .hint(
+            "Nothing was written. It may belong to a running cluster: name an empty directory.",
+        ));
+    }
+    let owner = std::fs::metadata(path).map_err(failed)?.uid();
+    match target.owner {
+        Some(wanted) if owner == wanted.uid.as_raw() || owner == 0 => Ok(()),
+        None if owner == rustix::process::geteuid().as_raw() => check_writable(path),
+        _ => Err(err!(
+            Refused,
+            "tablespace directory \"{shown}\" belongs to user id {owner}, not to the server's user"
+        )
+        .hint("Nothing was written. Give it to the server's user.")),
+    }
+}
+
+/// Requires that each filesystem has room for what comes to it; what an unfinished restore has there already counts as room.
+///
+/// # Errors
+/// `Refused` with the numbers.
+pub fn check_space(target: &Target, need: &Need) -> Result<()> {
+    struct Demand {
+        place: PathBuf,
+        bytes: u64,
+        files: u64,
+    }
+    let mut demands: BTreeMap<u64, Demand> = BTreeMap::new();
+    let tablespaces = target.tablespaces.iter().map(|t| (t.oid, t.path.as_path()));
+    for (oid, path) in std::iter::once((0, target.data.as_path())).chain(tablespaces) {
+        let (there_bytes, there_files) = match target.found {
+            Found::Empty => (0, 0),
+            _ => allocated(path),
+        };
+        let existing = path.ancestors().find(|p| p.exists()).unwrap_or(path);
+        let failed = |e| Error::from_io(format!("look at \"{}\"", existing.display()), e);
+        let device = std::fs::metadata(existing).map_err(failed)?.dev();
+        let demand = demands.entry(device).or_insert(Demand {
+            place: existing.to_owned(),
+            bytes: 0,
+            files: 0,
+        });
+        let of = |map: &BTreeMap<u32, u64>| map.get(&oid).copied().unwrap_or(0);
+        demand.bytes += of(&need.bytes).saturating_sub(there_bytes);
+        demand.files += of(&need.files).saturating_sub(there_files);
+    }
+    for demand in demands.values() {
+        let shown = demand.place.display();
+        let stat = rustix::fs::statvfs(&demand.place).map_err(|e| {
+            Error::from_io(format!("ask for the free space of \"{shown}\""), e.into())
+        })?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if demand.bytes > free {
+            return Err(err!(
+                Refused,
+                "the filesystem of \"{shown}\" is too small: {} bytes are needed, {free} are free",
+                demand.bytes
+            )
+            .hint("Nothing was written. The need includes the WAL that PostgreSQL keeps while it recovers. Free space, or choose another place."));
+        }
+        // Filesystems that make inodes as needed say 0.
+        if stat.f_files > 0 && demand.files > stat.f_favail {
+            return Err(err!(
+                Refused,
+                "the filesystem of \"{shown}\" is too small: {} files are needed, {} are free",
+                demand.files,
+                stat.f_favail
+            )
+            .hint("Nothing was written. Choose another place."));
+        }
+    }
+    Ok(())
+}
+
+/// Bytes and files below a directory that belong to it alone; what cannot be read counts as nothing.
+fn allocated(path: &Path) -> (u64, u64) {
+    let (mut bytes, mut files) = (0, 0);
+    let mut todo = vec![path.to_owned()];
+    while let Some(directory) = todo.pop() {
+        let entries = std::fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .flatten();
+        for entry in entries {
+            // Links, to tablespaces for one, are not followed.
+            let Ok(meta) = entry.metadata() else { continue };
+            files += 1;
+            bytes += meta.blocks() * 512;
+            if meta.is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    (bytes, files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    fn wanted<'a>(to: &'a Path) -> Wanted<'a> {
+        Wanted {
+            to,
+            mappings: &[],
+            repositories: &[],
+            home: None,
+        }
+    }
+
+    /// Tests may run as root, for whom nothing may be restored into a directory of root's.
+    fn directory() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(dir.path(), Some(65534), Some(65534)).unwrap();
+        }
+        dir
+    }
+
+    fn made(path: &Path) -> &Path {
+        std::fs::create_dir_all(path).unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
+        }
+        path
+    }
+
+    #[test]
+    fn t03_places_where_other_things_live_are_refused() {
+        let dir = directory();
+        let data = made(&dir.path().join("data")).to_owned();
+        let refused = |w: &Wanted<'_>, part: &str| {
+            let e = look(w).unwrap_err();
+            assert_eq!(e.code(), Code::Refused, "{e}");
+            assert!(e.to_string().contains(part), "{e}");
+        };
+        assert_eq!(look(&wanted(&data)).unwrap().found, Found::Empty);
+        assert!(look(&wanted(&dir.path().join("new"))).is_ok());
+        refused(&wanted(Path::new("/")), "root directory");
+        refused(&wanted(Path::new("/proc")), "mounted");
+        refused(&wanted(&dir.path().join("gone/new")), "does not exist");
+        let mut w = wanted(&data);
+        w.home = Some(&data);
+        refused(&w, "home");
+        let mut w = wanted(&data);
+        let repositories = [dir.path().join("data/r"), dir.path().to_owned()];
+        w.repositories = repositories.get(1..).unwrap();
+        refused(&w, "repository");
+        w.repositories = repositories.get(..1).unwrap();
+        refused(&w, "repository");
+        std::fs::write(data.join("x"), "").unwrap();
+        refused(&wanted(&data), "not empty: 1 entry");
+        refused(&wanted(&data.join("x")), "not a directory");
+        std::fs::write(
+            data.join("postmaster.pid"),
+            format!("{}\n/x\n", std::process::id()),
+        )
+        .unwrap();
+        refused(&wanted(&data), "PostgreSQL runs in");
+        assert_eq!(std::fs::read_dir(&data).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn an_unfinished_restore_is_known_by_its_files() {
+        let dir = directory();
+        let data = made(&dir.path().join("data")).to_owned();
+        made(&data.join("pg_wal"));
+        let found = || look(&wanted(&data)).map(|t| t.found);
+        assert_eq!(found().unwrap(), Found::Empty);
+        std::fs::write(data.join("pg_wal/.tmp.pitr.restore.1"), "{").unwrap();
+        assert_eq!(found().unwrap(), Found::Empty);
+        std::fs::write(data.join("pg_wal/pitr.restore"), "{}").unwrap();
+        assert_eq!(found().unwrap(), Found::Unfinished(b"{}".to_vec()));
+        std::fs::remove_file(data.join("pg_wal/pitr.restore")).unwrap();
+        std::fs::write(data.join("pg_wal/pitr.settings"), "{}").unwrap();
+        assert!(found().is_err());
+        made(&data.join("global"));
+        std::fs::write(data.join("global/pg_control.pitr"), "").unwrap();
+        assert_eq!(found().unwrap(), Found::LastStep(b"{}".to_vec()));
+        std::fs::write(data.join("global/pg_control"), "").unwrap();
+        assert!(found().is_err());
+    }
+
+    #[test]
+    fn tablespaces_go_where_they_are_mapped_and_never_into_one_another() {
+        let dir = directory();
+        let at = |name: &str| dir.path().join(name);
+        let text = |name: &str| at(name).to_str().unwrap().to_owned();
+        let data = made(&at("data")).to_owned();
+        std::fs::write(made(&at("full")).join("x"), "").unwrap();
+        let tablespaces = [
+            Tablespace {
+                oid: 16385,
+                location: text("full"),
+            },
+            Tablespace {
+                oid: 16386,
+                location: text("second"),
+            },
+        ];
+        let go = |mappings: &[(&str, PathBuf)]| {
+            let mappings: Vec<Mapping> = mappings
+                .iter()
+                .map(|(old, new)| Mapping {
+                    old: (*old).to_owned(),
+                    new: new.clone(),
+                })
+                .collect();
+            let wanted = Wanted {
+                to: &data,
+                mappings: &mappings,
+                repositories: &[],
+                home: None,
+            };
+            place(look(&wanted)?, &wanted, &tablespaces)
+        };
+        let target = go(&[("16385", at("new"))]).unwrap();
+        assert_eq!(target.tablespaces[0].path, at("new"));
+        assert_eq!(target.tablespaces[1].path, at("second"));
+        assert!(go(&[(&text("full"), at("new"))]).is_ok());
+        for (mappings, code, part) in [
+            (vec![], Code::Refused, "not empty"),
+            (vec![("16385", at("full"))], Code::Refused, "not empty"),
+            (vec![("16385", at("second"))], Code::Usage, "another one"),
+            (vec![("16385", at("second/x"))], Code::Refused, ""),
+            (vec![("16385", at("data/t"))], Code::Usage, "data directory"),
+            (vec![("16385", at("full/x"))], Code::Refused, "not a dir"),
+            (
+                vec![("16385", at("a")), (&text("full"), at("b"))],
+                Code::Usage,
+                "twice",
+            ),
+            (
+                vec![("16385", at("a")), ("1", at("b"))],
+                Code::Usage,
+                "no tablespace",
+            ),
+        ] {
+            let e = go(&mappings).unwrap_err();
+            assert_eq!(e.code(), code, "{e}");
+            assert!(e.to_string().contains(part), "{e}");
+        }
+    }
+
+    #[test]
+    fn t05_too_little_space_is_refused_with_numbers() {
+        let dir = directory();
+        let target = look(&wanted(&dir.path().join("new"))).unwrap();
+        let mut need = Need::default();
+        need.bytes.insert(0, 1 << 20);
+        check_space(&target, &need).unwrap();
+        need.bytes.insert(0, 1 << 60);
+        let e = check_space(&target, &need).unwrap_err();
+        assert_eq!(e.code(), Code::Refused);
+        assert!(
+            e.to_string()
+                .contains("1152921504606846976 bytes are needed")
+        );
+    }
+}

@@ -1,0 +1,14 @@
+//! Snapshots: a map over packs, the engine under every kind of backup (format, section 8).
+//!
+//! A *pack* is a sequence of frames of file content; *layers* map every extent of every file to frames. Write order: packs, then
+//! layers; the root that names them is the caller's, and is the commit point. Nothing here is visible before it.
+
+pub mod filekey;
+pub mod frame;
+pub mod layer;
+pub mod pack;
+pub mod piece;
+mod pipeline;
+pub mod reader;
+pub mod sort;
+pub mod writer;

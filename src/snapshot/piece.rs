@@ -1,0 +1,278 @@
+//! Where the bytes of a file come from: the values of extents entries (format, section 8.2).
+
+use super::frame::{PAGE_BYTES, RAW_LIMIT_BYTES};
+use crate::error::Result;
+use crate::repo::varint::{self, Reader};
+
+/// Most pieces of one entry; a longer file has several entries.
+pub const ENTRY_PIECES: usize = 512;
+
+/// What a piece is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Zeros, which no frame holds.
+    Zeros,
+    /// Raw bytes of a frame.
+    Frame {
+        /// Index in the layer's list of packs.
+        pack: u32,
+        /// Frame in that pack.
+        frame: u32,
+        /// Byte offset in the frame's raw content.
+        offset: u32,
+    },
+}
+
+/// A stretch of a file with one source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Byte position in the file.
+    pub position: u64,
+    /// Bytes; never 0.
+    pub length: u64,
+    /// Where they are.
+    pub source: Source,
+}
+
+/// Encodes the pieces of one entry, ascending and disjoint, from the key's `position` on.
+pub fn encode(position: u64, pieces: &[Piece]) -> Vec<u8> {
+    let page = PAGE_BYTES as u64;
+    let in_pages = position.is_multiple_of(page)
+        && pieces
+            .iter()
+            .all(|p| p.position.is_multiple_of(page) && p.length.is_multiple_of(page));
+    let exponent = if in_pages { 13 } else { 0 };
+    let mut out = Vec::with_capacity(8 * pieces.len() + 4);
+    varint::put(&mut out, exponent);
+    varint::put(&mut out, pieces.len() as u64);
+    let mut at = position;
+    let mut follows = None;
+    for piece in pieces {
+        let gap = (piece.position - at) >> exponent;
+        let length = piece.length >> exponent;
+        let names_source = Some(piece.source) != follows;
+        let is_long = length > 1;
+        varint::put(
+            &mut out,
+            gap << 2 | u64::from(names_source) << 1 | u64::from(is_long),
+        );
+        if names_source {
+            put_source(&mut out, piece.source);
+        }
+        if is_long {
+            varint::put(&mut out, length - 1);
+        }
+        at = piece.position + piece.length;
+        follows = continued(piece);
+    }
+    out
+}
+
+fn put_source(out: &mut Vec<u8>, source: Source) {
+    match source {
+        Source::Zeros => varint::put(out, 0),
+        Source::Frame {
+            pack,
+            frame,
+            offset,
+        } => {
+            varint::put(out, u64::from(pack) + 1);
+            varint::put(out, u64::from(frame));
+            varint::put(out, u64::from(offset));
+        }
+    }
+}
+
+/// The source that a piece without one has behind this one.
+fn continued(piece: &Piece) -> Option<Source> {
+    match piece.source {
+        Source::Zeros => None,
+        Source::Frame {
+            pack,
+            frame,
+            offset,
+        } => Some(Source::Frame {
+            pack,
+            frame,
+            offset: offset.checked_add(u32::try_from(piece.length).ok()?)?,
+        }),
+    }
+}
+
+/// Decodes what [`encode`] wrote; `packs` is the length of the layer's list of packs.
+///
+/// # Errors
+/// `Damaged` when pieces are empty, overlap, overflow, or name a pack that is not listed or bytes no frame can have.
+pub fn decode(position: u64, value: &[u8], packs: usize) -> Result<Vec<Piece>> {
+    let mut r = Reader::new(value, "extents of a file");
+    let exponent = match r.varint()? {
+        0 => 0,
+        13 => 13,
+        _ => return Err(r.damaged()),
+    };
+    let unit = 1_u64 << exponent;
+    let count = r.count(1)?;
+    let mut pieces = Vec::with_capacity(count);
+    let mut at = position;
+    let mut follows = None;
+    for _ in 0..count {
+        let head = r.varint()?;
+        let source = if head & 2 != 0 {
+            read_source(&mut r, packs)?
+        } else {
+            follows.ok_or_else(|| r.damaged())?
+        };
+        let units = if head & 1 != 0 {
+            r.varint()?.checked_add(1).ok_or_else(|| r.damaged())?
+        } else {
+            1
+        };
+        let start = (head >> 2)
+            .checked_mul(unit)
+            .and_then(|gap| at.checked_add(gap));
+        let length = units.checked_mul(unit);
+        let (Some(start), Some(length)) = (start, length) else {
+            return Err(r.damaged());
+        };
+        let piece = Piece {
+            position: start,
+            length,
+            source,
+        };
+        let inside_frame = match source {
+            Source::Zeros => true,
+            Source::Frame { offset, .. } => u64::from(offset)
+                .checked_add(length)
+                .is_some_and(|end| end <= RAW_LIMIT_BYTES as u64),
+        };
+        at = start.checked_add(length).ok_or_else(|| r.damaged())?;
+        if !inside_frame {
+            return Err(r.damaged());
+        }
+        follows = continued(&piece);
+        pieces.push(piece);
+    }
+    if pieces.is_empty() {
+        return Err(r.damaged());
+    }
+    r.finish()?;
+    Ok(pieces)
+}
+
+fn read_source(r: &mut Reader<'_>, packs: usize) -> Result<Source> {
+    let Some(pack) = r.varint()?.checked_sub(1) else {
+        return Ok(Source::Zeros);
+    };
+    let pack = u32::try_from(pack)
+        .ok()
+        .filter(|p| (*p as usize) < packs)
+        .ok_or_else(|| r.damaged())?;
+    Ok(Source::Frame {
+        pack,
+        frame: r.number()?,
+        offset: r.number()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_pieces() -> impl Strategy<Value = (u64, Vec<Piece>)> {
+        let source = prop_oneof![
+            Just(Source::Zeros),
+            (0_u32..5, 0_u32..2000, 0_u32..(1 << 20)).prop_map(|(pack, frame, offset)| {
+                Source::Frame {
+                    pack,
+                    frame,
+                    offset,
+                }
+            })
+        ];
+        let piece = (0_u64..4, 1_u64..130, source, any::<bool>());
+        let unit = prop_oneof![Just(1_u64), Just(8192)];
+        (
+            unit,
+            0_u64..1 << 40,
+            proptest::collection::vec(piece, 1..40),
+        )
+            .prop_map(|(unit, first, raw)| {
+                let first = first * unit;
+                let mut at = first;
+                let mut pieces: Vec<Piece> = Vec::new();
+                for (gap, length, source, joins) in raw {
+                    let follows = pieces.last().and_then(continued).filter(|_| joins);
+                    let length = length * unit;
+                    let source = match follows.unwrap_or(source) {
+                        Source::Frame { offset, .. }
+                            if u64::from(offset) + length > RAW_LIMIT_BYTES as u64 =>
+                        {
+                            Source::Zeros
+                        }
+                        other => other,
+                    };
+                    at += gap * unit;
+                    pieces.push(Piece {
+                        position: at,
+                        length,
+                        source,
+                    });
+                    at += length;
+                }
+                (first, pieces)
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_come_back((position, pieces) in any_pieces()) {
+            let value = encode(position, &pieces);
+            prop_assert_eq!(decode(position, &value, 5).unwrap(), pieces.clone());
+            for n in 0..value.len() {
+                prop_assert!(decode(position, &value[..n], 5).is_err());
+            }
+            if pieces.iter().any(|p| matches!(p.source, Source::Frame { pack: 4, .. })) {
+                prop_assert!(decode(position, &value, 4).is_err());
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_pieces_or_an_error(position in any::<u64>(), value in proptest::collection::vec(any::<u8>(), 0..60)) {
+            if let Ok(pieces) = decode(position, &value, 3) {
+                prop_assert!(pieces.windows(2).all(|w| w[0].position + w[0].length <= w[1].position));
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_of_pages_costs_a_few_bytes() {
+        let pieces: Vec<Piece> = (0..512_u32)
+            .map(|i| Piece {
+                position: u64::from(i) << 20,
+                length: 1 << 20,
+                source: Source::Frame {
+                    pack: 3,
+                    frame: i,
+                    offset: 0,
+                },
+            })
+            .collect();
+        assert!(encode(0, &pieces).len() < 512 * 8);
+        let overflow = [
+            1 << 2,
+            0xFF,
+            0xFF,
+            0xFF,
+            0xFF,
+            0xFF,
+            0xFF,
+            0xFF,
+            0xFF,
+            0xFF,
+            1,
+        ];
+        assert!(decode(0, &overflow, 1).is_err());
+        assert!(decode(0, &[0, 0], 1).is_err());
+    }
+}

@@ -1,0 +1,544 @@
+//! A store in a directory of a local or mounted filesystem.
+//!
+//! Every access goes through one descriptor of the root, opened once per session: if the disk is unmounted meanwhile, answers come
+//! from the filesystem that held the marker or are errors, never from the empty mount point. Paths are resolved beneath the root
+//! without following symbolic links (openat2).
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::{Irregular, Key, Listed, Meta, NewObject, Object, Published, Store};
+use crate::durable::{self, NewFile, TEMPORARY_PREFIX};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::time::TimestampTz;
+
+/// A directory as a store.
+pub struct FileStore {
+    root: OwnedFd,
+    path: PathBuf,
+    nonce: AtomicU64,
+}
+
+impl FileStore {
+    /// Opens the directory `path`; `nonce` is random, for temporary names.
+    ///
+    /// # Errors
+    /// `NoRepository` when it does not exist or is no directory; `Denied`, `Io` as the system says.
+    pub fn open(path: &Path, nonce: u64) -> Result<FileStore> {
+        let shown = path.display();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                return Err(
+                    err!(NoRepository, "repository directory \"{shown}\" does not exist").hint(
+                        "Nothing was written. Mount the disk or correct the url; \"pitr init\" creates a new repository.",
+                    ),
+                );
+            }
+            Err(e) => {
+                return Err(Error::from_io(
+                    format!("open repository directory \"{shown}\""),
+                    e.into(),
+                ));
+            }
+        };
+        Ok(FileStore {
+            root,
+            path: path.to_owned(),
+            nonce: AtomicU64::new(nonce),
+        })
+    }
+
+    /// Creates the directory `path` with missing parents (mode 0700), durably, and opens it.
+    pub fn create(path: &Path, nonce: u64) -> Result<FileStore> {
+        let missing: Vec<&Path> = path.ancestors().take_while(|p| !p.exists()).collect();
+        for directory in missing.iter().rev() {
+            make_directory(directory).map_err(|e| {
+                Error::from_io(format!("create directory \"{}\"", directory.display()), e)
+            })?;
+        }
+        FileStore::open(path, nonce)
+    }
+
+    fn resolve(&self, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let path = if path.is_empty() { "." } else { path };
+        let rules = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        match rustix::fs::openat2(
+            &self.root,
+            path,
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+            rules,
+        ) {
+            // Before Linux 5.6: keys have no "..", and the last part is not followed.
+            Err(Errno::NOSYS) => rustix::fs::openat(
+                &self.root,
+                path,
+                flags | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+                Mode::empty(),
+            ),
+            other => other,
+        }
+    }
+
+    /// Opens the directory that holds `key`, creating it and its parents durably when they are missing.
+    fn directory_for(&self, key: &Key) -> io::Result<OwnedFd> {
+        let Some(parent) = key.parent() else {
+            return self.root.try_clone();
+        };
+        match self.resolve(parent, OFlags::RDONLY | OFlags::DIRECTORY) {
+            // An object got its name only after these directories had been made durable. Without one, whoever created them may have
+            // died before that.
+            Ok(fd) if holds_object(&fd)? => return Ok(fd),
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let mut at = String::new();
+        let mut directory = self.root.try_clone()?;
+        for part in parent.split('/') {
+            durable::create_directory(directory.as_fd(), part)?;
+            if !at.is_empty() {
+                at.push('/');
+            }
+            at.push_str(part);
+            directory = self.resolve(&at, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        }
+        Ok(directory)
+    }
+
+    fn error(&self, doing: &str, key: &str, error: io::Error) -> Error {
+        Error::from_io(
+            format!("{doing} \"{key}\" in \"{}\"", self.path.display()),
+            error,
+        )
+    }
+
+    fn write_error(&self, key: &Key, error: io::Error) -> Error {
+        let error = self.error("write object", key.as_str(), error);
+        if error.code() == Code::Full {
+            let room = match rustix::fs::fstatvfs(&self.root) {
+                Ok(s) if s.f_favail == 0 && s.f_files > 0 => "no inode is free".to_owned(),
+                Ok(s) => format!("{} bytes are free", s.f_bavail.saturating_mul(s.f_frsize)),
+                Err(_) => "free space is unknown".to_owned(),
+            };
+            let error = error.context(format!("repository is full ({room})"));
+            return error.hint(
+                "Nothing was stored and nothing is lost: PostgreSQL keeps the file and offers it again. Free space in the repository; never delete from pg_wal by hand.",
+            );
+        }
+        error
+    }
+
+    fn next_nonce(&self) -> u64 {
+        self.nonce.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Whether an object lies directly in a directory; what is unfinished does not count.
+fn holds_object(directory: &OwnedFd) -> rustix::io::Result<bool> {
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if entry.file_type() == FileType::RegularFile
+            && !name.starts_with(TEMPORARY_PREFIX.as_bytes())
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    let parent = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    let name = path
+        .file_name()
+        .and_then(|n| n.to_str())
+        .ok_or_else(|| io::Error::from(Errno::INVAL))?;
+    let directory = File::open(parent)?;
+    durable::create_directory(directory.as_fd(), name)
+}
+
+impl Store for FileStore {
+    fn location(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
+        // A fifo that somebody put there must not hang the reader; for regular files the flag means nothing.
+        let file = match self.resolve(key.as_str(), OFlags::RDONLY | OFlags::NONBLOCK) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(self.error("open object", key.as_str(), e.into())),
+        };
+        let metadata = file
+            .metadata()
+            .map_err(|e| self.error("open object", key.as_str(), e))?;
+        if !metadata.is_file() {
+            return Err(err!(Damaged, "object \"{key}\" is not a regular file"));
+        }
+        let parent = self
+            .resolve(
+                key.parent().unwrap_or(""),
+                OFlags::RDONLY | OFlags::DIRECTORY,
+            )
+            .map_err(|e| self.error("open object", key.as_str(), e.into()))?;
+        Ok(Some(Box::new(FileObject {
+            file,
+            parent,
+            key: key.clone(),
+            size_bytes: metadata.len(),
+        })))
+    }
+
+    fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
+        let file = self
+            .directory_for(key)
+            .and_then(|d| NewFile::create(d, key.name(), self.next_nonce()))
+            .map_err(|e| self.write_error(key, e))?;
+        Ok(Box::new(NewFileObject {
+            file,
+            key: key.clone(),
+            root: self
+                .root
+                .try_clone()
+                .map_err(|e| self.write_error(key, e))?,
+            path: self.path.clone(),
+        }))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        let directory = match self.resolve(prefix, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(Vec::new()),
+            Err(e) => return Err(self.error("list", prefix, e.into())),
+        };
+        let entries =
+            rustix::fs::Dir::new(directory).map_err(|e| self.error("list", prefix, e.into()))?;
+        let mut listed = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| self.error("list", prefix, e.into()))?;
+            // Names outside the key grammar are not ours (lost+found, editors' files); verify reports them.
+            let Ok(name) = entry.file_name().to_str() else {
+                continue;
+            };
+            if name == "."
+                || name == ".."
+                || name.starts_with(TEMPORARY_PREFIX)
+                || Key::new(name).is_err()
+            {
+                continue;
+            }
+            let is_prefix = match entry.file_type() {
+                FileType::Directory => true,
+                FileType::RegularFile => false,
+                _ => {
+                    let path = if prefix.is_empty() {
+                        name.to_owned()
+                    } else {
+                        format!("{prefix}/{name}")
+                    };
+                    match rustix::fs::statat(&self.root, &path, AtFlags::SYMLINK_NOFOLLOW) {
+                        Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
+                        Err(Errno::NOENT) => continue,
+                        Err(e) => return Err(self.error("list", &path, e.into())),
+                    }
+                }
+            };
+            listed.push(Listed {
+                name: name.to_owned(),
+                is_prefix,
+            });
+        }
+        Ok(listed)
+    }
+
+    fn head(&self, key: &Key) -> Result<Option<Meta>> {
+        match rustix::fs::statat(&self.root, key.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(Meta {
+                size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
+                modified: TimestampTz::from_unix_seconds(stat.st_mtime).unwrap_or_default(),
+            })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(self.error("look at object", key.as_str(), e.into())),
+        }
+    }
+
+    fn delete(&self, key: &Key) -> Result<bool> {
+        match self.unlink(key.parent().unwrap_or(""), key.name()) {
+            Ok(()) => {
+                self.remove_empty_parents(key);
+                Ok(true)
+            }
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(self.error("delete object", key.as_str(), e.into())),
+        }
+    }
+
+    fn settle_deletions(&self, prefix: &str) -> Result<()> {
+        let mut at = prefix;
+        loop {
+            match self.resolve(at, OFlags::RDONLY | OFlags::DIRECTORY) {
+                Ok(fd) => {
+                    return durable::sync_directory(fd.as_fd())
+                        .map_err(|e| self.error("sync", at, e));
+                }
+                // Its last object is gone, and so is the directory: that its name is gone has to last.
+                Err(Errno::NOENT) if !at.is_empty() => {
+                    at = at.rsplit_once('/').map_or("", |(parent, _)| parent);
+                }
+                Err(e) => return Err(self.error("sync", at, e.into())),
+            }
+        }
+    }
+
+    fn irregular(&self) -> Result<Vec<Irregular>> {
+        let mut found = Vec::new();
+        let mut directories = vec![String::new()];
+        while let Some(directory) = directories.pop() {
+            self.walk(&directory, &mut directories, &mut found)?;
+        }
+        found.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(found)
+    }
+
+    fn discard(&self, unfinished: &str) -> Result<bool> {
+        let (parent, name) = unfinished.rsplit_once('/').unwrap_or(("", unfinished));
+        if !name.starts_with(TEMPORARY_PREFIX) {
+            return Err(err!(Internal, "\"{unfinished}\" is no unfinished object"));
+        }
+        match self.unlink(parent, name) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(self.error("delete", unfinished, e.into())),
+        }
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        let stat = rustix::fs::fstatvfs(&self.root)
+            .map_err(|e| self.error("look at free space of", "", e.into()))?;
+        Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
+    }
+}
+
+impl FileStore {
+    /// Unlinks a name without following a symbolic link on the way.
+    fn unlink(&self, parent: &str, name: &str) -> rustix::io::Result<()> {
+        let directory = self.resolve(parent, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        rustix::fs::unlinkat(&directory, name, AtFlags::empty())
+    }
+
+    /// Looks at one directory: `directories` gains those below it, `found` what is no object.
+    fn walk(
+        &self,
+        directory: &str,
+        directories: &mut Vec<String>,
+        found: &mut Vec<Irregular>,
+    ) -> Result<()> {
+        let failed = |e: Errno| self.error("list", directory, e.into());
+        let opened = match self.resolve(directory, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Ok(fd) => fd,
+            // It was empty, and a janitor removed it.
+            Err(Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(failed(e)),
+        };
+        let entries = rustix::fs::Dir::read_from(&opened).map_err(failed)?;
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let raw = entry.file_name();
+            let name = String::from_utf8_lossy(raw.to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            let is_key = Key::new(name.as_ref()).is_ok();
+            if is_key && entry.file_type() == FileType::RegularFile {
+                continue;
+            }
+            let stat = match rustix::fs::statat(&opened, raw, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => continue,
+                Err(e) => return Err(failed(e)),
+            };
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            let path = match directory {
+                "" => name.to_string(),
+                _ => format!("{directory}/{name}"),
+            };
+            match (is_key, kind) {
+                (true, FileType::Directory) => directories.push(path),
+                (true, FileType::RegularFile) => {}
+                _ => found.push(Irregular {
+                    is_unfinished: name.starts_with(TEMPORARY_PREFIX)
+                        && kind == FileType::RegularFile
+                        && raw.to_str().is_ok(),
+                    path,
+                    modified: TimestampTz::from_unix_seconds(stat.st_mtime).unwrap_or_default(),
+                }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Directories carry no meaning; an empty one is only clutter. A writer that loses its directory to this creates it again.
+    fn remove_empty_parents(&self, key: &Key) {
+        let mut at = key.parent();
+        while let Some(directory) = at {
+            // Keep the first two levels (clusters/<name>), so that a cluster's registration never flickers.
+            if directory.matches('/').count() < 3
+                || rustix::fs::unlinkat(&self.root, directory, AtFlags::REMOVEDIR).is_err()
+            {
+                return;
+            }
+            at = directory.rsplit_once('/').map(|(p, _)| p);
+        }
+    }
+}
+
+struct FileObject {
+    file: File,
+    parent: OwnedFd,
+    key: Key,
+    size_bytes: u64,
+}
+
+impl Object for FileObject {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.file.read_exact_at(buffer, offset).map_err(|e| {
+            if e.kind() == io::ErrorKind::UnexpectedEof {
+                err!(
+                    Damaged,
+                    "object \"{}\" ends before its byte {}",
+                    self.key,
+                    offset + buffer.len() as u64
+                )
+            } else {
+                Error::from_io(format!("read object \"{}\"", self.key), e)
+            }
+        })
+    }
+
+    fn settle(&self) -> Result<()> {
+        durable::settle(self.parent.as_fd(), &self.file)
+            .map_err(|e| Error::from_io(format!("sync object \"{}\"", self.key), e))
+    }
+}
+
+struct NewFileObject {
+    file: NewFile,
+    key: Key,
+    root: OwnedFd,
+    path: PathBuf,
+}
+
+impl Write for NewFileObject {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl NewObject for NewFileObject {
+    fn publish(self: Box<Self>) -> Result<Published> {
+        let NewFileObject {
+            file,
+            key,
+            root,
+            path,
+        } = *self;
+        file.publish().map_err(|e| {
+            let store = FileStore {
+                root,
+                path,
+                nonce: AtomicU64::new(0),
+            };
+            store.write_error(&key, e)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{get, put};
+
+    #[test]
+    fn objects_are_created_once_and_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let key = Key::new("a/b/c").unwrap();
+        assert!(store.open(&key).unwrap().is_none());
+        assert_eq!(put(&store, &key, b"one").unwrap(), Published::Created);
+        assert_eq!(put(&store, &key, b"two").unwrap(), Published::Exists);
+        assert_eq!(get(&store, &key, 10).unwrap().unwrap(), b"one");
+        assert_eq!(get(&store, &key, 2).unwrap_err().code(), Code::Damaged);
+        assert_eq!(
+            store.list("a/b").unwrap(),
+            [Listed {
+                name: "c".into(),
+                is_prefix: false
+            }]
+        );
+        assert!(store.delete(&key).unwrap());
+        assert!(!store.delete(&key).unwrap());
+    }
+
+    #[test]
+    fn what_is_no_object_is_found_and_only_unfinished_writes_are_discarded() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        put(&store, &Key::new("a/b/c").unwrap(), b"one").unwrap();
+        std::fs::write(dir.path().join("a/b/.tmp.1"), b"x").unwrap();
+        std::fs::write(dir.path().join("a/not a key"), b"x").unwrap();
+        std::os::unix::fs::symlink("b", dir.path().join("a/link")).unwrap();
+        let found = store.irregular().unwrap();
+        let found: Vec<_> = found
+            .iter()
+            .map(|i| (i.path.as_str(), i.is_unfinished))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("a/b/.tmp.1", true),
+                ("a/link", false),
+                ("a/not a key", false)
+            ]
+        );
+        assert!(store.discard("a/not a key").is_err());
+        assert!(store.discard("a/b/.tmp.1").unwrap());
+        assert!(!store.discard("a/b/.tmp.1").unwrap());
+        assert!(store.delete(&Key::new("a/link/c").unwrap()).is_err());
+        store.settle_deletions("a/b").unwrap();
+        store.settle_deletions("x/y/z").unwrap();
+    }
+
+    #[test]
+    fn links_are_not_followed_and_a_missing_root_is_no_repository() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("x"), b"secret").unwrap();
+        std::os::unix::fs::symlink(outside.path(), dir.path().join("link")).unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        assert!(store.open(&Key::new("link/x").unwrap()).is_err());
+        assert!(put(&store, &Key::new("link/y").unwrap(), b"").is_err());
+        let missing = FileStore::open(&dir.path().join("missing"), 1);
+        assert_eq!(missing.err().map(|e| e.code()), Some(Code::NoRepository));
+    }
+}

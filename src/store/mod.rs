@@ -1,0 +1,219 @@
+//! Bytes under keys. What the keys mean is `repo`'s business.
+//!
+//! A store creates objects that never change, reads ranges of them, lists, and deletes. It answers "absent" only when the store
+//! itself said so in a session that had read the repository's marker; everything else is an error.
+
+use std::fmt;
+use std::io::Write;
+
+use crate::err;
+use crate::error::{Error, Result};
+
+pub mod file;
+pub mod probe;
+
+pub use crate::durable::Published;
+
+/// A relative object key of checked grammar: `A-Z a-z 0-9 . _ -` in parts of 1–200 bytes separated by `/`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(String);
+
+impl Key {
+    /// Checks the grammar of `key`.
+    ///
+    /// # Errors
+    /// `Damaged` when it is no key: keys are made by programs, so a wrong one came from a damaged or hostile object.
+    pub fn new(key: impl Into<String>) -> Result<Key> {
+        let key = key.into();
+        let part_ok = |p: &str| {
+            !p.is_empty()
+                && p.len() <= 200
+                && p != "."
+                && p != ".."
+                && !p.starts_with(crate::durable::TEMPORARY_PREFIX)
+                && p.bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        };
+        if key.len() <= 1024 && key.split('/').all(part_ok) {
+            Ok(Key(key))
+        } else {
+            let shown: String = key.escape_debug().take(200).collect();
+            Err(err!(Damaged, "\"{shown}\" is not an object key"))
+        }
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The part behind the last `/`.
+    pub fn name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+
+    /// The part before the last `/`, if there is one.
+    pub fn parent(&self) -> Option<&str> {
+        self.0.rsplit_once('/').map(|(p, _)| p)
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One name in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The last part of the key.
+    pub name: String,
+    /// Whether keys exist below it (a directory), rather than an object under it.
+    pub is_prefix: bool,
+}
+
+/// What the store knows of an object without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meta {
+    /// Stored length.
+    pub size_bytes: u64,
+    /// When the store received it, in microseconds since 2000-01-01 UTC, by the store's own clock.
+    pub modified: crate::pg::time::TimestampTz,
+}
+
+/// A name in the store that is no object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Irregular {
+    /// Where it is, relative to the store; for people where it is not UTF-8.
+    pub path: String,
+    /// When it was last changed, by the store's clock.
+    pub modified: crate::pg::time::TimestampTz,
+    /// Left by a write that did not finish; else a stranger's.
+    pub is_unfinished: bool,
+}
+
+/// An object open for reading. Reads at any position, from any thread.
+pub trait Object: Send + Sync {
+    /// Stored length in bytes.
+    fn size_bytes(&self) -> u64;
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// `Damaged` when the object ends before; `Io`, `Unreachable` when the medium fails.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Makes sure the object survives a power cut, whoever wrote it.
+    fn settle(&self) -> Result<()>;
+}
+
+/// An object being written. It appears only when [`NewObject::publish`] returns `Created`; dropped, it leaves nothing.
+pub trait NewObject: Write + Send {
+    /// Makes the object durable and visible, unless the key is taken.
+    fn publish(self: Box<Self>) -> Result<Published>;
+}
+
+/// A place that keeps objects.
+pub trait Store: Send + Sync {
+    /// The place as the operator knows it, without secrets.
+    fn location(&self) -> String;
+
+    /// Opens an object; `None` is the store's own word that it is absent.
+    fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>>;
+
+    /// Begins a new object. Parents appear as needed.
+    fn create(&self, key: &Key) -> Result<Box<dyn NewObject>>;
+
+    /// What is directly below `prefix` (no trailing slash; `""` is the root), unordered. An absent prefix is empty.
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>>;
+
+    /// Length and time of an object; `None` is proven absence.
+    fn head(&self, key: &Key) -> Result<Option<Meta>>;
+
+    /// Deletes an object; `false` when it was absent. Only the janitor calls this.
+    fn delete(&self, key: &Key) -> Result<bool>;
+
+    /// Makes the deletions of objects below `prefix` durable, so that what follows cannot survive a power cut without them.
+    fn settle_deletions(&self, _prefix: &str) -> Result<()> {
+        Ok(())
+    }
+
+    /// What lies in the store without being an object; a walk over everything.
+    fn irregular(&self) -> Result<Vec<Irregular>> {
+        Ok(Vec::new())
+    }
+
+    /// Removes what an unfinished write left, by its [`Irregular::path`]; `false` when it is gone. Only the janitor calls this.
+    fn discard(&self, _unfinished: &str) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Bytes still free, where the store can tell.
+    fn free_bytes(&self) -> Result<Option<u64>>;
+}
+
+/// Writes a whole small object.
+pub fn put(store: &dyn Store, key: &Key, content: &[u8]) -> Result<Published> {
+    let mut object = store.create(key)?;
+    object
+        .write_all(content)
+        .map_err(|e| Error::from_io(format!("write object \"{key}\""), e))?;
+    object.publish()
+}
+
+/// Reads a whole object of at most `limit` bytes; `None` is proven absence.
+///
+/// # Errors
+/// `Damaged` when it is larger than `limit`.
+pub fn get(store: &dyn Store, key: &Key, limit: u64) -> Result<Option<Vec<u8>>> {
+    let Some(object) = store.open(key)? else {
+        return Ok(None);
+    };
+    let size = object.size_bytes();
+    if size > limit {
+        return Err(err!(
+            Damaged,
+            "object \"{key}\" has {size} bytes, at most {limit} are allowed"
+        ));
+    }
+    let mut content = vec![
+        0;
+        usize::try_from(size)
+            .map_err(|_| err!(Damaged, "object \"{key}\" has {size} bytes"))?
+    ];
+    object.read_at(&mut content, 0)?;
+    Ok(Some(content))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_grammar() {
+        for good in [
+            "pitr.json",
+            "clusters/main/7/wal/00000001/00000000/000000010000000000000001",
+            "a/b.heal-1",
+        ] {
+            assert_eq!(Key::new(good).unwrap().as_str(), good);
+        }
+        for bad in [
+            "",
+            "/a",
+            "a/",
+            "a//b",
+            "../a",
+            "a/../b",
+            ".",
+            "a b",
+            "a\0",
+            "é",
+            "a/.tmp.x",
+            &"x".repeat(201),
+        ] {
+            assert!(Key::new(bad).is_err(), "{bad:?}");
+        }
+    }
+}

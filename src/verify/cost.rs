@@ -1,0 +1,366 @@
+//! What damage costs: which backups, and which points of which timelines.
+
+use super::{About, Finding, FindingKind, Report, Work, wal};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentNumber};
+use crate::pg::timeline::TimelineId;
+use crate::plan::retention::wal::Tree;
+use crate::repo::event;
+use crate::repo::layout::BackupId;
+use crate::repo::survey::{Manifest, Root, Survey};
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+
+/// Timelines that one finding names.
+const NAMED_MAX: usize = 4;
+
+/// The backups of the survey that lead to a timeline, by start.
+fn leading<'a>(
+    survey: &'a Survey,
+    tree: &Tree<'_>,
+    target: TimelineId,
+) -> Vec<(&'a BackupId, &'a Root)> {
+    let mut leading: Vec<_> = survey
+        .ids
+        .iter()
+        .filter_map(|(id, subject)| match &subject.manifest {
+            Manifest::Committed(root) => Some((id, root.as_ref())),
+            _ => None,
+        })
+        .filter(|(_, r)| tree.leads_through(target, r.timeline, r.stop_lsn))
+        .collect();
+    leading.sort_by_key(|(_, r)| r.start_lsn);
+    leading
+}
+
+/// Adds a finding for every hole behind a backup. Segments that were found damaged are holes too, but have been reported.
+pub(super) fn add_gaps(work: &Work<'_>, survey: &Survey, tree: &mut Tree<'_>, chosen: &[BackupId]) {
+    let damaged = damaged_segments(work);
+    for name in &damaged {
+        tree.distrust(*name);
+    }
+    let mut seen = BTreeSet::new();
+    for target in tree.timelines().collect::<Vec<_>>() {
+        let mut roots = leading(survey, tree, target);
+        if work.what.backup.is_some() {
+            roots.retain(|(id, root)| chosen.contains(id) && root.timeline == target);
+        }
+        let Some((_, first)) = roots.first() else {
+            continue;
+        };
+        let mut at = tree.reach(target, first.start_lsn);
+        loop {
+            let from = SegmentNumber::of(at, work.size);
+            // Of one backup alone only its own WAL counts.
+            if work.what.backup.is_some() && roots.iter().all(|(_, r)| r.stop_lsn <= at) {
+                break;
+            }
+            let next = tree.next_there(target, from);
+            let to = match (next, work.what.backup.is_some()) {
+                (Some(next), _) => next,
+                (None, true) => from.next(),
+                (None, false) => {
+                    missing_end(work, tree, &roots, target, from, &mut seen);
+                    break;
+                }
+            };
+            let hole = Hole { target, from, to };
+            if !is_deliberate(survey, work, &roots, &hole) {
+                report_hole(work, tree, &hole, &damaged, &mut seen);
+            }
+            if next.is_none() {
+                break;
+            }
+            at = tree.reach(target, to.start_lsn(work.size));
+        }
+    }
+}
+
+/// WAL ends before a backup does, and nothing follows.
+fn missing_end(
+    work: &Work<'_>,
+    tree: &Tree<'_>,
+    roots: &[(&BackupId, &Root)],
+    target: TimelineId,
+    from: SegmentNumber,
+    seen: &mut BTreeSet<(SegmentName, SegmentName)>,
+) {
+    let damaged = damaged_segments(work);
+    let last = roots
+        .iter()
+        .map(|(_, r)| SegmentNumber::ending_at(r.stop_lsn, work.size))
+        .max()
+        .filter(|last| *last >= from);
+    // A descendant may have what the timeline itself lacks.
+    let elsewhere = roots.iter().all(|(_, r)| {
+        tree.timelines()
+            .filter(|t| tree.leads_through(*t, r.timeline, r.stop_lsn))
+            .any(|t| tree.reach(t, r.start_lsn) >= r.stop_lsn)
+    });
+    if let Some(last) = last.filter(|_| !elsewhere) {
+        let hole = Hole {
+            target,
+            from,
+            to: last.next(),
+        };
+        report_hole(work, tree, &hole, &damaged, seen);
+    }
+}
+
+struct Hole {
+    target: TimelineId,
+    from: SegmentNumber,
+    /// The first segment that is there again.
+    to: SegmentNumber,
+}
+
+fn report_hole(
+    work: &Work<'_>,
+    tree: &Tree<'_>,
+    hole: &Hole,
+    damaged: &BTreeSet<SegmentName>,
+    seen: &mut BTreeSet<(SegmentName, SegmentName)>,
+) {
+    let name = |n: SegmentNumber| n.name(tree.holder(hole.target, n), work.size);
+    let (Some(first), Some(last)) = (name(hole.from), name(SegmentNumber(hole.to.0 - 1))) else {
+        return;
+    };
+    if !seen.insert((first, last)) {
+        return;
+    }
+    let missing = (hole.from.0..hole.to.0)
+        .filter_map(|n| name(SegmentNumber(n)))
+        .filter(|n| !damaged.contains(n))
+        .count();
+    if missing == 0 {
+        return;
+    }
+    let object = match first == last {
+        true => first.to_string(),
+        false => format!("{first} to {last}"),
+    };
+    let detail = match missing {
+        1 => "1 segment is missing".to_owned(),
+        n => format!("{n} segments are missing"),
+    };
+    work.find(FindingKind::Gap, &object, detail, About::Segment(first));
+}
+
+/// What expire leaves between a pinned backup and the next one is no gap.
+fn is_deliberate(
+    survey: &Survey,
+    work: &Work<'_>,
+    roots: &[(&BackupId, &Root)],
+    hole: &Hole,
+) -> bool {
+    let begins = roots.iter().any(|(id, root)| {
+        let pinned = survey
+            .ids
+            .get(*id)
+            .is_some_and(|s| !event::standing(&s.events, "pin", "unpin").is_empty());
+        pinned && SegmentNumber::ending_at(root.consistent_lsn, work.size).next() == hole.from
+    });
+    let ends = roots
+        .iter()
+        .any(|(_, root)| SegmentNumber::of(root.start_lsn, work.size) == hole.to);
+    begins && ends
+}
+
+fn damaged_segments(work: &Work<'_>) -> BTreeSet<SegmentName> {
+    work.found()
+        .findings
+        .iter()
+        .filter_map(|f| match (&f.about, f.kind) {
+            (About::Segment(name), FindingKind::Damaged) => Some(*name),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Puts the report together: findings in order, each with what it costs.
+pub(super) fn report(
+    work: Work<'_>,
+    survey: &Survey,
+    tree: &Tree<'_>,
+    chosen: &[BackupId],
+) -> Report {
+    let found = std::mem::take(&mut *work.found());
+    let mut findings = found.findings;
+    findings.sort_by(|a, b| (&a.object, a.kind, &a.detail).cmp(&(&b.object, b.kind, &b.detail)));
+    let lost = lost_backups(&findings, survey, tree);
+    for finding in &mut findings {
+        finding.costs = match &finding.about {
+            About::Backup(id) => backup_costs(survey, tree, id, &lost, finding.kind),
+            About::Segment(name) => segment_costs(&work, survey, tree, *name, None),
+            About::Record(name, lsn) => segment_costs(&work, survey, tree, *name, Some(*lsn)),
+            About::History(timeline) => vec![format!(
+                "timeline {} and those that descend from it cannot be restored to; pitr expire deletes no WAL",
+                timeline.decimal()
+            )],
+            About::Other => Vec::new(),
+        };
+    }
+    let mut warnings = found.warnings;
+    warnings.sort();
+    if work.what.backup.is_none() {
+        warnings.extend(
+            tree.doubts
+                .iter()
+                .map(|d| format!("no WAL can be expired: {d}")),
+        );
+    }
+    let backups = chosen
+        .iter()
+        .map(|id| (id.clone(), !lost.contains(id)))
+        .collect();
+    Report {
+        findings,
+        finding_count: found.finding_count,
+        warnings,
+        object_count: work.objects.load(Ordering::Relaxed),
+        read_bytes: work.bytes.load(Ordering::Relaxed),
+        segment_count: work.segments.load(Ordering::Relaxed),
+        backups,
+    }
+}
+
+/// Backups that are damaged, or whose WAL is.
+fn lost_backups(findings: &[Finding], survey: &Survey, tree: &Tree<'_>) -> BTreeSet<BackupId> {
+    let mut lost: BTreeSet<BackupId> = findings
+        .iter()
+        .filter_map(|f| match &f.about {
+            About::Backup(id) if f.kind != FindingKind::Pages => Some(id.clone()),
+            _ => None,
+        })
+        .collect();
+    for (id, subject) in &survey.ids {
+        if let Manifest::Committed(root) = &subject.manifest {
+            let is_usable = tree
+                .timelines()
+                .filter(|t| tree.leads_through(*t, root.timeline, root.stop_lsn))
+                .any(|t| tree.reach(t, root.start_lsn) >= root.stop_lsn);
+            if !is_usable {
+                lost.insert(id.clone());
+            }
+        }
+    }
+    lost
+}
+
+fn backup_costs(
+    survey: &Survey,
+    tree: &Tree<'_>,
+    id: &BackupId,
+    lost: &BTreeSet<BackupId>,
+    kind: FindingKind,
+) -> Vec<String> {
+    let mut costs = vec![match kind {
+        FindingKind::Pages => format!(
+            "backup {id} holds damaged pages: it is used only when no other reaches the target"
+        ),
+        _ => format!("backup {id} cannot be restored"),
+    }];
+    let Some(Manifest::Committed(root)) = survey.ids.get(id).map(|s| &s.manifest) else {
+        return costs;
+    };
+    for target in tree.timelines() {
+        if !tree.leads_through(target, root.timeline, root.stop_lsn) {
+            continue;
+        }
+        let others = leading(survey, tree, target);
+        let good = |other: &&(&BackupId, &Root)| !lost.contains(other.0) && other.0 != id;
+        let covers = others
+            .iter()
+            .filter(good)
+            .filter(|(_, r)| r.stop_lsn <= root.stop_lsn)
+            .rfind(|(_, r)| tree.reach(target, r.start_lsn) >= root.stop_lsn);
+        let next = others
+            .iter()
+            .filter(good)
+            .map(|(_, r)| r.stop_lsn)
+            .filter(|stop| *stop > root.stop_lsn)
+            .min();
+        costs.push(match (covers, next) {
+            (Some((other, _)), _) => format!(
+                "timeline {}: its points can still be reached from backup {other}, with more WAL to replay",
+                target.decimal()
+            ),
+            (None, Some(next)) => format!(
+                "timeline {}: points from {} to {next} are lost",
+                target.decimal(),
+                root.stop_lsn
+            ),
+            (None, None) => format!(
+                "timeline {}: every point from {} on is lost",
+                target.decimal(),
+                root.stop_lsn
+            ),
+        });
+    }
+    shorten(costs)
+}
+
+/// What it costs that replay cannot get through a segment, or not beyond a position in it.
+fn segment_costs(
+    work: &Work<'_>,
+    survey: &Survey,
+    tree: &Tree<'_>,
+    name: SegmentName,
+    lsn: Option<Lsn>,
+) -> Vec<String> {
+    let Ok(number) = name.number(work.size) else {
+        return Vec::new();
+    };
+    let lsn = lsn.unwrap_or(number.start_lsn(work.size));
+    let segment = |at: Lsn| SegmentNumber::of(at, work.size);
+    let mut costs = Vec::new();
+    for target in tree.timelines() {
+        if tree.holder(target, number) != name.timeline {
+            continue;
+        }
+        let roots = leading(survey, tree, target);
+        let through: Vec<_> = roots
+            .iter()
+            .filter(|(_, r)| segment(r.start_lsn) <= number)
+            .collect();
+        for (id, _) in through.iter().filter(|(_, r)| r.stop_lsn > lsn) {
+            let cost = format!("backup {id} cannot be restored");
+            if !costs.contains(&cost) {
+                costs.push(cost);
+            }
+        }
+        // Points before it are reached from backups that end before it; without one there is nothing to lose.
+        if through.is_empty() {
+            continue;
+        }
+        let next = roots
+            .iter()
+            .filter(|(_, r)| segment(r.start_lsn) > number)
+            .map(|(_, r)| r.stop_lsn)
+            .min();
+        let since = wal::last_commit_before(work, name.timeline, number)
+            .map(|t| format!(" (the commits after {t})"))
+            .unwrap_or_default();
+        costs.push(match next {
+            Some(next) => format!(
+                "timeline {}: points from {lsn}{since} to {next} are lost",
+                target.decimal()
+            ),
+            None => format!(
+                "timeline {}: every point from {lsn} on{since} is lost",
+                target.decimal()
+            ),
+        });
+    }
+    shorten(costs)
+}
+
+fn shorten(mut costs: Vec<String>) -> Vec<String> {
+    let most = NAMED_MAX * 2;
+    if costs.len() > most {
+        let more = costs.len() - most;
+        costs.truncate(most);
+        costs.push(format!("and {more} more of the kind"));
+    }
+    costs
+}

@@ -1,0 +1,201 @@
+//! The small objects: roots, events, histories, partials, labels, refused copies.
+
+use std::sync::atomic::Ordering;
+
+use super::{About, FindingKind, Work, wal};
+use crate::err;
+use crate::error::Result;
+use crate::pg::label::BackupHistory;
+use crate::pg::segment::WalFileName;
+use crate::pg::timeline::{History, TimelineId};
+use crate::repo::backup::BackupRoot;
+use crate::repo::container::{Container, Kind};
+use crate::repo::event;
+use crate::repo::inventory::HistoryFile;
+use crate::repo::layout::{BackupId, ClusterLayout};
+use crate::repo::survey::{Manifest, Survey};
+use crate::store::Key;
+
+/// History files, labels and manifests of labels are no larger.
+const SMALL_LIMIT_BYTES: u64 = 1 << 20;
+
+pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
+    for (id, subject) in &survey.ids {
+        if subject.manifest == Manifest::Unreadable {
+            let key = work.layout.manifest(id);
+            let read = BackupRoot::read(work.store, &work.layout, id);
+            let detail = match read {
+                Err(e) => e.to_string(),
+                Ok(_) => "its positions or its history are not possible".to_owned(),
+            };
+            let about = About::Backup(id.clone());
+            work.find(FindingKind::Damaged, key.as_str(), detail, about);
+        }
+    }
+    for listed in work.store.list(&work.layout.events())? {
+        let subject = work.layout.subject(&listed.name);
+        let events = event::read_all(work.store, &work.layout, &listed.name);
+        // Of whom it speaks is still there; only deletion has to wait.
+        if let Some(events) = work.settle(events, &subject, About::Other)? {
+            events.iter().for_each(|_| work.count(0));
+        }
+    }
+    for (timeline, held) in &survey.timelines {
+        work.check_stop()?;
+        if held.history != HistoryFile::Absent {
+            history(work, survey, *timeline)?;
+        } else if *timeline != TimelineId::FIRST && !held.segments.is_empty() {
+            let key = work.layout.history(*timeline);
+            let detail = "the history file is not there, although WAL of the timeline is";
+            let about = About::History(*timeline);
+            work.find(FindingKind::Missing, key.as_str(), detail, about);
+        }
+        for partial in &held.partials {
+            wal::check_partial(work, *partial)?;
+        }
+    }
+    for label in &survey.labels {
+        let key = work.layout.wal_file(*label);
+        small(work, &key, *label, About::Other, |bytes| {
+            BackupHistory::parse(bytes).map(|_| ())
+        })?;
+    }
+    for (offered, key) in &survey.conflicts {
+        conflict(work, *offered, key)?;
+    }
+    Ok(())
+}
+
+fn history(work: &Work<'_>, survey: &Survey, timeline: TimelineId) -> Result<()> {
+    let key = work.layout.history(timeline);
+    let name = WalFileName::History(timeline);
+    small(work, &key, name, About::History(timeline), |bytes| {
+        let history = History::parse(timeline, bytes)?;
+        let Some((parent, _)) = history.parent() else {
+            return Ok(());
+        };
+        let Some(HistoryFile::Known(known)) = survey.timelines.get(&parent).map(|t| &t.history)
+        else {
+            return Ok(());
+        };
+        let before = history.ancestors().iter().filter(|a| a.timeline != parent);
+        let same = before
+            .map(|a| (a.timeline, a.switch_lsn))
+            .eq(known.ancestors().iter().map(|a| (a.timeline, a.switch_lsn)));
+        match same {
+            true => Ok(()),
+            false => Err(err!(
+                Damaged,
+                "it names other ancestors than the history of timeline {}, its parent",
+                parent.decimal()
+            )),
+        }
+    })
+}
+
+fn conflict(work: &Work<'_>, offered: WalFileName, key: &Key) -> Result<()> {
+    let read = || -> Result<()> {
+        let Some(container) = open(work, key)? else {
+            return Ok(());
+        };
+        check_identity(&container, &work.layout, offered)?;
+        let own = work.layout.conflict(offered, &container.identity().hash);
+        let base = crate::repo::survey::healed_base(key.as_str()).unwrap_or(key.as_str());
+        if own.as_str() != base {
+            return Err(err!(Damaged, "it holds another copy than its key says"));
+        }
+        container.read_body(&mut |_| Ok(()))
+    };
+    work.settle(read(), key.as_str(), About::Other)?;
+    Ok(())
+}
+
+/// Opens an object and checks every stored byte; `None` when it is not there any more.
+pub(super) fn open(work: &Work<'_>, key: &Key) -> Result<Option<Container>> {
+    let Some(object) = work.store.open(key)? else {
+        work.warn(format!(
+            "\"{key}\" was deleted while the repository was read"
+        ));
+        work.is_vanishing.store(true, Ordering::Relaxed);
+        return Ok(None);
+    };
+    let container = Container::open(object)?;
+    container.check_stored()?;
+    work.count(container.stored_bytes());
+    Ok(Some(container))
+}
+
+/// Whether the object is the one of its name in this cluster.
+pub(super) fn check_identity(
+    container: &Container,
+    layout: &ClusterLayout,
+    name: WalFileName,
+) -> Result<()> {
+    let identity = container.identity();
+    let kind = match name {
+        WalFileName::Segment(_) => Kind::Segment,
+        WalFileName::Partial(_) => Kind::Partial,
+        WalFileName::History(_) => Kind::History,
+        WalFileName::BackupHistory { .. } => Kind::Label,
+    };
+    if container.kind() != kind
+        || identity.name != name.to_string()
+        || identity.timeline != name.timeline().get()
+    {
+        return Err(err!(
+            Damaged,
+            "it holds \"{}\"",
+            identity.name.escape_debug()
+        ));
+    }
+    if identity.system_identifier != layout.system_identifier() {
+        return Err(err!(
+            Damaged,
+            "it belongs to system identifier {}",
+            identity.system_identifier
+        ));
+    }
+    Ok(())
+}
+
+fn small(
+    work: &Work<'_>,
+    key: &Key,
+    name: WalFileName,
+    about: About,
+    parse: impl Fn(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let read = || -> Result<()> {
+        let Some(container) = open(work, key)? else {
+            return Ok(());
+        };
+        check_identity(&container, &work.layout, name)?;
+        parse(&container.read_small(SMALL_LIMIT_BYTES)?)
+    };
+    work.settle(read(), key.as_str(), about)?;
+    Ok(())
+}
+
+/// The server's own manifest, as an object.
+pub(super) fn open_server_manifest(work: &Work<'_>, id: &BackupId) -> Result<Option<Container>> {
+    let key = work.layout.server_manifest(id);
+    let Some(object) = work.store.open(&key)? else {
+        return Ok(None);
+    };
+    let container = Container::open(object)?;
+    container.check_stored()?;
+    let identity = container.identity();
+    if container.kind() != Kind::ServerManifest
+        || identity.name != "backup_manifest"
+        || identity.system_identifier != work.layout.system_identifier()
+    {
+        return Err(err!(
+            Damaged,
+            "it holds \"{}\" of system identifier {}",
+            identity.name.escape_debug(),
+            identity.system_identifier
+        ));
+    }
+    work.count(container.stored_bytes());
+    Ok(Some(container))
+}

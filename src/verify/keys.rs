@@ -1,0 +1,191 @@
+//! What lies where nothing should: keys that the format does not know, parts that no backup names, names that are no keys.
+
+use std::collections::BTreeMap;
+
+use super::Work;
+use crate::error::Result;
+use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
+use crate::pg::timeline::TimelineId;
+use crate::plan::retention::LEFTOVER_AGE;
+use crate::repo::event;
+use crate::repo::facts::Runs;
+use crate::repo::layout::{BackupId, PartKind, PartName};
+use crate::repo::survey::{Manifest, Subject, Survey, healed_base, numbers, part_number};
+
+pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
+    let root = ["pitr.json", "clusters", "keys", "aux"];
+    names(work, "", |name, _| root.contains(&name))?;
+    let cluster = [
+        "cluster.json",
+        "wal",
+        "conflicts",
+        "backups",
+        "layers",
+        "packs",
+        "events",
+    ];
+    names(work, &work.layout.prefix(), |name, _| {
+        cluster.contains(&name)
+    })?;
+    wal(work)?;
+    names(work, &work.layout.conflicts(), |name, is_prefix| {
+        let name = name.rsplit_once('-').map(|(name, _)| name);
+        !is_prefix && name.is_some_and(|n| n.parse::<WalFileName>().is_ok())
+    })?;
+    let is_id = |name: &str, is_prefix: bool| is_prefix && name.parse::<BackupId>().is_ok();
+    names(work, &work.layout.backups(), is_id)?;
+    for kind in [PartKind::Layer, PartKind::Pack] {
+        names(work, &work.layout.parts(kind, None), is_id)?;
+    }
+    for id in survey.ids.keys() {
+        backup(work, id)?;
+    }
+    names(work, &work.layout.events(), |name, is_prefix| {
+        let wal = name
+            .strip_prefix("wal-")
+            .is_some_and(|n| n.parse::<SegmentName>().is_ok() || n.parse::<TimelineId>().is_ok());
+        is_prefix && (name == "cluster" || wal || name.parse::<BackupId>().is_ok())
+    })?;
+    unnamed(work, survey);
+    irregular(work)
+}
+
+/// Warns of every name below `prefix` that is not expected there.
+fn names(work: &Work<'_>, prefix: &str, expected: impl Fn(&str, bool) -> bool) -> Result<()> {
+    work.check_stop()?;
+    for listed in work.store.list(prefix)? {
+        let base = healed_base(&listed.name).unwrap_or(&listed.name);
+        if !expected(base, listed.is_prefix) {
+            let at = match prefix {
+                "" => listed.name.clone(),
+                _ => format!("{prefix}/{}", listed.name),
+            };
+            work.warn(format!("\"{at}\" is no object of this format"));
+        }
+    }
+    Ok(())
+}
+
+fn wal(work: &Work<'_>) -> Result<()> {
+    let is_timeline = |name: &str, is_prefix: bool| is_prefix && name.parse::<TimelineId>().is_ok();
+    names(work, &work.layout.wal(), is_timeline)?;
+    for listed in work.store.list(&work.layout.wal())? {
+        let Ok(timeline) = listed.name.parse::<TimelineId>() else {
+            continue;
+        };
+        let prefix = work.layout.timeline(timeline);
+        let log = |name: &str| match name.len() {
+            8 => u32::from_str_radix(name, 16).ok(),
+            _ => None,
+        };
+        names(work, &prefix, |name, is_prefix| match is_prefix {
+            true => ["partial", "labels", "open"].contains(&name) || log(name).is_some(),
+            false => name == "history",
+        })?;
+        let own = |name: &str| {
+            name.parse::<SegmentName>()
+                .is_ok_and(|s| s.timeline == timeline && s.number(work.size).is_ok())
+        };
+        names(work, &format!("{prefix}/partial"), |n, p| !p && own(n))?;
+        names(work, &format!("{prefix}/open"), |n, p| p && own(n))?;
+        names(work, &format!("{prefix}/labels"), |name, is_prefix| {
+            let is_label = matches!(
+                name.parse::<WalFileName>(),
+                Ok(WalFileName::BackupHistory { segment, .. }) if segment.timeline == timeline
+            );
+            !is_prefix && is_label
+        })?;
+        for inner in work.store.list(&prefix)? {
+            if let Some(number) = log(&inner.name).filter(|_| inner.is_prefix) {
+                names(work, &format!("{prefix}/{}", inner.name), |name, p| {
+                    !p && own(name) && name.parse::<SegmentName>().is_ok_and(|s| s.log == number)
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn backup(work: &Work<'_>, id: &BackupId) -> Result<()> {
+    let prefix = format!("{}/{id}", work.layout.backups());
+    names(work, &prefix, |name, p| {
+        !p && ["manifest", "server-manifest"].contains(&name)
+    })?;
+    for kind in [PartKind::Layer, PartKind::Pack] {
+        names(work, &work.layout.parts(kind, Some(id)), |name, p| {
+            !p && part_number(name).is_some()
+        })?;
+    }
+    Ok(())
+}
+
+/// Layers and packs that no backup names. Those of an id without a backup may belong to one that runs.
+fn unnamed(work: &Work<'_>, survey: &Survey) {
+    let is_unreadable = |s: &Subject| s.manifest == Manifest::Unreadable;
+    if survey.ids.values().any(is_unreadable) {
+        // What it names is not known.
+        return;
+    }
+    let mut layers: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();
+    let mut packs: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();
+    for subject in survey.ids.values() {
+        if let Manifest::Committed(root) = &subject.manifest {
+            for (parts, into) in [(&root.layers, &mut layers), (&root.packs, &mut packs)] {
+                for (id, runs) in parts {
+                    let numbers = numbers(runs).map(u64::from);
+                    into.entry(id).or_default().extend(numbers);
+                }
+            }
+        }
+    }
+    let now = (work.what.clock)();
+    for (id, subject) in &survey.ids {
+        let is_old = subject
+            .begin()
+            .is_none_or(|b| b.since().saturating_add(LEFTOVER_AGE) <= now);
+        let is_claimed = !event::standing(&subject.events, "claim", "release").is_empty();
+        if subject.manifest == Manifest::Absent && (!is_old || is_claimed) {
+            continue;
+        }
+        for (kind, have, named) in [
+            (PartKind::Layer, &subject.layers, &layers),
+            (PartKind::Pack, &subject.packs, &packs),
+        ] {
+            let known = Runs::from_numbers(named.get(id).cloned().unwrap_or_default());
+            for number in numbers(have) {
+                if known.contains(SegmentNumber(number.into())) {
+                    continue;
+                }
+                let part = PartName {
+                    id: id.clone(),
+                    number,
+                };
+                let key = match kind {
+                    PartKind::Layer => work.layout.layer(&part),
+                    PartKind::Pack => work.layout.pack(&part),
+                };
+                work.warn(format!(
+                    "\"{key}\" is named by no backup; pitr expire removes it"
+                ));
+            }
+        }
+    }
+}
+
+/// Names outside the grammar of keys.
+fn irregular(work: &Work<'_>) -> Result<()> {
+    let now = (work.what.clock)();
+    for one in work.store.irregular()? {
+        if one.is_unfinished && one.modified.saturating_add(LEFTOVER_AGE) > now {
+            continue;
+        }
+        work.warn(match one.is_unfinished {
+            true => format!(
+                "\"{}\" was left by a write that did not finish; pitr expire removes it",
+                one.path
+            ),
+            false => format!("\"{}\" is no object of this format", one.path),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,410 @@
+//! Reads everything back and checks it: every object, the chain of the WAL, every backup down to its pages; and says what damage costs.
+//!
+//! `keys` looks for what nobody names, `files` reads the small objects, `wal` reads segments and follows their records across
+//! borders, `snapshot` reads backups, `cost` finds gaps and says which targets are lost. Memory does not grow with the repository. Findings
+//! are damage and gaps; warnings are what is odd and costs nothing. Damage is recorded as events, so that plans avoid it.
+
+mod cost;
+mod files;
+mod keys;
+mod manifest;
+mod snapshot;
+mod wal;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentSize};
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::plan::retention::wal::Tree;
+use crate::progress::Progress;
+use crate::repo::event::{self, Event, Recorded};
+use crate::repo::layout::{BackupId, ClusterLayout};
+use crate::repo::repository::{Registration, Repository};
+use crate::repo::survey::{Manifest, Survey};
+use crate::store::Store;
+
+const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
+/// Findings and warnings that a report lists; the rest is counted.
+const LISTED_MAX: usize = 10_000;
+
+/// What is to be checked.
+pub struct Verify<'a> {
+    /// Where.
+    pub repository: &'a Repository,
+    /// Whose.
+    pub registration: &'a Registration,
+    /// This backup only, with the WAL that it needs.
+    pub backup: Option<BackupId>,
+    /// Threads that read.
+    pub threads: usize,
+    /// This host's clock.
+    pub clock: &'a (dyn Fn() -> TimestampTz + Sync),
+    /// Name of this host.
+    pub host: &'a str,
+    /// Gives random numbers.
+    pub random: &'a (dyn Fn() -> u64 + Sync),
+    /// Set when the operator wants to stop.
+    pub stop: &'a AtomicBool,
+    /// Hears what happens.
+    pub progress: &'a dyn Progress,
+}
+
+/// What kind of thing was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FindingKind {
+    /// An object fails a check.
+    Damaged,
+    /// Something is missing that something else names.
+    Missing,
+    /// WAL is missing between WAL that is there.
+    Gap,
+    /// The WAL's own records are wrong, as the server wrote them.
+    Wal,
+    /// Pages of a backup fail their checksum, as the server sent them.
+    Pages,
+}
+
+impl FindingKind {
+    /// As JSON has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FindingKind::Damaged => "damaged",
+            FindingKind::Missing => "missing",
+            FindingKind::Gap => "gap",
+            FindingKind::Wal => "wal",
+            FindingKind::Pages => "pages",
+        }
+    }
+}
+
+/// What a finding is about, as far as it decides what it costs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum About {
+    /// This backup.
+    Backup(BackupId),
+    /// This segment cannot be used.
+    Segment(SegmentName),
+    /// Replay ends here, though the segment is what the server wrote.
+    Record(SegmentName, Lsn),
+    /// The history of this timeline.
+    History(TimelineId),
+    /// Nothing that recovery needs.
+    Other,
+}
+
+/// Damage, or a gap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What kind of thing.
+    pub kind: FindingKind,
+    /// The object's key; of a gap the segments.
+    pub object: String,
+    /// What is wrong.
+    pub detail: String,
+    /// What it costs: backups and points that are lost. Empty = recovery needs nothing of it.
+    pub costs: Vec<String>,
+    about: About,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Damage and gaps, by object; at most 10 000.
+    pub findings: Vec<Finding>,
+    /// How many there are.
+    pub finding_count: u64,
+    /// What is odd but costs nothing; at most 10 000.
+    pub warnings: Vec<String>,
+    /// Objects that were read.
+    pub object_count: u64,
+    /// Stored bytes that were read.
+    pub read_bytes: u64,
+    /// Segments that were read.
+    pub segment_count: u64,
+    /// Backups that were read, each with whether it can be restored.
+    pub backups: Vec<(BackupId, bool)>,
+}
+
+impl Verify<'_> {
+    /// Checks everything, and records which backups and segments are damaged.
+    ///
+    /// # Errors
+    /// `NotFound` when the backup asked for does not exist; `Interrupted`; what the store says, but for damage, which is a finding.
+    pub fn run(&self) -> Result<Report> {
+        let layout =
+            ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
+        let survey = Survey::read(self.repository, self.registration)?;
+        let chosen = self.chosen(&survey)?;
+        let mut tree = Tree::new(&survey);
+        tree.trust_all();
+        let work = Work {
+            what: self,
+            store: self.repository.store(),
+            layout,
+            size: SegmentSize::new(self.registration.segment_size_bytes)?,
+            found: Mutex::default(),
+            is_vanishing: AtomicBool::new(false),
+            objects: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            segments: AtomicU64::new(0),
+        };
+        if self.backup.is_none() {
+            keys::check(&work, &survey)?;
+            files::check(&work, &survey)?;
+        }
+        wal::check(&work, &survey, &tree, &chosen)?;
+        for id in &chosen {
+            snapshot::check(&work, id)?;
+        }
+        if !work.is_disturbed() {
+            cost::add_gaps(&work, &survey, &mut tree, &chosen);
+            let report = cost::report(work, &survey, &tree, &chosen);
+            return Ok(self.record(&survey, report));
+        }
+        // What is missing may have been expired meanwhile: only what is still there, or still needed, counts.
+        let survey = Survey::read(self.repository, self.registration)?;
+        let mut tree = Tree::new(&survey);
+        tree.trust_all();
+        let is_there = |id: &BackupId| {
+            let manifest = survey.ids.get(id).map(|s| &s.manifest);
+            matches!(
+                manifest,
+                Some(Manifest::Committed(_) | Manifest::Unreadable)
+            )
+        };
+        work.forget(|finding| match &finding.about {
+            About::Backup(id) => !is_there(id),
+            _ => false,
+        });
+        let chosen: Vec<BackupId> = chosen.into_iter().filter(is_there).collect();
+        cost::add_gaps(&work, &survey, &mut tree, &chosen);
+        let report = cost::report(work, &survey, &tree, &chosen);
+        Ok(self.record(&survey, report))
+    }
+
+    /// The backups to read: the one asked for, or all.
+    fn chosen(&self, survey: &Survey) -> Result<Vec<BackupId>> {
+        let manifest = |id: &BackupId| survey.ids.get(id).map(|s| &s.manifest);
+        let Some(id) = &self.backup else {
+            let committed = |m: &Manifest| matches!(m, Manifest::Committed(_));
+            return Ok(survey
+                .ids
+                .iter()
+                .filter(|(_, s)| committed(&s.manifest))
+                .map(|(id, _)| id.clone())
+                .collect());
+        };
+        match manifest(id) {
+            Some(Manifest::Committed(_)) => Ok(vec![id.clone()]),
+            Some(Manifest::Unreadable) => {
+                Err(err!(Damaged, "the root of backup \"{id}\" cannot be read")
+                    .hint("This backup is lost.\nRun pitr verify to see what else is."))
+            }
+            _ => Err(err!(NotFound, "backup \"{id}\" does not exist")
+                .hint("Run pitr info to see the backups.")),
+        }
+    }
+
+    /// Writes what was found of backups and segments as events, and ends those that no longer hold.
+    fn record(&self, survey: &Survey, mut report: Report) -> Report {
+        let mut damaged: BTreeMap<String, (String, String)> = BTreeMap::new();
+        for finding in &report.findings {
+            let subject = match &finding.about {
+                // Pages that were damaged when the backup was taken stand in its root.
+                About::Backup(id) if finding.kind != FindingKind::Pages => id.to_string(),
+                About::Segment(name) if finding.kind == FindingKind::Damaged => {
+                    format!("wal-{name}")
+                }
+                _ => continue,
+            };
+            let said = (finding.object.clone(), finding.detail.clone());
+            damaged.entry(subject).or_insert(said);
+        }
+        let mut known: BTreeMap<String, &[Recorded]> = BTreeMap::new();
+        for (id, whole) in &report.backups {
+            if let Some(subject) = survey.ids.get(id).filter(|_| *whole) {
+                known.insert(id.to_string(), &subject.events);
+            }
+        }
+        if self.backup.is_none() {
+            for (name, events) in &survey.segment_events {
+                let is_there = name.number(survey.segment_size).is_ok_and(|n| {
+                    let held = survey.timelines.get(&name.timeline);
+                    held.is_some_and(|t| t.segments.contains(n))
+                });
+                if is_there {
+                    known.insert(format!("wal-{name}"), events);
+                }
+            }
+        }
+        let result = self.write_events(survey, &damaged, &known);
+        if let Err(e) = result {
+            report.warnings.push(format!(
+                "what was found could not be recorded in the repository: {e}"
+            ));
+        }
+        report
+    }
+
+    fn write_events(
+        &self,
+        survey: &Survey,
+        damaged: &BTreeMap<String, (String, String)>,
+        known: &BTreeMap<String, &[Recorded]>,
+    ) -> Result<()> {
+        let layout =
+            ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
+        let write =
+            |event: Event| event::record(self.repository.store(), &layout, &event, (self.random)());
+        let new = |kind: &str, subject: &str| Event {
+            event: kind.into(),
+            subject: subject.to_owned(),
+            time: (self.clock)(),
+            host: self.host.to_owned(),
+            program: PROGRAM.into(),
+            nonce: format!("{:016x}{:016x}", (self.random)(), (self.random)()),
+            ..Event::default()
+        };
+        for (subject, (object, detail)) in damaged {
+            let events = events_of(survey, subject);
+            if !event::standing(events, "damaged", "healed").is_empty() {
+                continue;
+            }
+            write(Event {
+                object: Some(object.clone()),
+                detail: Some(detail.chars().take(1000).collect()),
+                ..new("damaged", subject)
+            })?;
+        }
+        for (subject, events) in known {
+            if damaged.contains_key(subject) {
+                continue;
+            }
+            for over in event::standing(events, "damaged", "healed") {
+                write(Event {
+                    ends: Some(over.name.clone()),
+                    ..new("healed", subject)
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn events_of<'a>(survey: &'a Survey, subject: &str) -> &'a [Recorded] {
+    if let Some(Ok(name)) = subject.strip_prefix("wal-").map(str::parse) {
+        return survey.segment_events.get(&name).map_or(&[], Vec::as_slice);
+    }
+    subject
+        .parse()
+        .ok()
+        .and_then(|id: BackupId| survey.ids.get(&id))
+        .map_or(&[], |s| s.events.as_slice())
+}
+
+/// What the checks share.
+struct Work<'a> {
+    what: &'a Verify<'a>,
+    store: &'a dyn Store,
+    layout: ClusterLayout,
+    size: SegmentSize,
+    found: Mutex<Found>,
+    /// An object that was listed was not there any more.
+    is_vanishing: AtomicBool,
+    objects: AtomicU64,
+    bytes: AtomicU64,
+    segments: AtomicU64,
+}
+
+#[derive(Default)]
+struct Found {
+    findings: Vec<Finding>,
+    finding_count: u64,
+    warnings: Vec<String>,
+}
+
+impl Work<'_> {
+    fn found(&self) -> MutexGuard<'_, Found> {
+        match self.found.lock() {
+            Ok(found) => found,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
+    /// Whether something was found, or was gone.
+    fn is_disturbed(&self) -> bool {
+        self.is_vanishing.load(Ordering::Relaxed) || self.found().finding_count > 0
+    }
+
+    fn forget(&self, is_over: impl Fn(&Finding) -> bool) {
+        let mut found = self.found();
+        let before = found.findings.len();
+        found.findings.retain(|f| !is_over(f));
+        let gone = before - found.findings.len();
+        found.finding_count = found.finding_count.saturating_sub(gone as u64);
+    }
+
+    fn find(&self, kind: FindingKind, object: &str, detail: impl Into<String>, about: About) {
+        let mut found = self.found();
+        found.finding_count += 1;
+        if found.findings.len() < LISTED_MAX {
+            found.findings.push(Finding {
+                kind,
+                object: object.to_owned(),
+                detail: detail.into(),
+                costs: Vec::new(),
+                about,
+            });
+        }
+    }
+
+    fn warn(&self, warning: String) {
+        let mut found = self.found();
+        if found.warnings.len() < LISTED_MAX {
+            found.warnings.push(warning);
+        }
+    }
+
+    /// Damage becomes a finding about `object`; other errors end the check.
+    fn settle<T>(&self, result: Result<T>, object: &str, about: About) -> Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(e) if is_damage(&e) => {
+                self.find(FindingKind::Damaged, object, e.to_string(), about);
+                Ok(None)
+            }
+            Err(e) => Err(e.context(format!("read object \"{object}\""))),
+        }
+    }
+
+    fn count(&self, bytes: u64) {
+        self.objects.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        match self.what.stop.load(Ordering::Relaxed) {
+            true => Err(err!(Interrupted, "interrupted")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A medium that cannot read one object back is damage to that object: the others are still looked at.
+fn is_damage(e: &Error) -> bool {
+    matches!(
+        e.code(),
+        Code::Damaged
+            | Code::Unsupported
+            | Code::Io
+            | Code::SourceHeader
+            | Code::WrongCluster
+            | Code::WalName
+    )
+}

@@ -1,0 +1,347 @@
+//! Backups: the chain of hashes from the root to every frame, the map against the frames, pages against their checksums, files against
+//! the server's manifest.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use super::manifest::{Join, check_hash};
+use super::{About, FindingKind, Work, files, is_damage};
+use crate::err;
+use crate::error::Result;
+use crate::pg::datapage::{self, DEFAULT_PAGE_SIZE, PageHeader, PageState};
+use crate::pg::lsn::Lsn;
+use crate::repo::backup::BackupRoot;
+use crate::repo::container::Container;
+use crate::repo::layout::{BackupId, PartName};
+use crate::snapshot::filekey::FileKey;
+use crate::snapshot::frame::check_pages;
+use crate::snapshot::layer::{Layer, Metadata};
+use crate::snapshot::reader::{PackOfSnapshot, Snapshot, VisibleFrame};
+
+/// Findings about one pack, and pages listed of one backup, at most.
+const LISTED_MAX: usize = 20;
+
+/// Reads one backup.
+pub(super) fn check(work: &Work<'_>, id: &BackupId) -> Result<()> {
+    work.check_stop()?;
+    let about = || About::Backup(id.clone());
+    let key = work.layout.manifest(id);
+    let read = BackupRoot::read(work.store, &work.layout, id);
+    let Some(root) = work.settle(read, key.as_str(), about())? else {
+        return Ok(());
+    };
+    let Some(root) = root else {
+        work.is_vanishing.store(true, Ordering::Relaxed);
+        work.warn(format!(
+            "backup \"{id}\" was deleted while the repository was read"
+        ));
+        return Ok(());
+    };
+    work.count(0);
+    let phase = format!("verify backup {id}");
+    work.what.progress.phase(&phase, Some(root.size_bytes));
+    if root.is_damaged() {
+        let detail = format!(
+            "{} pages failed their checksum when the backup was taken{}",
+            root.damage_count,
+            first_pages(&root)
+        );
+        work.find(FindingKind::Pages, key.as_str(), detail, about());
+    }
+    if !check_layers(work, &root)? {
+        return Ok(());
+    }
+    let opened = Snapshot::open(work.store, &work.layout, &root);
+    let Some(snapshot) = work.settle(opened, key.as_str(), about())? else {
+        return Ok(());
+    };
+    let mapped = mapped_bytes(work, &snapshot);
+    let Some(mapped) = work.settle(mapped, key.as_str(), about())? else {
+        return Ok(());
+    };
+    let manifest_key = work.layout.server_manifest(id);
+    let manifest = server_manifest(work, &root);
+    let manifest = work
+        .settle(manifest, manifest_key.as_str(), about())?
+        .flatten();
+    read_packs(work, &root, &snapshot, mapped, manifest.as_ref())
+}
+
+/// Reads every block of every layer, so that what is wrong is said of the object that it is in.
+fn check_layers(work: &Work<'_>, root: &BackupRoot) -> Result<bool> {
+    let mut is_sound = true;
+    let mut known: BTreeMap<&PartName, u64> = BTreeMap::new();
+    for reference in root.shards.iter().flat_map(|s| &s.layers) {
+        work.check_stop()?;
+        let key = work.layout.layer(&reference.key);
+        let read = || -> Result<()> {
+            let object = work
+                .store
+                .open(&key)?
+                .ok_or_else(|| err!(Damaged, "the layer is missing"))?;
+            let hash = blake3::Hash::from_hex(&reference.hash)
+                .map_err(|e| err!(Damaged, "the root has no hash of the layer").source(e))?;
+            let layer = Layer::open(
+                object,
+                (reference.offset, reference.length),
+                hash.as_bytes(),
+                &reference.key,
+                work.layout.system_identifier(),
+            )?;
+            (0..layer.block_count()).try_for_each(|n| layer.block(n).map(|_| ()))
+        };
+        let about = About::Backup(root.id.clone());
+        is_sound &= work.settle(read(), key.as_str(), about)?.is_some();
+        work.count(reference.length);
+        *known.entry(&reference.key).or_default() += reference.length;
+    }
+    for (part, length) in known {
+        // Only its own root names all that is in an object.
+        let key = work.layout.layer(part);
+        let stored = work.store.head(&key)?.map_or(0, |m| m.size_bytes);
+        if is_sound && part.id == root.id && stored != length {
+            let detail = format!("it has {stored} bytes, its layers have {length}");
+            let about = About::Backup(root.id.clone());
+            work.find(FindingKind::Damaged, key.as_str(), detail, about);
+        }
+    }
+    Ok(is_sound)
+}
+
+fn first_pages(root: &BackupRoot) -> String {
+    let pages: Vec<String> = root
+        .damage
+        .iter()
+        .take(3)
+        .map(|p| format!("{} block {} at {}", p.path, p.block, p.lsn))
+        .collect();
+    match pages.is_empty() {
+        true => String::new(),
+        false => format!(": {}", pages.join(", ")),
+    }
+}
+
+fn server_manifest(work: &Work<'_>, root: &BackupRoot) -> Result<Option<Container>> {
+    let found = files::open_server_manifest(work, &root.id)?;
+    match (found, root.server_manifest.as_deref()) {
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err(err!(Damaged, "the server's manifest is missing")),
+        (Some(container), wanted) => {
+            check_hash(&container, wanted)?;
+            Ok(Some(container))
+        }
+    }
+}
+
+/// Walks the whole map; returns how many bytes it expects from frames.
+fn mapped_bytes(work: &Work<'_>, snapshot: &Snapshot<'_>) -> Result<u64> {
+    let mut mapped = 0_u64;
+    for item in snapshot.items() {
+        work.check_stop()?;
+        let item = item?;
+        if let Metadata::File { .. } = item.metadata {
+            mapped = mapped.saturating_add(item.mapped_bytes);
+        }
+    }
+    Ok(mapped)
+}
+
+/// What the threads that read packs share.
+struct Shared<'a> {
+    work: &'a Work<'a>,
+    root: &'a BackupRoot,
+    snapshot: &'a Snapshot<'a>,
+    join: Option<&'a Join>,
+    next: AtomicUsize,
+    visible: AtomicU64,
+    pages: AtomicUsize,
+    is_incomplete: AtomicUsize,
+}
+
+fn read_packs(
+    work: &Work<'_>,
+    root: &BackupRoot,
+    snapshot: &Snapshot<'_>,
+    mapped: u64,
+    manifest: Option<&Container>,
+) -> Result<()> {
+    let join = Join::default();
+    let shared = Shared {
+        work,
+        root,
+        snapshot,
+        join: manifest.map(|_| &join),
+        next: AtomicUsize::new(0),
+        visible: AtomicU64::new(0),
+        pages: AtomicUsize::new(0),
+        is_incomplete: AtomicUsize::new(0),
+    };
+    let compared = std::thread::scope(|scope| -> Result<Result<()>> {
+        let reader = manifest.map(|m| scope.spawn(|| join.read(m, snapshot)));
+        let threads: Vec<_> = (0..work.what.threads.max(1))
+            .map(|_| scope.spawn(|| shared.packs()))
+            .collect();
+        let mut result = Ok(());
+        for thread in threads {
+            let read = thread
+                .join()
+                .unwrap_or_else(|_| Err(err!(Internal, "a reading thread panicked")));
+            result = result.and(read);
+        }
+        join.end_of_frames();
+        let compared = reader.map_or(Ok(Ok(())), |thread| {
+            thread
+                .join()
+                .map_err(|_| err!(Internal, "a reading thread panicked"))
+        });
+        result.and(compared)
+    })?;
+    let key = work.layout.server_manifest(&root.id);
+    let about = || About::Backup(root.id.clone());
+    let is_compared = work.settle(compared, key.as_str(), about())?.is_some();
+    if shared.is_incomplete.load(Ordering::Relaxed) > 0 {
+        // What is missing has been said already.
+        return Ok(());
+    }
+    let visible = shared.visible.load(Ordering::Relaxed);
+    let manifest_key = work.layout.manifest(&root.id);
+    if visible != mapped {
+        let detail = format!("the map expects {mapped} bytes, the packs hold {visible} of them");
+        work.find(FindingKind::Damaged, manifest_key.as_str(), detail, about());
+    }
+    if manifest.is_some() && is_compared {
+        let compared = join.finish();
+        for wrong in compared.wrong.iter().take(LISTED_MAX) {
+            work.find(FindingKind::Damaged, key.as_str(), wrong.clone(), about());
+        }
+        if !compared.sums_compared {
+            work.warn(format!(
+                "backup \"{}\": files stand in another order than in the server's manifest, whose checksums were not compared",
+                root.id
+            ));
+        }
+    }
+    Ok(())
+}
+
+impl Shared<'_> {
+    fn packs(&self) -> Result<()> {
+        while let Some(pack) = {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            self.root.packs.get(index).map(|p| (index, p))
+        } {
+            let (index, part) = pack;
+            let key = self.work.layout.pack(&part.key);
+            let about = || About::Backup(self.root.id.clone());
+            let opened = self.snapshot.pack(index);
+            match self.work.settle(opened, key.as_str(), about())? {
+                Some(pack) => self.frames(&pack, key.as_str())?,
+                None => {
+                    self.is_incomplete.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn frames(&self, pack: &PackOfSnapshot<'_, '_>, key: &str) -> Result<()> {
+        self.work.count(pack.reader().stored_bytes());
+        let about = || About::Backup(self.root.id.clone());
+        let hashes = pack.reader().page_hashes();
+        let hashes = self.work.settle(hashes, key, about())?;
+        let mut at = 0;
+        let mut found = 0;
+        for number in 0..pack.frame_count() {
+            self.work.check_stop()?;
+            let count = pack
+                .reader()
+                .entry(number)
+                .map_or(0, |e| e.page_hashes as usize);
+            let own = hashes.as_deref().and_then(|h| h.get(at..at + count));
+            at += count;
+            let frame = pack.frame(number).and_then(|frame| {
+                if let Some(own) = own {
+                    check_pages(frame.frame(), own)?;
+                }
+                Ok(frame)
+            });
+            match frame {
+                Ok(frame) => self.frame(&frame),
+                Err(e) if is_damage(&e) => {
+                    self.is_incomplete.fetch_add(1, Ordering::Relaxed);
+                    found += 1;
+                    if found > LISTED_MAX {
+                        return Ok(());
+                    }
+                    self.work
+                        .find(FindingKind::Damaged, key, e.to_string(), about());
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn frame(&self, frame: &VisibleFrame) {
+        self.visible
+            .fetch_add(frame.visible_bytes(), Ordering::Relaxed);
+        self.work.what.progress.advance(frame.visible_bytes());
+        for visible in &frame.visible {
+            let Some(file) = frame.file(visible) else {
+                continue;
+            };
+            let bytes = frame.bytes(visible);
+            if let Some(join) = self.join {
+                join.add(file, visible.position, bytes);
+            }
+            if self.root.data_checksums {
+                self.pages(file, visible.position, bytes);
+            }
+        }
+    }
+
+    /// The server's own rule: pages from the start LSN on may be torn, replay writes them anew.
+    fn pages(&self, file: &FileKey, position: u64, bytes: &[u8]) {
+        let Some(relation) = file.relation() else {
+            return;
+        };
+        let first = u64::from(relation.segment) * u64::from(self.root.relseg_blocks)
+            + position / DEFAULT_PAGE_SIZE as u64;
+        let (pages, _) = bytes.as_chunks::<DEFAULT_PAGE_SIZE>();
+        for (block, page) in (first..).zip(pages) {
+            let number = u32::try_from(block).unwrap_or(u32::MAX);
+            let state = datapage::check(page, number, Some(self.root.start_lsn));
+            if !matches!(state, PageState::Bad { .. }) || self.is_known(file, block) {
+                continue;
+            }
+            if self.pages.fetch_add(1, Ordering::Relaxed) >= LISTED_MAX {
+                continue;
+            }
+            let path = file.path(self.snapshot.naming());
+            let lsn = PageHeader::parse(page).map_or(Lsn::INVALID, |h| h.lsn);
+            let detail = format!(
+                "file \"{}\", block {block}, page LSN {lsn}: the page fails its checksum",
+                String::from_utf8_lossy(&path)
+            );
+            let key = self.work.layout.manifest(&self.root.id);
+            let about = About::Backup(self.root.id.clone());
+            self.work
+                .find(FindingKind::Pages, key.as_str(), detail, about);
+        }
+    }
+
+    /// Whether the root lists the page, or cannot list them all.
+    fn is_known(&self, file: &FileKey, block: u64) -> bool {
+        if !self.root.is_damaged() {
+            return false;
+        }
+        let path = file.path(self.snapshot.naming());
+        let path = String::from_utf8_lossy(&path);
+        self.root.damage_count > self.root.damage.len() as u64
+            || self
+                .root
+                .damage
+                .iter()
+                .any(|p| p.block == block && p.path == path)
+    }
+}

@@ -1,0 +1,401 @@
+//! Segments: each byte against its checksums, each index against its body, each record against the one before it, also across
+//! the borders of segments and timelines.
+//!
+//! Segments are read in chunks of consecutive ones, on several threads. Each chunk begins by reading the segment before it once more, so
+//! that no border is left out.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{About, FindingKind, Work, files};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::page::WalIdentity;
+use crate::pg::reader::{Finding as WalFinding, Reader, SegmentEnd, Sink};
+use crate::pg::record::Record;
+use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::plan::retention::wal::{Needed, Tree};
+use crate::repo::container::{Container, Identity};
+use crate::repo::index::{self, SegmentIndex, flag};
+use crate::repo::indexer::Indexer;
+use crate::repo::layout::BackupId;
+use crate::repo::survey::{Manifest, Survey};
+use crate::repo::tail;
+
+/// Bytes of consecutive segments that one thread takes at a time.
+const CHUNK_BYTES: u64 = 512 << 20;
+/// The largest page of WAL, which pages of all other sizes divide.
+const PAGE_MAX: usize = 64 << 10;
+/// How far back a commit is looked for to say when a gap begins.
+const LOOK_BACK: u64 = 64;
+
+/// Consecutive segments of one timeline.
+struct Chunk {
+    timeline: TimelineId,
+    first: SegmentNumber,
+    last: SegmentNumber,
+    /// The run goes on behind it.
+    goes_on: bool,
+    /// The segment that comes before, on this timeline or its parent.
+    before: Option<SegmentName>,
+}
+
+/// Reads all segments, or those that the chosen backups need, when not all are chosen.
+pub(super) fn check(
+    work: &Work<'_>,
+    survey: &Survey,
+    tree: &Tree<'_>,
+    chosen: &[BackupId],
+) -> Result<()> {
+    let only = work.what.backup.is_some().then(|| {
+        let mut needed = Needed::default();
+        for id in chosen {
+            if let Some(Manifest::Committed(root)) = survey.ids.get(id).map(|s| &s.manifest) {
+                tree.need_path(root.timeline, root.start_lsn, root.stop_lsn, &mut needed);
+            }
+        }
+        needed
+    });
+    let chunks = chunks(work, survey, tree, only.as_ref());
+    let total: u64 = chunks.iter().map(|c| c.last.0 - c.first.0 + 1).sum();
+    let bytes = total.saturating_mul(work.size.bytes());
+    work.what.progress.phase("verify WAL", Some(bytes));
+    let next = AtomicUsize::new(0);
+    let read = || -> Result<()> {
+        while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            check_chunk(work, chunk)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..work.what.threads.max(1))
+            .map(|_| scope.spawn(read))
+            .collect();
+        threads.into_iter().try_for_each(|t| {
+            t.join()
+                .unwrap_or_else(|_| Err(err!(Internal, "a reading thread panicked")))
+        })
+    })
+}
+
+fn chunks(work: &Work<'_>, survey: &Survey, tree: &Tree<'_>, only: Option<&Needed>) -> Vec<Chunk> {
+    let step = (CHUNK_BYTES / work.size.bytes()).clamp(4, 256);
+    let mut chunks = Vec::new();
+    for (timeline, held) in &survey.timelines {
+        for (first, last) in held.segments.iter() {
+            let mut at = first.0;
+            while at <= last.0 {
+                let end = at.saturating_add(step - 1).min(last.0);
+                let is_wanted =
+                    |n: u64| only.is_none_or(|o| o.contains(*timeline, SegmentNumber(n)));
+                let wanted: Vec<u64> = (at..=end).filter(|n| is_wanted(*n)).collect();
+                if let (Some(from), Some(to)) = (wanted.first(), wanted.last()) {
+                    chunks.push(Chunk {
+                        timeline: *timeline,
+                        first: SegmentNumber(*from),
+                        last: SegmentNumber(*to),
+                        goes_on: *to < last.0,
+                        before: before(work, survey, tree, *timeline, SegmentNumber(*from)),
+                    });
+                }
+                at = end + 1;
+            }
+        }
+    }
+    chunks
+}
+
+fn before(
+    work: &Work<'_>,
+    survey: &Survey,
+    tree: &Tree<'_>,
+    timeline: TimelineId,
+    number: SegmentNumber,
+) -> Option<SegmentName> {
+    let number = SegmentNumber(number.0.checked_sub(1)?);
+    let holder = tree.holder(timeline, number);
+    let there = survey
+        .timelines
+        .get(&holder)
+        .is_some_and(|t| t.segments.contains(number));
+    number.name(holder, work.size).filter(|_| there)
+}
+
+/// Follows the records from segment to segment.
+#[derive(Default)]
+struct Chain {
+    reader: Option<(WalIdentity, Reader)>,
+    /// Set when the reader stands right behind this segment.
+    behind: Option<SegmentNumber>,
+}
+
+/// Keeps what a reader of WAL finds.
+#[derive(Default)]
+struct Findings(Vec<WalFinding>);
+
+impl Sink for Findings {
+    fn record(&mut self, _record: &Record<'_>) {}
+
+    fn finding(&mut self, finding: WalFinding) {
+        // Behind the first one recovery does not come.
+        if self.0.len() < 8 {
+            self.0.push(finding);
+        }
+    }
+}
+
+fn check_chunk(work: &Work<'_>, chunk: &Chunk) -> Result<()> {
+    let mut chain = Chain::default();
+    if let Some(before) = chunk.before {
+        // Its own check is another chunk's; here it only leads in.
+        let lead = lead_in(work, before, &mut chain);
+        match lead {
+            Err(e) if e.code() == Code::Interrupted => return Err(e),
+            Err(_) => chain = Chain::default(),
+            Ok(()) => {}
+        }
+    }
+    for number in chunk.first.0..=chunk.last.0 {
+        work.check_stop()?;
+        let Some(name) = SegmentNumber(number).name(chunk.timeline, work.size) else {
+            break;
+        };
+        let goes_on = number < chunk.last.0 || chunk.goes_on;
+        let key = work.layout.segment(name);
+        let checked = check_segment(work, name, goes_on, &mut chain);
+        let checked = work.settle(checked, key.as_str(), About::Segment(name))?;
+        if checked != Some(true) {
+            chain = Chain::default();
+        }
+        work.segments.fetch_add(1, Ordering::Relaxed);
+        work.what.progress.advance(work.size.bytes());
+    }
+    Ok(())
+}
+
+fn lead_in(work: &Work<'_>, name: SegmentName, chain: &mut Chain) -> Result<()> {
+    let key = work.layout.segment(name);
+    let object = work
+        .store
+        .open(&key)?
+        .ok_or_else(|| err!(Damaged, "it is gone"))?;
+    let container = Container::open(object)?;
+    check_wal_identity(work, container.identity(), name)?;
+    read_wal(&container, name, chain, None, &mut Findings::default()).map(|_| ())
+}
+
+/// `false` when the segment is not there any more: whether it is missed is decided in the end.
+fn check_segment(
+    work: &Work<'_>,
+    name: SegmentName,
+    goes_on: bool,
+    chain: &mut Chain,
+) -> Result<bool> {
+    let key = work.layout.segment(name);
+    let Some(container) = files::open(work, &key)? else {
+        return Ok(false);
+    };
+    files::check_identity(&container, &work.layout, WalFileName::Segment(name))?;
+    check_wal_identity(work, container.identity(), name)?;
+    let mut indexer = None;
+    let mut findings = Findings::default();
+    let (last, summary_end) = read_wal(&container, name, chain, Some(&mut indexer), &mut findings)?;
+    let end = Lsn(container.identity().to_lsn);
+    if tail::is_marked(
+        &last,
+        end,
+        work.layout.system_identifier(),
+        name.timeline.get(),
+    ) {
+        return Err(err!(
+            Damaged,
+            "it is a padded tail that stands in the place of the whole segment"
+        ));
+    }
+    let indexer = indexer.ok_or_else(|| err!(Internal, "no page was read"))?;
+    let index = indexer.finish(false);
+    check_index(&container, &index, false)?;
+    for finding in &findings.0 {
+        let about = About::Record(name, finding.lsn);
+        work.find(FindingKind::Wal, key.as_str(), finding.to_string(), about);
+    }
+    let ends_inside = !matches!(summary_end, SegmentEnd::Full | SegmentEnd::Switch(_));
+    if ends_inside && goes_on && findings.0.is_empty() {
+        let at = index.summary.valid_end;
+        let detail = format!("WAL ends at {at}, although the next segment is there");
+        work.find(
+            FindingKind::Wal,
+            key.as_str(),
+            detail,
+            About::Record(name, at),
+        );
+    }
+    Ok(true)
+}
+
+/// A partial stands for itself: nothing follows it, and its end may be anything.
+pub(super) fn check_partial(work: &Work<'_>, name: SegmentName) -> Result<()> {
+    let file = WalFileName::Partial(name);
+    let key = work.layout.wal_file(file);
+    let read = || -> Result<()> {
+        let Some(container) = files::open(work, &key)? else {
+            return Ok(());
+        };
+        files::check_identity(&container, &work.layout, file)?;
+        check_wal_identity(work, container.identity(), name)?;
+        let mut indexer = None;
+        let mut chain = Chain::default();
+        let findings = &mut Findings::default();
+        let (last, _) = read_wal(&container, name, &mut chain, Some(&mut indexer), findings)?;
+        let indexer = indexer.ok_or_else(|| err!(Internal, "no page was read"))?;
+        let mut index = indexer.finish(true);
+        let end = Lsn(container.identity().to_lsn);
+        let identifier = work.layout.system_identifier();
+        if tail::is_marked(&last, end, identifier, name.timeline.get()) {
+            index.summary.flags |= flag::MARKED;
+        }
+        check_index(&container, &index, true)
+    };
+    // Recovery never asks for a partial; it is the last copy of a timeline's end all the same.
+    work.settle(read(), key.as_str(), About::Other)?;
+    Ok(())
+}
+
+fn check_wal_identity(work: &Work<'_>, identity: &Identity, name: SegmentName) -> Result<()> {
+    let range = name.number(work.size)?.range(work.size);
+    let fits = identity.raw_bytes == work.size.bytes()
+        && identity.segment_size_bytes == work.size.bytes()
+        && identity.from_lsn == range.start.0
+        && identity.to_lsn == range.end.0;
+    match fits {
+        true => Ok(()),
+        false => Err(err!(
+            Damaged,
+            "it says {} bytes from {} to {}, expected {} bytes from {}",
+            identity.raw_bytes,
+            Lsn(identity.from_lsn),
+            Lsn(identity.to_lsn),
+            work.size.bytes(),
+            range.start
+        )),
+    }
+}
+
+type Last = [u8; tail::LONG];
+
+/// Streams the body through its hash, the chain and (where there is one) the indexer. Returns its last bytes and how its WAL ends.
+fn read_wal(
+    container: &Container,
+    name: SegmentName,
+    chain: &mut Chain,
+    mut indexer: Option<&mut Option<Indexer>>,
+    findings: &mut Findings,
+) -> Result<(Last, SegmentEnd)> {
+    let mut pages: Vec<u8> = Vec::with_capacity(2 * PAGE_MAX + (256 << 10));
+    let mut last: Last = [0; tail::LONG];
+    let mut begun = false;
+    container.read_body(&mut |piece| {
+        pages.extend_from_slice(piece);
+        let whole = pages.len() - pages.len() % PAGE_MAX;
+        let Some(now) = pages.get(..whole).filter(|p| !p.is_empty()) else {
+            return Ok(());
+        };
+        if !begun {
+            let identity = WalIdentity::read(now)?;
+            identity.matches(name)?;
+            if identity.system_identifier != container.identity().system_identifier
+                || identity.major.number() != container.identity().major
+            {
+                return Err(err!(Damaged, "its WAL is another cluster's"));
+            }
+            chain.enter(&identity, name)?;
+            if let Some(slot) = indexer.as_deref_mut() {
+                *slot = Some(Indexer::new(&identity, identity.start_lsn, name.timeline)?);
+            }
+            begun = true;
+        }
+        if let Some((_, reader)) = &mut chain.reader {
+            reader.feed(now, findings)?;
+        }
+        if let Some(Some(indexer)) = indexer.as_deref_mut() {
+            indexer.feed(now)?;
+        }
+        if let Some(end) = now.last_chunk::<{ tail::LONG }>() {
+            last = *end;
+        }
+        pages.drain(..whole);
+        Ok(())
+    })?;
+    if !pages.is_empty() || !begun {
+        return Err(err!(Damaged, "it holds no whole pages"));
+    }
+    let end = match &mut chain.reader {
+        Some((_, reader)) => reader.finish_segment().end,
+        None => SegmentEnd::Full,
+    };
+    Ok((last, end))
+}
+
+impl Chain {
+    /// Goes on with the next segment, or begins anew where it is not the next one.
+    fn enter(&mut self, identity: &WalIdentity, name: SegmentName) -> Result<()> {
+        let number = name.number(identity.segment_size)?;
+        let follows = self.behind.is_some_and(|b| b.next() == number)
+            && self
+                .reader
+                .as_ref()
+                .is_some_and(|(known, _)| known.major == identity.major);
+        if !follows {
+            self.reader = Some((*identity, Reader::new(identity)));
+        }
+        if let Some((_, reader)) = &mut self.reader {
+            reader.start_segment(identity.start_lsn, name.timeline)?;
+        }
+        self.behind = Some(number);
+        Ok(())
+    }
+}
+
+/// The stored index has to be what the body says.
+fn check_index(container: &Container, index: &SegmentIndex, partial: bool) -> Result<()> {
+    for section in index.sections(partial) {
+        let stored = container.section(section.tag)?;
+        if stored.as_deref() != Some(section.bytes.as_slice()) {
+            return Err(err!(
+                Damaged,
+                "section {} of its index is not what the WAL says",
+                section.tag
+            ));
+        }
+    }
+    let known = index::read_damage(container)?;
+    match known == index.damage {
+        true => Ok(()),
+        false => Err(err!(
+            Damaged,
+            "its index lists other findings than its WAL has"
+        )),
+    }
+}
+
+/// The last commit before a segment, as indexes say; for people only.
+pub(super) fn last_commit_before(
+    work: &Work<'_>,
+    timeline: TimelineId,
+    number: SegmentNumber,
+) -> Option<TimestampTz> {
+    for back in 1..=LOOK_BACK {
+        let name = SegmentNumber(number.0.checked_sub(back)?).name(timeline, work.size)?;
+        let object = work.store.open(&work.layout.segment(name)).ok()??;
+        let summary = Container::open(object)
+            .map_err(|e: Error| e)
+            .and_then(|c| index::read_summary(&c))
+            .ok()?;
+        if let Some(ends) = summary.ends {
+            return Some(ends.last_commit.map_or(ends.max_time, |c| c.time));
+        }
+    }
+    None
+}

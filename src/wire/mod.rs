@@ -1,0 +1,26 @@
+//! The connection to a server: conninfo, TLS, authentication, simple queries and `BASE_BACKUP`.
+//!
+//! A thin client of its own on postgres-protocol, because replication needs what tokio-postgres leaves out. It runs plain SQL too (the
+//! simple protocol), so that one set of rules holds for every connection: conninfo, password file, TLS, channel binding, error hints.
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use pitr::{error::Result, progress::Silent, wire::{client::{Client, Session}, conninfo::{ConnInfo, Environment}}};
+//! # async fn example() -> Result<()> {
+//! let info = ConnInfo::resolve("host=db1 user=backup", &Environment::of_process())?;
+//! let mut client = Client::connect(&info, Session::Replication, Arc::new(Silent)).await?;
+//! let identity = client.identify_system().await?;
+//! # let _ = identity; Ok(()) }
+//! ```
+
+mod auth;
+pub mod basebackup;
+pub mod client;
+mod connect;
+pub mod conninfo;
+mod message;
+mod passfile;
+pub mod server_error;
+pub mod tar;
+mod tls;
+mod uri;

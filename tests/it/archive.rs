@@ -1,0 +1,765 @@
+//! Archiving through the front door: real servers, real programs. The row ids of the fault matrix are in the names.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use crate::common::{
+    Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, bin, pitr_archive, user,
+    wait_until,
+};
+use crate::{per_major, skip};
+
+/// The first line of what went wrong.
+fn complaint(run: &Run) -> &str {
+    run.stderr.lines().next().unwrap_or_default()
+}
+
+/// Every name under `conflicts`.
+fn conflicts(site: &Site) -> Vec<String> {
+    let of_conflict = |f: String| f.split_once("/conflicts/").map(|(_, name)| name.to_owned());
+    site.files().into_iter().filter_map(of_conflict).collect()
+}
+
+fn a_server_archives_and_gets_the_same_bytes_back(major: u32) {
+    let (site, cluster) = Site::with_cluster(major);
+    let sandbox = Sandbox::new("back");
+    let mut kept = Vec::new();
+    for round in 0..3 {
+        cluster.sql(&format!(
+            "create table t{round} as select g, md5(g::text) from generate_series(1, 2000) g"
+        ));
+        let name = cluster.switch_wal();
+        // Before it is archived and recycled.
+        let raw = std::fs::read(cluster.pgdata().join("pg_wal").join(&name)).unwrap();
+        cluster.wait_archived(&name);
+        kept.push((name, raw));
+    }
+    for (name, raw) in &kept {
+        let target = sandbox.join(name);
+        site.restore()
+            .args([name.as_ref(), target.as_os_str()])
+            .run()
+            .success();
+        assert!(std::fs::read(&target).unwrap() == *raw, "{name}");
+        assert_eq!(
+            std::fs::metadata(&target).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        // Readable without us.
+        let run = Program::new("sh")
+            .args(["-c", "lz4 -dc < $0 > $1"])
+            .arg(site.object(name))
+            .arg(sandbox.join("plain"))
+            .run();
+        if run.code() == 127 {
+            skip!(
+                "a_server_archives_and_gets_the_same_bytes_back (lz4 -dc)",
+                "apt-get install lz4"
+            );
+        }
+        assert!(
+            std::fs::read(sandbox.join("plain")).unwrap() == *raw,
+            "{run}"
+        );
+    }
+    assert_eq!(
+        cluster.query_one_string("select failed_count from pg_stat_archiver"),
+        "0"
+    );
+    assert!(
+        !cluster.log().contains("pitr-archive:"),
+        "{}",
+        cluster.log()
+    );
+}
+per_major!(a_server_archives_and_gets_the_same_bytes_back);
+
+fn p15_promotion_and_backup_leave_partial_history_and_label_files(major: u32) {
+    let (site, primary) = Site::with_cluster(major);
+    primary.sql("create table t (a int); insert into t values (1)");
+    let mut standby = Cluster::builder(major)
+        .standby_of(&primary)
+        .without_fsync()
+        .start();
+    primary.archive_now();
+    // The server writes a label when a backup ends.
+    let client = primary.client();
+    let (start, stop) = match major {
+        13 | 14 => (
+            "select pg_start_backup('p15', true, false)",
+            "select pg_stop_backup(false, true)",
+        ),
+        _ => (
+            "select pg_backup_start('p15', true)",
+            "select pg_backup_stop(true)",
+        ),
+    };
+    client.sql(start);
+    client.sql(stop);
+    // The first one is that of the standby's base backup.
+    let labels = || {
+        let mut files = site.files();
+        files.retain(|f| f.contains("/labels/"));
+        files
+    };
+    wait_until(PATIENCE, "both labels are archived", || labels().len() == 2);
+    let label = labels().pop().unwrap();
+    let label = label.rsplit('/').next().unwrap();
+
+    primary.sql("insert into t values (2)");
+    let last = primary.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    wait_until(PATIENCE, "the standby has it", || {
+        standby.query_one_string("select count(*) from t") == "2"
+    });
+    drop(client);
+    drop(primary);
+    standby.promote();
+    let partial = format!("{last}.partial");
+    wait_until(PATIENCE, "the partial segment is archived", || {
+        site.object(&partial).exists()
+    });
+    wait_until(PATIENCE, "the history is archived", || {
+        site.object("00000002.history").exists()
+    });
+    standby.archive_now();
+    assert_eq!(
+        standby.query_one_string("select failed_count from pg_stat_archiver"),
+        "0",
+        "{}",
+        standby.log()
+    );
+
+    let sandbox = Sandbox::new("p15");
+    for name in [label, &partial, "00000002.history"] {
+        let target = sandbox.join(name);
+        site.restore()
+            .args([name.as_ref(), target.as_os_str()])
+            .run()
+            .success();
+        assert!(std::fs::metadata(&target).unwrap().len() > 0, "{name}");
+    }
+    let history = std::fs::read_to_string(sandbox.join("00000002.history")).unwrap();
+    assert!(history.starts_with("1\t"), "{history}");
+    assert!(
+        std::fs::read_to_string(sandbox.join(label))
+            .unwrap()
+            .contains("LABEL: p15")
+    );
+    standby.stop(Stop::Immediate);
+}
+per_major!(p15_promotion_and_backup_leave_partial_history_and_label_files);
+
+#[test]
+fn h02_an_old_primary_that_comes_back_archives_its_own_timeline() {
+    let (site, mut old) = Site::with_cluster(16);
+    old.sql("create table t (a int)");
+    let new = Cluster::builder(16)
+        .standby_of(&old)
+        .without_fsync()
+        .start();
+    old.archive_now();
+    old.sql("insert into t values (1)");
+    wait_until(PATIENCE, "the standby has it", || {
+        new.query_one_string("select count(*) from t") == "1"
+    });
+    old.stop(Stop::Immediate);
+    new.promote();
+    new.sql("insert into t values (2)");
+    new.archive_now();
+    // Back on timeline 1, on its own branch: nothing of it collides with timeline 2.
+    old.start();
+    old.sql("insert into t values (3)");
+    let segment = old.archive_now();
+    assert!(site.object(&segment).exists());
+    assert!(site.object(&format!("{segment}.partial")).exists());
+    assert_eq!(
+        old.query_one_string("select failed_count from pg_stat_archiver"),
+        "0",
+        "{}",
+        old.log()
+    );
+    assert_eq!(conflicts(&site), [""; 0]);
+}
+
+#[test]
+fn h03_a_split_brain_is_a_conflict_and_both_copies_are_kept() {
+    let (site, mut one) = Site::with_cluster(15);
+    one.archive_now();
+    one.stop(Stop::Fast);
+    // The same data directory, copied: the second server does not know that it is one.
+    let sandbox = Sandbox::new("h03");
+    let copy = sandbox.join("data");
+    Program::new("cp")
+        .arg("-a")
+        .arg(one.pgdata())
+        .arg(&copy)
+        .run()
+        .success();
+    let two = Cluster::open(15, &copy).without_fsync().start();
+    one.start();
+    one.sql("create table mine (a int)");
+    let name = one.archive_now();
+    let stored = std::fs::read(site.object(&name)).unwrap();
+    two.sql("create table yours (a int, b int)");
+    assert_eq!(two.switch_wal(), name);
+    two.wait_log("pitr-archive: error A120");
+    two.wait_log("archive command failed with exit code 20");
+    assert!(
+        std::fs::read(site.object(&name)).unwrap() == stored,
+        "never replaced"
+    );
+    let kept = conflicts(&site);
+    assert!(kept.len() == 1 && kept[0].starts_with(&name), "{kept:?}");
+    assert!(two.log().contains("split brain"));
+}
+
+#[test]
+fn h04_two_nodes_that_archive_the_same_segments_agree() {
+    let (site, primary) = Site::with_cluster(17);
+    let standby = Cluster::builder(17)
+        .standby_of(&primary)
+        .without_fsync()
+        .option("archive_mode", "always")
+        .start();
+    for n in 0..3 {
+        primary.sql(&format!("create table t{n} (a int)"));
+        let name = primary.archive_now();
+        wait_until(PATIENCE, "the standby archives it, too", || {
+            let done = format!("pg_wal/archive_status/{name}.done");
+            standby.pgdata().join(done).exists()
+        });
+    }
+    for node in [&primary, &standby] {
+        assert_eq!(
+            node.query_one_string("select failed_count from pg_stat_archiver"),
+            "0",
+            "{}",
+            node.log()
+        );
+    }
+    assert_eq!(conflicts(&site), [""; 0]);
+}
+
+#[test]
+fn h05_twenty_promotions_leave_one_tree() {
+    let (site, mut cluster) = Site::with_cluster(14);
+    cluster.append_config(
+        "restore_command",
+        &site.restore().args(["%f", "%p"]).shell(),
+    );
+    cluster.sql("create table t (a int)");
+    cluster.archive_now();
+    for round in 2..=21 {
+        cluster.sql(&format!("insert into t values ({round})"));
+        cluster.stop(Stop::Fast);
+        cluster.touch("standby.signal");
+        cluster.start();
+        cluster.promote();
+        let timeline = cluster.query_one_string("select timeline_id from pg_control_checkpoint()");
+        assert_eq!(timeline, round.to_string());
+    }
+    let last = cluster.archive_now();
+    assert_eq!(&last[..8], "00000015");
+    assert_eq!(
+        cluster.query_one_string("select failed_count from pg_stat_archiver"),
+        "0",
+        "{}",
+        cluster.log()
+    );
+    for timeline in 2..=21 {
+        let name = format!("{timeline:08X}.history");
+        wait_until(PATIENCE, "the history is archived", || {
+            site.object(&name).exists()
+        });
+        let target = site.sandbox().join(&name);
+        site.restore()
+            .args([name.as_ref(), target.as_os_str()])
+            .run()
+            .success();
+        let lines = std::fs::read_to_string(target).unwrap();
+        let ancestors = lines.lines().filter(|l| !l.is_empty()).count();
+        assert_eq!(ancestors, timeline - 1, "{name}");
+    }
+    assert_eq!(cluster.query_one_string("select count(*) from t"), "20");
+    assert_eq!(conflicts(&site), [""; 0]);
+}
+
+#[test]
+fn p08_the_same_segment_again_succeeds_and_changes_nothing() {
+    let still = Still::new(17, 1, 2);
+    let name = &still.segments[0];
+    still.push(name).run().success();
+    let files = still.site.files();
+    let object = std::fs::read(still.site.object(name)).unwrap();
+    let run = still.push(name).run().success();
+    assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("", ""));
+    // Eight at once: of a segment that is there, and of one that is not.
+    for name in &still.segments {
+        let at_once: Vec<_> = (0..8).map(|_| still.push(name).spawn()).collect();
+        for one in at_once {
+            one.wait().success();
+        }
+        still.check(name);
+    }
+    assert_eq!(std::fs::read(still.site.object(name)).unwrap(), object);
+    assert_eq!(still.site.files().len(), files.len() + 1);
+}
+
+#[test]
+fn p09_other_bytes_are_a_conflict() {
+    let still = Still::new(16, 1, 1);
+    let name = &still.segments[0];
+    still.push(name).run().success();
+    let stored = std::fs::read(still.site.object(name)).unwrap();
+    let original = std::fs::read(still.wal(name)).unwrap();
+    let mut other = original.clone();
+    *other.last_mut().unwrap() ^= 1;
+    std::fs::write(still.wal(name), &other).unwrap();
+    for _ in 0..2 {
+        let run = still.push(name).run().expect_code(20);
+        assert!(
+            complaint(&run).starts_with(&format!("pitr-archive: error A120: could not archive \"{name}\": already archived with other content: stored blake3 ")),
+            "{run}"
+        );
+        let identifier = still.site.cluster_folder();
+        let identifier = identifier.file_name().unwrap().to_str().unwrap();
+        assert!(
+            complaint(&run).contains(identifier) && complaint(&run).contains("timeline 1"),
+            "{run}"
+        );
+        assert!(run.stderr.contains("pitr wal conflicts"), "{run}");
+        assert_eq!(
+            conflicts(&still.site).len(),
+            1,
+            "the same refused copy is kept once"
+        );
+    }
+    assert_eq!(std::fs::read(still.site.object(name)).unwrap(), stored);
+    assert!(still.fetched(name) == original);
+}
+
+#[test]
+fn p10_of_two_contents_one_wins_and_every_other_push_says_so() {
+    let still = Still::new(15, 1, 1);
+    let name = &still.segments[0];
+    let other = Sandbox::new("p10");
+    other.dir("pg_wal");
+    let mut bytes = std::fs::read(still.wal(name)).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    other.file(format!("pg_wal/{name}"), &bytes);
+    let mine = still.push(name);
+    let yours = mine.clone().dir(other.path());
+    let running: Vec<_> = (0..64)
+        .map(|n| (n % 2, if n % 2 == 0 { &mine } else { &yours }.spawn()))
+        .collect();
+    let mut codes = [Vec::new(), Vec::new()];
+    for (side, one) in running {
+        codes[side].push(one.wait().code());
+    }
+    let winner = usize::from(codes[0][0] != 0);
+    assert!(codes[winner].iter().all(|c| *c == 0), "{codes:?}");
+    assert!(codes[1 - winner].iter().all(|c| *c == 20), "{codes:?}");
+    let stored = still.fetched(name);
+    assert_eq!(stored == bytes, winner == 1);
+    assert_eq!(conflicts(&still.site).len(), 1);
+}
+
+#[test]
+fn p11_a_segment_of_another_cluster_is_refused() {
+    let still = Still::new(17, 1, 1);
+    let mut other = Cluster::builder(17)
+        .segment_size_mb(1)
+        .own_identifier()
+        .start();
+    let name = other.switch_wal();
+    let theirs = other.system_identifier().to_string();
+    other.stop(Stop::Immediate);
+    let run = still
+        .site
+        .archive()
+        .arg(format!("pg_wal/{name}"))
+        .dir(other.pgdata())
+        .run()
+        .expect_code(21);
+    let ours = still.site.cluster_folder();
+    let ours = ours.file_name().unwrap().to_str().unwrap();
+    assert!(
+        complaint(&run).contains("error A121")
+            && complaint(&run).contains(&theirs)
+            && complaint(&run).contains(ours),
+        "{run}"
+    );
+    assert!(still.site.files().iter().all(|f| !f.contains("/wal/")));
+}
+
+#[test]
+fn h07_a_node_that_was_initialised_anew_archives_after_a_confirmation() {
+    let still = Still::new(17, 1, 1);
+    still.push_all();
+    let mut anew = Cluster::builder(17)
+        .segment_size_mb(1)
+        .own_identifier()
+        .start();
+    let name = anew.switch_wal();
+    anew.stop(Stop::Immediate);
+    let push = still
+        .site
+        .archive()
+        .arg(format!("pg_wal/{name}"))
+        .dir(anew.pgdata());
+    push.run()
+        .expect_code(21)
+        .expect_stderr("pitr init --confirm");
+    // The configuration names the old data directory; the new one has taken its place.
+    let config = std::fs::read_to_string(still.site.config()).unwrap();
+    let place = |c: &Cluster| c.pgdata().display().to_string();
+    let text = config.replace(&place(&still.cluster), &place(&anew));
+    std::fs::write(still.site.config(), text).unwrap();
+    still.site.pitr().arg("init").run().expect_code(1);
+    still
+        .site
+        .pitr()
+        .args(["init", "--confirm"])
+        .run()
+        .success()
+        .expect_stdout("registered");
+    push.run().success();
+    // Each gets back its own, although the names are equal.
+    let fetch = |name: &str, dir: &std::path::Path| {
+        still
+            .site
+            .restore()
+            .args([name, "pg_wal/RECOVERYXLOG"])
+            .dir(dir)
+            .run()
+            .success();
+        std::fs::read(dir.join("pg_wal/RECOVERYXLOG")).unwrap()
+    };
+    assert!(
+        fetch(&name, anew.pgdata())
+            == std::fs::read(anew.pgdata().join("pg_wal").join(&name)).unwrap()
+    );
+    let old = &still.segments[0];
+    assert!(fetch(old, still.cluster.pgdata()) == std::fs::read(still.wal(old)).unwrap());
+}
+
+#[test]
+fn p12_a_recycled_segment_under_an_old_name_is_refused() {
+    let still = Still::new(18, 1, 3);
+    let (old, new) = (&still.segments[0], &still.segments[2]);
+    std::fs::remove_file(still.wal(old)).unwrap();
+    std::fs::hard_link(still.wal(new), still.wal(old)).unwrap();
+    let run = still.push(old).run().expect_code(13);
+    assert!(complaint(&run).contains("error A113"), "{run}");
+    assert!(!still.site.object(old).exists());
+}
+
+#[test]
+fn p13_a_file_that_is_no_whole_segment_is_refused() {
+    let still = Still::new(17, 1, 1);
+    let name = &still.segments[0];
+    let whole = std::fs::read(still.wal(name)).unwrap();
+    for (bytes, code) in [
+        (&whole[..0], 12),
+        (&whole[..39], 12),
+        (&whole[..8192], 12),
+        (&whole[..whole.len() - 1], 12),
+        (&[whole.as_slice(), &[0]].concat()[..], 12),
+        (&vec![0; whole.len()][..], 13),
+    ] {
+        std::fs::write(still.wal(name), bytes).unwrap();
+        let run = still.push(name).run().expect_code(code);
+        assert!(
+            run.stderr
+                .starts_with(&format!("pitr-archive: error A1{code}: ")),
+            "{run}"
+        );
+    }
+    assert!(still.site.files().iter().all(|f| !f.contains("/wal/")));
+}
+
+#[test]
+fn p16_a_second_history_of_a_timeline_is_refused() {
+    let still = Still::new(17, 1, 1);
+    let write = |text: &str| {
+        std::fs::write(still.wal("00000002.history"), text).unwrap();
+        user::own(&still.wal("00000002.history"));
+    };
+    write("1\t0/3000000\tno recovery target specified\n\n");
+    still.push("00000002.history").run().success();
+    still.push("00000002.history").run().success();
+    write("1\t0/4000000\tno recovery target specified\n\n");
+    let run = still.push("00000002.history").run().expect_code(23);
+    assert!(complaint(&run).contains("error A123"), "{run}");
+    assert_eq!(conflicts(&still.site).len(), 1);
+    write("nonsense");
+    still.push("00000002.history").run().expect_code(13);
+    write("");
+    still.push("00000003.history").run().expect_code(11);
+}
+
+#[test]
+fn wrong_calls_are_told_apart() {
+    let still = Still::new(13, 1, 1);
+    let name = &still.segments[0];
+    let run = |args: &[&str]| {
+        still
+            .site
+            .archive()
+            .args(args)
+            .dir(still.cluster.pgdata())
+            .run()
+    };
+    std::fs::create_dir(still.wal("000000010000000000000099")).unwrap();
+    Program::new("mkfifo")
+        .arg(still.wal("000000010000000000000098"))
+        .run()
+        .success();
+    let absent = format!("pg_wal/{name}");
+    for (args, code, part) in [
+        (&[][..], 1, "A101: no file given"),
+        (&[""], 1, "A101: no file given"),
+        (&[&absent, &absent], 1, "A101: one argument expected, got 2"),
+        (&["--frobnicate", &absent], 1, "A101: "),
+        (&[name], 11, "A111: "),
+        (
+            &["pg_wal/foo"],
+            10,
+            "A110: \"foo\" is not a WAL, history or backup file name: 3 characters, 24 needed",
+        ),
+        (
+            &["pg_wal/00000001000000000000004"],
+            10,
+            "23 characters, 24 needed",
+        ),
+        (&["pg_wal/00000001000000000000000a"], 10, "A110: "),
+        (&["../../etc/passwd"], 10, "A110: "),
+        (
+            &["pg_wal/000000010000000000000099"],
+            11,
+            "is not a regular file",
+        ),
+        (
+            &["pg_wal/000000010000000000000098"],
+            11,
+            "is not a regular file",
+        ),
+    ] {
+        let run = run(args).expect_code(code);
+        assert!(
+            run.stderr.starts_with("pitr-archive: error ") && run.stderr.contains(part),
+            "{run}"
+        );
+        assert_eq!(run.stdout, "", "{run}");
+    }
+    // No configuration, or one that is wrong.
+    pitr_archive()
+        .arg(&absent)
+        .dir(still.cluster.pgdata())
+        .run()
+        .expect_code(2);
+    pitr_archive()
+        .args(["--config", "/nonexistent"])
+        .arg(&absent)
+        .run()
+        .expect_code(2);
+    // A repository that is not there, is empty, or may not be entered.
+    let away = still.site.sandbox().join("away");
+    std::fs::rename(still.site.repository(), &away).unwrap();
+    still.push(name).run().expect_code(36).expect_stderr("A136");
+    std::fs::create_dir(still.site.repository()).unwrap();
+    user::own(still.site.repository());
+    still
+        .push(name)
+        .run()
+        .expect_code(36)
+        .expect_stderr("has no pitr.json");
+    assert_eq!(
+        std::fs::read_dir(still.site.repository()).unwrap().count(),
+        0
+    );
+    std::fs::remove_dir(still.site.repository()).unwrap();
+    std::fs::rename(&away, still.site.repository()).unwrap();
+    std::fs::set_permissions(still.site.repository(), PermissionsExt::from_mode(0o000)).unwrap();
+    still.push(name).run().expect_code(31).expect_stderr("A131");
+    std::fs::set_permissions(still.site.repository(), PermissionsExt::from_mode(0o700)).unwrap();
+    // The guard of a restored copy.
+    std::fs::write(still.wal("pitr.guard"), "").unwrap();
+    still
+        .push(name)
+        .run()
+        .expect_code(22)
+        .expect_stderr("pitr adopt");
+    std::fs::remove_file(still.wal("pitr.guard")).unwrap();
+    still.push(name).run().success();
+}
+
+#[test]
+fn g06_paths_of_every_kind_work() {
+    let still = Still::new(17, 1, 1);
+    let name = &still.segments[0];
+    let sandbox = Sandbox::new("g06");
+    // A data directory whose name is not UTF-8, with pg_wal a link to somewhere else.
+    let data = sandbox.join(std::ffi::OsStr::from_bytes(b"d\xffta dir"));
+    std::fs::create_dir_all(data.join("global")).unwrap();
+    std::fs::copy(
+        still.cluster.pgdata().join("global/pg_control"),
+        data.join("global/pg_control"),
+    )
+    .unwrap();
+    symlink(still.wal(""), data.join("pg_wal")).unwrap();
+    user::own_all(&data);
+    still
+        .site
+        .archive()
+        .arg(data.join("pg_wal").join(name))
+        .run()
+        .success();
+    still
+        .site
+        .restore()
+        .arg(name)
+        .arg(data.join("pg_wal/RECOVERYXLOG"))
+        .run()
+        .success();
+    assert!(
+        std::fs::read(still.wal("RECOVERYXLOG")).unwrap()
+            == std::fs::read(still.wal(name)).unwrap()
+    );
+    still
+        .site
+        .archive()
+        .arg(name)
+        .dir(still.wal(""))
+        .run()
+        .success();
+}
+
+#[test]
+fn g04_a_command_with_quotes_spaces_and_percent_signs_reaches_the_program() {
+    let cluster = Cluster::builder(16)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let sandbox = Sandbox::new("g04");
+    let folder = sandbox.dir("it's 100% \"here\" \\o/");
+    let run = crate::common::pitr()
+        .args(["init", "--json", "--pgdata"])
+        .arg(cluster.pgdata())
+        .arg("--config")
+        .arg(folder.join("pitr.toml"))
+        .arg("--repository")
+        .arg(folder.join("repo"))
+        .run()
+        .success();
+    let json = run.json();
+    let mut cluster = cluster;
+    // Printed for postgresql.conf it has quotes around it; append_config brings its own, for the backslashes it does not.
+    cluster.append_config("archive_mode", "on");
+    let command = json["settings"]["archive_command"].as_str().unwrap();
+    cluster.append_config("archive_command", &command.replace('\\', "\\\\"));
+    cluster.start();
+    cluster.archive_now();
+    assert!(
+        !cluster.log().contains("archive command failed"),
+        "{}",
+        cluster.log()
+    );
+}
+
+#[test]
+fn g07_an_empty_environment_is_enough() {
+    let still = Still::new(17, 1, 1);
+    let name = &still.segments[0];
+    still.push(name).under(["env", "-i"]).run().success();
+    still.fetch(name).under(["env", "-i"]).run().success();
+}
+
+#[test]
+fn every_segment_size_is_archived() {
+    for megabytes in [4, 64] {
+        let still = Still::new(17, megabytes, 1);
+        still.push(&still.segments[0]).run().success();
+        still.check(&still.segments[0]);
+    }
+}
+
+#[test]
+fn a_segment_of_zstd_is_readable_without_us() {
+    use pitr::archive::push::{Push, push};
+    use pitr::repo::container::Codec;
+    let still = Still::new(17, 1, 1);
+    let name = &still.segments[0];
+    let location = pitr::config::Location::File(still.site.repository().to_owned());
+    let repository = pitr::repo::open(&location, 1).unwrap();
+    push(&Push {
+        repository: &repository,
+        cluster: "main",
+        path: &still.wal(name),
+        name: name.parse().unwrap(),
+        codec: Codec::Zstd(3),
+    })
+    .unwrap();
+    user::own_all(still.site.repository());
+    let plain = still.site.sandbox().join("plain");
+    let run = Program::new("sh")
+        .args(["-c", "zstd -q -dc < $0 > $1"])
+        .arg(still.site.object(name))
+        .arg(&plain)
+        .run();
+    if run.code() == 127 {
+        skip!(
+            "a_segment_of_zstd_is_readable_without_us",
+            "apt-get install zstd"
+        );
+    }
+    assert!(
+        std::fs::read(&plain).unwrap() == std::fs::read(still.wal(name)).unwrap(),
+        "{run}"
+    );
+    still.check(name);
+    // The same content in another codec is the same content.
+    still.push(name).run().success();
+}
+
+#[test]
+fn a_marked_tail_is_not_archived_as_a_whole_segment() {
+    let still = Still::new(17, 1, 1);
+    let name = &still.segments[0];
+    let mut bytes = std::fs::read(still.wal(name)).unwrap();
+    let identifier = still.site.cluster_folder();
+    let identifier = identifier.file_name().unwrap().to_str().unwrap();
+    let at = bytes.len() - 40;
+    let marker = pitr::repo::tail::Tail {
+        valid_end: "0/1000028".parse().unwrap(),
+        system_identifier: identifier.parse().unwrap(),
+        timeline: 1,
+    };
+    bytes[at..].copy_from_slice(&marker.long());
+    std::fs::write(still.wal(name), &bytes).unwrap();
+    let run = still.push(name).run().expect_code(13);
+    assert!(run.stderr.contains("padded"), "{run}");
+    // As the partial that a promotion offers it is stored.
+    std::fs::rename(still.wal(name), still.wal(&format!("{name}.partial"))).unwrap();
+    still.push(&format!("{name}.partial")).run().success();
+    assert!(still.site.object(&format!("{name}.partial")).exists());
+}
+
+#[test]
+fn pg_waldump_reads_what_comes_back() {
+    let Some(waldump) = bin(15, "pg_waldump") else {
+        skip!(
+            "pg_waldump_reads_what_comes_back",
+            "scripts/get-postgres says what it needs"
+        );
+    };
+    let still = Still::new(15, 1, 2);
+    still.push_all();
+    let sandbox = Sandbox::new("waldump");
+    let dump = |path: &std::path::Path| Program::new(&waldump).arg(path).run().success().stdout;
+    for name in &still.segments {
+        let path = sandbox.join(name);
+        still.site.restore().arg(name).arg(&path).run().success();
+        assert_eq!(dump(&path), dump(&still.wal(name)));
+    }
+}

@@ -1,0 +1,628 @@
+//! Faults while archiving: killed, failing, full, cut off, hanging. Each test asserts that its fault fired.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt as _;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::common::fault::{self, Call, Fault, MUTATING};
+use crate::common::mount::{HangingDisk, PowerDisk, SmallDisk};
+use crate::common::{Cluster, Program, Site, Still, Stop, user};
+use crate::{require_root, require_strace};
+
+/// The calls of `program` on the repository that change something, each once. strace counts them for each thread; what is hit is
+/// the n-th call of whichever thread comes first to its n-th.
+fn calls(still: &Still, program: &Program) -> Vec<Call> {
+    let (run, calls) = fault::trace(program, MUTATING);
+    run.success();
+    let mut seen = BTreeSet::new();
+    calls
+        .into_iter()
+        .filter(|c| c.touches(still.site.repository()))
+        .filter(|c| seen.insert((c.name.clone(), c.nth)))
+        .collect()
+}
+
+/// Nothing half-written is visible: a segment comes back whole or is absent; what is left over says so by its name.
+fn nothing_is_half(still: &Still, name: &str, what: &str) {
+    let run = still.fetch(name).run();
+    match run.code() {
+        0 => still.check(name),
+        1 => assert!(!still.site.object(name).exists(), "{what}: {run}"),
+        _ => panic!("{what}: {run}"),
+    }
+    for file in still.site.files() {
+        let last = file.rsplit('/').next().unwrap();
+        let known = ["pitr.json", "cluster.json", name].contains(&last);
+        assert!(known || last.starts_with(".tmp."), "{what} left {file}");
+    }
+}
+
+#[test]
+fn p01_a_push_killed_at_any_call_leaves_nothing_half_and_succeeds_again() {
+    require_strace!("p01_a_push_killed_at_any_call_leaves_nothing_half_and_succeeds_again");
+    let still = Still::new(17, 1, 1);
+    let name = still.segments[0].as_str();
+    let push = still.push(name);
+    let calls = calls(&still, &push);
+    eprintln!(
+        "pitr-archive: killed at each of {} mutating calls",
+        calls.len()
+    );
+    assert!(calls.iter().any(|c| c.name == "linkat") && calls.iter().any(|c| c.name == "mkdirat"));
+    for call in &calls {
+        still.forget();
+        let (run, fired) = fault::inject(&push, &call.kill());
+        assert!(run.code() == 137 && fired >= 1, "{}: {run}", call.text);
+        nothing_is_half(&still, name, &call.text);
+        push.run().success();
+        still.check(name);
+    }
+    // The other way: what is there is made durable again, killed at each call of that.
+    let again = self::calls(&still, &push);
+    eprintln!(
+        "pitr-archive, already there: killed at each of {} mutating calls",
+        again.len()
+    );
+    assert!(
+        again.iter().filter(|c| c.name == "fsync").count() >= 2,
+        "file and directory: {again:?}"
+    );
+    for call in &again {
+        let (run, fired) = fault::inject(&push, &call.kill());
+        assert!(run.code() == 137 && fired >= 1, "{}: {run}", call.text);
+        push.run().success();
+        still.check(name);
+    }
+}
+
+#[test]
+fn p03_directories_that_a_killed_push_made_are_made_durable_by_the_next() {
+    require_strace!("p03_directories_that_a_killed_push_made_are_made_durable_by_the_next");
+    let still = Still::new(17, 1, 1);
+    let name = still.segments[0].as_str();
+    let push = still.push(name);
+    let link = calls(&still, &push)
+        .into_iter()
+        .find(|c| c.name == "linkat")
+        .unwrap();
+    still.forget();
+    let (run, fired) = fault::inject(&push, &link.kill());
+    assert!(run.code() == 137 && fired >= 1, "{run}");
+    let object = still.site.object(name);
+    let folder = object.parent().unwrap();
+    assert!(folder.is_dir() && !object.exists());
+    // For all the second one knows, the first died before it could sync what it had made.
+    let (run, calls) = fault::trace(&push, &["fsync", "linkat"]);
+    run.success();
+    let linked = calls.iter().position(|c| c.name == "linkat").unwrap();
+    for above in folder.ancestors().skip(1) {
+        let path = format!("<{}>)", above.display());
+        let synced = calls.iter().take(linked).any(|c| c.text.contains(&path));
+        assert!(synced, "{} was not synced: {calls:?}", above.display());
+        if above == still.site.repository() {
+            return;
+        }
+    }
+    panic!("the object lies outside of the repository");
+}
+
+#[test]
+fn p04_p06_an_error_at_any_write_or_sync_is_told_and_nothing_is_acknowledged() {
+    require_strace!("p04_p06_an_error_at_any_write_or_sync_is_told_and_nothing_is_acknowledged");
+    let still = Still::new(16, 1, 1);
+    let name = still.segments[0].as_str();
+    let push = still.push(name);
+    let calls = calls(&still, &push);
+    eprintln!(
+        "pitr-archive: EIO, ENOSPC and EDQUOT at each of {} mutating calls",
+        calls.len()
+    );
+    for call in &calls {
+        for (errno, code) in [("EIO", 33), ("ENOSPC", 32), ("EDQUOT", 32)] {
+            still.forget();
+            let (run, fired) = fault::inject(&push, &call.fail(errno));
+            assert!(fired >= 1, "{errno} at {}", call.text);
+            let run = run.expect_code(code);
+            // The first write of the main thread is that of the message itself.
+            if call.name == "write" {
+                continue;
+            }
+            let start = format!("pitr-archive: error A1{code}: ");
+            assert!(run.stderr.starts_with(&start), "{run}");
+            if code == 32 {
+                assert!(run.stderr.contains("bytes are free"), "{run}");
+            }
+            nothing_is_half(&still, name, &call.text);
+            let leftovers = still
+                .site
+                .files()
+                .into_iter()
+                .filter(|f| f.contains(".tmp."))
+                .count();
+            assert_eq!(leftovers, 0, "{errno} at {}", call.text);
+            push.run().success();
+            still.check(name);
+        }
+    }
+    // What is there already is acknowledged by a sync of its own: if that fails, so does the push.
+    let (run, fired) = fault::inject(&push, &Fault::error("fsync", "EIO").at(1));
+    assert_eq!(fired, 1);
+    run.expect_code(33);
+    push.run().success();
+}
+
+#[test]
+fn p05_interrupted_writes_are_completed_and_lost_ones_are_noticed() {
+    require_strace!("p05_interrupted_writes_are_completed_and_lost_ones_are_noticed");
+    let still = Still::new(15, 1, 1);
+    let name = still.segments[0].as_str();
+    let push = still.push(name);
+    for call in calls(&still, &push).iter().filter(|c| c.name == "write") {
+        still.forget();
+        let (run, fired) = fault::inject(&push, &call.fail("EINTR"));
+        assert!(fired >= 1, "{}", call.text);
+        run.success();
+        still.check(name);
+        // The system says that 50 bytes were written, and they were not.
+        still.forget();
+        let (run, fired) = fault::inject(&push, &Fault::pretend("write", 50).at(call.nth));
+        assert!(fired >= 1, "{}", call.text);
+        assert_ne!(run.code(), 0, "{}: {run}", call.text);
+    }
+}
+
+#[test]
+fn p02_a_segment_survives_a_power_cut_right_after_it_was_acknowledged() {
+    require_root!("p02_a_segment_survives_a_power_cut_right_after_it_was_acknowledged");
+    let disk = PowerDisk::new(64);
+    let mut still = Still::new(17, 1, 3);
+    still.site = Site::on(&still.cluster, &disk.path().join("repo"));
+    for name in &still.segments {
+        still.push(name).run().success();
+        disk.cut_power();
+        still.check(name);
+    }
+    // The same for a history file, and for what was refused.
+    std::fs::write(still.wal("00000002.history"), "1\t0/3000000\twhy\n\n").unwrap();
+    user::own(&still.wal("00000002.history"));
+    still.push("00000002.history").run().success();
+    disk.cut_power();
+    still.check("00000002.history");
+}
+
+#[test]
+fn p03_a_segment_whose_name_was_not_synced_is_synced_by_the_next_push() {
+    require_root!("p03_a_segment_whose_name_was_not_synced_is_synced_by_the_next_push");
+    require_strace!("p03_a_segment_whose_name_was_not_synced_is_synced_by_the_next_push");
+    let disk = PowerDisk::new(64);
+    let mut still = Still::new(17, 1, 2);
+    still.site = Site::on(&still.cluster, &disk.path().join("repo"));
+    let (first, name) = (&still.segments[0], still.segments[1].as_str());
+    // The directories are there, so that link and directory are all that is left to sync.
+    still.push(first).run().success();
+    let (run, calls) = fault::trace(&still.push(name), MUTATING);
+    run.success();
+    let at = calls
+        .iter()
+        .position(|c| c.name == "linkat")
+        .expect("the object is linked");
+    let sync = calls[at..]
+        .iter()
+        .find(|c| c.name == "fsync")
+        .expect("its directory is synced");
+    let start_over = || {
+        std::fs::remove_file(still.site.object(name)).unwrap();
+        Program::new("sync")
+            .arg("-f")
+            .arg(disk.path())
+            .run()
+            .success();
+        let (run, fired) = fault::inject(&still.push(name), &sync.kill());
+        assert!(run.code() == 137 && fired >= 1, "{run}");
+        assert!(still.site.object(name).exists(), "it was linked");
+    };
+    // The disk does forget what was not synced.
+    start_over();
+    disk.cut_power();
+    assert!(
+        !still.site.object(name).exists(),
+        "the name outlived the power cut without a sync"
+    );
+    still.push(name).run().success();
+    start_over();
+    still.push(name).run().success();
+    disk.cut_power();
+    still.check(name);
+}
+
+/// `program` on a filesystem without unnamed files, such as NFS: opening one fails.
+fn without_unnamed_files(program: &Program) -> Program {
+    let (run, opened) = fault::trace(program, &["openat"]);
+    run.success();
+    let unnamed: Vec<&Call> = opened
+        .iter()
+        .filter(|c| c.text.contains("O_TMPFILE"))
+        .collect();
+    let [only] = unnamed.as_slice() else {
+        panic!("one unnamed file is opened: {opened:?}");
+    };
+    let others = opened
+        .iter()
+        .filter(|c| c.pid != only.pid)
+        .map(|c| c.nth)
+        .max();
+    assert!(
+        others.unwrap_or(0) < only.nth,
+        "another thread would be hit, too: {opened:?}"
+    );
+    program.clone().under([
+        "strace".to_owned(),
+        "-f".into(),
+        "-qq".into(),
+        "-o".into(),
+        "/dev/null".into(),
+        format!("--inject=openat:error=EOPNOTSUPP:when={}", only.nth),
+        "--".into(),
+    ])
+}
+
+#[test]
+fn p01_without_unnamed_files_a_killed_push_leaves_only_what_says_so_by_its_name() {
+    require_strace!("p01_without_unnamed_files_a_killed_push_leaves_only_what_says_so_by_its_name");
+    let still = Still::new(17, 1, 1);
+    let name = still.segments[0].as_str();
+    let push = without_unnamed_files(&still.push(name));
+    still.forget();
+    push.run().success();
+    still.check(name);
+    assert!(still.site.files().iter().all(|f| !f.contains(".tmp.")));
+    // strace does not trace strace: each fault is one more of the same command.
+    let with = |more: &str| {
+        let mut words: Vec<String> = push.shell().split(' ').map(str::to_owned).collect();
+        words.insert(5, more.to_owned());
+        Program::new(&words[0])
+            .args(&words[1..])
+            .dir(still.cluster.pgdata())
+    };
+    let mut left = 0;
+    for (call, most) in [("write", 12), ("fsync", 8), ("linkat", 1), ("unlinkat", 1)] {
+        for nth in 1..=most {
+            still.forget();
+            let run = with(&format!("--inject={call}:signal=SIGKILL:when={nth}")).run();
+            assert!(matches!(run.code(), 137 | 0), "{call} {nth}: {run}");
+            nothing_is_half(&still, name, call);
+            left += still
+                .site
+                .files()
+                .iter()
+                .filter(|f| f.contains(".tmp."))
+                .count();
+            // With its directories there the call to fail would be another one.
+            still.push(name).run().success();
+            still.check(name);
+            // SIGTERM cleans up.
+            still.forget();
+            let run = with(&format!("--inject={call}:signal=SIGTERM:when={nth}")).run();
+            assert!(matches!(run.code(), 143 | 0), "{call} {nth}: {run}");
+            nothing_is_half(&still, name, call);
+            assert!(
+                still.site.files().iter().all(|f| !f.contains(".tmp.")),
+                "{call} {nth}: {run}"
+            );
+        }
+    }
+    assert!(
+        left > 0,
+        "no kill came while the file had its temporary name"
+    );
+}
+
+#[test]
+fn p01_p02_the_power_may_fail_at_any_call_of_a_push() {
+    require_root!("p01_p02_the_power_may_fail_at_any_call_of_a_push");
+    require_strace!("p01_p02_the_power_may_fail_at_any_call_of_a_push");
+    let disk = PowerDisk::new(64);
+    let mut still = Still::new(17, 1, 1);
+    still.site = Site::on(&still.cluster, &disk.path().join("repo"));
+    let name = still.segments[0].as_str();
+    let push = still.push(name);
+    let calls = calls(&still, &push);
+    eprintln!(
+        "pitr-archive: the power fails at each of {} mutating calls",
+        calls.len()
+    );
+    for call in &calls {
+        still.forget();
+        Program::new("sync")
+            .arg("-f")
+            .arg(disk.path())
+            .run()
+            .success();
+        let (run, fired) = fault::inject(&push, &call.kill());
+        assert!(run.code() == 137 && fired >= 1, "{}: {run}", call.text);
+        disk.cut_power();
+        nothing_is_half(&still, name, &call.text);
+        push.run().success();
+        disk.cut_power();
+        still.check(name);
+    }
+}
+
+#[test]
+fn p17_a_server_whose_repository_hangs_can_be_shut_down() {
+    require_root!("p17_a_server_whose_repository_hangs_can_be_shut_down");
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let site = Site::new(&cluster);
+    cluster.append_config("archive_mode", "on");
+    let command = site
+        .archive()
+        .arg("%p")
+        .under(["env", "PITR_FAULT_SECONDS=3"])
+        .shell();
+    cluster.append_config("archive_command", &command);
+    cluster.start();
+    cluster.archive_now();
+    let hanging = HangingDisk::over(site.repository());
+    cluster.switch_wal();
+    cluster.wait_log("error A140");
+    let asked = Instant::now();
+    cluster.stop(Stop::Fast);
+    assert!(
+        asked.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        asked.elapsed()
+    );
+    drop(hanging);
+    cluster.start();
+    cluster.archive_now();
+}
+
+#[test]
+fn p06_a_full_repository_is_told_and_archiving_goes_on_once_there_is_room() {
+    require_root!("p06_a_full_repository_is_told_and_archiving_goes_on_once_there_is_room");
+    let disk = SmallDisk::new(4, 1000);
+    let mut still = Still::new(17, 4, 1);
+    still.site = Site::on(&still.cluster, &disk.path().join("repo"));
+    let name = still.segments[0].as_str();
+    let filler = disk.path().join("filler");
+    Program::new("dd")
+        .args(["if=/dev/zero", "bs=4k", "status=none"])
+        .arg(format!("of={}", filler.display()))
+        .run();
+    let run = still.push(name).run().expect_code(32);
+    assert!(
+        run.stderr.contains("error A132") && run.stderr.contains("bytes are free"),
+        "{run}"
+    );
+    assert!(still.site.files().iter().all(|f| !f.contains("/wal/")));
+    std::fs::remove_file(filler).unwrap();
+    still.push(name).run().success();
+    still.check(name);
+}
+
+#[test]
+fn p07_a_repository_without_a_free_inode_says_so() {
+    require_root!("p07_a_repository_without_a_free_inode_says_so");
+    let disk = SmallDisk::new(16, 30);
+    let mut still = Still::new(17, 1, 1);
+    still.site = Site::on(&still.cluster, &disk.path().join("repo"));
+    let name = still.segments[0].as_str();
+    let folder = disk.path().join("files");
+    std::fs::create_dir(&folder).unwrap();
+    let taken = (0..100)
+        .take_while(|n| std::fs::write(folder.join(n.to_string()), "").is_ok())
+        .count();
+    assert!(taken < 100, "the filesystem has more inodes than it should");
+    still
+        .push(name)
+        .run()
+        .expect_code(32)
+        .expect_stderr("no inode is free");
+    std::fs::remove_dir_all(folder).unwrap();
+    still.push(name).run().success();
+}
+
+#[test]
+fn m04_a_repository_that_turned_read_only_is_told_and_recovers_by_itself() {
+    require_root!("m04_a_repository_that_turned_read_only_is_told_and_recovers_by_itself");
+    let disk = PowerDisk::new(64);
+    let mut still = Still::new(17, 1, 2);
+    still.site = Site::on(&still.cluster, &disk.path().join("repo"));
+    let (one, two) = (&still.segments[0], &still.segments[1]);
+    still.push(one).run().success();
+    disk.read_only(true);
+    still
+        .push(two)
+        .run()
+        .expect_code(34)
+        .expect_stderr("error A134");
+    still.check(one);
+    disk.read_only(false);
+    still.push(two).run().success();
+    // A medium that is gone altogether: every access is an I/O error.
+    disk.shut_down();
+    let run = still.push(two).run();
+    assert!(matches!(run.code(), 30 | 33 | 35), "{run}");
+    disk.restore_power();
+    still.push(two).run().success();
+}
+
+#[test]
+fn p14_a_source_that_changes_while_it_is_read_is_not_archived() {
+    require_strace!("p14_a_source_that_changes_while_it_is_read_is_not_archived");
+    let still = Still::new(17, 1, 1);
+    let name = still.segments[0].as_str();
+    let wal = still.wal(name);
+    // Its header and two or more pieces, each a second late; meanwhile somebody writes the same byte over itself.
+    let slow = Fault::delay("read", Duration::from_millis(1000)).on(&wal);
+    let writer = std::thread::spawn({
+        let wal = wal.clone();
+        move || {
+            std::thread::sleep(Duration::from_millis(1800));
+            let bytes = std::fs::read(&wal).unwrap();
+            let file = std::fs::File::options().write(true).open(&wal).unwrap();
+            std::os::unix::fs::FileExt::write_at(&file, &bytes[..1], 0).unwrap();
+        }
+    });
+    let (run, fired) = fault::inject(&still.push(name), &slow);
+    writer.join().unwrap();
+    assert!(fired >= 3, "{fired}: {run}");
+    run.expect_code(14).expect_stderr("error A114");
+    nothing_is_half(&still, name, "change");
+    assert!(!still.site.object(name).exists());
+    still.push(name).run().success();
+}
+
+#[test]
+fn p17_a_hanging_repository_ends_at_the_deadline() {
+    require_root!("p17_a_hanging_repository_ends_at_the_deadline");
+    let still = Still::new(17, 1, 1);
+    let push = still
+        .push(&still.segments[0])
+        .env("PITR_FAULT_SECONDS", "2");
+    let hanging = HangingDisk::over(still.site.repository());
+    let started = Instant::now();
+    let run = push
+        .run()
+        .expect_code(40)
+        .expect_stderr("error A140: not stored within 2 s");
+    let took = started.elapsed();
+    assert!(
+        took >= Duration::from_secs(2) && took < Duration::from_secs(8),
+        "{took:?}: {run}"
+    );
+    drop(hanging);
+    push.run().success();
+}
+
+#[test]
+fn p17_a_repository_that_is_not_required_holds_up_nothing() {
+    require_root!("p17_a_repository_that_is_not_required_holds_up_nothing");
+    let still = Still::new(17, 1, 2);
+    // It stands first, and hangs.
+    let hanging = still.site.sandbox().dir("hanging");
+    let config = std::fs::read_to_string(still.site.config()).unwrap();
+    let optional = format!(
+        "[repositories.optional]\nurl = \"file://{}\"\nrequired = false\n",
+        hanging.display()
+    );
+    std::fs::write(still.site.config(), format!("{optional}{config}")).unwrap();
+    let _hanging = HangingDisk::over(&hanging);
+    let started = Instant::now();
+    still
+        .push(&still.segments[0])
+        .run()
+        .success()
+        .expect_stderr("one that is not required does not answer");
+    assert!(
+        (4..15).contains(&started.elapsed().as_secs()),
+        "{:?}",
+        started.elapsed()
+    );
+    // Behind the required one it does not matter to readers, either.
+    std::fs::write(still.site.config(), format!("{config}\n{optional}")).unwrap();
+    still.check(&still.segments[0]);
+}
+
+#[test]
+fn p18_sigterm_ends_it_at_once_and_a_closed_standard_error_changes_nothing() {
+    require_root!("p18_sigterm_ends_it_at_once_and_a_closed_standard_error_changes_nothing");
+    let still = Still::new(17, 1, 1);
+    let name = still.segments[0].as_str();
+    let push = still.push(name);
+    {
+        let _hanging = HangingDisk::over(still.site.repository());
+        let running = push.spawn();
+        // Until it hangs, with its handler in place.
+        std::thread::sleep(Duration::from_millis(500));
+        let sent = Instant::now();
+        running.signal(Signal::TERM);
+        let run = running.wait();
+        assert_eq!(run.status.signal(), Some(15), "{run}");
+        assert!(
+            sent.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            sent.elapsed()
+        );
+        assert_eq!(run.stderr, "", "{run}");
+    }
+    nothing_is_half(&still, name, "SIGTERM");
+    // SIGTERM at any moment of a push: nothing half is left, not even a temporary file.
+    if fault::missing().is_none() {
+        for call in calls(&still, &push) {
+            still.forget();
+            let (run, fired) =
+                fault::inject(&push, &Fault::signal(&call.name, "SIGTERM").at(call.nth));
+            assert!(fired >= 1, "{}", call.text);
+            assert!(matches!(run.code(), 143 | 0), "{}: {run}", call.text);
+            nothing_is_half(&still, name, &call.text);
+            assert!(
+                still.site.files().iter().all(|f| !f.contains(".tmp.")),
+                "{}",
+                call.text
+            );
+        }
+    }
+    let shell = |line: &str, program: &Program| {
+        Program::new("bash")
+            .args(["-c", &line.replace("PITR", &program.shell())])
+            .dir(still.cluster.pgdata())
+            .run()
+            .code()
+    };
+    assert_eq!(shell("PITR 2>&- >&- <&-", &push), 0);
+    std::fs::write(still.wal("foo"), "").unwrap();
+    assert_eq!(shell("PITR 2>&-", &still.push("foo")), 10);
+    assert_eq!(
+        shell(
+            "PITR 2>&1 | true; exit ${PIPESTATUS[0]}",
+            &still.push("foo")
+        ),
+        10
+    );
+    assert_eq!(shell("PITR 2>/dev/full", &still.push("foo")), 10);
+}
+
+#[test]
+fn p19_a_panic_is_status_70_and_memory_has_a_ceiling() {
+    let still = Still::new(17, 64, 1);
+    let name = still.segments[0].as_str();
+    let run = still
+        .push(name)
+        .env("PITR_FAULT", "archive")
+        .run()
+        .expect_code(70);
+    assert!(
+        run.stderr
+            .starts_with("pitr-archive: error A170: internal error"),
+        "{run}"
+    );
+    let (run, usage) = still.push(name).measure();
+    run.success();
+    eprintln!(
+        "pitr-archive, 64 MiB segment: {} KiB",
+        usage.peak_memory_bytes >> 10
+    );
+    assert!(usage.peak_memory_bytes < 64 << 20, "{usage:?}");
+    let (run, usage) = still.push(name).measure();
+    run.success();
+    assert!(usage.peak_memory_bytes < 64 << 20, "{usage:?}");
+    let (run, usage) = still.fetch(name).measure();
+    run.success();
+    eprintln!(
+        "pitr-restore, 64 MiB segment: {} KiB",
+        usage.peak_memory_bytes >> 10
+    );
+    assert!(usage.peak_memory_bytes < 64 << 20, "{usage:?}");
+    // Less memory than the system gives it: an error that PostgreSQL counts, or success, and never a status above 125.
+    for megabytes in [24_u64, 48, 96] {
+        let limit = format!("--as={}", megabytes << 20);
+        let run = still.push(name).under(["prlimit", &limit]).run();
+        assert!(run.code() <= 125, "{megabytes} MiB: {run}");
+    }
+}

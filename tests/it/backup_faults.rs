@@ -1,0 +1,693 @@
+//! Rows of the fault matrix that concern base backups.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use pitr::backup::live::LiveServer;
+use pitr::backup::{Options, Surroundings};
+use pitr::err;
+use pitr::error::Result;
+use pitr::pg::time::TimestampTz;
+use pitr::progress::Silent;
+use pitr::repo::backup::BackupRoot;
+use pitr::repo::repository::Repository;
+use pitr::snapshot::frame::FrameCodec;
+use pitr::store::file::FileStore;
+use pitr::store::{Key, Listed, Meta, NewObject, Object, Published, Store};
+use pitr::wire::basebackup::StartCheckpoint;
+use pitr::wire::conninfo::{ConnInfo, Environment};
+use rustix::process::Signal;
+
+use super::backup::{backup, committed, extract, root, store, verify_with_server_tool};
+use crate::common::fault::{self, Fault};
+use crate::common::mount::SmallDisk;
+use crate::common::replay::Recording;
+use crate::common::{Cluster, Program, Run, Running, Sandbox, Site, Stop, user, wait_until};
+use crate::{require_root, require_strace};
+
+/// Packs, layers and server manifests, of whatever backup.
+fn parts(site: &Site) -> Vec<String> {
+    let is_part = |f: &String| {
+        f.contains("/packs/") || f.contains("/layers/") || f.ends_with("/server-manifest")
+    };
+    site.files().into_iter().filter(is_part).collect()
+}
+
+/// Nothing of an aborted backup can be seen, and no claim stands.
+fn nothing_is_left(site: &Site, run: &Run) {
+    assert!(committed(site).is_empty(), "{run}");
+    assert_eq!(parts(site), Vec::<String>::new(), "{run}");
+    let events = site.files();
+    let count = |kind: &str| events.iter().filter(|f| f.contains(kind)).count();
+    assert!(
+        count("-claim-") >= 1 && count("-release-") == count("/begin"),
+        "{run}"
+    );
+}
+
+/// A cluster with a table large enough that a backup limited to 1 MiB/s lasts a while.
+fn slow() -> (Site, Cluster) {
+    let (site, cluster) = Site::with_cluster(15);
+    cluster
+        .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 50000) g");
+    (site, cluster)
+}
+
+/// Starts a backup that takes some twenty seconds, and waits until it copies.
+fn start_slow(site: &Site, cluster: &Cluster) -> Running {
+    let running = site
+        .pitr()
+        .args([
+            "backup",
+            "--json",
+            "--max-rate",
+            "1MiB",
+            "--wal-wait",
+            "20s",
+        ])
+        .spawn();
+    wait_copying(cluster, 1);
+    running
+}
+
+fn wait_copying(cluster: &Cluster, backups: usize) {
+    let client = cluster.client();
+    wait_until(Duration::from_secs(60), "the backup copies", || {
+        let phase = "select count(*) from pg_stat_progress_basebackup where phase like 'streaming%' and backup_streamed > 1000000";
+        client.query_one_string(phase) == backups.to_string()
+    });
+}
+
+fn no_backup_runs(cluster: &Cluster) {
+    let client = cluster.client();
+    wait_until(
+        Duration::from_secs(60),
+        "the server ends the backup",
+        || client.query_one_string("select count(*) from pg_stat_progress_basebackup") == "0",
+    );
+}
+
+#[test]
+fn b01_a_killed_backup_is_never_visible_and_the_server_ends_its_backup() {
+    let (site, cluster) = slow();
+    let running = start_slow(&site, &cluster);
+    running.signal(Signal::KILL);
+    let run = running.wait();
+    assert!(committed(&site).is_empty(), "{run}");
+    no_backup_runs(&cluster);
+    // Run again, it succeeds beside what is left of the first.
+    let run = backup(&site).run().success();
+    assert_eq!(committed(&site), [run.json()["id"].as_str().unwrap()]);
+}
+
+#[test]
+fn b01_ctrl_c_leaves_nothing() {
+    let (site, cluster) = slow();
+    for signal in [Signal::INT, Signal::TERM] {
+        let running = start_slow(&site, &cluster);
+        running.signal(signal);
+        let run = running.wait().expect_code(130);
+        nothing_is_left(&site, &run);
+        no_backup_runs(&cluster);
+    }
+}
+
+#[test]
+fn b02_a_lost_connection_aborts_the_backup() {
+    let (site, cluster) = slow();
+    let running = start_slow(&site, &cluster);
+    cluster.sql("select pg_terminate_backend(pid) from pg_stat_progress_basebackup");
+    let run = running.wait().expect_code(1);
+    nothing_is_left(&site, &run);
+}
+
+/// The stream breaks off at many places, among them the manifest and the stop LSN at the very end.
+#[test]
+fn b02_a_stream_that_breaks_off_anywhere_aborts_the_backup() {
+    let (site, cluster) = Site::with_cluster(15);
+    let mut first = None;
+    let recording = Recording::of(&cluster, |conninfo| {
+        let run = backup_of(&site, conninfo).run();
+        first = Some(run.success());
+    });
+    assert!(first.is_some());
+    let complete = committed(&site);
+    assert_eq!(complete.len(), 1);
+    let kept = parts(&site);
+    let player = recording.play();
+    let size = recording.size();
+    for cut in (0..12)
+        .map(|i| size * i / 12)
+        .chain([size - 3000, size - 2000, size - 1000])
+    {
+        player.cut_backup_after(cut);
+        let run = backup_of(&site, &player.conninfo()).run().expect_code(1);
+        assert_eq!(committed(&site), complete, "cut at {cut}: {run}");
+        assert_eq!(parts(&site), kept, "cut at {cut}: {run}");
+    }
+    player.cut_backup_after(usize::MAX);
+    backup_of(&site, &player.conninfo()).run().success();
+    assert_eq!(committed(&site).len(), 2);
+}
+
+/// `pitr backup` of the server behind `conninfo` instead of the configured one.
+fn backup_of(site: &Site, conninfo: &str) -> Program {
+    backup(site).env("PITR_CLUSTERS_MAIN_CONNINFO", conninfo)
+}
+
+/// A store that dies at its n-th operation: that one and all later ones fail, as after a kill. Naming an object counts twice:
+/// before it, and between it and the answer.
+struct Dying {
+    inner: FileStore,
+    life: Arc<Life>,
+}
+
+struct Life {
+    done: AtomicUsize,
+    dies_at: usize,
+}
+
+impl Life {
+    fn tick(&self) -> Result<()> {
+        if self.done.fetch_add(1, Ordering::SeqCst) >= self.dies_at {
+            return Err(err!(Io, "killed"));
+        }
+        Ok(())
+    }
+}
+
+struct DyingObject {
+    inner: Box<dyn NewObject>,
+    life: Arc<Life>,
+    written: bool,
+}
+
+impl Write for DyingObject {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        // The first write stands for all of an object: what is not named is not there.
+        if !std::mem::replace(&mut self.written, true) {
+            self.life.tick().map_err(std::io::Error::other)?;
+        }
+        self.inner.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl NewObject for DyingObject {
+    fn publish(self: Box<Self>) -> Result<Published> {
+        self.life.tick()?;
+        let published = self.inner.publish()?;
+        self.life.tick()?;
+        Ok(published)
+    }
+}
+
+impl Store for Dying {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+
+    fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
+        self.life.tick()?;
+        self.inner.open(key)
+    }
+
+    fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
+        self.life.tick()?;
+        Ok(Box::new(DyingObject {
+            inner: self.inner.create(key)?,
+            life: Arc::clone(&self.life),
+            written: false,
+        }))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        self.life.tick()?;
+        self.inner.list(prefix)
+    }
+
+    fn head(&self, key: &Key) -> Result<Option<Meta>> {
+        self.life.tick()?;
+        self.inner.head(key)
+    }
+
+    fn delete(&self, key: &Key) -> Result<bool> {
+        self.life.tick()?;
+        self.inner.delete(key)
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        self.inner.free_bytes()
+    }
+}
+
+/// Takes a backup with a store that dies at operation `dies_at`; returns how many operations there were.
+fn take(site: &Site, conninfo: &str, dies_at: usize) -> (usize, Result<BackupRoot>) {
+    let life = Arc::new(Life {
+        done: AtomicUsize::new(0),
+        dies_at,
+    });
+    let stop = Arc::new(AtomicBool::new(false));
+    let info = ConnInfo::resolve(conninfo, &Environment::of_process()).unwrap();
+    let mut server = LiveServer::connect(&info, Arc::new(Silent), Arc::clone(&stop)).unwrap();
+    // Each backup begins in a second of its own: an id that is taken would cost operations.
+    let now: TimestampTz = "2026-11-20T06:40:49Z".parse().unwrap();
+    let now = now.saturating_add(Duration::from_secs(dies_at.min(100_000) as u64));
+    let random = AtomicU64::new(u64::from(std::process::id()) << 32 | dies_at as u64);
+    let mut take = || -> Result<BackupRoot> {
+        let store = Dying {
+            inner: store(site),
+            life: Arc::clone(&life),
+        };
+        let repository = Repository::open(Box::new(store))?;
+        let around = Surroundings {
+            clock: &|| now,
+            random: &|| random.fetch_add(1 << 20, Ordering::SeqCst),
+            host: "here".into(),
+            scratch: std::env::temp_dir(),
+            stop: &stop,
+            progress: &Silent,
+        };
+        let options = Options {
+            label: String::new(),
+            checkpoint: StartCheckpoint::Fast,
+            max_rate_bytes_per_s: None,
+            jobs: 2,
+            wal_wait: Duration::from_secs(10),
+            codec: FrameCodec::Lz4,
+        };
+        pitr::backup::take(&repository, "main", &mut server, &options, &around)
+    };
+    let result = take();
+    (life.done.load(Ordering::SeqCst), result)
+}
+
+/// Killed at every operation on the store, a backup is visible only when its root is there, and then it is whole.
+#[test]
+fn b01_killed_at_every_store_operation() {
+    let (site, cluster) = Site::with_cluster(15);
+    let recording = Recording::of(&cluster, |conninfo| {
+        backup_of(&site, conninfo).run().success();
+    });
+    let player = recording.play();
+    let mut known = committed(&site);
+    let (operations, result) = take(&site, &player.conninfo(), usize::MAX);
+    known.push(result.unwrap().id.to_string());
+    known.sort();
+    assert!(operations > 30, "{operations} operations");
+    println!("{operations} store operations");
+    let mut became_visible = Vec::new();
+    for dies_at in 0..operations {
+        let (done, result) = take(&site, &player.conninfo(), dies_at);
+        assert!(done > dies_at, "operation {dies_at} was not reached");
+        let now = committed(&site);
+        let new: Vec<&String> = now.iter().filter(|id| !known.contains(id)).collect();
+        match new.as_slice() {
+            [] => assert!(result.is_err(), "operation {dies_at}"),
+            [id] => {
+                // The root was written; what came after it is only the claim's release.
+                let root = root(&site, id);
+                let copy = Sandbox::in_memory("copy");
+                extract(&site, &root, &copy.dir("data"));
+                became_visible.push(dies_at);
+            }
+            more => panic!("operation {dies_at}: {more:?}"),
+        }
+        known = now;
+    }
+    let commit = *became_visible.first().expect("the commit point was passed");
+    assert!(became_visible.into_iter().eq(commit..operations));
+    backup_of(&site, &player.conninfo()).run().success();
+}
+
+/// Killed before, and refused at, every sync and every naming of an object.
+#[test]
+fn b01_killed_and_failing_at_every_sync_and_name() {
+    require_strace!("b01_killed_and_failing_at_every_sync_and_name");
+    let (site, cluster) = Site::with_cluster(15);
+    let recording = Recording::of(&cluster, |conninfo| {
+        backup_of(&site, conninfo).run().success();
+    });
+    let player = recording.play();
+    let program = backup_of(&site, &player.conninfo());
+    // An id that another backup of the same second has costs calls: this run has the fewest.
+    std::thread::sleep(Duration::from_millis(1100));
+    let (run, calls) = fault::trace(&program, &["fsync", "linkat"]);
+    run.success();
+    let most = |name: &str| calls.iter().filter(|c| c.name == name).map(|c| c.nth).max();
+    let mut known = committed(&site).len();
+    let mut faults = 0;
+    for (name, effects) in [
+        ("linkat", ["SIGKILL", "EIO"]),
+        ("fsync", ["SIGKILL", "ENOSPC"]),
+    ] {
+        for n in 1..=most(name).unwrap() {
+            for effect in effects {
+                let kind = match effect {
+                    "SIGKILL" => Fault::kill(name),
+                    errno => Fault::error(name, errno),
+                };
+                let (run, fired) = fault::inject(&program, &kind.at(n));
+                assert!(fired >= 1, "{effect} at {name} {n}: {run}");
+                faults += 1;
+                let ids = committed(&site);
+                // Behind the commit point only the release of the claim can fail, which is a note.
+                assert!(ids.len() == known || ids.len() == known + 1, "{run}");
+                if run.is_success() || ids.len() > known {
+                    let root = root(&site, ids.last().unwrap());
+                    let copy = Sandbox::in_memory("copy");
+                    extract(&site, &root, &copy.dir("data"));
+                }
+                assert!(!run.is_success() || ids.len() == known + 1, "{run}");
+                known = ids.len();
+            }
+        }
+    }
+    println!("{faults} faults");
+    program.run().success();
+}
+
+#[test]
+fn b03_without_its_wal_a_backup_is_not_committed_and_the_segment_is_named() {
+    let mut cluster = Cluster::builder(15)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let site = Site::new(&cluster);
+    cluster.append_config("archive_mode", "on");
+    cluster.append_config("archive_command", "/bin/true");
+    cluster.start();
+    let run = site
+        .pitr()
+        .args(["backup", "--wal-wait", "1s"])
+        .run()
+        .expect_code(1)
+        .expect_stderr("is not in the repository after 1 seconds")
+        .expect_stderr("archive_command must lead to this repository");
+    assert!(run.stderr.contains("segment \"0000000100000000"), "{run}");
+    nothing_is_left(&site, &run);
+}
+
+#[test]
+fn b04_a_broken_archive_command_is_said_at_once_and_does_not_wait_for_ever() {
+    let mut cluster = Cluster::builder(15)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let site = Site::new(&cluster);
+    cluster.append_config("archive_mode", "on");
+    cluster.append_config("archive_command", "/bin/false");
+    cluster.start();
+    let failed = cluster.switch_wal();
+    wait_until(Duration::from_secs(30), "archiving fails", || {
+        cluster.query_one_string("select failed_count > 0 from pg_stat_archiver") == "t"
+    });
+    let started = Instant::now();
+    let run = site
+        .pitr()
+        .args(["backup", "--wal-wait", "4s"])
+        .run()
+        .expect_code(1)
+        .expect_stderr("warning: archiving fails on the server")
+        .expect_stderr("waiting for segment")
+        .expect_stderr(&format!("last for \"{failed}\""));
+    assert!(started.elapsed() < Duration::from_secs(30), "{run}");
+    nothing_is_left(&site, &run);
+}
+
+#[test]
+fn b04_archiving_that_is_off_is_said_with_what_to_do() {
+    let cluster = Cluster::builder(15)
+        .segment_size_mb(1)
+        .without_fsync()
+        .start();
+    let site = Site::new(&cluster);
+    let run = site
+        .pitr()
+        .args(["backup", "--wal-wait", "1s"])
+        .run()
+        .expect_code(1)
+        .expect_stderr("warning: archive_mode is off")
+        .expect_stderr("set archive_mode = on");
+    nothing_is_left(&site, &run);
+}
+
+#[test]
+fn b05_a_standby_promoted_during_its_backup_is_noticed() {
+    let (primary_site, primary) = slow();
+    let standby = Cluster::builder(15)
+        .standby_of(&primary)
+        .without_fsync()
+        .start();
+    let site = Site::new(&standby);
+    let running = start_slow(&site, &standby);
+    standby.promote();
+    let run = running.wait().expect_code(1);
+    assert!(run.stdout.contains("promoted"), "{run}");
+    nothing_is_left(&site, &run);
+    drop(primary_site);
+}
+
+#[test]
+fn b05_a_backup_of_a_standby_completes_once_the_primary_ends_its_segment() {
+    let (site, primary) = slow();
+    let standby = Cluster::builder(15)
+        .standby_of(&primary)
+        .option("archive_mode", "off")
+        .without_fsync()
+        .start();
+    // A checkpoint in the middle of a segment, which nobody ends: the backup starts and stops in it.
+    primary.sql("create table w as select 1 as a");
+    primary.sql("checkpoint");
+    let lsn = primary.insert_lsn();
+    wait_until(Duration::from_secs(60), "the standby has caught up", || {
+        standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
+    });
+    let running = backup_of(&site, &standby.conninfo("postgres"))
+        .args(["--wal-wait", "60s"])
+        .spawn();
+    let mut running = running;
+    wait_until(Duration::from_secs(60), "the backup waits", || {
+        assert!(!running.is_done(), "{}", running.stderr());
+        running.stderr().contains("waiting for segment")
+    });
+    assert!(
+        running.stderr().contains("pg_switch_wal()"),
+        "{}",
+        running.stderr()
+    );
+    primary.switch_wal();
+    let run = running.wait().success();
+    let ids = committed(&site);
+    let root = root(&site, &ids[0]);
+    assert!(root.from_standby, "{run}");
+    assert!(!run.stderr.contains("archive_mode"), "{run}");
+}
+
+/// Tables are made, filled, truncated, rewritten and dropped all the while.
+#[test]
+fn b06_files_that_grow_shrink_vanish_and_appear() {
+    let (site, cluster) = slow();
+    cluster.sql("create table ledger (n int)");
+    let running = start_slow(&site, &cluster);
+    let client = cluster.client();
+    let mut rounds = 0;
+    let mut running = Some(running);
+    while running.as_mut().is_some_and(|r| !r.is_done()) {
+        rounds += 1;
+        client.sql(&format!(
+            "create table storm_{rounds} as select g as a from generate_series(1, 5000) g;
+             insert into ledger values ({rounds});
+             truncate storm_{rounds};
+             insert into storm_{rounds} values (1);
+             alter table storm_{rounds} add primary key (a);
+             drop table if exists storm_{}",
+            rounds - 1
+        ));
+        // The archiver has to keep up.
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let run = running.take().unwrap().wait().success();
+    assert!(rounds > 10);
+    cluster.archive_now();
+    let sums = "select count(*)::text || ' ' || sum(n)::text from ledger";
+    let expected = cluster.query_one_string(sums);
+    let id = run.json()["id"].as_str().unwrap().to_owned();
+    let restored = recovered(&site, &root(&site, &id));
+    assert_eq!(restored.query_one_string(sums), expected);
+    let last = format!("select count(*) from storm_{rounds}");
+    assert_eq!(restored.query_one_string(&last), "1");
+}
+
+/// A cluster recovered from a backup to the end of the archive.
+fn recovered(site: &Site, root: &BackupRoot) -> Cluster {
+    let copy = Sandbox::in_memory("copy");
+    let folder = copy.dir("data");
+    extract(site, root, &folder);
+    verify_with_server_tool(root.major, &folder);
+    std::fs::write(folder.join("recovery.signal"), "").unwrap();
+    user::own(&folder.join("recovery.signal"));
+    let restored = Cluster::open(root.major, &folder)
+        .option("restore_command", site.restore().args(["%f", "%p"]).shell())
+        .option("archive_mode", "off")
+        .option("recovery_target_timeline", "current")
+        .start();
+    restored.wait_promoted();
+    std::mem::forget(copy);
+    restored
+}
+
+#[test]
+fn b07_ten_thousand_files_fit_in_memory() {
+    let (site, cluster) = Site::with_cluster(15);
+    let folder = cluster.pgdata().join("base").join(
+        cluster.query_one_string("select oid::text from pg_database where datname = 'postgres'"),
+    );
+    for i in 0..10_000 {
+        // Names of many lengths, up to what a tar header of the server holds.
+        let name = format!("{i:05}{}", "n".repeat(i % 70));
+        std::fs::write(folder.join(name), vec![b'x'; i % 100]).unwrap();
+    }
+    user::own_all(&folder);
+    let (run, usage) = backup(&site).measure();
+    let run = run.success();
+    let shown = run.json();
+    assert!(shown["file_count"].as_u64().unwrap() > 10_000);
+    assert!(
+        usage.peak_memory_bytes < 64 << 20,
+        "{} bytes",
+        usage.peak_memory_bytes
+    );
+    let root = root(&site, shown["id"].as_str().unwrap());
+    let copy = Sandbox::in_memory("copy");
+    extract(&site, &root, &copy.dir("data"));
+    verify_with_server_tool(15, &copy.join("data"));
+}
+
+#[test]
+fn b08_an_unreadable_file_aborts_the_backup_with_its_path() {
+    let (site, cluster) = Site::with_cluster(15);
+    let file = cluster.pgdata().join("base/secret");
+    std::fs::write(&file, "x").unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
+    user::own(&file);
+    let run = site.pitr().arg("backup").run().expect_code(1);
+    assert!(run.stderr.contains("base/secret"), "{run}");
+    nothing_is_left(&site, &run);
+}
+
+#[test]
+fn b09_two_backups_at_once_both_complete() {
+    let (site, cluster) = slow();
+    let first = start_slow(&site, &cluster);
+    let second = site
+        .pitr()
+        .args(["backup", "--json", "--max-rate", "2MiB"])
+        .spawn();
+    wait_copying(&cluster, 2);
+    let (first, second) = (
+        first.wait().success().json(),
+        second.wait().success().json(),
+    );
+    assert_ne!(first["id"], second["id"]);
+    assert_eq!(committed(&site).len(), 2);
+    for shown in [first, second] {
+        let root = root(&site, shown["id"].as_str().unwrap());
+        let copy = Sandbox::in_memory("copy");
+        extract(&site, &root, &copy.dir("data"));
+        verify_with_server_tool(15, &copy.join("data"));
+    }
+}
+
+/// Damages blocks of a table's file while the server is down, and returns its path and the blocks.
+fn damage(cluster: &mut Cluster, blocks: &[u64]) -> String {
+    cluster.sql(
+        "create table d as select g as a, repeat('y', 500) as b from generate_series(1, 20000) g",
+    );
+    cluster.sql("checkpoint");
+    let path = cluster.query_one_string("select pg_relation_filepath('d')");
+    cluster.stop(Stop::Fast);
+    let file = cluster.pgdata().join(&path);
+    let mut content = std::fs::read(&file).unwrap();
+    for block in blocks {
+        content[usize::try_from(*block).unwrap() * 8192 + 5000] ^= 0x10;
+    }
+    std::fs::write(&file, content).unwrap();
+    user::own(&file);
+    cluster.start();
+    path
+}
+
+fn c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked(major: u32) {
+    let (site, mut cluster) = Site::with_cluster(major);
+    // The server itself names no more than five of a file.
+    let blocks = [3, 4, 100, 101, 102, 500, 501, 900];
+    let path = damage(&mut cluster, &blocks);
+    let run = backup(&site).run().expect_code(10);
+    let shown = run.json();
+    assert_eq!(
+        (&shown["damaged"], &shown["damage_count"]),
+        (&true.into(), &8.into()),
+        "{run}"
+    );
+    let found: Vec<u64> = shown["damage"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|page| {
+            assert_eq!(page["path"], path);
+            page["block"].as_u64().unwrap()
+        })
+        .collect();
+    assert_eq!(found, blocks);
+    assert!(
+        shown["damage"][0]["lsn"]
+            .as_str()
+            .unwrap()
+            .starts_with("0/")
+    );
+    let root = root(&site, shown["id"].as_str().unwrap());
+    assert!(root.is_damaged() && root.damage.len() == 8);
+    let human = site.pitr().arg("backup").run().expect_code(10);
+    assert!(
+        human
+            .stdout
+            .contains(&format!("damaged: {path} block 900 LSN 0/")),
+        "{human}"
+    );
+}
+crate::per_major!(c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked);
+
+#[test]
+fn m08_a_full_disk_aborts_the_backup_and_wal_finds_room_again() {
+    require_root!("m08_a_full_disk_aborts_the_backup_and_wal_finds_room_again");
+    let disk = SmallDisk::new(24, 500);
+    let mut cluster = Cluster::builder(15)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let site = Site::on(&cluster, &disk.path().join("repo"));
+    site.attach(&cluster);
+    cluster.start();
+    // Noise does not compress: this file alone does not fit.
+    let mut state = 1_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()[0]
+    })
+    .take(40 << 20)
+    .collect();
+    std::fs::write(cluster.pgdata().join("base/noise"), noise).unwrap();
+    user::own(&cluster.pgdata().join("base/noise"));
+    let run = site.pitr().arg("backup").run().expect_code(1);
+    assert!(run.stderr.contains("No space left on device"), "{run}");
+    nothing_is_left(&site, &run);
+    cluster.archive_now();
+}

@@ -1,0 +1,78 @@
+//! `pitr repo` through the real program.
+
+use pitr::pg::time::TimestampTz;
+use pitr::repo::repository::{Registration, Repository};
+use pitr::store::file::FileStore;
+
+use crate::common::{Sandbox, pitr};
+
+/// A repository with one registered cluster.
+fn repository(sandbox: &Sandbox, name: &str) -> std::path::PathBuf {
+    let path = sandbox.dir(name);
+    let store = FileStore::create(&path, 1).unwrap();
+    let created: TimestampTz = "2026-11-20T06:40:49Z".parse().unwrap();
+    let (repository, _) = Repository::create(Box::new(store), 7, created).unwrap();
+    repository
+        .register(&Registration {
+            name: "main".into(),
+            system_identifier: 7_442_881_234_567_890_123,
+            major: 17,
+            segment_size_bytes: 16 << 20,
+            block_size_bytes: 8192,
+            wal_block_size_bytes: 8192,
+            first_seen: created,
+            features: Vec::new(),
+        })
+        .unwrap();
+    path
+}
+
+#[test]
+fn repo_show_tells_what_each_repository_is() {
+    let sandbox = Sandbox::new("reposhow");
+    let path = repository(&sandbox, "r");
+    sandbox.file(
+        "pitr.toml",
+        format!(
+            "[repositories.local]\nurl = 'file://{}'\n[repositories.gone]\nurl = 'file:///nonexistent/r'\nrequired = false\n",
+            path.display()
+        ),
+    );
+    let show = || {
+        pitr()
+            .args(["repo", "show"])
+            .dir(sandbox.path())
+            .privileged()
+    };
+
+    let run = show().args(["--repository", "local"]).run().success();
+    assert_eq!(run.stderr, "");
+    let url = format!("file://{}", path.display());
+    let width = url.len();
+    assert_eq!(
+        run.stdout,
+        format!(
+            "repository  {:width$}  required  created\nlocal       {url}  yes       2026-11-20 06:40:49Z\n\ncluster  repository  PostgreSQL    system identifier  registered\nmain     local               17  7442881234567890123  2026-11-20 06:40:49Z\n",
+            "url"
+        )
+    );
+
+    // One of two is not there: what is known is shown, and the status says that it is not all.
+    let run = show().run().expect_code(10).expect_stdout("main");
+    assert_eq!(
+        run.stderr.lines().next(),
+        Some("error no_repository: repository directory \"/nonexistent/r\" does not exist")
+    );
+    let json = show().arg("--json").run().expect_code(10).json();
+    let shown = json["repositories"].as_array().unwrap();
+    assert_eq!(shown.len(), 2);
+    assert_eq!(shown[0]["name"], "local");
+    assert_eq!(shown[0]["created"], "2026-11-20T06:40:49.000000Z");
+    assert_eq!(
+        shown[0]["clusters"][0]["system_identifier"],
+        "7442881234567890123"
+    );
+    assert_eq!(shown[0]["error"], serde_json::Value::Null);
+    assert_eq!(shown[1]["error"]["code"], "no_repository");
+    assert_eq!(shown[1]["uuid"], serde_json::Value::Null);
+}

@@ -1,0 +1,236 @@
+//! Faults at chosen system calls, by strace: it sees the calls of every crate, also those that go past libc.
+//!
+//! strace counts each system call of a set for itself, and each thread for itself. A sweep therefore takes the calls of one
+//! undisturbed run ([`trace`]) and hits every one of them by name and number ([`Call::fault`]).
+
+use std::path::Path;
+
+use super::program::{Program, Run};
+use super::sandbox::Sandbox;
+
+/// The calls that change a filesystem. `openat` is left out: it is mostly reading; a sweep that wants it adds it.
+pub const MUTATING: &[&str] = &[
+    "write",
+    "pwrite64",
+    "writev",
+    "pwritev",
+    "pwritev2",
+    "copy_file_range",
+    "sendfile",
+    "fallocate",
+    "ftruncate",
+    "fsync",
+    "fdatasync",
+    "sync_file_range",
+    "rename",
+    "renameat",
+    "renameat2",
+    "link",
+    "linkat",
+    "symlink",
+    "symlinkat",
+    "unlink",
+    "unlinkat",
+    "mkdir",
+    "mkdirat",
+    "rmdir",
+    "chmod",
+    "fchmod",
+    "fchmodat",
+    "fchmodat2",
+    "chown",
+    "fchown",
+    "fchownat",
+    "utimensat",
+];
+
+/// What happens at a system call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    calls: String,
+    effect: String,
+    when: String,
+    path: Option<String>,
+}
+
+impl Fault {
+    /// The calls (`"fsync"`, or several: `"rename,renameat,renameat2"`) return an error (`"EIO"`), each time.
+    pub fn error(calls: &str, errno: &str) -> Fault {
+        Fault::new(calls, format!("error={errno}"))
+    }
+
+    /// The process is killed as it enters one of the calls, which is then not made.
+    pub fn kill(calls: &str) -> Fault {
+        Fault::new(calls, "signal=SIGKILL".into())
+    }
+
+    /// The process gets a signal (`"SIGTERM"`) at one of the calls.
+    pub fn signal(calls: &str, signal: &str) -> Fault {
+        Fault::new(calls, format!("signal={signal}"))
+    }
+
+    /// The calls are not made, yet return this: a lying fsync (0), a short write.
+    pub fn pretend(calls: &str, returned: i64) -> Fault {
+        Fault::new(calls, format!("retval={returned}"))
+    }
+
+    /// The calls are held for this long.
+    pub fn delay(calls: &str, delay: std::time::Duration) -> Fault {
+        Fault::new(calls, format!("delay_enter={}", delay.as_micros()))
+    }
+
+    fn new(calls: &str, effect: String) -> Fault {
+        Fault {
+            calls: calls.to_owned(),
+            effect,
+            when: String::new(),
+            path: None,
+        }
+    }
+
+    /// Only at the n-th of the calls, counted from 1 for each system call and thread; `n+` is "from the n-th on".
+    #[must_use]
+    pub fn at(mut self, when: impl std::fmt::Display) -> Fault {
+        self.when = format!(":when={when}");
+        self
+    }
+
+    /// Only at calls on this very file or folder (not what lies under it).
+    #[must_use]
+    pub fn on(mut self, path: impl AsRef<Path>) -> Fault {
+        self.path = Some(path.as_ref().to_str().unwrap().to_owned());
+        self
+    }
+
+    fn words(&self) -> Vec<String> {
+        let mut words = vec![
+            // Without it in the traced set, strace leaves the fault out in silence.
+            format!("--trace={}", self.calls),
+            format!("--inject={}:{}{}", self.calls, self.effect, self.when),
+        ];
+        if let Some(path) = &self.path {
+            words.extend(["-P".into(), path.clone()]);
+        }
+        words
+    }
+}
+
+/// Runs `program` with a fault; returns what it left and how often the fault fired. Tests assert on that number.
+pub fn inject(program: &Program, fault: &Fault) -> (Run, usize) {
+    let (run, log) = strace(program, &fault.words());
+    let killed = fault.effect == "signal=SIGKILL";
+    let fired = log
+        .lines()
+        .filter(|line| {
+            if killed {
+                line.ends_with("+++ killed by SIGKILL +++")
+            } else if fault.effect.starts_with("signal=") {
+                // Once for the call, once for its delivery.
+                line.contains("(INJECTED)")
+                    || line.contains(&format!("--- {} ", &fault.effect[7..]))
+            } else {
+                line.contains("(INJECTED)") || line.contains("(DELAYED)")
+            }
+        })
+        .count();
+    (run, fired)
+}
+
+/// One system call of an undisturbed run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// The process or thread.
+    pub pid: u32,
+    /// Its name, `fsync`.
+    pub name: String,
+    /// The how many-th of this name in this thread, from 1.
+    pub nth: usize,
+    /// The line of strace, paths of descriptors included: `fsync(5</tmp/x>) = 0`.
+    pub text: String,
+}
+
+impl Call {
+    /// The fault that kills the program just before this call.
+    pub fn kill(&self) -> Fault {
+        Fault::kill(&self.name).at(self.nth)
+    }
+
+    /// The fault that makes this call fail.
+    pub fn fail(&self, errno: &str) -> Fault {
+        Fault::error(&self.name, errno).at(self.nth)
+    }
+
+    /// Whether it names `path`, or something under it.
+    pub fn touches(&self, path: &Path) -> bool {
+        self.text.contains(path.to_str().unwrap())
+    }
+}
+
+/// Runs `program` undisturbed; returns what it left and which of `calls` it made, in order.
+pub fn trace(program: &Program, calls: &[&str]) -> (Run, Vec<Call>) {
+    // A "?" passes over what this strace or this machine does not know (fchmodat2, rename on some).
+    let known: Vec<String> = calls.iter().map(|call| format!("?{call}")).collect();
+    let (run, log) = strace(program, &[format!("--trace={}", known.join(","))]);
+    let mut count = std::collections::HashMap::new();
+    let made = log
+        .lines()
+        .filter_map(|line| {
+            let (pid, text) = line.split_once(' ')?;
+            let text = text.trim_start();
+            let (name, _) = text.split_once('(')?;
+            // Not "<... fsync resumed>", "+++ exited" and "--- SIG…".
+            if !calls.contains(&name) {
+                return None;
+            }
+            let pid = pid.parse().ok()?;
+            let nth = count.entry((pid, name.to_owned())).or_insert(0);
+            *nth += 1;
+            Some(Call {
+                pid,
+                name: name.to_owned(),
+                nth: *nth,
+                text: text.to_owned(),
+            })
+        })
+        .collect();
+    (run, made)
+}
+
+/// Runs `program` undisturbed and returns how often it made any of `calls`.
+pub fn count(program: &Program, calls: &[&str]) -> usize {
+    let (_, made) = trace(program, calls);
+    made.len()
+}
+
+fn strace(program: &Program, words: &[String]) -> (Run, String) {
+    let sandbox = Sandbox::new("strace");
+    let log = sandbox.file("log", "");
+    let mut prefix: Vec<String> = ["strace", "-f", "-qq", "-y", "-s", "0", "-o"]
+        .map(str::to_owned)
+        .to_vec();
+    prefix.push(log.to_str().unwrap().to_owned());
+    prefix.extend(words.iter().cloned());
+    prefix.push("--".into());
+    let run = program.clone().under(prefix).run();
+    let log = String::from_utf8_lossy(&std::fs::read(log).unwrap()).into_owned();
+    (run, log)
+}
+
+/// Whether strace can be used; else the reason, for [`skip!`](crate::skip).
+pub fn missing() -> Option<&'static str> {
+    let works = std::process::Command::new("strace")
+        .args(["-o", "/dev/null", "true"])
+        .status()
+        .is_ok_and(|status| status.success());
+    (!works).then_some("strace is missing, or may not trace here: apt-get install strace")
+}
+
+/// Ends the test as skipped when strace cannot be used: `require_strace!("name")`.
+#[macro_export]
+macro_rules! require_strace {
+    ($name:expr) => {
+        if let Some(why) = $crate::common::fault::missing() {
+            $crate::skip!($name, why);
+        }
+    };
+}

@@ -1,0 +1,143 @@
+//! The test harness: real servers of every supported major, the real programs, faults from outside.
+//!
+//! | file | what it gives |
+//! |---|---|
+//! | `mod.rs` | [`skip!`](crate::skip), [`require_root!`](crate::require_root), [`per_major!`](crate::per_major), [`majors`], [`wait_until`] |
+//! | `user.rs` | who runs servers and programs: never root |
+//! | `sandbox.rs` | [`Sandbox`]: a temporary folder that this user can reach |
+//! | `postgres.rs` | where PostgreSQL of each major lies; initdb templates |
+//! | `cluster.rs` | [`Cluster`]: a server that is always stopped |
+//! | `client.rs` | [`Client`]: blocking SQL |
+//! | `program.rs` | [`Program`] and [`Run`]: the three binaries, and any other |
+//! | `fault.rs` | errors and kills at chosen system calls, by strace |
+//! | `mount.rs` | small and power-cut filesystems |
+//! | `replay.rs` | a server's answers recorded and played back |
+//! | `site.rs` | [`Site`]: a cluster's repository and configuration, made by `pitr init` |
+//! | `golden.rs` | [`golden`]: expected output |
+//!
+//! Environment: `PITR_TEST_MAJORS` (say `13,17`) limits the majors, `PITR_TEST_KEEP=1` keeps the folders of failed tests,
+//! `PITR_TEST_LOG=1` prints the logs of their servers, `PITR_TEST_TMP` moves the folders from `/tmp`, `CI` turns every skip into a failure.
+
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "a harness serves tests that are yet to come"
+)]
+
+mod client;
+mod cluster;
+pub mod fault;
+mod golden;
+pub mod mount;
+mod postgres;
+mod program;
+pub mod replay;
+mod sandbox;
+mod site;
+pub mod user;
+
+pub use client::{Client, Rows};
+pub use cluster::{Builder, Cluster, Stop};
+pub use golden::golden;
+pub use postgres::{bin, newest_bin};
+pub use program::{Program, Run, Running, Usage, path_of, pitr, pitr_archive, pitr_restore};
+pub use sandbox::Sandbox;
+pub use site::{Site, Still};
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+/// Every major that pitr supports.
+pub const ALL_MAJORS: [u32; 6] = [13, 14, 15, 16, 17, 18];
+
+/// Returns the majors to test: all, or those of `PITR_TEST_MAJORS`.
+pub fn majors() -> Vec<u32> {
+    let Ok(list) = std::env::var("PITR_TEST_MAJORS") else {
+        return ALL_MAJORS.to_vec();
+    };
+    let chosen: Vec<u32> = list
+        .split([',', ' '])
+        .filter(|word| !word.is_empty())
+        .map(|word| {
+            word.parse()
+                .ok()
+                .filter(|major| ALL_MAJORS.contains(major))
+                .unwrap_or_else(|| panic!("PITR_TEST_MAJORS: \"{word}\" is none of {ALL_MAJORS:?}"))
+        })
+        .collect();
+    assert!(!chosen.is_empty(), "PITR_TEST_MAJORS names no major");
+    chosen
+}
+
+/// Reports a test, or a part of one, that cannot run here. With `CI` set that is a failure.
+///
+/// Written past the capture of the test runner, which would hide it. Use it through [`skip!`](crate::skip).
+pub fn skipped(name: &str, why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {why}");
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "SKIPPED {name}: {why} (a failure, because CI is set)"
+    );
+}
+
+/// Ends the test as skipped: `skip!("name", "why")`.
+#[macro_export]
+macro_rules! skip {
+    ($name:expr, $why:expr) => {{
+        $crate::common::skipped($name, $why);
+        return;
+    }};
+}
+
+/// Ends the test as skipped unless it runs as root: `require_root!("name")`.
+#[macro_export]
+macro_rules! require_root {
+    ($name:expr) => {
+        if !$crate::common::user::is_root() {
+            $crate::skip!($name, "needs root");
+        }
+    };
+}
+
+/// Makes one test for each major out of `fn name(major: u32)`: `per_major!(name);` gives `name::v13` to `name::v18`,
+/// which run side by side.
+#[macro_export]
+macro_rules! per_major {
+    ($name:ident) => {
+        mod $name {
+            $crate::per_major!(@ $name v13 13);
+            $crate::per_major!(@ $name v14 14);
+            $crate::per_major!(@ $name v15 15);
+            $crate::per_major!(@ $name v16 16);
+            $crate::per_major!(@ $name v17 17);
+            $crate::per_major!(@ $name v18 18);
+        }
+    };
+    (@ $name:ident $test:ident $major:literal) => {
+        #[test]
+        fn $test() {
+            if !$crate::common::majors().contains(&$major) {
+                $crate::skip!(concat!(stringify!($name), "::", stringify!($test)), "not in PITR_TEST_MAJORS");
+            }
+            super::$name($major);
+        }
+    };
+}
+
+/// Asks `done` every 20 ms until it says yes.
+///
+/// # Panics
+/// After `timeout`, naming `what` was waited for.
+pub fn wait_until(timeout: Duration, what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + timeout;
+    while !done() {
+        assert!(
+            Instant::now() < end,
+            "waited {timeout:?} in vain until {what}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Thirty seconds: enough for anything that works, on a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);

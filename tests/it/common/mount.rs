@@ -1,0 +1,206 @@
+//! Filesystems for tests, which need root: a small one that gets full, and one whose power can be cut.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::sandbox::Sandbox;
+use super::user;
+
+fn run(program: &str, args: &[&str]) {
+    let out = Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(
+        out.status.success(),
+        "{program} {}: {}",
+        args.join(" "),
+        String::from_utf8_lossy(&out.stderr)
+    );
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("paths of tests are text")
+}
+
+/// A memory filesystem of limited size, owned by the unprivileged user. Unmounted when dropped.
+pub struct SmallDisk {
+    path: PathBuf,
+    _sandbox: Sandbox,
+}
+
+impl SmallDisk {
+    /// Mounts one with `megabytes` of space and `inodes` files.
+    pub fn new(megabytes: u32, inodes: u32) -> SmallDisk {
+        let sandbox = Sandbox::new("small");
+        let path = sandbox.dir("disk");
+        let (uid, gid) = user::ids();
+        let options = format!("size={megabytes}m,nr_inodes={inodes},uid={uid},gid={gid},mode=0755");
+        run(
+            "mount",
+            &["-t", "tmpfs", "-o", &options, "pitr-test", text(&path)],
+        );
+        SmallDisk {
+            path,
+            _sandbox: sandbox,
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Mounts it read-only, or writable again.
+    pub fn read_only(&self, on: bool) {
+        remount(&self.path, on);
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        unmount(&self.path);
+    }
+}
+
+/// An ext4 filesystem on a file, owned by the unprivileged user, whose power can be cut.
+pub struct PowerDisk {
+    path: PathBuf,
+    image: PathBuf,
+    _sandbox: Sandbox,
+}
+
+impl PowerDisk {
+    /// Makes and mounts one.
+    pub fn new(megabytes: u32) -> PowerDisk {
+        let sandbox = Sandbox::new("power");
+        let path = sandbox.dir("disk");
+        let image = sandbox.join("image");
+        run("truncate", &["-s", &format!("{megabytes}M"), text(&image)]);
+        run("mkfs.ext4", &["-q", "-F", text(&image)]);
+        let disk = PowerDisk {
+            path,
+            image,
+            _sandbox: sandbox,
+        };
+        disk.mount();
+        user::own(&disk.path);
+        run("sync", &["-f", text(&disk.path)]);
+        disk
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Cuts the power: what has not been synced is lost, as is every later write. Then the filesystem is mounted again,
+    /// its journal replayed, as after a reboot.
+    pub fn cut_power(&self) {
+        self.shut_down();
+        run("umount", &[text(&self.path)]);
+        self.mount();
+    }
+
+    /// Cuts the power only: from here on every access fails with EIO, until [`restore_power`](Self::restore_power).
+    pub fn shut_down(&self) {
+        // FS_IOC_GOINGDOWN with FS_GOING_FLAGS_NOLOGFLUSH (Linux: include/uapi/linux/fs.h): not even the journal is written.
+        run(
+            "/usr/bin/python3",
+            &[
+                "-c",
+                "import fcntl, os, struct, sys\n\
+                 fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack('I', 2))",
+                text(&self.path),
+            ],
+        );
+    }
+
+    /// Mounts it again after [`shut_down`](Self::shut_down).
+    pub fn restore_power(&self) {
+        run("umount", &[text(&self.path)]);
+        self.mount();
+    }
+
+    /// Mounts it read-only, or writable again.
+    pub fn read_only(&self, on: bool) {
+        remount(&self.path, on);
+    }
+
+    fn mount(&self) {
+        run(
+            "mount",
+            &["-o", "loop", text(&self.image), text(&self.path)],
+        );
+    }
+}
+
+impl Drop for PowerDisk {
+    fn drop(&mut self) {
+        unmount(&self.path);
+    }
+}
+
+/// A filesystem that answers nothing, mounted over a folder: who touches it waits. Whoever waits gets an error when it is dropped.
+pub struct HangingDisk {
+    path: PathBuf,
+    server: std::process::Child,
+}
+
+impl HangingDisk {
+    /// Mounts it over `path`.
+    pub fn over(path: &Path) -> HangingDisk {
+        // A FUSE server that never reads its first request. Linux: Documentation/filesystems/fuse.rst.
+        const MOUNT: &str = "import ctypes, os, sys\n\
+            fd = os.open('/dev/fuse', os.O_RDWR)\n\
+            options = f'fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other'\n\
+            libc = ctypes.CDLL(None, use_errno=True)\n\
+            failed = libc.mount(b'pitr-test', sys.argv[1].encode(), b'fuse', 0, options.encode())\n\
+            print(os.strerror(ctypes.get_errno()) if failed else 'mounted', flush=True)\n\
+            sys.stdin.read()";
+        let mut server = Command::new("/usr/bin/python3")
+            .args(["-c", MOUNT, text(path)])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("python3 starts");
+        let mut answer = String::new();
+        let out = server.stdout.take().expect("it is piped");
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut answer).unwrap();
+        assert_eq!(answer, "mounted\n", "FUSE cannot be mounted");
+        HangingDisk {
+            path: path.to_owned(),
+            server,
+        }
+    }
+}
+
+impl Drop for HangingDisk {
+    fn drop(&mut self) {
+        // The server first: with it gone the kernel answers in its place.
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        unmount(&self.path);
+    }
+}
+
+fn remount(path: &Path, read_only: bool) {
+    let options = if read_only {
+        "remount,ro"
+    } else {
+        "remount,rw"
+    };
+    run("mount", &["-o", options, text(path)]);
+}
+
+/// Lazily if it must be: the folder under it is removed next.
+fn unmount(path: &Path) {
+    for args in [&[][..], &["-l"][..]] {
+        let done = Command::new("umount")
+            .args(args)
+            .arg(path)
+            .output()
+            .is_ok_and(|out| out.status.success());
+        if done {
+            return;
+        }
+    }
+}

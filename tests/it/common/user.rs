@@ -1,0 +1,85 @@
+//! Who runs servers and programs: `nobody` when the tests run as root, because PostgreSQL refuses root; else ourselves.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// Whether the tests run as root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Returns user and group id of the unprivileged user.
+pub fn ids() -> (u32, u32) {
+    static IDS: OnceLock<(u32, u32)> = OnceLock::new();
+    *IDS.get_or_init(|| {
+        if !is_root() {
+            return (
+                rustix::process::geteuid().as_raw(),
+                rustix::process::getegid().as_raw(),
+            );
+        }
+        let passwd = std::fs::read_to_string("/etc/passwd").expect("/etc/passwd is readable");
+        passwd
+            .lines()
+            .map(|line| line.split(':').collect::<Vec<_>>())
+            .find(|field| field[0] == "nobody")
+            .map(|field| (field[2].parse().unwrap(), field[3].parse().unwrap()))
+            .expect("there is a user \"nobody\"")
+    })
+}
+
+/// Makes `command` run as the unprivileged user, without further groups.
+pub fn apply(command: &mut Command) -> &mut Command {
+    if is_root() {
+        let (uid, gid) = ids();
+        command.uid(uid).gid(gid); // std drops the supplementary groups with it
+    }
+    command
+}
+
+/// A command as the unprivileged user, with an environment that holds nothing of the caller's.
+pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    clean(&mut command);
+    apply(&mut command);
+    command
+}
+
+/// Replaces the environment by a fixed one: no `PG…`, no `PITR_…`, no home of a person.
+pub fn clean(command: &mut Command) -> &mut Command {
+    command
+        .env_clear()
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        .env("LANG", "C.UTF-8")
+        .env("TZ", "UTC")
+        .env("HOME", "/nonexistent")
+        .current_dir("/")
+}
+
+/// Gives `path` to the unprivileged user.
+pub fn own(path: &Path) {
+    if is_root() {
+        let (uid, gid) = ids();
+        std::os::unix::fs::lchown(path, Some(uid), Some(gid))
+            .unwrap_or_else(|e| panic!("chown {}: {e}", path.display()));
+    }
+}
+
+/// Gives `path` and everything under it to the unprivileged user.
+pub fn own_all(path: &Path) {
+    if is_root() {
+        let (uid, gid) = ids();
+        let ok = Command::new("chown")
+            .args(["-R", "-h", &format!("{uid}:{gid}")])
+            .arg(path)
+            .status()
+            .expect("chown starts")
+            .success();
+        assert!(ok, "chown -R {} failed", path.display());
+    }
+}

@@ -1,0 +1,426 @@
+//! `pitr doctor` against real servers: each fault is told with its cause and what helps.
+
+use serde_json::Value;
+
+use crate::common::{Cluster, PATIENCE, Program, Site, Stop, user, wait_until};
+use crate::per_major;
+
+/// A cluster with nothing to complain of, archiving, with a backup.
+fn healthy(major: u32) -> (Site, Cluster) {
+    let builder = Cluster::builder(major)
+        .segment_size_mb(1)
+        .config("archive_timeout", "60s");
+    let (site, cluster) = Site::with_cluster_of(builder);
+    cluster.sql("create table t (a int)");
+    cluster.archive_now();
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    (site, cluster)
+}
+
+fn doctor(site: &Site) -> Program {
+    site.pitr().args(["doctor", "--json"])
+}
+
+/// The finding of this group and name.
+fn finding<'a>(json: &'a Value, group: &str, name: &str) -> &'a Value {
+    json["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|f| f["group"] == group && f["name"] == name)
+        .unwrap_or_else(|| panic!("no finding {group}/{name} in {json:#}"))
+}
+
+/// Fails unless this finding is bad, says why and what to do.
+fn bad(json: &Value, level: &str, group: &str, name: &str, cause: &str, fix: &str) {
+    let f = finding(json, group, name);
+    assert_eq!(f["level"], level, "{f:#}");
+    assert!(f["cause"].as_str().unwrap().contains(cause), "{f:#}");
+    assert!(f["fix"].as_str().unwrap().contains(fix), "{f:#}");
+}
+
+fn a_healthy_chain_is_well(major: u32) {
+    let (site, cluster) = healthy(major);
+    let run = doctor(&site).run();
+    let json = run.json();
+    let not_well: Vec<&Value> = json["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        // The machine of the tests may have a full disk, or an overlay.
+        .filter(|f| {
+            f["level"] != "ok" && f["name"] != "space" && f["name"] != "writable and durable"
+        })
+        .collect();
+    assert!(not_well.is_empty(), "{not_well:#?}");
+    for (group, name) in [
+        ("configuration", "pgdata"),
+        ("server", "wal_level"),
+        ("server", "archive_command"),
+        ("server", "program"),
+        ("server", "archiver"),
+        ("rights", "replication connection"),
+        ("pg_wal", "waiting"),
+        ("clock", "server and host"),
+        ("repository", "local"),
+        ("repository", "cluster"),
+        ("repository", "gaps"),
+    ] {
+        assert_eq!(finding(&json, group, name)["level"], "ok");
+    }
+    let version = finding(&json, "server", "connection")["value"]
+        .as_str()
+        .unwrap();
+    assert!(
+        version.contains(&format!("PostgreSQL {}", cluster.major())),
+        "{version}"
+    );
+    let run = site.pitr().arg("doctor").run();
+    assert!(
+        run.stdout.starts_with("configuration\n  ok    file "),
+        "{run}"
+    );
+    assert!(!run.stdout.contains("FAIL"), "{run}");
+}
+per_major!(a_healthy_chain_is_well);
+
+#[test]
+fn g05_settings_that_keep_wal_from_the_archive_are_critical() {
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .config("archive_mode", "off")
+        .config("wal_level", "minimal")
+        .config("max_wal_senders", "0")
+        .option("fsync", "off")
+        .option("full_page_writes", "off")
+        .checksums(false)
+        .start();
+    let site = Site::new(&cluster);
+    let json = doctor(&site).run().expect_code(1).json();
+    assert_eq!(json["state"], "fail");
+    bad(
+        &json,
+        "fail",
+        "server",
+        "wal_level",
+        "cannot be archived",
+        "alter system set wal_level = 'replica', then restart",
+    );
+    bad(
+        &json,
+        "fail",
+        "server",
+        "archive_mode",
+        "nothing is archived",
+        "restart",
+    );
+    bad(
+        &json,
+        "fail",
+        "server",
+        "fsync",
+        "crash",
+        "alter system set fsync = 'on'",
+    );
+    bad(
+        &json,
+        "warn",
+        "server",
+        "full_page_writes",
+        "torn",
+        "alter system",
+    );
+    bad(
+        &json,
+        "warn",
+        "server",
+        "data_checksums",
+        "unseen",
+        "pg_checksums --enable",
+    );
+    bad(
+        &json,
+        "warn",
+        "server",
+        "archive_timeout",
+        "quiet server",
+        "archive_timeout = '60s'",
+    );
+    bad(
+        &json,
+        "fail",
+        "rights",
+        "max_wal_senders",
+        "connection of its own",
+        "restart",
+    );
+    bad(&json, "fail", "rights", "replication connection", "", "");
+    bad(
+        &json,
+        "fail",
+        "repository",
+        "newest backup",
+        "nothing can be recovered",
+        "pitr backup",
+    );
+    // What ALTER SYSTEM has changed and no restart has brought.
+    cluster.alter_system("archive_mode", "on");
+    cluster.reload();
+    let json = doctor(&site).run().json();
+    bad(
+        &json,
+        "fail",
+        "server",
+        "archive_mode",
+        "takes effect with a restart",
+        "restart the server",
+    );
+    cluster.stop(Stop::Fast);
+    let json = doctor(&site).run().expect_code(1).json();
+    assert_eq!(
+        finding(&json, "server", "connection")["value"],
+        "unreachable"
+    );
+    assert_eq!(
+        finding(&json, "repository", "cluster")["level"],
+        "ok",
+        "pg_control tells who it is"
+    );
+}
+
+#[test]
+fn g05_a_library_that_archives_in_our_place_is_critical() {
+    let (site, cluster) = healthy(16);
+    cluster.alter_system("archive_command", "");
+    cluster.alter_system("archive_library", "basic_archive");
+    cluster.reload();
+    wait_until(PATIENCE, "it is loaded", || {
+        cluster.query_one_string("show archive_library") == "basic_archive"
+    });
+    let json = doctor(&site).run().expect_code(1).json();
+    bad(
+        &json,
+        "fail",
+        "server",
+        "archive_library",
+        "archive_command is not run",
+        "alter system set archive_library = ''",
+    );
+}
+
+#[test]
+fn g04_a_command_that_hides_its_status_is_critical() {
+    let (site, cluster) = healthy(15);
+    let good = site.archive().arg("%p").shell();
+    for (command, cause) in [
+        (format!("{good} || true"), "hides the status"),
+        (format!("{good}; exit 0"), "hides the status"),
+        ("cp %p /mnt/%f".to_owned(), "pitr-archive is not called"),
+        (good.replace("%p", "%f"), "%p is needed"),
+        (String::new(), "pg_wal until its disk is full"),
+        (
+            "/nonexistent/pitr-archive --config /etc/x %p".to_owned(),
+            "",
+        ),
+    ] {
+        cluster.alter_system("archive_command", &command);
+        cluster.reload();
+        wait_until(PATIENCE, "it is in force", || {
+            cluster.query_one_string("show archive_command") == command
+        });
+        let json = doctor(&site).run().expect_code(1).json();
+        if cause.is_empty() {
+            bad(
+                &json,
+                "fail",
+                "server",
+                "program",
+                "cannot be run",
+                "install pitr-archive",
+            );
+            continue;
+        }
+        bad(
+            &json,
+            "fail",
+            "server",
+            "archive_command",
+            cause,
+            "alter system set archive_command = '/",
+        );
+        // What it says helps.
+        let fix = finding(&json, "server", "archive_command")["fix"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        for statement in fix.split("; ") {
+            cluster.sql(statement);
+        }
+        wait_until(PATIENCE, "it is in force", || {
+            cluster.query_one_string("show archive_command") != command
+        });
+        let json = doctor(&site).run().json();
+        assert_eq!(finding(&json, "server", "archive_command")["level"], "ok");
+    }
+}
+
+#[test]
+fn a_role_without_rights_is_told_which_it_needs() {
+    let (site, cluster) = healthy(14);
+    cluster.sql("create role \"Weak\" login");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), config.replace("user=postgres", "user=Weak")).unwrap();
+    let json = doctor(&site).run().expect_code(1).json();
+    bad(
+        &json,
+        "fail",
+        "rights",
+        "replication",
+        "right to replicate",
+        "alter role \"Weak\" replication",
+    );
+    bad(
+        &json,
+        "warn",
+        "rights",
+        "settings",
+        "may not read",
+        "grant pg_read_all_settings to \"Weak\"",
+    );
+    assert_eq!(
+        finding(&json, "rights", "replication connection")["level"],
+        "fail"
+    );
+    for statement in [
+        "alter role \"Weak\" replication",
+        "grant pg_read_all_settings to \"Weak\"",
+    ] {
+        cluster.sql(statement);
+    }
+    let json = doctor(&site).run().json();
+    for name in ["replication", "settings", "replication connection"] {
+        assert_eq!(finding(&json, "rights", name)["level"], "ok");
+    }
+}
+
+#[test]
+fn m11_what_somebody_removed_by_hand_is_missed() {
+    let (site, cluster) = healthy(17);
+    let names: Vec<String> = (0..3).map(|_| cluster.archive_now()).collect();
+    std::fs::remove_file(site.object(&names[1])).unwrap();
+    let json = doctor(&site).run().expect_code(1).json();
+    bad(
+        &json,
+        "fail",
+        "repository",
+        "gaps",
+        "1 segment of timeline 1 missing",
+        "pitr wal backfill",
+    );
+    let run = site.pitr().args(["info", "--json"]).run().expect_code(1);
+    assert_eq!(run.json()["clusters"][0]["gaps"][0]["segments"], 1, "{run}");
+    // The server may still have it.
+    let wal = cluster.pgdata().join("pg_wal").join(&names[1]);
+    if wal.exists() {
+        site.archive().arg(wal).run().success();
+        doctor(&site).run();
+        site.pitr().args(["info"]).run().success();
+    }
+    // All of it moved away: not an empty archive, but none.
+    std::fs::rename(site.repository(), site.sandbox().join("away")).unwrap();
+    let json = doctor(&site).run().expect_code(1).json();
+    assert_eq!(
+        finding(&json, "repository", "local")["value"],
+        "no_repository"
+    );
+}
+
+#[test]
+fn archiving_that_is_stuck_is_critical() {
+    let (site, cluster) = healthy(13);
+    std::fs::rename(site.repository(), site.sandbox().join("away")).unwrap();
+    let name = cluster.switch_wal();
+    wait_until(PATIENCE, "the archiver has failed", || {
+        cluster.query_one_string("select failed_count > 0 from pg_stat_archiver") == "t"
+    });
+    let ready = cluster
+        .pgdata()
+        .join(format!("pg_wal/archive_status/{name}.ready"));
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(900);
+    std::fs::File::options()
+        .write(true)
+        .open(&ready)
+        .unwrap()
+        .set_modified(long_ago)
+        .unwrap();
+    std::fs::rename(site.sandbox().join("away"), site.repository()).unwrap();
+    let json = doctor(&site).run().expect_code(1).json();
+    bad(
+        &json,
+        "fail",
+        "server",
+        "archiver",
+        "stuck at this file",
+        &name,
+    );
+    bad(
+        &json,
+        "fail",
+        "pg_wal",
+        "waiting",
+        "archiving is stuck",
+        "pitr-archive",
+    );
+    assert!(
+        finding(&json, "pg_wal", "waiting")["value"]
+            .as_str()
+            .unwrap()
+            .contains(&name)
+    );
+}
+
+#[test]
+fn a_restored_copy_and_a_foreign_server_are_told() {
+    let (site, cluster) = healthy(18);
+    let guard = cluster.pgdata().join("pg_wal/pitr.guard");
+    std::fs::write(&guard, "").unwrap();
+    user::own(&guard);
+    let json = doctor(&site).run().expect_code(1).json();
+    assert_eq!(finding(&json, "configuration", "pgdata")["value"], "clone");
+    std::fs::remove_file(guard).unwrap();
+    let other = Cluster::builder(18)
+        .segment_size_mb(1)
+        .own_identifier()
+        .start();
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let mine = format!("port={}", cluster.port());
+    let host = cluster.socket_dir().display().to_string();
+    let text = config
+        .replace(&mine, &format!("port={}", other.port()))
+        .replace(&host, &other.socket_dir().display().to_string());
+    std::fs::write(site.config(), text).unwrap();
+    let json = doctor(&site).run().expect_code(1).json();
+    assert_eq!(
+        finding(&json, "repository", "cluster")["value"],
+        "wrong_cluster"
+    );
+}
+
+#[test]
+fn a_repository_that_hangs_is_told_and_hangs_nobody_else() {
+    crate::require_root!("a_repository_that_hangs_is_told_and_hangs_nobody_else");
+    let (site, _cluster) = healthy(17);
+    let hanging = crate::common::mount::HangingDisk::over(site.repository());
+    let json = doctor(&site).run().expect_code(1).json();
+    bad(
+        &json,
+        "fail",
+        "repository",
+        "local",
+        "has not answered for 10 s",
+        "look at the mount",
+    );
+    drop(hanging);
+    let json = doctor(&site).run().json();
+    assert_eq!(finding(&json, "repository", "local")["level"], "ok");
+}

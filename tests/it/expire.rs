@@ -1,0 +1,594 @@
+//! `pitr expire` through the real program, on repositories of real servers.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use pitr::repo::backup::BackupRoot;
+use pitr::repo::layout::{BackupId, ClusterLayout};
+use pitr::store::Store;
+use pitr::store::file::FileStore;
+
+use crate::common::{Cluster, Program, Run, Sandbox, Site, fault, pitr};
+use crate::{per_major, require_strace};
+
+/// A cluster with some backups, WAL between them, and their ids.
+fn with_backups(major: u32, count: usize) -> (Site, Cluster, Vec<String>) {
+    let (site, cluster) = Site::with_cluster(major);
+    cluster.sql("CREATE TABLE t(n int, filler text)");
+    let mut ids = Vec::new();
+    for n in 0..count {
+        cluster.sql("INSERT INTO t SELECT n, repeat('x', 200) FROM generate_series(1, 6000) n");
+        cluster.archive_now();
+        let run = site.pitr().args(["backup", "--json"]).run().success();
+        ids.push(run.json()["id"].as_str().unwrap().to_owned());
+        cluster.sql(&format!("DELETE FROM t WHERE n % 2 = {}", n % 2));
+        cluster.archive_now();
+    }
+    (site, cluster, ids)
+}
+
+/// `pitr expire` on a copy of the repository.
+fn expire_in(repository: &Path) -> Program {
+    pitr()
+        .args(["expire", "--json", "--cluster", "main", "--repository"])
+        .arg(repository)
+}
+
+fn copy(site: &Site, sandbox: &Sandbox, name: &str) -> PathBuf {
+    let to = sandbox.join(name);
+    let status = Command::new("cp")
+        .arg("-a")
+        .arg(site.repository())
+        .arg(&to)
+        .status();
+    assert!(status.unwrap().success());
+    to
+}
+
+fn files(root: &Path) -> BTreeSet<String> {
+    fn walk(folder: &Path, root: &Path, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, root, found);
+            } else {
+                found.insert(
+                    path.strip_prefix(root)
+                        .unwrap()
+                        .to_str()
+                        .unwrap()
+                        .to_owned(),
+                );
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    walk(root, root, &mut found);
+    found
+}
+
+fn layout(root: &Path) -> ClusterLayout {
+    let folder = std::fs::read_dir(root.join("clusters/main"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    let identifier = folder.file_name().to_str().unwrap().parse().unwrap();
+    ClusterLayout::new("main", identifier).unwrap()
+}
+
+/// Roots that exist, each with everything that it names.
+fn whole_backups(root: &Path) -> Vec<String> {
+    let store = FileStore::open(root, 1).unwrap();
+    let layout = layout(root);
+    let mut ids = Vec::new();
+    for listed in store.list(&layout.backups()).unwrap() {
+        let id: BackupId = listed.name.parse().unwrap();
+        let Some(backup) = BackupRoot::read(&store, &layout, &id).unwrap() else {
+            continue;
+        };
+        let layers = backup.shards.iter().flat_map(|s| &s.layers);
+        let keys = layers
+            .map(|l| layout.layer(&l.key))
+            .chain(backup.packs.iter().map(|p| layout.pack(&p.key)))
+            .chain([layout.begin(&id)]);
+        for key in keys {
+            assert!(store.head(&key).unwrap().is_some(), "{id} lost {key}");
+        }
+        ids.push(listed.name);
+    }
+    ids.sort();
+    ids
+}
+
+/// Files below `wal`, `packs` and `layers`.
+fn content(root: &Path) -> BTreeSet<String> {
+    let parts = ["/wal/", "/packs/", "/layers/"];
+    let mut found = files(root);
+    found.retain(|f| parts.iter().any(|p| f.contains(p)));
+    found
+}
+
+fn fates(run: &Run) -> Vec<String> {
+    let json = run.json();
+    let backups = json["clusters"][0]["backups"].as_array().unwrap();
+    let fate = |b: &serde_json::Value| b["fate"].as_str().unwrap().to_owned();
+    backups.iter().map(fate).collect()
+}
+
+/// The files that a plan in JSON says will go; the events of marks that the run itself makes are not among them.
+fn predicted(run: &Run, prefix: &str) -> BTreeSet<String> {
+    let json = run.json();
+    let mut gone = BTreeSet::new();
+    for d in json["clusters"][0]["deletions"].as_array().unwrap() {
+        let text = |field: &str| d[field].as_str().unwrap().to_owned();
+        let parts = |kind: &str| -> Vec<String> {
+            let range = d["first"].as_u64().unwrap()..=d["last"].as_u64().unwrap();
+            range
+                .map(|n| format!("{prefix}/{kind}/{}/{n:06}", text("backup")))
+                .collect()
+        };
+        match d["kind"].as_str().unwrap() {
+            "backup" => gone.extend([format!("{prefix}/backups/{}/manifest", text("name"))]),
+            "server_manifest" => {
+                gone.extend([format!("{prefix}/backups/{}/server-manifest", text("name"))]);
+            }
+            "layers" => gone.extend(parts("layers")),
+            "packs" => gone.extend(parts("packs")),
+            "segments" => {
+                let (first, last) = (text("first"), text("last"));
+                let number = |name: &str| {
+                    let hex = |s: &str| u64::from_str_radix(s, 16).unwrap();
+                    hex(&name[8..16]) * 4096 + hex(&name[16..])
+                };
+                for n in number(&first)..=number(&last) {
+                    let (log, seg) = (n / 4096, n % 4096);
+                    let tli = &first[..8];
+                    gone.insert(format!(
+                        "{prefix}/wal/{tli}/{log:08X}/{tli}{log:08X}{seg:08X}"
+                    ));
+                }
+            }
+            "wal_file" => {
+                let name = text("name");
+                gone.insert(format!("{prefix}/wal/{}/labels/{name}", &name[..8]));
+            }
+            "event" => {
+                gone.insert(format!(
+                    "{prefix}/events/{}/{}",
+                    text("subject"),
+                    text("name")
+                ));
+            }
+            "reservation" => {
+                gone.insert(format!("{prefix}/events/{}/begin", text("name")));
+            }
+            other => panic!("{other}"),
+        }
+    }
+    gone
+}
+
+fn expire_of_a_real_repository(major: u32) {
+    let (site, cluster, ids) = with_backups(major, 3);
+    let expire = || site.pitr().arg("expire");
+    let before = files(site.repository());
+
+    // Without a word nothing happens.
+    expire()
+        .run()
+        .expect_code(3)
+        .expect_stderr("how many backups to keep");
+    expire().args(["--keep", "0"]).run().expect_code(2);
+    expire()
+        .args(["--keep", "1"])
+        .run()
+        .expect_code(8)
+        .expect_stderr("--confirm");
+    expire().args(["--keep", "1", "--dry-run"]).run().success();
+    assert_eq!(files(site.repository()), before);
+
+    // The grace period: marked only, and whatever the marked ones need stays.
+    let json = || expire().args(["--json", "--keep", "1"]);
+    let run = json().arg("--confirm").run().success();
+    assert_eq!(fates(&run), ["mark", "mark", "keep"]);
+    let mut sorted = ids.clone();
+    sorted.sort();
+    assert_eq!(whole_backups(site.repository()), sorted);
+    let run = json().arg("--dry-run").run().success();
+    assert_eq!(fates(&run), ["waiting", "waiting", "keep"]);
+    assert!(
+        run.json()["clusters"][0]["deletions"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    );
+
+    // X08: without grace the dry run shows exactly what goes.
+    let before = files(site.repository());
+    let shown = json().args(["--grace", "0", "--dry-run"]).run().success();
+    assert_eq!(fates(&shown), ["delete", "delete", "keep"]);
+    let run = json().args(["--grace", "0", "--confirm"]).run().success();
+    let after = files(site.repository());
+    let gone: BTreeSet<String> = before.difference(&after).cloned().collect();
+    let prefix = layout(site.repository()).prefix();
+    assert_eq!(gone, predicted(&shown, &prefix));
+    assert!(after.is_subset(&before));
+    let outcome = &run.json()["clusters"][0]["outcome"];
+    assert!(outcome["deleted_segments"].as_u64().unwrap() >= 4);
+    assert_eq!(outcome["deleted_backups"].as_array().unwrap().len(), 2);
+    assert_eq!(whole_backups(site.repository()), ids[2..]);
+    let again = json().args(["--grace", "0", "--confirm"]).run().success();
+    assert_eq!(again.json()["clusters"][0]["outcome"]["deleted_objects"], 0);
+
+    // What is kept is whole: from its start on every segment comes back, and archiving goes on.
+    let root = BackupRoot::read(
+        &FileStore::open(site.repository(), 1).unwrap(),
+        &layout(site.repository()),
+        &ids[2].parse().unwrap(),
+    )
+    .unwrap()
+    .unwrap();
+    let last = cluster.archive_now();
+    let to = site.sandbox().join("fetched");
+    let number = |name: &str| u64::from_str_radix(&name[16..], 16).unwrap();
+    for n in root.start_lsn.0 >> 20..=number(&last) {
+        let name = format!("0000000100000000{n:08X}");
+        site.restore()
+            .arg(&name)
+            .arg(&to)
+            .privileged()
+            .run()
+            .success();
+    }
+    site.pitr().arg("backup").run().success();
+}
+per_major!(expire_of_a_real_repository);
+
+#[test]
+fn x02_expire_killed_at_every_store_operation_goes_on() {
+    require_strace!("x02_expire_killed_at_every_store_operation_goes_on");
+    let (site, cluster, ids) = with_backups(18, 3);
+    drop(cluster);
+    let sandbox = Sandbox::new("sweep");
+    let arguments = ["--keep", "1", "--grace", "0", "--confirm"];
+    let reference = copy(&site, &sandbox, "reference");
+    let (run, calls) = fault::trace(
+        &expire_in(&reference).args(arguments).privileged(),
+        &["linkat", "unlinkat", "fsync", "mkdirat"],
+    );
+    run.success();
+    assert_eq!(whole_backups(&reference), ids[2..]);
+    let wanted = content(&reference);
+    let mut points = 0;
+    for call in calls.iter().filter(|c| c.name != "fsync") {
+        let repository = copy(&site, &sandbox, "killed");
+        let program = expire_in(&repository).args(arguments).privileged();
+        let (_, fired) = fault::inject(&program, &call.kill());
+        assert!(fired >= 1, "{call:?}");
+        // Nothing that is visible is broken, and nothing that is wanted is gone.
+        assert!(whole_backups(&repository).contains(&ids[2]), "{call:?}");
+        assert!(wanted.is_subset(&content(&repository)), "{call:?}");
+        program.run().success();
+        assert_eq!(whole_backups(&repository), ids[2..], "{call:?}");
+        assert_eq!(content(&repository), wanted, "{call:?}");
+        std::fs::remove_dir_all(&repository).unwrap();
+        points += 1;
+    }
+    println!("expire was killed at {points} store operations");
+    assert!(points > 20);
+}
+
+#[test]
+fn x06_refused_deletions_are_counted_and_not_called_success() {
+    require_strace!("x06_refused_deletions_are_counted_and_not_called_success");
+    let (site, cluster, ids) = with_backups(18, 2);
+    drop(cluster);
+    let sandbox = Sandbox::new("refused");
+    let arguments = ["--keep", "1", "--grace", "0", "--confirm"];
+    let repository = copy(&site, &sandbox, "r");
+    let program = expire_in(&repository).args(arguments).privileged();
+    let (run, fired) = fault::inject(&program, &fault::Fault::error("unlinkat", "EACCES"));
+    assert!(fired > 0);
+    run.expect_code(10);
+    // The root was refused first: all that it needs stays.
+    assert_eq!(whole_backups(&repository).len(), 2);
+    program.run().success();
+    assert_eq!(whole_backups(&repository), ids[1..]);
+
+    // A disk that fails ends the run at once; the next one goes on.
+    let repository = copy(&site, &sandbox, "eio");
+    let traced = copy(&site, &sandbox, "traced");
+    let program = |at: &Path| expire_in(at).args(arguments).privileged();
+    let (_, calls) = fault::trace(&program(&traced), &["unlinkat"]);
+    let packs = "/packs/";
+    let call = calls.iter().find(|c| c.text.contains(packs)).unwrap();
+    let (run, fired) = fault::inject(&program(&repository), &call.fail("EIO"));
+    assert_eq!(fired, 1);
+    run.expect_code(1).expect_stderr("goes on");
+    assert_eq!(whole_backups(&repository), ids[1..]);
+    program(&repository).run().success();
+    assert_eq!(content(&repository), content(&traced));
+}
+
+#[test]
+fn x01_leftovers_go_and_a_damaged_backup_does_not_count() {
+    let (site, cluster, ids) = with_backups(15, 2);
+    drop(cluster);
+    let folder = site.cluster_folder();
+    // A write that was cut, a day and a bit ago, and one of now.
+    let day_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(25 * 3600);
+    for (name, is_old) in [(".tmp.old", true), (".tmp.new", false)] {
+        let path = folder.join("packs").join(name);
+        std::fs::write(&path, "x").unwrap();
+        if is_old {
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            file.set_modified(day_ago).unwrap();
+        }
+    }
+    let expire = |args: &[&str]| {
+        site.pitr()
+            .args(["expire", "--json"])
+            .args(args)
+            .privileged()
+    };
+    expire(&["--keep", "5", "--confirm"]).run().success();
+    assert!(!folder.join("packs/.tmp.old").exists());
+    assert!(folder.join("packs/.tmp.new").exists());
+
+    // The newer backup is known to be damaged.
+    let store = FileStore::open(site.repository(), 7).unwrap();
+    let event = pitr::repo::event::Event {
+        event: "damaged".into(),
+        subject: ids[1].clone(),
+        time: "2026-11-20T06:40:49Z".parse().unwrap(),
+        ..Default::default()
+    };
+    pitr::repo::event::record(&store, &layout(site.repository()), &event, 7).unwrap();
+    let run = expire(&["--keep", "1", "--grace", "0", "--confirm"])
+        .run()
+        .expect_code(8);
+    assert_eq!(fates(&run), ["keep", "keep"]);
+    run.expect_stderr("the last good one, is kept");
+    assert_eq!(whole_backups(site.repository()).len(), 2);
+
+    // A root that cannot be read stops every deletion.
+    let manifest = folder.join("backups").join(&ids[1]).join("manifest");
+    let mut bytes = std::fs::read(&manifest).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&manifest, bytes).unwrap();
+    let before = files(site.repository());
+    let run = expire(&["--keep", "1", "--grace", "0", "--confirm"])
+        .run()
+        .success();
+    assert!(
+        run.json()["clusters"][0]["withheld"][0]
+            .as_str()
+            .unwrap()
+            .contains("manifest")
+    );
+    assert_eq!(files(site.repository()), before);
+}
+
+fn age(path: &Path, hours: u64) {
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(hours * 3600);
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(old).unwrap();
+}
+
+#[test]
+fn x02_an_aborted_backup_goes_behind_a_tombstone_and_can_never_commit() {
+    let (site, cluster, ids) = with_backups(18, 1);
+    drop(cluster);
+    let root = site.repository();
+    let (store, layout) = (FileStore::open(root, 1).unwrap(), layout(root));
+    // It began long ago, wrote a pack, and was killed.
+    let id: BackupId = "20251120T064049Z-full".parse().unwrap();
+    let event = |kind: &str| pitr::repo::event::Event {
+        event: kind.into(),
+        subject: id.to_string(),
+        time: "2025-11-20T06:40:49Z".parse().unwrap(),
+        seconds: Some(3 * 3600),
+        ..Default::default()
+    };
+    pitr::repo::event::begin(&store, &layout, &event("begin")).unwrap();
+    let claim = pitr::repo::event::record(&store, &layout, &event("claim"), 7).unwrap();
+    let folder = site.cluster_folder();
+    let begin = folder.join("events").join(id.to_string()).join("begin");
+    let claim = begin.with_file_name(claim);
+    let pack = folder.join("packs").join(id.to_string()).join("000000");
+    std::fs::create_dir_all(pack.parent().unwrap()).unwrap();
+    std::fs::write(&pack, "half a pack").unwrap();
+    let expire = || {
+        let run = site
+            .pitr()
+            .args(["expire", "--json", "--keep", "1", "--confirm"])
+            .privileged()
+            .run();
+        run.success().json()["clusters"][0].clone()
+    };
+    // By the store's clock all this is of now: it may be a backup that runs, and says that it is old.
+    let done = expire();
+    assert!(done["tombstones"].as_array().unwrap().is_empty());
+    assert!(
+        done["withheld"][0]
+            .as_str()
+            .unwrap()
+            .contains(&id.to_string())
+    );
+    assert!(pack.exists());
+    age(&begin, 25);
+    age(&claim, 25);
+    let done = expire();
+    assert_eq!(done["tombstones"][0], id.to_string());
+    assert!(!pack.exists() && !claim.exists() && begin.exists());
+    // Its writer wakes up and cannot commit any more.
+    let mut late = BackupRoot::read(&store, &layout, &ids[0].parse().unwrap())
+        .unwrap()
+        .unwrap();
+    late.id = id.clone();
+    assert_eq!(
+        late.commit(&store, &layout).unwrap(),
+        pitr::store::Published::Exists
+    );
+    assert!(BackupRoot::read(&store, &layout, &id).unwrap().is_none());
+    assert!(expire()["deletions"].as_array().unwrap().is_empty());
+    // A month later the rest goes too.
+    let tombstone = folder.join("backups").join(id.to_string()).join("manifest");
+    age(&tombstone, 31 * 24);
+    expire();
+    assert!(!tombstone.exists() && !begin.exists());
+    assert_eq!(whole_backups(root), ids);
+    site.pitr().arg("verify").privileged().run().success();
+}
+
+/// Every timeline and point of a repository that a plan reaches, one point in each segment.
+fn reachable(repository: &Path, last: u64) -> BTreeSet<(u32, u64)> {
+    let mut found = BTreeSet::new();
+    for timeline in 1..=3_u32 {
+        for number in 1..=last {
+            let lsn = (number << 20) + 0x40100;
+            let run = pitr()
+                .args(["plan", "--json", "--cluster", "main", "--repository"])
+                .arg(repository)
+                .args(["--target-timeline", &timeline.to_string()])
+                .args([
+                    "--target-lsn",
+                    &format!("{:X}/{:X}", lsn >> 32, lsn & 0xFFFF_FFFF),
+                ])
+                .privileged()
+                .run();
+            if run.is_success() && run.json()["reachable"] == true {
+                found.insert((timeline, lsn));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn i5_x04_what_a_plan_reached_inside_the_promise_it_reaches_afterwards() {
+    let (site, first) = Site::with_cluster(16);
+    let round = |cluster: &Cluster| {
+        cluster.sql("CREATE TABLE IF NOT EXISTS t(n int, filler text)");
+        cluster.sql("INSERT INTO t SELECT n, repeat('x', 200) FROM generate_series(1, 3000) n");
+        cluster.archive_now();
+    };
+    let backup = |cluster: &Cluster| {
+        site.pitr()
+            .args(["backup", "--json"])
+            .env("PITR_CLUSTERS_MAIN_CONNINFO", cluster.conninfo("postgres"))
+            .run()
+            .success();
+        round(cluster);
+    };
+    let standby_of = |cluster: &Cluster| {
+        let mut standby = Cluster::builder(16)
+            .without_fsync()
+            .standby_of(cluster)
+            .create();
+        site.attach(&standby);
+        standby.start();
+        standby
+    };
+    round(&first);
+    backup(&first);
+    backup(&first);
+    let second = standby_of(&first);
+    round(&first);
+    second.promote();
+    second.wait_promoted();
+    // The old primary goes on for a while: two branches.
+    round(&first);
+    backup(&second);
+    let third = standby_of(&second);
+    round(&second);
+    third.promote();
+    third.wait_promoted();
+    round(&third);
+    backup(&third);
+    drop((first, second, third));
+
+    let last = site
+        .files()
+        .iter()
+        .filter_map(|f| f.rsplit('/').next())
+        .filter(|name| name.len() == 24 && name.starts_with("0000000"))
+        .filter_map(|name| u64::from_str_radix(&name[16..], 16).ok())
+        .max()
+        .unwrap();
+    let sandbox = Sandbox::new("promise");
+    let before = reachable(site.repository(), last);
+    assert!(before.iter().any(|(t, _)| *t == 1) && before.iter().any(|(t, _)| *t == 3));
+    let mut less = 0;
+    for keep in 1..=3 {
+        let repository = copy(&site, &sandbox, &format!("keep{keep}"));
+        let run = expire_in(&repository)
+            .args(["--grace", "0", "--confirm", "--keep", &keep.to_string()])
+            .privileged()
+            .run()
+            .success();
+        let json = run.json();
+        let kept = json["clusters"][0]["backups"].as_array().unwrap();
+        let promise = kept
+            .iter()
+            .filter(|b| b["fate"] == "keep")
+            .map(|b| {
+                let lsn = b["stop_lsn"].as_str().unwrap();
+                u64::from_str_radix(lsn.split_once('/').unwrap().1, 16).unwrap()
+            })
+            .min()
+            .unwrap();
+        let after = reachable(&repository, last);
+        assert!(after.is_subset(&before));
+        for point in before.iter().filter(|(_, lsn)| *lsn >= promise) {
+            assert!(
+                after.contains(point),
+                "keep {keep}: {point:X?} is lost\n{json:#}"
+            );
+        }
+        less += before.len() - after.len();
+        let run = pitr()
+            .args(["verify", "--cluster", "main", "--repository"])
+            .arg(&repository)
+            .privileged()
+            .run();
+        run.success();
+    }
+    assert!(less > 0, "nothing was ever expired");
+}
+
+/// `PITR_SCALE_SEGMENTS=100000 cargo test --test it expire_over -- --nocapture` prints what it takes.
+#[test]
+fn expire_over_many_segments_stays_small() {
+    let count: u64 = std::env::var("PITR_SCALE_SEGMENTS").map_or(2000, |n| {
+        n.parse().expect("PITR_SCALE_SEGMENTS is a number")
+    });
+    let sandbox = Sandbox::in_memory("scale");
+    let folder = sandbox.dir("r");
+    crate::plan_scale::repository(&folder, count, &[]);
+    let run = |what: &str| {
+        let program = expire_in(&folder)
+            .args(["--keep", "7", "--grace", "0", what])
+            .privileged();
+        let started = std::time::Instant::now();
+        let (run, usage) = program.measure();
+        let run = run.success();
+        eprintln!(
+            "expire {what} over {count} segments: {:?}, {usage:?}",
+            started.elapsed()
+        );
+        assert!(usage.peak_memory_bytes < 50 << 20, "{usage:?}");
+        run.json()
+    };
+    let shown = run("--dry-run");
+    let done = run("--confirm");
+    let outcome = &done["clusters"][0]["outcome"];
+    assert_eq!(outcome["deleted_backups"].as_array().unwrap().len(), 43);
+    assert_eq!(
+        outcome["deleted_segments"],
+        shown["clusters"][0]["segments"]
+    );
+    assert!(outcome["deleted_segments"].as_u64().unwrap() > count / 2);
+}

@@ -1,0 +1,856 @@
+//! Fetching through the front door: what PostgreSQL is told, and what it must never be told. Row ids are in the names.
+//!
+//! Where a row demands an answer within a second, the limit here is some more: the machine may be busy with other tests.
+
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use pitr::pg::lsn::Lsn;
+use rustix::process::Signal;
+
+use crate::common::fault::{self, Fault, MUTATING};
+use crate::common::mount::{HangingDisk, SmallDisk};
+use crate::common::{Cluster, PATIENCE, Program, Run, Site, Still, Stop, user, wait_until};
+use crate::{per_major, require_root, require_strace};
+
+const MIB: u64 = 1 << 20;
+
+/// A still cluster whose segments are archived.
+fn archived(count: usize) -> Still {
+    let still = Still::new(17, 1, count);
+    still.push_all();
+    still
+}
+
+/// The name of the segment after this one (1 MiB segments).
+fn after(name: &str) -> String {
+    let (log, seg) = (&name[8..16], u32::from_str_radix(&name[16..], 16).unwrap());
+    format!("{}{log}{:08X}", &name[..8], seg + 1)
+}
+
+/// Makes the data directory that of a standby which streams, one which does not, or one in archive recovery.
+fn mode(still: &Still, signal: &str, streams: bool) {
+    for old in [
+        "recovery.signal",
+        "standby.signal",
+        "promote",
+        "pg_wal/pitr.promotion",
+    ] {
+        let _ = std::fs::remove_file(still.cluster.pgdata().join(old));
+    }
+    if !signal.is_empty() {
+        still.cluster.touch(signal);
+    }
+    // As a server that was started an hour ago would have it.
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let pid = format!(
+        "1\n{}\n{}\n",
+        still.cluster.pgdata().display(),
+        now.as_secs() - 3600
+    );
+    std::fs::write(still.cluster.pgdata().join("postmaster.pid"), pid).unwrap();
+    let conninfo = if streams {
+        "primary_conninfo = 'host=primary'\n"
+    } else {
+        ""
+    };
+    std::fs::write(
+        still.cluster.pgdata().join("postgresql.auto.conf"),
+        conninfo,
+    )
+    .unwrap();
+}
+
+/// The repository is away until this is dropped, and leaves its empty mount point behind.
+struct Away {
+    from: PathBuf,
+    to: PathBuf,
+}
+
+impl Away {
+    fn new(site: &Site) -> Away {
+        let (from, to) = (site.repository().to_owned(), site.sandbox().join("away"));
+        std::fs::rename(&from, &to).unwrap();
+        std::fs::create_dir(&from).unwrap();
+        user::own(&from);
+        Away { from, to }
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        std::fs::remove_dir(&self.from).unwrap();
+        std::fs::rename(&self.to, &self.from).unwrap();
+    }
+}
+
+/// Status 1 with a warning, and nothing at the target.
+fn not_here_with_warning(still: &Still, run: Run) {
+    let run = run.expect_code(1);
+    assert!(
+        run.stderr.starts_with("pitr-restore: warning: ") && run.stderr.contains("not here"),
+        "{run}"
+    );
+    assert!(!still.wal("RECOVERYXLOG").exists(), "{run}");
+}
+
+#[test]
+fn f02_the_end_of_the_archive_is_told_at_once_and_without_a_word() {
+    let still = archived(2);
+    mode(&still, "recovery.signal", false);
+    let next = after(&still.segments[1]);
+    let started = Instant::now();
+    for name in [
+        next.as_str(),
+        "00000002.history",
+        "000000020000000000000001",
+    ] {
+        let run = still.fetch(name).run().expect_code(1);
+        assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("", ""));
+    }
+    assert!(started.elapsed() < Duration::from_secs(4));
+    assert!(!still.wal("RECOVERYXLOG").exists());
+}
+
+#[test]
+fn f01_an_unreachable_repository_is_no_end_of_wal() {
+    require_strace!("f01_an_unreachable_repository_is_no_end_of_wal");
+    let still = archived(2);
+    let next = after(&still.segments[1]);
+    let unreachable = Fault::error("openat2", "ETIMEDOUT");
+    for name in [still.segments[0].as_str(), &next] {
+        // Recovery: tries for five minutes (here two seconds), says so, and stops.
+        mode(&still, "recovery.signal", false);
+        let started = Instant::now();
+        let patient = still.fetch(name).env("PITR_FAULT_SECONDS", "2");
+        let (run, fired) = fault::inject(&patient, &unreachable);
+        assert!(fired > 3, "it tried again: {fired}");
+        let run = run
+            .expect_code(200)
+            .expect_stderr("error R200")
+            .expect_stderr("trying again");
+        assert!(started.elapsed() >= Duration::from_secs(2), "{run}");
+        assert!(!still.wal("RECOVERYXLOG").exists());
+
+        // A standby that streams goes on without the archive.
+        mode(&still, "standby.signal", true);
+        let (run, fired) = fault::inject(&still.fetch(name), &unreachable);
+        assert!(fired >= 1);
+        not_here_with_warning(&still, run);
+    }
+    // Debian keeps the configuration elsewhere.
+    let next_name = next.as_str();
+    mode(&still, "standby.signal", false);
+    let etc = still.site.sandbox().dir("etc");
+    let conf = etc.join("postgresql.conf");
+    std::fs::write(&conf, "primary_conninfo = 'host=primary'\n").unwrap();
+    user::own(&conf);
+    let opts = format!(
+        "/usr/bin/postgres \"-D\" \"/data\" \"-c\" \"config_file={}\"\n",
+        conf.display()
+    );
+    std::fs::write(still.cluster.pgdata().join("postmaster.opts"), opts).unwrap();
+    let (run, fired) = fault::inject(&still.fetch(next_name), &unreachable);
+    assert!(fired >= 1);
+    not_here_with_warning(&still, run);
+    // Unless it was told to stop.
+    let config = std::fs::read_to_string(still.site.config()).unwrap();
+    let stop = config.replace(
+        "[clusters.main]\n",
+        "[clusters.main]\nstandby_outage = \"stop\"\n",
+    );
+    std::fs::write(still.site.config(), stop).unwrap();
+    let (run, fired) = fault::inject(&still.fetch(&next), &unreachable);
+    assert!(fired >= 1);
+    run.expect_code(200);
+    let away = Away::new(&still.site);
+    still.fetch(&next).run().expect_code(208);
+    drop(away);
+    still.fetch(&next).run().expect_code(1);
+}
+
+#[test]
+fn f01_a_repository_that_hangs_holds_up_neither_a_standby_nor_recovery_for_ever() {
+    require_root!("f01_a_repository_that_hangs_holds_up_neither_a_standby_nor_recovery_for_ever");
+    let still = archived(1);
+    let fetch = still
+        .fetch(&still.segments[0])
+        .env("PITR_FAULT_SECONDS", "2");
+    let hanging = HangingDisk::over(still.site.repository());
+    mode(&still, "standby.signal", true);
+    let started = Instant::now();
+    not_here_with_warning(&still, fetch.run());
+    assert!(
+        (5..12).contains(&started.elapsed().as_secs()),
+        "{:?}",
+        started.elapsed()
+    );
+    mode(&still, "recovery.signal", false);
+    fetch
+        .run()
+        .expect_code(200)
+        .expect_stderr("has not answered for 2 s");
+    // A promotion is answered within a second, and shutdown at once.
+    mode(&still, "standby.signal", false);
+    let running = fetch.spawn();
+    std::thread::sleep(Duration::from_millis(1500));
+    still.cluster.touch("promote");
+    let asked = Instant::now();
+    let run = running.wait();
+    assert!(matches!(run.code(), 1 | 200), "{run}");
+    assert!(
+        asked.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        asked.elapsed()
+    );
+    mode(&still, "standby.signal", false);
+    let running = fetch.spawn();
+    std::thread::sleep(Duration::from_millis(500));
+    running.signal(Signal::TERM);
+    assert_eq!(running.wait().status.signal(), Some(15));
+    drop(hanging);
+    fetch.run().success();
+}
+
+#[test]
+fn f01_a_standby_that_has_only_the_archive_waits_for_it() {
+    let still = archived(1);
+    mode(&still, "standby.signal", false);
+    let away = Away::new(&still.site);
+    let mut running = still.fetch(&still.segments[0]).spawn();
+    wait_until(PATIENCE, "it says that it waits", || {
+        running.stderr().contains("trying again")
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!running.is_done());
+    drop(away);
+    running.wait().success();
+    assert!(still.wal("RECOVERYXLOG").exists());
+}
+
+#[test]
+fn f06_a_history_file_is_never_absent_because_of_an_outage() {
+    let still = archived(1);
+    let probe = still.fetch("00000002.history");
+    let away = Away::new(&still.site);
+    mode(&still, "recovery.signal", false);
+    probe.run().expect_code(208);
+    mode(&still, "standby.signal", true);
+    not_here_with_warning(&still, probe.run());
+    drop(away);
+
+    // WAL of the timeline is there, so there must be a history.
+    let object = still.site.object("000000020000000000000001");
+    std::fs::create_dir_all(object.parent().unwrap()).unwrap();
+    std::fs::write(&object, "").unwrap();
+    user::own_all(still.site.repository());
+    mode(&still, "recovery.signal", false);
+    probe
+        .run()
+        .expect_code(205)
+        .expect_stderr("the history file of timeline 2 is missing");
+}
+
+#[test]
+fn f06_f18_a_promotion_without_the_archive_depends_on_what_was_streamed() {
+    let still = archived(1);
+    let streamed = after(&still.segments[0]);
+    assert!(still.wal(&streamed).exists());
+    let lacking = after(&after(&after(&after(&streamed))));
+    let _away = Away::new(&still.site);
+
+    // Nothing of it came by streaming: the server must not be promoted, nor by the calls that follow.
+    mode(&still, "standby.signal", true);
+    still.cluster.touch("promote");
+    still.fetch(&lacking).run().expect_code(208);
+    std::fs::remove_file(still.cluster.pgdata().join("promote")).unwrap();
+    still.fetch("00000002.history").run().expect_code(208);
+    std::fs::remove_file(still.cluster.pgdata().join("standby.signal")).unwrap();
+    still.fetch("00000001.history").run().expect_code(208);
+
+    // It is in pg_wal: an outage does not hold up the failover.
+    mode(&still, "standby.signal", true);
+    still.cluster.touch("promote");
+    not_here_with_warning(&still, still.fetch(&streamed).run());
+    std::fs::remove_file(still.cluster.pgdata().join("promote")).unwrap();
+    not_here_with_warning(&still, still.fetch(&still.segments[0]).run());
+    not_here_with_warning(&still, still.fetch("00000002.history").run());
+    std::fs::remove_file(still.cluster.pgdata().join("standby.signal")).unwrap();
+    not_here_with_warning(&still, still.fetch("00000001.history").run());
+    // Neither does a server that is started anew, nor a recovery that is begun on the same directory, take anything from that.
+    let pid = still.cluster.pgdata().join("postmaster.pid");
+    let running = std::fs::read_to_string(&pid).unwrap();
+    let started = running.lines().nth(2).unwrap();
+    std::fs::write(&pid, running.replace(started, "9999999999")).unwrap();
+    still.fetch("00000001.history").run().expect_code(208);
+    std::fs::write(&pid, &running).unwrap();
+    still.cluster.touch("recovery.signal");
+    still.fetch("00000002.history").run().expect_code(208);
+
+    // A standby that waits for its archive hears of a promotion within a second.
+    mode(&still, "standby.signal", false);
+    let running = still.fetch(&lacking).spawn();
+    wait_until(PATIENCE, "it waits", || {
+        running.stderr().contains("trying again")
+    });
+    still.cluster.touch("promote");
+    let asked = Instant::now();
+    running.wait().expect_code(208);
+    assert!(
+        asked.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        asked.elapsed()
+    );
+}
+
+#[test]
+fn f09_an_empty_mount_point_is_not_an_empty_archive() {
+    let still = archived(1);
+    let next = after(&still.segments[0]);
+    let _away = Away::new(&still.site);
+    for signal in ["recovery.signal", ""] {
+        mode(&still, signal, false);
+        for name in [still.segments[0].as_str(), &next, "00000002.history"] {
+            still
+                .fetch(name)
+                .run()
+                .expect_code(208)
+                .expect_stderr("error R208")
+                .expect_stderr("pitr.json");
+        }
+    }
+    assert_eq!(
+        std::fs::read_dir(still.site.repository()).unwrap().count(),
+        0
+    );
+}
+
+#[test]
+fn f03_absence_is_not_proven_while_a_required_repository_is_away() {
+    let still = archived(1);
+    let next = after(&still.segments[0]);
+    let second = still.site.sandbox().join("second");
+    let config = std::fs::read_to_string(still.site.config()).unwrap();
+    std::fs::write(
+        still.site.config(),
+        format!(
+            "{config}\n[repositories.second]\nurl = \"file://{}\"\n",
+            second.display()
+        ),
+    )
+    .unwrap();
+    mode(&still, "recovery.signal", false);
+    still.fetch(&next).run().expect_code(208);
+    // What the first has is delivered all the same, and both are asked once the second is there.
+    still.check(&still.segments[0]);
+    still
+        .push(&still.segments[0])
+        .run()
+        .expect_code(50)
+        .expect_stderr("error A150");
+    still.site.pitr().arg("init").run().success();
+    still.push(&still.segments[0]).run().success();
+    still.fetch(&next).run().expect_code(1);
+    // Not required, it holds up nothing.
+    std::fs::remove_dir_all(&second).unwrap();
+    let text = std::fs::read_to_string(still.site.config()).unwrap();
+    std::fs::write(still.site.config(), text + "required = false\n").unwrap();
+    still.fetch(&next).run().expect_code(1);
+    still
+        .push(&still.segments[0])
+        .run()
+        .success()
+        .expect_stderr("warning: not stored in every repository");
+}
+
+#[test]
+fn f10_a_damaged_copy_is_passed_over_for_a_whole_one() {
+    let still = archived(1);
+    let name = still.segments[0].as_str();
+    let second = still.site.sandbox().join("second");
+    let config = std::fs::read_to_string(still.site.config()).unwrap();
+    std::fs::write(
+        still.site.config(),
+        format!(
+            "{config}\n[repositories.second]\nurl = \"file://{}\"\n",
+            second.display()
+        ),
+    )
+    .unwrap();
+    still.site.pitr().arg("init").run().success();
+    still.push(name).run().success();
+    flip(&still.site.object(name), 1000);
+    still.check(name);
+    std::fs::remove_dir_all(&second).unwrap();
+    let run = still.fetch(name).run();
+    assert!(matches!(run.code(), 201 | 208), "{run}");
+}
+
+#[test]
+fn f04_a_missing_segment_with_later_ones_is_a_gap() {
+    let still = archived(4);
+    let lost = still.segments[1].as_str();
+    std::fs::remove_file(still.site.object(lost)).unwrap();
+    let number = u64::from_str_radix(&lost[16..], 16).unwrap();
+    let lsn = Lsn(number * MIB).to_string();
+    for signal in ["recovery.signal", ""] {
+        mode(&still, signal, false);
+        let run = still.fetch(lost).run().expect_code(205);
+        assert!(
+            run.stderr.contains("error R205")
+                && run.stderr.contains(&lsn)
+                && run.stderr.contains(&still.segments[3]),
+            "{run}"
+        );
+    }
+    // A standby asks again, and streaming can fill the hole, whatever is to be done about an outage.
+    mode(&still, "standby.signal", true);
+    not_here_with_warning(&still, still.fetch(lost).run());
+    still.push(lost).run().success();
+    still.check(lost);
+}
+
+#[test]
+fn f06_a_timeline_that_a_later_one_descends_from_is_not_absent() {
+    let still = archived(1);
+    let path = still.wal("00000003.history");
+    std::fs::write(&path, "1\t0/3000000\tx\n\n2\t0/5000000\tx\n").unwrap();
+    user::own(&path);
+    still.push("00000003.history").run().success();
+    mode(&still, "recovery.signal", false);
+    let run = still.fetch("00000002.history").run().expect_code(205);
+    assert!(run.stderr.contains("timeline 3 descends from it"), "{run}");
+    still.fetch("00000004.history").run().expect_code(1);
+}
+
+fn f05_the_tail_of_a_parent_is_needed_up_to_the_switch(major: u32) {
+    let (site, primary) = Site::with_cluster(major);
+    primary.sql("create table t (a int)");
+    let standby = Cluster::builder(major)
+        .standby_of(&primary)
+        .without_fsync()
+        .start();
+    let mut parent = Vec::new();
+    for n in 0..3 {
+        primary.sql(&format!("insert into t values ({n})"));
+        parent.push(primary.archive_now());
+    }
+    primary.sql("insert into t values (9)");
+    let switch = primary.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    wait_until(PATIENCE, "the standby has it", || {
+        standby.query_one_string("select max(a) from t") == "9"
+    });
+    drop(primary);
+    standby.promote();
+    let child = standby.archive_now();
+    assert_eq!(&child[..8], "00000002");
+    let target = site.sandbox().join("RECOVERYXLOG");
+    let fetch = |name: &str| site.restore().arg(name).arg(&target).run();
+    // It ended in the middle: the parent's copy is a partial, and the child begins with the whole of it.
+    fetch(&switch).expect_code(1);
+    fetch(&after(&switch)).expect_code(1);
+    fetch(&format!("00000002{}", &switch[8..])).success();
+    // Before the child began there is nothing of it.
+    fetch(&format!("00000002{}", &parent[1][8..])).expect_code(1);
+    // The parent's last whole segment is on the way to the child.
+    std::fs::remove_file(site.object(&parent[2])).unwrap();
+    fetch(&parent[2]).expect_code(205);
+    std::fs::remove_file(site.object("00000002.history")).unwrap();
+    fetch("00000002.history").expect_code(205);
+}
+per_major!(f05_the_tail_of_a_parent_is_needed_up_to_the_switch);
+
+/// Flips one bit of a file.
+fn flip(path: &std::path::Path, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 0x10;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn f11_an_object_that_is_not_what_it_should_be_is_never_delivered() {
+    let still = archived(2);
+    let (name, other) = (still.segments[0].as_str(), still.segments[1].as_str());
+    let object = still.site.object(name);
+    let good = std::fs::read(&object).unwrap();
+    let raw = std::fs::read(still.wal(name)).unwrap();
+    mode(&still, "recovery.signal", false);
+    let mut wrong: Vec<Vec<u8>> = vec![
+        Vec::new(),
+        good[..good.len() - 1].to_vec(),
+        good[..good.len() / 2].to_vec(),
+        good[..100].to_vec(),
+        [good.as_slice(), b"more"].concat(),
+        vec![0; good.len()],
+        std::fs::read(still.site.object(other)).unwrap(),
+        std::fs::read(still.wal(name)).unwrap(),
+    ];
+    // Bits all over: head, body, sections, trailer.
+    let step = good.len() / 40;
+    wrong.extend((0..40).map(|n| {
+        let mut bytes = good.clone();
+        bytes[n * step + n] ^= 1 << (n % 8);
+        bytes
+    }));
+    for (n, bytes) in wrong.iter().enumerate() {
+        std::fs::write(&object, bytes).unwrap();
+        let run = still.fetch(name).run();
+        match run.code() {
+            // The bit lies in the index: what is delivered was checked by its own hash all the same.
+            0 if n >= 8 => {
+                assert!(
+                    std::fs::read(still.wal("RECOVERYXLOG")).unwrap() == raw,
+                    "{n}"
+                );
+                std::fs::remove_file(still.wal("RECOVERYXLOG")).unwrap();
+            }
+            201 => {
+                assert!(
+                    run.stderr.contains("error R201") && run.stderr.contains("pitr verify"),
+                    "{n}: {run}"
+                );
+                assert!(!still.wal("RECOVERYXLOG").exists(), "{n}");
+            }
+            _ => panic!("{n}: {run}"),
+        }
+        // The archiver takes none of them for the segment.
+        still
+            .push(name)
+            .run()
+            .expect_code(35)
+            .expect_stderr("error A135");
+    }
+    let leftovers = |f: &String| f.contains(".tmp.");
+    assert!(!still.site.files().iter().any(leftovers));
+    std::fs::write(&object, good).unwrap();
+    still.check(name);
+}
+
+#[test]
+fn f12_a_target_that_cannot_be_written_is_told_and_left_clean() {
+    require_root!("f12_a_target_that_cannot_be_written_is_told_and_left_clean");
+    let still = archived(1);
+    let name = still.segments[0].as_str();
+    let disk = SmallDisk::new(1, 100);
+    let target = disk.path().join("RECOVERYXLOG");
+    Program::new("dd")
+        .args(["if=/dev/zero", "bs=64k", "count=8", "status=none"])
+        .arg(format!("of={}/filler", disk.path().display()))
+        .run()
+        .success();
+    let fetch = still.site.restore().arg(name).arg(&target);
+    fetch
+        .run()
+        .expect_code(206)
+        .expect_stderr("error R206")
+        .expect_stderr("No space left");
+    assert_eq!(std::fs::read_dir(disk.path()).unwrap().count(), 1);
+    std::fs::remove_file(disk.path().join("filler")).unwrap();
+    disk.read_only(true);
+    fetch
+        .run()
+        .expect_code(206)
+        .expect_stderr("Read-only file system");
+    disk.read_only(false);
+    std::fs::set_permissions(disk.path(), std::fs::Permissions::from_mode(0o555)).unwrap();
+    fetch
+        .run()
+        .expect_code(206)
+        .expect_stderr("Permission denied");
+    still
+        .site
+        .restore()
+        .args([name, "/nonexistent/RECOVERYXLOG"])
+        .run()
+        .expect_code(206);
+}
+
+#[test]
+fn f13_a_fetch_killed_at_any_call_leaves_no_half_segment() {
+    require_strace!("f13_a_fetch_killed_at_any_call_leaves_no_half_segment");
+    let still = archived(1);
+    let name = still.segments[0].as_str();
+    let raw = std::fs::read(still.wal(name)).unwrap();
+    let target = still.wal("RECOVERYXLOG");
+    let fetch = still.fetch(name);
+    let (run, calls) = fault::trace(&fetch, MUTATING);
+    run.success();
+    let calls: Vec<_> = calls
+        .into_iter()
+        .filter(|c| c.touches(&still.cluster.pgdata().join("pg_wal")))
+        .collect();
+    eprintln!(
+        "pitr-restore: killed at each of {} mutating calls",
+        calls.len()
+    );
+    assert!(calls.iter().any(|c| c.name.starts_with("rename")));
+    for call in &calls {
+        let _ = std::fs::remove_file(&target);
+        let (run, fired) = fault::inject(&fetch, &call.kill());
+        assert!(run.code() == 137 && fired >= 1, "{}: {run}", call.text);
+        assert!(
+            !target.exists() || std::fs::read(&target).unwrap() == raw,
+            "{}",
+            call.text
+        );
+        still.check(name);
+        for (errno, code) in [("EIO", 206), ("ENOSPC", 206)] {
+            let (run, fired) = fault::inject(&fetch, &call.fail(errno));
+            assert!(fired >= 1, "{}", call.text);
+            // Nobody reads the status of what is cleaned up.
+            if !call.name.starts_with("unlink") {
+                run.expect_code(code);
+                assert!(!target.exists(), "{}", call.text);
+            }
+        }
+    }
+}
+
+#[test]
+fn f14_what_stands_in_the_targets_place_is_replaced_and_not_followed() {
+    let still = archived(1);
+    let name = still.segments[0].as_str();
+    let raw = std::fs::read(still.wal(name)).unwrap();
+    let target = still.wal("RECOVERYXLOG");
+    std::fs::write(&target, "old").unwrap();
+    user::own(&target);
+    still.fetch(name).run().success();
+    assert!(std::fs::read(&target).unwrap() == raw);
+    std::fs::remove_file(&target).unwrap();
+    let victim = still.site.sandbox().file("victim", "keep");
+    symlink(&victim, &target).unwrap();
+    still.fetch(name).run().success();
+    assert_eq!(std::fs::read(&victim).unwrap(), b"keep");
+    assert!(std::fs::symlink_metadata(&target).unwrap().is_file());
+    std::fs::remove_file(&target).unwrap();
+    std::fs::create_dir(&target).unwrap();
+    user::own(&target);
+    still.fetch(name).run().expect_code(206);
+    let temporary = |e: std::io::Result<std::fs::DirEntry>| {
+        e.unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with(".tmp.")
+    };
+    assert!(!std::fs::read_dir(still.wal("")).unwrap().any(temporary));
+}
+
+#[test]
+fn f19_sigterm_ends_a_waiting_fetch_at_once_and_quietly() {
+    let still = archived(1);
+    mode(&still, "standby.signal", false);
+    let _away = Away::new(&still.site);
+    let running = still.fetch(&still.segments[0]).spawn();
+    wait_until(PATIENCE, "it waits", || {
+        running.stderr().contains("trying again")
+    });
+    let said = running.stderr();
+    let sent = Instant::now();
+    running.signal(Signal::TERM);
+    let run = running.wait();
+    assert_eq!(run.status.signal(), Some(15), "{run}");
+    assert!(
+        sent.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        sent.elapsed()
+    );
+    assert_eq!(run.stderr, said);
+}
+
+#[test]
+fn m01_a_medium_that_cannot_be_read_is_no_end_of_wal() {
+    require_strace!("m01_a_medium_that_cannot_be_read_is_no_end_of_wal");
+    let still = archived(1);
+    let name = still.segments[0].as_str();
+    mode(&still, "recovery.signal", false);
+    let (run, calls) = fault::trace(&still.fetch(name), &["pread64"]);
+    run.success();
+    let object = still.site.object(name);
+    let reads: Vec<_> = calls.iter().filter(|c| c.touches(&object)).collect();
+    assert!(reads.len() >= 3, "{calls:?}");
+    std::fs::remove_file(still.wal("RECOVERYXLOG")).unwrap();
+    for read in reads {
+        let (run, fired) = fault::inject(&still.fetch(name), &read.fail("EIO"));
+        assert!(fired >= 1, "{}", read.text);
+        run.expect_code(201);
+        assert!(!still.wal("RECOVERYXLOG").exists());
+    }
+}
+
+#[test]
+fn z04_a_body_that_unpacks_to_more_than_it_may_is_refused_in_little_memory() {
+    use pitr::repo::container::{Codec, ContainerWriter, Identity, Kind};
+    let still = archived(1);
+    let name = still.segments[0].as_str();
+    let object = still.site.object(name);
+    let identifier = still.site.cluster_folder();
+    let identifier = identifier.file_name().unwrap().to_str().unwrap();
+    mode(&still, "recovery.signal", false);
+    for codec in [Codec::Lz4, Codec::Zstd(1)] {
+        let mut writer = ContainerWriter::new(Vec::new(), Kind::Segment, codec).unwrap();
+        let zeros = vec![0; 1 << 20];
+        for _ in 0..4096 {
+            writer.write(&zeros).unwrap();
+        }
+        let start = u64::from_str_radix(&name[16..], 16).unwrap() * MIB;
+        let identity = Identity {
+            hash: [7; 32],
+            raw_bytes: MIB,
+            system_identifier: identifier.parse().unwrap(),
+            timeline: 1,
+            major: 17,
+            segment_size_bytes: MIB,
+            name: name.to_owned(),
+            from_lsn: start,
+            to_lsn: start + MIB,
+        };
+        let bomb = writer.finish(&identity, Vec::new()).unwrap();
+        eprintln!("{codec:?}: {} bytes for 4 GiB", bomb.len());
+        std::fs::write(&object, bomb).unwrap();
+        let started = Instant::now();
+        let (run, usage) = still.fetch(name).measure();
+        run.expect_code(201);
+        assert!(usage.peak_memory_bytes < 64 << 20, "{usage:?}");
+        assert!(
+            started.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            started.elapsed()
+        );
+        assert!(!still.wal("RECOVERYXLOG").exists());
+    }
+}
+
+#[test]
+fn wrong_calls_are_never_the_end_of_wal() {
+    let still = archived(1);
+    let name = still.segments[0].as_str();
+    let run = |args: &[&str]| {
+        still
+            .site
+            .restore()
+            .args(args)
+            .dir(still.cluster.pgdata())
+            .run()
+    };
+    for (args, code, part) in [
+        (&[][..], 202, "R202: two arguments expected, got 0"),
+        (&[name], 202, "got 1"),
+        (
+            &["pg_wal/RECOVERYXLOG", name],
+            202,
+            "The arguments look swapped",
+        ),
+        (
+            &["foo", "pg_wal/RECOVERYXLOG"],
+            202,
+            "is not a WAL file name",
+        ),
+        (&["--frobnicate", name, "pg_wal/x"], 202, "R202: "),
+        (&["--cluster", "Main", name, "pg_wal/x"], 202, "R202: "),
+        (
+            &["--cluster", "other", name, "pg_wal/x"],
+            202,
+            "no cluster \"other\"",
+        ),
+    ] {
+        let run = run(args).expect_code(code);
+        assert!(
+            run.stderr.starts_with("pitr-restore: error ") && run.stderr.contains(part),
+            "{run}"
+        );
+    }
+    for config in ["/nonexistent", "/"] {
+        let run = crate::common::pitr_restore()
+            .args(["--config", config, name, "pg_wal/x"])
+            .run()
+            .expect_code(202);
+        assert!(run.stderr.contains("R202"), "{run}");
+    }
+    still
+        .fetch(name)
+        .env("PITR_FAULT", "restore")
+        .run()
+        .expect_code(209)
+        .expect_stderr("R209: internal error");
+    // Another cluster's data directory.
+    let other = Cluster::builder(17)
+        .segment_size_mb(1)
+        .own_identifier()
+        .create();
+    still
+        .site
+        .restore()
+        .args([name, "pg_wal/RECOVERYXLOG"])
+        .dir(other.pgdata())
+        .run()
+        .expect_code(203);
+    std::fs::set_permissions(
+        still.site.cluster_folder(),
+        std::fs::Permissions::from_mode(0o000),
+    )
+    .unwrap();
+    still
+        .fetch(name)
+        .run()
+        .expect_code(207)
+        .expect_stderr("R207");
+    std::fs::set_permissions(
+        still.site.cluster_folder(),
+        std::fs::Permissions::from_mode(0o700),
+    )
+    .unwrap();
+    // A bare host needs no configuration.
+    let target = still.site.sandbox().join("segment");
+    crate::common::pitr_restore()
+        .arg("--repository")
+        .arg(still.site.repository())
+        .arg(name)
+        .arg(&target)
+        .run()
+        .success();
+    assert!(std::fs::read(target).unwrap() == std::fs::read(still.wal(name)).unwrap());
+}
+
+fn f01_a_streaming_standby_starts_and_streams_without_its_archive(major: u32) {
+    let (site, primary) = Site::with_cluster(major);
+    primary.sql("create table t (a int)");
+    let mut standby = Cluster::builder(major)
+        .standby_of(&primary)
+        .without_fsync()
+        .create();
+    standby.append_config(
+        "restore_command",
+        &site.restore().args(["%f", "%p"]).shell(),
+    );
+    primary.archive_now();
+    let away = Away::new(&site);
+    primary.sql("insert into t values (1)");
+    standby.start();
+    wait_until(PATIENCE, "the standby streams", || {
+        standby.query_one_string("select count(*) from t") == "1"
+    });
+    assert!(
+        standby.log().contains("answering \"not here\""),
+        "{}",
+        standby.log()
+    );
+    assert!(
+        !standby.log().contains("FATAL:  could not restore"),
+        "{}",
+        standby.log()
+    );
+    // An outage holds up no failover, either.
+    drop(primary);
+    standby.promote();
+    assert_eq!(
+        standby.query_one_string("select pg_walfile_name(pg_current_wal_lsn())")[..8],
+        *"00000002"
+    );
+    drop(away);
+    standby.stop(Stop::Fast);
+}
+per_major!(f01_a_streaming_standby_starts_and_streams_without_its_archive);

@@ -1,0 +1,189 @@
+//! Tests of the test harness itself.
+
+use crate::common::fault::{self, Fault};
+use crate::common::mount::{PowerDisk, SmallDisk};
+use crate::common::{Cluster, Program, Sandbox, Stop, pitr_archive};
+use crate::{per_major, require_root, require_strace, skip};
+
+fn a_server_starts_answers_and_stops(major: u32) {
+    let mut cluster = Cluster::builder(major).segment_size_mb(1).start();
+    assert_eq!(cluster.query_one_string("select 1"), "1");
+    let version: u32 = cluster
+        .query_one_string("show server_version_num")
+        .parse()
+        .unwrap();
+    assert_eq!(version / 10_000, major);
+    assert_eq!(cluster.query_one_string("show wal_segment_size"), "1MB");
+    assert_eq!(cluster.query_one_string("show data_checksums"), "on");
+    let pid = cluster.pid().unwrap();
+    cluster.stop(Stop::Fast);
+    assert!(cluster.log().contains("database system is shut down"));
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+per_major!(a_server_starts_answers_and_stops);
+
+fn a_server_archives_and_a_standby_follows_and_is_promoted(major: u32) {
+    let archive = Sandbox::new("archive");
+    let dir = archive.dir("wal");
+    let mut primary = Cluster::builder(major)
+        .segment_size_mb(1)
+        .checksums(false)
+        .without_fsync()
+        .config("archive_mode", "on")
+        .config("archive_command", format!("cp %p {}/%f", dir.display()))
+        .start();
+    primary.sql("create table t (a int); insert into t select generate_series(1, 1000)");
+    let segment = primary.archive_now();
+    assert!(dir.join(&segment).exists());
+
+    let standby = Cluster::builder(major)
+        .standby_of(&primary)
+        .without_fsync()
+        .start();
+    assert_eq!(standby.query_one_string("select pg_is_in_recovery()"), "t");
+    primary.stop(Stop::Immediate);
+    standby.promote();
+    assert_eq!(standby.query_one_string("select count(*) from t"), "1000");
+    assert_eq!(
+        standby
+            .query_one_string("select timeline_id from pg_control_checkpoint()")
+            .len(),
+        1
+    );
+}
+per_major!(a_server_archives_and_a_standby_follows_and_is_promoted);
+
+#[test]
+fn clusters_share_a_system_identifier_unless_told_otherwise() {
+    let one = Cluster::builder(15).segment_size_mb(1).start();
+    let two = Cluster::builder(15).segment_size_mb(1).start();
+    let other = Cluster::builder(15)
+        .segment_size_mb(1)
+        .own_identifier()
+        .start();
+    assert_eq!(one.system_identifier(), two.system_identifier());
+    assert_ne!(one.system_identifier(), other.system_identifier());
+}
+
+#[test]
+fn a_server_that_cannot_start_returns_its_log() {
+    let mut cluster = Cluster::builder(15)
+        .config("shared_buffers", "nonsense")
+        .create();
+    let log = cluster.try_start().unwrap_err();
+    assert!(log.contains("invalid value for parameter"), "{log}");
+}
+
+#[test]
+fn a_server_does_not_outlive_a_panic() {
+    let outcome = std::panic::catch_unwind(|| {
+        let cluster = Cluster::builder(15).segment_size_mb(1).start();
+        std::panic::panic_any(cluster.pid().unwrap());
+    });
+    let pid = *outcome.unwrap_err().downcast::<u32>().unwrap();
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn every_tool_of_a_major_is_where_it_is_said_to_be() {
+    for major in [13, 15, 16, 17, 18] {
+        for name in [
+            "pg_waldump",
+            "pg_verifybackup",
+            "pg_checksums",
+            "pg_controldata",
+        ] {
+            let Some(bin) = crate::common::bin(major, name) else {
+                skip!(
+                    &format!("every_tool_of_a_major_is_where_it_is_said_to_be ({name} of {major})"),
+                    "scripts/get-postgres says what it needs"
+                );
+            };
+            let run = Program::new(bin).arg("--version").run().success();
+            assert!(run.stdout.contains(&format!(" {major}.")), "{run}");
+        }
+    }
+}
+
+#[test]
+fn programs_run_as_a_user_who_is_not_root_with_an_empty_environment() {
+    let run = Program::new("sh")
+        .args(["-c", "id -u; env"])
+        .run()
+        .success();
+    assert!(!run.stdout.starts_with("0\n"), "{run}");
+    assert!(!run.stdout.contains("CARGO"), "{run}");
+    // The small programs are built and can be executed by that user.
+    let run = pitr_archive().run();
+    assert!(run.status.code().is_some(), "{run}");
+}
+
+#[test]
+fn what_a_program_takes_is_measured() {
+    let eats = "x = bytearray(64 << 20)\nfor i in range(3000000): pass";
+    let (run, usage) = Program::new("/usr/bin/python3")
+        .args(["-c", eats])
+        .measure();
+    assert!(run.is_success(), "{run}");
+    assert!(usage.peak_memory_bytes > 64 << 20, "{usage:?}");
+    assert!(
+        usage.cpu > std::time::Duration::from_millis(10),
+        "{usage:?}"
+    );
+    let (run, _) = Program::new("sh").args(["-c", "exit 9"]).measure();
+    assert_eq!(run.code(), 9);
+}
+
+#[test]
+fn an_injected_fault_fires_and_is_counted() {
+    require_strace!("an_injected_fault_fires_and_is_counted");
+    let sandbox = Sandbox::new("inject");
+    let file = sandbox.file("file", "content");
+    let copy = Program::new("mv").arg(&file).arg(sandbox.join("moved"));
+    let names = "rename,renameat,renameat2";
+
+    let (run, fired) = fault::inject(&copy, &Fault::error(names, "ENOSPC"));
+    assert!(fired >= 1 && run.stderr.contains("No space left"), "{run}");
+    let (run, fired) = fault::inject(&copy, &Fault::error(names, "EIO").at(99));
+    assert_eq!(fired, 0, "{run}");
+
+    let file = sandbox.file("file", "content");
+    let (run, calls) = fault::trace(&copy, &["rename", "renameat", "renameat2"]);
+    assert!(run.is_success() && !calls.is_empty(), "{run}");
+    assert!(calls[0].touches(&file) && calls[0].nth == 1);
+
+    sandbox.file("file", "content");
+    let (run, fired) = fault::inject(&copy, &calls[0].kill());
+    assert_eq!((run.code(), fired), (137, 1), "{run}");
+    assert!(file.exists());
+}
+
+#[test]
+fn a_small_disk_gets_full() {
+    require_root!("a_small_disk_gets_full");
+    let disk = SmallDisk::new(1, 10);
+    let run = Program::new("dd")
+        .args(["if=/dev/zero", "bs=64k", "count=32"])
+        .arg(format!("of={}/file", disk.path().display()))
+        .run();
+    assert!(run.stderr.contains("No space left"), "{run}");
+}
+
+#[test]
+fn a_power_cut_loses_what_was_not_synced_and_only_that() {
+    require_root!("a_power_cut_loses_what_was_not_synced_and_only_that");
+    let disk = PowerDisk::new(16);
+    let (synced, lost) = (disk.path().join("synced"), disk.path().join("lost"));
+    Program::new("sh")
+        .args(["-c", "echo one > $0; sync $0; sync -f $0; echo two > $1"])
+        .args([&synced, &lost])
+        .run()
+        .success();
+    disk.cut_power();
+    assert_eq!(std::fs::read_to_string(&synced).unwrap(), "one\n");
+    assert!(
+        std::fs::read_to_string(&lost)
+            .unwrap_or_default()
+            .is_empty()
+    );
+}

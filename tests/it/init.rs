@@ -1,0 +1,426 @@
+//! `pitr init` through the real program, against real data directories.
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use crate::common::{Cluster, Program, Run, Sandbox, Site, pitr, user};
+use crate::{per_major, require_root};
+
+fn init(cluster: &Cluster, sandbox: &Sandbox) -> Program {
+    pitr()
+        .dir(sandbox.path())
+        .arg("init")
+        .arg("--pgdata")
+        .arg(cluster.pgdata())
+        .arg("--repository")
+        .arg(sandbox.join("repo"))
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The lines for postgresql.conf that were printed.
+fn settings(run: &Run) -> String {
+    let is_setting = |l: &&str| l.contains(" = ") && !l.starts_with(' ');
+    let lines: Vec<&str> = run.stdout.lines().filter(is_setting).collect();
+    assert_eq!(lines.len(), 4, "{run}");
+    lines.join("\n") + "\n"
+}
+
+fn the_lines_that_init_prints_make_archiving_work(major: u32) {
+    let sandbox = Sandbox::new("init dir");
+    let mut cluster = Cluster::builder(major)
+        .segment_size_mb(1)
+        .without_fsync()
+        .start();
+    let run = init(&cluster, &sandbox).run().success();
+    let conf = cluster.pgdata().join("postgresql.conf");
+    let old = std::fs::read_to_string(&conf).unwrap();
+    std::fs::write(&conf, old + &settings(&run)).unwrap();
+    cluster.restart();
+    cluster.archive_now();
+    assert_eq!(
+        cluster.query_one_string("select failed_count from pg_stat_archiver"),
+        "0"
+    );
+    assert_eq!(cluster.query_one_string("show archive_timeout"), "1min");
+
+    // The server's address was taken from postmaster.pid, so that the next commands find it.
+    let config = std::fs::read_to_string(sandbox.join("pitr.toml")).unwrap();
+    let address = format!("port={} user=postgres", cluster.port());
+    assert!(config.contains(&address), "{config}");
+    let mode = std::fs::metadata(sandbox.join("pitr.toml")).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(names(&sandbox.join("repo")), ["clusters", "pitr.json"]);
+}
+per_major!(the_lines_that_init_prints_make_archiving_work);
+
+#[test]
+fn init_a_second_time_changes_nothing_and_says_so() {
+    let sandbox = Sandbox::new("init");
+    let cluster = Cluster::builder(17).segment_size_mb(1).create();
+    let first = init(&cluster, &sandbox).run().success();
+    assert!(first.stdout.contains("created") && first.stdout.contains("registered"));
+    let config = std::fs::read(sandbox.join("pitr.toml")).unwrap();
+    let marker = std::fs::read(sandbox.join("repo/pitr.json")).unwrap();
+
+    let again = init(&cluster, &sandbox)
+        .run()
+        .success()
+        .expect_stdout("Nothing had to be done");
+    assert_eq!(settings(&first), settings(&again));
+    // The file says it all by now.
+    pitr()
+        .dir(sandbox.path())
+        .arg("init")
+        .run()
+        .success()
+        .expect_stdout("Nothing had to be done");
+    let json = init(&cluster, &sandbox)
+        .arg("--json")
+        .run()
+        .success()
+        .json();
+    assert_eq!(json["config_written"], false);
+    assert_eq!(json["repositories"][0]["created"], false);
+    assert_eq!(json["repositories"][0]["registered"], false);
+    assert_eq!(json["settings"]["archive_mode"], "on");
+    assert_eq!(std::fs::read(sandbox.join("pitr.toml")).unwrap(), config);
+    assert_eq!(
+        std::fs::read(sandbox.join("repo/pitr.json")).unwrap(),
+        marker
+    );
+    assert_eq!(names(sandbox.path()), ["pitr.toml", "repo"]);
+}
+
+#[test]
+fn another_system_identifier_needs_a_confirmation() {
+    let sandbox = Sandbox::new("init");
+    let one = Cluster::builder(16).segment_size_mb(1).create();
+    let other = Cluster::builder(16)
+        .segment_size_mb(1)
+        .own_identifier()
+        .create();
+    init(&one, &sandbox).run().success();
+    std::fs::remove_file(sandbox.join("pitr.toml")).unwrap();
+    let run = init(&other, &sandbox).run().expect_code(1);
+    assert!(
+        run.stderr.starts_with(
+            "error wrong_cluster: cluster \"main\" is registered with system identifier "
+        ),
+        "{run}"
+    );
+    assert_eq!(names(sandbox.path()), ["repo"]);
+    init(&other, &sandbox)
+        .arg("--confirm")
+        .run()
+        .success()
+        .expect_stdout("registered");
+    assert_eq!(names(&sandbox.join("repo/clusters/main")).len(), 2);
+}
+
+#[test]
+fn a_directory_that_belongs_to_somebody_else_is_left_alone() {
+    let sandbox = Sandbox::new("init");
+    let cluster = Cluster::builder(15).segment_size_mb(1).create();
+    let repo = sandbox.dir("repo");
+    sandbox.file("repo/letters", "dear");
+    let run = init(&cluster, &sandbox).run().expect_code(8);
+    assert_eq!(
+        run.stderr.lines().next().unwrap(),
+        format!(
+            "error refused: directory \"{}\" is not a repository, and not empty: it holds \"letters\"",
+            repo.display()
+        )
+    );
+    assert_eq!(names(&repo), ["letters"]);
+    assert_eq!(names(sandbox.path()), ["repo"]);
+
+    // What mkfs leaves is nothing.
+    std::fs::remove_file(repo.join("letters")).unwrap();
+    std::fs::create_dir(repo.join("lost+found")).unwrap();
+    init(&cluster, &sandbox).run().success();
+    assert_eq!(names(&repo), ["clusters", "lost+found", "pitr.json"]);
+}
+
+#[test]
+fn init_refuses_what_cannot_work_before_it_writes() {
+    let sandbox = Sandbox::new("init");
+    let cluster = Cluster::builder(14).segment_size_mb(1).create();
+    let data = cluster.pgdata().to_str().unwrap().to_owned();
+    let inside = format!("{data}/backups");
+    let repo = sandbox.join("repo");
+    let repo = repo.to_str().unwrap();
+    for (arguments, code, message) in [
+        (
+            &["--pgdata", &data][..],
+            2,
+            "error usage: no configuration file is there, and --repository is not given",
+        ),
+        (
+            &["--repository", repo],
+            2,
+            "error usage: neither --pgdata nor --conninfo is given",
+        ),
+        (
+            &["--pgdata", &data, "--repository", "local"],
+            2,
+            "error usage: \"local\" is not the URL of a repository",
+        ),
+        (
+            &["--pgdata", &data, "--repository", "s3:/b"],
+            3,
+            "error config: \"s3:/b\" is not the URL of a repository",
+        ),
+        (
+            &["--pgdata", "/etc", "--repository", repo],
+            2,
+            "error usage: \"/etc\" is not a data directory: it has no global/pg_control",
+        ),
+        (
+            &["--pgdata", &data, "--repository", repo, "--cluster", "Main"],
+            2,
+            "error usage: \"Main\" is not a cluster name",
+        ),
+        (
+            &["--pgdata", &data, "--repository", &inside],
+            8,
+            "error refused: repository \"",
+        ),
+        (
+            &["--conninfo", "host=/nonexistent", "--repository", repo],
+            9,
+            "error unreachable: ",
+        ),
+    ] {
+        let run = pitr()
+            .dir(sandbox.path())
+            .arg("init")
+            .args(arguments)
+            .run()
+            .expect_code(code);
+        assert!(run.stderr.starts_with(message), "{run}");
+        assert!(names(sandbox.path()).is_empty(), "{run}");
+    }
+    assert!(!Path::new(&inside).exists());
+
+    // A restored copy that nobody adopted.
+    let guard = cluster.pgdata().join("pg_wal/pitr.guard");
+    std::fs::write(&guard, "").unwrap();
+    init(&cluster, &sandbox).run().expect_code(8);
+    std::fs::remove_file(guard).unwrap();
+    assert!(names(sandbox.path()).is_empty());
+
+    // A server built with other pages: pg_control says so (offset 216; its CRC stands at 288 in 14).
+    let control = cluster.pgdata().join("global/pg_control");
+    let mut bytes = std::fs::read(&control).unwrap();
+    bytes[216..220].copy_from_slice(&32768_u32.to_le_bytes());
+    let crc = crc32c::crc32c(&bytes[..288]);
+    bytes[288..292].copy_from_slice(&crc.to_le_bytes());
+    std::fs::write(&control, bytes).unwrap();
+    let run = init(&cluster, &sandbox).run().expect_code(1);
+    assert!(
+        run.stderr.starts_with(
+            "error unsupported: the cluster's data pages have 32768 bytes, only 8192 are supported"
+        ),
+        "{run}"
+    );
+    assert!(names(sandbox.path()).is_empty());
+}
+
+#[test]
+fn an_existing_configuration_is_used_and_never_changed() {
+    let sandbox = Sandbox::new("init");
+    let cluster = Cluster::builder(13).segment_size_mb(1).create();
+    let text = format!(
+        "[clusters.one]\npgdata = '{}'\n[clusters.two]\n[repositories.a]\nurl = 'file://{}'\n[repositories.b]\nurl = 'file://{}'\n",
+        cluster.pgdata().display(),
+        sandbox.join("repo").display(),
+        sandbox.join("other/place").display(),
+    );
+    sandbox.file("pitr.toml", &text);
+    let run = init(&cluster, &sandbox)
+        .args(["--cluster", "two", "--pgdata", "/nowhere"])
+        .run();
+    assert_eq!(run.code(), 2, "--pgdata twice: {run}");
+    let init = |args: &[&str]| pitr().dir(sandbox.path()).arg("init").args(args).run();
+    let run = init(&["--cluster", "one", "--pgdata", "/nowhere"]).expect_code(8);
+    assert!(run.stderr.contains("names another data directory"), "{run}");
+    let run = init(&["--cluster", "one", "--repository", "/nowhere/repo"]).expect_code(8);
+    assert!(run.stderr.contains("does not name the repository"), "{run}");
+    init(&[]).expect_code(2);
+    assert_eq!(names(sandbox.path()), ["pitr.toml"]);
+
+    let run = init(&["--cluster", "one"]).success();
+    assert!(settings(&run).contains("--cluster one %p"), "{run}");
+    assert!(sandbox.join("repo/pitr.json").exists());
+    assert!(sandbox.join("other/place/pitr.json").exists());
+    assert_eq!(
+        std::fs::read_to_string(sandbox.join("pitr.toml")).unwrap(),
+        text
+    );
+}
+
+#[test]
+fn a_server_can_be_asked_instead_of_its_files() {
+    let cluster = Cluster::builder(18).segment_size_mb(1).start();
+    let other = Cluster::builder(18)
+        .segment_size_mb(1)
+        .own_identifier()
+        .start();
+    let sandbox = Sandbox::new("init");
+    let run = init(&cluster, &sandbox)
+        .args(["--conninfo", &other.conninfo("postgres")])
+        .run()
+        .expect_code(1);
+    assert!(
+        run.stderr
+            .contains("the data directory has system identifier"),
+        "{run}"
+    );
+    assert!(names(sandbox.path()).is_empty());
+    // A role without any rights is enough; it may not see the data directory.
+    cluster.sql("create role plain login");
+    let conninfo = cluster
+        .conninfo("postgres")
+        .replace("user=postgres", "user=plain");
+    let json = pitr()
+        .dir(sandbox.path())
+        .args(["init", "--json", "--conninfo", &conninfo, "--repository"])
+        .arg(sandbox.join("repo"))
+        .run()
+        .success()
+        .json();
+    assert_eq!(
+        json["system_identifier"],
+        cluster.system_identifier().to_string()
+    );
+    assert_eq!(json["segment_size_bytes"], 1 << 20);
+    let config = std::fs::read_to_string(sandbox.join("pitr.toml")).unwrap();
+    assert!(
+        config.contains("user=plain") && !config.contains("pgdata   ="),
+        "{config}"
+    );
+}
+
+#[test]
+fn what_root_makes_belongs_to_the_servers_user() {
+    require_root!("what_root_makes_belongs_to_the_servers_user");
+    let sandbox = Sandbox::new("init");
+    let cluster = Cluster::builder(17).segment_size_mb(1).create();
+    let run = init(&cluster, &sandbox)
+        .args(["--config"])
+        .arg(sandbox.join("etc/pitr/pitr.toml"))
+        .privileged()
+        .run()
+        .success();
+    let (uid, _) = user::ids();
+    let identifier = names(&sandbox.join("repo/clusters/main")).remove(0);
+    for path in [
+        "etc".to_owned(),
+        "etc/pitr/pitr.toml".into(),
+        "repo".into(),
+        "repo/pitr.json".into(),
+        "repo/clusters".into(),
+        format!("repo/clusters/main/{identifier}/cluster.json"),
+    ] {
+        let owner = std::fs::metadata(sandbox.join(&path)).unwrap().uid();
+        assert_eq!(owner, uid, "{path}");
+    }
+    assert!(!run.stderr.contains("cannot use"), "{run}");
+    // The server's user can work with it.
+    pitr()
+        .args(["repo", "show", "--config"])
+        .arg(sandbox.join("etc/pitr/pitr.toml"))
+        .run()
+        .success();
+
+    // A configuration that this user cannot reach is named, with what to do.
+    let closed = sandbox.dir("closed");
+    std::os::unix::fs::chown(&closed, Some(0), Some(0)).unwrap();
+    init(&cluster, &sandbox)
+        .arg("--config")
+        .arg(closed.join("pitr.toml"))
+        .privileged()
+        .run()
+        .success()
+        .expect_stderr("cannot use")
+        .expect_stderr("or chmod a+x");
+    // So is a repository of root's.
+    let config = sandbox.file("third.toml", "");
+    std::fs::remove_file(&config).unwrap();
+    std::fs::set_permissions(sandbox.join("repo"), std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(sandbox.join("repo"), Some(1), Some(1)).unwrap();
+    init(&cluster, &sandbox)
+        .arg("--config")
+        .arg(&config)
+        .privileged()
+        .run()
+        .success()
+        .expect_stderr("chown -R ");
+}
+
+#[test]
+fn init_that_is_killed_at_any_write_can_be_run_again() {
+    use crate::common::fault::{self, MUTATING};
+    crate::require_strace!("init_that_is_killed_at_any_write_can_be_run_again");
+    let cluster = Cluster::builder(17).segment_size_mb(1).create();
+    let probe = Sandbox::new("init");
+    let (_, calls) = fault::trace(&init(&cluster, &probe), MUTATING);
+    let calls: Vec<_> = calls
+        .into_iter()
+        .filter(|c| c.touches(probe.path()) || c.name.starts_with("mkdir"))
+        .collect();
+    eprintln!("init: {} mutating calls", calls.len());
+    assert!(calls.len() > 15, "{calls:?}");
+    for call in calls {
+        let sandbox = Sandbox::new("init");
+        let (run, fired) = fault::inject(&init(&cluster, &sandbox), &call.kill());
+        assert_eq!((run.code(), fired), (137, 1), "{}: {run}", call.text);
+        init(&cluster, &sandbox).run().success();
+        let site_files = names(&sandbox.join("repo"));
+        let ours = |n: &&String| !n.starts_with(".tmp.");
+        assert_eq!(
+            site_files.iter().filter(ours).collect::<Vec<_>>(),
+            ["clusters", "pitr.json"]
+        );
+        assert!(sandbox.join("pitr.toml").exists());
+    }
+}
+
+#[test]
+fn what_init_has_made_survives_a_power_cut() {
+    require_root!("what_init_has_made_survives_a_power_cut");
+    let cluster = Cluster::builder(17).segment_size_mb(1).create();
+    let disk = crate::common::mount::PowerDisk::new(16);
+    let config = disk.path().join("etc/pitr.toml");
+    let init = pitr()
+        .args(["init", "--pgdata"])
+        .arg(cluster.pgdata())
+        .arg("--config")
+        .arg(&config)
+        .arg("--repository")
+        .arg(disk.path().join("backups/of/mine"));
+    init.run().success();
+    disk.cut_power();
+    let run = pitr()
+        .args(["repo", "show", "--config"])
+        .arg(&config)
+        .run()
+        .success();
+    assert!(run.stdout.contains("main"), "{run}");
+    init.run().success().expect_stdout("Nothing had to be done");
+}
+
+#[test]
+fn a_site_of_the_harness_is_what_init_makes() {
+    let (site, cluster) = Site::with_cluster(17);
+    let segment = cluster.archive_now();
+    assert!(site.object(&segment).exists(), "{:?}", site.files());
+}

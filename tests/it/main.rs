@@ -1,0 +1,37 @@
+//! Integration tests, in one binary: every module below drives the real programs against real servers.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the rules for what is shipped; tests print, move files and ask the clock"
+)]
+
+mod common;
+
+mod archive;
+mod archive_faults;
+mod backup;
+mod backup_faults;
+mod cli_bad_input;
+mod cli_repo;
+mod demo;
+mod doctor;
+mod expire;
+mod fetch;
+mod harness;
+mod init;
+mod oracle;
+mod pgfiles;
+mod plan;
+mod plan_scale;
+mod restore;
+mod restore_faults;
+mod restore_hostile;
+mod verify;
+mod verify_damage;
+mod wal_by_hand;
+mod wal_decode;
+mod wire;

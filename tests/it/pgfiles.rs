@@ -1,0 +1,230 @@
+//! The small files of a cluster, as real servers write them: control file, labels, maps, data pages.
+
+use std::path::Path;
+
+use pitr::pg::control::{ClusterState, ControlFile};
+use pitr::pg::datapage::{self, PageState};
+use pitr::pg::label::{BackupHistory, BackupLabel, parse_tablespace_map, print_tablespace_map};
+use pitr::pg::lsn::Lsn;
+use pitr::pg::version::Major;
+
+use crate::common::{Cluster, Stop};
+use crate::per_major;
+
+fn control_file(cluster: &Cluster) -> ControlFile {
+    let bytes = std::fs::read(cluster.pgdata().join("global/pg_control")).unwrap();
+    ControlFile::parse(&bytes).unwrap()
+}
+
+fn control_file_says_what_the_server_says(major: u32) {
+    let mut cluster = Cluster::builder(major)
+        .segment_size_mb(1)
+        .without_fsync()
+        .config("max_connections", 77)
+        .config("max_prepared_transactions", 5)
+        .config("track_commit_timestamp", "on")
+        .start();
+    cluster.sql("checkpoint");
+    let control = control_file(&cluster);
+    let row = |sql: &str| -> Vec<String> {
+        let rows = cluster.query_rows(sql);
+        rows[0]
+            .iter()
+            .map(|value| value.clone().unwrap_or_default())
+            .collect()
+    };
+    assert_eq!(control.major.number(), major);
+    assert_eq!(
+        row(
+            "select system_identifier, catalog_version_no, pg_control_version from pg_control_system()"
+        ),
+        [
+            control.system_identifier.to_string(),
+            control.catalog_version.to_string(),
+            control.control_version.to_string()
+        ]
+    );
+    let copy = control.checkpoint_copy;
+    assert_eq!(
+        row("select checkpoint_lsn, redo_lsn, timeline_id, prev_timeline_id, full_page_writes, next_xid, next_oid,
+             next_multixact_id, next_multi_offset, oldest_xid, oldest_active_xid, extract(epoch from checkpoint_time)::bigint
+             from pg_control_checkpoint()"),
+        [
+            control.checkpoint.to_string(),
+            copy.redo.to_string(),
+            copy.timeline.get().to_string(),
+            copy.previous_timeline.get().to_string(),
+            if copy.full_page_writes { "t" } else { "f" }.to_owned(),
+            format!("{}:{}", copy.next_xid >> 32, copy.next_xid & 0xFFFF_FFFF),
+            copy.next_oid.to_string(),
+            copy.next_multi.to_string(),
+            copy.next_multi_offset.to_string(),
+            copy.oldest_xid.to_string(),
+            copy.oldest_active_xid.to_string(),
+            copy.time.to_string(),
+        ]
+    );
+    assert_eq!(
+        row("select database_block_size, blocks_per_segment, wal_block_size, bytes_per_wal_segment, data_page_checksum_version
+             from pg_control_init()"),
+        [
+            control.block_size.to_string(),
+            control.relation_segment_blocks.to_string(),
+            control.wal_block_size.to_string(),
+            control.wal_segment_size.bytes().to_string(),
+            control.data_checksum_version.to_string(),
+        ]
+    );
+    let settings = control.settings;
+    assert_eq!(
+        (settings.max_connections, settings.max_prepared_transactions),
+        (77, 5)
+    );
+    assert_eq!(
+        (
+            settings.wal_level,
+            settings.wal_log_hints,
+            settings.track_commit_timestamp
+        ),
+        (1, false, true)
+    );
+    assert_eq!(
+        settings.max_wal_senders.to_string(),
+        cluster.query_one_string("show max_wal_senders")
+    );
+    assert_eq!(
+        settings.max_worker_processes.to_string(),
+        cluster.query_one_string("show max_worker_processes")
+    );
+    assert_eq!(
+        settings.max_locks_per_transaction.to_string(),
+        cluster.query_one_string("show max_locks_per_transaction")
+    );
+    assert_eq!(control.state, ClusterState::InProduction);
+    cluster.stop(Stop::Fast);
+    assert_eq!(control_file(&cluster).state, ClusterState::ShutDown);
+}
+per_major!(control_file_says_what_the_server_says);
+
+#[test]
+fn control_file_of_a_standby_has_its_recovery_point() {
+    let primary = Cluster::builder(15)
+        .segment_size_mb(1)
+        .without_fsync()
+        .start();
+    let mut standby = Cluster::builder(15)
+        .standby_of(&primary)
+        .without_fsync()
+        .start();
+    assert_eq!(
+        control_file(&standby).state,
+        ClusterState::InArchiveRecovery
+    );
+    standby.stop(Stop::Fast);
+    let control = control_file(&standby);
+    assert_eq!(control.state, ClusterState::ShutDownInRecovery);
+    assert_eq!(
+        control.min_recovery_timeline.map(|timeline| timeline.get()),
+        Some(1)
+    );
+    assert!(control.min_recovery_point > Lsn::INVALID);
+    assert!(!control.backup_end_required);
+}
+
+/// Every page of every relation file below `folder`; how many there were of each kind.
+fn check_pages(folder: &Path, counts: &mut [usize; 2]) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            check_pages(&path, counts);
+            continue;
+        }
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if !name.starts_with(|c: char| c.is_ascii_digit()) {
+            continue;
+        }
+        for (block, page) in std::fs::read(&path).unwrap().chunks(8192).enumerate() {
+            match datapage::check(page, block as u32, None) {
+                PageState::Good => counts[0] += 1,
+                PageState::New => counts[1] += 1,
+                other => panic!("{} block {block}: {other:?}", path.display()),
+            }
+        }
+    }
+}
+
+fn every_page_of_a_stopped_cluster_has_a_good_checksum(major: u32) {
+    let mut cluster = Cluster::builder(major)
+        .segment_size_mb(1)
+        .without_fsync()
+        .start();
+    cluster.sql(
+        "create table t as select i, repeat('x', i % 300) as b from generate_series(1, 20000) i",
+    );
+    cluster.sql("create index on t (i)");
+    cluster.sql("vacuum t");
+    cluster.stop(Stop::Fast);
+    let mut counts = [0, 0];
+    check_pages(&cluster.pgdata().join("base"), &mut counts);
+    check_pages(&cluster.pgdata().join("global"), &mut counts);
+    assert!(counts[0] > 2000, "{counts:?}");
+}
+per_major!(every_page_of_a_stopped_cluster_has_a_good_checksum);
+
+fn labels_and_maps_of_the_server_are_read_and_printed_back(major: u32) {
+    let cluster = Cluster::builder(major)
+        .segment_size_mb(1)
+        .without_fsync()
+        .config("archive_mode", "on")
+        .config("archive_command", "/bin/true")
+        .start();
+    let odd = cluster.sandbox().dir("odd \\ name\nof two lines");
+    let sql = cluster.client();
+    sql.sql(&format!(
+        "create tablespace odd location E'{}'",
+        odd.display()
+            .to_string()
+            .replace('\\', "\\\\")
+            .replace('\n', "\\n")
+    ));
+    let (start, stop) = match major {
+        13 | 14 => (
+            "pg_start_backup('the label', true, false)",
+            "pg_stop_backup(false, false)",
+        ),
+        _ => (
+            "pg_backup_start('the label', true)",
+            "pg_backup_stop(false)",
+        ),
+    };
+    let start: Lsn = sql
+        .query_one_string(&format!("select {start}"))
+        .parse()
+        .unwrap();
+    let rows = sql.query_rows(&format!("select * from {stop}"));
+    let text = |column: usize| rows[0][column].clone().unwrap();
+    let stop: Lsn = text(0).parse().unwrap();
+
+    let label = BackupLabel::parse(text(1).as_bytes()).unwrap();
+    assert_eq!(label.start.lsn, start);
+    assert_eq!(label.label.as_deref(), Some(&b"the label"[..]));
+    assert_eq!(String::from_utf8(label.print()).unwrap(), text(1));
+
+    let major = Major::from_number(major).unwrap();
+    let map = parse_tablespace_map(text(2).as_bytes(), major).unwrap();
+    assert_eq!(map.len(), 1);
+    assert_eq!(map[0].path, odd.display().to_string().into_bytes());
+    let printed = print_tablespace_map(&map, major);
+    assert_eq!(
+        String::from_utf8(printed).unwrap().trim_end(),
+        text(2).trim_end()
+    );
+
+    let wal = cluster.pgdata().join("pg_wal");
+    let name = format!("{}.{:08X}.backup", label.start.file, start.0 & 0xF_FFFF);
+    let bytes = std::fs::read(wal.join(&name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let history = BackupHistory::parse(&bytes).unwrap();
+    assert_eq!((history.stop.lsn, history.label.start), (stop, label.start));
+    assert_eq!(history.print(), bytes);
+}
+per_major!(labels_and_maps_of_the_server_are_read_and_printed_back);

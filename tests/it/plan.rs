@@ -1,0 +1,380 @@
+//! `pitr plan`, `pitr info` and `pitr wal` through the real program, against what real servers archived and how they recover.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::backup::{backup, extract, root};
+use crate::common::{Cluster, Program, Sandbox, Site, user};
+use crate::per_major;
+
+fn plan(site: &Site, args: &[&str]) -> Value {
+    let run = site.pitr().args(["plan", "--json"]).args(args).run();
+    run.json()
+}
+
+/// Inserts one row in a transaction of its own; returns its xid and the commit's time.
+fn insert(cluster: &Cluster, value: i32) -> (String, String) {
+    let client = cluster.client();
+    let xid = client
+        .query_one_string(&format!(
+            "with i as (insert into t values ({value}) returning 1) select pg_current_xact_id_if_assigned()::text from i",
+        ))
+        .clone();
+    let xid = if xid.is_empty() {
+        client.query_one_string("select max(xmin::text::bigint)::text from t")
+    } else {
+        xid
+    };
+    let time = client
+        .query_one_string("select (extract(epoch from clock_timestamp()) * 1000000)::bigint::text");
+    (xid, time)
+}
+
+/// Starts the backup with the settings of a plan and returns the server, promoted.
+fn recover(site: &Site, major: u32, plan: &Value) -> (Cluster, Sandbox) {
+    let id = plan["backup"]["id"].as_str().unwrap();
+    let copy = Sandbox::in_memory("copy");
+    let folder = copy.dir("data");
+    extract(site, &root(site, id), &folder);
+    std::fs::write(folder.join("recovery.signal"), "").unwrap();
+    user::own(&folder.join("recovery.signal"));
+    let mut builder = Cluster::open(major, &folder)
+        .option("archive_mode", "off")
+        .option("restore_command", site.restore().args(["%f", "%p"]).shell());
+    for (name, value) in plan["recovery_settings"].as_object().unwrap() {
+        if name.starts_with("recovery_target") {
+            builder = builder.option(name, value.as_str().unwrap());
+        }
+    }
+    let server = builder.start();
+    server.wait_promoted();
+    (server, copy)
+}
+
+fn a_plan_says_where_the_server_stops(major: u32) {
+    let (site, cluster) = Site::with_cluster(major);
+    cluster.sql("create table t (a int)");
+    insert(&cluster, 1);
+    backup(&site).run().success();
+    let (second, _) = insert(&cluster, 2);
+    std::thread::sleep(Duration::from_millis(20));
+    let (_, between) = insert(&cluster, 3);
+    std::thread::sleep(Duration::from_millis(20));
+    cluster.sql("begin; insert into t values (99); rollback");
+    let (fourth, _) = insert(&cluster, 4);
+    let point = cluster.query_one_string("select pg_create_restore_point('before drop')");
+    insert(&cluster, 5);
+    cluster.archive_now();
+
+    let time = format!("@{}.{}", &between[..10], &between[10..]);
+    for (args, rows, side) in [
+        (vec![], "{1,2,3,4,5}", "after WAL location"),
+        (
+            vec!["--target-xid", &second],
+            "{1,2}",
+            "after commit of transaction",
+        ),
+        (
+            vec!["--target-xid", &fourth, "--exclusive"],
+            "{1,2,3}",
+            "before commit of transaction",
+        ),
+        (vec!["--target-time", &time], "{1,2,3}", "before "),
+        (
+            vec!["--target-name", "before drop"],
+            "{1,2,3,4}",
+            "at restore point",
+        ),
+        (
+            vec!["--target-lsn", &point, "--exclusive"],
+            "{1,2,3,4}",
+            "before WAL location",
+        ),
+        (
+            vec!["--target-immediate"],
+            "{1}",
+            "after reaching consistency",
+        ),
+    ] {
+        let p = plan(&site, &args);
+        assert_eq!(p["reachable"], true, "{args:?} {p:#}");
+        let (server, _copy) = recover(&site, major, &p);
+        assert_eq!(
+            server.query_one_string("select array_agg(a order by a)::text from t"),
+            rows,
+            "{args:?}"
+        );
+        let log = server.log();
+        let line = log
+            .lines()
+            .find_map(|l| l.split("recovery stopping ").nth(1))
+            .unwrap_or_default();
+        assert!(line.starts_with(side), "{line} {p:#}");
+        let stop = &p["stop"];
+        if let Some(xid) = stop["xid"].as_u64() {
+            assert!(line.contains(&format!("transaction {xid}")), "{line} {p:#}");
+        }
+        if line.contains("(LSN)") {
+            let lsn = stop["lsn"].as_str().unwrap();
+            assert!(line.contains(&format!("\"{lsn}\"")), "{line} {p:#}");
+        }
+        // Of names and consistency the server does not tell the side.
+        let side = stop["side"].as_str().unwrap();
+        let untold = line.starts_with("at ") || line.ends_with("consistency");
+        assert!(untold || line.starts_with(side), "{line} {p:#}");
+        let switch =
+            server.query_one_string("select timeline_id::text from pg_control_checkpoint()");
+        assert!(switch == "1" || switch == "2", "{switch}");
+    }
+}
+per_major!(a_plan_says_where_the_server_stops);
+
+#[test]
+fn m11_one_deleted_segment_changes_the_answer_whatever_the_cache_says() {
+    let (site, cluster) = Site::with_cluster(16);
+    cluster.sql("create table t (a int)");
+    backup(&site).run().success();
+    insert(&cluster, 1);
+    let first = cluster.archive_now();
+    insert(&cluster, 2);
+    let second = cluster.archive_now();
+    insert(&cluster, 3);
+    let third = cluster.archive_now();
+    let cache = site.sandbox().dir("cache");
+    let run = |verb: &[&str]| -> Program {
+        site.pitr()
+            .args(verb)
+            .arg("--json")
+            .env("XDG_CACHE_HOME", &cache)
+    };
+    for _ in 0..2 {
+        let p = run(&["plan"]).run().success().json();
+        assert_eq!(
+            (&p["reachable"], &p["outcome"]),
+            (&true.into(), &"end_of_wal".into())
+        );
+        assert_eq!(p["segments_needed"]["last"], third.as_str());
+    }
+    run(&["info"]).run().success();
+    run(&["wal", "gaps"]).run().success();
+    let object = site.object(&second);
+    let aside = site.sandbox().join("aside");
+    std::fs::rename(&object, &aside).unwrap();
+    let p = run(&["plan"]).run().expect_code(5).json();
+    assert_eq!(p["reason"], "gap");
+    assert_eq!(p["segments_missing"], serde_json::json!([second]));
+    assert_eq!(p["segments_missing_count"], 1);
+    assert_eq!(p["outcome"], "fatal");
+    let info = run(&["info"]).run().expect_code(1).json();
+    assert_eq!(info["clusters"][0]["gaps"][0]["segments"], 1);
+    let gaps = run(&["wal", "gaps"]).run().expect_code(4).json();
+    assert_eq!(gaps["gaps"][0]["names"][0], second.as_str());
+    // What lies before the hole is reached all the same.
+    let before = p["nearest_before"]["lsn"].as_str().unwrap().to_owned();
+    let p = run(&["plan", "--target-lsn", &before])
+        .run()
+        .success()
+        .json();
+    assert_eq!(p["segments_needed"]["last"], first.as_str());
+    std::fs::rename(&aside, &object).unwrap();
+    run(&["plan"]).run().success();
+    // A damaged body is found although its index is cached.
+    let third_object = site.object(&third);
+    let mut bytes = std::fs::read(&third_object).unwrap();
+    bytes[50] ^= 0xFF;
+    std::fs::write(&third_object, bytes).unwrap();
+    let damaged = run(&["plan"]).run().expect_code(5).json();
+    assert_eq!(damaged["reason"], "damaged_wal", "{damaged:#}");
+    assert!(damaged["nearest_before"]["lsn"].is_string());
+    run(&["info"]).run().expect_code(1);
+}
+
+#[test]
+fn the_verbs_show_what_is_archived() {
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create table t (a int)");
+    // Nothing can be recovered yet.
+    let name = cluster.archive_now();
+    let info = site
+        .pitr()
+        .args(["info", "--json"])
+        .run()
+        .expect_code(1)
+        .json();
+    assert_eq!(info["clusters"][0]["state"], "critical");
+    let p = plan(&site, &[]);
+    assert_eq!(
+        (&p["reachable"], &p["reason"]),
+        (&false.into(), &"no_backup".into())
+    );
+    site.pitr()
+        .arg("plan")
+        .run()
+        .expect_code(5)
+        .expect_stdout("out of reach");
+    backup(&site).run().success();
+    let (xid, _) = insert(&cluster, 1);
+    cluster.sql("select pg_create_restore_point('here')");
+    let last = cluster.archive_now();
+    let list = site
+        .pitr()
+        .args(["wal", "list", "--json"])
+        .run()
+        .success()
+        .json();
+    let names: Vec<_> = list["segments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["name"].as_str().unwrap())
+        .collect();
+    assert!(
+        names.contains(&name.as_str()) && names.contains(&last.as_str()),
+        "{names:?}"
+    );
+    assert!(list["segments"][0]["stored_bytes"].as_u64().unwrap() > 100);
+    let show = site
+        .pitr()
+        .args(["wal", "show", &last, "--json"])
+        .run()
+        .success()
+        .json();
+    let commits = show["commits"].as_array().unwrap();
+    assert!(
+        commits
+            .iter()
+            .any(|c| c["xid"].as_u64() == xid.parse().ok()),
+        "{show:#}"
+    );
+    assert!(show["records"].as_u64().unwrap() > 3);
+    assert_eq!(show["restore_points"][0]["name"], "here");
+    site.pitr().args(["wal", "show", &last]).run().success();
+    site.pitr()
+        .args(["wal", "list"])
+        .run()
+        .success()
+        .expect_stdout(&last);
+    site.pitr().args(["wal", "conflicts"]).run().success();
+    let info = site.pitr().args(["info", "--json"]).run().success().json();
+    let cluster_info = &info["clusters"][0];
+    assert_eq!(cluster_info["backups"][0]["damaged"], false);
+    assert_eq!(cluster_info["recovery_windows"][0]["timeline"], 1);
+    site.pitr()
+        .arg("info")
+        .run()
+        .success()
+        .expect_stdout("recovery: any moment from");
+    site.pitr()
+        .arg("plan")
+        .run()
+        .success()
+        .expect_stdout("everything archived is replayed");
+    // Fetched by hand, and pushed again.
+    let to = site.sandbox().dir("fetched").join(&last);
+    site.pitr()
+        .args(["wal", "fetch", &last])
+        .arg(&to)
+        .run()
+        .success();
+    assert_eq!(std::fs::metadata(&to).unwrap().len(), 1 << 20);
+    site.pitr().args(["wal", "push"]).arg(&to).run().success();
+    site.pitr()
+        .args(["wal", "fetch", "0000000100000099000000FF"])
+        .arg(&to)
+        .run()
+        .expect_code(2)
+        .expect_stderr("is not in the archive");
+}
+
+#[test]
+fn t01_targets_out_of_reach_are_refused_with_one_message() {
+    let (site, cluster) = Site::with_cluster(15);
+    cluster.sql("create table t (a int)");
+    backup(&site).run().success();
+    insert(&cluster, 1);
+    cluster.sql("select pg_create_restore_point('before drop')");
+    cluster.archive_now();
+    for (args, code, text) in [
+        (vec!["--target-time", "yesterday"], 2, "is not a time"),
+        (vec!["--target-xid", "-1"], 2, "is not a transaction id"),
+        (vec!["--target-lsn", "16/B374D8480"], 2, "is not an LSN"),
+        (vec!["--target-timeline", "0"], 2, "is not a timeline"),
+        (
+            vec!["--backup", "20200101T000000Z-full"],
+            2,
+            "The closest is 20",
+        ),
+        (vec!["--backup", "x"], 2, "is not a backup id"),
+        (vec!["--target-timeline", "9"], 5, "known: 1"),
+        (
+            vec!["--target-xid", "99999999"],
+            5,
+            "subtransactions never count",
+        ),
+        (
+            vec!["--target-name", "before dorp"],
+            5,
+            "did you mean \"before drop\"?",
+        ),
+        (vec!["--target-lsn", "9/0"], 5, "lies behind the archive"),
+        (
+            vec!["--target-time", "2999-01-01T00:00:00Z"],
+            5,
+            "lies in the future",
+        ),
+        (
+            vec!["--target-time", "2001-01-01T00:00:00Z"],
+            5,
+            "lies before the earliest moment",
+        ),
+    ] {
+        let run = site.pitr().arg("plan").args(&args).run().expect_code(code);
+        let said = format!("{}{}", run.stdout, run.stderr);
+        assert!(said.contains(text), "{args:?}: {run}");
+    }
+    let missing = site
+        .pitr()
+        .args(["plan", "--cluster", "prd"])
+        .run()
+        .expect_code(2);
+    assert!(missing.stderr.contains("no cluster \"prd\""), "{missing}");
+}
+
+#[test]
+fn h05_the_latest_timeline_after_promotions_is_followed() {
+    let (site, primary) = Site::with_cluster(17);
+    primary.sql("create table t (a int)");
+    backup(&site).run().success();
+    insert(&primary, 1);
+    primary.archive_now();
+    let mut current = primary;
+    for n in 2..5 {
+        let standby = Cluster::builder(17).standby_of(&current).create();
+        site.attach(&standby);
+        let mut standby = standby;
+        standby.start();
+        let lsn = current.insert_lsn();
+        crate::common::wait_until(Duration::from_secs(60), "the standby has replayed", || {
+            standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
+        });
+        standby.promote();
+        standby.wait_promoted();
+        insert(&standby, n);
+        standby.archive_now();
+        current = standby;
+    }
+    let p = plan(&site, &[]);
+    assert_eq!(p["reachable"], true, "{p:#}");
+    assert_eq!(p["target_timeline"], 4);
+    let (server, _copy) = recover(&site, 17, &p);
+    assert_eq!(
+        server.query_one_string("select array_agg(a order by a)::text from t"),
+        "{1,2,3,4}"
+    );
+    let old = plan(&site, &["--target-timeline", "1"]);
+    assert_eq!(old["reachable"], true, "{old:#}");
+    let info = site.pitr().args(["info", "--json"]).run().json();
+    let windows = info["clusters"][0]["recovery_windows"].as_array().unwrap();
+    assert_eq!(windows.last().unwrap()["timeline"], 4, "{info:#}");
+}

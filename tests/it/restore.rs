@@ -1,0 +1,630 @@
+//! `pitr restore` through the real program: archive, back up, restore, start, compare.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::common::{Cluster, Program, Run, Site, Stop, newest_bin, user};
+use crate::per_major;
+
+/// A cluster with a tablespace, a second database and a history of three moments.
+pub struct Scene {
+    pub cluster: Cluster,
+    pub site: Site,
+    /// Where the tablespace is.
+    pub space: PathBuf,
+    pub backup: String,
+    /// A restore point between the two halves of the workload.
+    pub point: &'static str,
+}
+
+/// Rows before the backup, before the restore point, and after it.
+pub const BEFORE: u32 = 2000;
+pub const AT_POINT: u32 = 2500;
+pub const AT_END: u32 = 3000;
+
+impl Scene {
+    pub fn new(major: u32) -> Scene {
+        let (site, cluster) = Site::with_cluster(major);
+        let space = cluster.sandbox().dir("space");
+        cluster.sql(&format!(
+            "create tablespace ts location '{}'",
+            space.display()
+        ));
+        cluster.sql("create database other");
+        if major >= 15 {
+            let client = cluster.client();
+            client.sql("set allow_in_place_tablespaces = on");
+            client.sql("create tablespace in_place location ''");
+            client.sql("create table p tablespace in_place as select g as a from generate_series(1, 300) g");
+        }
+        cluster.sql(&format!(
+            "create table t (a int primary key, b text);
+             insert into t select g, repeat('x', g % 100) from generate_series(1, {BEFORE}) g;
+             create unlogged table u as select g as a from generate_series(1, 100) g;
+             create table s tablespace ts as select g as a from generate_series(1, 5000) g;
+             create index on s (a) tablespace ts;"
+        ));
+        let other = cluster.client_of("other");
+        other.sql("create table o as select g as a from generate_series(1, 100) g");
+        let run = site.pitr().args(["backup", "--json"]).run().success();
+        let backup = run.json()["id"].as_str().unwrap().to_owned();
+        insert(&cluster, BEFORE, AT_POINT);
+        cluster.sql("select pg_create_restore_point('here')");
+        insert(&cluster, AT_POINT, AT_END);
+        cluster.archive_now();
+        Scene {
+            cluster,
+            site,
+            space,
+            backup,
+            point: "here",
+        }
+    }
+
+    /// Where the test restores to.
+    pub fn to(&self) -> PathBuf {
+        self.site.sandbox().join("copy/data")
+    }
+
+    /// Where its tablespace goes.
+    pub fn new_space(&self) -> PathBuf {
+        self.site.sandbox().join("copy/space")
+    }
+
+    /// `pitr restore` with the tablespace mapped.
+    pub fn restore(&self) -> Program {
+        self.site.sandbox().dir("copy");
+        self.site
+            .pitr()
+            .args(["restore", "--to"])
+            .arg(self.to())
+            .arg("--tablespace-mapping")
+            .arg(format!(
+                "{}={}",
+                self.space.display(),
+                self.new_space().display()
+            ))
+    }
+
+    /// A server on the copy.
+    pub fn open(&self) -> Cluster {
+        Cluster::open(self.cluster.major(), self.to())
+            .option("fsync", "off")
+            .create()
+    }
+}
+
+fn insert(cluster: &Cluster, from: u32, to: u32) {
+    cluster.sql(&format!(
+        "insert into t select g, repeat('y', g % 100) from generate_series({from} + 1, {to}) g"
+    ));
+}
+
+/// All files under a folder with their bytes; links with their targets.
+pub fn content(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    fn walk(folder: &Path, root: &Path, found: &mut Vec<(String, Vec<u8>)>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path
+                .strip_prefix(root)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned();
+            let meta = std::fs::symlink_metadata(&path).unwrap();
+            if meta.is_symlink() {
+                let target = std::fs::read_link(&path).unwrap();
+                found.push((name, target.to_str().unwrap().as_bytes().to_vec()));
+            } else if meta.is_dir() {
+                found.push((format!("{name}/"), Vec::new()));
+                walk(&path, root, found);
+            } else {
+                found.push((name, std::fs::read(&path).unwrap()));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(folder, folder, &mut found);
+    found.sort();
+    found
+}
+
+fn rows(cluster: &Cluster) -> u32 {
+    cluster
+        .query_one_string("select count(*) from t")
+        .parse()
+        .unwrap()
+}
+
+/// Before the first start: the server's own manifest fits, nothing else is there.
+pub fn verify_backup(major: u32, folder: &Path) {
+    Program::new(newest_bin(major, "pg_verifybackup"))
+        .arg("-n")
+        .arg(folder)
+        .run()
+        .success();
+}
+
+/// After a clean stop: every page has its checksum.
+fn check_checksums(cluster: &Cluster) {
+    // Of 14 there is no pg_checksums here; that of 15 does not find a tablespace of 14.
+    let links = cluster.pgdata().join("pg_tblspc");
+    let aside = cluster.pgdata().with_file_name("links");
+    let is_foreign = cluster.bin("pg_checksums").is_none();
+    if is_foreign {
+        std::fs::rename(&links, &aside).unwrap();
+        std::fs::create_dir(&links).unwrap();
+    }
+    Program::new(newest_bin(cluster.major(), "pg_checksums"))
+        .args(["--check", "-D"])
+        .arg(cluster.pgdata())
+        .run()
+        .success();
+    if is_foreign {
+        std::fs::remove_dir(&links).unwrap();
+        std::fs::rename(&aside, &links).unwrap();
+    }
+}
+
+/// While it runs: every table and index is sound.
+fn check_relations(cluster: &Cluster) {
+    if cluster.major() >= 14 && cluster.bin("pg_amcheck").is_some() {
+        cluster
+            .tool("pg_amcheck")
+            .args(["--all", "--heapallindexed", "--install-missing"])
+            .run()
+            .success();
+        return;
+    }
+    cluster.sql("create extension if not exists amcheck");
+    cluster.sql(
+        "select bt_index_check(c.oid, true) from pg_class c join pg_am a on a.oid = c.relam
+         where c.relkind = 'i' and a.amname = 'btree' and c.relpersistence = 'p'",
+    );
+}
+
+fn auto_conf(folder: &Path) -> String {
+    std::fs::read_to_string(folder.join("postgresql.auto.conf")).unwrap()
+}
+
+fn the_whole_way(major: u32) {
+    let scene = Scene::new(major);
+    let to = scene.to();
+
+    // The dry run shows what the real one does, and writes nothing.
+    let target = ["--target-name", scene.point];
+    let dry = scene
+        .restore()
+        .args(target)
+        .args(["--dry-run", "--json"])
+        .run()
+        .success()
+        .json();
+    assert!(!to.exists());
+    let run = scene
+        .restore()
+        .args(target)
+        .arg("--json")
+        .run()
+        .success()
+        .json();
+    let without = |value: &Value| {
+        let mut value = value.clone();
+        for field in ["dry_run", "restored"] {
+            value.as_object_mut().unwrap().remove(field);
+        }
+        value
+    };
+    assert_eq!(without(&dry), without(&run));
+    assert_eq!(run["backup"]["id"], scene.backup.as_str());
+    assert_eq!(run["restored"]["may_archive"], false);
+    assert!(run["restored"]["compared_file_count"].as_u64().unwrap() > 500);
+
+    verify_backup(major, &to);
+    assert!(!to.join("pg_wal/pitr.restore").exists());
+    assert!(!to.join("postmaster.pid").exists());
+    assert!(to.join("pg_wal/pitr.guard").exists());
+    let mode = |path: &Path| {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    };
+    assert_eq!(mode(&to), 0o700);
+    assert_eq!(mode(&to.join("PG_VERSION")), 0o600);
+    assert_eq!(mode(&scene.new_space()), 0o700);
+
+    let mut copy = scene.open();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(rows(&copy), AT_POINT);
+    assert_eq!(copy.query_one_string("select count(*) from s"), "5000");
+    assert_eq!(copy.query_one_string("select count(*) from u"), "0");
+    if major >= 15 {
+        assert_eq!(copy.query_one_string("select count(*) from p"), "300");
+    }
+    let other = copy.client_of("other");
+    assert_eq!(other.query_one_string("select count(*) from o"), "100");
+    let space = copy.query_one_string(
+        "select pg_tablespace_location(oid) from pg_tablespace where spcname = 'ts'",
+    );
+    assert_eq!(space, scene.new_space().to_str().unwrap());
+    assert_eq!(copy.query_one_string("show archive_mode"), "off");
+
+    // The settings of recovery are gone, by the server's own hand.
+    let settings = auto_conf(&to);
+    assert!(!settings.contains("recovery_target"), "{settings}");
+    assert!(!settings.contains("restore_command"), "{settings}");
+    assert!(settings.contains("archive_mode = 'off'"), "{settings}");
+    check_relations(&copy);
+    copy.stop(Stop::Fast);
+    check_checksums(&copy);
+
+    // T08: even with archiving switched on, the copy cannot archive before it is adopted.
+    let archived = scene.site.files();
+    let segment = std::fs::read_dir(to.join("pg_wal"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.file_name().unwrap().len() == 24)
+        .unwrap();
+    scene
+        .site
+        .archive()
+        .arg(&segment)
+        .run()
+        .expect_code(22)
+        .expect_stderr("A122");
+    assert_eq!(scene.site.files(), archived);
+
+    let adopted = scene
+        .site
+        .pitr()
+        .args(["adopt", "--pgdata"])
+        .arg(&to)
+        .run()
+        .success();
+    assert!(adopted.stdout.contains("archive_mode"), "{adopted}");
+    assert!(!auto_conf(&to).contains("archive_mode"));
+    assert!(!to.join("pg_wal/pitr.guard").exists());
+    assert!(!to.join("pg_wal/pitr.settings").exists());
+    let events = scene.site.cluster_folder().join("events/cluster");
+    let recorded = std::fs::read_dir(events).unwrap().any(|e| {
+        e.unwrap()
+            .file_name()
+            .to_str()
+            .unwrap()
+            .contains("-adopted-")
+    });
+    assert!(recorded);
+    copy.start();
+    assert_eq!(copy.query_one_string("show archive_mode"), "on");
+    // Its timeline is new, so it archives beside the old one.
+    copy.archive_now();
+    assert_eq!(rows(&copy), AT_POINT);
+}
+
+per_major!(the_whole_way);
+
+/// The refusals of a restore that never began.
+fn refused(run: &Program, code: i32, part: &str) -> Run {
+    run.run().expect_code(code).expect_stderr(part)
+}
+
+#[test]
+fn t01_t03_t05_nothing_is_written_before_everything_is_checked() {
+    let scene = Scene::new(15);
+    let sandbox = scene.site.sandbox();
+    let to = scene.to();
+    let restore = || scene.restore();
+    let files = scene.site.files();
+
+    // T01: out of reach is said before a byte is copied.
+    refused(
+        &restore().args(["--target-time", "2001-01-01T00:00:00Z"]),
+        5,
+        "",
+    );
+    refused(&restore().args(["--target-name", "there"]), 5, "here");
+    refused(&restore().args(["--target-lsn", "FF/0"]), 5, "");
+    assert!(!to.exists());
+
+    // T03: somebody's data.
+    let full = sandbox.dir("copy/full");
+    sandbox.file("copy/full/x", "keep");
+    let into = |path: &Path| {
+        scene
+            .site
+            .pitr()
+            .args(["restore", "--to"])
+            .arg(path)
+            .arg("--tablespace-mapping")
+            .arg(format!(
+                "{}={}",
+                scene.space.display(),
+                scene.new_space().display()
+            ))
+    };
+    refused(&into(&full), 8, "not empty: 1 entry");
+    refused(&into(scene.cluster.pgdata()), 8, "PostgreSQL runs in");
+    refused(&into(Path::new("/")), 8, "root directory");
+    refused(&into(&sandbox.join("gone/data")), 8, "does not exist");
+    refused(&into(&scene.site.repository().join("x")), 8, "repository");
+    refused(&into(&full.join("x")), 8, "not a directory");
+    assert_eq!(std::fs::read(full.join("x")).unwrap(), b"keep");
+    assert_eq!(scene.site.files(), files);
+
+    // Tablespaces: never over the original, never twice, never inside.
+    let mapped = |mapping: &str| {
+        scene
+            .site
+            .pitr()
+            .args(["restore", "--to"])
+            .arg(&to)
+            .args(["--tablespace-mapping", mapping])
+    };
+    let old = scene.space.display();
+    refused(
+        &scene.site.pitr().args(["restore", "--to"]).arg(&to),
+        8,
+        "not empty",
+    );
+    refused(
+        &mapped(&format!("{old}={}", full.display())),
+        8,
+        "not empty",
+    );
+    refused(
+        &mapped(&format!("{old}={}/t", to.display())),
+        8,
+        "does not exist",
+    );
+    refused(
+        &mapped(&format!("{old}={}", to.display())),
+        2,
+        "data directory",
+    );
+    refused(&mapped("1=/tmp/x"), 2, "no tablespace");
+    assert!(!to.exists());
+    assert_eq!(scene.site.files(), files);
+}
+
+#[test]
+fn f04_a_missing_segment_stops_the_server_and_never_promotes_it() {
+    let scene = Scene::new(16);
+    let run = scene.restore().arg("--json").run().success().json();
+    // Lost after the plan was made.
+    let last = run["segments_needed"]["last"].as_str().unwrap().to_owned();
+    let object = scene.site.object(&last);
+    let aside = scene.site.sandbox().join("aside");
+    std::fs::rename(&object, &aside).unwrap();
+    let mut copy = scene.open();
+    let log = match copy.try_start() {
+        Err(log) => log,
+        // With hot_standby the server may take connections before it stops.
+        Ok(()) => {
+            copy.wait_ended();
+            copy.log()
+        }
+    };
+    assert!(log.contains("FATAL"), "{log}");
+    assert!(!log.contains("archive recovery complete"), "{log}");
+    assert!(scene.to().join("recovery.signal").exists());
+    assert!(auto_conf(&scene.to()).contains("recovery_target_lsn"));
+    // It is back, and recovery goes on where it was.
+    std::fs::rename(&aside, &object).unwrap();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(rows(&copy), AT_END);
+    assert!(!auto_conf(&scene.to()).contains("recovery_target"));
+}
+
+#[test]
+fn a_standby_catches_up_from_the_archive_and_then_streams() {
+    let scene = Scene::new(17);
+    scene.site.sandbox().dir("copy");
+    let conninfo = scene
+        .cluster
+        .conninfo("postgres")
+        .replace(" dbname=postgres", "");
+    scene
+        .cluster
+        .sql("select pg_create_physical_replication_slot('s1')");
+    let run = scene
+        .site
+        .pitr()
+        .args(["standby", "--to"])
+        .arg(scene.to())
+        .args(["--primary-conninfo", &conninfo, "--slot", "s1"])
+        .arg("--tablespace-mapping")
+        .arg(format!(
+            "{}={}",
+            scene.space.display(),
+            scene.new_space().display()
+        ))
+        .run()
+        .success();
+    assert!(run.stdout.contains("pg_ctl -D"), "{run}");
+    verify_backup(17, &scene.to());
+    let wal = scene.to().join("pg_wal");
+    let ours = std::fs::read_dir(&wal)
+        .unwrap()
+        .filter(|e| {
+            e.as_ref()
+                .unwrap()
+                .file_name()
+                .to_str()
+                .unwrap()
+                .starts_with("pitr")
+        })
+        .count();
+    assert_eq!(ours, 0, "a standby is the cluster: no guard, no record");
+    let mut standby = scene.open();
+    standby.start();
+    standby.wait_log("started streaming WAL from primary");
+    standby.wait_log("restored log file");
+    insert(&scene.cluster, AT_END, AT_END + 7);
+    let lsn = scene.cluster.insert_lsn();
+    crate::common::wait_until(crate::common::PATIENCE, "the standby has replayed", || {
+        standby.query_one_string(&format!(
+            "select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn"
+        )) == "t"
+    });
+    assert_eq!(rows(&standby), AT_END + 7);
+    let slot = scene
+        .cluster
+        .query_one_string("select active from pg_replication_slots where slot_name = 's1'");
+    assert_eq!(slot, "t");
+}
+
+#[test]
+fn as_root_the_files_belong_to_the_owner_of_the_directory() {
+    crate::require_root!("as_root_the_files_belong_to_the_owner_of_the_directory");
+    let scene = Scene::new(15);
+    // The parent belongs to the unprivileged user.
+    scene.restore().privileged().run().success();
+    use std::os::unix::fs::MetadataExt as _;
+    fn owners(folder: &Path, found: &mut Vec<u32>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = std::fs::symlink_metadata(&path).unwrap();
+            found.push(meta.uid());
+            if meta.is_dir() {
+                owners(&path, found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    owners(&scene.site.sandbox().join("copy"), &mut found);
+    assert!(found.iter().all(|uid| *uid == user::ids().0));
+    let mut copy = scene.open();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(rows(&copy), AT_END);
+    copy.stop(Stop::Fast);
+    scene
+        .site
+        .pitr()
+        .args(["adopt", "--pgdata"])
+        .arg(scene.to())
+        .privileged()
+        .run()
+        .success();
+    copy.start();
+    // A directory of root's is no place for a server.
+    let roots = std::env::temp_dir().join(format!("pitr-roots-{}", std::process::id()));
+    std::fs::create_dir(&roots).unwrap();
+    let run = scene
+        .site
+        .pitr()
+        .args(["restore", "--to"])
+        .arg(roots.join("x"))
+        .privileged()
+        .run();
+    std::fs::remove_dir(&roots).unwrap();
+    run.expect_code(8).expect_stderr("belongs to root");
+}
+
+#[test]
+fn the_action_at_the_target_is_done() {
+    let scene = Scene::new(18);
+    // Pauses, open for reads, until it is told to go on.
+    scene
+        .restore()
+        .args(["--target-name", scene.point, "--target-action", "pause"])
+        .run()
+        .success()
+        .expect_stdout("pg_wal_replay_resume");
+    let mut copy = scene.open();
+    copy.start();
+    copy.wait_log("pausing at the end of recovery");
+    assert_eq!(rows(&copy), AT_POINT);
+    copy.sql("select pg_wal_replay_resume()");
+    copy.wait_promoted();
+    assert!(!auto_conf(&scene.to()).contains("recovery_target"));
+    drop(copy);
+    std::fs::remove_dir_all(scene.site.sandbox().join("copy")).unwrap();
+
+    // Shuts down; the settings stay, for the next start is to do the same.
+    scene
+        .restore()
+        .args(["--target-name", scene.point, "--target-action", "shutdown"])
+        .run()
+        .success();
+    let mut copy = scene.open();
+    copy.spawn();
+    copy.wait_ended();
+    assert!(
+        copy.log().contains("shutdown at recovery target"),
+        "{}",
+        copy.log()
+    );
+    assert!(auto_conf(&scene.to()).contains("recovery_target_name"));
+    drop(copy);
+    std::fs::remove_dir_all(scene.site.sandbox().join("copy")).unwrap();
+
+    // The successor of a cluster that is lost archives at once, on its own timeline.
+    scene.restore().arg("--adopt").run().success();
+    assert!(!scene.to().join("pg_wal/pitr.guard").exists());
+    let mut copy = scene.open();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(rows(&copy), AT_END);
+    let name = copy.archive_now();
+    assert!(name.starts_with("00000002"), "{name}");
+    assert!(!scene.to().join("pg_wal/pitr.settings").exists());
+}
+
+#[test]
+fn a_copy_that_is_adopted_under_a_new_name_is_a_cluster_of_its_own() {
+    let scene = Scene::new(15);
+    scene.restore().run().success();
+    // Before the first start: what recovery needs stays.
+    let adopt = |name: &str| {
+        scene
+            .site
+            .pitr()
+            .args(["adopt", "--json", "--as", name, "--pgdata"])
+            .arg(scene.to())
+    };
+    adopt("../x").run().expect_code(2);
+    let json = adopt("staging").run().success().json();
+    assert_eq!(json["cluster"], "staging");
+    assert_eq!(json["recovery_pending"], true);
+    assert_eq!(
+        json["settings_removed"],
+        serde_json::json!(["archive_mode"])
+    );
+    let registered = scene.site.repository().join("clusters/staging");
+    assert_eq!(std::fs::read_dir(registered).unwrap().count(), 1);
+    assert!(auto_conf(&scene.to()).contains("recovery_target_lsn"));
+    // Archives under the new name.
+    let command = scene
+        .site
+        .archive()
+        .args(["--cluster", "staging", "--repository"])
+        .arg(scene.site.repository())
+        .arg("%p")
+        .shell();
+    let mut copy = Cluster::open(15, scene.to())
+        .option("fsync", "off")
+        .option("archive_command", command)
+        .create();
+    copy.start();
+    copy.wait_promoted();
+    let name = copy.archive_now();
+    assert!(name.starts_with("00000002"), "{name}");
+    assert!(!auto_conf(&scene.to()).contains("recovery_target"));
+    assert!(
+        !scene.site.object(&name).exists(),
+        "nothing came to the old name"
+    );
+    // Once more does no harm.
+    adopt("staging").run().success();
+    // What is no copy at all is refused.
+    scene
+        .site
+        .pitr()
+        .args(["adopt", "--pgdata", "/tmp"])
+        .run()
+        .expect_code(8)
+        .expect_stderr("not a data directory");
+}

@@ -1,0 +1,384 @@
+//! `pitr verify` through the real program, on repositories of real servers.
+
+use std::path::PathBuf;
+
+use crate::common::{Cluster, Program, Run, Site, Stop};
+use crate::per_major;
+
+fn verify(site: &Site) -> Program {
+    site.pitr().args(["verify", "--json"])
+}
+
+fn findings(run: &Run) -> Vec<serde_json::Value> {
+    run.json()["clusters"][0]["findings"]
+        .as_array()
+        .unwrap()
+        .clone()
+}
+
+fn backup(site: &Site) -> String {
+    let run = site.pitr().args(["backup", "--json"]).run().success();
+    run.json()["id"].as_str().unwrap().to_owned()
+}
+
+/// Rows of several kinds, records across segments, two-phase, a tablespace's worth of files.
+fn work(cluster: &Cluster, round: u32) {
+    cluster.sql("CREATE TABLE IF NOT EXISTS t(n int, filler text)");
+    cluster.sql("INSERT INTO t SELECT n, repeat('x', 200) FROM generate_series(1, 8000) n");
+    cluster.sql(&format!("DELETE FROM t WHERE n % 3 = {}", round % 3));
+    cluster.archive_now();
+}
+
+fn a_sound_repository_of_a_real_server_verifies(major: u32) {
+    let (site, mut cluster) = Site::with_cluster(major);
+    work(&cluster, 0);
+    let first = backup(&site);
+    // A crash in the middle of WAL that is being written, and recovery from it.
+    cluster.sql("INSERT INTO t SELECT n, repeat('y', 200) FROM generate_series(1, 3000) n");
+    cluster.stop(Stop::Immediate);
+    cluster.start();
+    work(&cluster, 1);
+    let second = backup(&site);
+    work(&cluster, 2);
+    let (run, usage) = verify(&site).measure();
+    let run = run.success();
+    assert_eq!(findings(&run), Vec::<serde_json::Value>::new());
+    eprintln!("verify of two backups: {usage:?}");
+    assert!(usage.peak_memory_bytes < 100 << 20, "{usage:?}");
+    let json = run.json();
+    let report = &json["clusters"][0];
+    assert_eq!(report["warnings"].as_array().unwrap().len(), 0, "{report}");
+    let ids: Vec<_> = report["backups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|b| b["id"].as_str().unwrap())
+        .collect();
+    assert_eq!(ids.len(), 2);
+    assert!(ids.contains(&first.as_str()) && ids.contains(&second.as_str()));
+    assert!(report["segments"].as_u64().unwrap() >= 6);
+    site.pitr()
+        .args(["verify", "--backup", &first])
+        .run()
+        .success()
+        .expect_stdout("nothing is damaged or missing");
+    site.pitr()
+        .args(["verify", "--backup", "20200101T000000Z-full"])
+        .run()
+        .expect_code(2);
+
+    // M11: a segment that somebody deleted is a gap, and it is said what it costs.
+    let names: Vec<PathBuf> = segments(&site);
+    let victim = &names[names.len() - 2];
+    std::fs::remove_file(victim).unwrap();
+    let run = verify(&site).run().expect_code(4);
+    let found = findings(&run);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0]["kind"], "gap");
+    assert_eq!(
+        found[0]["object"],
+        victim.file_name().unwrap().to_str().unwrap()
+    );
+    assert!(
+        found[0]["costs"][0].as_str().unwrap().contains("on"),
+        "{found:?}"
+    );
+}
+per_major!(a_sound_repository_of_a_real_server_verifies);
+
+/// The objects of all segments, in order.
+fn segments(site: &Site) -> Vec<PathBuf> {
+    let mut names: Vec<PathBuf> = site
+        .files()
+        .iter()
+        .filter(|f| f.contains("/wal/"))
+        .filter(|f| f.rsplit('/').next().unwrap().len() == 24)
+        .filter(|f| !f.contains("/partial/"))
+        .map(|f| site.repository().join(f))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn h05_promotions_and_their_histories_verify() {
+    let (site, primary) = Site::with_cluster(18);
+    work(&primary, 0);
+    let first = backup(&site);
+    let mut standby = Cluster::builder(18)
+        .without_fsync()
+        .standby_of(&primary)
+        .create();
+    site.attach(&standby);
+    standby.start();
+    work(&primary, 1);
+    primary.sql("INSERT INTO t SELECT n, 'tail' FROM generate_series(1, 100) n");
+    crate::common::wait_until(crate::common::PATIENCE, "the standby has all", || {
+        let position = standby.query_one_string("SELECT pg_last_wal_replay_lsn() IS NOT NULL");
+        position == "t"
+    });
+    standby.promote();
+    standby.wait_promoted();
+    work(&standby, 2);
+    let mut primary = primary;
+    primary.stop(Stop::Fast);
+    let second = backup_of(&site, &standby);
+    work(&standby, 0);
+    let run = verify(&site).run();
+    let found = findings(&run);
+    assert!(found.is_empty(), "{found:#?}");
+    run.success();
+
+    // The history file is gone: nothing tells what timeline 2 descends from.
+    let history = site.cluster_folder().join("wal/00000002/history");
+    let kept = std::fs::read(&history).unwrap();
+    std::fs::remove_file(&history).unwrap();
+    let run = verify(&site).run().expect_code(4);
+    assert_eq!(findings(&run)[0]["kind"], "missing");
+    std::fs::write(&history, kept).unwrap();
+    verify(&site).run().success();
+
+    // The only copy of the segment in which the timelines part.
+    let at_switch = segments(&site)
+        .into_iter()
+        .find(|p| p.to_str().unwrap().contains("/wal/00000002/"))
+        .unwrap();
+    std::fs::remove_file(at_switch).unwrap();
+    let run = verify(&site).run().expect_code(4);
+    let costs = findings(&run)[0]["costs"].to_string();
+    assert!(costs.contains("timeline 2: points from"), "{costs}");
+    assert!(!costs.contains(&format!("backup {first}")), "{costs}");
+    assert!(!costs.contains(&format!("backup {second}")), "{costs}");
+}
+
+fn backup_of(site: &Site, cluster: &Cluster) -> String {
+    // The configuration names the old primary: the environment speaks for the new one.
+    let run = site
+        .pitr()
+        .args(["backup", "--json"])
+        .env("PITR_CLUSTERS_MAIN_CONNINFO", cluster.conninfo("postgres"))
+        .run()
+        .success();
+    run.json()["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn an_empty_repository_is_well_and_says_so() {
+    let cluster = Cluster::builder(18).segment_size_mb(1).create();
+    let site = Site::new(&cluster);
+    site.pitr()
+        .arg("verify")
+        .run()
+        .success()
+        .expect_stderr("0 objects");
+}
+
+#[test]
+fn what_is_no_object_is_told_and_does_not_fail() {
+    let (site, cluster) = Site::with_cluster(18);
+    work(&cluster, 0);
+    let id = backup(&site);
+    drop(cluster);
+    let folder = site.cluster_folder();
+    let strays = [
+        folder.join("wal/notes.txt"),
+        folder.join("packs").join(&id).join("000099"),
+        folder.join("wal/00000001/my notes"),
+        site.repository().join("lost"),
+    ];
+    for stray in &strays {
+        std::fs::write(stray, "x").unwrap();
+    }
+    let run = verify(&site).privileged().run().success();
+    let warnings = run.json()["clusters"][0]["warnings"].clone();
+    assert_eq!(warnings.as_array().unwrap().len(), 4, "{warnings}");
+    // A whole segment under another's name is damage.
+    let names = segments(&site);
+    std::fs::copy(&names[1], &names[2]).unwrap();
+    let run = verify(&site).privileged().run().expect_code(4);
+    assert_eq!(findings(&run)[0]["kind"], "damaged");
+    assert!(
+        run.json()["clusters"][0]["findings"][0]["detail"]
+            .as_str()
+            .unwrap()
+            .contains("it holds")
+    );
+}
+
+#[test]
+fn damage_is_recorded_and_taken_back_when_it_is_gone() {
+    let (site, cluster) = Site::with_cluster(18);
+    work(&cluster, 0);
+    let id = backup(&site);
+    drop(cluster);
+    let pack = site.cluster_folder().join("packs").join(&id).join("000000");
+    let good = std::fs::read(&pack).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 0x10;
+    std::fs::write(&pack, bad).unwrap();
+    let run = verify(&site).privileged().run().expect_code(4);
+    let found = findings(&run);
+    assert!(found[0]["object"].as_str().unwrap().ends_with("/000000"));
+    assert!(
+        found[0]["costs"][0]
+            .as_str()
+            .unwrap()
+            .contains("cannot be restored")
+    );
+    let events = || -> Vec<String> {
+        let wanted = format!("events/{id}/");
+        let mut found: Vec<String> = site.files();
+        found
+            .retain(|f| f.contains(&wanted) && (f.contains("-damaged-") || f.contains("-healed-")));
+        found
+    };
+    assert_eq!(events().len(), 1);
+    // Once is enough, and expire does not count it.
+    verify(&site).privileged().run().expect_code(4);
+    assert_eq!(events().len(), 1);
+    site.pitr()
+        .args(["expire", "--keep", "1", "--dry-run"])
+        .privileged()
+        .run()
+        .expect_code(8);
+    std::fs::write(&pack, good).unwrap();
+    verify(&site).privileged().run().success();
+    assert_eq!(events().len(), 2);
+    site.pitr()
+        .args(["expire", "--keep", "1", "--dry-run"])
+        .privileged()
+        .run()
+        .success();
+}
+
+#[test]
+fn c05_a_record_that_the_server_wrote_wrong_is_named_with_what_it_costs() {
+    let (site, mut cluster) = Site::with_cluster(18);
+    work(&cluster, 0);
+    let first = backup(&site);
+    work(&cluster, 1);
+    let second = backup(&site);
+    work(&cluster, 2);
+    cluster.stop(Stop::Fast);
+    // A segment between the two backups is archived as a failing disk would have it.
+    let names = segments(&site);
+    let json = site.pitr().args(["info", "--json"]).run().json();
+    let backups = json["clusters"][0]["backups"].as_array().unwrap();
+    let stop_of = |id: &str| {
+        let found = backups.iter().find(|b| b["id"] == id).unwrap();
+        let lsn = found["stop_lsn"].as_str().unwrap();
+        u64::from_str_radix(lsn.split_once('/').unwrap().1, 16).unwrap()
+    };
+    let number = stop_of(&first) / (1 << 20) + 1;
+    let object = names
+        .iter()
+        .find(|p| p.to_str().unwrap().ends_with(&format!("{number:08X}")))
+        .unwrap();
+    let name = object.file_name().unwrap().to_str().unwrap();
+    let to = cluster.pgdata().join("pg_wal").join(name);
+    let fetched = site.sandbox().join("segment");
+    site.restore().arg(name).arg(&fetched).run().success();
+    let mut bytes = std::fs::read(&fetched).unwrap();
+    bytes[300_000] ^= 4;
+    std::fs::write(&to, bytes).unwrap();
+    std::fs::remove_file(object).unwrap();
+    site.archive().arg(&to).privileged().run().success();
+    let run = verify(&site).privileged().run().expect_code(4);
+    let found = findings(&run);
+    assert_eq!(found[0]["kind"], "wal", "{found:#?}");
+    assert!(found[0]["object"].as_str().unwrap().ends_with(name));
+    let costs = found[0]["costs"].to_string();
+    let lost = format!("to {:X}/{:X} are lost", 0, stop_of(&second));
+    assert!(costs.contains(&lost), "{found:#?}");
+    assert!(!costs.contains("cannot be restored"), "{found:#?}");
+}
+
+#[test]
+fn c04_pages_that_were_damaged_when_the_backup_was_taken_are_named() {
+    let (site, mut cluster) = Site::with_cluster(17);
+    work(&cluster, 0);
+    let path = cluster.query_one_string("SELECT pg_relation_filepath('t')");
+    cluster.sql("CHECKPOINT");
+    cluster.stop(Stop::Fast);
+    let file = cluster.pgdata().join(&path);
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[3 * 8192 + 5000] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    cluster.start();
+    let run = site.pitr().args(["backup", "--json"]).run().expect_code(10);
+    let id = run.json()["id"].as_str().unwrap().to_owned();
+    let run = verify(&site).run().expect_code(4);
+    let found = findings(&run);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0]["kind"], "pages");
+    let detail = found[0]["detail"].as_str().unwrap();
+    assert!(detail.contains(&format!("{path} block 3")), "{detail}");
+    // It can still be restored, as what it is; and expire does not count it.
+    assert_eq!(run.json()["clusters"][0]["backups"][0]["restorable"], true);
+    site.pitr()
+        .args(["expire", "--keep", "1", "--dry-run", "--json"])
+        .run()
+        .expect_code(8)
+        .expect_stdout(&id);
+}
+
+#[test]
+fn z04_bombs_end_where_their_declared_size_ends() {
+    use pitr::repo::container::{Codec, Container, ContainerWriter, Identity, Kind};
+    use pitr::store::file::FileStore;
+    use pitr::store::{Key, Store as _};
+    const MIB: u64 = 1 << 20;
+    let (site, cluster) = Site::with_cluster(18);
+    work(&cluster, 0);
+    drop(cluster);
+    let object = segments(&site).remove(0);
+    let raw = {
+        let store = FileStore::open(site.repository(), 1).unwrap();
+        let key = object.strip_prefix(site.repository()).unwrap();
+        let key = Key::new(key.to_str().unwrap()).unwrap();
+        let stored = store.open(&key).unwrap().unwrap();
+        Container::open(stored).unwrap().read_small(MIB).unwrap()
+    };
+    let name = object.file_name().unwrap().to_str().unwrap().to_owned();
+    let folder = site.cluster_folder();
+    let identifier = folder.file_name().unwrap().to_str().unwrap();
+    for codec in [Codec::Lz4, Codec::Zstd(1)] {
+        let mut writer = ContainerWriter::new(Vec::new(), Kind::Segment, codec).unwrap();
+        // It begins as it should.
+        writer.write(&raw).unwrap();
+        let zeros = vec![0; 1 << 20];
+        for _ in 0..1024 {
+            writer.write(&zeros).unwrap();
+        }
+        let start = u64::from_str_radix(&name[16..], 16).unwrap() * MIB;
+        let identity = Identity {
+            hash: [7; 32],
+            raw_bytes: MIB,
+            system_identifier: identifier.parse().unwrap(),
+            timeline: 1,
+            major: 18,
+            segment_size_bytes: MIB,
+            name: name.clone(),
+            from_lsn: start,
+            to_lsn: start + MIB,
+        };
+        let mut bomb = writer.finish(&identity, Vec::new()).unwrap();
+        // The trailer lies too, under right checksums.
+        let trailer = bomb.len() - 56;
+        bomb[trailer + 24..trailer + 32].copy_from_slice(&MIB.to_le_bytes());
+        let own = crc32c::crc32c(&bomb[trailer..trailer + 44]);
+        bomb[trailer + 44..trailer + 48].copy_from_slice(&own.to_le_bytes());
+        let all = crc32c::crc32c(&bomb[..trailer + 48]);
+        bomb[trailer + 48..trailer + 52].copy_from_slice(&all.to_le_bytes());
+        std::fs::write(&object, bomb).unwrap();
+        let (run, usage) = verify(&site).privileged().measure();
+        let run = run.expect_code(4);
+        let found = findings(&run);
+        let detail = found[0]["detail"].as_str().unwrap();
+        assert!(
+            detail.contains("longer than the 1048576 bytes"),
+            "{found:#?}"
+        );
+        assert!(usage.peak_memory_bytes < 100 << 20, "{usage:?}");
+    }
+}

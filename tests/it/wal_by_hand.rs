@@ -1,0 +1,188 @@
+//! `pitr wal push`, `fetch`, `conflicts` and `backfill` through the real program.
+
+use crate::common::{Cluster, PATIENCE, Program, Sandbox, Site, Still, Stop, user, wait_until};
+use crate::per_major;
+
+/// The outcome of each file of a backfill, by name.
+fn outcomes(json: &serde_json::Value) -> std::collections::BTreeMap<String, String> {
+    let files = json["files"].as_array().unwrap();
+    let text = |v: &serde_json::Value| v.as_str().unwrap().to_owned();
+    files
+        .iter()
+        .map(|f| (text(&f["name"]), text(&f["outcome"])))
+        .collect()
+}
+
+fn h01_what_a_failed_primary_did_not_archive_comes_from_its_successor(major: u32) {
+    let (site, primary) = Site::with_cluster(major);
+    primary.sql("create table t (a int)");
+    let first = primary.archive_now();
+    let mut standby = Cluster::builder(major)
+        .standby_of(&primary)
+        .without_fsync()
+        .create();
+    // A promoted server archives what it finds .ready: here it must not be able to, either.
+    standby.append_config("archive_command", "false");
+    // The checkpoint after a promotion recycles what is older; nobody needs it any more but we.
+    standby.append_config("wal_keep_size", "256MB");
+    standby.start();
+    // The repository is away while the primary writes its last three segments, and dies.
+    let away = site.sandbox().join("away");
+    std::fs::rename(site.repository(), &away).unwrap();
+    let lost: Vec<String> = (0..3)
+        .map(|n| {
+            primary.sql(&format!("insert into t values ({n})"));
+            primary.switch_wal()
+        })
+        .collect();
+    primary.sql("insert into t values (9)");
+    wait_until(PATIENCE, "the standby has it", || {
+        standby.query_one_string("select max(a) from t") == "9"
+    });
+    drop(primary);
+    standby.promote();
+    std::fs::rename(&away, site.repository()).unwrap();
+    for name in &lost {
+        assert!(!site.object(name).exists());
+    }
+
+    let wal = standby.pgdata().join("pg_wal");
+    let backfill = site.pitr().args(["wal", "backfill", "--from"]).arg(&wal);
+    let json = backfill.clone().arg("--json").run().success().json();
+    let done = outcomes(&json);
+    for name in &lost {
+        assert_eq!(done[name], "stored", "{json:#}");
+    }
+    assert_eq!(done["00000002.history"], "stored");
+    // What is being written is left to the archiver, and so is what was recycled for later.
+    let current = standby.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    assert_eq!(done[&current], "left_out", "{json:#}");
+    assert!(!site.object(&current).exists());
+    let partial = done.keys().find(|n| n.ends_with(".partial"));
+    assert_eq!(
+        partial.map(|n| done[n].as_str()),
+        Some("stored"),
+        "{json:#}"
+    );
+
+    let target = site.sandbox().join("RECOVERYXLOG");
+    for name in [&first].into_iter().chain(&lost) {
+        site.restore().arg(name).arg(&target).run().success();
+        let kept = wal.join(name);
+        assert!(!kept.exists() || std::fs::read(&target).unwrap() == std::fs::read(kept).unwrap());
+    }
+    let again = backfill.run().success();
+    assert!(
+        again.stdout.contains(&format!("already there {}", lost[0])),
+        "{again}"
+    );
+    assert!(again.stderr.starts_with("0 stored,"), "{again}");
+    standby.stop(Stop::Immediate);
+}
+per_major!(h01_what_a_failed_primary_did_not_archive_comes_from_its_successor);
+
+#[test]
+fn backfill_takes_only_what_is_whole_and_goes_on_after_a_conflict() {
+    let still = Still::new(17, 1, 4);
+    let (conflict, whole) = (&still.segments[0], &still.segments[1]);
+    still.push(conflict).run().success();
+    let mut bytes = std::fs::read(still.wal(conflict)).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(still.wal(conflict), bytes).unwrap();
+    // Half a segment over the remains of another: the page in the middle belongs elsewhere.
+    let torn = &still.segments[2];
+    let old = std::fs::read(still.wal(whole)).unwrap();
+    let mut bytes = std::fs::read(still.wal(torn)).unwrap();
+    let half = 16384;
+    bytes[half..].copy_from_slice(&old[half..]);
+    std::fs::write(still.wal(torn), bytes).unwrap();
+    // Cut short, and something else altogether.
+    let cut = &still.segments[3];
+    let bytes = std::fs::read(still.wal(cut)).unwrap();
+    std::fs::write(still.wal(cut), &bytes[..bytes.len() / 2]).unwrap();
+    std::fs::write(still.wal("notes"), "").unwrap();
+
+    let backfill = still
+        .site
+        .pitr()
+        .args(["wal", "backfill", "--from"])
+        .arg(still.wal(""));
+    let run = backfill.clone().arg("--json").run().expect_code(1);
+    let done = outcomes(&run.json());
+    assert_eq!(done[conflict], "refused", "{run}");
+    assert_eq!(done[whole], "stored", "{run}");
+    assert_eq!(done[torn], "left_out", "{run}");
+    assert_eq!(done[cut], "left_out", "{run}");
+    assert!(!done.contains_key("notes"));
+    let run = backfill.run().expect_code(1);
+    assert!(run.stderr.contains("error conflict: "), "{run}");
+
+    let run = still.site.pitr().args(["wal", "conflicts", "--json"]).run();
+    let conflicts = run.json();
+    let list = conflicts["conflicts"].as_array().unwrap();
+    assert_eq!(list.len(), 1, "{run}");
+    assert_eq!(list[0]["name"], conflict.as_str(), "{run}");
+    let run = still.site.pitr().args(["wal", "conflicts", conflict]).run();
+    assert!(run.stdout.contains(conflict.as_str()), "{run}");
+
+    let empty = Sandbox::new("empty");
+    still
+        .site
+        .pitr()
+        .args(["wal", "backfill", "--from"])
+        .arg(empty.path())
+        .run()
+        .success()
+        .expect_stdout("no WAL file");
+    still
+        .site
+        .pitr()
+        .args(["wal", "backfill", "--from", "/nonexistent"])
+        .run()
+        .expect_code(1);
+}
+
+#[test]
+fn push_and_fetch_by_hand_have_the_statuses_of_pitr() {
+    let still = Still::new(17, 1, 1);
+    let name = still.segments[0].as_str();
+    let pitr = |args: &[&str]| -> Program {
+        still
+            .site
+            .pitr()
+            .arg("wal")
+            .args(args)
+            .dir(still.cluster.pgdata())
+    };
+    let path = format!("pg_wal/{name}");
+    pitr(&["push", &path])
+        .run()
+        .success()
+        .expect_stderr("stored");
+    pitr(&["push", &path])
+        .run()
+        .success()
+        .expect_stderr("already there");
+    let json = pitr(&["push", &path, "--json"]).run().success().json();
+    assert_eq!(json["outcome"], "already_there");
+    pitr(&["fetch", name, "segment"]).run().success();
+    assert!(
+        std::fs::read(still.cluster.pgdata().join("segment")).unwrap()
+            == std::fs::read(still.wal(name)).unwrap()
+    );
+    // Not there is an answer here, and no end of anything.
+    let run = pitr(&["fetch", "0000000100000000000000FF", "segment"])
+        .run()
+        .expect_code(2);
+    assert!(run.stderr.contains("is not in the archive"), "{run}");
+    pitr(&["fetch", "nonsense", "segment"]).run().expect_code(1);
+    pitr(&["push", "pg_wal/nonsense"]).run().expect_code(1);
+    std::fs::write(still.wal("pitr.guard"), "").unwrap();
+    user::own(&still.wal("pitr.guard"));
+    pitr(&["push", &path])
+        .run()
+        .expect_code(8)
+        .expect_stderr("pitr adopt");
+    std::fs::rename(still.site.repository(), still.site.sandbox().join("away")).unwrap();
+    pitr(&["fetch", name, "segment"]).run().expect_code(9);
+}

@@ -1,0 +1,504 @@
+//! The rules of the house that a machine can check: import direction, who may print, sync and exit, links, tests that run.
+//!
+//! It reads the sources as text, without comments and strings. `cargo test --test tidy -- --nocapture` also lists long files.
+
+#![allow(clippy::print_stdout, reason = "tests report by printing")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Modules of the library, lowest layer first. A module imports from the layers before its own, and from `error`.
+const LAYERS: &[&[&str]] = &[
+    &["error", "progress", "durable", "fault"],
+    &["pg", "exit"],
+    &["config"],
+    &["store", "wire"],
+    &["repo"],
+    &["archive", "plan", "snapshot"],
+    &[
+        "command", "receive", "backup", "restore", "expire", "verify",
+    ],
+    &["agent"],
+    &["cli"],
+];
+
+/// Longer files are listed, not refused.
+const LONG_FILE_LINES: usize = 500;
+
+struct Source {
+    /// Relative to the root, `src/pg/lsn.rs`.
+    path: String,
+    /// With comments, strings and character literals blanked; lines stay where they are.
+    code: String,
+    /// Where the unit tests at the end of the file begin (in bytes of `code`), or its end.
+    tests_from: usize,
+}
+
+impl Source {
+    /// The code without the unit tests.
+    fn shipped(&self) -> &str {
+        &self.code[..self.tests_from]
+    }
+
+    /// `src/pg/lsn.rs` and `src/pg/mod.rs` belong to `pg`, `src/error.rs` to `error`.
+    fn module(&self) -> &str {
+        let rest = self
+            .path
+            .strip_prefix("src/")
+            .expect("a source of the library");
+        rest.split('/')
+            .next()
+            .unwrap_or(rest)
+            .trim_end_matches(".rs")
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files_under(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    let mut entries: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    for path in entries {
+        if path.is_dir() {
+            files_under(&path, extension, found);
+        } else if path.extension().is_some_and(|e| e == extension) {
+            found.push(path);
+        }
+    }
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap().display().to_string()
+}
+
+fn sources(folders: &[&str]) -> Vec<Source> {
+    let mut paths = Vec::new();
+    for folder in folders {
+        files_under(&root().join(folder), "rs", &mut paths);
+    }
+    paths
+        .iter()
+        .map(|path| {
+            let code = code_only(&fs::read_to_string(path).unwrap());
+            let tests_from = code.find("#[cfg(test)]\nmod ").unwrap_or(code.len());
+            Source {
+                path: relative(path),
+                code,
+                tests_from,
+            }
+        })
+        .collect()
+}
+
+fn library() -> Vec<Source> {
+    let all = sources(&["src"]);
+    assert!(all.len() > 5, "the sources of the library were not found");
+    all
+}
+
+/// Blanks comments, strings and character literals, and keeps the line breaks.
+fn code_only(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = bytes.to_vec();
+    let mut at = 0;
+    while at < bytes.len() {
+        let end = end_of_text(bytes, at);
+        if end == at {
+            at += 1;
+            continue;
+        }
+        for byte in &mut out[at..end] {
+            if *byte != b'\n' {
+                *byte = b' ';
+            }
+        }
+        at = end;
+    }
+    String::from_utf8(out).expect("whole characters were blanked")
+}
+
+/// Returns the end of the comment or literal that begins at `at`, or `at` if none does.
+fn end_of_text(bytes: &[u8], at: usize) -> usize {
+    let rest = &bytes[at..];
+    let find = |from: usize, what: &[u8]| {
+        rest[from..]
+            .windows(what.len())
+            .position(|window| window == what)
+            .map_or(bytes.len(), |i| at + from + i + what.len())
+    };
+    let after_word = at > 0 && (bytes[at - 1].is_ascii_alphanumeric() || bytes[at - 1] == b'_');
+    match rest {
+        [b'/', b'/', ..] => find(2, b"\n") - usize::from(find(2, b"\n") < bytes.len()),
+        [b'/', b'*', ..] => find(2, b"*/"),
+        [b'r', b'"' | b'#', ..] | [b'b', b'r', b'"' | b'#', ..] if !after_word => {
+            let start = 1 + usize::from(rest[0] == b'b');
+            let hashes = rest[start..].iter().take_while(|b| **b == b'#').count();
+            if rest.get(start + hashes) != Some(&b'"') {
+                return at; // a raw identifier
+            }
+            let close = [b"\"".as_slice(), &b"#".repeat(hashes)].concat();
+            find(start + hashes + 1, &close)
+        }
+        [b'"', ..] => {
+            let mut i = 1;
+            while i < rest.len() && rest[i] != b'"' {
+                i += 1 + usize::from(rest[i] == b'\\');
+            }
+            (at + i + 1).min(bytes.len())
+        }
+        [b'\'', b'\\', _, ..] => find(3, b"'"),
+        // A character, not a lifetime: the quote closes after one character of up to four bytes.
+        [b'\'', ..] => (2..=5)
+            .find(|&i| {
+                rest.get(i) == Some(&b'\'')
+                    && std::str::from_utf8(&rest[1..i]).is_ok_and(|s| s.chars().count() == 1)
+            })
+            .map_or(at, |i| at + i + 1),
+        _ => at,
+    }
+}
+
+fn line_of(code: &str, at: usize) -> usize {
+    code[..at].matches('\n').count() + 1
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_'
+}
+
+/// Where `needle` stands in `code`, not as the end of a longer word.
+fn find_all<'a>(code: &'a str, needle: &'a str) -> impl Iterator<Item = usize> + 'a {
+    code.match_indices(needle)
+        .map(|(at, _)| at)
+        .filter(move |&at| {
+            at == 0 || !is_word(needle.as_bytes()[0]) || !is_word(code.as_bytes()[at - 1])
+        })
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&module))
+}
+
+/// The modules named after `crate::`, one or several in braces, with where they stand.
+fn imports(code: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for at in find_all(code, "crate::") {
+        let rest = &code[at + "crate::".len()..];
+        if let Some(group) = rest.strip_prefix('{') {
+            let mut depth = 1;
+            let mut word = String::new();
+            let mut first = true; // before the `::` of a path in the group
+            for c in group.chars() {
+                match c {
+                    '{' => depth += 1,
+                    '}' => depth -= 1,
+                    _ => {}
+                }
+                if depth == 1 && first && (c.is_ascii_alphanumeric() || c == '_') {
+                    word.push(c);
+                    continue;
+                }
+                if !word.is_empty() {
+                    found.push((at, std::mem::take(&mut word)));
+                    first = false;
+                }
+                if depth == 1 && c == ',' {
+                    first = true;
+                }
+                if depth == 0 {
+                    break;
+                }
+            }
+        } else {
+            let word: String = rest
+                .chars()
+                .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+                .collect();
+            let is_macro = rest[word.len()..].starts_with('!');
+            if !word.is_empty() && !is_macro {
+                found.push((at, word));
+            }
+        }
+    }
+    found
+}
+
+fn fail_if_any(problems: &[String], rule: &str) {
+    assert!(problems.is_empty(), "{rule}\n  {}\n", problems.join("\n  "));
+}
+
+#[test]
+fn imports_point_only_downward() {
+    let mut problems = Vec::new();
+    for source in library() {
+        let module = source.module();
+        if matches!(module, "lib" | "main") {
+            continue;
+        }
+        let Some(own) = layer(module) else {
+            problems.push(format!(
+                "{}: module \"{module}\" is in no layer of tests/tidy.rs",
+                source.path
+            ));
+            continue;
+        };
+        for (at, import) in imports(&source.code) {
+            // `err` is the macro of `error`, brought in by name.
+            let allowed = import == module
+                || matches!(import.as_str(), "error" | "err")
+                || layer(&import).is_some_and(|other| other < own);
+            if !allowed {
+                let line = line_of(&source.code, at);
+                problems.push(format!(
+                    "{}:{line}: \"{module}\" imports \"{import}\"",
+                    source.path
+                ));
+            }
+        }
+        // `super::` at the top of a module would reach its siblings past the check above.
+        let is_top = source.path == format!("src/{module}.rs")
+            || source.path == format!("src/{module}/mod.rs");
+        let escape = if is_top { "super::" } else { "super::super::" };
+        for at in find_all(source.shipped(), escape) {
+            let line = line_of(&source.code, at);
+            problems.push(format!(
+                "{}:{line}: write crate::… instead of {escape}…",
+                source.path
+            ));
+        }
+    }
+    fail_if_any(
+        &problems,
+        "a module imports from lower layers only (what two siblings share moves down):",
+    );
+}
+
+#[test]
+fn lib_rs_declares_every_module_of_the_table_once() {
+    let lib = code_only(&fs::read_to_string(root().join("src/lib.rs")).unwrap());
+    let declared: BTreeSet<&str> = find_all(&lib, "mod ")
+        .map(|at| {
+            lib[at + 4..]
+                .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+                .next()
+                .unwrap()
+        })
+        .collect();
+    let problems: Vec<String> = declared
+        .iter()
+        .filter(|module| layer(module).is_none())
+        .map(|module| format!("src/lib.rs: \"{module}\" is in no layer of tests/tidy.rs"))
+        .collect();
+    fail_if_any(&problems, "every module has a layer:");
+}
+
+fn forbid(sources: &[Source], needles: &[&str], allowed: impl Fn(&str) -> bool, rule: &str) {
+    let mut problems = Vec::new();
+    for source in sources.iter().filter(|source| !allowed(&source.path)) {
+        for needle in needles {
+            for at in find_all(source.shipped(), needle) {
+                problems.push(format!(
+                    "{}:{}: {needle}",
+                    source.path,
+                    line_of(&source.code, at)
+                ));
+            }
+        }
+    }
+    fail_if_any(&problems, rule);
+}
+
+fn programs_and_library() -> Vec<Source> {
+    sources(&["src", "archive-command/src", "restore-command/src"])
+}
+
+const ENTRY_POINTS: &[&str] = &[
+    "src/main.rs",
+    "archive-command/src/main.rs",
+    "restore-command/src/main.rs",
+];
+
+#[test]
+fn only_the_command_line_prints() {
+    forbid(
+        &programs_and_library(),
+        &[
+            "println!",
+            "eprintln!",
+            "print!",
+            "eprint!",
+            "dbg!",
+            "io::stdout(",
+            "io::stderr(",
+        ],
+        |path| path.starts_with("src/cli/") || path == "src/cli.rs" || ENTRY_POINTS.contains(&path),
+        "library code reports through Progress or returned values; only src/cli and the entry points print:",
+    );
+}
+
+#[test]
+fn only_durable_syncs_links_and_renames() {
+    forbid(
+        &programs_and_library(),
+        &[
+            ".sync_all(",
+            ".sync_data(",
+            "fsync(",
+            "fdatasync(",
+            "syncfs(",
+            "sync_file_range(",
+            "fs::rename(",
+            "renameat(",
+            "renameat_with(",
+            "hard_link(",
+            "linkat(",
+            "symlinkat(",
+            ".persist(",
+            ".persist_noclobber(",
+        ],
+        |path| path == "src/durable.rs" || path.starts_with("src/durable/"),
+        "durable means file, name and directory: only src/durable.rs syncs, links and renames:",
+    );
+}
+
+#[test]
+fn only_exit_rs_has_exit_numbers() {
+    forbid(
+        &programs_and_library(),
+        &["process::exit(", "ExitCode::from(", "process::abort("],
+        |path| path == "src/exit.rs" || ENTRY_POINTS.contains(&path),
+        "exit statuses live in src/exit.rs, and only an entry point leaves with one:",
+    );
+}
+
+#[test]
+fn no_test_is_ignored() {
+    let all = sources(&["src", "tests", "archive-command", "restore-command"]);
+    let problems: Vec<String> = all
+        .iter()
+        .filter(|source| source.code.contains("#[ignore"))
+        .map(|source| source.path.clone())
+        .collect();
+    fail_if_any(
+        &problems,
+        "a test that cannot run is reported by skip!, not ignored:",
+    );
+}
+
+#[test]
+fn every_integration_test_is_compiled() {
+    let main = code_only(&fs::read_to_string(root().join("tests/it/main.rs")).unwrap());
+    let mut problems = Vec::new();
+    for entry in fs::read_dir(root().join("tests/it")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if name != "main" && !main.contains(&format!("mod {name};")) {
+            problems.push(format!(
+                "{}: no \"mod {name};\" in tests/it/main.rs",
+                relative(&path)
+            ));
+        }
+    }
+    fail_if_any(&problems, "a test that is not compiled does not run:");
+}
+
+#[test]
+fn links_of_the_documentation_lead_somewhere() {
+    let mut paths: Vec<PathBuf> = fs::read_dir(root())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "md"))
+        .collect();
+    files_under(&root().join("docs"), "md", &mut paths);
+    let texts: BTreeMap<PathBuf, String> = paths
+        .into_iter()
+        .map(|path| (path.clone(), fs::read_to_string(path).unwrap()))
+        .collect();
+    let mut problems = Vec::new();
+    for (path, text) in &texts {
+        for (line, target) in links(text) {
+            let (file, anchor) = target.split_once('#').unwrap_or((&target, ""));
+            let aim = if file.is_empty() {
+                path.clone()
+            } else {
+                path.parent().unwrap().join(file)
+            };
+            let is_there = aim.exists();
+            let has_anchor = anchor.is_empty()
+                || aim.extension().is_none_or(|e| e != "md")
+                || fs::read_to_string(&aim).is_ok_and(|text| anchors(&text).contains(anchor));
+            if !is_there || !has_anchor {
+                problems.push(format!("{}:{line}: {target}", relative(path)));
+            }
+        }
+    }
+    fail_if_any(&problems, "links that lead nowhere:");
+}
+
+/// Relative link targets with their lines, outside of code.
+fn links(text: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut in_code = false;
+    for (number, line) in text.lines().enumerate() {
+        if line.trim_start().starts_with("```") {
+            in_code = !in_code;
+        }
+        if in_code {
+            continue;
+        }
+        let prose: String = line.split('`').step_by(2).collect::<Vec<_>>().join("`");
+        for (at, _) in prose.match_indices("](") {
+            let target = prose[at + 2..].split([')', ' ']).next().unwrap_or("");
+            if !target.is_empty() && !target.contains("://") && !target.starts_with("mailto:") {
+                found.push((number + 1, target.to_owned()));
+            }
+        }
+    }
+    found
+}
+
+/// The anchors that GitHub makes of headings.
+fn anchors(text: &str) -> BTreeSet<String> {
+    text.lines()
+        .filter(|line| line.starts_with('#'))
+        .map(|line| {
+            line.trim_start_matches('#')
+                .trim()
+                .to_lowercase()
+                .chars()
+                .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+                .map(|c| if c == ' ' { '-' } else { c })
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn long_files_are_listed() {
+    for source in sources(&["src", "archive-command", "restore-command", "tests"]) {
+        let lines = line_of(&source.code, source.tests_from);
+        if lines > LONG_FILE_LINES {
+            println!("{}: {lines} lines without its unit tests", source.path);
+        }
+    }
+}
+
+#[test]
+fn the_reader_of_sources_sees_code_alone() {
+    let text = "let a = \"crate::x \\\" //\"; // crate::y\nlet b = 'c'; let l: &'a str = r#\"crate::\"z\"#; crate::pg::f('\\'');";
+    let code = code_only(text);
+    assert_eq!(code.len(), text.len());
+    assert_eq!(
+        imports(&code),
+        [(code.find("crate::pg").unwrap(), "pg".to_owned())]
+    );
+    let grouped = "use crate::{error::{Error, Result}, pg::Lsn, store};";
+    let names: Vec<String> = imports(grouped).into_iter().map(|(_, name)| name).collect();
+    assert_eq!(names, ["error", "pg", "store"]);
+}
