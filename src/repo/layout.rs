@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use crate::err;
 use crate::error::{Error, Result};
+use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::pg::timeline::TimelineId;
 use crate::store::Key;
@@ -113,6 +114,25 @@ impl ClusterLayout {
         }
     }
 
+    /// Prefix below which segments that are being streamed are listed, by name.
+    pub fn open_segments(&self, timeline: TimelineId) -> String {
+        format!("{}/wal/{timeline}/open", self.prefix())
+    }
+
+    /// Prefix of the increments of one segment.
+    pub fn increments(&self, name: SegmentName) -> String {
+        format!("{}/{name}", self.open_segments(name.timeline))
+    }
+
+    /// The increment of `name` that holds `range`.
+    pub fn increment(&self, name: SegmentName, range: LsnRange) -> Key {
+        let (from, to) = (range.start.0, range.end.0);
+        self.key(&format!(
+            "wal/{}/open/{name}/{from:016X}-{to:016X}",
+            name.timeline
+        ))
+    }
+
     /// Where a refused copy of `name` with this raw hash lies.
     pub fn conflict(&self, name: WalFileName, hash: &[u8; 32]) -> Key {
         let hash = blake3::Hash::from_bytes(*hash).to_hex();
@@ -186,6 +206,20 @@ impl ClusterLayout {
     pub fn event(&self, subject: &str, name: &str) -> Result<Key> {
         Key::new(format!("{}/events/{subject}/{name}", self.prefix()))
     }
+}
+
+/// The range in the name of an increment; `None` for any other name.
+pub fn increment_range(name: &str) -> Option<LsnRange> {
+    let half = |s: &str| {
+        let upper = |b: u8| b.is_ascii_digit() || (b'A'..=b'F').contains(&b);
+        (s.len() == 16 && s.bytes().all(upper))
+            .then(|| u64::from_str_radix(s, 16).ok())
+            .flatten()
+            .map(Lsn)
+    };
+    let (from, to) = name.split_once('-')?;
+    let (start, end) = (half(from)?, half(to)?);
+    (start < end).then_some(LsnRange { start, end })
 }
 
 /// Layers or packs.
@@ -345,6 +379,18 @@ mod tests {
             file("000000010000000A000000FE.00000028.backup"),
             format!("{p}/wal/00000001/labels/000000010000000A000000FE.00000028.backup")
         );
+        let range = LsnRange {
+            start: Lsn(0xA_FE00_0000),
+            end: Lsn(0xA_FE00_2010),
+        };
+        let increment = c.increment("000000010000000A000000FE".parse().unwrap(), range);
+        assert_eq!(
+            increment.as_str(),
+            format!(
+                "{p}/wal/00000001/open/000000010000000A000000FE/0000000AFE000000-0000000AFE002010"
+            )
+        );
+        assert_eq!(increment_range(increment.name()), Some(range));
         let conflict = c.conflict("0000000B.history".parse().unwrap(), &[0xAB; 32]);
         assert_eq!(
             conflict.as_str(),
@@ -378,6 +424,17 @@ mod tests {
             "20261120T064049Z--full",
         ] {
             assert!(bad.parse::<BackupId>().is_err(), "{bad}");
+        }
+        for bad in [
+            "",
+            "-",
+            "0000000AFE002010-0000000AFE000000",
+            "0000000AFE000000-0000000AFE000000",
+            "0000000AFE000000-0000000AFE002010.heal-1",
+            "0000000afe000000-0000000AFE002010",
+            "+000000AFE000000-0000000AFE002010",
+        ] {
+            assert!(increment_range(bad).is_none(), "{bad}");
         }
         for bad in [
             "x",

@@ -7,6 +7,7 @@ pub mod container;
 pub mod event;
 #[cfg(feature = "full")]
 pub mod facts;
+pub mod increment;
 pub mod index;
 pub mod indexer;
 #[cfg(feature = "full")]
