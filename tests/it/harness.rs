@@ -2,7 +2,9 @@
 
 use crate::common::fault::{self, Fault};
 use crate::common::mount::{PowerDisk, SmallDisk};
-use crate::common::{Cluster, Program, Sandbox, Stop, pitr_archive};
+use crate::common::proxy::{Proxy, Way};
+use crate::common::walsender::{self, Answer, Identity, Walsender};
+use crate::common::{Cluster, PATIENCE, Program, Sandbox, Stop, pitr_archive};
 use crate::{per_major, require_root, require_strace, skip};
 
 fn a_server_starts_answers_and_stops(major: u32) {
@@ -186,4 +188,134 @@ fn a_power_cut_loses_what_was_not_synced_and_only_that() {
             .unwrap_or_default()
             .is_empty()
     );
+}
+
+/// A server that sends back what it gets.
+fn echo() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for socket in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut &socket, &mut &socket);
+                let _ = socket.shutdown(std::net::Shutdown::Both);
+            });
+        }
+    });
+    port
+}
+
+#[test]
+fn the_proxy_delays_throttles_stalls_resets_cuts_and_truncates() {
+    use std::io::{Read as _, Write as _};
+    let proxy = Proxy::to(echo());
+    let connect = || {
+        let socket = std::net::TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket
+    };
+    let exchange = |mut socket: &std::net::TcpStream, bytes: &[u8]| {
+        socket.write_all(bytes).unwrap();
+        let mut back = vec![0; bytes.len()];
+        socket.read_exact(&mut back).map(|()| back)
+    };
+    let rest = |mut socket: &std::net::TcpStream| {
+        let mut all = Vec::new();
+        socket.read_to_end(&mut all).map(|_| all)
+    };
+    let one = connect();
+    assert_eq!(exchange(&one, b"hello").unwrap(), b"hello");
+    proxy.delay(Way::ToClient, std::time::Duration::from_millis(20));
+    proxy.throttle(Way::ToServer, Some(1000));
+    assert_eq!(exchange(&one, b"later").unwrap(), b"later");
+    let counts = proxy.counts();
+    assert!(counts.delayed >= 1 && counts.throttled >= 1, "{counts:?}");
+    proxy.calm();
+
+    proxy.stall(Way::ToClient);
+    (&one).write_all(b"lost").unwrap();
+    one.set_read_timeout(Some(std::time::Duration::from_millis(200)))
+        .unwrap();
+    let silent = (&one).read(&mut [0; 8]).unwrap_err();
+    assert!(
+        matches!(silent.kind(), std::io::ErrorKind::WouldBlock),
+        "{silent}"
+    );
+    let two = connect();
+    assert_eq!(exchange(&two, b"works").unwrap(), b"works");
+
+    proxy.reset();
+    assert!(rest(&two).is_err());
+    assert_eq!(proxy.counts().resets, 2);
+
+    let three = connect();
+    proxy.cut_after(Way::ToClient, 3);
+    (&three).write_all(b"hello").unwrap();
+    assert_eq!(rest(&three).unwrap(), b"hel");
+
+    // To the client all messages have a type: here CopyData with ten bytes, after a short one that passes.
+    let four = connect();
+    proxy.truncate(Way::ToClient, 8);
+    (&four)
+        .write_all(b"d\0\0\0\x05xd\0\0\0\x0e0123456789")
+        .unwrap();
+    assert_eq!(rest(&four).unwrap(), b"d\0\0\0\x05xd\0\0\0\x0e01234");
+
+    proxy.refuse(true);
+    assert!(rest(&connect()).map_or(true, |all| all.is_empty()));
+    let counts = proxy.counts();
+    assert_eq!(
+        (
+            counts.stalled,
+            counts.cuts,
+            counts.truncated,
+            counts.refused,
+            counts.connections
+        ),
+        (1, 1, 1, 1, 4)
+    );
+    assert_eq!(proxy.open_connections(), 0);
+}
+
+#[test]
+fn the_scripted_server_is_one_to_a_client_of_postgresql() {
+    let server = Walsender::start(Identity {
+        system_identifier: 7_123_456_789,
+        timeline: 2,
+        flush: 0x1_2300_0000,
+        version: "17.5".into(),
+        segment_size: "1MB".into(),
+        restart: Some(0x1_2300_0000),
+    })
+    .history(2, "1\t0/3000000\tno recovery target specified\n")
+    .on(
+        "IDENTIFY_SYSTEM",
+        [Answer::Error("XX000", "not yet".into()), Answer::Healthy],
+    );
+    let folder = Sandbox::new("stream");
+    let receive = || {
+        Program::new(crate::common::newest_bin(17, "pg_receivewal"))
+            .args(["--no-loop", "--slot=pitr", "-d", &server.conninfo(), "-D"])
+            .arg(folder.dir("wal"))
+    };
+    receive().run().expect_code(1).expect_stderr("not yet");
+    let mut running = receive().spawn();
+    crate::common::wait_until(PATIENCE, "it streams", || {
+        assert!(!running.is_done(), "{}", running.stderr());
+        server.asked("START_REPLICATION") == 1
+    });
+    let commands = server.commands();
+    assert!(
+        commands
+            .iter()
+            .any(|c| c.starts_with("READ_REPLICATION_SLOT")),
+        "{commands:?}"
+    );
+    assert!(
+        commands.last().unwrap().contains("1/23000000"),
+        "{commands:?}"
+    );
+    running.signal(rustix::process::Signal::INT);
+    running.wait();
+    assert_eq!(walsender::lsn(0x1_2300_0000), "1/23000000");
 }

@@ -11,6 +11,8 @@
 //! | `program.rs` | [`Program`] and [`Run`]: the three binaries, and any other |
 //! | `fault.rs` | errors and kills at chosen system calls, by strace |
 //! | `mount.rs` | small and power-cut filesystems |
+//! | `proxy.rs` | [`proxy::Proxy`]: a network that delays, falls silent, resets and cuts |
+//! | `walsender.rs` | [`walsender::Walsender`]: a scripted server for replication |
 //! | `replay.rs` | a server's answers recorded and played back |
 //! | `site.rs` | [`Site`]: a cluster's repository and configuration, made by `pitr init` |
 //! | `golden.rs` | [`golden`]: expected output |
@@ -31,10 +33,12 @@ mod golden;
 pub mod mount;
 mod postgres;
 mod program;
+pub mod proxy;
 pub mod replay;
 mod sandbox;
 mod site;
 pub mod user;
+pub mod walsender;
 
 pub use client::{Client, Rows};
 pub use cluster::{Builder, Cluster, Stop};
