@@ -67,12 +67,52 @@ const SMALL_FILE_MAX: u64 = 1 << 20;
 pub fn push(what: &Push<'_>) -> Result<(Pushed, Warnings)> {
     DataDirectory::of_wal_file(what.path).check_guard()?;
     let source = Source::open(what.path)?;
+    push_content(what, source)
+}
+
+/// As [`push`], of content that lies in no file of that name; `what.path` only tells where it comes from.
+///
+/// # Errors
+/// Those of [`push`], and of `content`.
+pub fn push_content(what: &Push<'_>, mut content: impl Content) -> Result<(Pushed, Warnings)> {
     match what.name {
-        WalFileName::Segment(name) => push_wal(what, source, name, false),
-        WalFileName::Partial(name) => push_wal(what, source, name, true),
-        WalFileName::History(_) | WalFileName::BackupHistory { .. } => push_small(what, source),
+        WalFileName::Segment(name) => push_wal(what, &mut content, name, false),
+        WalFileName::Partial(name) => push_wal(what, &mut content, name, true),
+        WalFileName::History(_) | WalFileName::BackupHistory { .. } => {
+            push_small(what, &mut content)
+        }
     }
     .map_err(|e| e.context(format!("could not archive \"{}\"", what.name)))
+}
+
+/// Puts a timeline's history file, as the server gave it, into the repository.
+///
+/// # Errors
+/// `SourceHeader` when it is none; `TimelineReused` when another history is stored under the number; else those of [`push`].
+pub fn push_history(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    timeline: TimelineId,
+    content: &[u8],
+) -> Result<Pushed> {
+    let name = WalFileName::History(timeline);
+    put_small(repository, layout, name, content)
+        .map(|(pushed, _)| pushed)
+        .map_err(|e| e.context(format!("could not archive \"{name}\"")))
+}
+
+/// The raw content of one WAL file, from wherever it is read.
+pub trait Content {
+    /// Its length.
+    fn size(&self) -> u64;
+    /// Reads on, and fills `buffer` unless the content ends: 0 at its end.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize>;
+    /// Goes back to the beginning.
+    fn rewind(&mut self) -> Result<()>;
+    /// The last bytes, where the marker of a padded tail would be; reading goes on where it was.
+    fn last(&self) -> Result<[u8; tail::LONG]>;
+    /// What has been read is still what is there.
+    fn check_unchanged(&self) -> Result<()>;
 }
 
 /// The file being archived, with what it looked like when it was opened.
@@ -110,6 +150,12 @@ impl Source {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             file,
         })
+    }
+}
+
+impl Content for Source {
+    fn size(&self) -> u64 {
+        self.size
     }
 
     fn check_unchanged(&self) -> Result<()> {
@@ -168,27 +214,27 @@ struct Checked {
 
 fn push_wal(
     what: &Push<'_>,
-    mut source: Source,
+    source: &mut dyn Content,
     segment: SegmentName,
     is_partial: bool,
 ) -> Result<(Pushed, Warnings)> {
-    let mut checked = check_header(what, &mut source, segment, is_partial)?;
+    let mut checked = check_header(what, source, segment, is_partial)?;
     if checked.is_marked && !is_partial {
         settle_marked(what, &mut checked)?;
     }
     let key = checked.layout.wal_file(checked.name);
     if let Some(object) = what.repository.store().open(&key)? {
-        return already_there(what, &mut source, &checked, &key, object);
+        return already_there(what, source, &checked, &key, object);
     }
-    let (published, identity, index) = store_wal(what, &mut source, &checked, &key)?;
+    let (published, identity, index) = store_wal(what, source, &checked, &key)?;
     match published {
         Published::Created => {
-            read_back(what, &key, &identity)?;
+            read_back(what.repository, &key, &identity)?;
             Ok((Pushed::Stored, warnings(&checked, &index)))
         }
         // Another process stored the name meanwhile.
         Published::Exists => match what.repository.store().open(&key)? {
-            Some(object) => already_there(what, &mut source, &checked, &key, object),
+            Some(object) => already_there(what, source, &checked, &key, object),
             None => Err(err!(Unreachable, "object \"{key}\" came and went")),
         },
     }
@@ -196,7 +242,7 @@ fn push_wal(
 
 fn check_header(
     what: &Push<'_>,
-    source: &mut Source,
+    source: &mut dyn Content,
     segment: SegmentName,
     is_partial: bool,
 ) -> Result<Checked> {
@@ -207,7 +253,7 @@ fn check_header(
         return Err(err!(
             SourceSize,
             "the file has {} bytes, less than the header of a segment (expected e.g. {})",
-            source.size,
+            source.size(),
             SegmentSize::DEFAULT.bytes()
         )
         .hint("Nothing was stored. The file was cut: check the disk; take a base backup from a standby if the server cannot write it again."));
@@ -218,11 +264,11 @@ fn check_header(
         )
     };
     let wal = WalIdentity::read(&first).map_err(header)?;
-    if source.size != wal.segment_size.bytes() {
+    if source.size() != wal.segment_size.bytes() {
         return Err(err!(
             SourceSize,
             "the file has {} bytes, expected {}",
-            source.size,
+            source.size(),
             wal.segment_size.bytes()
         )
         .hint("Nothing was stored; PostgreSQL offers the file again. Check the disk of pg_wal."));
@@ -344,7 +390,7 @@ fn local_histories(path: &Path) -> Vec<History> {
 /// Streams the content into an object and publishes it.
 fn store_wal(
     what: &Push<'_>,
-    source: &mut Source,
+    source: &mut dyn Content,
     checked: &Checked,
     key: &Key,
 ) -> Result<(Published, Identity, SegmentIndex)> {
@@ -355,13 +401,13 @@ fn store_wal(
     } else {
         Kind::Segment
     };
-    let write_failed = |e| write_failed(what, key, e);
+    let write_failed = |e| write_failed(what.repository, key, e);
     let writer = ContainerWriter::new(object, kind, what.codec).map_err(write_failed)?;
     let (writer, hash, index) = stream(what, source, checked, writer, key)?;
     source.check_unchanged()?;
     let identity = Identity {
         hash,
-        raw_bytes: source.size,
+        raw_bytes: source.size(),
         system_identifier: checked.wal.system_identifier,
         timeline: checked.segment.timeline.get(),
         major: checked.wal.major.number(),
@@ -381,7 +427,7 @@ type Writer = ContainerWriter<Box<dyn NewObject>>;
 /// Reads once; one thread hashes and decodes, the other compresses and writes.
 fn stream(
     what: &Push<'_>,
-    source: &mut Source,
+    source: &mut dyn Content,
     checked: &Checked,
     writer: Writer,
     key: &Key,
@@ -395,18 +441,18 @@ fn stream(
         let writer = thread
             .join()
             .map_err(|_| err!(Internal, "the compressing thread panicked"))?
-            .map_err(|e| write_failed(what, key, e))?;
+            .map_err(|e| write_failed(what.repository, key, e))?;
         let (hash, index) = read?;
         Ok((writer, hash, index))
     })
 }
 
-fn write_failed(what: &Push<'_>, key: &Key, e: std::io::Error) -> Error {
+fn write_failed(repository: &Repository, key: &Key, e: std::io::Error) -> Error {
     let error = Error::from_io(format!("write object \"{key}\""), e);
     if error.code() != Code::Full {
         return error;
     }
-    let free = what.repository.store().free_bytes().ok().flatten();
+    let free = repository.store().free_bytes().ok().flatten();
     let free = free.map_or_else(
         || "free space is unknown".to_owned(),
         |n| format!("{n} bytes are free"),
@@ -435,7 +481,7 @@ fn compress(
 }
 
 fn read_and_index(
-    source: &mut Source,
+    source: &mut dyn Content,
     checked: &Checked,
     to_write: &SyncSender<Chunk>,
     reusable: &Receiver<Vec<u8>>,
@@ -465,11 +511,11 @@ fn read_and_index(
             break;
         }
     }
-    if done != source.size {
+    if done != source.size() {
         return Err(err!(
             SourceChanged,
             "the file ended at {done} of {} bytes",
-            source.size
+            source.size()
         ));
     }
     let mut index = indexer.finish(checked.is_partial);
@@ -480,9 +526,9 @@ fn read_and_index(
 }
 
 /// The object must say of itself what was written.
-fn read_back(what: &Push<'_>, key: &Key, identity: &Identity) -> Result<()> {
+fn read_back(repository: &Repository, key: &Key, identity: &Identity) -> Result<()> {
     let read = || -> Result<bool> {
-        let object = what.repository.store().open(key)?;
+        let object = repository.store().open(key)?;
         let object = object.ok_or_else(|| err!(ReadBack, "the object is gone"))?;
         Ok(Container::open(object)?.identity() == identity)
     };
@@ -512,7 +558,7 @@ fn warnings(checked: &Checked, index: &SegmentIndex) -> Warnings {
 /// The name is taken: the same content is made durable again, other content is a conflict.
 fn already_there(
     what: &Push<'_>,
-    source: &mut Source,
+    source: &mut dyn Content,
     checked: &Checked,
     key: &Key,
     object: Box<dyn Object>,
@@ -604,39 +650,47 @@ fn conflict_error(
 }
 
 /// History and backup history files.
-fn push_small(what: &Push<'_>, mut source: Source) -> Result<(Pushed, Warnings)> {
-    if source.size > SMALL_FILE_MAX {
+fn push_small(what: &Push<'_>, source: &mut dyn Content) -> Result<(Pushed, Warnings)> {
+    if source.size() > SMALL_FILE_MAX {
         return Err(err!(
             SourceSize,
             "the file has {} bytes, more than any history file",
-            source.size
+            source.size()
         ));
     }
-    let mut content = vec![0; usize::try_from(source.size).unwrap_or(0)];
+    let mut content = vec![0; usize::try_from(source.size()).unwrap_or(0)];
     let n = source.read(&mut content)?;
     source.check_unchanged()?;
     content.truncate(n);
-    let kind = check_small(what.name, &content)?;
-    let layout = layout_of(what)?;
-    let registration = what.repository.require(&layout)?;
+    check_small(what.name, &content)?;
+    put_small(what.repository, &layout_of(what)?, what.name, &content)
+}
+
+fn put_small(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    name: WalFileName,
+    content: &[u8],
+) -> Result<(Pushed, Warnings)> {
+    let kind = check_small(name, content)?;
+    let registration = repository.require(layout)?;
     let identity = Identity {
-        hash: *blake3::hash(&content).as_bytes(),
+        hash: *blake3::hash(content).as_bytes(),
         raw_bytes: content.len() as u64,
         system_identifier: layout.system_identifier(),
-        timeline: what.name.timeline().get(),
+        timeline: name.timeline().get(),
         major: registration.major,
         segment_size_bytes: registration.segment_size_bytes,
-        name: what.name.to_string(),
+        name: name.to_string(),
         from_lsn: 0,
         to_lsn: 0,
     };
-    let key = layout.wal_file(what.name);
-    if store_small(what, &key, kind, &identity, &content)? == Published::Created {
-        read_back(what, &key, &identity)?;
+    let key = layout.wal_file(name);
+    if store_small(repository, &key, kind, &identity, content)? == Published::Created {
+        read_back(repository, &key, &identity)?;
         return Ok((Pushed::Stored, Vec::new()));
     }
-    let object = what
-        .repository
+    let object = repository
         .store()
         .open(&key)?
         .ok_or_else(|| err!(Unreachable, "object \"{key}\" came and went"))?;
@@ -648,15 +702,10 @@ fn push_small(what: &Push<'_>, mut source: Source) -> Result<(Pushed, Warnings)>
         container.object().settle()?;
         return Ok((Pushed::AlreadyThere, Vec::new()));
     }
-    let conflict = layout.conflict(what.name, &identity.hash);
-    store_small(what, &conflict, kind, &identity, &content)?;
-    let error = conflict_error(
-        &layout,
-        what.name,
-        &container.identity().hash,
-        &identity.hash,
-    );
-    Err(match what.name {
+    let conflict = layout.conflict(name, &identity.hash);
+    store_small(repository, &conflict, kind, &identity, content)?;
+    let error = conflict_error(layout, name, &container.identity().hash, &identity.hash);
+    Err(match name {
         WalFileName::History(timeline) => err!(
             TimelineReused,
             "timeline {} already belongs to another history in the archive",
@@ -701,14 +750,14 @@ fn layout_of(what: &Push<'_>) -> Result<ClusterLayout> {
 }
 
 fn store_small(
-    what: &Push<'_>,
+    repository: &Repository,
     key: &Key,
     kind: Kind,
     identity: &Identity,
     content: &[u8],
 ) -> Result<Published> {
-    let failed = |e| write_failed(what, key, e);
-    let object = what.repository.store().create(key)?;
+    let failed = |e| write_failed(repository, key, e);
+    let object = repository.store().create(key)?;
     let mut writer = ContainerWriter::new(object, kind, Codec::Lz4).map_err(failed)?;
     writer.write(content).map_err(failed)?;
     writer
