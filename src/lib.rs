@@ -10,7 +10,7 @@
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
 //! | 4 | `repo` (what the keys mean) |
 //! | 5 | `archive` · `plan` (pure) · `snapshot` |
-//! | 6 | `backup` · `restore` · `expire` · `verify` |
+//! | 6 | `receive` · `backup` · `restore` · `expire` · `verify` |
 //! | 7 | `agent` |
 //! | 8 | `cli` |
 //!
@@ -33,6 +33,8 @@ pub mod pg;
 #[cfg(feature = "full")]
 pub mod plan;
 pub mod progress;
+#[cfg(feature = "full")]
+pub mod receive;
 pub mod repo;
 #[cfg(feature = "full")]
 pub mod restore;

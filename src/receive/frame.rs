@@ -1,0 +1,1 @@
+//! Headers and frames of a journal file, as bytes (`docs/journal-format.md`).
