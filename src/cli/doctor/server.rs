@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Findings;
 use crate::cli::archive_command::{Judged, Weight, compose, judge};
@@ -105,7 +105,7 @@ fn ask(
     archiving(found, &values, &mut seen);
     durability(found, &values);
     if !seen.in_recovery {
-        counters(found, server, cx)?;
+        counters(found, server)?;
     }
     rights(found, server, &values, cluster)?;
     clock(found, server, cx)?;
@@ -310,37 +310,79 @@ fn durability(found: &mut Findings, values: &Values) {
     }
 }
 
-fn counters(found: &mut Findings, server: &mut Server, cx: &Context) -> Result<()> {
-    let age = |column: &str| {
-        format!("extract(epoch from pg_catalog.clock_timestamp() - {column})::bigint")
-    };
-    let rows = server.query(&format!(
-        "select archived_count, failed_count, last_archived_wal, {}, last_failed_wal, {}, \
-         coalesce(last_failed_time > last_archived_time, last_failed_time is not null) from pg_catalog.pg_stat_archiver",
-        age("last_archived_time"),
-        age("last_failed_time"),
-    ))?;
-    let ago = |column: usize| -> Result<String> {
-        let seconds = rows
-            .text(0, column)?
-            .and_then(|t| t.parse().ok())
-            .unwrap_or(0);
-        Ok(format!(
-            "{} ago",
-            human::duration(Duration::from_secs(seconds))
-        ))
-    };
-    let _ = cx;
-    if rows.text(0, 6)? == Some("t") {
-        let failed = rows.text(0, 4)?.unwrap_or_default().to_owned();
+/// How long counters that tell of trouble are asked again. Up to PostgreSQL 14 a collector process keeps them, and a reader gets what
+/// it wrote down up to half a second ago; every major counts a file a moment after it is marked as archived.
+const COUNTERS_SETTLE: Duration = Duration::from_millis(1500);
+
+/// The line of pg_stat_archiver.
+struct Counters {
+    failures: String,
+    last_archived: Option<String>,
+    archived_ago: Duration,
+    last_failed: String,
+    failed_ago: Duration,
+    fails: bool,
+}
+
+impl Counters {
+    fn read(server: &mut Server) -> Result<Counters> {
+        let age = |column: &str| {
+            format!("extract(epoch from pg_catalog.clock_timestamp() - {column})::bigint")
+        };
+        let rows = server.query(&format!(
+            "select failed_count, last_archived_wal, {}, last_failed_wal, {}, \
+             coalesce(last_failed_time > last_archived_time, last_failed_time is not null) from pg_catalog.pg_stat_archiver",
+            age("last_archived_time"),
+            age("last_failed_time"),
+        ))?;
+        let text =
+            |column| -> Result<String> { Ok(rows.text(0, column)?.unwrap_or_default().to_owned()) };
+        let seconds = |column| -> Result<Duration> {
+            Ok(Duration::from_secs(text(column)?.parse().unwrap_or(0)))
+        };
+        Ok(Counters {
+            failures: text(0)?,
+            last_archived: rows.text(0, 1)?.map(str::to_owned),
+            archived_ago: seconds(2)?,
+            last_failed: text(3)?,
+            failed_ago: seconds(4)?,
+            fails: text(5)? == "t",
+        })
+    }
+
+    fn is_well(&self) -> bool {
+        !self.fails && self.last_archived.is_some()
+    }
+
+    /// Reads them again while they tell of trouble that may be over.
+    fn settled(server: &mut Server) -> Result<Counters> {
+        let started = Instant::now();
+        loop {
+            let counters = Counters::read(server)?;
+            if counters.is_well() || started.elapsed() >= COUNTERS_SETTLE {
+                return Ok(counters);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn counters(found: &mut Findings, server: &mut Server) -> Result<()> {
+    let now = Counters::settled(server)?;
+    let ago = |age| format!("{} ago", human::duration(age));
+    if now.fails {
+        let failed = now.last_failed;
         found.fail(
             "archiver",
-            format!("{failed} failed {}, {} failures", ago(5)?, rows.text(0, 1)?.unwrap_or_default()),
+            format!("{failed} failed {}, {} failures", ago(now.failed_ago), now.failures),
             "archiving is stuck at this file: the server's log says why",
             format!("as the server's user, run archive_command by hand in the data directory for pg_wal/{failed}"),
         );
-    } else if let Some(last) = rows.text(0, 2)?.map(str::to_owned) {
-        found.ok("archiver", format!("{last} archived {}", ago(3)?));
+    } else if let Some(last) = now.last_archived {
+        found.ok(
+            "archiver",
+            format!("{last} archived {}", ago(now.archived_ago)),
+        );
     } else {
         found.warn(
             "archiver",
