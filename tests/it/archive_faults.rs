@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::common::fault::{self, Call, Fault, MUTATING};
 use crate::common::mount::{HangingDisk, PowerDisk, SmallDisk};
-use crate::common::{Cluster, Program, Site, Still, Stop, user};
+use crate::common::{Cluster, PATIENCE, Program, Site, Still, Stop, user, wait_until};
 use crate::{require_root, require_strace};
 
 /// The calls of `program` on the repository that change something, each once. strace counts them for each thread; what is hit is
@@ -372,11 +373,7 @@ fn p17_a_server_whose_repository_hangs_can_be_shut_down() {
     cluster.wait_log("error A140");
     let asked = Instant::now();
     cluster.stop(Stop::Fast);
-    assert!(
-        asked.elapsed() < Duration::from_secs(30),
-        "{:?}",
-        asked.elapsed()
-    );
+    assert!(asked.elapsed() < PATIENCE, "{:?}", asked.elapsed());
     drop(hanging);
     cluster.start();
     cluster.archive_now();
@@ -452,18 +449,33 @@ fn m04_a_repository_that_turned_read_only_is_told_and_recovers_by_itself() {
     still.push(two).run().success();
 }
 
+/// Whether some process has the file open and has read a part of it.
+fn is_being_read(path: &Path) -> bool {
+    let links = std::fs::read_dir("/proc").unwrap().flatten();
+    links
+        .filter_map(|process| std::fs::read_dir(process.path().join("fd")).ok())
+        .flat_map(|files| files.flatten())
+        .filter(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == path))
+        .any(|file| {
+            let info = file.path().to_str().unwrap().replace("/fd/", "/fdinfo/");
+            // The first line is "pos:", a tab and the position.
+            std::fs::read_to_string(info)
+                .is_ok_and(|text| text.lines().next().is_some_and(|l| !l.ends_with("\t0")))
+        })
+}
+
 #[test]
 fn p14_a_source_that_changes_while_it_is_read_is_not_archived() {
     require_strace!("p14_a_source_that_changes_while_it_is_read_is_not_archived");
     let still = Still::new(17, 1, 1);
     let name = still.segments[0].as_str();
     let wal = still.wal(name);
-    // Its header and two or more pieces, each a second late; meanwhile somebody writes the same byte over itself.
-    let slow = Fault::delay("read", Duration::from_millis(1000)).on(&wal);
+    // Its header and two or more pieces, each late; behind the first somebody writes the same byte over itself.
+    let slow = Fault::delay("read", Duration::from_millis(1500)).on(&wal);
     let writer = std::thread::spawn({
         let wal = wal.clone();
         move || {
-            std::thread::sleep(Duration::from_millis(1800));
+            wait_until(PATIENCE, "some of it is read", || is_being_read(&wal));
             let bytes = std::fs::read(&wal).unwrap();
             let file = std::fs::File::options().write(true).open(&wal).unwrap();
             std::os::unix::fs::FileExt::write_at(&file, &bytes[..1], 0).unwrap();
@@ -493,7 +505,7 @@ fn p17_a_hanging_repository_ends_at_the_deadline() {
         .expect_stderr("error A140: not stored within 2 s");
     let took = started.elapsed();
     assert!(
-        took >= Duration::from_secs(2) && took < Duration::from_secs(8),
+        took >= Duration::from_secs(2) && took < PATIENCE,
         "{took:?}: {run}"
     );
     drop(hanging);
@@ -520,7 +532,7 @@ fn p17_a_repository_that_is_not_required_holds_up_nothing() {
         .success()
         .expect_stderr("one that is not required does not answer");
     assert!(
-        (4..15).contains(&started.elapsed().as_secs()),
+        (4..60).contains(&started.elapsed().as_secs()),
         "{:?}",
         started.elapsed()
     );
@@ -544,11 +556,7 @@ fn p18_sigterm_ends_it_at_once_and_a_closed_standard_error_changes_nothing() {
         running.signal(Signal::TERM);
         let run = running.wait();
         assert_eq!(run.status.signal(), Some(15), "{run}");
-        assert!(
-            sent.elapsed() < Duration::from_secs(3),
-            "{:?}",
-            sent.elapsed()
-        );
+        assert!(sent.elapsed() < PATIENCE, "{:?}", sent.elapsed());
         assert_eq!(run.stderr, "", "{run}");
     }
     nothing_is_half(&still, name, "SIGTERM");

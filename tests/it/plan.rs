@@ -355,7 +355,7 @@ fn h05_the_latest_timeline_after_promotions_is_followed() {
         let mut standby = standby;
         standby.start();
         let lsn = current.insert_lsn();
-        crate::common::wait_until(Duration::from_secs(60), "the standby has replayed", || {
+        crate::common::wait_until(crate::common::PATIENCE, "the standby has replayed", || {
             standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
         });
         standby.promote();

@@ -143,5 +143,5 @@ pub fn wait_until(timeout: Duration, what: &str, mut done: impl FnMut() -> bool)
     }
 }
 
-/// Thirty seconds: enough for anything that works, on a loaded machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// A minute: enough for anything that works, on a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
