@@ -517,42 +517,34 @@ impl Container {
     /// # Errors
     /// `Damaged` when decompression, length or hash is wrong; what `sink` returns.
     pub fn read_body(&self, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let body_bytes = self.trailer.sections_offset.saturating_sub(8);
+        let mut body = self.body()?;
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let n = body.read(&mut buffer)?;
+            if n == 0 {
+                return Ok(());
+            }
+            sink(buffer.get(..n).unwrap_or_default())?;
+        }
+    }
+
+    /// The raw content, to be read piece by piece; its hash is checked when its end is reached.
+    ///
+    /// # Errors
+    /// As [`Container::read_body`].
+    pub fn body(&self) -> Result<Body<'_>> {
         let source = ObjectReader {
             object: self.object.as_ref(),
             at: 0,
-            end: body_bytes,
+            end: self.trailer.sections_offset.saturating_sub(8),
             failed: None,
         };
-        let mut decoder = Decoder::open(source)?;
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; 256 << 10];
-        let mut done = 0_u64;
-        loop {
-            let n = decoder.read(&mut buffer)?;
-            if n == 0 {
-                break;
-            }
-            let piece = buffer.get(..n).unwrap_or_default();
-            done += n as u64;
-            if done > self.trailer.raw_bytes {
-                return Err(err!(
-                    Damaged,
-                    "the content is longer than the {} bytes recorded",
-                    self.trailer.raw_bytes
-                ));
-            }
-            hasher.update(piece);
-            sink(piece)?;
-        }
-        if done != self.trailer.raw_bytes || hasher.finalize() != self.identity.hash {
-            return Err(err!(
-                Damaged,
-                "the content does not have the recorded hash ({done} of {} bytes)",
-                self.trailer.raw_bytes
-            ));
-        }
-        Ok(())
+        Ok(Body {
+            container: self,
+            decoder: Decoder::open(source)?,
+            hasher: blake3::Hasher::new(),
+            done: 0,
+        })
     }
 
     /// The whole raw content, where it is small.
@@ -594,6 +586,44 @@ impl Container {
             return Err(err!(Damaged, "the checksum of the stored bytes is wrong"));
         }
         Ok(())
+    }
+}
+
+/// The raw content of a container while it is read.
+pub struct Body<'a> {
+    container: &'a Container,
+    decoder: Decoder<'a>,
+    hasher: blake3::Hasher,
+    done: u64,
+}
+
+impl Body<'_> {
+    /// Reads the next bytes; 0 means that everything was read and has the recorded hash.
+    ///
+    /// # Errors
+    /// `Damaged` when decompression, length or hash is wrong.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let n = self.decoder.read(buffer)?;
+        let expected = self.container.trailer.raw_bytes;
+        if n == 0 {
+            if self.done != expected || self.hasher.finalize() != self.container.identity.hash {
+                return Err(err!(
+                    Damaged,
+                    "the content does not have the recorded hash ({} of {expected} bytes)",
+                    self.done
+                ));
+            }
+            return Ok(0);
+        }
+        self.done += n as u64;
+        if self.done > expected {
+            return Err(err!(
+                Damaged,
+                "the content is longer than the {expected} bytes recorded"
+            ));
+        }
+        self.hasher.update(buffer.get(..n).unwrap_or_default());
+        Ok(n)
     }
 }
 

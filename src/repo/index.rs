@@ -714,6 +714,38 @@ pub struct SegmentIndex {
 }
 
 impl SegmentIndex {
+    /// The index of a segment of which no byte is there.
+    pub fn nothing(start_lsn: Lsn) -> SegmentIndex {
+        SegmentIndex {
+            summary: Summary {
+                flags: flag::ENDS_INSIDE,
+                start_lsn,
+                first_timeline: 0,
+                last_timeline: 0,
+                head_length: 0,
+                head_remaining: 0,
+                head_end: HeadEnd::None,
+                first_record: None,
+                last_begun: None,
+                last_complete: None,
+                tail_length: 0,
+                tail_total: 0,
+                tail_class: TailClass::Unknown,
+                valid_end: start_lsn,
+                records: 0,
+                commits: 0,
+                aborts: 0,
+                prepares: 0,
+                ends: None,
+            },
+            fragments: Fragments::default(),
+            xids: Some(XidSet::default()),
+            events: Some(Vec::new()),
+            blocks: Some(Blocks::default()),
+            damage: Vec::new(),
+        }
+    }
+
     /// The sections to store. Partials carry 2 and 3 only.
     pub fn sections(&self, partial: bool) -> Vec<Section> {
         let section = |tag, bytes, compress| Section {

@@ -65,11 +65,17 @@ impl Indexer {
     pub fn finish(mut self, is_partial: bool) -> SegmentIndex {
         let found = self.reader.finish_segment();
         let mut collected = self.collected;
+        let first = collected.damage.first().copied();
         if is_partial {
             // A partial's stale bytes are no damage, whatever they look like.
             collected.damage.clear();
         }
-        let summary = summary(&found, &mut collected, self.timeline, self.start_lsn);
+        let mut summary = summary(&found, &mut collected, self.timeline, self.start_lsn);
+        if is_partial && first.is_some_and(|(kind, _)| kind != DamageKind::AfterSwitch) {
+            // They begin inside a page, or look like records: WAL ends at the first of them all the same.
+            let end = found.first_damage.unwrap_or(found.valid_end);
+            end_at(&mut summary, end, collected.last);
+        }
         let fragments = Fragments {
             head: found.head.map(|f| f.bytes).unwrap_or_default(),
             tail: found.tail.map(|f| f.bytes).unwrap_or_default(),
@@ -150,6 +156,17 @@ fn summary(
         prepares: collected.prepares,
         ends: collected.ends,
     }
+}
+
+/// WAL ends at `end`, behind the record `last`; what was found behind it is nothing.
+fn end_at(summary: &mut Summary, end: Lsn, last: Option<(Lsn, Lsn)>) {
+    summary.flags = summary.flags & !flag::SWITCH | flag::ENDS_INSIDE;
+    summary.valid_end = end;
+    summary.first_record = summary.first_record.filter(|(lsn, _)| *lsn < end);
+    summary.last_begun = last.map(|(start, _)| start);
+    summary.last_complete = last;
+    (summary.tail_length, summary.tail_total) = (0, 0);
+    summary.tail_class = TailClass::Unknown;
 }
 
 /// What the record is whose first bytes these are.

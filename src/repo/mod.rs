@@ -14,11 +14,13 @@ pub mod indexer;
 pub mod inventory;
 pub mod json;
 pub mod layout;
+pub mod remnant;
 pub mod repository;
 #[cfg(feature = "full")]
 pub mod rollup;
 #[cfg(feature = "full")]
 pub mod rollup_cache;
+pub mod run;
 #[cfg(feature = "full")]
 pub mod survey;
 pub mod tail;

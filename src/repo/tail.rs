@@ -1,6 +1,7 @@
 //! The marker of a padded segment (format, section 7.2): a tail that pitr-restore completed with zeros must not be archived as if
 //! it were the whole.
 
+use crate::error::Result;
 use crate::pg::lsn::Lsn;
 
 /// The last bytes of a segment that hold the long marker.
@@ -49,7 +50,7 @@ impl Tail {
         out
     }
 
-    /// The short marker, for 8 to 39 bytes behind the valid end.
+    /// The short marker, for 8 to 40 bytes behind the valid end.
     pub fn short(&self) -> [u8; 8] {
         let mut out = [0; 8];
         let crc = crc32c::crc32c(&self.body()).to_le_bytes();
@@ -58,6 +59,44 @@ impl Tail {
         }
         out
     }
+}
+
+impl Tail {
+    /// What follows the valid bytes up to `end`, the segment's end: zeros and the marker that fits, piece by piece.
+    ///
+    /// # Errors
+    /// What `sink` returns.
+    pub fn pad(&self, end: Lsn, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let left = end.0.saturating_sub(self.valid_end.0);
+        let long = LONG as u64;
+        match left {
+            0 => Ok(()),
+            1..8 => zeros(left, sink),
+            // At 40 the long one would stand where the next record begins, and its length would not be zero.
+            _ if left <= long => {
+                sink(&self.short())?;
+                zeros(left - 8, sink)
+            }
+            _ => {
+                zeros(left - long, sink)?;
+                sink(&self.long())
+            }
+        }
+    }
+}
+
+fn zeros(mut count: u64, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let zeros = [0; 64 << 10];
+    while count > 0 {
+        let now = count.min(zeros.len() as u64);
+        sink(
+            zeros
+                .get(..usize::try_from(now).unwrap_or(0))
+                .unwrap_or_default(),
+        )?;
+        count -= now;
+    }
+    Ok(())
 }
 
 /// Whether the last 40 bytes of a segment hold a marker of this cluster; `end` is the segment's end LSN.
@@ -75,7 +114,7 @@ pub fn is_marked(last: &[u8; LONG], end: Lsn, system_identifier: u64, timeline: 
         return true;
     }
     // The short form stands at the valid end itself, whose position its checksum covers.
-    (8..LONG).any(|left| {
+    (8..=LONG).any(|left| {
         let at = LONG - left;
         let marker = tail(Lsn(end.0 - left as u64)).short();
         last.get(at..at + 8) == Some(&marker[..])
@@ -90,6 +129,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn padding_fills_the_segment_and_is_found() {
+        let end = Lsn(0x200_0000);
+        for left in [0, 3, 7, 8, 16, 32, 40, 48, 100_000, 1 << 20] {
+            let tail = Tail {
+                valid_end: Lsn(end.0 - left),
+                system_identifier: 7,
+                timeline: 2,
+            };
+            // What stands before the padding in the last bytes.
+            let mut bytes = vec![0xEE; LONG];
+            tail.pad(end, &mut |piece| {
+                bytes.extend_from_slice(piece);
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(bytes.len() as u64, LONG as u64 + left);
+            let last = bytes.last_chunk::<LONG>().unwrap();
+            assert_eq!(is_marked(last, end, 7, 2), left >= 8, "{left}");
+            if let Some(length) = bytes.get(LONG..LONG + 4).filter(|_| left >= 4) {
+                assert_eq!(length, [0; 4], "PostgreSQL sees a record of length zero");
+            }
+        }
+    }
+
+    #[test]
     fn both_markers_are_found_and_nothing_else() {
         let end = Lsn(0x200_0000);
         let tail = Tail {
@@ -100,7 +164,7 @@ mod tests {
         assert!(is_marked(&tail.long(), end, 7, 2));
         assert!(!is_marked(&tail.long(), end, 8, 2));
         assert!(!is_marked(&[0; LONG], end, 7, 2));
-        for left in 8..LONG {
+        for left in 8..=LONG {
             let short = Tail {
                 valid_end: Lsn(end.0 - left as u64),
                 ..tail

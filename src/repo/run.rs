@@ -1,0 +1,323 @@
+//! The longest run of bytes that the increments of a segment hold, from its start on (format, section 7.1).
+
+use super::container::{Container, Kind};
+use super::increment::OpenSegment;
+use super::layout::ClusterLayout;
+use super::repository::Repository;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::lsn::{Lsn, LsnRange};
+use crate::store::Key;
+
+/// Increments that follow one another without a hole; each but the last reaches into the next, or up to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    segment: OpenSegment,
+    /// Never empty, ascending.
+    pieces: Vec<LsnRange>,
+}
+
+/// The increments that lead farthest from `start` on: from each position the one that reaches farthest. `ranges` ascend by start.
+pub fn longest(start: Lsn, ranges: &[LsnRange]) -> Vec<LsnRange> {
+    let mut pieces: Vec<LsnRange> = Vec::new();
+    let mut at = start;
+    let mut rest = ranges.iter().peekable();
+    loop {
+        let mut best: Option<LsnRange> = None;
+        while let Some(range) = rest.next_if(|r| r.start <= at) {
+            if best.is_none_or(|b| b.end < range.end) {
+                best = Some(*range);
+            }
+        }
+        match best.filter(|b| b.end > at) {
+            Some(piece) => {
+                at = piece.end;
+                pieces.push(piece);
+            }
+            None => return pieces,
+        }
+    }
+}
+
+impl Run {
+    /// The longest run of these increments; `None` when none begins at the segment's start.
+    ///
+    /// # Errors
+    /// `Usage` for a name that does not belong to the segment size.
+    pub fn of(segment: OpenSegment, ranges: &[LsnRange]) -> Result<Option<Run>> {
+        let whole = segment.range()?;
+        let inside: Vec<LsnRange> = ranges
+            .iter()
+            .copied()
+            .filter(|r| whole.start <= r.start && r.end <= whole.end)
+            .collect();
+        let pieces = longest(whole.start, &inside);
+        Ok((!pieces.is_empty()).then_some(Run { segment, pieces }))
+    }
+
+    /// Where it ends.
+    pub fn end(&self) -> Lsn {
+        self.pieces.last().map_or(Lsn(0), |p| p.end)
+    }
+
+    /// The increments that it consists of.
+    pub fn pieces(&self) -> &[LsnRange] {
+        &self.pieces
+    }
+
+    /// Streams its bytes, one increment at a time. What overlaps must agree.
+    ///
+    /// The last bytes of an increment reach the sink before its hash is known: the sink's work must not become visible before this returns
+    /// `Ok`.
+    ///
+    /// # Errors
+    /// `Damaged` when an increment is, is gone, or differs from the one before; what `sink` returns.
+    pub fn read(
+        &self,
+        repository: &Repository,
+        layout: &ClusterLayout,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut at = self.segment.range()?.start;
+        // Of the increment before: its key and the hash of what the next one repeats.
+        let mut repeated: Option<(Key, blake3::Hash)> = None;
+        for (number, piece) in self.pieces.iter().enumerate() {
+            let next = self.pieces.get(number + 1).map_or(piece.end, |p| p.start);
+            let mut overlap = Overlap {
+                known: at,
+                next,
+                position: piece.start,
+                before: blake3::Hasher::new(),
+                behind: blake3::Hasher::new(),
+            };
+            let key = layout.increment(self.segment.name, *piece);
+            let container = open(repository, layout, &self.segment, *piece)?;
+            let read = container.read_body(&mut |bytes| {
+                let fresh = overlap.take(bytes);
+                if !fresh.is_empty() {
+                    overlap.check(repeated.as_ref(), &key)?;
+                    sink(fresh)?;
+                }
+                Ok(())
+            });
+            read.map_err(|e| e.context(format!("read increment \"{key}\"")))?;
+            overlap.check(repeated.as_ref(), &key)?;
+            repeated = Some((key, overlap.behind.finalize()));
+            at = piece.end;
+        }
+        Ok(())
+    }
+}
+
+/// Tells what of an increment is known from the one before, and what the next one repeats.
+struct Overlap {
+    /// Bytes before this were read already.
+    known: Lsn,
+    /// From here on the next increment repeats it.
+    next: Lsn,
+    position: Lsn,
+    before: blake3::Hasher,
+    behind: blake3::Hasher,
+}
+
+impl Overlap {
+    /// The part of `bytes` that was not read before.
+    fn take<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
+        let offset = |lsn: Lsn| {
+            let distance = lsn.0.saturating_sub(self.position.0);
+            usize::try_from(distance).map_or(bytes.len(), |n| n.min(bytes.len()))
+        };
+        let (known, fresh) = bytes.split_at(offset(self.known));
+        self.before.update(known);
+        self.behind
+            .update(bytes.get(offset(self.next)..).unwrap_or_default());
+        self.position.0 += bytes.len() as u64;
+        fresh
+    }
+
+    fn check(&self, repeated: Option<&(Key, blake3::Hash)>, own: &Key) -> Result<()> {
+        match repeated {
+            Some((other, hash)) if self.before.finalize() != *hash => Err(err!(
+                Damaged,
+                "increments \"{other}\" and \"{own}\" differ where they overlap"
+            )
+            .hint("Two servers may have written the same timeline. See \"pitr verify\".")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Opens an increment and makes sure that it is the one its key says.
+///
+/// # Errors
+/// `Damaged` when it is not, or is gone.
+pub fn open(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    segment: &OpenSegment,
+    range: LsnRange,
+) -> Result<Container> {
+    let key = layout.increment(segment.name, range);
+    let open = || -> Result<Container> {
+        let object = repository
+            .store()
+            .open(&key)?
+            .ok_or_else(|| err!(Damaged, "it was listed, and is not there"))?;
+        let container = Container::open(object)?;
+        let identity = container.identity();
+        let own = container.kind() == Kind::Increment
+            && identity.name == segment.name.to_string()
+            && identity.system_identifier == layout.system_identifier()
+            && identity.segment_size_bytes == segment.size.bytes()
+            && identity.from_lsn == range.start.0
+            && identity.to_lsn == range.end.0
+            && identity.raw_bytes == range.end.0 - range.start.0;
+        match own {
+            true => Ok(container),
+            false => Err(err!(Damaged, "it is another object")),
+        }
+    };
+    open().map_err(|e: Error| e.context(format!("increment \"{key}\"")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use crate::pg::segment::SegmentSize;
+    use crate::pg::time::TimestampTz;
+    use crate::repo::increment;
+    use crate::store::file::FileStore;
+
+    fn range(start: u64, end: u64) -> LsnRange {
+        LsnRange {
+            start: Lsn(start),
+            end: Lsn(end),
+        }
+    }
+
+    #[test]
+    fn the_longest_run_has_no_hole() {
+        let ranges = |pairs: &[(u64, u64)]| -> Vec<LsnRange> {
+            pairs.iter().map(|(a, b)| range(*a, *b)).collect()
+        };
+        for (given, expected) in [
+            (&[][..], &[][..]),
+            (&[(110, 120)], &[]),
+            (&[(100, 120), (120, 130)], &[(100, 120), (120, 130)]),
+            // A merged one makes those it covers idle.
+            (
+                &[(100, 120), (100, 150), (120, 130), (150, 160)],
+                &[(100, 150), (150, 160)],
+            ),
+            // Of two that overlap the run the farther one is taken.
+            (
+                &[(100, 120), (110, 125), (115, 140)],
+                &[(100, 120), (115, 140)],
+            ),
+            (&[(100, 120), (121, 140)], &[(100, 120)]),
+        ] {
+            assert_eq!(longest(Lsn(100), &ranges(given)), ranges(expected));
+        }
+    }
+
+    struct Fixture {
+        _directory: tempfile::TempDir,
+        repository: Repository,
+        layout: ClusterLayout,
+        segment: OpenSegment,
+        bytes: Vec<u8>,
+    }
+
+    impl Fixture {
+        fn new() -> Fixture {
+            let directory = tempfile::tempdir().unwrap();
+            let store = FileStore::create(&directory.path().join("repo"), 1).unwrap();
+            let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
+            Fixture {
+                _directory: directory,
+                repository,
+                layout: ClusterLayout::new("main", 7).unwrap(),
+                segment: OpenSegment {
+                    name: "000000010000000000000003".parse().unwrap(),
+                    size: SegmentSize::new(1 << 20).unwrap(),
+                    major: 17,
+                },
+                bytes: (0..1_u32 << 20).map(|i| (i * 7 % 251) as u8).collect(),
+            }
+        }
+
+        fn put(&self, from: usize, to: usize) {
+            self.put_bytes(from, &self.bytes[from..to]);
+        }
+
+        fn put_bytes(&self, from: usize, bytes: &[u8]) {
+            let start = self.segment.range().unwrap().start;
+            let at = Lsn(start.0 + from as u64);
+            increment::put(&self.repository, &self.layout, &self.segment, at, bytes).unwrap();
+        }
+
+        fn read(&self) -> Result<Vec<u8>> {
+            let listed = increment::list(&self.repository, &self.layout, self.segment.name)?;
+            let run = Run::of(self.segment, &listed)?.unwrap();
+            let mut read = Vec::new();
+            run.read(&self.repository, &self.layout, &mut |bytes| {
+                read.extend_from_slice(bytes);
+                Ok(())
+            })?;
+            let start = self.segment.range()?.start;
+            assert_eq!(run.end().0 - start.0, read.len() as u64);
+            Ok(read)
+        }
+    }
+
+    #[test]
+    fn a_run_is_read_over_its_overlaps() {
+        let f = Fixture::new();
+        f.put(0, 300_000);
+        f.put(10, 20);
+        f.put(250_000, 700_000);
+        assert_eq!(f.read().unwrap(), &f.bytes[..700_000]);
+        f.put(700_000, 1 << 20);
+        assert_eq!(f.read().unwrap(), f.bytes);
+        // Behind a hole nothing counts, and one that is not chosen is not looked at.
+        let g = Fixture::new();
+        g.put(0, 5000);
+        g.put_bytes(100, &[0; 50]);
+        g.put(5001, 6000);
+        assert_eq!(g.read().unwrap(), &g.bytes[..5000]);
+    }
+
+    #[test]
+    fn overlaps_that_differ_are_damage_that_names_both() {
+        let f = Fixture::new();
+        f.put(0, 300_000);
+        let mut other = f.bytes[299_000..400_000].to_vec();
+        other[500] ^= 1;
+        f.put_bytes(299_000, &other);
+        let error = f.read().unwrap_err();
+        assert_eq!(error.code(), Code::Damaged);
+        let text = error.to_string();
+        let start = f.segment.range().unwrap().start.0;
+        for from in [start, start + 299_000] {
+            assert!(text.contains(&format!("{from:016X}-")), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_increment_under_the_key_of_another_is_damage() {
+        let f = Fixture::new();
+        f.put(0, 100);
+        let start = f.segment.range().unwrap().start;
+        let key = |from: u64, to: u64| {
+            let range = range(start.0 + from, start.0 + to);
+            f.layout.increment(f.segment.name, range)
+        };
+        let store = f.repository.store();
+        let moved = crate::store::get(store, &key(0, 100), 1 << 20)
+            .unwrap()
+            .unwrap();
+        crate::store::put(store, &key(100, 200), &moved).unwrap();
+        assert_eq!(f.read().unwrap_err().code(), Code::Damaged);
+    }
+}
