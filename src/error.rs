@@ -59,6 +59,10 @@ pub enum Code {
     Partial,
     /// Stored data fails its check.
     Damaged,
+    /// The replication slot has lost WAL that it was to keep, and has to be made again.
+    SlotLost,
+    /// The server is not where what we hold leads: its timeline is older, or left the common history before our end.
+    Diverged,
     /// WAL is missing although later WAL of the same path exists.
     Gap,
     /// The file or directory to write to cannot be written.

@@ -67,6 +67,8 @@ fn archive(code: Code) -> u8 {
         Code::Locked => 41,
         Code::Partial => 50,
         Code::Gap
+        | Code::SlotLost
+        | Code::Diverged
         | Code::NotFound
         | Code::OutOfReach
         | Code::Refused
@@ -100,6 +102,8 @@ fn restore(code: Code) -> u8 {
         | Code::TimelineReused
         | Code::Locked
         | Code::Partial
+        | Code::SlotLost
+        | Code::Diverged
         | Code::NotFound
         | Code::OutOfReach
         | Code::Refused
@@ -114,7 +118,7 @@ fn pitr(code: Code) -> u8 {
         Code::Findings => 4,
         Code::OutOfReach => 5,
         Code::Locked => 7,
-        Code::Clone | Code::Refused => 8,
+        Code::Clone | Code::Diverged | Code::Refused => 8,
         Code::Unreachable | Code::NoRepository => 9,
         Code::Partial => 10,
         Code::Interrupted => INTERRUPTED,
@@ -135,6 +139,7 @@ fn pitr(code: Code) -> u8 {
         | Code::Deadline
         | Code::Damaged
         | Code::Gap
+        | Code::SlotLost
         | Code::TargetWrite
         | Code::Server
         | Code::Unsupported
@@ -169,6 +174,8 @@ pub fn name(code: Code) -> &'static str {
         Code::Partial => "partial",
         Code::Damaged => "damaged",
         Code::Gap => "gap",
+        Code::SlotLost => "slot_lost",
+        Code::Diverged => "diverged",
         Code::TargetWrite => "target_write",
         Code::NotFound => "not_found",
         Code::OutOfReach => "out_of_reach",

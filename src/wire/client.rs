@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::connect::{self, Connected};
 use super::conninfo::{ConnInfo, TargetSession};
-use super::message::{Stream, Wire};
+use super::message::{Incoming, Stream, Wire};
 use super::server_error::{ServerMessage, protocol};
 use crate::err;
 use crate::error::{Error, Result};
@@ -336,19 +336,27 @@ impl Client {
 
     /// The next message that is neither notice nor setting.
     pub(super) async fn receive(&mut self) -> Result<Message> {
+        match self.receive_incoming().await? {
+            Incoming::Message(message) => Ok(message),
+            Incoming::CopyBoth => Err(protocol("a copy in both directions was not asked for")),
+        }
+    }
+
+    /// As [`Client::receive`], where a copy in both directions may begin.
+    pub(super) async fn receive_incoming(&mut self) -> Result<Incoming> {
         loop {
-            match self.wire.receive().await? {
-                Message::NoticeResponse(body) => {
+            match self.wire.receive_incoming().await? {
+                Incoming::Message(Message::NoticeResponse(body)) => {
                     report(self.progress.as_ref(), &ServerMessage::read(body.fields()));
                 }
-                Message::ParameterStatus(body) => {
+                Incoming::Message(Message::ParameterStatus(body)) => {
                     if let (Ok(name), Ok(value)) = (body.name(), body.value())
                         && let Some(known) = self.parameters.get_mut(name)
                     {
                         value.clone_into(known);
                     }
                 }
-                message => return Ok(message),
+                incoming => return Ok(incoming),
             }
         }
     }

@@ -9,12 +9,13 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use postgres_protocol::message::backend::{COPY_DATA_TAG, Header, Message};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
+use super::server_error::protocol;
 use crate::err;
 use crate::error::{Code, Error, Result};
 
@@ -26,6 +27,11 @@ const MESSAGE_SIZE_MAX: usize = 16 << 20;
 const COPY_DATA_SIZE_MAX: usize = 64 << 20;
 /// Free room for one read.
 const READ_SIZE: usize = 128 << 10;
+/// With less free room than this a read gets a new buffer. Every message shares its buffer: with one for each of many small messages,
+/// those that wait in a queue would hold far more memory than they have bytes.
+const READ_SIZE_MIN: usize = 8 << 10;
+/// `CopyBothResponse`, which postgres-protocol does not know.
+const COPY_BOTH_RESPONSE_TAG: u8 = b'W';
 
 /// The three kinds of connection.
 pub(super) enum Stream {
@@ -81,17 +87,31 @@ impl Wire {
         sent
     }
 
-    /// Returns the next message.
+    /// Returns the next message where no copy in both directions may begin.
     ///
     /// # Errors
     /// `Unreachable` if the connection is lost; `Server` if the message is too long or not understood.
     pub async fn receive(&mut self) -> Result<Message> {
+        match self.receive_incoming().await? {
+            Incoming::Message(message) => Ok(message),
+            Incoming::CopyBoth => Err(protocol("a copy in both directions was not asked for")),
+        }
+    }
+
+    /// Returns the next message.
+    ///
+    /// # Errors
+    /// As [`Wire::receive`].
+    pub async fn receive_incoming(&mut self) -> Result<Incoming> {
         loop {
             let wanted = match self.buffered()? {
                 Buffered::Whole => break,
                 Buffered::Missing(bytes) => bytes,
             };
-            self.received.reserve(wanted.max(READ_SIZE));
+            let room = self.received.capacity() - self.received.len();
+            if room < wanted.max(READ_SIZE_MIN) {
+                self.received.reserve(wanted.max(READ_SIZE));
+            }
             match self.stream.read_buf(&mut self.received).await {
                 Ok(0) => {
                     return Err(err!(
@@ -103,12 +123,24 @@ impl Wire {
                 Err(error) => return Err(lost("receive from server", error)),
             }
         }
+        if self.received.first() == Some(&COPY_BOTH_RESPONSE_TAG) {
+            self.skip_message();
+            return Ok(Incoming::CopyBoth);
+        }
         match Message::parse(&mut self.received) {
-            Ok(Some(message)) => Ok(message),
+            Ok(Some(message)) => Ok(Incoming::Message(message)),
             Ok(None) => Err(err!(Internal, "a whole message could not be parsed")),
             Err(error) => {
                 Err(err!(Server, "server sent a message that cannot be understood").source(error))
             }
+        }
+    }
+
+    /// Drops the whole message at the front: its formats are those of a copy without columns.
+    fn skip_message(&mut self) {
+        if let Ok(Some(header)) = Header::parse(&self.received) {
+            let size = usize::try_from(header.len()).unwrap_or(0) + 1;
+            self.received.advance(size.min(self.received.len()));
         }
     }
 
@@ -136,6 +168,12 @@ impl Wire {
             Some(missing) => Buffered::Missing(missing),
         })
     }
+}
+
+/// A message, or the beginning of a copy in both directions.
+pub(super) enum Incoming {
+    Message(Message),
+    CopyBoth,
 }
 
 enum Buffered {
@@ -222,6 +260,10 @@ mod tests {
         );
         assert_eq!(code(b"", true).await, Some(Code::Unreachable));
         assert_eq!(code(b"?\x00\x00\x00\x04", true).await, Some(Code::Server));
+        assert_eq!(
+            code(b"W\x00\x00\x00\x07\x00\x00\x00", true).await,
+            Some(Code::Server)
+        );
         assert_eq!(code(b"Z\x00\x00\x00\x05I", true).await, None);
     }
 }

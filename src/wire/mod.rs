@@ -1,4 +1,4 @@
-//! The connection to a server: conninfo, TLS, authentication, simple queries and `BASE_BACKUP`.
+//! The connection to a server: conninfo, TLS, authentication, simple queries, `BASE_BACKUP`, and WAL as a stream.
 //!
 //! A thin client of its own on postgres-protocol, because replication needs what tokio-postgres leaves out. It runs plain SQL too (the
 //! simple protocol), so that one set of rules holds for every connection: conninfo, password file, TLS, channel binding, error hints.
@@ -20,7 +20,9 @@ mod connect;
 pub mod conninfo;
 mod message;
 mod passfile;
+pub mod replication;
 pub mod server_error;
+pub mod slot;
 pub mod tar;
 mod tls;
 mod uri;

@@ -30,6 +30,7 @@ mod plan_scale;
 mod restore;
 mod restore_faults;
 mod restore_hostile;
+mod streaming;
 mod verify;
 mod verify_damage;
 mod wal_by_hand;
