@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -24,6 +25,8 @@ use crate::store::{Key, Published, Store};
 
 /// Name and version of the program, as it stands in events.
 const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
+/// The clocks of this host and of the store may differ by this much. Further apart, neither a grace period nor a claim means anything.
+const CLOCKS_MAY_DIFFER: Duration = Duration::from_secs(600);
 /// How often the repository may change under a run before it gives up.
 const ATTEMPTS: u32 = 4;
 
@@ -68,16 +71,36 @@ impl Expire<'_> {
     /// Computes what a run would do, and changes nothing.
     ///
     /// # Errors
-    /// What the store says.
+    /// `Refused` when the clocks differ; what the store says.
     pub fn plan(&self) -> Result<ExpirePlan> {
-        let survey = Survey::read(self.repository, self.registration)?;
+        let survey = self.survey()?;
         Ok(retention(&survey, &self.policy, (self.clock)()))
+    }
+
+    /// Reads what is there, and requires a clock by which it can be judged.
+    fn survey(&self) -> Result<Survey> {
+        let survey = Survey::read(self.repository, self.registration)?;
+        let now = (self.clock)();
+        if let Some((stored, key)) = &survey.newest
+            && *stored > now.saturating_add(CLOCKS_MAY_DIFFER)
+        {
+            let what = format!("\"{key}\" was stored at {stored}");
+            return Err(clocks_differ(now, &what));
+        }
+        if let Some(store) = self.repository.store().clock()? {
+            let (earlier, later) = (store.min(now), store.max(now));
+            if later > earlier.saturating_add(CLOCKS_MAY_DIFFER) {
+                let what = format!("the clock of the repository says {store}");
+                return Err(clocks_differ(now, &what));
+            }
+        }
+        Ok(survey)
     }
 
     /// Marks what is no longer kept, and deletes what was marked before the grace period; returns the plan it went by.
     ///
     /// # Errors
-    /// What the store says, but for refused deletions, which are counted; `Interrupted`. Run again, it goes on.
+    /// `Refused` when the clocks differ; what the store says, but for refused deletions, which are counted; `Interrupted`. Run again, it goes on.
     pub fn run(&self) -> Result<(ExpirePlan, Outcome)> {
         let layout =
             ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
@@ -106,6 +129,12 @@ impl Expire<'_> {
                 .hint("Nothing that is needed was deleted. Run the command again."),
         )
     }
+}
+
+fn clocks_differ(now: TimestampTz, what: &str) -> Error {
+    err!(Refused, "this host's clock says {now}, but {what}").hint(
+        "Nothing was marked or deleted: grace periods and the claims of running backups and restores are counted by the clock.\nCorrect the clock that is wrong: timedatectl set-ntp true",
+    )
 }
 
 struct Run<'a> {
@@ -155,7 +184,7 @@ impl Run<'_> {
 
     /// The plan as it is now that the marks are durable. What is not marked yet waits for another run, also without grace.
     fn decide_again(&mut self) -> Result<ExpirePlan> {
-        let survey = Survey::read(self.what.repository, self.what.registration)?;
+        let survey = self.what.survey()?;
         let mut policy = self.what.policy.clone();
         policy.spared.clone_from(&self.spared);
         let now = (self.what.clock)();

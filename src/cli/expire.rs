@@ -21,8 +21,9 @@ use crate::repo::repository::{Registration, Repository};
 /// Keeps the newest N undamaged backups, and every moment from the oldest kept backup's end on. --dry-run shows what
 /// would go; --confirm marks it, and a run after the grace period deletes it.
 ///
-/// Without either the plan is shown, and refused with exit status 8 if there is anything to do. Exit status 8 also when only damaged
-/// backups are newer than the last good one, which is kept; 10 when the repository refused to delete something.
+/// Without either the plan is shown, and refused with exit status 8 if there is anything to do. Exit status 8 also when the clocks of
+/// host and repository differ by more than ten minutes, and when only damaged backups are newer than the last good one, which is kept;
+/// 10 when the repository refused to delete something.
 ///
 /// Example: pitr expire --keep 7 --dry-run
 #[derive(clap::Args, Debug)]

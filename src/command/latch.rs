@@ -5,15 +5,15 @@
 //! (measured on 15.20). If the archive is out of reach then, the decision of the first call holds for ten minutes: a standby that has streamed
 //! everything is let through, one that lacks archived WAL is stopped.
 //!
-//! It lies in `pg_wal/pitr.promotion`, which no backup copies, and is not durable: after a crash promotion begins anew. A server that was
-//! started since takes nothing from it.
+//! It lies in `pg_wal/pitr.promotion`, which no backup copies, and is not durable: after a crash promotion begins anew. It names the
+//! server that is promoted, so that one that was started since takes nothing from it, and counts its age by a clock that nobody sets.
 
-use std::time::{Duration, UNIX_EPOCH};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::archive::datadir::DataDirectory;
 
 const NAME: &str = "pitr.promotion";
-const VALID: Duration = Duration::from_secs(600);
+const VALID_SECONDS: i64 = 600;
 
 /// What becomes of a promotion while the archive is out of reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,31 +30,79 @@ pub(super) fn read(directory: &DataDirectory) -> Option<Decision> {
         return None;
     }
     let path = directory.wal().join(NAME);
-    let taken = std::fs::metadata(&path).ok()?.modified().ok()?;
-    // A time in the future is no proof of anything.
-    if taken.elapsed().ok()? > VALID || taken < UNIX_EPOCH + server_started(directory)? {
+    let text = std::fs::read_to_string(&path).ok()?;
+    let decision = parse(&text, &server(directory)?, seconds_since_boot());
+    if decision.is_none() {
         let _ = std::fs::remove_file(&path);
-        return None;
     }
-    match std::fs::read(&path).ok()?.as_slice() {
-        b"proceed\n" => Some(Decision::Proceed),
-        b"refuse\n" => Some(Decision::Refuse),
-        _ => None,
-    }
+    decision
 }
 
 /// Takes down a decision. That it cannot be written changes nothing for the call that took it.
 pub(super) fn write(directory: &DataDirectory, decision: Decision) {
-    let text = match decision {
-        Decision::Proceed => "proceed\n",
-        Decision::Refuse => "refuse\n",
+    let Some(server) = server(directory) else {
+        return;
     };
+    let word = match decision {
+        Decision::Proceed => "proceed",
+        Decision::Refuse => "refuse",
+    };
+    let text = format!("{word}\n{}\n{server}\n", seconds_since_boot());
     let _ = std::fs::write(directory.wal().join(NAME), text);
 }
 
-/// When the server was started, since 1970. PostgreSQL: src/include/utils/pidfile.h, `LOCK_FILE_LINE_START_TIME`.
-fn server_started(directory: &DataDirectory) -> Option<Duration> {
+/// The word, the moment and the server that took it, a line each.
+fn parse(text: &str, server: &str, now: i64) -> Option<Decision> {
+    let mut lines = text.lines();
+    let decision = match lines.next()? {
+        "proceed" => Decision::Proceed,
+        "refuse" => Decision::Refuse,
+        _ => return None,
+    };
+    let age = now.checked_sub(lines.next()?.parse().ok()?)?;
+    ((0..=VALID_SECONDS).contains(&age) && lines.next()? == server).then_some(decision)
+}
+
+/// Which server runs here: its process id and when it was started. PostgreSQL: src/include/utils/pidfile.h, `LOCK_FILE_LINE_PID` and
+/// `LOCK_FILE_LINE_START_TIME`.
+fn server(directory: &DataDirectory) -> Option<String> {
     let text = std::fs::read_to_string(directory.path().join("postmaster.pid")).ok()?;
-    let seconds = text.lines().nth(2)?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    let mut lines = text.lines();
+    let pid = lines.next()?.trim();
+    let started = lines.nth(1)?.trim();
+    Some(format!("{pid} {started}"))
+}
+
+fn seconds_since_boot() -> i64 {
+    clock_gettime(ClockId::Boottime).tv_sec
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decision_holds_for_its_server_and_for_ten_minutes() {
+        let text = "refuse\n1000\n77 1700000000\n";
+        let same = "77 1700000000";
+        assert_eq!(parse(text, same, 1000), Some(Decision::Refuse));
+        assert_eq!(parse(text, same, 1600), Some(Decision::Refuse));
+        for (server, now) in [
+            (same, 1601),
+            (same, 999),
+            ("77 1700000001", 1000),
+            ("78 1700000000", 1000),
+        ] {
+            assert_eq!(parse(text, server, now), None, "{server} {now}");
+        }
+        for bad in [
+            "",
+            "refuse",
+            "refuse\nx\n77 1700000000\n",
+            "stay\n1000\n77 1700000000\n",
+            "refuse\n-9223372036854775808\n77 1700000000\n",
+        ] {
+            assert_eq!(parse(bad, same, 1000), None, "{bad}");
+        }
+    }
 }

@@ -44,6 +44,8 @@ pub struct Survey {
     pub unfinished: Vec<Irregular>,
     /// What could not be read and checked: roots, reservations, claims, histories.
     pub unreadable: Vec<String>,
+    /// The latest of the store's times of roots, events and the last segments, with the object's key.
+    pub newest: Option<(TimestampTz, String)>,
 }
 
 /// What lies under one backup id.
@@ -166,6 +168,24 @@ fn parts<'a>(names: impl Iterator<Item = &'a super::layout::PartName>) -> BTreeM
 }
 
 impl Survey {
+    /// What a cluster of which nothing is there looks like.
+    pub fn empty(segment_size: SegmentSize) -> Survey {
+        Survey {
+            segment_size,
+            has_other_sizes: false,
+            ids: BTreeMap::new(),
+            timelines: BTreeMap::new(),
+            labels: Vec::new(),
+            increments: BTreeMap::new(),
+            conflicts: Vec::new(),
+            segment_events: BTreeMap::new(),
+            healed: Vec::new(),
+            unfinished: Vec::new(),
+            unreadable: Vec::new(),
+            newest: None,
+        }
+    }
+
     /// Reads what the repository holds of a registered cluster.
     ///
     /// # Errors
@@ -174,17 +194,9 @@ impl Survey {
         let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
         let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
         let mut survey = Survey {
-            segment_size,
             has_other_sizes: repository.segment_sizes(&layout, registration)?.len() > 1,
-            ids: BTreeMap::new(),
             timelines: inventory::read_timelines(repository, &layout, segment_size)?,
-            labels: Vec::new(),
-            increments: BTreeMap::new(),
-            conflicts: Vec::new(),
-            segment_events: BTreeMap::new(),
-            healed: Vec::new(),
-            unfinished: Vec::new(),
-            unreadable: Vec::new(),
+            ..Survey::empty(segment_size)
         };
         let mut reading = Reading {
             store: repository.store(),
@@ -233,6 +245,13 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
+    /// Remembers when the store received an object, if none came later.
+    fn dated(&mut self, stored: TimestampTz, key: &Key) {
+        if self.survey.newest.as_ref().is_none_or(|(t, _)| *t < stored) {
+            self.survey.newest = Some((stored, key.to_string()));
+        }
+    }
+
     fn subject(&mut self, id: BackupId) -> &mut Subject {
         self.survey.ids.entry(id).or_default()
     }
@@ -240,6 +259,10 @@ impl Reading<'_> {
     fn events(&mut self) -> Result<()> {
         for listed in self.store.list(&self.layout.events())? {
             let read = event::read_all(self.store, self.layout, &listed.name);
+            for event in read.iter().flatten() {
+                let key = self.layout.event(&listed.name, &event.name)?;
+                self.dated(event.stored, &key);
+            }
             if let Ok(id) = listed.name.parse::<BackupId>() {
                 if let Some(events) = found(read, &mut self.survey.unreadable)? {
                     self.subject(id).events = events;
@@ -292,6 +315,7 @@ impl Reading<'_> {
         let Some(meta) = self.store.head(&key)? else {
             return Ok(Manifest::Absent);
         };
+        self.dated(meta.modified, &key);
         let read = BackupRoot::read(self.store, self.layout, id)
             .and_then(|root| root.as_ref().map(Root::reduce).transpose());
         Ok(match found(read, &mut self.survey.unreadable)? {
@@ -378,6 +402,7 @@ impl Reading<'_> {
                 let what = format!("history file \"{timeline}.history\": {why}");
                 self.survey.unreadable.push(what);
             }
+            self.last_segment(timeline)?;
             let prefix = self.layout.timeline(timeline);
             for label in self.store.list(&format!("{prefix}/labels"))? {
                 if let Ok(name @ WalFileName::BackupHistory { .. }) = label.name.parse() {
@@ -397,6 +422,20 @@ impl Reading<'_> {
             }
         }
         self.survey.labels.sort_unstable();
+        Ok(())
+    }
+
+    fn last_segment(&mut self, timeline: TimelineId) -> Result<()> {
+        let segments = self.survey.timelines.get(&timeline).map(|t| &t.segments);
+        let name = segments
+            .and_then(Runs::bounds)
+            .and_then(|(_, last)| last.name(timeline, self.survey.segment_size));
+        if let Some(name) = name {
+            let key = self.layout.segment(name);
+            if let Some(meta) = self.store.head(&key)? {
+                self.dated(meta.modified, &key);
+            }
+        }
         Ok(())
     }
 
@@ -462,19 +501,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path(), 1).unwrap();
         let layout = ClusterLayout::new("main", 7).unwrap();
-        let mut survey = Survey {
-            segment_size: SegmentSize::DEFAULT,
-            has_other_sizes: false,
-            ids: BTreeMap::new(),
-            timelines: BTreeMap::new(),
-            labels: Vec::new(),
-            increments: BTreeMap::new(),
-            conflicts: Vec::new(),
-            segment_events: BTreeMap::new(),
-            healed: Vec::new(),
-            unfinished: Vec::new(),
-            unreadable: Vec::new(),
-        };
+        let mut survey = Survey::empty(SegmentSize::DEFAULT);
         let mut reading = Reading {
             store: &store,
             layout: &layout,

@@ -149,6 +149,11 @@ pub trait Store: Send + Sync {
         Ok(false)
     }
 
+    /// What the store's own clock says, by which it dates objects; none where that cannot be had without leaving something behind.
+    fn clock(&self) -> Result<Option<crate::pg::time::TimestampTz>> {
+        Ok(None)
+    }
+
     /// Bytes still free, where the store can tell.
     fn free_bytes(&self) -> Result<Option<u64>>;
 }

@@ -31,7 +31,7 @@ fn after(name: &str) -> String {
 }
 
 /// Makes the data directory that of a standby which streams, one which does not, or one in archive recovery.
-fn mode(still: &Still, signal: &str, streams: bool) {
+pub fn mode(still: &Still, signal: &str, streams: bool) {
     for old in [
         "recovery.signal",
         "standby.signal",
@@ -66,13 +66,13 @@ fn mode(still: &Still, signal: &str, streams: bool) {
 }
 
 /// The repository is away until this is dropped, and leaves its empty mount point behind.
-struct Away {
+pub struct Away {
     from: PathBuf,
     to: PathBuf,
 }
 
 impl Away {
-    fn new(site: &Site) -> Away {
+    pub fn new(site: &Site) -> Away {
         let (from, to) = (site.repository().to_owned(), site.sandbox().join("away"));
         std::fs::rename(&from, &to).unwrap();
         std::fs::create_dir(&from).unwrap();
@@ -89,7 +89,7 @@ impl Drop for Away {
 }
 
 /// Status 1 with a warning, and nothing at the target.
-fn not_here_with_warning(still: &Still, run: Run) {
+pub fn not_here_with_warning(still: &Still, run: Run) {
     let run = run.expect_code(1);
     assert!(
         run.stderr.starts_with("pitr-restore: warning: ") && run.stderr.contains("not here"),

@@ -17,6 +17,7 @@ mod backup;
 mod backup_faults;
 mod cli_bad_input;
 mod cli_repo;
+mod clock;
 mod demo;
 mod doctor;
 mod expire;

@@ -57,19 +57,7 @@ fn event(kind: &str, at: TimestampTz) -> Recorded {
 }
 
 fn empty() -> Survey {
-    Survey {
-        segment_size: size(),
-        has_other_sizes: false,
-        ids: BTreeMap::new(),
-        timelines: BTreeMap::new(),
-        labels: Vec::new(),
-        increments: BTreeMap::new(),
-        conflicts: Vec::new(),
-        segment_events: BTreeMap::new(),
-        healed: Vec::new(),
-        unfinished: Vec::new(),
-        unreadable: Vec::new(),
-    }
+    Survey::empty(size())
 }
 
 /// A timeline with these segments; `from` is where it left its parent.

@@ -1,0 +1,313 @@
+//! K01: the clock of the host jumps by an hour or by ten years, for every program.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::common::mount::HangingDisk;
+use crate::common::{PATIENCE, Program, Run, Sandbox, Site, Still, user};
+use crate::fetch::{Away, mode, not_here_with_warning};
+use crate::require_root;
+
+const HOUR: i64 = 3600;
+const TEN_YEARS: i64 = 10 * 365 * 24 * HOUR;
+const JUMPS: [i64; 4] = [HOUR, -HOUR, TEN_YEARS, -TEN_YEARS];
+
+/// Stands in for the C library's clock: `CLOCK_OFFSET` seconds are added from the call number `CLOCK_FROM` on, with `CLOCK_SWINGS` to
+/// every other call, with `CLOCK_STOPS` to the moment of the first call. How often it changed an answer goes to `CLOCK_LOG`.
+const SHIM: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+static long calls, changed;
+static struct timespec first;
+static long number(const char *name) { const char *text = getenv(name); return text ? atol(text) : 0; }
+int clock_gettime(clockid_t id, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    int failed = real(id, now);
+    if (failed || id != CLOCK_REALTIME) return failed;
+    long call = __sync_add_and_fetch(&calls, 1);
+    if (call == 1) first = *now;
+    if (getenv("CLOCK_STOPS")) *now = first;
+    if (call < number("CLOCK_FROM") || (getenv("CLOCK_SWINGS") && call % 2)) return 0;
+    now->tv_sec += number("CLOCK_OFFSET");
+    __sync_add_and_fetch(&changed, 1);
+    return 0;
+}
+__attribute__((destructor)) static void done(void) {
+    const char *path = getenv("CLOCK_LOG");
+    int fd = path ? open(path, O_WRONLY | O_APPEND) : -1;
+    char text[64];
+    int length = snprintf(text, sizeof text, "%ld %ld\n", calls, changed);
+    if (fd >= 0 && write(fd, text, length) != length) _exit(99);
+}
+"#;
+
+/// A clock that a test moves.
+struct Clock {
+    shim: PathBuf,
+    log: PathBuf,
+    sandbox: Sandbox,
+}
+
+/// What a program saw of it.
+struct Seen {
+    calls: usize,
+    changed: usize,
+}
+
+impl Clock {
+    fn new() -> Clock {
+        let sandbox = Sandbox::new("clock");
+        let source = sandbox.file("clock.c", SHIM);
+        let shim = sandbox.join("clock.so");
+        let built = std::process::Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .args([&shim, &source])
+            .args(["-ldl"])
+            .output()
+            .expect("cc starts: Rust needs it, too");
+        assert!(
+            built.status.success(),
+            "{}",
+            String::from_utf8_lossy(&built.stderr)
+        );
+        user::own(&shim);
+        let log = sandbox.file("log", "");
+        Clock { shim, log, sandbox }
+    }
+
+    /// The program with a clock that is off by this much.
+    fn off(&self, program: &Program, seconds: i64) -> Program {
+        program
+            .clone()
+            .env("LD_PRELOAD", &self.shim)
+            .env("CLOCK_LOG", &self.log)
+            .env("CLOCK_OFFSET", seconds.to_string())
+    }
+
+    /// What the last program to end saw.
+    fn seen(&self) -> Seen {
+        let log = std::fs::read_to_string(&self.log).unwrap();
+        let last = log.lines().last().expect("the shim was loaded");
+        let (calls, changed) = last.split_once(' ').unwrap();
+        Seen {
+            calls: calls.parse().unwrap(),
+            changed: changed.parse().unwrap(),
+        }
+    }
+}
+
+#[test]
+fn k01_archiving_asks_no_clock_that_can_be_set() {
+    let clock = Clock::new();
+    let still = Still::new(17, 1, 1);
+    let name = still.segments[0].as_str();
+    still.push(name).run().success();
+    let object = std::fs::read(still.site.object(name)).unwrap();
+    for jump in JUMPS {
+        still.forget();
+        for _ in 0..2 {
+            clock.off(&still.push(name), jump).run().success();
+            clock.seen();
+        }
+        assert!(
+            std::fs::read(still.site.object(name)).unwrap() == object,
+            "a segment's object is made of its bytes alone ({jump})"
+        );
+        clock.off(&still.fetch(name), jump).run().success();
+        clock.seen();
+        let fetched = std::fs::read(still.wal("RECOVERYXLOG")).unwrap();
+        assert!(fetched == std::fs::read(still.wal(name)).unwrap(), "{jump}");
+    }
+    // What a promotion has decided holds although the clock is set before its last call.
+    mode(&still, "standby.signal", true);
+    let away = Away::new(&still.site);
+    still.cluster.touch("promote");
+    let ahead = |file: &str| clock.off(&still.fetch(file), HOUR).run();
+    std::fs::remove_file(still.wal("RECOVERYXLOG")).unwrap();
+    not_here_with_warning(&still, ahead(name));
+    for signal in ["promote", "standby.signal"] {
+        std::fs::remove_file(still.cluster.pgdata().join(signal)).unwrap();
+    }
+    for jump in JUMPS {
+        let probe = clock.off(&still.fetch("00000001.history"), jump);
+        not_here_with_warning(&still, probe.run());
+    }
+    drop(away);
+}
+
+#[test]
+fn k01_timeouts_run_by_a_clock_that_nobody_sets() {
+    require_root!("k01_timeouts_run_by_a_clock_that_nobody_sets");
+    let clock = Clock::new();
+    let still = Still::new(17, 1, 1);
+    let name = still.segments[0].as_str();
+    still.push(name).run().success();
+    let hanging = HangingDisk::over(still.site.repository());
+    mode(&still, "recovery.signal", false);
+    for (program, code) in [(still.push(name), 40), (still.fetch(name), 200)] {
+        for jump in [TEN_YEARS, -TEN_YEARS] {
+            let program = clock
+                .off(&program, jump)
+                .env("CLOCK_SWINGS", "1")
+                .env("PITR_FAULT_SECONDS", "2");
+            let started = Instant::now();
+            let run = program.run().expect_code(code);
+            let took = started.elapsed();
+            assert!(
+                took >= Duration::from_secs(2) && took < PATIENCE,
+                "{took:?}: {run}"
+            );
+        }
+    }
+    drop(hanging);
+}
+
+fn id(run: &Run) -> String {
+    run.json()["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn k01_backups_under_a_jumping_clock_have_ids_of_their_own_and_the_order_of_their_positions() {
+    let clock = Clock::new();
+    let (site, cluster) = Site::with_cluster(17);
+    let backup = site.pitr().args(["backup", "--json"]);
+    let mut taken = Vec::new();
+    let mut take = |program: &Program| {
+        cluster.sql("create table if not exists t (a int); insert into t values (1)");
+        let run = program.run().success();
+        assert!(clock.seen().changed > 0, "{run}");
+        taken.push(id(&run));
+    };
+    for jump in JUMPS {
+        take(&clock.off(&backup, jump));
+    }
+    // Back and forth while it runs.
+    take(&clock.off(&backup, TEN_YEARS).env("CLOCK_SWINGS", "1"));
+    // Twice in the same second of a clock that stands still.
+    let still = clock.off(&backup, HOUR).env("CLOCK_STOPS", "1");
+    take(&still);
+    take(&still);
+    let distinct: BTreeSet<&String> = taken.iter().collect();
+    assert_eq!(distinct.len(), taken.len(), "{taken:?}");
+    let shown = |args: &[&str]| site.pitr().args(args).run().success().json();
+    let expire = shown(&["expire", "--keep", "9", "--dry-run", "--json"]);
+    let ids = |list: &serde_json::Value| -> Vec<String> {
+        let list = list.as_array().unwrap();
+        list.iter()
+            .map(|b| b["id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(ids(&expire["clusters"][0]["backups"]), taken);
+    let info = site.pitr().args(["info", "--json"]).run().json();
+    assert_eq!(ids(&info["clusters"][0]["backups"]), taken);
+    site.pitr().arg("verify").run().success();
+}
+
+#[test]
+fn k01_expire_refuses_when_the_clocks_differ() {
+    let clock = Clock::new();
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create table t (a int)");
+    let backups: Vec<String> = (0..2)
+        .map(|n| {
+            cluster.sql(&format!("insert into t values ({n})"));
+            cluster.archive_now();
+            id(&site.pitr().args(["backup", "--json"]).run().success())
+        })
+        .collect();
+    drop(cluster);
+    let expire = site.pitr().args(["expire", "--keep", "1"]);
+    let confirmed = expire.clone().args(["--confirm", "--json"]);
+    let refused = |program: &Program| {
+        let before = site.files();
+        program
+            .run()
+            .expect_code(8)
+            .expect_stderr("this host's clock says");
+        assert!(clock.seen().changed > 0);
+        assert_eq!(site.files(), before);
+    };
+    for jump in JUMPS {
+        refused(&clock.off(&expire.clone().arg("--dry-run"), jump));
+        refused(&clock.off(&confirmed.clone().args(["--grace", "0"]), jump));
+    }
+    // A few minutes are no reason.
+    let near = clock.off(&expire.clone().arg("--dry-run"), 300);
+    near.run().success();
+
+    // Marked by the right clock: no jump makes the grace period be over.
+    confirmed.run().success();
+    for jump in JUMPS {
+        refused(&clock.off(&confirmed, jump));
+    }
+    // An object from the future: the clock was set back, here as in the repository.
+    let last = site
+        .files()
+        .into_iter()
+        .rfind(|f| f.contains("/wal/00000001/0000"))
+        .unwrap();
+    let path = site.repository().join(&last);
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    let was = file.metadata().unwrap().modified().unwrap();
+    file.set_modified(was + Duration::from_secs(1200)).unwrap();
+    confirmed.run().expect_code(8).expect_stderr(&last);
+    file.set_modified(was).unwrap();
+
+    // It jumps in the middle of a run, at whatever moment.
+    let now = confirmed.clone().args(["--grace", "0"]);
+    let sandbox = Sandbox::new("jumps");
+    let copied = |name: &str| {
+        let to = sandbox.join(name);
+        let cp = Program::new("cp").arg("-a").arg(site.repository()).arg(&to);
+        cp.privileged().run().success();
+        let program = crate::common::pitr()
+            .args([
+                "expire",
+                "--keep",
+                "1",
+                "--confirm",
+                "--json",
+                "--grace",
+                "0",
+            ])
+            .args(["--cluster", "main", "--repository"])
+            .arg(&to);
+        (program, to)
+    };
+    let (undisturbed, _) = copied("undisturbed");
+    clock.off(&undisturbed, 0).run().success();
+    let calls = clock.seen().calls;
+    assert!(calls >= 3, "{calls}");
+    for from in 1..=calls {
+        for jump in [TEN_YEARS, -TEN_YEARS] {
+            let (program, at) = copied(&format!("{from}{jump}"));
+            let run = clock
+                .off(&program, jump)
+                .env("CLOCK_FROM", from.to_string())
+                .run();
+            assert!(matches!(run.code(), 0 | 8), "{from}: {run}");
+            assert!(clock.seen().changed > 0, "{from}: {run}");
+            // Which of the two stays is no question of the clock.
+            program.run().success();
+            let left = std::fs::read_dir(at.join("clusters/main")).unwrap();
+            let cluster = left.map(|e| e.unwrap().path()).next().unwrap();
+            assert!(!cluster.join("backups").join(&backups[0]).exists());
+            assert!(
+                cluster
+                    .join("backups")
+                    .join(&backups[1])
+                    .join("manifest")
+                    .exists()
+            );
+        }
+    }
+    now.run().success();
+    drop(clock.sandbox);
+}
