@@ -12,6 +12,8 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 
@@ -57,10 +59,8 @@ impl NewFile {
                 | rustix::io::Errno::NOENT
                 | rustix::io::Errno::INVAL,
             ) => {
-                let temporary = Temporary::new(&directory, name, nonce)?;
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
-                let fd = rustix::fs::openat(&directory, &temporary.name, flags, mode)?;
-                (File::from(fd), Some(temporary))
+                let (temporary, file) = Temporary::create(&directory, name, nonce)?;
+                (file, Some(temporary))
             }
             Err(e) => return Err(e.into()),
         };
@@ -143,20 +143,53 @@ struct Temporary {
 }
 
 static TEMPORARIES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// Temporary files that are about to be.
+static BEGUN: AtomicUsize = AtomicUsize::new(0);
+/// Set when the program ends: no more of them.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+/// A dead mount must not keep the program alive.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(1);
+
+/// Counts a temporary file that is about to be, so that whoever ends the program waits until it can be removed.
+struct Begun;
+
+impl Begun {
+    fn new() -> io::Result<Begun> {
+        // In this order: either the one who closes sees this count, or it is seen here that he closed.
+        BEGUN.fetch_add(1, Ordering::SeqCst);
+        let begun = Begun;
+        match CLOSED.load(Ordering::SeqCst) {
+            true => Err(io::Error::other("the program ends")),
+            false => Ok(begun),
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        BEGUN.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 impl Temporary {
-    fn new(directory: &OwnedFd, name: &str, nonce: u64) -> io::Result<Self> {
+    /// Creates a file of mode 0600 under a name of its own.
+    fn create(directory: &OwnedFd, name: &str, nonce: u64) -> io::Result<(Self, File)> {
         let pid = std::process::id();
         // A final name may be as long as the filesystem allows; the temporary one must not be longer.
         let stem: String = name.chars().take(60).collect();
         let name = format!("{TEMPORARY_PREFIX}{stem}.{pid}.{nonce:016x}");
         let path = directory_path(directory.as_fd()).join(&name);
+        let _begun = Begun::new()?;
         register(&path, true);
-        Ok(Temporary {
+        let temporary = Temporary {
             directory: directory.try_clone()?,
             name,
             path,
-        })
+        };
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let fd = rustix::fs::openat(directory, &temporary.name, flags, mode)?;
+        Ok((temporary, File::from(fd)))
     }
 }
 
@@ -177,12 +210,24 @@ fn register(path: &Path, add: bool) {
     }
 }
 
-/// Removes the temporary files of this process; called before it dies of a signal.
+/// Removes the temporary files of this process; called before it ends while a writer may still be at work. From then on none can be
+/// begun. A filesystem that does not answer is waited for no longer than a second.
 pub fn remove_temporaries() {
-    if let Ok(mut list) = TEMPORARIES.lock() {
-        for path in list.drain(..) {
-            let _ = std::fs::remove_file(path);
+    CLOSED.store(true, Ordering::SeqCst);
+    let (done, is_done) = std::sync::mpsc::channel();
+    let remover = std::thread::Builder::new().spawn(move || {
+        while BEGUN.load(Ordering::SeqCst) > 0 {
+            std::thread::sleep(Duration::from_millis(1));
         }
+        if let Ok(mut list) = TEMPORARIES.lock() {
+            for path in list.drain(..) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        let _ = done.send(());
+    });
+    if remover.is_ok() {
+        let _ = is_done.recv_timeout(REMOVAL_LIMIT);
     }
 }
 
@@ -238,10 +283,7 @@ pub fn write_new(path: &Path, content: &[u8], nonce: u64) -> io::Result<Publishe
 /// Replaces a whole small file durably (temporary file, sync, rename, directory sync). Never used inside a repository.
 pub fn replace(path: &Path, content: &[u8], nonce: u64) -> io::Result<()> {
     let (directory, name) = split(path)?;
-    let temporary = Temporary::new(&directory, &name, nonce)?;
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(&directory, &temporary.name, flags, Mode::RUSR | Mode::WUSR)?;
-    let mut file = File::from(fd);
+    let (temporary, mut file) = Temporary::create(&directory, &name, nonce)?;
     file.write_all(content)?;
     file.sync_all()?;
     close(file)?;
@@ -263,10 +305,7 @@ pub fn rewrite_in(directory: OwnedFd, name: &str, content: &[u8], nonce: u64) ->
     if rustix::fs::FileType::from_raw_mode(old.st_mode) != rustix::fs::FileType::RegularFile {
         return Err(rustix::io::Errno::LOOP.into());
     }
-    let temporary = Temporary::new(&directory, name, nonce)?;
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(&directory, &temporary.name, flags, Mode::RUSR | Mode::WUSR)?;
-    let mut file = File::from(fd);
+    let (temporary, mut file) = Temporary::create(&directory, name, nonce)?;
     file.write_all(content)?;
     let new = rustix::fs::fstat(&file)?;
     if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid) {
@@ -383,14 +422,12 @@ impl Delivery {
     /// Begins a delivery to `path`, whose directory must exist.
     pub fn create(path: &Path, nonce: u64) -> io::Result<Self> {
         let (directory, name) = split(path)?;
-        let temporary = Temporary::new(&directory, &name, nonce)?;
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&directory, &temporary.name, flags, Mode::RUSR | Mode::WUSR)?;
+        let (temporary, file) = Temporary::create(&directory, &name, nonce)?;
         Ok(Delivery {
             directory,
             name,
             temporary,
-            file: File::from(fd),
+            file,
         })
     }
 
