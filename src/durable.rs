@@ -262,6 +262,13 @@ pub fn sync_file(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Syncs the content of one file, and of its metadata what reading the content needs.
+///
+/// Where a file was written before, over its whole length, nothing but the content has to be: that is the cheapest sync there is.
+pub fn sync_data(file: &File) -> io::Result<()> {
+    file.sync_data()
+}
+
 /// Creates one directory (mode 0700) durably; its being there already is fine.
 pub fn create_directory(parent: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     match rustix::fs::mkdirat(parent, name, Mode::RWXU) {

@@ -93,7 +93,10 @@ impl FileHeader {
             start_lsn: Lsn(u64_at(32)?),
             salt: u64_at(40)?,
         };
-        let fits = header.start_lsn.0 % header.segment_size.bytes() == 0;
+        let fits = header
+            .start_lsn
+            .0
+            .is_multiple_of(header.segment_size.bytes());
         let end = header.start_lsn.0.checked_add(header.segment_size.bytes());
         match fits && end.is_some() {
             true => Ok(header),
@@ -376,6 +379,8 @@ impl<F: ReadAt> Frames<F> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::cast_possible_truncation, reason = "patterns of bytes")]
+
     use proptest::prelude::*;
 
     use super::*;

@@ -3,16 +3,23 @@
 //! One thread writes: all that has arrived becomes one write and one `fdatasync`, then the position is published; what arrives
 //! meanwhile is the next round.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::files::{Files, Found};
+use super::frame::Frames;
+use super::writer::{Message, Piece, Writer};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::SegmentSize;
+use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
@@ -77,9 +84,116 @@ pub struct Durable {
     pub condition: Condition,
 }
 
-/// An open journal. There is one for a directory: it is locked for as long as this lives.
+/// What the threads of a journal share.
+pub(super) struct Shared {
+    pub(super) files: Files,
+    pub(super) segment_size: SegmentSize,
+    state: Mutex<State>,
+    changed: Condvar,
+    watch: watch::Sender<Durable>,
+    is_closing: AtomicBool,
+    room: Arc<Semaphore>,
+}
+
+#[derive(Default)]
+struct State {
+    /// How far each segment's file is durable.
+    segments: BTreeMap<SegmentName, Lsn>,
+    /// Where the next byte is expected.
+    expected: Option<Position>,
+    failure: Option<Error>,
+    /// Counts changes, so that none is missed between two looks.
+    version: u64,
+}
+
+impl Shared {
+    fn new(files: Files, segment_size: SegmentSize, found: &[Found]) -> Shared {
+        let segments: BTreeMap<SegmentName, Lsn> =
+            found.iter().map(|f| (f.header.name(), f.to)).collect();
+        let last = found.last().map(|f| Position {
+            timeline: f.header.timeline,
+            lsn: f.to,
+        });
+        let (watch, _) = watch::channel(Durable {
+            position: last,
+            condition: Condition::Writing,
+        });
+        Shared {
+            files,
+            segment_size,
+            state: Mutex::new(State {
+                segments,
+                expected: last,
+                failure: None,
+                version: 0,
+            }),
+            changed: Condvar::new(),
+            watch,
+            is_closing: AtomicBool::new(false),
+            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change is one assignment: what a thread that panicked left is whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, how: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        how(&mut state);
+        state.version += 1;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// A round is on the disk.
+    pub(super) fn publish(&self, segment: SegmentName, to: Lsn) {
+        self.change(|state| {
+            state.segments.insert(segment, to);
+        });
+        self.watch.send_replace(Durable {
+            position: Some(Position {
+                timeline: segment.timeline,
+                lsn: to,
+            }),
+            condition: Condition::Writing,
+        });
+    }
+
+    pub(super) fn set_condition(&self, condition: Condition) {
+        self.watch.send_if_modified(|durable| {
+            let is_new = durable.condition != condition;
+            durable.condition = condition;
+            is_new
+        });
+    }
+
+    /// Writing has ended, for good.
+    pub(super) fn fail(&self, error: Error) {
+        self.change(|state| state.failure = Some(error));
+        self.room.close();
+        self.set_condition(Condition::Failed);
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.is_closing.load(Ordering::Acquire)
+    }
+
+    /// Waits for a file to be let go, for the end, or for `time`.
+    pub(super) fn wait(&self, time: Duration) {
+        let state = self.state();
+        if !self.is_closing() {
+            let _ = self.changed.wait_timeout(state, time);
+        }
+    }
+}
+
+/// An open journal. There is one for a directory: it is locked for as long as this, its feeders or its followers live.
 pub struct Journal {
-    watch: watch::Receiver<Durable>,
+    shared: Arc<Shared>,
+    sender: mpsc::Sender<Message>,
+    writer: JoinHandle<()>,
 }
 
 impl Journal {
@@ -88,31 +202,84 @@ impl Journal {
     /// A torn end is cut, and what is kept is synced before it counts. Notes, and warnings about room, go to `progress`.
     ///
     /// # Errors
-    /// `Locked` when another process has it; `Damaged` when it belongs to another cluster; what the filesystem says.
+    /// `Locked` when another process has it; `Config` when the limit is too small; `Refused` when its segments have another size; what
+    /// the filesystem says.
     pub fn open(options: &Options, progress: Arc<dyn Progress>) -> Result<Journal> {
-        let _ = (options, progress);
-        Err(err!(Internal, "the journal is not written yet"))
+        let files = Files::open(options)?;
+        let found = files.recover(progress.as_ref())?;
+        let open = match found.last().filter(|f| !f.is_complete()) {
+            Some(last) => Some(files.resume(last).map_err(|e| {
+                Error::from_io(
+                    format!("open the file of segment \"{}\"", last.header.name()),
+                    e,
+                )
+            })?),
+            None => None,
+        };
+        let shared = Arc::new(Shared::new(files, options.segment_size, &found));
+        let (sender, inbox) = mpsc::channel();
+        let writer = Writer::new(Arc::clone(&shared), inbox, open, progress)?;
+        let writer = std::thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|e| Error::from_io("start the thread that writes the journal", e))?;
+        Ok(Journal {
+            shared,
+            sender,
+            writer,
+        })
     }
 
     /// What is durable without holes: every contiguous run, ascending by timeline and position. Between two runs of a timeline WAL is
     /// missing here (a repository may have it).
     pub fn held(&self) -> Vec<Held> {
-        Vec::new()
+        let mut runs: Vec<Held> = Vec::new();
+        for segment in Follower::of(&self.shared).segments() {
+            match runs.last_mut() {
+                Some(run) if run.timeline == segment.name.timeline && run.to == segment.from => {
+                    run.to = segment.to;
+                }
+                _ => runs.push(Held {
+                    timeline: segment.name.timeline,
+                    from: segment.from,
+                    to: segment.to,
+                }),
+            }
+        }
+        runs
     }
 
     /// How far it is durable, after every round. It starts with the end of the last run of [`Journal::held`].
     pub fn watch(&self) -> watch::Receiver<Durable> {
-        self.watch.clone()
+        self.shared.watch.subscribe()
     }
 
     /// The way in.
     pub fn feeder(&self) -> Feeder {
-        Feeder {}
+        Feeder {
+            shared: Arc::clone(&self.shared),
+            sender: self.sender.clone(),
+        }
+    }
+
+    /// The way out.
+    pub fn follower(&self) -> Follower {
+        Follower::of(&self.shared)
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        self.shared.files.path()
+    }
+
+    /// How much room its files take.
+    pub fn bytes(&self) -> u64 {
+        self.shared.files.bytes()
     }
 
     /// Why writing has failed: once, when the condition is [`Condition::Failed`].
     pub fn failure(&self) -> Option<Error> {
-        None
+        self.shared.state().failure.take()
     }
 
     /// Waits until all that was fed is durable, and ends the writing thread. Room that is missing is not waited for.
@@ -120,43 +287,560 @@ impl Journal {
     /// # Errors
     /// Why writing has failed; `Full` when there is no room for the rest.
     pub fn close(self) -> Result<()> {
-        Ok(())
+        self.shared.is_closing.store(true, Ordering::Release);
+        self.shared.change(|_| {});
+        // It may have ended by itself.
+        let _ = self.sender.send(Message::Close);
+        let ended = self.writer.join();
+        match self.shared.state().failure.take() {
+            Some(e) => Err(e),
+            None => {
+                ended.map_err(|_| err!(Internal, "the thread that writes the journal panicked"))
+            }
+        }
     }
 }
 
 /// Room in the queue; given back when it is dropped or its bytes are written.
-pub struct Room {}
+pub struct Room(OwnedSemaphorePermit);
 
 /// Feeds the journal, from the session.
 #[derive(Clone)]
-pub struct Feeder {}
+pub struct Feeder {
+    shared: Arc<Shared>,
+    sender: mpsc::Sender<Message>,
+}
+
+/// What one message costs in the queue at least.
+const PIECE_BYTES: usize = 256;
 
 impl Feeder {
     /// Waits for room for `length` bytes. Cancelling the wait loses nothing: answer keepalives meanwhile.
     ///
     /// # Errors
     /// `Internal` when the writing thread has ended; [`Journal::failure`] has the cause.
-    #[expect(clippy::unused_async, reason = "its body follows")]
     pub async fn room(&self, length: usize) -> Result<Room> {
-        let _ = length;
-        Ok(Room {})
+        let length = length.clamp(PIECE_BYTES, QUEUE_BYTES);
+        let permits = u32::try_from(length).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.shared.room).acquire_many_owned(permits);
+        room.await.map(Room).map_err(|_| ended())
     }
 
     /// Hands over WAL that begins at `lsn` of `timeline`; does not wait.
     ///
-    /// It goes on where the last fed bytes ended (at the start: where a run of [`Journal::held`] ends), or begins a segment that the
-    /// journal has nothing of: after a switch to another timeline, or behind WAL that a repository has already. Anything else fails the
-    /// journal, for it would make a hole or an overlap.
+    /// It goes on where the last fed bytes ended (at the start: where the last run of [`Journal::held`] ends), or begins a segment
+    /// behind that: on another timeline, or behind WAL that a repository has already. Anything else is refused, for it would make a hole
+    /// or an overlap.
     ///
     /// # Errors
-    /// `Internal` when the writing thread has ended; [`Journal::failure`] has the cause.
+    /// `Internal` when the position is refused or the writing thread has ended; [`Journal::failure`] has the cause.
     pub fn feed(&self, room: Room, timeline: TimelineId, lsn: Lsn, wal: Bytes) -> Result<()> {
-        let _ = (room, timeline, lsn, wal);
+        let offered = Position { timeline, lsn };
+        let mut state = self.shared.state();
+        let is_next = state.expected == Some(offered);
+        let begins = lsn.0.is_multiple_of(self.shared.segment_size.bytes())
+            && state.expected.is_none_or(|e| e < offered);
+        let end = lsn.0.checked_add(wal.len() as u64);
+        let (true, Some(end)) = (is_next || begins, end) else {
+            let expected = state
+                .expected
+                .map_or("the start of a segment".to_owned(), |e| {
+                    format!("{} of timeline {}", e.lsn, e.timeline.decimal())
+                });
+            return Err(err!(
+                Internal,
+                "WAL from {lsn} of timeline {} on was offered to the journal, expected {expected}",
+                timeline.decimal()
+            ));
+        };
+        let piece = Piece {
+            timeline,
+            lsn,
+            wal,
+            _room: Some(room.0),
+        };
+        self.sender.send(Message::Wal(piece)).map_err(|_| ended())?;
+        state.expected = Some(Position {
+            timeline,
+            lsn: Lsn(end),
+        });
         Ok(())
     }
 
     /// Where the next byte is expected: the end of all that was fed, durable or not. Streaming goes on here after a lost connection.
     pub fn expected(&self) -> Option<Position> {
-        None
+        self.shared.state().expected
+    }
+}
+
+fn ended() -> Error {
+    err!(Internal, "the thread that writes the journal has ended")
+}
+
+/// What the journal holds of one segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Its name.
+    pub name: SegmentName,
+    /// Its first position.
+    pub from: Lsn,
+    /// Behind the last byte that is durable.
+    pub to: Lsn,
+    /// Behind the segment.
+    pub end: Lsn,
+    /// Whether more of it may come: it is the last one.
+    pub is_last: bool,
+}
+
+impl Segment {
+    /// Whether all of it is there.
+    pub fn is_complete(&self) -> bool {
+        self.to == self.end
+    }
+}
+
+/// Follows what is durable, and lets go what is not needed any more.
+#[derive(Clone)]
+pub struct Follower {
+    shared: Arc<Shared>,
+}
+
+impl Follower {
+    fn of(shared: &Arc<Shared>) -> Follower {
+        Follower {
+            shared: Arc::clone(shared),
+        }
+    }
+
+    /// What is durable, ascending by timeline and position.
+    pub fn segments(&self) -> Vec<Segment> {
+        let state = self.shared.state();
+        let size = self.shared.segment_size;
+        let last = state.segments.keys().next_back().copied();
+        state
+            .segments
+            .iter()
+            .filter_map(|(name, to)| {
+                let range = name.number(size).ok()?.range(size);
+                Some(Segment {
+                    name: *name,
+                    from: range.start,
+                    to: *to,
+                    end: range.end,
+                    is_last: Some(*name) == last,
+                })
+            })
+            .collect()
+    }
+
+    /// Waits until something changed since the version `since`, at most for `time`; returns the present version. Begin with 0.
+    pub fn wait(&self, since: u64, time: Duration) -> u64 {
+        let state = self.shared.state();
+        let waited = self
+            .shared
+            .changed
+            .wait_timeout_while(state, time, |state| state.version <= since);
+        match waited {
+            Ok((state, _)) => state.version,
+            Err(poisoned) => poisoned.into_inner().0.version,
+        }
+    }
+
+    /// Wakes who waits.
+    pub fn wake(&self) {
+        self.shared.change(|_| {});
+    }
+
+    /// The size of segments.
+    pub fn segment_size(&self) -> SegmentSize {
+        self.shared.segment_size
+    }
+
+    /// The frames of a segment's file. Only what lies before its durable end may be used.
+    ///
+    /// # Errors
+    /// `Damaged` when the file is not what its name says; what the filesystem says.
+    pub fn open(&self, name: SegmentName) -> Result<Frames<std::fs::File>> {
+        self.shared.files.read(name)
+    }
+
+    /// Where the file of a segment lies.
+    pub fn file(&self, name: SegmentName) -> PathBuf {
+        self.shared.files.path_of(name)
+    }
+
+    /// Lets the file of a segment go.
+    ///
+    /// # Errors
+    /// What the filesystem says.
+    pub fn release(&self, name: SegmentName) -> Result<()> {
+        let released = self.shared.files.release(name);
+        self.shared.change(|state| {
+            state.segments.remove(&name);
+        });
+        released.map_err(|e| Error::from_io(format!("let the file of segment \"{name}\" go"), e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::cast_possible_truncation, reason = "patterns of bytes")]
+
+    use std::os::unix::fs::FileExt;
+
+    use proptest::prelude::*;
+
+    use super::super::frame::FRAME_HEADER;
+    use super::*;
+    use crate::error::Code;
+    use crate::progress::{Collector, Silent};
+
+    const SIZE: u64 = 1 << 20;
+    const START: Lsn = Lsn(0x300_0000);
+
+    fn options(directory: &Path) -> Options {
+        Options {
+            directory: directory.to_owned(),
+            system_identifier: 7,
+            segment_size: SegmentSize::new(SIZE).unwrap(),
+            limit_bytes: None,
+            nonce: 0x1234,
+            now: TimestampTz(0),
+        }
+    }
+
+    fn open(directory: &Path) -> Journal {
+        Journal::open(&options(directory), Arc::new(Silent)).unwrap()
+    }
+
+    fn timeline(number: u32) -> TimelineId {
+        TimelineId::new(number).unwrap()
+    }
+
+    fn wal(from: Lsn, length: usize) -> Vec<u8> {
+        let byte = |i: u64| (i ^ (i >> 8) ^ (i >> 13)) as u8;
+        (from.0..from.0 + length as u64).map(byte).collect()
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    }
+
+    async fn feed(feeder: &Feeder, timeline: TimelineId, lsn: Lsn, length: usize) {
+        let room = feeder.room(length).await.unwrap();
+        let wal = Bytes::from(wal(lsn, length));
+        feeder.feed(room, timeline, lsn, wal).unwrap();
+    }
+
+    async fn durable(journal: &Journal, position: Position) {
+        let mut watch = journal.watch();
+        let reached = watch.wait_for(|d| d.position >= Some(position)).await;
+        assert_eq!(reached.unwrap().condition, Condition::Writing);
+    }
+
+    /// What the follower reads of a segment.
+    fn read(follower: &Follower, segment: &Segment) -> Vec<u8> {
+        let mut frames = follower.open(segment.name).unwrap();
+        let mut out = vec![0; usize::try_from(segment.to.0 - segment.from.0).unwrap()];
+        let mut at = 0;
+        while at < out.len() {
+            let n = frames.read(&mut out[at..]).unwrap();
+            assert!(n > 0, "the file ends at {}", frames.lsn());
+            at += n;
+        }
+        out
+    }
+
+    fn held(timeline: TimelineId, from: u64, to: u64) -> Held {
+        let (from, to) = (Lsn(from), Lsn(to));
+        Held { timeline, from, to }
+    }
+
+    #[test]
+    fn what_was_durable_is_held_again_across_segments_timelines_and_restarts() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = open(directory.path());
+        assert_eq!(journal.held(), []);
+        let (first, second) = (timeline(1), timeline(2));
+        let switch = START.0 + 2 * SIZE + 5000;
+        runtime().block_on(async {
+            let feeder = journal.feeder();
+            let mut at = START;
+            while at.0 < switch {
+                let n = usize::try_from((switch - at.0).min(100_000)).unwrap();
+                feed(&feeder, first, at, n).await;
+                at.0 += n as u64;
+            }
+            feed(&feeder, second, Lsn(START.0 + 2 * SIZE), 6000).await;
+            let lsn = Lsn(START.0 + 2 * SIZE + 6000);
+            durable(
+                &journal,
+                Position {
+                    timeline: second,
+                    lsn,
+                },
+            )
+            .await;
+        });
+        let expected = [
+            held(first, START.0, switch),
+            held(second, START.0 + 2 * SIZE, START.0 + 2 * SIZE + 6000),
+        ];
+        assert_eq!(journal.held(), expected);
+        journal.close().unwrap();
+        let journal = open(directory.path());
+        assert_eq!(journal.held(), expected);
+        let follower = journal.follower();
+        let segments = follower.segments();
+        assert_eq!(segments.len(), 4);
+        assert_eq!(segments.iter().filter(|s| s.is_complete()).count(), 2);
+        for segment in &segments {
+            let expected = wal(
+                segment.from,
+                usize::try_from(segment.to.0 - segment.from.0).unwrap(),
+            );
+            assert!(read(&follower, segment) == expected, "{}", segment.name);
+        }
+        // Released files are used again, and go on being right.
+        for segment in &segments[..3] {
+            follower.release(segment.name).unwrap();
+        }
+        runtime().block_on(async {
+            let feeder = journal.feeder();
+            let mut at = Lsn(START.0 + 2 * SIZE + 6000);
+            while at.0 < START.0 + 6 * SIZE {
+                feed(&feeder, second, at, 2000).await;
+                at.0 += 2000;
+            }
+            durable(
+                &journal,
+                Position {
+                    timeline: second,
+                    lsn: at,
+                },
+            )
+            .await;
+        });
+        for segment in follower.segments() {
+            let length = usize::try_from(segment.to.0 - segment.from.0).unwrap();
+            assert!(
+                read(&follower, &segment) == wal(segment.from, length),
+                "{}",
+                segment.name
+            );
+        }
+    }
+
+    #[test]
+    fn only_what_continues_or_begins_a_later_segment_is_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = open(directory.path());
+        let feeder = journal.feeder();
+        let offer = |number, lsn, length: usize| {
+            runtime().block_on(async {
+                let room = feeder.room(length).await.unwrap();
+                feeder.feed(
+                    room,
+                    timeline(number),
+                    Lsn(lsn),
+                    Bytes::from(vec![1; length]),
+                )
+            })
+        };
+        let refused = |number, lsn| offer(number, lsn, 10).unwrap_err().code();
+        assert_eq!(refused(1, START.0 + 1), Code::Internal);
+        offer(2, START.0, 100).unwrap();
+        for (number, lsn) in [
+            (2, START.0),
+            (2, START.0 + 99),
+            (2, START.0 + 101),
+            (1, START.0 + 100),
+            (1, START.0 + SIZE),
+            (2, START.0 - SIZE),
+            (3, START.0 + 100),
+        ] {
+            assert_eq!(refused(number, lsn), Code::Internal, "{number} {lsn:X}");
+        }
+        offer(2, START.0 + 100, 10).unwrap();
+        offer(2, START.0 + 4 * SIZE, 10).unwrap();
+        offer(3, START.0 + SIZE, 10).unwrap();
+        drop(feeder);
+        journal.close().unwrap();
+        let runs = open(directory.path()).held();
+        assert_eq!(
+            runs,
+            [
+                held(timeline(2), START.0, START.0 + 110),
+                held(timeline(2), START.0 + 4 * SIZE, START.0 + 4 * SIZE + 10),
+                held(timeline(3), START.0 + SIZE, START.0 + SIZE + 10),
+            ]
+        );
+    }
+
+    #[test]
+    fn w10_a_second_one_is_told_who_has_the_journal_and_since_when() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = open(directory.path());
+        let refused = Journal::open(&options(directory.path()), Arc::new(Silent));
+        let refused = refused.err().unwrap();
+        assert_eq!(refused.code(), Code::Locked);
+        let who = format!("process {} since 2000-01-01", std::process::id());
+        assert!(refused.to_string().contains(&who), "{refused}");
+        journal.close().unwrap();
+        open(directory.path()).close().unwrap();
+    }
+
+    #[test]
+    fn w11_at_its_limit_nothing_is_taken_until_a_file_is_let_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = options(directory.path());
+        options.limit_bytes = Some(1000);
+        let refused = Journal::open(&options, Arc::new(Silent)).err().unwrap();
+        assert_eq!(refused.code(), Code::Config);
+        options.limit_bytes = Some(3 * (SIZE + SIZE / 16 + 4096));
+        let said = Arc::new(Collector::default());
+        let progress: Arc<dyn Progress> = Arc::clone(&said) as _;
+        let journal = Journal::open(&options, progress).unwrap();
+        let feeder = journal.feeder();
+        let follower = journal.follower();
+        runtime().block_on(async {
+            for at in (START.0..START.0 + 4 * SIZE).step_by(1 << 16) {
+                feed(&feeder, timeline(1), Lsn(at), 1 << 16).await;
+            }
+            let mut watch = journal.watch();
+            let full = watch.wait_for(|d| d.condition == Condition::Full).await;
+            let position = full.unwrap().position.unwrap();
+            assert_eq!(position.lsn, Lsn(START.0 + 3 * SIZE));
+            assert!(journal.bytes() <= options.limit_bytes.unwrap());
+            follower.release(follower.segments()[0].name).unwrap();
+            let lsn = Lsn(START.0 + 4 * SIZE);
+            durable(
+                &journal,
+                Position {
+                    timeline: timeline(1),
+                    lsn,
+                },
+            )
+            .await;
+        });
+        let lines = said.lines().join("\n");
+        assert!(lines.contains("no WAL is acknowledged"), "{lines}");
+        assert!(lines.contains("% of the room"), "{lines}");
+        assert!(lines.contains("has room again"), "{lines}");
+    }
+
+    #[test]
+    fn a_file_that_is_none_of_this_cluster_is_set_aside_or_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = open(directory.path());
+        let feeder = journal.feeder();
+        runtime().block_on(feed(&feeder, timeline(1), START, 10));
+        drop(feeder);
+        journal.close().unwrap();
+        let name = SegmentName::of(timeline(1), START, SegmentSize::new(SIZE).unwrap());
+        let path = directory.path().join(format!("7/{name}.wal"));
+        let mut larger = options(directory.path());
+        larger.segment_size = SegmentSize::new(2 * SIZE).unwrap();
+        let refused = Journal::open(&larger, Arc::new(Silent)).err().unwrap();
+        assert_eq!(refused.code(), Code::Refused);
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.write_all_at(b"x", 20).unwrap();
+        let said = Arc::new(Collector::default());
+        let progress: Arc<dyn Progress> = Arc::clone(&said) as _;
+        let journal = Journal::open(&options(directory.path()), progress).unwrap();
+        assert_eq!(journal.held(), []);
+        assert!(said.lines()[0].contains("set aside"), "{:?}", said.lines());
+        assert!(!path.exists());
+        let aside = std::fs::read_dir(path.parent().unwrap()).unwrap();
+        let names = aside.map(|e| e.unwrap().file_name().into_string().unwrap());
+        assert_eq!(names.filter(|n| n.starts_with("damaged-")).count(), 1);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// Whatever a power cut leaves of what was not yet durable: all that was is held, and no byte of it is another.
+        #[test]
+        fn after_any_crash_the_durable_is_held_and_writing_goes_on(
+            rounds in prop::collection::vec(1_usize..60_000, 1..30),
+            crash in 0_usize..30,
+            garbage in prop::collection::vec(any::<u8>(), 0..3000),
+            at in 0_usize..4000,
+            is_cut in any::<bool>(),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let runtime = runtime();
+            let journal = open(directory.path());
+            let feeder = journal.feeder();
+            let one = timeline(1);
+            let mut end = START;
+            for length in &rounds {
+                runtime.block_on(feed(&feeder, one, end, *length));
+                end.0 += *length as u64;
+                runtime.block_on(durable(&journal, Position { timeline: one, lsn: end }));
+            }
+            drop(feeder);
+            journal.close().unwrap();
+            // The rounds from `crash` on were not yet synced: their bytes are lost, in part or wholly.
+            let kept = rounds.len().saturating_sub(crash);
+            let safe = START.0 + rounds[..kept].iter().sum::<usize>() as u64;
+            spoil(directory.path(), Lsn(safe), &garbage, at, is_cut);
+            let journal = open(directory.path());
+            let runs = journal.held();
+            let to = runs.last().map_or(START.0, |r| r.to.0);
+            prop_assert!(runs.len() <= 1);
+            prop_assert!(to >= safe && to <= end.0, "{safe} {to} {}", end.0);
+            let feeder = journal.feeder();
+            let (mut next, last) = (Lsn(to), to + 3 * 50_000);
+            while next.0 < last {
+                runtime.block_on(feed(&feeder, one, next, 50_000));
+                next.0 += 50_000;
+            }
+            drop(feeder);
+            journal.close().unwrap();
+            let journal = open(directory.path());
+            prop_assert_eq!(journal.held(), [held(one, START.0, last)]);
+            let follower = journal.follower();
+            for segment in follower.segments() {
+                let length = usize::try_from(segment.to.0 - segment.from.0).unwrap();
+                prop_assert!(read(&follower, &segment) == wal(segment.from, length));
+            }
+        }
+    }
+
+    /// Overwrites what lies behind the position `safe` in its file with `garbage`, `at` bytes behind it, and removes later files.
+    fn spoil(directory: &Path, safe: Lsn, garbage: &[u8], at: usize, is_cut: bool) {
+        let size = SegmentSize::new(SIZE).unwrap();
+        let of_safe = SegmentName::of(timeline(1), safe, size);
+        for entry in std::fs::read_dir(directory.join("7")).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            let Ok(name) = name.parse::<SegmentName>() else {
+                continue;
+            };
+            if name > of_safe {
+                std::fs::remove_file(&path).unwrap();
+            } else if name == of_safe {
+                let file = std::fs::File::options()
+                    .read(true)
+                    .write(true)
+                    .open(&path)
+                    .unwrap();
+                let mut head = vec![0; 64];
+                file.read_exact_at(&mut head, 0).unwrap();
+                let header = super::super::frame::FileHeader::decode(&head).unwrap();
+                let mut frames = Frames::new(file, header);
+                assert!(frames.skip_to(safe).unwrap());
+                let offset = frames.offset() + at as u64;
+                let file = frames.into_file();
+                file.write_all_at(garbage, offset).unwrap();
+                if is_cut {
+                    file.set_len(offset + (FRAME_HEADER / 2) as u64).unwrap();
+                }
+            }
+        }
     }
 }

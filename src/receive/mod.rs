@@ -5,7 +5,10 @@
 //! published by [`journal`] → told by the session; and, apart from that, [`ship`] brings what is durable into the repositories and lets
 //! the journal's files go.
 
+pub mod files;
 pub mod frame;
+pub mod growth;
 pub mod journal;
 pub mod ship;
 pub mod status;
+mod writer;

@@ -1,0 +1,592 @@
+//! The files of a journal: its lock, one file for each segment of a timeline, and spare ones that were used before.
+//!
+//! A file is filled with zeros, given its header and synced under a spare name; then it gets its segment's name. So a file that has
+//! such a name has a header, and writing into it changes no metadata.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, Mode, OFlags};
+
+use super::frame::{FileHeader, Frames, HEADER_BYTES, HEADER_USED};
+use super::journal::Options;
+use crate::durable;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentSize};
+use crate::progress::Progress;
+
+const LOCK: &str = "lock";
+const SUFFIX: &str = ".wal";
+const SPARE: &str = "spare-";
+const DAMAGED: &str = "damaged-";
+/// Files that are kept for the next segment; one is being filled by then.
+const SPARES_MAX: usize = 2;
+/// A file begins with this much room at most; a longer one grows as it is written.
+const FIRST_BYTES: u64 = HEADER_BYTES + (17 << 20);
+/// By how much it grows.
+const STEP_BYTES: u64 = 1 << 20;
+/// How much of a file without a complete segment is read to see whether anything lies behind its end.
+const ZEROS: usize = 64 << 10;
+
+/// A file being written: the segment it holds and where the next frame goes.
+pub struct Open {
+    /// What it says of itself.
+    pub header: FileHeader,
+    /// The file.
+    pub file: File,
+    /// Where the next frame begins.
+    pub offset: u64,
+    /// The position of its first byte.
+    pub lsn: Lsn,
+    /// How far the file is filled with zeros.
+    pub size: u64,
+}
+
+/// What recovery found of one segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// What the file says of itself.
+    pub header: FileHeader,
+    /// Behind the last byte of its last whole frame.
+    pub to: Lsn,
+}
+
+impl Found {
+    /// Whether the file holds the whole segment.
+    pub fn is_complete(&self) -> bool {
+        self.to == self.header.end_lsn()
+    }
+}
+
+/// The directory of a journal, locked.
+pub struct Files {
+    directory: OwnedFd,
+    path: PathBuf,
+    system_identifier: u64,
+    segment_size: SegmentSize,
+    limit_bytes: Option<u64>,
+    salt: AtomicU64,
+    kept: Mutex<Kept>,
+    _lock: File,
+}
+
+/// The files there are.
+#[derive(Default)]
+struct Kept {
+    /// Names and lengths of spare files.
+    spares: Vec<(String, u64)>,
+    /// Lengths of the files of segments.
+    segments: BTreeMap<SegmentName, u64>,
+}
+
+impl Kept {
+    fn bytes(&self) -> u64 {
+        let spares: u64 = self.spares.iter().map(|(_, size)| size).sum();
+        spares + self.segments.values().sum::<u64>()
+    }
+}
+
+impl Files {
+    /// Opens the directory below the configured one, creating both where they are missing, and locks it.
+    ///
+    /// # Errors
+    /// `Locked` when another process has it; `Config` when the limit leaves no room for two segments; what the filesystem says.
+    pub fn open(options: &Options) -> Result<Files> {
+        let path = options
+            .directory
+            .join(options.system_identifier.to_string());
+        let least = 2 * whole_size(options.segment_size);
+        if let Some(limit) = options.limit_bytes.filter(|limit| *limit < least) {
+            return Err(err!(
+                Config,
+                "journal_limit_bytes is {limit}, less than two segments need ({least})"
+            ));
+        }
+        let failed = |e| Error::from_io(format!("open the journal \"{}\"", path.display()), e);
+        create_directories(&path).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory =
+            rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+        let lock = lock(&directory, &path, options)?;
+        Ok(Files {
+            directory,
+            system_identifier: options.system_identifier,
+            segment_size: options.segment_size,
+            limit_bytes: options.limit_bytes,
+            salt: AtomicU64::new(options.nonce),
+            kept: Mutex::default(),
+            _lock: lock,
+            path,
+        })
+    }
+
+    /// The directory, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the file of a segment lies.
+    pub fn path_of(&self, name: SegmentName) -> PathBuf {
+        self.path.join(file_name(name))
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.kept().bytes()
+    }
+
+    /// How large they may become together, by the configuration and the filesystem.
+    pub fn ceiling_bytes(&self) -> u64 {
+        let free = rustix::fs::fstatvfs(&self.directory)
+            .map_or(u64::MAX, |s| s.f_bavail.saturating_mul(s.f_frsize));
+        let room = self.bytes().saturating_add(free);
+        self.limit_bytes.map_or(room, |limit| limit.min(room))
+    }
+
+    /// Whether a file bears the name of this segment.
+    pub fn has(&self, name: SegmentName) -> bool {
+        self.kept().segments.contains_key(&name)
+    }
+
+    /// Looks at every file: what each segment's file holds, in the order of timelines and positions. What holds nothing becomes spare.
+    ///
+    /// Call it once, before anything is created. A file whose header is damaged is set aside.
+    pub fn recover(&self, progress: &dyn Progress) -> Result<Vec<Found>> {
+        let failed = |e| Error::from_io(format!("read the journal \"{}\"", self.path.display()), e);
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
+                continue;
+            };
+            if name.starts_with(durable::TEMPORARY_PREFIX) {
+                // A status that was not finished; only the holder of the lock writes it.
+                durable::remove_in(self.directory.as_fd(), &name).map_err(failed)?;
+            } else if name.starts_with(SPARE) {
+                let size = entry.metadata().map_err(failed)?.len();
+                self.kept().spares.push((name, size));
+            } else if let Some(segment) = name.strip_suffix(SUFFIX).and_then(|n| n.parse().ok()) {
+                names.push(segment);
+            }
+        }
+        names.sort_unstable();
+        let mut found = Vec::new();
+        for name in names {
+            found.extend(self.examine(name, progress)?);
+        }
+        // Nothing was written into a file before all of the one before was synced: so only the last can be torn where its headers say
+        // that it is whole.
+        if let Some(mut last) = found.pop() {
+            last.to = self.verify(&last.header)?;
+            if last.to == last.header.start_lsn {
+                self.release(last.header.name()).map_err(failed)?;
+            } else {
+                if !last.is_complete() {
+                    self.cut(&last)?;
+                }
+                found.push(last);
+            }
+        }
+        self.trim_spares().map_err(failed)?;
+        Ok(found)
+    }
+
+    fn examine(&self, name: SegmentName, progress: &dyn Progress) -> Result<Option<Found>> {
+        let shown = file_name(name);
+        let failed = |e| Error::from_io(format!("read journal file \"{shown}\""), e);
+        let file = self.open_file(&shown).map_err(failed)?;
+        let size = file.metadata().map_err(failed)?.len();
+        let header = match read_header(&file).and_then(|h| self.belongs(&h, name).map(|()| h)) {
+            Ok(header) => header,
+            Err(e) if e.code() == Code::Damaged => {
+                self.set_aside(&shown).map_err(failed)?;
+                progress.warn(&format!(
+                    "journal file \"{shown}\" cannot be read ({e}) and was set aside; what it held is streamed again or, if the server no longer has it, recorded as a gap"
+                ));
+                return Ok(None);
+            }
+            Err(e) => return Err(e.context(format!("read journal file \"{shown}\""))),
+        };
+        // A process that was killed may have written without syncing, and after a failed sync the pages in memory may differ from the
+        // disk. So first everything goes to the disk, and then it is read from there.
+        durable::sync_file(&file).map_err(failed)?;
+        let is_whole = Frames::new(file, header)
+            .skip_to(header.end_lsn())
+            .map_err(failed)?;
+        let to = match is_whole {
+            true => header.end_lsn(),
+            false => self.verify(&header)?,
+        };
+        if to > header.start_lsn {
+            self.kept().segments.insert(name, size);
+            return Ok(Some(Found { header, to }));
+        }
+        self.to_spare(&shown, size).map_err(failed)?;
+        Ok(None)
+    }
+
+    /// Reads and checks all frames of a file from the disk; returns the position behind the last whole one.
+    fn verify(&self, header: &FileHeader) -> Result<Lsn> {
+        let shown = file_name(header.name());
+        let verify = || -> std::io::Result<Lsn> {
+            let file = self.open_file(&shown)?;
+            let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
+            let mut frames = Frames::new(file, *header);
+            frames.read_to_end()?;
+            Ok(frames.lsn())
+        };
+        verify().map_err(|e| Error::from_io(format!("read journal file \"{shown}\""), e))
+    }
+
+    fn belongs(&self, header: &FileHeader, name: SegmentName) -> Result<()> {
+        if header.system_identifier != self.system_identifier {
+            return Err(err!(
+                Damaged,
+                "it belongs to system identifier {}",
+                header.system_identifier
+            ));
+        }
+        if header.segment_size != self.segment_size {
+            return Err(err!(
+                Refused,
+                "it holds a segment of {} bytes, the server has segments of {}",
+                header.segment_size.bytes(),
+                self.segment_size.bytes()
+            )
+            .hint("After pg_resetwal --wal-segsize the same name means another position. Move the journal's files away."));
+        }
+        match header.name() == name {
+            true => Ok(()),
+            false => Err(err!(Damaged, "it holds segment \"{}\"", header.name())),
+        }
+    }
+
+    /// Cuts what lies behind the last whole frame of a file that will be written on. A clean end is left as it is, with its zeros.
+    fn cut(&self, found: &Found) -> Result<()> {
+        let shown = file_name(found.header.name());
+        let cut = || -> std::io::Result<()> {
+            let mut frames = Frames::new(self.open_file(&shown)?, found.header);
+            frames.read_to_end()?;
+            let offset = frames.offset();
+            let file = frames.into_file();
+            if is_zero_from(&file, offset)? {
+                return Ok(());
+            }
+            file.set_len(offset)?;
+            durable::sync_file(&file)?;
+            self.kept().segments.insert(found.header.name(), offset);
+            Ok(())
+        };
+        cut().map_err(|e| Error::from_io(format!("cut journal file \"{shown}\""), e))
+    }
+
+    /// Opens the file of a segment to write on behind its last whole frame.
+    pub fn resume(&self, found: &Found) -> std::io::Result<Open> {
+        let mut frames = Frames::new(
+            self.open_file(&file_name(found.header.name()))?,
+            found.header,
+        );
+        frames.read_to_end()?;
+        let (offset, lsn) = (frames.offset(), frames.lsn());
+        let file = frames.into_file();
+        Ok(Open {
+            header: found.header,
+            offset,
+            lsn,
+            size: file.metadata()?.len(),
+            file,
+        })
+    }
+
+    /// Makes the file of a segment, of a spare one if there is one, durably.
+    ///
+    /// # Errors
+    /// `Full` when there is no room, by the filesystem or by the limit; nothing is left then.
+    pub fn create(&self, name: SegmentName) -> Result<Open> {
+        let start_lsn = name.start_lsn(self.segment_size)?;
+        let header = FileHeader {
+            timeline: name.timeline,
+            system_identifier: self.system_identifier,
+            segment_size: self.segment_size,
+            start_lsn,
+            salt: self.next_salt(),
+        };
+        let shown = file_name(name);
+        let failed = |e| Error::from_io(format!("create journal file \"{shown}\""), e);
+        let spare = self.kept().spares.pop();
+        let (spare, file, size) = match spare {
+            Some((spare, size)) => {
+                let file = self.open_file(&spare).map_err(failed)?;
+                (spare, file, size)
+            }
+            None => {
+                let size = FIRST_BYTES.min(whole_size(self.segment_size));
+                self.check_limit(size)?;
+                let spare = format!("{SPARE}{:016x}", header.salt);
+                let file = self.fill_new(&spare, size).map_err(failed)?;
+                (spare, file, size)
+            }
+        };
+        let named = || -> std::io::Result<()> {
+            file.write_all_at(&header.encode(), 0)?;
+            durable::sync_data(&file)?;
+            durable::name_in(self.directory.as_fd(), &spare, &shown)
+        };
+        if let Err(e) = named() {
+            self.kept().spares.push((spare, size));
+            return Err(failed(e));
+        }
+        self.kept().segments.insert(name, size);
+        Ok(Open {
+            header,
+            file,
+            offset: HEADER_BYTES,
+            lsn: start_lsn,
+            size,
+        })
+    }
+
+    fn fill_new(&self, name: &str, size: u64) -> std::io::Result<File> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = File::from(rustix::fs::openat(&self.directory, name, flags, mode)?);
+        let filled = fill(&file, 0, size).and_then(|()| durable::sync_file(&file));
+        if let Err(e) = filled {
+            durable::remove_in(self.directory.as_fd(), name)?;
+            return Err(e);
+        }
+        Ok(file)
+    }
+
+    /// Makes room for `length` bytes in a file. It is not durable before the next sync of the file.
+    ///
+    /// # Errors
+    /// `Full` when there is no room, by the filesystem or by the limit.
+    pub fn extend(&self, open: &mut Open, length: u64) -> Result<()> {
+        let needed = open.offset + length;
+        if needed <= open.size {
+            return Ok(());
+        }
+        let name = open.header.name();
+        let size = needed.max(whole_size(self.segment_size).min(open.size + STEP_BYTES));
+        let grow = || {
+            self.check_limit(size - open.size)?;
+            fill(&open.file, open.size, size).map_err(|e| {
+                Error::from_io(format!("extend journal file \"{}\"", file_name(name)), e)
+            })
+        };
+        let mut grown = grow();
+        // Spare files are the first to give way.
+        while grown.as_ref().is_err_and(|e| e.code() == Code::Full) {
+            let Some((spare, _)) = self.kept().spares.pop() else {
+                break;
+            };
+            durable::remove_in(self.directory.as_fd(), &spare)
+                .map_err(|e| Error::from_io(format!("remove journal file \"{spare}\""), e))?;
+            grown = grow();
+        }
+        grown?;
+        open.size = size;
+        self.kept().segments.insert(name, size);
+        Ok(())
+    }
+
+    fn check_limit(&self, more: u64) -> Result<()> {
+        let bytes = self.bytes();
+        match self.limit_bytes {
+            Some(limit) if bytes + more > limit => Err(err!(
+                Full,
+                "the journal \"{}\" has {bytes} bytes, and {limit} are allowed",
+                self.path.display()
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets the file of a segment go: kept for another segment, or removed.
+    pub fn release(&self, name: SegmentName) -> std::io::Result<()> {
+        let Some(size) = self.kept().segments.remove(&name) else {
+            return Ok(());
+        };
+        self.to_spare(&file_name(name), size)?;
+        self.trim_spares()
+    }
+
+    fn to_spare(&self, name: &str, size: u64) -> std::io::Result<()> {
+        let spare = format!("{SPARE}{:016x}", self.next_salt());
+        durable::name_in(self.directory.as_fd(), name, &spare)?;
+        self.kept().spares.push((spare, size));
+        Ok(())
+    }
+
+    fn trim_spares(&self) -> std::io::Result<()> {
+        loop {
+            let surplus = {
+                let mut kept = self.kept();
+                match kept.spares.len() > SPARES_MAX {
+                    true => kept.spares.pop(),
+                    false => None,
+                }
+            };
+            match surplus {
+                Some((name, _)) => durable::remove_in(self.directory.as_fd(), &name)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn set_aside(&self, name: &str) -> std::io::Result<()> {
+        let aside = format!("{DAMAGED}{:016x}-{name}", self.next_salt());
+        durable::name_in(self.directory.as_fd(), name, &aside)
+    }
+
+    /// Opens the file of a segment for reading.
+    ///
+    /// # Errors
+    /// `Damaged` when it is not what its name says; what the filesystem says.
+    pub fn read(&self, name: SegmentName) -> Result<Frames<File>> {
+        let shown = file_name(name);
+        let file = self
+            .open_file(&shown)
+            .map_err(|e| Error::from_io(format!("open journal file \"{shown}\""), e))?;
+        let header = read_header(&file)
+            .and_then(|h| self.belongs(&h, name).map(|()| h))
+            .map_err(|e| e.context(format!("read journal file \"{shown}\"")))?;
+        Ok(Frames::new(file, header))
+    }
+
+    fn open_file(&self, name: &str) -> std::io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(File::from(rustix::fs::openat(
+            &self.directory,
+            name,
+            flags,
+            Mode::empty(),
+        )?))
+    }
+
+    fn next_salt(&self) -> u64 {
+        self.salt.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+        // Nothing panics while it holds this; a list is good even so.
+        self.kept
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn file_name(name: SegmentName) -> String {
+    format!("{name}{SUFFIX}")
+}
+
+/// What a file of a whole segment usually needs: a sixteenth is for frames that are short.
+fn whole_size(segment: SegmentSize) -> u64 {
+    HEADER_BYTES + segment.bytes() + segment.bytes() / 16
+}
+
+fn read_header(file: &File) -> Result<FileHeader> {
+    let mut bytes = [0; HEADER_USED];
+    match file.read_exact_at(&mut bytes, 0) {
+        Ok(()) => FileHeader::decode(&bytes),
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+            Err(err!(Damaged, "the journal file is shorter than its header"))
+        }
+        Err(e) => Err(Error::from_io("read the header", e)),
+    }
+}
+
+fn is_zero_from(file: &File, mut offset: u64) -> std::io::Result<bool> {
+    let mut buffer = vec![0; ZEROS];
+    loop {
+        let n = file.read_at(&mut buffer, offset)?;
+        if n == 0 {
+            return Ok(true);
+        }
+        if buffer.iter().take(n).any(|b| *b != 0) {
+            return Ok(false);
+        }
+        offset += n as u64;
+    }
+}
+
+/// Writes zeros. Allocating alone would not do: the first write of an allocated block still changes metadata.
+fn fill(file: &File, from: u64, to: u64) -> std::io::Result<()> {
+    use rustix::io::Errno;
+    // This asks for all of the room before anything is written, where the filesystem can.
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), from, to - from) {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let zeros = vec![0; ZEROS];
+    let mut at = from;
+    while at < to {
+        let n = usize::try_from(to - at).map_or(ZEROS, |rest| rest.min(ZEROS));
+        file.write_all_at(zeros.get(..n).unwrap_or_default(), at)?;
+        at += n as u64;
+    }
+    Ok(())
+}
+
+fn create_directories(path: &Path) -> std::io::Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|p| !p.exists()).collect();
+    for directory in missing.iter().rev() {
+        let parent = match directory.parent() {
+            Some(p) if !p.as_os_str().is_empty() => p,
+            _ => Path::new("."),
+        };
+        let name = directory
+            .file_name()
+            .and_then(|n| n.to_str())
+            .ok_or_else(|| std::io::Error::from(rustix::io::Errno::INVAL))?;
+        durable::create_directory(File::open(parent)?.as_fd(), name)?;
+    }
+    Ok(())
+}
+
+/// Locks the directory for as long as the file is open, and writes into it by whom.
+fn lock(directory: &OwnedFd, path: &Path, options: &Options) -> Result<File> {
+    let failed =
+        |e: std::io::Error| Error::from_io(format!("lock the journal \"{}\"", path.display()), e);
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let mode = Mode::RUSR | Mode::WUSR;
+    let fd = rustix::fs::openat(directory, LOCK, flags, mode).map_err(|e| failed(e.into()))?;
+    let mut file = File::from(fd);
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            let _ = (&file).take(200).read_to_string(&mut holder);
+            let holder = match holder.trim() {
+                "" => "another process".to_owned(),
+                text => text.escape_debug().to_string(),
+            };
+            return Err(
+                err!(Locked, "journal \"{}\" is in use by {holder}", path.display()).hint(
+                    "Two receivers cannot share a journal. Stop the other one, or give this one another directory and another slot.",
+                ),
+            );
+        }
+        Err(e) => return Err(failed(e.into())),
+    }
+    let text = format!("process {} since {}\n", std::process::id(), options.now);
+    let written = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| file.write_all(text.as_bytes()));
+    match written {
+        // The lock is held all the same; only the other one's message says less.
+        Err(e) if crate::error::io_code(&e) == Code::Full => {}
+        other => other.map_err(failed)?,
+    }
+    Ok(file)
+}
