@@ -13,8 +13,10 @@
 //! | `mount.rs` | small and power-cut filesystems |
 //! | `proxy.rs` | [`proxy::Proxy`]: a network that delays, falls silent, resets and cuts |
 //! | `walsender.rs` | [`walsender::Walsender`]: a scripted server for replication |
+//! | `random.rs` | [`random::Random`]: a seeded generator |
 //! | `replay.rs` | a server's answers recorded and played back |
 //! | `site.rs` | [`Site`]: a cluster's repository and configuration, made by `pitr init` |
+//! | `reception.rs` | [`Reception`]: what a receiver needs beside a cluster |
 //! | `golden.rs` | [`golden`]: expected output |
 //!
 //! Environment: `PITR_TEST_MAJORS` (say `13,17`) limits the majors, `PITR_TEST_KEEP=1` keeps the folders of failed tests,
@@ -34,6 +36,8 @@ pub mod mount;
 mod postgres;
 mod program;
 pub mod proxy;
+pub mod random;
+pub mod reception;
 pub mod replay;
 mod sandbox;
 mod site;
@@ -45,6 +49,7 @@ pub use cluster::{Builder, Cluster, Stop};
 pub use golden::golden;
 pub use postgres::{bin, newest_bin};
 pub use program::{Program, Run, Running, Usage, path_of, pitr, pitr_archive, pitr_restore};
+pub use reception::Reception;
 pub use sandbox::Sandbox;
 pub use site::{Site, Still};
 

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::random::Random;
 use super::record::What;
 use super::workload::{self, Shared};
+use crate::common::random::Random;
 use crate::common::{Cluster, PATIENCE, Sandbox, Stop, bin, pitr, pitr_archive, wait_until};
 
 pub struct History {

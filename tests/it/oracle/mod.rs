@@ -3,7 +3,6 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `random.rs` | a seeded generator |
 //! | `model.rs` | what each transaction did, and the tables that follow from a set of them |
 //! | `workload.rs` | concurrent clients that do it |
 //! | `record.rs` | what the WAL holds, as `pg_waldump` says (14: as the clients saw it) |
@@ -17,13 +16,12 @@
 mod check;
 mod history;
 mod model;
-mod random;
 mod record;
 mod target;
 mod workload;
 
 use crate::common::majors;
-use random::Random;
+use crate::common::random::Random;
 
 /// In CI one major is tested in depth, chosen by the commit count, and the others a little.
 fn targets(major: u32) -> usize {

@@ -2,8 +2,8 @@
 //! recoveryStopsBefore, recoveryStopsAfter).
 
 use super::history::History;
-use super::random::Random;
 use super::record::{Entry, Record, What, print_lsn};
+use crate::common::random::Random;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind {

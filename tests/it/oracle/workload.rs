@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::model::{Ledger, Op, Ops, Table};
-use super::random::Random;
 use super::record::{Entry, What, parse_lsn};
+use crate::common::random::Random;
 use crate::common::{Client, Cluster};
 
 pub const DATABASES: [&str; 2] = ["postgres", "shop"];

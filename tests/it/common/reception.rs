@@ -1,0 +1,131 @@
+//! What a receiver needs beside a cluster: a slot, a journal, a configuration that names them, and a proxy between.
+
+use std::path::{Path, PathBuf};
+
+use super::cluster::{Builder, Cluster};
+use super::program::{Program, Running};
+use super::proxy::Proxy;
+use super::site::Site;
+use super::{PATIENCE, wait_until};
+
+/// The slot, and the receiver's application_name.
+pub const SLOT: &str = "pitr";
+
+/// Reads an LSN as PostgreSQL writes it.
+pub fn lsn(text: &str) -> u64 {
+    let (high, low) = text.split_once('/').expect("an LSN");
+    let half = |digits| u64::from_str_radix(digits, 16).expect("an LSN");
+    half(high) << 32 | half(low)
+}
+
+/// A running cluster without archive_command, whose WAL `pitr receive` gets through a proxy.
+pub struct Reception {
+    pub cluster: Cluster,
+    pub site: Site,
+    pub proxy: Proxy,
+}
+
+impl Reception {
+    /// Starts a cluster of 1 MiB segments that syncs nothing itself.
+    pub fn new(major: u32) -> Reception {
+        Reception::of(
+            Cluster::builder(major)
+                .segment_size_mb(1)
+                .without_fsync()
+                .config("wal_sender_timeout", "10s"),
+        )
+    }
+
+    /// Starts the described cluster.
+    pub fn of(builder: Builder) -> Reception {
+        let cluster = builder.start();
+        let site = Site::new(&cluster);
+        let proxy = Proxy::to(cluster.port());
+        let journal = site.sandbox().join("journal");
+        configure(&site, &proxy.conninfo(), &journal);
+        Reception {
+            cluster,
+            site,
+            proxy,
+        }
+    }
+
+    /// `pitr receive`.
+    pub fn receive(&self) -> Program {
+        self.site.pitr().arg("receive")
+    }
+
+    /// Starts a receiver and waits until it streams.
+    pub fn start(&self, arguments: &[&str]) -> Running {
+        let mut running = self.receive().args(arguments).spawn();
+        self.wait_streaming(&mut running);
+        running
+    }
+
+    /// Waits until the server streams to one client.
+    pub fn wait_streaming(&self, running: &mut Running) {
+        let client = self.cluster.client();
+        wait_until(PATIENCE, "the receiver streams", || {
+            assert!(!running.is_done(), "it ended: {}", running.stderr());
+            let sql = "select count(*) from pg_stat_replication where state = 'streaming'";
+            client.query_one_string(sql) == "1"
+        });
+    }
+
+    /// Lets commits wait for the receiver.
+    pub fn synchronous(&self) {
+        self.cluster.alter_system("synchronous_standby_names", SLOT);
+        self.cluster.reload();
+    }
+
+    /// Waits until the repository holds what the server has flushed by now.
+    pub fn wait_shipped(&self, running: &mut Running) {
+        let end = lsn(&self
+            .cluster
+            .query_one_string("select pg_current_wal_flush_lsn()"));
+        let journal = self.journal();
+        wait_until(PATIENCE, "the repository holds everything", || {
+            assert!(!running.is_done(), "it ended: {}", running.stderr());
+            archived(&journal).is_some_and(|at| at >= end)
+        });
+    }
+
+    /// Returns the configured journal.
+    pub fn journal(&self) -> PathBuf {
+        self.site.sandbox().join("journal")
+    }
+}
+
+/// Writes the receiver's part of the site's configuration, and lets pitr connect by `conninfo`.
+pub fn configure(site: &Site, conninfo: &str, journal: &Path) {
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let lines: Vec<String> = config
+        .lines()
+        .map(|line| {
+            if line.starts_with("conninfo") {
+                format!("conninfo = \"{conninfo} application_name={SLOT}\"")
+            } else {
+                line.to_owned()
+            }
+        })
+        .collect();
+    let receive = format!(
+        "\n[clusters.main.receive]\nslot = \"{SLOT}\"\njournal = \"{}\"\n",
+        journal.display()
+    );
+    std::fs::write(site.config(), lines.join("\n") + &receive).unwrap();
+}
+
+/// What the receiver's status says of the first repository.
+pub fn archived(journal: &Path) -> Option<u64> {
+    let status = status(journal)?;
+    let position = status.pointer("/repositories/0/archived_lsn")?;
+    Some(lsn(position.as_str()?))
+}
+
+/// The receiver's status file, where there is one.
+pub fn status(journal: &Path) -> Option<serde_json::Value> {
+    let folder = std::fs::read_dir(journal).ok()?.flatten().next()?;
+    let text = std::fs::read(folder.path().join("status.json")).ok()?;
+    serde_json::from_slice(&text).ok()
+}
