@@ -13,12 +13,13 @@ use crate::error::{Error, Result};
 use crate::exit;
 
 mod archiver;
+mod receiver;
 mod repository;
 mod server;
 
 /// Check every link of the chain; say cause and fix
 ///
-/// Looks at the server's settings and its archiver, the rights of the role, the repositories, clock and space. Exit status: 0 well, 6
+/// Looks at the server's settings, its archiver and the receiver's slot, the rights of the role, the repositories, clock and space. Exit status: 0 well, 6
 /// warnings, 1 critical.
 ///
 /// Example: pitr doctor --json

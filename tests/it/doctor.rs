@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::common::{Cluster, PATIENCE, Program, Site, Stop, user, wait_until};
+use crate::common::{Cluster, PATIENCE, Program, Site, Stop, reception, user, wait_until};
 use crate::per_major;
 
 /// A cluster with nothing to complain of, archiving, with a backup.
@@ -450,3 +450,107 @@ fn a_repository_that_hangs_is_told_and_hangs_nobody_else() {
     let json = doctor(&site).run().json();
     assert_eq!(finding(&json, "repository", "local")["level"], "ok");
 }
+
+/// The receiver's slot in all its states, up to the loss of its WAL.
+fn w12_doctor_says_how_much_wal_the_slot_keeps(major: u32) {
+    let cluster = Cluster::builder(major)
+        .segment_size_mb(1)
+        .without_fsync()
+        .config("max_slot_wal_keep_size", "10MB")
+        .start();
+    let site = Site::new(&cluster);
+    let journal = site.sandbox().join("journal");
+    reception::configure(&site, &cluster.conninfo("postgres"), &journal);
+    let look = || doctor(&site).run().json();
+    let write = |kib: u32| {
+        cluster.sql(&format!(
+            "select pg_logical_emit_message(false, 'fill', repeat('x', {kib} * 1024))"
+        ));
+    };
+    let json = look();
+    bad(
+        &json,
+        "fail",
+        "receiver",
+        "slot",
+        "removes WAL before",
+        "--create-slot",
+    );
+    assert_eq!(finding(&json, "server", "archive_mode")["level"], "ok");
+
+    cluster.sql("select pg_create_physical_replication_slot('pitr', true)");
+    let json = look();
+    bad(
+        &json,
+        "fail",
+        "receiver",
+        "slot",
+        "nothing is received",
+        "start pitr receive",
+    );
+    assert_eq!(
+        finding(&json, "receiver", "kept WAL")["level"],
+        "ok",
+        "{json:#}"
+    );
+    write(6 << 10);
+    bad(
+        &look(),
+        "warn",
+        "receiver",
+        "kept WAL",
+        "does not keep up",
+        "pitr info",
+    );
+    write(3500);
+    bad(
+        &look(),
+        "fail",
+        "receiver",
+        "kept WAL",
+        "loses WAL",
+        "start pitr receive",
+    );
+
+    cluster.alter_system("max_slot_wal_keep_size", "-1");
+    cluster.reload();
+    wait_until(PATIENCE, "there is no limit", || {
+        finding(&look(), "receiver", "max_slot_wal_keep_size")["value"] == "no limit"
+    });
+    let name = "max_slot_wal_keep_size";
+    bad(
+        &look(),
+        "warn",
+        "receiver",
+        name,
+        "until its disk is full",
+        "alter system set",
+    );
+    let streaming = Program::new(crate::common::newest_bin(major, "pg_receivewal"))
+        .args(["--slot", "pitr", "-d", &cluster.conninfo("postgres"), "-D"])
+        .arg(site.sandbox().dir("received"))
+        .spawn();
+    wait_until(PATIENCE, "it is received", || {
+        finding(&look(), "receiver", "slot")["level"] == "ok"
+    });
+    streaming.signal(rustix::process::Signal::INT);
+    streaming.wait();
+
+    cluster.alter_system("max_slot_wal_keep_size", "2MB");
+    cluster.reload();
+    wait_until(PATIENCE, "the slot has lost WAL", || {
+        write(1 << 10);
+        cluster.sql("select pg_switch_wal(); checkpoint");
+        let sql = "select wal_status from pg_replication_slots";
+        cluster.query_one_string(sql) == "lost"
+    });
+    bad(
+        &look(),
+        "fail",
+        "receiver",
+        "slot",
+        "nobody received",
+        "--drop-slot",
+    );
+}
+per_major!(w12_doctor_says_how_much_wal_the_slot_keeps);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Findings;
+use super::{Findings, receiver};
 use crate::cli::archive_command::{Judged, Weight, compose, judge};
 use crate::cli::server::Server;
 use crate::cli::{Context, human};
@@ -102,13 +102,16 @@ fn ask(
         },
     );
     seen.ours = composed(settings, cluster);
-    archiving(found, &values, &mut seen);
+    archiving(found, &values, cluster, &mut seen);
     durability(found, &values);
-    if !seen.in_recovery {
+    let archives = values.get("archive_mode").is_some_and(|s| s.value != "off");
+    if !seen.in_recovery && (archives || cluster.receive.slot.is_none()) {
         counters(found, server)?;
     }
     rights(found, server, &values, cluster)?;
     clock(found, server, cx)?;
+    let pgdata = cluster.pgdata.as_deref().or(seen.pgdata.as_deref());
+    receiver::look(found, server, cluster, seen.in_recovery, pgdata)?;
     Ok(seen)
 }
 
@@ -149,7 +152,7 @@ fn restart(name: &str, value: &str) -> String {
     format!("alter system set {name} = '{value}', then restart the server")
 }
 
-fn archiving(found: &mut Findings, values: &Values, seen: &mut Seen) {
+fn archiving(found: &mut Findings, values: &Values, cluster: &Cluster, seen: &mut Seen) {
     let get = |name: &str| values.get(name).map_or("", |s| s.value.as_str());
     match get("wal_level") {
         "minimal" => found.fail(
@@ -170,6 +173,10 @@ fn archiving(found: &mut Findings, values: &Values, seen: &mut Seen) {
             "it was changed, and takes effect with a restart",
             "restart the server",
         ),
+        "off" if cluster.receive.slot.is_some() => {
+            found.ok("archive_mode", "off: the receiver brings the WAL");
+            return;
+        }
         "off" => found.fail(
             "archive_mode",
             "off",
