@@ -133,6 +133,11 @@ impl Files {
         &self.path
     }
 
+    /// Of the cluster.
+    pub fn system_identifier(&self) -> u64 {
+        self.system_identifier
+    }
+
     /// Where the file of a segment lies.
     pub fn path_of(&self, name: SegmentName) -> PathBuf {
         self.path.join(file_name(name))

@@ -89,7 +89,10 @@ pub(super) struct Shared {
     pub(super) files: Files,
     pub(super) segment_size: SegmentSize,
     state: Mutex<State>,
-    changed: Condvar,
+    /// After every round.
+    rounds: Condvar,
+    /// When a segment is complete or let go, and when somebody is to look up.
+    marks: Condvar,
     watch: watch::Sender<Durable>,
     is_closing: AtomicBool,
     room: Arc<Semaphore>,
@@ -102,8 +105,23 @@ struct State {
     /// Where the next byte is expected.
     expected: Option<Position>,
     failure: Option<Error>,
-    /// Counts changes, so that none is missed between two looks.
-    version: u64,
+    version: Version,
+}
+
+/// Counts changes, so that none is missed between two looks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Version {
+    rounds: u64,
+    marks: u64,
+}
+
+/// What to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// Anything that becomes durable.
+    AnyRound,
+    /// A segment that is complete.
+    SegmentEnd,
 }
 
 impl Shared {
@@ -125,9 +143,10 @@ impl Shared {
                 segments,
                 expected: last,
                 failure: None,
-                version: 0,
+                version: Version::default(),
             }),
-            changed: Condvar::new(),
+            rounds: Condvar::new(),
+            marks: Condvar::new(),
             watch,
             is_closing: AtomicBool::new(false),
             room: Arc::new(Semaphore::new(QUEUE_BYTES)),
@@ -142,16 +161,25 @@ impl Shared {
     fn change(&self, how: impl FnOnce(&mut State)) {
         let mut state = self.state();
         how(&mut state);
-        state.version += 1;
+        state.version.rounds += 1;
+        state.version.marks += 1;
         drop(state);
-        self.changed.notify_all();
+        self.rounds.notify_all();
+        self.marks.notify_all();
     }
 
     /// A round is on the disk.
     pub(super) fn publish(&self, segment: SegmentName, to: Lsn) {
-        self.change(|state| {
-            state.segments.insert(segment, to);
-        });
+        let mut state = self.state();
+        state.segments.insert(segment, to);
+        state.version.rounds += 1;
+        let is_end = to.0.is_multiple_of(self.segment_size.bytes());
+        state.version.marks += u64::from(is_end);
+        drop(state);
+        self.rounds.notify_all();
+        if is_end {
+            self.marks.notify_all();
+        }
         self.watch.send_replace(Durable {
             position: Some(Position {
                 timeline: segment.timeline,
@@ -184,7 +212,7 @@ impl Shared {
     pub(super) fn wait(&self, time: Duration) {
         let state = self.state();
         if !self.is_closing() {
-            let _ = self.changed.wait_timeout(state, time);
+            let _ = self.marks.wait_timeout(state, time);
         }
     }
 }
@@ -433,22 +461,35 @@ impl Follower {
             .collect()
     }
 
-    /// Waits until something changed since the version `since`, at most for `time`; returns the present version. Begin with 0.
-    pub fn wait(&self, since: u64, time: Duration) -> u64 {
+    /// The present version, for [`Follower::wait`]: ask before looking at what is there.
+    pub fn version(&self) -> Version {
+        self.shared.state().version
+    }
+
+    /// Waits, at most for `time`, until there was something to wake up for since the version `since`.
+    pub fn wait(&self, since: Version, wake: Wake, time: Duration) {
         let state = self.shared.state();
-        let waited = self
-            .shared
-            .changed
-            .wait_timeout_while(state, time, |state| state.version <= since);
-        match waited {
-            Ok((state, _)) => state.version,
-            Err(poisoned) => poisoned.into_inner().0.version,
-        }
+        // Whoever waits for the end of a segment is not woken a thousand times a second.
+        let _ = match wake {
+            Wake::AnyRound => self
+                .shared
+                .rounds
+                .wait_timeout_while(state, time, |s| s.version.rounds == since.rounds),
+            Wake::SegmentEnd => self
+                .shared
+                .marks
+                .wait_timeout_while(state, time, |s| s.version.marks == since.marks),
+        };
     }
 
     /// Wakes who waits.
     pub fn wake(&self) {
         self.shared.change(|_| {});
+    }
+
+    /// Of the cluster.
+    pub fn system_identifier(&self) -> u64 {
+        self.shared.files.system_identifier()
     }
 
     /// The size of segments.

@@ -5,10 +5,12 @@
 //! published by [`journal`] → told by the session; and, apart from that, [`ship`] brings what is durable into the repositories and lets
 //! the journal's files go.
 
+pub mod content;
 pub mod files;
 pub mod frame;
 pub mod growth;
 pub mod journal;
 pub mod ship;
+mod shipment;
 pub mod status;
 mod writer;

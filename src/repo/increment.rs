@@ -13,6 +13,8 @@ use crate::store::{Key, Published};
 
 /// The longest increment that is written as it comes; merged ones may be as long as the segment.
 pub const LIMIT_BYTES: usize = 8 << 20;
+/// Merged ones are read in pieces of this length.
+const CHUNK: usize = 256 << 10;
 
 /// The segment that increments belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +75,55 @@ pub fn put(
     let object = repository.store().create(&key)?;
     let mut writer = ContainerWriter::new(object, Kind::Increment, Codec::Lz4).map_err(failed)?;
     writer.write(content).map_err(failed)?;
+    let object = writer.finish(&identity, Vec::new()).map_err(failed)?;
+    if object.publish()? == Published::Created {
+        return Ok(Published::Created);
+    }
+    compare(repository, &key, &identity)?
+        .ok_or_else(|| err!(Unreachable, "object \"{key}\" came and went"))
+}
+
+/// Stores one increment from the segment's start to `to`, so that readers need not put it together from many. `read` fills its buffer
+/// from the segment's bytes, in order.
+///
+/// # Errors
+/// Those of [`put`], but for the length; those of `read`.
+pub fn put_merged(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    segment: &OpenSegment,
+    to: Lsn,
+    read: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+) -> Result<Published> {
+    let whole = segment.range()?;
+    let range = LsnRange {
+        start: whole.start,
+        end: to,
+    };
+    if to <= whole.start || to > whole.end {
+        return Err(err!(
+            Usage,
+            "no increment of segment \"{}\" ends at {to}",
+            segment.name
+        ));
+    }
+    let key = layout.increment(segment.name, range);
+    let failed = |e| Error::from_io(format!("write object \"{key}\""), e);
+    let object = repository.store().create(&key)?;
+    let mut writer = ContainerWriter::new(object, Kind::Increment, Codec::Lz4).map_err(failed)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; CHUNK];
+    let mut left = to.0 - whole.start.0;
+    while left > 0 {
+        let n = usize::try_from(left).map_or(CHUNK, |left| left.min(CHUNK));
+        let chunk = buffer.get_mut(..n).unwrap_or_default();
+        read(chunk)?;
+        hasher.update(chunk);
+        writer.write(chunk).map_err(failed)?;
+        left -= n as u64;
+    }
+    let hash = *hasher.finalize().as_bytes();
+    let identity = segment.identity(layout.system_identifier(), range, hash);
     let object = writer.finish(&identity, Vec::new()).map_err(failed)?;
     if object.publish()? == Published::Created {
         return Ok(Published::Created);
@@ -199,6 +250,34 @@ mod tests {
         ] {
             let bytes = vec![0; length];
             assert_eq!(put(from, &bytes).unwrap_err().code(), Code::Usage, "{from}");
+        }
+    }
+
+    #[test]
+    fn a_merged_one_may_be_longer_and_is_the_same_object() {
+        let directory = tempfile::tempdir().unwrap();
+        let (repository, layout) = repository(&directory);
+        let segment = OpenSegment {
+            size: SegmentSize::new(64 << 20).unwrap(),
+            ..segment()
+        };
+        let start = segment.range().unwrap().start;
+        let merge = |length: u64, byte: u8| {
+            let to = Lsn(start.0 + length);
+            put_merged(&repository, &layout, &segment, to, &mut |buffer| {
+                buffer.fill(byte);
+                Ok(())
+            })
+        };
+        let long = LIMIT_BYTES as u64 + 77;
+        assert_eq!(merge(long, 1).unwrap(), Published::Created);
+        assert_eq!(merge(long, 1).unwrap(), Published::Exists);
+        assert_eq!(merge(long, 2).unwrap_err().code(), Code::Conflict);
+        assert_eq!(merge(500, 1).unwrap(), Published::Created);
+        let again = put(&repository, &layout, &segment, start, &[1; 500]);
+        assert_eq!(again.unwrap(), Published::Exists);
+        for length in [0, (64 << 20) + 1] {
+            assert_eq!(merge(length, 1).unwrap_err().code(), Code::Usage);
         }
     }
 }

@@ -1,0 +1,115 @@
+//! WAL of one segment as it is read from the journal.
+
+use std::fs::File;
+
+use super::frame::Frames;
+use super::journal::{Follower, Segment};
+use crate::archive::push::Content;
+use crate::err;
+use crate::error::Result;
+use crate::pg::lsn::Lsn;
+use crate::repo::tail;
+
+/// The bytes of a segment's file, from any position on. What is read has been checked, and does not reach beyond what was asked for.
+pub struct Received {
+    follower: Follower,
+    segment: Segment,
+    frames: Frames<File>,
+}
+
+impl Received {
+    /// Begins at the segment's start.
+    ///
+    /// # Errors
+    /// `SourceMissing` when the journal does not hold it.
+    pub fn open(follower: &Follower, segment: Segment) -> Result<Received> {
+        let frames = follower.open(segment.name).map_err(|e| {
+            err!(
+                SourceMissing,
+                "could not open the journal's file of segment \"{}\"",
+                segment.name
+            )
+            .source(e)
+        })?;
+        Ok(Received {
+            follower: follower.clone(),
+            segment,
+            frames,
+        })
+    }
+
+    /// The position of the next byte.
+    pub fn lsn(&self) -> Lsn {
+        self.frames.lsn()
+    }
+
+    /// Goes to `lsn`, and sees what has been written since.
+    ///
+    /// # Errors
+    /// `SourceMissing` when the journal does not reach so far.
+    pub fn seek(&mut self, lsn: Lsn) -> Result<()> {
+        self.frames.look_again();
+        match self.frames.skip_to(lsn) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.damaged()),
+            Err(e) => Err(self.damaged().source(e)),
+        }
+    }
+
+    /// Fills `buffer`, whose bytes are durable in the journal.
+    ///
+    /// # Errors
+    /// `SourceMissing` when the file does not hold them any more: it is damaged.
+    pub fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {
+        let mut filled = 0;
+        while let Some(rest) = buffer.get_mut(filled..).filter(|r| !r.is_empty()) {
+            match self.frames.read(rest) {
+                Ok(0) => return Err(self.damaged()),
+                Ok(n) => filled += n,
+                Err(e) => return Err(self.damaged().source(e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn damaged(&self) -> crate::error::Error {
+        err!(
+            SourceMissing,
+            "the journal's file of segment \"{}\" is damaged at {}",
+            self.segment.name,
+            self.frames.lsn()
+        )
+        .hint("The server was told that this WAL is safe, and may not have it any more. Archive the segment from a server that has it (\"pitr wal backfill\"), and take a base backup.")
+    }
+}
+
+impl Content for Received {
+    fn size(&self) -> u64 {
+        self.segment.end.0 - self.segment.from.0
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let left = self.segment.to.0 - self.frames.lsn().0;
+        let length = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        self.fill(buffer.get_mut(..length).unwrap_or_default())?;
+        Ok(length)
+    }
+
+    fn rewind(&mut self) -> Result<()> {
+        self.frames.rewind();
+        Ok(())
+    }
+
+    fn last(&self) -> Result<[u8; tail::LONG]> {
+        let mut other = Received::open(&self.follower, self.segment)?;
+        let mut last = [0; tail::LONG];
+        other.seek(Lsn(self.segment.to.0 - tail::LONG as u64))?;
+        other.fill(&mut last)?;
+        Ok(last)
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        // Nobody else writes into a journal, and what is durable is not written again.
+        Ok(())
+    }
+}

@@ -1,0 +1,353 @@
+//! The thread that brings WAL from the journal into one repository.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::content::Received;
+use super::journal::{Position, Segment, Wake};
+use super::ship::Ship;
+use crate::archive::push::{Push, push_content};
+use crate::config::Acknowledge;
+use crate::error::{Code, Error, Result};
+use crate::pg::lsn::{Lsn, LsnRange};
+use crate::pg::segment::{SegmentName, WalFileName};
+use crate::repo;
+use crate::repo::container::Codec;
+use crate::repo::increment::{self, LIMIT_BYTES, OpenSegment};
+use crate::repo::repository::Repository;
+
+/// The codec of WAL bodies (decisions/0001-hash-and-codec.md).
+const CODEC: Codec = Codec::Lz4;
+/// How often increments are written while WAL keeps coming.
+const EVERY: Duration = Duration::from_secs(1);
+/// So many increments are merged for readers.
+const MERGE_COUNT: u64 = 64;
+/// A merged one writes the segment anew from its start, so a long one is written more rarely: once for so much per increment.
+const MERGE_BYTES: u64 = 256 << 10;
+/// How long after a failure it is tried again; doubled each time.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_LAST: Duration = Duration::from_secs(5);
+/// How often a failure that lasts is said.
+const REPEAT: Duration = Duration::from_secs(30);
+/// Nothing to do: it is looked up again even so.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// One repository, and what is known to be in it.
+pub(super) struct Shipment {
+    ship: Arc<Ship>,
+    /// Its place in the table of [`Ship`].
+    index: usize,
+    stored: BTreeSet<SegmentName>,
+    tail: Option<Tail>,
+    failing: Option<Failing>,
+    last_put: Option<Instant>,
+}
+
+/// The segment that is stored in increments.
+struct Tail {
+    segment: OpenSegment,
+    content: Received,
+    /// Behind the last byte that the repository holds for certain.
+    to: Lsn,
+    /// What was found there at first.
+    found: Vec<LsnRange>,
+    /// Increments since the last merged one.
+    count: u64,
+}
+
+struct Failing {
+    since: Instant,
+    said: Instant,
+    pause: Duration,
+}
+
+/// What is to be done next.
+enum Work {
+    /// A complete segment.
+    Whole(Segment),
+    /// More of a segment, as an increment.
+    Increment(Segment),
+    /// The last piece of a timeline that has ended is stored.
+    Ended(Segment),
+    /// Nothing before something happens, or before the time has passed.
+    Wait(Wake, Duration),
+    /// Nothing any more.
+    Done,
+}
+
+impl Shipment {
+    pub(super) fn new(ship: Arc<Ship>, index: usize) -> Shipment {
+        Shipment {
+            ship,
+            index,
+            stored: BTreeSet::new(),
+            tail: None,
+            failing: None,
+            last_put: None,
+        }
+    }
+
+    /// Ships until it shall stop; returns whether all that is durable is stored.
+    pub(super) fn run(&mut self) -> bool {
+        loop {
+            let version = self.ship.follower.version();
+            let (done, is_work) = match self.next() {
+                Work::Whole(segment) => (self.whole(segment), true),
+                Work::Increment(segment) => (self.increment(segment), true),
+                Work::Ended(segment) => (self.ended(segment), true),
+                Work::Wait(wake, time) => {
+                    self.ship.follower.wait(version, wake, time);
+                    (Ok(()), false)
+                }
+                Work::Done => return true,
+            };
+            match done {
+                Ok(()) if is_work => self.succeeded(),
+                Ok(()) => {}
+                Err(e) => {
+                    if self.ship.is_stopping() {
+                        self.report(&e);
+                        return false;
+                    }
+                    self.failed(&e);
+                }
+            }
+        }
+    }
+
+    fn next(&mut self) -> Work {
+        let segments = self.ship.follower.segments();
+        self.stored
+            .retain(|name| segments.binary_search_by_key(name, |s| s.name).is_ok());
+        let open = segments.iter().find(|s| !self.stored.contains(&s.name));
+        let is_stopping = self.ship.is_stopping();
+        let Some(segment) = open.copied() else {
+            return match is_stopping {
+                true => Work::Done,
+                false => Work::Wait(Wake::AnyRound, IDLE),
+            };
+        };
+        if segment.is_complete() {
+            return Work::Whole(segment);
+        }
+        let shipped = match &self.tail {
+            Some(tail) if tail.segment.name == segment.name => tail.to,
+            _ => segment.from,
+        };
+        let waiting = segment.to.0 - shipped.0;
+        if waiting == 0 {
+            return match (segment.is_last, is_stopping) {
+                (false, _) => Work::Ended(segment),
+                (true, true) => Work::Done,
+                (true, false) => Work::Wait(Wake::AnyRound, IDLE),
+            };
+        }
+        let is_due = is_stopping
+            || !segment.is_last
+            || self.ship.acknowledge == Acknowledge::Repository
+            || waiting >= LIMIT_BYTES as u64;
+        let since = self.last_put.map_or(EVERY, |at| at.elapsed());
+        match is_due || since >= EVERY {
+            true => Work::Increment(segment),
+            // Nothing more urgent can come than the end of the segment.
+            false => Work::Wait(Wake::SegmentEnd, EVERY - since),
+        }
+    }
+
+    fn repository(&self) -> Result<Repository> {
+        // Opened each time: a place that is not mounted any more is not mistaken for the repository, and none is kept from being
+        // unmounted.
+        repo::open(self.ship.location(self.index), self.ship.next_nonce())
+    }
+
+    fn whole(&mut self, segment: Segment) -> Result<()> {
+        let repository = self.repository()?;
+        let content = Received::open(&self.ship.follower, segment)?;
+        let what = Push {
+            repository: &repository,
+            cluster: self.ship.layout.name(),
+            path: &self.ship.follower.file(segment.name),
+            name: WalFileName::Segment(segment.name),
+            codec: CODEC,
+        };
+        match push_content(&what, content) {
+            Ok((_, warnings)) => {
+                for warning in warnings {
+                    self.ship.progress.warn(&warning);
+                }
+            }
+            // The journal's copy cannot be read. That is no loss when archiving has stored the segment.
+            Err(e) if e.code() == Code::SourceMissing => {
+                let key = self.ship.layout.segment(segment.name);
+                if repository.store().open(&key)?.is_none() {
+                    return Err(e);
+                }
+                self.ship.progress.warn(&format!(
+                    "{e}; repository \"{}\" has the segment",
+                    self.ship.name(self.index)
+                ));
+            }
+            Err(e) => return Err(e),
+        }
+        self.tail = None;
+        self.is_stored(segment);
+        Ok(())
+    }
+
+    fn is_stored(&mut self, segment: Segment) {
+        self.stored.insert(segment.name);
+        self.ship
+            .reached(self.index, position(&segment, segment.to));
+        self.ship.stored(self.index, segment.name);
+    }
+
+    fn increment(&mut self, segment: Segment) -> Result<()> {
+        let repository = self.repository()?;
+        let begins = self
+            .tail
+            .as_ref()
+            .is_none_or(|t| t.segment.name != segment.name);
+        if begins {
+            self.tail = Some(self.begin(&repository, segment)?);
+        }
+        let Some(tail) = &mut self.tail else {
+            return Ok(());
+        };
+        let range = tail.next_range(segment.to);
+        let length = usize::try_from(range.end.0 - range.start.0).unwrap_or(LIMIT_BYTES);
+        let mut wal = vec![0; length];
+        tail.content.seek(range.start)?;
+        tail.content.fill(&mut wal)?;
+        increment::put(
+            &repository,
+            &self.ship.layout,
+            &tail.segment,
+            range.start,
+            &wal,
+        )?;
+        drop(wal);
+        self.last_put = Some(Instant::now());
+        tail.to = range.end;
+        tail.count += 1;
+        self.ship.reached(self.index, position(&segment, tail.to));
+        if tail.is_merge_due() {
+            tail.merge(&repository, &self.ship)?;
+        }
+        Ok(())
+    }
+
+    fn begin(&self, repository: &Repository, segment: Segment) -> Result<Tail> {
+        let registration = repository.require(&self.ship.layout)?;
+        let found = increment::list(repository, &self.ship.layout, segment.name)?;
+        Ok(Tail {
+            segment: OpenSegment {
+                name: segment.name,
+                size: self.ship.follower.segment_size(),
+                major: registration.major,
+            },
+            content: Received::open(&self.ship.follower, segment)?,
+            to: segment.from,
+            count: found.len() as u64,
+            found,
+        })
+    }
+
+    /// The timeline has ended inside the segment, which will never be whole: increments are what stays of it.
+    fn ended(&mut self, segment: Segment) -> Result<()> {
+        if let Some(tail) = &mut self.tail
+            && tail.count > 1
+        {
+            let repository = repo::open(self.ship.location(self.index), self.ship.next_nonce())?;
+            tail.merge(&repository, &self.ship)?;
+        }
+        self.tail = None;
+        self.is_stored(segment);
+        Ok(())
+    }
+
+    fn succeeded(&mut self) {
+        if let Some(failing) = self.failing.take() {
+            self.ship.set_error(self.index, None);
+            self.ship.progress.note(&format!(
+                "repository \"{}\" takes WAL again after {} s",
+                self.ship.name(self.index),
+                failing.since.elapsed().as_secs()
+            ));
+        }
+    }
+
+    fn report(&self, error: &Error) {
+        self.ship.set_error(self.index, Some(error.to_string()));
+        let hint = error.hint_text().unwrap_or_default();
+        self.ship.progress.warn(&format!(
+            "repository \"{}\" does not take WAL, which stays in the journal: {error}. {hint}",
+            self.ship.name(self.index)
+        ));
+    }
+
+    fn failed(&mut self, error: &Error) {
+        // What is known of the open segment may not hold any more: another disk may be mounted.
+        self.tail = None;
+        let now = Instant::now();
+        let is_first = self.failing.is_none();
+        let failing = self.failing.get_or_insert(Failing {
+            since: now,
+            said: now,
+            pause: RETRY_FIRST,
+        });
+        let is_due = is_first || now.duration_since(failing.said) >= REPEAT;
+        if is_due {
+            failing.said = now;
+        }
+        let pause = failing.pause;
+        failing.pause = (pause * 2).min(RETRY_LAST);
+        if is_due {
+            self.report(error);
+        }
+        self.ship.pause(pause);
+    }
+}
+
+fn position(segment: &Segment, lsn: Lsn) -> Position {
+    Position {
+        timeline: segment.name.timeline,
+        lsn,
+    }
+}
+
+impl Tail {
+    /// What is stored next: something that was found is compared and taken over, else it is what came since.
+    fn next_range(&self, durable: Lsn) -> LsnRange {
+        let limit = LIMIT_BYTES as u64;
+        let found = self
+            .found
+            .iter()
+            .filter(|r| r.start <= self.to && self.to < r.end && r.end <= durable)
+            .filter(|r| r.end.0 - r.start.0 <= limit)
+            .max_by_key(|r| r.end);
+        found.copied().unwrap_or(LsnRange {
+            start: self.to,
+            end: Lsn(durable.0.min(self.to.0 + limit)),
+        })
+    }
+
+    fn is_merge_due(&self) -> bool {
+        let from = self.segment.range().map_or(self.to, |r| r.start);
+        self.count >= MERGE_COUNT && self.count * MERGE_BYTES >= self.to.0 - from.0
+    }
+
+    fn merge(&mut self, repository: &Repository, ship: &Ship) -> Result<()> {
+        self.content.seek(self.segment.range()?.start)?;
+        let content = &mut self.content;
+        increment::put_merged(
+            repository,
+            &ship.layout,
+            &self.segment,
+            self.to,
+            &mut |buffer| content.fill(buffer),
+        )?;
+        self.count = 0;
+        Ok(())
+    }
+}
