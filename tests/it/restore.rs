@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::common::{Cluster, Program, Run, Site, Stop, newest_bin, user};
+use crate::common::{Cluster, PATIENCE, Program, Run, Site, Stop, newest_bin, user, wait_until};
 use crate::per_major;
 
 /// A cluster with a tablespace, a second database and a history of three moments.
@@ -259,7 +259,7 @@ fn the_whole_way(major: u32) {
     copy.stop(Stop::Fast);
     check_checksums(&copy);
 
-    // T08: even with archiving switched on, the copy cannot archive before it is adopted.
+    // Even with archiving switched on, the copy cannot archive before it is adopted.
     let archived = scene.site.files();
     let segment = std::fs::read_dir(to.join("pg_wal"))
         .unwrap()
@@ -417,6 +417,161 @@ fn f04_a_missing_segment_stops_the_server_and_never_promotes_it() {
     assert!(!auto_conf(&scene.to()).contains("recovery_target"));
 }
 
+/// A `restore_command` that waits, once, before it asks for a certain file: the test meanwhile does something to the repository.
+struct Trap {
+    folder: PathBuf,
+}
+
+impl Trap {
+    fn new(scene: &Scene) -> Trap {
+        let folder = scene.site.sandbox().dir("trap");
+        let script = scene.site.sandbox().file(
+            "trap/command",
+            format!(
+                "if rm '{0}/'\"$1\" 2>/dev/null; then\n\
+                 touch '{0}/reached'; until rm '{0}/go' 2>/dev/null; do sleep 0.02; done\nfi\n\
+                 PITR_FAULT_SECONDS=2 exec {1} \"$1\" \"$2\"\n",
+                folder.display(),
+                scene.site.restore().shell()
+            ),
+        );
+        assert!(script.exists());
+        Trap { folder }
+    }
+
+    fn command(&self) -> String {
+        format!("/bin/sh {}/command %f %p", self.folder.display())
+    }
+
+    /// Starts the server, waits until it asks for `file`, and lets it go on with what `outage` has made of the repository.
+    fn spring<T>(&self, server: &mut Cluster, file: &str, outage: impl FnOnce() -> T) -> T {
+        let touch = |name: &str| {
+            std::fs::write(self.folder.join(name), "").unwrap();
+            user::own(&self.folder.join(name));
+        };
+        touch(file);
+        server.spawn();
+        wait_until(PATIENCE, "recovery has come to the segment", || {
+            self.folder.join("reached").exists()
+        });
+        std::fs::remove_file(self.folder.join("reached")).unwrap();
+        let done = outage();
+        touch("go");
+        done
+    }
+}
+
+#[test]
+fn t02_an_outage_during_replay_stops_the_server_and_once_it_is_over_the_target_is_reached() {
+    let scene = Scene::new(16);
+    // Enough WAL for outages in its middle, and a target behind them.
+    for n in 0..6 {
+        insert(&scene.cluster, AT_END + n, AT_END + n + 1);
+        scene.cluster.archive_now();
+    }
+    scene.cluster.sql("select pg_create_restore_point('far')");
+    insert(&scene.cluster, AT_END + 6, AT_END + 7);
+    scene.cluster.archive_now();
+    let plan = scene
+        .restore()
+        .args(["--target-name", "far", "--json"])
+        .run()
+        .success()
+        .json();
+    let last = plan["segments_needed"]["last"].as_str().unwrap();
+    let number = u32::from_str_radix(&last[16..], 16).unwrap();
+    let before = |n: u32| format!("{}{:08X}", &last[..16], number - n);
+    let trap = Trap::new(&scene);
+    let mut copy = Cluster::open(16, scene.to())
+        .option("fsync", "off")
+        .option("restore_command", trap.command())
+        .create();
+    let archived = scene.site.files();
+    let stopped = |copy: &mut Cluster, seen: usize, status: i32| {
+        assert_ne!(copy.wait_ended(), 0);
+        let log = copy.log().split_off(seen);
+        let reason = format!("exited with exit code {status}");
+        assert!(log.contains("FATAL") && log.contains(&reason), "{log}");
+        assert!(!log.contains("archive recovery complete"), "{log}");
+        assert!(!log.contains("selected new timeline"), "{log}");
+        assert!(scene.to().join("recovery.signal").exists());
+        assert!(auto_conf(&scene.to()).contains("recovery_target_name"));
+        assert!(!scene.to().join("pg_wal/00000002.history").exists());
+    };
+
+    // The disk of the repository is unmounted.
+    let away = trap.spring(&mut copy, &before(4), || {
+        crate::fetch::Away::new(&scene.site)
+    });
+    stopped(&mut copy, 0, 208);
+    drop(away);
+    // It hangs.
+    if user::is_root() {
+        let seen = copy.log().len();
+        let hanging = trap.spring(&mut copy, &before(2), || {
+            crate::common::mount::HangingDisk::over(scene.site.repository())
+        });
+        stopped(&mut copy, seen, 200);
+        drop(hanging);
+    }
+    // A segment is damaged, and put right.
+    let seen = copy.log().len();
+    let object = scene.site.object(&before(1));
+    let good = std::fs::read(&object).unwrap();
+    trap.spring(&mut copy, &before(1), || {
+        let mut bad = good.clone();
+        let middle = bad.len() / 2;
+        bad[middle] ^= 1;
+        std::fs::write(&object, bad).unwrap();
+    });
+    stopped(&mut copy, seen, 201);
+    std::fs::write(&object, good).unwrap();
+
+    // Everything is back: the plan comes true.
+    assert_eq!(scene.site.files(), archived);
+    copy.start();
+    copy.wait_promoted();
+    assert!(
+        copy.log()
+            .contains("recovery stopping at restore point \"far\"")
+    );
+    assert_eq!(rows(&copy), AT_END + 6);
+}
+
+#[test]
+fn t08_a_restored_copy_that_is_told_to_archive_is_kept_out_of_the_repository_of_its_origin() {
+    let scene = Scene::new(17);
+    let run = scene.restore().run().success();
+    let archived = scene.site.files();
+    // Whoever starts it forces archiving on, with the command that came along.
+    let mut copy = Cluster::open(17, scene.to())
+        .option("fsync", "off")
+        .option("archive_mode", "on")
+        .create();
+    let command = scene.cluster.query_one_string("show archive_command");
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(copy.query_one_string("show archive_command"), command);
+    copy.wait_log("error A122");
+    let failed = "select failed_count > 0 and archived_count = 0 from pg_stat_archiver";
+    wait_until(PATIENCE, "the failure is counted", || {
+        copy.query_one_string(failed) == "t"
+    });
+    assert_eq!(scene.site.files(), archived, "{run}");
+    // The origin archives as ever; and so does the copy, once somebody has decided that it may.
+    scene.cluster.archive_now();
+    scene
+        .site
+        .pitr()
+        .args(["adopt", "--pgdata"])
+        .arg(scene.to())
+        .run()
+        .success();
+    let name = copy.archive_now();
+    assert!(name.starts_with("00000002"), "{name}");
+    assert!(scene.site.object(&name).exists());
+}
+
 #[test]
 fn a_standby_catches_up_from_the_archive_and_then_streams() {
     let scene = Scene::new(17);
@@ -463,7 +618,7 @@ fn a_standby_catches_up_from_the_archive_and_then_streams() {
     standby.wait_log("restored log file");
     insert(&scene.cluster, AT_END, AT_END + 7);
     let lsn = scene.cluster.insert_lsn();
-    crate::common::wait_until(crate::common::PATIENCE, "the standby has replayed", || {
+    wait_until(PATIENCE, "the standby has replayed", || {
         standby.query_one_string(&format!(
             "select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn"
         )) == "t"
