@@ -391,6 +391,46 @@ fn no_test_is_ignored() {
     );
 }
 
+/// Rows of the fault matrix that are promised to be tested. A test carries the ids of its rows at the beginning of its name.
+const PROMISED_ROWS: &str = "p01 p02 p03 p04 p05 p06 p07 p08 p09 p10 p12 p15 p17 p18 p19 \
+    f01 f02 f04 f05 f06 f09 f11 f12 f13 f14 f19 m01 m04 m08 m11 c01 c02 c04 b01 b02 b03 b04 b05 b07 b08 b09 \
+    t01 t02 t03 t04 t05 t08 x01 x02 x03 x04 x08 k01 k02 k03 h01 h02 h03 h04 h05 h07 g01 g02 g04 g07 z01 z02 z03 z04 z05";
+
+/// The ids at the beginning of a test's name: `f06_f18_a_promotion…` carries two.
+fn rows_of(name: &str) -> impl Iterator<Item = &str> {
+    name.split('_').take_while(|word| {
+        matches!(word.as_bytes(), [letter, a, b]
+            if letter.is_ascii_lowercase() && a.is_ascii_digit() && b.is_ascii_digit())
+    })
+}
+
+#[test]
+fn every_promised_row_of_the_fault_matrix_has_a_test() {
+    let mut found = BTreeSet::new();
+    for source in sources(&["src", "tests", "archive-command", "restore-command"]) {
+        let code = &source.code;
+        for start in ["#[test]\nfn ", "#[test]\n    fn ", "per_major!("] {
+            for at in find_all(code, start) {
+                let name: String = code[at + start.len()..]
+                    .chars()
+                    .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+                    .collect();
+                found.extend(rows_of(&name).map(str::to_owned));
+            }
+        }
+    }
+    let problems: Vec<String> = PROMISED_ROWS
+        .split_whitespace()
+        .filter(|row| !found.contains(*row))
+        .map(str::to_owned)
+        .collect();
+    fail_if_any(
+        &problems,
+        "no test carries the id of this row at the beginning of its name:",
+    );
+    assert_eq!(rows_of("f06_f18_a_promotion").count(), 2);
+}
+
 #[test]
 fn every_integration_test_is_compiled() {
     let main = code_only(&fs::read_to_string(root().join("tests/it/main.rs")).unwrap());

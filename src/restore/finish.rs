@@ -121,6 +121,14 @@ pub fn put_manifest(destination: &Destination, source: &Source<'_>, group: bool)
             root.id
         ));
     }
+    if identity.raw_bytes > manifest_limit(root.file_count) {
+        return Err(err!(
+            Damaged,
+            "object \"{key}\" says that the manifest of {} files has {} bytes",
+            root.file_count,
+            identity.raw_bytes
+        ));
+    }
     let data = destination.data();
     data.remove(b"backup_manifest")?;
     let (mut file, _) = data.make_file(b"backup_manifest", 0, group)?;
@@ -129,6 +137,11 @@ pub fn put_manifest(destination: &Destination, source: &Source<'_>, group: bool)
             .map_err(|e| write_error("backup_manifest", e))
     })?;
     Ok(true)
+}
+
+/// A manifest longer than this is none: a file takes a line, whose path may be written in hexadecimal.
+fn manifest_limit(files: u64) -> u64 {
+    files.saturating_mul(16 << 10).saturating_add(1 << 20)
 }
 
 /// Writes settings, signal file, record and guard; returns the settings.

@@ -369,6 +369,17 @@ pub(super) mod tests {
             .collect()
     }
 
+    #[test]
+    fn z04_a_payload_that_unpacks_to_more_than_declared_ends_there() {
+        let zeros = vec![0; 64 << 20];
+        let lz4 = lz4_flex::block::compress(&zeros);
+        let zstd = zstd::bulk::compress(&zeros, 1).unwrap();
+        for (codec, payload) in [(LZ4, &lz4), (ZSTD, &zstd), (NONE, &zeros)] {
+            let error = decompress(codec, payload, 1 << 20).unwrap_err();
+            assert_eq!(error.code(), crate::error::Code::Damaged, "{codec}");
+        }
+    }
+
     fn sample(codec: FrameCodec, raw: &[u8]) -> (PackedFrame, FrameEntry) {
         let length = u32::try_from(raw.len()).unwrap();
         let extents = [

@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_archives_are_refused() {
+    fn z03_hostile_archives_are_refused() {
         let code = |bytes: &[u8]| read(bytes, 4096).unwrap_err().code();
         for name in [
             "../x",

@@ -170,7 +170,7 @@ fn predicted(run: &Run, prefix: &str) -> BTreeSet<String> {
     gone
 }
 
-fn expire_of_a_real_repository(major: u32) {
+fn x08_expire_deletes_what_the_dry_run_showed(major: u32) {
     let (site, cluster, ids) = with_backups(major, 3);
     let expire = || site.pitr().arg("expire");
     let before = files(site.repository());
@@ -205,7 +205,7 @@ fn expire_of_a_real_repository(major: u32) {
             .is_empty()
     );
 
-    // X08: without grace the dry run shows exactly what goes.
+    // Without grace the dry run shows exactly what goes.
     let before = files(site.repository());
     let shown = json().args(["--grace", "0", "--dry-run"]).run().success();
     assert_eq!(fates(&shown), ["delete", "delete", "keep"]);
@@ -244,7 +244,7 @@ fn expire_of_a_real_repository(major: u32) {
     }
     site.pitr().arg("backup").run().success();
 }
-per_major!(expire_of_a_real_repository);
+per_major!(x08_expire_deletes_what_the_dry_run_showed);
 
 #[test]
 fn x02_expire_killed_at_every_store_operation_goes_on() {

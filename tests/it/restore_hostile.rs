@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use pitr::repo::backup::{BackupRoot, LayerRef, Shard};
-use pitr::repo::layout::BackupId;
+use pitr::repo::layout::{BackupId, PartName};
+use pitr::snapshot::filekey::Naming;
+use pitr::snapshot::frame::{FrameCodec, PackedFrame, Packer};
 use pitr::snapshot::layer::{EntryKind, Layer, LayerWriter, Metadata};
+use pitr::snapshot::pack::{PackReader, PackWriter};
 use pitr::snapshot::piece::{self, Piece, Source};
 use pitr::store::Store;
 
@@ -98,7 +101,6 @@ impl<'a> Forge<'a> {
     /// Writes the forged backup, and restores it.
     fn restore(self, id: &str, to: &Path) -> Run {
         let layout = layout(self.site);
-        let store = store(self.site);
         let id: BackupId = id.parse().unwrap();
         let part = format!("{id}/000000").parse().unwrap();
         let mut writer = LayerWriter::new(Vec::new(), &part, layout.system_identifier()).unwrap();
@@ -114,30 +116,42 @@ impl<'a> Forge<'a> {
             writer.push(key, *kind, value).unwrap();
         }
         let (bytes, summary) = writer.finish().unwrap();
-        pitr::store::put(&store, &layout.layer(&part), &bytes).unwrap();
-        let forged = BackupRoot {
-            id: id.clone(),
-            nonce: format!("{:032x}", 7),
+        let root = BackupRoot {
             file_count: self.files,
             size_bytes: self.bytes,
             server_manifest: None,
-            shards: vec![Shard {
-                first_key: String::new(),
-                layers: vec![LayerRef {
-                    key: part,
-                    offset: 0,
-                    length: summary.length,
-                    hash: blake3::Hash::from_bytes(summary.hash).to_hex().to_string(),
-                }],
-            }],
             ..self.root.clone()
         };
-        forged.commit(&store, &layout).unwrap();
-        crate::common::user::own_all(self.site.repository());
+        forge(self.site, &id, root, Some((&bytes, summary.hash)));
         restore(self.site, to)
             .args(["--backup", &id.to_string()])
             .run()
     }
+}
+
+/// Commits a root under another id, with a layer of its own if there is one.
+fn forge(site: &Site, id: &BackupId, root: BackupRoot, layer: Option<(&[u8], [u8; 32])>) {
+    let (store, layout) = (store(site), layout(site));
+    let mut forged = BackupRoot {
+        id: id.clone(),
+        nonce: format!("{:032x}", 7),
+        ..root
+    };
+    if let Some((bytes, hash)) = layer {
+        let part = format!("{id}/000000").parse().unwrap();
+        pitr::store::put(&store, &layout.layer(&part), bytes).unwrap();
+        forged.shards = vec![Shard {
+            first_key: String::new(),
+            layers: vec![LayerRef {
+                key: part,
+                offset: 0,
+                length: bytes.len() as u64,
+                hash: blake3::Hash::from_bytes(hash).to_hex().to_string(),
+            }],
+        }];
+    }
+    forged.commit(&store, &layout).unwrap();
+    crate::common::user::own_all(site.repository());
 }
 
 fn open(site: &Site, reference: &LayerRef) -> Layer {
@@ -174,7 +188,7 @@ fn beside(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn z01_to_z05_a_forged_map_writes_nothing_outside_and_nothing_dangerous_inside() {
+fn z01_z02_z03_z05_a_forged_map_writes_nothing_outside_and_nothing_dangerous_inside() {
     let major = *majors()
         .iter()
         .find(|m| **m == 16)
@@ -253,6 +267,228 @@ fn z01_to_z05_a_forged_map_writes_nothing_outside_and_nothing_dangerous_inside()
     ] {
         assert!(meta(gone).is_none(), "{gone}");
     }
+    // Z03: nothing but files with one name, directories, and (for tablespaces, of which there is none) links.
+    use std::os::unix::fs::MetadataExt as _;
+    let mut folders = vec![d.clone()];
+    while let Some(folder) = folders.pop() {
+        for path in beside(&folder) {
+            let meta = std::fs::symlink_metadata(&path).unwrap();
+            let is_plain = meta.is_dir() || meta.is_file() && meta.nlink() == 1;
+            assert!(is_plain, "{}", path.display());
+            let mode = meta.permissions().mode() & 0o7777;
+            assert_eq!(mode & !0o750, 0, "{}", path.display());
+            if meta.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
     let guard = std::fs::read_to_string(d.join("pg_wal/pitr.guard")).unwrap();
     assert!(guard.contains("restored copy"), "{guard}");
+}
+
+/// A GiB of zeros in some tens of kilobytes.
+fn zstd_bomb() -> Vec<u8> {
+    let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
+    let zeros = vec![0; 1 << 20];
+    for _ in 0..1024 {
+        std::io::Write::write_all(&mut encoder, &zeros).unwrap();
+    }
+    encoder.finish().unwrap()
+}
+
+/// The pack of a backup once more under another id, with one frame whose payload is a bomb, all checksums right.
+fn pack_with_bomb(site: &Site, part: &PartName, as_part: &PartName) -> [u8; 32] {
+    let (store, layout) = (store(site), layout(site));
+    let root = root(site, &committed(site)[0]);
+    let naming = Naming {
+        major: root.major,
+        catalog_version: root.catalog_version,
+    };
+    let object = store.open(&layout.pack(part)).unwrap().unwrap();
+    let pack = PackReader::open(object, part, layout.system_identifier(), naming).unwrap();
+    let mut packer = Packer::new(FrameCodec::Zstd(1)).unwrap();
+    let mut writer = PackWriter::new(Vec::new(), as_part, layout.system_identifier()).unwrap();
+    let victim = pack.frame_count() / 2;
+    for number in 0..pack.frame_count() {
+        let frame = pack.frame(number).unwrap();
+        let mut packed = PackedFrame::default();
+        packer
+            .pack(&frame.extents, &frame.raw, &mut packed)
+            .unwrap();
+        if number == victim {
+            let bomb = zstd_bomb();
+            let list = u16::from_le_bytes(packed.stored[14..16].try_into().unwrap());
+            packed.stored.truncate(40 + usize::from(list));
+            packed.stored[4..8].copy_from_slice(&(bomb.len() as u32).to_le_bytes());
+            packed.stored[12] = 2;
+            packed.stored.extend_from_slice(&bomb);
+        }
+        writer.append(&mut packed).unwrap();
+    }
+    let (bytes, summary) = writer.finish().unwrap();
+    pitr::store::put(&store, &layout.pack(as_part), &bytes).unwrap();
+    summary.hash
+}
+
+/// A layer whose first block, or whose index, unpacks to more than is declared, with the hash that binds it.
+fn layer_with_bomb(site: &Site, part: &PartName, in_index: bool) -> (Vec<u8>, [u8; 32]) {
+    use pitr::repo::varint;
+    let writer = LayerWriter::new(Vec::new(), part, layout(site).system_identifier()).unwrap();
+    let (empty, _) = writer.finish().unwrap();
+    let head = &empty[..72];
+    // What is stored of a block is limited to 128 KiB, too.
+    let bomb = zstd_bomb();
+    assert!(bomb.len() <= 128 << 10);
+    let (block, index, declared) = if in_index {
+        (Vec::new(), bomb, 1 << 20)
+    } else {
+        let mut raw = Vec::new();
+        varint::put(&mut raw, 1);
+        varint::put(&mut raw, 0);
+        varint::put_blob(&mut raw, &Forge::key(b"base", &[0]));
+        for number in [72, bomb.len() as u64, 64 << 10] {
+            varint::put(&mut raw, number);
+        }
+        raw.extend_from_slice(blake3::hash(&bomb).as_bytes());
+        for number in [0, 0, 0] {
+            varint::put(&mut raw, number);
+        }
+        let index = zstd::bulk::compress(&raw, 1).unwrap();
+        (bomb, index, raw.len() as u32)
+    };
+    let index_at = (head.len() + block.len()) as u64;
+    let mut end = index;
+    let stored = end.len() as u32;
+    let length = index_at + u64::from(stored) + 36;
+    end.extend_from_slice(&index_at.to_le_bytes());
+    end.extend_from_slice(&stored.to_le_bytes());
+    end.extend_from_slice(&declared.to_le_bytes());
+    end.extend_from_slice(&length.to_le_bytes());
+    // Version, flags and magic as a whole layer has them.
+    end.extend_from_slice(&empty[empty.len() - 12..]);
+    let hash = blake3::hash(&[head, &end].concat());
+    ([head, &block, &end].concat(), hash.into())
+}
+
+/// PostgreSQL's own manifest as a bomb: of more than the container declares, or of as much as it declares.
+fn manifest_bomb(site: &Site, id: &BackupId, declared: u64) -> String {
+    use pitr::repo::container::{Codec, ContainerWriter, Identity, Kind};
+    let (store, layout) = (store(site), layout(site));
+    let mut writer =
+        ContainerWriter::new(Vec::new(), Kind::ServerManifest, Codec::Zstd(1)).unwrap();
+    let zeros = vec![0; 1 << 20];
+    for _ in 0..1024 {
+        writer.write(&zeros).unwrap();
+    }
+    let identity = Identity {
+        hash: [7; 32],
+        raw_bytes: declared,
+        system_identifier: layout.system_identifier(),
+        timeline: 1,
+        major: root(site, &committed(site)[0]).major,
+        segment_size_bytes: 1 << 20,
+        name: "backup_manifest".into(),
+        from_lsn: 0,
+        to_lsn: 0,
+    };
+    let mut bomb = writer.finish(&identity, Vec::new()).unwrap();
+    // The trailer says the same, under right checksums.
+    let trailer = bomb.len() - 56;
+    bomb[trailer + 24..trailer + 32].copy_from_slice(&declared.to_le_bytes());
+    let own = crc32c::crc32c(&bomb[trailer..trailer + 44]);
+    bomb[trailer + 44..trailer + 48].copy_from_slice(&own.to_le_bytes());
+    let all = crc32c::crc32c(&bomb[..trailer + 48]);
+    bomb[trailer + 48..trailer + 52].copy_from_slice(&all.to_le_bytes());
+    pitr::store::put(&store, &layout.server_manifest(id), &bomb).unwrap();
+    blake3::Hash::from_bytes(identity.hash).to_hex().to_string()
+}
+
+#[test]
+fn z04_bombs_in_a_backup_end_where_their_declared_size_ends() {
+    let (site, cluster) = Site::with_cluster(majors()[0]);
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.archive_now();
+    drop(cluster);
+    let real = root(&site, &committed(&site)[0]);
+    let to = site.sandbox().dir("copies");
+    let refused = |id: &BackupId, part: &str| {
+        let target = to.join(id.to_string());
+        let program = restore(&site, &target).args(["--backup", &id.to_string()]);
+        let (run, usage) = program.measure();
+        let run = run.expect_code(1).expect_stderr(part);
+        assert!(usage.peak_memory_bytes < 100 << 20, "{usage:?}: {run}");
+        assert!(!target.join("global/pg_control").exists(), "{run}");
+        let _ = std::fs::remove_dir_all(target);
+    };
+    let ids = |n: u32| -> BackupId { format!("2099030{n}T000000Z-full").parse().unwrap() };
+
+    {
+        let n = 1;
+        let map = Forge::of(&site);
+        let layer = open(&site, &map.root.shards[0].layers[0]);
+        let mut writer = LayerWriter::new(
+            Vec::new(),
+            &format!("{}/000000", ids(n)).parse().unwrap(),
+            layout(&site).system_identifier(),
+        )
+        .unwrap();
+        let mut root = map.root.clone();
+        for (number, (part, hash)) in layer.packs().iter().enumerate() {
+            if number > 0 {
+                writer.add_pack(part, hash);
+                continue;
+            }
+            let other = format!("{}/000000", ids(n)).parse().unwrap();
+            let hash = pack_with_bomb(&site, part, &other);
+            writer.add_pack(&other, &hash);
+            for pack in root.packs.iter_mut().filter(|p| p.key == *part) {
+                pack.key = other.clone();
+                let object = store(&site).head(&layout(&site).pack(&other)).unwrap();
+                pack.size_bytes = object.unwrap().size_bytes;
+            }
+        }
+        for n in 0..map.files {
+            writer.count_file(if n == 0 { map.bytes } else { 0 });
+        }
+        for (key, (kind, value)) in &map.entries {
+            writer.push(key, *kind, value).unwrap();
+        }
+        let (bytes, summary) = writer.finish().unwrap();
+        root.server_manifest = None;
+        forge(&site, &ids(n), root, Some((&bytes, summary.hash)));
+        refused(&ids(n), "a frame cannot be decompressed");
+    }
+    for (n, in_index) in [(3, false), (4, true)] {
+        let part = format!("{}/000000", ids(n)).parse().unwrap();
+        let (bytes, hash) = layer_with_bomb(&site, &part, in_index);
+        let root = BackupRoot {
+            file_count: 0,
+            size_bytes: 0,
+            packs: Vec::new(),
+            server_manifest: None,
+            ..real.clone()
+        };
+        forge(&site, &ids(n), root, Some((&bytes, hash)));
+        refused(&ids(n), "a part of a layer cannot be decompressed");
+    }
+    for (n, declared, part) in [
+        (5, 1 << 20, "longer than"),
+        (6, 1 << 30, "says that the manifest of"),
+    ] {
+        let hash = manifest_bomb(&site, &ids(n), declared);
+        let root = BackupRoot {
+            server_manifest: Some(hash),
+            ..real.clone()
+        };
+        forge(&site, &ids(n), root, None);
+        refused(&ids(n), part);
+    }
+    // A root of ten gigabytes.
+    forge(&site, &ids(7), real.clone(), None);
+    let path = site
+        .cluster_folder()
+        .join(format!("backups/{}/manifest", ids(7)));
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_len(10 << 30).unwrap();
+    refused(&ids(7), "at most");
 }
