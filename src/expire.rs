@@ -97,12 +97,11 @@ impl Expire<'_> {
         Ok(survey)
     }
 
-    /// Marks what `shown`, a plan made just now, does not keep, and deletes what was marked before the grace period. `outcome` tells what was
-    /// done, be it with an error in the end.
+    /// Marks what is no longer kept, and deletes what was marked before the grace period; returns the plan it went by.
     ///
     /// # Errors
     /// `Refused` when the clocks differ; what the store says, but for refused deletions, which are counted; `Interrupted`. Run again, it goes on.
-    pub fn run(&self, shown: &ExpirePlan, outcome: &mut Outcome) -> Result<()> {
+    pub fn run(&self) -> Result<(ExpirePlan, Outcome)> {
         let layout =
             ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
         let mut run = Run {
@@ -111,17 +110,18 @@ impl Expire<'_> {
             layout,
             size: SegmentSize::new(self.registration.segment_size_bytes)?,
             spared: self.policy.spared.clone(),
-            outcome,
+            outcome: Outcome::default(),
         };
-        run.mark(shown)?;
+        let shown = self.plan()?;
+        run.mark(&shown)?;
         if shown.deletions.is_empty() && shown.tombstones.is_empty() {
-            return Ok(());
+            return Ok((shown, run.outcome));
         }
         for _ in 0..ATTEMPTS {
             let plan = run.decide_again()?;
             if run.bury(&plan.tombstones)? && run.unmake(&plan)? {
                 run.delete(&plan)?;
-                return Ok(());
+                return Ok((shown, run.outcome));
             }
         }
         Err(
@@ -143,7 +143,7 @@ struct Run<'a> {
     layout: ClusterLayout,
     size: SegmentSize,
     spared: BTreeSet<BackupId>,
-    outcome: &'a mut Outcome,
+    outcome: Outcome,
 }
 
 impl Run<'_> {

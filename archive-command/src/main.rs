@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pitr::command::archive::Archived;
-use pitr::command::{archive, watch};
+use pitr::command::{self, archive, watch};
 use pitr::config::Environment;
 use pitr::error::{Code, Error};
 use pitr::exit::{Program, printed, status};
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Error> {
-    let arguments = archive::arguments(std::env::args_os().skip(1).collect())?;
+    let arguments = command::parse(std::env::args_os().skip(1).collect(), &[])?;
     if arguments.help || arguments.version {
         let text = if arguments.help {
             archive::HELP
@@ -56,11 +56,10 @@ fn run() -> Result<(), Error> {
         || {
             let elapsed = started.elapsed();
             let since = seen.load(Ordering::Relaxed);
-            let is_late = elapsed >= deadline;
-            if since > 0 && (is_late || millis(elapsed) > since + millis(PATIENCE)) {
+            if since > 0 && millis(elapsed) > since + millis(PATIENCE) {
                 return Some(Ok(without_the_rest()));
             }
-            is_late.then(|| Err(deadline_error(deadline)))
+            (elapsed >= deadline).then(|| Err(deadline_error(deadline)))
         },
     )?;
     for warning in archived.warnings {

@@ -110,18 +110,6 @@ fn of_server(e: Error) -> Error {
     }
 }
 
-/// `16MB`, `1GB`, as `SHOW wal_segment_size` prints it.
-fn segment_size(text: &str) -> Option<SegmentSize> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit = match text.get(digits.len()..)? {
-        "kB" => 1 << 10,
-        "MB" => 1 << 20,
-        "GB" => 1 << 30,
-        _ => return None,
-    };
-    SegmentSize::new(digits.parse::<u64>().ok()?.checked_mul(unit)?).ok()
-}
-
 impl Source for LiveServer {
     fn facts(&mut self) -> Result<ServerFacts> {
         let timezone = self.show("TimeZone");
@@ -142,7 +130,7 @@ impl Source for LiveServer {
             system_identifier: identity.system_identifier,
             version_num: client.version_num(),
             major: client.major()?,
-            segment_size: segment_size(&size)
+            segment_size: SegmentSize::from_setting(&size)
                 .ok_or_else(|| err!(Server, "wal_segment_size \"{size}\" cannot be read"))?,
             timezone,
             archive_mode,
@@ -213,20 +201,5 @@ impl Source for LiveServer {
         let (runtime, client) = self.client()?;
         let history = runtime.block_on(client.timeline_history(timeline));
         history.map(|h| h.content).map_err(of_server)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn segment_sizes_are_read_as_the_server_prints_them() {
-        for (text, bytes) in [("16MB", 16 << 20), ("1MB", 1 << 20), ("1GB", 1 << 30)] {
-            assert_eq!(segment_size(text).unwrap().bytes(), bytes);
-        }
-        for bad in ["", "16", "MB", "3MB", "16 MB", "16TB"] {
-            assert!(segment_size(bad).is_none(), "{bad}");
-        }
     }
 }

@@ -14,7 +14,6 @@ use std::time::SystemTime;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Environment, Flags, Location, Settings};
-use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::pg::time::TimestampTz;
@@ -22,8 +21,8 @@ use crate::repo::repository::Repository;
 use crate::store::file::FileStore;
 
 pub mod archive_command;
-pub mod failures;
 pub mod human;
+pub mod notify;
 pub mod output;
 pub mod owner;
 pub mod server;
@@ -38,7 +37,7 @@ pub mod info;
 pub mod init;
 pub mod plan;
 pub mod reading;
-pub mod registered;
+pub mod receive;
 pub mod repo;
 pub mod restore;
 pub mod restoring;
@@ -89,9 +88,9 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "NAME|URL")]
     pub repository: Option<String>,
 
-    /// Work on the cluster with this system identifier, where the name has had several
+    /// Read the cluster with this system identifier, where the name has had several
     ///
-    /// For the commands that read, and expire. Without it, what reads takes that of the newest backup; verify and expire take all.
+    /// Without it, that of the newest backup.
     #[arg(long, global = true, value_name = "NUMBER")]
     pub system_identifier: Option<u64>,
 
@@ -114,6 +113,7 @@ enum Command {
     Restore(restore::Args),
     Standby(standby::Args),
     Adopt(adopt::Args),
+    Receive(receive::Args),
     Expire(expire::Args),
     Wal(wal::Args),
     Repo(repo::Args),
@@ -229,35 +229,7 @@ fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
     }
 }
 
-/// Whether the command can work on another system identifier than that of the data directory or server it is about.
-fn takes_identifier(command: &Command) -> bool {
-    match command {
-        Command::Init(_)
-        | Command::Doctor(_)
-        | Command::Backup(_)
-        | Command::Adopt(_)
-        | Command::Repo(_) => false,
-        Command::Wal(args) => !matches!(
-            args.command,
-            wal::Command::Push { .. } | wal::Command::Backfill { .. }
-        ),
-        Command::Info(_)
-        | Command::Plan(_)
-        | Command::Restore(_)
-        | Command::Standby(_)
-        | Command::Expire(_)
-        | Command::Verify(_) => true,
-    }
-}
-
 fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
-    if cx.global.system_identifier.is_some() && !takes_identifier(command) {
-        return Err(err!(
-            Usage,
-            "--system-identifier means nothing to this command"
-        )
-        .hint("Nothing was done. It works on the cluster that the data directory or the server belongs to."));
-    }
     match command {
         Command::Init(args) => init::run(args, cx),
         Command::Doctor(args) => doctor::run(args, cx),
@@ -267,6 +239,7 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Restore(args) => restore::run(args, cx),
         Command::Standby(args) => standby::run(args, cx),
         Command::Adopt(args) => adopt::run(args, cx),
+        Command::Receive(args) => receive::run(args, cx),
         Command::Expire(args) => expire::run(args, cx),
         Command::Wal(args) => wal::run(args, cx),
         Command::Repo(args) => repo::run(args, cx),
@@ -295,6 +268,7 @@ mod tests {
         Restore(restore::Args),
         Standby(standby::Args),
         Adopt(adopt::Args),
+        Receive(receive::Args),
         Verify(verify::Args),
         Expire(expire::Args),
         Wal(wal::Args),
@@ -341,6 +315,11 @@ mod tests {
             ("standby --to /d --primary-conninfo host=h --slot s", true),
             ("standby --to /d", false),
             ("adopt --pgdata /d --as n", true),
+            ("receive --slot s --create-slot --until-lsn 0/1", true),
+            ("receive --drop-slot", true),
+            ("receive --drop-slot --create-slot", false),
+            ("receive --slot Big", false),
+            ("receive --until-lsn x", false),
             ("verify --backup b", true),
             ("expire --keep 3 --grace 0 --confirm", true),
             ("expire --keep 0", false),

@@ -41,6 +41,29 @@ impl TerminalProgress {
         }
     }
 
+    /// Shows one line that is replaced by the next one, where bars are drawn; elsewhere nothing.
+    pub fn show_line(&self, text: &str) {
+        if !self.bars {
+            return;
+        }
+        let now = Instant::now();
+        let Ok(mut phase) = self.phase.lock() else {
+            return;
+        };
+        let phase = phase.get_or_insert_with(|| Phase {
+            name: String::new(),
+            total_bytes: None,
+            done_bytes: 0,
+            started: now,
+            last_line: now,
+            said_anything: false,
+            bar: Some(line_bar()),
+        });
+        if let Some(bar) = &phase.bar {
+            bar.set_message(escaped(text));
+        }
+    }
+
     /// Ends the phase: the bar goes away, a phase that had lines gets its last one.
     fn end(&self) {
         let Some(phase) = self.phase.lock().ok().and_then(|mut p| p.take()) else {
@@ -154,6 +177,13 @@ fn hidden_bar(name: &str, total_bytes: Option<u64>) -> ProgressBar {
     ProgressBar::with_draw_target(total_bytes, ProgressDrawTarget::hidden())
         .with_style(style)
         .with_prefix(name.to_owned())
+}
+
+/// A bar that is one line of text.
+fn line_bar() -> ProgressBar {
+    let style =
+        ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10)).with_style(style)
 }
 
 #[cfg(test)]

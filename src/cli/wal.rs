@@ -96,7 +96,6 @@ fn arguments(cx: &Context, files: Vec<OsString>) -> command::Arguments {
             cluster: cx.global.cluster.clone(),
             repository: cx.global.repository.clone(),
         },
-        system_identifier: cx.global.system_identifier,
         files,
         ..command::Arguments::default()
     }
@@ -145,7 +144,6 @@ struct Backfilled {
 fn backfill(cx: &Context, from: &Path) -> Result<u8> {
     let mut files = Vec::new();
     let mut refused: Option<Error> = None;
-    let mut failed: Option<Error> = None;
     for candidate in backfill::candidates(&cx.environment.absolute(from))? {
         let (outcome, reason) = match candidate.left_out {
             Some(reason) => (LEFT_OUT, Some(reason)),
@@ -170,10 +168,7 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
                             refused.get_or_insert(e);
                             (REFUSED, Some(reason))
                         }
-                        _ => {
-                            failed = Some(e);
-                            break;
-                        }
+                        _ => return Err(e),
                     },
                 }
             }
@@ -187,11 +182,7 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
     if cx.out.is_json() {
         cx.out.json(&serde_json::json!({ "files": files }))?;
     } else {
-        show(cx, &files, failed.is_none())?;
-    }
-    // What came before it is in the archive, and was told.
-    if let Some(e) = failed {
-        return Err(e);
+        show(cx, &files)?;
     }
     match refused {
         None => Ok(exit::SUCCESS),
@@ -201,8 +192,8 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
     }
 }
 
-fn show(cx: &Context, files: &[Backfilled], is_complete: bool) -> Result<()> {
-    if files.is_empty() && is_complete {
+fn show(cx: &Context, files: &[Backfilled]) -> Result<()> {
+    if files.is_empty() {
         return cx.out.line("There is no WAL file in this directory.");
     }
     for file in files {

@@ -34,6 +34,18 @@ impl SegmentSize {
         }
     }
 
+    /// Reads `16MB` or `1GB`, as `SHOW wal_segment_size` prints it.
+    pub fn from_setting(text: &str) -> Option<Self> {
+        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let unit = match text.get(digits.len()..)? {
+            "kB" => 1 << 10,
+            "MB" => 1 << 20,
+            "GB" => 1 << 30,
+            _ => return None,
+        };
+        SegmentSize::new(digits.parse::<u64>().ok()?.checked_mul(unit)?).ok()
+    }
+
     /// The size in bytes.
     pub const fn bytes(self) -> u64 {
         self.0 as u64
@@ -359,6 +371,16 @@ mod tests {
 
     fn tli(n: u32) -> TimelineId {
         TimelineId::new(n).unwrap()
+    }
+
+    #[test]
+    fn sizes_are_read_as_the_server_prints_them() {
+        for (text, bytes) in [("16MB", 16 << 20), ("1MB", 1 << 20), ("1GB", 1 << 30)] {
+            assert_eq!(SegmentSize::from_setting(text).unwrap().bytes(), bytes);
+        }
+        for bad in ["", "16", "MB", "3MB", "16 MB", "16TB"] {
+            assert!(SegmentSize::from_setting(bad).is_none(), "{bad}");
+        }
     }
 
     #[test]

@@ -5,12 +5,18 @@
 //! published by [`journal`] → told by the session; and, apart from that, [`ship`] brings what is durable into the repositories and lets
 //! the journal's files go.
 
+pub mod backoff;
 pub mod content;
 pub mod files;
 pub mod frame;
 pub mod growth;
+pub mod holdings;
 pub mod journal;
+pub mod position;
+pub mod session;
 pub mod ship;
 mod shipment;
 pub mod status;
+pub mod stream;
+pub mod upstream;
 mod writer;

@@ -15,7 +15,7 @@ const KIND: &str = "event";
 /// One event. Fields that its kind does not use are absent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Event {
-    /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `adopted`, `segment_size`.
+    /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `gap`, `adopted`, `segment_size`.
     pub event: String,
     /// A backup id, `wal-<24 hex>`, `wal-<T>` or `cluster`.
     pub subject: String,
@@ -63,6 +63,12 @@ pub struct Event {
     /// `adopted`: the name it continues under.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "as")]
     pub as_name: Option<String>,
+    /// `gap`: the first byte that is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_lsn: Option<Lsn>,
+    /// `gap`: the first byte behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_lsn: Option<Lsn>,
     /// `segment_size`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment_size_bytes: Option<u64>,

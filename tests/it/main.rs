@@ -28,6 +28,7 @@ mod oracle;
 mod pgfiles;
 mod plan;
 mod plan_scale;
+mod receive;
 mod restore;
 mod restore_faults;
 mod restore_hostile;

@@ -1,0 +1,257 @@
+//! `pitr receive`.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::notify::Notify;
+use super::{Context, human};
+use crate::config::Cluster;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::exit;
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::progress::Progress;
+use crate::receive::session::{self, Ended, Options, Surroundings};
+use crate::receive::status::Status;
+use crate::repo::event::Event;
+use crate::wire::client::{Client, Session};
+use crate::wire::conninfo::{self, ConnInfo};
+use crate::wire::slot::SlotName;
+
+/// The slot where neither configuration nor command line name one.
+const SLOT_DEFAULT: &str = "pitr";
+
+/// Receive WAL as it is written, through a replication slot
+///
+/// Runs until it is stopped. What PostgreSQL is told is safe lies on this machine's disk, or with acknowledge = "repository" in every
+/// required repository. Settings are in [clusters.NAME.receive].
+///
+/// Example: pitr receive --create-slot
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The physical replication slot; else receive.slot, else "pitr"
+    #[arg(long, value_name = "NAME", value_parser = slot_name)]
+    pub slot: Option<SlotName>,
+
+    /// Create the slot on a server that does not have it
+    #[arg(long)]
+    pub create_slot: bool,
+
+    /// Drop the slot, and do nothing else
+    ///
+    /// The server removes the WAL that it kept for it.
+    #[arg(long, conflicts_with_all = ["create_slot", "until_lsn"])]
+    pub drop_slot: bool,
+
+    /// End once everything before this position is safe
+    #[arg(long, value_name = "LSN")]
+    pub until_lsn: Option<Lsn>,
+}
+
+fn slot_name(text: &str) -> std::result::Result<SlotName, String> {
+    text.parse().map_err(|e: Error| e.to_string())
+}
+
+/// What was received, as JSON.
+#[derive(Serialize)]
+struct Shown<'a> {
+    cluster: &'a str,
+    system_identifier: String,
+    slot: Option<&'a str>,
+    timeline: Option<u32>,
+    received_lsn: Option<Lsn>,
+    flushed_lsn: Option<Lsn>,
+    acknowledged_lsn: Option<Lsn>,
+    archived_lsn: Option<Lsn>,
+    complete: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    let settings = cx.settings()?;
+    let cluster = settings.cluster()?;
+    let slot = match (&args.slot, &cluster.receive.slot) {
+        (Some(slot), _) => slot.clone(),
+        (None, Some(name)) => name.parse::<SlotName>()?,
+        (None, None) => SLOT_DEFAULT.parse::<SlotName>()?,
+    };
+    let conninfo = conninfo(&cluster)?;
+    if args.drop_slot {
+        return drop_slot(cx, &conninfo, &slot);
+    }
+    let options = Options {
+        cluster: cluster.name.to_string(),
+        conninfo,
+        slot,
+        create_slot: args.create_slot,
+        until: args.until_lsn,
+        journal: cluster.receive.journal.clone().ok_or_else(no_journal)?,
+        journal_limit_bytes: cluster.receive.journal_limit_bytes,
+        acknowledge: cluster.receive.acknowledge,
+        repositories: settings.repositories.clone(),
+    };
+    let ended = receive(cx, &options)?;
+    let complete = ended.is_shipped;
+    if cx.out.is_json() {
+        cx.out.json(&shown(&ended))?;
+    } else {
+        cx.out.line(&summary(&ended))?;
+    }
+    if !complete {
+        cx.out.warn("not everything is in the repositories yet: the rest is in the journal, and goes out when the receiver runs again");
+    }
+    Ok(match complete || args.until_lsn.is_none() {
+        true => exit::SUCCESS,
+        false => exit::status(exit::Program::Pitr, Code::Partial),
+    })
+}
+
+fn no_journal() -> Error {
+    err!(Config, "receive.journal is not set").hint(
+        "The receiver keeps WAL there until the repository has it. Add a directory on a disk that syncs, to [clusters.NAME.receive]: journal = \"/var/lib/pitr/journal\"",
+    )
+}
+
+/// The server's settings. The receiver's name in pg_stat_replication, which synchronous_standby_names compares, is the cluster's setting
+/// or "pitr"; and a connection that is dead on the way is noticed by the kernel too.
+fn conninfo(cluster: &Cluster) -> Result<ConnInfo> {
+    let text = cluster.conninfo.as_ref().map_or("", |c| c.expose());
+    ConnInfo::resolve(text, &conninfo::Environment::of_process())
+}
+
+fn receive(cx: &Context, options: &Options) -> Result<Ended> {
+    let stop = cx.stop_flag()?;
+    let terminal = Arc::new(cx.progress());
+    let progress: Arc<dyn Progress> = Arc::<super::terminal::TerminalProgress>::clone(&terminal);
+    let notify = Notify::new(&cx.environment);
+    let ready = Cell::new(false);
+    let random = || cx.random();
+    let watch = |status: &Status| {
+        let line = line(status);
+        if status.server.is_some() && !ready.replace(true) {
+            notify.send("READY=1");
+        }
+        notify.send(&format!("STATUS={line}"));
+        terminal.show_line(&line);
+    };
+    let around = Surroundings {
+        clock: now,
+        random: &random,
+        event: Event {
+            host: rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned(),
+            program: crate::backup::PROGRAM.to_owned(),
+            ..Event::default()
+        },
+        pid: std::process::id(),
+        stop: &stop,
+        progress,
+        watch: &watch,
+    };
+    let ended = session::run(options, &around);
+    notify.send("STOPPING=1");
+    ended
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the command line is where the clock is asked"
+)]
+fn now() -> TimestampTz {
+    TimestampTz::from_system_time(SystemTime::now())
+}
+
+fn drop_slot(cx: &Context, info: &ConnInfo, slot: &SlotName) -> Result<u8> {
+    let progress: Arc<dyn Progress> = Arc::new(cx.progress());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::from_io("start the runtime", e))?;
+    let host = runtime.block_on(async {
+        let mut client = Client::connect(info, Session::Replication, progress).await?;
+        client.drop_slot(slot).await?;
+        let host = client.host().to_owned();
+        let _ = client.close().await;
+        Ok::<_, Error>(host)
+    })?;
+    if cx.out.is_json() {
+        cx.out
+            .json(&serde_json::json!({ "slot": slot.to_string(), "dropped": true }))?;
+    } else {
+        cx.out.line(&format!(
+            "dropped replication slot \"{slot}\" on \"{host}\""
+        ))?;
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// The end that every required repository has reached.
+fn archived(status: &Status) -> Option<Lsn> {
+    let required = status.repositories.iter().any(|r| r.required);
+    let counting = status
+        .repositories
+        .iter()
+        .filter(|r| r.required == required);
+    counting.map(|r| r.archived_lsn).min().flatten()
+}
+
+fn lsn(position: Option<Lsn>) -> String {
+    position.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string())
+}
+
+/// The status on one line.
+fn line(status: &Status) -> String {
+    let from = match &status.server {
+        Some(server) => format!("streaming from {server}"),
+        None => "not connected".to_owned(),
+    };
+    let behind = match (status.server_lsn, status.acknowledged_lsn) {
+        (Some(server), Some(safe)) => {
+            format!(", {} behind", human::size(server.0.saturating_sub(safe.0)))
+        }
+        _ => String::new(),
+    };
+    let trouble = status
+        .last_error
+        .as_ref()
+        .map_or_else(String::new, |error| format!(": {error}"));
+    format!(
+        "{from}, received {}, safe {}, archived {}{behind}{trouble}",
+        lsn(status.received_lsn),
+        lsn(status.acknowledged_lsn),
+        lsn(archived(status))
+    )
+}
+
+fn shown(ended: &Ended) -> Shown<'_> {
+    let status = &ended.status;
+    Shown {
+        cluster: &status.cluster,
+        system_identifier: status.system_identifier.to_string(),
+        slot: status.slot.as_deref(),
+        timeline: status.timeline.map(|t| t.decimal()),
+        received_lsn: status.received_lsn,
+        flushed_lsn: status.flushed_lsn,
+        acknowledged_lsn: status.acknowledged_lsn,
+        archived_lsn: archived(status),
+        complete: ended.is_shipped,
+    }
+}
+
+fn summary(ended: &Ended) -> String {
+    let status = &ended.status;
+    format!(
+        "received to {} on timeline {}, safe to {}",
+        lsn(status.received_lsn),
+        status
+            .timeline
+            .map_or_else(|| "-".to_owned(), |t| t.decimal().to_string()),
+        lsn(status.flushed_lsn)
+    )
+}

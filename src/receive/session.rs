@@ -1,0 +1,750 @@
+//! The receiver as a whole: which server, timeline and position to ask for, when to try again, and when to give up.
+//!
+//! connect → check what the server is → derive the position → record gaps → archive histories → stream, until the timeline ends (then
+//! from the second step on), the connection is lost (from the first), or somebody wants to stop. Journal and shipping live for as long
+//! as the process; a lost connection does not touch them.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::backoff::Backoff;
+use super::holdings::{self, Holdings, Identity, Reach};
+use super::journal::{self, Condition, Journal, Position};
+use super::position::{self, Known, Start};
+use super::ship::{self, Shipper};
+use super::status::{self, RepositoryStatus, Status};
+use super::stream::{Reached, Sources, Step, Streaming};
+use super::upstream::{self, ServerFacts};
+use crate::config::{self, Acknowledge};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentNumber;
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::progress::Progress;
+use crate::repo::event::Event;
+use crate::wire::client::Client;
+use crate::wire::conninfo::ConnInfo;
+use crate::wire::replication::{ReplicationStream, StartReplication};
+use crate::wire::slot::{SlotName, SlotState};
+
+/// How often the status is written.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a wait looks at the stop flag.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a slot may be in use when we start: a server takes a while to notice that our predecessor died.
+const SLOT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long ending the stream in order may take.
+const GOODBYE_MAX: Duration = Duration::from_secs(5);
+/// How long the last increment may take.
+const FINISH_MAX: Duration = Duration::from_secs(30);
+/// The same trouble is told again after this long.
+const REPEAT_AFTER: Duration = Duration::from_secs(60);
+
+/// What is received, and where it goes.
+pub struct Options {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The servers.
+    pub conninfo: ConnInfo,
+    /// The slot.
+    pub slot: SlotName,
+    /// Whether a slot that is not there is created.
+    pub create_slot: bool,
+    /// Everything before this is enough.
+    pub until: Option<Lsn>,
+    /// The configured directory of the journal.
+    pub journal: PathBuf,
+    /// How large it may grow.
+    pub journal_limit_bytes: Option<u64>,
+    /// What counts as safe.
+    pub acknowledge: Acknowledge,
+    /// Where it is shipped to.
+    pub repositories: Vec<config::Repository>,
+}
+
+/// What the receiver takes from its caller.
+pub struct Surroundings<'a> {
+    /// This host's clock, for what is written down; every wait goes by the monotonic clock.
+    pub clock: fn() -> TimestampTz,
+    /// Random numbers.
+    pub random: &'a dyn Fn() -> u64,
+    /// The fields that every event has.
+    pub event: Event,
+    /// The process id.
+    pub pid: u32,
+    /// Set when somebody wants to stop.
+    pub stop: &'a AtomicBool,
+    /// Hears what happens.
+    pub progress: Arc<dyn Progress>,
+    /// Sees the status whenever it is written.
+    pub watch: &'a dyn Fn(&Status),
+}
+
+/// How a receiver ended that was not stopped by an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// The last status.
+    pub status: Status,
+    /// Whether everything is in the repositories; else the rest is in the journal.
+    pub is_shipped: bool,
+}
+
+/// Receives until it is stopped, or has everything that was asked for.
+///
+/// # Errors
+/// `Locked` when journal or slot are in use; `NotFound` when the slot is not there; `SlotLost`; `WrongCluster` or `Diverged` when no
+/// server is one that may be received from; `Denied`; `Io` when the journal's disk fails. What can be overcome by waiting is waited for.
+pub fn run(options: &Options, around: &Surroundings<'_>) -> Result<Ended> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::from_io("start the runtime", e))?;
+    let Some(identity) = runtime.block_on(identify(options, around))? else {
+        return Err(err!(Interrupted, "interrupted"));
+    };
+    let progress = Arc::clone(&around.progress);
+    let journal = Journal::open(
+        &journal::Options {
+            directory: options.journal.clone(),
+            system_identifier: identity.system_identifier,
+            segment_size: identity.segment_size,
+            limit_bytes: options.journal_limit_bytes,
+            nonce: (around.random)(),
+            now: (around.clock)(),
+        },
+        Arc::clone(&progress),
+    )?;
+    let shipper = Shipper::start(
+        &journal,
+        ship::Options {
+            cluster: options.cluster.clone(),
+            repositories: options.repositories.clone(),
+            acknowledge: options.acknowledge,
+            nonce: (around.random)(),
+            clock: around.clock,
+        },
+        progress,
+    )?;
+    let mut session = Session::new(options, around, identity, &journal, &shipper);
+    let result = runtime.block_on(session.receive());
+    session.write_status_now();
+    let mut status = session.status;
+    drop(runtime);
+    let archived = shipper.archived();
+    let is_shipped = shipper.finish(FINISH_MAX);
+    let directory = journal.path().to_owned();
+    journal.close()?;
+    result?;
+    status.time = (around.clock)();
+    for repository in &mut status.repositories {
+        // The required ones have at least this; what the others have is as it was.
+        let end = *archived.borrow();
+        repository.archived_lsn = repository.archived_lsn.max(end.map(|p| p.lsn));
+        repository.timeline = end.map(|p| p.timeline).or(repository.timeline);
+    }
+    // As in [`Session::write_status`].
+    let _ = status::write(&directory, &status, (around.random)());
+    Ok(Ended { status, is_shipped })
+}
+
+/// Which cluster it is: as registered or, where that is not clear or cannot be read, as the server says. `None` when stopped.
+async fn identify(options: &Options, around: &Surroundings<'_>) -> Result<Option<Identity>> {
+    let nonce = (around.random)();
+    match holdings::registered(&options.repositories, &options.cluster, nonce) {
+        Ok(Some(identity)) => return Ok(Some(identity)),
+        Ok(None) => {}
+        // What is received waits in the journal until the repository is back.
+        Err(error) if is_outage(&error) && options.journal.exists() => {
+            around.progress.warn(&format!("repository: {error}"));
+        }
+        Err(error) => return Err(error),
+    }
+    let mut backoff = Backoff::default();
+    while !around.stop.load(Ordering::Relaxed) {
+        match ask_identity(options, around).await {
+            Ok(identity) => return Ok(Some(identity)),
+            Err(error) if error.code() == Code::Unreachable => {
+                around.progress.warn(&format!("{error}"));
+                pause(around.stop, backoff.next((around.random)())).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+async fn ask_identity(options: &Options, around: &Surroundings<'_>) -> Result<Identity> {
+    let mut client = upstream::connect(&options.conninfo, Arc::clone(&around.progress)).await?;
+    let facts = upstream::facts(&mut client).await?;
+    Ok(Identity {
+        cluster: options.cluster.clone(),
+        system_identifier: facts.identity.system_identifier,
+        segment_size: facts.segment_size,
+        major: client.major()?.number(),
+    })
+}
+
+/// Whether a repository may be back later.
+fn is_outage(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Code::Unreachable | Code::NoRepository | Code::Io | Code::Deadline | Code::Denied
+    )
+}
+
+/// Waits, but not when somebody wants to stop.
+async fn pause(stop: &AtomicBool, time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end && !stop.load(Ordering::Relaxed) {
+        sleep(TICK.min(end - Instant::now())).await;
+    }
+}
+
+/// What ended an attempt.
+enum Outcome {
+    /// Stopped, or everything that was asked for is safe.
+    Finished,
+}
+
+struct Session<'a> {
+    options: &'a Options,
+    around: &'a Surroundings<'a>,
+    identity: Identity,
+    journal: &'a Journal,
+    shipper: &'a Shipper,
+    status: Status,
+    status_written: Option<Instant>,
+    /// Hosts that are no server to receive from, with why.
+    left_out: Vec<(String, Error)>,
+    /// Timelines whose history is archived.
+    archived_histories: BTreeSet<TimelineId>,
+    /// The server has said that WAL before this is gone.
+    removed_before: Option<Lsn>,
+    /// Whether a stream was ever granted: before, what an operator has to mend ends the process.
+    streamed: bool,
+    started: Instant,
+    told: Option<(String, Instant)>,
+}
+
+impl<'a> Session<'a> {
+    fn new(
+        options: &'a Options,
+        around: &'a Surroundings<'a>,
+        identity: Identity,
+        journal: &'a Journal,
+        shipper: &'a Shipper,
+    ) -> Session<'a> {
+        let now = (around.clock)();
+        let status = Status {
+            time: now,
+            pid: around.pid,
+            started: now,
+            cluster: options.cluster.clone(),
+            system_identifier: identity.system_identifier,
+            server: None,
+            slot: Some(options.slot.to_string()),
+            timeline: None,
+            received_lsn: None,
+            received_time: None,
+            flushed_lsn: None,
+            acknowledged_lsn: None,
+            server_lsn: None,
+            repositories: Vec::new(),
+            journal_bytes: 0,
+            journal_limit_bytes: options.journal_limit_bytes,
+            last_error: None,
+        };
+        Session {
+            options,
+            around,
+            identity,
+            journal,
+            shipper,
+            status,
+            status_written: None,
+            left_out: Vec::new(),
+            archived_histories: BTreeSet::new(),
+            removed_before: None,
+            streamed: false,
+            started: Instant::now(),
+            told: None,
+        }
+    }
+
+    /// Until it is finished, or something happened that waiting does not mend.
+    async fn receive(&mut self) -> Result<()> {
+        let mut backoff = Backoff::default();
+        self.show_journal();
+        loop {
+            if self.is_stopped() {
+                return Ok(());
+            }
+            let before = self.status.received_lsn;
+            let error = match self.attempt().await {
+                Ok(Outcome::Finished) => return Ok(()),
+                Err(error) => error,
+            };
+            if self.status.received_lsn > before {
+                backoff.reset();
+            }
+            self.status.server = None;
+            if let Some(failure) = self.journal.failure() {
+                return Err(failure);
+            }
+            if !self.is_overcome_by_waiting(&error) {
+                return Err(error);
+            }
+            self.tell_trouble(&error);
+            let end = Instant::now() + backoff.next((self.around.random)());
+            while Instant::now() < end && !self.is_stopped() {
+                self.write_status();
+                pause(self.around.stop, TICK.min(end - Instant::now())).await;
+            }
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.around.stop.load(Ordering::Relaxed)
+    }
+
+    fn is_overcome_by_waiting(&self, error: &Error) -> bool {
+        match error.code() {
+            Code::Unreachable | Code::Deadline | Code::NoRepository | Code::Full => true,
+            Code::Locked => {
+                self.streamed || self.started.elapsed() < crate::fault::shortened(SLOT_PATIENCE)
+            }
+            // A server that we received from may be under repair; one that never worked was set up wrongly.
+            Code::Denied | Code::Server | Code::NotFound | Code::Io | Code::ReadOnly => {
+                self.streamed
+            }
+            Code::Gap => self.removed_before.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Warns of trouble, once for as long as it is the same.
+    fn tell_trouble(&mut self, error: &Error) {
+        let text = error.to_string();
+        self.status.last_error = Some(text.clone());
+        let repeated = matches!(&self.told, Some((told, when)) if *told == text && when.elapsed() < REPEAT_AFTER);
+        if !repeated {
+            self.around.progress.warn(&format!("{text}; trying again"));
+            if let Some(hint) = error.hint_text() {
+                self.around.progress.note(hint);
+            }
+            self.told = Some((text, Instant::now()));
+        }
+    }
+
+    /// One connection, through as many timelines as it leads.
+    async fn attempt(&mut self) -> Result<Outcome> {
+        let info = self.candidates()?;
+        let mut client = upstream::connect(&info, Arc::clone(&self.around.progress)).await?;
+        loop {
+            let facts = upstream::facts(&mut client).await?;
+            if let Err(error) = self.check_server(&facts) {
+                return self.leave_out(client.host(), error);
+            }
+            let slot = upstream::slot(
+                &mut client,
+                &info,
+                &self.options.slot,
+                self.options.create_slot,
+                &self.around.progress,
+            )
+            .await?;
+            let start = match self.derive(&facts, &slot) {
+                Ok(start) => start,
+                Err(error) if error.code() == Code::Diverged && facts.in_recovery => {
+                    // A standby that has yet to catch up.
+                    return Err(error.with_code(Code::Unreachable));
+                }
+                Err(error) if error.code() == Code::Diverged => {
+                    return self.leave_out(client.host(), error);
+                }
+                Err(error) => return Err(error),
+            };
+            self.tell_start(&start);
+            self.archive_histories(&mut client, &facts, start.position.timeline)
+                .await?;
+            self.left_out.clear();
+            match self.stream(client, &start, &slot).await? {
+                Some(connection) => client = connection,
+                None => return Ok(Outcome::Finished),
+            }
+        }
+    }
+
+    /// The servers that have not turned out to be the wrong ones.
+    fn candidates(&mut self) -> Result<ConnInfo> {
+        let mut info = self.options.conninfo.clone();
+        info.hosts
+            .retain(|h| !self.left_out.iter().any(|(name, _)| *name == h.display()));
+        if info.hosts.is_empty()
+            && let Some((_, error)) = self.left_out.pop()
+        {
+            return Err(error);
+        }
+        Ok(info)
+    }
+
+    /// This host is none to receive from. Others may be; without any left, that is the end.
+    fn leave_out(&mut self, host: &str, error: Error) -> Result<Outcome> {
+        let known = self.options.conninfo.hosts.len();
+        if self.left_out.len() + 1 >= known {
+            return Err(error);
+        }
+        let others = err!(Unreachable, "server \"{host}\" is not received from").source(error);
+        let again = err!(Diverged, "server \"{host}\" is not received from");
+        self.left_out.push((host.to_owned(), again));
+        Err(others)
+    }
+
+    fn check_server(&self, facts: &ServerFacts) -> Result<()> {
+        let own = &self.identity;
+        if facts.identity.system_identifier != own.system_identifier {
+            return Err(err!(
+                WrongCluster,
+                "server has system identifier {}, cluster \"{}\" is registered with {}",
+                facts.identity.system_identifier,
+                own.cluster,
+                own.system_identifier
+            )
+            .with_code(Code::Refused)
+            .hint("Nothing was received. It is another cluster: correct conninfo, or --cluster; after initdb or pg_upgrade, run \"pitr init --confirm\"."));
+        }
+        if facts.segment_size != own.segment_size {
+            return Err(err!(
+                Refused,
+                "server has segments of {} bytes, cluster \"{}\" is registered with {}",
+                facts.segment_size.bytes(),
+                own.cluster,
+                own.segment_size.bytes()
+            )
+            .hint("Nothing was received. After pg_resetwal --wal-segsize, run \"pitr init --confirm\"."));
+        }
+        Ok(())
+    }
+
+    /// Where the journal ends; what it expects next, once it was fed.
+    fn journal_end(&self) -> Option<Position> {
+        let held = self.journal.held();
+        let last = held.last().map(|run| Position {
+            timeline: run.timeline,
+            lsn: run.to,
+        });
+        self.journal.feeder().expected().or(last)
+    }
+
+    fn derive(&mut self, facts: &ServerFacts, slot: &SlotState) -> Result<Start> {
+        let journal = self.journal_end();
+        let holdings = self.holdings(journal.is_some())?;
+        let reach = match &holdings {
+            Some(holdings) => holdings.reach()?,
+            None => Reach::default(),
+        };
+        let size = self.identity.segment_size;
+        let start = position::derive(&Known {
+            segment_size: size,
+            journal,
+            repository: reach.end,
+            newest_timeline: reach.newest_timeline,
+            slot: slot.restart_lsn,
+            history: &facts.history,
+            server_end: facts.identity.flush_lsn,
+            removed_before: self.removed_before.map(|_| {
+                let first = slot.restart_lsn.unwrap_or(facts.identity.flush_lsn);
+                SegmentNumber::of(first, size).start_lsn(size)
+            }),
+            covered: &|name| match &holdings {
+                Some(holdings) => holdings.covered(name),
+                None => Ok(name.start_lsn(size)?),
+            },
+        })?;
+        if let Some(holdings) = &holdings {
+            for gap in &start.gaps {
+                let mut event = self.around.event.clone();
+                event.time = (self.around.clock)();
+                event.nonce = format!(
+                    "{:016x}{:016x}",
+                    (self.around.random)(),
+                    (self.around.random)()
+                );
+                holdings.record_gap(gap, &event, (self.around.random)())?;
+            }
+        }
+        Ok(start)
+    }
+
+    /// What the repositories hold. Only where the journal leads by itself can it be done without.
+    fn holdings(&self, has_journal: bool) -> Result<Option<Holdings>> {
+        if has_journal && self.streamed && self.removed_before.is_none() {
+            return Ok(None);
+        }
+        match Holdings::open(
+            &self.options.repositories,
+            &self.identity,
+            (self.around.random)(),
+        ) {
+            Ok(holdings) => Ok(Some(holdings)),
+            Err(error) if has_journal && self.removed_before.is_none() && is_outage(&error) => {
+                self.around.progress.warn(&format!(
+                    "repository: {error}; streaming goes on from the journal's end"
+                ));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn tell_start(&self, start: &Start) {
+        for gap in &start.gaps {
+            self.around.progress.warn(&format!(
+                "WAL from {} to {} of timeline {} is lost: neither repository nor server have it; recorded as a gap. Take a base backup",
+                gap.from,
+                gap.to,
+                gap.timeline.decimal()
+            ));
+        }
+        if let Some(overhang) = start.overhang {
+            self.around.progress.warn(&format!(
+                "the server's history leaves timeline {} at {}, and WAL of it was received up to {}: commits between are not on the new timeline; \
+                 they stay in journal and repository",
+                overhang.timeline.decimal(),
+                overhang.switch_lsn,
+                overhang.end
+            ));
+        }
+    }
+
+    /// The histories that lead from the position's timeline to the server's, before any WAL of theirs.
+    async fn archive_histories(
+        &mut self,
+        client: &mut Client,
+        facts: &ServerFacts,
+        from: TimelineId,
+    ) -> Result<()> {
+        let own = facts.history.timeline();
+        let path = facts.history.ancestors().iter().map(|a| a.timeline);
+        let wanted: Vec<_> = path
+            .chain([own])
+            .filter(|t| *t >= from && *t != TimelineId::FIRST)
+            .filter(|t| !self.archived_histories.contains(t))
+            .collect();
+        for timeline in wanted {
+            match client.timeline_history(timeline).await {
+                Ok(history) => self.shipper.archive_history(timeline, &history.content)?,
+                // Servers need not keep those of ancestors.
+                Err(error) if timeline != own && error.code() == Code::Server => continue,
+                Err(error) => return Err(error),
+            }
+            self.archived_histories.insert(timeline);
+        }
+        Ok(())
+    }
+
+    /// Streams one timeline; returns the connection when it has ended, `None` when enough was received.
+    async fn stream(
+        &mut self,
+        client: Client,
+        start: &Start,
+        slot: &SlotState,
+    ) -> Result<Option<Client>> {
+        let position = start.position;
+        let what = StartReplication {
+            slot: Some(self.options.slot.clone()),
+            timeline: position.timeline,
+            from: position.lsn,
+        };
+        let host = client.host().to_owned();
+        let stream = match ReplicationStream::start(client, &what).await {
+            Ok(stream) => stream,
+            Err(error) => return Err(self.removed(error, position)),
+        };
+        self.around.progress.note(&format!(
+            "streaming from \"{host}\" at {} on timeline {}",
+            position.lsn,
+            position.timeline.decimal()
+        ));
+        self.status.server = Some(host);
+        self.status.timeline = Some(position.timeline);
+        let floor = slot.restart_lsn.unwrap_or(Lsn::INVALID);
+        let sources = Sources {
+            feeder: self.journal.feeder(),
+            durable: self.journal.watch(),
+            archived: self.shipper.archived(),
+            acknowledge: self.options.acknowledge,
+            clock: self.around.clock,
+        };
+        let mut streaming = Streaming::new(stream, position, floor, sources);
+        let step = self.follow(&mut streaming, position).await;
+        self.show(&streaming.reached());
+        match step? {
+            Step::Done => self.next_timeline(streaming, position).await.map(Some),
+            Step::Shutdown => Err(err!(Unreachable, "server has shut down")),
+            Step::Progress | Step::Tick => {
+                self.leave(streaming).await;
+                self.status.server = None;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Steps until the stream ends, or it is enough.
+    async fn follow(&mut self, streaming: &mut Streaming, position: Position) -> Result<Step> {
+        let mut first = true;
+        loop {
+            let step = match streaming.step().await {
+                Ok(step) => step,
+                Err(error) => return Err(self.removed(error, position)),
+            };
+            if let Step::Done | Step::Shutdown = step {
+                return Ok(step);
+            }
+            if std::mem::take(&mut first) {
+                self.streamed = true;
+                self.status.last_error = None;
+                self.told = None;
+            }
+            let reached = streaming.reached();
+            if reached.received > position.lsn {
+                self.removed_before = None;
+            }
+            let enough = self
+                .options
+                .until
+                .is_some_and(|until| reached.acknowledged >= until);
+            if step == Step::Tick || enough {
+                self.show(&reached);
+                self.check_journal(streaming.condition())?;
+                self.write_status();
+                if enough || self.is_stopped() {
+                    return Ok(step);
+                }
+            }
+        }
+    }
+
+    /// The server has not got the WAL that we need: the next attempt begins with what it has.
+    fn removed(&mut self, error: Error, position: Position) -> Error {
+        if error.code() == Code::Gap && self.removed_before.is_none() {
+            self.removed_before = Some(position.lsn);
+            return error;
+        }
+        match error.code() {
+            Code::Gap => error.with_code(Code::SlotLost).hint(
+                "The server removes WAL that the slot was to keep. Raise max_slot_wal_keep_size, drop the slot and create it again.",
+            ),
+            _ => error,
+        }
+    }
+
+    /// A timeline has ended: everything of it is on its way into the journal. The connection goes on with the next.
+    async fn next_timeline(&mut self, streaming: Streaming, position: Position) -> Result<Client> {
+        let (client, next) = streaming.into_stream().finish().await?;
+        let Some(next) = next.filter(|n| n.timeline > position.timeline) else {
+            return Err(err!(
+                Server,
+                "server ended timeline {} and names no next",
+                position.timeline.decimal()
+            ));
+        };
+        self.around.progress.note(&format!(
+            "timeline {} ended at {}; timeline {} follows",
+            position.timeline.decimal(),
+            next.switch_lsn,
+            next.timeline.decimal()
+        ));
+        Ok(client)
+    }
+
+    /// Tells the server what is safe at last, and ends the stream in order.
+    async fn leave(&mut self, mut streaming: Streaming) {
+        let end = Instant::now() + GOODBYE_MAX;
+        let received = streaming.reached().received;
+        while streaming.reached().flushed < received && Instant::now() < end {
+            if streaming.tell_if_changed().await.is_err() {
+                return;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        self.show(&streaming.reached());
+        // The server may be gone; there is nothing left to lose.
+        if let Ok(Ok((client, _))) = timeout(GOODBYE_MAX, streaming.into_stream().finish()).await {
+            let _ = timeout(GOODBYE_MAX, client.close()).await;
+        }
+    }
+
+    fn check_journal(&mut self, condition: Condition) -> Result<()> {
+        match condition {
+            Condition::Writing => {
+                self.status.last_error = None;
+                Ok(())
+            }
+            Condition::Full => {
+                self.status.last_error =
+                    Some("the journal has no room: nothing is acknowledged".to_owned());
+                Ok(())
+            }
+            Condition::Failed => Err(self
+                .journal
+                .failure()
+                .unwrap_or_else(|| err!(Io, "the journal cannot be written"))),
+        }
+    }
+
+    fn show_journal(&mut self) {
+        if let Some(position) = self.journal_end() {
+            self.status.timeline = Some(position.timeline);
+            self.status.received_lsn = Some(position.lsn);
+            self.status.flushed_lsn = Some(position.lsn);
+        }
+    }
+
+    fn show(&mut self, reached: &Reached) {
+        let known = |lsn: Lsn| (lsn != Lsn::INVALID).then_some(lsn);
+        self.status.received_lsn = known(reached.received);
+        self.status.received_time = reached.received_time.or(self.status.received_time);
+        self.status.flushed_lsn = known(reached.flushed).or(self.status.flushed_lsn);
+        self.status.acknowledged_lsn = known(reached.acknowledged);
+        self.status.server_lsn = known(reached.server_end).or(self.status.server_lsn);
+    }
+
+    /// Writes the status when it is due.
+    fn write_status(&mut self) {
+        let due = self
+            .status_written
+            .is_none_or(|written| written.elapsed() >= STATUS_INTERVAL);
+        if due {
+            self.write_status_now();
+        }
+    }
+
+    fn write_status_now(&mut self) {
+        self.status_written = Some(Instant::now());
+        self.status.time = (self.around.clock)();
+        self.status.journal_bytes = self.journal.bytes();
+        self.status.repositories = self.shipper.shipped().into_iter().map(shown).collect();
+        // It only informs: without it `pitr info` says that nothing is known.
+        let _ = status::write(self.journal.path(), &self.status, (self.around.random)());
+        (self.around.watch)(&self.status);
+    }
+}
+
+fn shown(shipped: ship::Shipped) -> RepositoryStatus {
+    RepositoryStatus {
+        name: shipped.repository,
+        required: shipped.is_required,
+        archived_lsn: shipped.position.map(|p| p.lsn),
+        timeline: shipped.position.map(|p| p.timeline),
+        archived_time: shipped.since,
+        last_error: shipped.error,
+    }
+}

@@ -1,0 +1,264 @@
+//! One stream of WAL: from the server into the journal, and what is safe back to the server.
+//!
+//! The server is told a position only once it is durable in the journal or, with `acknowledge = "repository"`, in every required
+//! repository too. It is told at once when that changes, when it asks, and at least every second; a silent server is asked for a sign of
+//! life, and given up when none comes, so that half-open connections are noticed on this side.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
+
+use super::journal::{Condition, Durable, Feeder, Position, Room};
+use crate::config::Acknowledge;
+use crate::err;
+use crate::error::Result;
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::wire::replication::{Positions, ReplicationStream, StreamEvent, WalData};
+
+/// How often stop flag and clocks are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// The server is told positions at least this often.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+/// After this long without a word the server is asked for a sign of life.
+const ASK_AFTER: Duration = Duration::from_secs(3);
+/// After this long without a word the connection is given up.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// How long a message to the server may take.
+const SEND_MAX: Duration = Duration::from_secs(10);
+
+/// What a stream works with.
+pub struct Sources {
+    /// The way into the journal.
+    pub feeder: Feeder,
+    /// How far the journal is durable.
+    pub durable: watch::Receiver<Durable>,
+    /// How far every required repository is.
+    pub archived: watch::Receiver<Option<Position>>,
+    /// What counts as safe.
+    pub acknowledge: Acknowledge,
+    /// The clock, for the server's computation of lags.
+    pub clock: fn() -> TimestampTz,
+}
+
+/// What a stream has come to; for status and messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reached {
+    /// Behind the last byte that came.
+    pub received: Lsn,
+    /// When it came.
+    pub received_time: Option<TimestampTz>,
+    /// What is durable in the journal.
+    pub flushed: Lsn,
+    /// What the server was told is safe.
+    pub acknowledged: Lsn,
+    /// The server's end of WAL.
+    pub server_end: Lsn,
+}
+
+/// Why [`Streaming::step`] came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Something was done.
+    Progress,
+    /// Time passed.
+    Tick,
+    /// The server has no more of this timeline, and everything that came is handed to the journal.
+    Done,
+    /// The server has shut down.
+    Shutdown,
+}
+
+/// A stream under way.
+pub struct Streaming {
+    stream: ReplicationStream,
+    timeline: TimelineId,
+    sources: Sources,
+    /// The slot's position when streaming began: the server takes any position, even one that moves its slot back.
+    floor: Lsn,
+    /// WAL that waits for room in the journal's queue; meanwhile nothing is read.
+    pending: Option<WalData>,
+    reached: Reached,
+    tick: Interval,
+    heard: Instant,
+    told: Instant,
+}
+
+enum Wake {
+    Tick,
+    Durable,
+    Archived,
+    Room(Result<Room>),
+    Event(Result<StreamEvent>),
+}
+
+impl Streaming {
+    /// Goes on with a stream that was granted.
+    pub fn new(
+        stream: ReplicationStream,
+        position: Position,
+        floor: Lsn,
+        sources: Sources,
+    ) -> Streaming {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let now = Instant::now();
+        Streaming {
+            stream,
+            timeline: position.timeline,
+            sources,
+            floor,
+            pending: None,
+            reached: Reached {
+                received: position.lsn,
+                ..Reached::default()
+            },
+            tick,
+            heard: now,
+            told: now,
+        }
+    }
+
+    /// How far it has come.
+    pub fn reached(&self) -> Reached {
+        self.reached
+    }
+
+    /// How the journal is.
+    pub fn condition(&self) -> Condition {
+        self.sources.durable.borrow().condition
+    }
+
+    /// The stream, for its end in order.
+    pub fn into_stream(self) -> ReplicationStream {
+        self.stream
+    }
+
+    /// Does the next thing there is to do.
+    ///
+    /// # Errors
+    /// Those of the stream; `Unreachable` when the server is silent for too long; `Internal` when the journal has ended.
+    pub async fn step(&mut self) -> Result<Step> {
+        let wanted = self.pending.as_ref().map(|data| data.bytes.len());
+        let by_repository = self.sources.acknowledge == Acknowledge::Repository;
+        let wake = tokio::select! {
+            biased;
+            _ = self.tick.tick() => Wake::Tick,
+            Ok(()) = self.sources.durable.changed() => Wake::Durable,
+            Ok(()) = self.sources.archived.changed(), if by_repository => Wake::Archived,
+            room = self.sources.feeder.room(wanted.unwrap_or(0)), if wanted.is_some() => Wake::Room(room),
+            event = self.stream.next_event(), if wanted.is_none() => Wake::Event(event),
+        };
+        match wake {
+            Wake::Tick => {
+                self.on_tick().await?;
+                return Ok(Step::Tick);
+            }
+            Wake::Durable | Wake::Archived => self.tell_if_changed().await?,
+            Wake::Room(room) => self.feed(room?)?,
+            Wake::Event(event) => return self.on_event(event?).await,
+        }
+        Ok(Step::Progress)
+    }
+
+    fn feed(&mut self, room: Room) -> Result<()> {
+        let Some(data) = self.pending.take() else {
+            return Ok(());
+        };
+        self.heard = Instant::now();
+        let end = data.end();
+        self.sources
+            .feeder
+            .feed(room, self.timeline, data.start, data.bytes)?;
+        self.reached.received = end;
+        self.reached.received_time = Some((self.sources.clock)());
+        Ok(())
+    }
+
+    async fn on_event(&mut self, event: StreamEvent) -> Result<Step> {
+        self.heard = Instant::now();
+        match event {
+            StreamEvent::Data(data) => {
+                self.reached.server_end = self.reached.server_end.max(data.server_end);
+                self.pending = Some(data);
+            }
+            StreamEvent::Keepalive(alive) => {
+                self.reached.server_end = self.reached.server_end.max(alive.server_end);
+                if alive.reply_requested {
+                    self.tell(false).await?;
+                }
+            }
+            StreamEvent::Done => return Ok(Step::Done),
+            StreamEvent::Shutdown => return Ok(Step::Shutdown),
+        }
+        Ok(Step::Progress)
+    }
+
+    async fn on_tick(&mut self) -> Result<()> {
+        let silent = match self.pending {
+            // We do not listen: the journal has no room.
+            Some(_) => Duration::ZERO,
+            None => self.heard.elapsed(),
+        };
+        if silent >= SILENCE_MAX {
+            return Err(err!(
+                Unreachable,
+                "server \"{}\" has not said anything for {} s",
+                self.stream.host(),
+                silent.as_secs()
+            ));
+        }
+        if self.told.elapsed() >= TELL_INTERVAL {
+            self.tell(silent >= ASK_AFTER).await?;
+        }
+        Ok(())
+    }
+
+    /// What may be told: the position that is safe on this timeline.
+    fn safe(&mut self) -> Lsn {
+        let on_this = |position: Option<Position>| {
+            let here = position.filter(|p| p.timeline == self.timeline);
+            here.map_or(Lsn::INVALID, |p| p.lsn)
+        };
+        let flushed = on_this(self.sources.durable.borrow_and_update().position);
+        let archived = on_this(*self.sources.archived.borrow_and_update());
+        self.reached.flushed = flushed;
+        let safe = match self.sources.acknowledge {
+            Acknowledge::Journal => flushed,
+            Acknowledge::Repository => flushed.min(archived),
+        };
+        match safe >= self.floor {
+            true => safe,
+            false => Lsn::INVALID,
+        }
+    }
+
+    /// Tells the server when there is something to tell.
+    pub async fn tell_if_changed(&mut self) -> Result<()> {
+        match self.safe() > self.reached.acknowledged {
+            true => self.tell(false).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Tells the server what is safe; `ask` wants an answer.
+    async fn tell(&mut self, ask: bool) -> Result<()> {
+        // What was safe once stays so.
+        let safe = self.safe().max(self.reached.acknowledged);
+        let positions = Positions {
+            // Received but not durable is worth nothing to us, and so to nobody.
+            written: safe,
+            flushed: safe,
+            applied: Lsn::INVALID,
+        };
+        let now = (self.sources.clock)();
+        let sent = timeout(SEND_MAX, self.stream.send_status(positions, ask, now));
+        sent.await
+            .unwrap_or_else(|_| Err(err!(Unreachable, "server takes no messages any more")))?;
+        self.told = Instant::now();
+        self.reached.acknowledged = safe;
+        Ok(())
+    }
+}

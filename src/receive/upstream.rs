@@ -1,0 +1,122 @@
+//! The server: connecting to it, and what it says of itself before streaming begins.
+
+use std::sync::Arc;
+
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::segment::SegmentSize;
+use crate::pg::timeline::{History, TimelineId};
+use crate::progress::Progress;
+use crate::wire::client::{Client, Session, SystemIdentity};
+use crate::wire::conninfo::ConnInfo;
+use crate::wire::slot::{SlotName, SlotState};
+
+/// What a server says of itself.
+#[derive(Debug, Clone)]
+pub struct ServerFacts {
+    /// Identity, timeline, end of WAL.
+    pub identity: SystemIdentity,
+    /// The history of its timeline.
+    pub history: History,
+    /// Segment size.
+    pub segment_size: SegmentSize,
+    /// Whether it is a standby: then its end may be behind what its primary had sent already.
+    pub in_recovery: bool,
+}
+
+/// Connects for replication to the first host that will do.
+///
+/// # Errors
+/// Those of [`Client::connect`].
+pub async fn connect(info: &ConnInfo, progress: Arc<dyn Progress>) -> Result<Client> {
+    Client::connect(info, Session::Replication, progress).await
+}
+
+/// Asks a server for what it is.
+///
+/// # Errors
+/// Those of [`Client::query`]; `Damaged` for a history that cannot be read.
+pub async fn facts(client: &mut Client) -> Result<ServerFacts> {
+    let identity = client.identify_system().await?;
+    let size = client.show("wal_segment_size").await?;
+    let history = match identity.timeline {
+        TimelineId::FIRST => History::root(TimelineId::FIRST),
+        timeline => History::parse(timeline, &client.timeline_history(timeline).await?.content)?,
+    };
+    let in_recovery = match client.parameter("in_hot_standby") {
+        Some(value) => value == "on",
+        // Servers tell by themselves from 14 on. Every transaction of a standby is read-only.
+        None => client.show("transaction_read_only").await? == "on",
+    };
+    Ok(ServerFacts {
+        identity,
+        history,
+        segment_size: SegmentSize::from_setting(&size)
+            .ok_or_else(|| err!(Server, "wal_segment_size \"{size}\" cannot be read"))?,
+        in_recovery,
+    })
+}
+
+/// What is known of the slot on the server that `client` is connected to; created if it is not there and `create` says so.
+///
+/// # Errors
+/// `NotFound` if it is not there, `SlotLost` if it was invalidated, `Config` if it is a logical one; those of [`Client::query`].
+pub async fn slot(
+    client: &mut Client,
+    info: &ConnInfo,
+    name: &SlotName,
+    create: bool,
+    progress: &Arc<dyn Progress>,
+) -> Result<SlotState> {
+    if let Some(state) = look_up(client, info, name, progress).await? {
+        return match state.is_lost() {
+            false => Ok(state),
+            true => Err(lost(name)),
+        };
+    }
+    if !create {
+        return Err(err!(NotFound, "replication slot \"{name}\" does not exist on \"{}\"", client.host())
+            .hint(format!("Without it the server removes WAL before it is received. Create it: pitr receive --slot {name} --create-slot")));
+    }
+    client.create_physical_slot(name).await?;
+    progress.note(&format!(
+        "created replication slot \"{name}\" on \"{}\"",
+        client.host()
+    ));
+    let state = look_up(client, info, name, progress).await?;
+    Ok(state.unwrap_or_default())
+}
+
+fn lost(name: &SlotName) -> Error {
+    err!(SlotLost, "replication slot \"{name}\" has lost WAL that it was to keep (wal_status \"lost\")").hint(format!(
+        "It grew beyond max_slot_wal_keep_size while nobody received. Drop it and create it again (pitr receive --slot {name} --drop-slot, then \
+         --create-slot): what archiving does not have of the WAL between is recorded as a gap. Then take a base backup."
+    ))
+}
+
+/// SQL says most. Where the server does not let us ask, the replication protocol says whether the slot is there, from 15 on.
+async fn look_up(
+    client: &mut Client,
+    info: &ConnInfo,
+    name: &SlotName,
+    progress: &Arc<dyn Progress>,
+) -> Result<Option<SlotState>> {
+    let mut same = info.clone();
+    same.hosts.retain(|host| host.display() == client.host());
+    match Client::connect(&same, Session::Sql, Arc::clone(progress)).await {
+        Ok(mut sql) => {
+            let state = sql.slot_by_sql(name).await;
+            // An answer is an answer, whatever becomes of the connection.
+            let _ = sql.close().await;
+            state
+        }
+        Err(error) if matches!(error.code(), Code::Denied | Code::Server) => {
+            if client.version_num() >= 150_000 {
+                return client.read_replication_slot(name).await;
+            }
+            // Whether it is there comes out when streaming begins.
+            Ok(Some(SlotState::default()))
+        }
+        Err(error) => Err(error),
+    }
+}
