@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -175,6 +176,7 @@ impl Ship {
 /// The threads that ship, one for each repository.
 pub struct Shipper {
     ship: Arc<Ship>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Shipper {
@@ -221,10 +223,14 @@ impl Shipper {
             archived,
             is_stopping: AtomicBool::new(false),
         });
-        for index in 0..ship.locations.len() {
-            start_one(&ship, index)?;
+        let mut shipper = Shipper {
+            threads: Vec::new(),
+            ship,
+        };
+        for index in 0..shipper.ship.locations.len() {
+            shipper.threads.push(start_one(&shipper.ship, index)?);
         }
-        Ok(Shipper { ship })
+        Ok(shipper)
     }
 
     /// Behind the last byte that every required repository holds.
@@ -259,9 +265,22 @@ impl Shipper {
 
     /// Brings what is durable into the repositories, the open segment as an increment, and ends. `false` when a required one does not
     /// hold all of it within `deadline`: what is missing stays in the journal.
-    pub fn finish(self, deadline: Duration) -> bool {
-        let until = Instant::now() + deadline;
+    pub fn finish(mut self, deadline: Duration) -> bool {
         self.stop();
+        let is_done = self.wait(Instant::now() + deadline);
+        // Those that hang are left behind. The others share the journal's lock until they are gone.
+        let has_ended: Vec<bool> = {
+            let table = self.ship.table();
+            table.rows.iter().map(|r| r.ended.is_some()).collect()
+        };
+        for (thread, _) in self.threads.drain(..).zip(has_ended).filter(|(_, e)| *e) {
+            let _ = thread.join();
+        }
+        is_done
+    }
+
+    /// Waits until all threads have ended; returns whether the required ones have shipped everything.
+    fn wait(&self, until: Instant) -> bool {
         let mut table = self.ship.table();
         loop {
             let is_running = table.rows.iter().any(|r| r.ended.is_none());
@@ -292,7 +311,7 @@ impl Drop for Shipper {
     }
 }
 
-fn start_one(ship: &Arc<Ship>, index: usize) -> Result<()> {
+fn start_one(ship: &Arc<Ship>, index: usize) -> Result<JoinHandle<()>> {
     /// A thread that panics has ended, too.
     struct Ended(Arc<Ship>, usize, bool);
     impl Drop for Ended {
@@ -311,6 +330,422 @@ fn start_one(ship: &Arc<Ship>, index: usize) -> Result<()> {
             let mut ended = ended;
             ended.2 = Shipment::new(Arc::clone(&ended.0), index).run();
         })
-        .map_err(|e| Error::from_io("start a thread that ships WAL", e))?;
-    Ok(())
+        .map_err(|e| Error::from_io("start a thread that ships WAL", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::error::Code;
+    use crate::pg::craft::{self, Craft};
+    use crate::pg::lsn::Lsn;
+    use crate::pg::rmgr;
+    use crate::pg::segment::{SegmentSize, WalFileName};
+    use crate::pg::timeline::History;
+    use crate::pg::version::Major;
+    use crate::progress::Collector;
+    use crate::receive::journal;
+    use crate::repo::container::{Container, Kind};
+    use crate::repo::increment::{self, OpenSegment};
+    use crate::repo::repository::{Registration, Repository};
+    use crate::store::file::FileStore;
+
+    const SEGMENT: u64 = 1 << 20;
+
+    /// A journal and repositories in one directory, and WAL to feed.
+    struct Bench {
+        directory: tempfile::TempDir,
+        craft: Craft,
+        said: Arc<Collector>,
+    }
+
+    fn bench(segments: u64) -> Bench {
+        let mut craft = Craft::new(Major::V17);
+        let end = craft.position().0 + segments * SEGMENT;
+        while craft.position().0 < end {
+            let data = vec![0x5A; 3000];
+            craft.record(rmgr::XLOG, 0x20, 0, &craft::long_main_data(&data));
+        }
+        let bench = Bench {
+            directory: tempfile::tempdir().unwrap(),
+            craft,
+            said: Arc::new(Collector::default()),
+        };
+        for name in ["one", "two"] {
+            bench.create(name);
+        }
+        bench
+    }
+
+    impl Bench {
+        fn path(&self, name: &str) -> PathBuf {
+            self.directory.path().join(name)
+        }
+
+        fn create(&self, name: &str) {
+            let store = FileStore::create(&self.path(name), 1).unwrap();
+            let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
+            let registration = Registration {
+                name: "main".to_owned(),
+                system_identifier: self.craft.identity.system_identifier,
+                major: 17,
+                segment_size_bytes: SEGMENT,
+                block_size_bytes: 8192,
+                wal_block_size_bytes: 8192,
+                first_seen: TimestampTz(0),
+                features: Vec::new(),
+            };
+            repository.register(&registration).unwrap();
+        }
+
+        fn repository(&self, name: &str) -> Repository {
+            repo::open(&Location::File(self.path(name)), 9).unwrap()
+        }
+
+        fn layout(&self) -> ClusterLayout {
+            ClusterLayout::new("main", self.craft.identity.system_identifier).unwrap()
+        }
+
+        fn progress(&self) -> Arc<dyn Progress> {
+            Arc::clone(&self.said) as _
+        }
+
+        fn start(&self) -> Lsn {
+            self.craft.identity.start_lsn
+        }
+
+        fn at(&self, offset: u64) -> Position {
+            Position {
+                timeline: TimelineId::FIRST,
+                lsn: Lsn(self.start().0 + offset),
+            }
+        }
+
+        fn name(&self, number: u64) -> SegmentName {
+            let size = self.craft.identity.segment_size;
+            SegmentName::of(
+                TimelineId::FIRST,
+                Lsn(self.start().0 + number * SEGMENT),
+                size,
+            )
+        }
+
+        fn journal(&self) -> Journal {
+            let options = journal::Options {
+                directory: self.path("journal"),
+                system_identifier: self.craft.identity.system_identifier,
+                segment_size: self.craft.identity.segment_size,
+                limit_bytes: None,
+                nonce: 77,
+                now: TimestampTz(0),
+            };
+            Journal::open(&options, self.progress()).unwrap()
+        }
+
+        /// `names`, those with a `?` not required.
+        fn shipper(&self, journal: &Journal, names: &[&str], acknowledge: Acknowledge) -> Shipper {
+            let repositories = names.iter().map(|name| config::Repository {
+                name: (*name).to_owned(),
+                location: Location::File(self.path(name.trim_end_matches('?'))),
+                required: !name.ends_with('?'),
+                region: None,
+                endpoint: None,
+            });
+            let options = Options {
+                cluster: "main".to_owned(),
+                repositories: repositories.collect(),
+                acknowledge,
+                nonce: 99,
+                clock: || TimestampTz(5),
+            };
+            Shipper::start(journal, options, self.progress()).unwrap()
+        }
+
+        /// Feeds the WAL between two offsets, and waits until it is durable.
+        fn feed(&self, journal: &Journal, timeline: TimelineId, from: u64, to: u64) {
+            let feeder = journal.feeder();
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            runtime_of(runtime).block_on(async {
+                let mut at = from;
+                while at < to {
+                    let end = to.min(at + 50_000);
+                    let range = usize::try_from(at).unwrap()..usize::try_from(end).unwrap();
+                    let wal = Bytes::copy_from_slice(&self.craft.bytes[range]);
+                    let room = feeder.room(wal.len()).await.unwrap();
+                    let lsn = Lsn(self.start().0 + at);
+                    feeder.feed(room, timeline, lsn, wal).unwrap();
+                    at = end;
+                }
+                let mut watch = journal.watch();
+                let lsn = Lsn(self.start().0 + to);
+                let end = Some(Position { timeline, lsn });
+                watch.wait_for(|d| d.position >= end).await.unwrap();
+            });
+        }
+
+        fn stored(&self, name: &str, number: u64) -> bool {
+            let repository = self.repository(name);
+            let key = self.layout().segment(self.name(number));
+            let Some(object) = repository.store().open(&key).unwrap() else {
+                return false;
+            };
+            let from = usize::try_from(number * SEGMENT).unwrap();
+            let mut at = from;
+            let container = Container::open(object).unwrap();
+            assert_eq!(container.kind(), Kind::Segment);
+            let whole = container.read_body(&mut |bytes| {
+                assert!(self.craft.bytes[at..].starts_with(bytes));
+                at += bytes.len();
+                Ok(())
+            });
+            whole.unwrap();
+            assert_eq!((at - from) as u64, SEGMENT);
+            true
+        }
+
+        fn increments(&self, name: &str, number: u64) -> Vec<(u64, u64)> {
+            let listed = increment::list(&self.repository(name), &self.layout(), self.name(number));
+            let start = self.start().0;
+            let relative = listed.unwrap();
+            relative
+                .iter()
+                .map(|r| (r.start.0 - start, r.end.0 - start))
+                .collect()
+        }
+    }
+
+    fn runtime_of(mut builder: tokio::runtime::Builder) -> tokio::runtime::Runtime {
+        builder.enable_all().build().unwrap()
+    }
+
+    #[track_caller]
+    fn wait_until(mut condition: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !condition() {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "it does not come"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn position(shipper: &Shipper, name: &str) -> Option<Position> {
+        let shipped = shipper.shipped();
+        let row = shipped.iter().find(|s| s.repository == name).unwrap();
+        row.position
+    }
+
+    #[test]
+    fn all_that_is_fed_is_in_every_repository_and_files_are_let_go() {
+        let bench = bench(3);
+        let journal = bench.journal();
+        let shipper = bench.shipper(&journal, &["one", "two?"], Acknowledge::Journal);
+        let end = 2 * SEGMENT + 300_000;
+        bench.feed(&journal, TimelineId::FIRST, 0, end);
+        for name in ["one", "two?"] {
+            wait_until(|| position(&shipper, name) == Some(bench.at(end)));
+        }
+        assert_eq!(*shipper.archived().borrow(), Some(bench.at(end)));
+        wait_until(|| journal.follower().segments().len() == 1);
+        for name in ["one", "two"] {
+            assert!(bench.stored(name, 0) && bench.stored(name, 1));
+            let increments = bench.increments(name, 2);
+            assert_eq!(increments.first().unwrap().0, 2 * SEGMENT);
+            assert_eq!(increments.last().unwrap().1, end);
+        }
+        bench.feed(&journal, TimelineId::FIRST, end, end + 100);
+        assert!(shipper.finish(Duration::from_secs(60)));
+        assert_eq!(bench.increments("one", 2).last().unwrap().1, end + 100);
+        assert_eq!(bench.said.lines(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn with_acknowledge_repository_every_piece_is_stored_at_once() {
+        let bench = bench(1);
+        let journal = bench.journal();
+        let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
+        for piece in 1..=70 {
+            bench.feed(
+                &journal,
+                TimelineId::FIRST,
+                (piece - 1) * 1000,
+                piece * 1000,
+            );
+            wait_until(|| *shipper.archived().borrow() == Some(bench.at(piece * 1000)));
+        }
+        let increments = bench.increments("one", 0);
+        // One at least is merged, from the start.
+        assert!(increments.contains(&(0, 64_000)), "{increments:?}");
+        assert_eq!(increments.len(), 71);
+    }
+
+    #[test]
+    fn after_a_restart_what_is_stored_is_compared_and_taken_over() {
+        let bench = bench(2);
+        let end = SEGMENT + 200_000;
+        {
+            let journal = bench.journal();
+            let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
+            bench.feed(&journal, TimelineId::FIRST, 0, SEGMENT + 100_000);
+            bench.feed(&journal, TimelineId::FIRST, SEGMENT + 100_000, end);
+            assert!(shipper.finish(Duration::from_secs(60)));
+            journal.close().unwrap();
+        }
+        let before = bench.increments("one", 1);
+        assert!(bench.stored("one", 0));
+        {
+            let journal = bench.journal();
+            let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
+            wait_until(|| *shipper.archived().borrow() == Some(bench.at(end)));
+            assert_eq!(bench.increments("one", 1), before);
+            bench.feed(&journal, TimelineId::FIRST, end, end + 5);
+            wait_until(|| *shipper.archived().borrow() == Some(bench.at(end + 5)));
+            assert!(bench.increments("one", 1).contains(&(end, end + 5)));
+            assert!(shipper.finish(Duration::from_secs(60)));
+            journal.close().unwrap();
+        }
+    }
+
+    #[test]
+    fn increments_of_other_content_are_a_conflict_and_nothing_counts() {
+        let bench = bench(1);
+        let segment = OpenSegment {
+            name: bench.name(0),
+            size: SegmentSize::new(SEGMENT).unwrap(),
+            major: 17,
+        };
+        let repository = bench.repository("one");
+        let foreign = vec![7; 5000];
+        increment::put(
+            &repository,
+            &bench.layout(),
+            &segment,
+            bench.start(),
+            &foreign,
+        )
+        .unwrap();
+        let journal = bench.journal();
+        let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
+        bench.feed(&journal, TimelineId::FIRST, 0, 6000);
+        wait_until(|| shipper.shipped()[0].error.is_some());
+        let error = shipper.shipped()[0].error.clone().unwrap();
+        assert!(error.contains("other content"), "{error}");
+        assert_eq!(*shipper.archived().borrow(), None);
+        assert!(!shipper.finish(Duration::from_secs(60)));
+    }
+
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it stands for an unmounted disk, not for a durable rename"
+    )]
+    fn a_repository_that_was_away_gets_what_it_missed() {
+        let bench = bench(3);
+        let journal = bench.journal();
+        let away = bench.path("away");
+        std::fs::rename(bench.path("one"), &away).unwrap();
+        let shipper = bench.shipper(&journal, &["one", "two?"], Acknowledge::Journal);
+        let end = 2 * SEGMENT + 1000;
+        bench.feed(&journal, TimelineId::FIRST, 0, end);
+        wait_until(|| shipper.shipped()[0].error.is_some());
+        wait_until(|| position(&shipper, "two?") == Some(bench.at(end)));
+        assert_eq!(journal.follower().segments().len(), 3);
+        assert_eq!(*shipper.archived().borrow(), None);
+        std::fs::rename(&away, bench.path("one")).unwrap();
+        wait_until(|| *shipper.archived().borrow() == Some(bench.at(end)));
+        wait_until(|| journal.follower().segments().len() == 1);
+        assert!(bench.stored("one", 0) && bench.stored("one", 1));
+        let lines = bench.said.lines().join("\n");
+        assert!(lines.contains("does not take WAL"), "{lines}");
+        assert!(lines.contains("takes WAL again"), "{lines}");
+        assert_eq!(shipper.shipped()[0].error, None);
+    }
+
+    #[test]
+    fn the_last_piece_of_an_ended_timeline_stays_as_one_increment_and_is_let_go() {
+        let bench = bench(2);
+        let journal = bench.journal();
+        let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
+        let switch = SEGMENT + 40_000;
+        bench.feed(&journal, TimelineId::FIRST, 0, SEGMENT + 10_000);
+        wait_until(|| *shipper.archived().borrow() == Some(bench.at(SEGMENT + 10_000)));
+        bench.feed(&journal, TimelineId::FIRST, SEGMENT + 10_000, switch);
+        wait_until(|| *shipper.archived().borrow() == Some(bench.at(switch)));
+        let second = TimelineId::new(2).unwrap();
+        let lsn = Lsn(bench.start().0 + switch);
+        let history = History::root(TimelineId::FIRST).child(second, lsn, b"no recovery target");
+        shipper
+            .archive_history(second, &history.to_bytes())
+            .unwrap();
+        shipper
+            .archive_history(second, &history.to_bytes())
+            .unwrap();
+        let refused = shipper
+            .archive_history(second, b"1\t0/100\tother\n")
+            .unwrap_err();
+        assert_eq!(refused.code(), Code::TimelineReused);
+        let name = WalFileName::History(second);
+        let key = bench.layout().wal_file(name);
+        assert!(
+            bench
+                .repository("one")
+                .store()
+                .open(&key)
+                .unwrap()
+                .is_some()
+        );
+        bench.feed(&journal, second, SEGMENT, SEGMENT + 60_000);
+        let lsn = Lsn(bench.start().0 + SEGMENT + 60_000);
+        let end = Some(Position {
+            timeline: second,
+            lsn,
+        });
+        wait_until(|| *shipper.archived().borrow() == end);
+        assert!(bench.increments("one", 1).contains(&(SEGMENT, switch)));
+        wait_until(|| journal.follower().segments().len() == 1);
+        assert!(journal.follower().segments()[0].name.timeline == second);
+    }
+
+    #[test]
+    fn a_damaged_journal_file_is_named_and_passed_over_when_the_repository_has_the_segment() {
+        let bench = bench(2);
+        let journal = bench.journal();
+        bench.feed(&journal, TimelineId::FIRST, 0, SEGMENT + 1000);
+        damage(&journal.follower().file(bench.name(0)));
+        let shipper = bench.shipper(&journal, &["one"], Acknowledge::Journal);
+        wait_until(|| shipper.shipped()[0].error.is_some());
+        let error = shipper.shipped()[0].error.clone().unwrap();
+        assert!(error.contains("is damaged at"), "{error}");
+        // As archive_command would have done.
+        let path = bench.path(&bench.name(0).to_string());
+        std::fs::write(
+            &path,
+            &bench.craft.bytes[..usize::try_from(SEGMENT).unwrap()],
+        )
+        .unwrap();
+        let repository = bench.repository("one");
+        let push = crate::archive::push::Push {
+            repository: &repository,
+            cluster: "main",
+            path: &path,
+            name: WalFileName::Segment(bench.name(0)),
+            codec: crate::repo::container::Codec::Lz4,
+        };
+        crate::archive::push::push(&push).unwrap();
+        wait_until(|| *shipper.archived().borrow() == Some(bench.at(SEGMENT + 1000)));
+        wait_until(|| journal.follower().segments().len() == 1);
+        assert!(shipper.finish(Duration::from_secs(60)));
+    }
+
+    /// Flips a byte in the middle of the frames.
+    fn damage(path: &Path) {
+        let mut content = std::fs::read(path).unwrap();
+        content[500_000] ^= 0xFF;
+        std::fs::write(path, content).unwrap();
+    }
 }
