@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Error> {
-    let arguments = command::parse(std::env::args_os().skip(1).collect(), &[])?;
+    let arguments = archive::arguments(std::env::args_os().skip(1).collect())?;
     if arguments.help || arguments.version {
         let text = if arguments.help {
             archive::HELP
@@ -56,10 +56,11 @@ fn run() -> Result<(), Error> {
         || {
             let elapsed = started.elapsed();
             let since = seen.load(Ordering::Relaxed);
-            if since > 0 && millis(elapsed) > since + millis(PATIENCE) {
+            let is_late = elapsed >= deadline;
+            if since > 0 && (is_late || millis(elapsed) > since + millis(PATIENCE)) {
                 return Some(Ok(without_the_rest()));
             }
-            (elapsed >= deadline).then(|| Err(deadline_error(deadline)))
+            is_late.then(|| Err(deadline_error(deadline)))
         },
     )?;
     for warning in archived.warnings {

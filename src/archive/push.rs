@@ -70,6 +70,22 @@ pub fn push(what: &Push<'_>) -> Result<(Pushed, Warnings)> {
     push_content(what, source)
 }
 
+/// Whether the file's name is taken in the repository, by whatever content. Nothing is written.
+///
+/// # Errors
+/// Those of [`push`] for a file or a repository of which that cannot be said.
+pub fn is_taken(what: &Push<'_>) -> Result<bool> {
+    let mut source = Source::open(what.path)?;
+    let key = match what.name {
+        WalFileName::Segment(name) => settled(what, &mut source, name, false)?.key(),
+        WalFileName::Partial(name) => settled(what, &mut source, name, true)?.key(),
+        WalFileName::History(_) | WalFileName::BackupHistory { .. } => {
+            layout_of(what)?.wal_file(what.name)
+        }
+    };
+    Ok(what.repository.store().head(&key)?.is_some())
+}
+
 /// As [`push`], of content that lies in no file of that name; `what.path` only tells where it comes from.
 ///
 /// # Errors
@@ -208,8 +224,16 @@ struct Checked {
     wal: WalIdentity,
     name: WalFileName,
     segment: SegmentName,
+    /// Where the segment ends.
+    end: Lsn,
     is_partial: bool,
     is_marked: bool,
+}
+
+impl Checked {
+    fn key(&self) -> Key {
+        self.layout.wal_file(self.name)
+    }
 }
 
 fn push_wal(
@@ -218,11 +242,8 @@ fn push_wal(
     segment: SegmentName,
     is_partial: bool,
 ) -> Result<(Pushed, Warnings)> {
-    let mut checked = check_header(what, source, segment, is_partial)?;
-    if checked.is_marked && !is_partial {
-        settle_marked(what, &mut checked)?;
-    }
-    let key = checked.layout.wal_file(checked.name);
+    let checked = settled(what, source, segment, is_partial)?;
+    let key = checked.key();
     if let Some(object) = what.repository.store().open(&key)? {
         return already_there(what, source, &checked, &key, object);
     }
@@ -238,6 +259,20 @@ fn push_wal(
             None => Err(err!(Unreachable, "object \"{key}\" came and went")),
         },
     }
+}
+
+/// Header and name checked, and under which name it belongs.
+fn settled(
+    what: &Push<'_>,
+    source: &mut dyn Content,
+    segment: SegmentName,
+    is_partial: bool,
+) -> Result<Checked> {
+    let mut checked = check_header(what, source, segment, is_partial)?;
+    if checked.is_marked && !is_partial {
+        settle_marked(what, &mut checked)?;
+    }
+    Ok(checked)
 }
 
 fn check_header(
@@ -277,7 +312,13 @@ fn check_header(
     let layout = ClusterLayout::new(what.cluster, wal.system_identifier)?;
     let registration = what.repository.require(&layout)?;
     check_sizes(&registration, &wal)?;
-    let end = Lsn(wal.start_lsn.0 + wal.segment_size.bytes());
+    let end = wal.start_lsn.0.checked_add(wal.segment_size.bytes());
+    let end = end.map(Lsn).ok_or_else(|| {
+        header(err!(
+            SourceHeader,
+            "the segment lies behind the last position that WAL can have"
+        ))
+    })?;
     let is_marked = tail::is_marked(
         &source.last()?,
         end,
@@ -289,6 +330,7 @@ fn check_header(
         wal,
         name: what.name,
         segment,
+        end,
         is_partial,
         is_marked,
     })
@@ -322,11 +364,10 @@ fn settle_marked(what: &Push<'_>, checked: &mut Checked) -> Result<()> {
         err!(SourceHeader, "the segment is a tail that was padded when it was restored")
             .hint("Nothing was stored, for the segment will be complete later; PostgreSQL offers it again.")
     };
-    let end = Lsn(checked.wal.start_lsn.0 + checked.wal.segment_size.bytes());
     let ends_here = |history: &History| {
         history
             .switch_point(checked.segment.timeline)
-            .is_some_and(|lsn| lsn > checked.wal.start_lsn && lsn < end)
+            .is_some_and(|lsn| lsn > checked.wal.start_lsn && lsn < checked.end)
     };
     let mut ended = false;
     for timeline in timelines(what, &checked.layout)? {
@@ -414,7 +455,7 @@ fn store_wal(
         segment_size_bytes: checked.wal.segment_size.bytes(),
         name: checked.name.to_string(),
         from_lsn: checked.wal.start_lsn.0,
-        to_lsn: checked.wal.start_lsn.0 + checked.wal.segment_size.bytes(),
+        to_lsn: checked.end.0,
     };
     let object = writer
         .finish(&identity, index.sections(checked.is_partial))

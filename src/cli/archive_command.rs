@@ -155,6 +155,15 @@ fn judge_call(words: &[&str], judged: &mut Judged) {
             format!("\"{program}\" is not an absolute path: the server's PATH decides"),
         );
     }
+    if words
+        .iter()
+        .any(|w| *w == "--repository" || w.starts_with("--repository="))
+    {
+        problem(
+            Weight::Failure,
+            "--repository leaves out the other required repositories: pitr-archive refuses it, and pitr wal push succeeds without them".to_owned(),
+        );
+    }
     let mut config = None;
     let mut files = Vec::new();
     let mut rest = words.iter().skip(1);
@@ -372,6 +381,14 @@ mod tests {
                 Some(Weight::Failure),
             ),
             ("/usr/bin/pitr --config /c wal push %p".into(), None),
+            (
+                "/usr/bin/pitr --config /c --repository r wal push %p".into(),
+                Some(Weight::Failure),
+            ),
+            (
+                "/usr/bin/pitr-archive --config=/c --repository=r %p".into(),
+                Some(Weight::Failure),
+            ),
             ("cp %p /mnt/archive/%f".into(), Some(Weight::Failure)),
             ("/bin/true".into(), Some(Weight::Failure)),
             (String::new(), Some(Weight::Failure)),

@@ -396,6 +396,8 @@ fn p11_a_segment_of_another_cluster_is_refused() {
 fn h07_a_node_that_was_initialised_anew_archives_after_a_confirmation() {
     let still = Still::new(17, 1, 1);
     still.push_all();
+    let identifier = still.site.cluster_folder();
+    let identifier = identifier.file_name().unwrap().to_str().unwrap().to_owned();
     let mut anew = Cluster::builder(17)
         .segment_size_mb(1)
         .own_identifier()
@@ -441,6 +443,51 @@ fn h07_a_node_that_was_initialised_anew_archives_after_a_confirmation() {
     );
     let old = &still.segments[0];
     assert!(fetch(old, still.cluster.pgdata()) == std::fs::read(still.wal(old)).unwrap());
+
+    // Each command works on all of them or on the one that it is told; where that means nothing it says so.
+    let pitr = |words: &[&str]| still.site.pitr().args(words).run();
+    let of = |run: &Run| -> Vec<String> {
+        let json = run.json();
+        let clusters = json["clusters"].as_array().unwrap();
+        let of = |c: &serde_json::Value| c["system_identifier"].as_str().unwrap().to_owned();
+        clusters.iter().map(of).collect()
+    };
+    for verb in [&["verify"][..], &["expire", "--keep", "1", "--dry-run"]] {
+        let all = [verb, &["--json"]].concat();
+        assert_eq!(of(&pitr(&all)).len(), 2, "{verb:?}");
+        let one = [&all[..], &["--system-identifier", &identifier]].concat();
+        assert_eq!(of(&pitr(&one)), [identifier.as_str()], "{verb:?}");
+        let none = [verb, &["--system-identifier", "1"]].concat();
+        pitr(&none)
+            .expect_code(2)
+            .expect_stderr("is not registered");
+    }
+    let target = still.site.sandbox().join("fetched");
+    let target = target.to_str().unwrap();
+    pitr(&["wal", "fetch", old, target])
+        .expect_code(1)
+        .expect_stderr("several system identifiers");
+    pitr(&[
+        "wal",
+        "fetch",
+        old,
+        target,
+        "--system-identifier",
+        &identifier,
+    ])
+    .success();
+    assert!(std::fs::read(target).unwrap() == std::fs::read(still.wal(old)).unwrap());
+    for verb in [
+        &["backup"][..],
+        &["adopt"],
+        &["init"],
+        &["doctor"],
+        &["wal", "push", target],
+    ] {
+        pitr(&[verb, &["--system-identifier", &identifier]].concat())
+            .expect_code(2)
+            .expect_stderr("--system-identifier means nothing");
+    }
 }
 
 #[test]
@@ -476,6 +523,135 @@ fn p13_a_file_that_is_no_whole_segment_is_refused() {
         );
     }
     assert!(still.site.files().iter().all(|f| !f.contains("/wal/")));
+}
+
+/// Adds a repository to the configuration, in front of what is there or behind it, and creates it.
+fn add_repository(still: &Still, name: &str, first: bool) -> std::path::PathBuf {
+    let folder = still.site.sandbox().join(name);
+    let config = std::fs::read_to_string(still.site.config()).unwrap();
+    let section = format!(
+        "[repositories.{name}]\nurl = \"file://{}\"\n",
+        folder.display()
+    );
+    let text = match first {
+        true => format!("{section}\n{config}"),
+        false => format!("{config}\n{section}"),
+    };
+    std::fs::write(still.site.config(), text).unwrap();
+    still.site.pitr().arg("init").run().success();
+    folder
+}
+
+/// Files below a folder that belong to this WAL file.
+fn objects(folder: &std::path::Path, name: &str) -> Vec<String> {
+    let run = Program::new("find")
+        .arg(folder)
+        .args(["-type", "f"])
+        .run()
+        .success();
+    let of_name = |l: &&str| l.rsplit('/').next().is_some_and(|n| n.starts_with(name));
+    run.stdout
+        .lines()
+        .filter(of_name)
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn p09_a_conflict_in_one_repository_stores_nothing_in_another() {
+    let still = Still::new(17, 1, 2);
+    let config = std::fs::read_to_string(still.site.config()).unwrap();
+    // With the name taken in the first repository, and in the last.
+    for (round, first) in [(0, true), (1, false)] {
+        let name = still.segments[round].as_str();
+        let other = add_repository(&still, &format!("other{round}"), first);
+        let whole = std::fs::read(still.wal(name)).unwrap();
+        still
+            .site
+            .pitr()
+            .args(["--repository", &format!("other{round}"), "wal", "push"])
+            .arg(still.wal(name))
+            .run()
+            .success();
+        assert_eq!(objects(&other, name).len(), 1);
+        let mut changed = whole.clone();
+        *changed.last_mut().unwrap() ^= 1;
+        std::fs::write(still.wal(name), &changed).unwrap();
+        let run = still.push(name).run().expect_code(20);
+        assert!(
+            run.stderr.contains("already archived with other content"),
+            "{run}"
+        );
+        assert_eq!(objects(still.site.repository(), name), [""; 0], "{run}");
+        let kept = objects(&other, name);
+        assert!(
+            kept.len() == 2 && kept.iter().any(|k| k.contains("/conflicts/")),
+            "{kept:?}"
+        );
+        // The same bytes are stored where they are missing.
+        std::fs::write(still.wal(name), &whole).unwrap();
+        still.push(name).run().success();
+        assert_eq!(objects(still.site.repository(), name).len(), 1);
+        std::fs::write(still.site.config(), &config).unwrap();
+    }
+    // Likewise a timeline that belongs to another history.
+    let other = add_repository(&still, "third", false);
+    let history = |text: &str| {
+        std::fs::write(still.wal("00000002.history"), text).unwrap();
+        user::own(&still.wal("00000002.history"));
+    };
+    history("1\t0/3000000\tno recovery target specified\n\n");
+    let push = still
+        .site
+        .pitr()
+        .args(["--repository", "third", "wal", "push"]);
+    push.arg(still.wal("00000002.history")).run().success();
+    history("1\t0/4000000\tno recovery target specified\n\n");
+    still.push("00000002.history").run().expect_code(23);
+    assert!(!still.site.object("00000002.history").exists());
+    assert_eq!(objects(&other, "00000002.history").len(), 1);
+}
+
+#[test]
+fn every_repository_that_failed_is_named_and_the_first_decides() {
+    let still = Still::new(17, 1, 1);
+    let name = still.segments[0].as_str();
+    let config = std::fs::read_to_string(still.site.config()).unwrap();
+    let absent = still.site.sandbox().path().display();
+    let more = format!(
+        "[repositories.away]\nurl = \"file://{absent}/away\"\n[repositories.gone]\nurl = \"file://{absent}/gone\"\n"
+    );
+    std::fs::write(still.site.config(), format!("{config}\n{more}")).unwrap();
+    let run = still.push(name).run().expect_code(50);
+    assert!(run.stderr.contains("error A150"), "{run}");
+    assert!(
+        run.stderr.contains("/away\"") && run.stderr.contains("/gone\""),
+        "{run}"
+    );
+    // None is required, and none can be opened: why is not "unreachable".
+    let (clusters, _) = config.split_once("[repositories").unwrap();
+    let optional = more.replace("\"\n", "\"\nrequired = false\n");
+    std::fs::write(still.site.config(), format!("{clusters}\n{optional}")).unwrap();
+    let run = still.push(name).run().expect_code(36);
+    assert!(run.stderr.contains("error A136"), "{run}");
+    assert!(
+        run.stderr.contains("/away\"") && run.stderr.contains("/gone\""),
+        "{run}"
+    );
+}
+
+#[test]
+fn pitr_archive_cannot_be_narrowed_to_one_repository() {
+    let still = Still::new(17, 1, 1);
+    let name = still.segments[0].as_str();
+    let narrowed = still.site.archive().args(["--repository", "local"]);
+    let run = narrowed.arg(still.wal(name)).run().expect_code(1);
+    assert!(
+        run.stderr
+            .contains("error A101: pitr-archive takes no --repository"),
+        "{run}"
+    );
+    assert!(!still.site.object(name).exists());
 }
 
 #[test]

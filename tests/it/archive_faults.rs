@@ -542,6 +542,45 @@ fn p17_a_repository_that_is_not_required_holds_up_nothing() {
 }
 
 #[test]
+fn p17_what_is_acknowledged_is_no_failure_at_the_deadline() {
+    require_root!("p17_what_is_acknowledged_is_no_failure_at_the_deadline");
+    let still = Still::new(17, 1, 1);
+    let name = still.segments[0].as_str();
+    let folder = still.site.sandbox().dir("hanging");
+    let config = std::fs::read_to_string(still.site.config()).unwrap();
+    let second = |required: bool| {
+        let url = format!(
+            "url = \"file://{}\"\nrequired = {required}\n",
+            folder.display()
+        );
+        let text = format!("{config}\n[repositories.second]\n{url}");
+        std::fs::write(still.site.config(), text).unwrap();
+    };
+    let hanging = HangingDisk::over(&folder);
+    // The deadline comes before the patience with repositories that are not required has ended.
+    second(false);
+    still
+        .push(name)
+        .env("PITR_FAULT_SECONDS", "4")
+        .run()
+        .success()
+        .expect_stderr("one that is not required does not answer");
+    // A required one that hangs holds up success, but not the copy in the first: asking it for the name has an end.
+    second(true);
+    still.forget();
+    let running = still.push(name).spawn();
+    wait_until(PATIENCE, "the first repository has it", || {
+        still.site.object(name).exists()
+    });
+    running.signal(Signal::TERM);
+    let run = running.wait();
+    assert_eq!(run.status.signal(), Some(15), "{run}");
+    drop(hanging);
+    std::fs::write(still.site.config(), &config).unwrap();
+    still.check(name);
+}
+
+#[test]
 fn p18_sigterm_ends_it_at_once_and_a_closed_standard_error_changes_nothing() {
     require_root!("p18_sigterm_ends_it_at_once_and_a_closed_standard_error_changes_nothing");
     let still = Still::new(17, 1, 1);
