@@ -190,7 +190,10 @@ pub fn io_code(error: &std::io::Error) -> Code {
         | Errno::CONNREFUSED
         | Errno::CONNRESET
         | Errno::HOSTUNREACH
-        | Errno::NETUNREACH => Code::Unreachable,
+        | Errno::HOSTDOWN
+        | Errno::NETUNREACH
+        // A FUSE filesystem whose process has died.
+        | Errno::NOTCONN => Code::Unreachable,
         _ => Code::Io,
     }
 }
@@ -235,6 +238,18 @@ macro_rules! err {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mount_without_its_server_is_unreachable_and_no_broken_disk() {
+        use rustix::io::Errno;
+        let code = |errno: Errno| io_code(&std::io::Error::from(errno));
+        for errno in [Errno::NOTCONN, Errno::HOSTDOWN, Errno::TIMEDOUT] {
+            assert_eq!(code(errno), Code::Unreachable, "{errno}");
+        }
+        for errno in [Errno::IO, Errno::STALE] {
+            assert_eq!(code(errno), Code::Io, "{errno}");
+        }
+    }
 
     #[test]
     fn chain_reads_as_one_line_and_keeps_code_and_hint() {

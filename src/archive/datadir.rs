@@ -100,9 +100,17 @@ impl DataDirectory {
         }
     }
 
-    /// Whether one of PostgreSQL's signal files is there.
+    /// Whether one of PostgreSQL's signal files is there; relative names are meant so, as PostgreSQL's working directory is this.
     pub fn has(&self, name: &str) -> bool {
         std::fs::symlink_metadata(self.root.join(name)).is_ok()
+    }
+
+    /// Whether promotion was asked for and has not begun: by `promote`, or up to PostgreSQL 15 by the file that promote_trigger_file names.
+    ///
+    /// PostgreSQL: src/backend/access/transam/xlogrecovery.c, `CheckForStandbyTrigger`.
+    pub fn is_promoted(&self) -> bool {
+        let trigger = || server_conf::value_of(&self.root, "promote_trigger_file");
+        self.has("promote") || trigger().is_some_and(|file| !file.is_empty() && self.has(&file))
     }
 
     /// Whether primary_conninfo is set: a standby then has another source than the archive.

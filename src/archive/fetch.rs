@@ -31,7 +31,7 @@ pub enum Fetched {
 pub struct Fetch<'a> {
     /// The cluster's name.
     pub cluster: &'a str,
-    /// Its system identifier, where the data directory told it.
+    /// Its system identifier, where the data directory or the operator told it.
     pub system_identifier: Option<u64>,
     /// The file wanted.
     pub name: WalFileName,
@@ -124,7 +124,7 @@ fn layout_of(what: &Fetch<'_>, repository: &Repository) -> Result<ClusterLayout>
             "cluster \"{}\" has several system identifiers, and there is no pg_control beside the target",
             what.cluster
         )
-        .hint("Give the path inside the data directory, or --system-identifier.")),
+        .hint("Give the path inside the data directory; \"pitr wal fetch\" takes --system-identifier.")),
     }
 }
 

@@ -22,6 +22,8 @@ pub mod watch;
 pub struct Arguments {
     /// `--config`, `--cluster`, `--repository`.
     pub flags: Flags,
+    /// Whose WAL is wanted, where the data directory shall not decide; no option of the two programs.
+    pub system_identifier: Option<u64>,
     /// What is no option, in order; bytes as given.
     pub files: Vec<OsString>,
     /// `--help`.

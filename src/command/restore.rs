@@ -135,7 +135,10 @@ impl Job {
         let cluster = super::cluster_name(settings, nonce)?;
         let what = Fetch {
             cluster: &cluster,
-            system_identifier: self.directory.control()?.map(|c| c.system_identifier),
+            system_identifier: match self.arguments.system_identifier {
+                Some(given) => Some(given),
+                None => self.directory.control()?.map(|c| c.system_identifier),
+            },
             name: self.name,
             target: &self.target,
             nonce,
@@ -154,7 +157,7 @@ impl Job {
     /// A call into a dead NFS server or a broken FUSE filesystem returns no error, it just does not return.
     pub fn stuck(&self, environment: &Environment, pulse: &Pulse) -> Option<Result<Fetched>> {
         let silence = pulse.silence();
-        let promoted = self.directory.has("promote") && silence >= Duration::from_secs(1);
+        let promoted = silence >= Duration::from_secs(1) && self.directory.is_promoted();
         let patience = match Mode::of(&self.directory) {
             Mode::Streaming => PATIENCE_STREAMING,
             Mode::Recovery => fault::shortened(PATIENCE_RECOVERY),
@@ -252,7 +255,7 @@ fn verdict(
     match (Mode::of(directory), latch::read(directory)) {
         // Promotion asked for: answering "not here" is safe only if the WAL came by streaming. A history file says nothing about that;
         // between it and the promotion the server asks for a segment (xlogrecovery.c, WaitForWALToBecomeAvailable).
-        (Mode::Streaming | Mode::ArchiveOnly, _) if directory.has("promote") => {
+        (Mode::Streaming | Mode::ArchiveOnly, _) if directory.is_promoted() => {
             let WalFileName::Segment(wanted) = name else {
                 return Verdict::NotHere;
             };

@@ -122,12 +122,14 @@ fn f01_an_unreachable_repository_is_no_end_of_wal() {
     let still = archived(2);
     let next = after(&still.segments[1]);
     let unreachable = Fault::error("openat2", "ETIMEDOUT");
-    for name in [still.segments[0].as_str(), &next] {
+    // What a FUSE filesystem says whose process has died.
+    let dead = Fault::error("openat2", "ENOTCONN");
+    for (name, unreachable) in [(still.segments[0].as_str(), &unreachable), (&next, &dead)] {
         // Recovery: tries for five minutes (here two seconds), says so, and stops.
         mode(&still, "recovery.signal", false);
         let started = Instant::now();
         let patient = still.fetch(name).env("PITR_FAULT_SECONDS", "2");
-        let (run, fired) = fault::inject(&patient, &unreachable);
+        let (run, fired) = fault::inject(&patient, unreachable);
         assert!(fired >= 2, "it tried again: {fired}");
         let run = run
             .expect_code(200)
@@ -138,7 +140,7 @@ fn f01_an_unreachable_repository_is_no_end_of_wal() {
 
         // A standby that streams goes on without the archive.
         mode(&still, "standby.signal", true);
-        let (run, fired) = fault::inject(&still.fetch(name), &unreachable);
+        let (run, fired) = fault::inject(&still.fetch(name), unreachable);
         assert!(fired >= 1);
         not_here_with_warning(&still, run);
     }
@@ -319,6 +321,34 @@ fn f09_an_empty_mount_point_is_not_an_empty_archive() {
         std::fs::read_dir(still.site.repository()).unwrap().count(),
         0
     );
+}
+
+#[test]
+fn f06_f18_a_promotion_by_a_trigger_file_is_one_like_any_other() {
+    let still = archived(1);
+    let streamed = after(&still.segments[0]);
+    let lacking = after(&after(&after(&after(&streamed))));
+    let conf = still.cluster.pgdata().join("postgresql.auto.conf");
+    let trigger = still.site.sandbox().join("trigger");
+    let _away = Away::new(&still.site);
+    for named in ["failover.now", trigger.to_str().unwrap()] {
+        mode(&still, "standby.signal", true);
+        let text = std::fs::read_to_string(&conf).unwrap();
+        let text = format!("{text}promote_trigger_file = '{named}'\n");
+        std::fs::write(&conf, text).unwrap();
+        not_here_with_warning(&still, still.fetch(&lacking).run());
+        // Nothing of it came by streaming: the server must not be promoted, nor by the calls that follow.
+        mode(&still, "standby.signal", true);
+        let text = std::fs::read_to_string(&conf).unwrap();
+        let text = format!("{text}promote_trigger_file = '{named}'\n");
+        std::fs::write(&conf, text).unwrap();
+        let file = still.cluster.pgdata().join(named);
+        std::fs::write(&file, "").unwrap();
+        user::own(&file);
+        still.fetch(&lacking).run().expect_code(208);
+        std::fs::remove_file(&file).unwrap();
+        still.fetch("00000002.history").run().expect_code(208);
+    }
 }
 
 #[test]
