@@ -283,15 +283,34 @@ fn choose_registration(
         for (at, registration) in registrations.iter().enumerate() {
             let layout = ClusterLayout::new(cluster, registration.system_identifier)?;
             // Ids begin with the start time, which is what "newest" means between clusters that share no WAL.
-            for id in backup_ids(repository, &layout)? {
-                if newest.as_ref().is_none_or(|(best, _)| *best < id) {
-                    newest = Some((id, at));
-                }
-            }
+            let id = newest_backup(repository, &layout, newest.as_ref().map(|(id, _)| id))?;
+            newest = id.map(|id| (id, at)).or(newest);
         }
     }
     let at = newest.map_or(registrations.len() - 1, |(_, at)| at);
     Ok(registrations.swap_remove(at))
+}
+
+/// The newest backup that is committed, if it is newer than `known`: a tombstone and what an aborted run left are none.
+fn newest_backup(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    known: Option<&BackupId>,
+) -> Result<Option<BackupId>> {
+    let mut ids = backup_ids(repository, layout)?;
+    ids.sort();
+    for id in ids.into_iter().rev() {
+        if known.is_some_and(|known| *known >= id) {
+            break;
+        }
+        match BackupRoot::read(repository.store(), layout, &id) {
+            Ok(None) => {}
+            Ok(Some(_)) => return Ok(Some(id)),
+            Err(e) if is_damage(e.code()) => return Ok(Some(id)),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
 }
 
 fn backup_ids(repository: &Repository, layout: &ClusterLayout) -> Result<Vec<BackupId>> {

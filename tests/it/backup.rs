@@ -360,3 +360,51 @@ fn a_role_that_may_only_replicate_is_enough_and_one_that_may_not_is_told_so() {
     assert!(refused.stderr.contains("REPLICATION"), "{refused}");
     assert_eq!(committed(&site).len(), 1);
 }
+
+#[test]
+fn h07_an_aborted_backup_of_a_new_identifier_hides_no_good_one() {
+    use pitr::repo::repository::Registration;
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.archive_now();
+    let id = backup(&site).run().success().json()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    drop(cluster);
+    let repository = pitr::repo::open(
+        &pitr::config::Location::File(site.repository().to_owned()),
+        1,
+    )
+    .unwrap();
+    let old = repository.registrations("main").unwrap().remove(0);
+    let new = Registration {
+        system_identifier: old.system_identifier + 1,
+        ..old.clone()
+    };
+    repository.register(&new).unwrap();
+    let folder = |identifier: u64| {
+        site.repository()
+            .join(format!("clusters/main/{identifier}"))
+    };
+    let left = folder(new.system_identifier).join("backups/20991120T064049Z-full");
+    std::fs::create_dir_all(&left).unwrap();
+    std::fs::write(left.join("server-manifest"), "x").unwrap();
+    user::own_all(site.repository());
+    let shown = || site.pitr().args(["info", "--json"]).run().json()["clusters"][0].clone();
+    let info = shown();
+    assert_eq!(info["backups"][0]["id"], id.as_str(), "{info}");
+    site.pitr().args(["plan", "--json"]).run().success();
+    // Once it is committed it is the newest.
+    let from = folder(old.system_identifier)
+        .join("backups")
+        .join(&id)
+        .join("manifest");
+    std::fs::copy(from, left.join("manifest")).unwrap();
+    user::own_all(site.repository());
+    let list = site.pitr().args(["wal", "list", "--json"]).run().success();
+    assert_eq!(
+        list.json()["system_identifier"],
+        new.system_identifier.to_string(),
+        "{list}"
+    );
+}
