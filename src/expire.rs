@@ -97,11 +97,12 @@ impl Expire<'_> {
         Ok(survey)
     }
 
-    /// Marks what is no longer kept, and deletes what was marked before the grace period; returns the plan it went by.
+    /// Marks what `shown`, a plan made just now, does not keep, and deletes what was marked before the grace period. `outcome` tells what was
+    /// done, be it with an error in the end.
     ///
     /// # Errors
     /// `Refused` when the clocks differ; what the store says, but for refused deletions, which are counted; `Interrupted`. Run again, it goes on.
-    pub fn run(&self) -> Result<(ExpirePlan, Outcome)> {
+    pub fn run(&self, shown: &ExpirePlan, outcome: &mut Outcome) -> Result<()> {
         let layout =
             ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
         let mut run = Run {
@@ -110,18 +111,17 @@ impl Expire<'_> {
             layout,
             size: SegmentSize::new(self.registration.segment_size_bytes)?,
             spared: self.policy.spared.clone(),
-            outcome: Outcome::default(),
+            outcome,
         };
-        let shown = self.plan()?;
-        run.mark(&shown)?;
+        run.mark(shown)?;
         if shown.deletions.is_empty() && shown.tombstones.is_empty() {
-            return Ok((shown, run.outcome));
+            return Ok(());
         }
         for _ in 0..ATTEMPTS {
             let plan = run.decide_again()?;
             if run.bury(&plan.tombstones)? && run.unmake(&plan)? {
                 run.delete(&plan)?;
-                return Ok((shown, run.outcome));
+                return Ok(());
             }
         }
         Err(
@@ -143,7 +143,7 @@ struct Run<'a> {
     layout: ClusterLayout,
     size: SegmentSize,
     spared: BTreeSet<BackupId>,
-    outcome: Outcome,
+    outcome: &'a mut Outcome,
 }
 
 impl Run<'_> {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pitr::command::archive::Archived;
-use pitr::command::{self, archive, watch};
+use pitr::command::{archive, watch};
 use pitr::config::Environment;
 use pitr::error::{Code, Error};
 use pitr::exit::{Program, printed, status};

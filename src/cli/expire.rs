@@ -5,16 +5,18 @@ use std::sync::atomic::AtomicBool;
 use serde::Serialize;
 use serde_json::json;
 
+use super::failures::Failures;
 use super::output::{Align, Table};
+use super::registered::registrations;
 use super::{Context, human};
 use crate::config::{self, Period};
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::expire::{Expire, Outcome};
 use crate::pg::segment::SegmentSize;
 use crate::plan::retention::{Deletion, ExpirePlan, Fate, Judged, Policy};
-use crate::repo::repository::{Registration, Repository};
+use crate::repo::repository::Registration;
 
 /// Delete what is no longer to be kept
 ///
@@ -63,19 +65,21 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let wanted = settings.cluster_if_named()?;
     let stop = cx.stop_flag()?;
     let mut done = Vec::new();
-    let mut failed: Vec<Error> = Vec::new();
+    let mut failures = Failures::default();
     for configured in &settings.repositories {
         let name = wanted.as_ref().map(|c| c.name.as_str());
-        match one_repository(args, cx, configured, name, &policy, &stop, &mut done) {
-            Ok(()) => {}
-            Err(e) if e.code() == Code::Interrupted => return Err(e),
-            Err(e) => {
-                failed.push(e.context(format!("expire in repository \"{}\"", configured.name)));
+        if let Err(e) = one_repository(args, cx, configured, name, &policy, &stop, &mut done) {
+            let doing = format!("expire in repository \"{}\"", configured.name);
+            if !failures.add(e, doing) {
+                break;
             }
         }
     }
+    failures.first_if(cx, done.is_empty())?;
     report(cx, args, &done)?;
-    status(cx, args, &done, failed)
+    failures.first_if(cx, done.iter().all(|d| d.is_cut_short))?;
+    let is_whole = failures.told(cx)?;
+    status(args, &done, is_whole)
 }
 
 /// What became of one cluster in one repository.
@@ -85,6 +89,8 @@ struct Done {
     segment_size: SegmentSize,
     plan: ExpirePlan,
     outcome: Option<Outcome>,
+    /// It ended early; what it did before stands in the outcome.
+    is_cut_short: bool,
 }
 
 fn one_repository(
@@ -97,7 +103,7 @@ fn one_repository(
     done: &mut Vec<Done>,
 ) -> Result<()> {
     let repository = cx.open(configured)?;
-    let registrations = registrations(&repository, cluster)?;
+    let registrations = registrations(cx, &repository, cluster)?;
     let progress = cx.progress();
     let host = rustix::system::uname()
         .nodename()
@@ -115,12 +121,11 @@ fn one_repository(
             stop,
             progress: &progress,
         };
-        let (plan, outcome) = match args.confirm {
-            true => {
-                let (plan, outcome) = expire.run()?;
-                (plan, Some(outcome))
-            }
-            false => (expire.plan()?, None),
+        let plan = expire.plan()?;
+        let mut outcome = args.confirm.then(Outcome::default);
+        let ran = match &mut outcome {
+            Some(outcome) => expire.run(&plan, outcome),
+            None => Ok(()),
         };
         done.push(Done {
             repository: configured.name.clone(),
@@ -128,55 +133,21 @@ fn one_repository(
             registration,
             plan,
             outcome,
+            is_cut_short: ran.is_err(),
         });
+        ran?;
     }
     Ok(())
 }
 
-pub(super) fn registrations(
-    repository: &Repository,
-    cluster: Option<&str>,
-) -> Result<Vec<Registration>> {
-    let names = repository.cluster_names()?;
-    let name = match (cluster, names.as_slice()) {
-        (Some(name), _) => name,
-        (None, [only]) => only,
-        (None, _) => {
-            return Err(err!(
-                Usage,
-                "the repository holds several clusters, or none, and none is named"
-            )
-            .hint(format!("Add --cluster NAME. Known: {}", names.join(", "))));
-        }
-    };
-    let found = repository.registrations(name)?;
-    if found.is_empty() {
-        return Err(err!(
-            NotFound,
-            "cluster \"{name}\" is not in repository \"{}\"",
-            repository.store().location()
-        )
-        .hint(format!("Known there: {}", names.join(", "))));
-    }
-    Ok(found)
-}
-
-fn status(cx: &Context, args: &Args, done: &[Done], mut failed: Vec<Error>) -> Result<u8> {
-    if done.is_empty()
-        && let Some(first) = failed.pop()
-    {
-        return Err(first);
-    }
-    if !failed.is_empty() {
-        for error in &failed {
-            cx.out.error(error);
-        }
-        return Ok(exit::status(Program::Pitr, Code::Partial));
-    }
+fn status(args: &Args, done: &[Done], is_whole: bool) -> Result<u8> {
     if let Some(refusal) = done.iter().find_map(|d| d.plan.refusal.as_ref()) {
         return Err(err!(Refused, "{refusal}").hint(
             "No good backup was deleted.\nTake a backup, and run pitr verify to see what is damaged: pitr backup",
         ));
+    }
+    if !is_whole {
+        return Ok(exit::status(Program::Pitr, Code::Partial));
     }
     let refused: u64 = done
         .iter()
@@ -389,7 +360,12 @@ fn lines(done: &Done) -> Vec<String> {
     }
     if let Some(o) = &done.outcome {
         lines.push(format!(
-            "marked {}, deleted {}, {}, {} in all",
+            "{}marked {}, deleted {}, {}, {} in all",
+            if done.is_cut_short {
+                "before it ended early: "
+            } else {
+                ""
+            },
             human::count(o.marked.len() as u64, "backup"),
             human::count(o.deleted_backups.len() as u64, "backup"),
             human::count(o.deleted_segments, "segment"),

@@ -14,6 +14,7 @@ use std::time::SystemTime;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Environment, Flags, Location, Settings};
+use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::pg::time::TimestampTz;
@@ -21,6 +22,7 @@ use crate::repo::repository::Repository;
 use crate::store::file::FileStore;
 
 pub mod archive_command;
+pub mod failures;
 pub mod human;
 pub mod notify;
 pub mod output;
@@ -38,6 +40,7 @@ pub mod init;
 pub mod plan;
 pub mod reading;
 pub mod receive;
+pub mod registered;
 pub mod repo;
 pub mod restore;
 pub mod restoring;
@@ -88,9 +91,9 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "NAME|URL")]
     pub repository: Option<String>,
 
-    /// Read the cluster with this system identifier, where the name has had several
+    /// Work on the cluster with this system identifier, where the name has had several
     ///
-    /// Without it, that of the newest backup.
+    /// For the commands that read, and expire. Without it, what reads takes that of the newest backup; verify and expire take all.
     #[arg(long, global = true, value_name = "NUMBER")]
     pub system_identifier: Option<u64>,
 
@@ -229,7 +232,36 @@ fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
     }
 }
 
+/// Whether the command can work on another system identifier than that of the data directory or server it is about.
+fn takes_identifier(command: &Command) -> bool {
+    match command {
+        Command::Init(_)
+        | Command::Doctor(_)
+        | Command::Backup(_)
+        | Command::Adopt(_)
+        | Command::Receive(_)
+        | Command::Repo(_) => false,
+        Command::Wal(args) => !matches!(
+            args.command,
+            wal::Command::Push { .. } | wal::Command::Backfill { .. }
+        ),
+        Command::Info(_)
+        | Command::Plan(_)
+        | Command::Restore(_)
+        | Command::Standby(_)
+        | Command::Expire(_)
+        | Command::Verify(_) => true,
+    }
+}
+
 fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
+    if cx.global.system_identifier.is_some() && !takes_identifier(command) {
+        return Err(err!(
+            Usage,
+            "--system-identifier means nothing to this command"
+        )
+        .hint("Nothing was done. It works on the cluster that the data directory or the server belongs to."));
+    }
     match command {
         Command::Init(args) => init::run(args, cx),
         Command::Doctor(args) => doctor::run(args, cx),

@@ -2,10 +2,12 @@
 
 use serde_json::json;
 
+use super::failures::Failures;
+use super::registered::registrations;
 use super::{Context, human};
 use crate::config;
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::repo::layout::BackupId;
 use crate::repo::repository::Registration;
@@ -17,7 +19,8 @@ const THREADS: usize = 2;
 /// Read everything back and check it
 ///
 /// Names every damaged object and every gap, and which targets they cost. Damaged backups are recorded, so that plans
-/// avoid them. Exit status 4 when there is damage or a gap.
+/// avoid them. Exit status 4 when there is damage or a gap, 10 when something could not be checked: a repository that cannot be opened,
+/// or an object that a newer version wrote.
 ///
 /// Example: pitr verify --backup 20261120T064049Z-full
 #[derive(clap::Args, Debug)]
@@ -48,37 +51,38 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let wanted = settings.cluster_if_named()?;
     let name = wanted.as_ref().map(|c| c.name.as_str());
     let mut done = Vec::new();
-    let mut failed: Vec<Error> = Vec::new();
+    let mut failures = Failures::default();
     let stop = cx.stop_flag()?;
     for configured in &settings.repositories {
-        match one_repository(cx, configured, name, backup.as_ref(), &stop, &mut done) {
-            Ok(()) => {}
-            Err(e) if e.code() == Code::Interrupted => return Err(e),
-            Err(e) => failed.push(e.context(format!("verify repository \"{}\"", configured.name))),
+        if let Err(e) = one_repository(cx, configured, name, backup.as_ref(), &stop, &mut done) {
+            let doing = format!("verify repository \"{}\"", configured.name);
+            if !failures.add(e, doing) {
+                break;
+            }
         }
     }
-    if done.is_empty()
-        && let Some(first) = failed.pop()
-    {
-        return Err(first);
+    // A backup is in one repository, as a rule.
+    if backup.is_some() && !done.is_empty() {
+        failures.forget(Code::NotFound);
     }
-    if cx.out.is_json() {
-        let clusters: Vec<_> = done.iter().map(shown).collect();
-        cx.out.json(&json!({ "clusters": clusters }))?;
-    } else {
-        for one in &done {
-            print(cx, one)?;
-        }
-    }
-    for error in &failed {
-        cx.out.error(error);
-    }
+    failures.first_if(cx, done.is_empty())?;
+    report(cx, &done)?;
+    let is_whole = failures.told(cx)?;
     let has_findings = done.iter().any(|d| d.report.finding_count > 0);
-    Ok(match (has_findings, failed.is_empty()) {
+    let is_whole = is_whole && done.iter().all(|d| d.report.unsupported_count == 0);
+    Ok(match (has_findings, is_whole) {
         (true, _) => exit::status(Program::Pitr, Code::Findings),
         (false, false) => exit::status(Program::Pitr, Code::Partial),
         (false, true) => exit::SUCCESS,
     })
+}
+
+fn report(cx: &Context, done: &[Done]) -> Result<()> {
+    if cx.out.is_json() {
+        let clusters: Vec<_> = done.iter().map(shown).collect();
+        return cx.out.json(&json!({ "clusters": clusters }));
+    }
+    done.iter().try_for_each(|one| print(cx, one))
 }
 
 fn one_repository(
@@ -98,7 +102,7 @@ fn one_repository(
     let random = || cx.random();
     let clock = || cx.now();
     let mut missing = None;
-    let registrations = super::expire::registrations(&repository, cluster)?;
+    let registrations = registrations(cx, &repository, cluster)?;
     let before = done.len();
     for registration in registrations {
         let verify = Verify {
@@ -155,6 +159,7 @@ fn shown(done: &Done) -> serde_json::Value {
         "findings": findings,
         "finding_count": report.finding_count,
         "warnings": report.warnings,
+        "unsupported_count": report.unsupported_count,
         "backups": backups,
         "segments": report.segment_count,
         "objects": report.object_count,
@@ -194,9 +199,10 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
         restorable,
         human::count(report.backups.len() as u64, "backup"),
         human::count(report.segment_count, "segment"),
-        match report.finding_count {
-            0 => "nothing is damaged or missing".to_owned(),
-            n => human::count(n, "finding"),
+        match (report.finding_count, report.unsupported_count) {
+            (0, 0) => "nothing is damaged or missing".to_owned(),
+            (0, n) => format!("{} not checked", human::count(n, "object")),
+            (n, _) => human::count(n, "finding"),
         }
     ))?;
     for warning in &report.warnings {

@@ -96,6 +96,7 @@ fn arguments(cx: &Context, files: Vec<OsString>) -> command::Arguments {
             cluster: cx.global.cluster.clone(),
             repository: cx.global.repository.clone(),
         },
+        system_identifier: cx.global.system_identifier,
         files,
         ..command::Arguments::default()
     }
@@ -144,6 +145,7 @@ struct Backfilled {
 fn backfill(cx: &Context, from: &Path) -> Result<u8> {
     let mut files = Vec::new();
     let mut refused: Option<Error> = None;
+    let mut failed: Option<Error> = None;
     for candidate in backfill::candidates(&cx.environment.absolute(from))? {
         let (outcome, reason) = match candidate.left_out {
             Some(reason) => (LEFT_OUT, Some(reason)),
@@ -168,7 +170,10 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
                             refused.get_or_insert(e);
                             (REFUSED, Some(reason))
                         }
-                        _ => return Err(e),
+                        _ => {
+                            failed = Some(e);
+                            break;
+                        }
                     },
                 }
             }
@@ -182,7 +187,11 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
     if cx.out.is_json() {
         cx.out.json(&serde_json::json!({ "files": files }))?;
     } else {
-        show(cx, &files)?;
+        show(cx, &files, failed.is_none())?;
+    }
+    // What came before it is in the archive, and was told.
+    if let Some(e) = failed {
+        return Err(e);
     }
     match refused {
         None => Ok(exit::SUCCESS),
@@ -192,8 +201,8 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
     }
 }
 
-fn show(cx: &Context, files: &[Backfilled]) -> Result<()> {
-    if files.is_empty() {
+fn show(cx: &Context, files: &[Backfilled], is_complete: bool) -> Result<()> {
+    if files.is_empty() && is_complete {
         return cx.out.line("There is no WAL file in this directory.");
     }
     for file in files {

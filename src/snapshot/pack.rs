@@ -16,6 +16,8 @@ use crate::store::Object;
 pub const HEAD_BYTES: usize = 72;
 const TRAILER_BYTES: usize = 64;
 const DIRECTORY_LIMIT_BYTES: u64 = 4 << 20;
+/// Page hashes of a pack at most; a writer closes it at half of that.
+const HASHES_LIMIT_BYTES: u64 = 4 << 20;
 const MAGIC: &[u8; 8] = b"PITRPAK1";
 const TRAILER_MAGIC: &[u8; 4] = b"PPAK";
 const VERSION: u32 = 1;
@@ -96,7 +98,7 @@ impl<W: Write> PackWriter<W> {
     /// Whether the pack should take no more: it has `target_bytes`, or its hashes or directory grow large.
     pub fn is_full(&self, target_bytes: u64) -> bool {
         self.at >= target_bytes
-            || self.page_hashes.len() >= 2 << 20
+            || self.page_hashes.len() as u64 >= HASHES_LIMIT_BYTES / 2
             || self.entries.len() >= 1 << 20
     }
 
@@ -329,6 +331,12 @@ fn read_directory(bytes: &[u8], trailer: &Trailer) -> Result<Vec<(u64, FrameEntr
         at += u64::from(entry.stored_bytes);
         hashes += u64::from(entry.page_hashes) * 8;
     }
+    if hashes > HASHES_LIMIT_BYTES {
+        return Err(err!(
+            Damaged,
+            "the pack says it has {hashes} bytes of page hashes, at most {HASHES_LIMIT_BYTES} are allowed"
+        ));
+    }
     let fits = at == trailer.hashes_at && at + hashes == trailer.directory_at;
     if !fits || count != trailer.frames as usize {
         return Err(r.damaged());
@@ -423,6 +431,36 @@ pub(super) mod tests {
         assert!(open(&bytes).unwrap().frame(3).is_err());
         let (bytes, summary) = sample(&[]);
         assert!(read_all(&bytes, &summary.hash).unwrap().is_empty());
+    }
+
+    #[test]
+    fn z04_page_hashes_without_measure_are_refused_before_memory_is_allocated() {
+        let frames = 2_u32;
+        // What a sparse object could be behind: gigabytes of zeros.
+        let page_hashes = 300_000_u32;
+        let mut directory = Vec::new();
+        varint::put(&mut directory, u64::from(frames));
+        for _ in 0..frames {
+            for number in [HEADER_BYTES as u32 + 10, 4 << 20, page_hashes] {
+                varint::put(&mut directory, u64::from(number));
+            }
+            directory.extend_from_slice(&[0; 20]);
+        }
+        let hashes_at = HEAD_BYTES as u64 + u64::from(frames) * (HEADER_BYTES as u64 + 10);
+        let trailer = |page_hashes: u32| Trailer {
+            hashes_at,
+            directory_at: hashes_at + u64::from(frames * page_hashes) * 8,
+            directory_bytes: directory.len(),
+            hashes_crc: 0,
+            frames,
+            head_crc: 0,
+            crc: 0,
+        };
+        let error = read_directory(&directory, &trailer(page_hashes)).unwrap_err();
+        assert!(
+            error.to_string().contains("4800000 bytes of page hashes"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -128,10 +128,14 @@ fn report_hole(
     if !seen.insert((first, last)) {
         return;
     }
-    let missing = (hole.from.0..hole.to.0)
-        .filter_map(|n| name(SegmentNumber(n)))
-        .filter(|n| !damaged.contains(n))
-        .count();
+    // Counted, not walked: one stray name at the far end makes a hole of 2^40 segments.
+    let is_in = |d: &&SegmentName| {
+        let number = d.number(work.size).ok();
+        let number = number.filter(|n| (hole.from..hole.to).contains(n));
+        number.is_some_and(|n| tree.holder(hole.target, n) == d.timeline)
+    };
+    let damaged = damaged.iter().filter(is_in).count() as u64;
+    let missing = (hole.to.0 - hole.from.0).saturating_sub(damaged);
     if missing == 0 {
         return;
     }
@@ -211,7 +215,10 @@ pub(super) fn report(
     }
     let backups = chosen
         .iter()
-        .map(|id| (id.clone(), !lost.contains(id)))
+        .map(|id| {
+            let is_read = !found.unread.contains(&About::Backup(id.clone()));
+            (id.clone(), is_read && !lost.contains(id))
+        })
         .collect();
     Report {
         findings,
@@ -221,6 +228,8 @@ pub(super) fn report(
         read_bytes: work.bytes.load(Ordering::Relaxed),
         segment_count: work.segments.load(Ordering::Relaxed),
         backups,
+        unsupported_count: found.unread.len() as u64,
+        unread: found.unread,
     }
 }
 

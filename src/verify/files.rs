@@ -24,12 +24,11 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
         if subject.manifest == Manifest::Unreadable {
             let key = work.layout.manifest(id);
             let read = BackupRoot::read(work.store, &work.layout, id);
-            let detail = match read {
-                Err(e) => e.to_string(),
-                Ok(_) => "its positions or its history are not possible".to_owned(),
-            };
-            let about = About::Backup(id.clone());
-            work.find(FindingKind::Damaged, key.as_str(), detail, about);
+            let about = || About::Backup(id.clone());
+            if work.settle(read, key.as_str(), about())?.is_some() {
+                let detail = "its positions or its history are not possible";
+                work.find(FindingKind::Damaged, key.as_str(), detail, about());
+            }
         }
     }
     for listed in work.store.list(&work.layout.events())? {

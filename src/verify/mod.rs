@@ -129,6 +129,9 @@ pub struct Report {
     pub segment_count: u64,
     /// Backups that were read, each with whether it can be restored.
     pub backups: Vec<(BackupId, bool)>,
+    /// Objects that this version cannot check; each has a warning.
+    pub unsupported_count: u64,
+    unread: Vec<About>,
 }
 
 impl Verify<'_> {
@@ -178,7 +181,7 @@ impl Verify<'_> {
                 Some(Manifest::Committed(_) | Manifest::Unreadable)
             )
         };
-        work.forget(|finding| match &finding.about {
+        work.forget(|about| match about {
             About::Backup(id) => !is_there(id),
             _ => false,
         });
@@ -233,7 +236,9 @@ impl Verify<'_> {
             }
         }
         if self.backup.is_none() {
-            for (name, events) in &survey.segment_events {
+            let is_read = |name: &SegmentName| !report.unread.contains(&About::Segment(*name));
+            let all = survey.segment_events.iter();
+            for (name, events) in all.filter(|(name, _)| is_read(name)) {
                 let is_there = name.number(survey.segment_size).is_ok_and(|n| {
                     let held = survey.timelines.get(&name.timeline);
                     held.is_some_and(|t| t.segments.contains(n))
@@ -326,7 +331,21 @@ struct Work<'a> {
 struct Found {
     findings: Vec<Finding>,
     finding_count: u64,
+    /// What of that is not in the list, and about what.
+    unlisted: Vec<(About, u64)>,
     warnings: Vec<String>,
+    /// What this version cannot check.
+    unread: Vec<About>,
+}
+
+impl Found {
+    fn count(&mut self, about: About, number: u64) {
+        self.finding_count += number;
+        match self.unlisted.last_mut() {
+            Some((last, n)) if *last == about => *n += number,
+            _ => self.unlisted.push((about, number)),
+        }
+    }
 }
 
 impl Work<'_> {
@@ -342,18 +361,25 @@ impl Work<'_> {
         self.is_vanishing.load(Ordering::Relaxed) || self.found().finding_count > 0
     }
 
-    fn forget(&self, is_over: impl Fn(&Finding) -> bool) {
+    fn forget(&self, is_over: impl Fn(&About) -> bool) {
         let mut found = self.found();
-        let before = found.findings.len();
-        found.findings.retain(|f| !is_over(f));
-        let gone = before - found.findings.len();
-        found.finding_count = found.finding_count.saturating_sub(gone as u64);
+        found.findings.retain(|f| !is_over(&f.about));
+        found.unlisted.retain(|(about, _)| !is_over(about));
+        let unlisted: u64 = found.unlisted.iter().map(|(_, n)| n).sum();
+        found.finding_count = found.findings.len() as u64 + unlisted;
+    }
+
+    /// Counts findings without listing them.
+    fn find_more(&self, about: About, number: u64) {
+        self.found().count(about, number);
     }
 
     fn find(&self, kind: FindingKind, object: &str, detail: impl Into<String>, about: About) {
         let mut found = self.found();
-        found.finding_count += 1;
-        if found.findings.len() < LISTED_MAX {
+        if found.findings.len() >= LISTED_MAX {
+            found.count(about, 1);
+        } else {
+            found.finding_count += 1;
             found.findings.push(Finding {
                 kind,
                 object: object.to_owned(),
@@ -371,12 +397,22 @@ impl Work<'_> {
         }
     }
 
-    /// Damage becomes a finding about `object`; other errors end the check.
+    /// An object of a newer format: neither sound nor damaged, and nothing is recorded of it.
+    fn pass_over(&self, e: &Error, object: &str, about: About) {
+        self.found().unread.push(about);
+        self.warn(format!("\"{object}\" was not checked: {e}"));
+    }
+
+    /// Damage becomes a finding about `object`, what this version does not know a warning; other errors end the check.
     fn settle<T>(&self, result: Result<T>, object: &str, about: About) -> Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
             Err(e) if is_damage(&e) => {
                 self.find(FindingKind::Damaged, object, e.to_string(), about);
+                Ok(None)
+            }
+            Err(e) if e.code() == Code::Unsupported => {
+                self.pass_over(&e, object, about);
                 Ok(None)
             }
             Err(e) => Err(e.context(format!("read object \"{object}\""))),
@@ -396,15 +432,51 @@ impl Work<'_> {
     }
 }
 
-/// A medium that cannot read one object back is damage to that object: the others are still looked at.
+/// A medium that cannot read one object back is damage to that object: the others are still looked at. Every other error of the system
+/// (no descriptors, no memory, a mount that went away) says nothing about the object.
 fn is_damage(e: &Error) -> bool {
-    matches!(
-        e.code(),
-        Code::Damaged
-            | Code::Unsupported
-            | Code::Io
-            | Code::SourceHeader
-            | Code::WrongCluster
-            | Code::WalName
-    )
+    match e.code() {
+        Code::Damaged | Code::SourceHeader | Code::WrongCluster | Code::WalName => true,
+        Code::Io => is_medium(e),
+        _ => false,
+    }
+}
+
+/// Whether the system said that the medium, or the filesystem's own checksum of it, is bad.
+fn is_medium(e: &Error) -> bool {
+    use rustix::io::Errno;
+    let mut cause = std::error::Error::source(e);
+    while let Some(source) = cause {
+        if let Some(io) = source.downcast_ref::<std::io::Error>() {
+            let errno = io.raw_os_error().map(Errno::from_raw_os_error);
+            return matches!(errno, Some(Errno::IO | Errno::UCLEAN | Errno::BADMSG));
+        }
+        cause = source.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_said_of_the_object_is_damage() {
+        use rustix::io::Errno;
+        let read = |errno: Errno| {
+            let error = std::io::Error::from(errno);
+            is_damage(&Error::from_io("read object", error).context("read a frame"))
+        };
+        assert!(read(Errno::IO) && read(Errno::UCLEAN));
+        for errno in [
+            Errno::MFILE,
+            Errno::NOMEM,
+            Errno::STALE,
+            Errno::NOTCONN,
+            Errno::INTR,
+        ] {
+            assert!(!read(errno), "{errno}");
+        }
+        assert!(is_damage(&err!(Damaged, "x")) && !is_damage(&err!(Unsupported, "x")));
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::manifest::{Join, check_hash};
 use super::{About, FindingKind, Work, files, is_damage};
 use crate::err;
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::pg::datapage::{self, DEFAULT_PAGE_SIZE, PageHeader, PageState};
 use crate::pg::lsn::Lsn;
 use crate::repo::backup::BackupRoot;
@@ -214,6 +214,10 @@ fn read_packs(
         for wrong in compared.wrong.iter().take(LISTED_MAX) {
             work.find(FindingKind::Damaged, key.as_str(), wrong.clone(), about());
         }
+        let more = compared.wrong.len().saturating_sub(LISTED_MAX) as u64;
+        if more > 0 {
+            work.find_more(about(), more);
+        }
         if !compared.sums_compared {
             work.warn(format!(
                 "backup \"{}\": files stand in another order than in the server's manifest, whose checksums were not compared",
@@ -270,11 +274,18 @@ impl Shared<'_> {
                 Err(e) if is_damage(&e) => {
                     self.is_incomplete.fetch_add(1, Ordering::Relaxed);
                     found += 1;
-                    if found > LISTED_MAX {
-                        return Ok(());
+                    match found > LISTED_MAX {
+                        true => self.work.find_more(about(), 1),
+                        false => {
+                            self.work
+                                .find(FindingKind::Damaged, key, e.to_string(), about());
+                        }
                     }
-                    self.work
-                        .find(FindingKind::Damaged, key, e.to_string(), about());
+                }
+                Err(e) if e.code() == Code::Unsupported => {
+                    self.is_incomplete.fetch_add(1, Ordering::Relaxed);
+                    self.work.pass_over(&e, key, about());
+                    return Ok(());
                 }
                 Err(e) => return Err(e),
             }
@@ -314,7 +325,9 @@ impl Shared<'_> {
             if !matches!(state, PageState::Bad { .. }) || self.is_known(file, block) {
                 continue;
             }
+            let about = About::Backup(self.root.id.clone());
             if self.pages.fetch_add(1, Ordering::Relaxed) >= LISTED_MAX {
+                self.work.find_more(about, 1);
                 continue;
             }
             let path = file.path(self.snapshot.naming());
@@ -324,7 +337,6 @@ impl Shared<'_> {
                 String::from_utf8_lossy(&path)
             );
             let key = self.work.layout.manifest(&self.root.id);
-            let about = About::Backup(self.root.id.clone());
             self.work
                 .find(FindingKind::Pages, key.as_str(), detail, about);
         }

@@ -306,7 +306,11 @@ fn x06_refused_deletions_are_counted_and_not_called_success() {
     let call = calls.iter().find(|c| c.text.contains(packs)).unwrap();
     let (run, fired) = fault::inject(&program(&repository), &call.fail("EIO"));
     assert_eq!(fired, 1);
-    run.expect_code(1).expect_stderr("goes on");
+    let run = run.expect_code(1).expect_stderr("goes on");
+    // What was done before is told.
+    let outcome = &run.json()["clusters"][0]["outcome"];
+    assert_eq!(outcome["deleted_backups"][0], ids[0].as_str(), "{run}");
+    assert!(outcome["deleted_objects"].as_u64().unwrap() > 0, "{run}");
     assert_eq!(whole_backups(&repository), ids[1..]);
     program(&repository).run().success();
     assert_eq!(content(&repository), content(&traced));

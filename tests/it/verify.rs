@@ -252,6 +252,126 @@ fn damage_is_recorded_and_taken_back_when_it_is_gone() {
 }
 
 #[test]
+fn of_several_repositories_each_is_reported() {
+    let (site, cluster) = Site::with_cluster(18);
+    work(&cluster, 0);
+    let id = backup(&site);
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let repository = |name: &str| {
+        let folder = site.sandbox().join(name);
+        format!(
+            "[repositories.{name}]\nurl = \"file://{}\"\n",
+            folder.display()
+        )
+    };
+    let with = |more: &[&str]| {
+        let more: Vec<String> = more.iter().map(|name| repository(name)).collect();
+        std::fs::write(site.config(), format!("{config}\n{}", more.join("\n"))).unwrap();
+    };
+    // The backup is in the first alone.
+    with(&["second"]);
+    site.pitr().arg("init").run().success();
+    let one = |id: &str| site.pitr().args(["verify", "--json", "--backup", id]).run();
+    let json = one(&id).success().json();
+    assert_eq!(json["clusters"].as_array().unwrap().len(), 1, "{json}");
+    one("20200101T000000Z-full").expect_code(2);
+    // One that is away: the others are reported, and it is told.
+    with(&["second", "third"]);
+    let run = verify(&site).run().expect_code(10);
+    assert_eq!(run.json()["clusters"].as_array().unwrap().len(), 2);
+    assert!(run.stderr.contains("third"), "{run}");
+    // All are away: every one is named, the first decides.
+    drop(cluster);
+    std::fs::remove_dir_all(site.repository()).unwrap();
+    std::fs::remove_dir_all(site.sandbox().join("second")).unwrap();
+    for verb in [&["verify"][..], &["expire", "--keep", "1", "--confirm"]] {
+        let run = site.pitr().args(verb).run();
+        let first = run
+            .stderr
+            .lines()
+            .find(|l| l.starts_with("error "))
+            .unwrap();
+        assert!(first.contains("repository \"local\""), "{run}");
+        for other in ["repository \"second\"", "repository \"third\""] {
+            assert!(run.stderr.contains(other), "{run}");
+        }
+    }
+}
+
+#[test]
+fn what_a_newer_version_wrote_is_neither_sound_nor_damaged() {
+    use pitr::repo::{backup, json};
+    let (site, cluster) = Site::with_cluster(18);
+    work(&cluster, 0);
+    let older = backup(&site);
+    let id = backup(&site);
+    drop(cluster);
+    let key = crate::backup::layout(&site).manifest(&id.parse().unwrap());
+    let path = site.repository().join(key.as_str());
+    let good = std::fs::read(&path).unwrap();
+    // An incremental has several layers to a shard.
+    let mut root = crate::backup::root(&site, &id);
+    let below = crate::backup::root(&site, &older).shards[0].layers[0].clone();
+    root.shards[0].layers.insert(0, below);
+    std::fs::write(&path, json::encode(&key, backup::KIND, &root).unwrap()).unwrap();
+    let run = verify(&site).run().expect_code(10);
+    let json = run.json();
+    let report = &json["clusters"][0];
+    assert_eq!(report["finding_count"], 0, "{report}");
+    assert_eq!(report["unsupported_count"], 1, "{report}");
+    for shown in report["backups"].as_array().unwrap() {
+        assert_eq!(
+            shown["restorable"],
+            shown["id"] == older.as_str(),
+            "{report}"
+        );
+    }
+    let warnings = report["warnings"].to_string();
+    assert!(
+        warnings.contains("was not checked") && warnings.contains("layers to a shard"),
+        "{warnings}"
+    );
+    let recorded = || {
+        site.files()
+            .iter()
+            .any(|f| f.contains("-damaged-") || f.contains("-healed-"))
+    };
+    assert!(!recorded(), "nothing is known of it");
+    std::fs::write(&path, good).unwrap();
+    verify(&site).run().success();
+    assert!(!recorded());
+}
+
+#[test]
+fn a_stray_name_at_the_far_end_is_a_gap_that_is_counted_and_not_walked() {
+    let (site, cluster) = Site::with_cluster(18);
+    work(&cluster, 0);
+    backup(&site);
+    drop(cluster);
+    // Written by a newer version, so that it is not known to be damaged.
+    let mut bytes = std::fs::read(segments(&site).remove(0)).unwrap();
+    let trailer = bytes.len() - 56;
+    bytes[trailer + 11] = 2;
+    let crc = crc32c::crc32c(&bytes[trailer..trailer + 44]).to_le_bytes();
+    bytes[trailer + 44..trailer + 48].copy_from_slice(&crc);
+    let crc = crc32c::crc32c(&bytes[..trailer + 48]).to_le_bytes();
+    bytes[trailer + 48..trailer + 52].copy_from_slice(&crc);
+    let folder = site.cluster_folder().join("wal/00000001/FFFFFFFF");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("00000001FFFFFFFF000000FF"), bytes).unwrap();
+    crate::common::user::own_all(site.repository());
+    let run = verify(&site).run().expect_code(4);
+    assert_eq!(run.json()["clusters"][0]["unsupported_count"], 1, "{run}");
+    let found = findings(&run);
+    let gap = found.iter().find(|f| f["kind"] == "gap");
+    let gap = gap.unwrap_or_else(|| panic!("{run}"));
+    let detail = gap["detail"].as_str().unwrap();
+    let count: u64 = detail.split(' ').next().unwrap().parse().unwrap();
+    // 2^32 times 4096 segments of 1 MiB, less the rest of the last 4 GiB and what is there.
+    assert!(((1 << 44) - 4096..1 << 44).contains(&count), "{detail}");
+}
+
+#[test]
 fn c05_a_record_that_the_server_wrote_wrong_is_named_with_what_it_costs() {
     let (site, mut cluster) = Site::with_cluster(18);
     work(&cluster, 0);
