@@ -128,7 +128,15 @@ fn layout_of(what: &Fetch<'_>, repository: &Repository) -> Result<ClusterLayout>
     }
 }
 
-fn check_identity(container: &Container, layout: &ClusterLayout, name: WalFileName) -> Result<()> {
+/// The object must be the one of its key.
+///
+/// # Errors
+/// `WrongCluster` and `Damaged`, saying what it holds.
+pub fn check_identity(
+    container: &Container,
+    layout: &ClusterLayout,
+    name: WalFileName,
+) -> Result<()> {
     let identity = container.identity();
     let kind = match name {
         WalFileName::Segment(_) => Kind::Segment,

@@ -589,8 +589,9 @@ fn warnings(checked: &Checked, index: &SegmentIndex) -> Warnings {
         .iter()
         .map(|(kind, lsn)| {
             format!(
-                "WAL in \"{}\" is damaged at {lsn} ({kind:?}): archived as it is, but recovery will not get past it; take a base backup soon",
-                checked.name
+                "WAL in \"{}\" is damaged at {lsn} ({}): archived as it is, but recovery will not get past it; take a base backup soon",
+                checked.name,
+                kind.as_str()
             )
         })
         .collect()

@@ -41,7 +41,7 @@ impl LiveServer {
     /// Connects. Messages of the server go to `progress`.
     ///
     /// # Errors
-    /// `Server` when no server can be reached; `Denied` when it refuses; those of [`Client::connect`].
+    /// `Unreachable` when no server can be reached; `Denied` when it refuses; those of [`Client::connect`].
     pub fn connect(
         info: &ConnInfo,
         progress: Arc<dyn Progress>,
@@ -55,7 +55,7 @@ impl LiveServer {
             let progress = Arc::clone(&progress);
             runtime.block_on(Client::connect(info, session, progress))
         };
-        let client = connect(Session::Replication).map_err(of_server)?;
+        let client = connect(Session::Replication)?;
         let sql = match connect(Session::Sql) {
             Ok(client) => Some(client),
             Err(e) => {
@@ -102,7 +102,7 @@ impl LiveServer {
     }
 }
 
-/// Losing the server is an error of the server: "unreachable" is said of repositories.
+/// Losing the server on the way is an error of the server: "unreachable" is then said of repositories.
 fn of_server(e: Error) -> Error {
     match e.code() {
         Code::Unreachable => e.with_code(Code::Server),

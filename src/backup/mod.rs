@@ -128,7 +128,7 @@ pub fn take(
             registration.major,
             registration.segment_size_bytes
         )
-        .hint("Nothing was stored. Run \"pitr init --confirm\" when this is right."));
+        .hint("Nothing was stored. A registered system identifier keeps its major version and its segment size: after pg_resetwal --wal-segsize give the cluster a new name, \"pitr init --cluster NAME\"."));
     }
     warn_of_archiver(source, &facts, around.progress);
 

@@ -21,6 +21,11 @@ impl Failures {
         !is_over
     }
 
+    /// Whether nothing failed.
+    pub fn is_empty(&self) -> bool {
+        self.errors.is_empty() && self.interrupted.is_none()
+    }
+
     /// Drops errors that turned out to be none.
     pub fn forget(&mut self, code: Code) {
         self.errors.retain(|e| e.code() != code);

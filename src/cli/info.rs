@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Context;
+use super::failures::Failures;
 use super::human::{self, SizeUnit};
 use super::output::{Align, Table};
 use super::reading::Reading;
@@ -13,13 +14,14 @@ use crate::exit;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::plan::gap::{self, Gap};
-use crate::plan::window::{self, Window, Windows};
+use crate::plan::window::{Window, Windows};
 use crate::repo::backup::BackupKind;
 use crate::repo::inventory::{Backup, Inventory, Unreadable};
 
 /// Show what can be recovered, to when
 ///
-/// One screen: clusters, backups, recovery windows and gaps. Exit status: 0 well, 6 warning, 1 critical.
+/// One screen: clusters, backups, recovery windows and gaps. Exit status: 0 well, 6 warning, 1 critical. Without --cluster every cluster of
+/// the configuration is shown, or of the repository where none is configured.
 ///
 /// Example: pitr info --repository file:///var/backups/pitr
 #[derive(clap::Args, Debug)]
@@ -103,13 +105,44 @@ impl ShownBackup {
 
 /// Runs the command.
 pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
-    let reading = Reading::open(cx)?;
-    let inventory = reading.inventory(cx)?;
-    let rollup = reading.rollup(cx, &inventory)?;
-    let mut found = window::windows(&inventory, &rollup)?;
-    if rollup.has_changed() {
-        found = window::windows(&inventory, &rollup)?;
+    let mut looked = Vec::new();
+    let mut failures = Failures::default();
+    for reading in Reading::open_each(cx)? {
+        match look(cx, &reading) {
+            Ok(one) => looked.push(one),
+            Err(e) => {
+                failures.add(e, format!("look at cluster \"{}\"", reading.name));
+            }
+        }
     }
+    failures.first_if(cx, looked.is_empty())?;
+    let worst = looked.iter().map(|(shown, _)| shown.state).max();
+    let state = match failures.is_empty() {
+        true => worst.unwrap_or(State::Ok),
+        false => State::Critical,
+    };
+    if cx.out.is_json() {
+        let clusters = looked.into_iter().map(|(shown, _)| shown).collect();
+        cx.out.json(&Shown { state, clusters })?;
+    } else {
+        for (index, (shown, inventory)) in looked.iter().enumerate() {
+            if index > 0 {
+                cx.out.line("")?;
+            }
+            print(cx, shown, inventory)?;
+        }
+    }
+    failures.told(cx)?;
+    Ok(match state {
+        State::Ok => exit::SUCCESS,
+        State::Warning => exit::WARNINGS,
+        State::Critical => exit::CRITICAL,
+    })
+}
+
+fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
+    let inventory = reading.inventory(cx)?;
+    let found = reading.windows(cx, &inventory)?;
     let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
     let gaps = gap::gaps(&inventory, oldest.unwrap_or_default());
     let limit = reading
@@ -140,21 +173,10 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
             .map(|t| t.segments.count())
             .sum(),
     };
-    if cx.out.is_json() {
-        cx.out.json(&Shown {
-            state,
-            clusters: vec![shown],
-        })?;
-    } else {
-        print(cx, &shown, &inventory)?;
-    }
-    Ok(match state {
-        State::Ok => exit::SUCCESS,
-        State::Warning => exit::WARNINGS,
-        State::Critical => exit::CRITICAL,
-    })
+    Ok((shown, inventory))
 }
 
+/// What is wrong, worst first.
 fn judge(
     inventory: &Inventory,
     found: &Windows,
@@ -162,96 +184,102 @@ fn judge(
     max_backup_age: Option<Duration>,
     now: TimestampTz,
 ) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let mut say = |state, message: String| problems.push(Problem { state, message });
+    let mut problems = newest(inventory, found, max_backup_age, now);
+    problems.extend(
+        rest(inventory, found, gaps)
+            .into_iter()
+            .map(|message| Problem {
+                state: State::Warning,
+                message,
+            }),
+    );
+    problems.sort_by_key(|p| std::cmp::Reverse(p.state));
+    problems
+}
+
+/// What is wrong with the newest backup, and so with recovery to the end.
+fn newest(
+    inventory: &Inventory,
+    found: &Windows,
+    max_backup_age: Option<Duration>,
+    now: TimestampTz,
+) -> Vec<Problem> {
+    let critical = |message: String| Problem {
+        state: State::Critical,
+        message,
+    };
     let newest = inventory
         .backups
         .iter()
         .filter(|b| b.damage.is_none())
         .max_by_key(|b| b.stop_time);
-    match newest {
-        None => say(
-            State::Critical,
+    let Some(newest) = newest else {
+        return vec![critical(
             "there is no undamaged backup: nothing can be recovered".into(),
-        ),
-        Some(newest) => {
-            let id = newest.id.to_string();
-            let window = found.windows.iter().rfind(|w| w.backups.contains(&id));
-            match window {
-                None => say(
-                    State::Critical,
-                    format!("recovery is not assured: the newest backup, {id}, cannot be used"),
-                ),
-                Some(w) if !w.to_end => say(
-                    State::Critical,
-                    format!(
-                        "recovery is not assured: behind the newest backup, {id}, WAL gets to {} only: {}",
-                        w.to_lsn,
-                        w.broken.as_deref().unwrap_or_default()
-                    ),
-                ),
-                Some(_) => {}
-            }
-            if let Some(limit) = max_backup_age
-                && let Some(age) = now.duration_since(newest.stop_time)
-                && age > limit
-            {
-                say(
-                    State::Critical,
-                    format!(
-                        "the newest backup is {} old, max_backup_age is {}",
-                        human::duration(age),
-                        human::duration(limit)
-                    ),
-                );
-            }
-        }
+        )];
+    };
+    let mut problems = Vec::new();
+    let id = newest.id.to_string();
+    match found.windows.iter().rfind(|w| w.backups.contains(&id)) {
+        None => problems.push(critical(format!(
+            "recovery is not assured: the newest backup, {id}, cannot be used"
+        ))),
+        Some(w) if !w.to_end => problems.push(critical(format!(
+            "recovery is not assured: behind the newest backup, {id}, WAL gets to {} only: {}",
+            w.to_lsn,
+            w.broken.as_deref().unwrap_or_default()
+        ))),
+        Some(_) => {}
     }
+    if let Some(limit) = max_backup_age
+        && let Some(age) = now.duration_since(newest.stop_time)
+        && age > limit
+    {
+        problems.push(critical(format!(
+            "the newest backup is {} old, max_backup_age is {}",
+            human::duration(age),
+            human::duration(limit)
+        )));
+    }
+    problems
+}
+
+/// What else is wrong: each a warning.
+fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut say = |message: String| problems.push(message);
     for (id, why) in &found.unusable {
-        say(State::Warning, format!("backup {id} cannot be used: {why}"));
+        say(format!("backup {id} cannot be used: {why}"));
     }
     for window in found.windows.iter().filter(|w| !w.to_end) {
-        say(
-            State::Warning,
-            format!(
-                "on timeline {} recovery from {} gets to {} only: {}",
-                window.timeline.decimal(),
-                window.backups.last().map_or("", String::as_str),
-                window.to_lsn,
-                window.broken.as_deref().unwrap_or_default()
-            ),
-        );
+        say(format!(
+            "on timeline {} recovery from {} gets to {} only: {}",
+            window.timeline.decimal(),
+            window.backups.last().map_or("", String::as_str),
+            window.to_lsn,
+            window.broken.as_deref().unwrap_or_default()
+        ));
     }
     for gap in gaps {
-        say(
-            State::Warning,
-            format!(
-                "{} of timeline {} missing, {} to {}",
-                human::count(gap.segments, "segment"),
-                gap.timeline.decimal(),
-                gap.from_lsn,
-                gap.to_lsn
-            ),
-        );
+        say(format!(
+            "{} of timeline {} missing, {} to {}",
+            human::count(gap.segments, "segment"),
+            gap.timeline.decimal(),
+            gap.from_lsn,
+            gap.to_lsn
+        ));
     }
     for Unreadable { id, problem } in &inventory.unreadable {
-        say(
-            State::Warning,
-            format!("backup {id} cannot be read: {problem}"),
-        );
+        say(format!("backup {id} cannot be read: {problem}"));
     }
     for backup in inventory.backups.iter() {
         if let Some(damage) = &backup.damage {
-            say(
-                State::Warning,
-                format!("backup {} is damaged: {damage}", backup.id),
-            );
+            say(format!("backup {} is damaged: {damage}", backup.id));
         }
     }
     for problem in &found.problems {
-        say(State::Warning, problem.clone());
+        say(problem.clone());
     }
-    problems.sort_by_key(|p| std::cmp::Reverse(p.state));
     problems
 }
 

@@ -156,6 +156,15 @@ fn wanted_by_file(
             format!("pgdata = \"{}\"", flag.display()),
         ));
     }
+    if let (Some(flag), Some(file)) = (&args.conninfo, &cluster.conninfo)
+        && flag != file.expose()
+    {
+        // Neither is shown: there may be a password in it.
+        return Err(differs(
+            "has another conninfo".to_owned(),
+            "the conninfo of the command line".to_owned(),
+        ));
+    }
     let mut repositories = settings.repositories.clone();
     if let Some(wanted) = cx.global.repository.as_deref() {
         let is_wanted = |r: &config::Repository| match Location::looks_like_one(wanted) {
@@ -260,7 +269,7 @@ fn config_text(wanted: &Wanted, identity: &Identity) -> String {
         Some(conninfo) => text.push_str(&format!("conninfo = {}\n", string(conninfo))),
         None => text.push_str("# conninfo = \"host=/run/postgresql user=postgres\"   # needed by pitr backup and pitr doctor\n"),
     }
-    text.push_str("# max_backup_age = \"26h\"   # pitr info and pitr doctor warn when the newest backup is older\n");
+    text.push_str("# max_backup_age = \"26h\"   # pitr info and pitr doctor are critical when the newest backup is older\n");
     for repository in &wanted.repositories {
         text.push_str(&format!(
             "\n[repositories.{}]\nurl = {}\n",

@@ -7,8 +7,9 @@ use super::archive_command::shell_word;
 use super::target::{ResolvedTarget, TargetArgs};
 use crate::config::{self, Settings};
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::plan::recovery::{Action, Options, Plan};
+use crate::plan::window::{self, Windows};
 use crate::plan::{self};
 use crate::repo::inventory::Inventory;
 use crate::repo::repository::Repository;
@@ -40,26 +41,7 @@ impl Reading {
     /// That of the first repository, when none can be opened; `Usage` when several clusters could be meant.
     pub fn open(cx: &Context) -> Result<Reading> {
         let settings = cx.settings()?;
-        let mut first_error = None;
-        let mut opened = None;
-        for configured in &settings.repositories {
-            match cx.open(configured) {
-                Ok(repository) => {
-                    opened = Some((configured.clone(), repository));
-                    break;
-                }
-                Err(e) => {
-                    if settings.repositories.len() > 1 {
-                        cx.out
-                            .warn(&format!("repository \"{}\": {e}", configured.name));
-                    }
-                    first_error.get_or_insert(e);
-                }
-            }
-        }
-        let Some((configured, repository)) = opened else {
-            return Err(first_error.unwrap_or_else(|| err!(Config, "no repository is configured")));
-        };
+        let (configured, repository) = first_that_opens(cx, &settings)?;
         let cluster = settings.cluster_if_named()?;
         let name = match &cluster {
             Some(cluster) => cluster.name.as_str().to_owned(),
@@ -72,6 +54,54 @@ impl Reading {
             cluster,
             name,
         })
+    }
+
+    /// As [`Reading::open`], of each cluster that could be meant: where none is named, all that are configured, else all of the repository.
+    ///
+    /// # Errors
+    /// That of the first repository, when none can be opened; `NotFound` when it holds no cluster.
+    pub fn open_each(cx: &Context) -> Result<Vec<Reading>> {
+        let settings = cx.settings()?;
+        let names: Vec<String> = match settings.clusters.len() {
+            _ if cx.global.cluster.is_some() => Vec::new(),
+            0 => first_that_opens(cx, &settings)?.1.cluster_names()?,
+            _ => settings
+                .clusters
+                .iter()
+                .map(|c| c.name.to_string())
+                .collect(),
+        };
+        if names.len() < 2 {
+            return Ok(vec![Reading::open(cx)?]);
+        }
+        let one = |name: String| -> Result<Reading> {
+            let settings = cx.settings()?;
+            let (configured, repository) = first_that_opens(cx, &settings)?;
+            let cluster = settings.clusters.iter().find(|c| c.name.as_str() == name);
+            Ok(Reading {
+                cluster: cluster.cloned(),
+                settings,
+                configured,
+                repository,
+                name,
+            })
+        };
+        names.into_iter().map(one).collect()
+    }
+
+    /// What can be reached, by what is there.
+    ///
+    /// # Errors
+    /// Those of [`window::windows`]; `Unreachable` when the WAL changes each time it is looked at.
+    pub fn windows(&self, cx: &Context, inventory: &Inventory) -> Result<Windows> {
+        let rollup = self.rollup(cx, inventory)?;
+        for _ in 0..ATTEMPTS {
+            let windows = window::windows(inventory, &rollup)?;
+            if !rollup.has_changed() {
+                return Ok(windows);
+            }
+        }
+        Err(changes())
     }
 
     /// Reads what is there.
@@ -156,19 +186,37 @@ impl Reading {
                 return Ok((plan, resolved));
             }
         }
-        Err(err!(
-            Unreachable,
-            "the archived WAL changed each time it was looked at"
-        )
-        .hint("Objects never change: something else writes into the repository. Run pitr verify."))
+        Err(changes())
     }
 }
 
-fn unknown_backup(
-    inventory: &Inventory,
-    id: &str,
-    error: crate::error::Error,
-) -> crate::error::Error {
+fn changes() -> Error {
+    err!(
+        Unreachable,
+        "the archived WAL changed each time it was looked at"
+    )
+    .hint("Objects never change: something else writes into the repository. Run pitr verify.")
+}
+
+/// The first repository that can be opened; the others are warned of.
+fn first_that_opens(cx: &Context, settings: &Settings) -> Result<(config::Repository, Repository)> {
+    let mut first_error = None;
+    for configured in &settings.repositories {
+        match cx.open(configured) {
+            Ok(repository) => return Ok((configured.clone(), repository)),
+            Err(e) => {
+                if settings.repositories.len() > 1 {
+                    cx.out
+                        .warn(&format!("repository \"{}\": {e}", configured.name));
+                }
+                first_error.get_or_insert(e);
+            }
+        }
+    }
+    Err(first_error.unwrap_or_else(|| err!(Config, "no repository is configured")))
+}
+
+fn unknown_backup(inventory: &Inventory, id: &str, error: Error) -> Error {
     let ids: Vec<String> = inventory.backups.iter().map(|b| b.id.to_string()).collect();
     match ids
         .iter()

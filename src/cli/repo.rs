@@ -25,7 +25,7 @@ pub struct Args {
 pub enum Command {
     /// Show what each repository is, and which clusters it knows
     ///
-    /// Exit status 9 when none can be opened, 10 when some cannot.
+    /// Exit status 10 when some cannot be opened; when none can, that of the first (9 where there is none).
     ///
     /// Example: pitr repo show --repository /var/backups/pitr
     Show {},

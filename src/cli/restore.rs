@@ -86,6 +86,23 @@ struct Shown<'a> {
     restored: Option<ShownReport<'a>>,
 }
 
+impl<'a> Shown<'a> {
+    fn unrestored(
+        plan: &'a Plan,
+        to: &'a str,
+        tablespaces: &'a [PlacedTablespace],
+        dry_run: bool,
+    ) -> Shown<'a> {
+        Shown {
+            plan,
+            to,
+            tablespaces,
+            dry_run,
+            restored: None,
+        }
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let parsed = args.target.parse()?;
@@ -129,8 +146,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
                 .reading
                 .plan(cx, &opened.inventory, &args.target, action)?;
             if !plan.reachable || plan.outcome == Outcome::Fatal {
-                plan::show(cx, &plan, resolved.local_time.as_deref())?;
-                return out_of_reach(cx, &plan);
+                let shown = Shown::unrestored(&plan, &request.to, &[], args.dry_run);
+                return out_of_reach(cx, &shown, resolved.local_time.as_deref());
             }
             new_job(cx, &opened, request, plan)?
         }
@@ -145,13 +162,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let Some(plan) = &job.plan else {
         return Err(err!(Internal, "a restore without a plan"));
     };
-    let mut shown = Shown {
-        plan,
-        to: &job.request.to,
-        tablespaces: &job.tablespaces,
-        dry_run: args.dry_run,
-        restored: None,
-    };
+    let mut shown = Shown::unrestored(plan, &job.request.to, &job.tablespaces, args.dry_run);
     if !cx.out.is_json() {
         plan::show(cx, plan, resolved.local_time.as_deref())?;
     } else if args.dry_run {
@@ -181,11 +192,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 /// The plan says why, on standard output; what follows from it stands with the errors.
-fn out_of_reach(cx: &Context, plan: &Plan) -> Result<u8> {
+fn out_of_reach(cx: &Context, shown: &Shown<'_>, local_time: Option<&str>) -> Result<u8> {
     if cx.out.is_json() {
+        cx.out.json(shown)?;
         return Ok(exit::status(Program::Pitr, Code::OutOfReach));
     }
-    let why = plan
+    plan::show(cx, shown.plan, local_time)?;
+    let why = shown
+        .plan
         .explanation
         .clone()
         .unwrap_or_else(|| "the target cannot be reached".into());

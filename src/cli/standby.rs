@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::Context;
 use super::reading::Reading;
 use super::restoring::{self, Opened, Place, ShownReport};
+use crate::config;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
@@ -158,10 +159,10 @@ fn check_conninfo(conninfo: &str) -> Result<()> {
     if conninfo.contains(['\n', '\r', '\0']) {
         return wrong("holds a line break");
     }
-    if holds_password(conninfo) {
+    if config::holds_password(conninfo) {
         return Err(with_passfile_hint(err!(
             Usage,
-            "--primary-conninfo holds a password"
+            "--primary-conninfo holds a password or another secret"
         )));
     }
     Ok(())
@@ -169,35 +170,6 @@ fn check_conninfo(conninfo: &str) -> Result<()> {
 
 fn with_passfile_hint(e: Error) -> Error {
     e.hint("Put it into a password file of the server's user and add passfile=FILE instead.")
-}
-
-/// `password=…`, or `user:password@` and `?password=` in a URI.
-fn holds_password(conninfo: &str) -> bool {
-    let lower = conninfo.to_ascii_lowercase();
-    if let Some((_, rest)) = lower
-        .split_once("postgresql://")
-        .or_else(|| lower.split_once("postgres://"))
-    {
-        let authority = rest.split(['/', '?']).next().unwrap_or_default();
-        let in_authority = authority
-            .rsplit_once('@')
-            .is_some_and(|(user, _)| user.contains(':'));
-        return in_authority || rest.contains("password=");
-    }
-    let mut rest = lower.as_str();
-    while let Some(at) = rest.find("password") {
-        let before = rest.get(..at).unwrap_or_default();
-        let after = rest.get(at + "password".len()..).unwrap_or_default();
-        let begins_word = before
-            .chars()
-            .next_back()
-            .is_none_or(|c| c.is_whitespace() || c == '\'');
-        if begins_word && after.trim_start().starts_with('=') {
-            return true;
-        }
-        rest = after;
-    }
-    false
 }
 
 /// PostgreSQL: src/backend/replication/slot.c, `ReplicationSlotValidateName`.
@@ -226,6 +198,10 @@ mod tests {
             "host=a PASSWORD=b",
             "postgresql://u:p@h/db",
             "postgres://u@h/db?password=x",
+            "host=a sslkey=k sslpassword=b",
+            "postgresql://h/db?sslpassword=x",
+            "host=a oauth_client_secret = b",
+            "host=a scram_client_key=b",
         ] {
             assert!(check_conninfo(conninfo).is_err(), "{conninfo}");
         }

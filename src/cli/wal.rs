@@ -57,6 +57,8 @@ pub enum Command {
         name: String,
     },
     /// Show WAL that should be there and is not
+    ///
+    /// Exit status 4 when there is a gap.
     Gaps {},
     /// Show segments that were offered again with other content
     ///
@@ -120,7 +122,12 @@ fn push(cx: &Context, path: &Path) -> Result<u8> {
 fn fetch(cx: &Context, name: &OsStr, path: &Path) -> Result<u8> {
     let job = Job::new(arguments(cx, vec![name.to_owned(), path.into()]))?;
     match job.run(&cx.environment, cx.random(), &cx.progress())? {
-        Fetched::Delivered => Ok(exit::SUCCESS),
+        Fetched::Delivered => {
+            if cx.out.is_json() {
+                cx.out.json(&serde_json::json!({ "outcome": DELIVERED }))?;
+            }
+            Ok(exit::SUCCESS)
+        }
         Fetched::ProvenAbsent => Err(err!(
             NotFound,
             "\"{}\" is not in the archive",
@@ -129,6 +136,7 @@ fn fetch(cx: &Context, name: &OsStr, path: &Path) -> Result<u8> {
     }
 }
 
+const DELIVERED: &str = "delivered";
 const STORED: &str = "stored";
 const THERE: &str = "already_there";
 const LEFT_OUT: &str = "left_out";

@@ -6,6 +6,7 @@ use super::Context;
 use super::human::{self, SizeUnit};
 use super::output::{Align, Table};
 use super::reading::Reading;
+use crate::archive::fetch::check_identity;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
@@ -19,6 +20,7 @@ use crate::repo::facts::{EntryKind, Wal};
 use crate::repo::index::{self, Summary, WalEvent, flag};
 use crate::repo::inventory::{HistoryFile, Inventory};
 use crate::repo::layout::ClusterLayout;
+use crate::store::{Key, Store};
 
 /// So much of a long listing is printed at a time.
 const LINES_BYTES: usize = 64 << 10;
@@ -188,7 +190,9 @@ pub fn show(cx: &Context, name: &str) -> Result<u8> {
         return Err(err!(NotFound, "\"{name}\" is not in the archive")
             .hint("pitr wal list shows what is there."));
     };
-    let container = Container::open(object).map_err(|e| e.context(format!("read \"{name}\"")))?;
+    let container = Container::open(object)
+        .and_then(|c| check_identity(&c, &layout, name).map(|()| c))
+        .map_err(|e| e.context(format!("read object \"{key}\"")))?;
     match name {
         WalFileName::Segment(segment) => {
             show_wal(cx, &reading, &inventory, &container, segment, true)
@@ -226,7 +230,7 @@ fn show_wal(
     let summary = index::read_summary(container)?;
     let mut shown = shown(container.identity(), &summary, container.stored_bytes());
     for (kind, lsn) in index::read_damage(container)? {
-        shown.damage.push(format!("{kind:?} at {lsn}"));
+        shown.damage.push(format!("{} at {lsn}", kind.as_str()));
     }
     if is_whole {
         let size = inventory.segment_size;
@@ -345,7 +349,10 @@ fn event_text(event: &WalEvent) -> String {
             timeline,
             redo_lsn,
             ..
-        } => format!("checkpoint {kind:?}, timeline {timeline}, redo {redo_lsn}"),
+        } => format!(
+            "checkpoint {}, timeline {timeline}, redo {redo_lsn}",
+            kind.as_str()
+        ),
         WalEvent::ParameterChange {
             limits, wal_level, ..
         } => format!(
@@ -522,15 +529,61 @@ struct ShownConflict {
     key: String,
     system_identifier: String,
     timeline: u32,
-    hash: String,
+    hash: Option<String>,
     stored_hash: Option<String>,
-    stored_bytes: u64,
+    stored_bytes: Option<u64>,
     refused: Option<TimestampTz>,
+    /// What of it cannot be read.
+    error: Option<String>,
 }
 
 #[derive(Serialize)]
 struct ShownConflicts {
     conflicts: Vec<ShownConflict>,
+}
+
+/// One refused copy beside the one that is stored; `None` when it is not there any more. A damaged copy is told, the others are listed all the
+/// same.
+fn conflict(
+    store: &dyn Store,
+    layout: &ClusterLayout,
+    name: WalFileName,
+    key: &Key,
+) -> Result<Option<ShownConflict>> {
+    let mut error: Option<String> = None;
+    let mut open = |key: &Key| -> Result<Option<Option<Container>>> {
+        let Some(object) = store.open(key)? else {
+            return Ok(None);
+        };
+        match Container::open(object) {
+            Ok(container) => Ok(Some(Some(container))),
+            Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => {
+                error.get_or_insert(format!("object \"{key}\": {e}"));
+                Ok(Some(None))
+            }
+            Err(e) => Err(e.context(format!("read object \"{key}\""))),
+        }
+    };
+    let Some(refused) = open(key)? else {
+        return Ok(None);
+    };
+    let stored = open(&layout.wal_file(name))?.flatten();
+    let hex = |c: &Container| {
+        let hash = blake3::Hash::from_bytes(c.identity().hash);
+        hash.to_hex().to_string()
+    };
+    let meta = store.head(key)?;
+    Ok(Some(ShownConflict {
+        name: name.to_string(),
+        key: key.to_string(),
+        system_identifier: layout.system_identifier().to_string(),
+        timeline: name.timeline().decimal(),
+        hash: refused.as_ref().map(hex),
+        stored_hash: stored.as_ref().map(hex),
+        stored_bytes: meta.map(|m| m.size_bytes),
+        refused: meta.map(|m| m.modified),
+        error,
+    }))
 }
 
 /// `pitr wal conflicts`.
@@ -547,7 +600,6 @@ pub fn conflicts(cx: &Context, wanted: Option<&str>) -> Result<u8> {
         .map(|l| l.name)
         .collect();
     names.sort();
-    let hex = |identity: &Identity| blake3::Hash::from_bytes(identity.hash).to_hex().to_string();
     let mut conflicts = Vec::new();
     for entry in names {
         let Some(name) = entry
@@ -559,27 +611,8 @@ pub fn conflicts(cx: &Context, wanted: Option<&str>) -> Result<u8> {
         if wanted.is_some_and(|w| w != name) {
             continue;
         }
-        let key = crate::store::Key::new(format!("{}/{entry}", layout.conflicts()))?;
-        let Some(object) = store.open(&key)? else {
-            continue;
-        };
-        let container =
-            Container::open(object).map_err(|e| e.context(format!("read object \"{key}\"")))?;
-        let stored = match store.open(&layout.wal_file(name))? {
-            Some(object) => Container::open(object).ok().map(|c| hex(c.identity())),
-            None => None,
-        };
-        let identity = container.identity();
-        conflicts.push(ShownConflict {
-            name: name.to_string(),
-            key: key.to_string(),
-            system_identifier: identity.system_identifier.to_string(),
-            timeline: name.timeline().decimal(),
-            hash: hex(identity),
-            stored_hash: stored,
-            stored_bytes: container.stored_bytes(),
-            refused: store.head(&key)?.map(|m| m.modified),
-        });
+        let key = Key::new(format!("{}/{entry}", layout.conflicts()))?;
+        conflicts.extend(conflict(store, &layout, name, &key)?);
     }
     if cx.out.is_json() {
         cx.out.json(&ShownConflicts { conflicts })?;
@@ -601,10 +634,13 @@ pub fn conflicts(cx: &Context, wanted: Option<&str>) -> Result<u8> {
             c.name.clone(),
             c.refused.map(human::time).unwrap_or_default(),
             c.stored_hash.as_deref().map(short).unwrap_or_default(),
-            short(&c.hash),
+            c.hash.as_deref().map(short).unwrap_or_default(),
         ]);
     }
     cx.out.table(&table)?;
+    for error in conflicts.iter().filter_map(|c| c.error.as_deref()) {
+        cx.out.warn(error);
+    }
     cx.out.note("Both copies are kept. Two servers wrote different WAL under one name: find out which one is the cluster.");
     Ok(exit::SUCCESS)
 }

@@ -611,17 +611,28 @@ impl Entry {
     }
 }
 
-/// Whether connection settings, in either of libpq's forms, give a password. In doubt it says yes.
-fn holds_password(conninfo: &str) -> bool {
-    let keyword = conninfo.match_indices("password").any(|(at, word)| {
-        let rest = conninfo.get(at + word.len()..).unwrap_or_default();
-        rest.trim_start().starts_with('=')
-    });
+/// Keywords of libpq whose value is a secret; `sslpassword` ends in the first. PostgreSQL: src/interfaces/libpq/fe-connect.c, `PQconninfoOptions`.
+const SECRETS: [&str; 4] = [
+    "password",
+    "oauth_client_secret",
+    "scram_client_key",
+    "scram_server_key",
+];
+
+/// Whether connection settings, in either of libpq's forms, give a password or another secret. In doubt it says yes.
+pub fn holds_password(conninfo: &str) -> bool {
+    let conninfo = conninfo.to_ascii_lowercase();
+    let is_given = |word: &str| {
+        conninfo.match_indices(word).any(|(at, _)| {
+            let rest = conninfo.get(at + word.len()..).unwrap_or_default();
+            rest.trim_start().starts_with('=')
+        })
+    };
     let in_uri = conninfo
         .split_once("://")
-        .and_then(|(_, rest)| rest.split('/').next()?.rsplit_once('@'))
+        .and_then(|(_, rest)| rest.split(['/', '?']).next()?.rsplit_once('@'))
         .is_some_and(|(user, _)| user.contains(':'));
-    keyword || in_uri
+    in_uri || SECRETS.into_iter().any(is_given)
 }
 
 #[cfg(test)]

@@ -456,6 +456,17 @@ pub enum CheckpointKind {
     EndOfRecovery = 2,
 }
 
+impl CheckpointKind {
+    /// As it is shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CheckpointKind::Online => "online",
+            CheckpointKind::Shutdown => "shutdown",
+            CheckpointKind::EndOfRecovery => "end of recovery",
+        }
+    }
+}
+
 impl WalEvent {
     fn kind(&self) -> u8 {
         match self {
@@ -694,6 +705,19 @@ pub enum DamageKind {
     RecordHeader = 4,
     /// Bytes behind a switch record.
     AfterSwitch = 5,
+}
+
+impl DamageKind {
+    /// As it is shown, in JSON too.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DamageKind::Crc => "record checksum",
+            DamageKind::Prev => "previous record",
+            DamageKind::PageHeader => "page header",
+            DamageKind::RecordHeader => "record header",
+            DamageKind::AfterSwitch => "bytes behind a switch",
+        }
+    }
 }
 
 /// A whole index.

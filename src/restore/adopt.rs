@@ -67,13 +67,17 @@ pub fn adopt(
     let mut recorded_in = Vec::new();
     for (repository, required) in repositories {
         let done = match repository {
-            Ok(repository) => {
-                record(repository, &control, from, new_name, around).map(|()| repository)
-            }
+            Ok(repository) => record(repository, &control, from, new_name, around)
+                .map(|is_recorded| (repository.store().location(), is_recorded)),
             Err(e) => Err(err!(Unreachable, "{e}").with_code(e.code())),
         };
         match done {
-            Ok(repository) => recorded_in.push(repository.store().location()),
+            Ok((location, true)) => recorded_in.push(location),
+            Ok((location, false)) => around.progress.warn(&format!(
+                "the adoption was not recorded in \"{location}\": system identifier {} is not registered there for {}",
+                control.system_identifier,
+                from.map_or_else(|| "a cluster of a known name".to_owned(), |name| format!("cluster \"{name}\""))
+            )),
             // Without a registration the new name could not archive; the event alone is for the record.
             Err(e) if e.code() == Code::Conflict || (*required && new_name.is_some()) => {
                 return Err(e);
@@ -99,13 +103,14 @@ pub fn adopt(
     })
 }
 
+/// Registers the new name and writes the event; `false` when there is no cluster that it could be recorded of.
 fn record(
     repository: &Repository,
     control: &ControlFile,
     from: Option<&str>,
     new_name: Option<&str>,
     around: &Surroundings<'_>,
-) -> Result<()> {
+) -> Result<bool> {
     let identifier = control.system_identifier;
     let old = from.map(|name| ClusterLayout::new(name, identifier));
     let old = old.transpose()?;
@@ -117,14 +122,14 @@ fn record(
         register(repository, control, name, known.as_ref(), around)?;
     }
     let Some((layout, name)) = old.filter(|_| known.is_some()).zip(new_name.or(from)) else {
-        return Ok(());
+        return Ok(false);
     };
     let event = Event {
         event: "adopted".into(),
         as_name: Some(name.to_owned()),
         ..around.event(SUBJECT)
     };
-    event::record(repository.store(), &layout, &event, (around.random)()).map(|_| ())
+    event::record(repository.store(), &layout, &event, (around.random)()).map(|_| true)
 }
 
 fn register(

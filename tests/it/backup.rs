@@ -408,3 +408,12 @@ fn h07_an_aborted_backup_of_a_new_identifier_hides_no_good_one() {
         "{list}"
     );
 }
+
+#[test]
+fn a_server_that_is_down_cannot_be_reached() {
+    let cluster = Cluster::builder(17).segment_size_mb(1).create();
+    let site = Site::new(&cluster);
+    let run = backup(&site).run().expect_code(9);
+    assert_eq!(run.json()["code"], "unreachable", "{run}");
+    assert!(committed(&site).is_empty());
+}

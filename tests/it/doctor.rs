@@ -554,3 +554,90 @@ fn w12_doctor_says_how_much_wal_the_slot_keeps(major: u32) {
     );
 }
 per_major!(w12_doctor_says_how_much_wal_the_slot_keeps);
+
+#[test]
+fn a_standby_that_always_archives_is_watched_like_a_primary() {
+    let (site, primary) = Site::with_cluster(17);
+    primary.archive_now();
+    let standby = Cluster::builder(17)
+        .standby_of(&primary)
+        .without_fsync()
+        .option("archive_mode", "always")
+        .option("archive_command", "/bin/false")
+        .start();
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let place = |c: &Cluster| c.pgdata().display().to_string();
+    std::fs::write(
+        site.config(),
+        config.replace(&place(&primary), &place(&standby)),
+    )
+    .unwrap();
+    let doctor = doctor(&site).env("PITR_CLUSTERS_MAIN_CONNINFO", standby.conninfo("postgres"));
+    primary.archive_now();
+    let failures = "select failed_count > 0 from pg_stat_archiver";
+    wait_until(PATIENCE, "its archiver fails", || {
+        standby.query_one_string(failures) == "t"
+    });
+    let json = doctor.clone().run().json();
+    bad(
+        &json,
+        "fail",
+        "server",
+        "archiver",
+        "archiving is stuck",
+        "by hand",
+    );
+    // What waits there is stuck, too, once it is old.
+    let status = standby.pgdata().join("pg_wal/archive_status");
+    let ready = || {
+        let entries = std::fs::read_dir(&status).unwrap();
+        let mut paths = entries.map(|e| e.unwrap().path());
+        paths.find(|p| p.extension().is_some_and(|e| e == "ready"))
+    };
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    let file = std::fs::File::options()
+        .write(true)
+        .open(ready().unwrap())
+        .unwrap();
+    file.set_modified(old).unwrap();
+    let json = doctor.run().json();
+    bad(&json, "fail", "pg_wal", "waiting", "archiving is stuck", "");
+}
+
+#[test]
+fn a_question_that_is_refused_takes_nothing_from_the_other_answers() {
+    let (site, mut cluster) = Site::with_cluster(17);
+    cluster.sql("create role watcher login replication; grant pg_read_all_settings to watcher");
+    cluster.sql("revoke execute on function pg_control_system() from public");
+    let conninfo = cluster
+        .conninfo("postgres")
+        .replace("user=postgres", "user=watcher");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let without = config.lines().filter(|l| !l.starts_with("pgdata"));
+    let without = without.collect::<Vec<_>>().join("\n");
+    std::fs::write(site.config(), without).unwrap();
+    let json = doctor(&site)
+        .env("PITR_CLUSTERS_MAIN_CONNINFO", conninfo)
+        .run()
+        .json();
+    assert_eq!(finding(&json, "server", "questions")["level"], "fail");
+    assert_eq!(
+        finding(&json, "repository", "cluster")["level"],
+        "ok",
+        "{json:#}"
+    );
+    // A damaged pg_control is told as that.
+    cluster.stop(Stop::Fast);
+    std::fs::write(site.config(), config).unwrap();
+    std::fs::write(cluster.pgdata().join("global/pg_control"), [0; 8192]).unwrap();
+    let json = doctor(&site).run().json();
+    let found = finding(&json, "repository", "cluster");
+    assert!(
+        found["cause"].as_str().unwrap().contains("pg_control"),
+        "{found:#}"
+    );
+    assert!(
+        !found["cause"].as_str().unwrap().contains("neither"),
+        "{found:#}"
+    );
+}

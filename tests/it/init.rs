@@ -256,15 +256,132 @@ fn an_existing_configuration_is_used_and_never_changed() {
     assert!(run.stderr.contains("does not name the repository"), "{run}");
     init(&[]).expect_code(2);
     assert_eq!(names(sandbox.path()), ["pitr.toml"]);
+    let connected = text.replace("[clusters.two]", "conninfo = 'host=/a'\n[clusters.two]");
+    sandbox.file("pitr.toml", &connected);
+    let run = init(&["--cluster", "one", "--conninfo", "host=/b password=x"]).expect_code(8);
+    assert!(
+        run.stderr.contains("has another conninfo") && !run.stderr.contains("password=x"),
+        "{run}"
+    );
+    sandbox.file("pitr.toml", &text);
 
     let run = init(&["--cluster", "one"]).success();
     assert!(settings(&run).contains("--cluster one %p"), "{run}");
+    assert!(run.stdout.contains("info --cluster one"), "{run}");
+    // Each cluster of the file is shown; one that is not there does not hide the other.
+    let info = |args: &[&str]| {
+        pitr()
+            .dir(sandbox.path())
+            .args(["info", "--json"])
+            .args(args)
+            .run()
+    };
+    let run = info(&[])
+        .expect_code(1)
+        .expect_stderr("cluster \\\"two\\\"");
+    let shown = run.json();
+    assert_eq!(shown["clusters"].as_array().unwrap().len(), 1, "{run}");
+    assert_eq!(
+        (&shown["clusters"][0]["name"], &shown["state"]),
+        (&"one".into(), &"critical".into())
+    );
+    let bare = ["--repository", sandbox.path().to_str().unwrap()].map(str::to_owned);
+    let bare = format!("{}/repo", bare[1]);
+    register_two(&sandbox);
+    let shown = info(&["--repository", &bare]).json();
+    let names_of: Vec<_> = shown["clusters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["name"].clone())
+        .collect();
+    assert_eq!(names_of, ["one", "two"], "{shown}");
     assert!(sandbox.join("repo/pitr.json").exists());
     assert!(sandbox.join("other/place/pitr.json").exists());
     assert_eq!(
         std::fs::read_to_string(sandbox.join("pitr.toml")).unwrap(),
         text
     );
+}
+
+/// Registers cluster `two` beside `one`, under another identifier.
+fn register_two(sandbox: &Sandbox) {
+    let location = pitr::config::Location::File(sandbox.join("repo"));
+    let repository = pitr::repo::open(&location, 1).unwrap();
+    let one = repository.registrations("one").unwrap().remove(0);
+    let two = pitr::repo::repository::Registration {
+        name: "two".into(),
+        system_identifier: one.system_identifier + 1,
+        ..one
+    };
+    repository.register(&two).unwrap();
+    user::own_all(&sandbox.join("repo"));
+}
+
+#[test]
+fn an_adoption_that_is_recorded_nowhere_says_so() {
+    let sandbox = Sandbox::new("init");
+    let cluster = Cluster::builder(17).segment_size_mb(1).create();
+    init(&cluster, &sandbox).run().success();
+    let adopt = || {
+        pitr()
+            .dir(sandbox.path())
+            .args(["adopt", "--json"])
+            .run()
+            .success()
+    };
+    let run = adopt();
+    assert_eq!(
+        run.json()["recorded_in"].as_array().unwrap().len(),
+        1,
+        "{run}"
+    );
+    let registrations = sandbox.join("repo/clusters/main");
+    std::fs::remove_dir_all(registrations).unwrap();
+    let run = adopt().expect_stderr("was not recorded");
+    assert_eq!(run.json()["recorded_in"], serde_json::json!([]), "{run}");
+}
+
+#[test]
+fn the_same_identifier_with_another_major_is_refused() {
+    let sandbox = Sandbox::new("init");
+    let cluster = Cluster::builder(17).segment_size_mb(1).create();
+    init(&cluster, &sandbox).run().success();
+    let location = pitr::config::Location::File(sandbox.join("repo"));
+    let repository = pitr::repo::open(&location, 1).unwrap();
+    let registration = repository.registrations("main").unwrap().remove(0);
+    let path = sandbox.join(format!(
+        "repo/clusters/main/{}/cluster.json",
+        registration.system_identifier
+    ));
+    std::fs::remove_file(&path).unwrap();
+    let other = pitr::repo::repository::Registration {
+        major: 16,
+        ..registration
+    };
+    repository.register(&other).unwrap();
+    user::own_all(&sandbox.join("repo"));
+    let run = init(&cluster, &sandbox).run().expect_code(8);
+    assert!(
+        run.stderr
+            .contains("registered as PostgreSQL 16, and is 17"),
+        "{run}"
+    );
+}
+
+#[test]
+fn a_directory_that_cannot_be_listed_is_not_an_empty_one() {
+    use crate::common::fault::{self, Fault};
+    crate::require_strace!("a_directory_that_cannot_be_listed_is_not_an_empty_one");
+    let sandbox = Sandbox::new("init");
+    let cluster = Cluster::builder(17).segment_size_mb(1).create();
+    let repository = sandbox.dir("repo");
+    sandbox.file("repo/somebodys", "data");
+    let unreadable = Fault::error("getdents64", "EIO").on(&repository);
+    let (run, fired) = fault::inject(&init(&cluster, &sandbox), &unreadable);
+    assert!(fired >= 1, "{run}");
+    run.expect_code(1).expect_stderr("list directory");
+    assert_eq!(names(&repository), ["somebodys"]);
 }
 
 #[test]

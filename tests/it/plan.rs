@@ -213,6 +213,16 @@ fn the_verbs_show_what_is_archived() {
         .run()
         .expect_code(5)
         .expect_stdout("out of reach");
+    let to = site.sandbox().join("nowhere");
+    let restore = site.pitr().args(["restore", "--json", "--to"]).arg(&to);
+    let json = restore.run().expect_code(5).json();
+    assert_eq!(json["reason"], "no_backup", "{json}");
+    assert_eq!(json["to"], to.to_str().unwrap());
+    assert_eq!(
+        (&json["dry_run"], &json["restored"]),
+        (&false.into(), &serde_json::Value::Null)
+    );
+    assert_eq!(json["tablespaces"], serde_json::json!([]));
     backup(&site).run().success();
     let (xid, _) = insert(&cluster, 1);
     cluster.sql("select pg_create_restore_point('here')");

@@ -143,6 +143,82 @@ fn backfill_takes_only_what_is_whole_and_goes_on_after_a_conflict() {
 }
 
 #[test]
+fn what_a_backfill_stored_before_it_failed_is_told() {
+    let still = Still::new(17, 1, 1);
+    let history = still.wal("00000002.history");
+    std::fs::write(&history, "1\t0/3000000\tno recovery target specified\n\n").unwrap();
+    user::own(&history);
+    // History files come first; the folder of the segments may not be entered.
+    let closed = still.site.cluster_folder().join("wal/00000001");
+    std::fs::create_dir_all(&closed).unwrap();
+    user::own_all(still.site.repository());
+    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+    let backfill = still
+        .site
+        .pitr()
+        .args(["wal", "backfill", "--json", "--from"]);
+    let run = backfill.arg(still.wal("")).run().expect_code(1);
+    assert!(run.stderr.contains("\"denied\""), "{run}");
+    let done = outcomes(&run.json());
+    assert_eq!(
+        done.get("00000002.history").map(String::as_str),
+        Some("stored"),
+        "{run}"
+    );
+    assert!(!done.contains_key(&still.segments[0]), "{run}");
+    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+}
+
+#[test]
+fn damaged_and_misplaced_copies_are_told_as_what_they_are() {
+    let still = Still::new(17, 1, 2);
+    still.push_all();
+    let [one, two] = [still.segments[0].as_str(), still.segments[1].as_str()];
+    let objects = [one, two].map(|n| still.site.object(n));
+    let kept = std::fs::read(&objects[1]).unwrap();
+    for name in [one, two] {
+        let mut bytes = std::fs::read(still.wal(name)).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(still.wal(name), bytes).unwrap();
+        still.push(name).run().expect_code(20);
+    }
+    let pitr = |args: &[&str]| still.site.pitr().arg("wal").args(args).privileged().run();
+    // The stored copy of one segment is damaged, the refused copy of the other: both are listed.
+    std::fs::write(&objects[0], "damaged").unwrap();
+    let refused = |name: &str| {
+        let entries = std::fs::read_dir(still.site.cluster_folder().join("conflicts")).unwrap();
+        let mut paths = entries.map(|e| e.unwrap().path());
+        paths.find(|p| p.to_str().unwrap().contains(name)).unwrap()
+    };
+    std::fs::write(refused(two), "damaged").unwrap();
+    let run = pitr(&["conflicts", "--json"]).success();
+    let json = run.json();
+    let [first, second] = [&json["conflicts"][0], &json["conflicts"][1]];
+    assert!(
+        first["hash"].is_string() && first["stored_hash"].is_null(),
+        "{run}"
+    );
+    assert!(
+        second["hash"].is_null() && second["stored_hash"].is_string(),
+        "{run}"
+    );
+    for (shown, part) in [(first, "/wal/"), (second, "/conflicts/")] {
+        assert!(shown["error"].as_str().unwrap().contains(part), "{run}");
+    }
+    let run = pitr(&["conflicts"]).success();
+    assert!(
+        run.stdout.contains(one) && run.stdout.contains(two),
+        "{run}"
+    );
+    assert_eq!(run.stderr.matches("warning: object").count(), 2, "{run}");
+    // A whole segment under another's name is not shown as that one.
+    std::fs::write(&objects[0], kept).unwrap();
+    pitr(&["show", two]).success();
+    let run = pitr(&["show", one]).expect_code(1);
+    assert!(run.stderr.contains(&format!("it holds \"{two}\"")), "{run}");
+}
+
+#[test]
 fn push_and_fetch_by_hand_have_the_statuses_of_pitr() {
     let still = Still::new(17, 1, 1);
     let name = still.segments[0].as_str();
@@ -165,7 +241,8 @@ fn push_and_fetch_by_hand_have_the_statuses_of_pitr() {
         .expect_stderr("already there");
     let json = pitr(&["push", &path, "--json"]).run().success().json();
     assert_eq!(json["outcome"], "already_there");
-    pitr(&["fetch", name, "segment"]).run().success();
+    let json = pitr(&["fetch", name, "segment", "--json"]);
+    assert_eq!(json.run().success().json()["outcome"], "delivered");
     assert!(
         std::fs::read(still.cluster.pgdata().join("segment")).unwrap()
             == std::fs::read(still.wal(name)).unwrap()

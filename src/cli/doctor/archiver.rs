@@ -62,7 +62,7 @@ pub(super) fn look(found: &mut Findings, pgdata: &Path, seen: &Seen, cx: &Contex
     };
     let fix = "see the server's log for pitr-archive, and free or mount the repository";
     // A standby that does not archive keeps none, or those of its time as a primary.
-    if seen.in_recovery || (age < STUCK && waiting <= MANY as u64) {
+    if seen.leaves_archiving || (age < STUCK && waiting <= MANY as u64) {
         found.ok("waiting", value);
     } else if age >= STUCK {
         found.fail(

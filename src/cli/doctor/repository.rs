@@ -71,7 +71,7 @@ pub(super) fn look(
         found.ok(&configured.name, configured.location.to_string());
         place(found, configured, pgdata, cx);
         let Some(cluster) = cluster else { continue };
-        let registered = registered(found, cluster, &repository, pgdata, seen, cx);
+        let registered = registered(found, cluster, &repository, pgdata, seen);
         match registered {
             Ok(Some(layout)) => {
                 if let Err(e) = content(found, cluster, &repository, &layout, cx) {
@@ -175,12 +175,14 @@ fn registered(
     repository: &Repository,
     pgdata: Option<&Path>,
     seen: &Seen,
-    _cx: &Context,
 ) -> Result<Option<ClusterLayout>> {
-    let of_files = || DataDirectory::at(pgdata?).control().ok()?;
-    let identifier = seen
-        .system_identifier
-        .or_else(|| Some(of_files()?.system_identifier));
+    let identifier = match (seen.system_identifier, pgdata) {
+        (Some(told), _) => Some(told),
+        (None, Some(pgdata)) => DataDirectory::at(pgdata)
+            .control()?
+            .map(|control| control.system_identifier),
+        (None, None) => None,
+    };
     let Some(identifier) = identifier else {
         found.warn(
             "cluster",

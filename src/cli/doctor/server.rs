@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Findings, receiver};
-use crate::cli::archive_command::{Judged, Weight, compose, judge};
+use crate::cli::archive_command::{Weight, compose, judge};
 use crate::cli::server::Server;
 use crate::cli::{Context, human};
 use crate::config::{Cluster, Settings};
@@ -21,8 +21,8 @@ pub(super) struct Seen {
     pub pgdata: Option<PathBuf>,
     pub system_identifier: Option<u64>,
     pub in_recovery: bool,
-    /// Our program and its configuration, as archive_command names them.
-    pub command: Option<Judged>,
+    /// It leaves archiving to another: a standby, unless archive_mode is always.
+    pub leaves_archiving: bool,
     /// Where the right archive_command is composed from.
     pub ours: Option<String>,
 }
@@ -66,13 +66,12 @@ pub(super) fn look(
         ),
         Err(e) => found.error("connection", &e),
     }
-    match ask(found, &mut server, settings, cluster, cx) {
-        Ok(seen) => seen,
-        Err(e) => {
-            found.error("questions", &e);
-            Seen::default()
-        }
+    // One question that fails takes nothing from what the others have told.
+    let mut seen = Seen::default();
+    if let Err(e) = ask(found, &mut server, settings, cluster, cx, &mut seen) {
+        found.error("questions", &e);
     }
+    seen
 }
 
 fn ask(
@@ -81,18 +80,18 @@ fn ask(
     settings: &Settings,
     cluster: &Cluster,
     cx: &Context,
-) -> Result<Seen> {
+    seen: &mut Seen,
+) -> Result<()> {
     let values = values(server)?;
+    seen.pgdata = values
+        .get("data_directory")
+        .map(|s| PathBuf::from(&s.value))
+        .filter(|p| p.join("PG_VERSION").exists());
     let rows = server.query("select pg_catalog.pg_is_in_recovery(), system_identifier from pg_catalog.pg_control_system()")?;
-    let mut seen = Seen {
-        pgdata: values
-            .get("data_directory")
-            .map(|s| PathBuf::from(&s.value))
-            .filter(|p| p.join("PG_VERSION").exists()),
-        in_recovery: rows.text(0, 0)? == Some("t"),
-        system_identifier: rows.text(0, 1)?.and_then(|t| t.parse().ok()),
-        ..Seen::default()
-    };
+    let mode = values.get("archive_mode").map_or("", |s| s.value.as_str());
+    seen.in_recovery = rows.text(0, 0)? == Some("t");
+    seen.leaves_archiving = seen.in_recovery && mode != "always";
+    seen.system_identifier = rows.text(0, 1)?.and_then(|t| t.parse().ok());
     found.ok(
         "role of the server",
         if seen.in_recovery {
@@ -102,17 +101,15 @@ fn ask(
         },
     );
     seen.ours = composed(settings, cluster);
-    archiving(found, &values, cluster, &mut seen);
+    archiving(found, &values, cluster, seen);
     durability(found, &values);
-    let archives = values.get("archive_mode").is_some_and(|s| s.value != "off");
-    if !seen.in_recovery && (archives || cluster.receive.slot.is_none()) {
-        counters(found, server)?;
+    if !seen.leaves_archiving && (mode != "off" || cluster.receive.slot.is_none()) {
+        counters(found, server, seen.in_recovery)?;
     }
     rights(found, server, &values, cluster)?;
     clock(found, server, cx)?;
     let pgdata = cluster.pgdata.as_deref().or(seen.pgdata.as_deref());
-    receiver::look(found, server, cluster, seen.in_recovery, pgdata)?;
-    Ok(seen)
+    receiver::look(found, server, cluster, seen.in_recovery, pgdata)
 }
 
 fn values(server: &mut Server) -> Result<Values> {
@@ -240,7 +237,6 @@ fn command(found: &mut Findings, value: &str, seen: &mut Seen) {
     if let Some(program) = judged.program.as_deref().filter(|p| p.starts_with('/')) {
         runs(found, Path::new(program));
     }
-    seen.command = Some(judged);
 }
 
 /// The program is there, and of our version.
@@ -374,7 +370,7 @@ impl Counters {
     }
 }
 
-fn counters(found: &mut Findings, server: &mut Server) -> Result<()> {
+fn counters(found: &mut Findings, server: &mut Server, in_recovery: bool) -> Result<()> {
     let now = Counters::settled(server)?;
     let ago = |age| format!("{} ago", human::duration(age));
     if now.fails {
@@ -395,7 +391,10 @@ fn counters(found: &mut Findings, server: &mut Server) -> Result<()> {
             "archiver",
             "nothing archived yet",
             "no segment was complete since the statistics were reset",
-            "select pg_switch_wal()",
+            match in_recovery {
+                true => "on the primary: select pg_switch_wal()",
+                false => "select pg_switch_wal()",
+            },
         );
     }
     Ok(())

@@ -99,10 +99,11 @@ fn apart(path: &Path, pgdata: &Path) -> Result<()> {
 /// What a filesystem's own tools or a killed `init` leave is nothing; anything else belongs to somebody.
 fn check_empty(path: &Path) -> Result<()> {
     let shown = path.display();
-    let entries = std::fs::read_dir(path)
-        .map_err(|e| Error::from_io(format!("list directory \"{shown}\""), e))?;
+    let entries = std::fs::read_dir(path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    let entries = entries.map_err(|e| Error::from_io(format!("list directory \"{shown}\""), e))?;
     let mut names: Vec<String> = entries
-        .filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()))
+        .iter()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
         .filter(|n| n != "lost+found" && !n.starts_with(durable::TEMPORARY_PREFIX))
         .collect();
     names.sort();
@@ -142,6 +143,16 @@ fn check_registered(
                 identity.segment_size_bytes
             )
             .hint("Nothing was written. After pg_resetwal --wal-segsize a segment's name means another position: use a new cluster name."));
+        }
+        if same.major != identity.major {
+            return Err(err!(
+                Refused,
+                "cluster \"{}\" is registered as PostgreSQL {}, and is {} now, with the same system identifier",
+                wanted.cluster,
+                same.major,
+                identity.major
+            )
+            .hint("Nothing was written. pg_upgrade gives a new system identifier: look whether this is the right data directory, or use a new cluster name."));
         }
         return Ok(true);
     }

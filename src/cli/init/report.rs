@@ -66,7 +66,7 @@ pub(super) fn report(
     let next = [
         format!("{pitr} doctor{option}"),
         format!("{pitr} backup{option}"),
-        format!("{pitr} info"),
+        format!("{pitr} info{option}"),
     ];
     if cx.out.is_json() {
         let settings: serde_json::Map<_, _> = settings
