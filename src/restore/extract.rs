@@ -10,11 +10,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::target_dir::{CONTROL, Need, Target, WAITING_CONTROL};
-use super::tree::{Tree, write_error};
+use super::tree::{Owner, Tree, write_error};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -24,6 +25,8 @@ use crate::snapshot::reader::{PackOfSnapshot, Snapshot, VisibleFrame};
 
 /// Files that one thread keeps open.
 const OPEN_FILES: usize = 8;
+/// Tablespaces whose directories are open at once: there may be more of them than a process may have files.
+const OPEN_TABLESPACES: usize = 64;
 /// Unit in which filesystems give space away.
 const BLOCK_BYTES: u64 = 4096;
 /// No filesystem holds more, and sums of it fit 64 bits.
@@ -81,16 +84,24 @@ pub struct Survey {
 }
 
 /// Where the paths of a snapshot go.
-#[derive(Debug)]
 pub struct Destination {
-    data: Tree,
-    tablespaces: BTreeMap<u32, Tree>,
+    data: Arc<Tree>,
+    tablespaces: BTreeMap<u32, PlaceOfTablespace>,
+    owner: Option<Owner>,
+    /// Those that are open, the one used last in front.
+    open: Mutex<VecDeque<(u32, Arc<Tree>)>>,
+}
+
+/// Where a tablespace is, and which directory that is.
+struct PlaceOfTablespace {
+    path: PathBuf,
+    device_and_inode: (u64, u64),
 }
 
 /// What becomes of a path.
-enum Route<'a, 'p> {
+enum Route<'p> {
     /// It is written beneath this directory under this path.
-    To(&'a Tree, &'p [u8]),
+    To(Arc<Tree>, &'p [u8]),
     /// It is not restored.
     Withheld,
 }
@@ -101,18 +112,25 @@ impl Destination {
     /// # Errors
     /// `TargetWrite`.
     pub fn open(target: &Target) -> Result<Destination> {
-        let mut tablespaces = BTreeMap::new();
+        let mut destination = Destination {
+            data: Arc::new(Tree::open(&target.data, target.owner)?),
+            tablespaces: BTreeMap::new(),
+            owner: target.owner,
+            open: Mutex::default(),
+        };
         for tablespace in &target.tablespaces {
             let path = tablespace
                 .path
                 .canonicalize()
                 .map_err(|e| write_error(&tablespace.path.display().to_string(), e))?;
-            tablespaces.insert(tablespace.oid, Tree::open(&path, target.owner)?);
+            let tree = Tree::open(&path, target.owner)?;
+            let place = PlaceOfTablespace {
+                device_and_inode: tree.device_and_inode()?,
+                path,
+            };
+            destination.tablespaces.insert(tablespace.oid, place);
         }
-        Ok(Destination {
-            data: Tree::open(&target.data, target.owner)?,
-            tablespaces,
-        })
+        Ok(destination)
     }
 
     /// The data directory.
@@ -121,27 +139,55 @@ impl Destination {
     }
 
     /// The data directory and all tablespaces.
-    pub fn trees(&self) -> impl Iterator<Item = &Tree> {
-        std::iter::once(&self.data).chain(self.tablespaces.values())
+    pub fn trees(&self) -> impl Iterator<Item = Result<Arc<Tree>>> {
+        std::iter::once(Ok(Arc::clone(&self.data))).chain(
+            self.tablespaces
+                .iter()
+                .map(|(oid, place)| self.tablespace(*oid, place)),
+        )
     }
 
-    fn route<'p>(&self, path: &'p [u8]) -> Route<'_, 'p> {
+    /// Opens the directory of a tablespace, which must still be the one that was found in the beginning.
+    fn tablespace(&self, oid: u32, place: &PlaceOfTablespace) -> Result<Arc<Tree>> {
+        let lost = || err!(Internal, "a thread of the restore panicked");
+        let mut open = self.open.lock().map_err(|_| lost())?;
+        if let Some(at) = open.iter().position(|(o, _)| *o == oid) {
+            open.swap(0, at);
+        } else {
+            let tree = Tree::open(&place.path, self.owner)?;
+            if tree.device_and_inode()? != place.device_and_inode {
+                return Err(err!(
+                    Refused,
+                    "\"{}\" was replaced by another directory",
+                    place.path.display()
+                ));
+            }
+            open.truncate(OPEN_TABLESPACES - 1);
+            open.push_front((oid, Arc::new(tree)));
+        }
+        open.front()
+            .map(|(_, tree)| Arc::clone(tree))
+            .ok_or_else(lost)
+    }
+
+    fn route<'p>(&self, path: &'p [u8]) -> Result<Route<'p>> {
+        let data = || Arc::clone(&self.data);
         if path == CONTROL.as_bytes() {
-            return Route::To(&self.data, WAITING_CONTROL.as_bytes());
+            return Ok(Route::To(data(), WAITING_CONTROL.as_bytes()));
         }
         if is_withheld(path) {
-            return Route::Withheld;
+            return Ok(Route::Withheld);
         }
-        match tablespace_of(path) {
-            Some((oid, rest)) => match (self.tablespaces.get(&oid), rest) {
-                (Some(tree), Some(rest)) => Route::To(tree, rest),
-                // The link itself is made by us.
-                (Some(_), None) => Route::Withheld,
-                // A tablespace in place is a plain directory.
-                (None, _) => Route::To(&self.data, path),
-            },
-            None => Route::To(&self.data, path),
-        }
+        let Some((oid, rest)) = tablespace_of(path) else {
+            return Ok(Route::To(data(), path));
+        };
+        Ok(match (self.tablespaces.get(&oid), rest) {
+            (Some(place), Some(rest)) => Route::To(self.tablespace(oid, place)?, rest),
+            // The link itself is made by us.
+            (Some(_), None) => Route::Withheld,
+            // A tablespace in place is a plain directory.
+            (None, _) => Route::To(data(), path),
+        })
     }
 }
 
@@ -262,7 +308,7 @@ pub fn lay_out(
     for item in snapshot.items() {
         let item = item?;
         if let (Metadata::Directory { mode, .. }, Route::To(tree, path)) =
-            (&item.metadata, destination.route(&item.path))
+            (&item.metadata, destination.route(&item.path)?)
         {
             tree.make_directory(path, mode & 0o040 != 0)?;
         }
@@ -276,11 +322,11 @@ pub fn lay_out(
         if withholds_file(&item.path) {
             continue;
         }
-        let Route::To(tree, path) = destination.route(&item.path) else {
+        let Route::To(tree, path) = destination.route(&item.path)? else {
             continue;
         };
         let group = mode & 0o040 != 0;
-        let (file, is_new) = make_file(tree, path, length, group)?;
+        let (file, is_new) = make_file(&tree, path, length, group)?;
         if !is_new && !is_resumed {
             return Err(err!(
                 Refused,
@@ -531,10 +577,10 @@ impl<'w, 's> Work<'w, 's> {
             if withholds_file(&path) {
                 continue;
             }
-            let Route::To(tree, relative) = self.destination.route(&path) else {
+            let Route::To(tree, relative) = self.destination.route(&path)? else {
                 continue;
             };
-            let file = files.get(key, tree, relative)?;
+            let file = files.get(key, &tree, relative)?;
             let bytes = frame.bytes(visible);
             self.write_at(file, bytes, visible.position, buffer)
                 .map_err(|e| write_error(&shown(&path), e))?;

@@ -234,6 +234,7 @@ pub fn put_links(destination: &Destination, target: &Target) -> Result<()> {
 pub fn sync(destination: &Destination) -> Result<()> {
     let mut synced = BTreeSet::new();
     for tree in destination.trees() {
+        let tree = tree?;
         let failed = |e| write_error(&tree.path().display().to_string(), e);
         let device = rustix::fs::fstat(tree.root())
             .map_err(|e| failed(e.into()))?
@@ -335,6 +336,7 @@ pub fn name_control(data: &Tree, job: &Job) -> Result<()> {
 pub fn check_nothing_else(destination: &Destination, expected: u64) -> Result<()> {
     let mut found = 0_u64;
     for tree in destination.trees() {
+        let tree = tree?;
         found += count_files(tree.root(), 0)
             .map_err(|e| target_error(format!("read \"{}\"", tree.path().display()), e))?;
     }

@@ -69,6 +69,16 @@ impl Tree {
         self.root.as_fd()
     }
 
+    /// Which directory it is, whatever its name.
+    ///
+    /// # Errors
+    /// `TargetWrite`.
+    pub fn device_and_inode(&self) -> Result<(u64, u64)> {
+        let stat = rustix::fs::fstat(&self.root)
+            .map_err(|e| target_error(format!("look at \"{}\"", self.path.display()), e))?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
     /// Opens a directory beneath.
     ///
     /// # Errors

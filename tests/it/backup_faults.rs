@@ -691,3 +691,75 @@ fn m08_a_full_disk_aborts_the_backup_and_wal_finds_room_again() {
     nothing_is_left(&site, &run);
     cluster.archive_now();
 }
+
+/// `PITR_TABLESPACES=10000` makes more of them.
+#[test]
+fn b07_two_thousand_tablespaces_and_a_linked_pg_wal() {
+    let count: usize = std::env::var("PITR_TABLESPACES")
+        .map_or(2000, |n| n.parse().expect("PITR_TABLESPACES is a number"));
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let elsewhere = cluster.sandbox().join("wal");
+    let wal = cluster.pgdata().join("pg_wal");
+    std::fs::rename(&wal, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &wal).unwrap();
+    let site = Site::new(&cluster);
+    site.attach(&cluster);
+    cluster.start();
+    let spaces = cluster.sandbox().dir("spaces");
+    let client = cluster.client();
+    for n in 0..count {
+        let path = cluster.sandbox().dir(format!("spaces/{n}"));
+        client.sql(&format!(
+            "create tablespace ts{n} location '{}'",
+            path.display()
+        ));
+    }
+    client.sql("create table t tablespace ts7 as select g as a from generate_series(1, 1000) g");
+    let (run, usage) = backup(&site).measure();
+    run.success();
+    assert!(usage.peak_memory_bytes < 100 << 20, "{usage:?}");
+    cluster.archive_now();
+
+    let copy = Sandbox::in_memory("copy");
+    let to = copy.dir("copy").join("data");
+    copy.dir("moved");
+    let mut restore = site.pitr().args(["restore", "--to"]).arg(&to);
+    for n in 0..count {
+        restore = restore.args([
+            "--tablespace-mapping".to_owned(),
+            format!(
+                "{0}/{n}={1}/{n}",
+                spaces.display(),
+                copy.join("moved").display()
+            ),
+        ]);
+    }
+    // No more files at once than a shell allows by default.
+    let restore = restore.under(["prlimit", "--nofile=1024"]);
+    let (run, usage) = restore.measure();
+    run.success();
+    assert!(usage.peak_memory_bytes < 100 << 20, "{usage:?}");
+    assert!(
+        std::fs::symlink_metadata(to.join("pg_wal"))
+            .unwrap()
+            .is_dir()
+    );
+    let mut restored = Cluster::open(17, &to).option("fsync", "off").create();
+    restored.start();
+    restored.wait_promoted();
+    assert_eq!(restored.query_one_string("select count(*) from t"), "1000");
+    assert_eq!(
+        restored.query_one_string("select count(*) from pg_tablespace where spcname like 'ts%'"),
+        count.to_string()
+    );
+    let moved = copy.join("moved/7").display().to_string();
+    assert_eq!(
+        restored.query_one_string(
+            "select pg_tablespace_location(oid) from pg_tablespace where spcname = 'ts7'"
+        ),
+        moved
+    );
+}
