@@ -463,8 +463,9 @@ fn w12_doctor_says_how_much_wal_the_slot_keeps(major: u32) {
     reception::configure(&site, &cluster.conninfo("postgres"), &journal);
     let look = || doctor(&site).run().json();
     let write = |kib: u32| {
+        // In a transaction: its commit writes what would else stay in memory, and not count as kept.
         cluster.sql(&format!(
-            "select pg_logical_emit_message(false, 'fill', repeat('x', {kib} * 1024))"
+            "select pg_logical_emit_message(true, 'fill', repeat('x', {kib} * 1024))"
         ));
     };
     let json = look();
