@@ -42,6 +42,8 @@ const TICK: Duration = Duration::from_millis(100);
 const SLOT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long ending the stream in order may take.
 const GOODBYE_MAX: Duration = Duration::from_secs(5);
+/// How long a repository may take to say what it holds, or to store a history.
+const ASIDE_MAX: Duration = Duration::from_secs(20);
 /// How long the last increment may take.
 const FINISH_MAX: Duration = Duration::from_secs(30);
 /// The same trouble is told again after this long.
@@ -121,7 +123,7 @@ pub fn run(options: &Options, around: &Surroundings<'_>) -> Result<Ended> {
         },
         Arc::clone(&progress),
     )?;
-    let shipper = Shipper::start(
+    let shipper = Arc::new(Shipper::start(
         &journal,
         ship::Options {
             cluster: options.cluster.clone(),
@@ -131,14 +133,15 @@ pub fn run(options: &Options, around: &Surroundings<'_>) -> Result<Ended> {
             clock: around.clock,
         },
         progress,
-    )?;
+    )?);
     let mut session = Session::new(options, around, identity, &journal, &shipper);
     let result = runtime.block_on(session.receive());
     session.write_status_now();
     let mut status = session.status;
-    drop(runtime);
+    // A repository that hangs may still hold a thread.
+    runtime.shutdown_background();
     let archived = shipper.archived();
-    let is_shipped = shipper.finish(FINISH_MAX);
+    let is_shipped = Arc::into_inner(shipper).is_some_and(|shipper| shipper.finish(FINISH_MAX));
     let directory = journal.path().to_owned();
     journal.close()?;
     result?;
@@ -199,6 +202,22 @@ fn is_outage(error: &Error) -> bool {
     )
 }
 
+/// Does what may block apart from the connection, and waits for it only so long: a repository may hang.
+async fn aside<T: Send + 'static>(
+    doing: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match timeout(ASIDE_MAX, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(err!(Internal, "could not {doing}: the thread panicked")),
+        Err(_) => Err(err!(
+            Deadline,
+            "could not {doing} within {} s",
+            ASIDE_MAX.as_secs()
+        )),
+    }
+}
+
 /// Waits, but not when somebody wants to stop.
 async fn pause(stop: &AtomicBool, time: Duration) {
     let end = Instant::now() + time;
@@ -218,11 +237,11 @@ struct Session<'a> {
     around: &'a Surroundings<'a>,
     identity: Identity,
     journal: &'a Journal,
-    shipper: &'a Shipper,
+    shipper: &'a Arc<Shipper>,
     status: Status,
     status_written: Option<Instant>,
-    /// Hosts that are no server to receive from, with why.
-    left_out: Vec<(String, Error)>,
+    /// Hosts that turned out not to be received from, until one is.
+    left_out: Vec<String>,
     /// Timelines whose history is archived.
     archived_histories: BTreeSet<TimelineId>,
     /// The server has said that WAL before this is gone.
@@ -239,7 +258,7 @@ impl<'a> Session<'a> {
         around: &'a Surroundings<'a>,
         identity: Identity,
         journal: &'a Journal,
-        shipper: &'a Shipper,
+        shipper: &'a Arc<Shipper>,
     ) -> Session<'a> {
         let now = (around.clock)();
         let status = Status {
@@ -345,8 +364,12 @@ impl<'a> Session<'a> {
 
     /// One connection, through as many timelines as it leads.
     async fn attempt(&mut self) -> Result<Outcome> {
-        let info = self.candidates()?;
-        let mut client = upstream::connect(&info, Arc::clone(&self.around.progress)).await?;
+        let info = self.candidates();
+        let connected = upstream::connect(&info, Arc::clone(&self.around.progress)).await;
+        let mut client = connected.inspect_err(|_| {
+            // None of the others can be reached: those left out may have changed meanwhile.
+            self.left_out.clear();
+        })?;
         loop {
             let facts = upstream::facts(&mut client).await?;
             if let Err(error) = self.check_server(&facts) {
@@ -360,7 +383,7 @@ impl<'a> Session<'a> {
                 &self.around.progress,
             )
             .await?;
-            let start = match self.derive(&facts, &slot) {
+            let start = match self.derive(&facts, &slot).await {
                 Ok(start) => start,
                 Err(error) if error.code() == Code::Diverged && facts.in_recovery => {
                     // A standby that has yet to catch up.
@@ -383,28 +406,20 @@ impl<'a> Session<'a> {
     }
 
     /// The servers that have not turned out to be the wrong ones.
-    fn candidates(&mut self) -> Result<ConnInfo> {
+    fn candidates(&self) -> ConnInfo {
         let mut info = self.options.conninfo.clone();
         info.hosts
-            .retain(|h| !self.left_out.iter().any(|(name, _)| *name == h.display()));
-        if info.hosts.is_empty()
-            && let Some((_, error)) = self.left_out.pop()
-        {
-            return Err(error);
-        }
-        Ok(info)
+            .retain(|host| !self.left_out.contains(&host.display()));
+        info
     }
 
     /// This host is none to receive from. Others may be; without any left, that is the end.
     fn leave_out(&mut self, host: &str, error: Error) -> Result<Outcome> {
-        let known = self.options.conninfo.hosts.len();
-        if self.left_out.len() + 1 >= known {
+        self.left_out.push(host.to_owned());
+        if self.candidates().hosts.is_empty() {
             return Err(error);
         }
-        let others = err!(Unreachable, "server \"{host}\" is not received from").source(error);
-        let again = err!(Diverged, "server \"{host}\" is not received from");
-        self.left_out.push((host.to_owned(), again));
-        Err(others)
+        Err(error.with_code(Code::Unreachable))
     }
 
     fn check_server(&self, facts: &ServerFacts) -> Result<()> {
@@ -443,12 +458,11 @@ impl<'a> Session<'a> {
         self.journal.feeder().expected().or(last)
     }
 
-    fn derive(&mut self, facts: &ServerFacts, slot: &SlotState) -> Result<Start> {
+    async fn derive(&mut self, facts: &ServerFacts, slot: &SlotState) -> Result<Start> {
         let journal = self.journal_end();
-        let holdings = self.holdings(journal.is_some())?;
-        let reach = match &holdings {
-            Some(holdings) => holdings.reach()?,
-            None => Reach::default(),
+        let (holdings, reach) = match self.holdings(journal.is_some()).await? {
+            Some((holdings, reach)) => (Some(holdings), reach),
+            None => (None, Reach::default()),
         };
         let size = self.identity.segment_size;
         let start = position::derive(&Known {
@@ -483,17 +497,17 @@ impl<'a> Session<'a> {
         Ok(start)
     }
 
-    /// What the repositories hold. Only where the journal leads by itself can it be done without.
-    fn holdings(&self, has_journal: bool) -> Result<Option<Holdings>> {
-        if has_journal && self.streamed && self.removed_before.is_none() {
-            return Ok(None);
-        }
-        match Holdings::open(
-            &self.options.repositories,
-            &self.identity,
-            (self.around.random)(),
-        ) {
-            Ok(holdings) => Ok(Some(holdings)),
+    /// What the repositories hold. Where the journal leads by itself it can be done without, while they are away.
+    async fn holdings(&self, has_journal: bool) -> Result<Option<(Holdings, Reach)>> {
+        let (repositories, identity) = (self.options.repositories.clone(), self.identity.clone());
+        let nonce = (self.around.random)();
+        let look = aside("look into the repositories", move || {
+            let holdings = Holdings::open(&repositories, &identity, nonce)?;
+            let reach = holdings.reach()?;
+            Ok((holdings, reach))
+        });
+        match look.await {
+            Ok(found) => Ok(Some(found)),
             Err(error) if has_journal && self.removed_before.is_none() && is_outage(&error) => {
                 self.around.progress.warn(&format!(
                     "repository: {error}; streaming goes on from the journal's end"
@@ -540,7 +554,11 @@ impl<'a> Session<'a> {
             .collect();
         for timeline in wanted {
             match client.timeline_history(timeline).await {
-                Ok(history) => self.shipper.archive_history(timeline, &history.content)?,
+                Ok(history) => {
+                    let shipper = Arc::clone(self.shipper);
+                    let store = move || shipper.archive_history(timeline, &history.content);
+                    aside("archive a timeline's history", store).await?;
+                }
                 // Servers need not keep those of ancestors.
                 Err(error) if timeline != own && error.code() == Code::Server => continue,
                 Err(error) => return Err(error),

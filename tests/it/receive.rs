@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::{Builder, Cluster, PATIENCE, Program, Running, Site, Stop, wait_until};
+use crate::common::{Builder, Cluster, PATIENCE, Program, Running, Site, Stop, fault, wait_until};
 use crate::per_major;
 
 const SEGMENT: u64 = 1 << 20;
@@ -91,7 +91,7 @@ fn check_repository(site: &Site, cluster: &Cluster, timeline: u32, from: u64, en
     }
 }
 
-fn killed_anywhere_it_goes_on_where_it_was(major: u32) {
+fn w01_killed_it_goes_on_where_it_was(major: u32) {
     let (site, mut cluster) = receiving(
         keeping(small(major)).config("synchronous_standby_names", "pitr"),
         "",
@@ -121,4 +121,274 @@ fn killed_anywhere_it_goes_on_where_it_was(major: u32) {
     stop(third).success();
     check_repository(&site, &cluster, 1, from, lsn(&position));
 }
-per_major!(killed_anywhere_it_goes_on_where_it_was);
+per_major!(w01_killed_it_goes_on_where_it_was);
+
+/// Where stored WAL of a timeline ends: of whole segments, or increments.
+fn stored_end(site: &Site, timeline: u32) -> u64 {
+    let prefix = format!("{timeline:08X}");
+    let end = |file: &String| {
+        let parts: Vec<&str> = file.split('/').collect();
+        let at = parts.iter().position(|p| *p == "wal")?;
+        if *parts.get(at + 1)? != prefix {
+            return None;
+        }
+        let last = *parts.last()?;
+        if parts.get(at + 2) == Some(&"open") {
+            return u64::from_str_radix(last.split_once('-')?.1, 16).ok();
+        }
+        let number = |s: &str| u64::from_str_radix(s, 16).ok();
+        (last.len() == 24).then_some(())?;
+        Some(((number(&last[8..16])? << 12 | number(&last[16..])?) + 1) * SEGMENT)
+    };
+    site.files().iter().filter_map(end).max().unwrap_or(0)
+}
+
+/// Connecting to two servers, whichever takes writes.
+fn follow_primary(site: &Site, one: &Cluster, other: &Cluster) {
+    let conninfo = format!(
+        "host=127.0.0.1,127.0.0.1 port={},{} user=postgres target_session_attrs=primary",
+        one.port(),
+        other.port()
+    );
+    connect_by(site, &conninfo);
+}
+
+fn connect_by(site: &Site, conninfo: &str) {
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| match line.starts_with("conninfo") {
+            true => format!("conninfo = \"{conninfo}\""),
+            false => line.to_owned(),
+        })
+        .collect();
+    std::fs::write(site.config(), lines.join("\n")).unwrap();
+}
+
+/// Restores to a position of a timeline, and returns how many rows are there.
+fn rows_at(site: &Site, major: u32, timeline: &str, position: &str) -> String {
+    let to = site.sandbox().join(format!("copy{timeline}"));
+    site.pitr()
+        .args(["restore", "--to"])
+        .arg(&to)
+        .args(["--target-timeline", timeline, "--target-lsn", position])
+        .run()
+        .success();
+    let mut copy = Cluster::open(major, &to).option("fsync", "off").create();
+    copy.start();
+    copy.wait_promoted();
+    let rows = copy.query_one_string("select count(*) from t");
+    copy.stop(Stop::Immediate);
+    rows
+}
+
+/// W07: the history goes first, the old timeline is kept to its end, the new one begins with its first segment, and both can be
+/// restored to.
+fn w07_a_promotion_is_followed_without_a_gap(major: u32) {
+    let (site, mut primary) = receiving(keeping(small(major)), "");
+    let standby = keeping(Cluster::builder(major).standby_of(&primary).without_fsync()).start();
+    follow_primary(&site, &primary, &standby);
+    let from = lsn(&primary.query_one_string("select pg_current_wal_flush_lsn()"));
+    let running = program(&site).spawn();
+    wait_safe(&primary, "0/1");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    let before = write_wal(&primary);
+    wait_safe(&primary, &before);
+    let replayed = format!("select pg_last_wal_replay_lsn() >= '{before}'");
+    wait_until(PATIENCE, "the standby has it too", || {
+        standby.query_one_string(&replayed) == "t"
+    });
+    primary.stop(Stop::Immediate);
+    standby.promote();
+    let after = write_wal(&standby);
+    wait_safe(&standby, &after);
+    // The segments of both end somewhere, and what was safe is stored up to there.
+    wait_until(PATIENCE, "both timelines are stored", || {
+        stored_end(&site, 1) >= lsn(&before) && stored_end(&site, 2) >= lsn(&after)
+    });
+    let run = stop(running).success();
+    assert!(!run.stderr.contains("lost"), "{}", run.stderr);
+    let history = std::fs::read(standby.pgdata().join("pg_wal/00000002.history")).unwrap();
+    let target = site.sandbox().join("history");
+    let fetch = site
+        .pitr()
+        .args(["wal", "fetch", "00000002.history"])
+        .arg(&target);
+    fetch.run().success();
+    assert_eq!(std::fs::read(&target).unwrap(), history);
+    let switch = switch_of(&history);
+    check_repository(&site, &primary, 1, from, switch);
+    check_repository(&site, &standby, 2, switch, lsn(&after));
+    assert_eq!(rows_at(&site, major, "1", &before), "500");
+    assert_eq!(rows_at(&site, major, "2", &after), "1000");
+}
+per_major!(w07_a_promotion_is_followed_without_a_gap);
+
+/// The position in the only line of a history file.
+fn switch_of(history: &[u8]) -> u64 {
+    let text = String::from_utf8(history.to_vec()).unwrap();
+    lsn(text.split_whitespace().nth(1).unwrap())
+}
+
+#[test]
+fn w08_another_cluster_and_a_server_that_went_back_are_refused() {
+    let (site, mut cluster) = receiving(small(15), "");
+    let other = small(15).own_identifier().start();
+    let own = std::fs::read_to_string(site.config()).unwrap();
+    connect_by(&site, &other.conninfo("postgres"));
+    let run = program(&site).run().expect_code(8);
+    let identifier = other.system_identifier().to_string();
+    assert!(run.stderr.contains(&identifier), "{}", run.stderr);
+    let slots = "select count(*) from pg_replication_slots";
+    assert_eq!(other.query_one_string(slots), "0", "nothing is made there");
+
+    std::fs::write(site.config(), own).unwrap();
+    cluster.stop(Stop::Fast);
+    let older = site.sandbox().join("older");
+    copy(cluster.pgdata(), &older);
+    cluster.start();
+    let running = program(&site).spawn();
+    let position = write_wal(&cluster);
+    wait_safe(&cluster, &position);
+    stop(running).success();
+    cluster.stop(Stop::Fast);
+    std::fs::remove_dir_all(cluster.pgdata()).unwrap();
+    copy(&older, cluster.pgdata());
+    cluster.start();
+    let run = program(&site).run().expect_code(8);
+    run.expect_stderr("the server went back");
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    Program::new("cp")
+        .arg("-a")
+        .arg(from)
+        .arg(to)
+        .run()
+        .success();
+}
+
+#[test]
+fn w10_a_second_receiver_is_refused() {
+    let (site, cluster) = receiving(small(16), "");
+    let running = program(&site).spawn();
+    wait_safe(&cluster, "0/1");
+    let run = program(&site).run().expect_code(7);
+    assert!(run.stderr.contains("journal"), "{}", run.stderr);
+    // On another host, with a journal of its own, the slot is what they share.
+    let elsewhere = site.sandbox().join("elsewhere");
+    let run = program(&site)
+        .env("PITR_CLUSTERS_MAIN_RECEIVE_JOURNAL", &elsewhere)
+        .env("PITR_FAULT_SECONDS", "1")
+        .run()
+        .expect_code(7);
+    assert!(run.stderr.contains("is active for PID"), "{}", run.stderr);
+    let run = site.pitr().args(["receive", "--drop-slot"]).run();
+    run.expect_code(7);
+    stop(running).success();
+    site.pitr()
+        .args(["receive", "--drop-slot"])
+        .run()
+        .success()
+        .expect_stdout("dropped replication slot \"pitr\"");
+    let run = site.pitr().arg("receive").run().expect_code(2);
+    run.expect_stderr("--create-slot");
+}
+
+/// Killed at any of these calls, it goes on byte-exact, and the server never heard more than what is there.
+#[test]
+fn w01_killed_at_any_system_call_it_goes_on() {
+    let (site, cluster) = receiving(keeping(small(17)), "");
+    let from = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
+    let until = |position: &str| program(&site).args(["--until-lsn", position]);
+    let mut position = write_wal(&cluster);
+    until(&position).run().success();
+    let mut fired = 0;
+    for (call, nth) in [
+        ("fdatasync", 1),
+        ("fdatasync", 2),
+        ("pwrite64,pwritev,pwritev2", 1),
+        ("pwrite64,pwritev,pwritev2", 2),
+        ("sendto", 4),
+        ("sendto", 12),
+        ("recvfrom", 9),
+        ("recvfrom", 15),
+        ("linkat", 1),
+        ("renameat,renameat2,rename", 1),
+    ] {
+        position = write_wal(&cluster);
+        let fault = fault::Fault::kill(call).at(nth);
+        let (_, hits) = fault::inject(&until(&position), &fault);
+        fired += hits;
+        let run = until(&position).arg("--json").run().success();
+        let safe = run.json()["acknowledged_lsn"].as_str().map(lsn);
+        assert!(safe >= Some(lsn(&position)), "{call} {nth}: {run}");
+    }
+    assert!(fired >= 6, "only {fired} of the kills happened");
+    check_repository(&site, &cluster, 1, from, lsn(&position));
+}
+
+/// With `acknowledge = "repository"` a synchronous commit returns only when the repository has it.
+#[test]
+fn what_is_acknowledged_is_where_the_configuration_says() {
+    let (site, cluster) = receiving(
+        small(14).config("synchronous_standby_names", "pitr"),
+        "acknowledge = \"repository\"",
+    );
+    let running = program(&site).spawn();
+    let client = cluster.client();
+    client.sql("create table s (i int)");
+    for i in 0..20 {
+        client.sql(&format!("insert into s values ({i})"));
+        // The commit's record ends at or before what was flushed when it returned; the insert position may be ahead of it by another's.
+        let commit = client.query_one_string(
+            "select flush_lsn from pg_stat_replication where application_name = 'pitr'",
+        );
+        assert!(
+            stored_end(&site, 1) >= lsn(&commit),
+            "{commit} is not stored"
+        );
+    }
+    // Out of the repository's reach nothing is acknowledged, and nothing is lost.
+    let away = site.sandbox().join("away");
+    std::fs::rename(site.repository(), &away).unwrap();
+    let late = cluster.client();
+    let commit = std::thread::spawn(move || late.sql("insert into s values (-1)"));
+    wait_until(PATIENCE, "the outage is noticed", || {
+        status(&site)["repositories"][0]["last_error"].is_string()
+    });
+    assert!(
+        !commit.is_finished(),
+        "a commit returned with its WAL nowhere but here"
+    );
+    std::fs::rename(&away, site.repository()).unwrap();
+    commit.join().unwrap();
+    stop(running).success();
+}
+
+/// What the server removed before it was received is named, recorded, and shown; streaming goes on behind it.
+#[test]
+fn w06_a_lost_slot_is_refused_and_its_successor_names_the_gap() {
+    let (site, cluster) = receiving(small(17).config("max_slot_wal_keep_size", "1MB"), "");
+    let running = program(&site).spawn();
+    let position = write_wal(&cluster);
+    wait_safe(&cluster, &position);
+    stop(running).success();
+    let lost = "select wal_status from pg_replication_slots";
+    wait_until(PATIENCE, "the slot is lost", || {
+        cluster.switch_wal();
+        cluster.sql("checkpoint");
+        cluster.query_one_string(lost) == "lost"
+    });
+    let run = program(&site).run().expect_code(1);
+    run.expect_stderr("error slot_lost");
+    site.pitr().args(["receive", "--drop-slot"]).run().success();
+    let running = program(&site).spawn();
+    let position = write_wal(&cluster);
+    wait_safe(&cluster, &position);
+    let run = stop(running).success();
+    assert!(run.stderr.contains("is lost"), "{}", run.stderr);
+    let gaps: Vec<String> = site.files();
+    let is_gap = |file: &&String| file.contains("/events/wal-00000001/") && file.contains("-gap-");
+    assert_eq!(gaps.iter().filter(is_gap).count(), 1, "{gaps:?}");
+}
