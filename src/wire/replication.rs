@@ -172,7 +172,8 @@ impl ReplicationStream {
     /// Nothing is read ahead of the caller beyond one message, so a slow caller slows the server.
     ///
     /// # Errors
-    /// `Server` (or `Denied`) if the server ends the stream with an error or breaks the protocol; `Unreachable` if the connection is lost.
+    /// `Gap` if the WAL was removed; `Server` (or `Denied`) if the server ends the stream with another error or breaks the protocol;
+    /// `Unreachable` if the connection is lost.
     pub async fn next_event(&mut self) -> Result<StreamEvent> {
         match self.phase {
             Phase::Copy => {}
@@ -190,8 +191,8 @@ impl ReplicationStream {
                 Ok(StreamEvent::Shutdown)
             }
             Message::ErrorResponse(body) => {
-                let error = ServerMessage::read(body.fields());
-                Err(command_failed(error, &self.command))
+                let error = command_failed(ServerMessage::read(body.fields()), &self.command);
+                Err(stream_failed(error, None))
             }
             _ => Err(protocol("a message does not belong to a stream of WAL")),
         }
