@@ -3,7 +3,7 @@
 //! Order: marks → everything is read anew, claims before roots → tombstones → roots, each gone for good before → server manifests,
 //! layers, packs → WAL, ascending per timeline → events, reservations last. Killed anywhere, the next run goes on: what is
 //! gone is gone, and what is left is still marked. A mark is no authority: the second reading decides again, and only what was marked
-//! before it is deleted. Only this module deletes objects.
+//! before it is deleted. Only this module deletes objects, but for a failed backup, which takes back its own (`backup`).
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -10,9 +10,8 @@
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
 //! | 4 | `repo` (what the keys mean) |
 //! | 5 | `archive` · `plan` (pure) · `snapshot` |
-//! | 6 | `receive` · `backup` · `restore` · `expire` · `verify` |
-//! | 7 | `agent` |
-//! | 8 | `cli` |
+//! | 6 | `command` (what PostgreSQL runs) · `receive` · `backup` · `restore` · `expire` · `verify` |
+//! | 7 | `cli` |
 //!
 //! Without the default feature `full` only what `pitr-archive` and `pitr-restore` need is built.
 

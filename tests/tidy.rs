@@ -19,7 +19,6 @@ const LAYERS: &[&[&str]] = &[
     &[
         "command", "receive", "backup", "restore", "expire", "verify",
     ],
-    &["agent"],
     &["cli"],
 ];
 

@@ -93,36 +93,9 @@ fn judge_line(command: &str, judged: &mut Judged, depth: u32) {
         return;
     };
     for (index, operator) in operators.iter().enumerate() {
-        let behind = index >= ours;
         let next_is_empty = commands.get(index + 1).is_none_or(|c| c.is_empty());
-        match *operator {
-            "&&" if behind => problem(
-                Weight::Warning,
-                "a command that follows can fail although the segment is stored",
-            ),
-            "&&" => {}
-            "||" if behind => problem(
-                Weight::Failure,
-                "\"||\" hides the status of pitr-archive: PostgreSQL recycles WAL that is not archived",
-            ),
-            ";" | "\n" if behind && next_is_empty => {}
-            ";" | "\n" if behind => problem(
-                Weight::Failure,
-                "a command that follows hides the status of pitr-archive: PostgreSQL recycles WAL that is not archived",
-            ),
-            "|" if behind => problem(
-                Weight::Failure,
-                "a pipe hides the status of pitr-archive: PostgreSQL recycles WAL that is not archived",
-            ),
-            "&" if behind => problem(
-                Weight::Failure,
-                "\"&\" leaves pitr-archive in the background: PostgreSQL recycles WAL that is not archived",
-            ),
-            "||" => problem(
-                Weight::Failure,
-                "pitr-archive runs only if the command before it fails",
-            ),
-            _ => problem(Weight::Warning, "another command runs first"),
+        if let Some((weight, text)) = judge_operator(operator, index >= ours, next_is_empty) {
+            problem(weight, text);
         }
     }
     if command.contains('`') || command.contains('$') {
@@ -143,6 +116,43 @@ fn judge_line(command: &str, judged: &mut Judged, depth: u32) {
     if let Some(words) = commands.get(ours).and_then(|c| program_in(c)) {
         judge_call(&words, judged);
     }
+}
+
+/// What an operator of the shell before our program, or behind it, does to its status.
+fn judge_operator(
+    operator: &str,
+    behind: bool,
+    next_is_empty: bool,
+) -> Option<(Weight, &'static str)> {
+    Some(match operator {
+        "&&" if behind => (
+            Weight::Warning,
+            "a command that follows can fail although the segment is stored",
+        ),
+        "&&" => return None,
+        "||" if behind => (
+            Weight::Failure,
+            "\"||\" hides the status of pitr-archive: PostgreSQL recycles WAL that is not archived",
+        ),
+        ";" | "\n" if behind && next_is_empty => return None,
+        ";" | "\n" if behind => (
+            Weight::Failure,
+            "a command that follows hides the status of pitr-archive: PostgreSQL recycles WAL that is not archived",
+        ),
+        "|" if behind => (
+            Weight::Failure,
+            "a pipe hides the status of pitr-archive: PostgreSQL recycles WAL that is not archived",
+        ),
+        "&" if behind => (
+            Weight::Failure,
+            "\"&\" leaves pitr-archive in the background: PostgreSQL recycles WAL that is not archived",
+        ),
+        "||" => (
+            Weight::Failure,
+            "pitr-archive runs only if the command before it fails",
+        ),
+        _ => (Weight::Warning, "another command runs first"),
+    })
 }
 
 /// Our own command line: the program first.

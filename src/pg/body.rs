@@ -45,8 +45,6 @@ impl Fork {
     pub const FSM: Fork = Fork(1);
     /// The visibility map.
     pub const VM: Fork = Fork(2);
-    /// What an unlogged relation is reset to.
-    pub const INIT: Fork = Fork(3);
 }
 
 /// How an image is compressed.

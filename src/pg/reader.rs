@@ -98,7 +98,6 @@ pub struct Reader {
     version: &'static Version,
     expected: Expected,
     page_size: usize,
-    block_size: u32,
     state: State,
     /// The next page.
     position: Lsn,
@@ -133,7 +132,6 @@ impl Reader {
                 highest_timeline: u32::MAX,
             },
             page_size: identity.page_size as usize,
-            block_size: record::DEFAULT_BLOCK_SIZE,
             state: State::Seek,
             position: Lsn::INVALID,
             segment_end: Lsn::INVALID,
@@ -149,13 +147,6 @@ impl Reader {
             },
             summary: SegmentSummary::of(Lsn::INVALID),
         }
-    }
-
-    /// Tells the block size of the relations (`BLCKSZ`), where it is not 8192.
-    #[must_use]
-    pub fn with_block_size(mut self, block_size: u32) -> Self {
-        self.block_size = block_size;
-        self
     }
 
     /// Size of the pages that are fed.
@@ -414,7 +405,7 @@ impl Reader {
                     bytes,
                     (lsn, end),
                     self.version,
-                    self.block_size,
+                    record::DEFAULT_BLOCK_SIZE,
                 ));
                 if is_switch && self.switched(page, next, sink) {
                     return;
@@ -567,7 +558,7 @@ impl Reader {
             &kept,
             (lsn, end),
             self.version,
-            self.block_size,
+            record::DEFAULT_BLOCK_SIZE,
         ));
         self.kept = kept;
     }

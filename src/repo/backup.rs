@@ -74,7 +74,7 @@ pub struct LayerRef {
     pub offset: u64,
     /// Length of the layer in bytes.
     pub length: u64,
-    /// BLAKE3 of the layer's index and trailer, 64 hexadecimal digits.
+    /// BLAKE3 of the layer's head, index and trailer, 64 hexadecimal digits.
     pub hash: String,
 }
 

@@ -8,7 +8,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -399,11 +398,6 @@ fn as_target(error: Error) -> Error {
             .with_code(Code::TargetWrite)
             .hint("What was restored is kept. Run the same command again once the cause is gone: it resumes."),
     }
-}
-
-/// A path as the bytes of the system.
-pub fn bytes_of(path: &Path) -> &[u8] {
-    path.as_os_str().as_bytes()
 }
 
 #[cfg(test)]

@@ -441,8 +441,8 @@ pub(super) mod tests {
         let mut directory = Vec::new();
         varint::put(&mut directory, u64::from(frames));
         for _ in 0..frames {
-            for number in [HEADER_BYTES as u32 + 10, 4 << 20, page_hashes] {
-                varint::put(&mut directory, u64::from(number));
+            for number in [HEADER_BYTES as u64 + 10, 4 << 20, u64::from(page_hashes)] {
+                varint::put(&mut directory, number);
             }
             directory.extend_from_slice(&[0; 20]);
         }

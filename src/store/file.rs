@@ -413,7 +413,7 @@ impl FileStore {
     fn remove_empty_parents(&self, key: &Key) {
         let mut at = key.parent();
         while let Some(directory) = at {
-            // Keep the first two levels (clusters/<name>), so that a cluster's registration never flickers.
+            // Keep the first three levels (clusters/<name>/<system identifier>), so that a cluster's registration never flickers.
             if directory.matches('/').count() < 3
                 || rustix::fs::unlinkat(&self.root, directory, AtFlags::REMOVEDIR).is_err()
             {

@@ -152,7 +152,7 @@ fn what_a_backfill_stored_before_it_failed_is_told() {
     let closed = still.site.cluster_folder().join("wal/00000001");
     std::fs::create_dir_all(&closed).unwrap();
     user::own_all(still.site.repository());
-    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
     let backfill = still
         .site
         .pitr()

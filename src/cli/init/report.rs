@@ -1,6 +1,6 @@
 //! What was done, the lines for postgresql.conf, and what comes next.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Wanted;
 use super::identity::Identity;
@@ -41,33 +41,8 @@ pub(super) fn report(
             .map(|w| format!("the filesystem of repository \"{}\" {w}", d.name))
     }));
     let cluster = wanted.several_clusters.then(|| wanted.cluster.as_str());
-    let settings = [
-        (
-            "wal_level",
-            if identity.logical {
-                "logical"
-            } else {
-                "replica"
-            }
-            .to_owned(),
-        ),
-        ("archive_mode", "on".to_owned()),
-        (
-            "archive_command",
-            compose(&program, &wanted.config, cluster),
-        ),
-        ("archive_timeout", "60s".to_owned()),
-    ];
-    let pitr = format!(
-        "pitr --config {}",
-        shell_word(&wanted.config.to_string_lossy())
-    );
-    let option = cluster.map_or_else(String::new, |c| format!(" --cluster {c}"));
-    let next = [
-        format!("{pitr} doctor{option}"),
-        format!("{pitr} backup{option}"),
-        format!("{pitr} info{option}"),
-    ];
+    let settings = settings(wanted, identity, &program, cluster);
+    let next = next(wanted, cluster);
     if cx.out.is_json() {
         let settings: serde_json::Map<_, _> = settings
             .iter()
@@ -87,6 +62,56 @@ pub(super) fn report(
         }))?;
         return Ok(exit::SUCCESS);
     }
+    print_done(wanted, identity, done, written, cx)?;
+    for warning in &warnings {
+        cx.out.warn(warning);
+    }
+    cx.out.line("\nThese lines belong into postgresql.conf; archive_mode takes effect when the server is restarted:\n")?;
+    for (name, value) in &settings {
+        cx.out.line(&format!("{name} = {}", conf_value(value)))?;
+    }
+    cx.out.line("\nThen:\n")?;
+    for line in &next {
+        cx.out.line(&format!("  {line}"))?;
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// What belongs into postgresql.conf.
+fn settings(
+    wanted: &Wanted,
+    identity: &Identity,
+    program: &Path,
+    cluster: Option<&str>,
+) -> [(&'static str, String); 4] {
+    let level = if identity.logical {
+        "logical"
+    } else {
+        "replica"
+    };
+    let command = compose(program, &wanted.config, cluster);
+    [
+        ("wal_level", level.to_owned()),
+        ("archive_mode", "on".to_owned()),
+        ("archive_command", command),
+        ("archive_timeout", "60s".to_owned()),
+    ]
+}
+
+/// The commands that come next.
+fn next(wanted: &Wanted, cluster: Option<&str>) -> [String; 3] {
+    let config = shell_word(&wanted.config.to_string_lossy());
+    let option = cluster.map_or_else(String::new, |c| format!(" --cluster {c}"));
+    ["doctor", "backup", "info"].map(|verb| format!("pitr --config {config} {verb}{option}"))
+}
+
+fn print_done(
+    wanted: &Wanted,
+    identity: &Identity,
+    done: &[Done],
+    written: bool,
+    cx: &Context,
+) -> Result<()> {
     let state = |new: bool, yes: &'static str, no: &'static str| if new { yes } else { no };
     cx.out.line(&format!(
         "configuration  \"{}\"  {}",
@@ -113,16 +138,5 @@ pub(super) fn report(
         cx.out
             .line("Nothing had to be done: all of it was there.")?;
     }
-    for warning in &warnings {
-        cx.out.warn(warning);
-    }
-    cx.out.line("\nThese lines belong into postgresql.conf; archive_mode takes effect when the server is restarted:\n")?;
-    for (name, value) in &settings {
-        cx.out.line(&format!("{name} = {}", conf_value(value)))?;
-    }
-    cx.out.line("\nThen:\n")?;
-    for line in &next {
-        cx.out.line(&format!("  {line}"))?;
-    }
-    Ok(exit::SUCCESS)
+    Ok(())
 }
