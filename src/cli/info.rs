@@ -9,6 +9,7 @@ use super::failures::Failures;
 use super::human::{self, SizeUnit};
 use super::output::{Align, Table};
 use super::reading::Reading;
+use super::receiver::{self, Receiver};
 use crate::error::Result;
 use crate::exit;
 use crate::pg::lsn::Lsn;
@@ -56,6 +57,7 @@ struct ShownCluster {
     gaps: Vec<Gap>,
     unreadable_backups: Vec<String>,
     segments: u64,
+    receiver: Option<Receiver>,
 }
 
 #[derive(Serialize)]
@@ -150,7 +152,17 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
         .as_ref()
         .and_then(|c| c.max_backup_age)
         .map(|age| age.duration());
-    let problems = judge(&inventory, &found, &gaps, limit, cx.now());
+    let receiver = match &reading.cluster {
+        Some(cluster) => Receiver::read(cluster, inventory.system_identifier, cx.now())?,
+        None => None,
+    };
+    let mut problems = judge(&inventory, &found, &gaps, limit, cx.now());
+    let lost = receiver::recorded_gaps(&reading.repository, &inventory)?;
+    let trouble = receiver.as_ref().and_then(Receiver::problem);
+    problems.extend(lost.into_iter().chain(trouble).map(|message| Problem {
+        state: State::Warning,
+        message,
+    }));
     let state = problems.iter().map(|p| p.state).max().unwrap_or(State::Ok);
     let shown = ShownCluster {
         name: inventory.cluster.clone(),
@@ -172,6 +184,7 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
             .values()
             .map(|t| t.segments.count())
             .sum(),
+        receiver,
     };
     Ok((shown, inventory))
 }
@@ -299,6 +312,9 @@ fn print(cx: &Context, shown: &ShownCluster, inventory: &Inventory) -> Result<()
             None => "recovery: nothing can be recovered".to_owned(),
         },
     })?;
+    if let Some(receiver) = &shown.receiver {
+        cx.out.line(&receiver.line())?;
+    }
     if !shown.backups.is_empty() {
         cx.out.line("")?;
         cx.out.table(&backups(inventory))?;

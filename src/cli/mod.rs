@@ -40,6 +40,7 @@ pub mod init;
 pub mod plan;
 pub mod reading;
 pub mod receive;
+pub mod receiver;
 pub mod registered;
 pub mod repo;
 pub mod restore;

@@ -192,7 +192,7 @@ fn drop_slot(cx: &Context, info: &ConnInfo, slot: &SlotName) -> Result<u8> {
 }
 
 /// The end that every required repository has reached.
-fn archived(status: &Status) -> Option<Lsn> {
+pub(super) fn archived(status: &Status) -> Option<Lsn> {
     let required = status.repositories.iter().any(|r| r.required);
     let counting = status
         .repositories
@@ -206,13 +206,13 @@ fn lsn(position: Option<Lsn>) -> String {
 }
 
 /// The status on one line.
-fn line(status: &Status) -> String {
+pub(super) fn line(status: &Status) -> String {
     let from = match &status.server {
         Some(server) => format!("streaming from {server}"),
         None => "not connected".to_owned(),
     };
     let behind = match (status.server_lsn, status.acknowledged_lsn) {
-        (Some(server), Some(safe)) => {
+        (Some(server), Some(safe)) if server > safe => {
             format!(", {} behind", human::size(server.0.saturating_sub(safe.0)))
         }
         _ => String::new(),

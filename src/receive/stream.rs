@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use super::journal::{Condition, Durable, Feeder, Position, Room};
 use crate::config::Acknowledge;
@@ -28,6 +28,15 @@ const ASK_AFTER: Duration = Duration::from_secs(3);
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// How long a message to the server may take.
 const SEND_MAX: Duration = Duration::from_secs(10);
+
+/// A server that shuts down asks again as soon as it has an answer, until everything is safe. When so many questions come in a row,
+/// this long, it is let go: what is not safe was not acknowledged, and comes again after its start.
+const QUESTIONS_MAX: u32 = 20;
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
+/// Between such an answer and the next question.
+const ANSWER_PAUSE: Duration = Duration::from_millis(20);
+/// Questions farther apart than this on average are those of a server that goes on.
+const QUESTION_INTERVAL_MAX: Duration = Duration::from_millis(250);
 
 /// What a stream works with.
 pub struct Sources {
@@ -84,6 +93,8 @@ pub struct Streaming {
     tick: Interval,
     heard: Instant,
     told: Instant,
+    /// Since when, and how often, the server has asked while not everything was safe.
+    asked: Option<(Instant, u32)>,
 }
 
 enum Wake {
@@ -118,6 +129,7 @@ impl Streaming {
             tick,
             heard: now,
             told: now,
+            asked: None,
         }
     }
 
@@ -187,13 +199,39 @@ impl Streaming {
             StreamEvent::Keepalive(alive) => {
                 self.reached.server_end = self.reached.server_end.max(alive.server_end);
                 if alive.reply_requested {
-                    self.tell(false).await?;
+                    self.answer().await?;
                 }
             }
             StreamEvent::Done => return Ok(Step::Done),
             StreamEvent::Shutdown => return Ok(Step::Shutdown),
         }
         Ok(Step::Progress)
+    }
+
+    /// Answers a question of the server, unless it has waited for too long to shut down.
+    async fn answer(&mut self) -> Result<()> {
+        if self.safe() >= self.reached.received {
+            self.asked = None;
+            return self.tell(false).await;
+        }
+        let (since, count) = self.asked.map_or((Instant::now(), 1), |(s, n)| (s, n + 1));
+        self.asked = Some((since, count));
+        let waited = since.elapsed();
+        if count >= QUESTIONS_MAX && waited > SHUTDOWN_PATIENCE {
+            if waited < QUESTION_INTERVAL_MAX * count {
+                return Err(err!(
+                    Unreachable,
+                    "server \"{}\" shuts down and waits until {} is safe, which takes too long: hung up, so that it can end",
+                    self.stream.host(),
+                    self.reached.received
+                ));
+            }
+            self.asked = None;
+        }
+        if count > QUESTIONS_MAX / 4 {
+            sleep(ANSWER_PAUSE).await;
+        }
+        self.tell(false).await
     }
 
     async fn on_tick(&mut self) -> Result<()> {

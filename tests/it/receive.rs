@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::{Builder, Cluster, PATIENCE, Program, Running, Site, Stop, fault, wait_until};
+use crate::common::{
+    Builder, Cluster, PATIENCE, Program, Running, Site, Stop, fault, user, wait_until,
+};
 use crate::per_major;
 
 const SEGMENT: u64 = 1 << 20;
@@ -413,4 +415,125 @@ fn w06_a_lost_slot_is_refused_and_its_successor_names_the_gap() {
     let gaps: Vec<String> = site.files();
     let is_gap = |file: &&String| file.contains("/events/wal-00000001/") && file.contains("-gap-");
     assert_eq!(gaps.iter().filter(is_gap).count(), 1, "{gaps:?}");
+}
+
+/// A server that shuts down waits for what it sent to be safe: not for ever when it cannot be.
+#[test]
+fn a_shutdown_does_not_wait_for_a_repository_that_is_away() {
+    let (site, mut cluster) = receiving(small(18), "acknowledge = \"repository\"");
+    let mut running = program(&site).spawn();
+    let position = write_wal(&cluster);
+    wait_safe(&mut running, &cluster, &position);
+    let away = site.sandbox().join("away");
+    std::fs::rename(site.repository(), &away).unwrap();
+    wait_until(PATIENCE, "the outage is noticed", || {
+        write_wal(&cluster);
+        status(&site)["repositories"][0]["last_error"].is_string()
+    });
+    cluster.stop(Stop::Fast);
+    std::fs::rename(&away, site.repository()).unwrap();
+    cluster.start();
+    let position = write_wal(&cluster);
+    wait_safe(&mut running, &cluster, &position);
+    let run = stop(running).success();
+    assert!(
+        run.stderr.contains("hung up, so that it can end"),
+        "{}",
+        run.stderr
+    );
+}
+
+/// W09: two primaries. What was received of the one that is left stays; the one of the higher timeline is followed, and the other
+/// is not received from.
+#[test]
+fn w09_an_old_primary_that_comes_back_is_left_out() {
+    let (site, mut primary) = receiving(keeping(small(16)), "");
+    let mut standby = Cluster::builder(16)
+        .standby_of(&primary)
+        .without_fsync()
+        .start();
+    follow_primary(&site, &primary, &standby);
+    let mut running = program(&site).spawn();
+    let position = write_wal(&primary);
+    wait_safe(&mut running, &primary, &position);
+    // What comes now reaches the receiver, and not the standby.
+    standby.stop(Stop::Fast);
+    primary.switch_wal();
+    let lonely = write_wal(&primary);
+    wait_safe(&mut running, &primary, &lonely);
+    primary.stop(Stop::Immediate);
+    standby.start();
+    standby.promote();
+    let position = write_wal(&standby);
+    wait_safe(&mut running, &standby, &position);
+    wait_until(PATIENCE, "both ends are stored", || {
+        stored_end(&site, 1) >= lsn(&lonely) && stored_end(&site, 2) >= lsn(&position)
+    });
+    let run = stop(running).success();
+    let overhang = "the server's history leaves timeline 1 at ";
+    assert!(run.stderr.contains(overhang), "{}", run.stderr);
+
+    primary.start();
+    write_wal(&primary);
+    let mut running = program(&site).spawn();
+    let position = write_wal(&standby);
+    wait_safe(&mut running, &standby, &position);
+    let run = stop(running).success();
+    assert!(
+        run.stderr.contains("has timeline 2 already"),
+        "{}",
+        run.stderr
+    );
+    // Alone, it is refused.
+    connect_by(&site, &primary.conninfo("postgres"));
+    program(&site)
+        .run()
+        .expect_code(8)
+        .expect_stderr("error diverged");
+}
+
+/// The service manager is told, an end can be asked for, and `pitr info` says how far it is.
+#[test]
+fn it_runs_as_a_service_and_to_a_position() {
+    let (site, cluster) = receiving(small(15), "");
+    let socket = site.sandbox().join("notify");
+    let service = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    user::own(&socket);
+    service.set_read_timeout(Some(PATIENCE)).unwrap();
+    let running = program(&site).env("NOTIFY_SOCKET", &socket).spawn();
+    let mut told = String::new();
+    while !told.contains("READY=1") || !told.contains("STATUS=streaming from ") {
+        let mut buffer = [0; 4096];
+        let length = service.recv(&mut buffer).expect("systemd is told in time");
+        told.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
+    }
+    let position = write_wal(&cluster);
+    let shown = || -> Value {
+        let run = site.pitr().args(["info", "--json"]).run();
+        run.json()["clusters"][0]["receiver"].clone()
+    };
+    let reached = |at: &Value| at.as_str().map(lsn) >= Some(lsn(&position));
+    wait_until(PATIENCE, "info shows it", || {
+        reached(&shown()["archived_lsn"])
+    });
+    let receiver = shown();
+    assert_eq!(receiver["running"], true, "{receiver}");
+    assert!(reached(&receiver["acknowledged_lsn"]), "{receiver}");
+    site.pitr()
+        .arg("info")
+        .run()
+        .expect_stdout("receiver: streaming from ");
+    stop(running).success();
+    let run = site.pitr().arg("info").run();
+    run.expect_stdout("warning: the receiver does not receive since ");
+
+    let position = write_wal(&cluster);
+    let until = program(&site).args(["--until-lsn", &position, "--json"]);
+    let answer = until.run().success().json();
+    let archived = answer["archived_lsn"].as_str().map(lsn);
+    assert!(archived >= Some(lsn(&position)), "{answer}");
+    assert_eq!(
+        (&answer["complete"], &answer["timeline"]),
+        (&true.into(), &1.into())
+    );
 }
