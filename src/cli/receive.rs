@@ -23,7 +23,7 @@ use crate::wire::conninfo::{self, ConnInfo};
 use crate::wire::slot::SlotName;
 
 /// The slot where neither configuration nor command line name one.
-const SLOT_DEFAULT: &str = "pitr";
+pub(super) const SLOT_DEFAULT: &str = "pitr";
 
 /// Receive WAL as it is written, through a replication slot
 ///

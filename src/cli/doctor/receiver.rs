@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::Findings;
 use crate::cli::human;
+use crate::cli::receive::SLOT_DEFAULT;
 use crate::cli::server::Server;
 use crate::config::Cluster;
 use crate::error::Result;
@@ -19,7 +20,12 @@ struct Slot {
     kept_bytes: u64,
 }
 
-/// Looks, if the configuration names a slot. `pgdata` is the data directory where it can be read from here.
+/// Whether the configuration is that of a receiver.
+pub(super) fn is_configured(cluster: &Cluster) -> bool {
+    cluster.receive.slot.is_some() || cluster.receive.journal.is_some()
+}
+
+/// Looks, if there is to be a receiver. `pgdata` is the data directory where it can be read from here.
 pub(super) fn look(
     found: &mut Findings,
     server: &mut Server,
@@ -27,12 +33,13 @@ pub(super) fn look(
     in_recovery: bool,
     pgdata: Option<&Path>,
 ) -> Result<()> {
-    let Some(name) = &cluster.receive.slot else {
+    if !is_configured(cluster) {
         return Ok(());
-    };
+    }
+    let name = cluster.receive.slot.as_deref().unwrap_or(SLOT_DEFAULT);
     found.begin("receiver");
     let limit_bytes = limit(found, server)?;
-    let Some(slot) = slot(server, name.as_ref(), in_recovery)? else {
+    let Some(slot) = slot(server, name, in_recovery)? else {
         found.fail(
             "slot",
             format!("\"{name}\" does not exist"),

@@ -103,7 +103,7 @@ fn ask(
     seen.ours = composed(settings, cluster);
     archiving(found, &values, cluster, seen);
     durability(found, &values);
-    if !seen.leaves_archiving && (mode != "off" || cluster.receive.slot.is_none()) {
+    if !seen.leaves_archiving && (mode != "off" || !receiver::is_configured(cluster)) {
         counters(found, server, seen.in_recovery)?;
     }
     rights(found, server, &values, cluster)?;
@@ -170,7 +170,7 @@ fn archiving(found: &mut Findings, values: &Values, cluster: &Cluster, seen: &mu
             "it was changed, and takes effect with a restart",
             "restart the server",
         ),
-        "off" if cluster.receive.slot.is_some() => {
+        "off" if receiver::is_configured(cluster) => {
             found.ok("archive_mode", "off: the receiver brings the WAL");
             return;
         }
