@@ -185,7 +185,8 @@ async fn identify(options: &Options, around: &Surroundings<'_>) -> Result<Option
 
 async fn ask_identity(options: &Options, around: &Surroundings<'_>) -> Result<Identity> {
     let mut client = upstream::connect(&options.conninfo, Arc::clone(&around.progress)).await?;
-    let facts = upstream::facts(&mut client).await?;
+    let host = client.host().to_owned();
+    let facts = upstream::answered(&host, upstream::facts(&mut client)).await?;
     Ok(Identity {
         cluster: options.cluster.clone(),
         system_identifier: facts.identity.system_identifier,
@@ -370,17 +371,21 @@ impl<'a> Session<'a> {
             // None of the others can be reached: those left out may have changed meanwhile.
             self.left_out.clear();
         })?;
+        let host = client.host().to_owned();
         loop {
-            let facts = upstream::facts(&mut client).await?;
+            let facts = upstream::answered(&host, upstream::facts(&mut client)).await?;
             if let Err(error) = self.check_server(&facts) {
                 return self.leave_out(client.host(), error);
             }
-            let slot = upstream::slot(
-                &mut client,
-                &info,
-                &self.options.slot,
-                self.options.create_slot,
-                &self.around.progress,
+            let slot = upstream::answered(
+                &host,
+                upstream::slot(
+                    &mut client,
+                    &info,
+                    &self.options.slot,
+                    self.options.create_slot,
+                    &self.around.progress,
+                ),
             )
             .await?;
             let start = match self.derive(&facts, &slot).await {
@@ -553,7 +558,8 @@ impl<'a> Session<'a> {
             .filter(|t| !self.archived_histories.contains(t))
             .collect();
         for timeline in wanted {
-            match client.timeline_history(timeline).await {
+            let host = client.host().to_owned();
+            match upstream::answered(&host, client.timeline_history(timeline)).await {
                 Ok(history) => {
                     let shipper = Arc::clone(self.shipper);
                     let store = move || shipper.archive_history(timeline, &history.content);
@@ -582,7 +588,8 @@ impl<'a> Session<'a> {
             from: position.lsn,
         };
         let host = client.host().to_owned();
-        let stream = match ReplicationStream::start(client, &what).await {
+        let stream = match upstream::answered(&host, ReplicationStream::start(client, &what)).await
+        {
             Ok(stream) => stream,
             Err(error) => return Err(self.removed(error, position)),
         };
@@ -666,7 +673,9 @@ impl<'a> Session<'a> {
 
     /// A timeline has ended: everything of it is on its way into the journal. The connection goes on with the next.
     async fn next_timeline(&mut self, streaming: Streaming, position: Position) -> Result<Client> {
-        let (client, next) = streaming.into_stream().finish().await?;
+        let stream = streaming.into_stream();
+        let host = stream.host().to_owned();
+        let (client, next) = upstream::answered(&host, stream.finish()).await?;
         let Some(next) = next.filter(|n| n.timeline > position.timeline) else {
             return Err(err!(
                 Server,

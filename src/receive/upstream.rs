@@ -1,6 +1,7 @@
 //! The server: connecting to it, and what it says of itself before streaming begins.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -10,6 +11,9 @@ use crate::progress::Progress;
 use crate::wire::client::{Client, Session, SystemIdentity};
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::slot::{SlotName, SlotState};
+
+/// How long the answer to a question may take: behind it the connection is half-open, or the server hangs.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 /// What a server says of itself.
 #[derive(Debug, Clone)]
@@ -30,6 +34,23 @@ pub struct ServerFacts {
 /// Those of [`Client::connect`].
 pub async fn connect(info: &ConnInfo, progress: Arc<dyn Progress>) -> Result<Client> {
     Client::connect(info, Session::Replication, progress).await
+}
+
+/// Waits for the answer to a question, but not for ever. A client whose question was given up is of no more use.
+///
+/// # Errors
+/// `Unreachable` when none comes; those of `question`.
+pub async fn answered<T>(host: &str, question: impl Future<Output = Result<T>>) -> Result<T> {
+    let limit = crate::fault::shortened(ANSWER_MAX);
+    tokio::time::timeout(limit, question)
+        .await
+        .unwrap_or_else(|_| {
+            Err(err!(
+                Unreachable,
+                "server \"{host}\" has not answered for {} s",
+                limit.as_secs()
+            ))
+        })
 }
 
 /// Asks a server for what it is.

@@ -66,7 +66,7 @@ impl Drop for SmallDisk {
 pub struct PowerDisk {
     path: PathBuf,
     image: PathBuf,
-    _sandbox: Sandbox,
+    sandbox: Sandbox,
 }
 
 impl PowerDisk {
@@ -80,7 +80,7 @@ impl PowerDisk {
         let disk = PowerDisk {
             path,
             image,
-            _sandbox: sandbox,
+            sandbox,
         };
         disk.mount();
         user::own(&disk.path);
@@ -90,6 +90,11 @@ impl PowerDisk {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns the folder around image and mount point.
+    pub fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
     }
 
     /// Cuts the power: what has not been synced is lost, as is every later write. Then the filesystem is mounted again,

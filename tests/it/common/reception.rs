@@ -62,13 +62,15 @@ impl Reception {
         running
     }
 
-    /// Waits until the server streams to one client.
+    /// Waits until the server streams to it.
     pub fn wait_streaming(&self, running: &mut Running) {
         let client = self.cluster.client();
         wait_until(PATIENCE, "the receiver streams", || {
             assert!(!running.is_done(), "it ended: {}", running.stderr());
-            let sql = "select count(*) from pg_stat_replication where state = 'streaming'";
-            client.query_one_string(sql) == "1"
+            let sql = format!(
+                "select count(*) from pg_stat_replication where state = 'streaming' and application_name = '{SLOT}'"
+            );
+            client.query_one_string(&sql) == "1"
         });
     }
 

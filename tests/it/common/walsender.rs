@@ -443,6 +443,20 @@ impl Session<'_> {
                 lock(&self.shared.identity).restart = None;
                 self.complete(Vec::new(), word)
             }
+            // What pg_replication_slots has of the slot.
+            "select" if command.contains("pg_replication_slots") && identity.restart.is_some() => {
+                let columns = [
+                    ("slot_type", text("physical".into())),
+                    (
+                        "restart_lsn",
+                        identity.restart.map(|at| lsn(at).into_bytes()),
+                    ),
+                    ("active_pid", None),
+                    ("wal_status", text("reserved".into())),
+                    ("safe_wal_size", None),
+                ];
+                self.complete(row(&columns), "SELECT 1")
+            }
             "TIMELINE_HISTORY" => self.timeline_history(command),
             "START_REPLICATION" => self.stream(&[Act::Silence]),
             _ => self.ready(failure(

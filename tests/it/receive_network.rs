@@ -1,0 +1,364 @@
+//! The receiver and what networks, slots and servers do to it: half-open connections, lost slots, split brain, hostile servers.
+
+use rustix::process::Signal;
+
+use crate::common::proxy::Way;
+use crate::common::reception::{self, archived, lsn, status};
+use crate::common::walsender::{Act, Answer, Identity, Walsender, message, wal};
+use crate::common::{Cluster, PATIENCE, Program, Reception, Running, Site, wait_until};
+use crate::per_major;
+
+const SEGMENT: u64 = 1 << 20;
+
+fn small(major: u32) -> crate::common::Builder {
+    Cluster::builder(major)
+        .segment_size_mb(1)
+        .without_fsync()
+        .config("wal_keep_size", "1GB")
+}
+
+#[test]
+fn w05_a_half_open_connection_is_given_up_and_made_anew() {
+    let reception = Reception::new(17);
+    reception.cluster.sql("create table t (a int)");
+    let mut running = reception.start(&["--create-slot"]);
+    reception.synchronous();
+    reception.cluster.sql("insert into t values (1)");
+    let before = reception.proxy.counts();
+    reception.proxy.stall(Way::ToClient);
+    reception.proxy.stall(Way::ToServer);
+    assert!(reception.proxy.counts().stalled > before.stalled);
+    // It returns when the receiver has noticed by itself, and the server has let go of the slot.
+    reception.cluster.sql("insert into t values (2)");
+    assert!(reception.proxy.counts().connections > before.connections);
+    assert!(!running.is_done());
+    reception.wait_shipped(&mut running);
+    running.signal(Signal::TERM);
+    running.wait().success();
+}
+
+/// A scripted server that claims to be the cluster of a site.
+struct Scripted {
+    site: Site,
+    _cluster: Cluster,
+    identity: Identity,
+}
+
+impl Scripted {
+    fn new() -> Scripted {
+        let cluster = small(17).create();
+        let site = Site::new(&cluster);
+        let folder = site.cluster_folder();
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        let identity = Identity {
+            system_identifier: name.parse().unwrap(),
+            timeline: 1,
+            flush: 3 * SEGMENT,
+            version: "17.5".into(),
+            segment_size: "1MB".into(),
+            restart: Some(3 * SEGMENT),
+        };
+        Scripted {
+            site,
+            _cluster: cluster,
+            identity,
+        }
+    }
+
+    fn server(&self) -> Walsender {
+        Walsender::start(self.identity.clone())
+    }
+
+    /// `pitr receive` from this server, into a journal of its own.
+    fn receive(&self, server: &Walsender) -> Program {
+        let config = self.site.config();
+        let before = std::fs::read_to_string(config).unwrap();
+        let plain = before.split("\n[clusters.main.receive]").next().unwrap();
+        std::fs::write(config, plain).unwrap();
+        let journal = self
+            .site
+            .sandbox()
+            .join(format!("journal-{}", server.port()));
+        reception::configure(&self.site, &server.conninfo(), &journal);
+        self.site
+            .pitr()
+            .arg("receive")
+            .env("PITR_FAULT_SECONDS", "3")
+    }
+}
+
+#[test]
+fn w05_a_server_that_falls_silent_before_it_streams_is_tried_again() {
+    let scripted = Scripted::new();
+    for command in ["IDENTIFY_SYSTEM", "SHOW", "select", "START_REPLICATION"] {
+        let server = scripted
+            .server()
+            .on(command, [Answer::Silence, Answer::Healthy]);
+        let mut running = scripted.receive(&server).spawn();
+        wait_until(2 * PATIENCE, "it streams at the second attempt", || {
+            assert!(!running.is_done(), "{command}: {}", running.stderr());
+            server.asked(command) >= 2 && server.asked("START_REPLICATION") >= 1
+        });
+        running.signal(Signal::TERM);
+        running.wait();
+    }
+}
+
+#[test]
+fn w05_the_server_is_told_unasked_and_at_once_when_it_asks() {
+    let scripted = Scripted::new();
+    let keepalive = |reply| Act::Keepalive {
+        end: 3 * SEGMENT,
+        reply,
+    };
+    let acts = vec![
+        keepalive(true),
+        Act::AwaitStatus,
+        // Nobody asks, and there is no WAL.
+        Act::AwaitStatus,
+        Act::AwaitStatus,
+        keepalive(true),
+        Act::AwaitStatus,
+    ];
+    let server = scripted
+        .server()
+        .on("START_REPLICATION", [Answer::Stream(acts)]);
+    let mut running = scripted.receive(&server).spawn();
+    wait_until(PATIENCE, "it has answered", || {
+        assert!(!running.is_done(), "{}", running.stderr());
+        server.statuses().len() >= 4
+    });
+    assert_eq!(server.asked("START_REPLICATION"), 1, "on one connection");
+    running.signal(Signal::TERM);
+    running.wait();
+}
+
+/// What a hostile server may do in a stream, after `good` bytes that are WAL.
+fn hostilities(good: u64) -> Vec<(&'static str, Answer)> {
+    let stream = |act: Act| Answer::Stream(vec![act]);
+    let at = 3 * SEGMENT;
+    let raw = |bytes: Vec<u8>| stream(Act::Raw(bytes));
+    let data = |start: u64, size: usize| Act::Wal {
+        start,
+        data: vec![7; size],
+    };
+    vec![
+        (
+            "a length beyond every limit",
+            raw(b"d\x7f\xff\xff\xff".to_vec()),
+        ),
+        (
+            "a length below zero",
+            raw(b"d\x80\x00\x00\x00rest".to_vec()),
+        ),
+        (
+            "a length shorter than itself",
+            raw(b"d\x00\x00\x00\x03".to_vec()),
+        ),
+        (
+            "CopyData of an unknown kind",
+            raw(message(b'd', b"?what is this")),
+        ),
+        ("empty CopyData", raw(message(b'd', b""))),
+        ("a short header of WAL data", raw(message(b'd', b"w\0\0\0"))),
+        ("a short keepalive", raw(message(b'd', b"k\0\0"))),
+        ("a message of no protocol", raw(message(b'?', b"what"))),
+        ("WAL behind a hole", stream(data(at + good + 8192, 100))),
+        ("WAL that was there before", stream(data(at - 8192, 100))),
+        (
+            "WAL at the end of all positions",
+            stream(data(u64::MAX - 10, 100)),
+        ),
+        (
+            "endless messages of an unknown kind",
+            stream(Act::Endless(message(b'd', &[b'?'; 60_000]))),
+        ),
+        (
+            "endless notices",
+            stream(Act::Endless(message(b'N', b"SWARNING\0C01000\0Mlook\0\0"))),
+        ),
+        (
+            "the same timeline again",
+            stream(Act::TimelineEnds {
+                next: 1,
+                switch: at,
+            }),
+        ),
+        (
+            "timeline 0",
+            stream(Act::TimelineEnds {
+                next: 0,
+                switch: at,
+            }),
+        ),
+        (
+            "a timeline that ends in the future",
+            stream(Act::TimelineEnds {
+                next: 2,
+                switch: u64::MAX,
+            }),
+        ),
+        (
+            "an answer that is no stream",
+            Answer::Row(vec![("a", None)]),
+        ),
+        (
+            "a fatal error in the stream",
+            Answer::Fatal("XX000", "no\nway\u{1b}[31m".into()),
+        ),
+    ]
+}
+
+#[test]
+fn z10_a_hostile_server_neither_crashes_the_receiver_nor_gets_an_acknowledgement() {
+    let scripted = Scripted::new();
+    let at = 3 * SEGMENT;
+    for (what, answer) in hostilities(0) {
+        let server = scripted
+            .server()
+            .on("START_REPLICATION", [answer])
+            .history(2, "1\t0/400000\tno reason\n");
+        let mut running = scripted.receive(&server).spawn();
+        // It ends, or tries again; both more than once around the hostility.
+        wait_until(PATIENCE, what, || {
+            running.is_done()
+                || server.asked("START_REPLICATION") >= 2
+                || is_flooded(&running, what)
+        });
+        let peak = peak_kib(running.pid());
+        running.signal(Signal::TERM);
+        let run = running.wait();
+        assert!(
+            matches!(run.code(), 0 | 1 | 8 | 9 | 130),
+            "{what}: status {}\n{run}",
+            run.code()
+        );
+        assert!(!run.stderr.contains("internal"), "{what}: {run}");
+        assert!(!run.stderr.contains('\u{1b}'), "{what}: {run}");
+        assert!(peak < 64 << 10, "{what}: {peak} KiB");
+        let told = server.statuses();
+        let most = told.iter().map(|s| s.flushed).max().unwrap_or(0);
+        assert!(most <= at, "{what}: flushed {most:#x} was reported");
+    }
+}
+
+/// An endless stream that is not refused must at least go nowhere.
+fn is_flooded(running: &Running, what: &str) -> bool {
+    what.starts_with("endless") && running.stderr().lines().count() > 20
+}
+
+/// The peak of a process's memory; 0 once it has ended.
+fn peak_kib(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.trim().trim_end_matches(" kB").parse().ok())
+        .unwrap_or(0)
+}
+
+#[test]
+fn z10_wal_is_acknowledged_only_when_it_is_whole_and_in_order() {
+    let scripted = Scripted::new();
+    let at = 3 * SEGMENT;
+    let mut acts = wal(at, &[0x5a; 10_000], 3000);
+    acts.push(Act::AwaitFlush(at + 10_000));
+    // A hole, and more behind it.
+    acts.extend(wal(at + 20_000, &[1; 500], 500));
+    acts.push(Act::AwaitFlush(at + 20_500));
+    let server = scripted.server().on(
+        "START_REPLICATION",
+        [Answer::Stream(acts), Answer::Stream(vec![])],
+    );
+    let mut running = scripted.receive(&server).spawn();
+    wait_until(PATIENCE, "it asks for the byte behind the last one", || {
+        let commands = server.commands();
+        let again = commands
+            .iter()
+            .filter(|c| c.starts_with("START_REPLICATION"));
+        running.is_done() || again.clone().count() >= 2
+    });
+    let most = server.statuses().iter().map(|s| s.flushed).max();
+    assert_eq!(most, Some(at + 10_000));
+    if !running.is_done() {
+        let commands = server.commands();
+        let again = commands
+            .iter()
+            .rfind(|c| c.starts_with("START_REPLICATION"));
+        assert!(again.unwrap().contains("0/302710"), "{commands:?}");
+    }
+    running.signal(Signal::TERM);
+    running.wait();
+}
+
+#[test]
+fn w06_a_slot_that_is_dropped_is_told_and_its_successor_used_without_a_hole() {
+    let reception = Reception::of(small(17));
+    let cluster = &reception.cluster;
+    let slot = "select pg_create_physical_replication_slot('pitr', true)";
+    cluster.sql(&format!("create table t (a int); {slot}"));
+    let mut running = reception.start(&[]);
+    reception.proxy.refuse(true);
+    reception.proxy.reset();
+    wait_until(PATIENCE, "the slot can be dropped", || {
+        let client = cluster.client();
+        client
+            .try_sql("select pg_drop_replication_slot('pitr')")
+            .is_ok()
+    });
+    cluster.sql("insert into t values (1)");
+    reception.proxy.calm();
+    wait_until(PATIENCE, "the missing slot is told", || {
+        assert!(!running.is_done(), "{}", running.stderr());
+        running.stderr().contains("does not exist")
+    });
+    cluster.sql(slot);
+    reception.wait_streaming(&mut running);
+    cluster.sql("insert into t values (2)");
+    reception.wait_shipped(&mut running);
+    assert!(!running.stderr().contains("gap"), "{}", running.stderr());
+    reception.site.pitr().args(["wal", "gaps"]).run().success();
+    running.signal(Signal::TERM);
+    running.wait().success();
+}
+
+fn w09_an_old_primary_that_went_on_is_refused(major: u32) {
+    let reception = Reception::of(small(major));
+    let old = &reception.cluster;
+    old.sql("create table t (a int)");
+    let standby = small(major).standby_of(old).slot("standby").start();
+    let mut running = reception.start(&["--create-slot"]);
+    // Both go on: split brain.
+    standby.promote();
+    reception.proxy.retarget(standby.port());
+    reception.proxy.reset();
+    standby.sql("insert into t values (2)");
+    let sql = "select count(*) from pg_stat_replication where application_name = 'pitr'";
+    wait_until(PATIENCE, "the new primary is followed", || {
+        assert!(!running.is_done(), "{}", running.stderr());
+        standby.query_one_string(sql) == "1"
+    });
+    standby.sql("insert into t values (3); select pg_switch_wal()");
+    let end = lsn(&standby.query_one_string("select pg_current_wal_flush_lsn()"));
+    wait_until(PATIENCE, "timeline 2 is in the repository", || {
+        let on_two = status(&reception.journal())
+            .is_some_and(|s| s.pointer("/repositories/0/timeline") == Some(&2.into()));
+        on_two && archived(&reception.journal()).is_some_and(|at| at >= end)
+    });
+    let stored = reception.site.files();
+    old.sql("insert into t select generate_series(1, 10000); select pg_switch_wal()");
+    reception.proxy.retarget(old.port());
+    reception.proxy.reset();
+    let run = running.wait().expect_code(8);
+    assert!(run.stderr.contains("error diverged"), "{run}");
+    // Nothing of what the old primary wrote since has come in.
+    let of_one = |files: &[String]| {
+        files
+            .iter()
+            .filter(|f| f.contains("/wal/00000001/"))
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(of_one(&stored), of_one(&reception.site.files()));
+    let again = reception.receive().run().expect_code(8);
+    assert!(again.stderr.contains("error diverged"), "{again}");
+}
+per_major!(w09_an_old_primary_that_went_on_is_refused);
