@@ -29,6 +29,7 @@ mod pgfiles;
 mod plan;
 mod plan_scale;
 mod receive;
+mod receive_journal;
 mod receive_network;
 mod restore;
 mod restore_faults;

@@ -1,0 +1,319 @@
+//! The receiver's journal and its disk: power cuts, failing syncs, no room.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pitr::pg::segment::{SegmentName, SegmentSize};
+use pitr::pg::time::TimestampTz;
+use pitr::progress::Silent;
+use pitr::receive::journal::{Journal, Options};
+use rustix::process::Signal;
+
+use crate::common::fault::{self, Fault};
+use crate::common::mount::{PowerDisk, SmallDisk};
+use crate::common::reception::{configure, lsn, status};
+use crate::common::{Builder, Cluster, PATIENCE, Running, Site, user, wait_until};
+use crate::{require_root, require_strace};
+
+const MAJOR: u32 = 17;
+const SEGMENT: u64 = 1 << 20;
+
+/// A cluster of small segments that keeps its WAL, and a site whose journal lies in `folder`.
+fn receiving(folder: &Path, settings: &str) -> (Site, Cluster) {
+    let builder: Builder = Cluster::builder(MAJOR)
+        .segment_size_mb(1)
+        .without_fsync()
+        .config("wal_keep_size", "1GB");
+    let cluster = builder.start();
+    let site = Site::new(&cluster);
+    configure(
+        &site,
+        &cluster.conninfo("postgres"),
+        &folder.join("journal"),
+    );
+    let mut config = std::fs::read_to_string(site.config()).unwrap();
+    config.push_str(settings);
+    std::fs::write(site.config(), config).unwrap();
+    (site, cluster)
+}
+
+/// Starts the receiver, and lets commits wait for it once it streams.
+fn start(site: &Site, cluster: &Cluster) -> Running {
+    let mut running = site.pitr().args(["receive", "--create-slot"]).spawn();
+    wait_until(PATIENCE, "the receiver streams", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        let sql = "select count(*) from pg_stat_replication where state = 'streaming'";
+        cluster.query_one_string(sql) == "1"
+    });
+    cluster.alter_system("synchronous_standby_names", "pitr");
+    cluster.reload();
+    cluster.sql("set synchronous_commit = local; create table t (x text)");
+    running
+}
+
+/// Writes so many bytes of WAL, about, in transactions that wait for nobody.
+fn write_wal(cluster: &Cluster, bytes: u64) {
+    let client = cluster.client();
+    client.sql("set synchronous_commit = local");
+    let end = lsn(&cluster.query_one_string("select pg_current_wal_insert_lsn()")) + bytes;
+    while lsn(&cluster.query_one_string("select pg_current_wal_insert_lsn()")) < end {
+        client.sql("insert into t select repeat('x', 1000) from generate_series(1, 100)");
+    }
+}
+
+/// Commits small transactions that wait for nobody, until it is dropped.
+struct Writing {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Writing {
+    fn start(cluster: &Cluster) -> Writing {
+        let stop = Arc::new(AtomicBool::new(false));
+        let client = cluster.client();
+        client.sql("set synchronous_commit = local");
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                client.sql("insert into t values ('local')");
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        });
+        let thread = Some(thread);
+        Writing { stop, thread }
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Whether the server knows that everything it has flushed is safe.
+fn is_safe(cluster: &Cluster) -> bool {
+    cluster.query_one_string(
+        "select coalesce(bool_and(flush_lsn >= pg_current_wal_flush_lsn()), false) from pg_stat_replication",
+    ) == "t"
+}
+
+fn wait_for_words(running: &mut Running, words: &str) {
+    wait_until(PATIENCE, words, || {
+        let said = running.stderr();
+        assert!(!running.is_done(), "it ended: {said}");
+        said.contains(words)
+    });
+}
+
+/// What the journal holds is what the server wrote; returns its end.
+fn check_journal(folder: &Path, cluster: &Cluster) -> u64 {
+    let options = Options {
+        directory: folder.join("journal"),
+        system_identifier: cluster.system_identifier(),
+        segment_size: SegmentSize::new(SEGMENT).unwrap(),
+        limit_bytes: None,
+        nonce: 1,
+        now: TimestampTz(0),
+    };
+    let journal = Journal::open(&options, Arc::new(Silent)).unwrap();
+    let follower = journal.follower();
+    for segment in follower.segments() {
+        let length = usize::try_from(segment.to.0 - segment.from.0).unwrap();
+        let mut held = vec![0; length];
+        let mut frames = follower.open(segment.name).unwrap();
+        let mut at = 0;
+        while at < length {
+            let n = frames.read(&mut held[at..]).unwrap();
+            assert!(n > 0, "{} ends at {at}", segment.name);
+            at += n;
+        }
+        let there = std::fs::read(wal_file(cluster, segment.name)).unwrap();
+        assert!(there[..length] == held, "{} differs", segment.name);
+    }
+    let end = journal.held().last().map_or(0, |h| h.to.0);
+    drop(follower);
+    journal.close().unwrap();
+    end
+}
+
+fn wal_file(cluster: &Cluster, name: SegmentName) -> PathBuf {
+    cluster.pgdata().join("pg_wal").join(name.to_string())
+}
+
+#[test]
+fn w02_after_a_power_cut_all_that_was_acknowledged_is_in_the_journal() {
+    require_root!("w02_after_a_power_cut_all_that_was_acknowledged_is_in_the_journal");
+    let disk = PowerDisk::new(64);
+    let (site, cluster) = receiving(disk.path(), "");
+    let running = start(&site, &cluster);
+    for round in 0..3 {
+        // Some rounds cross a segment's end.
+        write_wal(&cluster, round * SEGMENT * 3 / 4);
+        cluster.sql("insert into t values ('synchronous')");
+    }
+    let reported = lsn(&cluster.query_one_string("select flush_lsn from pg_stat_replication"));
+    disk.shut_down();
+    // The receiver notices at its next write, and ends.
+    let run = {
+        let _writing = Writing::start(&cluster);
+        running.wait()
+    };
+    run.expect_code(1);
+    disk.restore_power();
+    let held = check_journal(disk.path(), &cluster);
+    assert!(
+        held >= reported,
+        "{held:X} is held, {reported:X} was reported"
+    );
+    user::own_all(&disk.path().join("journal"));
+
+    let running = start_again(&site, &cluster);
+    cluster.sql("insert into t values ('synchronous')");
+    running.signal(Signal::TERM);
+    running.wait().success();
+}
+
+fn start_again(site: &Site, cluster: &Cluster) -> Running {
+    let mut running = site.pitr().args(["receive"]).spawn();
+    wait_until(PATIENCE, "everything is safe again", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        is_safe(cluster)
+    });
+    running
+}
+
+#[test]
+fn w03_a_failed_sync_ends_the_receiver_and_nothing_later_is_acknowledged_from_that_file() {
+    require_strace!(
+        "w03_a_failed_sync_ends_the_receiver_and_nothing_later_is_acknowledged_from_that_file"
+    );
+    let sandbox = crate::common::Sandbox::new("journal");
+    let folder = sandbox.dir("disk");
+    let (site, cluster) = receiving(&folder, "");
+    // It makes the slot, and ends.
+    let position = cluster.query_one_string("select pg_current_wal_flush_lsn()");
+    let receive = site.pitr().args(["receive", "--create-slot"]);
+    receive
+        .clone()
+        .args(["--until-lsn", &position])
+        .run()
+        .success();
+    cluster.sql("create table t (x text)");
+    let number = lsn(&position) / SEGMENT;
+    let name = format!("00000001{:08X}{:08X}.wal", number >> 12, number & 0xFFF);
+    let file = folder
+        .join("journal")
+        .join(cluster.system_identifier().to_string())
+        .join(name);
+    // The first sync of the file is recovery's; each one of data is of a round.
+    let fault = Fault::error("fdatasync", "EIO").at("3+").on(&file);
+    let (run, fired) = {
+        let _writing = Writing::start(&cluster);
+        fault::inject(&receive, &fault)
+    };
+    assert_eq!(fired, 1, "it is not tried a second time: {}", run.stderr);
+    let run = run.expect_code(1).expect_stderr("sync the journal's file");
+    assert!(run.stderr.contains("nothing is lost"), "{}", run.stderr);
+    let told = "select restart_lsn from pg_replication_slots where slot_name = 'pitr'";
+    let acknowledged = lsn(&cluster.query_one_string(told));
+    let held = check_journal(&folder, &cluster);
+    assert!(held >= acknowledged, "{held:X}, {acknowledged:X}");
+    user::own_all(&folder.join("journal"));
+    let running = start_again(&site, &cluster);
+    running.signal(Signal::TERM);
+    running.wait().success();
+}
+
+/// A commit that waits for the receiver, in a thread.
+fn commit(cluster: &Cluster) -> std::thread::JoinHandle<()> {
+    let client = cluster.client();
+    std::thread::spawn(move || {
+        client.sql("insert into t values ('synchronous')");
+    })
+}
+
+/// Takes the repository away, or gives it back.
+fn exchange(site: &Site, is_away: bool) {
+    let away = site.repository().with_extension("away");
+    let (from, to) = match is_away {
+        true => (site.repository(), away.as_path()),
+        false => (away.as_path(), site.repository()),
+    };
+    std::fs::rename(from, to).unwrap();
+}
+
+#[test]
+fn w04_a_full_journal_disk_stops_acknowledging_and_room_lets_it_go_on() {
+    require_root!("w04_a_full_journal_disk_stops_acknowledging_and_room_lets_it_go_on");
+    let disk = SmallDisk::new(8, 100);
+    let ballast = disk.path().join("ballast");
+    std::fs::write(&ballast, vec![1; 3 << 20]).unwrap();
+    let (site, cluster) = receiving(disk.path(), "");
+    let mut running = start(&site, &cluster);
+    exchange(&site, true);
+    write_wal(&cluster, 6 << 20);
+    wait_for_words(&mut running, "no WAL is acknowledged");
+    assert!(!is_safe(&cluster));
+    let waiting = commit(&cluster);
+    let waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+    wait_until(PATIENCE, "the commit waits", || {
+        cluster.query_one_string(waits) == "1"
+    });
+    std::fs::remove_file(&ballast).unwrap();
+    wait_for_words(&mut running, "has room again");
+    waiting.join().unwrap();
+    exchange(&site, false);
+    wait_until(PATIENCE, "the repository has it", || {
+        let end = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
+        archived(&disk.path().join("journal")) >= end
+    });
+    running.signal(Signal::TERM);
+    running.wait().success();
+    check_journal(disk.path(), &cluster);
+}
+
+fn archived(journal: &Path) -> u64 {
+    crate::common::reception::archived(journal).unwrap_or(0)
+}
+
+#[test]
+fn w11_a_repository_that_takes_nothing_lets_the_journal_grow_to_its_limit_and_no_further() {
+    let sandbox = crate::common::Sandbox::new("journal");
+    let folder = sandbox.dir("disk");
+    let limit: u64 = 4 << 20;
+    let (site, cluster) = receiving(&folder, &format!("journal_limit_bytes = {limit}\n"));
+    let journal = folder.join("journal");
+    let mut running = start(&site, &cluster);
+    let archived_before = archived(&journal);
+    exchange(&site, true);
+    write_wal(&cluster, 8 << 20);
+    wait_for_words(&mut running, "% of the room");
+    wait_for_words(&mut running, "no WAL is acknowledged");
+    wait_for_words(&mut running, "does not take WAL");
+    wait_until(PATIENCE, "the status says it", || {
+        let status = status(&journal).unwrap();
+        let number = |name: &str| status[name].as_u64().unwrap();
+        assert!(number("journal_bytes") <= limit);
+        number("journal_bytes") > limit / 2
+            && status
+                .pointer("/repositories/0/last_error")
+                .unwrap()
+                .is_string()
+    });
+    assert!(!is_safe(&cluster));
+    exchange(&site, false);
+    wait_for_words(&mut running, "has room again");
+    let end = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
+    wait_until(PATIENCE, "the repository has it", || {
+        archived(&journal) >= end
+    });
+    assert!(archived_before < end);
+    commit(&cluster).join().unwrap();
+    running.signal(Signal::TERM);
+    running.wait().success();
+    check_journal(&folder, &cluster);
+}
