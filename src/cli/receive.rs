@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
@@ -24,6 +24,12 @@ use crate::wire::slot::SlotName;
 
 /// The slot where neither configuration nor command line name one.
 pub(super) const SLOT_DEFAULT: &str = "pitr";
+
+/// A connection that is dead on the way is noticed by the kernel too, unless conninfo says otherwise.
+const PROBE_IDLE: Duration = Duration::from_secs(10);
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+const PROBE_COUNT: u32 = 3;
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 
 /// Receive WAL as it is written, through a replication slot
 ///
@@ -116,11 +122,17 @@ fn no_journal() -> Error {
     )
 }
 
-/// The server's settings. The receiver's name in pg_stat_replication, which synchronous_standby_names compares, is the cluster's setting
-/// or "pitr"; and a connection that is dead on the way is noticed by the kernel too.
+/// The server's settings. The receiver's name in pg_stat_replication, which synchronous_standby_names compares, is application_name, else
+/// "pitr".
 fn conninfo(cluster: &Cluster) -> Result<ConnInfo> {
     let text = cluster.conninfo.as_ref().map_or("", |c| c.expose());
-    ConnInfo::resolve(text, &conninfo::Environment::of_process())
+    let mut info = ConnInfo::resolve(text, &conninfo::Environment::of_process())?;
+    let keep_alive = &mut info.keep_alive;
+    keep_alive.idle.get_or_insert(PROBE_IDLE);
+    keep_alive.interval.get_or_insert(PROBE_INTERVAL);
+    keep_alive.count.get_or_insert(PROBE_COUNT);
+    keep_alive.user_timeout.get_or_insert(UNACKNOWLEDGED_MAX);
+    Ok(info)
 }
 
 fn receive(cx: &Context, options: &Options) -> Result<Ended> {

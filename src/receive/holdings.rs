@@ -4,18 +4,18 @@ use std::collections::BTreeSet;
 
 use super::journal::Position;
 use super::position::Gap;
-use crate::config::{self, Location};
+use crate::config;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
+use crate::repo;
 use crate::repo::event::{self, Event};
 use crate::repo::increment::{self, OpenSegment};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::run::Run;
-use crate::store::file::FileStore;
 
 /// The cluster that is received.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub struct Reach {
 }
 
 /// The repositories that count.
-pub fn counting(repositories: &[config::Repository]) -> Vec<&config::Repository> {
+fn counting(repositories: &[config::Repository]) -> Vec<&config::Repository> {
     let required: Vec<_> = repositories.iter().filter(|r| r.required).collect();
     match required.is_empty() {
         true => repositories.iter().collect(),
@@ -55,13 +55,8 @@ pub fn counting(repositories: &[config::Repository]) -> Vec<&config::Repository>
     }
 }
 
-/// Opens one repository.
-///
-/// # Errors
-/// `NoRepository` when it is not there or not mounted; what the store says.
-pub fn open(repository: &config::Repository, nonce: u64) -> Result<Repository> {
-    let Location::File(path) = &repository.location;
-    Repository::open(Box::new(FileStore::open(path, nonce)?))
+fn open(repository: &config::Repository, nonce: u64) -> Result<Repository> {
+    repo::open(&repository.location, nonce)
         .map_err(|e| e.context(format!("open repository \"{}\"", repository.name)))
 }
 

@@ -115,7 +115,8 @@ fn lost(name: &SlotName) -> Error {
     ))
 }
 
-/// SQL says most. Where the server does not let us ask, the replication protocol says whether the slot is there, from 15 on.
+/// SQL says most. Where there is no SQL connection to be had (it has rules and limits of its own, and streaming must not depend on them),
+/// the replication protocol says whether the slot is there, from 15 on.
 async fn look_up(
     client: &mut Client,
     info: &ConnInfo,
@@ -124,20 +125,18 @@ async fn look_up(
 ) -> Result<Option<SlotState>> {
     let mut same = info.clone();
     same.hosts.retain(|host| host.display() == client.host());
-    match Client::connect(&same, Session::Sql, Arc::clone(progress)).await {
-        Ok(mut sql) => {
-            let state = sql.slot_by_sql(name).await;
-            // An answer is an answer, whatever becomes of the connection.
-            let _ = sql.close().await;
-            state
+    if let Ok(mut sql) = Client::connect(&same, Session::Sql, Arc::clone(progress)).await {
+        let state = sql.slot_by_sql(name).await;
+        // An answer is an answer, whatever becomes of the connection.
+        let _ = sql.close().await;
+        match state {
+            Err(error) if error.code() != Code::Config => {}
+            answer => return answer,
         }
-        Err(error) if matches!(error.code(), Code::Denied | Code::Server) => {
-            if client.version_num() >= 150_000 {
-                return client.read_replication_slot(name).await;
-            }
-            // Whether it is there comes out when streaming begins.
-            Ok(Some(SlotState::default()))
-        }
-        Err(error) => Err(error),
     }
+    if client.version_num() >= 150_000 {
+        return client.read_replication_slot(name).await;
+    }
+    // Whether it is there comes out when streaming begins.
+    Ok(Some(SlotState::default()))
 }

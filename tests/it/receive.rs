@@ -415,6 +415,31 @@ fn w06_a_lost_slot_is_refused_and_its_successor_names_the_gap() {
     let gaps: Vec<String> = site.files();
     let is_gap = |file: &&String| file.contains("/events/wal-00000001/") && file.contains("-gap-");
     assert_eq!(gaps.iter().filter(is_gap).count(), 1, "{gaps:?}");
+    let lost = "was lost before it was received";
+    site.pitr().arg("info").run().expect_stdout(lost);
+    site.pitr().arg("doctor").run().expect_stdout(lost);
+}
+
+#[test]
+fn missing_rights_are_named_with_what_grants_them() {
+    let hba = "local all postgres trust\nlocal replication postgres,weak,narrow trust\n";
+    let (site, cluster) = receiving(small(15).hba(hba), "");
+    cluster.sql("create role weak login; create role narrow login replication");
+    let conninfo = cluster
+        .conninfo("postgres")
+        .replace("user=postgres", "user=weak");
+    assert!(conninfo.contains("user=weak"), "{conninfo}");
+    connect_by(&site, &conninfo);
+    let run = program(&site).run().expect_code(1);
+    assert!(run.stderr.starts_with("error denied: "), "{}", run.stderr);
+    run.expect_stderr("ALTER ROLE weak REPLICATION;");
+    // Without SQL the slot is looked up over the replication protocol: streaming does not depend on another connection.
+    connect_by(&site, &conninfo.replace("user=weak", "user=narrow"));
+    let position = write_wal(&cluster);
+    program(&site)
+        .args(["--until-lsn", &position])
+        .run()
+        .success();
 }
 
 /// A server that shuts down waits for what it sent to be safe: not for ever when it cannot be.

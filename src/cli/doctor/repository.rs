@@ -8,7 +8,7 @@ use super::Findings;
 use super::server::Seen;
 use crate::archive::datadir::DataDirectory;
 use crate::cli::owner::{Access, User};
-use crate::cli::{Context, human};
+use crate::cli::{Context, human, receiver};
 use crate::config::{Cluster, Location, Repository as Configured, Settings};
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
@@ -271,6 +271,14 @@ fn content(
             ),
             "pitr wal backfill --from the pg_wal of a node that still has them, else take a backup: pitr backup",
         ),
+    }
+    for lost in receiver::recorded_gaps(repository, &inventory)? {
+        found.fail(
+            "recorded gap",
+            lost,
+            "neither server nor repository had it when the receiver went on: recovery from an older backup stops there",
+            "pitr wal backfill --from the pg_wal of a node that still has it, else take a backup: pitr backup",
+        );
     }
     Ok(())
 }
