@@ -58,6 +58,8 @@ pub fn clean(command: &mut Command) -> &mut Command {
         .env("LANG", "C.UTF-8")
         .env("TZ", "UTC")
         .env("HOME", "/nonexistent")
+        // A program that a test runs as root would make that folder for its cache, and keep it there.
+        .env("XDG_CACHE_HOME", "/dev/null")
         .current_dir("/")
 }
 
