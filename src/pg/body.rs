@@ -3,7 +3,7 @@
 //! Everything is borrowed from the record; the walk over the blocks allocates nothing. Knowledge:
 //! src/include/access/xlogrecord.h, src/backend/access/transam/xlogreader.c (DecodeXLogRecord), PostgreSQL 13–18.
 
-use super::cursor::Cursor;
+use super::cursor::{self, Cursor};
 use super::record::{HEADER, Record};
 use super::version::Version;
 use super::xact::Xid;
@@ -26,10 +26,11 @@ impl Relation {
     /// Takes a locator off the front.
     #[inline]
     pub fn read(c: &mut Cursor<'_>) -> Option<Self> {
+        let fields = c.take(Self::SIZE)?;
         Some(Relation {
-            tablespace: c.u32()?,
-            database: c.u32()?,
-            number: c.u32()?,
+            tablespace: cursor::u32_at(fields, 0)?,
+            database: cursor::u32_at(fields, 4)?,
+            number: cursor::u32_at(fields, 8)?,
         })
     }
 }
@@ -94,6 +95,19 @@ pub struct Block<'a> {
     pub data: &'a [u8],
 }
 
+/// Which block a record refers to, without what it says about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reference {
+    /// Number of the reference in the record.
+    pub id: u8,
+    /// The relation.
+    pub relation: Relation,
+    /// The fork.
+    pub fork: Fork,
+    /// The block in it.
+    pub block: u32,
+}
+
 /// A record taken apart. Every length in it has been checked; the walk over its blocks allocates nothing.
 #[derive(Debug, Clone, Copy)]
 pub struct Body<'a> {
@@ -147,7 +161,10 @@ const CUT: Invalid = "a fragment that is cut short";
 impl<'a> Body<'a> {
     /// PostgreSQL: src/backend/access/transam/xlogreader.c, DecodeXLogRecord.
     #[inline]
-    pub(super) fn read(record: &Record<'a>) -> std::result::Result<Self, Invalid> {
+    pub(super) fn read(
+        record: &Record<'a>,
+        mut found: impl FnMut(Reference),
+    ) -> std::result::Result<Self, Invalid> {
         let payload = record.payload();
         let version = record.version;
         let mut c = Cursor::new(payload);
@@ -179,6 +196,12 @@ impl<'a> Body<'a> {
                         block_header(&mut c, id, &mut last_relation, version, record.block_size)?;
                     total +=
                         u64::from(header.data_len) + u64::from(header.image.map_or(0, |i| i.len));
+                    found(Reference {
+                        id,
+                        relation: header.relation,
+                        fork: Fork(header.fork_flags & 0x0F),
+                        block: header.block,
+                    });
                 }
                 DATA_SHORT => {
                     body.main_data_len = u32::from(c.u8().ok_or(CUT)?);
@@ -292,7 +315,7 @@ impl<'a> Iterator for Blocks<'a> {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn block_header(
     c: &mut Cursor<'_>,
     id: u8,
@@ -300,8 +323,9 @@ fn block_header(
     version: &Version,
     block_size: u32,
 ) -> std::result::Result<BlockHeader, Invalid> {
-    let fork_flags = c.u8().ok_or(CUT)?;
-    let data_len = c.u16().ok_or(CUT)?;
+    let fixed = c.take(3).ok_or(CUT)?;
+    let fork_flags = cursor::u8_at(fixed, 0).ok_or(CUT)?;
+    let data_len = cursor::u16_at(fixed, 1).ok_or(CUT)?;
     if (fork_flags & HAS_DATA != 0) != (data_len > 0) {
         return Err("a block whose data length contradicts its flags");
     }

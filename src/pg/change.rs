@@ -11,7 +11,7 @@ use crate::err;
 use crate::error::Result;
 
 use super::cursor::{self, Cursor};
-use super::record::{Body, Fork, Record, Relation};
+use super::record::{Body, Fork, Record, Reference, Relation};
 use super::rmgr;
 use super::xact::{self, Numbers, TransactionRecord};
 
@@ -121,23 +121,73 @@ pub fn changes<'a>(
     body: &Body<'a>,
     mut found: impl FnMut(Change<'a>),
 ) -> Result<()> {
-    // The heap blocks that a heap record may refer to: the new (or only) one and the old one.
-    let mut heap_blocks = [None; 2];
+    let mut heap_blocks = HeapBlocks::default();
     for block in body.blocks() {
-        if block.fork == Fork::MAIN
-            && let Some(known) = heap_blocks.get_mut(usize::from(block.id))
-        {
-            *known = Some((block.relation, block.block));
-        }
-        found(Change::Block {
+        let reference = Reference {
+            id: block.id,
             relation: block.relation,
             fork: block.fork,
             block: block.block,
-        });
+        };
+        found(heap_blocks.note(reference));
     }
+    beyond_references(record, body, heap_blocks, found)
+}
+
+/// Takes a record apart and calls `found` with the blocks that it refers to; what else it changes is told by [`beyond_references`].
+///
+/// # Errors
+/// As [`Record::body`].
+#[inline]
+pub fn references<'a>(
+    record: &Record<'a>,
+    mut found: impl FnMut(Change<'a>),
+) -> Result<(Body<'a>, HeapBlocks)> {
+    let mut heap_blocks = HeapBlocks::default();
+    let body = record.body_telling(|reference| found(heap_blocks.note(reference)))?;
+    Ok((body, heap_blocks))
+}
+
+/// The heap blocks that a heap record may refer to: the new (or only) one and the old one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HeapBlocks([Option<HeapBlock>; 2]);
+
+impl HeapBlocks {
+    #[inline(always)]
+    fn note<'a>(&mut self, reference: Reference) -> Change<'a> {
+        let Reference {
+            id,
+            relation,
+            fork,
+            block,
+        } = reference;
+        if fork == Fork::MAIN
+            && let Some(known) = self.0.get_mut(usize::from(id))
+        {
+            *known = Some((relation, block));
+        }
+        Change::Block {
+            relation,
+            fork,
+            block,
+        }
+    }
+}
+
+/// Calls `found` with what a record changes besides the blocks that it refers to.
+///
+/// # Errors
+/// `Damaged` if the record says something that cannot be; what was found before has been told then.
+#[inline]
+pub fn beyond_references<'a>(
+    record: &Record<'a>,
+    body: &Body<'a>,
+    heap_blocks: HeapBlocks,
+    mut found: impl FnMut(Change<'a>),
+) -> Result<()> {
     let main = body.main_data;
     let told = match record.rmid {
-        rmgr::HEAP | rmgr::HEAP2 => heap(record, main, heap_blocks, &mut found),
+        rmgr::HEAP | rmgr::HEAP2 => heap(record, main, heap_blocks.0, &mut found),
         rmgr::STORAGE => storage(record.opcode(), main).map(&mut found),
         rmgr::DATABASE => database(record, main).map(&mut found),
         rmgr::TABLESPACE => tablespace(record.opcode(), main).map(&mut found),

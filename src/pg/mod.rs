@@ -7,6 +7,7 @@ pub mod control;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod craft;
+mod crc;
 pub mod cursor;
 pub mod datapage;
 pub mod finding;

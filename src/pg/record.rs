@@ -7,13 +7,14 @@
 use crate::err;
 use crate::error::Result;
 
+use super::crc;
 use super::cursor::Cursor;
 use super::lsn::Lsn;
 use super::rmgr;
 use super::version::{Major, Version};
 use super::xact::Xid;
 
-pub use super::body::{Block, Blocks, Body, Fork, Image, ImageCodec, Relation};
+pub use super::body::{Block, Blocks, Body, Fork, Image, ImageCodec, Reference, Relation};
 
 /// Size of the header of every record.
 pub const HEADER: usize = 24;
@@ -84,16 +85,16 @@ impl RecordHeader {
 /// The CRC of a record whose body (all behind the header) has the CRC `body`: the header without its CRC comes last.
 #[inline]
 pub fn finish_crc(body: u32, header: &[u8]) -> u32 {
-    crc32c::crc32c_append(body, header.get(..20).unwrap_or_default())
+    crc::behind(body, header)
 }
 
 /// Whether a whole record carries the CRC of its bytes.
 #[inline]
 pub fn crc_matches(header: &RecordHeader, record: &[u8]) -> bool {
-    let Some((head, body)) = record.split_at_checked(HEADER) else {
+    let Some((head, body)) = record.split_first_chunk() else {
         return false;
     };
-    finish_crc(crc32c::crc32c(body), head) == header.crc
+    crc::of_record(head, body) == header.crc
 }
 
 /// A record whose CRC is right. Borrowed from the page it lies on, or from the reader that put it together.
@@ -201,7 +202,16 @@ impl<'a> Record<'a> {
     /// `Damaged` where the server would say that the record is invalid although its CRC is right.
     #[inline]
     pub fn body(&self) -> Result<Body<'a>> {
-        Body::read(self)
+        self.body_telling(|_| ())
+    }
+
+    /// As [`Record::body`], telling every block reference on the way: one walk where most readers want nothing else of the blocks.
+    ///
+    /// # Errors
+    /// As [`Record::body`]; what was told before may be anything then.
+    #[inline]
+    pub fn body_telling(&self, found: impl FnMut(Reference)) -> Result<Body<'a>> {
+        Body::read(self, found)
             .map_err(|what| err!(Damaged, "WAL record at {} has {what}", self.start_lsn))
     }
 }

@@ -227,7 +227,18 @@ impl Sink for Collected {
         // A record that began in an earlier segment belongs there; its blocks are counted from the joined fragments.
         self.records += 1;
         self.last = Some((record.start_lsn, record.end_lsn));
-        let Ok(body) = record.body() else {
+        let blocks = &mut self.blocks;
+        let taken_apart = change::references(record, |c| {
+            if let Change::Block {
+                relation,
+                fork,
+                block,
+            } = c
+            {
+                blocks.changed(relation, fork, block);
+            }
+        });
+        let Ok((body, heap_blocks)) = taken_apart else {
             // The CRC is right, so the server wrote it so; a decoder that cannot follow must not claim to know.
             self.give_up_lists();
             return;
@@ -237,7 +248,8 @@ impl Sink for Collected {
             rmgr::XLOG => self.xlog(record, body.main_data),
             _ => Some(()),
         };
-        let changed = change::changes(record, &body, |c| self.change(record, c));
+        let changed =
+            change::beyond_references(record, &body, heap_blocks, |c| self.change(record, c));
         if known.is_none() || changed.is_err() {
             self.give_up_lists();
         }
@@ -413,12 +425,7 @@ impl Collected {
                 relation,
                 fork,
                 block,
-            } => {
-                // The free space map is taken as changed always; its references would only cost room.
-                if fork != Fork::FSM {
-                    self.blocks.push(relation, fork, block);
-                }
-            }
+            } => self.blocks.changed(relation, fork, block),
             Change::Create { relation: r, fork } => self.event(lsn, relation(2, r, fork, 0)),
             Change::Truncate {
                 relation: r,
@@ -558,6 +565,14 @@ impl Default for ChangedBlocks {
 }
 
 impl ChangedBlocks {
+    #[inline]
+    fn changed(&mut self, relation: record::Relation, fork: Fork, block: u32) {
+        // The free space map is taken as changed always; its references would only cost room.
+        if fork != Fork::FSM {
+            self.push(relation, fork, block);
+        }
+    }
+
     fn push(&mut self, relation: record::Relation, fork: Fork, block: u32) {
         if self.given_up {
             return;
