@@ -69,7 +69,9 @@ mod tests {
 
     #[test]
     fn every_length_has_the_checksum_of_the_general_way() {
-        let bytes: Vec<u8> = (0..2000_u32).map(|n| (n * n / 3) as u8).collect();
+        let bytes: Vec<u8> = (0..2000_u32)
+            .map(|n| (n * n / 3).to_le_bytes()[0])
+            .collect();
         let (header, rest) = bytes.split_first_chunk::<HEADER>().unwrap();
         for length in (0..300).chain([766, 767, 768, 769, 1500]) {
             let body = &rest[..length];

@@ -5,6 +5,7 @@
 
 use std::io::{self, Read, Write};
 
+use super::lz4::{FRAME_HEADER, FrameReader, FrameWriter};
 use super::varint::{self, Reader};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -164,7 +165,7 @@ impl<W: Write> Write for Stored<W> {
 }
 
 enum Encoder<W: Write> {
-    Lz4(Box<lz4_flex::frame::FrameEncoder<W>>),
+    Lz4(Box<FrameWriter<W>>),
     Zstd(Box<zstd::stream::write::Encoder<'static, W>>),
 }
 
@@ -185,12 +186,8 @@ impl<W: Write> ContainerWriter<W> {
         };
         let encoder = match codec {
             Codec::Lz4 => {
-                let mut info = lz4_flex::frame::FrameInfo::new();
-                info.block_size = lz4_flex::frame::BlockSize::Max256KB;
-                info.block_mode = lz4_flex::frame::BlockMode::Independent;
-                Encoder::Lz4(Box::new(lz4_flex::frame::FrameEncoder::with_frame_info(
-                    info, stored,
-                )))
+                let is_wal = matches!(kind, Kind::Segment | Kind::Partial | Kind::Increment);
+                Encoder::Lz4(Box::new(FrameWriter::new(stored, is_wal)))
             }
             Codec::Zstd(level) => {
                 let mut encoder = zstd::stream::write::Encoder::new(stored, level)?;
@@ -210,7 +207,7 @@ impl<W: Write> ContainerWriter<W> {
     pub fn write(&mut self, raw: &[u8]) -> io::Result<()> {
         self.raw_bytes += raw.len() as u64;
         match &mut self.encoder {
-            Encoder::Lz4(e) => e.write_all(raw),
+            Encoder::Lz4(e) => e.write(raw),
             Encoder::Zstd(e) => e.write_all(raw),
         }
     }
@@ -218,11 +215,7 @@ impl<W: Write> ContainerWriter<W> {
     /// Ends the body, writes `identity`, `sections` and the trailer, and returns the sink.
     pub fn finish(self, identity: &Identity, mut sections: Vec<Section>) -> io::Result<W> {
         let mut stored = match self.encoder {
-            Encoder::Lz4(mut e) => {
-                // An empty content is a frame too; without a write the encoder would emit nothing.
-                e.write_all(&[])?;
-                e.finish().map_err(io::Error::other)?
-            }
+            Encoder::Lz4(e) => e.finish()?,
             Encoder::Zstd(e) => e.finish()?,
         };
         sections.push(Section {
@@ -688,7 +681,8 @@ struct ObjectReader<'a> {
 
 impl Read for ObjectReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = usize::try_from((self.end - self.at).min(buffer.len() as u64)).unwrap_or(0);
+        let n =
+            usize::try_from(self.end.saturating_sub(self.at).min(buffer.len() as u64)).unwrap_or(0);
         let piece = buffer.get_mut(..n).unwrap_or_default();
         if n == 0 {
             return Ok(0);
@@ -705,14 +699,21 @@ impl Read for ObjectReader<'_> {
 type Buffered<'a> = io::BufReader<ObjectReader<'a>>;
 
 enum Decoder<'a> {
+    Blocks(FrameReader<ObjectReader<'a>>),
     Lz4(Box<lz4_flex::frame::FrameDecoder<Buffered<'a>>>),
     Zstd(Box<zstd::stream::read::Decoder<'static, Buffered<'a>>>),
 }
 
 impl<'a> Decoder<'a> {
-    fn open(source: ObjectReader<'a>) -> Result<Decoder<'a>> {
-        let mut magic = [0; 4];
-        source.object.read_at(&mut magic, 0)?;
+    fn open(mut source: ObjectReader<'a>) -> Result<Decoder<'a>> {
+        let mut header = FRAME_HEADER;
+        source.object.read_at(&mut header, 0)?;
+        if header == FRAME_HEADER {
+            source.at = header.len() as u64;
+            return Ok(Decoder::Blocks(FrameReader::new(source)));
+        }
+        let [a, b, c, d, ..] = header;
+        let magic = [a, b, c, d];
         let buffered = io::BufReader::with_capacity(256 << 10, source);
         match u32::from_le_bytes(magic) {
             0x184D_2204 => Ok(Decoder::Lz4(Box::new(lz4_flex::frame::FrameDecoder::new(
@@ -736,15 +737,17 @@ impl<'a> Decoder<'a> {
 
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let result = match self {
+            Decoder::Blocks(d) => d.read(buffer),
             Decoder::Lz4(d) => d.read(buffer),
             Decoder::Zstd(d) => d.read(buffer),
         };
         result.map_err(|e| {
             let source = match self {
-                Decoder::Lz4(d) => d.get_mut(),
-                Decoder::Zstd(d) => d.get_mut(),
+                Decoder::Blocks(d) => d.get_mut(),
+                Decoder::Lz4(d) => d.get_mut().get_mut(),
+                Decoder::Zstd(d) => d.get_mut().get_mut(),
             };
-            match source.get_mut().failed.take() {
+            match source.failed.take() {
                 Some(failed) => failed,
                 None => Error::new(Code::Damaged, "the body cannot be decompressed").source(e),
             }

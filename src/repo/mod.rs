@@ -2,6 +2,7 @@
 //!
 //! The page is the authority; a change here that it does not say is a defect.
 
+mod alike;
 pub mod backup;
 pub mod container;
 pub mod event;
@@ -14,6 +15,7 @@ pub mod indexer;
 pub mod inventory;
 pub mod json;
 pub mod layout;
+mod lz4;
 pub mod remnant;
 pub mod repository;
 #[cfg(feature = "full")]
