@@ -9,7 +9,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
-use crate::pg::timeline::TimelineId;
+use crate::pg::timeline::{History, TimelineId};
 use crate::repo;
 use crate::repo::event::{self, Event};
 use crate::repo::increment::{self, OpenSegment};
@@ -40,7 +40,7 @@ pub struct Holdings {
 /// What is at the end of the repositories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reach {
-    /// Where the last whole segment ends, of the repository that reaches least far.
+    /// Where the last whole segment of the server's history ends, of the repository that reaches least far.
     pub end: Option<Position>,
     /// The newest timeline of which any has something.
     pub newest_timeline: Option<TimelineId>,
@@ -125,17 +125,18 @@ impl Holdings {
         })
     }
 
-    /// Where the repositories end.
+    /// Where the repositories end on the way of this history. Other branches do not count: after a restore to an earlier moment the
+    /// archive holds WAL that the server has nothing to do with.
     ///
     /// # Errors
     /// What the stores say.
-    pub fn reach(&self) -> Result<Reach> {
+    pub fn reach(&self, history: &History) -> Result<Reach> {
         let mut reach = Reach::default();
         for (index, repository) in self.repositories.iter().enumerate() {
             let timelines = self.timelines(repository)?;
             reach.newest_timeline = reach.newest_timeline.max(timelines.last().copied());
             let mut end = None;
-            for timeline in timelines.into_iter().rev() {
+            for timeline in timelines.into_iter().rev().filter(|t| history.contains(*t)) {
                 end = self.last_segment_end(repository, timeline)?;
                 if end.is_some() {
                     break;
@@ -234,5 +235,130 @@ impl Holdings {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::time::TimestampTz;
+    use crate::store;
+    use crate::store::file::FileStore;
+
+    const MIB: u64 = 1 << 20;
+
+    fn tli(number: u32) -> TimelineId {
+        TimelineId::new(number).unwrap()
+    }
+
+    fn holdings(directory: &tempfile::TempDir, count: usize) -> Holdings {
+        let create = |index: usize| {
+            let path = directory.path().join(index.to_string());
+            let store = FileStore::create(&path, 1).unwrap();
+            Repository::create(Box::new(store), 1, TimestampTz(0))
+                .unwrap()
+                .0
+        };
+        Holdings {
+            repositories: (0..count).map(create).collect(),
+            layout: ClusterLayout::new("main", 7).unwrap(),
+            identity: Identity {
+                cluster: "main".to_owned(),
+                system_identifier: 7,
+                segment_size: SegmentSize::new(MIB).unwrap(),
+                major: 17,
+            },
+        }
+    }
+
+    impl Holdings {
+        fn name(&self, timeline: u32, number: u64) -> SegmentName {
+            SegmentName::of(tli(timeline), Lsn(number * MIB), self.identity.segment_size)
+        }
+
+        fn store(&self, index: usize, timeline: u32, numbers: std::ops::Range<u64>) {
+            for number in numbers {
+                let key = self.layout.segment(self.name(timeline, number));
+                store::put(self.repositories[index].store(), &key, b"x").unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn the_end_is_that_of_the_servers_history_and_of_the_repository_that_is_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let holdings = holdings(&directory, 2);
+        let first = History::root(tli(1));
+        assert_eq!(holdings.reach(&first).unwrap(), Reach::default());
+        // Across a log id, the last is still the highest.
+        holdings.store(0, 1, 4090..4100);
+        let third = first.child(tli(3), Lsn(4094 * MIB), b"restored");
+        assert_eq!(
+            holdings.reach(&third).unwrap().end,
+            None,
+            "the other has nothing"
+        );
+        holdings.store(1, 1, 4090..4093);
+        holdings.store(0, 2, 5000..5001);
+        holdings.store(1, 2, 5000..5001);
+        let reach = holdings.reach(&third).unwrap();
+        let end = Position {
+            timeline: tli(1),
+            lsn: Lsn(4093 * MIB),
+        };
+        assert_eq!(
+            (reach.end, reach.newest_timeline),
+            (Some(end), Some(tli(2)))
+        );
+    }
+
+    #[test]
+    fn a_segment_is_covered_as_far_as_every_repository_has_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let holdings = holdings(&directory, 2);
+        holdings.store(0, 1, 3..4);
+        let name = holdings.name(1, 3);
+        let covered = || holdings.covered(name).unwrap().0 - 3 * MIB;
+        assert_eq!(covered(), 0);
+        let segment = OpenSegment {
+            name,
+            size: holdings.identity.segment_size,
+            major: 17,
+        };
+        let put = |from: u64, bytes: &[u8]| {
+            let repository = &holdings.repositories[1];
+            increment::put(
+                repository,
+                &holdings.layout,
+                &segment,
+                Lsn(3 * MIB + from),
+                bytes,
+            )
+            .unwrap();
+        };
+        put(0, &[1; 500]);
+        put(700, &[1; 50]);
+        assert_eq!(covered(), 500);
+        holdings.store(1, 1, 3..4);
+        assert_eq!(covered(), MIB);
+    }
+
+    #[test]
+    fn a_gap_is_recorded_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let holdings = holdings(&directory, 1);
+        let gap = |to| Gap {
+            timeline: tli(1),
+            from: Lsn(MIB),
+            to: Lsn(to),
+        };
+        let event = Event::default();
+        for (nonce, to) in [(1, 2 * MIB), (2, 2 * MIB), (3, 3 * MIB)] {
+            holdings.record_gap(&gap(to), &event, nonce).unwrap();
+        }
+        let store = holdings.repositories[0].store();
+        let events = event::read_all(store, &holdings.layout, "wal-00000001").unwrap();
+        let ends: Vec<_> = events.iter().filter_map(|e| e.event.to_lsn).collect();
+        assert_eq!(ends, [Lsn(2 * MIB), Lsn(3 * MIB)]);
     }
 }

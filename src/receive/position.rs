@@ -16,7 +16,7 @@ pub struct Known<'a> {
     pub segment_size: SegmentSize,
     /// Where the journal ends.
     pub journal: Option<Position>,
-    /// Where the last whole segment that every required repository has ends.
+    /// Where the last whole segment that every required repository has ends, on the way of the server's history.
     pub repository: Option<Position>,
     /// The newest timeline of which a repository has anything.
     pub newest_timeline: Option<TimelineId>,
@@ -171,7 +171,7 @@ fn check_end(known: &Known<'_>, position: Position, end: Lsn) -> Result<()> {
             timeline.decimal(),
             history.timeline().decimal()
         )
-        .hint("Nothing was received, and nothing that is there was touched. Likely this is an old primary that was left behind by a failover, or a copy. Name the right server in conninfo."));
+        .hint("Nothing was received, and nothing that is there was touched. Likely this is an old primary that was left behind by a failover, or a copy: name the right server in conninfo. If it was restored to an earlier moment on purpose, let the receiver begin anew: move its journal away once \"pitr info\" says that everything is archived."));
     }
     if timeline == history.timeline() && end > known.server_end {
         return Err(err!(

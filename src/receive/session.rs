@@ -26,7 +26,7 @@ use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
-use crate::pg::timeline::TimelineId;
+use crate::pg::timeline::{History, TimelineId};
 use crate::progress::Progress;
 use crate::repo::event::Event;
 use crate::wire::client::Client;
@@ -465,7 +465,7 @@ impl<'a> Session<'a> {
 
     async fn derive(&mut self, facts: &ServerFacts, slot: &SlotState) -> Result<Start> {
         let journal = self.journal_end();
-        let (holdings, reach) = match self.holdings(journal.is_some()).await? {
+        let (holdings, reach) = match self.holdings(journal.is_some(), &facts.history).await? {
             Some((holdings, reach)) => (Some(holdings), reach),
             None => (None, Reach::default()),
         };
@@ -503,12 +503,16 @@ impl<'a> Session<'a> {
     }
 
     /// What the repositories hold. Where the journal leads by itself it can be done without, while they are away.
-    async fn holdings(&self, has_journal: bool) -> Result<Option<(Holdings, Reach)>> {
+    async fn holdings(
+        &self,
+        has_journal: bool,
+        history: &History,
+    ) -> Result<Option<(Holdings, Reach)>> {
         let (repositories, identity) = (self.options.repositories.clone(), self.identity.clone());
-        let nonce = (self.around.random)();
+        let (nonce, history) = ((self.around.random)(), history.clone());
         let look = aside("look into the repositories", move || {
             let holdings = Holdings::open(&repositories, &identity, nonce)?;
-            let reach = holdings.reach()?;
+            let reach = holdings.reach(&history)?;
             Ok((holdings, reach))
         });
         match look.await {
