@@ -11,12 +11,12 @@ use std::rc::Rc;
 
 use crate::err;
 use crate::error::{Code, Error, Result};
-use crate::pg::lsn::Lsn;
+use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::{History, Interval, TimelineId};
 use crate::repo::facts::{Entry, Facts, Wal};
 use crate::repo::index::{HeadEnd, flag};
-use crate::repo::inventory::Inventory;
+use crate::repo::inventory::{Inventory, Timeline};
 
 /// Size of WAL pages and of their headers: src/include/access/xlog_internal.h.
 const PAGE: u64 = 8192;
@@ -220,7 +220,8 @@ impl<'a> Path<'a> {
         self.wal.facts(self.name_in(stretch, number)?)
     }
 
-    /// Decodes a segment of a stretch; records that begin behind its limit or end behind its reach are not shown.
+    /// Decodes a segment of a stretch; records that end behind its limit or its reach are not shown: a segment that is being streamed may
+    /// have grown since.
     ///
     /// # Errors
     /// What [`Wal::scan`] says.
@@ -231,7 +232,7 @@ impl<'a> Path<'a> {
         visit: &mut dyn FnMut(&Entry),
     ) -> Result<()> {
         let name = self.name_in(stretch, number)?;
-        let limit = stretch.limit.unwrap_or(Lsn(u64::MAX));
+        let limit = stretch.limit.unwrap_or(Lsn(u64::MAX)).min(stretch.reach());
         self.scan_to(
             name,
             &|name| self.following(stretch, name),
@@ -271,7 +272,7 @@ impl<'a> Path<'a> {
             .map_or(self.history.timeline(), |c| c.timeline)
     }
 
-    fn pick(&self, number: SegmentNumber, floor: Option<TimelineId>) -> Pick {
+    fn pick(&self, number: SegmentNumber, floor: Option<TimelineId>) -> Result<Pick> {
         let mut limit: Option<Lsn> = None;
         for candidate in self.candidates.iter().filter(|c| c.segment <= number) {
             // Recovery never goes back to a timeline older than that of the file it has read last.
@@ -281,23 +282,54 @@ impl<'a> Path<'a> {
             if limit.is_some_and(|l| l <= number.start_lsn(self.size)) {
                 break;
             }
-            if self.inventory.has(candidate.timeline, number) {
-                return Pick::Found(candidate.timeline, limit);
+            if self.is_offered(candidate.timeline, number)? {
+                return Ok(Pick::Found(candidate.timeline, limit));
             }
             limit = Some(limit.map_or(candidate.begin, |l| l.min(candidate.begin)));
         }
-        Pick::Missing
+        Ok(Pick::Missing)
     }
 
-    /// The first segment at or behind `number` that is archived and on this path.
+    /// Whether recovery gets a file of this name: one of which a part is stored in which no record ends is not handed out.
+    fn is_offered(&self, timeline: TimelineId, number: SegmentNumber) -> Result<bool> {
+        if self.inventory.has(timeline, number) {
+            return Ok(true);
+        }
+        if !self.inventory.holds(timeline, number) {
+            return Ok(false);
+        }
+        match self.wal.facts(self.name(timeline, number)?) {
+            Ok(facts) => Ok(facts.valid_end > facts.start_lsn),
+            // Whoever reads it learns what is wrong.
+            Err(e) if is_damage(&e) => Ok(true),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The first segment at or behind `number` that is archived, whole or in part, and on this path.
     pub fn present_from(&self, number: SegmentNumber) -> Option<SegmentNumber> {
         self.intervals
             .iter()
             .filter_map(|i| {
                 let first = SegmentNumber::of(i.range.start, self.size).max(number);
                 let last = SegmentNumber::ending_at(i.range.end, self.size);
-                let segments = &self.inventory.timelines.get(&i.timeline)?.segments;
-                segments.next_from(first).filter(|n| *n <= last)
+                let timeline = self.inventory.timelines.get(&i.timeline)?;
+                timeline.next_from(first).filter(|n| *n <= last)
+            })
+            .min()
+    }
+
+    /// The first segment behind WAL on this path that is known to be lost, of all that is lost behind `lsn`.
+    fn lost_until(&self, lsn: Lsn) -> Option<SegmentNumber> {
+        self.intervals
+            .iter()
+            .filter_map(|i| {
+                let range = LsnRange {
+                    start: i.range.start.max(lsn),
+                    end: i.range.end,
+                };
+                let lost = self.inventory.timelines.get(&i.timeline)?.lost_in(range)?;
+                Some(SegmentNumber::ending_at(lost.end, self.size).next())
             })
             .min()
     }
@@ -385,7 +417,7 @@ impl<'a> Path<'a> {
             return Ok(None);
         };
         let picked =
-            matches!(self.pick(number, walk.floor), Pick::Found(t, None) if t == piece.timeline);
+            matches!(self.pick(number, walk.floor)?, Pick::Found(t, None) if t == piece.timeline);
         if !picked || last.0 <= walk.last.unwrap_or_default().0 {
             return Ok(None);
         }
@@ -395,7 +427,7 @@ impl<'a> Path<'a> {
 
     /// Takes one segment into the walk, or says why the walk ends before it or in it.
     fn step(&self, walk: &mut Walk, number: SegmentNumber) -> Result<Option<StretchEnd>> {
-        let Pick::Found(timeline, limit) = self.pick(number, walk.floor) else {
+        let Pick::Found(timeline, limit) = self.pick(number, walk.floor)? else {
             return Ok(Some(self.hole(number)));
         };
         let name = self.name(timeline, number)?;
@@ -444,14 +476,20 @@ impl<'a> Path<'a> {
         if !facts.has(wide(flag::ENDS_INSIDE)) {
             return None;
         }
-        Some(match self.present_from(number.next()) {
+        let later = self
+            .present_from(number.next())
+            .or_else(|| self.lost_until(lsn));
+        Some(match later {
             Some(_) => StretchEnd::EndsInside { at: name, lsn },
             None => StretchEnd::EndOfWal,
         })
     }
 
     fn hole(&self, number: SegmentNumber) -> StretchEnd {
-        match self.present_from(number.next()) {
+        let later = self
+            .present_from(number.next())
+            .or_else(|| self.lost_until(number.start_lsn(self.size)));
+        match later {
             Some(until) => StretchEnd::Missing {
                 from: number,
                 until,
@@ -490,13 +528,17 @@ impl<'a> Path<'a> {
 
 /// Damage of a segment ends a stretch; every other error ends the plan.
 fn damaged(at: SegmentName, e: Error) -> Result<StretchEnd> {
-    match e.code() {
-        Code::Damaged | Code::Unsupported => Ok(StretchEnd::Damaged {
+    match is_damage(&e) {
+        true => Ok(StretchEnd::Damaged {
             at,
             why: e.to_string(),
         }),
-        _ => Err(e),
+        false => Err(e),
     }
+}
+
+fn is_damage(e: &Error) -> bool {
+    matches!(e.code(), Code::Damaged | Code::Unsupported)
 }
 
 /// Flags of the index, as facts carry them.
@@ -633,7 +675,7 @@ pub(super) fn position_behind(start: Lsn, length: u32) -> Lsn {
     Lsn(start.0 + offset).align_up(8)
 }
 
-/// Segments that are missing on a timeline between others that are there.
+/// WAL that is missing on a timeline between other WAL that is there, or known to be lost.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Gap {
     /// The timeline.
@@ -642,11 +684,11 @@ pub struct Gap {
     pub from_lsn: Lsn,
     /// First position that is there again.
     pub to_lsn: Lsn,
-    /// How many segments are missing.
+    /// How many segments are missing, wholly or in part.
     pub segments: u64,
 }
 
-/// Every hole in the WAL of the timelines, by the listing alone.
+/// Every hole in the WAL of the timelines, by the listing and what is recorded as lost.
 ///
 /// On each timeline what lies between its first and its last segment must be there; where a timeline with WAL of its own leaves
 /// another, also what leads up to the switch point. `from` leaves out what lies before it: WAL that no backup needs any more.
@@ -654,47 +696,106 @@ pub fn gaps(inventory: &Inventory, from: Lsn) -> Vec<Gap> {
     let size = inventory.segment_size;
     let mut gaps = Vec::new();
     for (id, timeline) in &inventory.timelines {
-        let history = inventory.history(*id).ok();
-        let parent = history.as_ref().and_then(History::parent);
-        let needed = |child: &TimelineId| -> Option<SegmentNumber> {
-            let own = inventory.timelines.get(child)?;
-            let (origin, switch) = inventory.history(*child).ok()?.parent()?;
-            let before = SegmentNumber::of(switch, size).0.checked_sub(1)?;
-            (origin == *id && !own.segments.is_empty()).then_some(SegmentNumber(before))
-        };
-        let bounds = timeline.segments.bounds();
-        let begin = match parent {
-            Some((_, switch)) => Some(SegmentNumber::of(switch, size)),
-            None => bounds.map(|(first, _)| first),
-        };
-        let last = inventory
-            .timelines
-            .keys()
-            .filter_map(needed)
-            .chain(bounds.map(|(_, last)| last))
-            .max();
-        let (Some(mut at), Some(last)) = (begin, last) else {
-            continue;
-        };
-        at = at.max(SegmentNumber::of(from, size));
-        while at <= last {
-            let next = timeline.segments.next_from(at).filter(|n| *n <= last);
-            let until = next.unwrap_or(last.next());
-            if until > at {
-                gaps.push(Gap {
-                    timeline: *id,
-                    from_lsn: at.start_lsn(size),
-                    to_lsn: until.start_lsn(size),
-                    segments: until.0 - at.0,
-                });
-            }
-            let run_end = timeline
-                .segments
-                .iter()
-                .find(|(first, end)| *first <= until && until <= *end)
-                .map(|(_, end)| end);
-            at = run_end.unwrap_or(until).next();
+        let mut holes: Vec<LsnRange> = timeline
+            .lost
+            .iter()
+            .copied()
+            .filter(|lost| lost.end > from)
+            .collect();
+        if let Some((first, last)) = expected_span(inventory, *id, timeline) {
+            let first = first.max(SegmentNumber::of(from, size));
+            holes.extend(listed_holes(timeline, first, last, size));
+        }
+        holes.sort_unstable_by_key(|h| h.start);
+        for hole in joined(holes) {
+            let first = SegmentNumber::of(hole.start, size);
+            gaps.push(Gap {
+                timeline: *id,
+                from_lsn: hole.start,
+                to_lsn: hole.end,
+                segments: SegmentNumber::ending_at(hole.end, size).0 + 1 - first.0,
+            });
         }
     }
     gaps
+}
+
+/// The first and the last segment of a timeline between which all must be there.
+fn expected_span(
+    inventory: &Inventory,
+    id: TimelineId,
+    timeline: &Timeline,
+) -> Option<(SegmentNumber, SegmentNumber)> {
+    let size = inventory.segment_size;
+    let history = inventory.history(id).ok();
+    let needed = |child: &TimelineId| -> Option<SegmentNumber> {
+        let own = inventory.timelines.get(child)?;
+        let (origin, switch) = inventory.history(*child).ok()?.parent()?;
+        let before = SegmentNumber::of(switch, size).0.checked_sub(1)?;
+        (origin == id && !own.is_empty()).then_some(SegmentNumber(before))
+    };
+    let bounds = timeline.bounds();
+    let begin = match history.as_ref().and_then(History::parent) {
+        Some((_, switch)) => Some(SegmentNumber::of(switch, size)),
+        None => bounds.map(|(first, _)| first),
+    };
+    let last = inventory
+        .timelines
+        .keys()
+        .filter_map(needed)
+        .chain(bounds.map(|(_, last)| last))
+        .max();
+    begin.zip(last)
+}
+
+fn listed_holes(
+    timeline: &Timeline,
+    first: SegmentNumber,
+    last: SegmentNumber,
+    size: SegmentSize,
+) -> Vec<LsnRange> {
+    let mut holes = Vec::new();
+    let mut at = first;
+    while at <= last {
+        let range = at.range(size);
+        if let Some(reach) = timeline.tails.get(&at) {
+            // What follows the last one has not come yet.
+            if *reach < range.end && at < last {
+                holes.push(LsnRange {
+                    start: (*reach).max(range.start),
+                    end: range.end,
+                });
+            }
+            at = at.next();
+            continue;
+        }
+        let run = timeline
+            .segments
+            .iter()
+            .find(|(begin, end)| *begin <= at && at <= *end);
+        if let Some((_, end)) = run {
+            at = end.next();
+            continue;
+        }
+        let until = timeline.next_from(at).unwrap_or(last.next());
+        let until = until.min(last.next());
+        holes.push(LsnRange {
+            start: range.start,
+            end: until.start_lsn(size),
+        });
+        at = until;
+    }
+    holes
+}
+
+/// Ranges that touch or overlap become one.
+fn joined(ascending: Vec<LsnRange>) -> Vec<LsnRange> {
+    let mut joined: Vec<LsnRange> = Vec::new();
+    for range in ascending {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
 }

@@ -53,6 +53,8 @@ pub struct World {
     pub histories: BTreeMap<TimelineId, History>,
     pub backups: Vec<Backup>,
     pub archived: BTreeSet<SegmentName>,
+    /// Segments of which only the bytes up to here are stored.
+    pub cut: BTreeMap<SegmentName, Lsn>,
     /// Archived segments whose index cannot be read, and whose body cannot.
     pub bad_index: BTreeSet<SegmentName>,
     pub bad_body: BTreeSet<SegmentName>,
@@ -83,6 +85,7 @@ impl World {
             histories: BTreeMap::new(),
             backups: Vec::new(),
             archived: BTreeSet::new(),
+            cut: BTreeMap::new(),
             bad_index: BTreeSet::new(),
             bad_body: BTreeSet::new(),
             files: BTreeSet::new(),
@@ -269,6 +272,16 @@ impl World {
         for (id, numbers) in numbers {
             timelines.entry(id).or_default().segments = Runs::from_numbers(numbers);
         }
+        for (name, cut) in &self.cut {
+            let number = name.number(self.size).unwrap();
+            let timeline = timelines.entry(name.timeline).or_default();
+            // A partial's reach is not known by its name.
+            let reach = match cut.0.is_multiple_of(2) {
+                true => *cut,
+                false => number.start_lsn(self.size),
+            };
+            timeline.tails.insert(number, reach);
+        }
         let mut backups = self.backups.clone();
         backups.sort_by_key(|b| (b.timeline, b.stop_lsn));
         Inventory {
@@ -285,13 +298,34 @@ impl World {
         }
     }
 
-    /// The records that begin in a file.
+    /// Keeps only the bytes up to `at` of a file.
+    pub fn cut(&mut self, name: SegmentName, at: Lsn) {
+        assert!(self.archived.remove(&name));
+        self.cut.insert(name, at);
+    }
+
+    /// The records that begin in a file; of one that was cut, only those that end before.
     pub fn in_file(&self, name: SegmentName) -> Vec<&Rec> {
         let range = name.number(self.size).unwrap().range(self.size);
+        let cut = self.cut.get(&name).copied().unwrap_or(Lsn(u64::MAX));
         self.records[&name.timeline]
             .iter()
             .filter(|r| range.start <= r.entry.start && r.entry.start < range.end)
+            .filter(|r| r.entry.end <= cut)
             .collect()
+    }
+
+    /// Where the last record ends that is whole in a file that was cut, if one is.
+    fn last_in_cut(&self, name: SegmentName) -> Option<Lsn> {
+        let cut = *self.cut.get(&name)?;
+        let head = self.head_of(name).filter(|h| h.entry.end <= cut);
+        let last = self.in_file(name).last().copied().or(head);
+        last.map(|r| r.entry.end)
+    }
+
+    /// What a server gets that asks for a file.
+    fn is_offered(&self, name: SegmentName) -> bool {
+        self.archived.contains(&name) || self.last_in_cut(name).is_some()
     }
 
     /// The record that reaches into a file from before it.
@@ -303,7 +337,7 @@ impl World {
     }
 
     fn check(&self, name: SegmentName) -> Result<()> {
-        if self.archived.contains(&name) {
+        if self.archived.contains(&name) || self.cut.contains_key(&name) {
             Ok(())
         } else {
             Err(err!(Internal, "{name} was asked for and is not there"))
@@ -329,6 +363,9 @@ impl Wal for World {
             } else {
                 HeadEnd::Continues
             };
+            if self.cut.get(&name).is_some_and(|cut| head.entry.end > *cut) {
+                facts.head_end = HeadEnd::Abandoned;
+            }
         }
         let records = self.in_file(name);
         if let Some(first) = records.first() {
@@ -371,7 +408,10 @@ impl Wal for World {
                 _ => {}
             }
         }
-        let end = self.end(name.timeline);
+        let end = match self.cut.contains_key(&name) {
+            true => self.last_in_cut(name).unwrap_or(range.start),
+            false => self.end(name.timeline),
+        };
         if end < range.end {
             facts.flags |= u16::try_from(flag::ENDS_INSIDE).unwrap();
             facts.valid_end = end;
@@ -470,6 +510,9 @@ impl World {
                 return false;
             }
             let end = following.number(self.size).unwrap().range(self.size).end;
+            if let Some(cut) = self.cut.get(&following) {
+                return rec.entry.end <= *cut;
+            }
             if rec.entry.end <= end {
                 return true;
             }
@@ -501,6 +544,12 @@ impl World {
             current = Some(name.timeline);
             let end = number.range(self.size).end;
             let head = self.head_of(name);
+            // Where the bytes end a server finds zeros.
+            let cut = self.cut.get(&name).copied();
+            let is_cut = |rec: &Rec| cut.is_some_and(|cut| rec.entry.end > cut);
+            if open.as_ref().is_some_and(is_cut) {
+                return read;
+            }
             if let Some(rec) = open.take() {
                 if head.is_none_or(|h| h.id != rec.id) {
                     return read;
@@ -529,7 +578,8 @@ impl World {
                     read.push(rec.clone());
                 }
             }
-            if self.end(name.timeline) < end {
+            let last = self.last_in_cut(name).unwrap_or(self.end(name.timeline));
+            if last < end {
                 return read;
             }
             number = number.next();
@@ -549,7 +599,7 @@ impl World {
                 break;
             }
             let name = number.name(timeline, self.size)?;
-            if self.archived.contains(&name) {
+            if self.is_offered(name) {
                 return Some(name);
             }
         }

@@ -8,7 +8,7 @@ use super::stop::{Rule, transaction_end};
 use super::target::{Inclusive, RecoveryTarget, Target, TargetTimeline};
 use crate::error::Code;
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::SegmentNumber;
+use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::facts::EntryKind;
@@ -448,6 +448,103 @@ fn a_timeline_without_segments_of_its_own_ends_at_its_switch_point() {
     assert_eq!(p.reason, Some(Reason::UnknownXid));
 }
 
+/// Timeline 1 as `simple` has it, of its last segment only what was streamed up to the end of the record `back` from the last.
+fn streamed(back: usize) -> (World, SegmentName) {
+    let mut w = simple();
+    let last = SegmentNumber(3).name(tli(1), w.size).unwrap();
+    let records = &w.records[&tli(1)];
+    let at = records[records.len() - 1 - back].entry.end;
+    w.cut(last, Lsn(at.0 + 8));
+    (w, last)
+}
+
+#[test]
+fn f21_a_tail_counts_up_to_its_last_whole_record() {
+    // Without the switch, and without the commit before it.
+    for (back, commit) in [(1, 706), (2, 704)] {
+        let (w, last) = streamed(back);
+        let p = planned(&w, Target::End);
+        assert!(p.reachable, "{:?}", p.explanation);
+        assert_eq!(p.outcome, Outcome::EndOfWal);
+        assert_eq!(p.last_commit.unwrap().xid, commit);
+        assert_eq!(p.segments_needed.last, Some(last));
+        let found = super::window::windows(&w.inventory(), &w).unwrap();
+        assert_eq!(found.windows[0].to_lsn, p.stop.unwrap().end_lsn);
+        assert!(found.windows[0].to_end);
+        assert_eq!(gaps(&w.inventory(), Lsn(0)), []);
+    }
+}
+
+#[test]
+fn a_tail_with_segments_behind_it_is_a_gap() {
+    let (mut w, last) = streamed(1);
+    w.commit(tli(1), true);
+    w.switch(tli(1));
+    let next = last.next(w.size).unwrap();
+    w.archived.insert(next);
+    let p = planned(&w, Target::End);
+    assert_eq!((p.reachable, p.reason), (false, Some(Reason::DamagedWal)));
+    assert!(p.explanation.unwrap().contains("although later"));
+    // What was streamed is reached all the same.
+    let p = planned(&w, Target::Xid(706.into()));
+    assert!(p.reachable, "{:?}", p.explanation);
+    let found = gaps(&w.inventory(), Lsn(0));
+    assert_eq!((found.len(), found[0].segments), (1, 1));
+    let ends = next.start_lsn(w.size).unwrap();
+    assert!(found[0].to_lsn == ends && found[0].from_lsn < ends);
+    // Of that one, too, only a part.
+    w.cut(next, Lsn(ends.0 + 4096));
+    let p = planned(&w, Target::End);
+    assert_eq!((p.reachable, p.reason), (false, Some(Reason::DamagedWal)));
+}
+
+#[test]
+fn what_is_recorded_as_lost_is_a_hole_until_it_is_there() {
+    let (w, last) = streamed(1);
+    let mut inventory = w.inventory();
+    let end = last.number(w.size).unwrap().range(w.size).end;
+    let lost = crate::pg::lsn::LsnRange {
+        start: w.cut[&last],
+        end: Lsn(end.0 + 5 * w.size.bytes()),
+    };
+    inventory.timelines.get_mut(&tli(1)).unwrap().lost = vec![lost];
+    let target = RecoveryTarget::default();
+    let p = plan(&inventory, &w, &target, &options(), FAR).unwrap();
+    assert_eq!((p.reachable, p.reason), (false, Some(Reason::DamagedWal)));
+    let found = gaps(&inventory, Lsn(0));
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].from_lsn, found[0].to_lsn), (lost.start, lost.end));
+    assert_eq!(found[0].segments, 6);
+    // Without the tail, too.
+    let mut w = w;
+    w.cut.clear();
+    inventory.timelines.get_mut(&tli(1)).unwrap().tails.clear();
+    let p = plan(&inventory, &w, &target, &options(), FAR).unwrap();
+    assert_eq!((p.reachable, p.reason), (false, Some(Reason::Gap)));
+    assert_eq!(p.segments_missing_count, 6);
+}
+
+#[test]
+fn the_partial_of_a_timeline_that_was_left_makes_its_end_reachable() {
+    let mut w = World::new();
+    w.backup(tli(1), |_| {});
+    w.commit(tli(1), true);
+    let at = w.records[&tli(1)].len() - 1;
+    let stray = w.commit(tli(1), true);
+    let last = w.branch(tli(1), at);
+    w.commit(last, true);
+    w.switch(last);
+    w.archive_all();
+    let first = SegmentNumber(1).name(tli(1), w.size).unwrap();
+    w.cut(first, w.end(tli(1)));
+    let target = |t: TargetTimeline| asked(Target::Xid(stray.into()), Inclusive::Yes, t);
+    let p = plan_with(&w, &target(TargetTimeline::Latest));
+    assert!(p.explanation.unwrap().ends_with("--target-timeline 1"));
+    let p = plan_with(&w, &target(TargetTimeline::Number(tli(1))));
+    assert!(p.reachable, "{:?}", p.explanation);
+    assert_eq!(p.last_commit.unwrap().xid, stray);
+}
+
 // ── at random ──
 
 fn history_of(w: &World, timeline: TimelineId) -> crate::pg::timeline::History {
@@ -514,6 +611,23 @@ fn random_world(r: &mut Random) -> World {
             .is_ok_and(|n| n == SegmentNumber::ending_at(w.end(name.timeline), w.size));
         if r.one_in(if is_last { 3 } else { 25 }) {
             w.archived.remove(&name);
+        } else if r.one_in(if is_last { 2 } else { 25 }) {
+            let range = name.number(w.size).unwrap().range(w.size);
+            let ends: Vec<u64> = w
+                .in_file(name)
+                .iter()
+                .map(|rec| rec.entry.end.0)
+                .filter(|end| *end <= range.end.0)
+                .collect();
+            // At the end of a record, just before it, or anywhere.
+            let at = match (r.below(3), ends.as_slice()) {
+                (0 | 1, ends) if !ends.is_empty() => {
+                    let end = ends[usize::try_from(r.below(ends.len() as u64)).unwrap()];
+                    end - r.below(2)
+                }
+                _ => range.start.0 + 1 + r.below(w.size.bytes()),
+            };
+            w.cut(name, Lsn(at));
         }
     }
     for backup in &mut w.backups {

@@ -126,7 +126,7 @@ fn of_timeline(
         let has_own = inventory
             .timelines
             .get(&timeline)
-            .is_some_and(|t| !t.segments.is_empty());
+            .is_some_and(|t| !t.is_empty());
         let to_end = stretch.end == StretchEnd::EndOfWal;
         if ends_on != timeline && (has_own || !to_end) {
             continue;

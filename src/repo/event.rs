@@ -6,8 +6,9 @@ use super::json;
 use super::layout::ClusterLayout;
 use crate::err;
 use crate::error::Result;
-use crate::pg::lsn::Lsn;
+use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
 use crate::store::{Published, Store};
 
 const KIND: &str = "event";
@@ -72,6 +73,12 @@ pub struct Event {
     /// `segment_size`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment_size_bytes: Option<u64>,
+    /// `gap`: the first position that is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_lsn: Option<Lsn>,
+    /// `gap`: the first position behind it that is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_lsn: Option<Lsn>,
 }
 
 /// An event with its place in the repository.
@@ -161,6 +168,25 @@ pub fn standing<'a>(events: &'a [Recorded], kind: &str, ended_by: &str) -> Vec<&
         .iter()
         .filter(|e| e.event.event == kind && !ended(&e.name))
         .collect()
+}
+
+/// The subject of what concerns a whole timeline.
+pub fn timeline_subject(timeline: TimelineId) -> String {
+    format!("wal-{timeline}")
+}
+
+/// What `gap` events tell to be lost, ascending. Whether it came after all is not their business.
+pub fn gaps(events: &[Recorded]) -> Vec<LsnRange> {
+    let mut gaps: Vec<LsnRange> = events
+        .iter()
+        .filter(|e| e.event.event == "gap")
+        .filter_map(|e| e.event.from_lsn.zip(e.event.to_lsn))
+        .filter(|(start, end)| start < end)
+        .map(|(start, end)| LsnRange { start, end })
+        .collect();
+    gaps.sort_unstable_by_key(|r| (r.start, r.end));
+    gaps.dedup();
+    gaps
 }
 
 /// `20261120T064049.123456Z`, the form of times in keys.

@@ -9,11 +9,13 @@ use super::backup::{BackupKind, BackupRoot, Method, Tablespace};
 use super::container::{Container, Kind};
 use super::event;
 use super::facts::Runs;
+use super::increment;
 use super::layout::{BackupId, ClusterLayout};
 use super::repository::{Registration, Repository};
+use super::run;
 use crate::err;
 use crate::error::{Code, Result};
-use crate::pg::lsn::Lsn;
+use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
@@ -161,10 +163,52 @@ pub struct Unreadable {
 pub struct Timeline {
     /// Its history.
     pub history: HistoryFile,
-    /// Its segments.
+    /// Its whole segments.
     pub segments: Runs,
-    /// Its partial segments: recovery never asks for them.
+    /// Its partial segments.
     pub partials: BTreeSet<SegmentName>,
+    /// Segments of which only a part is stored, and how far increments reach in each by their names; not farther than its start where
+    /// there is a partial only.
+    pub tails: BTreeMap<SegmentNumber, Lsn>,
+    /// WAL that is known to be lost, and is not stored since.
+    pub lost: Vec<LsnRange>,
+}
+
+impl Timeline {
+    /// Whether a segment is stored, whole or in part.
+    pub fn holds(&self, number: SegmentNumber) -> bool {
+        self.segments.contains(number) || self.tails.contains_key(&number)
+    }
+
+    /// The first segment at or behind `number` that is stored, whole or in part.
+    pub fn next_from(&self, number: SegmentNumber) -> Option<SegmentNumber> {
+        let tail = self.tails.range(number..).next().map(|(n, _)| *n);
+        match (self.segments.next_from(number), tail) {
+            (Some(whole), Some(tail)) => Some(whole.min(tail)),
+            (whole, tail) => whole.or(tail),
+        }
+    }
+
+    /// The first and the last segment of all that are stored, whole or in part.
+    pub fn bounds(&self) -> Option<(SegmentNumber, SegmentNumber)> {
+        let tails = self.tails.keys().next().zip(self.tails.keys().next_back());
+        let tails = tails.map(|(first, last)| (*first, *last));
+        match (self.segments.bounds(), tails) {
+            (Some((a, b)), Some((c, d))) => Some((a.min(c), b.max(d))),
+            (whole, tails) => whole.or(tails),
+        }
+    }
+
+    /// Whether nothing of it is stored.
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty() && self.tails.is_empty()
+    }
+
+    /// Where WAL is known to be lost in `range`, if it is.
+    pub fn lost_in(&self, range: LsnRange) -> Option<LsnRange> {
+        let overlaps = |l: &&LsnRange| l.start < range.end && range.start < l.end;
+        self.lost.iter().find(overlaps).copied()
+    }
 }
 
 /// The history file of a timeline.
@@ -230,7 +274,14 @@ impl Inventory {
         }
     }
 
-    /// Whether a segment is archived.
+    /// Whether a segment is stored, whole or in part.
+    pub fn holds(&self, timeline: TimelineId, number: SegmentNumber) -> bool {
+        self.timelines
+            .get(&timeline)
+            .is_some_and(|t| t.holds(number))
+    }
+
+    /// Whether a segment is stored whole.
     pub fn has(&self, timeline: TimelineId, number: SegmentNumber) -> bool {
         self.timelines
             .get(&timeline)
@@ -414,14 +465,16 @@ pub(super) fn read_timelines(
         };
         let mut timeline = Timeline::default();
         let mut logs = Vec::new();
+        let mut open = Vec::new();
         for inner in store.list(&layout.timeline(id))? {
             match (inner.name.as_str(), inner.is_prefix) {
                 ("history", false) => timeline.history = read_history(repository, layout, id)?,
                 ("partial", true) => {
-                    let prefix = format!("{}/partial", layout.timeline(id));
-                    let names = store.list(&prefix)?;
+                    let names = store.list(&layout.partials(id))?;
                     timeline.partials = names.iter().filter_map(|l| l.name.parse().ok()).collect();
                 }
+                // Before the segments: one that is completed meanwhile is then seen as whole.
+                ("open", true) => open = store.list(&layout.open_segments(id))?,
                 (log, true) => {
                     if let Some(log) = log_number(log) {
                         logs.push(log);
@@ -431,9 +484,85 @@ pub(super) fn read_timelines(
             }
         }
         timeline.segments = read_segments(repository, layout, id, &logs, size)?;
+        let open = open.iter().filter_map(|l| l.name.parse().ok());
+        timeline.tails = read_tails(repository, layout, &timeline, open, size)?;
         timelines.insert(id, timeline);
     }
+    read_lost(repository, layout, size, &mut timelines)?;
     Ok(timelines)
+}
+
+/// Segments of which only a part is stored. Increments of whole ones may still lie there: they are not looked at.
+fn read_tails(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    timeline: &Timeline,
+    open: impl Iterator<Item = SegmentName>,
+    size: SegmentSize,
+) -> Result<BTreeMap<SegmentNumber, Lsn>> {
+    let mut tails = BTreeMap::new();
+    let number = |name: SegmentName| {
+        let number = name.number(size).ok();
+        number.filter(|n| !timeline.segments.contains(*n))
+    };
+    for partial in &timeline.partials {
+        if let Some(number) = number(*partial) {
+            tails.insert(number, number.start_lsn(size));
+        }
+    }
+    for name in open {
+        let Some(number) = number(name) else {
+            continue;
+        };
+        let ranges = increment::list(repository, layout, name)?;
+        if let Some(last) = run::longest(number.start_lsn(size), &ranges).last() {
+            tails.insert(number, last.end.min(number.range(size).end));
+        }
+    }
+    Ok(tails)
+}
+
+/// What `gap` events tell, as far as it did not come after all.
+fn read_lost(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    size: SegmentSize,
+    timelines: &mut BTreeMap<TimelineId, Timeline>,
+) -> Result<()> {
+    let listed = repository.store().list(&layout.events())?;
+    let names: BTreeSet<&str> = listed.iter().map(|l| l.name.as_str()).collect();
+    for (id, timeline) in timelines {
+        let subject = event::timeline_subject(*id);
+        if !names.contains(subject.as_str()) {
+            continue;
+        }
+        let events = match event::read_all(repository.store(), layout, &subject) {
+            Ok(events) => events,
+            // It tells what is missing in the listing, too.
+            Err(e) if is_damage(e.code()) => continue,
+            Err(e) => return Err(e),
+        };
+        timeline.lost = event::gaps(&events)
+            .into_iter()
+            .filter(|lost| !is_filled(timeline, *lost, size))
+            .collect();
+    }
+    Ok(())
+}
+
+/// Whether every byte of a range is stored, as far as names tell.
+fn is_filled(timeline: &Timeline, range: LsnRange, size: SegmentSize) -> bool {
+    let last = SegmentNumber::ending_at(range.end, size);
+    let mut number = SegmentNumber::of(range.start, size);
+    while number <= last {
+        let needed = number.range(size).end.min(range.end);
+        let reach = timeline.tails.get(&number).copied();
+        if !timeline.segments.contains(number) && reach.is_none_or(|reach| reach < needed) {
+            return false;
+        }
+        number = number.next();
+    }
+    true
 }
 
 /// The directory of a log id: eight upper-case hexadecimal digits.

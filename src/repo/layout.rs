@@ -114,6 +114,11 @@ impl ClusterLayout {
         }
     }
 
+    /// Prefix of the partial segments of a timeline.
+    pub fn partials(&self, timeline: TimelineId) -> String {
+        format!("{}/partial", self.timeline(timeline))
+    }
+
     /// Prefix below which segments that are being streamed are listed, by name.
     pub fn open_segments(&self, timeline: TimelineId) -> String {
         format!("{}/wal/{timeline}/open", self.prefix())

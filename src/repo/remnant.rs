@@ -453,7 +453,7 @@ mod tests {
 
     fn fixture() -> Fixture {
         let mut craft = Craft::new(Major::V17);
-        let mut noop = |craft: &mut Craft, length: usize| {
+        let noop = |craft: &mut Craft, length: usize| {
             let data = vec![0x5A; length];
             craft
                 .record(rmgr::XLOG, 0x20, 0, &craft::long_main_data(&data))

@@ -6,14 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::container::{Container, Kind, tag};
 use super::facts::{Crossing, Entry, EntryKind, Facts, NamedPoint, PREFIX, Prefix, Wal, flag};
-use super::index::{self, WalEvent};
+use super::increment::OpenSegment;
+use super::index::{self, Fragments, Summary, WalEvent};
 use super::inventory::Inventory;
 use super::layout::ClusterLayout;
+use super::remnant::Remnant;
 use super::repository::Repository;
 use super::rollup_cache::{CacheFile, Row};
 use crate::err;
@@ -46,7 +48,15 @@ pub struct Rollup<'a> {
     /// Where the cache of this cluster is; none = no cache.
     directory: Option<PathBuf>,
     tables: Mutex<BTreeMap<TimelineId, Table>>,
+    /// Segments of which only a part is stored, as they were when they were first asked for: they grow.
+    tails: Mutex<BTreeMap<SegmentName, Arc<Remnant>>>,
     changed: AtomicBool,
+}
+
+/// What there is of a segment.
+enum Stored {
+    Whole(Container),
+    Tail(Arc<Remnant>),
 }
 
 /// What is known of one timeline's segments.
@@ -124,6 +134,7 @@ impl<'a> Rollup<'a> {
             layout,
             directory,
             tables: Mutex::new(BTreeMap::new()),
+            tails: Mutex::new(BTreeMap::new()),
             changed: AtomicBool::new(false),
         })
     }
@@ -201,6 +212,60 @@ impl<'a> Rollup<'a> {
         open().map_err(|e| e.context(format!("segment \"{name}\"")))
     }
 
+    /// What there is of a segment: one of which only a part was listed may be whole by now.
+    fn stored(&self, name: SegmentName) -> Result<Stored> {
+        if self.is_whole(name)? {
+            return self.open(name).map(Stored::Whole);
+        }
+        let poisoned = |_| err!(Internal, "a thread panicked");
+        if let Some(known) = self.tails.lock().map_err(poisoned)?.get(&name) {
+            return Ok(Stored::Tail(Arc::clone(known)));
+        }
+        if self.meta(name)?.is_some() {
+            return self.open(name).map(Stored::Whole);
+        }
+        let segment = OpenSegment {
+            name,
+            size: self.size(),
+            major: self.inventory.major,
+        };
+        let found = Remnant::find(self.repository, &self.layout, &segment)
+            .map_err(|e| e.context(format!("segment \"{name}\"")))?;
+        let Some(found) = found else {
+            return self.open(name).map(Stored::Whole);
+        };
+        let found = Arc::new(found);
+        let mut tails = self.tails.lock().map_err(poisoned)?;
+        Ok(Stored::Tail(Arc::clone(tails.entry(name).or_insert(found))))
+    }
+
+    fn is_whole(&self, name: SegmentName) -> Result<bool> {
+        let number = name.number(self.size())?;
+        let timeline = self.inventory.timelines.get(&name.timeline);
+        Ok(timeline.is_none_or(|t| !t.tails.contains_key(&number)))
+    }
+
+    /// Streams the records' pages of a segment, as far as they are valid.
+    fn read_body(
+        &self,
+        name: SegmentName,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let tail = match self.stored(name)? {
+            Stored::Whole(container) => return container.read_body(sink),
+            Stored::Tail(tail) => tail,
+        };
+        let read = tail.read_pages(self.repository, &self.layout, sink);
+        if read.as_ref().is_err_and(|e| e.code() == Code::Damaged) && self.meta(name)?.is_some() {
+            // The whole segment has come, and what it supersedes is being deleted: everything is asked again.
+            self.changed.store(true, Ordering::Relaxed);
+            if let Ok(mut tails) = self.tails.lock() {
+                tails.remove(&name);
+            }
+        }
+        read
+    }
+
     fn meta(&self, name: SegmentName) -> Result<Option<Meta>> {
         self.repository.store().head(&self.layout.segment(name))
     }
@@ -245,16 +310,31 @@ impl<'a> Rollup<'a> {
 pub fn read_facts(container: &Container) -> Result<Facts> {
     let summary = index::read_summary(container)?;
     let fragments = index::read_fragments(container)?;
-    let mut flags = u16::try_from(summary.flags & 0xFF).unwrap_or(0);
     let xids_recorded = container
         .section(tag::XIDS)?
         .is_some_and(|bytes| bytes.first() == Some(&1));
+    let events = index::read_events(container, summary.start_lsn)?;
+    Ok(facts_of(
+        &summary,
+        &fragments,
+        xids_recorded,
+        events.as_deref(),
+    ))
+}
+
+fn facts_of(
+    summary: &Summary,
+    fragments: &Fragments,
+    xids_recorded: bool,
+    events: Option<&[(Lsn, WalEvent)]>,
+) -> Facts {
+    let mut flags = u16::try_from(summary.flags & 0xFF).unwrap_or(0);
     if !xids_recorded {
         flags |= flag::XIDS_UNKNOWN;
     }
-    match index::read_events(container, summary.start_lsn)? {
+    match events {
         Some(events) => {
-            for (_, event) in &events {
+            for (_, event) in events {
                 match event {
                     WalEvent::RestorePoint { .. } => flags |= flag::RESTORE_POINTS,
                     WalEvent::Undecoded { xid: 0, .. } => flags |= flag::XIDS_UNKNOWN,
@@ -268,7 +348,7 @@ pub fn read_facts(container: &Container) -> Result<Facts> {
     let (last_complete, last_complete_end) = summary.last_complete.unwrap_or_default();
     let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     let ends = summary.ends;
-    Ok(Facts {
+    Facts {
         start_lsn: summary.start_lsn,
         flags,
         head_end: summary.head_end,
@@ -293,7 +373,16 @@ pub fn read_facts(container: &Container) -> Result<Facts> {
         xids: ends.map_or((0, 0), |e| (e.min_xid, e.max_xid)),
         head: Prefix::of(&fragments.head),
         tail: Prefix::of(&fragments.tail),
-    })
+    }
+}
+
+/// Where the restore points are in the events of a segment.
+fn points_in(events: Vec<(Lsn, WalEvent)>) -> Vec<NamedPoint> {
+    let point = |(lsn, event)| match event {
+        WalEvent::RestorePoint { time, name } => Some(NamedPoint { lsn, time, name }),
+        _ => None,
+    };
+    events.into_iter().filter_map(point).collect()
 }
 
 impl Wal for Rollup<'_> {
@@ -336,9 +425,22 @@ impl Wal for Rollup<'_> {
         {
             return Ok(facts);
         }
-        let row = self.read_row(name)?;
-        self.replace(name, row)?;
-        Ok(row.facts)
+        match self.stored(name)? {
+            Stored::Whole(container) => {
+                let row = self.row_of(name, &container)?;
+                self.replace(name, row)?;
+                Ok(row.facts)
+            }
+            Stored::Tail(tail) => {
+                let index = tail.index();
+                Ok(facts_of(
+                    &index.summary,
+                    &index.fragments,
+                    index.xids.is_some(),
+                    index.events.as_deref(),
+                ))
+            }
+        }
     }
 
     fn crossing(&self, name: SegmentName, next: Option<SegmentName>) -> Result<Crossing> {
@@ -351,23 +453,25 @@ impl Wal for Rollup<'_> {
     }
 
     fn may_end(&self, name: SegmentName, xid: u32) -> Result<bool> {
-        let container = self.open(name)?;
-        Ok(index::read_xids(&container)?.is_none_or(|xids| xids.contains(xid)))
+        Ok(match self.stored(name)? {
+            Stored::Whole(container) => {
+                index::read_xids(&container)?.is_none_or(|xids| xids.contains(xid))
+            }
+            Stored::Tail(tail) => {
+                let xids = tail.index().xids.as_ref();
+                xids.is_none_or(|xids| xids.contains(xid))
+            }
+        })
     }
 
     fn restore_points(&self, name: SegmentName) -> Result<Option<Vec<NamedPoint>>> {
-        let container = self.open(name)?;
-        let start = name.start_lsn(self.size())?;
-        let events = index::read_events(&container, start)?;
-        Ok(events.map(|events| {
-            events
-                .into_iter()
-                .filter_map(|(lsn, event)| match event {
-                    WalEvent::RestorePoint { time, name } => Some(NamedPoint { lsn, time, name }),
-                    _ => None,
-                })
-                .collect()
-        }))
+        let events = match self.stored(name)? {
+            Stored::Whole(container) => {
+                index::read_events(&container, name.start_lsn(self.size())?)?
+            }
+            Stored::Tail(tail) => tail.index().events.clone(),
+        };
+        Ok(events.map(points_in))
     }
 
     fn scan(
@@ -376,8 +480,9 @@ impl Wal for Rollup<'_> {
         next: &dyn Fn(SegmentName) -> Option<SegmentName>,
         visit: &mut dyn FnMut(&Entry),
     ) -> Result<()> {
-        let container = self.open(name)?;
-        self.replace(name, self.row_of(name, &container)?)?;
+        if let Stored::Whole(container) = self.stored(name)? {
+            self.replace(name, self.row_of(name, &container)?)?;
+        }
         let range = name.number(self.size())?.range(self.size());
         let mut visitor = Visitor {
             visit,
@@ -387,8 +492,7 @@ impl Wal for Rollup<'_> {
         let mut feeder = Feeder::default();
         let wrap = |e: Error| e.context(format!("segment \"{name}\""));
         feeder.begin(name, range.start);
-        container
-            .read_body(&mut |piece| feeder.feed(piece, &mut visitor))
+        self.read_body(name, &mut |piece| feeder.feed(piece, &mut visitor))
             .map_err(wrap)?;
         let mut open = feeder.finish();
         let mut at = name;
@@ -396,9 +500,8 @@ impl Wal for Rollup<'_> {
             let Some(following) = next(at) else {
                 break;
             };
-            let container = self.open(following)?;
             feeder.begin(following, following.start_lsn(self.size())?);
-            let read = container.read_body(&mut |piece| {
+            let read = self.read_body(following, &mut |piece| {
                 feeder.feed(piece, &mut visitor)?;
                 // The record has ended: the rest of the segment is another scan's business.
                 match visitor.done {
@@ -417,6 +520,10 @@ impl Wal for Rollup<'_> {
     }
 
     fn confirm(&self, name: SegmentName) -> Result<()> {
+        if !self.is_whole(name)? {
+            // Read in this session, and never kept.
+            return Ok(());
+        }
         let number = self.number(name)?;
         let known = self.with_table(name.timeline, |t| t.find(number).copied())?;
         let meta = self.meta(name)?;

@@ -72,7 +72,7 @@ fn add_timeline(survey: &mut Survey, n: u32, from: Option<(u32, Lsn)>, segments:
     let timeline = Timeline {
         history,
         segments: Runs::from_numbers(segments),
-        partials: Default::default(),
+        ..Timeline::default()
     };
     survey.timelines.insert(tli(n), timeline);
 }

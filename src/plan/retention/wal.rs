@@ -123,12 +123,15 @@ impl<'a> Tree<'a> {
         }
     }
 
-    fn has_partial(&self, timeline: TimelineId, number: SegmentNumber) -> bool {
-        number.name(timeline, self.size).is_some_and(|name| {
-            self.timelines
-                .get(&timeline)
-                .is_some_and(|t| t.partials.contains(&name))
-        })
+    /// How far a segment of which only a part is stored reaches, as far as names tell.
+    fn tail(&self, timeline: TimelineId, number: SegmentNumber) -> Option<Lsn> {
+        let is_suspect =
+            |s: &SegmentName| s.timeline == timeline && s.number(self.size).ok() == Some(number);
+        if self.suspects.iter().any(is_suspect) {
+            return None;
+        }
+        let tails = &self.timelines.get(&timeline)?.tails;
+        tails.get(&number).copied()
     }
 
     /// How far WAL is archived without a hole on the way to `target`, from the segment of `start` on; at most.
@@ -156,14 +159,31 @@ impl<'a> Tree<'a> {
                 number = until;
                 continue;
             }
+            if let Some(reach) = self.tail(interval.timeline, number) {
+                if reach < range.end.min(interval.range.end) {
+                    return reach.max(range.start);
+                }
+                number = number.next();
+                continue;
+            }
             // Without that copy the one of an ancestor serves as far as it was followed.
             let before = last.into_iter().flat_map(|at| path.iter().take(at).rev());
             return before
                 .take_while(|i| i.range.end > range.start)
-                .find(|i| {
-                    self.has(i.timeline, number).is_some() || self.has_partial(i.timeline, number)
+                .find_map(|i| {
+                    if self.has(i.timeline, number).is_some() {
+                        return Some(i.range.end);
+                    }
+                    // A partial is taken for one that reaches the switch point: names do not tell.
+                    let reach = self.tail(i.timeline, number)?;
+                    let whole = if reach > range.start {
+                        reach
+                    } else {
+                        i.range.end
+                    };
+                    Some(whole.min(i.range.end))
                 })
-                .map_or(range.start, |i| i.range.end);
+                .unwrap_or(range.start);
         }
     }
 
@@ -197,12 +217,14 @@ impl<'a> Tree<'a> {
                 continue;
             }
             let mut at = SegmentNumber::of(interval.range.start, self.size).max(number);
-            let runs = &self.timelines.get(&interval.timeline)?.segments;
-            while let Some(next) = runs.next_from(at) {
+            let held = self.timelines.get(&interval.timeline)?;
+            while let Some(next) = held.next_from(at) {
                 if interval.range.end != Lsn(u64::MAX) && next >= end {
                     break;
                 }
-                if self.has(interval.timeline, next).is_some() {
+                if self.has(interval.timeline, next).is_some()
+                    || self.tail(interval.timeline, next).is_some()
+                {
                     return Some(next);
                 }
                 at = next.next();
