@@ -74,7 +74,7 @@ const VERSION: &str = concat!("pitr-restore ", env!("CARGO_PKG_VERSION"), "\n");
 /// The exit status; an error is printed.
 fn answer(outcome: &Result<Fetched, Error>) -> u8 {
     match outcome {
-        Ok(Fetched::Delivered) => SUCCESS,
+        Ok(Fetched::Delivered | Fetched::DeliveredTail { .. }) => SUCCESS,
         Ok(Fetched::ProvenAbsent) => RESTORE_ABSENT,
         Err(e) => {
             say(&message(e));

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Code, Error, Result};
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, WalFileName};
-use crate::repo::index::flag;
+use crate::repo::index::{Summary, flag};
 use crate::repo::indexer::Indexer;
 
 /// A file of pg_wal.
@@ -68,6 +68,23 @@ fn incomplete(path: &Path, name: SegmentName) -> Option<String> {
 }
 
 fn read(path: &Path, name: SegmentName) -> Result<Option<String>> {
+    let Some(summary) = decode(path, name, false)? else {
+        return Ok(Some("it is empty".into()));
+    };
+    Ok(if summary.has(flag::SWITCH) {
+        None
+    } else if summary.has(flag::DAMAGED) || summary.has(flag::ENDS_INSIDE) {
+        Some(format!("its records end at {}", summary.valid_end))
+    } else {
+        None
+    })
+}
+
+/// Decodes a segment's file; `None` when it is empty.
+///
+/// # Errors
+/// `Damaged` when its first page does not belong to the name; what reading says.
+pub(super) fn decode(path: &Path, name: SegmentName, is_partial: bool) -> Result<Option<Summary>> {
     let failed = |e| Error::from_io(format!("read \"{}\"", path.display()), e);
     let mut file = File::open(path).map_err(failed)?;
     let mut buffer = vec![0; 256 << 10];
@@ -93,15 +110,5 @@ fn read(path: &Path, name: SegmentName) -> Result<Option<String>> {
             indexer.feed(piece)?;
         }
     }
-    let Some(indexer) = indexer else {
-        return Ok(Some("it is empty".into()));
-    };
-    let summary = indexer.finish(false).summary;
-    Ok(if summary.has(flag::SWITCH) {
-        None
-    } else if summary.has(flag::DAMAGED) || summary.has(flag::ENDS_INSIDE) {
-        Some(format!("its records end at {}", summary.valid_end))
-    } else {
-        None
-    })
+    Ok(indexer.map(|indexer| indexer.finish(is_partial).summary))
 }

@@ -113,6 +113,24 @@ impl DataDirectory {
         self.has("promote") || trigger().is_some_and(|file| !file.is_empty() && self.has(&file))
     }
 
+    /// Whether archive recovery runs there, or will, that fails unless it gets to a target: it cannot take an early end for the end.
+    ///
+    /// PostgreSQL: src/backend/access/transam/xlogrecovery.c ("recovery ended before configured recovery target was reached").
+    pub fn has_recovery_target(&self) -> bool {
+        const TARGETS: [&str; 4] = [
+            "recovery_target_lsn",
+            "recovery_target_time",
+            "recovery_target_xid",
+            "recovery_target_name",
+        ];
+        let is_set = |name: &&str| {
+            server_conf::value_of(&self.root, name).is_some_and(|value| !value.is_empty())
+        };
+        self.has("recovery.signal")
+            && !self.has("standby.signal")
+            && TARGETS.iter().any(|name| is_set(&name))
+    }
+
     /// Whether primary_conninfo is set: a standby then has another source than the archive.
     pub fn streams(&self) -> bool {
         server_conf::value_of(&self.root, "primary_conninfo").is_some_and(|value| !value.is_empty())

@@ -1,21 +1,28 @@
 //! One WAL file out of repositories, for restore_command.
 //!
 //! Delivered means: every byte checked, the right size, the right cluster, written beside the target and renamed. "Absent" is said
-//! only when it is proven, because PostgreSQL takes it for the end of the WAL and promotes; everything else is an error.
+//! only when it is proven, because PostgreSQL takes it for the end of the WAL and promotes; everything else is an error. So is a tail,
+//! which is where WAL ends.
 
 use std::io::Write;
 use std::path::Path;
 
+use super::datadir::DataDirectory;
+use super::offer::Offer;
 use super::push::read_history;
 use crate::durable::Delivery;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
 use crate::repo::container::{Container, Kind};
+use crate::repo::event;
+use crate::repo::increment;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
+use crate::repo::run;
 use crate::store::Key;
 
 /// What fetching a file came to.
@@ -23,6 +30,11 @@ use crate::store::Key;
 pub enum Fetched {
     /// It is at the target, whole and checked.
     Delivered,
+    /// Of the segment only a part is archived: that is at the target, checked, padded and marked.
+    DeliveredTail {
+        /// Where its WAL ends.
+        valid_end: Lsn,
+    },
     /// It is proven that the archive does not have it, and that no later WAL of the same path is there.
     ProvenAbsent,
 }
@@ -57,24 +69,42 @@ pub fn fetch(
 ) -> Result<Fetched> {
     let mut unproven: Option<Error> = None;
     let mut is_proven = false;
+    let mut longest: Option<(Repository, Offer)> = None;
     for (repository, required) in repositories {
-        match repository.and_then(|repository| fetch_from(what, &repository)) {
-            Ok(Fetched::Delivered) => return Ok(Fetched::Delivered),
-            Ok(Fetched::ProvenAbsent) => is_proven |= required,
+        let asked = repository.and_then(|repository| Ok((look_in(what, &repository)?, repository)));
+        match asked {
+            Ok((Found::Delivered, _)) => return Ok(Fetched::Delivered),
+            Ok((Found::Absent, _)) => is_proven |= required,
+            Ok((Found::Tail(offer), repository)) => {
+                is_proven |= required;
+                let is_longer = |(_, other): &(_, Offer)| offer.valid_end() > other.valid_end();
+                if longest.as_ref().is_none_or(is_longer) {
+                    longest = Some((repository, offer));
+                }
+            }
             // The target's own trouble does not go away with another repository.
             Err(e) if e.code() == Code::TargetWrite => return Err(e),
             Err(e) if required => unproven = Some(worse(unproven, e)),
             Err(_) => {}
         }
     }
-    match unproven {
-        Some(e) => Err(e),
-        None if is_proven => Ok(Fetched::ProvenAbsent),
-        None => Err(err!(
+    match (unproven, longest) {
+        // Where a repository that has to be asked is silent it may have more than the others.
+        (Some(e), _) => Err(e),
+        (None, Some((repository, offer))) if is_proven => deliver_tail(what, &repository, &offer),
+        (None, None) if is_proven => Ok(Fetched::ProvenAbsent),
+        _ => Err(err!(
             Config,
             "no required repository is configured, so absence cannot be proven"
         )),
     }
+}
+
+/// What one repository has.
+enum Found {
+    Delivered,
+    Tail(Offer),
+    Absent,
 }
 
 /// Of two errors the one that says more: damage and gaps before mere silence.
@@ -85,23 +115,66 @@ fn worse(old: Option<Error>, new: Error) -> Error {
     }
 }
 
-fn fetch_from(what: &Fetch<'_>, repository: &Repository) -> Result<Fetched> {
+fn look_in(what: &Fetch<'_>, repository: &Repository) -> Result<Found> {
     let layout = layout_of(what, repository)?;
     let key = layout.wal_file(what.name);
     let object = match repository.store().open(&key)? {
         Some(object) => object,
-        None => match prove_absence(what.name, repository, &layout) {
-            Ok(()) => return Ok(Fetched::ProvenAbsent),
-            // It may have arrived, with what follows it, since it was asked for: then there is no hole.
-            Err(gap) if gap.code() == Code::Gap => repository.store().open(&key)?.ok_or(gap)?,
+        None => match without(what, repository, &layout) {
+            Ok(found) => return Ok(found),
+            // It may have arrived, with what follows it, since it was asked for: then there is no hole, and no tail any more.
+            Err(e) if matches!(e.code(), Code::Gap | Code::Damaged) => {
+                repository.store().open(&key)?.ok_or(e)?
+            }
             Err(e) => return Err(e),
         },
     };
     let container = Container::open(object)
         .and_then(|c| check_identity(&c, &layout, what.name).map(|()| c))
         .map_err(|e| damaged(&key, repository, e))?;
-    deliver(what, &container).map_err(|e| damaged(&key, repository, e))?;
-    Ok(Fetched::Delivered)
+    deliver(what, |sink| container.read_body(sink)).map_err(|e| damaged(&key, repository, e))?;
+    Ok(Found::Delivered)
+}
+
+/// What there is instead of a file that is not stored.
+fn without(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayout) -> Result<Found> {
+    let WalFileName::Segment(segment) = what.name else {
+        prove_absence(what.name, repository, layout)?;
+        return Ok(Found::Absent);
+    };
+    let tail = Offer::find(repository, layout, segment)?;
+    let tail = match tail {
+        Some(tail) if tail.goes_on() => return Ok(Found::Tail(tail)),
+        tail => tail,
+    };
+    let gap = match prove_absence(what.name, repository, layout) {
+        Ok(()) => return Ok(tail.map_or(Found::Absent, Found::Tail)),
+        Err(e) if e.code() == Code::Gap => e,
+        Err(e) => return Err(e),
+    };
+    // It may have been completed, and the next one begun, since it was read. And recovery to a target may need it, and cannot take
+    // its end for that of the WAL.
+    match Offer::find(repository, layout, segment)? {
+        Some(tail) if tail.goes_on() || has_target(what) => Ok(Found::Tail(tail)),
+        _ => Err(gap),
+    }
+}
+
+fn has_target(what: &Fetch<'_>) -> bool {
+    DataDirectory::of_wal_file(what.target).has_recovery_target()
+}
+
+fn deliver_tail(what: &Fetch<'_>, repository: &Repository, offer: &Offer) -> Result<Fetched> {
+    if offer.is_known_to(what.target)? {
+        return Ok(Fetched::ProvenAbsent);
+    }
+    deliver(what, |sink| offer.read(repository, sink))?;
+    Ok(match offer.is_complete() {
+        true => Fetched::Delivered,
+        false => Fetched::DeliveredTail {
+            valid_end: offer.valid_end(),
+        },
+    })
 }
 
 /// The identifier is that of pg_control beside the target; a bare directory has none, then the only registration decides.
@@ -170,14 +243,16 @@ pub fn check_identity(
     Ok(())
 }
 
-fn deliver(what: &Fetch<'_>, container: &Container) -> Result<()> {
+type Sink<'s> = &'s mut dyn FnMut(&[u8]) -> Result<()>;
+
+fn deliver(what: &Fetch<'_>, read: impl FnOnce(Sink<'_>) -> Result<()>) -> Result<()> {
     let shown = what.target.display();
     let failed = |e: std::io::Error| {
         err!(TargetWrite, "could not write \"{shown}\"").source(e)
             .hint("Recovery stops here and can be started again. Free space or correct the permissions of the data directory.")
     };
     let mut delivery = Delivery::create(what.target, what.nonce).map_err(failed)?;
-    container.read_body(&mut |piece| {
+    read(&mut |piece| {
         what.progress.advance(piece.len() as u64);
         delivery.write_all(piece).map_err(failed)
     })?;
@@ -269,6 +344,7 @@ fn no_hole(
     {
         return Err(gap(wanted, last, size));
     }
+    not_lost(wanted, size, repository, layout)?;
     for listed in repository.store().list(&layout.wal())? {
         let Ok(child) = listed.name.parse::<TimelineId>() else {
             continue;
@@ -290,6 +366,33 @@ fn no_hole(
     Ok(())
 }
 
+/// WAL that is recorded as lost, or that increments leave out, was there: so this is not the end.
+fn not_lost(
+    wanted: SegmentName,
+    size: SegmentSize,
+    repository: &Repository,
+    layout: &ClusterLayout,
+) -> Result<()> {
+    let start = wanted.start_lsn(size)?;
+    let subject = event::timeline_subject(wanted.timeline);
+    let events = event::read_all(repository.store(), layout, &subject)?;
+    let mut lost = event::gaps(&events);
+    lost.extend(run::hole(
+        start,
+        &increment::list(repository, layout, wanted)?,
+    ));
+    match lost.iter().find(|lost| lost.end > start) {
+        None => Ok(()),
+        Some(lost) => Err(err!(
+            Gap,
+            "segment \"{wanted}\" is not whole, and WAL from {} to {} is lost",
+            lost.start,
+            lost.end
+        )
+        .hint("Recovery stops here instead of promoting with lost data. Plan a target before it: \"pitr plan\"; a base backup taken since leads to what follows.")),
+    }
+}
+
 fn gap(wanted: SegmentName, later: SegmentName, size: SegmentSize) -> Error {
     let lsn = wanted.start_lsn(size).unwrap_or_default();
     err!(
@@ -301,31 +404,53 @@ fn gap(wanted: SegmentName, later: SegmentName, size: SegmentSize) -> Error {
     ))
 }
 
-/// The last segment that is archived on a timeline.
+/// The last segment of a timeline of which anything is archived: all of it, a partial, or an increment.
 fn last_segment(
     repository: &Repository,
     layout: &ClusterLayout,
     timeline: TimelineId,
 ) -> Result<Option<SegmentName>> {
-    let mut logs: Vec<u32> = repository
-        .store()
-        .list(&layout.timeline(timeline))?
-        .iter()
-        .filter(|l| l.is_prefix && l.name.len() == 8)
-        .filter_map(|l| u32::from_str_radix(&l.name, 16).ok())
-        .collect();
+    let store = repository.store();
+    let names = |prefix: &str| -> Result<Vec<SegmentName>> {
+        let listed = store.list(prefix)?;
+        Ok(listed.iter().filter_map(|l| l.name.parse().ok()).collect())
+    };
+    let mut logs: Vec<u32> = Vec::new();
+    let mut parts: Vec<SegmentName> = Vec::new();
+    for listed in store.list(&layout.timeline(timeline))? {
+        match listed.name.as_str() {
+            "partial" => parts.extend(names(&layout.partials(timeline))?),
+            "open" => parts.extend(names(&layout.open_segments(timeline))?),
+            log if listed.is_prefix && log.len() == 8 => {
+                logs.extend(u32::from_str_radix(log, 16).ok());
+            }
+            _ => {}
+        }
+    }
+    parts.retain(|name| name.timeline == timeline);
+    parts.sort_unstable();
+    let mut part = None;
+    while let Some(name) = parts.pop() {
+        // A directory whose increments were all deleted says nothing.
+        let is_partial = store
+            .head(&layout.wal_file(WalFileName::Partial(name)))?
+            .is_some();
+        if is_partial || !increment::list(repository, layout, name)?.is_empty() {
+            part = Some(name);
+            break;
+        }
+    }
     logs.sort_unstable();
     for log in logs.into_iter().rev() {
-        let last = repository
-            .store()
+        let last = store
             .list(&layout.log(timeline, log))?
             .iter()
             .filter_map(|l| l.name.parse::<SegmentName>().ok())
             .filter(|name| name.timeline == timeline && name.log == log)
             .max();
         if last.is_some() {
-            return Ok(last);
+            return Ok(last.max(part));
         }
     }
-    Ok(None)
+    Ok(part)
 }

@@ -1,9 +1,9 @@
 //! WAL files into repositories and out of them.
 
-#[cfg(feature = "full")]
 pub mod backfill;
 pub mod datadir;
 pub mod fetch;
 pub mod guard;
+pub mod offer;
 pub mod push;
 pub mod server_conf;

@@ -13,11 +13,13 @@ use super::receiver::{self, Receiver};
 use crate::error::Result;
 use crate::exit;
 use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
 use crate::plan::gap::{self, Gap};
 use crate::plan::window::{Window, Windows};
 use crate::repo::backup::BackupKind;
-use crate::repo::inventory::{Backup, Inventory, Unreadable};
+use crate::repo::inventory::{Backup, Inventory, Timeline, Unreadable};
 
 /// Show what can be recovered, to when
 ///
@@ -58,6 +60,29 @@ struct ShownCluster {
     unreadable_backups: Vec<String>,
     segments: u64,
     receiver: Option<Receiver>,
+    /// Segments of which only a part is stored.
+    tails: Vec<Tail>,
+}
+
+#[derive(Serialize)]
+struct Tail {
+    segment: SegmentName,
+    /// How far increments reach.
+    reach_lsn: Option<Lsn>,
+}
+
+fn tails(inventory: &Inventory) -> Vec<Tail> {
+    let size = inventory.segment_size;
+    let of = |(id, timeline): (&TimelineId, &Timeline)| -> Vec<Tail> {
+        let tail = |(number, reach): (&SegmentNumber, &Lsn)| {
+            Some(Tail {
+                segment: number.name(*id, size)?,
+                reach_lsn: Some(*reach).filter(|reach| *reach > number.start_lsn(size)),
+            })
+        };
+        timeline.tails.iter().filter_map(tail).collect()
+    };
+    inventory.timelines.iter().flat_map(of).collect()
 }
 
 #[derive(Serialize)]
@@ -185,6 +210,7 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
             .map(|t| t.segments.count())
             .sum(),
         receiver,
+        tails: tails(&inventory),
     };
     Ok((shown, inventory))
 }

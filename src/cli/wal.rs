@@ -128,6 +128,18 @@ fn fetch(cx: &Context, name: &OsStr, path: &Path) -> Result<u8> {
             }
             Ok(exit::SUCCESS)
         }
+        Fetched::DeliveredTail { valid_end } => {
+            cx.out.warn(&format!(
+                "of \"{}\" only a part is archived: its WAL ends at {valid_end}, zeros follow",
+                name.display()
+            ));
+            if cx.out.is_json() {
+                cx.out.json(
+                    &serde_json::json!({ "outcome": DELIVERED, "valid_end_lsn": valid_end }),
+                )?;
+            }
+            Ok(exit::SUCCESS)
+        }
         Fetched::ProvenAbsent => Err(err!(
             NotFound,
             "\"{}\" is not in the archive",

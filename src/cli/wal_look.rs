@@ -11,15 +11,17 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::{SegmentName, WalFileName};
+use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::History;
 use crate::plan::gap::{self, Gap};
-use crate::repo::container::{Container, Identity};
+use crate::repo::container::Container;
 use crate::repo::facts::{EntryKind, Wal};
-use crate::repo::index::{self, Summary, WalEvent, flag};
-use crate::repo::inventory::{HistoryFile, Inventory};
+use crate::repo::increment::{self, OpenSegment};
+use crate::repo::index::{self, Blocks, Summary, WalEvent, flag};
+use crate::repo::inventory::{HistoryFile, Inventory, Timeline};
 use crate::repo::layout::ClusterLayout;
+use crate::repo::remnant::Remnant;
 use crate::store::{Key, Store};
 
 /// So much of a long listing is printed at a time.
@@ -42,6 +44,18 @@ struct ListedTimeline {
     switch_lsn: Option<Lsn>,
     segments: u64,
     partials: Vec<SegmentName>,
+    tails: Vec<ListedTail>,
+}
+
+/// A segment of which only a part is stored.
+#[derive(Serialize)]
+struct ListedTail {
+    name: SegmentName,
+    /// How far increments reach.
+    reach_lsn: Option<Lsn>,
+    increments: usize,
+    has_partial: bool,
+    stored_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -77,7 +91,7 @@ pub fn list(cx: &Context) -> Result<u8> {
             }
         }
     }
-    let timelines: Vec<ListedTimeline> = inventory
+    let timelines = inventory
         .timelines
         .iter()
         .map(|(id, timeline)| {
@@ -85,16 +99,23 @@ pub fn list(cx: &Context) -> Result<u8> {
                 HistoryFile::Known(history) => history.parent(),
                 _ => None,
             };
-            ListedTimeline {
+            let tails = timeline
+                .tails
+                .keys()
+                .filter_map(|n| n.name(*id, inventory.segment_size))
+                .map(|name| tail(&reading, &layout, timeline, name, inventory.segment_size))
+                .collect::<Result<Vec<_>>>()?;
+            Ok(ListedTimeline {
                 timeline: id.decimal(),
                 history: timeline.history != HistoryFile::Absent,
                 parent: parent.map(|(id, _)| id.decimal()),
                 switch_lsn: parent.map(|(_, lsn)| lsn),
                 segments: timeline.segments.count(),
                 partials: timeline.partials.iter().copied().collect(),
-            }
+                tails,
+            })
         })
-        .collect();
+        .collect::<Result<Vec<_>>>()?;
     if cx.out.is_json() {
         cx.out.json(&Listing {
             cluster: inventory.cluster.clone(),
@@ -123,6 +144,20 @@ pub fn list(cx: &Context) -> Result<u8> {
     if !text.is_empty() {
         cx.out.line(text.trim_end())?;
     }
+    for tail in timelines.iter().flat_map(|t| &t.tails) {
+        let stored = unit.show(tail.stored_bytes);
+        let mut parts = Vec::new();
+        if let Some(reach) = tail.reach_lsn {
+            let count = human::count(tail.increments as u64, "increment");
+            parts.push(format!("{count} up to {reach}"));
+        }
+        if tail.has_partial {
+            parts.push("a partial".to_owned());
+        }
+        let parts = parts.join(" and ");
+        cx.out
+            .line(&format!("{}  {stored:>10}  {parts}", tail.name))?;
+    }
     let total = segments.iter().map(|s| s.stored_bytes).sum();
     cx.out.note(&format!(
         "{} on {}, {} stored",
@@ -131,6 +166,38 @@ pub fn list(cx: &Context) -> Result<u8> {
         human::size(total)
     ));
     Ok(exit::SUCCESS)
+}
+
+fn tail(
+    reading: &Reading,
+    layout: &ClusterLayout,
+    timeline: &Timeline,
+    name: SegmentName,
+    size: SegmentSize,
+) -> Result<ListedTail> {
+    let store = reading.repository.store();
+    let number = name.number(size)?;
+    let increments = increment::list(&reading.repository, layout, name)?;
+    let mut keys: Vec<Key> = increments
+        .iter()
+        .map(|range| layout.increment(name, *range))
+        .collect();
+    let has_partial = timeline.partials.contains(&name);
+    if has_partial {
+        keys.push(layout.wal_file(WalFileName::Partial(name)));
+    }
+    let mut stored_bytes = 0;
+    for key in keys {
+        stored_bytes += store.head(&key)?.map_or(0, |meta| meta.size_bytes);
+    }
+    let reach = timeline.tails.get(&number).copied();
+    Ok(ListedTail {
+        name,
+        reach_lsn: reach.filter(|reach| *reach > number.start_lsn(size)),
+        increments: increments.len(),
+        has_partial,
+        stored_bytes,
+    })
 }
 
 #[derive(Serialize)]
@@ -160,7 +227,8 @@ struct ShownSegment {
     valid_end_lsn: Lsn,
     raw_bytes: u64,
     stored_bytes: u64,
-    hash: String,
+    /// Of the raw content; none where it is not one object's.
+    hash: Option<String>,
     flags: Vec<&'static str>,
     first_record: Option<Lsn>,
     last_complete: Option<Lsn>,
@@ -187,6 +255,11 @@ pub fn show(cx: &Context, name: &str) -> Result<u8> {
     let layout = ClusterLayout::new(&inventory.cluster, inventory.system_identifier)?;
     let key = layout.wal_file(name);
     let Some(object) = reading.repository.store().open(&key)? else {
+        if let WalFileName::Segment(segment) = name
+            && inventory.holds(segment.timeline, segment.number(inventory.segment_size)?)
+        {
+            return show_tail(cx, &reading, &inventory, segment);
+        }
         return Err(err!(NotFound, "\"{name}\" is not in the archive")
             .hint("pitr wal list shows what is there."));
     };
@@ -228,66 +301,137 @@ fn show_wal(
     is_whole: bool,
 ) -> Result<u8> {
     let summary = index::read_summary(container)?;
-    let mut shown = shown(container.identity(), &summary, container.stored_bytes());
+    let identity = container.identity();
+    let mut shown = shown(&summary, segment, inventory, container.stored_bytes())?;
+    shown.name.clone_from(&identity.name);
+    shown.kind = if is_whole { "segment" } else { "partial" };
+    shown.major = identity.major;
+    shown.raw_bytes = identity.raw_bytes;
+    shown.hash = Some(format!(
+        "blake3:{}",
+        blake3::Hash::from_bytes(identity.hash).to_hex()
+    ));
     for (kind, lsn) in index::read_damage(container)? {
         shown.damage.push(format!("{} at {lsn}", kind.as_str()));
     }
     if is_whole {
-        let size = inventory.segment_size;
         let events = index::read_events(container, summary.start_lsn)?;
-        shown.events = events.map(|events| {
-            events
-                .iter()
-                .map(|(lsn, event)| format!("{lsn} {}", event_text(event)))
-                .collect()
-        });
-        shown.changed_blocks = index::read_blocks(container)?.map(|blocks| {
-            let runs = blocks.0.iter().flat_map(|fork| &fork.runs);
-            runs.map(|(_, length)| u64::from(*length)).sum()
-        });
-        let rollup = reading.rollup(cx, inventory)?;
-        let next = |name: SegmentName| {
-            let following = name.next(size)?;
-            let number = following.number(size).ok()?;
-            inventory
-                .has(following.timeline, number)
-                .then_some(following)
-        };
-        rollup.scan(segment, &next, &mut |entry| match &entry.kind {
-            EntryKind::End {
-                xid,
-                time,
-                is_commit,
-            } => {
-                let list = if *is_commit {
-                    &mut shown.commits
-                } else {
-                    &mut shown.aborts
-                };
-                list.push(ShownCommit {
-                    xid: *xid,
-                    lsn: entry.start,
-                    end_lsn: entry.end,
-                    time: *time,
-                });
-            }
-            EntryKind::RestorePoint { time, name } => shown.restore_points.push(ShownPoint {
-                name: String::from_utf8_lossy(name).into_owned(),
-                lsn: entry.start,
-                time: *time,
-            }),
-            _ => {}
-        })?;
+        let blocks = index::read_blocks(container)?;
+        show_lists(&mut shown, events.as_deref(), blocks.as_ref());
+        show_records(cx, reading, inventory, segment, &mut shown)?;
     }
+    print_shown(cx, &shown)
+}
+
+/// A segment of which only a part is stored, as recovery would get it.
+fn show_tail(
+    cx: &Context,
+    reading: &Reading,
+    inventory: &Inventory,
+    segment: SegmentName,
+) -> Result<u8> {
+    let layout = ClusterLayout::new(&inventory.cluster, inventory.system_identifier)?;
+    let open = OpenSegment {
+        name: segment,
+        size: inventory.segment_size,
+        major: inventory.major,
+    };
+    let Some(found) = Remnant::find(&reading.repository, &layout, &open)? else {
+        return Err(err!(
+            NotFound,
+            "\"{segment}\" is not in the archive any more"
+        ));
+    };
+    let number = segment.number(inventory.segment_size)?;
+    let timeline = inventory.timelines.get(&segment.timeline);
+    let stored = match timeline.filter(|t| t.tails.contains_key(&number)) {
+        Some(held) => tail(reading, &layout, held, segment, inventory.segment_size)?.stored_bytes,
+        None => 0,
+    };
+    let index = found.index();
+    let mut shown = shown(&index.summary, segment, inventory, stored)?;
+    shown.kind = found.kind();
+    shown.raw_bytes = found.valid_end().0 - shown.start_lsn.0;
+    for (kind, lsn) in &index.damage {
+        shown.damage.push(format!("{} at {lsn}", kind.as_str()));
+    }
+    show_lists(&mut shown, index.events.as_deref(), index.blocks.as_ref());
+    show_records(cx, reading, inventory, segment, &mut shown)?;
+    print_shown(cx, &shown)
+}
+
+fn print_shown(cx: &Context, shown: &ShownSegment) -> Result<u8> {
     if cx.out.is_json() {
-        cx.out.json(&shown)?;
+        cx.out.json(shown)?;
     } else {
-        print_segment(cx, &shown)?;
+        print_segment(cx, shown)?;
     }
     Ok(exit::SUCCESS)
 }
 
-fn shown(identity: &Identity, summary: &Summary, stored_bytes: u64) -> ShownSegment {
+fn show_lists(
+    shown: &mut ShownSegment,
+    events: Option<&[(Lsn, WalEvent)]>,
+    blocks: Option<&Blocks>,
+) {
+    let text = |(lsn, event): &(Lsn, WalEvent)| format!("{lsn} {}", event_text(event));
+    shown.events = events.map(|events| events.iter().map(text).collect());
+    shown.changed_blocks = blocks.map(|blocks| {
+        let runs = blocks.0.iter().flat_map(|fork| &fork.runs);
+        runs.map(|(_, length)| u64::from(*length)).sum()
+    });
+}
+
+/// Decodes the segment for its transactions and restore points.
+fn show_records(
+    cx: &Context,
+    reading: &Reading,
+    inventory: &Inventory,
+    segment: SegmentName,
+    shown: &mut ShownSegment,
+) -> Result<()> {
+    let size = inventory.segment_size;
+    let rollup = reading.rollup(cx, inventory)?;
+    let next = |name: SegmentName| {
+        let following = name.next(size)?;
+        let number = following.number(size).ok()?;
+        inventory
+            .holds(following.timeline, number)
+            .then_some(following)
+    };
+    rollup.scan(segment, &next, &mut |entry| match &entry.kind {
+        EntryKind::End {
+            xid,
+            time,
+            is_commit,
+        } => {
+            let list = if *is_commit {
+                &mut shown.commits
+            } else {
+                &mut shown.aborts
+            };
+            list.push(ShownCommit {
+                xid: *xid,
+                lsn: entry.start,
+                end_lsn: entry.end,
+                time: *time,
+            });
+        }
+        EntryKind::RestorePoint { time, name } => shown.restore_points.push(ShownPoint {
+            name: String::from_utf8_lossy(name).into_owned(),
+            lsn: entry.start,
+            time: *time,
+        }),
+        _ => {}
+    })
+}
+
+fn shown(
+    summary: &Summary,
+    segment: SegmentName,
+    inventory: &Inventory,
+    stored_bytes: u64,
+) -> Result<ShownSegment> {
     let names = [
         (flag::DAMAGED, "damaged"),
         (flag::SWITCH, "switch"),
@@ -297,25 +441,20 @@ fn shown(identity: &Identity, summary: &Summary, stored_bytes: u64) -> ShownSegm
         (flag::MARKED, "padded"),
         (flag::PARENT_PAGES, "begins_on_parent_timeline"),
     ];
-    ShownSegment {
-        name: identity.name.clone(),
-        kind: if identity.name.ends_with(".partial") {
-            "partial"
-        } else {
-            "segment"
-        },
-        timeline: identity.timeline,
-        system_identifier: identity.system_identifier.to_string(),
-        major: identity.major,
-        start_lsn: Lsn(identity.from_lsn),
-        end_lsn: Lsn(identity.to_lsn),
+    let size = inventory.segment_size;
+    let range = segment.number(size)?.range(size);
+    Ok(ShownSegment {
+        name: segment.to_string(),
+        kind: "segment",
+        timeline: segment.timeline.get(),
+        system_identifier: inventory.system_identifier.to_string(),
+        major: inventory.major,
+        start_lsn: range.start,
+        end_lsn: range.end,
         valid_end_lsn: summary.valid_end,
-        raw_bytes: identity.raw_bytes,
+        raw_bytes: size.bytes(),
         stored_bytes,
-        hash: format!(
-            "blake3:{}",
-            blake3::Hash::from_bytes(identity.hash).to_hex()
-        ),
+        hash: None,
         flags: names
             .into_iter()
             .filter(|(bit, _)| summary.has(*bit))
@@ -336,7 +475,7 @@ fn shown(identity: &Identity, summary: &Summary, stored_bytes: u64) -> ShownSegm
         events: None,
         changed_blocks: None,
         damage: Vec::new(),
-    }
+    })
 }
 
 fn event_text(event: &WalEvent) -> String {
@@ -423,7 +562,9 @@ fn print_segment(cx: &Context, shown: &ShownSegment) -> Result<()> {
             human::size(shown.stored_bytes)
         ),
     )?;
-    line("content", shown.hash.clone())?;
+    if let Some(hash) = &shown.hash {
+        line("content", hash.clone())?;
+    }
     if !shown.flags.is_empty() {
         line("flags", shown.flags.join(", "))?;
     }

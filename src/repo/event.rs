@@ -73,12 +73,6 @@ pub struct Event {
     /// `segment_size`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment_size_bytes: Option<u64>,
-    /// `gap`: the first position that is lost.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from_lsn: Option<Lsn>,
-    /// `gap`: the first position behind it that is not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub to_lsn: Option<Lsn>,
 }
 
 /// An event with its place in the repository.

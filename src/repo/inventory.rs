@@ -485,7 +485,7 @@ pub(super) fn read_timelines(
         }
         timeline.segments = read_segments(repository, layout, id, &logs, size)?;
         let open = open.iter().filter_map(|l| l.name.parse().ok());
-        timeline.tails = read_tails(repository, layout, &timeline, open, size)?;
+        read_tails(repository, layout, &mut timeline, open, size)?;
         timelines.insert(id, timeline);
     }
     read_lost(repository, layout, size, &mut timelines)?;
@@ -496,30 +496,27 @@ pub(super) fn read_timelines(
 fn read_tails(
     repository: &Repository,
     layout: &ClusterLayout,
-    timeline: &Timeline,
+    timeline: &mut Timeline,
     open: impl Iterator<Item = SegmentName>,
     size: SegmentSize,
-) -> Result<BTreeMap<SegmentNumber, Lsn>> {
-    let mut tails = BTreeMap::new();
-    let number = |name: SegmentName| {
-        let number = name.number(size).ok();
-        number.filter(|n| !timeline.segments.contains(*n))
-    };
-    for partial in &timeline.partials {
-        if let Some(number) = number(*partial) {
-            tails.insert(number, number.start_lsn(size));
-        }
+) -> Result<()> {
+    let whole = &timeline.segments;
+    let number = |name: SegmentName| name.number(size).ok().filter(|n| !whole.contains(*n));
+    for number in timeline.partials.iter().copied().filter_map(number) {
+        timeline.tails.insert(number, number.start_lsn(size));
     }
     for name in open {
         let Some(number) = number(name) else {
             continue;
         };
-        let ranges = increment::list(repository, layout, name)?;
-        if let Some(last) = run::longest(number.start_lsn(size), &ranges).last() {
-            tails.insert(number, last.end.min(number.range(size).end));
+        let range = number.range(size);
+        let increments = increment::list(repository, layout, name)?;
+        if let Some(last) = run::longest(range.start, &increments).last() {
+            timeline.tails.insert(number, last.end.min(range.end));
         }
+        timeline.lost.extend(run::hole(range.start, &increments));
     }
-    Ok(tails)
+    Ok(())
 }
 
 /// What `gap` events tell, as far as it did not come after all.
@@ -542,10 +539,11 @@ fn read_lost(
             Err(e) if is_damage(e.code()) => continue,
             Err(e) => return Err(e),
         };
-        timeline.lost = event::gaps(&events)
+        let lost: Vec<LsnRange> = event::gaps(&events)
             .into_iter()
             .filter(|lost| !is_filled(timeline, *lost, size))
             .collect();
+        timeline.lost.extend(lost);
     }
     Ok(())
 }

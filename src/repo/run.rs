@@ -39,6 +39,17 @@ pub fn longest(start: Lsn, ranges: &[LsnRange]) -> Vec<LsnRange> {
     }
 }
 
+/// What is missing between the longest run from `start` on and increments that lie behind it.
+pub fn hole(start: Lsn, ranges: &[LsnRange]) -> Option<LsnRange> {
+    let reach = longest(start, ranges).last().map_or(start, |p| p.end);
+    let behind = ranges.iter().filter(|r| r.start > reach);
+    let next = behind.map(|r| r.start).min()?;
+    Some(LsnRange {
+        start: reach,
+        end: next,
+    })
+}
+
 impl Run {
     /// The longest run of these increments; `None` when none begins at the segment's start.
     ///
@@ -218,6 +229,17 @@ mod tests {
             (&[(100, 120), (121, 140)], &[(100, 120)]),
         ] {
             assert_eq!(longest(Lsn(100), &ranges(given)), ranges(expected));
+        }
+        for (given, lost) in [
+            (&[][..], None),
+            (&[(110, 120)], Some((100, 110))),
+            (&[(100, 120), (120, 130)], None),
+            (&[(100, 120), (125, 130), (122, 140)], Some((120, 122))),
+        ] {
+            let mut given = ranges(given);
+            given.sort_unstable_by_key(|r| (r.start, r.end));
+            let lost = lost.map(|(a, b)| range(a, b));
+            assert_eq!(hole(Lsn(100), &given), lost);
         }
     }
 

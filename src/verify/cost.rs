@@ -55,7 +55,11 @@ pub(super) fn add_gaps(work: &Work<'_>, survey: &Survey, tree: &mut Tree<'_>, ch
             if work.what.backup.is_some() && roots.iter().all(|(_, r)| r.stop_lsn <= at) {
                 break;
             }
-            let next = tree.next_there(target, from);
+            // Of a segment that WAL ends in only a part is there.
+            let next = match tree.next_there(target, from) {
+                Some(next) if next == from => tree.next_there(target, from.next()),
+                next => next,
+            };
             let to = match (next, work.what.backup.is_some()) {
                 (Some(next), _) => next,
                 (None, true) => from.next(),
@@ -144,10 +148,19 @@ fn report_hole(
         false => format!("{first} to {last}"),
     };
     let detail = match missing {
-        1 => "1 segment is missing".to_owned(),
-        n => format!("{n} segments are missing"),
+        _ if tree.holds(hole.target, hole.from) => {
+            format!("{} not whole", human(missing))
+        }
+        n => format!("{} missing", human(n)),
     };
     work.find(FindingKind::Gap, &object, detail, About::Segment(first));
+}
+
+fn human(segments: u64) -> String {
+    match segments {
+        1 => "1 segment is".to_owned(),
+        n => format!("{n} segments are"),
+    }
 }
 
 /// What expire leaves between a pinned backup and the next one is no gap.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{About, FindingKind, Work, wal};
+use super::{About, FindingKind, Work, open_segment, wal};
 use crate::err;
 use crate::error::Result;
 use crate::pg::label::BackupHistory;
@@ -43,7 +43,7 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
         work.check_stop()?;
         if held.history != HistoryFile::Absent {
             history(work, survey, *timeline)?;
-        } else if *timeline != TimelineId::FIRST && !held.segments.is_empty() {
+        } else if *timeline != TimelineId::FIRST && !held.is_empty() {
             let key = work.layout.history(*timeline);
             let detail = "the history file is not there, although WAL of the timeline is";
             let about = About::History(*timeline);
@@ -52,6 +52,9 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
         for partial in &held.partials {
             wal::check_partial(work, *partial)?;
         }
+    }
+    for segment in survey.increments.keys() {
+        open_segment::check(work, survey, *segment)?;
     }
     for label in &survey.labels {
         let key = work.layout.wal_file(*label);

@@ -9,7 +9,7 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::retention::LEFTOVER_AGE;
 use crate::repo::event;
 use crate::repo::facts::Runs;
-use crate::repo::layout::{BackupId, PartKind, PartName};
+use crate::repo::layout::{self, BackupId, PartKind, PartName};
 use crate::repo::survey::{Manifest, Subject, Survey, healed_base, numbers, part_number};
 
 pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
@@ -87,7 +87,13 @@ fn wal(work: &Work<'_>) -> Result<()> {
                 .is_ok_and(|s| s.timeline == timeline && s.number(work.size).is_ok())
         };
         names(work, &format!("{prefix}/partial"), |n, p| !p && own(n))?;
-        names(work, &format!("{prefix}/open"), |n, p| p && own(n))?;
+        let open = work.layout.open_segments(timeline);
+        names(work, &open, |n, p| p && own(n))?;
+        for listed in work.store.list(&open)? {
+            if let Some(segment) = listed.name.parse().ok().filter(|_| own(&listed.name)) {
+                increments(work, segment)?;
+            }
+        }
         names(work, &format!("{prefix}/labels"), |name, is_prefix| {
             let is_label = matches!(
                 name.parse::<WalFileName>(),
@@ -104,6 +110,14 @@ fn wal(work: &Work<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn increments(work: &Work<'_>, segment: SegmentName) -> Result<()> {
+    let whole = segment.number(work.size)?.range(work.size);
+    names(work, &work.layout.increments(segment), |name, p| {
+        let range = layout::increment_range(name);
+        !p && range.is_some_and(|r| whole.start <= r.start && r.end <= whole.end)
+    })
 }
 
 fn backup(work: &Work<'_>, id: &BackupId) -> Result<()> {

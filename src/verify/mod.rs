@@ -1,13 +1,14 @@
 //! Reads everything back and checks it: every object, the chain of the WAL, every backup down to its pages; and says what damage costs.
 //!
 //! `keys` looks for what nobody names, `files` reads the small objects, `wal` reads segments and follows their records across
-//! borders, `snapshot` reads backups, `cost` finds gaps and says which targets are lost. Memory does not grow with the repository. Findings
+//! borders, `open_segment` what is stored of those that are not whole, `snapshot` reads backups, `cost` finds gaps and says which targets are lost. Memory does not grow with the repository. Findings
 //! are damage and gaps; warnings are what is odd and costs nothing. Damage is recorded as events, so that plans avoid it.
 
 mod cost;
 mod files;
 mod keys;
 mod manifest;
+mod open_segment;
 mod snapshot;
 mod wal;
 

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use pitr::pg::lsn::Lsn;
+use pitr::pg::segment::{SegmentName, SegmentSize};
+use pitr::repo::tail;
 use rustix::process::Signal;
 
 use crate::common::fault::{self, Fault, MUTATING};
@@ -472,8 +474,14 @@ fn f05_the_tail_of_a_parent_is_needed_up_to_the_switch(major: u32) {
     assert_eq!(&child[..8], "00000002");
     let target = site.sandbox().join("RECOVERYXLOG");
     let fetch = |name: &str| site.restore().arg(name).arg(&target).run();
-    // It ended in the middle: the parent's copy is a partial, and the child begins with the whole of it.
-    fetch(&switch).expect_code(1);
+    // It ended in the middle: the parent's copy is a partial, which is handed out padded; the child begins with the whole of it.
+    fetch(&switch).success();
+    let padded = std::fs::read(&target).unwrap();
+    let name: SegmentName = switch.parse().unwrap();
+    let end = Lsn(name.start_lsn(SegmentSize::new(MIB).unwrap()).unwrap().0 + MIB);
+    let identifier = standby.system_identifier();
+    let last = padded.last_chunk().unwrap();
+    assert!(padded.len() as u64 == MIB && tail::is_marked(last, end, identifier, 1));
     fetch(&after(&switch)).expect_code(1);
     fetch(&format!("00000002{}", &switch[8..])).success();
     // Before the child began there is nothing of it.

@@ -35,6 +35,7 @@ mod restore;
 mod restore_faults;
 mod restore_hostile;
 mod streaming;
+mod tails;
 mod verify;
 mod verify_damage;
 mod wal_by_hand;

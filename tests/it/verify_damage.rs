@@ -195,7 +195,9 @@ impl World {
             progress: &Silent,
         };
         match fetch(&what, std::iter::once((self.open(), true)))? {
-            Fetched::Delivered => Ok(std::fs::read(target).unwrap()),
+            Fetched::Delivered | Fetched::DeliveredTail { .. } => {
+                Ok(std::fs::read(target).unwrap())
+            }
             Fetched::ProvenAbsent => Err(pitr::err!(NotFound, "absent")),
         }
     }

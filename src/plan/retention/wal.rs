@@ -187,6 +187,12 @@ impl<'a> Tree<'a> {
         }
     }
 
+    /// Whether something of a segment is stored on the way to `target`.
+    pub fn holds(&self, target: TimelineId, number: SegmentNumber) -> bool {
+        let timeline = self.timelines.get(&self.holder(target, number));
+        timeline.is_some_and(|t| t.holds(number))
+    }
+
     /// Forgets which segments events call damaged: the caller looks for itself.
     pub fn trust_all(&mut self) {
         self.suspects.clear();

@@ -1,0 +1,331 @@
+//! Segments of which only a part is archived: increments, partials, and what is handed out of them.
+
+use std::path::{Path, PathBuf};
+
+use pitr::pg::lsn::Lsn;
+use pitr::pg::segment::{SegmentName, SegmentSize};
+use pitr::repo::increment::{self, OpenSegment};
+use pitr::repo::repository::Repository;
+
+use serde_json::Value;
+
+use crate::backup::{backup, extract, layout, root, store};
+use crate::common::{Cluster, PATIENCE, Sandbox, Site, Stop, user, wait_until};
+use crate::per_major;
+
+const MIB: u64 = 1 << 20;
+
+fn plan(site: &Site, args: &[&str]) -> Value {
+    let run = site.pitr().args(["plan", "--json"]).args(args).run();
+    run.json()
+}
+
+/// The segment of a server's pg_wal that holds what ends at `end`.
+fn segment_of(cluster: &Cluster, timeline: u32, end: Lsn) -> (SegmentName, PathBuf) {
+    let size = SegmentSize::new(MIB).unwrap();
+    let timeline = pitr::pg::timeline::TimelineId::new(timeline).unwrap();
+    let name = SegmentName::of(timeline, Lsn(end.0 - 1), size);
+    let path = cluster.pgdata().join("pg_wal").join(name.to_string());
+    (name, path)
+}
+
+/// Puts what a receiver would have put: the bytes of a segment from `from` to `to`, in pieces of at most `step`.
+pub fn stream(site: &Site, path: &Path, name: SegmentName, from: Lsn, to: Lsn, step: u64) {
+    let repository = Repository::open(Box::new(store(site))).unwrap();
+    let segment = OpenSegment {
+        name,
+        size: SegmentSize::new(MIB).unwrap(),
+        major: 17,
+    };
+    let bytes = std::fs::read(path).unwrap();
+    let start = segment.range().unwrap().start;
+    let mut at = from;
+    while at < to {
+        let end = Lsn((at.0 + step).min(to.0));
+        let offset = |lsn: Lsn| (lsn.0 - start.0) as usize;
+        let content = &bytes[offset(at)..offset(end)];
+        increment::put(&repository, &layout(site), &segment, at, content).unwrap();
+        at = end;
+    }
+    let timeline = site
+        .cluster_folder()
+        .join("wal")
+        .join(&name.to_string()[..8]);
+    user::own_all(&timeline);
+}
+
+fn start_of(name: SegmentName) -> Lsn {
+    name.start_lsn(SegmentSize::new(MIB).unwrap()).unwrap()
+}
+
+fn ids(cluster: &Cluster) -> String {
+    cluster.query_one_string("select array_agg(id order by id)::text from t")
+}
+
+/// Inserts a row in a transaction of its own; returns its xid and where its commit ends.
+fn commit(cluster: &Cluster, id: u32) -> (u64, Lsn) {
+    let client = cluster.client();
+    client.sql(&format!("insert into t values ({id})"));
+    let xid = client.query_one_string(&format!("select xmin::text from t where id = {id}"));
+    let end = client.query_one_string("select pg_current_wal_flush_lsn()");
+    (xid.parse().unwrap(), end.parse().unwrap())
+}
+
+/// A cluster with a backup, whose last commits are in a segment that was only streamed, up to the middle of a record.
+struct Lost {
+    site: Site,
+    major: u32,
+    last_xid: u64,
+    name: SegmentName,
+    /// Where the last commit that was streamed ends.
+    end: Lsn,
+}
+
+impl Lost {
+    fn new(major: u32) -> Lost {
+        let (site, mut cluster) = Site::with_cluster(major);
+        // Nothing else writes WAL where the cut is made.
+        cluster.sql("create table t (id int); create table big (b text)");
+        backup(&site).run().success();
+        commit(&cluster, 1);
+        cluster.archive_now();
+        commit(&cluster, 2);
+        let (last_xid, end) = commit(&cluster, 3);
+        cluster.sql(
+            "insert into big select string_agg(md5(g::text), '') from generate_series(1, 60) g",
+        );
+        commit(&cluster, 4);
+        let (name, path) = segment_of(&cluster, 1, end);
+        // Another process of the server may have written in between: the cut is behind the commit in any case.
+        let cut = Lsn(end.0 + 40);
+        cluster.stop(Stop::Immediate);
+        stream(&site, &path, name, start_of(name), cut, 30_001);
+        // The primary is gone with all it had.
+        std::fs::remove_dir_all(cluster.pgdata()).unwrap();
+        Lost {
+            site,
+            major,
+            last_xid,
+            name,
+            end,
+        }
+    }
+
+    fn restored(&self, name: &str, args: &[&str]) -> (Cluster, Sandbox) {
+        let copy = Sandbox::in_memory(name);
+        let to = copy.join("data");
+        self.site
+            .pitr()
+            .args(["restore", "--to"])
+            .arg(&to)
+            .args(args)
+            .run()
+            .success();
+        let mut server = Cluster::open(self.major, &to)
+            .option("fsync", "off")
+            .create();
+        server.start();
+        server.wait_promoted();
+        (server, copy)
+    }
+
+    /// A server on the backup without any target: it goes as far as it gets WAL.
+    fn recovered(&self, id: &str) -> (Cluster, Sandbox) {
+        let copy = Sandbox::in_memory("copy");
+        let folder = copy.dir("data");
+        extract(&self.site, &root(&self.site, id), &folder);
+        std::fs::write(folder.join("recovery.signal"), "").unwrap();
+        user::own(&folder.join("recovery.signal"));
+        let command = self.site.restore().args(["%f", "%p"]).shell();
+        let server = Cluster::open(self.major, &folder)
+            .option("archive_mode", "off")
+            .option("restore_command", command)
+            .option("recovery_target_timeline", "latest")
+            .start();
+        server.wait_promoted();
+        (server, copy)
+    }
+}
+
+fn f21_a_lost_primary_costs_nothing_that_was_streamed(major: u32) {
+    let lost = Lost::new(major);
+    let p = plan(&lost.site, &[]);
+    assert_eq!(p["reachable"], true, "{p:#}");
+    assert_eq!(p["outcome"], "end_of_wal");
+    assert_eq!(p["last_commit"]["xid"], lost.last_xid, "{p:#}");
+    assert_eq!(p["segments_needed"]["last"], lost.name.to_string());
+    let stop: Lsn = p["stop"]["end_lsn"].as_str().unwrap().parse().unwrap();
+    assert!(lost.end <= stop && stop.0 < lost.end.0 + 40, "{p:#}");
+
+    // To the end, as pitr restores: the server stops at the last record that was streamed.
+    let (server, _copy) = lost.restored("end", &[]);
+    assert_eq!(ids(&server), "{1,2,3}");
+    let at = p["stop"]["lsn"].as_str().unwrap();
+    server.wait_log(&format!(
+        "recovery stopping after WAL location (LSN) \"{at}\""
+    ));
+
+    // To a transaction in the tail.
+    let target = (lost.last_xid - 1).to_string();
+    let (server, _copy) = lost.restored("xid", &["--target-xid", &target]);
+    assert_eq!(ids(&server), "{1,2}");
+
+    // Without a target the server finds the end by itself: a record of length zero, no damage.
+    let id = p["backup"]["id"].as_str().unwrap();
+    let (server, _copy) = lost.recovered(id);
+    assert_eq!(ids(&server), "{1,2,3}");
+    let log = server.log();
+    // "wanted" or "expected", by version.
+    let end = log
+        .lines()
+        .find(|l| l.contains("invalid record length at"))
+        .unwrap_or_default();
+    assert!(end.contains(": ") && end.contains("got 0"), "{end}\n{log}");
+    let redo = log.lines().find(|l| l.contains("redo done at")).unwrap();
+    assert!(redo.contains(at), "{redo} {at}");
+}
+per_major!(f21_a_lost_primary_costs_nothing_that_was_streamed);
+
+/// The last segment of a timeline whose server died is archived as a partial when its standby is promoted.
+fn h06_the_partial_of_an_old_timeline_leads_to_its_end(major: u32) {
+    let (site, primary) = Site::with_cluster(major);
+    primary.sql("create table t (id int)");
+    backup(&site).run().success();
+    commit(&primary, 1);
+    primary.archive_now();
+    let standby = Cluster::builder(major).standby_of(&primary).create();
+    site.attach(&standby);
+    let mut standby = standby;
+    standby.start();
+    let (last_xid, end) = commit(&primary, 2);
+    wait_until(PATIENCE, "the standby has replayed", || {
+        let replayed = "select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn";
+        standby.query_one_string(&replayed.replace("{lsn}", &end.to_string())) == "t"
+    });
+    let (name, _) = segment_of(&primary, 1, end);
+    drop(primary);
+    standby.promote();
+    standby.wait_promoted();
+    commit(&standby, 3);
+    standby.archive_now();
+    let partial = site.object(&format!("{name}.partial"));
+    wait_until(PATIENCE, "the partial is archived", || partial.exists());
+    drop(standby);
+
+    let p = plan(&site, &["--target-timeline", "1"]);
+    assert_eq!(p["reachable"], true, "{p:#}");
+    assert_eq!(p["last_commit"]["xid"], last_xid, "{p:#}");
+    for (timeline, rows) in [("1", "{1,2}"), ("2", "{1,2,3}")] {
+        let copy = Sandbox::in_memory("copy");
+        let to = copy.join("data");
+        site.pitr()
+            .args(["restore", "--target-timeline", timeline, "--to"])
+            .arg(&to)
+            .run()
+            .success();
+        let mut server = Cluster::open(major, &to).option("fsync", "off").create();
+        server.start();
+        server.wait_promoted();
+        assert_eq!(ids(&server), rows, "timeline {timeline}");
+    }
+    // As people see it.
+    let listed = site.pitr().args(["wal", "list", "--json"]).run().json();
+    let tail = &listed["timelines"][0]["tails"][0];
+    assert_eq!(tail["name"], name.to_string(), "{listed:#}");
+    assert_eq!(tail["has_partial"], true);
+    let shown = site
+        .pitr()
+        .args(["wal", "show", &name.to_string(), "--json"])
+        .run()
+        .success()
+        .json();
+    assert_eq!(shown["kind"], "partial");
+    let commits = shown["commits"].as_array().unwrap();
+    assert_eq!(commits.last().unwrap()["xid"], last_xid, "{shown:#}");
+    site.pitr().arg("verify").run().success();
+}
+per_major!(h06_the_partial_of_an_old_timeline_leads_to_its_end);
+
+/// A standby may have streamed more than the archive holds: what it has is never replaced by less, or its promotion would fail.
+fn f18_a_tail_never_replaces_what_a_standby_has_streamed(major: u32) {
+    let (site, mut primary) = Site::with_cluster(major);
+    primary.sql("create table t (id int)");
+    primary.archive_now();
+    let restore = site.restore().args(["%f", "%p"]).shell();
+    let standby = Cluster::builder(major)
+        .standby_of(&primary)
+        .config("restore_command", &restore)
+        .config("archive_mode", "off")
+        .start();
+    let (_, early) = commit(&primary, 1);
+    let (_, late) = commit(&primary, 2);
+    wait_until(PATIENCE, "the standby has replayed", || {
+        let replayed = "select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn";
+        standby.query_one_string(&replayed.replace("{lsn}", &late.to_string())) == "t"
+    });
+    let (name, path) = segment_of(&primary, 1, early);
+    assert_eq!(segment_of(&primary, 1, late).0, name);
+    primary.stop(Stop::Immediate);
+    stream(&site, &path, name, start_of(name), early, MIB);
+    // The standby looks into the archive again, now that nobody streams, and then is promoted.
+    standby.wait_log("could not connect to the primary server");
+    standby.promote();
+    standby.wait_promoted();
+    assert_eq!(ids(&standby), "{1,2}");
+}
+
+#[test]
+fn f18_a_tail_never_replaces_what_a_standby_has_streamed_oldest_and_newest() {
+    for major in [13, 18] {
+        if crate::common::majors().contains(&major) {
+            f18_a_tail_never_replaces_what_a_standby_has_streamed(major);
+        }
+    }
+}
+
+/// A standby with `archive_mode = always` archives what it has restored; a padded tail must not get into the archive as the segment.
+#[test]
+fn f21_a_standby_that_archives_always_cannot_archive_a_padded_tail() {
+    let (site, mut primary) = Site::with_cluster(17);
+    primary.sql("create table t (id int)");
+    primary.archive_now();
+    let restore = site.restore().args(["%f", "%p"]).shell();
+    let archive = site.archive().arg("%p").shell();
+    let mut standby = Cluster::builder(17)
+        .standby_of(&primary)
+        .config("restore_command", &restore)
+        .config("archive_mode", "always")
+        .config("archive_command", &archive)
+        .option("primary_conninfo", "")
+        .config("wal_retrieve_retry_interval", "200ms")
+        .create();
+    let (_, end) = commit(&primary, 1);
+    let (name, path) = segment_of(&primary, 1, end);
+    stream(&site, &path, name, start_of(name), end, MIB);
+    standby.start();
+    wait_until(PATIENCE, "the standby has replayed the tail", || {
+        standby.query_one_string("select count(*) from t") == "1"
+    });
+    standby.wait_log("the segment is a tail that was padded when it was restored");
+    assert!(!site.object(&name.to_string()).exists());
+    let counted = "select last_failed_wal from pg_stat_archiver";
+    wait_until(PATIENCE, "the failure is counted", || {
+        standby.query_one_string(counted) == name.to_string()
+    });
+    // Once the segment is complete both archive it, and it is the same.
+    commit(&primary, 2);
+    assert_eq!(primary.archive_now(), name.to_string());
+    wait_until(
+        PATIENCE,
+        "the standby has replayed the whole segment",
+        || standby.query_one_string("select count(*) from t") == "2",
+    );
+    let status = standby.pgdata().join("pg_wal/archive_status");
+    wait_until(PATIENCE, "the standby has archived it, too", || {
+        status.join(format!("{name}.done")).exists()
+    });
+    // A padded copy of a timeline that ended is the partial that it is.
+    let conflicts = site.cluster_folder().join("conflicts");
+    assert!(!conflicts.exists());
+    primary.stop(Stop::Immediate);
+}
