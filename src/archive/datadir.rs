@@ -123,12 +123,13 @@ impl DataDirectory {
             "recovery_target_xid",
             "recovery_target_name",
         ];
-        let is_set = |name: &&str| {
-            server_conf::value_of(&self.root, name).is_some_and(|value| !value.is_empty())
+        let is_set = |name: &str| {
+            let value = server_conf::value_of(&self.root, name);
+            value.is_some_and(|value| !value.is_empty())
         };
         self.has("recovery.signal")
             && !self.has("standby.signal")
-            && TARGETS.iter().any(|name| is_set(&name))
+            && TARGETS.iter().any(|name| is_set(name))
     }
 
     /// Whether primary_conninfo is set: a standby then has another source than the archive.

@@ -69,7 +69,7 @@ pub fn fetch(
 ) -> Result<Fetched> {
     let mut unproven: Option<Error> = None;
     let mut is_proven = false;
-    let mut longest: Option<(Repository, Offer)> = None;
+    let mut longest: Option<(Repository, Box<Offer>)> = None;
     for (repository, required) in repositories {
         let asked = repository.and_then(|repository| Ok((look_in(what, &repository)?, repository)));
         match asked {
@@ -77,7 +77,8 @@ pub fn fetch(
             Ok((Found::Absent, _)) => is_proven |= required,
             Ok((Found::Tail(offer), repository)) => {
                 is_proven |= required;
-                let is_longer = |(_, other): &(_, Offer)| offer.valid_end() > other.valid_end();
+                let is_longer =
+                    |(_, other): &(_, Box<Offer>)| offer.valid_end() > other.valid_end();
                 if longest.as_ref().is_none_or(is_longer) {
                     longest = Some((repository, offer));
                 }
@@ -103,7 +104,7 @@ pub fn fetch(
 /// What one repository has.
 enum Found {
     Delivered,
-    Tail(Offer),
+    Tail(Box<Offer>),
     Absent,
 }
 
@@ -142,7 +143,7 @@ fn without(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayout) ->
         prove_absence(what.name, repository, layout)?;
         return Ok(Found::Absent);
     };
-    let tail = Offer::find(repository, layout, segment)?;
+    let tail = Offer::find(repository, layout, segment)?.map(Box::new);
     let tail = match tail {
         Some(tail) if tail.goes_on() => return Ok(Found::Tail(tail)),
         tail => tail,
@@ -155,7 +156,7 @@ fn without(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayout) ->
     // It may have been completed, and the next one begun, since it was read. And recovery to a target may need it, and cannot take
     // its end for that of the WAL.
     match Offer::find(repository, layout, segment)? {
-        Some(tail) if tail.goes_on() || has_target(what) => Ok(Found::Tail(tail)),
+        Some(tail) if tail.goes_on() || has_target(what) => Ok(Found::Tail(Box::new(tail))),
         _ => Err(gap),
     }
 }

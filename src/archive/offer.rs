@@ -70,9 +70,9 @@ impl Offer {
         }
         let summary = match backfill::decode(&path, self.name, true) {
             Ok(summary) => summary,
-            // A file that was recycled for later use holds other WAL.
-            Err(e) if matches!(e.code(), Code::Damaged | Code::WrongCluster) => None,
-            Err(e) => return Err(e),
+            Err(e) if matches!(e.code(), Code::Io | Code::Denied) => return Err(e),
+            // A file that was recycled for later use holds other WAL, or none.
+            Err(_) => None,
         };
         Ok(summary.is_some_and(|own| {
             // That the rest of a record from the segment before is all there shows only by one behind it.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::runtime::{Builder, Runtime};
 
-use super::source::{Archiver, ServerFacts, Source};
+use super::source::{Archiver, ServerFacts, Source, WantedWal};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::segment::SegmentSize;
@@ -19,6 +19,7 @@ use crate::progress::Progress;
 use crate::wire::basebackup::{BackupEvent, BaseBackup, BaseBackupOptions};
 use crate::wire::client::{Client, Session};
 use crate::wire::conninfo::ConnInfo;
+use crate::wire::replication::{Positions, ReplicationStream, StartReplication, StreamEvent};
 
 /// How often a wait for the server looks at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
@@ -29,6 +30,9 @@ pub struct LiveServer {
     replication: Replication,
     sql: Option<Client>,
     stop: Arc<AtomicBool>,
+    /// For another connection, should this one end.
+    info: ConnInfo,
+    progress: Arc<dyn Progress>,
 }
 
 enum Replication {
@@ -70,7 +74,20 @@ impl LiveServer {
             replication: Replication::Idle(client),
             sql,
             stop,
+            info: info.clone(),
+            progress,
         })
+    }
+
+    /// Gives the connection of a backup that has ended back for other commands.
+    fn end_backup(&mut self) {
+        let running = std::mem::replace(&mut self.replication, Replication::Gone);
+        self.replication = match running {
+            Replication::Running(backup) => backup
+                .into_client()
+                .map_or(Replication::Gone, Replication::Idle),
+            other => other,
+        };
     }
 
     fn client(&mut self) -> Result<(&Runtime, &mut Client)> {
@@ -100,6 +117,70 @@ impl LiveServer {
             }
         }
     }
+}
+
+/// Streams WAL, and gives the connection back where it can be used again.
+async fn stream(
+    client: Client,
+    what: &WantedWal<'_>,
+    stop: &AtomicBool,
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> (Option<Client>, Result<()>) {
+    let start = StartReplication {
+        slot: None,
+        timeline: what.timeline,
+        from: what.range.start,
+    };
+    let mut stream = match ReplicationStream::start(client, &start).await {
+        Ok(stream) => stream,
+        Err(e) => return (None, Err(e)),
+    };
+    if let Err(e) = receive(&mut stream, what, stop, sink).await {
+        return (None, Err(e));
+    }
+    // Everything wanted is there: what goes wrong now only costs the connection.
+    let client = stream.finish().await.ok().map(|(client, _)| client);
+    (client, Ok(()))
+}
+
+async fn receive(
+    stream: &mut ReplicationStream,
+    what: &WantedWal<'_>,
+    stop: &AtomicBool,
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let mut at = what.range.start;
+    while at < what.range.end {
+        if stop.load(Ordering::Relaxed) {
+            return Err(err!(Interrupted, "interrupted"));
+        }
+        let event = tokio::select! {
+            biased;
+            event = stream.next_event() => event?,
+            () = tokio::time::sleep(TICK) => continue,
+        };
+        match event {
+            StreamEvent::Data(data) => {
+                let wanted = data.end().min(what.range.end).0 - at.0;
+                let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+                sink(data.bytes.get(..wanted).unwrap_or(&data.bytes))?;
+                at = data.end();
+            }
+            StreamEvent::Keepalive(keepalive) if keepalive.reply_requested => {
+                let positions = Positions {
+                    written: at,
+                    flushed: at,
+                    applied: at,
+                };
+                stream.send_status(positions, false, (what.clock)()).await?;
+            }
+            StreamEvent::Keepalive(_) => {}
+            StreamEvent::Done | StreamEvent::Shutdown => {
+                return Err(err!(Server, "the server ended its WAL at {at}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Losing the server on the way is an error of the server: "unreachable" is then said of repositories.
@@ -191,11 +272,38 @@ impl Source for LiveServer {
         })
     }
 
+    fn stream_wal(
+        &mut self,
+        what: &WantedWal<'_>,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.end_backup();
+        let Replication::Idle(client) = std::mem::replace(&mut self.replication, Replication::Gone)
+        else {
+            return Err(err!(Internal, "the connection is busy with a backup"));
+        };
+        let streamed = stream(client, what, &self.stop, sink);
+        let limited = async { tokio::time::timeout(what.limit, streamed).await };
+        let (client, result) = match self.runtime.block_on(limited) {
+            Ok(ended) => ended,
+            Err(_) => (
+                None,
+                Err(err!(Deadline, "the server does not send its WAL")),
+            ),
+        };
+        if let Some(client) = client {
+            self.replication = Replication::Idle(client);
+        }
+        result.map_err(of_server)
+    }
+
     fn history(&mut self, timeline: TimelineId) -> Result<Bytes> {
-        if let Replication::Running(backup) =
-            std::mem::replace(&mut self.replication, Replication::Gone)
-            && let Some(client) = backup.into_client()
-        {
+        self.end_backup();
+        if let Replication::Gone = self.replication {
+            // The stream of WAL ended with the connection.
+            let client =
+                Client::connect(&self.info, Session::Replication, Arc::clone(&self.progress));
+            let client = self.runtime.block_on(client).map_err(of_server)?;
             self.replication = Replication::Idle(client);
         }
         let (runtime, client) = self.client()?;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::label::BackupLabel;
+use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::progress::Progress;
 use crate::repo::backup::{BackupKind, BackupRoot, Method, Tablespace};
@@ -285,7 +286,8 @@ impl Backup<'_> {
         };
         let (limit, layout) = (self.options.wal_wait, self.layout);
         let mut waiter = wal::Waiter {
-            store,
+            repository: self.repository,
+            major: self.facts.major.number(),
             layout,
             around,
             source: &mut *source,
@@ -456,7 +458,7 @@ impl Backup<'_> {
             catalog_version: control.catalog_version,
             start_lsn: start.start_lsn,
             stop_lsn: end.stop_lsn,
-            consistent_lsn: end.stop_lsn,
+            consistent_lsn: consistent_lsn(received),
             checkpoint_lsn: label.checkpoint,
             start_timeline: start.timeline.get(),
             timeline: end.timeline.get(),
@@ -525,6 +527,23 @@ impl Backup<'_> {
             stored.object().settle()?;
         }
         Ok(String::from_utf8(content.to_vec()).ok())
+    }
+}
+
+/// Where PostgreSQL calls the restored cluster consistent: at the end record of the backup, which is its stop LSN; of a backup from a standby,
+/// which has no such record, at the minRecoveryPoint of its control file. That file is sent last, so no page of the backup is newer.
+///
+/// PostgreSQL: src/backend/access/transam/xlogrecovery.c (InitWalRecovery, `backupFromStandby`; CheckRecoveryConsistency),
+/// src/backend/backup/basebackup.c (perform_base_backup).
+fn consistent_lsn(received: &Received) -> Lsn {
+    let stop = received.end.stop_lsn;
+    match BackupLabel::from_standby(&received.label) {
+        true => received
+            .control
+            .min_recovery_point
+            .max(received.label.checkpoint)
+            .min(stop),
+        false => stop,
     }
 }
 

@@ -1,8 +1,11 @@
 //! What a streamed backup asks of a server, so that a recorded stream can take the place of a living one.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::error::Result;
+use crate::pg::lsn::LsnRange;
 use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -43,6 +46,18 @@ pub struct Archiver {
     pub fails_now: bool,
 }
 
+/// WAL that is asked of a server.
+pub struct WantedWal<'a> {
+    /// On which timeline.
+    pub timeline: TimelineId,
+    /// The positions.
+    pub range: LsnRange,
+    /// For how long at most.
+    pub limit: Duration,
+    /// This host's clock.
+    pub clock: &'a dyn Fn() -> TimestampTz,
+}
+
 /// A server to back up.
 pub trait Source {
     /// Who the server is.
@@ -68,6 +83,17 @@ pub trait Source {
     /// # Errors
     /// `Interrupted` once a stop was asked for; `Server`, `Denied`, `Damaged`: the backup is then worth nothing.
     fn next_event(&mut self) -> Result<Option<BackupEvent>>;
+
+    /// Streams the WAL of `what`, once the backup has ended, to `sink` in order, piece by piece.
+    ///
+    /// # Errors
+    /// `Gap` when the server has removed it; `Deadline` when it does not come; `Interrupted`; `Server`, `Denied` as the connection fails;
+    /// what `sink` returns.
+    fn stream_wal(
+        &mut self,
+        what: &WantedWal<'_>,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()>;
 
     /// The history file of a timeline, once the backup has ended.
     ///

@@ -1,23 +1,32 @@
 //! A backup is worth something only with the WAL from its start to its stop: this waits until the repository has it.
+//!
+//! The segment in which it stops may not be complete for long: on a quiet primary nobody ends it, and a standby cannot. Of it, increments up
+//! to the stop LSN are enough. A receiver may have put them; else a standby is asked for its own WAL.
 
 use std::time::{Duration, Instant};
 
 use super::Surroundings;
 use super::claim::Claim;
-use super::source::Source;
+use super::source::{Source, WantedWal};
 use crate::err;
 use crate::error::{Code, Error, Result};
-use crate::pg::lsn::Lsn;
+use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::repo::container::{Container, Kind};
+use crate::repo::increment::{self, OpenSegment};
 use crate::repo::layout::ClusterLayout;
+use crate::repo::remnant::Remnant;
+use crate::repo::repository::Repository;
+use crate::repo::run::{self, Run};
 use crate::store::Store;
 
 /// How often the repository is looked at.
 const POLL: Duration = Duration::from_millis(200);
 /// A wait of this length is worth a line, and then again each time it has doubled.
 const FIRST_NOTE: Duration = Duration::from_secs(3);
+/// Length of the increments that are put of a stream; a server sends at most 128 KiB at a time.
+const PIECE_BYTES: usize = 4 << 20;
 
 /// The WAL of a backup.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +69,9 @@ pub struct Circumstances {
 /// Waits for WAL.
 pub struct Waiter<'a, 'b> {
     /// Where it has to appear.
-    pub store: &'a dyn Store,
+    pub repository: &'a Repository,
+    /// PostgreSQL major.
+    pub major: u32,
     /// The cluster's keys.
     pub layout: &'a ClusterLayout,
     /// Stop flag and progress.
@@ -80,14 +91,22 @@ impl Waiter<'_, '_> {
         let (mut next, last) = needed.bounds();
         let started = Instant::now();
         let mut note_at = FIRST_NOTE;
+        let mut has_streamed = !self.circumstances.from_standby;
         self.around.progress.phase("wait for WAL", None);
         loop {
             let mut problem = None;
             while next <= last {
-                problem = missing(self.store, self.layout, needed.name(next)?)?;
-                if problem.is_some() {
+                let name = needed.name(next)?;
+                problem = missing(self.repository.store(), self.layout, name)?;
+                let is_last = next == last;
+                if problem.is_some() && is_last && !has_streamed && !self.reaches(needed)? {
+                    has_streamed = true;
+                    self.stream(needed, limit.saturating_sub(started.elapsed()))?;
+                }
+                if problem.is_some() && !(is_last && self.reaches(needed)?) {
                     break;
                 }
+                problem = None;
                 next = next.next();
             }
             let Some(problem) = problem else {
@@ -115,6 +134,78 @@ impl Waiter<'_, '_> {
         }
     }
 
+    /// Whether increments hold the last segment up to the stop LSN; they are durable then.
+    fn reaches(&self, needed: &Needed) -> Result<bool> {
+        let segment = self.last_segment(needed)?;
+        let listed = increment::list(self.repository, self.layout, segment.name)?;
+        let run = Run::of(segment, &listed)?;
+        let Some(run) = run.filter(|run| run.end() >= needed.stop_lsn) else {
+            return Ok(false);
+        };
+        // What they hold is read before the root relies on it.
+        let found = Remnant::find(self.repository, self.layout, &segment)?;
+        if found.is_none_or(|found| found.valid_end() < needed.stop_lsn) {
+            return Ok(false);
+        }
+        for piece in run.pieces() {
+            let open = run::open(self.repository, self.layout, &segment, *piece)?;
+            open.object().settle()?;
+        }
+        Ok(true)
+    }
+
+    fn last_segment(&self, needed: &Needed) -> Result<OpenSegment> {
+        Ok(OpenSegment {
+            name: needed.name(needed.bounds().1)?,
+            size: needed.segment_size,
+            major: self.major,
+        })
+    }
+
+    /// Asks the server for its WAL up to the stop LSN. That it does not give it only means that it is waited for.
+    fn stream(&mut self, needed: &Needed, limit: Duration) -> Result<()> {
+        let segment = self.last_segment(needed)?;
+        let range = LsnRange {
+            start: segment.range()?.start,
+            end: needed.stop_lsn,
+        };
+        self.around
+            .progress
+            .phase("stream the last WAL", Some(range.end.0 - range.start.0));
+        let what = WantedWal {
+            timeline: needed.timeline,
+            range,
+            limit,
+            clock: self.around.clock,
+        };
+        let mut pieces = Pieces {
+            repository: self.repository,
+            layout: self.layout,
+            segment,
+            at: range.start,
+            bytes: Vec::new(),
+        };
+        let progress = self.around.progress;
+        let streamed = self.source.stream_wal(&what, &mut |bytes| {
+            progress.advance(bytes.len() as u64);
+            pieces.add(bytes)
+        });
+        match streamed.and_then(|()| pieces.put()) {
+            Ok(()) => {}
+            Err(e)
+                if matches!(
+                    e.code(),
+                    Code::Server | Code::Denied | Code::Gap | Code::Deadline
+                ) =>
+            {
+                progress.note(&format!("the server does not stream its last WAL: {e}"));
+            }
+            Err(e) => return Err(e.context("store the last WAL of the backup")),
+        }
+        progress.phase("wait for WAL", None);
+        Ok(())
+    }
+
     /// What somebody who waits can do.
     fn advice(&mut self) -> String {
         if self.circumstances.from_standby {
@@ -139,6 +230,41 @@ impl Waiter<'_, '_> {
                     .to_owned()
             }
         }
+    }
+}
+
+/// Puts a stream into increments.
+struct Pieces<'a> {
+    repository: &'a Repository,
+    layout: &'a ClusterLayout,
+    segment: OpenSegment,
+    /// Where the bytes begin that were not put yet.
+    at: Lsn,
+    bytes: Vec<u8>,
+}
+
+impl Pieces<'_> {
+    fn add(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.bytes.len() + bytes.len() > PIECE_BYTES {
+            self.put()?;
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn put(&mut self) -> Result<()> {
+        if !self.bytes.is_empty() {
+            increment::put(
+                self.repository,
+                self.layout,
+                &self.segment,
+                self.at,
+                &self.bytes,
+            )?;
+            self.at.0 += self.bytes.len() as u64;
+            self.bytes.clear();
+        }
+        Ok(())
     }
 }
 

@@ -650,12 +650,6 @@ impl Planner<'_> {
                 "no transaction ended behind the target time, {last}: everything that is archived is replayed"
             ));
         }
-        if backup.from_standby && self.target.target == Target::Immediate {
-            plan.warnings.push(format!(
-                "backup {} was taken from a standby: PostgreSQL may call it consistent a little before {}",
-                backup.id, backup.consistent_lsn
-            ));
-        }
         match &self.target.target {
             Target::Time(at) => self.warn_earlier(plan, backup, path, *at)?,
             Target::Name(name) => {

@@ -106,7 +106,8 @@ impl Backup {
         };
         let ordered = root.start_lsn <= root.checkpoint_lsn
             && root.checkpoint_lsn <= root.stop_lsn
-            && root.stop_lsn <= root.consistent_lsn
+            && (root.stop_lsn <= root.consistent_lsn || root.from_standby)
+            && root.start_lsn <= root.consistent_lsn
             && root.start_lsn < root.stop_lsn
             && root.start_timeline <= root.timeline;
         if !ordered {

@@ -408,8 +408,9 @@ impl<'a> Decoding<'a> {
 
 impl Reading<'_> {
     fn indexer(&self, first: &[u8]) -> Result<Indexer> {
-        let identity = WalIdentity::read(first)?;
-        identity.matches(self.segment.name)?;
+        let damaged = |e: Error| e.with_code(Code::Damaged);
+        let identity = WalIdentity::read(first).map_err(damaged)?;
+        identity.matches(self.segment.name).map_err(damaged)?;
         if identity.system_identifier != self.layout.system_identifier()
             || identity.segment_size != self.segment.size
             || u64::from(identity.page_size) != PAGE
@@ -585,11 +586,11 @@ mod tests {
     fn stale_bytes_behind_a_partial_are_not_taken_for_wal() {
         let f = fixture();
         let noise = |length: usize| -> Vec<u8> {
-            (0..length as u32)
-                .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+            (0..u32::try_from(length).unwrap())
+                .map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[1])
                 .collect()
         };
-        for cut in f.ends.iter().flat_map(|e| [*e, e - 8, e + 8]) {
+        for cut in f.ends.iter().flat_map(|e| [*e, e - 16, e + 8]) {
             let mut content = noise(SEGMENT);
             content[..cut].copy_from_slice(&f.bytes[..cut]);
             let key = f.put_partial(&content, 0);
@@ -665,6 +666,14 @@ mod tests {
         for name in [partial.as_str(), open] {
             assert!(error.to_string().contains(name), "{error}");
         }
+    }
+
+    #[test]
+    fn bytes_of_another_segment_are_damage() {
+        let f = fixture();
+        let other = vec![0x11; 20_000];
+        increment::put(&f.repository, &f.layout, &f.segment, f.start(), &other).unwrap();
+        assert_eq!(f.find().unwrap_err().code(), Code::Damaged);
     }
 
     #[test]

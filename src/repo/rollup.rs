@@ -55,7 +55,7 @@ pub struct Rollup<'a> {
 
 /// What there is of a segment.
 enum Stored {
-    Whole(Container),
+    Whole(Box<Container>),
     Tail(Arc<Remnant>),
 }
 
@@ -215,14 +215,14 @@ impl<'a> Rollup<'a> {
     /// What there is of a segment: one of which only a part was listed may be whole by now.
     fn stored(&self, name: SegmentName) -> Result<Stored> {
         if self.is_whole(name)? {
-            return self.open(name).map(Stored::Whole);
+            return self.open(name).map(|c| Stored::Whole(Box::new(c)));
         }
         let poisoned = |_| err!(Internal, "a thread panicked");
         if let Some(known) = self.tails.lock().map_err(poisoned)?.get(&name) {
             return Ok(Stored::Tail(Arc::clone(known)));
         }
         if self.meta(name)?.is_some() {
-            return self.open(name).map(Stored::Whole);
+            return self.open(name).map(|c| Stored::Whole(Box::new(c)));
         }
         let segment = OpenSegment {
             name,
@@ -232,7 +232,7 @@ impl<'a> Rollup<'a> {
         let found = Remnant::find(self.repository, &self.layout, &segment)
             .map_err(|e| e.context(format!("segment \"{name}\"")))?;
         let Some(found) = found else {
-            return self.open(name).map(Stored::Whole);
+            return self.open(name).map(|c| Stored::Whole(Box::new(c)));
         };
         let found = Arc::new(found);
         let mut tails = self.tails.lock().map_err(poisoned)?;

@@ -265,7 +265,9 @@ mod tests {
                     size: SegmentSize::new(1 << 20).unwrap(),
                     major: 17,
                 },
-                bytes: (0..1_u32 << 20).map(|i| (i * 7 % 251) as u8).collect(),
+                bytes: (0..1_u32 << 20)
+                    .map(|i| (i * 7 % 251).to_le_bytes()[0])
+                    .collect(),
             }
         }
 

@@ -175,7 +175,8 @@ fn is_deliberate(
             .ids
             .get(*id)
             .is_some_and(|s| !event::standing(&s.events, "pin", "unpin").is_empty());
-        pinned && SegmentNumber::ending_at(root.consistent_lsn, work.size).next() == hole.from
+        let end = root.consistent_lsn.max(root.stop_lsn);
+        pinned && SegmentNumber::ending_at(end, work.size).next() == hole.from
     });
     let ends = roots
         .iter()

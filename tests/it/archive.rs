@@ -919,6 +919,13 @@ fn a_marked_tail_is_not_archived_as_a_whole_segment() {
     std::fs::rename(still.wal(name), still.wal(&format!("{name}.partial"))).unwrap();
     still.push(&format!("{name}.partial")).run().success();
     assert!(still.site.object(&format!("{name}.partial")).exists());
+    let shown = still
+        .site
+        .pitr()
+        .args(["wal", "show", &format!("{name}.partial"), "--json"]);
+    let shown = shown.run().success().json();
+    let flags = shown["flags"].as_array().unwrap();
+    assert!(flags.iter().any(|f| f == "padded"), "{shown:#}");
 }
 
 #[test]

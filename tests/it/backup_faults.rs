@@ -453,40 +453,85 @@ fn b05_a_standby_promoted_during_its_backup_is_noticed() {
     drop(primary_site);
 }
 
-#[test]
-fn b05_a_backup_of_a_standby_completes_once_the_primary_ends_its_segment() {
+/// A site, its primary, and a standby that has replayed up to the middle of a segment that nobody ends.
+fn quiet() -> (Site, Cluster, Cluster) {
     let (site, primary) = slow();
     let standby = Cluster::builder(15)
         .standby_of(&primary)
         .option("archive_mode", "off")
         .without_fsync()
         .start();
-    // A checkpoint in the middle of a segment, which nobody ends: the backup starts and stops in it.
     primary.sql("create table w as select 1 as a");
     primary.sql("checkpoint");
     let lsn = primary.insert_lsn();
     wait_until(PATIENCE, "the standby has caught up", || {
         standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
     });
-    let running = backup_of(&site, &standby.conninfo("postgres"))
+    (site, primary, standby)
+}
+
+/// Names of the segments that increments are stored of.
+fn open_segments(site: &Site) -> Vec<String> {
+    let part = |f: &String| Some(f.split_once("/open/")?.1.split('/').next()?.to_owned());
+    let mut names: Vec<String> = site.files().iter().filter_map(part).collect();
+    names.dedup();
+    names
+}
+
+#[test]
+fn b05_a_backup_of_a_standby_completes_by_streaming_its_own_tail() {
+    let (site, primary, standby) = quiet();
+    let stop = primary.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    let run = backup_of(&site, &standby.conninfo("postgres"))
         .args(["--wal-wait", "60s"])
-        .spawn();
-    let mut running = running;
-    wait_until(PATIENCE, "the backup waits", || {
-        assert!(!running.is_done(), "{}", running.stderr());
-        running.stderr().contains("waiting for segment")
-    });
-    assert!(
-        running.stderr().contains("pg_switch_wal()"),
-        "{}",
-        running.stderr()
-    );
-    primary.switch_wal();
-    let run = running.wait().success();
+        .run()
+        .success();
     let ids = committed(&site);
     let root = root(&site, &ids[0]);
     assert!(root.from_standby, "{run}");
     assert!(!run.stderr.contains("archive_mode"), "{run}");
+    // Nobody ended the segment: what the backup needs of it is there in increments.
+    assert!(!site.object(&stop).exists());
+    assert_eq!(open_segments(&site), [stop.as_str()]);
+    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    assert_eq!(plan["reachable"], true, "{plan:#}");
+    // Once the primary ends it the whole one counts, and it is no conflict.
+    primary.sql("insert into w values (2)");
+    assert_eq!(primary.archive_now(), stop);
+    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    assert_eq!(plan["last_commit"]["kind"], "commit", "{plan:#}");
+    site.pitr().arg("verify").run().success();
+}
+
+#[test]
+fn b13_a_backup_of_a_standby_whose_replay_is_paused_completes_or_says_what_is_missing() {
+    let (site, primary, standby) = quiet();
+    standby.sql("select pg_wal_replay_pause()");
+    primary.sql("insert into w values (2)");
+    let conninfo = standby.conninfo("postgres");
+    let take = |wait: &str| backup_of(&site, &conninfo).args(["--wal-wait", wait]).run();
+    take("60s").success();
+    assert_eq!(committed(&site).len(), 1);
+
+    // Of WAL that is in the archive only: it comes from there or not at all, and the wait has a limit.
+    standby.sql("select pg_wal_replay_resume()");
+    primary.alter_system("archive_command", "false");
+    primary.reload();
+    primary.sql("checkpoint");
+    let first = primary.switch_wal();
+    primary.sql("insert into w values (3)");
+    let lsn = primary.insert_lsn();
+    wait_until(PATIENCE, "the standby has caught up", || {
+        standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
+    });
+    standby.sql("select pg_wal_replay_pause()");
+    let run = take("3s").expect_code(1);
+    assert!(
+        run.stdout.contains(&first) && run.stdout.contains("is not in the repository"),
+        "{run}"
+    );
+    assert!(run.stdout.contains("Nothing was committed"), "{run}");
+    assert_eq!(committed(&site).len(), 1);
 }
 
 /// Tables are made, filled, truncated, rewritten and dropped all the while.

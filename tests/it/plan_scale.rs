@@ -12,6 +12,7 @@ use pitr::pg::time::TimestampTz;
 use pitr::pg::timeline::TimelineId;
 use pitr::repo::backup::{BackupKind, BackupRoot, Method};
 use pitr::repo::container::{Codec, ContainerWriter, Identity, Kind};
+use pitr::repo::increment::{self, OpenSegment};
 use pitr::repo::index::{
     Commit, Ends, Fragments, HeadEnd, SegmentIndex, Summary, TailClass, XidSet, flag,
 };
@@ -300,8 +301,8 @@ fn backup(number: u64, index: u64) -> BackupRoot {
     }
 }
 
-/// A repository of `count` segments and 50 backups; those in `real` have bodies.
-pub fn repository(folder: &Path, count: u64, real: &[u64]) {
+/// A repository of `count` segments and 50 backups; those in `real` have bodies. Returns the last record.
+pub fn repository(folder: &Path, count: u64, real: &[u64]) -> Lsn {
     let store_below = FileStore::create(folder, 1).unwrap();
     let (repository, _) = Repository::create(Box::new(store_below), 9, TimestampTz(0)).unwrap();
     repository
@@ -342,6 +343,25 @@ pub fn repository(folder: &Path, count: u64, real: &[u64]) {
             .commit(repository.store(), &layout)
             .unwrap();
     }
+    prev
+}
+
+/// Puts the first `length` bytes of the segment behind the last one, as a receiver would.
+fn stream(folder: &Path, number: u64, prev: Lsn, length: usize) -> String {
+    let repository = Repository::open(Box::new(FileStore::open(folder, 1).unwrap())).unwrap();
+    let layout = ClusterLayout::new("main", IDENTIFIER).unwrap();
+    let segment = OpenSegment {
+        name: SegmentNumber(number).name(tli(), size()).unwrap(),
+        size: size(),
+        major: 17,
+    };
+    let (bytes, _) = real_segment(number, prev);
+    let mut at = segment.range().unwrap().start;
+    for piece in bytes[..length].chunks(100_000) {
+        increment::put(&repository, &layout, &segment, at, piece).unwrap();
+        at.0 += piece.len() as u64;
+    }
+    segment.name.to_string()
 }
 
 fn measured(program: &Program, what: &str) -> (serde_json::Value, Duration, u64) {
@@ -369,7 +389,7 @@ fn a_plan_over_many_segments_stays_small() {
     let middle = count / 2 / 5 * 5 + 3;
     let last = count / 5 * 5 + 2;
     let begun = Instant::now();
-    repository(&folder, last, &[middle, last]);
+    let prev = repository(&folder, last, &[middle, last]);
     println!("made {last} segments in {:.1?}", begun.elapsed());
     user::own_all(&folder);
     let cache = sandbox.dir("cache");
@@ -397,4 +417,10 @@ fn a_plan_over_many_segments_stays_small() {
     );
     assert_eq!(plan["last_commit"]["xid"], xid_of(middle) + 7);
     measured(&run(&["info"]), "info, warm");
+    let name = stream(&folder, last + 1, prev, 600_000);
+    user::own_all(&folder);
+    let (plan, _, peak) = measured(&run(&["plan"]), "plan of the end with a tail");
+    assert_eq!(plan["segments_needed"]["last"], name, "{plan:#}");
+    assert!(plan["last_commit"]["xid"].as_u64().unwrap() >= u64::from(xid_of(last + 1)));
+    assert!(peak < 50 << 20, "{peak} bytes");
 }

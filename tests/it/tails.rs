@@ -4,13 +4,16 @@ use std::path::{Path, PathBuf};
 
 use pitr::pg::lsn::Lsn;
 use pitr::pg::segment::{SegmentName, SegmentSize};
+use pitr::pg::timeline::TimelineId;
+use pitr::repo::event::{self, Event};
 use pitr::repo::increment::{self, OpenSegment};
 use pitr::repo::repository::Repository;
+use pitr::repo::tail;
 
 use serde_json::Value;
 
 use crate::backup::{backup, extract, layout, root, store};
-use crate::common::{Cluster, PATIENCE, Sandbox, Site, Stop, user, wait_until};
+use crate::common::{Cluster, PATIENCE, Run, Sandbox, Site, Still, Stop, user, wait_until};
 use crate::per_major;
 
 const MIB: u64 = 1 << 20;
@@ -328,4 +331,249 @@ fn f21_a_standby_that_archives_always_cannot_archive_a_padded_tail() {
     let conflicts = site.cluster_folder().join("conflicts");
     assert!(!conflicts.exists());
     primary.stop(Stop::Immediate);
+}
+
+/// A place in which a server recovers, without a server.
+struct Asking {
+    copy: Sandbox,
+}
+
+impl Asking {
+    fn new() -> Asking {
+        let copy = Sandbox::new("asking");
+        copy.dir("data/pg_wal");
+        Asking { copy }
+    }
+
+    fn target(&self) -> PathBuf {
+        self.copy.join("data/pg_wal/RECOVERYXLOG")
+    }
+
+    fn fetch(&self, site: &Site, name: &str) -> Run {
+        let _ = std::fs::remove_file(self.target());
+        site.restore().arg(name).arg(self.target()).run()
+    }
+
+    /// Lets recovery have a target, or none.
+    fn recovery(&self, target: Option<&str>) {
+        let data = self.copy.join("data");
+        let setting = target.map_or(String::new(), |lsn| {
+            format!("recovery_target_lsn = '{lsn}'\n")
+        });
+        std::fs::write(data.join("postgresql.auto.conf"), setting).unwrap();
+        std::fs::write(data.join("recovery.signal"), "").unwrap();
+        user::own_all(&data);
+    }
+}
+
+fn is_tail(bytes: &[u8], name: SegmentName, identifier: u64) -> bool {
+    let end = Lsn(start_of(name).0 + MIB);
+    let last = bytes.last_chunk().unwrap();
+    bytes.len() as u64 == MIB && tail::is_marked(last, end, identifier, 1)
+}
+
+#[test]
+fn f04_a_tail_is_the_end_only_where_nothing_follows() {
+    let still = Still::new(17, 1, 4);
+    let site = &still.site;
+    let identifier = layout(site).system_identifier();
+    let names: Vec<SegmentName> = still.segments.iter().map(|s| s.parse().unwrap()).collect();
+    let (open, later) = (names[2], names[3]);
+    let start = start_of(open);
+    let streamed = Lsn(start.0 + 20_000);
+    for name in &still.segments[..2] {
+        still.push(name).run().success();
+    }
+    stream(
+        site,
+        &still.wal(&still.segments[2]),
+        open,
+        start,
+        streamed,
+        9000,
+    );
+    let asking = Asking::new();
+    asking.recovery(None);
+    let fetch = |name: SegmentName| asking.fetch(site, &name.to_string());
+    let own = std::fs::read(still.wal(&still.segments[2])).unwrap();
+    let is_own_tail = || {
+        let bytes = std::fs::read(asking.target()).unwrap();
+        is_tail(&bytes, open, identifier) && bytes[..8192] == own[..8192]
+    };
+    fetch(open).success();
+    assert!(is_own_tail());
+    let mut shorter = std::fs::read(asking.target()).unwrap();
+    fetch(later).expect_code(1);
+    // A server that has as much of it keeps its own file; one whose file is shorter, or holds other WAL, gets it.
+    let local = asking.copy.join("data/pg_wal").join(open.to_string());
+    std::fs::write(&local, &own).unwrap();
+    fetch(open).expect_code(1);
+    shorter[9000..].fill(0);
+    std::fs::write(&local, &shorter).unwrap();
+    fetch(open).success();
+    let other = std::fs::read(still.wal(&still.segments[1])).unwrap();
+    std::fs::write(&local, other).unwrap();
+    fetch(open).success();
+    std::fs::remove_file(&local).unwrap();
+
+    // Anything of a later segment proves that WAL went on.
+    let gap = |run: Run| {
+        let run = run.expect_code(205);
+        assert!(run.stderr.contains("error R205"), "{run}");
+    };
+    let later_start = start_of(later);
+    stream(
+        site,
+        &still.wal(&still.segments[3]),
+        later,
+        later_start,
+        Lsn(later_start.0 + 9000),
+        MIB,
+    );
+    gap(fetch(open));
+    fetch(later).success();
+    // To a target recovery may go: it fails where it does not get there.
+    asking.recovery(Some(&start.to_string()));
+    fetch(open).success();
+    assert!(is_own_tail());
+    asking.recovery(None);
+    gap(fetch(open));
+    let open_folder = |name: SegmentName| {
+        let wal = site.cluster_folder().join("wal/00000001");
+        wal.join("open").join(name.to_string())
+    };
+    // Its directory alone says nothing.
+    for entry in std::fs::read_dir(open_folder(later)).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    fetch(open).success();
+    // A hole between its own increments does.
+    stream(
+        site,
+        &still.wal(&still.segments[2]),
+        open,
+        Lsn(start.0 + 30_000),
+        Lsn(start.0 + 31_000),
+        MIB,
+    );
+    gap(fetch(open));
+    site.pitr().args(["wal", "gaps"]).run().expect_code(4);
+    stream(
+        site,
+        &still.wal(&still.segments[2]),
+        open,
+        streamed,
+        Lsn(start.0 + 30_000),
+        MIB,
+    );
+    fetch(open).success();
+    site.pitr().args(["wal", "gaps"]).run().success();
+
+    // What a receiver recorded as lost is a hole until it is there.
+    let lost = Event {
+        event: "gap".into(),
+        subject: event::timeline_subject(TimelineId::FIRST),
+        from_lsn: Some(Lsn(start.0 + 31_000)),
+        to_lsn: Some(start_of(later)),
+        ..Event::default()
+    };
+    event::record(&store(site), &layout(site), &lost, 7).unwrap();
+    user::own_all(&site.cluster_folder().join("events"));
+    gap(fetch(open));
+    let gaps = site
+        .pitr()
+        .args(["wal", "gaps", "--json"])
+        .run()
+        .expect_code(4)
+        .json();
+    assert_eq!(
+        gaps["gaps"][0]["from_lsn"],
+        Lsn(start.0 + 31_000).to_string(),
+        "{gaps:#}"
+    );
+    assert_eq!(gaps["gaps"][0]["to_lsn"], start_of(later).to_string());
+    let info = site.pitr().args(["info", "--json"]).run().json();
+    assert_eq!(
+        info["clusters"][0]["gaps"],
+        json_without_names(&gaps),
+        "{info:#}"
+    );
+    assert_eq!(info["clusters"][0]["tails"][0]["segment"], open.to_string());
+    // The whole segment fills it, and supersedes everything.
+    still.push(&still.segments[2]).run().success();
+    site.pitr().args(["wal", "gaps"]).run().success();
+    fetch(open).success();
+    assert_eq!(std::fs::read(asking.target()).unwrap(), own);
+    // The janitor takes what it supersedes.
+    let expire = ["expire", "--keep", "1", "--grace", "0", "--confirm"];
+    site.pitr().args(expire).run().success();
+    let files = site.files();
+    assert!(!files.iter().any(|f| f.contains("/open/")), "{files:#?}");
+}
+
+fn json_without_names(gaps: &Value) -> Value {
+    let mut gaps = gaps["gaps"].clone();
+    for gap in gaps.as_array_mut().unwrap() {
+        gap.as_object_mut().unwrap().remove("names");
+    }
+    gaps
+}
+
+/// A backup from a standby has no end record: PostgreSQL calls it consistent at the minRecoveryPoint of its control file.
+fn t01_immediate_from_a_standbys_backup_stops_where_the_plan_says(major: u32) {
+    let (site, primary) = Site::with_cluster(major);
+    primary.sql("create table t (id int)");
+    let standby = Cluster::builder(major)
+        .standby_of(&primary)
+        .option("archive_mode", "off")
+        .start();
+    // WAL goes on while the backup runs, and behind it.
+    let client = primary.client();
+    let mut running = backup(&site)
+        .env("PITR_CLUSTERS_MAIN_CONNINFO", standby.conninfo("postgres"))
+        .spawn();
+    while !running.is_done() {
+        client.sql("insert into t select g from generate_series(1, 100) g");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    running.wait().success();
+    primary.sql("insert into t values (0)");
+    primary.archive_now();
+    let p = plan(&site, &["--target-immediate"]);
+    assert_eq!(p["reachable"], true, "{p:#}");
+    let copy = Sandbox::in_memory("copy");
+    let to = copy.join("data");
+    site.pitr()
+        .args(["restore", "--target-immediate", "--to"])
+        .arg(&to)
+        .run()
+        .success();
+    let mut server = Cluster::open(major, &to).option("fsync", "off").create();
+    server.start();
+    server.wait_promoted();
+    // The timeline begins where the server stopped.
+    let history = std::fs::read_to_string(to.join("pg_wal/00000002.history")).unwrap();
+    let switch = history.split('\t').nth(1).unwrap();
+    assert_eq!(
+        p["stop"]["recovery_end_lsn"],
+        switch,
+        "{p:#}\n{}",
+        server.log()
+    );
+    let consistent = p["backup"]["consistent_lsn"].as_str().unwrap();
+    let log = server.log();
+    let line = log
+        .lines()
+        .find(|l| l.contains("consistent recovery state reached at"))
+        .unwrap();
+    assert!(line.ends_with(&format!("at {consistent}")), "{line} {p:#}");
+}
+
+#[test]
+fn t01_immediate_from_a_standbys_backup_stops_where_the_plan_says_oldest_and_newest() {
+    for major in [13, 18] {
+        if crate::common::majors().contains(&major) {
+            t01_immediate_from_a_standbys_backup_stops_where_the_plan_says(major);
+        }
+    }
 }

@@ -82,7 +82,8 @@ impl Judgement<'_> {
             let root = backup.root;
             match backup.hold {
                 Some((_, Hold::Pin)) if !matches!(backup.fate, Fate::Waiting(_)) => {
-                    tree.need_path(root.timeline, root.start_lsn, root.consistent_lsn, needed);
+                    let end = root.consistent_lsn.max(root.stop_lsn);
+                    tree.need_path(root.timeline, root.start_lsn, end, needed);
                 }
                 _ => tree.need_from(root.timeline, root.start_lsn, root.stop_lsn, needed),
             }

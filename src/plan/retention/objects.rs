@@ -188,6 +188,7 @@ fn delete_wal(
         .iter()
         .map(|doubt| format!("no WAL is deleted, because {doubt}"))
         .collect();
+    delete_superseded(survey, plan);
     let mut needed = Needed::default();
     judged.need(tree, &mut needed);
     for (id, one) in &ids.0 {
@@ -210,7 +211,7 @@ fn delete_wal(
     }
     if !doubts.is_empty() {
         // Without WAL there is nothing to say about it.
-        if survey.timelines.values().any(|t| !t.segments.is_empty()) {
+        if survey.timelines.values().any(|t| !t.is_empty()) {
             plan.withheld.append(&mut doubts);
         }
         return;
@@ -222,6 +223,29 @@ fn delete_wal(
         }
     }
     delete_beside_segments(survey, &needed, plan);
+}
+
+/// Increments of segments that are there whole: whatever else is not known, nobody needs them.
+fn delete_superseded(survey: &Survey, plan: &mut ExpirePlan) {
+    for (segment, keys) in &survey.increments {
+        if is_superseded(survey, *segment) {
+            plan.deletions
+                .extend(keys.iter().cloned().map(Deletion::Object));
+        }
+    }
+}
+
+/// Whether the segment is there whole, and no check found it damaged.
+fn is_superseded(survey: &Survey, segment: SegmentName) -> bool {
+    let is_whole = survey
+        .timelines
+        .get(&segment.timeline)
+        .zip(segment.number(survey.segment_size).ok())
+        .is_some_and(|(t, n)| t.segments.contains(n));
+    let events = survey.segment_events.get(&segment);
+    let is_damaged =
+        events.is_some_and(|events| !event::standing(events, "damaged", "healed").is_empty());
+    is_whole && !is_damaged && !survey.has_other_sizes
 }
 
 /// Partials, labels, increments, refused copies and events go with their segment.
@@ -240,12 +264,7 @@ fn delete_beside_segments(survey: &Survey, needed: &Needed, plan: &mut ExpirePla
         }
     }
     for (segment, keys) in &survey.increments {
-        let is_whole = survey
-            .timelines
-            .get(&segment.timeline)
-            .zip(number(*segment))
-            .is_some_and(|(t, n)| t.segments.contains(n));
-        if is_whole || goes(*segment) {
+        if goes(*segment) && !is_superseded(survey, *segment) {
             plan.deletions
                 .extend(keys.iter().cloned().map(Deletion::Object));
         }

@@ -545,6 +545,10 @@ fn increments_of_whole_segments_and_conflicts_go_with_their_segment() {
     let key = |s: &str| Key::new(s).unwrap();
     survey.increments.insert(name(95), vec![key("a/95")]);
     survey.increments.insert(name(101), vec![key("a/101")]);
+    // Where the whole one is damaged they may be the better copy.
+    survey.increments.insert(name(97), vec![key("a/97")]);
+    let damaged = vec![event("damaged", ago(1))];
+    survey.segment_events.insert(name(97), damaged);
     survey.conflicts = vec![
         (WalFileName::Segment(name(3)), key("c/3")),
         (WalFileName::Segment(name(99)), key("c/99")),
