@@ -347,6 +347,14 @@ impl Found {
             _ => self.unlisted.push((about, number)),
         }
     }
+
+    /// Drops what is about something that is over, listed or not.
+    fn forget(&mut self, is_over: impl Fn(&About) -> bool) {
+        self.findings.retain(|f| !is_over(&f.about));
+        self.unlisted.retain(|(about, _)| !is_over(about));
+        let unlisted: u64 = self.unlisted.iter().map(|(_, n)| n).sum();
+        self.finding_count = self.findings.len() as u64 + unlisted;
+    }
 }
 
 impl Work<'_> {
@@ -363,11 +371,7 @@ impl Work<'_> {
     }
 
     fn forget(&self, is_over: impl Fn(&About) -> bool) {
-        let mut found = self.found();
-        found.findings.retain(|f| !is_over(&f.about));
-        found.unlisted.retain(|(about, _)| !is_over(about));
-        let unlisted: u64 = found.unlisted.iter().map(|(_, n)| n).sum();
-        found.finding_count = found.findings.len() as u64 + unlisted;
+        self.found().forget(is_over);
     }
 
     /// Counts findings without listing them.
@@ -460,6 +464,24 @@ fn is_medium(e: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_listed_is_counted_and_forgotten_with_its_backup() {
+        let backup = |id: &str| About::Backup(id.parse().unwrap());
+        let (one, two) = (
+            backup("20261120T064049Z-full"),
+            backup("20261120T064050Z-full"),
+        );
+        let mut found = Found::default();
+        for about in [&one, &one, &two, &one] {
+            found.count(about.clone(), 7);
+        }
+        assert_eq!((found.finding_count, found.unlisted.len()), (28, 3));
+        found.forget(|about| *about == one);
+        assert_eq!(found.finding_count, 7);
+        found.forget(|about| *about == two);
+        assert_eq!((found.finding_count, found.unlisted.len()), (0, 0));
+    }
 
     #[test]
     fn only_what_is_said_of_the_object_is_damage() {

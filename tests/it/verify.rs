@@ -402,7 +402,16 @@ fn c05_a_record_that_the_server_wrote_wrong_is_named_with_what_it_costs() {
     bytes[300_000] ^= 4;
     std::fs::write(&to, bytes).unwrap();
     std::fs::remove_file(object).unwrap();
-    site.archive().arg(&to).privileged().run().success();
+    site.archive()
+        .arg(&to)
+        .privileged()
+        .run()
+        .success()
+        .expect_stderr("(record checksum)");
+    let show = site.pitr().args(["wal", "show", "--json", name]);
+    let damage = show.privileged().run().success().json()["damage"][0].clone();
+    let damage = damage.as_str().unwrap();
+    assert!(damage.starts_with("record checksum at 0/"), "{damage}");
     let run = verify(&site).privileged().run().expect_code(4);
     let found = findings(&run);
     assert_eq!(found[0]["kind"], "wal", "{found:#?}");
