@@ -37,13 +37,7 @@ pub struct NewFile {
     name: String,
     temporary: Option<Temporary>,
     file: Option<File>,
-    written: u64,
-    /// Up to here the kernel has been told to write.
-    told: u64,
 }
-
-/// After so many bytes the kernel is told to begin writing them to the disk.
-const EARLY_BYTES: u64 = 2 << 20;
 
 impl NewFile {
     /// Begins `name` inside `directory`, with mode 0600.
@@ -75,8 +69,6 @@ impl NewFile {
             name: name.to_owned(),
             temporary,
             file: Some(file),
-            written: 0,
-            told: 0,
         })
     }
 
@@ -132,30 +124,15 @@ impl NewFile {
 
 impl Write for NewFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Some(file) = &mut self.file else {
-            return Err(io::Error::other("file already published"));
-        };
-        let n = file.write(bytes)?;
-        self.written += n as u64;
-        if self.written - self.told >= EARLY_BYTES {
-            write_early(file, self.told, self.written - self.told);
-            self.told = self.written;
+        match &mut self.file {
+            Some(file) => file.write(bytes),
+            None => Err(io::Error::other("file already published")),
         }
-        Ok(n)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// Has the kernel begin to write a range to the disk, so that the sync at the end finds less to do. Nothing waits here, and nothing depends
-/// on it: an error of the disk is reported by the sync.
-///
-/// Linux: mm/fadvise.c, `POSIX_FADV_DONTNEED` starts the writing, then forgets pages that are clean.
-fn write_early(file: &File, from: u64, length: u64) {
-    let length = std::num::NonZeroU64::new(length);
-    let _ = rustix::fs::fadvise(file, from, length, rustix::fs::Advice::DontNeed);
 }
 
 /// A named temporary file that is removed again, also by [`remove_temporaries`] when a signal ends the program.
