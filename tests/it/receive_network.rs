@@ -5,7 +5,9 @@ use rustix::process::Signal;
 use crate::common::proxy::Way;
 use crate::common::reception::{self, archived, lsn, status};
 use crate::common::walsender::{Act, Answer, Identity, Walsender, message, wal};
-use crate::common::{Cluster, PATIENCE, Program, Reception, Running, Site, wait_until};
+use crate::common::{
+    Cluster, PATIENCE, Program, Reception, Running, Sandbox, Site, Stop, wait_until,
+};
 use crate::per_major;
 
 const SEGMENT: u64 = 1 << 20;
@@ -15,6 +17,11 @@ fn small(major: u32) -> crate::common::Builder {
         .segment_size_mb(1)
         .without_fsync()
         .config("wal_keep_size", "1GB")
+}
+
+fn kill(running: Running) {
+    running.signal(Signal::KILL);
+    running.wait().expect_code(128 + 9);
 }
 
 #[test]
@@ -289,6 +296,59 @@ fn z10_wal_is_acknowledged_only_when_it_is_whole_and_in_order() {
     running.wait();
 }
 
+fn w06_a_slot_that_lost_its_wal_is_told_and_the_hole_is_recorded(major: u32) {
+    let reception = Reception::of(
+        Cluster::builder(major)
+            .segment_size_mb(1)
+            .without_fsync()
+            .config("max_slot_wal_keep_size", "2MB")
+            .config("max_wal_size", "4MB")
+            .config("min_wal_size", "2MB"),
+    );
+    let cluster = &reception.cluster;
+    cluster.sql("create table t (a int)");
+    let mut running = reception.start(&["--create-slot"]);
+    reception.wait_shipped(&mut running);
+    running.signal(Signal::TERM);
+    running.wait().success();
+    let last = archived(&reception.journal()).unwrap();
+
+    wait_until(PATIENCE, "the slot has lost WAL", || {
+        cluster.sql("select pg_logical_emit_message(false, 'x', repeat('x', 1500000)); select pg_switch_wal(); checkpoint");
+        let sql = "select wal_status from pg_replication_slots";
+        cluster.query_one_string(sql) == "lost"
+    });
+    let run = reception.receive().run().expect_code(1);
+    assert!(run.stderr.contains("error slot_lost"), "{run}");
+    assert!(run.stderr.contains("--drop-slot"), "{run}");
+    // Without dropping it first nothing gets better.
+    let again = reception.receive().arg("--create-slot").run();
+    again.expect_code(1).expect_stderr("error slot_lost");
+
+    reception.receive().arg("--drop-slot").run().success();
+    let mut running = reception.start(&["--create-slot"]);
+    assert!(
+        running.stderr().contains("recorded as a gap"),
+        "{}",
+        running.stderr()
+    );
+    cluster.sql("insert into t values (1)");
+    reception.wait_shipped(&mut running);
+    let lost = format!("{:X}/{:X}", last >> 32, last & 0xffff_ffff);
+    let gaps = reception.site.pitr().args(["wal", "gaps"]).run();
+    assert!(!gaps.is_success(), "no gap is nothing to report: {gaps}");
+    gaps.expect_stdout(&lost);
+    let info = reception.site.pitr().arg("info").run().expect_code(1);
+    info.expect_stdout(&format!("WAL of timeline 1 from {lost} to"))
+        .expect_stdout("was lost before it was received");
+    // A base backup behind the hole makes the present recoverable again.
+    reception.site.pitr().arg("backup").run().success();
+    reception.site.pitr().arg("plan").run().success();
+    running.signal(Signal::TERM);
+    running.wait().success();
+}
+per_major!(w06_a_slot_that_lost_its_wal_is_told_and_the_hole_is_recorded);
+
 #[test]
 fn w06_a_slot_that_is_dropped_is_told_and_its_successor_used_without_a_hole() {
     let reception = Reception::of(small(17));
@@ -362,3 +422,30 @@ fn w09_an_old_primary_that_went_on_is_refused(major: u32) {
     assert!(again.stderr.contains("error diverged"), "{again}");
 }
 per_major!(w09_an_old_primary_that_went_on_is_refused);
+
+fn w13_the_last_commit_of_a_quiet_server_is_in_the_repository(major: u32) {
+    let reception = Reception::of(small(major));
+    let cluster = &reception.cluster;
+    cluster.sql("create table t (a int)");
+    let mut running = reception.start(&["--create-slot"]);
+    reception.site.pitr().arg("backup").run().success();
+    cluster.sql("insert into t values (42)");
+    reception.wait_shipped(&mut running);
+    kill(running);
+    let Reception {
+        mut cluster, site, ..
+    } = reception;
+    cluster.stop(Stop::Immediate);
+    std::fs::remove_dir_all(cluster.pgdata()).unwrap();
+    let folder = Sandbox::in_memory("quiet");
+    let to = folder.join("data");
+    site.pitr()
+        .args(["restore", "--to"])
+        .arg(&to)
+        .run()
+        .success();
+    let restored = Cluster::open(major, &to).without_fsync().start();
+    restored.wait_promoted();
+    assert_eq!(restored.query_one_string("select a from t"), "42");
+}
+per_major!(w13_the_last_commit_of_a_quiet_server_is_in_the_repository);
