@@ -7,10 +7,10 @@ BENCH ?=
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test oracle check golden fuzz bench
+.PHONY: help build demo test oracle soak soak-short check golden fuzz bench
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 # The small programs are built on their own: cargo unifies features over one build, and would give them all of pitr's.
 build: ## the three release programs, in target/release
@@ -18,7 +18,7 @@ build: ## the three release programs, in target/release
 	$(CARGO) build --release -p pitr
 	$(CARGO) build --release -p pitr-archive -p pitr-restore
 
-demo: build ## a table is dropped and comes back: archive, back up, plan, restore on a private PostgreSQL
+demo: build ## a table is dropped and comes back; then a whole server is lost, and every confirmed commit comes back
 	scripts/demo
 
 test: ## all tests, on PostgreSQL 13 to 18
@@ -30,6 +30,14 @@ oracle: ## 40 random targets on each major: restored clusters equal what pg_wald
 	scripts/get-tools test
 	scripts/get-postgres
 	ORACLE_TARGETS=$${ORACLE_TARGETS:-40} $(CARGO) test --test it -- oracle:: --nocapture
+
+soak: ## 1 000 rounds of killing receiver, primary, network and power under load; nothing acknowledged may be lost
+	@$(MAKE) --no-print-directory soak-short SOAK_ROUNDS=$${SOAK_ROUNDS:-1000}
+
+soak-short: ## the same, 50 rounds
+	scripts/get-tools test
+	scripts/get-postgres
+	SOAK_ROUNDS=$${SOAK_ROUNDS:-50} SOAK_SEED=$${SOAK_SEED:-$$RANDOM} $(CARGO) test --test it -- soak:: --nocapture
 
 check: ## format, lints, documentation, dependency policy
 	$(CARGO) fmt --all --check

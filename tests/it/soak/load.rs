@@ -1,0 +1,162 @@
+//! Clients that commit rows and remember what was acknowledged to them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::common::random::Random;
+use crate::common::{Client, Cluster};
+
+pub const CLIENTS: u32 = 4;
+
+/// What one client did.
+#[derive(Default)]
+pub struct Ledger {
+    /// Numbers of the rows whose commit was acknowledged.
+    pub acknowledged: BTreeSet<u64>,
+    /// Numbers below this were tried.
+    pub tried: u64,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    acknowledged: AtomicU64,
+    broken: AtomicU64,
+}
+
+/// The clients at work.
+pub struct Load {
+    shared: Arc<Shared>,
+    clients: Vec<JoinHandle<Ledger>>,
+    churn: JoinHandle<()>,
+}
+
+/// Makes the tables.
+pub fn set_up(cluster: &Cluster) {
+    cluster.sql(
+        "create table ledger (client int, number bigint, filler text, primary key (client, number)); \
+         create table bulk (id bigint, filler text)",
+    );
+}
+
+impl Load {
+    /// Starts the clients, and one that makes WAL of other shapes: long records, checkpoints, segments cut short.
+    pub fn start(cluster: &Cluster, random: &mut Random) -> Load {
+        let shared = Arc::new(Shared::default());
+        let conninfo = cluster.conninfo("postgres");
+        let clients = (0..CLIENTS)
+            .map(|client| {
+                let (conninfo, shared, random) =
+                    (conninfo.clone(), Arc::clone(&shared), random.fork());
+                std::thread::spawn(move || commit_rows(&conninfo, client, &shared, random))
+            })
+            .collect();
+        let (churned, mut random) = (Arc::clone(&shared), random.fork());
+        let churn = std::thread::spawn(move || {
+            while let Some(client) = connect(&conninfo, &churned) {
+                while !churned.stop.load(Ordering::SeqCst)
+                    && client.try_sql(&odd_statement(&mut random)).is_ok()
+                {
+                    std::thread::sleep(Duration::from_millis(random.below(300) as u64));
+                }
+            }
+        });
+        Load {
+            shared,
+            clients,
+            churn,
+        }
+    }
+
+    /// Returns how many commits were acknowledged so far.
+    pub fn acknowledged(&self) -> u64 {
+        self.shared.acknowledged.load(Ordering::SeqCst)
+    }
+
+    /// Returns how many commits ended without an answer.
+    pub fn broken(&self) -> u64 {
+        self.shared.broken.load(Ordering::SeqCst)
+    }
+
+    /// Lets every client finish what it is doing; returns what they did, by client.
+    pub fn stop(self) -> Vec<Ledger> {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.churn.join().expect("the client does not panic");
+        self.clients
+            .into_iter()
+            .map(|client| client.join().expect("a client does not panic"))
+            .collect()
+    }
+}
+
+/// Connects as soon as the server lets it; `None` once the load is to stop.
+fn connect(conninfo: &str, shared: &Shared) -> Option<Client> {
+    while !shared.stop.load(Ordering::SeqCst) {
+        if let Ok(client) = Client::connect(conninfo) {
+            return Some(client);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    None
+}
+
+fn commit_rows(conninfo: &str, client: u32, shared: &Shared, mut random: Random) -> Ledger {
+    let mut ledger = Ledger::default();
+    while let Some(connection) = connect(conninfo, shared) {
+        while !shared.stop.load(Ordering::SeqCst) {
+            let count = if random.one_in(8) {
+                1 + random.below(5) as u64
+            } else {
+                1
+            };
+            let numbers = ledger.tried..ledger.tried + count;
+            // Whatever comes of it, no number is used twice.
+            ledger.tried = numbers.end;
+            if connection
+                .try_sql(&transaction(client, numbers.clone(), &mut random))
+                .is_err()
+            {
+                shared.broken.fetch_add(1, Ordering::SeqCst);
+                break;
+            }
+            ledger.acknowledged.extend(numbers);
+            shared.acknowledged.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    ledger
+}
+
+fn transaction(client: u32, numbers: std::ops::Range<u64>, random: &mut Random) -> String {
+    let rows: Vec<String> = numbers
+        .map(|number| {
+            let filler = "x".repeat(random.below(1500));
+            format!("insert into ledger values ({client}, {number}, '{filler}')")
+        })
+        .collect();
+    format!("begin; {}; commit", rows.join("; "))
+}
+
+fn odd_statement(random: &mut Random) -> String {
+    match random.below(8) {
+        0 => "checkpoint".into(),
+        1 | 2 => "select pg_switch_wal()".into(),
+        // A record longer than a segment of 1 MiB, and one that mostly crosses into the next.
+        3 => message(1100 + random.below(1000)),
+        4 => message(10 + random.below(500)),
+        5 => "truncate bulk".into(),
+        _ => format!(
+            "insert into bulk select g, md5(random()::text) from generate_series(1, {}) g",
+            1 + random.below(3000)
+        ),
+    }
+}
+
+fn message(kib: usize) -> String {
+    format!(
+        "select pg_logical_emit_message(true, 'soak', repeat(md5(random()::text), {}))",
+        kib * 32
+    )
+}

@@ -1,0 +1,271 @@
+//! The campaign for what the receiver has acknowledged: clients commit in synchronous mode while receiver, primary, network and power
+//! fail. In the end the primary is destroyed, and everything that was acknowledged comes back.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `load.rs` | clients that remember what was acknowledged to them |
+//! | `fault.rs` | what happens in a round, and the proof that it happened |
+//! | `received.rs` | the received WAL against the primary's pg_wal, byte for byte |
+//!
+//! `SOAK_SEED` repeats a run as far as concurrency allows, `SOAK_ROUNDS` sets how many rounds it has (`make soak-short`: 50, `make soak`:
+//! 1 000), `SOAK_MAJOR` the server. A run that fails keeps its folders.
+
+mod fault;
+mod load;
+mod received;
+
+use std::time::{Duration, Instant};
+
+use crate::common::mount::PowerDisk;
+use crate::common::proxy::Proxy;
+use crate::common::random::Random;
+use crate::common::reception::{self, SLOT};
+use crate::common::{Cluster, PATIENCE, Running, Sandbox, Site, Stop};
+use fault::Fault;
+use load::{Ledger, Load};
+
+/// Rounds of the run that is part of the tests.
+const ROUNDS: usize = 15;
+/// Commits that are acknowledged after every fault before the next comes.
+const COMMITS_PER_ROUND: u64 = 40;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is a number")),
+    )
+}
+
+/// Everything that fails, and what watches it.
+struct Campaign {
+    cluster: Cluster,
+    site: Site,
+    proxy: Proxy,
+    /// Journal and repository: both go when the power does.
+    disk: PowerDisk,
+    receiver: Option<Running>,
+    random: Random,
+}
+
+impl Campaign {
+    fn new(major: u32, long: bool, random: Random) -> Campaign {
+        let mut builder = Cluster::builder(major)
+            .segment_size_mb(1)
+            .without_fsync()
+            // Kept to the end, to be compared with what was received.
+            .config("wal_keep_size", "64GB")
+            .config("wal_sender_timeout", "3s")
+            .config("synchronous_standby_names", "")
+            .config("max_wal_size", "64MB");
+        if long {
+            builder = builder.on_disk();
+        }
+        let cluster = builder.start();
+        let disk = PowerDisk::new(if long { 8192 } else { 512 });
+        let site = Site::on(&cluster, &disk.path().join("repository"));
+        let proxy = Proxy::to(cluster.port());
+        reception::configure(&site, &proxy.conninfo(), &disk.path().join("journal"));
+        load::set_up(&cluster);
+        let mut campaign = Campaign {
+            cluster,
+            site,
+            proxy,
+            disk,
+            receiver: None,
+            random,
+        };
+        campaign.receive(&["--create-slot"]);
+        campaign.backup();
+        campaign
+            .cluster
+            .alter_system("synchronous_standby_names", SLOT);
+        campaign.cluster.reload();
+        campaign
+    }
+
+    /// Starts the receiver.
+    fn receive(&mut self, more: &[&str]) {
+        assert!(self.receiver.is_none(), "it runs already");
+        // It lives as long as its part of the campaign.
+        let program = self.site.pitr().arg("receive").args(more);
+        self.receiver = Some(program.timeout(Duration::from_secs(24 * 3600)).spawn());
+    }
+
+    fn backup(&mut self) {
+        self.wait("the receiver streams", |c| c.is_streaming());
+        let site = self.site.pitr().args(["backup", "--wal-wait", "2m"]);
+        site.run().success();
+    }
+
+    fn is_streaming(&self) -> bool {
+        let sql = "select count(*) from pg_stat_replication where state = 'streaming'";
+        self.cluster.query_one_string(sql) == "1"
+    }
+
+    /// Waits for something; the receiver must not end meanwhile.
+    fn wait(&mut self, what: &str, mut done: impl FnMut(&mut Campaign) -> bool) {
+        let end = Instant::now() + 3 * PATIENCE;
+        while !done(self) {
+            let over = Instant::now() > end;
+            let ended = self.receiver.as_mut().is_some_and(Running::is_done);
+            if over || ended {
+                let said = self.receiver.as_ref().map(Running::stderr);
+                let said = said.unwrap_or_default();
+                let log = self.cluster.log();
+                let tail = |text: &str| {
+                    let lines: Vec<_> = text.lines().rev().take(40).collect();
+                    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+                };
+                panic!(
+                    "{} until {what}\n--- receiver\n{}\n--- server\n{}",
+                    if ended {
+                        "the receiver ended"
+                    } else {
+                        "waited in vain"
+                    },
+                    tail(&said),
+                    tail(&log)
+                );
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until the clients get answers again.
+    fn wait_for_commits(&mut self, load: &Load) {
+        let before = load.acknowledged();
+        self.wait("commits are acknowledged", |_| {
+            load.acknowledged() >= before + COMMITS_PER_ROUND
+        });
+    }
+
+    fn round(&mut self, fault: Fault, load: &Load) {
+        // Any moment of what the receiver does: it syncs, uploads and starts files several times in this span.
+        let moment = Duration::from_micros(self.random.below(400_000) as u64);
+        std::thread::sleep(moment);
+        fault.strike(self);
+        self.wait_for_commits(load);
+    }
+}
+
+/// Rows that are there, by client.
+fn rows(cluster: &Cluster) -> Vec<std::collections::BTreeSet<u64>> {
+    let mut found = vec![std::collections::BTreeSet::new(); load::CLIENTS as usize];
+    for row in cluster.query_rows("select client, number from ledger") {
+        let value = |at: usize| row[at].as_deref().unwrap().parse::<u64>().unwrap();
+        found[value(0) as usize].insert(value(1));
+    }
+    found
+}
+
+/// Every acknowledged row is there, and none that was never tried.
+fn check_rows(cluster: &Cluster, ledgers: &[Ledger]) {
+    for (client, (ledger, found)) in ledgers.iter().zip(rows(cluster)).enumerate() {
+        let lost: Vec<_> = ledger.acknowledged.difference(&found).collect();
+        assert!(
+            lost.is_empty(),
+            "client {client}: {} acknowledged rows of {} are lost, from {:?}",
+            lost.len(),
+            ledger.acknowledged.len(),
+            lost.first()
+        );
+        assert!(found.last().is_none_or(|last| *last < ledger.tried));
+    }
+}
+
+fn campaign(major: u32, rounds: usize, seed: u64) {
+    println!("soak: PostgreSQL {major}, SOAK_SEED={seed} SOAK_ROUNDS={rounds} SOAK_MAJOR={major}");
+    say("begun");
+    let mut random = Random::new(seed);
+    let mut campaign = Campaign::new(major, rounds > 100, random.fork());
+    if rounds > ROUNDS {
+        for sandbox in [
+            campaign.cluster.sandbox(),
+            campaign.site.sandbox(),
+            campaign.disk.sandbox(),
+        ] {
+            sandbox.keep_on_failure();
+        }
+    }
+    let load = Load::start(&campaign.cluster, &mut random);
+    campaign.wait_for_commits(&load);
+    say("a backup is there, and commits wait for the receiver");
+    let mut faults = std::collections::BTreeMap::<&str, usize>::new();
+    for (number, fault) in Fault::deck(rounds, &mut random).into_iter().enumerate() {
+        campaign.round(fault, &load);
+        *faults.entry(fault.name()).or_default() += 1;
+        if rounds > ROUNDS && number % 10 == 9 {
+            say(&format!("round {}", number + 1));
+        }
+    }
+    say(&format!("{faults:?}"));
+    let (acknowledged, broken) = (load.acknowledged(), load.broken());
+    let ledgers = load.stop();
+    println!("soak: {acknowledged} commits acknowledged, {broken} broken off");
+    assert!(broken > 0, "no fault met a commit");
+    campaign.end(&ledgers);
+}
+
+/// Reports what was reached, and when.
+fn say(what: &str) {
+    static BEGAN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    let began = BEGAN.get_or_init(Instant::now);
+    println!("soak: {:6.1} s: {what}", began.elapsed().as_secs_f64());
+}
+
+impl Campaign {
+    /// The primary is lost, and the receiver's machine loses its power; what is in the journal still reaches the repository, and everything
+    /// comes back.
+    fn end(mut self, ledgers: &[Ledger]) {
+        let mut end = String::new();
+        self.wait("everything is received", |c| {
+            let rows = c.cluster.query_rows(
+                "select pg_current_wal_flush_lsn(), flush_lsn >= pg_current_wal_insert_lsn() from pg_stat_replication",
+            );
+            rows.first().is_some_and(|row| {
+                end = row[0].clone().unwrap_or_default();
+                row[1].as_deref() == Some("t")
+            })
+        });
+        self.cluster.stop(Stop::Immediate);
+        fault::cut_power(&mut self);
+        say("everything is received");
+        // The server is gone for good; a receiver that is started brings away what the journal holds.
+        self.receive(&[]);
+        received::wait_shipped(&mut self, &end);
+        let receiver = self.receiver.take().expect("it runs");
+        receiver.signal(rustix::process::Signal::TERM);
+        receiver.wait().success();
+        say("the journal is in the repository");
+        received::compare(&self.site, &self.cluster, &end);
+        self.site.pitr().arg("verify").run().success();
+        std::fs::remove_dir_all(self.cluster.pgdata()).unwrap();
+        let folder = Sandbox::in_memory("soak-restored");
+        let to = folder.join("data");
+        say("verified");
+        let restore = self.site.pitr().args(["restore", "--to"]).arg(&to);
+        restore.timeout(Duration::from_secs(1800)).run().success();
+        let restored = Cluster::open(self.cluster.major(), &to)
+            .option("synchronous_standby_names", "")
+            .without_fsync()
+            .start();
+        restored.wait_promoted();
+        check_rows(&restored, ledgers);
+        say("restored, with every acknowledged row");
+    }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_fails() {
+    crate::require_root!("nothing_acknowledged_is_lost_whatever_fails");
+    let rounds = number("SOAK_ROUNDS").map_or(ROUNDS, |n| usize::try_from(n).unwrap());
+    // The same every time unless a long run asks for another; then each seed has its major.
+    let (seed, major) = match number("SOAK_SEED") {
+        Some(seed) => (seed, 13 + seed % 6),
+        None => (20_261_120, 17),
+    };
+    let major = number("SOAK_MAJOR").unwrap_or(major);
+    let major = u32::try_from(major).unwrap();
+    campaign(major, rounds, seed);
+}

@@ -1,0 +1,66 @@
+//! What was received against what the primary wrote.
+
+use std::path::PathBuf;
+
+use super::Campaign;
+use crate::common::reception::{archived, lsn};
+use crate::common::{Cluster, Sandbox, Site};
+
+const SEGMENT: u64 = 1 << 20;
+
+fn name(number: u64) -> String {
+    let in_a_log = (1 << 32) / SEGMENT;
+    format!("00000001{:08X}{:08X}", number / in_a_log, number % in_a_log)
+}
+
+/// Waits until the receiver says that the repository holds everything up to `end`.
+pub fn wait_shipped(campaign: &mut Campaign, end: &str) {
+    let end = lsn(end);
+    campaign.wait("the journal is in the repository", |c| {
+        archived(&c.disk.path().join("journal")).is_some_and(|at| at >= end)
+    });
+}
+
+/// The first segment of which the repository has anything, by number.
+fn first(site: &Site) -> u64 {
+    let files = site.files();
+    let names = files
+        .iter()
+        .filter(|file| file.contains("/wal/00000001/"))
+        .filter_map(|file| {
+            file.split('/')
+                .find(|part| part.len() == 24 && part.bytes().all(|b| b.is_ascii_hexdigit()))
+        });
+    let first = names.min().expect("something was received");
+    let half = |digits| u64::from_str_radix(digits, 16).unwrap();
+    half(&first[8..16]) * ((1 << 32) / SEGMENT) + half(&first[16..])
+}
+
+/// Fails unless the received WAL is the primary's pg_wal, byte for byte and without a hole, up to `end`.
+pub fn compare(site: &Site, primary: &Cluster, end: &str) {
+    let end = lsn(end);
+    let folder = Sandbox::in_memory("received");
+    let (from, last) = (first(site), (end - 1) / SEGMENT);
+    assert!(from < last, "segments {from} to {last}");
+    for number in from..=last {
+        let name = name(number);
+        let to: PathBuf = folder.dir("out").join(&name);
+        let fetch = site.pitr().args(["wal", "fetch", &name]).arg(&to);
+        fetch.run().success();
+        let received = std::fs::read(&to).unwrap();
+        let written = std::fs::read(primary.pgdata().join("pg_wal").join(&name)).unwrap();
+        let size = usize::try_from((end - number * SEGMENT).min(SEGMENT)).unwrap();
+        assert_eq!(received.len(), written.len(), "{name}");
+        let differs = (0..size).find(|&at| received[at] != written[at]);
+        assert!(
+            differs.is_none(),
+            "{name} was received with another byte at {:#X} of {size:#X}",
+            differs.unwrap_or_default()
+        );
+        std::fs::remove_file(to).unwrap();
+    }
+    println!(
+        "soak: {} segments are the primary's, byte for byte",
+        last - from + 1
+    );
+}
