@@ -189,7 +189,7 @@ fn rows_at(site: &Site, major: u32, timeline: &str, position: &str) -> String {
 }
 
 /// W07: the history goes first, the old timeline is kept to its end, the new one begins with its first segment, and both can be
-/// restored to.
+/// restored to: here to places in segments that never became whole.
 fn w07_a_promotion_is_followed_without_a_gap(major: u32) {
     let (site, mut primary) = receiving(keeping(small(major)), "");
     let standby = keeping(Cluster::builder(major).standby_of(&primary).without_fsync()).start();
@@ -199,7 +199,7 @@ fn w07_a_promotion_is_followed_without_a_gap(major: u32) {
     wait_safe(&mut running, &primary, "0/1");
     site.pitr().args(["backup", "--quiet"]).run().success();
     let before = write_wal(&primary);
-    primary.switch_wal();
+    primary.sql("create table behind ()");
     let end = primary.query_one_string("select pg_current_wal_flush_lsn()");
     wait_safe(&mut running, &primary, &end);
     let replayed = format!("select pg_last_wal_replay_lsn() >= '{end}'");
@@ -209,7 +209,7 @@ fn w07_a_promotion_is_followed_without_a_gap(major: u32) {
     primary.stop(Stop::Immediate);
     standby.promote();
     let after = write_wal(&standby);
-    standby.switch_wal();
+    standby.sql("create table behind_too ()");
     let last = standby.query_one_string("select pg_current_wal_flush_lsn()");
     wait_safe(&mut running, &standby, &last);
     // The segments of both end somewhere, and what was safe is stored up to there.
