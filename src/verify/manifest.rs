@@ -45,6 +45,7 @@ struct State {
     frames_are_done: bool,
     gave_up: bool,
     wrong: Vec<String>,
+    wrong_count: u64,
 }
 
 /// Brings the two together.
@@ -56,8 +57,10 @@ pub(super) struct Join {
 
 /// What the comparison came to.
 pub(super) struct Compared {
-    /// Files that are wrong, and how.
+    /// Files that are wrong, and how; at most a thousand.
     pub wrong: Vec<String>,
+    /// How many there are.
+    pub wrong_count: u64,
     /// Whether sums were compared.
     pub sums_compared: bool,
 }
@@ -220,6 +223,7 @@ impl Join {
         }
         Compared {
             wrong: state.wrong,
+            wrong_count: state.wrong_count,
             sums_compared: !state.gave_up,
         }
     }
@@ -233,6 +237,7 @@ impl State {
     }
 
     fn complain(&mut self, what: String) {
+        self.wrong_count += 1;
         if self.wrong.len() < 1000 {
             self.wrong.push(what);
         }

@@ -214,7 +214,8 @@ fn read_packs(
         for wrong in compared.wrong.iter().take(LISTED_MAX) {
             work.find(FindingKind::Damaged, key.as_str(), wrong.clone(), about());
         }
-        let more = compared.wrong.len().saturating_sub(LISTED_MAX) as u64;
+        let listed = compared.wrong.len().min(LISTED_MAX) as u64;
+        let more = compared.wrong_count.saturating_sub(listed);
         if more > 0 {
             work.find_more(about(), more);
         }
