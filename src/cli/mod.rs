@@ -48,7 +48,10 @@ pub mod restoring;
 pub mod standby;
 pub mod verify;
 pub mod wal;
-pub mod wal_look;
+pub mod wal_conflicts;
+pub mod wal_gaps;
+pub mod wal_list;
+pub mod wal_show;
 
 use output::Output;
 use terminal::TerminalProgress;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Context, wal_look};
+use super::{Context, wal_conflicts, wal_gaps, wal_list, wal_show};
 use crate::archive::backfill;
 use crate::archive::fetch::Fetched;
 use crate::command;
@@ -83,10 +83,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match &args.command {
         Command::Push { path } => push(cx, path),
         Command::Fetch { name, path } => fetch(cx, name, path),
-        Command::List {} => wal_look::list(cx),
-        Command::Show { name } => wal_look::show(cx, name),
-        Command::Gaps {} => wal_look::gaps(cx),
-        Command::Conflicts { name } => wal_look::conflicts(cx, name.as_deref()),
+        Command::List {} => wal_list::list(cx),
+        Command::Show { name } => wal_show::show(cx, name),
+        Command::Gaps {} => wal_gaps::gaps(cx),
+        Command::Conflicts { name } => wal_conflicts::conflicts(cx, name.as_deref()),
         Command::Backfill { from } => backfill(cx, from),
     }
 }
