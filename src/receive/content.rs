@@ -89,7 +89,7 @@ impl Content for Received {
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
-        let left = self.segment.to.0 - self.frames.lsn().0;
+        let left = self.segment.to.0.saturating_sub(self.frames.lsn().0);
         let length = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
         self.fill(buffer.get_mut(..length).unwrap_or_default())?;
         Ok(length)

@@ -76,6 +76,8 @@ struct Row {
     shipped: Shipped,
     /// Segments in the journal that it holds.
     stored: BTreeSet<SegmentName>,
+    /// How many segments were let go that it does not hold, since it began to fail.
+    missed: u64,
     /// Set when its thread has ended: whether it holds all that is durable.
     ended: Option<bool>,
 }
@@ -116,6 +118,13 @@ impl Ship {
 
     pub(super) fn set_error(&self, index: usize, error: Option<String>) {
         if let Some(row) = self.table().rows.get_mut(index) {
+            if error.is_none() && row.missed > 0 {
+                self.progress.warn(&format!(
+                    "repository \"{}\" lacks {} segments that were let go while it failed; the required repositories have them",
+                    row.shipped.repository, row.missed
+                ));
+                row.missed = 0;
+            }
             row.shipped.error = error;
         }
         // An optional repository that fails holds no file back.
@@ -165,9 +174,23 @@ impl Ship {
             })
         };
         // In the table's lock, so that two threads do not let the same file go.
-        for segment in segments.iter().filter(|s| !is_needed(&s.name)) {
-            if let Err(e) = self.follower.release(segment.name) {
+        let let_go: Vec<SegmentName> = segments
+            .iter()
+            .map(|s| s.name)
+            .filter(|name| !is_needed(name))
+            .collect();
+        for name in let_go {
+            if let Err(e) = self.follower.release(name) {
                 self.progress.warn(&e.to_string());
+            }
+            for row in table.rows.iter_mut().filter(|r| !r.stored.contains(&name)) {
+                row.missed += 1;
+                if row.missed == 1 {
+                    self.progress.warn(&format!(
+                        "repository \"{}\" is not required and fails: segment \"{name}\" is let go without it",
+                        row.shipped.repository
+                    ));
+                }
             }
         }
     }
@@ -201,6 +224,7 @@ impl Shipper {
                 error: None,
             },
             stored: BTreeSet::new(),
+            missed: 0,
             ended: None,
         });
         let (archived, _) = watch::channel(None);
@@ -664,6 +688,33 @@ mod tests {
         assert!(lines.contains("does not take WAL"), "{lines}");
         assert!(lines.contains("takes WAL again"), "{lines}");
         assert_eq!(shipper.shipped()[0].error, None);
+    }
+
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it stands for an unmounted disk, not for a durable rename"
+    )]
+    fn an_optional_repository_that_fails_holds_nothing_back_and_what_it_lacks_is_said() {
+        let bench = bench(4);
+        let journal = bench.journal();
+        let away = bench.path("away");
+        std::fs::rename(bench.path("two"), &away).unwrap();
+        let shipper = bench.shipper(&journal, &["one", "two?"], Acknowledge::Journal);
+        let end = 2 * SEGMENT + 1000;
+        bench.feed(&journal, TimelineId::FIRST, 0, end);
+        wait_until(|| *shipper.archived().borrow() == Some(bench.at(end)));
+        wait_until(|| journal.follower().segments().len() == 1);
+        assert_eq!(position(&shipper, "two?"), None);
+        std::fs::rename(&away, bench.path("two")).unwrap();
+        wait_until(|| position(&shipper, "two?") == Some(bench.at(end)));
+        bench.feed(&journal, TimelineId::FIRST, end, 3 * SEGMENT);
+        wait_until(|| position(&shipper, "two?") == Some(bench.at(3 * SEGMENT)));
+        assert!(bench.stored("two", 2) && !bench.stored("two", 0));
+        wait_until(|| bench.said.lines().join("\n").contains("lacks 2 segments"));
+        let lines = bench.said.lines().join("\n");
+        assert!(lines.contains("is let go without it"), "{lines}");
+        assert!(shipper.finish(Duration::from_secs(60)));
     }
 
     #[test]

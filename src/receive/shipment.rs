@@ -92,19 +92,20 @@ impl Shipment {
     pub(super) fn run(&mut self) -> bool {
         loop {
             let version = self.ship.follower.version();
-            let (done, is_work) = match self.next() {
-                Work::Whole(segment) => (self.whole(segment), true),
-                Work::Increment(segment) => (self.increment(segment), true),
-                Work::Ended(segment) => (self.ended(segment), true),
+            let (done, segment) = match self.next() {
+                Work::Whole(segment) => (self.whole(segment), segment),
+                Work::Increment(segment) => (self.increment(segment), segment),
+                Work::Ended(segment) => (self.ended(segment), segment),
                 Work::Wait(wake, time) => {
                     self.ship.follower.wait(version, wake, time);
-                    (Ok(()), false)
+                    continue;
                 }
                 Work::Done => return true,
             };
             match done {
-                Ok(()) if is_work => self.succeeded(),
-                Ok(()) => {}
+                Ok(()) => self.succeeded(),
+                // An optional repository is not waited for: the file was let go while it was being read.
+                Err(_) if !self.is_held(segment.name) => self.tail = None,
                 Err(e) => {
                     if self.ship.is_stopping() {
                         self.report(&e);
@@ -114,6 +115,11 @@ impl Shipment {
                 }
             }
         }
+    }
+
+    fn is_held(&self, name: SegmentName) -> bool {
+        let segments = self.ship.follower.segments();
+        segments.binary_search_by_key(&name, |s| s.name).is_ok()
     }
 
     fn next(&mut self) -> Work {
