@@ -7,7 +7,7 @@ BENCH ?=
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test oracle soak soak-short check golden fuzz bench
+.PHONY: help build demo test oracle sweep soak soak-short check golden fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -38,6 +38,11 @@ soak-short: ## the same, 50 rounds
 	scripts/get-tools test
 	scripts/get-postgres
 	SOAK_ROUNDS=$${SOAK_ROUNDS:-50} SOAK_SEED=$${SOAK_SEED:-$$RANDOM} $(CARGO) test --test it -- soak:: --nocapture
+
+sweep: ## backup and expire are killed at every call on the repository, not only at those that decide
+	scripts/get-tools test
+	scripts/get-postgres 15 18
+	PITR_SWEEP=1 $(CARGO) test --test it -- --nocapture b01_killed_and_failing x02_expire_killed
 
 check: ## format, lints, documentation, dependency policy
 	$(CARGO) fmt --all --check

@@ -337,38 +337,57 @@ fn b01_killed_and_failing_at_every_sync_and_name() {
     let program = backup_of(&site, &player.conninfo());
     // An id that another backup of the same second has costs calls: this run has the fewest.
     std::thread::sleep(Duration::from_millis(1100));
-    let (run, calls) = fault::trace(&program, &["fsync", "linkat"]);
+    let sweeps: Vec<(&str, Vec<&str>)> = match fault::is_long() {
+        true => fault::every_call()
+            .into_iter()
+            .map(|name| (name, vec!["SIGKILL"]))
+            .collect(),
+        false => vec![
+            ("linkat", vec!["SIGKILL", "EIO"]),
+            ("fsync", vec!["SIGKILL", "ENOSPC"]),
+        ],
+    };
+    let names: Vec<&str> = sweeps.iter().map(|(name, _)| *name).collect();
+    let (run, mut calls) = fault::trace(&program, &names);
     run.success();
+    calls.retain(|c| c.touches(site.repository()));
     let most = |name: &str| calls.iter().filter(|c| c.name == name).map(|c| c.nth).max();
-    let mut known = committed(&site).len();
-    let mut faults = 0;
-    for (name, effects) in [
-        ("linkat", ["SIGKILL", "EIO"]),
-        ("fsync", ["SIGKILL", "ENOSPC"]),
-    ] {
-        for n in 1..=most(name).unwrap() {
-            for effect in effects {
-                let kind = match effect {
+    let mut known = committed(&site);
+    let (mut faults, mut missed) = (0, 0);
+    for (name, effects) in sweeps {
+        for n in 1..=most(name).unwrap_or(0) {
+            for effect in &effects {
+                let kind = match *effect {
                     "SIGKILL" => Fault::kill(name),
                     errno => Fault::error(name, errno),
                 };
                 let (run, fired) = fault::inject(&program, &kind.at(n));
-                assert!(fired >= 1, "{effect} at {name} {n}: {run}");
+                // How many reads a thread makes, of its sockets, too, differs from run to run.
+                assert!(
+                    fired >= 1 || fault::is_long() && run.is_success(),
+                    "{effect} at {name} {n}: {run}"
+                );
                 faults += 1;
+                missed += usize::from(fired == 0);
                 let ids = committed(&site);
+                let new: Vec<&String> = ids.iter().filter(|id| !known.contains(id)).collect();
                 // Behind the commit point only the release of the claim can fail, which is a note.
-                assert!(ids.len() == known || ids.len() == known + 1, "{run}");
-                if run.is_success() || ids.len() > known {
-                    let root = root(&site, ids.last().unwrap());
+                assert!(
+                    new.len() <= 1 && ids.len() == known.len() + new.len(),
+                    "{run}"
+                );
+                assert!(!run.is_success() || new.len() == 1, "{run}");
+                if let [id] = new.as_slice() {
+                    let root = root(&site, id);
                     let copy = Sandbox::in_memory("copy");
                     extract(&site, &root, &copy.dir("data"));
                 }
-                assert!(!run.is_success() || ids.len() == known + 1, "{run}");
-                known = ids.len();
+                known = ids;
             }
         }
     }
-    println!("{faults} faults");
+    println!("{} faults", faults - missed);
+    assert!(faults > 20 && missed * 5 < faults, "{missed} of {faults}");
     program.run().success();
 }
 

@@ -254,19 +254,29 @@ fn x02_expire_killed_at_every_store_operation_goes_on() {
     let sandbox = Sandbox::new("sweep");
     let arguments = ["--keep", "1", "--grace", "0", "--confirm"];
     let reference = copy(&site, &sandbox, "reference");
-    let (run, calls) = fault::trace(
-        &expire_in(&reference).args(arguments).privileged(),
-        &["linkat", "unlinkat", "fsync", "mkdirat"],
-    );
+    let names = match fault::is_long() {
+        true => fault::every_call(),
+        false => vec!["linkat", "unlinkat", "mkdirat"],
+    };
+    let traced = expire_in(&reference).args(arguments).privileged();
+    let (run, mut calls) = fault::trace(&traced, &names);
     run.success();
     assert_eq!(whole_backups(&reference), ids[2..]);
     let wanted = content(&reference);
-    let mut points = 0;
-    for call in calls.iter().filter(|c| c.name != "fsync") {
+    if fault::is_long() {
+        calls.retain(|c| c.touches(&reference));
+    }
+    let (mut points, mut missed) = (0, 0);
+    for call in &calls {
         let repository = copy(&site, &sandbox, "killed");
         let program = expire_in(&repository).args(arguments).privileged();
-        let (_, fired) = fault::inject(&program, &call.kill());
-        assert!(fired >= 1, "{call:?}");
+        let (run, fired) = fault::inject(&program, &call.kill());
+        // Several threads share the listing, each with calls of its own number.
+        assert!(
+            fired >= 1 || fault::is_long() && run.is_success(),
+            "{call:?}"
+        );
+        missed += usize::from(fired == 0);
         // Nothing that is visible is broken, and nothing that is wanted is gone.
         assert!(whole_backups(&repository).contains(&ids[2]), "{call:?}");
         assert!(wanted.is_subset(&content(&repository)), "{call:?}");
@@ -276,8 +286,8 @@ fn x02_expire_killed_at_every_store_operation_goes_on() {
         std::fs::remove_dir_all(&repository).unwrap();
         points += 1;
     }
-    println!("expire was killed at {points} store operations");
-    assert!(points > 20);
+    println!("expire was killed at {} store operations", points - missed);
+    assert!(points > 20 && missed * 10 < points, "{missed} of {points}");
 }
 
 #[test]

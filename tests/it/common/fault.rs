@@ -44,6 +44,30 @@ pub const MUTATING: &[&str] = &[
     "utimensat",
 ];
 
+/// Calls that open, list and read: with [`MUTATING`] all that a program does with a store.
+const READING: &[&str] = &[
+    "openat",
+    "openat2",
+    "getdents64",
+    "pread64",
+    "read",
+    "newfstatat",
+    "statx",
+    "fstat",
+    "close",
+    "flock",
+];
+
+/// Whether a sweep is to hit every call on a repository (`make sweep`), not only those that decide.
+pub fn is_long() -> bool {
+    std::env::var_os("PITR_SWEEP").is_some()
+}
+
+/// The calls of a long sweep.
+pub fn every_call() -> Vec<&'static str> {
+    [MUTATING, READING].concat()
+}
+
 /// What happens at a system call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
