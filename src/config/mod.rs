@@ -246,8 +246,19 @@ impl Settings {
         document.overlay(environment)?;
         let mut settings = settings(path, &document)?;
         settings.cluster_flag.clone_from(&flags.cluster);
+        if !settings.repositories.is_empty() && settings.repositories.iter().all(|r| !r.required) {
+            return Err(err!(
+                Config,
+                "no repository is required: a segment would be acknowledged before any holds it"
+            )
+            .hint("Set required = true, or leave it out, for at least one repository."));
+        }
         if let Some(wanted) = &flags.repository {
             settings.choose_repository(wanted)?;
+            // It is all there is: what it does not say is not known.
+            for repository in &mut settings.repositories {
+                repository.required = true;
+            }
         }
         Ok(settings)
     }
@@ -704,6 +715,8 @@ mod tests {
             required = false
             region = "x"
             endpoint = "http://127.0.0.1:9000"
+            [repositories.other]
+            url = "file:///srv/pitr"
             "#,
         )
         .ok()
@@ -735,7 +748,7 @@ mod tests {
             }
         );
         assert_eq!(
-            settings.repositories,
+            settings.repositories[..1],
             [Repository {
                 name: "local".into(),
                 location: Location::File("/var/backups/pitr".into()),
@@ -820,6 +833,10 @@ mod tests {
             (
                 "[repositories.a]\nurl='x'\nrequired = 'no'",
                 "pitr.toml:2:5: \"x\" is not the URL of a repository",
+            ),
+            (
+                "[repositories.a]\nurl='file:///x'\nrequired = false",
+                "no repository is required: a segment would be acknowledged before any holds it",
             ),
             (
                 "[repositories.a]\nurl='file:///x'\nrequired = 'no'",
@@ -1038,6 +1055,7 @@ mod tests {
                 ("PITR_CLUSTERS_MAIN_RECEIVE_JOURNAL_LIMIT_BYTES", "1GiB"),
                 ("PITR_REPOSITORIES_LOCAL_URL", "file:///r"),
                 ("PITR_REPOSITORIES_LOCAL_REQUIRED", "false"),
+                ("PITR_REPOSITORIES_OTHER_URL", "file:///o"),
             ],
             Some(PathBuf::from("/nonexistent")),
         );
