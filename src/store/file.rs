@@ -224,8 +224,8 @@ impl Store for FileStore {
             Err(Errno::NOENT) => return Ok(Vec::new()),
             Err(e) => return Err(self.error("list", prefix, e.into())),
         };
-        let entries =
-            rustix::fs::Dir::new(directory).map_err(|e| self.error("list", prefix, e.into()))?;
+        let entries = rustix::fs::Dir::read_from(&directory)
+            .map_err(|e| self.error("list", prefix, e.into()))?;
         let mut listed = Vec::new();
         for entry in entries {
             let entry = entry.map_err(|e| self.error("list", prefix, e.into()))?;
@@ -243,18 +243,13 @@ impl Store for FileStore {
             let is_prefix = match entry.file_type() {
                 FileType::Directory => true,
                 FileType::RegularFile => false,
-                _ => {
-                    let path = if prefix.is_empty() {
-                        name.to_owned()
-                    } else {
-                        format!("{prefix}/{name}")
-                    };
-                    match rustix::fs::statat(&self.root, &path, AtFlags::SYMLINK_NOFOLLOW) {
-                        Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
-                        Err(Errno::NOENT) => continue,
-                        Err(e) => return Err(self.error("list", &path, e.into())),
+                _ => match rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
+                    Err(Errno::NOENT) => continue,
+                    Err(e) => {
+                        return Err(self.error("list", &format!("{prefix}/{name}"), e.into()));
                     }
-                }
+                },
             };
             listed.push(Listed {
                 name: name.to_owned(),
@@ -265,18 +260,21 @@ impl Store for FileStore {
     }
 
     fn head(&self, key: &Key) -> Result<Option<Meta>> {
-        match rustix::fs::statat(&self.root, key.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(Meta {
-                size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
-                modified: TimestampTz::from_unix_seconds(stat.st_mtime).unwrap_or_default(),
-            })),
-            Err(Errno::NOENT) => Ok(None),
-            Err(e) => Err(self.error("look at object", key.as_str(), e.into())),
-        }
+        let failed = |e: Errno| self.error("look at object", key.as_str(), e.into());
+        let object = match self.resolve(key.as_str(), OFlags::PATH) {
+            Ok(object) => object,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        let stat = rustix::fs::fstat(&object).map_err(failed)?;
+        Ok(Some(Meta {
+            size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
+            modified: TimestampTz::from_unix_seconds(stat.st_mtime).unwrap_or_default(),
+        }))
     }
 
     fn delete(&self, key: &Key) -> Result<bool> {
-        match self.unlink(key.parent().unwrap_or(""), key.name()) {
+        match self.unlink(key.parent().unwrap_or(""), key.name(), AtFlags::empty()) {
             Ok(()) => {
                 self.remove_empty_parents(key);
                 Ok(true)
@@ -318,7 +316,7 @@ impl Store for FileStore {
         if !name.starts_with(TEMPORARY_PREFIX) {
             return Err(err!(Internal, "\"{unfinished}\" is no unfinished object"));
         }
-        match self.unlink(parent, name) {
+        match self.unlink(parent, name, AtFlags::empty()) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             Err(e) => Err(self.error("delete", unfinished, e.into())),
@@ -353,9 +351,9 @@ impl Store for FileStore {
 
 impl FileStore {
     /// Unlinks a name without following a symbolic link on the way.
-    fn unlink(&self, parent: &str, name: &str) -> rustix::io::Result<()> {
+    fn unlink(&self, parent: &str, name: &str, flags: AtFlags) -> rustix::io::Result<()> {
         let directory = self.resolve(parent, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        rustix::fs::unlinkat(&directory, name, AtFlags::empty())
+        rustix::fs::unlinkat(&directory, name, flags)
     }
 
     /// Looks at one directory: `directories` gains those below it, `found` what is no object.
@@ -414,12 +412,15 @@ impl FileStore {
         let mut at = key.parent();
         while let Some(directory) = at {
             // Keep the first three levels (clusters/<name>/<system identifier>), so that a cluster's registration never flickers.
+            let Some((parent, name)) = directory.rsplit_once('/') else {
+                return;
+            };
             if directory.matches('/').count() < 3
-                || rustix::fs::unlinkat(&self.root, directory, AtFlags::REMOVEDIR).is_err()
+                || self.unlink(parent, name, AtFlags::REMOVEDIR).is_err()
             {
                 return;
             }
-            at = directory.rsplit_once('/').map(|(p, _)| p);
+            at = Some(parent);
         }
     }
 }
@@ -517,6 +518,36 @@ mod tests {
         );
         assert!(store.delete(&key).unwrap());
         assert!(!store.delete(&key).unwrap());
+    }
+
+    #[test]
+    fn nothing_is_reached_through_a_link() {
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(outside.path().join("c/d")).unwrap();
+        std::fs::write(outside.path().join("c/d/x"), b"secret").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let linked = Key::new("a/b/c/d/x").unwrap();
+        put(&store, &Key::new("a/y").unwrap(), b"one").unwrap();
+        std::os::unix::fs::symlink(outside.path(), dir.path().join("a/b")).unwrap();
+        std::os::unix::fs::symlink("y", dir.path().join("a/z")).unwrap();
+        for key in [&linked, &Key::new("a/z").unwrap()] {
+            assert!(store.head(key).is_err(), "{key}");
+            assert!(store.open(key).is_err(), "{key}");
+        }
+        assert!(store.delete(&linked).is_err());
+        // An empty directory behind a link stays, too.
+        std::fs::create_dir_all(outside.path().join("c/e")).unwrap();
+        store.remove_empty_parents(&Key::new("a/b/c/e/x").unwrap());
+        assert!(outside.path().join("c/e").exists() && outside.path().join("c/d/x").exists());
+        assert_eq!(
+            store
+                .head(&Key::new("a/y").unwrap())
+                .unwrap()
+                .unwrap()
+                .size_bytes,
+            3
+        );
     }
 
     #[test]
