@@ -188,6 +188,29 @@ impl BackupRoot {
         self.damage_reported_by_server
     }
 
+    /// Requires positions that one backup can have. Whoever plans and whoever deletes asks this, so that neither takes for a backup what
+    /// the other does not.
+    ///
+    /// # Errors
+    /// `Damaged`.
+    pub fn check_positions(&self) -> Result<()> {
+        let is_ordered = self.start_lsn <= self.checkpoint_lsn
+            && self.checkpoint_lsn <= self.stop_lsn
+            && (self.stop_lsn <= self.consistent_lsn || self.from_standby)
+            && self.start_lsn <= self.consistent_lsn
+            && self.start_lsn < self.stop_lsn
+            && 0 < self.start_timeline
+            && self.start_timeline <= self.timeline;
+        if is_ordered {
+            return Ok(());
+        }
+        Err(err!(
+            Damaged,
+            "the positions of backup \"{}\" are not in order",
+            self.id
+        ))
+    }
+
     /// Reads a root; `None` when the backup does not exist.
     ///
     /// # Errors

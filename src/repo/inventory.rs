@@ -104,19 +104,7 @@ impl Backup {
         let timeline = |n: u32| {
             TimelineId::new(n).ok_or_else(|| err!(Damaged, "backup \"{}\" has timeline 0", root.id))
         };
-        let ordered = root.start_lsn <= root.checkpoint_lsn
-            && root.checkpoint_lsn <= root.stop_lsn
-            && (root.stop_lsn <= root.consistent_lsn || root.from_standby)
-            && root.start_lsn <= root.consistent_lsn
-            && root.start_lsn < root.stop_lsn
-            && root.start_timeline <= root.timeline;
-        if !ordered {
-            return Err(err!(
-                Damaged,
-                "the positions of backup \"{}\" are not in order",
-                root.id
-            ));
-        }
+        root.check_positions()?;
         let damage = root.is_damaged().then(|| {
             format!(
                 "{} pages failed their checksum when it was taken",

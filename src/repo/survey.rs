@@ -119,13 +119,7 @@ impl Root {
     fn reduce(root: &BackupRoot) -> Result<Root> {
         let damaged = |what: &str| crate::err!(Damaged, "backup \"{}\": {what}", root.id);
         let timeline = |n: u32| TimelineId::new(n).ok_or_else(|| damaged("timeline 0"));
-        let ordered = root.start_lsn < root.stop_lsn
-            && (root.stop_lsn <= root.consistent_lsn || root.from_standby)
-            && root.start_lsn <= root.consistent_lsn
-            && root.start_timeline <= root.timeline;
-        if !ordered {
-            return Err(damaged("its positions are not in order"));
-        }
+        root.check_positions()?;
         let own = timeline(root.timeline)?;
         let history = match &root.history {
             Some(text) => Some(History::parse(own, text.as_bytes())?),
