@@ -1,6 +1,6 @@
 //! The reservation of a backup's id and the claim that protects what it needs while it runs (format, sections 9 and 10).
 
-use std::time::{Duration, Instant};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::Surroundings;
 use crate::err;
@@ -12,7 +12,7 @@ use crate::store::{Published, Store};
 
 /// How long a claim holds; it is renewed well before.
 const CLAIM_SECONDS: u64 = 3 * 3600;
-const RENEWAL: Duration = Duration::from_secs(3600);
+const RENEWAL_SECONDS: i64 = 3600;
 /// Backups that may begin in one second.
 const MOST_ATTEMPTS: u32 = 100;
 
@@ -24,7 +24,8 @@ pub struct Claim<'a> {
     id: BackupId,
     standing: String,
     start: Option<(u32, Lsn)>,
-    renewed: Instant,
+    /// In seconds since boot.
+    renewed: i64,
 }
 
 impl<'a> Claim<'a> {
@@ -69,7 +70,7 @@ impl<'a> Claim<'a> {
             id,
             standing: String::new(),
             start: None,
-            renewed: Instant::now(),
+            renewed: 0,
         };
         claim.record(None)?;
         Ok(claim)
@@ -85,6 +86,7 @@ impl<'a> Claim<'a> {
     /// # Errors
     /// What the store says.
     pub fn protect_from(&mut self, timeline: u32, start_lsn: Lsn) -> Result<()> {
+        self.check()?;
         self.start = Some((timeline, start_lsn));
         let replaced = self.standing.clone();
         self.record(Some(replaced))
@@ -93,13 +95,35 @@ impl<'a> Claim<'a> {
     /// Renews the claim when it is due; cheap to call often.
     ///
     /// # Errors
-    /// What the store says.
+    /// As [`Claim::check`]; what the store says.
     pub fn keep(&mut self) -> Result<()> {
-        if self.renewed.elapsed() < RENEWAL {
+        if self.age_seconds() < RENEWAL_SECONDS {
             return Ok(());
         }
+        self.check()?;
         let replaced = self.standing.clone();
         self.record(Some(replaced))
+    }
+
+    /// Requires that the claim has never ended: else expire may have deleted what the backup needs. Asked before the root is written.
+    ///
+    /// # Errors
+    /// `Conflict`.
+    pub fn check(&self) -> Result<()> {
+        let age = self.age_seconds();
+        if age < CLAIM_SECONDS.cast_signed() {
+            return Ok(());
+        }
+        Err(err!(
+            Conflict,
+            "the claim of backup \"{}\" was last renewed {age} seconds ago and has ended",
+            self.id
+        )
+        .hint("The machine or this process stood still for hours, and pitr expire may have deleted what the backup needs.\nNothing was committed. Take the backup again."))
+    }
+
+    fn age_seconds(&self) -> i64 {
+        seconds_since_boot().saturating_sub(self.renewed)
     }
 
     fn record(&mut self, replaced: Option<String>) -> Result<()> {
@@ -114,9 +138,11 @@ impl<'a> Claim<'a> {
             start_lsn: self.start.map(|(_, lsn)| lsn),
             ..self.around.event()
         };
+        // From before the write: the store dates the claim while it is written.
+        let asked = seconds_since_boot();
         let nonce = (self.around.random)();
         self.standing = event::record(self.store, self.layout, &claim, nonce)?;
-        self.renewed = Instant::now();
+        self.renewed = asked;
         Ok(())
     }
 
@@ -134,5 +160,40 @@ impl<'a> Claim<'a> {
         };
         event::record(self.store, self.layout, &release, (self.around.random)())?;
         Ok(())
+    }
+}
+
+/// By a clock that nobody sets, and that goes on while the machine sleeps.
+fn seconds_since_boot() -> i64 {
+    clock_gettime(ClockId::Boottime).tv_sec
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use crate::store::file::FileStore;
+
+    #[test]
+    fn a_claim_that_has_ended_cannot_be_renewed_and_nothing_is_committed_under_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let layout = ClusterLayout::new("main", 7).unwrap();
+        let nonce = std::sync::atomic::AtomicU64::new(1);
+        let around = Surroundings {
+            clock: &|| "2026-11-20T06:40:49Z".parse().unwrap(),
+            random: &|| nonce.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+            progress: &crate::progress::Silent,
+            stop: &std::sync::atomic::AtomicBool::new(false),
+            scratch: dir.path().to_owned(),
+            host: "h".into(),
+        };
+        let mut claim = Claim::begin(&store, &layout, &around).unwrap();
+        claim.check().unwrap();
+        claim.keep().unwrap();
+        claim.renewed = seconds_since_boot() - CLAIM_SECONDS.cast_signed();
+        for result in [claim.check(), claim.keep(), claim.protect_from(1, Lsn(8))] {
+            assert_eq!(result.unwrap_err().code(), Code::Conflict);
+        }
     }
 }

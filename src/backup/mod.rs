@@ -298,6 +298,7 @@ impl Backup<'_> {
             root.history = self.history(source, timeline)?;
         }
         around.check_stop()?;
+        claim.check()?;
         self.commit(root)
     }
 
