@@ -14,6 +14,7 @@ use crate::durable::Delivery;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
+use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
@@ -133,7 +134,16 @@ fn look_in(what: &Fetch<'_>, repository: &Repository) -> Result<Found> {
     let container = Container::open(object)
         .and_then(|c| check_identity(&c, &layout, what.name).map(|()| c))
         .map_err(|e| damaged(&key, repository, e))?;
-    deliver(what, |sink| container.read_body(sink)).map_err(|e| damaged(&key, repository, e))?;
+    let mut is_first = true;
+    deliver(what, |sink| {
+        container.read_body(&mut |piece| {
+            if std::mem::take(&mut is_first) {
+                check_first_page(piece, &container, what.name)?;
+            }
+            sink(piece)
+        })
+    })
+    .map_err(|e| damaged(&key, repository, e))?;
     Ok(Found::Delivered)
 }
 
@@ -258,6 +268,28 @@ fn deliver(what: &Fetch<'_>, read: impl FnOnce(Sink<'_>) -> Result<()>) -> Resul
         delivery.write_all(piece).map_err(failed)
     })?;
     delivery.finish().map_err(failed)
+}
+
+/// The WAL itself must be that of its name: PostgreSQL takes a wrong page address for the end of the WAL, and promotes.
+///
+/// # Errors
+/// `Damaged`.
+fn check_first_page(piece: &[u8], container: &Container, name: WalFileName) -> Result<()> {
+    let WalFileName::Segment(name) = name else {
+        return Ok(());
+    };
+    let wrong = |e: Error| err!(Damaged, "its first page is not that of \"{name}\"").source(e);
+    let page = WalIdentity::read(piece).map_err(wrong)?;
+    page.matches(name).map_err(wrong)?;
+    let expected = container.identity().system_identifier;
+    if page.system_identifier != expected {
+        return Err(err!(
+            Damaged,
+            "its first page has system identifier {}, expected {expected}",
+            page.system_identifier
+        ));
+    }
+    Ok(())
 }
 
 /// A copy that cannot be read is as good as a damaged one: the object was there, and another repository may have a whole one.

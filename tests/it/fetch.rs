@@ -560,6 +560,53 @@ fn f11_an_object_that_is_not_what_it_should_be_is_never_delivered() {
     still.check(name);
 }
 
+/// Nobody has damaged it: its writer was wrong, or hostile. PostgreSQL would take such a page for the end of the WAL.
+#[test]
+fn f11_content_that_belongs_to_another_name_is_never_delivered() {
+    use pitr::repo::container::{Codec, ContainerWriter, Identity, Kind};
+    let still = archived(2);
+    mode(&still, "recovery.signal", false);
+    let [name, other] = [0, 1].map(|n| still.segments[n].as_str());
+    let folder = still.site.cluster_folder();
+    let mut foreign = std::fs::read(still.wal(name)).unwrap();
+    // The system identifier, behind the header that every page has.
+    foreign[24] ^= 1;
+    for raw in [
+        std::fs::read(still.wal(other)).unwrap(),
+        foreign,
+        vec![0; MIB as usize],
+    ] {
+        let mut writer = ContainerWriter::new(Vec::new(), Kind::Segment, Codec::Lz4).unwrap();
+        writer.write(&raw).unwrap();
+        let start = u64::from_str_radix(&name[16..], 16).unwrap() * MIB;
+        let identity = Identity {
+            hash: blake3::hash(&raw).into(),
+            raw_bytes: MIB,
+            system_identifier: folder
+                .file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .parse()
+                .unwrap(),
+            timeline: 1,
+            major: 17,
+            segment_size_bytes: MIB,
+            name: name.to_owned(),
+            from_lsn: start,
+            to_lsn: start + MIB,
+        };
+        let object = writer.finish(&identity, Vec::new()).unwrap();
+        std::fs::write(still.site.object(name), object).unwrap();
+        still
+            .fetch(name)
+            .run()
+            .expect_code(201)
+            .expect_stderr("its first page");
+        assert!(!still.wal("RECOVERYXLOG").exists());
+    }
+}
+
 #[test]
 fn f12_a_target_that_cannot_be_written_is_told_and_left_clean() {
     require_root!("f12_a_target_that_cannot_be_written_is_told_and_left_clean");
