@@ -751,12 +751,13 @@ fn a_copy_that_is_adopted_under_a_new_name_is_a_cluster_of_its_own() {
     let registered = scene.site.repository().join("clusters/staging");
     assert_eq!(std::fs::read_dir(registered).unwrap().count(), 1);
     assert!(auto_conf(&scene.to()).contains("recovery_target_lsn"));
-    // Archives under the new name.
-    let command = scene
-        .site
-        .archive()
-        .args(["--cluster", "staging", "--repository"])
-        .arg(scene.site.repository())
+    // Archives under the new name, as its own host would have it configured.
+    let config = std::fs::read_to_string(scene.site.config()).unwrap();
+    let config = config.replace("[clusters.main]", "[clusters.staging]");
+    let config = scene.site.sandbox().file("staging.toml", config);
+    let command = crate::common::pitr_archive()
+        .arg("--config")
+        .arg(config)
         .arg("%p")
         .shell();
     let mut copy = Cluster::open(15, scene.to())
