@@ -133,7 +133,7 @@ async fn stream(
     };
     let mut stream = match ReplicationStream::start(client, &start).await {
         Ok(stream) => stream,
-        Err(e) => return (None, Err(e)),
+        Err(e) => return (None, Err(of_server(e))),
     };
     if let Err(e) = receive(&mut stream, what, stop, sink).await {
         return (None, Err(e));
@@ -156,7 +156,7 @@ async fn receive(
         }
         let event = tokio::select! {
             biased;
-            event = stream.next_event() => event?,
+            event = stream.next_event() => event.map_err(of_server)?,
             () = tokio::time::sleep(TICK) => continue,
         };
         match event {
@@ -172,7 +172,8 @@ async fn receive(
                     flushed: at,
                     applied: at,
                 };
-                stream.send_status(positions, false, (what.clock)()).await?;
+                let sent = stream.send_status(positions, false, (what.clock)());
+                sent.await.map_err(of_server)?;
             }
             StreamEvent::Keepalive(_) => {}
             StreamEvent::Done | StreamEvent::Shutdown => {
@@ -294,7 +295,8 @@ impl Source for LiveServer {
         if let Some(client) = client {
             self.replication = Replication::Idle(client);
         }
-        result.map_err(of_server)
+        // What the sink says of the repository stays what it is.
+        result
     }
 
     fn history(&mut self, timeline: TimelineId) -> Result<Bytes> {
