@@ -2,7 +2,7 @@
 //!
 //! The page is the authority; a change here that it does not say is a defect.
 
-mod alike;
+pub mod alike;
 pub mod backup;
 pub mod container;
 pub mod event;
@@ -23,6 +23,7 @@ pub mod rollup;
 #[cfg(feature = "full")]
 pub mod rollup_cache;
 pub mod run;
+mod same_bytes;
 #[cfg(feature = "full")]
 pub mod survey;
 pub mod tail;
