@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::label::BackupLabel;
@@ -295,7 +297,7 @@ impl Backup<'_> {
         };
         waiter.wait(&needed, limit, claim)?;
         if timeline.get() > 1 {
-            root.history = self.history(source, timeline)?;
+            root.set_history(&self.history(source, timeline)?);
         }
         around.check_stop()?;
         claim.check()?;
@@ -464,6 +466,7 @@ impl Backup<'_> {
             start_timeline: start.timeline.get(),
             timeline: end.timeline.get(),
             history: None,
+            history_hex: None,
             start_time,
             stop_time,
             from_standby: BackupLabel::from_standby(label),
@@ -487,12 +490,12 @@ impl Backup<'_> {
         })
     }
 
-    /// Makes sure that the repository has the timeline's history file, and returns its text where it is UTF-8.
+    /// Makes sure that the repository has the timeline's history file, and returns its content.
     fn history(
         &self,
         source: &mut dyn Source,
         timeline: crate::pg::timeline::TimelineId,
-    ) -> Result<Option<String>> {
+    ) -> Result<Bytes> {
         let content = source.history(timeline)?;
         let store = self.repository.store();
         let key = self.layout.history(timeline);
@@ -527,7 +530,7 @@ impl Backup<'_> {
             }
             stored.object().settle()?;
         }
-        Ok(String::from_utf8(content.to_vec()).ok())
+        Ok(content)
     }
 }
 

@@ -138,8 +138,11 @@ pub struct BackupRoot {
     pub start_timeline: u32,
     /// Timeline at the stop.
     pub timeline: u32,
-    /// Text of that timeline's history file; none on timeline 1.
+    /// Text of that timeline's history file; none on timeline 1, or where it is not UTF-8.
     pub history: Option<String>,
+    /// The same in hexadecimal, where it is not UTF-8: the name of a restore point in it has the server's encoding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history_hex: Option<String>,
     /// Server's clock at the start.
     pub start_time: TimestampTz,
     /// Server's clock at the stop.
@@ -186,6 +189,14 @@ impl BackupRoot {
     /// Whether the backup holds pages that failed their check when it was taken.
     pub fn is_damaged(&self) -> bool {
         self.damage_reported_by_server
+    }
+
+    /// Sets the text of the timeline's history file.
+    pub fn set_history(&mut self, content: &[u8]) {
+        match std::str::from_utf8(content) {
+            Ok(text) => (self.history, self.history_hex) = (Some(text.to_owned()), None),
+            Err(_) => (self.history, self.history_hex) = (None, Some(hex(content))),
+        }
     }
 
     /// Requires positions that one backup can have. Whoever plans and whoever deletes asks this, so that neither takes for a backup what
@@ -239,6 +250,15 @@ impl BackupRoot {
     pub fn commit(&self, store: &dyn Store, layout: &ClusterLayout) -> Result<Published> {
         json::write(store, &layout.manifest(&self.id), KIND, self)
     }
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// A 64-bit number as decimal string in JSON.

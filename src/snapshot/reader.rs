@@ -732,6 +732,7 @@ mod tests {
             start_timeline: 1,
             timeline: 1,
             history: None,
+            history_hex: None,
             start_time: TimestampTz(0),
             stop_time: TimestampTz(0),
             from_standby: false,
@@ -816,6 +817,28 @@ mod tests {
 
     fn options(dir: &Path) -> Options {
         Options::new(FrameCodec::Lz4, 2, dir.to_owned())
+    }
+
+    #[test]
+    fn a_history_that_is_not_utf8_is_kept_in_hexadecimal() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::create(&dir.path().join("repo"), 1).unwrap();
+        let mut root = root(Written {
+            shards: Vec::new(),
+            packs: Vec::new(),
+            file_count: 0,
+            size_bytes: 0,
+            stored_bytes: 0,
+        });
+        root.set_history(b"1\t0/3000000\tat restore point \"caf\xe9\"\n");
+        root.commit(&store, &layout()).unwrap();
+        let back = BackupRoot::read(&store, &layout(), &root.id).unwrap();
+        let back = back.unwrap();
+        assert_eq!(back.history, None);
+        assert!(back.history_hex.unwrap().ends_with("22636166e9220a"));
+        root.set_history(b"1\t0/3000000\tno reason\n");
+        assert_eq!(root.history.as_deref(), Some("1\t0/3000000\tno reason\n"));
+        assert_eq!(root.history_hex, None);
     }
 
     /// Pages of text, zeros and noise.

@@ -16,7 +16,7 @@ use super::pipeline::{FinishedPack, PackTarget, Pipeline, Slot, publish, written
 use super::sort::{MEMORY_BYTES, Sorter};
 use crate::err;
 use crate::error::Result;
-use crate::repo::backup::{LayerRef, PackRef, Shard};
+use crate::repo::backup::{LayerRef, PackRef, Shard, hex};
 use crate::repo::layout::{BackupId, ClusterLayout, PartName};
 use crate::repo::varint::{self, Reader};
 use crate::store::{NewObject, Store};
@@ -574,12 +574,4 @@ fn resolve(value: &[u8], packs: &[FinishedPack], layer: &mut OpenLayer) -> Resul
         });
     }
     Ok(pieces)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

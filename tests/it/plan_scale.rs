@@ -278,6 +278,7 @@ fn backup(number: u64, index: u64) -> BackupRoot {
         start_timeline: 1,
         timeline: 1,
         history: None,
+        history_hex: None,
         start_time: TimestampTz(time_of(number).0 - 5),
         stop_time: TimestampTz(time_of(number).0 + STEP_MICROS / 2),
         from_standby: false,
