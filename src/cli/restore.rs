@@ -7,14 +7,13 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use super::reading::Reading;
-use super::restoring::{self, Opened, Place, ShownReport};
+use super::restoring::{self, Place, ShownReport};
 use super::target::TargetArgs;
 use super::{Context, human, plan};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::plan::recovery::{Action, Outcome, Plan};
-use crate::repo::backup::BackupRoot;
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
 use crate::restore::target_dir::{Mapping, PlacedTablespace, Target};
 
@@ -133,13 +132,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     let earlier = job::earlier(&target.found, &request)?;
     let (job, root) = match &earlier {
-        Earlier::Copying(job) | Earlier::LastStep(job) => {
-            cx.out.note(&format!(
-                "resuming the restore that was planned at {}",
-                human::time(job.planned)
-            ));
-            (job.as_ref().clone(), opened.root(&job.backup)?)
-        }
+        Earlier::Copying(job) | Earlier::LastStep(job) => opened.resume(cx, job)?,
         Earlier::None => {
             let action = args.target_action.into();
             let (plan, _) = opened
@@ -149,7 +142,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
                 let shown = Shown::unrestored(&plan, &request.to, &[], args.dry_run);
                 return out_of_reach(cx, &shown, resolved.local_time.as_deref());
             }
-            new_job(cx, &opened, request, plan)?
+            let chosen = plan.backup.as_ref().map(|b| b.id.clone());
+            let chosen = chosen.ok_or_else(|| err!(Internal, "a plan without a backup"))?;
+            opened.job(cx, request, &chosen, Some(plan))?
         }
     };
     let target = place.place(target, &root)?;
@@ -204,32 +199,6 @@ fn out_of_reach(cx: &Context, shown: &Shown<'_>, local_time: Option<&str>) -> Re
         .clone()
         .unwrap_or_else(|| "the target cannot be reached".into());
     Err(err!(OutOfReach, "{why}").hint("Nothing was written."))
-}
-
-fn new_job(
-    cx: &Context,
-    opened: &Opened,
-    request: Request,
-    plan: Plan,
-) -> Result<(Job, BackupRoot)> {
-    let chosen = plan
-        .backup
-        .as_ref()
-        .ok_or_else(|| err!(Internal, "a plan without a backup"))?;
-    let root = opened.root(&chosen.id)?;
-    let job = Job {
-        format: Job::FORMAT,
-        request,
-        planned: cx.now(),
-        repository: opened.reading.configured.location.to_string(),
-        system_identifier: root.system_identifier,
-        backup: root.id.clone(),
-        backup_nonce: root.nonce.clone(),
-        tablespaces: Vec::new(),
-        restore_command: opened.reading.commands(cx).0,
-        plan: Some(plan),
-    };
-    Ok((job, root))
 }
 
 fn print_next(cx: &Context, job: &Job, plan: &Plan, target: &Target) -> Result<()> {

@@ -12,11 +12,12 @@ use super::{Context, human};
 use crate::config::{Location, Settings};
 use crate::err;
 use crate::error::{Error, Result};
+use crate::plan::recovery::Plan;
 use crate::repo::backup::BackupRoot;
 use crate::repo::inventory::Inventory;
 use crate::repo::layout::{BackupId, ClusterLayout};
 use crate::restore::extract::Survey;
-use crate::restore::job::{Earlier, Job};
+use crate::restore::job::{Earlier, Job, Request};
 use crate::restore::target_dir::{self, Mapping, PlacedTablespace, Target, Wanted};
 use crate::restore::{self, Report, Source, Surroundings};
 
@@ -52,6 +53,45 @@ impl Opened {
     pub fn root(&self, id: &BackupId) -> Result<BackupRoot> {
         BackupRoot::read(self.reading.repository.store(), &self.layout, id)?
             .ok_or_else(|| err!(NotFound, "backup \"{id}\" does not exist"))
+    }
+
+    /// The job that brings this backup to where `request` wants it, before tablespaces are placed.
+    ///
+    /// # Errors
+    /// Those of [`Opened::root`].
+    pub fn job(
+        &self,
+        cx: &Context,
+        request: Request,
+        backup: &BackupId,
+        plan: Option<Plan>,
+    ) -> Result<(Job, BackupRoot)> {
+        let root = self.root(backup)?;
+        let job = Job {
+            format: Job::FORMAT,
+            request,
+            planned: cx.now(),
+            repository: self.reading.configured.location.to_string(),
+            system_identifier: root.system_identifier,
+            backup: root.id.clone(),
+            backup_nonce: root.nonce.clone(),
+            tablespaces: Vec::new(),
+            restore_command: self.reading.commands(cx).0,
+            plan,
+        };
+        Ok((job, root))
+    }
+
+    /// Takes up a job that was interrupted, and says so.
+    ///
+    /// # Errors
+    /// Those of [`Opened::root`].
+    pub fn resume(&self, cx: &Context, job: &Job) -> Result<(Job, BackupRoot)> {
+        cx.out.note(&format!(
+            "resuming the restore that was planned at {}",
+            human::time(job.planned)
+        ));
+        Ok((job.clone(), self.root(&job.backup)?))
     }
 }
 

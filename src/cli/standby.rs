@@ -73,10 +73,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     let earlier = job::earlier(&target.found, &request)?;
     let (job, root) = match &earlier {
-        Earlier::Copying(job) | Earlier::LastStep(job) => {
-            (job.as_ref().clone(), opened.root(&job.backup)?)
+        Earlier::Copying(job) | Earlier::LastStep(job) => opened.resume(cx, job)?,
+        Earlier::None => {
+            let backup = best_backup(&opened)?.id.clone();
+            opened.job(cx, request, &backup, None)?
         }
-        Earlier::None => new_job(cx, &opened, request)?,
     };
     let target = place.place(target, &root)?;
     let job = Job {
@@ -109,14 +110,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 /// The backup that is done soonest: the newest without damage, on the timeline that is the newest.
-fn new_job(
-    cx: &Context,
-    opened: &Opened,
-    request: Request,
-) -> Result<(Job, crate::repo::backup::BackupRoot)> {
+fn best_backup(opened: &Opened) -> Result<&Backup> {
     let backups = &opened.inventory.backups;
     let is_good = |b: &&Backup| b.damage.is_none() && b.expire_mark.is_none();
-    let best = backups
+    backups
         .iter()
         .filter(is_good)
         .max_by_key(|b| (b.timeline, b.stop_lsn))
@@ -130,24 +127,10 @@ fn new_job(
             err!(
                 OutOfReach,
                 "cluster \"{}\" has no undamaged backup",
-                request.cluster
+                opened.layout.name()
             )
             .hint("Nothing was written. Take one with pitr backup.")
-        })?;
-    let root = opened.root(&best.id)?;
-    let job = Job {
-        format: Job::FORMAT,
-        request,
-        planned: cx.now(),
-        repository: opened.reading.configured.location.to_string(),
-        system_identifier: root.system_identifier,
-        backup: root.id.clone(),
-        backup_nonce: root.nonce.clone(),
-        tablespaces: Vec::new(),
-        restore_command: opened.reading.commands(cx).0,
-        plan: None,
-    };
-    Ok((job, root))
+        })
 }
 
 /// The setting is written into a file that backups carry along, and command lines are seen by everybody.
