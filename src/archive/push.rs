@@ -269,10 +269,44 @@ fn settled(
     is_partial: bool,
 ) -> Result<Checked> {
     let mut checked = check_header(what, source, segment, is_partial)?;
+    check_timeline(what, &checked)?;
     if checked.is_marked && !is_partial {
         settle_marked(what, &mut checked)?;
     }
     Ok(checked)
+}
+
+/// WAL of a timeline must be that of the history which the repository has of it. Two copies of a cluster take the same number when both
+/// are promoted, and the names of their segments do not tell.
+fn check_timeline(what: &Push<'_>, checked: &Checked) -> Result<()> {
+    let timeline = checked.segment.timeline;
+    if timeline == TimelineId::FIRST {
+        return Ok(());
+    }
+    let known = match read_history(what.repository, &checked.layout, timeline) {
+        Ok(Some(known)) => known,
+        Ok(None) => return Ok(()),
+        // Verify tells; archiving does not wait for it.
+        Err(e) if e.code() == Code::Damaged => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let is_before = known
+        .parent()
+        .is_some_and(|(_, begin)| checked.end <= begin);
+    let own = DataDirectory::of_wal_file(what.path)
+        .wal()
+        .join(timeline.history_file_name());
+    let own = std::fs::read(own).ok();
+    let own = own.and_then(|content| History::parse(timeline, &content).ok());
+    if !is_before && own.is_none_or(|own| own.ancestors() == known.ancestors()) {
+        return Ok(());
+    }
+    Err(err!(
+        TimelineReused,
+        "it belongs to another timeline {} than the repository's",
+        timeline.decimal()
+    )
+    .hint("Nothing was stored. Two servers were promoted to the same timeline number: see \"pitr wal conflicts\", stop the one that is not the cluster's, or give it a name of its own with \"pitr adopt --as NAME\"."))
 }
 
 fn check_header(

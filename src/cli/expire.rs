@@ -21,7 +21,7 @@ use crate::repo::repository::Registration;
 /// Delete what is no longer to be kept
 ///
 /// Keeps the newest N undamaged backups, and every moment from the oldest kept backup's end on. --dry-run shows what
-/// would go; --confirm marks it, and a run after the grace period deletes it.
+/// would go; --confirm marks backups, and a run after the grace period deletes them. WAL that no backup can use goes at once.
 ///
 /// Without either the plan is shown, and refused with exit status 8 if there is anything to do. Exit status 8 also when the clocks of
 /// host and repository differ by more than ten minutes, and when only damaged backups are newer than the last good one, which is kept;

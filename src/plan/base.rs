@@ -647,7 +647,7 @@ impl Planner<'_> {
                 None => "none is archived behind the backup".to_owned(),
             };
             plan.warnings.push(format!(
-                "no transaction ended behind the target time, {last}: everything that is archived is replayed"
+                "no transaction ended behind the target time, {last}: everything that is archived is replayed. What was committed later and is not archived yet would be missing: while the server lives, select pg_switch_wal() on it, wait until that is archived, and plan again"
             ));
         }
         match &self.target.target {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
 
 use super::{Irregular, Key, Listed, Meta, NewObject, Object, Published, Store};
 use crate::durable::{self, NewFile, TEMPORARY_PREFIX};
@@ -25,6 +26,8 @@ pub struct FileStore {
     root: OwnedFd,
     path: PathBuf,
     nonce: AtomicU64,
+    /// Whose everything is to be that root makes in a repository of another user.
+    owner: Option<(Uid, Gid)>,
 }
 
 impl FileStore {
@@ -51,10 +54,18 @@ impl FileStore {
                 ));
             }
         };
+        let owner = match rustix::process::geteuid().is_root() {
+            true => Some(owner_of(&root).map_err(|e| {
+                Error::from_io(format!("open repository directory \"{shown}\""), e.into())
+            })?)
+            .filter(|(user, _)| !user.is_root()),
+            false => None,
+        };
         Ok(FileStore {
             root,
             path: path.to_owned(),
             nonce: AtomicU64::new(nonce),
+            owner,
         })
     }
 
@@ -111,8 +122,23 @@ impl FileStore {
             }
             at.push_str(part);
             directory = self.resolve(&at, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            if self.give(&directory)? {
+                durable::sync_directory(directory.as_fd())?;
+            }
         }
         Ok(directory)
+    }
+
+    /// What root makes in a repository of another user must not lock that user out of it; says whether anything was changed.
+    fn give(&self, made: impl AsFd) -> io::Result<bool> {
+        let Some((user, group)) = self.owner else {
+            return Ok(false);
+        };
+        if !owner_of(&made)?.0.is_root() {
+            return Ok(false);
+        }
+        rustix::fs::fchown(made, Some(user), Some(group))?;
+        Ok(true)
     }
 
     fn error(&self, doing: &str, key: &str, error: io::Error) -> Error {
@@ -141,6 +167,11 @@ impl FileStore {
     fn next_nonce(&self) -> u64 {
         self.nonce.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+fn owner_of(fd: impl AsFd) -> rustix::io::Result<(Uid, Gid)> {
+    let stat = rustix::fs::fstat(fd)?;
+    Ok((Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid)))
 }
 
 /// Whether an object lies directly in a directory; what is unfinished does not count.
@@ -206,6 +237,10 @@ impl Store for FileStore {
         let file = self
             .directory_for(key)
             .and_then(|d| NewFile::create(d, key.name(), self.next_nonce()))
+            .and_then(|new| {
+                new.file().map(|file| self.give(file)).transpose()?;
+                Ok(new)
+            })
             .map_err(|e| self.write_error(key, e))?;
         Ok(Box::new(NewFileObject {
             file,
@@ -488,6 +523,7 @@ impl NewObject for NewFileObject {
                 root,
                 path,
                 nonce: AtomicU64::new(0),
+                owner: None,
             };
             store.write_error(&key, e)
         })

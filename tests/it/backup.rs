@@ -12,7 +12,7 @@ use pitr::store::Store;
 use pitr::store::file::FileStore;
 
 use crate::common::{Cluster, Program, Sandbox, Site, newest_bin, user};
-use crate::per_major;
+use crate::{per_major, require_root};
 
 pub fn backup(site: &Site) -> Program {
     site.pitr().args(["backup", "--json"])
@@ -204,6 +204,19 @@ fn fingerprint(cluster: &Cluster) -> BTreeMap<&'static str, String> {
     .into_iter()
     .map(|(name, sql)| (name, cluster.query_one_string(&sql)))
     .collect()
+}
+
+/// What init prints is for the shell it was printed in, which may be root's.
+#[test]
+fn a_backup_taken_by_root_does_not_lock_the_servers_user_out() {
+    require_root!("a_backup_taken_by_root_does_not_lock_the_servers_user_out");
+    let (site, _cluster) = Site::with_cluster(17);
+    let backup = site.pitr().args(["backup", "--quiet"]).privileged();
+    backup.run().success();
+    for verb in ["info", "verify", "plan"] {
+        site.pitr().arg(verb).run().success();
+    }
+    site.pitr().args(["backup", "--quiet"]).run().success();
 }
 
 #[test]

@@ -81,6 +81,34 @@ fn h01_what_a_failed_primary_did_not_archive_comes_from_its_successor(major: u32
 }
 per_major!(h01_what_a_failed_primary_did_not_archive_comes_from_its_successor);
 
+/// Two copies of one cluster were promoted to the same timeline number: what the second writes is none of the first's.
+#[test]
+fn h04_wal_of_another_timeline_of_the_same_number_is_refused() {
+    let still = Still::new(17, 1, 3);
+    let begin = still.segments[1].clone();
+    let history = |lsn: &str| format!("1\t{lsn}\tno recovery target specified\n");
+    let number = u64::from_str_radix(&begin[16..], 16).unwrap();
+    let lsn = format!("0/{:X}", (number << 20) + 0x5000);
+    let of_second = |name: &str| format!("00000002{}", &name[8..]);
+    for name in &still.segments {
+        std::fs::copy(still.wal(name), still.wal(&of_second(name))).unwrap();
+    }
+    user::own_all(&still.wal(""));
+    std::fs::write(still.wal("00000002.history"), history(&lsn)).unwrap();
+    still.push("00000002.history").run().success();
+    // Before the timeline began.
+    let run = still.push(&of_second(&still.segments[0])).run();
+    run.expect_code(23).expect_stderr("A123");
+    still.push(&of_second(&begin)).run().success();
+    // Behind its beginning, and from a server that has another history.
+    let other = format!("0/{:X}", (number << 20) + 0x6000);
+    std::fs::write(still.wal("00000002.history"), history(&other)).unwrap();
+    let last = of_second(&still.segments[2]);
+    still.push(&last).run().expect_code(23);
+    std::fs::write(still.wal("00000002.history"), history(&lsn)).unwrap();
+    still.push(&last).run().success();
+}
+
 #[test]
 fn backfill_takes_only_what_is_whole_and_goes_on_after_a_conflict() {
     let still = Still::new(17, 1, 4);
