@@ -9,6 +9,7 @@ use crate::config;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
+use crate::pg::slot::is_slot_name;
 use crate::repo::inventory::Backup;
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
 use crate::restore::target_dir::Mapping;
@@ -155,11 +156,9 @@ fn with_passfile_hint(e: Error) -> Error {
     e.hint("Put it into a password file of the server's user and add passfile=FILE instead.")
 }
 
-/// PostgreSQL: src/backend/replication/slot.c, `ReplicationSlotValidateName`.
 fn check_slot(slot: Option<&str>) -> Result<()> {
     let Some(slot) = slot else { return Ok(()) };
-    let right = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-    if slot.is_empty() || slot.len() > 63 || !slot.bytes().all(right) {
+    if !is_slot_name(slot) {
         return Err(err!(
             Usage,
             "\"{}\" is not a name of a replication slot: lower-case letters, digits and underscores, at most 63, are needed",

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::err;
 use crate::error::{Error, Result};
+use crate::pg::slot::is_slot_name;
 
 mod file;
 mod location;
@@ -596,11 +597,10 @@ impl Entry {
         )))
     }
 
-    /// The name of a replication slot. PostgreSQL: src/backend/replication/slot.c, `ReplicationSlotValidateName`.
+    /// The name of a replication slot.
     fn slot(&self) -> Result<String> {
         let text = self.text()?;
-        let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-        if text.len() > 63 || !text.bytes().all(legal) {
+        if !is_slot_name(text) {
             return Err(self.origin.error(format_args!(
                 "\"{}\" is not the name of a replication slot: up to 63 of a-z, 0-9 and _ are needed",
                 text.escape_debug()

@@ -20,6 +20,7 @@ pub mod reader;
 pub mod record;
 pub mod rmgr;
 pub mod segment;
+pub mod slot;
 pub mod summary;
 pub mod time;
 pub mod timeline;

@@ -227,12 +227,6 @@ async fn pause(stop: &AtomicBool, time: Duration) {
     }
 }
 
-/// What ended an attempt.
-enum Outcome {
-    /// Stopped, or everything that was asked for is safe.
-    Finished,
-}
-
 struct Session<'a> {
     options: &'a Options,
     around: &'a Surroundings<'a>,
@@ -308,7 +302,7 @@ impl<'a> Session<'a> {
             }
             let before = self.status.received_lsn;
             let error = match self.attempt().await {
-                Ok(Outcome::Finished) => return Ok(()),
+                Ok(()) => return Ok(()),
                 Err(error) => error,
             };
             if self.status.received_lsn > before {
@@ -363,8 +357,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// One connection, through as many timelines as it leads.
-    async fn attempt(&mut self) -> Result<Outcome> {
+    /// One connection, through as many timelines as it leads, until it was stopped or everything that was asked for is safe.
+    async fn attempt(&mut self) -> Result<()> {
         let info = self.candidates();
         let connected = upstream::connect(&info, Arc::clone(&self.around.progress)).await;
         let mut client = connected.inspect_err(|_| {
@@ -375,7 +369,7 @@ impl<'a> Session<'a> {
         loop {
             let facts = upstream::answered(&host, upstream::facts(&mut client)).await?;
             if let Err(error) = self.check_server(&facts) {
-                return self.leave_out(client.host(), error);
+                return Err(self.leave_out(client.host(), error));
             }
             let slot = upstream::answered(
                 &host,
@@ -395,7 +389,7 @@ impl<'a> Session<'a> {
                     return Err(error.with_code(Code::Unreachable));
                 }
                 Err(error) if error.code() == Code::Diverged => {
-                    return self.leave_out(client.host(), error);
+                    return Err(self.leave_out(client.host(), error));
                 }
                 Err(error) => return Err(error),
             };
@@ -405,7 +399,7 @@ impl<'a> Session<'a> {
             self.left_out.clear();
             match self.stream(client, &start, &slot).await? {
                 Some(connection) => client = connection,
-                None => return Ok(Outcome::Finished),
+                None => return Ok(()),
             }
         }
     }
@@ -419,25 +413,24 @@ impl<'a> Session<'a> {
     }
 
     /// This host is none to receive from. Others may be; without any left, that is the end.
-    fn leave_out(&mut self, host: &str, error: Error) -> Result<Outcome> {
+    fn leave_out(&mut self, host: &str, error: Error) -> Error {
         self.left_out.push(host.to_owned());
-        if self.candidates().hosts.is_empty() {
-            return Err(error);
+        match self.candidates().hosts.is_empty() {
+            true => error,
+            false => error.with_code(Code::Unreachable),
         }
-        Err(error.with_code(Code::Unreachable))
     }
 
     fn check_server(&self, facts: &ServerFacts) -> Result<()> {
         let own = &self.identity;
         if facts.identity.system_identifier != own.system_identifier {
             return Err(err!(
-                WrongCluster,
+                Refused,
                 "server has system identifier {}, cluster \"{}\" is registered with {}",
                 facts.identity.system_identifier,
                 own.cluster,
                 own.system_identifier
             )
-            .with_code(Code::Refused)
             .hint("Nothing was received. It is another cluster: correct conninfo, or --cluster; after initdb or pg_upgrade, run \"pitr init --confirm\"."));
         }
         if facts.segment_size != own.segment_size {

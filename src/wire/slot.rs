@@ -11,9 +11,8 @@ use super::server_error::sqlstate;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
+use crate::pg::slot::{NAME_SIZE_MAX, is_slot_name};
 use crate::pg::timeline::TimelineId;
-
-const NAME_SIZE_MAX: usize = 63;
 
 /// The name of a slot: 1 to 63 of `a-z`, `0-9` and `_`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +28,7 @@ impl FromStr for SlotName {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-        if text.is_empty() || text.len() > NAME_SIZE_MAX || !text.bytes().all(legal) {
+        if !is_slot_name(text) {
             return Err(err!(
                 Usage,
                 "\"{}\" is not the name of a replication slot: 1 to {NAME_SIZE_MAX} of a-z, 0-9 and _ are needed",
