@@ -190,6 +190,20 @@ fn a_power_cut_loses_what_was_not_synced_and_only_that() {
     );
 }
 
+#[test]
+fn a_power_cut_waits_for_who_is_about_to_leave() {
+    require_root!("a_power_cut_waits_for_who_is_about_to_leave");
+    let disk = PowerDisk::new(16);
+    let mut busy = std::process::Command::new("sleep")
+        .arg("1")
+        .current_dir(disk.path())
+        .spawn()
+        .unwrap();
+    disk.cut_power();
+    let ended = busy.try_wait().unwrap();
+    assert!(ended.is_some(), "the disk was unmounted under a process");
+}
+
 /// A server that sends back what it gets.
 fn echo() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

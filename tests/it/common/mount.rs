@@ -2,9 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::sandbox::Sandbox;
 use super::user;
+
+/// How long a filesystem may stay busy after whoever used it has ended.
+const BUSY_AT_MOST: Duration = Duration::from_secs(60);
 
 fn run(program: &str, args: &[&str]) {
     let out = Command::new(program)
@@ -101,8 +105,7 @@ impl PowerDisk {
     /// its journal replayed, as after a reboot.
     pub fn cut_power(&self) {
         self.shut_down();
-        run("umount", &[text(&self.path)]);
-        self.mount();
+        self.restore_power();
     }
 
     /// Cuts the power only: from here on every access fails with EIO, until [`restore_power`](Self::restore_power).
@@ -121,7 +124,7 @@ impl PowerDisk {
 
     /// Mounts it again after [`shut_down`](Self::shut_down).
     pub fn restore_power(&self) {
-        run("umount", &[text(&self.path)]);
+        unmount_when_idle(&self.path);
         self.mount();
     }
 
@@ -194,6 +197,48 @@ fn remount(path: &Path, read_only: bool) {
         "remount,rw"
     };
     run("mount", &["-o", options, text(path)]);
+}
+
+/// Unmounts, for good and not lazily: what is in memory of the filesystem has to go with it. Another test that starts a program at this
+/// moment holds copies of this process' descriptors until its exec; so a filesystem that is busy is asked again.
+fn unmount_when_idle(path: &Path) {
+    let begun = Instant::now();
+    loop {
+        let out = Command::new("umount")
+            .arg(path)
+            .output()
+            .expect("umount starts");
+        if out.status.success() {
+            return;
+        }
+        let why = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            why.contains("busy") && begun.elapsed() < BUSY_AT_MOST,
+            "umount {}: {why}in use by: {:?}",
+            path.display(),
+            users(path)
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Lists who has something open below `path`: process number and name, and what it has open.
+fn users(path: &Path) -> Vec<String> {
+    let mut users = Vec::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        let fds = std::fs::read_dir(process.path().join("fd"));
+        let links = fds.into_iter().flatten().flatten().map(|fd| fd.path());
+        for link in links.chain(["cwd", "exe"].map(|link| process.path().join(link))) {
+            if let Ok(open) = std::fs::read_link(link) {
+                if open.starts_with(path) {
+                    let pid = process.file_name();
+                    users.push(format!("{pid:?} {} {}", name.trim(), open.display()));
+                }
+            }
+        }
+    }
+    users
 }
 
 /// Lazily if it must be: the folder under it is removed next.

@@ -82,9 +82,14 @@ fn copy_programs(profile: &Path) -> PathBuf {
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
     for name in ["pitr", "pitr-archive", "pitr-restore"] {
-        // Under another name first: a program that another process runs just then is not disturbed.
+        // Under another name first: a program that another process runs just then is not disturbed. By another program: a child that
+        // another test starts meanwhile would hold the copy open for writing, and what is open for writing cannot be run.
         let copy = folder.join(format!(".{name}.{}", std::process::id()));
-        std::fs::copy(profile.join(name), &copy).unwrap();
+        let copied = Command::new("cp")
+            .args([&profile.join(name), &copy])
+            .status()
+            .expect("cp starts");
+        assert!(copied.success(), "{name} cannot be copied");
         std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
         std::fs::rename(&copy, folder.join(name)).unwrap();
     }
