@@ -125,12 +125,35 @@ impl PowerDisk {
     /// Mounts it again after [`shut_down`](Self::shut_down).
     pub fn restore_power(&self) {
         unmount_when_idle(&self.path);
+        self.wait_detached();
         self.mount();
     }
 
     /// Mounts it read-only, or writable again.
     pub fn read_only(&self, on: bool) {
         remount(&self.path, on);
+    }
+
+    /// Waits until nothing of the filesystem is in memory. A mount namespace made by somebody else meanwhile has a copy of the mount: the
+    /// filesystem lives on in it as it is, and the next `mount` would find that one again.
+    fn wait_detached(&self) {
+        let begun = Instant::now();
+        loop {
+            let out = Command::new("losetup")
+                .args(["--associated", text(&self.image)])
+                .output()
+                .expect("losetup starts");
+            assert!(out.status.success(), "losetup: {out:?}");
+            if out.stdout.is_empty() {
+                return;
+            }
+            assert!(
+                begun.elapsed() < BUSY_AT_MOST,
+                "unmounted, and still in use in another mount namespace: {}",
+                String::from_utf8_lossy(&out.stdout)
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn mount(&self) {
