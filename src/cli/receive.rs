@@ -66,7 +66,7 @@ fn slot_name(text: &str) -> std::result::Result<SlotName, String> {
 #[derive(Serialize)]
 struct Shown<'a> {
     cluster: &'a str,
-    system_identifier: String,
+    system_identifier: Option<String>,
     slot: Option<&'a str>,
     timeline: Option<u32>,
     received_lsn: Option<Lsn>,
@@ -100,7 +100,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         acknowledge: cluster.receive.acknowledge,
         repositories: settings.repositories.clone(),
     };
-    let ended = receive(cx, &options)?;
+    let Some(ended) = receive(cx, &options)? else {
+        return stopped_early(cx, &options);
+    };
     let complete = ended.is_shipped;
     if cx.out.is_json() {
         cx.out.json(&shown(&ended))?;
@@ -113,6 +115,30 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     Ok(match complete || args.until_lsn.is_none() {
         true => exit::SUCCESS,
         false => exit::status(exit::Program::Pitr, Code::Partial),
+    })
+}
+
+/// It was stopped while it waited for server and repositories to say which cluster it is.
+fn stopped_early(cx: &Context, options: &Options) -> Result<u8> {
+    if cx.out.is_json() {
+        let slot = options.slot.to_string();
+        cx.out.json(&Shown {
+            cluster: &options.cluster,
+            system_identifier: None,
+            slot: Some(&slot),
+            timeline: None,
+            received_lsn: None,
+            flushed_lsn: None,
+            acknowledged_lsn: None,
+            archived_lsn: None,
+            complete: false,
+        })?;
+    } else {
+        cx.out.line("stopped before anything was received")?;
+    }
+    Ok(match options.until {
+        None => exit::SUCCESS,
+        Some(_) => exit::status(exit::Program::Pitr, Code::Partial),
     })
 }
 
@@ -135,7 +161,7 @@ fn conninfo(cluster: &Cluster) -> Result<ConnInfo> {
     Ok(info)
 }
 
-fn receive(cx: &Context, options: &Options) -> Result<Ended> {
+fn receive(cx: &Context, options: &Options) -> Result<Option<Ended>> {
     let stop = cx.stop_flag()?;
     let terminal = Arc::new(cx.progress());
     let progress: Arc<dyn Progress> = Arc::<super::terminal::TerminalProgress>::clone(&terminal);
@@ -245,7 +271,7 @@ fn shown(ended: &Ended) -> Shown<'_> {
     let status = &ended.status;
     Shown {
         cluster: &status.cluster,
-        system_identifier: status.system_identifier.to_string(),
+        system_identifier: Some(status.system_identifier.to_string()),
         slot: status.slot.as_deref(),
         timeline: status.timeline.map(|t| t.decimal()),
         received_lsn: status.received_lsn,

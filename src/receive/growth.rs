@@ -1,4 +1,4 @@
-//! Warns while there is time: a journal that grows because a repository takes nothing.
+//! Warns while there is time: a journal that grows because a repository takes nothing, WAL that the server keeps because the journal does not.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -10,7 +10,25 @@ const LOOK_BACK: Duration = Duration::from_secs(300);
 const LEAST: Duration = Duration::from_secs(5);
 const SAMPLES_MAX: usize = 64;
 
-/// How a journal's files grow.
+/// A level was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reached {
+    /// How much of the room is taken.
+    pub percent: u64,
+    /// When all of it is, at the present rate; unknown at first, and while nothing grows.
+    pub left: Option<Duration>,
+}
+
+impl Reached {
+    /// The time that is left, in words that follow `what`; nothing where it is unknown.
+    pub fn in_words(&self, what: &str) -> String {
+        self.left.map_or(String::new(), |left| {
+            format!("; at the present rate {what} in {}", human(left))
+        })
+    }
+}
+
+/// How something grows that has a limit.
 pub struct Growth {
     samples: VecDeque<(Instant, u64)>,
     /// How many levels were warned about.
@@ -26,8 +44,8 @@ impl Growth {
         }
     }
 
-    /// The files have `bytes`, and may have `ceiling` together; a warning when that is due.
-    pub fn observe(&mut self, now: Instant, bytes: u64, ceiling: u64) -> Option<String> {
+    /// It has `bytes`, and may have `ceiling`; what to warn about when that is due.
+    pub fn observe(&mut self, now: Instant, bytes: u64, ceiling: u64) -> Option<Reached> {
         while self.samples.len() > 1
             && self
                 .samples
@@ -42,18 +60,11 @@ impl Growth {
             self.samples.remove(1);
         }
         self.samples.push_back((now, bytes));
-        let share = bytes.saturating_mul(100) / ceiling.max(1);
-        let level = LEVELS.iter().filter(|l| share >= **l).count();
+        let percent = bytes.saturating_mul(100) / ceiling.max(1);
+        let level = LEVELS.iter().filter(|l| percent >= **l).count();
         let is_due = level > self.warned;
         self.warned = level;
-        is_due.then(|| {
-            let left = left.map_or(String::new(), |left| {
-                format!("; at the present rate it is full in {}", human(left))
-            });
-            format!(
-                "the journal takes {share} % of the room it may take ({bytes} of {ceiling} bytes){left}; it shrinks when every required repository takes WAL"
-            )
-        })
+        is_due.then_some(Reached { percent, left })
     }
 
     fn time_left(&self, now: Instant, bytes: u64, ceiling: u64) -> Option<Duration> {
@@ -87,17 +98,21 @@ mod tests {
         let mut growth = Growth::new(start, 0);
         assert_eq!(growth.observe(at(10), 100, 1000), None);
         let first = growth.observe(at(50), 500, 1000).unwrap();
-        assert!(
-            first.contains("50 %") && first.contains("full in 50 s"),
-            "{first}"
+        assert_eq!(first.percent, 50);
+        assert_eq!(
+            first.in_words("it is full"),
+            "; at the present rate it is full in 50 s"
         );
         assert_eq!(growth.observe(at(60), 600, 1000), None);
         let last = growth.observe(at(95), 950, 1000).unwrap();
-        assert!(last.contains("95 %") && last.contains("in 5 s"), "{last}");
+        assert_eq!(
+            (last.percent, last.left),
+            (95, Some(Duration::from_secs(5)))
+        );
         assert_eq!(growth.observe(at(96), 10, 1000), None);
         // Shrunk since: no rate, but a warning all the same.
         let again = growth.observe(at(97), 760, 1000).unwrap();
-        assert!(again.contains("76 %"), "{again}");
+        assert_eq!((again.percent, again.in_words("")), (76, String::new()));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod frame;
 pub mod growth;
 pub mod holdings;
 pub mod journal;
+pub mod kept;
 pub mod position;
 pub mod session;
 pub mod ship;

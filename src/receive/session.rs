@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::backoff::Backoff;
 use super::holdings::{self, Holdings, Identity, Reach};
 use super::journal::{self, Condition, Journal, Position};
+use super::kept::Kept;
 use super::position::{self, Known, Start};
 use super::ship::{self, Shipper};
 use super::status::{self, RepositoryStatus, Status};
@@ -40,12 +41,15 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 /// How long a slot may be in use when we start: a server takes a while to notice that our predecessor died.
 const SLOT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long ending the stream in order may take.
-const GOODBYE_MAX: Duration = Duration::from_secs(5);
+/// How long it may take to tell the server what is safe at last, and then to end the stream in order.
+const LAST_WORD_MAX: Duration = Duration::from_secs(2);
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
 /// How long a repository may take to say what it holds, or to store a history.
 const ASIDE_MAX: Duration = Duration::from_secs(20);
 /// How long the last increment may take.
 const FINISH_MAX: Duration = Duration::from_secs(30);
+/// With so many segments that are not acknowledged, it is looked how long the server will keep them.
+const WAITING_SEGMENTS: u64 = 4;
 /// The same trouble is told again after this long.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
@@ -98,18 +102,32 @@ pub struct Ended {
     pub is_shipped: bool,
 }
 
-/// Receives until it is stopped, or has everything that was asked for.
+/// Receives until it is stopped, or has everything that was asked for; `None` when it was stopped before it knew which cluster it is.
 ///
 /// # Errors
 /// `Locked` when journal or slot are in use; `NotFound` when the slot is not there; `SlotLost`; `WrongCluster` or `Diverged` when no
 /// server is one that may be received from; `Denied`; `Io` when the journal's disk fails. What can be overcome by waiting is waited for.
-pub fn run(options: &Options, around: &Surroundings<'_>) -> Result<Ended> {
+pub fn run(options: &Options, around: &Surroundings<'_>) -> Result<Option<Ended>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Error::from_io("start the runtime", e))?;
-    let Some(identity) = runtime.block_on(identify(options, around))? else {
-        return Err(err!(Interrupted, "interrupted"));
+    let result = receive(&runtime, options, around);
+    // A repository that hangs may still hold a thread.
+    runtime.shutdown_background();
+    result
+}
+
+fn receive(
+    runtime: &tokio::runtime::Runtime,
+    options: &Options,
+    around: &Surroundings<'_>,
+) -> Result<Option<Ended>> {
+    let identified = unless_stopped(around.stop, identify(options, around));
+    let identity = match runtime.block_on(identified) {
+        Ok(identity) => identity,
+        Err(e) if e.code() == Code::Interrupted => return Ok(None),
+        Err(e) => return Err(e),
     };
     let progress = Arc::clone(&around.progress);
     let journal = Journal::open(
@@ -138,8 +156,6 @@ pub fn run(options: &Options, around: &Surroundings<'_>) -> Result<Ended> {
     let result = runtime.block_on(session.receive());
     session.write_status_now();
     let mut status = session.status;
-    // A repository that hangs may still hold a thread.
-    runtime.shutdown_background();
     let archived = shipper.archived();
     let is_shipped = Arc::into_inner(shipper).is_some_and(|shipper| shipper.finish(FINISH_MAX));
     let directory = journal.path().to_owned();
@@ -154,14 +170,16 @@ pub fn run(options: &Options, around: &Surroundings<'_>) -> Result<Ended> {
     }
     // As in [`Session::write_status`].
     let _ = status::write(&directory, &status, (around.random)());
-    Ok(Ended { status, is_shipped })
+    Ok(Some(Ended { status, is_shipped }))
 }
 
-/// Which cluster it is: as registered or, where that is not clear or cannot be read, as the server says. `None` when stopped.
-async fn identify(options: &Options, around: &Surroundings<'_>) -> Result<Option<Identity>> {
+/// Which cluster it is: as registered or, where that is not clear or cannot be read, as the server says.
+async fn identify(options: &Options, around: &Surroundings<'_>) -> Result<Identity> {
     let nonce = (around.random)();
-    match holdings::registered(&options.repositories, &options.cluster, nonce) {
-        Ok(Some(identity)) => return Ok(Some(identity)),
+    let (repositories, cluster) = (options.repositories.clone(), options.cluster.clone());
+    let look = move || holdings::registered(&repositories, &cluster, nonce);
+    match aside("look into the repositories", look).await {
+        Ok(Some(identity)) => return Ok(identity),
         Ok(None) => {}
         // What is received waits in the journal until the repository is back.
         Err(error) if is_outage(&error) && options.journal.exists() => {
@@ -170,17 +188,15 @@ async fn identify(options: &Options, around: &Surroundings<'_>) -> Result<Option
         Err(error) => return Err(error),
     }
     let mut backoff = Backoff::default();
-    while !around.stop.load(Ordering::Relaxed) {
+    loop {
         match ask_identity(options, around).await {
-            Ok(identity) => return Ok(Some(identity)),
             Err(error) if error.code() == Code::Unreachable => {
                 around.progress.warn(&format!("{error}"));
-                pause(around.stop, backoff.next((around.random)())).await;
+                sleep(backoff.next((around.random)())).await;
             }
-            Err(error) => return Err(error),
+            answer => return answer,
         }
     }
-    Ok(None)
 }
 
 async fn ask_identity(options: &Options, around: &Surroundings<'_>) -> Result<Identity> {
@@ -219,11 +235,16 @@ async fn aside<T: Send + 'static>(
     }
 }
 
-/// Waits, but not when somebody wants to stop.
-async fn pause(stop: &AtomicBool, time: Duration) {
-    let end = Instant::now() + time;
-    while Instant::now() < end && !stop.load(Ordering::Relaxed) {
-        sleep(TICK.min(end - Instant::now())).await;
+/// Does what can be given up at any time, unless somebody wants to stop meanwhile: then it is `Interrupted`.
+async fn unless_stopped<T>(stop: &AtomicBool, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let stopped = async {
+        while !stop.load(Ordering::Relaxed) {
+            sleep(TICK).await;
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        () = stopped => Err(err!(Interrupted, "interrupted")),
     }
 }
 
@@ -245,6 +266,7 @@ struct Session<'a> {
     streamed: bool,
     started: Instant,
     told: Option<(String, Instant)>,
+    kept: Kept,
 }
 
 impl<'a> Session<'a> {
@@ -289,6 +311,7 @@ impl<'a> Session<'a> {
             streamed: false,
             started: Instant::now(),
             told: None,
+            kept: Kept::default(),
         }
     }
 
@@ -312,6 +335,9 @@ impl<'a> Session<'a> {
             if let Some(failure) = self.journal.failure() {
                 return Err(failure);
             }
+            if error.code() == Code::Interrupted {
+                return Ok(());
+            }
             if !self.is_overcome_by_waiting(&error) {
                 return Err(error);
             }
@@ -319,7 +345,7 @@ impl<'a> Session<'a> {
             let end = Instant::now() + backoff.next((self.around.random)());
             while Instant::now() < end && !self.is_stopped() {
                 self.write_status();
-                pause(self.around.stop, TICK.min(end - Instant::now())).await;
+                sleep(TICK).await;
             }
         }
     }
@@ -360,48 +386,57 @@ impl<'a> Session<'a> {
     /// One connection, through as many timelines as it leads, until it was stopped or everything that was asked for is safe.
     async fn attempt(&mut self) -> Result<()> {
         let info = self.candidates();
-        let connected = upstream::connect(&info, Arc::clone(&self.around.progress)).await;
+        let stop = self.around.stop;
+        let connect = upstream::connect(&info, Arc::clone(&self.around.progress));
+        let connected = unless_stopped(stop, connect).await;
         let mut client = connected.inspect_err(|_| {
             // None of the others can be reached: those left out may have changed meanwhile.
             self.left_out.clear();
         })?;
-        let host = client.host().to_owned();
         loop {
-            let facts = upstream::answered(&host, upstream::facts(&mut client)).await?;
-            if let Err(error) = self.check_server(&facts) {
-                return Err(self.leave_out(client.host(), error));
-            }
-            let slot = upstream::answered(
-                &host,
-                upstream::slot(
-                    &mut client,
-                    &info,
-                    &self.options.slot,
-                    self.options.create_slot,
-                    &self.around.progress,
-                ),
-            )
-            .await?;
-            let start = match self.derive(&facts, &slot).await {
-                Ok(start) => start,
-                Err(error) if error.code() == Code::Diverged && facts.in_recovery => {
-                    // A standby that has yet to catch up.
-                    return Err(error.with_code(Code::Unreachable));
-                }
-                Err(error) if error.code() == Code::Diverged => {
-                    return Err(self.leave_out(client.host(), error));
-                }
-                Err(error) => return Err(error),
-            };
-            self.tell_start(&start);
-            self.archive_histories(&mut client, &facts, start.position.timeline)
-                .await?;
+            let (start, slot) = unless_stopped(stop, self.prepare(&mut client, &info)).await?;
             self.left_out.clear();
             match self.stream(client, &start, &slot).await? {
                 Some(connection) => client = connection,
                 None => return Ok(()),
             }
         }
+    }
+
+    /// Everything before the stream: whose server it is, the slot, where to begin, the histories.
+    async fn prepare(
+        &mut self,
+        client: &mut Client,
+        info: &ConnInfo,
+    ) -> Result<(Start, SlotState)> {
+        let host = client.host().to_owned();
+        let facts = upstream::answered(&host, upstream::facts(client)).await?;
+        if let Err(error) = self.check_server(&facts) {
+            return Err(self.leave_out(client.host(), error));
+        }
+        let slot = upstream::slot(
+            client,
+            info,
+            &self.options.slot,
+            self.options.create_slot,
+            &self.around.progress,
+        );
+        let slot = upstream::answered(&host, slot).await?;
+        let start = match self.derive(&facts, &slot).await {
+            Ok(start) => start,
+            Err(error) if error.code() == Code::Diverged && facts.in_recovery => {
+                // A standby that has yet to catch up.
+                return Err(error.with_code(Code::Unreachable));
+            }
+            Err(error) if error.code() == Code::Diverged => {
+                return Err(self.leave_out(client.host(), error));
+            }
+            Err(error) => return Err(error),
+        };
+        self.tell_start(&start);
+        self.archive_histories(client, &facts, start.position.timeline)
+            .await?;
+        Ok((start, slot))
     }
 
     /// The servers that have not turned out to be the wrong ones.
@@ -585,8 +620,8 @@ impl<'a> Session<'a> {
             from: position.lsn,
         };
         let host = client.host().to_owned();
-        let stream = match upstream::answered(&host, ReplicationStream::start(client, &what)).await
-        {
+        let granted = upstream::answered(&host, ReplicationStream::start(client, &what));
+        let stream = match unless_stopped(self.around.stop, granted).await {
             Ok(stream) => stream,
             Err(error) => return Err(self.removed(error, position)),
         };
@@ -646,11 +681,30 @@ impl<'a> Session<'a> {
             if step == Step::Tick || enough {
                 self.show(&reached);
                 self.check_journal(streaming.condition())?;
+                self.watch_slot(streaming).await;
                 self.write_status();
                 if enough || self.is_stopped() {
                     return Ok(step);
                 }
             }
+        }
+    }
+
+    /// Warns of the WAL that the server keeps, for as long as more waits than what is under way anyhow.
+    async fn watch_slot(&mut self, streaming: &Streaming) {
+        let reached = streaming.reached();
+        let end = reached.server_end.max(reached.received);
+        let waiting = end.0.saturating_sub(reached.acknowledged.0);
+        let size = self.identity.segment_size.bytes();
+        if streaming.condition() == Condition::Writing && waiting < WAITING_SEGMENTS * size {
+            return self.kept.forget();
+        }
+        let (options, progress) = (self.options, &self.around.progress);
+        let look = self
+            .kept
+            .look(&options.conninfo, streaming.host(), &options.slot, progress);
+        if let Some(warning) = look.await {
+            progress.warn(&warning);
         }
     }
 
@@ -672,7 +726,8 @@ impl<'a> Session<'a> {
     async fn next_timeline(&mut self, streaming: Streaming, position: Position) -> Result<Client> {
         let stream = streaming.into_stream();
         let host = stream.host().to_owned();
-        let (client, next) = upstream::answered(&host, stream.finish()).await?;
+        let finish = upstream::answered(&host, stream.finish());
+        let (client, next) = unless_stopped(self.around.stop, finish).await?;
         let Some(next) = next.filter(|n| n.timeline > position.timeline) else {
             return Err(err!(
                 Server,
@@ -691,19 +746,22 @@ impl<'a> Session<'a> {
 
     /// Tells the server what is safe at last, and ends the stream in order.
     async fn leave(&mut self, mut streaming: Streaming) {
-        let end = Instant::now() + GOODBYE_MAX;
+        let end = Instant::now() + LAST_WORD_MAX;
         let received = streaming.reached().received;
         while streaming.reached().flushed < received && Instant::now() < end {
-            if streaming.tell_if_changed().await.is_err() {
+            let told = timeout_at(end, streaming.tell_if_changed()).await;
+            if !matches!(told, Ok(Ok(()))) {
                 return;
             }
             sleep(Duration::from_millis(5)).await;
         }
         self.show(&streaming.reached());
         // The server may be gone; there is nothing left to lose.
-        if let Ok(Ok((client, _))) = timeout(GOODBYE_MAX, streaming.into_stream().finish()).await {
-            let _ = timeout(GOODBYE_MAX, client.close()).await;
-        }
+        let goodbye = async {
+            let (client, _) = streaming.into_stream().finish().await?;
+            client.close().await
+        };
+        let _ = timeout(GOODBYE_MAX, goodbye).await;
     }
 
     fn check_journal(&mut self, condition: Condition) -> Result<()> {

@@ -143,6 +143,11 @@ impl Streaming {
         self.sources.durable.borrow().condition
     }
 
+    /// The server.
+    pub fn host(&self) -> &str {
+        self.stream.host()
+    }
+
     /// The stream, for its end in order.
     pub fn into_stream(self) -> ReplicationStream {
         self.stream

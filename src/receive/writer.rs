@@ -237,8 +237,12 @@ impl Writer {
         }
         let files = &self.shared.files;
         let (bytes, ceiling) = (files.bytes(), files.ceiling_bytes());
-        if let Some(warning) = self.growth.observe(Instant::now(), bytes, ceiling) {
-            self.progress.warn(&warning);
+        if let Some(reached) = self.growth.observe(Instant::now(), bytes, ceiling) {
+            self.progress.warn(&format!(
+                "the journal takes {} % of the room it may take ({bytes} of {ceiling} bytes){}; it shrinks when every required repository takes WAL",
+                reached.percent,
+                reached.in_words("it is full")
+            ));
         }
         Ok(())
     }

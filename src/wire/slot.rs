@@ -54,6 +54,15 @@ pub struct SlotState {
     pub safe_wal_bytes: Option<i64>,
 }
 
+/// How much WAL a slot keeps on the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeptWal {
+    /// Between the slot's position and the end of WAL.
+    pub bytes: u64,
+    /// How much there may be before the slot loses WAL.
+    pub limit_bytes: u64,
+}
+
 impl SlotState {
     /// Whether the server has removed WAL that the slot was to keep: the slot is of no use any more.
     pub fn is_lost(&self) -> bool {
@@ -106,6 +115,27 @@ impl Client {
             active_pid: rows.text(0, 2)?.map(|_| rows.value(0, 2)).transpose()?,
             wal_status: rows.text(0, 3)?.map(str::to_owned),
             safe_wal_bytes: rows.text(0, 4)?.map(|_| rows.value(0, 4)).transpose()?,
+        }))
+    }
+
+    /// Asks by SQL how much WAL a slot keeps; `None` if there is no such slot, no limit, or nothing left to lose.
+    ///
+    /// # Errors
+    /// Those of [`Client::query`].
+    pub async fn kept_wal(&mut self, name: &SlotName) -> Result<Option<KeptWal>> {
+        let query = format!(
+            "select greatest(0, pg_catalog.pg_wal_lsn_diff(case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn() \
+             else pg_catalog.pg_current_wal_lsn() end, restart_lsn))::bigint, greatest(0, safe_wal_size) \
+             from pg_catalog.pg_replication_slots where slot_name = '{name}' and restart_lsn is not null and safe_wal_size is not null"
+        );
+        let rows = self.query(&query).await?;
+        if rows.text(0, 0)?.is_none() {
+            return Ok(None);
+        }
+        let (bytes, safe): (u64, u64) = (rows.value(0, 0)?, rows.value(0, 1)?);
+        Ok(Some(KeptWal {
+            bytes,
+            limit_bytes: bytes.saturating_add(safe),
         }))
     }
 

@@ -1,12 +1,14 @@
 //! The receiver and what networks, slots and servers do to it: half-open connections, lost slots, split brain, hostile servers.
 
+use std::path::PathBuf;
+
 use rustix::process::Signal;
 
 use crate::common::proxy::Way;
 use crate::common::reception::{self, archived, lsn, status};
 use crate::common::walsender::{Act, Answer, Identity, Walsender, message, wal};
 use crate::common::{
-    Cluster, PATIENCE, Program, Reception, Running, Sandbox, Site, Stop, wait_until,
+    Cluster, PATIENCE, Program, Reception, Running, Sandbox, Site, Stop, user, wait_until,
 };
 use crate::per_major;
 
@@ -76,16 +78,18 @@ impl Scripted {
         Walsender::start(self.identity.clone())
     }
 
+    fn journal(&self, server: &Walsender) -> PathBuf {
+        let sandbox = self.site.sandbox();
+        sandbox.join(format!("journal-{}", server.port()))
+    }
+
     /// `pitr receive` from this server, into a journal of its own.
     fn receive(&self, server: &Walsender) -> Program {
         let config = self.site.config();
         let before = std::fs::read_to_string(config).unwrap();
         let plain = before.split("\n[clusters.main.receive]").next().unwrap();
         std::fs::write(config, plain).unwrap();
-        let journal = self
-            .site
-            .sandbox()
-            .join(format!("journal-{}", server.port()));
+        let journal = self.journal(server);
         reception::configure(&self.site, &server.conninfo(), &journal);
         self.site
             .pitr()
@@ -109,6 +113,70 @@ fn w05_a_server_that_falls_silent_before_it_streams_is_tried_again() {
         running.signal(Signal::TERM);
         running.wait();
     }
+}
+
+/// Whoever stops it does not wait for a server that does not answer.
+#[test]
+fn w05_a_question_without_an_answer_does_not_hold_up_the_end() {
+    let scripted = Scripted::new();
+    let stopped_at = |command: &str| {
+        let server = scripted.server().on(command, [Answer::Silence]);
+        // Nothing is shortened.
+        let receive = scripted.receive(&server).env("PITR_FAULT_SECONDS", "3600");
+        let journal = scripted.journal(&server);
+        std::fs::create_dir(&journal).unwrap();
+        user::own(&journal);
+        let mut running = receive.spawn();
+        wait_until(PATIENCE, "it has asked", || {
+            assert!(!running.is_done(), "{command}: {}", running.stderr());
+            server.asked(command) >= 1
+        });
+        running.signal(Signal::TERM);
+        let run = running.wait().success();
+        assert!(!run.stderr.contains("has not answered"), "{run}");
+        run
+    };
+    stopped_at("IDENTIFY_SYSTEM").expect_stdout("received to ");
+    stopped_at("START_REPLICATION").expect_stdout("received to ");
+    // With the repository away, only the server could say which cluster it is.
+    let repository = scripted.site.repository();
+    std::fs::rename(repository, repository.with_extension("away")).unwrap();
+    stopped_at("IDENTIFY_SYSTEM").expect_stdout("stopped before anything was received");
+}
+
+/// W12: a repository that takes nothing, a journal that is full, and a slot that will lose WAL: it is told while there is time.
+#[test]
+fn w12_the_receiver_warns_of_the_wal_that_the_slot_keeps() {
+    let reception = Reception::of(
+        Cluster::builder(17)
+            .segment_size_mb(1)
+            .without_fsync()
+            .config("wal_keep_size", "0")
+            .config("max_slot_wal_keep_size", "64MB"),
+    );
+    let cluster = &reception.cluster;
+    let config = reception.site.config();
+    let text = std::fs::read_to_string(config).unwrap();
+    std::fs::write(config, text + "journal_limit_bytes = 4194304\n").unwrap();
+    cluster.sql("create table t (x text)");
+    let mut running = reception.start(&["--create-slot"]);
+    let repository = reception.site.repository().to_owned();
+    let away = repository.with_extension("away");
+    std::fs::rename(&repository, &away).unwrap();
+    let kept = "select pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) > 40 * 1048576 from pg_replication_slots";
+    let client = cluster.client();
+    while client.query_one_string(kept) != "t" {
+        client.sql("insert into t select repeat('x', 1000) from generate_series(1, 300)");
+    }
+    wait_until(PATIENCE, "it warns", || {
+        assert!(!running.is_done(), "{}", running.stderr());
+        let said = running.stderr();
+        said.contains("of what it may keep (max_slot_wal_keep_size)")
+    });
+    std::fs::rename(&away, &repository).unwrap();
+    reception.wait_shipped(&mut running);
+    running.signal(Signal::TERM);
+    running.wait().success();
 }
 
 #[test]
