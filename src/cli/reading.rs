@@ -11,6 +11,7 @@ use crate::error::{Code, Error, Result};
 use crate::plan::recovery::{Action, Options, Plan};
 use crate::plan::window::{self, Windows};
 use crate::plan::{self};
+use crate::progress::Progress;
 use crate::repo::inventory::Inventory;
 use crate::repo::repository::Repository;
 use crate::repo::rollup::Rollup;
@@ -165,6 +166,65 @@ impl Reading {
         target: &TargetArgs,
         action: Action,
     ) -> Result<(Plan, ResolvedTarget)> {
+        let (resolved, options) = self.asked(cx, inventory, target, action)?;
+        let rollup = self.rollup(cx, inventory)?;
+        let plan = settled(cx, inventory, &rollup, &resolved, &options)?;
+        Ok((plan, resolved))
+    }
+
+    /// As [`Reading::plan`], for a plan that is carried out: whatever the cache says, the end of every segment that it needs was read in
+    /// this run. Where one is damaged the plan says what it costs.
+    ///
+    /// # Errors
+    /// Those of [`Reading::plan`].
+    pub fn plan_to_carry_out(
+        &self,
+        cx: &Context,
+        inventory: &Inventory,
+        target: &TargetArgs,
+        action: Action,
+    ) -> Result<Plan> {
+        let (resolved, options) = self.asked(cx, inventory, target, action)?;
+        let rollup = self.rollup(cx, inventory)?;
+        let mut attempts = 0;
+        loop {
+            let plan = settled(cx, inventory, &rollup, &resolved, &options)?;
+            let damaged = check_ends(cx, &rollup, &plan)?;
+            if !rollup.has_changed() {
+                return Ok(plan);
+            }
+            // Each plan leaves out what is known to be damaged: they come to an end.
+            attempts += usize::from(damaged == 0);
+            if attempts == ATTEMPTS {
+                return Err(changes());
+            }
+        }
+    }
+
+    /// Requires that the segments of a plan that was made earlier are still what they were, as far as their ends tell.
+    ///
+    /// # Errors
+    /// `OutOfReach` when one is damaged.
+    pub fn check_again(&self, cx: &Context, inventory: &Inventory, plan: &Plan) -> Result<()> {
+        let rollup = self.rollup(cx, inventory)?;
+        match check_ends(cx, &rollup, plan)? {
+            0 => Ok(()),
+            _ => Err(err!(
+                OutOfReach,
+                "WAL that the restore begun here needs is damaged since it was planned"
+            )
+            .hint("Nothing more was written. Run pitr plan with the same target: it names the segment and what can be reached without it; to restore that, use an empty directory.")),
+        }
+    }
+
+    /// What was asked, understood.
+    fn asked(
+        &self,
+        cx: &Context,
+        inventory: &Inventory,
+        target: &TargetArgs,
+        action: Action,
+    ) -> Result<(ResolvedTarget, Options)> {
         let parsed = target.parse()?;
         let configured = self.cluster.as_ref().and_then(|c| c.timezone.as_deref());
         let resolved = parsed.resolve(&cx.environment, configured, inventory.timezone())?;
@@ -179,15 +239,38 @@ impl Reading {
             restore_command,
             recovery_end_command: Some(recovery_end_command),
         };
-        let rollup = self.rollup(cx, inventory)?;
-        for _ in 0..ATTEMPTS {
-            let plan = plan::plan(inventory, &rollup, &resolved.target, &options, cx.now())?;
-            if !rollup.has_changed() {
-                return Ok((plan, resolved));
-            }
-        }
-        Err(changes())
+        Ok((resolved, options))
     }
+}
+
+/// A plan that nothing it read has contradicted.
+fn settled(
+    cx: &Context,
+    inventory: &Inventory,
+    rollup: &Rollup<'_>,
+    resolved: &ResolvedTarget,
+    options: &Options,
+) -> Result<Plan> {
+    for _ in 0..ATTEMPTS {
+        let plan = plan::plan(inventory, rollup, &resolved.target, options, cx.now())?;
+        if !rollup.has_changed() {
+            return Ok(plan);
+        }
+    }
+    Err(changes())
+}
+
+/// Reads the ends of the segments that a plan needs; returns how many are damaged.
+fn check_ends(cx: &Context, rollup: &Rollup<'_>, plan: &Plan) -> Result<usize> {
+    let needed = &plan.segments_needed;
+    let progress = cx.progress();
+    let bytes = needed.count.saturating_mul(plan.segment_size_bytes);
+    progress.phase("look at the WAL", Some(bytes));
+    let mut damaged = 0;
+    for run in &needed.parts {
+        damaged += rollup.check_ends(run.first, run.last, &progress)?;
+    }
+    Ok(damaged)
 }
 
 fn changes() -> Error {

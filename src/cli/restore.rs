@@ -13,7 +13,7 @@ use super::{Context, human, plan};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
-use crate::plan::recovery::{Action, Outcome, Plan};
+use crate::plan::recovery::{Action, Moment, Outcome, Plan, Reason};
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
 use crate::restore::target_dir::{Mapping, PlacedTablespace, Target};
 
@@ -132,12 +132,17 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     let earlier = job::earlier(&target.found, &request)?;
     let (job, root) = match &earlier {
-        Earlier::Copying(job) | Earlier::LastStep(job) => opened.resume(cx, job)?,
+        Earlier::LastStep(job) => opened.resume(cx, job)?,
+        Earlier::Copying(job) => {
+            if let Some(plan) = &job.plan {
+                opened.reading.check_again(cx, &opened.inventory, plan)?;
+            }
+            opened.resume(cx, job)?
+        }
         Earlier::None => {
+            let (reading, inventory) = (&opened.reading, &opened.inventory);
             let action = args.target_action.into();
-            let (plan, _) = opened
-                .reading
-                .plan(cx, &opened.inventory, &args.target, action)?;
+            let plan = reading.plan_to_carry_out(cx, inventory, &args.target, action)?;
             if !plan.reachable || plan.outcome == Outcome::Fatal {
                 let shown = Shown::unrestored(&plan, &request.to, &[], args.dry_run);
                 return out_of_reach(cx, &shown, resolved.local_time.as_deref());
@@ -198,7 +203,27 @@ fn out_of_reach(cx: &Context, shown: &Shown<'_>, local_time: Option<&str>) -> Re
         .explanation
         .clone()
         .unwrap_or_else(|| "the target cannot be reached".into());
-    Err(err!(OutOfReach, "{why}").hint("Nothing was written."))
+    Err(err!(OutOfReach, "{why}").hint(what_helps(shown.plan)))
+}
+
+/// What is to be done about a target that is out of reach.
+fn what_helps(plan: &Plan) -> String {
+    const NOTHING: &str = "Nothing was written.";
+    if plan.reason != Some(Reason::DamagedWal) {
+        return NOTHING.to_owned();
+    }
+    let before = match plan.nearest_before {
+        Some(Moment {
+            lsn, xid: Some(_), ..
+        }) => {
+            format!(" The last commit before it is reached with --target-lsn {lsn}.")
+        }
+        Some(_) => " What the backup itself holds is reached with --target-immediate.".to_owned(),
+        None => String::new(),
+    };
+    format!(
+        "{NOTHING}{before}\nAnother repository may have a whole copy: --repository NAME. \"pitr verify\" names all that is damaged."
+    )
 }
 
 fn print_next(cx: &Context, job: &Job, plan: &Plan, target: &Target) -> Result<()> {

@@ -10,8 +10,8 @@ use std::rc::Rc;
 use super::gap::{Path, Stretch, StretchEnd};
 use super::proof::with_proof;
 use super::recovery::{
-    ChosenBackup, Moment, NotChosen, Options, Outcome, Plan, Reason, SegmentsNeeded, Stop,
-    TimelinePart,
+    ChosenBackup, Moment, NotChosen, Options, Outcome, Plan, Reason, SegmentRun, SegmentsNeeded,
+    Stop, TimelinePart,
 };
 use super::search::Search;
 use super::stop::{CLOCK_SLACK, Replay, Rule};
@@ -587,19 +587,27 @@ impl Planner<'_> {
         let stop = reached.stop;
         let first = SegmentNumber::of(backup.start_lsn, size);
         let last = SegmentNumber::ending_at(stop.end_lsn, size);
+        let mut needed = Vec::new();
+        // What the cache may have said of the ends of every piece is looked at again.
+        for piece in &reached.stretch.pieces {
+            let (from, to) = (piece.first.max(first), piece.last.min(last));
+            if from > to {
+                continue;
+            }
+            let run = SegmentRun {
+                first: path.name(piece.timeline, from)?,
+                last: path.name(piece.timeline, to)?,
+            };
+            self.wal.confirm(run.first)?;
+            self.wal.confirm(run.last)?;
+            needed.push(run);
+        }
         plan.segments_needed = SegmentsNeeded {
             count: last.0.saturating_sub(first.0) + 1,
             first: Some(path.name_in(&reached.stretch, first)?),
             last: Some(path.name_in(&reached.stretch, last)?),
+            parts: needed,
         };
-        // What the cache may have said of the ends of every piece is looked at again.
-        for piece in &reached.stretch.pieces {
-            for number in [piece.first.max(first), piece.last.min(last)] {
-                if piece.first <= number && number <= piece.last {
-                    self.wal.confirm(path.name(piece.timeline, number)?)?;
-                }
-            }
-        }
         plan.reachable = true;
         plan.outcome = reached.outcome;
         plan.target_timeline = Some(path.history().timeline());

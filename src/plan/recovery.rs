@@ -167,6 +167,18 @@ pub struct SegmentsNeeded {
     pub first: Option<SegmentName>,
     /// The last.
     pub last: Option<SegmentName>,
+    /// All of them, in the order in which they are read: from one timeline to the next.
+    #[serde(default)]
+    pub parts: Vec<SegmentRun>,
+}
+
+/// Segments of one timeline without a hole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentRun {
+    /// The first.
+    pub first: SegmentName,
+    /// The last.
+    pub last: SegmentName,
 }
 
 /// Commit or abort.

@@ -2,7 +2,7 @@
 //!
 //! Indexes prune: they are read once, many at a time, and kept under `cache_dir` by repository, key, size and time. Bodies prove:
 //! a scan reads a segment whole, checks its hash, and decodes it; it also compares what was cached, and a difference is told by
-//! [`Rollup::has_changed`], so that the plan is made again.
+//! [`Rollup::has_changed`], so that the plan is made again. Who carries a plan out has the ends of all that it needs compared first.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::pg::xact::{self, TransactionRecord};
 use crate::pg::xlog::{self, XlogRecord};
+use crate::progress::{Progress, Silent};
 use crate::store::Meta;
 
 /// Indexes are read by this many threads: reading waits for the disk, not for the processor.
@@ -93,6 +94,16 @@ impl Table {
                 }
             }
             Err(at) => self.rows.insert(at, row),
+        }
+    }
+
+    /// Takes a segment out; the file that said of it what is not so goes, too.
+    fn forget(&mut self, number: u64) {
+        if let Ok(at) = self.position(number) {
+            self.rows.remove(at);
+        }
+        if let Some(cache) = &self.cache {
+            cache.forget();
         }
     }
 
@@ -412,8 +423,8 @@ impl Wal for Rollup<'_> {
         self.with_table(timeline, |table| table.rows.reserve_exact(unknown.len()))?;
         // In parts, so that nothing is held twice.
         for part in unknown.chunks(PART) {
-            let rows = self.read_rows(timeline, part)?;
-            self.with_table(timeline, |table| table.put_all(rows))?;
+            let read = self.read_rows(timeline, part, &Silent)?;
+            self.with_table(timeline, |table| table.put_all(read.rows))?;
         }
         Ok(())
     }
@@ -541,31 +552,102 @@ impl Wal for Rollup<'_> {
     }
 }
 
+/// What reading many indexes came to, ascending by number.
+#[derive(Default)]
+struct ManyRows {
+    rows: Vec<Row>,
+    damaged: Vec<u64>,
+}
+
 impl Rollup<'_> {
-    /// Reads the indexes of many segments of a timeline. Damaged ones are left out: who asks for them learns it then.
-    fn read_rows(&self, timeline: TimelineId, numbers: &[u64]) -> Result<Vec<Row>> {
+    /// Reads the ends of stored segments anew, from `first` to `last` of one timeline, whatever a cache says of them: each must be
+    /// there, have the length that it states, and be what its key says. What is not so is told by [`Rollup::has_changed`], and who asks for
+    /// a damaged one learns it then. Returns how many are damaged.
+    ///
+    /// # Errors
+    /// What the store says, apart from damage.
+    pub fn check_ends(
+        &self,
+        first: SegmentName,
+        last: SegmentName,
+        progress: &dyn Progress,
+    ) -> Result<usize> {
+        let timeline = first.timeline;
+        let listed = self.inventory.timelines.get(&timeline);
+        // Of which only a part is stored, that was read in this session.
+        let is_whole = |n: &u64| listed.is_none_or(|t| !t.tails.contains_key(&SegmentNumber(*n)));
+        let mut numbers = (self.number(first)?..=self.number(last)?).filter(is_whole);
+        let mut damaged = 0;
+        loop {
+            let part: Vec<u64> = numbers.by_ref().take(PART).collect();
+            if part.is_empty() {
+                return Ok(damaged);
+            }
+            let read = self.read_rows(timeline, &part, progress)?;
+            damaged += read.damaged.len();
+            self.compare(timeline, &read)?;
+        }
+    }
+
+    /// Puts what was read anew in the place of what was said before.
+    fn compare(&self, timeline: TimelineId, read: &ManyRows) -> Result<()> {
+        let is_same = self.with_table(timeline, |table| {
+            let mut is_same = read.damaged.is_empty();
+            let mut other = Vec::new();
+            for row in &read.rows {
+                let old = table.find(row.number).copied();
+                is_same &= old.is_none_or(|old| old.facts == row.facts);
+                if old != Some(*row) {
+                    table.put(*row);
+                    other.push(*row);
+                }
+            }
+            if let Some(cache) = &table.cache {
+                cache.append(&other);
+            }
+            for number in &read.damaged {
+                table.forget(*number);
+            }
+            is_same
+        })?;
+        if !is_same {
+            self.changed.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Reads the indexes of many segments of a timeline.
+    fn read_rows(
+        &self,
+        timeline: TimelineId,
+        numbers: &[u64],
+        progress: &dyn Progress,
+    ) -> Result<ManyRows> {
         let at = AtomicUsize::new(0);
-        let read = || -> Result<Vec<Row>> {
-            let mut rows = Vec::new();
+        let read = || -> Result<ManyRows> {
+            let mut read = ManyRows::default();
             loop {
                 let from = at.fetch_add(FEW, Ordering::Relaxed);
                 let Some(part) = numbers.get(from..).filter(|p| !p.is_empty()) else {
-                    return Ok(rows);
+                    return Ok(read);
                 };
                 for number in part.iter().take(FEW) {
                     let Some(name) = SegmentNumber(*number).name(timeline, self.size()) else {
                         continue;
                     };
                     match self.read_row(name) {
-                        Ok(row) => rows.push(row),
-                        Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => {}
+                        Ok(row) => read.rows.push(row),
+                        Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => {
+                            read.damaged.push(*number);
+                        }
                         Err(e) => return Err(e),
                     }
+                    progress.advance(self.size().bytes());
                 }
             }
         };
         let threads = READERS.min(numbers.len().div_ceil(FEW));
-        let parts: Vec<Result<Vec<Row>>> = std::thread::scope(|scope| {
+        let parts: Vec<Result<ManyRows>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(read)).collect();
             threads
                 .into_iter()
@@ -575,11 +657,15 @@ impl Rollup<'_> {
                 })
                 .collect()
         });
-        let mut all = Vec::with_capacity(numbers.len());
+        let mut all = ManyRows::default();
+        all.rows.reserve_exact(numbers.len());
         for part in parts {
-            all.append(&mut part?);
+            let mut part = part?;
+            all.rows.append(&mut part.rows);
+            all.damaged.append(&mut part.damaged);
         }
-        all.sort_unstable_by_key(|r| r.number);
+        all.rows.sort_unstable_by_key(|r| r.number);
+        all.damaged.sort_unstable();
         Ok(all)
     }
 }

@@ -366,16 +366,40 @@ fn stream(folder: &Path, number: u64, prev: Lsn, length: usize) -> String {
 }
 
 fn measured(program: &Program, what: &str) -> (serde_json::Value, Duration, u64) {
+    measured_with(program, what, 0)
+}
+
+fn measured_with(program: &Program, what: &str, code: i32) -> (serde_json::Value, Duration, u64) {
     let begun = Instant::now();
     let (run, usage) = program.measure();
     let wall = begun.elapsed();
-    let run = run.success();
+    let run = run.expect_code(code);
     println!(
         "{what:<30} {wall:>10.1?} wall, {:>10.1?} processor, {:>6.1} MiB",
         usage.cpu,
         usage.peak_memory_bytes as f64 / 1048576.0
     );
     (run.json(), wall, usage.peak_memory_bytes)
+}
+
+/// A restore reads the ends of all segments, though a cache knows them: from the first backup on, and finds the one that is cut.
+fn restore_reads_every_end(folder: &Path, last: u64, run: &dyn Fn(&[&str]) -> Program) {
+    let first = ["restore", "--dry-run", "--backup", "20261101T000000Z-full"];
+    // What such a backup is made of is not there; that is found behind the WAL.
+    let (said, _, peak) = measured_with(&run(&first), "restore, its WAL looked at", 1);
+    let message = said["message"].as_str().unwrap();
+    assert!(message.contains("its layers disagree"), "{said:#}");
+    assert!(peak < 100 << 20, "{peak} bytes");
+
+    let layout = ClusterLayout::new("main", IDENTIFIER).unwrap();
+    let cut = SegmentNumber(last - 7).name(tli(), size()).unwrap();
+    let object = folder.join(layout.segment(cut).as_str());
+    let whole = std::fs::read(&object).unwrap();
+    std::fs::write(&object, &whole[..whole.len() - 1]).unwrap();
+    let (plan, ..) = measured_with(&run(&first), "restore, a segment cut", 5);
+    let explanation = plan["explanation"].as_str().unwrap();
+    assert!(explanation.contains(&cut.to_string()), "{plan:#}");
+    std::fs::write(&object, whole).unwrap();
 }
 
 #[test]
@@ -418,6 +442,9 @@ fn a_plan_over_many_segments_stays_small() {
     );
     assert_eq!(plan["last_commit"]["xid"], xid_of(middle) + 7);
     measured(&run(&["info"]), "info, warm");
+    restore_reads_every_end(&folder, last, &|args| {
+        run(args).arg("--to").arg(sandbox.dir("copy").join("data"))
+    });
     let name = stream(&folder, last + 1, prev, 600_000);
     user::own_all(&folder);
     let (plan, _, peak) = measured(&run(&["plan"]), "plan of the end with a tail");

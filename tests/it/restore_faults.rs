@@ -1,6 +1,6 @@
 //! `pitr restore` killed, failed and lied to: nothing half-restored can start, and the same command finishes what was begun.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::common::mount::{PowerDisk, SmallDisk};
 use crate::common::{Cluster, Program, Site, fault, majors};
@@ -516,6 +516,131 @@ fn damage_is_named_and_what_was_restored_of_it_cannot_start() {
         .expect_code(1)
         .expect_stdout("damaged");
     assert!(!small.copy().join("data").exists());
+}
+
+/// A cluster with five archived segments behind its backup, its plan in a cache, and what restores it.
+struct Chain {
+    site: Site,
+    segments: Vec<String>,
+}
+
+impl Chain {
+    fn new() -> Chain {
+        let (site, cluster) = Site::with_cluster(major());
+        cluster.sql("create table r (a int)");
+        site.pitr().args(["backup", "--quiet"]).run().success();
+        let archived = |n| {
+            cluster.sql(&format!("insert into r values ({n})"));
+            cluster.archive_now()
+        };
+        let segments = (0..5).map(archived).collect();
+        site.sandbox().dir("cache");
+        site.sandbox().dir("copy");
+        let chain = Chain { site, segments };
+        chain.pitr("plan").run().success();
+        chain
+    }
+
+    fn pitr(&self, verb: &str) -> Program {
+        self.site
+            .pitr()
+            .args([verb, "--json"])
+            .env("XDG_CACHE_HOME", self.site.sandbox().join("cache"))
+    }
+
+    fn to(&self) -> PathBuf {
+        self.site.sandbox().join("copy/data")
+    }
+
+    fn restore(&self) -> Program {
+        self.pitr("restore").arg("--to").arg(self.to())
+    }
+
+    fn object(&self, at: usize) -> PathBuf {
+        self.site.object(&self.segments[at])
+    }
+}
+
+/// Other bytes at once, of the same time: no look at the file from outside tells.
+fn replace(path: &Path, bytes: &[u8]) {
+    let modified = path.metadata().unwrap().modified().unwrap();
+    std::fs::write(path, bytes).unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(modified).unwrap();
+}
+
+#[test]
+fn t01_a_spoiled_end_of_a_segment_in_the_middle_is_refused_before_one_byte_is_written() {
+    let chain = Chain::new();
+    let (second, third) = (chain.object(1), chain.object(2));
+    let bytes = std::fs::read(&second).unwrap();
+    let other = std::fs::read(&third).unwrap();
+    let end = bytes.len();
+    let spoiled = |from: usize, spoil: fn(&mut u8)| {
+        let mut bytes = bytes.clone();
+        bytes[from..].iter_mut().for_each(spoil);
+        bytes
+    };
+    let ways = [
+        ("cut", bytes[..end - 20].to_vec(), &other),
+        ("a flipped bit", spoiled(end - 1, |b| *b ^= 1), &other),
+        ("zeros", spoiled(end - 64, |b| *b = 0), &other),
+        ("exchanged", other.clone(), &bytes),
+    ];
+    let files = chain.site.files();
+    for (how, of_second, of_third) in &ways {
+        replace(&second, of_second);
+        replace(&third, of_third);
+        let run = chain.restore().arg("--dry-run").run().expect_code(5);
+        let plan = run.json();
+        assert_eq!(plan["reason"], "damaged_wal", "{how}: {run}");
+        let explanation = plan["explanation"].as_str().unwrap();
+        let named = format!("segment {} is damaged", chain.segments[1]);
+        assert!(explanation.contains(&named), "{how}: {run}");
+        chain.restore().run().expect_code(5);
+        assert!(!chain.to().exists(), "{how}");
+        assert_eq!(chain.site.files(), files, "{how}");
+        // What it costs is true, and what was read of a cache before is not said again.
+        let before = plan["nearest_before"]["lsn"].as_str().unwrap();
+        let reached = chain.restore().args(["--dry-run", "--target-lsn", before]);
+        reached.run().success();
+        chain.pitr("plan").run().expect_code(5);
+
+        replace(&second, &bytes);
+        replace(&third, &other);
+        chain.restore().arg("--dry-run").run().success();
+    }
+    replace(&second, &ways[2].1);
+    let told = chain.site.pitr().arg("restore").arg("--to").arg(chain.to());
+    let run = told.run().expect_code(5).expect_stderr("--target-lsn");
+    assert!(run.stderr.contains("Nothing was written."), "{run}");
+    replace(&second, &bytes);
+    chain.restore().run().success();
+}
+
+#[test]
+fn t01_a_restore_that_was_begun_looks_at_its_wal_again() {
+    let chain = Chain::new();
+    let files = chain.site.files();
+    let pack = files.iter().find(|f| f.contains("/packs/")).unwrap();
+    let pack = chain.site.repository().join(pack);
+    let whole = std::fs::read(&pack).unwrap();
+    let mut bad = whole.clone();
+    bad[whole.len() / 2] ^= 0x10;
+    std::fs::write(&pack, bad).unwrap();
+    chain.restore().run().expect_code(1);
+    std::fs::write(&pack, whole).unwrap();
+
+    let begun = content(&chain.to());
+    assert!(begun.iter().any(|(name, _)| name.ends_with("pitr.restore")));
+    let middle = chain.object(2);
+    let bytes = std::fs::read(&middle).unwrap();
+    replace(&middle, &bytes[..bytes.len() - 1]);
+    let run = chain.restore().run().expect_code(5);
+    assert!(run.stdout.contains("is damaged since"), "{run}");
+    assert!(content(&chain.to()) == begun, "something was written");
+    replace(&middle, &bytes);
+    chain.restore().run().success();
 }
 
 #[test]
