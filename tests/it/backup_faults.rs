@@ -59,16 +59,19 @@ fn slow() -> (Site, Cluster) {
 
 /// Starts a backup that takes some twenty seconds, and waits until it copies.
 fn start_slow(site: &Site, cluster: &Cluster) -> Running {
+    start_at(site, cluster, "1MiB")
+}
+
+/// Starts a backup that does not end before something happens to it, and waits until it copies.
+fn start_slowest(site: &Site, cluster: &Cluster) -> Running {
+    start_at(site, cluster, "256KiB")
+}
+
+fn start_at(site: &Site, cluster: &Cluster, rate: &str) -> Running {
     let running = site
         .pitr()
-        .args([
-            "backup",
-            "--json",
-            "--max-rate",
-            "1MiB",
-            "--wal-wait",
-            "60s",
-        ])
+        .args(["backup", "--json", "--max-rate", rate, "--wal-wait", "10m"])
+        .timeout(20 * PATIENCE)
         .spawn();
     wait_copying(cluster, 1);
     running
@@ -77,7 +80,7 @@ fn start_slow(site: &Site, cluster: &Cluster) -> Running {
 fn wait_copying(cluster: &Cluster, backups: usize) {
     let client = cluster.client();
     wait_until(PATIENCE, "the backup copies", || {
-        let phase = "select count(*) from pg_stat_progress_basebackup where phase like 'streaming%' and backup_streamed > 1000000";
+        let phase = "select count(*) from pg_stat_progress_basebackup where phase like 'streaming%' and backup_streamed > 500000";
         client.query_one_string(phase) == backups.to_string()
     });
 }
@@ -92,7 +95,7 @@ fn no_backup_runs(cluster: &Cluster) {
 #[test]
 fn b01_a_killed_backup_is_never_visible_and_the_server_ends_its_backup() {
     let (site, cluster) = slow();
-    let running = start_slow(&site, &cluster);
+    let running = start_slowest(&site, &cluster);
     running.signal(Signal::KILL);
     let run = running.wait();
     assert!(committed(&site).is_empty(), "{run}");
@@ -106,7 +109,7 @@ fn b01_a_killed_backup_is_never_visible_and_the_server_ends_its_backup() {
 fn b01_ctrl_c_leaves_nothing() {
     let (site, cluster) = slow();
     for signal in [Signal::INT, Signal::TERM] {
-        let running = start_slow(&site, &cluster);
+        let running = start_slowest(&site, &cluster);
         running.signal(signal);
         let run = running.wait().expect_code(130);
         nothing_is_left(&site, &run);
@@ -117,7 +120,7 @@ fn b01_ctrl_c_leaves_nothing() {
 #[test]
 fn b02_a_lost_connection_aborts_the_backup() {
     let (site, cluster) = slow();
-    let running = start_slow(&site, &cluster);
+    let running = start_slowest(&site, &cluster);
     cluster.sql("select pg_terminate_backend(pid) from pg_stat_progress_basebackup");
     let run = running.wait().expect_code(1);
     nothing_is_left(&site, &run);
@@ -429,7 +432,7 @@ fn b04_a_broken_archive_command_is_said_at_once_and_does_not_wait_for_ever() {
     let started = Instant::now();
     let run = site
         .pitr()
-        .args(["backup", "--wal-wait", "4s"])
+        .args(["backup", "--wal-wait", "10s"])
         .run()
         .expect_code(1)
         .expect_stderr("warning: archiving fails on the server")
@@ -464,7 +467,7 @@ fn b05_a_standby_promoted_during_its_backup_is_noticed() {
         .without_fsync()
         .start();
     let site = Site::new(&standby);
-    let running = start_slow(&site, &standby);
+    let running = start_slowest(&site, &standby);
     standby.promote();
     let run = running.wait().expect_code(1);
     assert!(run.stdout.contains("promoted"), "{run}");
@@ -502,7 +505,7 @@ fn b05_a_backup_of_a_standby_completes_by_streaming_its_own_tail() {
     let (site, primary, standby) = quiet();
     let stop = primary.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
     let run = backup_of(&site, &standby.conninfo("postgres"))
-        .args(["--wal-wait", "60s"])
+        .args(["--wal-wait", "10m"])
         .run()
         .success();
     let ids = committed(&site);
@@ -529,7 +532,7 @@ fn b13_a_backup_of_a_standby_whose_replay_is_paused_completes_or_says_what_is_mi
     primary.sql("insert into w values (2)");
     let conninfo = standby.conninfo("postgres");
     let take = |wait: &str| backup_of(&site, &conninfo).args(["--wal-wait", wait]).run();
-    take("60s").success();
+    take("10m").success();
     assert_eq!(committed(&site).len(), 1);
 
     // Of WAL that is in the archive only: it comes from there or not at all, and the wait has a limit.

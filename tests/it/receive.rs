@@ -65,6 +65,15 @@ fn wait_safe(running: &mut Running, cluster: &Cluster, position: &str) {
     });
 }
 
+/// Waits until the receiver holds its slot.
+fn wait_streaming(running: &mut Running, cluster: &Cluster) {
+    let query = "select count(*) from pg_stat_replication where state = 'streaming' and application_name = 'pitr'";
+    wait_until(PATIENCE, "it streams", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        cluster.query_one_string(query) == "1"
+    });
+}
+
 fn stop(running: Running) -> crate::common::Run {
     running.signal(Signal::TERM);
     running.wait()
@@ -132,21 +141,26 @@ per_major!(w01_killed_it_goes_on_where_it_was);
 /// Where stored WAL of a timeline ends: of whole segments, or increments.
 fn stored_end(site: &Site, timeline: u32) -> u64 {
     let prefix = format!("{timeline:08X}");
-    let end = |file: &String| {
+    let end = |file: &String, increments: bool| {
         let parts: Vec<&str> = file.split('/').collect();
         let at = parts.iter().position(|p| *p == "wal")?;
-        if *parts.get(at + 1)? != prefix {
+        if *parts.get(at + 1)? != prefix || increments != (parts.get(at + 2) == Some(&"open")) {
             return None;
         }
         let last = *parts.last()?;
-        if parts.get(at + 2) == Some(&"open") {
+        if increments {
             return u64::from_str_radix(last.split_once('-')?.1, 16).ok();
         }
         let number = |s: &str| u64::from_str_radix(s, 16).ok();
         (last.len() == 24).then_some(())?;
         Some(((number(&last[8..16])? << 12 | number(&last[16..])?) + 1) * SEGMENT)
     };
-    site.files().iter().filter_map(end).max().unwrap_or(0)
+    let largest = |increments: bool| {
+        let files = site.files();
+        files.iter().filter_map(|f| end(f, increments)).max()
+    };
+    // Increments first: they go once their whole segment has come, which the second look then finds.
+    largest(true).max(largest(false)).unwrap_or(0)
 }
 
 /// Connecting to two servers, whichever takes writes.
@@ -196,7 +210,7 @@ fn w07_a_promotion_is_followed_without_a_gap(major: u32) {
     follow_primary(&site, &primary, &standby);
     let from = lsn(&primary.query_one_string("select pg_current_wal_flush_lsn()"));
     let mut running = program(&site).spawn();
-    wait_safe(&mut running, &primary, "0/1");
+    wait_streaming(&mut running, &primary);
     site.pitr().args(["backup", "--quiet"]).run().success();
     let before = write_wal(&primary);
     primary.sql("create table behind ()");
@@ -282,7 +296,7 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 fn w10_a_second_receiver_is_refused() {
     let (site, cluster) = receiving(small(16), "");
     let mut running = program(&site).spawn();
-    wait_safe(&mut running, &cluster, "0/1");
+    wait_streaming(&mut running, &cluster);
     let run = program(&site).run().expect_code(7);
     assert!(run.stderr.contains("journal"), "{}", run.stderr);
     // On another host, with a journal of its own, the slot is what they share.
@@ -345,7 +359,8 @@ fn what_is_acknowledged_is_where_the_configuration_says() {
         small(14).config("synchronous_standby_names", "pitr"),
         "acknowledge = \"repository\"",
     );
-    let running = program(&site).spawn();
+    let mut running = program(&site).spawn();
+    wait_streaming(&mut running, &cluster);
     let client = cluster.client();
     client.sql("create table s (i int)");
     for i in 0..20 {
@@ -376,8 +391,10 @@ fn what_is_acknowledged_is_where_the_configuration_says() {
         || {
             let status = status(&site);
             let at = |field: &str| status[field].as_str().map(lsn);
+            let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
             status["repositories"][0]["last_error"].is_string()
                 && at("flushed_lsn") > at("acknowledged_lsn")
+                && cluster.query_one_string(waiting) == "1"
         },
     );
     end.store(true, Ordering::Relaxed);
@@ -538,12 +555,13 @@ fn it_runs_as_a_service_and_to_a_position() {
         run.json()["clusters"][0]["receiver"].clone()
     };
     let reached = |at: &Value| at.as_str().map(lsn) >= Some(lsn(&position));
+    // The status is written once a second, and the repository may have it before the server is told.
     wait_until(PATIENCE, "info shows it", || {
-        reached(&shown()["archived_lsn"])
+        let receiver = shown();
+        reached(&receiver["archived_lsn"]) && reached(&receiver["acknowledged_lsn"])
     });
     let receiver = shown();
     assert_eq!(receiver["running"], true, "{receiver}");
-    assert!(reached(&receiver["acknowledged_lsn"]), "{receiver}");
     site.pitr()
         .arg("info")
         .run()

@@ -8,11 +8,12 @@ use pitr::pg::segment::{SegmentName, SegmentSize};
 use pitr::pg::time::TimestampTz;
 use pitr::progress::Silent;
 use pitr::receive::journal::{Journal, Options};
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 
 use crate::common::fault::{self, Fault};
 use crate::common::mount::{PowerDisk, SmallDisk};
-use crate::common::reception::{configure, lsn, status};
+use crate::common::reception::{configure, lsn, make_synchronous, status};
 use crate::common::{Builder, Cluster, PATIENCE, Running, Site, user, wait_until};
 use crate::{require_root, require_strace};
 
@@ -46,8 +47,7 @@ fn start(site: &Site, cluster: &Cluster) -> Running {
         let sql = "select count(*) from pg_stat_replication where state = 'streaming'";
         cluster.query_one_string(sql) == "1"
     });
-    cluster.alter_system("synchronous_standby_names", "pitr");
-    cluster.reload();
+    make_synchronous(cluster);
     cluster.sql("set synchronous_commit = local; create table t (x text)");
     running
 }
@@ -137,6 +137,18 @@ fn check_journal(folder: &Path, cluster: &Cluster) -> u64 {
     let end = journal.held().last().map_or(0, |h| h.to.0);
     drop(follower);
     journal.close().unwrap();
+    // A child that another test starts just then may hold the lock with us, up to its exec.
+    let lock = folder
+        .join("journal")
+        .join(cluster.system_identifier().to_string())
+        .join("lock");
+    wait_until(PATIENCE, "the journal is unlocked", || {
+        let file = std::fs::File::open(&lock).unwrap();
+        let free = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        // Not by closing it: the same may happen to this descriptor.
+        let _ = flock(&file, FlockOperation::Unlock);
+        free
+    });
     end
 }
 

@@ -13,7 +13,7 @@ use pitr::wire::conninfo::{ConnInfo, Environment};
 use pitr::wire::replication::{Positions, ReplicationStream, StartReplication, StreamEvent};
 use pitr::wire::slot::SlotName;
 
-use crate::common::{Cluster, Stop};
+use crate::common::{Cluster, PATIENCE, Stop, wait_until};
 use crate::per_major;
 
 const SEGMENT: u64 = 1 << 20;
@@ -65,8 +65,8 @@ async fn acknowledge(stream: &mut ReplicationStream, at: Lsn) {
 async fn receive_to(stream: &mut ReplicationStream, from: Lsn, end: Lsn) -> Vec<u8> {
     let mut bytes = Vec::new();
     while from.0 + (bytes.len() as u64) < end.0 {
-        let event = tokio::time::timeout(Duration::from_secs(60), stream.next_event()).await;
-        match event.expect("WAL within a minute").unwrap() {
+        let event = tokio::time::timeout(PATIENCE, stream.next_event()).await;
+        match event.expect("WAL in time").unwrap() {
             StreamEvent::Data(data) => bytes.extend_from_slice(&data.bytes),
             StreamEvent::Keepalive(_) => {}
             other => panic!("{other:?}"),
@@ -136,7 +136,7 @@ fn stream_is_byte_exact_and_its_slot_follows(major: u32) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), follows)
+        tokio::time::timeout(PATIENCE, follows)
             .await
             .expect("the slot follows what is acknowledged");
 
@@ -190,6 +190,10 @@ fn end_of_a_timeline_names_the_next(major: u32) {
     primary.sql("create table t as select generate_series(1, 1000)");
     let end = flush_lsn(&primary);
     let from = Lsn(end.0 / SEGMENT * SEGMENT);
+    let replayed = format!("select pg_last_wal_replay_lsn() >= '{end}'");
+    wait_until(PATIENCE, "the standby has it", || {
+        standby.query_one_string(&replayed) == "t"
+    });
     runtime().block_on(async {
         let mut stream = start(&standby, None, from).await.unwrap();
         let mut at = Lsn(from.0 + receive_to(&mut stream, from, end).await.len() as u64);

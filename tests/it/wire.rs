@@ -343,7 +343,7 @@ fn sql_session_runs_queries_and_reports_notices() {
     );
     // A call that is dropped leaves the connection unusable rather than out of step.
     run(async {
-        let sleep = client.query("select pg_sleep(10)");
+        let sleep = client.query("select pg_sleep(1000)");
         assert!(
             tokio::time::timeout(std::time::Duration::from_millis(200), sleep)
                 .await

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::net::TcpListener;
+use std::net::TcpStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -20,7 +20,7 @@ use super::sandbox::Sandbox;
 use super::{PATIENCE, user, wait_until};
 
 /// How long a server may take to start or to stop, recovery included.
-const SERVER_TIMEOUT: Duration = Duration::from_secs(120);
+const SERVER_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How a server is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,7 +235,9 @@ fn append_settings(pgdata: &Path, settings: &[(String, String)]) {
     }
 }
 
-/// Takes a port below the range that the kernel gives away; the lock keeps other tests, of any process, off it.
+/// Takes a port below the range that the kernel gives away; the lock keeps other tests, of any process, off it. Whether anybody else
+/// listens there is asked by connecting: a socket of our own on it would live on, for a moment, in every child that another test starts just
+/// then, and the server could not listen.
 fn free_port() -> (u16, Lock) {
     let folder = format!(
         "/tmp/pitr-test-ports-{}",
@@ -245,8 +247,8 @@ fn free_port() -> (u16, Lock) {
     (21000..31000)
         .filter_map(|port: u16| {
             let lock = Lock::try_take(&Path::new(&folder).join(port.to_string()))?;
-            TcpListener::bind(("127.0.0.1", port)).ok()?;
-            Some((port, lock))
+            let listens = TcpStream::connect(("127.0.0.1", port)).is_ok();
+            (!listens).then_some((port, lock))
         })
         .next()
         .expect("there is a free port")
@@ -256,6 +258,14 @@ fn free_port() -> (u16, Lock) {
 struct Server {
     child: Child,
     watchdog: Child,
+}
+
+impl Drop for Server {
+    /// Whoever drops it has seen the server's end: the watchdog must not take it for the end of the tests, and remove the folder.
+    fn drop(&mut self) {
+        let _ = self.watchdog.kill();
+        let _ = self.watchdog.wait();
+    }
 }
 
 /// A cluster: a data directory, and a server on it when it runs. Dropped, it is stopped and removed.
@@ -302,7 +312,7 @@ impl Cluster {
     /// Starts the server and waits until it takes connections (for a standby: until it is consistent).
     ///
     /// # Panics
-    /// With the server's log, if it ends instead, or after two minutes.
+    /// With the server's log, if it ends instead, or after five minutes.
     pub fn start(&mut self) {
         if let Err(log) = self.try_start() {
             panic!("PostgreSQL {} did not start:\n{log}", self.major);
@@ -387,7 +397,7 @@ impl Cluster {
     /// Stops the server and waits until it is gone.
     ///
     /// # Panics
-    /// With its log, if it is not gone after two minutes.
+    /// With its log, if it is not gone after five minutes.
     pub fn stop(&mut self, how: Stop) {
         let signal = match how {
             Stop::Smart => Signal::TERM,
@@ -406,8 +416,6 @@ impl Cluster {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        let _ = server.watchdog.kill();
-        let _ = server.watchdog.wait();
     }
 
     /// Stops it fast and starts it again.
@@ -431,15 +439,13 @@ impl Cluster {
             );
             std::thread::sleep(Duration::from_millis(10));
         };
-        let mut server = self.server.take().expect("as above");
-        let _ = server.watchdog.kill();
-        let _ = server.watchdog.wait();
+        self.server = None;
         status.code().unwrap_or(-1)
     }
 
     /// Promotes a standby and waits until it takes writes.
     pub fn promote(&self) {
-        let done = self.query_one_string("select pg_promote(true, 60)");
+        let done = self.query_one_string("select pg_promote(true, 300)");
         assert_eq!(done, "t", "promotion failed:\n{}", self.log());
         self.wait_promoted();
     }
@@ -640,16 +646,15 @@ impl Drop for Cluster {
         };
         let pid = Pid::from_child(&server.child);
         let _ = kill_process(pid, Signal::QUIT);
-        // After SIGQUIT the postmaster gives stuck children five seconds; nobody needs this data any more.
-        let end = Instant::now() + Duration::from_secs(1);
+        // After SIGQUIT the postmaster gives stuck children five seconds, and waits for all of them: whoever outlived it would write into
+        // a folder that is being removed.
+        let end = Instant::now() + PATIENCE;
         while matches!(server.child.try_wait(), Ok(None)) {
             if Instant::now() > end {
                 let _ = kill_process(pid, Signal::KILL);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        let _ = server.watchdog.kill();
-        let _ = server.watchdog.wait();
     }
 }
 

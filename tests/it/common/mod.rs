@@ -148,5 +148,5 @@ pub fn wait_until(timeout: Duration, what: &str, mut done: impl FnMut() -> bool)
     }
 }
 
-/// A minute: enough for anything that works, on a loaded machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Enough for anything that works, on a loaded machine. More than a minute: the archiver that missed its wake-up call looks again after one.
+pub const PATIENCE: Duration = Duration::from_secs(180);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use super::sandbox::Sandbox;
 use super::user;
 
-/// How long a filesystem may stay busy after whoever used it has ended.
-const BUSY_AT_MOST: Duration = Duration::from_secs(60);
+/// How long a filesystem may stay busy after whoever used it has ended, and how long the machine may lack a loop device.
+const BUSY_AT_MOST: Duration = Duration::from_secs(180);
 
 fn run(program: &str, args: &[&str]) {
     let out = Command::new(program)
@@ -156,11 +156,26 @@ impl PowerDisk {
         }
     }
 
+    /// The loop device of the mount before may be about to go, or another test may take the free one that mount has found: so it is
+    /// tried again.
     fn mount(&self) {
-        run(
-            "mount",
-            &["-o", "loop", text(&self.image), text(&self.path)],
-        );
+        let begun = Instant::now();
+        loop {
+            let out = Command::new("mount")
+                .args(["-o", "loop", text(&self.image), text(&self.path)])
+                .output()
+                .expect("mount starts");
+            if out.status.success() {
+                return;
+            }
+            assert!(
+                begun.elapsed() < BUSY_AT_MOST,
+                "mount {}: {}",
+                text(&self.image),
+                String::from_utf8_lossy(&out.stderr)
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 }
 
@@ -229,6 +244,7 @@ fn unmount_when_idle(path: &Path) {
     loop {
         let out = Command::new("umount")
             .arg(path)
+            .env("LC_ALL", "C")
             .output()
             .expect("umount starts");
         if out.status.success() {

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::sandbox::Sandbox;
-use super::{postgres, user};
+use super::{PATIENCE, postgres, user};
 
 /// `pitr`, to be run as the unprivileged user.
 pub fn pitr() -> Program {
@@ -115,7 +115,7 @@ impl Program {
             env: Vec::new(),
             dir: PathBuf::from("/"),
             privileged: false,
-            timeout: Duration::from_secs(120),
+            timeout: Duration::from_secs(300),
             stdin: None,
         }
     }
@@ -157,7 +157,7 @@ impl Program {
         self
     }
 
-    /// Kills it, and fails the test, after this time (else two minutes).
+    /// Kills it, and fails the test, after this time (else five minutes).
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Program {
         self.timeout = timeout;
@@ -312,9 +312,10 @@ impl Running {
     /// Waits for its end.
     ///
     /// # Panics
-    /// After its timeout.
+    /// After its timeout; but whoever asks after a long while waits some time all the same.
     pub fn wait(mut self) -> Run {
         let mut pause = Duration::from_millis(1);
+        self.end = self.end.max(Instant::now() + PATIENCE);
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;

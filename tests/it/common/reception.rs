@@ -1,6 +1,8 @@
 //! What a receiver needs beside a cluster: a slot, a journal, a configuration that names them, and a proxy between.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::cluster::{Builder, Cluster};
 use super::program::{Program, Running};
@@ -74,10 +76,9 @@ impl Reception {
         });
     }
 
-    /// Lets commits wait for the receiver.
+    /// Lets commits wait for the receiver, which streams.
     pub fn synchronous(&self) {
-        self.cluster.alter_system("synchronous_standby_names", SLOT);
-        self.cluster.reload();
+        make_synchronous(&self.cluster);
     }
 
     /// Waits until the repository holds what the server has flushed by now.
@@ -96,6 +97,32 @@ impl Reception {
     pub fn journal(&self) -> PathBuf {
         self.site.sandbox().join("journal")
     }
+}
+
+/// Lets commits wait for the receiver, which streams. They do when this returns: sessions ask a flag that the checkpointer sets once it gets
+/// to read the configuration, however long after the reload. So a commit is seen to wait, for a standby that there is not.
+pub fn make_synchronous(cluster: &Cluster) {
+    let set = |name: &str| {
+        cluster.alter_system("synchronous_standby_names", name);
+        cluster.reload();
+    };
+    set("nobody");
+    let client = cluster.client();
+    let over = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&over);
+    let commits = std::thread::spawn(move || {
+        while !seen.load(Ordering::SeqCst) {
+            client.sql("select pg_logical_emit_message(true, 'pitr', 'does this wait?')");
+        }
+    });
+    wait_until(PATIENCE, "a commit waits", || {
+        let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+        assert!(!commits.is_finished(), "the commits ended");
+        cluster.query_one_string(waiting) != "0"
+    });
+    over.store(true, Ordering::SeqCst);
+    set(SLOT);
+    commits.join().expect("the commit returns");
 }
 
 /// Writes the receiver's part of the site's configuration, and lets pitr connect by `conninfo`.

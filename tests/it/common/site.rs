@@ -122,10 +122,14 @@ impl Site {
         }
     }
 
-    /// Returns every file in the repository, relative and sorted.
+    /// Returns every file in the repository, relative and sorted. Folders may go while they are listed.
     pub fn files(&self) -> Vec<String> {
         fn walk(folder: &Path, root: &Path, found: &mut Vec<String>) {
-            for entry in std::fs::read_dir(folder).unwrap() {
+            let entries = match std::fs::read_dir(folder) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound && folder != root => return,
+                entries => entries.unwrap(),
+            };
+            for entry in entries {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     walk(&path, root, found);
