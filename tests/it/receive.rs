@@ -310,6 +310,11 @@ fn w10_a_second_receiver_is_refused() {
     let run = site.pitr().args(["receive", "--drop-slot"]).run();
     run.expect_code(7);
     stop(running).success();
+    // The server lets go of it once it has seen the connection's end.
+    let active = "select count(*) from pg_replication_slots where active";
+    wait_until(PATIENCE, "the slot is free", || {
+        cluster.query_one_string(active) == "0"
+    });
     site.pitr()
         .args(["receive", "--drop-slot"])
         .run()

@@ -113,9 +113,10 @@ fn h05_promotions_and_their_histories_verify() {
     standby.start();
     work(&primary, 1);
     primary.sql("INSERT INTO t SELECT n, 'tail' FROM generate_series(1, 100) n");
+    let end = primary.insert_lsn();
+    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'");
     crate::common::wait_until(crate::common::PATIENCE, "the standby has all", || {
-        let position = standby.query_one_string("SELECT pg_last_wal_replay_lsn() IS NOT NULL");
-        position == "t"
+        standby.query_one_string(&replayed) == "t"
     });
     standby.promote();
     standby.wait_promoted();
