@@ -156,7 +156,7 @@ fn check_newest(known: &Known<'_>) -> Result<()> {
             own.decimal(),
             newest.decimal()
         )
-        .hint("Nothing was received. Likely this is an old primary that was left behind by a failover: rebuild it from the new primary, or name the new primary in conninfo.")),
+        .hint("Nothing was received. Likely this is an old primary that was left behind by a failover. If it still takes writes, two servers do (split brain): stop it, look at what it wrote since (pg_waldump), then rebuild it from the new primary. Name the new primary in conninfo.")),
         _ => Ok(()),
     }
 }

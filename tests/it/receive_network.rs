@@ -477,6 +477,7 @@ fn w09_an_old_primary_that_went_on_is_refused(major: u32) {
     reception.proxy.reset();
     let run = running.wait().expect_code(8);
     assert!(run.stderr.contains("error diverged"), "{run}");
+    assert!(run.stderr.contains("split brain"), "{run}");
     // Nothing of what the old primary wrote since has come in.
     let of_one = |files: &[String]| {
         files

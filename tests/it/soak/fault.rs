@@ -185,7 +185,7 @@ fn prove_acknowledged(campaign: &mut Campaign) {
     let mut acknowledged = String::new();
     campaign.wait("the server has noticed", |c| {
         let rows = c.cluster.query_rows(
-            "select restart_lsn from pg_replication_slots where not active and restart_lsn is not null",
+            "select restart_lsn from pg_replication_slots where slot_name = 'pitr' and not active and restart_lsn is not null",
         );
         let told = rows.first().and_then(|row| row[0].clone());
         acknowledged = told.unwrap_or_default();

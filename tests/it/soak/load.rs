@@ -1,8 +1,8 @@
 //! Clients that commit rows and remember what was acknowledged to them.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ pub struct Ledger {
 
 #[derive(Default)]
 struct Shared {
+    conninfo: Mutex<String>,
     stop: AtomicBool,
     acknowledged: AtomicU64,
     broken: AtomicU64,
@@ -46,17 +47,16 @@ impl Load {
     /// Starts the clients, and one that makes WAL of other shapes: long records, checkpoints, segments cut short.
     pub fn start(cluster: &Cluster, random: &mut Random) -> Load {
         let shared = Arc::new(Shared::default());
-        let conninfo = cluster.conninfo("postgres");
+        *shared.conninfo.lock().unwrap() = cluster.conninfo("postgres");
         let clients = (0..CLIENTS)
             .map(|client| {
-                let (conninfo, shared, random) =
-                    (conninfo.clone(), Arc::clone(&shared), random.fork());
-                std::thread::spawn(move || commit_rows(&conninfo, client, &shared, random))
+                let (shared, random) = (Arc::clone(&shared), random.fork());
+                std::thread::spawn(move || commit_rows(client, &shared, random))
             })
             .collect();
         let (churned, mut random) = (Arc::clone(&shared), random.fork());
         let churn = std::thread::spawn(move || {
-            while let Some(client) = connect(&conninfo, &churned) {
+            while let Some(client) = connect(&churned) {
                 while !churned.stop.load(Ordering::SeqCst)
                     && client.try_sql(&odd_statement(&mut random)).is_ok()
                 {
@@ -69,6 +69,11 @@ impl Load {
             clients,
             churn,
         }
+    }
+
+    /// Sends later connections to another server.
+    pub fn redirect(&self, cluster: &Cluster) {
+        *self.shared.conninfo.lock().unwrap() = cluster.conninfo("postgres");
     }
 
     /// Returns how many commits were acknowledged so far.
@@ -93,9 +98,10 @@ impl Load {
 }
 
 /// Connects as soon as the server lets it; `None` once the load is to stop.
-fn connect(conninfo: &str, shared: &Shared) -> Option<Client> {
+fn connect(shared: &Shared) -> Option<Client> {
     while !shared.stop.load(Ordering::SeqCst) {
-        if let Ok(client) = Client::connect(conninfo) {
+        let conninfo = shared.conninfo.lock().unwrap().clone();
+        if let Ok(client) = Client::connect(&conninfo) {
             return Some(client);
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -103,9 +109,9 @@ fn connect(conninfo: &str, shared: &Shared) -> Option<Client> {
     None
 }
 
-fn commit_rows(conninfo: &str, client: u32, shared: &Shared, mut random: Random) -> Ledger {
+fn commit_rows(client: u32, shared: &Shared, mut random: Random) -> Ledger {
     let mut ledger = Ledger::default();
-    while let Some(connection) = connect(conninfo, shared) {
+    while let Some(connection) = connect(shared) {
         while !shared.stop.load(Ordering::SeqCst) {
             let count = if random.one_in(8) {
                 1 + random.below(5) as u64

@@ -5,12 +5,15 @@
 //! |---|---|
 //! | `load.rs` | clients that remember what was acknowledged to them |
 //! | `fault.rs` | what happens in a round, and the proof that it happened |
+//! | `extras.rs` | what long runs have besides: archiving into the same repository, a standby that takes over |
 //! | `received.rs` | the received WAL against the primary's pg_wal, byte for byte |
 //!
 //! `SOAK_SEED` repeats a run as far as concurrency allows, `SOAK_ROUNDS` sets how many rounds it has (`make soak-short`: 50, `make soak`:
-//! 1 000), `SOAK_MAJOR` the server. Seeds differ in the major and in what acknowledges, the journal or the repository. A long run that
-//! fails keeps its folders.
+//! 1 000), `SOAK_MAJOR` the server. Seeds differ in the major and in what acknowledges, the journal or the repository; of the longer runs also in
+//! whether `archive_command` stores the same WAL beside the receiver, and whether a standby takes over in the middle. A longer run that fails keeps
+//! its folders.
 
+mod extras;
 mod fault;
 mod load;
 mod received;
@@ -20,8 +23,9 @@ use std::time::{Duration, Instant};
 use crate::common::mount::PowerDisk;
 use crate::common::proxy::Proxy;
 use crate::common::random::Random;
-use crate::common::reception::{self, SLOT};
+use crate::common::reception::{self, lsn};
 use crate::common::{Cluster, PATIENCE, Running, Sandbox, Site, Stop};
+use extras::Extras;
 use fault::Fault;
 use load::{Ledger, Load};
 
@@ -46,11 +50,18 @@ struct Campaign {
     /// Journal and repository: both go when the power does.
     disk: PowerDisk,
     receiver: Option<Running>,
+    extras: Extras,
     random: Random,
 }
 
 impl Campaign {
-    fn new(major: u32, long: bool, acknowledge: &str, random: Random) -> Campaign {
+    fn new(
+        major: u32,
+        long: bool,
+        acknowledge: &str,
+        mut extras: Extras,
+        random: Random,
+    ) -> Campaign {
         let mut builder = Cluster::builder(major)
             .segment_size_mb(1)
             .without_fsync()
@@ -62,7 +73,7 @@ impl Campaign {
         if long {
             builder = builder.on_disk();
         }
-        let cluster = builder.start();
+        let cluster = extras.prepare(builder).start();
         let disk = PowerDisk::new(if long { 8192 } else { 512 });
         let site = Site::on(&cluster, &disk.path().join("repository"));
         let proxy = Proxy::to(cluster.port());
@@ -72,19 +83,22 @@ impl Campaign {
         let line = format!("acknowledge = \"{acknowledge}\"\n");
         std::fs::write(site.config(), config + &line).unwrap();
         load::set_up(&cluster);
+        extras.set_up(&cluster, &site, &proxy);
         let mut campaign = Campaign {
             cluster,
             site,
             proxy,
             disk,
             receiver: None,
+            extras,
             random,
         };
         campaign.receive(&["--create-slot"]);
         campaign.backup();
+        let waited_for = campaign.extras.waited_for();
         campaign
             .cluster
-            .alter_system("synchronous_standby_names", SLOT);
+            .alter_system("synchronous_standby_names", waited_for);
         campaign.cluster.reload();
         campaign
     }
@@ -104,7 +118,7 @@ impl Campaign {
     }
 
     fn is_streaming(&self) -> bool {
-        let sql = "select count(*) from pg_stat_replication where state = 'streaming'";
+        let sql = "select count(*) from pg_stat_replication where state = 'streaming' and application_name = 'pitr'";
         self.cluster.query_one_string(sql) == "1"
     }
 
@@ -180,6 +194,7 @@ fn check_rows(cluster: &Cluster, ledgers: &[Ledger]) {
 }
 
 fn campaign(major: u32, rounds: usize, seed: u64) {
+    let is_longer = rounds > ROUNDS;
     // Six seeds on for the majors, then the other way to acknowledge.
     let acknowledge = ["journal", "repository"][usize::from(seed / 6 % 2 == 1)];
     println!(
@@ -187,8 +202,15 @@ fn campaign(major: u32, rounds: usize, seed: u64) {
     );
     say("begun");
     let mut random = Random::new(seed);
-    let mut campaign = Campaign::new(major, rounds > 100, acknowledge, random.fork());
-    if rounds > ROUNDS {
+    // The draws of the short run are as they were.
+    let of_campaign = random.fork();
+    let extras = match is_longer {
+        true => Extras::draw(&mut random, rounds > 100),
+        false => Extras::default(),
+    };
+    say(&format!("{extras}"));
+    let mut campaign = Campaign::new(major, rounds > 100, acknowledge, extras, of_campaign);
+    if is_longer {
         for sandbox in [
             campaign.cluster.sandbox(),
             campaign.site.sandbox(),
@@ -202,9 +224,12 @@ fn campaign(major: u32, rounds: usize, seed: u64) {
     say("a backup is there, and commits wait for the receiver");
     let mut faults = std::collections::BTreeMap::<&str, usize>::new();
     for (number, fault) in Fault::deck(rounds, &mut random).into_iter().enumerate() {
+        if number == rounds / 2 {
+            extras::fail_over(&mut campaign, &load);
+        }
         campaign.round(fault, &load);
         *faults.entry(fault.name()).or_default() += 1;
-        if rounds > ROUNDS && number % 10 == 9 {
+        if is_longer && number % 10 == 9 {
             say(&format!("round {}", number + 1));
         }
     }
@@ -230,7 +255,7 @@ impl Campaign {
         let mut end = String::new();
         self.wait("everything is received", |c| {
             let rows = c.cluster.query_rows(
-                "select pg_current_wal_flush_lsn(), flush_lsn >= pg_current_wal_insert_lsn() from pg_stat_replication",
+                "select pg_current_wal_flush_lsn(), flush_lsn >= pg_current_wal_insert_lsn() from pg_stat_replication where application_name = 'pitr'",
             );
             rows.first().is_some_and(|row| {
                 end = row[0].clone().unwrap_or_default();
@@ -247,7 +272,10 @@ impl Campaign {
         receiver.signal(rustix::process::Signal::TERM);
         receiver.wait().success();
         say("the journal is in the repository");
-        received::compare(&self.site, &self.cluster, &end);
+        self.extras.compare(&self.site);
+        let timeline = self.extras.timeline();
+        received::compare(&self.site, &self.cluster, timeline, lsn(&end));
+        self.extras.check_archiving(&self.site, &self.cluster);
         self.site.pitr().arg("verify").run().success();
         std::fs::remove_dir_all(self.cluster.pgdata()).unwrap();
         let folder = Sandbox::in_memory("soak-restored");

@@ -8,9 +8,13 @@ use crate::common::{Cluster, Sandbox, Site};
 
 const SEGMENT: u64 = 1 << 20;
 
-fn name(number: u64) -> String {
+fn name(timeline: u32, number: u64) -> String {
     let in_a_log = (1 << 32) / SEGMENT;
-    format!("00000001{:08X}{:08X}", number / in_a_log, number % in_a_log)
+    format!(
+        "{timeline:08X}{:08X}{:08X}",
+        number / in_a_log,
+        number % in_a_log
+    )
 }
 
 /// Waits until the receiver says that the repository holds everything up to `end`.
@@ -21,12 +25,13 @@ pub fn wait_shipped(campaign: &mut Campaign, end: &str) {
     });
 }
 
-/// The first segment of which the repository has anything, by number.
-fn first(site: &Site) -> u64 {
+/// The first segment of a timeline of which the repository has anything, by number.
+fn first(site: &Site, timeline: u32) -> u64 {
     let files = site.files();
+    let folder = format!("/wal/{timeline:08X}/");
     let names = files
         .iter()
-        .filter(|file| file.contains("/wal/00000001/"))
+        .filter(|file| file.contains(&folder))
         .filter_map(|file| {
             file.split('/')
                 .find(|part| part.len() == 24 && part.bytes().all(|b| b.is_ascii_hexdigit()))
@@ -36,14 +41,13 @@ fn first(site: &Site) -> u64 {
     half(&first[8..16]) * ((1 << 32) / SEGMENT) + half(&first[16..])
 }
 
-/// Fails unless the received WAL is the primary's pg_wal, byte for byte and without a hole, up to `end`.
-pub fn compare(site: &Site, primary: &Cluster, end: &str) {
-    let end = lsn(end);
+/// Fails unless the received WAL of a timeline is the primary's pg_wal, byte for byte and without a hole, up to `end`.
+pub fn compare(site: &Site, primary: &Cluster, timeline: u32, end: u64) {
     let folder = Sandbox::in_memory("received");
-    let (from, last) = (first(site), (end - 1) / SEGMENT);
-    assert!(from < last, "segments {from} to {last}");
+    let (from, last) = (first(site, timeline), (end - 1) / SEGMENT);
+    assert!(from <= last, "segments {from} to {last}");
     for number in from..=last {
-        let name = name(number);
+        let name = name(timeline, number);
         let to: PathBuf = folder.dir("out").join(&name);
         let fetch = site.pitr().args(["wal", "fetch", &name]).arg(&to);
         fetch.run().success();
@@ -60,7 +64,7 @@ pub fn compare(site: &Site, primary: &Cluster, end: &str) {
         std::fs::remove_file(to).unwrap();
     }
     println!(
-        "soak: {} segments are the primary's, byte for byte",
+        "soak: {} segments of timeline {timeline} are the primary's, byte for byte",
         last - from + 1
     );
 }
