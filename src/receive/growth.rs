@@ -110,9 +110,11 @@ mod tests {
             (95, Some(Duration::from_secs(5)))
         );
         assert_eq!(growth.observe(at(96), 10, 1000), None);
-        // Shrunk since: no rate, but a warning all the same.
-        let again = growth.observe(at(97), 760, 1000).unwrap();
-        assert_eq!((again.percent, again.in_words("")), (76, String::new()));
+        assert_eq!(growth.observe(at(97), 760, 1000).unwrap().percent, 76);
+        // Less than at first: no rate, but a warning all the same.
+        let mut shrinking = Growth::new(start, 990);
+        let reached = shrinking.observe(at(50), 900, 1000).unwrap();
+        assert_eq!((reached.percent, reached.in_words("")), (90, String::new()));
     }
 
     #[test]

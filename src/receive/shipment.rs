@@ -41,6 +41,7 @@ pub(super) struct Shipment {
     stored: BTreeSet<SegmentName>,
     tail: Option<Tail>,
     failing: Option<Failing>,
+    /// When something was stored last, an increment or a whole segment: while segments fill in less than a second, none needs increments.
     last_put: Option<Instant>,
 }
 
@@ -197,6 +198,7 @@ impl Shipment {
             Err(e) => return Err(e),
         }
         self.tail = None;
+        self.last_put = Some(Instant::now());
         self.is_stored(segment);
         Ok(())
     }

@@ -25,8 +25,9 @@ const BEFORE_AUTHENTICATION_MAX: usize = 64 << 10;
 const MESSAGE_SIZE_MAX: usize = 16 << 20;
 /// The longest CopyData; servers send at most 128 KiB.
 const COPY_DATA_SIZE_MAX: usize = 64 << 20;
-/// Free room for one read.
-const READ_SIZE: usize = 128 << 10;
+/// Free room for one read: exactly the longest message of WAL that servers send (128 KiB behind 30 bytes). So while much comes, a buffer ends
+/// where a message does, and no half of one has to be copied into the next.
+const READ_SIZE: usize = (128 << 10) + 30;
 /// With less free room than this a read gets a new buffer. Every message shares its buffer: with one for each of many small messages,
 /// those that wait in a queue would hold far more memory than they have bytes.
 const READ_SIZE_MIN: usize = 8 << 10;
