@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use super::reading::Reading;
-use super::restoring::{self, Place, ShownReport};
+use super::restoring::{self, Opened, Place, ShownReport};
 use super::target::TargetArgs;
 use super::{Context, human, plan};
 use crate::err;
@@ -15,7 +15,7 @@ use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::plan::recovery::{Action, Moment, Outcome, Plan, Reason};
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
-use crate::restore::target_dir::{Mapping, PlacedTablespace, Target};
+use crate::restore::target_dir::{Mapping, PlacedTablespace};
 
 /// Restore a cluster into an empty directory
 ///
@@ -180,14 +180,15 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         &earlier,
         args.jobs,
     )?;
+    let start = restoring::start(&opened, &root, &job, &target, &report);
     if cx.out.is_json() {
-        shown.restored = Some(ShownReport::new(&job, &report, took));
+        shown.restored = Some(ShownReport::new(&job, &report, &start, took));
         cx.out.json(&shown)?;
         return Ok(exit::SUCCESS);
     }
     cx.out.line("")?;
-    restoring::print_report(cx, &job, &report, took)?;
-    print_next(cx, &job, plan, &target)?;
+    restoring::print_report(cx, &job, &report, &start, took)?;
+    print_next(cx, &job, plan, &opened)?;
     Ok(exit::SUCCESS)
 }
 
@@ -226,10 +227,8 @@ fn what_helps(plan: &Plan) -> String {
     )
 }
 
-fn print_next(cx: &Context, job: &Job, plan: &Plan, target: &Target) -> Result<()> {
+fn print_next(cx: &Context, job: &Job, plan: &Plan, opened: &Opened) -> Result<()> {
     let out = &cx.out;
-    out.line("Next:")?;
-    out.line(&format!("  {}", restoring::start_line(job, target)))?;
     let Purpose::Restore { action, adopt, .. } = &job.request.purpose else {
         return Ok(());
     };
@@ -253,7 +252,8 @@ fn print_next(cx: &Context, job: &Job, plan: &Plan, target: &Target) -> Result<(
     match adopt {
         true => out.line("It archives as the cluster's successor: make sure that the old one never starts again, and take a full backup."),
         false => out.line(&format!(
-            "It does not archive (archive_mode = off). If it succeeds the cluster: pitr adopt --pgdata {directory}"
+            "It does not archive (archive_mode = off). If it succeeds the cluster: pitr adopt{} --pgdata {directory}",
+            opened.reading.flags(cx)
         )),
     }
 }

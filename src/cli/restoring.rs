@@ -5,19 +5,22 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::archive_command::shell_word;
 use super::owner::{Access, User};
 use super::reading::Reading;
+use super::start_line::{self, Start};
 use super::{Context, human};
+use crate::archive::guard::AUTO_CONF;
 use crate::config::{Location, Settings};
 use crate::err;
 use crate::error::{Error, Result};
+use crate::pg::conf::Setting;
 use crate::plan::recovery::Plan;
 use crate::repo::backup::BackupRoot;
 use crate::repo::inventory::Inventory;
 use crate::repo::layout::{BackupId, ClusterLayout};
 use crate::restore::extract::Survey;
 use crate::restore::job::{Earlier, Job, Request};
+use crate::restore::settings;
 use crate::restore::target_dir::{self, Mapping, PlacedTablespace, Target, Wanted};
 use crate::restore::{self, Report, Source, Surroundings};
 
@@ -219,7 +222,17 @@ pub struct ShownReport<'a> {
     /// Files compared with the server's own manifest.
     pub compared_file_count: Option<u64>,
     /// Settings that run code.
-    pub code_settings: &'a [String],
+    pub code_settings: Vec<String>,
+    /// Files that the configuration includes and that nobody looked into.
+    pub includes_not_read: Vec<String>,
+    /// The line that starts the server.
+    pub start_command: &'a str,
+    /// The port that its settings name.
+    pub port: u16,
+    /// Whether somebody listens there already.
+    pub port_taken: bool,
+    /// Who has to confirm each commit of a server with these settings.
+    pub synchronous_standby_names: Option<&'a str>,
     /// Links that were not recreated.
     pub links_left_out: &'a [String],
     /// Whether the directory may archive.
@@ -230,7 +243,13 @@ pub struct ShownReport<'a> {
 
 impl<'a> ShownReport<'a> {
     /// Puts it together.
-    pub fn new(job: &'a Job, report: &'a Report, took: Duration) -> ShownReport<'a> {
+    pub fn new(
+        job: &'a Job,
+        report: &'a Report,
+        start: &'a Start,
+        took: Duration,
+    ) -> ShownReport<'a> {
+        let (code_settings, includes_not_read) = start.code_and_includes(&report.brought);
         ShownReport {
             to: &job.request.to,
             backup: job.backup.to_string(),
@@ -240,7 +259,12 @@ impl<'a> ShownReport<'a> {
             size_bytes: report.raw_bytes,
             written_bytes: report.copied.written_bytes,
             compared_file_count: report.compared_files,
-            code_settings: &report.running_code,
+            code_settings,
+            includes_not_read,
+            start_command: &start.command,
+            port: start.port,
+            port_taken: start.is_port_taken,
+            synchronous_standby_names: start.synchronous_standby_names.as_deref(),
             links_left_out: &report.links,
             may_archive: job.may_archive(),
             duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
@@ -295,11 +319,30 @@ pub fn survey(opened: &Opened, root: &BackupRoot, job: &Job, target: &Target) ->
     restore::survey(&source, job, target)
 }
 
-/// Says what was restored, and what it brought along.
+/// How the server on what was restored is started.
+pub fn start(
+    opened: &Opened,
+    root: &BackupRoot,
+    job: &Job,
+    target: &Target,
+    report: &Report,
+) -> Start {
+    let cluster = opened.reading.cluster.as_ref();
+    let original = cluster.and_then(|c| c.pgdata.as_deref());
+    start_line::compose(job, target, &report.brought, root.major, original)
+}
+
+/// Says what was restored, what it brought along, and how it is started.
 ///
 /// # Errors
 /// Those of the output.
-pub fn print_report(cx: &Context, job: &Job, report: &Report, took: Duration) -> Result<()> {
+pub fn print_report(
+    cx: &Context,
+    job: &Job,
+    report: &Report,
+    start: &Start,
+    took: Duration,
+) -> Result<()> {
     let out = &cx.out;
     let resumed = if report.resumed { "resumed and " } else { "" };
     out.line(&format!(
@@ -326,28 +369,56 @@ pub fn print_report(cx: &Context, job: &Job, report: &Report, took: Duration) ->
     for link in &report.links {
         out.line(&format!("  link \"{link}\" was not recreated"))?;
     }
-    if !report.running_code.is_empty() {
-        out.line("The configuration that came along runs code when the server starts:")?;
-        for setting in &report.running_code {
-            out.line(&format!("  {setting}"))?;
-        }
-    }
-    if !report.has_configuration {
-        out.line("There is no postgresql.conf in the backup: give the server one with -c config_file=FILE")?;
+    print_settings(cx, job, report)?;
+    print_configuration(cx, report, start)?;
+    out.line("Next:")?;
+    out.line(&format!("  {}", start.command))?;
+    start.notes.iter().try_for_each(|note| out.line(note))
+}
+
+/// Says what was written into postgresql.auto.conf: the plan shows its part already.
+fn print_settings(cx: &Context, job: &Job, report: &Report) -> Result<()> {
+    let is_planned = |setting: &&Setting| {
+        let planned = job.plan.as_ref().map(|p| &p.recovery_settings);
+        planned.is_some_and(|p| p.contains_key(&setting.name))
+    };
+    let (planned, others): (Vec<_>, Vec<_>) = report.settings.iter().partition(is_planned);
+    let which = match (planned.is_empty(), others.is_empty()) {
+        (true, _) => ":",
+        (false, true) => ", those of the plan",
+        (false, false) => ", those of the plan and:",
+    };
+    cx.out.line(&format!(
+        "  {} in {AUTO_CONF}{which}",
+        human::count(report.settings.len() as u64, "setting")
+    ))?;
+    for setting in others {
+        cx.out.line(&format!("    {}", setting.line()?))?;
     }
     Ok(())
 }
 
-/// The line that starts the server.
-pub fn start_line(job: &Job, target: &Target) -> String {
-    let directory = shell_word(&job.request.to);
-    let pg_ctl = format!("pg_ctl -D {directory} start");
-    match target.owner {
-        Some(_) => {
-            let user =
-                User::owner_of(&target.data).map_or_else(|_| "postgres".into(), |u| u.name());
-            format!("sudo -u {user} {pg_ctl}")
-        }
-        None => pg_ctl,
+/// Says what the configuration makes the server run, as far as it was looked at.
+fn print_configuration(cx: &Context, report: &Report, start: &Start) -> Result<()> {
+    let out = &cx.out;
+    let (code, not_read) = start.code_and_includes(&report.brought);
+    if !code.is_empty() {
+        out.line("The configuration runs code when the server starts:")?;
+        code.iter()
+            .try_for_each(|line| out.line(&format!("  {line}")))?;
     }
+    if !not_read.is_empty() {
+        out.line("It includes what was not looked at, because it is not in the backup:")?;
+        not_read
+            .iter()
+            .try_for_each(|line| out.line(&format!("  {line}")))?;
+    }
+    if !start.configuration.absent.is_empty() {
+        out.line("It includes what was not restored, and the server does not start without it:")?;
+        let absent = start.configuration.absent.iter().map(settings::shown);
+        for line in absent {
+            out.line(&format!("  {line}"))?;
+        }
+    }
+    Ok(())
 }

@@ -96,14 +96,13 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         &earlier,
         args.jobs,
     )?;
+    let start = restoring::start(&opened, &root, &job, &target, &report);
     if cx.out.is_json() {
-        cx.out.json(&ShownReport::new(&job, &report, took))?;
+        cx.out
+            .json(&ShownReport::new(&job, &report, &start, took))?;
         return Ok(exit::SUCCESS);
     }
-    restoring::print_report(cx, &job, &report, took)?;
-    cx.out.line("Next:")?;
-    cx.out
-        .line(&format!("  {}", restoring::start_line(&job, &target)))?;
+    restoring::print_report(cx, &job, &report, &start, took)?;
     cx.out.line(
         "The standby replays the archived WAL, then says \"started streaming WAL from primary\" in its log. It may archive with archive_mode = always.",
     )?;

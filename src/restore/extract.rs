@@ -81,6 +81,8 @@ pub struct Survey {
     pub group: bool,
     /// Links other than those of tablespaces; they are not recreated.
     pub links: Vec<String>,
+    /// Files by whose names a directory of configuration may include them.
+    pub configuration_files: Vec<Vec<u8>>,
 }
 
 /// Where the paths of a snapshot go.
@@ -237,6 +239,10 @@ pub fn survey(snapshot: &Snapshot<'_>) -> Result<Survey> {
                     ));
                 }
                 survey.mapped_bytes += item.mapped_bytes;
+                // A hostile map cannot fill memory with names.
+                if item.path.ends_with(b".conf") && survey.configuration_files.len() < 1000 {
+                    survey.configuration_files.push(item.path.clone());
+                }
                 if item.path == b"PG_VERSION" {
                     survey.group = mode & 0o040 != 0;
                 }

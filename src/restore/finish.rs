@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{Dir, FileType, Mode, OFlags};
 
-use super::extract::{Destination, Survey};
+use super::extract::Destination;
 use super::job::{Job, Purpose};
 use super::settings::{self, Brought, StandbySettings};
 use super::target_dir::{CONTROL, Target, WAITING_CONTROL};
@@ -28,28 +28,9 @@ use crate::pg::conf;
 use crate::pg::control::ControlFile;
 use crate::pg::label::BackupLabel;
 use crate::repo::container::{Container, Kind};
-use crate::snapshot::reader::Snapshot;
 
-/// Configuration files are read up to this size.
-const CONF_LIMIT_BYTES: usize = 16 << 20;
 const LABEL_LIMIT_BYTES: u64 = 64 << 10;
 const CONTROL_BYTES: u64 = 64 << 10;
-
-/// Reads the configuration that comes with the backup, from the backup itself.
-///
-/// # Errors
-/// `Damaged`.
-pub fn brought(snapshot: &Snapshot<'_>, survey: &Survey, target: &Target) -> Result<Brought> {
-    let main = snapshot.read_file("postgresql.conf", CONF_LIMIT_BYTES)?;
-    let auto = snapshot.read_file(AUTO_CONF, CONF_LIMIT_BYTES)?;
-    Ok(Brought {
-        in_place_tablespaces: survey.has_in_place(target),
-        has_main: main.is_some(),
-        has_auto: auto.is_some(),
-        main: main.unwrap_or_default(),
-        auto: auto.unwrap_or_default(),
-    })
-}
 
 /// Requires that pg_control and backup_label are those of the backup: without the label a server would start from the wrong checkpoint.
 ///
@@ -144,6 +125,54 @@ fn manifest_limit(files: u64) -> u64 {
     files.saturating_mul(16 << 10).saturating_add(1 << 20)
 }
 
+/// What goes into postgresql.auto.conf.
+pub enum Wanted {
+    /// Of a restore: recorded, for they are taken away again.
+    Restore(WrittenSettings),
+    /// Of a standby: they stay.
+    Standby(Vec<conf::Setting>),
+}
+
+impl Wanted {
+    /// All of them, in their order.
+    pub fn all(&self) -> Vec<conf::Setting> {
+        match self {
+            Wanted::Restore(written) => [
+                &written.until_recovery_ended[..],
+                &written.until_adopted[..],
+            ]
+            .concat(),
+            Wanted::Standby(all) => all.clone(),
+        }
+    }
+}
+
+/// The settings of a job.
+///
+/// # Errors
+/// `Internal` for a restore without a plan.
+pub fn settings_of(job: &Job, brought: &Brought) -> Result<Wanted> {
+    Ok(match &job.request.purpose {
+        Purpose::Restore { adopt, .. } => {
+            let plan = job.plan.as_ref();
+            let wanted = plan.map(|p| &p.recovery_settings);
+            let wanted = wanted.ok_or_else(|| err!(Internal, "a restore without a plan"))?;
+            Wanted::Restore(settings::of_restore(wanted, *adopt, brought))
+        }
+        Purpose::Standby {
+            primary_conninfo,
+            slot,
+        } => {
+            let standby = StandbySettings {
+                primary_conninfo,
+                slot: slot.as_deref(),
+                restore_command: &job.restore_command,
+            };
+            Wanted::Standby(settings::of_standby(&standby, brought))
+        }
+    })
+}
+
 /// Writes settings, signal file, record and guard; returns the settings.
 ///
 /// # Errors
@@ -156,39 +185,18 @@ pub fn put_settings(
     group: bool,
 ) -> Result<Vec<conf::Setting>> {
     let data = destination.data();
-    let (mut written, comment, signal) = match &job.request.purpose {
-        Purpose::Restore { adopt, .. } => {
-            let plan = job.plan.as_ref();
-            let wanted = plan.map(|p| &p.recovery_settings);
-            let wanted = wanted.ok_or_else(|| err!(Internal, "a restore without a plan"))?;
-            let written = settings::of_restore(wanted, *adopt, brought);
-            (written, COMMENT, "recovery.signal")
-        }
-        Purpose::Standby {
-            primary_conninfo,
-            slot,
-        } => {
-            let standby = StandbySettings {
-                primary_conninfo,
-                slot: slot.as_deref(),
-                restore_command: &job.restore_command,
-            };
-            // They stay, so they are not recorded as ours to take away.
-            let all = settings::of_standby(&standby, brought);
-            let text = conf::append(&brought.auto, "written by pitr standby", &all)?;
-            data.put(AUTO_CONF.as_bytes(), &text, group)?;
-            (WrittenSettings::default(), "", "standby.signal")
-        }
+    let wanted = settings_of(job, brought)?;
+    let all = wanted.all();
+    let (mut written, comment, signal) = match wanted {
+        Wanted::Restore(written) => (written, COMMENT, "recovery.signal"),
+        Wanted::Standby(_) => (
+            WrittenSettings::default(),
+            "written by pitr standby",
+            "standby.signal",
+        ),
     };
-    let all = [
-        &written.until_recovery_ended[..],
-        &written.until_adopted[..],
-    ]
-    .concat();
-    if !comment.is_empty() {
-        let text = conf::append(&brought.auto, comment, &all)?;
-        data.put(AUTO_CONF.as_bytes(), &text, group)?;
-    }
+    let text = conf::append(&brought.auto, comment, &all)?;
+    data.put(AUTO_CONF.as_bytes(), &text, group)?;
     data.put(signal.as_bytes(), b"", group)?;
     written.job = serde_json::to_value(job)
         .map_err(|e| err!(Internal, "could not serialize the restore").source(e))?;

@@ -7,6 +7,7 @@
 //! | `claim` | keeps the backup from being deleted meanwhile |
 //! | `extract` | directories, files and their bytes |
 //! | `manifest_check` | what was copied against the server's own manifest |
+//! | `configuration` | the configuration that came along, with what it includes |
 //! | `settings` | what the server is told, and what code it would run |
 //! | `finish` | the last checks, and the order in which the directory becomes startable |
 //! | `tree` | nothing is written outside of the target |
@@ -18,6 +19,7 @@
 
 pub mod adopt;
 pub mod claim;
+pub mod configuration;
 pub mod extract;
 pub mod finish;
 pub mod job;
@@ -48,6 +50,7 @@ use claim::Claim;
 use extract::{Copied, Copying, Destination, Survey};
 use job::{Earlier, Job};
 use manifest_check::ManifestCheck;
+use settings::Brought;
 use target_dir::Target;
 use tree::{Tree, write_error};
 
@@ -110,14 +113,12 @@ pub struct Report {
     pub raw_bytes: u64,
     /// Files whose checksum was compared with the server's own manifest; none when it gave none.
     pub compared_files: Option<u64>,
-    /// Settings written.
+    /// Settings written into postgresql.auto.conf.
     pub settings: Vec<Setting>,
-    /// Settings that came with the backup and run code.
-    pub running_code: Vec<String>,
+    /// The configuration that came with the backup.
+    pub brought: Brought,
     /// Links that were not recreated.
     pub links: Vec<String>,
-    /// Whether postgresql.conf came with the backup.
-    pub has_configuration: bool,
 }
 
 /// Requires room for the restore before its first write; returns what the backup holds.
@@ -196,13 +197,14 @@ pub fn run(
 fn last_step(source: &Source<'_>, job: &Job, target: &Target, survey: &Survey) -> Result<Report> {
     finish::name_control(&Tree::open(&target.data, target.owner)?, job)?;
     let snapshot = Snapshot::open(source.store, source.layout, source.root)?;
-    let brought = finish::brought(&snapshot, survey, target)?;
+    let brought = configuration::brought(&snapshot, survey, target)?;
     Ok(Report {
         resumed: true,
         files: source.root.file_count,
         raw_bytes: source.root.size_bytes,
-        running_code: brought.running_code(),
-        has_configuration: brought.has_main,
+        settings: finish::settings_of(job, &brought)?.all(),
+        links: survey.links.clone(),
+        brought,
         ..Report::default()
     })
 }
@@ -216,7 +218,7 @@ fn copy_all(
 ) -> Result<Report> {
     let is_resumed = *earlier != Earlier::None;
     let snapshot = Snapshot::open(source.store, source.layout, source.root)?;
-    let brought = finish::brought(&snapshot, survey, target)?;
+    let brought = configuration::brought(&snapshot, survey, target)?;
     let _lock = prepare(target, job, is_resumed, survey.group, around)?;
     let destination = Destination::open(target)?;
     extract::lay_out(&snapshot, &destination, survey, is_resumed, around.stop)?;
@@ -268,9 +270,8 @@ fn copy_all(
         raw_bytes: survey.raw_bytes,
         compared_files,
         settings,
-        running_code: brought.running_code(),
         links: survey.links.clone(),
-        has_configuration: brought.has_main,
+        brought,
     })
 }
 

@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::archive::guard::{AUTO_CONF, WrittenSettings};
-use crate::pg::conf::{self, Setting};
+use crate::archive::guard::WrittenSettings;
+use crate::archive::server_conf::{Configuration, Line};
+use crate::pg::conf::Setting;
 
 /// PostgreSQL allows one of these to be set.
 const TARGETS: &[&str] = &[
@@ -18,18 +19,16 @@ const TARGETS: &[&str] = &[
     "recovery_target_xid",
 ];
 
-/// Settings that name a command, a library, or another file of settings.
+/// Settings that name a command or a library.
 const RUNNING_CODE: &[&str] = &[
     "archive_command",
     "archive_library",
     "archive_cleanup_command",
     "dynamic_library_path",
     "extension_control_path",
-    "include",
-    "include_dir",
-    "include_if_exists",
     "jit_provider",
     "local_preload_libraries",
+    "oauth_validator_libraries",
     "recovery_end_command",
     "restore_command",
     "session_preload_libraries",
@@ -40,21 +39,26 @@ const RUNNING_CODE: &[&str] = &[
 /// The configuration that came with the backup.
 #[derive(Debug, Clone, Default)]
 pub struct Brought {
-    /// Content of postgresql.conf.
-    pub main: Vec<u8>,
+    /// postgresql.conf with what it includes, then postgresql.auto.conf.
+    pub configuration: Configuration,
     /// Content of postgresql.auto.conf.
     pub auto: Vec<u8>,
-    /// Whether the former is in the data directory; on some systems it lies elsewhere.
-    pub has_main: bool,
     /// Whether the latter is there.
     pub has_auto: bool,
+    /// Whether postgresql.conf is in the data directory; on some systems it lies elsewhere.
+    pub has_main: bool,
+    /// Likewise pg_hba.conf.
+    pub has_hba: bool,
+    /// Likewise pg_ident.conf.
+    pub has_ident: bool,
     /// Whether there are tablespaces in place (15 and later).
     pub in_place_tablespaces: bool,
 }
 
 impl Brought {
-    fn value(&self, name: &str) -> Option<String> {
-        conf::value_of(&self.auto, name).or_else(|| conf::value_of(&self.main, name))
+    /// The value that counts, where one is set.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        self.configuration.value_of(name)
     }
 
     fn is_set(&self, name: &str) -> bool {
@@ -63,17 +67,26 @@ impl Brought {
 
     /// Settings that run code once the server starts, as `file: name = 'value'`.
     pub fn running_code(&self) -> Vec<String> {
-        let files = [("postgresql.conf", &self.main), (AUTO_CONF, &self.auto)];
-        let mut found = Vec::new();
-        for (file, text) in files {
-            for setting in conf::settings(text) {
-                if RUNNING_CODE.contains(&setting.name.as_str()) && !setting.value.is_empty() {
-                    found.push(format!("{file}: {} = '{}'", setting.name, setting.value));
-                }
-            }
-        }
-        found
+        running_code(&self.configuration)
     }
+}
+
+/// The settings of a configuration that run code, as `file: name = 'value'`.
+pub fn running_code(configuration: &Configuration) -> Vec<String> {
+    let lines = configuration.lines.iter();
+    lines
+        .filter(|line| {
+            let Setting { name, value } = &line.setting;
+            RUNNING_CODE.contains(&name.as_str()) && !value.is_empty()
+        })
+        .map(shown)
+        .collect()
+}
+
+/// A line as people read it.
+pub fn shown(line: &Line) -> String {
+    let Setting { name, value } = &line.setting;
+    format!("{}: {name} = '{value}'", line.file.display())
 }
 
 /// The settings of a restore: `wanted` are those of the plan.
@@ -162,6 +175,20 @@ pub fn of_standby(standby: &StandbySettings<'_>, brought: &Brought) -> Vec<Setti
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::archive::guard::AUTO_CONF;
+    use crate::pg::conf;
+
+    /// A configuration of these lines.
+    fn brought(main: &[&str], auto: &[&str]) -> Brought {
+        let mut brought = Brought::default();
+        for (file, lines) in [("postgresql.conf", main), (AUTO_CONF, auto)] {
+            for setting in conf::settings(lines.join("\n").as_bytes()) {
+                let file = file.into();
+                brought.configuration.lines.push(Line { file, setting });
+            }
+        }
+        brought
+    }
 
     #[test]
     fn the_wanted_target_stands_last_and_the_others_are_cleared() {
@@ -173,10 +200,7 @@ mod tests {
         ]
         .map(|(n, v)| (n.to_owned(), v.to_owned()))
         .into();
-        let brought = Brought {
-            main: b"recovery_min_apply_delay = 5min\n".to_vec(),
-            ..Brought::default()
-        };
+        let brought = brought(&["recovery_min_apply_delay = 5min"], &[]);
         let written = of_restore(&wanted, false, &brought);
         let lines: Vec<String> = written
             .until_recovery_ended
@@ -203,12 +227,14 @@ mod tests {
 
     #[test]
     fn a_standby_sheds_what_another_one_was_told() {
-        let brought = Brought {
-            main: b"shared_preload_libraries = 'x'\ninclude 'y.conf'\narchive_command = ''\n".to_vec(),
-            auto: b"primary_slot_name = 'other'\nrecovery_target_xid = '7'\nprimary_conninfo = 'host=a'\n"
-                .to_vec(),
-            ..Brought::default()
-        };
+        let brought = brought(
+            &["shared_preload_libraries = 'x'", "archive_command = ''"],
+            &[
+                "primary_slot_name = 'other'",
+                "recovery_target_xid = '7'",
+                "primary_conninfo = 'host=a'",
+            ],
+        );
         let standby = StandbySettings {
             primary_conninfo: "host=b",
             slot: None,
@@ -230,10 +256,7 @@ mod tests {
         );
         assert_eq!(
             brought.running_code(),
-            [
-                "postgresql.conf: shared_preload_libraries = 'x'",
-                "postgresql.conf: include = 'y.conf'"
-            ]
+            ["postgresql.conf: shared_preload_libraries = 'x'"]
         );
     }
 }

@@ -34,6 +34,7 @@ mod receive_network;
 mod restore;
 mod restore_faults;
 mod restore_hostile;
+mod restore_start;
 mod soak;
 mod streaming;
 mod tails;

@@ -1,0 +1,285 @@
+//! What `pitr restore` prints, done as it says: the line that starts the server, the line that adopts the copy.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::common::{Client, Cluster, PATIENCE, Program, Run, Site, pitr, user, wait_until};
+
+/// A server whose configuration lies outside of the data directory, as Debian has it.
+struct Elsewhere {
+    site: Site,
+    server: Cluster,
+    etc: PathBuf,
+    /// Holds the data directory.
+    _base: Cluster,
+}
+
+impl Elsewhere {
+    fn new(major: u32) -> Elsewhere {
+        let base = Cluster::builder(major)
+            .segment_size_mb(1)
+            .without_fsync()
+            .create();
+        let etc = base.sandbox().dir("etc");
+        let d = base.sandbox().dir("etc/conf.d");
+        for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+            std::fs::rename(base.pgdata().join(name), etc.join(name)).unwrap();
+        }
+        let server = Cluster::open(major, base.pgdata())
+            .option("config_file", etc.join("postgresql.conf").display())
+            .option("fsync", "off")
+            .create();
+        let site = Site::new(&server);
+        let main = std::fs::read_to_string(etc.join("postgresql.conf")).unwrap();
+        let main = format!(
+            "{main}\ndata_directory = '{}'\nhba_file = '{2}/pg_hba.conf'\nident_file = '{2}/pg_ident.conf'\n\
+             external_pid_file = '{2}/main.pid'\nlisten_addresses = '127.0.0.1'\n\
+             unix_socket_directories = '{2}'\nport = {1}\ninclude_dir = 'conf.d'\n",
+            base.pgdata().display(),
+            server.port(),
+            etc.display()
+        );
+        std::fs::write(etc.join("postgresql.conf"), main).unwrap();
+        let command = site.archive().arg("%p").shell().replace('\'', "''");
+        std::fs::write(
+            d.join("archive.conf"),
+            format!("archive_mode = on\narchive_command = '{command}'\n"),
+        )
+        .unwrap();
+        let mut server = server;
+        server.start();
+        Elsewhere {
+            site,
+            server,
+            etc,
+            _base: base,
+        }
+    }
+
+    fn to(&self, name: &str) -> PathBuf {
+        self.site.sandbox().dir("copies").join(name)
+    }
+}
+
+/// The line below `Next:`.
+fn next_line(run: &Run) -> String {
+    let mut lines = run.stdout.lines().skip_while(|l| *l != "Next:");
+    let line = lines.nth(1).unwrap_or_else(|| panic!("{run}"));
+    line.trim().to_owned()
+}
+
+/// A server that a printed line has started, outside of the harness.
+struct Started {
+    pg_ctl: PathBuf,
+    to: PathBuf,
+}
+
+impl Started {
+    fn by(line: &str, copy: &Cluster) -> Started {
+        let started = Started {
+            pg_ctl: copy.bin("pg_ctl").unwrap(),
+            to: copy.pgdata().to_owned(),
+        };
+        Program::new("/bin/sh")
+            .args(["-c", line])
+            .env("PGCTLTIMEOUT", "280")
+            .timeout(Duration::from_secs(300))
+            .run()
+            .success();
+        started
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        Program::new(&self.pg_ctl)
+            .args(["-m", "immediate", "-D"])
+            .arg(&self.to)
+            .arg("stop")
+            .run();
+    }
+}
+
+fn one(client: &Client, sql: &str) -> String {
+    client.query_one_string(sql)
+}
+
+#[test]
+fn the_printed_line_starts_a_copy_of_a_server_whose_configuration_is_in_etc() {
+    let there = Elsewhere::new(17);
+    let server = &there.server;
+    server.sql("create table t as select g as a from generate_series(1, 100) g");
+    there.site.pitr().arg("backup").run().success();
+    server.sql("insert into t select g from generate_series(101, 150) g");
+    server.archive_now();
+    // From the next start on, each commit waits for a standby that the copy does not have.
+    std::fs::write(
+        there.etc.join("conf.d/sync.conf"),
+        "synchronous_standby_names = 'nobody'\n",
+    )
+    .unwrap();
+    let to = there.to("data");
+    let run = there
+        .site
+        .pitr()
+        .args(["restore", "--to"])
+        .arg(&to)
+        .run()
+        .success()
+        .expect_stdout(&format!(
+            "{}/conf.d/archive.conf: archive_command = ",
+            there.etc.display()
+        ))
+        .expect_stdout(&format!(
+            "Port {}, which its settings name, is taken on this host",
+            server.port()
+        ))
+        .expect_stdout("synchronous_standby_names = 'nobody' came along");
+    let line = next_line(&run);
+    // The port that it proposes is free, but other tests look for free ones, too.
+    let copy = Cluster::open(17, &to).create();
+    let (line, port) = line.rsplit_once("-p ").expect(&line);
+    let (_, rest) = port.split_once([' ', '\'']).expect(port);
+    let line = format!("{line}-p {} {rest}", copy.port());
+    let started = Started::by(&line, &copy);
+    let client = Client::connect(&copy.conninfo_tcp("postgres")).unwrap();
+    wait_until(PATIENCE, "recovery has ended", || {
+        one(&client, "select pg_is_in_recovery()") == "f"
+    });
+    assert_eq!(one(&client, "show data_directory"), to.to_str().unwrap());
+    assert_eq!(
+        one(&client, "show config_file"),
+        there.etc.join("postgresql.conf").to_str().unwrap()
+    );
+    assert_eq!(one(&client, "show synchronous_standby_names"), "");
+    client.sql("insert into t values (151)");
+    assert_eq!(one(&client, "select count(*) from t"), "151");
+    assert_eq!(server.query_one_string("select count(*) from t"), "150");
+    assert!(to.join("external.pid").exists());
+    drop(client);
+    drop(started);
+
+    // A host that has neither the server nor its configuration: the line is to be completed.
+    let bare = there.to("bare");
+    let run = pitr()
+        .args(["restore", "--repository"])
+        .arg(there.site.repository())
+        .arg("--to")
+        .arg(&bare)
+        .run()
+        .success()
+        .expect_stdout("in place of CONFIG_DIR");
+    let line = next_line(&run);
+    for option in [
+        "config_file=CONFIG_DIR/postgresql.conf".to_owned(),
+        format!("data_directory={}", bare.display()),
+        "hba_file=CONFIG_DIR/pg_hba.conf".to_owned(),
+        "ident_file=CONFIG_DIR/pg_ident.conf".to_owned(),
+    ] {
+        assert!(line.contains(&option), "{option}: {line}");
+    }
+}
+
+#[test]
+fn what_a_restore_brings_along_is_looked_at_through_includes_and_what_it_prints_can_be_run() {
+    let (site, server) = Site::with_cluster(16);
+    let pgdata = server.pgdata().to_owned();
+    let write = |name: &str, text: &str| {
+        std::fs::write(pgdata.join(name), text).unwrap();
+        user::own(&pgdata.join(name));
+    };
+    std::fs::create_dir(pgdata.join("conf.d")).unwrap();
+    user::own(&pgdata.join("conf.d"));
+    // Not loaded by the server: its backup has them.
+    write("conf.d/b.conf", "session_preload_libraries = 'b'\n");
+    write(
+        "conf.d/a.conf",
+        "ssl_passphrase_command = 'a'\ninclude 'deeper/c.conf'\n",
+    );
+    write("conf.d/off.disabled", "archive_library = 'never'\n");
+    std::fs::create_dir(pgdata.join("conf.d/deeper")).unwrap();
+    user::own(&pgdata.join("conf.d/deeper"));
+    write(
+        "conf.d/deeper/c.conf",
+        "archive_cleanup_command = 'c'\nsynchronous_standby_names = 'nobody'\n",
+    );
+    let main = std::fs::read_to_string(pgdata.join("postgresql.conf")).unwrap();
+    write(
+        "postgresql.conf",
+        &format!(
+            "{main}\ninclude_dir 'conf.d'\ninclude_if_exists = 'none.conf'\ninclude '/nonexistent/x.conf'\n\
+             include = 'gone.conf'\n"
+        ),
+    );
+    site.pitr().arg("backup").run().success();
+    server.sql("create table t ()");
+    server.archive_now();
+    let to = site.sandbox().dir("copies").join("data");
+    let url = format!("file://{}", site.repository().display());
+    let run = pitr()
+        .args(["restore", "--repository", &url, "--to"])
+        .arg(&to)
+        .run()
+        .success();
+    let block = |title: &str| -> Vec<String> {
+        let lines = run.stdout.lines().skip_while(|l| !l.starts_with(title));
+        let below = lines.skip(1).take_while(|l| l.starts_with("  "));
+        below.map(|l| l.trim().to_owned()).collect()
+    };
+    let code = block("The configuration runs code");
+    let (archive, included) = code.split_first().expect(&run.stdout);
+    assert!(archive.starts_with("postgresql.conf: archive_command = '"));
+    assert_eq!(
+        included,
+        [
+            "conf.d/a.conf: ssl_passphrase_command = 'a'",
+            "conf.d/deeper/c.conf: archive_cleanup_command = 'c'",
+            "conf.d/b.conf: session_preload_libraries = 'b'",
+        ]
+    );
+    assert_eq!(
+        block("It includes what was not looked at"),
+        ["postgresql.conf: include = '/nonexistent/x.conf'"]
+    );
+    assert_eq!(
+        block("It includes what was not restored"),
+        ["postgresql.conf: include = 'gone.conf'"]
+    );
+    assert!(run.stdout.contains("synchronous_standby_names = 'nobody'"));
+    assert!(next_line(&run).contains("synchronous_standby_names="));
+
+    // As many settings as it says, and all of them shown.
+    let auto = std::fs::read_to_string(to.join("postgresql.auto.conf")).unwrap();
+    let written = auto.lines().filter(|l| l.contains(" = '")).count();
+    let said = format!("  {written} settings in postgresql.auto.conf, those of the plan and:");
+    assert!(run.stdout.contains(&said), "{said}\n{run}");
+    let planned = run
+        .stdout
+        .lines()
+        .filter(|l| l.starts_with("setting "))
+        .count();
+    let lines = run.stdout.lines().skip_while(|l| **l != said);
+    let others = lines.skip(1).take_while(|l| l.starts_with("    ")).count();
+    assert_eq!(planned + others, written, "{run}");
+
+    // The line that adopts it works where nothing is configured.
+    let adopt = run
+        .stdout
+        .lines()
+        .find_map(|l| l.split_once(": pitr adopt"));
+    let (_, words) = adopt.unwrap_or_else(|| panic!("{run}"));
+    let words: Vec<&str> = words.split_whitespace().collect();
+    assert_eq!(
+        words,
+        [
+            "--repository",
+            &url,
+            "--cluster",
+            "main",
+            "--pgdata",
+            to.to_str().unwrap()
+        ]
+    );
+    pitr().arg("adopt").args(words).run().success();
+    assert!(!to.join("pg_wal/pitr.guard").exists());
+}
