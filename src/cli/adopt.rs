@@ -1,13 +1,13 @@
 //! `pitr adopt`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::Context;
 use crate::archive::datadir::DataDirectory;
 use crate::archive::guard;
-use crate::config::ClusterName;
+use crate::config::{self, ClusterName, Settings};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
@@ -18,7 +18,8 @@ use crate::restore::adopt::{self, Adopted};
 /// Let a restored copy archive
 ///
 /// A restored copy must not write into the archive it came from. Adopting it says that it is the cluster from now on, or, with --as,
-/// a cluster of its own under a new name: take a full backup of that one.
+/// a cluster of its own under a new name: take a full backup of that one. A copy whose timeline another server has taken in the repository is
+/// refused. On a directory that is no restored copy there is nothing to do, which is said, with exit status 0.
 ///
 /// Example: pitr adopt --pgdata /var/lib/postgresql/17/restored --as staging
 #[derive(clap::Args, Debug)]
@@ -93,45 +94,97 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         })?;
         return Ok(exit::SUCCESS);
     }
-    print(cx, &pgdata.display().to_string(), cluster, &adopted, args)?;
+    let report = Report {
+        pgdata: &pgdata,
+        cluster: cluster.unwrap_or("the cluster"),
+        is_renamed: args.new_name.is_some(),
+        adopted: &adopted,
+        settings: &settings,
+        configured: configured.as_ref(),
+    };
+    report.print(cx)?;
     Ok(exit::SUCCESS)
 }
 
-fn print(
-    cx: &Context,
-    pgdata: &str,
-    cluster: Option<&str>,
-    adopted: &Adopted,
-    args: &Args,
-) -> Result<()> {
-    let cluster = cluster.unwrap_or("the cluster");
-    match adopted.was_guarded {
-        true => cx
-            .out
-            .line(&format!("{pgdata} is adopted as \"{cluster}\""))?,
-        false => cx
-            .out
-            .line(&format!("{pgdata} had no guard: it could archive before"))?,
+/// What is said of an adopted copy.
+struct Report<'a> {
+    pgdata: &'a Path,
+    cluster: &'a str,
+    is_renamed: bool,
+    adopted: &'a Adopted,
+    settings: &'a Settings,
+    configured: Option<&'a config::Cluster>,
+}
+
+impl Report<'_> {
+    fn print(&self, cx: &Context) -> Result<()> {
+        let (pgdata, cluster) = (self.pgdata.display(), self.cluster);
+        let adopted = self.adopted;
+        if !adopted.was_guarded && adopted.removed.is_empty() && !self.is_renamed {
+            return cx.out.line(&format!(
+                "nothing to do: {pgdata} is no restored copy, or it was adopted before. Nothing was changed"
+            ));
+        }
+        match adopted.was_guarded {
+            true => cx
+                .out
+                .line(&format!("{pgdata} is adopted as \"{cluster}\""))?,
+            false => cx
+                .out
+                .line(&format!("{pgdata} had no guard: it could archive before"))?,
+        }
+        for setting in &adopted.removed {
+            cx.out.line(&format!(
+                "  removed from {}: {}",
+                guard::AUTO_CONF,
+                setting.line()?
+            ))?;
+        }
+        if adopted.recovery_pending {
+            cx.out
+                .line("  the settings of recovery stay until it has ended")?;
+        }
+        cx.out.line("Next:")?;
+        self.steps(cx)
+            .iter()
+            .try_for_each(|step| cx.out.line(&format!("  {step}")))
     }
-    for setting in &adopted.removed {
-        cx.out.line(&format!(
-            "  removed from {}: {}",
-            guard::AUTO_CONF,
-            setting.line()?
-        ))?;
+
+    fn steps(&self, cx: &Context) -> Vec<String> {
+        let cluster = self.cluster;
+        let mut steps = Vec::new();
+        if self.is_renamed {
+            steps.push(format!(
+                "set archive_command to call pitr-archive with --cluster {cluster}, and add [clusters.{cluster}] to the configuration"
+            ));
+        } else if let Some(old) = self.configured.and_then(|c| c.pgdata.as_deref())
+            && !is_same(old, self.pgdata)
+        {
+            let file = self.settings.path.as_deref();
+            let file = file.map_or_else(String::new, |f| format!(" of {}", f.display()));
+            steps.push(format!(
+                "set pgdata = \"{}\" in [clusters.{cluster}]{file}: it says \"{}\". Change conninfo, too, if the port or the socket is another",
+                self.pgdata.display(),
+                old.display()
+            ));
+        }
+        steps.push("restart the server, so that archive_mode takes effect".into());
+        if !self.is_renamed && self.configured.is_some_and(receives) {
+            steps.push(format!(
+                "pitr receive --create-slot{}: the replication slot of the old server is not in the copy",
+                cx.flags(Some(cluster))
+            ));
+        }
+        steps.push(format!("pitr backup{}", cx.flags(Some(cluster))));
+        steps
     }
-    if adopted.recovery_pending {
-        cx.out
-            .line("  the settings of recovery stay until it has ended")?;
-    }
-    cx.out.line("Next:")?;
-    if args.new_name.is_some() {
-        cx.out.line(&format!(
-            "  set archive_command to call pitr-archive with --cluster {cluster}, and add [clusters.{cluster}] to the configuration"
-        ))?;
-    }
-    cx.out
-        .line("  restart the server, so that archive_mode takes effect")?;
-    cx.out.line(&format!("  pitr backup --cluster {cluster}"))?;
-    Ok(())
+}
+
+fn receives(cluster: &config::Cluster) -> bool {
+    cluster.receive.slot.is_some() || cluster.receive.journal.is_some()
+}
+
+/// Whether two paths lead to the same directory.
+fn is_same(a: &Path, b: &Path) -> bool {
+    a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }

@@ -3,6 +3,8 @@
 //! Every finding has a value, and where something is wrong a cause and the command that helps. What cannot be looked at is itself a
 //! finding: nothing passes in silence. Looks only, apart from two files that it tries in each repository and removes again.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::Context;
@@ -13,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::exit;
 
 mod archiver;
+mod loss;
 mod receiver;
 mod repository;
 mod server;
@@ -133,10 +136,11 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
         .as_ref()
         .and_then(|c| c.pgdata.clone())
         .or(seen.pgdata.clone());
-    if let Some(pgdata) = &pgdata {
+    let is_gone = pgdata.as_deref().is_some_and(is_gone);
+    if let Some(pgdata) = pgdata.as_deref().filter(|_| !is_gone) {
         archiver::look(&mut found, pgdata, &seen, cx);
     }
-    repository::look(
+    let opened = repository::look(
         &mut found,
         &settings,
         cluster.as_ref(),
@@ -144,7 +148,16 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
         &seen,
         cx,
     );
+    if let Some(cluster) = cluster.as_ref().filter(|_| is_gone || seen.is_silent) {
+        loss::look(&mut found, &opened, &settings, cluster, cx);
+    }
     report(&found.all, cx)
+}
+
+/// Whether a data directory is not there, as opposed to out of our reach.
+fn is_gone(pgdata: &Path) -> bool {
+    let found = std::fs::symlink_metadata(pgdata.join("PG_VERSION"));
+    found.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
 }
 
 fn configuration(found: &mut Findings, settings: &Settings, cluster: Option<&Cluster>) {
@@ -172,6 +185,15 @@ fn configuration(found: &mut Findings, settings: &Settings, cluster: Option<&Clu
         );
         return;
     };
+    if is_gone(pgdata) {
+        found.fail(
+            "pgdata",
+            pgdata.display().to_string(),
+            "there is no data directory",
+            "mount its disk, or set pgdata to where it is; if it is lost: pitr info, pitr plan, pitr restore --to DIR",
+        );
+        return;
+    }
     match DataDirectory::at(pgdata).check_guard() {
         Ok(()) => found.ok("pgdata", pgdata.display().to_string()),
         Err(e) => found.error("pgdata", &e),

@@ -57,12 +57,13 @@ impl Failures {
     /// # Errors
     /// The interruption, if there was one.
     pub fn told(self, cx: &Context) -> Result<bool> {
-        for error in &self.errors {
-            cx.out.error(error);
+        let is_none = self.errors.is_empty();
+        for error in self.errors {
+            cx.out.error(&cx.explained(error));
         }
         match self.interrupted {
             Some(interrupted) => Err(interrupted),
-            None => Ok(self.errors.is_empty()),
+            None => Ok(is_none),
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::pg::time::TimestampTz;
 use crate::repo::repository::Repository;
 use crate::store::file::FileStore;
 
+pub mod access;
 pub mod archive_command;
 pub mod failures;
 pub mod human;
@@ -168,7 +169,38 @@ impl Context {
     /// `NoRepository` when it is not there or not mounted, and what the store says.
     pub fn open(&self, repository: &config::Repository) -> Result<Repository> {
         let Location::File(path) = &repository.location;
-        Repository::open(Box::new(FileStore::open(path, self.random())?))
+        let store = FileStore::open(path, self.random());
+        store
+            .and_then(|store| Repository::open(Box::new(store)))
+            .map_err(|e| access::explain(e, std::slice::from_ref(path)))
+    }
+
+    /// The error with a next step, where access was denied.
+    pub fn explained(&self, error: Error) -> Error {
+        if error.hint_text().is_some() {
+            return error;
+        }
+        let repositories = self.settings().map(|s| s.repositories).unwrap_or_default();
+        let places = repositories.into_iter().map(|r| {
+            let Location::File(path) = r.location;
+            path
+        });
+        access::explain(error, &places.collect::<Vec<_>>())
+    }
+
+    /// The global options of this command line that the next one needs as well, each with a space before it; `cluster` where it must be named.
+    pub fn flags(&self, cluster: Option<&str>) -> String {
+        let config = self.global.config.as_ref().map(|c| c.to_string_lossy());
+        let words = [
+            ("config", config.as_deref()),
+            ("repository", self.global.repository.as_deref()),
+            ("cluster", cluster),
+        ];
+        words
+            .iter()
+            .filter_map(|(name, value)| Some((name, (*value)?)))
+            .map(|(name, value)| format!(" --{name} {}", archive_command::shell_word(value)))
+            .collect()
     }
 
     /// A random number, for the nonces and ids that the library takes as arguments.
@@ -234,7 +266,7 @@ fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
     };
     match dispatch(&cli.command, &cx) {
         Ok(status) => status,
-        Err(e) => cx.out.error(&e),
+        Err(e) => cx.out.error(&cx.explained(e)),
     }
 }
 

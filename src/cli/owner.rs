@@ -81,6 +81,11 @@ impl User {
         self.name.clone().unwrap_or_else(|| self.uid.to_string())
     }
 
+    /// Whether permission bits give this user the access. Access control lists are not looked at.
+    pub fn may_access(&self, metadata: &Metadata, access: Access) -> bool {
+        self.may(metadata, access as u32)
+    }
+
     /// Whether permission bits give this user `bits`. Access control lists are not looked at.
     fn may(&self, metadata: &Metadata, bits: u32) -> bool {
         let mode = metadata.mode();

@@ -155,24 +155,6 @@ impl Reading {
         (fetch, format!("{program} --recovery-ended"))
     }
 
-    /// The global options of this command line that the next one needs as well, each with a space before it.
-    pub fn flags(&self, cx: &Context) -> String {
-        let mut flags = String::new();
-        let mut add = |name: &str, value: &str| {
-            flags.push_str(&format!(" --{name} {}", shell_word(value)));
-        };
-        if let Some(config) = &cx.global.config {
-            add("config", &config.to_string_lossy());
-        }
-        if let Some(repository) = &cx.global.repository {
-            add("repository", repository);
-        }
-        if cx.global.cluster.is_some() || self.settings.clusters.is_empty() {
-            add("cluster", &self.name);
-        }
-        flags
-    }
-
     /// Makes the plan for a target.
     ///
     /// # Errors

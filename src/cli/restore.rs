@@ -249,11 +249,12 @@ fn print_next(cx: &Context, job: &Job, plan: &Plan, opened: &Opened) -> Result<(
         plan.target.target
     ))?;
     let directory = super::archive_command::shell_word(&job.request.to);
+    let named = cx.global.cluster.is_some() || opened.reading.settings.clusters.is_empty();
     match adopt {
         true => out.line("It archives as the cluster's successor: make sure that the old one never starts again, and take a full backup."),
         false => out.line(&format!(
             "It does not archive (archive_mode = off). If it succeeds the cluster: pitr adopt{} --pgdata {directory}",
-            opened.reading.flags(cx)
+            cx.flags(named.then_some(opened.layout.name()))
         )),
     }
 }

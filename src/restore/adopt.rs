@@ -1,15 +1,22 @@
 //! A restored copy becomes a cluster that may archive.
 //!
-//! Order: the new name is registered and the event recorded first, then settings are taken away, and the guard goes last: it is the commit
+//! Order: the new name is registered, the histories archived and the event recorded first, then settings are taken away, and the guard goes last: it is the commit
 //! point, and repeating everything before it does no harm.
+
+use std::fs::File;
+use std::io::Read;
 
 use super::Surroundings;
 use crate::archive::datadir::{DataDirectory, GUARD};
-use crate::archive::guard::{self, Guard, UNFINISHED, Which};
+use crate::archive::guard::{self, Guard, SETTINGS, UNFINISHED, Which};
+use crate::archive::push;
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::pg::conf::Setting;
 use crate::pg::control::ControlFile;
+use crate::pg::segment::{SegmentName, WalFileName};
+use crate::pg::timeline::{History, TimelineId};
+use crate::repo::container::Container;
 use crate::repo::event::{self, Event};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
@@ -17,8 +24,14 @@ use crate::repo::repository::{Registration, Repository};
 /// The subject of events that concern a cluster as a whole.
 const SUBJECT: &str = "cluster";
 
+/// Length of a history file, at most.
+const HISTORY_LIMIT_BYTES: u64 = 1 << 20;
+
+/// Bytes compared at once.
+const CHUNK: usize = 256 << 10;
+
 /// What adopting came to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Adopted {
     /// The guard that was removed, if there was one that could be read.
     pub guard: Option<Guard>,
@@ -36,7 +49,7 @@ pub struct Adopted {
 /// under.
 ///
 /// # Errors
-/// `Refused` when the directory is none, or a restore is not finished; `Conflict` when another cluster has the new name; what a required
+/// `Refused` when the directory is none, a restore is not finished, or another server has taken its timeline; `Conflict` when another cluster has the new name; what a required
 /// repository says when the new name cannot be registered.
 pub fn adopt(
     directory: &DataDirectory,
@@ -63,30 +76,23 @@ pub fn adopt(
         Err(e) if e.code() == Code::Damaged => None,
         Err(e) => return Err(e),
     };
+    if !was_guarded && new_name.is_none() && !directory.wal().join(SETTINGS).exists() {
+        return Ok(Adopted::default());
+    }
     let from = guard.as_ref().map(|g| g.cluster.as_str()).or(cluster);
-    let mut recorded_in = Vec::new();
-    for (repository, required) in repositories {
-        let done = match repository {
-            Ok(repository) => record(repository, &control, from, new_name, around)
-                .map(|is_recorded| (repository.store().location(), is_recorded)),
-            Err(e) => Err(err!(Unreachable, "{e}").with_code(e.code())),
-        };
-        match done {
-            Ok((location, true)) => recorded_in.push(location),
-            Ok((location, false)) => around.progress.warn(&format!(
-                "the adoption was not recorded in \"{location}\": system identifier {} is not registered there for {}",
-                control.system_identifier,
-                from.map_or_else(|| "a cluster of a known name".to_owned(), |name| format!("cluster \"{name}\""))
-            )),
-            // Without a registration the new name could not archive; the event alone is for the record.
-            Err(e) if e.code() == Code::Conflict || (*required && new_name.is_some()) => {
-                return Err(e);
-            }
-            Err(e) => around
-                .progress
-                .warn(&format!("the adoption was not recorded: {e}")),
+    if was_guarded && let Some(name) = from.filter(|from| new_name.is_none_or(|new| new == *from)) {
+        let layout = ClusterLayout::new(name, control.system_identifier)?;
+        for repository in repositories.iter().filter_map(|(r, _)| r.as_ref().ok()) {
+            check_timelines(directory, &control, repository, &layout)?;
         }
     }
+    let copy = Copy {
+        directory,
+        control: &control,
+        from,
+        new_name,
+    };
+    let recorded_in = copy.record_all(repositories, around)?;
     let recovery_pending = directory.has("recovery.signal") || directory.has("standby.signal");
     let which = match recovery_pending {
         true => Which::Clone,
@@ -103,33 +109,207 @@ pub fn adopt(
     })
 }
 
-/// Registers the new name and writes the event; `false` when there is no cluster that it could be recorded of.
-fn record(
-    repository: &Repository,
+/// Requires that the repository has no other server's WAL under the timeline that the copy took when it was promoted.
+///
+/// Two copies that were promoted before either could archive have the same number. Restored to the same target they have the same
+/// history, too: then the first segment tells, which holds the end of recovery with its time. What the server has not written to its end
+/// yet, as its last checkpoint tells, is not compared.
+fn check_timelines(
+    directory: &DataDirectory,
     control: &ControlFile,
-    from: Option<&str>,
-    new_name: Option<&str>,
-    around: &Surroundings<'_>,
-) -> Result<bool> {
-    let identifier = control.system_identifier;
-    let old = from.map(|name| ClusterLayout::new(name, identifier));
-    let old = old.transpose()?;
-    let known = match &old {
-        Some(layout) => repository.registration(layout)?,
-        None => None,
-    };
-    if let Some(name) = new_name.filter(|name| Some(*name) != from) {
-        register(repository, control, name, known.as_ref(), around)?;
+    repository: &Repository,
+    layout: &ClusterLayout,
+) -> Result<()> {
+    for timeline in histories(directory)? {
+        let (own, _) = history(directory, timeline)?;
+        let is_same = match push::read_history(repository, layout, timeline) {
+            Ok(stored) => stored.is_none_or(|stored| stored == own),
+            // Verify tells.
+            Err(e) if e.code() == Code::Damaged => true,
+            Err(e) => return Err(e),
+        };
+        let is_current = timeline == control.checkpoint_copy.timeline;
+        if !is_same
+            || (is_current && !begins_as_stored(directory, control, repository, layout, &own)?)
+        {
+            return Err(taken(repository, timeline));
+        }
     }
-    let Some((layout, name)) = old.filter(|_| known.is_some()).zip(new_name.or(from)) else {
-        return Ok(false);
+    Ok(())
+}
+
+/// Archives the histories of the copy's timelines: a server that does not archive marks them for nobody, so it never would.
+fn put_histories(
+    directory: &DataDirectory,
+    repository: &Repository,
+    layout: &ClusterLayout,
+) -> Result<()> {
+    for timeline in histories(directory)? {
+        let (_, content) = history(directory, timeline)?;
+        push::push_history(repository, layout, timeline, &content)?;
+    }
+    Ok(())
+}
+
+fn history(directory: &DataDirectory, timeline: TimelineId) -> Result<(History, Vec<u8>)> {
+    let path = directory.wal().join(timeline.history_file_name());
+    let failed = |e| Error::from_io(format!("read \"{}\"", path.display()), e);
+    let mut content = Vec::new();
+    let file = File::open(&path).map_err(failed)?;
+    file.take(HISTORY_LIMIT_BYTES)
+        .read_to_end(&mut content)
+        .map_err(failed)?;
+    let history = History::parse(timeline, &content)
+        .map_err(|e| e.context(format!("read \"{}\"", path.display())))?;
+    Ok((history, content))
+}
+
+fn taken(repository: &Repository, timeline: TimelineId) -> Error {
+    err!(
+        Refused,
+        "timeline {} is that of another server in \"{}\"",
+        timeline.decimal(),
+        repository.store().location()
+    )
+    .hint("Nothing was changed. Two copies were promoted to the same timeline number, and the other one has archived. If that one is the cluster, this copy can go on under a name of its own.\nTo do so: pitr adopt --as NAME; else restore once more, which takes the next number.")
+}
+
+/// The timelines of which pg_wal has a history.
+fn histories(directory: &DataDirectory) -> Result<Vec<TimelineId>> {
+    let failed = |e| Error::from_io(format!("read \"{}\"", directory.wal().display()), e);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory.wal()).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if let Some(Ok(WalFileName::History(timeline))) = name.to_str().map(str::parse) {
+            found.push(timeline);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether the first segment of the copy's own timeline is the stored one, as far as the copy has surely written it.
+fn begins_as_stored(
+    directory: &DataDirectory,
+    control: &ControlFile,
+    repository: &Repository,
+    layout: &ClusterLayout,
+    own: &History,
+) -> Result<bool> {
+    let Some((_, begin)) = own.parent() else {
+        return Ok(true);
     };
-    let event = Event {
-        event: "adopted".into(),
-        as_name: Some(name.to_owned()),
-        ..around.event(SUBJECT)
+    let size = control.wal_segment_size;
+    let name = SegmentName::of(own.timeline(), begin, size);
+    let Some(object) = repository.store().open(&layout.segment(name))? else {
+        return Ok(true);
     };
-    event::record(repository.store(), &layout, &event, (around.random)()).map(|_| true)
+    let start = name.start_lsn(size)?;
+    let written = control
+        .checkpoint
+        .0
+        .saturating_sub(start.0)
+        .min(size.bytes());
+    let Ok(file) = File::open(directory.wal().join(name.to_string())) else {
+        // Recycled already.
+        return Ok(true);
+    };
+    let mut left = file.take(written);
+    let mut is_same = true;
+    let mut buffer = vec![0; CHUNK];
+    let read = Container::open(object).and_then(|stored| {
+        stored.read_body(&mut |piece| {
+            for piece in piece.chunks(CHUNK) {
+                let room = usize::try_from(left.limit()).unwrap_or(usize::MAX);
+                let length = piece.len().min(room);
+                let (Some(mine), Some(theirs)) = (buffer.get_mut(..length), piece.get(..length))
+                else {
+                    continue;
+                };
+                left.read_exact(mine)
+                    .map_err(|e| Error::from_io(format!("read \"{name}\""), e))?;
+                is_same &= mine == theirs;
+            }
+            Ok(())
+        })
+    });
+    match read {
+        // Verify tells.
+        Err(e) if e.code() == Code::Damaged => Ok(true),
+        Err(e) => Err(e),
+        Ok(()) => Ok(is_same),
+    }
+}
+
+/// A copy and the names it has and gets.
+struct Copy<'a> {
+    directory: &'a DataDirectory,
+    control: &'a ControlFile,
+    from: Option<&'a str>,
+    new_name: Option<&'a str>,
+}
+
+impl Copy<'_> {
+    /// Tells every repository; returns those that know of it.
+    fn record_all(
+        &self,
+        repositories: &[(Result<Repository>, bool)],
+        around: &Surroundings<'_>,
+    ) -> Result<Vec<String>> {
+        let mut recorded_in = Vec::new();
+        for (repository, required) in repositories {
+            let done = match repository {
+                Ok(repository) => self
+                    .record(repository, around)
+                    .map(|is_recorded| (repository.store().location(), is_recorded)),
+                Err(e) => Err(err!(Unreachable, "{e}").with_code(e.code())),
+            };
+            match done {
+                Ok((location, true)) => recorded_in.push(location),
+                Ok((location, false)) => around.progress.warn(&format!(
+                    "the adoption was not recorded in \"{location}\": system identifier {} is not registered there for {}",
+                    self.control.system_identifier,
+                    self.from.map_or_else(|| "a cluster of a known name".to_owned(), |name| format!("cluster \"{name}\""))
+                )),
+                // Without a registration the new name could not archive; the event alone is for the record.
+                Err(e) if e.code() == Code::Conflict || (*required && self.new_name.is_some()) => {
+                    return Err(e);
+                }
+                Err(e) => around
+                    .progress
+                    .warn(&format!("the adoption was not recorded: {e}")),
+            }
+        }
+        Ok(recorded_in)
+    }
+
+    /// Registers the new name, archives the histories and writes the event; `false` when there is no cluster that it could be recorded of.
+    fn record(&self, repository: &Repository, around: &Surroundings<'_>) -> Result<bool> {
+        let identifier = self.control.system_identifier;
+        let layout_of = |name: &str| ClusterLayout::new(name, identifier);
+        let old = self.from.map(layout_of).transpose()?;
+        let known = match &old {
+            Some(layout) => repository.registration(layout)?,
+            None => None,
+        };
+        if let Some(name) = self.new_name.filter(|name| Some(*name) != self.from) {
+            register(repository, self.control, name, known.as_ref(), around)?;
+            put_histories(self.directory, repository, &layout_of(name)?)?;
+        }
+        let name = self.new_name.or(self.from);
+        let Some((layout, name)) = old.filter(|_| known.is_some()).zip(name) else {
+            return Ok(false);
+        };
+        if Some(name) == self.from {
+            put_histories(self.directory, repository, &layout)?;
+        }
+        let event = Event {
+            event: "adopted".into(),
+            as_name: Some(name.to_owned()),
+            ..around.event(SUBJECT)
+        };
+        event::record(repository.store(), &layout, &event, (around.random)()).map(|_| true)
+    }
 }
 
 fn register(

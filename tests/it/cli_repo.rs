@@ -76,3 +76,61 @@ fn repo_show_tells_what_each_repository_is() {
     assert_eq!(shown[1]["error"]["code"], "no_repository");
     assert_eq!(shown[1]["uuid"], serde_json::Value::Null);
 }
+
+/// Every verb that opens a repository says as whom to come again.
+#[test]
+fn a_repository_of_another_user_is_told_with_a_next_step() {
+    crate::require_root!("a_repository_of_another_user_is_told_with_a_next_step");
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    let sandbox = Sandbox::new("denied");
+    let path = repository(&sandbox, "r");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    chown(&path, Some(0), Some(0)).unwrap();
+    let to = sandbox.dir("copies").join("data");
+    let to = to.to_str().unwrap();
+    let config = sandbox.file(
+        "pitr.toml",
+        format!(
+            "[repositories.local]\nurl = 'file://{}'\n[clusters.main]\npgdata = '/nonexistent/d'\n",
+            path.display()
+        ),
+    );
+    let lines: &[&[&str]] = &[
+        &["info"],
+        &["plan"],
+        &["restore", "--to", to],
+        &["standby", "--to", to, "--primary-conninfo", "host=h"],
+        &["verify"],
+        &["expire", "--keep", "1"],
+        &["repo", "show"],
+        &["wal", "list"],
+        &["wal", "gaps"],
+        &["wal", "conflicts"],
+        &["wal", "show", "000000010000000000000001"],
+        &["wal", "fetch", "000000010000000000000001", "/tmp/x"],
+    ];
+    for line in lines {
+        let run = pitr().args(*line).arg("--config").arg(&config).run();
+        assert!(!run.is_success(), "{run}");
+        assert!(
+            run.stderr.contains("belongs to user root") && run.stderr.contains("next:"),
+            "{run}"
+        );
+    }
+    pitr()
+        .args(["doctor", "--config"])
+        .arg(&config)
+        .run()
+        .expect_stdout("sudo -u root pitr");
+    // Likewise a configuration that cannot be read, and a data directory.
+    chown(&config, Some(0), Some(0)).unwrap();
+    let run = pitr().args(["info", "--config"]).arg(&config).run();
+    assert!(run.stderr.contains("next:"), "{run}");
+    let run = pitr()
+        .args(["adopt", "--repository"])
+        .arg(&path)
+        .args(["--cluster", "main", "--pgdata"])
+        .arg(&path)
+        .run();
+    assert!(run.stderr.contains("next:"), "{run}");
+}

@@ -362,6 +362,37 @@ fn m11_what_somebody_removed_by_hand_is_missed() {
 }
 
 #[test]
+fn the_loss_of_a_server_leads_to_its_backups() {
+    let (site, mut cluster) = healthy(16);
+    cluster.stop(Stop::Fast);
+    let way = |json: &Value| {
+        let lost = "if the server is lost";
+        bad(json, "warn", lost, "backups to restore", "", "pitr plan");
+        let f = finding(json, lost, "backups to restore");
+        assert!(
+            f["value"]
+                .as_str()
+                .unwrap()
+                .starts_with("1 undamaged backup")
+        );
+        let fix = f["fix"].as_str().unwrap();
+        assert!(fix.contains("pitr info --config"), "{fix}");
+        assert!(fix.contains("--to DIR"), "{fix}");
+    };
+    // Stopped, and then gone with its disk.
+    let run = doctor(&site).run().expect_code(1);
+    way(&run.json());
+    assert!(!run.stdout.contains("\"there is no data directory\""));
+    std::fs::remove_dir_all(cluster.pgdata()).unwrap();
+    let run = doctor(&site).run().expect_code(1);
+    way(&run.json());
+    let (cause, fix) = ("there is no data directory", "pitr restore --to");
+    bad(&run.json(), "fail", "configuration", "pgdata", cause, fix);
+    bad(&run.json(), "warn", "repository", "cluster", "", fix);
+    assert!(!run.stdout.contains("as the server's user"), "{run}");
+}
+
+#[test]
 fn archiving_that_is_stuck_is_critical() {
     let (site, cluster) = healthy(13);
     std::fs::rename(site.repository(), site.sandbox().join("away")).unwrap();

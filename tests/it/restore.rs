@@ -775,7 +775,17 @@ fn a_copy_that_is_adopted_under_a_new_name_is_a_cluster_of_its_own() {
     );
     // Once more does no harm.
     adopt("staging").run().success();
-    // What is no copy at all is refused.
+    // Of a data directory that is no copy nothing is changed, and nothing is recorded.
+    let files = scene.site.files();
+    scene
+        .site
+        .pitr()
+        .arg("adopt")
+        .run()
+        .success()
+        .expect_stdout("nothing to do");
+    assert_eq!(scene.site.files(), files);
+    // What is no data directory at all is refused.
     scene
         .site
         .pitr()
@@ -783,4 +793,76 @@ fn a_copy_that_is_adopted_under_a_new_name_is_a_cluster_of_its_own() {
         .run()
         .expect_code(8)
         .expect_stderr("not a data directory");
+}
+
+#[test]
+fn h03_t12_of_two_copies_that_took_the_same_timeline_the_second_is_not_adopted() {
+    let (site, mut origin) = Site::with_cluster(16);
+    origin.sql("create table t as select g as a from generate_series(1, 10) g");
+    site.pitr().arg("backup").run().success();
+    origin.sql("select pg_create_restore_point('here')");
+    origin.sql("insert into t values (11)");
+    origin.archive_now();
+    let folder = site.sandbox().dir("copies");
+    let copy = |name: &str, target: &[&str]| -> Cluster {
+        let to = folder.join(name);
+        site.pitr()
+            .args(["restore", "--to"])
+            .arg(&to)
+            .args(target)
+            .run()
+            .success();
+        // Promoted before any of them has archived: each takes timeline 2.
+        let mut copy = Cluster::open(16, to).option("fsync", "off").create();
+        copy.start();
+        copy.wait_promoted();
+        // By its end the first checkpoint of the timeline is written.
+        copy.sql("checkpoint");
+        copy.stop(Stop::Fast);
+        assert!(copy.pgdata().join("pg_wal/00000002.history").exists());
+        copy
+    };
+    let (mut first, twin) = (copy("first", &[]), copy("twin", &[]));
+    let other = copy("other", &["--target-name", "here"]);
+    let adopt = |copy: &Cluster| {
+        let pgdata = copy.pgdata().to_owned();
+        site.pitr().args(["adopt", "--pgdata"]).arg(pgdata)
+    };
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    site.sandbox().file(
+        "pitr.toml",
+        format!("{config}\n[clusters.main.receive]\nslot = \"s\"\n"),
+    );
+    adopt(&first)
+        .run()
+        .success()
+        .expect_stdout(&format!(
+            "set pgdata = \"{}\" in [clusters.main] of {}",
+            first.pgdata().display(),
+            site.config().display()
+        ))
+        .expect_stdout("pitr receive --create-slot --config");
+    // Nothing had marked the history of its timeline for the archiver.
+    assert!(site.object("00000002.history").exists());
+    first.start();
+    let name = first.archive_now();
+    assert!(name.starts_with("00000002"), "{name}");
+    origin.stop(Stop::Fast);
+    // The same history, and another one: both are refused, and nothing is changed.
+    let archived = site.files();
+    let history =
+        |copy: &Cluster| std::fs::read(copy.pgdata().join("pg_wal/00000002.history")).unwrap();
+    assert_eq!(history(&first), history(&twin));
+    assert_ne!(history(&first), history(&other));
+    for copy in [&twin, &other] {
+        adopt(copy)
+            .run()
+            .expect_code(8)
+            .expect_stderr("timeline 2 is that of another server")
+            .expect_stderr("pitr adopt --as NAME");
+        assert!(copy.pgdata().join("pg_wal/pitr.guard").exists());
+        assert!(auto_conf(copy.pgdata()).contains("archive_mode = 'off'"));
+    }
+    assert_eq!(site.files(), archived);
+    adopt(&twin).args(["--as", "twin"]).run().success();
 }

@@ -22,14 +22,16 @@ use crate::store::probe::probe;
 /// How long a repository may take to open.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-pub(super) fn look(
+/// Looks at each; returns those that could be opened.
+pub(super) fn look<'a>(
     found: &mut Findings,
-    settings: &Settings,
+    settings: &'a Settings,
     cluster: Option<&Cluster>,
     pgdata: Option<&Path>,
     seen: &Seen,
     cx: &Context,
-) {
+) -> Vec<&'a Configured> {
+    let mut opened = Vec::new();
     found.begin("repository");
     if settings.repositories.is_empty() {
         found.fail(
@@ -68,6 +70,7 @@ pub(super) fn look(
                 continue;
             }
         };
+        opened.push(configured);
         found.ok(&configured.name, configured.location.to_string());
         place(found, configured, pgdata, cx);
         let Some(cluster) = cluster else { continue };
@@ -82,6 +85,7 @@ pub(super) fn look(
             Err(e) => found.error("cluster", &e),
         }
     }
+    opened
 }
 
 /// Whether the repository answers at all, be it with an error. A thread that hangs is left behind; it ends with the process.
@@ -188,7 +192,11 @@ fn registered(
             "cluster",
             cluster.name.as_str(),
             "neither server nor data directory tell its system identifier",
-            "set pgdata or conninfo in the configuration",
+            if pgdata.is_some_and(super::is_gone) || seen.is_silent {
+                "start the server; if it is lost: pitr info, pitr plan, pitr restore --to DIR"
+            } else {
+                "set pgdata or conninfo in the configuration"
+            },
         );
         return Ok(None);
     };

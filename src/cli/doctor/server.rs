@@ -10,7 +10,7 @@ use crate::cli::archive_command::{Weight, compose, judge};
 use crate::cli::server::Server;
 use crate::cli::{Context, human};
 use crate::config::{Cluster, Settings};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::progress::Silent;
 use crate::wire::client::Session;
@@ -23,6 +23,8 @@ pub(super) struct Seen {
     pub in_recovery: bool,
     /// It leaves archiving to another: a standby, unless archive_mode is always.
     pub leaves_archiving: bool,
+    /// Nobody answers where it should be.
+    pub is_silent: bool,
     /// Where the right archive_command is composed from.
     pub ours: Option<String>,
 }
@@ -50,7 +52,10 @@ pub(super) fn look(
         Ok(server) => server,
         Err(e) => {
             found.error("connection", &e);
-            return Seen::default();
+            return Seen {
+                is_silent: e.code() == Code::Unreachable,
+                ..Seen::default()
+            };
         }
     };
     let version = server

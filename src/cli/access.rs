@@ -1,0 +1,113 @@
+//! An access that was denied: what stands in the way, whose it is, and as whom to come again.
+//!
+//! The layers below know that the system said no, and to what. Whose it is, and who we are, is looked at once, here, when the error is shown.
+
+use std::error::Error as StdError;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::owner::{Access, User};
+use crate::error::Error;
+
+/// The error with a next step, where the system denied access and nothing better is known. `repositories` are looked at when the error names no
+/// file itself.
+pub fn explain(error: Error, repositories: &[PathBuf]) -> Error {
+    if error.hint_text().is_some() || !is_of_system(&error) {
+        return error;
+    }
+    let named = named_in(&error.to_string());
+    let places = named.iter().chain(repositories);
+    let hint = match places.filter_map(|p| obstacle(p)).next() {
+        Some(place) => hint_at(&place),
+        None => "Run this as the user who owns it, which should be the server's: sudo -u postgres pitr …, or correct its permissions.".into(),
+    };
+    error.hint(hint)
+}
+
+fn hint_at(place: &Path) -> String {
+    let me = User::of_process().name();
+    let owner = User::owner_of(place).map_or_else(|_| "postgres".into(), |owner| owner.name());
+    let shown = place.display();
+    if owner == me {
+        return format!(
+            "Correct the permissions of \"{shown}\", which belongs to user {me} already."
+        );
+    }
+    format!(
+        "\"{shown}\" belongs to user {owner}, and this runs as {me}.\nRun it as that user: sudo -u {owner} pitr …"
+    )
+}
+
+/// Whether the operating system refused, and not a server.
+fn is_of_system(error: &Error) -> bool {
+    let mut source = StdError::source(error);
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<io::Error>() {
+            return io.kind() == io::ErrorKind::PermissionDenied;
+        }
+        source = cause.source();
+    }
+    false
+}
+
+/// The absolute paths that stand in quotes.
+fn named_in(message: &str) -> Vec<PathBuf> {
+    let quoted = message.split('"').skip(1).step_by(2);
+    quoted
+        .filter(|q| q.starts_with('/'))
+        .map(PathBuf::from)
+        .collect()
+}
+
+/// The uppermost directory on the way, or the place itself, that this process may not go through.
+fn obstacle(path: &Path) -> Option<PathBuf> {
+    let me = User::of_process();
+    let mut way: Vec<&Path> = path.ancestors().collect();
+    way.reverse();
+    let mut last = None;
+    for at in way {
+        match std::fs::metadata(at) {
+            Ok(meta) => {
+                let wanted = if meta.is_dir() {
+                    Access::Execute
+                } else {
+                    Access::Read
+                };
+                last = Some(at);
+                if !me.may_access(&meta, wanted) {
+                    return Some(at.to_owned());
+                }
+            }
+            Err(_) => break,
+        }
+    }
+    // Everything can be passed: then the last one cannot be listed or written.
+    let last = last?;
+    let meta = std::fs::metadata(last).ok()?;
+    (meta.uid() != me.uid && !me.may_access(&meta, Access::Use)).then(|| last.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::err;
+
+    #[test]
+    fn only_what_the_system_denied_is_explained() {
+        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = explain(err!(Denied, "open \"/\"").source(denied()), &[]);
+        assert!(error.hint_text().is_some_and(|h| h.contains("sudo -u")));
+        let error = explain(err!(Denied, "role may not"), &[]);
+        assert_eq!(error.hint_text(), None);
+        let error = explain(err!(Denied, "x").source(denied()).hint("Known."), &[]);
+        assert_eq!(error.hint_text(), Some("Known."));
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        let error = explain(err!(Io, "x").source(missing), &[]);
+        assert_eq!(error.hint_text(), None);
+        assert_eq!(
+            named_in("read object \"a/b\": open \"/r/a b\": no"),
+            [PathBuf::from("/r/a b")]
+        );
+    }
+}
