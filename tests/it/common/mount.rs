@@ -234,26 +234,33 @@ fn remount(path: &Path, read_only: bool) {
     } else {
         "remount,rw"
     };
-    run("mount", &["-o", options, text(path)]);
+    run_when_idle("mount", &["-o", options], path);
 }
 
-/// Unmounts, for good and not lazily: what is in memory of the filesystem has to go with it. Another test that starts a program at this
-/// moment holds copies of this process' descriptors until its exec; so a filesystem that is busy is asked again.
+/// Unmounts, for good and not lazily: what is in memory of the filesystem has to go with it.
 fn unmount_when_idle(path: &Path) {
+    run_when_idle("umount", &[], path);
+}
+
+/// Runs a program that refuses a busy filesystem. Another test that starts a program at this moment holds copies of this process' descriptors
+/// until its exec; so a filesystem that is busy is asked again.
+fn run_when_idle(program: &str, args: &[&str], path: &Path) {
     let begun = Instant::now();
     loop {
-        let out = Command::new("umount")
+        let out = Command::new(program)
+            .args(args)
             .arg(path)
             .env("LC_ALL", "C")
             .output()
-            .expect("umount starts");
+            .unwrap_or_else(|e| panic!("{program}: {e}"));
         if out.status.success() {
             return;
         }
         let why = String::from_utf8_lossy(&out.stderr);
         assert!(
             why.contains("busy") && begun.elapsed() < BUSY_AT_MOST,
-            "umount {}: {why}in use by: {:?}",
+            "{program} {} {}: {why}in use by: {:?}",
+            args.join(" "),
             path.display(),
             users(path)
         );

@@ -139,12 +139,24 @@ impl Network {
         }
         campaign.wait(&format!("{self:?} has happened"), |c| {
             let now = c.proxy.counts();
-            match self {
-                Network::Reset | Network::Delay(_) | Network::Refuse => now.resets > before.resets,
+            let has_happened = match self {
+                Network::Reset | Network::Delay(_) => now.resets > before.resets,
+                Network::Refuse => now.refused > before.refused,
                 Network::Cut(..) => now.cuts > before.cuts,
                 Network::Truncate => now.truncated > before.truncated,
                 Network::Stall => now.stalled > before.stalled,
+            };
+            // The connection that was there may have ended by itself just before: then it comes to the next one.
+            match self {
+                _ if has_happened => {}
+                Network::Reset | Network::Delay(_) => c.proxy.reset(),
+                Network::Stall => {
+                    c.proxy.stall(Way::ToClient);
+                    c.proxy.stall(Way::ToServer);
+                }
+                Network::Cut(..) | Network::Truncate | Network::Refuse => {}
             }
+            has_happened
         });
         campaign.proxy.calm();
         campaign.wait("the receiver is connected again", |c| {
