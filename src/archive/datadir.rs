@@ -10,6 +10,7 @@ use super::server_conf;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::control::ControlFile;
+use crate::pg::timeline::TimelineId;
 
 /// The name of the guard in pg_wal: its presence makes the directory a restored copy that may not archive.
 pub const GUARD: &str = "pitr.guard";
@@ -130,6 +131,12 @@ impl DataDirectory {
         self.has("recovery.signal")
             && !self.has("standby.signal")
             && TARGETS.iter().any(|name| is_set(name))
+    }
+
+    /// The timeline that recovery is told to follow by its number.
+    pub fn target_timeline(&self) -> Option<TimelineId> {
+        let value = server_conf::value_of(&self.root, "recovery_target_timeline")?;
+        TimelineId::new(value.parse().ok()?)
     }
 
     /// Whether primary_conninfo is set: a standby then has another source than the archive.

@@ -150,7 +150,7 @@ fn look_in(what: &Fetch<'_>, repository: &Repository) -> Result<Found> {
 /// What there is instead of a file that is not stored.
 fn without(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayout) -> Result<Found> {
     let WalFileName::Segment(segment) = what.name else {
-        prove_absence(what.name, repository, layout)?;
+        prove_absence(what, repository, layout)?;
         return Ok(Found::Absent);
     };
     let tail = Offer::find(repository, layout, segment)?.map(Box::new);
@@ -158,7 +158,7 @@ fn without(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayout) ->
         Some(tail) if tail.goes_on() => return Ok(Found::Tail(tail)),
         tail => tail,
     };
-    let gap = match prove_absence(what.name, repository, layout) {
+    let gap = match prove_absence(what, repository, layout) {
         Ok(()) => return Ok(tail.map_or(Found::Absent, Found::Tail)),
         Err(e) if e.code() == Code::Gap => e,
         Err(e) => return Err(e),
@@ -308,8 +308,8 @@ fn damaged(key: &Key, repository: &Repository, e: Error) -> Error {
 ///
 /// # Errors
 /// `Gap` when there is.
-fn prove_absence(name: WalFileName, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
-    match name {
+fn prove_absence(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
+    match what.name {
         WalFileName::Segment(segment) => {
             let registration = repository.require(layout)?;
             let size = SegmentSize::new(registration.segment_size_bytes)?;
@@ -325,35 +325,49 @@ fn prove_absence(name: WalFileName, repository: &Repository, layout: &ClusterLay
                 )
                 .hint("Recovery stops, for the server would take this timeline number twice. Push the file from any node's pg_wal: \"pitr wal push\"."));
             }
-            not_an_ancestor(timeline, repository, layout)
+            nothing_later(timeline, what, repository, layout)
         }
         WalFileName::Partial(_) | WalFileName::BackupHistory { .. } => Ok(()),
     }
 }
 
-/// A later timeline that descends from this one proves that it was: the server would take its number again.
-fn not_an_ancestor(
+/// A later timeline proves that this one was: numbers are given one after the other, and the server would take this one again.
+///
+/// One on the way to the timeline that recovery is told to follow, and not among its ancestors, is asked for only to be copied.
+///
+/// PostgreSQL: src/backend/access/transam/timeline.c, findNewestTimeLine, restoreTimeLineHistoryFiles.
+fn nothing_later(
     timeline: TimelineId,
+    what: &Fetch<'_>,
     repository: &Repository,
     layout: &ClusterLayout,
 ) -> Result<()> {
+    if timeline == TimelineId::FIRST {
+        return Ok(());
+    }
+    let followed = DataDirectory::of_wal_file(what.target).target_timeline();
+    let is_passed = followed.is_some_and(|followed| timeline < followed);
     for listed in repository.store().list(&layout.wal())? {
         let Ok(later) = listed.name.parse::<TimelineId>() else {
             continue;
         };
-        if later <= timeline || timeline == TimelineId::FIRST {
+        if later <= timeline {
             continue;
         }
-        let history = read_history(repository, layout, later)?;
-        if history.is_some_and(|h| h.switch_point(timeline).is_some()) {
-            return Err(err!(
-                Gap,
-                "the history file of timeline {} is missing although timeline {} descends from it",
-                timeline.decimal(),
-                later.decimal()
-            )
-            .hint("Recovery stops, for the server would take this timeline number twice. Push the file from any node's pg_wal: \"pitr wal push\"."));
-        }
+        let how = match read_history(repository, layout, later)? {
+            Some(history) if history.switch_point(timeline).is_some() => "descends from it",
+            _ if is_passed => continue,
+            Some(_) => "exists",
+            None if last_segment(repository, layout, later)?.is_some() => "exists",
+            None => continue,
+        };
+        return Err(err!(
+            Gap,
+            "the history file of timeline {} is missing although timeline {} {how}",
+            timeline.decimal(),
+            later.decimal()
+        )
+        .hint("Recovery stops, for the server would take this timeline number twice. Push the file from any node's pg_wal: \"pitr wal push\"."));
     }
     Ok(())
 }

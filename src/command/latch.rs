@@ -2,8 +2,9 @@
 //!
 //! PostgreSQL asks for several files while it promotes: the next segment, with the file `promote` still there; then the last segment
 //! again, the next history file, and its own history file, when neither `promote` nor, at last, a signal file tells what is going on
-//! (measured on 15.20). If the archive is out of reach then, the decision of the first call holds for ten minutes: a standby that has streamed
-//! everything is let through, one that lacks archived WAL is stopped.
+//! (measured on 13, 15 and 18; while a standby streams `promote` is gone before the first call, and that is one for the next history file). If
+//! the archive is out of reach then, the decision of the first call holds for ten minutes: a standby that has streamed everything is let
+//! through, one that lacks archived WAL is stopped.
 //!
 //! It lies in `pg_wal/pitr.promotion`, which no backup copies, and is not durable: after a crash promotion begins anew. It names the
 //! server that is promoted, so that one that was started since takes nothing from it, and counts its age by a clock that nobody sets.
@@ -18,8 +19,10 @@ const VALID_SECONDS: i64 = 600;
 /// What becomes of a promotion while the archive is out of reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Everything was streamed: the server goes on without the archive.
+    /// A standby streams: it goes on without the archive.
     Proceed,
+    /// It is being promoted, and everything was streamed: likewise, but for the number of a timeline that is known to exist.
+    Promote,
     /// The archive is needed: the server stops.
     Refuse,
 }
@@ -45,6 +48,7 @@ pub(super) fn write(directory: &DataDirectory, decision: Decision) {
     };
     let word = match decision {
         Decision::Proceed => "proceed",
+        Decision::Promote => "promote",
         Decision::Refuse => "refuse",
     };
     let text = format!("{word}\n{}\n{server}\n", seconds_since_boot());
@@ -56,6 +60,7 @@ fn parse(text: &str, server: &str, now: i64) -> Option<Decision> {
     let mut lines = text.lines();
     let decision = match lines.next()? {
         "proceed" => Decision::Proceed,
+        "promote" => Decision::Promote,
         "refuse" => Decision::Refuse,
         _ => return None,
     };

@@ -17,8 +17,10 @@ use crate::config::{Environment, Settings, StandbyOutage};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::fault;
+use crate::pg::control::ClusterState;
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, WalFileName};
+use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
 use crate::repo;
 
@@ -48,6 +50,9 @@ enum Mode {
     Streaming,
     /// A standby that has only the archive.
     ArchiveOnly,
+    /// Recovery has ended, a new timeline is chosen, the signal files are gone: the history of the old one is copied. An error would
+    /// stop the server there, and without signal files the next start opens the old timeline for writes (measured on 13 and 18).
+    Leaving,
 }
 
 /// One call of the program, its arguments understood.
@@ -93,27 +98,44 @@ impl Job {
         progress: &dyn Progress,
     ) -> Result<Fetched> {
         fault::point("restore");
+        // There never is one: PostgreSQL asks all the same while it promotes, when an error does most harm.
+        if self.name == WalFileName::History(TimelineId::FIRST) {
+            return Ok(Fetched::ProvenAbsent);
+        }
         let started = Instant::now();
         let mut waits = Waits::new(started);
         loop {
             let (error, outage) = match self.attempt(environment, nonce, progress) {
-                Ok(fetched) => return Ok(fetched),
+                Ok(fetched) => {
+                    self.note_promotion(fetched);
+                    return Ok(fetched);
+                }
                 Err(failed) => failed,
             };
             match verdict(outage, &error, &self.directory, self.name) {
                 Verdict::Fail => return Err(error),
-                Verdict::NotHere => {
-                    progress.warn(&not_here(&error));
+                Verdict::NotHere(why) => {
+                    progress.warn(&not_here(&error, why));
                     return Ok(Fetched::ProvenAbsent);
                 }
-                Verdict::Wait(limit) => {
+                Verdict::Wait(limit, why) => {
                     if limit.is_some_and(|l| started.elapsed() >= l) {
                         return Err(error);
                     }
-                    waits.pause(&error, progress);
+                    waits.pause(&error, why, progress);
                 }
             }
             progress.advance(0);
+        }
+    }
+
+    /// A promotion asks for more files, and by then nothing tells that it goes on.
+    fn note_promotion(&self, fetched: Fetched) {
+        if let WalFileName::Segment(wanted) = self.name
+            && fetched == Fetched::ProvenAbsent
+            && self.directory.is_promoted()
+        {
+            latch::write(&self.directory, of_promotion(&self.directory, wanted));
         }
     }
 
@@ -158,8 +180,8 @@ impl Job {
     pub fn stuck(&self, environment: &Environment, pulse: &Pulse) -> Option<Result<Fetched>> {
         let silence = pulse.silence();
         let promoted = silence >= Duration::from_secs(1) && self.directory.is_promoted();
-        let patience = match Mode::of(&self.directory) {
-            Mode::Streaming => PATIENCE_STREAMING,
+        let patience = match Mode::of(&self.directory, self.name) {
+            Mode::Streaming | Mode::Leaving => PATIENCE_STREAMING,
             Mode::Recovery => fault::shortened(PATIENCE_RECOVERY),
             Mode::ArchiveOnly => Duration::MAX,
         };
@@ -178,20 +200,27 @@ impl Job {
             .flatten()
             .map_or(StandbyOutage::default(), |c| c.standby_outage);
         match verdict(outage, &error, &self.directory, self.name) {
-            Verdict::NotHere => {
-                pulse.warn(&not_here(&error));
+            Verdict::NotHere(why) => {
+                pulse.warn(&not_here(&error, why));
                 Some(Ok(Fetched::ProvenAbsent))
             }
-            Verdict::Wait(None) => None,
-            Verdict::Fail | Verdict::Wait(Some(_)) => Some(Err(error)),
+            Verdict::Wait(None, _) => None,
+            Verdict::Fail | Verdict::Wait(Some(_), _) => Some(Err(error)),
         }
     }
 }
 
 /// How an error is told that is answered with "not here".
-fn not_here(error: &Error) -> String {
-    format!("{error}; answering \"not here\", the standby asks again")
+fn not_here(error: &Error, why: &str) -> String {
+    format!("{error}; answering \"not here\", {why}")
 }
+
+/// Why "not here" may be said of what could not be asked for.
+const ASKS_AGAIN: &str = "the standby asks again";
+const HAS_IT: &str = "the server has the file in pg_wal";
+/// Why it is waited at the end of a promotion.
+const MUST_NOT_STOP: &str =
+    "; do not stop the server: it has left its timeline, and would open it again for writes";
 
 fn name_of(wanted: &std::ffi::OsStr, target: &std::ffi::OsStr) -> Result<WalFileName> {
     let text = wanted.to_str().unwrap_or_default();
@@ -214,23 +243,36 @@ fn name_of(wanted: &std::ffi::OsStr, target: &std::ffi::OsStr) -> Result<WalFile
 }
 
 impl Mode {
-    fn of(directory: &DataDirectory) -> Mode {
+    fn of(directory: &DataDirectory, name: WalFileName) -> Mode {
         // standby.signal wins when both files are there, as in PostgreSQL.
         match (directory.has("standby.signal"), directory.streams()) {
-            (false, _) => Mode::Recovery,
             (true, true) => Mode::Streaming,
             (true, false) => Mode::ArchiveOnly,
+            (false, _) if is_leaving(directory, name) => Mode::Leaving,
+            (false, _) => Mode::Recovery,
         }
     }
+}
+
+/// PostgreSQL: src/backend/access/transam/timeline.c, writeTimeLineHistory; xlog.c, StartupXLOG.
+fn is_leaving(directory: &DataDirectory, name: WalFileName) -> bool {
+    let recovers = || {
+        let control = directory.control().ok().flatten();
+        control.is_some_and(|c| c.state == ClusterState::InArchiveRecovery)
+    };
+    matches!(name, WalFileName::History(_))
+        && !directory.has("recovery.signal")
+        && directory.has("postmaster.pid")
+        && recovers()
 }
 
 enum Verdict {
     /// The error stands.
     Fail,
-    /// Status 1: try streaming, ask again.
-    NotHere,
-    /// Try again, for at most this long.
-    Wait(Option<Duration>),
+    /// Status 1, and why that may be said.
+    NotHere(&'static str),
+    /// Try again, for at most this long; and what to say besides.
+    Wait(Option<Duration>, &'static str),
 }
 
 /// What an error means to the server, by the table of modes in `docs/exit-status.md`.
@@ -240,6 +282,13 @@ fn verdict(
     directory: &DataDirectory,
     name: WalFileName,
 ) -> Verdict {
+    let mode = Mode::of(directory, name);
+    if mode == Mode::Leaving {
+        return match std::fs::metadata(directory.wal().join(name.to_string())) {
+            Ok(file) if file.is_file() => Verdict::NotHere(HAS_IT),
+            _ => Verdict::Wait(None, MUST_NOT_STOP),
+        };
+    }
     let archive_trouble = matches!(
         error.code(),
         Code::Unreachable
@@ -252,35 +301,49 @@ fn verdict(
     if !archive_trouble {
         return Verdict::Fail;
     }
-    match (Mode::of(directory), latch::read(directory)) {
+    // No streaming fills it: the number of a timeline that is known to exist.
+    let is_used = error.code() == Code::Gap && matches!(name, WalFileName::History(_));
+    let held = latch::read(directory);
+    match (mode, held) {
         // Promotion asked for: answering "not here" is safe only if the WAL came by streaming. A history file says nothing about that;
         // between it and the promotion the server asks for a segment (xlogrecovery.c, WaitForWALToBecomeAvailable).
         (Mode::Streaming | Mode::ArchiveOnly, _) if directory.is_promoted() => {
             let WalFileName::Segment(wanted) = name else {
-                return Verdict::NotHere;
+                return Verdict::NotHere(ASKS_AGAIN);
             };
-            let (decision, verdict) = match streamed(directory, wanted) {
-                true => (Decision::Proceed, Verdict::NotHere),
-                false => (Decision::Refuse, Verdict::Fail),
-            };
+            let decision = of_promotion(directory, wanted);
             latch::write(directory, decision);
-            verdict
+            match decision {
+                Decision::Refuse => Verdict::Fail,
+                Decision::Proceed | Decision::Promote => Verdict::NotHere(ASKS_AGAIN),
+            }
         }
         (_, Some(Decision::Refuse)) => Verdict::Fail,
-        (Mode::Recovery, Some(Decision::Proceed)) => Verdict::NotHere,
-        (Mode::Recovery, None) if error.code().is_retryable() => {
-            Verdict::Wait(Some(fault::shortened(PATIENCE_RECOVERY)))
+        (Mode::Streaming | Mode::ArchiveOnly, Some(Decision::Promote)) if is_used => Verdict::Fail,
+        (Mode::Recovery, Some(_)) => Verdict::NotHere(ASKS_AGAIN),
+        (Mode::Recovery | Mode::Leaving, None) if error.code().is_retryable() => {
+            Verdict::Wait(Some(fault::shortened(PATIENCE_RECOVERY)), "")
         }
-        (Mode::Recovery, None) => Verdict::Fail,
+        (Mode::Recovery | Mode::Leaving, _) => Verdict::Fail,
         // A hole can be filled by streaming, whatever is to be done about an outage.
         (Mode::Streaming, _) if outage == StandbyOutage::Stop && error.code() != Code::Gap => {
             Verdict::Fail
         }
         (Mode::Streaming, _) => {
-            latch::write(directory, Decision::Proceed);
-            Verdict::NotHere
+            if held.is_none() {
+                latch::write(directory, Decision::Proceed);
+            }
+            Verdict::NotHere(ASKS_AGAIN)
         }
-        (Mode::ArchiveOnly, _) => Verdict::Wait(None),
+        (Mode::ArchiveOnly, _) => Verdict::Wait(None, ""),
+    }
+}
+
+/// What is decided when promotion is asked for and a segment cannot be had.
+fn of_promotion(directory: &DataDirectory, wanted: SegmentName) -> Decision {
+    match streamed(directory, wanted) {
+        true => Decision::Promote,
+        false => Decision::Refuse,
     }
 }
 
@@ -326,13 +389,13 @@ impl Waits {
         }
     }
 
-    fn pause(&mut self, error: &Error, progress: &dyn Progress) {
+    fn pause(&mut self, error: &Error, why: &str, progress: &dyn Progress) {
         if self
             .said
             .is_none_or(|t| t.elapsed() >= Duration::from_secs(30))
         {
             progress.warn(&format!(
-                "{error}; trying again since {} s",
+                "{error}; trying again since {} s{why}",
                 self.started.elapsed().as_secs()
             ));
             self.said = Some(Instant::now());

@@ -136,7 +136,7 @@ fn k01_archiving_asks_no_clock_that_can_be_set() {
         std::fs::remove_file(still.cluster.pgdata().join(signal)).unwrap();
     }
     for jump in JUMPS {
-        let probe = clock.off(&still.fetch("00000001.history"), jump);
+        let probe = clock.off(&still.fetch("00000002.history"), jump);
         not_here_with_warning(&still, probe.run());
     }
     drop(away);

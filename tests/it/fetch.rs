@@ -270,7 +270,9 @@ fn f06_f18_a_promotion_without_the_archive_depends_on_what_was_streamed() {
     std::fs::remove_file(still.cluster.pgdata().join("promote")).unwrap();
     still.fetch("00000002.history").run().expect_code(208);
     std::fs::remove_file(still.cluster.pgdata().join("standby.signal")).unwrap();
-    still.fetch("00000001.history").run().expect_code(208);
+    still.fetch("00000002.history").run().expect_code(208);
+    // Of the first timeline there is none: an error, now that nothing tells of the promotion, would open it again.
+    still.fetch("00000001.history").run().expect_code(1);
 
     // It is in pg_wal: an outage does not hold up the failover.
     mode(&still, "standby.signal", true);
@@ -280,13 +282,13 @@ fn f06_f18_a_promotion_without_the_archive_depends_on_what_was_streamed() {
     not_here_with_warning(&still, still.fetch(&still.segments[0]).run());
     not_here_with_warning(&still, still.fetch("00000002.history").run());
     std::fs::remove_file(still.cluster.pgdata().join("standby.signal")).unwrap();
-    not_here_with_warning(&still, still.fetch("00000001.history").run());
+    not_here_with_warning(&still, still.fetch("00000002.history").run());
     // Neither does a server that is started anew, nor a recovery that is begun on the same directory, take anything from that.
     let pid = still.cluster.pgdata().join("postmaster.pid");
     let running = std::fs::read_to_string(&pid).unwrap();
     let started = running.lines().nth(2).unwrap();
     std::fs::write(&pid, running.replace(started, "9999999999")).unwrap();
-    still.fetch("00000001.history").run().expect_code(208);
+    still.fetch("00000002.history").run().expect_code(208);
     std::fs::write(&pid, &running).unwrap();
     still.cluster.touch("recovery.signal");
     still.fetch("00000002.history").run().expect_code(208);
@@ -449,6 +451,49 @@ fn f06_a_timeline_that_a_later_one_descends_from_is_not_absent() {
     let run = still.fetch("00000002.history").run().expect_code(205);
     assert!(run.stderr.contains("timeline 3 descends from it"), "{run}");
     still.fetch("00000004.history").run().expect_code(1);
+
+    // Nor is one that was passed over, unless recovery is told to follow a later one: then it is asked for only to be copied.
+    let path = still.wal("00000005.history");
+    std::fs::write(&path, "1\t0/3000000\tx\n").unwrap();
+    user::own(&path);
+    still.push("00000005.history").run().success();
+    let run = still.fetch("00000004.history").run().expect_code(205);
+    assert!(run.stderr.contains("although timeline 5 exists"), "{run}");
+    let conf = still.cluster.pgdata().join("postgresql.auto.conf");
+    std::fs::write(conf, "recovery_target_timeline = '5'\n").unwrap();
+    still.fetch("00000004.history").run().expect_code(1);
+    still.fetch("00000002.history").run().expect_code(205);
+}
+
+#[test]
+fn f06_f18_what_a_promotion_needs_is_decided_while_the_archive_is_there() {
+    let still = archived(1);
+    let streamed = after(&still.segments[0]);
+    let lacking = after(&after(&after(&after(&streamed))));
+    let promote = still.cluster.pgdata().join("promote");
+    // A standby that has only the archive has everything that was in it; when that goes away, no timeline is taken.
+    mode(&still, "standby.signal", false);
+    still.cluster.touch("promote");
+    still.fetch(&lacking).run().expect_code(1);
+    std::fs::remove_file(&promote).unwrap();
+    let away = Away::new(&still.site);
+    still.fetch("00000002.history").run().expect_code(208);
+    drop(away);
+
+    // A standby asks again for a history that is missing, but when it is promoted it would take that timeline.
+    let path = still.wal("00000003.history");
+    std::fs::write(&path, "1\t0/3000000\tx\n").unwrap();
+    user::own(&path);
+    still.push("00000003.history").run().success();
+    mode(&still, "standby.signal", true);
+    let probe = still.fetch("00000002.history");
+    not_here_with_warning(&still, probe.run());
+    still.cluster.touch("promote");
+    not_here_with_warning(&still, probe.run());
+    std::fs::remove_file(still.wal("pitr.promotion")).unwrap();
+    still.fetch(&streamed).run().expect_code(1);
+    std::fs::remove_file(&promote).unwrap();
+    probe.run().expect_code(205);
 }
 
 fn f05_the_tail_of_a_parent_is_needed_up_to_the_switch(major: u32) {

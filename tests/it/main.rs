@@ -28,6 +28,7 @@ mod oracle;
 mod pgfiles;
 mod plan;
 mod plan_scale;
+mod promotion;
 mod receive;
 mod receive_journal;
 mod receive_network;

@@ -418,45 +418,61 @@ fn f04_a_missing_segment_stops_the_server_and_never_promotes_it() {
 }
 
 /// A `restore_command` that waits, once, before it asks for a certain file: the test meanwhile does something to the repository.
-struct Trap {
+pub struct Trap {
     folder: PathBuf,
 }
 
 impl Trap {
-    fn new(scene: &Scene) -> Trap {
-        let folder = scene.site.sandbox().dir("trap");
-        let script = scene.site.sandbox().file(
+    pub fn new(site: &Site) -> Trap {
+        let folder = site.sandbox().dir("trap");
+        let script = site.sandbox().file(
             "trap/command",
             format!(
                 "if rm '{0}/'\"$1\" 2>/dev/null; then\n\
                  touch '{0}/reached'; until rm '{0}/go' 2>/dev/null; do sleep 0.02; done\nfi\n\
                  PITR_FAULT_SECONDS=2 exec {1} \"$1\" \"$2\"\n",
                 folder.display(),
-                scene.site.restore().shell()
+                site.restore().shell()
             ),
         );
         assert!(script.exists());
         Trap { folder }
     }
 
-    fn command(&self) -> String {
+    pub fn command(&self) -> String {
         format!("/bin/sh {}/command %f %p", self.folder.display())
     }
 
-    /// Starts the server, waits until it asks for `file`, and lets it go on with what `outage` has made of the repository.
-    fn spring<T>(&self, server: &mut Cluster, file: &str, outage: impl FnOnce() -> T) -> T {
-        let touch = |name: &str| {
-            std::fs::write(self.folder.join(name), "").unwrap();
-            user::own(&self.folder.join(name));
-        };
-        touch(file);
-        server.spawn();
-        wait_until(PATIENCE, "recovery has come to the segment", || {
+    fn touch(&self, name: &str) {
+        std::fs::write(self.folder.join(name), "").unwrap();
+        user::own(&self.folder.join(name));
+    }
+
+    /// The next time that `file` is asked for, the command waits.
+    pub fn set(&self, file: &str) {
+        self.touch(file);
+    }
+
+    /// Waits until the server has come to the file.
+    pub fn wait(&self) {
+        wait_until(PATIENCE, "recovery has come to the file", || {
             self.folder.join("reached").exists()
         });
         std::fs::remove_file(self.folder.join("reached")).unwrap();
+    }
+
+    /// Lets it go on.
+    pub fn release(&self) {
+        self.touch("go");
+    }
+
+    /// Starts the server, waits until it asks for `file`, and lets it go on with what `outage` has made of the repository.
+    pub fn spring<T>(&self, server: &mut Cluster, file: &str, outage: impl FnOnce() -> T) -> T {
+        self.set(file);
+        server.spawn();
+        self.wait();
         let done = outage();
-        touch("go");
+        self.release();
         done
     }
 }
@@ -481,7 +497,7 @@ fn t02_an_outage_during_replay_stops_the_server_and_once_it_is_over_the_target_i
     let last = plan["segments_needed"]["last"].as_str().unwrap();
     let number = u32::from_str_radix(&last[16..], 16).unwrap();
     let before = |n: u32| format!("{}{:08X}", &last[..16], number - n);
-    let trap = Trap::new(&scene);
+    let trap = Trap::new(&scene.site);
     let mut copy = Cluster::open(16, scene.to())
         .option("fsync", "off")
         .option("restore_command", trap.command())
