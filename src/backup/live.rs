@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::runtime::{Builder, Runtime};
 
-use super::source::{Archiver, ServerFacts, Source, WantedWal};
+use super::source::{Archiver, Receivers, ServerFacts, Source, WantedWal};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::segment::SegmentSize;
@@ -196,6 +196,12 @@ impl Source for LiveServer {
     fn facts(&mut self) -> Result<ServerFacts> {
         let timezone = self.show("TimeZone");
         let archive_mode = self.show("archive_mode");
+        let archive_command = self.show("archive_command");
+        let has_libraries = self.client()?.1.version_num() >= 150_000;
+        let archive_library = match has_libraries {
+            true => self.show("archive_library"),
+            false => Some(String::new()),
+        };
         let in_recovery = self
             .ask("select pg_is_in_recovery()")
             .and_then(|row| row.into_iter().next().flatten())
@@ -216,6 +222,8 @@ impl Source for LiveServer {
                 .ok_or_else(|| err!(Server, "wal_segment_size \"{size}\" cannot be read"))?,
             timezone,
             archive_mode,
+            archive_command,
+            archive_library,
             // Since 14 the server says so by itself.
             in_recovery: in_recovery
                 .or_else(|| client.parameter("in_hot_standby").map(|text| text == "on")),
@@ -240,6 +248,21 @@ impl Source for LiveServer {
             last_failed,
             failed_count: row.next()??.parse().ok()?,
             fails_now: row.next()?? == "t",
+        })
+    }
+
+    fn receivers(&mut self) -> Option<Receivers> {
+        // Without rights every row is seen, of others their process alone.
+        let own = self.client().ok()?.1.pid()?;
+        let row = self.ask(&format!(
+            "select (select count(*) from pg_catalog.pg_stat_replication where pid <> {own}), \
+             (select count(*) from pg_catalog.pg_replication_slots where slot_type = 'physical' \
+             and restart_lsn is not null and wal_status is distinct from 'lost')"
+        ))?;
+        let mut counts = row.into_iter().map(|text| text?.parse().ok());
+        Some(Receivers {
+            connected_count: counts.next()??,
+            slot_count: counts.next()??,
         })
     }
 

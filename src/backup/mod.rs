@@ -28,6 +28,7 @@ use crate::snapshot::writer::{self, SnapshotWriter, Written};
 use crate::store::{Published, Store};
 use crate::wire::basebackup::{BaseBackupOptions, StartCheckpoint};
 
+pub mod archiving;
 pub mod claim;
 pub mod damage;
 pub mod live;
@@ -107,7 +108,7 @@ impl Surroundings<'_> {
 /// On `Ok` the backup is committed; whether it is damaged stands in its root.
 ///
 /// # Errors
-/// `Usage` for options; `WrongCluster` when the server's system identifier is not registered; `Server`, `Denied` as the connection
+/// `Usage` for options; `Refused` when nothing can bring the WAL of the backup; `WrongCluster` when the server's system identifier is not registered; `Server`, `Denied` as the connection
 /// fails; `Damaged` when what arrived is not what the server sent; `Deadline` when WAL did not come; `Interrupted`; what the store
 /// says. Nothing of the backup is visible then.
 pub fn take(
@@ -133,7 +134,7 @@ pub fn take(
         )
         .hint("Nothing was stored. A registered system identifier keeps its major version and its segment size: after pg_resetwal --wal-segsize give the cluster a new name, \"pitr init --cluster NAME\"."));
     }
-    warn_of_archiver(source, &facts, around.progress);
+    archiving::check(source, &facts, around.progress)?;
 
     let mut claim = Claim::begin(repository.store(), &layout, around)?;
     let id = claim.id().clone();
@@ -155,7 +156,16 @@ pub fn take(
             "could not release the claim, which ends by itself: {e}"
         ));
     }
-    result
+    match result {
+        Err(e) if e.code() == Code::Interrupted => Err(interrupted(&id)),
+        other => other,
+    }
+}
+
+fn interrupted(id: &BackupId) -> Error {
+    err!(Interrupted, "backup \"{id}\" was interrupted").hint(
+        "Nothing of it is visible, and what it had stored is deleted again.\nThe next backup begins from the start: pitr backup",
+    )
 }
 
 /// What the server is asked for.
@@ -186,29 +196,6 @@ fn request(options: &Options) -> Result<BaseBackupOptions> {
         estimate_size: true,
         max_rate_kib_per_s,
     })
-}
-
-/// Says before hours of copying what would keep the backup from completing.
-fn warn_of_archiver(source: &mut dyn Source, facts: &ServerFacts, progress: &dyn Progress) {
-    // The WAL of a standby's backup is archived by the primary, whatever the standby does.
-    if facts.in_recovery == Some(true) {
-        return;
-    }
-    if facts.archive_mode.as_deref() == Some("off") {
-        progress.warn(
-            "archive_mode is off: the backup completes only when its WAL reaches the repository in another way",
-        );
-        return;
-    }
-    if let Some(archiver) = source.archiver()
-        && archiver.fails_now
-    {
-        progress.warn(&format!(
-            "archiving fails on the server ({} times so far, last for \"{}\"): the backup completes only when it works again",
-            archiver.failed_count,
-            archiver.last_failed.unwrap_or_default()
-        ));
-    }
 }
 
 /// Takes back what an uncommitted backup wrote. What cannot be deleted is the janitor's: it knows the id by its `begin`.

@@ -29,6 +29,10 @@ pub struct ServerFacts {
     pub timezone: Option<String>,
     /// The `archive_mode` setting.
     pub archive_mode: Option<String>,
+    /// The `archive_command` setting.
+    pub archive_command: Option<String>,
+    /// The `archive_library` setting; empty where there is none of the name.
+    pub archive_library: Option<String>,
     /// Whether it is a standby, where that can be told.
     pub in_recovery: Option<bool>,
 }
@@ -44,6 +48,15 @@ pub struct Archiver {
     pub failed_count: u64,
     /// Whether the last attempt failed.
     pub fails_now: bool,
+}
+
+/// Who gets WAL from a server but its archiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receivers {
+    /// Connections for replication, but for that of the backup.
+    pub connected_count: u64,
+    /// Physical slots that keep WAL for somebody, used or not.
+    pub slot_count: u64,
 }
 
 /// WAL that is asked of a server.
@@ -71,6 +84,9 @@ pub trait Source {
 
     /// The state of the server's archiver; `None` where it cannot be read.
     fn archiver(&mut self) -> Option<Archiver>;
+
+    /// Who else gets WAL from the server; `None` where it cannot be told.
+    fn receivers(&mut self) -> Option<Receivers>;
 
     /// Asks for the backup.
     ///

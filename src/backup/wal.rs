@@ -213,7 +213,7 @@ impl Waiter<'_, '_> {
                 .to_owned();
         }
         if self.circumstances.archive_off {
-            return "archive_mode is off: set archive_mode = on (needs a restart) and archive_command = 'pitr-archive %p', as \"pitr init\" prints them."
+            return "archive_mode is off: start the receiver (pitr receive), or set archive_mode = on and archive_command as \"pitr init\" prints them, and restart the server."
                 .to_owned();
         }
         let archiver = self.source.archiver().unwrap_or_default();

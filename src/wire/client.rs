@@ -145,6 +145,7 @@ pub struct Client {
     parameters: std::collections::BTreeMap<String, String>,
     version_num: u32,
     host: String,
+    pid: Option<i32>,
     session: Session,
     /// Whether a command's answer is still under way.
     pub(super) busy: bool,
@@ -178,6 +179,7 @@ impl Client {
             wire,
             parameters,
             host,
+            pid,
         } = result?;
         let text = parameters.get("server_version").map_or("", String::as_str);
         let version_num =
@@ -195,6 +197,7 @@ impl Client {
             parameters,
             version_num,
             host,
+            pid,
             session,
             busy: false,
         })
@@ -221,6 +224,11 @@ impl Client {
     /// The host as messages name it.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    /// The server's process for this connection, where it says so.
+    pub fn pid(&self) -> Option<i32> {
+        self.pid
     }
 
     /// What the connection is for.
@@ -568,6 +576,7 @@ impl Client {
             parameters: std::collections::BTreeMap::new(),
             version_num,
             host: "test".to_owned(),
+            pid: None,
             session: Session::Replication,
             busy: false,
         }

@@ -35,6 +35,8 @@ pub(super) struct Connected {
     pub parameters: BTreeMap<String, String>,
     /// The host as messages name it.
     pub host: String,
+    /// The server's process, as it says.
+    pub pid: Option<i32>,
 }
 
 /// Where one attempt goes.
@@ -298,6 +300,7 @@ async fn start(
     authenticate(&mut wire, &credentials).await?;
     wire.set_authenticated();
     let mut parameters = BTreeMap::new();
+    let mut pid = None;
     loop {
         match wire.receive().await? {
             Message::ParameterStatus(body) if parameters.len() < PARAMETER_COUNT_MAX => {
@@ -305,7 +308,7 @@ async fn start(
                     parameters.insert(name.to_owned(), value.to_owned());
                 }
             }
-            Message::BackendKeyData(_) => {}
+            Message::BackendKeyData(body) => pid = Some(body.process_id()),
             Message::NoticeResponse(body) => {
                 progress.note(&format!("server: {}", ServerMessage::read(body.fields())));
             }
@@ -323,6 +326,7 @@ async fn start(
         wire,
         parameters,
         host: host.display(),
+        pid,
     })
 }
 

@@ -23,6 +23,7 @@ use rustix::process::Signal;
 use super::backup::{backup, committed, extract, root, store, verify_with_server_tool};
 use crate::common::fault::{self, Fault};
 use crate::common::mount::SmallDisk;
+use crate::common::reception::Reception;
 use crate::common::replay::Recording;
 use crate::common::{
     Cluster, PATIENCE, Program, Run, Running, Sandbox, Site, Stop, user, wait_until,
@@ -112,9 +113,18 @@ fn b01_ctrl_c_leaves_nothing() {
         let running = start_slowest(&site, &cluster);
         running.signal(signal);
         let run = running.wait().expect_code(130);
+        assert!(run.stdout.contains("was interrupted"), "{run}");
+        assert!(run.stdout.contains("Nothing of it is visible"), "{run}");
         nothing_is_left(&site, &run);
         no_backup_runs(&cluster);
     }
+    // The next one is a backup like any other.
+    let info = site.pitr().args(["info", "--json"]).run().expect_code(1);
+    let shown = &info.json()["clusters"][0];
+    assert_eq!(shown["backups"], serde_json::json!([]), "{info}");
+    assert_eq!(shown["unreadable_backups"], serde_json::json!([]), "{info}");
+    backup(&site).run().success();
+    assert_eq!(committed(&site).len(), 1);
 }
 
 #[test]
@@ -442,21 +452,52 @@ fn b04_a_broken_archive_command_is_said_at_once_and_does_not_wait_for_ever() {
     nothing_is_left(&site, &run);
 }
 
+/// Nothing is copied in vain, and nothing that may come by another way is refused.
 #[test]
-fn b04_archiving_that_is_off_is_said_with_what_to_do() {
-    let cluster = Cluster::builder(15)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
-    let site = Site::new(&cluster);
+fn b04_without_any_way_for_its_wal_a_backup_is_refused_at_once() {
+    let reception = Reception::new(15);
+    let site = &reception.site;
+    let before = site.files();
     let run = site
         .pitr()
-        .args(["backup", "--wal-wait", "1s"])
+        .arg("backup")
         .run()
-        .expect_code(1)
-        .expect_stderr("warning: archive_mode is off")
-        .expect_stderr("set archive_mode = on");
-    nothing_is_left(&site, &run);
+        .expect_code(8)
+        .expect_stderr("error refused: archive_mode is off on")
+        .expect_stderr("impact: Nothing was copied")
+        .expect_stderr("next:   Set archive_mode = on")
+        .expect_stderr("pitr receive --create-slot");
+    assert_eq!(site.files(), before, "{run}");
+
+    // A receiver brings it.
+    let receiver = reception.start(&["--create-slot"]);
+    let take = |wait: &str| backup(site).args(["--wal-wait", wait]).run();
+    let run = take("60s").success();
+    assert!(run.stderr.contains("once a receiver"), "{run}");
+
+    // One that is away may come back: its slot keeps the WAL.
+    receiver.signal(Signal::TERM);
+    receiver.wait().success();
+    let client = reception.cluster.client();
+    wait_until(PATIENCE, "the server has noticed", || {
+        client.query_one_string("select count(*) from pg_stat_replication") == "0"
+    });
+    let run = take("1s").expect_code(1);
+    assert!(run.stderr.contains("no receiver is connected"), "{run}");
+    assert!(run.stdout.contains("start the receiver"), "{run}");
+
+    // An archiver without a command is as idle as none.
+    let mut cluster = Cluster::builder(18).without_fsync().create();
+    let site = Site::new(&cluster);
+    site.attach(&cluster);
+    cluster.append_config("archive_command", "");
+    cluster.start();
+    site.pitr()
+        .arg("backup")
+        .run()
+        .expect_code(8)
+        .expect_stderr("archive_command is empty")
+        .expect_stderr("select pg_reload_conf()");
 }
 
 #[test]

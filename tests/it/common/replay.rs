@@ -51,10 +51,11 @@ impl Recording {
         recording.lock().unwrap().clone()
     }
 
-    /// Bytes of all answers.
+    /// Bytes of the answer that is the base backup.
     pub fn size(&self) -> usize {
         let answers = self.sessions.iter().flat_map(|session| &session.answers);
-        answers.map(|(_, bytes)| bytes.len()).sum()
+        let backups = answers.filter(|(text, _)| key(text) == "BASE_BACKUP");
+        backups.map(|(_, bytes)| bytes.len()).sum()
     }
 
     /// Answers like the recorded server, until the player is dropped.
