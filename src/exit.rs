@@ -113,7 +113,7 @@ fn restore(code: Code) -> u8 {
 
 fn pitr(code: Code) -> u8 {
     match code {
-        Code::Usage | Code::NotFound => 2,
+        Code::Usage | Code::NotFound | Code::WalName => 2,
         Code::Config => 3,
         Code::Findings => 4,
         Code::OutOfReach => 5,
@@ -122,8 +122,7 @@ fn pitr(code: Code) -> u8 {
         Code::Unreachable | Code::NoRepository => 9,
         Code::Partial => 10,
         Code::Interrupted => INTERRUPTED,
-        Code::WalName
-        | Code::SourceMissing
+        Code::SourceMissing
         | Code::SourceSize
         | Code::SourceHeader
         | Code::SourceChanged

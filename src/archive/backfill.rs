@@ -4,15 +4,20 @@
 //! earlier use of the file is left alone. Who pushes the files is the caller; push itself refuses tails that were padded when they
 //! were restored.
 
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::repo::index::{Summary, flag};
 use crate::repo::indexer::Indexer;
+
+/// Of a first page, what its header takes.
+const HEAD_BYTES: usize = 40;
 
 /// A file of pg_wal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +28,28 @@ pub struct Candidate {
     pub name: WalFileName,
     /// Why it is not taken; none = it is.
     pub left_out: Option<String>,
+    /// The server keeps it for WAL to come: it was preallocated, or is an old segment under the name of a later one.
+    pub is_spare: bool,
+}
+
+/// The directory with the WAL files: the one given, or the pg_wal in it.
+///
+/// # Errors
+/// `NotFound` when it is not there; what the filesystem says.
+pub fn directory(given: &Path) -> Result<PathBuf> {
+    let inner = given.join("pg_wal");
+    match std::fs::metadata(&inner) {
+        Ok(meta) if meta.is_dir() => return Ok(inner),
+        _ => {}
+    }
+    match std::fs::metadata(given) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(err!(
+            NotFound,
+            "directory \"{}\" does not exist",
+            given.display()
+        )),
+        _ => Ok(given.to_owned()),
+    }
 }
 
 /// Looks at the WAL files of a directory: history files first, then by name, as the archiver would offer them.
@@ -43,9 +70,18 @@ pub fn candidates(directory: &Path) -> Result<Vec<Candidate>> {
         found.push((name, entry.path()));
     }
     found.sort_by_key(|(name, _)| (!matches!(name, WalFileName::History(_)), name.to_string()));
+    let spare = spare(&found);
     Ok(found
         .into_iter()
         .map(|(name, path)| {
+            if spare.contains(&path) {
+                return Candidate {
+                    path,
+                    name,
+                    left_out: Some("kept for WAL to come".into()),
+                    is_spare: true,
+                };
+            }
             let left_out = match name {
                 WalFileName::Segment(segment) => incomplete(&path, segment),
                 _ => None,
@@ -54,9 +90,44 @@ pub fn candidates(directory: &Path) -> Result<Vec<Candidate>> {
                 path,
                 name,
                 left_out,
+                is_spare: false,
             }
         })
         .collect())
+}
+
+/// The files at the end of each timeline that hold nothing of what their names say. A damaged one is behind nothing of the kind: a segment
+/// that was written follows it.
+fn spare(ascending: &[(WalFileName, PathBuf)]) -> BTreeSet<PathBuf> {
+    let mut spare = BTreeSet::new();
+    let mut written = BTreeSet::new();
+    for (name, path) in ascending.iter().rev() {
+        let WalFileName::Segment(segment) = name else {
+            continue;
+        };
+        if !written.contains(&segment.timeline) && is_unwritten(path, *segment) {
+            spare.insert(path.clone());
+        } else {
+            written.insert(segment.timeline);
+        }
+    }
+    spare
+}
+
+/// Whether a file begins with zeros, or with the first page of an earlier segment.
+fn is_unwritten(path: &Path, name: SegmentName) -> bool {
+    let mut head = [0; HEAD_BYTES];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    if read.is_err() {
+        return false;
+    }
+    if head == [0; HEAD_BYTES] {
+        return true;
+    }
+    WalIdentity::read(&head).is_ok_and(|identity| {
+        let own = name.number(identity.segment_size);
+        own.is_ok_and(|own| identity.start_lsn < own.start_lsn(identity.segment_size))
+    })
 }
 
 /// Why a segment is not whole, if it is not.

@@ -22,8 +22,9 @@ use crate::wire::conninfo::{self, ConnInfo};
 
 /// Take a base backup
 ///
-/// Copies the cluster over the replication protocol into the first repository. The backup exists once the WAL from its start to
-/// its stop is in the repository too; an interrupted backup leaves nothing visible.
+/// Copies the cluster over the replication protocol into one repository: the first of the configuration, or the one that --repository
+/// names. (WAL goes into every required one.) The backup exists once the WAL from its start to its stop is in that repository too. Ctrl-C
+/// takes back what was stored. When nothing can bring that WAL, because archiving is off and nobody receives it, nothing is begun: exit status 8.
 ///
 /// Example: pitr backup --label "before the upgrade" --checkpoint fast
 #[derive(clap::Args, Debug)]
@@ -117,7 +118,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let repository = cx.open(configured)?;
     if settings.repositories.len() > 1 {
         cx.out.note(&format!(
-            "the backup goes into repository \"{}\", the first one configured, alone",
+            "the backup goes into repository \"{}\" alone, the first one configured: --repository NAME chooses another",
             configured.name
         ));
     }
@@ -206,7 +207,7 @@ fn shown<'a>(root: &'a BackupRoot, repository: &'a str, took: Duration) -> Shown
 
 fn print(cx: &Context, root: &BackupRoot, took: Duration) -> Result<()> {
     let tenths = u128::from(root.size_bytes) * 10 / u128::from(root.stored_bytes.max(1));
-    cx.out.line(&format!(
+    let line = format!(
         "backup {}: {} in {} stored as {} ({}.{}:1) in {}, WAL {} to {} on timeline {}",
         root.id,
         human::size(root.size_bytes),
@@ -218,12 +219,14 @@ fn print(cx: &Context, root: &BackupRoot, took: Duration) -> Result<()> {
         root.start_lsn,
         root.stop_lsn,
         root.timeline
-    ))?;
+    );
     if !root.is_damaged() {
+        cx.out.report(&line)?;
         cx.out
             .note("next: \"pitr plan\" shows to which moments it leads");
         return Ok(());
     }
+    cx.out.line(&line)?;
     for page in &root.damage {
         cx.out.line(&format!(
             "damaged: {} block {} LSN {}",

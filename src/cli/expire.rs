@@ -31,7 +31,7 @@ use crate::repo::repository::Registration;
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Keep this many complete, undamaged backups, at least 1
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N")]
     pub keep: Option<u32>,
 
     /// Delete only what was marked this long ago
@@ -51,11 +51,7 @@ pub struct Args {
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let settings = cx.settings()?;
     let policy = Policy {
-        keep: args.keep.ok_or_else(|| {
-            err!(Config, "it is not said how many backups to keep").hint(
-                "Nothing is deleted by default. Add --keep N, at least 1: pitr expire --keep 7 --dry-run",
-            )
-        })?,
+        keep: keep(args)?,
         grace: args.grace.duration(),
         spared: std::collections::BTreeSet::new(),
     };
@@ -80,6 +76,24 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     failures.first_if(cx, done.iter().all(|d| d.is_cut_short))?;
     let is_whole = failures.told(cx)?;
     status(args, &done, is_whole)
+}
+
+impl Done {
+    /// It was carried out, and nothing stood against it.
+    fn went_well(&self) -> bool {
+        let refused = self.outcome.as_ref().map(|o| o.refused_count);
+        refused == Some(0) && !self.is_cut_short && self.plan.refusal.is_none()
+    }
+}
+
+/// How many backups are kept; there is no default, and never none.
+fn keep(args: &Args) -> Result<u32> {
+    let error = match args.keep {
+        Some(0) => err!(Config, "at least 1 backup has to be kept"),
+        Some(keep) => return Ok(keep),
+        None => err!(Config, "it is not said how many backups to keep"),
+    };
+    Err(error.hint("Nothing was deleted. Say how many with --keep N, at least 1: pitr expire --keep 7 --dry-run"))
 }
 
 /// What became of one cluster in one repository.
@@ -193,7 +207,11 @@ fn report(cx: &Context, args: &Args, done: &[Done]) -> Result<()> {
             .json(&json!({ "confirmed": args.confirm, "clusters": clusters }));
     }
     for one in done {
-        print(cx, one)?;
+        // What was carried out as planned is no news.
+        if !cx.out.is_quiet() || !one.went_well() {
+            print(cx, one)?;
+        }
+        warn(cx, one);
     }
     Ok(())
 }
@@ -285,8 +303,8 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
         ("backup", Align::Left),
         ("timeline", Align::Right),
         ("stop LSN", Align::Left),
-        ("ended", Align::Left),
-        (unit.name(), Align::Right),
+        ("complete", Align::Left),
+        (&format!("stored {}", unit.name()), Align::Right),
         ("what", Align::Left),
         ("why", Align::Left),
     ]);
@@ -317,13 +335,16 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
     for line in lines(done) {
         cx.out.line(&line)?;
     }
-    for warning in plan.warnings.iter().chain(&plan.withheld) {
+    Ok(())
+}
+
+fn warn(cx: &Context, done: &Done) {
+    for warning in done.plan.warnings.iter().chain(&done.plan.withheld) {
         cx.out.warn(warning);
     }
     for refused in done.outcome.iter().flat_map(|o| &o.refused) {
         cx.out.warn(&format!("could not delete {refused}"));
     }
-    Ok(())
 }
 
 fn lines(done: &Done) -> Vec<String> {

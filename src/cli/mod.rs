@@ -108,7 +108,10 @@ pub struct GlobalArgs {
     #[arg(long, global = true)]
     pub json: bool,
 
-    /// Leave out notes and progress
+    /// Print nothing when all goes well but the answer to a question
+    ///
+    /// For cron: backup, expire --confirm, verify, receive and wal push and backfill print only what went wrong. The others answer as ever,
+    /// without notes and progress.
     #[arg(long, short, global = true)]
     pub quiet: bool,
 }
@@ -392,7 +395,7 @@ mod tests {
             ("receive --until-lsn x", false),
             ("verify --backup b", true),
             ("expire --keep 3 --grace 0 --confirm", true),
-            ("expire --keep 0", false),
+            ("expire --keep x", false),
             ("expire --keep 3 --dry-run --confirm", false),
             ("wal push pg_wal/x", true),
             ("wal fetch f p", true),

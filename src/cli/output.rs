@@ -58,6 +58,26 @@ impl Output {
         self.data(&format!("{}\n", escaped(text)))
     }
 
+    /// Prints the text of a file: tabs are part of its lines.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub fn text(&self, text: &str) -> Result<()> {
+        let lines = text.split('\t').map(escaped).collect::<Vec<_>>();
+        self.data(&format!("{}\n", lines.join("\t")))
+    }
+
+    /// Prints the report of what a command did, which nobody needs with `--quiet` when all went well.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub fn report(&self, text: &str) -> Result<()> {
+        match self.quiet {
+            true => Ok(()),
+            false => self.line(text),
+        }
+    }
+
     /// Prints a value as JSON.
     ///
     /// # Errors

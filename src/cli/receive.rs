@@ -49,7 +49,7 @@ pub struct Args {
 
     /// Drop the slot, and do nothing else
     ///
-    /// The server removes the WAL that it kept for it.
+    /// The server removes the WAL that it kept for it. A slot that is not there is none to drop, and no error.
     #[arg(long, conflicts_with_all = ["create_slot", "until_lsn"])]
     pub drop_slot: bool,
 
@@ -107,7 +107,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if cx.out.is_json() {
         cx.out.json(&shown(&ended))?;
     } else {
-        cx.out.line(&summary(&ended))?;
+        cx.out.report(&summary(&ended))?;
     }
     if !complete {
         cx.out.warn("not everything is in the repositories yet: the rest is in the journal, and goes out when the receiver runs again");
@@ -211,20 +211,28 @@ fn drop_slot(cx: &Context, info: &ConnInfo, slot: &SlotName) -> Result<u8> {
         .enable_all()
         .build()
         .map_err(|e| Error::from_io("start the runtime", e))?;
-    let host = runtime.block_on(async {
+    let (host, dropped) = runtime.block_on(async {
         let mut client = Client::connect(info, Session::Replication, progress).await?;
-        client.drop_slot(slot).await?;
+        let dropped = match client.drop_slot(slot).await {
+            Ok(()) => true,
+            // It is as it should be, whoever saw to that.
+            Err(error) if error.code() == Code::NotFound => false,
+            Err(error) => return Err(error),
+        };
         let host = client.host().to_owned();
         let _ = client.close().await;
-        Ok::<_, Error>(host)
+        Ok::<_, Error>((host, dropped))
     })?;
     if cx.out.is_json() {
         cx.out
-            .json(&serde_json::json!({ "slot": slot.to_string(), "dropped": true }))?;
+            .json(&serde_json::json!({ "slot": slot.to_string(), "dropped": dropped }))?;
     } else {
-        cx.out.line(&format!(
-            "dropped replication slot \"{slot}\" on \"{host}\""
-        ))?;
+        cx.out.report(&match dropped {
+            true => format!("dropped replication slot \"{slot}\" on \"{host}\""),
+            false => format!(
+                "there is no replication slot \"{slot}\" on \"{host}\": nothing was dropped"
+            ),
+        })?;
     }
     Ok(exit::SUCCESS)
 }

@@ -189,7 +189,7 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
         cx.out.line(&format!("and {more} more"))?;
     }
     let restorable = report.backups.iter().filter(|(_, usable)| *usable).count();
-    cx.out.line(&format!(
+    let summary = format!(
         "cluster {} ({}) in repository {}: {} read in {}; {} of {} can be restored; {} of WAL; {}",
         done.registration.name,
         done.registration.system_identifier,
@@ -204,7 +204,11 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
             (0, n) => format!("{} not checked", human::count(n, "object")),
             (n, _) => human::count(n, "finding"),
         }
-    ))?;
+    );
+    match (report.finding_count, report.unsupported_count) {
+        (0, 0) => cx.out.report(&summary)?,
+        _ => cx.out.line(&summary)?,
+    }
     for warning in &report.warnings {
         cx.out.warn(warning);
     }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Context, wal_conflicts, wal_gaps, wal_list, wal_show};
-use crate::archive::backfill;
+use super::{Context, human, wal_conflicts, wal_gaps, wal_list, wal_show};
+use crate::archive::backfill::{self, Candidate};
 use crate::archive::fetch::Fetched;
 use crate::command;
 use crate::command::restore::Job;
@@ -72,7 +72,7 @@ pub enum Command {
     ///
     /// Takes only segments whose records reach their end. Example: pitr wal backfill --from /var/lib/postgresql/17/old/pg_wal
     Backfill {
-        /// The directory with the segments
+        /// The directory with the segments: a server's pg_wal, or its data directory
         #[arg(long, value_name = "DIR")]
         from: PathBuf,
     },
@@ -163,51 +163,41 @@ struct Backfilled {
 }
 
 fn backfill(cx: &Context, from: &Path) -> Result<u8> {
+    let directory = backfill::directory(&cx.environment.absolute(from))?;
+    let candidates = backfill::candidates(&directory)?;
+    if candidates.is_empty() {
+        return Err(err!(
+            NotFound,
+            "there is no WAL file in \"{}\"",
+            directory.display()
+        )
+        .hint("Nothing was archived.\nName the pg_wal of a server: pitr wal backfill --from /var/lib/postgresql/17/main/pg_wal"));
+    }
     let mut files = Vec::new();
+    let mut spare = Vec::new();
     let mut refused: Option<Error> = None;
     let mut failed: Option<Error> = None;
-    for candidate in backfill::candidates(&cx.environment.absolute(from))? {
-        let (outcome, reason) = match candidate.left_out {
-            Some(reason) => (LEFT_OUT, Some(reason)),
-            None => {
-                let arguments = arguments(cx, vec![candidate.path.into()]);
-                match command::archive::run(&arguments, &cx.environment, cx.random(), &|| {}) {
-                    Ok(archived) => {
-                        for warning in &archived.warnings {
-                            cx.out.warn(warning);
-                        }
-                        (if archived.is_new { STORED } else { THERE }, None)
-                    }
-                    Err(e) => match e.code() {
-                        // A padded tail, a file that was cut, or one that a running server has just recycled.
-                        Code::SourceHeader
-                        | Code::SourceSize
-                        | Code::SourceChanged
-                        | Code::SourceMissing => (LEFT_OUT, Some(e.to_string())),
-                        // One conflict must not keep the rest from the archive.
-                        Code::Conflict | Code::TimelineReused => {
-                            let reason = e.to_string();
-                            refused.get_or_insert(e);
-                            (REFUSED, Some(reason))
-                        }
-                        _ => {
-                            failed = Some(e);
-                            break;
-                        }
-                    },
-                }
+    for candidate in candidates {
+        if candidate.is_spare {
+            spare.push(candidate.name.to_string());
+        }
+        let name = candidate.name.to_string();
+        match backfill_one(cx, candidate, &mut refused) {
+            Ok((outcome, reason)) => files.push(Backfilled {
+                name,
+                outcome,
+                reason,
+            }),
+            Err(e) => {
+                failed = Some(e);
+                break;
             }
-        };
-        files.push(Backfilled {
-            name: candidate.name.to_string(),
-            outcome,
-            reason,
-        });
+        }
     }
     if cx.out.is_json() {
         cx.out.json(&serde_json::json!({ "files": files }))?;
     } else {
-        show(cx, &files, failed.is_none())?;
+        show(cx, &files, &spare)?;
     }
     // What came before it is in the archive, and was told.
     if let Some(e) = failed {
@@ -221,24 +211,60 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
     }
 }
 
-fn show(cx: &Context, files: &[Backfilled], is_complete: bool) -> Result<()> {
-    if files.is_empty() && is_complete {
-        return cx.out.line("There is no WAL file in this directory.");
+/// Archives one file, if it is to be; one that is refused must not keep the rest from the archive.
+fn backfill_one(
+    cx: &Context,
+    candidate: Candidate,
+    refused: &mut Option<Error>,
+) -> Result<(&'static str, Option<String>)> {
+    if let Some(reason) = candidate.left_out {
+        return Ok((LEFT_OUT, Some(reason)));
     }
-    for file in files {
+    let arguments = arguments(cx, vec![candidate.path.into()]);
+    match command::archive::run(&arguments, &cx.environment, cx.random(), &|| {}) {
+        Ok(archived) => {
+            for warning in &archived.warnings {
+                cx.out.warn(warning);
+            }
+            Ok((if archived.is_new { STORED } else { THERE }, None))
+        }
+        Err(e) => match e.code() {
+            // A padded tail, a file that was cut, or one that a running server has just recycled.
+            Code::SourceHeader | Code::SourceSize | Code::SourceChanged | Code::SourceMissing => {
+                Ok((LEFT_OUT, Some(e.to_string())))
+            }
+            Code::Conflict | Code::TimelineReused => {
+                let reason = e.to_string();
+                refused.get_or_insert(e);
+                Ok((REFUSED, Some(reason)))
+            }
+            _ => Err(e),
+        },
+    }
+}
+
+fn show(cx: &Context, files: &[Backfilled], spare: &[String]) -> Result<()> {
+    let count = |wanted| files.iter().filter(|f| f.outcome == wanted).count();
+    for file in files.iter().filter(|f| !spare.contains(&f.name)) {
         let outcome = file.outcome.replace('_', " ");
-        cx.out.line(&match &file.reason {
+        cx.out.report(&match &file.reason {
             Some(reason) => format!("{outcome:14}{}  ({reason})", file.name),
             None => format!("{outcome:14}{}", file.name),
         })?;
     }
-    let count = |wanted| files.iter().filter(|f| f.outcome == wanted).count();
+    if let (Some(first), Some(last)) = (spare.first(), spare.last()) {
+        cx.out.report(&format!(
+            "not used yet  {first} to {last}  ({}, preallocated or recycled for WAL to come)",
+            human::count(spare.len() as u64, "file")
+        ))?;
+    }
     cx.out.note(&format!(
-        "{} stored, {} were there, {} left out, {} refused",
+        "{} stored, {} were there, {} left out, {} refused, {} not used yet",
         count(STORED),
         count(THERE),
-        count(LEFT_OUT),
-        count(REFUSED)
+        count(LEFT_OUT) - spare.len(),
+        count(REFUSED),
+        spare.len()
     ));
     Ok(())
 }

@@ -109,7 +109,7 @@ fn show_text(cx: &Context, name: WalFileName, content: &[u8]) -> Result<u8> {
         cx.out
             .json(&serde_json::json!({ "name": name, "content": text }))?;
     } else {
-        cx.out.line(text.trim_end())?;
+        cx.out.text(text.trim_end())?;
     }
     Ok(exit::SUCCESS)
 }

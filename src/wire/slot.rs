@@ -167,9 +167,15 @@ impl Client {
         let dropped = self
             .query(&format!("DROP_REPLICATION_SLOT \"{name}\""))
             .await;
-        dropped
-            .map_err(|error| slot_failed(error, name))
-            .map(|_| ())
+        dropped.map(|_| ()).map_err(|error| match sqlstate(&error) {
+            Some("55006") => error.with_code(Code::Locked).hint(format!(
+                "Nothing was changed: slot \"{name}\" is in use.\nStop the receiver or standby that streams from it, and drop the slot again."
+            )),
+            Some("42704") => error
+                .with_code(Code::NotFound)
+                .hint(format!("Slot \"{name}\" keeps no WAL on this server.")),
+            _ => error,
+        })
     }
 }
 

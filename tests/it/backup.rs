@@ -253,6 +253,78 @@ fn the_human_answer_is_one_line_and_what_comes_next() {
     assert_eq!(committed(&site).len(), 2);
 }
 
+/// cron mails whatever is printed.
+#[test]
+fn quiet_commands_are_silent_when_all_goes_well() {
+    let (site, cluster) = Site::with_cluster(17);
+    let quiet = |args: &[&str]| site.pitr().arg("--quiet").args(args).run();
+    for args in [
+        &["backup"][..],
+        &["backup"],
+        &["expire", "--keep", "1", "--confirm"],
+        &["verify"],
+    ] {
+        let run = quiet(args).success();
+        assert_eq!(
+            (run.stdout.as_str(), run.stderr.as_str()),
+            ("", ""),
+            "{run}"
+        );
+    }
+    // A question is answered all the same, and what is wrong is said.
+    assert!(
+        quiet(&["info"])
+            .success()
+            .stdout
+            .contains("recovery: any moment")
+    );
+    quiet(&["expire", "--keep", "1", "--dry-run"])
+        .success()
+        .expect_stdout("deleted after");
+    let name = cluster.archive_now();
+    cluster.archive_now();
+    std::fs::remove_file(site.object(&name)).unwrap();
+    quiet(&["verify"]).expect_code(4).expect_stdout(&name);
+}
+
+#[test]
+fn of_two_repositories_the_backup_goes_into_the_one_that_is_named() {
+    let (site, _cluster) = Site::with_cluster(17);
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let second = site.sandbox().join("second");
+    let more = format!(
+        "[repositories.second]\nurl = \"file://{}\"\n",
+        second.display()
+    );
+    std::fs::write(site.config(), format!("{config}\n{more}")).unwrap();
+    site.pitr().arg("init").run().success();
+    let run = backup(&site).run().success();
+    assert_eq!(run.json()["repository"], "local", "{run}");
+    assert!(run.stderr.contains("--repository NAME"), "{run}");
+    let first = run.json()["id"].clone();
+    let run = backup(&site)
+        .args(["--repository", "second"])
+        .run()
+        .success();
+    assert_eq!(run.json()["repository"], "second", "{run}");
+    let other = run.json()["id"].clone();
+    // Each has its own, and the WAL that leads on from it.
+    for (name, id) in [("local", first), ("second", other)] {
+        let of = |verb: &str| {
+            let run = site
+                .pitr()
+                .args([verb, "--json", "--repository", name])
+                .run();
+            run.success().json()
+        };
+        let info = of("info");
+        let backups = info["clusters"][0]["backups"].as_array().unwrap();
+        let ids: Vec<_> = backups.iter().map(|b| &b["id"]).collect();
+        assert_eq!(ids, [&id], "{name}");
+        assert_eq!(of("plan")["backup"]["id"], id, "{name}");
+    }
+}
+
 #[test]
 fn labels_and_rates_that_the_server_would_refuse_are_refused_before_anything_is_done() {
     let (site, _cluster) = Site::with_cluster(15);

@@ -307,19 +307,25 @@ fn w10_a_second_receiver_is_refused() {
         .run()
         .expect_code(7);
     assert!(run.stderr.contains("is active for PID"), "{}", run.stderr);
-    let run = site.pitr().args(["receive", "--drop-slot"]).run();
-    run.expect_code(7);
+    let drop = site.pitr().args(["receive", "--drop-slot"]);
+    drop.run()
+        .expect_code(7)
+        .expect_stderr("Stop the receiver or standby");
     stop(running).success();
     // The server lets go of it once it has seen the connection's end.
     let active = "select count(*) from pg_replication_slots where active";
     wait_until(PATIENCE, "the slot is free", || {
         cluster.query_one_string(active) == "0"
     });
-    site.pitr()
-        .args(["receive", "--drop-slot"])
-        .run()
+    drop.run()
         .success()
         .expect_stdout("dropped replication slot \"pitr\"");
+    // What is gone need not be dropped.
+    drop.run()
+        .success()
+        .expect_stdout("there is no replication slot \"pitr\"");
+    let again = drop.arg("--json").run().success();
+    assert_eq!(again.json()["dropped"], false, "{again}");
     let run = site.pitr().arg("receive").run().expect_code(2);
     run.expect_stderr("--create-slot");
 }

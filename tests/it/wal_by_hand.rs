@@ -124,6 +124,16 @@ fn backfill_takes_only_what_is_whole_and_goes_on_after_a_conflict() {
     let half = 16384;
     bytes[half..].copy_from_slice(&old[half..]);
     std::fs::write(still.wal(torn), bytes).unwrap();
+    // What a server keeps for later is one line: an old segment under another name, and zeros.
+    let later = |by: u64| {
+        let last = u64::from_str_radix(&still.segments[3][16..], 16).unwrap();
+        format!("0000000100000000{:08X}", last + by)
+    };
+    // The segment that was being written when the server died lies between.
+    let spare = [later(20), later(21)];
+    std::fs::write(still.wal(&spare[0]), &old).unwrap();
+    std::fs::write(still.wal(&spare[1]), vec![0; old.len()]).unwrap();
+    user::own_all(&still.wal(""));
     // Cut short, and something else altogether.
     let cut = &still.segments[3];
     let bytes = std::fs::read(still.wal(cut)).unwrap();
@@ -135,15 +145,36 @@ fn backfill_takes_only_what_is_whole_and_goes_on_after_a_conflict() {
         .pitr()
         .args(["wal", "backfill", "--from"])
         .arg(still.wal(""));
-    let run = backfill.clone().arg("--json").run().expect_code(1);
+    let run = backfill.arg("--json").run().expect_code(1);
     let done = outcomes(&run.json());
     assert_eq!(done[conflict], "refused", "{run}");
     assert_eq!(done[whole], "stored", "{run}");
     assert_eq!(done[torn], "left_out", "{run}");
     assert_eq!(done[cut], "left_out", "{run}");
     assert!(!done.contains_key("notes"));
-    let run = backfill.run().expect_code(1);
+    assert!(spare.iter().all(|name| done[name] == "left_out"), "{run}");
+    // By the data directory it is the same.
+    let run = still
+        .site
+        .pitr()
+        .args(["wal", "backfill", "--from"])
+        .arg(still.cluster.pgdata())
+        .run()
+        .expect_code(1);
     assert!(run.stderr.contains("error conflict: "), "{run}");
+    let unused: Vec<_> = run
+        .stdout
+        .lines()
+        .filter(|l| l.starts_with("not used yet"))
+        .collect();
+    assert_eq!(unused.len(), 1, "{run}");
+    assert!(unused[0].contains(&format!("to {}", spare[1])), "{run}");
+    assert!(
+        !run.stdout
+            .lines()
+            .any(|l| l.contains(&spare[0]) && l.starts_with("left out")),
+        "{run}"
+    );
 
     let run = still.site.pitr().args(["wal", "conflicts", "--json"]).run();
     let conflicts = run.json();
@@ -160,14 +191,16 @@ fn backfill_takes_only_what_is_whole_and_goes_on_after_a_conflict() {
         .args(["wal", "backfill", "--from"])
         .arg(empty.path())
         .run()
-        .success()
-        .expect_stdout("no WAL file");
+        .expect_code(2)
+        .expect_stderr("there is no WAL file in");
     still
         .site
         .pitr()
-        .args(["wal", "backfill", "--from", "/nonexistent"])
+        .args(["wal", "backfill", "--from"])
+        .arg(empty.join("none"))
         .run()
-        .expect_code(1);
+        .expect_code(2)
+        .expect_stderr("does not exist");
 }
 
 #[test]
@@ -280,8 +313,22 @@ fn push_and_fetch_by_hand_have_the_statuses_of_pitr() {
         .run()
         .expect_code(2);
     assert!(run.stderr.contains("is not in the archive"), "{run}");
-    pitr(&["fetch", "nonsense", "segment"]).run().expect_code(1);
-    pitr(&["push", "pg_wal/nonsense"]).run().expect_code(1);
+    for wrong in [
+        &["fetch", "nonsense", "segment"][..],
+        &["push", "pg_wal/nonsense"],
+        &["show", "nonsense"],
+        &["conflicts", "nonsense"],
+    ] {
+        let run = pitr(wrong).run().expect_code(2);
+        assert!(run.stderr.starts_with("error wal_name: "), "{run}");
+    }
+    // The text of a history file is shown as it is.
+    let history = "1\t0/3000000\tno recovery target specified\n";
+    std::fs::write(still.wal("00000002.history"), history).unwrap();
+    user::own(&still.wal("00000002.history"));
+    pitr(&["push", "pg_wal/00000002.history"]).run().success();
+    let run = pitr(&["show", "00000002.history"]).run().success();
+    assert_eq!(run.stdout, history, "{run}");
     std::fs::write(still.wal("pitr.guard"), "").unwrap();
     user::own(&still.wal("pitr.guard"));
     pitr(&["push", &path])
