@@ -253,9 +253,15 @@ fn newest(
         .filter(|b| b.damage.is_none())
         .max_by_key(|b| b.stop_time);
     let Some(newest) = newest else {
-        return vec![critical(
-            "there is no undamaged backup: nothing can be recovered".into(),
-        )];
+        let is_first = inventory.backups.is_empty() && inventory.unreadable.is_empty();
+        let what = if is_first {
+            "backup"
+        } else {
+            "undamaged backup"
+        };
+        return vec![critical(format!(
+            "there is no {what}: nothing can be recovered; take one: pitr backup"
+        ))];
     };
     let mut problems = Vec::new();
     let id = newest.id.to_string();
@@ -384,7 +390,7 @@ fn backups(inventory: &Inventory) -> Table {
         ("backup", Align::Left),
         ("complete", Align::Left),
         ("timeline", Align::Right),
-        (raw.name(), Align::Right),
+        (&format!("size {}", raw.name()), Align::Right),
         (&format!("stored {}", stored.name()), Align::Right),
         ("ratio", Align::Right),
         ("", Align::Left),

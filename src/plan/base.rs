@@ -131,7 +131,8 @@ impl Planner<'_> {
         let wanted = self.wanted_backup()?;
         if self.inventory.backups.is_empty() {
             let detail = match self.inventory.unreadable.len() {
-                0 => "the repository holds no backup of this cluster".to_owned(),
+                0 => "the repository holds no backup of this cluster; take one: pitr backup"
+                    .to_owned(),
                 n => format!("none of the {n} backups of this cluster can be read"),
             };
             unreachable::refuse(&mut plan, Reason::NoBackup, detail);
@@ -498,16 +499,7 @@ impl Planner<'_> {
         let Some(full) = target.full() else {
             return Ok(None);
         };
-        let number = SegmentNumber::of(backup.checkpoint_lsn, self.inventory.segment_size);
-        let mut next = None;
-        path.scan(stretch, number, &mut |entry| {
-            if let EntryKind::Checkpoint { next_xid } = entry.kind
-                && entry.start == backup.checkpoint_lsn
-            {
-                next = Some(next_xid);
-            }
-        })?;
-        let Some(next) = next else {
+        let Some(next) = self.next_xid(backup, path, stretch)? else {
             return Ok(None);
         };
         let meant = nearest_full_xid(target.xid(), next);
@@ -518,6 +510,39 @@ impl Planner<'_> {
             ),
             stretch: Some(Rc::clone(stretch)),
         }))
+    }
+
+    /// The next transaction id, with its epoch, at the checkpoint from which a backup is replayed.
+    fn next_xid(&self, backup: &Backup, path: &Path<'_>, stretch: &Stretch) -> Result<Option<u64>> {
+        let number = SegmentNumber::of(backup.checkpoint_lsn, self.inventory.segment_size);
+        let mut next = None;
+        path.scan(stretch, number, &mut |entry| {
+            if let EntryKind::Checkpoint { next_xid } = entry.kind
+                && entry.start == backup.checkpoint_lsn
+            {
+                next = Some(next_xid);
+            }
+        })?;
+        Ok(next)
+    }
+
+    /// Whether the target may lie in WAL that the server has written and that is not archived yet. A transaction from before the backup has
+    /// ended before it, as a rule.
+    pub(super) fn may_follow(
+        &self,
+        backup: &Backup,
+        path: &Path<'_>,
+        stretch: &Stretch,
+    ) -> Result<bool> {
+        let newest = self.inventory.timelines.keys().next_back();
+        if stretch.end != StretchEnd::EndOfWal || newest != Some(&path.history().timeline()) {
+            return Ok(false);
+        }
+        let Target::Xid(target) = &self.target.target else {
+            return Ok(true);
+        };
+        let next = self.next_xid(backup, path, stretch)?;
+        Ok(next.is_none_or(|next| nearest_full_xid(target.xid(), next) >= next))
     }
 
     /// What PostgreSQL is told; none for the end, which is known only after the WAL was looked at.

@@ -207,6 +207,7 @@ pub(super) fn explain(
         plan.nearest_before = Some(last_moment(path, before)?);
     }
     plan.nearest_after = behind.map(|t| consistent_moment(t.backup));
+    warn_of_open_wal(planner, plan, path, main)?;
     list_missing(planner, plan, path, main);
     if main.refusal.reason == Reason::UnknownName
         && let Target::Name(name) = &planner.target.target
@@ -214,6 +215,28 @@ pub(super) fn explain(
         let known = all_points(path, tried)?;
         let hint = near_names(name.as_str(), &known);
         plan.explanation.get_or_insert_default().push_str(&hint);
+    }
+    Ok(())
+}
+
+/// What is not archived yet can be had, while the server lives.
+fn warn_of_open_wal(
+    planner: &Planner<'_>,
+    plan: &mut Plan,
+    path: &Path<'_>,
+    main: &Tried<'_>,
+) -> Result<()> {
+    let is_open = matches!(
+        main.refusal.reason,
+        Reason::AfterEnd | Reason::UnknownXid | Reason::UnknownName
+    );
+    if let Some(stretch) = main.refusal.stretch.as_ref().filter(|_| is_open)
+        && planner.may_follow(main.backup, path, stretch)?
+    {
+        plan.warnings.push(format!(
+            "if {} lies in WAL that is not archived yet: while the server lives, select pg_switch_wal() on it, wait until that is archived, and plan again; pitr receive archives WAL as it is written",
+            planner.target.target
+        ));
     }
     Ok(())
 }

@@ -78,6 +78,53 @@ pub(super) fn add_gaps(work: &Work<'_>, survey: &Survey, tree: &mut Tree<'_>, ch
             at = tree.reach(target, to.start_lsn(work.size));
         }
     }
+    if work.what.backup.is_none() {
+        recorded_gaps(work, survey, tree, &seen);
+    }
+}
+
+/// What a receiver recorded as lost is missing also where nothing is stored behind it, so that no hole is to be seen.
+fn recorded_gaps(
+    work: &Work<'_>,
+    survey: &Survey,
+    tree: &Tree<'_>,
+    seen: &BTreeSet<(SegmentName, SegmentName)>,
+) {
+    let of_timeline = |name: &SegmentName, id| name.timeline == id;
+    for (id, timeline) in &survey.timelines {
+        for lost in &timeline.lost {
+            let (first, last) = (
+                SegmentNumber::of(lost.start, work.size),
+                SegmentNumber::ending_at(lost.end, work.size),
+            );
+            let (Some(from), Some(to)) = (first.name(*id, work.size), last.name(*id, work.size))
+            else {
+                continue;
+            };
+            let is_told = seen
+                .iter()
+                .any(|(a, b)| of_timeline(a, *id) && a <= &from && &to <= b);
+            let is_behind_a_backup = tree.timelines().any(|target| {
+                tree.holder(target, first) == *id
+                    && leading(survey, tree, target)
+                        .first()
+                        .is_some_and(|(_, root)| root.start_lsn < lost.end)
+            });
+            if is_told || !is_behind_a_backup {
+                continue;
+            }
+            let object = match from == to {
+                true => from.to_string(),
+                false => format!("{from} to {to}"),
+            };
+            let detail = format!(
+                "WAL from {} to {} was lost before it was received",
+                lost.start, lost.end
+            );
+            let about = About::Record(from, lost.start);
+            work.find(FindingKind::Gap, &object, detail, about);
+        }
+    }
 }
 
 /// WAL ends before a backup does, and nothing follows.

@@ -180,7 +180,11 @@ fn x08_expire_deletes_what_the_dry_run_showed(major: u32) {
         .run()
         .expect_code(3)
         .expect_stderr("how many backups to keep");
-    expire().args(["--keep", "0"]).run().expect_code(2);
+    expire()
+        .args(["--keep", "0"])
+        .run()
+        .expect_code(3)
+        .expect_stderr("at least 1 backup");
     expire()
         .args(["--keep", "1"])
         .run()
@@ -297,6 +301,26 @@ fn x06_refused_deletions_are_counted_and_not_called_success() {
     drop(cluster);
     let sandbox = Sandbox::new("refused");
     let arguments = ["--keep", "1", "--grace", "0", "--confirm"];
+    // What is being restored stays, and it is said until when.
+    let claimed = copy(&site, &sandbox, "claimed");
+    let claim = pitr::repo::event::Event {
+        event: "claim".into(),
+        subject: ids[0].clone(),
+        host: "db9".into(),
+        purpose: Some("restore".into()),
+        seconds: Some(3 * 3600),
+        ..Default::default()
+    };
+    let store = FileStore::open(&claimed, 1).unwrap();
+    pitr::repo::event::record(&store, &layout(&claimed), &claim, 7).unwrap();
+    let run = expire_in(&claimed).args(arguments).privileged().run();
+    let first = &run.json()["clusters"][0]["backups"][0];
+    let reason = first["reason"].as_str().unwrap();
+    let said = reason.strip_prefix("in use by a restore on host \"db9\" until 20");
+    assert!(
+        said.is_some_and(|s| s.contains("if it is not renewed")),
+        "{run}"
+    );
     let repository = copy(&site, &sandbox, "r");
     let program = expire_in(&repository).args(arguments).privileged();
     let (run, fired) = fault::inject(&program, &fault::Fault::error("unlinkat", "EACCES"));

@@ -31,6 +31,43 @@ fn insert(cluster: &Cluster, value: i32) -> (String, String) {
     (xid, time)
 }
 
+/// What a newcomer asks too early is answered with what to do next.
+#[test]
+fn before_the_first_backup_and_before_wal_is_archived_the_next_step_is_named() {
+    let wide = Cluster::builder(17)
+        .without_fsync()
+        .config("autovacuum", "off");
+    let (site, cluster) = Site::with_cluster_of(wide);
+    let run = site.pitr().arg("plan").run().expect_code(5);
+    assert!(run.stdout.contains("take one: pitr backup"), "{run}");
+    let run = site.pitr().arg("info").run().expect_code(1);
+    assert!(run.stdout.contains("take one: pitr backup"), "{run}");
+
+    cluster.sql("create table t (a int)");
+    let (early, _) = insert(&cluster, 0);
+    backup(&site).run().success();
+    let (late, _) = insert(&cluster, 1);
+    let lsn = cluster.query_one_string("select pg_create_restore_point('here')::text");
+    let hint = "while the server lives, select pg_switch_wal() on it";
+    let asked = |option: &str, value: &str| site.pitr().args(["plan", option, value]).run();
+    for (option, value) in [
+        ("--target-xid", late.as_str()),
+        ("--target-name", "here"),
+        ("--target-lsn", &lsn),
+    ] {
+        asked(option, value).expect_code(5).expect_stderr(hint);
+    }
+    // What ended before the backup does not come any more.
+    let run = asked("--target-xid", &early).expect_code(5);
+    assert!(!run.stderr.contains(hint), "{run}");
+    cluster.archive_now();
+    for (option, value) in [("--target-xid", late.as_str()), ("--target-name", "here")] {
+        asked(option, value).success();
+    }
+    let run = asked("--target-name", "there").expect_code(5);
+    assert!(run.stderr.contains(hint), "{run}");
+}
+
 /// Starts the backup with the settings of a plan and returns the server, promoted.
 fn recover(site: &Site, major: u32, plan: &Value) -> (Cluster, Sandbox) {
     let id = plan["backup"]["id"].as_str().unwrap();

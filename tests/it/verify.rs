@@ -29,6 +29,48 @@ fn work(cluster: &Cluster, round: u32) {
     cluster.archive_now();
 }
 
+/// What a receiver recorded as lost is a gap also where nothing is stored behind it.
+#[test]
+fn w06_wal_that_was_lost_behind_the_end_of_the_archive_fails_verify() {
+    use pitr::repo::event::{Event, record};
+    let (site, cluster) = Site::with_cluster(18);
+    work(&cluster, 0);
+    backup(&site);
+    let last = cluster.archive_now();
+    drop(cluster);
+    let number = u64::from_str_radix(&last[16..], 16).unwrap();
+    let segment = |n: u64| pitr::pg::lsn::Lsn(n << 20);
+    let store = pitr::store::file::FileStore::open(site.repository(), 1).unwrap();
+    let folder = site.cluster_folder();
+    let identifier = folder.file_name().unwrap().to_str().unwrap();
+    let layout =
+        pitr::repo::layout::ClusterLayout::new("main", identifier.parse().unwrap()).unwrap();
+    let lose = |from: u64, to: u64, nonce: u64| {
+        let lost = Event {
+            event: "gap".into(),
+            subject: "wal-00000001".into(),
+            from_lsn: Some(segment(from)),
+            to_lsn: Some(segment(to)),
+            ..Event::default()
+        };
+        record(&store, &layout, &lost, nonce).unwrap();
+        crate::common::user::own_all(&folder.join("events"));
+    };
+    // Before the backup: nothing needs it.
+    lose(1, 2, 7);
+    verify(&site).run().success();
+    lose(number + 2, number + 4, 8);
+    let run = verify(&site).run().expect_code(4);
+    let found = findings(&run);
+    assert_eq!(found.len(), 1, "{run}");
+    assert_eq!(found[0]["kind"], "gap", "{run}");
+    let name = |n: u64| format!("{}{n:08X}", &last[..16]);
+    let object = format!("{} to {}", name(number + 2), name(number + 3));
+    assert_eq!(found[0]["object"], object.as_str(), "{run}");
+    let cost = found[0]["costs"][0].as_str().unwrap();
+    assert!(cost.contains("is lost"), "{run}");
+}
+
 fn a_sound_repository_of_a_real_server_verifies(major: u32) {
     let (site, mut cluster) = Site::with_cluster(major);
     work(&cluster, 0);

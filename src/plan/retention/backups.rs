@@ -370,9 +370,7 @@ fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
             .find(|e| !KNOWN_EVENTS.contains(&e.event.event.as_str()));
         let held = if policy.spared.contains(backup.id) {
             Some(("the store refused to delete it".to_owned(), Hold::Window))
-        } else if let Some(claim) = live_claims(events, now).first() {
-            let purpose = claim.event.purpose.as_deref().unwrap_or("something");
-            let reason = format!("in use by a {purpose} on host \"{}\"", claim.event.host);
+        } else if let Some(reason) = in_use(events, now) {
             Some((reason, Hold::Window))
         } else if let Some(event) = unknown {
             let reason = format!("it has an event of kind \"{}\"", event.event.event);
@@ -387,6 +385,27 @@ fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
             backup.hold = held;
         }
     }
+}
+
+/// By whom a backup is in use, and until when: of several claims the one that ends last.
+fn in_use(events: &[Recorded], now: TimestampTz) -> Option<String> {
+    let end = |claim: &Recorded| match claim.event.seconds {
+        Some(seconds) => claim
+            .since()
+            .saturating_add(std::time::Duration::from_secs(seconds)),
+        None => TimestampTz::INFINITY,
+    };
+    let live = live_claims(events, now);
+    let claim = live.into_iter().max_by_key(|claim| end(claim))?;
+    let purpose = claim.event.purpose.as_deref().unwrap_or("something");
+    let until = match claim.event.seconds {
+        Some(_) => format!("until {}, if it is not renewed", end(claim)),
+        None => "until it is released".to_owned(),
+    };
+    Some(format!(
+        "in use by a {purpose} on host \"{}\" {until}",
+        claim.event.host
+    ))
 }
 
 /// Claims that are neither released, nor replaced, nor over.
