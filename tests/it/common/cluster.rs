@@ -325,6 +325,19 @@ impl Cluster {
     /// # Errors
     /// The log since this start.
     pub fn try_start(&mut self) -> Result<(), String> {
+        // Whatever looks for a free port may try ours for a moment.
+        for _ in 0..20 {
+            match self.start_once() {
+                Err(log) if log.contains("Address already in use") => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                done => return done,
+            }
+        }
+        self.start_once()
+    }
+
+    fn start_once(&mut self) -> Result<(), String> {
         let seen = self.log().len();
         self.spawn();
         let end = Instant::now() + SERVER_TIMEOUT;
