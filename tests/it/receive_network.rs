@@ -198,7 +198,9 @@ fn w05_the_server_is_told_unasked_and_at_once_when_it_asks() {
     let server = scripted
         .server()
         .on("START_REPLICATION", [Answer::Stream(acts)]);
-    let mut running = scripted.receive(&server).spawn();
+    // Nothing is shortened: it is about one connection.
+    let receive = scripted.receive(&server).env("PITR_FAULT_SECONDS", "3600");
+    let mut running = receive.spawn();
     wait_until(PATIENCE, "it has answered", || {
         assert!(!running.is_done(), "{}", running.stderr());
         server.statuses().len() >= 4
@@ -343,7 +345,9 @@ fn z10_wal_is_acknowledged_only_when_it_is_whole_and_in_order() {
         "START_REPLICATION",
         [Answer::Stream(acts), Answer::Stream(vec![])],
     );
-    let mut running = scripted.receive(&server).spawn();
+    // Nothing is shortened: it is about one connection.
+    let receive = scripted.receive(&server).env("PITR_FAULT_SECONDS", "3600");
+    let mut running = receive.spawn();
     wait_until(PATIENCE, "it asks for the byte behind the last one", || {
         let commands = server.commands();
         let again = commands
