@@ -20,6 +20,9 @@ pub const HEADER_USED: usize = 64;
 pub const FRAME_HEADER: usize = 20;
 /// The longest payload.
 pub const PAYLOAD_MAX: usize = 256 << 10;
+/// What is read at once where frames are short. Of long ones what is needed is read, and the header behind it: those that are passed over are not
+/// read at all, and of those that are read nothing has to be moved.
+const READ_BYTES: usize = 32 << 10;
 
 const FILE_MAGIC: &[u8; 8] = b"PITRJRNL";
 const VERSION: u32 = 1;
@@ -115,14 +118,15 @@ impl FileHeader {
     }
 
     /// The bytes before a payload of `parts` that begins at `lsn`.
-    pub fn frame<'a>(&self, lsn: Lsn, parts: impl Iterator<Item = &'a [u8]>) -> [u8; FRAME_HEADER] {
+    pub fn frame<'a>(
+        &self,
+        lsn: Lsn,
+        parts: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> [u8; FRAME_HEADER] {
         let mut crc = crc32c::crc32c(&self.salt.to_le_bytes());
-        let mut length = 0_u32;
-        let mut of_payload = 0;
-        for part in parts {
-            of_payload = crc32c::crc32c_append(of_payload, part);
-            length += u32::try_from(part.len()).unwrap_or(u32::MAX);
-        }
+        let length: usize = parts.clone().map(<[u8]>::len).sum();
+        // Longer than PAYLOAD_MAX is read as no frame.
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
         let mut header = [0; FRAME_HEADER];
         let fields = [
             FRAME_MAGIC.as_slice(),
@@ -136,7 +140,10 @@ impl FileHeader {
             crc = crc32c::crc32c_append(crc, field);
             rest = after;
         }
-        crc = crc32c::crc32c_combine(crc, of_payload, length as usize);
+        // In this order, and not two checksums put together: that takes longer than computing one over 128 KiB.
+        for part in parts {
+            crc = crc32c::crc32c_append(crc, part);
+        }
         rest.copy_from_slice(&crc.to_le_bytes());
         header
     }
@@ -205,7 +212,7 @@ impl<F: ReadAt> Frames<F> {
         Frames {
             file,
             header,
-            window: vec![0; FRAME_HEADER + PAYLOAD_MAX],
+            window: vec![0; 2 * FRAME_HEADER + PAYLOAD_MAX],
             filled: 0,
             base: HEADER_BYTES,
             next: 0,
@@ -364,8 +371,12 @@ impl<F: ReadAt> Frames<F> {
         self.filled -= self.next;
         self.next = 0;
         self.payload = 0..0;
+        let wanted = (length + FRAME_HEADER)
+            .max(READ_BYTES)
+            .min(self.window.len());
         while self.filled < length {
-            let rest = self.window.get_mut(self.filled..).unwrap_or_default();
+            let rest = self.window.get_mut(self.filled..wanted);
+            let rest = rest.unwrap_or_default();
             match self.file.read_at(rest, self.base + self.filled as u64) {
                 Ok(0) => return Ok(false),
                 Ok(n) => self.filled += n,
