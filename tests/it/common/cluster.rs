@@ -463,9 +463,9 @@ impl Cluster {
         self.wait_promoted();
     }
 
-    /// Waits until recovery has ended.
+    /// Waits until recovery has ended, which may have replayed the WAL of an hour.
     pub fn wait_promoted(&self) {
-        wait_until(PATIENCE, "recovery has ended", || {
+        wait_until(10 * PATIENCE, "recovery has ended", || {
             self.query_one_string("select pg_is_in_recovery()") == "f"
         });
     }

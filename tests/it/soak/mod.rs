@@ -33,6 +33,8 @@ use load::{Ledger, Load};
 const ROUNDS: usize = 15;
 /// Commits that are acknowledged after every fault before the next comes.
 const COMMITS_PER_ROUND: u64 = 40;
+/// For what takes as long as the campaign has made WAL.
+const AN_HOUR: Duration = Duration::from_secs(3600);
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -276,13 +278,14 @@ impl Campaign {
         let timeline = self.extras.timeline();
         received::compare(&self.site, &self.cluster, timeline, lsn(&end));
         self.extras.check_archiving(&self.site, &self.cluster);
-        self.site.pitr().arg("verify").run().success();
+        let verify = self.site.pitr().arg("verify").timeout(AN_HOUR);
+        verify.run().success();
         std::fs::remove_dir_all(self.cluster.pgdata()).unwrap();
         let folder = Sandbox::in_memory("soak-restored");
         let to = folder.join("data");
         say("verified");
         let restore = self.site.pitr().args(["restore", "--to"]).arg(&to);
-        restore.timeout(Duration::from_secs(1800)).run().success();
+        restore.timeout(AN_HOUR).run().success();
         let restored = Cluster::open(self.cluster.major(), &to)
             .option("synchronous_standby_names", "")
             .without_fsync()
