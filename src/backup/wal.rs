@@ -11,6 +11,7 @@ use super::source::{Source, WantedWal};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
+use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::repo::container::{Container, Kind};
@@ -252,8 +253,26 @@ impl Pieces<'_> {
         Ok(())
     }
 
+    /// Nothing is put under the name of a segment that the server has other bytes of: they would stand in the way of the right ones.
+    fn check_first_page(&self) -> Result<()> {
+        let name = self.segment.name;
+        let is_right = || -> Result<bool> {
+            let page = WalIdentity::read(&self.bytes)?;
+            page.matches(name)?;
+            Ok(page.system_identifier == self.layout.system_identifier())
+        };
+        match is_right() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(err!(Server, "it sends WAL of another cluster")),
+            Err(e) => Err(err!(Server, "it sends other WAL as segment \"{name}\"").source(e)),
+        }
+    }
+
     fn put(&mut self) -> Result<()> {
         if !self.bytes.is_empty() {
+            if self.at == self.segment.range()?.start {
+                self.check_first_page()?;
+            }
             increment::put(
                 self.repository,
                 self.layout,

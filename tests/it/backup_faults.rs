@@ -519,9 +519,15 @@ fn b05_a_standby_promoted_during_its_backup_is_noticed() {
 /// A site, its primary, and a standby that has replayed up to the middle of a segment that nobody ends.
 fn quiet() -> (Site, Cluster, Cluster) {
     let (site, primary) = slow();
+    let standby = quiet_standby(&primary);
+    (site, primary, standby)
+}
+
+fn quiet_standby(primary: &Cluster) -> Cluster {
     let standby = Cluster::builder(15)
-        .standby_of(&primary)
+        .standby_of(primary)
         .option("archive_mode", "off")
+        .option("wal_receiver_timeout", "0")
         .without_fsync()
         .start();
     primary.sql("create table w as select 1 as a");
@@ -530,7 +536,7 @@ fn quiet() -> (Site, Cluster, Cluster) {
     wait_until(PATIENCE, "the standby has caught up", || {
         standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
     });
-    (site, primary, standby)
+    standby
 }
 
 /// Names of the segments that increments are stored of.
@@ -562,6 +568,81 @@ fn b05_a_backup_of_a_standby_completes_by_streaming_its_own_tail() {
     primary.sql("insert into w values (2)");
     assert_eq!(primary.archive_now(), stop);
     let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    assert_eq!(plan["last_commit"]["kind"], "commit", "{plan:#}");
+    site.pitr().arg("verify").run().success();
+}
+
+/// The standby has other bytes of the segment that the backup ends in, and then cannot read it: it ends the stream, and the connection with
+/// it, over which the history of a later timeline is asked for.
+#[test]
+fn h10_a_standby_that_does_not_stream_its_tail_is_no_obstacle_once_the_primary_archives_it() {
+    let (site, mut primary) = slow();
+    primary.stop(Stop::Fast);
+    // A stream that is begun anew opens the file again.
+    primary.append_config("wal_sender_timeout", "0");
+    primary.touch("standby.signal");
+    primary.start();
+    primary.promote();
+    let standby = quiet_standby(&primary);
+    let stop = primary.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    // Who writes and replays the segment has it open: that file stays as it is.
+    let path = standby.pgdata().join("pg_wal").join(&stop);
+    let (aside, planted) = (path.with_file_name("aside"), path.with_file_name("planted"));
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The position in its first page, 16 MiB ahead.
+    bytes[11] ^= 1;
+    std::fs::write(&planted, bytes).unwrap();
+    user::own(&planted);
+    std::fs::hard_link(&path, &aside).unwrap();
+    std::fs::rename(&planted, &path).unwrap();
+    let conninfo = standby.conninfo("postgres");
+    let backing_up = || {
+        let program = backup_of(&site, &conninfo).args(["--wal-wait", "300s"]);
+        program.timeout(Duration::from_secs(400)).spawn()
+    };
+    let refusal = format!("it sends other WAL as segment \"{stop}\"");
+    let mut running = backing_up();
+    wait_until(PATIENCE, "the WAL is refused", || {
+        running.stderr().contains(&refusal) || running.is_done()
+    });
+    assert!(!running.is_done(), "{}", running.wait());
+    running.signal(Signal::INT);
+    let run = running.wait().expect_code(130);
+    nothing_is_left(&site, &run);
+    assert_eq!(open_segments(&site), Vec::<String>::new());
+    std::fs::rename(&aside, &path).unwrap();
+
+    let readable = |mode| {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    readable(0);
+    let mut running = backing_up();
+    let waiting = format!("waiting for segment \"{stop}\"");
+    wait_until(PATIENCE, "the backup waits", || {
+        running.stderr().contains(&waiting) || running.is_done()
+    });
+    let said = running.stderr();
+    assert!(!running.is_done(), "{}", running.wait());
+    assert!(
+        said.contains("the server does not stream its last WAL"),
+        "{said}"
+    );
+    assert!(said.contains("pg_switch_wal()"), "{said}");
+    assert!(said.contains("Permission denied"), "{said}");
+    assert!(committed(&site).is_empty());
+    assert_eq!(open_segments(&site), Vec::<String>::new());
+
+    readable(0o600);
+    primary.sql("insert into w values (2)");
+    assert_eq!(primary.archive_now(), stop);
+    let run = running.wait().success();
+    let ids = committed(&site);
+    assert_eq!(ids.len(), 1, "{run}");
+    assert!(root(&site, &ids[0]).from_standby, "{run}");
+    assert_eq!(open_segments(&site), Vec::<String>::new());
+    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    assert_eq!(plan["target_timeline"], 2, "{plan:#}");
     assert_eq!(plan["last_commit"]["kind"], "commit", "{plan:#}");
     site.pitr().arg("verify").run().success();
 }
