@@ -5,6 +5,8 @@
 //! nothing is visible and the janitor removes what is left; a backup that fails removes its packs and layers itself, so that a
 //! repository that ran full has room for WAL again.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -462,7 +464,7 @@ impl Backup<'_> {
             block_size_bytes: control.block_size,
             relseg_blocks: control.relation_segment_blocks,
             timezone: self.facts.timezone.clone(),
-            tablespaces: tablespaces(received)?,
+            tablespaces: tablespaces(received),
             file_count: written.file_count,
             size_bytes: written.size_bytes,
             stored_bytes: written.stored_bytes,
@@ -539,25 +541,12 @@ fn consistent_lsn(received: &Received) -> Lsn {
 }
 
 /// Tablespaces outside the data directory; those inside it are plain directories.
-fn tablespaces(received: &Received) -> Result<Vec<Tablespace>> {
-    let outside = received
-        .start
-        .tablespaces
-        .iter()
-        .filter(|t| t.location.first() == Some(&b'/'));
-    outside
-        .map(|tablespace| {
-            let location = String::from_utf8(tablespace.location.clone()).map_err(|_| {
-                err!(
-                    Unsupported,
-                    "the location of tablespace {} is not UTF-8",
-                    tablespace.oid
-                )
-            })?;
-            Ok(Tablespace {
-                oid: tablespace.oid,
-                location,
-            })
+fn tablespaces(received: &Received) -> Vec<Tablespace> {
+    let all = received.start.tablespaces.iter();
+    all.filter(|t| t.location.first() == Some(&b'/'))
+        .map(|tablespace| Tablespace {
+            oid: tablespace.oid,
+            location: PathBuf::from(OsString::from_vec(tablespace.location.clone())),
         })
         .collect()
 }

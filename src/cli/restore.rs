@@ -1,9 +1,10 @@
 //! `pitr restore`.
 
-use std::fmt;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
-use std::str::FromStr;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde::Serialize;
 
 use super::reading::Reading;
@@ -11,9 +12,10 @@ use super::restoring::{self, Opened, Place, ShownReport};
 use super::target::TargetArgs;
 use super::{Context, human, plan};
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::plan::recovery::{Action, Moment, Outcome, Plan, Reason};
+use crate::repo::backup::hex;
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
 use crate::restore::target_dir::{Mapping, PlacedTablespace};
 
@@ -37,7 +39,7 @@ pub struct Args {
     pub target_action: TargetAction,
 
     /// Put the tablespace of directory OLD, or with this OID, into directory NEW; may be repeated
-    #[arg(long, value_name = "OLD=NEW")]
+    #[arg(long, value_name = "OLD=NEW", value_parser = TablespaceMapping::parser())]
     pub tablespace_mapping: Vec<TablespaceMapping>,
 
     /// Extract on this many cores, 1 to 256; all of them without it
@@ -122,7 +124,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         tablespace_mappings: args
             .tablespace_mapping
             .iter()
-            .map(ToString::to_string)
+            .map(TablespaceMapping::recorded)
             .collect(),
         purpose: Purpose::Restore {
             target: resolved.target.clone(),
@@ -268,56 +270,64 @@ impl From<&TablespaceMapping> for Mapping {
     }
 }
 
-impl fmt::Display for TablespaceMapping {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.old, self.new.display())
-    }
-}
-
 /// `OLD=NEW`. An equals sign inside a directory is written `\=`, as for pg_basebackup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TablespaceMapping {
     /// The directory the tablespace had, or its OID.
-    pub old: String,
+    pub old: OsString,
     /// The directory it gets, absolute.
     pub new: PathBuf,
 }
 
-impl FromStr for TablespaceMapping {
-    type Err = Error;
+impl TablespaceMapping {
+    /// Reads the option: directories are bytes.
+    pub fn parser() -> impl TypedValueParser<Value = TablespaceMapping> {
+        OsStringValueParser::new().try_map(|text| TablespaceMapping::parse(&text))
+    }
 
-    fn from_str(s: &str) -> Result<Self> {
+    fn parse(text: &OsStr) -> Result<TablespaceMapping> {
         let wrong = || {
             err!(
                 Usage,
-                "\"{s}\" is not OLD=NEW: OLD is an absolute directory or an OID, NEW an absolute directory"
+                "\"{}\" is not OLD=NEW: OLD is an absolute directory or an OID, NEW an absolute directory",
+                text.display()
             )
         };
-        let sides = split_at_equals(s);
+        let sides = split_at_equals(text.as_bytes());
         let [old, new] = sides.as_slice() else {
             return Err(wrong());
         };
-        let is_oid = old.parse::<u32>().is_ok_and(|oid| oid > 0);
-        if !(old.starts_with('/') || is_oid) || !new.starts_with('/') {
+        let oid = std::str::from_utf8(old).ok().and_then(|t| t.parse().ok());
+        let is_oid = oid.is_some_and(|oid: u32| oid > 0);
+        if !(old.starts_with(b"/") || is_oid) || !new.starts_with(b"/") {
             return Err(wrong());
         }
         Ok(TablespaceMapping {
-            old: old.clone(),
-            new: PathBuf::from(new),
+            old: OsString::from_vec(old.clone()),
+            new: PathBuf::from(OsString::from_vec(new.clone())),
         })
+    }
+
+    /// The mapping in the record of a restore, by which the same request is known again.
+    pub fn recorded(&self) -> String {
+        let words = [self.old.as_os_str(), self.new.as_os_str()];
+        match (words[0].to_str(), words[1].to_str()) {
+            (Some(old), Some(new)) => format!("{old}={new}"),
+            _ => format!("hex {}", words.map(|w| hex(w.as_bytes())).join("=")),
+        }
     }
 }
 
 /// PostgreSQL: src/bin/pg_basebackup/pg_basebackup.c, `tablespace_list_append`.
-fn split_at_equals(s: &str) -> Vec<String> {
+fn split_at_equals(text: &[u8]) -> Vec<Vec<u8>> {
     let mut sides = Vec::new();
-    let mut side = String::new();
-    let mut chars = s.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' if chars.peek() == Some(&'=') => side.extend(chars.next()),
-            '=' => sides.push(std::mem::take(&mut side)),
-            _ => side.push(c),
+    let mut side = Vec::new();
+    let mut bytes = text.iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' if bytes.peek() == Some(&b'=') => side.extend(bytes.next()),
+            b'=' => sides.push(std::mem::take(&mut side)),
+            _ => side.push(byte),
         }
     }
     sides.push(side);
@@ -336,16 +346,19 @@ mod tests {
             (r"/a\=x=/b\=y", "/a=x", "/b=y"),
             (r"/a\b=/c", r"/a\b", "/c"),
         ] {
-            let mapping: TablespaceMapping = text.parse().unwrap();
-            assert_eq!(
-                (mapping.old.as_str(), mapping.new),
-                (old, PathBuf::from(new))
-            );
+            let mapping = TablespaceMapping::parse(OsStr::new(text)).unwrap();
+            assert_eq!((mapping.old, mapping.new), (old.into(), PathBuf::from(new)));
         }
         for text in [
             "", "16385", "=", "a=/b", "/a=b", "/a=/b=/c", "0=/b", r"/a\=/b", "/a=",
         ] {
-            assert!(text.parse::<TablespaceMapping>().is_err(), "{text}");
+            assert!(
+                TablespaceMapping::parse(OsStr::new(text)).is_err(),
+                "{text}"
+            );
         }
+        let mapping = TablespaceMapping::parse(OsStr::from_bytes(b"/\xe9=/b")).unwrap();
+        assert_eq!(mapping.old, OsStr::from_bytes(b"/\xe9"));
+        assert_eq!(mapping.recorded(), "hex 2fe9=2f62");
     }
 }

@@ -40,7 +40,7 @@ pub struct Args {
     pub slot: Option<String>,
 
     /// Put the tablespace of directory OLD, or with this OID, into directory NEW; may be repeated
-    #[arg(long, value_name = "OLD=NEW")]
+    #[arg(long, value_name = "OLD=NEW", value_parser = TablespaceMapping::parser())]
     pub tablespace_mapping: Vec<TablespaceMapping>,
 
     /// Extract on this many cores, 1 to 256; all of them without it
@@ -65,7 +65,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         tablespace_mappings: args
             .tablespace_mapping
             .iter()
-            .map(ToString::to_string)
+            .map(TablespaceMapping::recorded)
             .collect(),
         purpose: Purpose::Standby {
             primary_conninfo: args.primary_conninfo.clone(),

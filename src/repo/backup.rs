@@ -1,5 +1,9 @@
 //! The root of a backup, its commit record (format, section 8.1).
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 
 use super::json;
@@ -47,11 +51,62 @@ pub enum Method {
 
 /// A tablespace outside the data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "TablespaceText", into = "TablespaceText")]
 pub struct Tablespace {
     /// Its oid, the name of its link in pg_tblspc.
     pub oid: u32,
     /// Where the link led to.
-    pub location: String,
+    pub location: PathBuf,
+}
+
+/// A tablespace as JSON has it: a location that is no text stands in hexadecimal.
+#[derive(Serialize, Deserialize)]
+struct TablespaceText {
+    oid: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    location: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    location_hex: Option<String>,
+}
+
+impl From<Tablespace> for TablespaceText {
+    fn from(tablespace: Tablespace) -> TablespaceText {
+        let (location, location_hex) = text_or_hex(&tablespace.location);
+        TablespaceText {
+            oid: tablespace.oid,
+            location,
+            location_hex,
+        }
+    }
+}
+
+impl TryFrom<TablespaceText> for Tablespace {
+    type Error = &'static str;
+
+    fn try_from(text: TablespaceText) -> std::result::Result<Tablespace, Self::Error> {
+        let location = path_of(text.location, text.location_hex.as_deref());
+        Ok(Tablespace {
+            oid: text.oid,
+            location: location.ok_or("a tablespace without a location")?,
+        })
+    }
+}
+
+/// A path as text, or in hexadecimal where it is not UTF-8; exactly one of the two.
+pub fn text_or_hex(path: &Path) -> (Option<String>, Option<String>) {
+    match path.to_str() {
+        Some(text) => (Some(text.to_owned()), None),
+        None => (None, Some(hex(path.as_os_str().as_bytes()))),
+    }
+}
+
+/// The path that [`text_or_hex`] was given; `None` when there is none.
+pub fn path_of(text: Option<String>, hex: Option<&str>) -> Option<PathBuf> {
+    match (text, hex) {
+        (Some(text), None) => Some(PathBuf::from(text)),
+        (None, Some(hex)) => Some(PathBuf::from(OsString::from_vec(unhex(hex)?))),
+        _ => None,
+    }
 }
 
 /// A page that failed its checksum when the backup was taken.
@@ -261,6 +316,20 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// The bytes of [`hex`].
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |b: u8| {
+        char::from(b)
+            .to_digit(16)
+            .and_then(|d| u8::try_from(d).ok())
+    };
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else {
+        return None;
+    };
+    let bytes = pairs.iter().map(|&[a, b]| Some(digit(a)? << 4 | digit(b)?));
+    bytes.collect()
+}
+
 /// A 64-bit number as decimal string in JSON.
 pub mod decimal {
     use serde::{Deserialize, Deserializer, Serializer};
@@ -275,5 +344,34 @@ pub mod decimal {
         String::deserialize(d)?
             .parse()
             .map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_that_is_no_text_stands_in_hexadecimal() {
+        for (bytes, json) in [
+            (&b"/a"[..], r#"{"oid":7,"location":"/a"}"#),
+            (b"/caf\xe9", r#"{"oid":7,"location_hex":"2f636166e9"}"#),
+        ] {
+            let tablespace = Tablespace {
+                oid: 7,
+                location: PathBuf::from(OsString::from_vec(bytes.to_vec())),
+            };
+            assert_eq!(serde_json::to_string(&tablespace).unwrap(), json);
+            let back: Tablespace = serde_json::from_str(json).unwrap();
+            assert_eq!(back, tablespace);
+        }
+        for bad in [
+            r#"{"oid":7}"#,
+            r#"{"oid":7,"location":"/a","location_hex":"2f"}"#,
+            r#"{"oid":7,"location_hex":"2"}"#,
+            r#"{"oid":7,"location_hex":"zz"}"#,
+        ] {
+            assert!(serde_json::from_str::<Tablespace>(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -4,7 +4,9 @@
 //! files alone; whose request an unfinished restore belongs to is for [`super::job`] to say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -16,7 +18,7 @@ use crate::archive::guard::{SETTINGS, UNFINISHED, read_limited};
 use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::repo::backup::Tablespace;
+use crate::repo::backup::{Tablespace, path_of, text_or_hex};
 
 /// Where pg_control waits until everything else is durable, relative to the data directory.
 pub const WAITING_CONTROL: &str = "global/pg_control.pitr";
@@ -27,7 +29,7 @@ pub const CONTROL: &str = "global/pg_control";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
     /// The directory the tablespace had, or its oid.
-    pub old: String,
+    pub old: OsString,
     /// The directory it gets.
     pub new: PathBuf,
 }
@@ -57,13 +59,56 @@ pub enum Found {
 
 /// A tablespace and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "PlacedText", into = "PlacedText")]
 pub struct PlacedTablespace {
     /// Its oid.
     pub oid: u32,
     /// Where it was.
-    pub original: String,
+    pub original: PathBuf,
     /// Where it goes.
     pub path: PathBuf,
+}
+
+/// As JSON: a path that is no text stands in hexadecimal.
+#[derive(Serialize, Deserialize)]
+struct PlacedText {
+    oid: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    original: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    original_hex: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path_hex: Option<String>,
+}
+
+impl From<PlacedTablespace> for PlacedText {
+    fn from(placed: PlacedTablespace) -> PlacedText {
+        let (original, original_hex) = text_or_hex(&placed.original);
+        let (path, path_hex) = text_or_hex(&placed.path);
+        PlacedText {
+            oid: placed.oid,
+            original,
+            original_hex,
+            path,
+            path_hex,
+        }
+    }
+}
+
+impl TryFrom<PlacedText> for PlacedTablespace {
+    type Error = &'static str;
+
+    fn try_from(text: PlacedText) -> std::result::Result<PlacedTablespace, Self::Error> {
+        let original = path_of(text.original, text.original_hex.as_deref());
+        let path = path_of(text.path, text.path_hex.as_deref());
+        Ok(PlacedTablespace {
+            oid: text.oid,
+            original: original.ok_or("a tablespace without its original place")?,
+            path: path.ok_or("a tablespace without its place")?,
+        })
+    }
 }
 
 /// A place that may be restored to.
@@ -320,7 +365,7 @@ fn place_tablespaces(
     let mut placed = Vec::new();
     for tablespace in tablespaces {
         let oid = tablespace.oid.to_string();
-        let old = |m: &Mapping| m.old == oid || same_location(&m.old, &tablespace.location);
+        let old = |m: &Mapping| m.old == *oid || same_location(&m.old, &tablespace.location);
         let mut fitting = wanted.mappings.iter().enumerate().filter(|(_, m)| old(m));
         let path = match (fitting.next(), fitting.next()) {
             (Some((i, mapping)), None) => {
@@ -332,7 +377,7 @@ fn place_tablespaces(
             (Some(_), Some(_)) => {
                 return Err(err!(Usage, "tablespace {oid} is mapped twice"));
             }
-            (None, _) => PathBuf::from(&tablespace.location),
+            (None, _) => tablespace.location.clone(),
         };
         placed.push(PlacedTablespace {
             oid: tablespace.oid,
@@ -343,9 +388,13 @@ fn place_tablespaces(
     if let Some((mapping, _)) = wanted.mappings.iter().zip(&used).find(|(_, used)| !**used) {
         let known: Vec<String> = tablespaces
             .iter()
-            .map(|t| format!("{} ({})", t.location, t.oid))
+            .map(|t| format!("{} ({})", t.location.display(), t.oid))
             .collect();
-        let e = err!(Usage, "the backup has no tablespace \"{}\"", mapping.old);
+        let e = err!(
+            Usage,
+            "the backup has no tablespace \"{}\"",
+            mapping.old.display()
+        );
         return Err(match known.is_empty() {
             true => e.hint("Nothing was written. It has none at all."),
             false => e.hint(format!("Nothing was written. It has: {}", known.join(", "))),
@@ -354,8 +403,16 @@ fn place_tablespaces(
     Ok(placed)
 }
 
-fn same_location(a: &str, b: &str) -> bool {
-    a.trim_end_matches('/') == b.trim_end_matches('/') && a.starts_with('/')
+/// Whether they are equal but for slashes at their ends.
+fn same_location(a: &OsStr, b: &Path) -> bool {
+    fn trimmed(mut bytes: &[u8]) -> &[u8] {
+        while let Some(shorter) = bytes.strip_suffix(b"/") {
+            bytes = shorter;
+        }
+        bytes
+    }
+    let (a, b) = (a.as_bytes(), b.as_os_str().as_bytes());
+    trimmed(a) == trimmed(b) && a.starts_with(b"/")
 }
 
 /// Each in a directory of its own, apart from the data directory and from all else.
@@ -363,7 +420,7 @@ fn check_tablespaces(target: &Target, wanted: &Wanted<'_>) -> Result<()> {
     let mut taken: BTreeSet<PathBuf> = BTreeSet::new();
     let is_resumed = target.found != Found::Empty;
     for tablespace in &target.tablespaces {
-        let mapped = tablespace.path != Path::new(&tablespace.original);
+        let mapped = tablespace.path != tablespace.original;
         let say = |e: Error| match mapped {
             true => e,
             false => e.hint(format!(
@@ -619,18 +676,18 @@ mod tests {
         let tablespaces = [
             Tablespace {
                 oid: 16385,
-                location: text("full"),
+                location: at("full"),
             },
             Tablespace {
                 oid: 16386,
-                location: text("second"),
+                location: at("second"),
             },
         ];
         let go = |mappings: &[(&str, PathBuf)]| {
             let mappings: Vec<Mapping> = mappings
                 .iter()
                 .map(|(old, new)| Mapping {
-                    old: (*old).to_owned(),
+                    old: (*old).into(),
                     new: new.clone(),
                 })
                 .collect();

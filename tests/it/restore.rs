@@ -882,3 +882,72 @@ fn h03_t12_of_two_copies_that_took_the_same_timeline_the_second_is_not_adopted()
     assert_eq!(site.files(), archived);
     adopt(&twin).args(["--as", "twin"]).run().success();
 }
+
+/// A server takes such a location where the database has the encoding SQL_ASCII.
+#[test]
+fn a_tablespace_whose_location_is_no_text_comes_back() {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+    let (site, cluster) = Site::with_cluster(17);
+    let beside = |folder: PathBuf, name: &[u8]| {
+        let mut path = folder.into_os_string().into_vec();
+        path.push(b'/');
+        path.extend_from_slice(name);
+        PathBuf::from(OsString::from_vec(path))
+    };
+    let spaces = cluster.sandbox().dir("spaces");
+    let old = beside(spaces.clone(), b"caf\xe9");
+    std::fs::create_dir(&old).unwrap();
+    user::own(&old);
+    cluster.sql("create database raw encoding 'SQL_ASCII' template template0 locale 'C'");
+    let raw = cluster.client_of("raw");
+    raw.sql(&format!(
+        "create tablespace r location E'{}/caf\\351'",
+        spaces.display()
+    ));
+    raw.sql("create table t tablespace r as select g as a from generate_series(1, 500) g");
+    assert_eq!(std::fs::read_dir(&old).unwrap().count(), 1);
+    site.pitr().arg("backup").run().success();
+    raw.sql("insert into t values (501)");
+    cluster.archive_now();
+
+    let hex = |path: &Path| {
+        let bytes = path.as_os_str().as_bytes().iter();
+        bytes.map(|b| format!("{b:02x}")).collect::<String>()
+    };
+    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    let planned = &plan["backup"]["tablespaces"][0];
+    assert_eq!(planned["location_hex"], hex(&old), "{planned:#}");
+    assert!(planned["location"].is_null());
+    site.pitr().arg("verify").run().success();
+
+    let copies = site.sandbox().dir("copies");
+    let (to, new) = (copies.join("data"), beside(copies, b"th\xe9"));
+    let restore = || site.pitr().args(["restore", "--to"]).arg(&to);
+    restore()
+        .run()
+        .expect_code(8)
+        .expect_stderr("--tablespace-mapping");
+    let mut mapping = old.clone().into_os_string();
+    mapping.push("=");
+    mapping.push(&new);
+    let run = restore()
+        .arg("--json")
+        .arg("--tablespace-mapping")
+        .arg(mapping)
+        .run()
+        .success()
+        .json();
+    let placed = &run["restored"]["tablespaces"][0];
+    assert_eq!(placed["original_hex"], hex(&old), "{placed:#}");
+    assert_eq!(placed["path_hex"], hex(&new), "{placed:#}");
+    let link = to.join("pg_tblspc").join(placed["oid"].to_string());
+    assert_eq!(std::fs::read_link(link).unwrap(), new);
+    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
+    copy.start();
+    copy.wait_promoted();
+    let count = copy
+        .client_of("raw")
+        .query_one_string("select count(*) from t");
+    assert_eq!(count, "501");
+}
