@@ -31,7 +31,7 @@ fn hint_at(place: &Path) -> String {
     let shown = place.display();
     if owner == me {
         return format!(
-            "Correct the permissions of \"{shown}\", which belongs to user {me} already."
+            "Correct the permissions of \"{shown}\": it belongs to the user who runs this."
         );
     }
     format!(

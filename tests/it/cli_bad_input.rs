@@ -107,7 +107,7 @@ fn a_configuration_that_cannot_be_read_says_why() {
         ),
         (
             "secret",
-            "error config: could not read configuration file \"secret\": Permission denied (os error 13)\n",
+            "error config: could not read configuration file \"secret\": Permission denied (os error 13)\n  next:   Correct the permissions of \"secret\": it belongs to the user who runs this.\n",
         ),
     ] {
         let run = repo_show(&sandbox)

@@ -324,6 +324,9 @@ fn an_adoption_that_is_recorded_nowhere_says_so() {
     let cluster = Cluster::builder(17).segment_size_mb(1).create();
     init(&cluster, &sandbox).run().success();
     let adopt = || {
+        let guard = cluster.pgdata().join("pg_wal/pitr.guard");
+        std::fs::write(&guard, "").unwrap();
+        user::own(&guard);
         pitr()
             .dir(sandbox.path())
             .args(["adopt", "--json"])
