@@ -9,6 +9,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::stop::Rule;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
@@ -111,6 +112,23 @@ impl Stretch {
         self.last.map_or(Lsn(0), |(_, end)| end)
     }
 
+    /// Whether this is the same WAL as `later`, from the first segment of that one on.
+    pub fn leads_into(&self, later: &Stretch) -> bool {
+        let Some(first) = later.first() else {
+            return false;
+        };
+        let shared = self
+            .pieces
+            .iter()
+            .filter(|p| p.last >= first)
+            .map(|p| Piece {
+                first: p.first.max(first),
+                ..*p
+            });
+        (self.last, self.limit) == (later.last, later.limit)
+            && shared.eq(later.pieces.iter().copied())
+    }
+
     /// What identifies the WAL that several stretches share: where they end.
     pub fn tail_key(&self) -> Option<(TimelineId, SegmentNumber)> {
         self.pieces.last().map(|p| (p.timeline, p.last))
@@ -141,6 +159,8 @@ pub struct Path<'a> {
     candidates: Vec<Candidate>,
     intervals: Vec<Interval>,
     known: RefCell<Vec<Rc<Stretch>>>,
+    /// What was searched for in vain, and in which WAL.
+    in_vain: RefCell<Vec<(Rule, Rc<Stretch>)>>,
 }
 
 impl<'a> Path<'a> {
@@ -167,8 +187,26 @@ impl<'a> Path<'a> {
             history,
             size,
             candidates,
-            known: RefCell::new(Vec::new()),
+            known: RefCell::default(),
+            in_vain: RefCell::default(),
         }
+    }
+
+    /// Notes that a rule stops nothing in a stretch, from wherever in its first segment recovery begins.
+    pub fn note_in_vain(&self, rule: &Rule, stretch: &Rc<Stretch>) {
+        self.in_vain
+            .borrow_mut()
+            .push((rule.clone(), Rc::clone(stretch)));
+    }
+
+    /// The last segment of a stretch in which a rule has to be tried: behind it was searched in vain from a later backup.
+    pub fn last_to_search(&self, rule: &Rule, stretch: &Stretch) -> Option<SegmentNumber> {
+        let in_vain = self.in_vain.borrow();
+        let searched = in_vain
+            .iter()
+            .filter(|(tried, later)| tried == rule && stretch.leads_into(later))
+            .filter_map(|(_, later)| later.first());
+        searched.chain(stretch.final_segment()).min()
     }
 
     /// Where the path leads.

@@ -44,7 +44,9 @@ impl Search<'_> {
             Rule::Lsn { at, .. } => (*at).max(self.start_lsn),
             _ => self.start_lsn,
         });
-        for number in (first.0..=last.0).map(SegmentNumber) {
+        let searched = self.path.last_to_search(rule, &self.stretch);
+        let until = searched.unwrap_or(last);
+        for number in (first.0..=until.0).map(SegmentNumber) {
             if !self.may_stop(rule, number)? {
                 continue;
             }
@@ -57,6 +59,10 @@ impl Search<'_> {
             }
             // Nothing stopped it: what was seen of this segment is looked for again, once the stop is known.
             replay = Replay::new(rule, self.start_lsn, self.consistent_lsn);
+        }
+        // When a cluster is consistent depends on its backup.
+        if *rule != Rule::Immediate {
+            self.path.note_in_vain(rule, &self.stretch);
         }
         Ok(replay)
     }

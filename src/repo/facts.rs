@@ -2,8 +2,6 @@
 //!
 //! The questions are a trait, so that the planner does no I/O: `rollup` answers them from a repository, tests from memory.
 
-use std::fmt;
-
 use super::index::{HeadEnd, TailClass};
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
@@ -86,50 +84,6 @@ impl Runs {
     }
 }
 
-/// How many bytes of an edge fragment are kept: the time of a transaction end lies within the first 45 of its record.
-pub const PREFIX: usize = 47;
-
-/// The first bytes of a fragment of a record.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Prefix {
-    length: u8,
-    bytes: [u8; PREFIX],
-}
-
-impl Prefix {
-    /// No byte.
-    pub const EMPTY: Prefix = Prefix {
-        length: 0,
-        bytes: [0; PREFIX],
-    };
-
-    /// The first bytes of `fragment`.
-    pub fn of(fragment: &[u8]) -> Prefix {
-        let mut bytes = [0; PREFIX];
-        let kept = fragment.len().min(PREFIX);
-        for (to, from) in bytes.iter_mut().zip(fragment) {
-            *to = *from;
-        }
-        Prefix {
-            length: u8::try_from(kept).unwrap_or(0),
-            bytes,
-        }
-    }
-
-    /// What was kept.
-    pub fn bytes(&self) -> &[u8] {
-        self.bytes
-            .get(..usize::from(self.length))
-            .unwrap_or_default()
-    }
-}
-
-impl fmt::Debug for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Prefix({} bytes)", self.length)
-    }
-}
-
 /// Bits of [`Facts::flags`] beyond those of [`super::index::flag`].
 pub mod flag {
     /// The segment holds restore points, or it is not known that it holds none.
@@ -177,10 +131,6 @@ pub struct Facts {
     pub times: (TimestampTz, TimestampTz),
     /// Smallest and largest xid of a transaction end inside, as plain numbers.
     pub xids: (u32, u32),
-    /// First bytes of the head.
-    pub head: Prefix,
-    /// First bytes of the tail.
-    pub tail: Prefix,
 }
 
 impl Facts {
@@ -205,8 +155,6 @@ impl Facts {
             ends: 0,
             times: (TimestampTz(0), TimestampTz(0)),
             xids: (0, 0),
-            head: Prefix::EMPTY,
-            tail: Prefix::EMPTY,
         }
     }
 
@@ -357,12 +305,5 @@ mod tests {
         let pairs: Vec<_> = joined.iter().map(|(a, b)| (a.0, b.0)).collect();
         assert_eq!(pairs, [(3, 9), (20, 20)]);
         assert!(Runs::default().is_empty());
-    }
-
-    #[test]
-    fn a_prefix_keeps_the_first_bytes() {
-        assert_eq!(Prefix::of(b"abc").bytes(), b"abc");
-        assert_eq!(Prefix::of(&[7; 100]).bytes(), [7; PREFIX]);
-        assert_eq!(Prefix::of(b""), Prefix::EMPTY);
     }
 }

@@ -572,16 +572,17 @@ fn read_segments(
         let mut runs = Vec::new();
         for log in logs {
             let mut numbers = Vec::new();
-            for listed in repository.store().list(&layout.log(timeline, *log))? {
+            let directory = layout.log(timeline, *log);
+            repository.store().visit(&directory, &mut |name, _| {
                 // Healed copies count only where their base is: they have names of their own.
-                if let Ok(name) = listed.name.parse::<SegmentName>()
+                if let Ok(name) = name.parse::<SegmentName>()
                     && name.timeline == timeline
                     && name.log == *log
                     && let Ok(number) = name.number(size)
                 {
                     numbers.push(number.0);
                 }
-            }
+            })?;
             runs.push(Runs::from_numbers(numbers));
         }
         Ok(runs.into_iter().fold(Runs::default(), Runs::union))

@@ -5,6 +5,8 @@
 pub mod alike;
 pub mod backup;
 pub mod container;
+#[cfg(feature = "full")]
+pub mod edge;
 pub mod event;
 #[cfg(feature = "full")]
 pub mod facts;

@@ -10,20 +10,21 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::container::{Container, Kind, tag};
-use super::facts::{Crossing, Entry, EntryKind, Facts, NamedPoint, PREFIX, Prefix, Wal, flag};
+use super::edge::{self, Edges, Prefix};
+use super::facts::{Crossing, Entry, EntryKind, Facts, NamedPoint, Wal, flag};
 use super::increment::OpenSegment;
 use super::index::{self, Fragments, Summary, WalEvent};
 use super::inventory::Inventory;
 use super::layout::ClusterLayout;
 use super::remnant::Remnant;
 use super::repository::Repository;
-use super::rollup_cache::{CacheFile, Row};
+use super::rollup_cache::{CacheFile, Row, Rows};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::page::WalIdentity;
 use crate::pg::reader::{Finding, Reader, Sink};
-use crate::pg::record::{HEADER, Record, RecordHeader};
+use crate::pg::record::Record;
 use crate::pg::rmgr;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
@@ -63,61 +64,23 @@ enum Stored {
 /// What is known of one timeline's segments.
 #[derive(Default)]
 struct Table {
-    /// Ascending by number.
-    rows: Vec<Row>,
+    rows: Rows,
     cache: Option<CacheFile>,
 }
 
 impl Table {
-    fn find(&self, number: u64) -> Option<&Row> {
-        let at = self.position(number).ok()?;
-        self.rows.get(at)
-    }
-
-    fn position(&self, number: u64) -> std::result::Result<usize, usize> {
-        // Without holes, the usual case, the place follows from the number.
-        if let Some(first) = self.rows.first()
-            && let Some(at) = number.checked_sub(first.number)
-            && let Ok(at) = usize::try_from(at)
-            && self.rows.get(at).is_some_and(|r| r.number == number)
-        {
-            return Ok(at);
-        }
-        self.rows.binary_search_by_key(&number, |r| r.number)
-    }
-
-    fn put(&mut self, row: Row) {
-        match self.position(row.number) {
-            Ok(at) => {
-                if let Some(old) = self.rows.get_mut(at) {
-                    *old = row;
-                }
-            }
-            Err(at) => self.rows.insert(at, row),
-        }
-    }
-
     /// Takes a segment out; the file that said of it what is not so goes, too.
     fn forget(&mut self, number: u64) {
-        if let Ok(at) = self.position(number) {
-            self.rows.remove(at);
-        }
+        self.rows.forget(number);
         if let Some(cache) = &self.cache {
             cache.forget();
         }
     }
 
-    fn put_all(&mut self, mut rows: Vec<Row>) {
+    fn put(&mut self, rows: &[Row]) {
+        let added = self.rows.put(rows);
         if let Some(cache) = &self.cache {
-            cache.append(&rows);
-        }
-        let sorted_behind = match (self.rows.last(), rows.first()) {
-            (Some(last), Some(first)) => last.number < first.number,
-            _ => true,
-        };
-        self.rows.append(&mut rows);
-        if !sorted_behind {
-            self.rows.sort_by_key(|r| r.number);
+            cache.append(added);
         }
     }
 }
@@ -286,7 +249,7 @@ impl<'a> Rollup<'a> {
     }
 
     fn row_of(&self, name: SegmentName, container: &Container) -> Result<Row> {
-        let facts =
+        let (facts, edges) =
             read_facts(container).map_err(|e| e.context(format!("index of segment \"{name}\"")))?;
         let modified = self.meta(name)?.map_or(TimestampTz(0), |m| m.modified);
         Ok(Row {
@@ -294,51 +257,44 @@ impl<'a> Rollup<'a> {
             size_bytes: container.stored_bytes(),
             modified,
             facts,
+            edges,
         })
     }
 
     /// Puts a row that was read anew in the place of what was said before.
     fn replace(&self, name: SegmentName, row: Row) -> Result<()> {
         self.with_table(name.timeline, |table| {
-            let old = table.find(row.number).copied();
-            if old.is_some_and(|old| old.facts != row.facts) {
+            let old = table.rows.get(row.number);
+            if old.is_some_and(|old| (old.facts, old.edges) != (row.facts, row.edges)) {
                 self.changed.store(true, Ordering::Relaxed);
             }
             if old != Some(row) {
-                table.put(row);
-                if let Some(cache) = &table.cache {
-                    cache.append(&[row]);
-                }
+                table.put(&[row]);
             }
         })
     }
 }
 
 /// Reads what plans need of an index.
-///
-/// # Errors
-/// `Damaged` and `Unsupported`; what the store says.
-pub fn read_facts(container: &Container) -> Result<Facts> {
+fn read_facts(container: &Container) -> Result<(Facts, Edges)> {
     let summary = index::read_summary(container)?;
     let fragments = index::read_fragments(container)?;
     let xids_recorded = container
         .section(tag::XIDS)?
         .is_some_and(|bytes| bytes.first() == Some(&1));
     let events = index::read_events(container, summary.start_lsn)?;
-    Ok(facts_of(
-        &summary,
-        &fragments,
-        xids_recorded,
-        events.as_deref(),
-    ))
+    let facts = facts_of(&summary, xids_recorded, events.as_deref());
+    Ok((facts, edges_of(&fragments)))
 }
 
-fn facts_of(
-    summary: &Summary,
-    fragments: &Fragments,
-    xids_recorded: bool,
-    events: Option<&[(Lsn, WalEvent)]>,
-) -> Facts {
+fn edges_of(fragments: &Fragments) -> Edges {
+    Edges {
+        head: Prefix::of(&fragments.head),
+        tail: Prefix::of(&fragments.tail),
+    }
+}
+
+fn facts_of(summary: &Summary, xids_recorded: bool, events: Option<&[(Lsn, WalEvent)]>) -> Facts {
     let mut flags = u16::try_from(summary.flags & 0xFF).unwrap_or(0);
     if !xids_recorded {
         flags |= flag::XIDS_UNKNOWN;
@@ -382,8 +338,6 @@ fn facts_of(
         },
         times: ends.map_or_else(Default::default, |e| (e.min_time, e.max_time)),
         xids: ends.map_or((0, 0), |e| (e.min_xid, e.max_xid)),
-        head: Prefix::of(&fragments.head),
-        tail: Prefix::of(&fragments.tail),
     }
 }
 
@@ -410,7 +364,7 @@ impl Wal for Rollup<'_> {
             let mut unknown = Vec::new();
             for (from, to) in listed.segments.iter() {
                 for number in from.max(first).0..=to.min(last).0 {
-                    if table.find(number).is_none() {
+                    if !table.rows.contains(number) {
                         unknown.push(number);
                     }
                 }
@@ -420,38 +374,21 @@ impl Wal for Rollup<'_> {
         if unknown.len() < FEW {
             return Ok(());
         }
-        self.with_table(timeline, |table| table.rows.reserve_exact(unknown.len()))?;
+        self.with_table(timeline, |table| table.rows.reserve(unknown.len()))?;
         // In parts, so that nothing is held twice.
         for part in unknown.chunks(PART) {
             let read = self.read_rows(timeline, part, &Silent)?;
-            self.with_table(timeline, |table| table.put_all(read.rows))?;
+            self.with_table(timeline, |table| table.put(&read.rows))?;
         }
         Ok(())
     }
 
     fn facts(&self, name: SegmentName) -> Result<Facts> {
         let number = self.number(name)?;
-        if let Some(facts) =
-            self.with_table(name.timeline, |t| t.find(number).map(|row| row.facts))?
-        {
+        if let Some(facts) = self.with_table(name.timeline, |t| t.rows.facts(number))? {
             return Ok(facts);
         }
-        match self.stored(name)? {
-            Stored::Whole(container) => {
-                let row = self.row_of(name, &container)?;
-                self.replace(name, row)?;
-                Ok(row.facts)
-            }
-            Stored::Tail(tail) => {
-                let index = tail.index();
-                Ok(facts_of(
-                    &index.summary,
-                    &index.fragments,
-                    index.xids.is_some(),
-                    index.events.as_deref(),
-                ))
-            }
-        }
+        self.read_anew(name).map(|(facts, _)| facts)
     }
 
     fn crossing(&self, name: SegmentName, next: Option<SegmentName>) -> Result<Crossing> {
@@ -459,8 +396,9 @@ impl Wal for Rollup<'_> {
             // Nothing continues it: it does not exist for recovery.
             return Ok(Crossing::Nothing);
         };
-        let (tail, head) = (self.facts(name)?, self.facts(next)?);
-        Ok(crossing_of(&tail, &head))
+        let tail_length = self.facts(name)?.tail_length;
+        let (begin, end) = (self.edges(name)?, self.edges(next)?);
+        Ok(edge::crossing(&begin.tail, tail_length, &end.head))
     }
 
     fn may_end(&self, name: SegmentName, xid: u32) -> Result<bool> {
@@ -536,7 +474,7 @@ impl Wal for Rollup<'_> {
             return Ok(());
         }
         let number = self.number(name)?;
-        let known = self.with_table(name.timeline, |t| t.find(number).copied())?;
+        let known = self.with_table(name.timeline, |t| t.rows.get(number))?;
         let meta = self.meta(name)?;
         let same = match (&known, &meta) {
             (Some(row), Some(meta)) => {
@@ -560,6 +498,31 @@ struct ManyRows {
 }
 
 impl Rollup<'_> {
+    fn edges(&self, name: SegmentName) -> Result<Edges> {
+        let number = self.number(name)?;
+        if let Some(edges) = self.with_table(name.timeline, |t| t.rows.edges(number))? {
+            return Ok(edges);
+        }
+        self.read_anew(name).map(|(_, edges)| edges)
+    }
+
+    /// What a segment itself says of which nothing is known.
+    fn read_anew(&self, name: SegmentName) -> Result<(Facts, Edges)> {
+        match self.stored(name)? {
+            Stored::Whole(container) => {
+                let row = self.row_of(name, &container)?;
+                self.replace(name, row)?;
+                Ok((row.facts, row.edges))
+            }
+            Stored::Tail(tail) => {
+                let index = tail.index();
+                let events = index.events.as_deref();
+                let facts = facts_of(&index.summary, index.xids.is_some(), events);
+                Ok((facts, edges_of(&index.fragments)))
+            }
+        }
+    }
+
     /// Reads the ends of stored segments anew, from `first` to `last` of one timeline, whatever a cache says of them: each must be
     /// there, have the length that it states, and be what its key says. What is not so is told by [`Rollup::has_changed`], and who asks for
     /// a damaged one learns it then. Returns how many are damaged.
@@ -595,16 +558,13 @@ impl Rollup<'_> {
             let mut is_same = read.damaged.is_empty();
             let mut other = Vec::new();
             for row in &read.rows {
-                let old = table.find(row.number).copied();
-                is_same &= old.is_none_or(|old| old.facts == row.facts);
+                let old = table.rows.get(row.number);
+                is_same &= old.is_none_or(|old| (old.facts, old.edges) == (row.facts, row.edges));
                 if old != Some(*row) {
-                    table.put(*row);
                     other.push(*row);
                 }
             }
-            if let Some(cache) = &table.cache {
-                cache.append(&other);
-            }
+            table.put(&other);
             for number in &read.damaged {
                 table.forget(*number);
             }
@@ -669,63 +629,6 @@ impl Rollup<'_> {
         Ok(all)
     }
 }
-
-/// What the record is of which `tail` holds the beginning and `head` the rest, as far as their first bytes tell.
-fn crossing_of(tail: &Facts, head: &Facts) -> Crossing {
-    let mut bytes = tail.tail.bytes().to_vec();
-    if usize::try_from(tail.tail_length) == Ok(bytes.len()) {
-        bytes.extend_from_slice(head.head.bytes());
-    }
-    let Some(header) = RecordHeader::read(&bytes) else {
-        return Crossing::Unknown;
-    };
-    if header.rmid == rmgr::XLOG && header.info & 0xF0 == xlog::RESTORE_POINT_OPCODE {
-        return Crossing::RestorePoint;
-    }
-    if header.rmid != rmgr::TRANSACTION {
-        return Crossing::Nothing;
-    }
-    let (is_commit, prepared) = match header.info & 0x70 {
-        0x00 => (true, false),
-        0x20 => (false, false),
-        0x30 => (true, true),
-        0x40 => (false, true),
-        _ => return Crossing::Nothing,
-    };
-    match time_of(&bytes) {
-        Some(time) => Crossing::End {
-            // That of a prepared transaction stands far behind the first bytes.
-            xid: if prepared { 0 } else { header.xid.0 },
-            time,
-            is_commit,
-        },
-        None => Crossing::Unknown,
-    }
-}
-
-/// The time of a transaction end: it comes first in the main data, behind the headers of fragments.
-///
-/// PostgreSQL: src/include/access/xlogrecord.h (XLogRecordDataHeader, origin, top-level xid).
-fn time_of(record: &[u8]) -> Option<TimestampTz> {
-    let mut at = HEADER;
-    loop {
-        let id = *record.get(at)?;
-        at += match id {
-            255 => 2,
-            254 => 5,
-            253 => 3,
-            252 => 5,
-            _ => return None,
-        };
-        if id >= 254 {
-            break;
-        }
-    }
-    let time = record.get(at..at + 8)?;
-    Some(TimestampTz(i64::from_le_bytes(time.try_into().ok()?)))
-}
-
-const _: () = assert!(PREFIX >= HEADER + 3 + 5 + 5 + 8);
 
 /// Cuts a stream of bytes into whole pages for the reader.
 #[derive(Default)]

@@ -4,11 +4,12 @@
 //! built anew. It is never trusted against the listing, and the segments that decide a plan are looked at themselves.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::facts::{Facts, PREFIX, Prefix};
+use super::edge::{Edges, PREFIX, Prefix};
+use super::facts::Facts;
 use super::index::{HeadEnd, TailClass};
 use super::varint::Reader;
 use crate::error::Result;
@@ -26,13 +27,140 @@ pub struct Row {
     pub modified: TimestampTz,
     /// What its index says.
     pub facts: Facts,
+    /// What lies at its edges.
+    pub edges: Edges,
 }
 
 /// Raised whenever what a row means changes.
 const MAGIC: &[u8; 8] = b"PITRROL1";
 /// Magic and a hash of what the file belongs to.
 const HEADER: usize = 8 + 32;
-const ROW: usize = 8 * 3 + 4 + 4 * 4 + 8 * 7 + 4 * 2 + 8 * 2 + 4 * 2 + (1 + PREFIX) * 2 + 4;
+/// Where facts begin in a row, behind what is said of the object.
+const OBJECT: usize = 8 * 3;
+/// Where edges do.
+const EDGES: usize = OBJECT + 4 + 4 * 4 + 8 * 7 + 4 * 2 + 8 * 2 + 4 * 2;
+/// Length without the checksum.
+const BODY: usize = EDGES + (1 + PREFIX) * 2;
+const ROW: usize = BODY + 4;
+/// So many are read or written at once.
+const AT_ONCE: usize = 1024;
+/// How errors call it; nobody sees them.
+const WHAT: &str = "row of a cache";
+
+/// Rows as the file has them. Most are never asked for, so each is decoded only when it is.
+#[derive(Debug, Clone, Default)]
+pub struct Rows {
+    /// In the order in which they came; of several of one number the last counts.
+    bytes: Vec<u8>,
+    /// Number and place of each that counts, ascending by number.
+    index: Vec<(u64, u32)>,
+}
+
+impl Rows {
+    /// How many segments it knows.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether it knows none.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// Makes room for as many more.
+    pub fn reserve(&mut self, count: usize) {
+        self.bytes.reserve_exact(count * ROW);
+        self.index.reserve_exact(count);
+    }
+
+    /// Whether a segment is known.
+    pub fn contains(&self, number: u64) -> bool {
+        self.position(number).is_ok()
+    }
+
+    /// What is known of a segment.
+    pub fn get(&self, number: u64) -> Option<Row> {
+        let body = self.body(number)?;
+        let (facts, edges) = (self.facts(number)?, self.edges(number)?);
+        let mut r = Reader::new(body, WHAT);
+        Some(Row {
+            number: r.u64().ok()?,
+            size_bytes: r.u64().ok()?,
+            modified: TimestampTz(r.i64().ok()?),
+            facts,
+            edges,
+        })
+    }
+
+    /// What the index of a segment says.
+    pub fn facts(&self, number: u64) -> Option<Facts> {
+        read_facts(self.body(number)?.get(OBJECT..EDGES)?).ok()
+    }
+
+    /// What lies at its edges.
+    pub fn edges(&self, number: u64) -> Option<Edges> {
+        read_edges(self.body(number)?.get(EDGES..)?).ok()
+    }
+
+    /// Adds rows, or puts them in the place of what was known. Returns them as the file has them.
+    pub fn put(&mut self, rows: &[Row]) -> &[u8] {
+        let begin = self.bytes.len();
+        let mut is_settled = true;
+        for row in rows {
+            let place = u32::try_from(self.bytes.len() / ROW).unwrap_or(u32::MAX);
+            encode(row, &mut self.bytes);
+            is_settled &= self.index.last().is_none_or(|last| last.0 < row.number);
+            self.index.push((row.number, place));
+        }
+        if !is_settled {
+            self.settle();
+        }
+        self.bytes.get(begin..).unwrap_or_default()
+    }
+
+    /// Knows a segment no longer.
+    pub fn forget(&mut self, number: u64) {
+        if let Ok(at) = self.position(number) {
+            self.index.remove(at);
+        }
+    }
+
+    /// Puts the index in order.
+    fn settle(&mut self) {
+        // Stable: of equal numbers the last one was written last.
+        self.index.sort_by_key(|(number, _)| *number);
+        self.index.dedup_by(|later, earlier| {
+            let is_same = later.0 == earlier.0;
+            if is_same {
+                *earlier = *later;
+            }
+            is_same
+        });
+    }
+
+    fn position(&self, number: u64) -> std::result::Result<usize, usize> {
+        // Without holes, the usual case, the place follows from the number.
+        if let Some((first, _)) = self.index.first()
+            && let Some(at) = number.checked_sub(*first)
+            && let Ok(at) = usize::try_from(at)
+            && self.index.get(at).is_some_and(|(n, _)| *n == number)
+        {
+            return Ok(at);
+        }
+        self.index.binary_search_by_key(&number, |(n, _)| *n)
+    }
+
+    /// A row without its checksum.
+    fn body(&self, number: u64) -> Option<&[u8]> {
+        let (_, place) = self.index.get(self.position(number).ok()?)?;
+        self.at(*place)?.get(..BODY)
+    }
+
+    fn at(&self, place: u32) -> Option<&[u8]> {
+        let begin = usize::try_from(place).ok()?.checked_mul(ROW)?;
+        self.bytes.get(begin..begin.checked_add(ROW)?)
+    }
+}
 
 /// The cache file of one timeline.
 #[derive(Debug, Clone)]
@@ -51,66 +179,67 @@ impl CacheFile {
     }
 
     /// Reads the rows that `keep` wants; the last of several of one number counts. A file that is not right is deleted.
-    pub fn read(&self, keep: &mut dyn FnMut(u64) -> bool) -> Vec<Row> {
-        let mut rows = Vec::new();
-        let mut total = 0_usize;
-        if self.read_rows(keep, &mut rows, &mut total).is_none() {
+    pub fn read(&self, keep: &mut dyn FnMut(u64) -> bool) -> Rows {
+        let mut rows = Rows::default();
+        let Some(total) = self.read_rows(keep, &mut rows) else {
             self.forget();
-            return Vec::new();
-        }
-        if !rows.is_sorted_by(|a: &Row, b| a.number < b.number) {
-            // Stable: of equal numbers the last one was written last.
-            rows.reverse();
-            rows.sort_by_key(|r| r.number);
-            rows.dedup_by_key(|r| r.number);
-        }
+            return Rows::default();
+        };
+        rows.settle();
         if total > 2 * rows.len() + 1024 {
             // Mostly about segments that are gone: write what is left.
             self.forget();
-            self.append(&rows);
+            for part in rows.index.chunks(AT_ONCE) {
+                let bytes: Vec<&[u8]> = part.iter().filter_map(|(_, at)| rows.at(*at)).collect();
+                self.append(&bytes.concat());
+            }
         }
         rows
     }
 
-    fn read_rows(
-        &self,
-        keep: &mut dyn FnMut(u64) -> bool,
-        rows: &mut Vec<Row>,
-        total: &mut usize,
-    ) -> Option<()> {
-        let file = match self.open(OpenOptions::new().read(true)) {
+    /// Returns how many there are, kept or not; none where something is wrong.
+    fn read_rows(&self, keep: &mut dyn FnMut(u64) -> bool, rows: &mut Rows) -> Option<usize> {
+        let mut file = match self.open(OpenOptions::new().read(true)) {
             Ok(file) => file,
             // No file is a right file without rows.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Some(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Some(0),
             Err(_) => return None,
         };
         let length = usize::try_from(file.metadata().ok()?.len()).ok()?;
         if length == 0 {
-            return Some(());
+            return Some(0);
         }
         let count = length.checked_sub(HEADER)? / ROW;
-        let mut reader = BufReader::with_capacity(256 << 10, file);
+        // A torn row at the end is a torn append.
+        if length != HEADER + count * ROW {
+            return None;
+        }
         let mut header = [0; HEADER];
-        reader.read_exact(&mut header).ok()?;
+        file.read_exact(&mut header).ok()?;
         if !header.starts_with(MAGIC) || !header.ends_with(&self.belongs) {
             return None;
         }
-        let mut bytes = [0; ROW];
-        rows.reserve_exact(count);
-        for _ in 0..count {
-            reader.read_exact(&mut bytes).ok()?;
-            *total += 1;
-            let row = decode(&bytes)?;
-            if keep(row.number) {
-                rows.push(row);
+        rows.reserve(count);
+        let mut buffer = vec![0; AT_ONCE.min(count) * ROW];
+        let mut left = count;
+        while left > 0 {
+            let part = buffer.get_mut(..AT_ONCE.min(left) * ROW)?;
+            file.read_exact(part).ok()?;
+            left -= part.len() / ROW;
+            for row in part.chunks_exact(ROW) {
+                let number = checked(row)?;
+                if keep(number) {
+                    let place = u32::try_from(rows.bytes.len() / ROW).ok()?;
+                    rows.index.push((number, place));
+                    rows.bytes.extend_from_slice(row);
+                }
             }
         }
-        // A torn row at the end is a torn append.
-        (length == HEADER + count * ROW).then_some(())
+        Some(count)
     }
 
-    /// Adds rows. What goes wrong only costs time later.
-    pub fn append(&self, rows: &[Row]) {
+    /// Adds rows, as [`Rows::put`] returned them. What goes wrong only costs time later.
+    pub fn append(&self, rows: &[u8]) {
         if rows.is_empty() {
             return;
         }
@@ -120,20 +249,14 @@ impl CacheFile {
         let Ok(mut file) = self.open(OpenOptions::new().append(true).create(true)) else {
             return;
         };
-        let empty = file.metadata().is_ok_and(|m| m.len() == 0);
-        for (at, chunk) in rows.chunks(1024).enumerate() {
-            let mut bytes = Vec::with_capacity(HEADER + chunk.len() * ROW);
-            if empty && at == 0 {
-                bytes.extend_from_slice(MAGIC);
-                bytes.extend_from_slice(&self.belongs);
-            }
-            for row in chunk {
-                encode(row, &mut bytes);
-            }
-            if file.write_all(&bytes).is_err() {
-                drop(file);
-                return self.forget();
-            }
+        let is_empty = file.metadata().is_ok_and(|m| m.len() == 0);
+        let written = match is_empty {
+            true => file.write_all(&[MAGIC, self.belongs.as_slice(), rows].concat()),
+            false => file.write_all(rows),
+        };
+        if written.is_err() {
+            drop(file);
+            self.forget();
         }
     }
 
@@ -183,7 +306,7 @@ fn encode(row: &Row, out: &mut Vec<u8>) {
     for v in [f.xids.0, f.xids.1] {
         out.extend_from_slice(&v.to_le_bytes());
     }
-    for prefix in [&f.head, &f.tail] {
+    for prefix in [&row.edges.head, &row.edges.tail] {
         let bytes = prefix.bytes();
         out.push(u8::try_from(bytes.len()).unwrap_or(0));
         out.extend_from_slice(bytes);
@@ -193,17 +316,17 @@ fn encode(row: &Row, out: &mut Vec<u8>) {
     out.extend_from_slice(&crc.to_le_bytes());
 }
 
-fn decode(bytes: &[u8; ROW]) -> Option<Row> {
-    let (body, crc) = bytes.split_at(ROW - 4);
+/// The number of a row whose checksum is right.
+fn checked(row: &[u8]) -> Option<u64> {
+    let (body, crc) = row.split_at_checked(BODY)?;
     if crc32c::crc32c(body).to_le_bytes() != *crc {
         return None;
     }
-    read(body).ok()
+    body.first_chunk().map(|number| u64::from_le_bytes(*number))
 }
 
-fn read(body: &[u8]) -> Result<Row> {
-    let mut r = Reader::new(body, "row of a cache");
-    let (number, size_bytes, modified) = (r.u64()?, r.u64()?, TimestampTz(r.i64()?));
+fn read_facts(body: &[u8]) -> Result<Facts> {
+    let mut r = Reader::new(body, WHAT);
     let flags = r.u16()?;
     let head_end = match r.u8()? {
         0 => HeadEnd::None,
@@ -219,32 +342,41 @@ fn read(body: &[u8]) -> Result<Row> {
         3 => TailClass::Other,
         _ => return Err(r.damaged()),
     };
-    let (head_length, head_remaining) = (r.u32()?, r.u32()?);
-    let (tail_length, tail_total) = (r.u32()?, r.u32()?);
-    let mut facts = Facts::empty(Lsn(r.u64()?));
-    facts.flags = flags;
-    (facts.head_end, facts.tail_class) = (head_end, tail_class);
-    (facts.head_length, facts.head_remaining) = (head_length, head_remaining);
-    (facts.tail_length, facts.tail_total) = (tail_length, tail_total);
-    facts.first_record = Lsn(r.u64()?);
-    facts.first_prev = Lsn(r.u64()?);
-    facts.last_begun = Lsn(r.u64()?);
-    facts.last_complete = Lsn(r.u64()?);
-    facts.last_complete_end = Lsn(r.u64()?);
-    facts.valid_end = Lsn(r.u64()?);
-    (facts.commits, facts.ends) = (r.u32()?, r.u32()?);
-    facts.times = (TimestampTz(r.i64()?), TimestampTz(r.i64()?));
-    facts.xids = (r.u32()?, r.u32()?);
-    for prefix in [&mut facts.head, &mut facts.tail] {
+    Ok(Facts {
+        flags,
+        head_end,
+        tail_class,
+        head_length: r.u32()?,
+        head_remaining: r.u32()?,
+        tail_length: r.u32()?,
+        tail_total: r.u32()?,
+        start_lsn: Lsn(r.u64()?),
+        first_record: Lsn(r.u64()?),
+        first_prev: Lsn(r.u64()?),
+        last_begun: Lsn(r.u64()?),
+        last_complete: Lsn(r.u64()?),
+        last_complete_end: Lsn(r.u64()?),
+        valid_end: Lsn(r.u64()?),
+        commits: r.u32()?,
+        ends: r.u32()?,
+        times: (TimestampTz(r.i64()?), TimestampTz(r.i64()?)),
+        xids: (r.u32()?, r.u32()?),
+    })
+}
+
+fn read_edges(body: &[u8]) -> Result<Edges> {
+    let mut r = Reader::new(body, WHAT);
+    let mut prefix = || -> Result<Prefix> {
         let length = usize::from(r.u8()?);
         let bytes: [u8; PREFIX] = r.array()?;
-        *prefix = Prefix::of(bytes.get(..length).ok_or_else(|| r.damaged())?);
-    }
-    Ok(Row {
-        number,
-        size_bytes,
-        modified,
-        facts,
+        bytes
+            .get(..length)
+            .map(Prefix::of)
+            .ok_or_else(|| r.damaged())
+    };
+    Ok(Edges {
+        head: prefix()?,
+        tail: prefix()?,
     })
 }
 
@@ -261,26 +393,39 @@ mod tests {
         facts.tail_length = 7;
         facts.times = (TimestampTz(-5), TimestampTz(9));
         facts.xids = (3, u32::MAX);
-        facts.head = Prefix::of(b"abc");
-        facts.tail = Prefix::of(&[9; 100]);
         facts.last_complete_end = Lsn(u64::MAX);
         Row {
             number,
             size_bytes: size,
             modified: TimestampTz(77),
             facts,
+            edges: Edges {
+                head: Prefix::of(b"abc"),
+                tail: Prefix::of(&[9; 100]),
+            },
         }
+    }
+
+    fn append(file: &CacheFile, rows: &[Row]) {
+        file.append(Rows::default().put(rows));
+    }
+
+    /// All rows that `keep` wants.
+    fn read(file: &CacheFile, keep: &mut dyn FnMut(u64) -> bool) -> Vec<Row> {
+        let rows = file.read(keep);
+        let known = |(number, _): &(u64, u32)| rows.get(*number).unwrap();
+        rows.index.iter().map(known).collect()
     }
 
     #[test]
     fn rows_come_back_and_the_last_of_a_number_counts() {
         let dir = tempfile::tempdir().unwrap();
         let file = CacheFile::new(&dir.path().join("a/b"), "00000001.rollup", "x");
-        assert!(file.read(&mut |_| true).is_empty());
-        file.append(&[row(5, 1), row(3, 1)]);
-        file.append(&[row(5, 2)]);
-        assert_eq!(file.read(&mut |_| true), [row(3, 1), row(5, 2)]);
-        assert_eq!(file.read(&mut |n| n == 3), [row(3, 1)]);
+        assert!(read(&file, &mut |_| true).is_empty());
+        append(&file, &[row(5, 1), row(3, 1)]);
+        append(&file, &[row(5, 2)]);
+        assert_eq!(read(&file, &mut |_| true), [row(3, 1), row(5, 2)]);
+        assert_eq!(read(&file, &mut |n| n == 3), [row(3, 1)]);
         let mode = std::fs::metadata(dir.path().join("a"))
             .unwrap()
             .permissions();
@@ -293,19 +438,19 @@ mod tests {
     fn a_file_that_is_not_right_is_thrown_away() {
         let dir = tempfile::tempdir().unwrap();
         let file = CacheFile::new(dir.path(), "f", "x");
-        file.append(&[row(1, 1), row(2, 1)]);
+        append(&file, &[row(1, 1), row(2, 1)]);
         let good = std::fs::read(&file.path).unwrap();
         for at in [0, 20, HEADER + 3, HEADER + ROW + 100, good.len() - 1] {
             let mut bad = good.clone();
             bad[at] ^= 1;
             std::fs::write(&file.path, bad).unwrap();
-            assert!(file.read(&mut |_| true).is_empty(), "{at}");
+            assert!(read(&file, &mut |_| true).is_empty(), "{at}");
             assert!(!file.path.exists());
         }
         std::fs::write(&file.path, &good[..good.len() - 5]).unwrap();
-        assert!(file.read(&mut |_| true).is_empty());
+        assert!(read(&file, &mut |_| true).is_empty());
         std::fs::write(&file.path, &good).unwrap();
         let other = CacheFile::new(dir.path(), "f", "another repository");
-        assert!(other.read(&mut |_| true).is_empty());
+        assert!(read(&other, &mut |_| true).is_empty());
     }
 }

@@ -11,15 +11,18 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags};
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
-use super::{Irregular, Key, Listed, Meta, NewObject, Object, Published, Store};
+use super::{Irregular, Key, Listed, Meta, NewObject, Object, Published, Store, is_part};
 use crate::durable::{self, NewFile, TEMPORARY_PREFIX};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::time::TimestampTz;
+
+/// So much of a directory is asked of the system at once.
+const NAMES_AT_ONCE_BYTES: usize = 32 << 10;
 
 /// A directory as a store.
 pub struct FileStore {
@@ -254,27 +257,31 @@ impl Store for FileStore {
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        let mut listed = Vec::new();
+        self.visit(prefix, &mut |name, is_prefix| {
+            listed.push(Listed {
+                name: name.to_owned(),
+                is_prefix,
+            });
+        })?;
+        Ok(listed)
+    }
+
+    fn visit(&self, prefix: &str, see: &mut dyn FnMut(&str, bool)) -> Result<()> {
+        let failed = |e: Errno| self.error("list", prefix, e.into());
         let directory = match self.resolve(prefix, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(fd) => fd,
-            Err(Errno::NOENT) => return Ok(Vec::new()),
-            Err(e) => return Err(self.error("list", prefix, e.into())),
+            Err(Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(failed(e)),
         };
-        let entries = rustix::fs::Dir::read_from(&directory)
-            .map_err(|e| self.error("list", prefix, e.into()))?;
-        let mut listed = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|e| self.error("list", prefix, e.into()))?;
+        let mut buffer = Vec::with_capacity(NAMES_AT_ONCE_BYTES);
+        let mut entries = RawDir::new(&directory, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(failed)?;
             // Names outside the key grammar are not ours (lost+found, editors' files); verify reports them.
-            let Ok(name) = entry.file_name().to_str() else {
+            let Some(name) = entry.file_name().to_str().ok().filter(|n| is_part(n)) else {
                 continue;
             };
-            if name == "."
-                || name == ".."
-                || name.starts_with(TEMPORARY_PREFIX)
-                || Key::new(name).is_err()
-            {
-                continue;
-            }
             let is_prefix = match entry.file_type() {
                 FileType::Directory => true,
                 FileType::RegularFile => false,
@@ -286,12 +293,9 @@ impl Store for FileStore {
                     }
                 },
             };
-            listed.push(Listed {
-                name: name.to_owned(),
-                is_prefix,
-            });
+            see(name, is_prefix);
         }
-        Ok(listed)
+        Ok(())
     }
 
     fn head(&self, key: &Key) -> Result<Option<Meta>> {

@@ -25,16 +25,7 @@ impl Key {
     /// `Damaged` when it is no key: keys are made by programs, so a wrong one came from a damaged or hostile object.
     pub fn new(key: impl Into<String>) -> Result<Key> {
         let key = key.into();
-        let part_ok = |p: &str| {
-            !p.is_empty()
-                && p.len() <= 200
-                && p != "."
-                && p != ".."
-                && !p.starts_with(crate::durable::TEMPORARY_PREFIX)
-                && p.bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-        };
-        if key.len() <= 1024 && key.split('/').all(part_ok) {
+        if key.len() <= 1024 && key.split('/').all(is_part) {
             Ok(Key(key))
         } else {
             let shown: String = key.escape_debug().take(200).collect();
@@ -56,6 +47,18 @@ impl Key {
     pub fn parent(&self) -> Option<&str> {
         self.0.rsplit_once('/').map(|(p, _)| p)
     }
+}
+
+/// Whether a text may stand between the slashes of a key.
+fn is_part(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 200
+        && text != "."
+        && text != ".."
+        && !text.starts_with(crate::durable::TEMPORARY_PREFIX)
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 impl fmt::Display for Key {
@@ -127,6 +130,14 @@ pub trait Store: Send + Sync {
 
     /// What is directly below `prefix` (no trailing slash; `""` is the root), unordered. An absent prefix is empty.
     fn list(&self, prefix: &str) -> Result<Vec<Listed>>;
+
+    /// Shows what [`Store::list`] returns, name by name and whether keys exist below it: for directories of very many.
+    fn visit(&self, prefix: &str, see: &mut dyn FnMut(&str, bool)) -> Result<()> {
+        for listed in self.list(prefix)? {
+            see(&listed.name, listed.is_prefix);
+        }
+        Ok(())
+    }
 
     /// Length and time of an object; `None` is proven absence.
     fn head(&self, key: &Key) -> Result<Option<Meta>>;
