@@ -1,4 +1,4 @@
-//! Chooses the backup from which a target is reached, and puts the plan together.
+//! Chooses the backup from which a target is reached.
 //!
 //! Backups are tried in the order in which one would want them; the first from which PostgreSQL stops where it should is taken.
 //! Undamaged ones come before those marked for deletion, these before damaged ones; among equals the newest comes first, for a
@@ -7,14 +7,12 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::account;
 use super::gap::{Path, Stretch, StretchEnd};
 use super::proof::with_proof;
-use super::recovery::{
-    ChosenBackup, Moment, NotChosen, Options, Outcome, Plan, Reason, SegmentRun, SegmentsNeeded,
-    Stop, TimelinePart,
-};
+use super::recovery::{NotChosen, Options, Outcome, Plan, Reason, Stop};
 use super::search::Search;
-use super::stop::{CLOCK_SLACK, Replay, Rule};
+use super::stop::{Replay, Rule};
 use super::target::{Inclusive, RecoveryTarget, Target, TargetTimeline};
 use super::unreachable;
 use crate::err;
@@ -64,21 +62,21 @@ pub(super) enum Verdict {
 
 /// Recovery that ends as asked.
 pub(super) struct Reached {
-    stop: Stop,
-    outcome: Outcome,
+    pub stop: Stop,
+    pub outcome: Outcome,
     /// What PostgreSQL is told.
-    settings: BTreeMap<String, String>,
-    replay: ReplayFacts,
-    stretch: Rc<Stretch>,
+    pub settings: BTreeMap<String, String>,
+    pub replay: ReplayFacts,
+    pub stretch: Rc<Stretch>,
 }
 
 /// What is kept of a replay.
-struct ReplayFacts {
-    last_commit: Option<super::recovery::TransactionEnd>,
-    last_end: Option<super::recovery::TransactionEnd>,
-    excluded: Option<super::recovery::TransactionEnd>,
-    excluded_commit: Option<super::recovery::TransactionEnd>,
-    late: Option<super::recovery::TransactionEnd>,
+pub(super) struct ReplayFacts {
+    pub last_commit: Option<super::recovery::TransactionEnd>,
+    pub last_end: Option<super::recovery::TransactionEnd>,
+    pub excluded: Option<super::recovery::TransactionEnd>,
+    pub excluded_commit: Option<super::recovery::TransactionEnd>,
+    pub late: Option<super::recovery::TransactionEnd>,
 }
 
 impl From<&Replay<'_>> for ReplayFacts {
@@ -127,7 +125,7 @@ pub(super) struct Planner<'a> {
 
 impl Planner<'_> {
     fn plan(&self) -> Result<Plan> {
-        let mut plan = self.blank();
+        let mut plan = account::blank(self);
         let wanted = self.wanted_backup()?;
         if self.inventory.backups.is_empty() {
             let detail = match self.inventory.unreadable.len() {
@@ -166,7 +164,7 @@ impl Planner<'_> {
         }
         match chosen {
             Some((backup, path, reached)) => {
-                self.fill(&mut plan, backup, path, *reached, &tried)?;
+                account::fill(self, &mut plan, backup, path, *reached, &tried)?;
             }
             None => {
                 let path = tried
@@ -182,46 +180,8 @@ impl Planner<'_> {
                 reason: t.refusal.reason,
                 detail: t.refusal.detail,
             }));
-        self.explain_untried(&mut plan, &order);
+        account::explain_untried(self, &mut plan, &order);
         Ok(plan)
-    }
-
-    fn blank(&self) -> Plan {
-        Plan {
-            repository: self.inventory.repository.clone(),
-            cluster: self.inventory.cluster.clone(),
-            system_identifier: self.inventory.system_identifier,
-            target: self.target.clone(),
-            reachable: false,
-            reason: None,
-            explanation: None,
-            outcome: Outcome::Fatal,
-            fatal_message: None,
-            backup: None,
-            backups_not_chosen: Vec::new(),
-            target_timeline: None,
-            timelines: Vec::new(),
-            segment_size_bytes: self.inventory.segment_size.bytes(),
-            segments_needed: SegmentsNeeded::default(),
-            segments_missing: Vec::new(),
-            segments_missing_count: 0,
-            stop: None,
-            last_commit: None,
-            last_transaction: None,
-            first_excluded: None,
-            first_excluded_commit: None,
-            bytes_to_copy: 0,
-            bytes_to_replay: 0,
-            recovery_settings: BTreeMap::new(),
-            nearest_before: None,
-            nearest_after: None,
-            warnings: self
-                .inventory
-                .unreadable
-                .iter()
-                .map(|u| format!("backup {} cannot be read: {}", u.id, u.problem))
-                .collect(),
-        }
     }
 
     fn wanted_backup(&self) -> Result<Option<&Backup>> {
@@ -438,7 +398,12 @@ impl Planner<'_> {
         Ok(Verdict::Reached(Box::new(Reached {
             stop,
             outcome: Outcome::StopsAtTarget,
-            settings: self.settings(self.target.target.clone(), self.target.inclusive, path),
+            settings: account::settings(
+                self,
+                self.target.target.clone(),
+                self.target.inclusive,
+                path,
+            ),
             replay: (&replay).into(),
             stretch,
         })))
@@ -480,7 +445,7 @@ impl Planner<'_> {
         Ok(Verdict::Reached(Box::new(Reached {
             stop,
             outcome: Outcome::EndOfWal,
-            settings: self.settings(Target::Lsn(last), Inclusive::Yes, search.path),
+            settings: account::settings(self, Target::Lsn(last), Inclusive::Yes, search.path),
             replay: (&replay).into(),
             stretch: Rc::clone(stretch),
         })))
@@ -564,220 +529,6 @@ impl Planner<'_> {
     /// Whether the target time has not come yet.
     pub(super) fn is_future(&self) -> bool {
         matches!(self.target.target, Target::Time(at) if at > self.now.saturating_add(FUTURE_SLACK))
-    }
-
-    fn settings(
-        &self,
-        target: Target,
-        inclusive: Inclusive,
-        path: &Path<'_>,
-    ) -> BTreeMap<String, String> {
-        let mut settings = BTreeMap::new();
-        let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
-        set(
-            "recovery_target_timeline",
-            path.history().timeline().decimal().to_string(),
-        );
-        set(
-            "recovery_target_action",
-            self.options.action.as_str().to_owned(),
-        );
-        if target.has_sides() {
-            let inclusive = if inclusive == Inclusive::Yes {
-                "on"
-            } else {
-                "off"
-            };
-            set("recovery_target_inclusive", inclusive.to_owned());
-        }
-        if let Some((name, value)) = target.setting() {
-            set(name, value);
-        }
-        set("restore_command", self.options.restore_command.clone());
-        if let Some(command) = &self.options.recovery_end_command {
-            set("recovery_end_command", command.clone());
-        }
-        settings
-    }
-
-    fn fill(
-        &self,
-        plan: &mut Plan,
-        backup: &Backup,
-        path: &Path<'_>,
-        reached: Reached,
-        tried: &[Tried<'_>],
-    ) -> Result<()> {
-        let size = self.inventory.segment_size;
-        let stop = reached.stop;
-        let first = SegmentNumber::of(backup.start_lsn, size);
-        let last = SegmentNumber::ending_at(stop.end_lsn, size);
-        let mut needed = Vec::new();
-        // What the cache may have said of the ends of every piece is looked at again.
-        for piece in &reached.stretch.pieces {
-            let (from, to) = (piece.first.max(first), piece.last.min(last));
-            if from > to {
-                continue;
-            }
-            let run = SegmentRun {
-                first: path.name(piece.timeline, from)?,
-                last: path.name(piece.timeline, to)?,
-            };
-            self.wal.confirm(run.first)?;
-            self.wal.confirm(run.last)?;
-            needed.push(run);
-        }
-        plan.segments_needed = SegmentsNeeded {
-            count: last.0.saturating_sub(first.0) + 1,
-            first: Some(path.name_in(&reached.stretch, first)?),
-            last: Some(path.name_in(&reached.stretch, last)?),
-            parts: needed,
-        };
-        plan.reachable = true;
-        plan.outcome = reached.outcome;
-        plan.target_timeline = Some(path.history().timeline());
-        plan.timelines = parts(path, backup.start_lsn, stop.recovery_end_lsn);
-        plan.last_commit = reached.replay.last_commit;
-        plan.last_transaction = reached.replay.last_end;
-        plan.first_excluded = reached.replay.excluded;
-        plan.first_excluded_commit = reached.replay.excluded_commit;
-        plan.bytes_to_copy = backup.size_bytes;
-        plan.bytes_to_replay = stop.recovery_end_lsn.0.saturating_sub(backup.start_lsn.0);
-        plan.recovery_settings = reached.settings;
-        plan.backup = Some(chosen(backup));
-        if let Some(late) = reached.replay.late {
-            plan.warnings.push(format!(
-                "the clock was set back: transaction {} ended at {}, before the target time, but its record at {} lies behind the point at which PostgreSQL stops and is not replayed",
-                late.xid, late.time, late.lsn
-            ));
-        }
-        plan.stop = Some(stop);
-        self.warn_about(plan, backup, path, tried)
-    }
-
-    fn warn_about(
-        &self,
-        plan: &mut Plan,
-        backup: &Backup,
-        path: &Path<'_>,
-        tried: &[Tried<'_>],
-    ) -> Result<()> {
-        if let Some(damage) = &backup.damage {
-            plan.warnings.push(format!(
-                "backup {} is damaged ({damage}): no undamaged one reaches the target",
-                backup.id
-            ));
-        }
-        if let Some(mark) = backup.expire_mark {
-            plan.warnings.push(format!(
-                "backup {} is marked for deletion, not before {mark}",
-                backup.id
-            ));
-        }
-        if plan.outcome == Outcome::EndOfWal && matches!(self.target.target, Target::Time(_)) {
-            let last = match plan.last_transaction {
-                Some(end) => format!("the last one archived ended at {}", end.time),
-                None => "none is archived behind the backup".to_owned(),
-            };
-            plan.warnings.push(format!(
-                "no transaction ended behind the target time, {last}: everything that is archived is replayed. What was committed later and is not archived yet would be missing: while the server lives, select pg_switch_wal() on it, wait until that is archived, and plan again"
-            ));
-        }
-        match &self.target.target {
-            Target::Time(at) => self.warn_earlier(plan, backup, path, *at)?,
-            Target::Name(name) => {
-                unreachable::warn_duplicates(self, plan, backup, path, name.as_str())?;
-            }
-            _ => {}
-        }
-        // Sort of a promise to the reader: a worse backup is never taken without saying which better one failed.
-        for t in tried.iter().filter(|t| {
-            t.refusal.reason == Reason::BackupWalMissing && t.backup.stop_lsn > backup.stop_lsn
-        }) {
-            plan.warnings.push(format!(
-                "backup {} is newer, but cannot be used: {}",
-                t.backup.id, t.refusal.detail
-            ));
-        }
-        Ok(())
-    }
-
-    /// Warns when the target time was passed once before the backup, and the clock was set back since.
-    fn warn_earlier(
-        &self,
-        plan: &mut Plan,
-        backup: &Backup,
-        path: &Path<'_>,
-        at: TimestampTz,
-    ) -> Result<()> {
-        let size = self.inventory.segment_size;
-        let Some(oldest) = self
-            .inventory
-            .backups
-            .iter()
-            .filter(|b| b.stop_lsn < backup.start_lsn && b.stop_time <= at)
-            .find(|b| lies_on(path.history(), b))
-        else {
-            return Ok(());
-        };
-        let stretch = path.stretch_from(SegmentNumber::of(oldest.start_lsn, size))?;
-        let Some(last) = stretch.final_segment() else {
-            return Ok(());
-        };
-        let end = SegmentNumber::of(backup.start_lsn, size).0.min(last.0 + 1);
-        for number in (SegmentNumber::of(oldest.start_lsn, size).0..end).map(SegmentNumber) {
-            let facts = path.facts(&stretch, number)?;
-            if facts.ends > 0 && facts.times.1 > at.saturating_add(CLOCK_SLACK) {
-                plan.warnings.push(format!(
-                    "the clock was set back: transactions in segment {}, before backup {}, carry times behind the target already; the earlier position with this time is reached with --backup {}",
-                    path.name_in(&stretch, number)?,
-                    backup.id,
-                    oldest.id
-                ));
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Says why backups that were not even tried were not.
-    fn explain_untried(&self, plan: &mut Plan, order: &[&Backup]) {
-        let Some(chosen) = &plan.backup else {
-            return;
-        };
-        let id = chosen.id.clone();
-        let chosen_stop = chosen.stop_lsn;
-        let done: Vec<_> = plan
-            .backups_not_chosen
-            .iter()
-            .map(|n| n.id.clone())
-            .collect();
-        for backup in &self.inventory.backups {
-            if backup.id == id || done.contains(&backup.id) {
-                continue;
-            }
-            let (reason, detail) = if !order.iter().any(|b| b.id == backup.id) {
-                (Reason::OtherBetter, "another one was asked for".to_owned())
-            } else if let Some(damage) = &backup.damage {
-                (Reason::DamagedBackup, damage.clone())
-            } else if let Some(mark) = backup.expire_mark {
-                let detail = format!("it is marked for deletion, not before {mark}");
-                (Reason::MarkedForDeletion, detail)
-            } else if backup.stop_lsn > chosen_stop {
-                let detail = format!("it was complete only at {}", backup.stop_time);
-                (Reason::BeforeBackup, detail)
-            } else {
-                (
-                    Reason::OtherBetter,
-                    "it is older: more WAL would have to be replayed".to_owned(),
-                )
-            };
-            plan.backups_not_chosen.push(NotChosen {
-                id: backup.id.clone(),
-                reason,
-                detail,
-            });
-        }
     }
 
     /// Looks whether another timeline leads to the target, for the explanation.
@@ -868,50 +619,4 @@ fn nearest_full_xid(xid: u32, next: u64) -> u64 {
         .flatten()
         .min_by_key(|full| full.abs_diff(next))
         .unwrap_or(same)
-}
-
-fn parts(path: &Path<'_>, from: Lsn, to: Lsn) -> Vec<TimelinePart> {
-    let mut parts: Vec<TimelinePart> = path
-        .intervals()
-        .iter()
-        .filter(|i| i.range.end > from && i.range.start < to)
-        .map(|i| TimelinePart {
-            timeline: i.timeline,
-            from_lsn: i.range.start.max(from),
-            to_lsn: Some(i.range.end.min(to)),
-        })
-        .collect();
-    if parts.is_empty() {
-        parts.push(TimelinePart {
-            timeline: path.history().holder(from),
-            from_lsn: from,
-            to_lsn: Some(to),
-        });
-    }
-    parts
-}
-
-fn chosen(backup: &Backup) -> ChosenBackup {
-    ChosenBackup {
-        id: backup.id.clone(),
-        kind: backup.kind,
-        start_lsn: backup.start_lsn,
-        stop_lsn: backup.stop_lsn,
-        consistent_lsn: backup.consistent_lsn,
-        start_time: backup.start_time,
-        stop_time: backup.stop_time,
-        timeline: backup.timeline,
-        major: backup.major,
-        damage: backup.damage.clone(),
-        tablespaces: backup.tablespaces.clone(),
-    }
-}
-
-/// The moment at which a backup is consistent.
-pub(super) fn consistent_moment(backup: &Backup) -> Moment {
-    Moment {
-        time: Some(backup.stop_time),
-        lsn: backup.consistent_lsn,
-        xid: None,
-    }
 }

@@ -1,9 +1,10 @@
 //! What a target leads to. Pure: no I/O, no clock; the inventory, the answers about WAL, the target and the zones are arguments.
 //!
 //! `target` is what is asked; `gap` follows the WAL that is there, `stop` holds PostgreSQL's rules of where recovery stops, `search`
-//! applies them to one backup, `base` chooses the backup and puts the plan together, `unreachable` says why there is none;
+//! applies them to one backup, `base` chooses the backup, `account` says what that means, `unreachable` why there is none;
 //! `recovery` is the plan as a value.
 
+mod account;
 pub mod base;
 pub mod gap;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Says why a target cannot be reached, what is missing, and which moments nearby can be reached.
 
-use super::base::{Planner, Tried, consistent_moment};
+use super::account::consistent_moment;
+use super::base::{Planner, Tried};
 use super::gap::{Path, Stretch, StretchEnd};
 use super::recovery::{MISSING_LISTED_MAX, Moment, Outcome, Plan, Reason};
 use super::search::Search;
