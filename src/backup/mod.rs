@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::archive::push::push_history;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::label::BackupLabel;
@@ -20,7 +21,6 @@ use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::progress::Progress;
 use crate::repo::backup::{BackupKind, BackupRoot, Method, Tablespace};
-use crate::repo::container::{Codec, Container, ContainerWriter, Identity, Kind};
 use crate::repo::event::Event;
 use crate::repo::layout::{BackupId, ClusterLayout, PartKind};
 use crate::repo::repository::Repository;
@@ -47,7 +47,6 @@ use stream::{Received, Receiver};
 pub const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
 
 const LABEL_LIMIT_BYTES: usize = 1023;
-const HISTORY_LIMIT_BYTES: u64 = 1 << 20;
 
 /// How a backup is taken.
 #[derive(Debug, Clone)]
@@ -486,39 +485,7 @@ impl Backup<'_> {
         timeline: crate::pg::timeline::TimelineId,
     ) -> Result<Bytes> {
         let content = source.history(timeline)?;
-        let store = self.repository.store();
-        let key = self.layout.history(timeline);
-        let identity = Identity {
-            hash: blake3::hash(&content).into(),
-            raw_bytes: content.len() as u64,
-            system_identifier: self.layout.system_identifier(),
-            timeline: timeline.get(),
-            major: self.facts.major.number(),
-            segment_size_bytes: self.facts.segment_size.bytes(),
-            name: timeline.history_file_name(),
-            from_lsn: 0,
-            to_lsn: 0,
-        };
-        let failed = |e| Error::from_io(format!("write object \"{key}\""), e);
-        let mut writer =
-            ContainerWriter::new(store.create(&key)?, Kind::History, Codec::Lz4).map_err(failed)?;
-        writer.write(&content).map_err(failed)?;
-        let object = writer.finish(&identity, Vec::new()).map_err(failed)?;
-        if object.publish()? == Published::Exists {
-            let stored = store
-                .open(&key)?
-                .ok_or_else(|| err!(Unreachable, "object \"{key}\" came and went"))?;
-            let stored = Container::open(stored)?;
-            if stored.read_small(HISTORY_LIMIT_BYTES)? != content {
-                return Err(err!(
-                    TimelineReused,
-                    "timeline {} has another history in the repository than on the server",
-                    timeline.decimal()
-                )
-                .hint("Two servers were promoted to the same timeline. Nothing was committed; see \"pitr wal conflicts\"."));
-            }
-            stored.object().settle()?;
-        }
+        push_history(self.repository, &self.layout, timeline, &content)?;
         Ok(content)
     }
 }
