@@ -340,23 +340,29 @@ fn timeline(name: &str, part: &str) -> Result<TimelineId> {
 /// Checks that `part` is `length` upper-case hexadecimal digits.
 fn whole(name: &str, part: &str, length: usize) -> Result<()> {
     let upper = |b: u8| b.is_ascii_digit() || (b'A'..=b'F').contains(&b);
+    if part.len() == length && part.bytes().all(upper) {
+        return Ok(());
+    }
     if part.bytes().all(|b| b.is_ascii_hexdigit()) && !part.bytes().all(upper) {
         return Err(refuse(name, "lower-case letters are not used in WAL names"));
     }
     if !part.bytes().all(upper) && part.chars().count() == length {
         return Err(refuse(name, NOT_HEX));
     }
-    if part.len() != length {
-        let seen = part.chars().count();
-        return Err(refuse(name, &format!("{seen} characters, {length} needed")));
-    }
-    Ok(())
+    let seen = part.chars().count();
+    Err(refuse(name, &format!("{seen} characters, {length} needed")))
 }
 
 /// Eight upper-case hexadecimal digits.
 pub(super) fn hex8(s: &str) -> Option<u32> {
-    let upper = |b: u8| b.is_ascii_digit() || (b'A'..=b'F').contains(&b);
-    (s.len() == 8 && s.bytes().all(upper)).then(|| u32::from_str_radix(s, 16).ok())?
+    let digit = |b: u8| match b {
+        b'0'..=b'9' => Some(b - b'0'),
+        b'A'..=b'F' => Some(b - b'A' + 10),
+        _ => None,
+    };
+    (s.len() == 8).then_some(())?;
+    s.bytes()
+        .try_fold(0, |n, b| Some(n << 4 | u32::from(digit(b)?)))
 }
 
 #[cfg(test)]
