@@ -485,7 +485,7 @@ impl Backup<'_> {
         timeline: crate::pg::timeline::TimelineId,
     ) -> Result<Bytes> {
         let content = source.history(timeline)?;
-        push_history(self.repository, &self.layout, timeline, &content)?;
+        push_history(self.repository, self.layout, timeline, &content)?;
         Ok(content)
     }
 }

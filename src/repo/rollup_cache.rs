@@ -453,4 +453,17 @@ mod tests {
         let other = CacheFile::new(dir.path(), "f", "another repository");
         assert!(read(&other, &mut |_| true).is_empty());
     }
+
+    #[test]
+    fn a_file_that_is_mostly_about_segments_that_are_gone_is_written_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = CacheFile::new(dir.path(), "f", "x");
+        let rows: Vec<Row> = (0..1030).rev().map(|n| row(n, n)).collect();
+        append(&file, &rows);
+        let mut keep = |n| n < 2;
+        assert_eq!(read(&file, &mut keep), [row(0, 0), row(1, 1)]);
+        let length = std::fs::metadata(&file.path).unwrap().len();
+        assert_eq!(usize::try_from(length).unwrap(), HEADER + 2 * ROW);
+        assert_eq!(read(&file, &mut |_| true), [row(0, 0), row(1, 1)]);
+    }
 }
