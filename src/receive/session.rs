@@ -324,7 +324,7 @@ impl<'a> Session<'a> {
                 return Ok(());
             }
             let before = self.status.received_lsn;
-            let error = match self.attempt().await {
+            let error = match Box::pin(self.attempt()).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
@@ -394,7 +394,8 @@ impl<'a> Session<'a> {
             self.left_out.clear();
         })?;
         loop {
-            let (start, slot) = unless_stopped(stop, self.prepare(&mut client, &info)).await?;
+            let (start, slot) =
+                unless_stopped(stop, Box::pin(self.prepare(&mut client, &info))).await?;
             self.left_out.clear();
             match self.stream(client, &start, &slot).await? {
                 Some(connection) => client = connection,

@@ -276,11 +276,11 @@ fn users(path: &Path) -> Vec<String> {
         let fds = std::fs::read_dir(process.path().join("fd"));
         let links = fds.into_iter().flatten().flatten().map(|fd| fd.path());
         for link in links.chain(["cwd", "exe"].map(|link| process.path().join(link))) {
-            if let Ok(open) = std::fs::read_link(link) {
-                if open.starts_with(path) {
-                    let pid = process.file_name();
-                    users.push(format!("{pid:?} {} {}", name.trim(), open.display()));
-                }
+            if let Ok(open) = std::fs::read_link(link)
+                && open.starts_with(path)
+            {
+                let pid = process.file_name();
+                users.push(format!("{pid:?} {} {}", name.trim(), open.display()));
             }
         }
     }
