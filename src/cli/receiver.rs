@@ -27,6 +27,8 @@ pub struct Receiver {
     running: bool,
     /// When it last said something.
     time: TimestampTz,
+    /// When it ended, where it could say so.
+    ended: Option<TimestampTz>,
     server: Option<String>,
     slot: Option<String>,
     timeline: Option<u32>,
@@ -42,7 +44,10 @@ pub struct Receiver {
     journal_bytes: u64,
     journal_limit_bytes: Option<u64>,
     last_error: Option<String>,
-    /// All of it on one line.
+    /// It has said nothing for long.
+    #[serde(skip)]
+    is_silent: bool,
+    /// All of it on one line, while it runs.
     #[serde(skip)]
     line: String,
 }
@@ -84,9 +89,12 @@ impl Receiver {
             Some(_) => waits.map(|w| u64::try_from(w.as_millis()).unwrap_or(u64::MAX)),
             None => None,
         };
+        let is_silent = age(status.time, now) > SILENCE_MAX;
         Receiver {
-            running: status.server.is_some() && age(status.time, now) <= SILENCE_MAX,
+            running: status.ended.is_none() && status.server.is_some() && !is_silent,
             time: status.time,
+            ended: status.ended,
+            is_silent,
             server: status.server.clone(),
             slot: status.slot.clone(),
             timeline: status.timeline.map(|t| t.decimal()),
@@ -106,6 +114,15 @@ impl Receiver {
 
     /// The line for people.
     pub fn line(&self) -> String {
+        if let Some(over) = self.over() {
+            let lsn = |lsn: Option<Lsn>| lsn.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string());
+            return format!(
+                "receiver: {over}; it had received to {}, safe {}, archived {}",
+                lsn(self.received_lsn),
+                lsn(self.acknowledged_lsn),
+                lsn(self.archived_lsn)
+            );
+        }
         let lag = match (self.lag_bytes, self.lag_ms) {
             (Some(0), _) => ", everything is archived".to_owned(),
             (Some(bytes), Some(ms)) => format!(
@@ -119,19 +136,32 @@ impl Receiver {
         format!("receiver: {}{lag}", self.line)
     }
 
+    /// That it ended, or is not heard of any more.
+    fn over(&self) -> Option<String> {
+        match self.ended {
+            Some(ended) => Some(format!("ended {}", human::time(ended))),
+            None if self.is_silent => {
+                Some(format!("not heard of since {}", human::time(self.time)))
+            }
+            None => None,
+        }
+    }
+
     /// What is wrong with it.
     pub fn problem(&self) -> Option<String> {
-        if !self.running {
+        let why = |error: &String| format!(": {error}");
+        let error = self.last_error.as_ref().map(why).unwrap_or_default();
+        if let Some(over) = self.over() {
             return Some(format!(
-                "the receiver does not receive since {}{}",
-                human::time(self.time),
-                self.last_error
-                    .as_ref()
-                    .map_or_else(String::new, |error| format!(": {error}"))
+                "the receiver does not run, {over}{error}; start it: pitr receive"
             ));
         }
-        let error = self.last_error.as_ref()?;
-        Some(format!("the receiver has trouble: {error}"))
+        if !self.running {
+            return Some(format!("the receiver is not connected{error}"));
+        }
+        self.last_error
+            .as_ref()
+            .map(|error| format!("the receiver has trouble: {error}"))
     }
 }
 
@@ -192,6 +222,7 @@ mod tests {
             time: TimestampTz(100_000_000),
             pid: 7,
             started: TimestampTz(0),
+            ended: None,
             cluster: "main".to_owned(),
             system_identifier: 7,
             server: Some("db1:5432".to_owned()),
@@ -236,11 +267,16 @@ mod tests {
     fn a_receiver_that_is_silent_does_not_run() {
         let mut status = status();
         let receiver = Receiver::new(&status, TimestampTz(131_000_000));
-        assert!(
-            receiver
-                .problem()
-                .unwrap()
-                .starts_with("the receiver does not receive since ")
+        let silent = "not heard of since 2000-01-01 00:01:40Z";
+        assert_eq!(
+            receiver.problem().unwrap(),
+            format!("the receiver does not run, {silent}; start it: pitr receive")
+        );
+        assert_eq!(
+            receiver.line(),
+            format!(
+                "receiver: {silent}; it had received to 0/3000100, safe 0/3000100, archived 0/3000000"
+            )
         );
         // A clock that went back is no outage.
         assert_eq!(Receiver::new(&status, TimestampTz(0)).problem(), None);
@@ -250,5 +286,21 @@ mod tests {
             problem.unwrap(),
             "the receiver has trouble: the journal has no room"
         );
+        // One that ended says so at once, and the moment stays.
+        status.ended = Some(TimestampTz(100_000_000));
+        for now in [100_000_000, 900_000_000] {
+            let receiver = Receiver::new(&status, TimestampTz(now));
+            let line = receiver.line();
+            assert!(
+                line.starts_with("receiver: ended 2000-01-01 00:01:40Z;"),
+                "{line}"
+            );
+            assert!(
+                receiver
+                    .problem()
+                    .unwrap()
+                    .contains("the journal has no room")
+            );
+        }
     }
 }

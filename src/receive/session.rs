@@ -160,8 +160,11 @@ fn receive(
     let is_shipped = Arc::into_inner(shipper).is_some_and(|shipper| shipper.finish(FINISH_MAX));
     let directory = journal.path().to_owned();
     journal.close()?;
-    result?;
     status.time = (around.clock)();
+    status.ended = Some(status.time);
+    if let Err(e) = &result {
+        status.last_error = Some(e.to_string());
+    }
     for repository in &mut status.repositories {
         // The required ones have at least this; what the others have is as it was.
         let end = *archived.borrow();
@@ -170,6 +173,7 @@ fn receive(
     }
     // As in [`Session::write_status`].
     let _ = status::write(&directory, &status, (around.random)());
+    result?;
     Ok(Some(Ended { status, is_shipped }))
 }
 
@@ -282,6 +286,7 @@ impl<'a> Session<'a> {
             time: now,
             pid: around.pid,
             started: now,
+            ended: None,
             cluster: options.cluster.clone(),
             system_identifier: identity.system_identifier,
             server: None,

@@ -26,6 +26,9 @@ pub struct Status {
     pub pid: u32,
     /// When the process started.
     pub started: TimestampTz,
+    /// When it ended; none while it runs, and when it was killed.
+    #[serde(default)]
+    pub ended: Option<TimestampTz>,
     /// The cluster's name.
     pub cluster: String,
     /// Of the cluster.
@@ -118,6 +121,7 @@ mod tests {
             time: TimestampTz(2_000_000),
             pid: 7,
             started: TimestampTz(1_000_000),
+            ended: None,
             cluster: "main".to_owned(),
             system_identifier: u64::MAX,
             server: None,

@@ -579,7 +579,11 @@ fn it_runs_as_a_service_and_to_a_position() {
         .expect_stdout("receiver: streaming from ");
     stop(running).success();
     let run = site.pitr().arg("info").run();
-    run.expect_stdout("warning: the receiver does not receive since ");
+    let run = run
+        .expect_stdout("receiver: ended 20")
+        .expect_stdout("warning: the receiver does not run, ended 20");
+    assert!(!run.stdout.contains("streaming from"), "{run}");
+    assert_eq!(shown()["running"], false);
 
     let position = write_wal(&cluster);
     let until = program(&site).args(["--until-lsn", &position, "--json"]);
