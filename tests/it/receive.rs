@@ -67,7 +67,7 @@ fn wait_safe(running: &mut Running, cluster: &Cluster, position: &str) {
 
 /// Waits until the receiver holds its slot.
 fn wait_streaming(running: &mut Running, cluster: &Cluster) {
-    let query = "select count(*) from pg_stat_replication where state = 'streaming' and application_name = 'pitr'";
+    let query = "select count(*) from pg_stat_replication where state = 'streaming' and reply_time is not null and application_name = 'pitr'";
     wait_until(PATIENCE, "it streams", || {
         assert!(!running.is_done(), "it ended: {}", running.stderr());
         cluster.query_one_string(query) == "1"

@@ -44,7 +44,7 @@ fn start(site: &Site, cluster: &Cluster) -> Running {
     let mut running = site.pitr().args(["receive", "--create-slot"]).spawn();
     wait_until(PATIENCE, "the receiver streams", || {
         assert!(!running.is_done(), "it ended: {}", running.stderr());
-        let sql = "select count(*) from pg_stat_replication where state = 'streaming'";
+        let sql = "select count(*) from pg_stat_replication where state = 'streaming' and reply_time is not null";
         cluster.query_one_string(sql) == "1"
     });
     make_synchronous(cluster);

@@ -64,13 +64,13 @@ impl Reception {
         running
     }
 
-    /// Waits until the server streams to it.
+    /// Waits until the server streams to it, and has heard from it: what the server sends may not have come yet.
     pub fn wait_streaming(&self, running: &mut Running) {
         let client = self.cluster.client();
         wait_until(PATIENCE, "the receiver streams", || {
             assert!(!running.is_done(), "it ended: {}", running.stderr());
             let sql = format!(
-                "select count(*) from pg_stat_replication where state = 'streaming' and application_name = '{SLOT}'"
+                "select count(*) from pg_stat_replication where state = 'streaming' and reply_time is not null and application_name = '{SLOT}'"
             );
             client.query_one_string(&sql) == "1"
         });
