@@ -319,7 +319,11 @@ fn verdict(
             }
         }
         (_, Some(Decision::Refuse)) => Verdict::Fail,
-        (Mode::Streaming | Mode::ArchiveOnly, Some(Decision::Promote)) if is_used => Verdict::Fail,
+        (Mode::Streaming | Mode::ArchiveOnly, Some(Decision::Promote)) | (Mode::Recovery, _)
+            if is_used =>
+        {
+            Verdict::Fail
+        }
         (Mode::Recovery, Some(_)) => Verdict::NotHere(ASKS_AGAIN),
         (Mode::Recovery | Mode::Leaving, None) if error.code().is_retryable() => {
             Verdict::Wait(Some(fault::shortened(PATIENCE_RECOVERY)), "")
