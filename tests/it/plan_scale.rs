@@ -370,16 +370,15 @@ fn measured(program: &Program, what: &str) -> (serde_json::Value, Duration, u64)
 }
 
 fn measured_with(program: &Program, what: &str, code: i32) -> (serde_json::Value, Duration, u64) {
-    let begun = Instant::now();
     let (run, usage) = program.measure();
-    let wall = begun.elapsed();
     let run = run.expect_code(code);
     println!(
-        "{what:<30} {wall:>10.1?} wall, {:>10.1?} processor, {:>6.1} MiB",
+        "{what:<30} {:>10.1?} wall, {:>10.1?} processor, {:>6.1} MiB",
+        usage.wall,
         usage.cpu,
         usage.peak_memory_bytes as f64 / 1048576.0
     );
-    (run.json(), wall, usage.peak_memory_bytes)
+    (run.json(), usage.wall, usage.peak_memory_bytes)
 }
 
 /// A restore reads the ends of all segments, though a cache knows them: from the first backup on, and finds the one that is cut.

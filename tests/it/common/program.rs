@@ -248,10 +248,13 @@ impl Program {
 
     /// Runs it to its end and says what it took. The measuring process itself takes some 10 MiB, the least peak there is.
     pub fn measure(&self) -> (Run, Usage) {
-        const MEASURE: &str = "import resource, subprocess, sys\n\
+        // The time is taken here, so that it holds neither the start of python3 nor the pauses of who waits for it.
+        const MEASURE: &str = "import resource, subprocess, sys, time\n\
+            begun = time.monotonic()\n\
             status = subprocess.call(sys.argv[2:])\n\
+            wall = time.monotonic() - begun\n\
             use = resource.getrusage(resource.RUSAGE_CHILDREN)\n\
-            open(sys.argv[1], 'w').write(f'{use.ru_maxrss} {use.ru_utime + use.ru_stime}')\n\
+            open(sys.argv[1], 'w').write(f'{use.ru_maxrss} {use.ru_utime + use.ru_stime} {wall}')\n\
             sys.exit(status if status >= 0 else 128 - status)";
         let sandbox = Sandbox::new("measure");
         let out = sandbox.file("usage", "");
@@ -260,10 +263,11 @@ impl Program {
             .under(["/usr/bin/python3", "-c", MEASURE, out.to_str().unwrap()])
             .run();
         let text = std::fs::read_to_string(&out).unwrap();
-        let (peak, cpu) = text.split_once(' ').expect("two numbers");
+        let numbers: Vec<f64> = text.split(' ').map(|n| n.parse().unwrap()).collect();
         let usage = Usage {
-            peak_memory_bytes: peak.parse::<u64>().unwrap() * 1024,
-            cpu: Duration::from_secs_f64(cpu.parse().unwrap()),
+            peak_memory_bytes: numbers[0] as u64 * 1024,
+            cpu: Duration::from_secs_f64(numbers[1]),
+            wall: Duration::from_secs_f64(numbers[2]),
         };
         (run, usage)
     }
@@ -276,6 +280,8 @@ pub struct Usage {
     pub peak_memory_bytes: u64,
     /// Time on processors, in user and kernel mode.
     pub cpu: Duration,
+    /// From its start to its end.
+    pub wall: Duration,
 }
 
 /// A program that runs. Dropped, it is killed.
