@@ -283,12 +283,8 @@ fn check_timeline(what: &Push<'_>, checked: &Checked) -> Result<()> {
     if timeline == TimelineId::FIRST {
         return Ok(());
     }
-    let known = match read_history(what.repository, &checked.layout, timeline) {
-        Ok(Some(known)) => known,
-        Ok(None) => return Ok(()),
-        // Verify tells; archiving does not wait for it.
-        Err(e) if e.code() == Code::Damaged => return Ok(()),
-        Err(e) => return Err(e),
+    let Some(known) = sound_history(what.repository, &checked.layout, timeline)? else {
+        return Ok(());
     };
     let is_before = known
         .parent()
@@ -423,6 +419,22 @@ fn settle_marked(what: &Push<'_>, checked: &mut Checked) -> Result<()> {
 fn timelines(what: &Push<'_>, layout: &ClusterLayout) -> Result<Vec<TimelineId>> {
     let listed = what.repository.store().list(&layout.wal())?;
     Ok(listed.iter().filter_map(|l| l.name.parse().ok()).collect())
+}
+
+/// The history of a timeline, for who compares with it; one that is damaged compares with nothing. Verify tells of that, and nobody else waits
+/// for it to be mended.
+///
+/// # Errors
+/// Those of [`read_history`], apart from damage.
+pub fn sound_history(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    timeline: TimelineId,
+) -> Result<Option<History>> {
+    match read_history(repository, layout, timeline) {
+        Err(e) if e.code() == Code::Damaged => Ok(None),
+        read => read,
+    }
 }
 
 /// A timeline's history in the repository; `None` when it is not there.

@@ -75,7 +75,7 @@ fn obstacle(path: &Path) -> Option<PathBuf> {
                     Access::Read
                 };
                 last = Some(at);
-                if !me.may_access(&meta, wanted) {
+                if !me.may(&meta, wanted) {
                     return Some(at.to_owned());
                 }
             }
@@ -85,7 +85,7 @@ fn obstacle(path: &Path) -> Option<PathBuf> {
     // Everything can be passed: then the last one cannot be listed or written.
     let last = last?;
     let meta = std::fs::metadata(last).ok()?;
-    (meta.uid() != me.uid && !me.may_access(&meta, Access::Use)).then(|| last.to_owned())
+    (meta.uid() != me.uid && !me.may(&meta, Access::Use)).then(|| last.to_owned())
 }
 
 #[cfg(test)]

@@ -82,12 +82,8 @@ impl User {
     }
 
     /// Whether permission bits give this user the access. Access control lists are not looked at.
-    pub fn may_access(&self, metadata: &Metadata, access: Access) -> bool {
-        self.may(metadata, access as u32)
-    }
-
-    /// Whether permission bits give this user `bits`. Access control lists are not looked at.
-    fn may(&self, metadata: &Metadata, bits: u32) -> bool {
+    pub fn may(&self, metadata: &Metadata, access: Access) -> bool {
+        let bits = access as u32;
         let mode = metadata.mode();
         let granted = if self.uid == 0 {
             7
@@ -108,10 +104,10 @@ impl User {
         let path = std::fs::canonicalize(path).ok()?;
         let mut way: Vec<&Path> = path.ancestors().skip(1).collect();
         way.reverse();
-        let allowed = |at: &Path, bits| std::fs::metadata(at).is_ok_and(|m| self.may(&m, bits));
+        let allowed = |at: &Path, access| std::fs::metadata(at).is_ok_and(|m| self.may(&m, access));
         way.into_iter()
-            .find(|at| !allowed(at, Access::Execute as u32))
-            .or_else(|| (!allowed(&path, access as u32)).then_some(path.as_path()))
+            .find(|at| !allowed(at, Access::Execute))
+            .or_else(|| (!allowed(&path, access)).then_some(path.as_path()))
             .map(Path::to_owned)
     }
 

@@ -325,7 +325,7 @@ fn verdict(
             Verdict::Fail
         }
         (Mode::Recovery, Some(_)) => Verdict::NotHere(ASKS_AGAIN),
-        (Mode::Recovery | Mode::Leaving, None) if error.code().is_retryable() => {
+        (Mode::Recovery, None) if error.code().is_retryable() => {
             Verdict::Wait(Some(fault::shortened(PATIENCE_RECOVERY)), "")
         }
         (Mode::Recovery | Mode::Leaving, _) => Verdict::Fail,

@@ -122,12 +122,8 @@ fn check_timelines(
 ) -> Result<()> {
     for timeline in histories(directory)? {
         let (own, _) = history(directory, timeline)?;
-        let is_same = match push::read_history(repository, layout, timeline) {
-            Ok(stored) => stored.is_none_or(|stored| stored == own),
-            // Verify tells.
-            Err(e) if e.code() == Code::Damaged => true,
-            Err(e) => return Err(e),
-        };
+        let stored = push::sound_history(repository, layout, timeline)?;
+        let is_same = stored.is_none_or(|stored| stored == own);
         let is_current = timeline == control.checkpoint_copy.timeline;
         if !is_same
             || (is_current && !begins_as_stored(directory, control, repository, layout, &own)?)
