@@ -7,10 +7,10 @@ BENCH ?=
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test oracle sweep soak soak-short check golden fuzz bench
+.PHONY: help build demo demo-s3 test corruption test-moto test-localstack oracle sweep soak soak-short check golden fuzz bench
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 # The small programs are built on their own: cargo unifies features over one build, and would give them all of pitr's.
 build: ## the three release programs, in target/release
@@ -21,10 +21,30 @@ build: ## the three release programs, in target/release
 demo: build ## a table is dropped and comes back; then a whole server is lost, and every confirmed commit comes back
 	scripts/demo
 
+demo-s3: build ## the same with the repository in a bucket of an S3 server that it starts itself (moto, which pip fetches once, 290 MB)
+	scripts/s3-server moto bash -c 'PITR_DEMO_S3=$$PITR_TEST_S3 exec scripts/demo'
+
 test: ## all tests, on PostgreSQL 13 to 18
 	scripts/get-tools test
 	scripts/get-postgres
 	$(CARGO) test --workspace --no-fail-fast
+
+test-moto: ## the contract of stores and a whole cycle on moto's S3, which pip fetches once (290 MB)
+	$(MAKE) --no-print-directory on-s3 S3=moto
+
+test-localstack: ## the same on LocalStack's S3, likewise; neither docker nor an account is needed
+	$(MAKE) --no-print-directory on-s3 S3=localstack
+
+# The same code that make test runs on the S3 server of the tests.
+ON_S3 := s3::an_object_store_keeps_every_promise s3_cycle::a_whole_cycle_on_s3
+.PHONY: on-s3
+on-s3:
+	scripts/get-tools test
+	scripts/get-postgres 17
+	$(CARGO) test --test it --no-run
+	mkdir -p target/on-s3
+	scripts/s3-server $(S3) $(CARGO) test --test it -- --exact $(ON_S3) 2>&1 | tee target/on-s3/$(S3).log
+	@grep -q '^test result: ok. $(words $(ON_S3)) passed' target/on-s3/$(S3).log
 
 oracle: ## 40 random targets on each major: restored clusters equal what pg_waldump and the clients saw
 	scripts/get-tools test
@@ -38,6 +58,10 @@ soak-short: ## the same, 50 rounds
 	scripts/get-tools test
 	scripts/get-postgres
 	SOAK_ROUNDS=$${SOAK_ROUNDS:-50} SOAK_SEED=$${SOAK_SEED:-$$RANDOM} $(CARGO) test --test it -- soak:: --nocapture
+
+corruption: ## 100 000 times one object of a repository, plain or encrypted, is changed; every change is found, and no wrong byte is read
+	scripts/get-postgres 18
+	PITR_CORRUPTIONS=$${PITR_CORRUPTIONS:-100000} PITR_CORRUPTION_SEED=$${PITR_CORRUPTION_SEED:-$$RANDOM} $(CARGO) test --test it -- corruption:: --nocapture
 
 sweep: ## backup and expire are killed at every call on the repository, not only at those that decide
 	scripts/get-tools test

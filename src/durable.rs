@@ -429,13 +429,24 @@ impl Delivery {
     /// Begins a delivery to `path`, whose directory must exist.
     pub fn create(path: &Path, nonce: u64) -> io::Result<Self> {
         let (directory, name) = split(path)?;
-        let (temporary, file) = Temporary::create(&directory, &name, nonce)?;
+        Delivery::create_in(directory, &name, nonce)
+    }
+
+    /// As [`Delivery::create`], of `name` inside `directory`.
+    pub fn create_in(directory: OwnedFd, name: &str, nonce: u64) -> io::Result<Self> {
+        let (temporary, file) = Temporary::create(&directory, name, nonce)?;
         Ok(Delivery {
             directory,
-            name,
+            name: name.to_owned(),
             temporary,
             file,
         })
+    }
+
+    /// Syncs the content, then gives the file its name: for one that waits to be handed over, while there is time for it.
+    pub fn finish_synced(self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.finish()
     }
 
     /// Gives the file its name.
@@ -459,6 +470,12 @@ impl Write for Delivery {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Hands the finished file `name` of `directory` over as `target`, which is replaced; like a [`Delivery`], without a sync.
+pub fn hand_over(directory: BorrowedFd<'_>, name: &str, target: &Path) -> io::Result<()> {
+    rustix::fs::renameat(directory, name, rustix::fs::CWD, target)?;
+    Ok(())
 }
 
 fn split(path: &Path) -> io::Result<(OwnedFd, String)> {

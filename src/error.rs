@@ -163,6 +163,22 @@ impl Error {
         self.0.hint.as_deref()
     }
 
+    /// Whether the system said that the medium, or the filesystem's own checksum of it, is bad. Every other error of the system (no
+    /// descriptors, no memory, a mount that went away) says nothing about what was read.
+    pub fn is_medium(&self) -> bool {
+        use rustix::io::Errno;
+        let mut cause = StdError::source(self);
+        while let Some(source) = cause {
+            if let Some(io) = source.downcast_ref::<std::io::Error>() {
+                let errno = io.raw_os_error().map(Errno::from_raw_os_error);
+                return self.code() == Code::Io
+                    && matches!(errno, Some(Errno::IO | Errno::UCLEAN | Errno::BADMSG));
+            }
+            cause = source.source();
+        }
+        false
+    }
+
     /// An operating system error met while `doing` something, with the code that follows from its number.
     ///
     /// `ENOENT` and everything without a rule of its own become `Io`; a caller to whom absence means something asks before.
@@ -175,6 +191,9 @@ impl Error {
 /// The consequence of an operating system error, by its number.
 pub fn io_code(error: &std::io::Error) -> Code {
     use rustix::io::Errno;
+    if let Some(own) = error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+        return own.code();
+    }
     let Some(raw) = error.raw_os_error() else {
         return match error.kind() {
             std::io::ErrorKind::PermissionDenied => Code::Denied,

@@ -65,6 +65,10 @@ pub struct Outcome {
     pub refused: Vec<String>,
     /// How many it refused.
     pub refused_count: u64,
+    /// What the store keeps for a time that is not over, and until when; at most the first hundred.
+    pub locked: Vec<String>,
+    /// How many it keeps.
+    pub locked_count: u64,
 }
 
 impl Expire<'_> {
@@ -205,7 +209,8 @@ impl Run<'_> {
                 nonce: self.nonce(),
             };
             let key = self.layout.manifest(id);
-            let published = json::write(self.store, &key, TOMBSTONE, &tombstone)?;
+            // Without a key of an encrypted repository: the janitor need not have one.
+            let published = json::write_plain(self.store, &key, TOMBSTONE, &tombstone)?;
             if published == Published::Exists
                 && BackupRoot::read(self.store, &self.layout, id)?.is_some()
             {
@@ -313,6 +318,14 @@ impl Run<'_> {
             }
             Err(e) if e.code() == Code::Denied => {
                 self.refuse(what, &e);
+                Ok(false)
+            }
+            // Its time comes: that is what the lock was set for.
+            Err(e) if e.code() == Code::Locked => {
+                self.outcome.locked_count += 1;
+                if self.outcome.locked.len() < 100 {
+                    self.outcome.locked.push(format!("{what}: {e}"));
+                }
                 Ok(false)
             }
             Err(e) => Err(e.hint(

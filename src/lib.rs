@@ -5,20 +5,20 @@
 //! | layer | modules |
 //! |---|---|
 //! | 0 | `error` · `progress` · `durable` · `fault` |
-//! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) |
+//! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) |
 //! | 2 | `config` |
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
 //! | 4 | `repo` (what the keys mean) |
 //! | 5 | `archive` · `plan` (pure) · `snapshot` |
-//! | 6 | `command` (what PostgreSQL runs) · `receive` · `backup` · `restore` · `expire` · `verify` |
+//! | 6 | `command` (what PostgreSQL runs) · `receive` · `backup` · `restore` · `expire` · `verify` · `sync` |
 //! | 7 | `cli` |
 //!
-//! Without the default feature `full` only what `pitr-archive` and `pitr-restore` need is built.
+//! Without the feature `program`, object stores and `cli` are left out; without `full` (both are on by default) only what `pitr-archive` and `pitr-restore` need is built.
 
 pub mod archive;
 #[cfg(feature = "full")]
 pub mod backup;
-#[cfg(feature = "full")]
+#[cfg(feature = "program")]
 pub mod cli;
 pub mod command;
 pub mod config;
@@ -38,8 +38,12 @@ pub mod repo;
 #[cfg(feature = "full")]
 pub mod restore;
 #[cfg(feature = "full")]
+pub mod seal;
+#[cfg(feature = "full")]
 pub mod snapshot;
 pub mod store;
+#[cfg(feature = "full")]
+pub mod sync;
 #[cfg(feature = "full")]
 pub mod verify;
 #[cfg(feature = "full")]

@@ -4,21 +4,11 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
-use pitr::command::archive::Archived;
-use pitr::command::{archive, watch};
+use pitr::command::{ahead, archive, delegate, shipper};
 use pitr::config::Environment;
 use pitr::error::{Code, Error};
-use pitr::exit::{Program, printed, status};
-use pitr::fault;
-
-/// Below what platforms allow before they kill a stopping server.
-const DEADLINE: Duration = Duration::from_secs(50);
-/// How long repositories that are not required may take once the file is acknowledged.
-const PATIENCE: Duration = Duration::from_secs(5);
+use pitr::exit::{Program, SUCCESS, status};
 
 fn main() -> ExitCode {
     // The panic's own text would stand in PostgreSQL's log without a code.
@@ -28,12 +18,21 @@ fn main() -> ExitCode {
             .hint("PostgreSQL keeps the file. Please report this."))
     });
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => fail(&e),
+        Ok(status) => ExitCode::from(status),
+        // In an archive_command the switch must not acknowledge anything, either.
+        Err(e) if ships() => fail_with(&e, shipper::STATUS),
+        Err(e) => fail_with(&e, status(Program::Archive, e.code())),
     }
 }
 
-fn run() -> Result<(), Error> {
+/// Whether this is the worker, which nobody waits for.
+fn ships() -> bool {
+    let switch = format!("--{}", archive::SHIP);
+    std::env::args_os().any(|a| a == *switch)
+}
+
+/// The exit status of success, or what `pitr` left with where it did the work.
+fn run() -> Result<u8, Error> {
     let arguments = archive::arguments(std::env::args_os().skip(1).collect())?;
     if arguments.help || arguments.version {
         let text = if arguments.help {
@@ -42,65 +41,26 @@ fn run() -> Result<(), Error> {
             VERSION
         };
         let _ = std::io::stdout().write_all(text.as_bytes());
-        return Ok(());
+        return Ok(SUCCESS);
     }
-    let (started, deadline) = (Instant::now(), fault::shortened(DEADLINE));
     // The process id would be taken again after a crash, with its leftovers still there.
     let nonce = RandomState::new().build_hasher().finish();
-    // When every required repository had it, in milliseconds since the start, plus one; 0 is not yet.
-    let acknowledged = Arc::new(AtomicU64::new(0));
-    let seen = Arc::clone(&acknowledged);
-    let mark = move || acknowledged.store(millis(started.elapsed()) + 1, Ordering::Relaxed);
-    let archived = watch::run(
-        move || archive::run(&arguments, &Environment::of_process(), nonce, &mark),
-        || {
-            let elapsed = started.elapsed();
-            let since = seen.load(Ordering::Relaxed);
-            let is_late = elapsed >= deadline;
-            if since > 0 && (is_late || millis(elapsed) > since + millis(PATIENCE)) {
-                return Some(Ok(without_the_rest()));
-            }
-            is_late.then(|| Err(deadline_error(deadline)))
-        },
-    )?;
-    for warning in archived.warnings {
-        say(&format!("pitr-archive: warning: {warning}\n"));
+    if arguments.switches.iter().any(|s| s == archive::SHIP) {
+        return shipper::run(&arguments, nonce).map(|()| shipper::STATUS);
     }
-    Ok(())
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The file is durable wherever it has to be; a repository that is not required keeps it waiting.
-fn without_the_rest() -> Archived {
-    Archived {
-        is_new: true,
-        warnings: vec![
-            "not stored in every repository: one that is not required does not answer".to_owned(),
-        ],
-    }
+    let told = match delegate::is_needed(&arguments.flags, &Environment::of_process()) {
+        false => ahead::watched(arguments, nonce)?,
+        true => ahead::delegated(&arguments, std::env::args_os().skip(1).collect())?,
+    };
+    say(&told.text);
+    Ok(told.status)
 }
 
 const VERSION: &str = concat!("pitr-archive ", env!("CARGO_PKG_VERSION"), "\n");
 
-fn deadline_error(deadline: Duration) -> Error {
-    let seconds = deadline.as_secs();
-    Error::new(Code::Deadline, format!("not stored within {seconds} s"))
-        .hint("PostgreSQL keeps the file and offers it again. The repository hangs or is too slow.")
-}
-
-fn fail(error: &Error) -> ExitCode {
-    say(&message(error));
-    ExitCode::from(status(Program::Archive, error.code()))
-}
-
-fn message(error: &Error) -> String {
-    let code = printed(Program::Archive, error.code());
-    let hint = error.hint_text().filter(|h| !h.is_empty());
-    let hint = hint.map_or_else(String::new, |h| format!("  {h}\n"));
-    format!("pitr-archive: error {code}: {error}\n{hint}")
+fn fail_with(error: &Error, status: u8) -> ExitCode {
+    say(&archive::message(error));
+    ExitCode::from(status)
 }
 
 /// Standard error may be closed; that changes nothing.

@@ -4,15 +4,12 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::sync::Arc;
 
-use pitr::archive::fetch::Fetched;
-use pitr::command::restore::Job;
-use pitr::command::watch::{self, Pulse};
-use pitr::command::{self, recovery_ended, restore};
+use pitr::command::prefetch::{self, Prefetch};
+use pitr::command::{self, Arguments, delegate, detach, recovery_ended, restore};
 use pitr::config::Environment;
 use pitr::error::{Code, Error};
-use pitr::exit::{Program, RESTORE_ABSENT, SUCCESS, printed, status};
+use pitr::exit::{Program, SUCCESS, status};
 
 fn main() -> ExitCode {
     // The panic's own text would stand in PostgreSQL's log without a code.
@@ -21,21 +18,26 @@ fn main() -> ExitCode {
         Err(Error::new(Code::Internal, "internal error")
             .hint("Recovery stops and can be started again. Please report this."))
     });
+    // PostgreSQL must not take the end of a worker for that of one of its own (decisions/0014-fetching-ahead.md).
+    if std::env::args_os().any(|a| a == AHEAD) {
+        return ExitCode::SUCCESS;
+    }
     // A status above 125 would stop a server that has recovered.
     let ends_recovery = std::env::args_os().any(|a| a == "--recovery-ended");
     match outcome {
         Err(e) if ends_recovery => {
-            say(&message(&e));
+            say(&restore::message(&e));
             ExitCode::FAILURE
         }
         outcome => ExitCode::from(answer(&outcome)),
     }
 }
 
-fn run() -> Result<Fetched, Error> {
+/// The exit status, also that of `pitr` where it did the work.
+fn run() -> Result<u8, Error> {
     let arguments = command::parse(
         std::env::args_os().skip(1).collect(),
-        &[recovery_ended::SWITCH],
+        &[recovery_ended::SWITCH, prefetch::SWITCH],
     )?;
     if arguments.help || arguments.version {
         let text = if arguments.help {
@@ -44,7 +46,7 @@ fn run() -> Result<Fetched, Error> {
             VERSION
         };
         let _ = std::io::stdout().write_all(text.as_bytes());
-        return Ok(Fetched::Delivered);
+        return Ok(SUCCESS);
     }
     // The process id would be taken again after a crash, with its leftovers still there.
     let nonce = RandomState::new().build_hasher().finish();
@@ -57,41 +59,53 @@ fn run() -> Result<Fetched, Error> {
         say(&format!(
             "pitr-restore: recovery has ended; {removed} recovery settings removed from postgresql.auto.conf\n"
         ));
-        return Ok(Fetched::Delivered);
+        return Ok(SUCCESS);
     }
-    let environment = Arc::new(Environment::of_process());
-    let job = Arc::new(Job::new(arguments)?);
-    let pulse = Pulse::new(warn);
-    let (seen, at, around) = (pulse.clone(), Arc::clone(&job), Arc::clone(&environment));
-    watch::run(
-        move || at.run(&around, nonce, &pulse),
-        || job.stuck(&environment, &seen),
-    )
+    let environment = Environment::of_process();
+    if arguments.switches.iter().any(|s| s == prefetch::SWITCH) {
+        detach::own_session();
+        return prefetch::worker::run(&arguments, &environment, nonce).map(|()| SUCCESS);
+    }
+    let prefetch = Prefetch::of(&arguments, &environment);
+    let status = match &prefetch {
+        Some(prefetch) if prefetch.take(warn) => SUCCESS,
+        _ => fetch(&arguments, &environment, nonce)?,
+    };
+    if let Some(prefetch) = prefetch.filter(|_| status == SUCCESS) {
+        prefetch.delivered(&arguments, &environment);
+    }
+    Ok(status)
 }
+
+/// Fetches from the repositories.
+fn fetch(arguments: &Arguments, environment: &Environment, nonce: u64) -> Result<u8, Error> {
+    if delegate::is_needed(&arguments.flags, environment) {
+        let given: Vec<_> = std::env::args_os().skip(1).collect();
+        return restore::delegated(arguments.clone(), warn, || {
+            delegate::run(Program::Restore, given.clone(), None)
+        });
+    }
+    restore::watched(arguments.clone(), nonce, warn).map(|fetched| restore::answer(&fetched))
+}
+
+/// What makes this the worker.
+const AHEAD: &str = "--ahead";
 
 const VERSION: &str = concat!("pitr-restore ", env!("CARGO_PKG_VERSION"), "\n");
 
 /// The exit status; an error is printed.
-fn answer(outcome: &Result<Fetched, Error>) -> u8 {
+fn answer(outcome: &Result<u8, Error>) -> u8 {
     match outcome {
-        Ok(Fetched::Delivered | Fetched::DeliveredTail { .. }) => SUCCESS,
-        Ok(Fetched::ProvenAbsent) => RESTORE_ABSENT,
+        Ok(status) => *status,
         Err(e) => {
-            say(&message(e));
+            say(&restore::message(e));
             status(Program::Restore, e.code())
         }
     }
 }
 
-fn message(error: &Error) -> String {
-    let code = printed(Program::Restore, error.code());
-    let hint = error.hint_text().filter(|h| !h.is_empty());
-    let hint = hint.map_or_else(String::new, |h| format!("  {h}\n"));
-    format!("pitr-restore: error {code}: {error}\n{hint}")
-}
-
 fn warn(text: &str) {
-    say(&format!("pitr-restore: warning: {text}\n"));
+    say(&restore::warning(text));
 }
 
 /// Standard error may be closed; that changes nothing.

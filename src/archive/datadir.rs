@@ -106,6 +106,16 @@ impl DataDirectory {
         std::fs::symlink_metadata(self.root.join(name)).is_ok()
     }
 
+    /// Which server runs here: its process id and when it was started. PostgreSQL: src/include/utils/pidfile.h, `LOCK_FILE_LINE_PID` and
+    /// `LOCK_FILE_LINE_START_TIME`.
+    pub fn server(&self) -> Option<(i32, String)> {
+        let text = std::fs::read_to_string(self.root.join("postmaster.pid")).ok()?;
+        let mut lines = text.lines();
+        let pid = lines.next()?.trim().parse().ok()?;
+        let started = lines.nth(1)?.trim();
+        Some((pid, started.to_owned()))
+    }
+
     /// Whether promotion was asked for and has not begun: by `promote`, or up to PostgreSQL 15 by the file that promote_trigger_file names.
     ///
     /// PostgreSQL: src/backend/access/transam/xlogrecovery.c, `CheckForStandbyTrigger`.

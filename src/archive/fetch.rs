@@ -24,7 +24,7 @@ use crate::repo::increment;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::run;
-use crate::store::Key;
+use crate::store::{Key, Object};
 
 /// What fetching a file came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub struct Fetch<'a> {
 /// Fetches from the first repository that has the file and proves it; absence must be proven by every one.
 ///
 /// `repositories` yields each, open or with the reason why it could not be opened, and whether it is required. One required
-/// repository that could not be asked makes absence unprovable.
+/// repository that could not be asked makes absence unprovable, and so does any that has the file damaged, or WAL behind it.
 ///
 /// # Errors
 /// `Gap` when later WAL of the same path exists; `Damaged` when the only copies are; `TargetWrite`; `WrongCluster`; and what kept a
@@ -86,7 +86,10 @@ pub fn fetch(
             }
             // The target's own trouble does not go away with another repository.
             Err(e) if e.code() == Code::TargetWrite => return Err(e),
-            Err(e) if required => unproven = Some(worse(unproven, e)),
+            // Damage and gaps are no silence: they prove that the file, or later WAL, exists.
+            Err(e) if required || matches!(e.code(), Code::Damaged | Code::Gap) => {
+                unproven = Some(worse(unproven, e));
+            }
             Err(_) => {}
         }
     }
@@ -131,24 +134,83 @@ fn look_in(what: &Fetch<'_>, repository: &Repository) -> Result<Found> {
             Err(e) => return Err(e),
         },
     };
-    let container = Container::open(object)
-        .and_then(|c| check_identity(&c, &layout, what.name).map(|()| c))
-        .map_err(|e| damaged(&key, repository, e))?;
-    let mut is_first = true;
-    deliver(what, |sink| {
-        container.read_body(&mut |piece| {
+    let stored = Stored::open(object, &key, what.name, repository, &layout)?;
+    deliver(what, |sink| stored.read(sink))?;
+    Ok(Found::Delivered)
+}
+
+/// Copies a segment that `repository` has whole, every byte checked as when it is delivered, for later; `false` when it is not there. Nothing
+/// is proven by that, and nothing looked for besides.
+///
+/// # Errors
+/// `Damaged`, also for a segment of another size; what the repository and the sink say.
+pub fn copy(
+    name: SegmentName,
+    size: SegmentSize,
+    repository: &Repository,
+    layout: &ClusterLayout,
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<bool> {
+    let name = WalFileName::Segment(name);
+    let key = layout.wal_file(name);
+    let Some(object) = repository.store().open(&key)? else {
+        return Ok(false);
+    };
+    let stored = Stored::open(object, &key, name, repository, layout)?;
+    let raw_bytes = stored.container.identity().raw_bytes;
+    if raw_bytes != size.bytes() {
+        return Err(err!(
+            Damaged,
+            "object \"{key}\" holds {raw_bytes} bytes, segments have {}",
+            size.bytes()
+        ));
+    }
+    stored.read(sink)?;
+    Ok(true)
+}
+
+/// The whole copy of a file in a repository, and known to be what its key says.
+struct Stored<'a> {
+    container: Container,
+    key: &'a Key,
+    name: WalFileName,
+    repository: &'a Repository,
+}
+
+impl<'a> Stored<'a> {
+    fn open(
+        object: Box<dyn Object>,
+        key: &'a Key,
+        name: WalFileName,
+        repository: &'a Repository,
+        layout: &ClusterLayout,
+    ) -> Result<Stored<'a>> {
+        let container = Container::open(object)
+            .and_then(|c| check_identity(&c, layout, name).map(|()| c))
+            .map_err(|e| damaged(key, repository, e))?;
+        Ok(Stored {
+            container,
+            key,
+            name,
+            repository,
+        })
+    }
+
+    fn read(&self, sink: Sink<'_>) -> Result<()> {
+        let mut is_first = true;
+        let read = self.container.read_body(&mut |piece| {
             if std::mem::take(&mut is_first) {
-                check_first_page(piece, &container, what.name)?;
+                check_first_page(piece, &self.container, self.name)?;
             }
             sink(piece)
-        })
-    })
-    .map_err(|e| damaged(&key, repository, e))?;
-    Ok(Found::Delivered)
+        });
+        read.map_err(|e| damaged(self.key, self.repository, e))
+    }
 }
 
 /// What there is instead of a file that is not stored.
 fn without(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayout) -> Result<Found> {
+    not_deleted(what, repository, layout)?;
     let WalFileName::Segment(segment) = what.name else {
         prove_absence(what, repository, layout)?;
         return Ok(Found::Absent);
@@ -169,6 +231,31 @@ fn without(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayout) ->
         Some(tail) if tail.goes_on() || has_target(what) => Ok(Found::Tail(Box::new(tail))),
         _ => Err(gap),
     }
+}
+
+/// What was there and was deleted is no end of the WAL, even where nothing later is left.
+fn not_deleted(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
+    if !matches!(what.name, WalFileName::Segment(_) | WalFileName::History(_)) {
+        return Ok(());
+    }
+    let key = layout.wal_file(what.name);
+    let Some(deleted) = repository.store().deleted(&key)? else {
+        return Ok(());
+    };
+    let at = deleted
+        .at
+        .map_or_else(String::new, |at| format!(" at {at}"));
+    let left = match deleted.is_kept {
+        Some(true) => "an older version is there",
+        _ => "whether an older version is there was not found out",
+    };
+    Err(err!(
+        Gap,
+        "\"{}\" was deleted from \"{}\"{at}: a delete marker hides it, {left}",
+        what.name,
+        repository.store().location()
+    )
+    .hint("Recovery stops, for the WAL does not end here. Remove the delete marker of the object in the store (list-object-versions shows its version id, delete-object with that id removes it), and see who deletes there."))
 }
 
 fn has_target(what: &Fetch<'_>) -> bool {

@@ -5,5 +5,8 @@ pub mod datadir;
 pub mod fetch;
 pub mod guard;
 pub mod offer;
+pub mod prefetched;
 pub mod push;
 pub mod server_conf;
+pub mod spool;
+pub mod startup;

@@ -1,7 +1,7 @@
 //! One WAL file into one repository.
 //!
 //! Order: header checked → content streamed through hash, decoder and compressor into an invisible object → object synced, named,
-//! directory synced → read back. Success is reported only behind the last step. A name that is taken holds either the same content
+//! directory synced → read back, unless the store's answer has confirmed the bytes. Success is reported only behind the last step. A name that is taken holds either the same content
 //! (made durable again, then success) or other content (the original stays, the refused copy goes to `conflicts/`).
 
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::pg::timeline::{History, TimelineId};
-use crate::repo::container::{Codec, Container, ContainerWriter, Identity, Kind};
+use crate::repo::container::{self, Codec, Container, ContainerWriter, Identity, Kind};
 use crate::repo::index::{self, SegmentIndex, flag};
 use crate::repo::indexer::Indexer;
 use crate::repo::layout::ClusterLayout;
@@ -244,10 +244,14 @@ fn push_wal(
 ) -> Result<(Pushed, Warnings)> {
     let checked = settled(what, source, segment, is_partial)?;
     let key = checked.key();
-    if let Some(object) = what.repository.store().open(&key)? {
+    if what.repository.looks_first()
+        && let Some(object) = what.repository.store().open(&key)?
+    {
+        what.repository.found_taken(true);
         return already_there(what, source, &checked, &key, object);
     }
     let (published, identity, index) = store_wal(what, source, &checked, &key)?;
+    what.repository.found_taken(published == Published::Exists);
     match published {
         Published::Created => {
             read_back(what.repository, &key, &identity)?;
@@ -294,7 +298,7 @@ fn check_timeline(what: &Push<'_>, checked: &Checked) -> Result<()> {
         .join(timeline.history_file_name());
     let own = std::fs::read(own).ok();
     let own = own.and_then(|content| History::parse(timeline, &content).ok());
-    if !is_before && own.is_none_or(|own| own.ancestors() == known.ancestors()) {
+    if !is_before && own.is_none_or(|own| is_same_history(&own, &known)) {
         return Ok(());
     }
     Err(err!(
@@ -303,6 +307,16 @@ fn check_timeline(what: &Push<'_>, checked: &Checked) -> Result<()> {
         timeline.decimal()
     )
     .hint("Nothing was stored. Two servers were promoted to the same timeline number: see \"pitr wal conflicts\", stop the one that is not the cluster's, or give it a name of its own with \"pitr adopt --as NAME\"."))
+}
+
+/// Without a key the reasons in a history are not known.
+fn is_same_history(own: &History, known: &History) -> bool {
+    let (own, known) = (own.ancestors(), known.ancestors());
+    own.len() == known.len()
+        && own.iter().zip(known).all(|(own, known)| {
+            (own.timeline, own.switch_lsn) == (known.timeline, known.switch_lsn)
+                && (own.reason == known.reason || known.reason.is_empty())
+        })
 }
 
 fn check_header(
@@ -431,7 +445,8 @@ pub fn sound_history(
     layout: &ClusterLayout,
     timeline: TimelineId,
 ) -> Result<Option<History>> {
-    match read_history(repository, layout, timeline) {
+    let read = || read_history(repository, layout, timeline);
+    match repository.history(layout, timeline, read) {
         Err(e) if e.code() == Code::Damaged => Ok(None),
         read => read,
     }
@@ -449,7 +464,7 @@ pub fn read_history(
     };
     let read = || -> Result<History> {
         let container = Container::open(object)?;
-        History::parse(timeline, &container.read_small(SMALL_FILE_MAX)?)
+        container.history(timeline, SMALL_FILE_MAX)
     };
     read()
         .map(Some)
@@ -504,7 +519,7 @@ fn store_wal(
         to_lsn: checked.end.0,
     };
     let object = writer
-        .finish(&identity, index.sections(checked.is_partial))
+        .complete(&identity, index.sections(checked.is_partial))
         .map_err(write_failed)?;
     Ok((object.publish()?, identity, index))
 }
@@ -612,12 +627,15 @@ fn read_and_index(
     Ok((*hasher.finalize().as_bytes(), index))
 }
 
-/// The object must say of itself what was written.
+/// The object must say of itself what was written, where the store has not said so.
 fn read_back(repository: &Repository, key: &Key, identity: &Identity) -> Result<()> {
+    if repository.store().is_confirming() {
+        return Ok(());
+    }
     let read = || -> Result<bool> {
         let object = repository.store().open(key)?;
         let object = object.ok_or_else(|| err!(ReadBack, "the object is gone"))?;
-        Ok(Container::open(object)?.identity() == identity)
+        Ok(Container::open(object)?.is(identity))
     };
     match read() {
         Ok(true) => Ok(()),
@@ -665,19 +683,20 @@ fn already_there(
     }
     source.check_unchanged()?;
     let hash = *hasher.finalize().as_bytes();
-    if container.identity().hash == hash {
+    if container.has_hash(&hash) {
         check_stored(&container, key)?;
         container.object().settle()?;
         return Ok((Pushed::AlreadyThere, Vec::new()));
     }
-    let conflict = checked.layout.conflict(checked.name, &hash);
+    let offered = what.repository.store().public_hash(&hash)?;
+    let conflict = checked.layout.conflict(checked.name, &offered);
     if what.repository.store().open(&conflict)?.is_none() {
         store_wal(what, source, checked, &conflict)?;
     }
     Err(conflict_error(
         &checked.layout,
         checked.name,
-        &container.identity().hash,
+        &container,
         &hash,
     ))
 }
@@ -701,7 +720,9 @@ fn check_stored(container: &Container, key: &Key) -> Result<()> {
     container
         .check_stored()
         .map_err(|e| stored_damaged(key, e))?;
-    index::read_summary(container).map_err(|e| stored_damaged(key, e))?;
+    if !container.is_opaque() {
+        index::read_summary(container).map_err(|e| stored_damaged(key, e))?;
+    }
     Ok(())
 }
 
@@ -717,7 +738,7 @@ fn stored_damaged(key: &Key, e: Error) -> Error {
 fn conflict_error(
     layout: &ClusterLayout,
     name: WalFileName,
-    stored: &[u8; 32],
+    stored: &Container,
     offered: &[u8; 32],
 ) -> Error {
     let short = |hash: &[u8; 32]| {
@@ -727,7 +748,10 @@ fn conflict_error(
     err!(
         Conflict,
         "already archived with other content: stored blake3 {}…, offered {}…, system identifier {}, timeline {}",
-        short(stored),
+        match stored.is_opaque() {
+            true => "unknown here, for it is encrypted, ".to_owned(),
+            false => short(&stored.identity().hash),
+        },
         short(offered),
         layout.system_identifier(),
         name.timeline().decimal()
@@ -783,16 +807,19 @@ fn put_small(
         .open(&key)?
         .ok_or_else(|| err!(Unreachable, "object \"{key}\" came and went"))?;
     let container = Container::open(object).map_err(|e| stored_damaged(&key, e))?;
-    if container.identity().hash == identity.hash {
-        container
-            .read_small(SMALL_FILE_MAX)
-            .map_err(|e| stored_damaged(&key, e))?;
+    if container.has_hash(&identity.hash) {
+        let check = match container.is_opaque() {
+            true => container.check_stored(),
+            false => container.read_small(SMALL_FILE_MAX).map(|_| ()),
+        };
+        check.map_err(|e| stored_damaged(&key, e))?;
         container.object().settle()?;
         return Ok((Pushed::AlreadyThere, Vec::new()));
     }
-    let conflict = layout.conflict(name, &identity.hash);
+    let offered = repository.store().public_hash(&identity.hash)?;
+    let conflict = layout.conflict(name, &offered);
     store_small(repository, &conflict, kind, &identity, content)?;
-    let error = conflict_error(layout, name, &container.identity().hash, &identity.hash);
+    let error = conflict_error(layout, name, &container, &identity.hash);
     Err(match name {
         WalFileName::History(timeline) => err!(
             TimelineReused,
@@ -848,8 +875,10 @@ fn store_small(
     let object = repository.store().create(key)?;
     let mut writer = ContainerWriter::new(object, kind, Codec::Lz4).map_err(failed)?;
     writer.write(content).map_err(failed)?;
-    writer
-        .finish(identity, Vec::new())
-        .map_err(failed)?
-        .publish()
+    let mut object = writer.complete(identity, Vec::new()).map_err(failed)?;
+    let timeline = TimelineId::new(identity.timeline);
+    if let (Kind::History, Some(timeline)) = (kind, timeline) {
+        container::describe_history(object.as_mut(), &History::parse(timeline, content)?);
+    }
+    object.publish()
 }

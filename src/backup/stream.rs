@@ -70,7 +70,7 @@ impl ReceivedManifest {
             to_lsn: 0,
         };
         self.writer
-            .finish(&identity, Vec::new())
+            .complete(&identity, Vec::new())
             .map_err(|e| Error::from_io("write the server's manifest", e))
     }
 }

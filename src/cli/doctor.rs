@@ -17,6 +17,7 @@ use crate::exit;
 mod archiver;
 mod loss;
 mod receiver;
+mod recipients;
 mod repository;
 mod server;
 
@@ -139,6 +140,10 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
     let is_gone = pgdata.as_deref().is_some_and(is_gone);
     if let Some(pgdata) = pgdata.as_deref().filter(|_| !is_gone) {
         archiver::look(&mut found, pgdata, &seen, cx);
+        if let Some(cluster) = &cluster {
+            archiver::spool(&mut found, cluster, &settings, pgdata, cx);
+            archiver::blocked(&mut found, cluster, pgdata, cx);
+        }
     }
     let opened = repository::look(
         &mut found,

@@ -244,6 +244,8 @@ fn shown(done: &Done) -> serde_json::Value {
             "deleted_objects": o.deleted_objects,
             "refused": o.refused,
             "refused_count": o.refused_count,
+            "locked": o.locked,
+            "locked_count": o.locked_count,
         })),
     })
 }
@@ -345,6 +347,9 @@ fn warn(cx: &Context, done: &Done) {
     for refused in done.outcome.iter().flat_map(|o| &o.refused) {
         cx.out.warn(&format!("could not delete {refused}"));
     }
+    for locked in done.outcome.iter().flat_map(|o| &o.locked) {
+        cx.out.note(&format!("not deleted yet: {locked}"));
+    }
 }
 
 fn lines(done: &Done) -> Vec<String> {
@@ -392,6 +397,12 @@ fn lines(done: &Done) -> Vec<String> {
             human::count(o.deleted_segments, "segment"),
             human::count(o.deleted_objects, "object"),
         ));
+        if o.locked_count > 0 {
+            let count = human::count(o.locked_count, "object");
+            lines.push(format!(
+                "kept by the store's lock, for a later run: {count}"
+            ));
+        }
     } else if plan.is_empty() {
         lines.push("nothing to do".to_owned());
     }

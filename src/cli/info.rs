@@ -5,8 +5,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Context;
+use super::blocked::Blocked;
 use super::failures::Failures;
 use super::human::{self, SizeUnit};
+use super::lag::{self, Lag};
 use super::output::{Align, Table};
 use super::reading::Reading;
 use super::receiver::{self, Receiver};
@@ -60,8 +62,12 @@ struct ShownCluster {
     unreadable_backups: Vec<String>,
     segments: u64,
     receiver: Option<Receiver>,
+    /// All that are configured, where there are several.
+    repositories: Vec<Lag>,
     /// Segments of which only a part is stored.
     tails: Vec<Tail>,
+    /// Files that the server offers and that could not be archived.
+    blocked: Vec<Blocked>,
 }
 
 #[derive(Serialize)]
@@ -184,10 +190,26 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
     let mut problems = judge(&inventory, &found, &gaps, limit, cx.now());
     let lost = receiver::recorded_gaps(&reading.repository, &inventory)?;
     let trouble = receiver.as_ref().and_then(Receiver::problem);
-    problems.extend(lost.into_iter().chain(trouble).map(|message| Problem {
+    let identifier = inventory.system_identifier;
+    let repositories = lag::look(cx, &reading.settings, &reading.name, identifier);
+    let lags = repositories.iter().filter_map(Lag::problem);
+    let warnings = lost.into_iter().chain(trouble).chain(lags);
+    problems.extend(warnings.map(|message| Problem {
         state: State::Warning,
         message,
     }));
+    let blocked = match &reading.cluster {
+        Some(cluster) => Blocked::all(cluster, None, cx),
+        None => Vec::new(),
+    };
+    problems.extend(blocked.iter().map(|file| Problem {
+        state: match file.has_lasted() {
+            true => State::Critical,
+            false => State::Warning,
+        },
+        message: file.line(),
+    }));
+    problems.sort_by_key(|p| std::cmp::Reverse(p.state));
     let state = problems.iter().map(|p| p.state).max().unwrap_or(State::Ok);
     let shown = ShownCluster {
         name: inventory.cluster.clone(),
@@ -210,7 +232,9 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
             .map(|t| t.segments.count())
             .sum(),
         receiver,
+        repositories,
         tails: tails(&inventory),
+        blocked,
     };
     Ok((shown, inventory))
 }
@@ -346,6 +370,15 @@ fn print(cx: &Context, shown: &ShownCluster, inventory: &Inventory) -> Result<()
     })?;
     if let Some(receiver) = &shown.receiver {
         cx.out.line(&receiver.line())?;
+    }
+    for lag in &shown.repositories {
+        let backup = match &lag.newest_backup {
+            _ if lag.away.is_some() => String::new(),
+            Some(id) => format!(", newest backup {id}"),
+            None => ", no backup".to_owned(),
+        };
+        let line = format!("repository {}: {}{backup}", lag.name, lag.value());
+        cx.out.line(&line)?;
     }
     if !shown.backups.is_empty() {
         cx.out.line("")?;

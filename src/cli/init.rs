@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::store::Published;
 
 mod identity;
+mod keys;
 mod place;
 mod report;
 mod user;
@@ -39,6 +40,14 @@ pub struct Args {
     #[arg(long, value_name = "CONNINFO")]
     pub conninfo: Option<String>,
 
+    /// Encrypt the repository: the writer's file of its key set, made by pitr repo keygen
+    #[arg(long, value_name = "FILE")]
+    pub key_set: Option<PathBuf>,
+
+    /// Let a key set with a single recipient do: when its key is lost, everything is
+    #[arg(long)]
+    pub one_recipient: bool,
+
     /// Register another system identifier under a name that is taken
     #[arg(long)]
     pub confirm: bool,
@@ -51,7 +60,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     check_identity(&identity)?;
     let mut prepared = Vec::new();
     for repository in &wanted.repositories {
-        prepared.push(prepare(&wanted, repository, &identity, args.confirm, cx)?);
+        prepared.push(prepare(&wanted, repository, &identity, args, cx)?);
     }
     let server = ServerUser::find(identity.pgdata.as_deref());
     let mut done = Vec::new();
@@ -115,11 +124,16 @@ fn wanted(args: &Args, cx: &Context) -> Result<Wanted> {
         pgdata,
         conninfo: args.conninfo.clone(),
         repositories: vec![config::Repository {
-            name: "local".to_owned(),
-            location,
-            required: true,
-            region: None,
-            endpoint: None,
+            name: match location {
+                Location::File(_) => "local",
+                Location::S3 { .. } => "s3",
+            }
+            .to_owned(),
+            encryption: args.key_set.as_deref().map(|path| config::Encryption {
+                key_set: Some(absolute(path, cx)),
+                ..config::Encryption::default()
+            }),
+            ..config::Repository::at(location)
         }],
         several_clusters: false,
     })
@@ -172,6 +186,18 @@ fn wanted_by_file(
             false => r.name == wanted,
         };
         repositories.retain(is_wanted);
+    }
+    if let Some(flag) = args.key_set.as_deref().map(|p| absolute(p, cx)) {
+        let own = |r: &config::Repository| r.encryption.as_ref()?.key_set.clone();
+        if !repositories.iter().any(|r| own(r).as_ref() == Some(&flag)) {
+            return Err(differs(
+                "does not name this key set".to_owned(),
+                format!(
+                    "[repositories.NAME.encryption] with key_set = \"{}\"",
+                    flag.display()
+                ),
+            ));
+        }
     }
     if repositories.is_empty() {
         let url = cx
@@ -276,6 +302,14 @@ fn config_text(wanted: &Wanted, identity: &Identity) -> String {
             repository.name,
             string(&repository.location.to_string())
         ));
+        let encryption = repository.encryption.as_ref();
+        if let Some(path) = encryption.and_then(|e| e.key_set.as_ref()) {
+            text.push_str(&format!(
+                "\n[repositories.{}.encryption]\nkey_set = {}\n",
+                repository.name,
+                string(&path.to_string_lossy())
+            ));
+        }
     }
     text
 }

@@ -6,20 +6,19 @@
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, Environment, Flags, Location, Settings};
+use crate::config::{self, Environment, Flags, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::pg::time::TimestampTz;
 use crate::repo::repository::Repository;
-use crate::store::file::FileStore;
 
 pub mod access;
 pub mod archive_command;
@@ -28,16 +27,19 @@ pub mod human;
 pub mod notify;
 pub mod output;
 pub mod owner;
+pub mod serve;
 pub mod server;
 pub mod target;
 pub mod terminal;
 
 pub mod adopt;
 pub mod backup;
+pub mod blocked;
 pub mod doctor;
 pub mod expire;
 pub mod info;
 pub mod init;
+pub mod lag;
 pub mod plan;
 pub mod port;
 pub mod reading;
@@ -45,6 +47,10 @@ pub mod receive;
 pub mod receiver;
 pub mod registered;
 pub mod repo;
+pub mod repo_check;
+mod repo_keys;
+mod repo_rewrap;
+pub mod repo_sync;
 pub mod restore;
 pub mod restoring;
 pub mod standby;
@@ -131,6 +137,8 @@ enum Command {
     Wal(wal::Args),
     Repo(repo::Args),
     Verify(verify::Args),
+    #[command(hide = true)]
+    Serve(serve::Args),
 }
 
 /// What a verb works with, apart from its own arguments.
@@ -171,11 +179,9 @@ impl Context {
     /// # Errors
     /// `NoRepository` when it is not there or not mounted, and what the store says.
     pub fn open(&self, repository: &config::Repository) -> Result<Repository> {
-        let Location::File(path) = &repository.location;
-        let store = FileStore::open(path, self.random());
-        store
-            .and_then(|store| Repository::open(Box::new(store)))
-            .map_err(|e| access::explain(e, std::slice::from_ref(path)))
+        let path = repository.location.directory().map(Path::to_owned);
+        crate::repo::open(repository, self.random())
+            .map_err(|e| access::explain(e, path.as_slice()))
     }
 
     /// The error with a next step, where access was denied.
@@ -184,10 +190,8 @@ impl Context {
             return error;
         }
         let repositories = self.settings().map(|s| s.repositories).unwrap_or_default();
-        let places = repositories.into_iter().map(|r| {
-            let Location::File(path) = r.location;
-            path
-        });
+        let places = repositories.iter().filter_map(|r| r.location.directory());
+        let places = places.map(Path::to_owned);
         access::explain(error, &places.collect::<Vec<_>>())
     }
 
@@ -281,7 +285,8 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Backup(_)
         | Command::Adopt(_)
         | Command::Receive(_)
-        | Command::Repo(_) => false,
+        | Command::Repo(_)
+        | Command::Serve(_) => false,
         Command::Wal(args) => !matches!(
             args.command,
             wal::Command::Push { .. } | wal::Command::Backfill { .. }
@@ -317,6 +322,7 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Wal(args) => wal::run(args, cx),
         Command::Repo(args) => repo::run(args, cx),
         Command::Verify(args) => verify::run(args, cx),
+        Command::Serve(args) => serve::run(args, cx),
     }
 }
 
@@ -408,6 +414,7 @@ mod tests {
             ("wal backfill --from /d", true),
             ("wal backfill", false),
             ("repo show", true),
+            ("repo sync --from a --to b --dry-run", true),
             ("bakup", false),
         ] {
             let parsed = Line::try_parse_from(std::iter::once("pitr").chain(line.split(' ')));

@@ -78,6 +78,14 @@ impl Output {
         }
     }
 
+    /// Prints text for a program, as it is.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub(super) fn raw(&self, text: &str) -> Result<()> {
+        self.data(text)
+    }
+
     /// Prints a value as JSON.
     ///
     /// # Errors

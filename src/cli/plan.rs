@@ -3,12 +3,15 @@
 use super::Context;
 use super::human;
 use super::reading::Reading;
-use super::target::TargetArgs;
+use super::target::{ResolvedTarget, TargetArgs};
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::plan::recovery::{
     Action, EndKind, Moment, Outcome, Plan, Side, Stop, StopRecord, TransactionEnd,
 };
+use crate::repo::backup::BackupRoot;
+use crate::repo::inventory::Inventory;
+use crate::repo::layout::ClusterLayout;
 
 /// Show what a restore would do, and prove its outcome
 ///
@@ -32,12 +35,61 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let reading = Reading::open(cx)?;
     let inventory = reading.inventory(cx)?;
     let (plan, resolved) = reading.plan(cx, &inventory, &args.target, Action::Promote)?;
+    let found = match plan.reachable {
+        true => None,
+        false => in_another(args, cx, &reading, inventory.system_identifier, &plan),
+    };
+    let (reading, inventory, plan, resolved) = match found {
+        Some((other, (inventory, (plan, resolved)))) => (other, inventory, plan, resolved),
+        None => (reading, inventory, plan, resolved),
+    };
     show(cx, &plan, resolved.local_time.as_deref())?;
+    require_thawed(&reading, &inventory, &plan)?;
     Ok(if plan.reachable {
         exit::SUCCESS
     } else {
         exit::status(Program::Pitr, Code::OutOfReach)
     })
+}
+
+/// The plan holds, and yet a restore would not get far.
+fn require_thawed(reading: &Reading, inventory: &Inventory, plan: &Plan) -> Result<()> {
+    let store = reading.repository.store();
+    let is_asked = plan.reachable && store.is_remote();
+    let Some(backup) = plan.backup.as_ref().filter(|_| is_asked) else {
+        return Ok(());
+    };
+    let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
+    match BackupRoot::read(store, &layout, &backup.id)? {
+        Some(root) => reading.require_thawed(&layout, &root),
+        // Expired meanwhile: whoever restores finds out.
+        None => Ok(()),
+    }
+}
+
+/// A plan, what it was made of, and what was asked.
+type Planned = (Inventory, (Plan, ResolvedTarget));
+
+/// The plan on another repository that can reach the target.
+fn in_another(
+    args: &Args,
+    cx: &Context,
+    reading: &Reading,
+    identifier: u64,
+    plan: &Plan,
+) -> Option<(Reading, Planned)> {
+    let (other, found) = reading.other_that(cx, |other| {
+        let inventory = other.inventory(cx)?;
+        // Under the same name there may be another cluster: before an upgrade, say.
+        if inventory.system_identifier != identifier {
+            return Ok(None);
+        }
+        let planned = other.plan(cx, &inventory, &args.target, Action::Promote)?;
+        Ok(planned.0.reachable.then_some((inventory, planned)))
+    })?;
+    let why = plan.explanation.as_deref().unwrap_or("out of reach");
+    reading.say_other(cx, &other, why);
+    Some((other, found))
 }
 
 /// Prints a plan; `local_time` is a target time as it was written.

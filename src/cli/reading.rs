@@ -1,9 +1,11 @@
 //! What the reading verbs share: the repository they read, the cluster, and what is there.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::Context;
 use super::archive_command::shell_word;
+use super::human;
 use super::target::{ResolvedTarget, TargetArgs};
 use crate::config::{self, Settings};
 use crate::err;
@@ -12,7 +14,9 @@ use crate::plan::recovery::{Action, Options, Plan};
 use crate::plan::window::{self, Windows};
 use crate::plan::{self};
 use crate::progress::Progress;
+use crate::repo::backup::BackupRoot;
 use crate::repo::inventory::Inventory;
+use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::rollup::Rollup;
 
@@ -48,13 +52,79 @@ impl Reading {
             Some(cluster) => cluster.name.as_str().to_owned(),
             None => only_cluster(&repository)?,
         };
-        Ok(Reading {
+        let reading = Reading {
             settings,
             configured,
             repository,
             cluster,
             name,
+        };
+        // One that is fresh knows nothing of the cluster yet.
+        if reading.settings.repositories.len() > 1
+            && reading.repository.registrations(&reading.name)?.is_empty()
+            && let Some(other) = reading.others(cx).next()
+        {
+            cx.out.warn(&format!(
+                "repository \"{}\" does not know cluster \"{}\": \"{}\" is read",
+                reading.configured.name, reading.name, other.configured.name
+            ));
+            return Ok(other);
+        }
+        Ok(reading)
+    }
+
+    /// The same cluster in the other repositories, as far as they can be opened and know it. Each is opened when it is asked for.
+    pub fn others<'a>(&'a self, cx: &'a Context) -> impl Iterator<Item = Reading> + 'a {
+        let others = self.settings.repositories.iter();
+        let others = others.filter(|r| r.name != self.configured.name);
+        others.filter_map(|configured| {
+            let opened = cx.open(configured).and_then(|repository| {
+                let known = repository.registrations(&self.name)?;
+                Ok((!known.is_empty()).then_some((repository, cx.settings()?)))
+            });
+            let (repository, settings) = match opened {
+                Ok(opened) => opened?,
+                Err(e) => {
+                    cx.out
+                        .warn(&format!("repository \"{}\": {e}", configured.name));
+                    return None;
+                }
+            };
+            Some(Reading {
+                settings,
+                configured: configured.clone(),
+                repository,
+                cluster: self.cluster.clone(),
+                name: self.name.clone(),
+            })
         })
+    }
+
+    /// The first of the other repositories of which `reach` makes something.
+    ///
+    /// # Errors
+    /// Those of `reach` are told as warnings.
+    pub fn other_that<T>(
+        &self,
+        cx: &Context,
+        reach: impl Fn(&Reading) -> Result<Option<T>>,
+    ) -> Option<(Reading, T)> {
+        self.others(cx).find_map(|other| match reach(&other) {
+            Ok(found) => found.map(|found| (other, found)),
+            Err(e) => {
+                cx.out
+                    .warn(&format!("repository \"{}\": {e}", other.configured.name));
+                None
+            }
+        })
+    }
+
+    /// Says that another repository is used, and why.
+    pub fn say_other(&self, cx: &Context, other: &Reading, why: &str) {
+        cx.out.warn(&format!(
+            "repository \"{}\" does not lead there ({why}): \"{}\" is used",
+            self.configured.name, other.configured.name
+        ));
     }
 
     /// As [`Reading::open`], of each cluster that could be meant: where none is named, all that are configured, else all of the repository.
@@ -215,6 +285,36 @@ impl Reading {
             )
             .hint("Nothing more was written. Run pitr plan with the same target: it names the segment and what can be reached without it; to restore that, use an empty directory.")),
         }
+    }
+
+    /// Requires that what a backup consists of can be read: a rule of the store may have moved it where it must be thawed first, which takes
+    /// hours, and better shows before a restore has begun.
+    ///
+    /// # Errors
+    /// `Damaged`, naming the class and what to do.
+    pub fn require_thawed(&self, layout: &ClusterLayout, root: &BackupRoot) -> Result<()> {
+        let layers = root.shards.iter().flat_map(|s| &s.layers);
+        let layers = layers.map(|l| layout.layer(&l.key));
+        let packs = root.packs.iter().map(|p| layout.pack(&p.key));
+        let places: BTreeSet<String> = layers
+            .chain(packs)
+            .filter_map(|key| key.parent().map(str::to_owned))
+            .collect();
+        for place in places {
+            if let Some(frozen) = self.repository.store().frozen(&place)? {
+                return Err(err!(
+                    Damaged,
+                    "backup \"{}\" cannot be read: {} {} in class {}, the first is \"{}\"",
+                    root.id,
+                    human::count(frozen.count as u64, "object"),
+                    if frozen.count == 1 { "is" } else { "are" },
+                    frozen.class.escape_debug(),
+                    frozen.key.escape_debug()
+                )
+                .hint("Nothing was written. Have the store restore these objects first (aws s3api restore-object), which takes hours; a lifecycle rule of the bucket has moved them, and will again."));
+            }
+        }
+        Ok(())
     }
 
     /// What was asked, understood.

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::Context;
 use super::human;
 use super::output::{Align, Table};
+use super::{Context, repo_check, repo_keys, repo_rewrap, repo_sync};
 use crate::config;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
@@ -29,12 +29,48 @@ pub enum Command {
     ///
     /// Example: pitr repo show --repository /var/backups/pitr
     Show {},
+    /// Try whether each repository keeps what it promises, and what these credentials may do
+    ///
+    /// Writes some objects of up to 8 MiB beside the repository's own, and takes them away again where that is allowed. Exit status 6 when
+    /// something is weak, 8 when a place cannot keep a repository, 10 when some could not be tried.
+    ///
+    /// Example: pitr repo check --repository offsite
+    Check {},
+    /// Copy what repositories lack of one another
+    ///
+    /// Brings a repository that was away up to date, or fills a fresh one: backups, WAL, histories and pins, byte for byte and checked while they
+    /// are copied. What is there is never replaced, and what the receiving side has expired does not come back: of the backups those that are
+    /// newer than the oldest it keeps, of the WAL what its backups need. Without --from and --to every repository gets what any other has.
+    /// Killed or interrupted, the next run goes on. Encrypted repositories are refused.
+    ///
+    /// Exit status 10 when an object was damaged, the repositories contradict one another, or one could not be reached.
+    ///
+    /// Example: pitr repo sync --from local --to offsite
+    Sync(repo_sync::Args),
+    /// Make the keys of an encrypted repository
+    ///
+    /// Writes writer.key, for hosts that write, and for each recipient NAME.key, which opens what was written, and NAME.pub. The key that opens
+    /// objects is nowhere in plain: it is wrapped for the recipients, and init puts it into the repository.
+    ///
+    /// Example: pitr repo keygen --dir keys --recipient ops --recipient escrow
+    Keygen(repo_keys::KeygenArgs),
+    /// Give somebody access to an encrypted repository, or withdraw it
+    ///
+    /// No data is rewritten. Access is withdrawn only when two other recipients are proven to have it: by the configured key, a passphrase that
+    /// is given access by the same command, and --proof. What the withdrawn recipient has opened before it may still know.
+    ///
+    /// Example: pitr repo rewrap --add new.pub --withdraw old --proof escrow.key
+    Rewrap(repo_rewrap::Args),
 }
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    match args.command {
+    match &args.command {
         Command::Show {} => show(cx),
+        Command::Check {} => repo_check::check(cx),
+        Command::Sync(args) => repo_sync::run(args, cx),
+        Command::Keygen(args) => repo_keys::keygen(args, cx),
+        Command::Rewrap(args) => repo_rewrap::run(args, cx),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::plan::recovery::{Action, Moment, Outcome, Plan, Reason};
 use crate::repo::backup::hex;
+use crate::repo::inventory::Inventory;
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
 use crate::restore::target_dir::{Mapping, PlacedTablespace};
 
@@ -111,7 +112,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let mappings = args.tablespace_mapping.iter().map(Mapping::from).collect();
     let place = Place::new(cx, &reading.settings, &args.to, mappings);
     let target = place.look()?;
-    let opened = restoring::open(cx, reading)?;
+    let mut opened = restoring::open(cx, reading)?;
     let cluster = opened.reading.cluster.as_ref();
     let configured_zone = cluster.and_then(|c| c.timezone.as_deref());
     let zone = opened.inventory.timezone();
@@ -134,18 +135,22 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     let earlier = job::earlier(&target.found, &request)?;
     let (job, root) = match &earlier {
-        Earlier::LastStep(job) => opened.resume(cx, job)?,
+        Earlier::LastStep(job) => {
+            opened = opened.where_it_began(cx, job)?;
+            opened.resume(cx, job)?
+        }
         Earlier::Copying(job) => {
+            opened = opened.where_it_began(cx, job)?;
             if let Some(plan) = &job.plan {
                 opened.reading.check_again(cx, &opened.inventory, plan)?;
             }
             opened.resume(cx, job)?
         }
         Earlier::None => {
-            let (reading, inventory) = (&opened.reading, &opened.inventory);
             let action = args.target_action.into();
-            let plan = reading.plan_to_carry_out(cx, inventory, &args.target, action)?;
-            if !plan.reachable || plan.outcome == Outcome::Fatal {
+            let (better, plan) = planned(args, cx, opened, action)?;
+            opened = better;
+            if !leads(&plan) {
                 let shown = Shown::unrestored(&plan, &request.to, &[], args.dry_run);
                 return out_of_reach(cx, &shown, resolved.local_time.as_deref());
             }
@@ -159,7 +164,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         tablespaces: target.tablespaces.clone(),
         ..job
     };
-    let survey = restoring::survey(&opened, &root, &job, &target)?;
+    let spares = opened.spares(cx);
+    let survey = restoring::survey(&opened, &root, &job, &target, &spares)?;
     restoring::check_commands(cx, &target, &opened)?;
     let Some(plan) = &job.plan else {
         return Err(err!(Internal, "a restore without a plan"));
@@ -181,6 +187,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         (&target, &survey),
         &earlier,
         args.jobs,
+        &spares,
     )?;
     let start = restoring::start(&opened, &root, &job, &target, &report);
     if cx.out.is_json() {
@@ -192,6 +199,37 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     restoring::print_report(cx, &job, &report, &start, took)?;
     print_next(cx, &job, plan, &opened)?;
     Ok(exit::SUCCESS)
+}
+
+/// Whether recovery ends as asked.
+fn leads(plan: &Plan) -> bool {
+    plan.reachable && plan.outcome != Outcome::Fatal
+}
+
+/// The plan that is carried out, and where: in the first repository that leads to the target, else what the first says.
+fn planned(args: &Args, cx: &Context, opened: Opened, action: Action) -> Result<(Opened, Plan)> {
+    let plan_in = |reading: &Reading, inventory: &Inventory| {
+        reading.plan_to_carry_out(cx, inventory, &args.target, action)
+    };
+    let plan = plan_in(&opened.reading, &opened.inventory)?;
+    if leads(&plan) {
+        return Ok((opened, plan));
+    }
+    let found = opened.reading.other_that(cx, |other| {
+        let inventory = other.inventory(cx)?;
+        // Under the same name there may be another cluster: before an upgrade, say.
+        if inventory.system_identifier != opened.inventory.system_identifier {
+            return Ok(None);
+        }
+        let plan = plan_in(other, &inventory)?;
+        Ok(leads(&plan).then_some((inventory, plan)))
+    });
+    let Some((other, (inventory, better))) = found else {
+        return Ok((opened, plan));
+    };
+    let why = plan.explanation.as_deref().unwrap_or("out of reach");
+    opened.reading.say_other(cx, &other, why);
+    Ok((Opened::new(other, inventory)?, better))
 }
 
 /// The plan says why, on standard output; what follows from it stands with the errors.

@@ -10,19 +10,21 @@ use super::reading::Reading;
 use super::start_line::{self, Start};
 use super::{Context, human};
 use crate::archive::guard::AUTO_CONF;
-use crate::config::{Location, Settings};
+use crate::config::Settings;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::conf::Setting;
 use crate::plan::recovery::Plan;
 use crate::repo::backup::BackupRoot;
+use crate::repo::event::{self, Event};
 use crate::repo::inventory::Inventory;
 use crate::repo::layout::{BackupId, ClusterLayout};
 use crate::restore::extract::Survey;
 use crate::restore::job::{Earlier, Job, Request};
 use crate::restore::settings;
 use crate::restore::target_dir::{self, Mapping, PlacedTablespace, Target, Wanted};
-use crate::restore::{self, Report, Source, Surroundings};
+use crate::restore::{self, PROGRAM, Report, Source, Surroundings};
+use crate::snapshot::spare::Spares;
 
 /// A repository open for restoring one cluster.
 pub struct Opened {
@@ -40,22 +42,57 @@ pub struct Opened {
 /// Those of [`Reading::open`] and [`Inventory::read`].
 pub fn open(cx: &Context, reading: Reading) -> Result<Opened> {
     let inventory = reading.inventory(cx)?;
-    let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
-    Ok(Opened {
-        reading,
-        inventory,
-        layout,
-    })
+    Opened::new(reading, inventory)
 }
 
 impl Opened {
-    /// Reads the root of a backup.
+    /// What was read of a repository.
     ///
     /// # Errors
-    /// `NotFound`; `Damaged`.
+    /// Those of [`ClusterLayout::new`].
+    pub fn new(reading: Reading, inventory: Inventory) -> Result<Opened> {
+        Ok(Opened {
+            layout: ClusterLayout::new(&reading.name, inventory.system_identifier)?,
+            reading,
+            inventory,
+        })
+    }
+
+    /// The repository that a job was begun with, where it can be opened: else this one, which may have the same backup.
+    ///
+    /// # Errors
+    /// Those of [`Inventory::read`].
+    pub fn where_it_began(self, cx: &Context, job: &Job) -> Result<Opened> {
+        let is_it = |r: &Reading| r.configured.location.to_string() == job.repository;
+        if is_it(&self.reading) {
+            return Ok(self);
+        }
+        let other = self.reading.others(cx).find(is_it);
+        match other {
+            Some(other) => open(cx, other),
+            None => Ok(self),
+        }
+    }
+
+    /// The other repositories, for objects that are damaged in this one.
+    pub fn spares<'a>(&'a self, cx: &'a Context) -> Spares<'a> {
+        Spares::new(|| {
+            self.reading
+                .others(cx)
+                .map(|other| other.repository)
+                .collect()
+        })
+    }
+
+    /// Reads the root of a backup whose parts can be read, too.
+    ///
+    /// # Errors
+    /// `NotFound`; `Damaged`; those of [`Reading::require_thawed`].
     pub fn root(&self, id: &BackupId) -> Result<BackupRoot> {
-        BackupRoot::read(self.reading.repository.store(), &self.layout, id)?
-            .ok_or_else(|| err!(NotFound, "backup \"{id}\" does not exist"))
+        let root = BackupRoot::read(self.reading.repository.store(), &self.layout, id)?
+            .ok_or_else(|| err!(NotFound, "backup \"{id}\" does not exist"))?;
+        self.reading.require_thawed(&self.layout, &root)?;
+        Ok(root)
     }
 
     /// The job that brings this backup to where `request` wants it, before tablespaces are placed.
@@ -110,14 +147,12 @@ pub struct Place {
 impl Place {
     /// The place as written.
     pub fn new(cx: &Context, settings: &Settings, to: &Path, mappings: Vec<Mapping>) -> Place {
-        let repositories = settings.repositories.iter().map(|r| {
-            let Location::File(path) = &r.location;
-            path.clone()
-        });
+        let repositories = settings.repositories.iter();
+        let repositories = repositories.filter_map(|r| r.location.directory());
         Place {
             to: cx.environment.absolute(to),
             mappings,
-            repositories: repositories.collect(),
+            repositories: repositories.map(Path::to_owned).collect(),
             home: cx.environment.home().map(Path::to_owned),
         }
     }
@@ -181,11 +216,11 @@ pub fn check_commands(cx: &Context, target: &Target, opened: &Opened) -> Result<
         _ => Ok(User::of_process()),
     };
     let Ok(user) = user else { return Ok(()) };
-    let Location::File(repository) = &opened.reading.configured.location;
+    let repository = opened.reading.configured.location.directory();
     let needed = [
-        (Some(&program), Access::Execute),
-        (opened.reading.settings.path.as_ref(), Access::Read),
-        (Some(repository), Access::Execute),
+        (Some(program.as_path()), Access::Execute),
+        (opened.reading.settings.path.as_deref(), Access::Read),
+        (repository, Access::Execute),
     ];
     for (path, access) in needed {
         if let Some(path) = path
@@ -276,6 +311,7 @@ impl<'a> ShownReport<'a> {
 ///
 /// # Errors
 /// Those of [`restore::survey`] and [`restore::run`].
+#[expect(clippy::too_many_arguments, reason = "what a restore is made of")]
 pub fn run(
     cx: &Context,
     opened: &Opened,
@@ -284,11 +320,13 @@ pub fn run(
     (target, survey): (&Target, &Survey),
     earlier: &Earlier,
     jobs: Option<u16>,
+    spares: &Spares<'_>,
 ) -> Result<(Report, Duration)> {
     let source = Source {
         store: opened.reading.repository.store(),
         layout: &opened.layout,
         root,
+        spares,
     };
     let stop = cx.stop_flag()?;
     let progress = cx.progress();
@@ -302,19 +340,65 @@ pub fn run(
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = jobs.map_or(cores, usize::from);
-    let report = restore::run(&source, job, target, survey, earlier, jobs, &around)?;
-    Ok((report, started.elapsed()))
+    let report = restore::run(&source, job, target, survey, earlier, jobs, &around);
+    tell_taken(cx, opened, job, spares);
+    Ok((report?, started.elapsed()))
+}
+
+/// Says which objects had to be taken from another repository, and records their damage, so that plans and people know.
+fn tell_taken(cx: &Context, opened: &Opened, job: &Job, spares: &Spares<'_>) {
+    let store = opened.reading.repository.store();
+    let subject = job.backup.to_string();
+    let taken = spares.taken();
+    for one in &taken {
+        cx.out.warn(&format!(
+            "\"{}\" is damaged in repository \"{}\" and was taken from \"{}\" ({})",
+            one.object, opened.reading.configured.name, one.from, one.detail
+        ));
+    }
+    let Some(first) = taken.first() else { return };
+    let known = event::read_all(store, &opened.layout, &subject);
+    let is_known =
+        known.is_ok_and(|events| !event::standing(&events, "damaged", "healed").is_empty());
+    if is_known {
+        return;
+    }
+    let damaged = Event {
+        event: "damaged".into(),
+        object: Some(first.object.clone()),
+        detail: Some(first.detail.clone()),
+        subject: subject.clone(),
+        time: cx.now(),
+        host: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+        program: PROGRAM.into(),
+        nonce: format!("{:016x}{:016x}", cx.random(), cx.random()),
+        ..Event::default()
+    };
+    if let Err(e) = event::record(store, &opened.layout, &damaged, cx.random()) {
+        cx.out
+            .warn(&format!("the damage could not be recorded there: {e}"));
+    }
 }
 
 /// Checks the space, before the first write; returns what the backup holds.
 ///
 /// # Errors
 /// `Refused` with numbers.
-pub fn survey(opened: &Opened, root: &BackupRoot, job: &Job, target: &Target) -> Result<Survey> {
+pub fn survey(
+    opened: &Opened,
+    root: &BackupRoot,
+    job: &Job,
+    target: &Target,
+    spares: &Spares<'_>,
+) -> Result<Survey> {
     let source = Source {
         store: opened.reading.repository.store(),
         layout: &opened.layout,
         root,
+        spares,
     };
     restore::survey(&source, job, target)
 }

@@ -56,7 +56,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let mappings = args.tablespace_mapping.iter().map(Mapping::from).collect();
     let place = Place::new(cx, &reading.settings, &args.to, mappings);
     let target = place.look()?;
-    let opened = restoring::open(cx, reading)?;
+    let mut opened = restoring::open(cx, reading)?;
     let request = Request {
         to: restoring::path_text(&target.data)?,
         cluster: opened.layout.name().to_owned(),
@@ -74,8 +74,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     let earlier = job::earlier(&target.found, &request)?;
     let (job, root) = match &earlier {
-        Earlier::Copying(job) | Earlier::LastStep(job) => opened.resume(cx, job)?,
+        Earlier::Copying(job) | Earlier::LastStep(job) => {
+            opened = opened.where_it_began(cx, job)?;
+            opened.resume(cx, job)?
+        }
         Earlier::None => {
+            opened = with_backup(cx, opened)?;
             let backup = best_backup(&opened)?.id.clone();
             opened.job(cx, request, &backup, None)?
         }
@@ -85,7 +89,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         tablespaces: target.tablespaces.clone(),
         ..job
     };
-    let survey = restoring::survey(&opened, &root, &job, &target)?;
+    let spares = opened.spares(cx);
+    let survey = restoring::survey(&opened, &root, &job, &target, &spares)?;
     restoring::check_commands(cx, &target, &opened)?;
     let (report, took) = restoring::run(
         cx,
@@ -95,6 +100,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         (&target, &survey),
         &earlier,
         args.jobs,
+        &spares,
     )?;
     let start = restoring::start(&opened, &root, &job, &target, &report);
     if cx.out.is_json() {
@@ -107,6 +113,24 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         "The standby replays the archived WAL, then says \"started streaming WAL from primary\" in its log. It may archive with archive_mode = always.",
     )?;
     Ok(exit::SUCCESS)
+}
+
+/// The first repository that has an undamaged backup.
+fn with_backup(cx: &Context, opened: Opened) -> Result<Opened> {
+    let Err(e) = best_backup(&opened) else {
+        return Ok(opened);
+    };
+    let is_good = |b: &Backup| b.damage.is_none();
+    let found = opened.reading.other_that(cx, |other| {
+        let inventory = other.inventory(cx)?;
+        // Under the same name there may be another cluster: before an upgrade, say.
+        let is_own = inventory.system_identifier == opened.inventory.system_identifier;
+        let has_good = inventory.backups.iter().any(is_good);
+        Ok((is_own && has_good).then_some(inventory))
+    });
+    let (other, inventory) = found.ok_or(e)?;
+    opened.reading.say_other(cx, &other, "no undamaged backup");
+    Opened::new(other, inventory)
 }
 
 /// The backup that is done soonest: the newest without damage, on the timeline that is the newest.

@@ -2,14 +2,18 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use super::Arguments;
 use crate::archive::push::{Push, Pushed, Warnings, is_taken, push};
-use crate::config::{self, Environment, Location};
+use crate::archive::spool::Holder;
+use crate::config::{self, Environment, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::exit::{Program, printed};
 use crate::fault;
 use crate::pg::segment::WalFileName;
 use crate::repo;
@@ -31,6 +35,11 @@ otherwise 1 to 125, and PostgreSQL offers the file again.
 /// The codec of WAL bodies (decisions/0001-hash-and-codec.md).
 pub const CODEC: Codec = Codec::Lz4;
 
+/// Below what platforms allow before they kill a stopping server.
+const DEADLINE: Duration = Duration::from_secs(50);
+/// How long repositories that are not required may take once the file is acknowledged.
+pub(super) const PATIENCE_REST: Duration = Duration::from_secs(5);
+
 /// How long required repositories may take to say whether they have the name, before the file is offered to one after the other.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -43,12 +52,15 @@ pub struct Archived {
     pub warnings: Warnings,
 }
 
+/// The switch with which `pitr-archive` starts itself as a worker (`shipper`); not for people, and not in the help.
+pub const SHIP: &str = "ship";
+
 /// The command line of `pitr-archive`. `--repository` is refused: a file that is not in every required repository is not archived.
 ///
 /// # Errors
 /// `Usage`.
 pub fn arguments(arguments: Vec<OsString>) -> Result<Arguments> {
-    let parsed = super::parse(arguments, &[])?;
+    let parsed = super::parse(arguments, &[SHIP])?;
     match parsed.flags.repository {
         None => Ok(parsed),
         Some(_) => Err(err!(Usage, "pitr-archive takes no --repository").hint(
@@ -72,24 +84,154 @@ pub fn run(
     let path = path_of(arguments)?;
     let name = name_of(path)?;
     let settings = super::settings(&arguments.flags, environment)?;
-    let offer = Offer {
-        cluster: super::cluster_name(&settings, nonce)?,
-        path: path.to_owned(),
-        name,
-        nonce,
-    };
-    let mut tally = Tally::default();
-    for place in in_order(&settings.repositories, &offer) {
-        if !place.required && tally.failed.is_none() && tally.stored > 0 {
-            acknowledged();
-        }
-        let opened = place.opened.map_or_else(|| offer.open(&place.location), Ok);
-        let pushed = opened.and_then(|repository| push(&offer.to(&repository)));
-        if !tally.count(pushed, place.required) {
-            break;
-        }
+    Archiver::new(&settings, nonce)?.archive(path, name, acknowledged)
+}
+
+/// Archives files of one cluster, one after the other or several at once.
+pub(super) struct Archiver {
+    cluster: String,
+    places: Vec<Place>,
+    nonce: u64,
+}
+
+impl Archiver {
+    /// Into the repositories of the configuration; none is open yet.
+    ///
+    /// # Errors
+    /// `Usage` when it is not said which cluster.
+    pub fn new(settings: &Settings, nonce: u64) -> Result<Archiver> {
+        let place = |r: &config::Repository| Place {
+            configured: r.clone(),
+            required: r.required,
+            opened: None,
+            is_taken: false,
+        };
+        Ok(Archiver {
+            cluster: super::cluster_name(settings, nonce)?,
+            places: settings.repositories.iter().map(place).collect(),
+            nonce,
+        })
     }
-    tally.outcome(name)
+
+    /// Opens every required repository, for all files to come; else each is opened anew for each file. Returns which they are.
+    ///
+    /// # Errors
+    /// What the first says that cannot be opened.
+    pub fn open(&mut self) -> Result<Vec<Holder>> {
+        let mut holders = Vec::new();
+        for place in self.places.iter_mut().filter(|p| p.required) {
+            let repository = repo::open(&place.configured, self.nonce)?;
+            holders.push(Holder {
+                location: place.configured.location.to_string(),
+                uuid: repository.marker().uuid.clone(),
+            });
+            place.opened = Some(Arc::new(repository));
+        }
+        Ok(holders)
+    }
+
+    /// Archives one file; see [`run`].
+    ///
+    /// # Errors
+    /// Those of [`run`].
+    pub fn archive(
+        &self,
+        path: &Path,
+        name: WalFileName,
+        acknowledged: &dyn Fn(),
+    ) -> Result<Archived> {
+        let offer = Offer {
+            cluster: self.cluster.clone(),
+            path: path.to_owned(),
+            name,
+            nonce: self.nonce,
+        };
+        let mut tally = Tally::default();
+        for place in in_order(&self.places, &offer) {
+            if !place.required && tally.failed.is_none() && tally.stored > 0 {
+                acknowledged();
+            }
+            let pushed = offer
+                .open(&place)
+                .and_then(|repository| push(&offer.to(&repository)));
+            if !tally.count(pushed, place.required) {
+                break;
+            }
+        }
+        tally.outcome(name)
+    }
+}
+
+/// How long the program works at most.
+pub fn deadline() -> Duration {
+    fault::shortened(DEADLINE)
+}
+
+/// Archives the file under a watch, which ends the work after `deadline` and at SIGTERM.
+///
+/// # Errors
+/// Those of [`run`], and `Deadline`.
+pub fn watched(arguments: Arguments, nonce: u64, deadline: Duration) -> Result<Archived> {
+    under_watch(deadline, move |mark| {
+        run(&arguments, &Environment::of_process(), nonce, mark)
+    })
+}
+
+/// What [`watched`] does, for work that calls its argument once the file is acknowledged.
+pub(super) fn under_watch<T: From<Archived> + Send + 'static>(
+    deadline: Duration,
+    work: impl FnOnce(&dyn Fn()) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let started = Instant::now();
+    // When every required repository had it, in milliseconds since the start, plus one; 0 is not yet.
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&acknowledged);
+    let mark = move || acknowledged.store(millis(started.elapsed()) + 1, Ordering::Relaxed);
+    super::watch::run(
+        move || work(&mark),
+        || {
+            let elapsed = started.elapsed();
+            let since = seen.load(Ordering::Relaxed);
+            let is_late = elapsed >= deadline;
+            if since > 0 && (is_late || millis(elapsed) > since + millis(PATIENCE_REST)) {
+                return Some(Ok(without_the_rest().into()));
+            }
+            is_late.then(|| Err(deadline_error(deadline)))
+        },
+    )
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The file is durable wherever it has to be; a repository that is not required keeps it waiting.
+pub(super) fn without_the_rest() -> Archived {
+    Archived {
+        is_new: true,
+        warnings: vec![
+            "not stored in every repository: one that is not required does not answer".to_owned(),
+        ],
+    }
+}
+
+pub(super) fn deadline_error(deadline: Duration) -> Error {
+    let seconds = deadline.as_secs_f32().ceil();
+    err!(Deadline, "not stored within {seconds} s")
+        .hint("PostgreSQL keeps the file and offers it again. The repository hangs or is too slow.")
+}
+
+/// How an error is told in PostgreSQL's log.
+pub fn message(error: &Error) -> String {
+    let code = printed(Program::Archive, error.code());
+    let hint = error.hint_text().filter(|h| !h.is_empty());
+    let hint = hint.map_or_else(String::new, |h| format!("  {h}\n"));
+    format!("pitr-archive: error {code}: {error}\n{hint}")
+}
+
+/// How a warning is told there.
+pub fn warning(text: &str) -> String {
+    format!("pitr-archive: warning: {text}\n")
 }
 
 /// What is offered to each repository.
@@ -112,30 +254,28 @@ impl Offer {
         }
     }
 
-    fn open(&self, location: &Location) -> Result<Repository> {
-        repo::open(location, self.nonce)
+    fn open(&self, place: &Place) -> Result<Arc<Repository>> {
+        match &place.opened {
+            Some(repository) => Ok(Arc::clone(repository)),
+            None => repo::open(&place.configured, self.nonce).map(Arc::new),
+        }
     }
 }
 
 /// A repository that gets the file.
+#[derive(Clone)]
 struct Place {
-    location: Location,
+    configured: config::Repository,
     required: bool,
     /// Open already.
-    opened: Option<Repository>,
+    opened: Option<Arc<Repository>>,
     /// It has the name, with these or other bytes.
     is_taken: bool,
 }
 
 /// Required repositories first, and of these the ones that have the name: where it stands for other bytes, nothing is stored in the rest.
-fn in_order(repositories: &[config::Repository], offer: &Offer) -> Vec<Place> {
-    let place = |r: &config::Repository| Place {
-        location: r.location.clone(),
-        required: r.required,
-        opened: None,
-        is_taken: false,
-    };
-    let mut places: Vec<Place> = repositories.iter().map(place).collect();
+fn in_order(places: &[Place], offer: &Offer) -> Vec<Place> {
+    let mut places = places.to_vec();
     if places.iter().filter(|p| p.required).count() > 1 {
         look(&mut places, offer);
     }
@@ -149,11 +289,11 @@ fn look(places: &mut [Place], offer: &Offer) {
     let (found, answers) = channel();
     let mut asked = 0;
     for (index, place) in places.iter().enumerate().filter(|(_, p)| p.required) {
-        let (offer, location, found) = (offer.clone(), place.location.clone(), found.clone());
+        let (offer, place, found) = (offer.clone(), place.clone(), found.clone());
         asked += 1;
         // Not a scoped thread: nobody waits for one that hangs in a dead mount.
         std::thread::spawn(move || {
-            let answer = offer.open(&location).map(|repository| {
+            let answer = offer.open(&place).map(|repository| {
                 let is_taken = is_taken(&offer.to(&repository)).unwrap_or(false);
                 (repository, is_taken)
             });
@@ -248,7 +388,7 @@ fn elsewhere(error: &Error) -> String {
     format!("not stored in every repository: {error}")
 }
 
-fn path_of(arguments: &Arguments) -> Result<&Path> {
+pub(super) fn path_of(arguments: &Arguments) -> Result<&Path> {
     match arguments.files.as_slice() {
         [path] if !path.is_empty() => Ok(Path::new(path)),
         [] | [_] => {
@@ -259,7 +399,7 @@ fn path_of(arguments: &Arguments) -> Result<&Path> {
     }
 }
 
-fn name_of(path: &Path) -> Result<WalFileName> {
+pub(super) fn name_of(path: &Path) -> Result<WalFileName> {
     let name = path.file_name().unwrap_or(path.as_os_str());
     let Some(text) = name.to_str() else {
         return Err(err!(

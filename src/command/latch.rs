@@ -68,13 +68,9 @@ fn parse(text: &str, server: &str, now: i64) -> Option<Decision> {
     ((0..=VALID_SECONDS).contains(&age) && lines.next()? == server).then_some(decision)
 }
 
-/// Which server runs here: its process id and when it was started. PostgreSQL: src/include/utils/pidfile.h, `LOCK_FILE_LINE_PID` and
-/// `LOCK_FILE_LINE_START_TIME`.
+/// The server that is promoted, as text.
 fn server(directory: &DataDirectory) -> Option<String> {
-    let text = std::fs::read_to_string(directory.path().join("postmaster.pid")).ok()?;
-    let mut lines = text.lines();
-    let pid = lines.next()?.trim();
-    let started = lines.nth(1)?.trim();
+    let (pid, started) = directory.server()?;
     Some(format!("{pid} {started}"))
 }
 

@@ -11,14 +11,20 @@ use crate::err;
 use crate::error::Result;
 use crate::repo;
 
+pub mod ahead;
 pub mod archive;
+pub mod delegate;
+pub mod detach;
 mod latch;
+pub mod prefetch;
+mod process;
 pub mod recovery_ended;
 pub mod restore;
+pub mod shipper;
 pub mod watch;
 
 /// The command line of both programs: options, then file arguments.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Arguments {
     /// `--config`, `--cluster`, `--repository`.
     pub flags: Flags,
@@ -86,7 +92,7 @@ pub(crate) fn cluster_name(settings: &Settings, nonce: u64) -> Result<String> {
     let mut known: Vec<String> = Vec::new();
     let mut failed = None;
     for configured in &settings.repositories {
-        match repo::open(&configured.location, nonce) {
+        match repo::open(configured, nonce) {
             Ok(repository) => known.extend(repository.cluster_names()?),
             Err(e) => failed = Some(e),
         }

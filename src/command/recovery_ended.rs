@@ -11,6 +11,7 @@ use std::path::Path;
 use super::Arguments;
 use crate::archive::datadir::DataDirectory;
 use crate::archive::guard::{self, Which};
+use crate::archive::prefetched;
 use crate::err;
 use crate::error::Result;
 
@@ -33,7 +34,10 @@ pub fn run(arguments: &Arguments, nonce: u64) -> Result<usize> {
             ));
         }
     };
-    let removed = guard::take_away(&DataDirectory::at(root), Which::Recovery, nonce)
+    let directory = DataDirectory::at(root);
+    // The worker sees for itself that it is over, unless it was killed.
+    prefetched::sweep_leftovers(&directory);
+    let removed = guard::take_away(&directory, Which::Recovery, nonce)
         .map_err(|e| e.hint("The server goes on. Run pitr adopt, or remove the recovery settings from postgresql.auto.conf by hand."))?;
     Ok(removed.len())
 }

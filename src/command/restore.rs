@@ -6,16 +6,19 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Arguments;
 use super::latch::{self, Decision};
 use super::watch::Pulse;
+use super::{Arguments, delegate};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::fetch::{Fetch, Fetched, fetch};
-use crate::config::{Environment, Settings, StandbyOutage};
+use crate::archive::startup::is_choosing_timeline;
+use crate::config::{Environment, PromoteUnreachable, Settings, StandbyOutage};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::exit::{Program, RESTORE_ABSENT, SUCCESS, printed};
 use crate::fault;
 use crate::pg::control::ClusterState;
 use crate::pg::page::WalIdentity;
@@ -26,6 +29,10 @@ use crate::repo;
 
 /// How long a repository may be silent before a streaming standby is sent on to its primary.
 const PATIENCE_STREAMING: Duration = Duration::from_secs(5);
+/// How long one on this host may be silent once the server is promoted.
+const PATIENCE_PROMOTED: Duration = Duration::from_secs(1);
+/// How long one across a network: connecting, signing in and a refused request take time where nothing is wrong.
+const PATIENCE_PROMOTED_REMOTE: Duration = Duration::from_secs(5);
 /// How long recovery tries an unreachable repository before it stops.
 const PATIENCE_RECOVERY: Duration = Duration::from_secs(300);
 
@@ -41,6 +48,100 @@ archive does not have it. 200 to 209: an error; recovery must not go on.
   restore_command = '/usr/bin/pitr-restore --config /etc/pitr/pitr.toml %f %p'
 ";
 
+/// Fetches the file under a watch, which ends the work at SIGTERM, and when a repository hangs.
+///
+/// # Errors
+/// Those of [`Job::run`].
+pub fn watched(arguments: Arguments, nonce: u64, warn: fn(&str)) -> Result<Fetched> {
+    let environment = Arc::new(Environment::of_process());
+    let job = Arc::new(Job::new(arguments)?);
+    let pulse = Pulse::new(warn);
+    let (seen, at, around) = (pulse.clone(), Arc::clone(&job), Arc::clone(&environment));
+    let promoted = match delegate::is_needed(&job.arguments.flags, &environment) {
+        true => PATIENCE_PROMOTED_REMOTE,
+        false => PATIENCE_PROMOTED,
+    };
+    super::watch::run(
+        move || at.run(&around, nonce, &pulse),
+        || job.stuck(&environment, &seen, promoted),
+    )
+}
+
+/// Has another program do the work, by `ask`, which returns its answer. An answer is passed on as it is. That the program could not be
+/// started, was killed or said nothing is an archive out of reach, judged here by what the server is doing.
+///
+/// # Errors
+/// `Usage` and `WalName`; what kept the program from answering, as far as the server's mode does not make it an absence.
+pub fn delegated(
+    arguments: Arguments,
+    warn: fn(&str),
+    mut ask: impl FnMut() -> Result<u8>,
+) -> Result<u8> {
+    let job = Job::new(arguments)?;
+    if job.can_never_be() {
+        return Ok(RESTORE_ABSENT);
+    }
+    let environment = Environment::of_process();
+    job.judged(&Pulse::new(warn), RESTORE_ABSENT, || {
+        ask().map_err(|e| (e.with_code(Code::Unreachable), job.outage(&environment)))
+    })
+}
+
+/// The exit status that says what fetching came to.
+pub fn answer(fetched: &Fetched) -> u8 {
+    match fetched {
+        Fetched::Delivered | Fetched::DeliveredTail { .. } => SUCCESS,
+        Fetched::ProvenAbsent => RESTORE_ABSENT,
+    }
+}
+
+/// How an error is told in PostgreSQL's log.
+pub fn message(error: &Error) -> String {
+    let code = printed(Program::Restore, error.code());
+    let hint = error.hint_text().filter(|h| !h.is_empty());
+    let mut text = format!("pitr-restore: error {code}: {error}\n");
+    let lines = [impact(error.code()), hint].into_iter().flatten();
+    for line in lines.chain(hint.is_none().then_some(LOOK)) {
+        text.push_str(&format!("  {line}\n"));
+    }
+    text
+}
+
+/// Where nothing better is known.
+const LOOK: &str = "\"pitr doctor\" looks at every link of the chain.";
+
+/// What it means to the server that a repository could not tell.
+fn impact(code: Code) -> Option<&'static str> {
+    let could_not_tell = matches!(
+        code,
+        Code::Unreachable
+            | Code::NoRepository
+            | Code::Io
+            | Code::Denied
+            | Code::Config
+            | Code::Server
+            | Code::WrongCluster
+    );
+    could_not_tell.then_some(
+        "Recovery stops, for it must not take this for the end of the WAL; once the cause is gone it can be started again, and nothing is lost.",
+    )
+}
+
+/// How a warning is told there.
+pub fn warning(text: &str) -> String {
+    format!("pitr-restore: warning: {text}\n")
+}
+
+/// How often it is told that a file is still on its way.
+pub(super) fn progress_interval() -> Duration {
+    fault::shortened(Duration::from_secs(30))
+}
+
+/// How that is told.
+pub(super) fn still_fetching(name: &str, bytes: u64) -> String {
+    format!("still fetching \"{name}\": {bytes} bytes so far")
+}
+
 /// What the server is doing, by its signal files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -53,6 +154,23 @@ enum Mode {
     /// Recovery has ended, a new timeline is chosen, the signal files are gone: the history of the old one is copied. An error would
     /// stop the server there, and without signal files the next start opens the old timeline for writes (measured on 13 and 18).
     Leaving,
+}
+
+/// What the configuration says about a repository that is out of reach.
+#[derive(Debug, Clone, Copy, Default)]
+struct Outage {
+    standby: StandbyOutage,
+    promote: PromoteUnreachable,
+}
+
+impl Outage {
+    fn of(settings: &Settings) -> Result<Outage> {
+        let cluster = settings.cluster_if_named()?;
+        Ok(cluster.map_or_else(Outage::default, |c| Outage {
+            standby: c.standby_outage,
+            promote: c.promote_unreachable,
+        }))
+    }
 }
 
 /// One call of the program, its arguments understood.
@@ -98,25 +216,40 @@ impl Job {
         progress: &dyn Progress,
     ) -> Result<Fetched> {
         fault::point("restore");
-        // There never is one: PostgreSQL asks all the same while it promotes, when an error does most harm.
-        if self.name == WalFileName::History(TimelineId::FIRST) {
+        if self.can_never_be() {
             return Ok(Fetched::ProvenAbsent);
         }
+        self.judged(progress, Fetched::ProvenAbsent, || {
+            let fetched = self.attempt(environment, nonce, progress)?;
+            self.note_promotion(fetched, environment);
+            Ok(fetched)
+        })
+    }
+
+    /// There never is a history of the first timeline: PostgreSQL asks all the same while it promotes, when an error does most harm.
+    fn can_never_be(&self) -> bool {
+        self.name == WalFileName::History(TimelineId::FIRST)
+    }
+
+    /// Tries until there is an answer, or until what went wrong has to be one; `absent` is the answer "not here".
+    fn judged<T>(
+        &self,
+        progress: &dyn Progress,
+        absent: T,
+        mut attempt: impl FnMut() -> std::result::Result<T, (Error, Outage)>,
+    ) -> Result<T> {
         let started = Instant::now();
         let mut waits = Waits::new(started);
         loop {
-            let (error, outage) = match self.attempt(environment, nonce, progress) {
-                Ok(fetched) => {
-                    self.note_promotion(fetched);
-                    return Ok(fetched);
-                }
+            let (error, outage) = match attempt() {
+                Ok(done) => return Ok(done),
                 Err(failed) => failed,
             };
             match verdict(outage, &error, &self.directory, self.name) {
                 Verdict::Fail => return Err(error),
                 Verdict::NotHere(why) => {
                     progress.warn(&not_here(&error, why));
-                    return Ok(Fetched::ProvenAbsent);
+                    return Ok(absent);
                 }
                 Verdict::Wait(limit, why) => {
                     if limit.is_some_and(|l| started.elapsed() >= l) {
@@ -130,13 +263,24 @@ impl Job {
     }
 
     /// A promotion asks for more files, and by then nothing tells that it goes on.
-    fn note_promotion(&self, fetched: Fetched) {
+    fn note_promotion(&self, fetched: Fetched, environment: &Environment) {
         if let WalFileName::Segment(wanted) = self.name
             && fetched == Fetched::ProvenAbsent
             && self.directory.is_promoted()
         {
-            latch::write(&self.directory, of_promotion(&self.directory, wanted));
+            let outage = self.outage(environment);
+            latch::write(
+                &self.directory,
+                of_promotion(outage.promote, &self.directory, wanted),
+            );
         }
+    }
+
+    /// What the configuration says. It lies on a local disk, and was read a moment ago.
+    fn outage(&self, environment: &Environment) -> Outage {
+        Settings::load(&self.arguments.flags, environment)
+            .and_then(|s| Outage::of(&s))
+            .unwrap_or_default()
     }
 
     fn attempt(
@@ -144,11 +288,10 @@ impl Job {
         environment: &Environment,
         nonce: u64,
         progress: &dyn Progress,
-    ) -> std::result::Result<Fetched, (Error, StandbyOutage)> {
-        let plain = |e: Error| (e, StandbyOutage::default());
+    ) -> std::result::Result<Fetched, (Error, Outage)> {
+        let plain = |e: Error| (e, Outage::default());
         let settings = super::settings(&self.arguments.flags, environment).map_err(plain)?;
-        let cluster = settings.cluster_if_named().map_err(plain)?;
-        let outage = cluster.map_or(StandbyOutage::default(), |c| c.standby_outage);
+        let outage = Outage::of(&settings).map_err(plain)?;
         self.fetch(&settings, nonce, progress)
             .map_err(|e| (e, outage))
     }
@@ -170,16 +313,24 @@ impl Job {
         let repositories = settings
             .repositories
             .iter()
-            .map(|r| (repo::open(&r.location, nonce), r.required));
+            .map(|r| (repo::open(r, nonce), r.required));
         fetch(&what, repositories)
     }
 
     /// What the watch answers while the work has been stuck for `silence`; `None` is to go on waiting.
     ///
     /// A call into a dead NFS server or a broken FUSE filesystem returns no error, it just does not return.
-    pub fn stuck(&self, environment: &Environment, pulse: &Pulse) -> Option<Result<Fetched>> {
+    fn stuck(
+        &self,
+        environment: &Environment,
+        pulse: &Pulse,
+        patience_promoted: Duration,
+    ) -> Option<Result<Fetched>> {
+        pulse.tell(progress_interval(), |bytes| {
+            still_fetching(&self.name.to_string(), bytes)
+        });
         let silence = pulse.silence();
-        let promoted = silence >= Duration::from_secs(1) && self.directory.is_promoted();
+        let promoted = silence >= patience_promoted && self.directory.is_promoted();
         let patience = match Mode::of(&self.directory, self.name) {
             Mode::Streaming | Mode::Leaving => PATIENCE_STREAMING,
             Mode::Recovery => fault::shortened(PATIENCE_RECOVERY),
@@ -193,13 +344,7 @@ impl Job {
             "the repository has not answered for {} s",
             silence.as_secs()
         );
-        // The configuration lies on a local disk; it was read a moment ago.
-        let outage = Settings::load(&self.arguments.flags, environment)
-            .and_then(|s| s.cluster_if_named())
-            .ok()
-            .flatten()
-            .map_or(StandbyOutage::default(), |c| c.standby_outage);
-        match verdict(outage, &error, &self.directory, self.name) {
+        match verdict(self.outage(environment), &error, &self.directory, self.name) {
             Verdict::NotHere(why) => {
                 pulse.warn(&not_here(&error, why));
                 Some(Ok(Fetched::ProvenAbsent))
@@ -276,12 +421,7 @@ enum Verdict {
 }
 
 /// What an error means to the server, by the table of modes in `docs/exit-status.md`.
-fn verdict(
-    outage: StandbyOutage,
-    error: &Error,
-    directory: &DataDirectory,
-    name: WalFileName,
-) -> Verdict {
+fn verdict(outage: Outage, error: &Error, directory: &DataDirectory, name: WalFileName) -> Verdict {
     let mode = Mode::of(directory, name);
     if mode == Mode::Leaving {
         return match std::fs::metadata(directory.wal().join(name.to_string())) {
@@ -303,15 +443,24 @@ fn verdict(
     }
     // No streaming fills it: the number of a timeline that is known to exist.
     let is_used = error.code() == Code::Gap && matches!(name, WalFileName::History(_));
+    let is_refused = is_used || outage.promote == PromoteUnreachable::Refuse;
     let held = latch::read(directory);
     match (mode, held) {
+        // The stream ran until the server was promoted, so this is the first call that can tell.
+        (Mode::Streaming | Mode::ArchiveOnly, _)
+            if is_refused
+                && matches!(name, WalFileName::History(_))
+                && is_choosing_timeline(directory.path()) =>
+        {
+            Verdict::Fail
+        }
         // Promotion asked for: answering "not here" is safe only if the WAL came by streaming. A history file says nothing about that;
         // between it and the promotion the server asks for a segment (xlogrecovery.c, WaitForWALToBecomeAvailable).
         (Mode::Streaming | Mode::ArchiveOnly, _) if directory.is_promoted() => {
             let WalFileName::Segment(wanted) = name else {
                 return Verdict::NotHere(ASKS_AGAIN);
             };
-            let decision = of_promotion(directory, wanted);
+            let decision = of_promotion(outage.promote, directory, wanted);
             latch::write(directory, decision);
             match decision {
                 Decision::Refuse => Verdict::Fail,
@@ -330,7 +479,9 @@ fn verdict(
         }
         (Mode::Recovery | Mode::Leaving, _) => Verdict::Fail,
         // A hole can be filled by streaming, whatever is to be done about an outage.
-        (Mode::Streaming, _) if outage == StandbyOutage::Stop && error.code() != Code::Gap => {
+        (Mode::Streaming, _)
+            if outage.standby == StandbyOutage::Stop && error.code() != Code::Gap =>
+        {
             Verdict::Fail
         }
         (Mode::Streaming, _) => {
@@ -339,15 +490,21 @@ fn verdict(
             }
             Verdict::NotHere(ASKS_AGAIN)
         }
+        (Mode::ArchiveOnly, Some(Decision::Promote)) => Verdict::NotHere(ASKS_AGAIN),
         (Mode::ArchiveOnly, _) => Verdict::Wait(None, ""),
     }
 }
 
 /// What is decided when promotion is asked for and a segment cannot be had.
-fn of_promotion(directory: &DataDirectory, wanted: SegmentName) -> Decision {
-    match streamed(directory, wanted) {
-        true => Decision::Promote,
-        false => Decision::Refuse,
+fn of_promotion(
+    choice: PromoteUnreachable,
+    directory: &DataDirectory,
+    wanted: SegmentName,
+) -> Decision {
+    match choice {
+        PromoteUnreachable::Proceed => Decision::Promote,
+        PromoteUnreachable::Auto if streamed(directory, wanted) => Decision::Promote,
+        PromoteUnreachable::Auto | PromoteUnreachable::Refuse => Decision::Refuse,
     }
 }
 

@@ -16,6 +16,7 @@ use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use crate::store::life;
 
 /// How often the watch looks: a promotion must not wait longer than a second.
 const TICK: Duration = Duration::from_millis(250);
@@ -91,6 +92,11 @@ impl<F: FnOnce()> Drop for Defer<F> {
 pub struct Pulse {
     started: Instant,
     last_ms: Arc<AtomicU64>,
+    /// Signs of life of object stores that were seen.
+    signs: Arc<AtomicU64>,
+    bytes: Arc<AtomicU64>,
+    /// When it was told last how far the work is.
+    told_ms: Arc<AtomicU64>,
     warn: fn(&str),
 }
 
@@ -100,24 +106,69 @@ impl Pulse {
         Pulse {
             started: Instant::now(),
             last_ms: Arc::default(),
+            signs: Arc::new(AtomicU64::new(life::signs())),
+            bytes: Arc::default(),
+            told_ms: Arc::default(),
             warn,
         }
     }
 
-    /// For how long nothing has happened.
+    /// For how long nothing has happened: no piece of the file, and nothing from an object store.
     pub fn silence(&self) -> Duration {
+        let signs = life::signs();
+        if self.signs.swap(signs, Ordering::Relaxed) != signs {
+            self.advance(0);
+        }
         let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
         self.started.elapsed().saturating_sub(last)
+    }
+
+    /// Says in every `interval` how far work is that goes on.
+    pub fn tell(&self, interval: Duration, message: impl FnOnce(u64) -> String) {
+        let now = self.now();
+        let told = self.told_ms.load(Ordering::Relaxed);
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        if bytes > 0 && u128::from(now.saturating_sub(told)) >= interval.as_millis() {
+            self.told_ms.store(now, Ordering::Relaxed);
+            (self.warn)(&message(bytes));
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 
 impl Progress for Pulse {
-    fn advance(&self, _bytes: u64) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_ms.store(now, Ordering::Relaxed);
+    fn advance(&self, bytes: u64) {
+        self.last_ms.store(self.now(), Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn warn(&self, message: &str) {
         (self.warn)(message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    #[test]
+    fn f20_work_that_goes_on_says_so_once_in_every_interval() {
+        let pulse = Pulse::new(|line| SAID.lock().unwrap().push(line.to_owned()));
+        let tell = |interval| pulse.tell(interval, |bytes| format!("{bytes} so far"));
+        tell(Duration::ZERO);
+        pulse.advance(5);
+        tell(Duration::from_secs(3600));
+        assert!(SAID.lock().unwrap().is_empty());
+        tell(Duration::ZERO);
+        pulse.advance(2);
+        tell(Duration::from_secs(3600));
+        tell(Duration::ZERO);
+        assert_eq!(*SAID.lock().unwrap(), ["5 so far", "7 so far"]);
     }
 }

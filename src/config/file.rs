@@ -22,13 +22,16 @@ use crate::error::{Error, Result};
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Keys of `[clusters.NAME]`; those of its table `receive` carry the prefix `receive.`.
-const CLUSTER_KEYS: [&str; 10] = [
+const CLUSTER_KEYS: [&str; 13] = [
     "pgdata",
     "conninfo",
     "max_backup_age",
     "standby_outage",
+    "promote_unreachable",
     "cache_dir",
+    "spool_dir",
     "timezone",
+    "prefetch_segments",
     "receive.slot",
     "receive.journal",
     "receive.journal_limit_bytes",
@@ -36,7 +39,33 @@ const CLUSTER_KEYS: [&str; 10] = [
 ];
 
 /// Keys of `[repositories.NAME]`.
-const REPOSITORY_KEYS: [&str; 5] = ["url", "region", "endpoint", "required", "encryption"];
+const REPOSITORY_KEYS: [&str; 25] = [
+    "url",
+    "required",
+    "encryption.key_set",
+    "encryption.key_file",
+    "encryption.passphrase_file",
+    "encryption.passphrase_fd",
+    "encryption.passphrase",
+    "region",
+    "endpoint",
+    "path_style",
+    "ca_file",
+    "allow_http",
+    "profile",
+    "credentials_file",
+    "storage_class.wal",
+    "storage_class.packs",
+    "storage_class.manifests",
+    "sse",
+    "sse_kms_key_id",
+    "object_lock.mode",
+    "object_lock.period",
+    "max_rate",
+    "attempt_timeout",
+    "retry_budget",
+    "unsafe_overwrite",
+];
 
 /// Which of the two tables of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -484,7 +513,7 @@ mod tests {
             (
                 "[clusters.main]\n  retension = 1",
                 "2:3: key \"retension\" does not exist in [clusters.main]",
-                "Keys are: pgdata, conninfo, max_backup_age, standby_outage, cache_dir, timezone, receive.",
+                "Keys are: pgdata, conninfo, max_backup_age, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive.",
             ),
             (
                 "[cluster.main]",

@@ -8,17 +8,31 @@ use std::path::{Component, Path, PathBuf};
 use crate::err;
 use crate::error::Result;
 
-const ACCEPTED: &str =
-    "Accepted are file:///absolute/path and, on the command line, /absolute/path.";
+const ACCEPTED: &str = "Accepted are file:///absolute/path, s3://bucket/prefix and, on the command line, /absolute/path.";
 
 /// Where a repository is. Prints as its URL.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Location {
     /// A directory of a filesystem: absolute, without `.`, `..` and repeated or trailing slashes.
     File(PathBuf),
+    /// A bucket of an object store, and what all keys in it begin with.
+    S3 {
+        /// The bucket's name.
+        bucket: String,
+        /// Parts of a key with slashes between them; empty where the whole bucket is the repository.
+        prefix: String,
+    },
 }
 
 impl Location {
+    /// The directory, where it is one.
+    pub fn directory(&self) -> Option<&Path> {
+        match self {
+            Location::File(path) => Some(path),
+            Location::S3 { .. } => None,
+        }
+    }
+
     /// Reads a URL as it stands in a configuration file: `file:///absolute/path`, percent-encoded where needed.
     ///
     /// # Errors
@@ -37,15 +51,7 @@ impl Location {
         }
         match scheme {
             "file" => file(url, rest),
-            "s3" => Err(match authority {
-                "" => err!(Config, "\"{}\" names no bucket", url.escape_debug()),
-                _ => err!(
-                    Config,
-                    "repositories on S3 are not supported yet: \"{}\"",
-                    url.escape_debug()
-                ),
-            }
-            .hint(ACCEPTED)),
+            "s3" => s3(url, rest),
             _ => Err(err!(
                 Config,
                 "\"{}\" is not a kind of repository: \"{}\"",
@@ -75,7 +81,13 @@ impl Location {
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Location::File(path) = self;
+        let path = match self {
+            Location::File(path) => path,
+            Location::S3 { bucket, prefix } if prefix.is_empty() => {
+                return f.pad(&format!("s3://{bucket}"));
+            }
+            Location::S3 { bucket, prefix } => return f.pad(&format!("s3://{bucket}/{prefix}")),
+        };
         let mut url = String::from("file://");
         for byte in path.as_os_str().as_bytes() {
             match byte {
@@ -128,6 +140,49 @@ fn file(url: &str, rest: &str) -> Result<Location> {
         )
     })?;
     directory(Path::new(&OsString::from_vec(bytes)))
+}
+
+/// `bucket/prefix`; the characters are those of object keys, so that none needs an encoding.
+fn s3(url: &str, rest: &str) -> Result<Location> {
+    let shown = url.escape_debug();
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    if bucket.is_empty() {
+        return Err(err!(Config, "\"{shown}\" names no bucket").hint(ACCEPTED));
+    }
+    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    let is_bucket = (3..=63).contains(&bucket.len())
+        && bucket
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-'))
+        && edge(bucket.as_bytes().first())
+        && edge(bucket.as_bytes().last())
+        && !bucket.contains("..");
+    if !is_bucket {
+        return Err(err!(
+            Config,
+            "\"{}\" is not the name of a bucket: 3 to 63 of a-z, 0-9, \".\" and \"-\" are needed",
+            bucket.escape_debug()
+        ));
+    }
+    let prefix = prefix.trim_end_matches('/');
+    let part_ok = |p: &str| {
+        !p.is_empty()
+            && p != "."
+            && p != ".."
+            && !p.starts_with(crate::durable::TEMPORARY_PREFIX)
+            && p.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+    };
+    if !(prefix.is_empty() || prefix.len() <= 512 && prefix.split('/').all(part_ok)) {
+        return Err(err!(
+            Config,
+            "the prefix in \"{shown}\" is not one: parts of A-Z, a-z, 0-9, \".\", \"_\" and \"-\" with single slashes between them are needed"
+        ));
+    }
+    Ok(Location::S3 {
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+    })
 }
 
 fn directory(path: &Path) -> Result<Location> {
@@ -199,13 +254,38 @@ mod tests {
     }
 
     #[test]
+    fn buckets_and_prefixes_are_read() {
+        for (url, bucket, prefix, printed) in [
+            ("s3://bucket", "bucket", "", "s3://bucket"),
+            ("s3://bucket/", "bucket", "", "s3://bucket"),
+            ("s3://my.b-1/a/b_c/", "my.b-1", "a/b_c", "s3://my.b-1/a/b_c"),
+        ] {
+            let location = Location::from_url(url).unwrap();
+            let expected = Location::S3 {
+                bucket: bucket.into(),
+                prefix: prefix.into(),
+            };
+            assert_eq!(location, expected, "{url}");
+            assert_eq!(location.to_string(), printed);
+        }
+        for url in [
+            "s3://ab",
+            "s3://Bucket",
+            "s3://-bucket",
+            "s3://a..b",
+            "s3://bucket//a",
+            "s3://bucket/../a",
+            "s3://bucket/a b",
+            "s3://bucket/.tmp.x",
+            "s3://bucket/%41",
+        ] {
+            assert!(Location::from_url(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
     fn each_mistake_has_its_own_answer() {
         for (url, message, hint) in [
-            (
-                "s3://bucket/prefix",
-                "repositories on S3 are not supported yet: \"s3://bucket/prefix\"",
-                ACCEPTED,
-            ),
             ("s3://", "\"s3://\" names no bucket", ACCEPTED),
             (
                 "s3:/bucket",

@@ -12,14 +12,20 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::slot::is_slot_name;
 
+mod encryption;
 mod file;
 mod location;
 mod name;
+mod s3;
 mod secret;
 mod unit;
 
+pub use encryption::Encryption;
 pub use location::Location;
 pub use name::ClusterName;
+pub use s3::{
+    LockMode, ObjectLock, S3Settings, Sse, StorageClasses, endpoint as check_endpoint, is_loopback,
+};
 pub use secret::Secret;
 pub use unit::{Period, Size};
 
@@ -127,6 +133,18 @@ pub enum StandbyOutage {
     Stop,
 }
 
+/// What becomes of a standby that is promoted while the repository is out of reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PromoteUnreachable {
+    /// It is promoted if the WAL that it asks for was streamed, and stopped if not.
+    #[default]
+    Auto,
+    /// It is stopped.
+    Refuse,
+    /// It is promoted, also without WAL that only the archive has.
+    Proceed,
+}
+
 /// When the receiver tells the server that WAL is safe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Acknowledge {
@@ -163,13 +181,24 @@ pub struct Cluster {
     pub max_backup_age: Option<Period>,
     /// What `pitr-restore` answers to a standby while the repository is out of reach.
     pub standby_outage: StandbyOutage,
+    /// What it answers to one that is promoted then.
+    pub promote_unreachable: PromoteUnreachable,
     /// Where caches are kept, absolute; else [`Environment::cache_dir`].
     pub cache_dir: Option<PathBuf>,
+    /// Where notes about archived files are kept, absolute; else `spool` below the caches.
+    pub spool_dir: Option<PathBuf>,
     /// The zone of times that are given without one.
     pub timezone: Option<String>,
+    /// How many segments `pitr-restore` has fetched ahead at most; 0 is none.
+    pub prefetch_segments: u32,
     /// The streaming receiver.
     pub receive: Receive,
 }
+
+/// How many segments are fetched ahead where nothing else is said.
+pub const PREFETCH_SEGMENTS: u32 = 8;
+/// More would be of no use: recovery asks for one after the other.
+const PREFETCH_SEGMENTS_MAX: u32 = 64;
 
 impl Cluster {
     /// A cluster of which nothing but the name is known.
@@ -180,8 +209,11 @@ impl Cluster {
             conninfo: None,
             max_backup_age: None,
             standby_outage: StandbyOutage::default(),
+            promote_unreachable: PromoteUnreachable::default(),
             cache_dir: None,
+            spool_dir: None,
             timezone: None,
+            prefetch_segments: PREFETCH_SEGMENTS,
             receive: Receive::default(),
         }
     }
@@ -196,10 +228,23 @@ pub struct Repository {
     pub location: Location,
     /// Archiving succeeds only once this repository has the segment.
     pub required: bool,
-    /// The region of an object store.
-    pub region: Option<String>,
-    /// The endpoint of an object store, where it is not the provider's own.
-    pub endpoint: Option<String>,
+    /// How it is reached, where it is in an object store.
+    pub s3: S3Settings,
+    /// Where its keys are, if it is encrypted.
+    pub encryption: Option<Encryption>,
+}
+
+impl Repository {
+    /// A required one, of which nothing but the place is known.
+    pub fn at(location: Location) -> Repository {
+        Repository {
+            name: location.to_string(),
+            location,
+            required: true,
+            s3: S3Settings::default(),
+            encryption: None,
+        }
+    }
 }
 
 /// Everything that was configured, and what the command line chose from it.
@@ -321,13 +366,7 @@ impl Settings {
             self.bare = true;
             self.repositories.retain(|r| r.location == location);
             if self.repositories.is_empty() {
-                self.repositories.push(Repository {
-                    name: location.to_string(),
-                    location,
-                    required: true,
-                    region: None,
-                    endpoint: None,
-                });
+                self.repositories.push(Repository::at(location));
             }
             return Ok(());
         }
@@ -445,11 +484,9 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
             Kind::Clusters => settings.clusters.push(cluster(section, document)?),
             Kind::Repositories => {
                 let repository = repository(section)?;
-                if let Some(same) = settings
-                    .repositories
-                    .iter()
-                    .find(|r| r.location == repository.location)
-                {
+                if let Some(same) = settings.repositories.iter().find(|r| {
+                    r.location == repository.location && r.s3.endpoint == repository.s3.endpoint
+                }) {
                     return Err(section.origin.error(format_args!(
                         "repositories \"{}\" and \"{}\" are the same place: \"{}\"",
                         same.name, repository.name, repository.location
@@ -476,8 +513,19 @@ fn cluster(section: &Section, document: &Document) -> Result<Cluster> {
                     ("stop", StandbyOutage::Stop),
                 ])?;
             }
+            "promote_unreachable" => {
+                cluster.promote_unreachable = entry.choice(&[
+                    ("auto", PromoteUnreachable::Auto),
+                    ("refuse", PromoteUnreachable::Refuse),
+                    ("proceed", PromoteUnreachable::Proceed),
+                ])?;
+            }
             "cache_dir" => cluster.cache_dir = Some(entry.path()?),
+            "spool_dir" => cluster.spool_dir = Some(entry.path()?),
             "timezone" => cluster.timezone = Some(entry.text()?.to_owned()),
+            "prefetch_segments" => {
+                cluster.prefetch_segments = entry.count(PREFETCH_SEGMENTS_MAX)?;
+            }
             "receive.slot" => cluster.receive.slot = Some(entry.slot()?),
             "receive.journal" => cluster.receive.journal = Some(entry.path()?),
             "receive.journal_limit_bytes" => {
@@ -496,12 +544,6 @@ fn cluster(section: &Section, document: &Document) -> Result<Cluster> {
 }
 
 fn repository(section: &Section) -> Result<Repository> {
-    if let Some(entry) = section.get("encryption") {
-        return Err(entry
-            .origin
-            .error("encryption is not available yet")
-            .hint("Remove the table; nothing would be encrypted."));
-    }
     let Some(url) = section.get("url") else {
         return Err(section
             .origin
@@ -509,17 +551,106 @@ fn repository(section: &Section) -> Result<Repository> {
             .hint("Add url = \"file:///absolute/path\"."));
     };
     let location = Location::from_url(url.text()?).map_err(|e| url.origin.wrap(&e))?;
-    let text = |key| -> Result<Option<String>> {
-        let entry: Option<&Entry> = section.get(key);
-        entry.map(|e| e.text().map(str::to_owned)).transpose()
-    };
     Ok(Repository {
         name: section.name.clone(),
+        s3: match location {
+            Location::S3 { .. } => s3_settings(section)?,
+            Location::File(_) => {
+                let foreign = |e: &&Entry| {
+                    !matches!(e.key, "url" | "required") && !e.key.starts_with("encryption.")
+                };
+                if let Some(entry) = section.entries.iter().find(foreign) {
+                    return Err(entry.origin.error(format_args!(
+                        "\"{}\" means nothing to a repository in a directory",
+                        entry.key
+                    )));
+                }
+                S3Settings::default()
+            }
+        },
         location,
         required: section.get("required").map_or(Ok(true), Entry::boolean)?,
-        region: text("region")?,
-        endpoint: text("endpoint")?,
+        encryption: encryption(section)?,
     })
+}
+
+fn encryption(section: &Section) -> Result<Option<Encryption>> {
+    let mut found = Encryption::default();
+    let mut is_there = false;
+    for entry in &section.entries {
+        match entry.key {
+            "encryption.key_set" => found.key_set = Some(entry.path()?),
+            "encryption.key_file" => found.key_file = Some(entry.path()?),
+            "encryption.passphrase_file" => found.passphrase_file = Some(entry.path()?),
+            "encryption.passphrase_fd" => found.passphrase_fd = Some(entry.descriptor()?),
+            "encryption.passphrase" => found.passphrase = Some(entry.passphrase()?),
+            _ => continue,
+        }
+        is_there = true;
+    }
+    if found.ways_to_read() > 1 {
+        return Err(section.origin.error(
+            "one of key_file, passphrase_file, passphrase_fd and passphrase is enough, and more are given",
+        ));
+    }
+    Ok(is_there.then_some(found))
+}
+
+fn s3_settings(section: &Section) -> Result<S3Settings> {
+    let mut s3 = S3Settings::default();
+    let allow_http = section
+        .get("allow_http")
+        .map_or(Ok(false), Entry::boolean)?;
+    let (mut lock_mode, mut lock_period) = (None, None);
+    for entry in &section.entries {
+        let wrap = |e: Error| entry.origin.wrap(&e);
+        let class = || s3::storage_class(entry.text()?).map_err(wrap);
+        match entry.key {
+            "url" | "required" => {}
+            key if key.starts_with("encryption.") => {}
+            "region" => s3.region = Some(entry.text()?.to_owned()),
+            "endpoint" => {
+                s3.endpoint = Some(s3::endpoint(entry.text()?, allow_http).map_err(wrap)?);
+            }
+            "path_style" => s3.path_style = entry.boolean()?,
+            "ca_file" => s3.ca_file = Some(entry.path()?),
+            "allow_http" => s3.allow_http = entry.boolean()?,
+            "profile" => s3.profile = Some(entry.text()?.to_owned()),
+            "credentials_file" => s3.credentials_file = Some(entry.path()?),
+            "storage_class.wal" => s3.storage_class.wal = Some(class()?),
+            "storage_class.packs" => s3.storage_class.packs = Some(class()?),
+            "storage_class.manifests" => s3.storage_class.manifests = Some(class()?),
+            "sse" => s3.sse = Some(entry.choice(&[("AES256", Sse::S3), ("aws:kms", Sse::Kms)])?),
+            "sse_kms_key_id" => s3.sse_kms_key_id = Some(entry.text()?.to_owned()),
+            "object_lock.mode" => {
+                lock_mode = Some(entry.choice(&[
+                    ("governance", LockMode::Governance),
+                    ("compliance", LockMode::Compliance),
+                ])?);
+            }
+            "object_lock.period" => lock_period = Some(entry.period()?),
+            "max_rate" => s3.max_rate_bytes = Some(entry.bytes()?),
+            "attempt_timeout" => s3.attempt_timeout = entry.period()?,
+            "retry_budget" => s3.retry_budget = entry.period()?,
+            "unsafe_overwrite" => s3.unsafe_overwrite = entry.boolean()?,
+            other => return Err(err!(Internal, "key \"{other}\" has no meaning")),
+        }
+    }
+    if s3.sse_kms_key_id.is_some() && s3.sse != Some(Sse::Kms) {
+        return Err(section
+            .origin
+            .error("\"sse_kms_key_id\" needs sse = \"aws:kms\""));
+    }
+    s3.object_lock = match (lock_mode, lock_period) {
+        (None, None) => None,
+        (Some(mode), Some(period)) => Some(ObjectLock { mode, period }),
+        _ => {
+            return Err(section
+                .origin
+                .error("\"object_lock\" needs both mode and period"));
+        }
+    };
+    Ok(s3)
 }
 
 impl Entry {
@@ -564,6 +695,17 @@ impl Entry {
         self.text()?.parse().map_err(|e| self.origin.wrap(&e))
     }
 
+    /// A length of time above zero.
+    fn period(&self) -> Result<std::time::Duration> {
+        let period = self.parsed::<Period>()?.duration();
+        match period.is_zero() {
+            false => Ok(period),
+            true => Err(self
+                .origin
+                .error(format_args!("\"{}\" must be longer than 0", self.key))),
+        }
+    }
+
     /// A number of bytes, or a size with its unit.
     fn bytes(&self) -> Result<u64> {
         let bytes = match &self.raw {
@@ -575,6 +717,21 @@ impl Entry {
         bytes.filter(|b| *b > 0).ok_or_else(|| {
             self.origin.error(format_args!(
                 "\"{}\" is not a number of bytes above 0",
+                self.key
+            ))
+        })
+    }
+
+    /// A number from 0 to `most`.
+    fn count(&self, most: u32) -> Result<u32> {
+        let count = match &self.raw {
+            Raw::Integer(value) => u32::try_from(*value).ok(),
+            Raw::Variable(text) => text.parse().ok(),
+            _ => return Err(self.wrong_type("a number")),
+        };
+        count.filter(|c| *c <= most).ok_or_else(|| {
+            self.origin.error(format_args!(
+                "\"{}\" is not a number from 0 to {most}",
                 self.key
             ))
         })
@@ -595,6 +752,31 @@ impl Entry {
             text.escape_debug(),
             names.join(" or ")
         )))
+    }
+
+    /// A descriptor that was handed to this process; the standard ones are for other things.
+    fn descriptor(&self) -> Result<i32> {
+        let number = match &self.raw {
+            Raw::Integer(value) => i32::try_from(*value).ok(),
+            Raw::Variable(text) => text.parse().ok(),
+            _ => return Err(self.wrong_type("the number of a descriptor")),
+        };
+        number.filter(|n| *n == 0 || *n > 2).ok_or_else(|| {
+            let key = self.key;
+            self.origin
+                .error(format_args!("\"{key}\" is not 0 and not above 2"))
+        })
+    }
+
+    /// A passphrase, which stands in no file that is meant to be shown around.
+    fn passphrase(&self) -> Result<Secret> {
+        match &self.raw {
+            Raw::Variable(text) => Ok(Secret::new(text.clone())),
+            _ => Err(self
+                .origin
+                .error(format_args!("\"{}\" is taken from the environment only", self.key))
+                .hint("Put the passphrase into a file of its own that only its owner can read, and name it with passphrase_file.")),
+        }
     }
 
     /// The name of a replication slot.
@@ -703,8 +885,10 @@ mod tests {
             conninfo = "host=/run/postgresql user=postgres"
             max_backup_age = "26h"
             standby_outage = "stop"
+            promote_unreachable = "refuse"
             cache_dir = "/var/cache/pitr"
             timezone = "Europe/Berlin"
+            prefetch_segments = 3
             [clusters.main.receive]
             slot = "pitr_1"
             journal = "/var/spool/pitr"
@@ -713,10 +897,21 @@ mod tests {
             [repositories.local]
             url = "file:///var/backups/pitr"
             required = false
+            [repositories.other]
+            url = "s3://bucket/prefix"
             region = "x"
             endpoint = "http://127.0.0.1:9000"
-            [repositories.other]
-            url = "file:///srv/pitr"
+            path_style = true
+            ca_file = "/etc/ca.pem"
+            credentials_file = "/etc/pitr/s3"
+            profile = "backup"
+            sse = "aws:kms"
+            sse_kms_key_id = "alias/backup"
+            max_rate = "50MB"
+            attempt_timeout = "10s"
+            retry_budget = "1m"
+            storage_class = { wal = "STANDARD_IA" }
+            object_lock = { mode = "compliance", period = "30d" }
             "#,
         )
         .ok()
@@ -733,11 +928,13 @@ mod tests {
         );
         assert_eq!(cluster.max_backup_age, Some(Period(26 * 3600)));
         assert_eq!(cluster.standby_outage, StandbyOutage::Stop);
+        assert_eq!(cluster.promote_unreachable, PromoteUnreachable::Refuse);
         assert_eq!(
             cluster.cache_dir.as_deref(),
             Some(Path::new("/var/cache/pitr"))
         );
         assert_eq!(cluster.timezone.as_deref(), Some("Europe/Berlin"));
+        assert_eq!(cluster.prefetch_segments, 3);
         assert_eq!(
             cluster.receive,
             Receive {
@@ -748,14 +945,37 @@ mod tests {
             }
         );
         assert_eq!(
-            settings.repositories[..1],
-            [Repository {
+            settings.repositories[0],
+            Repository {
                 name: "local".into(),
-                location: Location::File("/var/backups/pitr".into()),
                 required: false,
+                ..Repository::at(Location::File("/var/backups/pitr".into()))
+            }
+        );
+        assert_eq!(
+            settings.repositories[1].s3,
+            S3Settings {
                 region: Some("x".into()),
                 endpoint: Some("http://127.0.0.1:9000".into()),
-            }]
+                path_style: true,
+                ca_file: Some("/etc/ca.pem".into()),
+                credentials_file: Some("/etc/pitr/s3".into()),
+                profile: Some("backup".into()),
+                sse: Some(Sse::Kms),
+                sse_kms_key_id: Some("alias/backup".into()),
+                max_rate_bytes: Some(50_000_000),
+                attempt_timeout: std::time::Duration::from_secs(10),
+                retry_budget: std::time::Duration::from_secs(60),
+                storage_class: StorageClasses {
+                    wal: Some("STANDARD_IA".into()),
+                    ..StorageClasses::default()
+                },
+                object_lock: Some(ObjectLock {
+                    mode: LockMode::Compliance,
+                    period: std::time::Duration::from_secs(30 * 86_400),
+                }),
+                ..S3Settings::default()
+            }
         );
         assert!(settings.path.unwrap().ends_with("pitr.toml"));
     }
@@ -768,6 +988,7 @@ mod tests {
         let cluster = settings.cluster().ok().unwrap();
         assert!(cluster == Cluster::named("main".parse().unwrap()));
         assert_eq!(cluster.standby_outage, StandbyOutage::Stream);
+        assert_eq!(cluster.promote_unreachable, PromoteUnreachable::Auto);
         assert!(settings.repositories.iter().all(|r| r.required));
     }
 
@@ -807,6 +1028,10 @@ mod tests {
                 "pitr.toml:2:18: \"standby_outage\" is \"halt\" but must be \"stream\" or \"stop\"",
             ),
             (
+                "[clusters.a]\npromote_unreachable = 'never'",
+                "pitr.toml:2:23: \"promote_unreachable\" is \"never\" but must be \"auto\" or \"refuse\" or \"proceed\"",
+            ),
+            (
                 "[clusters.a.receive]\nslot = 'Big'",
                 "pitr.toml:2:8: \"Big\" is not the name of a replication slot: up to 63 of a-z, 0-9 and _ are needed",
             ),
@@ -839,16 +1064,44 @@ mod tests {
                 "no repository is required: a segment would be acknowledged before any holds it",
             ),
             (
+                "[repositories.a]\nurl='file:///x'\nregion = 'x'",
+                "pitr.toml:3:10: \"region\" means nothing to a repository in a directory",
+            ),
+            (
+                "[repositories.a]\nurl='s3://bucket'\nendpoint = 'http://minio'",
+                "pitr.toml:3:12: \"http://minio\" is plain HTTP to another machine",
+            ),
+            (
+                "[repositories.a]\nurl='s3://bucket'\nobject_lock = { mode = 'governance' }",
+                "pitr.toml:1:15: \"object_lock\" needs both mode and period",
+            ),
+            (
+                "[repositories.a]\nurl='s3://bucket'\nstorage_class = { wal = 'GLACIER' }",
+                "pitr.toml:3:25: \"GLACIER\" is not a storage class that can be used",
+            ),
+            (
+                "[repositories.a]\nurl='s3://bucket'\nattempt_timeout = '0s'",
+                "pitr.toml:3:19: \"attempt_timeout\" must be longer than 0",
+            ),
+            (
                 "[repositories.a]\nurl='file:///x'\nrequired = 'no'",
                 "pitr.toml:3:12: \"required\" needs true or false, found a string",
             ),
             (
-                "[repositories.a]\nurl='s3://bucket/prefix'",
-                "pitr.toml:2:5: repositories on S3 are not supported yet: \"s3://bucket/prefix\"",
+                "[repositories.a]\nurl='s3://B'",
+                "pitr.toml:2:5: \"B\" is not the name of a bucket: 3 to 63 of a-z, 0-9, \".\" and \"-\" are needed",
             ),
             (
                 "[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey=1",
-                "pitr.toml:3:17: encryption is not available yet",
+                "pitr.toml:4:1: key \"key\" does not exist in [repositories.a.encryption]",
+            ),
+            (
+                "[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\npassphrase='correct horse'",
+                "pitr.toml:4:12: \"encryption.passphrase\" is taken from the environment only",
+            ),
+            (
+                "[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\npassphrase_file='/p'",
+                "pitr.toml:1:15: one of key_file, passphrase_file, passphrase_fd and passphrase is enough, and more are given",
             ),
             (
                 "[repositories.a]\nurl='file:///x'\n[repositories.b]\nurl='file:///y/../x'",

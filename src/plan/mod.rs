@@ -2,11 +2,12 @@
 //!
 //! `target` is what is asked; `gap` follows the WAL that is there, `stop` holds PostgreSQL's rules of where recovery stops, `search`
 //! applies them to one backup, `base` chooses the backup, `account` says what that means, `unreachable` why there is none;
-//! `recovery` is the plan as a value.
+//! `recovery` is the plan as a value, `retention` what expire deletes, `lacking` what one repository lacks of another.
 
 mod account;
 pub mod base;
 pub mod gap;
+pub mod lacking;
 #[cfg(test)]
 mod model;
 mod proof;

@@ -56,7 +56,7 @@ fn counting(repositories: &[config::Repository]) -> Vec<&config::Repository> {
 }
 
 fn open(repository: &config::Repository, nonce: u64) -> Result<Repository> {
-    repo::open(&repository.location, nonce)
+    repo::open(repository, nonce)
         .map_err(|e| e.context(format!("open repository \"{}\"", repository.name)))
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::journal::{Follower, Journal, Position};
 use super::shipment::Shipment;
 use crate::archive::push::push_history;
-use crate::config::{self, Acknowledge, Location};
+use crate::config::{self, Acknowledge};
 use crate::error::{Error, Result};
 use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
@@ -60,7 +60,7 @@ pub(super) struct Ship {
     pub(super) progress: Arc<dyn Progress>,
     clock: fn() -> TimestampTz,
     nonce: AtomicU64,
-    locations: Vec<Location>,
+    places: Vec<config::Repository>,
     table: Mutex<Table>,
     /// A thread has ended, or all shall.
     changed: Condvar,
@@ -88,8 +88,8 @@ impl Ship {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn location(&self, index: usize) -> &Location {
-        &self.locations[index]
+    pub(super) fn place(&self, index: usize) -> &config::Repository {
+        &self.places[index]
     }
 
     pub(super) fn name(&self, index: usize) -> String {
@@ -238,11 +238,7 @@ impl Shipper {
             table: Mutex::new(Table {
                 rows: rows.collect(),
             }),
-            locations: options
-                .repositories
-                .iter()
-                .map(|r| r.location.clone())
-                .collect(),
+            places: options.repositories.clone(),
             changed: Condvar::new(),
             archived,
             is_stopping: AtomicBool::new(false),
@@ -251,7 +247,7 @@ impl Shipper {
             threads: Vec::new(),
             ship,
         };
-        for index in 0..shipper.ship.locations.len() {
+        for index in 0..shipper.ship.places.len() {
             shipper.threads.push(start_one(&shipper.ship, index)?);
         }
         Ok(shipper)
@@ -274,8 +270,8 @@ impl Shipper {
     /// Those of [`push_history`], of the first required repository that failed. Others only cause a warning.
     pub fn archive_history(&self, timeline: TimelineId, content: &[u8]) -> Result<()> {
         let ship = &self.ship;
-        for (shipped, location) in self.shipped().iter().zip(&ship.locations) {
-            let stored = repo::open(location, ship.next_nonce())
+        for (shipped, place) in self.shipped().iter().zip(&ship.places) {
+            let stored = repo::open(place, ship.next_nonce())
                 .and_then(|r| push_history(&r, &ship.layout, timeline, content))
                 .map_err(|e| e.context(format!("repository \"{}\"", shipped.repository)));
             match stored {
@@ -364,6 +360,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::config::Location;
     use crate::error::Code;
     use crate::pg::craft::{self, Craft};
     use crate::pg::lsn::Lsn;
@@ -427,7 +424,7 @@ mod tests {
         }
 
         fn repository(&self, name: &str) -> Repository {
-            repo::open(&Location::File(self.path(name)), 9).unwrap()
+            repo::open(&config::Repository::at(Location::File(self.path(name))), 9).unwrap()
         }
 
         fn layout(&self) -> ClusterLayout {
@@ -474,10 +471,8 @@ mod tests {
         fn shipper(&self, journal: &Journal, names: &[&str], acknowledge: Acknowledge) -> Shipper {
             let repositories = names.iter().map(|name| config::Repository {
                 name: (*name).to_owned(),
-                location: Location::File(self.path(name.trim_end_matches('?'))),
                 required: !name.ends_with('?'),
-                region: None,
-                endpoint: None,
+                ..config::Repository::at(Location::File(self.path(name.trim_end_matches('?'))))
             });
             let options = Options {
                 cluster: "main".to_owned(),

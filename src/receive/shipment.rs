@@ -30,6 +30,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 /// How often a failure that lasts is said.
 const REPEAT: Duration = Duration::from_secs(30);
+/// How long a remote repository is used before its marker is read again.
+const KEPT_OPEN: Duration = Duration::from_secs(60);
 /// Nothing to do: it is looked up again even so.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -43,6 +45,8 @@ pub(super) struct Shipment {
     failing: Option<Failing>,
     /// When something was stored last, an increment or a whole segment: while segments fill in less than a second, none needs increments.
     last_put: Option<Instant>,
+    /// The repository, where it is one that may stay open: what was read of it need not be asked again for each segment.
+    open: Option<(Repository, Instant)>,
 }
 
 /// The segment that is stored in increments.
@@ -86,6 +90,7 @@ impl Shipment {
             tail: None,
             failing: None,
             last_put: None,
+            open: None,
         }
     }
 
@@ -94,8 +99,14 @@ impl Shipment {
         loop {
             let version = self.ship.follower.version();
             let (done, segment) = match self.next() {
-                Work::Whole(segment) => (self.whole(segment), segment),
-                Work::Increment(segment) => (self.increment(segment), segment),
+                Work::Whole(segment) => {
+                    let done = self.with_repository(|this, r| this.whole(r, segment));
+                    (done, segment)
+                }
+                Work::Increment(segment) => {
+                    let done = self.with_repository(|this, r| this.increment(r, segment));
+                    (done, segment)
+                }
                 Work::Ended(segment) => (self.ended(segment), segment),
                 Work::Wait(wake, time) => {
                     self.ship.follower.wait(version, wake, time);
@@ -162,17 +173,29 @@ impl Shipment {
         }
     }
 
-    fn repository(&self) -> Result<Repository> {
-        // Opened each time: a place that is not mounted any more is not mistaken for the repository, and none is kept from being
-        // unmounted.
-        repo::open(self.ship.location(self.index), self.ship.next_nonce())
+    /// Runs `work` on the repository. A directory is opened each time: a place that is not mounted any more is not mistaken for the
+    /// repository, and none is kept from being unmounted. A remote one stays open for a minute: nothing else would show that it was emptied,
+    /// or is another one, than its marker.
+    fn with_repository(
+        &mut self,
+        work: impl FnOnce(&mut Shipment, &Repository) -> Result<()>,
+    ) -> Result<()> {
+        let (repository, since) = match self.open.take() {
+            Some((open, since)) if since.elapsed() < KEPT_OPEN => (open, since),
+            _ => {
+                let place = self.ship.place(self.index);
+                (repo::open(place, self.ship.next_nonce())?, Instant::now())
+            }
+        };
+        work(self, &repository)?;
+        self.open = Some((repository, since)).filter(|(r, _)| r.store().is_remote());
+        Ok(())
     }
 
-    fn whole(&mut self, segment: Segment) -> Result<()> {
-        let repository = self.repository()?;
+    fn whole(&mut self, repository: &Repository, segment: Segment) -> Result<()> {
         let content = Received::open(&self.ship.follower, segment)?;
         let what = Push {
-            repository: &repository,
+            repository,
             cluster: self.ship.layout.name(),
             path: &self.ship.follower.file(segment.name),
             name: WalFileName::Segment(segment.name),
@@ -210,14 +233,13 @@ impl Shipment {
         self.ship.stored(self.index, segment.name);
     }
 
-    fn increment(&mut self, segment: Segment) -> Result<()> {
-        let repository = self.repository()?;
+    fn increment(&mut self, repository: &Repository, segment: Segment) -> Result<()> {
         let begins = self
             .tail
             .as_ref()
             .is_none_or(|t| t.segment.name != segment.name);
         if begins {
-            self.tail = Some(self.begin(&repository, segment)?);
+            self.tail = Some(self.begin(repository, segment)?);
         }
         let Some(tail) = &mut self.tail else {
             return Ok(());
@@ -228,7 +250,7 @@ impl Shipment {
         tail.content.seek(range.start)?;
         tail.content.fill(&mut wal)?;
         increment::put(
-            &repository,
+            repository,
             &self.ship.layout,
             &tail.segment,
             range.start,
@@ -240,7 +262,7 @@ impl Shipment {
         tail.count += 1;
         self.ship.reached(self.index, position(&segment, tail.to));
         if tail.is_merge_due() {
-            tail.merge(&repository, &self.ship)?;
+            tail.merge(repository, &self.ship)?;
         }
         Ok(())
     }
@@ -263,11 +285,11 @@ impl Shipment {
 
     /// The timeline has ended inside the segment, which will never be whole: increments are what stays of it.
     fn ended(&mut self, segment: Segment) -> Result<()> {
-        if let Some(tail) = &mut self.tail
-            && tail.count > 1
-        {
-            let repository = repo::open(self.ship.location(self.index), self.ship.next_nonce())?;
-            tail.merge(&repository, &self.ship)?;
+        if self.tail.as_ref().is_some_and(|tail| tail.count > 1) {
+            self.with_repository(|this, repository| match &mut this.tail {
+                Some(tail) => tail.merge(repository, &this.ship),
+                None => Ok(()),
+            })?;
         }
         self.tail = None;
         self.is_stored(segment);

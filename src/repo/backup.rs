@@ -1,18 +1,19 @@
 //! The root of a backup, its commit record (format, section 8.1).
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::json;
 use super::layout::{BackupId, ClusterLayout, PartName};
+use super::{json, outline};
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
-use crate::store::{Published, Store, get};
+use crate::store::{Key, Published, Store, read};
 
 /// The kind in the JSON of a root.
 pub const KIND: &str = "backup";
@@ -283,27 +284,45 @@ impl BackupRoot {
     /// `Damaged`, `Unsupported`, and what the store says.
     pub fn read(store: &dyn Store, layout: &ClusterLayout, id: &BackupId) -> Result<Option<Self>> {
         let key = layout.manifest(id);
-        let Some(bytes) = get(store, &key, json::ROOT_LIMIT_BYTES)? else {
+        let Some(object) = store.open(&key)? else {
             return Ok(None);
         };
+        if let Some(opaque) = object.opaque() {
+            let root = outline::root(opaque.facts());
+            let root = root.map_err(|e| e.context(format!("read object \"{key}\"")))?;
+            return root.of(&key, layout, id).map(Some);
+        }
+        let bytes = read(object.as_ref(), &key, json::ROOT_LIMIT_BYTES)?;
         // A tombstone stands where a janitor gave up an aborted backup, so that its writer cannot commit any more.
         if json::kind_of(&bytes).as_deref() == Some(TOMBSTONE) {
             json::decode::<Tombstone>(&key, TOMBSTONE, &bytes)?;
             return Ok(None);
         }
         let root: Self = json::decode(&key, KIND, &bytes)?;
-        if root.id != *id || root.system_identifier != layout.system_identifier() {
-            return Err(err!(
+        root.of(&key, layout, id).map(Some)
+    }
+
+    /// Requires that it is the root of this backup.
+    fn of(self, key: &Key, layout: &ClusterLayout, id: &BackupId) -> Result<Self> {
+        match self.id == *id && self.system_identifier == layout.system_identifier() {
+            true => Ok(self),
+            false => Err(err!(
                 Damaged,
                 "object \"{key}\" is the root of another backup"
-            ));
+            )),
         }
-        Ok(Some(root))
     }
 
     /// Writes the root: the commit point. Everything it names must be durable before.
     pub fn commit(&self, store: &dyn Store, layout: &ClusterLayout) -> Result<Published> {
-        json::write(store, &layout.manifest(&self.id), KIND, self)
+        let key = layout.manifest(&self.id);
+        let bytes = json::encode(&key, KIND, self)?;
+        let mut object = store.create(&key)?;
+        object.describe(outline::facts(self)?, None);
+        object
+            .write_all(&bytes)
+            .map_err(|e| Error::from_io(format!("write object \"{key}\""), e))?;
+        object.publish()
     }
 }
 
@@ -317,7 +336,7 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// The bytes of [`hex`].
-fn unhex(text: &str) -> Option<Vec<u8>> {
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |b: u8| {
         char::from(b)
             .to_digit(16)

@@ -5,11 +5,15 @@
 
 use std::io::{self, Read, Write};
 
+use serde_json::{Map, Value};
+
 use super::lz4::{FRAME_HEADER, FrameReader, FrameWriter};
 use super::varint::{self, Reader};
 use crate::err;
 use crate::error::{Code, Error, Result};
-use crate::store::Object;
+use crate::pg::lsn::Lsn;
+use crate::pg::timeline::{History, TimelineId};
+use crate::store::{NewObject, Object};
 
 /// What a container holds; part of the trailer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +33,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Its name in the facts of a sealed object.
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Segment => "segment",
+            Kind::History => "history",
+            Kind::Partial => "partial",
+            Kind::Label => "label",
+            Kind::Increment => "increment",
+            Kind::ServerManifest => "server_manifest",
+        }
+    }
+
     fn from_number(number: u8) -> Option<Kind> {
         [
             Kind::Segment,
@@ -121,6 +137,96 @@ impl Identity {
             to_lsn: r.u64()?,
         })
     }
+}
+
+/// What of a container stays plain in an encrypted repository (format, section 11): its identity, with another hash.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct PlainIdentity {
+    kind: String,
+    raw_bytes: u64,
+    #[serde(with = "super::backup::decimal")]
+    system_identifier: u64,
+    timeline: u32,
+    major: u32,
+    segment_size_bytes: u64,
+    name: String,
+    from_lsn: Lsn,
+    to_lsn: Lsn,
+}
+
+fn facts(kind: Kind, identity: &Identity) -> io::Result<Map<String, Value>> {
+    let plain = PlainIdentity {
+        kind: kind.word().to_owned(),
+        raw_bytes: identity.raw_bytes,
+        system_identifier: identity.system_identifier,
+        timeline: identity.timeline,
+        major: identity.major,
+        segment_size_bytes: identity.segment_size_bytes,
+        name: identity.name.clone(),
+        from_lsn: Lsn(identity.from_lsn),
+        to_lsn: Lsn(identity.to_lsn),
+    };
+    match serde_json::to_value(plain)? {
+        Value::Object(facts) => Ok(facts),
+        _ => Err(io::Error::other("an identity is no object")),
+    }
+}
+
+/// The identity in the facts of a sealed object; its hash is the keyed one.
+fn identity_of(facts: &Value) -> Result<(Kind, Identity)> {
+    let damaged = |what: &str| err!(Damaged, "what stays plain of the object lacks {what}");
+    let plain: PlainIdentity =
+        serde_json::from_value(facts.clone()).map_err(|e| damaged("its identity").source(e))?;
+    let kind = (0..=u8::MAX)
+        .filter_map(Kind::from_number)
+        .find(|k| k.word() == plain.kind);
+    let content = facts.get("content").and_then(Value::as_str);
+    let content = content.and_then(|text| blake3::Hash::from_hex(text).ok());
+    let identity = Identity {
+        hash: content.ok_or_else(|| damaged("its hash"))?.into(),
+        raw_bytes: plain.raw_bytes,
+        system_identifier: plain.system_identifier,
+        timeline: plain.timeline,
+        major: plain.major,
+        segment_size_bytes: plain.segment_size_bytes,
+        name: plain.name,
+        from_lsn: plain.from_lsn.0,
+        to_lsn: plain.to_lsn.0,
+    };
+    Ok((kind.ok_or_else(|| damaged("its kind"))?, identity))
+}
+
+/// The switch points of a history, as facts have them.
+pub(super) fn history_facts(history: &History) -> Value {
+    let points = history.ancestors().iter().map(|a| {
+        let (timeline, lsn) = (a.timeline.decimal(), a.switch_lsn.to_string());
+        serde_json::json!({ "timeline": timeline, "switch_lsn": lsn })
+    });
+    Value::Array(points.collect())
+}
+
+/// Tells what of a history file stays plain in an encrypted repository.
+pub fn describe_history(object: &mut dyn NewObject, history: &History) {
+    let points = Map::from_iter([("history".to_owned(), history_facts(history))]);
+    object.describe(points, None);
+}
+
+/// A history file with these switch points, without reasons; `None` for none.
+pub(super) fn history_text(facts: &Value) -> Result<Option<String>> {
+    #[derive(serde::Deserialize)]
+    struct Point {
+        timeline: u32,
+        switch_lsn: Lsn,
+    }
+    if facts.is_null() {
+        return Ok(None);
+    }
+    let points: Vec<Point> = serde_json::from_value(facts.clone())
+        .map_err(|e| err!(Damaged, "the switch points are not whole").source(e))?;
+    let lines = points
+        .iter()
+        .map(|p| format!("{}\t{}\t\n", p.timeline, p.switch_lsn));
+    Ok(Some(lines.collect()))
 }
 
 /// A section to write, uncompressed.
@@ -256,6 +362,20 @@ impl<W: Write> ContainerWriter<W> {
         stored.write_all(&crc.to_le_bytes())?;
         stored.write_all(TRAILER_MAGIC)?;
         Ok(stored.sink)
+    }
+}
+
+impl ContainerWriter<Box<dyn NewObject>> {
+    /// As [`ContainerWriter::finish`], of an object that is then published: it tells what stays plain in an encrypted repository.
+    pub fn complete(
+        self,
+        identity: &Identity,
+        sections: Vec<Section>,
+    ) -> io::Result<Box<dyn NewObject>> {
+        let facts = facts(self.kind, identity)?;
+        let mut object = self.finish(identity, sections)?;
+        object.describe(facts, Some(&identity.hash));
+        Ok(object)
     }
 }
 
@@ -415,6 +535,10 @@ impl Container {
     /// `Damaged` when any of them fails its check; `Unsupported` for a newer version.
     pub fn open(object: Box<dyn Object>) -> Result<Container> {
         let size = object.size_bytes();
+        let known = object.opaque().map(|opaque| identity_of(opaque.facts()));
+        if let Some((kind, identity)) = known.transpose()? {
+            return Ok(Container::opaque(object, kind, identity));
+        }
         let want = size.min(TAIL_READ_BYTES);
         let tail_offset = size - want;
         let mut tail = vec![0; usize::try_from(want).unwrap_or(0)];
@@ -458,6 +582,70 @@ impl Container {
         Ok(container)
     }
 
+    /// Of a sealed object that cannot be read here only the identity is known.
+    fn opaque(object: Box<dyn Object>, kind: Kind, identity: Identity) -> Container {
+        let trailer = Trailer {
+            sections_offset: 0,
+            entries: 0,
+            kind,
+            directory_crc: 0,
+            object_bytes: object.size_bytes(),
+            raw_bytes: identity.raw_bytes,
+            section_bytes: 0,
+        };
+        Container {
+            object,
+            trailer,
+            entries: Vec::new(),
+            tail: Vec::new(),
+            tail_offset: 0,
+            identity,
+        }
+    }
+
+    /// Whether it can be compared, but not read, for want of a key: then the identity's hash is not that of the content.
+    pub fn is_opaque(&self) -> bool {
+        self.object.opaque().is_some()
+    }
+
+    /// Requires that it can be read.
+    fn check_readable(&self) -> Result<()> {
+        match self.is_opaque() {
+            true => self.object.read_at(&mut [], 0),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether the raw content has this hash.
+    pub fn has_hash(&self, hash: &[u8; 32]) -> bool {
+        match self.object.opaque() {
+            None => self.identity.hash == *hash,
+            Some(opaque) => opaque.public_hash(hash) == Some(self.identity.hash),
+        }
+    }
+
+    /// Whether it is what `identity` says, hash included.
+    pub fn is(&self, identity: &Identity) -> bool {
+        let with_own_hash = Identity {
+            hash: self.identity.hash,
+            ..identity.clone()
+        };
+        self.has_hash(&identity.hash) && self.identity == with_own_hash
+    }
+
+    /// The history file that it holds, of at most `limit_bytes`; without reasons where it cannot be read for want of a key.
+    ///
+    /// # Errors
+    /// As [`Container::read_body`]; `Damaged` when it is no history file.
+    pub fn history(&self, timeline: TimelineId, limit_bytes: u64) -> Result<History> {
+        let Some(opaque) = self.object.opaque() else {
+            return History::parse(timeline, &self.read_small(limit_bytes)?);
+        };
+        let points = opaque.facts().get("history").unwrap_or(&Value::Null);
+        let text = history_text(points)?.unwrap_or_default();
+        History::parse(timeline, text.as_bytes())
+    }
+
     /// What it holds.
     pub fn kind(&self) -> Kind {
         self.trailer.kind
@@ -480,6 +668,7 @@ impl Container {
 
     /// A section's raw bytes, checked; `None` when there is none of this tag.
     pub fn section(&self, tag: u8) -> Result<Option<Vec<u8>>> {
+        self.check_readable()?;
         let Some(entry) = self.entries.iter().find(|e| e.tag == tag) else {
             return Ok(None);
         };
@@ -526,6 +715,7 @@ impl Container {
     /// # Errors
     /// As [`Container::read_body`].
     pub fn body(&self) -> Result<Body<'_>> {
+        self.check_readable()?;
         let source = ObjectReader {
             object: self.object.as_ref(),
             at: 0,
@@ -562,6 +752,9 @@ impl Container {
 
     /// Checks the CRC over all stored bytes, without decompressing.
     pub fn check_stored(&self) -> Result<()> {
+        if let Some(opaque) = self.object.opaque() {
+            return opaque.check_stored();
+        }
         let end = self.trailer.object_bytes - 8;
         let mut crc = 0;
         let mut at = 0;

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::store::{Published, Store};
+use crate::store::{Key, Published, Store};
 
 const KIND: &str = "event";
 
@@ -112,6 +112,22 @@ pub fn record(
 pub fn begin(store: &dyn Store, layout: &ClusterLayout, event: &Event) -> Result<Published> {
     let id = event.subject.parse()?;
     json::write(store, &layout.begin(&id), KIND, event)
+}
+
+/// Checks and reads an event that was found under `key`.
+///
+/// # Errors
+/// `Damaged`, also when it belongs to another subject than that of its key.
+pub fn decode(key: &Key, bytes: &[u8]) -> Result<Event> {
+    let event: Event = json::decode(key, KIND, bytes)?;
+    match key.parent().and_then(|p| p.rsplit('/').next()) == Some(event.subject.as_str()) {
+        true => Ok(event),
+        false => Err(err!(
+            Damaged,
+            "event \"{key}\" belongs to subject \"{}\"",
+            event.subject
+        )),
+    }
 }
 
 /// All events of a subject, in key order.

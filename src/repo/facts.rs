@@ -43,6 +43,33 @@ impl Runs {
         Runs(runs)
     }
 
+    /// Makes runs of runs that ascend and do not touch.
+    pub fn from_runs(runs: Vec<(SegmentNumber, SegmentNumber)>) -> Runs {
+        let runs = runs.into_iter().map(|(first, last)| (first.0, last.0));
+        Runs::default().union(Runs(runs.collect()))
+    }
+
+    /// What is here and not in `other`.
+    #[must_use]
+    pub fn minus(&self, other: &Runs) -> Runs {
+        let mut rest = Vec::new();
+        for (first, last) in &self.0 {
+            let mut at = Some(*first);
+            let from = other.0.partition_point(|(_, end)| end < first);
+            for (start, end) in other.0.iter().skip(from) {
+                let Some(next) = at.filter(|_| start <= last) else {
+                    break;
+                };
+                if *start > next {
+                    rest.push((next, start - 1));
+                }
+                at = end.checked_add(1).filter(|n| n <= last);
+            }
+            rest.extend(at.map(|next| (next, *last)));
+        }
+        Runs(rest)
+    }
+
     /// Whether the segment is there.
     pub fn contains(&self, number: SegmentNumber) -> bool {
         self.next_from(number) == Some(number)
@@ -305,5 +332,19 @@ mod tests {
         let pairs: Vec<_> = joined.iter().map(|(a, b)| (a.0, b.0)).collect();
         assert_eq!(pairs, [(3, 9), (20, 20)]);
         assert!(Runs::default().is_empty());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_difference_is_that_of_the_sets(
+            a in proptest::collection::btree_set(0u64..40, 0..30),
+            b in proptest::collection::btree_set(0u64..40, 0..30),
+        ) {
+            let runs = |set: &std::collections::BTreeSet<u64>| {
+                Runs::from_numbers(set.iter().copied().collect())
+            };
+            let rest = Runs::from_numbers(a.difference(&b).copied().collect());
+            proptest::prop_assert_eq!(runs(&a).minus(&runs(&b)), rest);
+        }
     }
 }

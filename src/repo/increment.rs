@@ -75,7 +75,7 @@ pub fn put(
     let object = repository.store().create(&key)?;
     let mut writer = ContainerWriter::new(object, Kind::Increment, Codec::Lz4).map_err(failed)?;
     writer.write(content).map_err(failed)?;
-    let object = writer.finish(&identity, Vec::new()).map_err(failed)?;
+    let object = writer.complete(&identity, Vec::new()).map_err(failed)?;
     if object.publish()? == Published::Created {
         return Ok(Published::Created);
     }
@@ -124,7 +124,7 @@ pub fn put_merged(
     }
     let hash = *hasher.finalize().as_bytes();
     let identity = segment.identity(layout.system_identifier(), range, hash);
-    let object = writer.finish(&identity, Vec::new()).map_err(failed)?;
+    let object = writer.complete(&identity, Vec::new()).map_err(failed)?;
     if object.publish()? == Published::Created {
         return Ok(Published::Created);
     }
@@ -162,7 +162,7 @@ fn compare(repository: &Repository, key: &Key, offered: &Identity) -> Result<Opt
         let other = err!(Damaged, "it holds \"{}\"", identity.name.escape_debug());
         return Err(stored_damaged(key, other));
     }
-    if identity.hash != offered.hash {
+    if !stored.has_hash(&offered.hash) {
         return Err(err!(
             Conflict,
             "increment \"{key}\" is already stored with other content"

@@ -629,7 +629,7 @@ fn read_history(
         if !own {
             return Err(err!(Damaged, "object \"{key}\" is another file"));
         }
-        History::parse(timeline, &container.read_small(HISTORY_LIMIT_BYTES)?)
+        container.history(timeline, HISTORY_LIMIT_BYTES)
     };
     match read() {
         Ok(history) => Ok(HistoryFile::Known(history)),

@@ -209,8 +209,22 @@ pub fn write(
     put(store, key, &encode(key, kind, value)?)
 }
 
+/// As [`write()`], of an object that stays plain in an encrypted repository, too.
+pub fn write_plain(
+    store: &dyn Store,
+    key: &Key,
+    kind: &str,
+    value: &impl Serialize,
+) -> Result<Published> {
+    let mut object = store.create_plain(key)?;
+    object
+        .write_all(&encode(key, kind, value)?)
+        .map_err(|e| Error::from_io(format!("write object \"{key}\""), e))?;
+    object.publish()
+}
+
 /// The key without the suffix of a healed copy.
-fn base_key(key: &Key) -> &str {
+pub(super) fn base_key(key: &Key) -> &str {
     match key.as_str().rsplit_once(".heal-") {
         Some((base, n)) if n.bytes().all(|b| b.is_ascii_digit()) => base,
         _ => key.as_str(),

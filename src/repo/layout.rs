@@ -15,6 +15,31 @@ pub fn marker() -> Key {
     fixed("pitr.json".to_owned())
 }
 
+/// Prefix of what the recipients of an encrypted repository open.
+pub fn recipients(epoch: u32) -> String {
+    format!("keys/{epoch}")
+}
+
+/// What one recipient of an encrypted repository opens.
+///
+/// # Errors
+/// `Damaged` when the name breaks the key grammar.
+pub fn recipient(epoch: u32, name: &str) -> Result<Key> {
+    Key::new(format!("keys/{epoch}/{name}"))
+}
+
+/// Whether an object under this key is sealed in an encrypted repository: all are but the marker, keys, registrations and events.
+pub fn is_sealed_form(key: &Key) -> bool {
+    let parts: Vec<&str> = key.as_str().split('/').collect();
+    !matches!(
+        parts.as_slice(),
+        ["pitr.json"]
+            | ["keys", _, _]
+            | [CLUSTERS, _, _, "cluster.json"]
+            | [CLUSTERS, _, _, "events", _, _]
+    )
+}
+
 /// Prefix below which the names of clusters are listed.
 pub const CLUSTERS: &str = "clusters";
 
@@ -362,6 +387,33 @@ fn fixed(key: String) -> Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_named_as_plain_is_sealed() {
+        let is_sealed = |key: &str| is_sealed_form(&Key::new(key).unwrap());
+        for plain in [
+            "pitr.json",
+            "keys/1/ops",
+            "clusters/main/7/cluster.json",
+            "clusters/main/7/events/20261120T064049Z-full/begin",
+        ] {
+            assert!(!is_sealed(plain), "{plain}");
+        }
+        for sealed in [
+            "aux/x",
+            "pitr.json/x",
+            "keys",
+            "keys/1/ops/x",
+            "clusters/main/7",
+            "clusters/main/7/cluster.json/x",
+            "clusters/main/7/events",
+            "clusters/main/7/other",
+            "clusters/main/7/wal/00000001/history",
+            "clusters/main/7/backups/x/manifest",
+        ] {
+            assert!(is_sealed(sealed), "{sealed}");
+        }
+    }
 
     #[test]
     fn keys_are_those_of_the_format_page() {

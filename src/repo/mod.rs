@@ -16,8 +16,11 @@ pub mod indexer;
 #[cfg(feature = "full")]
 pub mod inventory;
 pub mod json;
+#[cfg(feature = "full")]
+pub mod keyring;
 pub mod layout;
 mod lz4;
+mod outline;
 pub mod remnant;
 pub mod repository;
 #[cfg(feature = "full")]
@@ -27,20 +30,21 @@ pub mod rollup_cache;
 pub mod run;
 mod same_bytes;
 #[cfg(feature = "full")]
+pub mod sealed;
+#[cfg(feature = "full")]
 pub mod survey;
 pub mod tail;
 pub mod varint;
 
-use crate::config::Location;
+use crate::config;
 use crate::error::Result;
-use crate::store::file::FileStore;
+use crate::store;
 use repository::Repository;
 
-/// Opens the repository at `location`; `nonce` is random, for temporary names.
+/// Opens the repository at `place`; `nonce` is random, for temporary names.
 ///
 /// # Errors
 /// `NoRepository` when there is none; what the store says.
-pub fn open(location: &Location, nonce: u64) -> Result<Repository> {
-    let Location::File(path) = location;
-    Repository::open(Box::new(FileStore::open(path, nonce)?))
+pub fn open(place: &config::Repository, nonce: u64) -> Result<Repository> {
+    Repository::open_with(store::open(place, nonce)?, place.encryption.as_ref())
 }

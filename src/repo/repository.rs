@@ -1,13 +1,18 @@
 //! A repository as a whole: marker, clusters, creation.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use serde::{Deserialize, Serialize};
 
 use super::event::{self, Event};
 use super::json;
 use super::layout::{self, ClusterLayout};
+use crate::config::Encryption;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
+use crate::pg::timeline::{History, TimelineId};
 use crate::store::{Published, Store};
 
 /// `pitr.json`.
@@ -21,6 +26,22 @@ pub struct Marker {
     pub key_set: Option<String>,
     /// What a reader must know.
     pub features: Vec<String>,
+}
+
+impl Marker {
+    /// Reads the marker of the repository in `store`, encrypted or not.
+    ///
+    /// # Errors
+    /// `NoRepository` when there is none; `Damaged`; what the store says.
+    pub fn read(store: &dyn Store) -> Result<Marker> {
+        let read = json::read::<Marker>(store, &layout::marker(), "repository", json::LIMIT_BYTES)
+            .map_err(|e| e.context(format!("open repository \"{}\"", store.location())))?;
+        read.ok_or_else(|| {
+            err!(NoRepository, "\"{}\" is not a repository: it has no pitr.json", store.location()).hint(
+                "Nothing was read or written. Mount the disk or correct the url; \"pitr init\" creates a new repository.",
+            )
+        })
+    }
 }
 
 /// `cluster.json`: a system identifier registered under a name.
@@ -45,39 +66,91 @@ pub struct Registration {
     pub features: Vec<String>,
 }
 
+/// The store of a repository as those see it who have these keys.
+fn unlocked(
+    store: Box<dyn Store>,
+    marker: &Marker,
+    encryption: Option<&Encryption>,
+) -> Result<Box<dyn Store>> {
+    let Some(key_set) = &marker.key_set else {
+        return match encryption {
+            None => Ok(store),
+            Some(_) => Err(err!(
+                Key,
+                "repository \"{}\" is not encrypted, and encryption is configured for it",
+                store.location()
+            )
+            .hint("Nothing was read or written. Look whether somebody put another repository in its place; to encrypt, create a new repository.")),
+        };
+    };
+    unsealed(store, key_set, encryption)
+}
+
+#[cfg(feature = "full")]
+fn unsealed(
+    store: Box<dyn Store>,
+    key_set: &str,
+    encryption: Option<&Encryption>,
+) -> Result<Box<dyn Store>> {
+    let keys = super::keyring::Keys::load(store.as_ref(), key_set.parse()?, encryption)
+        .map_err(|e| e.context(format!("open repository \"{}\"", store.location())))?;
+    Ok(Box::new(super::sealed::SealedStore::new(store, keys)))
+}
+
+/// The small programs have pitr do it where they know that a repository is encrypted.
+#[cfg(not(feature = "full"))]
+fn unsealed(
+    store: Box<dyn Store>,
+    _key_set: &str,
+    _encryption: Option<&Encryption>,
+) -> Result<Box<dyn Store>> {
+    Err(err!(
+        Key,
+        "repository \"{}\" is encrypted, and no encryption is configured for it",
+        store.location()
+    )
+    .hint("Nothing was read or written. Configure the repository's encryption on this host: key_set for what writes, key_file or a passphrase for what reads."))
+}
+
 /// An open repository: its marker was read in this session.
 pub struct Repository {
     store: Box<dyn Store>,
     marker: Marker,
+    known: Mutex<Known>,
+    /// The last file that was archived found its name taken, or none was archived yet.
+    is_looked_at_first: AtomicBool,
+}
+
+/// What was read of a remote store and never changes: that it is there. Absence is never remembered.
+#[derive(Default)]
+struct Known {
+    registrations: Vec<Registration>,
+    histories: Vec<(ClusterLayout, TimelineId, History)>,
 }
 
 impl Repository {
     /// Reads the marker.
     ///
     /// # Errors
-    /// `NoRepository` when there is none: an unmounted disk, another bucket, nothing created yet.
+    /// `NoRepository` when there is none: an unmounted disk, another bucket, nothing created yet; `Key` when it is encrypted and the keys
+    /// are not those of it, or when it is not and should be.
     pub fn open(store: Box<dyn Store>) -> Result<Repository> {
-        let read = json::read::<Marker>(
-            store.as_ref(),
-            &layout::marker(),
-            "repository",
-            json::LIMIT_BYTES,
-        )
-        .map_err(|e| e.context(format!("open repository \"{}\"", store.location())))?;
-        let Some(marker) = read else {
-            return Err(err!(NoRepository, "\"{}\" is not a repository: it has no pitr.json", store.location()).hint(
-                "Nothing was read or written. Mount the disk or correct the url; \"pitr init\" creates a new repository.",
-            ));
-        };
-        if marker.key_set.is_some() {
-            return Err(err!(
-                Unsupported,
-                "repository \"{}\" is encrypted",
-                store.location()
-            )
-            .hint("Use a version of pitr that can read encrypted repositories."));
-        }
-        Ok(Repository { store, marker })
+        Repository::open_with(store, None)
+    }
+
+    /// As [`Repository::open`], with the keys of an encrypted one.
+    ///
+    /// # Errors
+    /// Those of [`Repository::open`].
+    pub fn open_with(store: Box<dyn Store>, encryption: Option<&Encryption>) -> Result<Repository> {
+        let marker = Marker::read(store.as_ref())?;
+        let store = unlocked(store, &marker, encryption)?;
+        Ok(Repository {
+            store,
+            marker,
+            known: Mutex::default(),
+            is_looked_at_first: AtomicBool::new(true),
+        })
     }
 
     /// Creates the marker, or opens the repository that is there.
@@ -86,14 +159,25 @@ impl Repository {
         uuid: u128,
         now: TimestampTz,
     ) -> Result<(Repository, Published)> {
+        Repository::create_with(store, uuid, now, None, None)
+    }
+
+    /// As [`Repository::create`], encrypted with the key set `key_set` where there is one; its recipients are stored already.
+    pub fn create_with(
+        store: Box<dyn Store>,
+        uuid: u128,
+        now: TimestampTz,
+        key_set: Option<String>,
+        encryption: Option<&Encryption>,
+    ) -> Result<(Repository, Published)> {
         let marker = Marker {
             uuid: format!("{uuid:032x}"),
             created: now,
-            key_set: None,
+            key_set,
             features: Vec::new(),
         };
         let published = json::write(store.as_ref(), &layout::marker(), "repository", &marker)?;
-        Ok((Repository::open(store)?, published))
+        Ok((Repository::open_with(store, encryption)?, published))
     }
 
     /// The bytes below.
@@ -161,10 +245,60 @@ impl Repository {
     /// # Errors
     /// `WrongCluster`, naming both identifiers.
     pub fn require(&self, layout: &ClusterLayout) -> Result<Registration> {
-        if let Some(registration) = self.registration(layout)? {
+        let known = self
+            .known()
+            .registrations
+            .iter()
+            .find(|r| r.name == layout.name() && r.system_identifier == layout.system_identifier())
+            .cloned();
+        if let Some(registration) = known {
             return Ok(registration);
         }
-        Err(self.wrong_cluster(layout)?)
+        let Some(registration) = self.registration(layout)? else {
+            return Err(self.wrong_cluster(layout)?);
+        };
+        if self.store.is_remote() {
+            self.known().registrations.push(registration.clone());
+        }
+        Ok(registration)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The history of a timeline: `read`, unless a remote store has shown it before. One that is absent or damaged is read each time.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn history(
+        &self,
+        layout: &ClusterLayout,
+        timeline: TimelineId,
+        read: impl FnOnce() -> Result<Option<History>>,
+    ) -> Result<Option<History>> {
+        let is_it =
+            |(l, t, _): &&(ClusterLayout, TimelineId, History)| l == layout && *t == timeline;
+        if let Some((_, _, history)) = self.known().histories.iter().find(is_it) {
+            return Ok(Some(history.clone()));
+        }
+        let read = read()?;
+        if let Some(history) = read.as_ref().filter(|_| self.store.is_remote()) {
+            let known = (layout.clone(), timeline, history.clone());
+            self.known().histories.push(known);
+        }
+        Ok(read)
+    }
+
+    /// Whether a name is looked at before it is written. A remote store refuses a taken name by itself, so that looking is worth a request
+    /// only where names are taken: before the first file, and after one that was there.
+    pub fn looks_first(&self) -> bool {
+        !self.store.is_remote() || self.is_looked_at_first.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the name of a file was taken.
+    pub fn found_taken(&self, is_taken: bool) {
+        self.is_looked_at_first.store(is_taken, Ordering::Relaxed);
     }
 
     fn wrong_cluster(&self, layout: &ClusterLayout) -> Result<Error> {

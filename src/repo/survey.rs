@@ -186,6 +186,25 @@ impl Survey {
     /// # Errors
     /// What the store says. Damage of single objects is part of the answer.
     pub fn read(repository: &Repository, registration: &Registration) -> Result<Survey> {
+        let mut survey = Survey::without_leftovers(repository, registration)?;
+        let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
+        let mut reading = Reading {
+            store: repository.store(),
+            layout: &layout,
+            survey: &mut survey,
+        };
+        reading.unfinished()?;
+        Ok(survey)
+    }
+
+    /// As [`Survey::read`], without a look for what unfinished writes left: that walks through everything.
+    ///
+    /// # Errors
+    /// Those of [`Survey::read`].
+    pub fn without_leftovers(
+        repository: &Repository,
+        registration: &Registration,
+    ) -> Result<Survey> {
         let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
         let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
         let mut survey = Survey {
@@ -206,7 +225,6 @@ impl Survey {
         reading.ages()?;
         reading.wal()?;
         reading.conflicts()?;
-        reading.unfinished()?;
         Ok(survey)
     }
 }

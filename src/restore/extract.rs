@@ -22,11 +22,16 @@ use crate::progress::Progress;
 use crate::snapshot::filekey::FileKey;
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::{PackOfSnapshot, Snapshot, VisibleFrame};
+use crate::snapshot::spare::is_of_the_object;
 
 /// Files that one thread keeps open.
 const OPEN_FILES: usize = 8;
 /// Tablespaces whose directories are open at once: there may be more of them than a process may have files.
 const OPEN_TABLESPACES: usize = 64;
+/// Damaged frames that are taken down before the restore is given up.
+const LOST_MAX: usize = 1000;
+/// Affected files that are named.
+const AFFECTED_MAX: usize = 20;
 /// Unit in which filesystems give space away.
 const BLOCK_BYTES: u64 = 4096;
 /// No filesystem holds more, and sums of it fit 64 bits.
@@ -429,7 +434,7 @@ pub struct Copying<'a> {
 /// Copies every byte that the map leads to.
 ///
 /// # Errors
-/// `Damaged` when a pack or frame fails its check or bytes are missing; `TargetWrite`, `Full`; `Interrupted`.
+/// `Findings` when frames fail their check and no repository has them whole, naming the files; `Damaged` when bytes are missing; `TargetWrite`, `Full`; `Interrupted`.
 pub fn copy(
     snapshot: &Snapshot<'_>,
     destination: &Destination,
@@ -448,6 +453,7 @@ pub fn copy(
         seen: AtomicU64::new(0),
         written: AtomicU64::new(0),
         kept: AtomicU64::new(0),
+        damage: Mutex::default(),
     };
     how.progress.phase("restore", Some(survey.mapped_bytes));
     let first_error = std::thread::scope(|scope| {
@@ -477,6 +483,10 @@ pub fn copy(
         return Err(e);
     }
     check_stop(how.stop)?;
+    let damage = work.damage.into_inner().unwrap_or_default();
+    if !damage.is_empty() {
+        return Err(affected(snapshot, &damage));
+    }
     let seen = work.seen.into_inner();
     if seen != survey.mapped_bytes {
         return Err(err!(
@@ -512,6 +522,53 @@ struct Work<'w, 's> {
     seen: AtomicU64,
     written: AtomicU64,
     kept: AtomicU64,
+    damage: Mutex<Vec<Lost>>,
+}
+
+/// A frame that cannot be had, or a whole pack.
+struct Lost {
+    pack: usize,
+    frame: Option<u32>,
+    why: Error,
+}
+
+/// Which files a backup cannot give whole, and why.
+fn affected(snapshot: &Snapshot<'_>, damage: &[Lost]) -> Error {
+    let is_lost = |pack: usize, frame: u32| {
+        let is_it = |l: &Lost| l.pack == pack && l.frame.is_none_or(|f| f == frame);
+        damage.iter().any(is_it)
+    };
+    let mut files = Vec::new();
+    let mut count = 0_u64;
+    for item in snapshot.items().flatten() {
+        let Metadata::File { length, .. } = item.metadata else {
+            continue;
+        };
+        let places = snapshot.places(&item.key, 0, length).unwrap_or_default();
+        if places
+            .iter()
+            .filter_map(|p| p.at)
+            .any(|at| is_lost(at.pack, at.frame))
+        {
+            count += 1;
+            if files.len() < AFFECTED_MAX {
+                files.push(format!("\"{}\"", shown(&item.path)));
+            }
+        }
+    }
+    let more = match count > files.len() as u64 {
+        true => " and others",
+        false => "",
+    };
+    let whole = err!(
+        Findings,
+        "{count} files of the backup are damaged, and no repository has them whole: {}{more}",
+        files.join(", ")
+    );
+    match damage.first() {
+        Some(first) => whole.source(first.why.to_string()),
+        None => whole,
+    }
 }
 
 /// Frames that nobody has taken yet.
@@ -538,7 +595,13 @@ impl<'w, 's> Work<'w, 's> {
             let Some((pack, number)) = self.next()? else {
                 return Ok(());
             };
-            let frame = pack.frame(number)?;
+            let frame = match pack.frame(number) {
+                Ok(frame) => frame,
+                Err(e) => {
+                    self.lose(pack.index(), Some(number), e)?;
+                    continue;
+                }
+            };
             self.write(&frame, &mut files, &mut buffer)?;
             self.seen
                 .fetch_add(frame.visible_bytes(), Ordering::Relaxed);
@@ -563,10 +626,34 @@ impl<'w, 's> Work<'w, 's> {
             if queue.next_pack >= self.snapshot.packs().len() {
                 return Ok(None);
             }
-            queue.pack = Some(Arc::new(self.snapshot.pack(queue.next_pack)?));
+            let index = queue.next_pack;
             queue.next_pack += 1;
             queue.next_frame = 0;
+            queue.pack = match self.snapshot.pack(index) {
+                Ok(pack) => Some(Arc::new(pack)),
+                Err(e) => {
+                    self.lose(index, None, e)?;
+                    None
+                }
+            };
         }
+    }
+
+    /// Takes down what is damaged, so that all of it can be told; other errors end the restore.
+    fn lose(&self, pack: usize, frame: Option<u32>, why: Error) -> Result<()> {
+        if !is_of_the_object(&why) {
+            return Err(why);
+        }
+        let mut damage = self
+            .damage
+            .lock()
+            .map_err(|_| err!(Internal, "a thread of the restore panicked"))?;
+        match damage.len() < LOST_MAX {
+            true => damage.push(Lost { pack, frame, why }),
+            // Enough to know that this backup is none.
+            false => self.failed.store(true, Ordering::Relaxed),
+        }
+        Ok(())
     }
 
     fn write(

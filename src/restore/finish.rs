@@ -28,6 +28,7 @@ use crate::pg::conf;
 use crate::pg::control::ControlFile;
 use crate::pg::label::BackupLabel;
 use crate::repo::container::{Container, Kind};
+use crate::store::Store;
 
 const LABEL_LIMIT_BYTES: u64 = 64 << 10;
 const CONTROL_BYTES: u64 = 64 << 10;
@@ -86,8 +87,23 @@ pub fn put_manifest(destination: &Destination, source: &Source<'_>, group: bool)
         return Ok(false);
     };
     let key = source.layout.server_manifest(&root.id);
-    let object = source
-        .store
+    let data = destination.data();
+    let own = write_manifest(data, source.store, source, hash, group);
+    let written = |store: &dyn Store| write_manifest(data, store, source, hash, group);
+    source.spares.or_other(&key, own, written)?;
+    Ok(true)
+}
+
+fn write_manifest(
+    data: &Tree,
+    store: &dyn Store,
+    source: &Source<'_>,
+    hash: &str,
+    group: bool,
+) -> Result<()> {
+    let root = source.root;
+    let key = source.layout.server_manifest(&root.id);
+    let object = store
         .open(&key)?
         .ok_or_else(|| err!(Damaged, "object \"{key}\" is missing"))?;
     let container =
@@ -110,14 +126,12 @@ pub fn put_manifest(destination: &Destination, source: &Source<'_>, group: bool)
             identity.raw_bytes
         ));
     }
-    let data = destination.data();
     data.remove(b"backup_manifest")?;
     let (mut file, _) = data.make_file(b"backup_manifest", 0, group)?;
     container.read_body(&mut |piece| {
         file.write_all(piece)
             .map_err(|e| write_error("backup_manifest", e))
-    })?;
-    Ok(true)
+    })
 }
 
 /// A manifest longer than this is none: a file takes a line, whose path may be written in hexadecimal.

@@ -45,6 +45,7 @@ use crate::repo::backup::BackupRoot;
 use crate::repo::event::Event;
 use crate::repo::layout::ClusterLayout;
 use crate::snapshot::reader::Snapshot;
+use crate::snapshot::spare::Spares;
 use crate::store::Store;
 use claim::Claim;
 use extract::{Copied, Copying, Destination, Survey};
@@ -98,6 +99,14 @@ pub struct Source<'a> {
     pub layout: &'a ClusterLayout,
     /// The backup.
     pub root: &'a BackupRoot,
+    /// Where objects are taken from that are damaged or missing there.
+    pub spares: &'a Spares<'a>,
+}
+
+impl<'a> Source<'a> {
+    fn snapshot(&self) -> Result<Snapshot<'a>> {
+        Snapshot::open_with(self.store, self.layout, self.root, Some(self.spares))
+    }
 }
 
 /// What a restore came to.
@@ -126,7 +135,7 @@ pub struct Report {
 /// # Errors
 /// `Refused` with numbers; `Damaged` when the map fails a check.
 pub fn survey(source: &Source<'_>, job: &Job, target: &Target) -> Result<Survey> {
-    let snapshot = Snapshot::open(source.store, source.layout, source.root)?;
+    let snapshot = source.snapshot()?;
     let survey = extract::survey(&snapshot)?;
     let segment = source.root.wal_segment_size_bytes;
     let replayed = job
@@ -187,7 +196,7 @@ pub fn run(
         (None, _) => {}
     }
     done.map_err(|e| match e.code() {
-        Code::Damaged if e.hint_text().is_none() => e.hint(
+        Code::Damaged | Code::Findings if e.hint_text().is_none() => e.hint(
             "No server can start on what was restored so far.\nRun pitr verify to see what else is damaged, and restore another backup into an empty directory: --backup ID",
         ),
         _ => e,
@@ -196,7 +205,7 @@ pub fn run(
 
 fn last_step(source: &Source<'_>, job: &Job, target: &Target, survey: &Survey) -> Result<Report> {
     finish::name_control(&Tree::open(&target.data, target.owner)?, job)?;
-    let snapshot = Snapshot::open(source.store, source.layout, source.root)?;
+    let snapshot = source.snapshot()?;
     let brought = configuration::brought(&snapshot, survey, target)?;
     Ok(Report {
         resumed: true,
@@ -217,7 +226,7 @@ fn copy_all(
     tick: &mut dyn FnMut(),
 ) -> Result<Report> {
     let is_resumed = *earlier != Earlier::None;
-    let snapshot = Snapshot::open(source.store, source.layout, source.root)?;
+    let snapshot = source.snapshot()?;
     let brought = configuration::brought(&snapshot, survey, target)?;
     let _lock = prepare(target, job, is_resumed, survey.group, around)?;
     let destination = Destination::open(target)?;

@@ -11,4 +11,5 @@ pub mod piece;
 mod pipeline;
 pub mod reader;
 pub mod sort;
+pub mod spare;
 pub mod writer;

@@ -14,11 +14,12 @@ use super::frame::Frame;
 use super::layer::{Entry, Layer, Metadata};
 use super::pack::PackReader;
 use super::piece::{self, Source};
+use super::spare::Spares;
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::repo::backup::{BackupRoot, LayerRef, PackRef};
 use crate::repo::layout::{ClusterLayout, PartName};
-use crate::store::Store;
+use crate::store::{Key, Store};
 
 /// Decoded blocks kept for lookups; each is some tens of KiB.
 const CACHED_BLOCKS: usize = 96;
@@ -29,14 +30,16 @@ pub struct Snapshot<'a> {
     layout: ClusterLayout,
     root: &'a BackupRoot,
     naming: Naming,
-    shards: Vec<Shard>,
+    shards: Vec<Shard<'a>>,
     pack_hashes: HashMap<PartName, [u8; 32]>,
     cache: Mutex<Cache>,
+    spares: Option<&'a Spares<'a>>,
 }
 
-struct Shard {
+struct Shard<'a> {
     first_key: Vec<u8>,
     layer: Layer,
+    reference: &'a LayerRef,
     /// Indexes in `root.packs`, by the layer's own.
     packs: Vec<usize>,
 }
@@ -86,6 +89,19 @@ impl<'a> Snapshot<'a> {
         layout: &ClusterLayout,
         root: &'a BackupRoot,
     ) -> Result<Snapshot<'a>> {
+        Snapshot::open_with(store, layout, root, None)
+    }
+
+    /// As [`Snapshot::open`]; what is damaged or missing in `store` is taken from `spares`, when it is whole there.
+    ///
+    /// # Errors
+    /// Those of [`Snapshot::open`].
+    pub fn open_with(
+        store: &'a dyn Store,
+        layout: &ClusterLayout,
+        root: &'a BackupRoot,
+        spares: Option<&'a Spares<'a>>,
+    ) -> Result<Snapshot<'a>> {
         let mut snapshot = Snapshot {
             store,
             layout: layout.clone(),
@@ -97,6 +113,7 @@ impl<'a> Snapshot<'a> {
             shards: Vec::with_capacity(root.shards.len()),
             pack_hashes: HashMap::new(),
             cache: Mutex::default(),
+            spares,
         };
         let positions: HashMap<&PartName, usize> =
             root.packs.iter().map(|p| &p.key).zip(0..).collect();
@@ -117,6 +134,7 @@ impl<'a> Snapshot<'a> {
             snapshot.shards.push(Shard {
                 first_key,
                 layer,
+                reference,
                 packs,
             });
         }
@@ -149,10 +167,23 @@ impl<'a> Snapshot<'a> {
         if right { Ok(()) } else { Err(self.disagree()) }
     }
 
+    /// What `read` makes of the store, or of another one that has the object whole.
+    fn proven<T>(&self, key: &Key, read: impl Fn(&dyn Store) -> Result<T>) -> Result<T> {
+        let own = read(self.store);
+        match self.spares {
+            Some(spares) => spares.or_other(key, own, read),
+            None => own,
+        }
+    }
+
     fn open_layer(&self, reference: &LayerRef) -> Result<Layer> {
         let key = self.layout.layer(&reference.key);
-        let object = self
-            .store
+        self.proven(&key, |store| self.open_layer_in(store, reference))
+    }
+
+    fn open_layer_in(&self, store: &dyn Store, reference: &LayerRef) -> Result<Layer> {
+        let key = self.layout.layer(&reference.key);
+        let object = store
             .open(&key)?
             .ok_or_else(|| err!(Damaged, "layer \"{}\" is missing", reference.key))?;
         let hash = unhex(&reference.hash)
@@ -196,6 +227,11 @@ impl<'a> Snapshot<'a> {
         &self.root.packs
     }
 
+    /// BLAKE3 of a pack's directory and trailer, as the layers have it.
+    pub fn pack_hash(&self, part: &PartName) -> Option<&[u8; 32]> {
+        self.pack_hashes.get(part)
+    }
+
     /// Everything in the snapshot, in key order. Each file's extents are proven to cover it without overlap.
     pub fn items(&self) -> Items<'_, 'a> {
         Items {
@@ -219,9 +255,17 @@ impl<'a> Snapshot<'a> {
             .packs
             .get(index)
             .ok_or_else(|| err!(Internal, "the backup has no pack {index}"))?;
+        let key = self.layout.pack(&pack.key);
+        Ok(PackOfSnapshot {
+            snapshot: self,
+            index,
+            reader: self.proven(&key, |store| self.open_pack_in(store, pack))?,
+        })
+    }
+
+    fn open_pack_in(&self, store: &dyn Store, pack: &PackRef) -> Result<PackReader> {
         let part = &pack.key;
-        let object = self
-            .store
+        let object = store
             .open(&self.layout.pack(part))?
             .ok_or_else(|| err!(Damaged, "pack \"{part}\" is missing"))?;
         let identifier = self.layout.system_identifier();
@@ -235,11 +279,7 @@ impl<'a> Snapshot<'a> {
                 "pack \"{part}\" is not the one that the map leads to"
             ));
         }
-        Ok(PackOfSnapshot {
-            snapshot: self,
-            index,
-            reader,
-        })
+        Ok(reader)
     }
 
     /// The metadata of a file, directory or link; `None` when the backup has none of this key.
@@ -272,17 +312,28 @@ impl<'a> Snapshot<'a> {
         }
     }
 
+    fn whole_block(&self, shard: &Shard<'_>, number: usize) -> Result<Vec<Entry>> {
+        let own = shard.layer.block(number);
+        let Some(spares) = self.spares else {
+            return own;
+        };
+        let key = self.layout.layer(&shard.reference.key);
+        spares.or_other(&key, own, |store| {
+            self.open_layer_in(store, shard.reference)?.block(number)
+        })
+    }
+
     fn block(&self, shard: usize, number: usize) -> Result<Arc<Vec<Entry>>> {
         let poisoned = |_| err!(Internal, "a thread that reads layers panicked");
         if let Some(block) = self.cache.lock().map_err(poisoned)?.get(shard, number) {
             return Ok(block);
         }
-        let layer = match self.shards.get(shard) {
-            Some(shard) => &shard.layer,
-            None => return Err(err!(Internal, "the backup has no shard {shard}")),
+        let Some(found) = self.shards.get(shard) else {
+            return Err(err!(Internal, "the backup has no shard {shard}"));
         };
         // Decoded outside the lock; two threads may do it twice.
-        let block = Arc::new(layer.block(number)?);
+        let block = self.whole_block(found, number);
+        let block = Arc::new(block?);
         let mut cache = self.cache.lock().map_err(poisoned)?;
         cache.put(shard, number, Arc::clone(&block));
         Ok(block)
@@ -437,9 +488,33 @@ impl PackOfSnapshot<'_, '_> {
         self.reader.frame_count()
     }
 
+    /// Its index in the root's list of packs.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
     /// The pack itself, for its page hashes.
     pub fn reader(&self) -> &PackReader {
         &self.reader
+    }
+
+    fn whole_frame(&self, number: u32) -> Result<Frame> {
+        let snapshot = self.snapshot;
+        let Some(pack) = snapshot.root.packs.get(self.index) else {
+            return self.reader.frame(number);
+        };
+        let named = |e: Error| {
+            let part = &pack.key;
+            e.context(format!("read frame {number} of pack \"{part}\""))
+        };
+        let own = self.reader.frame(number).map_err(named);
+        let Some(spares) = snapshot.spares else {
+            return own;
+        };
+        let key = snapshot.layout.pack(&pack.key);
+        spares.or_other(&key, own, |store| {
+            snapshot.open_pack_in(store, pack)?.frame(number)
+        })
     }
 
     /// Reads one frame, checks it, and says which of its bytes the map leads to.
@@ -447,13 +522,7 @@ impl PackOfSnapshot<'_, '_> {
     /// # Errors
     /// `Damaged` when frame or map fail a check.
     pub fn frame(&self, number: u32) -> Result<VisibleFrame> {
-        let frame = self.reader.frame(number).map_err(|e| {
-            let part = self.snapshot.root.packs.get(self.index).map(|p| &p.key);
-            match part {
-                Some(part) => e.context(format!("read frame {number} of pack \"{part}\"")),
-                None => e,
-            }
-        })?;
+        let frame = self.whole_frame(number)?;
         let mut visible = Vec::new();
         let mut offset = 0_u32;
         for (i, extent) in frame.extents.iter().enumerate() {
@@ -599,7 +668,8 @@ impl Items<'_, '_> {
                 return Ok(None);
             };
             if self.block < shard.layer.block_count() {
-                self.entries = shard.layer.block(self.block)?.into_iter();
+                let block = self.snapshot.whole_block(shard, self.block)?;
+                self.entries = block.into_iter();
                 self.block += 1;
             } else {
                 self.shard += 1;
@@ -830,6 +900,7 @@ mod tests {
             size_bytes: 0,
             stored_bytes: 0,
         });
+        root.timeline = 2;
         root.set_history(b"1\t0/3000000\tat restore point \"caf\xe9\"\n");
         root.commit(&store, &layout()).unwrap();
         let back = BackupRoot::read(&store, &layout(), &root.id).unwrap();

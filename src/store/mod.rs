@@ -6,11 +6,19 @@
 use std::fmt;
 use std::io::Write;
 
+use serde_json::{Map, Value};
+
+use crate::config::{self, Location};
 use crate::err;
 use crate::error::{Error, Result};
 
+#[cfg(feature = "program")]
+pub mod conformance;
 pub mod file;
+pub mod life;
 pub mod probe;
+#[cfg(feature = "program")]
+pub mod s3;
 
 pub use crate::durable::Published;
 
@@ -96,6 +104,26 @@ pub struct Irregular {
     pub is_unfinished: bool,
 }
 
+/// What a store that keeps what was deleted knows of an object that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Deleted {
+    /// When it was deleted, by the store's clock; none where that was not found out.
+    pub at: Option<crate::pg::time::TimestampTz>,
+    /// Whether it can be had back; none where that was not found out.
+    pub is_kept: Option<bool>,
+}
+
+/// Objects that cannot be read before the store has thawed them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frozen {
+    /// The first of them.
+    pub key: String,
+    /// What the store calls their class.
+    pub class: String,
+    /// How many are in such a class.
+    pub count: usize,
+}
+
 /// An object open for reading. Reads at any position, from any thread.
 pub trait Object: Send + Sync {
     /// Stored length in bytes.
@@ -109,10 +137,42 @@ pub trait Object: Send + Sync {
 
     /// Makes sure the object survives a power cut, whoever wrote it.
     fn settle(&self) -> Result<()>;
+
+    /// What may be known of an encrypted object that cannot be read here, for want of a key; `None` where it can be read.
+    fn opaque(&self) -> Option<&dyn Opaque> {
+        None
+    }
+
+    /// As [`Object::opaque`], whether it can be read or not.
+    fn sealed(&self) -> Option<&dyn Opaque> {
+        None
+    }
+}
+
+/// An encrypted object, to who cannot read it.
+pub trait Opaque {
+    /// What its writer said of it, a JSON object.
+    fn facts(&self) -> &Value;
+
+    /// How a hash of raw content stands in the facts; `None` without the key for that.
+    fn public_hash(&self, hash: &[u8; 32]) -> Option<[u8; 32]>;
+
+    /// Checks all stored bytes.
+    fn check_stored(&self) -> Result<()>;
+
+    /// The BLAKE3 of so many bytes at the front of what is stored: all but what was proven when it was opened.
+    fn stored_hash(&self) -> (u64, [u8; 32]);
+
+    /// All that is stored behind those bytes, as it was proven when it was opened.
+    fn stored_foot(&self) -> &[u8];
 }
 
 /// An object being written. It appears only when [`NewObject::publish`] returns `Created`; dropped, it leaves nothing.
 pub trait NewObject: Write + Send {
+    /// Says what those may know who can list the store but hold no key: only an encrypted repository keeps it, beside the content. `hash` is
+    /// that of the raw content.
+    fn describe(&mut self, _facts: Map<String, Value>, _hash: Option<&[u8; 32]>) {}
+
     /// Makes the object durable and visible, unless the key is taken.
     fn publish(self: Box<Self>) -> Result<Published>;
 }
@@ -125,8 +185,33 @@ pub trait Store: Send + Sync {
     /// Opens an object; `None` is the store's own word that it is absent.
     fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>>;
 
+    /// Asked behind an absence: whether the object was there, and somebody deleted it. `None` where the store knows nothing of that.
+    fn deleted(&self, _key: &Key) -> Result<Option<Deleted>> {
+        Ok(None)
+    }
+
+    /// Objects below `prefix` (no trailing slash) that are there and cannot be read before they are thawed.
+    fn frozen(&self, _prefix: &str) -> Result<Option<Frozen>> {
+        Ok(None)
+    }
+
     /// Begins a new object. Parents appear as needed.
     fn create(&self, key: &Key) -> Result<Box<dyn NewObject>>;
+
+    /// As [`Store::create`], of an object that stays plain in an encrypted repository, too.
+    fn create_plain(&self, key: &Key) -> Result<Box<dyn NewObject>> {
+        self.create(key)
+    }
+
+    /// The bytes as they are stored, where they are encrypted.
+    fn encrypted(&self) -> Option<&dyn Store> {
+        None
+    }
+
+    /// How a hash of raw content may stand in a key: not itself where the store's owner must not be able to guess contents.
+    fn public_hash(&self, hash: &[u8; 32]) -> Result<[u8; 32]> {
+        Ok(*hash)
+    }
 
     /// What is directly below `prefix` (no trailing slash; `""` is the root), unordered. An absent prefix is empty.
     fn list(&self, prefix: &str) -> Result<Vec<Listed>>;
@@ -143,6 +228,9 @@ pub trait Store: Send + Sync {
     fn head(&self, key: &Key) -> Result<Option<Meta>>;
 
     /// Deletes an object; `false` when it was absent. Only the janitor calls this.
+    ///
+    /// # Errors
+    /// `Locked` while the store keeps it for a time that was set when it was written; `Denied`.
     fn delete(&self, key: &Key) -> Result<bool>;
 
     /// Makes the deletions of objects below `prefix` durable, so that what follows cannot survive a power cut without them.
@@ -165,8 +253,41 @@ pub trait Store: Send + Sync {
         Ok(None)
     }
 
+    /// Whether [`NewObject::publish`] answers `Created` only when the store has confirmed the bytes: then nothing is read back.
+    fn is_confirming(&self) -> bool {
+        false
+    }
+
+    /// Whether each call is a round trip, and keeping the store open holds nothing in use. Callers then remember what never changes as long
+    /// as they keep it, and write before they look.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// Bytes still free, where the store can tell.
     fn free_bytes(&self) -> Result<Option<u64>>;
+}
+
+/// Opens the store of a repository; `nonce` is random.
+///
+/// # Errors
+/// `NoRepository` for a directory that is not there; `Config` for settings that cannot be used.
+pub fn open(place: &config::Repository, nonce: u64) -> Result<Box<dyn Store>> {
+    match &place.location {
+        Location::File(path) => Ok(Box::new(file::FileStore::open(path, nonce)?)),
+        #[cfg(feature = "program")]
+        Location::S3 { bucket, prefix } => {
+            let store = s3::S3Store::open(bucket, prefix, &place.s3, nonce)?;
+            Ok(Box::new(store))
+        }
+        // The small programs have pitr do it, and never come here.
+        #[cfg(not(feature = "program"))]
+        Location::S3 { .. } => Err(err!(
+            Internal,
+            "\"{}\" is in an object store, which this program does not reach",
+            place.location
+        )),
+    }
 }
 
 /// Writes a whole small object.
@@ -183,9 +304,17 @@ pub fn put(store: &dyn Store, key: &Key, content: &[u8]) -> Result<Published> {
 /// # Errors
 /// `Damaged` when it is larger than `limit`.
 pub fn get(store: &dyn Store, key: &Key, limit: u64) -> Result<Option<Vec<u8>>> {
-    let Some(object) = store.open(key)? else {
-        return Ok(None);
-    };
+    match store.open(key)? {
+        Some(object) => read(object.as_ref(), key, limit).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Reads a whole open object of at most `limit` bytes; `key` is for messages.
+///
+/// # Errors
+/// `Damaged` when it is larger than `limit`.
+pub fn read(object: &dyn Object, key: &Key, limit: u64) -> Result<Vec<u8>> {
     let size = object.size_bytes();
     if size > limit {
         return Err(err!(
@@ -199,7 +328,7 @@ pub fn get(store: &dyn Store, key: &Key, limit: u64) -> Result<Option<Vec<u8>>> 
             .map_err(|_| err!(Damaged, "object \"{key}\" has {size} bytes"))?
     ];
     object.read_at(&mut content, 0)?;
-    Ok(Some(content))
+    Ok(content)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The small objects: roots, events, histories, partials, labels, refused copies.
+//! The small objects: roots, events, histories, partials, labels, refused copies, what the repository keeps for recipients.
 
 use std::sync::atomic::Ordering;
 
@@ -12,8 +12,10 @@ use crate::repo::backup::BackupRoot;
 use crate::repo::container::{Container, Kind};
 use crate::repo::event;
 use crate::repo::inventory::HistoryFile;
-use crate::repo::layout::{BackupId, ClusterLayout};
+use crate::repo::keyring;
+use crate::repo::layout::{self, BackupId, ClusterLayout};
 use crate::repo::survey::{Manifest, Survey};
+use crate::seal::EPOCH;
 use crate::store::Key;
 
 /// History files, labels and manifests of labels are no larger.
@@ -65,6 +67,27 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
     for (offered, key) in &survey.conflicts {
         conflict(work, *offered, key)?;
     }
+    recipients(work)
+}
+
+/// What the repository keeps for those who may read it. Who forged it is a matter of `doctor`: the MAC key is not needed here.
+fn recipients(work: &Work<'_>) -> Result<()> {
+    let Some(id) = &work.what.repository.marker().key_set else {
+        return Ok(());
+    };
+    for name in keyring::recipient_names(work.store)? {
+        let key = layout::recipient(EPOCH, &name)?;
+        let read = keyring::recipient(work.store, &name).and_then(|read| match read {
+            Some(other) if other.key_set != *id => Err(err!(
+                Damaged,
+                "object \"{key}\" is of another key set; the recipient can read nothing"
+            )),
+            other => Ok(other),
+        });
+        if let Some(Some(_)) = work.settle(read, key.as_str(), About::Other)? {
+            work.count(0);
+        }
+    }
     Ok(())
 }
 
@@ -101,7 +124,8 @@ fn conflict(work: &Work<'_>, offered: WalFileName, key: &Key) -> Result<()> {
             return Ok(());
         };
         check_identity(&container, &work.layout, offered)?;
-        let own = work.layout.conflict(offered, &container.identity().hash);
+        let hash = work.store.public_hash(&container.identity().hash)?;
+        let own = work.layout.conflict(offered, &hash);
         let base = crate::repo::survey::healed_base(key.as_str()).unwrap_or(key.as_str());
         if own.as_str() != base {
             return Err(err!(Damaged, "it holds another copy than its key says"));

@@ -437,28 +437,13 @@ impl Work<'_> {
     }
 }
 
-/// A medium that cannot read one object back is damage to that object: the others are still looked at. Every other error of the system
-/// (no descriptors, no memory, a mount that went away) says nothing about the object.
+/// A medium that cannot read one object back is damage to that object: the others are still looked at.
 fn is_damage(e: &Error) -> bool {
     match e.code() {
         Code::Damaged | Code::SourceHeader | Code::WrongCluster | Code::WalName => true,
-        Code::Io => is_medium(e),
+        Code::Io => e.is_medium(),
         _ => false,
     }
-}
-
-/// Whether the system said that the medium, or the filesystem's own checksum of it, is bad.
-fn is_medium(e: &Error) -> bool {
-    use rustix::io::Errno;
-    let mut cause = std::error::Error::source(e);
-    while let Some(source) = cause {
-        if let Some(io) = source.downcast_ref::<std::io::Error>() {
-            let errno = io.raw_os_error().map(Errno::from_raw_os_error);
-            return matches!(errno, Some(Errno::IO | Errno::UCLEAN | Errno::BADMSG));
-        }
-        cause = source.source();
-    }
-    false
 }
 
 #[cfg(test)]

@@ -98,7 +98,7 @@ fn check_layers(work: &Work<'_>, root: &BackupRoot) -> Result<bool> {
     for (part, length) in known {
         // Only its own root names all that is in an object.
         let key = work.layout.layer(part);
-        let stored = work.store.head(&key)?.map_or(0, |m| m.size_bytes);
+        let stored = work.store.open(&key)?.map_or(0, |o| o.size_bytes());
         if is_sound && part.id == root.id && stored != length {
             let detail = format!("it has {stored} bytes, its layers have {length}");
             let about = About::Backup(root.id.clone());

@@ -867,8 +867,10 @@ fn a_segment_of_zstd_is_readable_without_us() {
     use pitr::repo::container::Codec;
     let still = Still::new(17, 1, 1);
     let name = &still.segments[0];
-    let location = pitr::config::Location::File(still.site.repository().to_owned());
-    let repository = pitr::repo::open(&location, 1).unwrap();
+    let place = pitr::config::Repository::at(pitr::config::Location::File(
+        still.site.repository().to_owned(),
+    ));
+    let repository = pitr::repo::open(&place, 1).unwrap();
     push(&Push {
         repository: &repository,
         cluster: "main",

@@ -457,7 +457,7 @@ fn h07_an_aborted_backup_of_a_new_identifier_hides_no_good_one() {
         .to_owned();
     drop(cluster);
     let repository = pitr::repo::open(
-        &pitr::config::Location::File(site.repository().to_owned()),
+        &pitr::config::Repository::at(pitr::config::Location::File(site.repository().to_owned())),
         1,
     )
     .unwrap();

@@ -38,7 +38,7 @@ fn g01_a_wrong_configuration_is_named_by_file_line_and_column() {
     for (text, expected) in [
         (
             "[clusters.main]\npgdata = '/d'\nretension = 7",
-            "error config: pitr.toml:3:1: key \"retension\" does not exist in [clusters.main]\n  next:   Keys are: pgdata, conninfo, max_backup_age, standby_outage, cache_dir, timezone, receive.\n",
+            "error config: pitr.toml:3:1: key \"retension\" does not exist in [clusters.main]\n  next:   Keys are: pgdata, conninfo, max_backup_age, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive.\n",
         ),
         (
             "[clusters.main]\npgdta = '/d'",
@@ -54,11 +54,11 @@ fn g01_a_wrong_configuration_is_named_by_file_line_and_column() {
         ),
         (
             "[repositories.r]\nurl = 'backups'",
-            "error config: pitr.toml:2:7: \"backups\" is not the URL of a repository\n  next:   Accepted are file:///absolute/path and, on the command line, /absolute/path.\n",
+            "error config: pitr.toml:2:7: \"backups\" is not the URL of a repository\n  next:   Accepted are file:///absolute/path, s3://bucket/prefix and, on the command line, /absolute/path.\n",
         ),
         (
-            "[repositories.r]\nurl = 's3://bucket/prefix'",
-            "error config: pitr.toml:2:7: repositories on S3 are not supported yet: \"s3://bucket/prefix\"\n  next:   Accepted are file:///absolute/path and, on the command line, /absolute/path.\n",
+            "[repositories.r]\nurl = 's3://B'",
+            "error config: pitr.toml:2:7: \"B\" is not the name of a bucket: 3 to 63 of a-z, 0-9, \".\" and \"-\" are needed\n",
         ),
         (
             "[repositories.a]\nurl = 'file:///r'\n[repositories.b]\nurl = 'file:///r/.'",
@@ -174,7 +174,7 @@ fn a_repository_is_named_or_placed_correctly() {
         (
             "ftp://host/x",
             3,
-            "error config: \"ftp\" is not a kind of repository: \"ftp://host/x\"\n  next:   Accepted are file:///absolute/path and, on the command line, /absolute/path.\n",
+            "error config: \"ftp\" is not a kind of repository: \"ftp://host/x\"\n  next:   Accepted are file:///absolute/path, s3://bucket/prefix and, on the command line, /absolute/path.\n",
         ),
     ] {
         let run = repo_show(&sandbox)

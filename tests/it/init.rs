@@ -306,8 +306,8 @@ fn an_existing_configuration_is_used_and_never_changed() {
 
 /// Registers cluster `two` beside `one`, under another identifier.
 fn register_two(sandbox: &Sandbox) {
-    let location = pitr::config::Location::File(sandbox.join("repo"));
-    let repository = pitr::repo::open(&location, 1).unwrap();
+    let place = pitr::config::Repository::at(pitr::config::Location::File(sandbox.join("repo")));
+    let repository = pitr::repo::open(&place, 1).unwrap();
     let one = repository.registrations("one").unwrap().remove(0);
     let two = pitr::repo::repository::Registration {
         name: "two".into(),
@@ -350,8 +350,8 @@ fn the_same_identifier_with_another_major_is_refused() {
     let sandbox = Sandbox::new("init");
     let cluster = Cluster::builder(17).segment_size_mb(1).create();
     init(&cluster, &sandbox).run().success();
-    let location = pitr::config::Location::File(sandbox.join("repo"));
-    let repository = pitr::repo::open(&location, 1).unwrap();
+    let place = pitr::config::Repository::at(pitr::config::Location::File(sandbox.join("repo")));
+    let repository = pitr::repo::open(&place, 1).unwrap();
     let registration = repository.registrations("main").unwrap().remove(0);
     let path = sandbox.join(format!(
         "repo/clusters/main/{}/cluster.json",

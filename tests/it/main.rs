@@ -11,6 +11,7 @@
 
 mod common;
 
+mod absence;
 mod archive;
 mod archive_faults;
 mod backup;
@@ -18,6 +19,7 @@ mod backup_faults;
 mod cli_bad_input;
 mod cli_repo;
 mod clock;
+mod corruption;
 mod demo;
 mod doctor;
 mod expire;
@@ -28,6 +30,7 @@ mod oracle;
 mod pgfiles;
 mod plan;
 mod plan_scale;
+mod prefetch;
 mod promotion;
 mod receive;
 mod receive_journal;
@@ -36,6 +39,14 @@ mod restore;
 mod restore_faults;
 mod restore_hostile;
 mod restore_start;
+mod s3;
+mod s3_cycle;
+mod s3_faults;
+mod s3_hard;
+mod sealed;
+mod secrets;
+mod several;
+mod ship;
 mod soak;
 mod streaming;
 mod tails;

@@ -423,6 +423,7 @@ pub struct Trap {
 }
 
 impl Trap {
+    /// Nothing is fetched ahead of the server: where it is when something happens is known.
     pub fn new(site: &Site) -> Trap {
         let folder = site.sandbox().dir("trap");
         let script = site.sandbox().file(
@@ -430,7 +431,7 @@ impl Trap {
             format!(
                 "if rm '{0}/'\"$1\" 2>/dev/null; then\n\
                  touch '{0}/reached'; until rm '{0}/go' 2>/dev/null; do sleep 0.02; done\nfi\n\
-                 PITR_FAULT_SECONDS=2 exec {1} \"$1\" \"$2\"\n",
+                 PITR_FAULT_SECONDS=2 PITR_CLUSTERS_MAIN_PREFETCH_SEGMENTS=0 exec {1} \"$1\" \"$2\"\n",
                 folder.display(),
                 site.restore().shell()
             ),

@@ -491,8 +491,8 @@ fn damage_is_named_and_what_was_restored_of_it_cannot_start() {
     let run = small
         .restore()
         .run()
-        .expect_code(1)
-        .expect_stdout("damaged");
+        .expect_code(4)
+        .expect_stdout("files of the backup are damaged");
     assert!(run.stdout.contains("of pack"), "{run}");
     assert!(!small.copy().join("data/global/pg_control").exists());
     // Healed, it is resumed.
@@ -628,7 +628,7 @@ fn t01_a_restore_that_was_begun_looks_at_its_wal_again() {
     let mut bad = whole.clone();
     bad[whole.len() / 2] ^= 0x10;
     std::fs::write(&pack, bad).unwrap();
-    chain.restore().run().expect_code(1);
+    chain.restore().run().expect_code(4);
     std::fs::write(&pack, whole).unwrap();
 
     let begun = content(&chain.to());

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use pitr::archive::fetch::{Fetch, Fetched, fetch};
-use pitr::config::Location;
+use pitr::config::{self, Location};
 use pitr::error::Result;
 use pitr::pg::segment::WalFileName;
 use pitr::pg::time::TimestampTz;
@@ -123,7 +123,10 @@ impl World {
     }
 
     fn open(&self) -> Result<Repository> {
-        repo::open(&Location::File(self.root.clone()), 7)
+        repo::open(
+            &config::Repository::at(Location::File(self.root.clone())),
+            7,
+        )
     }
 
     fn verify(&self, backup: Option<BackupId>) -> Result<Report> {
@@ -295,7 +298,7 @@ impl World {
 }
 
 /// History, partial and a refused copy, from files in a stopped cluster's pg_wal.
-fn other_kinds(site: &Site, cluster: &Cluster) {
+pub fn other_kinds(site: &Site, cluster: &Cluster) -> PathBuf {
     let wal = cluster.pgdata().join("pg_wal");
     std::fs::write(wal.join("00000002.history"), "1\t0/9000000\ttest\n").unwrap();
     let push = |path: &Path| site.archive().arg(path).privileged().run();
@@ -307,20 +310,21 @@ fn other_kinds(site: &Site, cluster: &Cluster) {
         .filter(|name| name.len() == 24 && name.parse::<WalFileName>().is_ok())
         .map(str::to_owned)
         .collect();
-    let last = &wal.join(archived.last().expect("a segment is archived"));
+    let last = wal.join(archived.last().expect("a segment is archived"));
     let name = last.file_name().unwrap();
     let to = site.sandbox().join("segment");
     site.restore().arg(name).arg(&to).run().success();
-    std::fs::copy(&to, last).unwrap();
+    std::fs::copy(&to, &last).unwrap();
     let partial = last.with_extension("partial");
-    std::fs::copy(last, &partial).unwrap();
+    std::fs::copy(&last, &partial).unwrap();
     push(&partial).success();
     // Other bytes under a name that is taken.
-    let mut bytes = std::fs::read(last).unwrap();
+    let mut bytes = std::fs::read(&last).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
-    std::fs::write(last, bytes).unwrap();
-    push(last).expect_code(20);
+    std::fs::write(&last, bytes).unwrap();
+    push(&last).expect_code(20);
+    last
 }
 
 fn flip(dice: &mut Dice, bytes: &[u8]) -> Vec<u8> {

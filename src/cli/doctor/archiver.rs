@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use super::Findings;
 use super::server::Seen;
+use crate::archive::datadir::DataDirectory;
+use crate::archive::spool;
+use crate::cli::blocked::Blocked;
 use crate::cli::{Context, human};
+use crate::config::{Cluster, Settings};
 use crate::pg::segment::WalFileName;
 use crate::pg::time::TimestampTz;
 
@@ -75,6 +79,48 @@ pub(super) fn look(found: &mut Findings, pgdata: &Path, seen: &Seen, cx: &Contex
         found.warn("waiting", value, "archiving does not keep up", fix);
     }
     space(found, &pgdata.join("pg_wal"));
+}
+
+/// Whether the spool that is configured can be used; as another user than the server's that cannot be said.
+pub(super) fn spool(
+    found: &mut Findings,
+    cluster: &Cluster,
+    settings: &Settings,
+    pgdata: &Path,
+    cx: &Context,
+) {
+    use std::os::unix::fs::MetadataExt as _;
+    let own = rustix::process::geteuid().as_raw();
+    let is_server = std::fs::metadata(pgdata).is_ok_and(|root| root.uid() == own);
+    let data = DataDirectory::at(pgdata);
+    let place = spool::place(cluster, settings, &cx.environment, &data);
+    let Some(place) = place.ok().flatten() else {
+        return;
+    };
+    if cluster.spool_dir.is_none() || !is_server {
+        return;
+    }
+    match spool::Spool::open(&place) {
+        Ok(_) => found.ok("spool", place.display().to_string()),
+        Err(e) => found.warn(
+            "spool",
+            place.display().to_string(),
+            format!("it cannot be used, and files are archived one at a time: {e}"),
+            "let spool_dir name a directory that only the server's user can enter",
+        ),
+    }
+}
+
+/// Files that were tried and cannot be archived; what is ready behind them goes ahead, but no acknowledgement does.
+pub(super) fn blocked(found: &mut Findings, cluster: &Cluster, pgdata: &Path, cx: &Context) {
+    for file in Blocked::all(cluster, Some(pgdata), cx) {
+        let cause = "PostgreSQL offers no later file before this one is archived: pg_wal grows";
+        let fix = "see the hint of pitr-archive in the server's log";
+        match file.has_lasted() {
+            true => found.fail("blocked", file.line(), cause, fix),
+            false => found.warn("blocked", file.line(), cause, fix),
+        }
+    }
 }
 
 fn space(found: &mut Findings, wal: &Path) {

@@ -2,25 +2,22 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
 
 use super::Findings;
 use super::server::Seen;
 use crate::archive::datadir::DataDirectory;
+use crate::cli::lag::{self, PATIENCE, answers};
 use crate::cli::owner::{Access, User};
 use crate::cli::{Context, human, receiver};
 use crate::config::{Cluster, Location, Repository as Configured, Settings};
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::plan::gap;
-use crate::repo;
 use crate::repo::inventory::Inventory;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::store::probe::probe;
-
-/// How long a repository may take to open.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::store::s3::S3Store;
 
 /// Looks at each; returns those that could be opened.
 pub(super) fn look<'a>(
@@ -32,6 +29,7 @@ pub(super) fn look<'a>(
     cx: &Context,
 ) -> Vec<&'a Configured> {
     let mut opened = Vec::new();
+    let mut identifier = None;
     found.begin("repository");
     if settings.repositories.is_empty() {
         found.fail(
@@ -42,7 +40,7 @@ pub(super) fn look<'a>(
         );
     }
     for configured in &settings.repositories {
-        if !answers(&configured.location, cx.random()) {
+        if !answers(configured, cx.random()) {
             found.fail(
                 &configured.name,
                 configured.location.to_string(),
@@ -73,10 +71,12 @@ pub(super) fn look<'a>(
         opened.push(configured);
         found.ok(&configured.name, configured.location.to_string());
         place(found, configured, pgdata, cx);
+        super::recipients::look(found, configured, &repository);
         let Some(cluster) = cluster else { continue };
         let registered = registered(found, cluster, &repository, pgdata, seen);
         match registered {
             Ok(Some(layout)) => {
+                identifier = Some(layout.system_identifier());
                 if let Err(e) = content(found, cluster, &repository, &layout, cx) {
                     found.error("content", &e);
                 }
@@ -85,23 +85,70 @@ pub(super) fn look<'a>(
             Err(e) => found.error("cluster", &e),
         }
     }
+    if let (Some(cluster), Some(identifier)) = (cluster, identifier) {
+        lag(found, settings, cluster, identifier, cx);
+    }
     opened
 }
 
-/// Whether the repository answers at all, be it with an error. A thread that hangs is left behind; it ends with the process.
-fn answers(location: &Location, nonce: u64) -> bool {
-    let (done, answer) = std::sync::mpsc::channel();
-    let location = location.clone();
-    std::thread::spawn(move || {
-        let _ = repo::open(&location, nonce);
-        let _ = done.send(());
-    });
-    answer.recv_timeout(PATIENCE).is_ok()
+/// How far each is behind the others; those that cannot be opened have been told of.
+fn lag(
+    found: &mut Findings,
+    settings: &Settings,
+    cluster: &Cluster,
+    system_identifier: u64,
+    cx: &Context,
+) {
+    let name = cluster.name.as_str();
+    for lag in lag::look(cx, settings, name, system_identifier) {
+        if lag.away.is_some() {
+            continue;
+        }
+        let shown = format!("{} against the others", lag.name);
+        match lag.problem() {
+            None => found.ok(&shown, lag.value()),
+            Some(_) => found.warn(
+                &shown,
+                lag.value(),
+                "what only the others have is lost with them",
+                format!("pitr repo sync --to {}", lag.name),
+            ),
+        }
+    }
+}
+
+/// Rules of the bucket that delete what only expire may delete. Who may not read them learns nothing of them.
+fn rules(found: &mut Findings, configured: &Configured, cx: &Context) {
+    let Location::S3 { bucket, prefix } = &configured.location else {
+        return;
+    };
+    let store = S3Store::open(bucket, prefix, &configured.s3, cx.random());
+    for rule in store.and_then(|s| s.harmful_rules()).unwrap_or_default() {
+        found.warn(
+            "lifecycle",
+            rule,
+            "WAL and backups go, or cannot be read at once, without pitr knowing: a gap, and a restore that waits for hours",
+            "let the rule leave out this prefix, and delete by pitr expire alone",
+        );
+    }
+}
+
+fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, cx: &Context) {
+    rules(found, configured, cx);
+    match configured.location.directory() {
+        Some(path) => directory(found, path, pgdata, cx),
+        None if configured.s3.unsafe_overwrite => found.warn(
+            "creating",
+            "unsafe_overwrite = true",
+            "two writers at the same time can replace archived WAL",
+            "use a store that honours If-None-Match, and remove the key: pitr repo check",
+        ),
+        None => {}
+    }
 }
 
 /// The directory itself: tried, on which disk, how full.
-fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, cx: &Context) {
-    let Location::File(path) = &configured.location;
+fn directory(found: &mut Findings, path: &Path, pgdata: Option<&Path>, cx: &Context) {
     let shown = path.display().to_string();
     match probe(path, cx.random()) {
         Err(e) => found.error("writable and durable", &e),

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::Wanted;
 use super::identity::Identity;
+use super::keys::KeySet;
 use super::user::ServerUser;
+use super::{Args, Wanted};
 use crate::cli::Context;
 use crate::config::{self, Location};
 use crate::durable;
@@ -16,6 +17,7 @@ use crate::repo::layout;
 use crate::repo::repository::{Registration, Repository};
 use crate::store::file::FileStore;
 use crate::store::probe::probe;
+use crate::store::s3::S3Store;
 use crate::store::{Published, Store};
 
 /// What a repository's place is before anything is done to it.
@@ -30,47 +32,82 @@ pub(super) enum State {
 
 pub(super) struct Prepared<'a> {
     configured: &'a config::Repository,
-    path: &'a Path,
     state: State,
+    /// The keys of a repository that is to be encrypted.
+    key_set: Option<KeySet>,
 }
 
 pub(super) fn prepare<'a>(
     wanted: &Wanted,
     configured: &'a config::Repository,
     identity: &Identity,
-    confirm: bool,
+    args: &Args,
     cx: &Context,
 ) -> Result<Prepared<'a>> {
-    let Location::File(path) = &configured.location;
-    if let Some(pgdata) = &identity.pgdata {
+    if let (Some(path), Some(pgdata)) = (configured.location.directory(), &identity.pgdata) {
         apart(path, pgdata)?;
     }
-    let state = match std::fs::symlink_metadata(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => State::Missing,
+    let state = match look(configured, cx)? {
+        State::Repository { .. } => {
+            let repository = cx.open(configured)?;
+            let registered = check_registered(wanted, &repository, identity, args.confirm)?;
+            State::Repository { registered }
+        }
+        state => state,
+    };
+    let key_set = match (&state, &configured.encryption) {
+        (State::Missing | State::Empty, Some(from)) => Some(KeySet::read(from, args)?),
+        _ => None,
+    };
+    Ok(Prepared {
+        configured,
+        state,
+        key_set,
+    })
+}
+
+/// What the place is; whether the cluster is registered in a repository is not looked at.
+fn look(configured: &config::Repository, cx: &Context) -> Result<State> {
+    let path = match &configured.location {
+        Location::File(path) => path,
+        Location::S3 { bucket, prefix } => {
+            let store = S3Store::open(bucket, prefix, &configured.s3, cx.random())?;
+            if store.head(&layout::marker())?.is_some() {
+                return Ok(State::Repository { registered: false });
+            }
+            return match store.first_key()? {
+                None => Ok(State::Empty),
+                Some(_) if configured.encryption.is_some() && has_keys_only(&store)? => {
+                    Ok(State::Empty)
+                }
+                Some(key) => Err(not_empty(&store.location(), &key, 1)),
+            };
+        }
+    };
+    match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(State::Missing),
         Err(e) => {
             let doing = format!("look at repository directory \"{}\"", path.display());
             return Err(Error::from_io(doing, e));
         }
-        Ok(_) if has_marker(path, cx)? => {
-            let repository = cx.open(configured)?;
-            let registered = check_registered(wanted, &repository, identity, confirm)?;
-            State::Repository { registered }
-        }
-        Ok(_) => {
-            check_empty(path)?;
-            State::Empty
-        }
-    };
-    Ok(Prepared {
-        configured,
-        path,
-        state,
-    })
+        Ok(_) => {}
+    }
+    let store = FileStore::open(path, cx.random())?;
+    if store.head(&layout::marker())?.is_some() {
+        return Ok(State::Repository { registered: false });
+    }
+    if configured.encryption.is_none() || !has_keys_only(&store)? {
+        check_empty(path)?;
+    }
+    Ok(State::Empty)
 }
 
-fn has_marker(path: &Path, cx: &Context) -> Result<bool> {
-    let store = FileStore::open(path, cx.random())?;
-    Ok(store.head(&layout::marker())?.is_some())
+/// What an `init` leaves that was killed between the recipients and the marker.
+fn has_keys_only(store: &dyn Store) -> Result<bool> {
+    let keys = layout::recipients(crate::seal::EPOCH);
+    let keys = keys.split('/').next().unwrap_or_default();
+    let listed = store.list("")?;
+    Ok(listed.iter().all(|l| l.is_prefix && l.name == keys))
 }
 
 /// A repository inside the data directory would be in its own backups, and the other way round is no better.
@@ -110,16 +147,27 @@ fn check_empty(path: &Path) -> Result<()> {
     let Some(first) = names.first() else {
         return Ok(());
     };
-    Err(err!(
+    Err(not_empty(&shown.to_string(), first, names.len()))
+}
+
+fn not_empty(place: &str, first: &str, count: usize) -> Error {
+    let (kind, hint) = match place.starts_with("s3://") {
+        true => ("place", "Nothing was written. Name another prefix."),
+        false => (
+            "directory",
+            "Nothing was written. Name an empty directory, or one that does not exist yet.",
+        ),
+    };
+    err!(
         Refused,
-        "directory \"{shown}\" is not a repository, and not empty: it holds \"{}\"{}",
+        "{kind} \"{place}\" is not a repository, and not empty: it holds \"{}\"{}",
         first.escape_debug(),
-        match names.len() {
+        match count {
             1 => String::new(),
             more => format!(" and {} more", more - 1),
         }
     )
-    .hint("Nothing was written. Name an empty directory, or one that does not exist yet."))
+    .hint(hint)
 }
 
 /// Whether the cluster's identifier is registered under its name already.
@@ -183,6 +231,16 @@ pub(super) struct Done {
     pub weaknesses: Vec<String>,
 }
 
+impl Done {
+    /// What keeps its objects.
+    pub(super) fn kind(&self) -> &'static str {
+        match self.url.starts_with("s3://") {
+            true => "store",
+            false => "filesystem",
+        }
+    }
+}
+
 pub(super) fn create(
     wanted: &Wanted,
     prepared: &Prepared<'_>,
@@ -190,18 +248,82 @@ pub(super) fn create(
     server: &ServerUser,
     cx: &Context,
 ) -> Result<Done> {
-    let path = prepared.path;
-    let (was_missing, was_registered) = match prepared.state {
-        State::Missing => (true, false),
-        State::Empty => (false, false),
-        State::Repository { registered } => (false, registered),
+    let was_registered = matches!(prepared.state, State::Repository { registered: true });
+    let mut made = match &prepared.configured.location {
+        Location::File(path) => directory(path, prepared, identity, cx)?,
+        Location::S3 { bucket, prefix } => {
+            let store = S3Store::open(bucket, prefix, &prepared.configured.s3, cx.random())?;
+            Made {
+                weaknesses: store.probe(cx.random())?.weaknesses,
+                store: Box::new(store),
+                ours: Vec::new(),
+            }
+        }
     };
-    let missing: Vec<PathBuf> = match was_missing {
-        true => missing_ancestors(path),
-        false => Vec::new(),
+    let uuid = (u128::from(cx.random()) << 64) | u128::from(cx.random());
+    let key_set = prepared.key_set.as_ref();
+    if let Some(key_set) = key_set {
+        // Before the marker: there is no moment at which objects could be sealed that nobody opens.
+        key_set.give_access(made.store.as_ref())?;
+    }
+    let (repository, published) = Repository::create_with(
+        made.store,
+        uuid,
+        cx.now(),
+        key_set.map(|k| k.id.to_string()),
+        prepared.configured.encryption.as_ref(),
+    )?;
+    if !was_registered {
+        repository.register(&registration(wanted, identity, cx))?;
+    }
+    if let Some(path) = prepared.configured.location.directory() {
+        made.ours.extend(made_in(path, wanted, identity));
+        made.ours
+            .extend(key_set.map(|k| k.made_in(path)).unwrap_or_default());
+    }
+    server.take(&made.ours)?;
+    Ok(Done {
+        name: prepared.configured.name.clone(),
+        url: prepared.configured.location.to_string(),
+        created: published == Published::Created,
+        registered: !was_registered,
+        weaknesses: made.weaknesses,
+    })
+}
+
+fn registration(wanted: &Wanted, identity: &Identity, cx: &Context) -> Registration {
+    Registration {
+        name: wanted.cluster.to_string(),
+        system_identifier: identity.system_identifier,
+        major: identity.major,
+        segment_size_bytes: identity.segment_size_bytes,
+        block_size_bytes: identity.block_size_bytes,
+        wal_block_size_bytes: identity.wal_block_size_bytes,
+        first_seen: cx.now(),
+        features: Vec::new(),
+    }
+}
+
+/// A place that was made and tried.
+struct Made {
+    store: Box<dyn Store>,
+    weaknesses: Vec<String>,
+    /// The directories that were made for it, highest first.
+    ours: Vec<PathBuf>,
+}
+
+/// Makes the directory and tries it.
+fn directory(
+    path: &Path,
+    prepared: &Prepared<'_>,
+    identity: &Identity,
+    cx: &Context,
+) -> Result<Made> {
+    let ours: Vec<PathBuf> = match prepared.state {
+        State::Missing => missing_ancestors(path),
+        State::Empty | State::Repository { .. } => Vec::new(),
     };
     let store = FileStore::create(path, cx.random())?;
-    let mut ours = missing;
     let tried = probe(path, cx.random());
     let mut weaknesses = match tried {
         Ok(weak) => weak,
@@ -218,30 +340,10 @@ pub(super) fn create(
     {
         weaknesses.push("is that of the data directory: one broken disk takes both".to_owned());
     }
-    let uuid = (u128::from(cx.random()) << 64) | u128::from(cx.random());
-    let (repository, published) = Repository::create(Box::new(store), uuid, cx.now())?;
-    let registration = Registration {
-        name: wanted.cluster.to_string(),
-        system_identifier: identity.system_identifier,
-        major: identity.major,
-        segment_size_bytes: identity.segment_size_bytes,
-        block_size_bytes: identity.block_size_bytes,
-        wal_block_size_bytes: identity.wal_block_size_bytes,
-        first_seen: cx.now(),
-        features: Vec::new(),
-    };
-    if !was_registered {
-        repository.register(&registration)?;
-    }
-    let created = published == Published::Created;
-    ours.extend(made_in(path, wanted, identity));
-    server.take(&ours)?;
-    Ok(Done {
-        name: prepared.configured.name.clone(),
-        url: prepared.configured.location.to_string(),
-        created,
-        registered: !was_registered,
+    Ok(Made {
+        store: Box::new(store),
         weaknesses,
+        ours,
     })
 }
 

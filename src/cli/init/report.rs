@@ -38,7 +38,7 @@ pub(super) fn report(
     warnings.extend(done.iter().flat_map(|d| {
         d.weaknesses
             .iter()
-            .map(|w| format!("the filesystem of repository \"{}\" {w}", d.name))
+            .map(|w| format!("the {} of repository \"{}\" {w}", d.kind(), d.name))
     }));
     let cluster = wanted.several_clusters.then(|| wanted.cluster.as_str());
     let settings = settings(wanted, identity, &program, cluster);

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use super::Wanted;
 use crate::cli::archive_command::shell_word;
 use crate::cli::owner::{Access, User};
-use crate::config::Location;
 use crate::error::{Error, Result};
 
 /// Who the archiver runs as, where the data directory tells.
@@ -52,10 +51,9 @@ impl ServerUser {
                 false => Vec::new(),
             };
         };
-        let places = wanted.repositories.iter().map(|r| {
-            let Location::File(path) = &r.location;
-            (path.as_path(), Access::Use)
-        });
+        let directories = wanted.repositories.iter();
+        let directories = directories.filter_map(|r| r.location.directory());
+        let places = directories.map(|path| (path, Access::Use));
         let mut said = Vec::new();
         for (path, access) in places.chain([
             (wanted.config.as_path(), Access::Read),

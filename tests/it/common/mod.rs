@@ -13,6 +13,7 @@
 //! | `mount.rs` | small and power-cut filesystems |
 //! | `proxy.rs` | [`proxy::Proxy`]: a network that delays, falls silent, resets and cuts |
 //! | `walsender.rs` | [`walsender::Walsender`]: a scripted server for replication |
+//! | `s3/` | [`s3::S3Server`]: an object store with faults on demand |
 //! | `random.rs` | [`random::Random`]: a seeded generator |
 //! | `replay.rs` | a server's answers recorded and played back |
 //! | `site.rs` | [`Site`]: a cluster's repository and configuration, made by `pitr init` |
@@ -39,6 +40,7 @@ pub mod proxy;
 pub mod random;
 pub mod reception;
 pub mod replay;
+pub mod s3;
 mod sandbox;
 mod site;
 pub mod user;
@@ -51,7 +53,7 @@ pub use postgres::{bin, newest_bin};
 pub use program::{Program, Run, Running, Usage, path_of, pitr, pitr_archive, pitr_restore};
 pub use reception::Reception;
 pub use sandbox::Sandbox;
-pub use site::{Site, Still};
+pub use site::{Site, Still, files_below};
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};

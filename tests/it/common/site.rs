@@ -124,26 +124,31 @@ impl Site {
 
     /// Returns every file in the repository, relative and sorted. Folders may go while they are listed.
     pub fn files(&self) -> Vec<String> {
-        fn walk(folder: &Path, root: &Path, found: &mut Vec<String>) {
-            let entries = match std::fs::read_dir(folder) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound && folder != root => return,
-                entries => entries.unwrap(),
-            };
-            for entry in entries {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    walk(&path, root, found);
-                } else {
-                    let name = path.strip_prefix(root).unwrap();
-                    found.push(name.to_str().unwrap().to_owned());
-                }
+        files_below(&self.repository)
+    }
+}
+
+/// Every file below a folder, relative to it and sorted. Folders may go while they are listed.
+pub fn files_below(root: &Path) -> Vec<String> {
+    fn walk(folder: &Path, root: &Path, found: &mut Vec<String>) {
+        let entries = match std::fs::read_dir(folder) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && folder != root => return,
+            entries => entries.unwrap(),
+        };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, root, found);
+            } else {
+                let name = path.strip_prefix(root).unwrap();
+                found.push(name.to_str().unwrap().to_owned());
             }
         }
-        let mut found = Vec::new();
-        walk(&self.repository, &self.repository, &mut found);
-        found.sort();
-        found
     }
+    let mut found = Vec::new();
+    walk(root, root, &mut found);
+    found.sort();
+    found
 }
 
 /// A site, and a cluster that was stopped with some whole segments in its pg_wal that nobody has archived.

@@ -1,0 +1,33 @@
+"""moto's S3 on a free port of the loopback, written to the file that is named; run by scripts/s3-server.
+
+moto looks whether a name is free and takes it in two steps, and lets two who create at the same time win. Requests are
+therefore answered one after the other."""
+
+import os
+import sys
+from threading import Lock
+
+from moto.moto_server.werkzeug_app import (
+    DomainDispatcherApplication,
+    MotoRequestHandler,
+    create_backend_app,
+)
+from werkzeug.serving import make_server
+
+moto = DomainDispatcherApplication(create_backend_app)
+turn = Lock()
+
+
+def one_at_a_time(environ, start_response):
+    with turn:
+        return [b"".join(moto(environ, start_response))]
+
+
+server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True, request_handler=MotoRequestHandler)
+# Where moto's own links lead.
+os.environ["MOTO_PORT"] = str(server.server_port)
+path = sys.argv[1]
+with open(path + ".new", "w") as file:
+    file.write(f"{server.server_port}\n")
+os.rename(path + ".new", path)
+server.serve_forever()

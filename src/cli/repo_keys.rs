@@ -1,0 +1,258 @@
+//! `pitr repo keygen`: the keys of an encrypted repository.
+
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+use super::Context;
+use crate::config::{Encryption, Secret};
+use crate::durable;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::exit;
+use crate::repo::keyring::{self, PublicFile, ReaderFile, WriterFile, draw, system_random};
+use crate::seal::{
+    Argon2, Contents, KeySetId, PrivateHalf, PublicHalf, Recipient, is_recipient_name, random_pair,
+};
+use crate::store::Published;
+
+/// Where the passphrase of a recipient comes from; never the command line itself.
+#[derive(clap::Args, Debug, Default)]
+pub struct Passphrase {
+    /// Read the passphrase from this file; else from --passphrase-fd or $PITR_PASSPHRASE
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+
+    /// Read the passphrase from this descriptor
+    #[arg(long, value_name = "NUMBER")]
+    pub passphrase_fd: Option<i32>,
+}
+
+impl Passphrase {
+    pub(super) fn read(&self, cx: &Context) -> Result<Zeroizing<Vec<u8>>> {
+        let variable = cx.environment.get("PITR_PASSPHRASE");
+        // What is read later is text: of other bytes something else would be made here, which then opens nothing.
+        let passphrase = variable
+            .map(|v| v.to_str().map(|text| Secret::new(text.to_owned())))
+            .map(|text| text.ok_or_else(|| err!(Usage, "PITR_PASSPHRASE is not UTF-8")))
+            .transpose()?;
+        let from = Encryption {
+            passphrase_file: self.passphrase_file.clone(),
+            passphrase_fd: self.passphrase_fd,
+            passphrase,
+            ..Encryption::default()
+        };
+        if !from.has_passphrase() {
+            return Err(err!(Usage, "no passphrase is given")
+                .hint("Name a file with --passphrase-file or a descriptor with --passphrase-fd, or set PITR_PASSPHRASE."));
+        }
+        let passphrase = keyring::passphrase(&from)?;
+        match passphrase.len() < PASSPHRASE_MIN {
+            true => Err(err!(
+                Refused,
+                "the passphrase has fewer than {PASSPHRASE_MIN} characters"
+            )
+            .hint(
+                "Nothing was written. Whoever copies the repository can try passphrases for years.",
+            )),
+            false => Ok(passphrase),
+        }
+    }
+}
+
+/// Shorter passphrases are refused.
+const PASSPHRASE_MIN: usize = 14;
+
+/// What `pitr repo keygen` takes.
+#[derive(clap::Args, Debug)]
+pub struct KeygenArgs {
+    /// Write the files into this directory
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+
+    /// A recipient, who may read; gets a key file. May be given several times
+    #[arg(long = "recipient", value_name = "NAME")]
+    pub recipients: Vec<String>,
+
+    /// A recipient whose pair was made elsewhere, by its .pub file. May be given several times
+    #[arg(long, value_name = "FILE")]
+    pub public: Vec<PathBuf>,
+
+    /// A recipient with a passphrase instead of a key file
+    #[arg(long, value_name = "NAME")]
+    pub passphrase: Option<String>,
+
+    #[command(flatten)]
+    pub source: Passphrase,
+
+    /// Only make the pairs of recipients, no key set
+    #[arg(long, conflicts_with_all = ["public", "passphrase"])]
+    pub pair_only: bool,
+}
+
+/// A file to write, none of which may exist.
+struct NewFile {
+    path: PathBuf,
+    content: Zeroizing<Vec<u8>>,
+}
+
+/// Runs `pitr repo keygen`.
+pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
+    let directory = cx.environment.absolute(&args.dir);
+    let contents = contents()?;
+    let key_set = (!args.pair_only).then(|| contents.mac.id());
+    let mut files = Vec::new();
+    let mut recipients = Vec::new();
+    for name in &args.recipients {
+        let (public, pair) = pair(&directory, name, key_set)?;
+        files.extend(pair);
+        recipients.push(contents.wrap_to_key(name, &public, &draw(system_random)?)?);
+    }
+    for path in &args.public {
+        recipients.push(to_public(&contents, path)?);
+    }
+    if let Some(name) = &args.passphrase {
+        let passphrase = args.source.read(cx)?;
+        recipients.push(to_passphrase(&contents, name, &passphrase)?);
+    }
+    check_names(&recipients)?;
+    if let Some(id) = key_set {
+        let writer = WriterFile::new(&contents, recipients)?;
+        // Last: without it there is no key set.
+        files.push(NewFile {
+            path: directory.join("writer.key"),
+            content: writer.text()?,
+        });
+        write(&directory, &files, cx)?;
+        return report(&files, Some(id), cx);
+    }
+    write(&directory, &files, cx)?;
+    report(&files, None, cx)
+}
+
+/// A new pair and a new MAC key.
+fn contents() -> Result<Contents> {
+    let (private, _) = random_pair(&draw(system_random)?);
+    Contents::new(private, draw(system_random)?)
+}
+
+fn checked(name: &str) -> Result<&str> {
+    match is_recipient_name(name) {
+        true => Ok(name),
+        false => Err(err!(
+            Usage,
+            "\"{}\" is not a name for a recipient: up to 63 of a-z, 0-9, _ and - are needed",
+            name.escape_debug()
+        )),
+    }
+}
+
+fn pair(
+    directory: &Path,
+    name: &str,
+    key_set: Option<KeySetId>,
+) -> Result<(PublicHalf, [NewFile; 2])> {
+    let name = checked(name)?;
+    if name == "writer" {
+        return Err(err!(
+            Usage,
+            "\"writer\" is the name of the file for hosts that write"
+        ));
+    }
+    let (private, public): (PrivateHalf, PublicHalf) = random_pair(&draw(system_random)?);
+    let files = [
+        NewFile {
+            path: directory.join(format!("{name}.key")),
+            content: ReaderFile::new(name, &private, key_set).text()?,
+        },
+        NewFile {
+            path: directory.join(format!("{name}.pub")),
+            content: PublicFile::new(name, &public).text()?,
+        },
+    ];
+    Ok((public, files))
+}
+
+pub(super) fn to_public(contents: &Contents, path: &Path) -> Result<Recipient> {
+    let file = PublicFile::read(path)?;
+    contents.wrap_to_key(&file.recipient, &file.public(path)?, &draw(system_random)?)
+}
+
+pub(super) fn to_passphrase(
+    contents: &Contents,
+    name: &str,
+    passphrase: &[u8],
+) -> Result<Recipient> {
+    let mut salt = [0; 16];
+    system_random(&mut salt)?;
+    contents.wrap_to_passphrase(checked(name)?, passphrase, Argon2::usual(salt))
+}
+
+fn check_names(recipients: &[Recipient]) -> Result<()> {
+    let mut names: Vec<&str> = recipients.iter().map(|r| r.recipient.as_str()).collect();
+    names.sort_unstable();
+    if names.is_empty() {
+        return Err(err!(Usage, "no recipient is named: nobody could read what is written")
+            .hint("Name at least two, one of them for the safe: pitr repo keygen --dir DIR --recipient ops --recipient escrow"));
+    }
+    match names.windows(2).any(|pair| pair.first() == pair.last()) {
+        true => Err(err!(Usage, "two recipients have the same name")),
+        false => Ok(()),
+    }
+}
+
+/// Makes the directory and what is missing above it, durably: a key that is in use must not go with its directory in a power cut.
+fn make_directories(directory: &Path) -> io::Result<()> {
+    let is_missing = |path: &&Path| !path.exists();
+    let missing: Vec<&Path> = directory.ancestors().take_while(is_missing).collect();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)?;
+    let parents = missing.iter().filter_map(|made| made.parent());
+    for parent in parents {
+        durable::sync_directory_at(parent)?;
+    }
+    Ok(())
+}
+
+fn write(directory: &Path, files: &[NewFile], cx: &Context) -> Result<()> {
+    let doing = format!("make directory \"{}\"", directory.display());
+    make_directories(directory).map_err(|e| Error::from_io(doing, e))?;
+    let taken = |path: &Path| {
+        err!(Refused, "file \"{}\" is there already", path.display())
+            .hint("A key file is never written over: what it opens would be lost.")
+    };
+    if let Some(file) = files.iter().find(|f| f.path.symlink_metadata().is_ok()) {
+        return Err(taken(&file.path));
+    }
+    for file in files {
+        let written = durable::write_new(&file.path, &file.content, cx.random());
+        let doing = format!("write file \"{}\"", file.path.display());
+        if written.map_err(|e| Error::from_io(doing, e))? == Published::Exists {
+            return Err(taken(&file.path));
+        }
+    }
+    Ok(())
+}
+
+fn report(files: &[NewFile], key_set: Option<KeySetId>, cx: &Context) -> Result<u8> {
+    let paths: Vec<String> = files.iter().map(|f| f.path.display().to_string()).collect();
+    if cx.out.is_json() {
+        let key_set = key_set.map(|id| id.to_string());
+        cx.out
+            .json(&serde_json::json!({ "key_set": key_set, "files": paths }))?;
+        return Ok(exit::SUCCESS);
+    }
+    for path in &paths {
+        cx.out.line(&format!("Wrote {path}"))?;
+    }
+    if let (Some(id), Some(writer)) = (key_set, paths.last()) {
+        cx.out.line(&format!(
+            "\nKey set {id}. On hosts that write:\n\n[repositories.NAME.encryption]\nkey_set = \"{writer}\"\n\nOn hosts that read: key_file = \"…\". Keep the recipients' .key files away from hosts that only write, and at least one in a safe:\nwithout any of them nothing can be restored."
+        ))?;
+    }
+    Ok(exit::SUCCESS)
+}

@@ -1,0 +1,335 @@
+//! `pitr repo sync`.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::AtomicBool;
+
+use serde_json::json;
+
+use super::failures::Failures;
+use super::{Context, human};
+use crate::config::{self, Settings};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::exit::{self, Program};
+use crate::plan::lacking::Lacking;
+use crate::repo::repository::{Registration, Repository};
+use crate::sync::{Report, Surroundings, Transfer};
+
+/// Objects copied at a time: each may need room for what a store takes in one piece, and all together must not exceed the ceiling.
+const JOBS: u16 = 3;
+
+/// What is copied, and which way.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Copy from this repository only
+    #[arg(long, value_name = "NAME")]
+    pub from: Option<String>,
+
+    /// Bring only this repository up to date
+    #[arg(long, value_name = "NAME")]
+    pub to: Option<String>,
+
+    /// Copy also what the receiving side may have expired
+    #[arg(long)]
+    pub all: bool,
+
+    /// Copy this many objects at a time
+    ///
+    /// Each may need some 20 MiB of memory when it goes into an object store.
+    #[arg(long, value_name = "N", default_value_t = JOBS, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub jobs: u16,
+
+    /// Show what would be copied, and copy nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// One cluster, from one repository into another.
+struct Done {
+    from: String,
+    to: String,
+    registration: Registration,
+    lacking: Lacking,
+    report: Option<Report>,
+    /// It ended early; what it did before stands in the report.
+    is_cut_short: bool,
+}
+
+impl Done {
+    fn has_problems(&self) -> bool {
+        self.lacking.left_out.iter().any(|l| l.is_conflict)
+            || self.report.as_ref().is_some_and(|r| r.problem_count > 0)
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    let settings = cx.settings()?;
+    check(args, cx, &settings)?;
+    let wanted = settings.cluster_if_named()?;
+    let wanted = wanted.as_ref().map(|c| c.name.as_str());
+    let stop = cx.stop_flag()?;
+    let mut failures = Failures::default();
+    let opened = open(args, cx, &settings, &mut failures);
+    let mut done = Vec::new();
+    let mut clusters = BTreeSet::new();
+    for (to, from) in pairs(args, &opened) {
+        let (from_name, to_name) = (&from.0.name, &to.0.name);
+        let result = one_pair(args, cx, from, to, wanted, &stop, &mut done, &mut clusters);
+        if let Err(e) = result {
+            let doing = format!("bring repository \"{to_name}\" up to date from \"{from_name}\"");
+            if !failures.add(e, doing) {
+                break;
+            }
+        }
+    }
+    failures.first_if(cx, done.is_empty())?;
+    if clusters.is_empty() {
+        return Err(no_cluster(wanted));
+    }
+    report(cx, args, &done)?;
+    let is_whole = failures.told(cx)?;
+    Ok(match is_whole && !done.iter().any(Done::has_problems) {
+        true => exit::SUCCESS,
+        false => exit::status(Program::Pitr, Code::Partial),
+    })
+}
+
+fn no_cluster(wanted: Option<&str>) -> Error {
+    match wanted {
+        Some(name) => err!(NotFound, "no repository holds cluster \"{name}\""),
+        None => err!(NotFound, "no repository holds a cluster"),
+    }
+    .hint("Nothing was copied.")
+}
+
+/// Requires two repositories, and names that are some.
+fn check(args: &Args, cx: &Context, settings: &Settings) -> Result<()> {
+    if cx.global.repository.is_some() {
+        return Err(err!(
+            Usage,
+            "--repository names one repository, and this works on two"
+        )
+        .hint("Nothing was copied. Say which with --from NAME and --to NAME."));
+    }
+    let names: Vec<&str> = settings
+        .repositories
+        .iter()
+        .map(|r| r.name.as_str())
+        .collect();
+    for name in [&args.from, &args.to].into_iter().flatten() {
+        if !names.contains(&name.as_str()) {
+            return Err(err!(NotFound, "repository \"{name}\" is not configured")
+                .hint(format!("Nothing was copied. Known: {}", names.join(", "))));
+        }
+    }
+    if args.from.is_some() && args.from == args.to {
+        return Err(
+            err!(Usage, "--from and --to name the same repository").hint("Nothing was copied.")
+        );
+    }
+    match names.len() {
+        0 | 1 => Err(err!(Config, "fewer than two repositories are configured").hint(
+            "Nothing was copied. Add a section [repositories.NAME], and create it with \"pitr init\".",
+        )),
+        _ => Ok(()),
+    }
+}
+
+type Opened<'a> = (&'a config::Repository, Repository);
+
+/// Opens the repositories that take part. One that cannot be opened is told of, and the others go on.
+fn open<'a>(
+    args: &Args,
+    cx: &Context,
+    settings: &'a Settings,
+    failures: &mut Failures,
+) -> Vec<Opened<'a>> {
+    let takes_part = |name: &str| match (&args.from, &args.to) {
+        (Some(from), Some(to)) => from == name || to == name,
+        _ => true,
+    };
+    let mut opened = Vec::new();
+    for configured in &settings.repositories {
+        if !takes_part(&configured.name) {
+            continue;
+        }
+        match cx.open(configured) {
+            Ok(repository) => opened.push((configured, repository)),
+            Err(e) => {
+                failures.add(e, format!("open repository \"{}\"", configured.name));
+            }
+        }
+    }
+    opened
+}
+
+/// Who gets from whom, in the order of the configuration.
+fn pairs<'o, 'a>(args: &Args, opened: &'o [Opened<'a>]) -> Vec<(&'o Opened<'a>, &'o Opened<'a>)> {
+    let is_wanted =
+        |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|wanted| wanted == name);
+    let mut pairs = Vec::new();
+    for to in opened {
+        for from in opened {
+            let (f, t) = (from.0.name.as_str(), to.0.name.as_str());
+            if f != t && is_wanted(&args.from, f) && is_wanted(&args.to, t) {
+                pairs.push((to, from));
+            }
+        }
+    }
+    pairs
+}
+
+#[expect(clippy::too_many_arguments, reason = "what a pair is worked on with")]
+fn one_pair(
+    args: &Args,
+    cx: &Context,
+    (from_name, from): &Opened<'_>,
+    (to_name, to): &Opened<'_>,
+    cluster: Option<&str>,
+    stop: &AtomicBool,
+    done: &mut Vec<Done>,
+    clusters: &mut BTreeSet<String>,
+) -> Result<()> {
+    let names = match cluster {
+        Some(name) => vec![name.to_owned()],
+        None => from.cluster_names()?,
+    };
+    let progress = cx.progress();
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let around = Surroundings {
+        clock: &|| cx.now(),
+        random: &|| cx.random(),
+        host: &host,
+        stop,
+        progress: &progress,
+        jobs: usize::from(args.jobs),
+        everything: args.all,
+    };
+    for name in names {
+        for registration in from.registrations(&name)? {
+            clusters.insert(name.clone());
+            let transfer = Transfer::new(from, to, &registration, &around)?;
+            let lacking = transfer.plan()?;
+            let ran = match args.dry_run {
+                true => Ok(()),
+                false => transfer.run(&lacking),
+            };
+            let report = (!args.dry_run).then(|| transfer.report());
+            done.push(Done {
+                from: from_name.name.clone(),
+                to: to_name.name.clone(),
+                lacking,
+                report,
+                is_cut_short: ran.is_err(),
+                registration: registration.clone(),
+            });
+            ran?;
+        }
+    }
+    Ok(())
+}
+
+fn report(cx: &Context, args: &Args, done: &[Done]) -> Result<()> {
+    if cx.out.is_json() {
+        let transfers: Vec<_> = done.iter().map(shown).collect();
+        return cx
+            .out
+            .json(&json!({ "dry_run": args.dry_run, "transfers": transfers }));
+    }
+    done.iter().try_for_each(|one| print(cx, one))
+}
+
+fn shown(done: &Done) -> serde_json::Value {
+    let lacking = &done.lacking;
+    let left_out: Vec<_> = lacking
+        .left_out
+        .iter()
+        .map(|l| json!({ "what": l.what, "why": l.why, "conflict": l.is_conflict }))
+        .collect();
+    let problems = |r: &Report| -> Vec<serde_json::Value> {
+        let shown = r
+            .problems
+            .iter()
+            .map(|p| json!({ "object": p.object, "detail": p.detail, "conflict": p.is_conflict }));
+        shown.collect()
+    };
+    let ids = |ids: &[crate::repo::layout::BackupId]| -> Vec<String> {
+        ids.iter().map(ToString::to_string).collect()
+    };
+    json!({
+        "from": done.from,
+        "to": done.to,
+        "cluster": done.registration.name,
+        "system_identifier": done.registration.system_identifier.to_string(),
+        "lacking": {
+            "backups": ids(&lacking.backups),
+            "segments": lacking.segment_count(),
+            "histories": lacking.histories.len(),
+            "increments": lacking.increments.len(),
+        },
+        "unneeded_segments": lacking.unneeded_segments,
+        "left_out": left_out,
+        "copied": done.report.as_ref().map(|r| json!({
+            "backups": ids(&r.backups),
+            "segments": r.segments,
+            "objects": r.objects,
+            "stored_bytes": r.bytes,
+        })),
+        "problems": done.report.as_ref().map_or_else(Vec::new, problems),
+        "problem_count": done.report.as_ref().map_or(0, |r| r.problem_count),
+        "complete": !done.is_cut_short,
+    })
+}
+
+fn print(cx: &Context, done: &Done) -> Result<()> {
+    let what = |backups: usize, segments: u64| {
+        format!(
+            "{}, {}",
+            human::count(backups as u64, "backup"),
+            human::count(segments, "segment")
+        )
+    };
+    let lacking = &done.lacking;
+    let deed = match &done.report {
+        _ if lacking.is_empty() => "lacks nothing that it may have".to_owned(),
+        None => format!(
+            "would get {}",
+            what(lacking.backups.len(), lacking.segment_count())
+        ),
+        Some(r) => format!(
+            "got {}, {} in all ({}){}",
+            what(r.backups.len(), r.segments),
+            human::count(r.objects, "object"),
+            human::size(r.bytes),
+            if done.is_cut_short {
+                ", and ended early"
+            } else {
+                ""
+            }
+        ),
+    };
+    let line = format!(
+        "{} from {}, cluster {} ({}): {deed}",
+        done.to, done.from, done.registration.name, done.registration.system_identifier
+    );
+    cx.out.report(&line)?;
+    for left in &lacking.left_out {
+        let line = format!("{}: not copied: {}", left.what, left.why);
+        match left.is_conflict {
+            true => cx.out.warn(&line),
+            false => cx.out.note(&line),
+        }
+    }
+    if lacking.unneeded_segments > 0 {
+        cx.out.note(&format!(
+            "not copied: {} that no backup in \"{}\" needs",
+            human::count(lacking.unneeded_segments, "segment"),
+            done.to
+        ));
+    }
+    Ok(())
+}

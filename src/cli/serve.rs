@@ -1,0 +1,110 @@
+//! `pitr serve`: what `pitr-archive` and `pitr-restore` leave to this program. Not for people, and not in the help.
+
+use std::ffi::OsString;
+use std::time::{Duration, Instant};
+
+use super::Context;
+use super::output::standard_error;
+use crate::command::{self, archive, delegate, detach, prefetch, restore, shipper};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::exit::{self, Program};
+use crate::store::s3;
+
+/// Do the work of one of the two small programs
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The process that started this one, and with which it ends; a worker ends by itself
+    #[arg(long, value_name = "PID", required_if_eq_any = [("program", "archive"), ("program", "restore")])]
+    pub caller: Option<i32>,
+
+    /// How long the caller waits
+    #[arg(long, value_name = "MILLISECONDS")]
+    pub limit_ms: Option<u64>,
+
+    /// Which of the two, or the worker that archives or fetches ahead
+    #[arg(value_name = "archive|restore|ship|ahead", value_parser = ["archive", "restore", shipper::WORD, delegate::AHEAD])]
+    pub program: String,
+
+    /// Its arguments
+    #[arg(last = true, value_name = "ARGUMENT")]
+    pub arguments: Vec<OsString>,
+}
+
+/// Runs the command: its messages and statuses are those of the small program, and the status is said on standard output.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    let arguments = args.arguments.clone();
+    if args.program == shipper::WORD {
+        // Nobody hears what it says; what is wrong with a file is found by whoever archives it.
+        let _ = archive::arguments(arguments)
+            .and_then(|arguments| shipper::run(&arguments, cx.random()));
+        return Ok(shipper::STATUS);
+    }
+    if args.program == delegate::AHEAD {
+        detach::own_session();
+        // Nobody hears what it says; what is wrong is found by whoever asks for the segment.
+        let _ = command::parse(arguments, &[])
+            .and_then(|parsed| prefetch::worker::run(&parsed, &cx.environment, cx.random()));
+        return Ok(exit::SUCCESS);
+    }
+    if let Some(caller) = args.caller {
+        follow(caller)?;
+    }
+    let status = match args.program == delegate::word(Program::Archive) {
+        true => archive_file(arguments, limit(args.limit_ms), cx),
+        false => restore_file(arguments, cx),
+    };
+    cx.out.raw(&delegate::answer(status))?;
+    Ok(status)
+}
+
+/// Ends when the caller ends, and gets no signal meant for its process group.
+fn follow(caller: i32) -> Result<()> {
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
+    // It fails where this is the leader of a group, and so has what it is for.
+    let _ = setsid();
+    set_parent_process_death_signal(Some(Signal::TERM))
+        .map_err(|e| Error::from_io("follow the caller", e.into()))?;
+    match getppid().map(|p| p.as_raw_nonzero().get()) {
+        Some(parent) if parent == caller => Ok(()),
+        _ => Err(err!(Interrupted, "the caller is gone")),
+    }
+}
+
+/// How long archiving may take. Requests end before that, so that what is told is their cause.
+fn limit(given_ms: Option<u64>) -> Duration {
+    let longest = archive::deadline();
+    let limit = given_ms.map_or(longest, |ms| Duration::from_millis(ms).min(longest));
+    s3::end_at(Instant::now() + delegate::sooner(limit));
+    limit
+}
+
+fn archive_file(arguments: Vec<OsString>, limit: Duration, cx: &Context) -> u8 {
+    let archived = archive::arguments(arguments)
+        .and_then(|parsed| archive::watched(parsed, cx.random(), limit));
+    match archived {
+        Ok(archived) => {
+            for warning in &archived.warnings {
+                standard_error(&archive::warning(warning));
+            }
+            exit::SUCCESS
+        }
+        Err(e) => {
+            standard_error(&archive::message(&e));
+            exit::status(Program::Archive, e.code())
+        }
+    }
+}
+
+fn restore_file(arguments: Vec<OsString>, cx: &Context) -> u8 {
+    let warn = |text: &str| standard_error(&restore::warning(text));
+    let fetched = command::parse(arguments, &[])
+        .and_then(|parsed| restore::watched(parsed, cx.random(), warn));
+    match fetched {
+        Ok(fetched) => restore::answer(&fetched),
+        Err(e) => {
+            standard_error(&restore::message(&e));
+            exit::status(Program::Restore, e.code())
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! `pitr-archive` before it archives a file itself: it may be safe already, and others may be ready.
+//!
+//! A file of which the spool has a sound note is acknowledged at once. Else, where more than this one is ready, it is made sure that a worker
+//! runs (`shipper`), and what the worker comes to with this file is waited for. Whenever that does not lead anywhere (no spool, a worker
+//! that cannot be started, was killed, has failed with this file before) the file is archived as if there were no workers, which says
+//! exactly what is wrong.
+//!
+//! A note is believed when it is about the very file (device, inode, size, times), with the system identifier of its header, and about the
+//! required repositories of the configuration, and is not older than `BELIEVED`. Where all repositories are local, the object is looked for besides.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use super::archive::{self, Archived, deadline};
+use super::{Arguments, delegate, detach, shipper};
+use crate::archive::datadir::DataDirectory;
+use crate::archive::spool::{self, Failure, FileIdentity, Note, Spool};
+use crate::config::{self, Environment, Settings};
+use crate::error::{Error, Result};
+use crate::exit::{self, Program};
+use crate::pg::segment::WalFileName;
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Marker;
+use crate::store::{self, Key};
+
+/// How long a note stands for its object: so long the repository is not asked whether the object is still there.
+const BELIEVED: Duration = Duration::from_secs(600);
+/// How long directories may take to say whether they have an object, where nobody watches over it.
+const LOOK: Duration = Duration::from_secs(5);
+/// How often a worker is asked what it has come to: first, and at last.
+const PAUSES: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(5));
+
+/// What to print, and the status to leave with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// For PostgreSQL's log.
+    pub text: String,
+    /// 0 when the file is durable in every required repository.
+    pub status: u8,
+}
+
+impl From<Archived> for Told {
+    fn from(archived: Archived) -> Told {
+        Told::success(&archived.warnings)
+    }
+}
+
+impl Told {
+    fn success(warnings: &[String]) -> Told {
+        Told {
+            text: warnings.iter().map(|w| archive::warning(w)).collect(),
+            status: exit::SUCCESS,
+        }
+    }
+}
+
+/// Archives the file under a watch, in local repositories.
+///
+/// # Errors
+/// Those of [`archive::run`], and `Deadline`.
+pub fn watched(arguments: Arguments, nonce: u64) -> Result<Told> {
+    archive::under_watch(deadline(), move |acknowledged| {
+        let environment = Environment::of_process();
+        let ahead = Ahead::new(&arguments, &environment);
+        if let Some(ahead) = &ahead
+            && let Some(told) = ahead.ask(&arguments, true)?
+        {
+            return Ok(told);
+        }
+        let archived = archive::run(&arguments, &environment, nonce, acknowledged);
+        if let Some(ahead) = ahead {
+            ahead.settle(archived.as_ref().map(|_| ()), nonce);
+        }
+        archived.map(Told::from)
+    })
+}
+
+/// Has `pitr` archive the file; `given` is the command line. Nothing here touches a repository, so nothing hangs but `pitr`.
+///
+/// # Errors
+/// Those of [`delegate::run`], and `Deadline`.
+pub fn delegated(arguments: &Arguments, given: Vec<OsString>) -> Result<Told> {
+    let begun = Instant::now();
+    let ahead = Ahead::new(arguments, &Environment::of_process());
+    if let Some(ahead) = &ahead
+        && let Some(told) = ahead.ask(arguments, false)?
+    {
+        return Ok(told);
+    }
+    let left = deadline().saturating_sub(begun.elapsed());
+    let status = delegate::run(Program::Archive, given, Some(left))?;
+    if let Some(ahead) = ahead
+        && status == exit::SUCCESS
+    {
+        ahead.settle(Ok(()), 0);
+    }
+    Ok(Told {
+        text: String::new(),
+        status,
+    })
+}
+
+/// Whether the repository in this directory, whatever lies there, is the one of `uuid`, and has the object. No key is needed.
+fn is_in(place: &config::Repository, uuid: &str, key: &Key) -> Result<bool> {
+    let store = store::open(place, 0)?;
+    Ok(Marker::read(store.as_ref())?.uuid == uuid && store.head(key)?.is_some())
+}
+
+/// A file that is offered, and the spool of its cluster.
+struct Ahead {
+    settings: Settings,
+    cluster: String,
+    data: DataDirectory,
+    path: PathBuf,
+    name: WalFileName,
+    spool: Spool,
+    begun: Instant,
+}
+
+impl Ahead {
+    /// `None` where nothing is archived ahead: another kind of file, no spool. What is wrong with file and configuration is found by who
+    /// archives the file.
+    fn new(arguments: &Arguments, environment: &Environment) -> Option<Ahead> {
+        let path = archive::path_of(arguments).ok()?;
+        let name = archive::name_of(path).ok()?;
+        if !matches!(name, WalFileName::Segment(_) | WalFileName::Partial(_)) {
+            return None;
+        }
+        let settings = super::settings(&arguments.flags, environment).ok()?;
+        let path = environment.absolute(path);
+        let data = DataDirectory::of_wal_file(&path);
+        // A note is about all of them; about none there is no note.
+        settings.repositories.iter().find(|r| r.required)?;
+        let cluster = settings.cluster_if_named().ok()??;
+        let place = spool::place(&cluster, &settings, environment, &data).ok()??;
+        let spool = Spool::create(&place).ok()?;
+        Some(Ahead {
+            cluster: cluster.name.to_string(),
+            settings,
+            data,
+            path,
+            name,
+            spool,
+            begun: Instant::now(),
+        })
+    }
+
+    /// What there is to tell; `None` when the file is to be archived by whoever asks. `is_local`: all repositories are directories, and a watch
+    /// stands beside.
+    fn ask(&self, arguments: &Arguments, is_local: bool) -> Result<Option<Told>> {
+        if let Some(told) = self.noted(is_local)? {
+            return Ok(Some(told));
+        }
+        // Somebody else's call, not the server's: no worker would look at the file.
+        if !shipper::is_ready(&self.data, self.name) {
+            return Ok(None);
+        }
+        let has_failed = self.spool.failure(self.name).is_some();
+        let mut may_start = true;
+        loop {
+            match self.spool.try_lock() {
+                Err(_) => return Ok(None),
+                Ok(None) => {}
+                Ok(Some(lock)) => {
+                    // Its last deed may have been this file.
+                    if let Some(told) = self.noted(is_local)? {
+                        return Ok(Some(told));
+                    }
+                    let starts =
+                        may_start && shipper::has_others(&self.data, &self.spool, self.name);
+                    if !starts || self.start(arguments, lock, is_local).is_err() {
+                        return Ok(None);
+                    }
+                    may_start = false;
+                }
+            }
+            // It leaves alone what it has failed with; the error of today is found by trying.
+            if has_failed {
+                return Ok(None);
+            }
+            match self.wait(is_local)? {
+                Waited::Told(told) => return Ok(Some(told)),
+                Waited::Alone => {}
+                // A worker that hangs, or has much to do before: archiving a file twice does no harm.
+                Waited::TooLong => return Ok(None),
+            }
+        }
+    }
+
+    /// Waits until the worker has come to something, or there is none.
+    fn wait(&self, is_local: bool) -> Result<Waited> {
+        let mut pause = PAUSES.0;
+        loop {
+            if let Some(told) = self.noted(is_local)? {
+                return Ok(Waited::Told(told));
+            }
+            if let Some(failure) = self.spool.failure(self.name) {
+                return Ok(Waited::Told(Told {
+                    text: failure.text,
+                    status: failure.status,
+                }));
+            }
+            if self.begun.elapsed() >= deadline() / 2 {
+                return Ok(Waited::TooLong);
+            }
+            if !matches!(self.spool.try_lock(), Ok(None)) {
+                return Ok(Waited::Alone);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 3 / 2).min(PAUSES.1);
+        }
+    }
+
+    /// What a note about the file says, if there is one that is believed. It has served then, and is removed.
+    fn noted(&self, is_local: bool) -> Result<Option<Told>> {
+        let Some(note) = self.spool.note(self.name) else {
+            return Ok(None);
+        };
+        self.data.check_guard()?;
+        let Some((file, system_identifier)) = spool::look_at(&self.path, self.name) else {
+            return Ok(None);
+        };
+        let is_about = self.is_about(&note, file, system_identifier);
+        if !is_about || !self.is_there(&note, is_local) {
+            self.spool.remove_note(self.name);
+            return Ok(None);
+        }
+        self.spool.remove_note(self.name);
+        self.spool.remove_failure(self.name);
+        Ok(Some(Told::success(&note.warnings)))
+    }
+
+    /// Whether a note is about this very file and these repositories, and young enough.
+    fn is_about(&self, note: &Note, file: FileIdentity, system_identifier: u64) -> bool {
+        let required = self.settings.repositories.iter().filter(|r| r.required);
+        let places: Vec<String> = required.map(|r| r.location.to_string()).collect();
+        let held: Vec<&str> = note.holders.iter().map(|h| h.location.as_str()).collect();
+        let age = shipper::now_ms().checked_sub(note.written_ms);
+        note.file == file
+            && note.system_identifier == system_identifier
+            && !places.is_empty()
+            && places == held
+            && spool::boot().is_some_and(|boot| note.boot == boot)
+            && age.is_some_and(|ms| u128::from(ms) <= BELIEVED.as_millis())
+    }
+
+    /// Whether every required repository that is a directory is the one of the note, and has an object of that name. What comes to no answer in
+    /// time is not there; in a watched thread it is the watch that ends it.
+    fn is_there(&self, note: &Note, is_watched: bool) -> bool {
+        let required = self.settings.repositories.iter().filter(|r| r.required);
+        let directories: Vec<(config::Repository, String)> = required
+            .zip(&note.holders)
+            .filter(|(place, _)| place.location.directory().is_some())
+            .map(|(place, holder)| (place.clone(), holder.uuid.clone()))
+            .collect();
+        let Ok(layout) = ClusterLayout::new(&self.cluster, note.system_identifier) else {
+            return false;
+        };
+        let key = layout.wal_file(self.name);
+        let look = move || {
+            let mut all = directories.iter();
+            all.all(|(place, uuid)| is_in(place, uuid, &key).unwrap_or(false))
+        };
+        if is_watched {
+            return look();
+        }
+        let (tell, told) = channel();
+        std::thread::spawn(move || tell.send(look()));
+        told.recv_timeout(LOOK).unwrap_or(false)
+    }
+
+    /// Starts a worker, which takes the lock along.
+    fn start(&self, arguments: &Arguments, lock: File, is_local: bool) -> Result<()> {
+        let failed = |e| Error::from_io("start a worker", e);
+        let mut words: Vec<OsString> = Vec::new();
+        let program = if is_local {
+            words.push(format!("--{}", archive::SHIP).into());
+            std::env::current_exe().map_err(failed)?
+        } else {
+            let caller = std::process::id().to_string();
+            words.extend(["serve", "--caller", &caller, shipper::WORD, "--"].map(Into::into));
+            delegate::beside()?
+        };
+        if let Some(config) = &self.settings.path {
+            words.extend(["--config".into(), config.into()]);
+        }
+        if let Some(cluster) = &arguments.flags.cluster {
+            words.extend(["--cluster".into(), cluster.into()]);
+        }
+        words.extend(["--".into(), self.data.wal().into()]);
+        detach::start(Path::new(&program), &words, lock).map_err(failed)
+    }
+
+    /// Brings the record of a failure up to date, where there is one.
+    fn settle(&self, archived: std::result::Result<(), &Error>, nonce: u64) {
+        if self.spool.failure(self.name).is_none() {
+            return;
+        }
+        match archived {
+            Ok(()) => self.spool.remove_failure(self.name),
+            // What is kept is for people who ask; archiving does not depend on it.
+            Err(e) => {
+                let _ = self.spool.write_failure(self.name, &failure_of(e), nonce);
+            }
+        }
+    }
+}
+
+enum Waited {
+    Told(Told),
+    /// No worker runs.
+    Alone,
+    /// It has come to nothing for half of the time there is.
+    TooLong,
+}
+
+/// An error as it is kept for who waits for the file, and who asks.
+pub(super) fn failure_of(error: &Error) -> Failure {
+    Failure {
+        code: exit::name(error.code()).to_owned(),
+        status: exit::status(Program::Archive, error.code()),
+        text: archive::message(error),
+    }
+}

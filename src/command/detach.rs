@@ -1,0 +1,59 @@
+//! Starting a program that outlives this one: PostgreSQL's commands inherit the server's descriptors, and a worker must not keep them.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::RawFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Starts `program` and does not wait for it. Its standard input is `held`, an open file that lives as long as it does (and a lock on it
+/// with it); its other standard streams lead nowhere, its working directory is the root, and it inherits no further descriptor.
+///
+/// It begins in the session of the caller: [`own_session`] is the first thing it has to do.
+///
+/// # Errors
+/// What the system says.
+pub fn start(program: &Path, arguments: &[OsString], held: File) -> io::Result<()> {
+    keep_from_children()?;
+    let child = Command::new(program)
+        .args(arguments)
+        .current_dir("/")
+        .stdin(Stdio::from(held))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    // Not waited for: whoever starts a worker ends soon, and then it belongs to init.
+    drop(child);
+    Ok(())
+}
+
+/// Leaves the session and process group of whoever started this program: no signal that is meant for those gets here.
+pub fn own_session() {
+    // It fails where this is the leader of a group, and so has what it is for.
+    let _ = rustix::process::setsid();
+}
+
+/// Marks every descriptor from 3 on as not to be inherited.
+fn keep_from_children() -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|n| n.parse::<RawFd>().ok());
+        if let Some(number) = number.filter(|n| *n > 2) {
+            close_on_exec(number);
+        }
+    }
+    Ok(())
+}
+
+#[expect(
+    unsafe_code,
+    reason = "descriptors that were inherited are known by number only"
+)]
+fn close_on_exec(number: RawFd) {
+    use rustix::io::FdFlags;
+    // SAFETY: the borrow ends with this call, which changes a flag and neither reads, writes nor closes; of a number that is not, or
+    // no longer, an open descriptor it is an error, which means nothing here.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+    let _ = rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC);
+}

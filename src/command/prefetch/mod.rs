@@ -1,0 +1,159 @@
+//! Fetching ahead: `pitr-restore` hands over what a worker has fetched, and sees to it that one is at work.
+//!
+//! Only for the server that recovers here: a person, a script or `pg_rewind` gets everything from the repository itself, and starts nothing.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::delegate;
+use super::detach;
+use super::process;
+use super::{Arguments, restore};
+use crate::archive::datadir::DataDirectory;
+use crate::archive::prefetched::{self, Prefetched, Purpose, Taken};
+use crate::config::{self, Environment, Settings};
+use crate::error::{Error, Result};
+use crate::pg::segment::{SegmentName, WalFileName};
+
+mod fetcher;
+pub mod worker;
+
+/// The option that makes `pitr-restore` the worker; not for people.
+pub const SWITCH: &str = "ahead";
+/// What recovery calls the file that it wants a segment in; nobody else does.
+const WANTED: &str = "RECOVERYXLOG";
+/// For how long a segment that is on its way may stand still.
+const STALL: Duration = Duration::from_secs(2);
+const TICK: Duration = Duration::from_millis(1);
+
+/// A segment that the server which recovers here asks for.
+pub struct Prefetch {
+    name: SegmentName,
+    target: PathBuf,
+    directory: DataDirectory,
+    prefetched: Prefetched,
+    size: crate::pg::segment::SegmentSize,
+    cluster: String,
+    settings: Settings,
+}
+
+impl Prefetch {
+    /// `None` for everything but a segment for the server that recovers here, or where nothing is to be fetched ahead.
+    pub fn of(arguments: &Arguments, environment: &Environment) -> Option<Prefetch> {
+        let [name, target] = arguments.files.as_slice() else {
+            return None;
+        };
+        let target = Path::new(target);
+        let directory = DataDirectory::of_wal_file(target);
+        let name = match name.to_str()?.parse().ok()? {
+            WalFileName::Segment(name) if target.file_name()? == WANTED => name,
+            // The server looks for timelines when its recovery begins and when it ends.
+            WalFileName::History(_) => {
+                prefetched::sweep_leftovers(&directory);
+                return None;
+            }
+            _ => return None,
+        };
+        let (server, _) = directory.server()?;
+        if !recovers(&directory) || !process::is_ancestor(server) {
+            return None;
+        }
+        let settings = super::settings(&arguments.flags, environment).ok()?;
+        let cluster = cluster_of(&settings)?;
+        if cluster.prefetch_segments == 0 {
+            prefetched::sweep(&directory);
+            return None;
+        }
+        let cluster = cluster.name.to_string();
+        let purpose = Purpose::of(&directory, cluster.clone(), &settings.repositories)?;
+        Some(Prefetch {
+            name,
+            target: target.to_owned(),
+            size: purpose.size,
+            prefetched: Prefetched::new(&directory, purpose),
+            directory,
+            cluster,
+            settings,
+        })
+    }
+
+    /// Hands the segment over, if it is there or comes; else it is to be fetched.
+    pub fn take(&self, warn: fn(&str)) -> bool {
+        let mut seen = None;
+        let mut moved = Instant::now();
+        let mut said = Instant::now();
+        loop {
+            match self.prefetched.take(self.name, &self.target) {
+                Taken::HandedOver => return true,
+                Taken::Nothing => return false,
+                Taken::Coming(bytes) if seen != Some(bytes) => {
+                    seen = Some(bytes);
+                    moved = Instant::now();
+                }
+                Taken::Coming(_) if moved.elapsed() >= STALL => return false,
+                Taken::Coming(bytes) if said.elapsed() >= restore::progress_interval() => {
+                    said = Instant::now();
+                    warn(&restore::still_fetching(&self.name.to_string(), bytes));
+                }
+                Taken::Coming(_) => {}
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// The server has the segment: the worker goes on from there. Where there is none, and recovery goes from segment to segment, one is
+    /// started; that it cannot be changes nothing for recovery.
+    pub fn delivered(&self, arguments: &Arguments, environment: &Environment) {
+        if self.prefetched.tell(self.name) || !self.follows() || self.directory.is_promoted() {
+            return;
+        }
+        let _ = self.start(arguments, environment);
+    }
+
+    /// Whether the segment before this one is there: by itself a segment may be all that is wanted.
+    fn follows(&self) -> bool {
+        let number = self.name.number(self.size).ok();
+        let before = number.and_then(|n| n.0.checked_sub(1));
+        let name = before
+            .and_then(|n| crate::pg::segment::SegmentNumber(n).name(self.name.timeline, self.size));
+        name.is_some_and(|name| self.directory.wal().join(name.to_string()).exists())
+    }
+
+    fn start(&self, arguments: &Arguments, environment: &Environment) -> Result<()> {
+        let failed = |e| Error::from_io("start a worker", e);
+        let own = std::env::current_exe().map_err(failed)?;
+        let (program, first): (PathBuf, &[&str]) =
+            match self.settings.repositories.iter().any(delegate::is_far) {
+                true => (
+                    own.with_file_name("pitr"),
+                    &["serve", delegate::AHEAD, "--"],
+                ),
+                false => (own, &["--ahead"]),
+            };
+        let mut words: Vec<OsString> = first.iter().map(OsString::from).collect();
+        let mut option = |name: &str, value: OsString| words.extend([OsString::from(name), value]);
+        // It has another working directory.
+        if let Some(path) = &self.settings.path {
+            option("--config", path.into());
+        }
+        option("--cluster", OsString::from(&self.cluster));
+        if let Some(repository) = &arguments.flags.repository {
+            option("--repository", OsString::from(repository));
+        }
+        words.push(OsString::from(self.name.to_string()));
+        words.push(environment.absolute(&self.target).into());
+        let nothing = std::fs::File::open("/dev/null").map_err(failed)?;
+        detach::start(&program, &words, nothing).map_err(failed)
+    }
+}
+
+/// Whether a server that is started here is in archive recovery, or a standby.
+fn recovers(directory: &DataDirectory) -> bool {
+    directory.has("recovery.signal") || directory.has("standby.signal")
+}
+
+/// The cluster, where its name is known without a look into a repository.
+fn cluster_of(settings: &Settings) -> Option<config::Cluster> {
+    settings.cluster_if_named().ok().flatten()
+}

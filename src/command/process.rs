@@ -1,0 +1,54 @@
+//! Other processes, as far as `/proc` tells.
+
+/// How far up a command may be below the server: a shell, or a few scripts, lie between.
+const GENERATIONS: usize = 16;
+
+/// Whether the process is there and has not ended.
+pub fn is_alive(pid: i32) -> bool {
+    state_and_parent(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+}
+
+/// Whether the process has started, by however many others, the one that asks.
+pub fn is_ancestor(pid: i32) -> bool {
+    let mut at = rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get());
+    for _ in 0..GENERATIONS {
+        if at == pid {
+            return true;
+        }
+        match state_and_parent(at) {
+            Some((_, parent)) if parent > 1 || (parent == 1 && pid == 1) => at = parent,
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// proc_pid_stat(5): the name, in parentheses, may hold anything.
+fn state_and_parent(pid: i32) -> Option<(char, i32)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(") ")?;
+    let mut words = rest.split(' ');
+    let state = words.next()?.chars().next()?;
+    Some((state, words.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parents_are_ancestors_and_children_are_not() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let parent = rustix::process::getppid().unwrap().as_raw_nonzero().get();
+        assert!(is_alive(own) && is_ancestor(parent) && !is_ancestor(own));
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        assert!(is_alive(pid) && !is_ancestor(pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!is_alive(pid));
+    }
+}

@@ -1,0 +1,435 @@
+//! The worker that archives ahead: one for each cluster on a host, started by `pitr-archive` (`ahead`), ended by itself.
+//!
+//! It archives what archive_status calls ready, several files at once and in PostgreSQL's order, each in the way `pitr-archive` would: every check is made
+//! for every file, and a repository that is not required keeps nobody waiting. A file's note is written once it is durable in every required repository.
+//!
+//! A file that cannot be archived for its own sake is left to `pitr-archive`, and the others go ahead. Any other error ends the worker: what
+//! may work later is tried again when PostgreSQL offers the file again. It also ends when nothing is ready, when the server has
+//! stopped, when no more notes can be written, and when a file takes longer than `pitr-archive` would wait; killed at any moment, it has
+//! acknowledged nothing.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::archive::{Archiver, PATIENCE_REST, deadline, deadline_error, without_the_rest};
+use super::{Arguments, ahead, detach, watch};
+use crate::archive::datadir::DataDirectory;
+use crate::archive::spool::{self, FileIdentity, Holder, Known, Note, Spool};
+use crate::config::{Environment, Settings};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::segment::WalFileName;
+
+/// What `pitr serve` calls it.
+pub const WORD: &str = "ship";
+/// The status it leaves with, whatever ended it: never that of a file that is archived, and not above 1. Where the server is process 1, as in a
+/// container, it inherits the worker, and up to PostgreSQL 16 takes any other status of a process it does not know for a crash of its own.
+pub const STATUS: u8 = 1;
+
+/// So many files at once, where repositories are local: as many as there are processors, within these.
+const AT_ONCE: (usize, usize) = (2, 4);
+/// How long a worker works with repositories that it has opened. What a path or a name leads to may be another repository by then: the next
+/// worker looks.
+const SESSION: Duration = Duration::from_secs(20);
+/// In an object store each file may be held in memory as a whole.
+const AT_ONCE_REMOTE: usize = 2;
+/// How long a file may stay ready after its note was there and has gone: so long PostgreSQL takes to note the acknowledgement.
+const SETTLING: Duration = Duration::from_secs(10);
+/// How long a worker whose start and first request cost more waits for the next file, and how often it looks.
+const LINGER_REMOTE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Works until there is nothing to do. Standard input must be the lock of the spool, held.
+///
+/// # Errors
+/// `Usage` when nobody has started it who could; what ended it. No one reads it but a person who looks for what is wrong. The process leaves
+/// with [`STATUS`] all the same.
+pub fn run(arguments: &Arguments, nonce: u64) -> Result<()> {
+    detach::own_session();
+    let job = Arc::new(Job::new(arguments, &Environment::of_process(), nonce)?);
+    let looked = Arc::clone(&job);
+    watch::run(move || job.work(), move || looked.is_late())
+}
+
+/// Milliseconds since the machine was started.
+pub(super) fn now_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let of = |n: i64| u64::try_from(n).unwrap_or(0);
+    of(now.tv_sec) * 1000 + of(now.tv_nsec) / 1_000_000
+}
+
+/// Whether the server waits for this file to be archived.
+pub(super) fn is_ready(data: &DataDirectory, name: WalFileName) -> bool {
+    let status = data.wal().join(format!("archive_status/{name}.ready"));
+    std::fs::symlink_metadata(status).is_ok()
+}
+
+/// Whether the server waits for others to be archived of which the spool knows nothing.
+pub(super) fn has_others(data: &DataDirectory, spool: &Spool, own: WalFileName) -> bool {
+    let (Ok(known), Ok(mut ready)) = (spool.known(), ready(data)) else {
+        return false;
+    };
+    ready.any(|name| name != own && !known.contains_key(&name))
+}
+
+/// The files that the server waits for, in no order; backup history files are left to `pitr-archive`.
+fn ready(data: &DataDirectory) -> Result<impl Iterator<Item = WalFileName> + use<>> {
+    let path = data.wal().join("archive_status");
+    let entries = std::fs::read_dir(&path)
+        .map_err(|e| Error::from_io(format!("read \"{}\"", path.display()), e))?;
+    Ok(entries.filter_map(|entry| {
+        let name = entry.ok()?.file_name();
+        let name = name.to_str()?.strip_suffix(".ready")?.parse().ok()?;
+        (!matches!(name, WalFileName::BackupHistory { .. })).then_some(name)
+    }))
+}
+
+/// What is wrong with the file alone: others may go ahead.
+fn is_of_the_file(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Conflict
+            | Code::TimelineReused
+            | Code::SourceMissing
+            | Code::SourceSize
+            | Code::SourceHeader
+            | Code::SourceChanged
+            | Code::Damaged
+    )
+}
+
+/// What a file is before it is read: which one, and the system identifier of its header.
+type Before = Option<(FileIdentity, u64)>;
+
+/// A file on its way.
+struct Flight {
+    begun: Instant,
+    before: Before,
+    /// When every required repository had it; then only the others keep it.
+    acknowledged: Option<Instant>,
+}
+
+/// What is to be done.
+#[derive(Default)]
+struct Queue {
+    files: VecDeque<WalFileName>,
+    /// Histories that were archived; their files stay ready until PostgreSQL offers them.
+    histories: BTreeSet<WalFileName>,
+    idle_since: Option<Instant>,
+}
+
+struct Job {
+    settings: Settings,
+    data: DataDirectory,
+    spool: Spool,
+    /// The server ran when the worker was started.
+    has_server: bool,
+    at_once: usize,
+    linger: Duration,
+    nonce: AtomicU64,
+    /// No further file is begun.
+    is_over: AtomicBool,
+    queue: Mutex<Queue>,
+    flights: Mutex<BTreeMap<WalFileName, Flight>>,
+    /// The required repositories, and when they were opened.
+    holders: OnceLock<(Vec<Holder>, Instant)>,
+    /// When files were shipped.
+    shipped: Mutex<BTreeMap<WalFileName, Instant>>,
+}
+
+/// A lock is only held for moments in which nothing panics.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Job {
+    fn new(arguments: &Arguments, environment: &Environment, nonce: u64) -> Result<Job> {
+        let refused = || {
+            err!(
+                Usage,
+                "a worker is started by pitr-archive and by nobody else"
+            )
+        };
+        let [wal] = arguments.files.as_slice() else {
+            return Err(refused());
+        };
+        let settings = super::settings(&arguments.flags, environment)?;
+        let data = DataDirectory::of_wal_file(&Path::new(wal).join("-"));
+        let cluster = settings.cluster()?;
+        let place = spool::place(&cluster, &settings, environment, &data);
+        let spool = place.ok().flatten().and_then(|p| Spool::open(&p).ok()?);
+        let spool = spool.ok_or_else(refused)?;
+        if !spool.is_locked_by(std::io::stdin()) {
+            return Err(refused());
+        }
+        let is_remote = |r: &crate::config::Repository| r.location.directory().is_none();
+        let is_remote = settings.repositories.iter().any(is_remote);
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let job = Job {
+            has_server: data.has("postmaster.pid"),
+            settings,
+            data,
+            spool,
+            at_once: match is_remote {
+                true => AT_ONCE_REMOTE,
+                false => processors.clamp(AT_ONCE.0, AT_ONCE.1),
+            },
+            linger: match is_remote {
+                true => LINGER_REMOTE,
+                false => Duration::ZERO,
+            },
+            nonce: AtomicU64::new(nonce),
+            is_over: AtomicBool::new(false),
+            queue: Mutex::default(),
+            flights: Mutex::default(),
+            holders: OnceLock::new(),
+            shipped: Mutex::default(),
+        };
+        job.sweep()?;
+        Ok(job)
+    }
+
+    /// Forgets what is over, and what a worker before left half-done.
+    fn sweep(&self) -> Result<()> {
+        let failed = |e| Error::from_io("write into the spool", e);
+        self.spool.remove_unfinished();
+        self.spool.try_out(self.next_nonce()).map_err(failed)?;
+        let ready: BTreeSet<WalFileName> = ready(&self.data)?.collect();
+        for (name, known) in self.spool.known().map_err(failed)? {
+            if !ready.contains(&name) {
+                match known {
+                    Known::Shipped => {
+                        self.spool.remove_note(name);
+                    }
+                    Known::Failed => self.spool.remove_failure(name),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn next_nonce(&self) -> u64 {
+        self.nonce.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn work(&self) -> Result<()> {
+        let mut archiver = Archiver::new(&self.settings, self.next_nonce())?;
+        let begun = Instant::now();
+        let set = match archiver.open() {
+            Ok(holders) => self.holders.set((holders, begun)),
+            Err(e) => {
+                // Whoever waits is told at once; it is the first, for PostgreSQL offers in that order.
+                if let Some(first) = self.scan()?.first() {
+                    self.fail(*first, &e);
+                }
+                return Err(e);
+            }
+        };
+        set.map_err(|_| err!(Internal, "a worker began twice"))?;
+        let hand = Hand {
+            job: self,
+            archiver: &archiver,
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..self.at_once {
+                scope.spawn(|| {
+                    while let Some(name) = hand.next() {
+                        hand.ship(name);
+                    }
+                });
+            }
+        });
+        Ok(())
+    }
+
+    /// What is ready and unknown, in PostgreSQL's order: histories first, then by name.
+    ///
+    /// PostgreSQL: src/backend/postmaster/pgarch.c, `ready_file_comparator`.
+    fn scan(&self) -> Result<Vec<WalFileName>> {
+        let failed = |e| Error::from_io("read the spool", e);
+        let flying: BTreeSet<WalFileName> = lock(&self.flights).keys().copied().collect();
+        // After that: a note that is written meanwhile is seen.
+        let known = self.spool.known().map_err(failed)?;
+        let mut shipped = lock(&self.shipped);
+        shipped.retain(|_, at| at.elapsed() < SETTLING);
+        let is_open = |name: &WalFileName| {
+            !known.contains_key(name) && !flying.contains(name) && !shipped.contains_key(name)
+        };
+        let mut found: Vec<WalFileName> = ready(&self.data)?.filter(is_open).collect();
+        found.sort_by_cached_key(|name| {
+            (!matches!(name, WalFileName::History(_)), name.to_string())
+        });
+        Ok(found)
+    }
+
+    /// Whether nothing more is to be begun.
+    fn is_over(&self) -> bool {
+        let opened = self.holders.get().map(|(_, at)| at);
+        self.is_over.load(Ordering::Relaxed)
+            || opened.is_some_and(|at| at.elapsed() >= SESSION)
+            || self.has_stopped()
+    }
+
+    /// Whether the server that the worker was started for has stopped: its data directory may go anywhere then.
+    fn has_stopped(&self) -> bool {
+        self.has_server && !self.data.has("postmaster.pid")
+    }
+
+    fn fail(&self, name: WalFileName, error: &Error) {
+        let failure = ahead::failure_of(error);
+        if self
+            .spool
+            .write_failure(name, &failure, self.next_nonce())
+            .is_err()
+        {
+            self.stop();
+        }
+    }
+
+    fn stop(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+
+    /// Asked four times a second: whether a file takes too long, or the server has stopped, which ends the worker. What only waits for a
+    /// repository that is not required is noted first.
+    fn is_late(&self) -> Option<Result<()>> {
+        if self.has_stopped() {
+            return Some(Ok(()));
+        }
+        let deadline = deadline();
+        let flights = lock(&self.flights);
+        let late = flights
+            .iter()
+            .find(|(_, flight)| match flight.acknowledged {
+                Some(at) => at.elapsed() > PATIENCE_REST,
+                None => flight.begun.elapsed() >= deadline,
+            });
+        late?;
+        for (name, flight) in flights.iter() {
+            let is_late = flight.begun.elapsed() >= deadline;
+            match flight.acknowledged {
+                Some(_) => self.note(*name, flight.before, without_the_rest().warnings),
+                None if is_late => self.fail(*name, &deadline_error(deadline)),
+                None => {}
+            }
+        }
+        Some(Err(deadline_error(deadline)))
+    }
+
+    fn path(&self, name: WalFileName) -> PathBuf {
+        self.data.wal().join(name.to_string())
+    }
+
+    /// Writes the note, unless the file is not what it was before it was read. It is durable in every required repository.
+    fn note(&self, name: WalFileName, before: Before, warnings: Vec<String>) {
+        let is_same = spool::look_at(&self.path(name), name) == before;
+        let note = before.filter(|_| is_same).zip(self.holders.get());
+        let note = note.map(|((file, system_identifier), (holders, _))| Note {
+            holders: holders.clone(),
+            written_ms: now_ms(),
+            boot: spool::boot().unwrap_or_default(),
+            warnings,
+            ..Note::new(name, file, system_identifier)
+        });
+        let nonce = self.next_nonce();
+        if note.is_none_or(|note| self.spool.write_note(&note, nonce).is_err()) {
+            self.stop();
+        }
+    }
+}
+
+/// What the threads of a worker share.
+struct Hand<'a> {
+    job: &'a Job,
+    archiver: &'a Archiver,
+}
+
+impl Hand<'_> {
+    /// The next file; `None` when this thread is not needed any more.
+    fn next(&self) -> Option<WalFileName> {
+        loop {
+            let mut queue = lock(&self.job.queue);
+            if self.job.is_over() {
+                return None;
+            }
+            if let Some(name) = queue.files.pop_front() {
+                queue.idle_since = None;
+                lock(&self.job.flights).insert(name, Flight::begin());
+                return Some(name);
+            }
+            let Ok(found) = self.job.scan() else {
+                self.job.stop();
+                return None;
+            };
+            for name in found {
+                match name {
+                    // Before everything that belongs to the timeline, so nobody gets a file meanwhile.
+                    WalFileName::History(_) if queue.histories.insert(name) => {
+                        self.push_history(name);
+                    }
+                    WalFileName::History(_) => {}
+                    _ => queue.files.push_back(name),
+                }
+            }
+            if queue.files.is_empty() {
+                let since = *queue.idle_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= self.job.linger {
+                    return None;
+                }
+                drop(queue);
+                std::thread::sleep(LOOK);
+            }
+        }
+    }
+
+    /// Archives a history; its note would be of no use, because a history is small.
+    fn push_history(&self, name: WalFileName) {
+        lock(&self.job.flights).insert(name, Flight::begin());
+        let pushed = self.archiver.archive(&self.job.path(name), name, &|| {});
+        lock(&self.job.flights).remove(&name);
+        if let Err(e) = pushed {
+            self.job.fail(name, &e);
+            self.job.stop();
+        }
+    }
+
+    /// Archives one file, and leaves word of it.
+    fn ship(&self, name: WalFileName) {
+        let path = self.job.path(name);
+        let before = spool::look_at(&path, name);
+        self.of_flight(name, |flight| flight.before = before);
+        let acknowledged = || {
+            self.of_flight(name, |flight| flight.acknowledged = Some(Instant::now()));
+        };
+        match self.archiver.archive(&path, name, &acknowledged) {
+            Ok(archived) => self.job.note(name, before, archived.warnings),
+            Err(e) => {
+                self.job.fail(name, &e);
+                if !is_of_the_file(e.code()) {
+                    self.job.stop();
+                }
+            }
+        }
+        lock(&self.job.shipped).insert(name, Instant::now());
+        lock(&self.job.flights).remove(&name);
+    }
+
+    fn of_flight(&self, name: WalFileName, change: impl FnOnce(&mut Flight)) {
+        if let Some(flight) = lock(&self.job.flights).get_mut(&name) {
+            change(flight);
+        }
+    }
+}
+
+impl Flight {
+    fn begin() -> Flight {
+        Flight {
+            begun: Instant::now(),
+            before: None,
+            acknowledged: None,
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What is configured of an encrypted repository: where its keys are, never the keys themselves.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::Secret;
+
+/// `[repositories.NAME.encryption]`.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Encryption {
+    /// The writer's file: the public half of the key set and its MAC key.
+    pub key_set: Option<PathBuf>,
+    /// A recipient's private key.
+    pub key_file: Option<PathBuf>,
+    /// A file with a recipient's passphrase.
+    pub passphrase_file: Option<PathBuf>,
+    /// A descriptor from which a recipient's passphrase is read.
+    pub passphrase_fd: Option<i32>,
+    /// A recipient's passphrase, from the environment.
+    pub passphrase: Option<Secret>,
+}
+
+impl Encryption {
+    /// Whether it names what opens objects, and not only what seals them.
+    pub fn can_read(&self) -> bool {
+        self.key_file.is_some() || self.has_passphrase()
+    }
+
+    /// Whether there is a passphrase.
+    pub fn has_passphrase(&self) -> bool {
+        self.passphrase_file.is_some() || self.passphrase_fd.is_some() || self.passphrase.is_some()
+    }
+
+    /// Ways to read that are named; more than one is an error.
+    pub(super) fn ways_to_read(&self) -> usize {
+        [
+            self.key_file.is_some(),
+            self.passphrase_file.is_some(),
+            self.passphrase_fd.is_some(),
+            self.passphrase.is_some(),
+        ]
+        .into_iter()
+        .filter(|is_there| *is_there)
+        .count()
+    }
+}
+
+impl fmt::Debug for Encryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Encryption")
+            .field("key_set", &self.key_set)
+            .field("key_file", &self.key_file)
+            .field("passphrase_file", &self.passphrase_file)
+            .field("passphrase_fd", &self.passphrase_fd)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,408 @@
+//! What one repository lacks of another, and may be given. Pure.
+//!
+//! What the receiving side expired by its own retention does not come back: a backup that is older than every backup it keeps is taken for
+//! expired there, and of the WAL only what its backups and those it is given need is copied. Pins are the exception, for they say "keep".
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::retention::backups::live_claims;
+use super::retention::wal::{Needed, Tree};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::{History, TimelineId};
+use crate::repo::event;
+use crate::repo::facts::Runs;
+use crate::repo::inventory::HistoryFile;
+use crate::repo::layout::BackupId;
+use crate::repo::survey::{Manifest, Root, Subject, Survey};
+use crate::store::Key;
+
+/// Something that is not copied, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// A backup or a timeline, as people name it.
+    pub what: String,
+    /// Why not.
+    pub why: String,
+    /// The two repositories contradict one another.
+    pub is_conflict: bool,
+}
+
+/// What is copied.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Lacking {
+    /// History files.
+    pub histories: Vec<TimelineId>,
+    /// Whole segments, as runs, ascending per timeline.
+    pub segments: BTreeMap<TimelineId, Runs>,
+    /// Partial segments and backup history files.
+    pub files: Vec<WalFileName>,
+    /// Pieces of segments that are not whole.
+    pub increments: Vec<Key>,
+    /// Refused copies, with the name each was offered under.
+    pub refused: Vec<(WalFileName, Key)>,
+    /// Backups, oldest first.
+    pub backups: Vec<BackupId>,
+    /// Pins of backups that both have or will have: subject and the last part of the key.
+    pub pins: Vec<(BackupId, String)>,
+    /// What both have and is compared: where histories of two servers would show.
+    pub compared: Vec<SegmentName>,
+    /// Segments that nothing over there needs.
+    pub unneeded_segments: u64,
+    /// What is not copied.
+    pub left_out: Vec<LeftOut>,
+}
+
+impl Lacking {
+    /// How many segments are copied.
+    pub fn segment_count(&self) -> u64 {
+        self.segments.values().map(Runs::count).sum()
+    }
+
+    /// Whether the other side lacks nothing that it may be given.
+    pub fn is_empty(&self) -> bool {
+        self.histories.is_empty()
+            && self.segments.is_empty()
+            && self.files.is_empty()
+            && self.increments.is_empty()
+            && self.refused.is_empty()
+            && self.backups.is_empty()
+            && self.pins.is_empty()
+    }
+}
+
+/// Computes what `to` lacks of `from`; with `everything` also what it may have expired.
+pub fn lacking(from: &Survey, to: &Survey, everything: bool, now: TimestampTz) -> Lacking {
+    let mut asked = Asked {
+        from,
+        to,
+        everything,
+        floor: floor(to, now),
+        torn: BTreeSet::new(),
+        out: Lacking::default(),
+    };
+    asked.histories();
+    asked.backups();
+    let merged = asked.merged();
+    let tree = Tree::new(&merged);
+    let needed = asked.needed(&merged, &tree);
+    asked.wal(needed.as_ref());
+    asked.beside(needed.as_ref());
+    asked.pins();
+    asked.out
+}
+
+/// The place of a backup among others: by timeline and position, as retention orders them.
+type Order = (TimelineId, Lsn, BackupId);
+
+fn order(id: &BackupId, root: &Root) -> Order {
+    (root.timeline, root.stop_lsn, id.clone())
+}
+
+/// The oldest backup that the side keeps of its own accord: neither marked, nor held by a pin or a claim alone. The newest that is not
+/// marked is kept by any retention, whatever else holds it.
+fn floor(to: &Survey, now: TimestampTz) -> Option<Order> {
+    let is_marked = |s: &Subject| !event::standing(&s.events, "expire", "unexpire").is_empty();
+    let is_held = |s: &Subject| is_pinned(s) || !live_claims(&s.events, now).is_empty();
+    let unmarked = || committed(to).filter(|(_, subject, _)| !is_marked(subject));
+    let kept = unmarked().filter(|(_, subject, _)| !is_held(subject));
+    let kept = kept.map(|(id, _, root)| order(id, root)).min();
+    kept.or_else(|| unmarked().map(|(id, _, root)| order(id, root)).max())
+}
+
+fn committed(survey: &Survey) -> impl Iterator<Item = (&BackupId, &Subject, &Root)> {
+    survey
+        .ids
+        .iter()
+        .filter_map(|(id, subject)| match &subject.manifest {
+            Manifest::Committed(root) => Some((id, subject, root.as_ref())),
+            _ => None,
+        })
+}
+
+fn is_pinned(subject: &Subject) -> bool {
+    !event::standing(&subject.events, "pin", "unpin").is_empty()
+}
+
+struct Asked<'a> {
+    from: &'a Survey,
+    to: &'a Survey,
+    everything: bool,
+    floor: Option<Order>,
+    /// Timelines of which the two have different histories.
+    torn: BTreeSet<TimelineId>,
+    out: Lacking,
+}
+
+impl Asked<'_> {
+    fn leave_out(&mut self, what: String, why: impl Into<String>, is_conflict: bool) {
+        self.out.left_out.push(LeftOut {
+            what,
+            why: why.into(),
+            is_conflict,
+        });
+    }
+
+    fn histories(&mut self) {
+        for (id, timeline) in &self.from.timelines {
+            let there = self.to.timelines.get(id).map(|t| &t.history);
+            match (&timeline.history, there) {
+                (HistoryFile::Known(own), Some(HistoryFile::Known(other)))
+                    if !is_same(own, other) =>
+                {
+                    self.torn.insert(*id);
+                    let what = format!("timeline {}", id.decimal());
+                    let why = "its history is another one in each of the two: two servers were promoted to the same number";
+                    self.leave_out(what, why, true);
+                }
+                (HistoryFile::Known(_), None | Some(HistoryFile::Absent)) => {
+                    self.out.histories.push(*id);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn backups(&mut self) {
+        let from = self.from;
+        let mut chosen: Vec<Order> = Vec::new();
+        for (id, subject, root) in committed(from) {
+            match self.why_not(id, subject, root) {
+                None => {}
+                Some(Verdict::Copy) => chosen.push(order(id, root)),
+                Some(Verdict::Leave(why, is_conflict)) => {
+                    self.leave_out(format!("backup {id}"), why, is_conflict);
+                }
+            }
+        }
+        chosen.sort();
+        self.out.backups = chosen.into_iter().map(|(_, _, id)| id).collect();
+    }
+
+    /// `None` when it is there already.
+    fn why_not(&self, id: &BackupId, subject: &Subject, root: &Root) -> Option<Verdict> {
+        let leave = |why: &str| Some(Verdict::Leave(why.to_owned(), false));
+        let there = self.to.ids.get(id);
+        if let Some(there) = there
+            && let (Some(own), Some(other)) = (subject.begin(), there.begin())
+            && own.event.nonce != other.event.nonce
+        {
+            let why = "another backup has the same id there".to_owned();
+            return Some(Verdict::Leave(why, true));
+        }
+        match there.map(|s| &s.manifest) {
+            Some(Manifest::Committed(_)) => return None,
+            Some(Manifest::Tombstone(_)) => {
+                return leave(
+                    "an unfinished copy of it was given up there by pitr expire; the id is free again 30 days later",
+                );
+            }
+            Some(Manifest::Unreadable) => {
+                return leave("what is there under its id cannot be read");
+            }
+            Some(Manifest::Absent) | None => {}
+        }
+        if [root.start_timeline, root.timeline]
+            .iter()
+            .any(|t| self.torn.contains(t))
+        {
+            return leave("the two have different histories of its timeline");
+        }
+        let events = &subject.events;
+        if !event::standing(events, "expire", "unexpire").is_empty() {
+            return leave("it is marked for deletion");
+        }
+        if let Some(found) = event::standing(events, "damaged", "healed").first() {
+            let detail = found.event.detail.as_deref().unwrap_or("no detail");
+            let why = format!("a check found it damaged: {detail}");
+            return Some(Verdict::Leave(why, false));
+        }
+        if self.is_below_floor(id, root) && !is_pinned(subject) && !self.everything {
+            return leave("it is older than every backup kept there; --all copies it");
+        }
+        Some(Verdict::Copy)
+    }
+
+    fn is_below_floor(&self, id: &BackupId, root: &Root) -> bool {
+        self.floor.as_ref().is_some_and(|f| order(id, root) < *f)
+    }
+
+    /// The receiving side as it will be.
+    fn merged(&self) -> Survey {
+        let mut merged = Survey::empty(self.to.segment_size);
+        for side in [self.to, self.from] {
+            for (id, timeline) in &side.timelines {
+                let into = merged.timelines.entry(*id).or_default();
+                if !matches!(into.history, HistoryFile::Known(_)) {
+                    into.history = timeline.history.clone();
+                }
+                into.segments = std::mem::take(&mut into.segments).union(timeline.segments.clone());
+            }
+        }
+        for (id, subject, _) in committed(self.to) {
+            merged.ids.insert(id.clone(), subject.clone());
+        }
+        for id in &self.out.backups {
+            if let Some(subject) = self.from.ids.get(id) {
+                merged.ids.insert(id.clone(), subject.clone());
+            }
+        }
+        merged
+    }
+
+    /// The WAL that the receiving side will need; `None` = all, because nothing tells.
+    fn needed(&self, merged: &Survey, tree: &Tree<'_>) -> Option<Needed> {
+        if self.everything || committed(merged).next().is_none() {
+            return None;
+        }
+        let mut needed = Needed::default();
+        for (id, _, root) in committed(merged) {
+            let end = root.consistent_lsn.max(root.stop_lsn);
+            // What retention holds of an old one there is the way to its end, unless the WAL goes on behind it.
+            if self.is_below_floor(id, root) && !self.is_followed(tree, root, end) {
+                tree.need_path(root.timeline, root.start_lsn, end, &mut needed);
+            } else {
+                tree.need_from(root.timeline, root.start_lsn, root.stop_lsn, &mut needed);
+            }
+            if root.start_timeline != root.timeline {
+                tree.need_path(root.timeline, root.start_lsn, root.stop_lsn, &mut needed);
+            }
+        }
+        Some(needed)
+    }
+
+    fn is_followed(&self, tree: &Tree<'_>, root: &Root, end: Lsn) -> bool {
+        let next = SegmentNumber::ending_at(end, self.to.segment_size).next();
+        let holder = tree.holder(root.timeline, next);
+        let there = self.to.timelines.get(&holder);
+        there.is_some_and(|t| t.segments.contains(next))
+    }
+
+    fn wal(&mut self, needed: Option<&Needed>) {
+        let nothing = Runs::default();
+        for (id, timeline) in &self.from.timelines {
+            if self.torn.contains(id) {
+                continue;
+            }
+            let there = self.to.timelines.get(id).map_or(&nothing, |t| &t.segments);
+            let mut lacking = timeline.segments.minus(there);
+            if let Some(needed) = needed {
+                let rest = Runs::from_runs(needed.rest(*id, &lacking));
+                self.out.unneeded_segments += rest.count();
+                lacking = lacking.minus(&rest);
+            }
+            self.compare(*id, there, &timeline.segments, &lacking);
+            if !lacking.is_empty() {
+                self.out.segments.insert(*id, lacking);
+            }
+        }
+    }
+
+    /// The last segment that both have, and those beside what is copied.
+    fn compare(&mut self, timeline: TimelineId, there: &Runs, here: &Runs, lacking: &Runs) {
+        let both = here.minus(&here.minus(there));
+        let mut numbers = BTreeSet::new();
+        numbers.extend(both.bounds().map(|(_, last)| last.0));
+        for (first, last) in lacking.iter() {
+            numbers.extend(first.0.checked_sub(1));
+            numbers.insert(last.next().0);
+        }
+        let names = numbers
+            .into_iter()
+            .map(SegmentNumber)
+            .filter(|n| both.contains(*n))
+            .filter_map(|n| n.name(timeline, self.to.segment_size));
+        self.out.compared.extend(names);
+    }
+
+    /// What goes with its segment.
+    fn beside(&mut self, needed: Option<&Needed>) {
+        let size = self.to.segment_size;
+        let is_needed = |name: SegmentName| {
+            let number = name.number(size).ok();
+            number.is_some_and(|n| needed.is_none_or(|needed| needed.contains(name.timeline, n)))
+        };
+        for (id, timeline) in &self.from.timelines {
+            if self.torn.contains(id) {
+                continue;
+            }
+            let there = self.to.timelines.get(id);
+            let partials = timeline.partials.iter().filter(|p| is_needed(**p));
+            let partials = partials.filter(|p| there.is_none_or(|t| !t.partials.contains(p)));
+            self.out
+                .files
+                .extend(partials.map(|p| WalFileName::Partial(*p)));
+        }
+        let torn = &self.torn;
+        let labels = self.from.labels.iter().filter(|l| match l {
+            WalFileName::BackupHistory { segment, .. } => {
+                is_needed(*segment) && !torn.contains(&segment.timeline)
+            }
+            _ => false,
+        });
+        let labels = labels.filter(|l| !self.to.labels.contains(l));
+        self.out.files.extend(labels.copied());
+        let known: BTreeSet<&Key> = self.to.increments.values().flatten().collect();
+        for (segment, keys) in &self.from.increments {
+            let is_whole = |survey: &Survey| {
+                let runs = survey.timelines.get(&segment.timeline).map(|t| &t.segments);
+                let number = segment.number(size).ok();
+                runs.zip(number).is_some_and(|(r, n)| r.contains(n))
+            };
+            if is_needed(*segment)
+                && !torn.contains(&segment.timeline)
+                && !is_whole(self.from)
+                && !is_whole(self.to)
+            {
+                let keys = keys.iter().filter(|k| !known.contains(k));
+                self.out.increments.extend(keys.cloned());
+            }
+        }
+        let known: BTreeSet<&Key> = self.to.conflicts.iter().map(|(_, key)| key).collect();
+        let refused = self.from.conflicts.iter().filter(|(name, key)| {
+            let is_wanted = match name {
+                WalFileName::History(_) => true,
+                WalFileName::Segment(s)
+                | WalFileName::Partial(s)
+                | WalFileName::BackupHistory { segment: s, .. } => is_needed(*s),
+            };
+            is_wanted && !known.contains(key)
+        });
+        self.out.refused = refused.cloned().collect();
+    }
+
+    fn pins(&mut self) {
+        for (id, subject, _) in committed(self.from) {
+            let there = self.to.ids.get(id);
+            let is_there = there.is_some_and(|s| matches!(s.manifest, Manifest::Committed(_)));
+            if !is_there && !self.out.backups.contains(id) {
+                continue;
+            }
+            let has = |name: &str| there.is_some_and(|s| s.events.iter().any(|e| e.name == name));
+            let pins = subject
+                .events
+                .iter()
+                .filter(|e| ["pin", "unpin"].contains(&e.event.event.as_str()))
+                .filter(|e| !has(&e.name));
+            self.out
+                .pins
+                .extend(pins.map(|e| (id.clone(), e.name.clone())));
+        }
+    }
+}
+
+enum Verdict {
+    Copy,
+    /// Why not, and whether the two contradict one another.
+    Leave(String, bool),
+}
+
+/// The reasons may differ: they are text for people.
+fn is_same(a: &History, b: &History) -> bool {
+    let bare = |h: &History| -> Vec<(TimelineId, Lsn)> {
+        let ancestors = h.ancestors().iter();
+        ancestors.map(|a| (a.timeline, a.switch_lsn)).collect()
+    };
+    bare(a) == bare(b)
+}

@@ -1,0 +1,554 @@
+//! The keys of an encrypted repository: read from the host's files, and opened with what the repository keeps for its recipients.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::json;
+use super::layout;
+use crate::config::{self, Encryption};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::seal::{
+    Access, Contents, Drawn, EPOCH, KeySetId, MacKey, PrivateHalf, PublicHalf, Recipient, Secret32,
+    hex, is_recipient_name, public_of, unhex,
+};
+use crate::store::{Key, Published, Store};
+
+/// The kind in the JSON of a recipient.
+pub const RECIPIENT: &str = "recipient";
+/// The kind of a writer's file.
+const WRITER: &str = "pitr writer keys";
+/// The kind of a recipient's key file.
+const READER: &str = "pitr recipient key";
+/// The kind of the public part of it.
+const PUBLIC: &str = "pitr recipient";
+/// No file of keys is longer.
+const FILE_LIMIT_BYTES: u64 = 1 << 20;
+/// Recipients with a passphrase that are tried: each costs a second.
+const PASSPHRASES: usize = 8;
+
+/// Fills a buffer with random bytes that nobody can guess.
+pub type Random = fn(&mut [u8]) -> Result<()>;
+
+/// The system's random bytes.
+///
+/// # Errors
+/// `Internal` when the system has none.
+pub fn system_random(out: &mut [u8]) -> Result<()> {
+    let mut filled = 0;
+    while let Some(rest) = out.get_mut(filled..).filter(|r| !r.is_empty()) {
+        match rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()) {
+            Ok(n) => filled += n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(err!(Internal, "the system gives no random bytes").source(e)),
+        }
+    }
+    Ok(())
+}
+
+/// 32 random bytes.
+pub fn draw(random: Random) -> Result<Secret32> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    random(&mut *bytes)?;
+    Ok(Secret32::new(*bytes))
+}
+
+/// What a host knows of a repository's key set.
+pub struct Keys {
+    /// Which it is, as the marker says.
+    pub id: KeySetId,
+    /// What objects are sealed to.
+    pub public: Option<PublicHalf>,
+    /// What proves them.
+    pub mac: Option<MacKey>,
+    /// What opens them.
+    pub private: Option<PrivateHalf>,
+    /// Where randomness comes from.
+    pub random: Random,
+}
+
+impl Keys {
+    /// What a new object needs of randomness.
+    pub fn drawn(&self) -> Result<Drawn> {
+        Ok(Drawn {
+            object_key: draw(self.random)?,
+            ephemeral: draw(self.random)?,
+        })
+    }
+
+    /// Reads the keys that are configured, for the repository whose marker names `id`.
+    ///
+    /// # Errors
+    /// `Key` when one is missing, wrong, or open to others; `Damaged` when what the repository keeps of it is.
+    pub fn load(store: &dyn Store, id: KeySetId, from: Option<&Encryption>) -> Result<Keys> {
+        let mut keys = Keys {
+            id,
+            public: None,
+            mac: None,
+            private: None,
+            random: system_random,
+        };
+        let Some(from) = from else {
+            return Ok(keys);
+        };
+        if let Some(path) = &from.key_set {
+            let writer = WriterFile::read(path)?;
+            let (public, mac) = writer.keys(path)?;
+            same_set(mac.id(), id, path)?;
+            keys.public = Some(public);
+            keys.mac = Some(mac);
+        }
+        if let Some(contents) = contents(store, id, from)? {
+            let public = public_of(&contents.private)?;
+            if keys.public.is_some_and(|known| known != public) {
+                return Err(err!(
+                    Key,
+                    "the writer's file and the recipient's keys are of two pairs"
+                ));
+            }
+            keys.public = Some(public);
+            keys.mac = Some(contents.mac);
+            keys.private = Some(contents.private);
+        }
+        Ok(keys)
+    }
+}
+
+fn same_set(found: KeySetId, wanted: KeySetId, path: &Path) -> Result<()> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(err!(
+        Key,
+        "the repository is encrypted with key set {wanted}, and \"{}\" is of key set {found}",
+        path.display()
+    )
+    .hint("Nothing was read or written. Name the key file of this repository, or look whether this is the right repository."))
+}
+
+/// What the configured recipient gets at; `None` when none is configured.
+fn contents(store: &dyn Store, id: KeySetId, from: &Encryption) -> Result<Option<Contents>> {
+    let opened = if let Some(path) = &from.key_file {
+        let file = ReaderFile::read(path)?;
+        if let Some(pinned) = &file.key_set {
+            same_set(pinned.parse()?, id, path)?;
+        }
+        let stored = recipient(store, &file.recipient)?;
+        let stored = stored.ok_or_else(|| no_access(&file.recipient, store))?;
+        stored.open(&Access::Key(&file.private(path)?))
+    } else if from.has_passphrase() {
+        open_with_passphrase(store, &passphrase(from)?).map(|(_, contents)| contents)
+    } else {
+        return Ok(None);
+    };
+    let contents = opened.map_err(|e| match e.code() {
+        Code::Key => e.hint("Nothing was read. Check that key file or passphrase are those of this repository: pitr doctor."),
+        _ => e,
+    })?;
+    if contents.mac.id() != id {
+        return Err(err!(
+            Damaged,
+            "the repository's marker names key set {id}, its recipients are of {}",
+            contents.mac.id()
+        ));
+    }
+    Ok(Some(contents))
+}
+
+fn no_access(name: &str, store: &dyn Store) -> Error {
+    err!(
+        Key,
+        "\"{}\" has no keys for recipient \"{name}\"",
+        store.location()
+    )
+    .hint("Nothing was read. Its access was withdrawn, or was never given: somebody who has access gives it with pitr repo rewrap.")
+}
+
+/// What the repository keeps for a recipient.
+pub fn recipient(store: &dyn Store, name: &str) -> Result<Option<Recipient>> {
+    let key = layout::recipient(EPOCH, name)?;
+    let read: Option<Recipient> = json::read(store, &key, RECIPIENT, json::LIMIT_BYTES)?;
+    match read {
+        Some(r) if r.recipient != name || r.epoch != EPOCH => {
+            Err(err!(Damaged, "object \"{key}\" is of another recipient"))
+        }
+        other => Ok(other),
+    }
+}
+
+/// Names of the recipients, sorted.
+pub fn recipient_names(store: &dyn Store) -> Result<Vec<String>> {
+    let mut names: Vec<String> = store
+        .list(&layout::recipients(EPOCH))?
+        .into_iter()
+        .filter(|l| !l.is_prefix && is_recipient_name(&l.name))
+        .map(|l| l.name)
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Stores what one recipient opens; the same being there is fine.
+///
+/// # Errors
+/// `Refused` when the name is another recipient's.
+pub fn give_access(store: &dyn Store, recipient: &Recipient) -> Result<()> {
+    let key = layout::recipient(EPOCH, &recipient.recipient)?;
+    if json::write(store, &key, RECIPIENT, recipient)? == Published::Created {
+        return Ok(());
+    }
+    match self::recipient(store, &recipient.recipient)? {
+        Some(stored) if stored == *recipient => Ok(()),
+        _ => Err(err!(
+            Refused,
+            "recipient \"{}\" has keys in \"{}\" already",
+            recipient.recipient,
+            store.location()
+        )
+        .hint("Nothing was changed. Choose another name.")),
+    }
+}
+
+/// Takes away what one recipient opens; `false` when it had nothing.
+pub fn withdraw(store: &dyn Store, name: &str) -> Result<bool> {
+    store.delete(&layout::recipient(EPOCH, name)?)
+}
+
+/// What was opened with a passphrase, by what it was opened from: deriving a key takes long, on purpose.
+static OPENED: Mutex<BTreeMap<[u8; 32], Contents>> = Mutex::new(BTreeMap::new());
+
+/// The name of the recipient as which the repository is read.
+///
+/// # Errors
+/// Those of [`Keys::load`].
+pub fn own_name(store: &dyn Store, from: &Encryption) -> Result<Option<String>> {
+    if let Some(path) = &from.key_file {
+        return Ok(Some(ReaderFile::read(path)?.recipient));
+    }
+    if !from.has_passphrase() {
+        return Ok(None);
+    }
+    open_with_passphrase(store, &passphrase(from)?).map(|(name, _)| Some(name))
+}
+
+fn open_with_passphrase(store: &dyn Store, passphrase: &[u8]) -> Result<(String, Contents)> {
+    let mut tried = 0;
+    // What is damaged, or was put there by a stranger, must not keep the passphrase from the recipient that it opens.
+    let mut unusable: Option<Error> = None;
+    for name in recipient_names(store)? {
+        let stored = match recipient(store, &name) {
+            Ok(stored) => stored.filter(Recipient::has_passphrase),
+            Err(e) if is_of_the_recipient(&e) => {
+                unusable.get_or_insert(e);
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        let Some(stored) = stored else {
+            continue;
+        };
+        let mut from = blake3::Hasher::new_derive_key("pitr recipients opened by this process");
+        from.update(passphrase);
+        from.update(&json::encode(&Key::new("keys")?, RECIPIENT, &stored)?);
+        let from = *from.finalize().as_bytes();
+        let known = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(contents) = known.get(&from) {
+            return Ok((name, contents.clone()));
+        }
+        drop(known);
+        match stored.open(&Access::Passphrase(passphrase)) {
+            Ok(contents) => {
+                let mut known = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+                known.insert(from, contents.clone());
+                return Ok((name, contents));
+            }
+            // Parameters that no recipient of pitr has are refused before any work: that is no try.
+            Err(e) if is_of_the_recipient(&e) => {
+                unusable.get_or_insert(e);
+            }
+            Err(e) if e.code() == Code::Key && tried + 1 < PASSPHRASES => tried += 1,
+            Err(e) => return Err(e),
+        }
+    }
+    if let Some(e) = unusable {
+        return Err(e.context("open a recipient with the passphrase, which opens no other"));
+    }
+    Err(match tried {
+        0 => err!(
+            Key,
+            "\"{}\" has no recipient with a passphrase",
+            store.location()
+        ),
+        _ => err!(Key, "the passphrase is not that of any recipient"),
+    })
+}
+
+/// Whether the object of one recipient cannot be used, whoever asks.
+fn is_of_the_recipient(e: &Error) -> bool {
+    matches!(e.code(), Code::Damaged | Code::Unsupported)
+}
+
+/// Passphrases that were read from a descriptor, which can be done once only.
+static FROM_DESCRIPTORS: Mutex<BTreeMap<i32, Zeroizing<Vec<u8>>>> = Mutex::new(BTreeMap::new());
+
+/// The passphrase that is configured.
+///
+/// # Errors
+/// `Key` when there is none where it should be.
+pub fn passphrase(from: &Encryption) -> Result<Zeroizing<Vec<u8>>> {
+    let mut text = if let Some(path) = &from.passphrase_file {
+        read_secret(path)?
+    } else if let Some(number) = from.passphrase_fd {
+        let mut known = FROM_DESCRIPTORS
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match known.get(&number) {
+            Some(text) => text.clone(),
+            None => {
+                let text = read_descriptor(number)?;
+                known.insert(number, text.clone());
+                text
+            }
+        }
+    } else {
+        let text = from.passphrase.as_ref().map(config::Secret::expose);
+        Zeroizing::new(text.unwrap_or_default().as_bytes().to_vec())
+    };
+    while text.last().is_some_and(|b| *b == b'\n' || *b == b'\r') {
+        text.pop();
+    }
+    match text.is_empty() {
+        true => Err(err!(Key, "the passphrase is empty")),
+        false => Ok(text),
+    }
+}
+
+fn read_descriptor(number: i32) -> Result<Zeroizing<Vec<u8>>> {
+    let failed = |e| err!(Key, "could not read a passphrase from descriptor {number}").source(e);
+    let file = File::open(format!("/proc/self/fd/{number}")).map_err(failed)?;
+    let mut text = Zeroizing::new(Vec::with_capacity(4096));
+    file.take(4096).read_to_end(&mut text).map_err(failed)?;
+    Ok(text)
+}
+
+/// Reads a file that holds a secret, and that nobody else may read.
+fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+    let shown = path.display();
+    let failed = |e| {
+        err!(Key, "could not read key file \"{shown}\"")
+            .source(e)
+            .hint("Without it nothing that is encrypted can be used. Name the file where it is, and let the user that runs pitr read it.")
+    };
+    let file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let own = rustix::process::geteuid().as_raw();
+    if !metadata.is_file() || metadata.len() > FILE_LIMIT_BYTES {
+        return Err(err!(Key, "\"{shown}\" is not a key file"));
+    }
+    if metadata.mode() & 0o077 != 0 {
+        return Err(err!(
+            Key,
+            "key file \"{shown}\" is open to other users: its mode is {:04o}",
+            metadata.mode() & 0o7777
+        )
+        .hint(format!("Take the right away: chmod 600 {shown}")));
+    }
+    if ![own, 0].contains(&metadata.uid()) && own != 0 {
+        return Err(err!(
+            Key,
+            "key file \"{shown}\" belongs to user {}, not to user {own} or root",
+            metadata.uid()
+        ));
+    }
+    let mut text = Zeroizing::new(Vec::with_capacity(
+        usize::try_from(metadata.len()).unwrap_or(0) + 1,
+    ));
+    file.take(FILE_LIMIT_BYTES)
+        .read_to_end(&mut text)
+        .map_err(failed)?;
+    Ok(text)
+}
+
+fn parse<'a, T: Deserialize<'a>>(path: &Path, text: &'a [u8]) -> Result<T> {
+    // What the parser says could show a part of the file.
+    serde_json::from_slice(text).map_err(|_| not_one(path))
+}
+
+fn not_one(path: &Path) -> Error {
+    err!(
+        Key,
+        "\"{}\" is not a key file of the kind that is needed",
+        path.display()
+    )
+    .hint("\"pitr repo keygen\" makes them.")
+}
+
+/// What a host that only writes has of a key set.
+#[derive(Serialize, Deserialize)]
+pub struct WriterFile {
+    kind: String,
+    key_set: String,
+    epoch: u32,
+    public_half: String,
+    mac_key: Zeroizing<String>,
+    /// What `init` puts into a repository.
+    recipients: Vec<Recipient>,
+}
+
+impl WriterFile {
+    /// The file of a key set that was just made.
+    pub fn new(contents: &Contents, recipients: Vec<Recipient>) -> Result<WriterFile> {
+        Ok(WriterFile {
+            kind: WRITER.into(),
+            key_set: contents.mac.id().to_string(),
+            epoch: EPOCH,
+            public_half: hex(&public_of(&contents.private)?.0),
+            mac_key: Zeroizing::new(hex(contents.mac.secret().expose())),
+            recipients,
+        })
+    }
+
+    /// # Errors
+    /// `Key` when it is none, or open to others.
+    pub fn read(path: &Path) -> Result<WriterFile> {
+        let text = read_secret(path)?;
+        let file: WriterFile = parse(path, &text)?;
+        match file.kind == WRITER && file.epoch == EPOCH {
+            true => Ok(file),
+            false => Err(not_one(path)),
+        }
+    }
+
+    /// As it is written.
+    pub fn text(&self) -> Result<Zeroizing<Vec<u8>>> {
+        pretty(self)
+    }
+
+    /// The recipients that the key set began with.
+    pub fn recipients(&self) -> &[Recipient] {
+        &self.recipients
+    }
+
+    /// Its key set.
+    ///
+    /// # Errors
+    /// `Key` when the keys do not belong to it.
+    pub fn keys(&self, path: &Path) -> Result<(PublicHalf, MacKey)> {
+        let public = unhex(&self.public_half).map(PublicHalf);
+        let public = public.ok_or_else(|| not_one(path))?;
+        let secret = Secret32::from_hex(&self.mac_key).ok_or_else(|| not_one(path))?;
+        let mac = MacKey::new(secret, &public)?;
+        match mac.id().to_string() == self.key_set {
+            true => Ok((public, mac)),
+            false => Err(err!(
+                Key,
+                "\"{}\" was changed since it was made: the keys in it do not belong together",
+                path.display()
+            )
+            .hint("Nothing was read or written. Take the file as \"pitr repo keygen\" made it.")),
+        }
+    }
+}
+
+/// What a recipient keeps.
+#[derive(Serialize, Deserialize)]
+pub struct ReaderFile {
+    kind: String,
+    /// The name under which repositories keep what it opens.
+    pub recipient: String,
+    private_key: Zeroizing<String>,
+    /// The only key set that it is for, where it was made together with it: nobody can then pass off another repository as this one.
+    key_set: Option<String>,
+}
+
+impl ReaderFile {
+    /// The file of a pair that was just made.
+    pub fn new(name: &str, private: &PrivateHalf, key_set: Option<KeySetId>) -> ReaderFile {
+        ReaderFile {
+            kind: READER.into(),
+            recipient: name.to_owned(),
+            private_key: Zeroizing::new(hex(private.0.expose())),
+            key_set: key_set.map(|id| id.to_string()),
+        }
+    }
+
+    /// # Errors
+    /// `Key` when it is none, or open to others.
+    pub fn read(path: &Path) -> Result<ReaderFile> {
+        let text = read_secret(path)?;
+        let file: ReaderFile = parse(path, &text)?;
+        match file.kind == READER && is_recipient_name(&file.recipient) {
+            true => Ok(file),
+            false => Err(not_one(path)),
+        }
+    }
+
+    /// The private key.
+    pub fn private(&self, path: &Path) -> Result<PrivateHalf> {
+        let secret = Secret32::from_hex(&self.private_key).ok_or_else(|| not_one(path))?;
+        Ok(PrivateHalf(secret))
+    }
+
+    /// As it is written.
+    pub fn text(&self) -> Result<Zeroizing<Vec<u8>>> {
+        pretty(self)
+    }
+}
+
+/// What may be known of a recipient with a pair.
+#[derive(Serialize, Deserialize)]
+pub struct PublicFile {
+    kind: String,
+    /// Its name.
+    pub recipient: String,
+    public_key: String,
+}
+
+impl PublicFile {
+    /// The file of a pair that was just made.
+    pub fn new(name: &str, public: &PublicHalf) -> PublicFile {
+        PublicFile {
+            kind: PUBLIC.into(),
+            recipient: name.to_owned(),
+            public_key: hex(&public.0),
+        }
+    }
+
+    /// # Errors
+    /// `Key` when it is none.
+    pub fn read(path: &Path) -> Result<PublicFile> {
+        let text = std::fs::read(path);
+        let text =
+            text.map_err(|e| err!(Key, "could not read \"{}\"", path.display()).source(e))?;
+        let file: PublicFile = parse(path, &text)?;
+        match file.kind == PUBLIC && is_recipient_name(&file.recipient) {
+            true => Ok(file),
+            false => Err(not_one(path)),
+        }
+    }
+
+    /// The public key.
+    pub fn public(&self, path: &Path) -> Result<PublicHalf> {
+        let key = unhex(&self.public_key);
+        key.map(PublicHalf).ok_or_else(|| not_one(path))
+    }
+
+    /// As it is written.
+    pub fn text(&self) -> Result<Zeroizing<Vec<u8>>> {
+        pretty(self)
+    }
+}
+
+fn pretty(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>> {
+    let failed = |_| err!(Internal, "a key file could not be written");
+    let mut text = serde_json::to_vec_pretty(value).map_err(failed)?;
+    text.push(b'\n');
+    Ok(Zeroizing::new(text))
+}

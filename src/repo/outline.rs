@@ -1,0 +1,199 @@
+//! What of a sealed root stays plain (format, section 11): what a janitor without keys needs to expire, and nothing of what was backed up.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::backup::{BackupKind, BackupRoot, LayerRef, Method, PackRef, Shard, decimal};
+use super::container::{history_facts, history_text};
+use super::layout::{BackupId, PartName};
+use crate::err;
+use crate::error::Result;
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::{History, TimelineId};
+
+/// The facts of a root.
+#[derive(Serialize, Deserialize)]
+struct Outline {
+    id: BackupId,
+    nonce: String,
+    backup_kind: BackupKind,
+    method: Method,
+    cluster: String,
+    #[serde(with = "decimal")]
+    system_identifier: u64,
+    major: u32,
+    start_lsn: Lsn,
+    stop_lsn: Lsn,
+    consistent_lsn: Lsn,
+    checkpoint_lsn: Lsn,
+    start_timeline: u32,
+    timeline: u32,
+    history: Value,
+    start_time: TimestampTz,
+    stop_time: TimestampTz,
+    from_standby: bool,
+    size_bytes: u64,
+    stored_bytes: u64,
+    file_count: u64,
+    damage_count: u64,
+    damaged: bool,
+    layers: Parts,
+    packs: Parts,
+}
+
+/// Layers or packs, as runs of numbers by the backup that wrote them.
+type Parts = BTreeMap<BackupId, Vec<(u32, u32)>>;
+
+fn parts<'a>(names: impl Iterator<Item = &'a PartName>) -> Parts {
+    let mut sorted: Vec<&PartName> = names.collect();
+    sorted.sort();
+    sorted.dedup();
+    let mut parts = Parts::new();
+    for name in sorted {
+        let runs = parts.entry(name.id.clone()).or_default();
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == name.number => *last = name.number,
+            _ => runs.push((name.number, name.number)),
+        }
+    }
+    parts
+}
+
+/// The names in `parts`; a part has six digits, so that there cannot be endlessly many.
+fn names(parts: &Parts) -> Result<Vec<PartName>> {
+    let mut names = Vec::new();
+    for (id, runs) in parts {
+        let mut after = None;
+        for &(first, last) in runs {
+            if last > 999_999 || first > last || after.is_some_and(|a| first <= a) {
+                return Err(err!(Damaged, "the parts of a root are not in order"));
+            }
+            after = Some(last);
+            names.extend((first..=last).map(|number| PartName {
+                id: id.clone(),
+                number,
+            }));
+        }
+    }
+    Ok(names)
+}
+
+/// What stays plain of `root`.
+///
+/// # Errors
+/// `Damaged` when its history cannot be read.
+pub fn facts(root: &BackupRoot) -> Result<Map<String, Value>> {
+    let history = match (&root.history, &root.history_hex) {
+        (Some(text), _) => Some(text.as_bytes().to_vec()),
+        (None, Some(hex)) => super::backup::unhex(hex),
+        (None, None) => None,
+    };
+    let timeline = TimelineId::new(root.timeline);
+    let history = match (history, timeline) {
+        (Some(text), Some(timeline)) => history_facts(&History::parse(timeline, &text)?),
+        _ => Value::Null,
+    };
+    let outline = Outline {
+        id: root.id.clone(),
+        nonce: root.nonce.clone(),
+        backup_kind: root.backup_kind,
+        method: root.method,
+        cluster: root.cluster.clone(),
+        system_identifier: root.system_identifier,
+        major: root.major,
+        start_lsn: root.start_lsn,
+        stop_lsn: root.stop_lsn,
+        consistent_lsn: root.consistent_lsn,
+        checkpoint_lsn: root.checkpoint_lsn,
+        start_timeline: root.start_timeline,
+        timeline: root.timeline,
+        history,
+        start_time: root.start_time,
+        stop_time: root.stop_time,
+        from_standby: root.from_standby,
+        size_bytes: root.size_bytes,
+        stored_bytes: root.stored_bytes,
+        file_count: root.file_count,
+        damage_count: root.damage_count,
+        damaged: root.is_damaged(),
+        layers: parts(
+            root.shards
+                .iter()
+                .flat_map(|s| &s.layers)
+                .map(|layer| &layer.key),
+        ),
+        packs: parts(root.packs.iter().map(|pack| &pack.key)),
+    };
+    match serde_json::to_value(outline) {
+        Ok(Value::Object(facts)) => Ok(facts),
+        _ => Err(err!(Internal, "the facts of a root are no object")),
+    }
+}
+
+/// The root as far as it can be known without a key: for expiry, not for a restore.
+///
+/// # Errors
+/// `Damaged` when they are not those of a root.
+pub fn root(facts: &Value) -> Result<BackupRoot> {
+    let known: Outline = serde_json::from_value(facts.clone())
+        .map_err(|e| err!(Damaged, "what stays plain of a root is not whole").source(e))?;
+    let layers = names(&known.layers)?.into_iter().map(|key| LayerRef {
+        key,
+        offset: 0,
+        length: 0,
+        hash: String::new(),
+    });
+    let packs = names(&known.packs)?.into_iter().map(|key| PackRef {
+        key,
+        size_bytes: 0,
+        live_frames: 0,
+        live_bytes: 0,
+    });
+    Ok(BackupRoot {
+        id: known.id,
+        nonce: known.nonce,
+        backup_kind: known.backup_kind,
+        method: known.method,
+        prior: None,
+        label: String::new(),
+        cluster: known.cluster,
+        system_identifier: known.system_identifier,
+        major: known.major,
+        server_version_num: 0,
+        catalog_version: 0,
+        start_lsn: known.start_lsn,
+        stop_lsn: known.stop_lsn,
+        consistent_lsn: known.consistent_lsn,
+        checkpoint_lsn: known.checkpoint_lsn,
+        start_timeline: known.start_timeline,
+        timeline: known.timeline,
+        history: history_text(&known.history)?,
+        history_hex: None,
+        start_time: known.start_time,
+        stop_time: known.stop_time,
+        from_standby: known.from_standby,
+        data_checksums: false,
+        wal_segment_size_bytes: 0,
+        block_size_bytes: 0,
+        relseg_blocks: 0,
+        timezone: None,
+        tablespaces: Vec::new(),
+        file_count: known.file_count,
+        size_bytes: known.size_bytes,
+        stored_bytes: known.stored_bytes,
+        server_manifest: None,
+        damage: Vec::new(),
+        damage_count: known.damage_count,
+        damage_reported_by_server: known.damaged,
+        program: String::new(),
+        features: Vec::new(),
+        shards: vec![Shard {
+            first_key: String::new(),
+            layers: layers.collect(),
+        }],
+        packs: packs.collect(),
+    })
+}

@@ -1,0 +1,647 @@
+//! A store whose objects are sealed (format, section 11): what is created is encrypted on its way, what is read is proven and decrypted.
+//!
+//! Who holds only the public half and the MAC key creates objects and compares them; who holds no key at all sees what expiry needs.
+
+use std::io::{self, Write};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use serde_json::{Map, Value};
+
+use super::backup::{TOMBSTONE, Tombstone};
+use super::json;
+use super::keyring::Keys;
+use super::layout;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::time::TimestampTz;
+use crate::seal::{
+    self, CHUNK, EPOCH, FOOT_LIMIT_BYTES, Foot, HEAD, MacKey, Opener, Sealer, TAG, TAIL,
+};
+use crate::store::{
+    Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Opaque, Published, Store,
+};
+
+/// One read of this length usually has the foot.
+const TAIL_READ_BYTES: u64 = 16 << 10;
+/// Chunks that are read at once.
+const BATCH: u64 = 16;
+/// No tombstone is longer.
+const TOMBSTONE_LIMIT_BYTES: u64 = 4096;
+const NO_KEY: &str = "Configure the repository's encryption on this host: key_set for what writes, key_file or a passphrase for what reads.";
+
+/// Seals and opens what goes through it.
+pub struct SealedStore {
+    inner: Box<dyn Store>,
+    keys: Arc<Keys>,
+}
+
+impl SealedStore {
+    /// Wraps the store of a repository whose marker names the key set of `keys`.
+    pub fn new(inner: Box<dyn Store>, keys: Keys) -> SealedStore {
+        SealedStore {
+            inner,
+            keys: Arc::new(keys),
+        }
+    }
+
+    /// What this host has of the key set.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// The foot of an object, proven as far as the keys at hand allow; or a tombstone, which the janitor writes without a key.
+    fn foot(&self, key: &Key, object: &dyn Object) -> Result<Found> {
+        let size = object.size_bytes();
+        let wanted = size.min(TAIL_READ_BYTES);
+        let mut tail = read(object, size - wanted..size)?;
+        let length = tail.last_chunk::<TAIL>().and_then(seal::foot_length);
+        let Some(length) = length else {
+            return match tombstone(key, object)? {
+                Some(bytes) => Ok(Found::Tombstone(bytes)),
+                None => Err(unsealed(key, object)),
+            };
+        };
+        if length > size || length > FOOT_LIMIT_BYTES {
+            return Err(err!(
+                Damaged,
+                "object \"{key}\" was cut: its foot has {length} bytes, it has {size}"
+            ));
+        }
+        if length > wanted {
+            tail = read(object, size - length..size)?;
+        }
+        let at = tail.len() - usize::try_from(length).unwrap_or(tail.len());
+        let of_object = |e: Error| e.context(format!("read object \"{key}\""));
+        let foot = Foot::decode(tail.get(at..).unwrap_or_default()).map_err(of_object)?;
+        self.check(key, &foot).map_err(of_object)?;
+        foot.check_length(size, length).map_err(of_object)?;
+        Ok(Found::Sealed(Box::new(foot), tail.split_off(at)))
+    }
+
+    /// Whether the foot is that of this object of this key set.
+    fn check(&self, key: &Key, foot: &Foot) -> Result<()> {
+        let head = foot.decoded_head()?;
+        if head.key_set != self.keys.id {
+            return Err(err!(
+                Damaged,
+                "it is sealed with key set {}, the repository with {}",
+                head.key_set,
+                self.keys.id
+            ));
+        }
+        if head.epoch != EPOCH {
+            return Err(err!(Unsupported, "it is sealed in epoch {}", head.epoch));
+        }
+        if let Some(mac) = &self.keys.mac
+            && !foot.is_genuine(mac)
+        {
+            return Err(err!(
+                Damaged,
+                "it is forged: whoever made it does not hold the MAC key of the key set"
+            ));
+        }
+        let base = json::base_key(key);
+        match foot.key == base {
+            true => Ok(()),
+            false => Err(misplaced(&foot.key, base)),
+        }
+    }
+}
+
+/// A genuine object of another key: somebody put it here.
+fn misplaced(of: &str, here: &str) -> Error {
+    let kind = |key: &str| key.split('/').take(4).collect::<Vec<_>>().join("/");
+    let of = of.escape_debug();
+    match kind(&of.to_string()) == kind(here) && of.to_string().as_str() < here {
+        true => err!(
+            Damaged,
+            "it was rolled back: the older object \"{of}\" was put in its place"
+        ),
+        false => err!(
+            Damaged,
+            "it was swapped: the object of \"{of}\" was put in its place"
+        ),
+    }
+}
+
+fn unsealed(key: &Key, object: &dyn Object) -> Error {
+    let begins_sealed = read(object, 0..object.size_bytes().min(8));
+    if begins_sealed.is_ok_and(|bytes| bytes == seal::MAGIC) {
+        return err!(Damaged, "object \"{key}\" was cut: its end is missing");
+    }
+    err!(
+        Damaged,
+        "object \"{key}\" is not sealed, in a repository where everything of its kind is"
+    )
+    .hint("It is not used: whoever can write to the store could have put it there. Run \"pitr verify\" to see what else is.")
+}
+
+/// The bytes of a plain object under the key of a root, where they are a janitor's tombstone.
+fn tombstone(key: &Key, object: &dyn Object) -> Result<Option<Vec<u8>>> {
+    if key.name() != "manifest" || object.size_bytes() > TOMBSTONE_LIMIT_BYTES {
+        return Ok(None);
+    }
+    let bytes = read(object, 0..object.size_bytes())?;
+    let is_one = json::decode::<Tombstone>(key, TOMBSTONE, &bytes).is_ok();
+    Ok(is_one.then_some(bytes))
+}
+
+fn read(object: &dyn Object, range: Range<u64>) -> Result<Vec<u8>> {
+    let length = usize::try_from(range.end - range.start)
+        .map_err(|_| err!(Internal, "too much is read at once"))?;
+    let mut bytes = vec![0; length];
+    object.read_at(&mut bytes, range.start)?;
+    Ok(bytes)
+}
+
+impl Store for SealedStore {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+
+    fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
+        let Some(object) = self.inner.open(key)? else {
+            return Ok(None);
+        };
+        if !layout::is_sealed_form(key) {
+            return Ok(Some(object));
+        }
+        let (foot, stored_foot) = match self.foot(key, object.as_ref())? {
+            Found::Sealed(foot, stored) => (*foot, stored),
+            // The store is not asked again: it could answer with something else.
+            Found::Tombstone(bytes) => {
+                let inner = object;
+                return Ok(Some(Box::new(PlainObject { bytes, inner })));
+            }
+        };
+        let facts = serde_json::from_slice(&foot.facts)
+            .map_err(|e| Error::from(e).context(format!("read object \"{key}\"")))?;
+        let sealed = SealedObject {
+            inner: object,
+            foot,
+            stored_foot,
+            facts,
+            key: key.clone(),
+            keys: Arc::clone(&self.keys),
+            opener: OnceLock::new(),
+            kept: Mutex::new(None),
+        };
+        Ok(Some(Box::new(sealed)))
+    }
+
+    fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
+        if !layout::is_sealed_form(key) {
+            return self.inner.create(key);
+        }
+        let (Some(public), Some(mac)) = (&self.keys.public, &self.keys.mac) else {
+            return Err(err!(
+                Key,
+                "repository \"{}\" is encrypted, and no key to write with is configured",
+                self.location()
+            )
+            .hint(NO_KEY));
+        };
+        let inner = self.inner.create(key)?;
+        let sealer = Sealer::new(inner, json::base_key(key), public, mac, &self.keys.drawn()?)?;
+        Ok(Box::new(SealedNew {
+            sealer,
+            mac: mac.clone(),
+            facts: Map::new(),
+            key: key.clone(),
+        }))
+    }
+
+    fn create_plain(&self, key: &Key) -> Result<Box<dyn NewObject>> {
+        self.inner.create(key)
+    }
+
+    fn encrypted(&self) -> Option<&dyn Store> {
+        Some(self.inner.as_ref())
+    }
+
+    fn public_hash(&self, hash: &[u8; 32]) -> Result<[u8; 32]> {
+        match &self.keys.mac {
+            Some(mac) => Ok(mac.content(hash)),
+            None => Err(err!(
+                Key,
+                "the MAC key of repository \"{}\" is not configured",
+                self.location()
+            )
+            .hint(NO_KEY)),
+        }
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        self.inner.list(prefix)
+    }
+
+    fn visit(&self, prefix: &str, see: &mut dyn FnMut(&str, bool)) -> Result<()> {
+        self.inner.visit(prefix, see)
+    }
+
+    fn head(&self, key: &Key) -> Result<Option<Meta>> {
+        self.inner.head(key)
+    }
+
+    fn deleted(&self, key: &Key) -> Result<Option<Deleted>> {
+        self.inner.deleted(key)
+    }
+
+    fn frozen(&self, prefix: &str) -> Result<Option<Frozen>> {
+        self.inner.frozen(prefix)
+    }
+
+    fn delete(&self, key: &Key) -> Result<bool> {
+        self.inner.delete(key)
+    }
+
+    fn settle_deletions(&self, prefix: &str) -> Result<()> {
+        self.inner.settle_deletions(prefix)
+    }
+
+    fn irregular(&self) -> Result<Vec<Irregular>> {
+        self.inner.irregular()
+    }
+
+    fn discard(&self, unfinished: &str) -> Result<bool> {
+        self.inner.discard(unfinished)
+    }
+
+    fn clock(&self) -> Result<Option<TimestampTz>> {
+        self.inner.clock()
+    }
+
+    /// What the store confirms are the sealed bytes, and those are what was given to it.
+    fn is_confirming(&self) -> bool {
+        self.inner.is_confirming()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.inner.is_remote()
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        self.inner.free_bytes()
+    }
+}
+
+/// What the end of an object shows it to be.
+enum Found {
+    /// Its foot, and that as it is stored.
+    Sealed(Box<Foot>, Vec<u8>),
+    /// All its bytes.
+    Tombstone(Vec<u8>),
+}
+
+/// A plain object, in the bytes that were checked.
+struct PlainObject {
+    bytes: Vec<u8>,
+    inner: Box<dyn Object>,
+}
+
+impl Object for PlainObject {
+    fn size_bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let from = usize::try_from(offset).ok();
+        let range = from.and_then(|from| Some(from..from.checked_add(buffer.len())?));
+        let wanted = range.and_then(|range| self.bytes.get(range));
+        let wanted = wanted.ok_or_else(|| err!(Damaged, "the object ends before"))?;
+        buffer.copy_from_slice(wanted);
+        Ok(())
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.inner.settle()
+    }
+}
+
+/// An object on its way into the store.
+struct SealedNew {
+    sealer: Sealer<Box<dyn NewObject>>,
+    mac: MacKey,
+    facts: Map<String, Value>,
+    key: Key,
+}
+
+impl Write for SealedNew {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.sealer.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sealer.flush()
+    }
+}
+
+impl NewObject for SealedNew {
+    fn describe(&mut self, facts: Map<String, Value>, hash: Option<&[u8; 32]>) {
+        self.facts.extend(facts);
+        if let Some(hash) = hash {
+            let content = seal::hex(&self.mac.content(hash));
+            self.facts.insert("content".into(), content.into());
+        }
+    }
+
+    fn publish(self: Box<Self>) -> Result<Published> {
+        let facts = serde_json::to_vec(&Value::Object(self.facts))
+            .map_err(|e| err!(Internal, "the facts of an object could not be written").source(e))?;
+        let inner = self
+            .sealer
+            .finish(&facts, &self.mac)
+            .map_err(|e| Error::from_io(format!("write object \"{}\"", self.key), e))?;
+        inner.publish()
+    }
+}
+
+/// An object whose foot was proven.
+struct SealedObject {
+    inner: Box<dyn Object>,
+    foot: Foot,
+    /// As it is stored.
+    stored_foot: Vec<u8>,
+    facts: Value,
+    key: Key,
+    keys: Arc<Keys>,
+    opener: OnceLock<Opener>,
+    /// The chunk that was read last, by its number: the next read often begins in it.
+    kept: Mutex<Option<(u64, Vec<u8>)>>,
+}
+
+impl SealedObject {
+    fn opener(&self) -> Result<&Opener> {
+        if let Some(opener) = self.opener.get() {
+            return Ok(opener);
+        }
+        let (Some(mac), Some(private)) = (&self.keys.mac, &self.keys.private) else {
+            return Err(err!(
+                Key,
+                "object \"{}\" is encrypted, and no key to read it with is configured",
+                self.key
+            )
+            .hint(NO_KEY));
+        };
+        let opener = Opener::new(&self.foot, mac, private);
+        let opener = opener.map_err(|e| e.context(format!("open object \"{}\"", self.key)))?;
+        Ok(self.opener.get_or_init(|| opener))
+    }
+
+    /// Reads and opens a run of chunks, and hands over each.
+    fn chunks(
+        &self,
+        numbers: Range<u64>,
+        see: &mut dyn FnMut(u64, &[u8]),
+    ) -> Result<Option<(u64, Vec<u8>)>> {
+        let opener = self.opener()?;
+        let stored = |n: u64| HEAD as u64 + n * (CHUNK + TAG) as u64;
+        let last = numbers.end.saturating_sub(1);
+        let end = stored(last) + (opener.chunk_bytes(last) + TAG) as u64;
+        // The head goes with the first chunk: who reads all has checked all.
+        let from = match numbers.start {
+            0 => 0,
+            first => stored(first),
+        };
+        let mut bytes = read(self.inner.as_ref(), from..end)?;
+        let mut rest = bytes.as_mut_slice();
+        if from == 0 {
+            let (head, behind) = rest.split_at_mut(HEAD.min(rest.len()));
+            if head != self.foot.head {
+                return Err(err!(
+                    Damaged,
+                    "the head of object \"{}\" was changed since it was sealed",
+                    self.key
+                ));
+            }
+            rest = behind;
+        }
+        let mut kept = None;
+        for number in numbers {
+            let length = opener.chunk_bytes(number) + TAG;
+            let (chunk, behind) = rest.split_at_mut(length.min(rest.len()));
+            rest = behind;
+            let length = opener
+                .open(number, chunk)
+                .map_err(|e| e.context(format!("read object \"{}\"", self.key)))?;
+            let raw = chunk.get(..length).unwrap_or_default();
+            see(number, raw);
+            if number == last {
+                kept = Some((number, raw.to_vec()));
+            }
+        }
+        Ok(kept)
+    }
+}
+
+/// Copies what of a chunk lies in the wanted range.
+fn copy(buffer: &mut [u8], offset: u64, number: u64, raw: &[u8]) {
+    let begin = number * CHUNK as u64;
+    let (from, to) = (
+        offset.max(begin),
+        (offset + buffer.len() as u64).min(begin + raw.len() as u64),
+    );
+    let place = |at: u64, base: u64| usize::try_from(at - base).unwrap_or(usize::MAX);
+    if from >= to {
+        return;
+    }
+    let source = raw.get(place(from, begin)..place(to, begin));
+    let target = buffer.get_mut(place(from, offset)..place(to, offset));
+    if let (Some(target), Some(source)) = (target, source) {
+        target.copy_from_slice(source);
+    }
+}
+
+impl Object for SealedObject {
+    fn size_bytes(&self) -> u64 {
+        self.foot.plain_bytes
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let end = offset.checked_add(buffer.len() as u64);
+        let end = end.filter(|end| *end <= self.foot.plain_bytes);
+        let end = end.ok_or_else(|| {
+            err!(
+                Damaged,
+                "object \"{}\" ends before byte {offset} and {} more",
+                self.key,
+                buffer.len()
+            )
+        })?;
+        let mut next = offset / CHUNK as u64;
+        // Nothing is asked of an empty range; but an empty object is proven by opening its only chunk.
+        let behind = match buffer.is_empty() {
+            true => seal::chunks(self.foot.plain_bytes).min(next + 1),
+            false => end.div_ceil(CHUNK as u64),
+        };
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((number, raw)) = kept.as_ref().filter(|(number, _)| *number == next) {
+            copy(buffer, offset, *number, raw);
+            next += 1;
+        }
+        // Other threads may read meanwhile.
+        let before = kept.take();
+        drop(kept);
+        let mut newest = before;
+        while next < behind {
+            let numbers = next..behind.min(next + BATCH);
+            next = numbers.end;
+            newest = self.chunks(numbers, &mut |number, raw| {
+                copy(buffer, offset, number, raw);
+            })?;
+        }
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = newest;
+        Ok(())
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.inner.settle()
+    }
+
+    fn opaque(&self) -> Option<&dyn Opaque> {
+        match self.keys.private {
+            Some(_) => None,
+            None => Some(self),
+        }
+    }
+
+    fn sealed(&self) -> Option<&dyn Opaque> {
+        Some(self)
+    }
+}
+
+impl Opaque for SealedObject {
+    fn facts(&self) -> &Value {
+        &self.facts
+    }
+
+    fn public_hash(&self, hash: &[u8; 32]) -> Option<[u8; 32]> {
+        self.keys.mac.as_ref().map(|mac| mac.content(hash))
+    }
+
+    fn stored_foot(&self) -> &[u8] {
+        &self.stored_foot
+    }
+
+    fn stored_hash(&self) -> (u64, [u8; 32]) {
+        let end = seal::sealed_bytes(self.foot.plain_bytes).unwrap_or(0);
+        (end, self.foot.stored)
+    }
+
+    fn check_stored(&self) -> Result<()> {
+        let (end, expected) = self.stored_hash();
+        let mut hasher = blake3::Hasher::new();
+        let mut at = 0;
+        while at < end {
+            let piece = read(self.inner.as_ref(), at..end.min(at + (1 << 20)))?;
+            hasher.update(&piece);
+            at += piece.len() as u64;
+        }
+        match *hasher.finalize().as_bytes() == expected {
+            true => Ok(()),
+            false => Err(err!(
+                Damaged,
+                "the stored bytes of object \"{}\" were changed since it was sealed",
+                self.key
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::repo::backup::BackupRoot;
+    use crate::repo::keyring::system_random;
+    use crate::repo::layout::{BackupId, ClusterLayout};
+    use crate::seal::KeySetId;
+
+    /// An object that is another one when it is read again behind the two reads of a check: of its end, and of all of it.
+    struct Fickle {
+        first: Vec<u8>,
+        later: Vec<u8>,
+        reads: AtomicUsize,
+    }
+
+    impl Object for Arc<Fickle> {
+        fn size_bytes(&self) -> u64 {
+            self.first.len() as u64
+        }
+
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+            let bytes = match self.reads.fetch_add(1, Ordering::Relaxed) {
+                0 | 1 => &self.first,
+                _ => &self.later,
+            };
+            let from = usize::try_from(offset).unwrap();
+            buffer.copy_from_slice(&bytes[from..from + buffer.len()]);
+            Ok(())
+        }
+
+        fn settle(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Store for Arc<Fickle> {
+        fn location(&self) -> String {
+            "fickle".into()
+        }
+
+        fn open(&self, _: &Key) -> Result<Option<Box<dyn Object>>> {
+            Ok(Some(Box::new(Arc::clone(self))))
+        }
+
+        fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
+            Err(err!(Denied, "{key} cannot be written"))
+        }
+
+        fn list(&self, _: &str) -> Result<Vec<Listed>> {
+            Ok(Vec::new())
+        }
+
+        fn head(&self, _: &Key) -> Result<Option<Meta>> {
+            Ok(None)
+        }
+
+        fn delete(&self, key: &Key) -> Result<bool> {
+            Err(err!(Denied, "{key} cannot be deleted"))
+        }
+
+        fn free_bytes(&self) -> Result<Option<u64>> {
+            Ok(None)
+        }
+    }
+
+    #[test]
+    fn a_tombstone_stays_what_was_checked_whatever_the_store_says_next() {
+        let layout = ClusterLayout::new("main", 7).unwrap();
+        let id: BackupId = "20261120T064049Z-full".parse().unwrap();
+        let key = layout.manifest(&id);
+        let tombstone = Tombstone {
+            id: id.clone(),
+            nonce: "0".repeat(32),
+        };
+        let first = json::encode(&key, TOMBSTONE, &tombstone).unwrap();
+        let later = vec![b' '; first.len()];
+        let fickle = Arc::new(Fickle {
+            first: first.clone(),
+            later,
+            reads: AtomicUsize::new(0),
+        });
+        let keys = Keys {
+            id: KeySetId([1; 16]),
+            public: None,
+            mac: None,
+            private: None,
+            random: system_random,
+        };
+        let store = SealedStore::new(Box::new(fickle), keys);
+        assert_eq!(BackupRoot::read(&store, &layout, &id).unwrap(), None);
+        let e = store.open(&key).err().unwrap();
+        assert_eq!(e.code(), crate::error::Code::Damaged, "{e}");
+    }
+}

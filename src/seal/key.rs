@@ -1,0 +1,185 @@
+//! Keys: what they are derived from, and that they do not stay in memory.
+
+use std::fmt;
+use std::str::FromStr;
+
+use ring::{hkdf, hmac};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::err;
+use crate::error::{Error, Result};
+
+/// 32 secret bytes: wiped when they are dropped, and never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret32([u8; 32]);
+
+impl Secret32 {
+    /// Takes the bytes in.
+    pub fn new(bytes: [u8; 32]) -> Secret32 {
+        Secret32(bytes)
+    }
+
+    /// Reads 64 hexadecimal digits.
+    pub fn from_hex(text: &str) -> Option<Secret32> {
+        unhex(text).map(Secret32)
+    }
+
+    /// The bytes, for the one place that uses them.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl Drop for Secret32 {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for Secret32 {}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    use fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Exactly `N` bytes of lower-case hexadecimal digits.
+pub fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digit = |b: u8| match b {
+        b'0'..=b'9' => Some(b - b'0'),
+        b'a'..=b'f' => Some(b - b'a' + 10),
+        _ => None,
+    };
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else {
+        return None;
+    };
+    let mut bytes = [0; N];
+    if pairs.len() != N {
+        return None;
+    }
+    for (byte, &[high, low]) in bytes.iter_mut().zip(pairs) {
+        *byte = digit(high)? << 4 | digit(low)?;
+    }
+    Some(bytes)
+}
+
+struct Length(usize);
+
+impl hkdf::KeyType for Length {
+    fn len(&self) -> usize {
+        self.0
+    }
+}
+
+/// HKDF-SHA256 (RFC 5869): `out` from `secret`.
+pub(super) fn derive(secret: &[u8], salt: &[u8], info: &[u8], out: &mut [u8]) -> Result<()> {
+    let failed = |_| err!(Internal, "a key could not be derived");
+    let key = hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(secret);
+    let info = [info];
+    let stream = key.expand(&info, Length(out.len())).map_err(failed)?;
+    stream.fill(out).map_err(failed)
+}
+
+/// The name of a key set: what its MAC key and its public half give together, so that neither another MAC key nor another pair can stand in
+/// for its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeySetId(pub [u8; 16]);
+
+impl fmt::Display for KeySetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl FromStr for KeySetId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || {
+            let shown: String = text.escape_debug().take(40).collect();
+            err!(Damaged, "\"{shown}\" is not the id of a key set")
+        };
+        unhex(text).map(KeySetId).ok_or_else(wrong)
+    }
+}
+
+/// What makes objects genuine, and hashes of contents comparable without telling what was hashed.
+#[derive(Clone)]
+pub struct MacKey {
+    secret: Secret32,
+    id: KeySetId,
+    mac: hmac::Key,
+    content: hmac::Key,
+}
+
+impl MacKey {
+    /// Derives what is used of it, in the key set of this public half.
+    pub fn new(secret: Secret32, public: &PublicHalf) -> Result<MacKey> {
+        let mut id = [0; 16];
+        let info = [b"pitr/1/key-set".as_slice(), &public.0].concat();
+        derive(secret.expose(), b"", &info, &mut id)?;
+        let key = |info: &[u8]| -> Result<hmac::Key> {
+            let mut bytes = [0; 32];
+            derive(secret.expose(), b"", info, &mut bytes)?;
+            let key = hmac::Key::new(hmac::HMAC_SHA256, &bytes);
+            bytes.zeroize();
+            Ok(key)
+        };
+        Ok(MacKey {
+            id: KeySetId(id),
+            mac: key(b"pitr/1/mac")?,
+            content: key(b"pitr/1/content")?,
+            secret,
+        })
+    }
+
+    /// The key set it belongs to.
+    pub fn id(&self) -> KeySetId {
+        self.id
+    }
+
+    /// Itself, to be wrapped or written to a key file.
+    pub fn secret(&self) -> &Secret32 {
+        &self.secret
+    }
+
+    /// The hash of a content as others may see it.
+    pub fn content(&self, hash: &[u8; 32]) -> [u8; 32] {
+        tag(&self.content, &[hash])
+    }
+
+    /// The MAC of `parts`, one behind the other.
+    pub(super) fn sign(&self, parts: &[&[u8]]) -> [u8; 32] {
+        tag(&self.mac, parts)
+    }
+
+    /// Whether `mac` is that of `parts`; takes the same time whatever it is.
+    pub(super) fn is_genuine(&self, parts: &[&[u8]], mac: &[u8]) -> bool {
+        let whole = parts.concat();
+        hmac::verify(&self.mac, &whole, mac).is_ok()
+    }
+}
+
+fn tag(key: &hmac::Key, parts: &[&[u8]]) -> [u8; 32] {
+    let mut context = hmac::Context::with_key(key);
+    for part in parts {
+        context.update(part);
+    }
+    let mut out = [0; 32];
+    for (to, from) in out.iter_mut().zip(context.sign().as_ref()) {
+        *to = *from;
+    }
+    out
+}
+
+/// What objects are sealed to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PublicHalf(pub [u8; 32]);
+
+/// What opens them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PrivateHalf(pub Secret32);

@@ -1,0 +1,295 @@
+//! The private half and the MAC key, wrapped for those who may read.
+
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::key::{KeySetId, MacKey, PrivateHalf, PublicHalf, Secret32, hex, unhex};
+use super::{EPOCH, wrap};
+use crate::err;
+use crate::error::Result;
+
+const DOMAIN: &[u8] = b"pitr/1/recipient";
+/// What is accepted of a stored recipient before memory is taken for it, and what is written.
+const MEMORY_KIB: std::ops::RangeInclusive<u32> = 8 << 10..=64 << 10;
+const PASSES: std::ops::RangeInclusive<u32> = 1..=16;
+const LANES: std::ops::RangeInclusive<u32> = 1..=4;
+
+/// `keys/<epoch>/<recipient>`: what one who may read opens with a private key or a passphrase.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipient {
+    /// 32 hexadecimal digits.
+    pub key_set: String,
+    /// Which pair of the key set.
+    pub epoch: u32,
+    /// Whose it is.
+    pub recipient: String,
+    /// A recipient with a pair: its public half.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+    /// The encapsulated key that goes with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encapsulated: Option<String>,
+    /// A recipient with a passphrase: how its key is derived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub argon2id: Option<Argon2>,
+    /// Private half and MAC key, encrypted.
+    pub wrapped: String,
+    /// Of the key set's MAC key over all of it.
+    pub mac: String,
+}
+
+/// Parameters of argon2id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Argon2 {
+    /// Memory in KiB.
+    pub memory_kib: u32,
+    /// Passes over it.
+    pub passes: u32,
+    /// Lanes.
+    pub lanes: u32,
+    /// 32 hexadecimal digits.
+    pub salt: String,
+}
+
+impl Argon2 {
+    /// What is taken for a recipient that is made today; `salt` is random.
+    pub fn usual(salt: [u8; 16]) -> Argon2 {
+        Argon2 {
+            memory_kib: *MEMORY_KIB.end(),
+            passes: 4,
+            lanes: 1,
+            salt: hex(&salt),
+        }
+    }
+
+    /// The key that the passphrase gives.
+    fn key(&self, passphrase: &[u8]) -> Result<Secret32> {
+        let salt: Option<[u8; 16]> = unhex(&self.salt);
+        let is_sane = MEMORY_KIB.contains(&self.memory_kib)
+            && PASSES.contains(&self.passes)
+            && LANES.contains(&self.lanes);
+        let (Some(salt), true) = (salt, is_sane) else {
+            return Err(err!(
+                Damaged,
+                "the recipient asks for {} KiB of memory and {} passes, which no recipient of pitr does",
+                self.memory_kib,
+                self.passes
+            ));
+        };
+        let failed = |_| err!(Internal, "the passphrase could not be made a key");
+        let params = argon2::Params::new(self.memory_kib, self.passes, self.lanes, Some(32));
+        let argon2 = argon2::Argon2::new(
+            argon2::Algorithm::Argon2id,
+            argon2::Version::V0x13,
+            params.map_err(failed)?,
+        );
+        let mut key = [0; 32];
+        let derived = argon2.hash_password_into(passphrase, &salt, &mut key);
+        let secret = Secret32::new(key);
+        key.zeroize();
+        derived.map_err(failed).map(|()| secret)
+    }
+}
+
+/// What a recipient is opened with.
+pub enum Access<'a> {
+    /// The private key of the recipient's own pair.
+    Key(&'a PrivateHalf),
+    /// A passphrase.
+    Passphrase(&'a [u8]),
+}
+
+/// What a recipient gets at.
+#[derive(Clone)]
+pub struct Contents {
+    /// Opens objects.
+    pub private: PrivateHalf,
+    /// Proves them.
+    pub mac: MacKey,
+}
+
+/// Whether a recipient may be called so: it is a part of a key, and names a file.
+pub fn is_recipient_name(name: &str) -> bool {
+    let first = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    name.len() <= 63
+        && name.bytes().next().is_some_and(first)
+        && name.bytes().all(|b| first(b) || b == b'-' || b == b'_')
+}
+
+fn info(key_set: KeySetId, epoch: u32, name: &str) -> Vec<u8> {
+    [DOMAIN, &key_set.0, &epoch.to_le_bytes(), name.as_bytes()].concat()
+}
+
+impl Contents {
+    /// The key set of this pair and this MAC key.
+    pub fn new(private: PrivateHalf, mac: Secret32) -> Result<Contents> {
+        let mac = MacKey::new(mac, &wrap::public_of(&private)?)?;
+        Ok(Contents { private, mac })
+    }
+
+    fn plain(&self) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new([*self.private.0.expose(), *self.mac.secret().expose()].concat())
+    }
+
+    /// Wraps it for a recipient with a pair; `random` is fresh.
+    pub fn wrap_to_key(
+        &self,
+        name: &str,
+        public: &PublicHalf,
+        random: &Secret32,
+    ) -> Result<Recipient> {
+        let info = info(self.mac.id(), EPOCH, name);
+        let (encapsulated, wrapped) = wrap::wrap(public, &info, &self.plain(), random)?;
+        let recipient = Recipient {
+            public_key: Some(hex(&public.0)),
+            encapsulated: Some(hex(&encapsulated)),
+            argon2id: None,
+            ..self.unsigned(name, &wrapped)
+        };
+        Ok(recipient.signed(&self.mac))
+    }
+
+    /// Wraps it for a recipient with a passphrase; the salt in `argon2` is fresh.
+    pub fn wrap_to_passphrase(
+        &self,
+        name: &str,
+        passphrase: &[u8],
+        argon2: Argon2,
+    ) -> Result<Recipient> {
+        let info = info(self.mac.id(), EPOCH, name);
+        let key = argon2.key(passphrase)?;
+        let mut wrapped = self.plain();
+        passphrase_key(&key)?
+            .seal_in_place_append_tag(zero_nonce(), Aad::from(&info), &mut *wrapped)
+            .map_err(|_| err!(Internal, "a key could not be wrapped"))?;
+        let recipient = Recipient {
+            argon2id: Some(argon2),
+            ..self.unsigned(name, &wrapped)
+        };
+        Ok(recipient.signed(&self.mac))
+    }
+
+    fn unsigned(&self, name: &str, wrapped: &[u8]) -> Recipient {
+        Recipient {
+            key_set: self.mac.id().to_string(),
+            epoch: EPOCH,
+            recipient: name.to_owned(),
+            public_key: None,
+            encapsulated: None,
+            argon2id: None,
+            wrapped: hex(wrapped),
+            mac: String::new(),
+        }
+    }
+}
+
+fn passphrase_key(key: &Secret32) -> Result<LessSafeKey> {
+    UnboundKey::new(&AES_256_GCM, key.expose())
+        .map(LessSafeKey::new)
+        .map_err(|_| err!(Internal, "a key could not be used"))
+}
+
+/// The key is used once: its salt is fresh.
+fn zero_nonce() -> Nonce {
+    Nonce::assume_unique_for_key([0; 12])
+}
+
+impl Recipient {
+    /// Whether it is opened with a passphrase.
+    pub fn has_passphrase(&self) -> bool {
+        self.argon2id.is_some()
+    }
+
+    /// What its MAC covers: every field, each with its end.
+    fn fields(&self) -> Vec<u8> {
+        let argon2 = self
+            .argon2id
+            .as_ref()
+            .map(|a| format!("{},{},{},{}", a.memory_kib, a.passes, a.lanes, a.salt));
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        [
+            std::str::from_utf8(DOMAIN).unwrap_or_default().to_owned(),
+            self.key_set.clone(),
+            self.epoch.to_string(),
+            self.recipient.clone(),
+            text(&self.public_key),
+            text(&self.encapsulated),
+            text(&argon2),
+            self.wrapped.clone(),
+        ]
+        .join("\n")
+        .into_bytes()
+    }
+
+    fn signed(mut self, mac: &MacKey) -> Recipient {
+        self.mac = hex(&mac.sign(&[&self.fields()]));
+        self
+    }
+
+    /// Whether a holder of the MAC key made it.
+    pub fn is_genuine(&self, mac: &MacKey) -> bool {
+        unhex::<32>(&self.mac).is_some_and(|tag| mac.is_genuine(&[&self.fields()], &tag))
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// `Key` when key or passphrase are others; `Damaged` when it is no recipient of this key set.
+    pub fn open(&self, access: &Access<'_>) -> Result<Contents> {
+        let damaged = |why: &str| err!(Damaged, "recipient \"{}\": {why}", self.recipient);
+        if self.epoch != EPOCH {
+            return Err(err!(
+                Unsupported,
+                "recipient \"{}\" is of epoch {}",
+                self.recipient,
+                self.epoch
+            ));
+        }
+        let key_set: KeySetId = self.key_set.parse()?;
+        let info = info(key_set, self.epoch, &self.recipient);
+        let wrapped = self.wrapped.as_bytes();
+        let wrapped: [u8; 80] = (wrapped.len() == 160)
+            .then(|| unhex(&self.wrapped))
+            .flatten()
+            .ok_or_else(|| damaged("what is wrapped has another length"))?;
+        let plain = match access {
+            Access::Key(private) => {
+                let encapsulated = self.encapsulated.as_deref().and_then(unhex);
+                let encapsulated = encapsulated.ok_or_else(|| {
+                    err!(Key, "it is opened with a passphrase, not with a key file")
+                })?;
+                wrap::unwrap(private, &info, &encapsulated, &wrapped)
+            }
+            Access::Passphrase(passphrase) => {
+                let argon2 = self.argon2id.as_ref();
+                let argon2 = argon2.ok_or_else(|| {
+                    err!(Key, "it is opened with a key file, not with a passphrase")
+                })?;
+                let key = argon2.key(passphrase)?;
+                let mut plain = Zeroizing::new(wrapped.to_vec());
+                let opened = passphrase_key(&key)?
+                    .open_in_place(zero_nonce(), Aad::from(&info), &mut plain)
+                    .is_ok();
+                opened.then_some(plain)
+            }
+        };
+        let wrong = match access {
+            Access::Key(_) => "the key file is not that of",
+            Access::Passphrase(_) => "the passphrase is not that of",
+        };
+        let plain = plain.ok_or_else(|| err!(Key, "{wrong} recipient \"{}\"", self.recipient))?;
+        let (private, rest) = plain
+            .split_first_chunk::<32>()
+            .ok_or_else(|| damaged("it is too short"))?;
+        let mac = rest
+            .first_chunk::<32>()
+            .ok_or_else(|| damaged("it is too short"))?;
+        let contents = Contents::new(PrivateHalf(Secret32::new(*private)), Secret32::new(*mac))?;
+        // Whoever only writes holds the MAC key, too; but another private half gives another id.
+        if contents.mac.id() != key_set || !self.is_genuine(&contents.mac) {
+            return Err(damaged("it does not hold the keys of its key set"));
+        }
+        Ok(contents)
+    }
+}

@@ -1,0 +1,142 @@
+//! Sealing: bytes go in, a sealed object comes out.
+
+use std::io::{self, Write};
+
+use zeroize::Zeroizing;
+
+use super::aead::ChunkKeys;
+use super::foot;
+use super::head::{HEAD, Head};
+use super::key::{MacKey, PublicHalf, Secret32};
+use super::{CHUNK, EPOCH, wrap};
+use crate::err;
+use crate::error::{Error, Result};
+
+/// What an object needs of randomness.
+pub struct Drawn {
+    /// Its key.
+    pub object_key: Secret32,
+    /// For wrapping it.
+    pub ephemeral: Secret32,
+}
+
+/// Seals what is written to it.
+pub struct Sealer<W: Write> {
+    sink: W,
+    keys: ChunkKeys,
+    head: [u8; HEAD],
+    key: String,
+    /// Raw bytes of the chunk that is not full, or full and perhaps the last.
+    chunk: Zeroizing<Vec<u8>>,
+    number: u32,
+    plain_bytes: u64,
+    stored: blake3::Hasher,
+}
+
+impl<W: Write> Sealer<W> {
+    /// Begins the object under the relative key `key`.
+    ///
+    /// # Errors
+    /// `Key` for a public half that is none; what the sink says.
+    pub fn new(
+        mut sink: W,
+        key: &str,
+        public: &PublicHalf,
+        mac: &MacKey,
+        drawn: &Drawn,
+    ) -> Result<Sealer<W>> {
+        let info = info(mac, EPOCH);
+        let (encapsulated, wrapped) =
+            wrap::wrap(public, &info, drawn.object_key.expose(), &drawn.ephemeral)?;
+        let wrapped = wrapped
+            .try_into()
+            .map_err(|_| err!(Internal, "a wrapped key has another length"))?;
+        let head = Head {
+            epoch: EPOCH,
+            key_set: mac.id(),
+            encapsulated,
+            wrapped,
+        }
+        .encode();
+        let keys = ChunkKeys::new(&drawn.object_key, &head, mac.id(), key)?;
+        let mut stored = blake3::Hasher::new();
+        stored.update(&head);
+        sink.write_all(&head)
+            .map_err(|e| Error::from_io(format!("write object \"{key}\""), e))?;
+        Ok(Sealer {
+            sink,
+            keys,
+            head,
+            key: key.to_owned(),
+            chunk: Zeroizing::new(Vec::with_capacity(CHUNK)),
+            number: 0,
+            plain_bytes: 0,
+            stored,
+        })
+    }
+
+    fn emit(&mut self, is_last: bool) -> io::Result<()> {
+        let tag = self
+            .keys
+            .seal(self.number, is_last, &mut self.chunk)
+            .map_err(io::Error::other)?;
+        for part in [self.chunk.as_slice(), tag.as_ref()] {
+            self.stored.update(part);
+            self.sink.write_all(part)?;
+        }
+        self.chunk.clear();
+        self.number = self
+            .number
+            .checked_add(1)
+            .ok_or_else(|| io::Error::other("the object is too long to be sealed"))?;
+        Ok(())
+    }
+
+    /// Seals the last chunk, adds the foot with `facts`, and returns the sink.
+    ///
+    /// # Errors
+    /// What the sink says.
+    pub fn finish(mut self, facts: &[u8], mac: &MacKey) -> io::Result<W> {
+        self.emit(true)?;
+        let stored = *self.stored.finalize().as_bytes();
+        let foot = foot::encode(
+            &self.head,
+            &self.key,
+            facts,
+            &self.keys.commitment,
+            &stored,
+            self.plain_bytes,
+            mac,
+        );
+        self.sink.write_all(&foot.map_err(io::Error::other)?)?;
+        Ok(self.sink)
+    }
+}
+
+impl<W: Write> Write for Sealer<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // A full chunk waits until more comes: which one is the last is part of how it is sealed.
+        if self.chunk.len() == CHUNK && !bytes.is_empty() {
+            self.emit(false)?;
+        }
+        let room = CHUNK - self.chunk.len();
+        let taken = bytes.get(..room).unwrap_or(bytes);
+        self.chunk.extend_from_slice(taken);
+        self.plain_bytes += taken.len() as u64;
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
+    }
+}
+
+/// What an object's key is wrapped for.
+pub(super) fn info(mac: &MacKey, epoch: u32) -> Vec<u8> {
+    [
+        b"pitr/1/object".as_slice(),
+        &mac.id().0,
+        &epoch.to_le_bytes(),
+    ]
+    .concat()
+}

@@ -1,0 +1,254 @@
+//! Vectors that another program checks (`testdata/sealed/decode.py`), and what no change of a sealed object gets past.
+
+use std::io::Write;
+
+use super::*;
+use crate::error::Code;
+
+const KEY: &str = "clusters/main/7/wal/00000001/00000000/000000010000000000000001";
+const FACTS: &[u8] = br#"{"kind":"segment"}"#;
+
+fn secret(seed: u8) -> Secret32 {
+    Secret32::new(std::array::from_fn(|n| {
+        seed.wrapping_add(u8::try_from(n).unwrap())
+    }))
+}
+
+fn contents() -> Contents {
+    Contents::new(PrivateHalf(secret(0x20)), secret(0x60)).unwrap()
+}
+
+fn plain(length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|n| (n * 31 + n / 256).to_le_bytes()[0])
+        .collect()
+}
+
+fn sealed(key: &str, plain: &[u8], seed: u8) -> Vec<u8> {
+    let keys = contents();
+    let public = public_of(&keys.private).unwrap();
+    let drawn = Drawn {
+        object_key: secret(seed),
+        ephemeral: secret(seed.wrapping_add(1)),
+    };
+    let mut sealer = Sealer::new(Vec::new(), key, &public, &keys.mac, &drawn).unwrap();
+    for piece in plain.chunks(10_007) {
+        sealer.write_all(piece).unwrap();
+    }
+    sealer.finish(FACTS, &keys.mac).unwrap()
+}
+
+/// As a reader does it: foot, MAC, key, length, chunks, head.
+fn opened(key: &str, object: &[u8], keys: &Contents) -> crate::error::Result<Vec<u8>> {
+    let damaged = || crate::err!(Damaged, "not sealed");
+    let tail = object.last_chunk::<TAIL>().ok_or_else(damaged)?;
+    let length = foot_length(tail).ok_or_else(damaged)?;
+    let at = (object.len() as u64)
+        .checked_sub(length)
+        .ok_or_else(damaged)?;
+    let at = usize::try_from(at).unwrap();
+    let foot = Foot::decode(&object[at..])?;
+    let head = foot.decoded_head()?;
+    if !foot.is_genuine(&keys.mac) || foot.key != key || head.epoch != EPOCH {
+        return Err(damaged());
+    }
+    foot.check_length(object.len() as u64, length)?;
+    if object[..HEAD] != foot.head {
+        return Err(damaged());
+    }
+    let opener = Opener::new(&foot, &keys.mac, &keys.private)?;
+    let mut plain = Vec::new();
+    let mut at = HEAD;
+    for number in 0..chunks(foot.plain_bytes) {
+        let end = at + opener.chunk_bytes(number) + TAG;
+        let mut chunk = object[at..end].to_vec();
+        let n = opener.open(number, &mut chunk)?;
+        plain.extend_from_slice(&chunk[..n]);
+        at = end;
+    }
+    assert_eq!(*blake3::hash(&object[..at]).as_bytes(), foot.stored);
+    Ok(plain)
+}
+
+#[test]
+fn what_was_sealed_opens_whatever_its_length() {
+    for length in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 77] {
+        let plain = plain(length);
+        let object = sealed(KEY, &plain, 1);
+        assert_eq!(
+            opened(KEY, &object, &contents()).unwrap(),
+            plain,
+            "{length}"
+        );
+        let foot = object.len() as u64 - sealed_bytes(length as u64).unwrap();
+        assert_eq!(foot_length(object.last_chunk().unwrap()), Some(foot));
+    }
+}
+
+#[test]
+fn every_flipped_bit_and_every_cut_is_refused() {
+    let keys = contents();
+    let object = sealed(KEY, &plain(300), 1);
+    let refuses = |bad: &[u8], what: &str| {
+        let e = opened(KEY, bad, &keys).map(|_| ()).expect_err(what);
+        assert!(
+            matches!(e.code(), Code::Damaged | Code::Unsupported),
+            "{what}: {e}"
+        );
+    };
+    for bit in 0..object.len() * 8 {
+        let mut bad = object.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        refuses(&bad, &format!("bit {bit}"));
+    }
+    for length in 0..object.len() {
+        refuses(&object[..length], &format!("cut to {length}"));
+    }
+}
+
+#[test]
+fn chunks_of_two_objects_and_in_another_order_are_refused() {
+    let keys = contents();
+    let long = plain(3 * CHUNK);
+    let object = sealed(KEY, &long, 1);
+    let refuses = |bad: &[u8]| {
+        assert_eq!(opened(KEY, bad, &keys).unwrap_err().code(), Code::Damaged);
+    };
+    let whole = CHUNK + TAG;
+    let chunk = |n: usize| HEAD + n * whole..HEAD + (n + 1) * whole;
+    let mut bad = object.clone();
+    bad.copy_within(chunk(1), chunk(0).start);
+    refuses(&bad);
+    // Another object of the same key and content, sealed again.
+    let again = sealed(KEY, &long, 9);
+    let mut bad = object.clone();
+    bad[chunk(1)].copy_from_slice(&again[chunk(1)]);
+    refuses(&bad);
+    // The same object key under another name.
+    let other = sealed(&KEY.replace("0001/", "0002/"), &long, 1);
+    assert_ne!(object[chunk(0)], other[chunk(0)]);
+    refuses(&other);
+}
+
+#[test]
+fn a_foot_of_another_mac_key_is_forged_and_another_private_half_opens_nothing() {
+    let object = sealed(KEY, &plain(10), 1);
+    let stranger = Contents {
+        mac: MacKey::new(secret(0x61), &public_of(&contents().private).unwrap()).unwrap(),
+        ..contents()
+    };
+    assert!(opened(KEY, &object, &stranger).is_err());
+    let other = Contents {
+        private: PrivateHalf(secret(0x21)),
+        ..contents()
+    };
+    let e = opened(KEY, &object, &other).unwrap_err();
+    assert_eq!(e.code(), Code::Key, "{e}");
+}
+
+#[test]
+fn a_recipient_opens_with_its_own_key_or_passphrase_only() {
+    let keys = contents();
+    let own = PrivateHalf(secret(3));
+    let public = public_of(&own).unwrap();
+    let by_key = keys.wrap_to_key("ops", &public, &secret(4)).unwrap();
+    let opened = by_key.open(&Access::Key(&own)).unwrap();
+    assert!(opened.private == keys.private && opened.mac.id() == keys.mac.id());
+    let wrong = |r: &Recipient, access: &Access<'_>| r.open(access).err().unwrap().code();
+    let strange = PrivateHalf(secret(5));
+    assert_eq!(wrong(&by_key, &Access::Key(&strange)), Code::Key);
+    assert_eq!(wrong(&by_key, &Access::Passphrase(b"x")), Code::Key);
+    let argon2 = Argon2 {
+        memory_kib: 8 << 10,
+        passes: 1,
+        ..Argon2::usual([7; 16])
+    };
+    let by_text = keys.wrap_to_passphrase("safe", b"correct", argon2).unwrap();
+    assert!(by_text.open(&Access::Passphrase(b"correct")).is_ok());
+    assert_eq!(wrong(&by_text, &Access::Passphrase(b"wrong")), Code::Key);
+    // Under another name it is worth nothing.
+    let renamed = Recipient {
+        recipient: "eve".into(),
+        ..by_key.clone()
+    };
+    assert!(!renamed.is_genuine(&keys.mac) && by_key.is_genuine(&keys.mac));
+    assert_eq!(wrong(&renamed, &Access::Key(&own)), Code::Key);
+    // What would take all memory is refused before any is taken.
+    for (memory_kib, passes, lanes) in [
+        (64 << 20, 1, 1),
+        (8 << 10, 1 << 30, 1),
+        (8 << 10, 1, 1 << 20),
+        (0, 0, 0),
+    ] {
+        let greedy = Recipient {
+            argon2id: Some(Argon2 {
+                memory_kib,
+                passes,
+                lanes,
+                salt: "00".repeat(16),
+            }),
+            ..by_text.clone()
+        };
+        let code = wrong(&greedy, &Access::Passphrase(b"correct"));
+        assert_eq!(code, Code::Damaged, "{memory_kib} {passes} {lanes}");
+    }
+}
+
+/// Whoever only writes holds the MAC key: with it a private half of its own can be wrapped and signed, and what others seal from then on
+/// would be its to read.
+#[test]
+fn an_exchanged_private_half_is_not_of_the_key_set() {
+    let keys = contents();
+    let own = PrivateHalf(secret(3));
+    let public = public_of(&own).unwrap();
+    let exchanged = Contents {
+        private: PrivateHalf(secret(0x21)),
+        mac: keys.mac.clone(),
+    };
+    let forged = exchanged.wrap_to_key("ops", &public, &secret(4)).unwrap();
+    assert!(forged.is_genuine(&keys.mac), "its MAC is right");
+    let e = forged.open(&Access::Key(&own)).err().unwrap();
+    assert_eq!(e.code(), Code::Damaged, "{e}");
+    assert!(
+        e.to_string()
+            .contains("does not hold the keys of its key set")
+    );
+    // Honest about its pair, it is of another key set.
+    let other = Contents::new(PrivateHalf(secret(0x21)), keys.mac.secret().clone()).unwrap();
+    assert_ne!(other.mac.id(), keys.mac.id());
+}
+
+/// The files in `testdata/sealed`, which do not change any more: repositories hold such objects.
+#[test]
+fn the_vectors_are_what_is_written_today() {
+    let keys = contents();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/sealed");
+    let argon2 = Argon2::usual([7; 16]);
+    let recipients = [
+        keys.wrap_to_key(
+            "ops",
+            &public_of(&PrivateHalf(secret(3))).unwrap(),
+            &secret(4),
+        ),
+        keys.wrap_to_passphrase("safe", b"correct horse battery staple", argon2),
+    ];
+    let recipients: Vec<Recipient> = recipients.into_iter().map(Result::unwrap).collect();
+    let mut text = serde_json::to_vec_pretty(&recipients).unwrap();
+    text.push(b'\n');
+    let files = [
+        ("recipients.json", text),
+        ("empty.sealed", sealed(KEY, b"", 1)),
+        ("chunks.sealed", sealed(KEY, &plain(CHUNK + 77), 5)),
+    ];
+    for (name, written) in files {
+        let path = folder.join(name);
+        if std::env::var_os("PITR_WRITE_VECTORS").is_some() {
+            std::fs::write(&path, &written).unwrap();
+        }
+        let stored = std::fs::read(&path).unwrap();
+        assert!(stored == written, "{name} differs");
+    }
+    let stored = std::fs::read(folder.join("chunks.sealed")).unwrap();
+    let opened = opened(KEY, &stored, &keys).unwrap();
+    assert_eq!(opened, plain(CHUNK + 77));
+}

@@ -1,0 +1,107 @@
+//! Whose certificate a server shows that was not believed: the client says why, and not which.
+//!
+//! A connection is made for that alone. Nothing is sent over it: its handshake fails at the very certificate that it is made for.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::net::TcpStream;
+use x509_cert::der::Decode;
+
+use crate::pg::time::TimestampTz;
+
+/// How long all of it may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// No name is shown longer.
+const SHOWN: usize = 200;
+
+/// What the server at an `https` URL shows of itself; none where it shows nothing that can be read.
+pub(super) async fn shown(url: &str) -> Option<String> {
+    let host = url.strip_prefix("https://")?;
+    let (name, port) = match host.rsplit_once(':') {
+        Some((name, port)) => (name, port.parse().ok()?),
+        None => (host, 443),
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    let seen = Arc::new(Recorder::default());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .ok()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::clone(&seen) as Arc<dyn ServerCertVerifier>)
+        .with_no_client_auth();
+    let server = ServerName::try_from(name.to_owned()).ok()?;
+    let handshake = async {
+        let stream = TcpStream::connect((name, port)).await.ok()?;
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        connector.connect(server, stream).await.ok().map(|_| ())
+    };
+    let _ = tokio::time::timeout(PATIENCE, handshake).await;
+    let certificate = seen.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    describe(&certificate?)
+}
+
+fn describe(certificate: &[u8]) -> Option<String> {
+    let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
+    let parsed = parsed.tbs_certificate;
+    let name = |name: String| name.escape_debug().take(SHOWN).collect::<String>();
+    let date = |time: x509_cert::time::Time| {
+        let seconds = i64::try_from(time.to_unix_duration().as_secs()).ok()?;
+        TimestampTz::from_unix_seconds(seconds)
+    };
+    let (from, to) = (
+        date(parsed.validity.not_before)?,
+        date(parsed.validity.not_after)?,
+    );
+    Some(format!(
+        "it shows the certificate of \"{}\" from \"{}\", valid from {from} to {to}",
+        name(parsed.subject.to_string()),
+        name(parsed.issuer.to_string())
+    ))
+}
+
+/// Keeps the certificate, and believes none.
+#[derive(Debug, Default)]
+struct Recorder(Mutex<Option<Vec<u8>>>);
+
+impl ServerCertVerifier for Recorder {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(certificate.to_vec());
+        Err(rustls::Error::General("it is only looked at".into()))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("it is only looked at".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("it is only looked at".into()))
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        rustls::crypto::ring::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

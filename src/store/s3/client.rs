@@ -1,0 +1,367 @@
+//! The connection to an object store: runtime, TLS, credentials, region. One for all repositories of a process that are configured
+//! alike, so that connections and credentials are kept from one open to the next.
+
+use std::future::Future;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{
+    RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
+    StalledStreamProtectionConfig,
+};
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_types::service_config::ServiceConfigKey;
+use tokio::runtime::Runtime;
+
+use super::clock::Clock;
+use super::guard::Guard;
+use super::limit::Limit;
+use super::sums::Sums;
+use crate::config::{S3Settings, check_endpoint};
+use crate::err;
+use crate::error::{Error, Result};
+
+/// How long making a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// What requests are signed for where nobody says, and the server is not Amazon's.
+const DEFAULT_REGION: &str = "us-east-1";
+
+/// What is shared by all that talk to one server with one set of credentials.
+pub(super) struct Link {
+    pub(super) settings: S3Settings,
+    pub(super) clock: Arc<Clock>,
+    pub(super) limit: Limit,
+    pub(super) sums: Sums,
+    connected: Mutex<Connected>,
+    /// Held by the one who renews, so that many who fail together ask for credentials once.
+    renewing: tokio::sync::Mutex<()>,
+}
+
+/// A client, and which one in the row of those that replaced each other.
+#[derive(Debug, Clone)]
+pub(super) struct Connected {
+    pub(super) client: Client,
+    generation: u64,
+}
+
+impl Link {
+    /// The link for these settings, made where there is none yet.
+    ///
+    /// # Errors
+    /// `Config` for settings that cannot be used.
+    pub(super) fn open(settings: &S3Settings) -> Result<Arc<Link>> {
+        static LINKS: Mutex<Vec<Arc<Link>>> = Mutex::new(Vec::new());
+        let known = |links: &[Arc<Link>]| links.iter().find(|l| l.settings == *settings).cloned();
+        if let Some(link) = known(&locked(&LINKS)) {
+            return Ok(link);
+        }
+        // Not under the lock: finding a region may ask the machine's provider, which can take seconds.
+        let clock = Arc::new(Clock::default());
+        let client = {
+            let (settings, clock) = (settings.clone(), Arc::clone(&clock));
+            wait(async move { connect(&settings, None, &clock).await })??
+        };
+        let mut links = locked(&LINKS);
+        if let Some(link) = known(&links) {
+            return Ok(link);
+        }
+        let link = Arc::new(Link {
+            settings: settings.clone(),
+            clock,
+            limit: Limit::new(settings.max_rate_bytes),
+            sums: Sums::of(settings),
+            connected: Mutex::new(Connected {
+                client,
+                generation: 0,
+            }),
+            renewing: tokio::sync::Mutex::new(()),
+        });
+        links.push(Arc::clone(&link));
+        Ok(link)
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.connected().client
+    }
+
+    pub(super) fn connected(&self) -> Connected {
+        locked(&self.connected).clone()
+    }
+
+    /// Begins anew with fresh credentials, and in `region` where one is given; everybody goes on with that. Nothing is done where
+    /// somebody else has since `used` was in use.
+    pub(super) async fn renew(&self, region: Option<String>, used: &Connected) -> Result<()> {
+        let _alone = self.renewing.lock().await;
+        let current = self.connected();
+        let here = current.client.config().region().map(ToString::to_string);
+        if current.generation != used.generation
+            && region.as_ref().is_none_or(|r| here.as_ref() == Some(r))
+        {
+            return Ok(());
+        }
+        let client = connect(&self.settings, region.or(here), &self.clock).await?;
+        self.replace(client);
+        Ok(())
+    }
+
+    /// Gives up the connections of a client that got no answer. One over which nothing comes back is else used for every request until
+    /// the system gives it up, which takes a quarter of an hour: over HTTP/2 the end of a request is not the end of its connection.
+    pub(super) fn reconnect(&self, used: &Connected) {
+        if self.connected().generation != used.generation {
+            return;
+        }
+        // Certificates that cannot be read just then are no reason to fail: the connections there are may still do.
+        if let Ok(http) = http_client(&self.settings) {
+            let config = used.client.config().to_builder().http_client(http);
+            self.replace(Client::from_conf(config.build()));
+        }
+    }
+
+    fn replace(&self, client: Client) {
+        let mut connected = locked(&self.connected);
+        *connected = Connected {
+            client,
+            generation: connected.generation + 1,
+        };
+    }
+}
+
+/// What a panic left behind is still a client or a list of links.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a future on the store's own runtime and waits for it. Callers may be inside another runtime, whose threads must not enter this
+/// one: only a channel is waited for.
+///
+/// # Errors
+/// `Internal` when the runtime cannot be started, or the future panics.
+pub(super) fn wait<T: Send + 'static>(
+    future: impl Future<Output = T> + Send + 'static,
+) -> Result<T> {
+    let (done, answer) = std::sync::mpsc::channel();
+    runtime()?.spawn(async move {
+        let _ = done.send(future.await);
+    });
+    answer
+        .recv()
+        .map_err(|_| err!(Internal, "a request ended without an answer"))
+}
+
+/// One thread drives all requests of the process; it also sees connections end that nobody uses just then.
+pub(super) fn runtime() -> Result<&'static Runtime> {
+    static RUNTIME: LazyLock<std::io::Result<Runtime>> = LazyLock::new(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            // Names are resolved by threads of their own, and a name server that is away holds each for long.
+            .max_blocking_threads(64)
+            .thread_name("s3")
+            .enable_all()
+            .build()
+    });
+    RUNTIME.as_ref().map_err(|e| {
+        err!(
+            Internal,
+            "could not start the runtime of the object store: {e}"
+        )
+    })
+}
+
+async fn connect(
+    settings: &S3Settings,
+    region: Option<String>,
+    clock: &Arc<Clock>,
+) -> Result<Client> {
+    let http = http_client(settings)?;
+    let loaded = load(settings, region, &http).await;
+    if loaded.region().is_none() {
+        return Err(err!(Unreachable, "no region is known")
+            .hint("Set region in the repository's section. The machine's own provider was asked last, and did not say one."));
+    }
+    let endpoint = match (&settings.endpoint, endpoint_of(&loaded)) {
+        (Some(endpoint), _) => Some(endpoint.clone()),
+        (None, Some(found)) => Some(check_endpoint(&found, settings.allow_http)?),
+        (None, None) => None,
+    };
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .build();
+    let mut config = aws_sdk_s3::config::Builder::from(&loaded)
+        .force_path_style(settings.path_style)
+        // Ours: they know which requests may have taken effect (`request`).
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(timeouts)
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        // Ours, too: known before a body is sent, and sent in its head.
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        .interceptor(Arc::clone(clock).interceptor())
+        .interceptor(Guard);
+    if let Some(endpoint) = endpoint {
+        config = config.endpoint_url(endpoint);
+    }
+    Ok(Client::from_conf(config.build()))
+}
+
+/// The server that environment or profile name: for S3 alone, else for all services, as the client itself looks for it.
+fn endpoint_of(loaded: &SdkConfig) -> Option<String> {
+    let key = ServiceConfigKey::builder()
+        .service_id("S3")
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build()
+        .ok()?;
+    let of_service = loaded.service_config().and_then(|c| c.load_config(key));
+    of_service.or_else(|| loaded.endpoint_url().map(str::to_owned))
+}
+
+/// The usual chain: environment, profile, web identity, container, machine. A profile or credentials file that is configured comes before
+/// all of it: PostgreSQL runs its commands with an environment of its own.
+async fn load(settings: &S3Settings, region: Option<String>, http: &SharedHttpClient) -> SdkConfig {
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone());
+    let of_environment = || {
+        ["AWS_REGION", "AWS_DEFAULT_REGION"]
+            .iter()
+            .find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
+    };
+    // The end of the chain asks the machine's provider for the region, and waits long where there is none.
+    let region = region
+        .or_else(|| settings.region.clone())
+        .or_else(of_environment)
+        .or_else(|| {
+            settings
+                .endpoint
+                .as_ref()
+                .map(|_| DEFAULT_REGION.to_owned())
+        });
+    if let Some(region) = region {
+        loader = loader.region(Region::new(region));
+    }
+    if settings.credentials_file.is_some() || settings.profile.is_some() {
+        let mut files = EnvConfigFiles::builder().include_default_config_file(true);
+        files = match &settings.credentials_file {
+            Some(file) => files.with_file(EnvConfigFileKind::Credentials, file),
+            None => files.include_default_credentials_file(true),
+        };
+        let files = files.build();
+        let around = ProviderConfig::default().with_http_client(http.clone());
+        let mut provider = ProfileFileCredentialsProvider::builder()
+            .configure(&around)
+            .profile_files(files.clone());
+        loader = loader.profile_files(files);
+        if let Some(name) = &settings.profile {
+            provider = provider.profile_name(name);
+            loader = loader.profile_name(name);
+        }
+        loader = loader.credentials_provider(provider.build());
+    }
+    loader.load().await
+}
+
+fn http_client(settings: &S3Settings) -> Result<SharedHttpClient> {
+    let trust = match &settings.ca_file {
+        None => TrustStore::default(),
+        Some(file) => {
+            let doing = || format!("read certificates \"{}\"", file.display());
+            let pem = std::fs::read(file)
+                .map_err(|e| Error::from_io(doing(), e).with_code(crate::error::Code::Config))?;
+            check_certificates(&pem).map_err(|e| e.context(doing()))?;
+            TrustStore::empty().with_pem_certificate(pem)
+        }
+    };
+    let context = TlsContext::builder()
+        .with_trust_store(trust)
+        .build()
+        .map_err(|e| err!(Config, "could not set up TLS: {e}"))?;
+    Ok(aws_smithy_http_client::Builder::new()
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .tls_context(context)
+        .build_https())
+}
+
+/// The client takes what it is given for good, and panics when it is not.
+fn check_certificates(pem: &[u8]) -> Result<()> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+    let mut roots = rustls::RootCertStore::empty();
+    let mut count = 0;
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let added = certificate
+            .map_err(|e| e.to_string())
+            .and_then(|c| roots.add(c).map_err(|e| e.to_string()));
+        added.map_err(|e| err!(Config, "it holds something else than certificates: {e}"))?;
+        count += 1;
+    }
+    match count {
+        0 => Err(err!(Config, "it holds no certificate")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_certificates_are_taken() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        check_certificates(made.cert.pem().as_bytes()).unwrap();
+        for wrong in [
+            "",
+            "x",
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        ] {
+            assert!(check_certificates(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_client_is_replaced_once_for_all_who_saw_it_fail() {
+        let settings = S3Settings {
+            endpoint: Some("http://127.0.0.1:1".into()),
+            ..S3Settings::default()
+        };
+        let link = Link::open(&settings).unwrap();
+        let first = link.connected();
+        let region = |link: &Link| link.client().config().region().map(ToString::to_string);
+        let renew = |region: Option<&str>, used: &Connected| {
+            let (link, region, used) = (Arc::clone(&link), region.map(str::to_owned), used.clone());
+            wait(async move { link.renew(region, &used).await })
+                .unwrap()
+                .unwrap();
+        };
+        link.reconnect(&first);
+        assert_eq!(link.connected().generation, first.generation + 1);
+        link.reconnect(&first);
+        renew(None, &first);
+        assert_eq!(link.connected().generation, first.generation + 1);
+        let second = link.connected();
+        renew(None, &second);
+        assert_eq!(link.connected().generation, second.generation + 1);
+        // Fresh credentials of somebody else do not lead to the bucket's region.
+        renew(Some("eu-west-1"), &second);
+        assert_eq!(region(&link).as_deref(), Some("eu-west-1"));
+        let moved = link.connected();
+        renew(Some("eu-west-1"), &second);
+        renew(None, &second);
+        link.reconnect(&moved);
+        assert_eq!(link.connected().generation, moved.generation + 1);
+        assert_eq!(region(&link).as_deref(), Some("eu-west-1"));
+    }
+
+    #[test]
+    fn waiting_works_inside_another_runtime() {
+        let other = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        assert_eq!(other.block_on(async { wait(async { 7 }).unwrap() }), 7);
+    }
+}

@@ -1,0 +1,171 @@
+//! A store in a bucket of an object store that speaks S3.
+//!
+//! Creating is one conditional request, so that nothing is ever replaced; a store that ignores the condition is found by `pitr init` and
+//! `pitr repo check` and refused. Decisions: `docs/decisions/0011-s3.md`.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use super::{Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Store};
+use crate::config::S3Settings;
+use crate::error::Result;
+use crate::pg::time::TimestampTz;
+
+mod certificate;
+mod class;
+mod client;
+mod clock;
+mod failure;
+mod guard;
+mod lifecycle;
+mod limit;
+mod listing;
+mod multipart;
+mod object;
+pub mod probe;
+mod request;
+mod sums;
+mod upload;
+mod version;
+
+use client::{Link, wait};
+use object::{Part, S3Object, read};
+use request::Bucket;
+pub use request::end_at;
+use upload::Upload;
+
+/// A bucket, and a prefix in it, as a store.
+pub struct S3Store {
+    bucket: Arc<Bucket>,
+}
+
+impl S3Store {
+    /// Opens a place; nothing is asked of the store yet. `nonce` is random.
+    ///
+    /// # Errors
+    /// `Config` for settings that cannot be used.
+    pub fn open(bucket: &str, prefix: &str, settings: &S3Settings, nonce: u64) -> Result<S3Store> {
+        let link = Link::open(settings)?;
+        Ok(S3Store::within(link, bucket, prefix, nonce, false))
+    }
+
+    fn within(link: Arc<Link>, bucket: &str, prefix: &str, nonce: u64, is_trial: bool) -> S3Store {
+        let (place, prefix) = match prefix {
+            "" => (format!("s3://{bucket}"), String::new()),
+            prefix => (format!("s3://{bucket}/{prefix}"), format!("{prefix}/")),
+        };
+        S3Store {
+            bucket: Arc::new(Bucket {
+                link,
+                bucket: bucket.to_owned(),
+                prefix,
+                place,
+                random: AtomicU64::new(nonce),
+                markers: version::Markers::default(),
+                is_trial,
+            }),
+        }
+    }
+
+    /// The first key in this place, where there is any; what trials and unfinished writes left does not count.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn first_key(&self) -> Result<Option<String>> {
+        let bucket = Arc::clone(&self.bucket);
+        Ok(wait(async move { listing::first_key(&bucket).await })??)
+    }
+
+    /// What rules of the bucket do to objects in this place that they must not: deleting them, or moving them where they must be thawed.
+    ///
+    /// # Errors
+    /// What the store says; many know no such rules, or do not tell everybody.
+    pub fn harmful_rules(&self) -> Result<Vec<String>> {
+        let bucket = Arc::clone(&self.bucket);
+        Ok(wait(async move { lifecycle::harmful(&bucket).await })??)
+    }
+}
+
+impl Store for S3Store {
+    fn location(&self) -> String {
+        self.bucket.place.clone()
+    }
+
+    fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
+        let object = S3Object::open(&self.bucket, key)?;
+        Ok(object.map(|object| Box::new(object) as Box<dyn Object>))
+    }
+
+    fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
+        Ok(Box::new(Upload::new(&self.bucket, key)))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        let (bucket, prefix) = (Arc::clone(&self.bucket), prefix.to_owned());
+        Ok(wait(async move { listing::list(&bucket, &prefix).await })??)
+    }
+
+    /// By reading a byte: to a request for the head alone "not found" is answered without saying what was not found.
+    fn head(&self, key: &Key) -> Result<Option<Meta>> {
+        Ok(read(&self.bucket, key, Part::From(0, 1))?.map(|piece| piece.meta))
+    }
+
+    fn deleted(&self, key: &Key) -> Result<Option<Deleted>> {
+        if !self.bucket.markers.hold(key.as_str()) {
+            return Ok(None);
+        }
+        let (bucket, key) = (Arc::clone(&self.bucket), key.as_str().to_owned());
+        Ok(Some(wait(async move {
+            version::deleted(&bucket, &key).await
+        })??))
+    }
+
+    fn frozen(&self, prefix: &str) -> Result<Option<Frozen>> {
+        let (bucket, prefix) = (Arc::clone(&self.bucket), prefix.to_owned());
+        Ok(wait(async move { class::frozen(&bucket, &prefix).await })??)
+    }
+
+    fn delete(&self, key: &Key) -> Result<bool> {
+        // Deleting what is not there is answered like deleting what was, and a locked object is only hidden by it.
+        let Some(piece) = read(&self.bucket, key, Part::From(0, 1))? else {
+            return Ok(false);
+        };
+        piece.check_lock(self.bucket.link.clock.unix_seconds())?;
+        let (bucket, key) = (Arc::clone(&self.bucket), key.as_str().to_owned());
+        wait(async move { listing::delete(&bucket, &key).await })??;
+        Ok(true)
+    }
+
+    fn irregular(&self) -> Result<Vec<Irregular>> {
+        let bucket = Arc::clone(&self.bucket);
+        Ok(wait(async move { listing::irregular(&bucket).await })??)
+    }
+
+    fn discard(&self, unfinished: &str) -> Result<bool> {
+        let (bucket, unfinished) = (Arc::clone(&self.bucket), unfinished.to_owned());
+        Ok(wait(async move {
+            listing::discard(&bucket, &unfinished).await
+        })??)
+    }
+
+    fn clock(&self) -> Result<Option<TimestampTz>> {
+        // Any answer is dated; an old date is not what the clock says now.
+        let bucket = Arc::clone(&self.bucket);
+        wait(async move { listing::touch(&bucket).await })??;
+        let seconds = self.bucket.link.clock.unix_seconds();
+        Ok(seconds.and_then(TimestampTz::from_unix_seconds))
+    }
+
+    /// By the checksum in its answer, where the store is known to compare checksums, else by reading the object's end.
+    fn is_confirming(&self) -> bool {
+        true
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+}

@@ -1,0 +1,446 @@
+//! Reading: ranges of an object, its end first, and what follows a piece that was read before it is asked for.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
+use aws_sdk_s3::types::ObjectLockLegalHoldStatus;
+use bytes::Bytes;
+
+use super::client::wait;
+use super::failure::{Answered, Failure, Kind};
+use super::request::Bucket;
+use crate::err;
+use crate::error::Result;
+use crate::pg::time::TimestampTz;
+use crate::store::{Key, Meta, Object, life};
+
+/// Opening an object reads so much of its end: small objects whole, of large ones what says where everything is.
+const TAIL_BYTES: u64 = 64 << 10;
+/// A reader that goes on where it was gets so much ahead at first, and twice as much each time.
+const AHEAD_MIN: u64 = 1 << 20;
+/// No piece read ahead is longer.
+const AHEAD_MAX: u64 = 4 << 20;
+
+/// A piece of an object, and what the answer says about the whole.
+pub(super) struct Piece {
+    offset: u64,
+    pub(super) bytes: Bytes,
+    pub(super) meta: Meta,
+    lock: Option<Lock>,
+}
+
+/// Until when the store keeps an object, whoever deletes it.
+struct Lock {
+    /// Seconds since 1970; none while it is held without a date.
+    until: Option<i64>,
+    mode: String,
+}
+
+impl Lock {
+    fn of(answer: &GetObjectOutput) -> Option<Lock> {
+        if answer.object_lock_legal_hold_status() == Some(&ObjectLockLegalHoldStatus::On) {
+            let mode = "legal hold".to_owned();
+            return Some(Lock { until: None, mode });
+        }
+        let until = Some(answer.object_lock_retain_until_date()?.secs());
+        let mode = answer.object_lock_mode().map_or("locked", |m| m.as_str());
+        Some(Lock {
+            until,
+            mode: mode.to_lowercase(),
+        })
+    }
+}
+
+impl Piece {
+    /// Requires that the object is not locked at this time, in seconds since 1970.
+    ///
+    /// # Errors
+    /// `Locked`, saying until when.
+    pub(super) fn check_lock(&self, now: Option<i64>) -> Result<()> {
+        let Some(lock) = &self.lock else {
+            return Ok(());
+        };
+        let until = match (lock.until, now) {
+            (Some(until), Some(now)) if until <= now => return Ok(()),
+            (Some(until), _) => TimestampTz::from_unix_seconds(until),
+            (None, _) => None,
+        };
+        let until = until.map_or_else(|| "for good".to_owned(), |t| format!("until {t}"));
+        Err(err!(Locked, "kept by the store {until} ({})", lock.mode))
+    }
+}
+
+/// What to read.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part {
+    /// The last bytes, or all where there are fewer.
+    Last(u64),
+    /// From an offset, so many; all of them must be there.
+    From(u64, u64),
+}
+
+impl Part {
+    fn header(self) -> String {
+        match self {
+            Part::Last(bytes) => format!("bytes=-{bytes}"),
+            Part::From(offset, bytes) => {
+                format!(
+                    "bytes={offset}-{}",
+                    offset.saturating_add(bytes.saturating_sub(1))
+                )
+            }
+        }
+    }
+
+    fn most(self) -> u64 {
+        match self {
+            Part::Last(bytes) | Part::From(_, bytes) => bytes,
+        }
+    }
+}
+
+/// Reads a part of an object; `None` is the store's own word that there is no such object.
+pub(super) async fn fetch(bucket: &Bucket, key: &str, part: Part) -> Answered<Option<Piece>> {
+    let doing = format!("read object \"{key}\"");
+    bucket
+        .link
+        .limit
+        .pass(usize::try_from(part.most()).unwrap_or(usize::MAX))
+        .await;
+    let fetched = bucket
+        .run(&doing, |client| async move {
+            let request = client.get_object().bucket(&bucket.bucket);
+            let request = request.key(format!("{}{key}", bucket.prefix));
+            let answer = request.range(part.header()).send().await;
+            let answer = answer.inspect_err(|e| bucket.markers.see(key, e))?;
+            // An error, or somebody's page, in the body of a success has none.
+            if answer.e_tag().is_none_or(str::is_empty) {
+                return Err(Failure::again("the store's answer names no object"));
+            }
+            let range = answer.content_range().map(range_of);
+            let (offset, end, size) = match range {
+                Some(Some(range)) => range,
+                Some(None) => {
+                    return Err(Failure::again(
+                        "the range in the answer cannot be understood",
+                    ));
+                }
+                // The whole object where a part was asked for: fine if that is all there is.
+                None => {
+                    let size = answer.content_length().and_then(|n| u64::try_from(n).ok());
+                    let size = size.ok_or_else(|| Failure::again("the answer has no length"))?;
+                    (0, size, size)
+                }
+            };
+            check(part, offset, end, size)?;
+            let modified = time(answer.last_modified())?;
+            let lock = Lock::of(&answer);
+            let bytes = collect(answer.body, end - offset).await?;
+            Ok(Piece {
+                offset,
+                bytes,
+                meta: Meta {
+                    size_bytes: size,
+                    modified,
+                },
+                lock,
+            })
+        })
+        .await;
+    match fetched {
+        Ok(piece) => Ok(Some(piece)),
+        Err(failure) if failure.kind == Kind::Absent => Ok(None),
+        // Nothing can be asked of an empty object.
+        Err(failure) if failure.kind == Kind::Range => empty(bucket, key, part, failure).await,
+        Err(failure) => Err(failure),
+    }
+}
+
+/// A range was refused: of an empty object that is no error.
+async fn empty(
+    bucket: &Bucket,
+    key: &str,
+    part: Part,
+    refused: Failure,
+) -> Answered<Option<Piece>> {
+    let head = bucket
+        .run(&format!("look at object \"{key}\""), |client| async move {
+            let request = client.head_object().bucket(&bucket.bucket);
+            Ok(request
+                .key(format!("{}{key}", bucket.prefix))
+                .send()
+                .await?)
+        })
+        .await?;
+    let wanted = match part {
+        Part::Last(_) => 0,
+        Part::From(offset, bytes) => offset.saturating_add(bytes),
+    };
+    if head.content_length() != Some(0) || wanted > 1 {
+        return Err(refused);
+    }
+    let meta = Meta {
+        size_bytes: 0,
+        modified: time(head.last_modified())?,
+    };
+    Ok(Some(Piece {
+        offset: 0,
+        bytes: Bytes::new(),
+        meta,
+        lock: None,
+    }))
+}
+
+/// An answer about another range than the one asked for is none.
+fn check(part: Part, offset: u64, end: u64, size: u64) -> Answered<()> {
+    let is_right = offset <= end
+        && end <= size
+        && match part {
+            Part::Last(bytes) => end == size && end - offset == size.min(bytes),
+            // A byte may be asked of an object that is empty: some stores answer it whole.
+            Part::From(0, 0 | 1) if size == 0 => true,
+            Part::From(from, bytes) => offset == from && end - offset == bytes,
+        };
+    match is_right {
+        true => Ok(()),
+        // The object ends inside the range, which is not the store's fault.
+        false if matches!(part, Part::From(from, _) if from == offset && end == size) => {
+            Err(Failure::new(Kind::Final, err!(Damaged, "the object ends at byte {size}")))
+        }
+        false => Err(Failure::new(
+            Kind::Final,
+            err!(Unreachable, "the store ignores ranges: asked for {}, it sends bytes {offset} to {end} of {size}", part.header())
+                .hint("A proxy or a store that cannot read parts of objects is no place for a repository."),
+        )),
+    }
+}
+
+/// `bytes 0-9/100` as begin, end and size.
+fn range_of(text: &str) -> Option<(u64, u64, u64)> {
+    let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    Some((
+        first.parse().ok()?,
+        last.parse::<u64>().ok()?.checked_add(1)?,
+        size.parse().ok()?,
+    ))
+}
+
+/// Exactly `length` bytes; a body that ends before is a broken connection.
+async fn collect(mut body: ByteStream, length: u64) -> Answered<Bytes> {
+    let length = usize::try_from(length).map_err(|_| Failure::again("the answer is too long"))?;
+    let mut bytes =
+        Vec::with_capacity(length.min(usize::try_from(AHEAD_MAX).unwrap_or(usize::MAX)));
+    while let Some(piece) = body.next().await {
+        let piece = piece.map_err(|e| {
+            Failure::again(format!(
+                "the answer broke off after {} of {length} bytes: {e}",
+                bytes.len()
+            ))
+        })?;
+        if bytes.len() + piece.len() > length {
+            return Err(Failure::again(format!(
+                "the answer is longer than its {length} bytes"
+            )));
+        }
+        bytes.extend_from_slice(&piece);
+        life::sign();
+    }
+    match bytes.len() == length {
+        true => Ok(bytes.into()),
+        false => Err(Failure::again(format!(
+            "the answer broke off after {} of {length} bytes",
+            bytes.len()
+        ))),
+    }
+}
+
+/// A date of the store; a missing one is not guessed, for what is old is deleted.
+pub(super) fn time(time: Option<&DateTime>) -> Answered<TimestampTz> {
+    time.and_then(|t| TimestampTz::from_unix_seconds(t.secs()))
+        .ok_or_else(|| Failure::again("the store's answer has no date"))
+}
+
+/// An object open for reading.
+pub(super) struct S3Object {
+    bucket: Arc<Bucket>,
+    key: Key,
+    tail: Piece,
+    window: Mutex<Window>,
+}
+
+/// What was read last.
+#[derive(Default)]
+struct Window {
+    offset: u64,
+    bytes: Bytes,
+    /// Where the last read ended.
+    next: u64,
+    /// How much is read ahead.
+    ahead: u64,
+}
+
+impl S3Object {
+    /// Opens an object by reading its end.
+    pub(super) fn open(bucket: &Arc<Bucket>, key: &Key) -> Result<Option<S3Object>> {
+        let tail = read(bucket, key, Part::Last(TAIL_BYTES))?;
+        Ok(tail.map(|tail| S3Object {
+            bucket: Arc::clone(bucket),
+            key: key.clone(),
+            tail,
+            window: Mutex::new(Window::default()),
+        }))
+    }
+
+    /// How much to ask for: what is wanted, and more for a reader that goes on where it was.
+    fn ask(&self, offset: u64, wanted: u64) -> u64 {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        window.ahead = match window.next == offset {
+            true => window.ahead.saturating_mul(2).clamp(AHEAD_MIN, AHEAD_MAX),
+            false => 0,
+        };
+        wanted
+            .max(window.ahead)
+            .min(self.tail.meta.size_bytes.saturating_sub(offset))
+    }
+}
+
+/// Waits for [`fetch`].
+pub(super) fn read(bucket: &Arc<Bucket>, key: &Key, part: Part) -> Result<Option<Piece>> {
+    let (bucket, key) = (Arc::clone(bucket), key.clone());
+    Ok(wait(
+        async move { fetch(&bucket, key.as_str(), part).await },
+    )??)
+}
+
+/// Copies what `bytes`, which lie at `offset`, have of the wanted range; whether that was all.
+fn copy(bytes: &Bytes, offset: u64, buffer: &mut [u8], wanted: u64) -> bool {
+    let Some(begin) = wanted
+        .checked_sub(offset)
+        .and_then(|b| usize::try_from(b).ok())
+    else {
+        return false;
+    };
+    let Some(found) = begin
+        .checked_add(buffer.len())
+        .and_then(|end| bytes.get(begin..end))
+    else {
+        return false;
+    };
+    buffer.copy_from_slice(found);
+    true
+}
+
+impl Object for S3Object {
+    fn size_bytes(&self) -> u64 {
+        self.tail.meta.size_bytes
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let end = offset.saturating_add(buffer.len() as u64);
+        if end > self.size_bytes() {
+            return Err(err!(
+                Damaged,
+                "object \"{}\" ends before its byte {end}",
+                self.key
+            ));
+        }
+        if buffer.is_empty() || copy(&self.tail.bytes, self.tail.offset, buffer, offset) {
+            return Ok(());
+        }
+        {
+            let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+            if copy(&window.bytes, window.offset, buffer, offset) {
+                window.next = end;
+                return Ok(());
+            }
+        }
+        let bytes = self.ask(offset, buffer.len() as u64);
+        let piece = read(&self.bucket, &self.key, Part::From(offset, bytes))?;
+        let Some(piece) = piece else {
+            return Err(err!(
+                Damaged,
+                "object \"{}\" is gone while it is read",
+                self.key
+            ));
+        };
+        if piece.meta.size_bytes != self.size_bytes() || !copy(&piece.bytes, offset, buffer, offset)
+        {
+            return Err(err!(
+                Damaged,
+                "object \"{}\" changed while it was read",
+                self.key
+            ));
+        }
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        window.next = end;
+        // What nobody will go on with is not kept.
+        if piece.bytes.len() > buffer.len() {
+            (window.offset, window.bytes) = (offset, piece.bytes);
+        }
+        Ok(())
+    }
+
+    /// The store acknowledges only what is durable.
+    fn settle(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_of_answers_are_read_and_checked() {
+        assert_eq!(range_of("bytes 0-9/100"), Some((0, 10, 100)));
+        for wrong in [
+            "bytes */100",
+            "bytes 0-9/*",
+            "0-9/100",
+            "bytes 0-18446744073709551615/1",
+            "",
+        ] {
+            assert_eq!(range_of(wrong), None, "{wrong}");
+        }
+        assert!(check(Part::Last(10), 90, 100, 100).is_ok());
+        assert!(check(Part::Last(10), 0, 5, 5).is_ok());
+        assert!(check(Part::From(10, 5), 10, 15, 100).is_ok());
+        assert!(check(Part::From(0, 1), 0, 0, 0).is_ok());
+        assert!(check(Part::From(0, 2), 0, 0, 0).is_err());
+        for (part, offset, end, size, code) in [
+            (Part::Last(10), 0, 100, 100, crate::error::Code::Unreachable),
+            (Part::Last(10), 80, 90, 100, crate::error::Code::Unreachable),
+            (
+                Part::From(10, 5),
+                0,
+                5,
+                100,
+                crate::error::Code::Unreachable,
+            ),
+            (
+                Part::From(10, 5),
+                15,
+                10,
+                100,
+                crate::error::Code::Unreachable,
+            ),
+            (Part::From(10, 5), 10, 12, 12, crate::error::Code::Damaged),
+        ] {
+            let failure = check(part, offset, end, size).unwrap_err();
+            assert_eq!(failure.error.code(), code, "{part:?} {offset}-{end}/{size}");
+        }
+    }
+
+    #[test]
+    fn pieces_give_what_they_have() {
+        let bytes = Bytes::from_static(b"0123456789");
+        let mut two = [0; 2];
+        assert!(copy(&bytes, 100, &mut two, 108));
+        assert_eq!(&two, b"89");
+        for offset in [99, 109, u64::MAX] {
+            assert!(!copy(&bytes, 100, &mut two, offset), "{offset}");
+        }
+    }
+}

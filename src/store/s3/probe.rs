@@ -1,0 +1,240 @@
+//! Whether an object store can keep what a repository promises: tried on a few small objects under a temporary prefix.
+//!
+//! Stores were found that answer 200 to a conditional creation and overwrite, and one that lets two who create at the same time win.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::client::wait;
+use super::failure::{Answered, Failure, Kind};
+use super::multipart::Multipart;
+use super::object::{Part, fetch};
+use super::request::Bucket;
+use super::upload::{Condition, mark_of, put};
+use super::{S3Store, listing, sums};
+use crate::durable::TEMPORARY_PREFIX;
+use crate::err;
+use crate::error::{Code, Result};
+use crate::store::{Key, Store as _};
+
+/// How many create the same object at once, and how often that is tried.
+const CREATORS: usize = 16;
+const ROUNDS: usize = 4;
+
+/// What was found out.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// What is weak about the store, as clauses.
+    pub weaknesses: Vec<String>,
+    /// Whether these credentials may delete; none where that was not answered.
+    pub may_delete: Option<bool>,
+}
+
+/// How a store treats a name that is taken.
+#[derive(Debug, PartialEq, Eq)]
+enum Creation {
+    /// It refuses it.
+    Kept,
+    /// What it does instead.
+    Broken(String),
+    /// It does not show at once what is there.
+    Late(&'static str),
+}
+
+impl S3Store {
+    /// A store of its own inside this one, below a temporary prefix: nobody takes what is there for objects of the repository, and the
+    /// janitor takes away what is left of it.
+    pub fn aside(&self, nonce: u64) -> S3Store {
+        let own = self.bucket.prefix.trim_end_matches('/');
+        let slash = if own.is_empty() { "" } else { "/" };
+        let prefix = format!("{own}{slash}{TEMPORARY_PREFIX}probe.{nonce:016x}");
+        S3Store::within(
+            Arc::clone(&self.bucket.link),
+            &self.bucket.bucket,
+            &prefix,
+            nonce,
+            true,
+        )
+    }
+
+    /// Takes away everything in this place; `false` when the store refuses.
+    ///
+    /// # Errors
+    /// Other answers than a refusal.
+    pub fn clear(&self) -> Result<bool> {
+        let bucket = Arc::clone(&self.bucket);
+        match wait(async move { listing::clear(&bucket).await })? {
+            Ok(()) => Ok(true),
+            Err(failure) if failure.error.code() == Code::Denied => Ok(false),
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    /// Tries the store.
+    ///
+    /// # Errors
+    /// `Refused` when it does not keep an object that is there, unless `unsafe_overwrite` is set; what it says when it cannot be tried.
+    pub fn probe(&self, nonce: u64) -> Result<Found> {
+        let aside = self.aside(nonce);
+        let tried = aside.try_creation();
+        let sums = aside.compares_sums()?;
+        let may_delete = aside.clear();
+        let creation = tried?;
+        let mut found = Found::default();
+        if let Creation::Late(how) = creation {
+            return Err(err!(Refused, "the store of \"{}\" {how}", self.bucket.place).hint(
+                "What such a store calls absent may be there, and recovery would end too early. Use a store that shows at once what it holds: no setting accepts another.",
+            ));
+        }
+        match (creation, self.bucket.link.settings.unsafe_overwrite) {
+            (Creation::Kept, false) | (Creation::Late(_), _) => {}
+            (Creation::Kept, true) => found.weaknesses.push(
+                "keeps what is there: unsafe_overwrite = true is not needed, and weakens it".to_owned(),
+            ),
+            (Creation::Broken(how), true) => found.weaknesses.push(format!(
+                "{how}: with unsafe_overwrite = true each name is looked at first, and two writers at the same time can still lose WAL"
+            )),
+            (Creation::Broken(how), false) => {
+                return Err(err!(Refused, "the store of \"{}\" {how}", self.bucket.place).hint(
+                    "Archived WAL could be replaced by other bytes unnoticed. Use a store that honours If-None-Match, such as Amazon S3. With unsafe_overwrite = true in the repository's section pitr looks before it writes, which two writers at the same time get past.",
+                ));
+            }
+        }
+        self.bucket.link.sums.found(sums);
+        if sums == Some(false) {
+            found.weaknesses.push(
+                "does not compare checksums: the end of each object is read back, and what is damaged before it on its way is found only when it is read".to_owned(),
+            );
+        }
+        found.may_delete = may_delete.ok();
+        if found.may_delete == Some(true) && !aside.list("")?.is_empty() {
+            found.weaknesses.push(
+                "still shows what was deleted: plans may count on it, until it is read".to_owned(),
+            );
+        }
+        Ok(found)
+    }
+
+    fn try_creation(&self) -> Result<Creation> {
+        let bucket = Arc::clone(&self.bucket);
+        let small = wait(async move { one_after_the_other(&bucket).await })??;
+        if small != Creation::Kept {
+            return Ok(small);
+        }
+        for round in 0..ROUNDS {
+            let bucket = Arc::clone(&self.bucket);
+            let raced = wait(async move { at_the_same_time(&bucket, round).await })??;
+            if raced != Creation::Kept {
+                return Ok(raced);
+            }
+        }
+        self.in_parts()
+    }
+
+    /// An upload in parts must not complete over a name that is taken.
+    fn in_parts(&self) -> Result<Creation> {
+        let key = Key::new("once")?;
+        let mut upload = Multipart::begin(&self.bucket, &key, "probe", Condition::Absent)?;
+        upload.send(Bytes::from_static(b"parts"))?;
+        match upload.complete() {
+            Ok(_) => Ok(Creation::Broken(
+                "replaces an object by one that was uploaded in parts".to_owned(),
+            )),
+            Err(failure) if failure.kind == Kind::Taken => Ok(Creation::Kept),
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    /// Whether bytes are refused that do not have the checksum sent with them; none where that was not found out.
+    fn compares_sums(&self) -> Result<Option<bool>> {
+        let bucket = Arc::clone(&self.bucket);
+        wait(async move { sums::ask(&bucket).await })
+    }
+}
+
+async fn one_after_the_other(bucket: &Arc<Bucket>) -> Answered<Creation> {
+    let key = Key::new("once")?;
+    let content = Bytes::from_static(b"first");
+    match put(bucket, &key, "first", content, Condition::Absent).await {
+        Ok(_) => {}
+        // The answer to an attempt that created it was lost.
+        Err(failure) if failure.kind == Kind::Taken && failure.is_ambiguous => {
+            if mark_of(bucket, &key).await?.as_deref() != Some("first") {
+                return Err(failure);
+            }
+        }
+        Err(failure) => return Err(failure),
+    }
+    match put(
+        bucket,
+        &key,
+        "second",
+        Bytes::from_static(b"second"),
+        Condition::Absent,
+    )
+    .await
+    {
+        Ok(_) => {
+            return Ok(Creation::Broken(
+                "replaces objects instead of refusing a name that is taken".to_owned(),
+            ));
+        }
+        Err(failure) if failure.kind == Kind::Taken => {}
+        Err(failure) => return Err(failure),
+    }
+    let kept = fetch(bucket, key.as_str(), Part::Last(64)).await?;
+    let listed = listing::list(bucket, "").await?;
+    if kept.is_some() && !listed.iter().any(|l| l.name == key.as_str()) {
+        return Ok(Creation::Late("lists late what was created"));
+    }
+    Ok(match kept {
+        Some(piece) if piece.bytes.as_ref() == b"first" => Creation::Kept,
+        Some(_) => Creation::Broken(
+            "refuses a name that is taken, and replaces it all the same".to_owned(),
+        ),
+        None => Creation::Late("does not show what was just created"),
+    })
+}
+
+async fn at_the_same_time(bucket: &Arc<Bucket>, round: usize) -> Answered<Creation> {
+    let key = Key::new(format!("race-{round}"))?;
+    let creators: Vec<_> = (0..CREATORS)
+        .map(|n| {
+            let (bucket, key) = (Arc::clone(bucket), key.clone());
+            tokio::spawn(async move {
+                let mark = format!("creator-{n}");
+                match put(
+                    &bucket,
+                    &key,
+                    &mark,
+                    Bytes::from(mark.clone()),
+                    Condition::Absent,
+                )
+                .await
+                {
+                    Ok(_) => Ok(true),
+                    // The answer to an attempt that won was lost.
+                    Err(failure) if failure.kind == Kind::Taken && failure.is_ambiguous => {
+                        Ok(mark_of(&bucket, &key).await? == Some(mark))
+                    }
+                    Err(failure) if failure.kind == Kind::Taken => Ok(false),
+                    Err(failure) => Err(failure),
+                }
+            })
+        })
+        .collect();
+    let mut winners = 0;
+    for creator in creators {
+        let won = creator
+            .await
+            .map_err(|_| Failure::again("a creator panicked"))?;
+        winners += usize::from(won?);
+    }
+    Ok(match winners {
+        1 => Creation::Kept,
+        n => Creation::Broken(format!(
+            "lets {n} of {CREATORS} who create an object at the same time win"
+        )),
+    })
+}

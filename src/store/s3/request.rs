@@ -1,0 +1,355 @@
+//! One request: tried until it is answered, for a time that is bounded.
+//!
+//! The client of the vendor tries nothing again by itself. Here it is known that an attempt without an answer may have taken effect, and a
+//! later "taken" is judged by that.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use aws_sdk_s3::Client;
+
+use super::certificate;
+use super::client::{Connected, Link};
+use super::failure::{Answered, Failure, Kind};
+use super::version::Markers;
+use crate::store::{Key, life};
+
+/// The longest pause after the first failure; doubled by each one that follows.
+const PAUSE: Duration = Duration::from_millis(200);
+/// No pause is longer.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// So long an upload in parts may take to be completed: the store puts the parts together, which S3 says can take minutes.
+const COMPLETION: Duration = Duration::from_secs(300);
+
+/// When everything that this process asks of object stores must be over.
+static END: OnceLock<Instant> = OnceLock::new();
+
+/// Ends all requests of this process at a moment, so that several in a row are not each tried for their whole time; the first call counts.
+pub fn end_at(moment: Instant) {
+    let _ = END.set(moment);
+}
+
+/// What is special about a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Nothing.
+    Plain,
+    /// It names an object if the name is free.
+    Creating,
+    /// The same, after parts; one attempt may take longer than others are tried.
+    Completing,
+}
+
+/// What requests of one store have in common.
+pub(super) struct Bucket {
+    pub(super) link: Arc<Link>,
+    pub(super) bucket: String,
+    /// With its slash at the end, or empty.
+    pub(super) prefix: String,
+    /// As the operator knows it.
+    pub(super) place: String,
+    /// Random, for pauses and for the marks of uploads.
+    pub(super) random: AtomicU64,
+    /// What was deleted in a bucket that keeps versions.
+    pub(super) markers: Markers,
+    /// What is written here is taken away again: it is neither locked nor in a class that is paid for longer.
+    pub(super) is_trial: bool,
+}
+
+impl Bucket {
+    /// Runs a request until it is answered or its time is over. An answer that is no success is a [`Failure`], which says whether an
+    /// attempt before it may have taken effect.
+    pub(super) async fn run<T, F, Fut>(&self, doing: &str, request: F) -> Answered<T>
+    where
+        F: Fn(Client) -> Fut,
+        Fut: Future<Output = Answered<T>>,
+    {
+        let plain = self.run_as(Purpose::Plain, doing, request).await;
+        plain.map_err(Failure::without_condition)
+    }
+
+    /// As [`Bucket::run`], of a request that may say that a name is taken.
+    pub(super) async fn run_as<T, F, Fut>(
+        &self,
+        purpose: Purpose,
+        doing: &str,
+        request: F,
+    ) -> Answered<T>
+    where
+        F: Fn(Client) -> Fut,
+        Fut: Future<Output = Answered<T>>,
+    {
+        let time = Time::of(&self.link, purpose);
+        let mut tried = Tried::default();
+        let mut before: Option<Failure> = None;
+        loop {
+            let connected = self.link.connected();
+            let limit = time.of_attempt(before.is_none());
+            let attempt = tokio::time::timeout(limit, request(connected.client.clone()));
+            let failure = match attempt.await {
+                Ok(Ok(done)) => {
+                    life::sign();
+                    return Ok(done);
+                }
+                Ok(Err(failure)) => failure,
+                Err(_) => {
+                    self.link.reconnect(&connected);
+                    silence(limit, limit < time.attempt, before.take())
+                }
+            };
+            // What has to be tried again is as good as silence.
+            if !matches!(failure.kind, Kind::Again) {
+                life::sign();
+            }
+            let pause = match tried.next(&failure.kind) {
+                Next::Fail => {
+                    let failure = self.identified(failure).await;
+                    return Err(self.told(doing, failure, &tried));
+                }
+                Next::Renew(region) => match self.renew(region, &connected, &time).await? {
+                    true => Duration::ZERO,
+                    false => return Err(self.told(doing, failure, &tried)),
+                },
+                Next::Now => Duration::ZERO,
+                Next::Pause(most) => self.jitter(most),
+            };
+            if time.left() <= pause {
+                return Err(self.told(doing, failure, &tried));
+            }
+            tokio::time::sleep(pause).await;
+            before = Some(failure);
+        }
+    }
+
+    /// Begins anew with fresh credentials or in another region; whether there was time for it.
+    async fn renew(&self, region: Option<String>, used: &Connected, time: &Time) -> Answered<bool> {
+        let renewed = tokio::time::timeout(time.left(), self.link.renew(region, used)).await;
+        renewed.map_or(Ok(false), |done| Ok(done.map(|()| true)?))
+    }
+
+    /// Adds to a certificate that was not believed whose it is.
+    async fn identified(&self, failure: Failure) -> Failure {
+        let settings = &self.link.settings;
+        let Some(host) = settings
+            .endpoint
+            .as_deref()
+            .filter(|_| failure.kind == Kind::Untrusted)
+        else {
+            return failure;
+        };
+        let url = match (settings.path_style, host.split_once("://")) {
+            (false, Some((scheme, host))) => format!("{scheme}://{}.{host}", self.bucket),
+            _ => host.to_owned(),
+        };
+        match certificate::shown(&url).await {
+            Some(shown) => Failure {
+                error: failure.error.context(shown),
+                ..failure
+            },
+            None => failure,
+        }
+    }
+
+    fn told(&self, doing: &str, failure: Failure, tried: &Tried) -> Failure {
+        let times = match tried.again {
+            0 | 1 => String::new(),
+            n => format!(", tried {n} times"),
+        };
+        Failure {
+            error: failure
+                .error
+                .context(format!("could not {doing} in \"{}\"{times}", self.place)),
+            is_ambiguous: tried.again > 0,
+            ..failure
+        }
+    }
+
+    /// A key as the store knows it.
+    pub(super) fn full(&self, key: &Key) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    /// Anything up to `most`, so that those who failed together do not come back together.
+    fn jitter(&self, most: Duration) -> Duration {
+        let micros = u64::try_from(most.as_micros()).unwrap_or(u64::MAX);
+        Duration::from_micros(self.next_random() % micros.saturating_add(1))
+    }
+
+    /// The next number of a sequence that looks random (splitmix64).
+    pub(super) fn next_random(&self) -> u64 {
+        const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+        let seed = self.random.fetch_add(STEP, Ordering::Relaxed);
+        let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+/// How long a request is tried.
+struct Time {
+    /// One attempt.
+    attempt: Duration,
+    /// All of them.
+    end: Instant,
+    /// The whole process.
+    last: Option<Instant>,
+    purpose: Purpose,
+}
+
+impl Time {
+    fn of(link: &Link, purpose: Purpose) -> Time {
+        let attempt = link.settings.attempt_timeout;
+        Time {
+            attempt: match purpose {
+                Purpose::Completing => attempt.max(COMPLETION),
+                Purpose::Plain | Purpose::Creating => attempt,
+            },
+            end: later(Instant::now(), link.settings.retry_budget),
+            last: END.get().copied(),
+            purpose,
+        }
+    }
+
+    /// Until the last attempt has to be over.
+    fn left(&self) -> Duration {
+        let end = self.last.map_or(self.end, |last| last.min(self.end));
+        end.saturating_duration_since(Instant::now())
+    }
+
+    /// How long an attempt may take that begins at this moment. The first is not cut short by a small budget.
+    fn of_attempt(&self, is_first: bool) -> Duration {
+        let whole = is_first || self.purpose == Purpose::Completing;
+        let most = match self.last {
+            Some(last) if whole => last.saturating_duration_since(Instant::now()),
+            None if whole => self.attempt,
+            _ => self.left(),
+        };
+        most.min(self.attempt)
+    }
+}
+
+/// A time that no clock reaches is as good as one in a century.
+fn later(now: Instant, by: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
+    now + by.min(CENTURY)
+}
+
+/// An attempt that was not answered in time. One that was cut short says less than the failure before it.
+fn silence(limit: Duration, is_cut: bool, before: Option<Failure>) -> Failure {
+    match before {
+        Some(before) if is_cut => Failure {
+            kind: Kind::Again,
+            ..before
+        },
+        _ => Failure::again(format!(
+            "no whole answer within {:.1} s",
+            limit.as_secs_f32()
+        )),
+    }
+}
+
+/// What has been tried.
+#[derive(Debug, Default)]
+struct Tried {
+    again: u32,
+    renewed: bool,
+    skewed: bool,
+    moved: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Fail,
+    Now,
+    Renew(Option<String>),
+    Pause(Duration),
+}
+
+impl Tried {
+    fn next(&mut self, kind: &Kind) -> Next {
+        match kind {
+            Kind::Again => {
+                let most = PAUSE.saturating_mul(1 << self.again.min(10));
+                self.again += 1;
+                Next::Pause(most.min(PAUSE_MAX))
+            }
+            Kind::Expired if !std::mem::replace(&mut self.renewed, true) => Next::Renew(None),
+            Kind::Skewed if !std::mem::replace(&mut self.skewed, true) => Next::Now,
+            Kind::Elsewhere(region) if !std::mem::replace(&mut self.moved, true) => {
+                Next::Renew(Some(region.clone()))
+            }
+            _ => Next::Fail,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_end_at_a_limit() {
+        let mut tried = Tried::default();
+        let pauses: Vec<_> = (0..20).map(|_| tried.next(&Kind::Again)).collect();
+        assert_eq!(pauses[0], Next::Pause(PAUSE));
+        assert_eq!(pauses[3], Next::Pause(PAUSE * 8));
+        assert_eq!(pauses[19], Next::Pause(PAUSE_MAX));
+    }
+
+    #[test]
+    fn all_attempts_end_with_the_budget_but_the_first_is_whole() {
+        let time = |budget, last: Option<u64>, purpose| {
+            let now = Instant::now();
+            Time {
+                attempt: Duration::from_secs(1000),
+                end: now + Duration::from_secs(budget),
+                last: last.map(|s| now + Duration::from_secs(s)),
+                purpose,
+            }
+        };
+        let whole = Duration::from_secs(1000);
+        assert_eq!(time(10, None, Purpose::Plain).of_attempt(true), whole);
+        assert!(time(10, None, Purpose::Plain).of_attempt(false) <= Duration::from_secs(10));
+        assert_eq!(time(10, None, Purpose::Completing).of_attempt(false), whole);
+        for (is_first, purpose) in [(true, Purpose::Creating), (false, Purpose::Completing)] {
+            let limit = time(900, Some(20), purpose).of_attempt(is_first);
+            assert!(limit <= Duration::from_secs(20), "{purpose:?}: {limit:?}");
+        }
+        assert!(later(Instant::now(), Duration::MAX) > Instant::now());
+        let over = time(0, None, Purpose::Plain);
+        assert_eq!(
+            (over.left(), over.of_attempt(false)),
+            (Duration::ZERO, Duration::ZERO)
+        );
+    }
+
+    #[test]
+    fn an_attempt_that_was_cut_short_does_not_hide_the_cause() {
+        let cause = || Some(Failure::again("SlowDown"));
+        let told = |is_cut, before| {
+            silence(Duration::from_secs(1), is_cut, before)
+                .error
+                .to_string()
+        };
+        assert_eq!(told(true, cause()), "SlowDown");
+        for (is_cut, before) in [(false, cause()), (true, None)] {
+            assert_eq!(told(is_cut, before), "no whole answer within 1.0 s");
+        }
+    }
+
+    #[test]
+    fn what_is_tried_once_is_not_tried_twice() {
+        for kind in [
+            Kind::Expired,
+            Kind::Skewed,
+            Kind::Elsewhere("eu-west-1".into()),
+        ] {
+            let mut tried = Tried::default();
+            assert_ne!(tried.next(&kind), Next::Fail, "{kind:?}");
+            assert_eq!(tried.next(&kind), Next::Fail, "{kind:?}");
+        }
+        assert_eq!(Tried::default().next(&Kind::Final), Next::Fail);
+    }
+}

@@ -1,0 +1,61 @@
+//! Buckets that keep versions: an object that was deleted is hidden by a marker, and answered like one that never was.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::SdkError;
+
+use super::failure::Answered;
+use super::object::time;
+use super::request::Bucket;
+use crate::store::Deleted;
+
+/// So many keys are remembered: who asks does it right behind the absence.
+const REMEMBERED: usize = 64;
+
+/// Keys that were answered as absent for the sake of a marker.
+#[derive(Default)]
+pub(super) struct Markers(Mutex<VecDeque<String>>);
+
+impl Markers {
+    /// Looks whether an answer comes from a marker.
+    pub(super) fn see<E>(&self, key: &str, error: &SdkError<E, HttpResponse>) {
+        let header =
+            |answer: &HttpResponse| answer.headers().get("x-amz-delete-marker") == Some("true");
+        if error.raw_response().is_some_and(header) {
+            let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            keys.truncate(REMEMBERED - 1);
+            keys.push_front(key.to_owned());
+        }
+    }
+
+    /// Whether the last answers about the key came from a marker.
+    pub(super) fn hold(&self, key: &str) -> bool {
+        let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.iter().any(|k| k == key)
+    }
+}
+
+/// When the object was deleted, and whether a version of it is left. Whoever may not list versions learns only that it was.
+pub(super) async fn deleted(bucket: &Bucket, key: &str) -> Answered<Deleted> {
+    let full = format!("{}{key}", bucket.prefix);
+    let doing = format!("list the versions of object \"{key}\"");
+    let listed = bucket
+        .run(&doing, |client| {
+            let request = client.list_object_versions().bucket(&bucket.bucket);
+            let request = request.prefix(&full).max_keys(100);
+            async move { Ok(request.send().await?) }
+        })
+        .await;
+    let Ok(listed) = listed else {
+        return Ok(Deleted::default());
+    };
+    let mut markers = listed.delete_markers().iter();
+    let marker = markers.find(|m| m.key() == Some(&full) && m.is_latest() == Some(true));
+    let mut versions = listed.versions().iter();
+    Ok(Deleted {
+        at: marker.and_then(|m| time(m.last_modified()).ok()),
+        is_kept: versions.any(|v| v.key() == Some(&full)).then_some(true),
+    })
+}

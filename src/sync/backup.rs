@@ -1,0 +1,387 @@
+//! One backup: reserved and claimed, then its WAL, packs, layers and the server's manifest, and its root when all of that is proven.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::claim::Claim;
+use super::copy::{Copied, Tee};
+use super::wal::Wal;
+use super::{Transfer, is_of_the_object};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::repo::backup::{BackupRoot, LayerRef, PackRef};
+use crate::repo::container::Kind;
+use crate::repo::event;
+use crate::repo::json;
+use crate::repo::layout::{BackupId, PartName};
+use crate::snapshot::layer::Layer;
+use crate::snapshot::pack::PackReader;
+use crate::snapshot::reader::Snapshot;
+use crate::store::{Key, Object, Published, get, put};
+
+/// An object of a backup.
+enum Part<'a> {
+    Pack(&'a PackRef),
+    /// A layer object with the layers in it, ascending by offset.
+    Layers(&'a PartName, Vec<&'a LayerRef>),
+}
+
+impl Transfer<'_> {
+    /// Copies a backup; what is wrong with it is taken down.
+    ///
+    /// # Errors
+    /// What the stores say, but for damage.
+    pub(super) fn copy_backup(&self, id: &BackupId, wal: &Wal<'_>) -> Result<()> {
+        self.check_stop()?;
+        let copied = self.copy_claimed(id, wal);
+        match copied {
+            Ok(true) => {
+                self.locked().backups.push(id.clone());
+                self.progress.note(&format!("copied backup {id}"));
+                Ok(())
+            }
+            Ok(false) => Ok(()),
+            Err(e) if is_of_the_object(&e) => {
+                self.problem(&format!("backup {id}"), &e);
+                Ok(())
+            }
+            Err(e) => Err(e.context(format!("copy backup \"{id}\""))),
+        }
+    }
+
+    /// `false` when it is not to be had any more.
+    fn copy_claimed(&self, id: &BackupId, wal: &Wal<'_>) -> Result<bool> {
+        let key = self.layout.manifest(id);
+        let Some(root) = BackupRoot::read(self.from.store(), &self.layout, id)? else {
+            return Ok(false);
+        };
+        // What is encrypted is copied as it is stored.
+        let bytes = match self.is_sealed() {
+            true => Some(Vec::new()),
+            false => get(self.from.store(), &key, json::ROOT_LIMIT_BYTES)?,
+        };
+        let Some(bytes) = bytes else {
+            return Ok(false);
+        };
+        root.check_positions()?;
+        if wal.is_torn(root.timeline) || wal.is_torn(root.start_timeline) {
+            return Err(err!(
+                Conflict,
+                "the two repositories have different WAL of its timeline"
+            ));
+        }
+        self.reserve(id)?;
+        let start = (root.start_timeline, root.start_lsn);
+        let mut there = Claim::take(self, self.to.store(), id, start)?;
+        let mut here = Claim::take_if_possible(self, self.from.store(), id, start)?;
+        let copied = self.copy_content(&root, &bytes, wal, &mut there, here.as_mut());
+        if let Some(here) = here {
+            here.release();
+        }
+        there.release();
+        copied
+    }
+
+    /// Reserves the id there, by the same event as here.
+    fn reserve(&self, id: &BackupId) -> Result<()> {
+        let key = self.layout.begin(id);
+        let copied = self.copy_small(&key, json::LIMIT_BYTES, &|bytes| {
+            event::decode(&key, bytes).map(|_| ())
+        });
+        match copied {
+            Ok(Copied::Gone) => Err(err!(Damaged, "its reservation is missing")),
+            Err(e) if e.code() == Code::Conflict => {
+                Err(err!(Conflict, "another backup has the same id there").source(e))
+            }
+            copied => self.settle(key.as_str(), copied).map(|_| ()),
+        }
+    }
+
+    fn copy_content(
+        &self,
+        root: &BackupRoot,
+        bytes: &[u8],
+        wal: &Wal<'_>,
+        there: &mut Claim<'_>,
+        mut here: Option<&mut Claim<'_>>,
+    ) -> Result<bool> {
+        let events = event::read_all(self.from.store(), &self.layout, &root.id.to_string())?;
+        if !event::standing(&events, "expire", "unexpire").is_empty() {
+            self.progress.note(&format!(
+                "backup {} was marked for deletion meanwhile, and is not copied",
+                root.id
+            ));
+            return Ok(false);
+        }
+        let mut tick = || -> Result<()> {
+            there.keep()?;
+            here.as_mut().map_or(Ok(()), |claim| claim.keep())
+        };
+        let name = format!("copy backup {}", root.id);
+        let packs: u64 = root.packs.iter().map(|p| p.size_bytes).sum();
+        self.progress.phase(&name, Some(packs));
+        wal.copy_path(root, &mut tick)?;
+        if self.is_sealed() {
+            self.copy_sealed_parts(root, &mut tick)?;
+        } else {
+            let snapshot = Snapshot::open(self.from.store(), &self.layout, root)?;
+            self.copy_parts(root, &snapshot, &mut tick)?;
+            self.copy_server_manifest(root)?;
+        }
+        wal.prove(root)?;
+        // A backup that is there and not yet pinned could be expired there.
+        for pin in &events {
+            if ["pin", "unpin"].contains(&pin.event.event.as_str()) {
+                self.copy_event(&self.layout.event(&root.id.to_string(), &pin.name)?)?;
+            }
+        }
+        there.check()?;
+        self.commit(root, bytes)
+    }
+
+    /// Whether both sides are encrypted, with one key set: then nothing need be opened to be copied.
+    fn is_sealed(&self) -> bool {
+        self.from.store().encrypted().is_some()
+    }
+
+    fn copy_as_stored(&self, key: &Key) -> Result<Copied> {
+        let unsealed = || err!(Damaged, "object \"{key}\" is not sealed");
+        self.copy(key, &|_| Err(unsealed()), &|_| Err(unsealed()))
+            .map_err(|e| e.context(format!("copy object \"{key}\"")))
+    }
+
+    fn copy_sealed_parts(
+        &self,
+        root: &BackupRoot,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let packs = root.packs.iter().map(|p| self.layout.pack(&p.key));
+        let layers = root.shards.iter().flat_map(|s| &s.layers);
+        let layers: BTreeSet<&PartName> = layers.map(|l| &l.key).collect();
+        let layers = layers.into_iter().map(|name| self.layout.layer(name));
+        let keys: Vec<Key> = packs.chain(layers).collect();
+        let one = |key: &Key| -> Result<()> {
+            match self.copy_as_stored(key)? {
+                Copied::Gone => Err(err!(Damaged, "object \"{key}\" is missing")),
+                copied => self.settle(key.as_str(), Ok(copied)).map(|_| ()),
+            }
+        };
+        self.side_by_side(&keys, &one, tick)?;
+        let key = self.layout.server_manifest(&root.id);
+        match self.copy_as_stored(&key)? {
+            // Not every server gives one, and without a key nothing tells.
+            Copied::Gone if root.server_manifest.is_none() => Ok(()),
+            Copied::Gone => Err(err!(Damaged, "the server's manifest is missing")),
+            copied => self.settle(key.as_str(), Ok(copied)).map(|_| ()),
+        }
+    }
+
+    fn copy_parts(
+        &self,
+        root: &BackupRoot,
+        snapshot: &Snapshot<'_>,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let mut layers: BTreeMap<&PartName, Vec<&LayerRef>> = BTreeMap::new();
+        for layer in root.shards.iter().flat_map(|s| &s.layers) {
+            layers.entry(&layer.key).or_default().push(layer);
+        }
+        let have = self.parts_there(root)?;
+        let packs = root.packs.iter().map(Part::Pack);
+        let layers = layers.into_iter().map(|(name, mut layers)| {
+            layers.sort_by_key(|l| l.offset);
+            Part::Layers(name, layers)
+        });
+        let parts: Vec<Part<'_>> = packs.chain(layers).collect();
+        let one = |part: &Part<'_>| -> Result<()> {
+            let (key, copied) = match part {
+                Part::Pack(pack) => (
+                    self.layout.pack(&pack.key),
+                    self.copy_pack(pack, snapshot, &have),
+                ),
+                Part::Layers(name, layers) => (
+                    self.layout.layer(name),
+                    self.copy_layers(root, name, layers, &have),
+                ),
+            };
+            match copied {
+                Ok(Copied::Gone) => Err(err!(Damaged, "object \"{key}\" is missing")),
+                // One part that is damaged is the end of this backup, and the next one is tried.
+                Err(e) => Err(e.context(format!("copy object \"{key}\""))),
+                copied => self.settle(key.as_str(), copied).map(|_| ()),
+            }
+        };
+        self.side_by_side(&parts, &one, tick)
+    }
+
+    /// Which parts an earlier run has left there.
+    fn parts_there(&self, root: &BackupRoot) -> Result<BTreeSet<String>> {
+        use crate::repo::layout::PartKind;
+        let mut ids: BTreeSet<&BackupId> = root.packs.iter().map(|p| &p.key.id).collect();
+        ids.extend(
+            root.shards
+                .iter()
+                .flat_map(|s| &s.layers)
+                .map(|l| &l.key.id),
+        );
+        let mut have = BTreeSet::new();
+        for id in ids {
+            for kind in [PartKind::Layer, PartKind::Pack] {
+                let prefix = self.layout.parts(kind, Some(id));
+                for listed in self.to.store().list(&prefix)? {
+                    have.insert(format!("{prefix}/{}", listed.name));
+                }
+            }
+        }
+        Ok(have)
+    }
+
+    fn copy_pack(
+        &self,
+        pack: &PackRef,
+        snapshot: &Snapshot<'_>,
+        have: &BTreeSet<String>,
+    ) -> Result<Copied> {
+        let key = self.layout.pack(&pack.key);
+        let open = |object: Box<dyn Object>| {
+            let identifier = self.layout.system_identifier();
+            PackReader::open(object, &pack.key, identifier, *snapshot.naming())
+        };
+        let is_own = |reader: &PackReader| {
+            snapshot.pack_hash(&pack.key) == Some(reader.hash())
+                && reader.stored_bytes() == pack.size_bytes
+        };
+        let is_same = |object: Box<dyn Object>| open(object).map(|reader| is_own(&reader));
+        if have.contains(key.as_str()) {
+            self.progress.advance(pack.size_bytes);
+            return self.compare(&key, &is_same);
+        }
+        let check = |tee: &Tee| -> Result<()> {
+            let reader = open(tee.object())?;
+            if !is_own(&reader) {
+                return Err(err!(Damaged, "it is not the pack that the map leads to"));
+            }
+            for number in 0..reader.frame_count() {
+                self.check_stop()?;
+                let frame = reader
+                    .entry(number)
+                    .map_or(0, |e| u64::from(e.stored_bytes));
+                reader
+                    .frame(number)
+                    .map_err(|e| e.context(format!("read frame {number}")))?;
+                self.progress.advance(frame);
+            }
+            reader.page_hashes()?;
+            tee.pass(tee.size_bytes(), false)
+        };
+        self.copy(&key, &check, &is_same)
+    }
+
+    fn copy_layers(
+        &self,
+        root: &BackupRoot,
+        name: &PartName,
+        layers: &[&LayerRef],
+        have: &BTreeSet<String>,
+    ) -> Result<Copied> {
+        let key = self.layout.layer(name);
+        let open = |object: Box<dyn Object>, layer: &LayerRef| -> Result<Layer> {
+            let hash = blake3::Hash::from_hex(&layer.hash)
+                .map_err(|e| err!(Damaged, "the root has no hash of a layer").source(e))?;
+            let place = (layer.offset, layer.length);
+            let identifier = self.layout.system_identifier();
+            Layer::open(object, place, hash.as_bytes(), name, identifier)
+        };
+        let is_same = |object: Box<dyn Object>| -> Result<bool> {
+            // The one open object serves all its layers.
+            let object: std::sync::Arc<dyn Object> = object.into();
+            for layer in layers {
+                open(Box::new(Shared(std::sync::Arc::clone(&object))), layer)?;
+            }
+            Ok(true)
+        };
+        if have.contains(key.as_str()) {
+            return self.compare(&key, &is_same);
+        }
+        // Only its own root names all that is in an object.
+        let may_pass = name.id != root.id;
+        let check = |tee: &Tee| -> Result<()> {
+            for layer in layers {
+                tee.pass(layer.offset, may_pass)?;
+                let opened = open(tee.object(), layer)?;
+                for number in 0..opened.block_count() {
+                    opened.block(number)?;
+                }
+                tee.pass(layer.offset.saturating_add(layer.length), false)?;
+            }
+            tee.pass(tee.size_bytes(), may_pass)
+        };
+        self.copy(&key, &check, &is_same)
+    }
+
+    fn copy_server_manifest(&self, root: &BackupRoot) -> Result<()> {
+        let Some(wanted) = root.server_manifest.as_deref() else {
+            return Ok(());
+        };
+        let key = self.layout.server_manifest(&root.id);
+        let copied = self.copy_container(&key, &|container| {
+            let identity = container.identity();
+            let is_own = container.kind() == Kind::ServerManifest
+                && identity.name == "backup_manifest"
+                && identity.system_identifier == self.layout.system_identifier()
+                && blake3::Hash::from_bytes(identity.hash).to_hex().as_str() == wanted;
+            match is_own {
+                true => Ok(()),
+                false => Err(err!(Damaged, "it is not the manifest of this backup")),
+            }
+        });
+        match copied {
+            Ok(Copied::Gone) => Err(err!(Damaged, "the server's manifest is missing")),
+            Err(e) => Err(e.context(format!("copy object \"{key}\""))),
+            copied => self.settle(key.as_str(), copied).map(|_| ()),
+        }
+    }
+
+    /// From here on the backup exists there.
+    fn commit(&self, root: &BackupRoot, bytes: &[u8]) -> Result<bool> {
+        let key = self.layout.manifest(&root.id);
+        if self.is_sealed() {
+            return match self.copy_as_stored(&key)? {
+                Copied::Gone => Ok(false),
+                copied => self.settle(key.as_str(), Ok(copied)),
+            };
+        }
+        let published = put(self.to.store(), &key, bytes)
+            .map_err(|e| Error::context(e, format!("write object \"{key}\"")))?;
+        let copied = match published {
+            Published::Created => Copied::Stored(bytes.len() as u64),
+            Published::Exists => {
+                let there = get(self.to.store(), &key, json::ROOT_LIMIT_BYTES)?;
+                if there.as_deref() != Some(bytes) {
+                    return Err(err!(
+                        Conflict,
+                        "something else took its place there meanwhile: another backup, or pitr expire gave the id up"
+                    ));
+                }
+                Copied::There
+            }
+        };
+        self.settle(key.as_str(), Ok(copied))
+    }
+}
+
+/// An object that several readers have open.
+struct Shared(std::sync::Arc<dyn Object>);
+
+impl Object for Shared {
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.0.read_at(buffer, offset)
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.0.settle()
+    }
+}

@@ -1,0 +1,369 @@
+//! Brings one repository up to date from another: what it lacks is copied byte for byte, and checked while it is copied.
+//!
+//! Order: registration → histories → per backup, oldest first: reservation, claims, its WAL, packs, layers, server manifest, the WAL proven,
+//! root → the rest of the WAL → what lies beside it → events. Objects are only created. Killed anywhere, the next run goes on where this one
+//! ended: what is there is not copied again. What fails its check is reported and not copied; the rest goes on.
+
+mod backup;
+mod claim;
+mod copy;
+mod wal;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::segment::SegmentSize;
+use crate::pg::time::TimestampTz;
+use crate::plan::lacking::{Lacking, lacking};
+use crate::progress::Progress;
+use crate::repo::event::{self, Event};
+use crate::repo::json;
+use crate::repo::layout::{BackupId, ClusterLayout};
+use crate::repo::repository::{Registration, Repository};
+use crate::repo::survey::Survey;
+use crate::store::Key;
+use copy::Copied;
+
+const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
+/// Problems that a report lists; the rest is counted.
+const LISTED_MAX: usize = 1000;
+
+/// One cluster, from one repository into another.
+pub struct Transfer<'a> {
+    from: &'a Repository,
+    to: &'a Repository,
+    registration: &'a Registration,
+    layout: ClusterLayout,
+    size: SegmentSize,
+    jobs: usize,
+    everything: bool,
+    clock: &'a (dyn Fn() -> TimestampTz + Sync),
+    random: &'a (dyn Fn() -> u64 + Sync),
+    host: &'a str,
+    stop: &'a AtomicBool,
+    progress: &'a dyn Progress,
+    report: Mutex<Report>,
+}
+
+/// Clock, randomness and ears, as arguments.
+pub struct Surroundings<'a> {
+    /// The current time.
+    pub clock: &'a (dyn Fn() -> TimestampTz + Sync),
+    /// Random numbers, for nonces.
+    pub random: &'a (dyn Fn() -> u64 + Sync),
+    /// Name of this host.
+    pub host: &'a str,
+    /// Set when the operator wants to stop.
+    pub stop: &'a AtomicBool,
+    /// Told of progress and warnings.
+    pub progress: &'a dyn Progress,
+    /// Objects that are copied at a time.
+    pub jobs: usize,
+    /// Copy also what the receiving side may have expired.
+    pub everything: bool,
+}
+
+/// An object that was not copied although it should have been.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Its key, or the backup.
+    pub object: String,
+    /// What is wrong.
+    pub detail: String,
+    /// The two sides contradict one another; else it is damaged or missing.
+    pub is_conflict: bool,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Whole segments.
+    pub segments: u64,
+    /// Backups, in order.
+    pub backups: Vec<BackupId>,
+    /// Objects of all kinds.
+    pub objects: u64,
+    /// Their stored bytes.
+    pub bytes: u64,
+    /// What was not copied, and should have been; at most a thousand.
+    pub problems: Vec<Problem>,
+    /// How many there are.
+    pub problem_count: u64,
+}
+
+/// Whether an error is about one object, so that others can still be copied.
+fn is_of_the_object(e: &Error) -> bool {
+    matches!(
+        e.code(),
+        Code::Damaged | Code::Unsupported | Code::WrongCluster | Code::Conflict | Code::WalName
+    )
+}
+
+impl<'a> Transfer<'a> {
+    /// Puts together what is to be done for one cluster of `from`.
+    ///
+    /// # Errors
+    /// `Refused` when one of the repositories is encrypted; `Conflict` when the cluster is registered differently.
+    pub fn new(
+        from: &'a Repository,
+        to: &'a Repository,
+        registration: &'a Registration,
+        around: &Surroundings<'a>,
+    ) -> Result<Transfer<'a>> {
+        let transfer = Transfer {
+            from,
+            to,
+            registration,
+            layout: ClusterLayout::new(&registration.name, registration.system_identifier)?,
+            size: SegmentSize::new(registration.segment_size_bytes)?,
+            jobs: around.jobs,
+            everything: around.everything,
+            clock: around.clock,
+            random: around.random,
+            host: around.host,
+            stop: around.stop,
+            progress: around.progress,
+            report: Mutex::default(),
+        };
+        transfer.check_keys()?;
+        transfer.check_registration()?;
+        Ok(transfer)
+    }
+
+    /// Objects are copied as they are stored, so both sides must have the same keys, or none.
+    fn check_keys(&self) -> Result<()> {
+        let (from, to) = (&self.from.marker().key_set, &self.to.marker().key_set);
+        if from == to {
+            return Ok(());
+        }
+        let (from, to) = (self.from.store().location(), self.to.store().location());
+        Err(
+            err!(Refused, "\"{from}\" and \"{to}\" do not have the same key set").hint(
+                "Nothing was copied: objects are copied as they are stored. Create the second repository with the key set of the first (pitr init --key-set).",
+            ),
+        )
+    }
+
+    /// What is registered on both sides must mean the same.
+    fn check_registration(&self) -> Result<()> {
+        let Some(there) = self.to.registration(&self.layout)? else {
+            return Ok(());
+        };
+        let of = |r: &Registration| {
+            (
+                r.segment_size_bytes,
+                r.block_size_bytes,
+                r.wal_block_size_bytes,
+            )
+        };
+        match of(&there) == of(self.registration) {
+            true => Ok(()),
+            false => Err(err!(
+                Conflict,
+                "cluster \"{}\" is registered with other sizes in \"{}\"",
+                self.registration.name,
+                self.to.store().location()
+            )
+            .hint("Nothing was copied: the same names mean other positions there.")),
+        }
+    }
+
+    /// What the other side lacks. Nothing is changed.
+    ///
+    /// # Errors
+    /// What the stores say.
+    pub fn plan(&self) -> Result<Lacking> {
+        let from = Survey::without_leftovers(self.from, self.registration)?;
+        let to = Survey::without_leftovers(self.to, self.registration)?;
+        Ok(lacking(&from, &to, self.everything, (self.clock)()))
+    }
+
+    /// Copies what a plan made just now says.
+    ///
+    /// # Errors
+    /// What the stores say, but for damage, which is part of the report; `Interrupted`. Run again, it goes on.
+    pub fn run(&self, lacking: &Lacking) -> Result<()> {
+        self.register()?;
+        let wal = wal::Wal::begin(self, lacking)?;
+        for id in &lacking.backups {
+            self.copy_backup(id, &wal)?;
+        }
+        wal.copy_rest()?;
+        wal.copy_beside()?;
+        self.copy_pins(lacking)?;
+        self.copy_facts()
+    }
+
+    /// What was done so far.
+    pub fn report(&self) -> Report {
+        self.locked().clone()
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Report> {
+        match self.report.lock() {
+            Ok(report) => report,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
+    fn event(&self, id: &BackupId) -> Event {
+        Event {
+            subject: id.to_string(),
+            time: (self.clock)(),
+            host: self.host.to_owned(),
+            program: PROGRAM.into(),
+            nonce: format!("{:016x}{:016x}", (self.random)(), (self.random)()),
+            ..Event::default()
+        }
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(err!(Interrupted, "interrupted")
+                .hint("What was copied is there and whole. Run the command again: it goes on.")),
+            false => Ok(()),
+        }
+    }
+
+    fn register(&self) -> Result<()> {
+        let key = self.layout.cluster();
+        if self.to.registration(&self.layout)?.is_some() {
+            return Ok(());
+        }
+        let copied = self.copy_small(&key, json::LIMIT_BYTES, &|bytes| {
+            json::decode::<Registration>(&key, "cluster", bytes).map(|_| ())
+        });
+        self.settle(key.as_str(), copied)?;
+        Ok(())
+    }
+
+    /// Counts a copy; what is wrong with the object is taken down, other errors end the run. `true` when the object is there now.
+    fn settle(&self, object: &str, copied: Result<Copied>) -> Result<bool> {
+        match copied {
+            Ok(Copied::Stored(bytes)) => {
+                let mut report = self.locked();
+                report.objects += 1;
+                report.bytes += bytes;
+                Ok(true)
+            }
+            Ok(Copied::There) => Ok(true),
+            // The janitor of the source was there; another run sees what is left.
+            Ok(Copied::Gone) => Ok(false),
+            Err(e) if is_of_the_object(&e) => {
+                self.problem(object, &e);
+                Ok(false)
+            }
+            Err(e) => Err(e.context(format!("copy object \"{object}\""))),
+        }
+    }
+
+    fn problem(&self, object: &str, e: &Error) {
+        self.progress
+            .warn(&format!("\"{object}\" was not copied: {e}"));
+        let mut report = self.locked();
+        report.problem_count += 1;
+        if report.problems.len() < LISTED_MAX {
+            report.problems.push(Problem {
+                object: object.to_owned(),
+                detail: e.to_string(),
+                is_conflict: e.code() == Code::Conflict,
+            });
+        }
+    }
+
+    /// Works on all items, several at a time; the first error ends it. `tick` is called about five times a second meanwhile.
+    fn side_by_side<T: Sync>(
+        &self,
+        items: &[T],
+        work: &(dyn Fn(&T) -> Result<()> + Sync),
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let one = || -> Result<()> {
+            while !failed.load(Ordering::Relaxed) {
+                let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                    break;
+                };
+                if let Err(e) = work(item) {
+                    failed.store(true, Ordering::Relaxed);
+                    return Err(e);
+                }
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            // The channel carries nothing: it is closed when the last thread has ended.
+            let (alive, ended) = std::sync::mpsc::channel::<()>();
+            let threads: Vec<_> = (0..self.jobs.clamp(1, items.len().max(1)))
+                .map(|_| {
+                    let (alive, one) = (alive.clone(), &one);
+                    scope.spawn(move || {
+                        let _alive = alive;
+                        one()
+                    })
+                })
+                .collect();
+            drop(alive);
+            let mut result = Ok(());
+            let pause = Duration::from_millis(200);
+            while ended.recv_timeout(pause) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                if result.is_ok() {
+                    result = tick().inspect_err(|_| failed.store(true, Ordering::Relaxed));
+                }
+            }
+            for thread in threads {
+                let done = thread
+                    .join()
+                    .unwrap_or_else(|_| Err(err!(Internal, "a copying thread panicked")));
+                result = result.and(done);
+            }
+            result
+        })
+    }
+
+    fn copy_pins(&self, lacking: &Lacking) -> Result<()> {
+        for (id, name) in &lacking.pins {
+            // Of a backup that could not be copied there is nothing to keep.
+            if lacking.backups.contains(id) && !self.locked().backups.contains(id) {
+                continue;
+            }
+            let key = self.layout.event(&id.to_string(), name)?;
+            self.copy_event(&key)?;
+        }
+        Ok(())
+    }
+
+    fn copy_event(&self, key: &Key) -> Result<()> {
+        let copied = self.copy_small(key, json::LIMIT_BYTES, &|bytes| {
+            event::decode(key, bytes).map(|_| ())
+        });
+        self.settle(key.as_str(), copied).map(|_| ())
+    }
+
+    /// What is true of the cluster wherever it is stored: WAL that was lost, copies that became clusters, segment sizes.
+    fn copy_facts(&self) -> Result<()> {
+        for listed in self.from.store().list(&self.layout.events())? {
+            let subject = listed.name.as_str();
+            let timeline = subject.strip_prefix("wal-");
+            let is_fact = subject == "cluster"
+                || timeline.is_some_and(|t| t.parse::<crate::pg::timeline::TimelineId>().is_ok());
+            if !is_fact {
+                continue;
+            }
+            let prefix = self.layout.subject(subject);
+            let there = self.to.store().list(&prefix)?;
+            for one in self.from.store().list(&prefix)? {
+                let kind = one.name.split('-').nth(1).unwrap_or_default();
+                let is_known = there.iter().any(|t| t.name == one.name);
+                if ["gap", "adopted", "segment_size"].contains(&kind) && !is_known {
+                    let key = self.layout.event(subject, &one.name)?;
+                    self.copy_event(&key)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""Opens sealed objects without any code of pitr, by docs/repository-format.md, section 11.
+
+Needs the package `cryptography`. `decode.py` checks the vectors beside it:
+
+    private half  20 21 .. 3f      MAC key  60 61 .. 7f      recipient "ops"  03 04 .. 22
+    recipient "safe": passphrase "correct horse battery staple"
+"""
+import hashlib
+import hmac
+import json
+import pathlib
+import struct
+import sys
+
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+HEAD, CHUNK, TAG = 112, 65536, 16
+
+
+def hkdf(secret, salt, info, length):
+    return HKDF(hashes.SHA256(), length, salt, info).derive(secret)
+
+
+def public_of(private):
+    key = X25519PrivateKey.from_private_bytes(private).public_key()
+    return key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+
+
+def key_set_id(mac_key, private):
+    return hkdf(mac_key, b"", b"pitr/1/key-set" + public_of(private), 16)
+
+
+# RFC 9180, base mode, X25519 / HKDF-SHA256 / AES-256-GCM.
+def extract(salt, ikm):
+    return hmac.new(salt or b"\0" * 32, ikm, hashlib.sha256).digest()
+
+
+def expand(prk, info, length):
+    out, block, n = b"", b"", 1
+    while len(out) < length:
+        block = hmac.new(prk, block + info + bytes([n]), hashlib.sha256).digest()
+        out, n = out + block, n + 1
+    return out[:length]
+
+
+def labeled_extract(suite, salt, label, ikm):
+    return extract(salt, b"HPKE-v1" + suite + label + ikm)
+
+
+def labeled_expand(suite, prk, label, info, length):
+    return expand(prk, struct.pack(">H", length) + b"HPKE-v1" + suite + label + info, length)
+
+
+def hpke_open(private, enc, info, wrapped):
+    key = X25519PrivateKey.from_private_bytes(private)
+    raw = public_of(private)
+    shared = key.exchange(X25519PublicKey.from_public_bytes(enc))
+    kem = b"KEM" + struct.pack(">H", 0x20)
+    eae = labeled_extract(kem, b"", b"eae_prk", shared)
+    secret = labeled_expand(kem, eae, b"shared_secret", enc + raw, 32)
+    suite = b"HPKE" + struct.pack(">HHH", 0x20, 1, 2)
+    context = b"\0" + labeled_extract(suite, b"", b"psk_id_hash", b"") + labeled_extract(suite, b"", b"info_hash", info)
+    prk = labeled_extract(suite, secret, b"secret", b"")
+    aead_key = labeled_expand(suite, prk, b"key", context, 32)
+    nonce = labeled_expand(suite, prk, b"base_nonce", context, 12)
+    return AESGCM(aead_key).decrypt(nonce, wrapped, b"")
+
+
+def open_object(data, key, private, mac_key):
+    """The plain bytes and the facts of a sealed object that lies under `key`."""
+    assert data[-4:] == b"PSEA" and data[:8] == b"PITRSEA1"
+    foot = data[-struct.unpack("<I", data[-12:-8])[0]:]
+    head = foot[:HEAD]
+    assert head == data[:HEAD]
+    version, exponent, zero, epoch = struct.unpack("<BBHI", head[8:16])
+    key_set, enc, wrapped = head[16:32], head[32:64], head[64:112]
+    assert (version, exponent, zero) == (1, 16, 0)
+    assert key_set == key_set_id(mac_key, private)
+    at = HEAD + 2 + struct.unpack("<H", foot[HEAD:HEAD + 2])[0]
+    assert foot[HEAD + 2:at].decode() == key
+    end = at + 4 + struct.unpack("<I", foot[at:at + 4])[0]
+    facts = json.loads(foot[at + 4:end])
+    commitment, plain_bytes = foot[end:end + 32], struct.unpack("<Q", foot[end + 64:end + 72])[0]
+    signed, mac = foot[:end + 72], foot[end + 72:end + 104]
+    own = hmac.new(hkdf(mac_key, b"", b"pitr/1/mac", 32), b"pitr/1/foot" + signed, hashlib.sha256)
+    assert hmac.compare_digest(own.digest(), mac)
+    info = b"pitr/1/object" + key_set + struct.pack("<I", epoch)
+    object_key = hpke_open(private, enc, info, wrapped)
+    digest = hashlib.sha256(head).digest()
+    derived = hkdf(object_key, digest, b"pitr/1/object", 71)
+    assert derived[39:] == commitment
+    aad = b"pitr/1/chunk" + key_set + digest + key.encode()
+    count = max(1, -(-plain_bytes // CHUNK))
+    plain, at = b"", HEAD
+    for n in range(count):
+        length = min(CHUNK, plain_bytes - n * CHUNK) + TAG
+        nonce = derived[32:39] + struct.pack(">IB", n, n + 1 == count)
+        plain += AESGCM(derived[:32]).decrypt(nonce, data[at:at + length], aad)
+        at += length
+    assert at + len(foot) == len(data) and len(plain) == plain_bytes
+    return plain, facts
+
+
+def open_recipient(recipient, private=None, passphrase=None):
+    """Private half and MAC key."""
+    key_set = bytes.fromhex(recipient["key_set"])
+    info = b"pitr/1/recipient" + key_set + struct.pack("<I", recipient["epoch"]) + recipient["recipient"].encode()
+    wrapped = bytes.fromhex(recipient["wrapped"])
+    if private is not None:
+        plain = hpke_open(private, bytes.fromhex(recipient["encapsulated"]), info, wrapped)
+    else:
+        from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+        how = recipient["argon2id"]
+        kdf = Argon2id(salt=bytes.fromhex(how["salt"]), length=32, iterations=how["passes"], lanes=how["lanes"], memory_cost=how["memory_kib"])
+        plain = AESGCM(kdf.derive(passphrase)).decrypt(b"\0" * 12, wrapped, info)
+    private_half, mac_key = plain[:32], plain[32:]
+    assert key_set_id(mac_key, private_half) == key_set
+    how = recipient.get("argon2id")
+    fields = ["pitr/1/recipient", recipient["key_set"], str(recipient["epoch"]), recipient["recipient"],
+              recipient.get("public_key", ""), recipient.get("encapsulated", ""),
+              "%d,%d,%d,%s" % (how["memory_kib"], how["passes"], how["lanes"], how["salt"]) if how else "",
+              recipient["wrapped"]]
+    own = hmac.new(hkdf(mac_key, b"", b"pitr/1/mac", 32), "\n".join(fields).encode(), hashlib.sha256)
+    assert own.hexdigest() == recipient["mac"]
+    return private_half, mac_key
+
+
+def main():
+    folder = pathlib.Path(__file__).parent
+    ramp = lambda first: bytes(range(first, first + 32))
+    keys = (ramp(0x20), ramp(0x60))
+    ops, safe = json.loads((folder / "recipients.json").read_text())
+    assert open_recipient(ops, private=ramp(3)) == keys
+    assert open_recipient(safe, passphrase=b"correct horse battery staple") == keys
+    name = "clusters/main/7/wal/00000001/00000000/000000010000000000000001"
+    content = bytes((n * 31 + n // 256) & 0xFF for n in range(CHUNK + 77))
+    for file, expected in (("empty.sealed", b""), ("chunks.sealed", content)):
+        plain, facts = open_object((folder / file).read_bytes(), name, *keys)
+        assert plain == expected and facts == {"kind": "segment"}, file
+    print("the vectors open")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,472 @@
+//! The objects of the store, and what each request does with them.
+
+use std::collections::BTreeMap;
+
+use base64_of::base64;
+use chrono::{DateTime, Utc};
+use sha2::{Digest as _, Sha256};
+
+use super::http::{Request, Response};
+use super::{BUCKET, Manner};
+
+/// An object.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    pub bytes: Vec<u8>,
+    pub headers: BTreeMap<String, String>,
+    modified: DateTime<Utc>,
+    tag: String,
+    /// Somebody has asked for it.
+    asked: bool,
+}
+
+/// An upload in parts.
+#[derive(Debug, Clone)]
+pub struct Upload {
+    key: String,
+    headers: BTreeMap<String, String>,
+    pub begun: DateTime<Utc>,
+    parts: BTreeMap<u32, Vec<u8>>,
+}
+
+/// Everything there is.
+#[derive(Debug, Default)]
+pub struct Keep {
+    pub objects: BTreeMap<String, Stored>,
+    pub uploads: BTreeMap<String, Upload>,
+    /// What was deleted, and when.
+    deleted: BTreeMap<String, (Stored, DateTime<Utc>)>,
+    count: u64,
+}
+
+/// The key that a request is about.
+pub fn key_of(request: &Request) -> String {
+    let rest = request.path.strip_prefix(&format!("/{BUCKET}"));
+    rest.unwrap_or("").trim_start_matches('/').to_owned()
+}
+
+impl Stored {
+    fn class(&self) -> &str {
+        let class = self.headers.get("x-amz-storage-class");
+        class.map_or("STANDARD", String::as_str)
+    }
+}
+
+/// What the bucket adds to what the writer says.
+fn lock(headers: &mut BTreeMap<String, String>, manner: &Manner, now: DateTime<Utc>) {
+    let Some(period) = manner.default_lock else {
+        return;
+    };
+    if headers.contains_key("x-amz-object-lock-mode") {
+        return;
+    }
+    let until = now + chrono::Duration::from_std(period).unwrap();
+    for (name, value) in [
+        ("mode", "GOVERNANCE".to_owned()),
+        ("retain-until-date", iso(until)),
+    ] {
+        headers.insert(format!("x-amz-object-lock-{name}"), value);
+    }
+}
+
+fn lifecycle(manner: &Manner) -> Response {
+    match manner.lifecycle {
+        Some(rules) => Response::new(
+            200,
+            format!("<LifecycleConfiguration>{rules}</LifecycleConfiguration>"),
+        ),
+        None => Response::error(404, "NoSuchLifecycleConfiguration", "there are no rules"),
+    }
+}
+
+fn taken() -> Response {
+    Response::error(412, "PreconditionFailed", "the name is taken")
+}
+
+fn absent() -> Response {
+    Response::error(404, "NoSuchKey", "no such key")
+}
+
+impl Keep {
+    pub fn plant(&mut self, key: &str, bytes: &[u8]) {
+        self.insert(key, bytes.to_vec(), BTreeMap::new(), Utc::now());
+    }
+
+    /// Deletes an object, which is remembered; whether it was there.
+    pub fn bury(&mut self, key: &str, now: DateTime<Utc>) -> bool {
+        let stored = self.objects.remove(key);
+        let is_there = stored.is_some();
+        if let Some(stored) = stored {
+            self.deleted.insert(key.to_owned(), (stored, now));
+        }
+        is_there
+    }
+
+    fn insert(
+        &mut self,
+        key: &str,
+        bytes: Vec<u8>,
+        headers: BTreeMap<String, String>,
+        now: DateTime<Utc>,
+    ) -> String {
+        self.count += 1;
+        let tag = format!("\"tag-{}\"", self.count);
+        let stored = Stored {
+            bytes,
+            headers,
+            modified: now,
+            tag: tag.clone(),
+            asked: false,
+        };
+        self.deleted.remove(key);
+        self.objects.insert(key.to_owned(), stored);
+        tag
+    }
+
+    pub fn respond(&mut self, request: &Request, manner: &Manner, now: DateTime<Utc>) -> Response {
+        let key = key_of(request);
+        let upload = request.query("uploadId").map(str::to_owned);
+        match (request.method.as_str(), key.as_str(), upload) {
+            ("GET", "", None) if request.query("uploads").is_some() => self.list_uploads(request),
+            ("GET", "", None) if request.query("versions").is_some() => self.list_versions(request),
+            ("GET", "", None) if request.query("lifecycle").is_some() => lifecycle(manner),
+            ("GET", "", None) => self.list(request, manner),
+            ("GET", _, None) => self.get(&key, request, manner),
+            ("HEAD", _, None) => self.head(&key),
+            ("PUT", _, None) => self.put(&key, request, manner, now),
+            ("PUT", _, Some(id)) => self.part(&id, request, manner),
+            ("POST", _, None) => self.begin(&key, request, now),
+            ("POST", _, Some(id)) => self.complete(&id, request, manner, now),
+            ("DELETE", _, None) => {
+                self.bury(&key, now);
+                Response::new(204, "")
+            }
+            ("DELETE", _, Some(id)) => match self.uploads.remove(&id) {
+                Some(_) => Response::new(204, ""),
+                None => Response::error(404, "NoSuchUpload", "no such upload"),
+            },
+            _ => Response::error(501, "NotImplemented", "not here"),
+        }
+    }
+
+    fn put(
+        &mut self,
+        key: &str,
+        request: &Request,
+        manner: &Manner,
+        now: DateTime<Utc>,
+    ) -> Response {
+        if let Some(damaged) = damaged(request, manner) {
+            return damaged;
+        }
+        let wants_new = request.header("if-none-match") == "*";
+        if wants_new && !manner.overwrites && self.objects.contains_key(key) {
+            return taken();
+        }
+        let mut headers = request.headers.clone();
+        lock(&mut headers, manner, now);
+        let mut body = request.body.clone();
+        if let Some(last) = body.last_mut().filter(|_| manner.spoils) {
+            *last ^= 1;
+        }
+        let tag = self.insert(key, body, headers, now);
+        with_sum(Response::new(200, "").with("ETag", tag), request, manner)
+    }
+
+    fn begin(&mut self, key: &str, request: &Request, now: DateTime<Utc>) -> Response {
+        self.count += 1;
+        let id = format!("upload-{}", self.count);
+        let upload = Upload {
+            key: key.to_owned(),
+            headers: request.headers.clone(),
+            begun: now,
+            parts: BTreeMap::new(),
+        };
+        self.uploads.insert(id.clone(), upload);
+        Response::new(
+            200,
+            format!(
+                "<InitiateMultipartUploadResult><Bucket>{BUCKET}</Bucket><Key>{key}</Key><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"
+            ),
+        )
+    }
+
+    fn part(&mut self, id: &str, request: &Request, manner: &Manner) -> Response {
+        if let Some(damaged) = damaged(request, manner) {
+            return damaged;
+        }
+        let number: u32 = request.query("partNumber").unwrap().parse().unwrap();
+        let Some(upload) = self.uploads.get_mut(id) else {
+            return Response::error(404, "NoSuchUpload", "no such upload");
+        };
+        upload.parts.insert(number, request.body.clone());
+        let answer = Response::new(200, "").with("ETag", format!("\"part-{number}\""));
+        with_sum(answer, request, manner)
+    }
+
+    fn complete(
+        &mut self,
+        id: &str,
+        request: &Request,
+        manner: &Manner,
+        now: DateTime<Utc>,
+    ) -> Response {
+        let Some(upload) = self.uploads.get(id).cloned() else {
+            return Response::error(404, "NoSuchUpload", "no such upload");
+        };
+        let body = String::from_utf8(request.body.clone()).unwrap();
+        let numbers: Vec<u32> = body
+            .split("<PartNumber>")
+            .skip(1)
+            .map(|rest| rest.split('<').next().unwrap().parse().unwrap())
+            .collect();
+        let all: Vec<u32> = upload.parts.keys().copied().collect();
+        if numbers != all {
+            return Response::error(400, "InvalidPart", "other parts than were sent");
+        }
+        let sizes: Vec<usize> = upload.parts.values().map(Vec::len).collect();
+        if sizes.iter().rev().skip(1).any(|size| *size < 5 << 20) {
+            return Response::error(400, "EntityTooSmall", "a part is too small");
+        }
+        let overwrites = manner.overwrites || manner.completes_over;
+        if request.header("if-none-match") == "*"
+            && !overwrites
+            && self.objects.contains_key(&upload.key)
+        {
+            return taken();
+        }
+        let bytes = upload.parts.into_values().flatten().collect();
+        self.uploads.remove(id);
+        let mut headers = upload.headers;
+        lock(&mut headers, manner, now);
+        let tag = self.insert(&upload.key, bytes, headers, now);
+        Response::new(
+            200,
+            format!(
+                "<CompleteMultipartUploadResult><Bucket>{BUCKET}</Bucket><Key>{}</Key><ETag>{}</ETag></CompleteMultipartUploadResult>",
+                upload.key,
+                tag.replace('"', "&quot;")
+            ),
+        )
+    }
+
+    fn head(&self, key: &str) -> Response {
+        let Some(stored) = self.objects.get(key) else {
+            return Response::new(404, "");
+        };
+        let mut answer = described(Response::new(200, ""), stored);
+        answer.head_of = Some(stored.bytes.len());
+        answer
+    }
+
+    fn get(&mut self, key: &str, request: &Request, manner: &Manner) -> Response {
+        let Some(stored) = self.objects.get_mut(key) else {
+            let is_marked = manner.versions && self.deleted.contains_key(key);
+            return match is_marked {
+                true => absent().with("x-amz-delete-marker", "true"),
+                false => absent(),
+            };
+        };
+        if manner.reads_late && !std::mem::replace(&mut stored.asked, true) {
+            return absent();
+        }
+        if ["GLACIER", "DEEP_ARCHIVE"].contains(&stored.class()) {
+            return Response::error(403, "InvalidObjectState", "the storage class forbids it");
+        }
+        let size = stored.bytes.len();
+        let range = request.header("range").strip_prefix("bytes=");
+        let Some(range) = range.filter(|_| !manner.ignores_ranges) else {
+            return described(Response::new(200, stored.bytes.clone()), stored);
+        };
+        let (first, last) = range.split_once('-').unwrap();
+        let (begin, end) = match first {
+            "" => (size.saturating_sub(last.parse().unwrap()), size),
+            first => (
+                first.parse().unwrap(),
+                last.parse::<usize>().unwrap().saturating_add(1).min(size),
+            ),
+        };
+        if begin >= size {
+            return Response::error(416, "InvalidRange", "behind the end");
+        }
+        described(Response::new(206, &stored.bytes[begin..end]), stored)
+            .with("Content-Range", format!("bytes {begin}-{}/{size}", end - 1))
+    }
+
+    /// What was deleted: the marker on top, and what it hides.
+    fn list_versions(&self, request: &Request) -> Response {
+        let prefix = request.query("prefix").unwrap_or("");
+        let deleted = self.deleted.iter().filter(|(k, _)| k.starts_with(prefix));
+        let listed: String = deleted
+            .map(|(key, (stored, at))| {
+                format!(
+                    "<DeleteMarker><Key>{key}</Key><VersionId>marker</VersionId><IsLatest>true</IsLatest><LastModified>{}</LastModified></DeleteMarker>\
+                     <Version><Key>{key}</Key><VersionId>first</VersionId><IsLatest>false</IsLatest><LastModified>{}</LastModified><Size>{}</Size></Version>",
+                    iso(*at),
+                    iso(stored.modified),
+                    stored.bytes.len()
+                )
+            })
+            .collect();
+        Response::new(
+            200,
+            format!(
+                "<ListVersionsResult><Name>{BUCKET}</Name>{listed}<IsTruncated>false</IsTruncated></ListVersionsResult>"
+            ),
+        )
+    }
+
+    fn list(&mut self, request: &Request, manner: &Manner) -> Response {
+        let prefix = request.query("prefix").unwrap_or("");
+        let delimiter = request.query("delimiter").filter(|d| !d.is_empty());
+        let most: usize = request
+            .query("max-keys")
+            .map_or(1000, |n| n.parse().unwrap());
+        let most = most.min(manner.page_keys);
+        let after = match manner.repeats {
+            true => "",
+            false => request.query("continuation-token").unwrap_or(""),
+        };
+        let mut entries: BTreeMap<String, String> = BTreeMap::new();
+        let there = self.objects.iter().filter(|_| !manner.lists_late);
+        let gone = self.deleted.iter().filter(|_| manner.shows_deleted);
+        let shown = there.chain(gone.map(|(key, (stored, _))| (key, stored)));
+        for (key, stored) in shown.filter(|(k, _)| k.starts_with(prefix)) {
+            let rest = &key[prefix.len()..];
+            let below = delimiter.and_then(|d| rest.split_once(d));
+            match below {
+                Some((name, _)) => {
+                    let common = format!("{prefix}{name}/");
+                    let text =
+                        format!("<CommonPrefixes><Prefix>{common}</Prefix></CommonPrefixes>");
+                    entries.insert(common, text);
+                }
+                None => {
+                    let text = format!(
+                        "<Contents><Key>{key}</Key><LastModified>{}</LastModified><ETag>{}</ETag><Size>{}</Size><StorageClass>{}</StorageClass></Contents>",
+                        iso(stored.modified),
+                        stored.tag.replace('"', "&quot;"),
+                        stored.bytes.len(),
+                        stored.class()
+                    );
+                    entries.insert(key.clone(), text);
+                }
+            }
+        }
+        let rest: Vec<_> = entries.iter().filter(|(k, _)| k.as_str() > after).collect();
+        let page: String = rest.iter().take(most).map(|(_, t)| t.as_str()).collect();
+        let more = match rest.len() > most {
+            _ if manner.repeats => {
+                self.count += 1;
+                format!(
+                    "<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>",
+                    self.count
+                )
+            }
+            true => format!(
+                "<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>",
+                rest[most - 1].0
+            ),
+            false => "<IsTruncated>false</IsTruncated>".to_owned(),
+        };
+        Response::new(
+            200,
+            format!(
+                "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ListBucketResult><Name>{BUCKET}</Name>{page}{more}</ListBucketResult>"
+            ),
+        )
+    }
+
+    fn list_uploads(&self, request: &Request) -> Response {
+        let prefix = request.query("prefix").unwrap_or("");
+        let uploads = self
+            .uploads
+            .iter()
+            .filter(|(_, u)| u.key.starts_with(prefix));
+        let listed: String = uploads
+            .map(|(id, u)| {
+                format!(
+                    "<Upload><Key>{}</Key><UploadId>{id}</UploadId><Initiated>{}</Initiated></Upload>",
+                    u.key,
+                    iso(u.begun)
+                )
+            })
+            .collect();
+        Response::new(
+            200,
+            format!(
+                "<ListMultipartUploadsResult><Bucket>{BUCKET}</Bucket>{listed}<IsTruncated>false</IsTruncated></ListMultipartUploadsResult>"
+            ),
+        )
+    }
+}
+
+fn with_sum(answer: Response, request: &Request, manner: &Manner) -> Response {
+    match manner.omits_sums {
+        true => answer,
+        false => answer.with("x-amz-checksum-crc32c", sum(&request.body)),
+    }
+}
+
+fn described(answer: Response, stored: &Stored) -> Response {
+    let modified = stored
+        .modified
+        .format("%a, %d %b %Y %H:%M:%S GMT")
+        .to_string();
+    let metadata = stored.headers.iter();
+    let metadata = metadata.filter(|(name, _)| {
+        name.starts_with("x-amz-meta-") || name.starts_with("x-amz-object-lock-")
+    });
+    metadata.fold(
+        answer
+            .with("ETag", stored.tag.clone())
+            .with("Last-Modified", modified),
+        |answer, (name, value)| answer.with(name, value.clone()),
+    )
+}
+
+/// A body that is not the one its checksums are of.
+fn damaged(request: &Request, manner: &Manner) -> Option<Response> {
+    let signed = request.header("x-amz-content-sha256");
+    let digest: String = Sha256::digest(&request.body)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    if signed != "UNSIGNED-PAYLOAD" && signed != digest {
+        return Some(Response::error(
+            400,
+            "XAmzContentSHA256Mismatch",
+            "another body",
+        ));
+    }
+    let sent = request.header("x-amz-checksum-crc32c");
+    assert!(!sent.is_empty(), "{} has no checksum", request.line());
+    let is_right = manner.ignores_sums || sent == sum(&request.body);
+    (!is_right).then(|| Response::error(400, "BadDigest", "another checksum"))
+}
+
+fn sum(bytes: &[u8]) -> String {
+    base64(&crc32c::crc32c(bytes).to_be_bytes())
+}
+
+fn iso(time: DateTime<Utc>) -> String {
+    time.format("%Y-%m-%dT%H:%M:%S.000Z").to_string()
+}
+
+mod base64_of {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+    pub fn base64(bytes: &[u8]) -> String {
+        let mut text = String::new();
+        for chunk in bytes.chunks(3) {
+            let mut group = [0; 3];
+            group[..chunk.len()].copy_from_slice(chunk);
+            let bits = u32::from_be_bytes([0, group[0], group[1], group[2]]);
+            for n in 0..4 {
+                let digit = DIGITS[(bits >> (18 - 6 * n) & 63) as usize];
+                text.push(if n <= chunk.len() { digit as char } else { '=' });
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,553 @@
+//! An object store for the tests: in this process, plain HTTP on loopback, one thread for each connection. Conditional creation is
+//! atomic, unless a test wants otherwise; faults come on demand, and each is counted when it happens.
+//!
+//! Signatures are not computed: who asks, when, and for which region stands in what is signed, and that is looked at.
+
+mod http;
+mod keep;
+pub mod peer;
+pub mod tls;
+
+use std::collections::BTreeMap;
+use std::io::{BufReader, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use keep::Keep;
+
+use super::Sandbox;
+
+/// The one bucket.
+pub const BUCKET: &str = "bucket";
+/// Credentials that may do everything.
+pub const KEY: &str = "AKIDTEST";
+/// Credentials that may not delete.
+pub const WRITER: &str = "AKIDWRITER";
+/// Their secret, which must stand nowhere.
+pub const SECRET: &str = "planted-secret-7f3a";
+
+/// What happens to a request instead of, or besides, being answered.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// Answered with this error; nothing is done.
+    Error(u16, &'static str),
+    /// Nothing is done, and the answer is an error in the body of a success.
+    ErrorIn200(&'static str),
+    /// Answered by something that is no object store.
+    Stranger(u16),
+    /// Done, and the connection ends before the answer.
+    NoAnswer,
+    /// The connection is reset before anything is done.
+    Reset,
+    /// The answer ends after so many bytes of its body.
+    Truncated(usize),
+    /// The lowest bit of this byte of the answer's body is another.
+    Flipped(usize),
+    /// Nothing is answered until the server ends.
+    Stalled,
+    /// Answered as always, in ten pieces over this time.
+    Slow(Duration),
+    /// Answered with this text; nothing is done.
+    Says(u16, &'static str),
+    /// Nothing is done, and the answer has no end.
+    Endless(u16),
+}
+
+struct Rule {
+    /// What the request line holds.
+    holds: String,
+    skip: u64,
+    times: u64,
+    fault: Fault,
+    fired: Arc<AtomicU64>,
+}
+
+/// How the store differs from what it should be.
+#[derive(Debug, Clone)]
+pub struct Manner {
+    /// `If-None-Match` is ignored.
+    pub overwrites: bool,
+    /// Of two who create at the same time both win.
+    pub both_win: bool,
+    /// The condition is ignored only when an upload in parts is completed.
+    pub completes_over: bool,
+    /// Ranges are ignored.
+    pub ignores_ranges: bool,
+    /// Checksums are not compared.
+    pub ignores_sums: bool,
+    /// Answers to writes say no checksum.
+    pub omits_sums: bool,
+    /// The last byte of what is written is another from then on.
+    pub spoils: bool,
+    /// The bucket keeps versions: a deletion puts a marker.
+    pub versions: bool,
+    /// How long what is written is locked, where the writer does not say.
+    pub default_lock: Option<Duration>,
+    /// Listings do not show what is there.
+    pub lists_late: bool,
+    /// Listings show what was deleted.
+    pub shows_deleted: bool,
+    /// An object is not there when it is asked for the first time.
+    pub reads_late: bool,
+    /// The rules of the bucket's lifecycle, as XML.
+    pub lifecycle: Option<&'static str>,
+    /// Keys in one page of a listing.
+    pub page_keys: usize,
+    /// Every page of a listing is the first one, and names another that follows.
+    pub repeats: bool,
+    /// How far its clock is ahead.
+    pub clock_ahead: Duration,
+    /// The region for which requests must be signed.
+    pub region: &'static str,
+    /// The session token that is accepted; an older one has expired.
+    pub token: Option<String>,
+}
+
+impl Default for Manner {
+    fn default() -> Manner {
+        Manner {
+            overwrites: false,
+            both_win: false,
+            completes_over: false,
+            ignores_ranges: false,
+            ignores_sums: false,
+            omits_sums: false,
+            spoils: false,
+            versions: false,
+            default_lock: None,
+            lists_late: false,
+            shows_deleted: false,
+            reads_late: false,
+            lifecycle: None,
+            page_keys: 1000,
+            repeats: false,
+            clock_ahead: Duration::ZERO,
+            region: "us-east-1",
+            token: None,
+        }
+    }
+}
+
+struct State {
+    keep: Mutex<Keep>,
+    manner: Mutex<Manner>,
+    rules: Mutex<Vec<Rule>>,
+    log: Mutex<Vec<String>>,
+    /// How many session tokens were issued.
+    issued: AtomicU64,
+    /// Bytes that went out in answers without end.
+    endless: AtomicU64,
+    /// How many are between looking whether a name is free and taking it.
+    racing: AtomicU64,
+    is_over: AtomicBool,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The store. It ends when it is dropped.
+pub struct S3Server {
+    state: Arc<State>,
+    address: SocketAddr,
+}
+
+impl S3Server {
+    /// Starts with an empty bucket.
+    pub fn start() -> S3Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(State {
+            keep: Mutex::default(),
+            manner: Mutex::default(),
+            rules: Mutex::default(),
+            log: Mutex::default(),
+            issued: AtomicU64::new(0),
+            endless: AtomicU64::new(0),
+            racing: AtomicU64::new(0),
+            is_over: AtomicBool::new(false),
+        });
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if shared.is_over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (Ok(stream), state) = (stream, Arc::clone(&shared)) else {
+                    continue;
+                };
+                std::thread::spawn(move || serve(&state, stream));
+            }
+        });
+        S3Server { state, address }
+    }
+
+    /// Its URL.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Changes how it behaves.
+    pub fn behave(&self, change: impl FnOnce(&mut Manner)) {
+        change(&mut locked(&self.state.manner));
+    }
+
+    /// Lets the fault happen to the next `times` requests whose line (`GET /bucket/key?query=`) holds this, and returns how often it has.
+    pub fn fault(&self, holds: &str, times: u64, fault: Fault) -> Fired {
+        self.fault_after(0, holds, times, fault)
+    }
+
+    /// As [`S3Server::fault`], of requests behind the first `skip`.
+    pub fn fault_after(&self, skip: u64, holds: &str, times: u64, fault: Fault) -> Fired {
+        let fired = Arc::new(AtomicU64::new(0));
+        locked(&self.state.rules).push(Rule {
+            holds: holds.to_owned(),
+            skip,
+            times,
+            fault,
+            fired: Arc::clone(&fired),
+        });
+        Fired(fired)
+    }
+
+    /// Ends all faults.
+    pub fn heal(&self) {
+        locked(&self.state.rules).clear();
+    }
+
+    /// All keys, sorted.
+    pub fn keys(&self) -> Vec<String> {
+        locked(&self.state.keep).objects.keys().cloned().collect()
+    }
+
+    /// The one key that ends like this.
+    pub fn key(&self, end: &str) -> String {
+        let mut keys = self.keys();
+        keys.retain(|k| k.ends_with(end));
+        assert_eq!(keys.len(), 1, "one key ends in {end}: {keys:?}");
+        keys.remove(0)
+    }
+
+    /// An object's bytes.
+    pub fn object(&self, key: &str) -> Vec<u8> {
+        locked(&self.state.keep).objects[key].bytes.clone()
+    }
+
+    /// The headers that an object was written with.
+    pub fn written_with(&self, key: &str) -> BTreeMap<String, String> {
+        locked(&self.state.keep).objects[key].headers.clone()
+    }
+
+    /// Puts an object there behind everybody's back.
+    pub fn plant(&self, key: &str, bytes: &[u8]) {
+        locked(&self.state.keep).plant(key, bytes);
+    }
+
+    /// Takes one away likewise; where versions are kept it is only hidden.
+    pub fn lose(&self, key: &str) {
+        assert!(locked(&self.state.keep).bury(key, chrono::Utc::now()));
+    }
+
+    /// Ends all locks.
+    pub fn unlock(&self) {
+        for stored in locked(&self.state.keep).objects.values_mut() {
+            let is_lock = |name: &str| name.starts_with("x-amz-object-lock-");
+            stored.headers.retain(|name, _| !is_lock(name));
+        }
+    }
+
+    /// Moves every object whose key holds this into another storage class; returns how many there are.
+    pub fn reclassify(&self, holds: &str, class: &str) -> usize {
+        let mut keep = locked(&self.state.keep);
+        let found = keep.objects.iter_mut().filter(|(k, _)| k.contains(holds));
+        found
+            .map(|(_, stored)| {
+                let name = "x-amz-storage-class".to_owned();
+                stored.headers.insert(name, class.to_owned());
+            })
+            .count()
+    }
+
+    /// How many uploads in parts are neither completed nor taken back.
+    pub fn open_uploads(&self) -> usize {
+        locked(&self.state.keep).uploads.len()
+    }
+
+    /// Dates all open uploads back.
+    pub fn age_uploads(&self, by: Duration) {
+        for upload in locked(&self.state.keep).uploads.values_mut() {
+            upload.begun -= chrono::Duration::from_std(by).unwrap();
+        }
+    }
+
+    /// The requests so far, without those for credentials.
+    pub fn log(&self) -> Vec<String> {
+        locked(&self.state.log).clone()
+    }
+
+    /// Forgets them.
+    pub fn clear_log(&self) {
+        locked(&self.state.log).clear();
+    }
+
+    /// How many session tokens it has issued.
+    pub fn issued_tokens(&self) -> u64 {
+        self.state.issued.load(Ordering::SeqCst)
+    }
+
+    /// How many bytes went out in answers without end.
+    pub fn endless_bytes(&self) -> u64 {
+        self.state.endless.load(Ordering::SeqCst)
+    }
+
+    /// A credentials file for it.
+    pub fn credentials(&self, sandbox: &Sandbox, key: &str) -> std::path::PathBuf {
+        credentials(sandbox, key)
+    }
+}
+
+/// A credentials file with the secret of the tests.
+fn credentials(sandbox: &Sandbox, key: &str) -> std::path::PathBuf {
+    let text = format!("[default]\naws_access_key_id = {key}\naws_secret_access_key = {SECRET}\n");
+    sandbox.file(format!("credentials-{key}"), text)
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        self.state.is_over.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+/// How often a fault has happened.
+#[derive(Clone)]
+pub struct Fired(Arc<AtomicU64>);
+
+impl Fired {
+    /// The number.
+    pub fn times(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+fn serve(state: &State, stream: TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let Ok(mut out) = stream.try_clone() else {
+        return;
+    };
+    let mut input = BufReader::new(stream);
+    while let Some(request) = http::read(&mut input) {
+        if state.is_over.load(Ordering::SeqCst) {
+            break;
+        }
+        let fault = fault_for(state, &request);
+        if let Some(Fault::Endless(status)) = fault {
+            stream_on(state, status, &mut out);
+            break;
+        }
+        let pause = match fault {
+            Some(Fault::Slow(whole)) => whole / 10,
+            _ => Duration::ZERO,
+        };
+        let Some((bytes, goes_on)) = answer(state, &request, fault) else {
+            break;
+        };
+        let sent = bytes.chunks(bytes.len().div_ceil(10)).all(|piece| {
+            std::thread::sleep(pause);
+            out.write_all(piece).is_ok()
+        });
+        if !sent || !goes_on {
+            break;
+        }
+    }
+    let _ = out.shutdown(Shutdown::Both);
+}
+
+/// The bytes to send, and whether the connection goes on; `None` ends it at once.
+fn answer(state: &State, request: &Request, fault: Option<Fault>) -> Option<(Vec<u8>, bool)> {
+    match fault {
+        None | Some(Fault::Slow(_)) => Some((dated(state, respond(state, request)).bytes(), true)),
+        Some(Fault::Error(status, code)) => {
+            let answer = Response::error(status, code, "as the test wants it");
+            Some((dated(state, answer).bytes(), true))
+        }
+        Some(Fault::ErrorIn200(code)) => {
+            let answer = Response::error(200, code, "as the test wants it");
+            Some((dated(state, answer).bytes(), true))
+        }
+        Some(Fault::Stranger(status)) => {
+            let page = Response::new(status, "<html>no such page</html>");
+            Some((page.with("Content-Type", "text/html").bytes(), true))
+        }
+        Some(Fault::NoAnswer) => {
+            respond(state, request);
+            None
+        }
+        Some(Fault::Reset) => None,
+        Some(Fault::Truncated(length)) => {
+            let answer = dated(state, respond(state, request));
+            let cut = answer.body.len().saturating_sub(length);
+            let mut bytes = answer.bytes();
+            bytes.truncate(bytes.len() - cut);
+            Some((bytes, false))
+        }
+        Some(Fault::Flipped(at)) => {
+            let mut answer = dated(state, respond(state, request));
+            // An error may be shorter.
+            if let Some(byte) = answer.body.get_mut(at) {
+                *byte ^= 1;
+            }
+            Some((answer.bytes(), true))
+        }
+        Some(Fault::Says(status, text)) => {
+            let answer = dated(state, Response::new(status, text));
+            Some((answer.bytes(), true))
+        }
+        Some(Fault::Stalled | Fault::Endless(_)) => {
+            while !state.is_over.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            None
+        }
+    }
+}
+
+/// An answer that ends when nobody takes it any more.
+fn stream_on(state: &State, status: u16, out: &mut TcpStream) {
+    let head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\n\r\n");
+    let page = [b'x'; 64 << 10];
+    let mut going = out.write_all(head.as_bytes()).is_ok();
+    while going && !state.is_over.load(Ordering::SeqCst) {
+        going = out.write_all(&page).is_ok();
+        state.endless.fetch_add(page.len() as u64, Ordering::SeqCst);
+    }
+}
+
+fn fault_for(state: &State, request: &Request) -> Option<Fault> {
+    let line = request.line();
+    let mut rules = locked(&state.rules);
+    let rule = rules
+        .iter_mut()
+        .find(|r| r.times > 0 && line.contains(&r.holds))?;
+    if rule.skip > 0 {
+        rule.skip -= 1;
+        return None;
+    }
+    rule.times -= 1;
+    rule.fired.fetch_add(1, Ordering::SeqCst);
+    locked(&state.log).push(format!("{line} ({:?})", rule.fault));
+    Some(rule.fault.clone())
+}
+
+fn now(state: &State) -> chrono::DateTime<chrono::Utc> {
+    let ahead = locked(&state.manner).clock_ahead;
+    chrono::Utc::now() + chrono::Duration::from_std(ahead).unwrap()
+}
+
+fn dated(state: &State, answer: Response) -> Response {
+    let date = now(state).format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    answer
+        .with("Date", date)
+        .with("x-amz-request-id", "0123456789")
+}
+
+fn respond(state: &State, request: &Request) -> Response {
+    if request.path == "/credentials" {
+        return issue(state);
+    }
+    locked(&state.log).push(request.line());
+    if let Some(refused) = refused(state, request) {
+        return refused;
+    }
+    let manner = locked(&state.manner).clone();
+    if manner.both_win && request.method == "PUT" && !request.header("if-none-match").is_empty() {
+        return race(state, request, &manner);
+    }
+    locked(&state.keep).respond(request, &manner, now(state))
+}
+
+/// Everybody looks whether the name is free before anybody takes it.
+fn race(state: &State, request: &Request, manner: &Manner) -> Response {
+    let key = keep::key_of(request);
+    if locked(&state.keep).objects.contains_key(&key) {
+        return Response::error(412, "PreconditionFailed", "taken");
+    }
+    state.racing.fetch_add(1, Ordering::SeqCst);
+    let until = Instant::now() + Duration::from_secs(2);
+    while state.racing.load(Ordering::SeqCst) < 2 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // Those who look meanwhile see it free, too.
+    std::thread::sleep(Duration::from_millis(100));
+    let unconditional = Manner {
+        overwrites: true,
+        ..manner.clone()
+    };
+    let answer = locked(&state.keep).respond(request, &unconditional, now(state));
+    state.racing.fetch_sub(1, Ordering::SeqCst);
+    answer
+}
+
+/// Who asks, when and where: by what is signed.
+fn refused(state: &State, request: &Request) -> Option<Response> {
+    let manner = locked(&state.manner).clone();
+    let credential = request.header("authorization").split("Credential=").nth(1);
+    let Some(scope) = credential.and_then(|c| c.split(',').next()) else {
+        return Some(Response::error(403, "AccessDenied", "nobody signed this"));
+    };
+    let mut scope = scope.split('/');
+    let (key, region) = (scope.next().unwrap_or(""), scope.nth(1).unwrap_or(""));
+    if key != KEY && key != WRITER && !key.starts_with("TEMPORARY") {
+        return Some(Response::error(403, "InvalidAccessKeyId", "no such key"));
+    }
+    if let Some(token) = &manner.token
+        && request.header("x-amz-security-token") != token
+    {
+        return Some(Response::error(
+            400,
+            "ExpiredToken",
+            "the token has expired",
+        ));
+    }
+    if region != manner.region {
+        let answer = Response::error(301, "PermanentRedirect", "elsewhere");
+        return Some(answer.with("x-amz-bucket-region", manner.region));
+    }
+    let signed =
+        chrono::NaiveDateTime::parse_from_str(request.header("x-amz-date"), "%Y%m%dT%H%M%SZ");
+    let skew = signed.map(|t| (t.and_utc() - now(state)).num_minutes().abs());
+    if skew.is_ok_and(|minutes| minutes >= 15) {
+        return Some(Response::error(
+            403,
+            "RequestTimeTooSkewed",
+            "too far from the time here",
+        ));
+    }
+    if !request.path.starts_with(&format!("/{BUCKET}")) {
+        return Some(Response::error(404, "NoSuchBucket", "no such bucket"));
+    }
+    if key == WRITER && request.method == "DELETE" && request.query("uploadId").is_none() {
+        return Some(Response::error(403, "AccessDenied", "no right to delete"));
+    }
+    None
+}
+
+/// A session as the provider of a container's credentials gives it; those before it are over.
+fn issue(state: &State) -> Response {
+    let number = state.issued.fetch_add(1, Ordering::SeqCst) + 1;
+    let token = format!("token-{number}");
+    locked(&state.manner).token = Some(token.clone());
+    let end = (chrono::Utc::now() + chrono::Duration::hours(1)).format("%Y-%m-%dT%H:%M:%SZ");
+    Response::new(
+        200,
+        format!(
+            "{{\"AccessKeyId\":\"TEMPORARY{number}\",\"SecretAccessKey\":\"{SECRET}\",\"Token\":\"{token}\",\"Expiration\":\"{end}\"}}"
+        ),
+    )
+    .with("Content-Type", "application/json")
+}

@@ -1,0 +1,568 @@
+//! TM5 of the fault matrix: one object of a repository is changed at random, over and over. Verify finds every change, and no reader
+//! delivers anything but the truth. What leaves a valid older state is counted apart. Every other case is of an encrypted repository.
+//!
+//! Each case has its own number, and depends on that and the seed alone. `PITR_CORRUPTIONS` says how many (`make corruption`: 100 000),
+//! `PITR_CORRUPTION_SEED` and `PITR_CORRUPTION_CASE` repeat one.
+
+mod held;
+mod keys;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{AddAssign as _, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use pitr::archive::fetch::{Fetch, Fetched, fetch};
+use pitr::error::{Code, Result};
+use pitr::pg::segment::WalFileName;
+use pitr::pg::time::TimestampTz;
+use pitr::progress::Silent;
+use pitr::repo::backup::BackupRoot;
+use pitr::repo::layout::{BackupId, ClusterLayout};
+use pitr::repo::repository::Repository;
+use pitr::snapshot::reader::Snapshot;
+use pitr::sync::{Surroundings, Transfer};
+use pitr::verify::{Report, Verify};
+
+use crate::common::random::Random;
+use crate::common::{Cluster, Sandbox, Site, Stop, files_below};
+use crate::verify_damage::other_kinds;
+use held::{Held, Objects};
+use keys::KeyFiles;
+
+const CASES: usize = 2000;
+const SEED: u64 = 0x0C0F_FEE5;
+
+/// What is done to an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Damage {
+    Flip,
+    Truncate,
+    Extend,
+    Zero,
+    /// Another object of any kind is under its key.
+    Swap,
+    /// One of the same kind that was written before it.
+    Older,
+    Delete,
+}
+
+const DAMAGES: [Damage; 7] = [
+    Damage::Flip,
+    Damage::Truncate,
+    Damage::Extend,
+    Damage::Zero,
+    Damage::Swap,
+    Damage::Older,
+    Damage::Delete,
+];
+
+/// What kind of object a key names.
+fn kind_of(key: &str) -> &'static str {
+    const PARTS: [(&str, &str); 11] = [
+        ("pitr.json", "marker"),
+        ("keys/", "recipient"),
+        ("cluster.json", "registration"),
+        ("/conflicts/", "conflict"),
+        ("/partial/", "partial"),
+        ("/labels/", "label"),
+        ("/events/", "event"),
+        ("/layers/", "layer"),
+        ("/packs/", "pack"),
+        ("server-manifest", "server manifest"),
+        ("/backups/", "root"),
+    ];
+    let found = PARTS.iter().find(|(part, _)| key.contains(part));
+    match found {
+        Some((_, kind)) => kind,
+        None if key.ends_with("history") => "history",
+        None if key.contains("/wal/") => "segment",
+        None => panic!("{key} is of no kind"),
+    }
+}
+
+/// How many tickets each kind has. What lies in a backup is checked with all of it, and takes a thousand times as long as the marker.
+fn share(kind: &str) -> usize {
+    match kind {
+        "layer" | "pack" | "server manifest" => 1,
+        "marker" | "registration" | "root" | "segment" => 20,
+        "recipient" => 5,
+        _ => 10,
+    }
+}
+
+/// A repository with every kind of object, and what reading it gives.
+struct World {
+    /// Of an encrypted repository.
+    keys: Option<KeyFiles>,
+    layout: ClusterLayout,
+    objects: Objects,
+    /// Keys by kind: each kind gets its share, however few objects it has.
+    kinds: BTreeMap<&'static str, Vec<String>>,
+    backups: Vec<BackupId>,
+    contents: BTreeMap<BackupId, blake3::Hash>,
+    files: BTreeMap<String, Vec<u8>>,
+    /// Where fetched files go.
+    folder: PathBuf,
+}
+
+impl World {
+    /// A plain repository and an encrypted one, of the same cluster.
+    fn both(folder: &Path) -> [World; 2] {
+        // Without checksums of pages and with one database: what is checked there is another test's, and costs most of the time here.
+        let builder = Cluster::builder(18).segment_size_mb(1).checksums(false);
+        let mut cluster = builder.without_fsync().create();
+        let site = Site::new(&cluster);
+        let (keys, encrypted) = KeyFiles::new_repository(&site, folder);
+        site.attach(&cluster);
+        cluster.start();
+        cluster.sql("UPDATE pg_database SET datistemplate = false WHERE datname <> 'postgres'");
+        cluster.sql("DROP DATABASE template0");
+        cluster.sql("DROP DATABASE template1");
+        let mut backups: [Vec<BackupId>; 2] = Default::default();
+        for _ in 0..2 {
+            cluster.sql("CREATE TABLE IF NOT EXISTS t(n int, filler text)");
+            cluster.sql("INSERT INTO t SELECT n, repeat('x', 90) FROM generate_series(1, 100) n");
+            for (into, name) in backups.iter_mut().zip(["local", "sealed"]) {
+                let run = site.pitr().args(["backup", "--json", "--repository"]);
+                let run = run.arg(name).run().success();
+                into.push(run.json()["id"].as_str().unwrap().parse().unwrap());
+            }
+            cluster.archive_now();
+        }
+        cluster.stop(Stop::Fast);
+        let refused = other_kinds(&site, &cluster);
+        // The first repository refused it, so that the second was not asked.
+        let push = ["wal", "push", "--repository", "sealed"];
+        let run = site.pitr().args(push).arg(&refused).privileged().run();
+        run.expect_code(1).expect_stderr("error conflict");
+        let [plain, sealed] = backups;
+        let plain = World::load(site.repository(), plain, None, folder);
+        let sealed = World::load(&encrypted, sealed, Some(keys), folder);
+        assert!(plain.files == sealed.files, "what is fetched is the same");
+        [plain, sealed]
+    }
+
+    fn load(
+        repository: &Path,
+        backups: Vec<BackupId>,
+        keys: Option<KeyFiles>,
+        folder: &Path,
+    ) -> World {
+        let read = |key: String| {
+            let bytes = std::fs::read(repository.join(&key)).unwrap();
+            (key, bytes.into())
+        };
+        let objects: Objects = files_below(repository).into_iter().map(read).collect();
+        let registration = objects.keys().find(|key| kind_of(key) == "registration");
+        let identifier = registration.unwrap().rsplit('/').nth(1).unwrap();
+        let mut kinds: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for key in objects.keys() {
+            kinds.entry(kind_of(key)).or_default().push(key.clone());
+        }
+        let mut world = World {
+            keys,
+            layout: ClusterLayout::new("main", identifier.parse().unwrap()).unwrap(),
+            objects,
+            kinds,
+            backups,
+            contents: BTreeMap::new(),
+            files: BTreeMap::new(),
+            folder: folder.to_owned(),
+        };
+        world.learn();
+        world
+    }
+
+    /// Reads the truth, which verify must find to be whole.
+    fn learn(&mut self) {
+        let whole = Held::new(self.objects.clone());
+        for id in self.backups.clone() {
+            let content = self.read_backup(&whole, &id).unwrap();
+            self.contents.insert(id, content);
+        }
+        for key in self.objects.keys().cloned().collect::<Vec<_>>() {
+            if let Some(name) = wal_name(&key) {
+                let target = self.folder.join("true");
+                let bytes = self.fetch(&whole, name, &target).unwrap();
+                self.files.insert(key, bytes.expect("it is there"));
+            }
+        }
+        for keys in self.kinds.values() {
+            let (objects, backup) = self.around(keys.last().expect("there is one"), false);
+            let report = self.verify(&Held::new(objects), backup).unwrap();
+            assert!(
+                report.findings.is_empty(),
+                "{keys:?}: {:#?}",
+                report.findings
+            );
+        }
+        let report = self.verify(&whole, None).unwrap();
+        assert!(report.findings.is_empty(), "{:#?}", report.findings);
+    }
+
+    fn name(&self) -> &'static str {
+        match self.keys {
+            None => "plain",
+            Some(_) => "encrypted",
+        }
+    }
+
+    fn open(&self, store: &Held) -> Result<Repository> {
+        let reader = self.keys.as_ref().map(KeyFiles::reader);
+        Repository::open_with(Box::new(store.clone()), reader)
+    }
+
+    fn verify(&self, store: &Held, backup: Option<BackupId>) -> Result<Report> {
+        let repository = self.open(store)?;
+        let registration = repository.require(&self.layout)?;
+        let now: TimestampTz = "2026-11-20T06:40:49Z".parse().unwrap();
+        Verify {
+            repository: &repository,
+            registration: &registration,
+            backup,
+            threads: 1,
+            clock: &|| now,
+            host: "test",
+            random: &|| 7,
+            stop: &AtomicBool::new(false),
+            progress: &Silent,
+        }
+        .run()
+    }
+
+    /// Everything that restore would write, through restore's reader.
+    fn read_backup(&self, store: &Held, id: &BackupId) -> Result<blake3::Hash> {
+        let repository = self.open(store)?;
+        let root = BackupRoot::read(repository.store(), &self.layout, id)?
+            .ok_or_else(|| pitr::err!(NotFound, "no backup"))?;
+        let snapshot = Snapshot::open(repository.store(), &self.layout, &root)?;
+        let mut hasher = blake3::Hasher::new();
+        let (mut mapped, mut written) = (0, 0);
+        for item in snapshot.items() {
+            let item = item?;
+            hasher.update(format!("{:?}{:?}", item.path, item.metadata).as_bytes());
+            mapped += item.mapped_bytes;
+        }
+        for index in 0..root.packs.len() {
+            let pack = snapshot.pack(index)?;
+            for number in 0..pack.frame_count() {
+                let frame = pack.frame(number)?;
+                for visible in &frame.visible {
+                    hasher.update(frame.file(visible).expect("it has a file").as_bytes());
+                    hasher.update(&visible.position.to_le_bytes());
+                    hasher.update(frame.bytes(visible));
+                }
+                written += frame.visible_bytes();
+            }
+        }
+        match mapped == written {
+            true => Ok(hasher.finalize()),
+            false => Err(pitr::err!(Damaged, "bytes are missing")),
+        }
+    }
+
+    /// The part of the repository in which damage to an object must show, and the backup that it belongs to: all of it would take seconds.
+    fn around(&self, key: &str, is_deleted: bool) -> (Objects, Option<BackupId>) {
+        let backup = match kind_of(key) {
+            "root" | "layer" | "pack" | "server manifest" => {
+                self.backups.iter().find(|id| key.contains(&id.to_string()))
+            }
+            _ => None,
+        };
+        // The backup whose root is gone is none: nobody would ask for it.
+        let (of, backup): (_, Option<&BackupId>) = match (backup, kind_of(key), is_deleted) {
+            (Some(id), "root", true) => (Some(id), None),
+            (Some(_), ..) => return (self.objects.clone(), backup.cloned()),
+            (None, ..) => (None, None),
+        };
+        let is_near = |other: &&String| {
+            kind_of(other) == kind_of(key) || of.is_some_and(|id| other.contains(&id.to_string()))
+        };
+        let mut near: Vec<&String> = self.objects.keys().filter(is_near).collect();
+        if kind_of(key) == "segment" {
+            // With its neighbours.
+            let at = near.iter().position(|k| *k == key).expect("it is there");
+            near = near[at.saturating_sub(1)..near.len().min(at + 2)].to_vec();
+        }
+        if of.is_some() {
+            near.retain(|k| of.is_some_and(|id| k.contains(&id.to_string())));
+        }
+        let all = self.objects.iter();
+        let kept = all.filter(|(k, _)| is_small(k) || near.contains(k));
+        let kept = kept.map(|(k, bytes)| (k.clone(), bytes.clone()));
+        (kept.collect(), backup.cloned())
+    }
+
+    /// What restore_command would get; `None` is proven absence.
+    fn fetch(&self, store: &Held, name: WalFileName, target: &Path) -> Result<Option<Vec<u8>>> {
+        let _ = std::fs::remove_file(target);
+        let what = Fetch {
+            cluster: "main",
+            system_identifier: Some(self.layout.system_identifier()),
+            name,
+            target,
+            nonce: 7,
+            progress: &Silent,
+        };
+        let repository = self.open(store);
+        Ok(match fetch(&what, std::iter::once((repository, true)))? {
+            Fetched::Delivered | Fetched::DeliveredTail { .. } => {
+                Some(std::fs::read(target).unwrap())
+            }
+            Fetched::ProvenAbsent => None,
+        })
+    }
+
+    /// Every kind with every damage once, then by lot.
+    fn chosen(&self, number: usize, dice: &mut Random) -> (&'static str, Damage) {
+        let kinds: Vec<&str> = self.kinds.keys().copied().collect();
+        let many = kinds.iter().flat_map(|k| std::iter::repeat_n(*k, share(k)));
+        let many: Vec<&str> = many.collect();
+        let drawn = (*dice.pick(&many), *dice.pick(&DAMAGES));
+        // Of every second number.
+        match kinds.get(number / 2 / DAMAGES.len()) {
+            Some(kind) => (kind, DAMAGES[number / 2 % DAMAGES.len()]),
+            None => drawn,
+        }
+    }
+
+    /// Whether comparing with a second repository, which has everything, shows that something is missing: `pitr repo sync --dry-run`.
+    fn lacks(&self, all: &Objects, damaged: &Held) -> Result<bool> {
+        let from = self.open(&Held::new(all.clone()))?;
+        let to = self.open(damaged)?;
+        let registration = from.require(&self.layout)?;
+        let now: TimestampTz = "2026-11-20T06:40:49Z".parse().unwrap();
+        let around = Surroundings {
+            clock: &|| now,
+            random: &|| 7,
+            host: "test",
+            stop: &AtomicBool::new(false),
+            progress: &Silent,
+            jobs: 1,
+            everything: true,
+        };
+        let plan = Transfer::new(&from, &to, &registration, &around)?.plan()?;
+        Ok(!plan.is_empty())
+    }
+
+    /// The changed bytes of an object, which differ from the true ones; `None` is to delete it.
+    fn changed(&self, key: &str, damage: Damage, dice: &mut Random) -> Option<Vec<u8>> {
+        let good = &self.objects[key];
+        let mut bytes = good.to_vec();
+        match damage {
+            Damage::Delete => return None,
+            Damage::Truncate => bytes.truncate(dice.below(good.len())),
+            Damage::Extend => {
+                bytes.extend((0..=dice.below(64)).map(|_| dice.next().to_le_bytes()[0]));
+            }
+            Damage::Zero => bytes[dice.below(good.len())..].fill(0),
+            Damage::Swap => {
+                // An encrypted one is bound to its key.
+                let is_told = |other: &str| self.keys.is_some() || !is_refused_copy(other, key);
+                bytes = self.other(key, dice, is_told);
+            }
+            Damage::Older => {
+                let is_older = |other: &str| kind_of(other) == kind_of(key) && other < key;
+                bytes = self.other(key, dice, is_older);
+            }
+            Damage::Flip => {}
+        }
+        if bytes == **good {
+            // Also where nothing else could be done to it.
+            bytes[dice.below(good.len())] ^= 1 << dice.below(8);
+        }
+        Some(bytes)
+    }
+
+    /// A copy that was refused, in the place of the segment: only an encrypted repository can tell, for an object is bound to its key there.
+    fn check_refused_copy(&self) {
+        let copies = self.kinds["conflict"].iter();
+        let of = |copy: &String| {
+            self.kinds["segment"]
+                .iter()
+                .find(|key| is_refused_copy(copy, key))
+        };
+        let (copy, key) = copies
+            .filter_map(|c| Some((c, of(c)?)))
+            .next()
+            .expect("there is one");
+        let damaged = Held::with(&self.objects, key, Some(&self.objects[copy]));
+        let report = self.verify(&damaged, None).unwrap();
+        assert!(
+            report.findings.iter().any(|f| f.object == *key),
+            "{report:#?}"
+        );
+        let name = wal_name(key).expect("a segment");
+        let refused = self.fetch(&damaged, name, &self.folder.join("refused"));
+        assert_eq!(refused.unwrap_err().code(), Code::Damaged);
+        self.keys
+            .as_ref()
+            .unwrap()
+            .check(&damaged, key, "a refused copy");
+    }
+
+    /// Another object's bytes, or the own ones where there is none such.
+    fn other(&self, key: &str, dice: &mut Random, is_one: impl Fn(&str) -> bool) -> Vec<u8> {
+        let others = self.objects.keys().filter(|k| *k != key && is_one(k));
+        let others: Vec<&String> = others.collect();
+        let from = match others.is_empty() {
+            true => key,
+            false => dice.pick(&others).as_str(),
+        };
+        self.objects[from].to_vec()
+    }
+}
+
+fn is_small(key: &str) -> bool {
+    let kind = kind_of(key);
+    matches!(
+        kind,
+        "marker" | "recipient" | "registration" | "event" | "history" | "label"
+    )
+}
+
+/// A copy that was refused is a whole object of the same name, as a server offered it: only the records' own checksums can tell.
+fn is_refused_copy(other: &str, of: &str) -> bool {
+    let name = of.rsplit('/').next().expect("a key has a name");
+    kind_of(other) == "conflict" && other.contains(&format!("/{name}-"))
+}
+
+/// The file that recovery would ask for to get this object; none for what it never asks for.
+fn wal_name(key: &str) -> Option<WalFileName> {
+    let (rest, last) = key.rsplit_once('/')?;
+    match kind_of(key) {
+        "history" => format!("{}.history", rest.rsplit('/').next()?).parse().ok(),
+        "segment" => last.parse().ok(),
+        _ => None,
+    }
+}
+
+/// What became of a case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    /// Verify found it.
+    Found,
+    /// What is left is a state that the repository once was in; comparing it with a second one shows what is missing.
+    OlderState,
+    /// The same of an event that costs nothing: who writes just now, and what is to be deleted. A comparison shows pins alone. And of a
+    /// recipient who is not the one who reads: it is as if its access had been withdrawn, and doctor warns when a single one is left.
+    Unseen,
+}
+
+/// One case.
+fn try_one(world: &World, seed: u64, number: usize) -> (&'static str, Damage, Outcome) {
+    let mut dice = Random::new(seed ^ (number as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let (kind, damage) = world.chosen(number, &mut dice);
+    let key = dice.pick(&world.kinds[kind]).clone();
+    let changed = world.changed(&key, damage, &mut dice);
+    let what = format!(
+        "{damage:?} of {key}\nPITR_CORRUPTION_SEED={seed} PITR_CORRUPTION_CASE={number} cargo test --test it corruption::"
+    );
+    let (all, backup) = world.around(&key, damage == Damage::Delete);
+    let damaged = Held::with(&all, &key, changed.as_deref());
+    let is_found = match world.verify(&damaged, backup.clone()) {
+        Err(e) => {
+            assert_ne!(e.code(), Code::Internal, "{what}: {e}");
+            let is_of_keys = matches!(kind, "marker" | "recipient");
+            assert!(e.code() != Code::Key || is_of_keys, "{what}: {e}");
+            true
+        }
+        Ok(report) => !report.findings.is_empty(),
+    };
+    if let Some(name) = wal_name(&key) {
+        let target = world.folder.join(format!("fetched-{number}"));
+        if let Ok(Some(bytes)) = world.fetch(&damaged, name, &target) {
+            assert!(bytes == world.files[&key], "wrong bytes: {what}");
+        }
+        let _ = std::fs::remove_file(&target);
+    }
+    if let Some(id) = &backup
+        && let Ok(content) = world.read_backup(&damaged, id)
+    {
+        assert_eq!(content, world.contents[id], "wrong content: {what}");
+    }
+    if let Some(keys) = &world.keys {
+        keys.check(&damaged, &key, &what);
+    }
+    if is_found {
+        return (kind, damage, Outcome::Found);
+    }
+    assert_eq!(damage, Damage::Delete, "not found: {what}");
+    if kind == "recipient" {
+        return (kind, damage, Outcome::Unseen);
+    }
+    match world.lacks(&all, &damaged).unwrap() {
+        true => (kind, damage, Outcome::OlderState),
+        false => {
+            assert_eq!(kind, "event", "nothing shows it: {what}");
+            (kind, damage, Outcome::Unseen)
+        }
+    }
+}
+
+fn number_of(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}: {text}")))
+}
+
+/// Where, what kind, what was done, what became of it.
+type Case = (&'static str, &'static str, Damage, Outcome);
+
+/// Tries cases with two threads; says how many there were of each, and prints how long it took.
+fn try_all(worlds: &[World; 2], seed: u64, numbers: Range<usize>) -> BTreeMap<Case, u64> {
+    let started = Instant::now();
+    let next = AtomicUsize::new(numbers.start);
+    let seen = Mutex::new(BTreeMap::new());
+    let took = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, Ordering::SeqCst);
+                    if n >= numbers.end {
+                        return;
+                    }
+                    let begun = Instant::now();
+                    let world = &worlds[n % 2];
+                    let (kind, damage, outcome) = try_one(world, seed, n);
+                    took.lock()
+                        .unwrap()
+                        .entry((world.name(), kind))
+                        .or_insert(Duration::ZERO)
+                        .add_assign(begun.elapsed());
+                    let case = (world.name(), kind, damage, outcome);
+                    *seen.lock().unwrap().entry(case).or_insert(0_u64) += 1;
+                }
+            });
+        }
+    });
+    println!("seed {seed}, cases {numbers:?}, {:?}", started.elapsed());
+    println!("{:?}", took.into_inner().unwrap());
+    seen.into_inner().unwrap()
+}
+
+#[test]
+fn tm5_every_change_to_one_object_is_found_and_no_wrong_byte_is_read() {
+    let sandbox = Sandbox::in_memory("corruption");
+    let worlds = World::both(sandbox.path());
+    let seed = number_of("PITR_CORRUPTION_SEED").unwrap_or(SEED);
+    let only = number_of("PITR_CORRUPTION_CASE").map(|n| n as usize);
+    let count = number_of("PITR_CORRUPTIONS").map_or(CASES, |n| n as usize);
+    let seen = try_all(&worlds, seed, only.map_or(0..count, |n| n..n + 1));
+    for ((world, kind, damage, outcome), times) in &seen {
+        println!("{world:9} {kind:16} {damage:?} {outcome:?}: {times}");
+    }
+    if only.is_some() {
+        return;
+    }
+    let all = seen.keys();
+    let pairs: BTreeSet<_> = all
+        .map(|(world, kind, damage, _)| (world, kind, damage))
+        .collect();
+    let kinds: usize = worlds.iter().map(|world| world.kinds.len()).sum();
+    assert_eq!(pairs.len(), kinds * DAMAGES.len());
+    worlds[1].check_refused_copy();
+}

@@ -1,0 +1,442 @@
+//! Fetching ahead: a segment that waits is handed over, nothing else ever is, and nothing stays behind. Row ids are in the names.
+//!
+//! Most tests are the server themselves, as far as `pitr-restore` can tell: `postmaster.pid` names this process.
+
+use std::path::{Path, PathBuf};
+
+use crate::common::proxy::{Proxy, Way};
+use crate::common::s3::{BUCKET, KEY, S3Server};
+use crate::common::{Cluster, PATIENCE, Program, Sandbox, Site, Still, Stop, user, wait_until};
+use crate::fetch::Away;
+use crate::per_major;
+
+/// How many segments wait at most, unless the configuration says otherwise.
+const COUNT: usize = 8;
+
+/// A data directory whose recovery asks for one segment after the other.
+struct Recovery {
+    still: Still,
+    pgdata: PathBuf,
+}
+
+impl Recovery {
+    /// The first `archived` of `count` segments are in the archive.
+    fn new(megabytes: u32, count: usize, archived: usize) -> Recovery {
+        let still = Still::new(17, megabytes, count);
+        for name in &still.segments[..archived] {
+            still.push(name).run().success();
+        }
+        let pgdata = still.cluster.pgdata().to_owned();
+        recover(&pgdata);
+        Recovery { still, pgdata }
+    }
+
+    fn ahead(&self) -> PathBuf {
+        self.pgdata.join("pg_wal/pitr.ahead")
+    }
+
+    fn name(&self, n: usize) -> &str {
+        &self.still.segments[n]
+    }
+
+    /// The n-th segment, as recovery asks for it.
+    fn fetch(&self, n: usize) -> Program {
+        self.still.fetch(self.name(n))
+    }
+
+    /// Recovery gets the n-th segment, with the bytes that it had.
+    fn get(&self, n: usize) {
+        self.still.check(self.name(n));
+    }
+
+    /// Has a worker begin, by asking for the first two segments.
+    fn begin(&self) {
+        self.get(0);
+        self.get(1);
+    }
+
+    fn waits(&self, n: usize) -> bool {
+        self.ahead().join(self.name(n)).exists()
+    }
+
+    fn wait_for(&self, from: usize, to: usize) {
+        let what = format!("segments {from} to {to} wait");
+        wait_until(PATIENCE, &what, || (from..=to).all(|n| self.waits(n)));
+    }
+
+    fn wait_gone(&self) {
+        wait_until(PATIENCE, "nothing is left", || !self.ahead().exists());
+    }
+
+    /// The worker's process id, from the lock that it holds.
+    fn worker(&self) -> Option<i32> {
+        let lock = std::fs::File::open(self.ahead().join("lock")).ok()?;
+        let wanted = rustix::process::Flock::from(rustix::process::FlockType::WriteLock);
+        let held = rustix::process::fcntl_getlk(&lock, &wanted).ok()??;
+        held.pid.map(|p| p.as_raw_nonzero().get())
+    }
+
+    fn kill(&self) {
+        let worker = self.worker().expect("a worker is at work");
+        let pid = rustix::process::Pid::from_raw(worker).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        wait_until(PATIENCE, "the worker is dead", || {
+            self.worker() != Some(worker)
+        });
+    }
+}
+
+impl Drop for Recovery {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.pgdata.join("recovery.signal"));
+    }
+}
+
+/// Makes this process the server of a data directory that recovers.
+fn recover(pgdata: &Path) {
+    let pid = pgdata.join("postmaster.pid");
+    let text = format!("{}\n{}\n1700000000\n", std::process::id(), pgdata.display());
+    std::fs::write(&pid, text).unwrap();
+    let signal = pgdata.join("recovery.signal");
+    std::fs::write(&signal, "").unwrap();
+    user::own(&pid);
+    user::own(&signal);
+}
+
+#[test]
+fn segments_that_wait_are_handed_over_without_the_archive() {
+    let recovery = Recovery::new(1, 14, 14);
+    recovery.get(0);
+    assert!(
+        !recovery.ahead().exists(),
+        "one segment may be all there is to fetch"
+    );
+    recovery.get(1);
+    recovery.wait_for(2, 1 + COUNT);
+    assert!(!recovery.waits(2 + COUNT), "no more than was asked for");
+    let away = Away::new(&recovery.still.site);
+    for n in 2..2 + COUNT {
+        recovery.get(n);
+    }
+    // Whoever asks the archive does not get far.
+    let by_hand = |n: usize| {
+        let program = recovery.still.site.restore().arg(recovery.name(n));
+        program.arg(recovery.still.wal("by-hand")).run()
+    };
+    by_hand(11).expect_code(208);
+    drop(away);
+    // A worker that is just ending hears nothing any more.
+    wait_until(PATIENCE, "the next ones wait", || {
+        recovery.get(10);
+        (11..14).all(|n| recovery.waits(n))
+    });
+    // A fetch by hand gets nothing from there, and takes nothing away.
+    by_hand(11).success();
+    assert!(recovery.waits(11));
+    for n in 11..14 {
+        recovery.get(n);
+    }
+    recovery.wait_gone();
+}
+
+#[test]
+fn f15_what_reaches_the_archive_later_is_found_at_once() {
+    let recovery = Recovery::new(1, 9, 4);
+    recovery.begin();
+    recovery.wait_for(2, 3);
+    for n in 4..9 {
+        // The worker has looked for it in vain, too.
+        recovery.fetch(n).run().expect_code(1);
+        recovery.still.push(recovery.name(n)).run().success();
+        recovery.get(n);
+    }
+}
+
+#[test]
+fn f17_what_another_recovery_left_is_not_used() {
+    let recovery = Recovery::new(1, 12, 12);
+    recovery.begin();
+    recovery.wait_for(2, 5);
+    recovery.kill();
+    // Killed, it leaves what looks right: false bytes under the next name would be handed over, if anything were.
+    let bait = recovery.ahead().join(recovery.name(2));
+    std::fs::write(&bait, vec![7; 1 << 20]).unwrap();
+    let copy = recovery.still.site.sandbox().join("left");
+    copy_files(&recovery.ahead(), &copy);
+    recovery.get(2);
+    recovery.wait_for(3, 6);
+
+    // The lock is held, the note is that of another server, then of another data directory.
+    recovery.kill();
+    std::fs::remove_dir_all(recovery.ahead()).unwrap();
+    copy_files(&copy, &recovery.ahead());
+    let bait = recovery.ahead().join(recovery.name(3));
+    std::fs::write(&bait, vec![7; 1 << 20]).unwrap();
+    user::own(&bait);
+    let held = std::fs::OpenOptions::new()
+        .write(true)
+        .open(recovery.ahead().join("lock"))
+        .unwrap();
+    rustix::fs::fcntl_lock(&held, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    std::fs::write(recovery.ahead().join("note"), "another").unwrap();
+    recovery.get(3);
+    assert!(!bait.exists() || recovery.worker().is_some());
+    drop(held);
+    recovery.get(4);
+    recovery.wait_for(5, 8);
+
+    // Another repository of the same cluster under the same name, while a worker is at it.
+    let worker = recovery.worker().expect("a worker is at work");
+    let repository = recovery.still.site.repository().to_owned();
+    let other = recovery.still.site.sandbox().join("other");
+    std::fs::rename(&repository, &other).unwrap();
+    recovery.still.site.pitr().arg("init").run().success();
+    for name in &recovery.still.segments {
+        recovery.still.push(name).run().success();
+    }
+    wait_until(PATIENCE, "the worker is one for the new repository", || {
+        recovery.get(6);
+        recovery.get(7);
+        recovery.worker().is_some_and(|other| other != worker)
+    });
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    Program::new("cp")
+        .arg("-a")
+        .arg(from)
+        .arg(to)
+        .run()
+        .success();
+}
+
+#[test]
+fn f17_a_directory_that_others_may_write_is_not_used() {
+    let recovery = Recovery::new(1, 6, 6);
+    recovery.begin();
+    recovery.wait_for(2, 5);
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(recovery.ahead(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    std::fs::write(recovery.ahead().join(recovery.name(2)), vec![7; 1 << 20]).unwrap();
+    recovery.get(2);
+}
+
+#[test]
+fn f16_names_come_from_the_segment_size() {
+    let recovery = Recovery::new(64, 4, 4);
+    recovery.begin();
+    recovery.wait_for(2, 3);
+    recovery.get(2);
+    recovery.get(3);
+    recovery.wait_gone();
+}
+
+#[test]
+fn f13_a_worker_that_is_killed_leaves_nothing_that_is_used() {
+    let recovery = Recovery::new(1, 30, 30);
+    recovery.begin();
+    for n in 2..28 {
+        // Whatever it is just doing.
+        if let Some(worker) = recovery.worker() {
+            let pid = rustix::process::Pid::from_raw(worker).unwrap();
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            // On a disk that is busy that takes a while.
+            wait_until(PATIENCE, "it is gone", || recovery.worker() != Some(worker));
+        }
+        recovery.get(n);
+    }
+    recovery.fetch(28).run().success();
+    recovery.wait_for(29, 29);
+    // Promoted after a kill: the server looks for the next timeline.
+    recovery.kill();
+    assert!(recovery.ahead().exists());
+    recovery
+        .still
+        .fetch("00000002.history")
+        .run()
+        .expect_code(1);
+    assert!(!recovery.ahead().exists());
+}
+
+#[test]
+fn nothing_is_left_when_recovery_ends_is_stopped_or_loses_its_server() {
+    let recovery = Recovery::new(1, 14, 14);
+    let signal = recovery.pgdata.join("recovery.signal");
+    let ends: [&dyn Fn(); 4] = [
+        &|| std::fs::remove_file(&signal).unwrap(),
+        &|| recovery.still.cluster.touch("promote"),
+        &|| std::fs::remove_file(recovery.pgdata.join("postmaster.pid")).unwrap(),
+        &|| {
+            let pid = rustix::process::Pid::from_raw(recovery.worker().unwrap()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        },
+    ];
+    for end in ends {
+        recover(&recovery.pgdata);
+        recovery.begin();
+        recovery.wait_for(2, 1 + COUNT);
+        end();
+        recovery.wait_gone();
+        let _ = std::fs::remove_file(recovery.pgdata.join("promote"));
+    }
+    recover(&recovery.pgdata);
+    recovery.begin();
+    recovery.wait_for(2, 1 + COUNT);
+    recovery.kill();
+    let ended = recovery.still.site.restore().arg("--recovery-ended");
+    ended.dir(&recovery.pgdata).run().success();
+    assert!(!recovery.ahead().exists());
+    // Nobody asks any more: what waits is not kept for ever. The worker runs here, so that it is seen to end.
+    let worker = recovery
+        .still
+        .site
+        .restore()
+        .args(["--ahead", recovery.name(1)]);
+    let target = recovery.still.wal("RECOVERYXLOG");
+    let worker = worker.arg(target).env("PITR_FAULT_SECONDS", "1");
+    worker.run().success();
+    assert!(!recovery.ahead().exists());
+}
+
+#[test]
+fn prefetch_segments_is_how_many_and_0_is_none() {
+    let recovery = Recovery::new(1, 6, 6);
+    let config = std::fs::read_to_string(recovery.still.site.config()).unwrap();
+    let with = |count: &str| {
+        let main = format!("[clusters.main]\nprefetch_segments = {count}\n");
+        let text = config.replace("[clusters.main]\n", &main);
+        std::fs::write(recovery.still.site.config(), text).unwrap();
+    };
+    with("2");
+    recovery.begin();
+    recovery.wait_for(2, 3);
+    assert!(!recovery.waits(4));
+    with("0");
+    recovery.get(2);
+    recovery.get(3);
+    // The one that was at work belongs to another configuration.
+    recovery.wait_gone();
+    with("65");
+    recovery
+        .fetch(4)
+        .run()
+        .expect_code(202)
+        .expect_stderr("0 to 64");
+}
+
+#[test]
+fn f20_what_a_slow_store_holds_is_fetched_ahead_by_pitr() {
+    let recovery = Recovery::new(1, 6, 0);
+    let still = &recovery.still;
+    let (store, sandbox) = (S3Server::start(), Sandbox::new("bucket"));
+    let (_, port) = store
+        .endpoint()
+        .rsplit_once(':')
+        .map(|(a, p)| (a.to_owned(), p.to_owned()))
+        .unwrap();
+    let proxy = Proxy::to(port.parse().unwrap());
+    let text = std::fs::read_to_string(still.site.config()).unwrap();
+    let (clusters, _) = text.split_once("[repositories.").unwrap();
+    let config = format!(
+        "{clusters}[repositories.store]\nurl = \"s3://{BUCKET}/pg\"\nendpoint = \"http://127.0.0.1:{}\"\n\
+         region = \"us-east-1\"\npath_style = true\ncredentials_file = \"{}\"\n",
+        proxy.port(),
+        store.credentials(&sandbox, KEY).display()
+    );
+    std::fs::write(still.site.config(), config).unwrap();
+    still.site.pitr().args(["init", "--quiet"]).run().success();
+    still.push_all();
+    proxy.throttle(Way::ToClient, Some(100_000));
+    recovery.begin();
+    recovery.wait_for(2, 5);
+    assert!(proxy.counts().throttled > 0);
+    proxy.refuse(true);
+    proxy.reset();
+    for n in 2..6 {
+        recovery.get(n);
+    }
+    proxy.calm();
+    recovery.wait_gone();
+}
+
+/// A restore_command that notes which segments waited. From the third of a timeline on it gives the worker the time that it needs.
+fn noting(site: &Site) -> (String, PathBuf) {
+    let log = site.sandbox().file("asked", "");
+    let script = site.sandbox().file(
+        "restore.sh",
+        format!(
+            "ahead=$(dirname \"$2\")/pitr.ahead\n\
+             archived={}/wal/$(echo $1 | cut -c1-8)/$(echo $1 | cut -c9-16)/$1\n\
+             if [ \"$(basename \"$2\")\" = RECOVERYXLOG ] && [ -e \"$archived\" ] && ! grep -q \"delivered $1\" {log} && [ $(grep -c \"delivered $(echo $1 | cut -c1-8)0\" {log}) -ge 2 ]; then\n\
+             n=0; while [ ! -e \"$ahead/$1\" ] && [ $n -lt 600 ]; do sleep 0.1; n=$((n+1)); done; fi\n\
+             waited=$(stat -c %i \"$ahead/$1\" 2>/dev/null)\n\
+             {} \"$1\" \"$2\" || exit $?\n\
+             [ \"$waited\" = \"$(stat -c %i \"$2\")\" ] && echo \"waited $1\" >> {log}\n\
+             echo \"delivered $1\" >> {log}\n",
+            site.cluster_folder().display(),
+            site.restore().shell(),
+            log = log.display(),
+        ),
+    );
+    (format!("/bin/sh {} %f %p", script.display()), log)
+}
+
+fn count(log: &Path, begin: &str) -> usize {
+    let text = std::fs::read_to_string(log).unwrap();
+    text.lines().filter(|l| l.starts_with(begin)).count()
+}
+
+/// A real recovery takes what waits, over a change of the timeline, and leaves nothing.
+fn a_server_recovers_from_what_was_fetched_ahead(major: u32) {
+    let (site, mut origin) = Site::with_cluster(major);
+    origin.sql("create table t (a int)");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    let fill = |cluster: &Cluster, segments: u32| {
+        let client = cluster.client();
+        for _ in 0..segments {
+            client.sql("insert into t select g from generate_series(1, 100) g");
+            client.sql("select pg_switch_wal()");
+        }
+        cluster.archive_now();
+    };
+    fill(&origin, 9);
+    // Promoted, it goes on with timeline 2.
+    let restore_command = site.restore().args(["%f", "%p"]).shell();
+    origin.append_config("restore_command", &restore_command);
+    origin.stop(Stop::Fast);
+    origin.touch("standby.signal");
+    origin.start();
+    origin.promote();
+    fill(&origin, 9);
+    wait_until(PATIENCE, "nothing is left of the standby", || {
+        !origin.pgdata().join("pg_wal/pitr.ahead").exists()
+    });
+    origin.stop(Stop::Fast);
+
+    let to = site.sandbox().dir("copy").join("data");
+    site.pitr()
+        .args(["restore", "--to"])
+        .arg(&to)
+        .run()
+        .success();
+    let (command, log) = noting(&site);
+    let mut copy = Cluster::open(major, &to)
+        .option("fsync", "off")
+        .option("restore_command", command)
+        .create();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(copy.query_one_string("select count(*) from t"), "1800");
+    for timeline in [1, 2] {
+        let waited = count(&log, &format!("waited {timeline:08X}"));
+        assert!(
+            waited >= 5,
+            "{waited} of timeline {timeline} were fetched ahead"
+        );
+    }
+    wait_until(PATIENCE, "nothing is left", || {
+        !to.join("pg_wal/pitr.ahead").exists()
+    });
+}
+
+per_major!(a_server_recovers_from_what_was_fetched_ahead);

@@ -1,0 +1,613 @@
+//! The store on S3: its contract, and the faults of the fault matrix, section 5.3, on the store itself.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use pitr::config::{LockMode, ObjectLock, S3Settings, Sse, StorageClasses};
+use pitr::error::Code;
+use pitr::store::conformance::CLAUSES;
+use pitr::store::s3::S3Store;
+use pitr::store::{Key, Published, Store, get, put};
+
+use crate::common::Sandbox;
+use crate::common::s3::peer::{Peer, keys};
+use crate::common::s3::{BUCKET, Fault, KEY, S3Server, SECRET, WRITER};
+
+/// A store for one test, and what it needs.
+struct Place {
+    server: S3Server,
+    sandbox: Sandbox,
+}
+
+impl Place {
+    fn new() -> Place {
+        Place {
+            server: S3Server::start(),
+            sandbox: Sandbox::new("s3"),
+        }
+    }
+
+    fn settings(&self, key: &str) -> S3Settings {
+        S3Settings {
+            endpoint: Some(self.server.endpoint()),
+            region: Some("us-east-1".into()),
+            path_style: true,
+            credentials_file: Some(self.server.credentials(&self.sandbox, key)),
+            ..S3Settings::default()
+        }
+    }
+
+    fn open(&self, change: impl FnOnce(&mut S3Settings)) -> S3Store {
+        let mut settings = self.settings(KEY);
+        change(&mut settings);
+        S3Store::open(BUCKET, "a/b", &settings, 7).unwrap()
+    }
+
+    fn store(&self) -> S3Store {
+        self.open(|_| {})
+    }
+
+    /// Gives up soon.
+    fn hasty(&self) -> S3Store {
+        self.open(|s| s.retry_budget = Duration::from_millis(300))
+    }
+}
+
+fn key(text: &str) -> Key {
+    Key::new(text).unwrap()
+}
+
+/// Larger than one request takes.
+fn large() -> Vec<u8> {
+    (0..9_000_000_u32).map(|n| (n / 7 % 251) as u8).collect()
+}
+
+fn put_large(store: &S3Store, at: &str) -> pitr::error::Result<Published> {
+    let mut object = store.create(&key(at)).unwrap();
+    object
+        .write_all(&large())
+        .map_err(|e| pitr::error::Error::from_io("write", e))?;
+    object.publish()
+}
+
+#[test]
+fn an_object_store_keeps_every_promise() {
+    let (peer, sandbox) = (Peer::start(), Sandbox::new("s3"));
+    if let Some(server) = &peer.own {
+        server.behave(|m| m.page_keys = 2);
+    }
+    let store = peer.store(&sandbox, "a/b");
+    for (n, clause) in CLAUSES.iter().enumerate() {
+        (clause.check)(&store, &format!("clause-{n}"))
+            .unwrap_or_else(|e| panic!("{}: {e}", clause.name));
+    }
+    let left = store.irregular().unwrap();
+    assert!(left.is_empty(), "what was given up is taken back: {left:?}");
+    let all = peer.store(&sandbox, "");
+    assert!(keys(&all).iter().all(|k| k.starts_with("a/b/")));
+    // And whether it is one in which a repository may be.
+    let found = store.probe(1).unwrap();
+    assert_eq!(found.may_delete, Some(true), "{found:?}");
+}
+
+#[test]
+fn an_object_is_read_in_few_requests() {
+    let place = Place::new();
+    let store = place.store();
+    assert_eq!(put_large(&store, "packs/x").unwrap(), Published::Created);
+    place.server.clear_log();
+    let object = store.open(&key("packs/x")).unwrap().unwrap();
+    let all = large();
+    let mut buffer = vec![0; 50_000];
+    for (n, piece) in all.chunks(50_000).enumerate() {
+        let buffer = &mut buffer[..piece.len()];
+        object.read_at(buffer, n as u64 * 50_000).unwrap();
+        assert!(buffer == piece);
+    }
+    let asked = place.server.log().len();
+    assert!(asked <= 7, "9 MB in {asked} requests");
+    place.server.clear_log();
+    assert_eq!(
+        put(&store, &key("small"), b"x").unwrap(),
+        Published::Created
+    );
+    assert_eq!(get(&store, &key("small"), 10).unwrap().unwrap(), b"x");
+    // Between them the store was asked once whether it compares checksums.
+    assert_eq!(place.server.log().len(), 3, "{:?}", place.server.log());
+    place.server.clear_log();
+    assert_eq!(put(&store, &key("y"), b"x").unwrap(), Published::Created);
+    assert_eq!(place.server.log().len(), 1, "{:?}", place.server.log());
+}
+
+#[test]
+fn what_the_store_does_not_confirm_is_read_back() {
+    let place = Place::new();
+    let store = place.store();
+    place.server.behave(|m| m.omits_sums = true);
+    for (name, requests) in [("x", 2), ("packs/x", 5)] {
+        place.server.clear_log();
+        match name {
+            "x" => assert_eq!(put(&store, &key(name), b"one").unwrap(), Published::Created),
+            _ => assert_eq!(put_large(&store, name).unwrap(), Published::Created),
+        }
+        let log = place.server.log();
+        assert_eq!(log.len(), requests, "{log:?}");
+        assert!(log.last().is_some_and(|l| l.starts_with("GET")), "{log:?}");
+    }
+    assert_eq!(put(&store, &key("empty"), b"").unwrap(), Published::Created);
+    place.server.behave(|m| m.spoils = true);
+    let error = put(&store, &key("y"), b"one").unwrap_err();
+    assert_eq!(error.code(), Code::ReadBack, "{error}");
+}
+
+#[test]
+fn s01_what_passes_is_tried_again() {
+    let place = Place::new();
+    let store = place.store();
+    for (n, fault) in [
+        Fault::Error(500, "InternalError"),
+        Fault::Error(502, ""),
+        Fault::Error(503, "SlowDown"),
+        Fault::Stranger(503),
+        Fault::Error(400, "RequestTimeout"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = key(&format!("x{n}"));
+        for method in ["PUT", "GET"] {
+            let fired = place.server.fault(method, 2, fault.clone());
+            match method {
+                "PUT" => assert_eq!(put(&store, &name, b"one").unwrap(), Published::Created),
+                _ => assert_eq!(get(&store, &name, 10).unwrap().unwrap(), b"one"),
+            }
+            assert_eq!(fired.times(), 2, "{method} {fault:?}");
+        }
+    }
+    assert_eq!(place.server.keys().len(), 5, "nothing is there twice");
+    let fired = place
+        .server
+        .fault("list-type=2", 2, Fault::Error(503, "SlowDown"));
+    assert_eq!(store.list("").unwrap().len(), 5);
+    assert_eq!(fired.times(), 2);
+    let lasting = place
+        .server
+        .fault("PUT", u64::MAX, Fault::Error(503, "SlowDown"));
+    let error = put(&place.hasty(), &key("y"), b"").unwrap_err();
+    assert_eq!(error.code(), Code::Unreachable, "{error}");
+    assert!(
+        lasting.times() > 0 && error.to_string().contains("SlowDown"),
+        "{error}"
+    );
+}
+
+#[test]
+fn s02_a_connection_that_breaks_is_never_success() {
+    let place = Place::new();
+    let store = place.open(|s| s.attempt_timeout = Duration::from_secs(3));
+    let content: Vec<u8> = (0..200_000_u32).map(|n| (n % 253) as u8).collect();
+    let reset = place.server.fault("PUT", 2, Fault::Reset);
+    assert_eq!(
+        put(&store, &key("x"), &content).unwrap(),
+        Published::Created
+    );
+    assert_eq!(reset.times(), 2);
+    for fault in [
+        Fault::Reset,
+        Fault::Truncated(1000),
+        Fault::Truncated(0),
+        Fault::Stalled,
+    ] {
+        let fired = place.server.fault("GET", 1, fault.clone());
+        assert!(get(&store, &key("x"), 1 << 20).unwrap().unwrap() == content);
+        assert_eq!(fired.times(), 1, "{fault:?}");
+    }
+    let always = place.server.fault("PUT", u64::MAX, Fault::Reset);
+    let error = put(&place.hasty(), &key("y"), b"").unwrap_err();
+    assert_eq!(error.code(), Code::Unreachable, "{error}");
+    assert!(always.times() > 0);
+    place.server.heal();
+    assert!(store.open(&key("y")).unwrap().is_none());
+}
+
+#[test]
+fn s03_an_error_in_the_body_of_a_success_is_an_error() {
+    let place = Place::new();
+    let store = place.store();
+    for (line, at) in [
+        ("POST /bucket/a/b/packs/x?uploadId", "packs/x"),
+        ("PUT /bucket/a/b/packs/y?part", "packs/y"),
+    ] {
+        let fired = place
+            .server
+            .fault(line, 1, Fault::ErrorIn200("InternalError"));
+        assert_eq!(put_large(&store, at).unwrap(), Published::Created);
+        assert_eq!(fired.times(), 1, "{line}");
+    }
+    let fired = place
+        .server
+        .fault("PUT", 1, Fault::ErrorIn200("InternalError"));
+    assert_eq!(
+        put(&store, &key("small"), b"x").unwrap(),
+        Published::Created
+    );
+    assert_eq!(
+        (
+            fired.times(),
+            get(&store, &key("small"), 10).unwrap().unwrap()
+        ),
+        (1, b"x".to_vec())
+    );
+    for line in ["PUT", "POST", "GET"] {
+        place.server.heal();
+        let fired = place
+            .server
+            .fault(line, u64::MAX, Fault::ErrorIn200("InternalError"));
+        let error = match line {
+            "PUT" => put(&place.hasty(), &key("z"), b"x").unwrap_err(),
+            "POST" => put_large(&place.hasty(), "packs/z").unwrap_err(),
+            _ => get(&place.hasty(), &key("small"), 1000).unwrap_err(),
+        };
+        assert!(fired.times() > 0, "{line}");
+        assert!(
+            matches!(error.code(), Code::Unreachable | Code::Io),
+            "{line}: {error}"
+        );
+    }
+}
+
+#[test]
+fn s04_a_lost_answer_is_success_only_when_the_object_is_ours() {
+    let place = Place::new();
+    let store = place.store();
+    let lost = place.server.fault("PUT", 1, Fault::NoAnswer);
+    assert_eq!(put(&store, &key("x"), b"one").unwrap(), Published::Created);
+    assert_eq!(lost.times(), 1);
+    let lost = place
+        .server
+        .fault("POST /bucket/a/b/packs/x?uploadId", 1, Fault::NoAnswer);
+    assert_eq!(put_large(&store, "packs/x").unwrap(), Published::Created);
+    assert_eq!(lost.times(), 1);
+    // The same, but the name was taken before: by the same bytes, which the store cannot know.
+    let lost = place.server.fault("PUT", 1, Fault::NoAnswer);
+    assert_eq!(put(&store, &key("x"), b"one").unwrap(), Published::Exists);
+    assert_eq!(lost.times(), 1);
+    assert!(get(&store, &key("packs/x"), 1 << 24).unwrap().unwrap() == large());
+}
+
+#[test]
+fn s05_a_store_that_overwrites_is_refused_unless_that_is_wanted() {
+    for (n, how) in ["replaces objects", "win", "uploaded in parts"]
+        .into_iter()
+        .enumerate()
+    {
+        let place = Place::new();
+        place.server.behave(|m| match n {
+            0 => m.overwrites = true,
+            1 => m.both_win = true,
+            _ => m.completes_over = true,
+        });
+        let error = place.store().probe(1).unwrap_err();
+        assert_eq!(error.code(), Code::Refused, "{error}");
+        assert!(error.to_string().contains(how), "{error}");
+        let wanted = place.open(|s| s.unsafe_overwrite = true);
+        let found = wanted.probe(2).unwrap();
+        assert!(
+            found.weaknesses.iter().any(|w| w.contains(how)),
+            "{found:?}"
+        );
+        assert_eq!(
+            place.server.keys(),
+            Vec::<String>::new(),
+            "the trial leaves nothing"
+        );
+        assert_eq!(place.server.open_uploads(), 0);
+    }
+}
+
+#[test]
+fn s05_with_unsafe_overwrite_a_name_is_looked_at_first() {
+    let place = Place::new();
+    place.server.behave(|m| m.overwrites = true);
+    let store = place.open(|s| s.unsafe_overwrite = true);
+    assert_eq!(put(&store, &key("x"), b"one").unwrap(), Published::Created);
+    assert_eq!(put(&store, &key("x"), b"two").unwrap(), Published::Exists);
+    assert_eq!(put_large(&store, "packs/x").unwrap(), Published::Created);
+    assert_eq!(put_large(&store, "packs/x").unwrap(), Published::Exists);
+    assert_eq!(get(&store, &key("x"), 10).unwrap().unwrap(), b"one");
+}
+
+#[test]
+fn a_store_that_only_sends_checksums_back_confirms_nothing() {
+    let place = Place::new();
+    place.server.behave(|m| m.ignores_sums = true);
+    let store = place.store();
+    for name in ["x", "y", "z"] {
+        place.server.clear_log();
+        assert_eq!(put(&store, &key(name), b"one").unwrap(), Published::Created);
+        let log = place.server.log();
+        assert!(log.last().is_some_and(|l| l.starts_with("GET")), "{log:?}");
+    }
+    let mut keys = place.server.keys();
+    keys.sort();
+    assert_eq!(
+        keys,
+        ["a/b/x", "a/b/y", "a/b/z"],
+        "the question leaves nothing"
+    );
+}
+
+#[test]
+fn s07_a_store_that_shows_late_what_it_holds_is_refused() {
+    for (n, how) in ["lists late", "does not show"].into_iter().enumerate() {
+        let place = Place::new();
+        place.server.behave(|m| match n {
+            0 => m.lists_late = true,
+            _ => m.reads_late = true,
+        });
+        for unsafely in [false, true] {
+            let store = place.open(|s| s.unsafe_overwrite = unsafely);
+            let error = store.probe(1).unwrap_err();
+            assert_eq!(error.code(), Code::Refused, "{error}");
+            assert!(error.to_string().contains(how), "{error}");
+            place.server.behave(|m| m.lists_late = false);
+            store.aside(1).clear().unwrap();
+            place.server.behave(|m| m.lists_late = n == 0);
+        }
+    }
+    let place = Place::new();
+    place.server.behave(|m| m.shows_deleted = true);
+    let found = place.store().probe(1).unwrap();
+    let is_told = |w: &String| w.contains("was deleted");
+    assert!(found.weaknesses.iter().any(is_told), "{found:?}");
+}
+
+#[test]
+fn a_sound_store_passes_the_trial_and_it_shows_who_may_delete() {
+    let place = Place::new();
+    let found = place.store().probe(1).unwrap();
+    assert_eq!(
+        (found.weaknesses.len(), found.may_delete),
+        (0, Some(true)),
+        "{found:?}"
+    );
+    place.server.behave(|m| m.ignores_sums = true);
+    let settings = place.settings(WRITER);
+    let writer = S3Store::open(BUCKET, "a/b", &settings, 7).unwrap();
+    let found = writer.probe(2).unwrap();
+    assert_eq!(
+        (found.weaknesses.len(), found.may_delete),
+        (1, Some(false)),
+        "{found:?}"
+    );
+    // What it could not delete is no object of anybody, and whoever may delete takes it away.
+    assert!(writer.list("").unwrap().is_empty() && writer.first_key().unwrap().is_none());
+    let left = place.store().irregular().unwrap();
+    assert!(
+        !left.is_empty() && left.iter().all(|l| l.is_unfinished),
+        "{left:?}"
+    );
+    for one in &left {
+        assert!(place.store().discard(&one.path).unwrap());
+    }
+    assert!(place.server.keys().is_empty());
+}
+
+#[test]
+fn s06_a_conflict_of_conditions_is_tried_again() {
+    let place = Place::new();
+    let store = place.store();
+    for line in ["PUT", "POST /bucket/a/b/packs/x?uploadId"] {
+        let fired = place
+            .server
+            .fault(line, 2, Fault::Error(409, "ConditionalRequestConflict"));
+        let published = match line {
+            "PUT" => put(&store, &key("x"), b"one"),
+            _ => put_large(&store, "packs/x"),
+        };
+        assert_eq!((published.unwrap(), fired.times()), (Published::Created, 2));
+    }
+}
+
+#[test]
+fn s08_a_clock_that_is_off_is_learnt_from_the_answer() {
+    let place = Place::new();
+    place
+        .server
+        .behave(|m| m.clock_ahead = Duration::from_secs(20 * 60));
+    let store = place.store();
+    assert_eq!(put(&store, &key("x"), b"one").unwrap(), Published::Created);
+    assert_eq!(get(&store, &key("x"), 10).unwrap().unwrap(), b"one");
+    let clock = store.clock().unwrap().unwrap();
+    let ahead = clock.0 / 1_000_000 + 946_684_800 - chrono::Utc::now().timestamp();
+    assert!((600..1800).contains(&ahead), "{ahead} s");
+    let fired = place
+        .server
+        .fault("GET", u64::MAX, Fault::Error(403, "RequestTimeTooSkewed"));
+    let error = get(&store, &key("x"), 10).unwrap_err();
+    assert_eq!((error.code(), fired.times()), (Code::Denied, 2), "{error}");
+    assert!(error.to_string().contains("its clock is "), "{error}");
+}
+
+#[test]
+fn s10_a_bucket_in_another_region_is_followed_once() {
+    let place = Place::new();
+    place.server.behave(|m| m.region = "eu-west-1");
+    let store = place.store();
+    assert_eq!(put(&store, &key("x"), b"one").unwrap(), Published::Created);
+    place.server.clear_log();
+    assert_eq!(get(&store, &key("x"), 10).unwrap().unwrap(), b"one");
+    assert_eq!(place.server.log().len(), 1, "it is remembered");
+    place
+        .server
+        .fault("GET", u64::MAX, Fault::Error(301, "PermanentRedirect"));
+    let error = get(&store, &key("x"), 10).unwrap_err();
+    assert_eq!(error.code(), Code::Config, "{error}");
+}
+
+#[test]
+fn only_the_stores_own_word_is_absence() {
+    let place = Place::new();
+    let store = place.hasty();
+    put(&store, &key("there"), b"x").unwrap();
+    assert!(store.open(&key("none")).unwrap().is_none());
+    assert!(store.head(&key("none")).unwrap().is_none());
+    for (fault, code) in [
+        (Fault::Error(404, "NoSuchBucket"), Code::NoRepository),
+        (Fault::Error(404, ""), Code::Unreachable),
+        (Fault::Stranger(404), Code::Unreachable),
+        (Fault::Error(403, "AccessDenied"), Code::Denied),
+        (Fault::Error(403, "InvalidAccessKeyId"), Code::Denied),
+        (Fault::Error(500, "InternalError"), Code::Unreachable),
+        (Fault::Stranger(200), Code::Unreachable),
+        (Fault::Reset, Code::Unreachable),
+        (Fault::NoAnswer, Code::Unreachable),
+    ] {
+        place.server.heal();
+        let fired = place.server.fault("GET", u64::MAX, fault.clone());
+        for name in ["none", "there"] {
+            let name = key(name);
+            let Err(error) = store.open(&name) else {
+                panic!("{fault:?}: {name} was answered")
+            };
+            assert_eq!(error.code(), code, "{fault:?}: {error}");
+            let text = format!("{error:?} {:?}", error.hint_text());
+            assert!(!text.contains(SECRET), "{text}");
+        }
+        assert!(fired.times() > 0, "{fault:?}");
+        let list = store.list("").map(|l| l.len());
+        assert!(list.is_err(), "{fault:?}: {list:?}");
+    }
+    place.server.heal();
+    let wrong = S3Settings {
+        endpoint: Some("http://127.0.0.1:1".into()),
+        retry_budget: Duration::from_millis(500),
+        ..place.settings(KEY)
+    };
+    let away = S3Store::open(BUCKET, "", &wrong, 7).unwrap();
+    let error = away.head(&key("there")).unwrap_err();
+    assert_eq!(error.code(), Code::Unreachable, "{error}");
+    let other = S3Store::open("other", "", &place.settings(KEY), 7).unwrap();
+    let error = other.head(&key("there")).unwrap_err();
+    assert_eq!(error.code(), Code::NoRepository, "{error}");
+    let unknown = S3Store::open(BUCKET, "", &place.settings("AKIDNOBODY"), 7).unwrap();
+    let error = unknown.head(&key("there")).unwrap_err();
+    assert_eq!(error.code(), Code::Denied, "{error}");
+}
+
+#[test]
+fn what_is_not_what_was_asked_for_is_an_error() {
+    let place = Place::new();
+    let store = place.hasty();
+    put(&store, &key("x"), &vec![7; 300_000]).unwrap();
+    put(&store, &key("small"), b"one").unwrap();
+    place.server.behave(|m| m.ignores_ranges = true);
+    let error = get(&store, &key("x"), 1 << 20).unwrap_err();
+    assert_eq!(error.code(), Code::Unreachable, "{error}");
+    assert!(error.to_string().contains("ignores ranges"), "{error}");
+    // All there is, in one answer, is what was asked for.
+    assert_eq!(get(&store, &key("small"), 10).unwrap().unwrap(), b"one");
+}
+
+#[test]
+fn uploads_that_nobody_ends_are_found_and_taken_back() {
+    let place = Place::new();
+    let store = place.store();
+    let aborts = place
+        .server
+        .fault("DELETE", u64::MAX, Fault::Error(403, "AccessDenied"));
+    let mut object = store.create(&key("packs/x")).unwrap();
+    object.write_all(&large()).unwrap();
+    drop(object);
+    assert_eq!((aborts.times(), place.server.open_uploads()), (1, 1));
+    place.server.heal();
+    place.server.plant("a/b/not a key", b"x");
+    place.server.age_uploads(Duration::from_secs(2 * 86_400));
+    let found = store.irregular().unwrap();
+    let unfinished: Vec<bool> = found.iter().map(|f| f.is_unfinished).collect();
+    assert_eq!(unfinished, [false, true], "{found:?}");
+    assert!(found[1].modified < store.clock().unwrap().unwrap());
+    assert!(store.discard("not a key").is_err());
+    assert!(store.discard(&found[1].path).unwrap());
+    assert!(!store.discard(&found[1].path).unwrap(), "gone already");
+    assert_eq!(place.server.open_uploads(), 0);
+}
+
+#[test]
+fn objects_are_written_as_configured() {
+    let place = Place::new();
+    let store = place.open(|s| {
+        s.storage_class = StorageClasses {
+            wal: Some("STANDARD_IA".into()),
+            packs: Some("GLACIER_IR".into()),
+            manifests: None,
+        };
+        s.sse = Some(Sse::Kms);
+        s.sse_kms_key_id = Some("alias/backup".into());
+        s.object_lock = Some(ObjectLock {
+            mode: LockMode::Compliance,
+            period: Duration::from_secs(30 * 86_400),
+        });
+    });
+    store.list("").unwrap();
+    put(&store, &key("clusters/events/7/wal/1/x"), b"x").unwrap();
+    put(&store, &key("clusters/events/7/wal/1/open/x"), b"x").unwrap();
+    put(&store, &key("clusters/events/7/backups/b/manifest"), b"x").unwrap();
+    put_large(&store, "clusters/events/7/packs/b/000000").unwrap();
+    let with = |name: &str, header: &str| {
+        let headers = place.server.written_with(&format!("a/b/{name}"));
+        headers.get(header).cloned()
+    };
+    for (name, class, locked) in [
+        ("clusters/events/7/wal/1/x", Some("STANDARD_IA"), true),
+        ("clusters/events/7/wal/1/open/x", Some("STANDARD_IA"), false),
+        ("clusters/events/7/backups/b/manifest", None, true),
+        ("clusters/events/7/packs/b/000000", Some("GLACIER_IR"), true),
+    ] {
+        assert_eq!(
+            with(name, "x-amz-storage-class").as_deref(),
+            class,
+            "{name}"
+        );
+        assert_eq!(
+            with(name, "x-amz-server-side-encryption").as_deref(),
+            Some("aws:kms"),
+            "{name}"
+        );
+        let key_id = with(name, "x-amz-server-side-encryption-aws-kms-key-id");
+        assert_eq!(key_id.as_deref(), Some("alias/backup"), "{name}");
+        let until = with(name, "x-amz-object-lock-retain-until-date");
+        assert_eq!(until.is_some(), locked, "{name}");
+        if let Some(until) = until {
+            let until = chrono::DateTime::parse_from_rfc3339(&until).unwrap();
+            let days = (until.to_utc() - chrono::Utc::now()).num_days();
+            assert!((29..=30).contains(&days), "{name}: {days}");
+            assert_eq!(
+                with(name, "x-amz-object-lock-mode").as_deref(),
+                Some("COMPLIANCE")
+            );
+        }
+    }
+    // A trial leaves nothing that stays locked, or is paid for longer.
+    place
+        .server
+        .fault("DELETE", u64::MAX, Fault::Error(403, "AccessDenied"));
+    let found = store.probe(1).unwrap();
+    assert_eq!(found.may_delete, Some(false));
+    let left = place.server.keys();
+    let left: Vec<_> = left.iter().filter(|k| k.contains(".tmp.probe")).collect();
+    assert!(!left.is_empty());
+    for key in left {
+        let headers = place.server.written_with(key);
+        let is_dress = |name: &&String| name.contains("lock") || name.contains("storage-class");
+        assert_eq!(headers.keys().find(is_dress), None, "{key}");
+    }
+    // A lock that cannot be dated is no lock: nothing is stored without it.
+    place.server.heal();
+    place
+        .server
+        .behave(|m| m.clock_ahead = Duration::from_secs(3 * 86_400));
+    store.list("").unwrap();
+    let error = put(&store, &key("clusters/a/7/backups/b/manifest"), b"x").unwrap_err();
+    assert!(error.to_string().contains("cannot be locked"), "{error}");
+}

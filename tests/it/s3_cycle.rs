@@ -1,0 +1,690 @@
+//! Whole cycles on S3 with the real programs and a real server: what works on a directory works there.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::time::Instant;
+
+use pitr::archive::push::{Push, Pushed, push};
+use pitr::config::{self, Location};
+use pitr::repo;
+use pitr::repo::container::Codec;
+use pitr::repo::repository::Repository;
+use pitr::store::Store as _;
+use pitr::store::s3::S3Store;
+
+use crate::common::reception::{archived, lsn};
+use crate::common::s3::peer::{Peer, keys};
+use crate::common::s3::{BUCKET, Fault, KEY, S3Server, SECRET, WRITER};
+use crate::common::{
+    Cluster, PATIENCE, Program, Sandbox, Still, path_of, pitr, pitr_archive, pitr_restore,
+    wait_until,
+};
+use crate::fetch::mode;
+
+/// A configuration with one repository in a bucket.
+pub struct Bucketed {
+    pub peer: Peer,
+    pub sandbox: Sandbox,
+    pub config: PathBuf,
+}
+
+impl Bucketed {
+    pub fn new(cluster: &Cluster, peer: Peer, more: &str) -> Bucketed {
+        let sandbox = Sandbox::new("bucket");
+        let config = configuration(&peer, &sandbox, cluster, "pitr.toml", KEY, more);
+        let site = Bucketed {
+            peer,
+            sandbox,
+            config,
+        };
+        site.pitr().args(["init", "--quiet"]).run().success();
+        site
+    }
+
+    pub fn attach(&self, cluster: &Cluster) {
+        cluster.append_config("archive_mode", "on");
+        let command = pitr_archive().arg("--config").arg(&self.config).arg("%p");
+        cluster.append_config("archive_command", &command.shell());
+    }
+
+    pub fn pitr(&self) -> Program {
+        pitr().arg("--config").arg(&self.config)
+    }
+
+    pub fn backup(&self) -> String {
+        let run = self.pitr().args(["backup", "--json"]).run().success();
+        run.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    fn store(&self) -> S3Store {
+        self.peer.store(&self.sandbox, "pg")
+    }
+
+    fn holds(&self, part: &str) -> bool {
+        keys(&self.store()).iter().any(|k| k.contains(part))
+    }
+}
+
+#[test]
+fn a_receiver_makes_one_request_for_each_segment() {
+    let began = Instant::now();
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let site = Bucketed::new(
+        &cluster,
+        Peer::own(),
+        "attempt_timeout = \"2m\"\nretry_budget = \"3m\"\n",
+    );
+    cluster.start();
+    let client = cluster.client();
+    let mut running = site.pitr().args(["receive", "--create-slot"]).spawn();
+    let journal = site.sandbox.join("journal");
+    let mut fill = |from: u32| {
+        let to = from + 30_000;
+        let sql = format!(
+            "insert into ledger select g, md5(g::text) from generate_series({from}, {to}) g"
+        );
+        client.sql(&sql);
+        let end = lsn(&client.query_one_string("select pg_switch_wal()"));
+        wait_until(PATIENCE, "the repository holds it", || {
+            assert!(!running.is_done(), "it ended: {}", running.stderr());
+            archived(&journal).is_some_and(|at| at >= end)
+        });
+    };
+    client.sql("create table ledger (id int, note text)");
+    fill(0);
+    site.peer.server().clear_log();
+    fill(100_000);
+    let log = site.peer.server().log();
+    running.signal(rustix::process::Signal::TERM);
+    running.wait().success();
+    // What is asked of increments depends on how fast segments fill.
+    let whole: Vec<&String> = log.iter().filter(|l| !l.contains("/open/")).collect();
+    let (puts, others): (Vec<_>, Vec<_>) = whole.into_iter().partition(|l| l.starts_with("PUT"));
+    assert!(puts.len() >= 3, "{log:?}");
+    let mut keys = puts.clone();
+    keys.dedup();
+    assert_eq!(keys.len(), puts.len(), "each once: {puts:?}");
+    // Once a minute the repository is opened anew: marker, registration, and whether a name is free.
+    let minutes = began.elapsed().as_secs() / 60;
+    let most = usize::try_from(3 * minutes).unwrap();
+    assert!(others.len() <= most, "{others:?} in {minutes} minutes");
+    site.pitr().args(["receive", "--drop-slot"]).run().success();
+}
+
+fn configuration(
+    peer: &Peer,
+    sandbox: &Sandbox,
+    cluster: &Cluster,
+    name: &str,
+    key: &str,
+    more: &str,
+) -> PathBuf {
+    let credentials = peer.credentials(sandbox, key);
+    sandbox.file(
+        name,
+        format!(
+            "[clusters.main]\npgdata = \"{}\"\nconninfo = \"{}\"\n[clusters.main.receive]\njournal = \"{}\"\n\
+             [repositories.store]\nurl = \"s3://{}/pg\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\n\
+             path_style = true\ncredentials_file = \"{}\"\n{more}",
+            cluster.pgdata().display(),
+            cluster.conninfo("postgres"),
+            sandbox.join("journal").display(),
+            peer.bucket,
+            peer.endpoint(),
+            credentials.display()
+        ),
+    )
+}
+
+/// The receiver holds what was committed in the repository, and ends well.
+fn receive_once(site: &Bucketed, cluster: &Cluster) {
+    let receive = site.pitr().args(["receive", "--create-slot"]);
+    let mut running = receive.spawn();
+    let client = cluster.client();
+    wait_until(PATIENCE, "the receiver streams", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        let sql = "select count(*) from pg_stat_replication where state = 'streaming' and application_name = 'pitr'";
+        client.query_one_string(sql) == "1"
+    });
+    client.sql("insert into ledger select g, 'received' from generate_series(1000001, 1000100) g");
+    let end = lsn(&client.query_one_string("select pg_current_wal_flush_lsn()"));
+    let journal = site.sandbox.join("journal");
+    wait_until(PATIENCE, "the repository holds everything", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        archived(&journal).is_some_and(|at| at >= end)
+    });
+    assert!(site.holds("/open/"), "increments");
+    running.signal(rustix::process::Signal::TERM);
+    running.wait().success();
+    site.pitr().args(["receive", "--drop-slot"]).run().success();
+}
+
+#[test]
+fn a_whole_cycle_on_s3() {
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let site = Bucketed::new(&cluster, Peer::start(), "");
+    site.attach(&cluster);
+    cluster.start();
+    let client = cluster.client();
+    client.sql("create table ledger as select g as id, md5(g::text) as note from generate_series(1, 20000) g");
+    let first = site.backup();
+    receive_once(&site, &cluster);
+    client.sql("insert into ledger select g, 'second' from generate_series(20001, 30000) g");
+    client.sql("select pg_create_restore_point('before')");
+    client.sql("delete from ledger");
+    cluster.archive_now();
+    // The credentials of the tests may delete, which is a warning.
+    site.pitr().args(["doctor"]).run().expect_stdout("archiver");
+    let target = ["--target-name", "before"];
+    let plan = site
+        .pitr()
+        .args(["plan", "--json"])
+        .args(target)
+        .run()
+        .success();
+    assert_eq!(plan.json()["backup"]["id"], first.as_str());
+    let to = site.sandbox.join("copy");
+    let restore = site.pitr().args(["restore", "--quiet", "--to"]).arg(&to);
+    restore.args(target).run().success();
+    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(
+        copy.query_one_string("select count(*) from ledger"),
+        "30100"
+    );
+    drop(copy);
+    site.pitr().args(["verify", "--quiet"]).run().success();
+    let second = site.backup();
+    site.backup();
+    let expire = [
+        "expire",
+        "--keep",
+        "1",
+        "--grace",
+        "0s",
+        "--confirm",
+        "--quiet",
+    ];
+    site.pitr().args(expire).run().success();
+    let packs = |id: &str| site.holds(&format!("/packs/{id}/"));
+    assert!(!packs(&second), "what is not kept is deleted");
+    assert!(packs(&first), "what a restore still claims is kept");
+    site.pitr().args(["verify", "--quiet"]).run().success();
+    let left = site.store().irregular().unwrap();
+    assert!(left.is_empty(), "{left:?}");
+    let text = cluster.log();
+    assert!(!text.contains(SECRET));
+    let store = site.store();
+    for name in keys(&store).iter().filter(|k| !k.contains("/packs/")) {
+        let key = pitr::store::Key::new(name).unwrap();
+        let bytes = pitr::store::get(&store, &key, 64 << 20).unwrap();
+        // What expire has deleted since the listing is gone.
+        let bytes = bytes.unwrap_or_default();
+        let is_there = bytes.windows(SECRET.len()).any(|w| w == SECRET.as_bytes());
+        assert!(!is_there, "{name}");
+    }
+}
+
+/// Segments nobody has archived, and a configuration that archives them into a bucket.
+pub struct Offline {
+    pub still: Still,
+    peer: Peer,
+    pub config: PathBuf,
+}
+
+impl Offline {
+    pub fn new(more: &str) -> Offline {
+        Offline::of(2, more)
+    }
+
+    fn of(segments: usize, more: &str) -> Offline {
+        Offline::on(Still::new(17, 1, segments), more)
+    }
+
+    fn on(still: Still, more: &str) -> Offline {
+        let peer = Peer::own();
+        let config = configuration(
+            &peer,
+            still.site.sandbox(),
+            &still.cluster,
+            "s3.toml",
+            KEY,
+            more,
+        );
+        pitr()
+            .args(["init", "--quiet", "--config"])
+            .arg(&config)
+            .run()
+            .success();
+        Offline {
+            still,
+            peer,
+            config,
+        }
+    }
+
+    pub fn server(&self) -> &S3Server {
+        self.peer.server()
+    }
+
+    /// The repository, opened in this process.
+    fn open(&self) -> Repository {
+        self.open_with(None)
+    }
+
+    fn open_with(&self, encryption: Option<config::Encryption>) -> Repository {
+        let mut place = config::Repository::at(Location::S3 {
+            bucket: BUCKET.into(),
+            prefix: "pg".into(),
+        });
+        place.s3 = self.peer.settings(self.still.site.sandbox(), KEY);
+        place.encryption = encryption;
+        repo::open(&place, 7).unwrap()
+    }
+
+    pub fn push(&self, n: usize) -> Program {
+        self.push_with(&self.config, n)
+    }
+
+    pub fn push_with(&self, config: &Path, n: usize) -> Program {
+        pitr_archive()
+            .arg("--config")
+            .arg(config)
+            .arg(format!("pg_wal/{}", self.still.segments[n]))
+            .dir(self.still.cluster.pgdata())
+    }
+
+    pub fn fetch(&self, name: &str) -> Program {
+        self.fetch_with(&self.config, name)
+    }
+
+    pub fn fetch_with(&self, config: &Path, name: &str) -> Program {
+        pitr_restore()
+            .arg("--config")
+            .arg(config)
+            .args([name, "pg_wal/RECOVERYXLOG"])
+            .dir(self.still.cluster.pgdata())
+    }
+}
+
+#[test]
+fn s04_the_small_programs_answer_for_s3_as_for_a_directory() {
+    let off = Offline::new("");
+    let lost = off.server().fault("PUT", 1, Fault::NoAnswer);
+    off.push(0).run().success();
+    assert_eq!(lost.times(), 1);
+    off.push(0).run().success();
+    let name = &off.still.segments[0];
+    off.fetch(name).run().success();
+    let fetched = off.still.wal("RECOVERYXLOG");
+    assert!(std::fs::read(&fetched).unwrap() == std::fs::read(off.still.wal(name)).unwrap());
+    std::fs::remove_file(&fetched).unwrap();
+    let key = off.server().key(name);
+    let requests = |log: Vec<String>| {
+        log.iter()
+            .filter(|l| l.contains(&key) && l.starts_with("PUT"))
+            .count()
+    };
+    off.server().clear_log();
+    off.push(0).run().success();
+    assert_eq!(requests(off.server().log()), 0, "it is there already");
+    // Other bytes under the name: refused, kept aside, and the first copy stays.
+    let stored = off.server().object(&key);
+    let path = off.still.wal(name);
+    let mut other = std::fs::read(&path).unwrap();
+    let end = other.len() - 100;
+    other[end] ^= 1;
+    std::fs::write(&path, &other).unwrap();
+    off.push(0).run().expect_code(20).expect_stderr("A120");
+    assert!(off.server().object(&key) == stored);
+    assert!(
+        off.server()
+            .keys()
+            .iter()
+            .any(|k| k.contains("/conflicts/"))
+    );
+}
+
+#[test]
+fn s01_what_a_store_cannot_answer_is_neither_stored_nor_absent() {
+    let off = Offline::new("retry_budget = \"1s\"\n");
+    off.push(0).run().success();
+    let (there, absent) = (off.still.segments[0].clone(), "000000010000000000000099");
+    off.fetch(absent).run().expect_code(1);
+    for (fault, pushed, fetched) in [
+        (Fault::Error(403, "AccessDenied"), 31, 207),
+        (Fault::Error(404, "NoSuchBucket"), 36, 208),
+    ] {
+        off.server().heal();
+        let fired = off.server().fault("/bucket", u64::MAX, fault);
+        off.push(1).run().expect_code(pushed);
+        off.fetch(absent).run().expect_code(fetched);
+        off.fetch(&there).run().expect_code(fetched);
+        assert!(fired.times() >= 3);
+    }
+    off.server().heal();
+    for fault in [
+        Fault::Error(503, "SlowDown"),
+        Fault::Reset,
+        Fault::Stranger(404),
+    ] {
+        off.server().heal();
+        let fired = off.server().fault("/bucket", u64::MAX, fault);
+        off.push(1).run().expect_code(30);
+        // Recovery tries for five minutes; a second is enough here.
+        let fetch = off.fetch(absent).env("PITR_FAULT_SECONDS", "1");
+        fetch.run().expect_code(200);
+        assert!(fired.times() >= 2);
+    }
+    off.server().heal();
+    off.push(1).run().success();
+    // A bucket that was emptied is no archive without WAL.
+    off.server().lose("pg/pitr.json");
+    off.fetch(absent).run().expect_code(208);
+}
+
+#[test]
+fn s16_a_body_that_is_changed_on_its_way_is_damage() {
+    let off = Offline::new("");
+    off.push(0).run().success();
+    let name = &off.still.segments[0];
+    // Of the compressed WAL, which lies first, and not of the index behind it.
+    let line = format!("GET /bucket/{}", off.server().key(name));
+    let flipped = off.server().fault(&line, u64::MAX, Fault::Flipped(100));
+    off.fetch(name).run().expect_code(201).expect_stderr("R201");
+    assert!(flipped.times() > 0 && !off.still.wal("RECOVERYXLOG").exists());
+    off.server().heal();
+    off.fetch(name).run().success();
+}
+
+#[test]
+fn s09_credentials_that_run_out_are_renewed() {
+    let off = Offline::new("");
+    let plain = std::fs::read_to_string(&off.config).unwrap();
+    let lines: Vec<&str> = plain
+        .lines()
+        .filter(|line| !line.starts_with("credentials_file"))
+        .collect();
+    let config = off.still.site.sandbox().file("sts.toml", lines.join("\n"));
+    let provider = format!("{}/credentials", off.server().endpoint());
+    let push = |n: usize| {
+        pitr_archive()
+            .arg("--config")
+            .arg(&config)
+            .arg(format!("pg_wal/{}", off.still.segments[n]))
+            .dir(off.still.cluster.pgdata())
+            .env("AWS_CONTAINER_CREDENTIALS_FULL_URI", &provider)
+    };
+    push(0).run().success();
+    let before = off.server().issued_tokens();
+    assert!(before > 0);
+    // The session ends while the segment is on its way.
+    let expired = off
+        .server()
+        .fault("PUT", 1, Fault::Error(400, "ExpiredToken"));
+    push(1).run().success();
+    assert_eq!(expired.times(), 1);
+    assert!(off.server().issued_tokens() >= before + 2);
+    let error = pitr()
+        .arg("--config")
+        .arg(&config)
+        .args(["repo", "show"])
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .run();
+    error
+        .expect_code(1)
+        .expect_stderr("there are no credentials");
+}
+
+#[test]
+fn what_pitr_does_for_a_small_program_ends_with_it() {
+    let off = Offline::new("attempt_timeout = \"1h\"\nretry_budget = \"1h\"\n");
+    off.push(0).run().success();
+    let stalled = off.server().fault("GET", 1, Fault::Stalled);
+    // A standby that has only the archive waits for ever, and so would pitr.
+    mode(&off.still, "standby.signal", false);
+    let running = off.fetch(&off.still.segments[0]).spawn();
+    wait_until(PATIENCE, "the store is asked", || stalled.times() == 1);
+    let children = || {
+        let path = format!("/proc/{0}/task/{0}/children", running.pid());
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let pids: Vec<u32> = text
+            .split_whitespace()
+            .filter_map(|p| p.parse().ok())
+            .collect();
+        pids
+    };
+    let child = children();
+    assert_eq!(child.len(), 1, "one pitr works for it");
+    running.signal(rustix::process::Signal::TERM);
+    let run = running.wait();
+    assert_eq!(run.code(), 128 + 15);
+    wait_until(PATIENCE, "pitr has ended, too", || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child[0]));
+        stat.map_or(true, |s| s.contains(") Z "))
+    });
+    off.server().heal();
+    off.fetch(&off.still.segments[0]).run().success();
+}
+
+#[test]
+fn what_keeps_pitr_from_answering_is_judged_by_what_the_server_does() {
+    let off = Offline::new("");
+    off.push(0).run().success();
+    let folder = off.still.site.sandbox().dir("broken");
+    // By another program: what a child of another test holds open for writing cannot be run.
+    let copied = std::process::Command::new("cp")
+        .args([&path_of("pitr-restore"), &folder])
+        .status();
+    assert!(copied.unwrap().success());
+    // It ends without a word.
+    std::os::unix::fs::symlink("/bin/false", folder.join("pitr")).unwrap();
+    let fetch = |name: &str| {
+        Program::new(folder.join("pitr-restore"))
+            .arg("--config")
+            .arg(&off.config)
+            .args([name, "pg_wal/RECOVERYXLOG"])
+            .dir(off.still.cluster.pgdata())
+            .env("PITR_FAULT_SECONDS", "1")
+    };
+    let there = &off.still.segments[0];
+    mode(&off.still, "standby.signal", true);
+    fetch(there)
+        .run()
+        .expect_code(1)
+        .expect_stderr("without an answer")
+        .expect_stderr("the standby asks again");
+    mode(&off.still, "recovery.signal", false);
+    fetch(there)
+        .run()
+        .expect_code(200)
+        .expect_stderr("trying again")
+        .expect_stderr("side by side");
+    fetch("00000001.history").run().expect_code(1);
+    assert!(!off.still.wal("RECOVERYXLOG").exists());
+}
+
+#[test]
+fn a_store_that_is_slow_is_not_taken_for_one_that_is_silent() {
+    let off = Offline::new("");
+    off.push(0).run().success();
+    let there = &off.still.segments[0];
+    let delivers = |asked: &str, answers_in: Duration, prepare: &dyn Fn()| {
+        off.server().heal();
+        let slow = off.server().fault(asked, u64::MAX, Fault::Slow(answers_in));
+        // Once is enough, on a machine that may itself stand still.
+        wait_until(PATIENCE, "the segment is delivered", || {
+            prepare();
+            off.fetch(there).run().code() == 0
+        });
+        assert!(slow.times() > 0);
+    };
+    // Longer than a server that is promoted waits for a directory.
+    delivers("GET", Duration::from_millis(600), &|| {
+        mode(&off.still, "standby.signal", false);
+        off.still.cluster.touch("promote");
+    });
+    // Longer than a streaming standby waits for a store that is silent.
+    let segment = format!("GET /bucket/{}", off.server().key(there));
+    delivers(&segment, Duration::from_secs(8), &|| {
+        mode(&off.still, "standby.signal", true);
+    });
+}
+
+#[test]
+fn init_and_check_refuse_a_store_that_overwrites() {
+    let off = Offline::new("");
+    let config = &off.config;
+    let check = |config: &Path| pitr().arg("--config").arg(config).args(["repo", "check"]);
+    check(config)
+        .run()
+        .expect_code(6)
+        .expect_stderr("may delete");
+    let writer = configuration(
+        &off.peer,
+        off.still.site.sandbox(),
+        &off.still.cluster,
+        "writer.toml",
+        WRITER,
+        "",
+    );
+    check(&writer)
+        .run()
+        .success()
+        .expect_stdout("may not delete");
+    off.server().behave(|m| m.both_win = true);
+    check(config).run().expect_code(8).expect_stderr("win");
+    off.server()
+        .behave(|m| (m.both_win, m.overwrites) = (false, true));
+    check(config)
+        .run()
+        .expect_code(8)
+        .expect_stderr("replaces objects");
+    let before = off.server().keys();
+    let fresh = std::fs::read_to_string(config)
+        .unwrap()
+        .replace("/pg\"", "/fresh\"");
+    let sandbox = off.still.site.sandbox();
+    let init = |text: &str, name: &str| {
+        let file = sandbox.file(name, text);
+        pitr().arg("--config").arg(file).args(["init", "--quiet"])
+    };
+    init(&fresh, "fresh.toml")
+        .run()
+        .expect_code(8)
+        .expect_stderr("unsafe_overwrite");
+    assert_eq!(off.server().keys(), before, "nothing was created");
+    let unsafely = format!("{fresh}unsafe_overwrite = true\n");
+    init(&unsafely, "unsafe.toml")
+        .run()
+        .success()
+        .expect_stderr("replaces objects");
+    // A place that holds something else is nobody's repository.
+    off.server().plant("strange/file", b"x");
+    off.server().behave(|m| m.overwrites = false);
+    let strange = fresh.replace("/fresh\"", "/strange\"");
+    init(&strange, "strange.toml")
+        .run()
+        .expect_code(8)
+        .expect_stderr("not empty");
+}
+
+/// Pushes a segment in this process.
+fn push_here(off: &Offline, repository: &Repository, name: &str) -> Pushed {
+    let what = Push {
+        repository,
+        cluster: "main",
+        path: &off.still.wal(name),
+        name: name.parse().unwrap(),
+        codec: Codec::Lz4,
+    };
+    push(&what).unwrap().0
+}
+
+#[test]
+fn a_process_that_ships_many_segments_makes_one_request_for_each() {
+    let off = Offline::of(5, "");
+    off.server().clear_log();
+    let repository = off.open();
+    for name in &off.still.segments {
+        assert_eq!(push_here(&off, &repository, name), Pushed::Stored);
+    }
+    let log = off.server().log();
+    let puts = log.iter().filter(|l| l.starts_with("PUT")).count();
+    // The marker, the registration, whether the first name is free, the end of that object, and whether checksums are compared.
+    assert_eq!((puts, log.len()), (6, 10), "{log:?}");
+    off.server().clear_log();
+    let repository = off.open();
+    off.server().lose(&off.server().key(&off.still.segments[4]));
+    let last = &off.still.segments[4];
+    assert_eq!(push_here(&off, &repository, last), Pushed::Stored);
+    let log = off.server().log();
+    assert_eq!(log.len(), 4, "{log:?}");
+    // A process that begins behind another one finds names taken, and looks before it sends.
+    off.server().clear_log();
+    let repository = off.open();
+    for name in &off.still.segments {
+        assert_eq!(push_here(&off, &repository, name), Pushed::AlreadyThere);
+    }
+    let log = off.server().log();
+    assert!(!log.iter().any(|l| l.starts_with("PUT")), "{log:?}");
+    // One call of the small program: the marker, the registration, whether the name is free, the segment, and its end.
+    let more = Offline::new("");
+    more.server().clear_log();
+    more.push(0).run().success();
+    assert_eq!(more.server().log().len(), 5, "{:?}", more.server().log());
+}
+
+#[test]
+fn an_encrypted_repository_takes_as_few_requests() {
+    let still = Still::new(17, 1, 3);
+    let keys = still.site.sandbox().join("keys");
+    let keygen = pitr().args([
+        "repo",
+        "keygen",
+        "--recipient",
+        "ops",
+        "--recipient",
+        "escrow",
+    ]);
+    keygen.arg("--dir").arg(&keys).run().success();
+    let encryption = format!(
+        "[repositories.store.encryption]\nkey_set = \"{}\"\n",
+        keys.join("writer.key").display()
+    );
+    let off = Offline::on(still, &encryption);
+    off.server().clear_log();
+    let repository = off.open_with(Some(config::Encryption {
+        key_set: Some(keys.join("writer.key")),
+        ..config::Encryption::default()
+    }));
+    for name in &off.still.segments {
+        assert_eq!(push_here(&off, &repository, name), Pushed::Stored);
+    }
+    let log = off.server().log();
+    let puts = log.iter().filter(|l| l.starts_with("PUT")).count();
+    // As of a repository that is not encrypted, one for each segment and five more.
+    assert_eq!((puts, log.len()), (4, 8), "{log:?}");
+    // A taken name is compared by its foot.
+    let first = &off.still.segments[0];
+    assert_eq!(push_here(&off, &repository, first), Pushed::AlreadyThere);
+    // A reader gets it back.
+    let key = keys.join("ops.key").display().to_string();
+    let reading = std::fs::read_to_string(&off.config)
+        .unwrap()
+        .replace("key_set", "key_file")
+        .replace(&keys.join("writer.key").display().to_string(), &key);
+    let reader = off.still.site.sandbox().file("reader.toml", reading);
+    off.fetch_with(&reader, first).run().success();
+    assert_eq!(
+        std::fs::read(off.still.wal("RECOVERYXLOG")).unwrap(),
+        std::fs::read(off.still.wal(first)).unwrap()
+    );
+}

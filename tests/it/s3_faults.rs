@@ -1,0 +1,230 @@
+//! Faults of an object store that the whole program answers for: rows of the fault matrix, section 5.3.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::common::s3::Fault;
+use crate::common::s3::peer::Peer;
+use crate::common::s3::tls::{Authority, OldTls, Says, Tls};
+use crate::common::{Cluster, PATIENCE, pitr, wait_until};
+use crate::s3_cycle::{Bucketed, Offline};
+
+#[test]
+fn s17_what_was_deleted_is_no_end_of_the_wal() {
+    let off = Offline::new("");
+    let name = off.still.segments[0].clone();
+    off.push(0).run().success();
+    let key = off.server().key(&name);
+    off.server().behave(|m| m.versions = true);
+    off.server().lose(&key);
+    off.fetch(&name)
+        .run()
+        .expect_code(205)
+        .expect_stderr("was deleted")
+        .expect_stderr("an older version is there");
+    // Whoever may not list versions still learns that it was deleted.
+    let denied = off
+        .server()
+        .fault("versions", u64::MAX, Fault::Error(403, "AccessDenied"));
+    off.fetch(&name).run().expect_code(205);
+    assert!(denied.times() > 0);
+    // What never was is absent; and a writer may store it again.
+    off.fetch("000000010000000000000099").run().expect_code(1);
+    off.push(0).run().success();
+    off.fetch(&name).run().success();
+}
+
+#[test]
+fn s12_wal_that_must_be_thawed_is_no_end_of_the_wal() {
+    let off = Offline::new("");
+    let name = off.still.segments[0].clone();
+    off.push(0).run().success();
+    assert_eq!(off.server().reclassify(&name, "GLACIER"), 1);
+    off.fetch(&name)
+        .run()
+        .expect_code(201)
+        .expect_stderr("R201")
+        .expect_stderr("archive class");
+    assert!(!off.still.wal("RECOVERYXLOG").exists());
+    off.server().reclassify(&name, "STANDARD");
+    off.fetch(&name).run().success();
+}
+
+#[test]
+fn s12_s13_a_bucket_that_freezes_and_locks() {
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let peer = Peer::own();
+    peer.server().behave(|m| {
+        m.versions = true;
+        m.default_lock = Some(Duration::from_secs(30 * 86_400));
+    });
+    let site = Bucketed::new(&cluster, peer, "");
+    site.attach(&cluster);
+    cluster.start();
+    let server = site.peer.server();
+    let first = site.backup();
+    // A restore from what must be thawed first is refused before it begins, and the plan says so.
+    assert!(server.reclassify("/packs/", "DEEP_ARCHIVE") > 0);
+    let plan = ["plan", "--target-immediate"];
+    let refused = site.pitr().args(plan).run().expect_code(1);
+    refused.expect_stderr("DEEP_ARCHIVE");
+    let to = site.sandbox.join("copy");
+    let restore = site.pitr().args(["restore", "--target-immediate", "--to"]);
+    let refused = restore.arg(&to).run().expect_code(1);
+    refused.expect_stderr("Nothing was written");
+    assert!(!to.exists());
+    server.reclassify("/packs/", "STANDARD");
+    site.pitr().args(plan).run().success();
+    // What is locked stays whole, until its time has come.
+    site.backup();
+    let expire = || {
+        let expire = ["expire", "--keep", "1", "--grace", "0s", "--confirm"];
+        site.pitr().args(expire).run().success()
+    };
+    let there = || {
+        server
+            .keys()
+            .iter()
+            .any(|k| k.contains(&format!("packs/{first}/")))
+    };
+    let manifest = format!("backups/{first}/manifest");
+    expire();
+    expire()
+        .expect_stdout("kept by the store's lock")
+        .expect_stderr("kept by the store until ");
+    assert!(there() && server.keys().iter().any(|k| k.ends_with(&manifest)));
+    site.pitr().args(["verify", "--quiet"]).run().success();
+    server.unlock();
+    expire();
+    assert!(!there() && !server.keys().iter().any(|k| k.ends_with(&manifest)));
+}
+
+#[test]
+fn s11_what_a_killed_upload_left_is_taken_back_after_a_day() {
+    let off = Offline::new("attempt_timeout = \"10m\"\nretry_budget = \"10m\"\n");
+    let run = |args: &[&str]| pitr().arg("--config").arg(&off.config).args(args);
+    let stalled = off.server().fault("partNumber=2", 1, Fault::Stalled);
+    let running = run(&["repo", "check"]).spawn();
+    wait_until(PATIENCE, "the second part is on its way", || {
+        stalled.times() == 1
+    });
+    running.signal(rustix::process::Signal::KILL);
+    running.wait();
+    off.server().heal();
+    assert_eq!(off.server().open_uploads(), 1);
+    let expire = ["expire", "--keep", "1", "--confirm"];
+    run(&expire).run().success();
+    assert_eq!(off.server().open_uploads(), 1, "it may still be running");
+    off.server().age_uploads(Duration::from_secs(25 * 3600));
+    run(&["expire", "--keep", "1", "--dry-run"])
+        .run()
+        .success()
+        .expect_stdout("left by unfinished writes");
+    run(&expire).run().success();
+    assert_eq!(off.server().open_uploads(), 0);
+}
+
+#[test]
+fn s15_a_server_that_does_not_prove_to_be_the_store_is_refused() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let off = Offline::new("");
+    let sandbox = off.still.site.sandbox();
+    let ca = sandbox.file("ca.pem", &authority.pem);
+    let plain = std::fs::read_to_string(&off.config).unwrap();
+    let config = |name: &str, endpoint: &str, ca_file: bool| {
+        let mut text = plain.replace(&off.server().endpoint(), endpoint);
+        if ca_file {
+            text.push_str(&format!("ca_file = \"{}\"\n", ca.display()));
+        }
+        sandbox.file(name, text)
+    };
+    let good = |says: Says| Tls::before(off.server(), &authority, &says);
+    let sound = good(Says {
+        subject: "the store",
+        host: "localhost",
+        year: 2100,
+    });
+    let trusted = config("sound.toml", &sound.endpoint(), true);
+    off.push_with(&trusted, 0).run().success();
+    let before = off.server().log().len();
+    let refused = |config: &Path, says: &str| {
+        let run = off.push_with(config, 1).run().expect_code(30);
+        run.expect_stderr("A130").expect_stderr(says);
+        let fetch = off.fetch_with(config, &off.still.segments[0]);
+        fetch.env("PITR_FAULT_SECONDS", "1").run().expect_code(200);
+    };
+    // Nobody told whom to trust.
+    let unknown = config("unknown.toml", &sound.endpoint(), false);
+    refused(&unknown, "the store");
+    let forged = Tls::before(
+        off.server(),
+        &other,
+        &Says {
+            subject: "a stranger",
+            host: "localhost",
+            year: 2100,
+        },
+    );
+    refused(
+        &config("forged.toml", &forged.endpoint(), true),
+        "a stranger",
+    );
+    let expired = good(Says {
+        subject: "the old store",
+        host: "localhost",
+        year: 2021,
+    });
+    let file = config("expired.toml", &expired.endpoint(), true);
+    refused(&file, "the old store");
+    refused(&file, "to 2021-01-01");
+    let elsewhere = good(Says {
+        subject: "another host",
+        host: "example.com",
+        year: 2100,
+    });
+    refused(
+        &config("host.toml", &elsewhere.endpoint(), true),
+        "another host",
+    );
+    let old = OldTls::start();
+    let file = config("old.toml", &old.endpoint(), true);
+    let text = std::fs::read_to_string(&file).unwrap() + "retry_budget = \"1s\"\n";
+    refused(&sandbox.file("old.toml", text), "");
+    assert_eq!(
+        off.server().log().len(),
+        before,
+        "nobody else was asked for anything"
+    );
+}
+
+#[test]
+fn s14_doctor_warns_of_rules_that_delete() {
+    let off = Offline::new("");
+    let doctor = || {
+        let run = pitr().arg("--config").arg(&off.config);
+        run.args(["doctor", "--json"]).run().json().to_string()
+    };
+    assert!(!doctor().contains("lifecycle"));
+    off.server().behave(|m| {
+        m.lifecycle = Some(
+            "<Rule><ID>tidy</ID><Filter><Prefix></Prefix></Filter><Status>Enabled</Status><Expiration><Days>30</Days></Expiration></Rule>\
+             <Rule><ID>cold</ID><Filter><Prefix>pg/</Prefix></Filter><Status>Enabled</Status><Transition><Days>7</Days><StorageClass>GLACIER</StorageClass></Transition></Rule>\
+             <Rule><ID>logs</ID><Filter><Prefix>logs/</Prefix></Filter><Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule>\
+             <Rule><ID>off</ID><Filter><Prefix></Prefix></Filter><Status>Disabled</Status><Expiration><Days>1</Days></Expiration></Rule>",
+        );
+    });
+    let said = doctor();
+    assert!(said.contains("deletes objects after 30 days"), "{said}");
+    assert!(
+        said.contains("moves objects to GLACIER after 7 days"),
+        "{said}"
+    );
+    assert!(!said.contains("after 1 days"), "{said}");
+    // Who may not read them is not told anything.
+    off.server()
+        .fault("lifecycle", u64::MAX, Fault::Error(403, "AccessDenied"));
+    assert!(!doctor().contains("lifecycle"));
+}

@@ -1,0 +1,653 @@
+//! Encrypted repositories through the real programs: hosts that only write, hosts that read, and a janitor without keys.
+
+use std::path::{Path, PathBuf};
+
+use crate::common::reception::{archived, lsn};
+use crate::common::{
+    Cluster, PATIENCE, Program, Run, Sandbox, Still, pitr, pitr_archive, pitr_restore, wait_until,
+};
+
+/// A sealed repository, and a configuration for each kind of host.
+struct Sealed {
+    repository: PathBuf,
+    keys: PathBuf,
+    sandbox: Sandbox,
+}
+
+impl Sealed {
+    fn new(cluster: &Cluster) -> Sealed {
+        let sandbox = Sandbox::new("sealed");
+        let keys = sandbox.join("keys");
+        keygen(&keys, &["ops", "escrow"]).run().success();
+        let sealed = Sealed {
+            repository: sandbox.join("repo"),
+            keys,
+            sandbox,
+        };
+        for (host, encryption) in [
+            ("writer", format!("key_set = \"{}\"", sealed.key("writer"))),
+            ("reader", format!("key_file = \"{}\"", sealed.key("ops"))),
+        ] {
+            sealed.configure(cluster, host, &encryption);
+        }
+        sealed.configure(cluster, "janitor", "");
+        sealed
+            .on("writer")
+            .args(["init", "--quiet"])
+            .run()
+            .success();
+        sealed
+    }
+
+    fn key(&self, name: &str) -> String {
+        self.keys.join(format!("{name}.key")).display().to_string()
+    }
+
+    fn config(&self, host: &str) -> PathBuf {
+        self.sandbox.join(format!("{host}.toml"))
+    }
+
+    /// Writes the configuration of a host with these keys.
+    fn configure(&self, cluster: &Cluster, host: &str, encryption: &str) {
+        let mut text = format!(
+            "[clusters.main]\npgdata = \"{}\"\nconninfo = \"{}\"\n[repositories.local]\nurl = \"file://{}\"\n",
+            cluster.pgdata().display(),
+            cluster.conninfo("postgres"),
+            self.repository.display(),
+        );
+        if !encryption.is_empty() {
+            text.push_str(&format!("[repositories.local.encryption]\n{encryption}\n"));
+        }
+        self.sandbox.file(format!("{host}.toml"), text);
+    }
+
+    fn on(&self, host: &str) -> Program {
+        pitr().arg("--config").arg(self.config(host))
+    }
+
+    /// The only object below a folder of the cluster.
+    fn folder(&self, below: &str) -> PathBuf {
+        let clusters = self.repository.join("clusters/main");
+        let mut found = std::fs::read_dir(clusters).unwrap();
+        found.next().unwrap().unwrap().path().join(below)
+    }
+
+    fn object(&self, segment: &str) -> PathBuf {
+        self.folder(&format!(
+            "wal/{}/{}/{segment}",
+            &segment[..8],
+            &segment[8..16]
+        ))
+    }
+
+    fn push(&self, still: &Still, host: &str, n: usize) -> Program {
+        pitr_archive()
+            .arg("--config")
+            .arg(self.config(host))
+            .arg(format!("pg_wal/{}", still.segments[n]))
+            .dir(still.cluster.pgdata())
+    }
+
+    fn fetch(&self, still: &Still, host: &str, n: usize) -> Program {
+        pitr_restore()
+            .arg("--config")
+            .arg(self.config(host))
+            .args([still.segments[n].as_str(), "pg_wal/RECOVERYXLOG"])
+            .dir(still.cluster.pgdata())
+    }
+}
+
+fn keygen(directory: &Path, recipients: &[&str]) -> Program {
+    let mut keygen = pitr().args(["repo", "keygen", "--dir"]).arg(directory);
+    for name in recipients {
+        keygen = keygen.args(["--recipient", name]);
+    }
+    keygen
+}
+
+/// Every file below `folder`.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(files(&path)),
+            false => found.push(path),
+        }
+    }
+    found
+}
+
+fn refused(run: &Run, status: i32, part: &str) {
+    assert_eq!(run.code(), status, "{run}");
+    assert!(run.stderr.contains(part), "{run}");
+}
+
+/// What only the database holds stands nowhere in the repository.
+fn check_nothing_is_plain(sealed: &Sealed, secret: &str) {
+    let mut sealed_objects = 0;
+    for path in files(&sealed.repository) {
+        let bytes = std::fs::read(&path).unwrap();
+        let found = bytes.windows(secret.len()).any(|w| w == secret.as_bytes());
+        assert!(!found, "{}", path.display());
+        let text = path.display().to_string();
+        let is_plain =
+            text.ends_with(".json") || text.contains("/repo/keys/") || text.contains("/events/");
+        assert_eq!(bytes.starts_with(b"PITRSEA1"), !is_plain, "{text}");
+        sealed_objects += u32::from(!is_plain);
+    }
+    assert!(sealed_objects > 0);
+}
+
+#[test]
+fn a_host_that_only_writes_archives_and_a_reader_gets_it_back() {
+    let still = Still::new(17, 1, 3);
+    let sealed = Sealed::new(&still.cluster);
+    sealed.push(&still, "writer", 0).run().success();
+    // The same again: compared by the keyed hash, for this host cannot open it.
+    sealed.push(&still, "writer", 0).run().success();
+    sealed.push(&still, "reader", 1).run().success();
+    sealed.push(&still, "writer", 1).run().success();
+    sealed.push(&still, "writer", 2).run().success();
+    check_nothing_is_plain(&sealed, "c4ca4238a0b923820dcc509a6f75849b");
+    sealed.fetch(&still, "reader", 0).run().success();
+    let fetched = still.wal("RECOVERYXLOG");
+    assert_eq!(
+        std::fs::read(&fetched).unwrap(),
+        std::fs::read(still.wal(&still.segments[0])).unwrap()
+    );
+    std::fs::remove_file(&fetched).unwrap();
+    refused(&sealed.fetch(&still, "writer", 0).run(), 204, "R204");
+    refused(&sealed.fetch(&still, "janitor", 0).run(), 204, "R204");
+    refused(&sealed.push(&still, "janitor", 0).run(), 37, "A137");
+    assert!(!fetched.exists());
+    // Other content under a name that is taken is kept aside, sealed as well.
+    let path = still.wal(&still.segments[0]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    refused(&sealed.push(&still, "writer", 0).run(), 20, "A120");
+    assert_eq!(files(&sealed.folder("conflicts")).len(), 1);
+    check_nothing_is_plain(&sealed, "c4ca4238a0b923820dcc509a6f75849b");
+    sealed
+        .on("reader")
+        .args(["wal", "conflicts"])
+        .run()
+        .success();
+}
+
+#[test]
+fn a_whole_cycle_in_a_sealed_repository() {
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let sealed = Sealed::new(&cluster);
+    let archive = pitr_archive()
+        .arg("--config")
+        .arg(sealed.config("writer"))
+        .arg("%p");
+    cluster.append_config("archive_mode", "on");
+    cluster.append_config("archive_command", &archive.shell());
+    cluster.start();
+    let client = cluster.client();
+    client.sql("create table ledger as select g as id, 'confidential note ' || g as note from generate_series(1, 20000) g");
+    let backup = || {
+        let run = sealed.on("writer").args(["backup", "--json"]).run();
+        run.success().json()["id"].as_str().unwrap().to_owned()
+    };
+    let first = backup();
+    client.sql(
+        "insert into ledger select g, 'confidential too' from generate_series(20001, 30000) g",
+    );
+    client.sql("select pg_create_restore_point('before')");
+    client.sql("delete from ledger");
+    cluster.archive_now();
+    check_nothing_is_plain(&sealed, "confidential");
+    sealed
+        .on("reader")
+        .args(["verify", "--quiet"])
+        .run()
+        .success();
+    copied_without_a_key(&sealed, &cluster);
+    let target = ["--target-name", "before"];
+    let to = sealed.sandbox.join("copy");
+    let restore = |host: &str| {
+        let run = sealed.on(host).args(["restore", "--quiet", "--to"]);
+        run.arg(&to).args(target).run()
+    };
+    refused(&restore("writer"), 1, "no key to read it with");
+    assert!(!to.join("PG_VERSION").exists());
+    restore("reader").success();
+    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(
+        copy.query_one_string("select count(*) from ledger"),
+        "30000"
+    );
+    drop(copy);
+    expired_without_a_key(&sealed, &first, &backup);
+}
+
+/// A host that only writes receives WAL as it is written; pieces of segments are sealed as everything is, and a reader gets them back.
+#[test]
+fn a_host_that_only_writes_receives() {
+    let cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .start();
+    let sealed = Sealed::new(&cluster);
+    let journal = sealed.sandbox.join("journal");
+    let config = sealed.config("writer");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let receive = format!(
+        "[clusters.main.receive]\njournal = \"{}\"\n",
+        journal.display()
+    );
+    std::fs::write(&config, text + &receive).unwrap();
+    let mut running = sealed
+        .on("writer")
+        .args(["receive", "--create-slot"])
+        .spawn();
+    let client = cluster.client();
+    wait_until(PATIENCE, "the receiver streams", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        let sql = "select count(*) from pg_stat_replication where state = 'streaming' and application_name = 'pitr'";
+        client.query_one_string(sql) == "1"
+    });
+    client.sql("create table ledger as select 'confidential note' from generate_series(1, 20000)");
+    client.sql("select pg_switch_wal()");
+    client.sql("insert into ledger select 'confidential too' from generate_series(1, 100)");
+    let end = lsn(&client.query_one_string("select pg_current_wal_flush_lsn()"));
+    wait_until(PATIENCE, "the repository holds everything", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        archived(&journal).is_some_and(|at| at >= end)
+    });
+    running.signal(rustix::process::Signal::TERM);
+    running.wait().success();
+    check_nothing_is_plain(&sealed, "confidential");
+    let is_piece = |p: &PathBuf| p.display().to_string().contains("/open/");
+    assert!(files(&sealed.repository).iter().any(is_piece));
+    sealed
+        .on("reader")
+        .args(["verify", "--quiet"])
+        .run()
+        .success();
+    let list = sealed.on("reader").args(["wal", "list"]).run();
+    list.success();
+}
+
+/// Another repository of the key set gets byte copies from a host that holds no key, and a reader finds everything in them.
+fn copied_without_a_key(sealed: &Sealed, cluster: &Cluster) {
+    let second = sealed.sandbox.join("second");
+    for (host, encryption) in [
+        ("writer", format!("key_set = \"{}\"", sealed.key("writer"))),
+        ("reader", format!("key_file = \"{}\"", sealed.key("escrow"))),
+        ("janitor", String::new()),
+    ] {
+        let name = format!("second-{host}");
+        sealed.configure(cluster, &name, &encryption);
+        let mut text = std::fs::read_to_string(sealed.config(&name)).unwrap();
+        text.push_str(&format!(
+            "[repositories.second]\nurl = \"file://{}\"\n",
+            second.display()
+        ));
+        if !encryption.is_empty() {
+            text.push_str(&format!("[repositories.second.encryption]\n{encryption}\n"));
+        }
+        std::fs::write(sealed.config(&name), text).unwrap();
+    }
+    sealed
+        .on("second-writer")
+        .args(["init", "--quiet"])
+        .run()
+        .success();
+    let sync = [
+        "repo", "sync", "--quiet", "--from", "local", "--to", "second",
+    ];
+    sealed.on("second-janitor").args(sync).run().success();
+    let verify = ["verify", "--quiet", "--repository", "second"];
+    sealed.on("second-reader").args(verify).run().success();
+    let packs = |root: &Path| {
+        let all = files(root);
+        let packs = all
+            .into_iter()
+            .filter(|p| p.display().to_string().contains("/packs/"));
+        packs
+            .map(|path| std::fs::read(path).unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert!(!packs(&second).is_empty());
+    assert_eq!(packs(&second), packs(&sealed.repository));
+    // A host that reads the one and only writes the other finds the same in both.
+    let mixed = std::fs::read_to_string(sealed.config("second-reader")).unwrap();
+    let (local, _) = mixed
+        .split_once("[repositories.second.encryption]")
+        .unwrap();
+    let only_writes = format!("key_set = \"{}\"\n", sealed.key("writer"));
+    let mixed = format!("{local}[repositories.second.encryption]\n{only_writes}");
+    sealed.sandbox.file("second-mixed.toml", mixed);
+    sealed.on("second-mixed").args(sync).run().success();
+}
+
+/// Two more backups; the janitor, who holds no key, takes away the one in the middle.
+fn expired_without_a_key(sealed: &Sealed, first: &str, backup: &dyn Fn() -> String) {
+    let (second, third) = (backup(), backup());
+    let expire = [
+        "expire",
+        "--keep",
+        "1",
+        "--grace",
+        "0s",
+        "--confirm",
+        "--quiet",
+    ];
+    sealed.on("janitor").args(expire).run().success();
+    let packs = |id: &str| sealed.folder("packs").join(id).exists();
+    assert!(!packs(&second), "what is not kept is deleted");
+    assert!(packs(first), "what a restore still claims is kept");
+    assert!(packs(&third));
+    let info = sealed.on("reader").args(["info", "--json"]).run();
+    assert!(
+        info.json()["clusters"][0]["backups"]
+            .as_array()
+            .unwrap()
+            .len()
+            >= 2
+    );
+    sealed
+        .on("reader")
+        .args(["verify", "--quiet"])
+        .run()
+        .success();
+}
+
+/// Three segments in a sealed repository.
+struct Stored {
+    still: Still,
+    sealed: Sealed,
+}
+
+impl Stored {
+    fn new() -> Stored {
+        let still = Still::new(17, 1, 3);
+        let sealed = Sealed::new(&still.cluster);
+        for n in 0..3 {
+            sealed.push(&still, "writer", n).run().success();
+        }
+        Stored { still, sealed }
+    }
+
+    fn path(&self, n: usize) -> PathBuf {
+        self.sealed.object(&self.still.segments[n])
+    }
+
+    fn bytes(&self, n: usize) -> Vec<u8> {
+        std::fs::read(self.path(n)).unwrap()
+    }
+
+    /// A reader refuses these bytes in the place of segment `n`, and says `why`; the right ones are put back.
+    fn refuses(&self, n: usize, bytes: &[u8], why: &str) {
+        let right = self.bytes(n);
+        assert_ne!(right, bytes, "{why}");
+        std::fs::write(self.path(n), bytes).unwrap();
+        refused(&self.sealed.fetch(&self.still, "reader", n).run(), 201, why);
+        let target = self.still.wal("RECOVERYXLOG");
+        assert!(!target.exists(), "{why}");
+        std::fs::write(self.path(n), right).unwrap();
+    }
+
+    /// As [`Stored::refuses`], and a host that only writes does not take them for its own.
+    fn both_refuse(&self, n: usize, bytes: &[u8], why: &str) {
+        self.refuses(n, bytes, why);
+        let right = self.bytes(n);
+        std::fs::write(self.path(n), bytes).unwrap();
+        let run = self.sealed.push(&self.still, "writer", n).run();
+        assert_eq!(run.code(), 35, "{run}");
+        std::fs::write(self.path(n), right).unwrap();
+    }
+
+    fn verify(&self) -> Program {
+        self.sealed.on("reader").args(["verify", "--quiet"])
+    }
+}
+
+fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[at] ^= 0x10;
+    bytes
+}
+
+#[test]
+fn z07_a_plain_object_where_a_sealed_one_is_required_is_refused() {
+    let stored = Stored::new();
+    let name = &stored.still.segments[1];
+    stored.still.push(name).run().success();
+    let plain = std::fs::read(stored.still.site.object(name)).unwrap();
+    stored.both_refuse(1, &plain, "is not sealed, in a repository where");
+    std::fs::write(stored.path(1), plain).unwrap();
+    refused(&stored.verify().run(), 4, "");
+    // A whole plain repository in the place of the sealed one.
+    let marker = stored.sealed.repository.join("pitr.json");
+    std::fs::copy(stored.still.site.repository().join("pitr.json"), marker).unwrap();
+    let why = "is not encrypted, and encryption is configured";
+    refused(
+        &stored.sealed.push(&stored.still, "writer", 0).run(),
+        37,
+        why,
+    );
+    refused(
+        &stored.sealed.fetch(&stored.still, "reader", 0).run(),
+        204,
+        why,
+    );
+}
+
+#[test]
+fn z08_a_sealed_object_in_the_place_of_another_is_refused() {
+    let stored = Stored::new();
+    let (older, newer) = (stored.bytes(0), stored.bytes(2));
+    stored.both_refuse(1, &older, "it was rolled back: the older object");
+    stored.both_refuse(1, &newer, "it was swapped: the object of");
+    // With a foot that says what it should: whoever changed it does not hold the MAC key.
+    let (from, to) = (&stored.still.segments[0], &stored.still.segments[1]);
+    let mut forged = older.clone();
+    let at: Vec<usize> = (0..forged.len() - from.len())
+        .filter(|at| forged[*at..].starts_with(from.as_bytes()))
+        .collect();
+    assert!(at.len() >= 2, "the key and the facts");
+    for at in at {
+        forged[at..at + to.len()].copy_from_slice(to.as_bytes());
+    }
+    let end = forged.len() - 8;
+    let foot = u32::from_le_bytes(forged[end - 4..end].try_into().unwrap()) as usize;
+    let crc = crc32c::crc32c(&forged[forged.len() - foot..end]);
+    forged[end..end + 4].copy_from_slice(&crc.to_le_bytes());
+    stored.both_refuse(1, &forged, "it is forged");
+    std::fs::write(stored.path(1), older).unwrap();
+    refused(&stored.verify().run(), 4, "");
+}
+
+#[test]
+fn what_was_cut_or_changed_of_a_sealed_object_is_refused() {
+    let stored = Stored::new();
+    let right = stored.bytes(1);
+    stored.both_refuse(
+        1,
+        &right[..right.len() - 100],
+        "was cut: its end is missing",
+    );
+    let hole = [&right[..2000], &right[3000..]].concat();
+    stored.both_refuse(1, &hole, "it was cut or lengthened");
+    let longer = [&right[..2000], &right[1000..]].concat();
+    stored.both_refuse(1, &longer, "it was cut or lengthened");
+    stored.both_refuse(1, &flipped(&right, 5000), "chunk 0 was changed");
+    stored.both_refuse(1, &flipped(&right, 60), "the head of object");
+    let in_foot = right.len() - 300;
+    stored.both_refuse(1, &flipped(&right, in_foot), "its foot is damaged");
+    // One bit of the last byte: nothing says any more that it is a foot.
+    let last = right.len() - 1;
+    stored.both_refuse(1, &flipped(&right, last), "was cut: its end is missing");
+    stored.verify().run().success();
+    // What the repository keeps for somebody who does not read here: verify reads it nevertheless.
+    let escrow = stored.sealed.repository.join("keys/1/escrow");
+    let whole = std::fs::read(&escrow).unwrap();
+    let middle = whole.len() / 2;
+    std::fs::write(&escrow, flipped(&whole, middle)).unwrap();
+    stored
+        .verify()
+        .run()
+        .expect_code(4)
+        .expect_stdout("keys/1/escrow");
+    stored
+        .sealed
+        .fetch(&stored.still, "reader", 1)
+        .run()
+        .success();
+}
+
+#[test]
+fn keys_that_are_missing_or_wrong_say_so() {
+    let stored = Stored::new();
+    let (still, sealed) = (&stored.still, &stored.sealed);
+    let cluster = &still.cluster;
+    let refuses = |encryption: &str, why: &str| {
+        sealed.configure(cluster, "other", encryption);
+        refused(&sealed.fetch(still, "other", 0).run(), 204, why);
+        refused(&sealed.push(still, "other", 0).run(), 37, why);
+    };
+    refuses("key_file = \"/nonexistent/key\"", "could not read key file");
+    let strangers = sealed.sandbox.join("strangers");
+    keygen(&strangers, &["ops", "nobody"]).run().success();
+    let of = |name: &str| strangers.join(name).display().to_string();
+    let file = |name: &str| format!("key_file = \"{}\"", of(name));
+    refuses(&file("ops.key"), "is of key set");
+    refuses(
+        &format!("key_set = \"{}\"", of("writer.key")),
+        "is of key set",
+    );
+    // Made without a key set, it names none.
+    let pairs = sealed.sandbox.join("pairs");
+    let run = keygen(&pairs, &["ops", "guest"]).arg("--pair-only").run();
+    run.success();
+    let pair = |name: &str| format!("key_file = \"{}\"", pairs.join(name).display());
+    refuses(
+        &pair("ops.key"),
+        "the key file is not that of recipient \"ops\"",
+    );
+    refuses(&pair("guest.key"), "has no keys for recipient \"guest\"");
+    let passphrase = sealed
+        .sandbox
+        .file("passphrase", "not a passphrase of it\n");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(&passphrase, open).unwrap();
+    let by_passphrase = format!("passphrase_file = \"{}\"", passphrase.display());
+    refuses(&by_passphrase, "is open to other users: its mode is 0644");
+    refuses(
+        &format!("key_set = \"{}\"", pairs.join("ops.key").display()),
+        "is not a key file",
+    );
+    // Another pair under the MAC key: what is written to it nobody else could read.
+    let half = |path: &str| {
+        let text = std::fs::read_to_string(path).unwrap();
+        let file: serde_json::Value = serde_json::from_str(&text).unwrap();
+        (text, file["public_half"].as_str().unwrap().to_owned())
+    };
+    let (text, own) = half(&sealed.key("writer"));
+    let (_, other) = half(&of("writer.key"));
+    let exchanged = text.replace(&own, &other);
+    let exchanged = sealed.sandbox.file("exchanged.key", exchanged);
+    let own_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&exchanged, own_only).unwrap();
+    let by_exchanged = format!("key_set = \"{}\"", exchanged.display());
+    refuses(&by_exchanged, "the keys in it do not belong together");
+    // A key that was made for a recipient never overwrites another.
+    refused(&keygen(&pairs, &["ops"]).run(), 8, "is there already");
+    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(of("writer.key")).unwrap());
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn access_is_given_and_withdrawn_without_touching_data() {
+    const PASSPHRASE: &str = "correct horse battery staple";
+    let stored = Stored::new();
+    let (still, sealed) = (&stored.still, &stored.sealed);
+    let data = || {
+        let wal = files(&sealed.folder("wal"));
+        let read = wal
+            .into_iter()
+            .map(|path| (std::fs::read(&path).unwrap(), path));
+        read.collect::<Vec<_>>()
+    };
+    let before = data();
+    let rewrap = |args: &[&str]| sealed.on("reader").args(["repo", "rewrap"]).args(args);
+    let run = rewrap(&["--add-passphrase", "safe"]);
+    refused(&run.run(), 2, "no passphrase is given");
+    let run = rewrap(&["--add-passphrase", "safe"]).env("PITR_PASSPHRASE", "too short");
+    refused(&run.run(), 8, "fewer than 14 characters");
+    let run = rewrap(&["--add-passphrase", "safe"]).env("PITR_PASSPHRASE", PASSPHRASE);
+    run.run().success().expect_stdout("escrow, ops, safe");
+    sealed.configure(&still.cluster, "bare", "");
+    let by_passphrase = |text: &str| {
+        let variable = "PITR_REPOSITORIES_LOCAL_ENCRYPTION_PASSPHRASE";
+        sealed.fetch(still, "bare", 0).env(variable, text)
+    };
+    by_passphrase(PASSPHRASE).run().success();
+    std::fs::remove_file(still.wal("RECOVERYXLOG")).unwrap();
+    let run = by_passphrase("incorrect horse battery").run();
+    refused(&run, 204, "the passphrase is not that of any recipient");
+    // One damaged recipient, listed before it, does not lock the others out.
+    let escrow = sealed.repository.join("keys/1/escrow");
+    let right = std::fs::read(&escrow).unwrap();
+    std::fs::write(&escrow, flipped(&right, right.len() / 2)).unwrap();
+    by_passphrase(PASSPHRASE).run().success();
+    std::fs::remove_file(still.wal("RECOVERYXLOG")).unwrap();
+    let run = by_passphrase("incorrect horse battery").run();
+    refused(&run, 201, "keys/1/escrow");
+    std::fs::write(&escrow, right).unwrap();
+    // Only one of those who would stay is proven.
+    refused(
+        &rewrap(&["--withdraw", "escrow"]).run(),
+        8,
+        "must be proven",
+    );
+    let pairs = sealed.sandbox.join("pairs");
+    keygen(&pairs, &["guest"])
+        .arg("--pair-only")
+        .run()
+        .success();
+    let public = pairs.join("guest.pub").display().to_string();
+    let proof = pairs.join("guest.key").display().to_string();
+    let change = ["--add", &public, "--withdraw", "escrow", "--proof", &proof];
+    rewrap(&change)
+        .run()
+        .success()
+        .expect_stdout("guest, ops, safe");
+    sealed.configure(
+        &still.cluster,
+        "escrow",
+        &format!("key_file = \"{}\"", sealed.key("escrow")),
+    );
+    let run = sealed.fetch(still, "escrow", 0).run();
+    refused(&run, 204, "has no keys for recipient \"escrow\"");
+    sealed.configure(&still.cluster, "guest", &format!("key_file = \"{proof}\""));
+    sealed.fetch(still, "guest", 0).run().success();
+    assert_eq!(data(), before);
+    let doctor = |host: &str| {
+        let run = sealed.on(host).args(["doctor", "--json"]).run();
+        let findings = run.json()["findings"].as_array().unwrap().clone();
+        let found = findings.iter().find(|f| f["name"] == "recipients").unwrap();
+        (
+            found["level"].as_str().unwrap().to_owned(),
+            found["value"].as_str().unwrap().to_owned(),
+        )
+    };
+    assert_eq!(doctor("writer"), ("ok".into(), "guest, ops, safe".into()));
+    let keys = sealed.repository.join("keys/1");
+    for name in ["guest", "safe"] {
+        std::fs::remove_file(keys.join(name)).unwrap();
+    }
+    assert_eq!(doctor("writer"), ("fail".into(), "ops".into()));
+}

@@ -1,0 +1,615 @@
+//! Several repositories: one that was away, the copy that brings it up to date, and a restore when the other is lost.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use pitr::error::{Code, Error, Result};
+use pitr::repo::repository::Repository;
+use pitr::store::file::FileStore;
+use pitr::store::{Key, Listed, Meta, NewObject, Object, Store};
+use pitr::sync::{Surroundings, Transfer};
+
+use crate::common::{Cluster, PATIENCE, Program, Run, Site, Stop, fault, user, wait_until};
+
+/// A cluster that archives into two repositories, `local` and `second`.
+struct Two {
+    site: Site,
+    cluster: Cluster,
+    second: PathBuf,
+}
+
+impl Two {
+    fn new() -> Two {
+        let mut cluster = Cluster::builder(17)
+            .segment_size_mb(1)
+            .without_fsync()
+            .create();
+        let site = Site::new(&cluster);
+        let second = site.sandbox().join("second");
+        let config = std::fs::read_to_string(site.config()).unwrap();
+        let more = format!(
+            "\n[repositories.second]\nurl = \"file://{}\"\nrequired = false\n",
+            second.display()
+        );
+        std::fs::write(site.config(), config + &more).unwrap();
+        site.pitr().args(["init", "--quiet"]).run().success();
+        site.attach(&cluster);
+        cluster.start();
+        Two {
+            site,
+            cluster,
+            second,
+        }
+    }
+
+    fn first(&self) -> String {
+        let config = std::fs::read_to_string(self.site.config()).unwrap();
+        let at = config.find("[repositories.").unwrap() + "[repositories.".len();
+        config[at..].split(']').next().unwrap().to_owned()
+    }
+
+    fn work(&self, rows: u32) {
+        self.cluster
+            .sql("create table if not exists ledger (id serial primary key, note text)");
+        self.cluster.sql(&format!(
+            "insert into ledger (note) select repeat(md5(g::text), 5) from generate_series(1, {rows}) g"
+        ));
+        self.cluster.archive_now();
+    }
+
+    fn backup(&self) -> String {
+        let run = self.site.pitr().args(["backup", "--json", "--quiet"]).run();
+        run.success().json()["id"].as_str().unwrap().to_owned()
+    }
+
+    fn sync(&self) -> Program {
+        self.site.pitr().args(["repo", "sync", "--json"])
+    }
+
+    fn away(&self) -> PathBuf {
+        self.second.with_extension("away")
+    }
+
+    /// Takes the second repository away, or brings it back.
+    fn is_away(&self, away: bool) {
+        let (from, to) = match away {
+            true => (self.second.clone(), self.away()),
+            false => (self.away(), self.second.clone()),
+        };
+        std::fs::rename(from, to).unwrap();
+    }
+}
+
+fn transfer(run: &Run, to: &str) -> serde_json::Value {
+    let json = run.json();
+    let transfers = json["transfers"].as_array().unwrap();
+    let found = transfers.iter().find(|t| t["to"] == to);
+    found
+        .unwrap_or_else(|| panic!("nothing went to {to}: {run}"))
+        .clone()
+}
+
+/// Every object below a repository's clusters, but the events of one side alone.
+fn objects(repository: &Path) -> BTreeMap<String, Vec<u8>> {
+    fn walk(folder: &Path, root: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, root, found);
+                continue;
+            }
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap();
+            let is_own = ["-claim-", "-release-", ".tmp."];
+            if !is_own.iter().any(|part| name.contains(part)) {
+                found.insert(name.to_owned(), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(&repository.join("clusters"), repository, &mut found);
+    found
+}
+
+/// The key of the last whole segment.
+fn last_segment(objects: &BTreeMap<String, Vec<u8>>) -> String {
+    objects.keys().rfind(|n| is_segment(n)).unwrap().clone()
+}
+
+fn is_segment(key: &str) -> bool {
+    let name = key.rsplit('/').next().unwrap();
+    key.contains("/wal/") && !key.contains("/open/") && name.len() == 24
+}
+
+/// Fails unless `b` has every object of `a`, but for WAL before its first.
+fn same(a: &Path, b: &Path) {
+    let (mut a, b) = (objects(a), objects(b));
+    let first = b.keys().find(|n| is_segment(n)).unwrap();
+    a.retain(|name, _| !is_segment(name) || name >= first);
+    let names = |o: &BTreeMap<String, Vec<u8>>| o.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&a), names(&b));
+    for (name, bytes) in &a {
+        // Each side was registered by itself, and its own pushes may have stored the same WAL.
+        if !name.ends_with("cluster.json") {
+            assert!(b[name] == *bytes, "{name} differs");
+        }
+    }
+}
+
+#[test]
+fn one_that_was_away_is_brought_up_to_date_and_recovers_when_the_other_is_lost() {
+    let two = Two::new();
+    let first_name = two.first();
+    let first = two.backup();
+    two.work(3000);
+    let run = two.sync().run().success();
+    let copied = transfer(&run, "second")["copied"].clone();
+    assert_eq!(copied["backups"], serde_json::json!([first]), "{run}");
+    two.is_away(true);
+    two.work(3000);
+    let id = two.backup();
+    two.work(3000);
+    let info = || two.site.pitr().args(["info", "--json"]).run();
+    let second = |run: &Run| run.json()["clusters"][0]["repositories"][1].clone();
+    let run = info().expect_code(6);
+    assert_eq!(second(&run)["away"]["code"], "no_repository", "{run}");
+    assert!(second(&run)["behind_segments"].is_null(), "{run}");
+    // Where it is required, nothing is acknowledged without it.
+    let config = std::fs::read_to_string(two.site.config()).unwrap();
+    std::fs::write(two.site.config(), config.replace("required = false\n", "")).unwrap();
+    two.cluster
+        .sql("insert into ledger (note) values ('waits')");
+    let waits = two.cluster.switch_wal();
+    let client = two.cluster.client();
+    wait_until(PATIENCE, "archiving fails", || {
+        let sql = "select coalesce(last_failed_wal, '') from pg_stat_archiver";
+        client.query_one_string(sql) == waits
+    });
+    two.sync().run().expect_code(9).expect_stdout("second");
+    two.is_away(false);
+    two.cluster.wait_archived(&waits);
+
+    // Its newest segment is the newest of all; what it missed before is what counts, once it is not on its way any more.
+    let run = info();
+    let behind = second(&run)["behind_segments"].as_u64().unwrap();
+    assert!(behind >= 2, "{run}");
+    assert_eq!(second(&run)["behind_backups"], 1, "{run}");
+    let hour = std::time::Duration::from_secs(3600);
+    for name in objects(two.site.repository())
+        .keys()
+        .filter(|n| is_segment(n))
+    {
+        let file = std::fs::File::open(two.site.repository().join(name)).unwrap();
+        file.set_modified(std::time::SystemTime::now() - hour)
+            .unwrap();
+    }
+    let run = info().expect_code(6);
+    assert!(
+        second(&run)["behind_ms"].as_u64().unwrap() > 3_000_000,
+        "{run}"
+    );
+    run.clone().expect_stdout("pitr repo sync --to second");
+    let doctor = two.site.pitr().args(["doctor"]).run();
+    doctor.expect_stdout("pitr repo sync --to second");
+    let before = objects(&two.second);
+    let dry = two.sync().arg("--dry-run").run().success();
+    let lacking = transfer(&dry, "second")["lacking"].clone();
+    assert_eq!(lacking["backups"], serde_json::json!([id]), "{dry}");
+    assert_eq!(lacking["segments"].as_u64(), Some(behind), "{dry}");
+    assert!(objects(&two.second) == before, "nothing was written");
+    let run = two.sync().run().success();
+    let copied = transfer(&run, "second")["copied"].clone();
+    assert_eq!(copied["backups"], serde_json::json!([id]), "{run}");
+    assert_eq!(copied["segments"], lacking["segments"], "{run}");
+    assert_eq!(transfer(&run, &first_name)["copied"]["objects"], 0, "{run}");
+    same(two.site.repository(), &two.second);
+    let run = info();
+    assert_eq!(second(&run)["behind_segments"], 0, "{run}");
+    let again = two.sync().run().success();
+    assert_eq!(
+        transfer(&again, "second")["copied"]["objects"],
+        0,
+        "{again}"
+    );
+    two.site.pitr().args(["verify", "--quiet"]).run().success();
+
+    two.work(500);
+    let rows = client.query_one_string("select count(*) from ledger");
+    drop(client);
+    // Renamed: the archiver may be at work in it.
+    std::fs::rename(two.site.repository(), two.site.sandbox().join("lost")).unwrap();
+    let to = two.site.sandbox().join("copy");
+    let restore = two
+        .site
+        .pitr()
+        .args(["restore", "--quiet", "--to"])
+        .arg(&to);
+    restore.args(["--repository", "second"]).run().success();
+    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(copy.query_one_string("select count(*) from ledger"), rows);
+}
+
+/// Two backups, WAL behind them, and a second repository that has nothing; the server is gone.
+fn filled() -> Two {
+    let mut two = Two::new();
+    two.is_away(true);
+    two.work(1500);
+    two.backup();
+    two.work(1500);
+    two.backup();
+    two.work(1500);
+    two.cluster.stop(Stop::Fast);
+    two.is_away(false);
+    two
+}
+
+#[test]
+fn what_the_receiving_side_expired_does_not_come_back() {
+    let two = filled();
+    let sync = || two.sync().args(["--to", "second"]);
+    sync().run().success();
+    let expire = [
+        "expire",
+        "--keep",
+        "1",
+        "--grace",
+        "0s",
+        "--confirm",
+        "--quiet",
+    ];
+    let expire = two.site.pitr().args(expire);
+    expire.args(["--repository", "second"]).run().success();
+    let kept = objects(&two.second);
+    let run = sync().run().success();
+    assert_eq!(transfer(&run, "second")["copied"]["objects"], 0, "{run}");
+    assert!(
+        transfer(&run, "second")["unneeded_segments"]
+            .as_u64()
+            .unwrap()
+            > 0,
+        "{run}"
+    );
+    let left = transfer(&run, "second")["left_out"].to_string();
+    assert!(left.contains("older than every backup kept there"), "{run}");
+    assert!(objects(&two.second) == kept);
+    sync().arg("--all").run().success();
+    same(two.site.repository(), &two.second);
+    // What is marked here is not copied into a fresh one.
+    std::fs::remove_dir_all(two.second.join("clusters")).unwrap();
+    let mark = ["expire", "--keep", "1", "--confirm", "--quiet"];
+    let mark = two.site.pitr().args(mark);
+    mark.args(["--repository", &two.first()]).run().success();
+    let run = sync().run().success();
+    let lacking = &transfer(&run, "second")["lacking"];
+    assert_eq!(lacking["backups"].as_array().unwrap().len(), 1, "{run}");
+    let left = transfer(&run, "second")["left_out"].to_string();
+    assert!(left.contains("marked for deletion"), "{run}");
+}
+
+#[test]
+fn damage_is_reported_and_not_copied() {
+    let two = filled();
+    let names = objects(two.site.repository());
+    let of = |part: &str| {
+        let mut found = names.keys().filter(|n| n.contains(part));
+        found.next().unwrap().clone()
+    };
+    let (segment, pack, layer) = (last_segment(&names), of("/packs/"), of("/layers/"));
+    for name in [&segment, &pack] {
+        let path = two.site.repository().join(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let run = two.sync().args(["--to", "second"]).run().expect_code(10);
+    let shown = transfer(&run, "second");
+    assert_eq!(shown["problem_count"], 2, "{run}");
+    assert_eq!(
+        shown["copied"]["backups"].as_array().unwrap().len(),
+        1,
+        "{run}"
+    );
+    let there = objects(&two.second);
+    assert!(!there.contains_key(&segment) && !there.contains_key(&pack));
+    let bad = layer.split('/').rev().nth(1).unwrap();
+    assert!(
+        !there.contains_key(
+            &layer
+                .replace("/layers/", "/backups/")
+                .replace("000000", "manifest")
+        )
+    );
+    assert!(
+        there
+            .keys()
+            .any(|n| n.ends_with("/manifest") && !n.contains(bad))
+    );
+    // Whole again, the next run copies it; the other backup is newer, so it has to be told.
+    for name in [&segment, &pack] {
+        std::fs::write(two.site.repository().join(name), &names[name]).unwrap();
+    }
+    two.sync().args(["--to", "second", "--all"]).run().success();
+    same(two.site.repository(), &two.second);
+}
+
+#[test]
+fn other_content_under_the_same_name_is_a_conflict_in_both() {
+    let two = filled();
+    two.sync().run().success();
+    // The same name, pushed by another server: the first repository loses its copy, and gets one with other bytes.
+    let segment = last_segment(&objects(two.site.repository()));
+    let name = segment.rsplit('/').next().unwrap();
+    let other = two.site.sandbox().dir("other").join(name);
+    let fetch = two.site.restore().arg(name).arg(&other);
+    fetch.run().success();
+    let mut bytes = std::fs::read(&other).unwrap();
+    let end = bytes.len() - 100;
+    bytes[end] ^= 1;
+    std::fs::write(&other, bytes).unwrap();
+    std::fs::remove_file(two.site.repository().join(&segment)).unwrap();
+    let push = two
+        .site
+        .pitr()
+        .args(["wal", "push", "--repository", &two.first()]);
+    push.arg(&other).run().success();
+    let run = two.sync().run().expect_code(10);
+    for to in ["second", &two.first()] {
+        let shown = transfer(&run, to);
+        assert_eq!(shown["problems"][0]["conflict"], true, "{run}");
+        assert_eq!(shown["copied"]["objects"], 0, "{run}");
+    }
+}
+
+/// Inverts a bit in the middle of an object, and forgets what was recorded of damage.
+fn flip(repository: &Path, key: &str) {
+    let path = repository.join(key);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(&path, bytes).unwrap();
+}
+
+fn damage_events(repository: &Path) -> Vec<PathBuf> {
+    let names = objects(repository);
+    let names = names.keys().filter(|n| n.contains("-damaged-"));
+    names.map(|n| repository.join(n)).collect()
+}
+
+#[test]
+fn t06_what_is_damaged_is_taken_from_another_repository_and_said() {
+    let two = filled();
+    two.sync().run().success();
+    let (first, whole) = (two.site.repository(), objects(two.site.repository()));
+    let id = whole.keys().rfind(|n| n.ends_with("/manifest")).unwrap();
+    let id = id.rsplit('/').nth(1).unwrap();
+    let to = two.site.sandbox().join("restored");
+    let restore = || {
+        let _ = std::fs::remove_dir_all(&to);
+        let program = two.site.pitr().args(["restore", "--json", "--to"]).arg(&to);
+        program.args(["--backup", id])
+    };
+    let of = |part: &str| {
+        let is_it = |n: &&String| n.contains(part) && n.contains(id);
+        whole.keys().find(is_it).unwrap().clone()
+    };
+    let parts = [of("/packs/"), of("/layers/"), of("/server-manifest")];
+    for part in &parts {
+        flip(first, part);
+        let run = restore().run().success();
+        run.clone()
+            .expect_stderr("was taken from")
+            .expect_stderr(part);
+        let files = run.json()["restored"]["compared_file_count"].as_u64();
+        assert!(files.is_some_and(|n| n > 100), "{run}");
+        let events = damage_events(first);
+        assert_eq!(events.len(), 1, "the damage is recorded once: {run}");
+        assert!(
+            objects(first)[part] != whole[part],
+            "nothing is healed in silence"
+        );
+        events.iter().for_each(|e| std::fs::remove_file(e).unwrap());
+        std::fs::write(first.join(part), &whole[part]).unwrap();
+    }
+    // The pack is missing in the one and damaged in the other.
+    std::fs::remove_file(first.join(&parts[0])).unwrap();
+    flip(&two.second, &parts[0]);
+    let run = restore().run().expect_code(4);
+    assert!(
+        run.stdout.contains("files of the backup are damaged"),
+        "{run}"
+    );
+    assert!(
+        run.stdout.contains("pg_control") || run.stdout.contains("base/"),
+        "{run}"
+    );
+    assert!(!to.join("global/pg_control").exists());
+    for repository in [first, &two.second] {
+        std::fs::write(repository.join(&parts[0]), &whole[&parts[0]]).unwrap();
+    }
+    // WAL that is damaged in the first leads nowhere there, and in the second to the end.
+    let plan = || two.site.pitr().args(["plan", "--json"]).run();
+    let stop = plan().success().json()["stop"].clone();
+    let segments: Vec<&String> = whole.keys().filter(|n| is_segment(n)).collect();
+    let middle = segments[segments.len() - 2];
+    std::fs::remove_file(first.join(middle)).unwrap();
+    let target = stop["lsn"].as_str().unwrap();
+    let lsn = ["--target-lsn", target];
+    let run = two.site.pitr().args(["plan", "--json"]).args(lsn).run();
+    run.clone().success().expect_stderr("\"second\" is used");
+    let dry = restore().arg("--dry-run").args(lsn).run().success();
+    dry.expect_stderr("\"second\" is used");
+    let only = two.site.pitr().args(["plan", "--repository", &two.first()]);
+    only.args(lsn).run().expect_code(5);
+}
+
+#[test]
+fn a_copy_that_is_killed_is_finished_by_the_next() {
+    crate::require_strace!("a_copy_that_is_killed_is_finished_by_the_next");
+    let two = filled();
+    let sync = two.sync().args(["--to", "second", "--jobs", "2"]);
+    for nth in 1..=3 {
+        let (run, fired) = fault::inject(&sync, &fault::Fault::kill("linkat").at(nth));
+        assert!(run.code() == 137 && fired >= 1, "{run}");
+    }
+    sync.run().success();
+    same(two.site.repository(), &two.second);
+    two.site.pitr().args(["verify", "--quiet"]).run().success();
+}
+
+/// A store that fails from its n-th call on, as for a process that is dead.
+struct Dying {
+    inner: Arc<FileStore>,
+    calls: Arc<AtomicU64>,
+    fatal: u64,
+}
+
+impl Dying {
+    fn call(&self) -> Result<()> {
+        match self.calls.fetch_add(1, Ordering::SeqCst) + 1 >= self.fatal {
+            true => Err(Error::new(Code::Unreachable, "the store is gone")),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Store for Dying {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+    fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
+        self.call()?;
+        self.inner.open(key)
+    }
+    fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
+        self.call()?;
+        let inner = self.inner.create(key)?;
+        Ok(Box::new(DyingObject {
+            inner,
+            calls: Arc::clone(&self.calls),
+            fatal: self.fatal,
+        }))
+    }
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        self.call()?;
+        self.inner.list(prefix)
+    }
+    fn head(&self, key: &Key) -> Result<Option<Meta>> {
+        self.call()?;
+        self.inner.head(key)
+    }
+    fn delete(&self, key: &Key) -> Result<bool> {
+        panic!("a copy deletes \"{key}\"")
+    }
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        self.inner.free_bytes()
+    }
+}
+
+struct DyingObject {
+    inner: Box<dyn NewObject>,
+    calls: Arc<AtomicU64>,
+    fatal: u64,
+}
+
+impl std::io::Write for DyingObject {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        self.inner.write(buffer)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl NewObject for DyingObject {
+    fn publish(self: Box<Self>) -> Result<pitr::store::Published> {
+        match self.calls.fetch_add(1, Ordering::SeqCst) + 1 >= self.fatal {
+            true => Err(Error::new(Code::Unreachable, "the store is gone")),
+            false => self.inner.publish(),
+        }
+    }
+}
+
+/// Copies with the library, both stores together failing from the n-th call on; returns how many calls were made.
+fn copied(from: &Path, to: &Path, fatal: u64) -> (u64, Result<()>) {
+    let calls = Arc::new(AtomicU64::new(0));
+    let open = |path: &Path| {
+        let store = Dying {
+            inner: Arc::new(FileStore::open(path, 1).unwrap()),
+            calls: Arc::clone(&calls),
+            fatal: u64::MAX,
+        };
+        Repository::open(Box::new(store)).unwrap()
+    };
+    let registration = open(from).registrations("main").unwrap().remove(0);
+    calls.store(0, Ordering::SeqCst);
+    let open = |path: &Path| {
+        let store = Dying {
+            inner: Arc::new(FileStore::open(path, 1).unwrap()),
+            calls: Arc::clone(&calls),
+            fatal,
+        };
+        Repository::open(Box::new(store))
+    };
+    let random = AtomicU64::new(fatal << 32);
+    let (stop, clock) = (AtomicBool::new(false), || {
+        pitr::pg::time::TimestampTz::from_system_time(std::time::SystemTime::now())
+    });
+    let around = Surroundings {
+        clock: &clock,
+        random: &|| random.fetch_add(1, Ordering::SeqCst),
+        host: "test",
+        stop: &stop,
+        progress: &pitr::progress::Silent,
+        jobs: 2,
+        everything: false,
+    };
+    let run = || -> Result<()> {
+        let (from, to) = (open(from)?, open(to)?);
+        let transfer = Transfer::new(&from, &to, &registration, &around)?;
+        let lacking = transfer.plan()?;
+        transfer.run(&lacking)?;
+        assert_eq!(transfer.report().problems, []);
+        Ok(())
+    };
+    let result = run();
+    (calls.load(Ordering::SeqCst), result)
+}
+
+#[test]
+fn a_copy_that_dies_at_any_call_to_the_stores_is_finished_by_the_next() {
+    let two = filled();
+    user::own_all(two.site.sandbox().path());
+    let target = tempfile::tempdir_in("/dev/shm").unwrap();
+    let fresh = |name: &str| {
+        let path = target.path().join(name);
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::copy(two.second.join("pitr.json"), path.join("pitr.json")).unwrap();
+        path
+    };
+    let from = two.site.repository();
+    let (total, result) = copied(from, &fresh("whole"), u64::MAX);
+    result.unwrap();
+    let points: Vec<u64> = match fault::is_long() {
+        true => (3..=total).collect(),
+        false => (0..16).map(|n| 3 + n * (total - 3) / 15).collect(),
+    };
+    let mut died = 0;
+    for fatal in points {
+        let to = fresh("died");
+        let (_, result) = copied(from, &to, fatal);
+        if let Err(e) = result {
+            assert_eq!(e.code(), Code::Unreachable, "call {fatal}: {e}");
+            died += 1;
+        }
+        // What is visible is whole: each root with all that it names.
+        let (_, result) = copied(from, &to, u64::MAX);
+        result.unwrap_or_else(|e| panic!("behind call {fatal}: {e}"));
+        same(from, &to);
+    }
+    assert!(died >= 12, "{died} of {total} calls");
+}

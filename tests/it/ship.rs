@@ -1,0 +1,589 @@
+//! Archiving ahead: a worker ships what is ready, and `pitr-archive` acknowledges what is safe.
+
+use std::path::{Path, PathBuf};
+
+use std::os::unix::fs::PermissionsExt;
+
+use rustix::fs::FlockOperation;
+use rustix::process::Signal;
+
+use crate::common::fault::{self, Fault};
+use crate::common::mount::{PowerDisk, SmallDisk};
+use crate::common::s3::Fault as S3Fault;
+use crate::common::s3::peer::Peer;
+use crate::common::{
+    Cluster, PATIENCE, Program, Sandbox, Site, Still, pitr_archive, pitr_restore, wait_until,
+};
+use crate::s3_cycle::Bucketed;
+use crate::{require_root, require_strace};
+
+/// Gives the site's configuration a spool, and returns it.
+fn spool_of(site: &Site) -> PathBuf {
+    let spool = site.sandbox().join("spool");
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    let section = "[clusters.main]\n";
+    assert!(text.contains(section), "{text}");
+    let line = format!("{section}spool_dir = \"{}\"\n", spool.display());
+    std::fs::write(site.config(), text.replace(section, &line)).unwrap();
+    spool
+}
+
+/// The names in all spools below `spool` that end so, without that end, sorted.
+fn noted(spool: &Path, end: &str) -> Vec<String> {
+    let folders = std::fs::read_dir(spool).into_iter().flatten().flatten();
+    let mut found: Vec<String> = folders
+        .flat_map(|folder| std::fs::read_dir(folder.path()).into_iter().flatten())
+        .filter_map(|file| {
+            let name = file.ok()?.file_name().into_string().ok()?;
+            Some(name.strip_suffix(end)?.to_owned())
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// Whether a worker holds the lock of any spool below `spool`.
+fn has_worker(spool: &Path) -> bool {
+    let folders = std::fs::read_dir(spool).into_iter().flatten().flatten();
+    folders
+        .filter_map(|folder| std::fs::File::open(folder.path().join("lock")).ok())
+        .any(|lock| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
+}
+
+/// A stopped cluster with `count` segments that the server would offer, and the spool of its site.
+fn offered(count: usize) -> (Still, PathBuf) {
+    let still = Still::new(17, 1, count);
+    let spool = spool_of(&still.site);
+    for name in &still.segments {
+        offer(&still, name);
+    }
+    (still, spool)
+}
+
+fn offer(still: &Still, name: &str) {
+    std::fs::write(still.wal(&format!("archive_status/{name}.ready")), "").unwrap();
+}
+
+/// What the server does once a file is acknowledged.
+fn acknowledged(still: &Still, name: &str) {
+    let ready = still.wal(&format!("archive_status/{name}.ready"));
+    std::fs::rename(&ready, ready.with_extension("done")).unwrap();
+}
+
+#[test]
+fn a_server_with_a_backlog_is_drained_across_a_restart_and_nothing_is_left() {
+    const SEGMENTS: usize = 60;
+    let (site, mut cluster) = {
+        let mut cluster = Cluster::builder(17)
+            .segment_size_mb(1)
+            .without_fsync()
+            .config("max_wal_size", "1GB")
+            .create();
+        let site = Site::new(&cluster);
+        cluster.append_config("archive_mode", "on");
+        cluster.append_config("archive_command", "false");
+        cluster.start();
+        (site, cluster)
+    };
+    let spool = spool_of(&site);
+    let client = cluster.client();
+    client.sql("create table t (a int)");
+    let segments: Vec<String> = (0..SEGMENTS)
+        .map(|n| {
+            client.sql(&format!("insert into t values ({n})"));
+            client.query_one_string("select pg_walfile_name(pg_switch_wal())")
+        })
+        .collect();
+    let kept = site.sandbox().dir("kept");
+    for name in &segments {
+        std::fs::copy(cluster.pgdata().join("pg_wal").join(name), kept.join(name)).unwrap();
+    }
+    cluster.append_config("archive_command", &site.archive().arg("%p").shell());
+    cluster.reload();
+    drop(client);
+    wait_until(PATIENCE, "some are archived", || {
+        site.object(&segments[3]).exists()
+    });
+    cluster.restart();
+    for name in &segments {
+        cluster.wait_archived(name);
+    }
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    assert_eq!(noted(&spool, "lock"), [""], "a worker was started");
+    // One may be shipped twice: the server was slow to note that it is acknowledged.
+    assert!(noted(&spool, ".shipped").len() < SEGMENTS / 2);
+    assert_eq!(noted(&spool, ".failed"), [""; 0]);
+    for name in &segments {
+        let target = site.sandbox().join("fetched");
+        site.restore()
+            .args([name.as_ref(), target.as_os_str()])
+            .run()
+            .success();
+        let same = std::fs::read(target).unwrap() == std::fs::read(kept.join(name)).unwrap();
+        assert!(same, "{name}");
+    }
+    assert!(
+        !cluster.log().contains("pitr-archive:"),
+        "{}",
+        cluster.log()
+    );
+}
+
+#[test]
+fn what_is_ready_is_shipped_and_acknowledged_from_its_note() {
+    let (still, spool) = offered(4);
+    let (first, others) = still.segments.split_first().unwrap();
+    still.push(first).run().success();
+    acknowledged(&still, first);
+    wait_until(PATIENCE, "the others are shipped", || {
+        let noted = noted(&spool, ".shipped");
+        others.iter().all(|name| noted.contains(name))
+    });
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    let files = still.site.files();
+    for name in others {
+        let run = still.push(name).run().success();
+        assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("", ""));
+        acknowledged(&still, name);
+        still.check(name);
+        assert!(!noted(&spool, ".shipped").contains(name));
+    }
+    assert_eq!(still.site.files(), files);
+    // In an archive_command the worker's switch acknowledges nothing.
+    let run = still
+        .site
+        .archive()
+        .args(["--ship", "pg_wal"])
+        .dir(still.cluster.pgdata())
+        .run()
+        .expect_code(1);
+    run.expect_stderr("a worker is started by pitr-archive");
+}
+
+/// Pushes everything in PostgreSQL's order, as its archiver would, and checks it.
+fn push_in_order(still: &Still) {
+    for name in &still.segments {
+        still.push(name).run().success();
+        acknowledged(still, name);
+        still.check(name);
+    }
+}
+
+#[test]
+fn p20_a_worker_killed_between_upload_and_note_acknowledges_nothing() {
+    require_strace!("p20_a_worker_killed_between_upload_and_note_acknowledges_nothing");
+    let (still, spool) = offered(4);
+    let first = &still.segments[0];
+    // Of all that runs here only the worker renames: its notes.
+    let kill = Fault::kill("renameat").at(1);
+    let (run, fired) = fault::inject(&still.push(first), &kill);
+    assert!(fired >= 1, "{run}");
+    // Who waited has noticed, and has done it itself.
+    assert_eq!(run.code(), 0, "{run}");
+    still.check(first);
+    assert!(!has_worker(&spool));
+    assert_eq!(noted(&spool, ".shipped"), [""; 0]);
+    push_in_order(&still);
+}
+
+/// Holds the lock of the only spool below `spool`, as a worker does that comes to nothing.
+fn hold(spool: &Path) -> std::fs::File {
+    let folder = std::fs::read_dir(spool).unwrap().next().unwrap().unwrap();
+    let lock = std::fs::File::open(folder.path().join("lock")).unwrap();
+    wait_until(PATIENCE, "the worker has ended", || {
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+    });
+    lock
+}
+
+#[test]
+fn p20_who_waits_for_a_worker_survives_its_end_and_its_standstill() {
+    let (still, spool) = offered(3);
+    let [first, second, third] = still.segments.as_slice() else {
+        unreachable!()
+    };
+    still.push(first).run().success();
+    acknowledged(&still, first);
+    let lock = hold(&spool);
+    let folder = std::fs::read_dir(&spool).unwrap().next().unwrap().unwrap();
+    for name in [second, third] {
+        std::fs::remove_file(folder.path().join(format!("{name}.shipped"))).unwrap();
+        std::fs::remove_file(still.site.object(name)).unwrap();
+    }
+    // A worker that stands still, and a server that stops meanwhile.
+    for (signal, code) in [(Signal::TERM, 143), (Signal::KILL, 137)] {
+        let running = still.push(second).spawn();
+        wait_until(PATIENCE, "it handles SIGTERM", || {
+            handles_term(running.pid())
+        });
+        running.signal(signal);
+        assert_eq!(running.wait().code(), code);
+    }
+    assert!(!still.site.object(second).exists());
+    // For half of the time it is waited for; then the file is archived by who offers it.
+    let patient = still.push(second).env("PITR_FAULT_SECONDS", "20");
+    patient.run().success();
+    still.check(second);
+    assert!(has_worker(&spool));
+    std::fs::remove_file(still.site.object(second)).unwrap();
+    // A worker that is killed.
+    let running = still.push(second).spawn();
+    wait_until(PATIENCE, "it handles SIGTERM", || {
+        handles_term(running.pid())
+    });
+    drop(lock);
+    running.wait().success();
+    still.check(second);
+    acknowledged(&still, second);
+    still.push(third).run().success();
+    still.check(third);
+}
+
+/// Whether a process has a handler for SIGTERM, as `pitr-archive` has while it works.
+fn handles_term(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // Bit n - 1 stands for signal n.
+    caught.is_some_and(|mask| mask & (1 << 14) != 0)
+}
+
+#[test]
+fn p20_what_was_acknowledged_from_a_note_survives_a_power_cut() {
+    require_root!("p20_what_was_acknowledged_from_a_note_survives_a_power_cut");
+    let disk = PowerDisk::new(64);
+    let mut still = Still::new(16, 1, 4);
+    still.site = Site::on(&still.cluster, &disk.path().join("repo"));
+    let spool = spool_of(&still.site);
+    for name in &still.segments {
+        offer(&still, name);
+    }
+    still.push(&still.segments[0]).run().success();
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    let shipped = noted(&spool, ".shipped");
+    assert!(shipped.contains(&still.segments[3]), "{shipped:?}");
+    for name in &still.segments[1..] {
+        still.push(name).run().success();
+    }
+    disk.cut_power();
+    for name in &still.segments {
+        still.check(name);
+    }
+}
+
+#[test]
+fn a_note_about_other_bytes_another_repository_or_by_another_user_is_none() {
+    let (still, spool) = offered(3);
+    let [first, second, third] = still.segments.as_slice() else {
+        unreachable!()
+    };
+    still.push(first).run().success();
+    acknowledged(&still, first);
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    // The name is used again, by a cluster restored in the same place: other bytes, whatever the note says.
+    let mut bytes = std::fs::read(still.wal(second)).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(still.wal(second), &bytes).unwrap();
+    assert!(noted(&spool, ".shipped").contains(second));
+    still.push(second).run().expect_code(20);
+    // The object is gone, and the note about it still there.
+    assert!(noted(&spool, ".shipped").contains(third));
+    std::fs::remove_file(still.site.object(third)).unwrap();
+    still.push(third).run().success();
+    still.check(third);
+}
+
+#[test]
+fn a_note_acknowledges_nothing_of_a_restored_copy_or_where_others_may_write() {
+    let (still, spool) = offered(2);
+    let [first, second] = still.segments.as_slice() else {
+        unreachable!()
+    };
+    still.push(first).run().success();
+    acknowledged(&still, first);
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    assert!(noted(&spool, ".shipped").contains(second));
+    std::fs::write(still.wal("pitr.guard"), "{}").unwrap();
+    still.push(second).run().expect_code(22);
+    std::fs::remove_file(still.wal("pitr.guard")).unwrap();
+    let folder = std::fs::read_dir(&spool).unwrap().next().unwrap().unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    std::fs::remove_file(still.site.object(second)).unwrap();
+    still.push(second).run().success();
+    still.check(second);
+    let noted = noted(&spool, ".shipped");
+    assert!(noted.contains(second), "it was not looked at: {noted:?}");
+}
+
+#[test]
+fn p21_without_a_repository_everything_is_kept_and_nothing_acknowledged() {
+    let (still, spool) = offered(3);
+    let away = still.site.sandbox().join("away");
+    std::fs::rename(still.site.repository(), &away).unwrap();
+    for _ in 0..2 {
+        for name in &still.segments {
+            still.push(name).run().expect_code(36);
+        }
+    }
+    wait_until(PATIENCE, "no worker is left", || !has_worker(&spool));
+    assert_eq!(noted(&spool, ".shipped"), [""; 0]);
+    std::fs::rename(&away, still.site.repository()).unwrap();
+    push_in_order(&still);
+    assert_eq!(noted(&spool, ".failed"), [""; 0]);
+}
+
+/// Adds a repository in a directory of its own to a site, and returns the directory.
+fn add_repository(site: &Site, name: &str, more: &str) -> PathBuf {
+    let folder = site.sandbox().join(name);
+    let url = format!(
+        "\n[repositories.{name}]\nurl = \"file://{}\"\n{more}\n",
+        folder.display()
+    );
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), config + &url).unwrap();
+    site.pitr().args(["init", "--quiet"]).run().success();
+    folder
+}
+
+#[test]
+fn p20_nothing_is_acknowledged_before_every_required_repository_has_it() {
+    let (still, spool) = offered(4);
+    let second = add_repository(&still.site, "second", "");
+    let other = add_repository(&still.site, "other", "required = false");
+    let away = |folder: &Path| folder.with_extension("away");
+    std::fs::rename(&second, away(&second)).unwrap();
+    for _ in 0..2 {
+        let run = still.push(&still.segments[0]).run();
+        assert!([36, 50].contains(&run.code()), "{run}");
+    }
+    wait_until(PATIENCE, "no worker is left", || !has_worker(&spool));
+    assert_eq!(noted(&spool, ".shipped"), [""; 0]);
+    std::fs::rename(away(&second), &second).unwrap();
+    // One that is not required keeps nobody waiting, and is told of with every file.
+    std::fs::rename(&other, away(&other)).unwrap();
+    for name in &still.segments {
+        let run = still.push(name).run().success();
+        run.expect_stderr("pitr-archive: warning: not stored in every repository");
+        acknowledged(&still, name);
+        let object = still.site.object(name);
+        let key = object.strip_prefix(still.site.repository()).unwrap();
+        assert!(second.join(key).exists(), "{name}");
+    }
+    assert_eq!(noted(&spool, ".failed"), [""; 0]);
+}
+
+#[test]
+fn p22_one_bad_segment_blocks_no_other_and_is_named() {
+    let still = Still::new(17, 1, 5);
+    let spool = spool_of(&still.site);
+    let bad = &still.segments[1];
+    // Somebody else's bytes under that name.
+    let good = std::fs::read(still.wal(bad)).unwrap();
+    let mut other = good.clone();
+    *other.last_mut().unwrap() ^= 1;
+    std::fs::write(still.wal(bad), &other).unwrap();
+    still.push(bad).run().success();
+    std::fs::write(still.wal(bad), &good).unwrap();
+    for name in &still.segments {
+        offer(&still, name);
+    }
+    still.push(&still.segments[0]).run().success();
+    acknowledged(&still, &still.segments[0]);
+    for _ in 0..2 {
+        let run = still.push(bad).run().expect_code(20);
+        run.expect_stderr("error A120: could not archive");
+    }
+    wait_until(PATIENCE, "the others went ahead", || {
+        let noted = noted(&spool, ".shipped");
+        still.segments[2..].iter().all(|name| noted.contains(name))
+    });
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    assert_eq!(noted(&spool, ".failed"), [bad.as_str()]);
+    let line = format!("archiving waits for \"{bad}\" since ");
+    let run = still.site.pitr().arg("info").run();
+    assert!(run.stdout.contains(&line), "{run}");
+    let run = still.site.pitr().args(["info", "--json"]).run();
+    let blocked = &run.json()["clusters"][0]["blocked"];
+    assert_eq!(blocked[0]["file"], *bad.as_str());
+    assert_eq!(blocked[0]["code"], "conflict");
+    let run = still.site.pitr().arg("doctor").run();
+    assert!(run.stdout.contains(&line), "{run}");
+    // Mended by a person, it is archived, and nobody speaks of it any more.
+    std::fs::remove_file(still.site.object(bad)).unwrap();
+    still.push(bad).run().success();
+    acknowledged(&still, bad);
+    assert_eq!(noted(&spool, ".failed"), [""; 0]);
+    let run = still.site.pitr().arg("info").run();
+    assert!(!run.stdout.contains("archiving waits"), "{run}");
+}
+
+#[test]
+fn a_spool_that_is_lost_full_or_read_only_only_makes_it_slower() {
+    require_root!("a_spool_that_is_lost_full_or_read_only_only_makes_it_slower");
+    let (still, spool) = offered(3);
+    push_in_order(&still);
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    // Lost, with notes in it.
+    let again = |what: &str| {
+        for name in &still.segments {
+            std::fs::remove_file(still.wal(&format!("archive_status/{name}.done"))).unwrap();
+            offer(&still, name);
+            let _ = std::fs::remove_file(still.site.object(name));
+        }
+        push_in_order(&still);
+        eprintln!("{what}: archived");
+    };
+    std::fs::remove_dir_all(&spool).unwrap();
+    again("lost");
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    std::fs::remove_dir_all(&spool).unwrap();
+    std::fs::write(&spool, "no directory").unwrap();
+    again("no directory");
+    let run = still.site.pitr().arg("doctor").run();
+    let told = "it cannot be used, and files are archived one at a time";
+    assert!(run.stdout.contains(told), "{run}");
+    std::fs::remove_file(&spool).unwrap();
+    // No room for a note, and none for a directory.
+    let disk = SmallDisk::new(1, 20);
+    std::os::unix::fs::symlink(disk.path(), &spool).unwrap();
+    let filler = disk.path().join("filler");
+    let _ = std::fs::write(&filler, vec![0; 2 << 20]);
+    again("full");
+    assert_eq!(noted(&spool, ".shipped"), [""; 0]);
+    std::fs::remove_file(&filler).unwrap();
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    disk.read_only(true);
+    again("read-only");
+}
+
+#[test]
+fn two_clusters_on_one_host_share_a_spool_and_no_notes() {
+    let (one, spool) = offered(3);
+    // The same data directory, copied: the same names, and here other bytes.
+    let sandbox = Sandbox::new("two");
+    let copy = sandbox.join("data");
+    Program::new("cp")
+        .arg("-a")
+        .arg(one.cluster.pgdata())
+        .arg(&copy)
+        .run()
+        .success();
+    let other = copy.join("pg_wal").join(&one.segments[1]);
+    let mut bytes = std::fs::read(&other).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&other, bytes).unwrap();
+    one.push(&one.segments[0]).run().success();
+    wait_until(PATIENCE, "it is shipped", || {
+        noted(&spool, ".shipped").contains(&one.segments[1])
+    });
+    one.push(&one.segments[1]).dir(&copy).run().expect_code(20);
+    one.push(&one.segments[1]).run().success();
+    one.check(&one.segments[1]);
+    assert_eq!(std::fs::read_dir(&spool).unwrap().count(), 2);
+}
+
+#[test]
+fn p20_on_s3_the_worker_is_pitr_and_what_was_refused_is_not_acknowledged() {
+    let still = Still::new(17, 1, 4);
+    let site = Bucketed::new(&still.cluster, Peer::own(), "");
+    let spool = site.sandbox.join("spool");
+    for name in &still.segments {
+        offer(&still, name);
+    }
+    let in_bucket = |program: Program| {
+        let program = program.arg("--config").arg(site.sandbox.join("pitr.toml"));
+        program
+            .env("PITR_CLUSTERS_MAIN_SPOOL_DIR", &spool)
+            .dir(still.cluster.pgdata())
+    };
+    let push = |name: &str| in_bucket(pitr_archive()).arg(format!("pg_wal/{name}"));
+    let [first, second, third, refused] = still.segments.as_slice() else {
+        unreachable!()
+    };
+    let fault = S3Fault::Error(403, "AccessDenied");
+    let fired = site.peer.server().fault(refused, u64::MAX, fault);
+    push(first).run().success();
+    acknowledged(&still, first);
+    for name in [second, third] {
+        push(name).run().success();
+        acknowledged(&still, name);
+    }
+    push(refused).run().expect_code(31);
+    assert!(fired.times() > 0);
+    assert!(!noted(&spool, ".shipped").contains(refused));
+    site.peer.server().heal();
+    push(refused).run().success();
+    acknowledged(&still, refused);
+    assert_eq!(noted(&spool, ".failed"), [""; 0]);
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    // A second time: all of them by one worker, and then without a request.
+    for name in &still.segments {
+        std::fs::remove_file(still.wal(&format!("archive_status/{name}.done"))).unwrap();
+        offer(&still, name);
+    }
+    push(first).run().success();
+    acknowledged(&still, first);
+    wait_until(PATIENCE, "the others are shipped", || {
+        let noted = noted(&spool, ".shipped");
+        still.segments[1..].iter().all(|name| noted.contains(name))
+    });
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    site.peer.server().clear_log();
+    for name in &still.segments[1..] {
+        let run = push(name).run().success();
+        assert_eq!(run.stderr, "");
+    }
+    assert_eq!(site.peer.server().log(), [""; 0]);
+    for name in &still.segments {
+        let fetched = still.wal("RECOVERYXLOG");
+        let fetch = in_bucket(pitr_restore()).args([name, "pg_wal/RECOVERYXLOG"]);
+        fetch.run().success();
+        let same = std::fs::read(&fetched).unwrap() == std::fs::read(still.wal(name)).unwrap();
+        assert!(same, "{name}");
+    }
+}
+
+#[test]
+fn p20_a_note_is_worth_nothing_when_the_disk_beside_a_bucket_is_gone() {
+    let still = Still::new(17, 1, 3);
+    let site = Bucketed::new(&still.cluster, Peer::own(), "");
+    let (spool, disk) = (site.sandbox.join("spool"), site.sandbox.join("disk"));
+    let mut text = std::fs::read_to_string(&site.config).unwrap();
+    text.push_str(&format!(
+        "\n[repositories.disk]\nurl = \"file://{}\"\n",
+        disk.display()
+    ));
+    std::fs::write(&site.config, text).unwrap();
+    site.pitr().args(["init", "--quiet"]).run().success();
+    let push = |name: &str| {
+        let program = pitr_archive().arg("--config").arg(&site.config);
+        program
+            .arg(format!("pg_wal/{name}"))
+            .env("PITR_CLUSTERS_MAIN_SPOOL_DIR", &spool)
+            .dir(still.cluster.pgdata())
+    };
+    let [first, second, third] = still.segments.as_slice() else {
+        unreachable!()
+    };
+    for name in &still.segments {
+        offer(&still, name);
+    }
+    push(first).run().success();
+    acknowledged(&still, first);
+    wait_until(PATIENCE, "the others are shipped", || {
+        noted(&spool, ".shipped") == [second.as_str(), third]
+    });
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    site.peer.server().clear_log();
+    push(second).run().success();
+    acknowledged(&still, second);
+    assert_eq!(site.peer.server().log(), [""; 0]);
+    let aside = site.sandbox.join("aside");
+    std::fs::rename(&disk, &aside).unwrap();
+    let run = push(third).run();
+    assert_ne!(run.code(), 0, "{run}");
+    std::fs::rename(&aside, &disk).unwrap();
+    push(third).run().success();
+    let has = |name: &str| site.peer.server().keys().iter().any(|k| k.ends_with(name));
+    assert!(still.segments.iter().all(|name| has(name)));
+}
