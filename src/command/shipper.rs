@@ -51,7 +51,7 @@ pub fn run(arguments: &Arguments, nonce: u64) -> Result<()> {
     detach::own_session();
     let job = Arc::new(Job::new(arguments, &Environment::of_process(), nonce)?);
     let looked = Arc::clone(&job);
-    watch::run(move || job.work(), move || looked.is_late())
+    watch::run_to_an_end(move || job.work(), move || looked.is_late())
 }
 
 /// Milliseconds since the machine was started.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::SIGTERM;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use crate::durable;
 use crate::err;
@@ -31,12 +31,38 @@ const TICK: Duration = Duration::from_millis(250);
 /// `Io` when the handler cannot be set; `Internal` when the work panics; what work and watch say.
 pub fn run<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
-    mut look: impl FnMut() -> Option<Result<T>>,
+    look: impl FnMut() -> Option<Result<T>>,
 ) -> Result<T> {
-    let failed = |e| Error::from_io("watch for SIGTERM", e);
+    beside(work, look, &[SIGTERM], || {
+        // Restores the default action and raises the signal again.
+        let _ = signal_hook::low_level::emulate_default_handler(SIGTERM);
+    })
+}
+
+/// As [`run`], for a program that must not be seen to die of a signal: each one that asks for its end makes this return an error.
+///
+/// # Errors
+/// Those of [`run`]; `Interrupted`.
+pub fn run_to_an_end<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+    look: impl FnMut() -> Option<Result<T>>,
+) -> Result<T> {
+    beside(work, look, &[SIGTERM, SIGINT, SIGHUP, SIGQUIT], || {})
+}
+
+fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+    mut look: impl FnMut() -> Option<Result<T>>,
+    signals: &[i32],
+    interrupted: impl FnOnce(),
+) -> Result<T> {
+    let failed = |e| Error::from_io("watch for signals", e);
     let (mut read, write) = UnixStream::pair().map_err(failed)?;
     let mut wake = write.try_clone().map_err(failed)?;
-    signal_hook::low_level::pipe::register(SIGTERM, write).map_err(failed)?;
+    for signal in signals {
+        let write = write.try_clone().map_err(failed)?;
+        signal_hook::low_level::pipe::register(*signal, write).map_err(failed)?;
+    }
     read.set_read_timeout(Some(TICK)).map_err(failed)?;
     let is_done = Arc::new(AtomicBool::new(false));
     let done = Arc::clone(&is_done);
@@ -68,9 +94,8 @@ pub fn run<T: Send + 'static>(
             }
             _ => {
                 durable::remove_temporaries();
-                // Restores the default action and raises the signal again.
-                let _ = signal_hook::low_level::emulate_default_handler(SIGTERM);
-                return Err(err!(Interrupted, "SIGTERM"));
+                interrupted();
+                return Err(err!(Interrupted, "ended by a signal"));
             }
         }
     }

@@ -169,6 +169,85 @@ fn push_in_order(still: &Still) {
     }
 }
 
+/// The worker of a site, by its command line.
+fn worker_of(site: &Site) -> Option<u32> {
+    let config = site.config().to_str().unwrap();
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = processes.filter_map(|p| p.file_name().to_str()?.parse().ok());
+    pids.find(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
+        words.contains(&b"--ship".as_slice()) && words.contains(&config.as_bytes())
+    })
+}
+
+fn send(pid: u32, signal: Signal) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    let _ = rustix::process::kill_process(pid, signal);
+}
+
+/// Stops a process where it is; `false` when it has ended before.
+fn stop(pid: u32) -> bool {
+    send(pid, Signal::STOP);
+    let mut state = None;
+    wait_until(PATIENCE, "it stands still or has ended", || {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        state = text.rsplit_once(") ").and_then(|(_, t)| t.chars().next());
+        matches!(state, None | Some('T' | 'Z' | 'X'))
+    });
+    state == Some('T')
+}
+
+/// The server as process 1, in a container, inherits the worker, and up to PostgreSQL 16 takes every other end for that of a backend that
+/// crashed.
+#[test]
+fn a_worker_leaves_with_1_whatever_ends_it() {
+    require_root!("a_worker_leaves_with_1_whatever_ends_it");
+    let (still, spool) = offered(40);
+    let first = &still.segments[0];
+    // Its repository is away, and full.
+    let away = still.site.sandbox().join("away");
+    std::fs::rename(still.site.repository(), &away).unwrap();
+    let (run, ended) = still.push(first).run_with_orphans();
+    assert_eq!((run.code(), ended.as_slice()), (36, &[1][..]), "{run}");
+    let disk = SmallDisk::new(1, 100);
+    Program::new("cp")
+        .args(["-a", &format!("{}/.", away.display())])
+        .arg(disk.path())
+        .run()
+        .success();
+    std::fs::write(disk.path().join("filler"), vec![0; 2 << 20]).unwrap_err();
+    std::os::unix::fs::symlink(disk.path(), still.site.repository()).unwrap();
+    std::fs::remove_dir_all(&spool).unwrap();
+    let (run, ended) = still.push(first).run_with_orphans();
+    assert_eq!((run.code(), ended.as_slice()), (32, &[1][..]), "{run}");
+    std::fs::remove_file(still.site.repository()).unwrap();
+    std::fs::rename(&away, still.site.repository()).unwrap();
+    // It is told to end.
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        still.forget();
+        std::fs::remove_dir_all(&spool).unwrap();
+        let push = still.push(first);
+        let ended = std::thread::scope(|scope| {
+            let pushed = scope.spawn(|| push.run_with_orphans());
+            // Stopped first, it cannot end by itself meanwhile.
+            let mut worker = None;
+            wait_until(PATIENCE, "a worker is stopped at its work", || {
+                worker = worker_of(&still.site).filter(|pid| handles_term(*pid));
+                worker.is_some_and(stop)
+            });
+            send(worker.unwrap(), signal);
+            send(worker.unwrap(), Signal::CONT);
+            pushed.join().unwrap().1
+        });
+        assert_eq!(ended, [1], "{signal:?}");
+    }
+    // It has done its work.
+    let (run, ended) = still.push(first).run_with_orphans();
+    assert_eq!((run.code(), ended.as_slice()), (0, &[1][..]), "{run}");
+    assert!(noted(&spool, ".shipped").contains(&still.segments[39]));
+}
+
 #[test]
 fn p20_a_worker_killed_between_upload_and_note_acknowledges_nothing() {
     require_strace!("p20_a_worker_killed_between_upload_and_note_acknowledges_nothing");

@@ -246,6 +246,29 @@ impl Program {
         self.spawn().wait()
     }
 
+    /// Runs it, and waits for what it leaves running, too; returns also what each process of that ended with: its status, or -n for a
+    /// signal n. A process that is started so is in the place of process 1 in a container.
+    pub fn run_with_orphans(&self) -> (Run, Vec<i32>) {
+        // Linux: include/uapi/linux/prctl.h, PR_SET_CHILD_SUBREAPER.
+        const REAP: &str = "import ctypes, os, subprocess, sys\n\
+            assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0\n\
+            status = subprocess.call(sys.argv[2:])\n\
+            while True:\n\
+            \x20 try: how = os.wait()[1]\n\
+            \x20 except ChildProcessError: break\n\
+            \x20 how = os.WEXITSTATUS(how) if os.WIFEXITED(how) else -os.WTERMSIG(how)\n\
+            \x20 print(how, file=open(sys.argv[1], 'a'))\n\
+            sys.exit(status if status >= 0 else 128 - status)";
+        let sandbox = Sandbox::new("orphans");
+        let out = sandbox.file("ended", "");
+        let run = self
+            .clone()
+            .under(["/usr/bin/python3", "-c", REAP, out.to_str().unwrap()])
+            .run();
+        let text = std::fs::read_to_string(&out).unwrap();
+        (run, text.lines().map(|l| l.parse().unwrap()).collect())
+    }
+
     /// Runs it to its end and says what it took. The measuring process itself takes some 10 MiB, the least peak there is.
     pub fn measure(&self) -> (Run, Usage) {
         // The time is taken here, so that it holds neither the start of python3 nor the pauses of who waits for it.
