@@ -26,6 +26,7 @@ mod expire;
 mod fetch;
 mod harness;
 mod init;
+mod medium;
 mod oracle;
 mod pgfiles;
 mod plan;

@@ -11,6 +11,7 @@
 //! | `program.rs` | [`Program`] and [`Run`]: the three binaries, and any other |
 //! | `fault.rs` | errors and kills at chosen system calls, by strace |
 //! | `mount.rs` | small and power-cut filesystems |
+//! | `medium.rs` | what is below a power-cut filesystem: a drive that reorders, tears and lies |
 //! | `proxy.rs` | [`proxy::Proxy`]: a network that delays, falls silent, resets and cuts |
 //! | `walsender.rs` | [`walsender::Walsender`]: a scripted server for replication |
 //! | `s3/` | [`s3::S3Server`]: an object store with faults on demand |
@@ -33,6 +34,7 @@ mod client;
 mod cluster;
 pub mod fault;
 mod golden;
+pub mod medium;
 pub mod mount;
 mod postgres;
 mod program;

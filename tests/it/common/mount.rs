@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use super::medium::{Cut, Medium, Recording};
 use super::sandbox::Sandbox;
 use super::user;
 
@@ -70,20 +71,44 @@ impl Drop for SmallDisk {
 pub struct PowerDisk {
     path: PathBuf,
     image: PathBuf,
+    medium: Option<Medium>,
     sandbox: Sandbox,
 }
 
 impl PowerDisk {
     /// Makes and mounts one.
     pub fn new(megabytes: u32) -> PowerDisk {
+        PowerDisk::made(megabytes, &[], |_, _| None)
+    }
+
+    /// Makes and mounts one on a medium that records what arrives.
+    pub fn recorded(megabytes: u32) -> PowerDisk {
+        // ext4 refuses a superblock that was torn, before it looks into the journal that would repair it, because of its checksum.
+        let options = ["-b", "4096", "-O", "^metadata_csum"];
+        PowerDisk::made(megabytes, &options, |sandbox, image| {
+            let content = std::fs::read(image).unwrap();
+            Some(Medium::over(&sandbox.dir("medium"), content))
+        })
+    }
+
+    fn made(
+        megabytes: u32,
+        options: &[&str],
+        medium: impl FnOnce(&Sandbox, &Path) -> Option<Medium>,
+    ) -> PowerDisk {
         let sandbox = Sandbox::new("power");
         let path = sandbox.dir("disk");
         let image = sandbox.join("image");
         run("truncate", &["-s", &format!("{megabytes}M"), text(&image)]);
-        run("mkfs.ext4", &["-q", "-F", text(&image)]);
+        run(
+            "mkfs.ext4",
+            &[&["-q", "-F"], options, &[text(&image)]].concat(),
+        );
+        let medium = medium(&sandbox, &image);
         let disk = PowerDisk {
             path,
             image,
+            medium,
             sandbox,
         };
         disk.mount();
@@ -129,6 +154,34 @@ impl PowerDisk {
         self.mount();
     }
 
+    /// How much has arrived at the medium of a recorded one.
+    pub fn position(&self) -> usize {
+        self.medium.as_ref().expect("it is recorded").position()
+    }
+
+    /// Ends the recording, and the use of the medium: what is mounted next is what a cut leaves.
+    pub fn end_recording(&mut self) -> Recording {
+        unmount_when_idle(&self.path);
+        self.wait_detached();
+        self.medium.take().expect("it is recorded").recording()
+    }
+
+    /// Mounts what a cut left, as after a reboot.
+    pub fn boot(&self, cut: &Cut) {
+        if is_mounted(&self.path) {
+            unmount_when_idle(&self.path);
+            self.wait_detached();
+        }
+        std::fs::write(&self.image, &cut.content).unwrap();
+        self.mount();
+    }
+
+    /// What the loop device is made of.
+    fn backing(&self) -> PathBuf {
+        let recorded = self.medium.as_ref().map(Medium::image);
+        recorded.unwrap_or_else(|| self.image.clone())
+    }
+
     /// Mounts it read-only, or writable again.
     pub fn read_only(&self, on: bool) {
         remount(&self.path, on);
@@ -140,7 +193,7 @@ impl PowerDisk {
         let begun = Instant::now();
         loop {
             let out = Command::new("losetup")
-                .args(["--associated", text(&self.image)])
+                .args(["--associated", text(&self.backing())])
                 .output()
                 .expect("losetup starts");
             assert!(out.status.success(), "losetup: {out:?}");
@@ -160,9 +213,10 @@ impl PowerDisk {
     /// tried again.
     fn mount(&self) {
         let begun = Instant::now();
+        let backing = self.backing();
         loop {
             let out = Command::new("mount")
-                .args(["-o", "loop", text(&self.image), text(&self.path)])
+                .args(["-o", "loop", text(&backing), text(&self.path)])
                 .output()
                 .expect("mount starts");
             if out.status.success() {
@@ -171,7 +225,7 @@ impl PowerDisk {
             assert!(
                 begun.elapsed() < BUSY_AT_MOST,
                 "mount {}: {}",
-                text(&self.image),
+                text(&backing),
                 String::from_utf8_lossy(&out.stderr)
             );
             std::thread::sleep(Duration::from_millis(100));
@@ -287,8 +341,14 @@ fn users(path: &Path) -> Vec<String> {
     users
 }
 
+/// Whether a filesystem is mounted there: it is another one than that of the folder around.
+fn is_mounted(path: &Path) -> bool {
+    let device = |path: &Path| std::os::unix::fs::MetadataExt::dev(&path.metadata().unwrap());
+    device(path) != device(path.parent().expect("a folder has one around it"))
+}
+
 /// Lazily if it must be: the folder under it is removed next.
-fn unmount(path: &Path) {
+pub fn unmount(path: &Path) {
     for args in [&[][..], &["-l"][..]] {
         let done = Command::new("umount")
             .args(args)
