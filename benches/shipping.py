@@ -531,7 +531,7 @@ def replays(options, shipping, store, shepherd, contenders, kind, results, failu
             contender.environment = source.environment
         ready.append(contender)
     for turn in range(options.rounds):
-        for contender in order(ready, turn):
+        for contender in order([c for c in ready if turn < c.spec.get("rounds", options.rounds)], turn):
             say(f"replay {kind} {contender.name}")
             for what in ("spool", "cache"):
                 shutil.rmtree(pathlib.Path(contender.words["conf"]) / what, ignore_errors=True)
