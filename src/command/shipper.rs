@@ -5,8 +5,8 @@
 //!
 //! A file that cannot be archived for its own sake is left to `pitr-archive`, and the others go ahead. Any other error ends the worker: what
 //! may work later is tried again when PostgreSQL offers the file again. It also ends when nothing is ready, when the server has
-//! stopped, when no more notes can be written, and when a file takes longer than `pitr-archive` would wait; killed at any moment, it has
-//! acknowledged nothing.
+//! stopped, when no more notes can be written, and when a file takes longer than `pitr-archive` would wait and no object store shows a sign of
+//! life: over a slow link it is the worker that brings a file in. Killed at any moment, it has acknowledged nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::archive::{Archiver, PATIENCE_REST, deadline, deadline_error, without_the_rest};
-use super::{Arguments, ahead, detach, watch};
+use super::watch::{self, Pulse};
+use super::{Arguments, ahead, detach};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::spool::{self, FileIdentity, Holder, Known, Note, Spool};
 use crate::config::{Environment, Settings};
@@ -136,6 +137,8 @@ struct Job {
     flights: Mutex<BTreeMap<WalFileName, Flight>>,
     /// The required repositories, and when they were opened.
     holders: OnceLock<(Vec<Holder>, Instant)>,
+    /// Whether an object store goes on; of directories it knows nothing.
+    pulse: Pulse,
     /// When files were shipped.
     shipped: Mutex<BTreeMap<WalFileName, Instant>>,
 }
@@ -186,6 +189,8 @@ impl Job {
             queue: Mutex::default(),
             flights: Mutex::default(),
             holders: OnceLock::new(),
+            // Nobody hears it.
+            pulse: Pulse::new(|_| {}),
             shipped: Mutex::default(),
         };
         job.sweep()?;
@@ -300,19 +305,20 @@ impl Job {
             return Some(Ok(()));
         }
         let deadline = deadline();
+        let is_silent = self.pulse.silence() >= deadline;
+        let is_late = |flight: &Flight| is_silent && flight.begun.elapsed() >= deadline;
         let flights = lock(&self.flights);
         let late = flights
             .iter()
             .find(|(_, flight)| match flight.acknowledged {
                 Some(at) => at.elapsed() > PATIENCE_REST,
-                None => flight.begun.elapsed() >= deadline,
+                None => is_late(flight),
             });
         late?;
         for (name, flight) in flights.iter() {
-            let is_late = flight.begun.elapsed() >= deadline;
             match flight.acknowledged {
                 Some(_) => self.note(*name, flight.before, without_the_rest().warnings),
-                None if is_late => self.fail(*name, &deadline_error(deadline)),
+                None if is_late(flight) => self.fail(*name, &deadline_error(deadline)),
                 None => {}
             }
         }

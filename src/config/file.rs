@@ -62,7 +62,7 @@ const REPOSITORY_KEYS: [&str; 25] = [
     "object_lock.mode",
     "object_lock.period",
     "max_rate",
-    "attempt_timeout",
+    "stall_timeout",
     "retry_budget",
     "unsafe_overwrite",
 ];

@@ -630,7 +630,7 @@ fn s3_settings(section: &Section) -> Result<S3Settings> {
             }
             "object_lock.period" => lock_period = Some(entry.period()?),
             "max_rate" => s3.max_rate_bytes = Some(entry.bytes()?),
-            "attempt_timeout" => s3.attempt_timeout = entry.period()?,
+            "stall_timeout" => s3.stall_timeout = entry.period()?,
             "retry_budget" => s3.retry_budget = entry.period()?,
             "unsafe_overwrite" => s3.unsafe_overwrite = entry.boolean()?,
             other => return Err(err!(Internal, "key \"{other}\" has no meaning")),
@@ -908,7 +908,7 @@ mod tests {
             sse = "aws:kms"
             sse_kms_key_id = "alias/backup"
             max_rate = "50MB"
-            attempt_timeout = "10s"
+            stall_timeout = "10s"
             retry_budget = "1m"
             storage_class = { wal = "STANDARD_IA" }
             object_lock = { mode = "compliance", period = "30d" }
@@ -964,7 +964,7 @@ mod tests {
                 sse: Some(Sse::Kms),
                 sse_kms_key_id: Some("alias/backup".into()),
                 max_rate_bytes: Some(50_000_000),
-                attempt_timeout: std::time::Duration::from_secs(10),
+                stall_timeout: std::time::Duration::from_secs(10),
                 retry_budget: std::time::Duration::from_secs(60),
                 storage_class: StorageClasses {
                     wal: Some("STANDARD_IA".into()),
@@ -1080,8 +1080,8 @@ mod tests {
                 "pitr.toml:3:25: \"GLACIER\" is not a storage class that can be used",
             ),
             (
-                "[repositories.a]\nurl='s3://bucket'\nattempt_timeout = '0s'",
-                "pitr.toml:3:19: \"attempt_timeout\" must be longer than 0",
+                "[repositories.a]\nurl='s3://bucket'\nstall_timeout = '0s'",
+                "pitr.toml:3:19: \"stall_timeout\" must be longer than 0",
             ),
             (
                 "[repositories.a]\nurl='file:///x'\nrequired = 'no'",

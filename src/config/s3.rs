@@ -33,9 +33,9 @@ pub struct S3Settings {
     pub object_lock: Option<ObjectLock>,
     /// Bytes per second, in and out together.
     pub max_rate_bytes: Option<u64>,
-    /// How long one attempt of a request may take.
-    pub attempt_timeout: Duration,
-    /// How long a request is tried.
+    /// How long nothing may come or go before an attempt of a request is given up.
+    pub stall_timeout: Duration,
+    /// How long a request is tried, without the time in which bytes come or go.
     pub retry_budget: Duration,
     /// The store may overwrite: looked at before each write, and read again after it.
     pub unsafe_overwrite: bool,
@@ -56,8 +56,8 @@ impl Default for S3Settings {
             sse_kms_key_id: None,
             object_lock: None,
             max_rate_bytes: None,
-            // 20 MiB, the largest body, at 1 MiB a second.
-            attempt_timeout: Duration::from_secs(20),
+            // What lies in buffers of the system is not seen to go: 2 MiB at 100 KiB a second.
+            stall_timeout: Duration::from_secs(20),
             // Below the 50 seconds after which pitr-archive gives up: the cause is told, not that it took too long.
             retry_budget: Duration::from_secs(40),
             unsafe_overwrite: false,

@@ -24,7 +24,7 @@ const FOR_EVER: u64 = u64::MAX;
 fn section(name: &str, server: &S3Server, sandbox: &Sandbox) -> String {
     format!(
         "[repositories.{name}]\nurl = \"s3://{BUCKET}/pg\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\npath_style = true\n\
-         credentials_file = \"{}\"\nattempt_timeout = \"1s\"\nretry_budget = \"1s\"\n",
+         credentials_file = \"{}\"\nstall_timeout = \"1s\"\nretry_budget = \"1s\"\n",
         server.endpoint(),
         server.credentials(sandbox, KEY).display()
     )
@@ -462,7 +462,7 @@ fn f18_promote_unreachable_chooses_what_an_outage_means_to_a_promotion() {
     assert!(outage.times() >= 18);
     // With the archive there, its word counts, whatever is chosen. Once is enough, on a machine that may itself stand still.
     stage.server.heal();
-    stage.replace("attempt_timeout = \"1s\"\nretry_budget = \"1s\"\n", "");
+    stage.replace("stall_timeout = \"1s\"\nretry_budget = \"1s\"\n", "");
     for choice in ["auto", "refuse", "proceed"] {
         stage.cluster = format!("promote_unreachable = \"{choice}\"\n");
         wait_until(PATIENCE, "the archive's word counts", || {
@@ -652,7 +652,7 @@ fn t11_a_download_that_fails_in_part_is_tried_again_or_fails_as_a_whole() {
     std::fs::rename(hasty, &config).unwrap();
     let hasty = config;
     pair.stage
-        .replace("attempt_timeout = \"1s\"\nretry_budget = \"1s\"\n", "");
+        .replace("stall_timeout = \"1s\"\nretry_budget = \"1s\"\n", "");
     let config = pair.stage.configure(pair.primary.pgdata());
     let program = |config: &Path| pitr().arg("--config").arg(config);
     program(&config).args(["backup", "--quiet"]).run().success();

@@ -44,6 +44,7 @@ mod s3;
 mod s3_cycle;
 mod s3_faults;
 mod s3_hard;
+mod s3_slow;
 mod sealed;
 mod secrets;
 mod several;

@@ -184,7 +184,7 @@ fn s01_what_passes_is_tried_again() {
 #[test]
 fn s02_a_connection_that_breaks_is_never_success() {
     let place = Place::new();
-    let store = place.open(|s| s.attempt_timeout = Duration::from_secs(3));
+    let store = place.open(|s| s.stall_timeout = Duration::from_secs(3));
     let content: Vec<u8> = (0..200_000_u32).map(|n| (n % 253) as u8).collect();
     let reset = place.server.fault("PUT", 2, Fault::Reset);
     assert_eq!(

@@ -75,7 +75,7 @@ fn a_receiver_makes_one_request_for_each_segment() {
     let site = Bucketed::new(
         &cluster,
         Peer::own(),
-        "attempt_timeout = \"2m\"\nretry_budget = \"3m\"\n",
+        "stall_timeout = \"2m\"\nretry_budget = \"3m\"\n",
     );
     cluster.start();
     let client = cluster.client();
@@ -244,7 +244,7 @@ impl Offline {
         Offline::of(2, more)
     }
 
-    fn of(segments: usize, more: &str) -> Offline {
+    pub fn of(segments: usize, more: &str) -> Offline {
         Offline::on(Still::new(17, 1, segments), more)
     }
 
@@ -445,7 +445,7 @@ fn s09_credentials_that_run_out_are_renewed() {
 
 #[test]
 fn what_pitr_does_for_a_small_program_ends_with_it() {
-    let off = Offline::new("attempt_timeout = \"1h\"\nretry_budget = \"1h\"\n");
+    let off = Offline::new("stall_timeout = \"1h\"\nretry_budget = \"1h\"\n");
     off.push(0).run().success();
     let stalled = off.server().fault("GET", 1, Fault::Stalled);
     // A standby that has only the archive waits for ever, and so would pitr.

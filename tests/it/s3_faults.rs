@@ -104,7 +104,7 @@ fn s12_s13_a_bucket_that_freezes_and_locks() {
 
 #[test]
 fn s11_what_a_killed_upload_left_is_taken_back_after_a_day() {
-    let off = Offline::new("attempt_timeout = \"10m\"\nretry_budget = \"10m\"\n");
+    let off = Offline::new("stall_timeout = \"10m\"\nretry_budget = \"10m\"\n");
     let run = |args: &[&str]| pitr().arg("--config").arg(&off.config).args(args);
     let stalled = off.server().fault("partNumber=2", 1, Fault::Stalled);
     let running = run(&["repo", "check"]).spawn();

@@ -236,7 +236,7 @@ fn s07_credentials_that_were_replaced_are_read_again() {
 fn a_completion_has_more_time_than_other_requests() {
     let place = Place::new();
     let attempt = Duration::from_secs(10);
-    let store = place.open(|s| s.attempt_timeout = attempt);
+    let store = place.open(|s| s.stall_timeout = attempt);
     let slow = place
         .server
         .fault("?uploadId", u64::MAX, Fault::Slow(attempt + attempt / 2));

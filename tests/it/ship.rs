@@ -9,6 +9,7 @@ use rustix::process::Signal;
 
 use crate::common::fault::{self, Fault};
 use crate::common::mount::{PowerDisk, SmallDisk};
+use crate::common::proxy::{Proxy, Way};
 use crate::common::s3::Fault as S3Fault;
 use crate::common::s3::peer::Peer;
 use crate::common::{
@@ -620,6 +621,65 @@ fn p20_on_s3_the_worker_is_pitr_and_what_was_refused_is_not_acknowledged() {
         let same = std::fs::read(&fetched).unwrap() == std::fs::read(still.wal(name)).unwrap();
         assert!(same, "{name}");
     }
+}
+
+#[test]
+fn f20_over_a_slow_link_the_worker_brings_in_what_takes_longer_than_a_call() {
+    let mut cluster = Cluster::builder(17).without_fsync().start();
+    let client = cluster.client();
+    client.sql("create table noise (b bytea); alter table noise alter b set storage external");
+    client.sql("select pg_switch_wal()");
+    let segments: Vec<String> = (0..2)
+        .map(|_| {
+            // Most of a segment, of which nothing can be compressed.
+            client.sql(
+                "insert into noise select string_agg(sha256(random()::text::bytea), '') \
+                 from generate_series(1, 12) parts, generate_series(1, 31250) group by parts",
+            );
+            client.query_one_string("select pg_walfile_name(pg_switch_wal())")
+        })
+        .collect();
+    drop(client);
+    cluster.stop(crate::common::Stop::Immediate);
+    let site = Bucketed::new(&cluster, Peer::own(), "");
+    let endpoint = site.peer.endpoint();
+    let proxy = Proxy::to(crate::s3_slow::port_of(&endpoint));
+    let text = std::fs::read_to_string(&site.config).unwrap();
+    let slow = format!("http://127.0.0.1:{}", proxy.port());
+    std::fs::write(&site.config, text.replace(&endpoint, &slow)).unwrap();
+    let spool = site.sandbox.join("spool");
+    for name in &segments {
+        let ready = format!("pg_wal/archive_status/{name}.ready");
+        std::fs::write(cluster.pgdata().join(ready), "").unwrap();
+    }
+    let (seconds, bytes_per_second) = (6, 1_000_000);
+    let push = |name: &str| {
+        let push = pitr_archive().arg("--config").arg(&site.config);
+        push.arg(format!("pg_wal/{name}"))
+            .env("PITR_CLUSTERS_MAIN_SPOOL_DIR", &spool)
+            .env("PITR_FAULT_SECONDS", seconds.to_string())
+            .dir(cluster.pgdata())
+            .run()
+    };
+    proxy.throttle(Way::ToServer, Some(bytes_per_second));
+    let stored = |name: &String| site.peer.server().keys().iter().any(|k| k.ends_with(name));
+    assert_ne!(push(&segments[0]).code(), 0);
+    wait_until(PATIENCE, "both are acknowledged", || {
+        segments.iter().all(|name| push(name).code() == 0)
+    });
+    assert!(segments.iter().all(stored) && proxy.counts().throttled > 0);
+    let bytes = |name: &String| {
+        site.peer
+            .server()
+            .object(&site.peer.server().key(name))
+            .len() as u64
+    };
+    let least = segments.iter().map(bytes).min().unwrap();
+    assert!(
+        least > seconds * bytes_per_second * 3 / 2,
+        "{least} bytes go up too soon"
+    );
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
 }
 
 #[test]

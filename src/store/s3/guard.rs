@@ -1,13 +1,17 @@
-//! What is let in of an answer: no more than this client asks for, and of a list no less than all of it.
+//! What passes between client and store: bodies are watched on their way, and of an answer no more is let in than this client asks for, and
+//! of a list no less than all of it.
 
 use aws_sdk_s3::config::interceptors::{
     AfterDeserializationInterceptorContextRef, BeforeDeserializationInterceptorContextMut,
+    BeforeTransmitInterceptorContextMut,
 };
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 use aws_sdk_s3::primitives::SdkBody;
 use aws_smithy_runtime_api::client::orchestrator::Metadata;
 use http_body_util::Limited;
+
+use super::attempt::{Attempt, Watched, Way};
 
 /// The client collects every answer but an object's bytes before it looks at it. The longest that is asked for is a page of 1000 keys.
 const ANSWER_MAX: usize = 8 << 20;
@@ -21,6 +25,16 @@ impl Intercept for Guard {
         "Guard"
     }
 
+    fn modify_before_transmit(
+        &self,
+        context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        Watched::watch(context.request_mut().body_mut(), Way::ToStore);
+        Ok(())
+    }
+
     fn modify_before_deserialization(
         &self,
         context: &mut BeforeDeserializationInterceptorContextMut<'_>,
@@ -28,6 +42,12 @@ impl Intercept for Guard {
         config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let response = context.response_mut();
+        if let Some(attempt) = Attempt::current() {
+            attempt.is_heard();
+        }
+        if response.status().is_success() {
+            Watched::watch(response.body_mut(), Way::FromStore);
+        }
         // Whoever reads an object counts its bytes; an error instead of it is collected.
         if operation(config) == "GetObject" && response.status().is_success() {
             return Ok(());

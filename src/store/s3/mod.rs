@@ -11,6 +11,7 @@ use crate::config::S3Settings;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 
+mod attempt;
 mod certificate;
 mod class;
 mod client;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_s3::Client;
 
+use super::attempt::Attempt;
 use super::certificate;
 use super::client::{Connected, Link};
 use super::failure::{Answered, Failure, Kind};
@@ -81,24 +82,26 @@ impl Bucket {
         F: Fn(Client) -> Fut,
         Fut: Future<Output = Answered<T>>,
     {
-        let time = Time::of(&self.link, purpose);
+        let mut time = Time::of(&self.link, purpose);
         let mut tried = Tried::default();
         let mut before: Option<Failure> = None;
         loop {
             let connected = self.link.connected();
-            let limit = time.of_attempt(before.is_none());
-            let attempt = tokio::time::timeout(limit, request(connected.client.clone()));
-            let failure = match attempt.await {
-                Ok(Ok(done)) => {
+            let silence = time.of_attempt(before.is_none());
+            let attempt = Attempt::new();
+            let answer = attempt.run(silence, time.last, request(connected.client.clone()));
+            let failure = match answer.await {
+                Some(Ok(done)) => {
                     life::sign();
                     return Ok(done);
                 }
-                Ok(Err(failure)) => failure,
-                Err(_) => {
+                Some(Err(failure)) => failure,
+                None => {
                     self.link.reconnect(&connected);
-                    silence(limit, limit < time.attempt, before.take())
+                    given_up(&attempt, attempt.quiet() < time.stall, before.take())
                 }
             };
+            time.spend(attempt.idle());
             // What has to be tried again is as good as silence.
             if !matches!(failure.kind, Kind::Again) {
                 life::sign();
@@ -108,7 +111,7 @@ impl Bucket {
                     let failure = self.identified(failure).await;
                     return Err(self.told(doing, failure, &tried));
                 }
-                Next::Renew(region) => match self.renew(region, &connected, &time).await? {
+                Next::Renew(region) => match self.renew(region, &connected, &mut time).await? {
                     true => Duration::ZERO,
                     false => return Err(self.told(doing, failure, &tried)),
                 },
@@ -119,13 +122,21 @@ impl Bucket {
                 return Err(self.told(doing, failure, &tried));
             }
             tokio::time::sleep(pause).await;
+            time.spend(pause);
             before = Some(failure);
         }
     }
 
     /// Begins anew with fresh credentials or in another region; whether there was time for it.
-    async fn renew(&self, region: Option<String>, used: &Connected, time: &Time) -> Answered<bool> {
+    async fn renew(
+        &self,
+        region: Option<String>,
+        used: &Connected,
+        time: &mut Time,
+    ) -> Answered<bool> {
+        let begun = Instant::now();
         let renewed = tokio::time::timeout(time.left(), self.link.renew(region, used)).await;
+        time.spend(begun.elapsed());
         renewed.map_or(Ok(false), |done| Ok(done.map(|()| true)?))
     }
 
@@ -189,64 +200,57 @@ impl Bucket {
 
 /// How long a request is tried.
 struct Time {
-    /// One attempt.
-    attempt: Duration,
-    /// All of them.
-    end: Instant,
-    /// The whole process.
+    /// So long nothing may come or go in one attempt.
+    stall: Duration,
+    /// What is left for all of them, and the pauses between. Time in which bytes come or go is not taken from it.
+    budget: Duration,
+    /// When the whole process must be done, however it gets on.
     last: Option<Instant>,
     purpose: Purpose,
 }
 
 impl Time {
     fn of(link: &Link, purpose: Purpose) -> Time {
-        let attempt = link.settings.attempt_timeout;
+        let stall = link.settings.stall_timeout;
         Time {
-            attempt: match purpose {
-                Purpose::Completing => attempt.max(COMPLETION),
-                Purpose::Plain | Purpose::Creating => attempt,
+            stall: match purpose {
+                Purpose::Completing => stall.max(COMPLETION),
+                Purpose::Plain | Purpose::Creating => stall,
             },
-            end: later(Instant::now(), link.settings.retry_budget),
+            budget: link.settings.retry_budget,
             last: END.get().copied(),
             purpose,
         }
     }
 
-    /// Until the last attempt has to be over.
+    fn spend(&mut self, time: Duration) {
+        self.budget = self.budget.saturating_sub(time);
+    }
+
+    /// What is left.
     fn left(&self) -> Duration {
-        let end = self.last.map_or(self.end, |last| last.min(self.end));
-        end.saturating_duration_since(Instant::now())
+        let whole = |last: Instant| last.saturating_duration_since(Instant::now());
+        self.last
+            .map_or(self.budget, |last| whole(last).min(self.budget))
     }
 
-    /// How long an attempt may take that begins at this moment. The first is not cut short by a small budget.
+    /// How long an attempt may be silent. The first is not cut short by a small budget.
     fn of_attempt(&self, is_first: bool) -> Duration {
-        let whole = is_first || self.purpose == Purpose::Completing;
-        let most = match self.last {
-            Some(last) if whole => last.saturating_duration_since(Instant::now()),
-            None if whole => self.attempt,
-            _ => self.left(),
-        };
-        most.min(self.attempt)
+        match is_first || self.purpose == Purpose::Completing {
+            true => self.stall,
+            false => self.left().min(self.stall),
+        }
     }
 }
 
-/// A time that no clock reaches is as good as one in a century.
-fn later(now: Instant, by: Duration) -> Instant {
-    const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
-    now + by.min(CENTURY)
-}
-
-/// An attempt that was not answered in time. One that was cut short says less than the failure before it.
-fn silence(limit: Duration, is_cut: bool, before: Option<Failure>) -> Failure {
+/// An attempt that was given up. One that was cut short says less than the failure before it.
+fn given_up(attempt: &Attempt, is_cut: bool, before: Option<Failure>) -> Failure {
     match before {
         Some(before) if is_cut => Failure {
             kind: Kind::Again,
             ..before
         },
-        _ => Failure::again(format!(
-            "no whole answer within {:.1} s",
-            limit.as_secs_f32()
-        )),
+        _ => Failure::again(attempt.given_up()),
     }
 }
 
@@ -300,27 +304,31 @@ mod tests {
 
     #[test]
     fn all_attempts_end_with_the_budget_but_the_first_is_whole() {
-        let time = |budget, last: Option<u64>, purpose| {
-            let now = Instant::now();
-            Time {
-                attempt: Duration::from_secs(1000),
-                end: now + Duration::from_secs(budget),
-                last: last.map(|s| now + Duration::from_secs(s)),
-                purpose,
-            }
+        let seconds = Duration::from_secs;
+        let time = |budget, last: Option<u64>, purpose| Time {
+            stall: seconds(1000),
+            budget: seconds(budget),
+            last: last.map(|s| Instant::now() + seconds(s)),
+            purpose,
         };
-        let whole = Duration::from_secs(1000);
-        assert_eq!(time(10, None, Purpose::Plain).of_attempt(true), whole);
-        assert!(time(10, None, Purpose::Plain).of_attempt(false) <= Duration::from_secs(10));
-        assert_eq!(time(10, None, Purpose::Completing).of_attempt(false), whole);
-        for (is_first, purpose) in [(true, Purpose::Creating), (false, Purpose::Completing)] {
-            let limit = time(900, Some(20), purpose).of_attempt(is_first);
-            assert!(limit <= Duration::from_secs(20), "{purpose:?}: {limit:?}");
-        }
-        assert!(later(Instant::now(), Duration::MAX) > Instant::now());
-        let over = time(0, None, Purpose::Plain);
         assert_eq!(
-            (over.left(), over.of_attempt(false)),
+            time(10, None, Purpose::Plain).of_attempt(true),
+            seconds(1000)
+        );
+        assert_eq!(
+            time(10, None, Purpose::Plain).of_attempt(false),
+            seconds(10)
+        );
+        let completing = time(10, None, Purpose::Completing);
+        assert_eq!(completing.of_attempt(false), seconds(1000));
+        let ends = time(900, Some(20), Purpose::Creating);
+        assert!(ends.of_attempt(false) <= seconds(20) && ends.left() <= seconds(20));
+        let mut spent = time(10, None, Purpose::Plain);
+        spent.spend(seconds(7));
+        assert_eq!(spent.left(), seconds(3));
+        spent.spend(seconds(7));
+        assert_eq!(
+            (spent.left(), spent.of_attempt(false)),
             (Duration::ZERO, Duration::ZERO)
         );
     }
@@ -328,14 +336,10 @@ mod tests {
     #[test]
     fn an_attempt_that_was_cut_short_does_not_hide_the_cause() {
         let cause = || Some(Failure::again("SlowDown"));
-        let told = |is_cut, before| {
-            silence(Duration::from_secs(1), is_cut, before)
-                .error
-                .to_string()
-        };
+        let told = |is_cut, before| given_up(&Attempt::new(), is_cut, before).error.to_string();
         assert_eq!(told(true, cause()), "SlowDown");
         for (is_cut, before) in [(false, cause()), (true, None)] {
-            assert_eq!(told(is_cut, before), "no whole answer within 1.0 s");
+            assert!(told(is_cut, before).starts_with("no whole answer within "));
         }
     }
 

@@ -71,7 +71,7 @@ pub(super) async fn ask(bucket: &Bucket) -> Option<bool> {
         .body(ByteStream::from_static(b"other bytes"))
         .send();
     // Once: a refusal looks like damage on the way, which would be tried again.
-    let answer = tokio::time::timeout(bucket.link.settings.attempt_timeout, sent).await;
+    let answer = tokio::time::timeout(bucket.link.settings.stall_timeout, sent).await;
     match answer.ok()? {
         Ok(stored) if stored.e_tag().is_some_and(|tag| !tag.is_empty()) => {
             // Who may not delete leaves it to the janitor.

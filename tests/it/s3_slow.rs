@@ -1,0 +1,135 @@
+//! The store on S3 over a slow link: it takes its time, and everything arrives. And a link that is kept slow on purpose.
+
+use std::time::{Duration, Instant};
+
+use pitr::config::S3Settings;
+use pitr::store::s3::S3Store;
+use pitr::store::{Key, Published, get, put};
+
+use crate::common::proxy::{Proxy, Way};
+use crate::common::s3::peer::Peer;
+use crate::common::s3::{BUCKET, KEY};
+use crate::common::{PATIENCE, Sandbox, pitr, wait_until};
+use crate::s3_cycle::Offline;
+
+/// As long as the largest body of one request, and of no pattern.
+fn long() -> Vec<u8> {
+    let mut state = 1_u64;
+    let words = std::iter::repeat_with(|| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 32).to_le_bytes()
+    });
+    words.flatten().take(16 << 20).collect()
+}
+
+/// The end of a URL.
+pub fn port_of(endpoint: &str) -> u16 {
+    let (_, port) = endpoint.rsplit_once(':').unwrap();
+    port.parse().unwrap()
+}
+
+#[test]
+fn f20_what_moves_slowly_arrives_whatever_time_it_takes() {
+    const STALL: Duration = Duration::from_secs(5);
+    const BYTES_PER_SECOND: u64 = 1_500_000;
+    let (peer, sandbox) = (Peer::own(), Sandbox::new("slow"));
+    let proxy = Proxy::to(port_of(&peer.endpoint()));
+    let settings = S3Settings {
+        endpoint: Some(format!("http://127.0.0.1:{}", proxy.port())),
+        stall_timeout: STALL,
+        ..peer.settings(&sandbox, KEY)
+    };
+    let store = S3Store::open(BUCKET, "", &settings, 7).unwrap();
+    let (up, down) = (Key::new("wal/up").unwrap(), Key::new("wal/down").unwrap());
+    let content = long();
+    peer.server().plant(down.as_str(), &content);
+    for way in [Way::ToServer, Way::ToClient] {
+        proxy.throttle(way, Some(BYTES_PER_SECOND));
+    }
+    let timed = |work: &dyn Fn()| {
+        let begun = Instant::now();
+        work();
+        let took = begun.elapsed();
+        assert!(took > STALL * 3 / 2, "{took:?} is not slow");
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            timed(&|| assert_eq!(put(&store, &up, &content).unwrap(), Published::Created));
+        });
+        timed(&|| assert!(get(&store, &down, 1 << 30).unwrap().unwrap() == content));
+    });
+    assert!(proxy.counts().throttled > 0);
+    assert!(peer.server().object(up.as_str()) == content);
+    // A link over which nothing comes any more is given up, and says how far it was.
+    let hasty = S3Settings {
+        retry_budget: Duration::ZERO,
+        ..settings
+    };
+    let store = S3Store::open(BUCKET, "", &hasty, 7).unwrap();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| get(&store, &down, 1 << 30));
+        let before = proxy.counts().bytes_to_client;
+        wait_until(PATIENCE, "it has begun", || {
+            proxy.counts().bytes_to_client > before + (1 << 20)
+        });
+        proxy.stall(Way::ToClient);
+        let error = reader.join().unwrap().unwrap_err().to_string();
+        assert!(error.contains("bytes have passed, the last"), "{error}");
+    });
+    assert!(proxy.counts().stalled > 0);
+}
+
+#[test]
+fn max_rate_is_kept_by_what_goes_and_by_what_comes() {
+    let (peer, sandbox) = (Peer::own(), Sandbox::new("rate"));
+    let settings = S3Settings {
+        max_rate_bytes: Some(1 << 20),
+        ..peer.settings(&sandbox, KEY)
+    };
+    let store = S3Store::open(BUCKET, "", &settings, 7).unwrap();
+    let begun = Instant::now();
+    for n in 0..4 {
+        let key = Key::new(format!("x{n}")).unwrap();
+        put(&store, &key, &vec![n; 1 << 20]).unwrap();
+        assert_eq!(get(&store, &key, 2 << 20).unwrap().unwrap().len(), 1 << 20);
+    }
+    // Eight bodies of a second each, of which the last need not have passed when it is let through.
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(7), "{took:?}");
+}
+
+#[test]
+fn max_rate_of_the_configuration_holds_back_what_is_archived() {
+    let off = Offline::of(8, "");
+    let backfill = |config: &std::path::Path| {
+        let run = pitr().arg("--config").arg(config);
+        let run = run.args(["wal", "backfill", "--from"]);
+        let begun = Instant::now();
+        run.arg(off.still.wal("")).run().success();
+        begun.elapsed()
+    };
+    backfill(&off.config);
+    let server = off.server();
+    let written = |name: &String| server.object(&server.key(name)).len();
+    let mut bytes: Vec<usize> = off.still.segments.iter().map(written).collect();
+    bytes.sort_unstable();
+    // The last body is let through when those before it have passed; the longest may be the last.
+    let held_back: usize = bytes[..bytes.len() - 1].iter().sum();
+    let least = Duration::from_secs(6);
+    let rate = held_back / 6;
+    let text = std::fs::read_to_string(&off.config).unwrap();
+    let text = text.replace("/pg\"", "/again\"");
+    let again = off.still.site.sandbox().file("again.toml", &text);
+    let init = pitr().args(["init", "--quiet", "--config"]).arg(&again);
+    init.run().success();
+    let limited = format!("{text}max_rate = {rate}\n");
+    let limited = off.still.site.sandbox().file("limited.toml", limited);
+    let took = backfill(&limited);
+    assert!(took >= least, "{bytes:?} at {rate} a second in {took:?}");
+    let stored = server.keys();
+    for name in &off.still.segments {
+        assert_eq!(stored.iter().filter(|k| k.ends_with(name)).count(), 2);
+    }
+}
