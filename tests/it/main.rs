@@ -46,6 +46,7 @@ mod s3_faults;
 mod s3_hard;
 mod s3_slow;
 mod sealed;
+mod sealed_wal;
 mod secrets;
 mod several;
 mod ship;

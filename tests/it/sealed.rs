@@ -8,14 +8,14 @@ use crate::common::{
 };
 
 /// A sealed repository, and a configuration for each kind of host.
-struct Sealed {
-    repository: PathBuf,
-    keys: PathBuf,
-    sandbox: Sandbox,
+pub struct Sealed {
+    pub repository: PathBuf,
+    pub keys: PathBuf,
+    pub sandbox: Sandbox,
 }
 
 impl Sealed {
-    fn new(cluster: &Cluster) -> Sealed {
+    pub fn new(cluster: &Cluster) -> Sealed {
         let sandbox = Sandbox::new("sealed");
         let keys = sandbox.join("keys");
         keygen(&keys, &["ops", "escrow"]).run().success();
@@ -39,16 +39,16 @@ impl Sealed {
         sealed
     }
 
-    fn key(&self, name: &str) -> String {
+    pub fn key(&self, name: &str) -> String {
         self.keys.join(format!("{name}.key")).display().to_string()
     }
 
-    fn config(&self, host: &str) -> PathBuf {
+    pub fn config(&self, host: &str) -> PathBuf {
         self.sandbox.join(format!("{host}.toml"))
     }
 
     /// Writes the configuration of a host with these keys.
-    fn configure(&self, cluster: &Cluster, host: &str, encryption: &str) {
+    pub fn configure(&self, cluster: &Cluster, host: &str, encryption: &str) {
         let mut text = format!(
             "[clusters.main]\npgdata = \"{}\"\nconninfo = \"{}\"\n[repositories.local]\nurl = \"file://{}\"\n",
             cluster.pgdata().display(),
@@ -61,18 +61,18 @@ impl Sealed {
         self.sandbox.file(format!("{host}.toml"), text);
     }
 
-    fn on(&self, host: &str) -> Program {
+    pub fn on(&self, host: &str) -> Program {
         pitr().arg("--config").arg(self.config(host))
     }
 
     /// The only object below a folder of the cluster.
-    fn folder(&self, below: &str) -> PathBuf {
+    pub fn folder(&self, below: &str) -> PathBuf {
         let clusters = self.repository.join("clusters/main");
         let mut found = std::fs::read_dir(clusters).unwrap();
         found.next().unwrap().unwrap().path().join(below)
     }
 
-    fn object(&self, segment: &str) -> PathBuf {
+    pub fn object(&self, segment: &str) -> PathBuf {
         self.folder(&format!(
             "wal/{}/{}/{segment}",
             &segment[..8],
@@ -80,7 +80,7 @@ impl Sealed {
         ))
     }
 
-    fn push(&self, still: &Still, host: &str, n: usize) -> Program {
+    pub fn push(&self, still: &Still, host: &str, n: usize) -> Program {
         pitr_archive()
             .arg("--config")
             .arg(self.config(host))
@@ -88,7 +88,7 @@ impl Sealed {
             .dir(still.cluster.pgdata())
     }
 
-    fn fetch(&self, still: &Still, host: &str, n: usize) -> Program {
+    pub fn fetch(&self, still: &Still, host: &str, n: usize) -> Program {
         pitr_restore()
             .arg("--config")
             .arg(self.config(host))
@@ -97,7 +97,7 @@ impl Sealed {
     }
 }
 
-fn keygen(directory: &Path, recipients: &[&str]) -> Program {
+pub fn keygen(directory: &Path, recipients: &[&str]) -> Program {
     let mut keygen = pitr().args(["repo", "keygen", "--dir"]).arg(directory);
     for name in recipients {
         keygen = keygen.args(["--recipient", name]);
@@ -106,7 +106,7 @@ fn keygen(directory: &Path, recipients: &[&str]) -> Program {
 }
 
 /// Every file below `folder`.
-fn files(folder: &Path) -> Vec<PathBuf> {
+pub fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -118,13 +118,13 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn refused(run: &Run, status: i32, part: &str) {
+pub fn refused(run: &Run, status: i32, part: &str) {
     assert_eq!(run.code(), status, "{run}");
     assert!(run.stderr.contains(part), "{run}");
 }
 
 /// What only the database holds stands nowhere in the repository.
-fn check_nothing_is_plain(sealed: &Sealed, secret: &str) {
+pub fn check_nothing_is_plain(sealed: &Sealed, secret: &str) {
     let mut sealed_objects = 0;
     for path in files(&sealed.repository) {
         let bytes = std::fs::read(&path).unwrap();
@@ -365,13 +365,13 @@ fn expired_without_a_key(sealed: &Sealed, first: &str, backup: &dyn Fn() -> Stri
 }
 
 /// Three segments in a sealed repository.
-struct Stored {
-    still: Still,
-    sealed: Sealed,
+pub struct Stored {
+    pub still: Still,
+    pub sealed: Sealed,
 }
 
 impl Stored {
-    fn new() -> Stored {
+    pub fn new() -> Stored {
         let still = Still::new(17, 1, 3);
         let sealed = Sealed::new(&still.cluster);
         for n in 0..3 {
@@ -414,7 +414,7 @@ impl Stored {
     }
 }
 
-fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
+pub fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     bytes[at] ^= 0x10;
     bytes

@@ -30,7 +30,7 @@ fn spool_of(site: &Site) -> PathBuf {
 }
 
 /// The names in all spools below `spool` that end so, without that end, sorted.
-fn noted(spool: &Path, end: &str) -> Vec<String> {
+pub fn noted(spool: &Path, end: &str) -> Vec<String> {
     let folders = std::fs::read_dir(spool).into_iter().flatten().flatten();
     let mut found: Vec<String> = folders
         .flat_map(|folder| std::fs::read_dir(folder.path()).into_iter().flatten())
@@ -44,7 +44,7 @@ fn noted(spool: &Path, end: &str) -> Vec<String> {
 }
 
 /// Whether a worker holds the lock of any spool below `spool`.
-fn has_worker(spool: &Path) -> bool {
+pub fn has_worker(spool: &Path) -> bool {
     let folders = std::fs::read_dir(spool).into_iter().flatten().flatten();
     folders
         .filter_map(|folder| std::fs::File::open(folder.path().join("lock")).ok())
@@ -61,12 +61,12 @@ fn offered(count: usize) -> (Still, PathBuf) {
     (still, spool)
 }
 
-fn offer(still: &Still, name: &str) {
+pub fn offer(still: &Still, name: &str) {
     std::fs::write(still.wal(&format!("archive_status/{name}.ready")), "").unwrap();
 }
 
 /// What the server does once a file is acknowledged.
-fn acknowledged(still: &Still, name: &str) {
+pub fn acknowledged(still: &Still, name: &str) {
     let ready = still.wal(&format!("archive_status/{name}.ready"));
     std::fs::rename(&ready, ready.with_extension("done")).unwrap();
 }

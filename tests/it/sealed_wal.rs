@@ -1,0 +1,141 @@
+//! WAL in encrypted repositories beside whole segments: histories, partials, and archiving ahead.
+
+use crate::common::s3::peer::Peer;
+use crate::common::{PATIENCE, Program, Still, pitr_archive, pitr_restore, user, wait_until};
+use crate::s3_cycle::Bucketed;
+use crate::sealed::{Sealed, check_nothing_is_plain, keygen};
+use crate::ship::{acknowledged, has_worker, noted, offer};
+
+/// Fetches a file of WAL and compares it with the one in pg_wal.
+fn comes_back(still: &Still, fetch: Program, name: &str) {
+    let fetched = still.wal("RECOVERYXLOG");
+    let fetch = fetch.args([name, "pg_wal/RECOVERYXLOG"]);
+    fetch.dir(still.cluster.pgdata()).run().success();
+    let same = std::fs::read(&fetched).unwrap() == std::fs::read(still.wal(name)).unwrap();
+    std::fs::remove_file(fetched).unwrap();
+    assert!(same, "\"{name}\" comes back with other bytes");
+}
+
+#[test]
+fn histories_and_partials_are_sealed_and_come_back_byte_for_byte() {
+    let still = Still::new(17, 1, 2);
+    let sealed = Sealed::new(&still.cluster);
+    let partial = format!("{}.partial", still.segments[1]);
+    let own = |name: &str, bytes: &[u8]| {
+        std::fs::write(still.wal(name), bytes).unwrap();
+        user::own(&still.wal(name));
+    };
+    own(
+        &partial,
+        &std::fs::read(still.wal(&still.segments[1])).unwrap(),
+    );
+    let history = "1\t0/3000000\tbefore the confidential migration\n\n";
+    own("00000002.history", history.as_bytes());
+    let push = |host: &str, name: &str| {
+        let program = pitr_archive().arg("--config").arg(sealed.config(host));
+        program
+            .arg(format!("pg_wal/{name}"))
+            .dir(still.cluster.pgdata())
+            .run()
+    };
+    let names = [still.segments[0].as_str(), &partial, "00000002.history"];
+    for name in names {
+        push("writer", name).success();
+        // The same again is compared by the keyed hash.
+        push("writer", name).success();
+    }
+    check_nothing_is_plain(&sealed, "confidential");
+    for name in names {
+        let fetch = |host: &str| pitr_restore().arg("--config").arg(sealed.config(host));
+        comes_back(&still, fetch("reader"), name);
+        let target = still.wal("RECOVERYXLOG");
+        let run = fetch("writer").arg(name).arg(&target).run();
+        run.expect_code(204).expect_stderr("R204");
+        assert!(!target.exists());
+    }
+    own("00000002.history", b"1\t0/4000000\tanother\n\n");
+    push("writer", "00000002.history").expect_code(23);
+    sealed
+        .on("reader")
+        .args(["verify", "--quiet"])
+        .run()
+        .success();
+}
+
+/// The first is pushed; a worker ships the others meanwhile, and they are acknowledged from its notes.
+fn shipped_ahead(still: &Still, push: &dyn Fn(&str) -> Program, spool: &std::path::Path) {
+    for name in &still.segments {
+        offer(still, name);
+    }
+    push(&still.segments[0]).run().success();
+    acknowledged(still, &still.segments[0]);
+    wait_until(PATIENCE, "the others are shipped", || {
+        noted(spool, ".shipped") == still.segments[1..]
+    });
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(spool));
+    for name in &still.segments[1..] {
+        push(name).run().success();
+        acknowledged(still, name);
+    }
+    assert_eq!(noted(spool, ".shipped"), [""; 0]);
+}
+
+#[test]
+fn archiving_ahead_into_an_encrypted_directory() {
+    let still = Still::new(17, 1, 4);
+    let sealed = Sealed::new(&still.cluster);
+    let spool = sealed.sandbox.join("spool");
+    let push = |host: &str, name: &str| {
+        let program = pitr_archive().arg("--config").arg(sealed.config(host));
+        program
+            .arg(format!("pg_wal/{name}"))
+            .env("PITR_CLUSTERS_MAIN_SPOOL_DIR", &spool)
+            .dir(still.cluster.pgdata())
+    };
+    shipped_ahead(&still, &|name| push("writer", name), &spool);
+    check_nothing_is_plain(&sealed, "c4ca4238a0b923820dcc509a6f75849b");
+    for name in &still.segments {
+        let fetch = pitr_restore().arg("--config").arg(sealed.config("reader"));
+        comes_back(&still, fetch, name);
+    }
+    // Who holds no key can neither archive nor take the worker's word for it: other settings are another spool.
+    offer(&still, &still.segments[0]);
+    push("janitor", &still.segments[0]).run().expect_code(37);
+}
+
+#[test]
+fn archiving_ahead_into_an_encrypted_bucket() {
+    let still = Still::new(17, 1, 4);
+    let keys = still.site.sandbox().join("keys");
+    keygen(&keys, &["ops", "escrow"]).run().success();
+    let encryption = |key: &str| {
+        format!(
+            "[repositories.store.encryption]\n{key} = \"{}\"\n",
+            keys.join(if key == "key_set" {
+                "writer.key"
+            } else {
+                "ops.key"
+            })
+            .display()
+        )
+    };
+    let site = Bucketed::new(&still.cluster, Peer::own(), &encryption("key_set"));
+    let spool = site.sandbox.join("spool");
+    let push = |name: &str| {
+        let program = pitr_archive().arg("--config").arg(&site.config);
+        program
+            .arg(format!("pg_wal/{name}"))
+            .env("PITR_CLUSTERS_MAIN_SPOOL_DIR", &spool)
+            .dir(still.cluster.pgdata())
+    };
+    shipped_ahead(&still, &push, &spool);
+    let text = std::fs::read_to_string(&site.config).unwrap();
+    let text = text.replace(&encryption("key_set"), &encryption("key_file"));
+    let reader = site.sandbox.file("reader.toml", text);
+    for name in &still.segments {
+        let refused = pitr_restore().arg("--config").arg(&site.config);
+        let refused = refused.arg(name).arg(still.wal("RECOVERYXLOG"));
+        refused.run().expect_code(204);
+        comes_back(&still, pitr_restore().arg("--config").arg(&reader), name);
+    }
+}
