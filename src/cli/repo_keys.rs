@@ -14,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::exit;
 use crate::repo::keyring::{self, PublicFile, ReaderFile, WriterFile, draw, system_random};
 use crate::seal::{
-    Argon2, Contents, KeySetId, PrivateHalf, PublicHalf, Recipient, is_recipient_name, random_pair,
+    Access, Argon2, Contents, KeySetId, PrivateHalf, PublicHalf, Recipient, is_recipient_name,
+    public_of, random_pair,
 };
 use crate::store::Published;
 
@@ -62,6 +63,8 @@ impl Passphrase {
     }
 }
 
+/// What hosts that write are given.
+const WRITER_FILE: &str = "writer.key";
 /// Shorter passphrases are refused.
 const PASSPHRASE_MIN: usize = 14;
 
@@ -105,6 +108,7 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
     let key_set = (!args.pair_only).then(|| contents.mac.id());
     let mut files = Vec::new();
     let mut recipients = Vec::new();
+    let mut passphrase = None;
     for name in &args.recipients {
         let (public, pair) = pair(&directory, name, key_set)?;
         files.extend(pair);
@@ -114,22 +118,81 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
         recipients.push(to_public(&contents, path)?);
     }
     if let Some(name) = &args.passphrase {
-        let passphrase = args.source.read(cx)?;
-        recipients.push(to_passphrase(&contents, name, &passphrase)?);
+        let given = args.source.read(cx)?;
+        recipients.push(to_passphrase(&contents, name, &given)?);
+        passphrase = Some(given);
     }
     check_names(&recipients)?;
-    if let Some(id) = key_set {
+    if key_set.is_some() {
         let writer = WriterFile::new(&contents, recipients)?;
         // Last: without it there is no key set.
         files.push(NewFile {
-            path: directory.join("writer.key"),
+            path: directory.join(WRITER_FILE),
             content: writer.text()?,
         });
-        write(&directory, &files, cx)?;
-        return report(&files, Some(id), cx);
     }
     write(&directory, &files, cx)?;
-    report(&files, None, cx)
+    let written = Written {
+        directory: &directory,
+        pairs: &args.recipients,
+        passphrase: passphrase.as_deref().map(Vec::as_slice),
+    };
+    written.prove(key_set).map_err(|e| {
+        err!(ReadBack, "the files that were written do not open what they are for")
+            .source(e)
+            .hint(format!(
+                "Nothing uses them yet. Remove those in {}, look whether the disk is sound, and make others.",
+                directory.display()
+            ))
+    })?;
+    report(&files, key_set, cx)
+}
+
+/// Files as they were written: a key that opens nothing is noticed today, not when something is to be restored with it.
+struct Written<'a> {
+    directory: &'a Path,
+    /// The recipients whose pairs are among them.
+    pairs: &'a [String],
+    passphrase: Option<&'a [u8]>,
+}
+
+impl Written<'_> {
+    /// Reads them as hosts will, and opens with them what was wrapped. Only for a recipient whose pair was made elsewhere there is nothing
+    /// here to open it with.
+    fn prove(&self, key_set: Option<KeySetId>) -> Result<()> {
+        for name in self.pairs {
+            let path = self.directory.join(format!("{name}.pub"));
+            let public = PublicFile::read(&path)?.public(&path)?;
+            if public_of(&self.private(name)?)? != public {
+                return Err(err!(Key, "the two files of \"{name}\" are not a pair"));
+            }
+        }
+        let Some(id) = key_set else {
+            return Ok(());
+        };
+        let path = self.directory.join(WRITER_FILE);
+        let writer = WriterFile::read(&path)?;
+        let (public, mac) = writer.keys(&path)?;
+        for recipient in writer.recipients() {
+            let name = &recipient.recipient;
+            let opened = if self.pairs.contains(name) {
+                recipient.open(&Access::Key(&self.private(name)?))?
+            } else if let (true, Some(passphrase)) = (recipient.has_passphrase(), self.passphrase) {
+                recipient.open(&Access::Passphrase(passphrase))?
+            } else {
+                continue;
+            };
+            if [mac.id(), opened.mac.id()] != [id, id] || public_of(&opened.private)? != public {
+                return Err(err!(Key, "recipient \"{name}\" opens another key set"));
+            }
+        }
+        Ok(())
+    }
+
+    fn private(&self, name: &str) -> Result<PrivateHalf> {
+        let path = self.directory.join(format!("{name}.key"));
+        ReaderFile::read(&path)?.private(&path)
+    }
 }
 
 /// A new pair and a new MAC key.

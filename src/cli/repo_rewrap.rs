@@ -82,16 +82,13 @@ fn rewrap(
     };
     let from = configured.encryption.as_ref();
     let keys = Keys::load(repository.store(), id.parse()?, from)?;
+    let mut proven: BTreeSet<String> = keys.recipient.into_iter().collect();
     let (Some(private), Some(mac)) = (keys.private, keys.mac) else {
         return Err(err!(Key, "no key that reads it is configured").hint(
             "Whoever gives or takes access must have it: configure key_file or a passphrase.",
         ));
     };
     let contents = Contents { private, mac };
-    let mut proven = BTreeSet::new();
-    if let Some(from) = from {
-        proven.extend(keyring::own_name(repository.store(), from)?);
-    }
     give(args, repository, &contents, &mut proven, cx)?;
     if !args.withdraw.is_empty() {
         prove(args, repository, &contents, &mut proven)?;

@@ -18,6 +18,8 @@ pub struct Encryption {
     pub passphrase_fd: Option<i32>,
     /// A recipient's passphrase, from the environment.
     pub passphrase: Option<Secret>,
+    /// Whose passphrase it is.
+    pub recipient: Option<String>,
 }
 
 impl Encryption {
@@ -52,6 +54,7 @@ impl fmt::Debug for Encryption {
             .field("key_file", &self.key_file)
             .field("passphrase_file", &self.passphrase_file)
             .field("passphrase_fd", &self.passphrase_fd)
+            .field("recipient", &self.recipient)
             .finish_non_exhaustive()
     }
 }

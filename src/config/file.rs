@@ -39,7 +39,7 @@ const CLUSTER_KEYS: [&str; 13] = [
 ];
 
 /// Keys of `[repositories.NAME]`.
-const REPOSITORY_KEYS: [&str; 25] = [
+const REPOSITORY_KEYS: [&str; 26] = [
     "url",
     "required",
     "encryption.key_set",
@@ -47,6 +47,7 @@ const REPOSITORY_KEYS: [&str; 25] = [
     "encryption.passphrase_file",
     "encryption.passphrase_fd",
     "encryption.passphrase",
+    "encryption.recipient",
     "region",
     "endpoint",
     "path_style",

@@ -584,6 +584,7 @@ fn encryption(section: &Section) -> Result<Option<Encryption>> {
             "encryption.passphrase_file" => found.passphrase_file = Some(entry.path()?),
             "encryption.passphrase_fd" => found.passphrase_fd = Some(entry.descriptor()?),
             "encryption.passphrase" => found.passphrase = Some(entry.passphrase()?),
+            "encryption.recipient" => found.recipient = Some(entry.text()?.to_owned()),
             _ => continue,
         }
         is_there = true;
@@ -591,6 +592,11 @@ fn encryption(section: &Section) -> Result<Option<Encryption>> {
     if found.ways_to_read() > 1 {
         return Err(section.origin.error(
             "one of key_file, passphrase_file, passphrase_fd and passphrase is enough, and more are given",
+        ));
+    }
+    if found.recipient.is_some() && found.key_file.is_some() {
+        return Err(section.origin.error(
+            "encryption.recipient says whose passphrase it is; a key file names its recipient itself",
         ));
     }
     Ok(is_there.then_some(found))
@@ -1102,6 +1108,10 @@ mod tests {
             (
                 "[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\npassphrase_file='/p'",
                 "pitr.toml:1:15: one of key_file, passphrase_file, passphrase_fd and passphrase is enough, and more are given",
+            ),
+            (
+                "[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\nrecipient='ops'",
+                "pitr.toml:1:15: encryption.recipient says whose passphrase it is; a key file names its recipient itself",
             ),
             (
                 "[repositories.a]\nurl='file:///x'\n[repositories.b]\nurl='file:///y/../x'",

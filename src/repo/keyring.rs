@@ -31,7 +31,7 @@ const READER: &str = "pitr recipient key";
 const PUBLIC: &str = "pitr recipient";
 /// No file of keys is longer.
 const FILE_LIMIT_BYTES: u64 = 1 << 20;
-/// Recipients with a passphrase that are tried: each costs a second.
+/// Recipients with a passphrase that are tried when none is named: each costs a second, and whoever may write to the store can add some.
 const PASSPHRASES: usize = 8;
 
 /// Fills a buffer with random bytes that nobody can guess.
@@ -70,6 +70,8 @@ pub struct Keys {
     pub mac: Option<MacKey>,
     /// What opens them.
     pub private: Option<PrivateHalf>,
+    /// The recipient as which they are opened.
+    pub recipient: Option<String>,
     /// Where randomness comes from.
     pub random: Random,
 }
@@ -93,6 +95,7 @@ impl Keys {
             public: None,
             mac: None,
             private: None,
+            recipient: None,
             random: system_random,
         };
         let Some(from) = from else {
@@ -105,7 +108,7 @@ impl Keys {
             keys.public = Some(public);
             keys.mac = Some(mac);
         }
-        if let Some(contents) = contents(store, id, from)? {
+        if let Some((recipient, contents)) = contents(store, id, from, keys.mac.as_ref())? {
             let public = public_of(&contents.private)?;
             if keys.public.is_some_and(|known| known != public) {
                 return Err(err!(
@@ -116,6 +119,7 @@ impl Keys {
             keys.public = Some(public);
             keys.mac = Some(contents.mac);
             keys.private = Some(contents.private);
+            keys.recipient = Some(recipient);
         }
         Ok(keys)
     }
@@ -133,8 +137,13 @@ fn same_set(found: KeySetId, wanted: KeySetId, path: &Path) -> Result<()> {
     .hint("Nothing was read or written. Name the key file of this repository, or look whether this is the right repository."))
 }
 
-/// What the configured recipient gets at; `None` when none is configured.
-fn contents(store: &dyn Store, id: KeySetId, from: &Encryption) -> Result<Option<Contents>> {
+/// Who the configured recipient is and what it gets at; `None` when none is configured.
+fn contents(
+    store: &dyn Store,
+    id: KeySetId,
+    from: &Encryption,
+    mac: Option<&MacKey>,
+) -> Result<Option<(String, Contents)>> {
     let opened = if let Some(path) = &from.key_file {
         let file = ReaderFile::read(path)?;
         if let Some(pinned) = &file.key_set {
@@ -142,14 +151,15 @@ fn contents(store: &dyn Store, id: KeySetId, from: &Encryption) -> Result<Option
         }
         let stored = recipient(store, &file.recipient)?;
         let stored = stored.ok_or_else(|| no_access(&file.recipient, store))?;
-        stored.open(&Access::Key(&file.private(path)?))
+        let opened = stored.open(&Access::Key(&file.private(path)?));
+        opened.map(|contents| (file.recipient.clone(), contents))
     } else if from.has_passphrase() {
-        open_with_passphrase(store, &passphrase(from)?).map(|(_, contents)| contents)
+        open_with_passphrase(store, &passphrase(from)?, from.recipient.as_deref(), mac)
     } else {
         return Ok(None);
     };
-    let contents = opened.map_err(|e| match e.code() {
-        Code::Key => e.hint("Nothing was read. Check that key file or passphrase are those of this repository: pitr doctor."),
+    let (name, contents) = opened.map_err(|e| match e.code() {
+        Code::Key if e.hint_text().is_none() => e.hint("Nothing was read. Check that key file or passphrase are those of this repository: pitr doctor."),
         _ => e,
     })?;
     if contents.mac.id() != id {
@@ -159,7 +169,7 @@ fn contents(store: &dyn Store, id: KeySetId, from: &Encryption) -> Result<Option
             contents.mac.id()
         ));
     }
-    Ok(Some(contents))
+    Ok(Some((name, contents)))
 }
 
 fn no_access(name: &str, store: &dyn Store) -> Error {
@@ -224,70 +234,132 @@ pub fn withdraw(store: &dyn Store, name: &str) -> Result<bool> {
 /// What was opened with a passphrase, by what it was opened from: deriving a key takes long, on purpose.
 static OPENED: Mutex<BTreeMap<[u8; 32], Contents>> = Mutex::new(BTreeMap::new());
 
-/// The name of the recipient as which the repository is read.
-///
-/// # Errors
-/// Those of [`Keys::load`].
-pub fn own_name(store: &dyn Store, from: &Encryption) -> Result<Option<String>> {
-    if let Some(path) = &from.key_file {
-        return Ok(Some(ReaderFile::read(path)?.recipient));
-    }
-    if !from.has_passphrase() {
-        return Ok(None);
-    }
-    open_with_passphrase(store, &passphrase(from)?).map(|(name, _)| Some(name))
-}
-
-fn open_with_passphrase(store: &dyn Store, passphrase: &[u8]) -> Result<(String, Contents)> {
-    let mut tried = 0;
-    // What is damaged, or was put there by a stranger, must not keep the passphrase from the recipient that it opens.
-    let mut unusable: Option<Error> = None;
-    for name in recipient_names(store)? {
-        let stored = match recipient(store, &name) {
-            Ok(stored) => stored.filter(Recipient::has_passphrase),
-            Err(e) if is_of_the_recipient(&e) => {
-                unusable.get_or_insert(e);
-                continue;
-            }
-            Err(e) => return Err(e),
-        };
-        let Some(stored) = stored else {
-            continue;
-        };
-        let mut from = blake3::Hasher::new_derive_key("pitr recipients opened by this process");
-        from.update(passphrase);
-        from.update(&json::encode(&Key::new("keys")?, RECIPIENT, &stored)?);
-        let from = *from.finalize().as_bytes();
+/// Opens the recipient that is named, or else the first that the passphrase opens.
+fn open_with_passphrase(
+    store: &dyn Store,
+    passphrase: &[u8],
+    name: Option<&str>,
+    mac: Option<&MacKey>,
+) -> Result<(String, Contents)> {
+    let Candidates {
+        recipients,
+        mut unusable,
+        forged,
+    } = candidates(store, name, mac)?;
+    for stored in &recipients {
         let known = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(contents) = known.get(&from) {
-            return Ok((name, contents.clone()));
+        if let Some(contents) = known.get(&opened_from(passphrase, stored)?) {
+            return Ok((stored.recipient.clone(), contents.clone()));
         }
-        drop(known);
+    }
+    let mut tried = 0;
+    let mut is_given_up = false;
+    for stored in &recipients {
+        if tried == PASSPHRASES {
+            is_given_up = true;
+            break;
+        }
         match stored.open(&Access::Passphrase(passphrase)) {
             Ok(contents) => {
                 let mut known = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-                known.insert(from, contents.clone());
-                return Ok((name, contents));
+                known.insert(opened_from(passphrase, stored)?, contents.clone());
+                return Ok((stored.recipient.clone(), contents));
             }
             // Parameters that no recipient of pitr has are refused before any work: that is no try.
             Err(e) if is_of_the_recipient(&e) => {
                 unusable.get_or_insert(e);
             }
-            Err(e) if e.code() == Code::Key && tried + 1 < PASSPHRASES => tried += 1,
+            Err(e) if e.code() == Code::Key => tried += 1,
             Err(e) => return Err(e),
         }
     }
-    if let Some(e) = unusable {
-        return Err(e.context("open a recipient with the passphrase, which opens no other"));
-    }
-    Err(match tried {
-        0 => err!(
-            Key,
-            "\"{}\" has no recipient with a passphrase",
-            store.location()
-        ),
-        _ => err!(Key, "the passphrase is not that of any recipient"),
+    let opens_none = match (name, is_given_up) {
+        (Some(name), _) => err!(Key, "the passphrase is not that of recipient \"{name}\""),
+        (None, false) if tried == 0 => err!(Key, "\"{}\" has no recipient with a passphrase", store.location()),
+        (None, false) => err!(Key, "the passphrase is not that of any recipient"),
+        (None, true) => err!(Key, "the passphrase opens none of the first {PASSPHRASES} recipients with a passphrase, and there are more")
+            .hint("Nothing was read. Name its recipient: recipient = \"NAME\" in the repository's [….encryption]. Somebody may have added recipients to keep others out: pitr doctor names those that are forged."),
+    };
+    Err(match unusable.or(forged) {
+        // Whether it is the passphrase or the damage that keeps its holder out cannot be told.
+        Some(e) => {
+            let hint = opens_none.hint_text().map(str::to_owned);
+            let e = e.context(format!("open a recipient ({opens_none})"));
+            match hint {
+                Some(hint) => e.hint(hint),
+                None => e,
+            }
+        }
+        None => opens_none,
     })
+}
+
+/// Recipients with a passphrase.
+struct Candidates {
+    recipients: Vec<Recipient>,
+    /// Why the first that cannot be used cannot. What is damaged, or was put there by a stranger, must not keep the passphrase from the
+    /// recipient that it opens.
+    unusable: Option<Error>,
+    /// Likewise of those that the MAC key shows to be forged; of a stranger's many the holder need not hear first.
+    forged: Option<Error>,
+}
+
+/// What a passphrase may be for: the recipient that is named, or all.
+fn candidates(store: &dyn Store, name: Option<&str>, mac: Option<&MacKey>) -> Result<Candidates> {
+    let names = match name {
+        Some(name) if !is_recipient_name(name) => {
+            return Err(err!(
+                Config,
+                "\"{}\" is no name of a recipient",
+                name.escape_debug()
+            ));
+        }
+        Some(name) => vec![name.to_owned()],
+        None => recipient_names(store)?,
+    };
+    let mut found = Candidates {
+        recipients: Vec::new(),
+        unusable: None,
+        forged: None,
+    };
+    for one in &names {
+        let stored = match recipient(store, one) {
+            Ok(None) if name.is_some() => return Err(no_access(one, store)),
+            Ok(Some(stored)) if stored.has_passphrase() => stored,
+            Ok(Some(_)) if name.is_some() => {
+                return Err(err!(
+                    Key,
+                    "recipient \"{one}\" has a key file, not a passphrase"
+                ));
+            }
+            Ok(_) => continue,
+            Err(e) if is_of_the_recipient(&e) => {
+                found.unusable.get_or_insert(e);
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        if mac.is_none_or(|mac| stored.is_genuine(mac)) {
+            found.recipients.push(stored);
+            continue;
+        }
+        let forged = || {
+            err!(
+                Damaged,
+                "recipient \"{one}\" is forged: it has no MAC of the key set"
+            )
+        };
+        found.forged.get_or_insert_with(forged);
+    }
+    Ok(found)
+}
+
+/// What stands for a passphrase and what it opened.
+fn opened_from(passphrase: &[u8], stored: &Recipient) -> Result<[u8; 32]> {
+    let mut from = blake3::Hasher::new_derive_key("pitr recipients opened by this process");
+    from.update(passphrase);
+    from.update(&json::encode(&Key::new("keys")?, RECIPIENT, stored)?);
+    Ok(*from.finalize().as_bytes())
 }
 
 /// Whether the object of one recipient cannot be used, whoever asks.

@@ -637,6 +637,7 @@ mod tests {
             public: None,
             mac: None,
             private: None,
+            recipient: None,
             random: system_random,
         };
         let store = SealedStore::new(Box::new(fickle), keys);

@@ -36,6 +36,7 @@ mod promotion;
 mod receive;
 mod receive_journal;
 mod receive_network;
+mod recipients;
 mod restore;
 mod restore_faults;
 mod restore_hostile;

@@ -60,10 +60,7 @@ fn see(configured: &Configured, repository: &Repository, id: &str) -> Result<See
         working: Vec::new(),
         broken: Vec::new(),
         is_proven: keys.mac.is_some(),
-        own: from
-            .map(|from| keyring::own_name(store, from))
-            .transpose()?
-            .flatten(),
+        own: keys.recipient,
     };
     for name in keyring::recipient_names(store)? {
         let is_whole = match keyring::recipient(store, &name) {

@@ -1,0 +1,214 @@
+//! Who may read an encrypted repository: passphrases from files and descriptors, keys that are tried before they are handed out, and
+//! strangers' recipients.
+
+use std::path::Path;
+
+use crate::common::fault::{self, Fault};
+use crate::common::{Program, Sandbox, user};
+use crate::require_strace;
+use crate::sealed::{Stored, flipped, keygen, refused};
+
+const PASSPHRASE: &str = "correct horse battery staple";
+
+/// The program with the file's content behind descriptor 3.
+fn with_descriptor(program: &Program, file: &Path) -> Program {
+    let words = [
+        "sh",
+        "-c",
+        "exec 3<\"$0\"; exec \"$@\"",
+        file.to_str().unwrap(),
+    ];
+    program.clone().under(words)
+}
+
+impl Stored {
+    /// Gives the passphrase access as recipient `name`.
+    fn give_passphrase(&self, name: &str) {
+        let rewrap = self
+            .sealed
+            .on("reader")
+            .args(["repo", "rewrap", "--add-passphrase", name]);
+        rewrap.env("PITR_PASSPHRASE", PASSPHRASE).run().success();
+    }
+
+    /// Configures a host that reads with the passphrase; `more` goes into its section of keys.
+    fn passphrase_host(&self, host: &str, text: &str, more: &str) {
+        let file = self.sealed.sandbox.file(format!("{host}.passphrase"), text);
+        let encryption = format!("passphrase_file = \"{}\"\n{more}", file.display());
+        self.sealed
+            .configure(&self.still.cluster, host, &encryption);
+    }
+
+    /// Whether the host gets the first segment back, byte for byte.
+    fn reads(&self, host: &str) {
+        self.sealed.fetch(&self.still, host, 0).run().success();
+        let fetched = self.still.wal("RECOVERYXLOG");
+        let wal = self.still.wal(&self.still.segments[0]);
+        assert!(std::fs::read(&fetched).unwrap() == std::fs::read(wal).unwrap());
+        std::fs::remove_file(fetched).unwrap();
+    }
+}
+
+#[test]
+fn a_passphrase_comes_from_a_file_or_a_descriptor() {
+    let stored = Stored::new();
+    let (still, sealed) = (&stored.still, &stored.sealed);
+    let file = sealed.sandbox.file("passphrase", format!("{PASSPHRASE}\n"));
+    let rewrap = |name: &str| {
+        sealed
+            .on("reader")
+            .args(["repo", "rewrap", "--add-passphrase", name])
+    };
+    let by_file = rewrap("filed").arg("--passphrase-file").arg(&file);
+    by_file.run().success().expect_stdout("escrow, filed, ops");
+    let by_descriptor = rewrap("described").args(["--passphrase-fd", "3"]);
+    with_descriptor(&by_descriptor, &file)
+        .run()
+        .success()
+        .expect_stdout("described, escrow, filed, ops");
+    stored.passphrase_host("filed", &format!("{PASSPHRASE}\n"), "");
+    stored.reads("filed");
+    sealed.configure(&still.cluster, "described", "passphrase_fd = 3");
+    let to = sealed.sandbox.join("fetched");
+    let fetch = sealed
+        .on("described")
+        .args(["wal", "fetch", &still.segments[1]]);
+    let fetch = fetch.arg(&to);
+    with_descriptor(&fetch, &file).run().success();
+    assert!(std::fs::read(&to).unwrap() == std::fs::read(still.wal(&still.segments[1])).unwrap());
+    std::fs::remove_file(&to).unwrap();
+    // Each repository of the configuration asks; a descriptor can be read only once.
+    with_descriptor(&sealed.on("described").args(["verify", "--quiet"]), &file)
+        .run()
+        .success();
+    refused(
+        &fetch.run(),
+        1,
+        "could not read a passphrase from descriptor 3",
+    );
+    let empty = sealed.sandbox.file("empty", "\n");
+    refused(
+        &with_descriptor(&fetch, &empty).run(),
+        1,
+        "the passphrase is empty",
+    );
+    assert!(!to.exists());
+    // Both ways for the key set of another repository, too.
+    let keys = sealed.sandbox.join("more");
+    let made = keygen(&keys, &["ops"]).args(["--passphrase", "safe", "--passphrase-file"]);
+    made.arg(&file).run().success();
+    let keys = sealed.sandbox.join("others");
+    let made = keygen(&keys, &["ops"]).args(["--passphrase", "safe", "--passphrase-fd", "3"]);
+    with_descriptor(&made, &file).run().success();
+}
+
+/// What a disk swallowed is noticed by keygen, and not by the restore that needs it.
+#[test]
+fn keys_are_tried_before_they_are_handed_out() {
+    require_strace!("keys_are_tried_before_they_are_handed_out");
+    let sandbox = Sandbox::new("keygen");
+    let keys = sandbox.join("keys");
+    // The first bytes of the first file never arrive.
+    let (run, fired) = fault::inject(
+        &keygen(&keys, &["ops", "escrow"]),
+        &Fault::pretend("write", 20).at(1),
+    );
+    assert!(fired >= 1, "{run}");
+    assert_ne!(run.code(), 0, "{run}");
+    assert_eq!(run.stdout, "");
+    run.expect_stderr("do not open what they are for")
+        .expect_stderr(keys.to_str().unwrap());
+}
+
+/// Puts `count` recipients into the repository that the passphrase does not open, listed before all others.
+fn add_junk(stored: &Stored, count: usize) {
+    let keys = stored.sealed.repository.join("keys/1");
+    let strangers = stored.sealed.sandbox.join(format!("strangers-{count}"));
+    let made = keygen(&strangers, &["ops"]).args(["--passphrase", "junk"]);
+    made.env("PITR_PASSPHRASE", "a passphrase of theirs")
+        .run()
+        .success();
+    let text = std::fs::read_to_string(strangers.join("writer.key")).unwrap();
+    let file: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let recipients = file["recipients"].as_array().unwrap();
+    let junk = recipients
+        .iter()
+        .find(|r| r["recipient"] == "junk")
+        .unwrap();
+    let own = std::fs::read_to_string(keys.join("ops")).unwrap();
+    let own: serde_json::Value = serde_json::from_str(&own).unwrap();
+    for n in 0..count {
+        let name = format!("0-{n}");
+        let mut object = junk.as_object().unwrap().clone();
+        object.insert("recipient".into(), name.clone().into());
+        object.insert("key_set".into(), own["key_set"].clone());
+        let key = pitr::store::Key::new(format!("keys/1/{name}")).unwrap();
+        let bytes =
+            pitr::repo::json::encode(&key, pitr::repo::keyring::RECIPIENT, &object).unwrap();
+        std::fs::write(keys.join(&name), bytes).unwrap();
+        user::own(&keys.join(&name));
+    }
+}
+
+#[test]
+fn a_strangers_recipients_keep_no_passphrase_out() {
+    let stored = Stored::new();
+    stored.give_passphrase("safe");
+    stored.passphrase_host("any", PASSPHRASE, "");
+    stored.passphrase_host("named", PASSPHRASE, "recipient = \"safe\"");
+    let mac = format!("key_set = \"{}\"", stored.sealed.key("writer"));
+    stored.passphrase_host("proving", PASSPHRASE, &mac);
+    add_junk(&stored, 3);
+    stored.reads("any");
+    add_junk(&stored, 9);
+    // So many are not tried; but who says whose passphrase it is, or can tell which are forged, gets in at once.
+    let run = stored.sealed.fetch(&stored.still, "any", 0).run();
+    refused(&run, 204, "opens none of the first 8 recipients");
+    run.expect_stderr("recipient = \"NAME\"");
+    stored.reads("named");
+    stored.reads("proving");
+    let doctor = stored.sealed.on("proving").args(["doctor", "--json"]).run();
+    let findings = doctor.json()["findings"].to_string();
+    assert!(
+        findings.contains("0-0") && findings.contains("forged"),
+        "{doctor}"
+    );
+    // A wrong passphrase is told as such, and what is damaged as well.
+    stored.passphrase_host("wrong", "incorrect horse battery", "recipient = \"safe\"");
+    let run = stored.sealed.fetch(&stored.still, "wrong", 0).run();
+    refused(
+        &run,
+        204,
+        "the passphrase is not that of recipient \"safe\"",
+    );
+    stored.passphrase_host("nobody", PASSPHRASE, "recipient = \"nobody\"");
+    let run = stored.sealed.fetch(&stored.still, "nobody", 0).run();
+    refused(&run, 204, "has no keys for recipient \"nobody\"");
+    stored.passphrase_host("pair", PASSPHRASE, "recipient = \"ops\"");
+    let run = stored.sealed.fetch(&stored.still, "pair", 0).run();
+    refused(
+        &run,
+        204,
+        "recipient \"ops\" has a key file, not a passphrase",
+    );
+    let safe = stored.sealed.repository.join("keys/1/safe");
+    let right = std::fs::read(&safe).unwrap();
+    std::fs::write(&safe, flipped(&right, right.len() / 2)).unwrap();
+    for host in ["named", "proving", "any"] {
+        let run = stored.sealed.fetch(&stored.still, host, 0).run();
+        refused(&run, 201, "keys/1/safe");
+    }
+}
+
+#[test]
+fn a_wrong_passphrase_beside_a_damaged_recipient_tells_both() {
+    let stored = Stored::new();
+    stored.give_passphrase("safe");
+    stored.passphrase_host("wrong", "incorrect horse battery", "");
+    let escrow = stored.sealed.repository.join("keys/1/escrow");
+    let right = std::fs::read(&escrow).unwrap();
+    std::fs::write(&escrow, flipped(&right, right.len() / 2)).unwrap();
+    let run = stored.sealed.fetch(&stored.still, "wrong", 0).run();
+    refused(&run, 201, "keys/1/escrow");
+    run.expect_stderr("the passphrase is not that of any recipient");
+}
