@@ -22,6 +22,7 @@ mod clock;
 mod corruption;
 mod demo;
 mod doctor;
+mod drain;
 mod expire;
 mod fetch;
 mod harness;
