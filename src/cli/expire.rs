@@ -8,6 +8,7 @@ use serde_json::json;
 use super::failures::Failures;
 use super::output::{Align, Table};
 use super::registered::registrations;
+use super::unproven;
 use super::{Context, human};
 use crate::config::{self, Period};
 use crate::err;
@@ -47,6 +48,10 @@ pub struct Args {
     pub confirm: bool,
 }
 
+/// What whoever may write to the store can do to a run that cannot tell forged backups.
+const FORGED: &str =
+    "backups that somebody forged count as kept, and genuine ones can be deleted for them";
+
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let settings = cx.settings()?;
@@ -79,6 +84,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 impl Done {
+    fn warnings(&self) -> impl Iterator<Item = &String> {
+        self.warning.iter().chain(&self.plan.warnings)
+    }
+
     /// It was carried out, and nothing stood against it.
     fn went_well(&self) -> bool {
         let refused = self.outcome.as_ref().map(|o| o.refused_count);
@@ -103,6 +112,8 @@ struct Done {
     segment_size: SegmentSize,
     plan: ExpirePlan,
     outcome: Option<Outcome>,
+    /// What is to be known of the whole repository; of its first cluster only.
+    warning: Option<String>,
     /// It ended early; what it did before stands in the outcome.
     is_cut_short: bool,
 }
@@ -117,6 +128,7 @@ fn one_repository(
     done: &mut Vec<Done>,
 ) -> Result<()> {
     let repository = cx.open(configured)?;
+    let mut warning = unproven::warning(configured, &repository, FORGED);
     let registrations = registrations(cx, &repository, cluster)?;
     let progress = cx.progress();
     let host = rustix::system::uname()
@@ -147,6 +159,7 @@ fn one_repository(
             registration,
             plan,
             outcome,
+            warning: warning.take(),
             is_cut_short: ran.is_err(),
         });
         ran?;
@@ -235,7 +248,7 @@ fn shown(done: &Done) -> serde_json::Value {
         "deletions": deletions,
         "segments": plan.segment_count(),
         "withheld": plan.withheld,
-        "warnings": plan.warnings,
+        "warnings": done.warnings().collect::<Vec<_>>(),
         "refusal": plan.refusal,
         "outcome": done.outcome.as_ref().map(|o| json!({
             "marked": ids(&o.marked),
@@ -341,7 +354,7 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
 }
 
 fn warn(cx: &Context, done: &Done) {
-    for warning in done.plan.warnings.iter().chain(&done.plan.withheld) {
+    for warning in done.warnings().chain(&done.plan.withheld) {
         cx.out.warn(warning);
     }
     for refused in done.outcome.iter().flat_map(|o| &o.refused) {

@@ -55,6 +55,7 @@ pub mod restore;
 pub mod restoring;
 pub mod standby;
 pub mod start_line;
+mod unproven;
 pub mod verify;
 pub mod wal;
 pub mod wal_conflicts;

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use serde_json::json;
 
 use super::failures::Failures;
-use super::{Context, human};
+use super::{Context, human, unproven};
 use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -17,6 +17,9 @@ use crate::sync::{Report, Surroundings, Transfer};
 
 /// Objects copied at a time: each may need room for what a store takes in one piece, and all together must not exceed the ceiling.
 const JOBS: u16 = 3;
+
+/// What whoever may write to one of the stores can do to a copy that cannot tell forged objects.
+const FORGED: &str = "objects are only checked to be whole, and one that somebody forged is copied, and takes its name for good";
 
 /// What is copied, and which way.
 #[derive(clap::Args, Debug)]
@@ -71,6 +74,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let stop = cx.stop_flag()?;
     let mut failures = Failures::default();
     let opened = open(args, cx, &settings, &mut failures);
+    let warning =
+        |(configured, repository): &Opened<'_>| unproven::warning(configured, repository, FORGED);
+    let warnings: Vec<String> = opened.iter().filter_map(warning).collect();
     let mut done = Vec::new();
     let mut clusters = BTreeSet::new();
     for (to, from) in pairs(args, &opened) {
@@ -87,7 +93,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if clusters.is_empty() {
         return Err(no_cluster(wanted));
     }
-    report(cx, args, &done)?;
+    report(cx, args, &done, &warnings)?;
     let is_whole = failures.told(cx)?;
     Ok(match is_whole && !done.iter().any(Done::has_problems) {
         true => exit::SUCCESS,
@@ -233,12 +239,15 @@ fn one_pair(
     Ok(())
 }
 
-fn report(cx: &Context, args: &Args, done: &[Done]) -> Result<()> {
+fn report(cx: &Context, args: &Args, done: &[Done], warnings: &[String]) -> Result<()> {
     if cx.out.is_json() {
         let transfers: Vec<_> = done.iter().map(shown).collect();
-        return cx
-            .out
-            .json(&json!({ "dry_run": args.dry_run, "transfers": transfers }));
+        return cx.out.json(
+            &json!({ "dry_run": args.dry_run, "transfers": transfers, "warnings": warnings }),
+        );
+    }
+    for warning in warnings {
+        cx.out.warn(warning);
     }
     done.iter().try_for_each(|one| print(cx, one))
 }

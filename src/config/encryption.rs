@@ -28,6 +28,11 @@ impl Encryption {
         self.key_file.is_some() || self.has_passphrase()
     }
 
+    /// Whether it names what proves objects: every key file has the MAC key.
+    pub fn can_prove(&self) -> bool {
+        self.key_set.is_some() || self.can_read()
+    }
+
     /// Whether there is a passphrase.
     pub fn has_passphrase(&self) -> bool {
         self.passphrase_file.is_some() || self.passphrase_fd.is_some() || self.passphrase.is_some()

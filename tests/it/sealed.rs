@@ -7,6 +7,9 @@ use crate::common::{
     Cluster, PATIENCE, Program, Run, Sandbox, Still, pitr, pitr_archive, pitr_restore, wait_until,
 };
 
+/// What is said where nothing proves what the repository holds.
+const UNPROVEN: &str = "it is not checked who made what is in it";
+
 /// A sealed repository, and a configuration for each kind of host.
 pub struct Sealed {
     pub repository: PathBuf,
@@ -307,7 +310,14 @@ fn copied_without_a_key(sealed: &Sealed, cluster: &Cluster) {
     let sync = [
         "repo", "sync", "--quiet", "--from", "local", "--to", "second",
     ];
-    sealed.on("second-janitor").args(sync).run().success();
+    let run = sealed.on("second-janitor").args(sync).run().success();
+    // Of each of the two repositories, once.
+    assert_eq!(run.stderr.matches(UNPROVEN).count(), 2, "{run}");
+    let run = sealed.on("second-janitor").args(["repo", "sync", "--json"]);
+    let warnings = run.run().success().json()["warnings"].clone();
+    assert_eq!(warnings.as_array().unwrap().len(), 2, "{warnings}");
+    let run = sealed.on("second-writer").args(sync).run().success();
+    assert_eq!(run.stderr, "");
     let verify = ["verify", "--quiet", "--repository", "second"];
     sealed.on("second-reader").args(verify).run().success();
     let packs = |root: &Path| {
@@ -344,7 +354,15 @@ fn expired_without_a_key(sealed: &Sealed, first: &str, backup: &dyn Fn() -> Stri
         "--confirm",
         "--quiet",
     ];
-    sealed.on("janitor").args(expire).run().success();
+    let look = ["expire", "--keep", "1", "--dry-run", "--json"];
+    let warnings = |host: &str| {
+        let run = sealed.on(host).args(look).run().success();
+        run.json()["clusters"][0]["warnings"].to_string()
+    };
+    assert!(warnings("janitor").contains(UNPROVEN));
+    assert!(!warnings("writer").contains(UNPROVEN));
+    let run = sealed.on("janitor").args(expire).run().success();
+    assert_eq!(run.stderr.matches(UNPROVEN).count(), 1, "{run}");
     let packs = |id: &str| sealed.folder("packs").join(id).exists();
     assert!(!packs(&second), "what is not kept is deleted");
     assert!(packs(first), "what a restore still claims is kept");
