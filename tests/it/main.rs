@@ -38,6 +38,7 @@ mod receive;
 mod receive_journal;
 mod receive_network;
 mod recipients;
+mod recovering;
 mod restore;
 mod restore_faults;
 mod restore_hostile;

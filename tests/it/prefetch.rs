@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use crate::common::proxy::{Proxy, Way};
 use crate::common::s3::{BUCKET, KEY, S3Server};
-use crate::common::{Cluster, PATIENCE, Program, Sandbox, Site, Still, Stop, user, wait_until};
+use crate::common::{
+    Cluster, PATIENCE, Program, Sandbox, Site, Still, Stop, copy_tree, fault, user, wait_until,
+};
 use crate::fetch::Away;
-use crate::per_major;
+use crate::{per_major, require_strace};
 
 /// How many segments wait at most, unless the configuration says otherwise.
 const COUNT: usize = 8;
@@ -27,7 +29,7 @@ impl Recovery {
             still.push(name).run().success();
         }
         let pgdata = still.cluster.pgdata().to_owned();
-        recover(&pgdata);
+        recover(&pgdata, 1_700_000_000);
         Recovery { still, pgdata }
     }
 
@@ -64,6 +66,38 @@ impl Recovery {
         wait_until(PATIENCE, &what, || (from..=to).all(|n| self.waits(n)));
     }
 
+    /// Kills the worker, where there is one, and removes what it leaves.
+    fn wait_gone_or_dead(&self) {
+        wait_until(PATIENCE, "no worker is left", || {
+            if let Some(worker) = self.worker() {
+                let pid = rustix::process::Pid::from_raw(worker).unwrap();
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+            let _ = std::fs::remove_dir_all(self.ahead());
+            self.worker().is_none() && !self.ahead().exists()
+        });
+    }
+
+    /// Sets prefetch_segments.
+    fn allow(&self, count: u32) {
+        let config = std::fs::read_to_string(self.still.site.config()).unwrap();
+        let lines = config
+            .lines()
+            .filter(|l| !l.starts_with("prefetch_segments"));
+        let text: String = lines.map(|l| format!("{l}\n")).collect();
+        let main = "[clusters.main]\n";
+        assert!(text.contains(main), "{text}");
+        let text = text.replace(main, &format!("{main}prefetch_segments = {count}\n"));
+        std::fs::write(self.still.site.config(), text).unwrap();
+    }
+
+    /// A worker that goes on from the second segment, and ends when nobody has asked for anything for a second.
+    fn worker_here(&self) -> Program {
+        let worker = self.still.site.restore().args(["--ahead", self.name(1)]);
+        let worker = worker.arg(self.still.wal("RECOVERYXLOG"));
+        worker.env("PITR_FAULT_SECONDS", "1")
+    }
+
     fn wait_gone(&self) {
         wait_until(PATIENCE, "nothing is left", || !self.ahead().exists());
     }
@@ -92,10 +126,10 @@ impl Drop for Recovery {
     }
 }
 
-/// Makes this process the server of a data directory that recovers.
-fn recover(pgdata: &Path) {
+/// Makes this process the server of a data directory that recovers, and that was `started` then.
+fn recover(pgdata: &Path, started: u32) {
     let pid = pgdata.join("postmaster.pid");
-    let text = format!("{}\n{}\n1700000000\n", std::process::id(), pgdata.display());
+    let text = format!("{}\n{}\n{started}\n", std::process::id(), pgdata.display());
     std::fs::write(&pid, text).unwrap();
     let signal = pgdata.join("recovery.signal");
     std::fs::write(&signal, "").unwrap();
@@ -162,28 +196,36 @@ fn f17_what_another_recovery_left_is_not_used() {
     let bait = recovery.ahead().join(recovery.name(2));
     std::fs::write(&bait, vec![7; 1 << 20]).unwrap();
     let copy = recovery.still.site.sandbox().join("left");
-    copy_files(&recovery.ahead(), &copy);
+    copy_tree(&recovery.ahead(), &copy);
     recovery.get(2);
     recovery.wait_for(3, 6);
 
     // The lock is held, the note is that of another server, then of another data directory.
-    recovery.kill();
-    std::fs::remove_dir_all(recovery.ahead()).unwrap();
-    copy_files(&copy, &recovery.ahead());
-    let bait = recovery.ahead().join(recovery.name(3));
-    std::fs::write(&bait, vec![7; 1 << 20]).unwrap();
-    user::own(&bait);
-    let held = std::fs::OpenOptions::new()
-        .write(true)
-        .open(recovery.ahead().join("lock"))
-        .unwrap();
-    rustix::fs::fcntl_lock(&held, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
-    std::fs::write(recovery.ahead().join("note"), "another").unwrap();
-    recovery.get(3);
-    assert!(!bait.exists() || recovery.worker().is_some());
-    drop(held);
-    recovery.get(4);
-    recovery.wait_for(5, 8);
+    let note = |recovery: &Recovery| std::fs::read(recovery.ahead().join("note")).unwrap();
+    let of_server = note(&recovery);
+    recover(&recovery.pgdata, 1_700_000_001);
+    let elsewhere = Recovery::new(1, 4, 4);
+    elsewhere.begin();
+    elsewhere.wait_for(2, 3);
+    for (n, foreign) in [(3, of_server), (4, note(&elsewhere))] {
+        recovery.wait_gone_or_dead();
+        copy_tree(&copy, &recovery.ahead());
+        let bait = recovery.ahead().join(recovery.name(n));
+        std::fs::write(&bait, vec![7; 1 << 20]).unwrap();
+        user::own(&bait);
+        let held = std::fs::OpenOptions::new()
+            .write(true)
+            .open(recovery.ahead().join("lock"))
+            .unwrap();
+        rustix::fs::fcntl_lock(&held, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .unwrap();
+        std::fs::write(recovery.ahead().join("note"), foreign).unwrap();
+        recovery.get(n);
+        assert!(!bait.exists(), "it is removed, unused");
+        drop(held);
+    }
+    recovery.get(5);
+    recovery.wait_for(6, 9);
 
     // Another repository of the same cluster under the same name, while a worker is at it.
     let worker = recovery.worker().expect("a worker is at work");
@@ -195,19 +237,10 @@ fn f17_what_another_recovery_left_is_not_used() {
         recovery.still.push(name).run().success();
     }
     wait_until(PATIENCE, "the worker is one for the new repository", || {
-        recovery.get(6);
         recovery.get(7);
+        recovery.get(8);
         recovery.worker().is_some_and(|other| other != worker)
     });
-}
-
-fn copy_files(from: &Path, to: &Path) {
-    Program::new("cp")
-        .arg("-a")
-        .arg(from)
-        .arg(to)
-        .run()
-        .success();
 }
 
 #[test]
@@ -224,9 +257,19 @@ fn f17_a_directory_that_others_may_write_is_not_used() {
 #[test]
 fn f16_names_come_from_the_segment_size() {
     let recovery = Recovery::new(64, 4, 4);
+    recovery.allow(1);
+    // The one that waits, as many again for the server, and what is handed over.
+    let disk = rustix::fs::statvfs(&recovery.pgdata).unwrap();
+    let free = disk.f_bavail * disk.f_frsize;
+    assert!(
+        free >= 200 << 20,
+        "200 MiB are needed beside {}: {free}",
+        recovery.pgdata.display()
+    );
     recovery.begin();
-    recovery.wait_for(2, 3);
+    recovery.wait_for(2, 2);
     recovery.get(2);
+    recovery.wait_for(3, 3);
     recovery.get(3);
     recovery.wait_gone();
 }
@@ -272,51 +315,49 @@ fn nothing_is_left_when_recovery_ends_is_stopped_or_loses_its_server() {
         },
     ];
     for end in ends {
-        recover(&recovery.pgdata);
+        recover(&recovery.pgdata, 1_700_000_000);
         recovery.begin();
         recovery.wait_for(2, 1 + COUNT);
         end();
         recovery.wait_gone();
         let _ = std::fs::remove_file(recovery.pgdata.join("promote"));
     }
-    recover(&recovery.pgdata);
+    recover(&recovery.pgdata, 1_700_000_000);
     recovery.begin();
     recovery.wait_for(2, 1 + COUNT);
     recovery.kill();
     let ended = recovery.still.site.restore().arg("--recovery-ended");
     ended.dir(&recovery.pgdata).run().success();
     assert!(!recovery.ahead().exists());
-    // Nobody asks any more: what waits is not kept for ever. The worker runs here, so that it is seen to end.
-    let worker = recovery
-        .still
-        .site
-        .restore()
-        .args(["--ahead", recovery.name(1)]);
-    let target = recovery.still.wal("RECOVERYXLOG");
-    let worker = worker.arg(target).env("PITR_FAULT_SECONDS", "1");
-    worker.run().success();
-    assert!(!recovery.ahead().exists());
+}
+
+#[test]
+fn what_nobody_asks_for_is_not_kept_for_ever() {
+    require_strace!("what_nobody_asks_for_is_not_kept_for_ever");
+    let recovery = Recovery::new(1, 14, 14);
+    recovery.get(0);
+    // The worker runs here, so that it is seen to work and to end.
+    let (run, calls) = fault::trace(&recovery.worker_here(), &["renameat"]);
+    run.success();
+    let ahead = recovery.ahead();
+    let named = calls.iter().filter(|call| call.touches(&ahead)).count();
+    assert!(named >= COUNT, "{named} were fetched");
+    assert!(!ahead.exists());
 }
 
 #[test]
 fn prefetch_segments_is_how_many_and_0_is_none() {
     let recovery = Recovery::new(1, 6, 6);
-    let config = std::fs::read_to_string(recovery.still.site.config()).unwrap();
-    let with = |count: &str| {
-        let main = format!("[clusters.main]\nprefetch_segments = {count}\n");
-        let text = config.replace("[clusters.main]\n", &main);
-        std::fs::write(recovery.still.site.config(), text).unwrap();
-    };
-    with("2");
+    recovery.allow(2);
     recovery.begin();
     recovery.wait_for(2, 3);
     assert!(!recovery.waits(4));
-    with("0");
+    recovery.allow(0);
     recovery.get(2);
     recovery.get(3);
     // The one that was at work belongs to another configuration.
     recovery.wait_gone();
-    with("65");
+    recovery.allow(65);
     recovery
         .fetch(4)
         .run()
@@ -360,9 +401,10 @@ fn f20_what_a_slow_store_holds_is_fetched_ahead_by_pitr() {
 }
 
 /// A restore_command that notes which segments waited. From the third of a timeline on it gives the worker the time that it needs.
-fn noting(site: &Site) -> (String, PathBuf) {
-    let log = site.sandbox().file("asked", "");
-    let script = site.sandbox().file(
+/// Script and notes lie in `sandbox`.
+pub fn noting(site: &Site, sandbox: &Sandbox) -> (String, PathBuf) {
+    let log = sandbox.file("asked", "");
+    let script = sandbox.file(
         "restore.sh",
         format!(
             "ahead=$(dirname \"$2\")/pitr.ahead\n\
@@ -381,7 +423,7 @@ fn noting(site: &Site) -> (String, PathBuf) {
     (format!("/bin/sh {} %f %p", script.display()), log)
 }
 
-fn count(log: &Path, begin: &str) -> usize {
+pub fn count(log: &Path, begin: &str) -> usize {
     let text = std::fs::read_to_string(log).unwrap();
     text.lines().filter(|l| l.starts_with(begin)).count()
 }
@@ -419,7 +461,7 @@ fn a_server_recovers_from_what_was_fetched_ahead(major: u32) {
         .arg(&to)
         .run()
         .success();
-    let (command, log) = noting(&site);
+    let (command, log) = noting(&site, site.sandbox());
     let mut copy = Cluster::open(major, &to)
         .option("fsync", "off")
         .option("restore_command", command)

@@ -398,7 +398,8 @@ impl Cluster {
         self.server = Some(Server { child, watchdog });
     }
 
-    fn is_ready(&self) -> bool {
+    /// Whether it takes connections.
+    pub fn is_ready(&self) -> bool {
         // PostgreSQL: src/include/utils/pidfile.h, LOCK_FILE_LINE_PM_STATUS (line 8).
         let text = std::fs::read_to_string(self.pgdata.join("postmaster.pid")).unwrap_or_default();
         let mut lines = text.lines();

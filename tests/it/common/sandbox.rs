@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
+use super::program::Program;
 use super::user;
 
 /// What the name of every such folder begins with.
@@ -107,6 +108,12 @@ impl Drop for Sandbox {
         }
         remove(&self.path);
     }
+}
+
+/// Copies a file or a folder with all that is in it, owners and permissions included, as the unprivileged user. `to` must not be there.
+pub fn copy_tree(from: &Path, to: &Path) {
+    let copy = Program::new("cp").arg("-a").arg(from).arg(to);
+    copy.run().success();
 }
 
 fn remove(path: &Path) {
