@@ -223,8 +223,11 @@ impl Store {
             lock,
             size: purpose.size,
         };
-        durable::replace(&store.path.join(NOTE), purpose.key.as_bytes(), nonce)
-            .map_err(|e| Error::from_io("write a note", e))?;
+        let noted = durable::replace(&store.path.join(NOTE), purpose.key.as_bytes(), nonce);
+        if let Err(e) = noted {
+            store.remove();
+            return Err(Error::from_io("write a note", e));
+        }
         Ok(Some(store))
     }
 

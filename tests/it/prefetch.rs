@@ -346,6 +346,39 @@ fn what_nobody_asks_for_is_not_kept_for_ever() {
 }
 
 #[test]
+fn a_disk_that_gets_full_in_the_midst_of_a_segment_leaves_nothing_of_it() {
+    require_strace!("a_disk_that_gets_full_in_the_midst_of_a_segment_leaves_nothing_of_it");
+    let recovery = Recovery::new(1, 6, 6);
+    recovery.get(0);
+    let worker = recovery.worker_here();
+    let (_, calls) = fault::trace(&worker, &["write"]);
+    let ahead = recovery.ahead();
+    let writes = calls.iter().filter(|call| call.touches(&ahead));
+    let most = writes.map(|call| call.nth).max().unwrap();
+    assert!(most > 2, "a segment is written in several pieces");
+    // Each thread fetches one segment; the note is the first of all.
+    for nth in [1, 2, most - 1, most] {
+        let full = fault::Fault::error("write", "ENOSPC").at(format!("{nth}+"));
+        let fired = std::thread::scope(|scope| {
+            let worked = scope.spawn(|| fault::inject(&worker, &full));
+            while !worked.is_finished() {
+                for file in recovery.still.segments.iter().map(|name| ahead.join(name)) {
+                    let length = std::fs::metadata(&file).map_or(1 << 20, |m| m.len());
+                    assert_eq!(length, 1 << 20, "{nth}: half of {}", file.display());
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            let (run, fired) = worked.join().unwrap();
+            run.success();
+            fired
+        });
+        assert!(fired > 0, "{nth}");
+        assert!(!ahead.exists(), "{nth}");
+    }
+    recovery.get(2);
+}
+
+#[test]
 fn prefetch_segments_is_how_many_and_0_is_none() {
     let recovery = Recovery::new(1, 6, 6);
     recovery.allow(2);
