@@ -178,7 +178,7 @@ fn behind<'a>(
     let mut ms = None;
     for other in others {
         let Some(from) = &other.survey else { continue };
-        let lacking = lacking(from, to, false, cx.now());
+        let lacking = lacking(from, to, false);
         backups.extend(lacking.backups);
         for (timeline, runs) in lacking.segments {
             let first = runs.bounds().and_then(|(n, _)| n.name(timeline, size));

@@ -11,7 +11,8 @@ use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
-use crate::plan::lacking::Lacking;
+use crate::plan::lacking::{Cause, Lacking};
+use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::sync::{Report, Surroundings, Transfer};
 
@@ -35,6 +36,12 @@ pub struct Args {
     /// Copy also what the receiving side may have expired
     #[arg(long)]
     pub all: bool,
+
+    /// Copy a cluster also where its name has another system identifier
+    ///
+    /// After pg_upgrade or initdb, as pitr init --confirm.
+    #[arg(long)]
+    pub confirm: bool,
 
     /// Copy this many objects at a time
     ///
@@ -60,7 +67,9 @@ struct Done {
 
 impl Done {
     fn has_problems(&self) -> bool {
-        self.lacking.left_out.iter().any(|l| l.is_conflict)
+        let left_out = &self.lacking.left_out;
+        left_out.iter().any(|l| l.cause != Cause::Rule)
+            || !self.lacking.unreadable.is_empty()
             || self.report.as_ref().is_some_and(|r| r.problem_count > 0)
     }
 }
@@ -77,18 +86,25 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let warning =
         |(configured, repository): &Opened<'_>| unproven::warning(configured, repository, FORGED);
     let warnings: Vec<String> = opened.iter().filter_map(warning).collect();
-    let mut done = Vec::new();
-    let mut clusters = BTreeSet::new();
+    let mut sync = Sync {
+        args,
+        cx,
+        stop: &stop,
+        done: Vec::new(),
+        clusters: BTreeSet::new(),
+        failures,
+    };
     for (to, from) in pairs(args, &opened) {
-        let (from_name, to_name) = (&from.0.name, &to.0.name);
-        let result = one_pair(args, cx, from, to, wanted, &stop, &mut done, &mut clusters);
-        if let Err(e) = result {
-            let doing = format!("bring repository \"{to_name}\" up to date from \"{from_name}\"");
-            if !failures.add(e, doing) {
-                break;
-            }
+        if !sync.pair(from, to, wanted) {
+            break;
         }
     }
+    let Sync {
+        done,
+        clusters,
+        mut failures,
+        ..
+    } = sync;
     failures.first_if(cx, done.is_empty())?;
     if clusters.is_empty() {
         return Err(no_cluster(wanted));
@@ -186,57 +202,137 @@ fn pairs<'o, 'a>(args: &Args, opened: &'o [Opened<'a>]) -> Vec<(&'o Opened<'a>, 
     pairs
 }
 
-#[expect(clippy::too_many_arguments, reason = "what a pair is worked on with")]
-fn one_pair(
-    args: &Args,
-    cx: &Context,
-    (from_name, from): &Opened<'_>,
-    (to_name, to): &Opened<'_>,
-    cluster: Option<&str>,
-    stop: &AtomicBool,
-    done: &mut Vec<Done>,
-    clusters: &mut BTreeSet<String>,
-) -> Result<()> {
-    let names = match cluster {
-        Some(name) => vec![name.to_owned()],
-        None => from.cluster_names()?,
-    };
-    let progress = cx.progress();
-    let host = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
-    let around = Surroundings {
-        clock: &|| cx.now(),
-        random: &|| cx.random(),
-        host: &host,
-        stop,
-        progress: &progress,
-        jobs: usize::from(args.jobs),
-        everything: args.all,
-    };
-    for name in names {
-        for registration in from.registrations(&name)? {
-            clusters.insert(name.clone());
-            let transfer = Transfer::new(from, to, &registration, &around)?;
-            let lacking = transfer.plan()?;
-            let ran = match args.dry_run {
-                true => Ok(()),
-                false => transfer.run(&lacking),
+/// A run: what it works with, and what came of it.
+struct Sync<'a> {
+    args: &'a Args,
+    cx: &'a Context,
+    stop: &'a AtomicBool,
+    done: Vec<Done>,
+    clusters: BTreeSet<String>,
+    failures: Failures,
+}
+
+impl Sync<'_> {
+    /// Brings one repository up to date from another; a cluster that cannot be copied does not keep the others from it. `false` when the
+    /// operator wants no more.
+    fn pair(&mut self, from: &Opened<'_>, to: &Opened<'_>, wanted: Option<&str>) -> bool {
+        let doing = format!(
+            "bring repository \"{}\" up to date from \"{}\"",
+            to.0.name, from.0.name
+        );
+        let names = match wanted {
+            Some(name) => Ok(vec![name.to_owned()]),
+            None => from.1.cluster_names(),
+        };
+        let names = match names {
+            Ok(names) => names,
+            Err(e) => return self.failures.add(e, doing),
+        };
+        for name in names {
+            let places = from.1.clusters(&name);
+            let known = places.and_then(|places| Ok((places, registered(&to.1, &name)?)));
+            let (places, known) = match known {
+                Ok(known) => known,
+                Err(e) => return self.failures.add(e, doing),
             };
-            let report = (!args.dry_run).then(|| transfer.report());
-            done.push(Done {
-                from: from_name.name.clone(),
-                to: to_name.name.clone(),
-                lacking,
-                report,
-                is_cut_short: ran.is_err(),
-                registration: registration.clone(),
-            });
-            ran?;
+            for layout in places {
+                let Err(e) = self.cluster(from, to, &layout, &known) else {
+                    continue;
+                };
+                let is_away = e.code().is_retryable();
+                let is_wanted = self.failures.add(e, doing.clone());
+                if is_away || !is_wanted {
+                    return is_wanted;
+                }
+            }
+        }
+        true
+    }
+
+    /// `known` are the system identifiers that the receiving side had under the name when the run came to it.
+    fn cluster(
+        &mut self,
+        (from_name, from): &Opened<'_>,
+        (to_name, to): &Opened<'_>,
+        layout: &ClusterLayout,
+        known: &[u64],
+    ) -> Result<()> {
+        self.clusters.insert(layout.name().to_owned());
+        let Some(registration) = from.registration(layout)? else {
+            return Ok(());
+        };
+        if !self.args.confirm {
+            check_name(layout, from_name, to_name, known)?;
+        }
+        let (cx, args) = (self.cx, self.args);
+        let progress = cx.progress();
+        let host = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
+        let around = Surroundings {
+            clock: &|| cx.now(),
+            random: &|| cx.random(),
+            host: &host,
+            stop: self.stop,
+            progress: &progress,
+            jobs: usize::from(args.jobs),
+            everything: args.all,
+        };
+        let transfer = Transfer::new(from, to, &registration, &around)?;
+        let lacking = transfer.plan()?;
+        let ran = match args.dry_run {
+            true => Ok(()),
+            false => transfer.run(&lacking),
+        };
+        let report = (!args.dry_run).then(|| transfer.report());
+        self.done.push(Done {
+            from: from_name.name.clone(),
+            to: to_name.name.clone(),
+            lacking,
+            report,
+            is_cut_short: ran.is_err(),
+            registration: registration.clone(),
+        });
+        ran
+    }
+}
+
+/// The system identifiers under a name. One whose registration cannot be read is there, too.
+fn registered(repository: &Repository, name: &str) -> Result<Vec<u64>> {
+    let mut known = Vec::new();
+    for layout in repository.clusters(name)? {
+        match repository.registration(&layout) {
+            Ok(None) => {}
+            Err(e) if e.code().is_retryable() => return Err(e),
+            _ => known.push(layout.system_identifier()),
         }
     }
-    Ok(())
+    Ok(known)
+}
+
+/// A second system identifier under a name is what pg_upgrade leaves, or two clusters that were mixed up: who reads takes the newest
+/// backup of the name, whosever it is.
+fn check_name(
+    layout: &ClusterLayout,
+    from: &config::Repository,
+    to: &config::Repository,
+    known: &[u64],
+) -> Result<()> {
+    let own = layout.system_identifier();
+    if known.is_empty() || known.contains(&own) {
+        return Ok(());
+    }
+    let known: Vec<String> = known.iter().map(u64::to_string).collect();
+    Err(err!(
+        WrongCluster,
+        "cluster \"{}\" is registered with system identifier {} in \"{}\", and has {own} in \"{}\"",
+        layout.name(),
+        known.join(", "),
+        to.name,
+        from.name
+    )
+    .hint("Nothing of it was copied there. If these are two clusters, correct the repositories of the configuration.\nAfter pg_upgrade or initdb, run the same command with --confirm."))
 }
 
 fn report(cx: &Context, args: &Args, done: &[Done], warnings: &[String]) -> Result<()> {
@@ -257,7 +353,14 @@ fn shown(done: &Done) -> serde_json::Value {
     let left_out: Vec<_> = lacking
         .left_out
         .iter()
-        .map(|l| json!({ "what": l.what, "why": l.why, "conflict": l.is_conflict }))
+        .map(|l| {
+            json!({
+                "what": l.what,
+                "why": l.why,
+                "conflict": l.cause == Cause::Conflict,
+                "damaged": l.cause == Cause::Damage,
+            })
+        })
         .collect();
     let problems = |r: &Report| -> Vec<serde_json::Value> {
         let shown = r
@@ -282,6 +385,7 @@ fn shown(done: &Done) -> serde_json::Value {
         },
         "unneeded_segments": lacking.unneeded_segments,
         "left_out": left_out,
+        "unreadable": lacking.unreadable,
         "copied": done.report.as_ref().map(|r| json!({
             "backups": ids(&r.backups),
             "segments": r.segments,
@@ -328,10 +432,15 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
     cx.out.report(&line)?;
     for left in &lacking.left_out {
         let line = format!("{}: not copied: {}", left.what, left.why);
-        match left.is_conflict {
-            true => cx.out.warn(&line),
-            false => cx.out.note(&line),
+        match left.cause {
+            Cause::Rule => cx.out.note(&line),
+            Cause::Conflict | Cause::Damage => cx.out.warn(&line),
         }
+    }
+    for what in &lacking.unreadable {
+        let name = &done.from;
+        let line = format!("not copied, because \"{name}\" has it damaged: {what}");
+        cx.out.warn(&line);
     }
     if lacking.unneeded_segments > 0 {
         cx.out.note(&format!(

@@ -5,11 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::retention::backups::live_claims;
 use super::retention::wal::{Needed, Tree};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
-use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::event;
 use crate::repo::facts::Runs;
@@ -25,8 +23,19 @@ pub struct LeftOut {
     pub what: String,
     /// Why not.
     pub why: String,
+    /// What that means.
+    pub cause: Cause,
+}
+
+/// What it means that something is not copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It is as it should be.
+    Rule,
     /// The two repositories contradict one another.
-    pub is_conflict: bool,
+    Conflict,
+    /// It is damaged on one side.
+    Damage,
 }
 
 /// What is copied.
@@ -52,6 +61,8 @@ pub struct Lacking {
     pub unneeded_segments: u64,
     /// What is not copied.
     pub left_out: Vec<LeftOut>,
+    /// What the giving side has and cannot be read, so that nobody knows what it says: roots, histories, events.
+    pub unreadable: Vec<String>,
 }
 
 impl Lacking {
@@ -73,14 +84,17 @@ impl Lacking {
 }
 
 /// Computes what `to` lacks of `from`; with `everything` also what it may have expired.
-pub fn lacking(from: &Survey, to: &Survey, everything: bool, now: TimestampTz) -> Lacking {
+pub fn lacking(from: &Survey, to: &Survey, everything: bool) -> Lacking {
     let mut asked = Asked {
         from,
         to,
         everything,
-        floor: floor(to, now),
+        floor: floor(to),
         torn: BTreeSet::new(),
-        out: Lacking::default(),
+        out: Lacking {
+            unreadable: from.unreadable.clone(),
+            ..Lacking::default()
+        },
     };
     asked.histories();
     asked.backups();
@@ -100,13 +114,15 @@ fn order(id: &BackupId, root: &Root) -> Order {
     (root.timeline, root.stop_lsn, id.clone())
 }
 
-/// The oldest backup that the side keeps of its own accord: neither marked, nor held by a pin or a claim alone. The newest that is not
-/// marked is kept by any retention, whatever else holds it.
-fn floor(to: &Survey, now: TimestampTz) -> Option<Order> {
+/// The oldest backup that the side keeps of its own accord: neither marked, nor held by a pin alone. The newest that is not marked is
+/// kept by any retention, whatever else holds it.
+///
+/// A claim does not count: who reads the oldest of those that are kept must not make it look expired, and what is missing behind it with it.
+/// Where a claim alone holds one, some of what was expired comes back, and goes with the next run of expire.
+fn floor(to: &Survey) -> Option<Order> {
     let is_marked = |s: &Subject| !event::standing(&s.events, "expire", "unexpire").is_empty();
-    let is_held = |s: &Subject| is_pinned(s) || !live_claims(&s.events, now).is_empty();
     let unmarked = || committed(to).filter(|(_, subject, _)| !is_marked(subject));
-    let kept = unmarked().filter(|(_, subject, _)| !is_held(subject));
+    let kept = unmarked().filter(|(_, subject, _)| !is_pinned(subject));
     let kept = kept.map(|(id, _, root)| order(id, root)).min();
     kept.or_else(|| unmarked().map(|(id, _, root)| order(id, root)).max())
 }
@@ -136,12 +152,9 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    fn leave_out(&mut self, what: String, why: impl Into<String>, is_conflict: bool) {
-        self.out.left_out.push(LeftOut {
-            what,
-            why: why.into(),
-            is_conflict,
-        });
+    fn leave_out(&mut self, what: String, why: impl Into<String>, cause: Cause) {
+        let why = why.into();
+        self.out.left_out.push(LeftOut { what, why, cause });
     }
 
     fn histories(&mut self) {
@@ -154,7 +167,12 @@ impl Asked<'_> {
                     self.torn.insert(*id);
                     let what = format!("timeline {}", id.decimal());
                     let why = "its history is another one in each of the two: two servers were promoted to the same number";
-                    self.leave_out(what, why, true);
+                    self.leave_out(what, why, Cause::Conflict);
+                }
+                (HistoryFile::Known(_), Some(HistoryFile::Damaged(why))) => {
+                    let what = format!("history of timeline {}", id.decimal());
+                    let why = format!("the one that is there cannot be read: {why}");
+                    self.leave_out(what, why, Cause::Damage);
                 }
                 (HistoryFile::Known(_), None | Some(HistoryFile::Absent)) => {
                     self.out.histories.push(*id);
@@ -171,8 +189,8 @@ impl Asked<'_> {
             match self.why_not(id, subject, root) {
                 None => {}
                 Some(Verdict::Copy) => chosen.push(order(id, root)),
-                Some(Verdict::Leave(why, is_conflict)) => {
-                    self.leave_out(format!("backup {id}"), why, is_conflict);
+                Some(Verdict::Leave(why, cause)) => {
+                    self.leave_out(format!("backup {id}"), why, cause);
                 }
             }
         }
@@ -182,14 +200,14 @@ impl Asked<'_> {
 
     /// `None` when it is there already.
     fn why_not(&self, id: &BackupId, subject: &Subject, root: &Root) -> Option<Verdict> {
-        let leave = |why: &str| Some(Verdict::Leave(why.to_owned(), false));
+        let leave_for = |cause: Cause, why: &str| Some(Verdict::Leave(why.to_owned(), cause));
+        let leave = |why: &str| leave_for(Cause::Rule, why);
         let there = self.to.ids.get(id);
         if let Some(there) = there
             && let (Some(own), Some(other)) = (subject.begin(), there.begin())
             && own.event.nonce != other.event.nonce
         {
-            let why = "another backup has the same id there".to_owned();
-            return Some(Verdict::Leave(why, true));
+            return leave_for(Cause::Conflict, "another backup has the same id there");
         }
         match there.map(|s| &s.manifest) {
             Some(Manifest::Committed(_)) => return None,
@@ -199,7 +217,7 @@ impl Asked<'_> {
                 );
             }
             Some(Manifest::Unreadable) => {
-                return leave("what is there under its id cannot be read");
+                return leave_for(Cause::Damage, "what is there under its id cannot be read");
             }
             Some(Manifest::Absent) | None => {}
         }
@@ -213,13 +231,15 @@ impl Asked<'_> {
         if !event::standing(events, "expire", "unexpire").is_empty() {
             return leave("it is marked for deletion");
         }
-        if let Some(found) = event::standing(events, "damaged", "healed").first() {
-            let detail = found.event.detail.as_deref().unwrap_or("no detail");
-            let why = format!("a check found it damaged: {detail}");
-            return Some(Verdict::Leave(why, false));
-        }
         if self.is_below_floor(id, root) && !is_pinned(subject) && !self.everything {
             return leave("it is older than every backup kept there; --all copies it");
+        }
+        if let Some(found) = event::standing(events, "damaged", "healed").first() {
+            let detail = found.event.detail.as_deref().unwrap_or("no detail");
+            return leave_for(
+                Cause::Damage,
+                &format!("a check found it damaged: {detail}"),
+            );
         }
         Some(Verdict::Copy)
     }
@@ -394,8 +414,8 @@ impl Asked<'_> {
 
 enum Verdict {
     Copy,
-    /// Why not, and whether the two contradict one another.
-    Leave(String, bool),
+    /// Why not, and what that means.
+    Leave(String, Cause),
 }
 
 /// The reasons may differ: they are text for people.
@@ -406,3 +426,6 @@ fn is_same(a: &History, b: &History) -> bool {
     };
     bare(a) == bare(b)
 }
+
+#[cfg(test)]
+mod tests;

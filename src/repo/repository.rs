@@ -205,6 +205,19 @@ impl Repository {
 
     /// Registrations under a name, oldest first.
     pub fn registrations(&self, name: &str) -> Result<Vec<Registration>> {
+        let mut found = Vec::new();
+        for layout in self.clusters(name)? {
+            found.extend(self.registration(&layout)?);
+        }
+        found.sort_by_key(|r| r.first_seen);
+        Ok(found)
+    }
+
+    /// Every place under a name that is that of a system identifier, registered or not.
+    ///
+    /// # Errors
+    /// `Usage` when it is no name of a cluster; what the store says.
+    pub fn clusters(&self, name: &str) -> Result<Vec<ClusterLayout>> {
         if !layout::is_cluster_name(name) {
             return Err(err!(
                 Usage,
@@ -212,17 +225,9 @@ impl Repository {
                 name.escape_debug()
             ));
         }
-        let mut found = Vec::new();
-        for listed in self.store.list(&format!("{}/{name}", layout::CLUSTERS))? {
-            let Ok(identifier) = listed.name.parse::<u64>() else {
-                continue;
-            };
-            if let Some(registration) = self.registration(&ClusterLayout::new(name, identifier)?)? {
-                found.push(registration);
-            }
-        }
-        found.sort_by_key(|r| r.first_seen);
-        Ok(found)
+        let listed = self.store.list(&format!("{}/{name}", layout::CLUSTERS))?;
+        let identifiers = listed.iter().filter_map(|l| l.name.parse::<u64>().ok());
+        identifiers.map(|id| ClusterLayout::new(name, id)).collect()
     }
 
     /// The registration of one cluster; `None` when the identifier is not registered under the name.

@@ -24,7 +24,7 @@ use crate::store::{Irregular, Key, Store, get};
 pub struct Survey {
     /// WAL segment size at registration.
     pub segment_size: SegmentSize,
-    /// Other segment sizes that were accepted later: names then mean two positions.
+    /// Other segment sizes that were accepted later, or may have been: names then mean two positions.
     pub has_other_sizes: bool,
     /// Everything under a backup id, by id.
     pub ids: BTreeMap<BackupId, Subject>,
@@ -42,7 +42,7 @@ pub struct Survey {
     pub healed: Vec<(Key, bool)>,
     /// What writes left behind that did not finish: those of this cluster, and those that belong to none.
     pub unfinished: Vec<Irregular>,
-    /// What could not be read and checked: roots, reservations, claims, histories.
+    /// What could not be read and checked: roots, reservations, claims, histories, events of the cluster.
     pub unreadable: Vec<String>,
     /// The latest of the store's times of roots, events and the last segments, with the object's key.
     pub newest: Option<(TimestampTz, String)>,
@@ -207,9 +207,13 @@ impl Survey {
     ) -> Result<Survey> {
         let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
         let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
+        let mut unreadable = Vec::new();
+        let sizes = repository.segment_sizes(&layout, registration);
+        let sizes = found(sizes, &mut unreadable)?;
         let mut survey = Survey {
-            has_other_sizes: repository.segment_sizes(&layout, registration)?.len() > 1,
+            has_other_sizes: sizes.is_none_or(|sizes| sizes.len() > 1),
             timelines: inventory::read_timelines(repository, &layout, segment_size)?,
+            unreadable,
             ..Survey::empty(segment_size)
         };
         let mut reading = Reading {

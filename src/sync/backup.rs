@@ -92,7 +92,7 @@ impl Transfer<'_> {
             Err(e) if e.code() == Code::Conflict => {
                 Err(err!(Conflict, "another backup has the same id there").source(e))
             }
-            copied => self.settle(key.as_str(), copied).map(|_| ()),
+            copied => self.settle(key.as_str(), Ok(copied?)).map(|_| ()),
         }
     }
 

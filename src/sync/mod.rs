@@ -106,7 +106,7 @@ impl<'a> Transfer<'a> {
     /// Puts together what is to be done for one cluster of `from`.
     ///
     /// # Errors
-    /// `Refused` when one of the repositories is encrypted; `Conflict` when the cluster is registered differently.
+    /// `Refused` when they do not have the same keys; `Conflict` when the cluster is registered differently.
     pub fn new(
         from: &'a Repository,
         to: &'a Repository,
@@ -178,7 +178,7 @@ impl<'a> Transfer<'a> {
     pub fn plan(&self) -> Result<Lacking> {
         let from = Survey::without_leftovers(self.from, self.registration)?;
         let to = Survey::without_leftovers(self.to, self.registration)?;
-        Ok(lacking(&from, &to, self.everything, (self.clock)()))
+        Ok(lacking(&from, &to, self.everything))
     }
 
     /// Copies what a plan made just now says.

@@ -6,7 +6,7 @@
 //! has two phases: what is no longer kept is marked, and what was marked is deleted by a run after the grace period that finds it
 //! not kept again. The order of deletions is that of the format, section 10.
 
-pub mod backups;
+mod backups;
 mod objects;
 #[cfg(test)]
 mod tests;

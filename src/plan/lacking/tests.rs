@@ -1,0 +1,224 @@
+//! Two repositories of one cluster: what the one lacks, and what it expired.
+
+use super::*;
+use crate::pg::segment::SegmentSize;
+use crate::pg::time::TimestampTz;
+use crate::repo::event::{Event, Recorded, compact};
+use crate::repo::inventory::Timeline;
+
+const MIB: u64 = 1 << 20;
+
+fn size() -> SegmentSize {
+    SegmentSize::new(MIB).unwrap()
+}
+
+fn id(n: u64) -> BackupId {
+    format!("202611{n:02}T000000Z-full").parse().unwrap()
+}
+
+fn ids(numbers: &[u64]) -> Vec<BackupId> {
+    numbers.iter().map(|n| id(*n)).collect()
+}
+
+/// Backups of timeline 1, each in the segment ten times its number, and segments.
+fn survey(backups: &[u64], segments: &[(u64, u64)]) -> Survey {
+    let mut survey = Survey::empty(size());
+    let segments = segments.iter().map(|(a, b)| (*a, *b));
+    let timeline = Timeline {
+        segments: Runs::from_runs(
+            segments
+                .map(|(a, b)| (SegmentNumber(a), SegmentNumber(b)))
+                .collect(),
+        ),
+        ..Timeline::default()
+    };
+    survey.timelines.insert(TimelineId::FIRST, timeline);
+    for n in backups {
+        let start = Lsn(n * 10 * MIB + 40);
+        let root = Root {
+            start_lsn: start,
+            stop_lsn: Lsn(start.0 + MIB),
+            consistent_lsn: Lsn(start.0 + MIB),
+            start_timeline: TimelineId::FIRST,
+            timeline: TimelineId::FIRST,
+            history: None,
+            stop_time: now(),
+            size_bytes: 1,
+            stored_bytes: 1,
+            damage: None,
+            layers: BTreeMap::new(),
+            packs: BTreeMap::new(),
+        };
+        let subject = Subject {
+            manifest: Manifest::Committed(Box::new(root)),
+            ..Subject::default()
+        };
+        survey.ids.insert(id(*n), subject);
+    }
+    survey
+}
+
+fn now() -> TimestampTz {
+    "2026-11-20T06:40:49Z".parse().unwrap()
+}
+
+/// Adds an event to a backup; returns the last part of its key.
+fn add(survey: &mut Survey, n: u64, kind: &str) -> String {
+    let name = format!("{}-{kind}-0000000000000001", compact(now()));
+    let event = Event {
+        event: kind.into(),
+        time: now(),
+        seconds: Some(3600),
+        ..Event::default()
+    };
+    let recorded = Recorded {
+        name: name.clone(),
+        event,
+        stored: now(),
+    };
+    survey.ids.get_mut(&id(n)).unwrap().events.push(recorded);
+    name
+}
+
+/// Everything there ever was, and one that keeps backups 5 to 9 of it.
+fn both() -> (Survey, Survey) {
+    let all: Vec<u64> = (1..=9).collect();
+    let from = survey(&all, &[(1, 100)]);
+    (from, survey(&all[4..], &[(50, 100)]))
+}
+
+fn older(lacking: &Lacking) -> usize {
+    let is_older = |l: &&LeftOut| l.why.contains("older than every backup kept there");
+    lacking.left_out.iter().filter(is_older).count()
+}
+
+fn copied(lacking: &Lacking) -> Vec<(u64, u64)> {
+    let runs = lacking.segments.values().flat_map(Runs::iter);
+    runs.map(|(first, last)| (first.0, last.0)).collect()
+}
+
+#[test]
+fn what_is_below_the_floor_stays_expired() {
+    let (from, to) = both();
+    let lacks = lacking(&from, &to, false);
+    assert!(lacks.is_empty(), "{lacks:?}");
+    assert_eq!(older(&lacks), 4);
+    assert_eq!(lacks.unneeded_segments, 49);
+    let all = lacking(&from, &to, true);
+    assert_eq!(all.backups, ids(&[1, 2, 3, 4]));
+    assert_eq!(copied(&all), [(1, 49)]);
+}
+
+#[test]
+fn what_the_floor_keeps_is_copied_from_it_on() {
+    let (from, mut to) = both();
+    to.ids.remove(&id(6));
+    to.ids.remove(&id(9));
+    let held = to.timelines.get_mut(&TimelineId::FIRST).unwrap();
+    held.segments = Runs::from_runs(vec![
+        (SegmentNumber(50), SegmentNumber(51)),
+        (SegmentNumber(70), SegmentNumber(80)),
+    ]);
+    let lacks = lacking(&from, &to, false);
+    assert_eq!(lacks.backups, ids(&[6, 9]));
+    assert_eq!(copied(&lacks), [(52, 69), (81, 100)]);
+    assert_eq!(older(&lacks), 4);
+}
+
+#[test]
+fn who_reads_the_oldest_backup_does_not_make_it_look_expired() {
+    let (from, mut to) = both();
+    to.ids.remove(&id(6));
+    let held = to.timelines.get_mut(&TimelineId::FIRST).unwrap();
+    held.segments = Runs::from_runs(vec![
+        (SegmentNumber(50), SegmentNumber(51)),
+        (SegmentNumber(70), SegmentNumber(100)),
+    ]);
+    add(&mut to, 5, "claim");
+    let lacks = lacking(&from, &to, false);
+    assert_eq!(lacks.backups, ids(&[6]));
+    assert_eq!(copied(&lacks), [(52, 69)]);
+    // Nor does who reads it where it comes from.
+    let (mut from, to) = both();
+    add(&mut from, 1, "claim");
+    add(&mut from, 5, "claim");
+    let lacks = lacking(&from, &to, false);
+    assert!(lacks.is_empty(), "{lacks:?}");
+    assert_eq!(older(&lacks), 4);
+}
+
+#[test]
+fn a_pin_or_a_mark_on_an_old_backup_does_not_bring_back_what_lies_behind_it() {
+    for kind in ["pin", "expire"] {
+        let (from, mut to) = both();
+        let old = from.ids[&id(2)].clone();
+        to.ids.insert(id(2), old);
+        let held = to.timelines.get_mut(&TimelineId::FIRST).unwrap();
+        held.segments = Runs::from_runs(vec![
+            (SegmentNumber(20), SegmentNumber(21)),
+            (SegmentNumber(50), SegmentNumber(100)),
+        ]);
+        add(&mut to, 2, kind);
+        let lacks = lacking(&from, &to, false);
+        assert!(lacks.is_empty(), "{kind}: {lacks:?}");
+        assert_eq!(older(&lacks), 3, "{kind}");
+    }
+}
+
+#[test]
+fn a_pinned_backup_comes_at_any_age_with_its_pins_and_the_way_to_its_end() {
+    let (mut from, to) = both();
+    let pin = add(&mut from, 2, "pin");
+    let there = add(&mut from, 7, "pin");
+    let lacks = lacking(&from, &to, false);
+    assert_eq!(lacks.backups, ids(&[2]));
+    assert_eq!(lacks.pins, [(id(2), pin), (id(7), there)]);
+    assert_eq!(copied(&lacks), [(20, 21)]);
+}
+
+#[test]
+fn what_cannot_be_read_is_named() {
+    let (mut from, mut to) = both();
+    from.unreadable.push("root of x".into());
+    assert_eq!(lacking(&from, &to, false).unreadable, ["root of x"]);
+    // A root that is damaged over there, and one that a check found damaged here.
+    to.ids.get_mut(&id(7)).unwrap().manifest = Manifest::Unreadable;
+    to.ids.remove(&id(8));
+    add(&mut from, 8, "damaged");
+    // What is expired there need not be whole.
+    add(&mut from, 1, "damaged");
+    let lacks = lacking(&from, &to, false);
+    let damaged = lacks.left_out.iter().filter(|l| l.cause == Cause::Damage);
+    let damaged: Vec<&str> = damaged.map(|l| l.what.as_str()).collect();
+    assert_eq!(
+        damaged,
+        [format!("backup {}", id(7)), format!("backup {}", id(8))]
+    );
+    assert!(lacks.backups.is_empty());
+    assert_eq!(older(&lacks), 4);
+}
+
+#[test]
+fn a_history_that_cannot_be_read_over_there_is_named() {
+    let (mut from, mut to) = both();
+    let second = TimelineId::new(2).unwrap();
+    let timeline = |history| Timeline {
+        history,
+        ..Timeline::default()
+    };
+    let history = History::root(TimelineId::FIRST).child(second, Lsn(60 * MIB), b"test");
+    from.timelines
+        .insert(second, timeline(HistoryFile::Known(history)));
+    assert_eq!(lacking(&from, &to, false).histories, [second]);
+    to.timelines
+        .insert(second, timeline(HistoryFile::Damaged("cut".into())));
+    let lacks = lacking(&from, &to, false);
+    assert!(lacks.histories.is_empty());
+    assert!(
+        lacks
+            .left_out
+            .iter()
+            .any(|l| l.cause == Cause::Damage && l.what == "history of timeline 2"),
+        "{lacks:?}"
+    );
+}
