@@ -75,29 +75,38 @@ impl Reading {
 
     /// The same cluster in the other repositories, as far as they can be opened and know it. Each is opened when it is asked for.
     pub fn others<'a>(&'a self, cx: &'a Context) -> impl Iterator<Item = Reading> + 'a {
+        self.all_others(cx).filter_map(|(name, other)| {
+            let said = |e: &Error| cx.out.warn(&format!("repository \"{name}\": {e}"));
+            other.inspect_err(said).ok()
+        })
+    }
+
+    /// As [`Reading::others`], by name, with those that cannot be opened and why.
+    pub fn all_others<'a>(
+        &'a self,
+        cx: &'a Context,
+    ) -> impl Iterator<Item = (String, Result<Reading>)> + 'a {
         let others = self.settings.repositories.iter();
         let others = others.filter(|r| r.name != self.configured.name);
         others.filter_map(|configured| {
-            let opened = cx.open(configured).and_then(|repository| {
-                let known = repository.registrations(&self.name)?;
-                Ok((!known.is_empty()).then_some((repository, cx.settings()?)))
-            });
-            let (repository, settings) = match opened {
-                Ok(opened) => opened?,
-                Err(e) => {
-                    cx.out
-                        .warn(&format!("repository \"{}\": {e}", configured.name));
-                    return None;
-                }
-            };
-            Some(Reading {
-                settings,
-                configured: configured.clone(),
-                repository,
-                cluster: self.cluster.clone(),
-                name: self.name.clone(),
-            })
+            let other = self.other(cx, configured).transpose()?;
+            Some((configured.name.clone(), other))
         })
+    }
+
+    /// `None` when the cluster is not known there.
+    fn other(&self, cx: &Context, configured: &config::Repository) -> Result<Option<Reading>> {
+        let repository = cx.open(configured)?;
+        if repository.registrations(&self.name)?.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Reading {
+            settings: cx.settings()?,
+            configured: configured.clone(),
+            repository,
+            cluster: self.cluster.clone(),
+            name: self.name.clone(),
+        }))
     }
 
     /// The first of the other repositories of which `reach` makes something.

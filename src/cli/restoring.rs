@@ -77,10 +77,9 @@ impl Opened {
     /// The other repositories, for objects that are damaged in this one.
     pub fn spares<'a>(&'a self, cx: &'a Context) -> Spares<'a> {
         Spares::new(|| {
-            self.reading
-                .others(cx)
-                .map(|other| other.repository)
-                .collect()
+            let others = self.reading.all_others(cx);
+            let others = others.map(|(name, other)| (name, other.map(|o| o.repository)));
+            others.collect()
         })
     }
 

@@ -1,7 +1,7 @@
 //! Other repositories, from which an object is taken that is damaged or missing in the one that is read.
 //!
 //! They are opened when the first object fails its check, not before: one that is away costs nothing as long as all is well. What they give
-//! has to pass the same checks, down from the root that was read.
+//! has to pass the same checks, down from the root that was read. One that cannot be asked has said nothing: then nothing is lost yet.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock};
@@ -21,16 +21,19 @@ pub struct Taken {
     pub from: String,
 }
 
+/// A repository to fall back on: its name, and the repository, or why it cannot be asked.
+pub type Spare = (String, Result<Repository>);
+
 /// The repositories to fall back on, in order.
 pub struct Spares<'a> {
-    open: Box<dyn Fn() -> Vec<Repository> + Send + Sync + 'a>,
-    opened: OnceLock<Vec<Repository>>,
+    open: Box<dyn Fn() -> Vec<Spare> + Send + Sync + 'a>,
+    opened: OnceLock<Vec<Spare>>,
     taken: Mutex<BTreeMap<String, Taken>>,
 }
 
 impl<'a> Spares<'a> {
     /// Those that `open` gives, which is called at most once.
-    pub fn new(open: impl Fn() -> Vec<Repository> + Send + Sync + 'a) -> Spares<'a> {
+    pub fn new(open: impl Fn() -> Vec<Spare> + Send + Sync + 'a) -> Spares<'a> {
         Spares {
             open: Box::new(open),
             opened: OnceLock::new(),
@@ -41,7 +44,7 @@ impl<'a> Spares<'a> {
     /// What `read` makes of the first of them that has the object whole, where `own` says that it is not so where it was looked for.
     ///
     /// # Errors
-    /// `own`, when none has.
+    /// `own`, when none has; when one could not be asked, why not. Those of the place that `read` writes to.
     pub fn or_other<T>(
         &self,
         key: &Key,
@@ -52,13 +55,28 @@ impl<'a> Spares<'a> {
             Err(e) if is_of_the_object(&e) => e,
             other => return other,
         };
-        for spare in self.opened.get_or_init(|| (self.open)()) {
-            if let Ok(found) = read(spare.store()) {
-                self.note(key, &e, spare.store());
-                return Ok(found);
+        let mut silent = None;
+        for (name, spare) in self.opened.get_or_init(|| (self.open)()) {
+            let spare = match spare {
+                Ok(spare) => spare.store(),
+                Err(why) => {
+                    silent.get_or_insert_with(|| could_not_ask(&e, name, why));
+                    continue;
+                }
+            };
+            match read(spare) {
+                Ok(found) => {
+                    self.note(key, &e, spare);
+                    return Ok(found);
+                }
+                Err(why) if is_of_the_object(&why) => {}
+                Err(why) if is_of_the_target(&why) => return Err(why),
+                Err(why) => {
+                    silent.get_or_insert_with(|| could_not_ask(&e, name, &why));
+                }
             }
         }
-        Err(e)
+        Err(silent.unwrap_or(e))
     }
 
     fn note(&self, key: &Key, e: &Error, from: &dyn Store) {
@@ -76,6 +94,24 @@ impl<'a> Spares<'a> {
         let taken = self.taken.lock();
         taken.map_or_else(|_| Vec::new(), |t| t.values().cloned().collect())
     }
+}
+
+/// The answer of a repository that may have the object whole is missing.
+fn could_not_ask(own: &Error, name: &str, why: &Error) -> Error {
+    let code = match why.code() {
+        // Its marker: that says nothing about the object.
+        Code::Damaged => Code::Unreachable,
+        code => code,
+    };
+    let message = format!(
+        "{own}, and repository \"{name}\", which may have it whole, could not be asked: {why}"
+    );
+    Error::new(code, message)
+        .hint("Nothing is known to be lost. Run the same command again when that repository can be reached: it goes on where this one ended.")
+}
+
+fn is_of_the_target(e: &Error) -> bool {
+    matches!(e.code(), Code::TargetWrite | Code::Interrupted)
 }
 
 /// Whether an error says that this copy of an object is of no use.

@@ -658,6 +658,45 @@ fn t06_what_is_damaged_is_taken_from_another_repository_and_said() {
 }
 
 #[test]
+fn what_a_repository_that_is_away_may_have_is_not_called_lost() {
+    let two = filled();
+    two.sync().run().success();
+    let (first, whole) = (two.site.repository(), objects(two.site.repository()));
+    let root = whole.keys().rfind(|n| n.ends_with("/manifest")).unwrap();
+    let id = root.rsplit('/').nth(1).unwrap();
+    let to = two.site.sandbox().join("restored");
+    let restore = || {
+        let program = two.site.pitr().args(["restore", "--backup", id, "--to"]);
+        program.arg(&to).run()
+    };
+    for part in ["/packs/", "/layers/", "/server-manifest"] {
+        let key = whole.keys().find(|n| n.contains(part) && n.contains(id));
+        let key = key.unwrap();
+        flip(first, key);
+        two.is_away(true);
+        let run = restore().expect_code(9);
+        let run = run.expect_stderr("repository \"second\"");
+        let run = run.expect_stderr("could not be asked");
+        assert!(!run.stderr.contains("no repository has"), "{run}");
+        assert!(!to.join("global/pg_control").exists());
+        // With it there, the same command goes on; with a damaged copy there, it is lost.
+        two.is_away(false);
+        let copy = std::fs::read(two.second.join(key)).unwrap();
+        flip(&two.second, key);
+        let run = restore();
+        assert!(matches!(run.code(), 1 | 4), "{run}");
+        assert!(!run.stderr.contains("could not be asked"), "{run}");
+        std::fs::write(two.second.join(key), copy).unwrap();
+        restore().success().expect_stderr("was taken from");
+        assert!(to.join("global/pg_control").exists());
+        std::fs::remove_dir_all(&to).unwrap();
+        let events = damage_events(first);
+        events.iter().for_each(|e| std::fs::remove_file(e).unwrap());
+        std::fs::write(first.join(key), &whole[key]).unwrap();
+    }
+}
+
+#[test]
 fn a_copy_that_is_killed_is_finished_by_the_next() {
     crate::require_strace!("a_copy_that_is_killed_is_finished_by_the_next");
     let two = filled();
