@@ -7,6 +7,7 @@
 use std::io::Write;
 use std::path::Path;
 
+use super::damage::{self, Damage};
 use super::datadir::DataDirectory;
 use super::offer::Offer;
 use super::push::read_history;
@@ -16,6 +17,7 @@ use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
 use crate::repo::container::{Container, Kind};
@@ -50,8 +52,10 @@ pub struct Fetch<'a> {
     pub name: WalFileName,
     /// Where PostgreSQL wants it (`%p`).
     pub target: &'a Path,
-    /// Random, for the temporary name.
+    /// Random, for the temporary name, and for what is recorded.
     pub nonce: u64,
+    /// The current time, for what is recorded.
+    pub clock: fn() -> TimestampTz,
     /// Told of every piece that arrives.
     pub progress: &'a dyn Progress,
 }
@@ -59,7 +63,8 @@ pub struct Fetch<'a> {
 /// Fetches from the first repository that has the file and proves it; absence must be proven by every one.
 ///
 /// `repositories` yields each, open or with the reason why it could not be opened, and whether it is required. One required
-/// repository that could not be asked makes absence unprovable, and so does any that has the file damaged, or WAL behind it.
+///  repository that could not be asked makes absence unprovable, and so does any that has the file damaged, or WAL behind it.
+/// A damaged copy is recorded where it lies, and said where another one was delivered.
 ///
 /// # Errors
 /// `Gap` when later WAL of the same path exists; `Damaged` when the only copies are; `TargetWrite`; `WrongCluster`; and what kept a
@@ -68,13 +73,38 @@ pub fn fetch(
     what: &Fetch<'_>,
     repositories: impl Iterator<Item = (Result<Repository>, bool)>,
 ) -> Result<Fetched> {
+    let mut found = Vec::new();
+    let fetched = first_proven(what, repositories, &mut found);
+    if !found.is_empty() {
+        damage::record(what, found);
+    }
+    fetched
+}
+
+fn first_proven(
+    what: &Fetch<'_>,
+    repositories: impl Iterator<Item = (Result<Repository>, bool)>,
+    damaged: &mut Vec<Damage>,
+) -> Result<Fetched> {
     let mut unproven: Option<Error> = None;
     let mut is_proven = false;
     let mut longest: Option<(Repository, Box<Offer>)> = None;
     for (repository, required) in repositories {
         let asked = repository.and_then(|repository| Ok((look_in(what, &repository)?, repository)));
         match asked {
-            Ok((Found::Delivered, _)) => return Ok(Fetched::Delivered),
+            Ok((Found::Delivered, repository)) => {
+                damage::tell(what, damaged, &repository);
+                return Ok(Fetched::Delivered);
+            }
+            Ok((Found::Damaged(layout, e), repository)) => {
+                let detail = e.to_string();
+                unproven = Some(worse(unproven, e));
+                damaged.push(Damage {
+                    repository,
+                    layout,
+                    detail,
+                });
+            }
             Ok((Found::Absent, _)) => is_proven |= required,
             Ok((Found::Tail(offer), repository)) => {
                 is_proven |= required;
@@ -108,6 +138,8 @@ pub fn fetch(
 /// What one repository has.
 enum Found {
     Delivered,
+    /// The whole copy failed its check.
+    Damaged(ClusterLayout, Error),
     Tail(Box<Offer>),
     Absent,
 }
@@ -134,9 +166,19 @@ fn look_in(what: &Fetch<'_>, repository: &Repository) -> Result<Found> {
             Err(e) => return Err(e),
         },
     };
-    let stored = Stored::open(object, &key, what.name, repository, &layout)?;
-    deliver(what, |sink| stored.read(sink))?;
-    Ok(Found::Delivered)
+    let stored = Stored::open(object, what.name, &layout);
+    let read = stored.and_then(|stored| deliver(what, |sink| stored.read(sink)));
+    match read {
+        Ok(()) => Ok(Found::Delivered),
+        Err(e) => {
+            // A mount that went away, say, is no damage of this one object.
+            let is_known = e.code() == Code::Damaged || e.is_medium();
+            match damaged(&key, repository, e) {
+                e if is_known => Ok(Found::Damaged(layout, e)),
+                e => Err(e),
+            }
+        }
+    }
 }
 
 /// Copies a segment that `repository` has whole, every byte checked as when it is delivered, for later; `false` when it is not there. Nothing
@@ -156,7 +198,8 @@ pub fn copy(
     let Some(object) = repository.store().open(&key)? else {
         return Ok(false);
     };
-    let stored = Stored::open(object, &key, name, repository, layout)?;
+    let is_damaged = |e| damaged(&key, repository, e);
+    let stored = Stored::open(object, name, layout).map_err(is_damaged)?;
     let raw_bytes = stored.container.identity().raw_bytes;
     if raw_bytes != size.bytes() {
         return Err(err!(
@@ -165,46 +208,31 @@ pub fn copy(
             size.bytes()
         ));
     }
-    stored.read(sink)?;
+    stored.read(sink).map_err(is_damaged)?;
     Ok(true)
 }
 
 /// The whole copy of a file in a repository, and known to be what its key says.
-struct Stored<'a> {
+struct Stored {
     container: Container,
-    key: &'a Key,
     name: WalFileName,
-    repository: &'a Repository,
 }
 
-impl<'a> Stored<'a> {
-    fn open(
-        object: Box<dyn Object>,
-        key: &'a Key,
-        name: WalFileName,
-        repository: &'a Repository,
-        layout: &ClusterLayout,
-    ) -> Result<Stored<'a>> {
-        let container = Container::open(object)
-            .and_then(|c| check_identity(&c, layout, name).map(|()| c))
-            .map_err(|e| damaged(key, repository, e))?;
-        Ok(Stored {
-            container,
-            key,
-            name,
-            repository,
-        })
+impl Stored {
+    fn open(object: Box<dyn Object>, name: WalFileName, layout: &ClusterLayout) -> Result<Stored> {
+        let container = Container::open(object)?;
+        check_identity(&container, layout, name)?;
+        Ok(Stored { container, name })
     }
 
     fn read(&self, sink: Sink<'_>) -> Result<()> {
         let mut is_first = true;
-        let read = self.container.read_body(&mut |piece| {
+        self.container.read_body(&mut |piece| {
             if std::mem::take(&mut is_first) {
                 check_first_page(piece, &self.container, self.name)?;
             }
             sink(piece)
-        });
-        read.map_err(|e| damaged(self.key, self.repository, e))
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! WAL files into repositories and out of them.
 
 pub mod backfill;
+mod damage;
 pub mod datadir;
 pub mod fetch;
 pub mod guard;

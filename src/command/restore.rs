@@ -7,7 +7,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::latch::{self, Decision};
 use super::watch::Pulse;
@@ -23,6 +23,7 @@ use crate::fault;
 use crate::pg::control::ClusterState;
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, WalFileName};
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
 use crate::repo;
@@ -135,6 +136,14 @@ pub fn warning(text: &str) -> String {
 /// How often it is told that a file is still on its way.
 pub(super) fn progress_interval() -> Duration {
     fault::shortened(Duration::from_secs(30))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is where a command line asks the clock"
+)]
+fn clock() -> TimestampTz {
+    TimestampTz::from_system_time(SystemTime::now())
 }
 
 /// How that is told.
@@ -307,6 +316,7 @@ impl Job {
             name: self.name,
             target: &self.target,
             nonce,
+            clock,
             progress,
         };
         // Opened one after the other: a second one that hangs does not matter if the first one has the file.

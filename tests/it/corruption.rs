@@ -305,6 +305,7 @@ impl World {
             name,
             target,
             nonce: 7,
+            clock: || "2026-11-20T06:40:49Z".parse().unwrap(),
             progress: &Silent,
         };
         let repository = self.open(store);

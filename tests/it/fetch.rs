@@ -4,7 +4,7 @@
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pitr::pg::lsn::Lsn;
@@ -393,27 +393,148 @@ fn f03_absence_is_not_proven_while_a_required_repository_is_away() {
         .expect_stderr("warning: not stored in every repository");
 }
 
+/// Adds a second repository, with these further lines, and pushes what is archived in the first there, too.
+fn with_second(still: &Still, lines: &str) -> PathBuf {
+    let second = still.site.sandbox().join("second");
+    let config = std::fs::read_to_string(still.site.config()).unwrap();
+    let url = format!("url = \"file://{}\"", second.display());
+    let config = format!("{config}\n[repositories.second]\n{url}\n{lines}");
+    std::fs::write(still.site.config(), config).unwrap();
+    still.site.pitr().arg("init").run().success();
+    still.push_all();
+    second
+}
+
+/// The same object in the other repository.
+fn object_in(repository: &Path, still: &Still, name: &str) -> PathBuf {
+    let object = still.site.object(name);
+    repository.join(object.strip_prefix(still.site.repository()).unwrap())
+}
+
+#[test]
+fn f03_damage_and_gaps_in_a_repository_that_is_not_required_are_no_absence() {
+    let still = archived(2);
+    let (first, last) = (&still.segments[0], &still.segments[1]);
+    let second = with_second(&still, "required = false\n");
+    mode(&still, "recovery.signal", false);
+    // The last one is nowhere but in the second, and damaged there: without it the first would prove its absence.
+    std::fs::remove_file(still.site.object(last)).unwrap();
+    let copy = object_in(&second, &still, last);
+    let whole = std::fs::read(&copy).unwrap();
+    flip(&copy, 1000);
+    still.fetch(last).run().expect_code(201);
+    std::fs::write(&copy, whole).unwrap();
+    still.check(last);
+    // The first is nowhere, and the second has what follows it.
+    for repository in [still.site.repository(), second.as_path()] {
+        std::fs::remove_file(object_in(repository, &still, first)).unwrap();
+    }
+    still.fetch(first).run().expect_code(205);
+    assert!(!still.wal("RECOVERYXLOG").exists());
+    std::fs::remove_file(&copy).unwrap();
+    still.fetch(first).run().expect_code(1);
+}
+
+/// What was recorded of a segment in a repository.
+fn recorded(repository: &Path, still: &Still, name: &str) -> Vec<String> {
+    let object = object_in(repository, still, name);
+    let cluster = object.ancestors().nth(4).unwrap();
+    let events = std::fs::read_dir(cluster.join(format!("events/wal-{name}")));
+    let names = events.into_iter().flatten();
+    let mut names: Vec<String> = names
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
 #[test]
 fn f10_a_damaged_copy_is_passed_over_for_a_whole_one() {
     let still = archived(1);
     let name = still.segments[0].as_str();
-    let second = still.site.sandbox().join("second");
-    let config = std::fs::read_to_string(still.site.config()).unwrap();
-    std::fs::write(
-        still.site.config(),
-        format!(
-            "{config}\n[repositories.second]\nurl = \"file://{}\"\n",
-            second.display()
-        ),
-    )
-    .unwrap();
-    still.site.pitr().arg("init").run().success();
-    still.push(name).run().success();
+    let first = still.site.repository();
+    let second = with_second(&still, "");
+    mode(&still, "recovery.signal", false);
     flip(&still.site.object(name), 1000);
+    let fetch = || still.fetch(name).run();
+    let said = |run: Run| {
+        let run = run.success().expect_stderr("pitr-restore: warning: ");
+        let run = run
+            .expect_stderr("is damaged")
+            .expect_stderr("was taken from");
+        run.expect_stderr(second.to_str().unwrap());
+    };
+    said(fetch());
     still.check(name);
+    let events = recorded(first, &still, name);
+    assert!(
+        events.len() == 1 && events[0].contains("-damaged-"),
+        "{events:?}"
+    );
+    assert!(recorded(&second, &still, name).is_empty());
+    // Once is enough, however often it is asked for.
+    said(fetch());
+    assert_eq!(recorded(first, &still, name), events);
+    // People see it; and when it is whole again, verify takes it back.
+    let info = still.site.pitr().args(["info", "--json"]).run();
+    let troubles = &info.json()["clusters"][0]["repositories"][0]["troubles"];
+    assert!(troubles.to_string().contains(name), "{info}");
+    flip(&still.site.object(name), 1000);
+    let verify = still.site.pitr().args(["verify", "--repository"]);
+    verify.arg(first).run();
+    let events = recorded(first, &still, name);
+    assert!(events.iter().any(|e| e.contains("-healed-")), "{events:?}");
+    // Both damaged: told, and recorded in both.
+    std::fs::remove_file(still.wal("RECOVERYXLOG")).unwrap();
+    for repository in [first, second.as_path()] {
+        flip(&object_in(repository, &still, name), 1000);
+    }
+    fetch().expect_code(201);
+    assert!(!still.wal("RECOVERYXLOG").exists());
+    for repository in [first, second.as_path()] {
+        let events = recorded(repository, &still, name);
+        let damaged = events.iter().filter(|e| e.contains("-damaged-"));
+        assert!(damaged.count() >= 1, "{events:?}");
+    }
+    // The other one away is an outage of the same.
     std::fs::remove_dir_all(&second).unwrap();
-    let run = still.fetch(name).run();
-    assert!(matches!(run.code(), 201 | 208), "{run}");
+    fetch().expect_code(201);
+}
+
+#[test]
+fn f10_what_cannot_be_recorded_holds_up_no_fetch() {
+    require_root!("f10_what_cannot_be_recorded_holds_up_no_fetch");
+    let still = archived(1);
+    let name = still.segments[0].as_str();
+    let first = still.site.repository();
+    with_second(&still, "");
+    mode(&still, "recovery.signal", false);
+    flip(&still.site.object(name), 1000);
+    // A reader that may not write there.
+    let cluster = still.site.cluster_folder();
+    let may_write = |mode| {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&cluster, permissions).unwrap();
+    };
+    may_write(0o555);
+    still.check(name);
+    assert!(recorded(first, &still, name).is_empty());
+    may_write(0o755);
+    // One that hangs where the record goes: that costs the second that is waited for it.
+    let events = cluster.join("events");
+    std::fs::create_dir(&events).unwrap();
+    let hanging = HangingDisk::over(&events);
+    let started = Instant::now();
+    still.check(name);
+    let took = started.elapsed();
+    assert!(
+        took >= Duration::from_secs(1) && took < PATIENCE,
+        "{took:?}"
+    );
+    drop(hanging);
+    user::own(&events);
+    still.check(name);
+    assert_eq!(recorded(first, &still, name).len(), 1);
 }
 
 #[test]

@@ -195,6 +195,7 @@ impl World {
             name,
             target: &target,
             nonce: 7,
+            clock: || "2026-11-20T06:40:49Z".parse().unwrap(),
             progress: &Silent,
         };
         match fetch(&what, std::iter::once((self.open(), true)))? {

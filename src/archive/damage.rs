@@ -1,0 +1,84 @@
+//! Damage that a fetch came upon: said, and recorded in the repository that has it, so that plans, expiry and people know of it.
+//!
+//! Recovery waits for no record: what cannot be written is not written (a reader may have no right to), and what takes too long is left
+//! behind. `pitr verify` finds the damage all the same.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::fetch::Fetch;
+use crate::error::Result;
+use crate::pg::segment::{SegmentName, WalFileName};
+use crate::pg::time::TimestampTz;
+use crate::repo::event::{self, Event};
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
+
+/// How long a fetch is held up by its records. In a healthy repository they take some milliseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PROGRAM: &str = concat!("pitr-restore ", env!("CARGO_PKG_VERSION"));
+
+/// A copy that failed its check.
+pub(super) struct Damage {
+    pub(super) repository: Repository,
+    pub(super) layout: ClusterLayout,
+    pub(super) detail: String,
+}
+
+/// Says which copies are of no use where another repository gave the file; without one the error says it.
+pub(super) fn tell(what: &Fetch<'_>, found: &[Damage], from: &Repository) {
+    for damage in found {
+        what.progress.warn(&format!(
+            "{}; it was taken from \"{}\"; \"pitr verify\" shows what else is damaged",
+            damage.detail,
+            from.store().location()
+        ));
+    }
+}
+
+/// Records the damage of segments. Never fails, and takes a second at most.
+pub(super) fn record(what: &Fetch<'_>, found: Vec<Damage>) {
+    let WalFileName::Segment(segment) = what.name else {
+        return;
+    };
+    let (now, nonce) = ((what.clock)(), what.nonce);
+    // Nothing is sent: the channel is closed when the last thread has ended.
+    let (alive, ended) = mpsc::channel::<()>();
+    for damage in found {
+        let alive = alive.clone();
+        let work = move || {
+            let _alive = alive;
+            // There is nobody to tell: what matters was said.
+            let _ = damage.record(segment, now, nonce);
+        };
+        if std::thread::Builder::new().spawn(work).is_err() {
+            return;
+        }
+    }
+    drop(alive);
+    let _ = ended.recv_timeout(PATIENCE);
+}
+
+impl Damage {
+    fn record(&self, segment: SegmentName, now: TimestampTz, nonce: u64) -> Result<()> {
+        let store = self.repository.store();
+        let subject = format!("wal-{segment}");
+        let known = event::read_all(store, &self.layout, &subject)?;
+        if !event::standing(&known, "damaged", "healed").is_empty() {
+            return Ok(());
+        }
+        let host = rustix::system::uname();
+        let damaged = Event {
+            event: "damaged".into(),
+            object: Some(self.layout.segment(segment).to_string()),
+            detail: Some(self.detail.chars().take(1000).collect()),
+            subject,
+            time: now,
+            host: host.nodename().to_string_lossy().into_owned(),
+            program: PROGRAM.into(),
+            nonce: format!("{nonce:016x}{:016x}", nonce.rotate_left(32)),
+            ..Event::default()
+        };
+        event::record(store, &self.layout, &damaged, nonce).map(|_| ())
+    }
+}
