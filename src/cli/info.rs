@@ -192,7 +192,7 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
     let trouble = receiver.as_ref().and_then(Receiver::problem);
     let identifier = inventory.system_identifier;
     let repositories = lag::look(cx, &reading.settings, &reading.name, identifier);
-    let lags = repositories.iter().filter_map(Lag::problem);
+    let lags = repositories.iter().flat_map(Lag::problems);
     let warnings = lost.into_iter().chain(trouble).chain(lags);
     problems.extend(warnings.map(|message| Problem {
         state: State::Warning,

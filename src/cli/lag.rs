@@ -1,6 +1,6 @@
 //! What each of several repositories lacks of the others: how far it is behind, and for how long.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -12,8 +12,9 @@ use crate::error::Result;
 use crate::exit;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
-use crate::plan::lacking::lacking;
+use crate::plan::lacking::{Cause, lacking};
 use crate::repo;
+use crate::repo::event::{self, Recorded};
 use crate::repo::facts::Runs;
 use crate::repo::layout::{BackupId, ClusterLayout};
 use crate::repo::repository::{Registration, Repository};
@@ -21,8 +22,12 @@ use crate::repo::survey::{Manifest, Survey};
 
 /// How long a repository may take to open.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// A repository that lacks something for longer than this is behind; before, it is on its way.
+/// A repository that lacks WAL for longer than this is behind; before, it is on its way. The same of the only backups that there are.
 const ON_ITS_WAY: Duration = Duration::from_secs(300);
+/// One that lacks the newest backups is behind when it has for this long; where the configuration says how old a backup may become, then.
+const BACKUP_ON_ITS_WAY: Duration = Duration::from_secs(26 * 3600);
+/// Troubles of one repository that are named.
+const NAMED_MAX: usize = 5;
 
 /// One of the repositories of a cluster.
 #[derive(Debug, Serialize)]
@@ -43,10 +48,31 @@ pub struct Lag {
     pub behind_segments: Option<u64>,
     /// Their raw bytes.
     pub behind_bytes: Option<u64>,
-    /// For how long another has had the first of them.
+    /// For how long another has had the first of them; null also when nobody can tell.
     pub behind_ms: Option<u64>,
     /// Backups that others have, and that it did not expire.
     pub behind_backups: Option<u64>,
+    /// For how long the first of them has been there.
+    pub behind_backups_ms: Option<u64>,
+    /// What is damaged in it or contradicts another, and so does not come by "repo sync"; the first five.
+    pub troubles: Vec<String>,
+    /// How many there are.
+    pub trouble_count: u64,
+    /// Others that could not be asked: what they alone have is not known.
+    pub unasked: Vec<String>,
+    #[serde(skip)]
+    backup_patience: Duration,
+}
+
+/// Something about a repository that somebody should look at.
+#[derive(Debug)]
+pub struct Concern {
+    /// What is wrong with it.
+    pub what: String,
+    /// What that means.
+    pub impact: &'static str,
+    /// What helps.
+    pub next: String,
 }
 
 /// Why a repository could not be asked.
@@ -78,9 +104,15 @@ pub fn look(cx: &Context, settings: &Settings, cluster: &str, system_identifier:
     if settings.repositories.len() < 2 {
         return Vec::new();
     }
+    let configured = settings
+        .clusters
+        .iter()
+        .find(|c| c.name.as_str() == cluster);
+    let patience = configured.and_then(|c| c.max_backup_age);
+    let patience = patience.map_or(BACKUP_ON_ITS_WAY, |age| age.duration());
     let mut seen: Vec<(Lag, Option<Asked>)> = Vec::new();
     for configured in &settings.repositories {
-        let mut lag = Lag::new(configured);
+        let mut lag = Lag::new(configured, patience);
         match ask(cx, configured, &layout) {
             Ok(asked) => {
                 lag.describe(asked.survey.as_ref());
@@ -144,64 +176,99 @@ fn compare(cx: &Context, layout: &ClusterLayout, seen: &mut [(Lag, Option<Asked>
     let mut measured = Vec::new();
     for (at, (_, asked)) in seen.iter().enumerate() {
         measured.push(asked.as_ref().map(|asked| {
+            let mut behind = Behind::default();
             let to = asked.survey.as_ref().unwrap_or(&empty);
-            let others = seen.iter().enumerate().filter(|(other, _)| *other != at);
-            let others = others.filter_map(|(_, (_, other))| other.as_ref());
-            behind(cx, layout, size, to, others)
+            for (other, (lag, from)) in seen.iter().enumerate() {
+                match from {
+                    _ if other == at => {}
+                    Some(from) => behind.add(cx, layout, size, to, (&lag.name, from)),
+                    None => behind.unasked.push(lag.name.clone()),
+                }
+            }
+            behind
         }));
     }
     for ((lag, _), behind) in seen.iter_mut().zip(measured) {
         if let Some(behind) = behind {
-            lag.behind_segments = Some(behind.segments);
-            lag.behind_bytes = Some(behind.segments.saturating_mul(size.bytes()));
-            lag.behind_ms = behind.ms;
-            lag.behind_backups = Some(behind.backups);
+            lag.measured(behind, size);
         }
     }
 }
 
+/// What one lacks of the others.
+#[derive(Default)]
 struct Behind {
-    segments: u64,
-    ms: Option<u64>,
-    backups: u64,
+    segments: BTreeMap<TimelineId, Runs>,
+    /// The age of the first of them, if anything tells.
+    age: Option<Duration>,
+    /// By id, with the time since it was complete.
+    backups: BTreeMap<BackupId, Duration>,
+    troubles: Vec<String>,
+    unasked: Vec<String>,
 }
 
-fn behind<'a>(
-    cx: &Context,
-    layout: &ClusterLayout,
-    size: SegmentSize,
-    to: &Survey,
-    others: impl Iterator<Item = &'a Asked>,
-) -> Behind {
-    let mut segments: BTreeMap<TimelineId, Runs> = BTreeMap::new();
-    let mut backups = BTreeSet::new();
-    let mut ms = None;
-    for other in others {
-        let Some(from) = &other.survey else { continue };
+impl Behind {
+    fn add(
+        &mut self,
+        cx: &Context,
+        layout: &ClusterLayout,
+        size: SegmentSize,
+        to: &Survey,
+        (name, other): (&str, &Asked),
+    ) {
+        let Some(from) = &other.survey else { return };
+        // A clock that is ahead of this one makes nothing older.
+        let age = |since| cx.now().duration_since(since).unwrap_or_default();
         let lacking = lacking(from, to, false);
-        backups.extend(lacking.backups);
+        for id in lacking.backups {
+            if let Some(Manifest::Committed(root)) = from.ids.get(&id).map(|s| &s.manifest) {
+                self.backups.insert(id, age(root.stop_time));
+            }
+        }
         for (timeline, runs) in lacking.segments {
             let first = runs.bounds().and_then(|(n, _)| n.name(timeline, size));
             let stored = first.and_then(|name| {
                 let head = other.repository.store().head(&layout.segment(name));
                 head.ok().flatten()
             });
-            let age = stored.and_then(|meta| cx.now().duration_since(meta.modified));
-            let age = age.map(|a| u64::try_from(a.as_millis()).unwrap_or(u64::MAX));
-            ms = ms.max(age);
-            let into = segments.entry(timeline).or_default();
+            self.age = self.age.max(stored.map(|meta| age(meta.modified)));
+            let into = self.segments.entry(timeline).or_default();
             *into = std::mem::take(into).union(runs);
         }
-    }
-    Behind {
-        segments: segments.values().map(Runs::count).sum(),
-        ms,
-        backups: backups.len() as u64,
+        let left_out = lacking.left_out.iter();
+        let left_out = left_out.filter(|l| l.cause != Cause::Rule);
+        let left_out =
+            left_out.map(|l| format!("{} of \"{name}\" does not come: {}", l.what, l.why));
+        self.troubles.extend(left_out);
     }
 }
 
+/// What is known to be damaged in a repository, or cannot be read.
+fn damage(survey: &Survey) -> Vec<String> {
+    let mut found = survey.unreadable.clone();
+    let mut say = |what: String, events: &[Recorded]| {
+        if let Some(damaged) = event::standing(events, "damaged", "healed").first() {
+            let detail = damaged.event.detail.as_deref().unwrap_or("no detail");
+            found.push(format!("{what} is damaged: {detail}"));
+        }
+    };
+    for (id, subject) in &survey.ids {
+        if matches!(subject.manifest, Manifest::Committed(_)) {
+            say(format!("backup {id}"), &subject.events);
+        }
+    }
+    for (name, events) in &survey.segment_events {
+        say(format!("segment {name}"), events);
+    }
+    found
+}
+
+fn in_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Lag {
-    fn new(configured: &config::Repository) -> Lag {
+    fn new(configured: &config::Repository, backup_patience: Duration) -> Lag {
         Lag {
             name: configured.name.clone(),
             url: configured.location.to_string(),
@@ -213,6 +280,11 @@ impl Lag {
             behind_bytes: None,
             behind_ms: None,
             behind_backups: None,
+            behind_backups_ms: None,
+            troubles: Vec::new(),
+            trouble_count: 0,
+            unasked: Vec::new(),
+            backup_patience,
         }
     }
 
@@ -232,24 +304,69 @@ impl Lag {
             _ => None,
         });
         self.newest_backup = committed.max().map(|(_, id)| id.clone());
+        self.troubles = damage(survey);
     }
 
-    /// What is wrong with it, if anything is.
-    pub fn problem(&self) -> Option<String> {
+    fn measured(&mut self, behind: Behind, size: SegmentSize) {
+        let segments = behind.segments.values().map(Runs::count).sum::<u64>();
+        self.behind_segments = Some(segments);
+        self.behind_bytes = Some(segments.saturating_mul(size.bytes()));
+        self.behind_ms = behind.age.map(in_ms);
+        self.behind_backups = Some(behind.backups.len() as u64);
+        self.behind_backups_ms = behind.backups.into_values().max().map(in_ms);
+        self.troubles.extend(behind.troubles);
+        self.trouble_count = self.troubles.len() as u64;
+        self.troubles.truncate(NAMED_MAX);
+        self.unasked = behind.unasked;
+    }
+
+    /// What is wrong with it, each in a line.
+    pub fn problems(&self) -> Vec<String> {
         let name = &self.name;
         if let Some(away) = &self.away {
-            return Some(format!("repository \"{name}\" is away: {}", away.message));
+            return vec![format!("repository \"{name}\" is away: {}", away.message)];
         }
-        self.is_late().then(|| {
-            format!(
-                "repository \"{name}\" is {}: pitr repo sync --to {name}",
-                self.value()
-            )
-        })
+        let concerns = self.concerns().into_iter();
+        let line = |c: Concern| format!("repository \"{name}\" is {}: {}", c.what, c.next);
+        concerns.map(line).collect()
+    }
+
+    /// What is wrong with one that could be asked.
+    pub fn concerns(&self) -> Vec<Concern> {
+        let name = &self.name;
+        let mut concerns = Vec::new();
+        if self.is_late() {
+            concerns.push(Concern {
+                what: self.value(),
+                impact: "what only the others have is lost with them",
+                next: format!("pitr repo sync --to {name}"),
+            });
+        }
+        if let Some(first) = self.troubles.first() {
+            let more = match self.trouble_count {
+                0 | 1 => String::new(),
+                count => format!(" (and {} more)", count - 1),
+            };
+            concerns.push(Concern {
+                what: format!("not whole: {first}{more}"),
+                impact: "the others have to give what it cannot; pitr repo sync does not heal it",
+                next: format!("pitr verify --repository {name}"),
+            });
+        }
+        concerns
     }
 
     fn is_late(&self) -> bool {
-        Duration::from_millis(self.behind_ms.unwrap_or(0)) > ON_ITS_WAY
+        let is_over = |ms: Option<u64>, patience| ms.map(Duration::from_millis) > Some(patience);
+        // Where nothing tells since when, it is no proof that it is on its way.
+        let is_undated = self.behind_ms.is_none() && self.behind_segments > Some(0);
+        let patience = match self.newest_backup {
+            Some(_) => self.backup_patience,
+            None => ON_ITS_WAY,
+        };
+        is_undated
+            || is_over(self.behind_ms, ON_ITS_WAY)
+            || is_over(self.behind_backups_ms, patience)
     }
 
     /// In a few words.
@@ -271,9 +388,73 @@ impl Lag {
             None | Some(0) => {}
             Some(n) => parts.push(human::count(n, "backup")),
         }
-        match parts.is_empty() {
-            true => "up to date".to_owned(),
-            false => format!("behind by {}", parts.join(", ")),
+        match (parts.is_empty(), self.unasked.first()) {
+            (false, _) => format!("behind by {}", parts.join(", ")),
+            (true, Some(other)) => {
+                format!("not behind those that could be asked: \"{other}\" could not")
+            }
+            (true, None) if self.trouble_count > 0 => "lacks nothing, and is not whole".to_owned(),
+            (true, None) => "up to date".to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Location;
+
+    const HOUR_MS: u64 = 3_600_000;
+
+    fn level() -> Lag {
+        let place = config::Repository::at(Location::File("/a".into()));
+        Lag {
+            newest_backup: Some("20261120T064049Z-full".parse().unwrap()),
+            behind_segments: Some(0),
+            behind_bytes: Some(0),
+            behind_backups: Some(0),
+            ..Lag::new(&place, BACKUP_ON_ITS_WAY)
+        }
+    }
+
+    #[test]
+    fn one_that_lacks_nothing_is_up_to_date() {
+        assert_eq!(level().value(), "up to date");
+        assert!(level().problems().is_empty());
+    }
+
+    #[test]
+    fn a_backup_that_is_lacking_is_late_in_time() {
+        let lag = |newest: bool, hours: u64| {
+            let mut lag = level();
+            lag.newest_backup = lag.newest_backup.filter(|_| newest);
+            lag.behind_backups = Some(1);
+            lag.behind_backups_ms = Some(hours * HOUR_MS);
+            lag
+        };
+        assert_eq!(lag(true, 1).value(), "behind by 1 backup");
+        assert!(lag(true, 1).problems().is_empty());
+        assert_eq!(lag(true, 27).problems().len(), 1);
+        assert_eq!(lag(false, 1).problems().len(), 1, "it has no backup");
+    }
+
+    #[test]
+    fn segments_that_nothing_dates_are_no_proof_of_being_on_their_way() {
+        let mut lag = level();
+        lag.behind_segments = Some(1);
+        assert_eq!(lag.problems().len(), 1);
+        lag.behind_ms = Some(1000);
+        assert!(lag.problems().is_empty());
+    }
+
+    #[test]
+    fn one_whose_others_are_away_is_not_said_to_be_up_to_date() {
+        let mut lag = level();
+        lag.unasked = vec!["offsite".into()];
+        assert!(
+            lag.value().contains("\"offsite\" could not"),
+            "{}",
+            lag.value()
+        );
     }
 }

@@ -697,6 +697,56 @@ fn what_a_repository_that_is_away_may_have_is_not_called_lost() {
 }
 
 #[test]
+fn one_that_is_not_whole_or_lacks_a_backup_is_not_called_up_to_date() {
+    let two = filled();
+    let second = |run: &Run| run.json()["clusters"][0]["repositories"][1].clone();
+    let shown = || two.site.pitr().args(["info"]).run();
+    let info = || two.site.pitr().args(["info", "--json"]).run();
+    two.sync().run().success();
+    info().success();
+    let up_to_date = "repository second: up to date";
+    shown().success().expect_stdout(up_to_date);
+    let whole = objects(&two.second);
+    let root = whole.keys().rfind(|n| n.ends_with("/manifest")).unwrap();
+    let id = root.rsplit('/').nth(1).unwrap();
+    // A root that cannot be read.
+    flip(&two.second, root);
+    let run = info().expect_code(6);
+    assert!(second(&run)["troubles"].to_string().contains(id), "{run}");
+    let run = shown().expect_code(6);
+    assert!(!run.stdout.contains(up_to_date), "{run}");
+    run.expect_stdout("pitr verify --repository second");
+    let doctor = two.site.pitr().arg("doctor").run();
+    doctor.expect_stdout("second against the others");
+    std::fs::write(two.second.join(root), &whole[root]).unwrap();
+    // A segment that verify found damaged.
+    let segment = last_segment(&whole);
+    flip(&two.second, &segment);
+    let verify = ["verify", "--quiet", "--repository", "second"];
+    two.site.pitr().args(verify).run().expect_code(4);
+    let run = info().expect_code(6);
+    let name = segment.rsplit('/').next().unwrap();
+    assert!(second(&run)["troubles"].to_string().contains(name), "{run}");
+    std::fs::write(two.second.join(&segment), &whole[&segment]).unwrap();
+    two.site.pitr().args(verify).run().success();
+    info().success();
+    // The only backups there are.
+    for name in whole.keys().filter(|n| n.ends_with("/manifest")) {
+        std::fs::remove_file(two.second.join(name)).unwrap();
+    }
+    let run = info();
+    assert_eq!(second(&run)["behind_backups"], 2, "{run}");
+    assert!(second(&run)["behind_backups_ms"].is_u64(), "{run}");
+    // Nobody to compare with.
+    let other = two.site.repository().with_extension("away");
+    std::fs::rename(two.site.repository(), &other).unwrap();
+    let run = two.site.pitr().args(["info", "--json"]).run();
+    assert_eq!(second(&run)["unasked"][0], two.first(), "{run}");
+    let run = shown();
+    assert!(!run.stdout.contains(up_to_date), "{run}");
+}
+
+#[test]
 fn a_copy_that_is_killed_is_finished_by_the_next() {
     crate::require_strace!("a_copy_that_is_killed_is_finished_by_the_next");
     let two = filled();

@@ -105,14 +105,12 @@ fn lag(
             continue;
         }
         let shown = format!("{} against the others", lag.name);
-        match lag.problem() {
-            None => found.ok(&shown, lag.value()),
-            Some(_) => found.warn(
-                &shown,
-                lag.value(),
-                "what only the others have is lost with them",
-                format!("pitr repo sync --to {}", lag.name),
-            ),
+        let concerns = lag.concerns();
+        if concerns.is_empty() {
+            found.ok(&shown, lag.value());
+        }
+        for concern in concerns {
+            found.warn(&shown, concern.what, concern.impact, concern.next);
         }
     }
 }
