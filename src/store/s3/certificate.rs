@@ -64,6 +64,10 @@ fn describe(certificate: &[u8]) -> Option<String> {
     ))
 }
 
+fn not_believed<T>() -> Result<T, rustls::Error> {
+    Err(rustls::Error::General("it is only looked at".into()))
+}
+
 /// Keeps the certificate, and believes none.
 #[derive(Debug, Default)]
 struct Recorder(Mutex<Option<Vec<u8>>>);
@@ -78,7 +82,7 @@ impl ServerCertVerifier for Recorder {
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(certificate.to_vec());
-        Err(rustls::Error::General("it is only looked at".into()))
+        not_believed()
     }
 
     fn verify_tls12_signature(
@@ -87,7 +91,7 @@ impl ServerCertVerifier for Recorder {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("it is only looked at".into()))
+        not_believed()
     }
 
     fn verify_tls13_signature(
@@ -96,7 +100,7 @@ impl ServerCertVerifier for Recorder {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("it is only looked at".into()))
+        not_believed()
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
