@@ -17,7 +17,7 @@ mod file;
 mod location;
 mod name;
 mod s3;
-mod secret;
+pub mod secret;
 mod unit;
 
 pub use encryption::Encryption;

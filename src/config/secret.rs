@@ -1,4 +1,29 @@
-//! A text that must not be shown.
+//! A text that must not be shown, and a file that others must not read.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::error::{Code, Error, Result};
+
+/// Requires that nobody else can read a file with a secret, or put another one there: `kind` says what file it is.
+///
+/// # Errors
+/// With this code, when others may read it, or it belongs to neither this user nor root.
+pub fn check_closed(code: Code, kind: &str, path: &Path, metadata: &Metadata) -> Result<()> {
+    let shown = path.display();
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        let what = format!("{kind} \"{shown}\" is open to other users: its mode is {mode:04o}");
+        return Err(Error::new(code, what).hint(format!("Take the right away: chmod 600 {shown}")));
+    }
+    let (own, owner) = (rustix::process::geteuid().as_raw(), metadata.uid());
+    if ![own, 0].contains(&owner) && own != 0 {
+        let what = format!("{kind} \"{shown}\" belongs to user {owner}, not to user {own} or root");
+        return Err(Error::new(code, what));
+    }
+    Ok(())
+}
 
 /// A text that may hold a password: no `Debug`, no `Display`, no `Serialize`, so that it cannot slip into a message or a log.
 ///

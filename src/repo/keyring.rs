@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -420,25 +419,10 @@ fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     };
     let file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
-    let own = rustix::process::geteuid().as_raw();
     if !metadata.is_file() || metadata.len() > FILE_LIMIT_BYTES {
         return Err(err!(Key, "\"{shown}\" is not a key file"));
     }
-    if metadata.mode() & 0o077 != 0 {
-        return Err(err!(
-            Key,
-            "key file \"{shown}\" is open to other users: its mode is {:04o}",
-            metadata.mode() & 0o7777
-        )
-        .hint(format!("Take the right away: chmod 600 {shown}")));
-    }
-    if ![own, 0].contains(&metadata.uid()) && own != 0 {
-        return Err(err!(
-            Key,
-            "key file \"{shown}\" belongs to user {}, not to user {own} or root",
-            metadata.uid()
-        ));
-    }
+    config::secret::check_closed(Code::Key, "key file", path, &metadata)?;
     let mut text = Zeroizing::new(Vec::with_capacity(
         usize::try_from(metadata.len()).unwrap_or(0) + 1,
     ));

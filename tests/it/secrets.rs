@@ -36,6 +36,17 @@ enum Given {
     Profile,
 }
 
+impl Given {
+    /// The secret key.
+    fn secret(self) -> &'static str {
+        match self {
+            Given::File => PLANTED[0],
+            Given::Environment => PLANTED[1],
+            Given::Profile => PLANTED[2],
+        }
+    }
+}
+
 struct Scene {
     server: S3Server,
     sandbox: Sandbox,
@@ -222,6 +233,7 @@ impl Scene {
         let fetch = fetch();
         for (fault, status) in [
             (Fault::Error(403, "AccessDenied"), 207),
+            (Fault::Echo(given.secret()), 207),
             (Fault::Error(403, "SignatureDoesNotMatch"), 207),
             (Fault::Error(400, "ExpiredToken"), 207),
             (Fault::Error(503, "SlowDown"), 200),
@@ -330,9 +342,15 @@ impl Scene {
     /// Where the secrets stand and should not.
     fn leaks(&self) -> Vec<String> {
         let mut leaks = Vec::new();
+        let echoed = self.server.echoed();
+        assert!(
+            echoed.len() > 3 && echoed.iter().all(|s| s.len() == 64),
+            "{echoed:?}"
+        );
         let mut look = |place: &str, bytes: &[u8]| {
             let drawn = self.drawn.iter().map(String::as_str);
-            for secret in PLANTED.iter().copied().chain(drawn) {
+            let echoed = echoed.iter().map(String::as_str);
+            for secret in PLANTED.iter().copied().chain(drawn).chain(echoed) {
                 if bytes.windows(secret.len()).any(|w| w == secret.as_bytes()) {
                     leaks.push(format!("{secret} in {place}"));
                 }
@@ -389,6 +407,16 @@ fn secrets_stand_nowhere_but_where_they_were_put() {
     user::own_all(scene.sandbox.path());
     let leaks = scene.leaks();
     assert!(leaks.is_empty(), "{leaks:#?}");
+    // What the store repeats is told, without what is secret in it.
+    let (_, told) = scene
+        .said
+        .iter()
+        .find(|(_, t)| t.contains("signed AWS4"))
+        .unwrap();
+    assert!(
+        told.contains("[secret] signed") && told.contains("Signature=[secret]"),
+        "{told}"
+    );
     // What is looked for would have been found: the files are there that hold it, and the server took both passwords.
     let texts: Vec<String> = scene
         .planted

@@ -1,12 +1,12 @@
 //! One attempt of a request. It goes on as long as bytes come or go: a slow link is no reason to give up what has arrived, and a silent
-//! one is no reason to wait.
+//! one is no reason to wait. What it was signed with stands in nothing that is told of it.
 //!
 //! The client of the vendor offers less: its minimum rate of an upload is not watched any more once a body's last piece is asked for, of
 //! which there is only one where it lies in memory, and then nothing limits the wait for the answer.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use aws_sdk_s3::primitives::SdkBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
+use super::secrets::Secrets;
 use crate::store::life;
 
 /// A body is handed to the connection in pieces of this size, so that it is seen how far it is. What connection and system hold of it
@@ -27,6 +28,8 @@ tokio::task_local! {
 /// How an attempt gets on.
 pub(super) struct Attempt {
     moves: Mutex<Moves>,
+    secrets: Arc<Secrets>,
+    signature: OnceLock<String>,
 }
 
 struct Moves {
@@ -39,7 +42,7 @@ struct Moves {
 }
 
 impl Attempt {
-    pub(super) fn new() -> Arc<Attempt> {
+    pub(super) fn new(secrets: &Arc<Secrets>) -> Arc<Attempt> {
         let now = Instant::now();
         Arc::new(Attempt {
             moves: Mutex::new(Moves {
@@ -48,6 +51,8 @@ impl Attempt {
                 bodies: None,
                 bytes: 0,
             }),
+            secrets: Arc::clone(secrets),
+            signature: OnceLock::new(),
         })
     }
 
@@ -102,6 +107,22 @@ impl Attempt {
             ));
         }
         text
+    }
+
+    /// The request is signed: nobody needs to read by what.
+    pub(super) fn is_signed(&self, authorization: &str) {
+        if let Some((_, signature)) = authorization.split_once("Signature=") {
+            let _ = self.signature.set(signature.to_owned());
+        }
+    }
+
+    /// A text of the store, without what nobody may read.
+    pub(super) fn scrub(&self, text: &str) -> String {
+        let text = self.secrets.scrub(text);
+        match self.signature.get() {
+            Some(signature) => super::secrets::without(&text, signature),
+            None => text,
+        }
     }
 
     /// The answer has begun.
@@ -218,8 +239,10 @@ mod tests {
 
     #[test]
     fn a_body_passes_in_pieces_that_are_seen() {
-        let content: Vec<u8> = (0..PIECE_BYTES * 2 + 5).map(|n| (n % 251) as u8).collect();
-        let attempt = Attempt::new();
+        let content: Vec<u8> = (0..PIECE_BYTES * 2 + 5)
+            .map(|n| u8::try_from(n % 251).unwrap())
+            .collect();
+        let attempt = Attempt::new(&Arc::default());
         let passed = runtime().block_on(attempt.run(Duration::MAX, None, async {
             let mut body = SdkBody::from(content.clone());
             Watched::watch(&mut body, Way::ToStore);
@@ -244,7 +267,7 @@ mod tests {
     #[test]
     fn only_silence_ends_an_attempt() {
         let silence = Duration::from_millis(300);
-        let attempt = Attempt::new();
+        let attempt = Attempt::new(&Arc::default());
         let slow = async {
             for _ in 0..30 {
                 tokio::time::sleep(silence / 10).await;
@@ -256,7 +279,7 @@ mod tests {
         let done = runtime.block_on(attempt.run(silence * 20, None, slow));
         assert!(done.is_some());
         assert!(attempt.idle() < silence * 20, "{:?}", attempt.idle());
-        let attempt = Attempt::new();
+        let attempt = Attempt::new(&Arc::default());
         let forever = || std::future::pending::<()>();
         let begun = Instant::now();
         assert!(

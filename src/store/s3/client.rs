@@ -2,6 +2,7 @@
 //! alike, so that connections and credentials are kept from one open to the next.
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,10 +25,11 @@ use tokio::runtime::Runtime;
 use super::clock::Clock;
 use super::guard::Guard;
 use super::limit::Limit;
+use super::secrets::{Remembering, Secrets};
 use super::sums::Sums;
-use crate::config::{S3Settings, check_endpoint};
+use crate::config::{S3Settings, check_endpoint, secret};
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 
 /// How long making a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,6 +42,7 @@ pub(super) struct Link {
     pub(super) clock: Arc<Clock>,
     pub(super) limit: Limit,
     pub(super) sums: Sums,
+    pub(super) secrets: Arc<Secrets>,
     connected: Mutex<Connected>,
     /// Held by the one who renews, so that many who fail together ask for credentials once.
     renewing: tokio::sync::Mutex<()>,
@@ -64,10 +67,11 @@ impl Link {
             return Ok(link);
         }
         // Not under the lock: finding a region may ask the machine's provider, which can take seconds.
-        let clock = Arc::new(Clock::default());
+        let (clock, secrets) = <(Arc<Clock>, Arc<Secrets>)>::default();
         let client = {
-            let (settings, clock) = (settings.clone(), Arc::clone(&clock));
-            wait(async move { connect(&settings, None, &clock).await })??
+            let (settings, clock, secrets) =
+                (settings.clone(), Arc::clone(&clock), Arc::clone(&secrets));
+            wait(async move { connect(&settings, None, &clock, &secrets).await })??
         };
         let mut links = locked(&LINKS);
         if let Some(link) = known(&links) {
@@ -78,6 +82,7 @@ impl Link {
             clock,
             limit: Limit::new(settings.max_rate_bytes),
             sums: Sums::of(settings),
+            secrets,
             connected: Mutex::new(Connected {
                 client,
                 generation: 0,
@@ -107,7 +112,8 @@ impl Link {
         {
             return Ok(());
         }
-        let client = connect(&self.settings, region.or(here), &self.clock).await?;
+        let region = region.or(here);
+        let client = connect(&self.settings, region, &self.clock, &self.secrets).await?;
         self.replace(client);
         Ok(())
     }
@@ -179,7 +185,11 @@ async fn connect(
     settings: &S3Settings,
     region: Option<String>,
     clock: &Arc<Clock>,
+    secrets: &Arc<Secrets>,
 ) -> Result<Client> {
+    if let Some(file) = &settings.credentials_file {
+        check_closed(file)?;
+    }
     let http = http_client(settings)?;
     let loaded = load(settings, region, &http).await;
     if loaded.region().is_none() {
@@ -205,10 +215,21 @@ async fn connect(
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .interceptor(Arc::clone(clock).interceptor())
         .interceptor(Guard);
+    if let Some(provider) = loaded.credentials_provider() {
+        config = config.credentials_provider(Remembering::around(provider, secrets));
+    }
     if let Some(endpoint) = endpoint {
         config = config.endpoint_url(endpoint);
     }
     Ok(Client::from_conf(config.build()))
+}
+
+/// Nobody else may read the credentials. That there are none is found when they are needed.
+fn check_closed(file: &Path) -> Result<()> {
+    match std::fs::metadata(file) {
+        Ok(metadata) => secret::check_closed(Code::Config, "credentials file", file, &metadata),
+        Err(_) => Ok(()),
+    }
 }
 
 /// The server that environment or profile name: for S3 alone, else for all services, as the client itself looks for it.
@@ -272,7 +293,7 @@ fn http_client(settings: &S3Settings) -> Result<SharedHttpClient> {
         Some(file) => {
             let doing = || format!("read certificates \"{}\"", file.display());
             let pem = std::fs::read(file)
-                .map_err(|e| Error::from_io(doing(), e).with_code(crate::error::Code::Config))?;
+                .map_err(|e| Error::from_io(doing(), e).with_code(Code::Config))?;
             check_certificates(&pem).map_err(|e| e.context(doing()))?;
             TrustStore::empty().with_pem_certificate(pem)
         }

@@ -9,6 +9,7 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 
+use super::attempt::Attempt;
 use crate::err;
 use crate::error::{Code, Error};
 
@@ -171,7 +172,9 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
     shown(&parts.join(": "))
 }
 
-fn shown(text: &str) -> String {
+/// A text that comes from the store, of bounded length and without what nobody may read.
+pub(super) fn shown(text: &str) -> String {
+    let text = Attempt::current().map_or_else(|| text.to_owned(), |a| a.scrub(text));
     text.escape_debug().take(400).collect()
 }
 

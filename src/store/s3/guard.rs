@@ -1,4 +1,4 @@
-//! What passes between client and store: bodies are watched on their way, and of an answer no more is let in than this client asks for, and
+//! What passes between client and store: bodies are watched on their way, signatures are known, and of an answer no more is let in than this client asks for, and
 //! of a list no less than all of it.
 
 use aws_sdk_s3::config::interceptors::{
@@ -31,7 +31,13 @@ impl Intercept for Guard {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        Watched::watch(context.request_mut().body_mut(), Way::ToStore);
+        let request = context.request_mut();
+        if let Some(attempt) = Attempt::current()
+            && let Some(authorization) = request.headers().get("authorization")
+        {
+            attempt.is_signed(authorization);
+        }
+        Watched::watch(request.body_mut(), Way::ToStore);
         Ok(())
     }
 

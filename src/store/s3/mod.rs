@@ -25,6 +25,7 @@ mod multipart;
 mod object;
 pub mod probe;
 mod request;
+mod secrets;
 mod sums;
 mod upload;
 mod version;

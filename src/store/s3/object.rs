@@ -8,7 +8,7 @@ use aws_sdk_s3::types::ObjectLockLegalHoldStatus;
 use bytes::Bytes;
 
 use super::client::wait;
-use super::failure::{Answered, Failure, Kind};
+use super::failure::{Answered, Failure, Kind, shown};
 use super::request::Bucket;
 use crate::err;
 use crate::error::Result;
@@ -47,7 +47,7 @@ impl Lock {
         let mode = answer.object_lock_mode().map_or("locked", |m| m.as_str());
         Some(Lock {
             until,
-            mode: mode.to_lowercase(),
+            mode: shown(&mode.to_lowercase()),
         })
     }
 }

@@ -88,8 +88,9 @@ impl Bucket {
         loop {
             let connected = self.link.connected();
             let silence = time.of_attempt(before.is_none());
-            let attempt = Attempt::new();
-            let answer = attempt.run(silence, time.last, request(connected.client.clone()));
+            let attempt = Attempt::new(&self.link.secrets);
+            let request = Box::pin(request(connected.client.clone()));
+            let answer = attempt.run(silence, time.last, request);
             let failure = match answer.await {
                 Some(Ok(done)) => {
                     life::sign();
@@ -336,7 +337,11 @@ mod tests {
     #[test]
     fn an_attempt_that_was_cut_short_does_not_hide_the_cause() {
         let cause = || Some(Failure::again("SlowDown"));
-        let told = |is_cut, before| given_up(&Attempt::new(), is_cut, before).error.to_string();
+        let told = |is_cut, before| {
+            given_up(&Attempt::new(&Arc::default()), is_cut, before)
+                .error
+                .to_string()
+        };
         assert_eq!(told(true, cause()), "SlowDown");
         for (is_cut, before) in [(false, cause()), (true, None)] {
             assert!(told(is_cut, before).starts_with("no whole answer within "));

@@ -14,7 +14,7 @@ use aws_sdk_s3::types::{ObjectLockMode, ServerSideEncryption, StorageClass};
 use bytes::Bytes;
 
 use super::client::wait;
-use super::failure::{Answered, Failure, Kind};
+use super::failure::{Answered, Failure, Kind, shown};
 use super::multipart::Multipart;
 use super::object::{Part, read};
 use super::request::{Bucket, Purpose};
@@ -295,7 +295,7 @@ pub(super) fn check_sum(answered: Option<&str>, sent: &str) -> Answered<Confirme
             err!(
                 ReadBack,
                 "the store holds other bytes than were sent (CRC-32C {}, not {sent})",
-                other.escape_debug()
+                shown(other)
             ),
         )),
         Some(_) => Ok(Confirmed::Yes),

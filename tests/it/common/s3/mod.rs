@@ -36,6 +36,8 @@ pub enum Fault {
     Error(u16, &'static str),
     /// Nothing is done, and the answer is an error in the body of a success.
     ErrorIn200(&'static str),
+    /// Answered with an error that repeats this text, how the request was signed, and its session token.
+    Echo(&'static str),
     /// Answered by something that is no object store.
     Stranger(u16),
     /// Done, and the connection ends before the answer.
@@ -138,6 +140,8 @@ struct State {
     log: Mutex<Vec<String>>,
     /// How many session tokens were issued.
     issued: AtomicU64,
+    /// The signatures that were repeated.
+    echoed: Mutex<Vec<String>>,
     /// Bytes that went out in answers without end.
     endless: AtomicU64,
     /// How many are between looking whether a name is free and taking it.
@@ -168,6 +172,7 @@ impl S3Server {
             rules: Mutex::default(),
             log: Mutex::default(),
             issued: AtomicU64::new(0),
+            echoed: Mutex::default(),
             endless: AtomicU64::new(0),
             racing: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
@@ -300,6 +305,11 @@ impl S3Server {
         self.state.issued.load(Ordering::SeqCst)
     }
 
+    /// The signatures that [`Fault::Echo`] has repeated.
+    pub fn echoed(&self) -> Vec<String> {
+        locked(&self.state.echoed).clone()
+    }
+
     /// How many bytes went out in answers without end.
     pub fn endless_bytes(&self) -> u64 {
         self.state.endless.load(Ordering::SeqCst)
@@ -376,6 +386,15 @@ fn answer(state: &State, request: &Request, fault: Option<Fault>) -> Option<(Vec
             let answer = Response::error(status, code, "as the test wants it");
             Some((dated(state, answer).bytes(), true))
         }
+        Some(Fault::Echo(text)) => {
+            let signed = request.header("authorization");
+            let signature = signed.split_once("Signature=").map_or("", |(_, s)| s);
+            locked(&state.echoed).push(signature.to_owned());
+            let token = request.header("x-amz-security-token");
+            let message = format!("{text} signed {signed} for {token}");
+            let answer = Response::error(403, "AccessDenied", &message);
+            Some((dated(state, answer).bytes(), true))
+        }
         Some(Fault::ErrorIn200(code)) => {
             let answer = Response::error(200, code, "as the test wants it");
             Some((dated(state, answer).bytes(), true))
@@ -440,7 +459,12 @@ fn fault_for(state: &State, request: &Request) -> Option<Fault> {
     }
     rule.times -= 1;
     rule.fired.fetch_add(1, Ordering::SeqCst);
-    locked(&state.log).push(format!("{line} ({:?})", rule.fault));
+    let what = match &rule.fault {
+        // What it repeats is looked for, also in this log.
+        Fault::Echo(_) => "Echo".to_owned(),
+        fault => format!("{fault:?}"),
+    };
+    locked(&state.log).push(format!("{line} ({what})"));
     Some(rule.fault.clone())
 }
 

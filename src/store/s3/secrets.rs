@@ -1,0 +1,104 @@
+//! What nobody may read: keys and tokens that requests are signed with. A store that is asked in a way it does not like may repeat them, and
+//! what it says goes into messages and logs.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+
+/// Of so many the last are known: those before them have run out.
+const KNOWN: usize = 8;
+/// What is shorter is a word, which texts may hold.
+const SHORTEST: usize = 8;
+/// Stands in the place of a secret.
+const MASK: &str = "[secret]";
+
+/// The secrets of one set of settings, as they were given out.
+#[derive(Debug, Default)]
+pub(super) struct Secrets(Mutex<VecDeque<String>>);
+
+impl Secrets {
+    fn remember(&self, secret: &str) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if secret.len() >= SHORTEST && !known.iter().any(|k| k == secret) {
+            known.truncate(KNOWN - 1);
+            known.push_front(secret.to_owned());
+        }
+    }
+
+    /// The text without them.
+    pub(super) fn scrub(&self, text: &str) -> String {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut text = text.to_owned();
+        for secret in known.iter() {
+            text = without(&text, secret);
+        }
+        text
+    }
+}
+
+/// A text without a secret, as it is and as URLs hold it.
+pub(super) fn without(text: &str, secret: &str) -> String {
+    let encoded = secret
+        .replace('/', "%2F")
+        .replace('+', "%2B")
+        .replace('=', "%3D");
+    text.replace(secret, MASK).replace(&encoded, MASK)
+}
+
+/// Gives out what another provider gives, and remembers what of it is secret.
+#[derive(Debug)]
+pub(super) struct Remembering {
+    provider: SharedCredentialsProvider,
+    secrets: Arc<Secrets>,
+}
+
+impl Remembering {
+    pub(super) fn around(
+        provider: SharedCredentialsProvider,
+        secrets: &Arc<Secrets>,
+    ) -> Remembering {
+        Remembering {
+            provider,
+            secrets: Arc::clone(secrets),
+        }
+    }
+}
+
+impl ProvideCredentials for Remembering {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            let given = self.provider.provide_credentials().await?;
+            self.secrets.remember(given.secret_access_key());
+            if let Some(token) = given.session_token() {
+                self.secrets.remember(token);
+            }
+            Ok(given)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_given_out_is_taken_out_of_texts() {
+        let secrets = Secrets::default();
+        for secret in ["short", "wJalr/XUtn+FEMI=", "another-secret"] {
+            secrets.remember(secret);
+        }
+        assert_eq!(
+            secrets.scrub("a wJalr/XUtn+FEMI= b wJalr%2FXUtn%2BFEMI%3D c another-secret, short"),
+            "a [secret] b [secret] c [secret], short"
+        );
+        for n in 0..KNOWN {
+            secrets.remember(&format!("renewed-{n}"));
+        }
+        assert_eq!(secrets.scrub("another-secret"), "another-secret");
+        assert_eq!(secrets.scrub("renewed-0 renewed-7"), "[secret] [secret]");
+    }
+}
