@@ -1,11 +1,12 @@
 //! Faults of an object store that the whole program answers for: rows of the fault matrix, section 5.3.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::common::s3::Fault;
 use crate::common::s3::peer::Peer;
 use crate::common::s3::tls::{Authority, OldTls, Says, Tls};
+use crate::common::s3::{Fault, KEY};
 use crate::common::{Cluster, PATIENCE, pitr, wait_until};
 use crate::s3_cycle::{Bucketed, Offline};
 
@@ -227,4 +228,105 @@ fn s14_doctor_warns_of_rules_that_delete() {
     off.server()
         .fault("lifecycle", u64::MAX, Fault::Error(403, "AccessDenied"));
     assert!(!doctor().contains("lifecycle"));
+}
+
+#[test]
+fn x07_expire_stops_when_the_store_goes_away_and_the_next_run_finishes() {
+    let builder = Cluster::builder(17).segment_size_mb(1);
+    let mut cluster = builder.without_fsync().create();
+    let site = Bucketed::new(&cluster, Peer::own(), "retry_budget = \"1s\"\n");
+    site.attach(&cluster);
+    cluster.start();
+    let (first, last) = (site.backup(), site.backup());
+    let server = site.peer.server();
+    let expire = || {
+        let expire = ["expire", "--keep", "1", "--grace", "0s", "--confirm"];
+        site.pitr().args(expire).run()
+    };
+    let of = |id: &str| server.keys().iter().filter(|k| k.contains(id)).count();
+    let whole = of(&first);
+    // Before the first deletion; behind that of the root; and while its objects go.
+    for (gone, deletions) in [(false, 0), (true, 1), (true, 1)] {
+        let away = server.fault_after(deletions, "DELETE", u64::MAX, Fault::Reset);
+        expire().expect_code(9).expect_stderr("goes on");
+        assert!(away.times() > 0);
+        server.heal();
+        let listed = site.pitr().args(["info", "--json"]).run().success();
+        let listed = listed.json().to_string();
+        assert_eq!(listed.contains(&format!("\"{first}\"")), !gone, "{listed}");
+        assert!(listed.contains(&format!("\"{last}\"")), "{listed}");
+        assert!(of(&first) > 1 && (gone || of(&first) >= whole));
+        site.pitr().args(["verify", "--quiet"]).run().success();
+    }
+    expire().success();
+    // Behind what lost its root stands a tombstone, and no data.
+    assert!(
+        !server
+            .keys()
+            .iter()
+            .any(|k| k.contains(&format!("packs/{first}/")))
+    );
+    let listed = site.pitr().args(["info", "--json"]).run().json();
+    assert!(
+        !listed.to_string().contains(&format!("\"{first}\"")),
+        "{listed}"
+    );
+    site.pitr().args(["verify", "--quiet"]).run().success();
+}
+
+#[test]
+fn credentials_that_others_can_read_are_refused() {
+    let off = Offline::new("");
+    let file = off.server().credentials(off.still.site.sandbox(), KEY);
+    let mode = |mode| std::fs::set_permissions(&file, PermissionsExt::from_mode(mode));
+    mode(0o640).unwrap();
+    let told = "is open to other users: its mode is 0640";
+    let push = off.push(0).run();
+    assert_ne!(push.code(), 0, "{push}");
+    push.expect_stderr(told).expect_stderr("chmod 600");
+    let fetch = off.fetch(&off.still.segments[0]).run();
+    fetch.expect_code(202).expect_stderr(told);
+    mode(0o600).unwrap();
+    off.push(0).run().success();
+}
+
+#[test]
+fn what_the_configuration_says_of_objects_arrives_with_each_kind_of_them() {
+    let builder = Cluster::builder(17).segment_size_mb(1);
+    let mut cluster = builder.without_fsync().create();
+    let dressed = |sse: &str| {
+        let classes = "wal = \"STANDARD_IA\", packs = \"GLACIER_IR\", manifests = \"ONEZONE_IA\"";
+        format!("storage_class = {{ {classes} }}\n{sse}")
+    };
+    let kms = dressed("sse = \"aws:kms\"\nsse_kms_key_id = \"alias/backup\"\n");
+    let site = Bucketed::new(&cluster, Peer::own(), &kms);
+    site.attach(&cluster);
+    cluster.start();
+    let server = site.peer.server();
+    let check = |sse: &str, key_id: Option<&str>, before: &[String]| {
+        let mut seen = [0; 3];
+        for key in server.keys().iter().filter(|k| !before.contains(k)) {
+            let headers = server.written_with(key);
+            let header = |name: &str| headers.get(&format!("x-amz-{name}")).map(String::as_str);
+            let (kind, class) = match key {
+                k if k.contains("/wal/") => (0, "STANDARD_IA"),
+                k if k.contains("/packs/") || k.contains("/layers/") => (1, "GLACIER_IR"),
+                _ => (2, "ONEZONE_IA"),
+            };
+            seen[kind] += 1;
+            assert_eq!(header("storage-class"), Some(class), "{key}");
+            assert_eq!(header("server-side-encryption"), Some(sse), "{key}");
+            let used = header("server-side-encryption-aws-kms-key-id");
+            assert_eq!(used, key_id, "{key}");
+        }
+        assert!(seen.iter().all(|n| *n > 0), "{seen:?}");
+    };
+    site.backup();
+    check("aws:kms", Some("alias/backup"), &[]);
+    let text = std::fs::read_to_string(&site.config).unwrap();
+    let plain = text.replace(&kms, &dressed("sse = \"AES256\"\n"));
+    std::fs::write(&site.config, plain).unwrap();
+    let before = server.keys();
+    site.backup();
+    check("AES256", None, &before);
 }
