@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use pitr::command::prefetch::{self, Prefetch};
-use pitr::command::{self, Arguments, delegate, detach, recovery_ended, restore};
+use pitr::command::restore::{self, Reach};
+use pitr::command::{self, Arguments, delegate, detach, recovery_ended};
 use pitr::config::Environment;
 use pitr::error::{Code, Error};
 use pitr::exit::{Program, SUCCESS, status};
@@ -19,11 +20,11 @@ fn main() -> ExitCode {
             .hint("Recovery stops and can be started again. Please report this."))
     });
     // PostgreSQL must not take the end of a worker for that of one of its own (decisions/0014-fetching-ahead.md).
-    if std::env::args_os().any(|a| a == AHEAD) {
+    if is_given(prefetch::SWITCH) {
         return ExitCode::SUCCESS;
     }
     // A status above 125 would stop a server that has recovered.
-    let ends_recovery = std::env::args_os().any(|a| a == "--recovery-ended");
+    let ends_recovery = is_given(recovery_ended::SWITCH);
     match outcome {
         Err(e) if ends_recovery => {
             say(&restore::message(&e));
@@ -31,6 +32,12 @@ fn main() -> ExitCode {
         }
         outcome => ExitCode::from(answer(&outcome)),
     }
+}
+
+/// Whether the command line has this switch, also when the rest of it is not understood.
+fn is_given(switch: &str) -> bool {
+    let switch = format!("--{switch}");
+    std::env::args_os().any(|a| a == *switch)
 }
 
 /// The exit status, also that of `pitr` where it did the work.
@@ -85,11 +92,9 @@ fn fetch(arguments: &Arguments, environment: &Environment, nonce: u64) -> Result
             delegate::run(Program::Restore, given.clone(), None)
         });
     }
-    restore::watched(arguments.clone(), nonce, warn).map(|fetched| restore::answer(&fetched))
+    restore::watched(arguments.clone(), Reach::Near, nonce, warn)
+        .map(|fetched| restore::answer(&fetched))
 }
-
-/// What makes this the worker.
-const AHEAD: &str = "--ahead";
 
 const VERSION: &str = concat!("pitr-restore ", env!("CARGO_PKG_VERSION"), "\n");
 

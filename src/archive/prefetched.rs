@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use rustix::process::{Flock, FlockType};
 
 use super::datadir::DataDirectory;
+use super::spool;
 use crate::config;
 use crate::durable::{self, Delivery, TEMPORARY_PREFIX};
 use crate::error::{Error, Result};
@@ -59,7 +60,7 @@ impl Purpose {
     ) -> Option<Purpose> {
         let control = directory.control().ok()??;
         let server = directory.server()?;
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let boot = spool::boot()?;
         let place = |path: &Path| {
             let stat = rustix::fs::stat(path).ok()?;
             Some((stat.st_dev, stat.st_ino))

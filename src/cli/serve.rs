@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::Context;
 use super::output::standard_error;
-use crate::command::{self, archive, delegate, detach, prefetch, restore, shipper};
+use crate::command::restore::{self, Reach};
+use crate::command::{self, archive, delegate, detach, prefetch, shipper};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::exit::{self, Program};
@@ -23,7 +24,7 @@ pub struct Args {
     pub limit_ms: Option<u64>,
 
     /// Which of the two, or the worker that archives or fetches ahead
-    #[arg(value_name = "archive|restore|ship|ahead", value_parser = ["archive", "restore", shipper::WORD, delegate::AHEAD])]
+    #[arg(value_name = "archive|restore|ship|ahead", value_parser = ["archive", "restore", shipper::WORD, prefetch::SWITCH])]
     pub program: String,
 
     /// Its arguments
@@ -40,7 +41,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             .and_then(|arguments| shipper::run(&arguments, cx.random()));
         return Ok(shipper::STATUS);
     }
-    if args.program == delegate::AHEAD {
+    if args.program == prefetch::SWITCH {
         detach::own_session();
         // Nobody hears what it says; what is wrong is found by whoever asks for the segment.
         let _ = command::parse(arguments, &[])
@@ -60,9 +61,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 
 /// Ends when the caller ends, and gets no signal meant for its process group.
 fn follow(caller: i32) -> Result<()> {
-    use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
-    // It fails where this is the leader of a group, and so has what it is for.
-    let _ = setsid();
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    detach::own_session();
     set_parent_process_death_signal(Some(Signal::TERM))
         .map_err(|e| Error::from_io("follow the caller", e.into()))?;
     match getppid().map(|p| p.as_raw_nonzero().get()) {
@@ -99,7 +99,7 @@ fn archive_file(arguments: Vec<OsString>, limit: Duration, cx: &Context) -> u8 {
 fn restore_file(arguments: Vec<OsString>, cx: &Context) -> u8 {
     let warn = |text: &str| standard_error(&restore::warning(text));
     let fetched = command::parse(arguments, &[])
-        .and_then(|parsed| restore::watched(parsed, cx.random(), warn));
+        .and_then(|parsed| restore::watched(parsed, Reach::Far, cx.random(), warn));
     match fetched {
         Ok(fetched) => restore::answer(&fetched),
         Err(e) => {

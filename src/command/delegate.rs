@@ -19,9 +19,6 @@ use crate::exit::Program;
 /// What the line on standard output begins with; the status follows.
 const ANSWER: &str = "status ";
 
-/// The word for the worker that fetches ahead (`command::prefetch`) on the command line of `pitr serve`.
-pub const AHEAD: &str = "ahead";
-
 /// The line that goes with a status.
 pub fn answer(status: u8) -> String {
     format!("{ANSWER}{status}\n")

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::Arguments;
 use super::latch::{self, Decision};
 use super::watch::Pulse;
-use super::{Arguments, delegate};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::fetch::{Fetch, Fetched, fetch};
 use crate::archive::startup::is_choosing_timeline;
@@ -49,18 +49,27 @@ archive does not have it. 200 to 209: an error; recovery must not go on.
   restore_command = '/usr/bin/pitr-restore --config /etc/pitr/pitr.toml %f %p'
 ";
 
+/// Who reaches the repositories (`delegate::is_needed`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// `pitr-restore`: all are plain directories.
+    Near,
+    /// Only `pitr`.
+    Far,
+}
+
 /// Fetches the file under a watch, which ends the work at SIGTERM, and when a repository hangs.
 ///
 /// # Errors
 /// Those of [`Job::run`].
-pub fn watched(arguments: Arguments, nonce: u64, warn: fn(&str)) -> Result<Fetched> {
+pub fn watched(arguments: Arguments, reach: Reach, nonce: u64, warn: fn(&str)) -> Result<Fetched> {
     let environment = Arc::new(Environment::of_process());
     let job = Arc::new(Job::new(arguments)?);
     let pulse = Pulse::new(warn);
     let (seen, at, around) = (pulse.clone(), Arc::clone(&job), Arc::clone(&environment));
-    let promoted = match delegate::is_needed(&job.arguments.flags, &environment) {
-        true => PATIENCE_PROMOTED_REMOTE,
-        false => PATIENCE_PROMOTED,
+    let promoted = match reach {
+        Reach::Near => PATIENCE_PROMOTED,
+        Reach::Far => PATIENCE_PROMOTED_REMOTE,
     };
     super::watch::run(
         move || at.run(&around, nonce, &pulse),

@@ -19,7 +19,7 @@ use crate::pg::segment::{SegmentName, WalFileName};
 mod fetcher;
 pub mod worker;
 
-/// The option that makes `pitr-restore` the worker; not for people.
+/// The option that makes `pitr-restore` the worker, and what `pitr serve` calls it; not for people.
 pub const SWITCH: &str = "ahead";
 /// What recovery calls the file that it wants a segment in; nobody else does.
 const WANTED: &str = "RECOVERYXLOG";
@@ -123,15 +123,14 @@ impl Prefetch {
     fn start(&self, arguments: &Arguments, environment: &Environment) -> Result<()> {
         let failed = |e| Error::from_io("start a worker", e);
         let own = std::env::current_exe().map_err(failed)?;
-        let (program, first): (PathBuf, &[&str]) =
+        let (program, mut words): (PathBuf, Vec<OsString>) =
             match self.settings.repositories.iter().any(delegate::is_far) {
                 true => (
                     own.with_file_name("pitr"),
-                    &["serve", delegate::AHEAD, "--"],
+                    ["serve", SWITCH, "--"].map(OsString::from).to_vec(),
                 ),
-                false => (own, &["--ahead"]),
+                false => (own, vec![format!("--{SWITCH}").into()]),
             };
-        let mut words: Vec<OsString> = first.iter().map(OsString::from).collect();
         let mut option = |name: &str, value: OsString| words.extend([OsString::from(name), value]);
         // It has another working directory.
         if let Some(path) = &self.settings.path {
