@@ -4,8 +4,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, bin, pitr_archive, user,
-    wait_until,
+    Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, bin, copy_tree, pitr_archive,
+    user, wait_until,
 };
 use crate::{per_major, skip};
 
@@ -189,12 +189,7 @@ fn h03_a_split_brain_is_a_conflict_and_both_copies_are_kept() {
     // The same data directory, copied: the second server does not know that it is one.
     let sandbox = Sandbox::new("h03");
     let copy = sandbox.join("data");
-    Program::new("cp")
-        .arg("-a")
-        .arg(one.pgdata())
-        .arg(&copy)
-        .run()
-        .success();
+    copy_tree(one.pgdata(), &copy);
     let two = Cluster::open(15, &copy).without_fsync().start();
     one.start();
     one.sql("create table mine (a int)");

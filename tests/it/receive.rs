@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::common::{
-    Builder, Cluster, PATIENCE, Program, Running, Site, Stop, fault, user, wait_until,
+    Builder, Cluster, PATIENCE, Program, Running, Site, Stop, copy_tree, fault, user, wait_until,
 };
 use crate::per_major;
 
@@ -269,7 +269,7 @@ fn w08_another_cluster_and_a_server_that_went_back_are_refused() {
     std::fs::write(site.config(), own).unwrap();
     cluster.stop(Stop::Fast);
     let older = site.sandbox().join("older");
-    copy(cluster.pgdata(), &older);
+    copy_tree(cluster.pgdata(), &older);
     cluster.start();
     let mut running = program(&site).spawn();
     let position = write_wal(&cluster);
@@ -277,19 +277,10 @@ fn w08_another_cluster_and_a_server_that_went_back_are_refused() {
     stop(running).success();
     cluster.stop(Stop::Fast);
     std::fs::remove_dir_all(cluster.pgdata()).unwrap();
-    copy(&older, cluster.pgdata());
+    copy_tree(&older, cluster.pgdata());
     cluster.start();
     let run = program(&site).run().expect_code(8);
     run.expect_stderr("the server went back");
-}
-
-fn copy(from: &std::path::Path, to: &std::path::Path) {
-    Program::new("cp")
-        .arg("-a")
-        .arg(from)
-        .arg(to)
-        .run()
-        .success();
 }
 
 #[test]

@@ -7,60 +7,11 @@ use pitr::config::{LockMode, ObjectLock, S3Settings, Sse, StorageClasses};
 use pitr::error::Code;
 use pitr::store::conformance::CLAUSES;
 use pitr::store::s3::S3Store;
-use pitr::store::{Key, Published, Store, get, put};
+use pitr::store::{Published, Store, get, put};
 
 use crate::common::Sandbox;
 use crate::common::s3::peer::{Peer, keys};
-use crate::common::s3::{BUCKET, Fault, KEY, S3Server, SECRET, WRITER};
-
-/// A store for one test, and what it needs.
-struct Place {
-    server: S3Server,
-    sandbox: Sandbox,
-}
-
-impl Place {
-    fn new() -> Place {
-        Place {
-            server: S3Server::start(),
-            sandbox: Sandbox::new("s3"),
-        }
-    }
-
-    fn settings(&self, key: &str) -> S3Settings {
-        S3Settings {
-            endpoint: Some(self.server.endpoint()),
-            region: Some("us-east-1".into()),
-            path_style: true,
-            credentials_file: Some(self.server.credentials(&self.sandbox, key)),
-            ..S3Settings::default()
-        }
-    }
-
-    fn open(&self, change: impl FnOnce(&mut S3Settings)) -> S3Store {
-        let mut settings = self.settings(KEY);
-        change(&mut settings);
-        S3Store::open(BUCKET, "a/b", &settings, 7).unwrap()
-    }
-
-    fn store(&self) -> S3Store {
-        self.open(|_| {})
-    }
-
-    /// Gives up soon.
-    fn hasty(&self) -> S3Store {
-        self.open(|s| s.retry_budget = Duration::from_millis(300))
-    }
-}
-
-fn key(text: &str) -> Key {
-    Key::new(text).unwrap()
-}
-
-/// Larger than one request takes.
-fn large() -> Vec<u8> {
-    (0..9_000_000_u32).map(|n| (n / 7 % 251) as u8).collect()
-}
+use crate::common::s3::{BUCKET, Fault, KEY, Place, SECRET, WRITER, key, large};
 
 fn put_large(store: &S3Store, at: &str) -> pitr::error::Result<Published> {
     let mut object = store.create(&key(at)).unwrap();

@@ -16,7 +16,7 @@ use crate::common::reception::{archived, lsn};
 use crate::common::s3::peer::{Peer, keys};
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server, SECRET, WRITER};
 use crate::common::{
-    Cluster, PATIENCE, Program, Sandbox, Still, path_of, pitr, pitr_archive, pitr_restore,
+    Cluster, EXPIRE, PATIENCE, Program, Sandbox, Still, path_of, pitr, pitr_archive, pitr_restore,
     wait_until,
 };
 use crate::fetch::mode;
@@ -203,16 +203,7 @@ fn a_whole_cycle_on_s3() {
     site.pitr().args(["verify", "--quiet"]).run().success();
     let second = site.backup();
     site.backup();
-    let expire = [
-        "expire",
-        "--keep",
-        "1",
-        "--grace",
-        "0s",
-        "--confirm",
-        "--quiet",
-    ];
-    site.pitr().args(expire).run().success();
+    site.pitr().args(EXPIRE).run().success();
     let packs = |id: &str| site.holds(&format!("/packs/{id}/"));
     assert!(!packs(&second), "what is not kept is deleted");
     assert!(packs(&first), "what a restore still claims is kept");

@@ -3,57 +3,11 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use pitr::config::S3Settings;
 use pitr::error::Code;
-use pitr::store::s3::S3Store;
-use pitr::store::{Key, Published, Store, get, put};
+use pitr::store::{Published, Store, get, put};
 
-use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
-use crate::common::{Sandbox, pitr};
-
-struct Place {
-    server: S3Server,
-    sandbox: Sandbox,
-}
-
-impl Place {
-    fn new() -> Place {
-        Place {
-            server: S3Server::start(),
-            sandbox: Sandbox::new("s3-hard"),
-        }
-    }
-
-    fn open(&self, change: impl FnOnce(&mut S3Settings)) -> S3Store {
-        let mut settings = S3Settings {
-            endpoint: Some(self.server.endpoint()),
-            region: Some("us-east-1".into()),
-            path_style: true,
-            credentials_file: Some(self.server.credentials(&self.sandbox, KEY)),
-            ..S3Settings::default()
-        };
-        change(&mut settings);
-        S3Store::open(BUCKET, "a/b", &settings, 7).unwrap()
-    }
-
-    fn store(&self) -> S3Store {
-        self.open(|_| {})
-    }
-
-    /// Tries nothing twice.
-    fn hasty(&self) -> S3Store {
-        self.open(|s| s.retry_budget = Duration::ZERO)
-    }
-}
-
-fn key(text: &str) -> Key {
-    Key::new(text).unwrap()
-}
-
-/// Larger than one request takes: of two parts.
-fn large() -> Vec<u8> {
-    (0..9_000_000_u32).map(|n| (n / 7 % 251) as u8).collect()
-}
+use crate::common::pitr;
+use crate::common::s3::{BUCKET, Fault, KEY, Place, key, large};
 
 #[test]
 fn s01_what_no_rule_knows_may_pass() {
@@ -136,9 +90,9 @@ fn s02_a_list_that_does_not_say_that_it_is_all_is_none() {
         assert_eq!(store.list("").unwrap().len(), 3, "{page}");
         assert_eq!(once.times(), 1, "{page}");
         let always = place.server.fault("list-type=2", 2, Fault::Says(200, page));
-        let error = place.hasty().list("").unwrap_err();
+        let error = place.once().list("").unwrap_err();
         assert_eq!(error.code(), Code::Unreachable, "{page}: {error}");
-        let first = place.hasty().first_key();
+        let first = place.once().first_key();
         assert!(first.is_err(), "{page}: {first:?}");
         assert_eq!(always.times(), 2, "{page}");
     }
@@ -147,7 +101,7 @@ fn s02_a_list_that_does_not_say_that_it_is_all_is_none() {
 #[test]
 fn a_list_without_end_is_an_error() {
     let place = Place::new();
-    let store = place.hasty();
+    let store = place.once();
     let check = |how: &str| {
         let error = store.list("").unwrap_err();
         assert_eq!(error.code(), Code::Unreachable, "{how}: {error}");
@@ -165,7 +119,7 @@ fn a_list_without_end_is_an_error() {
 #[test]
 fn an_answer_without_end_is_not_kept() {
     let place = Place::new();
-    let store = place.hasty();
+    let store = place.once();
     put(&store, &key("x"), b"one").unwrap();
     for status in [503, 200, 403] {
         let fired = place.server.fault("/bucket", 3, Fault::Endless(status));
@@ -249,7 +203,7 @@ fn a_completion_has_more_time_than_other_requests() {
 #[test]
 fn an_upload_whose_completion_got_no_answer_is_not_taken_back() {
     let place = Place::new();
-    let store = place.hasty();
+    let store = place.once();
     let silent = place.server.fault("?uploadId", 1, Fault::Reset);
     let mut object = store.create(&key("packs/x")).unwrap();
     object.write_all(&large()).unwrap();

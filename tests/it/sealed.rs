@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::common::reception::{archived, lsn};
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Still, pitr, pitr_archive, pitr_restore, wait_until,
+    Cluster, EXPIRE, PATIENCE, Program, Run, Sandbox, Still, pitr, pitr_archive, pitr_restore,
+    wait_until,
 };
 
 /// What is said where nothing proves what the repository holds.
@@ -345,15 +346,6 @@ fn copied_without_a_key(sealed: &Sealed, cluster: &Cluster) {
 /// Two more backups; the janitor, who holds no key, takes away the one in the middle.
 fn expired_without_a_key(sealed: &Sealed, first: &str, backup: &dyn Fn() -> String) {
     let (second, third) = (backup(), backup());
-    let expire = [
-        "expire",
-        "--keep",
-        "1",
-        "--grace",
-        "0s",
-        "--confirm",
-        "--quiet",
-    ];
     let look = ["expire", "--keep", "1", "--dry-run", "--json"];
     let warnings = |host: &str| {
         let run = sealed.on(host).args(look).run().success();
@@ -361,7 +353,7 @@ fn expired_without_a_key(sealed: &Sealed, first: &str, backup: &dyn Fn() -> Stri
     };
     assert!(warnings("janitor").contains(UNPROVEN));
     assert!(!warnings("writer").contains(UNPROVEN));
-    let run = sealed.on("janitor").args(expire).run().success();
+    let run = sealed.on("janitor").args(EXPIRE).run().success();
     assert_eq!(run.stderr.matches(UNPROVEN).count(), 1, "{run}");
     let packs = |id: &str| sealed.folder("packs").join(id).exists();
     assert!(!packs(&second), "what is not kept is deleted");

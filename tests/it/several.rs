@@ -13,7 +13,9 @@ use pitr::store::file::FileStore;
 use pitr::store::{Key, Listed, Meta, NewObject, Object, Store};
 use pitr::sync::{Surroundings, Transfer};
 
-use crate::common::{Cluster, PATIENCE, Program, Run, Site, Stop, fault, pitr, user, wait_until};
+use crate::common::{
+    Cluster, EXPIRE, PATIENCE, Program, Run, Site, Stop, fault, pitr, user, wait_until,
+};
 
 /// A cluster that archives into two repositories, `local` and `second`.
 struct Two {
@@ -271,16 +273,7 @@ fn what_the_receiving_side_expired_does_not_come_back() {
     let two = filled();
     let sync = || two.sync().args(["--to", "second"]);
     sync().run().success();
-    let expire = [
-        "expire",
-        "--keep",
-        "1",
-        "--grace",
-        "0s",
-        "--confirm",
-        "--quiet",
-    ];
-    let expire = two.site.pitr().args(expire);
+    let expire = two.site.pitr().args(EXPIRE);
     expire.args(["--repository", "second"]).run().success();
     let kept = objects(&two.second);
     let run = sync().run().success();

@@ -14,7 +14,8 @@ use crate::common::proxy::{Proxy, Way};
 use crate::common::s3::Fault as S3Fault;
 use crate::common::s3::peer::Peer;
 use crate::common::{
-    Cluster, PATIENCE, Program, Sandbox, Site, Still, pitr_archive, pitr_restore, wait_until,
+    Cluster, PATIENCE, Program, Sandbox, Site, Still, copy_tree, pitr_archive, pitr_restore,
+    wait_until,
 };
 use crate::s3_cycle::Bucketed;
 use crate::{require_root, require_strace};
@@ -240,11 +241,7 @@ fn a_worker_leaves_with_1_whatever_ends_it() {
     let (run, ended) = still.push(first).run_with_orphans();
     assert_eq!((run.code(), ended.as_slice()), (36, &[1][..]), "{run}");
     let disk = SmallDisk::new(1, 100);
-    Program::new("cp")
-        .args(["-a", &format!("{}/.", away.display())])
-        .arg(disk.path())
-        .run()
-        .success();
+    copy_tree(&away.join("."), disk.path());
     std::fs::write(disk.path().join("filler"), vec![0; 2 << 20]).unwrap_err();
     std::os::unix::fs::symlink(disk.path(), still.site.repository()).unwrap();
     std::fs::remove_dir_all(&spool).unwrap();
@@ -623,12 +620,7 @@ fn two_clusters_on_one_host_share_a_spool_and_no_notes() {
     // The same data directory, copied: the same names, and here other bytes.
     let sandbox = Sandbox::new("two");
     let copy = sandbox.join("data");
-    Program::new("cp")
-        .arg("-a")
-        .arg(one.cluster.pgdata())
-        .arg(&copy)
-        .run()
-        .success();
+    copy_tree(one.cluster.pgdata(), &copy);
     let other = copy.join("pg_wal").join(&one.segments[1]);
     let mut bytes = std::fs::read(&other).unwrap();
     *bytes.last_mut().unwrap() ^= 1;

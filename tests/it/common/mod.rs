@@ -152,5 +152,16 @@ pub fn wait_until(timeout: Duration, what: &str, mut done: impl FnMut() -> bool)
     }
 }
 
+/// The arguments of `pitr` that delete at once whatever the last backup does not need.
+pub const EXPIRE: [&str; 7] = [
+    "expire",
+    "--keep",
+    "1",
+    "--grace",
+    "0s",
+    "--confirm",
+    "--quiet",
+];
+
 /// Enough for anything that works, on a loaded machine. More than a minute: the archiver that missed its wake-up call looks again after one.
 pub const PATIENCE: Duration = Duration::from_secs(180);

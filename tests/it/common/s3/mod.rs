@@ -6,6 +6,7 @@
 mod http;
 mod keep;
 pub mod peer;
+mod place;
 pub mod tls;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use keep::Keep;
+pub use place::{Place, key, large};
 
 use super::Sandbox;
 
