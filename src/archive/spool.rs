@@ -128,14 +128,19 @@ impl Note {
         }
     }
 
-    fn encode(&self) -> io::Result<Vec<u8>> {
+    /// As it is kept.
+    ///
+    /// # Errors
+    /// None that a note can have.
+    pub fn encode(&self) -> io::Result<Vec<u8>> {
         let mut bytes = serde_json::to_vec(self)?;
         let sum = crc32fast::hash(&bytes);
         bytes.extend_from_slice(format!("\n{sum:08x}\n").as_bytes());
         Ok(bytes)
     }
 
-    fn decode(bytes: &[u8]) -> Option<Note> {
+    /// The note in these bytes, if it is whole and of the present format.
+    pub fn decode(bytes: &[u8]) -> Option<Note> {
         let (json, sum) = bytes.split_at_checked(bytes.len().checked_sub(10)?)?;
         if sum != format!("\n{:08x}\n", crc32fast::hash(json)).as_bytes() {
             return None;
@@ -154,6 +159,15 @@ pub struct Failure {
     pub status: u8,
     /// What stands in PostgreSQL's log.
     pub text: String,
+}
+
+impl Failure {
+    /// The record in these bytes, if there is a sound one.
+    pub fn decode(bytes: &[u8]) -> Option<Failure> {
+        let failure: Failure = serde_json::from_slice(bytes).ok()?;
+        // What PostgreSQL must never see as success, nor as the end of its archiver.
+        (1..=125).contains(&failure.status).then_some(failure)
+    }
 }
 
 /// What the spool knows of a file.
@@ -296,10 +310,7 @@ impl Spool {
 
     /// Why a file could not be archived, if that is known.
     pub fn failure(&self, name: WalFileName) -> Option<Failure> {
-        let failure: Failure =
-            serde_json::from_slice(&self.read(&format!("{name}{FAILED}"))?).ok()?;
-        // What PostgreSQL must never see as success, nor as the end of its archiver.
-        (1..=125).contains(&failure.status).then_some(failure)
+        Failure::decode(&self.read(&format!("{name}{FAILED}"))?)
     }
 
     /// Keeps why a file could not be archived. The time of the record stays when it says the same as before.

@@ -9,7 +9,7 @@ use super::backup::{BackupKind, BackupRoot, LayerRef, Method, PackRef, Shard, de
 use super::container::{history_facts, history_text};
 use super::layout::{BackupId, PartName};
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
@@ -44,6 +44,9 @@ struct Outline {
     packs: Parts,
 }
 
+/// A sealed root names no more layers and packs: of packs alone these are 64 TiB.
+const PARTS_MAX: usize = 1 << 18;
+
 /// Layers or packs, as runs of numbers by the backup that wrote them.
 type Parts = BTreeMap<BackupId, Vec<(u32, u32)>>;
 
@@ -62,8 +65,12 @@ fn parts<'a>(names: impl Iterator<Item = &'a PartName>) -> Parts {
     parts
 }
 
-/// The names in `parts`; a part has six digits, so that there cannot be endlessly many.
-fn names(parts: &Parts) -> Result<Vec<PartName>> {
+fn too_many() -> Error {
+    err!(Damaged, "a root names more than {PARTS_MAX} parts")
+}
+
+/// The names in `parts`, of which `room` is left for so many: a few bytes can tell of a million, and who made them need not be proven.
+fn names(parts: &Parts, room: &mut usize) -> Result<Vec<PartName>> {
     let mut names = Vec::new();
     for (id, runs) in parts {
         let mut after = None;
@@ -72,6 +79,9 @@ fn names(parts: &Parts) -> Result<Vec<PartName>> {
                 return Err(err!(Damaged, "the parts of a root are not in order"));
             }
             after = Some(last);
+            *room = room
+                .checked_sub((last - first) as usize + 1)
+                .ok_or_else(too_many)?;
             names.extend((first..=last).map(|number| PartName {
                 id: id.clone(),
                 number,
@@ -84,8 +94,12 @@ fn names(parts: &Parts) -> Result<Vec<PartName>> {
 /// What stays plain of `root`.
 ///
 /// # Errors
-/// `Damaged` when its history cannot be read.
+/// `Damaged` when its history cannot be read, or it names too many parts.
 pub fn facts(root: &BackupRoot) -> Result<Map<String, Value>> {
+    let layers = root.shards.iter().map(|s| s.layers.len()).sum::<usize>();
+    if layers + root.packs.len() > PARTS_MAX {
+        return Err(too_many());
+    }
     let history = match (&root.history, &root.history_hex) {
         (Some(text), _) => Some(text.as_bytes().to_vec()),
         (None, Some(hex)) => super::backup::unhex(hex),
@@ -140,18 +154,23 @@ pub fn facts(root: &BackupRoot) -> Result<Map<String, Value>> {
 pub fn root(facts: &Value) -> Result<BackupRoot> {
     let known: Outline = serde_json::from_value(facts.clone())
         .map_err(|e| err!(Damaged, "what stays plain of a root is not whole").source(e))?;
-    let layers = names(&known.layers)?.into_iter().map(|key| LayerRef {
-        key,
-        offset: 0,
-        length: 0,
-        hash: String::new(),
-    });
-    let packs = names(&known.packs)?.into_iter().map(|key| PackRef {
-        key,
-        size_bytes: 0,
-        live_frames: 0,
-        live_bytes: 0,
-    });
+    let mut room = PARTS_MAX;
+    let layers = names(&known.layers, &mut room)?
+        .into_iter()
+        .map(|key| LayerRef {
+            key,
+            offset: 0,
+            length: 0,
+            hash: String::new(),
+        });
+    let packs = names(&known.packs, &mut room)?
+        .into_iter()
+        .map(|key| PackRef {
+            key,
+            size_bytes: 0,
+            live_frames: 0,
+            live_bytes: 0,
+        });
     Ok(BackupRoot {
         id: known.id,
         nonce: known.nonce,
@@ -196,4 +215,32 @@ pub fn root(facts: &Value) -> Result<BackupRoot> {
         }],
         packs: packs.collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_bytes_do_not_make_a_million_names() {
+        let id = |n: u32| {
+            format!("20261120T0640{n:02}Z-full")
+                .parse::<BackupId>()
+                .unwrap()
+        };
+        let whole = |ids: u32| {
+            (0..ids)
+                .map(|n| (id(n), vec![(0, 199_999)]))
+                .collect::<Parts>()
+        };
+        let mut room = PARTS_MAX;
+        assert_eq!(names(&whole(1), &mut room).unwrap().len(), 200_000);
+        assert!(
+            names(&whole(1), &mut room).is_err(),
+            "layers and packs count together"
+        );
+        assert!(names(&whole(60), &mut PARTS_MAX.clone()).is_err());
+        let unordered = Parts::from([(id(1), vec![(5, 6), (6, 7)])]);
+        assert!(names(&unordered, &mut room).is_err());
+    }
 }
