@@ -16,15 +16,16 @@ use std::time::{Duration, Instant};
 
 use pitr::archive::fetch::{Fetch, Fetched, fetch};
 use pitr::error::{Code, Result};
-use pitr::pg::segment::WalFileName;
+use pitr::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use pitr::pg::time::TimestampTz;
+use pitr::pg::timeline::TimelineId;
 use pitr::progress::Silent;
 use pitr::repo::backup::BackupRoot;
 use pitr::repo::layout::{BackupId, ClusterLayout};
 use pitr::repo::repository::Repository;
 use pitr::snapshot::reader::Snapshot;
 use pitr::sync::{Surroundings, Transfer};
-use pitr::verify::{Report, Verify};
+use pitr::verify::{FindingKind, Report, Verify};
 
 use crate::common::random::Random;
 use crate::common::{Cluster, Sandbox, Site, Stop, files_below};
@@ -296,6 +297,32 @@ impl World {
         (kept.collect(), backup.cloned())
     }
 
+    /// Whether verify finds that a segment is gone. All others are there, and the roots, which say what is needed; of what else the backups have
+    /// there is nothing, so that other findings do not count.
+    fn finds_gap(&self, segment: &str) -> bool {
+        let is_kept = |key: &str| is_small(key) || matches!(kind_of(key), "root" | "segment");
+        let kept = self.objects.iter();
+        let kept = kept.filter(|(key, _)| is_kept(key) && *key != segment);
+        let kept = kept.map(|(key, bytes)| (key.clone(), bytes.clone()));
+        let report = self.verify(&Held::new(kept.collect()), None).unwrap();
+        let name = wal_name(segment).expect("a segment").to_string();
+        let mut found = report.findings.iter();
+        found.any(|f| f.kind == FindingKind::Gap && f.object.contains(&name))
+    }
+
+    /// Whether recovery from the first backup goes through the segment to another one.
+    fn is_between(&self, segment: &str) -> bool {
+        let whole = Held::new(self.objects.clone());
+        let repository = self.open(&whole).unwrap();
+        let first = BackupRoot::read(repository.store(), &self.layout, &self.backups[0]);
+        let first = first.unwrap().expect("a backup");
+        let size = SegmentSize::new(first.wal_segment_size_bytes).unwrap();
+        let first = SegmentName::of(TimelineId::FIRST, first.start_lsn, size);
+        let is_behind = |key: &String| key.as_str() > segment;
+        wal_name(segment) >= Some(WalFileName::Segment(first))
+            && self.kinds["segment"].iter().any(is_behind)
+    }
+
     /// What restore_command would get; `None` is proven absence.
     fn fetch(&self, store: &Held, name: WalFileName, target: &Path) -> Result<Option<Vec<u8>>> {
         let _ = std::fs::remove_file(target);
@@ -464,7 +491,7 @@ fn try_one(world: &World, seed: u64, number: usize) -> (&'static str, Damage, Ou
     );
     let (all, backup) = world.around(&key, damage == Damage::Delete);
     let damaged = Held::with(&all, &key, changed.as_deref());
-    let is_found = match world.verify(&damaged, backup.clone()) {
+    let mut is_found = match world.verify(&damaged, backup.clone()) {
         Err(e) => {
             assert_ne!(e.code(), Code::Internal, "{what}: {e}");
             let is_of_keys = matches!(kind, "marker" | "recipient");
@@ -473,6 +500,10 @@ fn try_one(world: &World, seed: u64, number: usize) -> (&'static str, Damage, Ou
         }
         Ok(report) => !report.findings.is_empty(),
     };
+    if (kind, damage) == ("segment", Damage::Delete) {
+        is_found = world.finds_gap(&key);
+        assert_eq!(is_found, world.is_between(&key), "{what}");
+    }
     if let Some(name) = wal_name(&key) {
         let target = world.folder.join(format!("fetched-{number}"));
         if let Ok(Some(bytes)) = world.fetch(&damaged, name, &target) {
