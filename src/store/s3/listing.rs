@@ -2,6 +2,7 @@
 
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::primitives::DateTime;
+use aws_sdk_s3::types::ObjectStorageClass;
 
 use super::failure::{Answered, Failure};
 use super::multipart::abort;
@@ -23,16 +24,17 @@ const PAGES_MAX: u32 = 1000;
 
 /// Something in a listing.
 #[derive(Debug, PartialEq)]
-struct Found {
+pub(super) struct Found {
     /// Without the prefix of the place; of a folder with its slash.
-    key: String,
+    pub(super) key: String,
     is_prefix: bool,
     modified: Option<DateTime>,
+    pub(super) class: Option<ObjectStorageClass>,
 }
 
 /// A listing of the keys that begin with a prefix, page by page. Absence is concluded from it, and what may be deleted: whatever in it
 /// is not what was asked for is an error, and so is one that does not say whether it is all.
-struct Listing<'a> {
+pub(super) struct Listing<'a> {
     bucket: &'a Bucket,
     prefix: String,
     /// Keys below a further slash are shown as one.
@@ -47,7 +49,7 @@ struct Listing<'a> {
 }
 
 impl<'a> Listing<'a> {
-    fn of(bucket: &'a Bucket, prefix: &str, delimited: bool) -> Listing<'a> {
+    pub(super) fn of(bucket: &'a Bucket, prefix: &str, delimited: bool) -> Listing<'a> {
         Listing {
             bucket,
             prefix: prefix.to_owned(),
@@ -61,7 +63,7 @@ impl<'a> Listing<'a> {
     }
 
     /// The next page; none behind the last.
-    async fn next(&mut self) -> Answered<Option<Vec<Found>>> {
+    pub(super) async fn next(&mut self) -> Answered<Option<Vec<Found>>> {
         if self.is_over {
             return Ok(None);
         }
@@ -103,11 +105,11 @@ impl<'a> Listing<'a> {
             return Err(Failure::again("a listing is of another prefix"));
         }
         let objects = page.contents().iter();
-        let objects = objects.map(|o| (o.key(), false, o.last_modified()));
+        let objects = objects.map(|o| (o.key(), false, o.last_modified(), o.storage_class()));
         let folders = page.common_prefixes().iter();
-        let folders = folders.map(|p| (p.prefix(), true, None));
+        let folders = folders.map(|p| (p.prefix(), true, None, None));
         let mut found = Vec::new();
-        for (key, is_prefix, modified) in objects.chain(folders) {
+        for (key, is_prefix, modified, class) in objects.chain(folders) {
             let key = key.ok_or_else(|| Failure::again("a listing names no key"))?;
             let is_asked = key.starts_with(&full) && (!is_prefix || key.ends_with('/'));
             let Some(key) = key.strip_prefix(&self.bucket.prefix).filter(|_| is_asked) else {
@@ -123,6 +125,7 @@ impl<'a> Listing<'a> {
                 key: key.to_owned(),
                 is_prefix,
                 modified: modified.copied(),
+                class: class.cloned(),
             });
         }
         Ok((found, self.token_after(page)?))
@@ -281,7 +284,7 @@ pub(super) async fn delete(bucket: &Bucket, key: &str) -> Answered<()> {
             client
                 .delete_object()
                 .bucket(&bucket.bucket)
-                .key(format!("{}{key}", bucket.prefix))
+                .key(bucket.full(key))
                 .send()
                 .await?;
             Ok(())

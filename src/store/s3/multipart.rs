@@ -237,7 +237,7 @@ pub(super) async fn abort(bucket: &Bucket, key: &str, id: &str) -> Answered<bool
                 client
                     .abort_multipart_upload()
                     .bucket(&bucket.bucket)
-                    .key(format!("{}{key}", bucket.prefix))
+                    .key(bucket.full(key))
                     .upload_id(id)
                     .send()
                     .await?;

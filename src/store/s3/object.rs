@@ -111,7 +111,7 @@ pub(super) async fn fetch(bucket: &Bucket, key: &str, part: Part) -> Answered<Op
     let fetched = bucket
         .run(&doing, |client| async move {
             let request = client.get_object().bucket(&bucket.bucket);
-            let request = request.key(format!("{}{key}", bucket.prefix));
+            let request = request.key(bucket.full(key));
             let answer = request.range(part.header()).send().await;
             let answer = answer.inspect_err(|e| bucket.markers.see(key, e))?;
             // An error, or somebody's page, in the body of a success has none.
@@ -167,10 +167,7 @@ async fn empty(
     let head = bucket
         .run(&format!("look at object \"{key}\""), |client| async move {
             let request = client.head_object().bucket(&bucket.bucket);
-            Ok(request
-                .key(format!("{}{key}", bucket.prefix))
-                .send()
-                .await?)
+            Ok(request.key(bucket.full(key)).send().await?)
         })
         .await?;
     let wanted = match part {

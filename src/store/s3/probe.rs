@@ -153,35 +153,31 @@ impl S3Store {
     }
 }
 
-async fn one_after_the_other(bucket: &Arc<Bucket>) -> Answered<Creation> {
-    let key = Key::new("once")?;
-    let content = Bytes::from_static(b"first");
-    match put(bucket, &key, "first", content, Condition::Absent).await {
-        Ok(_) => {}
-        // The answer to an attempt that created it was lost.
+/// Creates an object whose content is its mark; `false` when the name is another's.
+async fn create(bucket: &Bucket, key: &Key, mark: &str) -> Answered<bool> {
+    let content = Bytes::from(mark.to_owned());
+    match put(bucket, key, mark, content, Condition::Absent).await {
+        Ok(_) => Ok(true),
+        // The answer to an attempt that created it may have been lost.
         Err(failure) if failure.kind == Kind::Taken && failure.is_ambiguous => {
-            if mark_of(bucket, &key).await?.as_deref() != Some("first") {
-                return Err(failure);
-            }
+            Ok(mark_of(bucket, key).await?.as_deref() == Some(mark))
         }
-        Err(failure) => return Err(failure),
+        Err(failure) if failure.kind == Kind::Taken => Ok(false),
+        Err(failure) => Err(failure),
     }
-    match put(
-        bucket,
-        &key,
-        "second",
-        Bytes::from_static(b"second"),
-        Condition::Absent,
-    )
-    .await
-    {
-        Ok(_) => {
-            return Ok(Creation::Broken(
-                "replaces objects instead of refusing a name that is taken".to_owned(),
-            ));
-        }
-        Err(failure) if failure.kind == Kind::Taken => {}
-        Err(failure) => return Err(failure),
+}
+
+async fn one_after_the_other(bucket: &Bucket) -> Answered<Creation> {
+    let key = Key::new("once")?;
+    if !create(bucket, &key, "first").await? {
+        return Ok(Creation::Broken(
+            "calls a name taken that nobody has used".to_owned(),
+        ));
+    }
+    if create(bucket, &key, "second").await? {
+        return Ok(Creation::Broken(
+            "replaces objects instead of refusing a name that is taken".to_owned(),
+        ));
     }
     let kept = fetch(bucket, key.as_str(), Part::Last(64)).await?;
     let listed = listing::list(bucket, "").await?;
@@ -202,26 +198,7 @@ async fn at_the_same_time(bucket: &Arc<Bucket>, round: usize) -> Answered<Creati
     let creators: Vec<_> = (0..CREATORS)
         .map(|n| {
             let (bucket, key) = (Arc::clone(bucket), key.clone());
-            tokio::spawn(async move {
-                let mark = format!("creator-{n}");
-                match put(
-                    &bucket,
-                    &key,
-                    &mark,
-                    Bytes::from(mark.clone()),
-                    Condition::Absent,
-                )
-                .await
-                {
-                    Ok(_) => Ok(true),
-                    // The answer to an attempt that won was lost.
-                    Err(failure) if failure.kind == Kind::Taken && failure.is_ambiguous => {
-                        Ok(mark_of(&bucket, &key).await? == Some(mark))
-                    }
-                    Err(failure) if failure.kind == Kind::Taken => Ok(false),
-                    Err(failure) => Err(failure),
-                }
-            })
+            tokio::spawn(async move { create(&bucket, &key, &format!("creator-{n}")).await })
         })
         .collect();
     let mut winners = 0;

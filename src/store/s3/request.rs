@@ -15,7 +15,7 @@ use super::certificate;
 use super::client::{Connected, Link};
 use super::failure::{Answered, Failure, Kind};
 use super::version::Markers;
-use crate::store::{Key, life};
+use crate::store::life;
 
 /// The longest pause after the first failure; doubled by each one that follows.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -179,7 +179,7 @@ impl Bucket {
     }
 
     /// A key as the store knows it.
-    pub(super) fn full(&self, key: &Key) -> String {
+    pub(super) fn full(&self, key: impl std::fmt::Display) -> String {
         format!("{}{key}", self.prefix)
     }
 

@@ -64,7 +64,7 @@ pub(super) async fn ask(bucket: &Bucket) -> Option<bool> {
     let key = format!("{TEMPORARY_PREFIX}probe.{:016x}/sum", bucket.next_random());
     let request = bucket.link.client().put_object().bucket(&bucket.bucket);
     let sent = request
-        .key(format!("{}{key}", bucket.prefix))
+        .key(bucket.full(&key))
         // A policy may forbid all other ways to create.
         .if_none_match("*")
         .checksum_crc32_c("AAAAAA==")

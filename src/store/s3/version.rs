@@ -39,7 +39,7 @@ impl Markers {
 
 /// When the object was deleted, and whether a version of it is left. Whoever may not list versions learns only that it was.
 pub(super) async fn deleted(bucket: &Bucket, key: &str) -> Answered<Deleted> {
-    let full = format!("{}{key}", bucket.prefix);
+    let full = bucket.full(key);
     let doing = format!("list the versions of object \"{key}\"");
     let listed = bucket
         .run(&doing, |client| {
