@@ -175,12 +175,15 @@ fn segments_of_a_timeline_that_recovery_leaves_are_not_replayed_and_not_left() {
 
     let to = site.sandbox().dir("copy").join("data");
     let (noted, log) = noting(&site, site.sandbox());
+    // The first segment of the second timeline is asked for when some of the first wait that will not be.
     let stale = site.sandbox().file("stale", "");
     let script = site.sandbox().file(
         "stale.sh",
         format!(
-            "case $1 in 00000002????????????????) ls $(dirname $2)/pitr.ahead | grep ^00000001 >> {};; esac\n{noted}\n",
-            stale.display()
+            "if [ ! -s {stale} ]; then case $1 in 00000002????????????????)\n\
+             n=0; until ls $(dirname $2)/pitr.ahead | grep ^00000001 > {stale} || [ $n -ge 600 ]; do sleep 0.1; n=$((n+1)); done;;\n\
+             esac; fi\n{noted}\n",
+            stale = stale.display()
         )
         .replace("%f %p", "\"$1\" \"$2\""),
     );

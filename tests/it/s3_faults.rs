@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::common::s3::peer::Peer;
 use crate::common::s3::tls::{Authority, OldTls, Says, Tls};
 use crate::common::s3::{Fault, KEY};
-use crate::common::{Cluster, EXPIRE, PATIENCE, pitr, wait_until};
+use crate::common::{Cluster, PATIENCE, pitr, wait_until};
 use crate::s3_cycle::{Bucketed, Offline};
 
 #[test]
@@ -81,7 +81,10 @@ fn s12_s13_a_bucket_that_freezes_and_locks() {
     site.pitr().args(plan).run().success();
     // What is locked stays whole, until its time has come.
     site.backup();
-    let expire = || site.pitr().args(EXPIRE).run().success();
+    let expire = || {
+        let expire = ["expire", "--keep", "1", "--grace", "0s", "--confirm"];
+        site.pitr().args(expire).run().success()
+    };
     let there = || {
         server
             .keys()
