@@ -172,6 +172,7 @@ fn p20_killed_at_any_moment_nothing_is_acknowledged_that_is_not_stored() {
             false => Process::Worker,
         };
         let Some(pid) = process_of(&drain.site, what) else {
+            std::thread::sleep(Duration::from_millis(2));
             continue;
         };
         // Somewhere between two segments, or at the first.

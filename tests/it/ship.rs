@@ -756,6 +756,31 @@ fn f20_over_a_slow_link_the_worker_brings_in_what_takes_longer_than_a_call() {
 }
 
 #[test]
+fn a_worker_for_a_bucket_leaves_with_1_too() {
+    let still = Still::new(17, 1, 3);
+    let site = Bucketed::new(&still.cluster, Peer::own(), "");
+    let spool = site.sandbox.join("spool");
+    for name in &still.segments {
+        offer(&still, name);
+    }
+    let push = pitr_archive().arg("--config").arg(&site.config);
+    let push = push
+        .arg(format!("pg_wal/{}", still.segments[0]))
+        .env("PITR_CLUSTERS_MAIN_SPOOL_DIR", &spool)
+        .dir(still.cluster.pgdata());
+    let refused = S3Fault::Error(403, "AccessDenied");
+    let fired = site.peer.server().fault("/", u64::MAX, refused);
+    let (run, ended) = push.run_with_orphans();
+    assert_eq!((run.code(), ended.as_slice()), (31, &[1][..]), "{run}");
+    assert!(fired.times() > 0);
+    site.peer.server().heal();
+    std::fs::remove_dir_all(&spool).unwrap();
+    let (run, ended) = push.run_with_orphans();
+    assert_eq!((run.code(), ended.as_slice()), (0, &[1][..]), "{run}");
+    assert!(noted(&spool, ".shipped").contains(&still.segments[2]));
+}
+
+#[test]
 fn p20_a_note_is_worth_nothing_when_the_disk_beside_a_bucket_is_gone() {
     let still = Still::new(17, 1, 3);
     let site = Bucketed::new(&still.cluster, Peer::own(), "");
