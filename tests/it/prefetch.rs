@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::common::proxy::{Proxy, Way};
-use crate::common::s3::{BUCKET, KEY, S3Server};
+use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
 use crate::common::{
     Cluster, PATIENCE, Program, Sandbox, Site, Still, Stop, copy_tree, fault, user, wait_until,
 };
@@ -431,6 +431,32 @@ fn f20_what_a_slow_store_holds_is_fetched_ahead_by_pitr() {
     }
     proxy.calm();
     recovery.wait_gone();
+}
+
+#[test]
+fn f20_a_repository_that_is_away_is_left_alone_while_another_has_the_wal() {
+    let recovery = Recovery::new(1, 12, 12);
+    let site = &recovery.still.site;
+    let (store, sandbox) = (S3Server::start(), Sandbox::new("bucket"));
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    let (clusters, local) = text.split_once("[repositories.").unwrap();
+    let config = format!(
+        "{clusters}[repositories.lost]\nurl = \"s3://{BUCKET}/pg\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\n\
+         path_style = true\ncredentials_file = \"{}\"\nretry_budget = \"1s\"\n\n[repositories.{local}",
+        store.endpoint(),
+        store.credentials(&sandbox, KEY).display()
+    );
+    std::fs::write(site.config(), config).unwrap();
+    let fired = store.fault("", u64::MAX, Fault::Error(503, "SlowDown"));
+    recovery.begin();
+    recovery.wait_for(2, 9);
+    assert!(fired.times() > 0, "it was asked");
+    store.clear_log();
+    // The worker goes on with what follows, and has to open the repositories for it.
+    recovery.get(2);
+    recovery.get(3);
+    recovery.wait_for(10, 11);
+    assert_eq!(store.log(), Vec::<String>::new());
 }
 
 /// A restore_command that notes which segments waited. From the third of a timeline on it gives the worker the time that it needs.

@@ -15,6 +15,9 @@ use crate::repo::repository::Repository;
 
 /// How long a repository is taken for the one that it was.
 const SESSION: Duration = Duration::from_secs(10);
+/// For how long one that could not be opened is left alone while another can be. An object store that is away is tried for 40 seconds: once for
+/// each segment would be the pace of the recovery. What only that one has, whoever asks for it asks there.
+const LEFT_ALONE: Duration = Duration::from_secs(300);
 
 /// What became of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +47,8 @@ struct Known {
     session: Option<Arc<Session>>,
     /// Which each of them was when it was opened first.
     uuids: Vec<Option<String>>,
+    /// Since when each of them is left alone.
+    away: Vec<Option<Instant>>,
 }
 
 /// Repositories, open, in their order; `None` is one that could not be opened.
@@ -65,6 +70,7 @@ impl Fetcher {
             known: Mutex::new(Known {
                 session: None,
                 uuids: vec![None; places.len()],
+                away: vec![None; places.len()],
             }),
             places,
             layout,
@@ -129,9 +135,13 @@ impl Fetcher {
         }
         known.session = None;
         let mut repositories = Vec::new();
-        for (place, uuid) in self.places.iter().zip(&mut known.uuids) {
-            let opened = self.open(place);
-            if let Some(repository) = &opened {
+        for (at, place) in self.places.iter().enumerate() {
+            let is_left_alone = known.away.get(at).copied().flatten();
+            let opened = match is_left_alone.filter(|since| since.elapsed() < LEFT_ALONE) {
+                Some(_) => None,
+                None => self.open(place),
+            };
+            if let (Some(repository), Some(uuid)) = (&opened, known.uuids.get_mut(at)) {
                 let found = &repository.marker().uuid;
                 if uuid.get_or_insert_with(|| found.clone()) != found {
                     return None;
@@ -143,8 +153,8 @@ impl Fetcher {
             repositories,
             begun: Instant::now(),
         });
-        // One that is away is asked again for the next segment.
-        if session.repositories.iter().all(Option::is_some) {
+        known.leave_alone(&session.repositories);
+        if session.repositories.iter().any(Option::is_some) {
             known.session = Some(Arc::clone(&session));
         }
         Some(session)
@@ -160,6 +170,22 @@ impl Fetcher {
     fn forget(&self) {
         if let Ok(mut known) = self.known.lock() {
             known.session = None;
+        }
+    }
+}
+
+impl Known {
+    /// Where one can be read, those that cannot are left alone; where none can, all are asked again for the next segment.
+    fn leave_alone(&mut self, repositories: &[Option<Repository>]) {
+        let is_any_there = repositories.iter().any(Option::is_some);
+        for (away, repository) in self.away.iter_mut().zip(repositories) {
+            *away = match repository {
+                None if is_any_there => {
+                    let running = away.filter(|since| since.elapsed() < LEFT_ALONE);
+                    running.or_else(|| Some(Instant::now()))
+                }
+                _ => None,
+            };
         }
     }
 }
