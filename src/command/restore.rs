@@ -369,7 +369,15 @@ impl Job {
                 Some(Ok(Fetched::ProvenAbsent))
             }
             Verdict::Wait(None, _) => None,
-            Verdict::Fail | Verdict::Wait(Some(_), _) => Some(Err(error)),
+            Verdict::Fail | Verdict::Wait(Some(_), _) => {
+                let is_promotion = self.directory.is_promoted()
+                    || matches!(self.name, WalFileName::History(_))
+                        && is_choosing_timeline(self.directory.path());
+                Some(Err(match is_promotion {
+                    true => error.hint(PROMOTION),
+                    false => error,
+                }))
+            }
         }
     }
 }
@@ -382,6 +390,8 @@ fn not_here(error: &Error, why: &str) -> String {
 /// Why "not here" may be said of what could not be asked for.
 const ASKS_AGAIN: &str = "the standby asks again";
 const HAS_IT: &str = "the server has the file in pg_wal";
+/// What helps whoever promotes a standby while the archive is away.
+const PROMOTION: &str = "The standby is being promoted. Bring the repository back, or set promote_unreachable in the cluster's section of the configuration: \"proceed\" promotes without it.";
 /// Why it is waited at the end of a promotion.
 const MUST_NOT_STOP: &str =
     "; do not stop the server: it has left its timeline, and would open it again for writes";
