@@ -81,6 +81,7 @@ mod tests {
             global: GlobalArgs::default(),
             environment: Environment::default(),
             out: Output::default(),
+            away: crate::cli::away::Away::default(),
         }
     }
 

@@ -22,6 +22,7 @@ use crate::repo::repository::Repository;
 
 pub mod access;
 pub mod archive_command;
+pub mod away;
 pub mod failures;
 pub mod human;
 pub mod notify;
@@ -150,6 +151,8 @@ pub struct Context {
     pub environment: Environment,
     /// Where answers and notes go.
     pub out: Output,
+    /// Object stores that did not answer.
+    pub away: away::Away,
 }
 
 impl Context {
@@ -181,7 +184,8 @@ impl Context {
     /// `NoRepository` when it is not there or not mounted, and what the store says.
     pub fn open(&self, repository: &config::Repository) -> Result<Repository> {
         let path = repository.location.directory().map(Path::to_owned);
-        crate::repo::open(repository, self.random())
+        self.away
+            .open(repository, self.random(), &self.out)
             .map_err(|e| access::explain(e, path.as_slice()))
     }
 
@@ -271,6 +275,7 @@ fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
         out: Output::new(cli.global.json, cli.global.quiet, &environment),
         global: cli.global,
         environment,
+        away: away::Away::default(),
     };
     match dispatch(&cli.command, &cx) {
         Ok(status) => status,

@@ -204,6 +204,28 @@ impl Reading {
             })
     }
 
+    /// Warns of a passphrase that this process was given and that the server's `restore_command` will not have.
+    pub fn warn_of_passphrases(&self, cx: &Context) {
+        for configured in &self.settings.repositories {
+            let Some(from) = &configured.encryption else {
+                continue;
+            };
+            let name = &configured.name;
+            let lacking = if from.key_file.is_some() || from.passphrase_file.is_some() {
+                continue;
+            } else if let Some(number) = from.passphrase_fd {
+                format!("a passphrase from descriptor {number}, which recovery will not have")
+            } else if from.passphrase.is_some() {
+                "a passphrase from the environment; recovery has it only if the server is started with the same variable".to_owned()
+            } else {
+                continue;
+            };
+            cx.out.warn(&format!(
+                "repository \"{name}\" is read with {lacking}: set key_file or passphrase_file before the server is started"
+            ));
+        }
+    }
+
     /// Answers about the WAL of an inventory.
     ///
     /// # Errors
@@ -395,7 +417,15 @@ fn first_that_opens(cx: &Context, settings: &Settings) -> Result<(config::Reposi
     let mut first_error = None;
     for configured in &settings.repositories {
         match cx.open(configured) {
-            Ok(repository) => return Ok((configured.clone(), repository)),
+            Ok(repository) => {
+                if first_error.is_some() {
+                    cx.out.warn(&format!(
+                        "repository \"{}\" is read instead; if the one before it is lost, \"--repository {0}\" works without it, and recovery does not wait for it",
+                        configured.name
+                    ));
+                }
+                return Ok((configured.clone(), repository));
+            }
             Err(e) => {
                 if settings.repositories.len() > 1 {
                     cx.out

@@ -41,7 +41,8 @@ pub enum Command {
     /// Brings a repository that was away up to date, or fills a fresh one: backups, WAL, histories and pins, byte for byte and checked while they
     /// are copied. What is there is never replaced, and what the receiving side has expired does not come back: of the backups those that are
     /// newer than the oldest it keeps, of the WAL what its backups need. Without --from and --to every repository gets what any other has.
-    /// Killed or interrupted, the next run goes on. Encrypted repositories are refused.
+    /// Killed or interrupted, the next run goes on. Encrypted objects are copied between repositories of one key set; no key that reads is
+    /// needed for it.
     ///
     /// Exit status 10 when an object was damaged, the repositories contradict one another, or one could not be reached.
     ///

@@ -314,7 +314,7 @@ fn report(files: &[NewFile], key_set: Option<KeySetId>, cx: &Context) -> Result<
     }
     if let (Some(id), Some(writer)) = (key_set, paths.last()) {
         cx.out.line(&format!(
-            "\nKey set {id}. On hosts that write:\n\n[repositories.NAME.encryption]\nkey_set = \"{writer}\"\n\nOn hosts that read: key_file = \"…\". Keep the recipients' .key files away from hosts that only write, and at least one in a safe:\nwithout any of them nothing can be restored."
+            "\nKey set {id}. On hosts that write:\n\n[repositories.NAME.encryption]\nkey_set = \"{writer}\"\n\nOn hosts that read: key_file = \"…\", or passphrase_file of a recipient with a passphrase. Keep the recipients' .key files away from hosts that only write, and at least one in a safe:\nwithout any of them nothing can be restored."
         ))?;
     }
     Ok(exit::SUCCESS)

@@ -192,7 +192,7 @@ fn too_few(staying: &[&String]) -> Error {
     };
     err!(
         Refused,
-        "{PROVEN_MIN} recipients who keep access must be proven, and are not: {shown}"
+        "{PROVEN_MIN} recipients who keep access must be proven; proven so far: {shown}"
     )
-    .hint("Nothing was withdrawn. The configured key counts; show the others' key files with --proof FILE.")
+    .hint("Nothing was withdrawn. The configured key or passphrase counts; show the others' key files with --proof FILE.")
 }

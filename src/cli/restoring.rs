@@ -209,6 +209,7 @@ pub fn check_commands(cx: &Context, target: &Target, opened: &Opened) -> Result<
         )
         .hint("Nothing was written. Install pitr-restore beside pitr."));
     }
+    opened.reading.warn_of_passphrases(cx);
     let existing = target.data.ancestors().find(|p| p.exists());
     let user = match (target.owner, existing) {
         (Some(_), Some(existing)) => User::owner_of(existing),

@@ -375,7 +375,7 @@ static FROM_DESCRIPTORS: Mutex<BTreeMap<i32, Zeroizing<Vec<u8>>>> = Mutex::new(B
 /// `Key` when there is none where it should be.
 pub fn passphrase(from: &Encryption) -> Result<Zeroizing<Vec<u8>>> {
     let mut text = if let Some(path) = &from.passphrase_file {
-        read_secret(path)?
+        read_secret("passphrase file", path)?
     } else if let Some(number) = from.passphrase_fd {
         let mut known = FROM_DESCRIPTORS
             .lock()
@@ -410,19 +410,19 @@ fn read_descriptor(number: i32) -> Result<Zeroizing<Vec<u8>>> {
 }
 
 /// Reads a file that holds a secret, and that nobody else may read.
-fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+fn read_secret(kind: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     let shown = path.display();
     let failed = |e| {
-        err!(Key, "could not read key file \"{shown}\"")
+        err!(Key, "could not read {kind} \"{shown}\"")
             .source(e)
             .hint("Without it nothing that is encrypted can be used. Name the file where it is, and let the user that runs pitr read it.")
     };
     let file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() || metadata.len() > FILE_LIMIT_BYTES {
-        return Err(err!(Key, "\"{shown}\" is not a key file"));
+        return Err(err!(Key, "\"{shown}\" is not a {kind}"));
     }
-    config::secret::check_closed(Code::Key, "key file", path, &metadata)?;
+    config::secret::check_closed(Code::Key, kind, path, &metadata)?;
     let mut text = Zeroizing::new(Vec::with_capacity(
         usize::try_from(metadata.len()).unwrap_or(0) + 1,
     ));
@@ -474,7 +474,7 @@ impl WriterFile {
     /// # Errors
     /// `Key` when it is none, or open to others.
     pub fn read(path: &Path) -> Result<WriterFile> {
-        let text = read_secret(path)?;
+        let text = read_secret("key file", path)?;
         let file: WriterFile = parse(path, &text)?;
         match file.kind == WRITER && file.epoch == EPOCH {
             true => Ok(file),
@@ -538,7 +538,7 @@ impl ReaderFile {
     /// # Errors
     /// `Key` when it is none, or open to others.
     pub fn read(path: &Path) -> Result<ReaderFile> {
-        let text = read_secret(path)?;
+        let text = read_secret("key file", path)?;
         let file: ReaderFile = parse(path, &text)?;
         match file.kind == READER && is_recipient_name(&file.recipient) {
             true => Ok(file),

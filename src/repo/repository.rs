@@ -37,9 +37,18 @@ impl Marker {
         let read = json::read::<Marker>(store, &layout::marker(), "repository", json::LIMIT_BYTES)
             .map_err(|e| e.context(format!("open repository \"{}\"", store.location())))?;
         read.ok_or_else(|| {
-            err!(NoRepository, "\"{}\" is not a repository: it has no pitr.json", store.location()).hint(
-                "Nothing was read or written. Mount the disk or correct the url; \"pitr init\" creates a new repository.",
+            let location = store.location();
+            let remedy = match location.starts_with("s3://") {
+                true => "Correct the url",
+                false => "Mount the disk or correct the url",
+            };
+            err!(
+                NoRepository,
+                "\"{location}\" is not a repository: it has no pitr.json"
             )
+            .hint(format!(
+                "Nothing was read or written. {remedy}; \"pitr init\" creates a new repository."
+            ))
         })
     }
 }

@@ -216,7 +216,7 @@ const CASES: &[Case] = &[
     case(
         "wrong prefix",
         208,
-        &["pitr.json", "correct the url"],
+        &["pitr.json", "Correct the url"],
         |s| {
             s.replace("s3://bucket/pg", "s3://bucket/other");
         },
@@ -234,7 +234,7 @@ const CASES: &[Case] = &[
     case(
         "f08: the name leads to another, empty store",
         208,
-        &["pitr.json", "correct the url"],
+        &["pitr.json", "Correct the url"],
         |s| s.elsewhere(S3Server::start()),
     ),
     case("f08: the name leads to a web server", 200, &["404"], |s| {

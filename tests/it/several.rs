@@ -13,8 +13,10 @@ use pitr::store::file::FileStore;
 use pitr::store::{Key, Listed, Meta, NewObject, Object, Store};
 use pitr::sync::{Surroundings, Transfer};
 
+use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
 use crate::common::{
-    Cluster, EXPIRE, PATIENCE, Program, Run, Site, Stop, fault, pitr, user, wait_until,
+    Cluster, EXPIRE, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, fault, pitr, user,
+    wait_until,
 };
 
 /// A cluster that archives into two repositories, `local` and `second`.
@@ -942,4 +944,31 @@ fn a_copy_that_dies_at_any_call_to_the_stores_is_finished_by_the_next() {
     assert!(died + 2 >= count, "{died} of {count}");
     // Before the first root, and between the two.
     assert!(visible.contains(&0) && visible.contains(&1), "{visible:?}");
+}
+
+#[test]
+fn one_that_does_not_answer_is_waited_for_once_and_that_is_said() {
+    let still = Still::new(17, 1, 1);
+    still.push_all();
+    let (store, sandbox) = (S3Server::start(), Sandbox::new("bucket"));
+    let text = std::fs::read_to_string(still.site.config()).unwrap();
+    let (clusters, local) = text.split_once("[repositories.").unwrap();
+    let config = format!(
+        "{clusters}[repositories.lost]\nurl = \"s3://{BUCKET}/pg\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\n\
+         path_style = true\ncredentials_file = \"{}\"\nstall_timeout = \"7s\"\nretry_budget = \"1s\"\n\n[repositories.{local}",
+        store.endpoint(),
+        store.credentials(&sandbox, KEY).display()
+    );
+    std::fs::write(still.site.config(), config).unwrap();
+    let fired = store.fault("pitr.json", u64::MAX, Fault::Stalled);
+    let run = still.site.pitr().args(["info"]).run();
+    let run = run
+        .expect_stderr("waiting for repository \"lost\"")
+        .expect_stderr("is read instead")
+        .expect_stdout("repository lost: away");
+    assert_eq!(fired.times(), 1, "it is asked once: {}", run.stderr);
+    let run = still.site.pitr().args(["verify", "--repository", "lost"]);
+    run.run()
+        .expect_code(9)
+        .expect_stderr("Look at the network between this host and http://127.0.0.1:");
 }

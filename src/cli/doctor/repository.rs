@@ -59,7 +59,12 @@ pub(super) fn look<'a>(
                     &configured.name,
                     configured.location.to_string(),
                     e.to_string(),
-                    "it is not required: archiving goes on without it",
+                    match e.hint_text() {
+                        Some(hint) => {
+                            format!("{hint} It is not required: archiving goes on without it.")
+                        }
+                        None => "it is not required: archiving goes on without it".to_owned(),
+                    },
                 );
                 continue;
             }
@@ -76,8 +81,13 @@ pub(super) fn look<'a>(
         let registered = registered(found, cluster, &repository, pgdata, seen);
         match registered {
             Ok(Some(layout)) => {
+                let name = &configured.name;
+                let new_backup = match settings.repositories.len() {
+                    1 => "pitr backup".to_owned(),
+                    _ => format!("pitr backup --repository {name}, or pitr repo sync --to {name}"),
+                };
                 identifier = Some(layout.system_identifier());
-                if let Err(e) = content(found, cluster, &repository, &layout, cx) {
+                if let Err(e) = content(found, cluster, &repository, &layout, &new_backup, cx) {
                     found.error("content", &e);
                 }
             }
@@ -263,6 +273,7 @@ fn content(
     cluster: &Cluster,
     repository: &Repository,
     layout: &ClusterLayout,
+    new_backup: &str,
     cx: &Context,
 ) -> Result<()> {
     let refused = repository
@@ -292,7 +303,7 @@ fn content(
             "newest backup",
             "none",
             "without a backup nothing can be recovered",
-            "pitr backup",
+            new_backup,
         ),
         Some(b) if limit.is_some_and(|l| age > l) => found.fail(
             "newest backup",
@@ -301,7 +312,7 @@ fn content(
                 "max_backup_age is {}",
                 limit.map(human::duration).unwrap_or_default()
             ),
-            "pitr backup",
+            new_backup,
         ),
         Some(b) => found.ok(
             "newest backup",

@@ -8,7 +8,7 @@ use super::identity::Identity;
 use super::keys::KeySet;
 use super::user::ServerUser;
 use super::{Args, Wanted};
-use crate::cli::Context;
+use crate::cli::{Context, away};
 use crate::config::{self, Location};
 use crate::durable;
 use crate::err;
@@ -72,7 +72,8 @@ fn look(configured: &config::Repository, cx: &Context) -> Result<State> {
         Location::File(path) => path,
         Location::S3 { bucket, prefix } => {
             let store = S3Store::open(bucket, prefix, &configured.s3, cx.random())?;
-            if store.head(&layout::marker())?.is_some() {
+            let found = away::telling(configured, &cx.out, || store.head(&layout::marker()));
+            if found.map_err(|e| away::explained(configured, e))?.is_some() {
                 return Ok(State::Repository { registered: false });
             }
             return match store.first_key()? {

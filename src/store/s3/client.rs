@@ -194,7 +194,7 @@ async fn connect(
     let loaded = load(settings, region, &http).await;
     if loaded.region().is_none() {
         return Err(err!(Unreachable, "no region is known")
-            .hint("Set region in the repository's section. The machine's own provider was asked last, and did not say one."));
+            .hint("Set region in the repository's section, or AWS_REGION. The machine's own provider was asked last, and did not say one."));
     }
     let endpoint = match (&settings.endpoint, endpoint_of(&loaded)) {
         (Some(endpoint), _) => Some(endpoint.clone()),
