@@ -155,16 +155,26 @@ fn worse(old: Option<Error>, new: Error) -> Error {
 fn look_in(what: &Fetch<'_>, repository: &Repository) -> Result<Found> {
     let layout = layout_of(what, repository)?;
     let key = layout.wal_file(what.name);
-    let object = match repository.store().open(&key)? {
+    let store = repository.store();
+    let object = match store.open(&key)? {
         Some(object) => object,
-        None => match without(what, repository, &layout) {
-            Ok(found) => return Ok(found),
-            // It may have arrived, with what follows it, since it was asked for: then there is no hole, and no tail any more.
-            Err(e) if matches!(e.code(), Code::Gap | Code::Damaged) => {
-                repository.store().open(&key)?.ok_or(e)?
+        None => {
+            let instead = without(what, repository, &layout);
+            let is_asked_again = match &instead {
+                // A network filesystem may have answered from what it remembered of a moment ago; the listings since have made it look.
+                Ok(_) => !store.is_remote(),
+                // It may have arrived, with what follows it, since it was asked for: then there is no hole, and no tail any more.
+                Err(e) => matches!(e.code(), Code::Gap | Code::Damaged),
+            };
+            let arrived = match is_asked_again {
+                true => store.open(&key)?,
+                false => None,
+            };
+            match arrived {
+                Some(object) => object,
+                None => return instead,
             }
-            Err(e) => return Err(e),
-        },
+        }
     };
     let stored = Stored::open(object, what.name, &layout);
     let read = stored.and_then(|stored| deliver(what, |sink| stored.read(sink)));

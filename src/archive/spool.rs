@@ -109,6 +109,8 @@ pub struct Note {
     pub written_ms: u64,
     /// Which start of the machine that was.
     pub boot: String,
+    /// Process and start of the server: a later one may have another environment, which may name another object store.
+    pub server: Option<(i32, String)>,
     /// What should be known besides.
     pub warnings: Vec<String>,
 }
@@ -124,6 +126,7 @@ impl Note {
             holders: Vec::new(),
             written_ms: 0,
             boot: String::new(),
+            server: None,
             warnings: Vec::new(),
         }
     }

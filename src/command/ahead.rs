@@ -244,6 +244,7 @@ impl Ahead {
             && !places.is_empty()
             && places == held
             && spool::boot().is_some_and(|boot| note.boot == boot)
+            && note.server == self.data.server()
             && age.is_some_and(|ms| u128::from(ms) <= BELIEVED.as_millis())
     }
 

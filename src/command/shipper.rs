@@ -337,6 +337,7 @@ impl Job {
             holders: holders.clone(),
             written_ms: now_ms(),
             boot: spool::boot().unwrap_or_default(),
+            server: self.data.server(),
             warnings,
             ..Note::new(name, file, system_identifier)
         });

@@ -32,6 +32,8 @@ const PUBLIC: &str = "pitr recipient";
 const FILE_LIMIT_BYTES: u64 = 1 << 20;
 /// Recipients with a passphrase that are tried when none is named: each costs a second, and whoever may write to the store can add some.
 const PASSPHRASES: usize = 8;
+/// So many recipients are read to find the one that a passphrase is for. Each is a request, and a stranger may have added thousands.
+const RECIPIENTS_READ: usize = 64;
 
 /// Fills a buffer with random bytes that nobody can guess.
 pub type Random = fn(&mut [u8]) -> Result<()>;
@@ -244,6 +246,7 @@ fn open_with_passphrase(
         recipients,
         mut unusable,
         forged,
+        are_all,
     } = candidates(store, name, mac)?;
     for stored in &recipients {
         let known = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -252,7 +255,7 @@ fn open_with_passphrase(
         }
     }
     let mut tried = 0;
-    let mut is_given_up = false;
+    let mut is_given_up = !are_all;
     for stored in &recipients {
         if tried == PASSPHRASES {
             is_given_up = true;
@@ -276,7 +279,7 @@ fn open_with_passphrase(
         (Some(name), _) => err!(Key, "the passphrase is not that of recipient \"{name}\""),
         (None, false) if tried == 0 => err!(Key, "\"{}\" has no recipient with a passphrase", store.location()),
         (None, false) => err!(Key, "the passphrase is not that of any recipient"),
-        (None, true) => err!(Key, "the passphrase opens none of the first {PASSPHRASES} recipients with a passphrase, and there are more")
+        (None, true) => err!(Key, "the passphrase opens none of the recipients that were tried, {tried} in all, and there are more")
             .hint("Nothing was read. Name its recipient: recipient = \"NAME\" in the repository's [….encryption]. Somebody may have added recipients to keep others out: pitr doctor names those that are forged."),
     };
     Err(match unusable.or(forged) {
@@ -301,6 +304,8 @@ struct Candidates {
     unusable: Option<Error>,
     /// Likewise of those that the MAC key shows to be forged; of a stranger's many the holder need not hear first.
     forged: Option<Error>,
+    /// There are no more than were read.
+    are_all: bool,
 }
 
 /// What a passphrase may be for: the recipient that is named, or all.
@@ -320,8 +325,13 @@ fn candidates(store: &dyn Store, name: Option<&str>, mac: Option<&MacKey>) -> Re
         recipients: Vec::new(),
         unusable: None,
         forged: None,
+        are_all: true,
     };
-    for one in &names {
+    for (read, one) in names.iter().enumerate() {
+        if read == RECIPIENTS_READ {
+            found.are_all = false;
+            break;
+        }
         let stored = match recipient(store, one) {
             Ok(None) if name.is_some() => return Err(no_access(one, store)),
             Ok(Some(stored)) if stored.has_passphrase() => stored,

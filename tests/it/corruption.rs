@@ -4,7 +4,7 @@
 //! Each case has its own number, and depends on that and the seed alone. `PITR_CORRUPTIONS` says how many (`make corruption`: 100 000),
 //! `PITR_CORRUPTION_SEED` and `PITR_CORRUPTION_CASE` repeat one.
 
-mod held;
+pub mod held;
 mod keys;
 
 use std::collections::{BTreeMap, BTreeSet};

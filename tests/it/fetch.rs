@@ -7,14 +7,20 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pitr::archive::fetch::{Fetch, Fetched, fetch};
 use pitr::pg::lsn::Lsn;
 use pitr::pg::segment::{SegmentName, SegmentSize};
+use pitr::progress::Silent;
+use pitr::repo::repository::Repository;
 use pitr::repo::tail;
 use rustix::process::Signal;
 
 use crate::common::fault::{self, Fault, MUTATING};
 use crate::common::mount::{HangingDisk, SmallDisk};
-use crate::common::{Cluster, PATIENCE, Program, Run, Site, Still, Stop, user, wait_until};
+use crate::common::{
+    Cluster, PATIENCE, Program, Run, Site, Still, Stop, files_below, user, wait_until,
+};
+use crate::corruption::held::{Held, Objects};
 use crate::{per_major, require_root, require_strace};
 
 const MIB: u64 = 1 << 20;
@@ -446,6 +452,43 @@ fn recorded(repository: &Path, still: &Still, name: &str) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// A mounted repository may say for half a minute that a file is not there, because it was not when somebody asked before.
+#[test]
+fn f02_what_came_since_it_was_last_asked_for_is_not_absent() {
+    let still = archived(2);
+    let repository = still.site.repository();
+    let read = |key: String| {
+        let bytes = std::fs::read(repository.join(&key)).unwrap();
+        (key, bytes.into())
+    };
+    let objects: Objects = files_below(repository).into_iter().map(read).collect();
+    let last = still.segments.last().unwrap();
+    let key = objects.keys().find(|k| k.ends_with(last)).unwrap().clone();
+    let target = still.site.sandbox().path().join("fetched");
+    let ask = |held: &Held| {
+        let store = Repository::open_with(Box::new(held.clone()), None).unwrap();
+        let what = Fetch {
+            cluster: "main",
+            system_identifier: None,
+            name: last.parse().unwrap(),
+            target: &target,
+            nonce: 7,
+            clock: || "2026-11-20T06:40:49Z".parse().unwrap(),
+            progress: &Silent,
+        };
+        fetch(&what, std::iter::once((Ok(store), true))).unwrap()
+    };
+    let late = Held::late(objects.clone(), &key);
+    assert_eq!(ask(&late), Fetched::Delivered);
+    assert!(late.was_late());
+    let fetched = std::fs::read(&target).unwrap();
+    assert!(fetched == std::fs::read(still.wal(last)).unwrap());
+    // Where it is not there, asking again changes nothing.
+    std::fs::remove_file(&target).unwrap();
+    let without = Held::with(&objects, &key, None);
+    assert_eq!(ask(&without), Fetched::ProvenAbsent);
 }
 
 #[test]

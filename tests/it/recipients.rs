@@ -163,7 +163,11 @@ fn a_strangers_recipients_keep_no_passphrase_out() {
     add_junk(&stored, 9);
     // So many are not tried; but who says whose passphrase it is, or can tell which are forged, gets in at once.
     let run = stored.sealed.fetch(&stored.still, "any", 0).run();
-    refused(&run, 204, "opens none of the first 8 recipients");
+    refused(
+        &run,
+        204,
+        "opens none of the recipients that were tried, 8 in all",
+    );
     run.expect_stderr("recipient = \"NAME\"");
     stored.reads("named");
     stored.reads("proving");

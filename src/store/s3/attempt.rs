@@ -19,7 +19,7 @@ use crate::store::life;
 
 /// A body is handed to the connection in pieces of this size, so that it is seen how far it is. What connection and system hold of it
 /// besides is not seen: up to some megabytes, for which a slow link needs its time after the last piece.
-const PIECE_BYTES: usize = 64 << 10;
+pub(super) const PIECE_BYTES: usize = 64 << 10;
 
 tokio::task_local! {
     static CURRENT: Arc<Attempt>;
@@ -39,6 +39,8 @@ struct Moves {
     /// From the first piece of a body to the last one so far.
     bodies: Option<(Instant, Instant)>,
     bytes: usize,
+    /// Of these, what `last` does not stand for yet.
+    uncounted: usize,
 }
 
 impl Attempt {
@@ -50,6 +52,7 @@ impl Attempt {
                 last: now,
                 bodies: None,
                 bytes: 0,
+                uncounted: 0,
             }),
             secrets: Arc::clone(secrets),
             signature: OnceLock::new(),
@@ -130,10 +133,15 @@ impl Attempt {
         self.moves().last = Instant::now();
     }
 
+    /// Only `PIECE_BYTES` count as a move: with a byte now and then a store could else keep everybody waiting for ever, and another one unasked.
     fn has_passed(&self, bytes: usize) {
         let now = Instant::now();
         let mut moves = self.moves();
-        moves.last = now;
+        moves.uncounted += bytes;
+        if moves.uncounted >= PIECE_BYTES {
+            moves.uncounted = 0;
+            moves.last = now;
+        }
         moves.bodies = Some((moves.bodies.map_or(now, |(first, _)| first), now));
         moves.bytes += bytes;
     }
@@ -271,7 +279,7 @@ mod tests {
         let slow = async {
             for _ in 0..30 {
                 tokio::time::sleep(silence / 10).await;
-                Attempt::current().unwrap().has_passed(1);
+                Attempt::current().unwrap().has_passed(PIECE_BYTES);
             }
         };
         let runtime = runtime();
@@ -279,6 +287,16 @@ mod tests {
         let done = runtime.block_on(attempt.run(silence * 20, None, slow));
         assert!(done.is_some());
         assert!(attempt.idle() < silence * 20, "{:?}", attempt.idle());
+        // A byte now and then is silence, too.
+        let attempt = Attempt::new(&Arc::default());
+        let trickle = async {
+            loop {
+                tokio::time::sleep(silence / 10).await;
+                Attempt::current().unwrap().has_passed(1);
+            }
+        };
+        let ended: Option<()> = runtime.block_on(attempt.run(silence, None, trickle));
+        assert!(ended.is_none() && attempt.moves().bytes > 0);
         let attempt = Attempt::new(&Arc::default());
         let forever = || std::future::pending::<()>();
         let begun = Instant::now();

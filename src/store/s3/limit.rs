@@ -3,6 +3,11 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::store::life;
+
+/// Who waits for its turn says so that often: it is not the store that is silent.
+const SIGN: Duration = Duration::from_secs(1);
+
 /// Paces what is sent and received together.
 pub(super) struct Limit {
     bytes_per_second: Option<u64>,
@@ -20,9 +25,16 @@ impl Limit {
 
     /// Waits for the turn of `bytes`.
     pub(super) async fn pass(&self, bytes: usize) {
-        let pause = self.turn(bytes, Instant::now());
-        if !pause.is_zero() {
-            tokio::time::sleep(pause).await;
+        self.wait(bytes, life::sign).await;
+    }
+
+    async fn wait(&self, bytes: usize, sign: impl Fn()) {
+        let mut pause = self.turn(bytes, Instant::now());
+        while !pause.is_zero() {
+            let slice = pause.min(SIGN);
+            tokio::time::sleep(slice).await;
+            sign();
+            pause -= slice;
         }
     }
 
@@ -52,5 +64,20 @@ mod tests {
         assert_eq!(limit.turn(1000, now), seconds(2));
         assert_eq!(limit.turn(1, now + seconds(10)), seconds(0));
         assert_eq!(Limit::new(None).turn(usize::MAX, now), seconds(0));
+    }
+
+    #[test]
+    fn who_waits_for_its_turn_shows_that_it_lives() {
+        let limit = Limit::new(Some(1000));
+        let signs = std::cell::Cell::new(0);
+        let work = async {
+            for bytes in [2200, 1] {
+                limit.wait(bytes, || signs.set(signs.get() + 1)).await;
+            }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_time().build().unwrap();
+        runtime.block_on(work);
+        assert_eq!(signs.get(), 3);
     }
 }

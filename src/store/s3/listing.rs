@@ -263,6 +263,7 @@ async fn uploads(bucket: &Bucket, found: &mut Vec<Irregular>) -> Answered<()> {
                 });
             }
         }
+        check_count(found)?;
         let next = (
             page.next_key_marker().map(str::to_owned),
             page.next_upload_id_marker().map(str::to_owned),

@@ -7,6 +7,7 @@ use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::ObjectLockLegalHoldStatus;
 use bytes::Bytes;
 
+use super::attempt::PIECE_BYTES;
 use super::client::wait;
 use super::failure::{Answered, Failure, Kind, shown};
 use super::request::Bucket;
@@ -229,6 +230,7 @@ async fn collect(mut body: ByteStream, length: u64) -> Answered<Bytes> {
     let length = usize::try_from(length).map_err(|_| Failure::again("the answer is too long"))?;
     let mut bytes =
         Vec::with_capacity(length.min(usize::try_from(AHEAD_MAX).unwrap_or(usize::MAX)));
+    let mut unsigned = 0;
     while let Some(piece) = body.next().await {
         let piece = piece.map_err(|e| {
             Failure::again(format!(
@@ -242,10 +244,18 @@ async fn collect(mut body: ByteStream, length: u64) -> Answered<Bytes> {
             )));
         }
         bytes.extend_from_slice(&piece);
-        life::sign();
+        // A byte now and then is none (`attempt`).
+        unsigned += piece.len();
+        if unsigned >= PIECE_BYTES {
+            unsigned = 0;
+            life::sign();
+        }
     }
     match bytes.len() == length {
-        true => Ok(bytes.into()),
+        true => {
+            life::sign();
+            Ok(bytes.into())
+        }
         false => Err(Failure::again(format!(
             "the answer broke off after {} of {length} bytes",
             bytes.len()

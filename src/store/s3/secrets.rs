@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 
 /// Of so many the last are known: those before them have run out.
@@ -78,6 +79,11 @@ impl ProvideCredentials for Remembering {
             }
             Ok(given)
         })
+    }
+
+    /// What a provider that is slow just then gave out last.
+    fn fallback_on_interrupt(&self) -> Option<Credentials> {
+        self.provider.fallback_on_interrupt()
     }
 }
 

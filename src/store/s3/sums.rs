@@ -9,7 +9,6 @@ use aws_sdk_s3::primitives::ByteStream;
 use super::client::wait;
 use super::listing;
 use super::request::Bucket;
-use crate::config::S3Settings;
 use crate::durable::TEMPORARY_PREFIX;
 
 /// What is known of it, in this process.
@@ -24,10 +23,7 @@ const IGNORED: u8 = 3;
 
 impl Sums {
     /// Amazon's own servers document it.
-    pub(super) fn of(settings: &S3Settings) -> Sums {
-        let is_amazon =
-            settings.endpoint.is_none() && std::env::var_os("AWS_ENDPOINT_URL").is_none();
-        let is_amazon = is_amazon && std::env::var_os("AWS_ENDPOINT_URL_S3").is_none();
+    pub(super) fn of(is_amazon: bool) -> Sums {
         Sums(AtomicU8::new(if is_amazon { COMPARED } else { FRESH }))
     }
 

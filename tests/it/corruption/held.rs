@@ -13,12 +13,19 @@ pub type Objects = BTreeMap<String, Arc<[u8]>>;
 
 /// The store.
 #[derive(Clone)]
-pub struct Held(Arc<Mutex<Objects>>);
+pub struct Held {
+    objects: Arc<Mutex<Objects>>,
+    /// Of this one the first question is answered from what was known before it came, as a network filesystem may.
+    late: Arc<Mutex<Option<String>>>,
+}
 
 impl Held {
     /// These objects.
     pub fn new(objects: Objects) -> Held {
-        Held(Arc::new(Mutex::new(objects)))
+        Held {
+            objects: Arc::new(Mutex::new(objects)),
+            late: Arc::default(),
+        }
     }
 
     /// These, but for one that has other bytes, or is gone.
@@ -31,8 +38,20 @@ impl Held {
         Held::new(objects)
     }
 
+    /// These; the first question for one of them is answered with no.
+    pub fn late(objects: Objects, key: &str) -> Held {
+        let held = Held::new(objects);
+        *held.late.lock().unwrap() = Some(key.to_owned());
+        held
+    }
+
+    /// The question was asked.
+    pub fn was_late(&self) -> bool {
+        self.late.lock().unwrap().is_none()
+    }
+
     fn found(&self, key: &Key) -> Option<Arc<[u8]>> {
-        self.0.lock().unwrap().get(key.as_str()).cloned()
+        self.objects.lock().unwrap().get(key.as_str()).cloned()
     }
 }
 
@@ -77,7 +96,7 @@ impl Write for Draft {
 
 impl NewObject for Draft {
     fn publish(self: Box<Self>) -> Result<Published> {
-        let mut objects = self.store.0.lock().unwrap();
+        let mut objects = self.store.objects.lock().unwrap();
         if objects.contains_key(&self.key) {
             return Ok(Published::Exists);
         }
@@ -92,6 +111,10 @@ impl Store for Held {
     }
 
     fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
+        let is_late = |late: &mut String| late == key.as_str();
+        if self.late.lock().unwrap().take_if(is_late).is_some() {
+            return Ok(None);
+        }
         let found = self.found(key);
         Ok(found.map(|bytes| Box::new(Content(bytes)) as Box<dyn Object>))
     }
@@ -109,7 +132,7 @@ impl Store for Held {
             "" => String::new(),
             prefix => format!("{prefix}/"),
         };
-        let objects = self.0.lock().unwrap();
+        let objects = self.objects.lock().unwrap();
         let below = objects.range(prefix.clone()..);
         let mut found: Vec<Listed> = Vec::new();
         for (key, _) in below.take_while(|(key, _)| key.starts_with(&prefix)) {
@@ -136,7 +159,7 @@ impl Store for Held {
     }
 
     fn delete(&self, key: &Key) -> Result<bool> {
-        Ok(self.0.lock().unwrap().remove(key.as_str()).is_some())
+        Ok(self.objects.lock().unwrap().remove(key.as_str()).is_some())
     }
 
     fn free_bytes(&self) -> Result<Option<u64>> {
