@@ -9,14 +9,14 @@ use super::Surroundings;
 use super::claim::Claim;
 use super::source::{Source, WantedWal};
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::TimelineId;
-use crate::repo::container::{Container, Kind};
 use crate::repo::increment::{self, OpenSegment};
 use crate::repo::layout::ClusterLayout;
+use crate::repo::presence::{self, Presence};
 use crate::repo::remnant::Remnant;
 use crate::repo::repository::Repository;
 use crate::repo::run::{self, Run};
@@ -289,21 +289,9 @@ impl Pieces<'_> {
 
 /// Why a segment does not count as archived; `None` when it does.
 fn missing(store: &dyn Store, layout: &ClusterLayout, name: SegmentName) -> Result<Option<String>> {
-    let Some(object) = store.open(&layout.segment(name))? else {
-        return Ok(Some("is not in the repository".to_owned()));
-    };
-    match Container::open(object) {
-        Ok(container)
-            if container.kind() == Kind::Segment
-                && container.identity().name == name.to_string()
-                && container.identity().system_identifier == layout.system_identifier() =>
-        {
-            // Its pusher may not have come to the sync of its name, and the root must not outlive it.
-            container.object().settle()?;
-            Ok(None)
-        }
-        Ok(_) => Ok(Some("is another file in the repository".to_owned())),
-        Err(e) if e.code() == Code::Damaged => Ok(Some(format!("is damaged ({e})"))),
-        Err(e) => Err(Error::context(e, format!("open segment \"{name}\""))),
-    }
+    Ok(match presence::of_segment(store, layout, name)? {
+        Presence::Settled => None,
+        Presence::Absent => Some("is not in the repository".to_owned()),
+        Presence::Unusable(why) => Some(why),
+    })
 }

@@ -21,6 +21,8 @@ pub mod keyring;
 pub mod layout;
 mod lz4;
 mod outline;
+#[cfg(feature = "full")]
+pub mod presence;
 pub mod remnant;
 pub mod repository;
 #[cfg(feature = "full")]

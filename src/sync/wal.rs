@@ -6,15 +6,16 @@ use std::sync::Mutex;
 use super::Transfer;
 use super::copy::{Copied, is_same};
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::timeline::{History, TimelineId};
 use crate::plan::lacking::Lacking;
 use crate::repo::backup::BackupRoot;
-use crate::repo::container::{Container, Kind};
+use crate::repo::container::Container;
 use crate::repo::facts::Runs;
 use crate::repo::increment;
+use crate::repo::presence::{self, Presence};
 use crate::repo::run;
 use crate::store::Key;
 
@@ -218,36 +219,25 @@ impl<'a> Wal<'a> {
     /// Why a segment does not count; `None` when it does.
     fn missing(&self, name: SegmentName, stop: Lsn) -> Result<Option<String>> {
         let (to, layout) = (self.transfer.to, &self.transfer.layout);
-        let Some(object) = to.store().open(&layout.segment(name))? else {
-            let whole = name.number(self.transfer.size)?.range(self.transfer.size);
-            let pieces = increment::list(to, layout, name)?;
-            let pieces = run::longest(whole.start, &pieces);
-            let reach = pieces.last().map_or(whole.start, |p| p.end);
-            if reach < stop.min(whole.end) {
-                return Ok(Some("is not in the repository".to_owned()));
-            }
-            for piece in pieces {
-                let key = layout.increment(name, piece);
-                if let Some(object) = to.store().open(&key)? {
-                    object.settle()?;
-                }
-            }
-            return Ok(None);
-        };
-        match Container::open(object) {
-            Ok(container)
-                if container.kind() == Kind::Segment
-                    && container.identity().name == name.to_string()
-                    && container.identity().system_identifier == layout.system_identifier() =>
-            {
-                // Whoever stored it may not have come to the sync of its name, and the root must not outlive it.
-                container.object().settle()?;
-                Ok(None)
-            }
-            Ok(_) => Ok(Some("is another file there".to_owned())),
-            Err(e) if e.code() == Code::Damaged => Ok(Some(format!("is damaged there ({e})"))),
-            Err(e) => Err(Error::context(e, format!("open segment \"{name}\""))),
+        match presence::of_segment(to.store(), layout, name)? {
+            Presence::Settled => return Ok(None),
+            Presence::Unusable(why) => return Ok(Some(why)),
+            Presence::Absent => {}
         }
+        let whole = name.number(self.transfer.size)?.range(self.transfer.size);
+        let pieces = increment::list(to, layout, name)?;
+        let pieces = run::longest(whole.start, &pieces);
+        let reach = pieces.last().map_or(whole.start, |p| p.end);
+        if reach < stop.min(whole.end) {
+            return Ok(Some("is not in the repository".to_owned()));
+        }
+        for piece in pieces {
+            let key = layout.increment(name, piece);
+            if let Some(object) = to.store().open(&key)? {
+                object.settle()?;
+            }
+        }
+        Ok(None)
     }
 
     /// Copies the WAL that no copied backup has called for.

@@ -1,0 +1,49 @@
+//! Whether a segment counts as archived: what a backup asks before its root is written.
+
+use super::container::{Container, Kind};
+use super::layout::ClusterLayout;
+use crate::error::{Code, Error, Result};
+use crate::pg::segment::SegmentName;
+use crate::store::Store;
+
+/// What lies under the key of a segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Presence {
+    /// The whole segment, durably.
+    Settled,
+    /// Nothing.
+    Absent,
+    /// Something else, and what.
+    Unusable(String),
+}
+
+/// Looks at the end of a segment's object, and makes sure that it is there to stay: whoever stored it may not have come to the sync of its
+/// name, and a root must not outlive it.
+///
+/// # Errors
+/// What the store says, but for damage.
+pub fn of_segment(
+    store: &dyn Store,
+    layout: &ClusterLayout,
+    name: SegmentName,
+) -> Result<Presence> {
+    let Some(object) = store.open(&layout.segment(name))? else {
+        return Ok(Presence::Absent);
+    };
+    let container = match Container::open(object) {
+        Ok(container) => container,
+        Err(e) if e.code() == Code::Damaged => {
+            return Ok(Presence::Unusable(format!("is damaged ({e})")));
+        }
+        Err(e) => return Err(Error::context(e, format!("open segment \"{name}\""))),
+    };
+    let identity = container.identity();
+    if container.kind() != Kind::Segment
+        || identity.name != name.to_string()
+        || identity.system_identifier != layout.system_identifier()
+    {
+        return Ok(Presence::Unusable("is another file".to_owned()));
+    }
+    container.object().settle()?;
+    Ok(Presence::Settled)
+}
