@@ -4,6 +4,7 @@
 //! put into its place. So the bytes that are stored are those that were checked. An object that fails its check leaves nothing.
 
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Transfer, is_of_the_object};
@@ -13,7 +14,7 @@ use crate::error::{Code, Error, Result};
 use crate::pg::segment::WalFileName;
 use crate::repo::container::{Container, Identity, Kind};
 use crate::repo::layout;
-use crate::store::{Key, NewObject, Object, Opaque, Published, Store, get, put, read};
+use crate::store::{Key, NewObject, Object, Opaque, Published, Store, put, read};
 
 /// Bytes copied at once where nobody reads them.
 const CHUNK: usize = 256 << 10;
@@ -226,13 +227,10 @@ impl Transfer<'_> {
         check: &dyn Fn(&Tee) -> Result<()>,
         is_same: SameContent<'_>,
     ) -> Result<Copied> {
-        self.check_stop()?;
-        let Some(source) = self.from.store().open(key)? else {
-            return Ok(Copied::Gone);
+        let source = match self.begin(key)? {
+            ControlFlow::Continue(source) => source,
+            ControlFlow::Break(copied) => return Ok(copied),
         };
-        if let Some(sealed) = source.sealed() {
-            return self.copy_sealed(key, sealed);
-        }
         let size = source.size_bytes();
         let tee = Tee::new(source, self.create(key)?);
         let checked = check(&tee);
@@ -243,18 +241,39 @@ impl Transfer<'_> {
         if tee.passed() != size {
             return Err(err!(Internal, "a part of object \"{key}\" was not copied"));
         }
-        match tee.publish().map_err(|e| self.target_failed(e))? {
-            Published::Exists => self.compare(key, is_same),
-            Published::Created => {
-                // What was stored reads back.
-                let there = self.to.store().open(key)?;
-                let there =
-                    there.ok_or_else(|| err!(Unreachable, "object \"{key}\" came and went"));
-                if !is_same(there?).map_err(|e| self.read_back(key, &e))? {
-                    return Err(self.read_back(key, &err!(Damaged, "it has other content")));
-                }
-                Ok(Copied::Stored(size))
-            }
+        let published = tee.publish().map_err(|e| self.target_failed(e))?;
+        self.published(key, published, size, is_same, is_same)
+    }
+
+    /// Opens an object that is to be copied. An encrypted one is copied at once, as it is stored.
+    fn begin(&self, key: &Key) -> Result<ControlFlow<Copied, Box<dyn Object>>> {
+        self.check_stop()?;
+        let Some(source) = self.from.store().open(key)? else {
+            return Ok(ControlFlow::Break(Copied::Gone));
+        };
+        if let Some(sealed) = source.sealed() {
+            return self.copy_sealed(key, sealed).map(ControlFlow::Break);
+        }
+        Ok(ControlFlow::Continue(source))
+    }
+
+    /// Requires that what was stored reads back, as `is_written` tells; or where the name was taken, that it has the same content.
+    fn published(
+        &self,
+        key: &Key,
+        published: Published,
+        size: u64,
+        is_same: SameContent<'_>,
+        is_written: SameContent<'_>,
+    ) -> Result<Copied> {
+        if published == Published::Exists {
+            return self.compare(key, is_same);
+        }
+        let there = self.to.store().open(key)?;
+        let there = there.ok_or_else(|| err!(Unreachable, "object \"{key}\" came and went"))?;
+        match is_written(there).map_err(|e| self.read_back(key, &e))? {
+            true => Ok(Copied::Stored(size)),
+            false => Err(self.read_back(key, &err!(Damaged, "it has other content"))),
         }
     }
 
@@ -314,18 +333,8 @@ impl Transfer<'_> {
             let there = there.sealed();
             Ok(there.is_some_and(|there| is_same_sealing(proven, there)))
         };
-        match target.publish().map_err(|e| self.target_failed(e))? {
-            Published::Exists => self.compare(key, &is_same),
-            Published::Created => {
-                let there = self.to.store().open(key)?;
-                let there =
-                    there.ok_or_else(|| err!(Unreachable, "object \"{key}\" came and went"));
-                match is_written(there?).map_err(|e: Error| self.read_back(key, &e))? {
-                    true => Ok(Copied::Stored(size)),
-                    false => Err(self.read_back(key, &err!(Damaged, "it has other content"))),
-                }
-            }
-        }
+        let published = target.publish().map_err(|e| self.target_failed(e))?;
+        self.published(key, published, size, &is_same, &is_written)
     }
 
     fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
@@ -451,31 +460,17 @@ impl Transfer<'_> {
         limit_bytes: u64,
         check: &dyn Fn(&[u8]) -> Result<()>,
     ) -> Result<Copied> {
-        self.check_stop()?;
-        let Some(source) = self.from.store().open(key)? else {
-            return Ok(Copied::Gone);
+        let source = match self.begin(key)? {
+            ControlFlow::Continue(source) => source,
+            ControlFlow::Break(copied) => return Ok(copied),
         };
-        if let Some(sealed) = source.sealed() {
-            return self.copy_sealed(key, sealed);
-        }
         let bytes = read(source.as_ref(), key, limit_bytes)?;
         check(&bytes)?;
-        let published = put(self.to.store(), key, &bytes).map_err(|e| self.target_failed(e))?;
-        match published {
+        match put(self.to.store(), key, &bytes).map_err(|e| self.target_failed(e))? {
             Published::Created => Ok(Copied::Stored(bytes.len() as u64)),
-            Published::Exists => {
-                if let Some(there) = self.to.store().open(key)? {
-                    there.settle()?;
-                }
-                let there = get(self.to.store(), key, limit_bytes)?;
-                match there.as_ref() == Some(&bytes) {
-                    true => Ok(Copied::There),
-                    false => Err(err!(
-                        Conflict,
-                        "the two repositories have different content under this key"
-                    )),
-                }
-            }
+            Published::Exists => self.compare(key, &|there| {
+                Ok(read(there.as_ref(), key, limit_bytes)? == bytes)
+            }),
         }
     }
 }
