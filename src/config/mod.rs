@@ -1087,7 +1087,7 @@ mod tests {
             ),
             (
                 "[repositories.a]\nurl='s3://bucket'\nstall_timeout = '0s'",
-                "pitr.toml:3:19: \"stall_timeout\" must be longer than 0",
+                "pitr.toml:3:17: \"stall_timeout\" must be longer than 0",
             ),
             (
                 "[repositories.a]\nurl='file:///x'\nrequired = 'no'",
