@@ -208,17 +208,23 @@ fn f17_what_another_recovery_left_is_not_used() {
     elsewhere.begin();
     elsewhere.wait_for(2, 3);
     for (n, foreign) in [(3, of_server), (4, note(&elsewhere))] {
-        recovery.wait_gone_or_dead();
-        copy_tree(&copy, &recovery.ahead());
+        // A worker that was about to begin may come first.
+        let mut held = None;
+        wait_until(PATIENCE, "the lock is held", || {
+            recovery.wait_gone_or_dead();
+            copy_tree(&copy, &recovery.ahead());
+            let lock = std::fs::OpenOptions::new()
+                .write(true)
+                .open(recovery.ahead().join("lock"));
+            let wanted = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+            held = lock
+                .ok()
+                .filter(|lock| rustix::fs::fcntl_lock(lock, wanted).is_ok());
+            held.is_some()
+        });
         let bait = recovery.ahead().join(recovery.name(n));
         std::fs::write(&bait, vec![7; 1 << 20]).unwrap();
         user::own(&bait);
-        let held = std::fs::OpenOptions::new()
-            .write(true)
-            .open(recovery.ahead().join("lock"))
-            .unwrap();
-        rustix::fs::fcntl_lock(&held, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-            .unwrap();
         std::fs::write(recovery.ahead().join("note"), foreign).unwrap();
         recovery.get(n);
         assert!(!bait.exists(), "it is removed, unused");
