@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | `lock` | none; locked (flock) while a worker runs | whoever starts a worker | |
 //! | `NAME.shipped` | [`Note`]: this very file is durable in every required repository | the worker, once it is | the file is acknowledged |
-//! | `NAME.failed` | [`Failure`]: why it could not be archived | the worker | it is archived |
+//! | `NAME.failed` | [`Failure`]: why it could not be archived | the worker, or `pitr-archive` that archives it itself | it is archived, or a worker begins and it is not ready any more |
 //!
 //! Nothing here is synced. A note that is lost costs another look at the repository; a note that is there was written after its object
 //! was durable. One that cannot be read, is cut short, or is about another file, cluster or repository is no note.

@@ -50,7 +50,9 @@ impl Passphrase {
                 .hint("Name a file with --passphrase-file or a descriptor with --passphrase-fd, or set PITR_PASSPHRASE."));
         }
         let passphrase = keyring::passphrase(&from)?;
-        match passphrase.len() < PASSPHRASE_MIN {
+        let text = std::str::from_utf8(&passphrase);
+        let length = text.map_or(passphrase.len(), |text| text.chars().count());
+        match length < PASSPHRASE_MIN {
             true => Err(err!(
                 Refused,
                 "the passphrase has fewer than {PASSPHRASE_MIN} characters"
@@ -65,7 +67,7 @@ impl Passphrase {
 
 /// What hosts that write are given.
 const WRITER_FILE: &str = "writer.key";
-/// Shorter passphrases are refused.
+/// Passphrases of fewer characters are refused; of what is no text, of fewer bytes.
 const PASSPHRASE_MIN: usize = 14;
 
 /// What `pitr repo keygen` takes.

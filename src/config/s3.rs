@@ -58,7 +58,7 @@ impl Default for S3Settings {
             max_rate_bytes: None,
             // What lies in buffers of the system is not seen to go: 2 MiB at 100 KiB a second.
             stall_timeout: Duration::from_secs(20),
-            // Below the 50 seconds after which pitr-archive gives up: the cause is told, not that it took too long.
+            // Below the 46 seconds in which all requests of one pitr-archive must be over: the cause is told, not that it took too long.
             retry_budget: Duration::from_secs(40),
             unsafe_overwrite: false,
         }

@@ -37,10 +37,10 @@ pub struct Event {
     /// Claims: `backup`, `restore`, `prior`, `sync`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub purpose: Option<String>,
-    /// Claims of a running backup: where its WAL begins.
+    /// Claims of a backup that is running or copied: where its WAL begins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<u32>,
-    /// Claims of a running backup: where its WAL begins.
+    /// Claims of a backup that is running or copied: where its WAL begins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_lsn: Option<Lsn>,
     /// Marks: not deleted before.
