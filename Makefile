@@ -7,7 +7,7 @@ BENCH ?=
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-s3 test corruption test-moto test-localstack oracle sweep soak soak-short check golden fuzz bench
+.PHONY: help build demo demo-s3 test corruption test-moto test-localstack oracle sweep soak soak-short check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -78,9 +78,6 @@ check: ## format, lints, documentation, dependency policy
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --workspace --no-deps --document-private-items
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo "SKIPPED cargo deny: not installed (cargo install --locked cargo-deny)"; fi
-
-golden: ## write testdata/golden anew from what the programs print; review the difference as text
-	PITR_UPDATE_GOLDEN=1 $(CARGO) test --workspace golden
 
 fuzz: ## every fuzz target for FUZZ_SECONDS (600)
 	scripts/get-tools fuzz

@@ -11,8 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::common::proxy::Proxy;
 use crate::common::s3::{BUCKET, Fault, Fired, KEY, S3Server};
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Still, majors, pitr, pitr_archive, pitr_restore,
-    wait_until,
+    Cluster, PATIENCE, Program, Run, Sandbox, Still, majors, patiently, pitr, pitr_archive,
+    pitr_restore, wait_until,
 };
 
 /// A segment that was never archived, behind those that were.
@@ -347,31 +347,31 @@ fn wrong(pgdata: &Path, objects: &[(String, Vec<u8>)], n: usize) -> String {
     complaints
 }
 
-/// Asks for one file. What may pass is tried for a second, and longer where the machine was too busy to come to the cause in that time.
+/// Asks for one file.
 fn asked(case: &Case, stage: &Stage, pgdata: &Path, name: &str, target: &str) -> String {
-    let waits: &[u64] = match case.status {
-        200 => &[1, 5, 25, 100],
-        _ => &[100],
-    };
     let code = format!("pitr-restore: error R{}: ", case.status);
     let impact = "must not take this for the end of the WAL";
-    let mut seen = String::new();
-    for seconds in waits {
-        let run = stage.fetch(pgdata, name, target, *seconds);
-        let is_there = pgdata.join(target).exists();
-        seen = format!(
-            "{}: {} and {:?} expected (there: {is_there}): {run}\n",
-            case.name, case.status, case.says
-        );
-        if run.code() != case.status || is_there {
-            return seen;
-        }
+    let is_there = || pgdata.join(target).exists();
+    let is_wrong = |run: &Run| run.code() != case.status || is_there();
+    let is_told = |run: &Run| {
         let says = |part: &&str| run.stderr.contains(*part);
-        if case.says.iter().all(says) && says(&code.as_str()) && says(&impact) {
-            return String::new();
-        }
+        case.says.iter().all(says) && says(&code.as_str()) && says(&impact)
+    };
+    let fetch = |seconds| stage.fetch(pgdata, name, target, seconds);
+    let run = match case.status {
+        200 => patiently(fetch, |run| is_wrong(run) || is_told(run)),
+        _ => fetch(100),
+    };
+    match is_told(&run) && !is_wrong(&run) {
+        true => String::new(),
+        false => format!(
+            "{}: {} and {:?} expected (there: {}): {run}\n",
+            case.name,
+            case.status,
+            case.says,
+            is_there()
+        ),
     }
-    seen
 }
 
 /// Segments in a bucket, and a cluster that was stopped behind them.

@@ -103,15 +103,23 @@ impl Drain {
         }
     }
 
-    /// A worker of this cluster that was stopped at its work, before it had done all.
-    fn stopped_worker(&self) -> u32 {
-        let mut worker = None;
+    /// A worker of this cluster that was stopped at its work, with more of it to do: `write` brings some when little is left.
+    fn stopped_worker(&mut self, mut write: impl FnMut(&mut Drain)) -> u32 {
+        let mut stopped = None;
         wait_until(PATIENCE, "a worker is stopped at its work", || {
             self.check();
-            worker = process_of(&self.site, Process::Worker);
-            self.stored() > 1 && worker.is_some_and(stop_process)
+            if self.stored() + 8 > self.segments.len() {
+                write(self);
+            }
+            stopped = process_of(&self.site, Process::Worker).filter(|pid| stop_process(*pid));
+            let stored = self.stored();
+            let is_at_work = (2..self.segments.len() - 4).contains(&stored);
+            if let Some(pid) = stopped.take_if(|_| !is_at_work) {
+                send(pid, Signal::CONT);
+            }
+            stopped.is_some()
         });
-        worker.unwrap()
+        stopped.unwrap()
     }
 
     /// Everything is archived, and comes back from both repositories.
@@ -198,7 +206,7 @@ fn p20_killed_at_any_moment_nothing_is_acknowledged_that_is_not_stored() {
 fn p20_a_server_that_stops_like_in_a_crash_takes_its_worker_along_and_goes_on() {
     let mut drain = Drain::new(14);
     drain.open();
-    let worker = drain.stopped_worker();
+    let worker = drain.stopped_worker(|drain| drain.write(8));
     drain.cluster.stop(Stop::Immediate);
     send(worker, Signal::CONT);
     wait_until(PATIENCE, "the worker has ended", || {
@@ -216,10 +224,7 @@ fn p20_a_spool_that_is_deleted_at_any_moment_loses_nothing() {
     drain.open();
     let mut deleted = 0;
     while deleted < 9 {
-        if drain.segments.len() - drain.done().len() < 8 {
-            drain.write(8);
-        }
-        let worker = drain.stopped_worker();
+        let worker = drain.stopped_worker(|drain| drain.write(8));
         // One whose spool is gone already is about to end.
         if has_worker(&drain.spool) {
             let folder = std::fs::read_dir(&drain.spool).unwrap().next();
@@ -320,10 +325,15 @@ fn the_history_of_a_timeline_is_archived_before_its_segments_also_by_a_worker_at
     let segments: Vec<String> = (0..BACKLOG).map(|_| primary.switch_wal()).collect();
     let last = segments.last().unwrap();
     let offered = standby.pgdata().join("pg_wal/archive_status");
-    wait_until(PATIENCE, "the standby offers what it received", || {
-        offered.join(format!("{last}.ready")).exists()
-    });
-    let drain = Drain {
+    let wait_for = |last: &str| {
+        wait_until(PATIENCE, "the standby offers what it received", || {
+            ["ready", "done"]
+                .iter()
+                .any(|state| offered.join(format!("{last}.{state}")).exists())
+        });
+    };
+    wait_for(last);
+    let mut drain = Drain {
         second: add_repository(&site, "second", ""),
         spool: spool_of(&site),
         kept: standby.pgdata().join("pg_wal"),
@@ -333,7 +343,10 @@ fn the_history_of_a_timeline_is_archived_before_its_segments_also_by_a_worker_at
         site,
     };
     drain.open();
-    let worker = drain.stopped_worker();
+    let worker = drain.stopped_worker(|drain| {
+        drain.segments.extend((0..8).map(|_| primary.switch_wal()));
+        wait_for(drain.segments.last().unwrap());
+    });
     drain.cluster.promote();
     let of_new: Vec<String> = (0..6).map(|_| drain.cluster.switch_wal()).collect();
     assert!(of_new.iter().all(|name| name.starts_with("00000002")));

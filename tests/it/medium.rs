@@ -7,6 +7,7 @@ use crate::common::mount::PowerDisk;
 use crate::common::random::Random;
 use crate::common::{Program, Run, Site, Still};
 use crate::require_root;
+use crate::soak::number;
 
 /// A stopped cluster whose site is on the disk, all of it durable.
 fn still_on(disk: &PowerDisk, segments: usize) -> Still {
@@ -39,8 +40,8 @@ fn is_there(still: &Still, name: &str) -> bool {
 fn m03_what_was_acknowledged_outlives_reordered_and_torn_writes() {
     require_root!("m03_what_was_acknowledged_outlives_reordered_and_torn_writes");
     const CUTS: usize = 16;
-    let seed = std::process::id().into();
-    eprintln!("seed {seed}");
+    let seed = number("PITR_TEST_SEED").unwrap_or_else(|| std::process::id().into());
+    eprintln!("PITR_TEST_SEED={seed}");
     let mut random = Random::new(seed);
     let mut disk = PowerDisk::recorded(32);
     let still = still_on(&disk, 4);
@@ -67,7 +68,7 @@ fn m03_what_was_acknowledged_outlives_reordered_and_torn_writes() {
             }
             assert!(
                 *acknowledged > at,
-                "\"{name}\", acknowledged at {acknowledged}, is lost at {at}; seed {seed}"
+                "\"{name}\", acknowledged at {acknowledged}, is lost at {at}; PITR_TEST_SEED={seed}"
             );
             // Whatever was left of it does not stand in its way.
             still.push(name).run().success();

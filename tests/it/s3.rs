@@ -235,7 +235,7 @@ fn s05_a_store_that_overwrites_is_refused_unless_that_is_wanted() {
         let place = Place::new();
         place.server.behave(|m| match n {
             0 => m.overwrites = true,
-            1 => m.both_win = true,
+            1 => m.both_win = Some("race-"),
             _ => m.completes_over = true,
         });
         let error = place.store().probe(1).unwrap_err();

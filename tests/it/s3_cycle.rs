@@ -16,8 +16,8 @@ use crate::common::reception::{archived, lsn};
 use crate::common::s3::peer::{Peer, keys};
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server, SECRET, WRITER};
 use crate::common::{
-    Cluster, EXPIRE, PATIENCE, Program, Sandbox, Still, path_of, pitr, pitr_archive, pitr_restore,
-    wait_until,
+    Cluster, EXPIRE, PATIENCE, Program, Run, Sandbox, Still, path_of, patiently, pitr,
+    pitr_archive, pitr_restore, wait_until,
 };
 use crate::fetch::mode;
 
@@ -477,28 +477,28 @@ fn what_keeps_pitr_from_answering_is_judged_by_what_the_server_does() {
     assert!(copied.unwrap().success());
     // It ends without a word.
     std::os::unix::fs::symlink("/bin/false", folder.join("pitr")).unwrap();
-    let fetch = |name: &str| {
+    let fetch = |name: &str, seconds: u64| {
         Program::new(folder.join("pitr-restore"))
             .arg("--config")
             .arg(&off.config)
             .args([name, "pg_wal/RECOVERYXLOG"])
             .dir(off.still.cluster.pgdata())
-            .env("PITR_FAULT_SECONDS", "1")
+            .env("PITR_FAULT_SECONDS", seconds.to_string())
+            .run()
     };
     let there = &off.still.segments[0];
     mode(&off.still, "standby.signal", true);
-    fetch(there)
-        .run()
+    fetch(there, 1)
         .expect_code(1)
         .expect_stderr("without an answer")
         .expect_stderr("the standby asks again");
     mode(&off.still, "recovery.signal", false);
-    fetch(there)
-        .run()
+    let tried = |run: &Run| run.stderr.contains("trying again");
+    patiently(|seconds| fetch(there, seconds), tried)
         .expect_code(200)
         .expect_stderr("trying again")
         .expect_stderr("side by side");
-    fetch("00000001.history").run().expect_code(1);
+    fetch("00000001.history", 1).expect_code(1);
     assert!(!off.still.wal("RECOVERYXLOG").exists());
 }
 
@@ -550,10 +550,10 @@ fn init_and_check_refuse_a_store_that_overwrites() {
         .run()
         .success()
         .expect_stdout("may not delete");
-    off.server().behave(|m| m.both_win = true);
+    off.server().behave(|m| m.both_win = Some("race-"));
     check(config).run().expect_code(8).expect_stderr("win");
     off.server()
-        .behave(|m| (m.both_win, m.overwrites) = (false, true));
+        .behave(|m| (m.both_win, m.overwrites) = (None, true));
     check(config)
         .run()
         .expect_code(8)

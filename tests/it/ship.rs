@@ -91,22 +91,25 @@ fn a_server_with_a_backlog_is_drained_across_a_restart_and_nothing_is_left() {
     let spool = spool_of(&site);
     let client = cluster.client();
     client.sql("create table t (a int)");
-    let segments: Vec<String> = (0..SEGMENTS)
-        .map(|n| {
-            client.sql(&format!("insert into t values ({n})"));
-            client.query_one_string("select pg_walfile_name(pg_switch_wal())")
-        })
-        .collect();
     let kept = site.sandbox().dir("kept");
-    for name in &segments {
-        std::fs::copy(cluster.pgdata().join("pg_wal").join(name), kept.join(name)).unwrap();
-    }
+    let write = |n: usize| {
+        client.sql(&format!("insert into t values ({n})"));
+        let name = client.query_one_string("select pg_walfile_name(pg_switch_wal())");
+        let file = cluster.pgdata().join("pg_wal").join(&name);
+        std::fs::copy(file, kept.join(&name)).unwrap();
+        name
+    };
+    let mut segments: Vec<String> = (0..SEGMENTS).map(write).collect();
     cluster.append_config("archive_command", &site.archive().arg("%p").shell());
     cluster.reload();
-    drop(client);
     wait_until(PATIENCE, "a worker is at work", || {
+        // Missed; there is work for another.
+        if segments.iter().all(|name| site.object(name).exists()) {
+            segments.extend((0..SEGMENTS).map(write));
+        }
         site.object(&segments[3]).exists() && process_of(&site, Process::Worker).is_some()
     });
+    drop(client);
     cluster.restart();
     for name in &segments {
         cluster.wait_archived(name);
@@ -251,14 +254,21 @@ fn a_worker_leaves_with_1_whatever_ends_it() {
     std::fs::rename(&away, still.site.repository()).unwrap();
     // It is told to end.
     for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
-        still.forget();
-        std::fs::remove_dir_all(&spool).unwrap();
         let push = still.push(first);
+        let begin = || {
+            still.forget();
+            std::fs::remove_dir_all(&spool).unwrap();
+            || push.run_with_orphans()
+        };
         let ended = std::thread::scope(|scope| {
-            let pushed = scope.spawn(|| push.run_with_orphans());
+            let mut pushed = scope.spawn(begin());
             // Stopped first, it cannot end by itself meanwhile.
             let mut worker = None;
             wait_until(PATIENCE, "a worker is stopped at its work", || {
+                // Missed; another follows.
+                if pushed.is_finished() {
+                    pushed = scope.spawn(begin());
+                }
                 worker = process_of(&still.site, Process::Worker);
                 worker.is_some_and(|pid| handles_term(pid) && stop_process(pid))
             });

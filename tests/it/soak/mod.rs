@@ -36,7 +36,7 @@ const COMMITS_PER_ROUND: u64 = 40;
 /// For what takes as long as the campaign has made WAL.
 const AN_HOUR: Duration = Duration::from_secs(3600);
 
-fn number(variable: &str) -> Option<u64> {
+pub fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(
         text.parse()

@@ -20,7 +20,7 @@ use http::{Request, Response};
 use keep::Keep;
 pub use place::{Place, key, large};
 
-use super::Sandbox;
+use super::{PATIENCE, Sandbox};
 
 /// The one bucket.
 pub const BUCKET: &str = "bucket";
@@ -74,8 +74,8 @@ struct Rule {
 pub struct Manner {
     /// `If-None-Match` is ignored.
     pub overwrites: bool,
-    /// Of two who create at the same time both win.
-    pub both_win: bool,
+    /// Of those who create a key that holds this at the same time all win; the first waits for a second.
+    pub both_win: Option<&'static str>,
     /// The condition is ignored only when an upload in parts is completed.
     pub completes_over: bool,
     /// Ranges are ignored.
@@ -114,7 +114,7 @@ impl Default for Manner {
     fn default() -> Manner {
         Manner {
             overwrites: false,
-            both_win: false,
+            both_win: None,
             completes_over: false,
             ignores_ranges: false,
             ignores_sums: false,
@@ -491,7 +491,11 @@ fn respond(state: &State, request: &Request) -> Response {
         return refused;
     }
     let manner = locked(&state.manner).clone();
-    if manner.both_win && request.method == "PUT" && !request.header("if-none-match").is_empty() {
+    let is_raced = |part| keep::key_of(request).contains(part);
+    if manner.both_win.is_some_and(is_raced)
+        && request.method == "PUT"
+        && !request.header("if-none-match").is_empty()
+    {
         return race(state, request, &manner);
     }
     locked(&state.keep).respond(request, &manner, now(state))
@@ -504,7 +508,7 @@ fn race(state: &State, request: &Request, manner: &Manner) -> Response {
         return Response::error(412, "PreconditionFailed", "taken");
     }
     state.racing.fetch_add(1, Ordering::SeqCst);
-    let until = Instant::now() + Duration::from_secs(2);
+    let until = Instant::now() + PATIENCE;
     while state.racing.load(Ordering::SeqCst) < 2 && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(2));
     }
