@@ -292,8 +292,8 @@ mod tests {
         let attempt = Attempt::new(&Arc::default());
         let trickle = async {
             loop {
-                tokio::time::sleep(silence / 10).await;
                 Attempt::current().unwrap().has_passed(1);
+                tokio::time::sleep(silence / 10).await;
             }
         };
         let ended: Option<()> = runtime.block_on(attempt.run(silence, None, trickle));
