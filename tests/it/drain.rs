@@ -32,6 +32,8 @@ impl Drain {
     fn new(major: u32) -> Drain {
         let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
         let builder = builder.config("max_wal_size", "1GB");
+        // A checkpoint removes what is archived, and that it was: the server would be done with what nobody sees any more.
+        let builder = builder.config("wal_keep_size", "1GB");
         let mut cluster = builder.config("archive_mode", "on").create();
         cluster.append_config("archive_command", "false");
         let site = Site::new(&cluster);
