@@ -544,8 +544,14 @@ fn t02_an_outage_during_replay_stops_the_server_and_once_it_is_over_the_target_i
     stopped(&mut copy, seen, 201);
     std::fs::write(&object, good).unwrap();
 
-    // Everything is back: the plan comes true.
-    assert_eq!(scene.site.files(), archived);
+    // Everything is back, and besides only the word of the damage, for plans and people: the plan comes true.
+    let is_word = |key: &String| key.contains("/events/") && key.contains("-damaged-");
+    let (words, rest): (Vec<_>, Vec<_>) = scene.site.files().into_iter().partition(is_word);
+    assert_eq!(rest, archived);
+    assert!(
+        matches!(words.as_slice(), [one] if one.contains(&before(1))),
+        "{words:?}"
+    );
     copy.start();
     copy.wait_promoted();
     assert!(
