@@ -5,6 +5,8 @@ FUZZ_SECONDS ?= 600
 # Arguments of benches/compare, e.g. BENCH='--only push,fetch'.
 BENCH ?=
 SHELL := /bin/bash
+# Tests wait more than they compute: for servers, for time limits, for faults.
+export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo demo-s3 test corruption test-moto test-localstack oracle sweep soak soak-short check fuzz bench

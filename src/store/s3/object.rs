@@ -7,7 +7,6 @@ use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::ObjectLockLegalHoldStatus;
 use bytes::Bytes;
 
-use super::attempt::PIECE_BYTES;
 use super::client::wait;
 use super::failure::{Answered, Failure, Kind, shown};
 use super::request::Bucket;
@@ -22,6 +21,9 @@ const TAIL_BYTES: u64 = 64 << 10;
 const AHEAD_MIN: u64 = 1 << 20;
 /// No piece read ahead is longer.
 const AHEAD_MAX: u64 = 4 << 20;
+
+/// So many bytes that came are a sign of life. Who waits five seconds for one takes less than 3 KiB a second for silence, as an attempt does.
+const SIGN_BYTES: usize = 16 << 10;
 
 /// A piece of an object, and what the answer says about the whole.
 pub(super) struct Piece {
@@ -246,7 +248,7 @@ async fn collect(mut body: ByteStream, length: u64) -> Answered<Bytes> {
         bytes.extend_from_slice(&piece);
         // A byte now and then is none (`attempt`).
         unsigned += piece.len();
-        if unsigned >= PIECE_BYTES {
+        if unsigned >= SIGN_BYTES {
             unsigned = 0;
             life::sign();
         }
