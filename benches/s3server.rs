@@ -320,6 +320,11 @@ fn answer(keep: &mut Keep, request: &Request) -> Answer {
         {
             Answer::new(200, "")
         }
+        // Who asks for unfinished uploads has none.
+        ("GET", None) if is_bucket && query("uploads").is_some() => Answer::new(
+            200,
+            "<ListMultipartUploadsResult><IsTruncated>false</IsTruncated></ListMultipartUploadsResult>",
+        ),
         ("GET", None) if is_bucket => list(keep, request),
         ("PUT", None) => put(keep, request),
         ("GET" | "HEAD", None) => get(keep, request),
