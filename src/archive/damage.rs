@@ -67,14 +67,13 @@ impl Damage {
         if !event::standing(&known, "damaged", "healed").is_empty() {
             return Ok(());
         }
-        let host = rustix::system::uname();
         let damaged = Event {
             event: "damaged".into(),
             object: Some(self.layout.segment(segment).to_string()),
             detail: Some(self.detail.chars().take(1000).collect()),
             subject,
             time: now,
-            host: host.nodename().to_string_lossy().into_owned(),
+            host: event::host(),
             program: PROGRAM.into(),
             nonce: format!("{nonce:016x}{:016x}", nonce.rotate_left(32)),
             ..Event::default()

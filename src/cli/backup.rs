@@ -131,10 +131,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let around = Surroundings {
         clock: &clock,
         random: &random,
-        host: rustix::system::uname()
-            .nodename()
-            .to_string_lossy()
-            .into_owned(),
+        host: crate::repo::event::host(),
         scratch: std::env::temp_dir(),
         stop: &stop,
         progress: progress.as_ref(),

@@ -131,10 +131,7 @@ fn one_repository(
     let mut warning = unproven::warning(configured, &repository, FORGED);
     let registrations = registrations(cx, &repository, cluster)?;
     let progress = cx.progress();
-    let host = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
+    let host = crate::repo::event::host();
     // A cluster that went through pg_upgrade has several identifiers; each keeps its own N.
     for registration in registrations {
         let expire = Expire {

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::output::ShownError;
 use super::{Context, human};
 use crate::config::{self, Settings};
 use crate::err;
 use crate::error::Result;
-use crate::exit;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::plan::lacking::{Cause, lacking};
@@ -39,7 +39,7 @@ pub struct Lag {
     /// Whether archiving waits for it.
     pub required: bool,
     /// Why it could not be asked.
-    pub away: Option<Away>,
+    pub away: Option<ShownError>,
     /// The newest whole segment of each timeline.
     pub newest: Vec<Newest>,
     /// The newest backup in it.
@@ -73,13 +73,6 @@ pub struct Concern {
     pub impact: &'static str,
     /// What helps.
     pub next: String,
-}
-
-/// Why a repository could not be asked.
-#[derive(Debug, Serialize)]
-pub struct Away {
-    code: &'static str,
-    message: String,
 }
 
 /// How far one timeline gets.
@@ -119,10 +112,7 @@ pub fn look(cx: &Context, settings: &Settings, cluster: &str, system_identifier:
                 seen.push((lag, Some(asked)));
             }
             Err(e) => {
-                lag.away = Some(Away {
-                    code: exit::name(e.code()),
-                    message: e.to_string(),
-                });
+                lag.away = Some(ShownError::from(&e));
                 seen.push((lag, None));
             }
         }

@@ -12,6 +12,23 @@ use serde::Serialize;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 
+/// An error in an answer that is given all the same.
+#[derive(Debug, Serialize)]
+pub struct ShownError {
+    code: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+impl From<&Error> for ShownError {
+    fn from(error: &Error) -> ShownError {
+        ShownError {
+            code: exit::name(error.code()),
+            message: error.to_string(),
+        }
+    }
+}
+
 /// Standard output and standard error, and how to write to them.
 #[derive(Debug, Default)]
 pub struct Output {

@@ -180,10 +180,7 @@ fn receive(cx: &Context, options: &Options) -> Result<Option<Ended>> {
         clock: now,
         random: &random,
         event: Event {
-            host: rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned(),
+            host: crate::repo::event::host(),
             program: crate::backup::PROGRAM.to_owned(),
             ..Event::default()
         },

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::human;
-use super::output::{Align, Table};
+use super::output::{Align, ShownError, Table};
 use super::{Context, repo_check, repo_keys, repo_rewrap, repo_sync};
 use crate::config;
 use crate::error::{Code, Error, Result};
@@ -95,12 +95,6 @@ struct ShownCluster {
     first_seen: TimestampTz,
 }
 
-#[derive(Serialize)]
-struct ShownError {
-    code: &'static str,
-    message: String,
-}
-
 fn show(cx: &Context) -> Result<u8> {
     let settings = cx.settings()?;
     let mut shown = Vec::new();
@@ -109,10 +103,7 @@ fn show(cx: &Context) -> Result<u8> {
         let (opened, error) = match inspect(cx, configured) {
             Ok(opened) => (Some(opened), None),
             Err(e) => {
-                let error = ShownError {
-                    code: exit::name(e.code()),
-                    message: e.to_string(),
-                };
+                let error = ShownError::from(&e);
                 failed.push(e);
                 (None, Some(error))
             }

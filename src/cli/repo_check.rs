@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Context;
-use super::output::{Align, Table};
+use super::output::{Align, ShownError, Table};
 use crate::config::{self, Location};
 use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
@@ -26,7 +26,7 @@ struct Checked {
     weaknesses: Vec<String>,
     /// Whether these credentials may delete objects; none for a directory, and where that was not found out.
     may_delete: Option<bool>,
-    error: Option<Failed>,
+    error: Option<ShownError>,
 }
 
 #[derive(Serialize)]
@@ -34,12 +34,6 @@ struct Check {
     promise: &'static str,
     holds: bool,
     detail: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Failed {
-    code: &'static str,
-    message: String,
 }
 
 /// Checks every repository.
@@ -64,10 +58,7 @@ pub(super) fn check(cx: &Context) -> Result<u8> {
             Ok(()) => checked.usable = Some(checked.checks.iter().all(|c| c.holds)),
             Err(e) => {
                 checked.usable = (e.code() == Code::Refused).then_some(false);
-                checked.error = Some(Failed {
-                    code: exit::name(e.code()),
-                    message: e.to_string(),
-                });
+                checked.error = Some(ShownError::from(&e));
                 failed.push(e);
             }
         }

@@ -266,10 +266,7 @@ impl Sync<'_> {
         }
         let (cx, args) = (self.cx, self.args);
         let progress = cx.progress();
-        let host = rustix::system::uname()
-            .nodename()
-            .to_string_lossy()
-            .into_owned();
+        let host = crate::repo::event::host();
         let around = Surroundings {
             clock: &|| cx.now(),
             random: &|| cx.random(),

@@ -369,10 +369,7 @@ fn tell_taken(cx: &Context, opened: &Opened, job: &Job, spares: &Spares<'_>) {
         detail: Some(first.detail.clone()),
         subject: subject.clone(),
         time: cx.now(),
-        host: rustix::system::uname()
-            .nodename()
-            .to_string_lossy()
-            .into_owned(),
+        host: event::host(),
         program: PROGRAM.into(),
         nonce: format!("{:016x}{:016x}", cx.random(), cx.random()),
         ..Event::default()

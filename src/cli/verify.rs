@@ -95,10 +95,7 @@ fn one_repository(
 ) -> Result<()> {
     let repository = cx.open(configured)?;
     let progress = cx.progress();
-    let host = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
+    let host = crate::repo::event::host();
     let random = || cx.random();
     let clock = || cx.now();
     let mut missing = None;

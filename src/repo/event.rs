@@ -166,6 +166,12 @@ pub fn read_all(store: &dyn Store, layout: &ClusterLayout, subject: &str) -> Res
     Ok(events)
 }
 
+/// The name of this host, as events tell who wrote them.
+pub fn host() -> String {
+    let host = rustix::system::uname();
+    host.nodename().to_string_lossy().into_owned()
+}
+
 /// Of `events`, those of `kind` that no event of `ended_by` (or of the same kind, as a renewal) ends.
 pub fn standing<'a>(events: &'a [Recorded], kind: &str, ended_by: &str) -> Vec<&'a Recorded> {
     let ended = |name: &str| {

@@ -80,10 +80,7 @@ impl Surroundings<'_> {
         Event {
             subject: subject.to_owned(),
             time: (self.clock)(),
-            host: rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned(),
+            host: crate::repo::event::host(),
             program: PROGRAM.into(),
             nonce: format!("{:016x}{:016x}", (self.random)(), (self.random)()),
             ..Event::default()

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::common::reception::{archived, lsn};
 use crate::common::{
-    Cluster, EXPIRE, PATIENCE, Program, Run, Sandbox, Still, pitr, pitr_archive, pitr_restore,
-    wait_until,
+    Cluster, EXPIRE, PATIENCE, Program, Run, Sandbox, Still, paths_below, pitr, pitr_archive,
+    pitr_restore, wait_until,
 };
 
 /// What is said where nothing proves what the repository holds.
@@ -109,19 +109,6 @@ pub fn keygen(directory: &Path, recipients: &[&str]) -> Program {
     keygen
 }
 
-/// Every file below `folder`.
-pub fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => found.extend(files(&path)),
-            false => found.push(path),
-        }
-    }
-    found
-}
-
 pub fn refused(run: &Run, status: i32, part: &str) {
     assert_eq!(run.code(), status, "{run}");
     assert!(run.stderr.contains(part), "{run}");
@@ -130,7 +117,7 @@ pub fn refused(run: &Run, status: i32, part: &str) {
 /// What only the database holds stands nowhere in the repository.
 pub fn check_nothing_is_plain(sealed: &Sealed, secret: &str) {
     let mut sealed_objects = 0;
-    for path in files(&sealed.repository) {
+    for path in paths_below(&sealed.repository) {
         let bytes = std::fs::read(&path).unwrap();
         let found = bytes.windows(secret.len()).any(|w| w == secret.as_bytes());
         assert!(!found, "{}", path.display());
@@ -172,7 +159,7 @@ fn a_host_that_only_writes_archives_and_a_reader_gets_it_back() {
     bytes[last] ^= 1;
     std::fs::write(&path, bytes).unwrap();
     refused(&sealed.push(&still, "writer", 0).run(), 20, "A120");
-    assert_eq!(files(&sealed.folder("conflicts")).len(), 1);
+    assert_eq!(paths_below(&sealed.folder("conflicts")).len(), 1);
     check_nothing_is_plain(&sealed, "c4ca4238a0b923820dcc509a6f75849b");
     sealed
         .on("reader")
@@ -273,7 +260,7 @@ fn a_host_that_only_writes_receives() {
     running.wait().success();
     check_nothing_is_plain(&sealed, "confidential");
     let is_piece = |p: &PathBuf| p.display().to_string().contains("/open/");
-    assert!(files(&sealed.repository).iter().any(is_piece));
+    assert!(paths_below(&sealed.repository).iter().any(is_piece));
     sealed
         .on("reader")
         .args(["verify", "--quiet"])
@@ -322,7 +309,7 @@ fn copied_without_a_key(sealed: &Sealed, cluster: &Cluster) {
     let verify = ["verify", "--quiet", "--repository", "second"];
     sealed.on("second-reader").args(verify).run().success();
     let packs = |root: &Path| {
-        let all = files(root);
+        let all = paths_below(root);
         let packs = all
             .into_iter()
             .filter(|p| p.display().to_string().contains("/packs/"));
@@ -585,7 +572,7 @@ fn access_is_given_and_withdrawn_without_touching_data() {
     let stored = Stored::new();
     let (still, sealed) = (&stored.still, &stored.sealed);
     let data = || {
-        let wal = files(&sealed.folder("wal"));
+        let wal = paths_below(&sealed.folder("wal"));
         let read = wal
             .into_iter()
             .map(|path| (std::fs::read(&path).unwrap(), path));

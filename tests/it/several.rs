@@ -15,8 +15,8 @@ use pitr::sync::{Surroundings, Transfer};
 
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
 use crate::common::{
-    Cluster, EXPIRE, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, fault, pitr, user,
-    wait_until,
+    Cluster, EXPIRE, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, fault, paths_below, pitr,
+    user, wait_until,
 };
 
 /// A cluster that archives into two repositories, `local` and `second`.
@@ -97,19 +97,6 @@ fn transfer(run: &Run, to: &str) -> serde_json::Value {
         .clone()
 }
 
-/// Every file below a folder.
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => found.extend(files(&path)),
-            false => found.push(path),
-        }
-    }
-    found
-}
-
 fn is_claim(path: &Path) -> bool {
     let path = path.to_str().unwrap();
     path.contains("-claim-") || path.contains("-release-")
@@ -124,7 +111,7 @@ fn objects(repository: &Path) -> BTreeMap<String, Vec<u8>> {
             .unwrap()
             .to_owned()
     };
-    let files = files(&repository.join("clusters")).into_iter();
+    let files = paths_below(&repository.join("clusters")).into_iter();
     let files = files.filter(|path| !is_claim(path) && !name(path).contains(".tmp."));
     files
         .map(|path| (name(&path), std::fs::read(&path).unwrap()))
@@ -879,7 +866,7 @@ fn copy(from: &Path, to: &Path, calls: &Arc<Calls>, jobs: usize) -> Result<()> {
 
 /// Removes who claimed something, and released it.
 fn remove_claims(repository: &Path) {
-    let files = files(&repository.join("clusters"));
+    let files = paths_below(&repository.join("clusters"));
     for path in files.iter().filter(|path| is_claim(path)) {
         std::fs::remove_file(path).unwrap();
     }

@@ -122,14 +122,16 @@ impl Prefetch {
 
     fn start(&self, arguments: &Arguments, environment: &Environment) -> Result<()> {
         let failed = |e| Error::from_io("start a worker", e);
-        let own = std::env::current_exe().map_err(failed)?;
         let (program, mut words): (PathBuf, Vec<OsString>) =
             match self.settings.repositories.iter().any(delegate::is_far) {
                 true => (
-                    own.with_file_name("pitr"),
+                    delegate::beside()?,
                     ["serve", SWITCH, "--"].map(OsString::from).to_vec(),
                 ),
-                false => (own, vec![format!("--{SWITCH}").into()]),
+                false => (
+                    std::env::current_exe().map_err(failed)?,
+                    vec![format!("--{SWITCH}").into()],
+                ),
             };
         let mut option = |name: &str, value: OsString| words.extend([OsString::from(name), value]);
         // It has another working directory.

@@ -52,7 +52,7 @@ pub use postgres::{bin, newest_bin};
 pub use program::{Program, Run, Running, Usage, path_of, pitr, pitr_archive, pitr_restore};
 pub use reception::Reception;
 pub use sandbox::{Sandbox, copy_tree};
-pub use site::{Site, Still, files_below};
+pub use site::{Site, Still, files_below, paths_below};
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};

@@ -128,6 +128,12 @@ impl Site {
     }
 }
 
+/// The paths of every file below a folder.
+pub fn paths_below(root: &Path) -> Vec<PathBuf> {
+    let names = files_below(root).into_iter();
+    names.map(|name| root.join(name)).collect()
+}
+
 /// Every file below a folder, relative to it and sorted. Folders may go while they are listed.
 pub fn files_below(root: &Path) -> Vec<String> {
     fn walk(folder: &Path, root: &Path, found: &mut Vec<String>) {
