@@ -50,6 +50,9 @@ pub struct Push<'a> {
     pub name: WalFileName,
     /// How the body is compressed.
     pub codec: Codec,
+    /// Whether other files are pushed meanwhile: then one thread does all of the work, which costs less processor time; else two are done
+    /// sooner.
+    pub beside_others: bool,
 }
 
 /// Bytes read at once; a multiple of every WAL page size.
@@ -526,7 +529,7 @@ fn store_wal(
 
 type Writer = ContainerWriter<Box<dyn NewObject>>;
 
-/// Reads once; one thread hashes and decodes, the other compresses and writes.
+/// Reads once; unless other files keep the processors busy, one thread hashes and decodes, another compresses and writes.
 fn stream(
     what: &Push<'_>,
     source: &mut dyn Content,
@@ -534,18 +537,47 @@ fn stream(
     writer: Writer,
     key: &Key,
 ) -> Result<(Writer, [u8; 32], SegmentIndex)> {
+    let (written, read) = match what.beside_others {
+        true => in_turn(source, checked, writer),
+        false => side_by_side(source, checked, writer)?,
+    };
+    // Where writing failed, reading ended early.
+    let writer = written.map_err(|e| write_failed(what.repository, key, e))?;
+    let (hash, index) = read?;
+    Ok((writer, hash, index))
+}
+
+/// What became of writing, and of reading.
+type Streamed = (std::io::Result<Writer>, Result<([u8; 32], SegmentIndex)>);
+
+fn in_turn(source: &mut dyn Content, checked: &Checked, mut writer: Writer) -> Streamed {
+    let mut failed = None;
+    let read = read_and_index(source, checked, |chunk| {
+        match writer.write(chunk.bytes.get(..chunk.length).unwrap_or_default()) {
+            Ok(()) => Some(chunk.bytes),
+            Err(e) => {
+                failed = Some(e);
+                None
+            }
+        }
+    });
+    (failed.map_or(Ok(writer), Err), read)
+}
+
+fn side_by_side(source: &mut dyn Content, checked: &Checked, writer: Writer) -> Result<Streamed> {
     let (to_write, written) = sync_channel::<Chunk>(2);
     let (to_reuse, reusable) = sync_channel::<Vec<u8>>(4);
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || compress(writer, &written, &to_reuse));
-        let read = read_and_index(source, checked, &to_write, &reusable);
+        let read = read_and_index(source, checked, |chunk| {
+            // A writer that has failed is gone.
+            to_write.send(chunk).ok()?;
+            Some(reusable.try_recv().unwrap_or_else(|_| vec![0; CHUNK]))
+        });
         drop(to_write);
-        let writer = thread
-            .join()
-            .map_err(|_| err!(Internal, "the compressing thread panicked"))?
-            .map_err(|e| write_failed(what.repository, key, e))?;
-        let (hash, index) = read?;
-        Ok((writer, hash, index))
+        let written = thread.join();
+        let written = written.map_err(|_| err!(Internal, "the compressing thread panicked"))?;
+        Ok((written, read))
     })
 }
 
@@ -582,11 +614,11 @@ fn compress(
     Ok(writer)
 }
 
+/// Reads all of it. `pass_on` takes each chunk and gives room for the next, or nothing to end here.
 fn read_and_index(
     source: &mut dyn Content,
     checked: &Checked,
-    to_write: &SyncSender<Chunk>,
-    reusable: &Receiver<Vec<u8>>,
+    mut pass_on: impl FnMut(Chunk) -> Option<Vec<u8>>,
 ) -> Result<([u8; 32], SegmentIndex)> {
     let mut hasher = blake3::Hasher::new();
     let mut indexer = Indexer::new(
@@ -595,8 +627,8 @@ fn read_and_index(
         checked.segment.timeline,
     )?;
     let mut done = 0_u64;
+    let mut bytes = vec![0; CHUNK];
     loop {
-        let mut bytes = reusable.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
         let length = source.read(&mut bytes)?;
         if length == 0 {
             break;
@@ -608,10 +640,10 @@ fn read_and_index(
             .feed(piece)
             .map_err(|e| e.with_code(Code::SourceChanged))?;
         done += length as u64;
-        if to_write.send(Chunk { bytes, length }).is_err() {
-            // The writer has failed; its error is reported by its own thread.
+        let Some(room) = pass_on(Chunk { bytes, length }) else {
             break;
-        }
+        };
+        bytes = room;
     }
     if done != source.size() {
         return Err(err!(

@@ -92,6 +92,8 @@ pub(super) struct Archiver {
     cluster: String,
     places: Vec<Place>,
     nonce: u64,
+    /// Opened for many files.
+    is_open: bool,
 }
 
 impl Archiver {
@@ -110,6 +112,7 @@ impl Archiver {
             cluster: super::cluster_name(settings, nonce)?,
             places: settings.repositories.iter().map(place).collect(),
             nonce,
+            is_open: false,
         })
     }
 
@@ -127,6 +130,7 @@ impl Archiver {
             });
             place.opened = Some(Arc::new(repository));
         }
+        self.is_open = true;
         Ok(holders)
     }
 
@@ -145,6 +149,7 @@ impl Archiver {
             path: path.to_owned(),
             name,
             nonce: self.nonce,
+            beside_others: self.is_open,
         };
         let mut tally = Tally::default();
         for place in in_order(&self.places, &offer) {
@@ -241,6 +246,7 @@ struct Offer {
     path: PathBuf,
     name: WalFileName,
     nonce: u64,
+    beside_others: bool,
 }
 
 impl Offer {
@@ -251,6 +257,7 @@ impl Offer {
             path: &self.path,
             name: self.name,
             codec: CODEC,
+            beside_others: self.beside_others,
         }
     }
 

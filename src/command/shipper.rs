@@ -30,13 +30,13 @@ pub const WORD: &str = "ship";
 /// container, it inherits the worker, and up to PostgreSQL 16 takes any other status of a process it does not know for a crash of its own.
 pub const STATUS: u8 = 1;
 
-/// So many files at once, where repositories are local: as many as there are processors, within these.
-const AT_ONCE: (usize, usize) = (2, 4);
+/// So many files at once, where repositories are local: one more than there are processors, for one waits for the disk; within these.
+const AT_ONCE: (usize, usize) = (2, 5);
 /// How long a worker works with repositories that it has opened. What a path or a name leads to may be another repository by then: the next
 /// worker looks.
 const SESSION: Duration = Duration::from_secs(20);
 /// To an object store: the more the better while one waits for round trips, but each file may be held in memory as a whole.
-const AT_ONCE_REMOTE: usize = 4;
+const AT_ONCE_REMOTE: usize = 8;
 /// How long a file may stay ready after its note was there and has gone: so long PostgreSQL takes to note the acknowledgement.
 const SETTLING: Duration = Duration::from_secs(10);
 /// How long a worker whose start and first request cost more waits for the next file, and how often it looks.
@@ -178,7 +178,7 @@ impl Job {
             spool,
             at_once: match is_remote {
                 true => AT_ONCE_REMOTE,
-                false => processors.clamp(AT_ONCE.0, AT_ONCE.1),
+                false => (processors + 1).clamp(AT_ONCE.0, AT_ONCE.1),
             },
             linger: match is_remote {
                 true => LINGER_REMOTE,

@@ -131,7 +131,7 @@ pub fn changes<'a>(
         };
         found(heap_blocks.note(reference));
     }
-    beyond_references(record, body, heap_blocks, found)
+    beyond_references(record, body, &heap_blocks, found)
 }
 
 /// Takes a record apart and calls `found` with the blocks that it refers to; what else it changes is told by [`beyond_references`].
@@ -141,11 +141,10 @@ pub fn changes<'a>(
 #[inline]
 pub fn references<'a>(
     record: &Record<'a>,
+    heap_blocks: &mut HeapBlocks,
     mut found: impl FnMut(Change<'a>),
-) -> Result<(Body<'a>, HeapBlocks)> {
-    let mut heap_blocks = HeapBlocks::default();
-    let body = record.body_telling(|reference| found(heap_blocks.note(reference)))?;
-    Ok((body, heap_blocks))
+) -> Result<Body<'a>> {
+    record.body_telling(|reference| found(heap_blocks.note(reference)))
 }
 
 /// The heap blocks that a heap record may refer to: the new (or only) one and the old one.
@@ -182,12 +181,12 @@ impl HeapBlocks {
 pub fn beyond_references<'a>(
     record: &Record<'a>,
     body: &Body<'a>,
-    heap_blocks: HeapBlocks,
+    heap_blocks: &HeapBlocks,
     mut found: impl FnMut(Change<'a>),
 ) -> Result<()> {
     let main = body.main_data;
     let told = match record.rmid {
-        rmgr::HEAP | rmgr::HEAP2 => heap(record, main, heap_blocks.0, &mut found),
+        rmgr::HEAP | rmgr::HEAP2 => heap(record, main, &heap_blocks.0, &mut found),
         rmgr::STORAGE => storage(record.opcode(), main).map(&mut found),
         rmgr::DATABASE => database(record, main).map(&mut found),
         rmgr::TABLESPACE => tablespace(record.opcode(), main).map(&mut found),
@@ -288,7 +287,7 @@ type HeapBlock = (Relation, u32);
 fn heap<'a>(
     record: &Record<'_>,
     main: &'a [u8],
-    blocks: [Option<HeapBlock>; 2],
+    blocks: &[Option<HeapBlock>; 2],
     found: &mut impl FnMut(Change<'a>),
 ) -> Option<()> {
     if record.rmid == rmgr::HEAP && record.info & HEAP_OPMASK == HEAP_TRUNCATE {
@@ -302,7 +301,7 @@ fn heap<'a>(
         });
         return Some(());
     }
-    let [new, old] = blocks;
+    let [new, old] = *blocks;
     let (clears_new, clears_old) = cleared(record, main)?;
     let per_page = heap_blocks_per_vm_page(record.block_size).max(1);
     let cleared = [

@@ -687,6 +687,9 @@ impl Reader {
     }
 
     fn find<S: Sink>(&mut self, stop: Lsn, finding: Finding, sink: &mut S) {
+        if self.summary.findings == 0 {
+            self.summary.last_before_damage = self.summary.last_complete;
+        }
         self.summary.findings += 1;
         self.summary.first_damage = Some(self.summary.first_damage.map_or(stop, |d| d.min(stop)));
         sink.finding(finding);

@@ -47,6 +47,8 @@ pub struct SegmentSummary {
     pub last_begun: Option<Lsn>,
     /// Start and end (EndRecPtr) of the last record that begins and ends here.
     pub last_complete: Option<(Lsn, Lsn)>,
+    /// As `last_complete` was at the first finding.
+    pub last_before_damage: Option<(Lsn, Lsn)>,
     /// The beginning of a record that continues in the next segment.
     pub tail: Option<Fragment>,
     /// How valid WAL ends.
@@ -76,6 +78,7 @@ impl SegmentSummary {
             first_record: None,
             last_begun: None,
             last_complete: None,
+            last_before_damage: None,
             tail: None,
             end: SegmentEnd::Full,
             valid_end: start_lsn,

@@ -781,6 +781,7 @@ mod tests {
             path: &path,
             name: WalFileName::Segment(bench.name(0)),
             codec: crate::repo::container::Codec::Lz4,
+            beside_others: false,
         };
         crate::archive::push::push(&push).unwrap();
         wait_until(|| *shipper.archived().borrow() == Some(bench.at(SEGMENT + 1000)));

@@ -200,6 +200,7 @@ impl Shipment {
             path: &self.ship.follower.file(segment.name),
             name: WalFileName::Segment(segment.name),
             codec: CODEC,
+            beside_others: false,
         };
         match push_content(&what, content) {
             Ok((_, warnings)) => {

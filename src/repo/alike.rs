@@ -232,8 +232,18 @@ impl<'a> Block<'a> {
         }
         let from = self.raw.get(self.literals_from..)?;
         let to = self.out.get_mut(self.written..)?;
-        match (from.first_chunk::<WIDE>(), to.first_chunk_mut::<WIDE>()) {
-            (Some(from), Some(to)) if length <= WIDE => *to = *from,
+        let pieces = length.div_ceil(WIDE);
+        match (from.get(..pieces * WIDE), to.get_mut(..pieces * WIDE)) {
+            (Some(from), Some(to)) => {
+                for (from, to) in from
+                    .as_chunks::<WIDE>()
+                    .0
+                    .iter()
+                    .zip(to.as_chunks_mut::<WIDE>().0)
+                {
+                    *to = *from;
+                }
+            }
             _ => to.get_mut(..length)?.copy_from_slice(from.get(..length)?),
         }
         self.written += length;

@@ -11,7 +11,7 @@ use super::index::{
     Summary, TailClass, WalEvent, XidSet, flag,
 };
 use crate::error::Result;
-use crate::pg::change::{self, Change};
+use crate::pg::change::{self, Change, HeapBlocks};
 use crate::pg::lsn::Lsn;
 use crate::pg::page::WalIdentity;
 use crate::pg::reader::{self, Finding, FindingKind, SegmentEnd, SegmentSummary, Sink};
@@ -74,7 +74,7 @@ impl Indexer {
         if is_partial && first.is_some_and(|(kind, _)| kind != DamageKind::AfterSwitch) {
             // They begin inside a page, or look like records: WAL ends at the first of them all the same.
             let end = found.first_damage.unwrap_or(found.valid_end);
-            end_at(&mut summary, end, collected.last);
+            end_at(&mut summary, end, found.last_before_damage);
         }
         let fragments = Fragments {
             head: found.head.map(|f| f.bytes).unwrap_or_default(),
@@ -134,12 +134,12 @@ fn summary(
         head_end,
         first_record: found.first_record,
         last_begun: if damaged {
-            collected.last.map(|(start, _)| start)
+            found.last_before_damage.map(|(start, _)| start)
         } else {
             found.last_begun
         },
         last_complete: if damaged {
-            collected.last
+            found.last_before_damage
         } else {
             found.last_complete
         },
@@ -198,7 +198,6 @@ struct Collected {
     events: Option<Vec<(Lsn, WalEvent)>>,
     blocks: ChangedBlocks,
     damage: Vec<(DamageKind, Lsn)>,
-    last: Option<(Lsn, Lsn)>,
 }
 
 impl Default for Collected {
@@ -214,7 +213,6 @@ impl Default for Collected {
             events: Some(Vec::new()),
             blocks: ChangedBlocks::default(),
             damage: Vec::new(),
-            last: None,
         }
     }
 }
@@ -226,9 +224,9 @@ impl Sink for Collected {
         }
         // A record that began in an earlier segment belongs there; its blocks are counted from the joined fragments.
         self.records += 1;
-        self.last = Some((record.start_lsn, record.end_lsn));
         let blocks = &mut self.blocks;
-        let taken_apart = change::references(record, |c| {
+        let mut heap_blocks = HeapBlocks::default();
+        let taken_apart = change::references(record, &mut heap_blocks, |c| {
             if let Change::Block {
                 relation,
                 fork,
@@ -238,7 +236,7 @@ impl Sink for Collected {
                 blocks.changed(relation, fork, block);
             }
         });
-        let Ok((body, heap_blocks)) = taken_apart else {
+        let Ok(body) = taken_apart else {
             // The CRC is right, so the server wrote it so; a decoder that cannot follow must not claim to know.
             self.give_up_lists();
             return;
@@ -249,7 +247,7 @@ impl Sink for Collected {
             _ => Some(()),
         };
         let changed =
-            change::beyond_references(record, &body, heap_blocks, |c| self.change(record, c));
+            change::beyond_references(record, &body, &heap_blocks, |c| self.change(record, c));
         if known.is_none() || changed.is_err() {
             self.give_up_lists();
         }
@@ -514,8 +512,8 @@ impl Xids {
 /// The set of changed blocks, fast for WAL that touches the same blocks again and again.
 struct ChangedBlocks {
     forks: HashMap<(record::Relation, u8), u32, BuildHasherDefault<RelationHasher>>,
-    /// Relations seen last, by the lower bits of their numbers: transactions touch the same few in turn.
-    known: [Option<(record::Relation, u8, u32)>; KNOWN],
+    /// Forks seen last, by the lower bits of their numbers: transactions touch the same few in turn.
+    known: [Option<KnownFork>; KNOWN],
     /// `fork number << 32 | block`, with duplicates.
     touched: Vec<u64>,
     /// Recently pushed values by their hash: filters most duplicates before they cost a sort.
@@ -525,6 +523,15 @@ struct ChangedBlocks {
 
 const RECENT: usize = 1 << 13;
 const KNOWN: usize = 16;
+
+/// A fork, its number in `forks`, and the two blocks of it that were pushed last: most records change one of these again.
+#[derive(Clone, Copy)]
+struct KnownFork {
+    relation: record::Relation,
+    fork: u8,
+    number: u32,
+    last: [u32; 2],
+}
 
 /// Hashes relations, once for each block reference of a record. The standard hash took as much time here as decoding the records did; it
 /// guards against chosen keys, but who can choose relation numbers owns the server, and would only slow down its own archiving.
@@ -578,15 +585,26 @@ impl ChangedBlocks {
             return;
         }
         let slot = (relation.number as usize ^ usize::from(fork.0)) % KNOWN;
-        let known = self.known.get(slot).copied().flatten();
-        let number = match known {
-            Some((r, f, number)) if r == relation && f == fork.0 => number,
+        let Some(slot) = self.known.get_mut(slot) else {
+            return;
+        };
+        let number = match slot {
+            Some(known) if known.relation == relation && known.fork == fork.0 => {
+                if known.last.contains(&block) {
+                    return;
+                }
+                known.last = [block, known.last[0]];
+                known.number
+            }
             _ => {
                 let next = u32::try_from(self.forks.len()).unwrap_or(u32::MAX);
                 let number = *self.forks.entry((relation, fork.0)).or_insert(next);
-                if let Some(known) = self.known.get_mut(slot) {
-                    *known = Some((relation, fork.0, number));
-                }
+                *slot = Some(KnownFork {
+                    relation,
+                    fork: fork.0,
+                    number,
+                    last: [block; 2],
+                });
                 number
             }
         };

@@ -872,6 +872,7 @@ fn a_segment_of_zstd_is_readable_without_us() {
         path: &still.wal(name),
         name: name.parse().unwrap(),
         codec: Codec::Zstd(3),
+        beside_others: true,
     })
     .unwrap();
     user::own_all(still.site.repository());

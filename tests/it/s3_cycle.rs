@@ -595,6 +595,7 @@ fn push_here(off: &Offline, repository: &Repository, name: &str) -> Pushed {
         path: &off.still.wal(name),
         name: name.parse().unwrap(),
         codec: Codec::Lz4,
+        beside_others: true,
     };
     push(&what).unwrap().0
 }
