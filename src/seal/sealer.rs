@@ -8,7 +8,7 @@ use super::aead::ChunkKeys;
 use super::foot;
 use super::head::{HEAD, Head};
 use super::key::{MacKey, PublicHalf, Secret32};
-use super::{CHUNK, EPOCH, wrap};
+use super::{CHUNK, EPOCH, TAG, wrap};
 use crate::err;
 use crate::error::{Error, Result};
 
@@ -20,14 +20,18 @@ pub struct Drawn {
     pub ephemeral: Secret32,
 }
 
+/// So many chunks are hashed and written at once: their tags put the hash out of step, and in long runs it does not matter.
+const GATHERED: usize = 4 * (CHUNK + TAG);
+
 /// Seals what is written to it.
 pub struct Sealer<W: Write> {
     sink: W,
     keys: ChunkKeys,
     head: [u8; HEAD],
     key: String,
-    /// Raw bytes of the chunk that is not full, or full and perhaps the last.
-    chunk: Zeroizing<Vec<u8>>,
+    /// Sealed chunks, then from `raw_from` on raw bytes of the chunk that is not full, or full and perhaps the last.
+    gathered: Zeroizing<Vec<u8>>,
+    raw_from: usize,
     number: u32,
     plain_bytes: u64,
     stored: blake3::Hasher,
@@ -68,7 +72,8 @@ impl<W: Write> Sealer<W> {
             keys,
             head,
             key: key.to_owned(),
-            chunk: Zeroizing::new(Vec::with_capacity(CHUNK)),
+            gathered: Zeroizing::new(Vec::with_capacity(GATHERED)),
+            raw_from: 0,
             number: 0,
             plain_bytes: 0,
             stored,
@@ -76,15 +81,18 @@ impl<W: Write> Sealer<W> {
     }
 
     fn emit(&mut self, is_last: bool) -> io::Result<()> {
+        let chunk = self.gathered.get_mut(self.raw_from..).unwrap_or_default();
         let tag = self
             .keys
-            .seal(self.number, is_last, &mut self.chunk)
+            .seal(self.number, is_last, chunk)
             .map_err(io::Error::other)?;
-        for part in [self.chunk.as_slice(), tag.as_ref()] {
-            self.stored.update(part);
-            self.sink.write_all(part)?;
+        self.gathered.extend_from_slice(tag.as_ref());
+        if is_last || self.gathered.len() >= GATHERED {
+            self.stored.update(&self.gathered);
+            self.sink.write_all(&self.gathered)?;
+            self.gathered.clear();
         }
-        self.chunk.clear();
+        self.raw_from = self.gathered.len();
         self.number = self
             .number
             .checked_add(1)
@@ -116,12 +124,12 @@ impl<W: Write> Sealer<W> {
 impl<W: Write> Write for Sealer<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // A full chunk waits until more comes: which one is the last is part of how it is sealed.
-        if self.chunk.len() == CHUNK && !bytes.is_empty() {
+        if self.gathered.len() - self.raw_from == CHUNK && !bytes.is_empty() {
             self.emit(false)?;
         }
-        let room = CHUNK - self.chunk.len();
+        let room = CHUNK - (self.gathered.len() - self.raw_from);
         let taken = bytes.get(..room).unwrap_or(bytes);
-        self.chunk.extend_from_slice(taken);
+        self.gathered.extend_from_slice(taken);
         self.plain_bytes += taken.len() as u64;
         Ok(taken.len())
     }

@@ -72,7 +72,8 @@ fn opened(key: &str, object: &[u8], keys: &Contents) -> crate::error::Result<Vec
 
 #[test]
 fn what_was_sealed_opens_whatever_its_length() {
-    for length in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 77] {
+    let edges = [1, CHUNK, 2 * CHUNK, 4 * CHUNK, 9 * CHUNK];
+    for length in edges.iter().flat_map(|n| [n - 1, *n, n + 1, n + 77]) {
         let plain = plain(length);
         let object = sealed(KEY, &plain, 1);
         assert_eq!(
