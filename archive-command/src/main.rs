@@ -50,7 +50,7 @@ fn run() -> Result<u8, Error> {
     }
     let told = match delegate::is_needed(&arguments.flags, &Environment::of_process()) {
         false => ahead::watched(arguments, nonce)?,
-        true => ahead::delegated(&arguments, std::env::args_os().skip(1).collect())?,
+        true => ahead::delegated(&arguments, std::env::args_os().skip(1).collect(), nonce)?,
     };
     say(&told.text);
     Ok(told.status)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Context;
 use super::output::standard_error;
 use crate::command::restore::{self, Reach};
-use crate::command::{self, archive, delegate, detach, prefetch, shipper};
+use crate::command::{self, ahead, archive, delegate, detach, prefetch, shipper};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::exit::{self, Program};
@@ -81,7 +81,7 @@ fn limit(given_ms: Option<u64>) -> Duration {
 
 fn archive_file(arguments: Vec<OsString>, limit: Duration, cx: &Context) -> u8 {
     let archived = archive::arguments(arguments)
-        .and_then(|parsed| archive::watched(parsed, cx.random(), limit));
+        .and_then(|parsed| ahead::on_behalf(&parsed, cx.random(), limit));
     match archived {
         Ok(archived) => {
             for warning in &archived.warnings {

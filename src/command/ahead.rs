@@ -82,7 +82,7 @@ pub fn watched(arguments: Arguments, nonce: u64) -> Result<Told> {
 ///
 /// # Errors
 /// Those of [`delegate::run`], and `Deadline`.
-pub fn delegated(arguments: &Arguments, given: Vec<OsString>) -> Result<Told> {
+pub fn delegated(arguments: &Arguments, given: Vec<OsString>, nonce: u64) -> Result<Told> {
     let begun = Instant::now();
     let ahead = Ahead::new(arguments, &Environment::of_process());
     if let Some(ahead) = &ahead
@@ -91,16 +91,27 @@ pub fn delegated(arguments: &Arguments, given: Vec<OsString>) -> Result<Told> {
         return Ok(told);
     }
     let left = deadline().saturating_sub(begun.elapsed());
-    let status = delegate::run(Program::Archive, given, Some(left))?;
-    if let Some(ahead) = ahead
-        && status == exit::SUCCESS
-    {
-        ahead.settle(Ok(()), 0);
+    let answer = delegate::run(Program::Archive, given, Some(left));
+    // What `pitr` came to it has recorded itself.
+    if let (Some(ahead), Err(e)) = (ahead, &answer) {
+        ahead.settle(Err(e), nonce);
     }
     Ok(Told {
         text: String::new(),
-        status,
+        status: answer?,
     })
+}
+
+/// Archives the file for a `pitr-archive` that has asked for it by [`delegated`], and waits for so long.
+///
+/// # Errors
+/// Those of [`archive::watched`].
+pub fn on_behalf(arguments: &Arguments, nonce: u64, limit: Duration) -> Result<Archived> {
+    let archived = archive::watched(arguments.clone(), nonce, limit);
+    if let Some(ahead) = Ahead::new(arguments, &Environment::of_process()) {
+        ahead.settle(archived.as_ref().map(|_| ()), nonce);
+    }
+    archived
 }
 
 /// Whether the repository in this directory, whatever lies there, is the one of `uuid`, and has the object. No key is needed.

@@ -14,8 +14,8 @@ use crate::common::proxy::{Proxy, Way};
 use crate::common::s3::Fault as S3Fault;
 use crate::common::s3::peer::Peer;
 use crate::common::{
-    Cluster, PATIENCE, Program, Sandbox, Site, Still, copy_tree, pitr_archive, pitr_restore,
-    wait_until,
+    Cluster, PATIENCE, Program, Sandbox, Site, Still, copy_tree, path_of, pitr, pitr_archive,
+    pitr_restore, wait_until,
 };
 use crate::s3_cycle::Bucketed;
 use crate::{require_root, require_strace};
@@ -583,6 +583,60 @@ fn p22_one_bad_segment_blocks_no_other_and_is_named() {
     assert_eq!(noted(&spool, ".failed"), [""; 0]);
     let run = still.site.pitr().arg("info").run();
     assert!(!run.stdout.contains("archiving waits"), "{run}");
+}
+
+#[test]
+fn p22_on_s3_the_newest_error_is_the_one_that_info_names() {
+    let still = Still::new(17, 1, 3);
+    let site = Bucketed::new(&still.cluster, Peer::own(), "");
+    let spool = site.sandbox.join("spool");
+    for name in &still.segments {
+        offer(&still, name);
+    }
+    let first = &still.segments[0];
+    let of_site = |program: Program| {
+        let program = program.arg("--config").arg(&site.config);
+        program
+            .env("PITR_CLUSTERS_MAIN_SPOOL_DIR", &spool)
+            .dir(still.cluster.pgdata())
+    };
+    let file = format!("pg_wal/{first}");
+    let blocked = |code: &str| {
+        let run = of_site(pitr()).args(["info", "--json"]).run();
+        let blocked = &run.json()["clusters"][0]["blocked"];
+        assert_eq!(blocked[0]["file"], *first.as_str(), "{run}");
+        assert_eq!(blocked[0]["code"], code, "{run}");
+    };
+    let errors = [
+        (403, "AccessDenied", 31, "denied"),
+        (403, "QuotaExceeded", 32, "full"),
+        (403, "AccessDenied", 31, "denied"),
+    ];
+    for (status, said, code, known) in errors {
+        let fault = S3Fault::Error(status, said);
+        let fired = site.peer.server().fault(first, u64::MAX, fault);
+        of_site(pitr_archive()).arg(&file).run().expect_code(code);
+        assert!(fired.times() > 0);
+        wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+        site.peer.server().heal();
+        blocked(known);
+    }
+    // Nobody answers: it is the small program that has something to record.
+    let folder = site.sandbox.dir("broken");
+    // By another program: what a child of another test holds open for writing cannot be run.
+    let copied = std::process::Command::new("cp")
+        .args([&path_of("pitr-archive"), &folder])
+        .status();
+    assert!(copied.unwrap().success());
+    std::os::unix::fs::symlink("/bin/false", folder.join("pitr")).unwrap();
+    let broken = of_site(Program::new(folder.join("pitr-archive"))).arg(&file);
+    broken
+        .run()
+        .expect_code(70)
+        .expect_stderr("without an answer");
+    blocked("internal");
+    of_site(pitr_archive()).arg(&file).run().success();
+    assert_eq!(noted(&spool, ".failed"), [""; 0]);
 }
 
 #[test]
