@@ -5,7 +5,7 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use pitr::command::{ahead, archive, delegate, shipper};
+use pitr::command::{self, ahead, archive, delegate, shipper};
 use pitr::config::Environment;
 use pitr::error::{Code, Error};
 use pitr::exit::{Program, SUCCESS, status};
@@ -48,9 +48,12 @@ fn run() -> Result<u8, Error> {
     if arguments.switches.iter().any(|s| s == archive::SHIP) {
         return shipper::run(&arguments, nonce).map(|()| shipper::STATUS);
     }
-    let told = match delegate::is_needed(&arguments.flags, &Environment::of_process()) {
-        false => ahead::watched(arguments, nonce)?,
-        true => ahead::delegated(&arguments, std::env::args_os().skip(1).collect(), nonce)?,
+    let settings = command::settings(&arguments.flags, &Environment::of_process())?;
+    let told = if delegate::is_needed(&settings) {
+        let given = std::env::args_os().skip(1).collect();
+        ahead::delegated(&arguments, &settings, given, nonce)?
+    } else {
+        ahead::watched(arguments, settings, nonce)?
     };
     say(&told.text);
     Ok(told.status)

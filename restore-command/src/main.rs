@@ -86,7 +86,9 @@ fn run() -> Result<u8, Error> {
 
 /// Fetches from the repositories.
 fn fetch(arguments: &Arguments, environment: &Environment, nonce: u64) -> Result<u8, Error> {
-    if delegate::is_needed(&arguments.flags, environment) {
+    // What is wrong with the configuration is judged by whoever does the work.
+    let settings = command::settings(&arguments.flags, environment);
+    if settings.is_ok_and(|settings| delegate::is_needed(&settings)) {
         let given: Vec<_> = std::env::args_os().skip(1).collect();
         return restore::delegated(arguments.clone(), warn, || {
             delegate::run(Program::Restore, given.clone(), None)

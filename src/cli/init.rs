@@ -84,9 +84,8 @@ struct Wanted {
 
 fn wanted(args: &Args, cx: &Context) -> Result<Wanted> {
     let flags = Flags {
-        config: cx.global.config.clone(),
-        cluster: cx.global.cluster.clone(),
         repository: None,
+        ..cx.given()
     };
     let (config, config_exists) = config::place(&flags, &cx.environment)?;
     let pgdata = args.pgdata.as_deref().map(|p| absolute(p, cx));

@@ -161,12 +161,16 @@ impl Context {
     /// # Errors
     /// Those of [`Settings::load`].
     pub fn settings(&self) -> Result<Settings> {
-        let flags = Flags {
+        Settings::load(&self.given(), &self.environment)
+    }
+
+    /// What the command line says of them.
+    pub fn given(&self) -> Flags {
+        Flags {
             config: self.global.config.clone(),
             cluster: self.global.cluster.clone(),
             repository: self.global.repository.clone(),
-        };
-        Settings::load(&flags, &self.environment)
+        }
     }
 
     /// The system's clock; the library takes it as an argument.

@@ -81,7 +81,7 @@ fn limit(given_ms: Option<u64>) -> Duration {
 
 fn archive_file(arguments: Vec<OsString>, limit: Duration, cx: &Context) -> u8 {
     let archived = archive::arguments(arguments)
-        .and_then(|parsed| ahead::on_behalf(&parsed, cx.random(), limit));
+        .and_then(|parsed| ahead::on_behalf(parsed, cx.random(), limit));
     match archived {
         Ok(archived) => {
             for warning in &archived.warnings {

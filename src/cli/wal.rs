@@ -10,7 +10,7 @@ use crate::archive::backfill::{self, Candidate};
 use crate::archive::fetch::Fetched;
 use crate::command;
 use crate::command::restore::Job;
-use crate::config::Flags;
+use crate::config::Settings;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
@@ -93,11 +93,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 
 fn arguments(cx: &Context, files: Vec<OsString>) -> command::Arguments {
     command::Arguments {
-        flags: Flags {
-            config: cx.global.config.clone(),
-            cluster: cx.global.cluster.clone(),
-            repository: cx.global.repository.clone(),
-        },
+        flags: cx.given(),
         system_identifier: cx.global.system_identifier,
         files,
         ..command::Arguments::default()
@@ -106,7 +102,8 @@ fn arguments(cx: &Context, files: Vec<OsString>) -> command::Arguments {
 
 fn push(cx: &Context, path: &Path) -> Result<u8> {
     let arguments = arguments(cx, vec![path.into()]);
-    let archived = command::archive::run(&arguments, &cx.environment, cx.random(), &|| {})?;
+    let settings = command::settings(&cx.given(), &cx.environment)?;
+    let archived = command::archive::run(&arguments, &settings, cx.random(), &|| {})?;
     for warning in &archived.warnings {
         cx.out.warn(warning);
     }
@@ -173,6 +170,7 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
         )
         .hint("Nothing was archived.\nName the pg_wal of a server: pitr wal backfill --from /var/lib/postgresql/17/main/pg_wal"));
     }
+    let settings = command::settings(&cx.given(), &cx.environment)?;
     let mut files = Vec::new();
     let mut spare = Vec::new();
     let mut refused: Option<Error> = None;
@@ -182,7 +180,7 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
             spare.push(candidate.name.to_string());
         }
         let name = candidate.name.to_string();
-        match backfill_one(cx, candidate, &mut refused) {
+        match backfill_one(cx, &settings, candidate, &mut refused) {
             Ok((outcome, reason)) => files.push(Backfilled {
                 name,
                 outcome,
@@ -214,6 +212,7 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
 /// Archives one file, if it is to be; one that is refused must not keep the rest from the archive.
 fn backfill_one(
     cx: &Context,
+    settings: &Settings,
     candidate: Candidate,
     refused: &mut Option<Error>,
 ) -> Result<(&'static str, Option<String>)> {
@@ -221,7 +220,7 @@ fn backfill_one(
         return Ok((LEFT_OUT, Some(reason)));
     }
     let arguments = arguments(cx, vec![candidate.path.into()]);
-    match command::archive::run(&arguments, &cx.environment, cx.random(), &|| {}) {
+    match command::archive::run(&arguments, settings, cx.random(), &|| {}) {
         Ok(archived) => {
             for warning in &archived.warnings {
                 cx.out.warn(warning);

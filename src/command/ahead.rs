@@ -61,16 +61,15 @@ impl Told {
 ///
 /// # Errors
 /// Those of [`archive::run`], and `Deadline`.
-pub fn watched(arguments: Arguments, nonce: u64) -> Result<Told> {
+pub fn watched(arguments: Arguments, settings: Settings, nonce: u64) -> Result<Told> {
     archive::under_watch(deadline(), move |acknowledged| {
-        let environment = Environment::of_process();
-        let ahead = Ahead::new(&arguments, &environment);
+        let ahead = Ahead::new(&arguments, &settings, &Environment::of_process());
         if let Some(ahead) = &ahead
             && let Some(told) = ahead.ask(&arguments, true)?
         {
             return Ok(told);
         }
-        let archived = archive::run(&arguments, &environment, nonce, acknowledged);
+        let archived = archive::run(&arguments, &settings, nonce, acknowledged);
         if let Some(ahead) = ahead {
             ahead.settle(archived.as_ref().map(|_| ()), nonce);
         }
@@ -82,9 +81,14 @@ pub fn watched(arguments: Arguments, nonce: u64) -> Result<Told> {
 ///
 /// # Errors
 /// Those of [`delegate::run`], and `Deadline`.
-pub fn delegated(arguments: &Arguments, given: Vec<OsString>, nonce: u64) -> Result<Told> {
+pub fn delegated(
+    arguments: &Arguments,
+    settings: &Settings,
+    given: Vec<OsString>,
+    nonce: u64,
+) -> Result<Told> {
     let begun = Instant::now();
-    let ahead = Ahead::new(arguments, &Environment::of_process());
+    let ahead = Ahead::new(arguments, settings, &Environment::of_process());
     if let Some(ahead) = &ahead
         && let Some(told) = ahead.ask(arguments, false)?
     {
@@ -105,10 +109,14 @@ pub fn delegated(arguments: &Arguments, given: Vec<OsString>, nonce: u64) -> Res
 /// Archives the file for a `pitr-archive` that has asked for it by [`delegated`], and waits for so long.
 ///
 /// # Errors
-/// Those of [`archive::watched`].
-pub fn on_behalf(arguments: &Arguments, nonce: u64, limit: Duration) -> Result<Archived> {
-    let archived = archive::watched(arguments.clone(), nonce, limit);
-    if let Some(ahead) = Ahead::new(arguments, &Environment::of_process()) {
+/// Those of [`archive::run`], of the configuration, and `Deadline`.
+pub fn on_behalf(arguments: Arguments, nonce: u64, limit: Duration) -> Result<Archived> {
+    let environment = Environment::of_process();
+    let settings = super::settings(&arguments.flags, &environment)?;
+    let (given, known) = (arguments.clone(), settings.clone());
+    let archived =
+        archive::under_watch(limit, move |mark| archive::run(&given, &known, nonce, mark));
+    if let Some(ahead) = Ahead::new(&arguments, &settings, &environment) {
         ahead.settle(archived.as_ref().map(|_| ()), nonce);
     }
     archived
@@ -121,8 +129,8 @@ fn is_in(place: &config::Repository, uuid: &str, key: &Key) -> Result<bool> {
 }
 
 /// A file that is offered, and the spool of its cluster.
-struct Ahead {
-    settings: Settings,
+struct Ahead<'a> {
+    settings: &'a Settings,
     cluster: String,
     data: DataDirectory,
     path: PathBuf,
@@ -131,22 +139,24 @@ struct Ahead {
     begun: Instant,
 }
 
-impl Ahead {
-    /// `None` where nothing is archived ahead: another kind of file, no spool. What is wrong with file and configuration is found by who
-    /// archives the file.
-    fn new(arguments: &Arguments, environment: &Environment) -> Option<Ahead> {
+impl<'a> Ahead<'a> {
+    /// `None` where nothing is archived ahead: another kind of file, no spool. What is wrong with the file is found by who archives it.
+    fn new(
+        arguments: &Arguments,
+        settings: &'a Settings,
+        environment: &Environment,
+    ) -> Option<Ahead<'a>> {
         let path = archive::path_of(arguments).ok()?;
         let name = archive::name_of(path).ok()?;
         if !matches!(name, WalFileName::Segment(_) | WalFileName::Partial(_)) {
             return None;
         }
-        let settings = super::settings(&arguments.flags, environment).ok()?;
         let path = environment.absolute(path);
         let data = DataDirectory::of_wal_file(&path);
         // A note is about all of them; about none there is no note.
         settings.repositories.iter().find(|r| r.required)?;
         let cluster = settings.cluster_if_named().ok()??;
-        let place = spool::place(&cluster, &settings, environment, &data).ok()??;
+        let place = spool::place(&cluster, settings, environment, &data).ok()??;
         let spool = Spool::create(&place).ok()?;
         Some(Ahead {
             cluster: cluster.name.to_string(),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::Arguments;
 use crate::archive::push::{Push, Pushed, Warnings, is_taken, push};
 use crate::archive::spool::Holder;
-use crate::config::{self, Environment, Settings};
+use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{Program, printed};
@@ -76,15 +76,14 @@ pub fn arguments(arguments: Vec<OsString>) -> Result<Arguments> {
 /// What [`push`] says; `Partial` when one required repository of several failed.
 pub fn run(
     arguments: &Arguments,
-    environment: &Environment,
+    settings: &Settings,
     nonce: u64,
     acknowledged: &dyn Fn(),
 ) -> Result<Archived> {
     fault::point("archive");
     let path = path_of(arguments)?;
     let name = name_of(path)?;
-    let settings = super::settings(&arguments.flags, environment)?;
-    Archiver::new(&settings, nonce)?.archive(path, name, acknowledged)
+    Archiver::new(settings, nonce)?.archive(path, name, acknowledged)
 }
 
 /// Archives files of one cluster, one after the other or several at once.
@@ -172,17 +171,10 @@ pub fn deadline() -> Duration {
     fault::shortened(DEADLINE)
 }
 
-/// Archives the file under a watch, which ends the work after `deadline` and at SIGTERM.
+/// Does the work under a watch, which ends it after `deadline` and at SIGTERM; it calls its argument once the file is acknowledged.
 ///
 /// # Errors
-/// Those of [`run`], and `Deadline`.
-pub fn watched(arguments: Arguments, nonce: u64, deadline: Duration) -> Result<Archived> {
-    under_watch(deadline, move |mark| {
-        run(&arguments, &Environment::of_process(), nonce, mark)
-    })
-}
-
-/// What [`watched`] does, for work that calls its argument once the file is acknowledged.
+/// Those of the work, and `Deadline`.
 pub(super) fn under_watch<T: From<Archived> + Send + 'static>(
     deadline: Duration,
     work: impl FnOnce(&dyn Fn()) -> Result<T> + Send + 'static,

@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use crate::config::{Environment, Settings};
+use crate::config::Settings;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::exit::Program;
@@ -33,17 +33,13 @@ pub fn word(program: Program) -> &'static str {
     }
 }
 
-/// Whether any of the repositories that `flags` select is one that only `pitr` reaches. What is wrong with the configuration is found by
-/// whoever does the work.
-pub fn is_needed(flags: &crate::config::Flags, environment: &Environment) -> bool {
-    Settings::load(flags, environment).is_ok_and(|settings| {
-        let mut repositories = settings.repositories.iter();
-        repositories.any(is_far)
-    })
+/// Whether any of the repositories is one that only `pitr` reaches.
+pub fn is_needed(settings: &Settings) -> bool {
+    settings.repositories.iter().any(is_far)
 }
 
 /// Whether only `pitr` reaches the repository.
-pub(super) fn is_far(repository: &crate::config::Repository) -> bool {
+fn is_far(repository: &crate::config::Repository) -> bool {
     repository.location.directory().is_none() || repository.encryption.is_some()
 }
 

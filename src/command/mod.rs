@@ -75,7 +75,10 @@ pub fn parse(arguments: Vec<OsString>, switches: &[&str]) -> Result<Arguments> {
 }
 
 /// The settings, which name at least one repository. None is opened: one that hangs must not hold up the others.
-pub(crate) fn settings(flags: &Flags, environment: &Environment) -> Result<Settings> {
+///
+/// # Errors
+/// `Config` and `Usage`.
+pub fn settings(flags: &Flags, environment: &Environment) -> Result<Settings> {
     let settings = Settings::load(flags, environment)?;
     if settings.repositories.is_empty() {
         return Err(err!(Config, "no repository is configured")

@@ -248,6 +248,7 @@ impl Repository {
 }
 
 /// Everything that was configured, and what the command line chose from it.
+#[derive(Clone)]
 pub struct Settings {
     /// The configuration file, absolute; none when a repository on the command line made it unnecessary.
     pub path: Option<PathBuf>,

@@ -182,6 +182,16 @@ fn what_is_ready_is_shipped_and_acknowledged_from_its_note() {
 }
 
 /// Pushes everything in PostgreSQL's order, as its archiver would, and checks it.
+#[test]
+fn a_call_reads_its_configuration_once() {
+    require_strace!("a_call_reads_its_configuration_once");
+    let (still, _) = offered(1);
+    let (run, opened) = fault::trace(&still.push(&still.segments[0]), &["openat"]);
+    run.success();
+    let of_config = opened.iter().filter(|c| c.touches(&still.site.config()));
+    assert_eq!(of_config.count(), 1);
+}
+
 fn push_in_order(still: &Still) {
     for name in &still.segments {
         still.push(name).run().success();

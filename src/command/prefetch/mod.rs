@@ -123,7 +123,7 @@ impl Prefetch {
     fn start(&self, arguments: &Arguments, environment: &Environment) -> Result<()> {
         let failed = |e| Error::from_io("start a worker", e);
         let (program, mut words): (PathBuf, Vec<OsString>) =
-            match self.settings.repositories.iter().any(delegate::is_far) {
+            match delegate::is_needed(&self.settings) {
                 true => (
                     delegate::beside()?,
                     ["serve", SWITCH, "--"].map(OsString::from).to_vec(),
