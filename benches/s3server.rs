@@ -2,7 +2,8 @@
 //!
 //! The object store of benches/compare: in memory, over TLS, with a round trip's time added wherever a distant store would take one:
 //! when a connection is opened, for the handshake, before `100 Continue`, and before every answer. All contenders get the same one.
-//! It counts requests and looks at no signature and no checksum, so that it takes little of the processor from those who are measured.
+//! It counts requests and looks at no signature, so that it takes little of the processor from those who are measured. A CRC-32C that comes with a
+//! body is compared and answered, as Amazon does; of other checksums it knows nothing.
 //!
 //! The certificate that clients have to trust is written to FILE; the port is printed. It ends with its standard input.
 //! `GET /.counts` tells requests by method since the last `POST /.reset`, which also forgets all objects; `GET /.keys` lists them.
@@ -217,7 +218,10 @@ fn converse(
         if !is_ours {
             std::thread::sleep(store.latency);
         }
-        let answer = answer(&mut store.keep(), &request);
+        let answer = match wrong_sum(&request) {
+            true => Answer::error(400, "BadDigest"),
+            false => answer(&mut store.keep(), &mut request),
+        };
         answer.send(&request.method, stream.get_mut())?;
     }
     Ok(())
@@ -290,7 +294,31 @@ fn unchunked(stream: &mut impl BufRead) -> Result<Vec<u8>, Failure> {
     }
 }
 
-fn answer(keep: &mut Keep, request: &Request) -> Answer {
+const SUM: &str = "x-amz-checksum-crc32c";
+
+/// Whether the body is not the one that its checksum is of: base64 of four bytes, the highest first.
+fn wrong_sum(request: &Request) -> bool {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let sent = request.header(SUM);
+    if sent.is_empty() {
+        return false;
+    }
+    let bits = u64::from(crc32c::crc32c(&request.body)) << 4;
+    let digits = (0..6)
+        .rev()
+        .map(|n| DIGITS[(bits >> (6 * n) & 63) as usize]);
+    !sent.bytes().eq(digits.chain(*b"=="))
+}
+
+/// Says the checksum of what was written, if one came with it.
+fn with_sum(answer: Answer, request: &Request) -> Answer {
+    match request.header(SUM) {
+        "" => answer,
+        sum => answer.with(SUM, sum),
+    }
+}
+
+fn answer(keep: &mut Keep, request: &mut Request) -> Answer {
     match (request.method.as_str(), request.path.as_str()) {
         ("GET", "/.counts") => return Answer::new(200, counts(keep)),
         ("GET", "/.keys") => {
@@ -307,7 +335,7 @@ fn answer(keep: &mut Keep, request: &Request) -> Answer {
     let query = |name: &str| request.query.get(name);
     let is_bucket = !request.path.trim_matches('/').contains('/');
     match (request.method.as_str(), query("uploadId")) {
-        ("PUT", Some(id)) => put_part(keep, id, request),
+        ("PUT", Some(id)) => put_part(keep, &id.clone(), request),
         ("POST", Some(id)) => complete(keep, id, request),
         ("DELETE", Some(id)) => {
             keep.uploads.remove(id);
@@ -357,17 +385,13 @@ fn is_taken(keep: &Keep, path: &str, request: &Request) -> bool {
     request.header("if-none-match") == "*" && keep.objects.contains_key(path)
 }
 
-fn put(keep: &mut Keep, request: &Request) -> Answer {
+fn put(keep: &mut Keep, request: &mut Request) -> Answer {
     if is_taken(keep, &request.path, request) {
         return Answer::error(412, "PreconditionFailed");
     }
-    let tag = insert(
-        keep,
-        &request.path,
-        request.body.clone(),
-        request.metadata(),
-    );
-    Answer::new(200, "").with("ETag", tag)
+    let body = std::mem::take(&mut request.body);
+    let tag = insert(keep, &request.path, body, request.metadata());
+    with_sum(Answer::new(200, "").with("ETag", tag), request)
 }
 
 fn begin(keep: &mut Keep, request: &Request) -> Answer {
@@ -385,13 +409,15 @@ fn begin(keep: &mut Keep, request: &Request) -> Answer {
     Answer::new(200, text).with("Content-Type", "application/xml")
 }
 
-fn put_part(keep: &mut Keep, id: &str, request: &Request) -> Answer {
+fn put_part(keep: &mut Keep, id: &str, request: &mut Request) -> Answer {
     let number = request.query.get("partNumber").and_then(|n| n.parse().ok());
     let (Some(upload), Some(number)) = (keep.uploads.get_mut(id), number) else {
         return Answer::error(404, "NoSuchUpload");
     };
-    upload.parts.insert(number, request.body.clone());
-    Answer::new(200, "").with("ETag", format!("\"{number:032x}\""))
+    let body = std::mem::take(&mut request.body);
+    upload.parts.insert(number, body);
+    let tag = format!("\"{number:032x}\"");
+    with_sum(Answer::new(200, "").with("ETag", tag), request)
 }
 
 fn complete(keep: &mut Keep, id: &str, request: &Request) -> Answer {

@@ -11,6 +11,7 @@ use pitr::store::{Published, Store, get, put};
 
 use crate::common::Sandbox;
 use crate::common::s3::peer::{Peer, keys};
+use crate::common::s3::tls::{Authority, Says, Tls};
 use crate::common::s3::{BUCKET, Fault, KEY, Place, SECRET, WRITER, key, large};
 
 fn put_large(store: &S3Store, at: &str) -> pitr::error::Result<Published> {
@@ -89,6 +90,69 @@ fn what_the_store_does_not_confirm_is_read_back() {
     place.server.behave(|m| m.spoils = true);
     let error = put(&store, &key("y"), b"one").unwrap_err();
     assert_eq!(error.code(), Code::ReadBack, "{error}");
+}
+
+#[test]
+fn over_tls_a_body_is_part_of_the_signature_only_where_nothing_else_proves_it() {
+    let authority = Authority::new();
+    let over_tls = || {
+        let place = Place::new();
+        let says = Says {
+            subject: "the store",
+            host: "localhost",
+            year: 2100,
+        };
+        let tls = Tls::before(&place.server, &authority, &says);
+        let store = place.open(|s| {
+            s.endpoint = Some(tls.endpoint());
+            s.ca_file = Some(place.sandbox.file("ca.pem", &authority.pem));
+        });
+        (place, tls, store)
+    };
+    let unsigned = |place: &Place| {
+        let log = place.server.log();
+        log.iter().filter(|l| l.ends_with(" unsigned")).count()
+    };
+    let create = |store: &S3Store, name: &str| {
+        assert_eq!(put(store, &key(name), b"one").unwrap(), Published::Created);
+    };
+    // That the store compares checksums is known behind the second object.
+    let (place, _tls, store) = over_tls();
+    for (name, expected) in [("a", 0), ("b", 0), ("c", 1), ("d", 2)] {
+        create(&store, name);
+        assert_eq!(unsigned(&place), expected, "{:?}", place.server.log());
+    }
+    assert_eq!(put_large(&store, "packs/x").unwrap(), Published::Created);
+    assert_eq!(unsigned(&place), 4, "{:?}", place.server.log());
+    // Refused once, and not asked for again.
+    place.server.behave(|m| m.wants_signed = true);
+    for name in ["e", "f"] {
+        create(&store, name);
+        assert_eq!(unsigned(&place), 5, "{:?}", place.server.log());
+    }
+    assert_eq!(put_large(&store, "packs/y").unwrap(), Published::Created);
+    assert_eq!(unsigned(&place), 5, "{:?}", place.server.log());
+    // Of a part, too.
+    let (place, _tls, store) = over_tls();
+    for name in ["a", "b", "c"] {
+        create(&store, name);
+    }
+    place.server.behave(|m| m.wants_signed = true);
+    assert_eq!(put_large(&store, "packs/x").unwrap(), Published::Created);
+    assert_eq!(unsigned(&place), 2, "{:?}", place.server.log());
+    // Nothing is proven by a store that compares nothing, nor kept on its way without TLS.
+    let (place, _tls, store) = over_tls();
+    place.server.behave(|m| m.ignores_sums = true);
+    for name in ["a", "b", "c"] {
+        create(&store, name);
+    }
+    assert_eq!(unsigned(&place), 0, "{:?}", place.server.log());
+    let place = Place::new();
+    let store = place.store();
+    for name in ["a", "b", "c"] {
+        create(&store, name);
+    }
+    assert_eq!(unsigned(&place), 0, "{:?}", place.server.log());
 }
 
 #[test]

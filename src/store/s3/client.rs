@@ -68,7 +68,7 @@ impl Link {
         }
         // Not under the lock: finding a region may ask the machine's provider, which can take seconds.
         let (clock, secrets) = <(Arc<Clock>, Arc<Secrets>)>::default();
-        let (client, is_amazon) = {
+        let (client, sums) = {
             let (settings, clock, secrets) =
                 (settings.clone(), Arc::clone(&clock), Arc::clone(&secrets));
             wait(async move { connect(&settings, None, &clock, &secrets).await })??
@@ -81,7 +81,7 @@ impl Link {
             settings: settings.clone(),
             clock,
             limit: Limit::new(settings.max_rate_bytes),
-            sums: Sums::of(is_amazon),
+            sums,
             secrets,
             connected: Mutex::new(Connected {
                 client,
@@ -181,13 +181,13 @@ pub(super) fn runtime() -> Result<&'static Runtime> {
     })
 }
 
-/// The client, and whether it asks Amazon's own servers: no other is named, by settings, environment or profile.
+/// The client, and what is known of the checksums of the store that it asks: Amazon's own, unless settings, environment or profile name another.
 async fn connect(
     settings: &S3Settings,
     region: Option<String>,
     clock: &Arc<Clock>,
     secrets: &Arc<Secrets>,
-) -> Result<(Client, bool)> {
+) -> Result<(Client, Sums)> {
     if let Some(file) = &settings.credentials_file {
         check_closed(file)?;
     }
@@ -219,11 +219,11 @@ async fn connect(
     if let Some(provider) = loaded.credentials_provider() {
         config = config.credentials_provider(Remembering::around(provider, secrets));
     }
-    let is_amazon = endpoint.is_none();
+    let sums = Sums::of(endpoint.as_deref());
     if let Some(endpoint) = endpoint {
         config = config.endpoint_url(endpoint);
     }
-    Ok((Client::from_conf(config.build()), is_amazon))
+    Ok((Client::from_conf(config.build()), sums))
 }
 
 /// Nobody else may read the credentials. That there are none is found when they are needed.

@@ -1,18 +1,26 @@
 //! Whether a store compares the checksums that are sent to it. One that only sends them back confirms nothing by that.
+//!
+//! Where it does, and TLS keeps a body on its way, the body's SHA-256 is left out of the signature, which covers the checksum: it would be a third
+//! look at the same bytes, and takes more of the processor than compressing them where there are no instructions for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::primitives::ByteStream;
 
 use super::client::wait;
+use super::failure::{Failure, Kind};
 use super::listing;
 use super::request::Bucket;
 use crate::durable::TEMPORARY_PREFIX;
 
 /// What is known of it, in this process.
-pub(super) struct Sums(AtomicU8);
+pub(super) struct Sums {
+    state: AtomicU8,
+    /// Bodies are signed: nothing else keeps them on their way, or the store wants it.
+    is_signing: AtomicBool,
+}
 
 /// Nothing was written yet.
 const FRESH: u8 = 0;
@@ -22,15 +30,40 @@ const COMPARED: u8 = 2;
 const IGNORED: u8 = 3;
 
 impl Sums {
-    /// Amazon's own servers document it.
-    pub(super) fn of(is_amazon: bool) -> Sums {
-        Sums(AtomicU8::new(if is_amazon { COMPARED } else { FRESH }))
+    /// Of a store at `endpoint`. Amazon's own servers, which are behind none, document that they compare.
+    pub(super) fn of(endpoint: Option<&str>) -> Sums {
+        let (state, is_tls) = match endpoint {
+            None => (COMPARED, true),
+            Some(endpoint) => (FRESH, endpoint.starts_with("https://")),
+        };
+        Sums {
+            state: AtomicU8::new(state),
+            is_signing: AtomicBool::new(!is_tls),
+        }
+    }
+
+    /// Whether a body goes without its hash in the signature.
+    pub(super) fn go_unsigned(&self) -> bool {
+        !self.is_signing.load(Ordering::Relaxed) && self.state.load(Ordering::Relaxed) == COMPARED
+    }
+
+    /// What an unsigned body came to. Not every store takes one, and a policy may forbid it: after a refusal all are signed, and this one is
+    /// tried again.
+    pub(super) fn of_unsigned(&self, failure: Failure) -> Failure {
+        if failure.kind != Kind::Final {
+            return failure;
+        }
+        self.is_signing.store(true, Ordering::Relaxed);
+        Failure {
+            kind: Kind::Again,
+            ..failure
+        }
     }
 
     pub(super) fn found(&self, compares: Option<bool>) {
         if let Some(compares) = compares {
             let state = if compares { COMPARED } else { IGNORED };
-            self.0.store(state, Ordering::Relaxed);
+            self.state.store(state, Ordering::Relaxed);
         }
     }
 }
@@ -39,11 +72,11 @@ impl Sums {
 /// writes a second object.
 pub(super) fn are_compared(bucket: &Arc<Bucket>) -> bool {
     let sums = &bucket.link.sums;
-    match sums.0.load(Ordering::Relaxed) {
+    match sums.state.load(Ordering::Relaxed) {
         COMPARED => true,
         IGNORED => false,
         FRESH => {
-            sums.0.store(ASK, Ordering::Relaxed);
+            sums.state.store(ASK, Ordering::Relaxed);
             false
         }
         _ => {

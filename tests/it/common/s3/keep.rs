@@ -401,6 +401,9 @@ impl Keep {
     }
 }
 
+/// What a request says whose body is not part of its signature.
+pub const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
+
 fn with_sum(answer: Response, request: &Request, manner: &Manner) -> Response {
     match manner.omits_sums {
         true => answer,
@@ -432,7 +435,10 @@ fn damaged(request: &Request, manner: &Manner) -> Option<Response> {
         .iter()
         .map(|b| format!("{b:02x}"))
         .collect();
-    if signed != "UNSIGNED-PAYLOAD" && signed != digest {
+    if signed == UNSIGNED && manner.wants_signed {
+        return Some(Response::error(403, "AccessDenied", "a policy"));
+    }
+    if signed != UNSIGNED && signed != digest {
         return Some(Response::error(
             400,
             "XAmzContentSHA256Mismatch",

@@ -84,6 +84,8 @@ pub struct Manner {
     pub ignores_sums: bool,
     /// Answers to writes say no checksum.
     pub omits_sums: bool,
+    /// A policy of the bucket wants bodies to be signed.
+    pub wants_signed: bool,
     /// The last byte of what is written is another from then on.
     pub spoils: bool,
     /// The bucket keeps versions: a deletion puts a marker.
@@ -119,6 +121,7 @@ impl Default for Manner {
             ignores_ranges: false,
             ignores_sums: false,
             omits_sums: false,
+            wants_signed: false,
             spoils: false,
             versions: false,
             default_lock: None,
@@ -486,7 +489,11 @@ fn respond(state: &State, request: &Request) -> Response {
     if request.path == "/credentials" {
         return issue(state);
     }
-    locked(&state.log).push(request.line());
+    let unsigned = match request.header("x-amz-content-sha256") {
+        keep::UNSIGNED => " unsigned",
+        _ => "",
+    };
+    locked(&state.log).push(request.line() + unsigned);
     if let Some(refused) = refused(state, request) {
         return refused;
     }
