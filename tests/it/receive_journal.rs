@@ -13,8 +13,10 @@ use rustix::process::Signal;
 
 use crate::common::fault::{self, Fault};
 use crate::common::mount::{PowerDisk, SmallDisk};
+use crate::common::random::Random;
 use crate::common::reception::{configure, lsn, make_synchronous, status};
 use crate::common::{Builder, Cluster, PATIENCE, Running, Site, user, wait_until};
+use crate::soak::number;
 use crate::{require_root, require_strace};
 
 const MAJOR: u32 = 17;
@@ -187,6 +189,53 @@ fn w02_after_a_power_cut_all_that_was_acknowledged_is_in_the_journal() {
     cluster.sql("insert into t values ('synchronous')");
     running.signal(Signal::TERM);
     running.wait().success();
+}
+
+#[test]
+fn m03_what_was_acknowledged_outlives_reordered_and_torn_writes_of_the_journal() {
+    require_root!("m03_what_was_acknowledged_outlives_reordered_and_torn_writes_of_the_journal");
+    const CUTS: usize = 24;
+    let seed = number("PITR_TEST_SEED").unwrap_or_else(|| std::process::id().into());
+    eprintln!("PITR_TEST_SEED={seed}");
+    let mut random = Random::new(seed);
+    let mut disk = PowerDisk::recorded(32);
+    let (site, cluster) = receiving(disk.path(), "");
+    let running = start(&site, &cluster);
+    let acknowledge = |round: u64| {
+        // Several pieces for each segment, and several segments.
+        write_wal(&cluster, round % 3 * SEGMENT / 4);
+        cluster.sql("insert into t values ('synchronous')");
+        let told = "select flush_lsn from pg_stat_replication";
+        let acknowledged = lsn(&cluster.query_one_string(told));
+        (disk.position(), acknowledged)
+    };
+    let acknowledged: Vec<(usize, u64)> = (0..12).map(acknowledge).collect();
+    running.signal(Signal::KILL);
+    running.wait();
+    let recording = disk.end_recording();
+    let (begun, end) = (acknowledged[0].0, acknowledged[11].0);
+    let mut moments: Vec<usize> = acknowledged.iter().map(|(at, _)| *at).collect();
+    moments.extend((0..CUTS).map(|_| begun + random.below(end - begun)));
+    let (mut lost, mut torn) = (0, 0);
+    for at in moments {
+        let cut = recording.cut(recording.flushed(at)..at, |_| random.one_in(2));
+        lost += cut.lost_sectors;
+        torn += cut.torn_writes;
+        disk.boot(&cut);
+        let held = check_journal(disk.path(), &cluster);
+        let before = acknowledged.iter().rev().find(|(then, _)| *then <= at);
+        let (_, before) = before.expect("something was acknowledged");
+        assert!(
+            held >= *before,
+            "{held:X} is held at {at}, {before:X} was acknowledged; PITR_TEST_SEED={seed}"
+        );
+    }
+    eprintln!(
+        "{} cuts of {} writes and flushes: {lost} sectors lost, {torn} writes torn",
+        12 + CUTS,
+        end - begun
+    );
+    assert!(lost > 0 && torn > 0);
 }
 
 fn start_again(site: &Site, cluster: &Cluster) -> Running {
