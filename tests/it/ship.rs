@@ -188,7 +188,7 @@ fn a_call_reads_its_configuration_once() {
     let (still, _) = offered(1);
     let (run, opened) = fault::trace(&still.push(&still.segments[0]), &["openat"]);
     run.success();
-    let of_config = opened.iter().filter(|c| c.touches(&still.site.config()));
+    let of_config = opened.iter().filter(|c| c.touches(still.site.config()));
     assert_eq!(of_config.count(), 1);
 }
 
