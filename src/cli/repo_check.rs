@@ -5,7 +5,6 @@ use serde::Serialize;
 use super::Context;
 use super::output::{Align, ShownError, Table};
 use crate::config::{self, Location};
-use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
@@ -100,12 +99,10 @@ fn tried(configured: &config::Repository, checked: &mut Checked, cx: &Context) -
     match &configured.location {
         Location::File(path) => {
             checked.weaknesses = probe(path, cx.random())?;
-            let aside = path.join(format!("{TEMPORARY_PREFIX}check.{:016x}", cx.random()));
-            let store = FileStore::create(&aside, cx.random())?;
-            clauses(&store, true, checked);
-            drop(store);
-            std::fs::remove_dir_all(&aside)
-                .map_err(|e| Error::from_io(format!("remove directory \"{}\"", aside.display()), e))
+            let store = FileStore::open(path, cx.random())?;
+            let (aside, name) = store.aside(cx.random())?;
+            clauses(&aside, true, checked);
+            store.discard(&name).map(|_| ())
         }
         Location::S3 { bucket, prefix } => {
             let store = S3Store::open(bucket, prefix, &configured.s3, cx.random())?;

@@ -6,13 +6,14 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags};
 use rustix::io::Errno;
+use rustix::path::Arg;
 use rustix::process::{Gid, Uid};
 
 use super::{Irregular, Key, Listed, Meta, NewObject, Object, Published, Store, is_part};
@@ -81,6 +82,20 @@ impl FileStore {
             })?;
         }
         FileStore::open(path, nonce)
+    }
+
+    /// A store of its own inside this one, and its name, which is a temporary one: nobody takes what is there for objects of the repository,
+    /// and the janitor takes away what is left of it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn aside(&self, nonce: u64) -> Result<(FileStore, String)> {
+        let name = format!("{TEMPORARY_PREFIX}check.{nonce:016x}");
+        durable::create_directory(self.root.as_fd(), &name)
+            .and_then(|()| self.give(self.resolve(&name, OFlags::RDONLY | OFlags::DIRECTORY)?))
+            .map_err(|e| self.error("create directory", &name, e))?;
+        let store = FileStore::open(&self.path.join(&name), nonce)?;
+        Ok((store, name))
     }
 
     fn resolve(&self, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
@@ -170,6 +185,24 @@ impl FileStore {
     fn next_nonce(&self) -> u64 {
         self.nonce.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+/// Removes a file, or a directory with what lies in it; a symbolic link is not followed.
+fn remove(parent: BorrowedFd<'_>, name: impl Arg + Copy) -> rustix::io::Result<()> {
+    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+        Err(Errno::ISDIR) => {}
+        done => return done,
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+    for entry in rustix::fs::Dir::read_from(&directory)? {
+        let entry = entry?;
+        let inside = entry.file_name();
+        if inside != c"." && inside != c".." {
+            remove(directory.as_fd(), inside)?;
+        }
+    }
+    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
 }
 
 fn owner_of(fd: impl AsFd) -> rustix::io::Result<(Uid, Gid)> {
@@ -355,7 +388,10 @@ impl Store for FileStore {
         if !name.starts_with(TEMPORARY_PREFIX) {
             return Err(err!(Internal, "\"{unfinished}\" is no unfinished object"));
         }
-        match self.unlink(parent, name, AtFlags::empty()) {
+        let removed = self
+            .resolve(parent, OFlags::RDONLY | OFlags::DIRECTORY)
+            .and_then(|parent| remove(parent.as_fd(), name));
+        match removed {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             Err(e) => Err(self.error("delete", unfinished, e.into())),
@@ -435,8 +471,9 @@ impl FileStore {
                 (true, FileType::Directory) => directories.push(path),
                 (true, FileType::RegularFile) => {}
                 _ => found.push(Irregular {
+                    // A directory is what a trial left.
                     is_unfinished: name.starts_with(TEMPORARY_PREFIX)
-                        && kind == FileType::RegularFile
+                        && matches!(kind, FileType::RegularFile | FileType::Directory)
                         && raw.to_str().is_ok(),
                     path,
                     modified: TimestampTz::from_unix_seconds(stat.st_mtime).unwrap_or_default(),
@@ -598,6 +635,9 @@ mod tests {
         std::fs::write(dir.path().join("a/b/.tmp.1"), b"x").unwrap();
         std::fs::write(dir.path().join("a/not a key"), b"x").unwrap();
         std::os::unix::fs::symlink("b", dir.path().join("a/link")).unwrap();
+        let (trial, aside) = store.aside(7).unwrap();
+        put(&trial, &Key::new("d/e/f").unwrap(), b"x").unwrap();
+        std::os::unix::fs::symlink("../../a", dir.path().join(&aside).join("d/link")).unwrap();
         let found = store.irregular().unwrap();
         let found: Vec<_> = found
             .iter()
@@ -606,6 +646,7 @@ mod tests {
         assert_eq!(
             found,
             [
+                (aside.as_str(), true),
                 ("a/b/.tmp.1", true),
                 ("a/link", false),
                 ("a/not a key", false)
@@ -614,6 +655,15 @@ mod tests {
         assert!(store.discard("a/not a key").is_err());
         assert!(store.discard("a/b/.tmp.1").unwrap());
         assert!(!store.discard("a/b/.tmp.1").unwrap());
+        assert!(store.discard(&aside).unwrap());
+        assert!(!store.discard(&aside).unwrap());
+        assert!(!dir.path().join(&aside).exists());
+        assert_eq!(
+            get(&store, &Key::new("a/b/c").unwrap(), 9)
+                .unwrap()
+                .unwrap(),
+            b"one"
+        );
         assert!(store.delete(&Key::new("a/link/c").unwrap()).is_err());
         store.settle_deletions("a/b").unwrap();
         store.settle_deletions("x/y/z").unwrap();

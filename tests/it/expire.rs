@@ -9,7 +9,7 @@ use pitr::repo::layout::{BackupId, ClusterLayout};
 use pitr::store::Store;
 use pitr::store::file::FileStore;
 
-use crate::common::{Cluster, Program, Run, Sandbox, Site, fault, pitr};
+use crate::common::{Cluster, Program, Run, Sandbox, Site, Still, fault, pitr};
 use crate::{per_major, require_strace};
 
 /// A cluster with some backups, WAL between them, and their ids.
@@ -348,6 +348,52 @@ fn x06_refused_deletions_are_counted_and_not_called_success() {
     assert_eq!(whole_backups(&repository), ids[1..]);
     program(&repository).run().success();
     assert_eq!(content(&repository), content(&traced));
+}
+
+#[test]
+fn what_a_killed_check_left_is_taken_back_after_a_day() {
+    require_strace!("what_a_killed_check_left_is_taken_back_after_a_day");
+    let still = Still::new(17, 1, 1);
+    still.push(&still.segments[0]).run().success();
+    let before = files(still.site.repository());
+    let check = || still.site.pitr().args(["repo", "check"]);
+    // What root leaves must be the user's to take back.
+    for (program, part) in [
+        (check(), ".tmp.probe."),
+        (check().privileged(), ".tmp.check."),
+    ] {
+        let (_, calls) = fault::trace(&program, &["linkat"]);
+        let call = calls.iter().find(|c| c.text.contains(part)).unwrap();
+        let (run, fired) = fault::inject(&program, &call.kill());
+        assert!(run.code() == 137 && fired >= 1, "{run}");
+    }
+    let left = || -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(still.site.repository()).unwrap();
+        let paths = entries.map(|e| e.unwrap().path());
+        paths
+            .filter(|p| p.to_str().unwrap().contains("/.tmp."))
+            .collect()
+    };
+    assert_eq!(left().len(), 2);
+    let expire = || {
+        let confirmed = ["expire", "--keep", "1", "--confirm", "--quiet"];
+        still.site.pitr().args(confirmed).run().success();
+    };
+    let verify = || still.site.pitr().args(["verify"]).run();
+    expire();
+    assert_eq!(left().len(), 2, "it may still be running");
+    assert!(!verify().stderr.contains(".tmp."));
+    let day_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(25 * 3600);
+    for path in left() {
+        let folder = std::fs::File::open(path).unwrap();
+        folder.set_modified(day_ago).unwrap();
+    }
+    let run = verify();
+    let told = "was left by a write that did not finish; pitr expire removes it";
+    assert_eq!(run.stderr.matches(told).count(), 2, "{run}");
+    expire();
+    assert_eq!(files(still.site.repository()), before);
+    assert!(left().is_empty());
 }
 
 #[test]
