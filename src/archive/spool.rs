@@ -9,9 +9,9 @@
 //! Nothing here is synced. A note that is lost costs another look at the repository; a note that is there was written after its object
 //! was durable. One that cannot be read, is cut short, or is about another file, cluster or repository is no note.
 //!
-//! The directory's name is derived from all that a note depends on but cannot see: the data directory, the cluster's name, the settings of
-//! all repositories, the program's version. It must belong to this user and be closed to all others: who could write here could have
-//! WAL acknowledged that is archived nowhere.
+//! The directory's name is derived from all that a note depends on but cannot see: the cluster's name, the data directory, and, as a hash, the
+//! settings of all repositories and the program's version. Failures acknowledge nothing: those under every such hash are shown. The directory
+//! must belong to this user and be closed to all others: who could write here could have WAL acknowledged that is archived nowhere.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, Metadata};
@@ -197,29 +197,63 @@ pub fn place(
     environment: &Environment,
     data: &DataDirectory,
 ) -> io::Result<Option<PathBuf>> {
-    let below = (cluster.spool_dir.clone())
-        .or_else(|| Some(cluster.cache_dir.as_ref()?.join("spool")))
-        .or_else(|| Some(environment.cache_dir()?.join("spool")));
-    let Some(below) = below else {
+    let Some(below) = below(cluster, environment) else {
         return Ok(None);
     };
-    let root = std::fs::metadata(data.path())?;
-    let of = format!(
-        "{FORMAT} {} {} {} {} {:?}",
-        env!("CARGO_PKG_VERSION"),
-        root.dev(),
-        root.ino(),
-        cluster.name,
-        settings.repositories
-    );
+    let version = env!("CARGO_PKG_VERSION");
+    let of = format!("{FORMAT} {version} {:?}", settings.repositories);
     let digest = blake3::hash(of.as_bytes()).to_hex();
     let short = digest.get(..32).unwrap_or_default();
-    Ok(Some(below.join(format!("{}-{short}", cluster.name))))
+    let name = format!("{}{short}", beginning(cluster, data)?);
+    Ok(Some(below.join(name)))
 }
 
-/// Why which files could not be archived, and since when, of the spool at `path`: for people, who may be others than the server's user.
-/// Nothing is acknowledged from that.
-pub fn failures(path: &Path) -> Vec<(WalFileName, Failure, SystemTime)> {
+/// Where the spools of a cluster are.
+fn below(cluster: &Cluster, environment: &Environment) -> Option<PathBuf> {
+    (cluster.spool_dir.clone())
+        .or_else(|| Some(cluster.cache_dir.as_ref()?.join("spool")))
+        .or_else(|| Some(environment.cache_dir()?.join("spool")))
+}
+
+/// How the names of all spools of a data directory begin; a hash follows.
+fn beginning(cluster: &Cluster, data: &DataDirectory) -> io::Result<String> {
+    let root = std::fs::metadata(data.path())?;
+    Ok(format!(
+        "{}-{:x}-{:x}-",
+        cluster.name,
+        root.dev(),
+        root.ino()
+    ))
+}
+
+/// Why files could not be archived, and since when, whatever the settings of the repositories are there: the newest word on each. For people, who
+/// may be others than the server's user. Nothing is acknowledged from that.
+pub fn failures(
+    cluster: &Cluster,
+    environment: &Environment,
+    data: &DataDirectory,
+) -> BTreeMap<WalFileName, (Failure, SystemTime)> {
+    let mut newest: BTreeMap<WalFileName, (Failure, SystemTime)> = BTreeMap::new();
+    let (Some(below), Ok(beginning)) = (below(cluster, environment), beginning(cluster, data))
+    else {
+        return newest;
+    };
+    let entries = std::fs::read_dir(&below).into_iter().flatten().flatten();
+    let spools = entries.filter(|entry| {
+        let name = entry.file_name();
+        let hash = name.to_str().and_then(|n| n.strip_prefix(&beginning));
+        // Another cluster's name may begin so, too.
+        hash.is_some_and(|hash| !hash.contains('-'))
+    });
+    for (name, failure, since) in spools.flat_map(|spool| failures_in(&spool.path())) {
+        if newest.get(&name).is_none_or(|(_, known)| *known < since) {
+            newest.insert(name, (failure, since));
+        }
+    }
+    newest
+}
+
+fn failures_in(path: &Path) -> Vec<(WalFileName, Failure, SystemTime)> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let Ok(directory) = rustix::fs::open(path, flags, Mode::empty()) else {
         return Vec::new();
@@ -444,6 +478,40 @@ mod tests {
             assert_eq!(Note::decode(&other), None, "{at}");
         }
         assert_eq!(Note::decode(&vec![0; bytes.len()]), None);
+    }
+
+    #[test]
+    fn of_all_settings_the_newest_failure_is_shown_and_no_other_clusters() {
+        let dir = tempfile::tempdir().unwrap();
+        let environment = Environment::new::<&str, &str>([], None);
+        let data = DataDirectory::at(dir.path());
+        let mut cluster = Cluster::named("a".parse().unwrap());
+        cluster.spool_dir = Some(dir.path().join("spool"));
+        let beginning = beginning(&cluster, &data).unwrap();
+        let name = "000000010000000000000007".parse().unwrap();
+        // In an order of names that is not that of time; the last belongs to a cluster whose name begins as this one's.
+        let spools = [
+            ("2", "old", 1),
+            ("1", "new", 3),
+            ("3", "older", 0),
+            ("0-4", "other", 9),
+        ];
+        for (hash, code, seconds) in spools {
+            let path = dir.path().join("spool").join(format!("{beginning}{hash}"));
+            let failure = Failure {
+                code: code.to_owned(),
+                status: 1,
+                text: String::new(),
+            };
+            let spool = Spool::create(&path).unwrap();
+            spool.write_failure(name, &failure, 1).unwrap();
+            let file = File::open(path.join(format!("{name}{FAILED}"))).unwrap();
+            let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            file.set_modified(time).unwrap();
+        }
+        let found = failures(&cluster, &environment, &data);
+        let codes: Vec<&str> = found.values().map(|(f, _)| f.code.as_str()).collect();
+        assert_eq!(codes, ["new"]);
     }
 
     #[test]

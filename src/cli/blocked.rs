@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Context, human};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::spool;
-use crate::config::{self, Flags, Settings};
+use crate::config;
 use crate::pg::segment::WalFileName;
 use crate::pg::time::TimestampTz;
 
@@ -33,29 +33,16 @@ pub struct Blocked {
 impl Blocked {
     /// Those of a cluster, in order; none where its data directory is not known, or its spool cannot be read from here.
     pub fn all(cluster: &config::Cluster, pgdata: Option<&Path>, cx: &Context) -> Vec<Blocked> {
-        Blocked::look(cluster, pgdata, cx).unwrap_or_default()
-    }
-
-    fn look(
-        cluster: &config::Cluster,
-        pgdata: Option<&Path>,
-        cx: &Context,
-    ) -> Option<Vec<Blocked>> {
-        // All repositories: pitr-archive knows of no choice.
-        let flags = Flags {
-            config: cx.global.config.clone(),
-            cluster: None,
-            repository: None,
+        let Some(pgdata) = pgdata.or(cluster.pgdata.as_deref()) else {
+            return Vec::new();
         };
-        let settings = Settings::load(&flags, &cx.environment).ok()?;
-        let data = DataDirectory::at(pgdata.or(cluster.pgdata.as_deref())?);
-        let place = spool::place(cluster, &settings, &cx.environment, &data).ok()??;
-        let found = spool::failures(&place).into_iter();
-        let offered = found.filter(|(file, ..)| {
+        let data = DataDirectory::at(pgdata);
+        let found = spool::failures(cluster, &cx.environment, &data).into_iter();
+        let offered = found.filter(|(file, _)| {
             let ready = data.wal().join(format!("archive_status/{file}.ready"));
             std::fs::symlink_metadata(ready).is_ok()
         });
-        let blocked = offered.map(|(file, failure, since)| {
+        let blocked = offered.map(|(file, (failure, since))| {
             let since = TimestampTz::from_system_time(since);
             Blocked {
                 file,
@@ -65,7 +52,7 @@ impl Blocked {
                 age: cx.now().duration_since(since).unwrap_or_default(),
             }
         });
-        Some(blocked.collect())
+        blocked.collect()
     }
 
     /// Whether it has lasted so long that somebody has to come.

@@ -586,6 +586,12 @@ fn p22_one_bad_segment_blocks_no_other_and_is_named() {
     assert_eq!(blocked[0]["code"], "conflict");
     let run = still.site.pitr().arg("doctor").run();
     assert!(run.stdout.contains(&line), "{run}");
+    // Who reads may know of other repositories, and of other settings.
+    let known = std::fs::read_to_string(still.site.config()).unwrap();
+    let more = "\n[repositories.more]\nurl = \"file:///nowhere\"\nrequired = false\n";
+    let other = still.site.sandbox().file("other.toml", known + more);
+    let run = pitr().arg("--config").arg(other).arg("info").run();
+    assert!(run.stdout.contains(&line), "{run}");
     // Mended by a person, it is archived, and nobody speaks of it any more.
     std::fs::remove_file(still.site.object(bad)).unwrap();
     still.push(bad).run().success();
