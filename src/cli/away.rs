@@ -32,7 +32,7 @@ impl Away {
         nonce: u64,
         out: &Output,
     ) -> Result<Repository> {
-        if configured.location.directory().is_some() {
+        if !configured.location.is_remote() {
             return repo::open(configured, nonce);
         }
         if let Some(message) = self.message(configured) {
@@ -62,7 +62,7 @@ impl Away {
 pub fn explained(configured: &config::Repository, error: Error) -> Error {
     if error.code() != Code::Unreachable
         || error.hint_text().is_some()
-        || configured.location.directory().is_some()
+        || !configured.location.is_remote()
     {
         return error;
     }

@@ -143,7 +143,7 @@ fn ask(cx: &Context, configured: &config::Repository, layout: &ClusterLayout) ->
 /// Whether the repository answers at all, be it with an error. A thread that hangs is left behind; it ends with the process.
 pub fn answers(configured: &config::Repository, nonce: u64) -> bool {
     // An object store is asked for a bounded time, and its error says more.
-    if configured.location.directory().is_none() {
+    if configured.location.is_remote() {
         return true;
     }
     let (done, answer) = std::sync::mpsc::channel();

@@ -275,7 +275,7 @@ impl<'a> Ahead<'a> {
         let required = self.settings.repositories.iter().filter(|r| r.required);
         let directories: Vec<(config::Repository, String)> = required
             .zip(&note.holders)
-            .filter(|(place, _)| place.location.directory().is_some())
+            .filter(|(place, _)| !place.location.is_remote())
             .map(|(place, holder)| (place.clone(), holder.uuid.clone()))
             .collect();
         let Ok(layout) = ClusterLayout::new(&self.cluster, note.system_identifier) else {

@@ -40,7 +40,7 @@ pub fn is_needed(settings: &Settings) -> bool {
 
 /// Whether only `pitr` reaches the repository.
 fn is_far(repository: &crate::config::Repository) -> bool {
-    repository.location.directory().is_none() || repository.encryption.is_some()
+    repository.location.is_remote() || repository.encryption.is_some()
 }
 
 /// Has `pitr` do it, for at most `limit` where there is one; the status to leave with.

@@ -168,8 +168,7 @@ impl Job {
         if !spool.is_locked_by(std::io::stdin()) {
             return Err(refused());
         }
-        let is_remote = |r: &crate::config::Repository| r.location.directory().is_none();
-        let is_remote = settings.repositories.iter().any(is_remote);
+        let is_remote = settings.repositories.iter().any(|r| r.location.is_remote());
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let job = Job {
             has_server: data.has("postmaster.pid"),

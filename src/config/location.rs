@@ -33,6 +33,11 @@ impl Location {
         }
     }
 
+    /// Whether it is not a directory of this host.
+    pub fn is_remote(&self) -> bool {
+        self.directory().is_none()
+    }
+
     /// Reads a URL as it stands in a configuration file: `file:///absolute/path`, percent-encoded where needed.
     ///
     /// # Errors

@@ -245,9 +245,9 @@ impl Worker {
 
 /// Enough to keep ahead of a server that replays on one processor, and to bridge the way to a store.
 fn jobs_for(places: &[config::Repository]) -> usize {
-    match places.iter().all(|p| p.location.directory().is_some()) {
-        true => JOBS_NEAR,
-        false => JOBS_FAR,
+    match places.iter().any(|p| p.location.is_remote()) {
+        true => JOBS_FAR,
+        false => JOBS_NEAR,
     }
 }
 
