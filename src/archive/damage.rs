@@ -26,7 +26,7 @@ pub(super) struct Damage {
 }
 
 /// Says which copies are of no use where another repository gave the file; without one the error says it.
-pub(super) fn tell(what: &Fetch<'_>, found: &[Damage], from: &Repository) {
+pub(super) fn tell(what: &Fetch, found: &[Damage], from: &Repository) {
     for damage in found {
         what.progress.warn(&format!(
             "{}; it was taken from \"{}\"; \"pitr verify\" shows what else is damaged",
@@ -37,7 +37,7 @@ pub(super) fn tell(what: &Fetch<'_>, found: &[Damage], from: &Repository) {
 }
 
 /// Records the damage of segments. Never fails, and takes a second at most.
-pub(super) fn record(what: &Fetch<'_>, found: Vec<Damage>) {
+pub(super) fn record(what: &Fetch, found: Vec<Damage>) {
     let WalFileName::Segment(segment) = what.name else {
         return;
     };

@@ -5,8 +5,11 @@
 //! which is where WAL ends.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
+use super::asking::{Asking, Inquiry};
 use super::damage::{self, Damage};
 use super::datadir::DataDirectory;
 use super::offer::Offer;
@@ -28,6 +31,9 @@ use crate::repo::repository::Repository;
 use crate::repo::run;
 use crate::store::{Key, Object};
 
+/// How long one that is not required may be silent where all that are required have proven absence.
+const LEFT_BEHIND: Duration = Duration::from_secs(10);
+
 /// What fetching a file came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fetched {
@@ -43,97 +49,205 @@ pub enum Fetched {
 }
 
 /// What to fetch and where to put it.
-pub struct Fetch<'a> {
+#[derive(Clone)]
+pub struct Fetch {
     /// The cluster's name.
-    pub cluster: &'a str,
+    pub cluster: String,
     /// Its system identifier, where the data directory or the operator told it.
     pub system_identifier: Option<u64>,
     /// The file wanted.
     pub name: WalFileName,
     /// Where PostgreSQL wants it (`%p`).
-    pub target: &'a Path,
-    /// Random, for the temporary name, and for what is recorded.
+    pub target: PathBuf,
+    /// Random, for temporary names, and for what is recorded.
     pub nonce: u64,
     /// The current time, for what is recorded.
     pub clock: fn() -> TimestampTz,
     /// Told of every piece that arrives.
-    pub progress: &'a dyn Progress,
+    pub progress: Arc<dyn Progress>,
+    /// Tells a watch how far it is.
+    pub inquiry: Inquiry,
+}
+
+/// Where to look for it.
+pub struct Place {
+    /// Where it is, for messages.
+    pub name: String,
+    /// Whether absence has to be proven by it.
+    pub is_required: bool,
+    /// How long it may be silent before the next one is asked, too.
+    pub patience: Duration,
+    /// Opens it.
+    pub open: Box<dyn FnOnce() -> Result<Repository> + Send>,
 }
 
 /// Fetches from the first repository that has the file and proves it; absence must be proven by every one.
 ///
-/// `repositories` yields each, open or with the reason why it could not be opened, and whether it is required. One required
-///  repository that could not be asked makes absence unprovable, and so does any that has the file damaged, or WAL behind it.
+/// One required repository that could not be asked makes absence unprovable, and so does any that has the file damaged, or WAL behind it.
+/// One that is silent is passed over for the next, and waited for where its word is needed; whoever calls this has to watch how long.
 /// A damaged copy is recorded where it lies, and said where another one was delivered.
+///
+/// While [`Inquiry::is_waiting`] somebody still hangs in a repository, and may have begun to deliver.
 ///
 /// # Errors
 /// `Gap` when later WAL of the same path exists; `Damaged` when the only copies are; `TargetWrite`; `WrongCluster`; and what kept a
 /// required repository from answering.
-pub fn fetch(
-    what: &Fetch<'_>,
-    repositories: impl Iterator<Item = (Result<Repository>, bool)>,
-) -> Result<Fetched> {
-    let mut found = Vec::new();
-    let fetched = first_proven(what, repositories, &mut found);
-    if !found.is_empty() {
-        damage::record(what, found);
+pub fn fetch(what: &Fetch, places: Vec<Place>) -> Result<Fetched> {
+    let mut answers = Answers::default();
+    let fetched = ask_all(what, places, &mut answers).and_then(|()| answers.conclude(what));
+    if !answers.damaged.is_empty() {
+        damage::record(what, answers.damaged);
     }
     fetched
 }
 
-fn first_proven(
-    what: &Fetch<'_>,
-    repositories: impl Iterator<Item = (Result<Repository>, bool)>,
-    damaged: &mut Vec<Damage>,
-) -> Result<Fetched> {
-    let mut unproven: Option<Error> = None;
-    let mut is_proven = false;
-    let mut longest: Option<(Repository, Box<Offer>)> = None;
-    for (repository, required) in repositories {
-        let asked = repository.and_then(|repository| Ok((look_in(what, &repository)?, repository)));
+/// Asks one after the other until one has delivered, or all that are needed have answered.
+fn ask_all(what: &Fetch, places: Vec<Place>, answers: &mut Answers) -> Result<()> {
+    what.inquiry.begin();
+    let mut asking = Asking::new();
+    for (at, place) in places.into_iter().enumerate() {
+        let own = Fetch {
+            nonce: what.nonce.wrapping_add(1 + at as u64),
+            progress: asking.listening(Arc::clone(&what.progress)),
+            ..what.clone()
+        };
+        answers.wait_for(what, at, &place);
+        let patience = place.patience;
+        let ask = move || {
+            let asked = (place.open)().and_then(|r| Ok((look_in(&own, &r)?, r)));
+            (at, asked)
+        };
+        asking.ask(ask)?;
+        while answers.is_waiting_for(at)
+            && let Some((at, asked)) = asking.answer(patience)?
+        {
+            answers.take(what, at, asked)?;
+            if answers.is_delivered {
+                return Ok(());
+            }
+        }
+    }
+    while !answers.waiting.is_empty() && !answers.is_delivered {
+        match asking.answer(LEFT_BEHIND)? {
+            Some((at, asked)) => answers.take(what, at, asked)?,
+            None if answers.can_do_without() => return Ok(()),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Who is asked and has not answered.
+struct Waiting {
+    at: usize,
+    name: String,
+    is_required: bool,
+}
+
+/// What the repositories have answered so far.
+#[derive(Default)]
+struct Answers {
+    waiting: Vec<Waiting>,
+    is_delivered: bool,
+    unproven: Option<Error>,
+    is_proven: bool,
+    longest: Option<(Repository, Box<Offer>)>,
+    damaged: Vec<Damage>,
+}
+
+impl Answers {
+    fn wait_for(&mut self, what: &Fetch, at: usize, place: &Place) {
+        what.inquiry.asks(&place.name);
+        self.waiting.push(Waiting {
+            at,
+            name: place.name.clone(),
+            is_required: place.is_required,
+        });
+    }
+
+    fn is_waiting_for(&self, at: usize) -> bool {
+        self.waiting.iter().any(|w| w.at == at)
+    }
+
+    /// Nobody whose word is needed is silent.
+    fn can_do_without(&self) -> bool {
+        self.is_proven && self.unproven.is_none() && !self.waiting.iter().any(|w| w.is_required)
+    }
+
+    fn take(&mut self, what: &Fetch, at: usize, asked: Asked) -> Result<()> {
+        let Some(found) = self.waiting.iter().position(|w| w.at == at) else {
+            return Err(err!(Internal, "an answer of somebody who was not asked"));
+        };
+        let Waiting {
+            name, is_required, ..
+        } = self.waiting.swap_remove(found);
+        what.inquiry.answered(&name);
         match asked {
             Ok((Found::Delivered, repository)) => {
-                damage::tell(what, damaged, &repository);
-                return Ok(Fetched::Delivered);
+                damage::tell(what, &self.damaged, &repository);
+                self.is_delivered = true;
             }
             Ok((Found::Damaged(layout, e), repository)) => {
-                let detail = e.to_string();
-                unproven = Some(worse(unproven, e));
-                damaged.push(Damage {
+                self.damaged.push(Damage {
                     repository,
                     layout,
-                    detail,
+                    detail: e.to_string(),
                 });
+                self.cannot_tell(what, e);
             }
-            Ok((Found::Absent, _)) => is_proven |= required,
+            Ok((Found::Absent, _)) => self.is_proven |= is_required,
             Ok((Found::Tail(offer), repository)) => {
-                is_proven |= required;
+                self.is_proven |= is_required;
                 let is_longer =
                     |(_, other): &(_, Box<Offer>)| offer.valid_end() > other.valid_end();
-                if longest.as_ref().is_none_or(is_longer) {
-                    longest = Some((repository, offer));
+                if self.longest.as_ref().is_none_or(is_longer) {
+                    self.longest = Some((repository, offer));
                 }
             }
             // The target's own trouble does not go away with another repository.
             Err(e) if e.code() == Code::TargetWrite => return Err(e),
-            // Damage and gaps are no silence: they prove that the file, or later WAL, exists.
-            Err(e) if required || matches!(e.code(), Code::Damaged | Code::Gap) => {
-                unproven = Some(worse(unproven, e));
-            }
+            Err(e) if is_required || is_proof(&e) => self.cannot_tell(what, e),
             Err(_) => {}
         }
+        Ok(())
     }
-    match (unproven, longest) {
-        // Where a repository that has to be asked is silent it may have more than the others.
-        (Some(e), _) => Err(e),
-        (None, Some((repository, offer))) if is_proven => deliver_tail(what, &repository, &offer),
-        (None, None) if is_proven => Ok(Fetched::ProvenAbsent),
-        _ => Err(err!(
-            Config,
-            "no required repository is configured, so absence cannot be proven"
-        )),
+
+    fn cannot_tell(&mut self, what: &Fetch, e: Error) {
+        if is_proof(&e) {
+            what.inquiry.proves(&e);
+        }
+        // Of two errors the one that says more.
+        if !self.unproven.as_ref().is_some_and(is_proof) {
+            self.unproven = Some(e);
+        }
+    }
+
+    fn conclude(&mut self, what: &Fetch) -> Result<Fetched> {
+        if self.is_delivered {
+            return Ok(Fetched::Delivered);
+        }
+        match (self.unproven.take(), &self.longest) {
+            // Where a repository that has to be asked is silent it may have more than the others.
+            (Some(e), _) => Err(e),
+            (None, Some((repository, offer))) if self.is_proven => {
+                deliver_tail(what, repository, offer)
+            }
+            (None, None) if self.is_proven => Ok(Fetched::ProvenAbsent),
+            _ => Err(err!(
+                Config,
+                "no required repository is configured, so absence cannot be proven"
+            )),
+        }
     }
 }
+
+/// Damage and gaps are no silence: they prove that the file, or later WAL, exists.
+fn is_proof(e: &Error) -> bool {
+    matches!(e.code(), Code::Damaged | Code::Gap)
+}
+
+/// What asking one came to.
+type Asked = Result<(Found, Repository)>;
 
 /// What one repository has.
 enum Found {
@@ -144,15 +258,7 @@ enum Found {
     Absent,
 }
 
-/// Of two errors the one that says more: damage and gaps before mere silence.
-fn worse(old: Option<Error>, new: Error) -> Error {
-    match old {
-        Some(old) if matches!(old.code(), Code::Damaged | Code::Gap) => old,
-        _ => new,
-    }
-}
-
-fn look_in(what: &Fetch<'_>, repository: &Repository) -> Result<Found> {
+fn look_in(what: &Fetch, repository: &Repository) -> Result<Found> {
     let layout = layout_of(what, repository)?;
     let key = layout.wal_file(what.name);
     let store = repository.store();
@@ -247,7 +353,7 @@ impl Stored {
 }
 
 /// What there is instead of a file that is not stored.
-fn without(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayout) -> Result<Found> {
+fn without(what: &Fetch, repository: &Repository, layout: &ClusterLayout) -> Result<Found> {
     not_deleted(what, repository, layout)?;
     let WalFileName::Segment(segment) = what.name else {
         prove_absence(what, repository, layout)?;
@@ -272,7 +378,7 @@ fn without(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayout) ->
 }
 
 /// What was there and was deleted is no end of the WAL, even where nothing later is left.
-fn not_deleted(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
+fn not_deleted(what: &Fetch, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
     if !matches!(what.name, WalFileName::Segment(_) | WalFileName::History(_)) {
         return Ok(());
     }
@@ -296,12 +402,12 @@ fn not_deleted(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayout
     .hint("Recovery stops, for the WAL does not end here. Remove the delete marker of the object in the store (list-object-versions shows its version id, delete-object with that id removes it), and see who deletes there."))
 }
 
-fn has_target(what: &Fetch<'_>) -> bool {
-    DataDirectory::of_wal_file(what.target).has_recovery_target()
+fn has_target(what: &Fetch) -> bool {
+    DataDirectory::of_wal_file(&what.target).has_recovery_target()
 }
 
-fn deliver_tail(what: &Fetch<'_>, repository: &Repository, offer: &Offer) -> Result<Fetched> {
-    if offer.is_known_to(what.target)? {
+fn deliver_tail(what: &Fetch, repository: &Repository, offer: &Offer) -> Result<Fetched> {
+    if offer.is_known_to(&what.target)? {
         return Ok(Fetched::ProvenAbsent);
     }
     deliver(what, |sink| offer.read(repository, sink))?;
@@ -314,14 +420,14 @@ fn deliver_tail(what: &Fetch<'_>, repository: &Repository, offer: &Offer) -> Res
 }
 
 /// The identifier is that of pg_control beside the target; a bare directory has none, then the only registration decides.
-fn layout_of(what: &Fetch<'_>, repository: &Repository) -> Result<ClusterLayout> {
+fn layout_of(what: &Fetch, repository: &Repository) -> Result<ClusterLayout> {
     if let Some(identifier) = what.system_identifier {
-        let layout = ClusterLayout::new(what.cluster, identifier)?;
+        let layout = ClusterLayout::new(&what.cluster, identifier)?;
         repository.require(&layout)?;
         return Ok(layout);
     }
-    match repository.registrations(what.cluster)?.as_slice() {
-        [only] => ClusterLayout::new(what.cluster, only.system_identifier),
+    match repository.registrations(&what.cluster)?.as_slice() {
+        [only] => ClusterLayout::new(&what.cluster, only.system_identifier),
         [] => Err(err!(
             WrongCluster,
             "cluster \"{}\" is not registered in \"{}\"",
@@ -381,13 +487,13 @@ pub fn check_identity(
 
 type Sink<'s> = &'s mut dyn FnMut(&[u8]) -> Result<()>;
 
-fn deliver(what: &Fetch<'_>, read: impl FnOnce(Sink<'_>) -> Result<()>) -> Result<()> {
+fn deliver(what: &Fetch, read: impl FnOnce(Sink<'_>) -> Result<()>) -> Result<()> {
     let shown = what.target.display();
     let failed = |e: std::io::Error| {
         err!(TargetWrite, "could not write \"{shown}\"").source(e)
             .hint("Recovery stops here and can be started again. Free space or correct the permissions of the data directory.")
     };
-    let mut delivery = Delivery::create(what.target, what.nonce).map_err(failed)?;
+    let mut delivery = Delivery::create(&what.target, what.nonce).map_err(failed)?;
     read(&mut |piece| {
         what.progress.advance(piece.len() as u64);
         delivery.write_all(piece).map_err(failed)
@@ -433,7 +539,7 @@ fn damaged(key: &Key, repository: &Repository, e: Error) -> Error {
 ///
 /// # Errors
 /// `Gap` when there is.
-fn prove_absence(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
+fn prove_absence(what: &Fetch, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
     match what.name {
         WalFileName::Segment(segment) => {
             let registration = repository.require(layout)?;
@@ -463,14 +569,14 @@ fn prove_absence(what: &Fetch<'_>, repository: &Repository, layout: &ClusterLayo
 /// PostgreSQL: src/backend/access/transam/timeline.c, findNewestTimeLine, restoreTimeLineHistoryFiles.
 fn nothing_later(
     timeline: TimelineId,
-    what: &Fetch<'_>,
+    what: &Fetch,
     repository: &Repository,
     layout: &ClusterLayout,
 ) -> Result<()> {
     if timeline == TimelineId::FIRST {
         return Ok(());
     }
-    let followed = DataDirectory::of_wal_file(what.target).target_timeline();
+    let followed = DataDirectory::of_wal_file(&what.target).target_timeline();
     let is_passed = followed.is_some_and(|followed| timeline < followed);
     for listed in repository.store().list(&layout.wal())? {
         let Ok(later) = listed.name.parse::<TimelineId>() else {

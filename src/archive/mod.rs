@@ -1,5 +1,6 @@
 //! WAL files into repositories and out of them.
 
+pub mod asking;
 pub mod backfill;
 mod damage;
 pub mod datadir;

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -14,6 +15,7 @@ use crate::config::Settings;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
+use crate::progress::Progress;
 
 /// Look at archived WAL, bring it in and out by hand
 ///
@@ -118,7 +120,8 @@ fn push(cx: &Context, path: &Path) -> Result<u8> {
 
 fn fetch(cx: &Context, name: &OsStr, path: &Path) -> Result<u8> {
     let job = Job::new(arguments(cx, vec![name.to_owned(), path.into()]))?;
-    match job.run(&cx.environment, cx.random(), &cx.progress())? {
+    let progress: Arc<dyn Progress> = Arc::new(cx.progress());
+    match job.run(&cx.environment, cx.random(), &progress)? {
         Fetched::Delivered => {
             if cx.out.is_json() {
                 cx.out.json(&serde_json::json!({ "outcome": DELIVERED }))?;

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant, SystemTime};
 use super::Arguments;
 use super::latch::{self, Decision};
 use super::watch::Pulse;
+use crate::archive::asking::Inquiry;
 use crate::archive::datadir::DataDirectory;
-use crate::archive::fetch::{Fetch, Fetched, fetch};
+use crate::archive::fetch::{Fetch, Fetched, Place, fetch};
 use crate::archive::startup::is_choosing_timeline;
-use crate::config::{Environment, PromoteUnreachable, Settings, StandbyOutage};
+use crate::config::{self, Environment, PromoteUnreachable, Settings, StandbyOutage};
+use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{Program, RESTORE_ABSENT, SUCCESS, printed};
@@ -34,6 +36,10 @@ const PATIENCE_STREAMING: Duration = Duration::from_secs(5);
 const PATIENCE_PROMOTED: Duration = Duration::from_secs(1);
 /// How long one across a network: connecting, signing in and a refused request take time where nothing is wrong.
 const PATIENCE_PROMOTED_REMOTE: Duration = Duration::from_secs(5);
+/// How long one on this host may be silent before the next is asked, too; a segment comes from there in some hundredths of a second.
+const PATIENCE_NEXT: Duration = Duration::from_millis(500);
+/// How long one across a network. Less than any of the others, so that there is time for the next.
+const PATIENCE_NEXT_REMOTE: Duration = Duration::from_secs(1);
 /// How long recovery tries an unreachable repository before it stops.
 const PATIENCE_RECOVERY: Duration = Duration::from_secs(300);
 
@@ -67,12 +73,13 @@ pub fn watched(arguments: Arguments, reach: Reach, nonce: u64, warn: fn(&str)) -
     let job = Arc::new(Job::new(arguments)?);
     let pulse = Pulse::new(warn);
     let (seen, at, around) = (pulse.clone(), Arc::clone(&job), Arc::clone(&environment));
+    let progress: Arc<dyn Progress> = Arc::new(pulse);
     let promoted = match reach {
         Reach::Near => PATIENCE_PROMOTED,
         Reach::Far => PATIENCE_PROMOTED_REMOTE,
     };
     super::watch::run(
-        move || at.run(&around, nonce, &pulse),
+        move || at.run(&around, nonce, &progress),
         || job.stuck(&environment, &seen, promoted),
     )
 }
@@ -197,6 +204,7 @@ pub struct Job {
     name: WalFileName,
     target: PathBuf,
     directory: DataDirectory,
+    inquiry: Inquiry,
 }
 
 impl Job {
@@ -220,10 +228,11 @@ impl Job {
             name,
             target,
             arguments,
+            inquiry: Inquiry::default(),
         })
     }
 
-    /// Fetches the file; `progress` gets warnings as they come, and every piece that arrives.
+    /// Fetches the file; `progress` gets warnings as they come, and every piece that arrives. The process must end with the answer.
     ///
     /// # Errors
     /// Everything that is not delivery or proven absence, as far as the server's mode does not make it an absence.
@@ -231,17 +240,22 @@ impl Job {
         &self,
         environment: &Environment,
         nonce: u64,
-        progress: &dyn Progress,
+        progress: &Arc<dyn Progress>,
     ) -> Result<Fetched> {
         fault::point("restore");
         if self.can_never_be() {
             return Ok(Fetched::ProvenAbsent);
         }
-        self.judged(progress, Fetched::ProvenAbsent, || {
+        let fetched = self.judged(progress.as_ref(), Fetched::ProvenAbsent, || {
             let fetched = self.attempt(environment, nonce, progress)?;
             self.note_promotion(fetched, environment);
             Ok(fetched)
-        })
+        });
+        if self.inquiry.is_waiting() {
+            // A silent repository was not needed. Who hangs there ends with the process, and what he has begun would stay.
+            durable::remove_temporaries();
+        }
+        fetched
     }
 
     /// There never is a history of the first timeline: PostgreSQL asks all the same while it promotes, when an error does most harm.
@@ -305,7 +319,7 @@ impl Job {
         &self,
         environment: &Environment,
         nonce: u64,
-        progress: &dyn Progress,
+        progress: &Arc<dyn Progress>,
     ) -> std::result::Result<Fetched, (Error, Outage)> {
         let plain = |e: Error| (e, Outage::default());
         let settings = super::settings(&self.arguments.flags, environment).map_err(plain)?;
@@ -314,26 +328,27 @@ impl Job {
             .map_err(|e| (e, outage))
     }
 
-    fn fetch(&self, settings: &Settings, nonce: u64, progress: &dyn Progress) -> Result<Fetched> {
-        let cluster = super::cluster_name(settings, nonce)?;
+    fn fetch(
+        &self,
+        settings: &Settings,
+        nonce: u64,
+        progress: &Arc<dyn Progress>,
+    ) -> Result<Fetched> {
         let what = Fetch {
-            cluster: &cluster,
+            cluster: super::cluster_name(settings, nonce)?,
             system_identifier: match self.arguments.system_identifier {
                 Some(given) => Some(given),
                 None => self.directory.control()?.map(|c| c.system_identifier),
             },
             name: self.name,
-            target: &self.target,
+            target: self.target.clone(),
             nonce,
             clock,
-            progress,
+            progress: Arc::clone(progress),
+            inquiry: self.inquiry.clone(),
         };
-        // Opened one after the other: a second one that hangs does not matter if the first one has the file.
-        let repositories = settings
-            .repositories
-            .iter()
-            .map(|r| (repo::open(r, nonce), r.required));
-        fetch(&what, repositories)
+        let places = settings.repositories.iter().map(|r| place(r, nonce));
+        fetch(&what, places.collect())
     }
 
     /// What the watch answers while the work has been stuck for `silence`; `None` is to go on waiting.
@@ -358,11 +373,7 @@ impl Job {
         if silence < patience && !promoted {
             return None;
         }
-        let error = err!(
-            Unreachable,
-            "the repository has not answered for {} s",
-            silence.as_secs()
-        );
+        let error = self.inquiry.cut_off(silence);
         match verdict(self.outage(environment), &error, &self.directory, self.name) {
             Verdict::NotHere(why) => {
                 pulse.warn(&not_here(&error, why));
@@ -379,6 +390,19 @@ impl Job {
                 }))
             }
         }
+    }
+}
+
+fn place(configured: &config::Repository, nonce: u64) -> Place {
+    let configured = configured.clone();
+    Place {
+        name: configured.location.to_string(),
+        is_required: configured.required,
+        patience: match configured.location.directory() {
+            Some(_) => PATIENCE_NEXT,
+            None => PATIENCE_NEXT_REMOTE,
+        },
+        open: Box::new(move || repo::open(&configured, nonce)),
     }
 }
 

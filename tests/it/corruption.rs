@@ -10,10 +10,11 @@ mod keys;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{AddAssign as _, Range};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pitr::archive::asking::Inquiry;
 use pitr::archive::fetch::{Fetch, Fetched, fetch};
 use pitr::error::{Code, Error, Result};
 use pitr::pg::segment::{SegmentName, SegmentSize, WalFileName};
@@ -28,7 +29,7 @@ use pitr::sync::{Surroundings, Transfer};
 use pitr::verify::{FindingKind, Report, Verify};
 
 use crate::common::random::Random;
-use crate::common::{Cluster, Sandbox, Site, Stop, files_below};
+use crate::common::{Cluster, Sandbox, Site, Stop, files_below, only};
 use crate::verify_damage::other_kinds;
 use held::{Held, Objects};
 use keys::KeyFiles;
@@ -327,16 +328,17 @@ impl World {
     fn fetch(&self, store: &Held, name: WalFileName, target: &Path) -> Result<Option<Vec<u8>>> {
         let _ = std::fs::remove_file(target);
         let what = Fetch {
-            cluster: "main",
+            cluster: "main".to_owned(),
             system_identifier: Some(self.layout.system_identifier()),
             name,
-            target,
+            target: target.to_owned(),
             nonce: 7,
             clock: || "2026-11-20T06:40:49Z".parse().unwrap(),
-            progress: &Silent,
+            progress: Arc::new(Silent),
+            inquiry: Inquiry::default(),
         };
         let repository = self.open(store);
-        Ok(match fetch(&what, std::iter::once((repository, true)))? {
+        Ok(match fetch(&what, only(repository))? {
             Fetched::Delivered | Fetched::DeliveredTail { .. } => {
                 Some(std::fs::read(target).unwrap())
             }

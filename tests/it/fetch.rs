@@ -5,8 +5,10 @@
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pitr::archive::asking::Inquiry;
 use pitr::archive::fetch::{Fetch, Fetched, fetch};
 use pitr::pg::lsn::Lsn;
 use pitr::pg::segment::{SegmentName, SegmentSize};
@@ -18,7 +20,8 @@ use rustix::process::Signal;
 use crate::common::fault::{self, Fault, MUTATING};
 use crate::common::mount::{HangingDisk, SmallDisk};
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Site, Still, Stop, files_below, patiently, user, wait_until,
+    Cluster, PATIENCE, Program, Run, Site, Still, Stop, files_below, only, patiently, user,
+    wait_until,
 };
 use crate::corruption::held::{Held, Objects};
 use crate::{per_major, require_root, require_strace};
@@ -227,6 +230,92 @@ fn f01_a_repository_that_hangs_holds_up_neither_a_standby_nor_recovery_for_ever(
     assert_eq!(running.wait().status.signal(), Some(15));
     drop(hanging);
     fetch.run().success();
+}
+
+#[test]
+fn f01_f03_one_that_hangs_keeps_no_other_from_being_asked() {
+    require_root!("f01_f03_one_that_hangs_keeps_no_other_from_being_asked");
+    let still = archived(1);
+    let (name, next) = (&still.segments[0], after(&still.segments[0]));
+    let second = with_second(&still, "");
+    let used = object_in(&second, &still, "000000020000000000000001");
+    let hanging = HangingDisk::over(still.site.repository());
+    let whole = std::fs::read(still.wal(name)).unwrap();
+    for (signal, streams, promoted) in [
+        ("standby.signal", true, false),
+        ("standby.signal", true, true),
+        ("standby.signal", false, false),
+        ("recovery.signal", false, false),
+        ("", false, false),
+    ] {
+        // A promotion waits for a second only, which a busy machine may need for less.
+        let mut run = None;
+        wait_until(PATIENCE, "the second is asked in time", || {
+            mode(&still, signal, streams);
+            if promoted {
+                still.cluster.touch("promote");
+            }
+            let done = still.fetch(name).run();
+            let is_delivered = done.code() == 0;
+            assert!(is_delivered || streams, "{done}");
+            run = Some(done);
+            is_delivered
+        });
+        let run = run.unwrap();
+        assert!(run.stderr.is_empty(), "{run}");
+        let target = still.wal("RECOVERYXLOG");
+        assert!(std::fs::read(&target).unwrap() == whole);
+        std::fs::remove_file(target).unwrap();
+    }
+    // By hand, too.
+    let target = still.site.sandbox().join("by-hand");
+    let by_hand = still.site.pitr().args(["wal", "fetch", name]).arg(&target);
+    by_hand.run().success();
+    assert!(std::fs::read(&target).unwrap() == whole);
+
+    // What the second does not have the first may: only a standby that streams is sent on, and who is silent is said.
+    let silent = format!(
+        "{}\" has not answered for",
+        still.site.repository().display()
+    );
+    mode(&still, "standby.signal", true);
+    let run = still.fetch(&next).run().expect_stderr(&silent);
+    not_here_with_warning(&still, run);
+    mode(&still, "recovery.signal", false);
+    let stops = |name: &str, seconds: u64| {
+        let fetch = still.fetch(name);
+        fetch.env("PITR_FAULT_SECONDS", seconds.to_string()).run()
+    };
+    stops(&next, 2).expect_code(200).expect_stderr(&silent);
+    // That a timeline's number is used is known of the second, however silent the first is.
+    std::fs::create_dir_all(used.parent().unwrap()).unwrap();
+    std::fs::write(&used, "").unwrap();
+    user::own_all(&second);
+    let run = patiently(
+        |seconds| stops("00000002.history", seconds),
+        |run| run.code() == 205,
+    );
+    run.expect_code(205)
+        .expect_stderr("the history file of timeline 2 is missing");
+    std::fs::remove_dir_all(used.parent().unwrap().parent().unwrap()).unwrap();
+
+    // Not required, it holds up nobody whom the second tells that this is the end.
+    let config = std::fs::read_to_string(still.site.config()).unwrap();
+    let first = format!("url = \"file://{}\"\n", still.site.repository().display());
+    assert!(config.contains(&first), "{config}");
+    let config = config.replace(&first, &format!("{first}required = false\n"));
+    std::fs::write(still.site.config(), config).unwrap();
+    still.fetch(&next).run().expect_code(1);
+    drop(hanging);
+    // Whoever hung had nothing at hand that would stay.
+    let names = std::fs::read_dir(still.cluster.pgdata().join("pg_wal")).unwrap();
+    let names: Vec<String> = names
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(
+        !names.iter().any(|n| n.contains("RECOVERYXLOG")),
+        "{names:?}"
+    );
 }
 
 #[test]
@@ -477,15 +566,16 @@ fn f02_what_came_since_it_was_last_asked_for_is_not_absent() {
     let ask = |held: &Held| {
         let store = Repository::open_with(Box::new(held.clone()), None).unwrap();
         let what = Fetch {
-            cluster: "main",
+            cluster: "main".to_owned(),
             system_identifier: None,
             name: last.parse().unwrap(),
-            target: &target,
+            target: target.clone(),
             nonce: 7,
             clock: || "2026-11-20T06:40:49Z".parse().unwrap(),
-            progress: &Silent,
+            progress: Arc::new(Silent),
+            inquiry: Inquiry::default(),
         };
-        fetch(&what, std::iter::once((Ok(store), true))).unwrap()
+        fetch(&what, only(Ok(store))).unwrap()
     };
     let late = Held::late(objects.clone(), &key);
     assert_eq!(ask(&late), Fetched::Delivered);
@@ -1098,6 +1188,52 @@ fn wrong_calls_are_never_the_end_of_wal() {
         .run()
         .success();
     assert!(std::fs::read(target).unwrap() == std::fs::read(still.wal(name)).unwrap());
+}
+
+/// The primary has no more what its standby lacks, and of the two archives the first hangs.
+#[test]
+fn f01_a_streaming_standby_catches_up_from_the_second_archive() {
+    require_root!("f01_a_streaming_standby_catches_up_from_the_second_archive");
+    let (site, primary) = Site::with_cluster(17);
+    let second = site.sandbox().join("second");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let more = format!(
+        "\n[repositories.second]\nurl = \"file://{}\"\n",
+        second.display()
+    );
+    std::fs::write(site.config(), config + &more).unwrap();
+    site.pitr().args(["init", "--quiet"]).run().success();
+    primary.sql("create table t (a int)");
+    let mut standby = Cluster::builder(17)
+        .standby_of(&primary)
+        .without_fsync()
+        .create();
+    standby.append_config(
+        "restore_command",
+        &site.restore().args(["%f", "%p"]).shell(),
+    );
+    let lacking = primary.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    for _ in 0..3 {
+        primary.sql("insert into t values (1)");
+        primary.archive_now();
+    }
+    wait_until(PATIENCE, "the primary recycles its WAL", || {
+        primary.sql("checkpoint");
+        !primary.pgdata().join("pg_wal").join(&lacking).exists()
+    });
+    let hanging = HangingDisk::over(site.repository());
+    standby.start();
+    let has_rows = |n: &str| standby.query_one_string("select count(*) from t") == n;
+    wait_until(PATIENCE, "the standby has caught up", || has_rows("3"));
+    let log = standby.log();
+    let restored = format!("restored log file \"{lacking}\" from archive");
+    assert!(log.contains(&restored), "{log}");
+    let silent = format!("{}\" has not answered for", site.repository().display());
+    assert!(log.contains(&silent), "{log}");
+    primary.sql("insert into t values (1)");
+    wait_until(PATIENCE, "the standby streams", || has_rows("4"));
+    drop(hanging);
+    standby.stop(Stop::Fast);
 }
 
 fn f01_a_streaming_standby_starts_and_streams_without_its_archive(major: u32) {

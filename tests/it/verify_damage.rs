@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use pitr::archive::asking::Inquiry;
 use pitr::archive::fetch::{Fetch, Fetched, fetch};
 use pitr::config::{self, Location};
 use pitr::error::Result;
@@ -20,7 +22,7 @@ use pitr::repo::repository::Repository;
 use pitr::snapshot::reader::Snapshot;
 use pitr::verify::{Report, Verify};
 
-use crate::common::{Cluster, Sandbox, Site, Stop};
+use crate::common::{Cluster, Sandbox, Site, Stop, only};
 
 /// Flips in CI.
 const FLIPS: usize = 2000;
@@ -190,15 +192,16 @@ impl World {
         let target = self.sandbox.join("fetched");
         let _ = std::fs::remove_file(&target);
         let what = Fetch {
-            cluster: "main",
+            cluster: "main".to_owned(),
             system_identifier: Some(self.layout.system_identifier()),
             name,
-            target: &target,
+            target: target.clone(),
             nonce: 7,
             clock: || "2026-11-20T06:40:49Z".parse().unwrap(),
-            progress: &Silent,
+            progress: Arc::new(Silent),
+            inquiry: Inquiry::default(),
         };
-        match fetch(&what, std::iter::once((self.open(), true)))? {
+        match fetch(&what, only(self.open()))? {
             Fetched::Delivered | Fetched::DeliveredTail { .. } => {
                 Ok(std::fs::read(target).unwrap())
             }

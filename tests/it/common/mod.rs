@@ -57,6 +57,18 @@ pub use site::{Site, Still, files_below, paths_below};
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use pitr::archive::fetch::Place;
+
+/// One required repository to fetch from.
+pub fn only(repository: pitr::error::Result<pitr::repo::repository::Repository>) -> Vec<Place> {
+    vec![Place {
+        name: "held".to_owned(),
+        is_required: true,
+        patience: PATIENCE,
+        open: Box::new(|| repository),
+    }]
+}
+
 /// Every major that pitr supports.
 pub const ALL_MAJORS: [u32; 6] = [13, 14, 15, 16, 17, 18];
 
