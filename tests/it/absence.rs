@@ -292,6 +292,16 @@ const CASES: &[Case] = &[
         |s| s.fault("/bucket", Fault::Error(301, "PermanentRedirect")),
     ),
     case(
+        "no region is known",
+        202,
+        &["no region is known", "Set region"],
+        |s| {
+            let endpoint = format!("endpoint = \"{}\"\n", s.server.endpoint());
+            s.replace(&endpoint, "");
+            s.replace("region = \"us-east-1\"\n", "");
+        },
+    ),
+    case(
         "an empty bucket where there was data",
         208,
         &["pitr.json", "pitr init"],

@@ -7,7 +7,8 @@ use std::time::Duration;
 use crate::common::s3::peer::Peer;
 use crate::common::s3::tls::{Authority, OldTls, Says, Tls};
 use crate::common::s3::{Fault, KEY};
-use crate::common::{Cluster, PATIENCE, pitr, wait_until};
+use crate::common::{Cluster, PATIENCE, Program, pitr, wait_until};
+use crate::fetch::mode;
 use crate::s3_cycle::{Bucketed, Offline};
 
 #[test]
@@ -272,6 +273,47 @@ fn x07_expire_stops_when_the_store_goes_away_and_the_next_run_finishes() {
         "{listed}"
     );
     site.pitr().args(["verify", "--quiet"]).run().success();
+}
+
+#[test]
+fn a_region_that_nobody_knows_is_wrong_configuration_unless_who_knows_it_is_out_of_order() {
+    let off = Offline::new("");
+    off.push(0).run().success();
+    let there = &off.still.segments[0];
+    let text = std::fs::read_to_string(&off.config).unwrap();
+    let is_about = |line: &&str| !line.starts_with("region") && !line.starts_with("endpoint");
+    let lines: Vec<&str> = text.lines().filter(is_about).collect();
+    assert_eq!(lines.len() + 2, text.lines().count());
+    std::fs::write(&off.config, lines.join("\n")).unwrap();
+    let info = || pitr().arg("--config").arg(&off.config).arg("info");
+    let told = "no region is known";
+    // Nobody is there who could say it: not asked, and asked in vain.
+    let nobody = [
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1"),
+    ];
+    for (name, value) in nobody {
+        let run = |program: Program| program.env(name, value).run();
+        run(info()).expect_code(3).expect_stderr(told);
+        run(off.push(1)).expect_code(2).expect_stderr(told);
+        for (signal, streams) in [("recovery.signal", false), ("standby.signal", true)] {
+            mode(&off.still, signal, streams);
+            run(off.fetch(there)).expect_code(202).expect_stderr(told);
+            assert!(!off.still.wal("RECOVERYXLOG").exists());
+        }
+    }
+    // The machine's provider is there, and cannot tell today.
+    let broken = off
+        .server()
+        .fault("/latest/", u64::MAX, Fault::Error(500, ""));
+    let provider = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", off.server().endpoint());
+    let run = |program: Program| program.env(provider.0, &provider.1).run();
+    run(info()).expect_code(9).expect_stderr(told);
+    run(off.push(1)).expect_code(30).expect_stderr(told);
+    mode(&off.still, "standby.signal", true);
+    let fetch = off.fetch(there).env("PITR_FAULT_SECONDS", "1");
+    run(fetch).expect_code(1).expect_stderr(told);
+    assert!(broken.times() > 0);
 }
 
 #[test]

@@ -10,19 +10,21 @@ use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_config::{BehaviorVersion, Region, SdkConfig, imds};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
     RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
     StalledStreamProtectionConfig,
 };
+use aws_sdk_s3::error::ConnectorError;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_types::service_config::ServiceConfigKey;
 use tokio::runtime::Runtime;
 
 use super::clock::Clock;
+use super::failure::causes;
 use super::guard::Guard;
 use super::limit::Limit;
 use super::secrets::{Remembering, Secrets};
@@ -59,7 +61,7 @@ impl Link {
     /// The link for these settings, made where there is none yet.
     ///
     /// # Errors
-    /// `Config` for settings that cannot be used.
+    /// `Config` for settings that cannot be used, or that lack a region; `Unreachable` when who knows the region does not say it.
     pub(super) fn open(settings: &S3Settings) -> Result<Arc<Link>> {
         static LINKS: Mutex<Vec<Arc<Link>>> = Mutex::new(Vec::new());
         let known = |links: &[Arc<Link>]| links.iter().find(|l| l.settings == *settings).cloned();
@@ -194,8 +196,7 @@ async fn connect(
     let http = http_client(settings)?;
     let loaded = load(settings, region, &http).await;
     if loaded.region().is_none() {
-        return Err(err!(Unreachable, "no region is known")
-            .hint("Set region in the repository's section, or AWS_REGION. The machine's own provider was asked last, and did not say one."));
+        return Err(no_region(&http).await);
     }
     let endpoint = match (&settings.endpoint, endpoint_of(&loaded)) {
         (Some(endpoint), _) => Some(endpoint.clone()),
@@ -287,6 +288,32 @@ async fn load(settings: &S3Settings, region: Option<String>, http: &SharedHttpCl
         loader = loader.credentials_provider(provider.build());
     }
     loader.load().await
+}
+
+/// Nobody has said the region. Where the machine has a provider that knows it that may pass; else somebody has to set it.
+async fn no_region(http: &SharedHttpClient) -> Error {
+    let code = match has_provider(http).await {
+        true => Code::Unreachable,
+        false => Code::Config,
+    };
+    Error::new(code, "no region is known").hint(
+        "Set region in the repository's section, or AWS_REGION. The machine's own provider was asked last, and did not say one.",
+    )
+}
+
+/// Whether anything answers where a machine of Amazon's has its provider.
+async fn has_provider(http: &SharedHttpClient) -> bool {
+    let is_disabled = std::env::var("AWS_EC2_METADATA_DISABLED");
+    if is_disabled.is_ok_and(|v| v.eq_ignore_ascii_case("true")) {
+        return false;
+    }
+    let around = ProviderConfig::default().with_http_client(http.clone());
+    let builder = imds::Client::builder().configure(&around).max_attempts(1);
+    let answer = builder
+        .build()
+        .get("/latest/meta-data/placement/region")
+        .await;
+    !answer.is_err_and(|e| causes(&e).any(|cause| cause.is::<ConnectorError>()))
 }
 
 fn http_client(settings: &S3Settings) -> Result<SharedHttpClient> {

@@ -129,7 +129,7 @@ fn without_answer(error: &(dyn StdError + 'static)) -> Failure {
 }
 
 /// An error and what is behind it, also inside errors of the operating system, whose `source` passes over what they hold.
-fn causes<'a>(
+pub(super) fn causes<'a>(
     error: &'a (dyn StdError + 'static),
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |&this| {
