@@ -2,9 +2,9 @@
 
 use super::Context;
 use super::human;
-use super::reading::Reading;
+use super::reading::{Elsewhere, Reading, not_known};
 use super::target::{ResolvedTarget, TargetArgs};
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::plan::recovery::{
     Action, EndKind, Moment, Outcome, Plan, Side, Stop, StopRecord, TransactionEnd,
@@ -35,21 +35,40 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let reading = Reading::open(cx)?;
     let inventory = reading.inventory(cx)?;
     let (plan, resolved) = reading.plan(cx, &inventory, &args.target, Action::Promote)?;
-    let found = match plan.reachable {
-        true => None,
-        false => in_another(args, cx, &reading, inventory.system_identifier, &plan),
-    };
-    let (reading, inventory, plan, resolved) = match found {
-        Some((other, (inventory, (plan, resolved)))) => (other, inventory, plan, resolved),
-        None => (reading, inventory, plan, resolved),
-    };
-    show(cx, &plan, resolved.local_time.as_deref())?;
-    require_thawed(&reading, &inventory, &plan)?;
-    Ok(if plan.reachable {
-        exit::SUCCESS
-    } else {
-        exit::status(Program::Pitr, Code::OutOfReach)
-    })
+    if plan.reachable {
+        show(cx, &plan, resolved.local_time.as_deref())?;
+        require_thawed(&reading, &inventory, &plan)?;
+        return Ok(exit::SUCCESS);
+    }
+    let why = plan.explanation.clone();
+    let why = why.unwrap_or_else(|| "the target cannot be reached".into());
+    match in_another(args, cx, &reading, inventory.system_identifier) {
+        Elsewhere::Found(other, (inventory, (plan, resolved))) => {
+            reading.say_other(cx, &other, &why);
+            show(cx, &plan, resolved.local_time.as_deref())?;
+            require_thawed(&other, &inventory, &plan)?;
+            Ok(exit::SUCCESS)
+        }
+        Elsewhere::Nowhere => {
+            show(cx, &plan, resolved.local_time.as_deref())?;
+            Ok(exit::status(Program::Pitr, Code::OutOfReach))
+        }
+        Elsewhere::Unknown(name, e) => {
+            show(cx, &plan, resolved.local_time.as_deref())?;
+            fail(cx, not_known(&why, &name, &e))
+        }
+    }
+}
+
+/// Ends with an error behind a plan that is shown: where that is JSON it stays the only document.
+///
+/// # Errors
+/// The error, where people read.
+pub fn fail(cx: &Context, e: Error) -> Result<u8> {
+    match cx.out.is_json() {
+        true => Ok(exit::status(Program::Pitr, e.code())),
+        false => Err(e),
+    }
 }
 
 /// The plan holds, and yet a restore would not get far.
@@ -71,14 +90,8 @@ fn require_thawed(reading: &Reading, inventory: &Inventory, plan: &Plan) -> Resu
 type Planned = (Inventory, (Plan, ResolvedTarget));
 
 /// The plan on another repository that can reach the target.
-fn in_another(
-    args: &Args,
-    cx: &Context,
-    reading: &Reading,
-    identifier: u64,
-    plan: &Plan,
-) -> Option<(Reading, Planned)> {
-    let (other, found) = reading.other_that(cx, |other| {
+fn in_another(args: &Args, cx: &Context, reading: &Reading, identifier: u64) -> Elsewhere<Planned> {
+    reading.other_that(cx, |other| {
         let inventory = other.inventory(cx)?;
         // Under the same name there may be another cluster: before an upgrade, say.
         if inventory.system_identifier != identifier {
@@ -86,10 +99,7 @@ fn in_another(
         }
         let planned = other.plan(cx, &inventory, &args.target, Action::Promote)?;
         Ok(planned.0.reachable.then_some((inventory, planned)))
-    })?;
-    let why = plan.explanation.as_deref().unwrap_or("out of reach");
-    reading.say_other(cx, &other, why);
-    Some((other, found))
+    })
 }
 
 /// Prints a plan; `local_time` is a target time as it was written.

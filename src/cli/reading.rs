@@ -39,6 +39,44 @@ pub struct Reading {
     pub name: String,
 }
 
+/// What the other repositories have of that which the one that is read has not.
+pub enum Elsewhere<T> {
+    /// This one has it.
+    Found(Box<Reading>, T),
+    /// None has it.
+    Nowhere,
+    /// This one may have it, and could not be asked.
+    Unknown(String, Error),
+}
+
+/// That it is not known whether the target can be reached: `why` the repository that was read does not lead there, and which one may.
+pub fn not_known(why: &str, name: &str, e: &Error) -> Error {
+    let code = match e.code() {
+        Code::Denied | Code::Key | Code::Config => e.code(),
+        _ => Code::Unreachable,
+    };
+    Error::new(
+        code,
+        format!("{why}; repository \"{name}\", which may lead there, could not be asked: {e}"),
+    )
+    .hint("Whether the target can be reached is not known. Run the same command again when that repository can be reached; if it is lost, --repository NAME asks another one alone.")
+}
+
+/// Whether an error says nothing of what the repository holds.
+fn could_lead_there(e: &Error) -> bool {
+    matches!(
+        e.code(),
+        Code::Unreachable
+            | Code::NoRepository
+            | Code::Denied
+            | Code::Key
+            | Code::Config
+            | Code::Io
+            | Code::Server
+            | Code::Deadline
+    )
+}
+
 impl Reading {
     /// Opens the first repository that can be opened, and settles which cluster is meant.
     ///
@@ -109,23 +147,27 @@ impl Reading {
         }))
     }
 
-    /// The first of the other repositories of which `reach` makes something.
-    ///
-    /// # Errors
-    /// Those of `reach` are told as warnings.
+    /// The first of the other repositories of which `reach` makes something. Each that cannot be asked is told as a warning.
     pub fn other_that<T>(
         &self,
         cx: &Context,
         reach: impl Fn(&Reading) -> Result<Option<T>>,
-    ) -> Option<(Reading, T)> {
-        self.others(cx).find_map(|other| match reach(&other) {
-            Ok(found) => found.map(|found| (other, found)),
-            Err(e) => {
-                cx.out
-                    .warn(&format!("repository \"{}\": {e}", other.configured.name));
-                None
+    ) -> Elsewhere<T> {
+        let mut silent = None;
+        for (name, other) in self.all_others(cx) {
+            let reached = other.and_then(|other| Ok((reach(&other)?, other)));
+            match reached {
+                Ok((Some(found), other)) => return Elsewhere::Found(Box::new(other), found),
+                Ok((None, _)) => {}
+                Err(e) => {
+                    cx.out.warn(&format!("repository \"{name}\": {e}"));
+                    if could_lead_there(&e) {
+                        silent.get_or_insert((name, e));
+                    }
+                }
             }
-        })
+        }
+        silent.map_or(Elsewhere::Nowhere, |(name, e)| Elsewhere::Unknown(name, e))
     }
 
     /// Says that another repository is used, and why.

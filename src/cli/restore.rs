@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde::Serialize;
 
-use super::reading::Reading;
+use super::reading::{Elsewhere, Reading, not_known};
 use super::restoring::{self, Opened, Place, ShownReport};
 use super::target::TargetArgs;
 use super::{Context, human, plan};
 use crate::err;
-use crate::error::{Code, Result};
-use crate::exit::{self, Program};
+use crate::error::{Error, Result};
+use crate::exit;
 use crate::plan::recovery::{Action, Moment, Outcome, Plan, Reason};
 use crate::repo::backup::hex;
 use crate::repo::inventory::Inventory;
@@ -148,11 +148,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         }
         Earlier::None => {
             let action = args.target_action.into();
-            let (better, plan) = planned(args, cx, opened, action)?;
+            let (better, plan, unless) = planned(args, cx, opened, action)?;
             opened = better;
-            if !leads(&plan) {
+            if let Some(e) = unless {
                 let shown = Shown::unrestored(&plan, &request.to, &[], args.dry_run);
-                return out_of_reach(cx, &shown, resolved.local_time.as_deref());
+                return out_of_reach(cx, &shown, resolved.local_time.as_deref(), e);
             }
             let chosen = plan.backup.as_ref().map(|b| b.id.clone());
             let chosen = chosen.ok_or_else(|| err!(Internal, "a plan without a backup"))?;
@@ -206,14 +206,20 @@ fn leads(plan: &Plan) -> bool {
     plan.reachable && plan.outcome != Outcome::Fatal
 }
 
-/// The plan that is carried out, and where: in the first repository that leads to the target, else what the first says.
-fn planned(args: &Args, cx: &Context, opened: Opened, action: Action) -> Result<(Opened, Plan)> {
+/// The plan that is carried out, and where: in the first repository that leads to the target, else what the first says and why that is not
+/// enough.
+fn planned(
+    args: &Args,
+    cx: &Context,
+    opened: Opened,
+    action: Action,
+) -> Result<(Opened, Plan, Option<Error>)> {
     let plan_in = |reading: &Reading, inventory: &Inventory| {
         reading.plan_to_carry_out(cx, inventory, &args.target, action)
     };
     let plan = plan_in(&opened.reading, &opened.inventory)?;
     if leads(&plan) {
-        return Ok((opened, plan));
+        return Ok((opened, plan, None));
     }
     let found = opened.reading.other_that(cx, |other| {
         let inventory = other.inventory(cx)?;
@@ -224,27 +230,31 @@ fn planned(args: &Args, cx: &Context, opened: Opened, action: Action) -> Result<
         let plan = plan_in(other, &inventory)?;
         Ok(leads(&plan).then_some((inventory, plan)))
     });
-    let Some((other, (inventory, better))) = found else {
-        return Ok((opened, plan));
-    };
-    let why = plan.explanation.as_deref().unwrap_or("out of reach");
-    opened.reading.say_other(cx, &other, why);
-    Ok((Opened::new(other, inventory)?, better))
+    let why = plan.explanation.clone();
+    let why = why.unwrap_or_else(|| "the target cannot be reached".into());
+    match found {
+        Elsewhere::Found(other, (inventory, better)) => {
+            opened.reading.say_other(cx, &other, &why);
+            Ok((Opened::new(*other, inventory)?, better, None))
+        }
+        Elsewhere::Nowhere => {
+            let e = err!(OutOfReach, "{why}").hint(what_helps(&plan));
+            Ok((opened, plan, Some(e)))
+        }
+        Elsewhere::Unknown(name, e) => {
+            let e = not_known(&why, &name, &e);
+            Ok((opened, plan, Some(e)))
+        }
+    }
 }
 
 /// The plan says why, on standard output; what follows from it stands with the errors.
-fn out_of_reach(cx: &Context, shown: &Shown<'_>, local_time: Option<&str>) -> Result<u8> {
-    if cx.out.is_json() {
-        cx.out.json(shown)?;
-        return Ok(exit::status(Program::Pitr, Code::OutOfReach));
+fn out_of_reach(cx: &Context, shown: &Shown<'_>, local_time: Option<&str>, e: Error) -> Result<u8> {
+    match cx.out.is_json() {
+        true => cx.out.json(shown)?,
+        false => plan::show(cx, shown.plan, local_time)?,
     }
-    plan::show(cx, shown.plan, local_time)?;
-    let why = shown
-        .plan
-        .explanation
-        .clone()
-        .unwrap_or_else(|| "the target cannot be reached".into());
-    Err(err!(OutOfReach, "{why}").hint(what_helps(shown.plan)))
+    plan::fail(cx, e)
 }
 
 /// What is to be done about a target that is out of reach.

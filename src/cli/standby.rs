@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Context;
-use super::reading::Reading;
+use super::reading::{Elsewhere, Reading, not_known};
 use super::restoring::{self, Opened, Place, ShownReport};
 use crate::config;
 use crate::err;
@@ -128,9 +128,14 @@ fn with_backup(cx: &Context, opened: Opened) -> Result<Opened> {
         let has_good = inventory.backups.iter().any(is_good);
         Ok((is_own && has_good).then_some(inventory))
     });
-    let (other, inventory) = found.ok_or(e)?;
-    opened.reading.say_other(cx, &other, "no undamaged backup");
-    Opened::new(other, inventory)
+    match found {
+        Elsewhere::Found(other, inventory) => {
+            opened.reading.say_other(cx, &other, "no undamaged backup");
+            Opened::new(*other, inventory)
+        }
+        Elsewhere::Nowhere => Err(e),
+        Elsewhere::Unknown(name, why) => Err(not_known(&e.to_string(), &name, &why)),
+    }
 }
 
 /// The backup that is done soonest: the newest without damage, on the timeline that is the newest.

@@ -679,6 +679,45 @@ fn what_a_repository_that_is_away_may_have_is_not_called_lost() {
 }
 
 #[test]
+fn what_a_repository_that_is_away_may_lead_to_is_not_called_out_of_reach() {
+    let two = filled();
+    two.sync().run().success();
+    let first = two.site.repository();
+    let roots = objects(first)
+        .into_keys()
+        .filter(|n| n.ends_with("/manifest"));
+    roots.for_each(|root| std::fs::remove_file(first.join(root)).unwrap());
+    let to = two.site.sandbox().join("restored");
+    let plan = || two.site.pitr().arg("plan");
+    let restore = || two.site.pitr().args(["restore", "--to"]).arg(&to);
+    let standby = || {
+        let standby = two.site.pitr().args(["standby", "--primary-conninfo"]);
+        standby.args(["host=primary", "--to"]).arg(&to)
+    };
+    two.is_away(true);
+    let unknown = "repository \"second\", which may lead there, could not be asked";
+    for command in [plan(), restore(), restore().arg("--dry-run"), standby()] {
+        let run = command.run().expect_code(9).expect_stderr(unknown);
+        let run = run.expect_stderr("is not known");
+        assert!(!to.exists(), "{run}");
+    }
+    for command in [plan(), restore()] {
+        let run = command.arg("--json").run().expect_code(9);
+        assert_eq!(run.json()["reachable"], false, "{run}");
+    }
+    // Narrowed to one that is there, or with the other there and no better, it is known.
+    let narrowed = |command: Program| command.args(["--repository", &two.first()]);
+    narrowed(plan()).run().expect_code(5);
+    narrowed(restore()).run().expect_code(5);
+    two.is_away(false);
+    plan().run().success().expect_stderr("\"second\" is used");
+    let later = ["--target-lsn", "FF/0"];
+    plan().args(later).run().expect_code(5);
+    restore().args(later).run().expect_code(5);
+    restore().run().success();
+}
+
+#[test]
 fn one_that_is_not_whole_or_lacks_a_backup_is_not_called_up_to_date() {
     let two = filled();
     let second = |run: &Run| run.json()["clusters"][0]["repositories"][1].clone();
