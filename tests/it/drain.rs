@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::common::random::Random;
-use crate::common::{Cluster, PATIENCE, Site, Stop, pitr, pitr_restore, wait_until};
+use crate::common::{
+    Cluster, PATIENCE, Program, Sandbox, Site, Stop, pitr, pitr_restore, wait_until,
+};
 use crate::ship::{
     Process, add_repository, has_worker, noted, process_of, send, spool_of, stop_process,
 };
@@ -69,8 +71,10 @@ impl Drain {
 
     /// Archiving begins.
     fn open(&self) {
-        self.cluster
-            .append_config("archive_command", &command(&self.site));
+        self.cluster.append_config(
+            "archive_command",
+            &command(self.site.sandbox(), &self.site.archive()),
+        );
         self.cluster.reload();
     }
 
@@ -113,7 +117,8 @@ impl Drain {
             if self.stored() + 8 > self.segments.len() {
                 write(self);
             }
-            stopped = process_of(&self.site, Process::Worker).filter(|pid| stop_process(*pid));
+            stopped =
+                process_of(self.site.config(), Process::Worker).filter(|pid| stop_process(*pid));
             let stored = self.stored();
             let is_at_work = (2..self.segments.len() - 4).contains(&stored);
             if let Some(pid) = stopped.take_if(|_| !is_at_work) {
@@ -144,19 +149,19 @@ impl Drain {
     }
 }
 
-fn same(one: &Path, other: &Path) {
+pub fn same(one: &Path, other: &Path) {
     let is_same = std::fs::read(one).unwrap() == std::fs::read(other).unwrap();
     assert!(is_same, "{} {}", one.display(), other.display());
 }
 
 /// `pitr-archive`, under a script that makes of its death a failure: the server's archiver would end with it, and be started again after
 /// ten seconds.
-fn command(site: &Site) -> String {
-    let script = site.sandbox().file(
+pub fn command(sandbox: &Sandbox, archive: &Program) -> String {
+    let script = sandbox.file(
         "archive.sh",
         format!(
             "{} \"$1\"\ns=$?\n[ $s -le 125 ] || exit 1\nexit $s\n",
-            site.archive().shell()
+            archive.shell()
         ),
     );
     format!("/bin/sh {} %p", script.display())
@@ -181,14 +186,14 @@ fn p20_killed_at_any_moment_nothing_is_acknowledged_that_is_not_stored() {
             true => Process::Archive,
             false => Process::Worker,
         };
-        let Some(pid) = process_of(&drain.site, what) else {
+        let Some(pid) = process_of(drain.site.config(), what) else {
             std::thread::sleep(Duration::from_millis(2));
             continue;
         };
         // Somewhere between two segments, or at the first.
         let (stored, goal) = (drain.stored(), random.below(3));
         wait_until(PATIENCE, "it has stored that many, or ended", || {
-            drain.stored() >= stored + goal || process_of(&drain.site, what) != Some(pid)
+            drain.stored() >= stored + goal || process_of(drain.site.config(), what) != Some(pid)
         });
         std::thread::sleep(Duration::from_micros(random.next() % 5000));
         if !stop_process(pid) {
@@ -198,7 +203,7 @@ fn p20_killed_at_any_moment_nothing_is_acknowledged_that_is_not_stored() {
         send(pid, Signal::KILL);
         match what {
             Process::Worker => kills.0 += 1,
-            Process::Archive => kills.1 += 1,
+            _ => kills.1 += 1,
         }
     }
     drain.finish();
@@ -289,7 +294,7 @@ fn two_servers_whose_settings_differ_in_the_data_directory_alone_archive_side_by
     let names: Vec<String> = names.collect();
     let common = names.iter().filter(|name| one.segments.contains(name));
     assert!(common.count() > BACKLOG / 2);
-    let script = command(&one.site);
+    let script = command(one.site.sandbox(), &one.site.archive());
     let own = one.site.config().to_str().unwrap();
     let text = std::fs::read_to_string(one.site.sandbox().join("archive.sh")).unwrap();
     let text = text.replace(own, other.to_str().unwrap());

@@ -23,6 +23,7 @@ mod corruption;
 mod demo;
 mod doctor;
 mod drain;
+mod drain_s3;
 mod expire;
 mod fetch;
 mod harness;

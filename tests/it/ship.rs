@@ -22,12 +22,17 @@ use crate::{require_root, require_strace};
 
 /// Gives the site's configuration a spool, and returns it.
 pub fn spool_of(site: &Site) -> PathBuf {
-    let spool = site.sandbox().join("spool");
-    let text = std::fs::read_to_string(site.config()).unwrap();
+    spool_in(site.sandbox(), site.config())
+}
+
+/// The same of a configuration in a sandbox.
+pub fn spool_in(sandbox: &Sandbox, config: &Path) -> PathBuf {
+    let spool = sandbox.join("spool");
+    let text = std::fs::read_to_string(config).unwrap();
     let section = "[clusters.main]\n";
     assert!(text.contains(section), "{text}");
     let line = format!("{section}spool_dir = \"{}\"\n", spool.display());
-    std::fs::write(site.config(), text.replace(section, &line)).unwrap();
+    std::fs::write(config, text.replace(section, &line)).unwrap();
     spool
 }
 
@@ -107,7 +112,7 @@ fn a_server_with_a_backlog_is_drained_across_a_restart_and_nothing_is_left() {
         if segments.iter().all(|name| site.object(name).exists()) {
             segments.extend((0..SEGMENTS).map(write));
         }
-        site.object(&segments[3]).exists() && process_of(&site, Process::Worker).is_some()
+        site.object(&segments[3]).exists() && process_of(site.config(), Process::Worker).is_some()
     });
     drop(client);
     cluster.restart();
@@ -181,7 +186,6 @@ fn what_is_ready_is_shipped_and_acknowledged_from_its_note() {
     run.expect_stderr("a worker is started by pitr-archive");
 }
 
-/// Pushes everything in PostgreSQL's order, as its archiver would, and checks it.
 #[test]
 fn a_call_reads_its_configuration_once() {
     require_strace!("a_call_reads_its_configuration_once");
@@ -192,6 +196,7 @@ fn a_call_reads_its_configuration_once() {
     assert_eq!(of_config.count(), 1);
 }
 
+/// Pushes everything in PostgreSQL's order, as its archiver would, and checks it.
 fn push_in_order(still: &Still) {
     for name in &still.segments {
         still.push(name).run().success();
@@ -207,21 +212,38 @@ pub enum Process {
     Archive,
     /// The worker that it has started.
     Worker,
+    /// `pitr`, which it waits for where a repository is in an object store and no worker comes to anything.
+    Delegate,
 }
 
-/// The process id of one, by its command line.
-pub fn process_of(site: &Site, wanted: Process) -> Option<u32> {
-    let config = site.config().to_str().unwrap().as_bytes();
+/// The process id of one that works with this configuration, by its command line.
+pub fn process_of(config: &Path, wanted: Process) -> Option<u32> {
+    let config = config.to_str().unwrap().as_bytes();
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let mut pids = processes.filter_map(|p| p.file_name().to_str()?.parse().ok());
     pids.find(|pid| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-        let is_worker = words.contains(&b"--ship".as_slice());
-        words[0].ends_with(b"pitr-archive")
-            && words.contains(&config)
-            && is_worker == (wanted == Process::Worker)
+        words.contains(&config) && process_with(&words) == Some(wanted)
     })
+}
+
+fn process_with(words: &[&[u8]]) -> Option<Process> {
+    let has = |word: &str| words.contains(&word.as_bytes());
+    if words[0].ends_with(b"/pitr-archive") {
+        return Some(match has("--ship") {
+            true => Process::Worker,
+            false => Process::Archive,
+        });
+    }
+    if !words[0].ends_with(b"/pitr") || !has("serve") {
+        return None;
+    }
+    match (has("ship"), has("archive")) {
+        (true, _) => Some(Process::Worker),
+        (_, true) => Some(Process::Delegate),
+        _ => None,
+    }
 }
 
 pub fn send(pid: u32, signal: Signal) {
@@ -279,7 +301,7 @@ fn a_worker_leaves_with_1_whatever_ends_it() {
                 if pushed.is_finished() {
                     pushed = scope.spawn(begin());
                 }
-                worker = process_of(&still.site, Process::Worker);
+                worker = process_of(still.site.config(), Process::Worker);
                 worker.is_some_and(|pid| handles_term(pid) && stop_process(pid))
             });
             send(worker.unwrap(), signal);

@@ -1,0 +1,162 @@
+//! A real server's backlog goes out to an object store through `pitr serve ship`, while that, who waits for it, and who archives in its place
+//! are killed. At every moment what the server takes for archived is in the store; in the end everything is, byte for byte.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::common::random::Random;
+use crate::common::s3::Fault;
+use crate::common::s3::peer::Peer;
+use crate::common::{Cluster, PATIENCE, pitr_archive, pitr_restore, wait_until};
+use crate::drain::{command, same};
+use crate::s3_cycle::Bucketed;
+use crate::ship::{Process, has_worker, noted, process_of, send, spool_in, stop_process};
+
+/// How many of each are killed, and in which order they are looked for: one that archives in a worker's place is there only when the worker was
+/// killed.
+const KILLS: [(Process, usize); 3] = [
+    (Process::Delegate, 3),
+    (Process::Worker, 12),
+    (Process::Archive, 3),
+];
+
+/// A server with a backlog, and a bucket.
+struct Drain {
+    site: Bucketed,
+    cluster: Cluster,
+    spool: PathBuf,
+    kept: PathBuf,
+    segments: Vec<String>,
+    /// What the store held of a segment when the server was seen to take it for archived.
+    acknowledged: BTreeMap<String, blake3::Hash>,
+}
+
+impl Drain {
+    fn new(major: u32) -> Drain {
+        let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+        let builder = builder.config("max_wal_size", "1GB");
+        // A checkpoint removes what is archived, and that it was.
+        let builder = builder.config("wal_keep_size", "1GB");
+        let mut cluster = builder.config("archive_mode", "on").create();
+        cluster.append_config("archive_command", "false");
+        let site = Bucketed::new(&cluster, Peer::own(), "");
+        cluster.start();
+        cluster.sql("create table t (a text)");
+        Drain {
+            spool: spool_in(&site.sandbox, &site.config),
+            kept: site.sandbox.dir("kept"),
+            segments: Vec::new(),
+            acknowledged: BTreeMap::new(),
+            cluster,
+            site,
+        }
+    }
+
+    /// Has the server fill segments, and keeps copies of them.
+    fn write(&mut self, count: usize) {
+        let client = self.cluster.client();
+        for _ in 0..count {
+            client.sql("insert into t select md5(random()::text) from generate_series(1, 3000)");
+            let name = client.query_one_string("select pg_walfile_name(pg_switch_wal())");
+            std::fs::copy(self.wal(&name), self.kept.join(&name)).unwrap();
+            self.segments.push(name);
+        }
+    }
+
+    fn wal(&self, name: &str) -> PathBuf {
+        self.cluster.pgdata().join("pg_wal").join(name)
+    }
+
+    fn is_done(&self, name: &str) -> bool {
+        let done = self.wal(&format!("archive_status/{name}.done"));
+        done.exists()
+    }
+
+    fn stored(&self) -> usize {
+        let keys = self.site.peer.server().keys();
+        let is_segment = |key: &&String| self.segments.iter().any(|name| key.ends_with(name));
+        keys.iter().filter(is_segment).count()
+    }
+
+    /// What the server takes for archived is in the store.
+    fn check(&mut self) {
+        let is_new = |name: &&String| !self.acknowledged.contains_key(*name) && self.is_done(name);
+        let new: Vec<String> = self.segments.iter().filter(is_new).cloned().collect();
+        for name in new {
+            let server = self.site.peer.server();
+            let object = server.object(&server.key(&name));
+            self.acknowledged.insert(name, blake3::hash(&object));
+        }
+    }
+
+    /// Everything is archived, and comes back; what was there when it was acknowledged is there still.
+    fn finish(&mut self) {
+        wait_until(3 * PATIENCE, "all is archived", || {
+            self.check();
+            self.acknowledged.len() == self.segments.len()
+        });
+        wait_until(PATIENCE, "no worker is left", || !has_worker(&self.spool));
+        assert_eq!(noted(&self.spool, ".failed"), [""; 0]);
+        let server = self.site.peer.server();
+        let keys = server.keys();
+        assert!(!keys.iter().any(|k| k.contains("/conflicts/")), "{keys:?}");
+        let target = self.wal("fetched");
+        for name in &self.segments {
+            let object = server.object(&server.key(name));
+            assert_eq!(blake3::hash(&object), self.acknowledged[name], "{name}");
+            let fetch = pitr_restore().arg("--config").arg(&self.site.config);
+            let fetch = fetch.args([name, "pg_wal/fetched"]);
+            fetch.dir(self.cluster.pgdata()).run().success();
+            same(&target, &self.kept.join(name));
+        }
+    }
+}
+
+#[test]
+fn p20_killed_at_any_moment_nothing_is_acknowledged_that_is_not_in_the_object_store() {
+    let mut drain = Drain::new(17);
+    drain.write(24);
+    // Stored, and not known to be: the longer, the more kills fall into it.
+    let slow = Fault::Slow(Duration::from_millis(30));
+    let slowed = drain.site.peer.server().fault("PUT", u64::MAX, slow);
+    let archive = pitr_archive().arg("--config").arg(&drain.site.config);
+    let command = command(&drain.site.sandbox, &archive);
+    drain.cluster.append_config("archive_command", &command);
+    drain.cluster.reload();
+    let mut random = Random::new(21);
+    let mut kills = [0; KILLS.len()];
+    let begun = Instant::now();
+    while (0..KILLS.len()).any(|n| kills[n] < KILLS[n].1) {
+        assert!(begun.elapsed() < 5 * PATIENCE, "{kills:?} kills");
+        drain.check();
+        if drain.segments.len() - drain.acknowledged.len() < 8 {
+            drain.write(8);
+        }
+        let of = |n: usize| process_of(&drain.site.config, KILLS[n].0);
+        // Whoever offers a file again is waited for by the server for a second: it is killed less often.
+        let is_due = |n: usize| kills[n] * KILLS[1].1 <= kills[1] * KILLS[n].1;
+        let found = (0..KILLS.len()).filter(|n| is_due(*n));
+        let Some((n, pid)) = found.filter_map(|n| Some((n, of(n)?))).next() else {
+            std::thread::sleep(Duration::from_millis(2));
+            continue;
+        };
+        // Somewhere between two segments, or at the first.
+        let (stored, goal) = (drain.stored(), random.below(3));
+        wait_until(PATIENCE, "it has stored that many, or ended", || {
+            drain.stored() >= stored + goal || of(n) != Some(pid)
+        });
+        std::thread::sleep(Duration::from_micros(random.next() % 40_000));
+        if !stop_process(pid) {
+            continue;
+        }
+        drain.check();
+        send(pid, Signal::KILL);
+        kills[n] += 1;
+    }
+    assert!(slowed.times() > 0);
+    drain.finish();
+    println!("{kills:?} kills in {:?}", begun.elapsed());
+}
