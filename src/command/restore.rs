@@ -279,6 +279,7 @@ impl Job {
             };
             match verdict(outage, &error, &self.directory, self.name) {
                 Verdict::Fail => return Err(error),
+                Verdict::Refuse => return Err(refused(error)),
                 Verdict::NotHere(why) => {
                     progress.warn(&not_here(&error, why));
                     return Ok(absent);
@@ -380,15 +381,8 @@ impl Job {
                 Some(Ok(Fetched::ProvenAbsent))
             }
             Verdict::Wait(None, _) => None,
-            Verdict::Fail | Verdict::Wait(Some(_), _) => {
-                let is_promotion = self.directory.is_promoted()
-                    || matches!(self.name, WalFileName::History(_))
-                        && is_choosing_timeline(self.directory.path());
-                Some(Err(match is_promotion {
-                    true => error.hint(PROMOTION),
-                    false => error,
-                }))
-            }
+            Verdict::Refuse => Some(Err(refused(error))),
+            Verdict::Fail | Verdict::Wait(Some(_), _) => Some(Err(error)),
         }
     }
 }
@@ -411,11 +405,19 @@ fn not_here(error: &Error, why: &str) -> String {
     format!("{error}; answering \"not here\", {why}")
 }
 
+/// An error that stops a promotion; what it is about may have a hint of its own.
+fn refused(error: Error) -> Error {
+    match error.hint_text().map(str::to_owned) {
+        Some(own) if !own.is_empty() => error.hint(format!("{own} {PROMOTION}")),
+        _ => error.hint(PROMOTION),
+    }
+}
+
 /// Why "not here" may be said of what could not be asked for.
 const ASKS_AGAIN: &str = "the standby asks again";
 const HAS_IT: &str = "the server has the file in pg_wal";
-/// What helps whoever promotes a standby while the archive is away.
-const PROMOTION: &str = "The standby is being promoted. Bring the repository back, or set promote_unreachable in the cluster's section of the configuration: \"proceed\" promotes without it.";
+/// What helps whoever promotes a standby while the archive cannot tell.
+const PROMOTION: &str = "The standby is being promoted. Mend what keeps the archive from answering, or set promote_unreachable in the cluster's section of the configuration: \"proceed\" promotes without it.";
 /// Why it is waited at the end of a promotion.
 const MUST_NOT_STOP: &str =
     "; do not stop the server: it has left its timeline, and would open it again for writes";
@@ -467,6 +469,8 @@ fn is_leaving(directory: &DataDirectory, name: WalFileName) -> bool {
 enum Verdict {
     /// The error stands.
     Fail,
+    /// It stands because the server is promoted, and `promote_unreachable` may choose otherwise.
+    Refuse,
     /// Status 1, and why that may be said.
     NotHere(&'static str),
     /// Try again, for at most this long; and what to say besides.
@@ -497,6 +501,11 @@ fn verdict(outage: Outage, error: &Error, directory: &DataDirectory, name: WalFi
     // No streaming fills it: the number of a timeline that is known to exist.
     let is_used = error.code() == Code::Gap && matches!(name, WalFileName::History(_));
     let is_refused = is_used || outage.promote == PromoteUnreachable::Refuse;
+    // Whatever is chosen, a used number is not taken.
+    let stopped = match is_used {
+        true => Verdict::Fail,
+        false => Verdict::Refuse,
+    };
     let held = latch::read(directory);
     match (mode, held) {
         // The stream ran until the server was promoted, so this is the first call that can tell.
@@ -505,7 +514,7 @@ fn verdict(outage: Outage, error: &Error, directory: &DataDirectory, name: WalFi
                 && matches!(name, WalFileName::History(_))
                 && is_choosing_timeline(directory.path()) =>
         {
-            Verdict::Fail
+            stopped
         }
         // Promotion asked for: answering "not here" is safe only if the WAL came by streaming. A history file says nothing about that;
         // between it and the promotion the server asks for a segment (xlogrecovery.c, WaitForWALToBecomeAvailable).
@@ -516,11 +525,11 @@ fn verdict(outage: Outage, error: &Error, directory: &DataDirectory, name: WalFi
             let decision = of_promotion(outage.promote, directory, wanted);
             latch::write(directory, decision);
             match decision {
-                Decision::Refuse => Verdict::Fail,
+                Decision::Refuse => Verdict::Refuse,
                 Decision::Proceed | Decision::Promote => Verdict::NotHere(ASKS_AGAIN),
             }
         }
-        (_, Some(Decision::Refuse)) => Verdict::Fail,
+        (_, Some(Decision::Refuse)) => stopped,
         (Mode::Streaming | Mode::ArchiveOnly, Some(Decision::Promote)) | (Mode::Recovery, _)
             if is_used =>
         {

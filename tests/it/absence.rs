@@ -461,6 +461,8 @@ fn f18_promote_unreachable_chooses_what_an_outage_means_to_a_promotion() {
             );
             let warned = run.stderr.contains("warning: ") && run.stderr.contains("not here");
             assert_eq!(warned, is_promoted, "{run}");
+            let hinted = run.stderr.contains("\"proceed\" promotes without it");
+            assert_eq!(hinted, !is_promoted, "{run}");
         };
         answers(fetch(&stage, wanted));
         // The calls that follow see neither the file nor, at last, the signal; the decision holds.
@@ -567,6 +569,8 @@ fn stopped(server: &mut Cluster, seen: usize) -> String {
     let reason = "from archive: child process exited with exit code 200";
     assert!(log.contains("FATAL") && log.contains(reason), "{log}");
     assert!(!log.contains("selected new timeline"), "{log}");
+    let hint = "set promote_unreachable in the cluster's section";
+    assert!(log.contains(hint), "{log}");
     assert!(server.pgdata().join("standby.signal").exists(), "{log}");
     log
 }

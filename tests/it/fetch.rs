@@ -368,11 +368,17 @@ fn f06_f18_a_promotion_without_the_archive_depends_on_what_was_streamed() {
     // Nothing of it came by streaming: the server must not be promoted, nor by the calls that follow.
     mode(&still, "standby.signal", true);
     still.cluster.touch("promote");
-    still.fetch(&lacking).run().expect_code(208);
+    let stopped = |name: &str| {
+        let run = still.fetch(name).run().expect_code(208);
+        // What its own cause is helps, too.
+        run.expect_stderr("Mount the disk")
+            .expect_stderr("set promote_unreachable in the cluster's section");
+    };
+    stopped(&lacking);
     std::fs::remove_file(still.cluster.pgdata().join("promote")).unwrap();
-    still.fetch("00000002.history").run().expect_code(208);
+    stopped("00000002.history");
     std::fs::remove_file(still.cluster.pgdata().join("standby.signal")).unwrap();
-    still.fetch("00000002.history").run().expect_code(208);
+    stopped("00000002.history");
     // Of the first timeline there is none: an error, now that nothing tells of the promotion, would open it again.
     still.fetch("00000001.history").run().expect_code(1);
 
