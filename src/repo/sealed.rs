@@ -30,6 +30,9 @@ const BATCH: u64 = 16;
 const TOMBSTONE_LIMIT_BYTES: u64 = 4096;
 const NO_KEY: &str = "Configure the repository's encryption on this host: key_set for what writes, key_file or a passphrase for what reads.";
 
+/// What helps on a host that writes, when it is to read.
+const ONLY_WRITES: &str = "Nothing was read, and nothing is wrong with what this host writes: its key_set reads nothing, not even that. Run the command on a host that has a reader's key, or add key_file or a passphrase to the repository's encryption here; \"pitr doctor\" looks after a host that only writes.";
+
 /// Seals and opens what goes through it.
 pub struct SealedStore {
     inner: Box<dyn Store>,
@@ -382,7 +385,10 @@ impl SealedObject {
                 "object \"{}\" is encrypted, and no key to read it with is configured",
                 self.key
             )
-            .hint(NO_KEY));
+            .hint(match self.keys.mac {
+                Some(_) => ONLY_WRITES,
+                None => NO_KEY,
+            }));
         };
         let opener = Opener::new(&self.foot, mac, private);
         let opener = opener.map_err(|e| e.context(format!("open object \"{}\"", self.key)))?;

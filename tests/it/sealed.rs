@@ -209,6 +209,22 @@ fn a_whole_cycle_in_a_sealed_repository() {
         run.arg(&to).args(target).run()
     };
     refused(&restore("writer"), 1, "no key to read it with");
+    // A host that only writes is told that nothing is wrong there, and who can read; one without keys what to configure.
+    let writes = [
+        "key_set reads nothing",
+        "a host that has a reader's key",
+        "pitr doctor",
+    ];
+    let keyless = ["Configure the repository's encryption on this host"];
+    for (host, helps) in [("writer", writes.as_slice()), ("janitor", &keyless)] {
+        for verb in ["info", "plan"] {
+            let run = sealed.on(host).arg(verb).run().expect_code(1);
+            let run = run.expect_stderr("no key to read it with");
+            helps
+                .iter()
+                .for_each(|part| assert!(run.stderr.contains(part), "{run}"));
+        }
+    }
     assert!(!to.join("PG_VERSION").exists());
     restore("reader").success();
     let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
