@@ -16,7 +16,7 @@ use crate::pg::time::TimestampTz;
 use crate::plan::retention::{Deletion, ExpirePlan, Policy, retention};
 use crate::progress::Progress;
 use crate::repo::backup::{BackupRoot, TOMBSTONE, Tombstone};
-use crate::repo::event::{self, Event};
+use crate::repo::event::{self, Event, Writer};
 use crate::repo::json;
 use crate::repo::layout::{BackupId, ClusterLayout, PartName};
 use crate::repo::repository::{Registration, Repository};
@@ -24,7 +24,6 @@ use crate::repo::survey::Survey;
 use crate::store::{Key, Published, Store};
 
 /// Name and version of the program, as it stands in events.
-const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
 /// The clocks of this host and of the store may differ by this much. Further apart, neither a grace period nor a claim means anything.
 const CLOCKS_MAY_DIFFER: Duration = Duration::from_secs(600);
 /// How often the repository may change under a run before it gives up.
@@ -40,8 +39,6 @@ pub struct Expire<'a> {
     pub policy: Policy,
     /// This host's clock.
     pub clock: &'a dyn Fn() -> TimestampTz,
-    /// Name of this host.
-    pub host: &'a str,
     /// Gives random numbers.
     pub random: &'a dyn Fn() -> u64,
     /// Set when the operator wants to stop.
@@ -151,37 +148,22 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn nonce(&self) -> String {
-        format!("{:016x}{:016x}", (self.what.random)(), (self.what.random)())
-    }
-
-    fn event(&self, kind: &str, id: &BackupId) -> Event {
-        Event {
-            event: kind.into(),
-            subject: id.to_string(),
-            time: (self.what.clock)(),
-            host: self.what.host.to_owned(),
-            program: PROGRAM.into(),
-            nonce: self.nonce(),
-            ..Event::default()
-        }
-    }
-
     fn mark(&mut self, plan: &ExpirePlan) -> Result<()> {
+        let writer = Writer::new(self.what.clock, self.what.random);
         for id in &plan.marks {
             let mark = Event {
                 not_before: Some((self.what.clock)().saturating_add(self.what.policy.grace)),
-                ..self.event("expire", id)
+                ..writer.event("expire", &id.to_string())
             };
-            event::record(self.store, &self.layout, &mark, (self.what.random)())?;
+            writer.record(self.store, &self.layout, &mark)?;
             self.outcome.marked.push(id.clone());
         }
         for (id, mark) in &plan.unmarks {
             let unmark = Event {
                 ends: Some(mark.clone()),
-                ..self.event("unexpire", id)
+                ..writer.event("unexpire", &id.to_string())
             };
-            event::record(self.store, &self.layout, &unmark, (self.what.random)())?;
+            writer.record(self.store, &self.layout, &unmark)?;
         }
         Ok(())
     }
@@ -206,7 +188,7 @@ impl Run<'_> {
             self.check_stop()?;
             let tombstone = Tombstone {
                 id: id.clone(),
-                nonce: self.nonce(),
+                nonce: event::nonce(self.what.random),
             };
             let key = self.layout.manifest(id);
             // Without a key of an encrypted repository: the janitor need not have one.

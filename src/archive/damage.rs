@@ -10,7 +10,7 @@ use super::fetch::Fetch;
 use crate::error::Result;
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::pg::time::TimestampTz;
-use crate::repo::event::{self, Event};
+use crate::repo::event::Writer;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 
@@ -62,22 +62,13 @@ pub(super) fn record(what: &Fetch, found: Vec<Damage>) {
 impl Damage {
     fn record(&self, segment: SegmentName, now: TimestampTz, nonce: u64) -> Result<()> {
         let store = self.repository.store();
-        let subject = format!("wal-{segment}");
-        let known = event::read_all(store, &self.layout, &subject)?;
-        if !event::standing(&known, "damaged", "healed").is_empty() {
-            return Ok(());
-        }
-        let damaged = Event {
-            event: "damaged".into(),
-            object: Some(self.layout.segment(segment).to_string()),
-            detail: Some(self.detail.chars().take(1000).collect()),
-            subject,
-            time: now,
-            host: event::host(),
-            program: PROGRAM.into(),
-            nonce: format!("{nonce:016x}{:016x}", nonce.rotate_left(32)),
-            ..Event::default()
+        let writer = Writer {
+            program: PROGRAM,
+            clock: &|| now,
+            random: &|| nonce,
         };
-        event::record(store, &self.layout, &damaged, nonce).map(|_| ())
+        let subject = format!("wal-{segment}");
+        let object = self.layout.segment(segment).to_string();
+        writer.record_damage(store, &self.layout, &subject, (&object, &self.detail))
     }
 }

@@ -45,12 +45,10 @@ impl<'a> Claim<'a> {
         for attempt in 1..=MOST_ATTEMPTS {
             let id = BackupId::compose(&stamp, attempt, "full")?;
             let begin = Event {
-                event: "begin".into(),
-                subject: id.to_string(),
                 time: now,
                 backup_kind: Some("full".into()),
                 pid: Some(std::process::id()),
-                ..around.event()
+                ..around.writer().event("begin", &id.to_string())
             };
             if event::begin(store, layout, &begin)? == Published::Created {
                 reserved = Some(id);
@@ -128,15 +126,12 @@ impl<'a> Claim<'a> {
 
     fn record(&mut self, replaced: Option<String>) -> Result<()> {
         let claim = Event {
-            event: "claim".into(),
-            subject: self.id.to_string(),
-            time: (self.around.clock)(),
             ends: replaced,
             purpose: Some("backup".into()),
             seconds: Some(CLAIM_SECONDS),
             timeline: self.start.map(|(timeline, _)| timeline),
             start_lsn: self.start.map(|(_, lsn)| lsn),
-            ..self.around.event()
+            ..self.around.writer().event("claim", &self.id.to_string())
         };
         // From before the write: the store dates the claim while it is written.
         let asked = seconds_since_boot();
@@ -152,11 +147,8 @@ impl<'a> Claim<'a> {
     /// What the store says; the claim then ends by itself.
     pub fn release(self) -> Result<()> {
         let release = Event {
-            event: "release".into(),
-            subject: self.id.to_string(),
-            time: (self.around.clock)(),
             ends: Some(self.standing),
-            ..self.around.event()
+            ..self.around.writer().event("release", &self.id.to_string())
         };
         event::record(self.store, self.layout, &release, (self.around.random)())?;
         Ok(())
@@ -186,7 +178,6 @@ mod tests {
             progress: &crate::progress::Silent,
             stop: &std::sync::atomic::AtomicBool::new(false),
             scratch: dir.path().to_owned(),
-            host: "h".into(),
         };
         let mut claim = Claim::begin(&store, &layout, &around).unwrap();
         claim.check().unwrap();

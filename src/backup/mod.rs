@@ -21,7 +21,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::progress::Progress;
 use crate::repo::backup::{BackupKind, BackupRoot, Method, Tablespace};
-use crate::repo::event::Event;
+use crate::repo::event::{self, Writer};
 use crate::repo::layout::{BackupId, ClusterLayout, PartKind};
 use crate::repo::repository::Repository;
 use crate::snapshot::filekey::Naming;
@@ -42,9 +42,6 @@ pub mod wal;
 use claim::Claim;
 use source::{ServerFacts, Source};
 use stream::{Received, Receiver};
-
-/// Name and version of the program, as it stands in objects.
-pub const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
 
 const LABEL_LIMIT_BYTES: usize = 1023;
 
@@ -71,8 +68,6 @@ pub struct Surroundings<'a> {
     pub clock: &'a dyn Fn() -> TimestampTz,
     /// Random numbers.
     pub random: &'a dyn Fn() -> u64,
-    /// This host's name.
-    pub host: String,
     /// Where temporary files go.
     pub scratch: PathBuf,
     /// Set when the operator wants to stop.
@@ -82,17 +77,8 @@ pub struct Surroundings<'a> {
 }
 
 impl Surroundings<'_> {
-    fn event(&self) -> Event {
-        Event {
-            host: self.host.clone(),
-            program: PROGRAM.into(),
-            nonce: self.nonce(),
-            ..Event::default()
-        }
-    }
-
-    fn nonce(&self) -> String {
-        format!("{:016x}{:016x}", (self.random)(), (self.random)())
+    fn writer(&self) -> Writer<'_> {
+        Writer::new(self.clock, self.random)
     }
 
     fn check_stop(&self) -> Result<()> {
@@ -437,7 +423,7 @@ impl Backup<'_> {
         } = received;
         Ok(BackupRoot {
             id: id.clone(),
-            nonce: self.around.nonce(),
+            nonce: event::nonce(self.around.random),
             backup_kind: BackupKind::Full,
             method: Method::Stream,
             prior: None,
@@ -471,7 +457,7 @@ impl Backup<'_> {
             damage: Vec::new(),
             damage_count: 0,
             damage_reported_by_server: false,
-            program: PROGRAM.into(),
+            program: event::PROGRAM.into(),
             features: Vec::new(),
             shards: written.shards,
             packs: written.packs,

@@ -131,7 +131,6 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let around = Surroundings {
         clock: &clock,
         random: &random,
-        host: crate::repo::event::host(),
         scratch: std::env::temp_dir(),
         stop: &stop,
         progress: progress.as_ref(),

@@ -131,7 +131,6 @@ fn one_repository(
     let mut warning = unproven::warning(configured, &repository, FORGED);
     let registrations = registrations(cx, &repository, cluster)?;
     let progress = cx.progress();
-    let host = crate::repo::event::host();
     // A cluster that went through pg_upgrade has several identifiers; each keeps its own N.
     for registration in registrations {
         let expire = Expire {
@@ -139,7 +138,6 @@ fn one_repository(
             registration: &registration,
             policy: policy.clone(),
             clock: &|| cx.now(),
-            host: &host,
             random: &|| cx.random(),
             stop,
             progress: &progress,

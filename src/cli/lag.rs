@@ -237,7 +237,7 @@ impl Behind {
 fn damage(survey: &Survey) -> Vec<String> {
     let mut found = survey.unreadable.clone();
     let mut say = |what: String, events: &[Recorded]| {
-        if let Some(damaged) = event::standing(events, "damaged", "healed").first() {
+        if let Some(damaged) = event::damage(events).first() {
             let detail = damaged.event.detail.as_deref().unwrap_or("no detail");
             found.push(format!("{what} is damaged: {detail}"));
         }

@@ -17,7 +17,6 @@ use crate::pg::time::TimestampTz;
 use crate::progress::Progress;
 use crate::receive::session::{self, Ended, Options, Surroundings};
 use crate::receive::status::Status;
-use crate::repo::event::Event;
 use crate::wire::client::{Client, Session};
 use crate::wire::conninfo::{self, ConnInfo};
 use crate::wire::slot::SlotName;
@@ -179,11 +178,6 @@ fn receive(cx: &Context, options: &Options) -> Result<Option<Ended>> {
     let around = Surroundings {
         clock: now,
         random: &random,
-        event: Event {
-            host: crate::repo::event::host(),
-            program: crate::backup::PROGRAM.to_owned(),
-            ..Event::default()
-        },
         pid: std::process::id(),
         stop: &stop,
         progress,

@@ -266,11 +266,9 @@ impl Sync<'_> {
         }
         let (cx, args) = (self.cx, self.args);
         let progress = cx.progress();
-        let host = crate::repo::event::host();
         let around = Surroundings {
             clock: &|| cx.now(),
             random: &|| cx.random(),
-            host: &host,
             stop: self.stop,
             progress: &progress,
             jobs: usize::from(args.jobs),

@@ -16,14 +16,14 @@ use crate::error::{Error, Result};
 use crate::pg::conf::Setting;
 use crate::plan::recovery::Plan;
 use crate::repo::backup::BackupRoot;
-use crate::repo::event::{self, Event};
+use crate::repo::event::Writer;
 use crate::repo::inventory::Inventory;
 use crate::repo::layout::{BackupId, ClusterLayout};
 use crate::restore::extract::Survey;
 use crate::restore::job::{Earlier, Job, Request};
 use crate::restore::settings;
 use crate::restore::target_dir::{self, Mapping, PlacedTablespace, Target, Wanted};
-use crate::restore::{self, PROGRAM, Report, Source, Surroundings};
+use crate::restore::{self, Report, Source, Surroundings};
 use crate::snapshot::spare::Spares;
 
 /// A repository open for restoring one cluster.
@@ -357,24 +357,10 @@ fn tell_taken(cx: &Context, opened: &Opened, job: &Job, spares: &Spares<'_>) {
         ));
     }
     let Some(first) = taken.first() else { return };
-    let known = event::read_all(store, &opened.layout, &subject);
-    let is_known =
-        known.is_ok_and(|events| !event::standing(&events, "damaged", "healed").is_empty());
-    if is_known {
-        return;
-    }
-    let damaged = Event {
-        event: "damaged".into(),
-        object: Some(first.object.clone()),
-        detail: Some(first.detail.clone()),
-        subject: subject.clone(),
-        time: cx.now(),
-        host: event::host(),
-        program: PROGRAM.into(),
-        nonce: format!("{:016x}{:016x}", cx.random(), cx.random()),
-        ..Event::default()
-    };
-    if let Err(e) = event::record(store, &opened.layout, &damaged, cx.random()) {
+    let (clock, random) = (|| cx.now(), || cx.random());
+    let writer = Writer::new(&clock, &random);
+    let what = (first.object.as_str(), first.detail.as_str());
+    if let Err(e) = writer.record_damage(store, &opened.layout, &subject, what) {
         cx.out
             .warn(&format!("the damage could not be recorded there: {e}"));
     }

@@ -95,7 +95,6 @@ fn one_repository(
 ) -> Result<()> {
     let repository = cx.open(configured)?;
     let progress = cx.progress();
-    let host = crate::repo::event::host();
     let random = || cx.random();
     let clock = || cx.now();
     let mut missing = None;
@@ -108,7 +107,6 @@ fn one_repository(
             backup: backup.cloned(),
             threads: THREADS,
             clock: &clock,
-            host: &host,
             random: &random,
             stop,
             progress: &progress,

@@ -234,7 +234,7 @@ impl Asked<'_> {
         if self.is_below_floor(id, root) && !is_pinned(subject) && !self.everything {
             return leave("it is older than every backup kept there; --all copies it");
         }
-        if let Some(found) = event::standing(events, "damaged", "healed").first() {
+        if let Some(found) = event::damage(events).first() {
             let detail = found.event.detail.as_deref().unwrap_or("no detail");
             return leave_for(
                 Cause::Damage,

@@ -11,7 +11,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo;
-use crate::repo::event::{self, Event};
+use crate::repo::event::{self, Event, Writer};
 use crate::repo::increment::{self, OpenSegment};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
@@ -210,18 +210,16 @@ impl Holdings {
         Ok(least)
     }
 
-    /// Records a gap in every repository, unless it is recorded already. `event` has the fields of every event.
+    /// Records a gap in every repository, unless it is recorded already.
     ///
     /// # Errors
     /// What the stores say.
-    pub fn record_gap(&self, gap: &Gap, event: &Event, nonce: u64) -> Result<()> {
+    pub fn record_gap(&self, gap: &Gap, writer: &Writer<'_>) -> Result<()> {
         let subject = format!("wal-{}", gap.timeline);
         let event = Event {
-            event: "gap".to_owned(),
-            subject: subject.clone(),
             from_lsn: Some(gap.from),
             to_lsn: Some(gap.to),
-            ..event.clone()
+            ..writer.event("gap", &subject)
         };
         for repository in &self.repositories {
             let store = repository.store();
@@ -230,7 +228,8 @@ impl Holdings {
                 e.event == event.event && (e.from_lsn, e.to_lsn) == (event.from_lsn, event.to_lsn)
             };
             if !known.iter().any(|recorded| same(&recorded.event)) {
-                event::record(store, &self.layout, &event, nonce)
+                writer
+                    .record(store, &self.layout, &event)
                     .map_err(|e: Error| e.context("record a gap"))?;
             }
         }
@@ -352,9 +351,10 @@ mod tests {
             from: Lsn(MIB),
             to: Lsn(to),
         };
-        let event = Event::default();
         for (nonce, to) in [(1, 2 * MIB), (2, 2 * MIB), (3, 3 * MIB)] {
-            holdings.record_gap(&gap(to), &event, nonce).unwrap();
+            let (clock, random) = (|| TimestampTz(0), || nonce);
+            let writer = Writer::new(&clock, &random);
+            holdings.record_gap(&gap(to), &writer).unwrap();
         }
         let store = holdings.repositories[0].store();
         let events = event::read_all(store, &holdings.layout, "wal-00000001").unwrap();

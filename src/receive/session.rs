@@ -29,7 +29,7 @@ use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::progress::Progress;
-use crate::repo::event::Event;
+use crate::repo::event::Writer;
 use crate::wire::client::Client;
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::replication::{ReplicationStream, StartReplication};
@@ -81,8 +81,6 @@ pub struct Surroundings<'a> {
     pub clock: fn() -> TimestampTz,
     /// Random numbers.
     pub random: &'a dyn Fn() -> u64,
-    /// The fields that every event has.
-    pub event: Event,
     /// The process id.
     pub pid: u32,
     /// Set when somebody wants to stop.
@@ -522,15 +520,9 @@ impl<'a> Session<'a> {
             },
         })?;
         if let Some(holdings) = &holdings {
+            let writer = Writer::new(&self.around.clock, self.around.random);
             for gap in &start.gaps {
-                let mut event = self.around.event.clone();
-                event.time = (self.around.clock)();
-                event.nonce = format!(
-                    "{:016x}{:016x}",
-                    (self.around.random)(),
-                    (self.around.random)()
-                );
-                holdings.record_gap(gap, &event, (self.around.random)())?;
+                holdings.record_gap(gap, &writer)?;
             }
         }
         Ok(start)

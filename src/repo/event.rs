@@ -12,6 +12,10 @@ use crate::pg::timeline::TimelineId;
 use crate::store::{Key, Published, Store};
 
 const KIND: &str = "event";
+/// Characters of what is said of damage.
+const DETAIL_MAX: usize = 1000;
+/// Name and version of the program that does everything but one, in events and records.
+pub const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
 
 /// One event. Fields that its kind does not use are absent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -93,6 +97,85 @@ impl Recorded {
     }
 }
 
+/// Who writes events: a program of this host, its clock and its random numbers.
+pub struct Writer<'a> {
+    /// Name and version.
+    pub program: &'a str,
+    /// The current time.
+    pub clock: &'a dyn Fn() -> TimestampTz,
+    /// Random numbers.
+    pub random: &'a dyn Fn() -> u64,
+}
+
+impl<'a> Writer<'a> {
+    /// This program, `pitr`.
+    pub fn new(clock: &'a dyn Fn() -> TimestampTz, random: &'a dyn Fn() -> u64) -> Writer<'a> {
+        Writer {
+            program: PROGRAM,
+            clock,
+            random,
+        }
+    }
+
+    /// An event with the fields that every one has.
+    pub fn event(&self, kind: &str, subject: &str) -> Event {
+        Event {
+            event: kind.to_owned(),
+            subject: subject.to_owned(),
+            time: (self.clock)(),
+            host: host(),
+            program: self.program.to_owned(),
+            nonce: nonce(self.random),
+            ..Event::default()
+        }
+    }
+
+    /// Writes an event. Returns the last part of its key.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn record(
+        &self,
+        store: &dyn Store,
+        layout: &ClusterLayout,
+        event: &Event,
+    ) -> Result<String> {
+        record(store, layout, event, (self.random)())
+    }
+
+    /// Writes that `object` is damaged, unless damage of its subject stands already.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn record_damage(
+        &self,
+        store: &dyn Store,
+        layout: &ClusterLayout,
+        subject: &str,
+        (object, detail): (&str, &str),
+    ) -> Result<()> {
+        if !damage(&read_all(store, layout, subject)?).is_empty() {
+            return Ok(());
+        }
+        let damaged = self.damaged(subject, object, detail);
+        self.record(store, layout, &damaged).map(|_| ())
+    }
+
+    /// The event that says that `object` is damaged.
+    pub fn damaged(&self, subject: &str, object: &str, detail: &str) -> Event {
+        Event {
+            object: Some(object.to_owned()),
+            detail: Some(detail.chars().take(DETAIL_MAX).collect()),
+            ..self.event("damaged", subject)
+        }
+    }
+}
+
+/// 32 hexadecimal digits.
+pub fn nonce(random: &dyn Fn() -> u64) -> String {
+    format!("{:016x}{:016x}", random(), random())
+}
+
 /// Writes an event; `nonce` is random. Returns the last part of its key.
 pub fn record(
     store: &dyn Store,
@@ -166,8 +249,7 @@ pub fn read_all(store: &dyn Store, layout: &ClusterLayout, subject: &str) -> Res
     Ok(events)
 }
 
-/// The name of this host, as events tell who wrote them.
-pub fn host() -> String {
+fn host() -> String {
     let host = rustix::system::uname();
     host.nodename().to_string_lossy().into_owned()
 }
@@ -184,6 +266,11 @@ pub fn standing<'a>(events: &'a [Recorded], kind: &str, ended_by: &str) -> Vec<&
         .iter()
         .filter(|e| e.event.event == kind && !ended(&e.name))
         .collect()
+}
+
+/// The damage that stands.
+pub fn damage(events: &[Recorded]) -> Vec<&Recorded> {
+    standing(events, "damaged", "healed")
 }
 
 /// The subject of what concerns a whole timeline.

@@ -405,7 +405,7 @@ fn fold_events(repository: &Repository, layout: &ClusterLayout, backup: &mut Bac
         }
         Err(e) => return Err(e),
     };
-    if let Some(found) = event::standing(&events, "damaged", "healed").first() {
+    if let Some(found) = event::damage(&events).first() {
         let detail = found.event.detail.as_deref().unwrap_or("no detail");
         backup.damage = Some(format!("a check found damage: {detail}"));
     }
@@ -429,7 +429,7 @@ fn read_suspects(repository: &Repository, layout: &ClusterLayout) -> Result<BTre
             continue;
         };
         let standing = match event::read_all(repository.store(), layout, &listed.name) {
-            Ok(events) => !event::standing(&events, "damaged", "healed").is_empty(),
+            Ok(events) => !event::damage(&events).is_empty(),
             // Whatever it says, the segment is looked at itself.
             Err(e) if is_damage(e.code()) => true,
             Err(e) => return Err(e),

@@ -17,7 +17,7 @@ use crate::pg::control::ControlFile;
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::container::Container;
-use crate::repo::event::{self, Event};
+use crate::repo::event::Event;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 
@@ -299,12 +299,14 @@ impl Copy<'_> {
         if Some(name) == self.from {
             put_histories(self.directory, repository, &layout)?;
         }
+        let writer = around.writer();
         let event = Event {
-            event: "adopted".into(),
             as_name: Some(name.to_owned()),
-            ..around.event(SUBJECT)
+            ..writer.event("adopted", SUBJECT)
         };
-        event::record(repository.store(), &layout, &event, (around.random)()).map(|_| true)
+        writer
+            .record(repository.store(), &layout, &event)
+            .map(|_| true)
     }
 }
 

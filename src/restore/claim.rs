@@ -97,11 +97,10 @@ impl<'a> Claim<'a> {
 
     fn record(&mut self, replaced: Option<String>, seconds: u64) -> Result<()> {
         let claim = Event {
-            event: "claim".into(),
             ends: replaced,
             purpose: Some("restore".into()),
             seconds: Some(seconds),
-            ..self.around.event(&self.subject)
+            ..self.around.writer().event("claim", &self.subject)
         };
         self.renewed = Instant::now();
         self.standing = event::record(self.store, self.layout, &claim, (self.around.random)())?;
@@ -122,9 +121,8 @@ impl<'a> Claim<'a> {
     /// Ends the claim. When that fails it ends by itself in some hours.
     pub fn release(self) {
         let release = Event {
-            event: "release".into(),
             ends: Some(self.standing),
-            ..self.around.event(&self.subject)
+            ..self.around.writer().event("release", &self.subject)
         };
         let recorded = event::record(self.store, self.layout, &release, (self.around.random)());
         if let Err(e) = recorded {

@@ -223,7 +223,7 @@ pub fn put_settings(
             repository: job.repository.clone(),
             backup: job.backup.to_string(),
             restored: (around.clock)(),
-            program: super::PROGRAM.into(),
+            program: crate::repo::event::PROGRAM.into(),
         };
         put_json(data, GUARD, &guard)?;
     }

@@ -42,7 +42,7 @@ use crate::pg::conf::Setting;
 use crate::pg::time::TimestampTz;
 use crate::progress::Progress;
 use crate::repo::backup::BackupRoot;
-use crate::repo::event::Event;
+use crate::repo::event::Writer;
 use crate::repo::layout::ClusterLayout;
 use crate::snapshot::reader::Snapshot;
 use crate::snapshot::spare::Spares;
@@ -54,9 +54,6 @@ use manifest_check::ManifestCheck;
 use settings::Brought;
 use target_dir::Target;
 use tree::{Tree, write_error};
-
-/// Name and version, for events and records.
-pub const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
 
 /// WAL that is kept in pg_wal while a server recovers, at most: restartpoints recycle beyond max_wal_size, 1 GiB unless set.
 const WAL_KEPT_BYTES: u64 = 1 << 30;
@@ -76,15 +73,8 @@ pub struct Surroundings<'a> {
 }
 
 impl Surroundings<'_> {
-    fn event(&self, subject: &str) -> Event {
-        Event {
-            subject: subject.to_owned(),
-            time: (self.clock)(),
-            host: crate::repo::event::host(),
-            program: PROGRAM.into(),
-            nonce: format!("{:016x}{:016x}", (self.random)(), (self.random)()),
-            ..Event::default()
-        }
+    fn writer(&self) -> Writer<'_> {
+        Writer::new(self.clock, self.random)
     }
 }
 

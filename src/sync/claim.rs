@@ -105,13 +105,12 @@ impl<'a> Claim<'a> {
 
     fn record(&mut self, replaced: Option<String>) -> Result<()> {
         let claim = Event {
-            event: "claim".into(),
             ends: replaced,
             purpose: Some("sync".into()),
             seconds: Some(CLAIM_SECONDS),
             timeline: Some(self.start.0),
             start_lsn: Some(self.start.1),
-            ..self.transfer.event(&self.id)
+            ..self.transfer.writer().event("claim", &self.id.to_string())
         };
         // From before the write: the store dates the claim while it is written.
         let asked = seconds_since_boot();
@@ -124,9 +123,11 @@ impl<'a> Claim<'a> {
     /// Ends the claim. When that fails it ends by itself in some hours.
     pub(super) fn release(self) {
         let release = Event {
-            event: "release".into(),
             ends: Some(self.standing),
-            ..self.transfer.event(&self.id)
+            ..self
+                .transfer
+                .writer()
+                .event("release", &self.id.to_string())
         };
         let nonce = (self.transfer.random)();
         if let Err(e) = event::record(self.store, self.layout, &release, nonce) {

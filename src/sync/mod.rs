@@ -19,7 +19,7 @@ use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
 use crate::plan::lacking::{Lacking, lacking};
 use crate::progress::Progress;
-use crate::repo::event::{self, Event};
+use crate::repo::event::{self, Writer};
 use crate::repo::json;
 use crate::repo::layout::{BackupId, ClusterLayout};
 use crate::repo::repository::{Registration, Repository};
@@ -27,7 +27,6 @@ use crate::repo::survey::Survey;
 use crate::store::Key;
 use copy::Copied;
 
-const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
 /// Problems that a report lists; the rest is counted.
 const LISTED_MAX: usize = 1000;
 
@@ -42,7 +41,6 @@ pub struct Transfer<'a> {
     everything: bool,
     clock: &'a (dyn Fn() -> TimestampTz + Sync),
     random: &'a (dyn Fn() -> u64 + Sync),
-    host: &'a str,
     stop: &'a AtomicBool,
     progress: &'a dyn Progress,
     report: Mutex<Report>,
@@ -54,8 +52,6 @@ pub struct Surroundings<'a> {
     pub clock: &'a (dyn Fn() -> TimestampTz + Sync),
     /// Random numbers, for nonces.
     pub random: &'a (dyn Fn() -> u64 + Sync),
-    /// Name of this host.
-    pub host: &'a str,
     /// Set when the operator wants to stop.
     pub stop: &'a AtomicBool,
     /// Told of progress and warnings.
@@ -123,7 +119,6 @@ impl<'a> Transfer<'a> {
             everything: around.everything,
             clock: around.clock,
             random: around.random,
-            host: around.host,
             stop: around.stop,
             progress: around.progress,
             report: Mutex::default(),
@@ -209,15 +204,8 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    fn event(&self, id: &BackupId) -> Event {
-        Event {
-            subject: id.to_string(),
-            time: (self.clock)(),
-            host: self.host.to_owned(),
-            program: PROGRAM.into(),
-            nonce: format!("{:016x}{:016x}", (self.random)(), (self.random)()),
-            ..Event::default()
-        }
+    fn writer(&self) -> Writer<'_> {
+        Writer::new(self.clock, self.random)
     }
 
     fn check_stop(&self) -> Result<()> {

@@ -24,13 +24,12 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::wal::Tree;
 use crate::progress::Progress;
-use crate::repo::event::{self, Event, Recorded};
+use crate::repo::event::{self, Event, Recorded, Writer};
 use crate::repo::layout::{BackupId, ClusterLayout};
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::survey::{Manifest, Survey};
 use crate::store::Store;
 
-const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
 /// Findings and warnings that a report lists; the rest is counted.
 const LISTED_MAX: usize = 10_000;
 
@@ -46,8 +45,6 @@ pub struct Verify<'a> {
     pub threads: usize,
     /// This host's clock.
     pub clock: &'a (dyn Fn() -> TimestampTz + Sync),
-    /// Name of this host.
-    pub host: &'a str,
     /// Gives random numbers.
     pub random: &'a (dyn Fn() -> u64 + Sync),
     /// Set when the operator wants to stop.
@@ -266,37 +263,27 @@ impl Verify<'_> {
     ) -> Result<()> {
         let layout =
             ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
-        let write =
-            |event: Event| event::record(self.repository.store(), &layout, &event, (self.random)());
-        let new = |kind: &str, subject: &str| Event {
-            event: kind.into(),
-            subject: subject.to_owned(),
-            time: (self.clock)(),
-            host: self.host.to_owned(),
-            program: PROGRAM.into(),
-            nonce: format!("{:016x}{:016x}", (self.random)(), (self.random)()),
-            ..Event::default()
-        };
+        let (store, writer) = (
+            self.repository.store(),
+            Writer::new(self.clock, self.random),
+        );
         for (subject, (object, detail)) in damaged {
             let events = events_of(survey, subject);
-            if !event::standing(events, "damaged", "healed").is_empty() {
+            if !event::damage(events).is_empty() {
                 continue;
             }
-            write(Event {
-                object: Some(object.clone()),
-                detail: Some(detail.chars().take(1000).collect()),
-                ..new("damaged", subject)
-            })?;
+            writer.record(store, &layout, &writer.damaged(subject, object, detail))?;
         }
         for (subject, events) in known {
             if damaged.contains_key(subject) {
                 continue;
             }
-            for over in event::standing(events, "damaged", "healed") {
-                write(Event {
+            for over in event::damage(events) {
+                let healed = Event {
                     ends: Some(over.name.clone()),
-                    ..new("healed", subject)
-                })?;
+                    ..writer.event("healed", subject)
+                };
+                writer.record(store, &layout, &healed)?;
             }
         }
         Ok(())

@@ -281,7 +281,6 @@ fn take(site: &Site, conninfo: &str, dies_at: usize) -> (usize, Result<BackupRoo
         let around = Surroundings {
             clock: &|| now,
             random: &|| random.fetch_add(1 << 20, Ordering::SeqCst),
-            host: "here".into(),
             scratch: std::env::temp_dir(),
             stop: &stop,
             progress: &Silent,

@@ -227,7 +227,6 @@ impl World {
             backup,
             threads: 1,
             clock: &|| now,
-            host: "test",
             random: &|| 7,
             stop: &AtomicBool::new(false),
             progress: &Silent,
@@ -368,7 +367,6 @@ impl World {
         let around = Surroundings {
             clock: &|| now,
             random: &|| 7,
-            host: "test",
             stop: &AtomicBool::new(false),
             progress: &Silent,
             jobs: 1,

@@ -889,7 +889,6 @@ fn copy(from: &Path, to: &Path, calls: &Arc<Calls>, jobs: usize) -> Result<()> {
     let around = Surroundings {
         clock: &clock,
         random: &|| random.fetch_add(1, Ordering::SeqCst),
-        host: "test",
         stop: &stop,
         progress: &pitr::progress::Silent,
         jobs,

@@ -146,7 +146,6 @@ impl World {
             backup,
             threads: 2,
             clock: &|| now,
-            host: "test",
             random: &|| 7,
             stop: &stop,
             progress,

@@ -171,7 +171,7 @@ fn damage(survey: &Survey, subject: &Subject, root: &Root, tree: &Tree<'_>) -> O
     if let Some(missing) = missing_part(survey, root) {
         return Some(format!("{missing} is missing"));
     }
-    if let Some(found) = event::standing(&subject.events, "damaged", "healed").first() {
+    if let Some(found) = event::damage(&subject.events).first() {
         let detail = found.event.detail.as_deref().unwrap_or("no detail");
         return Some(format!("a check found damage: {detail}"));
     }

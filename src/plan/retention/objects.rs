@@ -243,8 +243,7 @@ fn is_superseded(survey: &Survey, segment: SegmentName) -> bool {
         .zip(segment.number(survey.segment_size).ok())
         .is_some_and(|(t, n)| t.segments.contains(n));
     let events = survey.segment_events.get(&segment);
-    let is_damaged =
-        events.is_some_and(|events| !event::standing(events, "damaged", "healed").is_empty());
+    let is_damaged = events.is_some_and(|events| !event::damage(events).is_empty());
     is_whole && !is_damaged && !survey.has_other_sizes
 }
 

@@ -83,7 +83,7 @@ impl<'a> Tree<'a> {
         tree.suspects = survey
             .segment_events
             .iter()
-            .filter(|(_, events)| !event::standing(events, "damaged", "healed").is_empty())
+            .filter(|(_, events)| !event::damage(events).is_empty())
             .map(|(name, _)| *name)
             .collect();
         tree
