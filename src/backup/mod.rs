@@ -21,6 +21,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::progress::Progress;
 use crate::repo::backup::{BackupKind, BackupRoot, Method, Tablespace};
+use crate::repo::claim::Claim;
 use crate::repo::event::{self, Writer};
 use crate::repo::layout::{BackupId, ClusterLayout, PartKind};
 use crate::repo::repository::Repository;
@@ -31,15 +32,14 @@ use crate::store::{Published, Store};
 use crate::wire::basebackup::{BaseBackupOptions, StartCheckpoint};
 
 pub mod archiving;
-pub mod claim;
 pub mod damage;
 pub mod live;
+pub mod reservation;
 pub mod seen;
 pub mod source;
 pub mod stream;
 pub mod wal;
 
-use claim::Claim;
 use source::{ServerFacts, Source};
 use stream::{Received, Receiver};
 
@@ -123,8 +123,9 @@ pub fn take(
     }
     archiving::check(source, &facts, around.progress)?;
 
-    let mut claim = Claim::begin(repository.store(), &layout, around)?;
-    let id = claim.id().clone();
+    let store = repository.store();
+    let id = reservation::reserve(store, &layout, around)?;
+    let mut claim = Claim::take((store, &layout), around.writer(), &id, "backup", None)?;
     let mut backup = Backup {
         repository,
         layout: &layout,
@@ -136,13 +137,9 @@ pub fn take(
     let result = backup.run(source, &request, &mut claim);
     let committing = backup.committing;
     if result.is_err() && !committing {
-        discard(repository.store(), &layout, &id);
+        discard(store, &layout, &id);
     }
-    if let Err(e) = claim.release() {
-        around.progress.note(&format!(
-            "could not release the claim, which ends by itself: {e}"
-        ));
-    }
+    claim.release(around.progress);
     match result {
         Err(e) if e.code() == Code::Interrupted => Err(interrupted(&id)),
         other => other,

@@ -6,7 +6,6 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 use bytes::Bytes;
 
-use super::claim::Claim;
 use super::seen::{Seen, pieces};
 use super::source::Source;
 use crate::err;
@@ -15,6 +14,7 @@ use crate::pg::control::{CONTROL_FILE_SIZE, ControlFile};
 use crate::pg::label::BackupLabel;
 use crate::pg::manifest::ManifestEnd;
 use crate::progress::Progress;
+use crate::repo::claim::Claim;
 use crate::repo::container::{Codec, ContainerWriter, Identity, Kind};
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::writer::SnapshotWriter;

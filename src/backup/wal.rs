@@ -6,7 +6,6 @@
 use std::time::{Duration, Instant};
 
 use super::Surroundings;
-use super::claim::Claim;
 use super::source::{Source, WantedWal};
 use crate::err;
 use crate::error::{Code, Result};
@@ -14,6 +13,7 @@ use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::TimelineId;
+use crate::repo::claim::Claim;
 use crate::repo::increment::{self, OpenSegment};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::presence::{self, Presence};

@@ -4,6 +4,8 @@
 
 pub mod alike;
 pub mod backup;
+#[cfg(feature = "full")]
+pub mod claim;
 pub mod container;
 #[cfg(feature = "full")]
 pub mod edge;

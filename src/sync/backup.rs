@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::claim::Claim;
 use super::copy::{Copied, Tee};
 use super::wal::Wal;
 use super::{Transfer, is_of_the_object};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::repo::backup::{BackupRoot, LayerRef, PackRef};
+use crate::repo::claim::Claim;
 use crate::repo::container::Kind;
 use crate::repo::event;
 use crate::repo::json;
@@ -70,14 +70,16 @@ impl Transfer<'_> {
             ));
         }
         self.reserve(id)?;
-        let start = (root.start_timeline, root.start_lsn);
-        let mut there = Claim::take(self, self.to.store(), id, start)?;
-        let mut here = Claim::take_if_possible(self, self.from.store(), id, start)?;
+        let start = Some((root.start_timeline, root.start_lsn));
+        let (from, to) = (self.from.store(), self.to.store());
+        let mut there = Claim::take((to, &self.layout), self.writer(), id, "sync", start)?;
+        let here = Claim::take((from, &self.layout), self.writer(), id, "sync", start);
+        let mut here = Claim::if_possible(here, (from, id), "while it is copied", self.progress)?;
         let copied = self.copy_content(&root, &bytes, wal, &mut there, here.as_mut());
         if let Some(here) = here {
-            here.release();
+            here.release(self.progress);
         }
-        there.release();
+        there.release(self.progress);
         copied
     }
 

@@ -5,7 +5,6 @@
 //! ended: what is there is not copied again. What fails its check is reported and not copied; the rest goes on.
 
 mod backup;
-mod claim;
 mod copy;
 mod wal;
 

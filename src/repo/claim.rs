@@ -1,0 +1,197 @@
+//! Claims: what keeps `pitr expire` from deleting a backup while somebody works on it (format, sections 9, 10 and 12).
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::event::{Event, Writer};
+use super::layout::{BackupId, ClusterLayout};
+use crate::err;
+use crate::error::{Code, Result};
+use crate::pg::lsn::Lsn;
+use crate::progress::Progress;
+use crate::store::Store;
+
+/// How long a claim holds; it is renewed well before.
+pub const HOLDS_SECONDS: u64 = 3 * 3600;
+/// After how long it is renewed.
+pub const RENEWAL_SECONDS: u64 = 3600;
+
+/// A standing claim.
+pub struct Claim<'a> {
+    store: &'a dyn Store,
+    layout: &'a ClusterLayout,
+    writer: Writer<'a>,
+    id: BackupId,
+    purpose: &'static str,
+    start: Option<(u32, Lsn)>,
+    standing: String,
+    /// In seconds since boot.
+    renewed: u64,
+}
+
+impl<'a> Claim<'a> {
+    /// Claims a backup, with the WAL from `start` on where that is known.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn take(
+        (store, layout): (&'a dyn Store, &'a ClusterLayout),
+        writer: Writer<'a>,
+        id: &BackupId,
+        purpose: &'static str,
+        start: Option<(u32, Lsn)>,
+    ) -> Result<Claim<'a>> {
+        let mut claim = Claim {
+            store,
+            layout,
+            writer,
+            id: id.clone(),
+            purpose,
+            start,
+            standing: String::new(),
+            renewed: 0,
+        };
+        claim.record(None, HOLDS_SECONDS)?;
+        Ok(claim)
+    }
+
+    /// What to go on with when a claim could not be taken: `None`, and a warning, where the repository cannot be written. `until` says what
+    /// the backup is in danger for: "while it is copied".
+    ///
+    /// # Errors
+    /// What the store says otherwise.
+    pub fn if_possible(
+        taken: Result<Claim<'a>>,
+        (store, id): (&dyn Store, &BackupId),
+        until: &str,
+        progress: &dyn Progress,
+    ) -> Result<Option<Claim<'a>>> {
+        match taken {
+            Ok(claim) => Ok(Some(claim)),
+            Err(e) if matches!(e.code(), Code::Denied | Code::ReadOnly | Code::Full) => {
+                progress.warn(&format!(
+                    "repository \"{}\" cannot be written, so nothing keeps \"pitr expire\" there from deleting backup \"{id}\" {until} ({e})",
+                    store.location()
+                ));
+                Ok(None)
+            }
+            Err(e) => Err(e.context(format!("claim backup \"{id}\""))),
+        }
+    }
+
+    /// The id of the backup.
+    pub fn id(&self) -> &BackupId {
+        &self.id
+    }
+
+    /// Renews the claim with the place from which on WAL is needed.
+    ///
+    /// # Errors
+    /// As [`Claim::check`]; what the store says.
+    pub fn protect_from(&mut self, timeline: u32, start_lsn: Lsn) -> Result<()> {
+        self.check()?;
+        self.start = Some((timeline, start_lsn));
+        self.renew(HOLDS_SECONDS)
+    }
+
+    /// Renews the claim when it is due; cheap to call often.
+    ///
+    /// # Errors
+    /// As [`Claim::check`]; what the store says.
+    pub fn keep(&mut self) -> Result<()> {
+        if self.age_seconds() < RENEWAL_SECONDS {
+            return Ok(());
+        }
+        self.check()?;
+        self.renew(HOLDS_SECONDS)
+    }
+
+    /// Requires that the claim has never ended: else expire may have deleted what the backup needs. Asked before the root is written.
+    ///
+    /// # Errors
+    /// `Conflict`.
+    pub fn check(&self) -> Result<()> {
+        let age = self.age_seconds();
+        if age < HOLDS_SECONDS {
+            return Ok(());
+        }
+        Err(err!(
+            Conflict,
+            "the claim of backup \"{}\" was last renewed {age} seconds ago and has ended",
+            self.id
+        )
+        .hint("The machine or this process stood still for hours, and pitr expire may have deleted what the backup needs.\nThe backup was not committed. Run the command again."))
+    }
+
+    /// Renews the claim for so many seconds, also when it has ended.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn renew(&mut self, seconds: u64) -> Result<()> {
+        let replaced = self.standing.clone();
+        self.record(Some(replaced), seconds)
+    }
+
+    fn age_seconds(&self) -> u64 {
+        seconds_since_boot().saturating_sub(self.renewed)
+    }
+
+    fn record(&mut self, replaced: Option<String>, seconds: u64) -> Result<()> {
+        let claim = Event {
+            ends: replaced,
+            purpose: Some(self.purpose.into()),
+            seconds: Some(seconds),
+            timeline: self.start.map(|(timeline, _)| timeline),
+            start_lsn: self.start.map(|(_, lsn)| lsn),
+            ..self.writer.event("claim", &self.id.to_string())
+        };
+        // From before the write: the store dates the claim while it is written.
+        let asked = seconds_since_boot();
+        self.standing = self.writer.record(self.store, self.layout, &claim)?;
+        self.renewed = asked;
+        Ok(())
+    }
+
+    /// Ends the claim. When that fails it ends by itself in some hours.
+    pub fn release(self, progress: &dyn Progress) {
+        let release = Event {
+            ends: Some(self.standing),
+            ..self.writer.event("release", &self.id.to_string())
+        };
+        if let Err(e) = self.writer.record(self.store, self.layout, &release) {
+            progress.note(&format!(
+                "the claim of backup \"{}\" could not be released, it ends by itself: {e}",
+                self.id
+            ));
+        }
+    }
+}
+
+/// By a clock that nobody sets, and that goes on while the machine sleeps.
+fn seconds_since_boot() -> u64 {
+    clock_gettime(ClockId::Boottime).tv_sec.cast_unsigned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::file::FileStore;
+
+    #[test]
+    fn a_claim_that_has_ended_cannot_be_renewed_and_nothing_is_committed_under_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let layout = ClusterLayout::new("main", 7).unwrap();
+        let nonce = std::sync::atomic::AtomicU64::new(1);
+        let clock = || "2026-11-20T06:40:49Z".parse().unwrap();
+        let random = || nonce.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let writer = Writer::new(&clock, &random);
+        let id = "20261120T064049Z-full".parse().unwrap();
+        let mut claim = Claim::take((&store, &layout), writer, &id, "backup", None).unwrap();
+        claim.check().unwrap();
+        claim.keep().unwrap();
+        claim.renewed = seconds_since_boot().saturating_sub(HOLDS_SECONDS);
+        for result in [claim.check(), claim.keep(), claim.protect_from(1, Lsn(8))] {
+            assert_eq!(result.unwrap_err().code(), Code::Conflict);
+        }
+    }
+}
