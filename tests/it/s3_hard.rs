@@ -168,7 +168,7 @@ fn an_upload_that_lost_a_part_is_never_published() {
 }
 
 #[test]
-fn s07_credentials_that_were_replaced_are_read_again() {
+fn s09_credentials_that_were_replaced_are_read_again() {
     let place = Place::new();
     let file = place.server.credentials(&place.sandbox, "AKIDWITHDRAWN");
     let store = place.open(|s| s.credentials_file = Some(file.clone()));
