@@ -31,14 +31,14 @@ test: ## all tests, on PostgreSQL 13 to 18
 	scripts/get-postgres
 	$(CARGO) test --workspace --no-fail-fast
 
-test-moto: ## the contract of stores and a whole cycle on moto's S3, which pip fetches once (290 MB)
+test-moto: ## the contract of stores and whole cycles on moto's S3, which pip fetches once (290 MB)
 	$(MAKE) --no-print-directory on-s3 S3=moto
 
 test-localstack: ## the same on LocalStack's S3, likewise; neither docker nor an account is needed
 	$(MAKE) --no-print-directory on-s3 S3=localstack
 
 # The same code that make test runs on the S3 server of the tests.
-ON_S3 := s3::an_object_store_keeps_every_promise s3_cycle::a_whole_cycle_on_s3
+ON_S3 := s3::an_object_store_keeps_every_promise s3_cycle::a_whole_cycle_on_s3 s3_cycle::a_cycle_in_a_bucket_that_locks
 .PHONY: on-s3
 on-s3:
 	scripts/get-tools test

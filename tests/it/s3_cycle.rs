@@ -223,6 +223,41 @@ fn a_whole_cycle_on_s3() {
     }
 }
 
+#[test]
+fn a_cycle_in_a_bucket_that_locks() {
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let lock = "object_lock = { mode = \"compliance\", period = \"1d\" }\n";
+    let site = Bucketed::new(&cluster, Peer::locking(), lock);
+    site.attach(&cluster);
+    cluster.start();
+    let first = site.backup();
+    let client = cluster.client();
+    client.sql("create table ledger as select g as id from generate_series(1, 1000) g");
+    client.sql("select pg_create_restore_point('before')");
+    cluster.archive_now();
+    site.backup();
+    // The lock keeps what the configuration gives up; the first run only says that it will go.
+    for _ in 0..2 {
+        let expire = ["expire", "--keep", "1", "--grace", "0s", "--confirm"];
+        let run = site.pitr().args(expire).run().success();
+        run.expect_stdout("kept by the store's lock")
+            .expect_stderr("(compliance)");
+    }
+    let to = site.sandbox.join("copy");
+    let restore = site.pitr().args(["restore", "--quiet", "--to"]).arg(&to);
+    let target = ["--backup", &first, "--target-name", "before"];
+    restore.args(target).run().success();
+    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(copy.query_one_string("select count(*) from ledger"), "1000");
+    drop(copy);
+    site.pitr().args(["verify", "--quiet"]).run().success();
+}
+
 /// Segments nobody has archived, and a configuration that archives them into a bucket.
 pub struct Offline {
     pub still: Still,

@@ -59,15 +59,12 @@ fn s12_s13_a_bucket_that_freezes_and_locks() {
         .without_fsync()
         .create();
     let peer = Peer::own();
-    peer.server().behave(|m| {
-        m.versions = true;
-        m.default_lock = Some(Duration::from_secs(30 * 86_400));
-    });
+    peer.server().behave(|m| m.versions = true);
     let site = Bucketed::new(&cluster, peer, "");
     site.attach(&cluster);
     cluster.start();
     let server = site.peer.server();
-    let first = site.backup();
+    site.backup();
     // A restore from what must be thawed first is refused before it begins, and the plan says so.
     assert!(server.reclassify("/packs/", "DEEP_ARCHIVE") > 0);
     let plan = ["plan", "--target-immediate"];
@@ -80,8 +77,15 @@ fn s12_s13_a_bucket_that_freezes_and_locks() {
     assert!(!to.exists());
     server.reclassify("/packs/", "STANDARD");
     site.pitr().args(plan).run().success();
-    // What is locked stays whole, until its time has come.
-    site.backup();
+    for mode in ["GOVERNANCE", "COMPLIANCE"] {
+        server.behave(|m| m.default_lock = Some((mode, Duration::from_secs(30 * 86_400))));
+        what_is_locked_stays_whole_until_its_time_has_come(&site, mode);
+    }
+}
+
+fn what_is_locked_stays_whole_until_its_time_has_come(site: &Bucketed, mode: &str) {
+    let server = site.peer.server();
+    let (first, _) = (site.backup(), site.backup());
     let expire = || {
         let expire = ["expire", "--keep", "1", "--grace", "0s", "--confirm"];
         site.pitr().args(expire).run().success()
@@ -96,7 +100,8 @@ fn s12_s13_a_bucket_that_freezes_and_locks() {
     expire();
     expire()
         .expect_stdout("kept by the store's lock")
-        .expect_stderr("kept by the store until ");
+        .expect_stderr("kept by the store until ")
+        .expect_stderr(&format!("({})", mode.to_lowercase()));
     assert!(there() && server.keys().iter().any(|k| k.ends_with(&manifest)));
     site.pitr().args(["verify", "--quiet"]).run().success();
     server.unlock();

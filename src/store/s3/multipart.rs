@@ -166,6 +166,7 @@ async fn part(
                         .upload_id(id)
                         .part_number(number)
                         .content_length(length)
+                        .checksum_algorithm(ChecksumAlgorithm::Crc32C)
                         .checksum_crc32_c(&sum)
                         .body(ByteStream::from(body));
                     let answer = match bucket.link.sums.go_unsigned() {

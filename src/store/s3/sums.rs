@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::ChecksumAlgorithm;
 
 use super::client::wait;
 use super::failure::{Failure, Kind};
@@ -96,6 +97,7 @@ pub(super) async fn ask(bucket: &Bucket) -> Option<bool> {
         .key(bucket.full(&key))
         // A policy may forbid all other ways to create.
         .if_none_match("*")
+        .checksum_algorithm(ChecksumAlgorithm::Crc32C)
         .checksum_crc32_c("AAAAAA==")
         .body(ByteStream::from_static(b"other bytes"))
         .send();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use aws_sdk_s3::operation::create_multipart_upload::builders::CreateMultipartUploadFluentBuilder;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{ObjectLockMode, ServerSideEncryption, StorageClass};
+use aws_sdk_s3::types::{ChecksumAlgorithm, ObjectLockMode, ServerSideEncryption, StorageClass};
 use bytes::Bytes;
 
 use super::client::wait;
@@ -263,6 +263,8 @@ pub(super) async fn put(
                         .key(bucket.full(key))
                         .metadata(MARK, mark)
                         .content_length(length)
+                        // Said beside the checksum itself: of a locked object stores want to be told.
+                        .checksum_algorithm(ChecksumAlgorithm::Crc32C)
                         .checksum_crc32_c(&sum)
                         .body(ByteStream::from(body));
                     let request = request.set_if_none_match(condition.header());

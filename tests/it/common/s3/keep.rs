@@ -52,19 +52,34 @@ impl Stored {
     }
 }
 
+const LOCK_MODE: &str = "x-amz-object-lock-mode";
+
+/// A body that is to be locked, of which the writer does not say how it can be checked: Amazon takes none, whoever wants the lock.
+fn unchecked(
+    request: &Request,
+    headers: &BTreeMap<String, String>,
+    manner: &Manner,
+) -> Option<Response> {
+    let is_locked = headers.contains_key(LOCK_MODE) || manner.default_lock.is_some();
+    let is_said = ["content-md5", "x-amz-sdk-checksum-algorithm"]
+        .iter()
+        .any(|name| !request.header(name).is_empty());
+    (is_locked && !is_said).then(|| {
+        let message = "Content-MD5 or x-amz-sdk-checksum-algorithm header required";
+        Response::error(400, "MissingUploadObjectWithObjectLockHeaders", message)
+    })
+}
+
 /// What the bucket adds to what the writer says.
 fn lock(headers: &mut BTreeMap<String, String>, manner: &Manner, now: DateTime<Utc>) {
-    let Some(period) = manner.default_lock else {
+    let Some((mode, period)) = manner.default_lock else {
         return;
     };
-    if headers.contains_key("x-amz-object-lock-mode") {
+    if headers.contains_key(LOCK_MODE) {
         return;
     }
     let until = now + chrono::Duration::from_std(period).unwrap();
-    for (name, value) in [
-        ("mode", "GOVERNANCE".to_owned()),
-        ("retain-until-date", iso(until)),
-    ] {
+    for (name, value) in [("mode", mode.to_owned()), ("retain-until-date", iso(until))] {
         headers.insert(format!("x-amz-object-lock-{name}"), value);
     }
 }
@@ -156,8 +171,9 @@ impl Keep {
         manner: &Manner,
         now: DateTime<Utc>,
     ) -> Response {
-        if let Some(damaged) = damaged(request, manner) {
-            return damaged;
+        let refused = unchecked(request, &request.headers, manner);
+        if let Some(refused) = refused.or_else(|| damaged(request, manner)) {
+            return refused;
         }
         let wants_new = request.header("if-none-match") == "*";
         if wants_new && !manner.overwrites && self.objects.contains_key(key) {
@@ -192,13 +208,14 @@ impl Keep {
     }
 
     fn part(&mut self, id: &str, request: &Request, manner: &Manner) -> Response {
-        if let Some(damaged) = damaged(request, manner) {
-            return damaged;
-        }
         let number: u32 = request.query("partNumber").unwrap().parse().unwrap();
         let Some(upload) = self.uploads.get_mut(id) else {
             return Response::error(404, "NoSuchUpload", "no such upload");
         };
+        let refused = unchecked(request, &upload.headers, manner);
+        if let Some(refused) = refused.or_else(|| damaged(request, manner)) {
+            return refused;
+        }
         upload.parts.insert(number, request.body.clone());
         let answer = Response::new(200, "").with("ETag", format!("\"part-{number}\""));
         with_sum(answer, request, manner)

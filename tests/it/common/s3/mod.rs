@@ -91,7 +91,7 @@ pub struct Manner {
     /// The bucket keeps versions: a deletion puts a marker.
     pub versions: bool,
     /// How long what is written is locked, where the writer does not say.
-    pub default_lock: Option<Duration>,
+    pub default_lock: Option<(&'static str, Duration)>,
     /// Listings do not show what is there.
     pub lists_late: bool,
     /// Listings show what was deleted.

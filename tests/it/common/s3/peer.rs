@@ -26,8 +26,17 @@ pub struct Peer {
 impl Peer {
     /// The one that the environment names, else the harness's.
     pub fn start() -> Peer {
+        Peer::with("")
+    }
+
+    /// As [`Peer::start`], with a bucket in which objects can be locked.
+    pub fn locking() -> Peer {
+        Peer::with("x-amz-bucket-object-lock-enabled: true\r\n")
+    }
+
+    fn with(headers: &str) -> Peer {
         match std::env::var(VARIABLE).ok().filter(|v| !v.is_empty()) {
-            Some(endpoint) => Peer::at(endpoint),
+            Some(endpoint) => Peer::at(endpoint, headers),
             None => Peer::own(),
         }
     }
@@ -42,7 +51,8 @@ impl Peer {
         }
     }
 
-    fn at(endpoint: String) -> Peer {
+    /// A new bucket, asked for with these headers.
+    fn at(endpoint: String, headers: &str) -> Peer {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::SeqCst);
         let now = chrono::Utc::now().timestamp_micros();
@@ -52,7 +62,7 @@ impl Peer {
         let mut stream = TcpStream::connect(host).expect("the server of PITR_TEST_S3 runs");
         let request = format!(
             "PUT /{bucket} HTTP/1.1\r\nHost: {host}\r\nAuthorization: AWS4-HMAC-SHA256 Credential={KEY}/20260101/us-east-1/s3/aws4_request\r\n\
-             Content-Length: 0\r\nConnection: close\r\n\r\n"
+             {headers}Content-Length: 0\r\nConnection: close\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
