@@ -10,6 +10,7 @@ use super::target::{ResolvedTarget, TargetArgs};
 use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::pg::segment::SegmentName;
 use crate::plan::recovery::{Action, Options, Plan};
 use crate::plan::window::{self, Windows};
 use crate::plan::{self};
@@ -311,8 +312,36 @@ impl Reading {
     ) -> Result<(Plan, ResolvedTarget)> {
         let (resolved, options) = self.asked(cx, inventory, target, action)?;
         let rollup = self.rollup(cx, inventory)?;
-        let plan = settled(cx, inventory, &rollup, &resolved, &options)?;
-        Ok((plan, resolved))
+        for _ in 0..ATTEMPTS {
+            let plan = settled(cx, inventory, &rollup, &resolved, &options)?;
+            match self.frozen_segment(inventory, &plan)? {
+                None => return Ok((plan, resolved)),
+                // The next plan hears it from the store.
+                Some(name) => rollup.forget(name)?,
+            }
+        }
+        Err(changes())
+    }
+
+    /// A segment that a plan needs and that must be thawed first: a cache of indexes does not tell. Who carries the plan out reads every end.
+    fn frozen_segment(&self, inventory: &Inventory, plan: &Plan) -> Result<Option<SegmentName>> {
+        let store = self.repository.store();
+        if !plan.reachable || !store.is_remote() {
+            return Ok(None);
+        }
+        let layout = ClusterLayout::new(&self.name, inventory.system_identifier)?;
+        for run in &plan.segments_needed.parts {
+            let (first, last) = (run.first.to_string(), run.last.to_string());
+            for log in run.first.log..=run.last.log {
+                let folder = layout.log(run.first.timeline, log);
+                let frozen = store.frozen(&folder, Some([&first, &last]))?;
+                let name = frozen.and_then(|f| f.key.rsplit('/').next()?.parse().ok());
+                if name.is_some() {
+                    return Ok(name);
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// As [`Reading::plan`], for a plan that is carried out: whatever the cache says, the end of every segment that it needs was read in
@@ -374,7 +403,7 @@ impl Reading {
             .filter_map(|key| key.parent().map(str::to_owned))
             .collect();
         for place in places {
-            if let Some(frozen) = self.repository.store().frozen(&place)? {
+            if let Some(frozen) = self.repository.store().frozen(&place, None)? {
                 return Err(err!(
                     Damaged,
                     "backup \"{}\" cannot be read: {} {} in class {}, the first is \"{}\"",

@@ -273,7 +273,7 @@ fn what_helps(plan: &Plan) -> String {
         None => String::new(),
     };
     format!(
-        "{NOTHING}{before}\nAnother repository may have a whole copy: --repository NAME. \"pitr verify\" names all that is damaged."
+        "{NOTHING}{before}\nAnother repository may have a whole copy: --repository NAME. What must be thawed the store restores (aws s3api restore-object), which takes hours. \"pitr verify\" names all that is damaged."
     )
 }
 

@@ -86,7 +86,7 @@ pub fn describe_end(path: &Path<'_>, stretch: &Stretch) -> String {
         StretchEnd::Broken { at, why } => {
             format!("segment {at} does not continue the WAL before it: {why}")
         }
-        StretchEnd::Damaged { at, why } => format!("segment {at} is damaged: {why}"),
+        StretchEnd::Damaged { at, why } => format!("segment {at} cannot be used: {why}"),
         StretchEnd::EndsInside { at, lsn } => {
             format!("the WAL in segment {at} ends at {lsn}, although later segments exist")
         }

@@ -119,6 +119,15 @@ impl<'a> Rollup<'a> {
         self.changed.swap(false, Ordering::Relaxed)
     }
 
+    /// Lets go of what is known of a segment: who asks for it next hears what the store says.
+    ///
+    /// # Errors
+    /// `Internal` when a thread panicked.
+    pub fn forget(&self, name: SegmentName) -> Result<()> {
+        let number = self.number(name)?;
+        self.with_table(name.timeline, |table| table.forget(number))
+    }
+
     fn size(&self) -> SegmentSize {
         self.inventory.segment_size
     }

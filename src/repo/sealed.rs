@@ -251,8 +251,8 @@ impl Store for SealedStore {
         self.inner.deleted(key)
     }
 
-    fn frozen(&self, prefix: &str) -> Result<Option<Frozen>> {
-        self.inner.frozen(prefix)
+    fn frozen(&self, prefix: &str, names: Option<[&str; 2]>) -> Result<Option<Frozen>> {
+        self.inner.frozen(prefix, names)
     }
 
     fn delete(&self, key: &Key) -> Result<bool> {

@@ -190,8 +190,9 @@ pub trait Store: Send + Sync {
         Ok(None)
     }
 
-    /// Objects below `prefix` (no trailing slash) that are there and cannot be read before they are thawed.
-    fn frozen(&self, _prefix: &str) -> Result<Option<Frozen>> {
+    /// Objects directly below `prefix` (no trailing slash) that are there and cannot be read before they are thawed; where `names` says a first
+    /// and a last, none but those between.
+    fn frozen(&self, _prefix: &str, _names: Option<[&str; 2]>) -> Result<Option<Frozen>> {
         Ok(None)
     }
 

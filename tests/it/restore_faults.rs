@@ -595,7 +595,7 @@ fn t01_a_spoiled_end_of_a_segment_in_the_middle_is_refused_before_one_byte_is_wr
         let plan = run.json();
         assert_eq!(plan["reason"], "damaged_wal", "{how}: {run}");
         let explanation = plan["explanation"].as_str().unwrap();
-        let named = format!("segment {} is damaged", chain.segments[1]);
+        let named = format!("segment {} cannot be used", chain.segments[1]);
         assert!(explanation.contains(&named), "{how}: {run}");
         chain.restore().run().expect_code(5);
         assert!(!chain.to().exists(), "{how}");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::common::s3::peer::Peer;
 use crate::common::s3::tls::{Authority, OldTls, Says, Tls};
 use crate::common::s3::{Fault, KEY};
-use crate::common::{Cluster, PATIENCE, Program, pitr, wait_until};
+use crate::common::{Cluster, PATIENCE, Program, Run, pitr, wait_until};
 use crate::fetch::mode;
 use crate::s3_cycle::{Bucketed, Offline};
 
@@ -77,10 +77,64 @@ fn s12_s13_a_bucket_that_freezes_and_locks() {
     assert!(!to.exists());
     server.reclassify("/packs/", "STANDARD");
     site.pitr().args(plan).run().success();
+    wal_that_must_be_thawed_leads_nowhere(&site, &cluster);
     for mode in ["GOVERNANCE", "COMPLIANCE"] {
         server.behave(|m| m.default_lock = Some((mode, Duration::from_secs(30 * 86_400))));
         what_is_locked_stays_whole_until_its_time_has_come(&site, mode);
     }
+}
+
+/// Of all that a target needs one segment in the middle is frozen, and a cache knows it from before.
+fn wal_that_must_be_thawed_leads_nowhere(site: &Bucketed, cluster: &Cluster) {
+    let client = cluster.client();
+    for n in 0..4 {
+        client.sql(&format!("create table moved_{n} (id int)"));
+        cluster.archive_now();
+    }
+    client.sql("select pg_create_restore_point('thawed')");
+    cluster.archive_now();
+    let to = site.sandbox.join("copy");
+    let cache = |name: &str| site.sandbox.join(name);
+    let asked = |args: &[&str], folder: &str| {
+        let run = site.pitr().env("XDG_CACHE_HOME", cache(folder));
+        let run = run.args(args).args(["--target-name", "thawed"]);
+        match args.first() {
+            Some(&"restore") => run.arg("--to").arg(&to).run(),
+            _ => run.run(),
+        }
+    };
+    let warm = asked(&["plan", "--json"], "warm").success().json();
+    let needed = &warm["segments_needed"];
+    let server = site.peer.server();
+    let keys = server.keys();
+    let is_needed = |key: &&String| {
+        let name = key.rsplit('/').next().unwrap();
+        key.contains("/wal/")
+            && name > needed["first"].as_str().unwrap()
+            && name < needed["last"].as_str().unwrap()
+    };
+    let middle = keys.iter().find(is_needed).unwrap();
+    assert_eq!(server.reclassify(middle, "GLACIER"), 1);
+    let name = middle.rsplit('/').next().unwrap();
+    let told = |run: Run, out: bool| {
+        let run = run.expect_code(5);
+        let text = if out { &run.stdout } else { &run.stderr };
+        assert!(
+            text.contains(&format!("segment {name} cannot be used")),
+            "{run}"
+        );
+        assert!(text.contains("must thaw it"), "{run}");
+    };
+    told(asked(&["plan"], "warm"), true);
+    told(asked(&["plan"], "cold"), true);
+    let restored = asked(&["restore"], "cold");
+    told(restored.expect_stderr("restore-object"), false);
+    assert!(!to.exists());
+    // What the target does not need may be frozen, and what was thawed is needed no less.
+    let target = ["plan", "--target-immediate"];
+    site.pitr().args(target).run().success();
+    server.reclassify(middle, "STANDARD");
+    asked(&["plan"], "warm").success();
 }
 
 fn what_is_locked_stays_whole_until_its_time_has_come(site: &Bucketed, mode: &str) {

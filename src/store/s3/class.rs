@@ -9,14 +9,23 @@ use super::request::Bucket;
 use crate::error::Code;
 use crate::store::Frozen;
 
-/// Objects below `prefix` that cannot be read before they are thawed: the first of them, and how many are in such a class.
-pub(super) async fn frozen(bucket: &Bucket, prefix: &str) -> Answered<Option<Frozen>> {
+/// Objects below `prefix` that cannot be read before they are thawed: the first of them, and how many are in such a class. Of names between a first
+/// and a last, where these are given.
+pub(super) async fn frozen(
+    bucket: &Bucket,
+    prefix: &str,
+    names: Option<&[String; 2]>,
+) -> Answered<Option<Frozen>> {
     let below = format!("{prefix}/");
     let mut listing = Listing::of(bucket, &below, false);
     let mut keys = Vec::new();
     let mut class = String::new();
     while let Some(page) = listing.next().await? {
         for object in page {
+            let name = object.key.get(below.len()..).unwrap_or_default();
+            if names.is_some_and(|[first, last]| name < first.as_str() || name > last.as_str()) {
+                continue;
+            }
             if let Some(cold) = object.class.filter(is_cold) {
                 cold.as_str().clone_into(&mut class);
                 keys.push(object.key);

@@ -192,6 +192,9 @@ impl From<Failure> for Error {
     }
 }
 
+/// What is said of an object in a class that keeps it from being read.
+const FROZEN: &str = "InvalidObjectState";
+
 /// What the store answered.
 struct Answer<'a> {
     status: u16,
@@ -229,7 +232,7 @@ impl Answer<'_> {
             }
             (_, "QuotaExceeded" | "XMinioStorageFull" | "XMinioAdminBucketQuotaExceeded")
             | (507, _) => (Kind::Final, Code::Full),
-            (_, "InvalidObjectState") => (Kind::Final, Code::Damaged),
+            (_, FROZEN) => (Kind::Final, Code::Damaged),
             // The body was changed on its way; the next one may not be.
             (
                 _,
@@ -259,6 +262,7 @@ impl Answer<'_> {
 
     fn text(&self, kind: &Kind) -> String {
         let mut text = match (self.code, self.message) {
+            (FROZEN, _) => "the store must thaw it before it can be read".to_owned(),
             ("", _) => format!("the store answered {}", self.status),
             (code, "") => format!("the store answered {} {}", self.status, shown(code)),
             (code, message) => format!(
@@ -306,7 +310,7 @@ impl Answer<'_> {
                 "Nothing was stored and nothing is lost: PostgreSQL keeps the file and offers it again. Raise the quota; never delete from pg_wal by hand."
             }
             (Code::Damaged, Kind::Final) => {
-                "The object is in an archive class: restore it in the store first."
+                "The object is in an archive class: have the store restore it first (aws s3api restore-object), which takes hours."
             }
             (Code::Denied, _) => {
                 "Look at the credentials and at the bucket's policy: \"pitr repo check\" shows what they may do. Readers need the right to list (s3:ListBucket): without it an absent object cannot be told from a forbidden one."

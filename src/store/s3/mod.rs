@@ -122,9 +122,12 @@ impl Store for S3Store {
         })??))
     }
 
-    fn frozen(&self, prefix: &str) -> Result<Option<Frozen>> {
+    fn frozen(&self, prefix: &str, names: Option<[&str; 2]>) -> Result<Option<Frozen>> {
         let (bucket, prefix) = (Arc::clone(&self.bucket), prefix.to_owned());
-        Ok(wait(async move { class::frozen(&bucket, &prefix).await })??)
+        let names = names.map(|names| names.map(str::to_owned));
+        Ok(wait(async move {
+            class::frozen(&bucket, &prefix, names.as_ref()).await
+        })??)
     }
 
     fn delete(&self, key: &Key) -> Result<bool> {
