@@ -33,6 +33,7 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
             }
         }
     }
+    reservations(work, survey)?;
     for listed in work.store.list(&work.layout.events())? {
         let subject = work.layout.subject(&listed.name);
         let events = event::read_all(work.store, &work.layout, &listed.name);
@@ -68,6 +69,25 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
         conflict(work, *offered, key)?;
     }
     recipients(work)
+}
+
+/// A backup is restored without the reservation of its id, but `repo sync` does not copy it. Expire deletes the root first: where that is there
+/// still, it was not expire.
+fn reservations(work: &Work<'_>, survey: &Survey) -> Result<()> {
+    let committed = |m: &Manifest| matches!(m, Manifest::Committed(_));
+    for (id, subject) in &survey.ids {
+        if subject.begin().is_some() || !committed(&subject.manifest) {
+            continue;
+        }
+        let key = work.layout.begin(id);
+        // One that is there and cannot be read is found as such.
+        if work.store.head(&key)?.is_none() && work.store.head(&work.layout.manifest(id))?.is_some()
+        {
+            let detail = "the reservation of the backup's id is not there: repo sync cannot copy this backup";
+            work.find(FindingKind::Missing, key.as_str(), detail, About::Other);
+        }
+    }
+    Ok(())
 }
 
 /// What the repository keeps for those who may read it. Who forged it is a matter of `doctor`: the MAC key is not needed here.

@@ -24,12 +24,15 @@ use pitr::progress::Silent;
 use pitr::repo::backup::BackupRoot;
 use pitr::repo::layout::{BackupId, ClusterLayout};
 use pitr::repo::repository::Repository;
+use pitr::repo::tail::LONG;
 use pitr::snapshot::reader::Snapshot;
 use pitr::sync::{Surroundings, Transfer};
 use pitr::verify::{FindingKind, Report, Verify};
+use rustix::process::Signal;
 
 use crate::common::random::Random;
-use crate::common::{Cluster, Sandbox, Site, Stop, files_below, only};
+use crate::common::reception::{configure, lsn, status};
+use crate::common::{Cluster, PATIENCE, Sandbox, Site, Stop, files_below, only, wait_until};
 use crate::verify_damage::other_kinds;
 use held::{Held, Objects};
 use keys::KeyFiles;
@@ -63,11 +66,12 @@ const DAMAGES: [Damage; 7] = [
 
 /// What kind of object a key names.
 fn kind_of(key: &str) -> &'static str {
-    const PARTS: [(&str, &str); 11] = [
+    const PARTS: [(&str, &str); 12] = [
         ("pitr.json", "marker"),
         ("keys/", "recipient"),
         ("cluster.json", "registration"),
         ("/conflicts/", "conflict"),
+        ("/open/", "increment"),
         ("/partial/", "partial"),
         ("/labels/", "label"),
         ("/events/", "event"),
@@ -93,6 +97,31 @@ fn share(kind: &str) -> usize {
         "recipient" => 5,
         _ => 10,
     }
+}
+
+/// The beginning of the current segment comes into both repositories.
+fn receive(site: &Site, cluster: &Cluster) {
+    configure(
+        site,
+        &cluster.conninfo("postgres"),
+        &site.sandbox().join("journal"),
+    );
+    let receive = site.pitr().args(["receive", "--create-slot"]);
+    let mut running = receive.spawn();
+    for _ in 0..2 {
+        cluster.sql("INSERT INTO t SELECT n, repeat('y', 90) FROM generate_series(1, 100) n");
+        let end = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
+        wait_until(PATIENCE, "both repositories hold it", || {
+            assert!(!running.is_done(), "it ended: {}", running.stderr());
+            let status = status(&site.sandbox().join("journal"));
+            let all = status.and_then(|s| Some(s["repositories"].as_array()?.clone()));
+            let is_there =
+                |r: &serde_json::Value| r["archived_lsn"].as_str().is_some_and(|at| lsn(at) >= end);
+            all.is_some_and(|all| all.len() == 2 && all.iter().all(is_there))
+        });
+    }
+    running.signal(Signal::TERM);
+    running.wait().success();
 }
 
 /// A repository with every kind of object, and what reading it gives.
@@ -134,7 +163,9 @@ impl World {
             }
             cluster.archive_now();
         }
-        cluster.stop(Stop::Fast);
+        receive(&site, &cluster);
+        // A clean stop would archive the segment whole.
+        cluster.stop(Stop::Immediate);
         let refused = other_kinds(&site, &cluster);
         // The first repository refused it, so that the second was not asked.
         let push = ["wal", "push", "--repository", "sealed"];
@@ -143,7 +174,17 @@ impl World {
         let [plain, sealed] = backups;
         let plain = World::load(site.repository(), plain, None, folder);
         let sealed = World::load(&encrypted, sealed, Some(keys), folder);
-        assert!(plain.files == sealed.files, "what is fetched is the same");
+        // Increments may be cut differently.
+        let whole = |world: &World| -> BTreeMap<String, Vec<u8>> {
+            let files = world.files.clone().into_iter();
+            files
+                .filter(|(key, _)| kind_of(key) != "increment")
+                .collect()
+        };
+        assert!(
+            whole(&plain) == whole(&sealed),
+            "what is fetched is the same"
+        );
         [plain, sealed]
     }
 
@@ -164,6 +205,8 @@ impl World {
         for key in objects.keys() {
             kinds.entry(kind_of(key)).or_default().push(key.clone());
         }
+        let count = kinds.get("increment").map_or(0, Vec::len);
+        assert!(count > 0, "the receiver brought in no increment");
         let mut world = World {
             keys,
             layout: ClusterLayout::new("main", identifier.parse().unwrap()).unwrap(),
@@ -308,6 +351,17 @@ impl World {
         let name = wal_name(segment).expect("a segment").to_string();
         let mut found = report.findings.iter();
         found.any(|f| f.kind == FindingKind::Gap && f.object.contains(&name))
+    }
+
+    /// Whether verify finds that the reservation of a backup is gone; of what else the backups have there is nothing, as in [`World::finds_gap`].
+    fn finds_lost_begin(&self, begin: &str) -> bool {
+        let is_kept = |key: &str| is_small(key) || kind_of(key) == "root";
+        let kept = self.objects.iter();
+        let kept = kept.filter(|(key, _)| is_kept(key) && *key != begin);
+        let kept = kept.map(|(key, bytes)| (key.clone(), bytes.clone()));
+        let report = self.verify(&Held::new(kept.collect()), None).unwrap();
+        let mut found = report.findings.iter();
+        found.any(|f| f.kind == FindingKind::Missing && f.object == begin)
     }
 
     /// Whether recovery from the first backup goes through the segment to another one.
@@ -464,8 +518,16 @@ fn wal_name(key: &str) -> Option<WalFileName> {
     match kind_of(key) {
         "history" => format!("{}.history", rest.rsplit('/').next()?).parse().ok(),
         "segment" => last.parse().ok(),
+        "increment" => rest.rsplit('/').next()?.parse().ok(),
         _ => None,
     }
+}
+
+/// Whether a padded segment holds less of the WAL than another one, and nothing else.
+fn is_shorter_tail(bytes: &[u8], whole: &[u8]) -> bool {
+    let differs = bytes.iter().zip(whole).position(|(a, b)| a != b);
+    let behind = differs.map_or(&[][..], |at| &bytes[at..bytes.len() - LONG]);
+    bytes.len() == whole.len() && behind.iter().all(|byte| *byte == 0)
 }
 
 /// What became of a case.
@@ -513,9 +575,19 @@ fn try_one(world: &World, seed: u64, number: usize) -> (&'static str, Damage, Ou
         is_found = world.finds_gap(&key);
         assert_eq!(is_found, world.is_between(&key), "{what}");
     }
+    if damage == Damage::Delete && key.ends_with("/begin") {
+        is_found = world.finds_lost_begin(&key);
+        assert!(is_found, "{what}");
+    }
     if let Some(name) = wal_name(&key) {
         let target = world.folder.join(format!("fetched-{number}"));
         match world.fetch(&damaged, name, &target) {
+            Ok(Some(bytes)) if (kind, damage) == ("increment", Damage::Delete) => {
+                assert!(
+                    is_shorter_tail(&bytes, &world.files[&key]),
+                    "wrong bytes: {what}"
+                );
+            }
             Ok(Some(bytes)) => assert!(bytes == world.files[&key], "wrong bytes: {what}"),
             // That would end recovery; only an object that is gone may be absent.
             Ok(None) => assert_eq!(damage, Damage::Delete, "taken for absent: {what}"),
