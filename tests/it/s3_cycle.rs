@@ -51,6 +51,23 @@ impl Bucketed {
         pitr().arg("--config").arg(&self.config)
     }
 
+    /// `pitr-archive` or `pitr-restore` as the server runs them.
+    pub fn command(&self, program: Program, cluster: &Cluster) -> Program {
+        let program = program.arg("--config").arg(&self.config);
+        program
+            .env("PITR_CLUSTERS_MAIN_SPOOL_DIR", self.spool())
+            .dir(cluster.pgdata())
+    }
+
+    pub fn push(&self, cluster: &Cluster, name: &str) -> Program {
+        self.command(pitr_archive(), cluster)
+            .arg(format!("pg_wal/{name}"))
+    }
+
+    pub fn spool(&self) -> PathBuf {
+        self.sandbox.join("spool")
+    }
+
     pub fn backup(&self) -> String {
         let run = self.pitr().args(["backup", "--json"]).run().success();
         run.json()["id"].as_str().unwrap().to_owned()

@@ -120,15 +120,8 @@ fn archiving_ahead_into_an_encrypted_bucket() {
         )
     };
     let site = Bucketed::new(&still.cluster, Peer::own(), &encryption("key_set"));
-    let spool = site.sandbox.join("spool");
-    let push = |name: &str| {
-        let program = pitr_archive().arg("--config").arg(&site.config);
-        program
-            .arg(format!("pg_wal/{name}"))
-            .env("PITR_CLUSTERS_MAIN_SPOOL_DIR", &spool)
-            .dir(still.cluster.pgdata())
-    };
-    shipped_ahead(&still, &push, &spool);
+    let push = |name: &str| site.push(&still.cluster, name);
+    shipped_ahead(&still, &push, &site.spool());
     let text = std::fs::read_to_string(&site.config).unwrap();
     let text = text.replace(&encryption("key_set"), &encryption("key_file"));
     let reader = site.sandbox.file("reader.toml", text);

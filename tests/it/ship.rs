@@ -627,7 +627,7 @@ fn p22_one_bad_segment_blocks_no_other_and_is_named() {
 fn p22_on_s3_the_newest_error_is_the_one_that_info_names() {
     let still = Still::new(17, 1, 3);
     let site = Bucketed::new(&still.cluster, Peer::own(), "");
-    let spool = site.sandbox.join("spool");
+    let spool = site.spool();
     for name in &still.segments {
         offer(&still, name);
     }
@@ -741,17 +741,11 @@ fn two_clusters_on_one_host_share_a_spool_and_no_notes() {
 fn p20_on_s3_the_worker_is_pitr_and_what_was_refused_is_not_acknowledged() {
     let still = Still::new(17, 1, 4);
     let site = Bucketed::new(&still.cluster, Peer::own(), "");
-    let spool = site.sandbox.join("spool");
+    let spool = site.spool();
     for name in &still.segments {
         offer(&still, name);
     }
-    let in_bucket = |program: Program| {
-        let program = program.arg("--config").arg(site.sandbox.join("pitr.toml"));
-        program
-            .env("PITR_CLUSTERS_MAIN_SPOOL_DIR", &spool)
-            .dir(still.cluster.pgdata())
-    };
-    let push = |name: &str| in_bucket(pitr_archive()).arg(format!("pg_wal/{name}"));
+    let push = |name: &str| site.push(&still.cluster, name);
     let [first, second, third, refused] = still.segments.as_slice() else {
         unreachable!()
     };
@@ -791,8 +785,8 @@ fn p20_on_s3_the_worker_is_pitr_and_what_was_refused_is_not_acknowledged() {
     assert_eq!(site.peer.server().log(), [""; 0]);
     for name in &still.segments {
         let fetched = still.wal("RECOVERYXLOG");
-        let fetch = in_bucket(pitr_restore()).args([name, "pg_wal/RECOVERYXLOG"]);
-        fetch.run().success();
+        let fetch = site.command(pitr_restore(), &still.cluster);
+        fetch.args([name, "pg_wal/RECOVERYXLOG"]).run().success();
         let same = std::fs::read(&fetched).unwrap() == std::fs::read(still.wal(name)).unwrap();
         assert!(same, "{name}");
     }
@@ -822,19 +816,15 @@ fn f20_over_a_slow_link_the_worker_brings_in_what_takes_longer_than_a_call() {
     let text = std::fs::read_to_string(&site.config).unwrap();
     let slow = format!("http://127.0.0.1:{}", proxy.port());
     std::fs::write(&site.config, text.replace(&endpoint, &slow)).unwrap();
-    let spool = site.sandbox.join("spool");
+    let spool = site.spool();
     for name in &segments {
         let ready = format!("pg_wal/archive_status/{name}.ready");
         std::fs::write(cluster.pgdata().join(ready), "").unwrap();
     }
     let (seconds, bytes_per_second) = (6, 1_000_000);
     let push = |name: &str| {
-        let push = pitr_archive().arg("--config").arg(&site.config);
-        push.arg(format!("pg_wal/{name}"))
-            .env("PITR_CLUSTERS_MAIN_SPOOL_DIR", &spool)
-            .env("PITR_FAULT_SECONDS", seconds.to_string())
-            .dir(cluster.pgdata())
-            .run()
+        let push = site.push(&cluster, name);
+        push.env("PITR_FAULT_SECONDS", seconds.to_string()).run()
     };
     proxy.throttle(Way::ToServer, Some(bytes_per_second));
     let stored = |name: &String| site.peer.server().keys().iter().any(|k| k.ends_with(name));
@@ -861,7 +851,7 @@ fn f20_over_a_slow_link_the_worker_brings_in_what_takes_longer_than_a_call() {
 fn a_worker_for_a_bucket_leaves_with_1_too() {
     let still = Still::new(17, 1, 3);
     let site = Bucketed::new(&still.cluster, Peer::own(), "");
-    let spool = site.sandbox.join("spool");
+    let spool = site.spool();
     for name in &still.segments {
         offer(&still, name);
     }
@@ -886,7 +876,7 @@ fn a_worker_for_a_bucket_leaves_with_1_too() {
 fn p20_a_note_is_worth_nothing_when_the_disk_beside_a_bucket_is_gone() {
     let still = Still::new(17, 1, 3);
     let site = Bucketed::new(&still.cluster, Peer::own(), "");
-    let (spool, disk) = (site.sandbox.join("spool"), site.sandbox.join("disk"));
+    let (spool, disk) = (site.spool(), site.sandbox.join("disk"));
     let mut text = std::fs::read_to_string(&site.config).unwrap();
     text.push_str(&format!(
         "\n[repositories.disk]\nurl = \"file://{}\"\n",
@@ -894,13 +884,7 @@ fn p20_a_note_is_worth_nothing_when_the_disk_beside_a_bucket_is_gone() {
     ));
     std::fs::write(&site.config, text).unwrap();
     site.pitr().args(["init", "--quiet"]).run().success();
-    let push = |name: &str| {
-        let program = pitr_archive().arg("--config").arg(&site.config);
-        program
-            .arg(format!("pg_wal/{name}"))
-            .env("PITR_CLUSTERS_MAIN_SPOOL_DIR", &spool)
-            .dir(still.cluster.pgdata())
-    };
+    let push = |name: &str| site.push(&still.cluster, name);
     let [first, second, third] = still.segments.as_slice() else {
         unreachable!()
     };
