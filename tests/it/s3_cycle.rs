@@ -487,6 +487,41 @@ fn s09_credentials_that_run_out_are_renewed() {
 }
 
 #[test]
+fn a_profile_for_people_is_wrong_configuration() {
+    let off = Offline::new("");
+    let sandbox = off.still.site.sandbox();
+    let profiles = sandbox.file(
+        "profiles",
+        "[profile signed-in]\nsso_session = s\nsso_account_id = 012345678901\nsso_role_name = r\n\
+         [sso-session s]\nsso_region = us-east-1\nsso_start_url = https://127.0.0.1:1/start\n\
+         [profile logged-in]\nlogin_session = arn:aws:sts::012345678901:assumed-role/r/s\n\
+         [profile program]\ncredential_process = /bin/false\n",
+    );
+    let plain = std::fs::read_to_string(&off.config).unwrap();
+    let lines: Vec<&str> = plain
+        .lines()
+        .filter(|line| !line.starts_with("credentials_file"))
+        .collect();
+    for (profile, says) in [
+        ("signed-in", "single sign-on"),
+        ("logged-in", "aws login"),
+        ("program", "credential_process"),
+    ] {
+        let text = format!("{}\nprofile = \"{profile}\"\n", lines.join("\n"));
+        let config = sandbox.file("profile.toml", text);
+        let show = pitr().arg("--config").arg(&config).args(["repo", "show"]);
+        show.env("AWS_CONFIG_FILE", &profiles)
+            .run()
+            .expect_code(3)
+            .expect_stderr(says)
+            .expect_stderr("credentials_file");
+        let fetch = off.fetch_with(&config, &off.still.segments[0]);
+        let fetch = fetch.env("AWS_CONFIG_FILE", &profiles).run();
+        fetch.expect_code(202).expect_stderr(says);
+    }
+}
+
+#[test]
 fn what_pitr_does_for_a_small_program_ends_with_it() {
     let off = Offline::new("stall_timeout = \"1h\"\nretry_budget = \"1h\"\n");
     off.push(0).run().success();

@@ -142,6 +142,14 @@ pub(super) fn causes<'a>(
 
 fn credentials_failure(error: &CredentialsError) -> Failure {
     let text = chain(error);
+    if let Some(what) = left_out(&text) {
+        return Failure::new(
+            Kind::Final,
+            err!(Config, "the profile takes credentials from {what}, which pitr does not do").hint(
+                "Use a profile with keys, or with a role_arn and a source of them; a credentials_file; a web identity; or the role of the container or machine. What is signed in for a person ends when nobody is there to renew it.",
+            ),
+        );
+    }
     match error {
         CredentialsError::ProviderTimedOut(_) => {
             Failure::again(format!("the provider of credentials does not answer: {text}"))
@@ -156,6 +164,18 @@ fn credentials_failure(error: &CredentialsError) -> Failure {
         }
         _ => Failure::again(format!("credentials could not be had: {text}")),
     }
+}
+
+/// What a profile asks for that this program is built without; the client names its own build for it.
+fn left_out(text: &str) -> Option<&'static str> {
+    let (_, feature) = text.split_once("following cargo feature(s) enabled: ")?;
+    let name = feature.split(['.', ' ', ',']).next()?;
+    Some(match name {
+        "sso" => "single sign-on (sso_session, sso_start_url)",
+        "credentials-login" => "\"aws login\" (login_session)",
+        "credentials-process" => "another program (credential_process)",
+        _ => return None,
+    })
 }
 
 /// The messages of an error and its causes, each once, of bounded length.
