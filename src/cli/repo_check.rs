@@ -111,6 +111,12 @@ fn tried(configured: &config::Repository, checked: &mut Checked, cx: &Context) -
                 may_delete,
             } = store.probe(cx.random())?;
             (checked.weaknesses, checked.may_delete) = (weaknesses, may_delete);
+            if let Some(seconds) = s3::clock_differs(&store, || cx.now())? {
+                let off = s3::shown_difference(seconds);
+                checked.weaknesses.push(format!(
+                    "has a clock that is {off}: requests are signed with this host's time and refused at first. Correct the one that is wrong"
+                ));
+            }
             let aside = store.aside(cx.random());
             clauses(&aside, may_delete == Some(true), checked);
             aside.clear().map(|_| ())

@@ -291,6 +291,39 @@ fn s14_doctor_warns_of_rules_that_delete() {
 }
 
 #[test]
+fn s08_clocks_that_differ_are_told_with_the_seconds() {
+    let off = Offline::new("");
+    let said = |args: &[&str]| {
+        let run = pitr().arg("--config").arg(&off.config).args(args).run();
+        format!("{}{}", run.stdout, run.stderr)
+    };
+    let seconds = |text: &str| {
+        let (before, _) = text.split_once(" s ahead of this host's")?;
+        before
+            .rsplit(|c: char| !c.is_ascii_digit())
+            .next()?
+            .parse()
+            .ok()
+    };
+    for args in [&["doctor"][..], &["repo", "check"]] {
+        off.server().behave(|m| m.clock_ahead = Duration::ZERO);
+        let text = said(args);
+        assert_eq!(seconds(&text), None::<u64>, "{text}");
+        // Less than the store minds, and so much that it refuses.
+        for ahead in [5 * 60, 20 * 60] {
+            let ahead_by = Duration::from_secs(ahead);
+            off.server().behave(|m| m.clock_ahead = ahead_by);
+            let text = said(args);
+            let told = seconds(&text);
+            assert!(
+                told.is_some_and(|s| s.abs_diff(ahead) < 60),
+                "{ahead}: {text}"
+            );
+        }
+    }
+}
+
+#[test]
 fn x07_expire_stops_when_the_store_goes_away_and_the_next_run_finishes() {
     let builder = Cluster::builder(17).segment_size_mb(1);
     let mut cluster = builder.without_fsync().create();

@@ -17,7 +17,7 @@ use crate::repo::inventory::Inventory;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::store::probe::probe;
-use crate::store::s3::S3Store;
+use crate::store::s3::{self, S3Store};
 
 /// Looks at each; returns those that could be opened.
 pub(super) fn look<'a>(
@@ -141,8 +141,27 @@ fn rules(found: &mut Findings, configured: &Configured, cx: &Context) {
     }
 }
 
+/// Requests are signed with this host's time, and locks and ages count from the store's.
+fn store_clock(found: &mut Findings, configured: &Configured, cx: &Context) {
+    let Location::S3 { bucket, prefix } = &configured.location else {
+        return;
+    };
+    let store = S3Store::open(bucket, prefix, &configured.s3, cx.random());
+    match store.and_then(|store| s3::clock_differs(&store, || cx.now())) {
+        Ok(None) => found.ok("store's clock", "within a minute of this host's"),
+        Ok(Some(seconds)) => found.warn(
+            "store's clock",
+            s3::shown_difference(seconds),
+            "requests are signed with this host's time: the store refuses them, each process learns the difference and signs again; of times and ages nobody knows which is right",
+            "correct the clock that is wrong: timedatectl set-ntp true",
+        ),
+        Err(e) => found.error("store's clock", &e),
+    }
+}
+
 fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, cx: &Context) {
     rules(found, configured, cx);
+    store_clock(found, configured, cx);
     match configured.location.directory() {
         Some(path) => directory(found, path, pgdata, cx),
         None if configured.s3.unsafe_overwrite => found.warn(

@@ -36,6 +36,9 @@ use request::Bucket;
 pub use request::end_at;
 use upload::Upload;
 
+/// Clocks that are further apart are told of.
+const CLOCK_MAX_SECONDS: u64 = 60;
+
 /// A bucket, and a prefix in it, as a store.
 pub struct S3Store {
     bucket: Arc<Bucket>,
@@ -86,6 +89,25 @@ impl S3Store {
         let bucket = Arc::clone(&self.bucket);
         Ok(wait(async move { lifecycle::harmful(&bucket).await })??)
     }
+}
+
+/// By how many seconds a store's clock is ahead of `now`, or behind where that is negative, if it is more than a minute. Requests go through all the
+/// same: the client learns the difference from an answer.
+///
+/// # Errors
+/// What the store says.
+pub fn clock_differs(store: &dyn Store, now: impl Fn() -> TimestampTz) -> Result<Option<i64>> {
+    let Some(theirs) = store.clock()? else {
+        return Ok(None);
+    };
+    let seconds = theirs.0.saturating_sub(now().0) / 1_000_000;
+    Ok(Some(seconds).filter(|s| s.unsigned_abs() > CLOCK_MAX_SECONDS))
+}
+
+/// The difference in words.
+pub fn shown_difference(seconds: i64) -> String {
+    let side = if seconds > 0 { "ahead of" } else { "behind" };
+    format!("{} s {side} this host's", seconds.unsigned_abs())
 }
 
 impl Store for S3Store {
