@@ -407,6 +407,39 @@ mod tests {
         assert_eq!(region(&link).as_deref(), Some("eu-west-1"));
     }
 
+    /// Where a request for an object goes.
+    fn asked(path_style: bool) -> String {
+        use aws_credential_types::Credentials;
+        use aws_sdk_s3::presigning::PresigningConfig;
+        let settings = S3Settings {
+            endpoint: Some("https://s3.example.com:9000".into()),
+            path_style,
+            ..S3Settings::default()
+        };
+        let client = Link::open(&settings).unwrap().client();
+        let keys = Credentials::new("AKID", "a-secret-key", None, None, "test");
+        let config = client.config().to_builder().credentials_provider(keys);
+        let client = Client::from_conf(config.build());
+        let request = client.get_object().bucket("backups").key("pg/pitr.json");
+        wait(async move {
+            let valid = PresigningConfig::expires_in(Duration::from_secs(60)).unwrap();
+            let signed = request.presigned(valid).await.unwrap();
+            signed.uri().to_owned()
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_bucket_stands_in_the_hosts_name_unless_it_is_to_stand_in_the_path() {
+        for (path_style, expected) in [
+            (false, "https://backups.s3.example.com:9000/pg/pitr.json?"),
+            (true, "https://s3.example.com:9000/backups/pg/pitr.json?"),
+        ] {
+            let asked = asked(path_style);
+            assert!(asked.starts_with(expected), "{asked}");
+        }
+    }
+
     #[test]
     fn waiting_works_inside_another_runtime() {
         let other = tokio::runtime::Builder::new_current_thread()
