@@ -21,6 +21,7 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::gap::{self, Gap};
 use crate::plan::window::{Window, Windows};
 use crate::repo::backup::BackupKind;
+use crate::repo::event;
 use crate::repo::inventory::{Backup, Inventory, Timeline, Unreadable};
 
 /// Show what can be recovered, to when
@@ -345,6 +346,12 @@ fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<String> {
         if let Some(damage) = &backup.damage {
             say(format!("backup {} is damaged: {damage}", backup.id));
         }
+    }
+    for forged in &inventory.forged {
+        say(format!(
+            "event \"{forged}\" is {}; it does not count: pitr verify",
+            event::FORGED
+        ));
     }
     for problem in &found.problems {
         say(problem.clone());

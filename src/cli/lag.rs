@@ -241,6 +241,13 @@ fn damage(survey: &Survey) -> Vec<String> {
             let detail = damaged.event.detail.as_deref().unwrap_or("no detail");
             found.push(format!("{what} is damaged: {detail}"));
         }
+        for forged in event::forged(events) {
+            found.push(format!(
+                "event \"{}\" of {what} is {}",
+                forged.name,
+                event::FORGED
+            ));
+        }
     };
     for (id, subject) in &survey.ids {
         if matches!(subject.manifest, Manifest::Committed(_)) {

@@ -190,7 +190,17 @@ pub fn recorded_gaps(repository: &Repository, inventory: &Inventory) -> Result<V
             }
             Err(error) => return Err(error),
         };
-        for recorded in events.iter().map(|r| &r.event).filter(|e| e.event == "gap") {
+        found.extend(event::forged(&events).into_iter().map(|forged| {
+            format!(
+                "event \"{}\" of \"{subject}\" is {}",
+                forged.name,
+                event::FORGED
+            )
+        }));
+        let gaps = events
+            .iter()
+            .filter(|r| r.event.event == "gap" && r.counts());
+        for recorded in gaps.map(|r| &r.event) {
             let (Some(from), Some(to)) = (recorded.from_lsn, recorded.to_lsn) else {
                 continue;
             };

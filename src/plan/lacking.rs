@@ -403,7 +403,7 @@ impl Asked<'_> {
             let pins = subject
                 .events
                 .iter()
-                .filter(|e| ["pin", "unpin"].contains(&e.event.event.as_str()))
+                .filter(|e| ["pin", "unpin"].contains(&e.event.event.as_str()) && !e.is_doubted)
                 .filter(|e| !has(&e.name));
             self.out
                 .pins

@@ -295,6 +295,7 @@ impl World {
             unreadable: Vec::new(),
             timelines,
             suspects: BTreeSet::new(),
+            forged: Vec::new(),
         }
     }
 

@@ -227,7 +227,10 @@ impl Holdings {
             let same = |e: &Event| {
                 e.event == event.event && (e.from_lsn, e.to_lsn) == (event.from_lsn, event.to_lsn)
             };
-            if !known.iter().any(|recorded| same(&recorded.event)) {
+            if !known
+                .iter()
+                .any(|known| known.counts() && same(&known.event))
+            {
                 writer
                     .record(store, &self.layout, &event)
                     .map_err(|e: Error| e.context("record a gap"))?;

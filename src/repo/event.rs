@@ -5,17 +5,33 @@ use serde::{Deserialize, Serialize};
 use super::json;
 use super::layout::ClusterLayout;
 use crate::err;
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::store::{Key, Published, Store};
+use crate::store::{Key, Published, Store, get};
 
 const KIND: &str = "event";
 /// Characters of what is said of damage.
 const DETAIL_MAX: usize = 1000;
 /// Name and version of the program that does everything but one, in events and records.
 pub const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
+
+/// The kind under which an event counts that nothing can be made of, in an encrypted repository: it has no MAC, and belongs under another
+/// key. No event is written with it.
+pub const MEANINGLESS: &str = "meaningless";
+
+/// Kinds that take something away: protection, trust, WAL. Without the MAC that an encrypted repository's events bear they do not count. What
+/// only keeps things (`begin`, `claim`, `pin`, `unexpire`, what a newer version writes) does: a janitor and a sync without keys make some.
+const NEED_PROOF: [&str; 7] = [
+    "expire",
+    "damaged",
+    "healed",
+    "gap",
+    "adopted",
+    "segment_size",
+    MEANINGLESS,
+];
 
 /// One event. Fields that its kind does not use are absent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -88,9 +104,21 @@ pub struct Recorded {
     pub event: Event,
     /// When the store received it.
     pub stored: TimestampTz,
+    /// The MAC key is at hand, and whoever made this did not hold it.
+    pub is_doubted: bool,
 }
 
 impl Recorded {
+    /// Whether what it says may be believed.
+    pub fn counts(&self) -> bool {
+        !self.is_doubted || !NEED_PROOF.contains(&self.event.event.as_str())
+    }
+
+    /// Whether it may end `other`: what is proven is ended only by what is proven, but for marks, for then nothing is deleted.
+    fn may_end(&self, other: &Recorded) -> bool {
+        !self.is_doubted || other.is_doubted || self.event.event == "unexpire"
+    }
+
     /// The later of the writer's and the store's clock: what every duration is counted from.
     pub fn since(&self) -> TimestampTz {
         self.event.time.max(self.stored)
@@ -185,7 +213,7 @@ pub fn record(
 ) -> Result<String> {
     let name = format!("{}-{}-{nonce:016x}", compact(event.time), event.event);
     let key = layout.event(&event.subject, &name)?;
-    match json::write(store, &key, KIND, event)? {
+    match json::write_signed(store, &key, KIND, event)? {
         Published::Created => Ok(name),
         Published::Exists => Err(err!(Internal, "event \"{key}\" exists already")),
     }
@@ -194,14 +222,24 @@ pub fn record(
 /// Reserves a backup id by creating its `begin` event; `Exists` means that the id is taken.
 pub fn begin(store: &dyn Store, layout: &ClusterLayout, event: &Event) -> Result<Published> {
     let id = event.subject.parse()?;
-    json::write(store, &layout.begin(&id), KIND, event)
+    json::write_signed(store, &layout.begin(&id), KIND, event)
 }
 
-/// Checks and reads an event that was found under `key`.
+/// Checks an event that was found under `key`, as it is stored.
 ///
 /// # Errors
-/// `Damaged`, also when it belongs to another subject than that of its key.
-pub fn decode(key: &Key, bytes: &[u8]) -> Result<Event> {
+/// `Damaged`, also when it belongs to another subject than that of its key, and when it is forged.
+pub fn check(store: &dyn Store, key: &Key, bytes: &[u8]) -> Result<()> {
+    match json::is_genuine(store, key, bytes)? {
+        true => decode(key, bytes).map(|_| ()),
+        false => Err(err!(Damaged, "event \"{key}\" is {FORGED}")),
+    }
+}
+
+/// What is said of what has no MAC, or not the right one.
+pub const FORGED: &str = "forged: whoever made it does not hold the MAC key of the key set";
+
+fn decode(key: &Key, bytes: &[u8]) -> Result<Event> {
     let event: Event = json::decode(key, KIND, bytes)?;
     match key.parent().and_then(|p| p.rsplit('/').next()) == Some(event.subject.as_str()) {
         true => Ok(event),
@@ -231,22 +269,45 @@ pub fn read_all(store: &dyn Store, layout: &ClusterLayout, subject: &str) -> Res
         let Some(meta) = store.head(&key)? else {
             continue;
         };
-        if let Some(event) = json::read::<Event>(store, &key, KIND, json::LIMIT_BYTES)? {
-            if event.subject != subject {
-                return Err(err!(
-                    Damaged,
-                    "event \"{key}\" belongs to subject \"{}\"",
-                    event.subject
-                ));
-            }
-            events.push(Recorded {
-                name,
-                event,
-                stored: meta.modified,
-            });
-        }
+        let Some(bytes) = get(store, &key, json::LIMIT_BYTES)? else {
+            continue;
+        };
+        let is_doubted = !json::is_genuine(store, &key, &bytes)?;
+        let event = match decode(&key, &bytes) {
+            Err(e) if is_doubted && e.code() == Code::Damaged => Event {
+                event: MEANINGLESS.into(),
+                subject: subject.to_owned(),
+                ..Event::default()
+            },
+            read => read?,
+        };
+        events.push(Recorded {
+            name,
+            event,
+            stored: meta.modified,
+            is_doubted,
+        });
     }
     Ok(events)
+}
+
+/// Of the events of a subject, those that somebody forged. A janitor and a sync without the MAC key make marks and claims, and end their own:
+/// those are not told from a stranger's, and need not be.
+pub fn forged(events: &[Recorded]) -> Vec<&Recorded> {
+    let ends_proven = |e: &Recorded| {
+        let ended = |p: &&Recorded| e.event.ends.as_deref() == Some(p.name.as_str());
+        events.iter().filter(ended).any(|p| !p.is_doubted)
+    };
+    let is_forged = |e: &&Recorded| match e.event.event.as_str() {
+        "unexpire" => false,
+        "claim" | "release" | "expire" => ends_proven(e),
+        _ => true,
+    };
+    events
+        .iter()
+        .filter(|e| e.is_doubted)
+        .filter(is_forged)
+        .collect()
 }
 
 fn host() -> String {
@@ -256,15 +317,16 @@ fn host() -> String {
 
 /// Of `events`, those of `kind` that no event of `ended_by` (or of the same kind, as a renewal) ends.
 pub fn standing<'a>(events: &'a [Recorded], kind: &str, ended_by: &str) -> Vec<&'a Recorded> {
-    let ended = |name: &str| {
+    let ended = |one: &Recorded| {
         events.iter().any(|e| {
             (e.event.event == ended_by || e.event.event == kind)
-                && e.event.ends.as_deref() == Some(name)
+                && e.event.ends.as_deref() == Some(one.name.as_str())
+                && e.may_end(one)
         })
     };
     events
         .iter()
-        .filter(|e| e.event.event == kind && !ended(&e.name))
+        .filter(|e| e.event.event == kind && e.counts() && !ended(e))
         .collect()
 }
 
@@ -282,7 +344,7 @@ pub fn timeline_subject(timeline: TimelineId) -> String {
 pub fn gaps(events: &[Recorded]) -> Vec<LsnRange> {
     let mut gaps: Vec<LsnRange> = events
         .iter()
-        .filter(|e| e.event.event == "gap")
+        .filter(|e| e.event.event == "gap" && e.counts())
         .filter_map(|e| e.event.from_lsn.zip(e.event.to_lsn))
         .filter(|(start, end)| start < end)
         .map(|(start, end)| LsnRange { start, end })

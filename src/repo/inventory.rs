@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::backup::{BackupKind, BackupRoot, Method, Tablespace};
 use super::container::{Container, Kind};
-use super::event;
+use super::event::{self, Recorded};
 use super::facts::Runs;
 use super::increment;
 use super::layout::{BackupId, ClusterLayout};
@@ -48,6 +48,8 @@ pub struct Inventory {
     pub timelines: BTreeMap<TimelineId, Timeline>,
     /// Segments that a check found damaged, and that no event says were healed.
     pub suspects: BTreeSet<SegmentName>,
+    /// Events that somebody forged, and that do not count, each with its subject.
+    pub forged: Vec<String>,
 }
 
 /// A backup, reduced to what planning needs.
@@ -224,7 +226,8 @@ impl Inventory {
     ) -> Result<Inventory> {
         let registration = choose_registration(repository, cluster, system_identifier)?;
         let layout = ClusterLayout::new(cluster, registration.system_identifier)?;
-        let (mut backups, unreadable) = read_backups(repository, &layout)?;
+        let mut forged = Vec::new();
+        let (mut backups, unreadable) = read_backups(repository, &layout, &mut forged)?;
         backups
             .sort_by(|a, b| (a.timeline, a.stop_lsn, &a.id).cmp(&(b.timeline, b.stop_lsn, &b.id)));
         let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
@@ -238,7 +241,8 @@ impl Inventory {
             backups,
             unreadable,
             timelines: read_timelines(repository, &layout, segment_size)?,
-            suspects: read_suspects(repository, &layout)?,
+            suspects: read_suspects(repository, &layout, &mut forged)?,
+            forged,
         })
     }
 
@@ -365,6 +369,7 @@ fn backup_ids(repository: &Repository, layout: &ClusterLayout) -> Result<Vec<Bac
 fn read_backups(
     repository: &Repository,
     layout: &ClusterLayout,
+    forged: &mut Vec<String>,
 ) -> Result<(Vec<Backup>, Vec<Unreadable>)> {
     let store = repository.store();
     let mut backups = Vec::new();
@@ -374,7 +379,7 @@ fn read_backups(
             .and_then(|root| root.map(Backup::reduce).transpose());
         match read {
             Ok(Some(mut backup)) => {
-                fold_events(repository, layout, &mut backup)?;
+                fold_events(repository, layout, &mut backup, forged)?;
                 backups.push(backup);
             }
             Ok(None) => {}
@@ -393,7 +398,12 @@ fn is_damage(code: Code) -> bool {
 }
 
 /// Marks, pins and damage that events tell of a backup.
-fn fold_events(repository: &Repository, layout: &ClusterLayout, backup: &mut Backup) -> Result<()> {
+fn fold_events(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    backup: &mut Backup,
+    forged: &mut Vec<String>,
+) -> Result<()> {
     let subject = backup.id.to_string();
     let events = match event::read_all(repository.store(), layout, &subject) {
         Ok(events) => events,
@@ -405,6 +415,7 @@ fn fold_events(repository: &Repository, layout: &ClusterLayout, backup: &mut Bac
         }
         Err(e) => return Err(e),
     };
+    name_forged(&subject, &events, forged);
     if let Some(found) = event::damage(&events).first() {
         let detail = found.event.detail.as_deref().unwrap_or("no detail");
         backup.damage = Some(format!("a check found damage: {detail}"));
@@ -419,7 +430,16 @@ fn fold_events(repository: &Repository, layout: &ClusterLayout, backup: &mut Bac
     Ok(())
 }
 
-fn read_suspects(repository: &Repository, layout: &ClusterLayout) -> Result<BTreeSet<SegmentName>> {
+fn name_forged(subject: &str, events: &[Recorded], into: &mut Vec<String>) {
+    let forged = event::forged(events).into_iter();
+    into.extend(forged.map(|e| format!("{subject}/{}", e.name)));
+}
+
+fn read_suspects(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    forged: &mut Vec<String>,
+) -> Result<BTreeSet<SegmentName>> {
     let mut suspects = BTreeSet::new();
     for listed in repository.store().list(&layout.events())? {
         let Some(name) = listed.name.strip_prefix("wal-") else {
@@ -429,7 +449,10 @@ fn read_suspects(repository: &Repository, layout: &ClusterLayout) -> Result<BTre
             continue;
         };
         let standing = match event::read_all(repository.store(), layout, &listed.name) {
-            Ok(events) => !event::damage(&events).is_empty(),
+            Ok(events) => {
+                name_forged(&listed.name, &events, forged);
+                !event::damage(&events).is_empty()
+            }
             // Whatever it says, the segment is looked at itself.
             Err(e) if is_damage(e.code()) => true,
             Err(e) => return Err(e),

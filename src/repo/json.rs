@@ -21,12 +21,20 @@ const HISTORY_STRING_MAX: usize = 2 << 20;
 const BEFORE: &[u8] = b",\"checksum\":\"blake3:";
 const AFTER: &[u8] = b"\"}\n";
 const SUFFIX: usize = BEFORE.len() + 64 + AFTER.len();
+const BEFORE_MAC: &[u8] = b",\"mac\":\"";
+const AFTER_MAC: &[u8] = b"\"";
+const MAC: usize = BEFORE_MAC.len() + 64 + AFTER_MAC.len();
 
 /// Serializes `value`, with format, kind and key in front and the checksum at the end.
 ///
 /// # Errors
 /// `Internal` when `value` is not a JSON object.
 pub fn encode(key: &Key, kind: &str, value: &impl Serialize) -> Result<Vec<u8>> {
+    Ok(close(open(key, kind, value)?))
+}
+
+/// All fields, without the end.
+fn open(key: &Key, kind: &str, value: &impl Serialize) -> Result<Vec<u8>> {
     let failed = |e| err!(Internal, "could not serialize object \"{key}\"").source(e);
     let Value::Object(fields) = serde_json::to_value(value).map_err(failed)? else {
         return Err(err!(Internal, "object \"{key}\" is not a JSON object"));
@@ -38,18 +46,19 @@ pub fn encode(key: &Key, kind: &str, value: &impl Serialize) -> Result<Vec<u8>> 
     all.extend(fields);
     let mut bytes = serde_json::to_vec(&Value::Object(all)).map_err(failed)?;
     bytes.pop(); // the closing brace stands behind the checksum
+    Ok(bytes)
+}
+
+fn close(mut bytes: Vec<u8>) -> Vec<u8> {
     let hash = blake3::hash(&bytes).to_hex();
     bytes.extend_from_slice(BEFORE);
     bytes.extend_from_slice(hash.as_bytes());
     bytes.extend_from_slice(AFTER);
-    Ok(bytes)
+    bytes
 }
 
-/// Checks and parses an object that was found under `key`.
-///
-/// # Errors
-/// `Damaged` when the checksum, the kind or the key is wrong; `Unsupported` for another format or an unknown feature.
-pub fn decode<T: DeserializeOwned>(key: &Key, kind: &str, bytes: &[u8]) -> Result<T> {
+/// What the checksum covers.
+fn covered<'a>(key: &Key, bytes: &'a [u8]) -> Result<&'a [u8]> {
     let damaged = |why: &str| err!(Damaged, "object \"{key}\" is damaged: {why}");
     let at = bytes
         .len()
@@ -60,9 +69,39 @@ pub fn decode<T: DeserializeOwned>(key: &Key, kind: &str, bytes: &[u8]) -> Resul
         .strip_prefix(BEFORE)
         .and_then(|s| s.strip_suffix(AFTER))
         .ok_or_else(|| damaged("it has no checksum"))?;
-    if hash != blake3::hash(body).to_hex().as_bytes() {
-        return Err(damaged("its checksum is wrong"));
+    match hash == blake3::hash(body).to_hex().as_bytes() {
+        true => Ok(body),
+        false => Err(damaged("its checksum is wrong")),
     }
+}
+
+/// Whether an object that was found under `key`, and stays plain in an encrypted repository, bears the MAC of the key set.
+///
+/// # Errors
+/// `Damaged` when the checksum is wrong: then it was changed by accident.
+pub fn is_genuine(store: &dyn Store, key: &Key, bytes: &[u8]) -> Result<bool> {
+    let body = covered(key, bytes)?;
+    let (content, mac) = match split_mac(body) {
+        Some((content, mac)) => (content, Some(mac)),
+        None => (body, None),
+    };
+    Ok(store.is_genuine(key, content, mac))
+}
+
+/// What stands before the MAC, and its digits.
+fn split_mac(body: &[u8]) -> Option<(&[u8], &str)> {
+    let (content, last) = body.split_at_checked(body.len().checked_sub(MAC)?)?;
+    let digits = last.strip_prefix(BEFORE_MAC)?.strip_suffix(AFTER_MAC)?;
+    Some((content, std::str::from_utf8(digits).ok()?))
+}
+
+/// Checks and parses an object that was found under `key`.
+///
+/// # Errors
+/// `Damaged` when the checksum, the kind or the key is wrong; `Unsupported` for another format or an unknown feature.
+pub fn decode<T: DeserializeOwned>(key: &Key, kind: &str, bytes: &[u8]) -> Result<T> {
+    let damaged = |why: &str| err!(Damaged, "object \"{key}\" is damaged: {why}");
+    covered(key, bytes)?;
     check_shape(bytes).map_err(damaged)?;
     let head: Head =
         serde_json::from_slice(bytes).map_err(|e| damaged("it cannot be parsed").source(e))?;
@@ -207,6 +246,22 @@ pub fn write(
     value: &impl Serialize,
 ) -> Result<Published> {
     put(store, key, &encode(key, kind, value)?)
+}
+
+/// As [`write()`], of an object that stays plain in an encrypted repository, and bears a MAC there where the MAC key is at hand.
+pub fn write_signed(
+    store: &dyn Store,
+    key: &Key,
+    kind: &str,
+    value: &impl Serialize,
+) -> Result<Published> {
+    let mut bytes = open(key, kind, value)?;
+    if let Some(mac) = store.mac(key, &bytes)? {
+        bytes.extend_from_slice(BEFORE_MAC);
+        bytes.extend_from_slice(mac.as_bytes());
+        bytes.extend_from_slice(AFTER_MAC);
+    }
+    put(store, key, &close(bytes))
 }
 
 /// As [`write()`], of an object that stays plain in an encrypted repository, too.

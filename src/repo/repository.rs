@@ -13,7 +13,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
-use crate::store::{Published, Store};
+use crate::store::{Published, Store, get};
 
 /// `pitr.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +73,30 @@ pub struct Registration {
     pub first_seen: TimestampTz,
     /// What a reader must know.
     pub features: Vec<String>,
+}
+
+/// The kind in the JSON of a registration.
+const REGISTRATION: &str = "cluster";
+
+/// Reads a registration as it is stored.
+///
+/// # Errors
+/// `Damaged`, also when it is that of another cluster, and when it is forged.
+pub fn check_registration(
+    store: &dyn Store,
+    layout: &ClusterLayout,
+    bytes: &[u8],
+) -> Result<Registration> {
+    let key = layout.cluster();
+    if !json::is_genuine(store, &key, bytes)? {
+        return Err(err!(Damaged, "object \"{key}\" is {}", event::FORGED)
+            .hint("Nothing was read or written. Look who can write to the store; then delete the object, and register the cluster again: pitr init."));
+    }
+    let read: Registration = json::decode(&key, REGISTRATION, bytes)?;
+    match read.name == layout.name() && read.system_identifier == layout.system_identifier() {
+        true => Ok(read),
+        false => Err(err!(Damaged, "object \"{key}\" registers another cluster")),
+    }
 }
 
 /// The store of a repository as those see it who have these keys.
@@ -215,11 +239,23 @@ impl Repository {
     /// Registrations under a name, oldest first.
     pub fn registrations(&self, name: &str) -> Result<Vec<Registration>> {
         let mut found = Vec::new();
+        let mut forged = None;
         for layout in self.clusters(name)? {
-            found.extend(self.registration(&layout)?);
+            let Some(bytes) = self.stored_registration(&layout)? else {
+                continue;
+            };
+            let read = check_registration(self.store(), &layout, &bytes);
+            // One that somebody put beside the genuine ones must not keep anybody from those.
+            match json::is_genuine(self.store(), &layout.cluster(), &bytes)? {
+                true => found.push(read?),
+                false => forged = forged.or(read.err()),
+            }
         }
         found.sort_by_key(|r| r.first_seen);
-        Ok(found)
+        match forged {
+            Some(forged) if found.is_empty() => Err(forged),
+            _ => Ok(found),
+        }
     }
 
     /// Every place under a name that is that of a system identifier, registered or not.
@@ -241,17 +277,14 @@ impl Repository {
 
     /// The registration of one cluster; `None` when the identifier is not registered under the name.
     pub fn registration(&self, layout: &ClusterLayout) -> Result<Option<Registration>> {
-        let key = layout.cluster();
-        let read: Option<Registration> =
-            json::read(self.store.as_ref(), &key, "cluster", json::LIMIT_BYTES)?;
-        match read {
-            Some(r)
-                if r.name != layout.name() || r.system_identifier != layout.system_identifier() =>
-            {
-                Err(err!(Damaged, "object \"{key}\" registers another cluster"))
-            }
-            other => Ok(other),
-        }
+        let bytes = self.stored_registration(layout)?;
+        bytes
+            .map(|bytes| check_registration(self.store(), layout, &bytes))
+            .transpose()
+    }
+
+    fn stored_registration(&self, layout: &ClusterLayout) -> Result<Option<Vec<u8>>> {
+        get(self.store(), &layout.cluster(), json::LIMIT_BYTES)
     }
 
     /// Requires that the identifier is registered under the name.
@@ -338,10 +371,10 @@ impl Repository {
     /// Registers a cluster; its being registered already is fine.
     pub fn register(&self, registration: &Registration) -> Result<Published> {
         let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
-        json::write(
+        json::write_signed(
             self.store.as_ref(),
             &layout.cluster(),
-            "cluster",
+            REGISTRATION,
             registration,
         )
     }
@@ -354,6 +387,7 @@ impl Repository {
     ) -> Result<Vec<u64>> {
         let mut sizes = vec![registration.segment_size_bytes];
         for recorded in event::read_all(self.store.as_ref(), layout, "cluster")? {
+            let counts = recorded.counts();
             let Event {
                 event,
                 segment_size_bytes: Some(size),
@@ -362,7 +396,7 @@ impl Repository {
             else {
                 continue;
             };
-            if event == "segment_size" && !sizes.contains(&size) {
+            if event == "segment_size" && counts && !sizes.contains(&size) {
                 sizes.push(size);
             }
         }

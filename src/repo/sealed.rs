@@ -235,6 +235,22 @@ impl Store for SealedStore {
         }
     }
 
+    fn mac(&self, key: &Key, content: &[u8]) -> Result<Option<String>> {
+        let Some(mac) = &self.keys.mac else {
+            return Ok(None);
+        };
+        let made = mac.sign_plain(json::base_key(key), content)?;
+        Ok(Some(seal::hex(&made)))
+    }
+
+    fn is_genuine(&self, key: &Key, content: &[u8], found: Option<&str>) -> bool {
+        let Some(mac) = &self.keys.mac else {
+            return true;
+        };
+        let found: Option<[u8; 32]> = found.and_then(seal::unhex);
+        found.is_some_and(|found| mac.is_genuine_plain(json::base_key(key), content, &found))
+    }
+
     fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
         self.inner.list(prefix)
     }

@@ -9,6 +9,9 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 use crate::err;
 use crate::error::{Error, Result};
 
+/// What MACs of objects that stay plain begin with.
+const PLAIN: &[u8] = b"pitr/1/plain";
+
 /// 32 secret bytes: wiped when they are dropped, and never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret32([u8; 32]);
@@ -152,6 +155,24 @@ impl MacKey {
         tag(&self.content, &[hash])
     }
 
+    /// The MAC of an object that stays plain: of the key it lies under, and of what stands in it before the MAC.
+    pub fn sign_plain(&self, key: &str, content: &[u8]) -> Result<[u8; 32]> {
+        Ok(self.sign(&[
+            PLAIN,
+            &self.id.0,
+            &key_length(key)?,
+            key.as_bytes(),
+            content,
+        ]))
+    }
+
+    /// Whether `mac` is that of such an object; takes the same time whatever it is.
+    pub fn is_genuine_plain(&self, key: &str, content: &[u8], mac: &[u8]) -> bool {
+        key_length(key).is_ok_and(|length| {
+            self.is_genuine(&[PLAIN, &self.id.0, &length, key.as_bytes(), content], mac)
+        })
+    }
+
     /// The MAC of `parts`, one behind the other.
     pub(super) fn sign(&self, parts: &[&[u8]]) -> [u8; 32] {
         tag(&self.mac, parts)
@@ -162,6 +183,12 @@ impl MacKey {
         let whole = parts.concat();
         hmac::verify(&self.mac, &whole, mac).is_ok()
     }
+}
+
+fn key_length(key: &str) -> Result<[u8; 2]> {
+    u16::try_from(key.len())
+        .map(u16::to_le_bytes)
+        .map_err(|_| err!(Internal, "the key of an object is too long"))
 }
 
 fn tag(key: &hmac::Key, parts: &[&[u8]]) -> [u8; 32] {

@@ -214,6 +214,17 @@ pub trait Store: Send + Sync {
         Ok(*hash)
     }
 
+    /// The MAC of an object that stays plain in an encrypted repository, over what stands in it before the MAC, in hexadecimal; `None` where
+    /// nothing is encrypted, or the MAC key is not at hand.
+    fn mac(&self, _key: &Key, _content: &[u8]) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Whether such an object bears that MAC. Where nothing can tell, it counts as genuine.
+    fn is_genuine(&self, _key: &Key, _content: &[u8], _mac: Option<&str>) -> bool {
+        true
+    }
+
     /// What is directly below `prefix` (no trailing slash; `""` is the root), unordered. An absent prefix is empty.
     fn list(&self, prefix: &str) -> Result<Vec<Listed>>;
 

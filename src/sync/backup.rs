@@ -87,7 +87,7 @@ impl Transfer<'_> {
     fn reserve(&self, id: &BackupId) -> Result<()> {
         let key = self.layout.begin(id);
         let copied = self.copy_small(&key, json::LIMIT_BYTES, &|bytes| {
-            event::decode(&key, bytes).map(|_| ())
+            event::check(self.from.store(), &key, bytes)
         });
         match copied {
             Ok(Copied::Gone) => Err(err!(Damaged, "its reservation is missing")),
@@ -131,7 +131,7 @@ impl Transfer<'_> {
         }
         wal.prove(root)?;
         // A backup that is there and not yet pinned could be expired there.
-        for pin in &events {
+        for pin in events.iter().filter(|e| !e.is_doubted) {
             if ["pin", "unpin"].contains(&pin.event.event.as_str()) {
                 self.copy_event(&self.layout.event(&root.id.to_string(), &pin.name)?)?;
             }

@@ -21,7 +21,7 @@ use crate::progress::Progress;
 use crate::repo::event::{self, Writer};
 use crate::repo::json;
 use crate::repo::layout::{BackupId, ClusterLayout};
-use crate::repo::repository::{Registration, Repository};
+use crate::repo::repository::{Registration, Repository, check_registration};
 use crate::repo::survey::Survey;
 use crate::store::Key;
 use copy::Copied;
@@ -221,7 +221,7 @@ impl<'a> Transfer<'a> {
             return Ok(());
         }
         let copied = self.copy_small(&key, json::LIMIT_BYTES, &|bytes| {
-            json::decode::<Registration>(&key, "cluster", bytes).map(|_| ())
+            check_registration(self.from.store(), &self.layout, bytes).map(|_| ())
         });
         self.settle(key.as_str(), copied)?;
         Ok(())
@@ -325,7 +325,7 @@ impl<'a> Transfer<'a> {
 
     fn copy_event(&self, key: &Key) -> Result<()> {
         let copied = self.copy_small(key, json::LIMIT_BYTES, &|bytes| {
-            event::decode(key, bytes).map(|_| ())
+            event::check(self.from.store(), key, bytes)
         });
         self.settle(key.as_str(), copied).map(|_| ())
     }

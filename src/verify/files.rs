@@ -40,8 +40,14 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
         // Of whom it speaks is still there; only deletion has to wait.
         if let Some(events) = work.settle(events, &subject, About::Other)? {
             events.iter().for_each(|_| work.count(0));
+            for forged in event::forged(&events) {
+                let key = work.layout.event(&listed.name, &forged.name)?;
+                let detail = format!("it does not count, for it is {}", event::FORGED);
+                work.find(FindingKind::Forged, key.as_str(), detail, About::Other);
+            }
         }
     }
+    registrations(work)?;
     for (timeline, held) in &survey.timelines {
         work.check_stop()?;
         if held.history != HistoryFile::Absent {
@@ -86,6 +92,15 @@ fn reservations(work: &Work<'_>, survey: &Survey) -> Result<()> {
             let detail = "the reservation of the backup's id is not there: repo sync cannot copy this backup";
             work.find(FindingKind::Missing, key.as_str(), detail, About::Other);
         }
+    }
+    Ok(())
+}
+
+/// Others under the same name: they decide which cluster is meant, and how large its segments are.
+fn registrations(work: &Work<'_>) -> Result<()> {
+    for other in work.what.repository.clusters(work.layout.name())? {
+        let read = work.what.repository.registration(&other);
+        work.settle(read, other.cluster().as_str(), About::Other)?;
     }
     Ok(())
 }

@@ -58,6 +58,8 @@ pub struct Verify<'a> {
 pub enum FindingKind {
     /// An object fails a check.
     Damaged,
+    /// Whoever made an event or a registration does not hold the MAC key of the key set. It does not count.
+    Forged,
     /// Something is missing that something else names.
     Missing,
     /// WAL is missing between WAL that is there.
@@ -73,6 +75,7 @@ impl FindingKind {
     pub fn as_str(self) -> &'static str {
         match self {
             FindingKind::Damaged => "damaged",
+            FindingKind::Forged => "forged",
             FindingKind::Missing => "missing",
             FindingKind::Gap => "gap",
             FindingKind::Wal => "wal",
@@ -246,13 +249,25 @@ impl Verify<'_> {
                 }
             }
         }
-        let result = self.write_events(survey, &damaged, &known);
+        let result = self.require_proof(&damaged);
+        let result = result.and_then(|()| self.write_events(survey, &damaged, &known));
         if let Err(e) = result {
             report.warnings.push(format!(
                 "what was found could not be recorded in the repository: {e}"
             ));
         }
         report
+    }
+
+    /// What somebody says who has no MAC key does not count where one is, and would be found as forged.
+    fn require_proof(&self, damaged: &BTreeMap<String, (String, String)>) -> Result<()> {
+        let is_encrypted = self.repository.marker().key_set.is_some();
+        let key = crate::repo::layout::marker();
+        if damaged.is_empty() || !is_encrypted || self.repository.store().mac(&key, b"")?.is_some()
+        {
+            return Ok(());
+        }
+        Err(err!(Key, "the MAC key of its key set is not configured"))
     }
 
     fn write_events(

@@ -50,6 +50,7 @@ mod s3_faults;
 mod s3_hard;
 mod s3_slow;
 mod sealed;
+mod sealed_events;
 mod sealed_wal;
 mod secrets;
 mod several;

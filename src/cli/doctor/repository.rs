@@ -311,6 +311,14 @@ fn content(
         ),
     }
     let inventory = Inventory::read(repository, layout.name(), Some(layout.system_identifier()))?;
+    if !inventory.forged.is_empty() {
+        found.warn(
+            "events",
+            human::count(inventory.forged.len() as u64, "forged event"),
+            "somebody without the MAC key of the key set writes to the store; what they say does not count",
+            "pitr verify names them",
+        );
+    }
     let usable = inventory.backups.iter().filter(|b| b.damage.is_none());
     let newest = usable.clone().max_by_key(|b| b.stop_time);
     let age = newest

@@ -75,6 +75,7 @@ fn add(survey: &mut Survey, n: u64, kind: &str) -> String {
         name: name.clone(),
         event,
         stored: now(),
+        is_doubted: false,
     };
     survey.ids.get_mut(&id(n)).unwrap().events.push(recorded);
     name

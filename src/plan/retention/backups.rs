@@ -14,8 +14,17 @@ use crate::repo::layout::BackupId;
 use crate::repo::survey::{Manifest, Root, Subject, Survey, numbers};
 
 /// Events that a version of this format may write about a backup; others keep it.
-const KNOWN_EVENTS: [&str; 9] = [
-    "begin", "claim", "release", "pin", "unpin", "expire", "unexpire", "damaged", "healed",
+const KNOWN_EVENTS: [&str; 10] = [
+    "begin",
+    "claim",
+    "release",
+    "pin",
+    "unpin",
+    "expire",
+    "unexpire",
+    "damaged",
+    "healed",
+    event::MEANINGLESS,
 ];
 
 /// The store's clock and this host's may differ by this much without another mark.

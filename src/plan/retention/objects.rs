@@ -274,8 +274,10 @@ fn delete_beside_segments(survey: &Survey, needed: &Needed, plan: &mut ExpirePla
         }
     }
     for (segment, events) in &survey.segment_events {
-        let is_known =
-            |e: &event::Recorded| ["damaged", "healed"].contains(&e.event.event.as_str());
+        let is_known = |e: &event::Recorded| {
+            let kinds = ["damaged", "healed", event::MEANINGLESS];
+            kinds.contains(&e.event.event.as_str())
+        };
         if goes(*segment) && events.iter().all(is_known) {
             for event in events {
                 let subject = format!("wal-{segment}");

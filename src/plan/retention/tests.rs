@@ -53,6 +53,7 @@ fn event(kind: &str, at: TimestampTz) -> Recorded {
             ..Event::default()
         },
         stored: at,
+        is_doubted: false,
     }
 }
 

@@ -1,0 +1,283 @@
+//! Events and registrations of encrypted repositories bear a MAC: what somebody without the MAC key puts there does not count, and is found.
+
+use std::fs;
+
+use pitr::config::Encryption;
+use pitr::pg::segment::SegmentName;
+use pitr::pg::time::TimestampTz;
+use pitr::repo::event::{self, Event};
+use pitr::repo::json;
+use pitr::repo::layout::ClusterLayout;
+use pitr::repo::repository::{Registration, Repository};
+use pitr::store::Store;
+use pitr::store::file::FileStore;
+
+use crate::common::{Cluster, EXPIRE, paths_below, pitr_archive, user};
+use crate::sealed::{Sealed, refused};
+
+const FORGED: &str = "forged: whoever made it does not hold the MAC key";
+
+/// A sealed repository with two backups.
+struct Backed {
+    sealed: Sealed,
+    _cluster: Cluster,
+    layout: ClusterLayout,
+    first: String,
+    second: String,
+}
+
+impl Backed {
+    fn new() -> Backed {
+        let mut cluster = Cluster::builder(17)
+            .segment_size_mb(1)
+            .without_fsync()
+            .create();
+        let sealed = Sealed::new(&cluster);
+        let archive = pitr_archive()
+            .arg("--config")
+            .arg(sealed.config("writer"))
+            .arg("%p");
+        cluster.append_config("archive_mode", "on");
+        cluster.append_config("archive_command", &archive.shell());
+        cluster.start();
+        let backup = || {
+            let run = sealed.on("writer").args(["backup", "--json"]).run();
+            run.success().json()["id"].as_str().unwrap().to_owned()
+        };
+        let (first, second) = (backup(), backup());
+        cluster.archive_now();
+        let place = sealed.folder("cluster.json");
+        let identifier = place.parent().unwrap().file_name().unwrap();
+        let identifier = identifier.to_str().unwrap().parse().unwrap();
+        let layout = ClusterLayout::new("main", identifier).unwrap();
+        Backed {
+            sealed,
+            _cluster: cluster,
+            layout,
+            first,
+            second,
+        }
+    }
+
+    /// The store as its owner sees it.
+    fn owner(&self) -> FileStore {
+        FileStore::open(&self.sealed.repository, 1).unwrap()
+    }
+
+    /// An event that somebody made who can write to `store`; returns the last part of its key.
+    fn put(&self, store: &dyn Store, subject: &str, kind: &str, ends: Option<&str>) -> String {
+        let now = TimestampTz::from_system_time(std::time::SystemTime::now());
+        let event = Event {
+            event: kind.into(),
+            subject: subject.into(),
+            time: now,
+            ends: ends.map(str::to_owned),
+            seconds: Some(86_400),
+            reason: Some("audit".into()),
+            detail: Some("a test says so".into()),
+            nonce: "0".repeat(32),
+            ..Event::default()
+        };
+        let nonce = now.0.cast_unsigned();
+        let name = event::record(store, &self.layout, &event, nonce).unwrap();
+        self.hand_over();
+        name
+    }
+
+    /// Gives what the test wrote to the user that the programs run as.
+    fn hand_over(&self) {
+        user::own_all(&self.sealed.repository);
+    }
+
+    /// As [`Backed::put`], of somebody with the MAC key.
+    fn genuine(&self, subject: &str, kind: &str) -> String {
+        self.genuine_end(subject, kind, None)
+    }
+
+    fn genuine_end(&self, subject: &str, kind: &str, ends: Option<&str>) -> String {
+        let encryption = Encryption {
+            key_set: Some(self.sealed.key("writer").into()),
+            ..Encryption::default()
+        };
+        let repository = Repository::open_with(Box::new(self.owner()), Some(&encryption)).unwrap();
+        self.put(repository.store(), subject, kind, ends)
+    }
+
+    /// A segment that is stored.
+    fn segment(&self) -> String {
+        let wal = paths_below(&self.sealed.folder("wal"));
+        let names = wal.iter().filter_map(|p| p.file_name()?.to_str());
+        let names = names.filter(|n| n.parse::<SegmentName>().is_ok());
+        names.max().unwrap().to_owned()
+    }
+
+    /// Why a host keeps a backup, or lets it go.
+    fn fate(&self, host: &str, id: &str) -> String {
+        let look = ["expire", "--keep", "1", "--dry-run", "--json"];
+        let run = self.sealed.on(host).args(look).run().success();
+        let backups = run.json()["clusters"][0]["backups"].clone();
+        let mut backups = backups.as_array().unwrap().iter();
+        let backup = backups.find(|b| b["id"] == id).unwrap();
+        format!("{}: {}", backup["fate"], backup["reason"])
+    }
+
+    fn info(&self) -> serde_json::Value {
+        let run = self.sealed.on("reader").args(["info", "--json"]).run();
+        let cluster = run.json()["clusters"][0].clone();
+        assert!(cluster["problems"].is_array(), "{run}");
+        cluster
+    }
+
+    /// Objects that verify calls forged.
+    fn forged(&self) -> Vec<String> {
+        let run = self.sealed.on("reader").args(["verify", "--json"]).run();
+        let findings = run.json()["clusters"][0]["findings"].clone();
+        let findings = findings.as_array().unwrap().clone();
+        let mut found: Vec<String> = findings
+            .iter()
+            .filter(|f| f["kind"] == "forged")
+            .map(|f| f["object"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(found.len(), findings.len(), "{findings:?}");
+        assert_eq!(run.code() == 4, !found.is_empty(), "{run}");
+        found.sort();
+        found
+    }
+
+    fn key(&self, subject: &str, name: &str) -> String {
+        self.layout.event(subject, name).unwrap().to_string()
+    }
+}
+
+#[test]
+fn forged_events_do_not_count_and_verify_finds_each() {
+    let backed = Backed::new();
+    let (first, second) = (backed.first.as_str(), backed.second.as_str());
+    let owner = backed.owner();
+    assert!(backed.forged().is_empty());
+    let loose = backed.fate("writer", first);
+    assert!(
+        !loose.contains("pinned") && !loose.contains("in use"),
+        "{loose}"
+    );
+    let mut forged = Vec::new();
+    let mut forge = |subject: &str, kind: &str, ends: Option<&str>| {
+        let name = backed.put(&owner, subject, kind, ends);
+        forged.push(backed.key(subject, &name));
+    };
+
+    let pin = backed.genuine(first, "pin");
+    assert!(backed.fate("writer", first).contains("pinned"));
+    forge(first, "unpin", Some(&pin));
+    assert!(backed.fate("writer", first).contains("pinned"));
+    // Who has no MAC key cannot tell.
+    assert_eq!(backed.fate("janitor", first), loose);
+
+    let claim = backed.genuine(second, "claim");
+    forge(second, "release", Some(&claim));
+    let claims = |host: &str| {
+        let encryption = Encryption {
+            key_set: (host == "writer").then(|| backed.sealed.key("writer").into()),
+            ..Encryption::default()
+        };
+        let store = Box::new(backed.owner());
+        let repository = Repository::open_with(store, Some(&encryption)).unwrap();
+        let events = event::read_all(repository.store(), &backed.layout, second).unwrap();
+        let standing = event::standing(&events, "claim", "release");
+        standing.iter().any(|c| c.name == claim)
+    };
+    assert!(claims("writer") && !claims("janitor"));
+    // A claim that names a genuine one as the one it renews, and is over in a moment, ends it as little.
+    forge(second, "claim", Some(&claim));
+    assert!(claims("writer") && !claims("janitor"));
+
+    let segment = format!("wal-{}", backed.segment());
+    let damaged = backed.genuine(&segment, "damaged");
+    forge(&segment, "healed", Some(&damaged));
+    forge(second, "damaged", None);
+    // A genuine pin of the one, copied under the other's name.
+    let moved = backed.key(second, &pin);
+    let from = backed.sealed.repository.join(backed.key(first, &pin));
+    fs::copy(from, backed.sealed.repository.join(&moved)).unwrap();
+    backed.hand_over();
+    forged.push(moved);
+    forged.sort();
+
+    let info = backed.info();
+    let problems = info["problems"].to_string();
+    for key in &forged {
+        let event = key.rsplit('/').next().unwrap();
+        assert!(problems.contains(event), "{event}: {problems}");
+    }
+    assert!(!problems.contains("a check found damage"), "{problems}");
+    let doctor = backed.sealed.on("reader").arg("doctor").run();
+    assert!(doctor.stdout.contains("6 forged events"), "{doctor}");
+    assert!(!backed.fate("writer", second).contains("pinned"));
+    assert_eq!(backed.forged(), forged);
+    // That check found the segment sound, and said so with its MAC.
+    assert_eq!(backed.forged(), forged);
+    // Nothing of it keeps anybody from recovering.
+    let to = backed.sealed.sandbox.join("copy");
+    let restore = backed
+        .sealed
+        .on("reader")
+        .args(["restore", "--quiet", "--to"]);
+    restore.arg(&to).args(["--backup", second]).run().success();
+
+    // What is deleted takes what somebody forged about it along.
+    let unpin = backed.genuine_end(first, "unpin", Some(&pin));
+    assert!(!backed.fate("writer", first).contains("pinned"), "{unpin}");
+    backed.sealed.on("writer").args(EXPIRE).run().success();
+    let events = backed.sealed.folder("events").join(first);
+    assert!(!events.exists(), "{:?}", fs::read_dir(&events));
+}
+
+#[test]
+fn marks_and_claims_of_who_has_no_key_are_no_forgeries() {
+    let backed = Backed::new();
+    let look = [
+        "expire",
+        "--keep",
+        "1",
+        "--grace",
+        "1h",
+        "--confirm",
+        "--quiet",
+    ];
+    backed.sealed.on("janitor").args(look).run().success();
+    let marked = |host: &str| backed.fate(host, &backed.first).contains("waiting");
+    assert!(marked("janitor"));
+    let owner = backed.owner();
+    let claim = backed.put(&owner, &backed.second, "claim", None);
+    backed.put(&owner, &backed.second, "release", Some(&claim));
+    assert!(backed.forged().is_empty());
+    assert!(!backed.info()["problems"].to_string().contains("forged"));
+}
+
+#[test]
+fn a_forged_registration_is_refused_and_one_beside_it_is_found() {
+    let backed = Backed::new();
+    let path = backed.sealed.folder("cluster.json");
+    let right = fs::read(&path).unwrap();
+    let key = backed.layout.cluster();
+    let mut changed: Registration = json::decode(&key, "cluster", &right).unwrap();
+    changed.segment_size_bytes *= 2;
+    fs::write(&path, json::encode(&key, "cluster", &changed).unwrap()).unwrap();
+    for verb in ["verify", "info"] {
+        let run = backed.sealed.on("reader").args([verb, "--quiet"]).run();
+        assert_ne!(run.code(), 0, "{run}");
+        assert!(run.stderr.contains(FORGED), "{run}");
+    }
+    fs::write(&path, &right).unwrap();
+    let other = ClusterLayout::new("main", 7).unwrap();
+    changed.system_identifier = 7;
+    let owner = Repository::open_with(Box::new(backed.owner()), None).unwrap();
+    owner.register(&changed).unwrap();
+    backed.hand_over();
+    let info = backed.info();
+    assert_eq!(info["backups"].as_array().unwrap().len(), 2, "{info}");
+    let run = backed.sealed.on("reader").args(["verify", "--quiet"]).run();
+    refused(&run, 4, "");
+    assert!(run.stdout.contains(other.cluster().as_str()), "{run}");
+    assert!(run.stdout.contains(FORGED), "{run}");
+}
