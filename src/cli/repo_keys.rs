@@ -193,12 +193,14 @@ impl Written<'_> {
 
     fn private(&self, name: &str) -> Result<PrivateHalf> {
         let path = self.directory.join(format!("{name}.key"));
+        keyring::forbid_core_dumps()?;
         ReaderFile::read(&path)?.private(&path)
     }
 }
 
 /// A new pair and a new MAC key.
 fn contents() -> Result<Contents> {
+    keyring::forbid_core_dumps()?;
     let (private, _) = random_pair(&draw(system_random)?);
     Contents::new(private, draw(system_random)?)
 }
@@ -226,6 +228,7 @@ fn pair(
             "\"writer\" is the name of the file for hosts that write"
         ));
     }
+    keyring::forbid_core_dumps()?;
     let (private, public): (PrivateHalf, PublicHalf) = random_pair(&draw(system_random)?);
     let files = [
         NewFile {

@@ -35,6 +35,20 @@ const PASSPHRASES: usize = 8;
 /// So many recipients are read to find the one that a passphrase is for. Each is a request, and a stranger may have added thousands.
 const RECIPIENTS_READ: usize = 64;
 
+/// Sees to it that no core dump of this process holds a key or a passphrase. Only what is soft of the limit: what it starts may want its own.
+///
+/// # Errors
+/// `Internal` when the system does not let it.
+pub fn forbid_core_dumps() -> Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let none = Rlimit {
+        current: Some(0),
+        ..getrlimit(Resource::Core)
+    };
+    setrlimit(Resource::Core, none)
+        .map_err(|e| err!(Internal, "core dumps could not be forbidden").source(e))
+}
+
 /// Fills a buffer with random bytes that nobody can guess.
 pub type Random = fn(&mut [u8]) -> Result<()>;
 
@@ -102,6 +116,7 @@ impl Keys {
         let Some(from) = from else {
             return Ok(keys);
         };
+        forbid_core_dumps()?;
         if let Some(path) = &from.key_set {
             let writer = WriterFile::read(path)?;
             let (public, mac) = writer.keys(path)?;
@@ -384,6 +399,7 @@ static FROM_DESCRIPTORS: Mutex<BTreeMap<i32, Zeroizing<Vec<u8>>>> = Mutex::new(B
 /// # Errors
 /// `Key` when there is none where it should be.
 pub fn passphrase(from: &Encryption) -> Result<Zeroizing<Vec<u8>>> {
+    forbid_core_dumps()?;
     let mut text = if let Some(path) = &from.passphrase_file {
         read_secret("passphrase file", path)?
     } else if let Some(number) = from.passphrase_fd {

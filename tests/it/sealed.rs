@@ -114,6 +114,15 @@ pub fn refused(run: &Run, status: i32, part: &str) {
     assert!(run.stderr.contains(part), "{run}");
 }
 
+/// A process that was started with room for a core dump writes none, for keys would be in it.
+fn check_no_core_dump(pid: u32) {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let core = limits.lines().find(|l| l.starts_with("Max core file size"));
+    let core: Vec<&str> = core.unwrap().split_whitespace().skip(4).collect();
+    assert_eq!(core[0], "0", "{limits}");
+    assert_ne!(core[1], "0", "a limit that was there before: {limits}");
+}
+
 /// What only the database holds stands nowhere in the repository.
 pub fn check_nothing_is_plain(sealed: &Sealed, secret: &str) {
     let mut sealed_objects = 0;
@@ -257,6 +266,7 @@ fn a_host_that_only_writes_receives() {
     let mut running = sealed
         .on("writer")
         .args(["receive", "--create-slot"])
+        .under(["prlimit", "--core=4096:"])
         .spawn();
     let client = cluster.client();
     wait_until(PATIENCE, "the receiver streams", || {
@@ -264,6 +274,7 @@ fn a_host_that_only_writes_receives() {
         let sql = "select count(*) from pg_stat_replication where state = 'streaming' and application_name = 'pitr'";
         client.query_one_string(sql) == "1"
     });
+    check_no_core_dump(running.pid());
     client.sql("create table ledger as select 'confidential note' from generate_series(1, 20000)");
     client.sql("select pg_switch_wal()");
     client.sql("insert into ledger select 'confidential too' from generate_series(1, 100)");
