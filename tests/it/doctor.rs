@@ -1,9 +1,14 @@
 //! `pitr doctor` against real servers: each fault is told with its cause and what helps.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
-use crate::common::{Cluster, PATIENCE, Program, Site, Stop, reception, user, wait_until};
+use crate::common::{
+    Cluster, PATIENCE, Program, Site, Stop, paths_below, reception, user, wait_until,
+};
 use crate::per_major;
+use crate::ship::{has_worker, noted, spool_of};
 
 /// A cluster with nothing to complain of, archiving, with a backup.
 fn healthy(major: u32) -> (Site, Cluster) {
@@ -672,4 +677,42 @@ fn a_question_that_is_refused_takes_nothing_from_the_other_answers() {
         !found["cause"].as_str().unwrap().contains("neither"),
         "{found:#}"
     );
+}
+
+#[test]
+fn p22_what_blocks_archiving_for_five_minutes_is_an_alert() {
+    let (site, cluster) = healthy(17);
+    let spool = spool_of(&site);
+    site.pitr().arg("info").run().success();
+    cluster.append_config("archive_command", "false");
+    cluster.reload();
+    let names: Vec<String> = (0..3).map(|_| cluster.switch_wal()).collect();
+    let bad = &names[0];
+    let mut other = std::fs::read(cluster.pgdata().join("pg_wal").join(bad)).unwrap();
+    *other.last_mut().unwrap() ^= 1;
+    let other = site.sandbox().file(bad, other);
+    site.archive().arg(other).run().success();
+    let push = site.archive().arg(format!("pg_wal/{bad}"));
+    push.dir(cluster.pgdata()).run().expect_code(20);
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    assert_eq!(noted(&spool, ".failed"), [bad.as_str()]);
+    let mut files = paths_below(&spool).into_iter();
+    let is_record = |path: &std::path::PathBuf| path.extension().is_some_and(|e| e == "failed");
+    let record = files.find(is_record).unwrap();
+    for (minutes, state, status, level) in [(1, "warning", 6, "warn"), (6, "critical", 1, "fail")] {
+        let since = std::time::SystemTime::now() - Duration::from_secs(60 * minutes);
+        let file = std::fs::File::options().append(true).open(&record).unwrap();
+        file.set_modified(since).unwrap();
+        let run = site.pitr().args(["info", "--json"]).run();
+        let json = run.expect_code(status).json();
+        let cluster = &json["clusters"][0];
+        let mut problems = cluster["problems"].as_array().unwrap().iter();
+        let is_it = |p: &&Value| p["message"].as_str().unwrap().contains(bad);
+        assert_eq!(problems.find(is_it).unwrap()["state"], state, "{json:#}");
+        // That archive_command archives nothing is worse, and no matter of time.
+        let json = doctor(&site).run().expect_code(1).json();
+        let findings = json["findings"].as_array().unwrap();
+        let blocked = findings.iter().find(|f| f["name"] == "blocked");
+        assert_eq!(blocked.unwrap()["level"], level, "{json:#}");
+    }
 }
