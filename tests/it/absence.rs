@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -14,6 +15,7 @@ use crate::common::{
     Cluster, PATIENCE, Program, Run, Sandbox, Still, majors, patiently, pitr, pitr_archive,
     pitr_restore, wait_until,
 };
+use crate::fetch::answers_promotion;
 
 /// A segment that was never archived, behind those that were.
 const ABSENT: &str = "000000010000000000000099";
@@ -595,7 +597,12 @@ fn f18_a_standby_without_the_archived_tail_is_promoted_only_by_choice() {
         wait_until(PATIENCE, "the standby waits for the archive", || {
             standby.log()[seen..].contains("trying again")
         });
+        let asked = Instant::now();
         promote(&standby);
+        wait_until(PATIENCE, "restore_command has answered", || {
+            standby.log()[seen..].contains("child process exited with exit code 200")
+        });
+        answers_promotion(asked.elapsed());
         stopped(&mut standby, seen);
         assert!(pair.proxy.counts().refused > refused);
         pair.proxy.calm();

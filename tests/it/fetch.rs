@@ -193,6 +193,12 @@ fn f01_an_unreachable_repository_is_no_end_of_wal() {
     still.fetch(&next).run().expect_code(1);
 }
 
+/// What should take a second takes less than half of what `pg_ctl promote` waits for, also on a machine that is loaded.
+pub fn answers_promotion(took: Duration) {
+    println!("a promotion is answered after {took:?}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
+}
+
 #[test]
 fn f01_a_repository_that_hangs_holds_up_neither_a_standby_nor_recovery_for_ever() {
     require_root!("f01_a_repository_that_hangs_holds_up_neither_a_standby_nor_recovery_for_ever");
@@ -216,13 +222,14 @@ fn f01_a_repository_that_hangs_holds_up_neither_a_standby_nor_recovery_for_ever(
         .expect_stderr("has not answered for");
     // A promotion is answered within a second, and shutdown at once.
     mode(&still, "standby.signal", false);
-    let running = fetch.spawn();
+    let mut running = fetch.spawn();
     std::thread::sleep(Duration::from_millis(1500));
+    assert!(!running.is_done(), "a standby waits for ever");
     still.cluster.touch("promote");
     let asked = Instant::now();
     let run = running.wait();
     assert!(matches!(run.code(), 1 | 200), "{run}");
-    assert!(asked.elapsed() < PATIENCE, "{:?}", asked.elapsed());
+    answers_promotion(asked.elapsed());
     mode(&still, "standby.signal", false);
     let running = fetch.spawn();
     std::thread::sleep(Duration::from_millis(500));
