@@ -617,6 +617,43 @@ fn a_store_that_is_slow_is_not_taken_for_one_that_is_silent() {
 }
 
 #[test]
+fn a_host_that_may_not_delete_archives_and_backs_up() {
+    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let mut cluster = builder.config("archive_mode", "on").create();
+    let site = Bucketed::new(&cluster, Peer::own(), "");
+    let (peer, sandbox) = (&site.peer, &site.sandbox);
+    let config = configuration(peer, sandbox, &cluster, "writer.toml", WRITER, "");
+    let writer = |program: Program| program.arg("--config").arg(&config);
+    let check = writer(pitr()).args(["repo", "check"]).run().success();
+    check.expect_stdout("may not delete");
+    cluster.append_config("archive_command", &writer(pitr_archive()).arg("%p").shell());
+    cluster.start();
+    cluster.sql("create table ledger as select g as id from generate_series(1, 20000) g");
+    let segments: Vec<String> = (0..5).map(|_| cluster.switch_wal()).collect();
+    for name in &segments {
+        cluster.wait_archived(name);
+    }
+    let run = writer(pitr()).args(["backup", "--quiet"]).run().success();
+    assert!(!run.stderr.contains("error"), "{run}");
+    cluster.sql("insert into ledger values (0)");
+    cluster.archive_now();
+    let log = cluster.log();
+    assert!(!log.contains("pitr-archive:"), "{log}");
+    // Whoever may do everything finds all of it.
+    site.pitr().args(["verify", "--quiet"]).run().success();
+    let to = sandbox.join("copy");
+    let restore = site.pitr().args(["restore", "--quiet", "--to"]).arg(&to);
+    restore.run().success();
+    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(
+        copy.query_one_string("select count(*) from ledger"),
+        "20001"
+    );
+}
+
+#[test]
 fn init_and_check_refuse_a_store_that_overwrites() {
     let off = Offline::new("");
     let config = &off.config;
