@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use crate::common::random::Random;
 use crate::common::s3::Fault;
 use crate::common::s3::peer::Peer;
-use crate::common::{Cluster, PATIENCE, pitr_archive, pitr_restore, wait_until};
+use crate::common::{Cluster, PATIENCE, Stop, pitr_archive, pitr_restore, wait_until};
 use crate::drain::{command, same};
 use crate::s3_cycle::Bucketed;
 use crate::ship::{Process, has_worker, noted, process_of, send, spool_in, stop_process};
@@ -159,4 +159,71 @@ fn p20_killed_at_any_moment_nothing_is_acknowledged_that_is_not_in_the_object_st
     assert!(slowed.times() > 0);
     drain.finish();
     println!("{kills:?} kills in {:?}", begun.elapsed());
+}
+
+/// The largest resident set that a process has had so far.
+fn peak_bytes(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+#[test]
+fn a_worker_for_an_object_store_holds_few_segments_at_a_time() {
+    const SEGMENTS: usize = 20;
+    let builder = Cluster::builder(17).without_fsync();
+    let mut cluster = builder.config("max_wal_size", "2GB").start();
+    let client = cluster.client();
+    client.sql("create table noise (b bytea); alter table noise alter b set storage external");
+    // Nothing of it can be compressed.
+    client.sql(
+        "insert into noise select string_agg(sha256(random()::text::bytea), '') \
+         from generate_series(1, 12) parts, generate_series(1, 31250) group by parts",
+    );
+    client.sql("create table more (b bytea); alter table more alter b set storage external");
+    client.sql("select pg_switch_wal()");
+    let segments: Vec<String> = (0..SEGMENTS)
+        .map(|_| {
+            client.sql("insert into more select b from noise");
+            client.query_one_string("select pg_walfile_name(pg_switch_wal())")
+        })
+        .collect();
+    drop(client);
+    cluster.stop(Stop::Immediate);
+    let site = Bucketed::new(&cluster, Peer::own(), "");
+    let spool = spool_in(&site.sandbox, &site.config);
+    let status = |name: &str, state: &str| {
+        let status = format!("pg_wal/archive_status/{name}.{state}");
+        cluster.pgdata().join(status)
+    };
+    for name in &segments {
+        std::fs::write(status(name, "ready"), "").unwrap();
+    }
+    let mut peak = 0;
+    let mut look = || {
+        let worker = process_of(&site.config, Process::Worker);
+        peak = peak.max(worker.and_then(peak_bytes).unwrap_or(0));
+    };
+    for name in &segments {
+        let push = pitr_archive().arg("--config").arg(&site.config);
+        let push = push.arg(format!("pg_wal/{name}"));
+        let mut running = push.dir(cluster.pgdata()).spawn();
+        while !running.is_done() {
+            look();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        running.wait().success();
+        std::fs::rename(status(name, "ready"), status(name, "done")).unwrap();
+    }
+    wait_until(PATIENCE, "the worker has ended", || {
+        look();
+        !has_worker(&spool)
+    });
+    let server = site.peer.server();
+    let least = segments
+        .iter()
+        .map(|name| server.object(&server.key(name)).len());
+    assert!(least.min() > Some(11 << 20), "it cannot be compressed");
+    println!("at most {} MiB", peak >> 20);
+    assert!((1 << 20..200 << 20).contains(&peak), "{peak} bytes");
 }
