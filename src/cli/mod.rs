@@ -36,6 +36,7 @@ pub mod terminal;
 pub mod adopt;
 pub mod backup;
 pub mod blocked;
+pub mod choice;
 pub mod doctor;
 pub mod expire;
 pub mod info;

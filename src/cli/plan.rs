@@ -1,17 +1,17 @@
 //! `pitr plan`.
 
 use super::Context;
+use super::choice::{Question, Unless};
 use super::human;
-use super::reading::{Elsewhere, Reading, not_known};
-use super::target::{ResolvedTarget, TargetArgs};
+use super::reading::Reading;
+use super::restoring::{self, Opened};
+use super::target::TargetArgs;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::plan::recovery::{
     Action, EndKind, Moment, Outcome, Plan, Side, Stop, StopRecord, TransactionEnd,
 };
 use crate::repo::backup::BackupRoot;
-use crate::repo::inventory::Inventory;
-use crate::repo::layout::ClusterLayout;
 
 /// Show what a restore would do, and prove its outcome
 ///
@@ -32,31 +32,26 @@ const MISSING_SHOWN: usize = 8;
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     // What is wrong with the words is said before anything is opened.
     args.target.parse()?;
-    let reading = Reading::open(cx)?;
-    let inventory = reading.inventory(cx)?;
-    let (plan, resolved) = reading.plan(cx, &inventory, &args.target, Action::Promote)?;
-    if plan.reachable {
-        show(cx, &plan, resolved.local_time.as_deref())?;
-        require_thawed(&reading, &inventory, &plan)?;
-        return Ok(exit::SUCCESS);
-    }
-    let why = plan.explanation.clone();
-    let why = why.unwrap_or_else(|| "the target cannot be reached".into());
-    match in_another(args, cx, &reading, inventory.system_identifier) {
-        Elsewhere::Found(other, (inventory, (plan, resolved))) => {
-            reading.say_other(cx, &other, &why);
-            show(cx, &plan, resolved.local_time.as_deref())?;
-            require_thawed(&other, &inventory, &plan)?;
+    let first = restoring::open(cx, Reading::open(cx)?)?;
+    let question = Question {
+        target: &args.target,
+        action: Action::Promote,
+        is_carried_out: false,
+    };
+    let chosen = question.answer(cx, first)?;
+    show(cx, &chosen.plan, chosen.resolved.local_time.as_deref())?;
+    match chosen.unless {
+        None => {
+            require_thawed(&chosen.opened, &chosen.plan)?;
             Ok(exit::SUCCESS)
         }
-        Elsewhere::Nowhere => {
-            show(cx, &plan, resolved.local_time.as_deref())?;
+        Some(Unless::OutOfReach { next, .. }) => {
+            if let Some(next) = next {
+                cx.out.note(&next);
+            }
             Ok(exit::status(Program::Pitr, Code::OutOfReach))
         }
-        Elsewhere::Unknown(name, e) => {
-            show(cx, &plan, resolved.local_time.as_deref())?;
-            fail(cx, not_known(&why, &name, &e))
-        }
+        Some(Unless::NotKnown(e)) => fail(cx, e),
     }
 }
 
@@ -72,34 +67,16 @@ pub fn fail(cx: &Context, e: Error) -> Result<u8> {
 }
 
 /// The plan holds, and yet a restore would not get far.
-fn require_thawed(reading: &Reading, inventory: &Inventory, plan: &Plan) -> Result<()> {
-    let store = reading.repository.store();
-    let is_asked = plan.reachable && store.is_remote();
-    let Some(backup) = plan.backup.as_ref().filter(|_| is_asked) else {
+fn require_thawed(opened: &Opened, plan: &Plan) -> Result<()> {
+    let store = opened.reading.repository.store();
+    let Some(backup) = plan.backup.as_ref().filter(|_| store.is_remote()) else {
         return Ok(());
     };
-    let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
-    match BackupRoot::read(store, &layout, &backup.id)? {
-        Some(root) => reading.require_thawed(&layout, &root),
+    match BackupRoot::read(store, &opened.layout, &backup.id)? {
+        Some(root) => opened.reading.require_thawed(&opened.layout, &root),
         // Expired meanwhile: whoever restores finds out.
         None => Ok(()),
     }
-}
-
-/// A plan, what it was made of, and what was asked.
-type Planned = (Inventory, (Plan, ResolvedTarget));
-
-/// The plan on another repository that can reach the target.
-fn in_another(args: &Args, cx: &Context, reading: &Reading, identifier: u64) -> Elsewhere<Planned> {
-    reading.other_that(cx, |other| {
-        let inventory = other.inventory(cx)?;
-        // Under the same name there may be another cluster: before an upgrade, say.
-        if inventory.system_identifier != identifier {
-            return Ok(None);
-        }
-        let planned = other.plan(cx, &inventory, &args.target, Action::Promote)?;
-        Ok(planned.0.reachable.then_some((inventory, planned)))
-    })
 }
 
 /// Prints a plan; `local_time` is a target time as it was written.

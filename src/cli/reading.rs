@@ -64,7 +64,7 @@ pub fn not_known(why: &str, name: &str, e: &Error) -> Error {
 }
 
 /// Whether an error says nothing of what the repository holds.
-fn could_lead_there(e: &Error) -> bool {
+pub fn could_lead_there(e: &Error) -> bool {
     matches!(
         e.code(),
         Code::Unreachable
@@ -355,7 +355,7 @@ impl Reading {
         inventory: &Inventory,
         target: &TargetArgs,
         action: Action,
-    ) -> Result<Plan> {
+    ) -> Result<(Plan, ResolvedTarget)> {
         let (resolved, options) = self.asked(cx, inventory, target, action)?;
         let rollup = self.rollup(cx, inventory)?;
         let mut attempts = 0;
@@ -363,7 +363,7 @@ impl Reading {
             let plan = settled(cx, inventory, &rollup, &resolved, &options)?;
             let damaged = check_ends(cx, &rollup, &plan)?;
             if !rollup.has_changed() {
-                return Ok(plan);
+                return Ok((plan, resolved));
             }
             // Each plan leaves out what is known to be damaged: they come to an end.
             attempts += usize::from(damaged == 0);

@@ -7,16 +7,16 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde::Serialize;
 
-use super::reading::{Elsewhere, Reading, not_known};
+use super::choice::{Question, Unless};
+use super::reading::Reading;
 use super::restoring::{self, Opened, Place, ShownReport};
 use super::target::TargetArgs;
 use super::{Context, human, plan};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
-use crate::plan::recovery::{Action, Moment, Outcome, Plan, Reason};
+use crate::plan::recovery::{Action, Moment, Plan, Reason};
 use crate::repo::backup::hex;
-use crate::repo::inventory::Inventory;
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
 use crate::restore::target_dir::{Mapping, PlacedTablespace};
 
@@ -142,15 +142,21 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Earlier::Copying(job) => {
             opened = opened.where_it_began(cx, job)?;
             if let Some(plan) = &job.plan {
-                opened.reading.check_again(cx, &opened.inventory, plan)?;
+                opened.check_again(cx, plan)?;
             }
             opened.resume(cx, job)?
         }
         Earlier::None => {
-            let action = args.target_action.into();
-            let (better, plan, unless) = planned(args, cx, opened, action)?;
-            opened = better;
-            if let Some(e) = unless {
+            let question = Question {
+                target: &args.target,
+                action: args.target_action.into(),
+                is_carried_out: true,
+            };
+            let chosen = question.answer(cx, opened)?;
+            let plan = chosen.plan;
+            opened = chosen.opened;
+            if let Some(unless) = chosen.unless {
+                let e = error_of(unless, &plan);
                 let shown = Shown::unrestored(&plan, &request.to, &[], args.dry_run);
                 return out_of_reach(cx, &shown, resolved.local_time.as_deref(), e);
             }
@@ -201,49 +207,16 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     Ok(exit::SUCCESS)
 }
 
-/// Whether recovery ends as asked.
-fn leads(plan: &Plan) -> bool {
-    plan.reachable && plan.outcome != Outcome::Fatal
-}
-
-/// The plan that is carried out, and where: in the first repository that leads to the target, else what the first says and why that is not
-/// enough.
-fn planned(
-    args: &Args,
-    cx: &Context,
-    opened: Opened,
-    action: Action,
-) -> Result<(Opened, Plan, Option<Error>)> {
-    let plan_in = |reading: &Reading, inventory: &Inventory| {
-        reading.plan_to_carry_out(cx, inventory, &args.target, action)
-    };
-    let plan = plan_in(&opened.reading, &opened.inventory)?;
-    if leads(&plan) {
-        return Ok((opened, plan, None));
-    }
-    let found = opened.reading.other_that(cx, |other| {
-        let inventory = other.inventory(cx)?;
-        // Under the same name there may be another cluster: before an upgrade, say.
-        if inventory.system_identifier != opened.inventory.system_identifier {
-            return Ok(None);
-        }
-        let plan = plan_in(other, &inventory)?;
-        Ok(leads(&plan).then_some((inventory, plan)))
-    });
-    let why = plan.explanation.clone();
-    let why = why.unwrap_or_else(|| "the target cannot be reached".into());
-    match found {
-        Elsewhere::Found(other, (inventory, better)) => {
-            opened.reading.say_other(cx, &other, &why);
-            Ok((Opened::new(*other, inventory)?, better, None))
-        }
-        Elsewhere::Nowhere => {
-            let e = err!(OutOfReach, "{why}").hint(what_helps(&plan));
-            Ok((opened, plan, Some(e)))
-        }
-        Elsewhere::Unknown(name, e) => {
-            let e = not_known(&why, &name, &e);
-            Ok((opened, plan, Some(e)))
+/// Why nothing is restored, with what is to be done about it.
+fn error_of(unless: Unless, plan: &Plan) -> Error {
+    match unless {
+        Unless::NotKnown(e) => e,
+        Unless::OutOfReach { why, next } => {
+            let mut hint = what_helps(plan);
+            if let Some(next) = next {
+                hint.push_str(&format!("\n{next}"));
+            }
+            err!(OutOfReach, "{why}").hint(hint)
         }
     }
 }
@@ -273,7 +246,8 @@ fn what_helps(plan: &Plan) -> String {
         None => String::new(),
     };
     format!(
-        "{NOTHING}{before}\nAnother repository may have a whole copy: --repository NAME. What must be thawed the store restores (aws s3api restore-object), which takes hours. \"pitr verify\" names all that is damaged."
+        "{NOTHING}{before}
+What must be thawed the store restores (aws s3api restore-object), which takes hours. \"pitr verify\" names all that is damaged."
     )
 }
 

@@ -74,6 +74,26 @@ impl Opened {
         }
     }
 
+    /// Requires that the WAL of a plan that was made earlier is still what it was, in the repository that it was made on.
+    ///
+    /// # Errors
+    /// Those of [`Reading::check_again`].
+    pub fn check_again(&self, cx: &Context, plan: &Plan) -> Result<()> {
+        if self.inventory.repository == plan.repository {
+            return self.reading.check_again(cx, &self.inventory, plan);
+        }
+        let is_it = |r: &Reading| r.repository.store().location() == plan.repository;
+        let Some(other) = self.reading.others(cx).find(is_it) else {
+            cx.out.warn(&format!(
+                "the WAL of this restore was planned in repository \"{}\", which cannot be opened: it is not looked at again",
+                plan.repository
+            ));
+            return Ok(());
+        };
+        let inventory = other.inventory(cx)?;
+        other.check_again(cx, &inventory, plan)
+    }
+
     /// The other repositories, for objects that are damaged in this one.
     pub fn spares<'a>(&'a self, cx: &'a Context) -> Spares<'a> {
         Spares::new(|| {

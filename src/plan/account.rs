@@ -54,6 +54,8 @@ pub(super) fn blank(planner: &Planner<'_>) -> Plan {
             .iter()
             .map(|u| format!("backup {} cannot be read: {}", u.id, u.problem))
             .collect(),
+        backup_repository: None,
+        unasked: Vec::new(),
     }
 }
 

@@ -343,7 +343,7 @@ impl Planner<'_> {
             before.append(&mut behind);
             order = before;
         }
-        order.sort_by_key(|b| quality(b));
+        order.sort_by_key(|b| b.rank());
         order
     }
 
@@ -588,15 +588,6 @@ fn refused(reason: Reason, detail: String, stretch: Option<Rc<Stretch>>) -> Verd
         detail,
         stretch,
     })
-}
-
-/// Undamaged, marked for deletion, damaged.
-fn quality(backup: &Backup) -> u8 {
-    match (&backup.damage, backup.expire_mark) {
-        (Some(_), _) => 2,
-        (None, Some(_)) => 1,
-        (None, None) => 0,
-    }
 }
 
 /// Whether a backup was taken on the way to a timeline: what recovery checks of its checkpoint and of its end.

@@ -263,7 +263,7 @@ pub struct Moment {
 /// What a recovery would do, from beginning to end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// The repository, without secrets.
+    /// The repository whose WAL was looked at, without secrets.
     pub repository: String,
     /// Cluster name.
     pub cluster: String,
@@ -320,4 +320,10 @@ pub struct Plan {
     pub nearest_after: Option<Moment>,
     /// What the operator should know.
     pub warnings: Vec<String>,
+    /// Where the backup is read, when not in `repository`, without secrets.
+    #[serde(default)]
+    pub backup_repository: Option<String>,
+    /// Names of repositories that could not be asked and that may lead farther.
+    #[serde(default)]
+    pub unasked: Vec<String>,
 }

@@ -102,6 +102,21 @@ pub struct Backup {
 }
 
 impl Backup {
+    /// How good it is: undamaged, marked for deletion, damaged. Less is better.
+    pub fn rank(&self) -> u8 {
+        match (&self.damage, self.expire_mark) {
+            (Some(_), _) => 2,
+            (None, Some(_)) => 1,
+            (None, None) => 0,
+        }
+    }
+
+    /// Whether it is a copy of the same backup: its id alone could have been taken twice.
+    pub fn is_copy_of(&self, other: &Backup) -> bool {
+        let identity = |b: &Backup| (b.start_time, b.stop_time, b.start_lsn, b.stop_lsn);
+        self.id == other.id && identity(self) == identity(other)
+    }
+
     fn reduce(root: BackupRoot) -> Result<Backup> {
         let timeline = |n: u32| {
             TimelineId::new(n).ok_or_else(|| err!(Damaged, "backup \"{}\" has timeline 0", root.id))
@@ -228,8 +243,7 @@ impl Inventory {
         let layout = ClusterLayout::new(cluster, registration.system_identifier)?;
         let mut forged = Vec::new();
         let (mut backups, unreadable) = read_backups(repository, &layout, &mut forged)?;
-        backups
-            .sort_by(|a, b| (a.timeline, a.stop_lsn, &a.id).cmp(&(b.timeline, b.stop_lsn, &b.id)));
+        sort(&mut backups);
         let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
         Ok(Inventory {
             repository: repository.store().location(),
@@ -281,6 +295,20 @@ impl Inventory {
             .is_some_and(|t| t.segments.contains(number))
     }
 
+    /// Takes up the backups that another repository has, as if they were in this one; of two copies the better.
+    pub fn add_backups(&mut self, others: &[Backup]) {
+        for other in others {
+            match self.backups.iter_mut().find(|b| b.id == other.id) {
+                None => self.backups.push(other.clone()),
+                Some(own) if other.is_copy_of(own) && other.rank() < own.rank() => {
+                    *own = other.clone();
+                }
+                Some(_) => {}
+            }
+        }
+        sort(&mut self.backups);
+    }
+
     /// The zone of the cluster's clock settings, as its newest backup records it.
     pub fn timezone(&self) -> Option<&str> {
         self.backups
@@ -288,6 +316,10 @@ impl Inventory {
             .max_by_key(|b| b.stop_time)
             .and_then(|b| b.timezone.as_deref())
     }
+}
+
+fn sort(backups: &mut [Backup]) {
+    backups.sort_by(|a, b| (a.timeline, a.stop_lsn, &a.id).cmp(&(b.timeline, b.stop_lsn, &b.id)));
 }
 
 /// The registration that readers take: the one asked for, the only one, or that of the newest backup.

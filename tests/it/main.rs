@@ -54,6 +54,7 @@ mod sealed_events;
 mod sealed_wal;
 mod secrets;
 mod several;
+mod several_plans;
 mod ship;
 mod soak;
 mod streaming;

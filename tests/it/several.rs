@@ -20,14 +20,14 @@ use crate::common::{
 };
 
 /// A cluster that archives into two repositories, `local` and `second`.
-struct Two {
-    site: Site,
-    cluster: Cluster,
-    second: PathBuf,
+pub struct Two {
+    pub site: Site,
+    pub cluster: Cluster,
+    pub second: PathBuf,
 }
 
 impl Two {
-    fn new() -> Two {
+    pub fn new() -> Two {
         let mut cluster = Cluster::builder(17)
             .segment_size_mb(1)
             .without_fsync()
@@ -50,13 +50,13 @@ impl Two {
         }
     }
 
-    fn first(&self) -> String {
+    pub fn first(&self) -> String {
         let config = std::fs::read_to_string(self.site.config()).unwrap();
         let at = config.find("[repositories.").unwrap() + "[repositories.".len();
         config[at..].split(']').next().unwrap().to_owned()
     }
 
-    fn work(&self, rows: u32) {
+    pub fn work(&self, rows: u32) {
         self.cluster
             .sql("create table if not exists ledger (id serial primary key, note text)");
         self.cluster.sql(&format!(
@@ -65,12 +65,12 @@ impl Two {
         self.cluster.archive_now();
     }
 
-    fn backup(&self) -> String {
+    pub fn backup(&self) -> String {
         let run = self.site.pitr().args(["backup", "--json", "--quiet"]).run();
         run.success().json()["id"].as_str().unwrap().to_owned()
     }
 
-    fn sync(&self) -> Program {
+    pub fn sync(&self) -> Program {
         self.site.pitr().args(["repo", "sync", "--json"])
     }
 
@@ -79,7 +79,7 @@ impl Two {
     }
 
     /// Takes the second repository away, or brings it back.
-    fn is_away(&self, away: bool) {
+    pub fn is_away(&self, away: bool) {
         let (from, to) = match away {
             true => (self.second.clone(), self.away()),
             false => (self.away(), self.second.clone()),
@@ -103,7 +103,7 @@ fn is_claim(path: &Path) -> bool {
 }
 
 /// Every object below a repository's clusters, but the claims of one side alone.
-fn objects(repository: &Path) -> BTreeMap<String, Vec<u8>> {
+pub fn objects(repository: &Path) -> BTreeMap<String, Vec<u8>> {
     let name = |path: &Path| {
         path.strip_prefix(repository)
             .unwrap()
@@ -123,7 +123,7 @@ fn last_segment(objects: &BTreeMap<String, Vec<u8>>) -> String {
     objects.keys().rfind(|n| is_segment(n)).unwrap().clone()
 }
 
-fn is_segment(key: &str) -> bool {
+pub fn is_segment(key: &str) -> bool {
     let name = key.rsplit('/').next().unwrap();
     key.contains("/wal/") && !key.contains("/open/") && name.len() == 24
 }

@@ -1,0 +1,394 @@
+//! Which of several repositories a plan is made of: whose WAL leads to the target, and who gives the backup.
+//!
+//! A plan follows the WAL of one repository. Where that stops at the target nobody else has to be asked. Where it ends, the end may only be
+//! what that repository got: it was away for a while. So the others are asked whether they have more.
+
+use std::collections::BTreeSet;
+
+use super::Context;
+use super::reading::{self, Reading};
+use super::restoring::{self, Opened};
+use super::target::{ResolvedTarget, TargetArgs};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentSize};
+use crate::plan::recovery::{Action, Outcome, Plan, Reason};
+use crate::plan::target::TargetTimeline;
+use crate::repo::inventory::{Backup, HistoryFile, Inventory};
+
+/// What is asked, of whichever repository.
+pub struct Question<'a> {
+    /// The target.
+    pub target: &'a TargetArgs,
+    /// What PostgreSQL does there.
+    pub action: Action,
+    /// Whether the plan is carried out, so that the ends of its segments are read.
+    pub is_carried_out: bool,
+}
+
+/// A plan, and what follows from it.
+pub struct Chosen {
+    /// The repository that gives the backup; where the plan leads nowhere, the one that it was made on.
+    pub opened: Opened,
+    /// The plan.
+    pub plan: Plan,
+    /// What was asked, understood.
+    pub resolved: ResolvedTarget,
+    /// Why it is not carried out.
+    pub unless: Option<Unless>,
+}
+
+/// Why there is no way to the target.
+pub enum Unless {
+    /// No repository leads there.
+    OutOfReach {
+        /// What the plan says.
+        why: String,
+        /// What brings together what several have.
+        next: Option<String>,
+    },
+    /// One may that could not be asked.
+    NotKnown(Error),
+}
+
+impl Question<'_> {
+    /// Makes the plan with the repository that leads farthest, beginning with the one that is open.
+    ///
+    /// # Errors
+    /// Those of [`Reading::plan`] on the first repository; another one is warned of.
+    pub fn answer(&self, cx: &Context, first: Opened) -> Result<Chosen> {
+        let planned = self.on(cx, &first.reading, &first.inventory)?;
+        let (mut sides, mut unasked) = (vec![first], Vec::new());
+        if !is_settled(&planned.0) {
+            gather(cx, &planned.0, &mut sides, &mut unasked);
+        }
+        let first_said = said_of_first(&planned.0, name_of(&sides, 0));
+        let (best, short) = self.best(cx, planned, &sides, &mut unasked);
+        let best = with_what_falls_short(best, &short, &sides);
+        settle(cx, best, sides, unasked, &first_said)
+    }
+
+    fn on(&self, cx: &Context, reading: &Reading, inventory: &Inventory) -> Result<Planned> {
+        if !self.is_carried_out {
+            return reading.plan(cx, inventory, self.target, self.action);
+        }
+        reading.plan_to_carry_out(cx, inventory, self.target, self.action)
+    }
+
+    /// The plan that leads farthest, and on which side it was made; the first of equal ones. The first side comes once more at the end, with
+    /// the backups of the others. With it which sides do not lead as far.
+    fn best(
+        &self,
+        cx: &Context,
+        planned: Planned,
+        sides: &[Opened],
+        unasked: &mut Vec<(String, Error)>,
+    ) -> (Best, BTreeSet<usize>) {
+        let backups: Vec<Backup> = sides
+            .iter()
+            .flat_map(|s| s.inventory.backups.iter().cloned())
+            .collect();
+        let mut reached = vec![(0, reach(&planned.0))];
+        let mut best = (0, planned);
+        for at in (1..sides.len()).chain([0]) {
+            let Some(side) = sides.get(at) else { continue };
+            let mut inventory = side.inventory.clone();
+            inventory.add_backups(&backups);
+            if at == 0 && inventory.backups == side.inventory.backups {
+                continue;
+            }
+            match self.farther(cx, &side.reading, &inventory, &best.1.0) {
+                Ok((_, Some(farther))) => {
+                    reached.push((at, reach(&farther.0)));
+                    best = (at, farther);
+                }
+                Ok((reach, None)) => reached.push((at, reach)),
+                Err(e) => note(cx, unasked, side.reading.configured.name.clone(), e),
+            }
+        }
+        let farthest = reach(&best.1.0);
+        let short = reached
+            .into_iter()
+            .filter(|(at, reach)| *at != best.0 && *reach < farthest);
+        let short = short.map(|(at, _)| at).collect();
+        (best, short)
+    }
+
+    /// How far another repository leads, and the plan on it, if that is farther. The ends of its segments are read only then.
+    fn farther(
+        &self,
+        cx: &Context,
+        reading: &Reading,
+        inventory: &Inventory,
+        than: &Plan,
+    ) -> Result<(Reach, Option<Planned>)> {
+        let is_farther = |plan: &Plan| reach(plan) > reach(than);
+        let planned = reading.plan(cx, inventory, self.target, self.action)?;
+        let planned = match is_farther(&planned.0) && self.is_carried_out {
+            true => self.on(cx, reading, inventory)?,
+            false => planned,
+        };
+        let reach = reach(&planned.0);
+        Ok((reach, is_farther(&planned.0).then_some(planned)))
+    }
+}
+
+type Planned = (Plan, ResolvedTarget);
+
+/// On which side, and the plan.
+type Best = (usize, Planned);
+
+/// To the target or the end of the WAL at all, on which timeline, to the very target, and where else recovery ends.
+type Reach = (bool, u64, bool, Lsn);
+
+/// Whether recovery ends as asked.
+pub fn leads(plan: &Plan) -> bool {
+    plan.reachable && plan.outcome != Outcome::Fatal
+}
+
+/// Whether no other repository can change the answer: recovery stops at the target, on a timeline that was named. Which one is the latest
+/// is another question to each.
+fn is_settled(plan: &Plan) -> bool {
+    leads(plan)
+        && plan.outcome == Outcome::StopsAtTarget
+        && plan.target.timeline != TargetTimeline::Latest
+}
+
+/// How far a plan leads, for comparison. The timeline comes before the target because the latest of all is asked for, as if all WAL lay
+/// together.
+fn reach(plan: &Plan) -> Reach {
+    if !leads(plan) {
+        let farthest = plan.nearest_before.map_or(Lsn(0), |m| m.lsn);
+        return (false, 0, false, farthest);
+    }
+    let timeline = plan.target_timeline.map_or(0, |t| u64::from(t.get()));
+    match &plan.stop {
+        Some(stop) if plan.outcome == Outcome::EndOfWal => {
+            (true, timeline, false, stop.recovery_end_lsn)
+        }
+        _ => (true, timeline, true, Lsn(0)),
+    }
+}
+
+/// Opens the others that may lead farther than this plan.
+fn gather(cx: &Context, plan: &Plan, sides: &mut Vec<Opened>, unasked: &mut Vec<(String, Error)>) {
+    let Some(first) = sides.first() else { return };
+    let mut found = Vec::new();
+    for (name, other) in first.reading.all_others(cx) {
+        match other.and_then(|other| restoring::open(cx, other)) {
+            // Under the same name there may be another cluster: before an upgrade, say.
+            Ok(other) if other.inventory.system_identifier != first.inventory.system_identifier => {
+            }
+            Ok(other) if may_lead_farther(plan, &first.inventory, &other.inventory) => {
+                found.push(other);
+            }
+            Ok(_) => {}
+            Err(e) => note(cx, unasked, name, e),
+        }
+    }
+    sides.extend(found);
+}
+
+/// Takes down that a repository gave no answer.
+fn note(cx: &Context, unasked: &mut Vec<(String, Error)>, name: String, e: Error) {
+    match reading::could_lead_there(&e) {
+        true => unasked.push((name, e)),
+        false => cx.out.warn(&format!("repository \"{name}\": {e}")),
+    }
+}
+
+/// Whether another repository has anything, by its listing, that could lead farther than a plan does.
+fn may_lead_farther(plan: &Plan, own: &Inventory, other: &Inventory) -> bool {
+    let (true, Some(timeline), Some(last)) =
+        (leads(plan), plan.target_timeline, plan.segments_needed.last)
+    else {
+        return true;
+    };
+    let is_asked_for_a_number = matches!(plan.target.timeline, TargetTimeline::Number(_));
+    let is_later = other
+        .timelines
+        .iter()
+        .any(|(id, t)| *id > timeline && t.history != HistoryFile::Absent)
+        || other.backups.iter().any(|b| b.timeline > timeline);
+    if is_later && !is_asked_for_a_number {
+        return true;
+    }
+    let (Ok(at), Some(there)) = (
+        last.number(own.segment_size),
+        other.timelines.get(&timeline),
+    ) else {
+        return false;
+    };
+    let goes_on = there.bounds().is_some_and(|(_, end)| end > at);
+    let has_more_of_it = !own.has(timeline, at) && there.holds(at);
+    plan.outcome == Outcome::EndOfWal && (goes_on || has_more_of_it)
+}
+
+/// Adds to a plan which repositories have WAL behind it, by their listing, and yet do not lead there: something before it is missing in them.
+fn with_what_falls_short(
+    (at, (mut plan, resolved)): Best,
+    short: &BTreeSet<usize>,
+    sides: &[Opened],
+) -> Best {
+    let Some(own) = sides.get(at).filter(|_| leads(&plan)) else {
+        return (at, (plan, resolved));
+    };
+    let mut warnings = Vec::new();
+    for side in short.iter().filter_map(|n| sides.get(*n)) {
+        if may_lead_farther(&plan, &own.inventory, &side.inventory) {
+            warnings.push(format!(
+                "repository \"{}\" has WAL behind the end of this plan, or a later timeline, and lacks what leads there: \"pitr repo sync\" brings together what each of them lacks; then plan again",
+                side.reading.configured.name
+            ));
+        }
+    }
+    plan.warnings.extend(warnings);
+    (at, (plan, resolved))
+}
+
+/// Says what was chosen, and where it differs from the first repository.
+fn settle(
+    cx: &Context,
+    (at, (mut plan, resolved)): Best,
+    mut sides: Vec<Opened>,
+    unasked: Vec<(String, Error)>,
+    first_said: &str,
+) -> Result<Chosen> {
+    let is_farther = at > 0 && at < sides.len();
+    if !leads(&plan) {
+        let next = what_brings_together(&plan, at, &sides);
+        if is_farther {
+            cx.out.warn(&format!(
+                "no repository leads there: \"{}\" gets farthest",
+                name_of(&sides, at)
+            ));
+        }
+        let why = plan.explanation.clone();
+        let why = why.unwrap_or_else(|| "the target cannot be reached".into());
+        let unless = match unasked.into_iter().next() {
+            Some((name, e)) => Unless::NotKnown(reading::not_known(&why, &name, &e)),
+            None => Unless::OutOfReach { why, next },
+        };
+        let opened = sides.swap_remove(at);
+        return Ok(Chosen {
+            opened,
+            plan,
+            resolved,
+            unless: Some(unless),
+        });
+    }
+    tell_unasked(cx, &plan, &unasked);
+    plan.unasked = unasked.into_iter().map(|(name, _)| name).collect();
+    if is_farther {
+        cx.out.warn(&format!(
+            "{first_said}: the WAL of \"{}\" is used, which {}",
+            name_of(&sides, at),
+            end_of(&plan),
+        ));
+    }
+    let giving = giving(&plan, at, &sides)?;
+    if giving != at {
+        let side = sides.get(giving).map(|s| s.inventory.repository.clone());
+        plan.backup_repository = side;
+        if giving != 0 {
+            cx.out.warn(&format!(
+                "repository \"{}\" lacks the backup, or has it damaged or marked for deletion: that of \"{}\" is used",
+                name_of(&sides, 0),
+                name_of(&sides, giving)
+            ));
+        }
+    }
+    let opened = sides.swap_remove(giving);
+    Ok(Chosen {
+        opened,
+        plan,
+        resolved,
+        unless: None,
+    })
+}
+
+fn name_of(sides: &[Opened], at: usize) -> &str {
+    sides
+        .get(at)
+        .map_or("", |s| s.reading.configured.name.as_str())
+}
+
+fn said_of_first(plan: &Plan, name: &str) -> String {
+    match (leads(plan), &plan.explanation) {
+        (true, _) => format!("the WAL of repository \"{name}\" {}", end_of(plan)),
+        (false, Some(why)) => format!("repository \"{name}\" does not lead there ({why})"),
+        (false, None) => format!("repository \"{name}\" does not lead there"),
+    }
+}
+
+fn end_of(plan: &Plan) -> String {
+    let timeline = plan.target_timeline.map_or(0, |t| t.decimal());
+    match (&plan.stop, plan.outcome) {
+        (Some(stop), Outcome::EndOfWal) => {
+            format!("ends at {} on timeline {timeline}", stop.recovery_end_lsn)
+        }
+        _ => format!("leads to the target on timeline {timeline}"),
+    }
+}
+
+/// The first side that has the plan's backup, in the order of the configuration; an undamaged copy before others.
+fn giving(plan: &Plan, at: usize, sides: &[Opened]) -> Result<usize> {
+    let id = plan.backup.as_ref().map(|b| &b.id);
+    let of = |side: &Opened| {
+        let backups = side.inventory.backups.iter();
+        backups.clone().find(|b| Some(&b.id) == id).cloned()
+    };
+    let mut copies: Vec<(usize, Backup)> = Vec::new();
+    for (n, side) in sides.iter().enumerate() {
+        copies.extend(of(side).map(|b| (n, b)));
+    }
+    // The plan took the copy of the side it was made on, or one like it.
+    let meant = copies.iter().find(|(n, _)| *n == at).or(copies.first());
+    let meant = meant.map(|(_, b)| b.clone());
+    let meant = meant.ok_or_else(|| err!(Internal, "a plan without a backup"))?;
+    copies.retain(|(_, b)| b.is_copy_of(&meant));
+    let best = copies.iter().min_by_key(|(n, b)| (b.rank(), *n));
+    Ok(best.map_or(at, |(n, _)| *n))
+}
+
+/// What could not be asked may have more, and a plan to the end of the WAL must not hide that.
+fn tell_unasked(cx: &Context, plan: &Plan, unasked: &[(String, Error)]) {
+    for (name, e) in unasked {
+        let impact = match plan.outcome {
+            Outcome::EndOfWal => {
+                "it may have WAL behind the end that the others know, which is then not replayed"
+            }
+            _ => "it may know a later timeline than the others, which is then not followed",
+        };
+        cx.out.warn(&format!(
+            "repository \"{name}\" could not be asked, and {impact}: {e}"
+        ));
+    }
+}
+
+/// The next step where one side has what the farthest one lacks.
+fn what_brings_together(plan: &Plan, at: usize, sides: &[Opened]) -> Option<String> {
+    let side = sides.get(at)?;
+    let size = side.inventory.segment_size;
+    let others = || sides.iter().enumerate().filter(|(n, _)| *n != at);
+    let has = |other: &Opened, name: &SegmentName| {
+        holds(&other.inventory, *name, size) && !other.inventory.suspects.contains(name)
+    };
+    for (_, other) in others() {
+        if let Some(name) = plan.segments_missing.iter().find(|name| has(other, name)) {
+            return Some(format!(
+                "Repository \"{}\" lacks segment {name}, and \"{}\" has it: pitr repo sync copies it. Then run the same command again.",
+                side.reading.configured.name, other.reading.configured.name
+            ));
+        }
+    }
+    (plan.reason == Some(Reason::DamagedWal) && sides.len() > 1).then(|| {
+        "Another repository may have the segment whole: \"pitr verify\" names and records all that is damaged, then \"pitr repo sync\" says which of it another repository has whole, and what to do.".to_owned()
+    })
+}
+
+fn holds(inventory: &Inventory, name: SegmentName, size: SegmentSize) -> bool {
+    let number = name.number(size).ok();
+    number.is_some_and(|number| inventory.holds(name.timeline, number))
+}
