@@ -98,6 +98,7 @@ pub fn lacking(from: &Survey, to: &Survey, everything: bool) -> Lacking {
     };
     asked.histories();
     asked.backups();
+    asked.damaged_there();
     let merged = asked.merged();
     let tree = Tree::new(&merged);
     let needed = asked.needed(&merged, &tree);
@@ -179,6 +180,35 @@ impl Asked<'_> {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Segments of which the copy that is there is known to be damaged, and this one is not. Nothing is overwritten, so somebody has to
+    /// make room.
+    fn damaged_there(&mut self) {
+        let (from, to) = (self.from, self.to);
+        let has = |survey: &Survey, name: &SegmentName| {
+            let timeline = survey.timelines.get(&name.timeline);
+            let number = name.number(survey.segment_size).ok();
+            timeline
+                .zip(number)
+                .is_some_and(|(t, n)| t.segments.contains(n))
+        };
+        let is_suspect = |name: &SegmentName| {
+            let events = from.segment_events.get(name);
+            events.is_some_and(|e| !event::standing(e, "damaged", "healed").is_empty())
+        };
+        for (name, events) in &to.segment_events {
+            let found = event::standing(events, "damaged", "healed");
+            let Some(found) = found.first() else { continue };
+            if !has(to, name) || !has(from, name) || is_suspect(name) {
+                continue;
+            }
+            let object = found.event.object.as_deref().unwrap_or("the object");
+            let why = format!(
+                "the copy that is there was found damaged, and nothing is overwritten: run \"pitr verify\" on that repository; if it is damaged still, move \"{object}\" away there by hand, and \"pitr repo sync\" copies this one"
+            );
+            self.leave_out(format!("segment {name}"), why, Cause::Damage);
         }
     }
 

@@ -88,7 +88,7 @@ impl Two {
     }
 }
 
-fn transfer(run: &Run, to: &str) -> serde_json::Value {
+pub fn transfer(run: &Run, to: &str) -> serde_json::Value {
     let json = run.json();
     let transfers = json["transfers"].as_array().unwrap();
     let found = transfers.iter().find(|t| t["to"] == to);
@@ -558,7 +558,7 @@ fn other_content_under_the_same_name_is_a_conflict_in_both() {
 }
 
 /// Inverts a bit in the middle of an object, and forgets what was recorded of damage.
-fn flip(repository: &Path, key: &str) {
+pub fn flip(repository: &Path, key: &str) {
     let path = repository.join(key);
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2;

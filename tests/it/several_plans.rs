@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::common::{Cluster, PATIENCE, Program, Run, Stop, wait_until};
-use crate::several::{Two, is_segment, objects};
+use crate::several::{Two, flip, is_segment, objects, transfer};
 
 /// Rows before the first mark, and between two.
 const ROWS: u32 = 1000;
@@ -251,4 +251,41 @@ fn holes_at_different_places_are_shown_with_what_brings_both_together() {
     let warnings = run.json()["warnings"].to_string();
     assert!(warnings.contains("has WAL behind the end"), "{run}");
     assert!(warnings.contains("pitr repo sync"), "{run}");
+}
+
+#[test]
+fn a_damaged_copy_that_another_repository_has_whole_is_named_by_sync() {
+    let mut marked = Marked::new();
+    marked.finish();
+    let (two, first) = (&marked.two, marked.two.first());
+    let segment = segments(marked.first()).into_iter().rev().nth(2).unwrap();
+    let whole = std::fs::read(two.second.join(&segment)).unwrap();
+    flip(marked.first(), &segment);
+    let verify = || {
+        let verify = two.site.pitr().args(["verify", "--quiet"]);
+        verify.args(["--repository", &first]).run()
+    };
+    two.sync().run().success();
+    verify().expect_code(4);
+    let run = two.sync().run().expect_code(10);
+    let left = &transfer(&run, &first)["left_out"][0];
+    assert_eq!(left["damaged"], true, "{run}");
+    let name = segment.rsplit('/').next().unwrap();
+    assert_eq!(left["what"], format!("segment {name}"), "{run}");
+    let why = left["why"].to_string();
+    assert!(why.contains(&segment) && why.contains("by hand"), "{run}");
+    assert!(
+        transfer(&run, "second")["left_out"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    );
+    let shown = two.site.pitr().args(["repo", "sync"]).run();
+    shown.expect_code(10).expect_stderr(name);
+    // As it says.
+    std::fs::remove_file(marked.first().join(&segment)).unwrap();
+    two.sync().run().success();
+    assert!(std::fs::read(marked.first().join(&segment)).unwrap() == whole);
+    verify().success();
+    two.sync().run().success();
 }
