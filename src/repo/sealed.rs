@@ -577,9 +577,11 @@ mod tests {
 
     use super::*;
     use crate::repo::backup::BackupRoot;
+    use crate::repo::event::{self, Event};
     use crate::repo::keyring::system_random;
     use crate::repo::layout::{BackupId, ClusterLayout};
-    use crate::seal::KeySetId;
+    use crate::seal::{KeySetId, Secret32};
+    use crate::store::file::FileStore;
 
     /// An object that is another one when it is read again behind the two reads of a check: of its end, and of all of it.
     struct Fickle {
@@ -666,5 +668,43 @@ mod tests {
         assert_eq!(BackupRoot::read(&store, &layout, &id).unwrap(), None);
         let e = store.open(&key).err().unwrap();
         assert_eq!(e.code(), crate::error::Code::Damaged, "{e}");
+    }
+
+    /// The file in `testdata/sealed`, which another program checks and which does not change any more: repositories hold such objects.
+    #[test]
+    fn the_vector_of_an_event_is_what_is_written_today() {
+        let ramp =
+            |first: u8| Secret32::new(std::array::from_fn(|n| first + u8::try_from(n).unwrap()));
+        let public = seal::public_of(&seal::PrivateHalf(ramp(0x20))).unwrap();
+        let mac = MacKey::new(ramp(0x60), &public).unwrap();
+        let keys = Keys {
+            id: mac.id(),
+            public: Some(public),
+            mac: Some(mac),
+            private: None,
+            recipient: None,
+            random: system_random,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let inner = FileStore::open(dir.path(), 1).unwrap();
+        let store = SealedStore::new(Box::new(inner), keys);
+        let layout = ClusterLayout::new("main", 7).unwrap();
+        let event = Event {
+            event: "begin".into(),
+            subject: "20261120T064049Z-full".into(),
+            time: "2026-11-20T06:40:49.123456Z".parse().unwrap(),
+            nonce: "0".repeat(32),
+            ..Event::default()
+        };
+        event::begin(&store, &layout, &event).unwrap();
+        let key = layout.begin(&event.subject.parse().unwrap());
+        let written = std::fs::read(dir.path().join(key.as_str())).unwrap();
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/sealed/event.json");
+        if std::env::var_os("PITR_WRITE_VECTORS").is_some() {
+            std::fs::write(path, &written).unwrap();
+        }
+        assert!(std::fs::read(path).unwrap() == written, "{path} differs");
+        let all = event::read_all(&store, &layout, &event.subject).unwrap();
+        assert!(all.iter().all(|e| e.event == event && !e.is_doubted));
     }
 }

@@ -139,6 +139,19 @@ pub fn check_nothing_is_plain(sealed: &Sealed, secret: &str) {
     assert!(sealed_objects > 0);
 }
 
+/// Another program, written by the page of the format alone, opens what the vectors hold.
+#[test]
+fn the_vectors_open_without_any_code_of_pitr() {
+    let decode = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/sealed/decode.py");
+    let run = std::process::Command::new("/usr/bin/python3")
+        .args(["-B", decode])
+        .output()
+        .expect("python3 starts");
+    let stderr = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "{stderr}");
+    assert_eq!(run.stdout, b"the vectors open\n");
+}
+
 #[test]
 fn a_host_that_only_writes_archives_and_a_reader_gets_it_back() {
     let still = Still::new(17, 1, 3);
