@@ -10,7 +10,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
-use crate::repo::backup::{BackupKind, Method};
+use crate::repo::backup::BackupKind;
 use crate::repo::facts::{self, Crossing, Entry, EntryKind, Facts, NamedPoint, Runs, Wal};
 use crate::repo::index::{HeadEnd, TailClass, flag};
 use crate::repo::inventory::{Backup, HistoryFile, Inventory, Timeline};
@@ -203,7 +203,6 @@ impl World {
                 .parse()
                 .unwrap(),
             kind: BackupKind::Full,
-            method: Method::Stream,
             label: String::new(),
             start_lsn: start,
             stop_lsn: stop,
@@ -213,11 +212,9 @@ impl World {
             timeline,
             start_time,
             stop_time,
-            from_standby: false,
             major: 17,
             size_bytes: 1000,
             stored_bytes: 500,
-            file_count: 10,
             timezone: None,
             tablespaces: Vec::new(),
             damage: None,

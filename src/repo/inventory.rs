@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::backup::{BackupKind, BackupRoot, Method, Tablespace};
+use super::backup::{BackupKind, BackupRoot, Tablespace};
 use super::container::{Container, Kind};
 use super::event::{self, Recorded};
 use super::facts::Runs;
@@ -59,8 +59,6 @@ pub struct Backup {
     pub id: BackupId,
     /// Full or incremental.
     pub kind: BackupKind,
-    /// How the files were read.
-    pub method: Method,
     /// What the operator called it.
     pub label: String,
     /// Where replay begins.
@@ -79,16 +77,12 @@ pub struct Backup {
     pub start_time: TimestampTz,
     /// Server's clock at the stop.
     pub stop_time: TimestampTz,
-    /// Whether the server was in recovery.
-    pub from_standby: bool,
     /// PostgreSQL major.
     pub major: u32,
     /// Raw bytes of all files.
     pub size_bytes: u64,
     /// Bytes that it added to the repository.
     pub stored_bytes: u64,
-    /// Files, without directories and links.
-    pub file_count: u64,
     /// The cluster's `timezone` setting, where it is known.
     pub timezone: Option<String>,
     /// Tablespaces outside the data directory.
@@ -133,7 +127,6 @@ impl Backup {
             timeline: timeline(root.timeline)?,
             id: root.id,
             kind: root.backup_kind,
-            method: root.method,
             label: root.label,
             start_lsn: root.start_lsn,
             stop_lsn: root.stop_lsn,
@@ -141,11 +134,9 @@ impl Backup {
             checkpoint_lsn: root.checkpoint_lsn,
             start_time: root.start_time,
             stop_time: root.stop_time,
-            from_standby: root.from_standby,
             major: root.major,
             size_bytes: root.size_bytes,
             stored_bytes: root.stored_bytes,
-            file_count: root.file_count,
             timezone: root.timezone,
             tablespaces: root.tablespaces,
             damage,

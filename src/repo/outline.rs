@@ -20,7 +20,6 @@ struct Outline {
     id: BackupId,
     nonce: String,
     backup_kind: BackupKind,
-    method: Method,
     cluster: String,
     #[serde(with = "decimal")]
     system_identifier: u64,
@@ -34,10 +33,8 @@ struct Outline {
     history: Value,
     start_time: TimestampTz,
     stop_time: TimestampTz,
-    from_standby: bool,
     size_bytes: u64,
     stored_bytes: u64,
-    file_count: u64,
     damage_count: u64,
     damaged: bool,
     layers: Parts,
@@ -114,7 +111,6 @@ pub fn facts(root: &BackupRoot) -> Result<Map<String, Value>> {
         id: root.id.clone(),
         nonce: root.nonce.clone(),
         backup_kind: root.backup_kind,
-        method: root.method,
         cluster: root.cluster.clone(),
         system_identifier: root.system_identifier,
         major: root.major,
@@ -127,10 +123,8 @@ pub fn facts(root: &BackupRoot) -> Result<Map<String, Value>> {
         history,
         start_time: root.start_time,
         stop_time: root.stop_time,
-        from_standby: root.from_standby,
         size_bytes: root.size_bytes,
         stored_bytes: root.stored_bytes,
-        file_count: root.file_count,
         damage_count: root.damage_count,
         damaged: root.is_damaged(),
         layers: parts(
@@ -147,7 +141,7 @@ pub fn facts(root: &BackupRoot) -> Result<Map<String, Value>> {
     }
 }
 
-/// The root as far as it can be known without a key: for expiry, not for a restore.
+/// The root as far as it can be known without a key: for expiry, not for a restore. Of what is not known stands the least.
 ///
 /// # Errors
 /// `Damaged` when they are not those of a root.
@@ -175,7 +169,7 @@ pub fn root(facts: &Value) -> Result<BackupRoot> {
         id: known.id,
         nonce: known.nonce,
         backup_kind: known.backup_kind,
-        method: known.method,
+        method: Method::Stream,
         prior: None,
         label: String::new(),
         cluster: known.cluster,
@@ -193,14 +187,14 @@ pub fn root(facts: &Value) -> Result<BackupRoot> {
         history_hex: None,
         start_time: known.start_time,
         stop_time: known.stop_time,
-        from_standby: known.from_standby,
+        from_standby: false,
         data_checksums: false,
         wal_segment_size_bytes: 0,
         block_size_bytes: 0,
         relseg_blocks: 0,
         timezone: None,
         tablespaces: Vec::new(),
-        file_count: known.file_count,
+        file_count: 0,
         size_bytes: known.size_bytes,
         stored_bytes: known.stored_bytes,
         server_manifest: None,
