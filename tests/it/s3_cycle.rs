@@ -494,19 +494,14 @@ fn a_profile_for_people_is_wrong_configuration() {
         "profiles",
         "[profile signed-in]\nsso_session = s\nsso_account_id = 012345678901\nsso_role_name = r\n\
          [sso-session s]\nsso_region = us-east-1\nsso_start_url = https://127.0.0.1:1/start\n\
-         [profile logged-in]\nlogin_session = arn:aws:sts::012345678901:assumed-role/r/s\n\
-         [profile program]\ncredential_process = /bin/false\n",
+         [profile logged-in]\nlogin_session = arn:aws:sts::012345678901:assumed-role/r/s\n",
     );
     let plain = std::fs::read_to_string(&off.config).unwrap();
     let lines: Vec<&str> = plain
         .lines()
         .filter(|line| !line.starts_with("credentials_file"))
         .collect();
-    for (profile, says) in [
-        ("signed-in", "single sign-on"),
-        ("logged-in", "aws login"),
-        ("program", "credential_process"),
-    ] {
+    for (profile, says) in [("signed-in", "single sign-on"), ("logged-in", "aws login")] {
         let text = format!("{}\nprofile = \"{profile}\"\n", lines.join("\n"));
         let config = sandbox.file("profile.toml", text);
         let show = pitr().arg("--config").arg(&config).args(["repo", "show"]);
@@ -519,6 +514,40 @@ fn a_profile_for_people_is_wrong_configuration() {
         let fetch = fetch.env("AWS_CONFIG_FILE", &profiles).run();
         fetch.expect_code(202).expect_stderr(says);
     }
+}
+
+#[test]
+fn a_program_gives_the_credentials_of_a_profile() {
+    let off = Offline::new("");
+    let sandbox = off.still.site.sandbox();
+    let answer = sandbox.file("answer", "");
+    let profiles = sandbox.file(
+        "profiles",
+        format!(
+            "[profile program]\ncredential_process = /bin/cat {}\n",
+            answer.display()
+        ),
+    );
+    let plain = std::fs::read_to_string(&off.config).unwrap();
+    let lines = plain
+        .lines()
+        .filter(|line| !line.starts_with("credentials_file"));
+    let lines: Vec<&str> = lines.collect();
+    let text = format!("{}\nprofile = \"program\"\n", lines.join("\n"));
+    let config = sandbox.file("profile.toml", text);
+    let push = off.push_with(&config, 0);
+    let push = push.env("AWS_CONFIG_FILE", &profiles);
+    let run = push
+        .clone()
+        .env("PITR_FAULT_SECONDS", "1")
+        .run()
+        .expect_code(30);
+    run.expect_stderr("credentials");
+    let keys =
+        format!(r#"{{"Version": 1, "AccessKeyId": "{KEY}", "SecretAccessKey": "{SECRET}"}}"#);
+    std::fs::write(&answer, keys).unwrap();
+    push.run().success();
+    off.fetch(&off.still.segments[0]).run().success();
 }
 
 #[test]

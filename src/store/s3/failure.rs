@@ -173,7 +173,6 @@ fn left_out(text: &str) -> Option<&'static str> {
     Some(match name {
         "sso" => "single sign-on (sso_session, sso_start_url)",
         "credentials-login" => "\"aws login\" (login_session)",
-        "credentials-process" => "another program (credential_process)",
         _ => return None,
     })
 }
