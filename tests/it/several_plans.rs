@@ -167,6 +167,31 @@ fn the_wal_of_the_first_and_the_backup_of_the_second_make_one_plan() {
     let run = marked.restore().run().success();
     run.expect_stderr("that of \"second\" is used");
     assert_eq!(marked.rows(), 5 * ROWS);
+
+    // Begun and taken up again, the WAL is looked at where it was planned.
+    let packs = objects(&marked.two.second);
+    let packs = packs.iter().filter(|(name, _)| name.contains("/packs/"));
+    for (name, whole) in packs.clone() {
+        std::fs::remove_file(marked.first().join(name)).unwrap();
+        let mut bad = whole.clone();
+        bad[whole.len() / 2] ^= 0x10;
+        std::fs::write(marked.two.second.join(name), bad).unwrap();
+    }
+    marked.restore().run().expect_code(4);
+    for (name, whole) in packs {
+        std::fs::write(marked.two.second.join(name), whole).unwrap();
+    }
+    let resume = || {
+        let program = marked.two.site.pitr().args(["restore", "--to"]);
+        program.arg(marked.to()).run()
+    };
+    let last = marked.first().join(marked.marks[3].0.last().unwrap());
+    let whole = std::fs::read(&last).unwrap();
+    std::fs::write(&last, &whole[..whole.len() - 1]).unwrap();
+    resume().expect_code(5).expect_stderr("is damaged since");
+    std::fs::write(&last, whole).unwrap();
+    resume().success().expect_stderr("resuming");
+    assert_eq!(marked.rows(), 5 * ROWS);
 }
 
 #[test]
