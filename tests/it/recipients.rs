@@ -11,7 +11,7 @@ use crate::sealed::{Stored, flipped, keygen, refused};
 const PASSPHRASE: &str = "correct horse battery staple";
 
 /// The program with the file's content behind descriptor 3.
-fn with_descriptor(program: &Program, file: &Path) -> Program {
+pub fn with_descriptor(program: &Program, file: &Path) -> Program {
     let words = [
         "sh",
         "-c",

@@ -3,9 +3,15 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::process::Signal;
+
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
-use crate::common::{Cluster, Program, Run, Sandbox, pitr, pitr_archive, pitr_restore, user};
+use crate::common::{
+    Cluster, PATIENCE, Program, Run, Sandbox, pitr, pitr_archive, pitr_restore, user, wait_until,
+};
+use crate::recipients::with_descriptor;
 use crate::require_strace;
+use crate::ship::send;
 
 /// Everything that must stand nowhere.
 const PLANTED: &[&str] = &[
@@ -17,10 +23,11 @@ const PLANTED: &[&str] = &[
     "planted-in-passfile-e8f0",
     "planted-passphrase-40c7",
     "planted-wrong-passphrase-a19b",
+    "planted-passphrase-in-file-3d7b",
 ];
 
 /// Of those, how many stand in files; the others are given by the environment.
-const IN_FILES: usize = 4;
+const IN_FILES: usize = 5;
 
 const HBA: &str = "local all postgres trust\nlocal replication postgres trust\n\
     host all one,two 127.0.0.1/32 scram-sha-256\nhost replication one,two 127.0.0.1/32 scram-sha-256\n";
@@ -137,7 +144,15 @@ impl Scene {
 
     /// Runs a program with everything that may make it talk, and keeps what it says and what it starts.
     fn run(&mut self, given: Given, program: Program) -> Run {
-        let trace = self.sandbox.join(format!("trace-{}", self.said.len()));
+        let run = self.talking(given, program).run();
+        self.keep(run)
+    }
+
+    fn trace(&self) -> PathBuf {
+        self.sandbox.join(format!("trace-{}", self.said.len()))
+    }
+
+    fn talking(&self, given: Given, program: Program) -> Program {
         let mut program = program
             .under(
                 [
@@ -152,7 +167,7 @@ impl Scene {
                 ]
                 .map(Into::into)
                 .into_iter()
-                .chain([trace.clone().into_os_string()]),
+                .chain([self.trace().into_os_string()]),
             )
             .env("HOME", self.sandbox.join("home"))
             .env("RUST_LOG", "trace")
@@ -164,7 +179,11 @@ impl Scene {
                 .env("AWS_SECRET_ACCESS_KEY", PLANTED[1])
                 .env("AWS_SESSION_TOKEN", PLANTED[3]);
         }
-        let run = program.run();
+        program
+    }
+
+    fn keep(&mut self, run: Run) -> Run {
+        let trace = self.trace();
         let started = std::fs::read_to_string(&trace).unwrap();
         assert!(started.contains("execve("), "{run}");
         self.said
@@ -202,6 +221,57 @@ impl Scene {
             .success();
     }
 
+    /// What is ready goes out through a worker, which is followed to its end.
+    fn ship(&mut self, given: Given) {
+        let config = self.configure(given);
+        let names: Vec<String> = (0..2).map(|_| self.cluster.switch_wal()).collect();
+        for name in &names {
+            let ready = format!("pg_wal/archive_status/{name}.ready");
+            self.cluster.touch(&ready);
+        }
+        let archive = pitr_archive().arg("--config").arg(&config);
+        let archive = archive.arg(format!("pg_wal/{}", names[0]));
+        let archive = archive.dir(self.cluster.pgdata());
+        let spool = self.sandbox.join("spool");
+        self.run(given, archive.env("PITR_CLUSTERS_MAIN_SPOOL_DIR", spool))
+            .success();
+        let (_, said) = self.said.last().unwrap();
+        assert!(
+            said.contains("\"serve\"") && said.contains("\"ship\""),
+            "{said}"
+        );
+    }
+
+    /// A receiver, and what it and the archive have, copied into a second repository.
+    fn receive_and_sync(&mut self, given: Given) {
+        let config = self.configure(given);
+        let text = std::fs::read_to_string(&config).unwrap();
+        let more = format!(
+            "[clusters.main.receive]\njournal = \"{}\"\n[repositories.copy]\nurl = \"file://{}\"\n",
+            self.sandbox.join("journal").display(),
+            self.sandbox.join("synced").display()
+        );
+        let both = self.sandbox.file("both.toml", text + &more);
+        self.planted.push(both.clone());
+        let of = |args: &[&str]| pitr().arg("--config").arg(&both).args(args);
+        self.run(given, of(&["init", "--quiet"])).success();
+        let receive = self.talking(given, of(&["receive", "--create-slot"]));
+        let mut running = receive.spawn();
+        let streams = "select count(*) from pg_stat_replication where state = 'streaming'";
+        wait_until(PATIENCE, "the receiver streams", || {
+            assert!(!running.is_done(), "it ended: {}", running.stderr());
+            self.cluster.query_one_string(streams) == "1"
+        });
+        self.cluster.switch_wal();
+        // strace takes no signal; the first process that it followed does.
+        let trace = std::fs::read_to_string(self.trace()).unwrap();
+        let pid = trace.split_whitespace().next().unwrap().parse().unwrap();
+        send(pid, Signal::TERM);
+        self.keep(running.wait()).success();
+        self.run(given, of(&["receive", "--drop-slot"])).success();
+        self.run(given, of(&["repo", "sync"])).success();
+    }
+
     /// A backup, read back, and a copy of it, which holds what `restore` writes.
     fn backup_and_copy(&mut self, given: Given) {
         let config = self.configure(given);
@@ -218,6 +288,11 @@ impl Scene {
         let restore = of(pitr()).args(["restore", "--to"]).arg(&to);
         self.run(given, restore).success();
         assert!(to.join("PG_VERSION").exists());
+        let to = self.sandbox.join("standby");
+        let primary = format!("host=127.0.0.1 port={} user=one", self.cluster.port());
+        let standby = of(pitr()).args(["standby", "--primary-conninfo", &primary]);
+        self.run(given, standby.arg("--to").arg(&to)).success();
+        assert!(to.join("standby.signal").exists());
     }
 
     /// Failures of every kind.
@@ -326,6 +401,7 @@ impl Scene {
         for args in [&["verify"][..], &["doctor"], &["info", "--json"]] {
             self.run(given, right(pitr()).args(args));
         }
+        self.passphrase_of_a_file(&config, &right);
         // Refused, and a program that dies.
         let wrong = fetch(of(pitr_restore(), PLANTED[7]));
         self.run(given, wrong)
@@ -337,6 +413,31 @@ impl Scene {
             .expect_stderr("fault point");
         let verify = of(pitr(), PLANTED[7]).args(["verify"]);
         assert_ne!(self.run(given, verify).code(), 0);
+    }
+
+    /// The passphrase of another recipient, from a file and from a descriptor.
+    fn passphrase_of_a_file(&mut self, config: &Path, right: &dyn Fn(Program) -> Program) {
+        let given = Given::Profile;
+        let file = self.sandbox.file("passphrase", PLANTED[8]);
+        self.planted.push(file.clone());
+        let add = right(pitr()).args(["repo", "rewrap", "--add-passphrase", "filed"]);
+        self.run(given, add.arg("--passphrase-file").arg(&file))
+            .success();
+        let text = std::fs::read_to_string(config).unwrap();
+        let verify = |name: &str, line: String| {
+            let config = self
+                .sandbox
+                .file(name, format!("{text}{line}\nrecipient = \"filed\"\n"));
+            pitr().arg("--config").arg(config).arg("verify")
+        };
+        let by_file = verify(
+            "by-file.toml",
+            format!("passphrase_file = \"{}\"", file.display()),
+        );
+        let by_descriptor = verify("by-descriptor.toml", "passphrase_fd = 3".to_owned());
+        let by_descriptor = with_descriptor(&by_descriptor, &file);
+        self.run(given, by_file).success();
+        self.run(given, by_descriptor).success();
     }
 
     /// Where the secrets stand and should not.
@@ -402,6 +503,8 @@ fn secrets_stand_nowhere_but_where_they_were_put() {
         scene.failures(given);
     }
     scene.encrypted();
+    scene.ship(Given::Environment);
+    scene.receive_and_sync(Given::File);
     // A backup carries what the server and the configuration know, and the copy says how it was made.
     scene.backup_and_copy(Given::File);
     user::own_all(scene.sandbox.path());
