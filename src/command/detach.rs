@@ -7,6 +7,10 @@ use std::os::fd::RawFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+/// What the C library's allocator is told, unless the environment tells it something else. Objects on their way to a store are held whole by
+/// several threads in turn, and each thread would keep what its largest took: memory of that size goes back to the system instead.
+const ALLOCATOR: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=1048576");
+
 /// Starts `program` and does not wait for it. Its standard input is `held`, an open file that lives as long as it does (and a lock on it
 /// with it); its other standard streams lead nowhere, its working directory is the root, and it inherits no further descriptor.
 ///
@@ -16,8 +20,11 @@ use std::process::{Command, Stdio};
 /// What the system says.
 pub fn start(program: &Path, arguments: &[OsString], held: File) -> io::Result<()> {
     keep_from_children()?;
+    let (variable, setting) = ALLOCATOR;
+    let setting = std::env::var_os(variable).unwrap_or_else(|| setting.into());
     let child = Command::new(program)
         .args(arguments)
+        .env(variable, setting)
         .current_dir("/")
         .stdin(Stdio::from(held))
         .stdout(Stdio::null())

@@ -35,8 +35,9 @@ const AT_ONCE: (usize, usize) = (2, 5);
 /// How long a worker works with repositories that it has opened. What a path or a name leads to may be another repository by then: the next
 /// worker looks.
 const SESSION: Duration = Duration::from_secs(20);
-/// To an object store: the more the better while one waits for round trips, but each file may be held in memory as a whole.
-const AT_ONCE_REMOTE: usize = 8;
+/// To an object store: the more the better while one waits for round trips, but each file may be held in memory as a whole, and all of
+/// them are to fit into 100 MiB.
+const AT_ONCE_REMOTE: usize = 6;
 /// How long a file may stay ready after its note was there and has gone: so long PostgreSQL takes to note the acknowledgement.
 const SETTLING: Duration = Duration::from_secs(10);
 /// How long a worker whose start and first request cost more waits for the next file, and how often it looks.
