@@ -32,9 +32,9 @@ use crate::repo;
 
 /// How long a repository may be silent before a streaming standby is sent on to its primary.
 const PATIENCE_STREAMING: Duration = Duration::from_secs(5);
-/// How long one on this host may be silent once the server is promoted.
+/// How long one that `pitr-restore` reaches itself may be silent once the server is promoted.
 const PATIENCE_PROMOTED: Duration = Duration::from_secs(1);
-/// How long one across a network: connecting, signing in and a refused request take time where nothing is wrong.
+/// How long one that only `pitr` reaches, across a network or encrypted: connecting, signing in and a refused request take time where nothing is wrong.
 const PATIENCE_PROMOTED_REMOTE: Duration = Duration::from_secs(5);
 /// How long one on this host may be silent before the next is asked, too; a segment comes from there in some hundredths of a second.
 const PATIENCE_NEXT: Duration = Duration::from_millis(500);
