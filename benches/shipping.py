@@ -60,7 +60,12 @@ class ObjectStore:
         return self.ask("GET", "/.keys").splitlines()
 
     def reset(self):
-        self.ask("POST", "/.reset")
+        """Empties the store. What a call of the contender before has left at work may still put something there: until nothing comes for a second."""
+        while True:
+            self.ask("POST", "/.reset")
+            time.sleep(1)
+            if not self.keys():
+                return
 
     def stop(self):
         self.process.stdin.close()
