@@ -15,6 +15,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::plan::recovery::{Action, Outcome, Plan, Reason};
 use crate::plan::target::TargetTimeline;
+use crate::plan::unreachable;
 use crate::repo::inventory::{Backup, HistoryFile, Inventory};
 
 /// What is asked, of whichever repository.
@@ -64,9 +65,9 @@ impl Question<'_> {
             gather(cx, &planned.0, &mut sides, &mut unasked);
         }
         let first_said = said_of_first(&planned.0, name_of(&sides, 0));
-        let (best, short) = self.best(cx, planned, &sides, &mut unasked);
-        let best = with_what_falls_short(best, &short, &sides);
-        settle(cx, best, sides, unasked, &first_said)
+        let (mut best, short) = self.best(cx, planned, &sides, &mut unasked);
+        let next = refuse_what_falls_short(&mut best, &short, &sides);
+        settle(cx, best, sides, unasked, &first_said, next)
     }
 
     fn on(&self, cx: &Context, reading: &Reading, inventory: &Inventory) -> Result<Planned> {
@@ -225,27 +226,40 @@ fn may_lead_farther(plan: &Plan, own: &Inventory, other: &Inventory) -> bool {
     plan.outcome == Outcome::EndOfWal && (goes_on || has_more_of_it)
 }
 
-/// Adds to a plan which repositories have WAL behind it, by their listing, and yet do not lead there: something before it is missing in them.
-fn with_what_falls_short(
-    (at, (mut plan, resolved)): Best,
+/// Refuses a plan to the end of the WAL where others have WAL behind that end, by their listing, and yet do not lead there, for something
+/// before it is missing in them; the next step then. A plan that stops at its target is as good without, and warns.
+fn refuse_what_falls_short(
+    (at, (plan, _)): &mut Best,
     short: &BTreeSet<usize>,
     sides: &[Opened],
-) -> Best {
-    let Some(own) = sides.get(at).filter(|_| leads(&plan)) else {
-        return (at, (plan, resolved));
-    };
-    let mut warnings = Vec::new();
-    for side in short.iter().filter_map(|n| sides.get(*n)) {
-        if may_lead_farther(&plan, &own.inventory, &side.inventory) {
-            warnings.push(format!(
-                "repository \"{}\" has WAL behind the end of this plan, or a later timeline, and lacks what leads there: \"pitr repo sync\" brings together what each of them lacks; then plan again",
-                side.reading.configured.name
-            ));
-        }
+) -> Option<String> {
+    let own = sides.get(*at).filter(|_| leads(plan))?;
+    let has_more = |side: &&Opened| may_lead_farther(plan, &own.inventory, &side.inventory);
+    let have_more = short.iter().filter_map(|n| sides.get(*n)).filter(has_more);
+    let names: Vec<String> = have_more
+        .map(|side| format!("\"{}\"", side.reading.configured.name))
+        .collect();
+    if names.is_empty() {
+        return None;
     }
-    plan.warnings.extend(warnings);
-    (at, (plan, resolved))
+    let why = format!(
+        "the WAL of repository \"{}\" {}; behind that, or on a later timeline, there is WAL in {}, and what leads there is missing in it",
+        name_of(sides, *at),
+        end_of(plan),
+        names.join(" and "),
+    );
+    if plan.outcome != Outcome::EndOfWal {
+        plan.warnings.push(format!("{why}: {TOGETHER}"));
+        return None;
+    }
+    unreachable::refuse_end(plan, why);
+    Some(format!(
+        "{TOGETHER}. Then run the same command again. With --repository \"{}\" its end is taken for the end.",
+        name_of(sides, *at)
+    ))
 }
+
+const TOGETHER: &str = "pitr repo sync brings together what each of them lacks";
 
 /// Says what was chosen, and where it differs from the first repository.
 fn settle(
@@ -254,10 +268,11 @@ fn settle(
     mut sides: Vec<Opened>,
     unasked: Vec<(String, Error)>,
     first_said: &str,
+    next: Option<String>,
 ) -> Result<Chosen> {
     let is_farther = at > 0 && at < sides.len();
     if !leads(&plan) {
-        let next = what_brings_together(&plan, at, &sides);
+        let next = next.or_else(|| what_brings_together(&plan, at, &sides));
         if is_farther {
             cx.out.warn(&format!(
                 "no repository leads there: \"{}\" gets farthest",

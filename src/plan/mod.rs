@@ -17,7 +17,7 @@ pub mod search;
 pub mod stop;
 pub mod target;
 pub mod target_time;
-mod unreachable;
+pub mod unreachable;
 pub mod window;
 
 #[cfg(test)]

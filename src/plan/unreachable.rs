@@ -46,6 +46,22 @@ pub fn refuse(plan: &mut Plan, reason: Reason, explanation: String) {
     plan.explanation = Some(explanation);
 }
 
+/// Makes a plan to the end of the WAL one that cannot be executed, because elsewhere there is WAL behind that end.
+pub fn refuse_end(plan: &mut Plan, explanation: String) {
+    let commit = plan.last_commit.map(|c| Moment {
+        time: Some(c.time),
+        lsn: c.lsn,
+        xid: Some(c.xid),
+    });
+    let stop = plan.stop.take().map(|s| Moment {
+        time: None,
+        lsn: s.recovery_end_lsn,
+        xid: None,
+    });
+    refuse(plan, Reason::Gap, explanation);
+    plan.nearest_before = commit.or(stop);
+}
+
 /// Why there is no plan for a timeline without a history file.
 pub fn no_timeline(inventory: &Inventory, timeline: TimelineId) -> (Reason, String) {
     let known: Vec<String> = inventory

@@ -271,11 +271,24 @@ fn holes_at_different_places_are_shown_with_what_brings_both_together() {
     // The first ends, and the second goes on behind that, with a hole before it.
     marked.stale_since(2);
     std::fs::remove_file(marked.two.second.join(&late)).unwrap();
-    let run = marked.plan().run().success();
+    let run = marked.plan().run().expect_code(5);
     assert_eq!(repository(&run), marked.first().display().to_string());
-    let warnings = run.json()["warnings"].to_string();
-    assert!(warnings.contains("has WAL behind the end"), "{run}");
-    assert!(warnings.contains("pitr repo sync"), "{run}");
+    assert_eq!(run.json()["reason"], "gap", "{run}");
+    assert!(run.json()["nearest_before"]["xid"].is_u64(), "{run}");
+    let run = marked.restore().run().expect_code(5);
+    run.expect_stderr("there is WAL in \"second\"")
+        .expect_stderr("pitr repo sync");
+    assert!(!marked.to().exists());
+    // Whoever names one repository gets what it leads to.
+    let only = ["--repository", &marked.two.first()];
+    let run = marked.plan().args(only).run().success();
+    assert_eq!(run.json()["outcome"], "end_of_wal", "{run}");
+    let early = marked.marks[0].1.clone();
+    let run = marked.plan().args(["--target-time", &early]).run();
+    assert_eq!(run.success().json()["outcome"], "stops_at_target");
+    marked.two.sync().run().success();
+    marked.restore().run().success();
+    assert_eq!(marked.rows(), 5 * ROWS);
 }
 
 #[test]
