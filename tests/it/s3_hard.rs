@@ -1,13 +1,15 @@
 //! The store on S3 against servers that are no good: what no rule knows, lists that are no lists, answers without end.
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pitr::error::Code;
+use pitr::store::s3::S3Store;
 use pitr::store::{Published, Store, get, put};
 
-use crate::common::pitr;
 use crate::common::s3::{BUCKET, Fault, KEY, Place, key, large};
+use crate::common::{PATIENCE, pitr, wait_until};
 
 #[test]
 fn s01_what_no_rule_knows_may_pass() {
@@ -44,6 +46,49 @@ fn s01_what_no_rule_knows_may_pass() {
             "{fault:?}: {error}"
         );
     }
+}
+
+#[test]
+fn s01_what_one_request_is_told_all_heed() {
+    const SLOW_DOWNS: u64 = 5;
+    let place = Place::new();
+    // With other settings, and so for itself.
+    let (store, apart) = (place.store(), place.open(|s| s.retry_budget *= 2));
+    let slow = Fault::Error(503, "SlowDown");
+    let slow = place.server.fault("/told?", SLOW_DOWNS, slow);
+    let is_over = AtomicBool::new(false);
+    let fill = |store: &S3Store, name: String| {
+        for n in 0.. {
+            if is_over.load(Ordering::SeqCst) {
+                return;
+            }
+            let key = key(&format!("{name}-{n}"));
+            assert_eq!(put(store, &key, b"one").unwrap(), Published::Created);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    std::thread::scope(|scope| {
+        let told = scope.spawn(|| put(&store, &key("told"), b"one"));
+        wait_until(PATIENCE, "it is told", || slow.times() > 0);
+        for n in 0..5 {
+            scope.spawn({
+                let (fill, store) = (&fill, &store);
+                move || fill(store, format!("same/{n}"))
+            });
+            scope.spawn({
+                let (fill, apart) = (&fill, &apart);
+                move || fill(apart, format!("apart/{n}"))
+            });
+        }
+        let told = told.join();
+        is_over.store(true, Ordering::SeqCst);
+        assert_eq!(told.unwrap().unwrap(), Published::Created);
+    });
+    assert_eq!(slow.times(), SLOW_DOWNS);
+    let log = place.server.log();
+    let asked = |name: &str| log.iter().filter(|l| l.contains(name)).count();
+    let (same, apart) = (asked("/same/"), asked("/apart/"));
+    assert!(same * 2 < apart, "{same} requests against {apart}");
 }
 
 #[test]

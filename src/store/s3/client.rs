@@ -23,6 +23,7 @@ use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_types::service_config::ServiceConfigKey;
 use tokio::runtime::Runtime;
 
+use super::calm::Calm;
 use super::clock::Clock;
 use super::failure::causes;
 use super::guard::Guard;
@@ -43,6 +44,7 @@ pub(super) struct Link {
     pub(super) settings: S3Settings,
     pub(super) clock: Arc<Clock>,
     pub(super) limit: Limit,
+    pub(super) calm: Calm,
     pub(super) sums: Sums,
     pub(super) secrets: Arc<Secrets>,
     connected: Mutex<Connected>,
@@ -83,6 +85,7 @@ impl Link {
             settings: settings.clone(),
             clock,
             limit: Limit::new(settings.max_rate_bytes),
+            calm: Calm::default(),
             sums,
             secrets,
             connected: Mutex::new(Connected {

@@ -25,6 +25,8 @@ pub(super) struct Failure {
     pub(super) is_ambiguous: bool,
     /// The upload in parts that was asked for is not there: completed, taken back, or never begun.
     pub(super) is_upload_gone: bool,
+    /// The store is asked too much: by all of this host, as far as it can tell.
+    pub(super) is_throttled: bool,
 }
 
 /// What is to be done about it.
@@ -57,6 +59,7 @@ impl Failure {
             error,
             is_ambiguous: false,
             is_upload_gone: false,
+            is_throttled: false,
         }
     }
 
@@ -233,6 +236,7 @@ impl Answer<'_> {
         };
         Failure {
             is_upload_gone: self.code == "NoSuchUpload",
+            is_throttled: matches!(self.status, 429 | 503) || is_throttling(self.code),
             ..Failure::new(kind, error)
         }
     }
@@ -263,7 +267,9 @@ impl Answer<'_> {
             (501, _) => (Kind::Final, Code::Unreachable),
             // A success that is none, and every trouble of a server or of what stands before it: 520 to 530 are those of a CDN.
             (200..=299 | 408 | 409 | 425 | 429 | 500..=599, _) => (Kind::Again, Code::Unreachable),
-            (_, code) if is_passing(code) => (Kind::Again, Code::Unreachable),
+            (_, code) if is_passing(code) || is_throttling(code) => {
+                (Kind::Again, Code::Unreachable)
+            }
             (401 | 403 | 405, _) => (Kind::Final, Code::Denied),
             // Of a bucket, of a proxy, of nobody knows whom: that no object is there, it does not say.
             _ => (Kind::Final, Code::Unreachable),
@@ -365,12 +371,22 @@ fn is_passing(code: &str) -> bool {
         "ConditionalRequestConflict"
             | "InternalError"
             | "OperationAborted"
-            | "RequestLimitExceeded"
             | "RequestTimeout"
             | "ServiceUnavailable"
+    )
+}
+
+/// Whether the store wants to be asked less, whatever the status that comes with it.
+fn is_throttling(code: &str) -> bool {
+    matches!(
+        code,
+        "RequestLimitExceeded"
             | "SlowDown"
+            | "SlowDownRead"
+            | "SlowDownWrite"
             | "Throttling"
             | "ThrottlingException"
+            | "TooManyRequests"
     )
 }
 
@@ -467,6 +483,34 @@ mod tests {
             "InvalidToken",
         ] {
             assert_eq!(meaning(403, code), (Kind::Expired, Code::Denied), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_store_that_is_asked_too_much_is_told_from_one_that_is_broken() {
+        let is_throttled = |status, code| {
+            let answer = Answer {
+                status,
+                code,
+                message: "",
+                region: None,
+                date: None,
+            };
+            let failure = answer.failure();
+            assert_eq!(failure.kind, Kind::Again, "{status} {code}");
+            failure.is_throttled
+        };
+        for (status, code) in [
+            (503, "SlowDown"),
+            (503, ""),
+            (429, ""),
+            (200, "SlowDown"),
+            (400, "ThrottlingException"),
+        ] {
+            assert!(is_throttled(status, code), "{status} {code}");
+        }
+        for (status, code) in [(500, "InternalError"), (502, ""), (409, "OperationAborted")] {
+            assert!(!is_throttled(status, code), "{status} {code}");
         }
     }
 

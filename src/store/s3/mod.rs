@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::pg::time::TimestampTz;
 
 mod attempt;
+mod calm;
 mod certificate;
 mod class;
 mod client;

@@ -85,6 +85,7 @@ impl Bucket {
         let mut time = Time::of(&self.link, purpose);
         let mut tried = Tried::default();
         let mut before: Option<Failure> = None;
+        self.pause(Duration::ZERO, &mut time).await;
         loop {
             let connected = self.link.connected();
             let silence = time.of_attempt(before.is_none());
@@ -107,7 +108,7 @@ impl Bucket {
             if !matches!(failure.kind, Kind::Again) {
                 life::sign();
             }
-            let pause = match tried.next(&failure.kind) {
+            let pause = match tried.next(&failure.kind, self.next_random()) {
                 Next::Fail => {
                     let failure = self.identified(failure).await;
                     return Err(self.told(doing, failure, &tried));
@@ -117,14 +118,35 @@ impl Bucket {
                     false => return Err(self.told(doing, failure, &tried)),
                 },
                 Next::Now => Duration::ZERO,
-                Next::Pause(most) => self.jitter(most),
+                Next::Pause(pause) => pause,
             };
-            if time.left() <= pause {
+            if failure.is_throttled {
+                self.link.calm.keep(pause, Instant::now());
+            }
+            if !self.pause(pause, &mut time).await {
                 return Err(self.told(doing, failure, &tried));
             }
-            tokio::time::sleep(pause).await;
-            time.spend(pause);
             before = Some(failure);
+        }
+    }
+
+    /// Waits, and then for as long as the store wants less of everybody; whether there was time for it.
+    async fn pause(&self, pause: Duration, time: &mut Time) -> bool {
+        let mut pause = pause;
+        loop {
+            if time.left() <= pause {
+                return false;
+            }
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+                time.spend(pause);
+            }
+            pause = self.link.calm.left(Instant::now());
+            if pause.is_zero() {
+                return true;
+            }
+            // Who was told to wait goes first, and the others not together.
+            pause += part(PAUSE, self.next_random());
         }
     }
 
@@ -183,12 +205,6 @@ impl Bucket {
         format!("{}{key}", self.prefix)
     }
 
-    /// Anything up to `most`, so that those who failed together do not come back together.
-    fn jitter(&self, most: Duration) -> Duration {
-        let micros = u64::try_from(most.as_micros()).unwrap_or(u64::MAX);
-        Duration::from_micros(self.next_random() % micros.saturating_add(1))
-    }
-
     /// The next number of a sequence that looks random (splitmix64).
     pub(super) fn next_random(&self) -> u64 {
         const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -197,6 +213,12 @@ impl Bucket {
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         mixed ^ (mixed >> 31)
     }
+}
+
+/// Anything up to `most`, so that those who failed together do not come back together.
+fn part(most: Duration, random: u64) -> Duration {
+    let micros = most.as_micros().saturating_mul(u128::from(random)) >> 64;
+    Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
 }
 
 /// How long a request is tried.
@@ -273,12 +295,12 @@ enum Next {
 }
 
 impl Tried {
-    fn next(&mut self, kind: &Kind) -> Next {
+    fn next(&mut self, kind: &Kind, random: u64) -> Next {
         match kind {
             Kind::Again => {
                 let most = PAUSE.saturating_mul(1 << self.again.min(10));
                 self.again += 1;
-                Next::Pause(most.min(PAUSE_MAX))
+                Next::Pause(part(most.min(PAUSE_MAX), random))
             }
             Kind::Expired if !std::mem::replace(&mut self.renewed, true) => Next::Renew(None),
             Kind::Skewed if !std::mem::replace(&mut self.skewed, true) => Next::Now,
@@ -293,14 +315,39 @@ impl Tried {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::s3::S3Store;
 
     #[test]
-    fn pauses_grow_and_end_at_a_limit() {
-        let mut tried = Tried::default();
-        let pauses: Vec<_> = (0..20).map(|_| tried.next(&Kind::Again)).collect();
-        assert_eq!(pauses[0], Next::Pause(PAUSE));
-        assert_eq!(pauses[3], Next::Pause(PAUSE * 8));
-        assert_eq!(pauses[19], Next::Pause(PAUSE_MAX));
+    fn pauses_are_drawn_below_a_ceiling_that_grows_and_ends() {
+        let pauses = |random: u64| {
+            let mut tried = Tried::default();
+            let next = || match tried.next(&Kind::Again, random) {
+                Next::Pause(pause) => pause,
+                other => panic!("{other:?}"),
+            };
+            std::iter::repeat_with(next).take(20).collect::<Vec<_>>()
+        };
+        let (middle, last) = (pauses(1 << 63), pauses(u64::MAX));
+        for (n, ceiling) in [(0, PAUSE), (3, PAUSE * 8), (19, PAUSE_MAX)] {
+            assert_eq!(middle[n], ceiling / 2);
+            assert_eq!(last[n], ceiling - Duration::from_micros(1));
+        }
+        assert!(pauses(0).iter().all(Duration::is_zero));
+    }
+
+    #[test]
+    fn no_two_pauses_are_alike() {
+        let settings = crate::config::S3Settings {
+            endpoint: Some("http://127.0.0.1:1".into()),
+            ..Default::default()
+        };
+        let store = S3Store::open("bucket", "", &settings, 7).unwrap();
+        let draw = || part(PAUSE_MAX, store.bucket.next_random());
+        let mut drawn: Vec<_> = std::iter::repeat_with(draw).take(100).collect();
+        drawn.sort_unstable();
+        drawn.dedup();
+        assert!(drawn.len() > 95, "{drawn:?}");
+        assert!(drawn[0] < PAUSE_MAX / 10 && drawn[drawn.len() - 1] > PAUSE_MAX / 10 * 9);
     }
 
     #[test]
@@ -356,9 +403,9 @@ mod tests {
             Kind::Elsewhere("eu-west-1".into()),
         ] {
             let mut tried = Tried::default();
-            assert_ne!(tried.next(&kind), Next::Fail, "{kind:?}");
-            assert_eq!(tried.next(&kind), Next::Fail, "{kind:?}");
+            assert_ne!(tried.next(&kind, 0), Next::Fail, "{kind:?}");
+            assert_eq!(tried.next(&kind, 0), Next::Fail, "{kind:?}");
         }
-        assert_eq!(Tried::default().next(&Kind::Final), Next::Fail);
+        assert_eq!(Tried::default().next(&Kind::Final, 0), Next::Fail);
     }
 }
