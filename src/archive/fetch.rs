@@ -386,16 +386,15 @@ fn not_deleted(what: &Fetch, repository: &Repository, layout: &ClusterLayout) ->
     let Some(deleted) = repository.store().deleted(&key)? else {
         return Ok(());
     };
-    let at = deleted
-        .at
-        .map_or_else(String::new, |at| format!(" at {at}"));
+    let at = deleted.at.map(|at| format!(" at {at}")).unwrap_or_default();
+    let by = deleted.by.map(|by| format!(" by {by}")).unwrap_or_default();
     let left = match deleted.is_kept {
         Some(true) => "an older version is there",
         _ => "whether an older version is there was not found out",
     };
     Err(err!(
         Gap,
-        "\"{}\" was deleted from \"{}\"{at}: a delete marker hides it, {left}",
+        "\"{}\" was deleted from \"{}\"{by}{at}: a delete marker hides it, {left}",
         what.name,
         repository.store().location()
     )

@@ -105,10 +105,12 @@ pub struct Irregular {
 }
 
 /// What a store that keeps what was deleted knows of an object that is not there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Deleted {
     /// When it was deleted, by the store's clock; none where that was not found out.
     pub at: Option<crate::pg::time::TimestampTz>,
+    /// Who deleted it, as the store calls them; none where it does not say.
+    pub by: Option<String>,
     /// Whether it can be had back; none where that was not found out.
     pub is_kept: Option<bool>,
 }

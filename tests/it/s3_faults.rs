@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::common::s3::peer::Peer;
 use crate::common::s3::tls::{Authority, OldTls, Says, Tls};
-use crate::common::s3::{Fault, KEY};
+use crate::common::s3::{BUCKET, Fault, KEY};
 use crate::common::{Cluster, PATIENCE, Program, Run, pitr, wait_until};
 use crate::fetch::mode;
 use crate::s3_cycle::{Bucketed, Offline};
@@ -18,12 +18,29 @@ fn s17_what_was_deleted_is_no_end_of_the_wal() {
     off.push(0).run().success();
     let key = off.server().key(&name);
     off.server().behave(|m| m.versions = true);
+    let earliest = chrono::Utc::now().timestamp();
     off.server().lose(&key);
-    off.fetch(&name)
-        .run()
-        .expect_code(205)
-        .expect_stderr("was deleted")
-        .expect_stderr("an older version is there");
+    let latest = chrono::Utc::now().timestamp();
+    let told = |by: &str| {
+        let told = off.fetch(&name).run().expect_code(205);
+        let told = told.expect_stderr("an older version is there");
+        let place = format!("was deleted from \"s3://{BUCKET}/pg\"{by} at ");
+        let (_, rest) = told.stderr.split_once(&place).expect(&told.stderr);
+        let (at, _) = rest.split_once(": a delete marker").expect(&told.stderr);
+        let at = chrono::DateTime::parse_from_rfc3339(at).expect(at);
+        assert!((earliest..=latest).contains(&at.timestamp()), "{told}");
+    };
+    // By whom is said as far as the store says it.
+    for (deleter, by) in [
+        (None, ""),
+        (Some(("1234abcd", "janitor")), " by janitor"),
+        (Some(("1234abcd", "")), " by 1234abcd"),
+        (Some(("", "a\u{202e}b")), " by a\\u{202e}b"),
+        (Some(("", "")), ""),
+    ] {
+        off.server().behave(|m| m.deleter = deleter);
+        told(by);
+    }
     // Whoever may not list versions still learns that it was deleted.
     let denied = off
         .server()

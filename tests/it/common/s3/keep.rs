@@ -143,7 +143,9 @@ impl Keep {
         let upload = request.query("uploadId").map(str::to_owned);
         match (request.method.as_str(), key.as_str(), upload) {
             ("GET", "", None) if request.query("uploads").is_some() => self.list_uploads(request),
-            ("GET", "", None) if request.query("versions").is_some() => self.list_versions(request),
+            ("GET", "", None) if request.query("versions").is_some() => {
+                self.list_versions(request, manner)
+            }
             ("GET", "", None) if request.query("lifecycle").is_some() => lifecycle(manner),
             ("GET", "", None) => self.list(request, manner),
             ("GET", _, None) => self.get(&key, request, manner),
@@ -311,13 +313,16 @@ impl Keep {
     }
 
     /// What was deleted: the marker on top, and what it hides.
-    fn list_versions(&self, request: &Request) -> Response {
+    fn list_versions(&self, request: &Request, manner: &Manner) -> Response {
+        let owner = manner.deleter.map_or_else(String::new, |(id, name)| {
+            format!("<Owner><ID>{id}</ID><DisplayName>{name}</DisplayName></Owner>")
+        });
         let prefix = request.query("prefix").unwrap_or("");
         let deleted = self.deleted.iter().filter(|(k, _)| k.starts_with(prefix));
         let listed: String = deleted
             .map(|(key, (stored, at))| {
                 format!(
-                    "<DeleteMarker><Key>{key}</Key><VersionId>marker</VersionId><IsLatest>true</IsLatest><LastModified>{}</LastModified></DeleteMarker>\
+                    "<DeleteMarker><Key>{key}</Key><VersionId>marker</VersionId><IsLatest>true</IsLatest><LastModified>{}</LastModified>{owner}</DeleteMarker>\
                      <Version><Key>{key}</Key><VersionId>first</VersionId><IsLatest>false</IsLatest><LastModified>{}</LastModified><Size>{}</Size></Version>",
                     iso(*at),
                     iso(stored.modified),

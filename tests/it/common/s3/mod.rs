@@ -90,6 +90,8 @@ pub struct Manner {
     pub spoils: bool,
     /// The bucket keeps versions: a deletion puts a marker.
     pub versions: bool,
+    /// Id and name of the owner of such markers; where there is none nobody is named.
+    pub deleter: Option<(&'static str, &'static str)>,
     /// How long what is written is locked, where the writer does not say.
     pub default_lock: Option<(&'static str, Duration)>,
     /// Listings do not show what is there.
@@ -124,6 +126,7 @@ impl Default for Manner {
             wants_signed: false,
             spoils: false,
             versions: false,
+            deleter: None,
             default_lock: None,
             lists_late: false,
             shows_deleted: false,
