@@ -7,9 +7,10 @@ use pitr::config::{LockMode, ObjectLock, S3Settings, Sse, StorageClasses};
 use pitr::error::Code;
 use pitr::store::conformance::CLAUSES;
 use pitr::store::s3::S3Store;
-use pitr::store::{Published, Store, get, put};
+use pitr::store::{Frozen, Published, Store, get, put};
 
 use crate::common::Sandbox;
+use crate::common::proxy::{Proxy, Way};
 use crate::common::s3::peer::{Peer, keys};
 use crate::common::s3::tls::{Authority, Says, Tls};
 use crate::common::s3::{BUCKET, Fault, KEY, Place, SECRET, WRITER, key, large};
@@ -223,6 +224,38 @@ fn s02_a_connection_that_breaks_is_never_success() {
     assert!(always.times() > 0);
     place.server.heal();
     assert!(store.open(&key("y")).unwrap().is_none());
+}
+
+#[test]
+fn s02_an_upload_that_is_cut_in_the_middle_is_repeated() {
+    let place = Place::new();
+    let endpoint = place.server.endpoint();
+    let (_, port) = endpoint.rsplit_once(':').unwrap();
+    let proxy = Proxy::to(port.parse().unwrap());
+    let store = place.open(|s| s.endpoint = Some(format!("http://127.0.0.1:{}", proxy.port())));
+    let content: Vec<u8> = (0..200_000_u32).map(|n| (n % 253) as u8).collect();
+    proxy.cut_after(Way::ToServer, 100_000);
+    let name = key("wal/x");
+    assert_eq!(put(&store, &name, &content).unwrap(), Published::Created);
+    assert_eq!(proxy.counts().cuts, 1);
+    assert!(get(&store, &name, 1 << 20).unwrap().unwrap() == content);
+    // In a part, of which the first has 8 MiB.
+    proxy.cut_after(Way::ToServer, 1_000_000);
+    assert_eq!(put_large(&store, "packs/x").unwrap(), Published::Created);
+    assert_eq!(proxy.counts().cuts, 2);
+    assert!(get(&store, &key("packs/x"), 1 << 24).unwrap().unwrap() == large());
+    assert_eq!(place.server.open_uploads(), 0);
+    // Where every attempt breaks, nothing is there and nothing is said to be.
+    proxy.refuse(true);
+    proxy.reset();
+    let hasty = place.open(|s| {
+        s.endpoint = Some(format!("http://127.0.0.1:{}", proxy.port()));
+        s.retry_budget = Duration::from_millis(300);
+    });
+    let error = put(&hasty, &key("wal/y"), &content).unwrap_err();
+    assert_eq!(error.code(), Code::Unreachable, "{error}");
+    assert!(proxy.counts().refused > 0);
+    assert_eq!(place.server.keys().len(), 2);
 }
 
 #[test]
