@@ -192,7 +192,7 @@ pub trait Store: Send + Sync {
         Ok(None)
     }
 
-    /// Objects directly below `prefix` (no trailing slash) that are there and cannot be read before they are thawed; where `names` says a first
+    /// Objects below `prefix` (no trailing slash) that are there and cannot be read before they are thawed; where `names` says a first
     /// and a last, none but those between.
     fn frozen(&self, _prefix: &str, _names: Option<[&str; 2]>) -> Result<Option<Frozen>> {
         Ok(None)

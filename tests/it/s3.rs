@@ -478,6 +478,27 @@ fn s08_a_clock_that_is_off_is_learnt_from_the_answer() {
 }
 
 #[test]
+fn s12_a_frozen_object_is_named_with_its_own_class() {
+    let place = Place::new();
+    let store = place.store();
+    for (name, class) in [
+        ("packs/b/1", "STANDARD"),
+        ("packs/b/2", "GLACIER"),
+        ("packs/b/3", "DEEP_ARCHIVE"),
+    ] {
+        assert_eq!(put(&store, &key(name), b"x").unwrap(), Published::Created);
+        assert_eq!(place.server.reclassify(name, class), 1);
+    }
+    let frozen = |names| store.frozen("packs/b", names).unwrap();
+    let told = |frozen: Option<Frozen>| frozen.map(|f| (f.key, f.class, f.count));
+    let two = ("packs/b/2".to_owned(), "GLACIER".to_owned(), 2);
+    assert_eq!(told(frozen(None)), Some(two));
+    let three = ("packs/b/3".to_owned(), "DEEP_ARCHIVE".to_owned(), 1);
+    assert_eq!(told(frozen(Some(["3", "9"]))), Some(three));
+    assert_eq!(frozen(Some(["1", "1"])), None);
+}
+
+#[test]
 fn s10_a_bucket_in_another_region_is_followed_once() {
     let place = Place::new();
     place.server.behave(|m| m.region = "eu-west-1");

@@ -3,7 +3,7 @@
 use aws_sdk_s3::types::ObjectStorageClass;
 
 use super::failure::Answered;
-use super::listing::Listing;
+use super::listing::{Listing, check_count};
 use super::object::{Part, fetch};
 use super::request::Bucket;
 use crate::error::Code;
@@ -18,29 +18,28 @@ pub(super) async fn frozen(
 ) -> Answered<Option<Frozen>> {
     let below = format!("{prefix}/");
     let mut listing = Listing::of(bucket, &below, false);
-    let mut keys = Vec::new();
-    let mut class = String::new();
+    let mut cold = Vec::new();
     while let Some(page) = listing.next().await? {
         for object in page {
             let name = object.key.get(below.len()..).unwrap_or_default();
             if names.is_some_and(|[first, last]| name < first.as_str() || name > last.as_str()) {
                 continue;
             }
-            if let Some(cold) = object.class.filter(is_cold) {
-                cold.as_str().clone_into(&mut class);
-                keys.push(object.key);
+            if let Some(class) = object.class.filter(is_cold) {
+                cold.push((object.key, class));
             }
         }
+        check_count(&cold)?;
     }
     // What was thawed is still in its class.
-    for key in &keys {
+    for (key, class) in &cold {
         match fetch(bucket, key, Part::From(0, 1)).await {
             Ok(_) => {}
             Err(failure) if failure.error.code() == Code::Damaged => {
                 return Ok(Some(Frozen {
                     key: key.clone(),
-                    class,
-                    count: keys.len(),
+                    class: class.as_str().to_owned(),
+                    count: cold.len(),
                 }));
             }
             Err(failure) => return Err(failure),

@@ -149,7 +149,7 @@ impl<'a> Listing<'a> {
 }
 
 /// A listing that is larger than anything pitr writes.
-fn check_count<T>(names: &[T]) -> Answered<()> {
+pub(super) fn check_count<T>(names: &[T]) -> Answered<()> {
     match names.len() <= NAMES_MAX {
         true => Ok(()),
         false => Err(err!(

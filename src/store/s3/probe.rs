@@ -82,13 +82,13 @@ impl S3Store {
         let may_delete = aside.clear();
         let creation = tried?;
         let mut found = Found::default();
-        if let Creation::Late(how) = creation {
-            return Err(err!(Refused, "the store of \"{}\" {how}", self.bucket.place).hint(
-                "What such a store calls absent may be there, and recovery would end too early. Use a store that shows at once what it holds: no setting accepts another.",
-            ));
-        }
         match (creation, self.bucket.link.settings.unsafe_overwrite) {
-            (Creation::Kept, false) | (Creation::Late(_), _) => {}
+            (Creation::Late(how), _) => {
+                return Err(err!(Refused, "the store of \"{}\" {how}", self.bucket.place).hint(
+                    "What such a store calls absent may be there, and recovery would end too early. Use a store that shows at once what it holds: no setting accepts another.",
+                ));
+            }
+            (Creation::Kept, false) => {}
             (Creation::Kept, true) => found.weaknesses.push(
                 "keeps what is there: unsafe_overwrite = true is not needed, and weakens it".to_owned(),
             ),
