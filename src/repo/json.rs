@@ -4,6 +4,7 @@ use serde::de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use super::layout;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::store::{Key, Published, Store, get, put};
@@ -42,7 +43,7 @@ fn open(key: &Key, kind: &str, value: &impl Serialize) -> Result<Vec<u8>> {
     let mut all = Map::new();
     all.insert("format".into(), FORMAT.into());
     all.insert("kind".into(), kind.into());
-    all.insert("key".into(), base_key(key).into());
+    all.insert("key".into(), layout::own_key(key).into());
     all.extend(fields);
     let mut bytes = serde_json::to_vec(&Value::Object(all)).map_err(failed)?;
     bytes.pop(); // the closing brace stands behind the checksum
@@ -121,7 +122,7 @@ pub fn decode<T: DeserializeOwned>(key: &Key, kind: &str, bytes: &[u8]) -> Resul
     if head.kind != kind {
         return Err(damaged(&format!("it is not of kind \"{kind}\"")));
     }
-    if head.key != base_key(key) {
+    if head.key != layout::own_key(key) {
         return Err(damaged("it belongs under another key"));
     }
     serde_json::from_slice(bytes).map_err(|e| damaged("a field is missing or wrong").source(e))
@@ -278,14 +279,6 @@ pub fn write_plain(
     object.publish()
 }
 
-/// The key without the suffix of a healed copy.
-pub(super) fn base_key(key: &Key) -> &str {
-    match key.as_str().rsplit_once(".heal-") {
-        Some((base, n)) if n.bytes().all(|b| b.is_ascii_digit()) => base,
-        _ => key.as_str(),
-    }
-}
-
 /// A damaged JSON object that cannot even be parsed is still an error of its key.
 impl From<serde_json::Error> for Error {
     fn from(e: serde_json::Error) -> Self {
@@ -370,7 +363,21 @@ mod tests {
         let refused = decode::<Thing>(&key, "event", &newer).unwrap_err();
         assert_eq!(refused.code(), Code::Unsupported);
         assert!(refused.to_string().contains("\"x\""), "{refused}");
-        let healed = Key::new("events/x/begin.heal-1").unwrap();
-        assert!(decode::<Thing>(&healed, "event", &bytes).is_ok());
+    }
+
+    #[test]
+    fn a_root_may_be_found_under_the_name_of_a_healed_copy_and_an_event_may_not() {
+        let thing = serde_json::json!({});
+        let read = |written: &str| {
+            let key = Key::new(written).unwrap();
+            let bytes = encode(&key, "thing", &thing).unwrap();
+            let healed = Key::new(format!("{written}.heal-1")).unwrap();
+            decode::<Value>(&healed, "thing", &bytes).map_err(|e| e.code())
+        };
+        assert!(read("clusters/main/7/backups/20261120T064049Z-full/manifest").is_ok());
+        for plain in ["events/20261120T064049Z-full/begin", "cluster.json"] {
+            let refused = read(&format!("clusters/main/7/{plain}"));
+            assert_eq!(refused, Err(Code::Damaged), "{plain}");
+        }
     }
 }

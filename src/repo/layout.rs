@@ -30,7 +30,11 @@ pub fn recipient(epoch: u32, name: &str) -> Result<Key> {
 
 /// Whether an object under this key is sealed in an encrypted repository: all are but the marker, keys, registrations and events.
 pub fn is_sealed_form(key: &Key) -> bool {
-    let parts: Vec<&str> = key.as_str().split('/').collect();
+    is_sealed(key.as_str())
+}
+
+fn is_sealed(key: &str) -> bool {
+    let parts: Vec<&str> = key.split('/').collect();
     !matches!(
         parts.as_slice(),
         ["pitr.json"]
@@ -38,6 +42,19 @@ pub fn is_sealed_form(key: &Key) -> bool {
             | [CLUSTERS, _, _, "cluster.json"]
             | [CLUSTERS, _, _, "events", _, _]
     )
+}
+
+/// The name or key without the suffix of a healed copy, where it has one. What is not of a sealed form never heals: a copy of an event under
+/// such a name would say a second time what another event has ended.
+pub fn healed_base(name: &str) -> Option<&str> {
+    let (base, number) = name.rsplit_once(".heal-")?;
+    let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    (is_number && is_sealed(base)).then_some(base)
+}
+
+/// The key that an object found under `key` says it has.
+pub fn own_key(key: &Key) -> &str {
+    healed_base(key.as_str()).unwrap_or(key.as_str())
 }
 
 /// Prefix below which the names of clusters are listed.
@@ -412,6 +429,42 @@ mod tests {
             "clusters/main/7/backups/x/manifest",
         ] {
             assert!(is_sealed(sealed), "{sealed}");
+        }
+    }
+
+    #[test]
+    fn what_stays_plain_has_no_healed_copies() {
+        let own = |key: &str| own_key(&Key::new(key).unwrap()).to_owned();
+        for plain in [
+            "pitr.json",
+            "keys/1/ops",
+            "clusters/main/7/cluster.json",
+            "clusters/main/7/events/20261120T064049Z-full/begin",
+            "clusters/main/7/events/cluster/20261120T064049.123456Z-gap-0000000000000001",
+        ] {
+            let healed = format!("{plain}.heal-1");
+            assert_eq!(own(&healed), healed);
+        }
+        let c = "clusters/main/7";
+        for sealed in [
+            "wal/00000001/00000000/000000010000000000000001",
+            "wal/00000001/history",
+            "wal/00000001/partial/000000010000000000000001",
+            "wal/00000001/open/000000010000000000000001/0000000001000000-0000000001000028",
+            "wal/00000001/labels/000000010000000000000001.00000028.backup",
+            "conflicts/00000002.history-0123456789abcdef",
+            "backups/20261120T064049Z-full/manifest",
+            "backups/20261120T064049Z-full/server-manifest",
+            "layers/20261120T064049Z-full/000000",
+            "packs/20261120T064049Z-full/000000",
+        ] {
+            assert_eq!(
+                own(&format!("{c}/{sealed}.heal-12")),
+                format!("{c}/{sealed}")
+            );
+        }
+        for none in ["manifest.heal-", "manifest.heal-x", "manifest.heal-1/x"] {
+            assert_eq!(healed_base(none), None, "{none}");
         }
     }
 

@@ -104,7 +104,7 @@ impl SealedStore {
                 "it is forged: whoever made it does not hold the MAC key of the key set"
             ));
         }
-        let base = json::base_key(key);
+        let base = layout::own_key(key);
         match foot.key == base {
             true => Ok(()),
             false => Err(misplaced(&foot.key, base)),
@@ -206,7 +206,13 @@ impl Store for SealedStore {
             .hint(NO_KEY));
         };
         let inner = self.inner.create(key)?;
-        let sealer = Sealer::new(inner, json::base_key(key), public, mac, &self.keys.drawn()?)?;
+        let sealer = Sealer::new(
+            inner,
+            layout::own_key(key),
+            public,
+            mac,
+            &self.keys.drawn()?,
+        )?;
         Ok(Box::new(SealedNew {
             sealer,
             mac: mac.clone(),
@@ -239,7 +245,7 @@ impl Store for SealedStore {
         let Some(mac) = &self.keys.mac else {
             return Ok(None);
         };
-        let made = mac.sign_plain(json::base_key(key), content)?;
+        let made = mac.sign_plain(key.as_str(), content)?;
         Ok(Some(seal::hex(&made)))
     }
 
@@ -248,7 +254,7 @@ impl Store for SealedStore {
             return true;
         };
         let found: Option<[u8; 32]> = found.and_then(seal::unhex);
-        found.is_some_and(|found| mac.is_genuine_plain(json::base_key(key), content, &found))
+        found.is_some_and(|found| mac.is_genuine_plain(key.as_str(), content, &found))
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>> {

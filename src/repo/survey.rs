@@ -10,7 +10,7 @@ use super::event::{self, Recorded};
 use super::facts::Runs;
 use super::inventory::{self, HistoryFile, Timeline};
 use super::json;
-use super::layout::{BackupId, ClusterLayout, PartKind};
+use super::layout::{BackupId, ClusterLayout, PartKind, healed_base};
 use super::repository::{Registration, Repository};
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
@@ -247,12 +247,6 @@ fn found<T>(result: Result<T>, unreadable: &mut Vec<String>) -> Result<Option<T>
 
 fn is_damage(e: &Error) -> bool {
     matches!(e.code(), Code::Damaged | Code::Unsupported)
-}
-
-/// The name without the suffix of a healed copy, where it has one.
-pub fn healed_base(name: &str) -> Option<&str> {
-    let (base, number) = name.rsplit_once(".heal-")?;
-    (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some(base)
 }
 
 struct Reading<'a> {

@@ -161,8 +161,7 @@ fn conflict(work: &Work<'_>, offered: WalFileName, key: &Key) -> Result<()> {
         check_identity(&container, &work.layout, offered)?;
         let hash = work.store.public_hash(&container.identity().hash)?;
         let own = work.layout.conflict(offered, &hash);
-        let base = crate::repo::survey::healed_base(key.as_str()).unwrap_or(key.as_str());
-        if own.as_str() != base {
+        if own.as_str() != layout::own_key(key) {
             return Err(err!(Damaged, "it holds another copy than its key says"));
         }
         container.read_body(&mut |_| Ok(()))

@@ -10,7 +10,8 @@ use crate::plan::retention::LEFTOVER_AGE;
 use crate::repo::event;
 use crate::repo::facts::Runs;
 use crate::repo::layout::{self, BackupId, PartKind, PartName};
-use crate::repo::survey::{Manifest, Subject, Survey, healed_base, numbers, part_number};
+use crate::repo::survey::{Manifest, Subject, Survey, numbers, part_number};
+use crate::seal::{EPOCH, is_recipient_name};
 
 pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
     let root = ["pitr.json", "clusters", "keys", "aux"];
@@ -26,6 +27,9 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
     ];
     names(work, &work.layout.prefix(), |name, _| {
         cluster.contains(&name)
+    })?;
+    names(work, &layout::recipients(EPOCH), |name, is_prefix| {
+        !is_prefix && is_recipient_name(name)
     })?;
     wal(work)?;
     names(work, &work.layout.conflicts(), |name, is_prefix| {
@@ -54,12 +58,13 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
 fn names(work: &Work<'_>, prefix: &str, expected: impl Fn(&str, bool) -> bool) -> Result<()> {
     work.check_stop()?;
     for listed in work.store.list(prefix)? {
-        let base = healed_base(&listed.name).unwrap_or(&listed.name);
-        if !expected(base, listed.is_prefix) {
-            let at = match prefix {
-                "" => listed.name.clone(),
-                _ => format!("{prefix}/{}", listed.name),
-            };
+        let at = match prefix {
+            "" => listed.name.clone(),
+            _ => format!("{prefix}/{}", listed.name),
+        };
+        let base = layout::healed_base(&at).filter(|_| !listed.is_prefix);
+        let base = base.and_then(|base| base.rsplit('/').next());
+        if !expected(base.unwrap_or(&listed.name), listed.is_prefix) {
             work.warn(format!("\"{at}\" is no object of this format"));
         }
     }

@@ -232,6 +232,66 @@ fn forged_events_do_not_count_and_verify_finds_each() {
     assert!(!events.exists(), "{:?}", fs::read_dir(&events));
 }
 
+/// Somebody who may only create copies each object as it is under the name of its healed copy, events among them that others have ended.
+#[test]
+fn copies_under_names_of_healed_ones_bring_nothing_back() {
+    let backed = Backed::new();
+    let (first, second) = (backed.first.as_str(), backed.second.as_str());
+    let segment = format!("wal-{}", backed.segment());
+    for (subject, kind, end) in [
+        (first, "expire", "unexpire"),
+        (second, "expire", "unexpire"),
+        (second, "damaged", "healed"),
+        (second, "pin", "unpin"),
+        (&segment, "damaged", "healed"),
+    ] {
+        let name = backed.genuine(subject, kind);
+        backed.genuine_end(subject, end, Some(&name));
+    }
+    let plan = || {
+        let run = backed.sealed.on("reader").args(["plan", "--json"]).run();
+        run.success().json()["backup"].clone()
+    };
+    let seen = || {
+        let mut info = backed.info();
+        assert!(info["backups"][0].is_object(), "{info}");
+        let parts = [info["backups"].take(), info["timelines"].take()];
+        let fates = [first, second].map(|id| backed.fate("writer", id));
+        (parts, fates, plan())
+    };
+    assert!(backed.forged().is_empty());
+    let before = seen();
+
+    let mut events = Vec::new();
+    for path in paths_below(&backed.sealed.repository) {
+        let healed = format!("{}.heal-1", path.display());
+        fs::copy(&path, &healed).unwrap();
+        let key = path.strip_prefix(&backed.sealed.repository).unwrap();
+        let key = key.display().to_string();
+        if key.contains("/events/") {
+            events.push(format!("{key}.heal-1"));
+        }
+    }
+    backed.hand_over();
+    events.sort();
+
+    assert_eq!(seen(), before);
+    assert_eq!(backed.forged(), events);
+    let run = backed.sealed.on("reader").args(["verify", "--json"]).run();
+    let warnings = run.json()["clusters"][0]["warnings"].clone();
+    let mut warnings: Vec<String> = serde_json::from_value(warnings).unwrap();
+    warnings.sort();
+    let mut odd = [
+        "pitr.json".to_owned(),
+        "keys/1/ops".to_owned(),
+        "keys/1/escrow".to_owned(),
+        backed.layout.cluster().to_string(),
+    ]
+    .map(|key| format!("\"{key}.heal-1\" is no object of this format"));
+    odd.sort();
+    assert_eq!(warnings, odd);
+}
+
 #[test]
 fn marks_and_claims_of_who_has_no_key_are_no_forgeries() {
     let backed = Backed::new();
