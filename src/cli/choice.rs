@@ -59,10 +59,15 @@ impl Question<'_> {
     /// # Errors
     /// Those of [`Reading::plan`] on the first repository; another one is warned of.
     pub fn answer(&self, cx: &Context, first: Opened) -> Result<Chosen> {
-        let planned = self.on(cx, &first.reading, &first.inventory)?;
         let (mut sides, mut unasked) = (vec![first], Vec::new());
-        if !is_settled(&planned.0) {
-            gather(cx, &planned.0, &mut sides, &mut unasked);
+        let is_lacking = self.lacks_backup(&sides);
+        if is_lacking {
+            gather(cx, |_, _| true, &mut sides, &mut unasked);
+        }
+        let planned = self.with_all_backups(cx, &sides, &unasked)?;
+        if !is_lacking && !is_settled(&planned.0) {
+            let leads_farther = |own: &_, other: &_| may_lead_farther(&planned.0, own, other);
+            gather(cx, leads_farther, &mut sides, &mut unasked);
         }
         let first_said = said_of_first(&planned.0, name_of(&sides, 0));
         let (mut best, short) = self.best(cx, planned, &sides, &mut unasked);
@@ -77,6 +82,35 @@ impl Question<'_> {
         reading.plan_to_carry_out(cx, inventory, self.target, self.action)
     }
 
+    /// Whether the backup that was asked for has to be looked for elsewhere.
+    fn lacks_backup(&self, sides: &[Opened]) -> bool {
+        let has = |id: &String| {
+            let mut backups = sides.iter().flat_map(|s| &s.inventory.backups);
+            backups.any(|b| b.id.to_string() == *id)
+        };
+        self.target.backup.as_ref().is_some_and(|id| !has(id))
+    }
+
+    /// The plan on the first side, with the backups of all.
+    fn with_all_backups(
+        &self,
+        cx: &Context,
+        sides: &[Opened],
+        unasked: &[(String, Error)],
+    ) -> Result<Planned> {
+        let first = sides.first();
+        let first = first.ok_or_else(|| err!(Internal, "a plan without a repository"))?;
+        let mut inventory = first.inventory.clone();
+        inventory.add_backups(&backups_of(sides));
+        let planned = self.on(cx, &first.reading, &inventory);
+        planned.map_err(|e| match unasked.first() {
+            Some((name, other)) if self.lacks_backup(sides) => {
+                reading::not_known(&e.to_string(), name, other)
+            }
+            _ => e,
+        })
+    }
+
     /// The plan that leads farthest, and on which side it was made; the first of equal ones. The first side comes once more at the end, with
     /// the backups of the others. With it which sides do not lead as far.
     fn best(
@@ -86,10 +120,7 @@ impl Question<'_> {
         sides: &[Opened],
         unasked: &mut Vec<(String, Error)>,
     ) -> (Best, BTreeSet<usize>) {
-        let backups: Vec<Backup> = sides
-            .iter()
-            .flat_map(|s| s.inventory.backups.iter().cloned())
-            .collect();
+        let backups = backups_of(sides);
         let mut reached = vec![(0, reach(&planned.0))];
         let mut best = (0, planned);
         for at in (1..sides.len()).chain([0]) {
@@ -172,8 +203,18 @@ fn reach(plan: &Plan) -> Reach {
     }
 }
 
-/// Opens the others that may lead farther than this plan.
-fn gather(cx: &Context, plan: &Plan, sides: &mut Vec<Opened>, unasked: &mut Vec<(String, Error)>) {
+fn backups_of(sides: &[Opened]) -> Vec<Backup> {
+    let backups = sides.iter().flat_map(|s| &s.inventory.backups);
+    backups.cloned().collect()
+}
+
+/// Opens the others of this cluster, and keeps those that may help: by what the first and the other one hold.
+fn gather(
+    cx: &Context,
+    may_help: impl Fn(&Inventory, &Inventory) -> bool,
+    sides: &mut Vec<Opened>,
+    unasked: &mut Vec<(String, Error)>,
+) {
     let Some(first) = sides.first() else { return };
     let mut found = Vec::new();
     for (name, other) in first.reading.all_others(cx) {
@@ -181,9 +222,7 @@ fn gather(cx: &Context, plan: &Plan, sides: &mut Vec<Opened>, unasked: &mut Vec<
             // Under the same name there may be another cluster: before an upgrade, say.
             Ok(other) if other.inventory.system_identifier != first.inventory.system_identifier => {
             }
-            Ok(other) if may_lead_farther(plan, &first.inventory, &other.inventory) => {
-                found.push(other);
-            }
+            Ok(other) if may_help(&first.inventory, &other.inventory) => found.push(other),
             Ok(_) => {}
             Err(e) => note(cx, unasked, name, e),
         }

@@ -95,6 +95,10 @@ fn repository(run: &Run) -> String {
     run.json()["repository"].as_str().unwrap().to_owned()
 }
 
+fn run_id(run: &Run) -> String {
+    run.json()["backup"]["id"].as_str().unwrap().to_owned()
+}
+
 fn remove_roots(repository: &Path) {
     let roots = objects(repository).into_keys();
     let roots: Vec<String> = roots.filter(|n| n.ends_with("/manifest")).collect();
@@ -167,6 +171,18 @@ fn the_wal_of_the_first_and_the_backup_of_the_second_make_one_plan() {
     let run = marked.restore().run().success();
     run.expect_stderr("that of \"second\" is used");
     assert_eq!(marked.rows(), 5 * ROWS);
+
+    // Asked for by its name it is found there, too; where that cannot be asked, nobody says that it does not exist.
+    let id = run_id(&marked.plan().run().success());
+    let by_name = || marked.plan().args(["--backup", &id]).run();
+    assert_eq!(run_id(&by_name().success()), id);
+    marked.two.is_away(true);
+    let run = by_name().expect_code(9);
+    run.expect_stderr("which may lead there, could not be asked");
+    marked.two.is_away(false);
+    let other = "20260101T000000Z-full";
+    let run = marked.plan().args(["--backup", other]).run();
+    run.expect_code(2).expect_stderr("does not exist");
 
     // Begun and taken up again, the WAL is looked at where it was planned.
     let packs = objects(&marked.two.second);
