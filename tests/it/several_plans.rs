@@ -178,11 +178,13 @@ fn the_wal_of_the_first_and_the_backup_of_the_second_make_one_plan() {
     assert_eq!(run_id(&by_name().success()), id);
     marked.two.is_away(true);
     let run = by_name().expect_code(9);
-    run.expect_stderr("which may lead there, could not be asked");
+    let message = run.json()["message"].to_string();
+    assert!(message.contains("could not be asked"), "{run}");
     marked.two.is_away(false);
     let other = "20260101T000000Z-full";
     let run = marked.plan().args(["--backup", other]).run();
-    run.expect_code(2).expect_stderr("does not exist");
+    let message = run.expect_code(2).json()["message"].to_string();
+    assert!(message.contains("does not exist"), "{message}");
 
     // Begun and taken up again, the WAL is looked at where it was planned.
     let packs = objects(&marked.two.second);
