@@ -13,6 +13,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
+use crate::pg::timeline::TimelineId;
 use crate::plan::recovery::{Action, Outcome, Plan, Reason};
 use crate::plan::target::TargetTimeline;
 use crate::plan::unreachable;
@@ -121,7 +122,7 @@ impl Question<'_> {
         unasked: &mut Vec<(String, Error)>,
     ) -> (Best, BTreeSet<usize>) {
         let backups = backups_of(sides);
-        let mut reached = vec![(0, reach(&planned.0))];
+        let mut reached = vec![(0, distance(&planned.0))];
         let mut best = (0, planned);
         for at in (1..sides.len()).chain([0]) {
             let Some(side) = sides.get(at) else { continue };
@@ -132,17 +133,17 @@ impl Question<'_> {
             }
             match self.farther(cx, &side.reading, &inventory, &best.1.0) {
                 Ok((_, Some(farther))) => {
-                    reached.push((at, reach(&farther.0)));
+                    reached.push((at, distance(&farther.0)));
                     best = (at, farther);
                 }
-                Ok((reach, None)) => reached.push((at, reach)),
+                Ok((distance, None)) => reached.push((at, distance)),
                 Err(e) => note(cx, unasked, side.reading.configured.name.clone(), e),
             }
         }
-        let farthest = reach(&best.1.0);
+        let farthest = distance(&best.1.0);
         let short = reached
             .into_iter()
-            .filter(|(at, reach)| *at != best.0 && *reach < farthest);
+            .filter(|(at, distance)| *at != best.0 && *distance < farthest);
         let short = short.map(|(at, _)| at).collect();
         (best, short)
     }
@@ -154,15 +155,15 @@ impl Question<'_> {
         reading: &Reading,
         inventory: &Inventory,
         than: &Plan,
-    ) -> Result<(Reach, Option<Planned>)> {
-        let is_farther = |plan: &Plan| reach(plan) > reach(than);
+    ) -> Result<(Distance, Option<Planned>)> {
+        let is_farther = |plan: &Plan| distance(plan) > distance(than);
         let planned = reading.plan(cx, inventory, self.target, self.action)?;
         let planned = match is_farther(&planned.0) && self.is_carried_out {
             true => self.on(cx, reading, inventory)?,
             false => planned,
         };
-        let reach = reach(&planned.0);
-        Ok((reach, is_farther(&planned.0).then_some(planned)))
+        let distance = distance(&planned.0);
+        Ok((distance, is_farther(&planned.0).then_some(planned)))
     }
 }
 
@@ -171,8 +172,19 @@ type Planned = (Plan, ResolvedTarget);
 /// On which side, and the plan.
 type Best = (usize, Planned);
 
-/// To the target or the end of the WAL at all, on which timeline, to the very target, and where else recovery ends.
-type Reach = (bool, u64, bool, Lsn);
+/// How far a plan leads; what is compared first stands first. The timeline comes before the target because the latest of all is asked for,
+/// as if all WAL lay together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Distance {
+    /// To the target or the end of the WAL at all.
+    leads: bool,
+    /// On which timeline; none where it does not lead.
+    timeline: Option<TimelineId>,
+    /// To the very target.
+    is_at_target: bool,
+    /// Where else recovery ends.
+    end: Lsn,
+}
 
 /// Whether recovery ends as asked.
 pub fn leads(plan: &Plan) -> bool {
@@ -187,19 +199,22 @@ fn is_settled(plan: &Plan) -> bool {
         && plan.target.timeline != TargetTimeline::Latest
 }
 
-/// How far a plan leads, for comparison. The timeline comes before the target because the latest of all is asked for, as if all WAL lay
-/// together.
-fn reach(plan: &Plan) -> Reach {
-    if !leads(plan) {
-        let farthest = plan.nearest_before.map_or(Lsn(0), |m| m.lsn);
-        return (false, 0, false, farthest);
-    }
-    let timeline = plan.target_timeline.map_or(0, |t| u64::from(t.get()));
-    match &plan.stop {
-        Some(stop) if plan.outcome == Outcome::EndOfWal => {
-            (true, timeline, false, stop.recovery_end_lsn)
-        }
-        _ => (true, timeline, true, Lsn(0)),
+fn distance(plan: &Plan) -> Distance {
+    let stop = plan.stop.as_ref();
+    let end_of_wal = stop.filter(|_| plan.outcome == Outcome::EndOfWal);
+    match leads(plan) {
+        true => Distance {
+            leads: true,
+            timeline: plan.target_timeline,
+            is_at_target: end_of_wal.is_none(),
+            end: end_of_wal.map_or(Lsn(0), |stop| stop.recovery_end_lsn),
+        },
+        false => Distance {
+            leads: false,
+            timeline: None,
+            is_at_target: false,
+            end: plan.nearest_before.map_or(Lsn(0), |m| m.lsn),
+        },
     }
 }
 
