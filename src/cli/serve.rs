@@ -24,7 +24,7 @@ pub struct Args {
     pub limit_ms: Option<u64>,
 
     /// Which of the two, or the worker that archives or fetches ahead
-    #[arg(value_name = "archive|restore|ship|ahead", value_parser = ["archive", "restore", shipper::WORD, prefetch::SWITCH])]
+    #[arg(value_name = "archive|restore|ship|prefetch", value_parser = ["archive", "restore", shipper::WORD, prefetch::SWITCH])]
     pub program: String,
 
     /// Its arguments

@@ -93,7 +93,7 @@ impl Recovery {
 
     /// A worker that goes on from the second segment, and ends when nobody has asked for anything for a second.
     fn worker_here(&self) -> Program {
-        let worker = self.still.site.restore().args(["--ahead", self.name(1)]);
+        let worker = self.still.site.restore().args(["--prefetch", self.name(1)]);
         let worker = worker.arg(self.still.wal("RECOVERYXLOG"));
         worker.env("PITR_FAULT_SECONDS", "1")
     }

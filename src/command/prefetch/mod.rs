@@ -20,7 +20,7 @@ mod fetcher;
 pub mod worker;
 
 /// The option that makes `pitr-restore` the worker, and what `pitr serve` calls it; not for people.
-pub const SWITCH: &str = "ahead";
+pub const SWITCH: &str = "prefetch";
 /// What recovery calls the file that it wants a segment in; nobody else does.
 const WANTED: &str = "RECOVERYXLOG";
 /// For how long a segment that is on its way may stand still.
