@@ -22,9 +22,6 @@ pub const HEADER: usize = 24;
 /// No record is longer: 1020 MiB by rule since 16 (XLogRecordMaxSize), below 1 GiB by the allocator before.
 pub const MAX_LENGTH: u32 = 0x3FFF_FFFF;
 
-/// The record changes files of relations in a way that block references do not tell (XLR_SPECIAL_REL_UPDATE).
-pub const SPECIAL_REL_UPDATE: u8 = 0x01;
-
 /// Block size (`BLCKSZ`) of every build that was not configured otherwise.
 pub const DEFAULT_BLOCK_SIZE: u32 = 8192;
 

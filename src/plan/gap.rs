@@ -128,11 +128,6 @@ impl Stretch {
         (self.last, self.limit) == (later.last, later.limit)
             && shared.eq(later.pieces.iter().copied())
     }
-
-    /// What identifies the WAL that several stretches share: where they end.
-    pub fn tail_key(&self) -> Option<(TimelineId, SegmentNumber)> {
-        self.pieces.last().map(|p| (p.timeline, p.last))
-    }
 }
 
 struct Candidate {

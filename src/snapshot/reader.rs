@@ -17,7 +17,7 @@ use super::piece::{self, Source};
 use super::spare::Spares;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::repo::backup::{BackupRoot, LayerRef, PackRef};
+use crate::repo::backup::{BackupRoot, LayerRef, PackRef, unhex};
 use crate::repo::layout::{ClusterLayout, PartName};
 use crate::store::{Key, Store};
 
@@ -744,21 +744,6 @@ impl Cache {
         self.blocks.push_front((shard, number, block));
         self.blocks.truncate(CACHED_BLOCKS);
     }
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes();
-    if !digits.len().is_multiple_of(2)
-        || !digits
-            .iter()
-            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    {
-        return None;
-    }
-    digits
-        .chunks_exact(2)
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
-        .collect()
 }
 
 #[cfg(test)]

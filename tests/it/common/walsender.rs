@@ -168,11 +168,6 @@ impl Walsender {
         self
     }
 
-    /// Lets it claim to be another from here on.
-    pub fn become_other(&self, change: impl FnOnce(&mut Identity)) {
-        change(&mut lock(&self.shared.identity));
-    }
-
     /// Returns a libpq connection string.
     pub fn conninfo(&self) -> String {
         format!(
