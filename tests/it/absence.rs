@@ -12,10 +12,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::common::proxy::Proxy;
 use crate::common::s3::{BUCKET, Fault, Fired, KEY, S3Server};
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Still, majors, patiently, pitr, pitr_archive,
-    pitr_restore, wait_until,
+    Cluster, PATIENCE, Program, Run, Sandbox, Still, patiently, pitr, pitr_archive, pitr_restore,
+    wait_until,
 };
 use crate::fetch::answers_promotion;
+use crate::per_major;
 
 /// A segment that was never archived, behind those that were.
 const ABSENT: &str = "000000010000000000000099";
@@ -654,14 +655,7 @@ fn f06_f18_a_streaming_standby_is_promoted_in_an_outage(major: u32) {
     assert!(pair.proxy.counts().refused > refused);
 }
 
-#[test]
-fn f06_f18_a_streaming_standby_is_promoted_in_an_outage_oldest_that_tells_and_newest() {
-    for major in [15, 18] {
-        if majors().contains(&major) {
-            f06_f18_a_streaming_standby_is_promoted_in_an_outage(major);
-        }
-    }
-}
+per_major!(f06_f18_a_streaming_standby_is_promoted_in_an_outage, v15 v18);
 
 #[test]
 fn t11_a_download_that_fails_in_part_is_tried_again_or_fails_as_a_whole() {

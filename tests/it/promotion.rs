@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use crate::common::{Cluster, PATIENCE, Site, Stop, user, wait_until};
 use crate::fetch::Away;
+use crate::per_major;
 use crate::restore::Trap;
 
 /// A cluster on timeline 2 with a backup, and a copy of it that has not been started.
@@ -125,11 +126,4 @@ fn f06_a_promotion_takes_no_timeline_that_may_be_taken(major: u32) {
     assert_eq!(copy.server.query_one_string("select count(*) from t"), "2");
 }
 
-#[test]
-fn f06_a_promotion_takes_no_timeline_that_may_be_taken_oldest_and_newest() {
-    for major in [13, 18] {
-        if crate::common::majors().contains(&major) {
-            f06_a_promotion_takes_no_timeline_that_may_be_taken(major);
-        }
-    }
-}
+per_major!(f06_a_promotion_takes_no_timeline_that_may_be_taken, v13 v18);

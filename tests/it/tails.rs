@@ -277,14 +277,7 @@ fn f18_a_tail_never_replaces_what_a_standby_has_streamed(major: u32) {
     assert_eq!(ids(&standby), "{1,2}");
 }
 
-#[test]
-fn f18_a_tail_never_replaces_what_a_standby_has_streamed_oldest_and_newest() {
-    for major in [13, 18] {
-        if crate::common::majors().contains(&major) {
-            f18_a_tail_never_replaces_what_a_standby_has_streamed(major);
-        }
-    }
-}
+per_major!(f18_a_tail_never_replaces_what_a_standby_has_streamed, v13 v18);
 
 /// A standby with `archive_mode = always` archives what it has restored; a padded tail must not get into the archive as the segment.
 #[test]
@@ -569,11 +562,4 @@ fn t01_immediate_from_a_standbys_backup_stops_where_the_plan_says(major: u32) {
     assert!(line.ends_with(&format!("at {consistent}")), "{line} {p:#}");
 }
 
-#[test]
-fn t01_immediate_from_a_standbys_backup_stops_where_the_plan_says_oldest_and_newest() {
-    for major in [13, 18] {
-        if crate::common::majors().contains(&major) {
-            t01_immediate_from_a_standbys_backup_stops_where_the_plan_says(major);
-        }
-    }
-}
+per_major!(t01_immediate_from_a_standbys_backup_stops_where_the_plan_says, v13 v18);

@@ -122,19 +122,23 @@ macro_rules! require_root {
 }
 
 /// Makes one test for each major out of `fn name(major: u32)`: `per_major!(name);` gives `name::v13` to `name::v18`,
-/// which run side by side.
+/// `per_major!(name, v13 v18);` these two. They run side by side.
 #[macro_export]
 macro_rules! per_major {
     ($name:ident) => {
+        $crate::per_major!($name, v13 v14 v15 v16 v17 v18);
+    };
+    ($name:ident, $($test:ident)+) => {
         mod $name {
-            $crate::per_major!(@ $name v13 13);
-            $crate::per_major!(@ $name v14 14);
-            $crate::per_major!(@ $name v15 15);
-            $crate::per_major!(@ $name v16 16);
-            $crate::per_major!(@ $name v17 17);
-            $crate::per_major!(@ $name v18 18);
+            $($crate::per_major!(@ $name $test);)+
         }
     };
+    (@ $name:ident v13) => { $crate::per_major!(@ $name v13 13); };
+    (@ $name:ident v14) => { $crate::per_major!(@ $name v14 14); };
+    (@ $name:ident v15) => { $crate::per_major!(@ $name v15 15); };
+    (@ $name:ident v16) => { $crate::per_major!(@ $name v16 16); };
+    (@ $name:ident v17) => { $crate::per_major!(@ $name v17 17); };
+    (@ $name:ident v18) => { $crate::per_major!(@ $name v18 18); };
     (@ $name:ident $test:ident $major:literal) => {
         #[test]
         fn $test() {
