@@ -35,6 +35,8 @@ pub struct Sealer<W: Write> {
     number: u32,
     plain_bytes: u64,
     stored: blake3::Hasher,
+    /// A chunk was not written: nothing goes on, for the next would be sealed under the same number.
+    is_broken: bool,
 }
 
 impl<W: Write> Sealer<W> {
@@ -77,10 +79,20 @@ impl<W: Write> Sealer<W> {
             number: 0,
             plain_bytes: 0,
             stored,
+            is_broken: false,
         })
     }
 
+    fn check_whole(&self) -> io::Result<()> {
+        match self.is_broken {
+            false => Ok(()),
+            true => Err(io::Error::other("a part of the object was not written")),
+        }
+    }
+
     fn emit(&mut self, is_last: bool) -> io::Result<()> {
+        self.check_whole()?;
+        self.is_broken = true;
         let chunk = self.gathered.get_mut(self.raw_from..).unwrap_or_default();
         let tag = self
             .keys
@@ -97,6 +109,7 @@ impl<W: Write> Sealer<W> {
             .number
             .checked_add(1)
             .ok_or_else(|| io::Error::other("the object is too long to be sealed"))?;
+        self.is_broken = false;
         Ok(())
     }
 
@@ -123,6 +136,7 @@ impl<W: Write> Sealer<W> {
 
 impl<W: Write> Write for Sealer<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.check_whole()?;
         // A full chunk waits until more comes: which one is the last is part of how it is sealed.
         if self.gathered.len() - self.raw_from == CHUNK && !bytes.is_empty() {
             self.emit(false)?;
@@ -135,6 +149,7 @@ impl<W: Write> Write for Sealer<W> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.check_whole()?;
         self.sink.flush()
     }
 }

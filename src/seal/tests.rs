@@ -24,14 +24,19 @@ fn plain(length: usize) -> Vec<u8> {
         .collect()
 }
 
-fn sealed(key: &str, plain: &[u8], seed: u8) -> Vec<u8> {
+fn sealer<W: Write>(sink: W, key: &str, seed: u8) -> Sealer<W> {
     let keys = contents();
     let public = public_of(&keys.private).unwrap();
     let drawn = Drawn {
         object_key: secret(seed),
         ephemeral: secret(seed.wrapping_add(1)),
     };
-    let mut sealer = Sealer::new(Vec::new(), key, &public, &keys.mac, &drawn).unwrap();
+    Sealer::new(sink, key, &public, &keys.mac, &drawn).unwrap()
+}
+
+fn sealed(key: &str, plain: &[u8], seed: u8) -> Vec<u8> {
+    let keys = contents();
+    let mut sealer = sealer(Vec::new(), key, seed);
     for piece in plain.chunks(10_007) {
         sealer.write_all(piece).unwrap();
     }
@@ -68,6 +73,58 @@ fn opened(key: &str, object: &[u8], keys: &Contents) -> crate::error::Result<Vec
     }
     assert_eq!(*blake3::hash(&object[..at]).as_bytes(), foot.stored);
     Ok(plain)
+}
+
+/// Takes so many writes, fails at the next, and would take all that come after it.
+struct FailsOnce {
+    before: usize,
+    has_failed: bool,
+    after: usize,
+}
+
+impl Write for &mut FailsOnce {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match (self.before.checked_sub(1), self.has_failed) {
+            (Some(left), false) => self.before = left,
+            (None, false) => {
+                self.has_failed = true;
+                return Err(std::io::ErrorKind::StorageFull.into());
+            }
+            (_, true) => self.after += 1,
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.after += usize::from(self.has_failed);
+        Ok(())
+    }
+}
+
+#[test]
+fn nothing_is_written_behind_a_chunk_that_was_not() {
+    let keys = contents();
+    // The head is the first write; the first chunks go out as the second.
+    for ends in [false, true] {
+        let mut sink = FailsOnce {
+            before: 1,
+            has_failed: false,
+            after: 0,
+        };
+        let mut sealer = sealer(&mut sink, KEY, 1);
+        let refused = sealer.write_all(&plain(9 * CHUNK)).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::StorageFull);
+        for length in [0, 1, 2 * CHUNK] {
+            assert!(sealer.write(&plain(length)).is_err());
+        }
+        assert!(sealer.flush().is_err());
+        match ends {
+            true => assert!(sealer.finish(FACTS, &keys.mac).is_err()),
+            false => drop(sealer),
+        }
+        assert!(sink.has_failed);
+        assert_eq!(sink.after, 0);
+    }
 }
 
 #[test]
