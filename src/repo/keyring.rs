@@ -35,17 +35,16 @@ const PASSPHRASES: usize = 8;
 /// So many recipients are read to find the one that a passphrase is for. Each is a request, and a stranger may have added thousands.
 const RECIPIENTS_READ: usize = 64;
 
-/// Sees to it that no core dump of this process holds a key or a passphrase. Only what is soft of the limit: what it starts may want its own.
+/// Sees to it that no core dump of this process holds a key or a passphrase, and that nobody but root reads them from its memory. Not by a
+/// limit of the size: one of 0 does not count where the kernel hands dumps to a program. What this process starts is as it would be.
+///
+/// From then on root owns what /proc shows of this process. The process itself goes on reading it.
 ///
 /// # Errors
 /// `Internal` when the system does not let it.
 pub fn forbid_core_dumps() -> Result<()> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let none = Rlimit {
-        current: Some(0),
-        ..getrlimit(Resource::Core)
-    };
-    setrlimit(Resource::Core, none)
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|e| err!(Internal, "core dumps could not be forbidden").source(e))
 }
 
