@@ -16,10 +16,11 @@ use crate::common::reception::{archived, lsn};
 use crate::common::s3::peer::{Peer, keys};
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server, SECRET, WRITER};
 use crate::common::{
-    Cluster, EXPIRE, PATIENCE, Program, Run, Sandbox, Still, path_of, patiently, pitr,
+    Cluster, EXPIRE, PATIENCE, Program, Run, Sandbox, Still, path_of, paths_below, patiently, pitr,
     pitr_archive, pitr_restore, wait_until,
 };
 use crate::fetch::mode;
+use crate::ship::{has_worker, noted, spool_in};
 
 /// A configuration with one repository in a bucket.
 pub struct Bucketed {
@@ -486,6 +487,17 @@ fn s09_credentials_that_run_out_are_renewed() {
         .expect_stderr("there are no credentials");
 }
 
+/// The configuration of a host that has its credentials by a profile.
+fn with_profile(off: &Offline, profile: &str) -> PathBuf {
+    let plain = std::fs::read_to_string(&off.config).unwrap();
+    let lines = plain
+        .lines()
+        .filter(|line| !line.starts_with("credentials_file"));
+    let lines: Vec<&str> = lines.collect();
+    let text = format!("{}\nprofile = \"{profile}\"\n", lines.join("\n"));
+    off.still.site.sandbox().file("profile.toml", text)
+}
+
 #[test]
 fn a_profile_for_people_is_wrong_configuration() {
     let off = Offline::new("");
@@ -496,14 +508,8 @@ fn a_profile_for_people_is_wrong_configuration() {
          [sso-session s]\nsso_region = us-east-1\nsso_start_url = https://127.0.0.1:1/start\n\
          [profile logged-in]\nlogin_session = arn:aws:sts::012345678901:assumed-role/r/s\n",
     );
-    let plain = std::fs::read_to_string(&off.config).unwrap();
-    let lines: Vec<&str> = plain
-        .lines()
-        .filter(|line| !line.starts_with("credentials_file"))
-        .collect();
     for (profile, says) in [("signed-in", "single sign-on"), ("logged-in", "aws login")] {
-        let text = format!("{}\nprofile = \"{profile}\"\n", lines.join("\n"));
-        let config = sandbox.file("profile.toml", text);
+        let config = with_profile(&off, profile);
         let show = pitr().arg("--config").arg(&config).args(["repo", "show"]);
         show.env("AWS_CONFIG_FILE", &profiles)
             .run()
@@ -528,13 +534,7 @@ fn a_program_gives_the_credentials_of_a_profile() {
             answer.display()
         ),
     );
-    let plain = std::fs::read_to_string(&off.config).unwrap();
-    let lines = plain
-        .lines()
-        .filter(|line| !line.starts_with("credentials_file"));
-    let lines: Vec<&str> = lines.collect();
-    let text = format!("{}\nprofile = \"program\"\n", lines.join("\n"));
-    let config = sandbox.file("profile.toml", text);
+    let config = with_profile(&off, "program");
     let push = off.push_with(&config, 0);
     let push = push.env("AWS_CONFIG_FILE", &profiles);
     let run = push
@@ -548,6 +548,61 @@ fn a_program_gives_the_credentials_of_a_profile() {
     std::fs::write(&answer, keys).unwrap();
     push.run().success();
     off.fetch(&off.still.segments[0]).run().success();
+}
+
+#[test]
+fn what_a_program_for_credentials_prints_is_not_repeated() {
+    const PLANTED: &str = "planted-4711-secret";
+    let off = Offline::of(3, "retry_budget = \"1s\"\n");
+    let sandbox = off.still.site.sandbox();
+    let config = with_profile(&off, "program");
+    let spool = spool_in(sandbox, &config);
+    let given = format!(r#"{{"Version": 1, "SecretAccessKey": "{PLANTED}", "x": "#);
+    for (status, told) in [
+        (3, "credential_process /bin/sh failed (exit status: 3)"),
+        (0, "gave nothing that is taken for credentials"),
+    ] {
+        let asked = sandbox.file("asked", "");
+        let script = sandbox.file(
+            "script.sh",
+            format!(
+                "echo >> {}; echo '{given}'; echo '{given}' >&2; exit {status}\n",
+                asked.display()
+            ),
+        );
+        let profiles = sandbox.file(
+            "profiles",
+            format!(
+                "[profile program]\ncredential_process = /bin/sh {} --token {PLANTED}\n",
+                script.display()
+            ),
+        );
+        let of = |program: Program| program.env("AWS_CONFIG_FILE", &profiles);
+        let push = of(off.push_with(&config, 0)).run().expect_code(30);
+        let info = of(pitr().arg("--config").arg(&config).args(["repo", "show"])).run();
+        assert_ne!(info.code(), 0, "{info}");
+        for run in [&push, &info] {
+            assert!(run.stderr.contains(told), "{run}");
+            assert!(!run.to_string().contains(PLANTED), "{run}");
+        }
+        assert!(std::fs::read(&asked).unwrap().len() > 1, "it was run");
+        // A worker leaves what it was told, too, for whoever asks next.
+        for name in &off.still.segments {
+            let ready = format!("pg_wal/archive_status/{name}.ready");
+            off.still.cluster.touch(&ready);
+        }
+        of(off.push_with(&config, 0)).run().expect_code(30);
+        wait_until(PATIENCE, "the worker has failed and ended", || {
+            !noted(&spool, ".failed").is_empty() && !has_worker(&spool)
+        });
+        for path in paths_below(&spool) {
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(!text.contains(PLANTED), "{}: {text}", path.display());
+            let is_failure = path.extension().is_some_and(|e| e == "failed");
+            assert!(!is_failure || text.contains(told), "{text}");
+            std::fs::remove_file(path).unwrap();
+        }
+    }
 }
 
 #[test]

@@ -25,6 +25,7 @@ use tokio::runtime::Runtime;
 
 use super::calm::Calm;
 use super::clock::Clock;
+use super::credential_process;
 use super::failure::causes;
 use super::guard::Guard;
 use super::limit::Limit;
@@ -221,7 +222,11 @@ async fn connect(
         .interceptor(Arc::clone(clock).interceptor())
         .interceptor(Guard);
     if let Some(provider) = loaded.credentials_provider() {
-        config = config.credentials_provider(Remembering::around(provider, secrets));
+        config = config.credentials_provider(Remembering::around(
+            provider,
+            secrets,
+            profile_program(&loaded),
+        ));
     }
     let sums = Sums::of(endpoint.as_deref());
     if let Some(endpoint) = endpoint {
@@ -240,14 +245,25 @@ fn check_closed(file: &Path) -> Result<()> {
 
 /// The server that environment or profile name: for S3 alone, else for all services, as the client itself looks for it.
 fn endpoint_of(loaded: &SdkConfig) -> Option<String> {
+    let of_service = setting(loaded, "AWS_ENDPOINT_URL", "endpoint_url");
+    of_service.or_else(|| loaded.endpoint_url().map(str::to_owned))
+}
+
+/// What the profile runs for its credentials. One that takes a role with the credentials of another profile names it there.
+fn profile_program(loaded: &SdkConfig) -> Option<String> {
+    // Of the variable nobody but this line knows: the client wants one for each setting.
+    let command = setting(loaded, "AWS_CREDENTIAL_PROCESS", "credential_process")?;
+    credential_process::program_of(&command)
+}
+
+fn setting(loaded: &SdkConfig, variable: &str, of_profile: &str) -> Option<String> {
     let key = ServiceConfigKey::builder()
         .service_id("S3")
-        .env("AWS_ENDPOINT_URL")
-        .profile("endpoint_url")
+        .env(variable)
+        .profile(of_profile)
         .build()
         .ok()?;
-    let of_service = loaded.service_config().and_then(|c| c.load_config(key));
-    of_service.or_else(|| loaded.endpoint_url().map(str::to_owned))
+    loaded.service_config()?.load_config(key)
 }
 
 /// The usual chain: environment, profile, web identity, container, machine. A profile or credentials file that is configured comes before

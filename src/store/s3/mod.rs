@@ -17,6 +17,7 @@ mod certificate;
 mod class;
 mod client;
 mod clock;
+mod credential_process;
 mod failure;
 mod guard;
 mod lifecycle;

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 
+use super::credential_process;
+
 /// Of so many the last are known: those before them have run out.
 const KNOWN: usize = 8;
 /// What is shorter is a word, which texts may hold.
@@ -52,16 +54,20 @@ pub(super) fn without(text: &str, secret: &str) -> String {
 pub(super) struct Remembering {
     provider: SharedCredentialsProvider,
     secrets: Arc<Secrets>,
+    /// What it runs, where it is the provider of a profile that names a program.
+    program: Option<String>,
 }
 
 impl Remembering {
     pub(super) fn around(
         provider: SharedCredentialsProvider,
         secrets: &Arc<Secrets>,
+        program: Option<String>,
     ) -> Remembering {
         Remembering {
             provider,
             secrets: Arc::clone(secrets),
+            program,
         }
     }
 }
@@ -72,7 +78,9 @@ impl ProvideCredentials for Remembering {
         Self: 'a,
     {
         future::ProvideCredentials::new(async {
-            let given = self.provider.provide_credentials().await?;
+            let given = self.provider.provide_credentials().await;
+            let program = self.program.as_deref();
+            let given = given.map_err(|e| credential_process::without_output(e, program))?;
             self.secrets.remember(given.secret_access_key());
             if let Some(token) = given.session_token() {
                 self.secrets.remember(token);
