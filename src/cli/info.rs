@@ -12,6 +12,7 @@ use super::lag::{self, Lag};
 use super::output::{Align, Table};
 use super::reading::Reading;
 use super::receiver::{self, Receiver};
+use crate::config;
 use crate::error::Result;
 use crate::exit;
 use crate::pg::lsn::Lsn;
@@ -194,7 +195,9 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
     let identifier = inventory.system_identifier;
     let repositories = lag::look(cx, &reading.settings, &reading.name, identifier);
     let lags = repositories.iter().flat_map(Lag::problems);
-    let warnings = lost.into_iter().chain(trouble).chain(lags);
+    let configured = reading.settings.repositories.iter();
+    let weak = configured.filter_map(weakly_created);
+    let warnings = lost.into_iter().chain(trouble).chain(lags).chain(weak);
     problems.extend(warnings.map(|message| Problem {
         state: State::Warning,
         message,
@@ -238,6 +241,16 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
         blocked,
     };
     Ok((shown, inventory))
+}
+
+/// A repository in which the configuration accepts less than the promise.
+fn weakly_created(configured: &config::Repository) -> Option<String> {
+    configured.s3.unsafe_overwrite.then(|| {
+        format!(
+            "unsafe_overwrite = true: two writers at the same time can replace archived WAL in repository \"{}\"",
+            configured.name
+        )
+    })
 }
 
 /// What is wrong, worst first.

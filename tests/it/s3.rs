@@ -366,6 +366,35 @@ fn s05_with_unsafe_overwrite_a_name_is_looked_at_first() {
 }
 
 #[test]
+fn s05_with_unsafe_overwrite_who_is_overwritten_has_not_created() {
+    let place = Place::new();
+    place.server.behave(|m| m.overwrites = true);
+    let store = place.open(|s| s.unsafe_overwrite = true);
+    // The first of a process, another, and one in parts.
+    for at in ["wal/x", "wal/y", "packs/z"] {
+        let line = match at {
+            "packs/z" => "POST /bucket/a/b/packs/z?uploadId",
+            _ => "PUT",
+        };
+        let overtaken = place.server.fault(line, 1, Fault::Overtaken(b"another's"));
+        let published = match at {
+            "packs/z" => put_large(&store, at),
+            at => put(&store, &key(at), b"ours"),
+        };
+        assert_eq!(published.unwrap(), Published::Exists, "{at}");
+        assert_eq!(overtaken.times(), 1, "{at}");
+        let kept = get(&store, &key(at), 100).unwrap().unwrap();
+        assert_eq!(kept, b"another's", "{at}");
+    }
+    // One whose bytes were changed on their way is nobody's.
+    place
+        .server
+        .behave(|m| (m.ignores_sums, m.spoils) = (true, true));
+    let error = put(&store, &key("wal/spoilt"), b"ours").unwrap_err();
+    assert_eq!(error.code(), Code::ReadBack, "{error}");
+}
+
+#[test]
 fn a_store_that_only_sends_checksums_back_confirms_nothing() {
     let place = Place::new();
     place.server.behave(|m| m.ignores_sums = true);

@@ -785,6 +785,17 @@ fn init_and_check_refuse_a_store_that_overwrites() {
         .run()
         .success()
         .expect_stderr("replaces objects");
+    // Whoever accepts it sees that for as long as it is so.
+    let shown = |config: &Path, verb: &str| {
+        let run = pitr().arg("--config").arg(config).args([verb, "--json"]);
+        run.run().json().to_string().contains("unsafe_overwrite")
+    };
+    let unsafely = sandbox.join("unsafe.toml");
+    off.push_with(&unsafely, 0).run().success();
+    for verb in ["info", "doctor"] {
+        assert!(shown(&unsafely, verb), "{verb}");
+        assert!(!shown(config, verb), "{verb}");
+    }
     // A place that holds something else is nobody's repository.
     off.server().plant("strange/file", b"x");
     off.server().behave(|m| m.overwrites = false);

@@ -138,24 +138,27 @@ impl Upload {
 
     /// The request that names the object. Where the store's checksums confirm nothing, length and end of the object are read back.
     fn commit(&mut self) -> Answered<()> {
+        match self.send_last()? {
+            Confirmed::Yes if self.bucket.is_trial || sums::are_compared(&self.bucket) => Ok(()),
+            _ => Ok(self.read_back()?),
+        }
+    }
+
+    fn send_last(&mut self) -> Answered<Confirmed> {
         let rest = Bytes::from(std::mem::take(&mut self.buffer));
         self.end = rest.clone();
-        let confirmed = match self.multipart.take() {
+        match self.multipart.take() {
             Some(mut multipart) => {
                 if !rest.is_empty() {
                     multipart.send(rest)?;
                 }
-                multipart.complete()?
+                multipart.complete()
             }
             None => {
                 let (bucket, key) = (Arc::clone(&self.bucket), self.key.clone());
                 let (mark, condition) = (self.mark.clone(), Condition::of(&bucket));
-                wait(async move { put(&bucket, &key, &mark, rest, condition).await })??
+                wait(async move { put(&bucket, &key, &mark, rest, condition).await })?
             }
-        };
-        match confirmed {
-            Confirmed::Yes if self.bucket.is_trial || sums::are_compared(&self.bucket) => Ok(()),
-            _ => Ok(self.read_back()?),
         }
     }
 
@@ -188,13 +191,14 @@ impl Upload {
         Ok(Published::Created)
     }
 
-    /// For a store that overwrites: the name is looked at before, and the object after it was written.
+    /// For a store that overwrites: the name is looked at before. After it was written the mark comes first: the length and end of another
+    /// writer's object would look like damage.
     fn publish_unsafely(mut self) -> Result<Published> {
         if read(&self.bucket, &self.key, Part::From(0, 1))?.is_some() {
             return Ok(Published::Exists);
         }
-        match self.commit() {
-            Ok(()) => {}
+        match self.send_last() {
+            Ok(_) => {}
             Err(failure) if failure.kind == Kind::Taken => {}
             Err(failure) => return Err(failure.error),
         }

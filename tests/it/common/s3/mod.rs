@@ -44,6 +44,8 @@ pub enum Fault {
     Stranger(u16),
     /// Done, and the connection ends before the answer.
     NoAnswer,
+    /// Done and answered, but another writer's object with this content takes the place of what was written.
+    Overtaken(&'static [u8]),
     /// The connection is reset before anything is done.
     Reset,
     /// The answer ends after so many bytes of its body.
@@ -414,6 +416,11 @@ fn answer(state: &State, request: &Request, fault: Option<Fault>) -> Option<(Vec
         Some(Fault::NoAnswer) => {
             respond(state, request);
             None
+        }
+        Some(Fault::Overtaken(content)) => {
+            let answer = dated(state, respond(state, request));
+            locked(&state.keep).plant(&keep::key_of(request), content);
+            Some((answer.bytes(), true))
         }
         Some(Fault::Reset) => None,
         Some(Fault::Truncated(length)) => {
