@@ -434,6 +434,12 @@ fn s01_what_a_store_cannot_answer_is_neither_stored_nor_absent() {
     off.fetch(absent).run().expect_code(208);
 }
 
+/// Whether plans and `expire` are told of any.
+fn damage_is_recorded(off: &Offline) -> bool {
+    let keys = off.server().keys();
+    keys.iter().any(|key| key.contains("-damaged-"))
+}
+
 #[test]
 fn s16_a_body_that_is_changed_on_its_way_is_damage() {
     let off = Offline::new("");
@@ -444,8 +450,66 @@ fn s16_a_body_that_is_changed_on_its_way_is_damage() {
     let flipped = off.server().fault(&line, u64::MAX, Fault::Flipped(100));
     off.fetch(name).run().expect_code(201).expect_stderr("R201");
     assert!(flipped.times() > 0 && !off.still.wal("RECOVERYXLOG").exists());
+    // Which recovery waits for no longer than a second.
+    wait_until(PATIENCE, "it is recorded", || {
+        off.fetch(name).run().expect_code(201);
+        damage_is_recorded(&off)
+    });
     off.server().heal();
     off.fetch(name).run().success();
+}
+
+/// R200 and not R201: it says nothing about any object, and must not be recorded as damage of each (decision 0011).
+#[test]
+fn s16_what_arrives_encoded_says_nothing_about_the_object() {
+    let off = Offline::new("");
+    off.push(0).run().success();
+    let name = &off.still.segments[0];
+    let line = format!("GET /bucket/{}", off.server().key(name));
+    let gzipped = off.server().fault(&line, u64::MAX, Fault::Gzipped);
+    let fetch = off.fetch(name).env("PITR_FAULT_SECONDS", "1");
+    let run = fetch.run().expect_code(200);
+    run.expect_stderr("R200").expect_stderr("\"gzip\"");
+    assert!(gzipped.times() > 0 && !off.still.wal("RECOVERYXLOG").exists());
+    assert!(!damage_is_recorded(&off));
+    off.server().heal();
+    off.fetch(name).run().success();
+}
+
+/// R200 for the same reason.
+#[test]
+fn s16_a_store_that_ignores_ranges_says_nothing_about_its_objects() {
+    let off = Offline::new("");
+    off.push(0).run().success();
+    let name = &off.still.segments[0];
+    let key = off.server().key(name);
+    let stored = off.server().object(&key).len();
+    assert!(stored > 64 << 10, "{stored} bytes are read at once");
+    off.server().behave(|m| m.ignores_ranges = true);
+    let fetch = off.fetch(name).env("PITR_FAULT_SECONDS", "1");
+    let run = fetch.run().expect_code(200);
+    run.expect_stderr("R200").expect_stderr("ignores ranges");
+    assert!(!off.still.wal("RECOVERYXLOG").exists());
+    assert!(!damage_is_recorded(&off));
+    off.server().behave(|m| m.ignores_ranges = false);
+    off.fetch(name).run().success();
+}
+
+#[test]
+fn s16_what_arrives_at_the_store_changed_is_not_archived() {
+    let off = Offline::new("retry_budget = \"4s\"\n");
+    let refused = Fault::Error(400, "BadDigest");
+    let fired = off.server().fault("PUT", u64::MAX, refused.clone());
+    let run = off.push(0).run().expect_code(35);
+    run.expect_stderr("A135").expect_stderr("BadDigest");
+    assert!(fired.times() > 0);
+    let name = &off.still.segments[0];
+    assert!(!off.server().keys().iter().any(|key| key.contains(name)));
+    off.server().heal();
+    // It is sent again: the next one may not be changed.
+    let once = off.server().fault("PUT", 1, refused);
+    off.push(0).run().success();
+    assert_eq!(once.times(), 1);
 }
 
 #[test]

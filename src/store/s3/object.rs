@@ -121,6 +121,7 @@ pub(super) async fn fetch(bucket: &Bucket, key: &str, part: Part) -> Answered<Op
             if answer.e_tag().is_none_or(str::is_empty) {
                 return Err(Failure::again("the store's answer names no object"));
             }
+            check_encoding(answer.content_encoding())?;
             let range = answer.content_range().map(range_of);
             let (offset, end, size) = match range {
                 Some(Some(range)) => range,
@@ -190,6 +191,22 @@ async fn empty(
         meta,
         lock: None,
     }))
+}
+
+/// Something on the way may compress what passes, or whoever copied the object gave it the header: which of both cannot be told, so it
+/// says nothing about what is stored.
+fn check_encoding(encoding: Option<&str>) -> Answered<()> {
+    // "aws-chunked" is how it once was sent, which some stores keep.
+    let is_plain = |name: &str| ["", "identity", "aws-chunked"].contains(&name.trim());
+    let encoding = encoding.unwrap_or_default().to_ascii_lowercase();
+    match encoding.split(',').all(is_plain) {
+        true => Ok(()),
+        false => Err(Failure::new(
+            Kind::Final,
+            err!(Unreachable, "the answer is encoded as \"{}\", which says nothing about what is stored", shown(&encoding))
+                .hint("Something between this host and the store compresses what passes, or whoever copied the object gave it this Content-Encoding: pitr gives none. Have the endpoint deliver objects as they were written."),
+        )),
+    }
 }
 
 /// An answer about another range than the one asked for is none.
@@ -439,6 +456,28 @@ mod tests {
         ] {
             let failure = check(part, offset, end, size).unwrap_err();
             assert_eq!(failure.error.code(), code, "{part:?} {offset}-{end}/{size}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_encoded_is_none_about_the_object() {
+        for plain in [
+            None,
+            Some(""),
+            Some("identity"),
+            Some("aws-chunked"),
+            Some("AWS-Chunked, identity"),
+        ] {
+            assert!(check_encoding(plain).is_ok(), "{plain:?}");
+        }
+        for other in ["gzip", "aws-chunked,gzip", "br", "x\n"] {
+            let failure = check_encoding(Some(other)).unwrap_err();
+            let code = crate::error::Code::Unreachable;
+            assert_eq!(
+                (failure.kind, failure.error.code()),
+                (Kind::Final, code),
+                "{other}"
+            );
         }
     }
 

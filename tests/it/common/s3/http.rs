@@ -155,3 +155,21 @@ fn decoded(text: &str) -> String {
     }
     String::from_utf8(bytes).expect("keys are UTF-8")
 }
+
+/// The bytes as `gzip` would have them, in blocks that are stored as they are (RFC 1951, 3.2.4; RFC 1952, 2.3).
+pub fn gzipped(bytes: &[u8]) -> Vec<u8> {
+    const HEAD: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+    const LAST: [u8; 5] = [1, 0, 0, 0xff, 0xff];
+    let mut out = HEAD.to_vec();
+    for block in bytes.chunks(usize::from(u16::MAX)) {
+        let length = u16::try_from(block.len()).unwrap();
+        out.push(0);
+        out.extend(length.to_le_bytes());
+        out.extend((!length).to_le_bytes());
+        out.extend(block);
+    }
+    out.extend(LAST);
+    out.extend(crc32fast::hash(bytes).to_le_bytes());
+    out.extend(u32::try_from(bytes.len()).unwrap().to_le_bytes());
+    out
+}

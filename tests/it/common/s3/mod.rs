@@ -52,6 +52,8 @@ pub enum Fault {
     Truncated(usize),
     /// The lowest bit of this byte of the answer's body is another.
     Flipped(usize),
+    /// The answer's body comes compressed, as its head says.
+    Gzipped,
     /// Nothing is answered until the server ends.
     Stalled,
     /// Answered as always, in ten pieces over this time.
@@ -437,6 +439,11 @@ fn answer(state: &State, request: &Request, fault: Option<Fault>) -> Option<(Vec
                 *byte ^= 1;
             }
             Some((answer.bytes(), true))
+        }
+        Some(Fault::Gzipped) => {
+            let mut answer = dated(state, respond(state, request));
+            answer.body = http::gzipped(&answer.body);
+            Some((answer.with("Content-Encoding", "gzip").bytes(), true))
         }
         Some(Fault::Says(status, text)) => {
             let answer = dated(state, Response::new(status, text));
