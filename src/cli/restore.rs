@@ -1,6 +1,7 @@
 //! `pitr restore`.
 
 use std::ffi::{OsStr, OsString};
+use std::ops::ControlFlow;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
@@ -16,7 +17,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
 use crate::plan::recovery::{Action, Moment, Plan, Reason};
-use crate::repo::backup::hex;
+use crate::repo::backup::{BackupRoot, hex};
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
 use crate::restore::target_dir::{Mapping, PlacedTablespace};
 
@@ -112,7 +113,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let mappings = args.tablespace_mapping.iter().map(Mapping::from).collect();
     let place = Place::new(cx, &reading.settings, &args.to, mappings);
     let target = place.look()?;
-    let mut opened = restoring::open(cx, reading)?;
+    let opened = restoring::open(cx, reading)?;
     let cluster = opened.reading.cluster.as_ref();
     let configured_zone = cluster.and_then(|c| c.timezone.as_deref());
     let zone = opened.inventory.timezone();
@@ -133,37 +134,15 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             adopt: args.adopt,
         },
     };
+    let local_time = resolved.local_time.as_deref();
     let earlier = job::earlier(&target.found, &request)?;
-    let (job, root) = match &earlier {
-        Earlier::LastStep(job) => {
-            opened = opened.where_it_began(cx, job)?;
-            opened.resume(cx, job)?
-        }
-        Earlier::Copying(job) => {
-            opened = opened.where_it_began(cx, job)?;
-            if let Some(plan) = &job.plan {
-                opened.check_again(cx, plan)?;
-            }
-            opened.resume(cx, job)?
-        }
-        Earlier::None => {
-            let question = Question {
-                target: &args.target,
-                action: args.target_action.into(),
-                is_carried_out: true,
-            };
-            let chosen = question.answer(cx, opened)?;
-            let plan = chosen.plan;
-            opened = chosen.opened;
-            if let Some(unless) = chosen.unless {
-                let e = error_of(unless, &plan);
-                let shown = Shown::unrestored(&plan, &request.to, &[], args.dry_run);
-                return out_of_reach(cx, &shown, resolved.local_time.as_deref(), e);
-            }
-            let chosen = plan.backup.as_ref().map(|b| b.id.clone());
-            let chosen = chosen.ok_or_else(|| err!(Internal, "a plan without a backup"))?;
-            opened.job(cx, request, &chosen, Some(plan))?
-        }
+    let (opened, job, root) = match &earlier {
+        Earlier::LastStep(job) => taken_up(cx, opened, job, None)?,
+        Earlier::Copying(job) => taken_up(cx, opened, job, job.plan.as_ref())?,
+        Earlier::None => match planned(args, cx, opened, request, local_time)? {
+            ControlFlow::Continue(planned) => planned,
+            ControlFlow::Break(status) => return Ok(status),
+        },
     };
     let target = place.place(target, &root)?;
     let job = Job {
@@ -178,7 +157,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     let mut shown = Shown::unrestored(plan, &job.request.to, &job.tablespaces, args.dry_run);
     if !cx.out.is_json() {
-        plan::show(cx, plan, resolved.local_time.as_deref())?;
+        plan::show(cx, plan, local_time)?;
     } else if args.dry_run {
         cx.out.json(&shown)?;
     }
@@ -205,6 +184,45 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     restoring::print_report(cx, &job, &report, &start, took)?;
     print_next(cx, &job, plan, &opened)?;
     Ok(exit::SUCCESS)
+}
+
+/// Who gives the backup, what is done with it, and its root.
+type Begun = (Opened, Job, BackupRoot);
+
+/// Takes up a restore that was begun, once the WAL of `checked` was looked at again.
+fn taken_up(cx: &Context, opened: Opened, job: &Job, checked: Option<&Plan>) -> Result<Begun> {
+    let opened = opened.where_it_began(cx, job)?;
+    if let Some(plan) = checked {
+        opened.check_again(cx, plan)?;
+    }
+    let (job, root) = opened.resume(cx, job)?;
+    Ok((opened, job, root))
+}
+
+/// Plans a restore. Where nothing leads to the target it says so, and breaks with the status to leave with.
+fn planned(
+    args: &Args,
+    cx: &Context,
+    opened: Opened,
+    request: Request,
+    local_time: Option<&str>,
+) -> Result<ControlFlow<u8, Begun>> {
+    let question = Question {
+        target: &args.target,
+        action: args.target_action.into(),
+        is_carried_out: true,
+    };
+    let chosen = question.answer(cx, opened)?;
+    let (opened, plan) = (chosen.opened, chosen.plan);
+    if let Some(unless) = chosen.unless {
+        let e = error_of(unless, &plan);
+        let shown = Shown::unrestored(&plan, &request.to, &[], args.dry_run);
+        return out_of_reach(cx, &shown, local_time, e).map(ControlFlow::Break);
+    }
+    let backup = plan.backup.as_ref().map(|b| b.id.clone());
+    let backup = backup.ok_or_else(|| err!(Internal, "a plan without a backup"))?;
+    let (job, root) = opened.job(cx, request, &backup, Some(plan))?;
+    Ok(ControlFlow::Continue((opened, job, root)))
 }
 
 /// Why nothing is restored, with what is to be done about it.

@@ -40,38 +40,8 @@ pub(super) fn look<'a>(
         );
     }
     for configured in &settings.repositories {
-        if !answers(configured, cx.random()) {
-            found.fail(
-                &configured.name,
-                configured.location.to_string(),
-                format!(
-                    "it has not answered for {} s: whatever touches it hangs",
-                    PATIENCE.as_secs()
-                ),
-                "look at the mount: a dead NFS server, a stuck FUSE program, a failing disk",
-            );
+        let Some(repository) = open(found, configured, cx) else {
             continue;
-        }
-        let repository = match cx.open(configured) {
-            Ok(repository) => repository,
-            Err(e) if !configured.required => {
-                found.warn(
-                    &configured.name,
-                    configured.location.to_string(),
-                    e.to_string(),
-                    match e.hint_text() {
-                        Some(hint) => {
-                            format!("{hint} It is not required: archiving goes on without it.")
-                        }
-                        None => "it is not required: archiving goes on without it".to_owned(),
-                    },
-                );
-                continue;
-            }
-            Err(e) => {
-                found.error(&configured.name, &e);
-                continue;
-            }
         };
         opened.push(configured);
         found.ok(&configured.name, configured.location.to_string());
@@ -99,6 +69,38 @@ pub(super) fn look<'a>(
         lag(found, settings, cluster, identifier, cx);
     }
     opened
+}
+
+/// Opens it; none where that fails, which is told.
+fn open(found: &mut Findings, configured: &Configured, cx: &Context) -> Option<Repository> {
+    if !answers(configured, cx.random()) {
+        found.fail(
+            &configured.name,
+            configured.location.to_string(),
+            format!(
+                "it has not answered for {} s: whatever touches it hangs",
+                PATIENCE.as_secs()
+            ),
+            "look at the mount: a dead NFS server, a stuck FUSE program, a failing disk",
+        );
+        return None;
+    }
+    match cx.open(configured) {
+        Ok(repository) => return Some(repository),
+        Err(e) if configured.required => found.error(&configured.name, &e),
+        Err(e) => found.warn(
+            &configured.name,
+            configured.location.to_string(),
+            e.to_string(),
+            match e.hint_text() {
+                Some(hint) => {
+                    format!("{hint} It is not required: archiving goes on without it.")
+                }
+                None => "it is not required: archiving goes on without it".to_owned(),
+            },
+        ),
+    }
+    None
 }
 
 /// How far each is behind the others; those that cannot be opened have been told of.
@@ -295,6 +297,22 @@ fn content(
     new_backup: &str,
     cx: &Context,
 ) -> Result<()> {
+    conflicts(found, repository, layout)?;
+    let inventory = Inventory::read(repository, layout.name(), Some(layout.system_identifier()))?;
+    if !inventory.forged.is_empty() {
+        found.warn(
+            "events",
+            human::count(inventory.forged.len() as u64, "forged event"),
+            "somebody without the MAC key of the key set writes to the store; what they say does not count",
+            "pitr verify names them",
+        );
+    }
+    newest_backup(found, cluster, &inventory, new_backup, cx);
+    gaps(found, repository, &inventory)
+}
+
+/// Whether WAL was refused that has the name of other WAL.
+fn conflicts(found: &mut Findings, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
     let refused = repository
         .store()
         .list(&layout.conflicts())?
@@ -310,17 +328,19 @@ fn content(
             "pitr wal conflicts",
         ),
     }
-    let inventory = Inventory::read(repository, layout.name(), Some(layout.system_identifier()))?;
-    if !inventory.forged.is_empty() {
-        found.warn(
-            "events",
-            human::count(inventory.forged.len() as u64, "forged event"),
-            "somebody without the MAC key of the key set writes to the store; what they say does not count",
-            "pitr verify names them",
-        );
-    }
+    Ok(())
+}
+
+/// Whether there is a backup, and a recent one.
+fn newest_backup(
+    found: &mut Findings,
+    cluster: &Cluster,
+    inventory: &Inventory,
+    new_backup: &str,
+    cx: &Context,
+) {
     let usable = inventory.backups.iter().filter(|b| b.damage.is_none());
-    let newest = usable.clone().max_by_key(|b| b.stop_time);
+    let newest = usable.max_by_key(|b| b.stop_time);
     let age = newest
         .and_then(|b| cx.now().duration_since(b.stop_time))
         .unwrap_or_default();
@@ -346,8 +366,12 @@ fn content(
             format!("{}, {} old", b.id, human::duration(age)),
         ),
     }
+}
+
+/// Whether WAL is missing.
+fn gaps(found: &mut Findings, repository: &Repository, inventory: &Inventory) -> Result<()> {
     let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
-    let gaps = gap::gaps(&inventory, oldest.unwrap_or(Lsn(0)));
+    let gaps = gap::gaps(inventory, oldest.unwrap_or(Lsn(0)));
     match gaps.as_slice() {
         [] => found.ok("gaps", "none"),
         [first, ..] => found.fail(
@@ -363,7 +387,7 @@ fn content(
             "pitr wal backfill --from the pg_wal of a node that still has them, else take a backup: pitr backup",
         ),
     }
-    for lost in receiver::recorded_gaps(repository, &inventory)? {
+    for lost in receiver::recorded_gaps(repository, inventory)? {
         found.fail(
             "recorded gap",
             lost,
