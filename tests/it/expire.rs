@@ -9,7 +9,7 @@ use pitr::repo::layout::{BackupId, ClusterLayout};
 use pitr::store::Store;
 use pitr::store::file::FileStore;
 
-use crate::common::{Cluster, Program, Run, Sandbox, Site, Still, fault, pitr};
+use crate::common::{Cluster, Program, Run, Sandbox, Site, Still, fault, files_below, pitr};
 use crate::{per_major, require_strace};
 
 /// A cluster with some backups, WAL between them, and their ids.
@@ -47,25 +47,7 @@ fn copy(site: &Site, sandbox: &Sandbox, name: &str) -> PathBuf {
 }
 
 fn files(root: &Path) -> BTreeSet<String> {
-    fn walk(folder: &Path, root: &Path, found: &mut BTreeSet<String>) {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, root, found);
-            } else {
-                found.insert(
-                    path.strip_prefix(root)
-                        .unwrap()
-                        .to_str()
-                        .unwrap()
-                        .to_owned(),
-                );
-            }
-        }
-    }
-    let mut found = BTreeSet::new();
-    walk(root, root, &mut found);
-    found
+    files_below(root).into_iter().collect()
 }
 
 fn layout(root: &Path) -> ClusterLayout {

@@ -7,7 +7,8 @@ use rustix::process::Signal;
 
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, pitr, pitr_archive, pitr_restore, user, wait_until,
+    Cluster, PATIENCE, Program, Run, Sandbox, paths_below, pitr, pitr_archive, pitr_restore, user,
+    wait_until,
 };
 use crate::recipients::with_descriptor;
 use crate::require_strace;
@@ -475,22 +476,11 @@ impl Scene {
             look(&format!("the headers of {key}"), headers.as_bytes());
         }
         look("the requests", self.server.log().join("\n").as_bytes());
-        let mut files = Vec::new();
-        walk(self.sandbox.path(), &mut files);
+        let files = paths_below(self.sandbox.path());
         for file in files.iter().filter(|f| !self.planted.contains(f)) {
             look(&file.display().to_string(), &std::fs::read(file).unwrap());
         }
         leaks
-    }
-}
-
-fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => walk(&path, found),
-            false => found.push(path),
-        }
     }
 }
 
