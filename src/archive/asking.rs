@@ -2,7 +2,7 @@
 //!
 //! A call into a dead mount does not return, and an object store that answers nothing is tried for its whole budget. Each is therefore
 //! asked on a thread of its own, and the next one as soon as nothing has been heard for a moment; the silent one is waited for all the
-//! same, for its word may be needed. How long altogether is for the watch to say, which sees by [`Inquiry`] how far the asking is.
+//! same, for its word may be needed. How long altogether is for others to say, who see by [`Inquiry`] how far the asking is.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,8 +27,8 @@ pub(super) struct Asking<T> {
     heard: (u64, Instant),
 }
 
-impl<T: Send + 'static> Asking<T> {
-    pub(super) fn new() -> Asking<T> {
+impl<T> Default for Asking<T> {
+    fn default() -> Asking<T> {
         let (sender, answers) = channel();
         Asking {
             sender,
@@ -37,7 +37,9 @@ impl<T: Send + 'static> Asking<T> {
             heard: (0, Instant::now()),
         }
     }
+}
 
+impl<T: Send + 'static> Asking<T> {
     /// Asks one more.
     pub(super) fn ask(&mut self, question: impl FnOnce() -> T + Send + 'static) -> Result<()> {
         let sender = self.sender.clone();
@@ -73,10 +75,17 @@ impl<T: Send + 'static> Asking<T> {
         }
     }
 
-    /// A progress that counts as a sign of life what it passes on.
-    pub(super) fn listening(&self, progress: Arc<dyn Progress>) -> Arc<dyn Progress> {
+    /// A progress that counts as a sign of life what it passes on, of the one at `place`.
+    pub(super) fn listening(
+        &self,
+        progress: Arc<dyn Progress>,
+        inquiry: Inquiry,
+        place: &str,
+    ) -> Arc<dyn Progress> {
         Arc::new(Listening {
             progress,
+            inquiry,
+            place: place.to_owned(),
             pieces: Arc::clone(&self.pieces),
         })
     }
@@ -92,12 +101,16 @@ impl<T: Send + 'static> Asking<T> {
 
 struct Listening {
     progress: Arc<dyn Progress>,
+    inquiry: Inquiry,
+    place: String,
     pieces: Arc<AtomicU64>,
 }
 
 impl Progress for Listening {
     fn advance(&self, bytes: u64) {
         self.pieces.fetch_add(1, Ordering::Relaxed);
+        let now = Some(Instant::now());
+        self.inquiry.at(&self.place, |asked| asked.last_piece = now);
         self.progress.advance(bytes);
     }
 
@@ -106,63 +119,102 @@ impl Progress for Listening {
     }
 }
 
-/// How far the asking is, for a watch that ends it.
-#[derive(Clone, Default)]
-pub struct Inquiry(Arc<Mutex<State>>);
+/// Damage and gaps are no silence: they prove that the file, or later WAL, exists.
+pub fn is_proof(code: Code) -> bool {
+    matches!(code, Code::Damaged | Code::Gap)
+}
 
-#[derive(Default)]
-struct State {
-    asked: Vec<String>,
-    proof: Option<(Code, String, String)>,
+/// How far the asking is, for those who end it.
+#[derive(Clone, Default)]
+pub struct Inquiry(Arc<Mutex<Vec<Asked>>>);
+
+/// One who was asked, at the last time.
+struct Asked {
+    place: String,
+    is_waiting: bool,
+    last_piece: Option<Instant>,
+    /// What keeps him from telling, and what helps.
+    trouble: Option<(Code, String, String)>,
 }
 
 impl Inquiry {
-    pub(super) fn begin(&self) {
-        self.with(|state| *state = State::default());
-    }
-
     pub(super) fn asks(&self, place: &str) {
-        self.with(|state| state.asked.push(place.to_owned()));
+        let asked = Asked {
+            place: place.to_owned(),
+            is_waiting: true,
+            last_piece: None,
+            trouble: None,
+        };
+        self.with(|all| {
+            all.retain(|asked| asked.place != place);
+            all.push(asked);
+        });
     }
 
     pub(super) fn answered(&self, place: &str) {
-        self.with(|state| state.asked.retain(|asked| asked != place));
+        self.at(place, |asked| asked.is_waiting = false);
     }
 
-    /// An answer that no silence of others makes less true.
-    pub(super) fn proves(&self, e: &Error) {
+    /// No silence of others makes less true what is proven by it.
+    pub(super) fn cannot_tell(&self, place: &str, e: &Error) {
         let hint = e.hint_text().unwrap_or_default().to_owned();
-        self.with(|state| state.proof = Some((e.code(), e.to_string(), hint)));
+        self.at(place, |asked| {
+            asked.trouble = Some((e.code(), e.to_string(), hint));
+        });
     }
 
     /// Whether somebody has not answered.
     pub fn is_waiting(&self) -> bool {
-        self.with(|state| !state.asked.is_empty())
+        self.with(|all| all.iter().any(|asked| asked.is_waiting))
     }
 
-    /// What is to be said when it ends here, after so long a silence: what is proven by those who answered, else who is silent.
-    pub fn cut_off(&self, silence: Duration) -> Error {
-        self.with(|state| match &state.proof {
-            Some((code, text, hint)) => Error::new(*code, text.clone()).hint(hint.clone()),
-            None => err!(
-                Unreachable,
-                "{} has not answered for {} s",
-                match state.asked.as_slice() {
-                    [] => "the repository".to_owned(),
-                    asked => format!("\"{}\"", asked.join("\", \"")),
-                },
-                silence.as_secs()
-            ),
+    /// When a piece of the file came last from somebody who has not answered.
+    pub fn last_piece(&self) -> Option<Instant> {
+        self.with(|all| {
+            let silent = all.iter().filter(|asked| asked.is_waiting);
+            silent.filter_map(|asked| asked.last_piece).max()
         })
     }
 
-    fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+    /// What is to be said when it ends here, after so long a silence: who is silent, and what another said, first of all what that proves.
+    pub fn cut_off(&self, silence: Duration) -> Error {
+        self.with(|all| {
+            let silent = all.iter().filter(|asked| asked.is_waiting);
+            let silent: Vec<&str> = silent.map(|asked| &*asked.place).collect();
+            let silent = match silent.as_slice() {
+                [] => "the repository".to_owned(),
+                silent => format!("\"{}\"", silent.join("\", \"")),
+            };
+            let silent = format!("{silent} has not answered for {} s", silence.as_secs());
+            let troubles = || all.iter().filter_map(|asked| asked.trouble.as_ref());
+            let proof = troubles().find(|(code, ..)| is_proof(*code));
+            match proof.or(troubles().next_back()) {
+                Some((code, text, hint)) if is_proof(*code) => {
+                    Error::new(*code, format!("{text}; {silent}")).hint(hint.clone())
+                }
+                Some((_, text, _)) => {
+                    err!(Unreachable, "{silent}, and another cannot tell: {text}")
+                }
+                None => err!(Unreachable, "{silent}"),
+            }
+        })
+    }
+
+    fn at(&self, place: &str, change: impl FnOnce(&mut Asked)) {
+        self.with(|all| {
+            all.iter_mut()
+                .find(|asked| asked.place == place)
+                .map(change)
+        });
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut Vec<Asked>) -> T) -> T {
         // A list is whole whoever panicked.
-        let mut state = self
+        let mut all = self
             .0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        look(&mut state)
+        look(&mut all)
     }
 }
 
@@ -174,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_silent_one_is_passed_over_and_still_heard() {
-        let mut asking = Asking::new();
+        let mut asking = Asking::default();
         let (speak, spoken) = channel::<()>();
         let silent = move || {
             let _ = spoken.recv();
@@ -190,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_an_error_and_no_silence() {
-        let mut asking: Asking<()> = Asking::new();
+        let mut asking: Asking<()> = Asking::default();
         asking.ask(|| panic!("for the test")).unwrap();
         let e = asking.answer(FOR_EVER).unwrap_err();
         assert_eq!(e.code(), Code::Internal);
@@ -206,8 +258,46 @@ mod tests {
         let e = inquiry.cut_off(five);
         assert_eq!(e.code(), Code::Unreachable);
         assert_eq!(e.to_string(), "\"file:///a\" has not answered for 5 s");
-        inquiry.proves(&err!(Gap, "it is used").hint("Look."));
+        inquiry.cannot_tell("file:///b", &err!(Denied, "it is forbidden"));
+        let e = inquiry.cut_off(five);
+        assert_eq!(e.code(), Code::Unreachable);
+        assert_eq!(
+            e.to_string(),
+            "\"file:///a\" has not answered for 5 s, and another cannot tell: it is forbidden"
+        );
+        let said = |place: &str, e: Error| {
+            inquiry.asks(place);
+            inquiry.answered(place);
+            inquiry.cannot_tell(place, &e);
+        };
+        said("file:///c", err!(Gap, "it is used").hint("Look."));
+        said("file:///b", err!(Denied, "it is forbidden"));
         let e = inquiry.cut_off(five);
         assert_eq!((e.code(), e.hint_text()), (Code::Gap, Some("Look.")));
+        assert_eq!(
+            e.to_string(),
+            "it is used; \"file:///a\" has not answered for 5 s"
+        );
+        // Who is asked anew has said nothing yet.
+        inquiry.asks("file:///b");
+        inquiry.asks("file:///c");
+        inquiry.answered("file:///c");
+        assert_eq!(
+            inquiry.cut_off(five).to_string(),
+            "\"file:///a\", \"file:///b\" has not answered for 5 s"
+        );
+    }
+
+    #[test]
+    fn what_moved_is_asked_of_those_who_have_not_answered() {
+        let (asking, inquiry) = (Asking::<()>::default(), Inquiry::default());
+        inquiry.asks("file:///a");
+        assert!(inquiry.last_piece().is_none());
+        let silent = Arc::new(crate::progress::Silent);
+        let progress = asking.listening(silent, inquiry.clone(), "file:///a");
+        progress.advance(1);
+        assert!(inquiry.last_piece().is_some());
+        inquiry.answered("file:///a");
+        assert!(inquiry.last_piece().is_none());
     }
 }

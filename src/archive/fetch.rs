@@ -7,9 +7,9 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::asking::{Asking, Inquiry};
+use super::asking::{Asking, Inquiry, is_proof};
 use super::damage::{self, Damage};
 use super::datadir::DataDirectory;
 use super::offer::Offer;
@@ -31,8 +31,10 @@ use crate::repo::repository::Repository;
 use crate::repo::run;
 use crate::store::{Key, Object};
 
-/// How long one that is not required may be silent where all that are required have proven absence.
+/// How long one may be silent where another has answered: then that one is asked again, and who is not required is done without.
 const LEFT_BEHIND: Duration = Duration::from_secs(10);
+/// How long one is listened for that was left behind before.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// What fetching a file came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,70 +86,148 @@ pub struct Place {
 /// Fetches from the first repository that has the file and proves it; absence must be proven by every one.
 ///
 /// One required repository that could not be asked makes absence unprovable, and so does any that has the file damaged, or WAL behind it.
-/// One that is silent is passed over for the next, and waited for where its word is needed; whoever calls this has to watch how long.
+/// One that is silent is passed over for the next, and waited for where its word is needed, but not for ever where another has answered:
+/// calling this again, with the same `questions`, asks those again and goes on waiting for the silent one. Where nobody answers it does not
+/// return; whoever calls it has to watch how long.
 /// A damaged copy is recorded where it lies, and said where another one was delivered.
 ///
 /// While [`Inquiry::is_waiting`] somebody still hangs in a repository, and may have begun to deliver.
 ///
 /// # Errors
-/// `Gap` when later WAL of the same path exists; `Damaged` when the only copies are; `TargetWrite`; `WrongCluster`; and what kept a
-/// required repository from answering.
-pub fn fetch(what: &Fetch, places: Vec<Place>) -> Result<Fetched> {
+/// `Gap` when later WAL of the same path exists; `Damaged` when the only copies are; `TargetWrite`; `WrongCluster`; `Unreachable` when a
+/// required repository is silent; and what kept one from answering.
+pub fn fetch(what: &Fetch, places: Vec<Place>, questions: &mut Questions) -> Result<Fetched> {
     let mut answers = Answers::default();
-    let fetched = ask_all(what, places, &mut answers).and_then(|()| answers.conclude(what));
+    let fetched = ask_all(what, places, questions, &mut answers)
+        .and_then(|()| answers.conclude(what, questions));
     if !answers.damaged.is_empty() {
         damage::record(what, answers.damaged);
     }
     fetched
 }
 
-/// Asks one after the other until one has delivered, or all that are needed have answered.
-fn ask_all(what: &Fetch, places: Vec<Place>, answers: &mut Answers) -> Result<()> {
-    what.inquiry.begin();
-    let mut asking = Asking::new();
-    for (at, place) in places.into_iter().enumerate() {
-        let own = Fetch {
-            nonce: what.nonce.wrapping_add(1 + at as u64),
-            progress: asking.listening(Arc::clone(&what.progress)),
-            ..what.clone()
-        };
-        answers.wait_for(what, at, &place);
+/// Asks one after the other until one has delivered, or all that are needed have answered, or no more is to be heard for now.
+fn ask_all(
+    what: &Fetch,
+    places: Vec<Place>,
+    questions: &mut Questions,
+    answers: &mut Answers,
+) -> Result<()> {
+    questions.begin_round(&places);
+    let mut later = Vec::new();
+    for place in places {
+        if questions.open.iter().any(|q| q.name == place.name) {
+            later.push(place);
+            continue;
+        }
         let patience = place.patience;
-        let ask = move || {
-            let asked = (place.open)().and_then(|r| Ok((look_in(&own, &r)?, r)));
-            (at, asked)
-        };
-        asking.ask(ask)?;
-        while answers.is_waiting_for(at)
-            && let Some((at, asked)) = asking.answer(patience)?
+        let number = questions.ask(what, place)?;
+        while questions.open.iter().any(|q| q.number == number)
+            && let Some(answer) = questions.asking.answer(patience)?
         {
-            answers.take(what, at, asked)?;
+            answers.hear(what, answer, questions, &mut later)?;
             if answers.is_delivered {
                 return Ok(());
             }
         }
     }
-    while !answers.waiting.is_empty() && !answers.is_delivered {
-        match asking.answer(LEFT_BEHIND)? {
-            Some((at, asked)) => answers.take(what, at, asked)?,
-            None if answers.can_do_without() => return Ok(()),
+    while !questions.open.is_empty() && !answers.is_delivered {
+        match questions.asking.answer(questions.patience())? {
+            Some(answer) => answers.hear(what, answer, questions, &mut later)?,
+            None if answers.is_any => return Ok(()),
+            // There is nobody to be asked again.
             None => {}
         }
     }
     Ok(())
 }
 
-/// Who is asked and has not answered.
-struct Waiting {
-    at: usize,
-    name: String,
-    is_required: bool,
+/// What is asked of repositories, round after round: who hangs in a question is not asked another.
+#[derive(Default)]
+pub struct Questions {
+    asking: Asking<(u64, Asked)>,
+    /// Those without an answer.
+    open: Vec<Question>,
+    count: u64,
 }
 
-/// What the repositories have answered so far.
+struct Question {
+    number: u64,
+    /// Who is asked.
+    name: String,
+    is_required: bool,
+    since: Instant,
+    /// Of an earlier round.
+    is_old: bool,
+}
+
+impl Questions {
+    /// The configuration may have changed since the last round.
+    fn begin_round(&mut self, places: &[Place]) {
+        for question in &mut self.open {
+            question.is_old = true;
+            question.is_required = places
+                .iter()
+                .any(|p| p.is_required && p.name == question.name);
+        }
+    }
+
+    fn ask(&mut self, what: &Fetch, place: Place) -> Result<u64> {
+        self.count += 1;
+        let number = self.count;
+        let own = Fetch {
+            // A name for each temporary file: who hangs may go on to write his.
+            nonce: what.nonce.wrapping_add(number),
+            progress: self.asking.listening(
+                Arc::clone(&what.progress),
+                what.inquiry.clone(),
+                &place.name,
+            ),
+            ..what.clone()
+        };
+        let open = place.open;
+        self.asking.ask(move || {
+            let asked = open().and_then(|r| Ok((look_in(&own, &r)?, r)));
+            (number, asked)
+        })?;
+        what.inquiry.asks(&place.name);
+        self.open.push(Question {
+            number,
+            name: place.name,
+            is_required: place.is_required,
+            since: Instant::now(),
+            is_old: false,
+        });
+        Ok(number)
+    }
+
+    fn answered(&mut self, what: &Fetch, number: u64) -> Result<Question> {
+        let Some(found) = self.open.iter().position(|q| q.number == number) else {
+            return Err(err!(Internal, "an answer of somebody who was not asked"));
+        };
+        let question = self.open.swap_remove(found);
+        what.inquiry.answered(&question.name);
+        Ok(question)
+    }
+
+    fn patience(&self) -> Duration {
+        match self.open.iter().all(|q| q.is_old) {
+            true => MOMENT,
+            false => LEFT_BEHIND,
+        }
+    }
+
+    /// For how long one has not answered whose word is needed.
+    fn silence(&self) -> Option<Duration> {
+        let needed = self.open.iter().filter(|q| q.is_required);
+        needed.map(|q| q.since.elapsed()).max()
+    }
+}
+
+/// What the repositories have answered in a round.
 #[derive(Default)]
 struct Answers {
-    waiting: Vec<Waiting>,
+    is_any: bool,
     is_delivered: bool,
     unproven: Option<Error>,
     is_proven: bool,
@@ -156,32 +236,28 @@ struct Answers {
 }
 
 impl Answers {
-    fn wait_for(&mut self, what: &Fetch, at: usize, place: &Place) {
-        what.inquiry.asks(&place.name);
-        self.waiting.push(Waiting {
-            at,
-            name: place.name.clone(),
-            is_required: place.is_required,
-        });
+    /// Whoever says to a question of an earlier round that there is nothing is asked anew: it may have come since. `later` are those who are
+    /// still to be asked.
+    fn hear(
+        &mut self,
+        what: &Fetch,
+        (number, asked): (u64, Asked),
+        questions: &mut Questions,
+        later: &mut Vec<Place>,
+    ) -> Result<()> {
+        let question = questions.answered(what, number)?;
+        if question.is_old && matches!(asked, Ok((Found::Absent | Found::Tail(_), _))) {
+            return match later.iter().position(|p| p.name == question.name) {
+                Some(at) => questions.ask(what, later.swap_remove(at)).map(drop),
+                None => Ok(()),
+            };
+        }
+        self.is_any = true;
+        self.take(what, &question, asked)
     }
 
-    fn is_waiting_for(&self, at: usize) -> bool {
-        self.waiting.iter().any(|w| w.at == at)
-    }
-
-    /// Nobody whose word is needed is silent.
-    fn can_do_without(&self) -> bool {
-        self.is_proven && self.unproven.is_none() && !self.waiting.iter().any(|w| w.is_required)
-    }
-
-    fn take(&mut self, what: &Fetch, at: usize, asked: Asked) -> Result<()> {
-        let Some(found) = self.waiting.iter().position(|w| w.at == at) else {
-            return Err(err!(Internal, "an answer of somebody who was not asked"));
-        };
-        let Waiting {
-            name, is_required, ..
-        } = self.waiting.swap_remove(found);
-        what.inquiry.answered(&name);
+    fn take(&mut self, what: &Fetch, question: &Question, asked: Asked) -> Result<()> {
+        let is_required = question.is_required;
         match asked {
             Ok((Found::Delivered, repository)) => {
                 damage::tell(what, &self.damaged, &repository);
@@ -193,7 +269,7 @@ impl Answers {
                     layout,
                     detail: e.to_string(),
                 });
-                self.cannot_tell(what, e);
+                self.cannot_tell(what, question, e);
             }
             Ok((Found::Absent, _)) => self.is_proven |= is_required,
             Ok((Found::Tail(offer), repository)) => {
@@ -206,25 +282,26 @@ impl Answers {
             }
             // The target's own trouble does not go away with another repository.
             Err(e) if e.code() == Code::TargetWrite => return Err(e),
-            Err(e) if is_required || is_proof(&e) => self.cannot_tell(what, e),
+            Err(e) if is_required || is_proof(e.code()) => self.cannot_tell(what, question, e),
             Err(_) => {}
         }
         Ok(())
     }
 
-    fn cannot_tell(&mut self, what: &Fetch, e: Error) {
-        if is_proof(&e) {
-            what.inquiry.proves(&e);
-        }
+    fn cannot_tell(&mut self, what: &Fetch, question: &Question, e: Error) {
+        what.inquiry.cannot_tell(&question.name, &e);
         // Of two errors the one that says more.
-        if !self.unproven.as_ref().is_some_and(is_proof) {
+        if !self.unproven.as_ref().is_some_and(|e| is_proof(e.code())) {
             self.unproven = Some(e);
         }
     }
 
-    fn conclude(&mut self, what: &Fetch) -> Result<Fetched> {
+    fn conclude(&mut self, what: &Fetch, questions: &Questions) -> Result<Fetched> {
         if self.is_delivered {
             return Ok(Fetched::Delivered);
+        }
+        if let Some(silence) = questions.silence() {
+            return Err(what.inquiry.cut_off(silence));
         }
         match (self.unproven.take(), &self.longest) {
             // Where a repository that has to be asked is silent it may have more than the others.
@@ -239,11 +316,6 @@ impl Answers {
             )),
         }
     }
-}
-
-/// Damage and gaps are no silence: they prove that the file, or later WAL, exists.
-fn is_proof(e: &Error) -> bool {
-    matches!(e.code(), Code::Damaged | Code::Gap)
 }
 
 /// What asking one came to.

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant, SystemTime};
 use super::Arguments;
 use super::latch::{self, Decision};
 use super::watch::Pulse;
-use crate::archive::asking::Inquiry;
+use crate::archive::asking::{Inquiry, is_proof};
 use crate::archive::datadir::DataDirectory;
-use crate::archive::fetch::{Fetch, Fetched, Place, fetch};
+use crate::archive::fetch::{Fetch, Fetched, Place, Questions, fetch};
 use crate::archive::startup::is_choosing_timeline;
 use crate::config::{self, Environment, PromoteUnreachable, Settings, StandbyOutage};
 use crate::durable;
@@ -246,8 +246,9 @@ impl Job {
         if self.can_never_be() {
             return Ok(Fetched::ProvenAbsent);
         }
+        let mut questions = Questions::default();
         let fetched = self.judged(progress.as_ref(), Fetched::ProvenAbsent, || {
-            let fetched = self.attempt(environment, nonce, progress)?;
+            let fetched = self.attempt(environment, nonce, progress, &mut questions)?;
             self.note_promotion(fetched, environment);
             Ok(fetched)
         });
@@ -270,14 +271,13 @@ impl Job {
         absent: T,
         mut attempt: impl FnMut() -> std::result::Result<T, (Error, Outage)>,
     ) -> Result<T> {
-        let started = Instant::now();
-        let mut waits = Waits::new(started);
+        let mut waits = Waits::new(Instant::now());
         loop {
             let (error, outage) = match attempt() {
                 Ok(done) => return Ok(done),
                 Err(failed) => failed,
             };
-            match verdict(outage, &error, &self.directory, self.name) {
+            match self.verdict(outage, &error) {
                 Verdict::Fail => return Err(error),
                 Verdict::Refuse => return Err(refused(error)),
                 Verdict::NotHere(why) => {
@@ -285,13 +285,29 @@ impl Job {
                     return Ok(absent);
                 }
                 Verdict::Wait(limit, why) => {
-                    if limit.is_some_and(|l| started.elapsed() >= l) {
+                    // One that is silent at last, and was slow before, has its time from there.
+                    let since = self.inquiry.last_piece().unwrap_or(waits.started);
+                    if limit.is_some_and(|l| since.elapsed() >= l) {
                         return Err(error);
                     }
                     waits.pause(&error, why, progress);
                 }
             }
             progress.advance(0);
+        }
+    }
+
+    /// What an error means to the server. In recovery, what is damaged or lost in one repository may come from another that is silent yet.
+    fn verdict(&self, outage: Outage, error: &Error) -> Verdict {
+        let verdict = verdict(outage, error, &self.directory, self.name);
+        let may_come = is_proof(error.code())
+            && self.inquiry.is_waiting()
+            && Mode::of(&self.directory, self.name) == Mode::Recovery;
+        match verdict {
+            Verdict::Fail if may_come => {
+                Verdict::Wait(Some(fault::shortened(PATIENCE_RECOVERY)), MAY_COME)
+            }
+            other => other,
         }
     }
 
@@ -321,11 +337,12 @@ impl Job {
         environment: &Environment,
         nonce: u64,
         progress: &Arc<dyn Progress>,
+        questions: &mut Questions,
     ) -> std::result::Result<Fetched, (Error, Outage)> {
         let plain = |e: Error| (e, Outage::default());
         let settings = super::settings(&self.arguments.flags, environment).map_err(plain)?;
         let outage = Outage::of(&settings).map_err(plain)?;
-        self.fetch(&settings, nonce, progress)
+        self.fetch(&settings, nonce, progress, questions)
             .map_err(|e| (e, outage))
     }
 
@@ -334,6 +351,7 @@ impl Job {
         settings: &Settings,
         nonce: u64,
         progress: &Arc<dyn Progress>,
+        questions: &mut Questions,
     ) -> Result<Fetched> {
         let what = Fetch {
             cluster: super::cluster_name(settings, nonce)?,
@@ -349,7 +367,7 @@ impl Job {
             inquiry: self.inquiry.clone(),
         };
         let places = settings.repositories.iter().map(|r| place(r, nonce));
-        fetch(&what, places.collect())
+        fetch(&what, places.collect(), questions)
     }
 
     /// What the watch answers while the work has been stuck for `silence`; `None` is to go on waiting.
@@ -361,26 +379,31 @@ impl Job {
         pulse: &Pulse,
         patience_promoted: Duration,
     ) -> Option<Result<Fetched>> {
-        pulse.tell(progress_interval(), |bytes| {
-            still_fetching(&self.name.to_string(), bytes)
-        });
         let silence = pulse.silence();
         let promoted = silence >= patience_promoted && self.directory.is_promoted();
         let patience = match Mode::of(&self.directory, self.name) {
             Mode::Streaming | Mode::Leaving => PATIENCE_STREAMING,
             Mode::Recovery => fault::shortened(PATIENCE_RECOVERY),
-            Mode::ArchiveOnly => Duration::MAX,
+            Mode::ArchiveOnly => progress_interval(),
         };
         if silence < patience && !promoted {
+            pulse.tell(progress_interval(), |bytes| {
+                still_fetching(&self.name.to_string(), bytes)
+            });
             return None;
         }
         let error = self.inquiry.cut_off(silence);
-        match verdict(self.outage(environment), &error, &self.directory, self.name) {
+        match self.verdict(self.outage(environment), &error) {
             Verdict::NotHere(why) => {
                 pulse.warn(&not_here(&error, why));
                 Some(Ok(Fetched::ProvenAbsent))
             }
-            Verdict::Wait(None, _) => None,
+            Verdict::Wait(None, why) => {
+                pulse.remind(progress_interval(), || {
+                    format!("{error}; waiting for it{why}")
+                });
+                None
+            }
             Verdict::Refuse => Some(Err(refused(error))),
             Verdict::Fail | Verdict::Wait(Some(_), _) => Some(Err(error)),
         }
@@ -418,6 +441,8 @@ const ASKS_AGAIN: &str = "the standby asks again";
 const HAS_IT: &str = "the server has the file in pg_wal";
 /// What helps whoever promotes a standby while the archive cannot tell.
 const PROMOTION: &str = "The standby is being promoted. Mend what keeps the archive from answering, or set promote_unreachable in the cluster's section of the configuration: \"proceed\" promotes without it.";
+/// Why recovery waits although a file is known to be damaged, or lost.
+const MAY_COME: &str = ", for a repository that is silent may have it";
 /// Why it is waited at the end of a promotion.
 const MUST_NOT_STOP: &str =
     "; do not stop the server: it has left its timeline, and would open it again for writes";

@@ -150,12 +150,19 @@ impl Pulse {
 
     /// Says in every `interval` how far work is that goes on.
     pub fn tell(&self, interval: Duration, message: impl FnOnce(u64) -> String) {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        if bytes > 0 {
+            self.remind(interval, || message(bytes));
+        }
+    }
+
+    /// Says something once in every `interval`.
+    pub fn remind(&self, interval: Duration, message: impl FnOnce() -> String) {
         let now = self.now();
         let told = self.told_ms.load(Ordering::Relaxed);
-        let bytes = self.bytes.load(Ordering::Relaxed);
-        if bytes > 0 && u128::from(now.saturating_sub(told)) >= interval.as_millis() {
+        if u128::from(now.saturating_sub(told)) >= interval.as_millis() {
             self.told_ms.store(now, Ordering::Relaxed);
-            (self.warn)(&message(bytes));
+            (self.warn)(&message());
         }
     }
 

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pitr::archive::asking::Inquiry;
-use pitr::archive::fetch::{Fetch, Fetched, fetch};
+use pitr::archive::fetch::{Fetch, Fetched, Questions, fetch};
 use pitr::error::{Code, Error, Result};
 use pitr::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use pitr::pg::time::TimestampTz;
@@ -391,12 +391,14 @@ impl World {
             inquiry: Inquiry::default(),
         };
         let repository = self.open(store);
-        Ok(match fetch(&what, only(repository))? {
-            Fetched::Delivered | Fetched::DeliveredTail { .. } => {
-                Some(std::fs::read(target).unwrap())
-            }
-            Fetched::ProvenAbsent => None,
-        })
+        Ok(
+            match fetch(&what, only(repository), &mut Questions::default())? {
+                Fetched::Delivered | Fetched::DeliveredTail { .. } => {
+                    Some(std::fs::read(target).unwrap())
+                }
+                Fetched::ProvenAbsent => None,
+            },
+        )
     }
 
     /// Every kind with every damage once, then by lot.

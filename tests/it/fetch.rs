@@ -5,11 +5,13 @@
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pitr::archive::asking::Inquiry;
-use pitr::archive::fetch::{Fetch, Fetched, fetch};
+use pitr::archive::fetch::{Fetch, Fetched, Place, Questions, fetch};
+use pitr::error::Code;
 use pitr::pg::lsn::Lsn;
 use pitr::pg::segment::{SegmentName, SegmentSize};
 use pitr::progress::Silent;
@@ -20,8 +22,8 @@ use rustix::process::Signal;
 use crate::common::fault::{self, Fault, MUTATING};
 use crate::common::mount::{HangingDisk, SmallDisk};
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Site, Still, Stop, files_below, only, patiently, user,
-    wait_until,
+    Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, files_below, only, patiently,
+    user, wait_until,
 };
 use crate::corruption::held::{Held, Objects};
 use crate::{per_major, require_root, require_strace};
@@ -223,7 +225,10 @@ fn f01_a_repository_that_hangs_holds_up_neither_a_standby_nor_recovery_for_ever(
     // A promotion is answered within a second, and shutdown at once.
     mode(&still, "standby.signal", false);
     let mut running = fetch.spawn();
-    std::thread::sleep(Duration::from_millis(1500));
+    wait_until(PATIENCE, "it says for whom it waits", || {
+        let said = running.stderr();
+        said.contains("has not answered for") && said.contains("waiting for it")
+    });
     assert!(!running.is_done(), "a standby waits for ever");
     still.cluster.touch("promote");
     let asked = Instant::now();
@@ -323,6 +328,166 @@ fn f01_f03_one_that_hangs_keeps_no_other_from_being_asked() {
         !names.iter().any(|n| n.contains("RECOVERYXLOG")),
         "{names:?}"
     );
+}
+
+/// What is put aside, until this is dropped.
+struct Aside {
+    place: PathBuf,
+    aside: PathBuf,
+}
+
+impl Aside {
+    fn put(place: &Path) -> Aside {
+        let aside = place.with_extension("aside");
+        std::fs::rename(place, &aside).unwrap();
+        Aside {
+            place: place.to_owned(),
+            aside,
+        }
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        std::fs::rename(&self.aside, &self.place).unwrap();
+    }
+}
+
+#[test]
+fn f01_f03_what_reaches_one_repository_is_had_while_another_hangs() {
+    require_root!("f01_f03_what_reaches_one_repository_is_had_while_another_hangs");
+    let still = archived(3);
+    let second = with_second(&still, "");
+    let (name, later) = (&still.segments[1], &still.segments[2]);
+    let [object, later] = [name, later].map(|name| object_in(&second, &still, name));
+    let hanging = HangingDisk::over(still.site.repository());
+    let silent = format!(
+        "{}\" has not answered for",
+        still.site.repository().display()
+    );
+    let target = still.wal("RECOVERYXLOG");
+    let asks_until = |signal: &str, aside: &[&Path], says: &[&str], comes: &dyn Fn(Vec<Aside>)| {
+        mode(&still, signal, false);
+        let gone = aside.iter().map(|path| Aside::put(path)).collect();
+        let mut running = still.fetch(name).spawn();
+        wait_until(PATIENCE, "it says who is silent, and asks again", || {
+            let said = running.stderr();
+            says.iter().all(|part| said.contains(part)) && said.contains("trying again")
+        });
+        assert!(!running.is_done() && !target.exists());
+        comes(gone);
+        let run = running.wait().success();
+        assert!(std::fs::read(&target).unwrap() == std::fs::read(still.wal(name)).unwrap());
+        std::fs::remove_file(&target).unwrap();
+        println!("{signal} {}", run.stderr);
+    };
+    // The second has come to the end of its WAL.
+    for signal in ["standby.signal", "recovery.signal"] {
+        asks_until(signal, &[&object, &later], &[&silent], &drop);
+    }
+    // A promotion is answered within a second in a later round, too.
+    let gone = [&object, &later].map(|path| Aside::put(path));
+    mode(&still, "standby.signal", false);
+    let mut running = still.fetch(name).spawn();
+    wait_until(PATIENCE, "it asks again", || {
+        running.stderr().contains("trying again")
+    });
+    assert!(!running.is_done());
+    still.cluster.touch("promote");
+    let asked = Instant::now();
+    let run = running.wait().expect_stderr(&silent);
+    assert!(matches!(run.code(), 1 | 200), "{run}");
+    answers_promotion(asked.elapsed());
+    drop(gone);
+    // It has a hole: the first may have what is missing, and for as long as it may, recovery is not over.
+    let hole = format!("segment \"{name}\" is missing although");
+    let says = [&*hole, &*silent, "a repository that is silent may have it"];
+    asks_until("recovery.signal", &[&object], &says, &drop);
+    // It cannot tell, and that is said as well.
+    let marker = second.join("pitr.json");
+    let says = [&*silent, "and another cannot tell: "];
+    asks_until("standby.signal", &[&marker], &says, &drop);
+    // The first need not be asked.
+    let config = std::fs::read_to_string(still.site.config()).unwrap();
+    let first = format!("url = \"file://{}\"\n", still.site.repository().display());
+    assert!(config.contains(&first), "{config}");
+    let optional = config.replace(&first, &format!("{first}required = false\n"));
+    std::fs::write(still.site.config(), optional).unwrap();
+    asks_until(
+        "standby.signal",
+        &[&marker],
+        &["is not a repository"],
+        &drop,
+    );
+    // The first is there again, and has it.
+    std::fs::write(still.site.config(), config).unwrap();
+    let hanging = std::cell::Cell::new(Some(hanging));
+    let kept = std::cell::RefCell::new(Vec::new());
+    asks_until("standby.signal", &[&object, &later], &[&silent], &|gone| {
+        drop(hanging.take());
+        kept.replace(gone);
+    });
+}
+
+/// Rounds of asking, in which each repository says what it is told to.
+#[test]
+fn f01_who_hangs_is_asked_once_and_who_answers_is_asked_again() {
+    let (sandbox, asked) = (Sandbox::new("rounds"), Arc::new(Mutex::new(Vec::new())));
+    let inquiry = Inquiry::default();
+    let what = Fetch {
+        cluster: "main".to_owned(),
+        system_identifier: None,
+        name: "000000010000000000000001".parse().unwrap(),
+        target: sandbox.join("fetched"),
+        nonce: 7,
+        clock: || "2026-11-20T06:40:49Z".parse().unwrap(),
+        progress: Arc::new(Silent),
+        inquiry: inquiry.clone(),
+    };
+    let place = |name: &'static str, wakes: Option<Receiver<()>>| {
+        let asked = Arc::clone(&asked);
+        Place {
+            name: name.to_owned(),
+            is_required: true,
+            patience: Duration::from_millis(100),
+            open: Box::new(move || {
+                asked.lock().unwrap().push(name);
+                wakes.map(|wakes| wakes.recv());
+                Err(pitr::err!(Unreachable, "{name} is away"))
+            }),
+        }
+    };
+    let mut questions = Questions::default();
+    let mut ask = |first: Option<Receiver<()>>| {
+        let places = vec![place("the first", first), place("the second", None)];
+        let e = fetch(&what, places, &mut questions).unwrap_err();
+        assert_eq!(e.code(), Code::Unreachable);
+        e.to_string()
+    };
+    let (wake, wakes) = std::sync::mpsc::channel();
+    let said = ask(Some(wakes));
+    assert!(
+        said.starts_with("\"the first\" has not answered for "),
+        "{said}"
+    );
+    assert!(said.ends_with(" s, and another cannot tell: the second is away"));
+    let begun = Instant::now();
+    assert!(ask(None).contains("\"the first\" has not answered for "));
+    println!("a second round takes {:?}", begun.elapsed());
+    assert!(inquiry.is_waiting());
+    assert_eq!(
+        *asked.lock().unwrap(),
+        ["the first", "the second", "the second"]
+    );
+    // Its answer is one of the next round, and the one after asks it again.
+    wake.send(()).unwrap();
+    wait_until(PATIENCE, "the first has answered", || {
+        !ask(None).contains("has not answered")
+    });
+    asked.lock().unwrap().clear();
+    ask(None);
+    assert_eq!(*asked.lock().unwrap(), ["the first", "the second"]);
+    assert!(!inquiry.is_waiting());
 }
 
 #[test]
@@ -588,7 +753,7 @@ fn f02_what_came_since_it_was_last_asked_for_is_not_absent() {
             progress: Arc::new(Silent),
             inquiry: Inquiry::default(),
         };
-        fetch(&what, only(Ok(store))).unwrap()
+        fetch(&what, only(Ok(store)), &mut Questions::default()).unwrap()
     };
     let late = Held::late(objects.clone(), &key);
     assert_eq!(ask(&late), Fetched::Delivered);

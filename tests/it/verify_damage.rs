@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use pitr::archive::asking::Inquiry;
-use pitr::archive::fetch::{Fetch, Fetched, fetch};
+use pitr::archive::fetch::{Fetch, Fetched, Questions, fetch};
 use pitr::config::{self, Location};
 use pitr::error::Result;
 use pitr::pg::segment::WalFileName;
@@ -200,7 +200,7 @@ impl World {
             progress: Arc::new(Silent),
             inquiry: Inquiry::default(),
         };
-        match fetch(&what, only(self.open()))? {
+        match fetch(&what, only(self.open()), &mut Questions::default())? {
             Fetched::Delivered | Fetched::DeliveredTail { .. } => {
                 Ok(std::fs::read(target).unwrap())
             }
