@@ -8,7 +8,7 @@ use pitr::error::Code;
 use pitr::store::s3::S3Store;
 use pitr::store::{Published, Store, get, put};
 
-use crate::common::s3::{BUCKET, Fault, KEY, Place, key, large};
+use crate::common::s3::{BUCKET, Fault, KEY, Place, SECRET, key, large};
 use crate::common::{PATIENCE, pitr, wait_until};
 
 #[test]
@@ -229,6 +229,43 @@ fn s09_credentials_that_were_replaced_are_read_again() {
     place.server.clear_log();
     assert_eq!(get(&store, &key("x"), 10).unwrap().unwrap(), b"one");
     assert_eq!(place.server.log().len(), 1, "they are kept");
+}
+
+#[test]
+fn s09_a_session_is_renewed_before_it_ends() {
+    let place = Place::new();
+    let ends = place.sandbox.join("ends");
+    // A client keeps a session until five to ten seconds before its end.
+    let program = place.sandbox.file(
+        "session",
+        format!(
+            r#"end=$(($(date +%s) + 12))
+            echo $end >> {}
+            printf '{{"Version": 1, "AccessKeyId": "{KEY}", "SecretAccessKey": "{SECRET}",'
+            printf '"SessionToken": "until-%s", "Expiration": "%s"}}' $end "$(date -u -d @$end +%Y-%m-%dT%H:%M:%SZ)"
+            "#,
+            ends.display()
+        ),
+    );
+    let line = format!("credential_process = /bin/sh {}", program.display());
+    let file = place
+        .sandbox
+        .file("profile", format!("[default]\n{line}\n"));
+    let store = place.open(|s| s.credentials_file = Some(file));
+    assert_eq!(put(&store, &key("x"), b"one").unwrap(), Published::Created);
+    wait_until(
+        PATIENCE,
+        "sessions are renewed and the first is over",
+        || {
+            let now = chrono::Utc::now().timestamp();
+            assert_eq!(get(&store, &key("x"), 10).unwrap().unwrap(), b"one");
+            let text = std::fs::read_to_string(&ends).unwrap();
+            let ends: Vec<i64> = text.lines().map(|end| end.parse().unwrap()).collect();
+            // Each refusal brings one about, which may happen where a machine stands still.
+            let early = ends.len() as u64 - 1 - place.server.ended_tokens();
+            early >= 2 && now >= ends[0]
+        },
+    );
 }
 
 #[test]

@@ -152,6 +152,8 @@ struct State {
     log: Mutex<Vec<String>>,
     /// How many session tokens were issued.
     issued: AtomicU64,
+    /// How many requests came with one that had ended.
+    ended: AtomicU64,
     /// The signatures that were repeated.
     echoed: Mutex<Vec<String>>,
     /// Bytes that went out in answers without end.
@@ -184,6 +186,7 @@ impl S3Server {
             rules: Mutex::default(),
             log: Mutex::default(),
             issued: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
             echoed: Mutex::default(),
             endless: AtomicU64::new(0),
             racing: AtomicU64::new(0),
@@ -315,6 +318,11 @@ impl S3Server {
     /// How many session tokens it has issued.
     pub fn issued_tokens(&self) -> u64 {
         self.state.issued.load(Ordering::SeqCst)
+    }
+
+    /// How many requests it refused because their session token, `until-` and seconds since 1970, had ended.
+    pub fn ended_tokens(&self) -> u64 {
+        self.state.ended.load(Ordering::SeqCst)
     }
 
     /// The signatures that [`Fault::Echo`] has repeated.
@@ -559,9 +567,14 @@ fn refused(state: &State, request: &Request) -> Option<Response> {
     if key != KEY && key != WRITER && !key.starts_with("TEMPORARY") {
         return Some(Response::error(403, "InvalidAccessKeyId", "no such key"));
     }
-    if let Some(token) = &manner.token
-        && request.header("x-amz-security-token") != token
-    {
+    let token = request.header("x-amz-security-token");
+    let until = token.strip_prefix("until-").map(str::parse);
+    let has_ended =
+        until.is_some_and(|end| end.is_ok_and(|end: i64| now(state).timestamp() >= end));
+    if has_ended {
+        state.ended.fetch_add(1, Ordering::SeqCst);
+    }
+    if has_ended || manner.token.as_ref().is_some_and(|valid| token != valid) {
         return Some(Response::error(
             400,
             "ExpiredToken",
