@@ -297,6 +297,10 @@ impl Store for SealedStore {
         self.inner.clock()
     }
 
+    fn read_medium(&self) {
+        self.inner.read_medium();
+    }
+
     /// What the store confirms are the sealed bytes, and those are what was given to it.
     fn is_confirming(&self) -> bool {
         self.inner.is_confirming()

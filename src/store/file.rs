@@ -9,9 +9,9 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags};
+use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
 use rustix::process::{Gid, Uid};
@@ -32,6 +32,8 @@ pub struct FileStore {
     nonce: AtomicU64,
     /// Whose everything is to be that root makes in a repository of another user.
     owner: Option<(Uid, Gid)>,
+    /// What the system remembers of an object is dropped before it is read.
+    reads_medium: AtomicBool,
 }
 
 impl FileStore {
@@ -70,6 +72,7 @@ impl FileStore {
             path: path.to_owned(),
             nonce: AtomicU64::new(nonce),
             owner,
+            reads_medium: AtomicBool::new(false),
         })
     }
 
@@ -255,6 +258,11 @@ impl Store for FileStore {
         if !metadata.is_file() {
             return Err(err!(Damaged, "object \"{key}\" is not a regular file"));
         }
+        if self.reads_medium.load(Ordering::Relaxed) {
+            // What is not written yet stays in memory; an object was written before it had its name.
+            rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)
+                .map_err(|e| self.error("open object", key.as_str(), e.into()))?;
+        }
         let parent = self
             .resolve(
                 key.parent().unwrap_or(""),
@@ -417,6 +425,10 @@ impl Store for FileStore {
         }
     }
 
+    fn read_medium(&self) {
+        self.reads_medium.store(true, Ordering::Relaxed);
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>> {
         let stat = rustix::fs::fstatvfs(&self.root)
             .map_err(|e| self.error("look at free space of", "", e.into()))?;
@@ -565,6 +577,7 @@ impl NewObject for NewFileObject {
                 path,
                 nonce: AtomicU64::new(0),
                 owner: None,
+                reads_medium: AtomicBool::new(false),
             };
             store.write_error(&key, e)
         })

@@ -267,6 +267,10 @@ pub trait Store: Send + Sync {
         Ok(None)
     }
 
+    /// From here on every object is read from the medium, as far as the system lets that be, and not from what it remembers of it: for whoever
+    /// looks whether the medium has kept it.
+    fn read_medium(&self) {}
+
     /// Whether [`NewObject::publish`] answers `Created` only when the store has confirmed the bytes: then nothing is read back.
     fn is_confirming(&self) -> bool {
         false

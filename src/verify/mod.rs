@@ -141,6 +141,7 @@ impl Verify<'_> {
     /// # Errors
     /// `NotFound` when the backup asked for does not exist; `Interrupted`; what the store says, but for damage, which is a finding.
     pub fn run(&self) -> Result<Report> {
+        self.repository.store().read_medium();
         let layout =
             ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
         let survey = Survey::read(self.repository, self.registration)?;

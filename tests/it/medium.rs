@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::common::mount::PowerDisk;
 use crate::common::random::Random;
-use crate::common::{Program, Run, Site, Still};
+use crate::common::{Program, Run, Sandbox, Site, Still};
 use crate::require_root;
+use crate::sealed::Sealed;
 use crate::soak::number;
 
 /// A stopped cluster whose site is on the disk, all of it durable.
@@ -222,4 +223,35 @@ fn m02_what_a_lying_drive_lost_is_found_and_brought_back_from_the_second_reposit
     }
     lied.is_copied(2);
     lied.is_whole();
+}
+
+#[test]
+fn m02_verify_reads_what_the_drive_holds_and_not_what_the_system_remembers() {
+    require_root!("m02_verify_reads_what_the_drive_holds_and_not_what_the_system_remembers");
+    let disk = PowerDisk::new(32);
+    let still = still_on(&disk, 2);
+    let folder = disk.path().join("sealed");
+    let sealed = Sealed::at(&still.cluster, folder, Sandbox::new("sealed"));
+    for n in 0..2 {
+        still.push(&still.segments[n]).run().success();
+        sealed.push(&still, "writer", n).run().success();
+    }
+    settle(&disk);
+    let name = &still.segments[1];
+    for (object, pitr) in [
+        (still.site.object(name), still.site.pitr()),
+        (sealed.object(name), sealed.on("reader")),
+    ] {
+        let verify = pitr.args(["verify", "--json"]);
+        verify.run().success();
+        let whole = std::fs::read(&object).unwrap();
+        disk.spoil(&whole);
+        // Nobody who just reads it sees that.
+        assert!(std::fs::read(&object).unwrap() == whole);
+        let run = verify.run().expect_code(4);
+        assert_eq!(Lied::found(&run), still.segments[1..]);
+        assert!(std::fs::read(&object).unwrap() != whole);
+    }
+    still.fetch(name).run().expect_code(201);
+    still.check(&still.segments[0]);
 }

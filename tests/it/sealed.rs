@@ -21,10 +21,16 @@ pub struct Sealed {
 impl Sealed {
     pub fn new(cluster: &Cluster) -> Sealed {
         let sandbox = Sandbox::new("sealed");
+        let repository = sandbox.join("repo");
+        Sealed::at(cluster, repository, sandbox)
+    }
+
+    /// With the repository somewhere else than all the rest.
+    pub fn at(cluster: &Cluster, repository: PathBuf, sandbox: Sandbox) -> Sealed {
         let keys = sandbox.join("keys");
         keygen(&keys, &["ops", "escrow"]).run().success();
         let sealed = Sealed {
-            repository: sandbox.join("repo"),
+            repository,
             keys,
             sandbox,
         };

@@ -1,10 +1,11 @@
 //! Filesystems for tests, which need root: a small one that gets full, and one whose power can be cut.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::medium::{Cut, Medium, Recording};
+use super::medium::{Cut, Medium, Recording, SECTOR};
 use super::sandbox::Sandbox;
 use super::user;
 
@@ -174,6 +175,20 @@ impl PowerDisk {
         }
         std::fs::write(&self.image, &cut.content).unwrap();
         self.mount();
+    }
+
+    /// Changes a byte in the first sector of a file on the medium, below the filesystem, which remembers the sector as it wrote it. The sector
+    /// must be the only one of its kind.
+    pub fn spoil(&self, content: &[u8]) {
+        let backing = self.backing();
+        let image = std::fs::read(&backing).unwrap();
+        let is_it = |n: &usize| image[n * SECTOR..].starts_with(&content[..SECTOR]);
+        let places: Vec<usize> = (0..image.len() / SECTOR).filter(is_it).collect();
+        assert_eq!(places.len(), 1, "sectors like the first of the file");
+        let last = (places[0] + 1) * SECTOR - 1;
+        let file = std::fs::File::options().write(true).open(&backing).unwrap();
+        file.write_all_at(&[!image[last]], u64::try_from(last).unwrap())
+            .unwrap();
     }
 
     /// What the loop device is made of.
