@@ -292,7 +292,8 @@ impl Offline {
         Offline::on(Still::new(17, 1, segments), more)
     }
 
-    fn on(still: Still, more: &str) -> Offline {
+    /// With the segments of this cluster.
+    pub fn on(still: Still, more: &str) -> Offline {
         let peer = Peer::own();
         let config = configuration(
             &peer,

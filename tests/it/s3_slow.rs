@@ -9,7 +9,8 @@ use pitr::store::{Key, Published, get, put};
 use crate::common::proxy::{Proxy, Way};
 use crate::common::s3::peer::Peer;
 use crate::common::s3::{BUCKET, KEY};
-use crate::common::{PATIENCE, Sandbox, pitr, wait_until};
+use crate::common::{PATIENCE, Sandbox, Still, Stop, pitr, wait_until};
+use crate::fetch::mode;
 use crate::s3_cycle::Offline;
 
 /// As long as the largest body of one request, and of no pattern.
@@ -79,6 +80,56 @@ fn f20_what_moves_slowly_arrives_whatever_time_it_takes() {
         assert!(error.contains("bytes have passed, the last"), "{error}");
     });
     assert!(proxy.counts().stalled > 0);
+}
+
+#[test]
+fn f20_whoever_waits_for_a_slow_store_is_told_how_far_it_is() {
+    let mut still = Still::new(17, 16, 1);
+    // Of no pattern: more than a store is asked for at once.
+    still.cluster.start();
+    let client = still.cluster.client();
+    client.sql(
+        "create table noise as select string_agg(md5(random()::text), '') from generate_series(1, 40) s, generate_series(1, 8000) g group by g",
+    );
+    let sql = "select pg_walfile_name(pg_switch_wal())";
+    still.segments = vec![client.query_one_string(sql)];
+    drop(client);
+    still.cluster.stop(Stop::Immediate);
+    let off = Offline::on(still, "");
+    off.push(0).run().success();
+    let name = &off.still.segments[0];
+    let stored = off.server().object(&off.server().key(name)).len();
+    assert!(stored > 4 << 20, "{stored}");
+    let proxy = Proxy::to(port_of(&off.server().endpoint()));
+    let text = std::fs::read_to_string(&off.config).unwrap();
+    let slow = text.replace(
+        &off.server().endpoint(),
+        &format!("http://127.0.0.1:{}", proxy.port()),
+    );
+    let slow = off.still.site.sandbox().file("slow.toml", slow);
+    proxy.throttle(Way::ToClient, Some(400_000));
+    // A standby that has only the archive waits, however busy the machine is.
+    mode(&off.still, "standby.signal", false);
+    let fetch = off.fetch_with(&slow, name);
+    let mut running = fetch
+        .env("PITR_CLUSTERS_MAIN_PREFETCH_SEGMENTS", "0")
+        .env("PITR_FAULT_SECONDS", "1")
+        .spawn();
+    let told = format!("still fetching \"{name}\": ");
+    wait_until(PATIENCE, "it is told how far it is", || {
+        let told = running.stderr().contains(&told);
+        assert!(told || !running.is_done(), "{}", running.stderr());
+        told
+    });
+    proxy.calm();
+    assert!(proxy.counts().throttled > 0);
+    let run = running.wait().success();
+    let (_, rest) = run.stderr.split_once(&told).unwrap();
+    let (bytes, _) = rest.split_once(" bytes so far").unwrap();
+    let bytes: u64 = bytes.parse().unwrap();
+    assert!((1..16 << 20).contains(&bytes), "{run}");
+    let fetched = std::fs::read(off.still.wal("RECOVERYXLOG")).unwrap();
+    assert!(fetched == std::fs::read(off.still.wal(name)).unwrap());
 }
 
 #[test]
