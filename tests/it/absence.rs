@@ -15,7 +15,7 @@ use crate::common::{
     Cluster, PATIENCE, Program, Run, Sandbox, Still, patiently, pitr, pitr_archive, pitr_restore,
     wait_until,
 };
-use crate::fetch::answers_promotion;
+use crate::fetch::answer_promotions;
 use crate::per_major;
 
 /// A segment that was never archived, behind those that were.
@@ -590,7 +590,8 @@ fn f18_a_standby_without_the_archived_tail_is_promoted_only_by_choice() {
     pair.primary.archive_now();
     standby.start();
     wait_rows(&standby, 1);
-    for (rows, next) in [(1, "refuse"), (2, "proceed")] {
+    let mut took = Vec::new();
+    for (rows, next) in [(1, "refuse"), (2, "refuse"), (3, "proceed")] {
         let (seen, refused) = (standby.log().len(), pair.proxy.counts().refused);
         pair.outage();
         pair.insert();
@@ -603,7 +604,7 @@ fn f18_a_standby_without_the_archived_tail_is_promoted_only_by_choice() {
         wait_until(PATIENCE, "restore_command has answered", || {
             standby.log()[seen..].contains("child process exited with exit code 200")
         });
-        answers_promotion(asked.elapsed());
+        took.push(asked.elapsed());
         stopped(&mut standby, seen);
         assert!(pair.proxy.counts().refused > refused);
         pair.proxy.calm();
@@ -612,12 +613,13 @@ fn f18_a_standby_without_the_archived_tail_is_promoted_only_by_choice() {
         standby.start();
         wait_rows(&standby, rows + 1);
     }
+    answer_promotions(&took);
     pair.outage();
     pair.insert();
     pair.primary.archive_now();
     promote(&standby);
     standby.wait_promoted();
-    wait_rows(&standby, 3);
+    wait_rows(&standby, 4);
     assert!(standby.log().contains("answering \"not here\""));
 }
 

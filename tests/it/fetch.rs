@@ -196,9 +196,18 @@ fn f01_an_unreachable_repository_is_no_end_of_wal() {
 }
 
 /// What should take a second takes less than half of what `pg_ctl promote` waits for, also on a machine that is loaded.
-pub fn answers_promotion(took: Duration) {
+fn answers_promotion(took: Duration) {
     println!("a promotion is answered after {took:?}");
     assert!(took < Duration::from_secs(30), "{took:?}");
+}
+
+/// One of several takes less than a repository across a network may be silent then.
+pub fn answer_promotions(took: &[Duration]) {
+    for took in took {
+        answers_promotion(*took);
+    }
+    let best = took.iter().min().unwrap();
+    assert!(*best < Duration::from_secs(5), "{took:?}");
 }
 
 #[test]
@@ -223,18 +232,21 @@ fn f01_a_repository_that_hangs_holds_up_neither_a_standby_nor_recovery_for_ever(
         .expect_code(200)
         .expect_stderr("has not answered for");
     // A promotion is answered within a second, and shutdown at once.
-    mode(&still, "standby.signal", false);
-    let mut running = fetch.spawn();
-    wait_until(PATIENCE, "it says for whom it waits", || {
-        let said = running.stderr();
-        said.contains("has not answered for") && said.contains("waiting for it")
-    });
-    assert!(!running.is_done(), "a standby waits for ever");
-    still.cluster.touch("promote");
-    let asked = Instant::now();
-    let run = running.wait();
-    assert!(matches!(run.code(), 1 | 200), "{run}");
-    answers_promotion(asked.elapsed());
+    let promoted = || {
+        mode(&still, "standby.signal", false);
+        let mut running = fetch.spawn();
+        wait_until(PATIENCE, "it says for whom it waits", || {
+            let said = running.stderr();
+            said.contains("has not answered for") && said.contains("waiting for it")
+        });
+        assert!(!running.is_done(), "a standby waits for ever");
+        still.cluster.touch("promote");
+        let asked = Instant::now();
+        let run = running.wait();
+        assert!(matches!(run.code(), 1 | 200), "{run}");
+        asked.elapsed()
+    };
+    answer_promotions(&[promoted(), promoted(), promoted()]);
     mode(&still, "standby.signal", false);
     let running = fetch.spawn();
     std::thread::sleep(Duration::from_millis(500));
