@@ -6,10 +6,10 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::fetch::Fetch;
 use crate::error::Result;
-use crate::pg::segment::{SegmentName, WalFileName};
+use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
+use crate::progress::Progress;
 use crate::repo::event::Writer;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
@@ -26,9 +26,9 @@ pub(super) struct Damage {
 }
 
 /// Says which copies are of no use where another repository gave the file; without one the error says it.
-pub(super) fn tell(what: &Fetch, found: &[Damage], from: &Repository) {
+pub(super) fn tell(progress: &dyn Progress, found: &[Damage], from: &Repository) {
     for damage in found {
-        what.progress.warn(&format!(
+        progress.warn(&format!(
             "{}; it was taken from \"{}\"; \"pitr verify\" shows what else is damaged",
             damage.detail,
             from.store().location()
@@ -36,12 +36,8 @@ pub(super) fn tell(what: &Fetch, found: &[Damage], from: &Repository) {
     }
 }
 
-/// Records the damage of segments. Never fails, and takes a second at most.
-pub(super) fn record(what: &Fetch, found: Vec<Damage>) {
-    let WalFileName::Segment(segment) = what.name else {
-        return;
-    };
-    let (now, nonce) = ((what.clock)(), what.nonce);
+/// Records the damage of a segment's copies. Never fails, and takes a second at most.
+pub(super) fn record(segment: SegmentName, found: Vec<Damage>, now: TimestampTz, nonce: u64) {
     // Nothing is sent: the channel is closed when the last thread has ended.
     let (alive, ended) = mpsc::channel::<()>();
     for damage in found {

@@ -100,8 +100,8 @@ pub fn fetch(what: &Fetch, places: Vec<Place>, questions: &mut Questions) -> Res
     let mut answers = Answers::default();
     let fetched = ask_all(what, places, questions, &mut answers)
         .and_then(|()| answers.conclude(what, questions));
-    if !answers.damaged.is_empty() {
-        damage::record(what, answers.damaged);
+    if let (WalFileName::Segment(name), [_, ..]) = (what.name, &*answers.damaged) {
+        damage::record(name, answers.damaged, (what.clock)(), what.nonce);
     }
     fetched
 }
@@ -260,7 +260,7 @@ impl Answers {
         let is_required = question.is_required;
         match asked {
             Ok((Found::Delivered, repository)) => {
-                damage::tell(what, &self.damaged, &repository);
+                damage::tell(&*what.progress, &self.damaged, &repository);
                 self.is_delivered = true;
             }
             Ok((Found::Damaged(layout, e), repository)) => {
