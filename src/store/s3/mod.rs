@@ -14,15 +14,18 @@ use crate::pg::time::TimestampTz;
 mod attempt;
 mod calm;
 mod certificate;
+mod checksum;
 mod class;
 mod client;
 mod clock;
 mod credential_process;
 mod failure;
 mod guard;
+mod headers;
 mod lifecycle;
 mod limit;
 mod listing;
+mod markers;
 mod multipart;
 mod object;
 pub mod probe;
@@ -33,6 +36,7 @@ mod upload;
 mod version;
 
 use client::{Link, wait};
+use markers::Markers;
 use object::{Part, S3Object, read};
 use request::Bucket;
 pub use request::end_at;
@@ -68,7 +72,7 @@ impl S3Store {
                 prefix,
                 place,
                 random: AtomicU64::new(nonce),
-                markers: version::Markers::default(),
+                markers: Markers::default(),
                 is_trial,
             }),
         }

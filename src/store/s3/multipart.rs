@@ -8,10 +8,11 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPa
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 
+use super::checksum::{Confirmed, check_sum, checksum};
 use super::client::{runtime, wait};
 use super::failure::{Answered, Failure, Kind};
+use super::headers::{Condition, dressed_multipart};
 use super::request::{Bucket, Purpose};
-use super::upload::{Condition, Confirmed, check_sum, checksum, dressed_multipart};
 use crate::err;
 use crate::error::Result;
 use crate::store::Key;

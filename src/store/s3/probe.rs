@@ -8,11 +8,12 @@ use bytes::Bytes;
 
 use super::client::wait;
 use super::failure::{Answered, Failure, Kind};
+use super::headers::Condition;
 use super::multipart::Multipart;
 use super::object::{Part, fetch};
 use super::request::Bucket;
-use super::upload::{Condition, mark_of, put};
-use super::{S3Store, listing, sums};
+use super::upload::{mark_of, put};
+use super::{S3Store, checksum, listing};
 use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::{Code, Result};
@@ -149,7 +150,7 @@ impl S3Store {
     /// Whether bytes are refused that do not have the checksum sent with them; none where that was not found out.
     fn compares_sums(&self) -> Result<Option<bool>> {
         let bucket = Arc::clone(&self.bucket);
-        wait(async move { sums::ask(&bucket).await })
+        wait(async move { checksum::ask(&bucket).await })
     }
 }
 

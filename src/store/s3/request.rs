@@ -14,7 +14,7 @@ use super::attempt::Attempt;
 use super::certificate;
 use super::client::{Connected, Link};
 use super::failure::{Answered, Failure, Kind};
-use super::version::Markers;
+use super::markers::Markers;
 use crate::store::life;
 
 /// The longest pause after the first failure; doubled by each one that follows.

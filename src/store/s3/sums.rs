@@ -3,18 +3,9 @@
 //! Where it does, and TLS keeps a body on its way, the body's SHA-256 is left out of the signature, which covers the checksum: it would be a third
 //! look at the same bytes, and takes more of the processor than compressing them where there are no instructions for it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use aws_sdk_s3::error::ProvideErrorMetadata;
-use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::ChecksumAlgorithm;
-
-use super::client::wait;
 use super::failure::{Failure, Kind};
-use super::listing;
-use super::request::Bucket;
-use crate::durable::TEMPORARY_PREFIX;
 
 /// What is known of it, in this process.
 pub(super) struct Sums {
@@ -61,60 +52,23 @@ impl Sums {
         }
     }
 
+    /// What is known; nothing where finding out is worth a request, as it is for who writes a second object.
+    pub(super) fn are_compared(&self) -> Option<bool> {
+        match self.state.load(Ordering::Relaxed) {
+            COMPARED => Some(true),
+            IGNORED => Some(false),
+            FRESH => {
+                self.state.store(ASK, Ordering::Relaxed);
+                Some(false)
+            }
+            _ => None,
+        }
+    }
+
     pub(super) fn found(&self, compares: Option<bool>) {
         if let Some(compares) = compares {
             let state = if compares { COMPARED } else { IGNORED };
             self.state.store(state, Ordering::Relaxed);
         }
-    }
-}
-
-/// Whether the checksum in an answer counts. To find out takes a request, as much as reading an object's end: it is worth it for who
-/// writes a second object.
-pub(super) fn are_compared(bucket: &Arc<Bucket>) -> bool {
-    let sums = &bucket.link.sums;
-    match sums.state.load(Ordering::Relaxed) {
-        COMPARED => true,
-        IGNORED => false,
-        FRESH => {
-            sums.state.store(ASK, Ordering::Relaxed);
-            false
-        }
-        _ => {
-            let asked = Arc::clone(bucket);
-            let found = wait(async move { ask(&asked).await }).ok().flatten();
-            sums.found(found);
-            found == Some(true)
-        }
-    }
-}
-
-/// Sends bytes with the checksum of others; none when the answer does not tell.
-pub(super) async fn ask(bucket: &Bucket) -> Option<bool> {
-    let key = format!("{TEMPORARY_PREFIX}probe.{:016x}/sum", bucket.next_random());
-    let request = bucket.link.client().put_object().bucket(&bucket.bucket);
-    let sent = request
-        .key(bucket.full(&key))
-        // A policy may forbid all other ways to create.
-        .if_none_match("*")
-        .checksum_algorithm(ChecksumAlgorithm::Crc32C)
-        .checksum_crc32_c("AAAAAA==")
-        .body(ByteStream::from_static(b"other bytes"))
-        .send();
-    // Once: a refusal looks like damage on the way, which would be tried again.
-    let answer = tokio::time::timeout(bucket.link.settings.stall_timeout, sent).await;
-    match answer.ok()? {
-        Ok(stored) if stored.e_tag().is_some_and(|tag| !tag.is_empty()) => {
-            // Who may not delete leaves it to the janitor.
-            let _ = listing::delete(bucket, &key).await;
-            Some(false)
-        }
-        Ok(_) => None,
-        Err(error) => match error.as_service_error()?.code()? {
-            "BadDigest" | "InvalidDigest" | "XAmzContentChecksumMismatch" | "InvalidRequest" => {
-                Some(true)
-            }
-            _ => None,
-        },
     }
 }

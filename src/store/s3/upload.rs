@@ -7,19 +7,17 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use aws_sdk_s3::operation::create_multipart_upload::builders::CreateMultipartUploadFluentBuilder;
-use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{ChecksumAlgorithm, ObjectLockMode, ServerSideEncryption, StorageClass};
+use aws_sdk_s3::types::ChecksumAlgorithm;
 use bytes::Bytes;
 
+use super::checksum::{self, Confirmed, check_sum, checksum};
 use super::client::wait;
-use super::failure::{Answered, Failure, Kind, shown};
+use super::failure::{Answered, Failure, Kind};
+use super::headers::{Condition, MARK, Sort, dressed_put};
 use super::multipart::Multipart;
 use super::object::{Part, read};
 use super::request::{Bucket, Purpose};
-use super::sums;
-use crate::config::{LockMode, ObjectLock, Sse};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::store::{Key, NewObject, Published};
@@ -30,32 +28,6 @@ pub(super) const PART_BYTES: usize = 8 << 20;
 const SEGMENT_BYTES: usize = 20 << 20;
 /// So much of its end is read back of an object that the store has not confirmed.
 const TAIL_BYTES: usize = 64 << 10;
-/// The mark of an upload, as metadata of the object.
-const MARK: &str = "pitr-upload";
-
-/// What must hold for a request to name an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Condition {
-    /// The name is free.
-    Absent,
-    /// Nothing, for a store that knows no conditions.
-    None,
-}
-
-impl Condition {
-    /// The one that the settings ask for.
-    pub(super) fn of(bucket: &Bucket) -> Condition {
-        match bucket.link.settings.unsafe_overwrite {
-            true => Condition::None,
-            false => Condition::Absent,
-        }
-    }
-
-    /// As the header `If-None-Match`.
-    pub(super) fn header(self) -> Option<String> {
-        (self == Condition::Absent).then(|| "*".to_owned())
-    }
-}
 
 /// An object being written.
 pub(super) struct Upload {
@@ -139,7 +111,7 @@ impl Upload {
     /// The request that names the object. Where the store's checksums confirm nothing, length and end of the object are read back.
     fn commit(&mut self) -> Answered<()> {
         match self.send_last()? {
-            Confirmed::Yes if self.bucket.is_trial || sums::are_compared(&self.bucket) => Ok(()),
+            Confirmed::Yes if self.bucket.is_trial || checksum::counts(&self.bucket) => Ok(()),
             _ => Ok(self.read_back()?),
         }
     }
@@ -265,14 +237,13 @@ pub(super) async fn put(
                         .put_object()
                         .bucket(&bucket.bucket)
                         .key(bucket.full(key))
-                        .metadata(MARK, mark)
                         .content_length(length)
                         // Said beside the checksum itself: of a locked object stores want to be told.
                         .checksum_algorithm(ChecksumAlgorithm::Crc32C)
                         .checksum_crc32_c(&sum)
                         .body(ByteStream::from(body));
                     let request = request.set_if_none_match(condition.header());
-                    let request = dressed_put(request, bucket, key)?;
+                    let request = dressed_put(request, bucket, key, mark)?;
                     let answer = match bucket.link.sums.go_unsigned() {
                         true => {
                             let sent = request.customize().disable_payload_signing().send();
@@ -290,199 +261,4 @@ pub(super) async fn put(
             },
         )
         .await
-}
-
-/// Whether the store has said a checksum of what it holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Confirmed {
-    /// By the checksum of what was sent.
-    Yes,
-    /// It answered no checksum.
-    No,
-}
-
-/// What the store says it received must be what was sent.
-pub(super) fn check_sum(answered: Option<&str>, sent: &str) -> Answered<Confirmed> {
-    match answered {
-        Some(other) if other != sent => Err(Failure::new(
-            Kind::Final,
-            err!(
-                ReadBack,
-                "the store holds other bytes than were sent (CRC-32C {}, not {sent})",
-                shown(other)
-            ),
-        )),
-        Some(_) => Ok(Confirmed::Yes),
-        None => Ok(Confirmed::No),
-    }
-}
-
-/// CRC-32C as it stands in a header: base64 of four bytes, the highest first.
-pub(super) fn checksum(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let bits = u64::from(crc32c::crc32c(bytes)) << 4;
-    let mut text: String = (0..6)
-        .rev()
-        .map(|n| char::from(DIGITS[usize::try_from(bits >> (6 * n) & 63).unwrap_or(0)]))
-        .collect();
-    text.push_str("==");
-    text
-}
-
-/// What kind of object a key is of: it decides on storage class, lock and size of requests, never on what is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sort {
-    Wal,
-    Pack,
-    Other,
-}
-
-impl Sort {
-    fn of(key: &Key) -> Sort {
-        let has = |part: &str| parts(key).any(|p| p == part);
-        if has("wal") || has("conflicts") {
-            Sort::Wal
-        } else if has("packs") || has("layers") {
-            Sort::Pack
-        } else {
-            Sort::Other
-        }
-    }
-}
-
-/// Whether an object is to be deleted long before a lock would end: increments, and what says that something is in use.
-fn is_short_lived(key: &Key) -> bool {
-    parts(key).any(|p| p == "open" || p == "events")
-}
-
-/// The parts of a key that tell what the object is: a cluster may have any name, "events", too.
-fn parts(key: &Key) -> impl Iterator<Item = &str> {
-    let parts = key.as_str().split('/');
-    let is_clusters = parts.clone().next() == Some("clusters");
-    parts.skip(if is_clusters { 3 } else { 0 })
-}
-
-/// Storage class, encryption by the store, and lock of an object.
-#[derive(Default)]
-struct Dress {
-    class: Option<StorageClass>,
-    sse: Option<ServerSideEncryption>,
-    kms_key: Option<String>,
-    lock: Option<(ObjectLockMode, aws_sdk_s3::primitives::DateTime)>,
-}
-
-fn dress(bucket: &Bucket, key: &Key) -> Result<Dress> {
-    let settings = &bucket.link.settings;
-    let encrypted = Dress {
-        sse: settings.sse.map(|sse| match sse {
-            Sse::S3 => ServerSideEncryption::Aes256,
-            Sse::Kms => ServerSideEncryption::AwsKms,
-        }),
-        kms_key: settings.sse_kms_key_id.clone(),
-        ..Dress::default()
-    };
-    if bucket.is_trial {
-        return Ok(encrypted);
-    }
-    let class = match Sort::of(key) {
-        Sort::Wal => &settings.storage_class.wal,
-        Sort::Pack => &settings.storage_class.packs,
-        Sort::Other => &settings.storage_class.manifests,
-    };
-    let lock = settings.object_lock.filter(|_| !is_short_lived(key));
-    Ok(Dress {
-        class: class.as_deref().map(StorageClass::from),
-        lock: lock.map(|lock| locked(bucket, lock)).transpose()?,
-        ..encrypted
-    })
-}
-
-/// A lock counts from the store's clock, which has answered before: the marker is read first. Nobody can lift one that is too long, and
-/// one that is missing protects nothing.
-fn locked(
-    bucket: &Bucket,
-    lock: ObjectLock,
-) -> Result<(ObjectLockMode, aws_sdk_s3::primitives::DateTime)> {
-    let mode = match lock.mode {
-        LockMode::Governance => ObjectLockMode::Governance,
-        LockMode::Compliance => ObjectLockMode::Compliance,
-    };
-    let wrong = |what: &str| {
-        err!(Unreachable, "objects cannot be locked in \"{}\": {what}", bucket.place).hint(
-            "Nothing was stored. A lock counts from the date in the store's answers: correct the clock that is wrong, or the proxy that takes the date away.",
-        )
-    };
-    let clock = &bucket.link.clock;
-    let until = clock.after(lock.period);
-    let until = until.ok_or_else(|| wrong("its answers have no date"))?;
-    match clock.is_far_off() {
-        true => Err(wrong("its clock is more than a day from this host's")),
-        false => Ok((mode, until)),
-    }
-}
-
-fn dressed_put(
-    request: PutObjectFluentBuilder,
-    bucket: &Bucket,
-    key: &Key,
-) -> Result<PutObjectFluentBuilder> {
-    let dress = dress(bucket, key)?;
-    let (mode, until) = dress.lock.unzip();
-    Ok(request
-        .set_storage_class(dress.class)
-        .set_server_side_encryption(dress.sse)
-        .set_ssekms_key_id(dress.kms_key)
-        .set_object_lock_mode(mode)
-        .set_object_lock_retain_until_date(until))
-}
-
-pub(super) fn dressed_multipart(
-    request: CreateMultipartUploadFluentBuilder,
-    bucket: &Bucket,
-    key: &Key,
-    mark: &str,
-) -> Result<CreateMultipartUploadFluentBuilder> {
-    let dress = dress(bucket, key)?;
-    let (mode, until) = dress.lock.unzip();
-    Ok(request
-        .metadata(MARK, mark)
-        .set_storage_class(dress.class)
-        .set_server_side_encryption(dress.sse)
-        .set_ssekms_key_id(dress.kms_key)
-        .set_object_lock_mode(mode)
-        .set_object_lock_retain_until_date(until))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn checksums_stand_as_the_protocol_wants_them() {
-        // Of "123456789" it is e3069283: RFC 3720 and every table of checksums.
-        assert_eq!(checksum(b"123456789"), "4waSgw==");
-        assert_eq!(checksum(b""), "AAAAAA==");
-        assert_eq!(check_sum(None, "x").unwrap(), Confirmed::No);
-        assert_eq!(check_sum(Some("x"), "x").unwrap(), Confirmed::Yes);
-        assert!(check_sum(Some("y"), "x").is_err());
-    }
-
-    #[test]
-    fn kinds_are_told_by_the_key() {
-        let sort = |k: &str| Sort::of(&Key::new(k).unwrap());
-        assert_eq!(sort("clusters/a/7/wal/00000001/00000000/x"), Sort::Wal);
-        assert_eq!(sort("clusters/a/7/packs/b/000000"), Sort::Pack);
-        assert_eq!(sort("clusters/a/7/backups/b/manifest"), Sort::Other);
-        assert!(is_short_lived(
-            &Key::new("clusters/a/7/events/b/begin").unwrap()
-        ));
-        assert!(!is_short_lived(
-            &Key::new("clusters/a/7/backups/b/manifest").unwrap()
-        ));
-        // A cluster may be called like a kind.
-        assert_eq!(sort("clusters/wal/7/packs/b/000000"), Sort::Pack);
-        assert!(!is_short_lived(
-            &Key::new("clusters/events/7/wal/00000001/00000000/x").unwrap()
-        ));
-    }
 }
