@@ -19,7 +19,7 @@ use crate::store::life;
 const TICK: Duration = Duration::from_millis(50);
 
 /// Those who are asked, and what is heard of them.
-pub(super) struct Asking<T> {
+pub struct Asking<T> {
     sender: Sender<Result<T>>,
     answers: Receiver<Result<T>>,
     pieces: Arc<AtomicU64>,
@@ -41,7 +41,10 @@ impl<T> Default for Asking<T> {
 
 impl<T: Send + 'static> Asking<T> {
     /// Asks one more.
-    pub(super) fn ask(&mut self, question: impl FnOnce() -> T + Send + 'static) -> Result<()> {
+    ///
+    /// # Errors
+    /// `Io` when no thread can be had.
+    pub fn ask(&mut self, question: impl FnOnce() -> T + Send + 'static) -> Result<()> {
         let sender = self.sender.clone();
         let ask = move || {
             let answer = catch_unwind(AssertUnwindSafe(question));
@@ -62,7 +65,7 @@ impl<T: Send + 'static> Asking<T> {
     ///
     /// # Errors
     /// `Internal` when asking panicked.
-    pub(super) fn answer(&mut self, patience: Duration) -> Result<Option<T>> {
+    pub fn answer(&mut self, patience: Duration) -> Result<Option<T>> {
         loop {
             match self.answers.recv_timeout(TICK) {
                 Ok(answer) => {
@@ -73,6 +76,11 @@ impl<T: Send + 'static> Asking<T> {
                 Err(_) => return Ok(None),
             }
         }
+    }
+
+    /// Counts the pieces that come, each of which is a sign of life.
+    pub fn pieces(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.pieces)
     }
 
     /// A progress that counts as a sign of life what it passes on, of the one at `place`.
@@ -86,7 +94,7 @@ impl<T: Send + 'static> Asking<T> {
             progress,
             inquiry,
             place: place.to_owned(),
-            pieces: Arc::clone(&self.pieces),
+            pieces: self.pieces(),
         })
     }
 

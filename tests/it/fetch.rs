@@ -686,7 +686,7 @@ fn f03_absence_is_not_proven_while_a_required_repository_is_away() {
 }
 
 /// Adds a second repository, with these further lines, and pushes what is archived in the first there, too.
-fn with_second(still: &Still, lines: &str) -> PathBuf {
+pub fn with_second(still: &Still, lines: &str) -> PathBuf {
     let second = still.site.sandbox().join("second");
     let config = std::fs::read_to_string(still.site.config()).unwrap();
     let url = format!("url = \"file://{}\"", second.display());

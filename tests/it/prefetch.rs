@@ -4,13 +4,14 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::common::mount::HangingDisk;
 use crate::common::proxy::{Proxy, Way};
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
 use crate::common::{
     Cluster, PATIENCE, Program, Sandbox, Site, Still, Stop, copy_tree, fault, user, wait_until,
 };
-use crate::fetch::Away;
-use crate::{per_major, require_strace};
+use crate::fetch::{Away, with_second};
+use crate::{per_major, require_root, require_strace};
 
 /// How many segments wait at most, unless the configuration says otherwise.
 const COUNT: usize = 8;
@@ -475,6 +476,44 @@ fn f20_a_repository_that_is_away_is_left_alone_while_another_has_the_wal() {
     recovery.get(3);
     recovery.wait_for(10, 11);
     assert_eq!(store.log(), Vec::<String>::new());
+}
+
+#[test]
+fn f20_a_repository_that_hangs_is_passed_over_while_another_has_the_wal() {
+    require_root!("f20_a_repository_that_hangs_is_passed_over_while_another_has_the_wal");
+    let recovery = Recovery::new(1, 13, 13);
+    let still = &recovery.still;
+    with_second(still, "");
+    let repository = still.site.repository().to_owned();
+    let segments = still.site.object(recovery.name(0));
+    // Opening it hangs, or only reading of it does.
+    for hangs in [repository.as_path(), segments.parent().unwrap()] {
+        let hanging = HangingDisk::over(hangs);
+        recovery.begin();
+        recovery.wait_for(2, 9);
+        let worker = recovery.worker().expect("a worker is at work");
+        for n in 2..5 {
+            recovery.get(n);
+        }
+        recovery.wait_for(10, 12);
+        assert_eq!(recovery.worker(), Some(worker), "it is the same one");
+        let threads = std::fs::read_dir(format!("/proc/{worker}/task")).unwrap();
+        let names = threads.map(|t| std::fs::read_to_string(t.unwrap().path().join("comm")));
+        let asking = names.filter(|name| name.as_ref().is_ok_and(|n| n.trim() == "ask"));
+        // At most one for each of those that were on their way when it fell silent.
+        assert!(
+            (1..=2).contains(&asking.count()),
+            "who hangs is not asked again"
+        );
+        // It ends in spite of them.
+        std::fs::remove_file(recovery.pgdata.join("recovery.signal")).unwrap();
+        recovery.wait_gone();
+        wait_until(PATIENCE, "the worker is gone", || {
+            !Path::new(&format!("/proc/{worker}/exe")).exists()
+        });
+        drop(hanging);
+        recover(&recovery.pgdata, 1_700_000_000);
+    }
 }
 
 /// A restore_command that notes which segments waited. From the third of a timeline on it gives the worker the time that it needs.

@@ -1,13 +1,14 @@
-//! What the worker's threads do: one segment each, from the first repository that has it whole.
+//! What the worker's threads do: one segment each, from the first repository that has it whole. One that is silent is passed over.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::place::Place;
 use crate::archive::fetch;
-use crate::archive::prefetched::{Purpose, Store};
+use crate::archive::prefetched::{Coming, Purpose, Store};
 use crate::config;
-use crate::error::Code;
+use crate::error::{Code, Result};
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::repo;
 use crate::repo::layout::ClusterLayout;
@@ -35,7 +36,7 @@ pub(super) enum Outcome {
 /// Fetches segments, from several threads.
 pub(super) struct Fetcher {
     store: Arc<Store>,
-    places: Vec<config::Repository>,
+    places: Vec<Place>,
     layout: ClusterLayout,
     size: SegmentSize,
     nonce: AtomicU64,
@@ -53,7 +54,7 @@ struct Known {
 
 /// Repositories, open, in their order; `None` is one that could not be opened.
 struct Session {
-    repositories: Vec<Option<Repository>>,
+    repositories: Vec<Option<Arc<Repository>>>,
     begun: Instant,
 }
 
@@ -72,7 +73,7 @@ impl Fetcher {
                 uuids: vec![None; places.len()],
                 away: vec![None; places.len()],
             }),
-            places,
+            places: places.into_iter().map(Place::new).collect(),
             layout,
             size: purpose.size,
             nonce: AtomicU64::new(nonce),
@@ -82,39 +83,57 @@ impl Fetcher {
     /// Fetches one segment.
     pub(super) fn fetch(&self, name: SegmentName) -> Outcome {
         // First of all: whoever asks for it meanwhile sees that it is on its way.
-        let Ok(mut coming) = self.begin(name) else {
+        let Ok(coming) = self.begin(name) else {
             return Outcome::NoRoom;
         };
+        let mut coming = Some(coming);
         let Some(session) = self.session() else {
             return Outcome::Stranger;
         };
-        for repository in session.repositories.iter().flatten() {
-            let copied = fetch::copy(name, self.size, repository, &self.layout, &mut |piece| {
-                coming.write(piece)
-            });
-            match copied {
-                Ok(true) => {
-                    return match coming.finish() {
+        for (place, repository) in self.places.iter().zip(&session.repositories) {
+            let Some(repository) = repository else {
+                continue;
+            };
+            let begun = coming.take().map_or_else(|| self.begin(name), Ok);
+            let Ok(begun) = begun else {
+                return Outcome::NoRoom;
+            };
+            match self.copy(name, begun, place, repository) {
+                Some(Ok((true, whole))) => {
+                    return match whole.finish() {
                         Ok(()) => Outcome::Fetched,
                         Err(_) => Outcome::NoRoom,
                     };
                 }
-                Ok(false) => {}
-                Err(e) if e.code() == Code::TargetWrite => return Outcome::NoRoom,
+                Some(Ok((false, begun))) => coming = Some(begun),
+                Some(Err(e)) if e.code() == Code::TargetWrite => return Outcome::NoRoom,
                 // Another repository may have a whole copy.
-                Err(_) => {
-                    let Ok(again) = self.begin(name) else {
-                        return Outcome::NoRoom;
-                    };
-                    coming = again;
-                    self.forget();
-                }
+                Some(Err(_)) | None => self.forget(),
             }
         }
         Outcome::NotHad
     }
 
-    fn begin(&self, name: SegmentName) -> crate::error::Result<crate::archive::prefetched::Coming> {
+    /// Whether it was there, with what was written of it; `None` when the repository is silent: who hangs there has a file of his own, and
+    /// gives none its name.
+    fn copy(
+        &self,
+        name: SegmentName,
+        mut coming: Coming,
+        place: &Place,
+        repository: &Arc<Repository>,
+    ) -> Option<Result<(bool, Coming)>> {
+        let (size, layout, repository) = (self.size, self.layout.clone(), Arc::clone(repository));
+        place.ask(move |pieces| {
+            let is_there = fetch::copy(name, size, &repository, &layout, &mut |piece| {
+                pieces.fetch_add(1, Ordering::Relaxed);
+                coming.write(piece)
+            })?;
+            Ok((is_there, coming))
+        })
+    }
+
+    fn begin(&self, name: SegmentName) -> Result<Coming> {
         self.store.begin(name, self.random())
     }
 
@@ -160,10 +179,15 @@ impl Fetcher {
         Some(session)
     }
 
-    fn open(&self, place: &config::Repository) -> Option<Repository> {
-        let repository = repo::open(place, self.random()).ok()?;
-        repository.require(&self.layout).ok()?;
-        Some(repository)
+    fn open(&self, place: &Place) -> Option<Arc<Repository>> {
+        let (configured, layout) = (place.configured.clone(), self.layout.clone());
+        let nonce = self.random();
+        let opened = place.ask(move |_| {
+            let repository = repo::open(&configured, nonce).ok()?;
+            repository.require(&layout).ok()?;
+            Some(repository)
+        });
+        opened.flatten().map(Arc::new)
     }
 
     /// The next segment is fetched from repositories opened anew.
@@ -176,7 +200,7 @@ impl Fetcher {
 
 impl Known {
     /// Where one can be read, those that cannot are left alone; where none can, all are asked again for the next segment.
-    fn leave_alone(&mut self, repositories: &[Option<Repository>]) {
+    fn leave_alone(&mut self, repositories: &[Option<Arc<Repository>>]) {
         let is_any_there = repositories.iter().any(Option::is_some);
         for (away, repository) in self.away.iter_mut().zip(repositories) {
             *away = match repository {

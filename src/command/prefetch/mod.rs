@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::pg::segment::{SegmentName, WalFileName};
 
 mod fetcher;
+mod place;
 pub mod worker;
 
 /// The option that makes `pitr-restore` the worker, and what `pitr serve` calls it; not for people.

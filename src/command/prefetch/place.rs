@@ -1,0 +1,58 @@
+//! A repository that may not answer.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::archive::asking::Asking;
+use crate::config;
+
+/// How long nothing need be heard of one until the next is asked. Nobody waits for it, and one that is slow is not to be given up.
+const SILENT: Duration = Duration::from_secs(10);
+
+/// One that is asked from several threads.
+pub(super) struct Place {
+    pub(super) configured: config::Repository,
+    /// The questions to which it was silent, as long as they have no answer.
+    open: Mutex<Vec<Weak<()>>>,
+}
+
+impl Place {
+    pub(super) fn new(configured: config::Repository) -> Place {
+        Place {
+            configured,
+            open: Mutex::default(),
+        }
+    }
+
+    /// What it answers, or `None` where it is silent; `question` counts what it hears. One that still owes an answer is asked nothing: each
+    /// question into a dead mount is a thread that stays.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&AtomicU64) -> T + Send + 'static,
+    ) -> Option<T> {
+        if self.owes(None) {
+            return None;
+        }
+        let (mut asking, asked) = (Asking::default(), Arc::new(()));
+        let (pieces, open) = (asking.pieces(), Arc::downgrade(&asked));
+        let ask = move || {
+            let _asked = asked;
+            question(&pieces)
+        };
+        asking.ask(ask).ok()?;
+        let answer = asking.answer(SILENT).ok()?;
+        if answer.is_none() {
+            self.owes(Some(open));
+        }
+        answer
+    }
+
+    fn owes(&self, another: Option<Weak<()>>) -> bool {
+        // A list is whole whoever panicked.
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|asked| asked.strong_count() > 0);
+        open.extend(another);
+        !open.is_empty()
+    }
+}
