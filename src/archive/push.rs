@@ -21,7 +21,7 @@ use crate::pg::timeline::{History, TimelineId};
 use crate::repo::container::{self, Codec, Container, ContainerWriter, Identity, Kind};
 use crate::repo::index::{self, SegmentIndex, flag};
 use crate::repo::indexer::Indexer;
-use crate::repo::layout::ClusterLayout;
+use crate::repo::layout::{self, ClusterLayout};
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::tail;
 use crate::store::{Key, NewObject, Object, Published};
@@ -507,7 +507,7 @@ fn store_wal(
         Kind::Segment
     };
     let write_failed = |e| write_failed(what.repository, key, e);
-    let writer = ContainerWriter::new(object, kind, what.codec).map_err(write_failed)?;
+    let writer = writer_under(key, object, kind, what.codec).map_err(write_failed)?;
     let (writer, hash, index) = stream(what, source, checked, writer, key)?;
     source.check_unchanged()?;
     let identity = Identity {
@@ -528,6 +528,19 @@ fn store_wal(
 }
 
 type Writer = ContainerWriter<Box<dyn NewObject>>;
+
+fn writer_under(
+    key: &Key,
+    object: Box<dyn NewObject>,
+    kind: Kind,
+    codec: Codec,
+) -> std::io::Result<Writer> {
+    let writer = ContainerWriter::new(object, kind, codec)?;
+    Ok(match layout::is_conflict(key) {
+        true => writer.refused(),
+        false => writer,
+    })
+}
 
 /// Reads once; unless other files keep the processors busy, one thread hashes and decodes, another compresses and writes.
 fn stream(
@@ -905,7 +918,7 @@ fn store_small(
 ) -> Result<Published> {
     let failed = |e| write_failed(repository, key, e);
     let object = repository.store().create(key)?;
-    let mut writer = ContainerWriter::new(object, kind, Codec::Lz4).map_err(failed)?;
+    let mut writer = writer_under(key, object, kind, Codec::Lz4).map_err(failed)?;
     writer.write(content).map_err(failed)?;
     let mut object = writer.complete(identity, Vec::new()).map_err(failed)?;
     let timeline = TimelineId::new(identity.timeline);

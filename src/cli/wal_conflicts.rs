@@ -46,7 +46,7 @@ fn conflict(
         let Some(object) = store.open(key)? else {
             return Ok(None);
         };
-        match Container::open(object) {
+        match Container::open_under(key, object) {
             Ok(container) => Ok(Some(Some(container))),
             Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => {
                 error.get_or_insert(format!("object \"{key}\": {e}"));

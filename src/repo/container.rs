@@ -7,13 +7,14 @@ use std::io::{self, Read, Write};
 
 use serde_json::{Map, Value};
 
+use super::layout;
 use super::lz4::{FRAME_HEADER, FrameReader, FrameWriter};
 use super::varint::{self, Reader};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::{History, TimelineId};
-use crate::store::{NewObject, Object};
+use crate::store::{Key, NewObject, Object};
 
 /// What a container holds; part of the trailer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,6 +247,8 @@ const TRAILER: usize = 56;
 const ENTRY: usize = 16;
 const TRAILER_MAGIC: &[u8; 4] = b"PITR";
 const VERSION: u8 = 1;
+/// Must-understand flag: a copy that was refused under its name.
+const REFUSED: u32 = 1;
 /// One read of this length usually holds all that is needed of a segment's index.
 const TAIL_READ_BYTES: u64 = 16 << 10;
 
@@ -279,6 +282,7 @@ enum Encoder<W: Write> {
 pub struct ContainerWriter<W: Write> {
     encoder: Encoder<Stored<W>>,
     kind: Kind,
+    is_refused: bool,
     raw_bytes: u64,
 }
 
@@ -305,8 +309,15 @@ impl<W: Write> ContainerWriter<W> {
         Ok(ContainerWriter {
             encoder,
             kind,
+            is_refused: false,
             raw_bytes: 0,
         })
+    }
+
+    /// Of a copy that was refused under its name: it is marked, so that it is never taken for the one that was not.
+    pub fn refused(mut self) -> Self {
+        self.is_refused = true;
+        self
     }
 
     /// Appends raw content.
@@ -346,6 +357,7 @@ impl<W: Write> ContainerWriter<W> {
             entries: u16::try_from(packed.len())
                 .map_err(|_| io::Error::other("too many sections"))?,
             kind: self.kind,
+            is_refused: self.is_refused,
             directory_crc: crc32c::crc32c(&directory),
             object_bytes: stored.bytes + u64::from(content),
             raw_bytes: self.raw_bytes,
@@ -436,6 +448,7 @@ struct Trailer {
     sections_offset: u64,
     entries: u16,
     kind: Kind,
+    is_refused: bool,
     directory_crc: u32,
     object_bytes: u64,
     raw_bytes: u64,
@@ -452,7 +465,8 @@ impl Trailer {
         out.extend_from_slice(&self.directory_crc.to_le_bytes());
         out.extend_from_slice(&self.object_bytes.to_le_bytes());
         out.extend_from_slice(&self.raw_bytes.to_le_bytes());
-        out.extend_from_slice(&0_u32.to_le_bytes());
+        let flags = if self.is_refused { REFUSED } else { 0 };
+        out.extend_from_slice(&flags.to_le_bytes());
         out.extend_from_slice(&self.section_bytes.to_le_bytes());
         out.extend_from_slice(&0_u32.to_le_bytes());
         let crc = crc32c::crc32c(&out);
@@ -477,7 +491,7 @@ impl Trailer {
         if r.bytes(4)? != TRAILER_MAGIC || own_crc != Some(crc) {
             return Err(err!(Damaged, "the trailer's checksum is wrong"));
         }
-        if version != VERSION || flags != 0 {
+        if version != VERSION || flags & !REFUSED != 0 {
             return Err(err!(
                 Unsupported,
                 "container version {version} with flags {flags}"
@@ -500,6 +514,7 @@ impl Trailer {
             sections_offset,
             entries,
             kind,
+            is_refused: flags & REFUSED != 0,
             directory_crc,
             object_bytes,
             raw_bytes,
@@ -532,8 +547,32 @@ impl Container {
     /// Reads trailer, directory and identity.
     ///
     /// # Errors
-    /// `Damaged` when any of them fails its check; `Unsupported` for a newer version.
+    /// `Damaged` when any of them fails its check, and for a copy that was refused; `Unsupported` for a newer version.
     pub fn open(object: Box<dyn Object>) -> Result<Container> {
+        let container = Container::open_any(object)?;
+        match container.trailer.is_refused {
+            false => Ok(container),
+            true => Err(err!(Damaged, "a copy that was refused lies in its place")),
+        }
+    }
+
+    /// As [`Container::open`], of what lies under `key`: below `conflicts/` are the copies that were refused, and nothing else.
+    ///
+    /// # Errors
+    /// Those of [`Container::open`]; `Damaged` for what was not refused, where it should have been.
+    pub fn open_under(key: &Key, object: Box<dyn Object>) -> Result<Container> {
+        if !layout::is_conflict(key) {
+            return Container::open(object);
+        }
+        let container = Container::open_any(object)?;
+        // One that cannot be read here is bound to its key.
+        match container.trailer.is_refused || container.is_opaque() {
+            true => Ok(container),
+            false => Err(err!(Damaged, "it is no copy that was refused")),
+        }
+    }
+
+    fn open_any(object: Box<dyn Object>) -> Result<Container> {
         let size = object.size_bytes();
         let known = object.opaque().map(|opaque| identity_of(opaque.facts()));
         if let Some((kind, identity)) = known.transpose()? {
@@ -588,6 +627,7 @@ impl Container {
             sections_offset: 0,
             entries: 0,
             kind,
+            is_refused: false,
             directory_crc: 0,
             object_bytes: object.size_bytes(),
             raw_bytes: identity.raw_bytes,
@@ -1027,6 +1067,32 @@ mod tests {
                 assert_eq!(c.section(tag::BLOCKS).unwrap().unwrap(), vec![7; 100_000]);
                 assert!(c.section(tag::XIDS).unwrap().is_none());
                 c.check_stored().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_that_was_refused_is_none_that_was_not() {
+        let accepted = build(b"abc", Codec::Lz4);
+        let writer = ContainerWriter::new(Vec::new(), Kind::Segment, Codec::Lz4).unwrap();
+        let mut writer = writer.refused();
+        writer.write(b"abc").unwrap();
+        let refused = writer.finish(&identity(b"abc"), Vec::new()).unwrap();
+        let folder = "clusters/conflicts/7";
+        let [own, conflict] = ["wal/00000001/00000000/x", "conflicts/x-0123456789abcdef"]
+            .map(|key| Key::new(format!("{folder}/{key}")).unwrap());
+        for (bytes, is_refused) in [(accepted, false), (refused, true)] {
+            let object = || Box::new(Memory(bytes.clone()));
+            let opened = [
+                (Container::open(object()), false),
+                (Container::open_under(&own, object()), false),
+                (Container::open_under(&conflict, object()), true),
+            ];
+            for (opened, is_its_place) in opened {
+                match is_refused == is_its_place {
+                    true => assert_eq!(opened.unwrap().read_small(10).unwrap(), b"abc"),
+                    false => assert_eq!(opened.err().unwrap().code(), Code::Damaged),
+                }
             }
         }
     }

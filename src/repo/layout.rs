@@ -57,6 +57,12 @@ pub fn own_key(key: &Key) -> &str {
     healed_base(key.as_str()).unwrap_or(key.as_str())
 }
 
+/// Whether a refused copy belongs under the key.
+pub fn is_conflict(key: &Key) -> bool {
+    let mut parts = key.as_str().split('/');
+    parts.next() == Some(CLUSTERS) && parts.nth(2) == Some("conflicts")
+}
+
 /// Prefix below which the names of clusters are listed.
 pub const CLUSTERS: &str = "clusters";
 

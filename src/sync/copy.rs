@@ -402,7 +402,7 @@ impl Transfer<'_> {
     ) -> Result<Copied> {
         let seen: Mutex<Option<(Kind, Identity)>> = Mutex::new(None);
         let check = |tee: &Tee| -> Result<()> {
-            let container = Container::open(tee.object())?;
+            let container = Container::open_under(key, tee.object())?;
             is_own(&container)?;
             container.read_body(&mut |_| Ok(()))?;
             tee.pass(tee.size_bytes(), true)?;
@@ -413,7 +413,7 @@ impl Transfer<'_> {
             Ok(())
         };
         let is_same = |there: Box<dyn Object>| -> Result<bool> {
-            let container = Container::open(there)?;
+            let container = Container::open_under(key, there)?;
             let own = (container.kind(), container.identity().clone());
             Ok(seen.lock().is_ok_and(|seen| seen.as_ref() == Some(&own)))
         };
@@ -501,6 +501,6 @@ pub(super) fn is_same(a: &dyn Store, b: &dyn Store, key: &Key) -> Result<Option<
     if let (Some(a), Some(b)) = (a.sealed(), b.sealed()) {
         return Ok(Some(is_same_sealed(a, b)));
     }
-    let hash = |object| Container::open(object).map(|c| c.identity().hash);
+    let hash = |object| Container::open_under(key, object).map(|c| c.identity().hash);
     Ok(Some(hash(a)? == hash(b)?))
 }

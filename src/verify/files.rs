@@ -179,7 +179,7 @@ pub(super) fn open(work: &Work<'_>, key: &Key) -> Result<Option<Container>> {
         work.is_vanishing.store(true, Ordering::Relaxed);
         return Ok(None);
     };
-    let container = Container::open(object)?;
+    let container = Container::open_under(key, object)?;
     container.check_stored()?;
     work.count(container.stored_bytes());
     Ok(Some(container))
