@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use pitr::command::prefetch::{self, Prefetch};
 use pitr::command::restore::{self, Reach};
-use pitr::command::{self, Arguments, delegate, detach, recovery_ended};
+use pitr::command::{self, Arguments, delegate, recovery_ended};
 use pitr::config::Environment;
 use pitr::error::{Code, Error};
 use pitr::exit::{Program, SUCCESS, status};
@@ -70,7 +70,6 @@ fn run() -> Result<u8, Error> {
     }
     let environment = Environment::of_process();
     if arguments.switches.iter().any(|s| s == prefetch::SWITCH) {
-        detach::own_session();
         return prefetch::worker::run(&arguments, &environment, nonce).map(|()| SUCCESS);
     }
     let prefetch = Prefetch::of(&arguments, &environment);

@@ -42,7 +42,6 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return Ok(shipper::STATUS);
     }
     if args.program == prefetch::SWITCH {
-        detach::own_session();
         // Nobody hears what it says; what is wrong is found by whoever asks for the segment.
         let _ = command::parse(arguments, &[])
             .and_then(|parsed| prefetch::worker::run(&parsed, &cx.environment, cx.random()));

@@ -6,7 +6,7 @@
 //! exactly what is wrong.
 //!
 //! A note is believed when it is about the very file (device, inode, size, times), with the system identifier of its header, and about the
-//! required repositories of the configuration, and is not older than `BELIEVED`. Where all repositories are local, the object is looked for besides.
+//! required repositories of the configuration, and is not older than `BELIEVED`. In those that are directories the object is looked for besides.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::archive::{self, Archived, deadline};
 use super::{Arguments, delegate, detach, shipper};
 use crate::archive::datadir::DataDirectory;
-use crate::archive::spool::{self, Failure, FileIdentity, Note, Spool};
+use crate::archive::spool::{self, FileIdentity, Note, Spool};
 use crate::config::{self, Environment, Settings};
 use crate::error::{Error, Result};
 use crate::exit::{self, Program};
@@ -65,7 +65,7 @@ pub fn watched(arguments: Arguments, settings: Settings, nonce: u64) -> Result<T
     archive::under_watch(deadline(), move |acknowledged| {
         let ahead = Ahead::new(&arguments, &settings, &Environment::of_process());
         if let Some(ahead) = &ahead
-            && let Some(told) = ahead.ask(&arguments, true)?
+            && let Some(told) = ahead.ask(&arguments)?
         {
             return Ok(told);
         }
@@ -90,7 +90,7 @@ pub fn delegated(
     let begun = Instant::now();
     let ahead = Ahead::new(arguments, settings, &Environment::of_process());
     if let Some(ahead) = &ahead
-        && let Some(told) = ahead.ask(arguments, false)?
+        && let Some(told) = ahead.ask(arguments)?
     {
         return Ok(told);
     }
@@ -169,10 +169,14 @@ impl<'a> Ahead<'a> {
         })
     }
 
-    /// What there is to tell; `None` when the file is to be archived by whoever asks. `is_local`: all repositories are directories, and a watch
-    /// stands beside.
-    fn ask(&self, arguments: &Arguments, is_local: bool) -> Result<Option<Told>> {
-        if let Some(told) = self.noted(is_local)? {
+    /// Whether all repositories are unencrypted directories: then this program does the work itself, and a watch stands beside ([`watched`]).
+    fn is_local(&self) -> bool {
+        !delegate::is_needed(self.settings)
+    }
+
+    /// What there is to tell; `None` when the file is to be archived by whoever asks.
+    fn ask(&self, arguments: &Arguments) -> Result<Option<Told>> {
+        if let Some(told) = self.noted()? {
             return Ok(Some(told));
         }
         // Somebody else's call, not the server's: no worker would look at the file.
@@ -187,12 +191,12 @@ impl<'a> Ahead<'a> {
                 Ok(None) => {}
                 Ok(Some(lock)) => {
                     // Its last deed may have been this file.
-                    if let Some(told) = self.noted(is_local)? {
+                    if let Some(told) = self.noted()? {
                         return Ok(Some(told));
                     }
                     let starts =
                         may_start && shipper::has_others(&self.data, &self.spool, self.name);
-                    if !starts || self.start(arguments, lock, is_local).is_err() {
+                    if !starts || self.start(arguments, lock).is_err() {
                         return Ok(None);
                     }
                     may_start = false;
@@ -202,7 +206,7 @@ impl<'a> Ahead<'a> {
             if has_failed {
                 return Ok(None);
             }
-            match self.wait(is_local)? {
+            match self.wait()? {
                 Waited::Told(told) => return Ok(Some(told)),
                 Waited::Alone => {}
                 // A worker that hangs, or has much to do before: archiving a file twice does no harm.
@@ -212,10 +216,10 @@ impl<'a> Ahead<'a> {
     }
 
     /// Waits until the worker has come to something, or there is none.
-    fn wait(&self, is_local: bool) -> Result<Waited> {
+    fn wait(&self) -> Result<Waited> {
         let mut pause = PAUSES.0;
         loop {
-            if let Some(told) = self.noted(is_local)? {
+            if let Some(told) = self.noted()? {
                 return Ok(Waited::Told(told));
             }
             if let Some(failure) = self.spool.failure(self.name) {
@@ -236,7 +240,7 @@ impl<'a> Ahead<'a> {
     }
 
     /// What a note about the file says, if there is one that is believed. It has served then, and is removed.
-    fn noted(&self, is_local: bool) -> Result<Option<Told>> {
+    fn noted(&self) -> Result<Option<Told>> {
         let Some(note) = self.spool.note(self.name) else {
             return Ok(None);
         };
@@ -245,7 +249,7 @@ impl<'a> Ahead<'a> {
             return Ok(None);
         };
         let is_about = self.is_about(&note, file, system_identifier);
-        if !is_about || !self.is_there(&note, is_local) {
+        if !is_about || !self.is_there(&note) {
             self.spool.remove_note(self.name);
             return Ok(None);
         }
@@ -259,19 +263,19 @@ impl<'a> Ahead<'a> {
         let required = self.settings.repositories.iter().filter(|r| r.required);
         let places: Vec<String> = required.map(|r| r.location.to_string()).collect();
         let held: Vec<&str> = note.holders.iter().map(|h| h.location.as_str()).collect();
-        let age = shipper::now_ms().checked_sub(note.written_ms);
+        let age = super::since_boot().checked_sub(Duration::from_millis(note.written_ms));
         note.file == file
             && note.system_identifier == system_identifier
             && !places.is_empty()
             && places == held
             && spool::boot().is_some_and(|boot| note.boot == boot)
             && note.server == self.data.server()
-            && age.is_some_and(|ms| u128::from(ms) <= BELIEVED.as_millis())
+            && age.is_some_and(|age| age <= BELIEVED)
     }
 
     /// Whether every required repository that is a directory is the one of the note, and has an object of that name. What comes to no answer in
-    /// time is not there; in a watched thread it is the watch that ends it.
-    fn is_there(&self, note: &Note, is_watched: bool) -> bool {
+    /// time is not there; where a watch stands beside, it is the watch that ends it.
+    fn is_there(&self, note: &Note) -> bool {
         let required = self.settings.repositories.iter().filter(|r| r.required);
         let directories: Vec<(config::Repository, String)> = required
             .zip(&note.holders)
@@ -286,7 +290,7 @@ impl<'a> Ahead<'a> {
             let mut all = directories.iter();
             all.all(|(place, uuid)| is_in(place, uuid, &key).unwrap_or(false))
         };
-        if is_watched {
+        if self.is_local() {
             return look();
         }
         let (tell, told) = channel();
@@ -295,10 +299,10 @@ impl<'a> Ahead<'a> {
     }
 
     /// Starts a worker, which takes the lock along.
-    fn start(&self, arguments: &Arguments, lock: File, is_local: bool) -> Result<()> {
+    fn start(&self, arguments: &Arguments, lock: File) -> Result<()> {
         let failed = |e| Error::from_io("start a worker", e);
         let mut words: Vec<OsString> = Vec::new();
-        let program = if is_local {
+        let program = if self.is_local() {
             words.push(format!("--{}", archive::SHIP).into());
             std::env::current_exe().map_err(failed)?
         } else {
@@ -325,7 +329,9 @@ impl<'a> Ahead<'a> {
             Ok(()) => self.spool.remove_failure(self.name),
             // What is kept is for people who ask; archiving does not depend on it.
             Err(e) => {
-                let _ = self.spool.write_failure(self.name, &failure_of(e), nonce);
+                let _ = self
+                    .spool
+                    .write_failure(self.name, &archive::failure_of(e), nonce);
             }
         }
     }
@@ -337,13 +343,4 @@ enum Waited {
     Alone,
     /// It has come to nothing for half of the time there is.
     TooLong,
-}
-
-/// An error as it is kept for who waits for the file, and who asks.
-pub(super) fn failure_of(error: &Error) -> Failure {
-    Failure {
-        code: exit::name(error.code()).to_owned(),
-        status: exit::status(Program::Archive, error.code()),
-        text: archive::message(error),
-    }
 }

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::Arguments;
 use crate::archive::push::{Push, Pushed, Warnings, is_taken, push};
-use crate::archive::spool::Holder;
+use crate::archive::spool::{Failure, Holder};
 use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
-use crate::exit::{Program, printed};
+use crate::exit::{self, Program, printed};
 use crate::fault;
 use crate::pg::segment::WalFileName;
 use crate::repo;
@@ -198,7 +198,7 @@ pub(super) fn under_watch<T: From<Archived> + Send + 'static>(
     )
 }
 
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -224,6 +224,15 @@ pub fn message(error: &Error) -> String {
     let hint = error.hint_text().filter(|h| !h.is_empty());
     let hint = hint.map_or_else(String::new, |h| format!("  {h}\n"));
     format!("pitr-archive: error {code}: {error}\n{hint}")
+}
+
+/// An error as it is kept for who waits for the file, and who asks.
+pub(super) fn failure_of(error: &Error) -> Failure {
+    Failure {
+        code: exit::name(error.code()).to_owned(),
+        status: exit::status(Program::Archive, error.code()),
+        text: message(error),
+    }
 }
 
 /// How a warning is told there.

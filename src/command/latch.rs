@@ -9,12 +9,10 @@
 //! It lies in `pg_wal/pitr.promotion`, which no backup copies, and is not durable: after a crash promotion begins anew. It names the
 //! server that is promoted, so that one that was started since takes nothing from it, and counts its age by a clock that nobody sets.
 
-use rustix::time::{ClockId, clock_gettime};
-
 use crate::archive::datadir::DataDirectory;
 
 const NAME: &str = "pitr.promotion";
-const VALID_SECONDS: i64 = 600;
+const VALID_SECONDS: u64 = 600;
 
 /// What becomes of a promotion while the archive is out of reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +32,7 @@ pub(super) fn read(directory: &DataDirectory) -> Option<Decision> {
     }
     let path = directory.wal().join(NAME);
     let text = std::fs::read_to_string(&path).ok()?;
-    let decision = parse(&text, &server(directory)?, seconds_since_boot());
+    let decision = parse(&text, &server(directory)?, super::since_boot().as_secs());
     if decision.is_none() {
         let _ = std::fs::remove_file(&path);
     }
@@ -51,12 +49,12 @@ pub(super) fn write(directory: &DataDirectory, decision: Decision) {
         Decision::Promote => "promote",
         Decision::Refuse => "refuse",
     };
-    let text = format!("{word}\n{}\n{server}\n", seconds_since_boot());
+    let text = format!("{word}\n{}\n{server}\n", super::since_boot().as_secs());
     let _ = std::fs::write(directory.wal().join(NAME), text);
 }
 
 /// The word, the moment and the server that took it, a line each.
-fn parse(text: &str, server: &str, now: i64) -> Option<Decision> {
+fn parse(text: &str, server: &str, now: u64) -> Option<Decision> {
     let mut lines = text.lines();
     let decision = match lines.next()? {
         "proceed" => Decision::Proceed,
@@ -65,17 +63,13 @@ fn parse(text: &str, server: &str, now: i64) -> Option<Decision> {
         _ => return None,
     };
     let age = now.checked_sub(lines.next()?.parse().ok()?)?;
-    ((0..=VALID_SECONDS).contains(&age) && lines.next()? == server).then_some(decision)
+    (age <= VALID_SECONDS && lines.next()? == server).then_some(decision)
 }
 
 /// The server that is promoted, as text.
 fn server(directory: &DataDirectory) -> Option<String> {
     let (pid, started) = directory.server()?;
     Some(format!("{pid} {started}"))
-}
-
-fn seconds_since_boot() -> i64 {
-    clock_gettime(ClockId::Boottime).tv_sec
 }
 
 #[cfg(test)]

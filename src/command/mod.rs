@@ -5,6 +5,9 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::config::{Environment, Flags, Settings};
 use crate::err;
@@ -85,6 +88,13 @@ pub fn settings(flags: &Flags, environment: &Environment) -> Result<Settings> {
             .hint("Add a [repositories.NAME] section with its url, or run \"pitr init\"."));
     }
     Ok(settings)
+}
+
+/// How long ago the machine was started: by a clock that nobody sets, and that goes on while it sleeps.
+fn since_boot() -> Duration {
+    clock_gettime(ClockId::Boottime)
+        .try_into()
+        .unwrap_or_default()
 }
 
 /// The name of the cluster: that of the command line, the only one configured, else the only one in the repositories.

@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::archive::{Archiver, PATIENCE_REST, deadline, deadline_error, without_the_rest};
+use super::archive::{self, Archiver, PATIENCE_REST, deadline, deadline_error, without_the_rest};
 use super::watch::{self, Pulse};
-use super::{Arguments, ahead, detach};
+use super::{Arguments, detach};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::spool::{self, FileIdentity, Holder, Known, Note, Spool};
 use crate::config::{Environment, Settings};
@@ -54,13 +54,6 @@ pub fn run(arguments: &Arguments, nonce: u64) -> Result<()> {
     let job = Arc::new(Job::new(arguments, &Environment::of_process(), nonce)?);
     let looked = Arc::clone(&job);
     watch::run_to_an_end(move || job.work(), move || looked.is_late())
-}
-
-/// Milliseconds since the machine was started.
-pub(super) fn now_ms() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let of = |n: i64| u64::try_from(n).unwrap_or(0);
-    of(now.tv_sec) * 1000 + of(now.tv_nsec) / 1_000_000
 }
 
 /// Whether the server waits for this file to be archived.
@@ -284,7 +277,7 @@ impl Job {
     }
 
     fn fail(&self, name: WalFileName, error: &Error) {
-        let failure = ahead::failure_of(error);
+        let failure = archive::failure_of(error);
         if self
             .spool
             .write_failure(name, &failure, self.next_nonce())
@@ -335,7 +328,7 @@ impl Job {
         let note = before.filter(|_| is_same).zip(self.holders.get());
         let note = note.map(|((file, system_identifier), (holders, _))| Note {
             holders: holders.clone(),
-            written_ms: now_ms(),
+            written_ms: archive::millis(super::since_boot()),
             boot: spool::boot().unwrap_or_default(),
             server: self.data.server(),
             warnings,

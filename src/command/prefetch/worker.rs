@@ -15,7 +15,7 @@ use super::fetcher::{Fetcher, Outcome};
 use super::{cluster_of, recovers};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::prefetched::{Purpose, Store};
-use crate::command::{Arguments, process};
+use crate::command::{Arguments, detach, process};
 use crate::config::{self, Environment, PREFETCH_SEGMENTS};
 use crate::durable;
 use crate::err;
@@ -43,6 +43,7 @@ const JOBS_FAR: usize = 4;
 /// # Errors
 /// What keeps it from beginning.
 pub fn run(arguments: &Arguments, environment: &Environment, nonce: u64) -> Result<()> {
+    detach::own_session();
     let wanted = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
         signal_hook::flag::register(signal, Arc::clone(&wanted))
