@@ -105,6 +105,7 @@ impl Archiver {
             configured: r.clone(),
             required: r.required,
             opened: None,
+            is_silent: false,
             is_taken: false,
         };
         Ok(Archiver {
@@ -277,17 +278,20 @@ struct Place {
     required: bool,
     /// Open already.
     opened: Option<Arc<Repository>>,
+    /// It was asked for the name, and has said nothing.
+    is_silent: bool,
     /// It has the name, with these or other bytes.
     is_taken: bool,
 }
 
-/// Required repositories first, and of these the ones that have the name: where it stands for other bytes, nothing is stored in the rest.
+/// Required repositories first, and of these the ones that have the name: where it stands for other bytes, nothing is stored in the rest. One
+/// that is silent comes last of them: it may keep its turn until the deadline, and the others are to have the file by then.
 fn in_order(places: &[Place], offer: &Offer) -> Vec<Place> {
     let mut places = places.to_vec();
     if places.iter().filter(|p| p.required).count() > 1 {
         look(&mut places, offer);
     }
-    places.sort_by_key(|p| (!p.required, !p.is_taken));
+    places.sort_by_key(|p| (!p.required, p.is_silent, !p.is_taken));
     places
 }
 
@@ -296,7 +300,8 @@ fn in_order(places: &[Place], offer: &Offer) -> Vec<Place> {
 fn look(places: &mut [Place], offer: &Offer) {
     let (found, answers) = channel();
     let mut asked = 0;
-    for (index, place) in places.iter().enumerate().filter(|(_, p)| p.required) {
+    for (index, place) in places.iter_mut().enumerate().filter(|(_, p)| p.required) {
+        place.is_silent = true;
         let (offer, place, found) = (offer.clone(), place.clone(), found.clone());
         asked += 1;
         // Not a scoped thread: nobody waits for one that hangs in a dead mount.
@@ -314,7 +319,11 @@ fn look(places: &mut [Place], offer: &Offer) {
         let Ok((index, answer)) = answers.recv_timeout(left) else {
             return;
         };
-        if let (Some(place), Ok((repository, is_taken))) = (places.get_mut(index), answer) {
+        let Some(place) = places.get_mut(index) else {
+            continue;
+        };
+        place.is_silent = false;
+        if let Ok((repository, is_taken)) = answer {
             place.opened = Some(repository);
             place.is_taken = is_taken;
         }

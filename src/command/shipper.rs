@@ -5,8 +5,8 @@
 //!
 //! A file that cannot be archived for its own sake is left to `pitr-archive`, and the others go ahead. Any other error ends the worker: what
 //! may work later is tried again when PostgreSQL offers the file again. It also ends when nothing is ready, when the server has
-//! stopped, when no more notes can be written, and when a file takes longer than `pitr-archive` would wait and no object store shows a sign of
-//! life: over a slow link it is the worker that brings a file in. Killed at any moment, it has acknowledged nothing.
+//! stopped, when no more notes can be written, and when a file, or opening the repositories, takes longer than `pitr-archive` would wait and no object
+//! store shows a sign of life: over a slow link it is the worker that brings a file in. Killed at any moment, it has acknowledged nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -32,12 +32,12 @@ pub const STATUS: u8 = 1;
 
 /// So many files at once, where repositories are local: one more than there are processors, for one waits for the disk; within these.
 const AT_ONCE: (usize, usize) = (2, 5);
-/// How long a worker works with repositories that it has opened. What a path or a name leads to may be another repository by then: the next
-/// worker looks.
-const SESSION: Duration = Duration::from_secs(20);
 /// To an object store: the more the better while one waits for round trips, but each file may be held in memory as a whole, and all of
 /// them are to fit into 100 MiB.
 const AT_ONCE_REMOTE: usize = 6;
+/// How long a worker works with repositories that it opens when it begins. What a path or a name leads to may be another repository by then: the next
+/// worker looks.
+const SESSION: Duration = Duration::from_secs(20);
 /// How long a file may stay ready after its note was there and has gone: so long PostgreSQL takes to note the acknowledgement.
 const SETTLING: Duration = Duration::from_secs(10);
 /// How long a worker whose start and first request cost more waits for the next file, and how often it looks.
@@ -82,6 +82,13 @@ fn ready(data: &DataDirectory) -> Result<impl Iterator<Item = WalFileName> + use
     }))
 }
 
+/// PostgreSQL's order: histories first, then by name.
+///
+/// PostgreSQL: src/backend/postmaster/pgarch.c, `ready_file_comparator`.
+fn turn(name: &WalFileName) -> (bool, String) {
+    (!matches!(name, WalFileName::History(_)), name.to_string())
+}
+
 /// What is wrong with the file alone: others may go ahead.
 fn is_of_the_file(code: Code) -> bool {
     matches!(
@@ -120,6 +127,7 @@ struct Job {
     settings: Settings,
     data: DataDirectory,
     spool: Spool,
+    begun: Instant,
     /// The server ran when the worker was started.
     has_server: bool,
     at_once: usize,
@@ -129,8 +137,8 @@ struct Job {
     is_over: AtomicBool,
     queue: Mutex<Queue>,
     flights: Mutex<BTreeMap<WalFileName, Flight>>,
-    /// The required repositories, and when they were opened.
-    holders: OnceLock<(Vec<Holder>, Instant)>,
+    /// The required repositories, once they are open.
+    holders: OnceLock<Vec<Holder>>,
     /// Whether an object store goes on; of directories it knows nothing.
     pulse: Pulse,
     /// When files were shipped.
@@ -169,6 +177,7 @@ impl Job {
             settings,
             data,
             spool,
+            begun: Instant::now(),
             at_once: match is_remote {
                 true => AT_ONCE_REMOTE,
                 false => (processors + 1).clamp(AT_ONCE.0, AT_ONCE.1),
@@ -215,17 +224,8 @@ impl Job {
 
     fn work(&self) -> Result<()> {
         let mut archiver = Archiver::new(&self.settings, self.next_nonce())?;
-        let begun = Instant::now();
-        let set = match archiver.open() {
-            Ok(holders) => self.holders.set((holders, begun)),
-            Err(e) => {
-                // Whoever waits is told at once; it is the first, for PostgreSQL offers in that order.
-                if let Some(first) = self.scan()?.first() {
-                    self.fail(*first, &e);
-                }
-                return Err(e);
-            }
-        };
+        let holders = archiver.open().inspect_err(|e| self.fail_first(e))?;
+        let set = self.holders.set(holders);
         set.map_err(|_| err!(Internal, "a worker began twice"))?;
         let hand = Hand {
             job: self,
@@ -243,9 +243,7 @@ impl Job {
         Ok(())
     }
 
-    /// What is ready and unknown, in PostgreSQL's order: histories first, then by name.
-    ///
-    /// PostgreSQL: src/backend/postmaster/pgarch.c, `ready_file_comparator`.
+    /// What is ready and unknown, in PostgreSQL's order.
     fn scan(&self) -> Result<Vec<WalFileName>> {
         let failed = |e| Error::from_io("read the spool", e);
         let flying: BTreeSet<WalFileName> = lock(&self.flights).keys().copied().collect();
@@ -257,23 +255,31 @@ impl Job {
             !known.contains_key(name) && !flying.contains(name) && !shipped.contains_key(name)
         };
         let mut found: Vec<WalFileName> = ready(&self.data)?.filter(is_open).collect();
-        found.sort_by_cached_key(|name| {
-            (!matches!(name, WalFileName::History(_)), name.to_string())
-        });
+        found.sort_by_cached_key(turn);
         Ok(found)
     }
 
     /// Whether nothing more is to be begun.
     fn is_over(&self) -> bool {
-        let opened = self.holders.get().map(|(_, at)| at);
         self.is_over.load(Ordering::Relaxed)
-            || opened.is_some_and(|at| at.elapsed() >= SESSION)
+            || self.begun.elapsed() >= SESSION
             || self.has_stopped()
     }
 
     /// Whether the server that the worker was started for has stopped: its data directory may go anywhere then.
     fn has_stopped(&self) -> bool {
         self.has_server && !self.data.has("postmaster.pid")
+    }
+
+    /// The repositories cannot be opened. Whoever waits is told; it is for the first, for PostgreSQL offers in that order. The others were not
+    /// tried, and a worker leaves alone what has failed: the next one is to find them.
+    fn fail_first(&self, error: &Error) {
+        let ready = ready(&self.data).map(|names| names.min_by_key(turn));
+        let open = self.scan().unwrap_or_default();
+        let first = ready.ok().flatten();
+        if let Some(first) = first.filter(|name| open.first() == Some(name)) {
+            self.fail(first, error);
+        }
     }
 
     fn fail(&self, name: WalFileName, error: &Error) {
@@ -291,27 +297,32 @@ impl Job {
         self.is_over.store(true, Ordering::Relaxed);
     }
 
-    /// Asked four times a second: whether a file takes too long, or the server has stopped, which ends the worker. What only waits for a
-    /// repository that is not required is noted first.
+    /// Asked four times a second: whether a file, or opening the repositories, takes too long, or the server has stopped, which ends the
+    /// worker. What only waits for a repository that is not required is noted first.
     fn is_late(&self) -> Option<Result<()>> {
         if self.has_stopped() {
             return Some(Ok(()));
         }
         let deadline = deadline();
         let is_silent = self.pulse.silence() >= deadline;
-        let is_late = |flight: &Flight| is_silent && flight.begun.elapsed() >= deadline;
+        let is_late = |begun: Instant| is_silent && begun.elapsed() >= deadline;
+        if self.holders.get().is_none() && is_late(self.begun) {
+            let error = deadline_error(deadline);
+            self.fail_first(&error);
+            return Some(Err(error));
+        }
         let flights = lock(&self.flights);
         let late = flights
             .iter()
             .find(|(_, flight)| match flight.acknowledged {
                 Some(at) => at.elapsed() > PATIENCE_REST,
-                None => is_late(flight),
+                None => is_late(flight.begun),
             });
         late?;
         for (name, flight) in flights.iter() {
             match flight.acknowledged {
                 Some(_) => self.note(*name, flight.before, without_the_rest().warnings),
-                None if is_late(flight) => self.fail(*name, &deadline_error(deadline)),
+                None if is_late(flight.begun) => self.fail(*name, &deadline_error(deadline)),
                 None => {}
             }
         }
@@ -326,7 +337,7 @@ impl Job {
     fn note(&self, name: WalFileName, before: Before, warnings: Vec<String>) {
         let is_same = spool::look_at(&self.path(name), name) == before;
         let note = before.filter(|_| is_same).zip(self.holders.get());
-        let note = note.map(|((file, system_identifier), (holders, _))| Note {
+        let note = note.map(|((file, system_identifier), holders)| Note {
             holders: holders.clone(),
             written_ms: archive::millis(super::since_boot()),
             boot: spool::boot().unwrap_or_default(),

@@ -548,33 +548,37 @@ fn p17_what_is_acknowledged_is_no_failure_at_the_deadline() {
     let name = still.segments[0].as_str();
     let folder = still.site.sandbox().dir("hanging");
     let config = std::fs::read_to_string(still.site.config()).unwrap();
-    let second = |required: bool| {
-        let url = format!(
-            "url = \"file://{}\"\nrequired = {required}\n",
+    let other = |required: bool| {
+        format!(
+            "\n[repositories.other]\nurl = \"file://{}\"\nrequired = {required}\n",
             folder.display()
-        );
-        let text = format!("{config}\n[repositories.second]\n{url}");
-        std::fs::write(still.site.config(), text).unwrap();
+        )
     };
+    let configure = |text: String| std::fs::write(still.site.config(), text).unwrap();
     let hanging = HangingDisk::over(&folder);
     // The deadline comes before the patience with repositories that are not required has ended.
-    second(false);
+    configure(format!("{config}{}", other(false)));
     still
         .push(name)
         .env("PITR_FAULT_SECONDS", "4")
         .run()
         .success()
         .expect_stderr("one that is not required does not answer");
-    // A required one that hangs holds up success, but not the copy in the first: asking it for the name has an end.
-    second(true);
-    still.forget();
-    let running = still.push(name).spawn();
-    wait_until(PATIENCE, "the first repository has it", || {
-        still.site.object(name).exists()
-    });
-    running.signal(Signal::TERM);
-    let run = running.wait();
-    assert_eq!(run.status.signal(), Some(15), "{run}");
+    // A required one that hangs holds up success, but not the copy in the other, wherever it stands: asking it for the name has an end.
+    for text in [
+        format!("{config}{}", other(true)),
+        format!("{}{config}", other(true)),
+    ] {
+        configure(text);
+        still.forget();
+        let running = still.push(name).spawn();
+        wait_until(PATIENCE, "the repository that answers has it", || {
+            still.site.object(name).exists()
+        });
+        running.signal(Signal::TERM);
+        let run = running.wait();
+        assert_eq!(run.status.signal(), Some(15), "{run}");
+    }
     drop(hanging);
     std::fs::write(still.site.config(), &config).unwrap();
     still.check(name);

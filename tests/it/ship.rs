@@ -9,7 +9,7 @@ use rustix::fs::FlockOperation;
 use rustix::process::Signal;
 
 use crate::common::fault::{self, Fault};
-use crate::common::mount::{PowerDisk, SmallDisk};
+use crate::common::mount::{HangingDisk, PowerDisk, SmallDisk};
 use crate::common::proxy::{Proxy, Way};
 use crate::common::s3::Fault as S3Fault;
 use crate::common::s3::peer::Peer;
@@ -520,13 +520,13 @@ fn p21_without_a_repository_everything_is_kept_and_nothing_acknowledged() {
     let (still, spool) = offered(3);
     let away = still.site.sandbox().join("away");
     std::fs::rename(still.site.repository(), &away).unwrap();
-    for _ in 0..2 {
-        for name in &still.segments {
-            still.push(name).run().expect_code(36);
-        }
+    for name in [&still.segments[0]; 3].into_iter().chain(&still.segments) {
+        still.push(name).run().expect_code(36);
+        wait_until(PATIENCE, "no worker is left", || !has_worker(&spool));
     }
-    wait_until(PATIENCE, "no worker is left", || !has_worker(&spool));
     assert_eq!(noted(&spool, ".shipped"), [""; 0]);
+    // A worker that finds no repository has tried none of the others, and would leave alone what has failed.
+    assert_eq!(noted(&spool, ".failed"), still.segments[..1]);
     std::fs::rename(&away, still.site.repository()).unwrap();
     push_in_order(&still);
     assert_eq!(noted(&spool, ".failed"), [""; 0]);
@@ -569,6 +569,37 @@ fn p20_nothing_is_acknowledged_before_every_required_repository_has_it() {
         let key = object.strip_prefix(still.site.repository()).unwrap();
         assert!(second.join(key).exists(), "{name}");
     }
+    assert_eq!(noted(&spool, ".failed"), [""; 0]);
+}
+
+#[test]
+fn p17_a_worker_that_hangs_when_it_opens_repositories_ends_and_the_one_that_answers_gets_the_file()
+{
+    require_root!(
+        "p17_a_worker_that_hangs_when_it_opens_repositories_ends_and_the_one_that_answers_gets_the_file"
+    );
+    let (still, spool) = offered(3);
+    let second = add_repository(&still.site, "second", "");
+    let first = &still.segments[0];
+    let object = still.site.object(first);
+    let copy = second.join(object.strip_prefix(still.site.repository()).unwrap());
+    let hanging = HangingDisk::over(still.site.repository());
+    // Who waits for the worker gives up before it, and archives the file itself; its first repository hangs, too.
+    let run = still.push(first).env("PITR_FAULT_SECONDS", "4").run();
+    run.expect_code(40);
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    let folder = std::fs::read_dir(&spool).unwrap().next().unwrap().unwrap();
+    let told = std::fs::read_to_string(folder.path().join(format!("{first}.failed"))).unwrap();
+    assert!(told.contains("error A140"), "{told}");
+    // Nobody waits for a worker with a file that one has failed with.
+    let running = still.push(first).spawn();
+    wait_until(PATIENCE, "the second has it", || copy.exists());
+    assert_eq!(noted(&spool, ".shipped"), [""; 0]);
+    running.signal(Signal::TERM);
+    assert_eq!(running.wait().code(), 143);
+    drop(hanging);
+    wait_until(PATIENCE, "no worker is left", || !has_worker(&spool));
+    push_in_order(&still);
     assert_eq!(noted(&spool, ".failed"), [""; 0]);
 }
 
