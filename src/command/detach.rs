@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -14,7 +14,8 @@ const ALLOCATOR: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=
 /// Starts `program` and does not wait for it. Its standard input is `held`, an open file that lives as long as it does (and a lock on it
 /// with it); its other standard streams lead nowhere, its working directory is the root, and it inherits no further descriptor.
 ///
-/// It begins in the session of the caller: [`own_session`] is the first thing it has to do.
+/// It begins in the session of the caller: [`own_session`] is the first thing it has to do. One that may run other programs goes on with
+/// [`held`].
 ///
 /// # Errors
 /// What the system says.
@@ -39,6 +40,17 @@ pub fn start(program: &Path, arguments: &[OsString], held: File) -> io::Result<(
 pub fn own_session() {
     // It fails where this is the leader of a group, and so has what it is for.
     let _ = rustix::process::setsid();
+}
+
+/// Takes what [`start`] has given this program on standard input, and puts `/dev/null` there: a program that it runs in turn (for credentials, say)
+/// would have it, too, and could keep a lock longer than the worker lives. A lock is held at every moment.
+///
+/// # Errors
+/// What the system says.
+pub fn held() -> io::Result<OwnedFd> {
+    let held = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    Ok(held)
 }
 
 /// Marks every descriptor from 3 on as not to be inherited.

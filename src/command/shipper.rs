@@ -9,6 +9,7 @@
 //! store shows a sign of life: over a slow link it is the worker that brings a file in. Killed at any moment, it has acknowledged nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -127,6 +128,8 @@ struct Job {
     settings: Settings,
     data: DataDirectory,
     spool: Spool,
+    /// That of the spool, for as long as the worker lives.
+    _lock: OwnedFd,
     begun: Instant,
     /// The server ran when the worker was started.
     has_server: bool,
@@ -167,7 +170,8 @@ impl Job {
         let place = spool::place(&cluster, &settings, environment, &data);
         let spool = place.ok().flatten().and_then(|p| Spool::open(&p).ok()?);
         let spool = spool.ok_or_else(refused)?;
-        if !spool.is_locked_by(std::io::stdin()) {
+        let lock = detach::held().map_err(|e| Error::from_io("keep the lock", e))?;
+        if !spool.is_locked_by(&lock) {
             return Err(refused());
         }
         let is_remote = settings.repositories.iter().any(|r| r.location.is_remote());
@@ -177,6 +181,7 @@ impl Job {
             settings,
             data,
             spool,
+            _lock: lock,
             begun: Instant::now(),
             at_once: match is_remote {
                 true => AT_ONCE_REMOTE,

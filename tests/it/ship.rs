@@ -11,8 +11,8 @@ use rustix::process::Signal;
 use crate::common::fault::{self, Fault};
 use crate::common::mount::{HangingDisk, PowerDisk, SmallDisk};
 use crate::common::proxy::{Proxy, Way};
-use crate::common::s3::Fault as S3Fault;
 use crate::common::s3::peer::Peer;
+use crate::common::s3::{Fault as S3Fault, KEY, SECRET};
 use crate::common::{
     Cluster, PATIENCE, Program, Sandbox, Site, Still, copy_tree, path_of, pitr, pitr_archive,
     pitr_restore, wait_until,
@@ -901,6 +901,47 @@ fn a_worker_for_a_bucket_leaves_with_1_too() {
     let (run, ended) = push.run_with_orphans();
     assert_eq!((run.code(), ended.as_slice()), (0, &[1][..]), "{run}");
     assert!(noted(&spool, ".shipped").contains(&still.segments[2]));
+}
+
+#[test]
+fn what_a_program_for_credentials_leaves_running_does_not_keep_the_lock_of_a_worker() {
+    let still = Still::new(17, 1, 3);
+    let site = Bucketed::new(&still.cluster, Peer::own(), "");
+    for name in &still.segments {
+        offer(&still, name);
+    }
+    let spool = site.spool();
+    let left = site.sandbox.file("left", "");
+    // What it leaves outlives the patience of this test, and has as its third descriptor what the program got as standard input.
+    let program = format!(
+        "exec 3<&0\nsleep 300 >/dev/null 2>&1 &\necho $! >>'{}'\n\
+         echo '{{\"Version\": 1, \"AccessKeyId\": \"{KEY}\", \"SecretAccessKey\": \"{SECRET}\"}}'\n",
+        left.display()
+    );
+    let program = site.sandbox.file("program", program);
+    let line = format!("credential_process = /bin/sh {}", program.display());
+    let profiles = site
+        .sandbox
+        .file("profiles", format!("[profile program]\n{line}\n"));
+    let plain = std::fs::read_to_string(&site.config).unwrap();
+    let lines = plain.lines().map(|line| match line {
+        line if line.starts_with("credentials_file") => "profile = \"program\"",
+        line => line,
+    });
+    let lines: Vec<&str> = lines.collect();
+    std::fs::write(&site.config, lines.join("\n")).unwrap();
+    let push = site.push(&still.cluster, &still.segments[0]);
+    push.env("AWS_CONFIG_FILE", &profiles).run().success();
+    wait_until(PATIENCE, "a worker ships the others, and ends", || {
+        noted(&spool, ".shipped").len() == 2 && !has_worker(&spool)
+    });
+    let left = std::fs::read_to_string(left).unwrap();
+    assert!(!left.is_empty(), "nobody asked for credentials");
+    for pid in left.lines().map(|pid| pid.parse().unwrap()) {
+        let given = std::fs::read_link(format!("/proc/{pid}/fd/3"));
+        send(pid, Signal::KILL);
+        assert_eq!(given.unwrap(), Path::new("/dev/null"));
+    }
 }
 
 #[test]
