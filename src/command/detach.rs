@@ -1,4 +1,6 @@
 //! Starting a program that outlives this one: PostgreSQL's commands inherit the server's descriptors, and a worker must not keep them.
+//!
+//! Every worker that is started here also gets, by its environment, what the allocator is told (`ALLOCATOR`).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -8,11 +10,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// What the C library's allocator is told, unless the environment tells it something else. Objects on their way to a store are held whole by
-/// several threads in turn, and each thread would keep what its largest took: memory of that size goes back to the system instead.
+/// several threads in turn. A large block is mapped, and given back when it is freed; but the first that is freed raises the size from which
+/// glibc maps (mallopt(3), `M_MMAP_THRESHOLD`), and from then on each thread's heap keeps what its largest object took. A size that is set stays
+/// as it is: a worker that holds eight objects at once peaks at 118 MiB, and at 152 without.
 const ALLOCATOR: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=1048576");
 
 /// Starts `program` and does not wait for it. Its standard input is `held`, an open file that lives as long as it does (and a lock on it
-/// with it); its other standard streams lead nowhere, its working directory is the root, and it inherits no further descriptor.
+/// with it); its other standard streams lead nowhere, its working directory is the root, and it inherits no further descriptor. Its
+/// environment is that of the caller, and `ALLOCATOR`.
 ///
 /// It begins in the session of the caller: [`own_session`] is the first thing it has to do. One that may run other programs goes on with
 /// [`held`].

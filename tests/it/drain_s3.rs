@@ -225,5 +225,7 @@ fn a_worker_for_an_object_store_holds_few_segments_at_a_time() {
         .map(|name| server.object(&server.key(name)).len());
     assert!(least.min() > Some(11 << 20), "it cannot be compressed");
     println!("at most {} MiB", peak >> 20);
-    assert!((1 << 20..200 << 20).contains(&peak), "{peak} bytes");
+    // With six at once 101 to 111 MiB were seen, and 121 to 127 without what the allocator is told (`detach`): too close to tell these apart. With
+    // twelve it is 184 to 188, either way.
+    assert!((1 << 20..150 << 20).contains(&peak), "{peak} bytes");
 }
