@@ -2,6 +2,7 @@
 //! are killed. At every moment what the server takes for archived is in the store; in the end everything is, byte for byte.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,9 @@ use rustix::process::Signal;
 use crate::common::random::Random;
 use crate::common::s3::Fault;
 use crate::common::s3::peer::Peer;
-use crate::common::{Cluster, PATIENCE, Stop, pitr_archive, pitr_restore, wait_until};
+use crate::common::{Cluster, PATIENCE, Stop, pitr_archive, pitr_restore, user, wait_until};
 use crate::drain::{command, same};
+use crate::prefetch::{recover, worker_of};
 use crate::s3_cycle::Bucketed;
 use crate::ship::{Process, has_worker, noted, process_of, send, spool_in, stop_process};
 
@@ -162,14 +164,14 @@ fn p20_killed_at_any_moment_nothing_is_acknowledged_that_is_not_in_the_object_st
 }
 
 /// The largest resident set that a process has had so far.
-fn peak_bytes(pid: u32) -> Option<u64> {
+fn peak_bytes(pid: impl Display) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 #[test]
-fn a_worker_for_an_object_store_holds_few_segments_at_a_time() {
+fn workers_for_an_object_store_hold_few_segments_at_a_time() {
     const SEGMENTS: usize = 20;
     let builder = Cluster::builder(17).without_fsync();
     let mut cluster = builder.config("max_wal_size", "2GB").start();
@@ -228,4 +230,43 @@ fn a_worker_for_an_object_store_holds_few_segments_at_a_time() {
     // With six at once 101 to 111 MiB were seen, and 121 to 127 without what the allocator is told (`detach`): too close to tell these apart. With
     // twelve it is 184 to 188, either way.
     assert!((1 << 20..150 << 20).contains(&peak), "{peak} bytes");
+    check_fetching(&site, &cluster, &segments);
+}
+
+/// A recovery asks for all of them, and takes each as soon as it is there.
+fn check_fetching(site: &Bucketed, cluster: &Cluster, segments: &[String]) {
+    let standby = site.sandbox.dir("standby");
+    for file in ["PG_VERSION", "global/pg_control"] {
+        let copy = standby.join(file);
+        std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        std::fs::copy(cluster.pgdata().join(file), copy).unwrap();
+    }
+    std::fs::create_dir(standby.join("pg_wal")).unwrap();
+    recover(&standby, 1_700_000_000);
+    user::own_all(&standby);
+    let ahead = standby.join("pg_wal/pitr.ahead");
+    let mut peak = 0;
+    let mut look = || peak = peak.max(worker_of(&ahead).and_then(peak_bytes).unwrap_or(0));
+    for name in segments {
+        let fetch = pitr_restore().arg("--config").arg(&site.config);
+        let fetch = fetch.args([name, "pg_wal/RECOVERYXLOG"]).dir(&standby);
+        let mut running = fetch.spawn();
+        while !running.is_done() {
+            look();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        running.wait().success();
+        let fetched = standby.join("pg_wal/RECOVERYXLOG");
+        let own = cluster.pgdata().join("pg_wal").join(name);
+        assert!(std::fs::read(&fetched).unwrap() == std::fs::read(own).unwrap());
+        std::fs::rename(fetched, standby.join("pg_wal").join(name)).unwrap();
+    }
+    std::fs::remove_file(standby.join("recovery.signal")).unwrap();
+    wait_until(PATIENCE, "the worker has ended", || {
+        look();
+        !ahead.exists()
+    });
+    println!("at most {} MiB when fetching", peak >> 20);
+    // 60 MiB were seen, with four at once.
+    assert!((1 << 20..90 << 20).contains(&peak), "{peak} bytes");
 }

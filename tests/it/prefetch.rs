@@ -103,12 +103,8 @@ impl Recovery {
         wait_until(PATIENCE, "nothing is left", || !self.ahead().exists());
     }
 
-    /// The worker's process id, from the lock that it holds.
     fn worker(&self) -> Option<i32> {
-        let lock = std::fs::File::open(self.ahead().join("lock")).ok()?;
-        let wanted = rustix::process::Flock::from(rustix::process::FlockType::WriteLock);
-        let held = rustix::process::fcntl_getlk(&lock, &wanted).ok()??;
-        held.pid.map(|p| p.as_raw_nonzero().get())
+        worker_of(&self.ahead())
     }
 
     fn kill(&self) {
@@ -127,8 +123,16 @@ impl Drop for Recovery {
     }
 }
 
+/// The process id of the worker that fills this folder, from the lock that it holds.
+pub fn worker_of(ahead: &Path) -> Option<i32> {
+    let lock = std::fs::File::open(ahead.join("lock")).ok()?;
+    let wanted = rustix::process::Flock::from(rustix::process::FlockType::WriteLock);
+    let held = rustix::process::fcntl_getlk(&lock, &wanted).ok()??;
+    held.pid.map(|p| p.as_raw_nonzero().get())
+}
+
 /// Makes this process the server of a data directory that recovers, and that was `started` then.
-fn recover(pgdata: &Path, started: u32) {
+pub fn recover(pgdata: &Path, started: u32) {
     let pid = pgdata.join("postmaster.pid");
     let text = format!("{}\n{}\n{started}\n", std::process::id(), pgdata.display());
     std::fs::write(&pid, text).unwrap();
