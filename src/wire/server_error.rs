@@ -147,9 +147,13 @@ pub(super) fn refused(message: ServerMessage, connection: &Refused) -> Error {
             hba_line(connection)
         )),
         (INVALID_AUTHORIZATION, _) => Some(format!(
-            "The server's authentication rules do not let this operating system user be role \"{}\". Name another role with user=, or \
+            "The server's authentication rules do not let this operating system user be role \"{}\". {} another role with user=, or \
              put a line with a password method before the present one in pg_hba.conf: {}",
             connection.user,
+            match connection.address {
+                None => "Run this as a user who may be, most often the server's (sudo -u postgres pitr …), name",
+                Some(_) => "Name",
+            },
             hba_line(connection)
         )),
         (INSUFFICIENT_PRIVILEGE, _) if connection.replication => Some(format!(
@@ -255,6 +259,8 @@ mod tests {
                 .unwrap()
                 .ends_with("local replication Backup scram-sha-256")
         );
+        let error = refused(message("28000", "auth_failed"), &connection);
+        assert!(error.hint_text().unwrap().contains("sudo -u postgres pitr"));
         let error = refused(message("42501", "InitPostgres"), &connection);
         assert!(
             error
