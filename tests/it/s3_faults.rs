@@ -442,6 +442,26 @@ fn credentials_that_others_can_read_are_refused() {
 }
 
 #[test]
+fn credentials_that_cannot_be_read_are_told_with_the_cause() {
+    let off = Offline::new("");
+    let file = off.server().credentials(off.still.site.sandbox(), KEY);
+    let refused = |cause: &str| {
+        let told = format!(
+            "could not read credentials file \"{}\": {cause}",
+            file.display()
+        );
+        let push = off.push(0).run().expect_code(31).expect_stderr(&told);
+        push.expect_stderr("chown postgres");
+        let fetch = off.fetch(&off.still.segments[0]).run();
+        fetch.expect_code(207).expect_stderr(&told);
+    };
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o000)).unwrap();
+    refused("Permission denied");
+    std::fs::remove_file(&file).unwrap();
+    refused("No such file");
+}
+
+#[test]
 fn what_the_configuration_says_of_objects_arrives_with_each_kind_of_them() {
     let builder = Cluster::builder(17).segment_size_mb(1);
     let mut cluster = builder.without_fsync().create();

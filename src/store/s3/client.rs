@@ -1,6 +1,7 @@
 //! The connection to an object store: runtime, TLS, credentials, region. One for all repositories of a process that are configured
 //! alike, so that connections and credentials are kept from one open to the next.
 
+use std::fs::File;
 use std::future::Future;
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -195,7 +196,7 @@ async fn connect(
     secrets: &Arc<Secrets>,
 ) -> Result<(Client, Sums)> {
     if let Some(file) = &settings.credentials_file {
-        check_closed(file)?;
+        check_credentials(file)?;
     }
     let http = http_client(settings)?;
     let loaded = load(settings, region, &http).await;
@@ -235,12 +236,18 @@ async fn connect(
     Ok((Client::from_conf(config.build()), sums))
 }
 
-/// Nobody else may read the credentials. That there are none is found when they are needed.
-fn check_closed(file: &Path) -> Result<()> {
-    match std::fs::metadata(file) {
-        Ok(metadata) => secret::check_closed(Code::Config, "credentials file", file, &metadata),
-        Err(_) => Ok(()),
-    }
+/// We may read the credentials, and nobody else. The client would say neither why it could not nor, the second time, what.
+fn check_credentials(file: &Path) -> Result<()> {
+    let shown = file.display();
+    let opened = File::open(file).and_then(|opened| opened.metadata());
+    let metadata = opened.map_err(|e| {
+        err!(Denied, "there are no credentials: could not read credentials file \"{shown}\"")
+            .source(e)
+            .hint(format!(
+                "Name the file where it is, and let it belong to the user that runs pitr, for archiving the server's: chown postgres {shown}"
+            ))
+    })?;
+    secret::check_closed(Code::Config, "credentials file", file, &metadata)
 }
 
 /// The server that environment or profile name: for S3 alone, else for all services, as the client itself looks for it.
