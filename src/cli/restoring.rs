@@ -236,16 +236,16 @@ pub fn check_commands(cx: &Context, target: &Target, opened: &Opened) -> Result<
         _ => Ok(User::of_process()),
     };
     let Ok(user) = user else { return Ok(()) };
-    let repository = opened.reading.configured.location.directory();
-    let needed = [
-        (Some(program.as_path()), Access::Execute),
-        (opened.reading.settings.path.as_deref(), Access::Read),
-        (repository, Access::Execute),
-    ];
+    let repository = &opened.reading.configured;
+    let directory = repository.location.directory();
+    let settings = opened.reading.settings.path.as_deref();
+    let needed = [(program.as_path(), Access::Execute)].into_iter();
+    let needed = needed
+        .chain(directory.map(|path| (path, Access::Execute)))
+        .chain(settings.map(|path| (path, Access::Read)))
+        .chain(repository.files().map(|path| (path, Access::Read)));
     for (path, access) in needed {
-        if let Some(path) = path
-            && let Some(obstacle) = user.kept_out_by(path, access)
-        {
+        if let Some(obstacle) = user.kept_out_by(path, access) {
             cx.out.warn(&format!(
                 "the server's user {} cannot use \"{}\", so recovery will fail: correct the permissions of \"{}\"",
                 user.name(),

@@ -1,7 +1,7 @@
 //! What is configured of an encrypted repository: where its keys are, never the keys themselves.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Secret;
 
@@ -23,6 +23,12 @@ pub struct Encryption {
 }
 
 impl Encryption {
+    /// The files it names.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let files = [&self.key_set, &self.key_file, &self.passphrase_file];
+        files.into_iter().flatten().map(PathBuf::as_path)
+    }
+
     /// Whether it names what opens objects, and not only what seals them.
     pub fn can_read(&self) -> bool {
         self.key_file.is_some() || self.has_passphrase()

@@ -245,6 +245,17 @@ impl Repository {
             encryption: None,
         }
     }
+
+    /// The files it names: whoever uses the repository must be able to read them.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let keys = self.encryption.iter().flat_map(Encryption::files);
+        let store = [&self.s3.credentials_file, &self.s3.ca_file];
+        store
+            .into_iter()
+            .flatten()
+            .map(PathBuf::as_path)
+            .chain(keys)
+    }
 }
 
 /// Everything that was configured, and what the command line chose from it.

@@ -4,6 +4,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use crate::common::{Cluster, Program, Run, Sandbox, Site, pitr, user};
+use crate::sealed::keygen;
 use crate::{per_major, require_root};
 
 fn init(cluster: &Cluster, sandbox: &Sandbox) -> Program {
@@ -460,6 +461,27 @@ fn what_root_makes_belongs_to_the_servers_user() {
         .arg(sandbox.join("etc/pitr/pitr.toml"))
         .run()
         .success();
+
+    run.expect_stdout("  sudo -u ");
+
+    // A file that the configuration names, and this user cannot read, is named.
+    let keys = sandbox.join("keys");
+    keygen(&keys, &["ops", "escrow"]).run().success();
+    let writer = keys.join("writer.key");
+    std::os::unix::fs::chown(&writer, Some(0), Some(0)).unwrap();
+    pitr()
+        .args(["init", "--pgdata"])
+        .arg(cluster.pgdata())
+        .arg("--config")
+        .arg(sandbox.join("sealed.toml"))
+        .arg("--repository")
+        .arg(sandbox.join("sealed"))
+        .arg("--key-set")
+        .arg(&writer)
+        .privileged()
+        .run()
+        .success()
+        .expect_stderr(&format!("cannot use \"{}\": chown ", writer.display()));
 
     // A configuration that this user cannot reach is named, with what to do.
     let closed = sandbox.dir("closed");

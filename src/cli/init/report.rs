@@ -42,7 +42,7 @@ pub(super) fn report(
     }));
     let cluster = wanted.several_clusters.then(|| wanted.cluster.as_str());
     let settings = settings(wanted, identity, &program, cluster);
-    let next = next(wanted, cluster);
+    let next = next(wanted, cluster, server);
     if cx.out.is_json() {
         let settings: serde_json::Map<_, _> = settings
             .iter()
@@ -99,10 +99,11 @@ fn settings(
 }
 
 /// The commands that come next.
-fn next(wanted: &Wanted, cluster: Option<&str>) -> [String; 3] {
+fn next(wanted: &Wanted, cluster: Option<&str>, server: &ServerUser) -> [String; 3] {
+    let user = server.prefix();
     let config = shell_word(&wanted.config.to_string_lossy());
     let option = cluster.map_or_else(String::new, |c| format!(" --cluster {c}"));
-    ["doctor", "backup", "info"].map(|verb| format!("pitr --config {config} {verb}{option}"))
+    ["doctor", "backup", "info"].map(|verb| format!("{user}pitr --config {config} {verb}{option}"))
 }
 
 fn print_done(

@@ -40,6 +40,14 @@ impl ServerUser {
         Ok(())
     }
 
+    /// What a command line begins with that is to run as the server's user; nothing where this does.
+    pub(super) fn prefix(&self) -> String {
+        match self.user.as_ref().filter(|u| self.is_root && u.uid != 0) {
+            Some(user) => format!("sudo -u {} ", user.name()),
+            None => String::new(),
+        }
+    }
+
     /// What would keep the archiver from its work, with the command that helps.
     pub(super) fn obstacles(&self, wanted: &Wanted, program: &Path) -> Vec<String> {
         let Some(user) = &self.user else {
@@ -54,6 +62,8 @@ impl ServerUser {
         let directories = wanted.repositories.iter();
         let directories = directories.filter_map(|r| r.location.directory());
         let places = directories.map(|path| (path, Access::Use));
+        let files = wanted.repositories.iter().flat_map(|r| r.files());
+        let places = places.chain(files.map(|path| (path, Access::Read)));
         let mut said = Vec::new();
         for (path, access) in places.chain([
             (wanted.config.as_path(), Access::Read),
