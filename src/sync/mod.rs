@@ -136,7 +136,7 @@ impl<'a> Transfer<'a> {
         let (from, to) = (self.from.store().location(), self.to.store().location());
         Err(
             err!(Refused, "\"{from}\" and \"{to}\" do not have the same key set").hint(
-                "Nothing was copied: objects are copied as they are stored. Create the second repository with the key set of the first (pitr init --key-set).",
+                "Nothing was copied: objects are copied as they are stored, between repositories of one key set, or of none. Take a backup into each instead (pitr backup --repository NAME), or create the one anew with the keys of the other.",
             ),
         )
     }
