@@ -167,6 +167,10 @@ impl Report<'_> {
                 self.pgdata.display(),
                 old.display()
             ));
+            steps.push(format!(
+                "make sure that no server starts on \"{}\" again: it would archive under the same name",
+                old.display()
+            ));
         }
         steps.push("restart the server, so that archive_mode takes effect".into());
         if !self.is_renamed && self.configured.is_some_and(receives) {

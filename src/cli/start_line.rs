@@ -223,7 +223,7 @@ impl Line<'_> {
         self.set("data_directory", self.to);
         self.access_files(directory, brought);
         self.notes.push(format!(
-            "The configuration is not in the backup, and not on this host: Debian keeps it in /etc/postgresql/{major}. Write the directory that has \
+            "The configuration is not in the backup, and this host does not tell where it is: Debian keeps it in /etc/postgresql/{major}. Write the directory that has \
              postgresql.conf, pg_hba.conf and pg_ident.conf in place of {PLACEHOLDER}. max_connections, max_worker_processes, max_wal_senders, \
              max_prepared_transactions and max_locks_per_transaction must not be lower than they were."
         ));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Findings, receiver};
-use crate::cli::archive_command::{Weight, compose, judge};
+use crate::cli::archive_command::{Weight, compose, judge, shell_word};
 use crate::cli::server::Server;
 use crate::cli::{Context, human};
 use crate::config::{Cluster, Settings};
@@ -312,7 +312,13 @@ fn durability(found: &mut Findings, values: &Values) {
             "data_checksums",
             "off",
             "a damaged page goes into every backup unseen",
-            "stop the server, then pg_checksums --enable -D DATADIR",
+            format!(
+                "stop the server, then pg_checksums --enable -D {}",
+                match get("data_directory") {
+                    "" => "DATADIR".into(),
+                    directory => shell_word(directory),
+                }
+            ),
         ),
         value => found.ok("data_checksums", value),
     }
