@@ -62,6 +62,9 @@ pub struct Lag {
     pub unasked: Vec<String>,
     #[serde(skip)]
     backup_patience: Duration,
+    /// Whether "repo sync" brings any of it: objects are copied as they are stored, so between repositories of the same keys.
+    #[serde(skip)]
+    comes_by_sync: bool,
 }
 
 /// Something about a repository that somebody should look at.
@@ -87,6 +90,13 @@ struct Asked {
     repository: Repository,
     registration: Option<Registration>,
     survey: Option<Survey>,
+}
+
+impl Asked {
+    /// Which key set seals its objects; none where they are plain.
+    fn keys(&self) -> Option<&str> {
+        self.repository.marker().key_set.as_deref()
+    }
 }
 
 /// Looks at every repository of the configuration; nothing where there is only one.
@@ -171,7 +181,10 @@ fn compare(cx: &Context, layout: &ClusterLayout, seen: &mut [(Lag, Option<Asked>
             for (other, (lag, from)) in seen.iter().enumerate() {
                 match from {
                     _ if other == at => {}
-                    Some(from) => behind.add(cx, layout, size, to, (&lag.name, from)),
+                    Some(from) => {
+                        let is_kin = asked.keys() == from.keys();
+                        behind.add(cx, layout, size, to, (&lag.name, from, is_kin));
+                    }
                     None => behind.unasked.push(lag.name.clone()),
                 }
             }
@@ -195,6 +208,7 @@ struct Behind {
     backups: BTreeMap<BackupId, Duration>,
     troubles: Vec<String>,
     unasked: Vec<String>,
+    comes_by_sync: bool,
 }
 
 impl Behind {
@@ -204,13 +218,16 @@ impl Behind {
         layout: &ClusterLayout,
         size: SegmentSize,
         to: &Survey,
-        (name, other): (&str, &Asked),
+        (name, other, is_kin): (&str, &Asked, bool),
     ) {
         let Some(from) = &other.survey else { return };
         // A clock that is ahead of this one makes nothing older.
         let age = |since| cx.now().duration_since(since).unwrap_or_default();
         let lacking = lacking(from, to, false);
-        for id in lacking.backups {
+        self.comes_by_sync |=
+            is_kin && !(lacking.backups.is_empty() && lacking.segments.is_empty());
+        // Each of two with different keys has backups of its own, of which two may have one id; archiving brings WAL into both.
+        for id in lacking.backups.into_iter().filter(|_| is_kin) {
             if let Some(Manifest::Committed(root)) = from.ids.get(&id).map(|s| &s.manifest) {
                 self.backups.insert(id, age(root.stop_time));
             }
@@ -226,7 +243,7 @@ impl Behind {
             *into = std::mem::take(into).union(runs);
         }
         let left_out = lacking.left_out.iter();
-        let left_out = left_out.filter(|l| l.cause != Cause::Rule);
+        let left_out = left_out.filter(|l| is_kin && l.cause != Cause::Rule);
         let left_out =
             left_out.map(|l| format!("{} of \"{name}\" does not come: {}", l.what, l.why));
         self.troubles.extend(left_out);
@@ -282,6 +299,7 @@ impl Lag {
             trouble_count: 0,
             unasked: Vec::new(),
             backup_patience,
+            comes_by_sync: true,
         }
     }
 
@@ -315,6 +333,7 @@ impl Lag {
         self.trouble_count = self.troubles.len() as u64;
         self.troubles.truncate(NAMED_MAX);
         self.unasked = behind.unasked;
+        self.comes_by_sync = behind.comes_by_sync;
     }
 
     /// What is wrong with it, each in a line.
@@ -336,7 +355,12 @@ impl Lag {
             concerns.push(Concern {
                 what: self.value(),
                 impact: "what only the others have is lost with them",
-                next: format!("pitr repo sync --to {name}"),
+                next: match self.comes_by_sync {
+                    true => format!("pitr repo sync --to {name}"),
+                    false => format!(
+                        "pitr backup --repository {name} (the others have other keys, so that pitr repo sync brings nothing)"
+                    ),
+                },
             });
         }
         if let Some(first) = self.troubles.first() {
@@ -440,6 +464,9 @@ mod tests {
         let mut lag = level();
         lag.behind_segments = Some(1);
         assert_eq!(lag.problems().len(), 1);
+        assert!(lag.problems()[0].contains("pitr repo sync"));
+        lag.comes_by_sync = false;
+        assert!(lag.problems()[0].contains("pitr backup --repository"));
         lag.behind_ms = Some(1000);
         assert!(lag.problems().is_empty());
     }

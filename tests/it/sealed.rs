@@ -196,6 +196,39 @@ fn a_host_that_only_writes_archives_and_a_reader_gets_it_back() {
 }
 
 #[test]
+fn a_plain_repository_beside_a_sealed_one_has_backups_of_its_own() {
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let sealed = Sealed::new(&cluster);
+    let config = std::fs::read_to_string(sealed.config("writer")).unwrap();
+    let plain = sealed.sandbox.join("plain");
+    let section = format!(
+        "[repositories.plain]\nurl = \"file://{}\"\n",
+        plain.display()
+    );
+    std::fs::write(sealed.config("writer"), config + &section).unwrap();
+    let writer = |args: &[&str]| sealed.on("writer").args(args.iter().copied()).run();
+    writer(&["init", "--quiet"]).success();
+    let archive = pitr_archive().arg("--config").arg(sealed.config("writer"));
+    cluster.append_config("archive_mode", "on");
+    cluster.append_config("archive_command", &archive.arg("%p").shell());
+    cluster.start();
+    for name in ["local", "plain"] {
+        writer(&["backup", "--repository", name]).success();
+    }
+    let doctor = writer(&["doctor", "--json"]).json();
+    for name in ["local", "plain"] {
+        let name = format!("{name} against the others");
+        let findings = doctor["findings"].as_array().unwrap();
+        let finding = findings.iter().find(|f| f["name"] == name.as_str());
+        assert_eq!(finding.unwrap()["value"], "up to date", "{doctor}");
+    }
+    refused(&writer(&["repo", "sync"]), 8, "Take a backup into each");
+}
+
+#[test]
 fn a_whole_cycle_in_a_sealed_repository() {
     let mut cluster = Cluster::builder(17)
         .segment_size_mb(1)
