@@ -22,10 +22,12 @@ use pitr::pg::time::TimestampTz;
 use pitr::pg::timeline::TimelineId;
 use pitr::progress::Silent;
 use pitr::repo::backup::BackupRoot;
+use pitr::repo::event::{self, Event};
 use pitr::repo::layout::{BackupId, ClusterLayout};
 use pitr::repo::repository::Repository;
 use pitr::repo::tail::LONG;
 use pitr::snapshot::reader::Snapshot;
+use pitr::store::file::FileStore;
 use pitr::sync::{Surroundings, Transfer};
 use pitr::verify::{FindingKind, Report, Verify};
 use rustix::process::Signal;
@@ -66,7 +68,7 @@ const DAMAGES: [Damage; 7] = [
 
 /// What kind of object a key names.
 fn kind_of(key: &str) -> &'static str {
-    const PARTS: [(&str, &str); 12] = [
+    const PARTS: [(&str, &str); 13] = [
         ("pitr.json", "marker"),
         ("keys/", "recipient"),
         ("cluster.json", "registration"),
@@ -74,6 +76,7 @@ fn kind_of(key: &str) -> &'static str {
         ("/open/", "increment"),
         ("/partial/", "partial"),
         ("/labels/", "label"),
+        ("-pin-", "pin"),
         ("/events/", "event"),
         ("/layers/", "layer"),
         ("/packs/", "pack"),
@@ -124,6 +127,21 @@ fn receive(site: &Site, cluster: &Cluster) {
     running.wait().success();
 }
 
+/// Pins the first backup.
+fn pin(repository: &Path, keys: Option<&KeyFiles>, backup: &BackupId) {
+    let store = FileStore::open(repository, 7).unwrap();
+    let repository = Repository::open_with(Box::new(store), keys.map(KeyFiles::reader)).unwrap();
+    let registration = repository.registrations("main").unwrap().remove(0);
+    let layout = ClusterLayout::new("main", registration.system_identifier).unwrap();
+    let pin = Event {
+        event: "pin".into(),
+        subject: backup.to_string(),
+        reason: Some("the year's end".into()),
+        ..Event::default()
+    };
+    event::record(repository.store(), &layout, &pin, 7).unwrap();
+}
+
 /// A repository with every kind of object, and what reading it gives.
 struct World {
     /// Of an encrypted repository.
@@ -172,6 +190,8 @@ impl World {
         let run = site.pitr().args(push).arg(&refused).privileged().run();
         run.expect_code(1).expect_stderr("error conflict");
         let [plain, sealed] = backups;
+        pin(site.repository(), None, &plain[0]);
+        pin(&encrypted, Some(&keys), &sealed[0]);
         let plain = World::load(site.repository(), plain, None, folder);
         let sealed = World::load(&encrypted, sealed, Some(keys), folder);
         // Increments may be cut differently.
@@ -501,7 +521,7 @@ fn is_small(key: &str) -> bool {
     let kind = kind_of(key);
     matches!(
         kind,
-        "marker" | "recipient" | "registration" | "event" | "history" | "label"
+        "marker" | "recipient" | "registration" | "event" | "pin" | "history" | "label"
     )
 }
 
@@ -536,8 +556,8 @@ enum Outcome {
     Found,
     /// What is left is a state that the repository once was in; comparing it with a second one shows what is missing.
     OlderState,
-    /// The same of an event that costs nothing: who writes just now, and what is to be deleted. A comparison shows pins alone. And of a
-    /// recipient who is not the one who reads: it is as if its access had been withdrawn, and doctor warns when a single one is left.
+    /// The same of an event that says what goes on in this one repository, and costs nothing: who writes just now, and what is to be deleted.
+    /// And of a recipient who is not the one who reads: it is as if its access had been withdrawn, and doctor warns when a single one is left.
     Unseen,
 }
 
@@ -611,7 +631,12 @@ fn try_one(world: &World, seed: u64, number: usize) -> (&'static str, Damage, Ou
     if kind == "recipient" {
         return (kind, damage, Outcome::Unseen);
     }
-    match world.lacks(&all, &damaged).unwrap() {
+    let lacks = match kind {
+        // It is compared where there is what it pins.
+        "pin" => world.lacks(&world.objects, &Held::with(&world.objects, &key, None)),
+        _ => world.lacks(&all, &damaged),
+    };
+    match lacks.unwrap() {
         true => (kind, damage, Outcome::OlderState),
         false => {
             assert_eq!(kind, "event", "nothing shows it: {what}");
