@@ -557,7 +557,8 @@ enum Outcome {
     /// What is left is a state that the repository once was in; comparing it with a second one shows what is missing.
     OlderState,
     /// The same of an event that says what goes on in this one repository, and costs nothing: who writes just now, and what is to be deleted.
-    /// And of a recipient who is not the one who reads: it is as if its access had been withdrawn, and doctor warns when a single one is left.
+    /// And of a recipient who is not the one who reads: it is as if its access had been withdrawn. Doctor
+    /// compares these with a second repository's, and is critical when a single one is left.
     Unseen,
 }
 

@@ -410,6 +410,20 @@ fn copied_without_a_key(sealed: &Sealed, cluster: &Cluster) {
     let mixed = format!("{local}[repositories.second.encryption]\n{only_writes}");
     sealed.sandbox.file("second-mixed.toml", mixed);
     sealed.on("second-mixed").args(sync).run().success();
+    // Who reads the one, and not the other any more, is told.
+    let escrow = second.join("keys/1/escrow");
+    let kept = std::fs::read(&escrow).unwrap();
+    let is_told = || {
+        let run = sealed.on("second-writer").args(["doctor", "--json"]).run();
+        let findings = run.json()["findings"].to_string();
+        assert!(findings.contains("escrow, ops"), "{run}");
+        findings.contains("escrow, not in second")
+    };
+    assert!(!is_told());
+    std::fs::remove_file(&escrow).unwrap();
+    assert!(is_told());
+    std::fs::write(&escrow, kept).unwrap();
+    user::own(&escrow);
 }
 
 /// Two more backups; the janitor, who holds no key, takes away the one in the middle.

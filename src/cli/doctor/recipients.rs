@@ -1,5 +1,7 @@
 //! Who can read an encrypted repository: two at least, for one key may be lost.
 
+use std::collections::BTreeSet;
+
 use super::Findings;
 use crate::config::Repository as Configured;
 use crate::error::{Code, Error, Result};
@@ -18,14 +20,26 @@ struct Seen {
     own: Option<String>,
 }
 
-/// Looks at the recipients of an encrypted repository.
-pub(super) fn look(found: &mut Findings, configured: &Configured, repository: &Repository) {
-    let Some(id) = &repository.marker().key_set else {
-        return;
-    };
+/// Who can read one of the repositories.
+pub(super) struct Readers {
+    repository: String,
+    key_set: String,
+    recipients: Vec<String>,
+}
+
+/// Looks at the recipients of an encrypted repository; returns those that work.
+pub(super) fn look(
+    found: &mut Findings,
+    configured: &Configured,
+    repository: &Repository,
+) -> Option<Readers> {
+    let id = repository.marker().key_set.as_ref()?;
     let seen = match see(configured, repository, id) {
         Ok(seen) => seen,
-        Err(e) => return found.error("recipients", &e),
+        Err(e) => {
+            found.error("recipients", &e);
+            return None;
+        }
     };
     for broken in &seen.broken {
         found.warn(
@@ -49,6 +63,29 @@ pub(super) fn look(found: &mut Findings, configured: &Configured, repository: &R
     }
     if let Some(own) = seen.own {
         found.ok("read here as", own);
+    }
+    Some(Readers {
+        repository: configured.name.to_string(),
+        key_set: id.clone(),
+        recipients: seen.working,
+    })
+}
+
+/// Whoever reads one of several repositories of a key set is to read all: whose keys are gone from one finds out on the day of the restore.
+pub(super) fn compare(found: &mut Findings, all: &[Readers]) {
+    for one in all {
+        let same = |other: &&Readers| other.key_set == one.key_set;
+        let known = all.iter().filter(same).flat_map(|o| &o.recipients);
+        let lacks = known.filter(|name| !one.recipients.contains(name));
+        let lacks: BTreeSet<&str> = lacks.map(String::as_str).collect();
+        for name in lacks {
+            found.warn(
+                "recipient",
+                format!("{name}, not in {}", one.repository),
+                "it reads another repository of this key set, and cannot read this one",
+                "give it access here, too, or withdraw it there: pitr repo rewrap",
+            );
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::Findings;
 use super::server::Seen;
+use super::{Findings, recipients};
 use crate::archive::datadir::DataDirectory;
 use crate::cli::lag::{self, PATIENCE, answers};
 use crate::cli::owner::{Access, User};
@@ -29,6 +29,7 @@ pub(super) fn look<'a>(
     cx: &Context,
 ) -> Vec<&'a Configured> {
     let mut opened = Vec::new();
+    let mut readers = Vec::new();
     let mut identifier = None;
     found.begin("repository");
     if settings.repositories.is_empty() {
@@ -46,7 +47,7 @@ pub(super) fn look<'a>(
         opened.push(configured);
         found.ok(&configured.name, configured.location.to_string());
         place(found, configured, pgdata, cx);
-        super::recipients::look(found, configured, &repository);
+        readers.extend(recipients::look(found, configured, &repository));
         let Some(cluster) = cluster else { continue };
         let registered = registered(found, cluster, &repository, pgdata, seen);
         match registered {
@@ -65,6 +66,7 @@ pub(super) fn look<'a>(
             Err(e) => found.error("cluster", &e),
         }
     }
+    recipients::compare(found, &readers);
     if let (Some(cluster), Some(identifier)) = (cluster, identifier) {
         lag(found, settings, cluster, identifier, cx);
     }
