@@ -110,7 +110,17 @@ impl Files {
                 "journal_limit_bytes is {limit}, less than two segments need ({least})"
             ));
         }
-        let failed = |e| Error::from_io(format!("open the journal \"{}\"", path.display()), e);
+        let failed = |e| {
+            let e = Error::from_io(format!("open the journal \"{}\"", path.display()), e);
+            match e.code() {
+                // Whose directory is in the way does not matter: they need one of their own.
+                Code::Denied => e.hint(format!(
+                    "Give the user that runs pitr receive, the server's, the directory: sudo install -d -m 0700 -o postgres {}",
+                    options.directory.display()
+                )),
+                _ => e,
+            }
+        };
         create_directories(&path).map_err(failed)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory =

@@ -1,5 +1,6 @@
 //! `pitr receive` against real servers: what is acknowledged, resuming, following a promotion, refusals.
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -455,6 +456,14 @@ fn missing_rights_are_named_with_what_grants_them() {
     // Without SQL the slot is looked up over the replication protocol: streaming does not depend on another connection.
     connect_by(&site, &conninfo.replace("user=weak", "user=narrow"));
     let position = write_wal(&cluster);
+    // A journal where this user may make none is one that somebody has to give.
+    let journal = site.sandbox().join("journal");
+    std::fs::remove_dir_all(&journal).unwrap();
+    site.sandbox().dir("journal");
+    std::fs::set_permissions(&journal, PermissionsExt::from_mode(0o500)).unwrap();
+    let run = program(&site).run().expect_code(1);
+    run.expect_stderr(&format!("-o postgres {}", journal.display()));
+    std::fs::set_permissions(&journal, PermissionsExt::from_mode(0o700)).unwrap();
     program(&site)
         .args(["--until-lsn", &position])
         .run()
