@@ -102,6 +102,7 @@ struct Inner {
     message: String,
     hint: Option<Cow<'static, str>>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    is_frozen: bool,
 }
 
 impl Error {
@@ -112,6 +113,7 @@ impl Error {
             message: message.into(),
             hint: None,
             source: None,
+            is_frozen: false,
         }))
     }
 
@@ -138,6 +140,7 @@ impl Error {
             message: doing.into(),
             hint,
             source: Some(Box::new(self)),
+            is_frozen: false,
         }))
     }
 
@@ -146,6 +149,28 @@ impl Error {
     pub fn with_code(mut self, code: Code) -> Self {
         self.0.code = code;
         self
+    }
+
+    /// Says that it is about an object that its store must thaw before it can be read: of no use now, and whole for all that is known.
+    #[must_use]
+    pub fn frozen(mut self) -> Self {
+        self.0.is_frozen = true;
+        self
+    }
+
+    /// Whether that is the cause.
+    pub fn is_frozen(&self) -> bool {
+        let mut cause: Option<&(dyn StdError + 'static)> = Some(self);
+        while let Some(e) = cause {
+            // What passed through a reader is inside an error of the system's kind, which does not name it as its source.
+            let read = e.downcast_ref::<std::io::Error>();
+            let inner = read.and_then(|io| io.get_ref()?.downcast_ref::<Error>());
+            if inner.or(e.downcast_ref()).is_some_and(|e| e.0.is_frozen) {
+                return true;
+            }
+            cause = e.source();
+        }
+        false
     }
 
     /// The consequence.

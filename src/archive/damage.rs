@@ -23,6 +23,8 @@ pub(super) struct Damage {
     pub(super) repository: Repository,
     pub(super) layout: ClusterLayout,
     pub(super) detail: String,
+    /// The store must thaw it: nothing is known to be wrong with it.
+    pub(super) is_frozen: bool,
 }
 
 /// Says which copies are of no use where another repository gave the file; without one the error says it.
@@ -40,7 +42,7 @@ pub(super) fn tell(progress: &dyn Progress, found: &[Damage], from: &Repository)
 pub(super) fn record(segment: SegmentName, found: Vec<Damage>, now: TimestampTz, nonce: u64) {
     // Nothing is sent: the channel is closed when the last thread has ended.
     let (alive, ended) = mpsc::channel::<()>();
-    for damage in found {
+    for damage in found.into_iter().filter(|damage| !damage.is_frozen) {
         let alive = alive.clone();
         let work = move || {
             let _alive = alive;

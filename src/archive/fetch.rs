@@ -268,6 +268,7 @@ impl Answers {
                     repository,
                     layout,
                     detail: e.to_string(),
+                    is_frozen: e.is_frozen(),
                 });
                 self.cannot_tell(what, question, e);
             }

@@ -42,7 +42,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     show(cx, &chosen.plan, chosen.resolved.local_time.as_deref())?;
     match chosen.unless {
         None => {
-            require_thawed(&chosen.opened, &chosen.plan)?;
+            require_thawed(cx, &chosen.opened, &chosen.plan)?;
             Ok(exit::SUCCESS)
         }
         Some(Unless::OutOfReach { next, .. }) => {
@@ -67,13 +67,13 @@ pub fn fail(cx: &Context, e: Error) -> Result<u8> {
 }
 
 /// The plan holds, and yet a restore would not get far.
-fn require_thawed(opened: &Opened, plan: &Plan) -> Result<()> {
+fn require_thawed(cx: &Context, opened: &Opened, plan: &Plan) -> Result<()> {
     let store = opened.reading.repository.store();
     let Some(backup) = plan.backup.as_ref().filter(|_| store.is_remote()) else {
         return Ok(());
     };
     match BackupRoot::read(store, &opened.layout, &backup.id)? {
-        Some(root) => opened.reading.require_thawed(&opened.layout, &root),
+        Some(root) => opened.reading.require_thawed(cx, &opened.layout, &root),
         // Expired meanwhile: whoever restores finds out.
         None => Ok(()),
     }

@@ -20,6 +20,7 @@ use crate::repo::inventory::Inventory;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::rollup::Rollup;
+use crate::store::Store;
 
 /// Where caches go for root without a home: PostgreSQL's commands and cron run so.
 const ROOT_CACHE: &str = "/var/cache/pitr";
@@ -390,32 +391,33 @@ impl Reading {
     }
 
     /// Requires that what a backup consists of can be read: a rule of the store may have moved it where it must be thawed first, which takes
-    /// hours, and better shows before a restore has begun.
+    /// hours, and better shows before a restore has begun. Another repository that has all of it gives what is frozen here.
     ///
     /// # Errors
     /// `Damaged`, naming the class and what to do.
-    pub fn require_thawed(&self, layout: &ClusterLayout, root: &BackupRoot) -> Result<()> {
-        let layers = root.shards.iter().flat_map(|s| &s.layers);
-        let layers = layers.map(|l| layout.layer(&l.key));
-        let packs = root.packs.iter().map(|p| layout.pack(&p.key));
-        let places: BTreeSet<String> = layers
-            .chain(packs)
-            .filter_map(|key| key.parent().map(str::to_owned))
-            .collect();
-        for place in places {
-            if let Some(frozen) = self.repository.store().frozen(&place, None)? {
-                return Err(err!(
-                    Damaged,
-                    "backup \"{}\" cannot be read: {} {} in class {}, the first is \"{}\"",
-                    root.id,
-                    human::count(frozen.count as u64, "object"),
-                    if frozen.count == 1 { "is" } else { "are" },
-                    frozen.class.escape_debug(),
-                    frozen.key.escape_debug()
-                )
-                .hint("Nothing was written. Have the store restore these objects first (aws s3api restore-object), which takes hours; a lifecycle rule of the bucket has moved them, and will again."));
-            }
-        }
+    pub fn require_thawed(
+        &self,
+        cx: &Context,
+        layout: &ClusterLayout,
+        root: &BackupRoot,
+    ) -> Result<()> {
+        let frozen = match check_thawed(self.repository.store(), layout, root) {
+            Err(e) if e.is_frozen() => e,
+            other => return other,
+        };
+        let is_whole = |other: &Reading| {
+            let store = other.repository.store();
+            let there = BackupRoot::read(store, layout, &root.id).ok().flatten();
+            there.is_some_and(|there| there.nonce == root.nonce)
+                && check_thawed(store, layout, root).is_ok()
+        };
+        let Some(other) = self.others(cx).find(is_whole) else {
+            return Err(frozen);
+        };
+        cx.out.warn(&format!(
+            "repository \"{}\": {frozen}; it is taken from \"{}\"",
+            self.configured.name, other.configured.name
+        ));
         Ok(())
     }
 
@@ -541,4 +543,31 @@ fn only_cluster(repository: &Repository) -> Result<String> {
         )
         .hint("Nothing is archived there. Run pitr init for a cluster.")
     })
+}
+
+/// Requires that nothing of a backup has to be thawed first.
+fn check_thawed(store: &dyn Store, layout: &ClusterLayout, root: &BackupRoot) -> Result<()> {
+    let layers = root.shards.iter().flat_map(|s| &s.layers);
+    let layers = layers.map(|l| layout.layer(&l.key));
+    let packs = root.packs.iter().map(|p| layout.pack(&p.key));
+    let places: BTreeSet<String> = layers
+        .chain(packs)
+        .filter_map(|key| key.parent().map(str::to_owned))
+        .collect();
+    for place in places {
+        if let Some(frozen) = store.frozen(&place, None)? {
+            return Err(err!(
+                    Damaged,
+                    "backup \"{}\" cannot be read: {} {} in class {}, the first is \"{}\"",
+                    root.id,
+                    human::count(frozen.count as u64, "object"),
+                    if frozen.count == 1 { "is" } else { "are" },
+                    frozen.class.escape_debug(),
+                    frozen.key.escape_debug()
+                )
+                .frozen()
+                .hint("Nothing was written. Have the store restore these objects first (aws s3api restore-object), which takes hours; a lifecycle rule of the bucket has moved them, and will again."));
+        }
+    }
+    Ok(())
 }

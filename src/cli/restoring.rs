@@ -107,10 +107,10 @@ impl Opened {
     ///
     /// # Errors
     /// `NotFound`; `Damaged`; those of [`Reading::require_thawed`].
-    pub fn root(&self, id: &BackupId) -> Result<BackupRoot> {
+    pub fn root(&self, cx: &Context, id: &BackupId) -> Result<BackupRoot> {
         let root = BackupRoot::read(self.reading.repository.store(), &self.layout, id)?
             .ok_or_else(|| err!(NotFound, "backup \"{id}\" does not exist"))?;
-        self.reading.require_thawed(&self.layout, &root)?;
+        self.reading.require_thawed(cx, &self.layout, &root)?;
         Ok(root)
     }
 
@@ -125,7 +125,7 @@ impl Opened {
         backup: &BackupId,
         plan: Option<Plan>,
     ) -> Result<(Job, BackupRoot)> {
-        let root = self.root(backup)?;
+        let root = self.root(cx, backup)?;
         let job = Job {
             format: Job::FORMAT,
             request,
@@ -150,7 +150,7 @@ impl Opened {
             "resuming the restore that was planned at {}",
             human::time(job.planned)
         ));
-        Ok((job.clone(), self.root(&job.backup)?))
+        Ok((job.clone(), self.root(cx, &job.backup)?))
     }
 }
 
@@ -370,13 +370,15 @@ fn tell_taken(cx: &Context, opened: &Opened, job: &Job, spares: &Spares<'_>) {
     let store = opened.reading.repository.store();
     let subject = job.backup.to_string();
     let taken = spares.taken();
-    for one in &taken {
+    for one in taken.iter().filter(|one| !one.is_frozen) {
         cx.out.warn(&format!(
             "\"{}\" is damaged in repository \"{}\" and was taken from \"{}\" ({})",
             one.object, opened.reading.configured.name, one.from, one.detail
         ));
     }
-    let Some(first) = taken.first() else { return };
+    let Some(first) = taken.iter().find(|one| !one.is_frozen) else {
+        return;
+    };
     let (clock, random) = (|| cx.now(), || cx.random());
     let writer = Writer::new(&clock, &random);
     let what = (first.object.as_str(), first.detail.as_str());

@@ -17,6 +17,8 @@ pub struct Taken {
     pub object: String,
     /// What is wrong with it in the repository that was read.
     pub detail: String,
+    /// Its store must thaw it there: nothing is known to be wrong with it.
+    pub is_frozen: bool,
     /// Where it was taken from instead.
     pub from: String,
 }
@@ -84,6 +86,7 @@ impl<'a> Spares<'a> {
             taken.entry(key.to_string()).or_insert_with(|| Taken {
                 object: key.to_string(),
                 detail: e.to_string(),
+                is_frozen: e.is_frozen(),
                 from: from.location(),
             });
         }

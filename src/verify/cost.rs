@@ -236,7 +236,7 @@ fn damaged_segments(work: &Work<'_>) -> BTreeSet<SegmentName> {
         .findings
         .iter()
         .filter_map(|f| match (&f.about, f.kind) {
-            (About::Segment(name), FindingKind::Damaged) => Some(*name),
+            (About::Segment(name), FindingKind::Damaged | FindingKind::Frozen) => Some(*name),
             _ => None,
         })
         .collect()

@@ -58,6 +58,8 @@ pub struct Verify<'a> {
 pub enum FindingKind {
     /// An object fails a check.
     Damaged,
+    /// Its store must thaw an object before it can be read: of no use now, and not checked.
+    Frozen,
     /// Whoever made an event or a registration does not hold the MAC key of the key set. It does not count.
     Forged,
     /// Something is missing that something else names.
@@ -75,6 +77,7 @@ impl FindingKind {
     pub fn as_str(self) -> &'static str {
         match self {
             FindingKind::Damaged => "damaged",
+            FindingKind::Frozen => "frozen",
             FindingKind::Forged => "forged",
             FindingKind::Missing => "missing",
             FindingKind::Gap => "gap",
@@ -221,8 +224,13 @@ impl Verify<'_> {
         let mut damaged: BTreeMap<String, (String, String)> = BTreeMap::new();
         for finding in &report.findings {
             let subject = match &finding.about {
-                // Pages that were damaged when the backup was taken stand in its root.
-                About::Backup(id) if finding.kind != FindingKind::Pages => id.to_string(),
+                // Pages that were damaged when the backup was taken stand in its root, and what is frozen is whole for all that is known.
+                About::Backup(_)
+                    if matches!(finding.kind, FindingKind::Pages | FindingKind::Frozen) =>
+                {
+                    continue;
+                }
+                About::Backup(id) => id.to_string(),
                 About::Segment(name) if finding.kind == FindingKind::Damaged => {
                     format!("wal-{name}")
                 }
@@ -415,6 +423,11 @@ impl Work<'_> {
     fn settle<T>(&self, result: Result<T>, object: &str, about: About) -> Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
+            Err(e) if e.is_frozen() => {
+                self.found().unread.push(about.clone());
+                self.find(FindingKind::Frozen, object, e.to_string(), about);
+                Ok(None)
+            }
             Err(e) if is_damage(&e) => {
                 self.find(FindingKind::Damaged, object, e.to_string(), about);
                 Ok(None)

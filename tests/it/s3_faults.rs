@@ -1,7 +1,7 @@
 //! Faults of an object store that the whole program answers for: rows of the fault matrix, section 5.3.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::common::s3::peer::Peer;
@@ -58,6 +58,7 @@ fn s12_wal_that_must_be_thawed_is_no_end_of_the_wal() {
     let off = Offline::new("");
     let name = off.still.segments[0].clone();
     off.push(0).run().success();
+    off.push(1).run().success();
     assert_eq!(off.server().reclassify(&name, "GLACIER"), 1);
     off.fetch(&name)
         .run()
@@ -65,6 +66,17 @@ fn s12_wal_that_must_be_thawed_is_no_end_of_the_wal() {
         .expect_stderr("R201")
         .expect_stderr("archive class");
     assert!(!off.still.wal("RECOVERYXLOG").exists());
+    let verify = pitr()
+        .arg("--config")
+        .arg(&off.config)
+        .args(["verify", "--json"]);
+    let run = verify.run();
+    let found = run.json()["clusters"][0]["findings"][0].clone();
+    assert_eq!(found["kind"], "frozen", "{run}");
+    assert!(found["object"].as_str().unwrap().ends_with(&name), "{run}");
+    // Nothing is wrong with it.
+    let keys = off.server().keys();
+    assert!(!keys.iter().any(|k| k.contains("-damaged-")), "{keys:?}");
     off.server().reclassify(&name, "STANDARD");
     off.fetch(&name).run().success();
 }
@@ -82,6 +94,7 @@ fn s12_s13_a_bucket_that_freezes_and_locks() {
     cluster.start();
     let server = site.peer.server();
     site.backup();
+    let both = with_copy(&site);
     // A restore from what must be thawed first is refused before it begins, and the plan says so.
     assert!(server.reclassify("/packs/", "DEEP_ARCHIVE") > 0);
     let plan = ["plan", "--target-immediate"];
@@ -92,6 +105,7 @@ fn s12_s13_a_bucket_that_freezes_and_locks() {
     let refused = restore.arg(&to).run().expect_code(1);
     refused.expect_stderr("Nothing was written");
     assert!(!to.exists());
+    what_is_frozen_comes_from_another_repository(&site, &both);
     server.reclassify("/packs/", "STANDARD");
     site.pitr().args(plan).run().success();
     wal_that_must_be_thawed_leads_nowhere(&site, &cluster);
@@ -99,6 +113,37 @@ fn s12_s13_a_bucket_that_freezes_and_locks() {
         server.behave(|m| m.default_lock = Some((mode, Duration::from_secs(30 * 86_400))));
         what_is_locked_stays_whole_until_its_time_has_come(&site, mode);
     }
+}
+
+/// A configuration with a second repository, which holds the same.
+fn with_copy(site: &Bucketed) -> PathBuf {
+    let text = std::fs::read_to_string(&site.config).unwrap();
+    let place = site.sandbox.join("second");
+    let second = format!(
+        "\n[repositories.second]\nurl = \"file://{}\"\n",
+        place.display()
+    );
+    let both = site.sandbox.file("both.toml", format!("{text}{second}"));
+    let on = |args: &[&str]| pitr().arg("--config").arg(&both).args(args);
+    on(&["init", "--quiet"]).run().success();
+    on(&["repo", "sync", "--quiet"]).run().success();
+    both
+}
+
+fn what_is_frozen_comes_from_another_repository(site: &Bucketed, both: &Path) {
+    let to = site.sandbox.join("thawed");
+    let on = |args: &[&str]| pitr().arg("--config").arg(both).args(args);
+    let restore = on(&["restore", "--target-immediate", "--to"]).arg(&to);
+    for run in [on(&["plan", "--target-immediate"]), restore] {
+        let run = run.run().success().expect_stderr("DEEP_ARCHIVE");
+        let run = run.expect_stderr("it is taken from \"second\"");
+        assert!(!run.stderr.contains("is damaged"), "{run}");
+    }
+    assert!(to.join("PG_VERSION").exists());
+    std::fs::remove_dir_all(to).unwrap();
+    // Nothing is wrong with what is frozen.
+    let keys = site.peer.server().keys();
+    assert!(!keys.iter().any(|k| k.contains("-damaged-")), "{keys:?}");
 }
 
 /// Of all that a target needs one segment in the middle is frozen, and a cache knows it from before.

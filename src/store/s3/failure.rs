@@ -230,6 +230,10 @@ impl Answer<'_> {
     fn failure(&self) -> Failure {
         let (kind, code) = self.meaning();
         let error = Error::new(code, self.text(&kind));
+        let error = match self.code {
+            FROZEN => error.frozen(),
+            _ => error,
+        };
         let error = match self.hint(code, &kind) {
             Some(hint) => error.hint(hint),
             None => error,
