@@ -160,17 +160,8 @@ impl Error {
 
     /// Whether that is the cause.
     pub fn is_frozen(&self) -> bool {
-        let mut cause: Option<&(dyn StdError + 'static)> = Some(self);
-        while let Some(e) = cause {
-            // What passed through a reader is inside an error of the system's kind, which does not name it as its source.
-            let read = e.downcast_ref::<std::io::Error>();
-            let inner = read.and_then(|io| io.get_ref()?.downcast_ref::<Error>());
-            if inner.or(e.downcast_ref()).is_some_and(|e| e.0.is_frozen) {
-                return true;
-            }
-            cause = e.source();
-        }
-        false
+        let mut own = causes(self).filter_map(|cause| cause.downcast_ref::<Error>());
+        own.any(|e| e.0.is_frozen)
     }
 
     /// The consequence.
@@ -211,6 +202,18 @@ impl Error {
         let code = io_code(&error);
         Error::new(code, doing).source(error)
     }
+}
+
+/// An error and what is behind it, also inside errors of the operating system, whose `source` passes over what they hold.
+pub fn causes<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&this| {
+        match this.downcast_ref::<std::io::Error>() {
+            Some(io) => io.get_ref().map(|inner| inner as &(dyn StdError + 'static)),
+            None => this.source(),
+        }
+    })
 }
 
 /// The consequence of an operating system error, by its number.

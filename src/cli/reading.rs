@@ -555,19 +555,20 @@ fn check_thawed(store: &dyn Store, layout: &ClusterLayout, root: &BackupRoot) ->
         .filter_map(|key| key.parent().map(str::to_owned))
         .collect();
     for place in places {
-        if let Some(frozen) = store.frozen(&place, None)? {
-            return Err(err!(
-                    Damaged,
-                    "backup \"{}\" cannot be read: {} {} in class {}, the first is \"{}\"",
-                    root.id,
-                    human::count(frozen.count as u64, "object"),
-                    if frozen.count == 1 { "is" } else { "are" },
-                    frozen.class.escape_debug(),
-                    frozen.key.escape_debug()
-                )
-                .frozen()
-                .hint("Nothing was written. Have the store restore these objects first (aws s3api restore-object), which takes hours; a lifecycle rule of the bucket has moved them, and will again."));
-        }
+        let Some(frozen) = store.frozen(&place, None)? else {
+            continue;
+        };
+        let are = if frozen.count == 1 { "is" } else { "are" };
+        return Err(err!(
+            Damaged,
+            "backup \"{}\" cannot be read: {} {are} in class {}, the first is \"{}\"",
+            root.id,
+            human::count(frozen.count as u64, "object"),
+            frozen.class.escape_debug(),
+            frozen.key.escape_debug()
+        )
+        .frozen()
+        .hint("Nothing was written. Have the store restore these objects first (aws s3api restore-object), which takes hours; a lifecycle rule of the bucket has moved them, and will again."));
     }
     Ok(())
 }

@@ -369,16 +369,15 @@ pub fn run(
 fn tell_taken(cx: &Context, opened: &Opened, job: &Job, spares: &Spares<'_>) {
     let store = opened.reading.repository.store();
     let subject = job.backup.to_string();
-    let taken = spares.taken();
-    for one in taken.iter().filter(|one| !one.is_frozen) {
+    let mut damaged = spares.taken();
+    damaged.retain(|one| !one.is_frozen);
+    for one in &damaged {
         cx.out.warn(&format!(
             "\"{}\" is damaged in repository \"{}\" and was taken from \"{}\" ({})",
             one.object, opened.reading.configured.name, one.from, one.detail
         ));
     }
-    let Some(first) = taken.iter().find(|one| !one.is_frozen) else {
-        return;
-    };
+    let Some(first) = damaged.first() else { return };
     let (clock, random) = (|| cx.now(), || cx.random());
     let writer = Writer::new(&clock, &random);
     let what = (first.object.as_str(), first.detail.as_str());

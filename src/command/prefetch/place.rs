@@ -1,7 +1,7 @@
 //! A repository that may not answer.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::archive::asking::Asking;
@@ -31,7 +31,7 @@ impl Place {
         &self,
         question: impl FnOnce(&AtomicU64) -> T + Send + 'static,
     ) -> Option<T> {
-        if self.owes(None) {
+        if self.owes_an_answer() {
             return None;
         }
         let (mut asking, asked) = (Asking::default(), Arc::new(()));
@@ -43,16 +43,19 @@ impl Place {
         asking.ask(ask).ok()?;
         let answer = asking.answer(SILENT).ok()?;
         if answer.is_none() {
-            self.owes(Some(open));
+            self.open().push(open);
         }
         answer
     }
 
-    fn owes(&self, another: Option<Weak<()>>) -> bool {
-        // A list is whole whoever panicked.
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+    fn owes_an_answer(&self) -> bool {
+        let mut open = self.open();
         open.retain(|asked| asked.strong_count() > 0);
-        open.extend(another);
         !open.is_empty()
+    }
+
+    fn open(&self) -> MutexGuard<'_, Vec<Weak<()>>> {
+        // A list is whole whoever panicked.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

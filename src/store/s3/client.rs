@@ -27,14 +27,13 @@ use tokio::runtime::Runtime;
 use super::calm::Calm;
 use super::clock::Clock;
 use super::credential_process;
-use super::failure::causes;
 use super::guard::Guard;
 use super::limit::Limit;
 use super::secrets::{Remembering, Secrets};
 use super::sums::Sums;
 use crate::config::{S3Settings, check_endpoint, secret};
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, causes};
 
 /// How long making a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,9 +1,9 @@
 //! The program that a profile runs for credentials (`credential_process`). What it prints may hold what it was to give, or what it logs in
 //! with: of its failure only is told which program it was, and how it ended.
 
-use std::error::Error as StdError;
-
 use aws_credential_types::provider::error::CredentialsError;
+
+use crate::error::causes;
 
 /// What the client says of the program, before what it repeats of it.
 const NAMED: &str = "external process";
@@ -38,9 +38,7 @@ pub(super) fn without_output(error: CredentialsError, program: Option<&str>) -> 
 }
 
 fn said(error: &CredentialsError) -> String {
-    let first: &(dyn StdError + 'static) = error;
-    let causes = std::iter::successors(Some(first), |&e| e.source());
-    let texts: Vec<String> = causes.map(ToString::to_string).collect();
+    let texts: Vec<String> = causes(error).map(ToString::to_string).collect();
     texts.join(": ")
 }
 

@@ -11,7 +11,7 @@ use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 
 use super::attempt::Attempt;
 use crate::err;
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, causes};
 
 /// What a request came to.
 pub(super) type Answered<T> = std::result::Result<T, Failure>;
@@ -129,18 +129,6 @@ fn without_answer(error: &(dyn StdError + 'static)) -> Failure {
         }
     }
     Failure::again(chain(error))
-}
-
-/// An error and what is behind it, also inside errors of the operating system, whose `source` passes over what they hold.
-pub(super) fn causes<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&this| {
-        match this.downcast_ref::<std::io::Error>() {
-            Some(io) => io.get_ref().map(|inner| inner as &(dyn StdError + 'static)),
-            None => this.source(),
-        }
-    })
 }
 
 fn credentials_failure(error: &CredentialsError) -> Failure {

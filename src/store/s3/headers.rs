@@ -127,39 +127,30 @@ fn locked(bucket: &Bucket, lock: ObjectLock) -> Result<(ObjectLockMode, DateTime
     }
 }
 
-pub(super) fn dressed_put(
-    request: PutObjectFluentBuilder,
-    bucket: &Bucket,
-    key: &Key,
-    mark: &str,
-) -> Result<PutObjectFluentBuilder> {
-    let dress = dress(bucket, key)?;
-    let (mode, until) = dress.lock.unzip();
-    Ok(request
-        .metadata(MARK, mark)
-        .set_storage_class(dress.class)
-        .set_server_side_encryption(dress.sse)
-        .set_ssekms_key_id(dress.kms_key)
-        .set_object_lock_mode(mode)
-        .set_object_lock_retain_until_date(until))
+/// The request with all of that, and the mark. The two kinds of request have the same setters, and no trait in common.
+macro_rules! dressed {
+    ($name:ident, $request:ty) => {
+        pub(super) fn $name(
+            request: $request,
+            bucket: &Bucket,
+            key: &Key,
+            mark: &str,
+        ) -> Result<$request> {
+            let dress = dress(bucket, key)?;
+            let (mode, until) = dress.lock.unzip();
+            Ok(request
+                .metadata(MARK, mark)
+                .set_storage_class(dress.class)
+                .set_server_side_encryption(dress.sse)
+                .set_ssekms_key_id(dress.kms_key)
+                .set_object_lock_mode(mode)
+                .set_object_lock_retain_until_date(until))
+        }
+    };
 }
 
-pub(super) fn dressed_multipart(
-    request: CreateMultipartUploadFluentBuilder,
-    bucket: &Bucket,
-    key: &Key,
-    mark: &str,
-) -> Result<CreateMultipartUploadFluentBuilder> {
-    let dress = dress(bucket, key)?;
-    let (mode, until) = dress.lock.unzip();
-    Ok(request
-        .metadata(MARK, mark)
-        .set_storage_class(dress.class)
-        .set_server_side_encryption(dress.sse)
-        .set_ssekms_key_id(dress.kms_key)
-        .set_object_lock_mode(mode)
-        .set_object_lock_retain_until_date(until))
-}
+dressed!(dressed_put, PutObjectFluentBuilder);
+dressed!(dressed_multipart, CreateMultipartUploadFluentBuilder);
 
 #[cfg(test)]
 mod tests {
