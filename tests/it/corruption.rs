@@ -22,19 +22,17 @@ use pitr::pg::time::TimestampTz;
 use pitr::pg::timeline::TimelineId;
 use pitr::progress::Silent;
 use pitr::repo::backup::BackupRoot;
-use pitr::repo::event::{self, Event};
 use pitr::repo::layout::{BackupId, ClusterLayout};
 use pitr::repo::repository::Repository;
 use pitr::repo::tail::LONG;
 use pitr::snapshot::reader::Snapshot;
-use pitr::store::file::FileStore;
 use pitr::sync::{Surroundings, Transfer};
 use pitr::verify::{FindingKind, Report, Verify};
 use rustix::process::Signal;
 
 use crate::common::random::Random;
 use crate::common::reception::{configure, lsn, status};
-use crate::common::{Cluster, PATIENCE, Sandbox, Site, Stop, files_below, only, wait_until};
+use crate::common::{Cluster, PATIENCE, Sandbox, Site, Stop, files_below, only, pin, wait_until};
 use crate::verify_damage::other_kinds;
 use held::{Held, Objects};
 use keys::KeyFiles;
@@ -127,21 +125,6 @@ fn receive(site: &Site, cluster: &Cluster) {
     running.wait().success();
 }
 
-/// Pins the first backup.
-fn pin(repository: &Path, keys: Option<&KeyFiles>, backup: &BackupId) {
-    let store = FileStore::open(repository, 7).unwrap();
-    let repository = Repository::open_with(Box::new(store), keys.map(KeyFiles::reader)).unwrap();
-    let registration = repository.registrations("main").unwrap().remove(0);
-    let layout = ClusterLayout::new("main", registration.system_identifier).unwrap();
-    let pin = Event {
-        event: "pin".into(),
-        subject: backup.to_string(),
-        reason: Some("the year's end".into()),
-        ..Event::default()
-    };
-    event::record(repository.store(), &layout, &pin, 7).unwrap();
-}
-
 /// A repository with every kind of object, and what reading it gives.
 struct World {
     /// Of an encrypted repository.
@@ -190,8 +173,8 @@ impl World {
         let run = site.pitr().args(push).arg(&refused).privileged().run();
         run.expect_code(1).expect_stderr("error conflict");
         let [plain, sealed] = backups;
-        pin(site.repository(), None, &plain[0]);
-        pin(&encrypted, Some(&keys), &sealed[0]);
+        pin(site.repository(), None, &plain[0].to_string());
+        pin(&encrypted, Some(keys.reader()), &sealed[0].to_string());
         let plain = World::load(site.repository(), plain, None, folder);
         let sealed = World::load(&encrypted, sealed, Some(keys), folder);
         // Increments may be cut differently.

@@ -2,7 +2,6 @@
 //! are killed. At every moment what the server takes for archived is in the store; in the end everything is, byte for byte.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,9 @@ use rustix::process::Signal;
 use crate::common::random::Random;
 use crate::common::s3::Fault;
 use crate::common::s3::peer::Peer;
-use crate::common::{Cluster, PATIENCE, Stop, pitr_archive, pitr_restore, user, wait_until};
+use crate::common::{
+    Cluster, PATIENCE, Stop, peak_bytes, pitr_archive, pitr_restore, user, wait_until,
+};
 use crate::drain::{command, same};
 use crate::prefetch::{recover, worker_of};
 use crate::s3_cycle::Bucketed;
@@ -161,13 +162,6 @@ fn p20_killed_at_any_moment_nothing_is_acknowledged_that_is_not_in_the_object_st
     assert!(slowed.times() > 0);
     drain.finish();
     println!("{kills:?} kills in {:?}", begun.elapsed());
-}
-
-/// The largest resident set that a process has had so far.
-fn peak_bytes(pid: impl Display) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 #[test]

@@ -8,7 +8,8 @@ use crate::common::proxy::Way;
 use crate::common::reception::{self, archived, lsn, status};
 use crate::common::walsender::{Act, Answer, Identity, Walsender, message, wal};
 use crate::common::{
-    Cluster, PATIENCE, Program, Reception, Running, Sandbox, Site, Stop, user, wait_until,
+    Cluster, PATIENCE, Program, Reception, Running, Sandbox, Site, Stop, peak_bytes, user,
+    wait_until,
 };
 use crate::per_major;
 
@@ -306,7 +307,7 @@ fn z10_a_hostile_server_neither_crashes_the_receiver_nor_gets_an_acknowledgement
                 || server.asked("START_REPLICATION") >= 2
                 || is_flooded(&running, what)
         });
-        let peak = peak_kib(running.pid());
+        let peak = peak_bytes(running.pid()).unwrap_or(0);
         running.signal(Signal::TERM);
         let run = running.wait();
         assert!(
@@ -316,7 +317,7 @@ fn z10_a_hostile_server_neither_crashes_the_receiver_nor_gets_an_acknowledgement
         );
         assert!(!run.stderr.contains("internal"), "{what}: {run}");
         assert!(!run.stderr.contains('\u{1b}'), "{what}: {run}");
-        assert!(peak < 64 << 10, "{what}: {peak} KiB");
+        assert!(peak < 64 << 20, "{what}: {peak} bytes");
         let told = server.statuses();
         let most = told.iter().map(|s| s.flushed).max().unwrap_or(0);
         assert!(most <= at, "{what}: flushed {most:#x} was reported");
@@ -326,14 +327,6 @@ fn z10_a_hostile_server_neither_crashes_the_receiver_nor_gets_an_acknowledgement
 /// An endless stream that is not refused must at least go nowhere.
 fn is_flooded(running: &Running, what: &str) -> bool {
     what.starts_with("endless") && running.stderr().lines().count() > 20
-}
-
-/// The peak of a process's memory; 0 once it has ended.
-fn peak_kib(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|l| l.trim().trim_end_matches(" kB").parse().ok())
-        .unwrap_or(0)
 }
 
 #[test]

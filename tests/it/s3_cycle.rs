@@ -553,14 +553,14 @@ fn s09_credentials_that_run_out_are_renewed() {
 }
 
 /// The configuration of a host that has its credentials by a profile.
-fn with_profile(off: &Offline, profile: &str) -> PathBuf {
-    let plain = std::fs::read_to_string(&off.config).unwrap();
+pub fn with_profile(config: &Path, sandbox: &Sandbox, profile: &str) -> PathBuf {
+    let plain = std::fs::read_to_string(config).unwrap();
     let lines = plain
         .lines()
         .filter(|line| !line.starts_with("credentials_file"));
     let lines: Vec<&str> = lines.collect();
     let text = format!("{}\nprofile = \"{profile}\"\n", lines.join("\n"));
-    off.still.site.sandbox().file("profile.toml", text)
+    sandbox.file("profile.toml", text)
 }
 
 #[test]
@@ -574,7 +574,7 @@ fn a_profile_for_people_is_wrong_configuration() {
          [profile logged-in]\nlogin_session = arn:aws:sts::012345678901:assumed-role/r/s\n",
     );
     for (profile, says) in [("signed-in", "single sign-on"), ("logged-in", "aws login")] {
-        let config = with_profile(&off, profile);
+        let config = with_profile(&off.config, off.still.site.sandbox(), profile);
         let show = pitr().arg("--config").arg(&config).args(["repo", "show"]);
         show.env("AWS_CONFIG_FILE", &profiles)
             .run()
@@ -599,7 +599,7 @@ fn a_program_gives_the_credentials_of_a_profile() {
             answer.display()
         ),
     );
-    let config = with_profile(&off, "program");
+    let config = with_profile(&off.config, off.still.site.sandbox(), "program");
     let push = off.push_with(&config, 0);
     let push = push.env("AWS_CONFIG_FILE", &profiles);
     let run = push
@@ -620,7 +620,7 @@ fn what_a_program_for_credentials_prints_is_not_repeated() {
     const PLANTED: &str = "planted-4711-secret";
     let off = Offline::of(3, "retry_budget = \"1s\"\n");
     let sandbox = off.still.site.sandbox();
-    let config = with_profile(&off, "program");
+    let config = with_profile(&off.config, off.still.site.sandbox(), "program");
     let spool = spool_in(sandbox, &config);
     let given = format!(r#"{{"Version": 1, "SecretAccessKey": "{PLANTED}", "x": "#);
     for (status, told) in [

@@ -6,8 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use pitr::error::{Code, Error, Result};
-use pitr::repo::event::{self, Event};
-use pitr::repo::layout::ClusterLayout;
 use pitr::repo::repository::{Registration, Repository};
 use pitr::store::file::FileStore;
 use pitr::store::{Key, Listed, Meta, NewObject, Object, Store};
@@ -15,8 +13,8 @@ use pitr::sync::{Surroundings, Transfer};
 
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
 use crate::common::{
-    Cluster, EXPIRE, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, fault, paths_below, pitr,
-    user, wait_until,
+    Cluster, EXPIRE, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, fault, paths_below, pin,
+    pitr, user, wait_until,
 };
 
 /// A cluster that archives into two repositories, `local` and `second`.
@@ -502,19 +500,7 @@ fn a_pin_is_there_before_the_backup_is() {
     let whole = objects(from);
     let old = whole.keys().find(|n| n.ends_with("/manifest")).unwrap();
     let id = old.rsplit('/').nth(1).unwrap();
-    let registration = Repository::open(Box::new(FileStore::open(from, 1).unwrap()))
-        .unwrap()
-        .registrations("main")
-        .unwrap()
-        .remove(0);
-    let layout = ClusterLayout::new("main", registration.system_identifier).unwrap();
-    let pin = Event {
-        event: "pin".into(),
-        subject: id.into(),
-        reason: Some("the year's end".into()),
-        ..Event::default()
-    };
-    let pin = event::record(&FileStore::open(from, 2).unwrap(), &layout, &pin, 7).unwrap();
+    let pin = pin(from, None, id);
     let calls = Calls::new(u64::MAX);
     copy(from, &two.second, &calls, 1).unwrap();
     let created = calls.created.lock().unwrap();

@@ -17,7 +17,7 @@ use crate::common::{
     Cluster, PATIENCE, Program, Sandbox, Site, Still, copy_tree, path_of, pitr, pitr_archive,
     pitr_restore, wait_until,
 };
-use crate::s3_cycle::Bucketed;
+use crate::s3_cycle::{Bucketed, with_profile};
 use crate::{require_root, require_strace};
 
 /// Gives the site's configuration a spool, and returns it.
@@ -923,13 +923,8 @@ fn what_a_program_for_credentials_leaves_running_does_not_keep_the_lock_of_a_wor
     let profiles = site
         .sandbox
         .file("profiles", format!("[profile program]\n{line}\n"));
-    let plain = std::fs::read_to_string(&site.config).unwrap();
-    let lines = plain.lines().map(|line| match line {
-        line if line.starts_with("credentials_file") => "profile = \"program\"",
-        line => line,
-    });
-    let lines: Vec<&str> = lines.collect();
-    std::fs::write(&site.config, lines.join("\n")).unwrap();
+    let config = with_profile(&site.config, &site.sandbox, "program");
+    std::fs::rename(config, &site.config).unwrap();
     let push = site.push(&still.cluster, &still.segments[0]);
     push.env("AWS_CONFIG_FILE", &profiles).run().success();
     wait_until(PATIENCE, "a worker ships the others, and ends", || {

@@ -49,10 +49,12 @@ pub mod walsender;
 pub use client::{Client, Rows};
 pub use cluster::{Builder, Cluster, Stop};
 pub use postgres::{bin, newest_bin};
-pub use program::{Program, Run, Running, Usage, path_of, pitr, pitr_archive, pitr_restore};
+pub use program::{
+    Program, Run, Running, Usage, path_of, peak_bytes, pitr, pitr_archive, pitr_restore,
+};
 pub use reception::Reception;
 pub use sandbox::{Sandbox, copy_tree};
-pub use site::{Site, Still, files_below, paths_below};
+pub use site::{Site, Still, files_below, paths_below, pin};
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};

@@ -2,6 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use pitr::config::Encryption;
+use pitr::repo::event::{self, Event};
+use pitr::repo::layout::ClusterLayout;
+use pitr::repo::repository::Repository;
+use pitr::store::file::FileStore;
+
 use super::cluster::Cluster;
 use super::program::{Program, pitr, pitr_archive, pitr_restore};
 use super::sandbox::Sandbox;
@@ -132,6 +138,21 @@ impl Site {
 pub fn paths_below(root: &Path) -> Vec<PathBuf> {
     let names = files_below(root).into_iter();
     names.map(|name| root.join(name)).collect()
+}
+
+/// Pins a backup of a repository; the event's name.
+pub fn pin(repository: &Path, encryption: Option<&Encryption>, backup: &str) -> String {
+    let store = FileStore::open(repository, 7).unwrap();
+    let repository = Repository::open_with(Box::new(store), encryption).unwrap();
+    let registration = repository.registrations("main").unwrap().remove(0);
+    let layout = ClusterLayout::new("main", registration.system_identifier).unwrap();
+    let pin = Event {
+        event: "pin".into(),
+        subject: backup.into(),
+        reason: Some("the year's end".into()),
+        ..Event::default()
+    };
+    event::record(repository.store(), &layout, &pin, 7).unwrap()
 }
 
 /// Every file below a folder, relative to it and sorted. Folders may go while they are listed.
