@@ -24,8 +24,8 @@ pub struct Claim<'a> {
     purpose: &'static str,
     start: Option<(u32, Lsn)>,
     standing: String,
-    /// In seconds since boot.
-    renewed: u64,
+    /// In seconds since boot. Signed: a test on a machine that has just been booted renews a claim before that.
+    renewed: i64,
 }
 
 impl<'a> Claim<'a> {
@@ -132,7 +132,8 @@ impl<'a> Claim<'a> {
     }
 
     fn age_seconds(&self) -> u64 {
-        seconds_since_boot().saturating_sub(self.renewed)
+        let age = seconds_since_boot().saturating_sub(self.renewed);
+        u64::try_from(age).unwrap_or(0)
     }
 
     fn record(&mut self, replaced: Option<String>, seconds: u64) -> Result<()> {
@@ -167,8 +168,8 @@ impl<'a> Claim<'a> {
 }
 
 /// By a clock that nobody sets, and that goes on while the machine sleeps.
-fn seconds_since_boot() -> u64 {
-    clock_gettime(ClockId::Boottime).tv_sec.cast_unsigned()
+fn seconds_since_boot() -> i64 {
+    clock_gettime(ClockId::Boottime).tv_sec
 }
 
 #[cfg(test)]
@@ -189,7 +190,7 @@ mod tests {
         let mut claim = Claim::take((&store, &layout), writer, &id, "backup", None).unwrap();
         claim.check().unwrap();
         claim.keep().unwrap();
-        claim.renewed = seconds_since_boot().saturating_sub(HOLDS_SECONDS);
+        claim.renewed = seconds_since_boot() - HOLDS_SECONDS.cast_signed();
         for result in [claim.check(), claim.keep(), claim.protect_from(1, Lsn(8))] {
             assert_eq!(result.unwrap_err().code(), Code::Conflict);
         }
