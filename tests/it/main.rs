@@ -26,6 +26,7 @@ mod drain;
 mod drain_s3;
 mod expire;
 mod fetch;
+mod frozen;
 mod harness;
 mod init;
 mod medium;
