@@ -542,3 +542,109 @@ fn the_reader_of_sources_sees_code_alone() {
     let names: Vec<String> = imports(grouped).into_iter().map(|(_, name)| name).collect();
     assert_eq!(names, ["error", "pg", "store"]);
 }
+
+/// The policy of `deny.toml` on licences, sources and refused crates, also where cargo-deny is not installed. It alone knows advisories.
+#[test]
+fn dependencies_keep_the_policy() {
+    let text = fs::read_to_string(root().join("deny.toml")).unwrap();
+    let policy: toml::Table = text.parse().unwrap();
+    let strings = |list: &toml::Value| -> BTreeSet<String> {
+        let list = list.as_array().unwrap().iter();
+        list.map(|v| v.get("crate").unwrap_or(v).as_str().unwrap().to_owned())
+            .collect()
+    };
+    let allowed = strings(&policy["licenses"]["allow"]);
+    let refused = strings(&policy["bans"]["deny"]);
+    let mut wrong = Vec::new();
+    for target in strings(&policy["graph"]["targets"]) {
+        let packages = packages(&target);
+        assert!(packages.len() > 100, "{target}: {}", packages.len());
+        for package in packages {
+            let name = package["name"].as_str().unwrap().to_owned();
+            // A member of the workspace has no source.
+            if package["source"].is_null() {
+                continue;
+            }
+            if package["source"] != "registry+https://github.com/rust-lang/crates.io-index" {
+                wrong.push(format!("{name} comes from {}", package["source"]));
+            }
+            if refused.contains(&name) {
+                wrong.push(format!("{name} is refused by deny.toml"));
+            }
+            let licence = package["license"].as_str().unwrap_or_default();
+            if !is_allowed(licence, &allowed) {
+                wrong.push(format!("{name} has licence \"{licence}\""));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What is built for a target, all features included.
+fn packages(target: &str) -> Vec<serde_json::Value> {
+    let output = std::process::Command::new(env!("CARGO"))
+        .args([
+            "metadata",
+            "--locked",
+            "--all-features",
+            "--format-version",
+            "1",
+        ])
+        .args(["--filter-platform", target])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "cargo metadata: {error}");
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let built: BTreeSet<&str> = metadata["resolve"]["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|node| node["id"].as_str().unwrap())
+        .collect();
+    let packages = metadata["packages"].as_array().unwrap().iter();
+    packages
+        .filter(|p| built.contains(p["id"].as_str().unwrap()))
+        .cloned()
+        .collect()
+}
+
+/// Whether an SPDX expression can be met by allowed licences. `AND` binds more tightly than `OR`; an old `/` means `OR`.
+fn is_allowed(expression: &str, allowed: &BTreeSet<String>) -> bool {
+    if let Some(open) = expression.rfind('(') {
+        let Some(length) = expression[open..].find(')') else {
+            return false;
+        };
+        let inner = is_allowed(&expression[open + 1..open + length], allowed);
+        let value = if inner { "true" } else { "false" };
+        let flat = [&expression[..open], value, &expression[open + length + 1..]].concat();
+        return is_allowed(&flat, allowed);
+    }
+    expression.replace('/', " OR ").split(" OR ").any(|choice| {
+        let mut all = choice.split(" AND ").map(str::trim);
+        all.all(|licence| licence == "true" || allowed.contains(licence))
+    })
+}
+
+#[test]
+fn a_licence_is_allowed_when_one_choice_of_its_expression_is() {
+    let allowed =
+        BTreeSet::from(["MIT", "ISC", "Apache-2.0 WITH LLVM-exception"].map(str::to_owned));
+    for (expression, expected) in [
+        ("MIT", true),
+        ("GPL-3.0", false),
+        ("", false),
+        ("GPL-3.0 OR MIT", true),
+        ("GPL-3.0/MIT", true),
+        ("GPL-3.0 AND MIT", false),
+        ("MIT AND ISC", true),
+        ("(GPL-3.0 OR ISC) AND MIT", true),
+        ("(GPL-3.0 OR LGPL-3.0) AND MIT", false),
+        ("GPL-3.0 OR (MIT AND (ISC OR GPL-3.0))", true),
+        ("Apache-2.0 WITH LLVM-exception OR GPL-3.0", true),
+        ("(MIT", false),
+    ] {
+        assert_eq!(is_allowed(expression, &allowed), expected, "{expression}");
+    }
+}

@@ -104,6 +104,11 @@ impl Environment {
         }
     }
 
+    /// Whether `$PITR_FAULT_HIDE` names this file: a test takes it for absent, so that no test reads the machine's own configuration.
+    fn hides(&self, path: &Path) -> bool {
+        cfg!(debug_assertions) && self.get("PITR_FAULT_HIDE") == Some(path.as_os_str())
+    }
+
     fn with_prefix<'a>(&'a self, prefix: &str) -> impl Iterator<Item = (&'a str, &'a OsStr)> {
         self.variables.iter().filter_map(move |(name, value)| {
             let name = name.to_str()?;
@@ -467,6 +472,10 @@ fn find(flags: &Flags, environment: &Environment) -> Result<Found> {
     ];
     let mut looked = Vec::new();
     for path in candidates.into_iter().flatten() {
+        if environment.hides(&path) {
+            looked.push(path.display().to_string());
+            continue;
+        }
         // A directory that may not be entered (`sudo -u postgres` keeps root's working directory and, often, $HOME) hides
         // whether there is a file. Going on is right here: such a file could never have been meant for this user.
         if let Err(e) = std::fs::symlink_metadata(&path)
@@ -859,7 +868,7 @@ mod tests {
             std::fs::write(directory.path().join("pitr.toml"), text).unwrap();
         }
         let environment = Environment::new(
-            Vec::<(&str, &str)>::new(),
+            [("PITR_FAULT_HIDE", SYSTEM_FILE)],
             Some(directory.path().to_owned()),
         );
         (directory, environment)
@@ -1331,6 +1340,7 @@ mod tests {
                 ("PITR_REPOSITORIES_LOCAL_URL", "file:///r"),
                 ("PITR_REPOSITORIES_LOCAL_REQUIRED", "false"),
                 ("PITR_REPOSITORIES_OTHER_URL", "file:///o"),
+                ("PITR_FAULT_HIDE", SYSTEM_FILE),
             ],
             Some(PathBuf::from("/nonexistent")),
         );

@@ -237,14 +237,13 @@ fn append_settings(pgdata: &Path, settings: &[(String, String)]) {
 
 /// Takes a port below the range that the kernel gives away; the lock keeps other tests, of any process, off it. Whether anybody else
 /// listens there is asked by connecting: a socket of our own on it would live on, for a moment, in every child that another test starts just
-/// then, and the server could not listen.
+/// then, and the server could not listen. The tests of another user cannot share the locks, and get ports of their own.
 fn free_port() -> (u16, Lock) {
-    let folder = format!(
-        "/tmp/pitr-test-ports-{}",
-        rustix::process::geteuid().as_raw()
-    );
+    let user = rustix::process::geteuid().as_raw();
+    let folder = format!("/tmp/pitr-test-ports-{user}");
     let _ = std::fs::create_dir(&folder);
-    (21000..31000)
+    let first = 21_000 + (user % 10) as u16 * 1_000;
+    (first..first + 1_000)
         .filter_map(|port: u16| {
             let lock = Lock::try_take(&Path::new(&folder).join(port.to_string()))?;
             let listens = TcpStream::connect(("127.0.0.1", port)).is_ok();

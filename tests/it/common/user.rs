@@ -60,6 +60,8 @@ pub fn clean(command: &mut Command) -> &mut Command {
         .env("HOME", "/nonexistent")
         // A program that a test runs as root would make that folder for its cache, and keep it there.
         .env("XDG_CACHE_HOME", "/dev/null")
+        // The machine's own configuration is no test's.
+        .env("PITR_FAULT_HIDE", "/etc/pitr/pitr.toml")
         .current_dir("/")
 }
 
