@@ -102,7 +102,7 @@ impl Question<'_> {
         let first = sides.first();
         let first = first.ok_or_else(|| err!(Internal, "a plan without a repository"))?;
         let mut inventory = first.inventory.clone();
-        inventory.add_backups(&backups_of(sides));
+        inventory.add_backups(&backups_beside(sides, 0));
         let planned = self.on(cx, &first.reading, &inventory);
         planned.map_err(|e| match unasked.first() {
             Some((name, other)) if self.lacks_backup(sides) => {
@@ -121,13 +121,12 @@ impl Question<'_> {
         sides: &[Opened],
         unasked: &mut Vec<(String, Error)>,
     ) -> (Best, BTreeSet<usize>) {
-        let backups = backups_of(sides);
         let mut reached = vec![(0, distance(&planned.0))];
         let mut best = (0, planned);
         for at in (1..sides.len()).chain([0]) {
             let Some(side) = sides.get(at) else { continue };
             let mut inventory = side.inventory.clone();
-            inventory.add_backups(&backups);
+            inventory.add_backups(&backups_beside(sides, at));
             if at == 0 && inventory.backups == side.inventory.backups {
                 continue;
             }
@@ -218,8 +217,10 @@ fn distance(plan: &Plan) -> Distance {
     }
 }
 
-fn backups_of(sides: &[Opened]) -> Vec<Backup> {
-    let backups = sides.iter().flat_map(|s| &s.inventory.backups);
+/// The backups of all sides but one.
+fn backups_beside(sides: &[Opened], at: usize) -> Vec<Backup> {
+    let others = sides.iter().enumerate().filter(|(n, _)| *n != at);
+    let backups = others.flat_map(|(_, side)| &side.inventory.backups);
     backups.cloned().collect()
 }
 
@@ -369,6 +370,7 @@ fn settle(
         }
     }
     let opened = sides.swap_remove(giving);
+    opened.add_parameters(cx, &mut plan);
     Ok(Chosen {
         opened,
         plan,

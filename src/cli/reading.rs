@@ -440,6 +440,7 @@ impl Reading {
                 .map(|id| id.parse().map_err(|e| unknown_backup(inventory, id, e)))
                 .transpose()?,
             action,
+            allow_end: target.allow_end,
             restore_command,
             recovery_end_command: Some(recovery_end_command),
         };

@@ -14,6 +14,8 @@ use crate::config::Settings;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::conf::Setting;
+use crate::pg::control::ControlFile;
+use crate::pg::parameters::Parameters;
 use crate::plan::recovery::Plan;
 use crate::repo::backup::BackupRoot;
 use crate::repo::event::Writer;
@@ -24,7 +26,10 @@ use crate::restore::job::{Earlier, Job, Request};
 use crate::restore::settings;
 use crate::restore::target_dir::{self, Mapping, PlacedTablespace, Target, Wanted};
 use crate::restore::{self, Report, Source, Surroundings};
+use crate::snapshot::reader::Snapshot;
 use crate::snapshot::spare::Spares;
+
+const CONTROL_LIMIT_BYTES: usize = 64 << 10;
 
 /// A repository open for restoring one cluster.
 pub struct Opened {
@@ -101,6 +106,32 @@ impl Opened {
             let others = others.map(|(name, other)| (name, other.map(|o| o.repository)));
             others.collect()
         })
+    }
+
+    /// Adds to a plan the parameters that pg_control of its backup requires.
+    pub fn add_parameters(&self, cx: &Context, plan: &mut Plan) {
+        let Some(id) = plan.backup.as_ref().map(|b| b.id.clone()) else {
+            return;
+        };
+        match self.parameters(cx, &id) {
+            Ok(parameters) => plan.require(parameters),
+            Err(e) => plan.warnings.push(format!(
+                "pg_control of backup {id} cannot be read ({e}): recovery stops where the configuration has a lower max_connections, \
+                 max_worker_processes, max_wal_senders, max_prepared_transactions or max_locks_per_transaction than the server had"
+            )),
+        }
+    }
+
+    fn parameters(&self, cx: &Context, id: &BackupId) -> Result<Parameters> {
+        let store = self.reading.repository.store();
+        let root = BackupRoot::read(store, &self.layout, id)?
+            .ok_or_else(|| err!(NotFound, "the backup does not exist any more"))?;
+        let spares = self.spares(cx);
+        let snapshot = Snapshot::open_with(store, &self.layout, &root, Some(&spares))?;
+        let control = snapshot
+            .read_file("global/pg_control", CONTROL_LIMIT_BYTES)?
+            .ok_or_else(|| err!(Damaged, "the backup does not hold it"))?;
+        Ok((&ControlFile::parse(&control)?.settings).into())
     }
 
     /// Reads the root of a backup whose parts can be read, too.

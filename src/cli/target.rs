@@ -47,6 +47,10 @@ pub struct TargetArgs {
     #[arg(long, requires = "target")]
     pub exclusive: bool,
 
+    /// Take the end of the archived WAL for a time or LSN behind it, which is refused otherwise
+    #[arg(long, requires = "target", conflicts_with_all = ["target_xid", "target_name", "target_immediate"])]
+    pub allow_end: bool,
+
     /// Follow this timeline: latest, current (the backup's own) or its number
     #[arg(long, value_name = "latest|current|N", default_value = "latest")]
     pub target_timeline: String,

@@ -16,6 +16,7 @@ pub mod lsn;
 #[cfg(feature = "full")]
 pub mod manifest;
 pub mod page;
+pub mod parameters;
 pub mod reader;
 pub mod record;
 pub mod rmgr;

@@ -18,7 +18,8 @@ const CHECKPOINT_SHUTDOWN: u8 = 0x00;
 const CHECKPOINT_ONLINE: u8 = 0x10;
 const SWITCH: u8 = 0x40;
 const BACKUP_END: u8 = 0x50;
-const PARAMETER_CHANGE: u8 = 0x60;
+/// Info bits of a change of parameters.
+pub const PARAMETER_CHANGE: u8 = 0x60;
 const RESTORE_POINT: u8 = 0x70;
 /// Opcode of a restore point, for who looks at headers only.
 pub const RESTORE_POINT_OPCODE: u8 = RESTORE_POINT;

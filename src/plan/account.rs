@@ -14,9 +14,11 @@ use super::target::{Inclusive, Target};
 use super::unreachable;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
+use crate::pg::parameters::Parameters;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::repo::inventory::Backup;
+use crate::repo::layout::BackupId;
 
 /// A plan that says nothing yet but what is asked.
 pub(super) fn blank(planner: &Planner<'_>) -> Plan {
@@ -65,6 +67,7 @@ pub(super) fn settings(
     target: Target,
     inclusive: Inclusive,
     path: &Path<'_>,
+    parameters: Option<Parameters>,
 ) -> BTreeMap<String, String> {
     let mut settings = BTreeMap::new();
     let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
@@ -91,6 +94,9 @@ pub(super) fn settings(
     if let Some(command) = &planner.options.recovery_end_command {
         set("recovery_end_command", command.clone());
     }
+    for (name, value) in parameters.iter().flat_map(Parameters::iter) {
+        set(name, value.to_string());
+    }
     settings
 }
 
@@ -107,6 +113,11 @@ pub(super) fn fill(
     tried: &[Tried<'_>],
 ) -> Result<()> {
     let size = planner.inventory.segment_size;
+    let beyond = match planner.target.target {
+        Target::Time(at) => planner.backup_beyond(path, &reached.stretch, at),
+        _ => None,
+    };
+    let beyond = beyond.map(|b| b.id.clone());
     let stop = reached.stop;
     let first = SegmentNumber::of(backup.start_lsn, size);
     let last = SegmentNumber::ending_at(stop.end_lsn, size);
@@ -150,7 +161,29 @@ pub(super) fn fill(
         ));
     }
     plan.stop = Some(stop);
+    if plan.outcome == Outcome::EndOfWal {
+        warn_of_end(planner, plan, beyond.as_ref());
+    }
     warn_about(planner, plan, backup, path, tried)
+}
+
+/// Says that a time or a position is taken for the end of the WAL, and why.
+fn warn_of_end(planner: &Planner<'_>, plan: &mut Plan, beyond: Option<&BackupId>) {
+    let target = &planner.target.target;
+    let last = match plan.last_transaction {
+        Some(end) => format!("the last transaction archived ended at {}", end.time),
+        None => "no transaction is archived behind the backup".to_owned(),
+    };
+    let warning = match (target, beyond) {
+        (Target::Time(_), Some(id)) => format!(
+            "no transaction ended behind the target time, {last}: everything that is archived is replayed. Backup {id} was complete later, so the archived WAL goes beyond the target"
+        ),
+        (Target::Time(_) | Target::Lsn(_), _) => format!(
+            "{target} lies behind the archived WAL, {last}: its end is taken for the target (--allow-end). What was committed later and is not archived yet would be missing: while the server lives, select pg_switch_wal() on it, wait until that is archived, and plan again"
+        ),
+        _ => return,
+    };
+    plan.warnings.push(warning);
 }
 
 fn warn_about(
@@ -162,23 +195,18 @@ fn warn_about(
 ) -> Result<()> {
     if let Some(damage) = &backup.damage {
         plan.warnings.push(format!(
-            "backup {} is damaged ({damage}): no undamaged one reaches the target",
-            backup.id
+            "backup {} is damaged ({damage}): no undamaged one reaches the target{}",
+            backup.id,
+            match backup.damaged_copies {
+                0 => "",
+                _ => ". Each object is taken from the repository that has it whole; where none has, the restore ends with exit status 4",
+            }
         ));
     }
     if let Some(mark) = backup.expire_mark {
         plan.warnings.push(format!(
             "backup {} is marked for deletion, not before {mark}",
             backup.id
-        ));
-    }
-    if plan.outcome == Outcome::EndOfWal && matches!(planner.target.target, Target::Time(_)) {
-        let last = match plan.last_transaction {
-            Some(end) => format!("the last one archived ended at {}", end.time),
-            None => "none is archived behind the backup".to_owned(),
-        };
-        plan.warnings.push(format!(
-            "no transaction ended behind the target time, {last}: everything that is archived is replayed. What was committed later and is not archived yet would be missing: while the server lives, select pg_switch_wal() on it, wait until that is archived, and plan again"
         ));
     }
     match &planner.target.target {

@@ -155,6 +155,16 @@ impl Planner<'_> {
                 continue;
             };
             match self.evaluate(backup, path)? {
+                // No other repository has a copy that may have whole what is damaged in this one.
+                Verdict::Reached(reached) if backup.damaged_copies == 1 => {
+                    let detail = backup.damage.clone().unwrap_or_default();
+                    let refusal = Refusal {
+                        reason: Reason::DamagedBackup,
+                        detail,
+                        stretch: Some(reached.stretch),
+                    };
+                    tried.push(Tried { backup, refusal });
+                }
                 Verdict::Reached(reached) => {
                     chosen = Some((*backup, path, reached));
                     break;
@@ -380,9 +390,7 @@ impl Planner<'_> {
         };
         let replay = search.run(&rule)?;
         let Some(stop) = replay.stop.clone() else {
-            let past_end = matches!(self.target.target, Target::Time(_))
-                && stretch.end == StretchEnd::EndOfWal;
-            if past_end && !self.is_future() {
+            if stretch.end == StretchEnd::EndOfWal && self.is_end_meant(path, &stretch) {
                 let (_, last_end) = search.last_transactions()?;
                 if self.is_older_than(backup, last_end.is_some()) {
                     return Ok(too_late(backup, stretch));
@@ -396,17 +404,40 @@ impl Planner<'_> {
             return Ok(too_late(backup, stretch));
         }
         Ok(Verdict::Reached(Box::new(Reached {
-            stop,
             outcome: Outcome::StopsAtTarget,
             settings: account::settings(
                 self,
                 self.target.target.clone(),
                 self.target.inclusive,
                 path,
+                search.parameters(stop.recovery_end_lsn)?,
             ),
+            stop,
             replay: (&replay).into(),
             stretch,
         })))
+    }
+
+    /// Whether the end of the archived WAL is what a target means that no record of it reaches: because the operator says so, or because a
+    /// backup that was complete later, by the server's clock, shows that the WAL goes beyond the target time.
+    fn is_end_meant(&self, path: &Path<'_>, stretch: &Stretch) -> bool {
+        match self.target.target {
+            Target::Time(_) | Target::Lsn(_) if self.options.allow_end => true,
+            Target::Time(at) => self.backup_beyond(path, stretch, at).is_some(),
+            _ => false,
+        }
+    }
+
+    /// The first backup on the way that was complete after a time, within the WAL that is there.
+    pub(super) fn backup_beyond(
+        &self,
+        path: &Path<'_>,
+        stretch: &Stretch,
+        at: TimestampTz,
+    ) -> Option<&Backup> {
+        let reach = stretch.reach();
+        let mut backups = self.inventory.backups.iter();
+        backups.find(|b| b.stop_time > at && b.stop_lsn <= reach && lies_on(path.history(), b))
     }
 
     /// Whether the target time lies before the backup was even begun, so that it holds changes that came later.
@@ -443,9 +474,15 @@ impl Planner<'_> {
             .hint("Run pitr verify."));
         };
         Ok(Verdict::Reached(Box::new(Reached {
-            stop,
             outcome: Outcome::EndOfWal,
-            settings: account::settings(self, Target::Lsn(last), Inclusive::Yes, search.path),
+            settings: account::settings(
+                self,
+                Target::Lsn(last),
+                Inclusive::Yes,
+                search.path,
+                search.parameters(stop.recovery_end_lsn)?,
+            ),
+            stop,
             replay: (&replay).into(),
             stretch: Rc::clone(stretch),
         })))

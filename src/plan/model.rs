@@ -218,6 +218,7 @@ impl World {
             timezone: None,
             tablespaces: Vec::new(),
             damage: None,
+            damaged_copies: 0,
             expire_mark: None,
             pinned: None,
         });
@@ -377,9 +378,9 @@ impl Wal for World {
                 facts.tail_total = self.payload(entry.start.0, entry.end.0);
                 facts.tail_class = match entry.kind {
                     EntryKind::End { .. } => TailClass::TransactionEnd,
-                    EntryKind::RestorePoint { .. } | EntryKind::Checkpoint { .. } => {
-                        TailClass::Event
-                    }
+                    EntryKind::RestorePoint { .. }
+                    | EntryKind::Checkpoint { .. }
+                    | EntryKind::ParameterChange(_) => TailClass::Event,
                     _ => TailClass::Other,
                 };
                 continue;
@@ -403,6 +404,7 @@ impl Wal for World {
                 EntryKind::RestorePoint { .. } => {
                     facts.flags |= facts::flag::RESTORE_POINTS;
                 }
+                EntryKind::ParameterChange(_) => facts.flags |= facts::flag::PARAMETERS,
                 _ => {}
             }
         }
@@ -441,6 +443,10 @@ impl Wal for World {
                 kind: EntryKind::RestorePoint { .. },
                 ..
             }) => Crossing::RestorePoint,
+            Some(Entry {
+                kind: EntryKind::ParameterChange(_),
+                ..
+            }) => Crossing::ParameterChange,
             _ => Crossing::Nothing,
         })
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::target::RecoveryTarget;
 use crate::pg::lsn::Lsn;
+use crate::pg::parameters::Parameters;
 use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -49,6 +50,8 @@ pub struct Options {
     pub backup: Option<BackupId>,
     /// What PostgreSQL does at the target.
     pub action: Action,
+    /// A time or position behind the archived WAL means its end.
+    pub allow_end: bool,
     /// Value of restore_command, with absolute paths.
     pub restore_command: String,
     /// Value of recovery_end_command.
@@ -103,7 +106,7 @@ pub enum Reason {
     OtherEpoch,
     /// Another backup serves better: it is newer, or nearer to the target.
     OtherBetter,
-    /// The backup is damaged, and an undamaged one serves.
+    /// The backup is damaged, and an undamaged one serves; or a check found it damaged, and it is the only copy.
     DamagedBackup,
     /// The backup is marked for deletion, and another one serves.
     MarkedForDeletion,
@@ -326,4 +329,16 @@ pub struct Plan {
     /// Names of repositories that could not be asked and that may lead farther.
     #[serde(default)]
     pub unasked: Vec<String>,
+}
+
+impl Plan {
+    /// Makes recovery have these parameters, or the larger ones that it has already.
+    pub fn require(&mut self, parameters: Parameters) {
+        for (name, value) in parameters.iter() {
+            let known = self.recovery_settings.get(name);
+            let known = known.and_then(|v| v.parse().ok()).unwrap_or(0);
+            let largest = value.max(known).to_string();
+            self.recovery_settings.insert(name.to_owned(), largest);
+        }
+    }
 }

@@ -4,11 +4,12 @@ use std::rc::Rc;
 
 use super::gap::{Path, Stretch};
 use super::recovery::{EndKind, TransactionEnd};
-use super::stop::{Replay, Rule, crosses_restore_point, transaction_end};
+use super::stop::{Replay, Rule, crosses_restore_point, may_change_parameters, transaction_end};
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
+use crate::pg::parameters::Parameters;
 use crate::pg::segment::SegmentNumber;
-use crate::repo::facts::{Crossing, Entry, Facts, flag};
+use crate::repo::facts::{Crossing, Entry, EntryKind, Facts, flag};
 use crate::repo::index::{HeadEnd, TailClass};
 
 /// Recovery from one backup over one stretch of WAL.
@@ -97,7 +98,7 @@ impl Search<'_> {
                     return Ok(true);
                 }
                 Ok(match self.tail(&facts, number)? {
-                    Crossing::Nothing | Crossing::RestorePoint => false,
+                    Crossing::Nothing | Crossing::RestorePoint | Crossing::ParameterChange => false,
                     Crossing::End { xid: ended, .. } => ended == *xid || ended == 0,
                     Crossing::Unknown => true,
                 })
@@ -111,6 +112,34 @@ impl Search<'_> {
             }
             _ => Ok(true),
         }
+    }
+
+    /// The largest parameters of all changes that are replayed up to `end`; none where none is.
+    ///
+    /// # Errors
+    /// What the WAL says.
+    pub fn parameters(&self, end: Lsn) -> Result<Option<Parameters>> {
+        let mut largest: Option<Parameters> = None;
+        let Some(last) = self.stretch.final_segment() else {
+            return Ok(largest);
+        };
+        let last = last.min(SegmentNumber::ending_at(end, self.path.size()));
+        for number in (self.first().0..=last.0).map(SegmentNumber) {
+            let facts = self.path.facts(&self.stretch, number)?;
+            if !may_change_parameters(&facts, &mut || self.crossing(number))? {
+                continue;
+            }
+            self.path
+                .scan(&self.stretch, number, &mut |entry: &Entry| {
+                    if let EntryKind::ParameterChange(changed) = entry.kind
+                        && entry.start >= self.start_lsn
+                        && entry.end <= end
+                    {
+                        largest = Some(largest.map_or(changed, |l| l.max(changed)));
+                    }
+                })?;
+        }
+        Ok(largest)
     }
 
     fn crossing(&self, number: SegmentNumber) -> Result<Crossing> {
@@ -128,7 +157,7 @@ impl Search<'_> {
             return Ok(Crossing::Nothing);
         }
         Ok(match self.crossing(number)? {
-            Crossing::RestorePoint => Crossing::Nothing,
+            Crossing::RestorePoint | Crossing::ParameterChange => Crossing::Nothing,
             other => other,
         })
     }

@@ -8,10 +8,12 @@ use super::stop::{Rule, transaction_end};
 use super::target::{Inclusive, RecoveryTarget, Target, TargetTimeline};
 use crate::error::Code;
 use crate::pg::lsn::Lsn;
+use crate::pg::parameters::Parameters;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::facts::EntryKind;
+use crate::repo::inventory::Backup;
 
 const FAR: TimestampTz = TimestampTz(i64::MAX - 1);
 
@@ -81,6 +83,50 @@ fn the_end_is_the_last_complete_record_with_a_target() {
     assert_eq!(p.last_commit.unwrap().xid, 706);
     assert_eq!(p.first_excluded, None);
     assert_eq!(p.backup.unwrap().id.to_string(), "20261120T060000Z-full");
+}
+
+#[test]
+fn the_largest_parameters_on_the_way_are_required() {
+    let mut w = simple();
+    let changed = |n: i32| EntryKind::ParameterChange(Parameters::new([n, 8, 10, 1000 - n, 64]));
+    let (inside, _) = w.write(tli(1), changed(300), 54);
+    // One that crosses the edge of a segment.
+    let room = w.size.bytes() - w.end(tli(1)).0 % w.size.bytes();
+    for length in (0..room).rev() {
+        let mut tried = World::new();
+        tried.records = w.records.clone();
+        tried.write(tli(1), EntryKind::Other, length);
+        let (start, end) = tried.write(tli(1), changed(500), 54);
+        let edge = end.0 / w.size.bytes() * w.size.bytes();
+        if start.0 < edge && edge < end.0 {
+            w.write(tli(1), EntryKind::Other, length);
+            break;
+        }
+    }
+    let (crossing, _) = w.write(tli(1), changed(500), 54);
+    w.commit(tli(1), true);
+    w.switch(tli(1));
+    let (last, _) = w.write(tli(1), changed(400), 54);
+    w.archive_all();
+    let connections = |target: Target| {
+        let p = planned(&w, target);
+        assert!(p.reachable, "{:?}", p.explanation);
+        let get = |name: &str| p.recovery_settings.get(name).cloned().unwrap_or_default();
+        (get("max_connections"), get("max_prepared_transactions"))
+    };
+    let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+    let at = |lsn: Lsn| Target::Lsn(lsn);
+    assert_eq!(connections(at(Lsn(inside.0 - 1))), pair("300", "700"));
+    assert_eq!(connections(at(crossing)), pair("500", "700"));
+    assert_eq!(connections(at(last)), pair("500", "700"));
+    assert_eq!(connections(Target::End), pair("500", "700"));
+    assert_eq!(connections(Target::Xid(702.into())), pair("", ""));
+    let mut p = planned(&w, Target::End);
+    p.require(Parameters::new([100, 9, 10, 0, 64]));
+    let all: Vec<&str> = ["max_connections", "max_worker_processes", "max_wal_senders"]
+        .map(|n| p.recovery_settings[n].as_str())
+        .into();
+    assert_eq!(all, ["500", "9", "10"]);
 }
 
 #[test]
@@ -179,7 +225,7 @@ fn aborts_stop_a_time_target_and_are_the_first_excluded() {
 }
 
 #[test]
-fn a_time_behind_the_last_transaction_is_the_end_and_said_so() {
+fn a12_a_target_behind_the_archived_wal_is_refused() {
     let w = simple();
     let p = plan(
         &w.inventory(),
@@ -193,10 +239,24 @@ fn a_time_behind_the_last_transaction_is_the_end_and_said_so() {
         FAR,
     )
     .unwrap();
-    assert_eq!((p.reachable, p.outcome), (true, Outcome::EndOfWal));
-    assert!(p.recovery_settings.contains_key("recovery_target_lsn"));
-    assert!(!p.recovery_settings.contains_key("recovery_target_time"));
-    assert!(p.warnings[0].contains("everything that is archived"));
+    assert_eq!((p.reachable, p.reason), (false, Some(Reason::AfterEnd)));
+    assert!(p.explanation.unwrap().contains("--allow-end"));
+    assert_eq!(p.nearest_before.unwrap().xid, Some(706));
+    // Unless the end is meant then.
+    let allowed = Options {
+        allow_end: true,
+        ..options()
+    };
+    let times = [TimestampTz(2_000_000_000_000), TimestampTz(5)];
+    let behind = [Target::Time(times[0]), Target::Lsn(Lsn(u64::MAX))];
+    for (target, now) in behind.iter().flat_map(|t| times.map(|now| (t, now))) {
+        let target = asked(target.clone(), Inclusive::Yes, TargetTimeline::Latest);
+        let p = plan(&w.inventory(), &w, &target, &allowed, now).unwrap();
+        assert_eq!((p.reachable, p.outcome), (true, Outcome::EndOfWal));
+        assert!(p.recovery_settings.contains_key("recovery_target_lsn"));
+        assert!(!p.recovery_settings.contains_key("recovery_target_time"));
+        assert!(p.warnings[0].contains("lies behind the archived WAL"));
+    }
     // In the future it is refused.
     let target = asked(
         Target::Time(TimestampTz(2_000_000_000_000)),
@@ -295,6 +355,56 @@ fn an_inclusive_lsn_at_the_end_of_a_record_replays_one_more() {
     let p = plan_with(&w, &target);
     assert_eq!(p.last_commit.unwrap().xid, 703);
     assert_eq!(p.stop.unwrap().recovery_end_lsn, commit.end_lsn);
+}
+
+#[test]
+fn a12_a_backup_that_ended_later_shows_that_the_wal_goes_beyond_a_time() {
+    let mut w = simple();
+    let at = w.tick(1_000_000);
+    w.backup(tli(1), |_| {});
+    w.switch(tli(1));
+    w.archive_all();
+    let p = planned(&w, Target::Time(at));
+    assert_eq!((p.reachable, p.outcome), (true, Outcome::EndOfWal));
+    assert_eq!(p.backup.unwrap().id, w.backups[0].id);
+    assert!(p.warnings[0].contains("was complete later"));
+}
+
+#[test]
+fn a12_a_backup_that_a_check_found_damaged_is_taken_only_where_another_copy_helps() {
+    let mut w = simple();
+    w.backup(tli(1), |_| {});
+    w.commit(tli(1), true);
+    w.switch(tli(1));
+    w.archive_all();
+    let found = |backup: &mut Backup, copies| {
+        backup.damage = Some("a check found damage: x".into());
+        backup.damaged_copies = copies;
+    };
+    found(&mut w.backups[1], 1);
+    let p = planned(&w, Target::End);
+    assert_eq!(p.backup.unwrap().id, w.backups[0].id);
+    // Only the damaged one leads there.
+    found(&mut w.backups[0], 1);
+    for target in [Target::End, Target::Xid(704.into())] {
+        let p = planned(&w, target);
+        assert_eq!(
+            (p.reachable, p.reason),
+            (false, Some(Reason::DamagedBackup))
+        );
+        assert!(p.explanation.unwrap().contains("a check found damage: x"));
+    }
+    // What it does not lead to has its own reason.
+    let p = planned(&w, Target::Xid(9999.into()));
+    assert_eq!(p.reason, Some(Reason::UnknownXid));
+    found(&mut w.backups[1], 2);
+    let p = planned(&w, Target::End);
+    assert_eq!(p.backup.unwrap().id, w.backups[1].id);
+    assert!(
+        p.warnings
+            .iter()
+            .any(|w| w.contains("from the repository that has it whole"))
+    );
 }
 
 #[test]

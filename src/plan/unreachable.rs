@@ -169,6 +169,10 @@ pub(super) fn not_found(
                 name.as_str()
             ),
         ),
+        Target::Time(_) => (
+            Reason::AfterEnd,
+            format!("no transaction ended behind the target time, {end}"),
+        ),
         Target::Immediate => (
             Reason::AfterEnd,
             format!("no record follows the point at which it is consistent, {end}"),
@@ -208,7 +212,8 @@ pub(super) fn explain(
         .iter()
         .filter(|t| t.refusal.reason == Reason::BeforeBackup)
         .min_by_key(|t| t.backup.consistent_lsn);
-    let main = of(&[Reason::Gap, Reason::DamagedWal, Reason::MinimalWal])
+    let main = of(&[Reason::DamagedBackup])
+        .or(of(&[Reason::Gap, Reason::DamagedWal, Reason::MinimalWal]))
         .or(behind)
         .or(before)
         .or(of(&[Reason::OtherEpoch]))
@@ -280,9 +285,19 @@ fn sentence(planner: &Planner<'_>, path: &Path<'_>, main: &Tried<'_>) -> String 
         ),
         Reason::AfterEnd => match target {
             Target::Immediate => main.refusal.detail.clone(),
-            _ => format!("{target} lies behind the archive: {}", end()),
+            _ => format!(
+                "{target} lies behind the archive: {} (with --allow-end that end is taken for it)",
+                end()
+            ),
         },
-        Reason::InFuture => format!("{target} lies in the future; {}", end()),
+        Reason::InFuture => format!(
+            "{target} lies in the future; {} (with --allow-end that end is taken for it)",
+            end()
+        ),
+        Reason::DamagedBackup => format!(
+            "backup {} is the only one that leads to {target}, and {}. Look at it again, or restore another one: pitr verify --backup {0}",
+            backup.id, main.refusal.detail
+        ),
         Reason::UnknownXid => format!(
             "{target} does not end in the WAL that can be reached (subtransactions never count); {}",
             end()

@@ -73,6 +73,9 @@ pub fn crossing(tail: &Prefix, tail_length: u32, head: &Prefix) -> Crossing {
     if header.rmid == rmgr::XLOG && header.info & 0xF0 == xlog::RESTORE_POINT_OPCODE {
         return Crossing::RestorePoint;
     }
+    if header.rmid == rmgr::XLOG && header.info & 0xF0 == xlog::PARAMETER_CHANGE {
+        return Crossing::ParameterChange;
+    }
     if header.rmid != rmgr::TRANSACTION {
         return Crossing::Nothing;
     }

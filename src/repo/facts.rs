@@ -5,6 +5,7 @@
 use super::index::{HeadEnd, TailClass};
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
+use crate::pg::parameters::Parameters;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -117,6 +118,8 @@ pub mod flag {
     pub const RESTORE_POINTS: u16 = 1 << 8;
     /// Which transactions end here is not recorded.
     pub const XIDS_UNKNOWN: u16 = 1 << 9;
+    /// The segment holds a change of parameters, or it is not known that it holds none.
+    pub const PARAMETERS: u16 = 1 << 10;
 }
 
 /// What the index of a segment says, reduced to what plans need. LSNs are 0/0 where there is none.
@@ -207,6 +210,8 @@ pub enum Crossing {
     },
     /// It is a restore point.
     RestorePoint,
+    /// It is a change of parameters.
+    ParameterChange,
     /// It may be anything: the body has to tell.
     Unknown,
 }
@@ -248,6 +253,8 @@ pub enum EntryKind {
         /// Next xid with its epoch in the upper half.
         next_xid: u64,
     },
+    /// The server was started with other parameters.
+    ParameterChange(Parameters),
     /// Anything else.
     Other,
 }

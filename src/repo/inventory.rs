@@ -89,6 +89,8 @@ pub struct Backup {
     pub tablespaces: Vec<Tablespace>,
     /// What is wrong with its pages or objects; none = nothing is known to be.
     pub damage: Option<String>,
+    /// How many copies of it are known in which a check found damaged objects: 0 where a copy is not known to be damaged.
+    pub damaged_copies: u32,
     /// It is marked for deletion, not before this time.
     pub expire_mark: Option<TimestampTz>,
     /// Why it is pinned, if it is.
@@ -140,6 +142,7 @@ impl Backup {
             timezone: root.timezone,
             tablespaces: root.tablespaces,
             damage,
+            damaged_copies: 0,
             expire_mark: None,
             pinned: None,
         })
@@ -294,6 +297,10 @@ impl Inventory {
                 Some(own) if other.is_copy_of(own) && other.rank() < own.rank() => {
                     *own = other.clone();
                 }
+                // A restore takes each object from the copy that has it whole.
+                Some(own) if other.is_copy_of(own) && own.damaged_copies > 0 => {
+                    own.damaged_copies += other.damaged_copies;
+                }
                 Some(_) => {}
             }
         }
@@ -442,6 +449,7 @@ fn fold_events(
     if let Some(found) = event::damage(&events).first() {
         let detail = found.event.detail.as_deref().unwrap_or("no detail");
         backup.damage = Some(format!("a check found damage: {detail}"));
+        backup.damaged_copies = 1;
     }
     backup.expire_mark = event::standing(&events, "expire", "unexpire")
         .iter()

@@ -313,12 +313,13 @@ fn facts_of(summary: &Summary, xids_recorded: bool, events: Option<&[(Lsn, WalEv
             for (_, event) in events {
                 match event {
                     WalEvent::RestorePoint { .. } => flags |= flag::RESTORE_POINTS,
+                    WalEvent::ParameterChange { .. } => flags |= flag::PARAMETERS,
                     WalEvent::Undecoded { xid: 0, .. } => flags |= flag::XIDS_UNKNOWN,
                     _ => {}
                 }
             }
         }
-        None => flags |= flag::RESTORE_POINTS,
+        None => flags |= flag::RESTORE_POINTS | flag::PARAMETERS,
     }
     let (first_record, first_prev) = summary.first_record.unwrap_or_default();
     let (last_complete, last_complete_end) = summary.last_complete.unwrap_or_default();
@@ -742,6 +743,10 @@ fn kind_of(record: &Record<'_>) -> EntryKind {
             Some(XlogRecord::Checkpoint(c)) => EntryKind::Checkpoint {
                 next_xid: c.checkpoint.next_xid,
             },
+            _ => EntryKind::Other,
+        },
+        rmgr::XLOG if record.opcode() == xlog::PARAMETER_CHANGE => match xlog_of(record) {
+            Some(XlogRecord::ParameterChange(p)) => EntryKind::ParameterChange((&p).into()),
             _ => EntryKind::Other,
         },
         rmgr::XLOG if record.opcode() == xlog::RESTORE_POINT_OPCODE => match xlog_of(record) {

@@ -32,7 +32,7 @@ pub struct Row {
 }
 
 /// Raised whenever what a row means changes.
-const MAGIC: &[u8; 8] = b"PITRROL1";
+const MAGIC: &[u8; 8] = b"PITRROL2";
 /// Magic and a hash of what the file belongs to.
 const HEADER: usize = 8 + 32;
 /// Where facts begin in a row, behind what is said of the object.

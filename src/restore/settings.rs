@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use crate::archive::guard::WrittenSettings;
 use crate::archive::server_conf::{Configuration, Line};
 use crate::pg::conf::Setting;
+use crate::pg::parameters::Parameters;
 
 /// PostgreSQL allows one of these to be set.
 const TARGETS: &[&str] = &[
@@ -59,6 +60,15 @@ impl Brought {
     /// The value that counts, where one is set.
     pub fn value(&self, name: &str) -> Option<&str> {
         self.configuration.value_of(name)
+    }
+
+    /// The value of a setting that is wanted: a parameter that the configuration has larger stays as it is there.
+    fn at_least<'a>(&'a self, name: &str, wanted: &'a str) -> &'a str {
+        let number = |text: &str| text.parse::<u32>().ok();
+        match self.value(name).filter(|_| Parameters::is_name(name)) {
+            Some(own) if number(own) > number(wanted) => own,
+            _ => wanted,
+        }
     }
 
     fn is_set(&self, name: &str) -> bool {
@@ -120,7 +130,7 @@ pub fn of_restore(
         .filter(|(name, _)| *name != "archive_mode")
         .partition(|(name, _)| TARGETS.contains(&name.as_str()));
     for (name, value) in targets.into_iter().chain(others) {
-        settings.push(Setting::new(name, value));
+        settings.push(Setting::new(name, brought.at_least(name, value)));
     }
     if !is_adopted {
         written

@@ -35,6 +35,7 @@ mod pgfiles;
 mod plan;
 mod plan_scale;
 mod prefetch;
+mod promises;
 mod promotion;
 mod receive;
 mod receive_journal;

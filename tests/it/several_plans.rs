@@ -133,8 +133,10 @@ fn the_end_of_a_stale_repository_is_not_taken_for_the_end_of_the_wal() {
     let run = marked.plan().args(at).run().success();
     assert_eq!(run.json()["outcome"], "stops_at_target", "{run}");
     let only = ["--repository", &marked.two.first()];
-    let run = marked.plan().args(at).args(only).run().success();
-    assert_eq!(run.json()["outcome"], "end_of_wal", "{run}");
+    let run = marked.plan().args(at).args(only).run().expect_code(5);
+    assert_eq!(run.json()["reason"], "after_end", "{run}");
+    let run = marked.plan().args(at).args(only).arg("--allow-end").run();
+    assert_eq!(run.success().json()["outcome"], "end_of_wal");
     let run = marked.restore().args(at).run().success();
     run.expect_stderr("the WAL of \"second\" is used, which leads to the target");
     assert_eq!(marked.rows(), 4 * ROWS);
