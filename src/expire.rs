@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -16,6 +15,7 @@ use crate::pg::time::TimestampTz;
 use crate::plan::retention::{Deletion, ExpirePlan, Policy, retention};
 use crate::progress::Progress;
 use crate::repo::backup::{BackupRoot, TOMBSTONE, Tombstone};
+use crate::repo::clock;
 use crate::repo::event::{self, Event, Writer};
 use crate::repo::json;
 use crate::repo::layout::{BackupId, ClusterLayout, PartName};
@@ -23,9 +23,6 @@ use crate::repo::repository::{Registration, Repository};
 use crate::repo::survey::Survey;
 use crate::store::{Key, Published, Store};
 
-/// Name and version of the program, as it stands in events.
-/// The clocks of this host and of the store may differ by this much. Further apart, neither a grace period nor a claim means anything.
-const CLOCKS_MAY_DIFFER: Duration = Duration::from_secs(600);
 /// How often the repository may change under a run before it gives up.
 const ATTEMPTS: u32 = 4;
 
@@ -83,18 +80,15 @@ impl Expire<'_> {
         let survey = Survey::read(self.repository, self.registration)?;
         let now = (self.clock)();
         if let Some((stored, key)) = &survey.newest
-            && *stored > now.saturating_add(CLOCKS_MAY_DIFFER)
+            && *stored > now.saturating_add(clock::MAY_DIFFER)
         {
             let what = format!("\"{key}\" was stored at {stored}");
-            return Err(clocks_differ(now, &what));
+            return Err(not_deleted(clock::differs(now, &what)));
         }
-        if let Some(store) = self.repository.store().clock()? {
-            let (earlier, later) = (store.min(now), store.max(now));
-            if later > earlier.saturating_add(CLOCKS_MAY_DIFFER) {
-                let what = format!("the clock of the repository says {store}");
-                return Err(clocks_differ(now, &what));
-            }
-        }
+        clock::check(self.repository.store(), now).map_err(|e| match e.code() {
+            Code::Refused => not_deleted(e),
+            _ => e,
+        })?;
         Ok(survey)
     }
 
@@ -132,8 +126,8 @@ impl Expire<'_> {
     }
 }
 
-fn clocks_differ(now: TimestampTz, what: &str) -> Error {
-    err!(Refused, "this host's clock says {now}, but {what}").hint(
+fn not_deleted(clocks_differ: Error) -> Error {
+    clocks_differ.hint(
         "Nothing was marked or deleted: grace periods and the claims of running backups and restores are counted by the clock.\nCorrect the clock that is wrong: timedatectl set-ntp true",
     )
 }

@@ -2,28 +2,34 @@
 
 use super::Surroundings;
 use crate::err;
-use crate::error::Result;
+use crate::error::{Code, Result};
+use crate::repo::clock;
 use crate::repo::event::{self, Event};
 use crate::repo::layout::{BackupId, ClusterLayout};
 use crate::store::{Published, Store};
 
-/// Backups that may begin in one second.
-const MOST_ATTEMPTS: u32 = 100;
+/// Ids that are tried: of a million in each second, so many in a row are never taken.
+const MOST_ATTEMPTS: u64 = 100;
 
 /// Reserves an id for a full backup that begins now.
 ///
 /// # Errors
-/// What the store says.
+/// `Refused` when the clocks of host and store differ; what the store says.
 pub fn reserve(
     store: &dyn Store,
     layout: &ClusterLayout,
     around: &Surroundings<'_>,
 ) -> Result<BackupId> {
     let now = (around.clock)();
+    clock::check(store, now).map_err(|e| match e.code() {
+        Code::Refused => e.hint("Nothing was stored: the id, the reservation and the claim of a backup are dated by this clock, and one from the future would keep WAL from expire.\nCorrect the clock that is wrong: timedatectl set-ntp true"),
+        _ => e,
+    })?;
     let stamp = event::compact(now);
     let stamp = format!("{}Z", stamp.get(..15).unwrap_or_default());
-    for attempt in 1..=MOST_ATTEMPTS {
-        let id = BackupId::compose(&stamp, attempt, "full")?;
+    let random = (around.random)();
+    for attempt in 0..MOST_ATTEMPTS {
+        let id = BackupId::compose(&stamp, random.wrapping_add(attempt), "full")?;
         let begin = Event {
             time: now,
             backup_kind: Some("full".into()),
@@ -36,6 +42,6 @@ pub fn reserve(
     }
     Err(err!(
         Locked,
-        "{MOST_ATTEMPTS} backups began within the second {stamp}"
+        "{MOST_ATTEMPTS} ids of the second {stamp} are taken"
     ))
 }

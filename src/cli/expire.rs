@@ -26,7 +26,7 @@ use crate::repo::repository::Registration;
 ///
 /// Without either the plan is shown, and refused with exit status 8 if there is anything to do. Exit status 8 also when the clocks of
 /// host and repository differ by more than ten minutes, and when only damaged backups are newer than the last good one, which is kept;
-/// 10 when the repository refused to delete something.
+/// 10 when the repository refused to delete something; 6 when WAL or more is withheld from deletion, with the cause.
 ///
 /// Example: pitr expire --keep 7 --dry-run
 #[derive(clap::Args, Debug)]
@@ -189,7 +189,11 @@ fn status(args: &Args, done: &[Done], is_whole: bool) -> Result<u8> {
             "The plan above would be carried out.\nAdd --confirm to do it, or --dry-run to only look.",
         ));
     }
-    Ok(exit::SUCCESS)
+    // A disk that fills because nothing goes is no success.
+    Ok(match done.iter().all(|d| d.plan.withheld.is_empty()) {
+        true => exit::SUCCESS,
+        false => exit::WARNINGS,
+    })
 }
 
 #[derive(Serialize)]

@@ -63,6 +63,9 @@ pub struct Lag {
     #[serde(skip)]
     backup_patience: Duration,
     /// Whether "repo sync" brings any of it: objects are copied as they are stored, so between repositories of the same keys.
+    /// None of them is damage in it: it contradicts another, and both are whole.
+    #[serde(skip)]
+    only_contradicts: bool,
     #[serde(skip)]
     comes_by_sync: bool,
 }
@@ -243,9 +246,14 @@ impl Behind {
             *into = std::mem::take(into).union(runs);
         }
         let left_out = lacking.left_out.iter();
-        let left_out = left_out.filter(|l| is_kin && l.cause != Cause::Rule);
-        let left_out =
-            left_out.map(|l| format!("{} of \"{name}\" does not come: {}", l.what, l.why));
+    finds_damage: bool,
+        let left_out: Vec<_> = left_out
+            .filter(|l| is_kin && l.cause != Cause::Rule)
+            .collect();
+        self.finds_damage |= left_out.iter().any(|l| l.cause == Cause::Damage);
+        let left_out = left_out
+            .into_iter()
+            .map(|l| format!("{} of \"{name}\" does not come: {}", l.what, l.why));
         self.troubles.extend(left_out);
     }
 }
@@ -335,6 +343,7 @@ impl Lag {
         self.unasked = behind.unasked;
         self.comes_by_sync = behind.comes_by_sync;
     }
+            only_contradicts: false,
 
     /// What is wrong with it, each in a line.
     pub fn problems(&self) -> Vec<String> {
@@ -368,11 +377,19 @@ impl Lag {
                 0 | 1 => String::new(),
                 count => format!(" (and {} more)", count - 1),
             };
-            concerns.push(Concern {
-                what: format!("not whole: {first}{more}"),
-                impact: "the others have to give what it cannot; pitr repo sync does not heal it",
-                next: format!("pitr verify --repository {name}"),
+            concerns.push(match self.only_contradicts {
+                true => Concern {
+                    what: format!("contradicting another: {first}{more}"),
+                    impact: "nothing is damaged; what only one of them has is lost with it, and pitr repo sync does not bring it",
+                    next: "pitr repo sync --dry-run shows all of it".to_owned(),
+                },
+                false => Concern {
+                    what: format!("not whole: {first}{more}"),
+                    impact: "the others have to give what it cannot; pitr repo sync does not heal it",
+                    next: format!("pitr verify --repository {name}"),
+                },
             });
+        self.only_contradicts = self.troubles.is_empty() && !behind.finds_damage;
         }
         concerns
     }
@@ -470,6 +487,9 @@ mod tests {
         lag.behind_ms = Some(1000);
         assert!(lag.problems().is_empty());
     }
+            (true, None) if self.trouble_count > 0 && self.only_contradicts => {
+                "lacks nothing that can be copied, and contradicts another".to_owned()
+            }
 
     #[test]
     fn one_whose_others_are_away_is_not_said_to_be_up_to_date() {

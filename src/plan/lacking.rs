@@ -237,7 +237,7 @@ impl Asked<'_> {
             && let (Some(own), Some(other)) = (subject.begin(), there.begin())
             && own.event.nonce != other.event.nonce
         {
-            return leave_for(Cause::Conflict, "another backup has the same id there");
+            return leave_for(Cause::Conflict, &same_id(&own.event, &other.event));
         }
         match there.map(|s| &s.manifest) {
             Some(Manifest::Committed(_)) => return None,
@@ -446,6 +446,16 @@ enum Verdict {
     Copy,
     /// Why not, and what that means.
     Leave(String, Cause),
+}
+
+/// Says that two backups have one id: programs before the first release gave those of one second the same.
+fn same_id(own: &event::Event, other: &event::Event) -> String {
+    let begun = |e: &event::Event| format!("on host \"{}\" at {}", e.host, e.time);
+    format!(
+        "two backups have this id, begun {} and {}: each is whole in its own repository, and neither is copied to the other; a new backup gets an id of its own and is copied: pitr backup",
+        begun(own),
+        begun(other)
+    )
 }
 
 /// The reasons may differ: they are text for people.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::clock;
 use super::json;
 use super::layout::ClusterLayout;
 use crate::err;
@@ -119,9 +120,13 @@ impl Recorded {
         !self.is_doubted || other.is_doubted || self.event.event == "unexpire"
     }
 
-    /// The later of the writer's and the store's clock: what every duration is counted from.
-    pub fn since(&self) -> TimestampTz {
-        self.event.time.max(self.stored)
+    /// The later of the writer's and the store's clock: what every duration is counted from. A writer's clock that was ahead of `now` does
+    /// not count: it would make the duration end years too late.
+    pub fn since(&self, now: TimestampTz) -> TimestampTz {
+        match self.event.time > now.saturating_add(clock::MAY_DIFFER) {
+            true => self.stored,
+            false => self.event.time.max(self.stored),
+        }
     }
 }
 

@@ -453,7 +453,7 @@ fn fold_events(
     }
     backup.expire_mark = event::standing(&events, "expire", "unexpire")
         .iter()
-        .map(|e| e.event.not_before.unwrap_or(e.since()))
+        .map(|e| e.event.not_before.unwrap_or(e.stored))
         .min();
     backup.pinned = event::standing(&events, "pin", "unpin")
         .first()

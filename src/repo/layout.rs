@@ -284,19 +284,15 @@ pub enum PartKind {
     Pack,
 }
 
-/// A backup's id, e.g. `20261120T064049Z-full`.
+/// A backup's id, e.g. `20261120T064049Z-482913-full`; older programs wrote no number, or a small one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackupId(String);
 
 impl BackupId {
-    /// The id for a start time printed as `20261120T064049Z`; `attempt` counts from 1.
-    pub fn compose(stamp: &str, attempt: u32, kind: &str) -> Result<BackupId> {
-        if attempt <= 1 {
-            format!("{stamp}-{kind}")
-        } else {
-            format!("{stamp}-{attempt}-{kind}")
-        }
-        .parse()
+    /// Composes the id for a start time printed as `20261120T064049Z`. Of `random` six decimal digits go into it: two hosts that begin in
+    /// the same second, each in a repository of its own, get two ids.
+    pub fn compose(stamp: &str, random: u64, kind: &str) -> Result<BackupId> {
+        format!("{stamp}-{:06}-{kind}", random % 1_000_000).parse()
     }
 }
 
@@ -331,7 +327,7 @@ impl FromStr for BackupId {
             let shown: String = s.escape_debug().take(100).collect();
             Err(err!(
                 NotFound,
-                "\"{shown}\" is not a backup id, as 20261120T064049Z-full is"
+                "\"{shown}\" is not a backup id, as 20261120T064049Z-482913-full is"
             ))
         }
     }

@@ -6,6 +6,7 @@ pub mod alike;
 pub mod backup;
 #[cfg(feature = "full")]
 pub mod claim;
+pub mod clock;
 pub mod container;
 #[cfg(feature = "full")]
 pub mod edge;

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use super::Surroundings;
 use crate::err;
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::pg::time::TimestampTz;
 use crate::repo::claim::{self, HOLDS_SECONDS, RENEWAL_SECONDS};
+use crate::repo::clock;
 use crate::repo::event;
 use crate::repo::layout::{BackupId, ClusterLayout};
 use crate::store::Store;
@@ -37,6 +38,14 @@ impl<'a> Claim<'a> {
         planned: TimestampTz,
     ) -> Result<Option<Claim<'a>>> {
         let tried = Instant::now();
+        // A clock is no reason to refuse a restore. Expire counts a claim from the future by the store's time.
+        if let Err(e) = clock::check(store, (around.clock)())
+            && e.code() == Code::Refused
+        {
+            around.progress.warn(&format!(
+                "{e}: correct the clock that is wrong; the restore goes on"
+            ));
+        }
         let taken = claim::Claim::take((store, layout), around.writer(), id, "restore", None);
         let until = "before the restore is complete";
         let taken = claim::Claim::if_possible(taken, (store, id), until, around.progress)?;
@@ -49,7 +58,7 @@ impl<'a> Claim<'a> {
         };
         let events = event::read_all(store, layout, &id.to_string())?;
         let marks = event::standing(&events, "expire", "unexpire");
-        let Some(mark) = marks.iter().map(|m| m.since()).max() else {
+        let Some(mark) = marks.iter().map(|m| m.since(planned)).max() else {
             return Ok(Some(claim));
         };
         if mark > planned {

@@ -18,6 +18,7 @@ use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
 use crate::plan::lacking::{Lacking, lacking};
 use crate::progress::Progress;
+use crate::repo::clock;
 use crate::repo::event::{self, Writer};
 use crate::repo::json;
 use crate::repo::layout::{BackupId, ClusterLayout};
@@ -178,8 +179,11 @@ impl<'a> Transfer<'a> {
     /// Copies what a plan made just now says.
     ///
     /// # Errors
-    /// What the stores say, but for damage, which is part of the report; `Interrupted`. Run again, it goes on.
+    /// `Refused` when the clocks of host and store differ; what the stores say, but for damage, which is part of the report; `Interrupted`. Run again, it goes on.
     pub fn run(&self, lacking: &Lacking) -> Result<()> {
+        if !lacking.backups.is_empty() {
+            self.check_clocks()?;
+        }
         self.register()?;
         let wal = wal::Wal::begin(self, lacking)?;
         for id in &lacking.backups {
@@ -189,6 +193,17 @@ impl<'a> Transfer<'a> {
         wal.copy_beside()?;
         self.copy_pins(lacking)?;
         self.copy_facts()
+    }
+
+    /// Claims are dated by this host's clock.
+    fn check_clocks(&self) -> Result<()> {
+        for side in [self.from, self.to] {
+            clock::check(side.store(), (self.clock)()).map_err(|e| match e.code() {
+                Code::Refused => e.hint("Nothing was copied: the claims that keep a backup while it is copied are dated by this clock.\nCorrect the clock that is wrong: timedatectl set-ntp true"),
+                _ => e,
+            })?;
+        }
+        Ok(())
     }
 
     /// What was done so far.

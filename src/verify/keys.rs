@@ -161,7 +161,7 @@ fn unnamed(work: &Work<'_>, survey: &Survey) {
     for (id, subject) in &survey.ids {
         let is_old = subject
             .begin()
-            .is_none_or(|b| b.since().saturating_add(LEFTOVER_AGE) <= now);
+            .is_none_or(|b| b.since(now).saturating_add(LEFTOVER_AGE) <= now);
         let is_claimed = !event::standing(&subject.events, "claim", "release").is_empty();
         if subject.manifest == Manifest::Absent && (!is_old || is_claimed) {
             continue;

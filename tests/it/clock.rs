@@ -4,17 +4,22 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use pitr::repo::event::{self, Event};
+use pitr::repo::layout::ClusterLayout;
+use pitr::store::file::FileStore;
+
 use crate::common::mount::HangingDisk;
 use crate::common::{PATIENCE, Program, Run, Sandbox, Site, Still, user};
 use crate::fetch::{Away, mode, not_here_with_warning};
 use crate::require_root;
+use crate::several::{Two, transfer};
 
 const HOUR: i64 = 3600;
 const TEN_YEARS: i64 = 10 * 365 * 24 * HOUR;
 const JUMPS: [i64; 4] = [HOUR, -HOUR, TEN_YEARS, -TEN_YEARS];
 
 /// Stands in for the C library's clock: `CLOCK_OFFSET` seconds are added from the call number `CLOCK_FROM` on, with `CLOCK_SWINGS` to
-/// every other call, with `CLOCK_STOPS` to the moment of the first call. How often it changed an answer goes to `CLOCK_LOG`.
+/// every other call; with `CLOCK_STOPS` it stands still, with `CLOCK_AT` in that second. How often it changed an answer goes to `CLOCK_LOG`.
 const SHIM: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -34,6 +39,7 @@ int clock_gettime(clockid_t id, struct timespec *now) {
     long call = __sync_add_and_fetch(&calls, 1);
     if (call == 1) first = *now;
     if (getenv("CLOCK_STOPS")) *now = first;
+    if (getenv("CLOCK_AT")) now->tv_sec = number("CLOCK_AT");
     if (call < number("CLOCK_FROM") || (getenv("CLOCK_SWINGS") && call % 2)) return 0;
     now->tv_sec += number("CLOCK_OFFSET");
     __sync_add_and_fetch(&changed, 1);
@@ -182,16 +188,19 @@ fn k01_backups_under_a_jumping_clock_have_ids_of_their_own_and_the_order_of_thei
     let mut take = |program: &Program| {
         cluster.sql("create table if not exists t (a int); insert into t values (1)");
         let run = program.run().success();
-        assert!(clock.seen().changed > 0, "{run}");
+        let seen = clock.seen();
+        assert!(seen.changed > 0, "{run}");
         taken.push(id(&run));
+        seen.calls
     };
+    // It jumps in the middle of a backup.
+    let calls = take(&clock.off(&backup, 300));
     for jump in JUMPS {
-        take(&clock.off(&backup, jump));
+        let from = (calls / 2).to_string();
+        take(&clock.off(&backup, jump).env("CLOCK_FROM", from));
     }
-    // Back and forth while it runs.
-    take(&clock.off(&backup, TEN_YEARS).env("CLOCK_SWINGS", "1"));
     // Twice in the same second of a clock that stands still.
-    let still = clock.off(&backup, HOUR).env("CLOCK_STOPS", "1");
+    let still = clock.off(&backup, 300).env("CLOCK_STOPS", "1");
     take(&still);
     take(&still);
     let distinct: BTreeSet<&String> = taken.iter().collect();
@@ -314,4 +323,111 @@ fn k01_expire_refuses_when_the_clocks_differ() {
     }
     now.run().success();
     drop(clock.sandbox);
+}
+
+#[test]
+fn c11_a_backup_under_a_wrong_clock_is_refused_and_stores_nothing() {
+    let clock = Clock::new();
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create table t (a int)");
+    let before = site.files();
+    for jump in JUMPS {
+        let run = clock.off(&site.pitr().arg("backup"), jump).run();
+        assert!(clock.seen().changed > 0, "{run}");
+        run.expect_code(8).expect_stderr("this host's clock says");
+    }
+    assert_eq!(site.files(), before);
+}
+
+#[test]
+fn c11_claims_from_the_future_count_by_the_stores_clock() {
+    let (site, cluster) = Site::with_cluster(15);
+    let backups: Vec<String> = (0..2)
+        .map(|n| {
+            cluster.sql(&format!("create table t{n} (a int)"));
+            cluster.archive_now();
+            id(&site.pitr().args(["backup", "--json"]).run().success())
+        })
+        .collect();
+    let layout = ClusterLayout::new("main", cluster.system_identifier()).unwrap();
+    let store = FileStore::open(site.repository(), 7).unwrap();
+    // What older programs left under a clock of 2039: a backup that was killed before it said where its WAL begins, and a restore.
+    let killed = "20391120T064049Z-full";
+    let of_2039 = |subject: &str, kind: &str, purpose: &str| Event {
+        event: kind.into(),
+        subject: subject.into(),
+        time: "2039-11-20T06:40:49Z".parse().unwrap(),
+        host: "db9".into(),
+        purpose: Some(purpose.into()),
+        seconds: Some(3 * 3600),
+        ..Event::default()
+    };
+    event::begin(&store, &layout, &of_2039(killed, "begin", "backup")).unwrap();
+    let claims = [(killed, "backup"), (backups[0].as_str(), "restore")].map(|(id, purpose)| {
+        let name = event::record(&store, &layout, &of_2039(id, "claim", purpose), 7).unwrap();
+        site.cluster_folder().join("events").join(id).join(name)
+    });
+    let begin = claims[0].with_file_name("begin");
+    let expire = || {
+        let args = [
+            "expire",
+            "--json",
+            "--keep",
+            "1",
+            "--grace",
+            "0",
+            "--confirm",
+        ];
+        site.pitr().args(args).privileged().run()
+    };
+    // Now is when the store received them: the one may run, the other is in use.
+    let run = expire().expect_code(6);
+    let said = run.json()["clusters"][0]["withheld"][0].to_string();
+    assert!(
+        said.contains(killed) && said.contains("repo claims"),
+        "{run}"
+    );
+    assert_eq!(
+        run.json()["clusters"][0]["backups"][0]["fate"],
+        "keep",
+        "{run}"
+    );
+    for path in claims.iter().chain([&begin]) {
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        let day = Duration::from_secs(25 * 3600);
+        file.set_modified(std::time::SystemTime::now() - day)
+            .unwrap();
+    }
+    let run = expire().expect_code(0);
+    let done = &run.json()["clusters"][0];
+    assert_eq!(done["outcome"]["deleted_backups"][0], backups[0], "{run}");
+    assert!(
+        done["outcome"]["deleted_segments"].as_u64() > Some(0),
+        "{run}"
+    );
+    assert_eq!(done["tombstones"][0], killed, "{run}");
+}
+
+#[test]
+fn c13_backups_of_one_second_in_two_repositories_have_ids_of_their_own_and_are_copied() {
+    let clock = Clock::new();
+    let two = Two::new();
+    two.work(100);
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let second = since.unwrap().as_secs().to_string();
+    let take = |repository: &str| {
+        let backup = ["backup", "--json", "--quiet", "--repository", repository];
+        let program = clock.off(&two.site.pitr().args(backup), 0);
+        let run = program.env("CLOCK_AT", &second).run().success();
+        assert!(clock.seen().changed > 0, "{run}");
+        id(&run)
+    };
+    let (first, other) = (take(&two.first()), take("second"));
+    assert_eq!(first[..16], other[..16], "of one second");
+    assert_ne!(first, other);
+    // The older one counts as expired where the newer one is.
+    let run = two.sync().arg("--all").run().success();
+    let copied = |to: &str| transfer(&run, to)["copied"]["backups"].clone();
+    assert_eq!(copied("second"), serde_json::json!([first]), "{run}");
+    assert_eq!(copied(&two.first()), serde_json::json!([other]), "{run}");
 }

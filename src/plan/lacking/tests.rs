@@ -223,3 +223,32 @@ fn a_history_that_cannot_be_read_over_there_is_named() {
         "{lacks:?}"
     );
 }
+
+#[test]
+fn c13_two_backups_of_one_id_are_named_as_that() {
+    let begun = |host: &str, nonce: &str| Recorded {
+        name: "begin".into(),
+        event: Event {
+            event: "begin".into(),
+            time: now(),
+            host: host.into(),
+            nonce: nonce.into(),
+            ..Event::default()
+        },
+        stored: now(),
+        is_doubted: false,
+    };
+    let (mut from, mut to) = (survey(&[1], &[(1, 20)]), survey(&[1], &[(1, 20)]));
+    from.ids
+        .get_mut(&id(1))
+        .unwrap()
+        .events
+        .push(begun("a", "1"));
+    to.ids.get_mut(&id(1)).unwrap().events.push(begun("b", "2"));
+    let lacks = lacking(&from, &to, false);
+    let left = &lacks.left_out[0];
+    assert_eq!(left.cause, Cause::Conflict);
+    for part in ["two backups have this id", "\"a\"", "\"b\"", "pitr backup"] {
+        assert!(left.why.contains(part), "{}", left.why);
+    }
+}

@@ -217,7 +217,7 @@ fn warn_of_the_future(judged: &mut Judgement<'_>, now: TimestampTz) {
             ));
         }
         for event in &backup.subject.events {
-            if event.since() > soon {
+            if event.event.time.max(event.stored) > soon {
                 judged.warnings.push(format!(
                     "event \"{}\" of backup \"{}\" is dated in the future: a clock is or was wrong",
                     event.name, backup.id
@@ -398,17 +398,11 @@ fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
 
 /// By whom a backup is in use, and until when: of several claims the one that ends last.
 fn in_use(events: &[Recorded], now: TimestampTz) -> Option<String> {
-    let end = |claim: &Recorded| match claim.event.seconds {
-        Some(seconds) => claim
-            .since()
-            .saturating_add(std::time::Duration::from_secs(seconds)),
-        None => TimestampTz::INFINITY,
-    };
     let live = live_claims(events, now);
-    let claim = live.into_iter().max_by_key(|claim| end(claim))?;
+    let claim = live.into_iter().max_by_key(|claim| end(claim, now))?;
     let purpose = claim.event.purpose.as_deref().unwrap_or("something");
     let until = match claim.event.seconds {
-        Some(_) => format!("until {}, if it is not renewed", end(claim)),
+        Some(_) => format!("until {}, if it is not renewed", end(claim, now)),
         None => "until it is released".to_owned(),
     };
     Some(format!(
@@ -417,16 +411,22 @@ fn in_use(events: &[Recorded], now: TimestampTz) -> Option<String> {
     ))
 }
 
+/// When a claim ends by itself.
+pub fn end(claim: &Recorded, now: TimestampTz) -> TimestampTz {
+    match claim.event.seconds {
+        Some(seconds) => claim
+            .since(now)
+            .saturating_add(std::time::Duration::from_secs(seconds)),
+        // A claim without an end is one that never ends by itself.
+        None => TimestampTz::INFINITY,
+    }
+}
+
 /// Claims that are neither released, nor replaced, nor over.
 pub fn live_claims(events: &[Recorded], now: TimestampTz) -> Vec<&Recorded> {
     event::standing(events, "claim", "release")
         .into_iter()
-        .filter(|claim| {
-            // A claim without an end is one that never ends by itself.
-            claim.event.seconds.is_none_or(|seconds| {
-                !is_over(claim.since(), std::time::Duration::from_secs(seconds), now)
-            })
-        })
+        .filter(|claim| end(claim, now) > now)
         .collect()
 }
 
@@ -439,7 +439,7 @@ pub fn mark_state(
     let due = event::standing(events, "expire", "unexpire")
         .iter()
         .map(|mark| {
-            let own = mark.since().saturating_add(policy.grace);
+            let own = mark.since(now).saturating_add(policy.grace);
             mark.event.not_before.map_or(own, |t| t.max(own))
         })
         .min()?;
@@ -495,7 +495,7 @@ pub fn unborn(subject: &Subject, policy_grace: &Policy, now: TimestampTz) -> Unb
         let newest = subject
             .newest_part
             .into_iter()
-            .chain(events.iter().map(Recorded::since))
+            .chain(events.iter().map(|e| e.since(now)))
             .max();
         let is_old = newest.is_none_or(|t| is_over(t, LEFTOVER_AGE, now));
         return match is_old && live_claims(events, now).is_empty() {
@@ -505,7 +505,7 @@ pub fn unborn(subject: &Subject, policy_grace: &Policy, now: TimestampTz) -> Unb
     };
     let claims = live_claims(events, now);
     let is_marked = mark_state(events, policy_grace, now) == Some(None);
-    if claims.is_empty() && (is_over(begin.since(), LEFTOVER_AGE, now) || is_marked) {
+    if claims.is_empty() && (is_over(begin.since(now), LEFTOVER_AGE, now) || is_marked) {
         return Unborn::Leftover;
     }
     let has_claimed = events.iter().any(|e| e.event.event == "claim");

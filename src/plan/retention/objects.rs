@@ -195,7 +195,7 @@ fn delete_wal(
         match &one.running {
             None => {}
             Some(positions) if positions.is_empty() => doubts.push(format!(
-                "no WAL is deleted, because backup \"{id}\" is running and has not said yet where its WAL begins"
+                "no WAL is deleted, because backup \"{id}\" is running and has not said yet where its WAL begins; if it does not run any more: pitr repo claims --release {id} --confirm"
             )),
             Some(positions) => {
                 for (timeline, start) in positions {
