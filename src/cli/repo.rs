@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::human;
 use super::output::{Align, ShownError, Table};
-use super::{Context, repo_check, repo_keys, repo_rewrap, repo_sync};
+use super::{Context, repo_check, repo_claims, repo_keys, repo_rewrap, repo_sync};
 use crate::config;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
@@ -48,6 +48,16 @@ pub enum Command {
     ///
     /// Example: pitr repo sync --from local --to offsite
     Sync(repo_sync::Args),
+    /// Show what keeps backups and WAL from deletion for a time, and end it
+    ///
+    /// Backups that run, restores and copies claim what they read or write: "pitr expire" deletes none of it. A claim ends with its command, or
+    /// by itself some hours after the last renewal. Of a command that was killed, or a host that is gone, --release ends it at once. A command that
+    /// still runs is not stopped by that: a backup that WAL or a tombstone overtakes is not committed.
+    ///
+    /// Without --confirm nothing is released: exit status 8.
+    ///
+    /// Example: pitr repo claims --release 20261120T064049Z-482913-full --confirm
+    Claims(repo_claims::Args),
     /// Make the keys of an encrypted repository
     ///
     /// Writes writer.key, for hosts that write, and for each recipient NAME.key, which opens what was written, and NAME.pub. The key that opens
@@ -70,6 +80,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Show {} => show(cx),
         Command::Check {} => repo_check::check(cx),
         Command::Sync(args) => repo_sync::run(args, cx),
+        Command::Claims(args) => repo_claims::run(args, cx),
         Command::Keygen(args) => repo_keys::keygen(args, cx),
         Command::Rewrap(args) => repo_rewrap::run(args, cx),
     }

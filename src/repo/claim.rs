@@ -167,6 +167,34 @@ impl<'a> Claim<'a> {
     }
 }
 
+/// Ends a claim of somebody else, or, without one, what a reservation holds: a claim over at once, and its release, say that the writer gave up.
+///
+/// # Errors
+/// What the store says.
+pub fn end(
+    (store, layout): (&dyn Store, &ClusterLayout),
+    writer: &Writer<'_>,
+    id: &BackupId,
+    claim: Option<&str>,
+) -> Result<()> {
+    let ends = match claim {
+        Some(claim) => claim.to_owned(),
+        None => {
+            let claim = Event {
+                purpose: Some("backup".into()),
+                seconds: Some(0),
+                ..writer.event("claim", &id.to_string())
+            };
+            writer.record(store, layout, &claim)?
+        }
+    };
+    let release = Event {
+        ends: Some(ends),
+        ..writer.event("release", &id.to_string())
+    };
+    writer.record(store, layout, &release).map(|_| ())
+}
+
 /// By a clock that nobody sets, and that goes on while the machine sleeps.
 fn seconds_since_boot() -> i64 {
     clock_gettime(ClockId::Boottime).tv_sec

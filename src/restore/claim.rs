@@ -12,7 +12,7 @@ use crate::repo::event;
 use crate::repo::layout::{BackupId, ClusterLayout};
 use crate::store::Store;
 
-/// How long it holds once everything is copied: the server has yet to replay the WAL behind the backup.
+/// How long the claim of a marked backup holds once everything is copied: the server has yet to replay the WAL behind it.
 const REPLAY_SECONDS: u64 = 24 * 3600;
 
 /// A standing claim.
@@ -92,9 +92,14 @@ impl<'a> Claim<'a> {
         }
     }
 
-    /// Leaves the claim to the recovery that follows, which needs the backup's WAL and cannot claim anything itself.
-    pub fn hand_over(mut self) {
-        if let Err(e) = self.claim.renew(REPLAY_SECONDS) {
+    /// Ends the claim of a restore that is complete. What nobody has marked for deletion stays for a grace period, in which the recovery that
+    /// follows reads the WAL behind it; of a marked backup the claim is left to that recovery, which cannot claim anything itself.
+    pub fn complete(mut self, store: &dyn Store, layout: &ClusterLayout) {
+        let id = self.claim.id().to_string();
+        let events = event::read_all(store, layout, &id);
+        if events.is_ok_and(|events| event::standing(&events, "expire", "unexpire").is_empty()) {
+            self.release();
+        } else if let Err(e) = self.claim.renew(REPLAY_SECONDS) {
             self.around.progress.warn(&format!(
                 "the claim of backup \"{}\" could not be renewed for the recovery, and ends in some hours: {e}",
                 self.claim.id()

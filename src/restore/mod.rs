@@ -178,7 +178,7 @@ pub fn run(
         },
     );
     match (claim, &done) {
-        (Some(claim), Ok(_)) => claim.hand_over(),
+        (Some(claim), Ok(_)) => claim.complete(source.store, source.layout),
         (Some(claim), Err(_)) => claim.release(),
         (None, _) => {}
     }

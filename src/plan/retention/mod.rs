@@ -7,6 +7,7 @@
 //! not kept again. The order of deletions is that of the format, section 10.
 
 mod backups;
+pub mod claims;
 mod objects;
 #[cfg(test)]
 mod tests;
