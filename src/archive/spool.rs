@@ -2,7 +2,8 @@
 //!
 //! | name | content | written by | until |
 //! |---|---|---|---|
-//! | `lock` | none; locked (flock) while a worker runs | whoever starts a worker | |
+//! | `lock` | the worker's process id, for people; locked (flock) while a worker runs | whoever starts a worker, then the worker | |
+//! | `hung` | none: the worker that has the lock was waited for in vain | `pitr-archive`, which then archives by itself | the worker notes a file, or another one begins |
 //! | `NAME.shipped` | [`Note`]: this very file is durable in every required repository | the worker, once it is | the file is acknowledged |
 //! | `NAME.failed` | [`Failure`]: why it could not be archived | the worker, or `pitr-archive` that archives it itself | it is archived, or a worker begins and it is not ready any more |
 //!
@@ -32,6 +33,7 @@ use crate::pg::page::WalIdentity;
 use crate::pg::segment::WalFileName;
 
 const LOCK: &str = "lock";
+const HUNG: &str = "hung";
 const SHIPPED: &str = ".shipped";
 const FAILED: &str = ".failed";
 const FORMAT: u32 = 1;
@@ -226,17 +228,11 @@ fn beginning(cluster: &Cluster, data: &DataDirectory) -> io::Result<String> {
     ))
 }
 
-/// Why files could not be archived, and since when, whatever the settings of the repositories are there: the newest word on each. For people, who
-/// may be others than the server's user. Nothing is acknowledged from that.
-pub fn failures(
-    cluster: &Cluster,
-    environment: &Environment,
-    data: &DataDirectory,
-) -> BTreeMap<WalFileName, (Failure, SystemTime)> {
-    let mut newest: BTreeMap<WalFileName, (Failure, SystemTime)> = BTreeMap::new();
+/// Every spool of the data directory, whatever the settings of the repositories are there.
+fn all(cluster: &Cluster, environment: &Environment, data: &DataDirectory) -> Vec<PathBuf> {
     let (Some(below), Ok(beginning)) = (below(cluster, environment), beginning(cluster, data))
     else {
-        return newest;
+        return Vec::new();
     };
     let entries = std::fs::read_dir(&below).into_iter().flatten().flatten();
     let spools = entries.filter(|entry| {
@@ -245,7 +241,19 @@ pub fn failures(
         // Another cluster's name may begin so, too.
         hash.is_some_and(|hash| !hash.contains('-'))
     });
-    for (name, failure, since) in spools.flat_map(|spool| failures_in(&spool.path())) {
+    spools.map(|entry| entry.path()).collect()
+}
+
+/// Why files could not be archived, and since when, whatever the settings of the repositories are there: the newest word on each. For people, who
+/// may be others than the server's user. Nothing is acknowledged from that.
+pub fn failures(
+    cluster: &Cluster,
+    environment: &Environment,
+    data: &DataDirectory,
+) -> BTreeMap<WalFileName, (Failure, SystemTime)> {
+    let mut newest: BTreeMap<WalFileName, (Failure, SystemTime)> = BTreeMap::new();
+    let spools = all(cluster, environment, data).into_iter();
+    for (name, failure, since) in spools.flat_map(|spool| failures_in(&spool)) {
         if newest.get(&name).is_none_or(|(_, known)| *known < since) {
             newest.insert(name, (failure, since));
         }
@@ -253,9 +261,31 @@ pub fn failures(
     newest
 }
 
-fn failures_in(path: &Path) -> Vec<(WalFileName, Failure, SystemTime)> {
+/// Workers that hold the lock of a spool of this data directory and were waited for in vain: the process, where it said which it is, and since
+/// when. For people, as [`failures`].
+pub fn hung(
+    cluster: &Cluster,
+    environment: &Environment,
+    data: &DataDirectory,
+) -> Vec<(Option<u32>, SystemTime)> {
+    let spools = all(cluster, environment, data).into_iter();
+    let open = spools.filter_map(|path| Some((open_directory(&path).ok()?, path)));
+    open.filter_map(|(directory, path)| {
+        let spool = Spool { directory };
+        let since = std::fs::symlink_metadata(path.join(HUNG)).ok()?;
+        let is_held = matches!(spool.try_lock_to_look(), Ok(false));
+        is_held.then_some((spool.worker(), since.modified().ok()?))
+    })
+    .collect()
+}
+
+fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let Ok(directory) = rustix::fs::open(path, flags, Mode::empty()) else {
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+fn failures_in(path: &Path) -> Vec<(WalFileName, Failure, SystemTime)> {
+    let Ok(directory) = open_directory(path) else {
         return Vec::new();
     };
     let spool = Spool { directory };
@@ -275,8 +305,7 @@ impl Spool {
     /// # Errors
     /// `PermissionDenied` when others may have written there; what the system says.
     pub fn open(path: &Path) -> io::Result<Option<Spool>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = match rustix::fs::open(path, flags, Mode::empty()) {
+        let directory = match open_directory(path) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),
             Err(e) => return Err(e.into()),
@@ -313,6 +342,52 @@ impl Spool {
             Ok(()) => Ok(Some(File::from(fd))),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(e) => Err(e.into()),
+        }
+    }
+
+    /// As [`Spool::try_lock`], without making the file or keeping the lock: whether nobody has it.
+    fn try_lock_to_look(&self) -> io::Result<bool> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.directory, LOCK, flags, Mode::empty())?;
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The process of the worker that has the lock, as it said.
+    pub fn worker(&self) -> Option<u32> {
+        String::from_utf8(self.read(LOCK)?)
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    /// Says in the lock which process has it. Only for who holds it; for people, so that a failure means nothing.
+    pub fn sign(&self, lock: impl AsFd) {
+        let text = format!("{:<10}\n", std::process::id());
+        let _ = rustix::io::pwrite(lock, text.as_bytes(), 0);
+    }
+
+    /// Whether the worker that has the lock was waited for in vain, and has noted nothing since.
+    pub fn is_hung(&self) -> bool {
+        rustix::fs::statat(&self.directory, HUNG, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Keeps that the worker was waited for in vain.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn mark_hung(&self, nonce: u64) -> io::Result<()> {
+        self.write(HUNG, b"", nonce)
+    }
+
+    /// Forgets that a worker was waited for in vain. Only for who holds the lock.
+    pub fn unmark_hung(&self) {
+        if self.is_hung() {
+            self.remove(HUNG);
         }
     }
 

@@ -158,6 +158,7 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
     }
     report(&found.all, cx)
 }
+            archiver::hung(&mut found, cluster, pgdata, cx);
 
 /// Whether a data directory is not there, as opposed to out of our reach.
 fn is_gone(pgdata: &Path) -> bool {

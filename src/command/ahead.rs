@@ -5,9 +5,13 @@
 //! that cannot be started, was killed, has failed with this file before) the file is archived as if there were no workers, which says
 //! exactly what is wrong.
 //!
+//! A worker that comes to nothing in half of the time there is hangs, or has much to do before: that is kept in the spool, and nobody waits for it
+//! again before it has noted a file.
+//!
 //! A note is believed when it is about the very file (device, inode, size, times), with the system identifier of its header, and about the
 //! required repositories of the configuration, and is not older than `BELIEVED`. In those that are directories the object is looked for besides.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -63,17 +67,23 @@ impl Told {
 /// Those of [`archive::run`], and `Deadline`.
 pub fn watched(arguments: Arguments, settings: Settings, nonce: u64) -> Result<Told> {
     archive::under_watch(deadline(), move |acknowledged| {
-        let ahead = Ahead::new(&arguments, &settings, &Environment::of_process());
+        let ahead = Ahead::new(&arguments, &settings, &Environment::of_process(), nonce);
         if let Some(ahead) = &ahead
             && let Some(told) = ahead.ask(&arguments)?
         {
             return Ok(told);
         }
         let archived = archive::run(&arguments, &settings, nonce, acknowledged);
-        if let Some(ahead) = ahead {
-            ahead.settle(archived.as_ref().map(|_| ()), nonce);
-        }
-        archived.map(Told::from)
+        let complaint = match ahead {
+            Some(ahead) => {
+                ahead.settle(archived.as_ref().map(|_| ()), nonce);
+                ahead.complaint.into_inner()
+            }
+            None => String::new(),
+        };
+        let mut told = Told::from(archived?);
+        told.text.push_str(&complaint);
+        Ok(told)
     })
 }
 
@@ -88,7 +98,7 @@ pub fn delegated(
     nonce: u64,
 ) -> Result<Told> {
     let begun = Instant::now();
-    let ahead = Ahead::new(arguments, settings, &Environment::of_process());
+    let ahead = Ahead::new(arguments, settings, &Environment::of_process(), nonce);
     if let Some(ahead) = &ahead
         && let Some(told) = ahead.ask(arguments)?
     {
@@ -97,11 +107,13 @@ pub fn delegated(
     let left = deadline().saturating_sub(begun.elapsed());
     let answer = delegate::run(Program::Archive, given, Some(left));
     // What `pitr` came to it has recorded itself.
-    if let (Some(ahead), Err(e)) = (ahead, &answer) {
+    if let (Some(ahead), Err(e)) = (&ahead, &answer) {
         ahead.settle(Err(e), nonce);
     }
     Ok(Told {
-        text: String::new(),
+        text: ahead
+            .map(|ahead| ahead.complaint.into_inner())
+            .unwrap_or_default(),
         status: answer?,
     })
 }
@@ -116,7 +128,7 @@ pub fn on_behalf(arguments: Arguments, nonce: u64, limit: Duration) -> Result<Ar
     let (given, known) = (arguments.clone(), settings.clone());
     let archived =
         archive::under_watch(limit, move |mark| archive::run(&given, &known, nonce, mark));
-    if let Some(ahead) = Ahead::new(&arguments, &settings, &environment) {
+    if let Some(ahead) = Ahead::new(&arguments, &settings, &environment, nonce) {
         ahead.settle(archived.as_ref().map(|_| ()), nonce);
     }
     archived
@@ -137,6 +149,9 @@ struct Ahead<'a> {
     name: WalFileName,
     spool: Spool,
     begun: Instant,
+    nonce: u64,
+    /// What is to be said of the worker, for PostgreSQL's log.
+    complaint: Cell<String>,
 }
 
 impl<'a> Ahead<'a> {
@@ -145,6 +160,7 @@ impl<'a> Ahead<'a> {
         arguments: &Arguments,
         settings: &'a Settings,
         environment: &Environment,
+        nonce: u64,
     ) -> Option<Ahead<'a>> {
         let path = archive::path_of(arguments).ok()?;
         let name = archive::name_of(path).ok()?;
@@ -166,6 +182,8 @@ impl<'a> Ahead<'a> {
             name,
             spool,
             begun: Instant::now(),
+            nonce,
+            complaint: Cell::default(),
         })
     }
 
@@ -228,7 +246,11 @@ impl<'a> Ahead<'a> {
                     status: failure.status,
                 }));
             }
+            if self.spool.is_hung() && matches!(self.spool.try_lock(), Ok(None)) {
+                return Ok(Waited::TooLong);
+            }
             if self.begun.elapsed() >= deadline() / 2 {
+                self.complain();
                 return Ok(Waited::TooLong);
             }
             if !matches!(self.spool.try_lock(), Ok(None)) {
@@ -237,6 +259,27 @@ impl<'a> Ahead<'a> {
             std::thread::sleep(pause);
             pause = (pause * 3 / 2).min(PAUSES.1);
         }
+    }
+
+    /// Keeps that the worker was waited for in vain, for those that come next and for people.
+    fn complain(&self) {
+        let is_kept = match self.spool.try_lock() {
+            Ok(None) => self.spool.mark_hung(self.nonce),
+            _ => return,
+        };
+        let process = self.spool.worker();
+        let process = process.map_or_else(String::new, |id| format!(" (process {id})"));
+        let seconds = self.begun.elapsed().as_secs();
+        let follows = match is_kept {
+            Ok(()) => {
+                "files are archived one at a time, without waiting for it, until it goes on or ends"
+            }
+            Err(_) => "it is waited for again with each file",
+        };
+        self.complaint.set(archive::warning(&format!(
+            "the worker that archives ahead{process} has come to nothing with \"{}\" in {seconds} s: {follows}. If it hangs, end it: kill -KILL",
+            self.name
+        )));
     }
 
     /// What a note about the file says, if there is one that is believed. It has served then, and is removed.
@@ -301,6 +344,8 @@ impl<'a> Ahead<'a> {
     /// Starts a worker, which takes the lock along.
     fn start(&self, arguments: &Arguments, lock: File) -> Result<()> {
         let failed = |e| Error::from_io("start a worker", e);
+        // That was about the one before.
+        self.spool.unmark_hung();
         let mut words: Vec<OsString> = Vec::new();
         let program = if self.is_local() {
             words.push(format!("--{}", archive::SHIP).into());

@@ -129,7 +129,7 @@ struct Job {
     data: DataDirectory,
     spool: Spool,
     /// That of the spool, for as long as the worker lives.
-    _lock: OwnedFd,
+    lock: OwnedFd,
     begun: Instant,
     /// The server ran when the worker was started.
     has_server: bool,
@@ -181,7 +181,7 @@ impl Job {
             settings,
             data,
             spool,
-            _lock: lock,
+            lock,
             begun: Instant::now(),
             at_once: match is_remote {
                 true => AT_ONCE_REMOTE,
@@ -208,6 +208,8 @@ impl Job {
     fn sweep(&self) -> Result<()> {
         let failed = |e| Error::from_io("write into the spool", e);
         self.spool.remove_unfinished();
+        self.spool.sign(&self.lock);
+        self.spool.unmark_hung();
         self.spool.try_out(self.next_nonce()).map_err(failed)?;
         let ready: BTreeSet<WalFileName> = ready(&self.data)?.collect();
         for (name, known) in self.spool.known().map_err(failed)? {
@@ -354,6 +356,7 @@ impl Job {
         if note.is_none_or(|note| self.spool.write_note(&note, nonce).is_err()) {
             self.stop();
         }
+        self.spool.unmark_hung();
     }
 }
 

@@ -15,7 +15,7 @@ use crate::common::s3::peer::Peer;
 use crate::common::s3::{Fault as S3Fault, KEY, SECRET};
 use crate::common::{
     Cluster, PATIENCE, Program, Sandbox, Site, Still, copy_tree, path_of, pitr, pitr_archive,
-    pitr_restore, wait_until,
+    pitr_restore, user, wait_until,
 };
 use crate::s3_cycle::{Bucketed, with_profile};
 use crate::{require_root, require_strace};
@@ -976,4 +976,49 @@ fn p20_a_note_is_worth_nothing_when_the_disk_beside_a_bucket_is_gone() {
     push(third).run().success();
     let has = |name: &str| site.peer.server().keys().iter().any(|k| k.ends_with(name));
     assert!(still.segments.iter().all(|name| has(name)));
+}
+
+#[test]
+fn c12_a_worker_that_stands_still_is_waited_for_once_and_is_told() {
+    let still = Still::new(15, 1, 8);
+    let spool = spool_of(&still.site);
+    // Nobody else waits for it, so no worker is started; the spool is made.
+    still.push(&still.segments[0]).run().success();
+    for name in &still.segments[1..] {
+        offer(&still, name);
+    }
+    // This process has the lock, as a worker that is stopped.
+    let mut folders = std::fs::read_dir(&spool).unwrap();
+    let path = folders.next().unwrap().unwrap().path().join("lock");
+    std::fs::write(&path, "4711").unwrap();
+    user::own(&path);
+    let lock = std::fs::File::open(&path).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let push = |n: usize, seconds: &str| {
+        let name = &still.segments[n];
+        let run = still.push(name).env("PITR_FAULT_SECONDS", seconds).run();
+        acknowledged(&still, name);
+        run.success()
+    };
+    let complaint = "the worker that archives ahead (process 4711) has come to nothing";
+    push(1, "4").expect_stderr(complaint);
+    // With half of this time, each would wait for an hour.
+    for n in 2..5 {
+        let run = push(n, "7200");
+        assert!(!run.stderr.contains("has come to nothing"), "{run}");
+    }
+    let told = "process 4711 has archived nothing";
+    let doctor = || still.site.pitr().args(["doctor", "--json"]).run();
+    doctor().expect_stdout(told);
+    drop(lock);
+    // Another one begins, and is believed.
+    push(5, "7200");
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    assert!(!path.with_file_name("hung").exists());
+    let run = doctor();
+    assert!(!run.stdout.contains("has archived nothing"), "{run}");
+    assert_eq!(noted(&spool, ".shipped"), still.segments[6..]);
+    for name in &still.segments {
+        still.check(name);
+    }
 }

@@ -111,6 +111,25 @@ pub(super) fn spool(
     }
 }
 
+/// Workers that archive ahead and were waited for in vain.
+pub(super) fn hung(found: &mut Findings, cluster: &Cluster, pgdata: &Path, cx: &Context) {
+    let data = DataDirectory::at(pgdata);
+    for (process, since) in spool::hung(cluster, &cx.environment, &data) {
+        let since = TimestampTz::from_system_time(since);
+        let age = cx.now().duration_since(since).unwrap_or_default();
+        let process = process.map_or_else(|| "a process".to_owned(), |id| format!("process {id}"));
+        found.warn(
+            "worker",
+            format!(
+                "{process} has archived nothing for {}",
+                human::duration(age)
+            ),
+            "the worker that archives ahead hangs: files are archived one at a time meanwhile",
+            "end it, and the next file starts another one: kill -KILL",
+        );
+    }
+}
+
 /// Files that were tried and cannot be archived; what is ready behind them goes ahead, but no acknowledgement does.
 pub(super) fn blocked(found: &mut Findings, cluster: &Cluster, pgdata: &Path, cx: &Context) {
     for file in Blocked::all(cluster, Some(pgdata), cx) {
