@@ -221,7 +221,11 @@ fn listed(store: &dyn Store, folder: &str) -> Result<()> {
     let names = |prefix: &str| -> Result<Vec<(String, bool)>> {
         let listed = store.list(prefix)?.into_iter();
         let mut names: Vec<_> = listed
-            .map(|Listed { name, is_prefix }| (name, is_prefix))
+            .map(
+                |Listed {
+                     name, is_prefix, ..
+                 }| (name, is_prefix),
+            )
             .collect();
         names.sort();
         Ok(names)

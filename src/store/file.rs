@@ -303,6 +303,7 @@ impl Store for FileStore {
             listed.push(Listed {
                 name: name.to_owned(),
                 is_prefix,
+                meta: None,
             });
         })?;
         Ok(listed)
@@ -603,7 +604,8 @@ mod tests {
             store.list("a/b").unwrap(),
             [Listed {
                 name: "c".into(),
-                is_prefix: false
+                is_prefix: false,
+                meta: None,
             }]
         );
         assert!(store.delete(&key).unwrap());

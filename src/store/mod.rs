@@ -82,6 +82,8 @@ pub struct Listed {
     pub name: String,
     /// Whether keys exist below it (a directory), rather than an object under it.
     pub is_prefix: bool,
+    /// Length and time of an object, where the listing says them: then no request for each is needed.
+    pub meta: Option<Meta>,
 }
 
 /// What the store knows of an object without reading it.

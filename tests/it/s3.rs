@@ -709,3 +709,52 @@ fn objects_are_written_as_configured() {
     let error = put(&store, &key("clusters/a/7/backups/b/manifest"), b"x").unwrap_err();
     assert!(error.to_string().contains("cannot be locked"), "{error}");
 }
+
+#[test]
+fn c08_an_answer_to_a_completion_that_cannot_be_read_is_settled_by_whose_the_object_is() {
+    let place = Place::new();
+    // As some servers answer: the object is there, and the document has another name.
+    let other = Fault::Renamed(
+        "CompleteMultipartUploadResult",
+        "CompleteMultipartUploadResponse",
+    );
+    let fired = place
+        .server
+        .fault("POST /bucket/a/b/packs/x?uploadId", 1, other);
+    assert_eq!(
+        put_large(&place.once(), "packs/x").unwrap(),
+        Published::Created
+    );
+    assert_eq!(fired.times(), 1);
+    let stored = get(&place.store(), &key("packs/x"), 10 << 20)
+        .unwrap()
+        .unwrap();
+    assert!(stored == large());
+    // Not completed, and not understood: what came is shown, at once.
+    let page = Fault::Says(200, "<Surprise><Detail>not today</Detail></Surprise>");
+    let fired = place
+        .server
+        .fault("POST /bucket/a/b/packs/y?uploadId", u64::MAX, page);
+    let error = put_large(&place.store(), "packs/y").unwrap_err();
+    assert_eq!(
+        (error.code(), fired.times()),
+        (Code::Unreachable, 1),
+        "{error}"
+    );
+    assert!(error.to_string().contains("not today"), "{error}");
+    // Another writer's object is not taken for this one.
+    let other = S3Store::open(BUCKET, "a/b", &place.settings(KEY), 99).unwrap();
+    assert_eq!(
+        put(&other, &key("packs/z"), b"other").unwrap(),
+        Published::Created
+    );
+    let page = Fault::Says(200, "<Surprise/>");
+    let fired = place
+        .server
+        .fault("POST /bucket/a/b/packs/z?uploadId", 1, page);
+    assert_eq!(
+        put_large(&place.store(), "packs/z").unwrap(),
+        Published::Exists
+    );
+    assert_eq!(fired.times(), 1);
+}

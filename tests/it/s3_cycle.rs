@@ -548,7 +548,21 @@ fn s09_credentials_that_run_out_are_renewed() {
         .env("AWS_EC2_METADATA_DISABLED", "true")
         .run();
     error
-        .expect_code(1)
+        .expect_code(3)
+        .expect_stderr("there are no credentials");
+    // The machine's provider is there, and forbids it.
+    let forbidden = off
+        .server()
+        .fault("/latest/api/token", u64::MAX, Fault::Says(403, "no"));
+    let error = pitr()
+        .arg("--config")
+        .arg(&config)
+        .args(["repo", "show"])
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", off.server().endpoint())
+        .run();
+    assert!(forbidden.times() > 0, "{error}");
+    error
+        .expect_code(3)
         .expect_stderr("there are no credentials");
 }
 

@@ -240,7 +240,7 @@ fn check_credentials(file: &Path) -> Result<()> {
     let shown = file.display();
     let opened = File::open(file).and_then(|opened| opened.metadata());
     let metadata = opened.map_err(|e| {
-        err!(Denied, "there are no credentials: could not read credentials file \"{shown}\"")
+        err!(Config, "there are no credentials: could not read credentials file \"{shown}\"")
             .source(e)
             .hint(format!(
                 "Name the file where it is, and let it belong to the user that runs pitr, for archiving the server's: chown postgres {shown}"

@@ -27,6 +27,8 @@ pub(super) struct Failure {
     pub(super) is_upload_gone: bool,
     /// The store is asked too much: by all of this host, as far as it can tell.
     pub(super) is_throttled: bool,
+    /// The head of the answer says success, and nobody can tell what the body says: the request may have taken effect.
+    pub(super) is_unreadable: bool,
 }
 
 /// What is to be done about it.
@@ -60,6 +62,7 @@ impl Failure {
             is_ambiguous: false,
             is_upload_gone: false,
             is_throttled: false,
+            is_unreadable: false,
         }
     }
 
@@ -93,6 +96,7 @@ where
                     message: service.err().message().unwrap_or_default(),
                     region: service.raw().headers().get("x-amz-bucket-region"),
                     date: service.raw().headers().get("date"),
+                    body: service.raw().body().bytes().unwrap_or_default(),
                 };
                 answer.failure()
             }
@@ -142,19 +146,27 @@ fn credentials_failure(error: &CredentialsError) -> Failure {
         );
     }
     match error {
-        CredentialsError::ProviderTimedOut(_) => {
-            Failure::again(format!("the provider of credentials does not answer: {text}"))
-        }
+        CredentialsError::ProviderTimedOut(_) => Failure::again(format!(
+            "the provider of credentials does not answer: {text}"
+        )),
         CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_) => {
-            Failure::new(
-                Kind::Final,
-                err!(Denied, "there are no credentials: {text}").hint(
-                    "Set credentials_file or profile in the repository's section, or give the process AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a web identity, or a role of the machine.",
-                ),
-            )
+            no_credentials(&text)
         }
+        _ if text.contains(REFUSED_BY_MACHINE) => no_credentials(&text),
         _ => Failure::again(format!("credentials could not be had: {text}")),
     }
+}
+
+/// What the client says when the machine's provider forbids this process to ask it: another minute changes nothing about that.
+const REFUSED_BY_MACHINE: &str = "IMDS is disabled or the caller has insufficient permissions";
+
+fn no_credentials(text: &str) -> Failure {
+    Failure::new(
+        Kind::Final,
+        err!(Config, "there are no credentials: {text}").hint(
+            "Nothing was asked of the store. Set credentials_file or profile in the repository's section, or give the process AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a web identity, or a role of the machine.",
+        ),
+    )
 }
 
 /// What a profile asks for that this program is built without; the client names its own build for it.
@@ -205,6 +217,9 @@ impl From<Failure> for Error {
 /// What is said of an object in a class that keeps it from being read.
 const FROZEN: &str = "InvalidObjectState";
 
+/// Characters that are shown of a body that cannot be understood.
+const EXCERPT_MAX: usize = 200;
+
 /// What the store answered.
 struct Answer<'a> {
     status: u16,
@@ -212,6 +227,7 @@ struct Answer<'a> {
     message: &'a str,
     region: Option<&'a str>,
     date: Option<&'a str>,
+    body: &'a [u8],
 }
 
 impl Answer<'_> {
@@ -228,6 +244,7 @@ impl Answer<'_> {
         };
         Failure {
             is_upload_gone: self.code == "NoSuchUpload",
+            is_unreadable: (200..=299).contains(&self.status) && self.code.is_empty(),
             is_throttled: matches!(self.status, 429 | 503) || is_throttling(self.code),
             ..Failure::new(kind, error)
         }
@@ -280,7 +297,7 @@ impl Answer<'_> {
     fn text(&self, kind: &Kind) -> String {
         let mut text = match (self.code, self.message) {
             (FROZEN, _) => "the store must thaw it before it can be read".to_owned(),
-            ("", _) => format!("the store answered {}", self.status),
+            ("", _) => format!("the store answered {}{}", self.status, self.excerpt()),
             (code, "") => format!("the store answered {} {}", self.status, shown(code)),
             (code, message) => format!(
                 "the store answered {} {}: {}",
@@ -301,6 +318,19 @@ impl Answer<'_> {
             _ => {}
         }
         text
+    }
+
+    /// How a body begins that cannot be understood: whoever sent it is known by that.
+    fn excerpt(&self) -> String {
+        let text = String::from_utf8_lossy(self.body);
+        match text.trim() {
+            "" => String::new(),
+            text => {
+                let text = shown(text);
+                let begins = text.chars().take(EXCERPT_MAX).collect::<String>();
+                format!(", and nothing that can be understood: \"{begins}\"")
+            }
+        }
     }
 
     fn hint(&self, code: Code, kind: &Kind) -> Option<&'static str> {
@@ -409,6 +439,7 @@ mod tests {
             message: "",
             region: Some("eu-west-1"),
             date: None,
+            body: b"",
         }
         .failure();
         (failure.kind, failure.error.code())
@@ -487,6 +518,7 @@ mod tests {
                 message: "",
                 region: None,
                 date: None,
+                body: b"",
             };
             let failure = answer.failure();
             assert_eq!(failure.kind, Kind::Again, "{status} {code}");
@@ -524,6 +556,7 @@ mod tests {
                 message: "",
                 region,
                 date: None,
+                body: b"",
             };
             assert_eq!(answer.meaning(), expected, "{status} {region:?}");
         }
@@ -533,6 +566,7 @@ mod tests {
             message: "",
             region: None,
             date: None,
+            body: b"",
         };
         assert_eq!(unsaid.meaning(), (Kind::Final, Code::Config));
     }
@@ -546,6 +580,7 @@ mod tests {
                 message: "",
                 region: None,
                 date: None,
+                body: b"",
             };
             answer.failure().without_condition()
         };
@@ -584,6 +619,7 @@ mod tests {
             message: "too far",
             region: None,
             date: Some("Fri, 20 Nov 2020 06:40:49 GMT"),
+            body: b"",
         }
         .failure();
         let text = failure.error.to_string();

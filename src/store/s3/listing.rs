@@ -10,7 +10,7 @@ use super::object::time;
 use super::request::Bucket;
 use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
-use crate::store::{Irregular, Key, Listed};
+use crate::store::{Irregular, Key, Listed, Meta};
 
 /// Between the key and the id of an upload that was not completed; no key holds it.
 const UPLOAD: &str = "?uploadId=";
@@ -29,7 +29,19 @@ pub(super) struct Found {
     pub(super) key: String,
     is_prefix: bool,
     modified: Option<DateTime>,
+    size: Option<i64>,
     pub(super) class: Option<ObjectStorageClass>,
+}
+
+impl Found {
+    /// Length and time, where the listing says both.
+    fn meta(&self) -> Option<Meta> {
+        let size = self.size.filter(|_| !self.is_prefix)?;
+        Some(Meta {
+            size_bytes: u64::try_from(size).ok()?,
+            modified: time(self.modified.as_ref()).ok()?,
+        })
+    }
 }
 
 /// A listing of the keys that begin with a prefix, page by page. Absence is concluded from it, and what may be deleted: whatever in it
@@ -105,11 +117,18 @@ impl<'a> Listing<'a> {
             return Err(Failure::again("a listing is of another prefix"));
         }
         let objects = page.contents().iter();
-        let objects = objects.map(|o| (o.key(), false, o.last_modified(), o.storage_class()));
+        let objects = objects.map(|o| {
+            (
+                o.key(),
+                false,
+                (o.last_modified(), o.size()),
+                o.storage_class(),
+            )
+        });
         let folders = page.common_prefixes().iter();
-        let folders = folders.map(|p| (p.prefix(), true, None, None));
+        let folders = folders.map(|p| (p.prefix(), true, (None, None), None));
         let mut found = Vec::new();
-        for (key, is_prefix, modified, class) in objects.chain(folders) {
+        for (key, is_prefix, (modified, size), class) in objects.chain(folders) {
             let key = key.ok_or_else(|| Failure::again("a listing names no key"))?;
             let is_asked = key.starts_with(&full) && (!is_prefix || key.ends_with('/'));
             let Some(key) = key.strip_prefix(&self.bucket.prefix).filter(|_| is_asked) else {
@@ -125,6 +144,7 @@ impl<'a> Listing<'a> {
                 key: key.to_owned(),
                 is_prefix,
                 modified: modified.copied(),
+                size,
                 class: class.cloned(),
             });
         }
@@ -180,6 +200,7 @@ pub(super) async fn list(bucket: &Bucket, prefix: &str) -> Answered<Vec<Listed>>
                 listed.push(Listed {
                     name: name.to_owned(),
                     is_prefix: found.is_prefix,
+                    meta: found.meta(),
                 });
             }
         }

@@ -217,7 +217,15 @@ async fn complete(
                         .key(bucket.full(key))
                         .upload_id(id)
                         .multipart_upload(parts);
-                    let answer = request.set_if_none_match(condition.header()).send().await?;
+                    let sent = request.set_if_none_match(condition.header()).send().await;
+                    let answer = sent.map_err(|e| match Failure::from(e) {
+                        // Asked again, it would say the same.
+                        failure if failure.is_unreadable => Failure {
+                            kind: Kind::Final,
+                            ..failure
+                        },
+                        failure => failure,
+                    })?;
                     match answer.e_tag().is_none_or(str::is_empty) {
                         true => Err(Failure::again("the store's answer names no stored object")),
                         false => Ok(()),
@@ -230,6 +238,12 @@ async fn complete(
         // An attempt without an answer has completed it: the upload is gone, and the name is taken.
         Err(failure) if failure.is_ambiguous && failure.is_upload_gone => Err(Failure {
             kind: Kind::Taken,
+            ..failure
+        }),
+        // Some servers complete it, and answer with another document than S3's: whose object it is tells.
+        Err(failure) if failure.is_unreadable => Err(Failure {
+            kind: Kind::Taken,
+            is_ambiguous: true,
             ..failure
         }),
         other => other,

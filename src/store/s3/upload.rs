@@ -198,7 +198,12 @@ impl NewObject for Upload {
         match self.commit() {
             Ok(()) => Ok(Published::Created),
             // The answer to an earlier attempt was lost: perhaps that one is what took the name.
-            Err(failure) if failure.kind == Kind::Taken && failure.is_ambiguous => self.whose(),
+            Err(failure) if failure.kind == Kind::Taken && failure.is_ambiguous => {
+                match (self.whose(), failure.is_unreadable) {
+                    (Err(_), true) => Err(failure.error),
+                    (whose, _) => whose,
+                }
+            }
             Err(failure) if failure.kind == Kind::Taken => Ok(Published::Exists),
             Err(failure) => Err(failure.error),
         }

@@ -145,6 +145,7 @@ impl Store for Held {
                 found.push(Listed {
                     name: name.to_owned(),
                     is_prefix,
+                    meta: None,
                 });
             }
         }

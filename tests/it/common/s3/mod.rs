@@ -52,6 +52,8 @@ pub enum Fault {
     Truncated(usize),
     /// The lowest bit of this byte of the answer's body is another.
     Flipped(usize),
+    /// Done and answered, but the root of the answer's document has another name.
+    Renamed(&'static str, &'static str),
     /// The answer's body comes compressed, as its head says.
     Gzipped,
     /// Nothing is answered until the server ends.
@@ -446,6 +448,12 @@ fn answer(state: &State, request: &Request, fault: Option<Fault>) -> Option<(Vec
             if let Some(byte) = answer.body.get_mut(at) {
                 *byte ^= 1;
             }
+            Some((answer.bytes(), true))
+        }
+        Some(Fault::Renamed(from, to)) => {
+            let mut answer = dated(state, respond(state, request));
+            let text = String::from_utf8(answer.body).unwrap();
+            answer.body = text.replace(from, to).into_bytes();
             Some((answer.bytes(), true))
         }
         Some(Fault::Gzipped) => {
