@@ -5,10 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use super::Context;
 use super::reading::{self, Reading};
 use super::restoring::{self, Opened};
 use super::target::{ResolvedTarget, TargetArgs};
+use super::{Context, former};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
@@ -73,7 +73,14 @@ impl Question<'_> {
         let first_said = said_of_first(&planned.0, name_of(&sides, 0));
         let (mut best, short) = self.best(cx, planned, &sides, &mut unasked);
         let next = refuse_what_falls_short(&mut best, &short, &sides);
-        settle(cx, best, sides, unasked, &first_said, next)
+        let mut chosen = settle(cx, best, sides, unasked, &first_said, next)?;
+        if let Some(Unless::OutOfReach { next, .. }) = &mut chosen.unless
+            && next.is_none()
+        {
+            let own = chosen.opened.inventory.system_identifier;
+            *next = former::next(cx, &chosen.opened.reading, own, self);
+        }
+        Ok(chosen)
     }
 
     fn on(&self, cx: &Context, reading: &Reading, inventory: &Inventory) -> Result<Planned> {

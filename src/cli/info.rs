@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::Context;
 use super::blocked::Blocked;
 use super::failures::Failures;
+use super::former::{self, Former};
 use super::human::{self, SizeUnit};
 use super::lag::{self, Lag};
 use super::output::{Align, Table};
@@ -70,6 +71,8 @@ struct ShownCluster {
     tails: Vec<Tail>,
     /// Files that the server offers and that could not be archived.
     blocked: Vec<Blocked>,
+    /// Clusters with other system identifiers under the same name.
+    others: Vec<Former>,
 }
 
 #[derive(Serialize)]
@@ -190,6 +193,11 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
         None => None,
     };
     let mut problems = judge(&inventory, &found, &gaps, limit, cx.now());
+    let mismatch = former::mismatch(cx, reading, inventory.system_identifier);
+    problems.extend(mismatch.map(|message| Problem {
+        state: State::Critical,
+        message,
+    }));
     let lost = receiver::recorded_gaps(&reading.repository, &inventory)?;
     let trouble = receiver.as_ref().and_then(Receiver::problem);
     let identifier = inventory.system_identifier;
@@ -238,6 +246,7 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
         receiver,
         repositories,
         tails: tails(&inventory),
+        others: Former::all(reading, identifier)?,
         blocked,
     };
     Ok((shown, inventory))
@@ -427,6 +436,12 @@ fn print(cx: &Context, shown: &ShownCluster, inventory: &Inventory) -> Result<()
     }
     for problem in &shown.problems {
         let state = match problem.state {
+    if !shown.others.is_empty() {
+        cx.out.line("")?;
+    }
+    for other in &shown.others {
+        cx.out.line(&other.line())?;
+    }
             State::Critical => "critical",
             _ => "warning",
         };

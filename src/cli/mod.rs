@@ -39,6 +39,7 @@ pub mod blocked;
 pub mod choice;
 pub mod doctor;
 pub mod expire;
+pub mod former;
 pub mod info;
 pub mod init;
 pub mod lag;

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use crate::common::{Cluster, Program, Run, Sandbox, Site, pitr, user};
+use crate::common::{Cluster, Program, Run, Sandbox, Site, Stop, pitr, user};
 use crate::sealed::keygen;
 use crate::{per_major, require_root};
 
@@ -565,4 +565,55 @@ fn a_site_of_the_harness_is_what_init_makes() {
     let (site, cluster) = Site::with_cluster(17);
     let segment = cluster.archive_now();
     assert!(site.object(&segment).exists(), "{:?}", site.files());
+}
+
+#[test]
+fn c05_clusters_of_several_system_identifiers_under_one_name_are_named() {
+    let (site, mut cluster) = Site::with_cluster(15);
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.sql("select pg_create_restore_point('then')");
+    cluster.archive_now();
+    let old = cluster.system_identifier().to_string();
+    cluster.stop(Stop::Fast);
+    // Another cluster takes its place, as after pg_upgrade.
+    let mut new = Cluster::builder(15)
+        .segment_size_mb(1)
+        .without_fsync()
+        .own_identifier()
+        .create();
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let config = config
+        .replace(&text(cluster.pgdata()), &text(new.pgdata()))
+        .replace(&cluster.conninfo("postgres"), &new.conninfo("postgres"));
+    std::fs::write(site.config(), config).unwrap();
+    let info = || site.pitr().arg("info").run();
+    info()
+        .expect_code(1)
+        .expect_stdout("not registered")
+        .expect_stdout("pitr init --confirm");
+    site.pitr()
+        .args(["init", "--quiet", "--confirm"])
+        .run()
+        .success();
+    info()
+        .expect_code(1)
+        .expect_stdout("take a backup: pitr backup");
+    site.attach(&new);
+    new.start();
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    // The old backups are named with what leads to them, and a target that only they lead to, too.
+    let leads = format!("--system-identifier {old}");
+    info()
+        .success()
+        .expect_stdout("1 backup, 20")
+        .expect_stdout(&leads);
+    let json = site.pitr().args(["info", "--json"]).run().success().json();
+    assert_eq!(
+        json["clusters"][0]["others"][0]["system_identifier"],
+        old.as_str()
+    );
+    let plan = site.pitr().args(["plan", "--target-name", "then"]);
+    plan.run().expect_code(5).expect_stderr(&leads);
+    plan.args(["--system-identifier", &old]).run().success();
 }
