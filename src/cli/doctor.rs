@@ -7,8 +7,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::Context;
 use super::owner::{Access, User};
+use super::{Context, target};
 use crate::archive::datadir::DataDirectory;
 use crate::config::{Cluster, Settings};
 use crate::error::{Error, Result};
@@ -103,6 +103,18 @@ impl Findings {
         self.fail(name, exit::name(error.code()), error.to_string(), fix);
     }
 
+    /// The server that was connected to has its data directory elsewhere: nothing is lost, the configuration is wrong.
+    fn is_elsewhere(&mut self, before_server: usize, served: &Path) {
+        let mut configured = self.all.iter_mut().take(before_server);
+        if let Some(gone) = configured.find(|f| f.name == "pgdata" && f.level == Level::Fail) {
+            let served = served.display();
+            gone.cause = Some(format!(
+                "the server that conninfo leads to has its data directory in \"{served}\""
+            ));
+            gone.fix = Some(format!("set pgdata = \"{served}\", or correct conninfo"));
+        }
+    }
+
     fn add(
         &mut self,
         level: Level,
@@ -129,6 +141,7 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
     let cluster = settings.cluster_if_named()?;
     let mut found = Findings::default();
     configuration(&mut found, &settings, cluster.as_ref());
+    let before_server = found.all.len();
     let mut seen = server::Seen::default();
     if let Some(cluster) = &cluster {
         seen = server::look(&mut found, &settings, cluster, cx);
@@ -137,11 +150,15 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
         .as_ref()
         .and_then(|c| c.pgdata.clone())
         .or(seen.pgdata.clone());
+    if let Some(served) = &seen.pgdata {
+        found.is_elsewhere(before_server, served);
+    }
     let is_gone = pgdata.as_deref().is_some_and(is_gone);
     if let Some(pgdata) = pgdata.as_deref().filter(|_| !is_gone) {
         archiver::look(&mut found, pgdata, &seen, cx);
         if let Some(cluster) = &cluster {
             archiver::spool(&mut found, cluster, &settings, pgdata, cx);
+            archiver::hung(&mut found, cluster, pgdata, cx);
             archiver::blocked(&mut found, cluster, pgdata, cx);
         }
     }
@@ -158,7 +175,6 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
     }
     report(&found.all, cx)
 }
-            archiver::hung(&mut found, cluster, pgdata, cx);
 
 /// Whether a data directory is not there, as opposed to out of our reach.
 fn is_gone(pgdata: &Path) -> bool {
@@ -182,6 +198,15 @@ fn configuration(found: &mut Findings, settings: &Settings, cluster: Option<&Clu
         return;
     };
     found.ok("cluster", cluster.name.as_str());
+    let zone = cluster.timezone.as_deref().map(target::configured_zone);
+    if let Some(Err(e)) = zone {
+        found.fail(
+            "timezone",
+            "not known",
+            e.to_string(),
+            "name a zone of the tz database, such as Europe/Berlin: without one no time of a target can be read",
+        );
+    }
     let Some(pgdata) = &cluster.pgdata else {
         found.warn(
             "pgdata",

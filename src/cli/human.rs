@@ -36,6 +36,9 @@ impl SizeUnit {
         }
         let unit = 1_u128 << (10 * u32::from(self.0));
         let tenths = (u128::from(bytes) * 10 + unit / 2) / unit;
+        if tenths == 0 && bytes > 0 {
+            return "<0.1".to_owned();
+        }
         format!("{}.{}", tenths / 10, tenths % 10)
     }
 }
@@ -105,6 +108,10 @@ mod tests {
         }
         let unit = SizeUnit::for_largest([5, 3 << 30, 1 << 20]);
         assert_eq!((unit.name(), unit.show(512 << 20)), ("GiB", "0.5".into()));
+        assert_eq!(
+            (unit.show(1 << 20), unit.show(0)),
+            ("<0.1".into(), "0.0".into())
+        );
     }
 
     #[test]

@@ -403,7 +403,12 @@ fn print(cx: &Context, shown: &ShownCluster, inventory: &Inventory) -> Result<()
     for lag in &shown.repositories {
         let backup = match &lag.newest_backup {
             _ if lag.away.is_some() => String::new(),
-            Some(id) => format!(", newest backup {id}"),
+            Some(id) => match &lag.oldest_backup {
+                Some(oldest) if oldest != id => {
+                    format!(", newest backup {id}, oldest {oldest}")
+                }
+                _ => format!(", newest backup {id}"),
+            },
             None => ", no backup".to_owned(),
         };
         let line = format!("repository {}: {}{backup}", lag.name, lag.value());
@@ -431,17 +436,17 @@ fn print(cx: &Context, shown: &ShownCluster, inventory: &Inventory) -> Result<()
         }
         cx.out.table(&table)?;
     }
-    if !shown.problems.is_empty() {
-        cx.out.line("")?;
-    }
-    for problem in &shown.problems {
-        let state = match problem.state {
     if !shown.others.is_empty() {
         cx.out.line("")?;
     }
     for other in &shown.others {
         cx.out.line(&other.line())?;
     }
+    if !shown.problems.is_empty() {
+        cx.out.line("")?;
+    }
+    for problem in &shown.problems {
+        let state = match problem.state {
             State::Critical => "critical",
             _ => "warning",
         };

@@ -10,6 +10,7 @@ use super::{Context, human};
 use crate::config::{self, Settings};
 use crate::err;
 use crate::error::Result;
+use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::plan::lacking::{Cause, lacking};
@@ -44,6 +45,10 @@ pub struct Lag {
     pub newest: Vec<Newest>,
     /// The newest backup in it.
     pub newest_backup: Option<BackupId>,
+    /// The oldest backup in it.
+    pub oldest_backup: Option<BackupId>,
+    /// Another of the repositories that is this very place: the two are one copy.
+    pub same_place_as: Option<String>,
     /// What "repo sync" would bring: segments that others have and its backups need.
     pub behind_segments: Option<u64>,
     /// Their raw bytes.
@@ -58,14 +63,14 @@ pub struct Lag {
     pub troubles: Vec<String>,
     /// How many there are.
     pub trouble_count: u64,
+    /// None of them is damage in it: it contradicts another, and both are whole.
+    #[serde(skip)]
+    only_contradicts: bool,
     /// Others that could not be asked: what they alone have is not known.
     pub unasked: Vec<String>,
     #[serde(skip)]
     backup_patience: Duration,
     /// Whether "repo sync" brings any of it: objects are copied as they are stored, so between repositories of the same keys.
-    /// None of them is damage in it: it contradicts another, and both are whole.
-    #[serde(skip)]
-    only_contradicts: bool,
     #[serde(skip)]
     comes_by_sync: bool,
 }
@@ -131,6 +136,7 @@ pub fn look(cx: &Context, settings: &Settings, cluster: &str, system_identifier:
         }
     }
     compare(cx, &layout, &mut seen);
+    one_place(settings, &mut seen);
     seen.into_iter().map(|(lag, _)| lag).collect()
 }
 
@@ -166,6 +172,36 @@ pub fn answers(configured: &config::Repository, nonce: u64) -> bool {
         let _ = done.send(());
     });
     answer.recv_timeout(PATIENCE).is_ok()
+}
+
+/// Names each that is the same place as one before it, by another path or another name of the host.
+fn one_place(settings: &Settings, seen: &mut [(Lag, Option<Asked>)]) {
+    let places: Vec<Option<String>> = settings
+        .repositories
+        .iter()
+        .zip(seen.iter())
+        .map(|(configured, (_, asked))| place(configured, asked.as_ref()?))
+        .collect();
+    for at in 1..seen.len() {
+        let same =
+            (0..at).find(|n| places.get(at) == places.get(*n) && places.get(at) != Some(&None));
+        let name = same.and_then(|n| Some(seen.get(n)?.0.name.clone()));
+        if let Some((lag, _)) = seen.get_mut(at) {
+            lag.same_place_as = name;
+        }
+    }
+}
+
+/// What is the same of one place whatever it is called. A directory that was copied is another one, with the same uuid.
+fn place(configured: &config::Repository, asked: &Asked) -> Option<String> {
+    use std::os::unix::fs::MetadataExt as _;
+    match configured.location.directory() {
+        Some(path) => {
+            let found = std::fs::metadata(path).ok()?;
+            Some(format!("{} {}", found.dev(), found.ino()))
+        }
+        None => Some(asked.repository.marker().uuid.clone()),
+    }
 }
 
 /// Measures each against all others.
@@ -210,6 +246,7 @@ struct Behind {
     /// By id, with the time since it was complete.
     backups: BTreeMap<BackupId, Duration>,
     troubles: Vec<String>,
+    finds_damage: bool,
     unasked: Vec<String>,
     comes_by_sync: bool,
 }
@@ -246,7 +283,6 @@ impl Behind {
             *into = std::mem::take(into).union(runs);
         }
         let left_out = lacking.left_out.iter();
-    finds_damage: bool,
         let left_out: Vec<_> = left_out
             .filter(|l| is_kin && l.cause != Cause::Rule)
             .collect();
@@ -298,6 +334,8 @@ impl Lag {
             away: None,
             newest: Vec::new(),
             newest_backup: None,
+            oldest_backup: None,
+            same_place_as: None,
             behind_segments: None,
             behind_bytes: None,
             behind_ms: None,
@@ -305,6 +343,7 @@ impl Lag {
             behind_backups_ms: None,
             troubles: Vec::new(),
             trouble_count: 0,
+            only_contradicts: false,
             unasked: Vec::new(),
             backup_patience,
             comes_by_sync: true,
@@ -326,7 +365,13 @@ impl Lag {
             Manifest::Committed(root) => Some(((root.timeline, root.stop_lsn), id)),
             _ => None,
         });
-        self.newest_backup = committed.max().map(|(_, id)| id.clone());
+        let (mut oldest, mut newest) = (None, None);
+        for one in committed {
+            oldest = Some(oldest.map_or(one, |o: ((TimelineId, Lsn), &BackupId)| o.min(one)));
+            newest = newest.max(Some(one));
+        }
+        self.newest_backup = newest.map(|(_, id)| id.clone());
+        self.oldest_backup = oldest.map(|(_, id)| id.clone());
         self.troubles = damage(survey);
     }
 
@@ -337,13 +382,13 @@ impl Lag {
         self.behind_ms = behind.age.map(in_ms);
         self.behind_backups = Some(behind.backups.len() as u64);
         self.behind_backups_ms = behind.backups.into_values().max().map(in_ms);
+        self.only_contradicts = self.troubles.is_empty() && !behind.finds_damage;
         self.troubles.extend(behind.troubles);
         self.trouble_count = self.troubles.len() as u64;
         self.troubles.truncate(NAMED_MAX);
         self.unasked = behind.unasked;
         self.comes_by_sync = behind.comes_by_sync;
     }
-            only_contradicts: false,
 
     /// What is wrong with it, each in a line.
     pub fn problems(&self) -> Vec<String> {
@@ -360,6 +405,15 @@ impl Lag {
     pub fn concerns(&self) -> Vec<Concern> {
         let name = &self.name;
         let mut concerns = Vec::new();
+        if let Some(other) = &self.same_place_as {
+            concerns.push(Concern {
+                what: format!("the same place as \"{other}\""),
+                impact: "the two are one copy, and what is lost there is lost",
+                next: format!(
+                    "let the url of [repositories.{name}] name another place, and run pitr init"
+                ),
+            });
+        }
         if self.is_late() {
             concerns.push(Concern {
                 what: self.value(),
@@ -389,7 +443,6 @@ impl Lag {
                     next: format!("pitr verify --repository {name}"),
                 },
             });
-        self.only_contradicts = self.troubles.is_empty() && !behind.finds_damage;
         }
         concerns
     }
@@ -426,10 +479,16 @@ impl Lag {
             None | Some(0) => {}
             Some(n) => parts.push(human::count(n, "backup")),
         }
+        if let Some(other) = &self.same_place_as {
+            return format!("the same place as \"{other}\"");
+        }
         match (parts.is_empty(), self.unasked.first()) {
             (false, _) => format!("behind by {}", parts.join(", ")),
             (true, Some(other)) => {
                 format!("not behind those that could be asked: \"{other}\" could not")
+            }
+            (true, None) if self.trouble_count > 0 && self.only_contradicts => {
+                "lacks nothing that can be copied, and contradicts another".to_owned()
             }
             (true, None) if self.trouble_count > 0 => "lacks nothing, and is not whole".to_owned(),
             (true, None) => "up to date".to_owned(),
@@ -487,9 +546,6 @@ mod tests {
         lag.behind_ms = Some(1000);
         assert!(lag.problems().is_empty());
     }
-            (true, None) if self.trouble_count > 0 && self.only_contradicts => {
-                "lacks nothing that can be copied, and contradicts another".to_owned()
-            }
 
     #[test]
     fn one_whose_others_are_away_is_not_said_to_be_up_to_date() {

@@ -51,8 +51,8 @@ pub mod receiver;
 pub mod registered;
 pub mod repo;
 pub mod repo_check;
-mod repo_keys;
 mod repo_claims;
+mod repo_keys;
 mod repo_rewrap;
 pub mod repo_sync;
 pub mod restore;
@@ -427,13 +427,13 @@ mod tests {
             ("wal backfill --from /d", true),
             ("wal backfill", false),
             ("repo show", true),
-            ("repo sync --from a --to b --dry-run", true),
             ("repo claims", true),
             (
                 "repo claims --release 20261120T064049Z-full --confirm",
                 true,
             ),
             ("repo claims --confirm", false),
+            ("repo sync --from a --to b --dry-run", true),
             ("bakup", false),
         ] {
             let parsed = Line::try_parse_from(std::iter::once("pitr").chain(line.split(' ')));

@@ -28,6 +28,9 @@ pub struct Args {
 /// Names of missing segments that people see; machines get more.
 const MISSING_SHOWN: usize = 8;
 
+/// Backups that were not taken and that people see; machines get all.
+const NOT_TAKEN_SHOWN: usize = 3;
+
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     // What is wrong with the words is said before anything is opened.
@@ -113,8 +116,16 @@ pub fn render(plan: &Plan, local_time: Option<&str>) -> String {
     }
     if !plan.backups_not_chosen.is_empty() {
         page.blank();
-        for other in &plan.backups_not_chosen {
+        for other in plan.backups_not_chosen.iter().take(NOT_TAKEN_SHOWN) {
             page.add("not taken", &format!("{}: {}", other.id, other.detail));
+        }
+        let more = plan
+            .backups_not_chosen
+            .len()
+            .saturating_sub(NOT_TAKEN_SHOWN);
+        if more > 0 {
+            let more = human::count(more as u64, "more backup");
+            page.add("not taken", &format!("{more}; --json names all"));
         }
     }
     page.0

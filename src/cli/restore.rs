@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::exit;
 use crate::plan::recovery::{Action, Moment, Plan, Reason};
 use crate::repo::backup::{BackupRoot, hex};
+use crate::restore::Report;
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
 use crate::restore::target_dir::{Mapping, PlacedTablespace};
 
@@ -182,7 +183,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     cx.out.line("")?;
     restoring::print_report(cx, &job, &report, &start, took)?;
-    print_next(cx, &job, plan, &opened)?;
+    print_next(cx, &job, plan, (&opened, &report))?;
     Ok(exit::SUCCESS)
 }
 
@@ -263,13 +264,31 @@ fn what_helps(plan: &Plan) -> String {
         Some(_) => " What the backup itself holds is reached with --target-immediate.".to_owned(),
         None => String::new(),
     };
+    let thaw = match plan.repository.starts_with("s3:") {
+        true => {
+            "What must be thawed the store restores (aws s3api restore-object), which takes hours. "
+        }
+        false => "",
+    };
     format!(
         "{NOTHING}{before}
-What must be thawed the store restores (aws s3api restore-object), which takes hours. \"pitr verify\" names all that is damaged."
+{thaw}\"pitr verify\" names all that is damaged."
     )
 }
 
-fn print_next(cx: &Context, job: &Job, plan: &Plan, opened: &Opened) -> Result<()> {
+fn is_off(value: Option<&str>) -> bool {
+    // PostgreSQL: src/backend/utils/adt/bool.c, parse_bool_with_len: any beginning that is unambiguous.
+    let value = value.map(str::to_ascii_lowercase).unwrap_or_default();
+    let begins = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
+    begins("off", 2) || begins("false", 1) || begins("no", 1) || value == "0"
+}
+
+fn print_next(
+    cx: &Context,
+    job: &Job,
+    plan: &Plan,
+    (opened, report): (&Opened, &Report),
+) -> Result<()> {
     let out = &cx.out;
     let Purpose::Restore { action, adopt, .. } = &job.request.purpose else {
         return Ok(());
@@ -277,6 +296,10 @@ fn print_next(cx: &Context, job: &Job, plan: &Plan, opened: &Opened) -> Result<(
     let ends = match action {
         Action::Promote => {
             "then opens it for writes on a new timeline; its log says \"archive recovery complete\""
+        }
+        // PostgreSQL: src/backend/access/transam/xlogrecovery.c, recovery_target_action: without hot_standby pause is shutdown.
+        Action::Pause if is_off(report.brought.value("hot_standby")) => {
+            "then shuts down, because hot_standby is off, and nothing could be read while it pauses; its log says \"shutdown at recovery target\""
         }
         Action::Pause => {
             "then pauses, open for reads; its log says \"pausing at the end of recovery\". select pg_wal_replay_resume() opens it for writes"
@@ -377,6 +400,23 @@ fn split_at_equals(text: &[u8]) -> Vec<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_postgresql_reads_as_off_is_off() {
+        for off in ["off", "OF", "false", "f", "no", "n", "0"] {
+            assert!(is_off(Some(off)), "{off}");
+        }
+        for other in [
+            Some("on"),
+            Some("o"),
+            Some(""),
+            Some("true"),
+            Some("1"),
+            None,
+        ] {
+            assert!(!is_off(other), "{other:?}");
+        }
+    }
 
     #[test]
     fn tablespace_mappings_are_read_as_pg_basebackup_does() {

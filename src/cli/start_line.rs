@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::archive_command::shell_word;
 use super::owner::User;
 use super::port;
+use crate::archive::datadir::DataDirectory;
 use crate::archive::guard::AUTO_CONF;
 use crate::archive::server_conf::{Configuration, Disk, Started};
 use crate::restore::job::{Job, Purpose};
@@ -68,6 +69,7 @@ pub fn compose(
     major: u32,
     original: Option<&Path>,
 ) -> Start {
+    let original = original.filter(|pgdata| !is_foreign(pgdata, job.system_identifier));
     let started = original
         .filter(|pgdata| is_of(pgdata, major))
         .map(Started::read)
@@ -80,7 +82,7 @@ pub fn compose(
         notes: Vec::new(),
     };
     match &main {
-        Main::Own => line.own_files(brought),
+        Main::Own => line.own_files(brought, original),
         Main::Of(file) => line.files_of(file, brought),
         Main::Missing => line.files_missing(brought, major),
     }
@@ -90,13 +92,19 @@ pub fn compose(
     let (port, is_port_taken) = line.port();
     let synchronous_standby_names = line.synchronous(job);
     Start {
-        command: line.command(target, &pg_ctl(&started, major)),
+        command: line.command(target, &program("pg_ctl", &started, major)),
         notes: line.notes,
         port,
         is_port_taken,
         synchronous_standby_names,
         configuration: line.configuration,
     }
+}
+
+/// Whether another cluster lies where the configuration has that of the backup: its files have nothing to do with this one.
+fn is_foreign(pgdata: &Path, system_identifier: u64) -> bool {
+    let control = DataDirectory::at(pgdata).control();
+    control.is_ok_and(|c| c.is_some_and(|c| c.system_identifier != system_identifier))
 }
 
 /// Whether a directory is one of a server of this major.
@@ -149,16 +157,16 @@ fn effective(main: &Main, brought: &Brought) -> Configuration {
 }
 
 /// The program of this major: that of the original server, else where distributions put it.
-fn pg_ctl(started: &Started, major: u32) -> String {
+pub fn program(name: &str, started: &Started, major: u32) -> String {
     let beside = started.program.as_ref().and_then(|p| p.parent());
     let places = [
         beside.map(Path::to_owned),
         Some(format!("/usr/lib/postgresql/{major}/bin").into()),
         Some(format!("/usr/pgsql-{major}/bin").into()),
     ];
-    let mut found = places.into_iter().flatten().map(|p| p.join("pg_ctl"));
+    let mut found = places.into_iter().flatten().map(|p| p.join(name));
     let found = found.find(|program| program.is_file());
-    found.map_or_else(|| "pg_ctl".into(), |p| p.to_string_lossy().into_owned())
+    found.map_or_else(|| name.to_owned(), |p| p.to_string_lossy().into_owned())
 }
 
 /// The line while it is composed.
@@ -182,7 +190,7 @@ impl Line<'_> {
     }
 
     /// postgresql.conf came along; what it says of the other files may be of the place it was taken from.
-    fn own_files(&mut self, brought: &Brought) {
+    fn own_files(&mut self, brought: &Brought, original: Option<&Path>) {
         let to = self.to.to_owned();
         if self
             .value("data_directory")
@@ -190,8 +198,19 @@ impl Line<'_> {
         {
             self.set("data_directory", &to);
         }
+        // A file in the data directory of the other server is that server's; this one has brought its own.
+        let is_the_others =
+            |f: &str| original.is_some_and(|pgdata| Path::new(f).starts_with(pgdata));
+        let ident = self
+            .value("ident_file")
+            .filter(|f| Path::new(f).is_absolute());
+        if ident.is_some_and(|f| is_the_others(&f) || !is_there(Path::new(&f))) && brought.has_ident
+        {
+            self.set("ident_file", to.join("pg_ident.conf"));
+        }
         let named = self.value("hba_file");
-        if named.as_deref().is_some_and(|f| is_there(Path::new(f))) {
+        let is_to_stay = |f: &str| is_there(Path::new(f)) && !(is_the_others(f) && brought.has_hba);
+        if named.as_deref().is_some_and(is_to_stay) {
             return;
         }
         match (brought.has_hba, named) {

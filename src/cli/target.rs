@@ -44,7 +44,9 @@ pub struct TargetArgs {
     pub target_immediate: bool,
 
     /// Stop just before the target instead of just after it
-    #[arg(long, requires = "target")]
+    ///
+    /// Means nothing to a restore point and to the end of the backup.
+    #[arg(long, requires = "target", conflicts_with_all = ["target_name", "target_immediate"])]
     pub exclusive: bool,
 
     /// Take the end of the archived WAL for a time or LSN behind it, which is refused otherwise
@@ -159,7 +161,11 @@ impl ParsedTarget {
     }
 }
 
-fn configured_zone(text: &str) -> Result<Zone> {
+/// Reads the `timezone` of the configuration.
+///
+/// # Errors
+/// `Config` when there is no such zone.
+pub fn configured_zone(text: &str) -> Result<Zone> {
     text.parse().map_err(|e: Error| {
         e.with_code(Code::Config)
             .context("read \"timezone\" of the configuration")
@@ -225,6 +231,14 @@ mod tests {
                 ErrorKind::ArgumentConflict,
             ),
             (&["--exclusive"], ErrorKind::MissingRequiredArgument),
+            (
+                &["--exclusive", "--target-name", "n"],
+                ErrorKind::ArgumentConflict,
+            ),
+            (
+                &["--exclusive", "--target-immediate"],
+                ErrorKind::ArgumentConflict,
+            ),
             (
                 &["--exclusive", "--backup", "b"],
                 ErrorKind::MissingRequiredArgument,

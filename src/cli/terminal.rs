@@ -167,7 +167,7 @@ impl Phase {
 fn hidden_bar(name: &str, total_bytes: Option<u64>) -> ProgressBar {
     let template = match total_bytes {
         Some(_) => {
-            "{prefix} [{bar:30}] {percent}% {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
+            "{prefix} [{bar:20}] {percent}% {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
         }
         None => "{prefix} {spinner} {binary_bytes}, {binary_bytes_per_sec}",
     };

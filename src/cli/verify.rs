@@ -162,6 +162,33 @@ fn shown(done: &Done) -> serde_json::Value {
     })
 }
 
+/// What helps against what was found.
+fn next(cx: &Context, done: &Done) -> Option<String> {
+    let report = &done.report;
+    let has = |kinds: &[&str]| {
+        report
+            .findings
+            .iter()
+            .any(|f| kinds.contains(&f.kind.as_str()))
+    };
+    let flags = cx.flags(Some(&done.registration.name));
+    if report.finding_count == 0 {
+        return None;
+    }
+    let lost = report.backups.iter().any(|(_, usable)| !usable);
+    Some(match (lost, has(&["gap", "missing"])) {
+        (true, _) => format!(
+            "pitr backup{flags}; what another repository has whole, plan and restore take from there"
+        ),
+        (false, true) => format!(
+            "pitr repo sync, where another repository has it; pitr wal backfill{flags} --from the pg_wal of a node that still has it; else pitr backup{flags}"
+        ),
+        (false, false) => {
+            format!("pitr info{flags} shows what can be recovered; pitr backup{flags}")
+        }
+    })
+}
+
 fn print(cx: &Context, done: &Done) -> Result<()> {
     let report = &done.report;
     for finding in &report.findings {
@@ -203,6 +230,9 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
     match (report.finding_count, report.unsupported_count) {
         (0, 0) => cx.out.report(&summary)?,
         _ => cx.out.line(&summary)?,
+    }
+    if let Some(next) = next(cx, done) {
+        cx.out.line(&format!("next: {next}"))?;
     }
     for warning in &report.warnings {
         cx.out.warn(warning);

@@ -209,7 +209,11 @@ pub fn put_settings(
             "standby.signal",
         ),
     };
-    let text = conf::append(&brought.auto, comment, &all)?;
+    let before = match signal {
+        "standby.signal" => superseded(&brought.auto, comment, &all),
+        _ => brought.auto.clone(),
+    };
+    let text = conf::append(&before, comment, &all)?;
     data.put(AUTO_CONF.as_bytes(), &text, group)?;
     data.put(signal.as_bytes(), b"", group)?;
     written.job = serde_json::to_value(job)
@@ -228,6 +232,14 @@ pub fn put_settings(
         put_json(data, GUARD, &guard)?;
     }
     Ok(all)
+}
+
+/// The text without the settings that are written anew: a standby of a standby would else have one more block of them each time. Those of a
+/// restore stay, for they count again when recovery has ended.
+fn superseded(auto: &[u8], comment: &str, written: &[conf::Setting]) -> Vec<u8> {
+    let mut earlier = conf::settings(auto);
+    earlier.retain(|old| written.iter().any(|new| new.name == old.name));
+    conf::without(auto, comment, &earlier).unwrap_or_else(|| auto.to_vec())
 }
 
 fn put_json(data: &Tree, name: &str, value: &impl serde::Serialize) -> Result<()> {
@@ -426,6 +438,19 @@ pub fn sweep_temporaries(data: &Tree) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_standby_of_a_standby_has_one_block_of_settings() {
+        let comment = "written by pitr standby";
+        let mut auto = b"work_mem = '4MB'\n".to_vec();
+        for slot in ["one", "two"] {
+            let written = [conf::Setting::new("primary_slot_name", slot)];
+            auto = superseded(&auto, comment, &written);
+            auto = conf::append(&auto, comment, &written).unwrap();
+        }
+        let expected = "work_mem = '4MB'\n# written by pitr standby\nprimary_slot_name = 'two'\n";
+        assert_eq!(String::from_utf8(auto).unwrap(), expected);
+    }
 
     #[test]
     fn files_are_synced_one_by_one_where_a_filesystem_cannot_be() {

@@ -127,7 +127,6 @@ pub fn of_restore(
     }
     let (targets, others): (Vec<_>, Vec<_>) = wanted
         .iter()
-        .filter(|(name, _)| *name != "archive_mode")
         .partition(|(name, _)| TARGETS.contains(&name.as_str()));
     for (name, value) in targets.into_iter().chain(others) {
         settings.push(Setting::new(name, brought.at_least(name, value)));
@@ -203,7 +202,6 @@ mod tests {
     #[test]
     fn the_wanted_target_stands_last_and_the_others_are_cleared() {
         let wanted: BTreeMap<String, String> = [
-            ("archive_mode", "off"),
             ("recovery_target_lsn", "0/5"),
             ("recovery_target_action", "promote"),
             ("restore_command", "x"),

@@ -716,3 +716,31 @@ fn p22_what_blocks_archiving_for_five_minutes_is_an_alert() {
         assert_eq!(blocked.unwrap()["level"], level, "{json:#}");
     }
 }
+
+#[test]
+fn d_a_zone_that_is_none_and_a_server_elsewhere_are_told_as_what_they_are() {
+    let (site, cluster) = Site::with_cluster(15);
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let pgdata = cluster.pgdata().display().to_string();
+    let elsewhere = format!("{pgdata}-gone\"\ntimezone = \"Europe/Berlinn");
+    std::fs::write(site.config(), config.replace(&pgdata, &elsewhere)).unwrap();
+    let json = doctor(&site).run().expect_code(1).json();
+    bad(
+        &json,
+        "fail",
+        "configuration",
+        "timezone",
+        "Europe/Berlinn",
+        "Europe/Berlin",
+    );
+    bad(
+        &json,
+        "fail",
+        "configuration",
+        "pgdata",
+        &pgdata,
+        "set pgdata",
+    );
+    let fix = finding(&json, "configuration", "pgdata")["fix"].to_string();
+    assert!(!fix.contains("lost"), "{fix}");
+}

@@ -978,3 +978,51 @@ fn an_encrypted_repository_takes_as_few_requests() {
         std::fs::read(off.still.wal(first)).unwrap()
     );
 }
+
+#[test]
+fn c10_wal_list_takes_sizes_and_times_from_listings() {
+    let off = Offline::new("");
+    off.push(0).run().success();
+    off.push(1).run().success();
+    off.server().clear_log();
+    let list = |args: &[&str]| {
+        let program = pitr().arg("--config").arg(&off.config);
+        program.args(["wal", "list"]).args(args).run().success()
+    };
+    let json = list(&["--json"]).json();
+    let log = off.server().log();
+    let segments = json["segments"].as_array().unwrap();
+    assert_eq!(segments.len(), 2);
+    for (segment, name) in segments.iter().zip(&off.still.segments) {
+        assert_eq!(segment["name"], name.as_str());
+        let asked = log
+            .iter()
+            .filter(|l| l.contains(&format!("/{name}")))
+            .count();
+        assert_eq!(asked, 0, "{log:?}");
+        let stored = segment["stored"].as_str().unwrap();
+        assert!(
+            stored.starts_with("20") && stored.ends_with('Z'),
+            "{stored}"
+        );
+        assert!(segment["stored_bytes"].as_u64() > Some(100));
+    }
+    let year = segments[0]["stored"].as_str().unwrap()[..4].to_owned();
+    list(&[]).expect_stdout(&format!("  {year}-"));
+}
+
+#[test]
+fn d_init_refuses_a_repository_inside_another() {
+    let off = Offline::new("");
+    let config = std::fs::read_to_string(&off.config).unwrap();
+    let inside = config.replace("/pg\"", "/pg/deeper/still\"");
+    let inside = off.still.site.sandbox().file("inside.toml", inside);
+    let init = pitr().args(["init", "--quiet", "--config"]).arg(&inside);
+    init.run()
+        .expect_code(8)
+        .expect_stderr("lies inside repository");
+    let beside = config.replace("/pg\"", "/pg2/deeper\"");
+    let beside = off.still.site.sandbox().file("beside.toml", beside);
+    let init = pitr().args(["init", "--quiet", "--config"]).arg(&beside);
+    init.run().success();
+}

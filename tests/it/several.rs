@@ -983,3 +983,27 @@ fn one_that_does_not_answer_is_waited_for_once_and_that_is_said() {
         .expect_code(9)
         .expect_stderr("Look at the network between this host and http://127.0.0.1:");
 }
+
+#[test]
+fn d_two_names_of_one_place_are_one_copy() {
+    let (site, cluster) = Site::with_cluster(15);
+    let link = site.sandbox().join("second");
+    std::os::unix::fs::symlink(site.repository(), &link).unwrap();
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let more = format!(
+        "\n[repositories.second]\nurl = \"file://{}\"\n",
+        link.display()
+    );
+    std::fs::write(site.config(), config + &more).unwrap();
+    cluster.archive_now();
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    let run = site.pitr().args(["info", "--json"]).run().expect_code(6);
+    let repositories = &run.json()["clusters"][0]["repositories"];
+    assert!(repositories[0]["same_place_as"].is_null(), "{run}");
+    assert_eq!(
+        repositories[1]["same_place_as"], repositories[0]["name"],
+        "{run}"
+    );
+    let doctor = site.pitr().arg("doctor").run();
+    doctor.expect_stdout("the two are one copy");
+}

@@ -53,12 +53,24 @@ pub(super) fn look<'a>(
         match registered {
             Ok(Some(layout)) => {
                 let name = &configured.name;
-                let new_backup = match settings.repositories.len() {
-                    1 => "pitr backup".to_owned(),
+                let mut others = settings.repositories.iter().filter(|r| r.name != *name);
+                // Objects are copied as they are stored: between repositories of the same keys.
+                let comes_by_sync = others.any(|r| r.encryption == configured.encryption);
+                let new_backup = match (settings.repositories.len(), comes_by_sync) {
+                    (1, _) => "pitr backup".to_owned(),
+                    (_, false) => format!("pitr backup --repository {name}"),
                     _ => format!("pitr backup --repository {name}, or pitr repo sync --to {name}"),
                 };
+                let lost_wal = match comes_by_sync {
+                    true => format!("pitr repo sync --to {name} where another repository has it; "),
+                    false => String::new(),
+                };
+                let lost_wal = format!(
+                    "{lost_wal}pitr wal backfill --from the pg_wal of a node that still has it, else take a backup: pitr backup"
+                );
+                let helps = (new_backup.as_str(), lost_wal.as_str());
                 identifier = Some(layout.system_identifier());
-                if let Err(e) = content(found, cluster, &repository, &layout, &new_backup, cx) {
+                if let Err(e) = content(found, cluster, &repository, &layout, helps, cx) {
                     found.error("content", &e);
                 }
             }
@@ -296,7 +308,7 @@ fn content(
     cluster: &Cluster,
     repository: &Repository,
     layout: &ClusterLayout,
-    new_backup: &str,
+    (new_backup, lost_wal): (&str, &str),
     cx: &Context,
 ) -> Result<()> {
     conflicts(found, repository, layout)?;
@@ -310,7 +322,7 @@ fn content(
         );
     }
     newest_backup(found, cluster, &inventory, new_backup, cx);
-    gaps(found, repository, &inventory)
+    gaps(found, repository, &inventory, lost_wal)
 }
 
 /// Whether WAL was refused that has the name of other WAL.
@@ -325,7 +337,10 @@ fn conflicts(found: &mut Findings, repository: &Repository, layout: &ClusterLayo
         0 => found.ok("conflicts", "none"),
         n => found.fail(
             "conflicts",
-            human::count(n as u64, "refused copy"),
+            match n {
+                1 => "1 refused copy".to_owned(),
+                n => format!("{n} refused copies"),
+            },
             "two servers have written WAL of one name: split brain, or a clone without a guard",
             "pitr wal conflicts",
         ),
@@ -371,7 +386,12 @@ fn newest_backup(
 }
 
 /// Whether WAL is missing.
-fn gaps(found: &mut Findings, repository: &Repository, inventory: &Inventory) -> Result<()> {
+fn gaps(
+    found: &mut Findings,
+    repository: &Repository,
+    inventory: &Inventory,
+    lost_wal: &str,
+) -> Result<()> {
     let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
     let gaps = gap::gaps(inventory, oldest.unwrap_or(Lsn(0)));
     match gaps.as_slice() {
@@ -386,7 +406,7 @@ fn gaps(found: &mut Findings, repository: &Repository, inventory: &Inventory) ->
                 first.from_lsn,
                 first.to_lsn
             ),
-            "pitr wal backfill --from the pg_wal of a node that still has them, else take a backup: pitr backup",
+            lost_wal,
         ),
     }
     for lost in receiver::recorded_gaps(repository, inventory)? {
@@ -394,7 +414,7 @@ fn gaps(found: &mut Findings, repository: &Repository, inventory: &Inventory) ->
             "recorded gap",
             lost,
             "neither server nor repository had it when the receiver went on: recovery from an older backup stops there",
-            "pitr wal backfill --from the pg_wal of a node that still has it, else take a backup: pitr backup",
+            lost_wal,
         );
     }
     Ok(())

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Findings, receiver};
+use crate::archive::server_conf::Started;
 use crate::cli::archive_command::{Weight, compose, judge, shell_word};
 use crate::cli::server::Server;
+use crate::cli::start_line::program;
 use crate::cli::{Context, human};
 use crate::config::{Cluster, Settings};
 use crate::error::{Code, Error, Result};
@@ -107,7 +109,7 @@ fn ask(
     );
     seen.ours = composed(settings, cluster);
     archiving(found, &values, cluster, seen);
-    durability(found, &values);
+    durability(found, &values, server.client().version_num() / 10_000);
     if !seen.leaves_archiving && (mode != "off" || !receiver::is_configured(cluster)) {
         counters(found, server, seen.in_recovery)?;
     }
@@ -287,7 +289,7 @@ fn runs(found: &mut Findings, program: &Path) {
     }
 }
 
-fn durability(found: &mut Findings, values: &Values) {
+fn durability(found: &mut Findings, values: &Values, major: u32) {
     let get = |name: &str| values.get(name).map_or("", |s| s.value.as_str());
     match get("fsync") {
         "off" => found.fail(
@@ -313,7 +315,8 @@ fn durability(found: &mut Findings, values: &Values) {
             "off",
             "a damaged page goes into every backup unseen",
             format!(
-                "stop the server, then pg_checksums --enable -D {}",
+                "stop the server, then {} --enable -D {}",
+                shell_word(&program("pg_checksums", &Started::default(), major)),
                 match get("data_directory") {
                     "" => "DATADIR".into(),
                     directory => shell_word(directory),

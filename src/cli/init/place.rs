@@ -76,6 +76,7 @@ fn look(configured: &config::Repository, cx: &Context) -> Result<State> {
             if found.map_err(|e| away::explained(configured, e))?.is_some() {
                 return Ok(State::Repository { registered: false });
             }
+            apart_from_others(configured, bucket, prefix, cx)?;
             return match store.first_key()? {
                 None => Ok(State::Empty),
                 Some(_) if configured.encryption.is_some() && has_keys_only(&store)? => {
@@ -101,6 +102,36 @@ fn look(configured: &config::Repository, cx: &Context) -> Result<State> {
         check_empty(path)?;
     }
     Ok(State::Empty)
+}
+
+/// A repository inside another one would be listed, and expired, with it. Whoever may not look above the prefix is believed.
+fn apart_from_others(
+    configured: &config::Repository,
+    bucket: &str,
+    prefix: &str,
+    cx: &Context,
+) -> Result<()> {
+    let slashes = prefix.match_indices('/').map(|(at, _)| at);
+    let above = [0]
+        .into_iter()
+        .chain(slashes)
+        .filter(|_| !prefix.is_empty());
+    for end in above {
+        let above = prefix.get(..end).unwrap_or_default();
+        let store = S3Store::open(bucket, above, &configured.s3, cx.random())?;
+        if matches!(store.head(&layout::marker()), Ok(Some(_))) {
+            return Err(err!(
+                Refused,
+                "\"{}\" lies inside repository \"{}\"",
+                configured.location,
+                store.location()
+            )
+            .hint(
+                "Nothing was written. Give each repository a prefix of its own, beside the others.",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What an `init` leaves that was killed between the recipients and the marker.
