@@ -6,6 +6,7 @@ mod damage;
 pub mod datadir;
 pub mod fetch;
 pub mod guard;
+mod life;
 pub mod offer;
 pub mod prefetched;
 pub mod push;

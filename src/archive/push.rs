@@ -6,11 +6,12 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::datadir::DataDirectory;
+use super::life;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::label::BackupHistory;
@@ -22,8 +23,9 @@ use crate::repo::container::{self, Codec, Container, ContainerWriter, Identity, 
 use crate::repo::index::{self, SegmentIndex, flag};
 use crate::repo::indexer::Indexer;
 use crate::repo::layout::{self, ClusterLayout};
+use crate::repo::link::{Link, Mark};
 use crate::repo::repository::{Registration, Repository};
-use crate::repo::tail;
+use crate::repo::tail::{self, Tail};
 use crate::store::{Key, NewObject, Object, Published};
 
 /// What pushing a file came to. Both mean: durable in this repository.
@@ -53,6 +55,8 @@ pub struct Push<'a> {
     /// Whether other files are pushed meanwhile: then one thread does all of the work, which costs less processor time; else two are done
     /// sooner.
     pub beside_others: bool,
+    /// The own mark of another segment of the same server, where the segment itself is not at hand any more.
+    pub known: Option<(SegmentName, Mark)>,
 }
 
 /// Bytes read at once; a multiple of every WAL page size.
@@ -128,14 +132,17 @@ pub trait Content {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize>;
     /// Goes back to the beginning.
     fn rewind(&mut self) -> Result<()>;
-    /// The last bytes, where the marker of a padded tail would be; reading goes on where it was.
-    fn last(&self) -> Result<[u8; tail::LONG]>;
+    /// Fills `buffer` from an offset on; [`Content::read`] goes on where it was.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
+    /// As [`Content::read_at`], of another segment of the same server; `false` when that one is not at hand.
+    fn read_other(&self, name: SegmentName, buffer: &mut [u8], offset: u64) -> Result<bool>;
     /// What has been read is still what is there.
     fn check_unchanged(&self) -> Result<()>;
 }
 
 /// The file being archived, with what it looked like when it was opened.
 struct Source {
+    path: PathBuf,
     file: File,
     size: u64,
     modified: (i64, i64),
@@ -165,6 +172,7 @@ impl Source {
             return Err(err!(SourceMissing, "\"{shown}\" is not a regular file"));
         }
         Ok(Source {
+            path: path.to_owned(),
             size: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             file,
@@ -210,27 +218,38 @@ impl Content for Source {
             .map_err(|e| err!(SourceMissing, "could not read the file again").source(e))
     }
 
-    /// The last bytes of the file, where the marker of a padded tail would be.
-    fn last(&self) -> Result<[u8; tail::LONG]> {
-        use std::os::unix::fs::FileExt;
-        let mut last = [0; tail::LONG];
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         self.file
-            .read_exact_at(&mut last, self.size.saturating_sub(tail::LONG as u64))
-            .map_err(|e| err!(SourceMissing, "could not read the file").source(e))?;
-        Ok(last)
+            .read_exact_at(buffer, offset)
+            .map_err(|e| err!(SourceMissing, "could not read the file").source(e))
+    }
+
+    fn read_other(&self, name: SegmentName, buffer: &mut [u8], offset: u64) -> Result<bool> {
+        let path = self.path.with_file_name(name.to_string());
+        let options = File::options()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+            .open(path);
+        let Ok(file) = options else {
+            return Ok(false);
+        };
+        // One that the server has just recycled is not at hand any more.
+        let is_whole = file.metadata().is_ok_and(|m| m.is_file() && m.len() == self.size);
+        Ok(is_whole && file.read_exact_at(buffer, offset).is_ok())
     }
 }
 
 /// A segment or partial whose header was checked.
-struct Checked {
-    layout: ClusterLayout,
-    wal: WalIdentity,
-    name: WalFileName,
-    segment: SegmentName,
+pub(super) struct Checked {
+    pub(super) layout: ClusterLayout,
+    pub(super) wal: WalIdentity,
+    pub(super) name: WalFileName,
+    pub(super) segment: SegmentName,
     /// Where the segment ends.
     end: Lsn,
     is_partial: bool,
-    is_marked: bool,
+    /// That of its timeline, where it is known.
+    pub(super) history: Option<History>,
 }
 
 impl Checked {
@@ -246,26 +265,80 @@ fn push_wal(
     is_partial: bool,
 ) -> Result<(Pushed, Warnings)> {
     let checked = settled(what, source, segment, is_partial)?;
+    push_checked(what, source, &checked)
+}
+
+fn push_checked(
+    what: &Push<'_>,
+    source: &mut dyn Content,
+    checked: &Checked,
+) -> Result<(Pushed, Warnings)> {
     let key = checked.key();
+    let _flight = what.repository.begin_flight(key.clone());
     if what.repository.looks_first()
         && let Some(object) = what.repository.store().open(&key)?
     {
         what.repository.found_taken(true);
-        return already_there(what, source, &checked, &key, object);
+        return already_there(what, source, checked, &key, object);
     }
-    let (published, identity, index) = store_wal(what, source, &checked, &key)?;
-    what.repository.found_taken(published == Published::Exists);
-    match published {
+    let put = match store_wal(what, source, checked, &key)? {
+        Stored::Put(put) => put,
+        Stored::Padded(valid_end) => return push_padded(what, source, checked, valid_end),
+    };
+    what.repository
+        .found_taken(put.published == Published::Exists);
+    match put.published {
         Published::Created => {
-            read_back(what.repository, &key, &identity)?;
-            Ok((Pushed::Stored, warnings(&checked, &index)))
+            read_back(what.repository, &key, &put.identity)?;
+            let mut warnings = warnings(checked, &put.index);
+            warnings.extend(put.warning);
+            if !checked.is_partial {
+                warnings.extend(life::check_after(what, checked, &put.link)?);
+                keep_mark(what, &key, &put.link);
+            }
+            Ok((Pushed::Stored, warnings))
         }
         // Another process stored the name meanwhile.
         Published::Exists => match what.repository.store().open(&key)? {
-            Some(object) => already_there(what, source, &checked, &key, object),
+            Some(object) => already_there(what, source, checked, &key, object),
             None => Err(err!(Unreachable, "object \"{key}\" came and went")),
         },
     }
+}
+
+/// What the next segment is compared with.
+fn keep_mark(what: &Push<'_>, key: &Key, link: &Link) {
+    if let Some(mark) = link.own {
+        what.repository.keep_mark(key.clone(), mark);
+    }
+}
+
+/// A whole-named segment whose WAL ends inside, with nothing but padding behind it, is no whole one: a standby with archive_mode = always
+/// offers the tail that it was handed, and the end of a timeline that its primary has left. It is stored as the partial that it is; should
+/// the segment be completed, PostgreSQL offers it again.
+fn push_padded(
+    what: &Push<'_>,
+    source: &mut dyn Content,
+    checked: &Checked,
+    valid_end: Lsn,
+) -> Result<(Pushed, Warnings)> {
+    let partial = Checked {
+        layout: checked.layout.clone(),
+        name: WalFileName::Partial(checked.segment),
+        is_partial: true,
+        history: None,
+        ..*checked
+    };
+    let (pushed, mut warnings) = push_checked(what, source, &partial)?;
+    warnings.push(padded_warning(checked, valid_end));
+    Ok((pushed, warnings))
+}
+
+fn padded_warning(checked: &Checked, valid_end: Lsn) -> String {
+    format!(
+        "the WAL of \"{}\" ends inside, at {valid_end}: it was archived as a partial segment. Should the segment be completed, PostgreSQL offers it again",
+        checked.name
+    )
 }
 
 /// Header and name checked, and under which name it belongs.
@@ -276,33 +349,30 @@ fn settled(
     is_partial: bool,
 ) -> Result<Checked> {
     let mut checked = check_header(what, source, segment, is_partial)?;
-    check_timeline(what, &checked)?;
-    if checked.is_marked && !is_partial {
-        settle_marked(what, &mut checked)?;
-    }
+    checked.history = check_timeline(what, &checked)?;
     Ok(checked)
 }
 
 /// WAL of a timeline must be that of the history which the repository has of it. Two copies of a cluster take the same number when both
-/// are promoted, and the names of their segments do not tell.
-fn check_timeline(what: &Push<'_>, checked: &Checked) -> Result<()> {
+/// are promoted, and the names of their segments do not tell. Returns the timeline's history, where one is known.
+fn check_timeline(what: &Push<'_>, checked: &Checked) -> Result<Option<History>> {
     let timeline = checked.segment.timeline;
     if timeline == TimelineId::FIRST {
-        return Ok(());
+        return Ok(None);
     }
-    let Some(known) = sound_history(what.repository, &checked.layout, timeline)? else {
-        return Ok(());
-    };
-    let is_before = known
-        .parent()
-        .is_some_and(|(_, begin)| checked.end <= begin);
     let own = DataDirectory::of_wal_file(what.path)
         .wal()
         .join(timeline.history_file_name());
     let own = std::fs::read(own).ok();
     let own = own.and_then(|content| History::parse(timeline, &content).ok());
+    let Some(known) = sound_history(what.repository, &checked.layout, timeline)? else {
+        return Ok(own);
+    };
+    let is_before = known
+        .parent()
+        .is_some_and(|(_, begin)| checked.end <= begin);
     if !is_before && own.is_none_or(|own| is_same_history(&own, &known)) {
-        return Ok(());
+        return Ok(Some(known));
     }
     Err(err!(
         TimelineReused,
@@ -366,12 +436,6 @@ fn check_header(
             "the segment lies behind the last position that WAL can have"
         ))
     })?;
-    let is_marked = tail::is_marked(
-        &source.last()?,
-        end,
-        wal.system_identifier,
-        segment.timeline.get(),
-    );
     Ok(Checked {
         layout,
         wal,
@@ -379,7 +443,7 @@ fn check_header(
         segment,
         end,
         is_partial,
-        is_marked,
+        history: None,
     })
 }
 
@@ -403,39 +467,6 @@ fn check_sizes(registration: &Registration, wal: &WalIdentity) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// A tail that pitr-restore padded: refused, unless its timeline ended inside it and so it will never be complete.
-fn settle_marked(what: &Push<'_>, checked: &mut Checked) -> Result<()> {
-    let refused = || {
-        err!(SourceHeader, "the segment is a tail that was padded when it was restored")
-            .hint("Nothing was stored, for the segment will be complete later; PostgreSQL offers it again.")
-    };
-    let ends_here = |history: &History| {
-        history
-            .switch_point(checked.segment.timeline)
-            .is_some_and(|lsn| lsn > checked.wal.start_lsn && lsn < checked.end)
-    };
-    let mut ended = false;
-    for timeline in timelines(what, &checked.layout)? {
-        if timeline > checked.segment.timeline {
-            ended |= read_history(what.repository, &checked.layout, timeline)?
-                .is_some_and(|h| ends_here(&h));
-        }
-    }
-    ended |= local_histories(what.path).iter().any(ends_here);
-    if !ended {
-        return Err(refused());
-    }
-    checked.name = WalFileName::Partial(checked.segment);
-    checked.is_partial = true;
-    Ok(())
-}
-
-/// Timelines that the repository has a history file of.
-fn timelines(what: &Push<'_>, layout: &ClusterLayout) -> Result<Vec<TimelineId>> {
-    let listed = what.repository.store().list(&layout.wal())?;
-    Ok(listed.iter().filter_map(|l| l.name.parse().ok()).collect())
 }
 
 /// The history of a timeline, for who compares with it; one that is damaged compares with nothing. Verify tells of that, and nobody else waits
@@ -474,22 +505,20 @@ pub fn read_history(
         .map_err(|e| e.context(format!("read object \"{key}\"")))
 }
 
-fn local_histories(path: &Path) -> Vec<History> {
-    let directory = DataDirectory::of_wal_file(path);
-    let Ok(entries) = std::fs::read_dir(directory.wal()) else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(|e| {
-            let e = e.ok()?;
-            match e.file_name().to_str()?.parse().ok()? {
-                WalFileName::History(timeline) => {
-                    History::parse(timeline, &std::fs::read(e.path()).ok()?).ok()
-                }
-                _ => None,
-            }
-        })
-        .collect()
+/// What became of storing a segment or partial.
+enum Stored {
+    /// It was put under its key, or the key was taken.
+    Put(Box<Put>),
+    /// Nothing was stored: valid WAL ends here, and padding follows.
+    Padded(Lsn),
+}
+
+struct Put {
+    published: Published,
+    identity: Identity,
+    index: SegmentIndex,
+    link: Link,
+    warning: Option<String>,
 }
 
 /// Streams the content into an object and publishes it.
@@ -498,9 +527,10 @@ fn store_wal(
     source: &mut dyn Content,
     checked: &Checked,
     key: &Key,
-) -> Result<(Published, Identity, SegmentIndex)> {
+) -> Result<Stored> {
     source.rewind()?;
-    let object = what.repository.store().create(key)?;
+    let store = what.repository.store();
+    let object = store.create(key)?;
     let kind = if checked.is_partial {
         Kind::Partial
     } else {
@@ -508,7 +538,20 @@ fn store_wal(
     };
     let write_failed = |e| write_failed(what.repository, key, e);
     let writer = writer_under(key, object, kind, what.codec).map_err(write_failed)?;
-    let (writer, hash, index) = stream(what, source, checked, writer, key)?;
+    let (writer, hash, mut index) = stream(what, source, checked, writer, key)?;
+    if is_padded(source, checked, &index)? {
+        match checked.is_partial {
+            true => index.summary.flags |= flag::MARKED,
+            false => return Ok(Stored::Padded(index.summary.valid_end)),
+        }
+    }
+    let (mut link, mut warning) = (Link::NONE, None);
+    if !checked.is_partial {
+        link = life::link(what, source, checked, &index.summary)?;
+        if !layout::is_conflict(key) {
+            warning = life::check_before(what, checked, &link)?;
+        }
+    }
     source.check_unchanged()?;
     let identity = Identity {
         hash,
@@ -521,10 +564,38 @@ fn store_wal(
         from_lsn: checked.wal.start_lsn.0,
         to_lsn: checked.end.0,
     };
-    let object = writer
-        .complete(&identity, index.sections(checked.is_partial))
-        .map_err(write_failed)?;
-    Ok((object.publish()?, identity, index))
+    let mut sections = index.sections(checked.is_partial);
+    let mut facts = None;
+    if !checked.is_partial {
+        sections.push(link.section());
+        facts = Some(link.facts(&|mark| store.public_hash(mark))?);
+    }
+    let mut object = writer.complete(&identity, sections).map_err(write_failed)?;
+    if let Some(facts) = facts {
+        object.describe(facts, None);
+    }
+    Ok(Stored::Put(Box::new(Put {
+        published: object.publish()?,
+        identity,
+        index,
+        link,
+        warning,
+    })))
+}
+
+/// Whether nothing but padding follows the valid WAL, which ends inside.
+fn is_padded(source: &dyn Content, checked: &Checked, index: &SegmentIndex) -> Result<bool> {
+    if !tail::may_be_padded(&index.summary) {
+        return Ok(false);
+    }
+    let tail = Tail {
+        valid_end: index.summary.valid_end,
+        system_identifier: checked.wal.system_identifier,
+        timeline: checked.segment.timeline.get(),
+    };
+    tail.is_padded(checked.end, &mut |buffer, at| {
+        source.read_at(buffer, at.0.saturating_sub(checked.wal.start_lsn.0))
+    })
 }
 
 type Writer = ContainerWriter<Box<dyn NewObject>>;
@@ -665,10 +736,7 @@ fn read_and_index(
             source.size()
         ));
     }
-    let mut index = indexer.finish(checked.is_partial);
-    if checked.is_marked {
-        index.summary.flags |= flag::MARKED;
-    }
+    let index = indexer.finish(checked.is_partial);
     Ok((*hasher.finalize().as_bytes(), index))
 }
 
@@ -731,19 +799,106 @@ fn already_there(
     if container.has_hash(&hash) {
         check_stored(&container, key)?;
         container.object().settle()?;
+        if !checked.is_partial && !container.is_opaque() {
+            let link = Link::read(&container).map_err(|e| stored_damaged(key, e))?;
+            keep_mark(what, key, &link);
+        }
         return Ok((Pushed::AlreadyThere, Vec::new()));
     }
-    let offered = what.repository.store().public_hash(&hash)?;
-    let conflict = checked.layout.conflict(checked.name, &offered);
-    if what.repository.store().open(&conflict)?.is_none() {
-        store_wal(what, source, checked, &conflict)?;
+    if checked.is_partial {
+        return beside(what, source, checked, &container, &hash);
     }
+    if let Some(valid_end) = covered(source, checked, &container)? {
+        container.object().settle()?;
+        return Ok((
+            Pushed::AlreadyThere,
+            vec![padded_warning(checked, valid_end)],
+        ));
+    }
+    keep_refused(what, source, checked, &hash)?;
     Err(conflict_error(
         &checked.layout,
         checked.name,
         &container,
         &hash,
     ))
+}
+
+/// Keeps a copy under the key of refused ones.
+fn keep_refused(
+    what: &Push<'_>,
+    source: &mut dyn Content,
+    checked: &Checked,
+    hash: &[u8; 32],
+) -> Result<()> {
+    let offered = what.repository.store().public_hash(hash)?;
+    let conflict = checked.layout.conflict(checked.name, &offered);
+    if what.repository.store().open(&conflict)?.is_none() {
+        store_wal(what, source, checked, &conflict)?;
+    }
+    Ok(())
+}
+
+/// Another partial of the same segment: a second promotion in it, or the same WAL with other stale bytes behind. Recovery never asks for a partial,
+/// so archiving does not wait for a decision: one that holds no more than the stored one is done, any other is kept beside it.
+fn beside(
+    what: &Push<'_>,
+    source: &mut dyn Content,
+    checked: &Checked,
+    stored: &Container,
+    hash: &[u8; 32],
+) -> Result<(Pushed, Warnings)> {
+    if covered(source, checked, stored)?.is_some() {
+        stored.object().settle()?;
+        return Ok((Pushed::AlreadyThere, Vec::new()));
+    }
+    keep_refused(what, source, checked, hash)?;
+    let offered = what.repository.store().public_hash(hash)?;
+    let key = checked.layout.conflict(checked.name, &offered);
+    match what.repository.store().open(&key)? {
+        Some(object) => object.settle()?,
+        None => return Err(err!(Unreachable, "object \"{key}\" came and went")),
+    }
+    Ok((
+        Pushed::Stored,
+        vec![format!(
+            "another partial segment of this name is archived: \"{}\" is kept beside it, under \"{key}\". Two servers were promoted in one segment",
+            checked.name
+        )],
+    ))
+}
+
+/// Where the offered WAL ends, if it is a tail and the stored copy holds the same bytes up to there.
+fn covered(
+    source: &mut dyn Content,
+    checked: &Checked,
+    stored: &Container,
+) -> Result<Option<Lsn>> {
+    if stored.is_opaque() {
+        return Ok(None);
+    }
+    source.rewind()?;
+    let (_, index) = read_and_index(source, checked, |chunk| Some(chunk.bytes))?;
+    if !checked.is_partial && !is_padded(source, checked, &index)? {
+        return Ok(None);
+    }
+    let valid_end = index.summary.valid_end;
+    let length = valid_end.0.saturating_sub(checked.wal.start_lsn.0);
+    let (mut at, mut is_same) = (0_u64, true);
+    let mut own = Vec::new();
+    stored.read_body(&mut |piece| {
+        let left = usize::try_from(length.saturating_sub(at)).unwrap_or(usize::MAX);
+        let piece = piece.get(..left.min(piece.len())).unwrap_or_default();
+        if is_same && !piece.is_empty() {
+            own.resize(piece.len(), 0);
+            source.read_at(&mut own, at)?;
+            is_same = own == piece;
+        }
+        at += piece.len() as u64;
+        Ok(())
+    })?;
+    let holds = index::read_summary(stored)?.valid_end >= valid_end;
+    Ok((is_same && holds).then_some(valid_end))
 }
 
 /// An object of another name under this key is no other content of this name: somebody moved it.

@@ -260,6 +260,7 @@ impl Offer {
             name: self.name,
             codec: CODEC,
             beside_others: self.beside_others,
+            known: None,
         }
     }
 

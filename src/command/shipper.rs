@@ -3,7 +3,9 @@
 //! It archives what archive_status calls ready, several files at once and in PostgreSQL's order, each in the way `pitr-archive` would: every check is made
 //! for every file, and a repository that is not required keeps nobody waiting. A file's note is written once it is durable in every required repository.
 //!
-//! A file that cannot be archived for its own sake is left to `pitr-archive`, and the others go ahead. Any other error ends the worker: what
+//! A file that cannot be archived for its own sake is left to `pitr-archive`, and the others go ahead. A conflict stops everything behind it on its
+//! timeline: another server writes the same names, and what it has not written yet must not become the truth beside what it has. For the
+//! same reason files of a timeline go one by one until the archive has taken a new one. Any other error ends the worker: what
 //! may work later is tried again when PostgreSQL offers the file again. It also ends when nothing is ready, when the server has
 //! stopped, when no more notes can be written, and when a file, or opening the repositories, takes longer than `pitr-archive` would wait and no object
 //! store shows a sign of life: over a slow link it is the worker that brings a file in. Killed at any moment, it has acknowledged nothing.
@@ -23,7 +25,9 @@ use crate::archive::spool::{self, FileIdentity, Holder, Known, Note, Spool};
 use crate::config::{Environment, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::exit;
 use crate::pg::segment::WalFileName;
+use crate::pg::timeline::TimelineId;
 
 /// What `pitr serve` calls it.
 pub const WORD: &str = "ship";
@@ -44,6 +48,8 @@ const SETTLING: Duration = Duration::from_secs(10);
 /// How long a worker whose start and first request cost more waits for the next file, and how often it looks.
 const LINGER_REMOTE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(50);
+/// How long a thread waits whose file must not go before another one has landed.
+const NAP: Duration = Duration::from_micros(500);
 
 /// Works until there is nothing to do. Standard input must be the lock of the spool, held.
 ///
@@ -121,7 +127,50 @@ struct Queue {
     files: VecDeque<WalFileName>,
     /// Histories that were archived; their files stay ready until PostgreSQL offers them.
     histories: BTreeSet<WalFileName>,
+    /// Timelines of which a file was new to the archive: the next ones may go side by side.
+    leading: BTreeSet<TimelineId>,
+    /// Timelines on which another server's WAL was found.
+    contested: BTreeSet<TimelineId>,
     idle_since: Option<Instant>,
+}
+
+/// Whose turn it is.
+enum Turn {
+    /// This file's.
+    Of(WalFileName),
+    /// Nobody's before another one has landed.
+    Wait,
+    /// Nothing is waiting.
+    Nobody,
+}
+
+impl Queue {
+    fn next(&mut self, flights: &BTreeMap<WalFileName, Flight>) -> Turn {
+        loop {
+            let Some(name) = self.files.front().copied() else {
+                return Turn::Nobody;
+            };
+            let timeline = name.timeline();
+            if self.contested.contains(&timeline) {
+                self.files.pop_front();
+                continue;
+            }
+            let is_alone = || flights.keys().all(|f| f.timeline() != timeline);
+            if !self.leading.contains(&timeline) && !is_alone() {
+                return Turn::Wait;
+            }
+            self.files.pop_front();
+            return Turn::Of(name);
+        }
+    }
+
+    /// Says that the archive has a file, and whether it was new there.
+    fn archived(&mut self, name: WalFileName, is_new: bool) {
+        match is_new {
+            true => self.leading.insert(name.timeline()),
+            false => self.leading.remove(&name.timeline()),
+        };
+    }
 }
 
 struct Job {
@@ -220,9 +269,18 @@ impl Job {
                     }
                     Known::Failed => self.spool.remove_failure(name),
                 }
+            } else if known == Known::Failed && self.is_contested(name) {
+                lock(&self.queue).contested.insert(name.timeline());
             }
         }
         Ok(())
+    }
+
+    /// Whether an earlier call found another server's WAL in the file's place.
+    fn is_contested(&self, name: WalFileName) -> bool {
+        let contested = [Code::Conflict, Code::TimelineReused].map(exit::name);
+        let failure = self.spool.failure(name);
+        failure.is_some_and(|failure| contested.contains(&failure.code.as_str()))
     }
 
     fn next_nonce(&self) -> u64 {
@@ -374,10 +432,19 @@ impl Hand<'_> {
             if self.job.is_over() {
                 return None;
             }
-            if let Some(name) = queue.files.pop_front() {
-                queue.idle_since = None;
-                lock(&self.job.flights).insert(name, Flight::begin());
-                return Some(name);
+            let mut flights = lock(&self.job.flights);
+            match queue.next(&flights) {
+                Turn::Of(name) => {
+                    queue.idle_since = None;
+                    flights.insert(name, Flight::begin());
+                    return Some(name);
+                }
+                Turn::Wait => {
+                    drop((flights, queue));
+                    std::thread::sleep(NAP);
+                    continue;
+                }
+                Turn::Nobody => drop(flights),
             }
             let Ok(found) = self.job.scan() else {
                 self.job.stop();
@@ -390,6 +457,7 @@ impl Hand<'_> {
                         self.push_history(name);
                     }
                     WalFileName::History(_) => {}
+                    _ if queue.contested.contains(&name.timeline()) => {}
                     _ => queue.files.push_back(name),
                 }
             }
@@ -424,8 +492,14 @@ impl Hand<'_> {
             self.of_flight(name, |flight| flight.acknowledged = Some(Instant::now()));
         };
         match self.archiver.archive(&path, name, &acknowledged) {
-            Ok(archived) => self.job.note(name, before, archived.warnings),
+            Ok(archived) => {
+                lock(&self.job.queue).archived(name, archived.is_new);
+                self.job.note(name, before, archived.warnings);
+            }
             Err(e) => {
+                if matches!(e.code(), Code::Conflict | Code::TimelineReused) {
+                    lock(&self.job.queue).contested.insert(name.timeline());
+                }
                 self.job.fail(name, &e);
                 if !is_of_the_file(e.code()) {
                     self.job.stop();

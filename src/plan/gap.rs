@@ -18,6 +18,7 @@ use crate::pg::timeline::{History, Interval, TimelineId};
 use crate::repo::facts::{Entry, Facts, Wal};
 use crate::repo::index::{HeadEnd, flag};
 use crate::repo::inventory::{Inventory, Timeline};
+use crate::repo::link::Joined;
 
 /// Size of WAL pages and of their headers: src/include/access/xlog_internal.h.
 const PAGE: u64 = 8192;
@@ -579,6 +580,9 @@ fn wide(flag: u64) -> u16 {
     u16::try_from(flag).unwrap_or(0)
 }
 
+/// Why a segment is not joined to the one before it.
+pub const OTHER_LIFE: &str = "another server wrote it: its writer had another segment before it than the one that is archived";
+
 /// What is carried from segment to segment.
 #[derive(Debug, Default)]
 struct Walk {
@@ -591,6 +595,8 @@ struct Walk {
     begun: Option<Lsn>,
     /// Start and end of the last complete record.
     last: Option<(Lsn, Lsn)>,
+    /// The mark of the last segment; 0 where it has none.
+    mark: u64,
     limit: Option<Lsn>,
 }
 
@@ -601,8 +607,14 @@ impl Walk {
 
     /// Whether the segment continues what was read; else why not.
     fn check(&self, next: &Facts) -> std::result::Result<(), String> {
-        if self.is_empty() {
+        let Some(timeline) = self.floor else {
             return Ok(());
+        };
+        if next.link.continues(self.mark, timeline) == Joined::No {
+            return Err(match next.link.is_first {
+                true => "its first record has no predecessor: pg_resetwal wrote it".into(),
+                false => OTHER_LIFE.into(),
+            });
         }
         let abandoned = self.missing > 0 && next.head_remaining == 0;
         if abandoned && !next.has(wide(flag::OVERWRITTEN)) {
@@ -658,6 +670,7 @@ impl Walk {
         if facts.last_begun.0 != 0 {
             self.begun = Some(facts.last_begun);
         }
+        self.mark = facts.link.own;
         self.missing = if facts.tail_length > 0 {
             facts.tail_total.saturating_sub(facts.tail_length)
         } else if facts.head_end == HeadEnd::Continues {

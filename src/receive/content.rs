@@ -8,7 +8,7 @@ use crate::archive::push::Content;
 use crate::err;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
-use crate::repo::tail;
+use crate::pg::segment::SegmentName;
 
 /// The bytes of a segment's file, from any position on. What is read has been checked, and does not reach beyond what was asked for.
 pub struct Received {
@@ -100,12 +100,21 @@ impl Content for Received {
         Ok(())
     }
 
-    fn last(&self) -> Result<[u8; tail::LONG]> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         let mut other = Received::open(&self.follower, self.segment)?;
-        let mut last = [0; tail::LONG];
-        other.seek(Lsn(self.segment.to.0 - tail::LONG as u64))?;
-        other.fill(&mut last)?;
-        Ok(last)
+        other.seek(Lsn(self.segment.from.0 + offset))?;
+        other.fill(buffer)
+    }
+
+    fn read_other(&self, name: SegmentName, buffer: &mut [u8], offset: u64) -> Result<bool> {
+        let segments = self.follower.segments();
+        let held = segments.iter().find(|s| s.name == name && s.is_complete());
+        let Some(held) = held else {
+            return Ok(false);
+        };
+        let read = Received::open(&self.follower, *held)
+            .and_then(|other| other.read_at(buffer, offset));
+        Ok(read.is_ok())
     }
 
     fn check_unchanged(&self) -> Result<()> {

@@ -782,6 +782,7 @@ mod tests {
             name: WalFileName::Segment(bench.name(0)),
             codec: crate::repo::container::Codec::Lz4,
             beside_others: false,
+            known: None,
         };
         crate::archive::push::push(&push).unwrap();
         wait_until(|| *shipper.archived().borrow() == Some(bench.at(SEGMENT + 1000)));

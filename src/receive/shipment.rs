@@ -15,6 +15,7 @@ use crate::pg::segment::{SegmentName, WalFileName};
 use crate::repo;
 use crate::repo::container::Codec;
 use crate::repo::increment::{self, LIMIT_BYTES, OpenSegment};
+use crate::repo::link::Mark;
 use crate::repo::repository::Repository;
 
 /// The codec of WAL bodies (decisions/0001-hash-and-codec.md).
@@ -43,6 +44,8 @@ pub(super) struct Shipment {
     stored: BTreeSet<SegmentName>,
     tail: Option<Tail>,
     failing: Option<Failing>,
+    /// The last whole segment, and its own mark: what the next one is joined to.
+    last_mark: Option<(SegmentName, Mark)>,
     /// When something was stored last, an increment or a whole segment: while segments fill in less than a second, none needs increments.
     last_put: Option<Instant>,
     /// The repository, where it is one that may stay open: what was read of it need not be asked again for each segment.
@@ -89,6 +92,7 @@ impl Shipment {
             stored: BTreeSet::new(),
             tail: None,
             failing: None,
+            last_mark: None,
             last_put: None,
             open: None,
         }
@@ -201,6 +205,7 @@ impl Shipment {
             name: WalFileName::Segment(segment.name),
             codec: CODEC,
             beside_others: false,
+            known: self.last_mark,
         };
         match push_content(&what, content) {
             Ok((_, warnings)) => {
@@ -221,6 +226,9 @@ impl Shipment {
             }
             Err(e) => return Err(e),
         }
+        let key = self.ship.layout.segment(segment.name);
+        let mark = repository.kept_mark(&key);
+        self.last_mark = mark.map(|mark| (segment.name, mark));
         self.tail = None;
         self.last_put = Some(Instant::now());
         self.is_stored(segment);

@@ -85,6 +85,8 @@ pub mod tag {
     pub const BLOCKS: u8 = 6;
     /// Records that failed their check.
     pub const DAMAGE: u8 = 7;
+    /// What joins a segment to the one before it.
+    pub const LINK: u8 = 8;
 }
 
 /// Who the content is; section 1.

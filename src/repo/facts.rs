@@ -3,6 +3,7 @@
 //! The questions are a trait, so that the planner does no I/O: `rollup` answers them from a repository, tests from memory.
 
 use super::index::{HeadEnd, TailClass};
+use super::link::Brief;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::parameters::Parameters;
@@ -161,6 +162,8 @@ pub struct Facts {
     pub times: (TimestampTz, TimestampTz),
     /// Smallest and largest xid of a transaction end inside, as plain numbers.
     pub xids: (u32, u32),
+    /// What joins the segment to the one before it.
+    pub link: Brief,
 }
 
 impl Facts {
@@ -185,6 +188,7 @@ impl Facts {
             ends: 0,
             times: (TimestampTz(0), TimestampTz(0)),
             xids: (0, 0),
+            link: Brief::default(),
         }
     }
 

@@ -22,6 +22,7 @@ pub mod json;
 #[cfg(feature = "full")]
 pub mod keyring;
 pub mod layout;
+pub mod link;
 mod lz4;
 mod outline;
 #[cfg(feature = "full")]

@@ -9,7 +9,7 @@ use super::indexer::Indexer;
 use super::layout::ClusterLayout;
 use super::repository::Repository;
 use super::run::{self, Run};
-use super::tail::Tail;
+use super::tail;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
@@ -118,7 +118,7 @@ impl Remnant {
         sink(&vec![0; usize::try_from(left).unwrap_or(0)])
     }
 
-    /// Streams a file of the segment's size: the bytes themselves when they are complete, else padded and marked (format, section 7.2).
+    /// Streams a file of the segment's size: the bytes themselves when they are complete, else padded with zeros (format, section 7.2).
     ///
     /// # Errors
     /// As [`Remnant::read_pages`].
@@ -129,12 +129,7 @@ impl Remnant {
         sink: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
         self.read_valid(repository, layout, sink)?;
-        let tail = Tail {
-            valid_end: self.kept_end(),
-            system_identifier: layout.system_identifier(),
-            timeline: self.segment.name.timeline.get(),
-        };
-        tail.pad(self.end, sink)
+        tail::pad(self.kept_end(), self.end, sink)
     }
 
     /// Up to here its bytes are handed out.
@@ -435,7 +430,6 @@ mod tests {
     use crate::pg::timeline::TimelineId;
     use crate::pg::version::Major;
     use crate::repo::container::{Codec, ContainerWriter, Identity};
-    use crate::repo::tail;
     use crate::store::file::FileStore;
 
     const SEGMENT: usize = 1 << 20;
@@ -605,18 +599,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_handed_out_is_padded_and_marked() {
+    fn what_is_handed_out_is_padded() {
         let f = fixture();
         let cut = f.ends[6] + 30;
         f.put(0, 20_000);
         f.put(19_000, cut);
         let padded = f.padded();
-        let (valid, end) = (f.ends[6], f.segment.range().unwrap().end);
+        let valid = f.ends[6];
         assert_eq!(padded.len(), SEGMENT);
         assert_eq!(padded[..valid], f.bytes[..valid]);
-        assert!(padded[valid..SEGMENT - tail::LONG].iter().all(|b| *b == 0));
-        let last = padded.last_chunk().unwrap();
-        assert!(tail::is_marked(last, end, f.layout.system_identifier(), 1));
+        assert!(padded[valid..].iter().all(|b| *b == 0));
         let remnant = f.find().unwrap().unwrap();
         assert!(!remnant.is_complete() && !remnant.goes_on());
         // A marked partial of it is as long, also where nothing follows the record that came from before.

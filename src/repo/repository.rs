@@ -1,5 +1,6 @@
 //! A repository as a whole: marker, clusters, creation.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use super::event::{self, Event};
 use super::json;
 use super::layout::{self, ClusterLayout};
+use super::link::Mark;
 use crate::config::Encryption;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
-use crate::store::{Published, Store, get};
+use crate::store::{Key, Published, Store, get};
 
 /// `pitr.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +161,25 @@ pub struct Repository {
 struct Known {
     registrations: Vec<Registration>,
     histories: Vec<(ClusterLayout, TimelineId, History)>,
+    /// Own marks of segments that were archived last, by their keys.
+    marks: BTreeMap<Key, Mark>,
+    /// Segments that this process is archiving.
+    flights: BTreeSet<Key>,
+}
+
+/// So many marks are kept.
+const MARKS_MAX: usize = 256;
+
+/// A segment on its way into the repository, for as long as this lives.
+pub struct Flight<'a> {
+    repository: &'a Repository,
+    key: Key,
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        self.repository.known().flights.remove(&self.key);
+    }
 }
 
 impl Repository {
@@ -346,6 +367,35 @@ impl Repository {
     /// Says whether the name of a file was taken.
     pub fn found_taken(&self, is_taken: bool) {
         self.is_looked_at_first.store(is_taken, Ordering::Relaxed);
+    }
+
+    /// Says that this process archives a segment.
+    pub fn begin_flight(&self, key: Key) -> Flight<'_> {
+        self.known().flights.insert(key.clone());
+        Flight {
+            repository: self,
+            key,
+        }
+    }
+
+    /// Whether this process is archiving the segment.
+    pub fn is_in_flight(&self, key: &Key) -> bool {
+        self.known().flights.contains(key)
+    }
+
+    /// Keeps the own mark of a segment that is stored for certain.
+    pub fn keep_mark(&self, key: Key, mark: Mark) {
+        let marks = &mut self.known().marks;
+        marks.insert(key, mark);
+        if marks.len() > MARKS_MAX {
+            // Names ascend with time on a timeline.
+            marks.pop_first();
+        }
+    }
+
+    /// The own mark of a stored segment, where it was kept.
+    pub fn kept_mark(&self, key: &Key) -> Option<Mark> {
+        self.known().marks.get(key).copied()
     }
 
     fn wrong_cluster(&self, layout: &ClusterLayout) -> Result<Error> {

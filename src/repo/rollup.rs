@@ -16,6 +16,7 @@ use super::increment::OpenSegment;
 use super::index::{self, Fragments, Summary, WalEvent};
 use super::inventory::Inventory;
 use super::layout::ClusterLayout;
+use super::link::{Brief, Link};
 use super::remnant::Remnant;
 use super::repository::Repository;
 use super::rollup_cache::{CacheFile, Row, Rows};
@@ -292,7 +293,8 @@ fn read_facts(container: &Container) -> Result<(Facts, Edges)> {
         .section(tag::XIDS)?
         .is_some_and(|bytes| bytes.first() == Some(&1));
     let events = index::read_events(container, summary.start_lsn)?;
-    let facts = facts_of(&summary, xids_recorded, events.as_deref());
+    let mut facts = facts_of(&summary, xids_recorded, events.as_deref());
+    facts.link = Link::read(container)?.into();
     Ok((facts, edges_of(&fragments)))
 }
 
@@ -348,6 +350,7 @@ fn facts_of(summary: &Summary, xids_recorded: bool, events: Option<&[(Lsn, WalEv
         },
         times: ends.map_or_else(Default::default, |e| (e.min_time, e.max_time)),
         xids: ends.map_or((0, 0), |e| (e.min_xid, e.max_xid)),
+        link: Brief::default(),
     }
 }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::edge::{Edges, PREFIX, Prefix};
 use super::facts::Facts;
 use super::index::{HeadEnd, TailClass};
+use super::link::Brief;
 use super::varint::Reader;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
@@ -38,7 +39,7 @@ const HEADER: usize = 8 + 32;
 /// Where facts begin in a row, behind what is said of the object.
 const OBJECT: usize = 8 * 3;
 /// Where edges do.
-const EDGES: usize = OBJECT + 4 + 4 * 4 + 8 * 7 + 4 * 2 + 8 * 2 + 4 * 2;
+const EDGES: usize = OBJECT + 4 + 4 * 4 + 8 * 7 + 4 * 2 + 8 * 2 + 4 * 2 + 8 * 2 + 4 + 1;
 /// Length without the checksum.
 const BODY: usize = EDGES + (1 + PREFIX) * 2;
 const ROW: usize = BODY + 4;
@@ -306,6 +307,11 @@ fn encode(row: &Row, out: &mut Vec<u8>) {
     for v in [f.xids.0, f.xids.1] {
         out.extend_from_slice(&v.to_le_bytes());
     }
+    for mark in [f.link.own, f.link.before] {
+        out.extend_from_slice(&mark.to_le_bytes());
+    }
+    out.extend_from_slice(&f.link.timeline.to_le_bytes());
+    out.push(u8::from(f.link.is_first));
     for prefix in [&row.edges.head, &row.edges.tail] {
         let bytes = prefix.bytes();
         out.push(u8::try_from(bytes.len()).unwrap_or(0));
@@ -361,6 +367,12 @@ fn read_facts(body: &[u8]) -> Result<Facts> {
         ends: r.u32()?,
         times: (TimestampTz(r.i64()?), TimestampTz(r.i64()?)),
         xids: (r.u32()?, r.u32()?),
+        link: Brief {
+            own: r.u64()?,
+            before: r.u64()?,
+            timeline: r.u32()?,
+            is_first: r.u8()? == 1,
+        },
     })
 }
 
@@ -394,6 +406,12 @@ mod tests {
         facts.times = (TimestampTz(-5), TimestampTz(9));
         facts.xids = (3, u32::MAX);
         facts.last_complete_end = Lsn(u64::MAX);
+        facts.link = Brief {
+            own: 3,
+            before: u64::MAX,
+            timeline: 7,
+            is_first: true,
+        };
         Row {
             number,
             size_bytes: size,

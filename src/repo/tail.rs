@@ -1,14 +1,17 @@
-//! The marker of a padded segment (format, section 7.2): a tail that pitr-restore completed with zeros must not be archived as if
-//! it were the whole.
+//! Padded segments (format, section 7.2): valid WAL, and nothing but padding behind it up to the segment's size. Decoding alone finds where
+//! valid WAL ends: everything in WAL may have been chosen by an SQL user.
 
+use super::index::{Summary, flag};
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 
-/// The last bytes of a segment that hold the long marker.
-pub const LONG: usize = 40;
+/// Length of the marker that pitr 0.1 wrote into the last bytes of what it padded.
+const LONG: usize = 40;
 const MAGIC: &[u8; 8] = b"PITRTAIL";
+/// Bytes made or compared at once.
+const CHUNK: usize = 64 << 10;
 
-/// Whose tail it is; part of the marker.
+/// The WAL of a segment that is not there to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tail {
     /// Where valid WAL ends.
@@ -20,161 +23,133 @@ pub struct Tail {
 }
 
 impl Tail {
-    fn body(&self) -> [u8; 28] {
-        let mut out = [0; 28];
-        let parts = MAGIC
-            .iter()
-            .copied()
-            .chain(self.valid_end.0.to_le_bytes())
-            .chain(self.system_identifier.to_le_bytes())
-            .chain(self.timeline.to_le_bytes());
-        for (slot, byte) in out.iter_mut().zip(parts) {
-            *slot = byte;
+    /// What pitr 0.1 put behind the valid bytes, up to `end`, the segment's end: zeros and a marker, in the last 40 bytes, or at the valid end where
+    /// fewer are left.
+    fn marker(&self, end: Lsn) -> (Lsn, Vec<u8>) {
+        let mut body = MAGIC.to_vec();
+        body.extend_from_slice(&self.valid_end.0.to_le_bytes());
+        body.extend_from_slice(&self.system_identifier.to_le_bytes());
+        body.extend_from_slice(&self.timeline.to_le_bytes());
+        let left = end.0.saturating_sub(self.valid_end.0);
+        if left < 8 {
+            return (end, Vec::new());
         }
-        out
+        if left <= LONG as u64 {
+            let mut short = vec![0; 4];
+            short.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+            return (self.valid_end, short);
+        }
+        body.extend_from_slice(&[0; 4]);
+        let crc = crc32c::crc32c(&body);
+        body.extend_from_slice(&crc.to_le_bytes());
+        body.extend_from_slice(&[0; 4]);
+        (Lsn(end.0 - LONG as u64), body)
     }
 
-    /// The long marker, for the last 40 bytes.
-    pub fn long(&self) -> [u8; LONG] {
-        let mut out = [0; LONG];
-        let body = self.body();
-        let mut crc_input = body.to_vec();
-        crc_input.extend_from_slice(&[0; 4]);
-        let parts = crc_input
-            .iter()
-            .copied()
-            .chain(crc32c::crc32c(&crc_input).to_le_bytes());
-        for (slot, byte) in out.iter_mut().zip(parts) {
-            *slot = byte;
-        }
-        out
-    }
-
-    /// The short marker, for 8 to 40 bytes behind the valid end.
-    pub fn short(&self) -> [u8; 8] {
-        let mut out = [0; 8];
-        let crc = crc32c::crc32c(&self.body()).to_le_bytes();
-        for (slot, byte) in out.iter_mut().skip(4).zip(crc) {
-            *slot = byte;
-        }
-        out
-    }
-}
-
-impl Tail {
-    /// What follows the valid bytes up to `end`, the segment's end: zeros and the marker that fits, piece by piece.
+    /// Whether only padding lies between the valid end and `end`, the segment's end: zeros, or what pitr 0.1 put there. `read` fills a buffer from
+    /// a position on.
     ///
     /// # Errors
-    /// What `sink` returns.
-    pub fn pad(&self, end: Lsn, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let left = end.0.saturating_sub(self.valid_end.0);
-        let long = LONG as u64;
-        match left {
-            0 => Ok(()),
-            1..8 => zeros(left, sink),
-            // At 40 the long one would stand where the next record begins, and its length would not be zero.
-            _ if left <= long => {
-                sink(&self.short())?;
-                zeros(left - 8, sink)
+    /// What `read` returns.
+    pub fn is_padded(
+        &self,
+        end: Lsn,
+        read: &mut dyn FnMut(&mut [u8], Lsn) -> Result<()>,
+    ) -> Result<bool> {
+        let (at, marker) = self.marker(end);
+        let (mut zeros, mut marked) = (true, true);
+        let mut position = self.valid_end;
+        let mut buffer = vec![0; CHUNK];
+        while position < end && (zeros || marked) {
+            let length = usize::try_from(end.0 - position.0).map_or(CHUNK, |l| l.min(CHUNK));
+            let Some(piece) = buffer.get_mut(..length) else {
+                break;
+            };
+            read(piece, position)?;
+            for (offset, byte) in piece.iter().enumerate() {
+                let here = position.0 + offset as u64;
+                let of_marker = here.checked_sub(at.0).and_then(|o| usize::try_from(o).ok());
+                let expected = of_marker.and_then(|o| marker.get(o)).copied();
+                zeros &= *byte == 0;
+                marked &= *byte == expected.unwrap_or(0);
             }
-            _ => {
-                zeros(left - long, sink)?;
-                sink(&self.long())
-            }
+            position.0 += length as u64;
         }
+        Ok(zeros || marked)
     }
 }
 
-fn zeros(mut count: u64, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let zeros = [0; 64 << 10];
-    while count > 0 {
-        let now = count.min(zeros.len() as u64);
-        sink(
-            zeros
-                .get(..usize::try_from(now).unwrap_or(0))
-                .unwrap_or_default(),
-        )?;
-        count -= now;
+/// Whether valid WAL ends inside, so that padding may follow: behind a switch record a whole segment has zeros, too.
+pub fn may_be_padded(summary: &Summary) -> bool {
+    summary.has(flag::ENDS_INSIDE) && !summary.has(flag::SWITCH)
+}
+
+/// Hands zeros for everything from `from` to `end` to `sink`.
+///
+/// # Errors
+/// What `sink` returns.
+pub fn pad(from: Lsn, end: Lsn, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let zeros = [0; CHUNK];
+    let mut left = end.0.saturating_sub(from.0);
+    while left > 0 {
+        let now = usize::try_from(left).map_or(CHUNK, |l| l.min(CHUNK));
+        sink(zeros.get(..now).unwrap_or_default())?;
+        left -= now as u64;
     }
     Ok(())
-}
-
-/// Whether the last 40 bytes of a segment hold a marker of this cluster; `end` is the segment's end LSN.
-pub fn is_marked(last: &[u8; LONG], end: Lsn, system_identifier: u64, timeline: u32) -> bool {
-    let tail = |valid_end| Tail {
-        valid_end,
-        system_identifier,
-        timeline,
-    };
-    let stated = last
-        .get(8..16)
-        .and_then(|b| <[u8; 8]>::try_from(b).ok())
-        .map(|b| Lsn(u64::from_le_bytes(b)));
-    if stated.is_some_and(|lsn| tail(lsn).long() == *last) {
-        return true;
-    }
-    // The short form stands at the valid end itself, whose position its checksum covers.
-    (8..=LONG).any(|left| {
-        let at = LONG - left;
-        let marker = tail(Lsn(end.0 - left as u64)).short();
-        last.get(at..at + 8) == Some(&marker[..])
-            && last
-                .get(at + 8..)
-                .is_some_and(|rest| rest.iter().all(|b| *b == 0))
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn padding_fills_the_segment_and_is_found() {
-        let end = Lsn(0x200_0000);
-        for left in [0, 3, 7, 8, 16, 32, 40, 48, 100_000, 1 << 20] {
-            let tail = Tail {
-                valid_end: Lsn(end.0 - left),
-                system_identifier: 7,
-                timeline: 2,
-            };
-            // What stands before the padding in the last bytes.
-            let mut bytes = vec![0xEE; LONG];
-            tail.pad(end, &mut |piece| {
-                bytes.extend_from_slice(piece);
-                Ok(())
-            })
-            .unwrap();
-            assert_eq!(bytes.len() as u64, LONG as u64 + left);
-            let last = bytes.last_chunk::<LONG>().unwrap();
-            assert_eq!(is_marked(last, end, 7, 2), left >= 8, "{left}");
-            if let Some(length) = bytes.get(LONG..LONG + 4).filter(|_| left >= 4) {
-                assert_eq!(length, [0; 4], "PostgreSQL sees a record of length zero");
-            }
-        }
-    }
+    const END: Lsn = Lsn(0x200_0000);
 
-    #[test]
-    fn both_markers_are_found_and_nothing_else() {
-        let end = Lsn(0x200_0000);
+    fn padding(left: u64, marked: bool) -> (Tail, Vec<u8>) {
         let tail = Tail {
-            valid_end: Lsn(0x100_5000),
+            valid_end: Lsn(END.0 - left),
             system_identifier: 7,
             timeline: 2,
         };
-        assert!(is_marked(&tail.long(), end, 7, 2));
-        assert!(!is_marked(&tail.long(), end, 8, 2));
-        assert!(!is_marked(&[0; LONG], end, 7, 2));
-        for left in 8..=LONG {
-            let short = Tail {
-                valid_end: Lsn(end.0 - left as u64),
-                ..tail
+        let mut bytes = Vec::new();
+        pad(tail.valid_end, END, &mut |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })
+        .unwrap();
+        if marked {
+            let (at, marker) = tail.marker(END);
+            let at = usize::try_from(at.0 - tail.valid_end.0).unwrap();
+            bytes[at..at + marker.len()].copy_from_slice(&marker);
+        }
+        (tail, bytes)
+    }
+
+    fn is_padded(tail: &Tail, bytes: &[u8]) -> bool {
+        let mut read = |buffer: &mut [u8], at: Lsn| {
+            let at = usize::try_from(at.0 - tail.valid_end.0).unwrap();
+            buffer.copy_from_slice(&bytes[at..at + buffer.len()]);
+            Ok(())
+        };
+        tail.is_padded(END, &mut read).unwrap()
+    }
+
+    #[test]
+    fn zeros_and_the_old_marker_in_its_place_are_padding_and_nothing_else_is() {
+        for left in [0, 3, 7, 8, 16, 32, 40, 41, 48, 100_000, 1 << 20] {
+            for marked in [false, true] {
+                let (tail, mut bytes) = padding(left, marked);
+                assert_eq!(bytes.len() as u64, left);
+                assert!(is_padded(&tail, &bytes), "{left} {marked}");
+                let other = Tail { timeline: 3, ..tail };
+                assert_eq!(is_padded(&other, &bytes), !marked || left < 8, "{left}");
+                for at in [0, bytes.len() / 2, bytes.len().saturating_sub(1)] {
+                    let Some(byte) = bytes.get_mut(at) else { continue };
+                    *byte ^= 1;
+                    assert!(!is_padded(&tail, &bytes), "{left} {marked} {at}");
+                    bytes[at] ^= 1;
+                }
             }
-            .short();
-            let mut last = [0; LONG];
-            last[..LONG - left].fill(0xEE);
-            last[LONG - left..LONG - left + 8].copy_from_slice(&short);
-            assert!(is_marked(&last, end, 7, 2), "{left}");
-            assert!(!is_marked(&last, Lsn(end.0 + 8), 7, 2));
         }
     }
 }

@@ -22,7 +22,6 @@ use crate::repo::index::{self, SegmentIndex, flag};
 use crate::repo::indexer::Indexer;
 use crate::repo::layout::BackupId;
 use crate::repo::survey::{Manifest, Survey};
-use crate::repo::tail;
 
 /// Bytes of consecutive segments that one thread takes at a time.
 const CHUNK_BYTES: u64 = 512 << 20;
@@ -201,19 +200,7 @@ fn check_segment(
     check_wal_identity(work, container.identity(), name)?;
     let mut indexer = None;
     let mut findings = Findings::default();
-    let (last, summary_end) = read_wal(&container, name, chain, Some(&mut indexer), &mut findings)?;
-    let end = Lsn(container.identity().to_lsn);
-    if tail::is_marked(
-        &last,
-        end,
-        work.layout.system_identifier(),
-        name.timeline.get(),
-    ) {
-        return Err(err!(
-            Damaged,
-            "it is a padded tail that stands in the place of the whole segment"
-        ));
-    }
+    let summary_end = read_wal(&container, name, chain, Some(&mut indexer), &mut findings)?;
     let indexer = indexer.ok_or_else(|| err!(Internal, "no page was read"))?;
     let index = indexer.finish(false);
     check_index(&container, &index, false)?;
@@ -248,14 +235,11 @@ pub(super) fn check_partial(work: &Work<'_>, name: SegmentName) -> Result<()> {
         let mut indexer = None;
         let mut chain = Chain::default();
         let findings = &mut Findings::default();
-        let (last, _) = read_wal(&container, name, &mut chain, Some(&mut indexer), findings)?;
+        read_wal(&container, name, &mut chain, Some(&mut indexer), findings)?;
         let indexer = indexer.ok_or_else(|| err!(Internal, "no page was read"))?;
         let mut index = indexer.finish(true);
-        let end = Lsn(container.identity().to_lsn);
-        let identifier = work.layout.system_identifier();
-        if tail::is_marked(&last, end, identifier, name.timeline.get()) {
-            index.summary.flags |= flag::MARKED;
-        }
+        // Whether padding follows the valid end the writer has looked up; a lie about it changes no byte that recovery is given.
+        index.summary.flags |= index::read_summary(&container)?.flags & flag::MARKED;
         check_index(&container, &index, true)
     };
     // Recovery never asks for a partial; it is the last copy of a timeline's end all the same.
@@ -283,18 +267,15 @@ fn check_wal_identity(work: &Work<'_>, identity: &Identity, name: SegmentName) -
     }
 }
 
-type Last = [u8; tail::LONG];
-
-/// Streams the body through its hash, the chain and (where there is one) the indexer. Returns its last bytes and how its WAL ends.
+/// Streams the body through its hash, the chain and (where there is one) the indexer. Returns how its WAL ends.
 fn read_wal(
     container: &Container,
     name: SegmentName,
     chain: &mut Chain,
     mut indexer: Option<&mut Option<Indexer>>,
     findings: &mut Findings,
-) -> Result<(Last, SegmentEnd)> {
+) -> Result<SegmentEnd> {
     let mut pages: Vec<u8> = Vec::with_capacity(2 * PAGE_MAX + (256 << 10));
-    let mut last: Last = [0; tail::LONG];
     let mut begun = false;
     container.read_body(&mut |piece| {
         pages.extend_from_slice(piece);
@@ -322,9 +303,6 @@ fn read_wal(
         if let Some(Some(indexer)) = indexer.as_deref_mut() {
             indexer.feed(now)?;
         }
-        if let Some(end) = now.last_chunk::<{ tail::LONG }>() {
-            last = *end;
-        }
         pages.drain(..whole);
         Ok(())
     })?;
@@ -335,7 +313,7 @@ fn read_wal(
         Some((_, reader)) => reader.finish_segment().end,
         None => SegmentEnd::Full,
     };
-    Ok((last, end))
+    Ok(end)
 }
 
 impl Chain {

@@ -3,9 +3,11 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
+use pitr::pg::segment::{SegmentName, SegmentSize};
+
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, bin, copy_tree, pitr_archive,
-    user, wait_until,
+    Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, bin, copy_tree, files_below,
+    pitr_archive, user, wait_until,
 };
 use crate::{per_major, skip};
 
@@ -873,6 +875,7 @@ fn a_segment_of_zstd_is_readable_without_us() {
         name: name.parse().unwrap(),
         codec: Codec::Zstd(3),
         beside_others: true,
+        known: None,
     })
     .unwrap();
     user::own_all(still.site.repository());
@@ -897,34 +900,157 @@ fn a_segment_of_zstd_is_readable_without_us() {
     still.push(name).run().success();
 }
 
+const MIB: u64 = 1 << 20;
+
+/// What pitr 0.1 wrote behind the WAL of a tail, in the last 40 bytes of a segment.
+fn old_marker(valid_end: u64, system_identifier: u64, timeline: u32) -> Vec<u8> {
+    let mut marker = b"PITRTAIL".to_vec();
+    marker.extend_from_slice(&valid_end.to_le_bytes());
+    marker.extend_from_slice(&system_identifier.to_le_bytes());
+    marker.extend_from_slice(&timeline.to_le_bytes());
+    marker.extend_from_slice(&[0; 4]);
+    let crc = crc32c::crc32c(&marker);
+    marker.extend_from_slice(&crc.to_le_bytes());
+    marker.extend_from_slice(&[0; 4]);
+    marker
+}
+
+/// Finding A2: any SQL login can write the marker to any place. Decoding alone says whether WAL ends inside a segment.
 #[test]
-fn a_marked_tail_is_not_archived_as_a_whole_segment() {
-    let still = Still::new(17, 1, 1);
+fn a2_l16_what_looks_like_a_marker_at_the_end_of_a_whole_segment_is_archived_like_any_bytes() {
+    let (site, cluster) = Site::with_cluster(15);
+    let identifier = cluster.system_identifier();
+    cluster.sql("create extension if not exists plpgsql");
+    let marker = old_marker(0x100_0028, identifier, 1);
+    let hex: String = marker.iter().map(|b| format!("{b:02x}")).collect();
+    // At each phase of the record's alignment, so that one of them is hit by a segment's end whatever came before.
+    let mut archived = Vec::new();
+    let mut is_hit = false;
+    for phase in 0..40 {
+        let (phase, hex) = (phase % 40, &hex);
+        cluster.sql(&format!(
+            "select pg_logical_emit_message(false, 'x', \
+             substr(decode(repeat('{hex}', 40000), 'hex'), {phase} + 1))"
+        ));
+        archived.push(cluster.archive_now());
+    }
+    cluster.wait_archived(archived.last().unwrap());
+    let copy = site.sandbox().join("copy");
+    let is_segment = |f: &String| f.contains("/wal/") && f.rsplit('/').next().is_some_and(|n| n.len() == 24);
+    for file in site.files().iter().filter(|f| is_segment(f)) {
+        let name = file.rsplit('/').next().unwrap();
+        site.restore().arg(name).arg(&copy).run().success();
+        let bytes = std::fs::read(&copy).unwrap();
+        is_hit |= bytes.ends_with(&marker);
+    }
+    assert!(is_hit, "no segment ended with the marker");
+    let verified = site.pitr().args(["verify", "--json"]).run().success().json();
+    assert_eq!(verified["findings"].as_array().map(Vec::len), Some(0));
+}
+
+/// A segment whose WAL ends inside with nothing but padding behind it is a partial, however it is padded.
+#[test]
+fn a2_a_padded_tail_is_archived_as_the_partial_that_it_is() {
+    let still = Still::new(17, 1, 2);
     let name = &still.segments[0];
-    let mut bytes = std::fs::read(still.wal(name)).unwrap();
+    let whole = std::fs::read(still.wal(name)).unwrap();
     let identifier = still.site.cluster_folder();
     let identifier = identifier.file_name().unwrap().to_str().unwrap();
-    let at = bytes.len() - 40;
-    let marker = pitr::repo::tail::Tail {
-        valid_end: "0/1000028".parse().unwrap(),
-        system_identifier: identifier.parse().unwrap(),
-        timeline: 1,
-    };
-    bytes[at..].copy_from_slice(&marker.long());
-    std::fs::write(still.wal(name), &bytes).unwrap();
-    let run = still.push(name).run().expect_code(13);
-    assert!(run.stderr.contains("padded"), "{run}");
-    // As the partial that a promotion offers it is stored.
-    std::fs::rename(still.wal(name), still.wal(&format!("{name}.partial"))).unwrap();
-    still.push(&format!("{name}.partial")).run().success();
-    assert!(still.site.object(&format!("{name}.partial")).exists());
-    let shown = still
-        .site
-        .pitr()
-        .args(["wal", "show", &format!("{name}.partial"), "--json"]);
-    let shown = shown.run().success().json();
+    let start = name.parse::<SegmentName>().unwrap();
+    let start = start.start_lsn(SegmentSize::new(MIB).unwrap()).unwrap().0;
+    let end = end_of_a_record(&whole, start, 300_000);
+    let at = usize::try_from(end - start).unwrap();
+    let mut padded = whole.clone();
+    padded[at..].fill(0);
+    let mut marked = padded.clone();
+    let marker = old_marker(end, identifier.parse().unwrap(), 1);
+    let place = marked.len() - marker.len();
+    marked[place..].copy_from_slice(&marker);
+    let partial = still.site.object(&format!("{name}.partial"));
+    for bytes in [&padded, &marked] {
+        std::fs::write(still.wal(name), bytes).unwrap();
+        let run = still.push(name).run().success();
+        assert!(run.stderr.contains("archived as a partial"), "{run}");
+        assert!(partial.exists() && !still.site.object(name).exists());
+        // Once more: nothing new.
+        still.push(name).run().success();
+    }
+    let shown = format!("{name}.partial");
+    let shown = still.site.pitr().args(["wal", "show", &shown, "--json"]).run();
+    let shown = shown.success().json();
     let flags = shown["flags"].as_array().unwrap();
     assert!(flags.iter().any(|f| f == "padded"), "{shown:#}");
+    // The whole one comes later, and then the tail again.
+    std::fs::write(still.wal(name), &whole).unwrap();
+    still.push(name).run().success();
+    std::fs::write(still.wal(name), &padded).unwrap();
+    still.push(name).run().success();
+    assert!(still.fetched(name) == whole);
+    let second = &still.segments[1];
+    let mut bytes = std::fs::read(still.wal(second)).unwrap();
+    let place = bytes.len() - marker.len();
+    bytes[place..].copy_from_slice(&marker);
+    std::fs::write(still.wal(second), &bytes).unwrap();
+    still.push(second).run().success();
+    assert!(still.fetched(second) == bytes);
+}
+
+/// A position up to which whole records are, at or behind an offset.
+fn end_of_a_record(segment: &[u8], start: u64, from: usize) -> u64 {
+    use pitr::pg::reader::{Finding, Reader, Sink};
+    use pitr::pg::record::Record;
+    struct Ends(u64, Option<u64>);
+    impl Sink for Ends {
+        fn record(&mut self, record: &Record<'_>) {
+            if record.end_lsn.0 >= self.0 && self.1.is_none() {
+                self.1 = Some(record.end_lsn.0);
+            }
+        }
+        fn finding(&mut self, finding: Finding) {
+            panic!("{finding}");
+        }
+    }
+    let wal = pitr::pg::page::WalIdentity::read(segment).unwrap();
+    let mut reader = Reader::new(&wal);
+    reader
+        .start_segment(wal.start_lsn, pitr::pg::timeline::TimelineId::FIRST)
+        .unwrap();
+    let mut ends = Ends(start + from as u64, None);
+    reader.feed(segment, &mut ends).unwrap();
+    ends.1.unwrap()
+}
+
+/// Row L07, finding A8: two standbys that are promoted in one segment offer two partials of it.
+#[test]
+fn a8_l07_another_partial_of_a_segment_is_kept_beside_the_first_and_nobody_waits() {
+    let still = Still::new(17, 1, 1);
+    let name = &still.segments[0];
+    let partial = format!("{name}.partial");
+    let whole = std::fs::read(still.wal(name)).unwrap();
+    let start = name.parse::<SegmentName>().unwrap();
+    let start = start.start_lsn(SegmentSize::new(MIB).unwrap()).unwrap().0;
+    let cut = |from: usize, stale: u8| {
+        let at = usize::try_from(end_of_a_record(&whole, start, from) - start).unwrap();
+        let mut bytes = whole.clone();
+        bytes[at..].fill(stale);
+        bytes
+    };
+    let conflicts = still.site.cluster_folder().join("conflicts");
+    let offer = |bytes: &[u8]| {
+        std::fs::write(still.wal(&partial), bytes).unwrap();
+        still.push(&partial).run().success()
+    };
+    offer(&cut(400_000, 0));
+    // Less of the same, and as much with other stale bytes behind: nothing is missing.
+    offer(&cut(200_000, 0));
+    offer(&cut(400_000, 0xA5));
+    assert!(!conflicts.exists());
+    // More of the same is kept.
+    let run = offer(&cut(600_000, 0));
+    assert!(run.stderr.contains("another partial segment of this name"), "{run}");
+    assert_eq!(files_below(&conflicts).len(), 1);
+    offer(&cut(600_000, 0));
+    assert_eq!(files_below(&conflicts).len(), 1);
 }
 
 #[test]

@@ -24,7 +24,6 @@ use pitr::progress::Silent;
 use pitr::repo::backup::BackupRoot;
 use pitr::repo::layout::{BackupId, ClusterLayout};
 use pitr::repo::repository::Repository;
-use pitr::repo::tail::LONG;
 use pitr::snapshot::reader::Snapshot;
 use pitr::sync::{Surroundings, Transfer};
 use pitr::verify::{FindingKind, Report, Verify};
@@ -528,7 +527,7 @@ fn wal_name(key: &str) -> Option<WalFileName> {
 /// Whether a padded segment holds less of the WAL than another one, and nothing else.
 fn is_shorter_tail(bytes: &[u8], whole: &[u8]) -> bool {
     let differs = bytes.iter().zip(whole).position(|(a, b)| a != b);
-    let behind = differs.map_or(&[][..], |at| &bytes[at..bytes.len() - LONG]);
+    let behind = differs.map_or(&[][..], |at| &bytes[at..]);
     bytes.len() == whole.len() && behind.iter().all(|byte| *byte == 0)
 }
 

@@ -29,6 +29,7 @@ mod fetch;
 mod frozen;
 mod harness;
 mod init;
+mod lives;
 mod medium;
 mod oracle;
 mod pgfiles;

@@ -894,6 +894,7 @@ fn push_here(off: &Offline, repository: &Repository, name: &str) -> Pushed {
         name: name.parse().unwrap(),
         codec: Codec::Lz4,
         beside_others: true,
+        known: None,
     };
     push(&what).unwrap().0
 }

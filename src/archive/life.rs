@@ -1,0 +1,221 @@
+//! Which life of the cluster a segment belongs to: its link to the segment before, and whether the archive's neighbours are of the same life.
+//!
+//! The segment before is looked at where the server has it; the archive's own copy would only say what the archive holds already.
+
+use super::push::{Checked, Content, Push};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::page::{LONG_HEADER, WalIdentity};
+use crate::pg::segment::{SegmentName, SegmentNumber};
+use crate::pg::timeline::TimelineId;
+use crate::repo::container::Container;
+use crate::repo::index::Summary;
+use crate::repo::link::{self, Before, EndBefore, Link, Mark};
+use crate::store::Key;
+
+/// The link of a segment that is being archived.
+///
+/// # Errors
+/// What reading the segment says.
+pub(super) fn link(
+    what: &Push<'_>,
+    source: &dyn Content,
+    checked: &Checked,
+    summary: &Summary,
+) -> Result<Link> {
+    let size = checked.wal.segment_size;
+    let own = match link::own_end(summary, size) {
+        Some(end) => Some(Mark::compute(end, &mut |buffer, at| {
+            source.read_at(buffer, at)
+        })?),
+        None => None,
+    };
+    let before = match link::end_before(summary, size) {
+        EndBefore::Unknown => Before::Unknown,
+        EndBefore::Nothing => Before::Nothing,
+        EndBefore::At(end) => mark_before(what, source, checked, summary, end)?,
+    };
+    Ok(Link { own, before })
+}
+
+/// The mark of the segment before, as the server has it.
+fn mark_before(
+    what: &Push<'_>,
+    source: &dyn Content,
+    checked: &Checked,
+    summary: &Summary,
+    end: u64,
+) -> Result<Before> {
+    for name in names_before(checked, summary) {
+        if let Some((_, mark)) = what.known.filter(|(known, _)| *known == name) {
+            return Ok(Before::Known(name.timeline, mark));
+        }
+        let mut first = [0; LONG_HEADER];
+        let is_it = source.read_other(name, &mut first, 0)?
+            && WalIdentity::read(&first).is_ok_and(|wal| {
+                wal.matches(name).is_ok()
+                    && wal.system_identifier == checked.wal.system_identifier
+                    && wal.segment_size == checked.wal.segment_size
+            });
+        if !is_it {
+            continue;
+        }
+        let mut is_there = true;
+        let mark = Mark::compute(end, &mut |buffer, at| {
+            is_there &= source.read_other(name, buffer, at)?;
+            Ok(())
+        })?;
+        // The server may have recycled it since.
+        is_there &= source.read_other(name, &mut first, 0)?
+            && WalIdentity::read(&first).is_ok_and(|wal| wal.matches(name).is_ok());
+        if is_there {
+            return Ok(Before::Known(name.timeline, mark));
+        }
+    }
+    Ok(Before::Unknown)
+}
+
+/// The names that the segment before may have.
+fn names_before(checked: &Checked, summary: &Summary) -> Vec<SegmentName> {
+    let size = checked.wal.segment_size;
+    let number = checked.segment.number(size).ok();
+    let Some(number) = number.and_then(|n| n.0.checked_sub(1)).map(SegmentNumber) else {
+        return Vec::new();
+    };
+    let own = checked.segment.timeline;
+    let timelines = match &checked.history {
+        Some(history) => vec![history.holder(crate::pg::lsn::Lsn(
+            checked.wal.start_lsn.0.saturating_sub(1),
+        ))],
+        None => {
+            let page = TimelineId::new(summary.first_timeline).filter(|t| *t != own);
+            std::iter::once(own).chain(page).collect()
+        }
+    };
+    let name = |timeline| number.name(timeline, size);
+    timelines.into_iter().filter_map(name).collect()
+}
+
+/// Requires that the archive's segment before is the one that the server has. Returns a warning where the archive lacks it and has older ones.
+///
+/// # Errors
+/// `Conflict` when another server wrote it; what the store says.
+pub(super) fn check_before(
+    what: &Push<'_>,
+    checked: &Checked,
+    link: &Link,
+) -> Result<Option<String>> {
+    let Before::Known(timeline, mark) = link.before else {
+        return Ok(None);
+    };
+    let size = checked.wal.segment_size;
+    let number = checked.segment.number(size)?.0.saturating_sub(1);
+    let Some(name) = SegmentNumber(number).name(timeline, size) else {
+        return Ok(None);
+    };
+    let key = checked.layout.segment(name);
+    if let Some(stored) = what.repository.kept_mark(&key) {
+        return match stored == mark {
+            true => Ok(None),
+            false => Err(other_life(checked, name)),
+        };
+    }
+    if what.repository.is_in_flight(&key) {
+        return Ok(None);
+    }
+    match stored_link(what, &key)? {
+        Some((stored, is_keyed)) => {
+            let mark = as_stored(what, mark, is_keyed)?;
+            match stored.own.is_none_or(|own| own == mark) {
+                true => Ok(None),
+                false => Err(other_life(checked, name)),
+            }
+        }
+        None => hole_before(what, checked, name),
+    }
+}
+
+/// A mark as the facts of a sealed object have it.
+fn as_stored(what: &Push<'_>, mark: Mark, is_keyed: bool) -> Result<Mark> {
+    match is_keyed {
+        true => Ok(Mark(what.repository.store().public_hash(&mark.0)?)),
+        false => Ok(mark),
+    }
+}
+
+/// The link of a stored segment, and whether its marks are keyed. Damage joins nothing, and is verify's to report.
+fn stored_link(what: &Push<'_>, key: &Key) -> Result<Option<(Link, bool)>> {
+    let Some(object) = what.repository.store().open(key)? else {
+        return Ok(None);
+    };
+    let read = Container::open(object).and_then(|c| Ok((Link::read(&c)?, c.is_opaque())));
+    match read {
+        Ok(found) => Ok(Some(found)),
+        Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => Ok(Some((Link::NONE, false))),
+        Err(e) => Err(e),
+    }
+}
+
+fn other_life(checked: &Checked, before: SegmentName) -> Error {
+    err!(
+        Conflict,
+        "the archive's segment \"{before}\" is not the one that this server has before \"{}\": another server wrote it",
+        checked.name
+    )
+    .hint("Nothing was stored, and archiving waits at this file. A clone, a machine that was reverted to a snapshot, or a copy that was promoted writes the same timeline. See \"pitr wal conflicts\".")
+}
+
+/// Warns of WAL that the archive lacks right before this segment.
+fn hole_before(
+    what: &Push<'_>,
+    checked: &Checked,
+    name: SegmentName,
+) -> Result<Option<String>> {
+    let key = checked.layout.segment(name);
+    let Some(directory) = key.parent() else {
+        return Ok(None);
+    };
+    let listed = what.repository.store().list(directory)?;
+    let has_older = listed.iter().any(|l| {
+        let listed = l.name.parse::<SegmentName>();
+        listed.is_ok_and(|listed| listed < name)
+    });
+    Ok(has_older.then(|| {
+        format!(
+            "the archive lacks segment \"{name}\", right before this one, and has older ones: nothing behind that gap can be recovered from a backup before it. See \"pitr wal gaps\""
+        )
+    }))
+}
+
+/// Looks at the segment after, where that costs no request: one that another server wrote stays stored, and no reader joins it.
+pub(super) fn check_after(
+    what: &Push<'_>,
+    checked: &Checked,
+    link: &Link,
+) -> Result<Option<String>> {
+    let next = checked.segment.next(checked.wal.segment_size);
+    let (Some(own), Some(next)) = (link.own, next) else {
+        return Ok(None);
+    };
+    if what.repository.store().is_remote() {
+        return Ok(None);
+    }
+    let key = checked.layout.segment(next);
+    if what.repository.is_in_flight(&key) {
+        return Ok(None);
+    }
+    let Some((stored, is_keyed)) = stored_link(what, &key)? else {
+        return Ok(None);
+    };
+    let own = as_stored(what, own, is_keyed)?;
+    let Before::Known(timeline, seen) = stored.before else {
+        return Ok(None);
+    };
+    let is_other = timeline == checked.segment.timeline && seen != own;
+    Ok(is_other.then(|| {
+        format!(
+            "the archive's segment \"{next}\" was written by another server than \"{}\": recovery ends between them. See \"pitr wal conflicts\"",
+            checked.name
+        )
+    }))
+}

@@ -1,0 +1,367 @@
+//! Links between segments (format, section 5, tag 8): which life of a cluster wrote a segment.
+//!
+//! System identifier, timeline and LSN name a segment, and a clone or a reverted machine writes other WAL under the same names. A segment's *mark* is
+//! a hash of its last WAL; each segment keeps its own mark, and the mark that its writer saw in the segment before. Two stored
+//! segments belong together when the second one saw the first one's mark.
+//!
+//! The CRC of the last record alone would not do: that of a switch record covers its position and nothing of what came before, so
+//! two lives that wrote as many bytes have the same one.
+
+use serde::{Deserialize, Serialize};
+
+use super::container::{Container, Section, tag};
+use super::index::{HeadEnd, Summary, flag};
+use super::varint::{self, Reader};
+use crate::error::Result;
+use crate::pg::lsn::Lsn;
+use crate::pg::page::LONG_HEADER;
+use crate::pg::record;
+use crate::pg::segment::SegmentSize;
+use crate::pg::timeline::TimelineId;
+
+/// Bytes of WAL that a mark covers, at most.
+pub const WINDOW_BYTES: u64 = 256 << 10;
+/// A record's header, with the page header that may stand inside of it.
+const HEADER_BYTES: u64 = 48;
+
+/// The hash of the last WAL in a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark(pub [u8; 32]);
+
+impl Mark {
+    /// Computes the mark of a segment whose last WAL ends at `end`, an offset in it; `read` fills a buffer from an offset on.
+    ///
+    /// # Errors
+    /// What `read` returns.
+    pub fn compute(
+        end: u64,
+        read: &mut dyn FnMut(&mut [u8], u64) -> Result<()>,
+    ) -> Result<Mark> {
+        let begin = end.saturating_sub(WINDOW_BYTES);
+        let mut window = vec![0; usize::try_from(end - begin).unwrap_or(0)];
+        read(&mut window, begin)?;
+        Ok(Mark(*blake3::hash(&window).as_bytes()))
+    }
+}
+
+/// What a segment's writer knew of the segment before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// It was not at hand.
+    Unknown,
+    /// The first record has no predecessor: initdb or pg_resetwal wrote it.
+    Nothing,
+    /// The segment before, under this timeline, had this mark.
+    Known(TimelineId, Mark),
+}
+
+/// Section 8 of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// The segment's own mark; none where its WAL is damaged or ends inside.
+    pub own: Option<Mark>,
+    /// The mark of the segment before.
+    pub before: Before,
+}
+
+impl Link {
+    /// A link that joins nothing.
+    pub const NONE: Link = Link {
+        own: None,
+        before: Before::Unknown,
+    };
+
+    /// Section 8.
+    pub fn section(&self) -> Section {
+        let mut bytes = vec![u8::from(self.own.is_some())];
+        bytes.extend_from_slice(&self.own.map_or([0; 32], |mark| mark.0));
+        let (kind, timeline, mark) = match self.before {
+            Before::Unknown => (0, 0, [0; 32]),
+            Before::Nothing => (2, 0, [0; 32]),
+            Before::Known(timeline, mark) => (1, timeline.get(), mark.0),
+        };
+        bytes.push(kind);
+        varint::put(&mut bytes, u64::from(timeline));
+        bytes.extend_from_slice(&mark);
+        Section {
+            tag: tag::LINK,
+            bytes,
+            compress: false,
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Link> {
+        let mut r = Reader::new(bytes, "link of a segment");
+        let (has_own, own) = (r.u8()?, r.array()?);
+        let (kind, timeline, mark) = (r.u8()?, r.number()?, r.array()?);
+        let before = match (kind, TimelineId::new(timeline)) {
+            (0, _) => Before::Unknown,
+            (1, Some(timeline)) => Before::Known(timeline, Mark(mark)),
+            (2, _) => Before::Nothing,
+            _ => return Err(r.damaged()),
+        };
+        Ok(Link {
+            own: (has_own == 1).then_some(Mark(own)),
+            before,
+        })
+    }
+
+    /// Reads the link of a segment; [`Link::NONE`] where it was stored before there were links. Where the container cannot be read for want of
+    /// a key, the marks are the keyed ones.
+    ///
+    /// # Errors
+    /// `Damaged`.
+    pub fn read(container: &Container) -> Result<Link> {
+        if let Some(opaque) = container.object().opaque() {
+            let facts = opaque.facts().get("link").cloned();
+            let facts = facts.and_then(|f| serde_json::from_value::<LinkFacts>(f).ok());
+            return Ok(facts.map_or(Link::NONE, |facts| facts.link()));
+        }
+        match container.section(tag::LINK)? {
+            Some(bytes) => Link::decode(&bytes),
+            None => Ok(Link::NONE),
+        }
+    }
+
+    /// What stays plain of it in an encrypted repository; `keyed` gives the keyed hash of a mark.
+    ///
+    /// # Errors
+    /// What `keyed` returns.
+    pub fn facts(
+        &self,
+        keyed: &dyn Fn(&[u8; 32]) -> Result<[u8; 32]>,
+    ) -> Result<serde_json::Map<String, serde_json::Value>> {
+        let text = |mark: Mark| -> Result<String> {
+            Ok(blake3::Hash::from_bytes(keyed(&mark.0)?).to_hex().to_string())
+        };
+        let (timeline, before) = match self.before {
+            Before::Known(timeline, mark) => (Some(timeline.get()), Some(text(mark)?)),
+            _ => (None, None),
+        };
+        let facts = LinkFacts {
+            own: self.own.map(text).transpose()?,
+            before,
+            timeline,
+            is_first: self.before == Before::Nothing,
+        };
+        let value = serde_json::to_value(facts).unwrap_or_default();
+        Ok(serde_json::Map::from_iter([("link".to_owned(), value)]))
+    }
+}
+
+/// A link in the facts of a sealed object.
+#[derive(Serialize, Deserialize)]
+struct LinkFacts {
+    own: Option<String>,
+    before: Option<String>,
+    timeline: Option<u32>,
+    is_first: bool,
+}
+
+impl LinkFacts {
+    fn link(&self) -> Link {
+        let mark = |text: &Option<String>| {
+            let hash = blake3::Hash::from_hex(text.as_ref()?).ok()?;
+            Some(Mark(*hash.as_bytes()))
+        };
+        let timeline = self.timeline.and_then(TimelineId::new);
+        let before = match (timeline, mark(&self.before)) {
+            (Some(timeline), Some(mark)) => Before::Known(timeline, mark),
+            _ if self.is_first => Before::Nothing,
+            _ => Before::Unknown,
+        };
+        Link {
+            own: mark(&self.own),
+            before,
+        }
+    }
+}
+
+/// Where the last WAL of a segment ends that the next one continues, as an offset in it; `None` where that is not known.
+///
+/// A record that reaches into the next segment makes it the segment's end; else it is the header of the last record: behind a switch record there is nothing.
+pub fn own_end(summary: &Summary, size: SegmentSize) -> Option<u64> {
+    if summary.has(flag::DAMAGED) || summary.has(flag::ENDS_INSIDE) {
+        return None;
+    }
+    let continues = summary.tail_length > 0 || summary.head_end == HeadEnd::Continues;
+    match summary.last_begun.filter(|_| !continues) {
+        Some(last) => Some(header_end(last, summary.start_lsn, size)),
+        None => Some(size.bytes()),
+    }
+}
+
+/// What a segment says of where the last WAL of the one before ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndBefore {
+    /// Not known.
+    Unknown,
+    /// There is nothing before.
+    Nothing,
+    /// At this offset.
+    At(u64),
+}
+
+/// Where the last WAL of the segment before ends, by what its successor says.
+pub fn end_before(summary: &Summary, size: SegmentSize) -> EndBefore {
+    if summary.head_remaining > 0 {
+        return EndBefore::At(size.bytes());
+    }
+    let Some((first, previous)) = summary.first_record else {
+        return EndBefore::Unknown;
+    };
+    // The first page may stand in the place of a record that was abandoned, which then reached to the segment's end; or a later page does.
+    if summary.has(flag::OVERWRITTEN) && first.0 == summary.start_lsn.0 + LONG_HEADER as u64 {
+        return EndBefore::Unknown;
+    }
+    let Some(start) = summary.start_lsn.0.checked_sub(size.bytes()).map(Lsn) else {
+        return EndBefore::Unknown;
+    };
+    if previous == Lsn(0) {
+        // The record's header may be cut by the segment's end.
+        let is_whole = first.0 + record::HEADER as u64 <= summary.start_lsn.0 + size.bytes();
+        return match is_whole {
+            true => EndBefore::Nothing,
+            false => EndBefore::Unknown,
+        };
+    }
+    if previous < start {
+        // The record that ends with the segment before began earlier still.
+        return EndBefore::At(size.bytes());
+    }
+    EndBefore::At(header_end(previous, start, size))
+}
+
+fn header_end(record: Lsn, start: Lsn, size: SegmentSize) -> u64 {
+    (record.0.saturating_sub(start.0) + HEADER_BYTES).min(size.bytes())
+}
+
+/// A link as plans keep it: the first bytes of the marks, 0 where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Brief {
+    /// The segment's own mark.
+    pub own: u64,
+    /// The mark of the segment before.
+    pub before: u64,
+    /// The timeline in that one's name; 0 where it was not at hand.
+    pub timeline: u32,
+    /// The first record has no predecessor.
+    pub is_first: bool,
+}
+
+impl From<Link> for Brief {
+    fn from(link: Link) -> Brief {
+        let brief = |mark: Mark| {
+            let first = mark.0.first_chunk().copied().unwrap_or_default();
+            u64::from_le_bytes(first).max(1)
+        };
+        let (timeline, before) = match link.before {
+            Before::Known(timeline, mark) => (timeline.get(), brief(mark)),
+            _ => (0, 0),
+        };
+        Brief {
+            own: link.own.map_or(0, brief),
+            before,
+            timeline,
+            is_first: link.before == Before::Nothing,
+        }
+    }
+}
+
+/// Whether two neighbours belong to one life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joined {
+    /// The second one continues the first one.
+    Yes,
+    /// It does not: another server wrote one of them, or pg_resetwal came between them.
+    No,
+    /// One of them does not say.
+    Unproven,
+}
+
+impl Brief {
+    /// Whether this segment continues the one of `timeline` whose own mark is `own`.
+    pub fn continues(&self, own: u64, timeline: TimelineId) -> Joined {
+        if self.is_first {
+            return Joined::No;
+        }
+        match own != 0 && self.timeline == timeline.get() {
+            true if own == self.before => Joined::Yes,
+            true => Joined::No,
+            false => Joined::Unproven,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(n: u8) -> Mark {
+        Mark([n; 32])
+    }
+
+    fn all() -> Vec<Link> {
+        let known = Before::Known(TimelineId::new(300).unwrap(), mark(7));
+        let befores = [Before::Unknown, Before::Nothing, known];
+        let owns = [None, Some(mark(1))];
+        owns.iter()
+            .flat_map(|own| befores.map(|before| Link { own: *own, before }))
+            .collect()
+    }
+
+    #[test]
+    fn a_link_reads_back_plain_and_from_facts() {
+        for link in all() {
+            assert_eq!(Link::decode(&link.section().bytes).unwrap(), link);
+            let facts = link.facts(&|mark| Ok(*mark)).unwrap();
+            let read: LinkFacts = serde_json::from_value(facts["link"].clone()).unwrap();
+            assert_eq!(read.link(), link);
+        }
+        assert!(Link::decode(&[1, 2, 3]).is_err());
+    }
+
+    #[test]
+    fn only_the_same_mark_of_the_same_timeline_joins() {
+        let timeline = TimelineId::new(300).unwrap();
+        let other = TimelineId::FIRST;
+        let own = Brief::from(all()[3]).own;
+        for link in all() {
+            let brief = Brief::from(link);
+            let expected = match link.before {
+                Before::Unknown => Joined::Unproven,
+                Before::Nothing | Before::Known(..) => Joined::No,
+            };
+            assert_eq!(brief.continues(own, timeline), expected, "{link:?}");
+            if link.before != Before::Nothing {
+                assert_eq!(brief.continues(own, other), Joined::Unproven);
+                assert_eq!(brief.continues(0, timeline), Joined::Unproven);
+            }
+        }
+        let after = Link {
+            own: None,
+            before: Before::Known(timeline, mark(1)),
+        };
+        assert_eq!(Brief::from(after).continues(own, timeline), Joined::Yes);
+    }
+
+    #[test]
+    fn a_mark_covers_the_last_window_and_nothing_behind_it() {
+        let of = |bytes: &[u8], end: usize| {
+            let mut read = |buffer: &mut [u8], at: u64| {
+                let at = usize::try_from(at).unwrap();
+                buffer.copy_from_slice(&bytes[at..at + buffer.len()]);
+                Ok(())
+            };
+            Mark::compute(end as u64, &mut read).unwrap()
+        };
+        let mut bytes = vec![5; 1 << 20];
+        let (whole, short) = (of(&bytes, 1 << 20), of(&bytes, 100));
+        bytes[(1 << 20) - usize::try_from(WINDOW_BYTES).unwrap()] = 6;
+        assert_ne!(of(&bytes, 1 << 20), whole);
+        bytes[100] = 6;
+        assert_eq!(of(&bytes, 100), short);
+        bytes[99] = 6;
+        assert_ne!(of(&bytes, 100), short);
+    }
+}

@@ -1,0 +1,117 @@
+//! Two lives of one cluster: a clone, a machine that was reverted. Their WAL has the same names, and must never be joined.
+
+use std::path::PathBuf;
+
+use crate::common::{Cluster, PATIENCE, Sandbox, Site, Stop, copy_tree, user, wait_until};
+use crate::per_major;
+use crate::ship::spool_of;
+
+/// A cluster and its clone, which archive into one repository.
+struct Lives {
+    site: Site,
+    production: Cluster,
+    clone: Cluster,
+    _copy: Sandbox,
+}
+
+/// Both stand at the same place of the same segment, stopped.
+fn lives(major: u32) -> Lives {
+    let (site, mut production) = Site::with_cluster(major);
+    production.sql("create table t (id int, life text)");
+    production.sql("insert into t select g, 'before' from generate_series(1, 100) g");
+    production.archive_now();
+    production.stop(Stop::Fast);
+    let copy = Sandbox::new("clone");
+    let data = copy.join("data");
+    copy_tree(production.pgdata(), &data);
+    user::own_all(&data);
+    let clone = Cluster::open(major, &data).without_fsync().create();
+    Lives {
+        site,
+        production,
+        clone,
+        _copy: copy,
+    }
+}
+
+/// As much WAL as the same call in another life, and other rows.
+fn write(cluster: &Cluster, life: &str) {
+    assert_eq!(life.len(), 4);
+    cluster.sql(&format!("insert into t select g, '{life}' from generate_series(1, 100) g"));
+}
+
+fn object(site: &Site, name: &str) -> PathBuf {
+    site.object(name)
+}
+
+/// Row L01, finding A3: the first conflict stops the clone for every later segment, and production goes on.
+fn a3_l01_a_clone_is_stopped_at_its_first_conflict_and_production_goes_on(major: u32) {
+    for with_worker in [true, false] {
+        let mut two = lives(major);
+        if with_worker {
+            spool_of(&two.site);
+        }
+        two.production.start();
+        write(&two.production, "prod");
+        let first = two.production.archive_now();
+        // The clone is ahead by many segments when its archiver begins.
+        two.clone = Cluster::open(major, two.clone.pgdata())
+            .without_fsync()
+            .config("archive_command", "false")
+            .create();
+        two.clone.start();
+        let mut ahead = Vec::new();
+        for _ in 0..8 {
+            write(&two.clone, "fake");
+            ahead.push(two.clone.switch_wal());
+        }
+        assert_eq!(ahead[0], first);
+        two.clone.stop(Stop::Fast);
+        two.clone = Cluster::open(major, two.clone.pgdata()).without_fsync().create();
+        two.clone.start();
+        two.clone.wait_log("already archived with other content");
+        // Once more, now that a worker has been there.
+        two.clone.wait_log("archive command failed with exit code 20");
+        for name in &ahead[1..] {
+            assert!(!object(&two.site, name).exists(), "{name} is the clone's");
+        }
+        for _ in 0..4 {
+            write(&two.production, "prod");
+            two.production.archive_now();
+        }
+        let failed = "select failed_count > 0 from pg_stat_archiver";
+        wait_until(PATIENCE, "the clone waits", || {
+            two.clone.query_one_string(failed) == "t"
+        });
+        assert_eq!(two.production.query_one_string(failed), "f");
+        two.clone.stop(Stop::Immediate);
+        two.site.pitr().args(["verify"]).run().success();
+    }
+}
+per_major!(a3_l01_a_clone_is_stopped_at_its_first_conflict_and_production_goes_on, v15 v18);
+
+/// A segment whose name is free is refused all the same where the one before is another life's: as much WAL in both, every segment ended by a switch.
+fn a1_l02_what_does_not_continue_the_archived_segment_is_refused(major: u32) {
+    let mut two = lives(major);
+    two.clone.start();
+    write(&two.clone, "fake");
+    let first = two.clone.archive_now();
+    two.clone.stop(Stop::Fast);
+    let archive = two.site.archive().arg("%p").shell();
+    // Production's first segment is not offered, as if its .ready file had been lost.
+    two.production = Cluster::open(major, two.production.pgdata())
+        .without_fsync()
+        .config("archive_command", "true")
+        .create();
+    two.production.start();
+    write(&two.production, "prod");
+    assert_eq!(two.production.archive_now(), first);
+    two.production.alter_system("archive_command", &archive);
+    two.production.reload();
+    write(&two.production, "prod");
+    let second = two.production.switch_wal();
+    two.production.wait_log("another server wrote it");
+    assert!(!object(&two.site, &second).exists());
+    two.production.stop(Stop::Immediate);
+}
+per_major!(a1_l02_what_does_not_continue_the_archived_segment_is_refused, v13 v15 v18);
