@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::asking::{Asking, Inquiry, is_proof};
 use super::damage::{self, Damage};
 use super::datadir::DataDirectory;
+use super::life;
 use super::offer::Offer;
 use super::push::read_history;
 use crate::durable::Delivery;
@@ -356,7 +357,12 @@ fn look_in(what: &Fetch, repository: &Repository) -> Result<Found> {
         }
     };
     let stored = Stored::open(object, what.name, &layout);
-    let read = stored.and_then(|stored| deliver(what, |sink| stored.read(sink)));
+    let read = stored.and_then(|stored| {
+        if let WalFileName::Segment(name) = what.name {
+            life::check_fetched(&what.target, &stored.container, name)?;
+        }
+        deliver(what, |sink| stored.read(sink))
+    });
     match read {
         Ok(()) => Ok(Found::Delivered),
         Err(e) => {
@@ -382,13 +388,14 @@ pub fn copy(
     layout: &ClusterLayout,
     sink: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<bool> {
-    let name = WalFileName::Segment(name);
-    let key = layout.wal_file(name);
+    let key = layout.segment(name);
     let Some(object) = repository.store().open(&key)? else {
         return Ok(false);
     };
     let is_damaged = |e| damaged(&key, repository, e);
-    let stored = Stored::open(object, name, layout).map_err(is_damaged)?;
+    let file = WalFileName::Segment(name);
+    let stored = Stored::open(object, file, layout).map_err(is_damaged)?;
+    life::check_copied(repository, layout, &stored.container, name)?;
     let raw_bytes = stored.container.identity().raw_bytes;
     if raw_bytes != size.bytes() {
         return Err(err!(

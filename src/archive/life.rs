@@ -2,15 +2,22 @@
 //!
 //! The segment before is looked at where the server has it; the archive's own copy would only say what the archive holds already.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::datadir::DataDirectory;
 use super::push::{Checked, Content, Push};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::page::{LONG_HEADER, WalIdentity};
-use crate::pg::segment::{SegmentName, SegmentNumber};
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::repo::container::Container;
-use crate::repo::index::Summary;
+use crate::repo::index::{self, Summary};
+use crate::repo::layout::ClusterLayout;
 use crate::repo::link::{self, Before, EndBefore, Link, Mark};
+use crate::repo::repository::Repository;
 use crate::store::Key;
 
 /// The link of a segment that is being archived.
@@ -133,6 +140,94 @@ pub(super) fn check_before(
         }
         None => hole_before(what, checked, name),
     }
+}
+
+/// Requires that a stored segment continues the one that the server has before it, where it has that one.
+///
+/// # Errors
+/// `Gap` when it does not: recovery would go on with the WAL of another server.
+pub(super) fn check_fetched(target: &Path, stored: &Container, name: SegmentName) -> Result<()> {
+    let (link, identity) = (Link::read(stored)?, stored.identity());
+    let Before::Known(timeline, mark) = link.before else {
+        return Ok(());
+    };
+    let size = SegmentSize::new(identity.segment_size_bytes)?;
+    let EndBefore::At(end) = link::end_before(&index::read_summary(stored)?, size) else {
+        return Ok(());
+    };
+    let number = name.number(size)?.0.checked_sub(1).map(SegmentNumber);
+    let Some(before) = number.and_then(|number| number.name(timeline, size)) else {
+        return Ok(());
+    };
+    let path = DataDirectory::of_wal_file(target)
+        .wal()
+        .join(before.to_string());
+    let Ok(file) = File::open(path) else {
+        return Ok(());
+    };
+    let is_whole = file.metadata().is_ok_and(|m| m.is_file() && m.len() == size.bytes());
+    let mut first = [0; LONG_HEADER];
+    let is_it = is_whole
+        && file.read_exact_at(&mut first, 0).is_ok()
+        && WalIdentity::read(&first).is_ok_and(|wal| {
+            wal.matches(before).is_ok() && wal.system_identifier == identity.system_identifier
+        });
+    if !is_it {
+        return Ok(());
+    }
+    let mut is_read = true;
+    let own = Mark::compute(end, &mut |buffer, at| {
+        is_read &= file.read_exact_at(buffer, at).is_ok();
+        Ok(())
+    })?;
+    match is_read && own != mark {
+        true => Err(not_continued(name, before)),
+        false => Ok(()),
+    }
+}
+
+/// Requires that a stored segment continues the stored one before it.
+///
+/// # Errors
+/// `Gap` when it does not; what the store says.
+pub(super) fn check_copied(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    stored: &Container,
+    name: SegmentName,
+) -> Result<()> {
+    let link = Link::read(stored)?;
+    if let Some(own) = link.own {
+        repository.keep_mark(layout.segment(name), own);
+    }
+    let Before::Known(timeline, mark) = link.before else {
+        return Ok(());
+    };
+    let size = SegmentSize::new(stored.identity().segment_size_bytes)?;
+    let number = name.number(size)?.0.checked_sub(1).map(SegmentNumber);
+    let Some(before) = number.and_then(|number| number.name(timeline, size)) else {
+        return Ok(());
+    };
+    let key = layout.segment(before);
+    let own = match repository.kept_mark(&key) {
+        Some(own) => Some(own),
+        None => match repository.store().open(&key)? {
+            Some(object) => Link::read(&Container::open(object)?)?.own,
+            None => None,
+        },
+    };
+    match own.is_some_and(|own| own != mark) {
+        true => Err(not_continued(name, before)),
+        false => Ok(()),
+    }
+}
+
+fn not_continued(name: SegmentName, before: SegmentName) -> Error {
+    err!(
+        Gap,
+        "the archive's segment \"{name}\" does not continue segment \"{before}\": another server wrote it"
+    )
+    .hint("Recovery stops, for it would go on with the WAL of another life of the cluster. See \"pitr wal conflicts\" and \"pitr plan\".")
 }
 
 /// A mark as the facts of a sealed object have it.

@@ -157,6 +157,7 @@ fn shown(done: &Done) -> serde_json::Value {
         "unsupported_count": report.unsupported_count,
         "backups": backups,
         "segments": report.segment_count,
+        "unlinked_segments": report.unlinked_count,
         "objects": report.object_count,
         "read_bytes": report.read_bytes,
     })
@@ -233,6 +234,12 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
     }
     if let Some(next) = next(cx, done) {
         cx.out.line(&format!("next: {next}"))?;
+    }
+    if report.unlinked_count > 0 {
+        cx.out.report(&format!(
+            "{} without a link to the segment before: an older pitr stored it, or its server had that one no longer. Positions and checksums alone say that they belong together",
+            human::count(report.unlinked_count, "segment")
+        ))?;
     }
     for warning in &report.warnings {
         cx.out.warn(warning);

@@ -288,6 +288,7 @@ pub(super) fn report(
         object_count: work.objects.load(Ordering::Relaxed),
         read_bytes: work.bytes.load(Ordering::Relaxed),
         segment_count: work.segments.load(Ordering::Relaxed),
+        unlinked_count: work.unlinked.load(Ordering::Relaxed),
         backups,
         unsupported_count: found.unread.len() as u64,
         unread: found.unread,

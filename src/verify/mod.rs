@@ -131,6 +131,8 @@ pub struct Report {
     pub read_bytes: u64,
     /// Segments that were read.
     pub segment_count: u64,
+    /// Segments of which no link says which life of the cluster they continue.
+    pub unlinked_count: u64,
     /// Backups that were read, each with whether it can be restored.
     pub backups: Vec<(BackupId, bool)>,
     /// Objects that this version cannot check; each has a warning.
@@ -161,6 +163,7 @@ impl Verify<'_> {
             objects: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             segments: AtomicU64::new(0),
+            unlinked: AtomicU64::new(0),
         };
         if self.backup.is_none() {
             keys::check(&work, &survey)?;
@@ -337,6 +340,7 @@ struct Work<'a> {
     objects: AtomicU64,
     bytes: AtomicU64,
     segments: AtomicU64,
+    unlinked: AtomicU64,
 }
 
 #[derive(Default)]

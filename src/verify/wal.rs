@@ -21,6 +21,7 @@ use crate::repo::container::{Container, Identity};
 use crate::repo::index::{self, SegmentIndex, flag};
 use crate::repo::indexer::Indexer;
 use crate::repo::layout::BackupId;
+use crate::repo::link::{self, Before, Brief, Joined, Link, Mark};
 use crate::repo::survey::{Manifest, Survey};
 
 /// Bytes of consecutive segments that one thread takes at a time.
@@ -128,6 +129,8 @@ struct Chain {
     reader: Option<(WalIdentity, Reader)>,
     /// Set when the reader stands right behind this segment.
     behind: Option<SegmentNumber>,
+    /// That segment's name, and its own mark.
+    mark: Option<(SegmentName, Option<Mark>)>,
 }
 
 /// Keeps what a reader of WAL finds.
@@ -182,7 +185,9 @@ fn lead_in(work: &Work<'_>, name: SegmentName, chain: &mut Chain) -> Result<()> 
         .ok_or_else(|| err!(Damaged, "it is gone"))?;
     let container = Container::open(object)?;
     check_wal_identity(work, container.identity(), name)?;
-    read_wal(&container, name, chain, None, &mut Findings::default()).map(|_| ())
+    read_wal(&container, name, chain, None, &mut Findings::default())?;
+    chain.mark = Some((name, Link::read(&container)?.own));
+    Ok(())
 }
 
 /// `false` when the segment is not there any more: whether it is missed is decided in the end.
@@ -200,10 +205,12 @@ fn check_segment(
     check_wal_identity(work, container.identity(), name)?;
     let mut indexer = None;
     let mut findings = Findings::default();
-    let summary_end = read_wal(&container, name, chain, Some(&mut indexer), &mut findings)?;
+    let (summary_end, last) =
+        read_wal(&container, name, chain, Some(&mut indexer), &mut findings)?;
     let indexer = indexer.ok_or_else(|| err!(Internal, "no page was read"))?;
     let index = indexer.finish(false);
     check_index(&container, &index, false)?;
+    check_link(work, (&container, &last), name, &index, chain)?;
     for finding in &findings.0 {
         let about = About::Record(name, finding.lsn);
         work.find(FindingKind::Wal, key.as_str(), finding.to_string(), about);
@@ -220,6 +227,105 @@ fn check_segment(
         );
     }
     Ok(true)
+}
+
+/// The segment's own mark has to be that of its WAL; and the one that its writer saw in the segment before is to be that of the one which is
+/// stored, or another server wrote one of the two.
+fn check_link(
+    work: &Work<'_>,
+    (container, last): (&Container, &Last),
+    name: SegmentName,
+    index: &SegmentIndex,
+    chain: &mut Chain,
+) -> Result<()> {
+    let link = Link::read(container)?;
+    if let Some(own) = link.own
+        && Some(own) != own_mark(work, container, last, index)?
+    {
+        return Err(err!(Damaged, "its own mark is not that of its WAL"));
+    }
+    let before = chain.mark.replace((name, link.own));
+    let number = name.number(work.size)?;
+    let before = before.filter(|(b, _)| b.number(work.size).is_ok_and(|b| b.next() == number));
+    let Some((before, own)) = before else {
+        return Ok(());
+    };
+    let brief = Brief::from(link);
+    let own = Brief::from(Link {
+        own,
+        before: Before::Unknown,
+    });
+    let detail = match brief.continues(own.own, before.timeline) {
+        Joined::Yes => return Ok(()),
+        Joined::Unproven => {
+            work.unlinked.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        Joined::No if brief.is_first => "pg_resetwal wrote its first record: nothing joins it to the WAL before".to_owned(),
+        Joined::No => format!("another server wrote it: it does not continue segment \"{before}\""),
+    };
+    let about = About::Record(name, index.summary.start_lsn);
+    work.find(FindingKind::Wal, work.layout.segment(name).as_str(), detail, about);
+    Ok(())
+}
+
+/// The mark of the WAL in a segment. Its last bytes are at hand; where WAL ends far before them, it is read once more.
+fn own_mark(
+    work: &Work<'_>,
+    container: &Container,
+    last: &Last,
+    index: &SegmentIndex,
+) -> Result<Option<Mark>> {
+    let Some(end) = link::own_end(&index.summary, work.size) else {
+        return Ok(None);
+    };
+    let mut again = Last::default();
+    let last = match last.begin() <= end.saturating_sub(link::WINDOW_BYTES) {
+        true => last,
+        false => {
+            container.read_body(&mut |piece| {
+                let left = usize::try_from(end.saturating_sub(again.end)).unwrap_or(usize::MAX);
+                again.keep(piece.get(..left.min(piece.len())).unwrap_or_default());
+                Ok(())
+            })?;
+            &again
+        }
+    };
+    Mark::compute(end, &mut |buffer, from| {
+        let offset = usize::try_from(from - last.begin()).unwrap_or(usize::MAX);
+        match last.bytes.get(offset..offset.saturating_add(buffer.len())) {
+            Some(bytes) => {
+                buffer.copy_from_slice(bytes);
+                Ok(())
+            }
+            None => Err(err!(Damaged, "it is shorter than its WAL")),
+        }
+    })
+    .map(Some)
+}
+
+/// The last bytes that were read of a segment: what a mark covers, and more.
+#[derive(Default)]
+struct Last {
+    bytes: Vec<u8>,
+    /// Behind the last of them, counted from the segment's start.
+    end: u64,
+}
+
+impl Last {
+    fn begin(&self) -> u64 {
+        self.end - self.bytes.len() as u64
+    }
+
+    fn keep(&mut self, piece: &[u8]) {
+        const WINDOW: usize = 256 << 10;
+        const _: () = assert!(WINDOW as u64 == link::WINDOW_BYTES);
+        self.bytes.extend_from_slice(piece);
+        self.end += piece.len() as u64;
+        if self.bytes.len() > 4 * WINDOW {
+            self.bytes.drain(..self.bytes.len() - WINDOW);
+        }
+    }
 }
 
 /// A partial stands for itself: nothing follows it, and its end may be anything.
@@ -267,14 +373,15 @@ fn check_wal_identity(work: &Work<'_>, identity: &Identity, name: SegmentName) -
     }
 }
 
-/// Streams the body through its hash, the chain and (where there is one) the indexer. Returns how its WAL ends.
+/// Streams the body through its hash, the chain and (where there is one) the indexer. Returns how its WAL ends, and its last bytes.
 fn read_wal(
     container: &Container,
     name: SegmentName,
     chain: &mut Chain,
     mut indexer: Option<&mut Option<Indexer>>,
     findings: &mut Findings,
-) -> Result<SegmentEnd> {
+) -> Result<(SegmentEnd, Last)> {
+    let mut last = Last::default();
     let mut pages: Vec<u8> = Vec::with_capacity(2 * PAGE_MAX + (256 << 10));
     let mut begun = false;
     container.read_body(&mut |piece| {
@@ -302,6 +409,7 @@ fn read_wal(
         }
         if let Some(Some(indexer)) = indexer.as_deref_mut() {
             indexer.feed(now)?;
+            last.keep(now);
         }
         pages.drain(..whole);
         Ok(())
@@ -313,7 +421,7 @@ fn read_wal(
         Some((_, reader)) => reader.finish_segment().end,
         None => SegmentEnd::Full,
     };
-    Ok(end)
+    Ok((end, last))
 }
 
 impl Chain {

@@ -99,10 +99,7 @@ fn a1_l02_what_does_not_continue_the_archived_segment_is_refused(major: u32) {
     two.clone.stop(Stop::Fast);
     let archive = two.site.archive().arg("%p").shell();
     // Production's first segment is not offered, as if its .ready file had been lost.
-    two.production = Cluster::open(major, two.production.pgdata())
-        .without_fsync()
-        .config("archive_command", "true")
-        .create();
+    two.production.append_config("archive_command", "true");
     two.production.start();
     write(&two.production, "prod");
     assert_eq!(two.production.archive_now(), first);
