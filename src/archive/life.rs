@@ -165,7 +165,9 @@ pub(super) fn check_fetched(target: &Path, stored: &Container, name: SegmentName
     let Ok(file) = File::open(path) else {
         return Ok(());
     };
-    let is_whole = file.metadata().is_ok_and(|m| m.is_file() && m.len() == size.bytes());
+    let is_whole = file
+        .metadata()
+        .is_ok_and(|m| m.is_file() && m.len() == size.bytes());
     let mut first = [0; LONG_HEADER];
     let is_it = is_whole
         && file.read_exact_at(&mut first, 0).is_ok()
@@ -246,7 +248,9 @@ fn stored_link(what: &Push<'_>, key: &Key) -> Result<Option<(Link, bool)>> {
     let read = Container::open(object).and_then(|c| Ok((Link::read(&c)?, c.is_opaque())));
     match read {
         Ok(found) => Ok(Some(found)),
-        Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => Ok(Some((Link::NONE, false))),
+        Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => {
+            Ok(Some((Link::NONE, false)))
+        }
         Err(e) => Err(e),
     }
 }
@@ -261,11 +265,7 @@ fn other_life(checked: &Checked, before: SegmentName) -> Error {
 }
 
 /// Warns of WAL that the archive lacks right before this segment.
-fn hole_before(
-    what: &Push<'_>,
-    checked: &Checked,
-    name: SegmentName,
-) -> Result<Option<String>> {
+fn hole_before(what: &Push<'_>, checked: &Checked, name: SegmentName) -> Result<Option<String>> {
     let key = checked.layout.segment(name);
     let Some(directory) = key.parent() else {
         return Ok(None);

@@ -234,7 +234,9 @@ impl Content for Source {
             return Ok(false);
         };
         // One that the server has just recycled is not at hand any more.
-        let is_whole = file.metadata().is_ok_and(|m| m.is_file() && m.len() == self.size);
+        let is_whole = file
+            .metadata()
+            .is_ok_and(|m| m.is_file() && m.len() == self.size);
         Ok(is_whole && file.read_exact_at(buffer, offset).is_ok())
     }
 }
@@ -869,11 +871,7 @@ fn beside(
 }
 
 /// Where the offered WAL ends, if it is a tail and the stored copy holds the same bytes up to there.
-fn covered(
-    source: &mut dyn Content,
-    checked: &Checked,
-    stored: &Container,
-) -> Result<Option<Lsn>> {
+fn covered(source: &mut dyn Content, checked: &Checked, stored: &Container) -> Result<Option<Lsn>> {
     if stored.is_opaque() {
         return Ok(None);
     }

@@ -237,7 +237,7 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
     }
     if report.unlinked_count > 0 {
         cx.out.report(&format!(
-            "{} without a link to the segment before: an older pitr stored it, or its server had that one no longer. Positions and checksums alone say that they belong together",
+            "no link to the segment before: {} (an older pitr stored them, or their server had that one no longer); positions and checksums alone join them",
             human::count(report.unlinked_count, "segment")
         ))?;
     }

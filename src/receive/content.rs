@@ -112,8 +112,8 @@ impl Content for Received {
         let Some(held) = held else {
             return Ok(false);
         };
-        let read = Received::open(&self.follower, *held)
-            .and_then(|other| other.read_at(buffer, offset));
+        let read =
+            Received::open(&self.follower, *held).and_then(|other| other.read_at(buffer, offset));
         Ok(read.is_ok())
     }
 

@@ -33,10 +33,7 @@ impl Mark {
     ///
     /// # Errors
     /// What `read` returns.
-    pub fn compute(
-        end: u64,
-        read: &mut dyn FnMut(&mut [u8], u64) -> Result<()>,
-    ) -> Result<Mark> {
+    pub fn compute(end: u64, read: &mut dyn FnMut(&mut [u8], u64) -> Result<()>) -> Result<Mark> {
         let begin = end.saturating_sub(WINDOW_BYTES);
         let mut window = vec![0; usize::try_from(end - begin).unwrap_or(0)];
         read(&mut window, begin)?;
@@ -132,7 +129,9 @@ impl Link {
         keyed: &dyn Fn(&[u8; 32]) -> Result<[u8; 32]>,
     ) -> Result<serde_json::Map<String, serde_json::Value>> {
         let text = |mark: Mark| -> Result<String> {
-            Ok(blake3::Hash::from_bytes(keyed(&mark.0)?).to_hex().to_string())
+            Ok(blake3::Hash::from_bytes(keyed(&mark.0)?)
+                .to_hex()
+                .to_string())
         };
         let (timeline, before) = match self.before {
             Before::Known(timeline, mark) => (Some(timeline.get()), Some(text(mark)?)),

@@ -141,10 +141,15 @@ mod tests {
                 let (tail, mut bytes) = padding(left, marked);
                 assert_eq!(bytes.len() as u64, left);
                 assert!(is_padded(&tail, &bytes), "{left} {marked}");
-                let other = Tail { timeline: 3, ..tail };
+                let other = Tail {
+                    timeline: 3,
+                    ..tail
+                };
                 assert_eq!(is_padded(&other, &bytes), !marked || left < 8, "{left}");
                 for at in [0, bytes.len() / 2, bytes.len().saturating_sub(1)] {
-                    let Some(byte) = bytes.get_mut(at) else { continue };
+                    let Some(byte) = bytes.get_mut(at) else {
+                        continue;
+                    };
                     *byte ^= 1;
                     assert!(!is_padded(&tail, &bytes), "{left} {marked} {at}");
                     bytes[at] ^= 1;

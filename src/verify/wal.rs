@@ -205,8 +205,7 @@ fn check_segment(
     check_wal_identity(work, container.identity(), name)?;
     let mut indexer = None;
     let mut findings = Findings::default();
-    let (summary_end, last) =
-        read_wal(&container, name, chain, Some(&mut indexer), &mut findings)?;
+    let (summary_end, last) = read_wal(&container, name, chain, Some(&mut indexer), &mut findings)?;
     let indexer = indexer.ok_or_else(|| err!(Internal, "no page was read"))?;
     let index = indexer.finish(false);
     check_index(&container, &index, false)?;
@@ -261,11 +260,18 @@ fn check_link(
             work.unlinked.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
-        Joined::No if brief.is_first => "pg_resetwal wrote its first record: nothing joins it to the WAL before".to_owned(),
+        Joined::No if brief.is_first => {
+            "pg_resetwal wrote its first record: nothing joins it to the WAL before".to_owned()
+        }
         Joined::No => format!("another server wrote it: it does not continue segment \"{before}\""),
     };
     let about = About::Record(name, index.summary.start_lsn);
-    work.find(FindingKind::Wal, work.layout.segment(name).as_str(), detail, about);
+    work.find(
+        FindingKind::Wal,
+        work.layout.segment(name).as_str(),
+        detail,
+        about,
+    );
     Ok(())
 }
 

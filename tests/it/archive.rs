@@ -936,7 +936,8 @@ fn a2_l16_what_looks_like_a_marker_at_the_end_of_a_whole_segment_is_archived_lik
     }
     cluster.wait_archived(archived.last().unwrap());
     let copy = site.sandbox().join("copy");
-    let is_segment = |f: &String| f.contains("/wal/") && f.rsplit('/').next().is_some_and(|n| n.len() == 24);
+    let is_segment =
+        |f: &String| f.contains("/wal/") && f.rsplit('/').next().is_some_and(|n| n.len() == 24);
     for file in site.files().iter().filter(|f| is_segment(f)) {
         let name = file.rsplit('/').next().unwrap();
         site.restore().arg(name).arg(&copy).run().success();
@@ -975,7 +976,11 @@ fn a2_a_padded_tail_is_archived_as_the_partial_that_it_is() {
         still.push(name).run().success();
     }
     let shown = format!("{name}.partial");
-    let shown = still.site.pitr().args(["wal", "show", &shown, "--json"]).run();
+    let shown = still
+        .site
+        .pitr()
+        .args(["wal", "show", &shown, "--json"])
+        .run();
     let shown = shown.success().json();
     let flags = shown["flags"].as_array().unwrap();
     assert!(flags.iter().any(|f| f == "padded"), "{shown:#}");
@@ -1048,7 +1053,10 @@ fn a8_l07_another_partial_of_a_segment_is_kept_beside_the_first_and_nobody_waits
     assert!(!conflicts.exists());
     // More of the same is kept.
     let run = offer(&cut(600_000, 0));
-    assert!(run.stderr.contains("another partial segment of this name"), "{run}");
+    assert!(
+        run.stderr.contains("another partial segment of this name"),
+        "{run}"
+    );
     assert_eq!(files_below(&conflicts).len(), 1);
     offer(&cut(600_000, 0));
     assert_eq!(files_below(&conflicts).len(), 1);

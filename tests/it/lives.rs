@@ -37,7 +37,9 @@ fn lives(major: u32) -> Lives {
 /// As much WAL as the same call in another life, and other rows.
 fn write(cluster: &Cluster, life: &str) {
     assert_eq!(life.len(), 4);
-    cluster.sql(&format!("insert into t select g, '{life}' from generate_series(1, 100) g"));
+    cluster.sql(&format!(
+        "insert into t select g, '{life}' from generate_series(1, 100) g"
+    ));
 }
 
 fn object(site: &Site, name: &str) -> PathBuf {
@@ -67,11 +69,14 @@ fn a3_l01_a_clone_is_stopped_at_its_first_conflict_and_production_goes_on(major:
         }
         assert_eq!(ahead[0], first);
         two.clone.stop(Stop::Fast);
-        two.clone = Cluster::open(major, two.clone.pgdata()).without_fsync().create();
+        two.clone = Cluster::open(major, two.clone.pgdata())
+            .without_fsync()
+            .create();
         two.clone.start();
         two.clone.wait_log("already archived with other content");
         // Once more, now that a worker has been there.
-        two.clone.wait_log("archive command failed with exit code 20");
+        two.clone
+            .wait_log("archive command failed with exit code 20");
         for name in &ahead[1..] {
             assert!(!object(&two.site, name).exists(), "{name} is the clone's");
         }
