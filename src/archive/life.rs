@@ -9,7 +9,7 @@ use std::path::Path;
 use super::datadir::DataDirectory;
 use super::push::{Checked, Content, Push};
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::pg::page::{LONG_HEADER, WalIdentity};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::TimelineId;
@@ -130,7 +130,7 @@ pub(super) fn check_before(
     if what.repository.is_in_flight(&key) {
         return Ok(None);
     }
-    match stored_link(what, &key)? {
+    match stored_link(what, &key) {
         Some((stored, is_keyed)) => {
             let mark = as_stored(what, mark, is_keyed)?;
             match stored.own.is_none_or(|own| own == mark) {
@@ -240,18 +240,16 @@ fn as_stored(what: &Push<'_>, mark: Mark, is_keyed: bool) -> Result<Mark> {
     }
 }
 
-/// The link of a stored segment, and whether its marks are keyed. Damage joins nothing, and is verify's to report.
-fn stored_link(what: &Push<'_>, key: &Key) -> Result<Option<(Link, bool)>> {
-    let Some(object) = what.repository.store().open(key)? else {
-        return Ok(None);
-    };
-    let read = Container::open(object).and_then(|c| Ok((Link::read(&c)?, c.is_opaque())));
-    match read {
-        Ok(found) => Ok(Some(found)),
-        Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => {
-            Ok(Some((Link::NONE, false)))
-        }
-        Err(e) => Err(e),
+/// The link of a stored segment, and whether its marks are keyed. A segment that cannot be read joins nothing and keeps nothing from being
+/// archived: a host may have no right to read, and damage is verify's to report.
+fn stored_link(what: &Push<'_>, key: &Key) -> Option<(Link, bool)> {
+    let unread = Some((Link::NONE, false));
+    match what.repository.store().open(key) {
+        Ok(None) => None,
+        Ok(Some(object)) => Container::open(object)
+            .and_then(|c| Ok((Link::read(&c)?, c.is_opaque())))
+            .map_or(unread, Some),
+        Err(_) => unread,
     }
 }
 
@@ -270,7 +268,7 @@ fn hole_before(what: &Push<'_>, checked: &Checked, name: SegmentName) -> Result<
     let Some(directory) = key.parent() else {
         return Ok(None);
     };
-    let listed = what.repository.store().list(directory)?;
+    let listed = what.repository.store().list(directory).unwrap_or_default();
     let has_older = listed.iter().any(|l| {
         let listed = l.name.parse::<SegmentName>();
         listed.is_ok_and(|listed| listed < name)
@@ -299,7 +297,7 @@ pub(super) fn check_after(
     if what.repository.is_in_flight(&key) {
         return Ok(None);
     }
-    let Some((stored, is_keyed)) = stored_link(what, &key)? else {
+    let Some((stored, is_keyed)) = stored_link(what, &key) else {
         return Ok(None);
     };
     let own = as_stored(what, own, is_keyed)?;
