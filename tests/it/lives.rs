@@ -117,3 +117,75 @@ fn a1_l02_what_does_not_continue_the_archived_segment_is_refused(major: u32) {
     two.production.stop(Stop::Immediate);
 }
 per_major!(a1_l02_what_does_not_continue_the_archived_segment_is_refused, v13 v15 v18);
+
+/// Row L10: a standby that archives what it streams offers the same bytes as its primary, whoever comes first, also across a promotion.
+fn l10_a_standby_that_archives_always_is_no_other_life(major: u32) {
+    let (site, mut primary) = Site::with_cluster(major);
+    primary.sql("create table t (id int, life text)");
+    let archive = site.archive().arg("%p").shell();
+    let standby = Cluster::builder(major)
+        .standby_of(&primary)
+        .config("archive_mode", "always")
+        .config("archive_command", &archive)
+        .config("wal_retrieve_retry_interval", "200ms")
+        .start();
+    let mut last = String::new();
+    for round in 0..6 {
+        write(&primary, "prod");
+        // Some end by a switch, some are full.
+        if round % 2 == 1 {
+            primary.sql("insert into t select g, repeat('x', 200) from generate_series(1, 8000) g");
+        }
+        last = primary.archive_now();
+    }
+    let status = standby.pgdata().join("pg_wal/archive_status");
+    wait_until(PATIENCE, "the standby has archived it, too", || {
+        status.join(format!("{last}.done")).exists()
+    });
+    let count = primary.query_one_string("select count(*) from t");
+    wait_until(PATIENCE, "the standby has it", || {
+        standby.query_one_string("select count(*) from t") == count
+    });
+    primary.stop(Stop::Immediate);
+    standby.promote();
+    for _ in 0..3 {
+        write(&standby, "next");
+        standby.archive_now();
+    }
+    assert_eq!(failures(&standby), "0");
+    assert!(!site.cluster_folder().join("conflicts").exists());
+    let run = site.pitr().args(["verify"]).run().success();
+    assert!(!run.stdout.contains("another server"), "{run}");
+    let plan = site.pitr().args(["wal", "gaps", "--json"]).run().success();
+    assert!(!plan.stdout.contains("another server"), "{plan}");
+}
+per_major!(l10_a_standby_that_archives_always_is_no_other_life, v13 v18);
+
+fn failures(cluster: &Cluster) -> String {
+    cluster.query_one_string("select failed_count from pg_stat_archiver")
+}
+
+/// Row L11: pg_resetwal begins WAL that nothing joins to what was before. It is archived, and no plan goes across.
+fn l11_what_pg_resetwal_begins_is_archived_and_joined_to_nothing_before(major: u32) {
+    let (site, mut cluster) = Site::with_cluster(major);
+    cluster.sql("create table t (id int, life text)");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    write(&cluster, "prod");
+    let before = cluster.archive_now();
+    cluster.stop(Stop::Immediate);
+    let reset = cluster.tool("pg_resetwal").arg("-f").arg(cluster.pgdata());
+    reset.run().success();
+    cluster.start();
+    write(&cluster, "next");
+    let after = cluster.archive_now();
+    assert!(after > before);
+    assert_eq!(failures(&cluster), "0");
+    let plan = site.pitr().args(["plan", "--json"]).run();
+    let last = plan.json()["segments_needed"]["last"].clone();
+    assert!(last.as_str().is_none_or(|last| *last < *after), "{plan}");
+    // A backup of now stands on its own.
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    assert_eq!(plan["reachable"], true);
+}
+per_major!(l11_what_pg_resetwal_begins_is_archived_and_joined_to_nothing_before, v13 v18);
