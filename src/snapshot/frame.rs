@@ -442,6 +442,31 @@ pub(super) mod tests {
         }
     }
 
+    /// The CRC was computed anew: the hash alone tells.
+    #[test]
+    fn content_that_does_not_have_the_recorded_hash_is_seen() {
+        let raw: Vec<u8> = (0..100_u32)
+            .flat_map(|n| xxh3_64(&n.to_le_bytes()).to_le_bytes())
+            .collect();
+        let extents = [extent("base/1/2", 0, u32::try_from(raw.len()).unwrap())];
+        let mut frame = PackedFrame::default();
+        let mut packer = Packer::new(FrameCodec::Lz4).unwrap();
+        packer.pack(&extents, &raw, &mut frame).unwrap();
+        let entry = frame.seal(3);
+        assert_eq!(open(&frame.stored, 3, &entry, &NAMING).unwrap().raw, raw);
+        // It is stored as it is, so that each byte of it is one of the content.
+        *frame.stored.last_mut().unwrap() ^= 1;
+        let entry = frame.seal(3);
+        let error = open(&frame.stored, 3, &entry, &NAMING).unwrap_err();
+        assert_eq!(error.code(), crate::error::Code::Damaged);
+        assert!(
+            error
+                .to_string()
+                .ends_with("does not have the recorded hash"),
+            "{error}"
+        );
+    }
+
     #[test]
     fn limits_are_kept() {
         let mut frame = PackedFrame::default();

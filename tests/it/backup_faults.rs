@@ -20,7 +20,7 @@ use pitr::wire::basebackup::StartCheckpoint;
 use pitr::wire::conninfo::{ConnInfo, Environment};
 use rustix::process::Signal;
 
-use super::backup::{backup, committed, extract, root, store, verify_with_server_tool};
+use super::backup::{backup, committed, extract, layout, root, store, verify_with_server_tool};
 use crate::common::fault::{self, Fault};
 use crate::common::mount::SmallDisk;
 use crate::common::reception::Reception;
@@ -850,6 +850,30 @@ fn c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked(major: u32
     );
 }
 crate::per_major!(c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked);
+
+/// `verify` checks the pages themselves: a root that knows of no damage does not hide them.
+#[test]
+fn c04_verify_finds_damaged_pages_that_the_root_does_not_know() {
+    let (site, mut cluster) = Site::with_cluster(18);
+    let path = damage(&mut cluster, &[3, 900]);
+    let run = backup(&site).run().expect_code(10);
+    let known = root(&site, run.json()["id"].as_str().unwrap());
+    let forged = BackupRoot {
+        id: "20300101T000000Z-full".parse().unwrap(),
+        nonce: format!("{:032x}", 7),
+        damage: Vec::new(),
+        damage_count: 0,
+        ..known
+    };
+    forged.commit(&store(&site), &layout(&site)).unwrap();
+    user::own_all(site.repository());
+    let verify = site.pitr().args(["verify", "--json", "--backup"]);
+    let run = verify.arg(forged.id.to_string()).run().expect_code(4);
+    for block in [3, 900] {
+        let wanted = format!("file \\\"{path}\\\", block {block}, page LSN");
+        assert!(run.stdout.contains(&wanted), "{run}");
+    }
+}
 
 #[test]
 fn m08_a_full_disk_aborts_the_backup_and_wal_finds_room_again() {

@@ -246,8 +246,11 @@ fn f01_a_repository_that_hangs_holds_up_neither_a_standby_nor_recovery_for_ever(
     };
     answer_promotions(&[promoted(), promoted(), promoted()]);
     mode(&still, "standby.signal", false);
-    let running = fetch.spawn();
-    std::thread::sleep(Duration::from_millis(500));
+    let mut running = fetch.spawn();
+    wait_until(PATIENCE, "it says for whom it waits", || {
+        assert!(!running.is_done(), "{}", running.stderr());
+        running.stderr().contains("waiting for it")
+    });
     running.signal(Signal::TERM);
     assert_eq!(running.wait().status.signal(), Some(15));
     drop(hanging);
@@ -751,8 +754,10 @@ fn f02_what_came_since_it_was_last_asked_for_is_not_absent() {
     let last = still.segments.last().unwrap();
     let key = objects.keys().find(|k| k.ends_with(last)).unwrap().clone();
     let target = still.site.sandbox().path().join("fetched");
-    let ask = |held: &Held| {
+    let ask = |held: &Held, is_required: bool| {
         let store = Repository::open_with(Box::new(held.clone()), None).unwrap();
+        let mut places = only(Ok(store));
+        places[0].is_required = is_required;
         let what = Fetch {
             cluster: "main".to_owned(),
             system_identifier: None,
@@ -763,17 +768,19 @@ fn f02_what_came_since_it_was_last_asked_for_is_not_absent() {
             progress: Arc::new(Silent),
             inquiry: Inquiry::default(),
         };
-        fetch(&what, only(Ok(store)), &mut Questions::default()).unwrap()
+        fetch(&what, places, &mut Questions::default())
     };
     let late = Held::late(objects.clone(), &key);
-    assert_eq!(ask(&late), Fetched::Delivered);
+    assert_eq!(ask(&late, true).unwrap(), Fetched::Delivered);
     assert!(late.was_late());
     let fetched = std::fs::read(&target).unwrap();
     assert!(fetched == std::fs::read(still.wal(last)).unwrap());
     // Where it is not there, asking again changes nothing.
     std::fs::remove_file(&target).unwrap();
     let without = Held::with(&objects, &key, None);
-    assert_eq!(ask(&without), Fetched::ProvenAbsent);
+    assert_eq!(ask(&without, true).unwrap(), Fetched::ProvenAbsent);
+    // The word of a repository that is not required is no proof.
+    assert_eq!(ask(&without, false).unwrap_err().code(), Code::Config);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::backup::{backup, extract, root};
-use crate::common::{Cluster, Program, Sandbox, Site, user};
+use crate::common::{Cluster, Program, Sandbox, Site, Stop, bin, user};
 use crate::per_major;
 
 fn plan(site: &Site, args: &[&str]) -> Value {
@@ -424,4 +424,68 @@ fn h05_the_latest_timeline_after_promotions_is_followed() {
     let info = site.pitr().args(["info", "--json"]).run().json();
     let windows = info["clusters"][0]["recovery_windows"].as_array().unwrap();
     assert_eq!(windows.last().unwrap()["timeline"], 4, "{info:#}");
+}
+
+/// The last segment of a log number and the first of the next: "000000010000000000000FFF" and "000000010000000100000000" where segments have 1 MiB.
+#[test]
+fn f04_a_hole_where_the_log_number_changes_is_a_gap() {
+    let mut cluster = Cluster::builder(15)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let resetwal = bin(15, "pg_resetwal").expect("15 has it");
+    let begin = ["-l", "000000010000000000000FF8", "-D"];
+    let reset = Program::new(resetwal).args(begin).arg(cluster.pgdata());
+    reset.run().success();
+    let site = Site::new(&cluster);
+    site.attach(&cluster);
+    cluster.start();
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.sql("create table t (a int)");
+    let (last, first) = ("000000010000000000000FFF", "000000010000000100000000");
+    while cluster.archive_now().as_str() < first {
+        cluster.sql("insert into t values (1)");
+    }
+    let end = cluster.insert_lsn();
+    cluster.sql("insert into t values (2)");
+    cluster.archive_now();
+    cluster.stop(Stop::Fast);
+    let target = cluster.sandbox().join("fetched");
+    let fetch = |name: &str| {
+        site.restore()
+            .arg(name)
+            .arg(&target)
+            .dir(cluster.pgdata())
+            .run()
+    };
+    let pitr = |words: &[&str]| site.pitr().args(words).run();
+    pitr(&["plan", "--target-lsn", &end]).success();
+    pitr(&["wal", "gaps"]).success();
+    for name in [last, first] {
+        fetch(name).success();
+        let aside = site.sandbox().join("aside");
+        std::fs::rename(site.object(name), &aside).unwrap();
+        fetch(name).expect_code(205).expect_stderr(name);
+        let gaps = pitr(&["wal", "gaps", "--json"]).expect_code(4).json();
+        assert_eq!(
+            gaps["gaps"][0]["names"],
+            serde_json::json!([name]),
+            "{gaps}"
+        );
+        let plan = pitr(&["plan", "--json", "--target-lsn", &end])
+            .expect_code(5)
+            .json();
+        assert_eq!(
+            plan["segments_missing"],
+            serde_json::json!([name]),
+            "{plan}"
+        );
+        let verify = pitr(&["verify", "--json"]).expect_code(4);
+        assert!(verify.stdout.contains(name), "{verify}");
+        std::fs::rename(&aside, site.object(name)).unwrap();
+    }
+    // Nothing is left of the next log number: then the end is there, and no hole.
+    std::fs::remove_dir_all(site.object(first).parent().unwrap()).unwrap();
+    fetch(first).expect_code(1);
+    fetch(last).success();
 }

@@ -11,11 +11,13 @@ use pitr::receive::journal::{Journal, Options};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 
-use crate::common::fault::{self, Fault};
+use crate::common::fault::{self, Fault, Faulty};
 use crate::common::mount::{PowerDisk, SmallDisk};
 use crate::common::random::Random;
 use crate::common::reception::{configure, lsn, make_synchronous, status};
-use crate::common::{Builder, Cluster, PATIENCE, Running, Site, user, wait_until};
+use crate::common::{
+    Builder, Cluster, PATIENCE, Running, Site, copy_tree, paths_below, user, wait_until,
+};
 use crate::soak::number;
 use crate::{require_root, require_strace};
 
@@ -189,6 +191,101 @@ fn w02_after_a_power_cut_all_that_was_acknowledged_is_in_the_journal() {
     cluster.sql("insert into t values ('synchronous')");
     running.signal(Signal::TERM);
     running.wait().success();
+}
+
+/// Stops a receiver, and starts another whose syncs of files are held: what is acknowledged before its sync is not on the disk for seconds.
+fn restart_held(site: &Site, stopped: Running) -> Faulty {
+    stopped.signal(Signal::TERM);
+    stopped.wait().success();
+    let hold = Fault::delay("fdatasync", std::time::Duration::from_secs(10));
+    Faulty::held(&site.pitr().arg("receive"), &hold)
+}
+
+/// Waits until the server was told that `position` is safe, and compares what the medium holds for certain at that moment.
+fn check_once_acknowledged(
+    mut disk: PowerDisk,
+    cluster: &Cluster,
+    mut faulty: Faulty,
+    position: u64,
+) {
+    let told = "select coalesce(max(flush_lsn), '0/0') from pg_stat_replication";
+    let mut reported = 0;
+    wait_until(PATIENCE, "it is acknowledged", || {
+        assert!(
+            !faulty.running.is_done(),
+            "it ended: {}",
+            faulty.running.stderr()
+        );
+        reported = lsn(&cluster.query_one_string(told));
+        reported >= position
+    });
+    let (at, fired) = (disk.position(), faulty.fired());
+    faulty.kill();
+    let recording = disk.end_recording();
+    // Nothing gets there that was not flushed.
+    disk.boot(&recording.cut(recording.flushed(at)..at, |_| false));
+    let held = check_journal(disk.path(), cluster);
+    assert!(
+        held >= reported,
+        "{held:X} is held, {reported:X} was reported"
+    );
+    assert!(fired >= 1, "no sync was held");
+}
+
+#[test]
+fn w02_what_is_acknowledged_is_on_the_disk_by_then() {
+    require_root!("w02_what_is_acknowledged_is_on_the_disk_by_then");
+    require_strace!("w02_what_is_acknowledged_is_on_the_disk_by_then");
+    let disk = PowerDisk::recorded(32);
+    let (site, cluster) = receiving(disk.path(), "");
+    let running = start(&site, &cluster);
+    cluster.sql("insert into t values ('synchronous')");
+    let faulty = restart_held(&site, running);
+    write_wal(&cluster, 1);
+    let position = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
+    check_once_acknowledged(disk, &cluster, faulty, position);
+}
+
+/// A receiver that was killed has written what it had not synced.
+#[test]
+fn w02_a_recovered_journal_is_on_the_disk_before_it_counts() {
+    require_root!("w02_a_recovered_journal_is_on_the_disk_before_it_counts");
+    require_strace!("w02_a_recovered_journal_is_on_the_disk_before_it_counts");
+    let disk = PowerDisk::recorded(32);
+    let (site, cluster) = receiving(disk.path(), "");
+    let running = start(&site, &cluster);
+    cluster.sql("insert into t values ('synchronous')");
+    running.signal(Signal::TERM);
+    running.wait().success();
+    // Another disk takes what comes next; then it is written into the journal of this one, and nothing is synced.
+    let (journal, beside) = (disk.path().join("journal"), site.sandbox().join("journal"));
+    copy_tree(&journal, &beside);
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let other = config.replace(journal.to_str().unwrap(), beside.to_str().unwrap());
+    assert_ne!(other, config);
+    std::fs::write(site.config(), other).unwrap();
+    let running = start_again(&site, &cluster);
+    cluster.sql("insert into t values ('synchronous')");
+    let position = lsn(&cluster.query_one_string("select flush_lsn from pg_stat_replication"));
+    running.signal(Signal::TERM);
+    running.wait().success();
+    std::fs::write(site.config(), config).unwrap();
+    let mut written = Vec::new();
+    for path in paths_below(&beside) {
+        let to = journal.join(path.strip_prefix(&beside).unwrap());
+        if to.extension().is_some_and(|e| e == "wal") {
+            written.push(to.clone());
+            let file = std::fs::File::options().write(true).open(to).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &std::fs::read(path).unwrap(), 0)
+                .unwrap();
+        }
+    }
+    let [written] = written.as_slice() else {
+        panic!("one segment: {written:?}");
+    };
+    let hold = Fault::delay("fsync,fdatasync", std::time::Duration::from_secs(10)).on(written);
+    let faulty = Faulty::held(&site.pitr().arg("receive"), &hold);
+    check_once_acknowledged(disk, &cluster, faulty, position);
 }
 
 #[test]

@@ -215,6 +215,73 @@ fn w05_the_server_is_told_unasked_and_at_once_when_it_asks() {
     running.wait();
 }
 
+/// A journal that is older than the slot: the server still has the WAL, and would move its slot back for whoever acknowledges less.
+#[test]
+fn w05_nothing_below_the_position_of_the_slot_is_acknowledged() {
+    let mut scripted = Scripted::new();
+    let (first, second) = (vec![0x5a; 10_000], vec![0x5b; 10_000]);
+    let middle = 3 * SEGMENT + 10_000;
+    let end = middle + 10_000;
+    let filled = scripted.server().on(
+        "START_REPLICATION",
+        [Answer::Stream(vec![
+            Act::Wal {
+                start: 3 * SEGMENT,
+                data: first,
+            },
+            Act::AwaitFlush(middle),
+            Act::Silence,
+        ])],
+    );
+    let mut running = scripted.receive(&filled).spawn();
+    wait_until(PATIENCE, "it has acknowledged the first half", || {
+        assert!(!running.is_done(), "{}", running.stderr());
+        filled.statuses().iter().any(|s| s.flushed >= middle)
+    });
+    running.signal(Signal::TERM);
+    running.wait();
+    let old = scripted.journal(&filled);
+    // Another receiver has used the slot since.
+    scripted.identity.restart = Some(end);
+    scripted.identity.flush = end;
+    let ask = || Act::Keepalive { end, reply: true };
+    let from = |data: &[u8], start| Act::Wal {
+        start,
+        data: data.to_vec(),
+    };
+    let quarter = 5_000;
+    let later = scripted.server().on(
+        "START_REPLICATION",
+        [Answer::Stream(vec![
+            ask(),
+            Act::AwaitStatus,
+            from(&second[..quarter], middle),
+            ask(),
+            Act::AwaitStatus,
+            ask(),
+            Act::AwaitStatus,
+            from(&second[quarter..], middle + 5_000),
+            Act::AwaitFlush(end),
+            Act::Silence,
+        ])],
+    );
+    let receive = scripted.receive(&later);
+    std::fs::rename(old, scripted.journal(&later)).unwrap();
+    let mut running = receive.spawn();
+    wait_until(PATIENCE, "it has acknowledged everything", || {
+        assert!(!running.is_done(), "{}", running.stderr());
+        later.statuses().iter().any(|s| s.flushed >= end)
+    });
+    running.signal(Signal::TERM);
+    running.wait();
+    let statuses = later.statuses();
+    assert!(statuses.iter().any(|s| s.flushed == 0), "{statuses:?}");
+    for status in statuses {
+        assert!(status.flushed == 0 || status.flushed >= end, "{status:?}");
+        assert!(status.written == 0 || status.written >= end, "{status:?}");
+    }
+}
+
 /// What a hostile server may do in a stream, after `good` bytes that are WAL.
 fn hostilities(good: u64) -> Vec<(&'static str, Answer)> {
     let stream = |act: Act| Answer::Stream(vec![act]);

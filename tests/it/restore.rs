@@ -177,11 +177,23 @@ fn check_relations(cluster: &Cluster) {
             .success();
         return;
     }
+    // 14 is without the program here, 13 without the check of tables: they are read.
     cluster.sql("create extension if not exists amcheck");
     cluster.sql(
         "select bt_index_check(c.oid, true) from pg_class c join pg_am a on a.oid = c.relam
          where c.relkind = 'i' and a.amname = 'btree' and c.relpersistence = 'p'",
     );
+    let tables = "select c.oid::regclass::text from pg_class c where c.relkind in ('r', 'm', 't') and c.relpersistence = 'p'";
+    let client = cluster.client();
+    let tables = client.query_rows(tables);
+    assert!(tables.len() > 50, "{}", tables.len());
+    for table in tables.iter().map(|row| row[0].as_deref().unwrap()) {
+        let check = match cluster.major() {
+            13 => format!("select count(*) - count(*) from {table}"),
+            _ => format!("select count(*) from verify_heapam('{table}'::regclass)"),
+        };
+        assert_eq!(client.query_one_string(&check), "0", "{table}");
+    }
 }
 
 fn auto_conf(folder: &Path) -> String {

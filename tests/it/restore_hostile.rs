@@ -494,3 +494,37 @@ fn z04_bombs_in_a_backup_end_where_their_declared_size_ends() {
     file.set_len(10 << 30).unwrap();
     refused(&ids(7), "at most");
 }
+
+/// Files of a backup under the root of another: a server would start from the wrong checkpoint.
+#[test]
+fn the_backup_label_of_another_backup_is_refused() {
+    let (site, cluster) = Site::with_cluster(*majors().last().unwrap());
+    for _ in 0..2 {
+        site.pitr().arg("backup").run().success();
+        cluster.sql("create table if not exists t (a int); insert into t values (1)");
+        cluster.archive_now();
+    }
+    let ids = committed(&site);
+    let (older, newer) = (root(&site, &ids[0]), root(&site, &ids[1]));
+    assert!(older.start_lsn < newer.start_lsn);
+    let forged = BackupRoot {
+        start_lsn: newer.start_lsn,
+        checkpoint_lsn: newer.checkpoint_lsn,
+        stop_lsn: newer.stop_lsn,
+        consistent_lsn: newer.consistent_lsn,
+        server_manifest: None,
+        ..older
+    };
+    let id: BackupId = "20300101T000000Z-full".parse().unwrap();
+    forge(&site, &id, forged, None);
+    let to = site.sandbox().join("copy");
+    let run = restore(&site, &to)
+        .args(["--backup", &id.to_string()])
+        .run();
+    assert_ne!(run.code(), 0, "{run}");
+    run.expect_stderr("is another backup's");
+    assert!(
+        !to.join("global/pg_control").exists(),
+        "nothing starts from it"
+    );
+}

@@ -352,8 +352,8 @@ fn a_host_that_only_writes_receives() {
     list.success();
 }
 
-/// Another repository of the key set gets byte copies from a host that holds no key, and a reader finds everything in them.
-fn copied_without_a_key(sealed: &Sealed, cluster: &Cluster) {
+/// Configures hosts for a second repository of the key set, and creates it; returns where it is.
+fn with_second(sealed: &Sealed, cluster: &Cluster) -> PathBuf {
     let second = sealed.sandbox.join("second");
     for (host, encryption) in [
         ("writer", format!("key_set = \"{}\"", sealed.key("writer"))),
@@ -372,11 +372,71 @@ fn copied_without_a_key(sealed: &Sealed, cluster: &Cluster) {
         }
         std::fs::write(sealed.config(&name), text).unwrap();
     }
+    let init = sealed.on("second-writer").args(["init", "--quiet"]);
+    init.run().success();
+    second
+}
+
+/// What was changed since it was sealed is not copied, with keys or without.
+#[test]
+fn t06_what_is_damaged_of_a_sealed_repository_is_not_copied() {
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let sealed = Sealed::new(&cluster);
+    let archive = pitr_archive().arg("--config").arg(sealed.config("writer"));
+    cluster.append_config("archive_mode", "on");
+    cluster.append_config("archive_command", &archive.arg("%p").shell());
+    cluster.start();
     sealed
-        .on("second-writer")
-        .args(["init", "--quiet"])
+        .on("writer")
+        .args(["backup", "--quiet"])
         .run()
         .success();
+    cluster.sql("create table t as select g from generate_series(1, 1000) g");
+    cluster.archive_now();
+    let second = with_second(&sealed, &cluster);
+    let objects = paths_below(&sealed.repository);
+    let of = |part: &str| {
+        let found = objects
+            .iter()
+            .rfind(|p| p.display().to_string().contains(part));
+        found.unwrap().clone()
+    };
+    let victims = [of("/wal/00000001/00000000/"), of("/packs/")];
+    let good = victims.each_ref().map(|path| std::fs::read(path).unwrap());
+    for (path, good) in victims.iter().zip(&good) {
+        let mut bytes = good.clone();
+        bytes[good.len() / 2] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+    let sync = [
+        "repo", "sync", "--json", "--from", "local", "--to", "second",
+    ];
+    for host in ["second-janitor", "second-writer", "second-reader"] {
+        let run = sealed.on(host).args(sync).run().expect_code(10);
+        assert_eq!(
+            run.json()["transfers"][0]["problem_count"],
+            2,
+            "{host}: {run}"
+        );
+        for path in &victims {
+            let copy = second.join(path.strip_prefix(&sealed.repository).unwrap());
+            assert!(!copy.exists(), "{host}: {}", copy.display());
+        }
+    }
+    for (path, good) in victims.iter().zip(&good) {
+        std::fs::write(path, good).unwrap();
+    }
+    sealed.on("second-writer").args(sync).run().success();
+    let verify = ["verify", "--quiet", "--repository", "second"];
+    sealed.on("second-reader").args(verify).run().success();
+}
+
+/// Another repository of the key set gets byte copies from a host that holds no key, and a reader finds everything in them.
+fn copied_without_a_key(sealed: &Sealed, cluster: &Cluster) {
+    let second = with_second(sealed, cluster);
     let sync = [
         "repo", "sync", "--quiet", "--from", "local", "--to", "second",
     ];

@@ -440,7 +440,7 @@ fn p20_who_waits_for_a_worker_survives_its_end_and_its_standstill() {
 }
 
 /// Whether a process has a handler for SIGTERM, as `pitr-archive` has while it works.
-fn handles_term(pid: u32) -> bool {
+pub fn handles_term(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:"));
     let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());

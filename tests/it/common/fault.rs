@@ -3,9 +3,11 @@
 //! strace counts each system call of a set for itself, and each thread for itself. A sweep therefore takes the calls of one
 //! undisturbed run ([`trace`]) and hits every one of them by name and number ([`Call::fault`]).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::program::{Program, Run};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::program::{Program, Run, Running};
 use super::sandbox::Sandbox;
 
 /// The calls that change a filesystem. `openat` is left out: it is mostly reading; a sweep that wants it adds it.
@@ -228,18 +230,61 @@ pub fn count(program: &Program, calls: &[&str]) -> usize {
     made.len()
 }
 
+/// A program that runs with a fault.
+pub struct Faulty {
+    /// The program.
+    pub running: Running,
+    log: PathBuf,
+    _sandbox: Sandbox,
+}
+
+impl Faulty {
+    /// Starts one whose calls are held.
+    pub fn held(program: &Program, fault: &Fault) -> Faulty {
+        let sandbox = Sandbox::new("strace");
+        let log = sandbox.file("log", "");
+        Faulty {
+            running: under_strace(program, &fault.words(), &log).spawn(),
+            log,
+            _sandbox: sandbox,
+        }
+    }
+
+    /// Kills it, and waits for its end. strace alone would leave it running.
+    pub fn kill(self) {
+        let strace = self.running.pid();
+        let children = format!("/proc/{strace}/task/{strace}/children");
+        let children = std::fs::read_to_string(children).unwrap();
+        for child in children.split_whitespace() {
+            let pid = Pid::from_raw(child.parse().unwrap()).unwrap();
+            kill_process(pid, Signal::KILL).unwrap();
+        }
+        self.running.wait();
+    }
+
+    /// How many calls were held so far.
+    pub fn fired(&self) -> usize {
+        let log = std::fs::read(&self.log).unwrap();
+        String::from_utf8_lossy(&log).matches("(DELAYED)").count()
+    }
+}
+
 fn strace(program: &Program, words: &[String]) -> (Run, String) {
     let sandbox = Sandbox::new("strace");
     let log = sandbox.file("log", "");
+    let run = under_strace(program, words, &log).run();
+    let log = String::from_utf8_lossy(&std::fs::read(log).unwrap()).into_owned();
+    (run, log)
+}
+
+fn under_strace(program: &Program, words: &[String], log: &Path) -> Program {
     let mut prefix: Vec<String> = ["strace", "-f", "-qq", "-y", "-s", "0", "-o"]
         .map(str::to_owned)
         .to_vec();
     prefix.push(log.to_str().unwrap().to_owned());
     prefix.extend(words.iter().cloned());
     prefix.push("--".into());
-    let run = program.clone().under(prefix).run();
-    let log = String::from_utf8_lossy(&std::fs::read(log).unwrap()).into_owned();
-    (run, log)
+    program.clone().under(prefix)
 }
 
 /// Whether strace can be used; else the reason, for [`skip!`](crate::skip).
