@@ -9,12 +9,12 @@ use std::path::Path;
 use super::datadir::DataDirectory;
 use super::push::{Checked, Content, Push};
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::pg::page::{LONG_HEADER, WalIdentity};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::repo::container::Container;
-use crate::repo::index::{self, Summary};
+use crate::repo::index::{self, Summary, flag};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::link::{self, Before, EndBefore, Link, Mark};
 use crate::repo::repository::Repository;
@@ -122,7 +122,7 @@ pub(super) fn check_before(
     };
     let key = checked.layout.segment(name);
     if let Some(stored) = what.repository.kept_mark(&key) {
-        return match stored == mark {
+        return match stored == mark || !is_sound(what, name) {
             true => Ok(None),
             false => Err(other_life(checked, name)),
         };
@@ -130,10 +130,10 @@ pub(super) fn check_before(
     if what.repository.is_in_flight(&key) {
         return Ok(None);
     }
-    match stored_link(what, &key) {
+    match stored_link(what, &key)? {
         Some((stored, is_keyed)) => {
             let mark = as_stored(what, mark, is_keyed)?;
-            match stored.own.is_none_or(|own| own == mark) {
+            match stored.own.is_none_or(|own| own == mark) || !is_sound(what, name) {
                 true => Ok(None),
                 false => Err(other_life(checked, name)),
             }
@@ -147,12 +147,15 @@ pub(super) fn check_before(
 /// # Errors
 /// `Gap` when it does not: recovery would go on with the WAL of another server.
 pub(super) fn check_fetched(target: &Path, stored: &Container, name: SegmentName) -> Result<()> {
-    let (link, identity) = (Link::read(stored)?, stored.identity());
-    let Before::Known(timeline, mark) = link.before else {
+    let identity = stored.identity();
+    let size = SegmentSize::new(identity.segment_size_bytes)?;
+    // A link that cannot be read joins nothing; the segment's bytes have a hash of their own.
+    let (Ok(link), Ok(summary)) = (Link::read(stored), index::read_summary(stored)) else {
         return Ok(());
     };
-    let size = SegmentSize::new(identity.segment_size_bytes)?;
-    let EndBefore::At(end) = link::end_before(&index::read_summary(stored)?, size) else {
+    let (Before::Known(timeline, mark), EndBefore::At(end)) =
+        (link.before, link::end_before(&summary, size))
+    else {
         return Ok(());
     };
     let number = name.number(size)?.0.checked_sub(1).map(SegmentNumber);
@@ -198,7 +201,7 @@ pub(super) fn check_copied(
     stored: &Container,
     name: SegmentName,
 ) -> Result<()> {
-    let link = Link::read(stored)?;
+    let link = Link::read(stored).unwrap_or(Link::NONE);
     if let Some(own) = link.own {
         repository.keep_mark(layout.segment(name), own);
     }
@@ -214,7 +217,9 @@ pub(super) fn check_copied(
     let own = match repository.kept_mark(&key) {
         Some(own) => Some(own),
         None => match repository.store().open(&key)? {
-            Some(object) => Link::read(&Container::open(object)?)?.own,
+            Some(object) => Container::open(object)
+                .and_then(|c| Link::read(&c))
+                .map_or(None, |link| link.own),
             None => None,
         },
     };
@@ -240,17 +245,36 @@ fn as_stored(what: &Push<'_>, mark: Mark, is_keyed: bool) -> Result<Mark> {
     }
 }
 
-/// The link of a stored segment, and whether its marks are keyed. A segment that cannot be read joins nothing and keeps nothing from being
-/// archived: a host may have no right to read, and damage is verify's to report.
-fn stored_link(what: &Push<'_>, key: &Key) -> Option<(Link, bool)> {
-    let unread = Some((Link::NONE, false));
-    match what.repository.store().open(key) {
-        Ok(None) => None,
-        Ok(Some(object)) => Container::open(object)
-            .and_then(|c| Ok((Link::read(&c)?, c.is_opaque())))
-            .map_or(unread, Some),
-        Err(_) => unread,
+/// The link of a stored segment, and whether its marks are keyed. A segment that must not or cannot be read joins nothing, and keeps nothing from
+/// being archived: a host may have no right to read, and damage is verify's to report.
+fn stored_link(what: &Push<'_>, key: &Key) -> Result<Option<(Link, bool)>> {
+    let read = what.repository.store().open(key).and_then(|object| {
+        let container = object.map(Container::open).transpose()?;
+        let read = |c: Container| Ok((Link::read(&c)?, c.is_opaque()));
+        container.map(read).transpose()
+    });
+    match read {
+        Err(e) if !is_passing(e.code()) => Ok(Some((Link::NONE, false))),
+        read => read,
     }
+}
+
+/// Whether asking again may help.
+fn is_passing(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unreachable | Code::Io | Code::Deadline | Code::Interrupted
+    )
+}
+
+/// Whether the server's copy of the segment before is sound: a file that has rotted since it was archived tells of no other life.
+fn is_sound(what: &Push<'_>, name: SegmentName) -> bool {
+    if what.known.is_some() {
+        return true;
+    }
+    let path = what.path.with_file_name(name.to_string());
+    let decoded = super::backfill::decode(&path, name, false);
+    decoded.is_ok_and(|summary| summary.is_some_and(|s| !s.has(flag::DAMAGED)))
 }
 
 fn other_life(checked: &Checked, before: SegmentName) -> Error {
@@ -297,7 +321,7 @@ pub(super) fn check_after(
     if what.repository.is_in_flight(&key) {
         return Ok(None);
     }
-    let Some((stored, is_keyed)) = stored_link(what, &key) else {
+    let Some((stored, is_keyed)) = stored_link(what, &key)? else {
         return Ok(None);
     };
     let own = as_stored(what, own, is_keyed)?;

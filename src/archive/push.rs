@@ -541,11 +541,12 @@ fn store_wal(
     let write_failed = |e| write_failed(what.repository, key, e);
     let writer = writer_under(key, object, kind, what.codec).map_err(write_failed)?;
     let (writer, hash, mut index) = stream(what, source, checked, writer, key)?;
-    if is_padded(source, checked, &index)? {
-        match checked.is_partial {
-            true => index.summary.flags |= flag::MARKED,
-            false => return Ok(Stored::Padded(index.summary.valid_end)),
+    if checked.is_partial {
+        if is_padded(source, checked, &index)? {
+            index.summary.flags |= flag::MARKED;
         }
+    } else if is_tail(source, checked, &index)? {
+        return Ok(Stored::Padded(index.summary.valid_end));
     }
     let (mut link, mut warning) = (Link::NONE, None);
     if !checked.is_partial {
@@ -583,6 +584,11 @@ fn store_wal(
         link,
         warning,
     })))
+}
+
+/// Whether the content, offered as a whole segment, is the beginning of one.
+fn is_tail(source: &dyn Content, checked: &Checked, index: &SegmentIndex) -> Result<bool> {
+    Ok(tail::is_left_unfinished(&index.summary, checked.end) || is_padded(source, checked, index)?)
 }
 
 /// Whether nothing but padding follows the valid WAL, which ends inside.
@@ -810,12 +816,15 @@ fn already_there(
     if checked.is_partial {
         return beside(what, source, checked, &container, &hash);
     }
-    if let Some(valid_end) = covered(source, checked, &container)? {
-        container.object().settle()?;
-        return Ok((
-            Pushed::AlreadyThere,
-            vec![padded_warning(checked, valid_end)],
-        ));
+    source.rewind()?;
+    let (_, index) = read_and_index(source, checked, |chunk| Some(chunk.bytes))?;
+    if is_tail(source, checked, &index)? {
+        if covers(&container, source, checked, &index)? {
+            container.object().settle()?;
+            let warning = padded_warning(checked, index.summary.valid_end);
+            return Ok((Pushed::AlreadyThere, vec![warning]));
+        }
+        return push_padded(what, source, checked, index.summary.valid_end);
     }
     keep_refused(what, source, checked, &hash)?;
     Err(conflict_error(
@@ -850,7 +859,9 @@ fn beside(
     stored: &Container,
     hash: &[u8; 32],
 ) -> Result<(Pushed, Warnings)> {
-    if covered(source, checked, stored)?.is_some() {
+    source.rewind()?;
+    let (_, index) = read_and_index(source, checked, |chunk| Some(chunk.bytes))?;
+    if covers(stored, source, checked, &index)? {
         stored.object().settle()?;
         return Ok((Pushed::AlreadyThere, Vec::new()));
     }
@@ -870,15 +881,15 @@ fn beside(
     ))
 }
 
-/// Where the offered WAL ends, if it is a tail and the stored copy holds the same bytes up to there.
-fn covered(source: &mut dyn Content, checked: &Checked, stored: &Container) -> Result<Option<Lsn>> {
+/// Whether the stored copy holds the same bytes up to where the offered WAL ends; unknown, and so no, where it cannot be read for want of a key.
+fn covers(
+    stored: &Container,
+    source: &dyn Content,
+    checked: &Checked,
+    index: &SegmentIndex,
+) -> Result<bool> {
     if stored.is_opaque() {
-        return Ok(None);
-    }
-    source.rewind()?;
-    let (_, index) = read_and_index(source, checked, |chunk| Some(chunk.bytes))?;
-    if !checked.is_partial && !is_padded(source, checked, &index)? {
-        return Ok(None);
+        return Ok(false);
     }
     let valid_end = index.summary.valid_end;
     let length = valid_end.0.saturating_sub(checked.wal.start_lsn.0);
@@ -896,7 +907,7 @@ fn covered(source: &mut dyn Content, checked: &Checked, stored: &Container) -> R
         Ok(())
     })?;
     let holds = index::read_summary(stored)?.valid_end >= valid_end;
-    Ok((is_same && holds).then_some(valid_end))
+    Ok(is_same && holds)
 }
 
 /// An object of another name under this key is no other content of this name: somebody moved it.

@@ -48,6 +48,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Archived {
     /// Whether it is new to one of the repositories.
     pub is_new: bool,
+    /// Whether it is new to every repository that was asked.
+    pub is_new_everywhere: bool,
     /// What should be known besides.
     pub warnings: Warnings,
 }
@@ -207,6 +209,7 @@ pub(super) fn millis(time: Duration) -> u64 {
 pub(super) fn without_the_rest() -> Archived {
     Archived {
         is_new: true,
+        is_new_everywhere: false,
         warnings: vec![
             "not stored in every repository: one that is not required does not answer".to_owned(),
         ],
@@ -336,6 +339,8 @@ fn look(places: &mut [Place], offer: &Offer) {
 struct Tally {
     stored: usize,
     is_new: bool,
+    /// One had it before.
+    is_known: bool,
     warnings: Warnings,
     /// The first failure of a required repository.
     failed: Option<Error>,
@@ -350,6 +355,7 @@ impl Tally {
             Ok((pushed, more)) => {
                 self.stored += 1;
                 self.is_new |= pushed == Pushed::Stored;
+                self.is_known |= pushed == Pushed::AlreadyThere;
                 self.warnings.extend(more);
             }
             Err(e) if required && self.failed.is_none() => {
@@ -379,6 +385,7 @@ impl Tally {
             (None, None) => {
                 return Ok(Archived {
                     is_new: self.is_new,
+                    is_new_everywhere: !self.is_known,
                     warnings,
                 });
             }

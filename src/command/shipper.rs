@@ -166,7 +166,7 @@ impl Queue {
 
     /// Says that the archive has a file, and whether it was new there.
     fn archived(&mut self, name: WalFileName, is_new: bool) {
-        match is_new {
+        match is_new && matches!(name, WalFileName::Segment(_)) {
             true => self.leading.insert(name.timeline()),
             false => self.leading.remove(&name.timeline()),
         };
@@ -493,7 +493,7 @@ impl Hand<'_> {
         };
         match self.archiver.archive(&path, name, &acknowledged) {
             Ok(archived) => {
-                lock(&self.job.queue).archived(name, archived.is_new);
+                lock(&self.job.queue).archived(name, archived.is_new_everywhere);
                 self.job.note(name, before, archived.warnings);
             }
             Err(e) => {

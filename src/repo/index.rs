@@ -136,6 +136,15 @@ impl Summary {
         self.flags & flag != 0
     }
 
+    /// The summary as pitr 0.1 wrote it of a segment in which a switch record ends that an edge has cut: it took the segment for one whose WAL
+    /// ends inside.
+    pub fn before_cut_switches(&self) -> Summary {
+        Summary {
+            flags: self.flags & !flag::SWITCH | flag::ENDS_INSIDE,
+            ..self.clone()
+        }
+    }
+
     /// Section 2.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(200);

@@ -71,6 +71,9 @@ impl Indexer {
             collected.damage.clear();
         }
         let mut summary = summary(&found, &mut collected, self.timeline, self.start_lsn);
+        if !is_partial && ends_a_switch(&found, &summary) {
+            summary.flags = summary.flags & !flag::ENDS_INSIDE | flag::SWITCH;
+        }
         if is_partial && first.is_some_and(|(kind, _)| kind != DamageKind::AfterSwitch) {
             // They begin inside a page, or look like records: WAL ends at the first of them all the same.
             let end = found.first_damage.unwrap_or(found.valid_end);
@@ -89,6 +92,25 @@ impl Indexer {
             damage: collected.damage,
         }
     }
+}
+
+/// Whether the record that reaches in is a switch record whose header the segment's edge has cut: then nothing follows it here, and the
+/// segment is whole. Its last 8 or 16 bytes are here, of 24.
+///
+/// PostgreSQL: src/backend/access/transam/xlog.c (ReserveXLogSwitch), src/include/access/xlogrecord.h.
+fn ends_a_switch(found: &SegmentSummary, summary: &Summary) -> bool {
+    if !summary.has(flag::ENDS_INSIDE) || summary.has(flag::DAMAGED) || summary.records > 0 {
+        return false;
+    }
+    let head = found.head.as_ref().filter(|head| head.end_lsn.is_some());
+    let Some(last) = head
+        .filter(|head| matches!(head.length, 8 | 16) && found.first_record.is_none())
+        .and_then(|head| head.bytes.last_chunk::<8>())
+    else {
+        return false;
+    };
+    let [info, rmid, ..] = *last;
+    xlog::is_switch(rmid, info)
 }
 
 fn summary(

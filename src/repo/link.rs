@@ -95,7 +95,8 @@ impl Link {
             (0, _) => Before::Unknown,
             (1, Some(timeline)) => Before::Known(timeline, Mark(mark)),
             (2, _) => Before::Nothing,
-            _ => return Err(r.damaged()),
+            // What a later version knows besides joins nothing here.
+            _ => Before::Unknown,
         };
         Ok(Link {
             own: (has_own == 1).then_some(Mark(own)),
@@ -203,6 +204,10 @@ pub enum EndBefore {
 
 /// Where the last WAL of the segment before ends, by what its successor says.
 pub fn end_before(summary: &Summary, size: SegmentSize) -> EndBefore {
+    // What a damaged segment says of its first record is not to be believed.
+    if summary.has(flag::DAMAGED) {
+        return EndBefore::Unknown;
+    }
     if summary.head_remaining > 0 {
         return EndBefore::At(size.bytes());
     }
@@ -210,7 +215,9 @@ pub fn end_before(summary: &Summary, size: SegmentSize) -> EndBefore {
         return EndBefore::Unknown;
     };
     // The first page may stand in the place of a record that was abandoned, which then reached to the segment's end; or a later page does.
-    if summary.has(flag::OVERWRITTEN) && first.0 == summary.start_lsn.0 + LONG_HEADER as u64 {
+    if summary.has(flag::OVERWRITTEN)
+        && first.0.checked_sub(LONG_HEADER as u64) == Some(summary.start_lsn.0)
+    {
         return EndBefore::Unknown;
     }
     let Some(start) = summary.start_lsn.0.checked_sub(size.bytes()).map(Lsn) else {
@@ -218,7 +225,8 @@ pub fn end_before(summary: &Summary, size: SegmentSize) -> EndBefore {
     };
     if previous == Lsn(0) {
         // The record's header may be cut by the segment's end.
-        let is_whole = first.0 + record::HEADER as u64 <= summary.start_lsn.0 + size.bytes();
+        let offset = first.0.saturating_sub(summary.start_lsn.0);
+        let is_whole = offset.saturating_add(record::HEADER as u64) <= size.bytes();
         return match is_whole {
             true => EndBefore::Nothing,
             false => EndBefore::Unknown,
@@ -232,7 +240,8 @@ pub fn end_before(summary: &Summary, size: SegmentSize) -> EndBefore {
 }
 
 fn header_end(record: Lsn, start: Lsn, size: SegmentSize) -> u64 {
-    (record.0.saturating_sub(start.0) + HEADER_BYTES).min(size.bytes())
+    let offset = record.0.saturating_sub(start.0);
+    offset.saturating_add(HEADER_BYTES).min(size.bytes())
 }
 
 /// A link as plans keep it: the first bytes of the marks, 0 where there is none.

@@ -84,6 +84,15 @@ pub fn may_be_padded(summary: &Summary) -> bool {
     summary.has(flag::ENDS_INSIDE) && !summary.has(flag::SWITCH)
 }
 
+/// Whether whole pages follow the one in which valid WAL ends, none of which is the segment's own: the stale pages of a recycled file, or zeros. A
+/// segment that was completed has no such pages, except behind a switch record; where its own pages follow, decoding has found damage.
+pub fn is_left_unfinished(summary: &Summary, end: Lsn) -> bool {
+    const PAGE: u64 = 8192;
+    may_be_padded(summary)
+        && !summary.has(flag::DAMAGED)
+        && summary.valid_end.0 / PAGE < end.0.saturating_sub(1) / PAGE
+}
+
 /// Hands zeros for everything from `from` to `end` to `sink`.
 ///
 /// # Errors

@@ -17,7 +17,7 @@ use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::wal::{Needed, Tree};
-use crate::repo::container::{Container, Identity};
+use crate::repo::container::{Container, Identity, tag};
 use crate::repo::index::{self, SegmentIndex, flag};
 use crate::repo::indexer::Indexer;
 use crate::repo::layout::BackupId;
@@ -256,6 +256,10 @@ fn check_link(
     });
     let detail = match brief.continues(own.own, before.timeline) {
         Joined::Yes => return Ok(()),
+        _ if brief.is_first => {
+            work.unlinked.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
         Joined::Unproven => {
             work.unlinked.fetch_add(1, Ordering::Relaxed);
             return Ok(());
@@ -454,7 +458,11 @@ impl Chain {
 fn check_index(container: &Container, index: &SegmentIndex, partial: bool) -> Result<()> {
     for section in index.sections(partial) {
         let stored = container.section(section.tag)?;
-        if stored.as_deref() != Some(section.bytes.as_slice()) {
+        let is_old = || {
+            let old = index.summary.before_cut_switches().encode();
+            section.tag == tag::SUMMARY && stored.as_deref() == Some(old.as_slice())
+        };
+        if stored.as_deref() != Some(section.bytes.as_slice()) && !is_old() {
             return Err(err!(
                 Damaged,
                 "section {} of its index is not what the WAL says",
