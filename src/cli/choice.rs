@@ -14,10 +14,11 @@ use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
+use crate::plan::cluster::{Cluster, DECIDE};
 use crate::plan::recovery::{Action, Outcome, Plan, Reason};
 use crate::plan::target::TargetTimeline;
 use crate::plan::unreachable;
-use crate::repo::inventory::{Backup, HistoryFile, Inventory};
+use crate::repo::inventory::{Backup, HistoryFile, Inventory, Timeline};
 
 /// What is asked, of whichever repository.
 pub struct Question<'a> {
@@ -65,13 +66,19 @@ impl Question<'_> {
         if is_lacking {
             gather(cx, |_, _| true, &mut sides, &mut unasked);
         }
-        let planned = self.with_all_backups(cx, &sides, &unasked)?;
+        let mut planned = self.with_all_backups(cx, &sides, &unasked, None)?;
         if !is_lacking && !is_settled(&planned.0) {
-            let leads_farther = |own: &_, other: &_| may_lead_farther(&planned.0, own, other);
-            gather(cx, leads_farther, &mut sides, &mut unasked);
+            let may_help = |own: &_, other: &_| {
+                may_lead_farther(&planned.0, own, other) || tells_of_timelines(own, other)
+            };
+            gather(cx, may_help, &mut sides, &mut unasked);
+        }
+        let cluster = together(cx, &sides, &planned.0);
+        if cluster.is_some() {
+            planned = self.with_all_backups(cx, &sides, &unasked, cluster.as_ref())?;
         }
         let first_said = said_of_first(&planned.0, name_of(&sides, 0));
-        let (mut best, short) = self.best(cx, planned, &sides, &mut unasked);
+        let (mut best, short) = self.best(cx, planned, &sides, cluster.as_ref(), &mut unasked);
         let next = refuse_what_falls_short(&mut best, &short, &sides);
         let mut chosen = settle(cx, best, sides, unasked, &first_said, next)?;
         if let Some(Unless::OutOfReach { next, .. }) = &mut chosen.unless
@@ -83,11 +90,18 @@ impl Question<'_> {
         Ok(chosen)
     }
 
-    fn on(&self, cx: &Context, reading: &Reading, inventory: &Inventory) -> Result<Planned> {
-        if !self.is_carried_out {
-            return reading.plan(cx, inventory, self.target, self.action);
+    fn on(
+        &self,
+        cx: &Context,
+        reading: &Reading,
+        inventory: &Inventory,
+        cluster: Option<&Cluster>,
+    ) -> Result<Planned> {
+        let asked = (self.target, self.action);
+        match self.is_carried_out {
+            false => reading.plan(cx, inventory, asked, cluster),
+            true => reading.plan_to_carry_out(cx, inventory, asked, cluster),
         }
-        reading.plan_to_carry_out(cx, inventory, self.target, self.action)
     }
 
     /// Whether the backup that was asked for has to be looked for elsewhere.
@@ -105,12 +119,13 @@ impl Question<'_> {
         cx: &Context,
         sides: &[Opened],
         unasked: &[(String, Error)],
+        cluster: Option<&Cluster>,
     ) -> Result<Planned> {
         let first = sides.first();
         let first = first.ok_or_else(|| err!(Internal, "a plan without a repository"))?;
         let mut inventory = first.inventory.clone();
         inventory.add_backups(&backups_beside(sides, 0));
-        let planned = self.on(cx, &first.reading, &inventory);
+        let planned = self.on(cx, &first.reading, &inventory, cluster);
         planned.map_err(|e| match unasked.first() {
             Some((name, other)) if self.lacks_backup(sides) => {
                 reading::not_known(&e.to_string(), name, other)
@@ -126,6 +141,7 @@ impl Question<'_> {
         cx: &Context,
         planned: Planned,
         sides: &[Opened],
+        cluster: Option<&Cluster>,
         unasked: &mut Vec<(String, Error)>,
     ) -> (Best, BTreeSet<usize>) {
         let mut reached = vec![(0, distance(&planned.0))];
@@ -137,7 +153,7 @@ impl Question<'_> {
             if at == 0 && inventory.backups == side.inventory.backups {
                 continue;
             }
-            match self.farther(cx, &side.reading, &inventory, &best.1.0) {
+            match self.farther(cx, (&side.reading, &inventory), cluster, &best.1.0) {
                 Ok((_, Some(farther))) => {
                     reached.push((at, distance(&farther.0)));
                     best = (at, farther);
@@ -158,14 +174,14 @@ impl Question<'_> {
     fn farther(
         &self,
         cx: &Context,
-        reading: &Reading,
-        inventory: &Inventory,
+        (reading, inventory): (&Reading, &Inventory),
+        cluster: Option<&Cluster>,
         than: &Plan,
     ) -> Result<(Distance, Option<Planned>)> {
         let is_farther = |plan: &Plan| distance(plan) > distance(than);
-        let planned = reading.plan(cx, inventory, self.target, self.action)?;
+        let planned = reading.plan(cx, inventory, (self.target, self.action), cluster)?;
         let planned = match is_farther(&planned.0) && self.is_carried_out {
-            true => self.on(cx, reading, inventory)?,
+            true => self.on(cx, reading, inventory, cluster)?,
             false => planned,
         };
         let distance = distance(&planned.0);
@@ -229,6 +245,36 @@ fn backups_beside(sides: &[Opened], at: usize) -> Vec<Backup> {
     let others = sides.iter().enumerate().filter(|(n, _)| *n != at);
     let backups = others.flat_map(|(_, side)| &side.inventory.backups);
     backups.cloned().collect()
+}
+
+/// Which timeline is the cluster by what all sides hold together, where that is asked of several.
+fn together(cx: &Context, sides: &[Opened], plan: &Plan) -> Option<Cluster> {
+    let (first, others) = sides.split_first()?;
+    if others.is_empty() || plan.target.timeline != TargetTimeline::Latest {
+        return None;
+    }
+    let others: Vec<_> = others.iter().map(|o| (&o.reading, &o.inventory)).collect();
+    let decided = first.reading.decide(cx, &first.inventory, &others);
+    let said = |e: &Error| {
+        cx.out.warn(&format!(
+            "which timeline is the cluster is decided by each repository alone: {e}"
+        ));
+    };
+    decided.inspect_err(said).ok()
+}
+
+/// Whether another repository knows of timelines, or of decisions about them, what the first does not.
+fn tells_of_timelines(own: &Inventory, other: &Inventory) -> bool {
+    let has_more = |(id, there): (&TimelineId, &Timeline)| {
+        let here = own.timelines.get(id);
+        let end = |t: &Timeline| t.bounds().map(|(_, last)| last);
+        here.is_none_or(|here| end(there) > end(here) || there.history != here.history)
+    };
+    let decisions = |i: &Inventory| -> BTreeSet<String> {
+        i.decisions.all.iter().map(|d| d.event.clone()).collect()
+    };
+    let is_one = own.timelines.len() == 1 && own.timelines.keys().eq(other.timelines.keys());
+    decisions(own) != decisions(other) || (!is_one && other.timelines.iter().any(has_more))
 }
 
 /// Opens the others of this cluster, and keeps those that may help: by what the first and the other one hold.
@@ -447,6 +493,11 @@ fn tell_unasked(cx: &Context, plan: &Plan, unasked: &[(String, Error)]) {
 
 /// The next step where one side has what the farthest one lacks.
 fn what_brings_together(plan: &Plan, at: usize, sides: &[Opened]) -> Option<String> {
+    if plan.reason == Some(Reason::Undecided) {
+        return Some(format!(
+            "--target-timeline N follows one of them. {DECIDE}."
+        ));
+    }
     let side = sides.get(at)?;
     let size = side.inventory.segment_size;
     let others = || sides.iter().enumerate().filter(|(n, _)| *n != at);

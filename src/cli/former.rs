@@ -97,7 +97,8 @@ pub fn next(cx: &Context, reading: &Reading, own: u64, question: &Question<'_>) 
         return None;
     }
     let reaches = |inventory: &Inventory| {
-        let planned = reading.plan(cx, inventory, question.target, question.action);
+        let asked = (question.target, question.action);
+        let planned = reading.plan(cx, inventory, asked, None);
         planned.is_ok_and(|(plan, _)| leads(&plan))
     };
     let id = others(reading, own)

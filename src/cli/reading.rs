@@ -11,6 +11,7 @@ use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::segment::SegmentName;
+use crate::plan::cluster::{self, Cluster, Side, Tree};
 use crate::plan::recovery::{Action, Options, Plan};
 use crate::plan::window::{self, Windows};
 use crate::plan::{self};
@@ -228,6 +229,53 @@ impl Reading {
         Err(changes())
     }
 
+    /// Decides which timeline is the cluster, by what this repository holds and `also`.
+    ///
+    /// # Errors
+    /// Those of [`cluster::decide_by`]; `Unreachable` when the WAL changes each time it is looked at.
+    pub fn decide(
+        &self,
+        cx: &Context,
+        inventory: &Inventory,
+        also: &[(&Reading, &Inventory)],
+    ) -> Result<Cluster> {
+        let all = [(self, inventory)].into_iter().chain(also.iter().copied());
+        let rollups = all
+            .map(|(reading, inventory)| Ok((inventory, reading.rollup(cx, inventory)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let sides: Vec<Side<'_>> = rollups
+            .iter()
+            .map(|(inventory, wal)| Side { inventory, wal })
+            .collect();
+        for _ in 0..ATTEMPTS {
+            let cluster = cluster::decide_by(&sides)?;
+            if !rollups.iter().any(|(_, wal)| wal.has_changed()) {
+                return Ok(cluster);
+            }
+        }
+        Err(changes())
+    }
+
+    /// As [`Reading::decide`], with every other repository that answers; and the timelines of all.
+    ///
+    /// # Errors
+    /// Those of [`Reading::decide`].
+    pub fn decide_with_others(&self, cx: &Context, own: &Inventory) -> Result<(Cluster, Tree)> {
+        let read = |other: Reading| Some((other.inventory(cx).ok()?, other));
+        let others = self
+            .all_others(cx)
+            .filter_map(|(_, other)| read(other.ok()?));
+        // Under the same name there may be another cluster: before an upgrade, say.
+        let is_own = |(inventory, _): &(Inventory, Reading)| {
+            inventory.system_identifier == own.system_identifier
+        };
+        let others: Vec<_> = others.filter(is_own).collect();
+        let also: Vec<_> = others.iter().map(|(i, r)| (r, i)).collect();
+        let mut tree = Tree::of(own);
+        others.iter().for_each(|(inventory, _)| tree.add(inventory));
+        Ok((self.decide(cx, own, &also)?, tree))
+    }
+
     /// Reads what is there.
     ///
     /// # Errors
@@ -308,10 +356,11 @@ impl Reading {
         &self,
         cx: &Context,
         inventory: &Inventory,
-        target: &TargetArgs,
-        action: Action,
+        (target, action): (&TargetArgs, Action),
+        cluster: Option<&Cluster>,
     ) -> Result<(Plan, ResolvedTarget)> {
-        let (resolved, options) = self.asked(cx, inventory, target, action)?;
+        let (resolved, mut options) = self.asked(cx, inventory, target, action)?;
+        options.cluster = cluster.cloned();
         let rollup = self.rollup(cx, inventory)?;
         for _ in 0..ATTEMPTS {
             let plan = settled(cx, inventory, &rollup, &resolved, &options)?;
@@ -354,10 +403,11 @@ impl Reading {
         &self,
         cx: &Context,
         inventory: &Inventory,
-        target: &TargetArgs,
-        action: Action,
+        (target, action): (&TargetArgs, Action),
+        cluster: Option<&Cluster>,
     ) -> Result<(Plan, ResolvedTarget)> {
-        let (resolved, options) = self.asked(cx, inventory, target, action)?;
+        let (resolved, mut options) = self.asked(cx, inventory, target, action)?;
+        options.cluster = cluster.cloned();
         let rollup = self.rollup(cx, inventory)?;
         let mut attempts = 0;
         loop {
@@ -443,6 +493,7 @@ impl Reading {
             allow_end: target.allow_end,
             restore_command,
             recovery_end_command: Some(recovery_end_command),
+            cluster: None,
         };
         Ok((resolved, options))
     }

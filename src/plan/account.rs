@@ -58,6 +58,7 @@ pub(super) fn blank(planner: &Planner<'_>) -> Plan {
             .collect(),
         backup_repository: None,
         unasked: Vec::new(),
+        candidates: Vec::new(),
     }
 }
 

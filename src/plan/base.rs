@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::account;
+use super::cluster::{self, Cluster, Side, Tree};
+use super::elsewhere;
 use super::gap::{Path, Stretch, StretchEnd};
 use super::proof::with_proof;
 use super::recovery::{NotChosen, Options, Outcome, Plan, Reason, Stop};
@@ -22,7 +24,7 @@ use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::facts::{EntryKind, Wal};
-use crate::repo::inventory::{Backup, Inventory};
+use crate::repo::inventory::{Backup, HistoryFile, Inventory};
 
 /// Computes what recovery to `target` does.
 ///
@@ -37,16 +39,22 @@ pub fn plan(
     now: TimestampTz,
 ) -> Result<Plan> {
     with_proof(wal, |wal| {
+        let cluster = match &options.cluster {
+            Some(cluster) => cluster.clone(),
+            None => cluster::decide_by(&[Side { inventory, wal }])?,
+        };
         let planner = Planner {
             inventory,
             wal,
             target,
             options,
             now,
+            cluster: &cluster,
         };
         let mut plan = planner.plan()?;
-        if !plan.reachable && target.timeline == TargetTimeline::Latest {
-            planner.look_elsewhere(&mut plan)?;
+        if target.timeline == TargetTimeline::Latest {
+            elsewhere::name_others(&planner, &mut plan)?;
+            warn_beside(&cluster, &mut plan);
         }
         Ok(plan)
     })
@@ -121,10 +129,12 @@ pub(super) struct Planner<'a> {
     pub options: &'a Options,
     /// The clock.
     pub now: TimestampTz,
+    /// Which timeline is the cluster.
+    pub cluster: &'a Cluster,
 }
 
 impl Planner<'_> {
-    fn plan(&self) -> Result<Plan> {
+    pub(super) fn plan(&self) -> Result<Plan> {
         let mut plan = account::blank(self);
         let wanted = self.wanted_backup()?;
         if self.inventory.backups.is_empty() {
@@ -139,6 +149,9 @@ impl Planner<'_> {
         let histories = match self.histories(wanted, &mut plan.warnings)? {
             Ok(histories) => histories,
             Err((reason, detail)) => {
+                if reason == Reason::Undecided {
+                    plan.candidates = self.cluster.candidates();
+                }
                 unreachable::refuse(&mut plan, reason, detail);
                 return Ok(plan);
             }
@@ -224,11 +237,6 @@ impl Planner<'_> {
         Err(err!(NotFound, "backup \"{id}\" does not exist").hint(closest))
     }
 
-    /// The newest backup: its timeline decides from where newer timelines are looked for.
-    fn newest(&self) -> Option<&Backup> {
-        self.inventory.backups.last()
-    }
-
     /// The histories to follow: one, or for `current` one for each timeline that has a backup.
     fn histories(
         &self,
@@ -238,9 +246,11 @@ impl Planner<'_> {
         let numbers: Vec<TimelineId> = match self.target.timeline {
             TargetTimeline::Number(n) => vec![n],
             TargetTimeline::Latest => {
-                let base = wanted.or(self.newest());
-                let from = base.map_or(TimelineId::FIRST, |b| b.timeline);
-                let mut latest = self.latest_from(from, warnings);
+                if let Some(why) = self.cluster.undecided() {
+                    return Ok(Err((Reason::Undecided, why)));
+                }
+                let mut latest = self.cluster.timeline().unwrap_or(TimelineId::FIRST);
+                self.warn_of_lost_histories(warnings);
                 if let Some(backup) = wanted {
                     latest = self.descendant(backup, latest, warnings);
                 }
@@ -271,36 +281,31 @@ impl Planner<'_> {
         Ok(Ok(histories))
     }
 
-    /// The newest timeline by PostgreSQL's rule: one after the other, as long as there is a history file.
+    /// Warns of timelines whose history is not stored although that of a later one is.
     ///
-    /// PostgreSQL: src/backend/access/transam/timeline.c, findNewestTimeLine.
-    fn latest_from(&self, from: TimelineId, warnings: &mut Vec<String>) -> TimelineId {
-        let known = |t: TimelineId| {
-            self.inventory
-                .timelines
-                .get(&t)
-                .is_some_and(|t| t.history != crate::repo::inventory::HistoryFile::Absent)
+    /// PostgreSQL: src/backend/access/transam/timeline.c, findNewestTimeLine: it asks for one after the other, and takes the first number
+    /// that has no history.
+    fn warn_of_lost_histories(&self, warnings: &mut Vec<String>) {
+        let known = |t: &TimelineId| {
+            let timeline = self.inventory.timelines.get(t);
+            timeline.is_some_and(|t| t.history != HistoryFile::Absent)
         };
-        let mut latest = from;
-        while let Some(next) = latest.get().checked_add(1).and_then(TimelineId::new) {
-            if !known(next) {
-                break;
-            }
-            latest = next;
-        }
-        let beyond = self.inventory.timelines.keys().rev().find(|t| known(**t));
-        if let Some(beyond) = beyond.filter(|t| **t > latest) {
+        let Some(last) = self.inventory.timelines.keys().rev().find(|t| known(t)) else {
+            return;
+        };
+        let oldest = self.inventory.backups.first().map(|b| b.timeline);
+        let from = oldest.map_or(2, |t| t.get().saturating_add(1));
+        let mut numbers = (from..last.get()).filter_map(TimelineId::new);
+        if let Some(lost) = numbers.find(|t| !known(t)) {
             warnings.push(format!(
-                "the history file of timeline {} is missing although timeline {} exists: PostgreSQL takes {} for the latest, and would take the next number a second time",
-                latest.get().saturating_add(1),
-                beyond.decimal(),
-                latest.decimal()
+                "the history file of timeline {} is missing although timeline {} exists: a server that is promoted may take the number a second time",
+                lost.decimal(),
+                last.decimal(),
             ));
         }
-        latest
     }
 
-    /// The newest timeline that a backup leads to, where the latest of all does not descend from it.
+    /// The newest timeline that a backup leads to, where the cluster's does not descend from it; one that is not abandoned, if there is.
     fn descendant(
         &self,
         backup: &Backup,
@@ -312,17 +317,20 @@ impl Planner<'_> {
                 .history(*t)
                 .is_ok_and(|h| lies_on(&h, backup))
         };
-        let found = (backup.timeline.get()..=latest.get())
-            .rev()
-            .filter_map(TimelineId::new)
-            .find(leads)
-            .unwrap_or(latest);
+        if leads(&latest) {
+            return latest;
+        }
+        let is_open = |t: &TimelineId| !self.cluster.abandoned.contains(t);
+        let known = Tree::of(self.inventory);
+        let found = known.timelines().filter(leads);
+        let found = found.max_by_key(|t| (is_open(t), *t)).unwrap_or(latest);
         if found != latest {
             warnings.push(format!(
-                "timeline {} does not descend from backup {}; its newest descendant is timeline {}",
+                "timeline {} does not descend from backup {}; its newest descendant is timeline {}{}",
                 latest.decimal(),
                 backup.id,
-                found.decimal()
+                found.decimal(),
+                if is_open(&found) { "" } else { ", which is abandoned" }
             ));
         }
         found
@@ -536,8 +544,8 @@ impl Planner<'_> {
         path: &Path<'_>,
         stretch: &Stretch,
     ) -> Result<bool> {
-        let newest = self.inventory.timelines.keys().next_back();
-        if stretch.end != StretchEnd::EndOfWal || newest != Some(&path.history().timeline()) {
+        let own = path.history().timeline();
+        if stretch.end != StretchEnd::EndOfWal || !self.cluster.candidates().contains(&own) {
             return Ok(false);
         }
         let Target::Xid(target) = &self.target.target else {
@@ -567,49 +575,15 @@ impl Planner<'_> {
     pub(super) fn is_future(&self) -> bool {
         matches!(self.target.target, Target::Time(at) if at > self.now.saturating_add(FUTURE_SLACK))
     }
-
-    /// Looks whether another timeline leads to the target, for the explanation.
-    fn look_elsewhere(&self, plan: &mut Plan) -> Result<()> {
-        if self.is_future() || plan.reason == Some(Reason::NoBackup) {
-            return Ok(());
-        }
-        let own = plan.target_timeline;
-        let others: Vec<TimelineId> = self
-            .inventory
-            .timelines
-            .keys()
-            .rev()
-            .copied()
-            .filter(|t| Some(*t) != own)
-            .take(ELSEWHERE_MAX)
-            .collect();
-        for timeline in others {
-            let target = RecoveryTarget {
-                timeline: TargetTimeline::Number(timeline),
-                ..self.target.clone()
-            };
-            let other = Planner {
-                target: &target,
-                ..*self
-            };
-            if other.plan()?.reachable {
-                let explanation = plan.explanation.get_or_insert_default();
-                explanation.push_str(&format!(
-                    "; on timeline {0} it can be reached: --target-timeline {0}",
-                    timeline.decimal()
-                ));
-                break;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// A target this little ahead of our clock is not called the future: the server's clock may be ahead.
 const FUTURE_SLACK: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// So many other timelines are looked at for a target that is out of reach.
-const ELSEWHERE_MAX: usize = 20;
+/// Warns of what goes on beside the timeline that was decided for.
+fn warn_beside(cluster: &Cluster, plan: &mut Plan) {
+    plan.warnings.extend(cluster.describe_beside());
+}
 
 fn too_late(backup: &Backup, stretch: Rc<Stretch>) -> Verdict {
     let detail = format!(
@@ -630,7 +604,7 @@ fn refused(reason: Reason, detail: String, stretch: Option<Rc<Stretch>>) -> Verd
 /// Whether a backup was taken on the way to a timeline: what recovery checks of its checkpoint and of its end.
 ///
 /// PostgreSQL: src/backend/access/transam/xlogrecovery.c, InitWalRecovery ("is not a child of this server's history").
-pub(super) fn lies_on(history: &History, backup: &Backup) -> bool {
+pub fn lies_on(history: &History, backup: &Backup) -> bool {
     history.contains(backup.timeline)
         && history.contains(backup.start_timeline)
         && history.holder(backup.start_lsn) == backup.start_timeline

@@ -11,6 +11,7 @@ use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::backup::BackupKind;
+use crate::repo::decision::Decisions;
 use crate::repo::facts::{self, Crossing, Entry, EntryKind, Facts, NamedPoint, Runs, Wal};
 use crate::repo::index::{HeadEnd, TailClass, flag};
 use crate::repo::inventory::{Backup, HistoryFile, Inventory, Timeline};
@@ -294,6 +295,7 @@ impl World {
             timelines,
             suspects: BTreeSet::new(),
             forged: Vec::new(),
+            decisions: Decisions::default(),
         }
     }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::cluster::Cluster;
 use super::target::RecoveryTarget;
 use crate::pg::lsn::Lsn;
 use crate::pg::parameters::Parameters;
@@ -56,6 +57,8 @@ pub struct Options {
     pub restore_command: String,
     /// Value of recovery_end_command.
     pub recovery_end_command: Option<String>,
+    /// Which timeline is the cluster, where other repositories were asked, too.
+    pub cluster: Option<Cluster>,
 }
 
 /// How recovery ends.
@@ -82,6 +85,8 @@ pub enum Reason {
     UnknownTimeline,
     /// The history file of the timeline is missing or damaged.
     HistoryMissing,
+    /// It is undecided which timeline is the cluster.
+    Undecided,
     /// The backup was not taken on the way to the timeline.
     OtherTimeline,
     /// WAL that the backup itself needs is missing.
@@ -329,6 +334,9 @@ pub struct Plan {
     /// Names of repositories that could not be asked and that may lead farther.
     #[serde(default)]
     pub unasked: Vec<String>,
+    /// The timelines that may be the cluster, where that is undecided.
+    #[serde(default)]
+    pub candidates: Vec<TimelineId>,
 }
 
 impl Plan {

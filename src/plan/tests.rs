@@ -521,11 +521,15 @@ fn h05_twenty_promotions_make_one_path() {
         .unwrap();
     let p = planned(&w, Target::Xid(stray.xid.into()));
     assert_eq!(p.reason, Some(Reason::UnknownXid));
-    assert!(p.explanation.unwrap().ends_with("--target-timeline 1"));
+    let explanation = p.explanation.unwrap();
+    assert!(
+        explanation.contains("--target-timeline 1 (that loses what timeline"),
+        "{explanation}"
+    );
 }
 
 #[test]
-fn the_latest_timeline_is_found_by_consecutive_history_files() {
+fn the_latest_timeline_is_followed_by_its_number_and_a_lost_history_is_warned_of() {
     let mut w = simple();
     let second = w.branch(tli(1), 8);
     let third = w.branch(second, 9);
@@ -535,7 +539,9 @@ fn the_latest_timeline_is_found_by_consecutive_history_files() {
     assert_eq!(planned(&w, Target::End).target_timeline, Some(tli(3)));
     w.files.remove(&second);
     let p = planned(&w, Target::End);
-    assert_eq!(p.target_timeline, Some(tli(1)));
+    // A server that followed "latest" would stay on timeline 1.
+    assert_eq!(p.target_timeline, Some(tli(3)));
+    assert_eq!(p.recovery_settings["recovery_target_timeline"], "3");
     assert!(p.warnings[0].contains("history file of timeline 2 is missing"));
 }
 
@@ -556,6 +562,74 @@ fn a_timeline_without_segments_of_its_own_ends_at_its_switch_point() {
     assert_eq!(p.last_commit.unwrap().xid, 700);
     let p = planned(&w, Target::Xid(701.into()));
     assert_eq!(p.reason, Some(Reason::UnknownXid));
+}
+
+#[test]
+fn a5_a_target_behind_the_point_where_its_timeline_was_left_names_what_the_other_holds() {
+    let mut w = World::new();
+    w.backup(tli(1), |_| {});
+    w.commit(tli(1), true);
+    let at = w.records[&tli(1)].len() - 1;
+    let fork = w.records[&tli(1)][at].entry.end;
+    w.point(tli(1), "left");
+    let stray = w.commit(tli(1), true);
+    let left = transaction_end(&w.records[&tli(1)].last().unwrap().entry).unwrap();
+    w.switch(tli(1));
+    let own = w.branch(tli(1), at);
+    w.point(own, "left");
+    w.commit(own, true);
+    let begun = transaction_end(&w.records[&own].last().unwrap().entry).unwrap();
+    w.commit(own, true);
+    w.switch(own);
+    w.archive_all();
+    let hints = |target: Target| {
+        let p = planned(&w, target);
+        assert!(p.reachable && p.target_timeline == Some(own));
+        p.warnings
+    };
+    let named = |target: Target| {
+        let warnings = hints(target);
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("--target-timeline 1"), "{warnings:?}");
+        assert!(
+            warnings[0].contains("that loses what timeline 2 committed"),
+            "{warnings:?}"
+        );
+    };
+    named(Target::Time(left.time));
+    named(Target::Lsn(left.lsn));
+    named(Target::Name("left".parse().unwrap()));
+    // On the life of the own timeline, or before the branch, there is nothing to ask.
+    assert_eq!(hints(Target::Time(begun.time)), Vec::<String>::new());
+    assert_eq!(hints(Target::Lsn(fork)), Vec::<String>::new());
+    assert_eq!(hints(Target::End), Vec::<String>::new());
+    let p = planned(&w, Target::Xid(stray.into()));
+    assert!(p.explanation.unwrap().contains("--target-timeline 1"));
+}
+
+#[test]
+fn a6_two_lives_that_go_on_are_refused_and_named() {
+    let mut w = simple();
+    let at = w.records[&tli(1)].len() - 1;
+    let drill = w.branch(tli(1), at);
+    w.commit(drill, true);
+    w.commit(tli(1), true);
+    w.switch(tli(1));
+    w.archive_all();
+    let p = planned(&w, Target::End);
+    assert_eq!((p.reachable, p.reason), (false, Some(Reason::Undecided)));
+    assert_eq!(p.candidates, [drill, tli(1)]);
+    let explanation = p.explanation.unwrap();
+    assert!(explanation.contains("timeline 2 began at"), "{explanation}");
+    // A number is followed.
+    for timeline in [tli(1), drill] {
+        let target = asked(
+            Target::End,
+            Inclusive::Yes,
+            TargetTimeline::Number(timeline),
+        );
+        assert!(plan_with(&w, &target).reachable);
+    }
 }
 
 /// Timeline 1 as `simple` has it, of its last segment only what was streamed up to the end of the record `back` from the last.
@@ -649,7 +723,11 @@ fn the_partial_of_a_timeline_that_was_left_makes_its_end_reachable() {
     w.cut(first, w.end(tli(1)));
     let target = |t: TargetTimeline| asked(Target::Xid(stray.into()), Inclusive::Yes, t);
     let p = plan_with(&w, &target(TargetTimeline::Latest));
-    assert!(p.explanation.unwrap().ends_with("--target-timeline 1"));
+    let explanation = p.explanation.unwrap();
+    assert!(
+        explanation.contains("--target-timeline 1 (that loses what timeline"),
+        "{explanation}"
+    );
     let p = plan_with(&w, &target(TargetTimeline::Number(tli(1))));
     assert!(p.reachable, "{:?}", p.explanation);
     assert_eq!(p.last_commit.unwrap().xid, stray);

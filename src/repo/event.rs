@@ -24,12 +24,14 @@ pub const MEANINGLESS: &str = "meaningless";
 
 /// Kinds that take something away: protection, trust, WAL. Without the MAC that an encrypted repository's events bear they do not count. What
 /// only keeps things (`begin`, `claim`, `pin`, `unexpire`, what a newer version writes) does: a janitor and a sync without keys make some.
-const NEED_PROOF: [&str; 7] = [
+const NEED_PROOF: [&str; 9] = [
     "expire",
     "damaged",
     "healed",
     "gap",
     "adopted",
+    "abandon",
+    "restore",
     "segment_size",
     MEANINGLESS,
 ];
@@ -37,7 +39,7 @@ const NEED_PROOF: [&str; 7] = [
 /// One event. Fields that its kind does not use are absent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Event {
-    /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `gap`, `adopted`, `segment_size`.
+    /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `gap`, `adopted`, `abandon`, `restore`, `segment_size`.
     pub event: String,
     /// A backup id, `wal-<24 hex>`, `wal-<T>` or `cluster`.
     pub subject: String,
@@ -58,7 +60,7 @@ pub struct Event {
     /// Claims: `backup`, `restore`, `prior`, `sync`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub purpose: Option<String>,
-    /// Claims of a backup that is running or copied: where its WAL begins.
+    /// Claims of a backup that is running or copied: where its WAL begins. `adopted`, `abandon`, `restore`: the timeline that is meant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<u32>,
     /// Claims of a backup that is running or copied: where its WAL begins.
@@ -67,7 +69,7 @@ pub struct Event {
     /// Marks: not deleted before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<TimestampTz>,
-    /// Pins: why.
+    /// Pins, `abandon`, `restore`: why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Damage: the object.

@@ -86,7 +86,7 @@ impl Runs {
     }
 
     /// The runs, ascending: first and last number of each.
-    pub fn iter(&self) -> impl Iterator<Item = (SegmentNumber, SegmentNumber)> + '_ {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (SegmentNumber, SegmentNumber)> + '_ {
         self.0
             .iter()
             .map(|(first, last)| (SegmentNumber(*first), SegmentNumber(*last)))

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::backup::{BackupKind, BackupRoot, Tablespace};
 use super::container::{Container, Kind};
+use super::decision::Decisions;
 use super::event::{self, Recorded};
 use super::facts::Runs;
 use super::increment;
@@ -50,6 +51,8 @@ pub struct Inventory {
     pub suspects: BTreeSet<SegmentName>,
     /// Events that somebody forged, and that do not count, each with its subject.
     pub forged: Vec<String>,
+    /// Decisions about the timelines.
+    pub decisions: Decisions,
 }
 
 /// A backup, reduced to what planning needs.
@@ -163,6 +166,8 @@ pub struct Unreadable {
 pub struct Timeline {
     /// Its history.
     pub history: HistoryFile,
+    /// When the store received the history.
+    pub history_stored: Option<TimestampTz>,
     /// Its whole segments.
     pub segments: Runs,
     /// Its partial segments.
@@ -187,6 +192,16 @@ impl Timeline {
             (Some(whole), Some(tail)) => Some(whole.min(tail)),
             (whole, tail) => whole.or(tail),
         }
+    }
+
+    /// The last segment before `number` that is stored, whole or in part.
+    pub fn previous_to(&self, number: SegmentNumber) -> Option<SegmentNumber> {
+        let tail = self.tails.range(..number).next_back().map(|(n, _)| *n);
+        let mut runs = self.segments.iter().filter(|(first, _)| *first < number);
+        let whole = runs
+            .next_back()
+            .map(|(_, last)| last.min(SegmentNumber(number.0.saturating_sub(1))));
+        whole.max(tail)
     }
 
     /// The first and the last segment of all that are stored, whole or in part.
@@ -239,6 +254,8 @@ impl Inventory {
         let (mut backups, unreadable) = read_backups(repository, &layout, &mut forged)?;
         sort(&mut backups);
         let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
+        let decisions = Decisions::read(repository, &layout)?;
+        forged.extend(decisions.forged.iter().cloned());
         Ok(Inventory {
             repository: repository.store().location(),
             repository_uuid: repository.marker().uuid.clone(),
@@ -251,6 +268,35 @@ impl Inventory {
             timelines: read_timelines(repository, &layout, segment_size)?,
             suspects: read_suspects(repository, &layout, &mut forged)?,
             forged,
+            decisions,
+        })
+    }
+
+    /// Reads the WAL that the repository holds of a cluster, and the decisions about its timelines; no backups.
+    ///
+    /// # Errors
+    /// As [`Inventory::read`].
+    pub fn of_wal(
+        repository: &Repository,
+        cluster: &str,
+        system_identifier: u64,
+    ) -> Result<Inventory> {
+        let registration = choose_registration(repository, cluster, Some(system_identifier))?;
+        let layout = ClusterLayout::new(cluster, system_identifier)?;
+        let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
+        Ok(Inventory {
+            repository: repository.store().location(),
+            repository_uuid: repository.marker().uuid.clone(),
+            cluster: cluster.to_owned(),
+            system_identifier,
+            major: registration.major,
+            segment_size,
+            backups: Vec::new(),
+            unreadable: Vec::new(),
+            timelines: read_timelines(repository, &layout, segment_size)?,
+            suspects: BTreeSet::new(),
+            forged: Vec::new(),
+            decisions: Decisions::read(repository, &layout)?,
         })
     }
 
@@ -511,7 +557,11 @@ pub(super) fn read_timelines(
         let mut open = Vec::new();
         for inner in store.list(&layout.timeline(id))? {
             match (inner.name.as_str(), inner.is_prefix) {
-                ("history", false) => timeline.history = read_history(repository, layout, id)?,
+                ("history", false) => {
+                    timeline.history = read_history(repository, layout, id)?;
+                    let meta = store.head(&layout.history(id))?;
+                    timeline.history_stored = meta.map(|meta| meta.modified);
+                }
                 ("partial", true) => {
                     let names = store.list(&layout.partials(id))?;
                     timeline.partials = names.iter().filter_map(|l| l.name.parse().ok()).collect();

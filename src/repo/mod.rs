@@ -9,6 +9,8 @@ pub mod claim;
 pub mod clock;
 pub mod container;
 #[cfg(feature = "full")]
+pub mod decision;
+#[cfg(feature = "full")]
 pub mod edge;
 pub mod event;
 #[cfg(feature = "full")]

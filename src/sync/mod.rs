@@ -29,6 +29,8 @@ use copy::Copied;
 
 /// Problems that a report lists; the rest is counted.
 const LISTED_MAX: usize = 1000;
+/// Kinds of events that are true of the cluster wherever it is stored.
+const FACTS: [&str; 5] = ["gap", "adopted", "abandon", "restore", "segment_size"];
 
 /// One cluster, from one repository into another.
 pub struct Transfer<'a> {
@@ -345,7 +347,8 @@ impl<'a> Transfer<'a> {
         self.settle(key.as_str(), copied).map(|_| ())
     }
 
-    /// What is true of the cluster wherever it is stored: WAL that was lost, copies that became clusters, segment sizes.
+    /// What is true of the cluster wherever it is stored: WAL that was lost, copies that became clusters, decisions about timelines, segment
+    /// sizes.
     fn copy_facts(&self) -> Result<()> {
         for listed in self.from.store().list(&self.layout.events())? {
             let subject = listed.name.as_str();
@@ -360,7 +363,7 @@ impl<'a> Transfer<'a> {
             for one in self.from.store().list(&prefix)? {
                 let kind = one.name.split('-').nth(1).unwrap_or_default();
                 let is_known = there.iter().any(|t| t.name == one.name);
-                if ["gap", "adopted", "segment_size"].contains(&kind) && !is_known {
+                if FACTS.contains(&kind) && !is_known {
                     let key = self.layout.event(subject, &one.name)?;
                     self.copy_event(&key)?;
                 }
