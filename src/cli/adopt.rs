@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::Context;
-use crate::archive::datadir::DataDirectory;
+use super::rival::{self, is_same};
+use crate::archive::datadir::{DataDirectory, GUARD};
 use crate::archive::guard;
 use crate::config::{self, ClusterName, Settings};
 use crate::err;
@@ -19,7 +20,8 @@ use crate::restore::adopt::{self, Adopted};
 ///
 /// A restored copy must not write into the archive it came from. Adopting it says that it is the cluster from now on, or, with --as,
 /// a cluster of its own under a new name: take a full backup of that one. A copy whose timeline another server has taken in the repository is
-/// refused. On a directory that is no restored copy there is nothing to do, which is said, with exit status 0.
+/// refused. While a server of the cluster still runs, in the configured data directory or at the configured conninfo, the copy is adopted only
+/// with --confirm: both would archive under one name. On a directory that is no restored copy there is nothing to do, which is said, with exit status 0.
 ///
 /// Example: pitr adopt --pgdata /var/lib/postgresql/17/restored --as staging
 #[derive(clap::Args, Debug)]
@@ -31,6 +33,10 @@ pub struct Args {
     /// Archive under this new cluster name
     #[arg(long = "as", value_name = "NAME")]
     pub new_name: Option<String>,
+
+    /// Adopt the copy although a server of the cluster still runs
+    #[arg(long)]
+    pub confirm: bool,
 }
 
 #[derive(Serialize)]
@@ -73,6 +79,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         stop: &stop,
     };
     let name = configured.as_ref().map(|c| c.name.as_str());
+    if let Some(cluster) = &configured
+        && new_name.is_none()
+        && directory.wal().join(GUARD).exists()
+    {
+        check_rivals(cx, &directory, cluster, args.confirm)?;
+    }
     let adopted = adopt::adopt(
         &directory,
         name,
@@ -188,7 +200,27 @@ fn receives(cluster: &config::Cluster) -> bool {
     cluster.receive.slot.is_some() || cluster.receive.journal.is_some()
 }
 
-/// Whether two paths lead to the same directory.
-fn is_same(a: &Path, b: &Path) -> bool {
-    a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+/// Requires that no other server of the cluster runs, unless that is confirmed.
+fn check_rivals(
+    cx: &Context,
+    directory: &DataDirectory,
+    cluster: &config::Cluster,
+    is_confirmed: bool,
+) -> Result<()> {
+    let rivals = rival::find(directory, cluster)?;
+    if rivals.is_empty() {
+        return Ok(());
+    }
+    let rivals = rivals.join(", and ");
+    if is_confirmed {
+        cx.out.warn(&format!(
+            "{rivals}: it archives under the same name \"{}\". Stop it, or give up the timeline of one: pitr timeline list",
+            cluster.name
+        ));
+        return Ok(());
+    }
+    Err(err!(Refused, "{rivals}").hint(format!(
+        "Nothing was changed. With this copy adopted, both archive as \"{}\": the copy's timeline is the cluster, plans follow it, and what the other server commits from now on lies on a branch. Stop the other server first, or adopt the copy under a name of its own with --as NAME.\nTo adopt it all the same, add --confirm; then pitr timeline list shows both, and pitr timeline abandon N --reason TEXT gives one up.",
+        cluster.name
+    )))
 }

@@ -20,6 +20,8 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::plan::base::lies_on;
+use crate::plan::cluster::{Cluster, DECIDE};
 use crate::plan::gap::{self, Gap};
 use crate::plan::window::{Window, Windows};
 use crate::repo::backup::BackupKind;
@@ -59,6 +61,11 @@ struct ShownCluster {
     state: State,
     /// What is wrong, worst first.
     problems: Vec<Problem>,
+    /// The timeline that is the cluster; none while it is undecided.
+    timeline: Option<u32>,
+    /// The timelines that may be the cluster.
+    candidates: Vec<u32>,
+    abandoned: Vec<u32>,
     backups: Vec<ShownBackup>,
     recovery_windows: Vec<Window>,
     gaps: Vec<Gap>,
@@ -181,6 +188,7 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
 fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
     let inventory = reading.inventory(cx)?;
     let found = reading.windows(cx, &inventory)?;
+    let (cluster, _) = reading.decide_with_others(cx, &inventory)?;
     let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
     let gaps = gap::gaps(&inventory, oldest.unwrap_or_default());
     let limit = reading
@@ -192,7 +200,7 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
         Some(cluster) => Receiver::read(cluster, inventory.system_identifier, cx.now())?,
         None => None,
     };
-    let mut problems = judge(&inventory, &found, &gaps, limit, cx.now());
+    let mut problems = judge(&inventory, &found, &gaps, &cluster, limit, cx.now());
     let mismatch = former::mismatch(cx, reading, inventory.system_identifier);
     problems.extend(mismatch.map(|message| Problem {
         state: State::Critical,
@@ -205,7 +213,10 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
     let lags = repositories.iter().flat_map(Lag::problems);
     let configured = reading.settings.repositories.iter();
     let weak = configured.filter_map(weakly_created);
+    let undecided = cluster.undecided().map(|why| format!("{why}. {DECIDE}"));
+    let lives = undecided.into_iter().chain(cluster.describe_beside());
     let warnings = lost.into_iter().chain(trouble).chain(lags).chain(weak);
+    let warnings = warnings.chain(lives);
     problems.extend(warnings.map(|message| Problem {
         state: State::Warning,
         message,
@@ -230,6 +241,9 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
         major: inventory.major,
         state,
         problems,
+        timeline: cluster.timeline().map(TimelineId::decimal),
+        candidates: cluster.candidates().iter().map(|t| t.decimal()).collect(),
+        abandoned: cluster.abandoned.iter().map(|t| t.decimal()).collect(),
         backups: inventory.backups.iter().map(ShownBackup::new).collect(),
         recovery_windows: found.windows,
         gaps,
@@ -267,10 +281,11 @@ fn judge(
     inventory: &Inventory,
     found: &Windows,
     gaps: &[Gap],
+    cluster: &Cluster,
     max_backup_age: Option<Duration>,
     now: TimestampTz,
 ) -> Vec<Problem> {
-    let mut problems = newest(inventory, found, max_backup_age, now);
+    let mut problems = newest(inventory, found, cluster, max_backup_age, now);
     problems.extend(
         rest(inventory, found, gaps)
             .into_iter()
@@ -287,6 +302,7 @@ fn judge(
 fn newest(
     inventory: &Inventory,
     found: &Windows,
+    cluster: &Cluster,
     max_backup_age: Option<Duration>,
     now: TimestampTz,
 ) -> Vec<Problem> {
@@ -294,12 +310,24 @@ fn newest(
         state: State::Critical,
         message,
     };
+    // A backup of a branch that is not the cluster assures nothing.
+    let history = cluster.timeline().and_then(|t| inventory.history(t).ok());
+    let leads = |b: &&Backup| history.as_ref().is_none_or(|h| lies_on(h, b));
     let newest = inventory
         .backups
         .iter()
         .filter(|b| b.damage.is_none())
+        .filter(leads)
         .max_by_key(|b| b.stop_time);
     let Some(newest) = newest else {
+        if let Some(history) =
+            history.filter(|_| inventory.backups.iter().any(|b| b.damage.is_none()))
+        {
+            return vec![critical(format!(
+                "no backup leads to timeline {}, which is the cluster: it cannot be recovered; take one: pitr backup",
+                history.timeline().decimal()
+            ))];
+        }
         let is_first = inventory.backups.is_empty() && inventory.unreadable.is_empty();
         let what = if is_first {
             "backup"
@@ -388,13 +416,17 @@ fn print(cx: &Context, shown: &ShownCluster, inventory: &Inventory) -> Result<()
     ))?;
     cx.out.line(&match shown.state {
         State::Critical => "recovery: NOT ASSURED".to_owned(),
-        _ => match shown.recovery_windows.iter().max_by_key(|w| w.to) {
-            Some(w) => format!(
+        _ => match (of_cluster(shown, inventory), shown.timeline) {
+            (Some(w), Some(_)) => format!(
                 "recovery: any moment from {} to {}",
                 human::time(w.from),
                 human::time(w.to)
             ),
-            None => "recovery: nothing can be recovered".to_owned(),
+            (Some(_), None) => format!(
+                "recovery: undecided between timelines {}",
+                joined(&shown.candidates)
+            ),
+            (None, _) => "recovery: nothing can be recovered".to_owned(),
         },
     })?;
     if let Some(receiver) = &shown.receiver {
@@ -453,6 +485,20 @@ fn print(cx: &Context, shown: &ShownCluster, inventory: &Inventory) -> Result<()
         cx.out.line(&format!("{state}: {}", problem.message))?;
     }
     Ok(())
+}
+
+fn joined(numbers: &[u32]) -> String {
+    let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    numbers.join(" and ")
+}
+
+/// The window of the cluster: that which ends last on the way to its timeline; any while it is undecided.
+fn of_cluster<'a>(shown: &'a ShownCluster, inventory: &Inventory) -> Option<&'a Window> {
+    let timeline = shown.timeline.and_then(TimelineId::new);
+    let history = timeline.and_then(|t| inventory.history(t).ok());
+    let leads = |w: &&Window| history.as_ref().is_none_or(|h| h.contains(w.timeline));
+    let windows = shown.recovery_windows.iter().filter(leads);
+    windows.max_by_key(|w| (w.timeline, w.to))
 }
 
 fn backups(inventory: &Inventory) -> Table {

@@ -57,8 +57,10 @@ mod repo_rewrap;
 pub mod repo_sync;
 pub mod restore;
 pub mod restoring;
+mod rival;
 pub mod standby;
 pub mod start_line;
+pub mod timeline;
 mod unproven;
 pub mod verify;
 pub mod wal;
@@ -142,6 +144,7 @@ enum Command {
     Wal(wal::Args),
     Repo(repo::Args),
     Verify(verify::Args),
+    Timeline(timeline::Args),
     #[command(hide = true)]
     Serve(serve::Args),
 }
@@ -309,6 +312,7 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Restore(_)
         | Command::Standby(_)
         | Command::Expire(_)
+        | Command::Timeline(_)
         | Command::Verify(_) => true,
     }
 }
@@ -335,6 +339,7 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Wal(args) => wal::run(args, cx),
         Command::Repo(args) => repo::run(args, cx),
         Command::Verify(args) => verify::run(args, cx),
+        Command::Timeline(args) => timeline::run(args, cx),
         Command::Serve(args) => serve::run(args, cx),
     }
 }
@@ -365,6 +370,7 @@ mod tests {
         Expire(expire::Args),
         Wal(wal::Args),
         Repo(repo::Args),
+        Timeline(timeline::Args),
     }
 
     #[test]
@@ -407,6 +413,7 @@ mod tests {
             ("standby --to /d --primary-conninfo host=h --slot s", true),
             ("standby --to /d", false),
             ("adopt --pgdata /d --as n", true),
+            ("adopt --pgdata /d --confirm", true),
             ("receive --slot s --create-slot --until-lsn 0/1", true),
             ("receive --drop-slot", true),
             ("receive --drop-slot --create-slot", false),
@@ -434,6 +441,12 @@ mod tests {
             ),
             ("repo claims --confirm", false),
             ("repo sync --from a --to b --dry-run", true),
+            ("timeline list --json", true),
+            ("timeline abandon 4 --reason drill --confirm", true),
+            ("timeline restore 4 --reason real --dry-run", true),
+            ("timeline abandon 4 --confirm", false),
+            ("timeline abandon 0 --reason x", false),
+            ("timeline restore 4 --reason x --dry-run --confirm", false),
             ("bakup", false),
         ] {
             let parsed = Line::try_parse_from(std::iter::once("pitr").chain(line.split(' ')));

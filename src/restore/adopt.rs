@@ -17,12 +17,10 @@ use crate::pg::control::ControlFile;
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::container::Container;
+use crate::repo::decision::SUBJECT;
 use crate::repo::event::Event;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
-
-/// The subject of events that concern a cluster as a whole.
-const SUBJECT: &str = "cluster";
 
 /// Length of a history file, at most.
 const HISTORY_LIMIT_BYTES: u64 = 1 << 20;
@@ -279,6 +277,22 @@ impl Copy<'_> {
         Ok(recorded_in)
     }
 
+    /// The timeline that the copy is on: after a promotion pg_control has it only from the next checkpoint on, pg_wal at once.
+    fn timeline(&self) -> Result<TimelineId> {
+        let known = self.control.checkpoint_copy.timeline;
+        if self.directory.has("recovery.signal") || self.directory.has("standby.signal") {
+            return Ok(known);
+        }
+        let mut newest = known;
+        for timeline in histories(self.directory)? {
+            let (history, _) = history(self.directory, timeline)?;
+            if history.contains(known) {
+                newest = newest.max(timeline);
+            }
+        }
+        Ok(newest)
+    }
+
     /// Registers the new name, archives the histories and writes the event; `false` when there is no cluster that it could be recorded of.
     fn record(&self, repository: &Repository, around: &Surroundings<'_>) -> Result<bool> {
         let identifier = self.control.system_identifier;
@@ -302,6 +316,7 @@ impl Copy<'_> {
         let writer = around.writer();
         let event = Event {
             as_name: Some(name.to_owned()),
+            timeline: Some(self.timeline()?.get()),
             ..writer.event("adopted", SUBJECT)
         };
         writer

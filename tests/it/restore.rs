@@ -290,7 +290,7 @@ fn the_whole_way(major: u32) {
     let adopted = scene
         .site
         .pitr()
-        .args(["adopt", "--pgdata"])
+        .args(["adopt", "--confirm", "--pgdata"])
         .arg(&to)
         .run()
         .success();
@@ -598,7 +598,7 @@ fn t08_a_restored_copy_that_is_told_to_archive_is_kept_out_of_the_repository_of_
     scene
         .site
         .pitr()
-        .args(["adopt", "--pgdata"])
+        .args(["adopt", "--confirm", "--pgdata"])
         .arg(scene.to())
         .run()
         .success();
@@ -693,7 +693,7 @@ fn as_root_the_files_belong_to_the_owner_of_the_directory() {
     scene
         .site
         .pitr()
-        .args(["adopt", "--pgdata"])
+        .args(["adopt", "--confirm", "--pgdata"])
         .arg(scene.to())
         .privileged()
         .run()
@@ -861,7 +861,9 @@ fn h03_t12_of_two_copies_that_took_the_same_timeline_the_second_is_not_adopted()
     let other = copy("other", &["--target-name", "here"]);
     let adopt = |copy: &Cluster| {
         let pgdata = copy.pgdata().to_owned();
-        site.pitr().args(["adopt", "--pgdata"]).arg(pgdata)
+        site.pitr()
+            .args(["adopt", "--confirm", "--pgdata"])
+            .arg(pgdata)
     };
     let config = std::fs::read_to_string(site.config()).unwrap();
     site.sandbox().file(

@@ -401,7 +401,8 @@ fn adoption_and_the_end_of_recovery_killed_at_every_call_are_completed_by_the_ne
             crate::common::user::own(&data.join(name));
         }
     };
-    let adopt = small.site.pitr().args(["adopt", "--pgdata"]).arg(&data);
+    let adopt = small.site.pitr();
+    let adopt = adopt.args(["adopt", "--confirm", "--pgdata"]).arg(&data);
     let ended = small.site.restore().arg("--recovery-ended").dir(&data);
     for (program, guard_goes) in [(adopt, true), (ended, false)] {
         // The first adoption makes folders in the repository that the next ones find.

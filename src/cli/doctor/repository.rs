@@ -12,10 +12,14 @@ use crate::cli::{Context, human, receiver};
 use crate::config::{Cluster, Location, Repository as Configured, Settings};
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
+use crate::pg::timeline::TimelineId;
+use crate::plan::base::lies_on;
+use crate::plan::cluster::{self, DECIDE, Side, Tree};
 use crate::plan::gap;
-use crate::repo::inventory::Inventory;
+use crate::repo::inventory::{Backup, Inventory};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
+use crate::repo::rollup::Rollup;
 use crate::store::probe::probe;
 use crate::store::s3::{self, S3Store};
 
@@ -70,7 +74,8 @@ pub(super) fn look<'a>(
                 );
                 let helps = (new_backup.as_str(), lost_wal.as_str());
                 identifier = Some(layout.system_identifier());
-                if let Err(e) = content(found, cluster, &repository, &layout, helps, cx) {
+                let about = (cluster, seen);
+                if let Err(e) = content(found, about, &repository, &layout, helps, cx) {
                     found.error("content", &e);
                 }
             }
@@ -305,7 +310,7 @@ fn registered(
 /// Whether there is something to recover from, and whether anything is missing from it.
 fn content(
     found: &mut Findings,
-    cluster: &Cluster,
+    (cluster, seen): (&Cluster, &Seen),
     repository: &Repository,
     layout: &ClusterLayout,
     (new_backup, lost_wal): (&str, &str),
@@ -321,8 +326,41 @@ fn content(
             "pitr verify names them",
         );
     }
-    newest_backup(found, cluster, &inventory, new_backup, cx);
+    let timeline = timelines(found, repository, &inventory, seen)?;
+    newest_backup(found, cluster, (&inventory, timeline), new_backup, cx);
     gaps(found, repository, &inventory, lost_wal)
+}
+
+/// Which timeline is the cluster, and whether the server is on it.
+fn timelines(
+    found: &mut Findings,
+    repository: &Repository,
+    inventory: &Inventory,
+    seen: &Seen,
+) -> Result<Option<TimelineId>> {
+    let wal = &Rollup::new(repository, inventory, None)?;
+    let side = Side { inventory, wal };
+    let decided = cluster::decide_by(&[side])?;
+    match (decided.timeline(), decided.undecided()) {
+        (Some(timeline), _) => found.ok("timeline", timeline.decimal().to_string()),
+        (None, why) => found.warn("timeline", "undecided", why.unwrap_or_default(), DECIDE),
+    }
+    for beside in decided.describe_beside() {
+        found.warn("timelines", "two go on", beside, DECIDE);
+    }
+    let tree = Tree::of(inventory);
+    let of_server = seen.timeline.filter(|t| tree.timelines().any(|k| k == *t));
+    if let Some(timeline) = of_server.filter(|_| !seen.in_recovery)
+        && let Err(e) = decided.require(timeline)
+    {
+        found.fail(
+            "timeline of the server",
+            timeline.decimal().to_string(),
+            format!("{e}: plans follow another timeline, and pitr backup and pitr receive refuse this server"),
+            e.hint_text().unwrap_or_default().replace("Nothing was stored. ", ""),
+        );
+    }
+    Ok(decided.timeline())
 }
 
 /// Whether WAL was refused that has the name of other WAL.
@@ -352,11 +390,14 @@ fn conflicts(found: &mut Findings, repository: &Repository, layout: &ClusterLayo
 fn newest_backup(
     found: &mut Findings,
     cluster: &Cluster,
-    inventory: &Inventory,
+    (inventory, timeline): (&Inventory, Option<TimelineId>),
     new_backup: &str,
     cx: &Context,
 ) {
+    let history = timeline.and_then(|t| inventory.history(t).ok());
+    let leads = |b: &&Backup| history.as_ref().is_none_or(|h| lies_on(h, b));
     let usable = inventory.backups.iter().filter(|b| b.damage.is_none());
+    let usable = usable.filter(leads);
     let newest = usable.max_by_key(|b| b.stop_time);
     let age = newest
         .and_then(|b| cx.now().duration_since(b.stop_time))

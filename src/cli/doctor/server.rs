@@ -14,6 +14,7 @@ use crate::cli::{Context, human};
 use crate::config::{Cluster, Settings};
 use crate::error::{Code, Error, Result};
 use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
 use crate::progress::Silent;
 use crate::wire::client::Session;
 
@@ -23,6 +24,8 @@ pub(super) struct Seen {
     pub pgdata: Option<PathBuf>,
     pub system_identifier: Option<u64>,
     pub in_recovery: bool,
+    /// The timeline that it writes or follows.
+    pub timeline: Option<TimelineId>,
     /// It leaves archiving to another: a standby, unless archive_mode is always.
     pub leaves_archiving: bool,
     /// Nobody answers where it should be.
@@ -113,7 +116,7 @@ fn ask(
     if !seen.leaves_archiving && (mode != "off" || !receiver::is_configured(cluster)) {
         counters(found, server, seen.in_recovery)?;
     }
-    rights(found, server, &values, cluster)?;
+    seen.timeline = rights(found, server, &values, cluster)?;
     clock(found, server, cx)?;
     let pgdata = cluster.pgdata.as_deref().or(seen.pgdata.as_deref());
     receiver::look(found, server, cluster, seen.in_recovery, pgdata)
@@ -419,7 +422,7 @@ fn rights(
     server: &mut Server,
     values: &Values,
     cluster: &Cluster,
-) -> Result<()> {
+) -> Result<Option<TimelineId>> {
     found.begin("rights");
     let rows = server.query("select rolname, rolsuper, rolreplication from pg_catalog.pg_roles where rolname = current_user")?;
     let role = rows.text(0, 0)?.unwrap_or_default().to_owned();
@@ -464,10 +467,15 @@ fn rights(
         Ok(rows.text(0, 1)?.unwrap_or_default().to_owned())
     };
     match attempt() {
-        Ok(timeline) => found.ok("replication connection", format!("timeline {timeline}")),
-        Err(e) => found.error("replication connection", &e),
+        Ok(timeline) => {
+            found.ok("replication connection", format!("timeline {timeline}"));
+            Ok(TimelineId::from_decimal(&timeline).ok())
+        }
+        Err(e) => {
+            found.error("replication connection", &e);
+            Ok(None)
+        }
     }
-    Ok(())
 }
 
 /// Targets are times of the server's clock; a backup's age is told by ours.
