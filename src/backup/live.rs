@@ -216,6 +216,7 @@ impl Source for LiveServer {
         Ok(ServerFacts {
             host: client.host().to_owned(),
             system_identifier: identity.system_identifier,
+            timeline: identity.timeline,
             version_num: client.version_num(),
             major: client.major()?,
             segment_size: SegmentSize::from_setting(&size)

@@ -19,6 +19,8 @@ use crate::error::{Code, Error, Result};
 use crate::pg::label::BackupLabel;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
+use crate::pg::timeline::{History, TimelineId};
+use crate::plan::cluster;
 use crate::progress::Progress;
 use crate::repo::backup::{BackupKind, BackupRoot, Method, Tablespace};
 use crate::repo::claim::Claim;
@@ -122,6 +124,7 @@ pub fn take(
         .hint("Nothing was stored. A registered system identifier keeps its major version and its segment size: after pg_resetwal --wal-segsize give the cluster a new name, \"pitr init --cluster NAME\"."));
     }
     archiving::check(source, &facts, around.progress)?;
+    check_timeline(repository, &layout, source, &facts, around.progress)?;
 
     let store = repository.store();
     let id = reservation::reserve(store, &layout, around)?;
@@ -144,6 +147,28 @@ pub fn take(
         Err(e) if e.code() == Code::Interrupted => Err(interrupted(&id)),
         other => other,
     }
+}
+
+/// Requires that the server's timeline is the cluster, or may be. A standby that has yet to follow its primary is only warned of.
+fn check_timeline(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    source: &mut dyn Source,
+    facts: &ServerFacts,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let history = match facts.timeline {
+        TimelineId::FIRST => History::root(TimelineId::FIRST),
+        timeline => History::parse(timeline, &source.history(timeline)?)?,
+    };
+    let cluster = cluster::decide_in([repository], layout, &history)?;
+    match cluster.require(facts.timeline) {
+        Ok(None) => {}
+        Ok(Some(warning)) => progress.warn(&warning),
+        Err(e) if facts.in_recovery == Some(true) => progress.warn(&e.to_string()),
+        Err(e) => return Err(e.with_code(Code::Refused)),
+    }
+    Ok(())
 }
 
 fn interrupted(id: &BackupId) -> Error {
@@ -462,11 +487,7 @@ impl Backup<'_> {
     }
 
     /// Makes sure that the repository has the timeline's history file, and returns its content.
-    fn history(
-        &self,
-        source: &mut dyn Source,
-        timeline: crate::pg::timeline::TimelineId,
-    ) -> Result<Bytes> {
+    fn history(&self, source: &mut dyn Source, timeline: TimelineId) -> Result<Bytes> {
         let content = source.history(timeline)?;
         push_history(self.repository, self.layout, timeline, &content)?;
         Ok(content)

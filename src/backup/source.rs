@@ -19,6 +19,8 @@ pub struct ServerFacts {
     pub host: String,
     /// Of `IDENTIFY_SYSTEM`.
     pub system_identifier: u64,
+    /// Of `IDENTIFY_SYSTEM`.
+    pub timeline: TimelineId,
     /// `server_version_num`.
     pub version_num: u32,
     /// Its major.
@@ -111,7 +113,7 @@ pub trait Source {
         sink: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()>;
 
-    /// The history file of a timeline, once the backup has ended.
+    /// The history file of a timeline, before the backup or once it has ended.
     ///
     /// # Errors
     /// `Server` when there is none, or the connection fails.

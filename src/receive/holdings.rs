@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
+use crate::plan::cluster::{self, Cluster};
 use crate::repo;
 use crate::repo::event::{self, Event, Writer};
 use crate::repo::increment::{self, OpenSegment};
@@ -42,8 +43,6 @@ pub struct Holdings {
 pub struct Reach {
     /// Where the last whole segment of the server's history ends, of the repository that reaches least far.
     pub end: Option<Position>,
-    /// The newest timeline of which any has something.
-    pub newest_timeline: Option<TimelineId>,
 }
 
 /// The repositories that count.
@@ -134,7 +133,6 @@ impl Holdings {
         let mut reach = Reach::default();
         for (index, repository) in self.repositories.iter().enumerate() {
             let timelines = self.timelines(repository)?;
-            reach.newest_timeline = reach.newest_timeline.max(timelines.last().copied());
             let mut end = None;
             for timeline in timelines.into_iter().rev().filter(|t| history.contains(*t)) {
                 end = self.last_segment_end(repository, timeline)?;
@@ -148,6 +146,14 @@ impl Holdings {
             };
         }
         Ok(reach)
+    }
+
+    /// Which timeline is the cluster by what all of them hold, with the server's history.
+    ///
+    /// # Errors
+    /// What the stores say.
+    pub fn cluster(&self, history: &History) -> Result<Cluster> {
+        cluster::decide_in(&self.repositories, &self.layout, history)
     }
 
     fn timelines(&self, repository: &Repository) -> Result<BTreeSet<TimelineId>> {
@@ -308,10 +314,7 @@ mod tests {
             timeline: tli(1),
             lsn: Lsn(4093 * MIB),
         };
-        assert_eq!(
-            (reach.end, reach.newest_timeline),
-            (Some(end), Some(tli(2)))
-        );
+        assert_eq!(reach.end, Some(end));
     }
 
     #[test]

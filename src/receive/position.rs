@@ -18,8 +18,6 @@ pub struct Known<'a> {
     pub journal: Option<Position>,
     /// Where the last whole segment that every required repository has ends, on the way of the server's history.
     pub repository: Option<Position>,
-    /// The newest timeline of which a repository has anything.
-    pub newest_timeline: Option<TimelineId>,
     /// From where on the slot keeps WAL.
     pub slot: Option<Lsn>,
     /// The history of the server's timeline.
@@ -70,7 +68,6 @@ pub struct Start {
 /// # Errors
 /// `Diverged` when the server is not where what is held leads: an older timeline, another branch, or an end before ours.
 pub fn derive(known: &Known<'_>) -> Result<Start> {
-    check_newest(known)?;
     let mut overhang = None;
     let journal = match known.journal {
         Some(position) => {
@@ -144,20 +141,6 @@ impl Known<'_> {
                 _ => return position,
             }
         }
-    }
-}
-
-fn check_newest(known: &Known<'_>) -> Result<()> {
-    let own = known.history.timeline();
-    match known.newest_timeline {
-        Some(newest) if newest > own => Err(err!(
-            Diverged,
-            "server is on timeline {}, and the repository has timeline {} already",
-            own.decimal(),
-            newest.decimal()
-        )
-        .hint("Nothing was received. Likely this is an old primary that was left behind by a failover. If it still takes writes, two servers do (split brain): stop it, look at what it wrote since (pg_waldump), then rebuild it from the new primary. Name the new primary in conninfo.")),
-        _ => Ok(()),
     }
 }
 
@@ -297,7 +280,6 @@ mod tests {
     struct Case {
         journal: Option<Position>,
         repository: Option<Position>,
-        newest: u32,
         slot: Option<u64>,
         /// Timelines 1 … n, each left at its switch point.
         switches: Vec<u64>,
@@ -311,7 +293,6 @@ mod tests {
             Case {
                 journal: None,
                 repository: None,
-                newest: 1,
                 slot: None,
                 switches: Vec::new(),
                 server_end,
@@ -324,7 +305,6 @@ mod tests {
             for n in segments {
                 self.stored.insert((timeline, n), MIB);
                 self.repository = Some(at(timeline, (n + 1) * MIB));
-                self.newest = timeline;
             }
             self
         }
@@ -344,7 +324,6 @@ mod tests {
                 segment_size: size,
                 journal: self.journal,
                 repository: self.repository,
-                newest_timeline: Some(tli(self.newest)),
                 slot: self.slot.map(Lsn),
                 history: &self.history(),
                 server_end: Lsn(self.server_end),
@@ -491,9 +470,6 @@ mod tests {
         assert!(case.refused().ends_with("the server went back"));
         case.journal = Some(at(2, 4 * MIB));
         assert!(case.refused().contains("does not lead there"));
-        case.journal = None;
-        case.newest = 2;
-        assert!(case.refused().contains("has timeline 2 already"));
         let case = Case::new(5 * MIB).whole(1, 2..7);
         assert!(case.refused().ends_with("the server went back"));
         // A switch ended the last segment: the next has not begun.
@@ -516,7 +492,6 @@ mod tests {
         ) {
             let mut case = Case::new(9 * MIB);
             case.switches = switch.into_iter().collect();
-            case.newest = 1;
             case.journal = journal.map(|lsn| at(1, lsn));
             (case.slot, case.removed_before, case.stored) = (slot, removed, stored);
             let start = case.derive().unwrap();

@@ -260,6 +260,8 @@ struct Session<'a> {
     status_written: Option<Instant>,
     /// Hosts that turned out not to be received from, until one is.
     left_out: Vec<String>,
+    /// The server's timeline when it was last found to be the cluster's.
+    checked_timeline: Option<TimelineId>,
     /// Timelines whose history is archived.
     archived_histories: BTreeSet<TimelineId>,
     /// The server has said that WAL before this is gone.
@@ -309,6 +311,7 @@ impl<'a> Session<'a> {
             status,
             status_written: None,
             left_out: Vec::new(),
+            checked_timeline: None,
             archived_histories: BTreeSet::new(),
             removed_before: None,
             streamed: false,
@@ -418,6 +421,14 @@ impl<'a> Session<'a> {
         if let Err(error) = self.check_server(&facts) {
             return Err(self.leave_out(client.host(), error));
         }
+        if let Err(error) = self.check_timeline(&facts).await {
+            return Err(match error.code() {
+                // A standby that has yet to follow.
+                Code::Diverged if facts.in_recovery => error.with_code(Code::Unreachable),
+                Code::Diverged => self.leave_out(client.host(), error),
+                _ => error,
+            });
+        }
         let slot = upstream::slot(
             client,
             info,
@@ -485,6 +496,30 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Requires that the server's timeline is the cluster, or may be; once for each timeline. While the repositories are away the journal
+    /// leads.
+    async fn check_timeline(&mut self, facts: &ServerFacts) -> Result<()> {
+        let timeline = facts.history.timeline();
+        if self.checked_timeline == Some(timeline) {
+            return Ok(());
+        }
+        let (repositories, identity) = (self.options.repositories.clone(), self.identity.clone());
+        let (nonce, history) = ((self.around.random)(), facts.history.clone());
+        let look = aside("look which timeline is the cluster", move || {
+            Holdings::open(&repositories, &identity, nonce)?.cluster(&history)
+        });
+        let cluster = match look.await {
+            Ok(cluster) => cluster,
+            Err(error) if self.journal_end().is_some() && is_outage(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if let Some(warning) = cluster.require(timeline)? {
+            self.around.progress.warn(&warning);
+        }
+        self.checked_timeline = Some(timeline);
+        Ok(())
+    }
+
     /// Where the journal ends; what it expects next, once it was fed.
     fn journal_end(&self) -> Option<Position> {
         let held = self.journal.held();
@@ -506,7 +541,6 @@ impl<'a> Session<'a> {
             segment_size: size,
             journal,
             repository: reach.end,
-            newest_timeline: reach.newest_timeline,
             slot: slot.restart_lsn,
             history: &facts.history,
             server_end: facts.identity.flush_lsn,
