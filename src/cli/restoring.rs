@@ -168,6 +168,7 @@ impl Opened {
             tablespaces: Vec::new(),
             restore_command: self.reading.commands(cx).0,
             plan,
+            timeline: None,
         };
         Ok((job, root))
     }

@@ -10,7 +10,10 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
 use crate::pg::slot::is_slot_name;
-use crate::repo::inventory::Backup;
+use crate::pg::timeline::TimelineId;
+use crate::plan::base::lies_on;
+use crate::plan::cluster::{Cluster, DECIDE};
+use crate::repo::inventory::{Backup, Inventory};
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
 use crate::restore::target_dir::Mapping;
 
@@ -79,9 +82,17 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             opened.resume(cx, job)?
         }
         Earlier::None => {
-            opened = with_backup(cx, opened)?;
-            let backup = best_backup(&opened)?.id.clone();
-            opened.job(cx, request, &backup, None)?
+            let (cluster, tree) = opened.reading.decide_with_others(cx, &opened.inventory)?;
+            let timeline = followed(&cluster)?;
+            opened = with_backup(cx, opened, timeline)?;
+            let backup = best_backup(&opened, timeline)?.id.clone();
+            let (mut job, root) = opened.job(cx, request, &backup, None)?;
+            for beside in cluster.describe_beside() {
+                cx.out.warn(&beside);
+            }
+            // PostgreSQL takes the highest number for the latest, whatever became of it.
+            job.timeline = tree.timelines().any(|t| t > timeline).then_some(timeline);
+            (job, root)
         }
     };
     let target = place.place(target, &root)?;
@@ -109,23 +120,36 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return Ok(exit::SUCCESS);
     }
     restoring::print_report(cx, &job, &report, &start, took)?;
+    if let Some(timeline) = job.timeline {
+        cx.out.warn(&format!(
+            "recovery_target_timeline = '{0}', because a timeline with a higher number is not the cluster: the standby follows timeline {0}, and does not follow the next promotion by itself; after one, set it to the new number and reload",
+            timeline.decimal()
+        ));
+    }
     cx.out.line(
         "The standby replays the archived WAL, then says \"started streaming WAL from primary\" in its log. It may archive with archive_mode = always.",
     )?;
     Ok(exit::SUCCESS)
 }
 
-/// The first repository that has an undamaged backup.
-fn with_backup(cx: &Context, opened: Opened) -> Result<Opened> {
-    let Err(e) = best_backup(&opened) else {
+/// The timeline that the standby follows.
+fn followed(cluster: &Cluster) -> Result<TimelineId> {
+    cluster.timeline().ok_or_else(|| {
+        let why = cluster.undecided().unwrap_or_default();
+        err!(Refused, "{why}").hint(format!("Nothing was written. {DECIDE}."))
+    })
+}
+
+/// The first repository that has an undamaged backup on the way to the timeline.
+fn with_backup(cx: &Context, opened: Opened, timeline: TimelineId) -> Result<Opened> {
+    let Err(e) = best_backup(&opened, timeline) else {
         return Ok(opened);
     };
-    let is_good = |b: &Backup| b.damage.is_none();
     let found = opened.reading.other_that(cx, |other| {
         let inventory = other.inventory(cx)?;
         // Under the same name there may be another cluster: before an upgrade, say.
         let is_own = inventory.system_identifier == opened.inventory.system_identifier;
-        let has_good = inventory.backups.iter().any(is_good);
+        let has_good = good_backups(&inventory, timeline).next().is_some();
         Ok((is_own && has_good).then_some(inventory))
     });
     match found {
@@ -138,25 +162,25 @@ fn with_backup(cx: &Context, opened: Opened) -> Result<Opened> {
     }
 }
 
-/// The backup that is done soonest: the newest without damage, on the timeline that is the newest.
-fn best_backup(opened: &Opened) -> Result<&Backup> {
-    let backups = &opened.inventory.backups;
-    let is_good = |b: &&Backup| b.damage.is_none() && b.expire_mark.is_none();
-    backups
-        .iter()
-        .filter(is_good)
-        .max_by_key(|b| (b.timeline, b.stop_lsn))
-        .or_else(|| {
-            backups
-                .iter()
-                .filter(|b| b.damage.is_none())
-                .max_by_key(|b| (b.timeline, b.stop_lsn))
-        })
+/// The undamaged backups that lie on the way to a timeline.
+fn good_backups(inventory: &Inventory, timeline: TimelineId) -> impl Iterator<Item = &Backup> {
+    let history = inventory.history(timeline).ok();
+    let leads = move |b: &&Backup| history.as_ref().is_some_and(|h| lies_on(h, b));
+    let backups = inventory.backups.iter().filter(|b| b.damage.is_none());
+    backups.filter(leads)
+}
+
+/// The backup that is done soonest: the newest without damage that leads to the timeline, one that is marked for deletion only where there
+/// is no other.
+fn best_backup(opened: &Opened, timeline: TimelineId) -> Result<&Backup> {
+    good_backups(&opened.inventory, timeline)
+        .max_by_key(|b| (b.expire_mark.is_none(), b.timeline, b.stop_lsn))
         .ok_or_else(|| {
             err!(
                 OutOfReach,
-                "cluster \"{}\" has no undamaged backup",
-                opened.layout.name()
+                "cluster \"{}\" has no undamaged backup that leads to timeline {}",
+                opened.layout.name(),
+                timeline.decimal()
             )
             .hint("Nothing was written. Take one with pitr backup.")
         })

@@ -181,6 +181,7 @@ pub fn settings_of(job: &Job, brought: &Brought) -> Result<Wanted> {
                 primary_conninfo,
                 slot: slot.as_deref(),
                 restore_command: &job.restore_command,
+                timeline: job.timeline,
             };
             Wanted::Standby(settings::of_standby(&standby, brought))
         }

@@ -7,6 +7,7 @@ use crate::archive::guard::WrittenSettings;
 use crate::err;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
 use crate::plan::recovery::{Action, Plan};
 use crate::plan::target::RecoveryTarget;
 use crate::repo::layout::BackupId;
@@ -77,6 +78,9 @@ pub struct Job {
     pub restore_command: String,
     /// What recovery will do; none for a standby, which never ends.
     pub plan: Option<Plan>,
+    /// The timeline that a standby follows by its number; the latest without one.
+    #[serde(default)]
+    pub timeline: Option<TimelineId>,
 }
 
 impl Job {
@@ -189,6 +193,7 @@ mod tests {
             tablespaces: Vec::new(),
             restore_command: "r".into(),
             plan: None,
+            timeline: None,
         }
     }
 

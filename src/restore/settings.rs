@@ -10,6 +10,7 @@ use crate::archive::guard::WrittenSettings;
 use crate::archive::server_conf::{Configuration, Line};
 use crate::pg::conf::Setting;
 use crate::pg::parameters::Parameters;
+use crate::pg::timeline::TimelineId;
 
 /// PostgreSQL allows one of these to be set.
 const TARGETS: &[&str] = &[
@@ -153,6 +154,8 @@ pub struct StandbySettings<'a> {
     pub slot: Option<&'a str>,
     /// `restore_command`.
     pub restore_command: &'a str,
+    /// `recovery_target_timeline`, where it is not the latest.
+    pub timeline: Option<TimelineId>,
 }
 
 /// The settings of a standby; they stay, for it is the cluster.
@@ -167,7 +170,9 @@ pub fn of_standby(standby: &StandbySettings<'_>, brought: &Brought) -> Vec<Setti
     if brought.in_place_tablespaces {
         settings.push(allow_in_place());
     }
-    settings.push(Setting::new("recovery_target_timeline", "latest"));
+    let timeline = standby.timeline.map(|t| t.decimal().to_string());
+    let timeline = timeline.as_deref().unwrap_or("latest");
+    settings.push(Setting::new("recovery_target_timeline", timeline));
     settings.push(Setting::new("restore_command", standby.restore_command));
     settings.push(Setting::new("primary_conninfo", standby.primary_conninfo));
     match standby.slot {
@@ -247,6 +252,7 @@ mod tests {
             primary_conninfo: "host=b",
             slot: None,
             restore_command: "r",
+            timeline: None,
         };
         let names: Vec<String> = of_standby(&standby, &brought)
             .iter()
@@ -262,6 +268,12 @@ mod tests {
                 "primary_slot_name=",
             ]
         );
+        let numbered = StandbySettings {
+            timeline: TimelineId::new(10),
+            ..standby
+        };
+        let number = Setting::new("recovery_target_timeline", "10");
+        assert!(of_standby(&numbered, &brought).contains(&number));
         assert_eq!(
             brought.running_code(),
             ["postgresql.conf: shared_preload_libraries = 'x'"]

@@ -62,6 +62,7 @@ mod ship;
 mod soak;
 mod streaming;
 mod tails;
+mod timeline;
 mod verify;
 mod verify_damage;
 mod wal_by_hand;

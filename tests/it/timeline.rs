@@ -1,0 +1,511 @@
+//! Lives of one cluster side by side: which timeline is the cluster, who is told, and how it is decided (findings A5 to A7; rows L06, L08, L14).
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::common::{Cluster, PATIENCE, Program, Run, Site, Stop, wait_until};
+use crate::per_major;
+use crate::several::Two;
+
+/// A cluster that archives and was backed up, and copies of it.
+struct Lives {
+    site: Site,
+    origin: Cluster,
+}
+
+impl Lives {
+    fn new(major: u32) -> Lives {
+        let (site, origin) = Site::with_cluster(major);
+        origin.sql("create table t (who text, n int)");
+        insert(&origin, "origin", 1);
+        site.pitr().args(["backup", "--quiet"]).run().success();
+        insert(&origin, "origin", 2);
+        origin.archive_now();
+        Lives { site, origin }
+    }
+
+    fn to(&self, name: &str) -> PathBuf {
+        self.site.sandbox().dir("copies").join(name)
+    }
+
+    fn pitr(&self, args: &[&str]) -> Program {
+        self.site.pitr().args(args)
+    }
+
+    fn restored(&self, name: &str, target: &[&str]) -> PathBuf {
+        let to = self.to(name);
+        let restore = self.site.pitr().args(["restore", "--to"]).arg(&to);
+        restore.args(target).run().success();
+        to
+    }
+
+    /// A copy that is promoted; it may not archive.
+    fn copy(&self, name: &str, target: &[&str]) -> Cluster {
+        let to = self.restored(name, target);
+        let mut copy = Cluster::open(self.origin.major(), to)
+            .option("fsync", "off")
+            .create();
+        copy.start();
+        copy.wait_promoted();
+        copy
+    }
+
+    fn drill(&self, name: &str) -> Cluster {
+        let drill = promoted_with_archiving(self.origin.major(), &self.restored(name, &[]));
+        insert(&drill, "drill", 1);
+        drill.archive_now();
+        drill
+    }
+
+    fn plan(&self, args: &[&str]) -> Value {
+        self.pitr(&["plan", "--json"]).args(args).run().json()
+    }
+
+    fn info(&self) -> Value {
+        let info = self.pitr(&["info", "--json"]).run().json();
+        info["clusters"][0].clone()
+    }
+
+    fn decide(&self, args: &[&str]) -> Run {
+        let decide = self.pitr(&["timeline"]).args(args);
+        decide.args(["--reason", "a drill", "--confirm"]).run()
+    }
+
+    fn states(&self) -> Vec<(u64, String)> {
+        let list = self.pitr(&["timeline", "list", "--json"]).run().success();
+        let list = list.json();
+        let timelines = list["timelines"].as_array().unwrap().iter();
+        timelines
+            .map(|t| {
+                let state = t["state"].as_str().unwrap();
+                (t["timeline"].as_u64().unwrap(), state.to_owned())
+            })
+            .collect()
+    }
+
+    fn standby(&self, name: &str) -> Program {
+        let conninfo = self.origin.conninfo("postgres");
+        let conninfo = conninfo.replace(" dbname=postgres", "");
+        self.pitr(&["standby", "--primary-conninfo", &conninfo, "--to"])
+            .arg(self.to(name))
+    }
+
+    fn receive(&self) -> Program {
+        let end = self
+            .origin
+            .query_one_string("select pg_current_wal_flush_lsn()");
+        self.pitr(&["receive", "--create-slot", "--until-lsn", &end])
+    }
+
+    fn slots(&self) -> String {
+        self.origin
+            .query_one_string("select count(*) from pg_replication_slots")
+    }
+}
+
+/// A drill: the guard was taken away by hand, and the copy archives into the repository it came from.
+fn promoted_with_archiving(major: u32, to: &Path) -> Cluster {
+    std::fs::remove_file(to.join("pg_wal/pitr.guard")).unwrap();
+    let mut drill = Cluster::open(major, to)
+        .option("fsync", "off")
+        .option("archive_mode", "on")
+        .create();
+    drill.start();
+    drill.wait_promoted();
+    drill
+}
+
+fn insert(cluster: &Cluster, who: &str, n: u32) {
+    cluster.sql(&format!("insert into t values ('{who}', {n})"));
+}
+
+fn rows(cluster: &Cluster) -> String {
+    cluster.query_one_string("select string_agg(who || n, ' ' order by who, n) from t")
+}
+
+fn state(states: &[(u64, &str)]) -> Vec<(u64, String)> {
+    states.iter().map(|(n, s)| (*n, (*s).to_owned())).collect()
+}
+
+fn with_journal(site: &Site) {
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    let journal = site.sandbox().join("journal");
+    let journal = journal.display();
+    site.sandbox().file(
+        "pitr.toml",
+        format!("{text}\n[clusters.main.receive]\nslot = \"s\"\njournal = \"{journal}\"\n"),
+    );
+}
+
+fn l06_a_drill_that_archives_is_a_branch_until_somebody_decides(major: u32) {
+    let lives = Lives::new(major);
+    with_journal(&lives.site);
+    let drill = lives.drill("drill");
+    insert(&lives.origin, "origin", 3);
+    lives.origin.archive_now();
+
+    // Nobody chooses, and everybody names both.
+    let undecided = "undecided which timeline is the cluster: timeline 2 began at ";
+    lives
+        .pitr(&["plan"])
+        .run()
+        .expect_code(5)
+        .expect_stdout(undecided)
+        .expect_stdout("; timeline 1 began at ")
+        .expect_stderr("pitr timeline abandon N");
+    let plan = lives.plan(&[]);
+    assert_eq!(
+        (&plan["reason"], &plan["reachable"]),
+        (&"undecided".into(), &false.into())
+    );
+    assert_eq!(plan["candidates"], serde_json::json!([2, 1]));
+    let restore = lives.pitr(&["restore", "--to"]).arg(lives.to("none"));
+    restore.run().expect_code(5).expect_stderr(undecided);
+    assert!(!lives.to("none").exists());
+    lives
+        .standby("standby")
+        .run()
+        .expect_code(8)
+        .expect_stderr(undecided);
+    lives
+        .pitr(&["info"])
+        .run()
+        .expect_code(6)
+        .expect_stdout(undecided)
+        .expect_stdout("recovery: undecided between timelines 2 and 1");
+    let doctor = lives.pitr(&["doctor"]).run();
+    assert!(doctor.stdout.contains(undecided), "{doctor}");
+    assert_eq!(lives.states(), state(&[(1, "candidate"), (2, "candidate")]));
+    // A number is followed; both servers go on, with a warning.
+    assert_eq!(lives.plan(&["--target-timeline", "1"])["reachable"], true);
+    assert_eq!(lives.plan(&["--target-timeline", "2"])["reachable"], true);
+    lives
+        .pitr(&["backup"])
+        .run()
+        .success()
+        .expect_stderr(undecided)
+        .expect_stderr("The server is on timeline 1: it goes on");
+    lives.receive().run().success().expect_stderr(undecided);
+    lives.pitr(&["receive", "--drop-slot"]).run().success();
+
+    // What follows is shown first.
+    let files = lives.site.files();
+    let abandon = ["timeline", "abandon", "2", "--reason", "a drill"];
+    let shown = lives.pitr(&abandon).run().expect_code(8);
+    let shown = shown.expect_stderr("--confirm is not given");
+    for part in [
+        "then: timeline 1 is the cluster",
+        "timeline 2 is abandoned: commits from ",
+        "lie on it alone; no backup",
+    ] {
+        assert!(shown.stdout.contains(part), "{shown}");
+    }
+    lives.pitr(&abandon).arg("--dry-run").run().success();
+    assert_eq!(lives.site.files(), files);
+    lives
+        .decide(&["abandon", "7"])
+        .expect_code(2)
+        .expect_stderr("Known: 1, 2");
+    lives
+        .decide(&["abandon", "1"])
+        .expect_code(8)
+        .expect_stderr("no timeline would be left");
+    lives
+        .decide(&["restore", "1"])
+        .expect_code(8)
+        .expect_stderr("pitr timeline abandon 2 --reason");
+    assert_eq!(lives.site.files(), files);
+    lives
+        .decide(&["abandon", "2"])
+        .success()
+        .expect_stdout("recorded in ");
+    lives.decide(&["abandon", "2"]).success();
+    assert_eq!(lives.site.files().len(), files.len() + 1);
+
+    // Now all follow production.
+    assert_eq!(lives.states(), state(&[(1, "cluster"), (2, "abandoned")]));
+    let plan = lives.plan(&[]);
+    assert_eq!(
+        (&plan["reachable"], &plan["target_timeline"]),
+        (&true.into(), &1.into())
+    );
+    let info = lives.info();
+    assert_eq!(
+        (&info["timeline"], &info["abandoned"]),
+        (&1.into(), &serde_json::json!([2]))
+    );
+    let told = info["problems"].to_string();
+    assert!(
+        !told.contains("undecided") && !told.contains("beside"),
+        "{told}"
+    );
+    let backup = lives.pitr(&["backup"]).run().success();
+    assert!(!backup.stderr.contains("undecided"), "{backup}");
+    let receive = lives.receive().run().success();
+    assert!(!receive.stderr.contains("undecided"), "{receive}");
+    drop(drill);
+
+    // A standby follows production by its number, and takes a number that nobody has when it is promoted.
+    lives
+        .standby("standby")
+        .run()
+        .success()
+        .expect_stderr("recovery_target_timeline = '1'")
+        .expect_stderr("does not follow the next promotion by itself");
+    let mut standby = Cluster::open(major, lives.to("standby"))
+        .option("fsync", "off")
+        .create();
+    standby.start();
+    standby.wait_log("started streaming WAL from primary");
+    insert(&lives.origin, "origin", 4);
+    let end = lives.origin.insert_lsn();
+    wait_until(PATIENCE, "the standby has replayed", || {
+        let replayed = format!("select pg_last_wal_replay_lsn() >= '{end}'::pg_lsn");
+        standby.query_one_string(&replayed) == "t"
+    });
+    lives.origin.sql("select pg_switch_wal()");
+    let mut lives = lives;
+    lives.origin.stop(Stop::Fast);
+    standby.promote();
+    insert(&standby, "standby", 1);
+    let archived = standby.archive_now();
+    assert!(archived.starts_with("00000003"), "{archived}");
+    assert_eq!(rows(&standby), "origin1 origin2 origin3 origin4 standby1");
+    assert_eq!(lives.plan(&[])["target_timeline"], 3);
+    assert_eq!(
+        lives.states(),
+        state(&[(1, "ancestor"), (2, "abandoned"), (3, "cluster")])
+    );
+    // The drill can be followed all the same, and taken back.
+    let copy = lives.copy("again", &["--target-timeline", "2"]);
+    assert_eq!(rows(&copy), "drill1 origin1 origin2");
+    lives.decide(&["restore", "2"]).success();
+    assert_eq!(lives.info()["timeline"], 2);
+}
+
+per_major!(l06_a_drill_that_archives_is_a_branch_until_somebody_decides);
+
+fn l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed(major: u32) {
+    let mut lives = Lives::new(major);
+    let mut copy = lives.copy("copy", &[]);
+    copy.sql("checkpoint");
+    copy.stop(Stop::Fast);
+    let files = lives.site.files();
+    let adopt = |lives: &Lives| lives.pitr(&["adopt", "--pgdata"]).arg(lives.to("copy"));
+    adopt(&lives)
+        .run()
+        .expect_code(8)
+        .expect_stderr("a server runs in ")
+        .expect_stderr("the cluster's primary answers at ")
+        .expect_stderr("add --confirm");
+    assert_eq!(lives.site.files(), files);
+    assert!(lives.to("copy").join("pg_wal/pitr.guard").exists());
+    adopt(&lives)
+        .arg("--confirm")
+        .run()
+        .success()
+        .expect_stderr("it archives under the same name");
+    copy.start();
+    insert(&copy, "copy", 1);
+    copy.archive_now();
+    insert(&lives.origin, "origin", 3);
+    lives.origin.archive_now();
+
+    // The copy is the cluster by decision, and production is named beside it.
+    let beside = "timeline 2 is the cluster by decision, and beside it timeline 1";
+    let plan = lives.plan(&[]);
+    assert_eq!(
+        (&plan["reachable"], &plan["target_timeline"]),
+        (&true.into(), &2.into())
+    );
+    assert!(plan["warnings"].to_string().contains(beside), "{plan:#}");
+    lives
+        .pitr(&["info"])
+        .run()
+        .expect_code(6)
+        .expect_stdout(beside);
+    assert_eq!(lives.states(), state(&[(1, "beside"), (2, "cluster")]));
+    let doctor = lives.pitr(&["doctor"]).run().expect_code(1);
+    assert!(doctor.stdout.contains("timeline of the server"), "{doctor}");
+    assert!(doctor.stdout.contains(beside), "{doctor}");
+    let standby = lives.standby("standby").run().success();
+    let standby = standby.expect_stderr(beside);
+    assert!(
+        !standby.stderr.contains("recovery_target_timeline"),
+        "{standby}"
+    );
+    lives
+        .pitr(&["backup"])
+        .run()
+        .expect_code(8)
+        .expect_stderr("server is on timeline 1, and the repository has timeline 2 already");
+
+    // Given up, it is a branch like any other.
+    lives.decide(&["abandon", "2"]).success();
+    assert_eq!(lives.plan(&[])["target_timeline"], 1);
+    lives.pitr(&["backup"]).run().success();
+    let told = lives.info()["problems"].to_string();
+    assert!(!told.contains("beside"), "{told}");
+    // Nothing is in the way of a copy whose cluster is gone.
+    let mut second = lives.copy("second", &[]);
+    second.stop(Stop::Fast);
+    lives.origin.stop(Stop::Fast);
+    lives
+        .pitr(&["adopt", "--pgdata"])
+        .arg(lives.to("second"))
+        .run()
+        .success();
+    assert_eq!(lives.info()["timeline"], 3);
+}
+
+per_major!(l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed, v13 v15 v18);
+
+fn a7_the_way_out_for_a_receiver_and_a_backup_is_to_abandon_the_drill(major: u32) {
+    let lives = Lives::new(major);
+    with_journal(&lives.site);
+    drop(lives.drill("drill"));
+    // Of production nothing was archived since: the drill is the newest.
+    assert_eq!(lives.states(), state(&[(1, "ancestor"), (2, "cluster")]));
+    let refused = "server is on timeline 1, and the repository has timeline 2 already";
+    for program in [lives.receive(), lives.pitr(&["backup"])] {
+        program
+            .run()
+            .expect_code(8)
+            .expect_stderr(refused)
+            .expect_stderr("pitr timeline abandon 2 --reason");
+    }
+    assert_eq!(lives.slots(), "0", "the slot comes after the check");
+    lives.decide(&["abandon", "2"]).success();
+    lives.receive().run().success();
+    assert_eq!(lives.slots(), "1");
+    lives.pitr(&["backup"]).run().success();
+    // Of the server of an abandoned timeline nothing is taken.
+    let conninfo = lives.origin.conninfo("postgres");
+    let mut drill = Cluster::open(major, lives.to("drill"))
+        .option("fsync", "off")
+        .option("archive_mode", "on")
+        .create();
+    drill.start();
+    let text = std::fs::read_to_string(lives.site.config()).unwrap();
+    let text = text.replace(&conninfo, &drill.conninfo("postgres"));
+    lives.site.sandbox().file("pitr.toml", text);
+    for program in [
+        lives.pitr(&["receive", "--create-slot"]),
+        lives.pitr(&["backup"]),
+    ] {
+        program
+            .run()
+            .expect_code(8)
+            .expect_stderr("that timeline is abandoned")
+            .expect_stderr("pitr timeline restore 2 --reason");
+    }
+}
+
+per_major!(a7_the_way_out_for_a_receiver_and_a_backup_is_to_abandon_the_drill, v13 v15 v18);
+
+/// A cluster that was restored to before its last commits: timeline 2 goes on, and timeline 1 holds them.
+#[test]
+fn l14_a_target_on_an_abandoned_branch_names_the_timelines_that_hold_it() {
+    let major = 15;
+    let mut lives = Lives::new(major);
+    lives.origin.sql("select pg_create_restore_point('fork')");
+    lives.origin.archive_now();
+    let time =
+        "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let row = lives
+        .origin
+        .sql("insert into t values ('origin', 3) returning xmin");
+    let xid = row[0][0].clone().unwrap();
+    let time = lives.origin.query_one_string(time);
+    lives.origin.sql("select pg_create_restore_point('left')");
+    let lsn = lives
+        .origin
+        .query_one_string("select pg_current_wal_insert_lsn()");
+    insert(&lives.origin, "origin", 4);
+    lives.origin.archive_now();
+    let mut copy = lives.copy("copy", &["--target-name", "fork"]);
+    copy.sql("checkpoint");
+    copy.stop(Stop::Fast);
+    lives.origin.stop(Stop::Fast);
+    lives
+        .pitr(&["adopt", "--pgdata"])
+        .arg(lives.to("copy"))
+        .run()
+        .success();
+    copy.start();
+    // It takes the same transaction numbers, and writes past the position.
+    for n in 1..=5 {
+        insert(&copy, "copy", n);
+        copy.archive_now();
+    }
+    let names = |args: &[&str]| {
+        let run = lives.pitr(&["plan"]).args(args).run().success();
+        for part in [
+            "timeline 1, which is not on the way to timeline 2, holds ",
+            "--target-timeline 1 follows it (that loses what timeline 2 committed behind ",
+        ] {
+            assert!(run.stderr.contains(part), "{part}: {run}");
+        }
+    };
+    names(&["--target-time", &time]);
+    names(&["--target-lsn", &lsn]);
+    names(&["--target-xid", &xid]);
+    lives
+        .pitr(&["plan", "--target-name", "left"])
+        .run()
+        .expect_code(5)
+        .expect_stdout(
+            "on timeline 1 it can be reached: --target-timeline 1 (that loses what timeline 2",
+        );
+    // What lies before the branch, or on timeline 2 alone, is asked of nobody else.
+    let end = lives.pitr(&["plan"]).run().success();
+    assert!(!end.stderr.contains("--target-timeline"), "{end}");
+    let fork = lives
+        .pitr(&["plan", "--target-name", "fork"])
+        .run()
+        .success();
+    assert!(!fork.stderr.contains("--target-timeline"), "{fork}");
+    // Followed, it gives what was asked for.
+    let found = lives.copy("found", &["--target-time", &time, "--target-timeline", "1"]);
+    assert_eq!(rows(&found), "origin1 origin2 origin3");
+}
+
+#[test]
+fn a_decision_reaches_every_repository_and_is_synced_to_those_that_were_away() {
+    let two = Two::new();
+    two.work(10);
+    two.backup();
+    let to = two.site.sandbox().dir("copies").join("drill");
+    let restore = two.site.pitr().args(["restore", "--to"]).arg(&to);
+    restore.run().success();
+    let drill = promoted_with_archiving(two.cluster.major(), &to);
+    drill.sql("create table d (a int)");
+    drill.archive_now();
+    two.work(10);
+    let first = two.first();
+    let plan = |repository: &[&str]| {
+        let plan = two.site.pitr().args(["plan", "--json"]).args(repository);
+        plan.run().json()
+    };
+    assert_eq!(plan(&[])["reason"], "undecided");
+    let abandon = || {
+        let decide = two.site.pitr().args(["timeline", "abandon", "2", "--json"]);
+        decide.args(["--reason", "a drill", "--confirm"]).run()
+    };
+    two.is_away(true);
+    let run = abandon()
+        .expect_code(10)
+        .expect_stderr("look into repository");
+    assert_eq!(run.json()["recorded_in"], serde_json::json!([first]));
+    two.is_away(false);
+    // What one of them knows counts, and alone the other does not know it.
+    assert_eq!(plan(&[])["target_timeline"], 1);
+    assert_eq!(plan(&["--repository", "second"])["reason"], "undecided");
+    two.sync().run().success();
+    assert_eq!(plan(&["--repository", "second"])["target_timeline"], 1);
+    let files = two.site.files();
+    let run = abandon().success();
+    assert_eq!(run.json()["recorded_in"].as_array().unwrap().len(), 2);
+    assert_eq!(two.site.files(), files, "nothing is said twice");
+}
