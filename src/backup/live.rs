@@ -9,9 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::runtime::{Builder, Runtime};
 
-use super::source::{Archiver, Receivers, ServerFacts, Source, WantedWal};
+use super::source::{Archiver, Receivers, ServerFacts, Source, WalSource, WantedWal};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -20,6 +21,7 @@ use crate::wire::basebackup::{BackupEvent, BaseBackup, BaseBackupOptions};
 use crate::wire::client::{Client, Session};
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::replication::{Positions, ReplicationStream, StartReplication, StreamEvent};
+use crate::wire::slot::SlotName;
 
 /// How often a wait for the server looks at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
@@ -69,12 +71,15 @@ impl LiveServer {
                 None
             }
         };
+        // Of several hosts, no other has the same WAL for sure.
+        let mut info = info.clone();
+        info.hosts.retain(|host| host.display() == client.host());
         Ok(LiveServer {
             runtime,
             replication: Replication::Idle(client),
             sql,
             stop,
-            info: info.clone(),
+            info,
             progress,
         })
     }
@@ -122,12 +127,13 @@ impl LiveServer {
 /// Streams WAL, and gives the connection back where it can be used again.
 async fn stream(
     client: Client,
-    what: &WantedWal<'_>,
+    what: &WantedWal,
+    slot: Option<SlotName>,
     stop: &AtomicBool,
     sink: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> (Option<Client>, Result<()>) {
     let start = StartReplication {
-        slot: None,
+        slot,
         timeline: what.timeline,
         from: what.range.start,
     };
@@ -145,7 +151,7 @@ async fn stream(
 
 async fn receive(
     stream: &mut ReplicationStream,
-    what: &WantedWal<'_>,
+    what: &WantedWal,
     stop: &AtomicBool,
     sink: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
@@ -167,12 +173,13 @@ async fn receive(
                 at = data.end();
             }
             StreamEvent::Keepalive(keepalive) if keepalive.reply_requested => {
+                // Nothing is called safe: it would count as a synchronous standby, and let a slot go on.
                 let positions = Positions {
                     written: at,
-                    flushed: at,
-                    applied: at,
+                    flushed: Lsn::INVALID,
+                    applied: Lsn::INVALID,
                 };
-                let sent = stream.send_status(positions, false, (what.clock)());
+                let sent = stream.send_status(positions, false, keepalive.server_time);
                 sent.await.map_err(of_server)?;
             }
             StreamEvent::Keepalive(_) => {}
@@ -297,30 +304,12 @@ impl Source for LiveServer {
         })
     }
 
-    fn stream_wal(
-        &mut self,
-        what: &WantedWal<'_>,
-        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
-        self.end_backup();
-        let Replication::Idle(client) = std::mem::replace(&mut self.replication, Replication::Gone)
-        else {
-            return Err(err!(Internal, "the connection is busy with a backup"));
-        };
-        let streamed = stream(client, what, &self.stop, sink);
-        let limited = async { tokio::time::timeout(what.limit, streamed).await };
-        let (client, result) = match self.runtime.block_on(limited) {
-            Ok(ended) => ended,
-            Err(_) => (
-                None,
-                Err(err!(Deadline, "the server does not send its WAL")),
-            ),
-        };
-        if let Some(client) = client {
-            self.replication = Replication::Idle(client);
-        }
-        // What the sink says of the repository stays what it is.
-        result
+    fn beside(&mut self, over: Arc<AtomicBool>) -> Box<dyn WalSource + Send> {
+        Box::new(Beside {
+            info: self.info.clone(),
+            over,
+            progress: Arc::clone(&self.progress),
+        })
     }
 
     fn history(&mut self, timeline: TimelineId) -> Result<Bytes> {
@@ -336,4 +325,93 @@ impl Source for LiveServer {
         let history = runtime.block_on(client.timeline_history(timeline));
         history.map(|h| h.content).map_err(of_server)
     }
+}
+
+impl WalSource for LiveServer {
+    fn stream_wal(
+        &mut self,
+        what: &WantedWal,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.end_backup();
+        let (info, progress) = (&self.info, Arc::clone(&self.progress));
+        let client = std::mem::replace(&mut self.replication, Replication::Gone);
+        let streamed = async {
+            let client = match client {
+                Replication::Idle(client) => client,
+                // A stream before it ended with the connection.
+                Replication::Gone => Client::connect(info, Session::Replication, progress)
+                    .await
+                    .map_err(of_server)?,
+                Replication::Running(_) => {
+                    return Err(err!(Internal, "the connection is busy with a backup"));
+                }
+            };
+            let (client, result) = stream(client, what, None, &self.stop, sink).await;
+            Ok((client, result))
+        };
+        let (client, result) = self.runtime.block_on(limited(what, streamed))?;
+        if let Some(client) = client {
+            self.replication = Replication::Idle(client);
+        }
+        // What the sink says of the repository stays what it is.
+        result
+    }
+}
+
+/// Waits for a stream for as long as it may take.
+async fn limited<T>(what: &WantedWal, streamed: impl Future<Output = Result<T>>) -> Result<T> {
+    match what.limit {
+        None => streamed.await,
+        Some(limit) => tokio::time::timeout(limit, streamed)
+            .await
+            .unwrap_or_else(|_| Err(err!(Deadline, "the server does not send its WAL"))),
+    }
+}
+
+/// A second connection.
+struct Beside {
+    info: ConnInfo,
+    over: Arc<AtomicBool>,
+    progress: Arc<dyn Progress>,
+}
+
+impl WalSource for Beside {
+    fn stream_wal(
+        &mut self,
+        what: &WantedWal,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Error::from_io("start the runtime", e))?;
+        let progress = Arc::clone(&self.progress);
+        let streamed = async {
+            let mut client = Client::connect(&self.info, Session::Replication, progress)
+                .await
+                .map_err(of_server)?;
+            let slot = reserve(&mut client).await;
+            let (_, result) = stream(client, what, slot, &self.over, sink).await;
+            result
+        };
+        let over = async {
+            while !self.over.load(Ordering::Relaxed) {
+                tokio::time::sleep(TICK).await;
+            }
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                streamed = limited(what, streamed) => streamed,
+                () = over => Err(err!(Interrupted, "interrupted")),
+            }
+        })
+    }
+}
+
+/// Takes a slot that goes with the connection. Without one the WAL is there most of the time, too.
+async fn reserve(client: &mut Client) -> Option<SlotName> {
+    let name: SlotName = format!("pitr_backup_{}", client.pid()?).parse().ok()?;
+    client.create_temporary_slot(&name).await.ok()?;
+    Some(name)
 }

@@ -1,13 +1,14 @@
 //! Base backups.
 //!
 //! Write order (format, section 10): `begin` reserves the id → claim → packs → layers → the server's manifest → WAL from start to stop
-//! LSN proven present → history file → the root, which is the commit point. Each is durable before the next. Killed before the last,
+//! LSN proven present and the server's own → history file → the root, which is the commit point. Each is durable before the next. Killed before the last,
 //! nothing is visible and the janitor removes what is left; a backup that fails removes its packs and layers itself, so that a
 //! repository that ran full has room for WAL again.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::label::BackupLabel;
 use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::plan::cluster;
@@ -31,19 +33,23 @@ use crate::snapshot::filekey::Naming;
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::writer::{self, SnapshotWriter, Written};
 use crate::store::{Published, Store};
-use crate::wire::basebackup::{BaseBackupOptions, StartCheckpoint};
+use crate::wire::basebackup::{BackupStart, BaseBackupOptions, StartCheckpoint};
 
 pub mod archiving;
 pub mod damage;
 pub mod live;
+pub mod proof;
 pub mod reservation;
 pub mod seen;
 pub mod source;
 pub mod stream;
 pub mod wal;
+pub mod witness;
 
+use proof::{Landmarks, Prover};
 use source::{ServerFacts, Source};
 use stream::{Received, Receiver};
+use witness::{Listener, Witness};
 
 const LABEL_LIMIT_BYTES: usize = 1023;
 
@@ -248,9 +254,38 @@ impl Backup<'_> {
         ));
         let start_time = source.clock().unwrap_or_else(|| (around.clock)());
         source.begin(request)?;
-        let (received, written) = self.copy(source, claim)?;
+        let (received, written, listener) = self.copy(source, claim)?;
         let stop_time = source.clock().unwrap_or_else(|| (around.clock)());
         self.check(&received)?;
+        let needed = wal::Needed {
+            timeline: received.end.timeline,
+            start_lsn: received.start.start_lsn,
+            stop_lsn: received.end.stop_lsn,
+            segment_size: self.facts.segment_size,
+        };
+        let witness = Witness::new(
+            listener,
+            needed.timeline,
+            needed.bounds(),
+            needed.stop_lsn,
+            needed.segment_size,
+        );
+        let prover = Prover::new(
+            (self.repository, self.layout),
+            self.facts.major.number(),
+            needed,
+            witness,
+            source,
+            around.progress,
+        )?;
+        let landmarks = Landmarks {
+            checkpoint: received.label.checkpoint,
+            control: (
+                received.control.checkpoint,
+                received.control.checkpoint_copy.redo,
+            ),
+            from_standby: BackupLabel::from_standby(&received.label),
+        };
 
         let manifest_hash = received.manifest.hash;
         let mut root = self.root(&received, written, (start_time, stop_time), claim.id())?;
@@ -272,12 +307,6 @@ impl Backup<'_> {
         }
         claim.keep()?;
 
-        let needed = wal::Needed {
-            timeline,
-            start_lsn: root.start_lsn,
-            stop_lsn: root.stop_lsn,
-            segment_size: self.facts.segment_size,
-        };
         let circumstances = wal::Circumstances {
             from_standby: root.from_standby,
             archive_off: self.facts.archive_mode.as_deref() == Some("off"),
@@ -290,8 +319,10 @@ impl Backup<'_> {
             around,
             source: &mut *source,
             circumstances,
+            prover,
         };
         waiter.wait(&needed, limit, claim)?;
+        root.wal_proof = Some(waiter.prover.finish(&landmarks)?);
         if timeline.get() > 1 {
             root.set_history(&self.history(source, timeline)?);
         }
@@ -340,7 +371,11 @@ impl Backup<'_> {
     }
 
     /// Streams the files into packs and the map into layers.
-    fn copy(&self, source: &mut dyn Source, claim: &mut Claim<'_>) -> Result<(Received, Written)> {
+    fn copy(
+        &self,
+        source: &mut dyn Source,
+        claim: &mut Claim<'_>,
+    ) -> Result<(Received, Written, Option<Listener>)> {
         let store = self.repository.store();
         let around = self.around;
         let naming = Naming {
@@ -353,7 +388,19 @@ impl Backup<'_> {
             self.options.jobs,
             around.scratch.clone(),
         );
-        std::thread::scope(|scope| {
+        let over = Arc::new(AtomicBool::new(false));
+        let mut beside = Some(source.beside(Arc::clone(&over)));
+        let mut listener = None;
+        let size = self.facts.segment_size;
+        let mut began = |start: &BackupStart| {
+            if let Some(beside) = beside.take() {
+                let first = SegmentNumber::of(start.start_lsn, size).range(size);
+                let over = Arc::clone(&over);
+                listener = Some(Listener::start(beside, over, start.timeline, first)?);
+            }
+            Ok(())
+        };
+        let copied = std::thread::scope(|scope| {
             let mut writer = SnapshotWriter::start(scope, store, self.layout, &id, &options)?;
             let object = store.create(&self.layout.server_manifest(&id))?;
             let receiver = Receiver::new(
@@ -364,11 +411,12 @@ impl Backup<'_> {
                 around.progress,
                 object,
             )?;
-            let received = receiver.run(source, claim)?;
+            let received = receiver.run(source, claim, &mut began)?;
             around.check_stop()?;
             around.progress.phase("write the map", None);
             Ok((received, writer.finish()?))
-        })
+        });
+        copied.map(|(received, written)| (received, written, listener))
     }
 
     /// Whether label, control file, manifest and the server's answers speak of one backup of this cluster.
@@ -476,6 +524,7 @@ impl Backup<'_> {
             size_bytes: written.size_bytes,
             stored_bytes: written.stored_bytes,
             server_manifest: None,
+            wal_proof: None,
             damage: Vec::new(),
             damage_count: 0,
             damage_reported_by_server: false,

@@ -1,5 +1,7 @@
 //! What a streamed backup asks of a server, so that a recorded stream can take the place of a living one.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -62,19 +64,32 @@ pub struct Receivers {
 }
 
 /// WAL that is asked of a server.
-pub struct WantedWal<'a> {
+#[derive(Debug, Clone, Copy)]
+pub struct WantedWal {
     /// On which timeline.
     pub timeline: TimelineId,
     /// The positions.
     pub range: LsnRange,
-    /// For how long at most.
-    pub limit: Duration,
-    /// This host's clock.
-    pub clock: &'a dyn Fn() -> TimestampTz,
+    /// For how long at most; `None` for as long as it takes.
+    pub limit: Option<Duration>,
+}
+
+/// What gives the WAL of a server.
+pub trait WalSource {
+    /// Streams the WAL of `what` to `sink` in order, piece by piece. The connection of a backup must have ended it before.
+    ///
+    /// # Errors
+    /// `Gap` when the server has removed it; `Deadline` when it does not come; `Interrupted`; `Server`, `Denied` as the connection fails;
+    /// what `sink` returns.
+    fn stream_wal(
+        &mut self,
+        what: &WantedWal,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()>;
 }
 
 /// A server to back up.
-pub trait Source {
+pub trait Source: WalSource {
     /// Who the server is.
     ///
     /// # Errors
@@ -102,16 +117,9 @@ pub trait Source {
     /// `Interrupted` once a stop was asked for; `Server`, `Denied`, `Damaged`: the backup is then worth nothing.
     fn next_event(&mut self) -> Result<Option<BackupEvent>>;
 
-    /// Streams the WAL of `what`, once the backup has ended, to `sink` in order, piece by piece.
-    ///
-    /// # Errors
-    /// `Gap` when the server has removed it; `Deadline` when it does not come; `Interrupted`; `Server`, `Denied` as the connection fails;
-    /// what `sink` returns.
-    fn stream_wal(
-        &mut self,
-        what: &WantedWal<'_>,
-        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()>;
+    /// Another connection to the same server, for a thread beside the backup: made when WAL is first asked of it, given up once `over` is set.
+    /// While it lasts the server keeps that WAL, where it has a slot to spare.
+    fn beside(&mut self, over: Arc<AtomicBool>) -> Box<dyn WalSource + Send>;
 
     /// The history file of a timeline, before the backup or once it has ended.
     ///

@@ -135,16 +135,22 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
         })
     }
 
-    /// Receives until the server has said that the backup is complete.
+    /// Receives until the server has said that the backup is complete. `began` hears how it began.
     ///
     /// # Errors
     /// Those of the source; `Damaged` when what arrived is not what the manifest lists; what writing packs says.
-    pub fn run(mut self, source: &mut dyn Source, claim: &mut Claim<'_>) -> Result<Received> {
+    pub fn run(
+        mut self,
+        source: &mut dyn Source,
+        claim: &mut Claim<'_>,
+        began: &mut dyn FnMut(&BackupStart) -> Result<()>,
+    ) -> Result<Received> {
         loop {
             claim.keep()?;
             match source.next_event()? {
                 Some(BackupEvent::Begin(start)) => {
                     claim.protect_from(start.timeline.get(), start.start_lsn)?;
+                    began(&start)?;
                     let total = start.size_kib().map(|kib| kib.saturating_mul(1024));
                     self.progress.phase("copy", total);
                     self.start = Some(start);

@@ -1,4 +1,5 @@
-//! A backup is worth something only with the WAL from its start to its stop: this waits until the repository has it.
+//! A backup is worth something only with the WAL from its start to its stop: this waits until the repository has it, and it is proven to be
+//! the server's own.
 //!
 //! The segment in which it stops may not be complete for long: on a quiet primary nobody ends it, and a standby cannot. Of it, increments up
 //! to the stop LSN are enough. A receiver may have put them; else a standby is asked for its own WAL.
@@ -6,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::Surroundings;
+use super::proof::{Proof, Prover};
 use super::source::{Source, WantedWal};
 use crate::err;
 use crate::error::{Code, Result};
@@ -43,15 +45,24 @@ pub struct Needed {
 }
 
 impl Needed {
-    /// First and last segment; the last is the one of the byte before the stop LSN.
-    fn bounds(&self) -> (SegmentNumber, SegmentNumber) {
+    /// The first and the last segment; the last is the one of the byte before the stop LSN.
+    pub fn bounds(&self) -> (SegmentNumber, SegmentNumber) {
         (
             SegmentNumber::of(self.start_lsn, self.segment_size),
             SegmentNumber::ending_at(self.stop_lsn, self.segment_size),
         )
     }
 
-    fn name(&self, number: SegmentNumber) -> Result<SegmentName> {
+    /// Bytes of the last segment up to the stop LSN.
+    pub fn last_length(&self) -> u64 {
+        self.stop_lsn.0 - self.bounds().1.start_lsn(self.segment_size).0
+    }
+
+    /// The name of a segment.
+    ///
+    /// # Errors
+    /// `Server` when there is none.
+    pub fn name(&self, number: SegmentNumber) -> Result<SegmentName> {
         number
             .name(self.timeline, self.segment_size)
             .ok_or_else(|| err!(Server, "LSN {} is behind the last segment", self.stop_lsn))
@@ -81,13 +92,15 @@ pub struct Waiter<'a, 'b> {
     pub source: &'b mut dyn Source,
     /// What may be said about it.
     pub circumstances: Circumstances,
+    /// Compares what is stored with what the server has.
+    pub prover: Prover<'a>,
 }
 
 impl Waiter<'_, '_> {
-    /// Waits until every needed segment is in the repository and opens, at most for `limit`.
+    /// Waits until every needed segment is in the repository, opens, and is the server's own, at most for `limit`.
     ///
     /// # Errors
-    /// `Deadline`, naming the first missing segment and what to do about it; `Interrupted`; what the store says.
+    /// `Conflict` when one is another server's; `Deadline`, naming the first missing segment and what to do about it; `Interrupted`; what the store says.
     pub fn wait(&mut self, needed: &Needed, limit: Duration, claim: &mut Claim<'_>) -> Result<()> {
         let (mut next, last) = needed.bounds();
         let started = Instant::now();
@@ -107,14 +120,23 @@ impl Waiter<'_, '_> {
                 if problem.is_some() && !(is_last && self.reaches(needed)?) {
                     break;
                 }
-                problem = None;
+                problem = self.unproven(name)?;
+                if problem.is_some() {
+                    break;
+                }
                 next = next.next();
+            }
+            let is_noted = started.elapsed() >= note_at;
+            if problem.is_none() || is_noted {
+                // One of those that are there already may be the reason why others do not come.
+                let unproven = self.prover.check_conflicts(self.source)?;
+                problem = problem.or(problem_of(unproven));
             }
             let Some(problem) = problem else {
                 return Ok(());
             };
             self.around.check_stop()?;
-            let name = needed.name(next)?;
+            let name = needed.name(next.min(last))?;
             let waited = started.elapsed();
             if waited >= limit {
                 let seconds = limit.as_secs();
@@ -124,7 +146,7 @@ impl Waiter<'_, '_> {
                 );
                 return Err(error.hint(format!("Nothing was committed. {}", self.advice())));
             }
-            if waited >= note_at {
+            if is_noted {
                 note_at *= 2;
                 let advice = self.advice();
                 let note = format!("waiting for segment \"{name}\", which {problem}. {advice}");
@@ -133,6 +155,11 @@ impl Waiter<'_, '_> {
             claim.keep()?;
             std::thread::sleep(POLL.min(limit.saturating_sub(waited)));
         }
+    }
+
+    /// Why a stored segment does not count as the server's own yet.
+    fn unproven(&mut self, name: SegmentName) -> Result<Option<String>> {
+        self.prover.check(name, self.source).map(problem_of)
     }
 
     /// Whether increments hold the last segment up to the stop LSN; they are durable then.
@@ -176,8 +203,7 @@ impl Waiter<'_, '_> {
         let what = WantedWal {
             timeline: needed.timeline,
             range,
-            limit,
-            clock: self.around.clock,
+            limit: Some(limit),
         };
         let mut pieces = Pieces {
             repository: self.repository,
@@ -284,6 +310,13 @@ impl Pieces<'_> {
             self.bytes.clear();
         }
         Ok(())
+    }
+}
+
+fn problem_of(proof: Proof) -> Option<String> {
+    match proof {
+        Proof::Proven => None,
+        Proof::NotHad(why) => Some(why),
     }
 }
 

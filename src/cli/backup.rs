@@ -23,8 +23,9 @@ use crate::wire::conninfo::{self, ConnInfo};
 /// Take a base backup
 ///
 /// Copies the cluster over the replication protocol into one repository: the first of the configuration, or the one that --repository
-/// names. (WAL goes into every required one.) The backup exists once the WAL from its start to its stop is in that repository too. Ctrl-C
-/// takes back what was stored. When nothing can bring that WAL, because archiving is off and nobody receives it, nothing is begun: exit status 8.
+/// names. (WAL goes into every required one.) The backup exists once the WAL from its start to its stop is in that repository too, and was
+/// compared with the server's own, for which it takes a second connection (max_wal_senders). WAL of a clone, or of this machine before it was
+/// set back to a snapshot, completes no backup: exit status 1. Ctrl-C takes back what was stored. When nothing can bring that WAL, because archiving is off and nobody receives it, nothing is begun: exit status 8.
 ///
 /// Example: pitr backup --label "before the upgrade" --checkpoint fast
 #[derive(clap::Args, Debug)]

@@ -112,6 +112,8 @@ pub struct Record<'a> {
     pub info: u8,
     /// Resource manager.
     pub rmid: u8,
+    /// CRC-32C of everything else.
+    pub crc: u32,
     /// Format of the major that wrote it.
     pub version: &'static Version,
     /// Block size of the relations, for images.
@@ -137,6 +139,7 @@ impl<'a> Record<'a> {
             prev: header.prev,
             info: header.info,
             rmid: header.rmid,
+            crc: header.crc,
             version,
             block_size,
             payload: bytes.get(HEADER..).unwrap_or_default(),

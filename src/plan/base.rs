@@ -20,11 +20,12 @@ use super::unreachable;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::SegmentNumber;
+use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::facts::{EntryKind, Wal};
 use crate::repo::inventory::{Backup, HistoryFile, Inventory};
+use crate::repo::wal_proof::foreign;
 
 /// Computes what recovery to `target` does.
 ///
@@ -377,6 +378,9 @@ impl Planner<'_> {
                 None,
             ));
         }
+        if let Some(name) = foreign_segment(backup, self.wal)? {
+            return Ok(refused(Reason::BackupWalForeign, foreign(name), None));
+        }
         let size = self.inventory.segment_size;
         let stretch = path.stretch_from(SegmentNumber::of(backup.start_lsn, size))?;
         if stretch.reach() < backup.consistent_lsn {
@@ -610,6 +614,20 @@ pub fn lies_on(history: &History, backup: &Backup) -> bool {
         && history.holder(backup.start_lsn) == backup.start_timeline
         && history.holder(backup.checkpoint_lsn) == backup.start_timeline
         && history.holder(Lsn(backup.stop_lsn.0.saturating_sub(1))) == backup.timeline
+}
+
+/// The first segment of a backup's own WAL that another server wrote, as its proof tells.
+///
+/// # Errors
+/// What [`Wal`] says, apart from damage.
+pub(super) fn foreign_segment(backup: &Backup, wal: &dyn Wal) -> Result<Option<SegmentName>> {
+    let proof = backup.wal_proof.as_ref();
+    for (name, hash) in proof.into_iter().flat_map(|proof| proof.segments()) {
+        if !wal.has_hash(name, hash)? {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }
 
 /// The 64-bit id that a 32-bit xid stands for near `next`.

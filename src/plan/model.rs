@@ -15,6 +15,7 @@ use crate::repo::decision::Decisions;
 use crate::repo::facts::{self, Crossing, Entry, EntryKind, Facts, NamedPoint, Runs, Wal};
 use crate::repo::index::{HeadEnd, TailClass, flag};
 use crate::repo::inventory::{Backup, HistoryFile, Inventory, Timeline};
+use crate::repo::wal_proof::RawHash;
 
 const PAGE: u64 = 8192;
 
@@ -59,6 +60,8 @@ pub struct World {
     /// Archived segments whose index cannot be read, and whose body cannot.
     pub bad_index: BTreeSet<SegmentName>,
     pub bad_body: BTreeSet<SegmentName>,
+    /// Hashes of archived segments, where they matter.
+    pub hashes: BTreeMap<SegmentName, RawHash>,
     /// History files that are archived.
     pub files: BTreeSet<TimelineId>,
     clock: i64,
@@ -89,6 +92,7 @@ impl World {
             cut: BTreeMap::new(),
             bad_index: BTreeSet::new(),
             bad_body: BTreeSet::new(),
+            hashes: BTreeMap::new(),
             files: BTreeSet::new(),
             clock: 1_000_000_000,
             next_id: 1,
@@ -218,6 +222,7 @@ impl World {
             stored_bytes: 500,
             timezone: None,
             tablespaces: Vec::new(),
+            wal_proof: None,
             damage: None,
             damaged_copies: 0,
             expire_mark: None,
@@ -347,6 +352,10 @@ impl World {
 }
 
 impl Wal for World {
+    fn has_hash(&self, name: SegmentName, hash: RawHash) -> Result<bool> {
+        Ok(self.hashes.get(&name).is_none_or(|own| *own == hash))
+    }
+
     fn facts(&self, name: SegmentName) -> Result<Facts> {
         self.check(name)?;
         if self.bad_index.contains(&name) {

@@ -11,6 +11,7 @@ use crate::error::{Code, Error, Result};
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::timeline::TimelineId;
 use crate::repo::facts::{Crossing, Entry, Facts, NamedPoint, Wal};
+use crate::repo::wal_proof::RawHash;
 
 /// More damaged segments than this are not looked for: each costs a conclusion.
 const ATTEMPTS: usize = 64;
@@ -100,6 +101,10 @@ impl Wal for Noting<'_> {
         self.check(name)?;
         // Where the damage is in a segment behind, in which a record ends, this one gets the blame: recovery ends in it.
         self.note(name, self.inner.scan(name, next, visit))
+    }
+
+    fn has_hash(&self, name: SegmentName, hash: RawHash) -> Result<bool> {
+        self.inner.has_hash(name, hash)
     }
 
     fn confirm(&self, name: SegmentName) -> Result<()> {

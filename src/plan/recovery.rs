@@ -91,6 +91,8 @@ pub enum Reason {
     OtherTimeline,
     /// WAL that the backup itself needs is missing.
     BackupWalMissing,
+    /// WAL that the backup itself needs is stored as another server of the cluster wrote it.
+    BackupWalForeign,
     /// The target lies before the backup is consistent.
     BeforeBackup,
     /// WAL between the backup and the target is missing.

@@ -6,6 +6,7 @@ use super::plan;
 use super::recovery::{Action, Options, Outcome, Plan, Reason, Side, StopRecord};
 use super::stop::{Rule, transaction_end};
 use super::target::{Inclusive, RecoveryTarget, Target, TargetTimeline};
+use super::window::windows;
 use crate::error::Code;
 use crate::pg::lsn::Lsn;
 use crate::pg::parameters::Parameters;
@@ -14,6 +15,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::facts::EntryKind;
 use crate::repo::inventory::Backup;
+use crate::repo::wal_proof::{FirstSegment, LastSegment, RawHash, WalProof};
 
 const FAR: TimestampTz = TimestampTz(i64::MAX - 1);
 
@@ -61,6 +63,56 @@ fn simple() -> World {
     w.switch(tli(1));
     w.archive_all();
     w
+}
+
+#[test]
+fn a1_a_backup_whose_segments_are_another_server_s_is_not_restorable() {
+    let mut w = simple();
+    w.backup(tli(1), |_| {});
+    w.archive_all();
+    let newest = w.backups.last_mut().unwrap();
+    let name = SegmentName::of(tli(1), newest.start_lsn, w.size);
+    let hash = |n| RawHash([n; 32]);
+    newest.wal_proof = Some(WalProof {
+        first: FirstSegment {
+            name,
+            hash: Some(hash(1)),
+        },
+        last: LastSegment {
+            name: name.next(w.size).unwrap(),
+            length_bytes: 1,
+            hash: Some(hash(3)),
+            segment_hash: Some(hash(2)),
+        },
+        checkpoint: None,
+    });
+    let id = newest.id.clone();
+    let (first, last) = (name, name.next(w.size).unwrap());
+    let chosen = |w: &World| planned(w, Target::End).backup.unwrap().id;
+    assert_eq!(chosen(&w), id, "what is not stored says nothing");
+    w.hashes = [(first, hash(1)), (last, hash(2))].into();
+    assert_eq!(chosen(&w), id);
+    for (other, own) in [(first, 1), (last, 2)] {
+        w.hashes.insert(other, hash(9));
+        let p = planned(&w, Target::End);
+        assert!(p.reachable);
+        assert_ne!(p.backup.unwrap().id, id);
+        let why = p.backups_not_chosen.iter().find(|n| n.id == id).unwrap();
+        assert_eq!(why.reason, Reason::BackupWalForeign);
+        assert!(why.detail.contains(&other.to_string()), "{}", why.detail);
+        let windows = windows(&w.inventory(), &w).unwrap();
+        assert_eq!(windows.unusable.len(), 1);
+        assert_eq!(windows.unusable[0].0, id.to_string());
+        let names = |n: &str| n == id.to_string();
+        let has = |w: &super::window::Window| w.backups.iter().any(|n| names(n));
+        assert!(!windows.windows.iter().any(has));
+        w.hashes.insert(other, hash(own));
+    }
+    w.hashes.insert(first, hash(9));
+    w.backups.retain(|b| b.id == id);
+    let p = planned(&w, Target::End);
+    assert_eq!(p.reason, Some(Reason::BackupWalForeign));
+    assert!(!p.reachable);
 }
 
 #[test]

@@ -217,7 +217,7 @@ pub(super) fn explain(
         .or(behind)
         .or(before)
         .or(of(&[Reason::OtherEpoch]))
-        .or(of(&[Reason::BackupWalMissing]))
+        .or(of(&[Reason::BackupWalMissing, Reason::BackupWalForeign]))
         .or(tried.first());
     let Some(main) = main else {
         refuse(plan, Reason::NoBackup, "there is no backup".into());

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::base::lies_on;
+use super::base::{foreign_segment, lies_on};
 use super::gap::{Path, Stretch, StretchEnd};
 use super::proof::with_proof;
 use super::search::Search;
@@ -13,6 +13,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::facts::Wal;
 use crate::repo::inventory::{Backup, Inventory};
+use crate::repo::wal_proof::foreign;
 
 /// Everything from `from` to `to` can be recovered, on the way to a timeline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -72,7 +73,13 @@ fn all(inventory: &Inventory, wal: &dyn Wal) -> Result<Windows> {
             Err(e) => return Err(e),
         };
         let path = Path::new(inventory, wal, history);
-        of_timeline(inventory, &path, &mut found, &mut usable, &mut failed)?;
+        of_timeline(
+            (inventory, wal),
+            &path,
+            &mut found,
+            &mut usable,
+            &mut failed,
+        )?;
     }
     failed.retain(|(id, _)| !usable.contains(id));
     failed.dedup_by(|a, b| a.0 == b.0);
@@ -81,7 +88,7 @@ fn all(inventory: &Inventory, wal: &dyn Wal) -> Result<Windows> {
 }
 
 fn of_timeline(
-    inventory: &Inventory,
+    (inventory, wal): (&Inventory, &dyn Wal),
     path: &Path<'_>,
     found: &mut Windows,
     usable: &mut Vec<String>,
@@ -97,6 +104,12 @@ fn of_timeline(
         .filter(|b| b.damage.is_none() && lies_on(path.history(), b));
     let mut groups: Vec<(Lsn, std::rc::Rc<Stretch>, Vec<&Backup>)> = Vec::new();
     for backup in backups {
+        if let Some(name) = foreign_segment(backup, wal)? {
+            if backup.timeline == timeline {
+                failed.push((backup.id.to_string(), foreign(name)));
+            }
+            continue;
+        }
         let stretch = path.stretch_from(SegmentNumber::of(backup.start_lsn, size))?;
         if stretch.reach() < backup.consistent_lsn {
             if backup.timeline == timeline {

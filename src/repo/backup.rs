@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{BackupId, ClusterLayout, PartName};
+use super::wal_proof::WalProof;
 use super::{json, outline};
 use crate::err;
 use crate::error::{Error, Result};
@@ -225,6 +226,9 @@ pub struct BackupRoot {
     pub stored_bytes: u64,
     /// BLAKE3 of the raw server manifest, 64 hexadecimal digits.
     pub server_manifest: Option<String>,
+    /// What was proven of its WAL; none in backups of before.
+    #[serde(default)]
+    pub wal_proof: Option<WalProof>,
     /// Pages that failed their checksum; at most the first 10 000.
     pub damage: Vec<DamagedPage>,
     /// How many pages failed in all.
@@ -318,7 +322,8 @@ impl BackupRoot {
         let key = layout.manifest(&self.id);
         let bytes = json::encode(&key, KIND, self)?;
         let mut object = store.create(&key)?;
-        object.describe(outline::facts(self)?, None);
+        let keyed = |hash: &[u8; 32]| store.public_hash(hash);
+        object.describe(outline::facts(self, &keyed)?, None);
         object
             .write_all(&bytes)
             .map_err(|e| Error::from_io(format!("write object \"{key}\""), e))?;

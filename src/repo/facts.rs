@@ -4,6 +4,7 @@
 
 use super::index::{HeadEnd, TailClass};
 use super::link::Brief;
+use super::wal_proof::RawHash;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::parameters::Parameters;
@@ -312,6 +313,12 @@ pub trait Wal {
         next: &dyn Fn(SegmentName) -> Option<SegmentName>,
         visit: &mut dyn FnMut(&Entry),
     ) -> Result<()>;
+
+    /// Whether a segment has this hash, as the stored object says; one that is damaged, or not stored whole, has every hash.
+    ///
+    /// # Errors
+    /// As [`Wal::facts`], apart from damage.
+    fn has_hash(&self, name: SegmentName, hash: RawHash) -> Result<bool>;
 
     /// Makes sure that what was said of a segment is still what is stored.
     ///

@@ -14,6 +14,7 @@ use super::increment;
 use super::layout::{BackupId, ClusterLayout};
 use super::repository::{Registration, Repository};
 use super::run;
+use super::wal_proof::WalProof;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
@@ -90,6 +91,8 @@ pub struct Backup {
     pub timezone: Option<String>,
     /// Tablespaces outside the data directory.
     pub tablespaces: Vec<Tablespace>,
+    /// What was proven of its WAL when it was taken; none in backups of before.
+    pub wal_proof: Option<WalProof>,
     /// What is wrong with its pages or objects; none = nothing is known to be.
     pub damage: Option<String>,
     /// How many copies of it are known in which a check found damaged objects: 0 where a copy is not known to be damaged.
@@ -144,6 +147,7 @@ impl Backup {
             stored_bytes: root.stored_bytes,
             timezone: root.timezone,
             tablespaces: root.tablespaces,
+            wal_proof: root.wal_proof,
             damage,
             damaged_copies: 0,
             expire_mark: None,

@@ -15,6 +15,8 @@ pub mod edge;
 pub mod event;
 #[cfg(feature = "full")]
 pub mod facts;
+#[cfg(feature = "full")]
+mod feeder;
 pub mod increment;
 pub mod index;
 pub mod indexer;
@@ -40,9 +42,12 @@ mod same_bytes;
 #[cfg(feature = "full")]
 pub mod sealed;
 #[cfg(feature = "full")]
+pub mod stored_wal;
+#[cfg(feature = "full")]
 pub mod survey;
 pub mod tail;
 pub mod varint;
+pub mod wal_proof;
 
 use crate::config;
 use crate::error::Result;

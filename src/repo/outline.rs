@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::backup::{BackupKind, BackupRoot, LayerRef, Method, PackRef, Shard, decimal};
 use super::container::{history_facts, history_text};
 use super::layout::{BackupId, PartName};
+use super::wal_proof::WalProof;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
@@ -39,6 +40,9 @@ struct Outline {
     damaged: bool,
     layers: Parts,
     packs: Parts,
+    /// With keyed hashes.
+    #[serde(default)]
+    wal_proof: Option<WalProof>,
 }
 
 /// A sealed root names no more layers and packs: of packs alone these are 64 TiB.
@@ -88,11 +92,14 @@ fn names(parts: &Parts, room: &mut usize) -> Result<Vec<PartName>> {
     Ok(names)
 }
 
-/// What stays plain of `root`.
+/// What stays plain of `root`; `keyed` gives the keyed hash of a hash of raw content.
 ///
 /// # Errors
-/// `Damaged` when its history cannot be read, or it names too many parts.
-pub fn facts(root: &BackupRoot) -> Result<Map<String, Value>> {
+/// `Damaged` when its history cannot be read, or it names too many parts; what `keyed` returns.
+pub fn facts(
+    root: &BackupRoot,
+    keyed: &dyn Fn(&[u8; 32]) -> Result<[u8; 32]>,
+) -> Result<Map<String, Value>> {
     let layers = root.shards.iter().map(|s| s.layers.len()).sum::<usize>();
     if layers + root.packs.len() > PARTS_MAX {
         return Err(too_many());
@@ -134,6 +141,11 @@ pub fn facts(root: &BackupRoot) -> Result<Map<String, Value>> {
                 .map(|layer| &layer.key),
         ),
         packs: parts(root.packs.iter().map(|pack| &pack.key)),
+        wal_proof: root
+            .wal_proof
+            .as_ref()
+            .map(|p| p.keyed(keyed))
+            .transpose()?,
     };
     match serde_json::to_value(outline) {
         Ok(Value::Object(facts)) => Ok(facts),
@@ -198,6 +210,7 @@ pub fn root(facts: &Value) -> Result<BackupRoot> {
         size_bytes: known.size_bytes,
         stored_bytes: known.stored_bytes,
         server_manifest: None,
+        wal_proof: known.wal_proof,
         damage: Vec::new(),
         damage_count: known.damage_count,
         damage_reported_by_server: known.damaged,

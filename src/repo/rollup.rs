@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::container::{Container, Kind, tag};
 use super::edge::{self, Edges, Prefix};
 use super::facts::{Crossing, Entry, EntryKind, Facts, NamedPoint, Wal, flag};
+use super::feeder::Feeder;
 use super::increment::OpenSegment;
 use super::index::{self, Fragments, Summary, WalEvent};
 use super::inventory::Inventory;
@@ -20,11 +21,11 @@ use super::link::{Brief, Link};
 use super::remnant::Remnant;
 use super::repository::Repository;
 use super::rollup_cache::{CacheFile, Row, Rows};
+use super::wal_proof::RawHash;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
-use crate::pg::page::WalIdentity;
-use crate::pg::reader::{Finding, Reader, Sink};
+use crate::pg::reader::{Finding, Sink};
 use crate::pg::record::Record;
 use crate::pg::rmgr;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
@@ -53,8 +54,13 @@ pub struct Rollup<'a> {
     tables: Mutex<BTreeMap<TimelineId, Table>>,
     /// Segments of which only a part is stored, as they were when they were first asked for: they grow.
     tails: Mutex<BTreeMap<SegmentName, Arc<Remnant>>>,
+    /// Whether segments have the hashes that were asked for.
+    hashes: Mutex<Hashes>,
     changed: AtomicBool,
 }
+
+/// Whether segments have hashes.
+type Hashes = BTreeMap<(SegmentName, RawHash), bool>;
 
 /// What there is of a segment.
 enum Stored {
@@ -110,6 +116,7 @@ impl<'a> Rollup<'a> {
             directory,
             tables: Mutex::new(BTreeMap::new()),
             tails: Mutex::new(BTreeMap::new()),
+            hashes: Mutex::default(),
             changed: AtomicBool::new(false),
         })
     }
@@ -127,6 +134,12 @@ impl<'a> Rollup<'a> {
     pub fn forget(&self, name: SegmentName) -> Result<()> {
         let number = self.number(name)?;
         self.with_table(name.timeline, |table| table.forget(number))
+    }
+
+    fn hashes(&self) -> Result<MutexGuard<'_, Hashes>> {
+        self.hashes
+            .lock()
+            .map_err(|_| err!(Internal, "a thread panicked"))
     }
 
     fn size(&self) -> SegmentSize {
@@ -481,6 +494,23 @@ impl Wal for Rollup<'_> {
         Ok(())
     }
 
+    fn has_hash(&self, name: SegmentName, hash: RawHash) -> Result<bool> {
+        let number = SegmentNumber(self.number(name)?);
+        if !self.inventory.has(name.timeline, number) {
+            return Ok(true);
+        }
+        if let Some(is_so) = self.hashes()?.get(&(name, hash)) {
+            return Ok(*is_so);
+        }
+        let is_so = match self.open(name) {
+            Ok(container) => hash.is_of(&container),
+            Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => true,
+            Err(e) => return Err(e),
+        };
+        self.hashes()?.insert((name, hash), is_so);
+        Ok(is_so)
+    }
+
     fn confirm(&self, name: SegmentName) -> Result<()> {
         if !self.is_whole(name)? {
             // Read in this session, and never kept.
@@ -640,66 +670,6 @@ impl Rollup<'_> {
         all.rows.sort_unstable_by_key(|r| r.number);
         all.damaged.sort_unstable();
         Ok(all)
-    }
-}
-
-/// Cuts a stream of bytes into whole pages for the reader.
-#[derive(Default)]
-struct Feeder {
-    reader: Option<Reader>,
-    segment: Option<(SegmentName, Lsn)>,
-    /// Bytes that are no whole page yet.
-    rest: Vec<u8>,
-    started: bool,
-}
-
-impl Feeder {
-    fn begin(&mut self, name: SegmentName, start: Lsn) {
-        self.segment = Some((name, start));
-        self.started = false;
-        self.rest.clear();
-    }
-
-    fn feed(&mut self, piece: &[u8], visitor: &mut Visitor<'_>) -> Result<()> {
-        self.rest.extend_from_slice(piece);
-        if !self.started {
-            if self.rest.len() < 40 {
-                return Ok(());
-            }
-            let Some((name, start)) = self.segment else {
-                return Err(err!(Internal, "no segment was begun"));
-            };
-            let reader = match self.reader.take() {
-                Some(reader) => reader,
-                None => Reader::new(&WalIdentity::read(&self.rest)?),
-            };
-            let reader = self.reader.insert(reader);
-            reader.start_segment(start, name.timeline)?;
-            self.started = true;
-        }
-        let Some(reader) = &mut self.reader else {
-            return Ok(());
-        };
-        let whole = self.rest.len() - self.rest.len() % reader.page_size();
-        if let Some(pages) = self.rest.get(..whole) {
-            reader.feed(pages, visitor)?;
-        }
-        self.rest.drain(..whole);
-        Ok(())
-    }
-
-    /// Ends the segment; true when a record continues in the next one.
-    fn finish(&mut self) -> bool {
-        let Some(reader) = &mut self.reader else {
-            return false;
-        };
-        let summary = reader.finish_segment();
-        let whole_middle = summary.first_record.is_none()
-            && summary
-                .head
-                .as_ref()
-                .is_some_and(|head| head.end_lsn.is_none());
-        summary.tail.is_some() || whole_middle
     }
 }
 

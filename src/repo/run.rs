@@ -9,6 +9,9 @@ use crate::error::{Error, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::store::Key;
 
+/// The largest page of WAL, which pages of all other sizes divide.
+const PAGE_MAX: u64 = 64 << 10;
+
 /// Increments that follow one another without a hole; each but the last reaches into the next, or up to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
@@ -69,6 +72,12 @@ impl Run {
     /// Where it ends.
     pub fn end(&self) -> Lsn {
         self.pieces.last().map_or(Lsn(0), |p| p.end)
+    }
+
+    /// Bytes from its end to the end of the WAL page.
+    pub fn missing_of_page(&self) -> usize {
+        let missing = self.end().0.next_multiple_of(PAGE_MAX) - self.end().0;
+        usize::try_from(missing).unwrap_or(0)
     }
 
     /// The increments that it consists of.

@@ -12,6 +12,7 @@ use super::inventory::{self, HistoryFile, Timeline};
 use super::json;
 use super::layout::{BackupId, ClusterLayout, PartKind, healed_base};
 use super::repository::{Registration, Repository};
+use super::wal_proof::WalProof;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
@@ -109,6 +110,10 @@ pub struct Root {
     pub stored_bytes: u64,
     /// What was wrong with its pages when it was taken.
     pub damage: Option<String>,
+    /// What was proven of its WAL when it was taken; none in backups of before.
+    pub wal_proof: Option<WalProof>,
+    /// The segment of its WAL that another server wrote, as its proof tells; looked for by [`Survey::read`] alone.
+    pub foreign: Option<SegmentName>,
     /// Layer objects it names, by the id that wrote them.
     pub layers: BTreeMap<BackupId, Runs>,
     /// Packs it names.
@@ -142,6 +147,8 @@ impl Root {
                     root.damage_count
                 )
             }),
+            wal_proof: root.wal_proof.clone(),
+            foreign: None,
             layers: parts(layers),
             packs: parts(root.packs.iter().map(|p| &p.key)),
         })
@@ -194,6 +201,7 @@ impl Survey {
             survey: &mut survey,
         };
         reading.unfinished()?;
+        reading.compare_wal()?;
         Ok(survey)
     }
 
@@ -335,6 +343,18 @@ impl Reading<'_> {
             Some(None) => Manifest::Absent,
             None => Manifest::Unreadable,
         })
+    }
+
+    /// Compares each backup's first and last segment with what is stored.
+    fn compare_wal(&mut self) -> Result<()> {
+        for subject in self.survey.ids.values_mut() {
+            if let Manifest::Committed(root) = &mut subject.manifest
+                && let Some(proof) = &root.wal_proof
+            {
+                root.foreign = proof.disagreement(self.store, self.layout)?;
+            }
+        }
+        Ok(())
     }
 
     fn parts(&mut self, kind: PartKind) -> Result<()> {

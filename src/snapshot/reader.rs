@@ -801,6 +801,7 @@ mod tests {
             size_bytes: written.size_bytes,
             stored_bytes: written.stored_bytes,
             server_manifest: None,
+            wal_proof: None,
             damage: Vec::new(),
             damage_count: 0,
             damage_reported_by_server: false,

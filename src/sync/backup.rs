@@ -16,7 +16,7 @@ use crate::repo::layout::{BackupId, PartName};
 use crate::snapshot::layer::Layer;
 use crate::snapshot::pack::PackReader;
 use crate::snapshot::reader::Snapshot;
-use crate::store::{Key, Object, Published, get, put};
+use crate::store::{Key, Object, Published, Store, get, put};
 
 /// An object of a backup.
 enum Part<'a> {
@@ -130,6 +130,9 @@ impl Transfer<'_> {
             self.copy_server_manifest(root)?;
         }
         wal.prove(root)?;
+        for store in [self.from.store(), self.to.store()] {
+            self.check_life(root, store)?;
+        }
         // A backup that is there and not yet pinned could be expired there.
         for pin in events.iter().filter(|e| !e.is_doubted) {
             if ["pin", "unpin"].contains(&pin.event.event.as_str()) {
@@ -138,6 +141,23 @@ impl Transfer<'_> {
         }
         there.check()?;
         self.commit(root, bytes)
+    }
+
+    /// Requires that the WAL in a repository is that of the backup's own server, by the segments in which it starts and stops.
+    fn check_life(&self, root: &BackupRoot, store: &dyn Store) -> Result<()> {
+        let proof = root.wal_proof.as_ref();
+        match proof
+            .map(|proof| proof.disagreement(store, &self.layout))
+            .transpose()?
+            .flatten()
+        {
+            None => Ok(()),
+            Some(name) => Err(err!(
+                Conflict,
+                "segment \"{name}\" in repository \"{}\" is another server's, not that of the backup's",
+                store.location()
+            )),
+        }
     }
 
     /// Whether both sides are encrypted, with one key set: then nothing need be opened to be copied.

@@ -164,6 +164,7 @@ impl Verify<'_> {
             bytes: AtomicU64::new(0),
             segments: AtomicU64::new(0),
             unlinked: AtomicU64::new(0),
+            unproven: AtomicU64::new(0),
         };
         if self.backup.is_none() {
             keys::check(&work, &survey)?;
@@ -172,6 +173,9 @@ impl Verify<'_> {
         wal::check(&work, &survey, &tree, &chosen)?;
         for id in &chosen {
             snapshot::check(&work, id)?;
+        }
+        if let n @ 1.. = work.unproven.load(Ordering::Relaxed) {
+            work.warn(unproven(n));
         }
         if !work.is_disturbed() {
             cost::add_gaps(&work, &survey, &mut tree, &chosen);
@@ -317,6 +321,13 @@ impl Verify<'_> {
     }
 }
 
+/// What is said of backups that carry no proof.
+fn unproven(count: u64) -> String {
+    format!(
+        "no proof of its WAL: {count} backups (an older pitr took them); a clone's WAL in its place is not noticed"
+    )
+}
+
 fn events_of<'a>(survey: &'a Survey, subject: &str) -> &'a [Recorded] {
     if let Some(Ok(name)) = subject.strip_prefix("wal-").map(str::parse) {
         return survey.segment_events.get(&name).map_or(&[], Vec::as_slice);
@@ -341,6 +352,8 @@ struct Work<'a> {
     bytes: AtomicU64,
     segments: AtomicU64,
     unlinked: AtomicU64,
+    /// Backups of which nothing was proven when they were taken.
+    unproven: AtomicU64,
 }
 
 #[derive(Default)]

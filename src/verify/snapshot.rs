@@ -10,9 +10,13 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::pg::datapage::{self, DEFAULT_PAGE_SIZE, PageHeader, PageState};
 use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentName;
 use crate::repo::backup::BackupRoot;
 use crate::repo::container::Container;
+use crate::repo::increment::OpenSegment;
 use crate::repo::layout::{BackupId, PartName};
+use crate::repo::stored_wal::StoredWal;
+use crate::repo::wal_proof::{WalProof, foreign};
 use crate::snapshot::filekey::FileKey;
 use crate::snapshot::frame::check_pages;
 use crate::snapshot::layer::{Layer, Metadata};
@@ -48,6 +52,7 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId) -> Result<()> {
         );
         work.find(FindingKind::Pages, key.as_str(), detail, about());
     }
+    check_wal_proof(work, &root)?;
     if !check_layers(work, &root)? {
         return Ok(());
     }
@@ -65,6 +70,54 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId) -> Result<()> {
         .settle(manifest, manifest_key.as_str(), about())?
         .flatten();
     read_packs(work, &root, &snapshot, mapped, manifest.as_ref())
+}
+
+/// Compares the WAL that a backup needs with what was proven of it when it was taken.
+fn check_wal_proof(work: &Work<'_>, root: &BackupRoot) -> Result<()> {
+    let Some(proof) = &root.wal_proof else {
+        work.unproven.fetch_add(1, Ordering::Relaxed);
+        return Ok(());
+    };
+    let compared = match proof.disagreement(work.store, &work.layout)? {
+        Some(name) => Some(name),
+        None => foreign_tail(work, root, proof)?,
+    };
+    if let Some(name) = compared {
+        let key = work.layout.segment(name);
+        let about = About::Backup(root.id.clone());
+        work.find(FindingKind::Damaged, key.as_str(), foreign(name), about);
+    }
+    Ok(())
+}
+
+/// The last segment, if it begins with other bytes than the proof says. Its whole hash is not known where it was stored later.
+fn foreign_tail(
+    work: &Work<'_>,
+    root: &BackupRoot,
+    proof: &WalProof,
+) -> Result<Option<SegmentName>> {
+    let (Some(hash), None) = (proof.last.hash, proof.last.segment_hash) else {
+        return Ok(None);
+    };
+    let segment = OpenSegment {
+        name: proof.last.name,
+        size: work.size,
+        major: root.major,
+    };
+    let repository = work.what.repository;
+    let compare = || -> Result<bool> {
+        let Some(stored) = StoredWal::open(repository, &work.layout, &segment)? else {
+            return Ok(true);
+        };
+        let prefix = stored.prefix(repository, &work.layout, proof.last.length_bytes)?;
+        Ok(prefix.is_none_or(|found| found == hash))
+    };
+    match compare() {
+        Ok(is_own) => Ok((!is_own).then_some(segment.name)),
+        // What is damaged or cannot be read is found where the WAL is checked.
+        Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported | Code::Key) => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Reads every block of every layer, so that what is wrong is said of the object that it is in.

@@ -144,19 +144,30 @@ impl Client {
     /// # Errors
     /// `Refused` if the name is taken; those of [`Client::query`], with the setting to change if there is no room for another slot.
     pub async fn create_physical_slot(&mut self, name: &SlotName) -> Result<()> {
-        let option = match self.version_num() {
-            ..150_000 => "RESERVE_WAL",
-            _ => "(RESERVE_WAL)",
-        };
-        let command = format!("CREATE_REPLICATION_SLOT \"{name}\" PHYSICAL {option}");
-        self.query(&command).await.map_err(|error| match sqlstate(&error) {
+        self.create_slot(name, "").await.map_err(|error| match sqlstate(&error) {
             Some("42710") => error
                 .with_code(Code::Refused)
                 .hint("Nothing was changed. Leave out --create-slot to use the slot that is there, or name another with --slot."),
             Some("53400") => error.hint("Raise max_replication_slots on the server and restart it, or drop a slot that nobody uses."),
             _ => error,
-        })?;
-        Ok(())
+        })
+    }
+
+    /// As [`Client::create_physical_slot`], of a slot that the server drops with the connection.
+    ///
+    /// # Errors
+    /// Those of [`Client::query`].
+    pub async fn create_temporary_slot(&mut self, name: &SlotName) -> Result<()> {
+        self.create_slot(name, "TEMPORARY ").await
+    }
+
+    async fn create_slot(&mut self, name: &SlotName, temporary: &str) -> Result<()> {
+        let option = match self.version_num() {
+            ..150_000 => "RESERVE_WAL",
+            _ => "(RESERVE_WAL)",
+        };
+        let command = format!("CREATE_REPLICATION_SLOT \"{name}\" {temporary}PHYSICAL {option}");
+        self.query(&command).await.map(|_| ())
     }
 
     /// Drops a slot, after which the server removes the WAL that it kept.

@@ -38,6 +38,7 @@ mod plan_scale;
 mod prefetch;
 mod promises;
 mod promotion;
+mod proof;
 mod receive;
 mod receive_journal;
 mod receive_network;

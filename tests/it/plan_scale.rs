@@ -292,6 +292,7 @@ fn backup(number: u64, index: u64) -> BackupRoot {
         size_bytes: 100 << 30,
         stored_bytes: 30 << 30,
         server_manifest: None,
+        wal_proof: None,
         damage: Vec::new(),
         damage_count: 0,
         damage_reported_by_server: false,

@@ -328,6 +328,7 @@ fn content(
     }
     let timeline = timelines(found, repository, &inventory, seen)?;
     newest_backup(found, cluster, (&inventory, timeline), new_backup, cx);
+    proven_backups(found, &inventory);
     gaps(found, repository, &inventory, lost_wal)
 }
 
@@ -422,6 +423,19 @@ fn newest_backup(
         Some(b) => found.ok(
             "newest backup",
             format!("{}, {} old", b.id, human::duration(age)),
+        ),
+    }
+}
+
+/// How many backups carry no proof that their WAL is their own server's: an older version took them.
+fn proven_backups(found: &mut Findings, inventory: &Inventory) {
+    let all = inventory.backups.len();
+    let unproven = inventory.backups.iter().filter(|b| b.wal_proof.is_none());
+    match unproven.count() {
+        0 => {}
+        n => found.ok(
+            "proof of WAL",
+            format!("{n} of {all} backups carry none: an older version took them, and of them a clone's WAL is not noticed"),
         ),
     }
 }

@@ -46,6 +46,8 @@ fn survey(backups: &[u64], segments: &[(u64, u64)]) -> Survey {
             size_bytes: 1,
             stored_bytes: 1,
             damage: None,
+            wal_proof: None,
+            foreign: None,
             layers: BTreeMap::new(),
             packs: BTreeMap::new(),
         };

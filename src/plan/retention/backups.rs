@@ -12,6 +12,7 @@ use crate::repo::event::{self, Recorded};
 use crate::repo::facts::Runs;
 use crate::repo::layout::BackupId;
 use crate::repo::survey::{Manifest, Root, Subject, Survey, numbers};
+use crate::repo::wal_proof::foreign;
 
 /// Events that a version of this format may write about a backup; others keep it.
 const KNOWN_EVENTS: [&str; 10] = [
@@ -176,6 +177,9 @@ fn order<'a>(backup: &Candidate<'a>) -> (TimelineId, Lsn, &'a BackupId) {
 fn damage(survey: &Survey, subject: &Subject, root: &Root, tree: &Tree<'_>) -> Option<String> {
     if let Some(damage) = &root.damage {
         return Some(damage.clone());
+    }
+    if let Some(name) = root.foreign {
+        return Some(foreign(name));
     }
     if let Some(missing) = missing_part(survey, root) {
         return Some(format!("{missing} is missing"));

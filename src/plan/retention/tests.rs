@@ -99,6 +99,8 @@ fn add_backup(survey: &mut Survey, n: usize, timeline: u32, start: u64, stop: u6
         size_bytes: 1,
         stored_bytes: 1,
         damage: None,
+        wal_proof: None,
+        foreign: None,
         layers: own.clone(),
         packs: own,
     };
@@ -274,6 +276,25 @@ fn a_backup_whose_wal_is_gone_does_not_count() {
     assert_eq!(fates(&plan)[7..], ["keep", "keep"]);
     assert!(plan.backups[8].damage.as_ref().unwrap().contains("missing"));
     assert!(plan.refusal.is_some());
+}
+
+#[test]
+fn a1_a_backup_with_another_server_s_wal_does_not_count() {
+    let mut survey = straight();
+    let name = SegmentNumber(90).name(tli(1), size()).unwrap();
+    let Some(subject) = survey.ids.get_mut(&id(9)) else {
+        panic!();
+    };
+    if let Manifest::Committed(root) = &mut subject.manifest {
+        root.foreign = Some(name);
+    }
+    let plan = retention(&survey, &policy(1, 1), now());
+    assert_eq!(fates(&plan)[7..], ["keep", "keep"]);
+    let [.., eighth, ninth] = &plan.backups[..] else {
+        panic!();
+    };
+    assert_eq!(eighth.reason, "number 1 of the newest 1");
+    assert!(ninth.damage.as_ref().unwrap().contains("another server's"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a real server said, recorded and played back: the same base backup a thousand times, without a server.
 //!
 //! A [`Recording`] is made by a proxy on a Unix socket; a [`Player`] answers on another one. Commands are matched by their text
-//! (`BASE_BACKUP` by its first word, because its label changes); one that was asked several times gets its answers in turn, the last
+//! (`BASE_BACKUP` by its first word, because its label changes; a slot's name does not count); one that was asked several times gets its answers in turn, the last
 //! one for ever.
 
 use std::io::{Read, Write};
@@ -144,6 +144,10 @@ fn record(mut client: UnixStream, mut server: UnixStream, recording: &Mutex<Reco
             if query[0] != b'Q' {
                 return Ok(());
             }
+            if command(&query).starts_with("START_REPLICATION") {
+                let (client, server) = (client.try_clone()?, server.try_clone()?);
+                std::thread::spawn(move || pass_copy(client, server));
+            }
             answer(&mut server, &mut client, &mut |bytes| {
                 let mut recording = recording.lock().unwrap();
                 recording.sessions[at]
@@ -153,6 +157,16 @@ fn record(mut client: UnixStream, mut server: UnixStream, recording: &Mutex<Reco
         }
     };
     let _ = pass();
+}
+
+/// Passes on what the client says of a stream, up to its end.
+fn pass_copy(mut client: UnixStream, mut server: UnixStream) {
+    while let Ok(part) = message(&mut client, true) {
+        if server.write_all(&part).is_err() || part[0] == b'c' {
+            return;
+        }
+    }
+    let _ = server.shutdown(std::net::Shutdown::Both);
 }
 
 /// Passes an answer on up to ReadyForQuery, and hands it to `keep` before its last message.
@@ -189,8 +203,11 @@ fn play(mut client: UnixStream, recording: &Recording, cut: &AtomicUsize) -> std
     let mut asked: Vec<String> = Vec::new();
     loop {
         let query = message(&mut client, true)?;
-        if query[0] != b'Q' {
-            return Ok(());
+        match query[0] {
+            b'Q' => {}
+            // The answer to a stream holds all of it.
+            b'd' | b'c' => continue,
+            _ => return Ok(()),
         }
         let wanted = key(&command(&query)).to_owned();
         let answers: Vec<&Vec<u8>> = sessions
@@ -219,6 +236,10 @@ fn play(mut client: UnixStream, recording: &Recording, cut: &AtomicUsize) -> std
 fn key(command: &str) -> &str {
     if command.starts_with("BASE_BACKUP") {
         "BASE_BACKUP"
+    } else if command.starts_with("CREATE_REPLICATION_SLOT") {
+        "CREATE_REPLICATION_SLOT"
+    } else if command.starts_with("START_REPLICATION") {
+        &command[command.find("PHYSICAL").expect("a physical stream")..]
     } else {
         command
     }

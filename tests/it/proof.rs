@@ -1,0 +1,197 @@
+//! A backup proves that the WAL it needs is its own server's: rows L03 and L04, finding A1.
+//!
+//! Two lives of one cluster have system identifier, timeline and LSNs in common: a clone of a stopped data directory, and a machine
+//! whose data directory is put back from a copy.
+
+use std::path::PathBuf;
+
+use crate::backup::{backup, committed};
+use crate::common::{Cluster, Program, Run, Site, Stop, copy_tree, user};
+use crate::per_major;
+
+/// `pitr backup` of any server, which waits for WAL longer than a test may last.
+fn backup_of(site: &Site, cluster: &Cluster) -> Program {
+    backup(site)
+        .args(["--wal-wait", "5h"])
+        .env("PITR_CLUSTERS_MAIN_CONNINFO", cluster.conninfo("postgres"))
+}
+
+/// A copy of a cluster that is not running.
+fn copy_of(cluster: &Cluster, name: &str) -> PathBuf {
+    let copy = cluster.sandbox().join(name);
+    copy_tree(cluster.pgdata(), &copy);
+    user::own_all(&copy);
+    copy
+}
+
+/// A stopped cluster that archives, with a table of 1000 rows.
+fn stopped(major: u32) -> (Site, Cluster) {
+    let (site, mut cluster) = Site::with_cluster(major);
+    cluster
+        .sql("create table t as select g as a, 'origin' as life from generate_series(1, 1000) g");
+    cluster.archive_now();
+    cluster.stop(Stop::Fast);
+    (site, cluster)
+}
+
+/// Writes rows of a life into so many segments, which are archived.
+fn live(cluster: &Cluster, life: &str, segments: usize) {
+    for _ in 0..segments {
+        cluster.sql(&format!("update t set life = '{life}' where a % 3 = 0"));
+        cluster.archive_now();
+    }
+}
+
+/// No root, and the words that help.
+fn is_refused(site: &Site, run: Run, before: &[String]) {
+    let run = run.expect_code(1);
+    assert_eq!(run.json()["code"], "conflict", "{run}");
+    assert!(run.stdout.contains("another server"), "{run}");
+    assert!(run.stdout.contains("pitr wal conflicts"), "{run}");
+    assert_eq!(committed(site), before, "{run}");
+}
+
+fn l03_a_clone_s_wal_completes_no_backup(major: u32) {
+    let (site, mut cluster) = stopped(major);
+    let copy = copy_of(&cluster, "clone");
+    let mut clone = Cluster::open(major, &copy).without_fsync().create();
+    clone.start();
+    live(&clone, "clone", 4);
+    backup_of(&site, &clone).run().success();
+    live(&clone, "clone", 2);
+    let before = committed(&site);
+    cluster.start();
+    cluster.sql("update t set life = 'production' where a % 7 = 0");
+    is_refused(&site, backup_of(&site, &cluster).run(), &before);
+    // The clone goes on as before: what is stored is its own.
+    backup_of(&site, &clone).run().success();
+    site.pitr().arg("verify").run().success();
+}
+per_major!(l03_a_clone_s_wal_completes_no_backup);
+
+fn l04_a_reverted_machine_does_not_complete_a_backup_with_the_wal_of_before(major: u32) {
+    let (site, mut cluster) = stopped(major);
+    let copy = copy_of(&cluster, "snapshot");
+    cluster.start();
+    live(&cluster, "before", 3);
+    backup_of(&site, &cluster).run().success();
+    live(&cluster, "before", 3);
+    cluster.stop(Stop::Fast);
+    let before = committed(&site);
+    std::fs::rename(cluster.pgdata(), cluster.sandbox().join("away")).unwrap();
+    std::fs::rename(&copy, cluster.pgdata()).unwrap();
+    cluster.start();
+    cluster.sql("update t set life = 'after' where a % 7 = 0");
+    is_refused(&site, backup_of(&site, &cluster).run(), &before);
+    site.pitr().arg("verify").run().success();
+}
+per_major!(l04_a_reverted_machine_does_not_complete_a_backup_with_the_wal_of_before);
+
+/// The raw bytes of a segment in the server's own pg_wal.
+fn own(cluster: &Cluster, name: &str) -> Vec<u8> {
+    std::fs::read(cluster.pgdata().join("pg_wal").join(name)).unwrap()
+}
+
+fn hash(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
+fn json_of(site: &Site, id: &str) -> serde_json::Value {
+    let root = crate::backup::root(site, id);
+    serde_json::to_value(root.wal_proof).unwrap()
+}
+
+fn a1_a_root_says_what_was_proven(major: u32) {
+    let builder = Cluster::builder(major)
+        .segment_size_mb(1)
+        .without_fsync()
+        .config("wal_keep_size", "512MB");
+    let (site, cluster) = Site::with_cluster_of(builder);
+    cluster.sql(
+        "create table t as select g as a, repeat('x', 100) as b from generate_series(1, 5000) g",
+    );
+    // Nothing is written meanwhile: it starts and stops in one segment.
+    let run = backup_of(&site, &cluster).run().success();
+    let quiet = json_of(&site, run.json()["id"].as_str().unwrap());
+    let name = quiet["last"]["name"].as_str().unwrap();
+    let bytes = own(&cluster, name);
+    let length = quiet["last"]["length_bytes"].as_u64().unwrap() as usize;
+    assert_eq!(quiet["first"]["name"], name);
+    assert_eq!(quiet["first"]["hash"], serde_json::Value::Null);
+    assert_eq!(quiet["last"]["hash"], hash(&bytes[..length]).as_str());
+    assert_eq!(quiet["last"]["segment_hash"], hash(&bytes).as_str());
+    assert_eq!(quiet["checkpoint"]["crc"].as_str().unwrap().len(), 8);
+
+    // Segments pass while it copies.
+    let running = backup_of(&site, &cluster)
+        .args(["--max-rate", "8MiB"])
+        .spawn();
+    let copying = "select count(*) > 0 from pg_stat_progress_basebackup where phase = 'streaming database files'";
+    crate::common::wait_until(crate::common::PATIENCE, "the backup copies", || {
+        cluster.query_one_string(copying) == "t"
+    });
+    for _ in 0..3 {
+        cluster.sql("update t set b = b || 'y'");
+        cluster.switch_wal();
+    }
+    let run = running.wait().success();
+    let id = run.json()["id"].as_str().unwrap().to_owned();
+    let busy = json_of(&site, &id);
+    let (first, last) = (&busy["first"], &busy["last"]);
+    assert_ne!(first["name"], last["name"]);
+    let bytes = own(&cluster, first["name"].as_str().unwrap());
+    assert_eq!(first["hash"], hash(&bytes).as_str());
+    let root = crate::backup::root(&site, &id);
+    assert_eq!(busy["checkpoint"]["lsn"], root.checkpoint_lsn.to_string());
+    assert!(!run.stderr.contains("once more"), "{run}");
+    // No slot is left.
+    assert_eq!(
+        cluster.query_one_string("select count(*) from pg_replication_slots"),
+        "0"
+    );
+}
+per_major!(a1_a_root_says_what_was_proven);
+
+/// The server has no connection to spare: what it still has when the backup has ended is asked for then.
+#[test]
+fn a1_without_a_second_connection_the_first_segment_is_asked_for_in_the_end() {
+    let builder = Cluster::builder(15)
+        .segment_size_mb(1)
+        .without_fsync()
+        .config("max_wal_senders", 1)
+        .config("wal_keep_size", "512MB");
+    let (site, cluster) = Site::with_cluster_of(builder);
+    cluster.sql("create table t as select g as a from generate_series(1, 5000) g");
+    let take = || {
+        let running = backup_of(&site, &cluster)
+            .args(["--max-rate", "8MiB"])
+            .spawn();
+        let copying = "select count(*) > 0 from pg_stat_progress_basebackup where phase = 'streaming database files'";
+        crate::common::wait_until(crate::common::PATIENCE, "the backup copies", || {
+            cluster.query_one_string(copying) == "t"
+        });
+        for _ in 0..3 {
+            cluster.sql("update t set a = a + 1");
+            cluster.switch_wal();
+            cluster.sql("checkpoint");
+        }
+        running.wait()
+    };
+    let run = take()
+        .success()
+        .expect_stderr("is asked for once more")
+        .expect_stderr("max_wal_senders");
+    let proof = json_of(&site, run.json()["id"].as_str().unwrap());
+    assert!(proof["first"]["hash"].is_string(), "{proof:#}");
+
+    // Once the server has removed it there is nothing to compare with.
+    cluster.alter_system("wal_keep_size", "0");
+    cluster.alter_system("max_wal_size", "2MB");
+    cluster.alter_system("min_wal_size", "2MB");
+    cluster.reload();
+    let before = committed(&site);
+    let run = take().expect_code(8);
+    assert!(run.stdout.contains("max_wal_senders"), "{run}");
+    assert!(run.stdout.contains("the server has removed"), "{run}");
+    assert_eq!(committed(&site), before);
+}
