@@ -6,6 +6,7 @@
 //! the journal's files go.
 
 pub mod backoff;
+pub mod compare;
 pub mod content;
 pub mod files;
 pub mod frame;

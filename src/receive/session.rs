@@ -1,6 +1,6 @@
 //! The receiver as a whole: which server, timeline and position to ask for, when to try again, and when to give up.
 //!
-//! connect → check what the server is → derive the position → record gaps → archive histories → stream, until the timeline ends (then
+//! connect → check what the server is → derive the position → compare with the journal → record gaps → archive histories → stream, until the timeline ends (then
 //! from the second step on), the connection is lost (from the first), or somebody wants to stop. Journal and shipping live for as long
 //! as the process; a lost connection does not touch them.
 
@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::backoff::Backoff;
+use super::compare::{self, Compared};
 use super::holdings::{self, Holdings, Identity, Reach};
 use super::journal::{self, Condition, Journal, Position};
 use super::kept::Kept;
@@ -270,6 +271,8 @@ struct Session<'a> {
     streamed: bool,
     started: Instant,
     told: Option<(String, Instant)>,
+    /// Whether it was said that the server could not be compared with the journal.
+    is_unproven_told: bool,
     kept: Kept,
 }
 
@@ -317,6 +320,7 @@ impl<'a> Session<'a> {
             streamed: false,
             started: Instant::now(),
             told: None,
+            is_unproven_told: false,
             kept: Kept::default(),
         }
     }
@@ -399,11 +403,13 @@ impl<'a> Session<'a> {
             // None of the others can be reached: those left out may have changed meanwhile.
             self.left_out.clear();
         })?;
+        let mut is_compared = false;
         loop {
-            let (start, slot) =
-                unless_stopped(stop, Box::pin(self.prepare(&mut client, &info))).await?;
+            let prepared = Box::pin(self.prepare(client, &info, is_compared));
+            let (connection, start, slot) = unless_stopped(stop, prepared).await?;
+            is_compared = true;
             self.left_out.clear();
-            match self.stream(client, &start, &slot).await? {
+            match self.stream(connection, &start, &slot).await? {
                 Some(connection) => client = connection,
                 None => return Ok(()),
             }
@@ -413,11 +419,12 @@ impl<'a> Session<'a> {
     /// Everything before the stream: whose server it is, the slot, where to begin, the histories.
     async fn prepare(
         &mut self,
-        client: &mut Client,
+        mut client: Client,
         info: &ConnInfo,
-    ) -> Result<(Start, SlotState)> {
+        is_compared: bool,
+    ) -> Result<(Client, Start, SlotState)> {
         let host = client.host().to_owned();
-        let facts = upstream::answered(&host, upstream::facts(client)).await?;
+        let facts = upstream::answered(&host, upstream::facts(&mut client)).await?;
         if let Err(error) = self.check_server(&facts) {
             return Err(self.leave_out(client.host(), error));
         }
@@ -430,7 +437,7 @@ impl<'a> Session<'a> {
             });
         }
         let slot = upstream::slot(
-            client,
+            &mut client,
             info,
             &self.options.slot,
             self.options.create_slot,
@@ -448,10 +455,45 @@ impl<'a> Session<'a> {
             }
             Err(error) => return Err(error),
         };
+        if !is_compared {
+            client = self.compare(client, info, &facts.history).await?;
+        }
         self.tell_start(&start);
-        self.archive_histories(client, &facts, start.position.timeline)
+        self.archive_histories(&mut client, &facts, start.position.timeline)
             .await?;
-        Ok((start, slot))
+        Ok((client, start, slot))
+    }
+
+    /// Requires that the server has the WAL with which the journal ends; returns a connection to it.
+    async fn compare(
+        &mut self,
+        client: Client,
+        info: &ConnInfo,
+        history: &History,
+    ) -> Result<Client> {
+        let host = client.host().to_owned();
+        let compared = compare::compare(client, history, &self.journal.follower()).await;
+        let (client, compared) = match compared {
+            Err(error) if error.code() == Code::Diverged => {
+                return Err(self.leave_out(&host, error));
+            }
+            compared => compared?,
+        };
+        if let Compared::Unproven(why) = compared
+            && !std::mem::replace(&mut self.is_unproven_told, true)
+        {
+            self.around.progress.warn(&format!(
+                "the server's WAL could not be compared with what was received last ({why}): that it is the same server's is not proven"
+            ));
+        }
+        match client {
+            Some(client) => Ok(client),
+            None => {
+                let mut same = info.clone();
+                same.hosts.retain(|h| h.display() == host);
+                upstream::connect(&same, Arc::clone(&self.around.progress)).await
+            }
+        }
     }
 
     /// The servers that have not turned out to be the wrong ones.

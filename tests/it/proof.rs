@@ -1,4 +1,5 @@
-//! A backup proves that the WAL it needs is its own server's: rows L03 and L04, finding A1.
+//! A backup proves that the WAL it needs is its own server's: rows L03 and L04, finding A1. A receiver proves that it goes on with the server
+//! that it had: row L05, finding A4.
 //!
 //! Two lives of one cluster have system identifier, timeline and LSNs in common: a clone of a stopped data directory, and a machine
 //! whose data directory is put back from a copy.
@@ -195,3 +196,52 @@ fn a1_without_a_second_connection_the_first_segment_is_asked_for_in_the_end() {
     assert!(run.stdout.contains("the server has removed"), "{run}");
     assert_eq!(committed(&site), before);
 }
+
+/// What a slot keeps WAL from, and what the repository and the journal hold.
+fn untouched(site: &Site, cluster: &Cluster) -> (String, Vec<String>) {
+    let slot = "select restart_lsn::text from pg_replication_slots where slot_name = 'pitr'";
+    (cluster.query_one_string(slot), site.files())
+}
+
+/// The receiver has WAL up to the middle of a segment; the server comes back from a snapshot, and is past that position.
+fn l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges(major: u32) {
+    let mut cluster = Cluster::builder(major)
+        .segment_size_mb(1)
+        .without_fsync()
+        .start();
+    let site = Site::new(&cluster);
+    let journal = site.sandbox().join("journal");
+    let conninfo = cluster.conninfo("postgres");
+    crate::common::reception::configure(&site, &conninfo, &journal);
+    let receive_until = |cluster: &Cluster| {
+        let lsn = cluster.query_one_string("select pg_current_wal_flush_lsn()");
+        let program = site
+            .pitr()
+            .args(["receive", "--create-slot", "--until-lsn"]);
+        program.arg(&lsn).run()
+    };
+    cluster
+        .sql("create table t as select g as a, 'origin' as life from generate_series(1, 1000) g");
+    receive_until(&cluster).success();
+    cluster.stop(Stop::Fast);
+    let copy = copy_of(&cluster, "snapshot");
+    cluster.start();
+    cluster.sql("update t set life = 'before' where a < 100");
+    receive_until(&cluster).success();
+    let reached = cluster.insert_lsn();
+    cluster.stop(Stop::Immediate);
+
+    std::fs::rename(cluster.pgdata(), cluster.sandbox().join("away")).unwrap();
+    std::fs::rename(&copy, cluster.pgdata()).unwrap();
+    cluster.start();
+    cluster.sql("update t set life = 'after' where a > 100");
+    let is_past = format!("select pg_current_wal_flush_lsn() > '{reached}'");
+    assert_eq!(cluster.query_one_string(&is_past), "t");
+    let before = untouched(&site, &cluster);
+    receive_until(&cluster)
+        .expect_code(8)
+        .expect_stderr("server has other WAL than was received")
+        .expect_stderr("set back to a snapshot");
+    assert_eq!(untouched(&site, &cluster), before);
+}
+per_major!(l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges);

@@ -1,0 +1,139 @@
+//! Whether a server is the one whose WAL the journal ends with: before anything is taken from it, or acknowledged.
+//!
+//! A server that was set back to a snapshot writes other WAL under the same positions, and may be past the journal's end when it comes
+//! back. So the segment in which the journal ends is asked for once more, without the slot, and compared byte by byte.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::content::Received;
+use super::journal::{Follower, Segment};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::timeline::History;
+use crate::wire::client::Client;
+use crate::wire::replication::{Positions, ReplicationStream, StartReplication, StreamEvent};
+
+/// After this long without a word the connection is given up.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// What a comparison came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Compared {
+    /// The bytes are the same, or there is nothing to compare with.
+    Same,
+    /// They could not be had, for this reason.
+    Unproven(String),
+}
+
+/// Compares what the server sends with the last segment that the journal holds of the server's history. Gives the connection back where it can
+/// be used again.
+///
+/// # Errors
+/// `Diverged` when bytes differ; `Unreachable` when the connection is lost; those of [`ReplicationStream::start`], but for WAL that the
+/// server has removed.
+pub async fn compare(
+    client: Client,
+    history: &History,
+    follower: &Follower,
+) -> Result<(Option<Client>, Compared)> {
+    // What was received behind the place where the history leaves a timeline is told elsewhere.
+    let is_in_history = |segment: &Segment| {
+        let timeline = segment.name.timeline;
+        let switch = history.switch_point(timeline);
+        segment.from < segment.to
+            && history.contains(timeline)
+            && switch.is_none_or(|switch| segment.from < switch)
+    };
+    let Some(segment) = follower.segments().into_iter().rfind(is_in_history) else {
+        return Ok((Some(client), Compared::Same));
+    };
+    let name = segment.name;
+    let mut held = match Received::open(follower, segment) {
+        Ok(held) => held,
+        Err(e) => return Ok((Some(client), Compared::Unproven(e.to_string()))),
+    };
+    let what = StartReplication {
+        slot: None,
+        timeline: name.timeline,
+        from: segment.from,
+    };
+    let compared = async {
+        let mut stream = timed(ReplicationStream::start(client, &what)).await?;
+        let compared = compare_stream(&mut stream, &mut held, segment).await?;
+        Ok::<_, Error>((stream, compared))
+    };
+    match compared.await {
+        Ok((stream, compared)) => {
+            // What goes wrong now only costs the connection.
+            let client = timed(stream.finish()).await.ok().map(|(client, _)| client);
+            Ok((client, compared))
+        }
+        Err(e) if matches!(e.code(), Code::Gap | Code::Server) => {
+            Ok((None, Compared::Unproven(e.to_string())))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+async fn timed<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let silent = || {
+        err!(
+            Unreachable,
+            "server has not said anything for {} s",
+            SILENCE_MAX.as_secs()
+        )
+    };
+    timeout(SILENCE_MAX, work)
+        .await
+        .unwrap_or_else(|_| Err(silent()))
+}
+
+async fn compare_stream(
+    stream: &mut ReplicationStream,
+    held: &mut Received,
+    segment: Segment,
+) -> Result<Compared> {
+    let mut at = segment.from;
+    let mut own = Vec::new();
+    while at < segment.to {
+        match timed(stream.next_event()).await? {
+            StreamEvent::Data(data) => {
+                let wanted = data.end().min(segment.to).0 - at.0;
+                let sent = data
+                    .bytes
+                    .get(..usize::try_from(wanted).unwrap_or(usize::MAX));
+                let sent = sent.unwrap_or(&data.bytes);
+                own.resize(sent.len(), 0);
+                if let Err(e) = held.fill(&mut own) {
+                    return Ok(Compared::Unproven(e.to_string()));
+                }
+                if let Some(offset) = own.iter().zip(sent).position(|(a, b)| a != b) {
+                    return Err(diverged(segment, Lsn(at.0 + offset as u64)));
+                }
+                at = data.end();
+            }
+            StreamEvent::Keepalive(alive) if alive.reply_requested => {
+                // A sign of life that acknowledges nothing.
+                let sent = stream.send_status(Positions::default(), false, alive.server_time);
+                timed(sent).await?;
+            }
+            StreamEvent::Keepalive(_) => {}
+            // Its history leaves the timeline before.
+            StreamEvent::Done => return Ok(Compared::Same),
+            StreamEvent::Shutdown => return Err(err!(Unreachable, "server has shut down")),
+        }
+    }
+    Ok(Compared::Same)
+}
+
+fn diverged(segment: Segment, at: Lsn) -> Error {
+    err!(
+        Diverged,
+        "server has other WAL than was received of timeline {}, from {at} on",
+        segment.name.timeline.decimal()
+    )
+    .hint("Nothing was received, nothing acknowledged, and nothing that is there was touched. The server was set back to a snapshot, or is a clone: name the right server in conninfo. If it is the cluster from now on, give it a name of its own in the repository (pitr init --cluster NAME), receive with that, and take a backup.")
+}
