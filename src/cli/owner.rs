@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::{Path, PathBuf};
 
+use crate::config::account::Account;
+
 /// A user of the system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -47,18 +49,9 @@ impl User {
     }
 
     fn with_ids(uid: u32, gid: u32) -> User {
-        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-        let entry = passwd.lines().find_map(|line| {
-            let fields: Vec<&str> = line.split(':').collect();
-            let [name, _, id, group, ..] = fields.as_slice() else {
-                return None;
-            };
-            (id.parse() == Ok(uid)).then(|| ((*name).to_owned(), group.parse().unwrap_or(gid)))
-        });
-        let (name, gid) = match entry {
-            Some((name, gid)) => (Some(name), gid),
-            None => (None, gid),
-        };
+        let account = Account::of(uid);
+        let gid = account.as_ref().and_then(|a| a.gid).unwrap_or(gid);
+        let name = account.map(|a| a.name);
         let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
         let groups = groups.lines().filter_map(|line| {
             let fields: Vec<&str> = line.split(':').collect();

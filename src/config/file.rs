@@ -5,6 +5,7 @@
 //! ignored is found out at the restore.
 
 use std::fmt;
+use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
@@ -179,10 +180,13 @@ pub(super) struct Document {
 }
 
 impl Document {
-    /// Reads a configuration file; `None` if there is none.
-    pub(super) fn read(path: &Path) -> Result<Option<Document>> {
+    /// Reads a configuration file that `check` lets pass once it is opened; `None` if there is none.
+    pub(super) fn read(
+        path: &Path,
+        check: impl FnOnce(&File) -> Result<()>,
+    ) -> Result<Option<Document>> {
         let shown = path.display();
-        let file = match std::fs::File::open(path) {
+        let file = match File::open(path) {
             Ok(file) => file,
             Err(e) if is_absent(&e) => return Ok(None),
             Err(e) => {
@@ -199,6 +203,7 @@ impl Document {
                 "configuration file \"{shown}\" is a directory"
             ));
         }
+        check(&file)?;
         let mut bytes = Vec::new();
         file.take(FILE_BYTES_MAX + 1)
             .read_to_end(&mut bytes)

@@ -6,18 +6,21 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::slot::is_slot_name;
 
+pub mod account;
 mod encryption;
 mod file;
 mod location;
 mod name;
 mod s3;
 pub mod secret;
+mod trust;
 mod unit;
 
 pub use encryption::Encryption;
@@ -281,7 +284,7 @@ impl Settings {
     /// Finds, reads and checks the configuration.
     ///
     /// A file is looked for as `--config`, `$PITR_CONFIG`, `./pitr.toml`, `~/.config/pitr/pitr.toml`, `/etc/pitr/pitr.toml`; the first
-    /// two must exist when they are given. None is needed when `--repository` is a URL or a path, or when the environment
+    /// two must exist when they are given, and nobody but this user and root may have written the next two. None is needed when `--repository` is a URL or a path, or when the environment
     /// names a repository.
     ///
     /// # Errors
@@ -409,7 +412,7 @@ impl Settings {
 /// of the usual places, else `./pitr.toml`. The second value says whether it exists.
 ///
 /// # Errors
-/// `Config` for a file that is there and cannot be read.
+/// `Config` for a file that is there and cannot be read or trusted, and for a directory in which none would be trusted.
 pub fn place(flags: &Flags, environment: &Environment) -> Result<(PathBuf, bool)> {
     let given = match &flags.config {
         Some(path) => Some(path.as_path()),
@@ -421,10 +424,14 @@ pub fn place(flags: &Flags, environment: &Environment) -> Result<(PathBuf, bool)
         let exists = !matches!(std::fs::symlink_metadata(&path), Err(e) if e.kind() == std::io::ErrorKind::NotFound);
         return Ok((path, exists));
     }
-    Ok(match find(flags, environment)? {
-        Found::File(path, _) => (path, true),
-        Found::Nowhere(_) => (environment.absolute(Path::new("pitr.toml")), false),
-    })
+    match find(flags, environment)? {
+        Found::File(path, _) => Ok((path, true)),
+        Found::Nowhere(_) => {
+            let path = environment.absolute(Path::new("pitr.toml"));
+            trust::check_directories(&path)?;
+            Ok((path, false))
+        }
+    }
 }
 
 /// The candidate that is meant by `word`, if one is near enough to be a slip of the fingers.
@@ -441,7 +448,7 @@ enum Found {
     Nowhere(Vec<String>),
 }
 
-/// Reads the first file there is; one that is there but cannot be read is an error, never skipped.
+/// Reads the first file there is. A file that cannot be read, or that others may have written, is an error and never skipped.
 fn find(flags: &Flags, environment: &Environment) -> Result<Found> {
     let given = match &flags.config {
         Some(path) if path.as_os_str().is_empty() => {
@@ -454,7 +461,7 @@ fn find(flags: &Flags, environment: &Environment) -> Result<Found> {
     };
     if let Some((path, by)) = given {
         let path = environment.absolute(path);
-        return match Document::read(&path)? {
+        return match Document::read(&path, |_| Ok(()))? {
             Some(document) => Ok(Found::File(path, document)),
             None => Err(err!(
                 Config,
@@ -463,15 +470,15 @@ fn find(flags: &Flags, environment: &Environment) -> Result<Found> {
             )),
         };
     }
+    let home = environment.home();
     let candidates = [
-        Some(environment.absolute(Path::new("pitr.toml"))),
-        environment
-            .home()
-            .map(|home| home.join(".config/pitr/pitr.toml")),
-        Some(PathBuf::from(SYSTEM_FILE)),
+        Some((environment.absolute(Path::new("pitr.toml")), true)),
+        home.map(|home| (home.join(".config/pitr/pitr.toml"), true)),
+        // Only root makes files there.
+        Some((PathBuf::from(SYSTEM_FILE), false)),
     ];
     let mut looked = Vec::new();
-    for path in candidates.into_iter().flatten() {
+    for (path, is_anybodys) in candidates.into_iter().flatten() {
         if environment.hides(&path) {
             looked.push(path.display().to_string());
             continue;
@@ -484,7 +491,11 @@ fn find(flags: &Flags, environment: &Environment) -> Result<Found> {
             looked.push(format!("{} (permission denied)", path.display()));
             continue;
         }
-        match Document::read(&path)? {
+        let trusted = |file: &File| match is_anybodys {
+            true => trust::check_file(&path, file),
+            false => Ok(()),
+        };
+        match Document::read(&path, trusted)? {
             Some(document) => return Ok(Found::File(path, document)),
             None => looked.push(path.display().to_string()),
         }
@@ -865,7 +876,10 @@ mod tests {
     fn place(text: Option<&str>) -> (tempfile::TempDir, Environment) {
         let directory = tempfile::tempdir().unwrap();
         if let Some(text) = text {
-            std::fs::write(directory.path().join("pitr.toml"), text).unwrap();
+            let path = directory.path().join("pitr.toml");
+            std::fs::write(&path, text).unwrap();
+            // Whatever the umask: what the group may write is not believed.
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
         }
         let environment = Environment::new(
             [("PITR_FAULT_HIDE", SYSTEM_FILE)],

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::Secret;
+use crate::config::account::Account;
 use crate::err;
 use crate::error::{Error, Result};
 
@@ -307,16 +308,8 @@ impl Environment {
         let variables: BTreeMap<_, _> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-        let uid = rustix::process::geteuid().as_raw().to_string();
-        let entry = passwd.lines().find_map(|line| {
-            let fields: Vec<&str> = line.split(':').collect();
-            let [name, _, id, _, _, home, ..] = fields.as_slice() else {
-                return None;
-            };
-            (*id == uid).then(|| ((*name).to_owned(), PathBuf::from(home)))
-        });
-        let (user, home) = entry.unzip();
+        let account = Account::of_process();
+        let (user, home) = account.map(|a| (a.name, a.home)).unzip();
         let variable = |name: &str| variables.get(name).cloned();
         Environment {
             home: variable("HOME").map(PathBuf::from).or(home),

@@ -64,6 +64,7 @@ mod soak;
 mod streaming;
 mod tails;
 mod timeline;
+mod takeover;
 mod verify;
 mod verify_damage;
 mod wal_by_hand;

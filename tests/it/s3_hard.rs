@@ -251,6 +251,9 @@ fn s09_a_session_is_renewed_before_it_ends() {
     let file = place
         .sandbox
         .file("profile", format!("[default]\n{line}\n"));
+    // This process runs the program: it must be its own.
+    let own = rustix::process::geteuid().as_raw();
+    std::os::unix::fs::chown(&file, Some(own), None).unwrap();
     let store = place.open(|s| s.credentials_file = Some(file));
     assert_eq!(put(&store, &key("x"), b"one").unwrap(), Published::Created);
     wait_until(

@@ -1,9 +1,7 @@
 //! The connection to an object store: runtime, TLS, credentials, region. One for all repositories of a process that are configured
 //! alike, so that connections and credentials are kept from one open to the next.
 
-use std::fs::File;
 use std::future::Future;
-use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +10,7 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig, imds};
-use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
+use aws_runtime::env_config::file::EnvConfigFiles;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
     RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
@@ -29,9 +27,10 @@ use super::clock::Clock;
 use super::credential_process;
 use super::guard::Guard;
 use super::limit::Limit;
+use super::profile;
 use super::secrets::{Remembering, Secrets};
 use super::sums::Sums;
-use crate::config::{S3Settings, check_endpoint, secret};
+use crate::config::{S3Settings, check_endpoint};
 use crate::err;
 use crate::error::{Code, Error, Result, causes};
 
@@ -194,11 +193,9 @@ async fn connect(
     clock: &Arc<Clock>,
     secrets: &Arc<Secrets>,
 ) -> Result<(Client, Sums)> {
-    if let Some(file) = &settings.credentials_file {
-        check_credentials(file)?;
-    }
+    let files = profile::files(settings)?;
     let http = http_client(settings)?;
-    let loaded = load(settings, region, &http).await;
+    let loaded = load(settings, files, region, &http).await;
     if loaded.region().is_none() {
         return Err(no_region(&http).await);
     }
@@ -235,20 +232,6 @@ async fn connect(
     Ok((Client::from_conf(config.build()), sums))
 }
 
-/// We may read the credentials, and nobody else. The client would say neither why it could not nor, the second time, what.
-fn check_credentials(file: &Path) -> Result<()> {
-    let shown = file.display();
-    let opened = File::open(file).and_then(|opened| opened.metadata());
-    let metadata = opened.map_err(|e| {
-        err!(Config, "there are no credentials: could not read credentials file \"{shown}\"")
-            .source(e)
-            .hint(format!(
-                "Name the file where it is, and let it belong to the user that runs pitr, for archiving the server's: chown postgres {shown}"
-            ))
-    })?;
-    secret::check_closed(Code::Config, "credentials file", file, &metadata)
-}
-
 /// The server that environment or profile name: for S3 alone, else for all services, as the client itself looks for it.
 fn endpoint_of(loaded: &SdkConfig) -> Option<String> {
     let of_service = setting(loaded, "AWS_ENDPOINT_URL", "endpoint_url");
@@ -274,8 +257,15 @@ fn setting(loaded: &SdkConfig, variable: &str, of_profile: &str) -> Option<Strin
 
 /// The usual chain: environment, profile, web identity, container, machine. A profile or credentials file that is configured comes before
 /// all of it: PostgreSQL runs its commands with an environment of its own.
-async fn load(settings: &S3Settings, region: Option<String>, http: &SharedHttpClient) -> SdkConfig {
-    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone());
+async fn load(
+    settings: &S3Settings,
+    files: EnvConfigFiles,
+    region: Option<String>,
+    http: &SharedHttpClient,
+) -> SdkConfig {
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http.clone())
+        .profile_files(files.clone());
     let of_environment = || {
         ["AWS_REGION", "AWS_DEFAULT_REGION"]
             .iter()
@@ -295,17 +285,10 @@ async fn load(settings: &S3Settings, region: Option<String>, http: &SharedHttpCl
         loader = loader.region(Region::new(region));
     }
     if settings.credentials_file.is_some() || settings.profile.is_some() {
-        let mut files = EnvConfigFiles::builder().include_default_config_file(true);
-        files = match &settings.credentials_file {
-            Some(file) => files.with_file(EnvConfigFileKind::Credentials, file),
-            None => files.include_default_credentials_file(true),
-        };
-        let files = files.build();
         let around = ProviderConfig::default().with_http_client(http.clone());
         let mut provider = ProfileFileCredentialsProvider::builder()
             .configure(&around)
-            .profile_files(files.clone());
-        loader = loader.profile_files(files);
+            .profile_files(files);
         if let Some(name) = &settings.profile {
             provider = provider.profile_name(name);
             loader = loader.profile_name(name);

@@ -29,6 +29,7 @@ mod markers;
 mod multipart;
 mod object;
 pub mod probe;
+mod profile;
 mod request;
 mod secrets;
 mod sums;

@@ -1,0 +1,87 @@
+//! Trust in a file that the command line does not name: only this user or root may have written it.
+//!
+//! The file decides which programs run (`credential_process`), so whoever may change it acts as this user. It counts as changeable by the owner
+//! of the file and of each directory above it, and by everybody else whom their modes let write. A mode's group bits are also the mask of an
+//! access control list.
+
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::account::Account;
+use crate::err;
+use crate::error::{Error, Result};
+
+/// Group and others may write.
+const OTHERS_WRITE: u32 = 0o022;
+const STICKY: u32 = 0o1000;
+
+/// Requires that nobody but this user and root may change the file, or put another in its place.
+///
+/// # Errors
+/// `Config` naming the file, the cause and `--config`.
+pub(super) fn check_file(path: &Path, opened: &File) -> Result<()> {
+    let metadata = opened
+        .metadata()
+        .map_err(|e| not_looked_at(path, path, &e))?;
+    check(path, path, &metadata, false)?;
+    check_directories(path)?;
+    // A link may lead elsewhere. What was opened must be what lies there, now that nobody else can exchange it.
+    let real = std::fs::canonicalize(path).map_err(|e| not_looked_at(path, path, &e))?;
+    check_directories(&real)?;
+    let found = std::fs::metadata(&real).map_err(|e| not_looked_at(path, &real, &e))?;
+    if (found.dev(), found.ino()) == (metadata.dev(), metadata.ino()) {
+        return Ok(());
+    }
+    Err(refused(path, "was exchanged while it was read"))
+}
+
+/// Requires the same of every directory above a file, which need not be there.
+///
+/// # Errors
+/// Those of [`check_file`].
+pub(super) fn check_directories(path: &Path) -> Result<()> {
+    let parent = path.parent().unwrap_or(path);
+    let real = std::fs::canonicalize(parent).map_err(|e| not_looked_at(path, parent, &e))?;
+    for directory in real.ancestors() {
+        let metadata =
+            std::fs::metadata(directory).map_err(|e| not_looked_at(path, directory, &e))?;
+        // In a sticky directory nobody renames what is ours; but anybody may put there what is missing.
+        check(path, directory, &metadata, directory != real)?;
+    }
+    Ok(())
+}
+
+fn check(path: &Path, at: &Path, metadata: &Metadata, sticky_is_closed: bool) -> Result<()> {
+    let which = match at == path {
+        true => String::new(),
+        false => format!("lies below \"{}\", which ", at.display()),
+    };
+    let owner = metadata.uid();
+    if ![rustix::process::geteuid().as_raw(), 0].contains(&owner) {
+        let name = Account::name_of(owner);
+        return Err(refused(path, &format!("{which}belongs to user \"{name}\"")));
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & OTHERS_WRITE == 0 || (sticky_is_closed && mode & STICKY != 0) {
+        return Ok(());
+    }
+    let why = format!("{which}may be changed by other users: its mode is {mode:04o}");
+    Err(refused(path, &why))
+}
+
+fn not_looked_at(path: &Path, at: &Path, e: &std::io::Error) -> Error {
+    let why = format!(
+        "cannot be trusted, because \"{}\" cannot be looked at: {e}",
+        at.display()
+    );
+    refused(path, &why)
+}
+
+fn refused(path: &Path, why: &str) -> Error {
+    let own = Account::name_of(rustix::process::geteuid().as_raw());
+    let shown = path.display();
+    err!(Config, "configuration file \"{shown}\" {why}").hint(format!(
+        "It is not read: it may name programs, which would run as user \"{own}\". If you trust it, name it: --config {shown}. Else run pitr in another directory, or name your own file with --config."
+    ))
+}

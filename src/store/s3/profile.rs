@@ -1,0 +1,106 @@
+//! The profile files: credentials, and programs that are run for them (`credential_process`).
+//!
+//! They are read here and handed over as text, so that what was checked is what is used: a program is run only if nobody but this user and
+//! root can have named it. A secret in another user's file is no such danger, and root reads the file of the server's user.
+
+use std::fs::{File, Metadata};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
+
+use crate::config::account::Account;
+use crate::config::{S3Settings, secret};
+use crate::err;
+use crate::error::{Code, Error, Result};
+
+const FILE_LIMIT_BYTES: u64 = 1 << 20;
+
+/// Reads the profile files of these settings: the configured one for credentials, else the usual ones.
+///
+/// # Errors
+/// `Config` when the configured file cannot be read or is open to others, or a file names a program and another user may have written it.
+pub(super) fn files(settings: &S3Settings) -> Result<EnvConfigFiles> {
+    let config = usual("AWS_CONFIG_FILE", ".aws/config")?;
+    let credentials = match &settings.credentials_file {
+        Some(file) => configured(file)?,
+        None => usual("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials")?,
+    };
+    Ok(EnvConfigFiles::builder()
+        .with_contents(EnvConfigFileKind::Config, config)
+        .with_contents(EnvConfigFileKind::Credentials, credentials)
+        .build())
+}
+
+/// We may read the credentials, and nobody else. The client would say neither why it could not nor, the second time, what.
+fn configured(path: &Path) -> Result<String> {
+    let shown = path.display();
+    let failed = |e| {
+        err!(Config, "there are no credentials: could not read credentials file \"{shown}\"")
+            .source(e)
+            .hint(format!(
+                "Name the file where it is, and let it belong to the user that runs pitr, for archiving the server's: chown postgres {shown}"
+            ))
+    };
+    let file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    secret::check_closed(Code::Config, "credentials file", path, &metadata)?;
+    let text = read(file).map_err(failed)?;
+    check_programs(path, &text, &metadata)?;
+    Ok(text)
+}
+
+/// The file that a variable names, else the one below the home directory; empty where it cannot be read, as for every client of Amazon's.
+fn usual(variable: &str, below_home: &str) -> Result<String> {
+    let home = || std::env::home_dir().filter(|home| home.is_absolute());
+    let path = match std::env::var_os(variable).map(PathBuf::from) {
+        Some(named) => match named.strip_prefix("~") {
+            Ok(rest) => home().map(|home| home.join(rest)),
+            Err(_) => Some(named),
+        },
+        None => home().map(|home| home.join(below_home)),
+    };
+    let Some(path) = path else {
+        return Ok(String::new());
+    };
+    let opened = File::open(&path).and_then(|file| Ok((file.metadata()?, read(file)?)));
+    let Ok((metadata, text)) = opened else {
+        return Ok(String::new());
+    };
+    check_programs(&path, &text, &metadata)?;
+    Ok(text)
+}
+
+fn read(file: File) -> std::io::Result<String> {
+    let mut text = String::new();
+    file.take(FILE_LIMIT_BYTES).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Requires that only this user and root may write a file that names programs.
+fn check_programs(path: &Path, text: &str, metadata: &Metadata) -> Result<()> {
+    if !text.to_ascii_lowercase().contains("credential_process") {
+        return Ok(());
+    }
+    let shown = path.display();
+    let (own, owner) = (rustix::process::geteuid().as_raw(), metadata.uid());
+    let refused = |why: String| -> Error {
+        err!(Config, "\"{shown}\" names a credential_process, and {why}")
+    };
+    if ![own, 0].contains(&owner) {
+        let (owner, own) = (Account::name_of(owner), Account::name_of(own));
+        let error = refused(format!("belongs to user \"{owner}\""));
+        return Err(error.hint(format!(
+            "The program would run as user \"{own}\" and is not run. Run pitr as that user: sudo -u {owner}"
+        )));
+    }
+    match metadata.mode() & 0o022 {
+        0 => Ok(()),
+        _ => Err(
+            refused("other users may change it".to_owned()).hint(format!(
+                "The program is not run. Take the right away: chmod go-w {shown}"
+            )),
+        ),
+    }
+}
