@@ -45,6 +45,10 @@ pub struct Args {
     #[arg(long, value_name = "OLD=NEW", value_parser = TablespaceMapping::parser())]
     pub tablespace_mapping: Vec<TablespaceMapping>,
 
+    /// Put tablespaces without a mapping where the backup says; without this they are shown and refused
+    #[arg(long)]
+    pub confirm: bool,
+
     /// Extract on this many cores, 1 to 256; all of them without it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
@@ -112,7 +116,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let parsed = args.target.parse()?;
     let reading = Reading::open(cx)?;
     let mappings = args.tablespace_mapping.iter().map(Mapping::from).collect();
-    let place = Place::new(cx, &reading.settings, &args.to, mappings);
+    // A dry run shows where they would go.
+    let as_in_backup = args.confirm || args.dry_run;
+    let place = Place::new(cx, &reading.settings, &args.to, mappings, as_in_backup);
     let target = place.look()?;
     let opened = restoring::open(cx, reading)?;
     let cluster = opened.reading.cluster.as_ref();
@@ -163,6 +169,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         cx.out.json(&shown)?;
     }
     if args.dry_run {
+        show_tablespaces(args, cx, &job)?;
         return Ok(exit::SUCCESS);
     }
     let (report, took) = restoring::run(
@@ -185,6 +192,20 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     restoring::print_report(cx, &job, &report, &start, took)?;
     print_next(cx, &job, plan, (&opened, &report))?;
     Ok(exit::SUCCESS)
+}
+
+/// Says where tablespaces would go, and what that needs.
+fn show_tablespaces(args: &Args, cx: &Context, job: &Job) -> Result<()> {
+    for tablespace in job.tablespaces.iter().filter(|_| !cx.out.is_json()) {
+        let needs = match tablespace.path == tablespace.original && !args.confirm {
+            true => ", as in the backup: needs --confirm, or --tablespace-mapping",
+            false => "",
+        };
+        let (oid, path) = (tablespace.oid, tablespace.path.display());
+        cx.out
+            .line(&format!("tablespace {oid} goes to \"{path}\"{needs}"))?;
+    }
+    Ok(())
 }
 
 /// Who gives the backup, what is done with it, and its root.

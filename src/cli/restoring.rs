@@ -191,18 +191,26 @@ pub struct Place {
     /// The data directory, absolute.
     pub to: PathBuf,
     mappings: Vec<Mapping>,
+    as_in_backup: bool,
     repositories: Vec<PathBuf>,
     home: Option<PathBuf>,
 }
 
 impl Place {
-    /// The place as written.
-    pub fn new(cx: &Context, settings: &Settings, to: &Path, mappings: Vec<Mapping>) -> Place {
+    /// The place as written. Tablespaces without a mapping go where the backup says, if `as_in_backup` allows it.
+    pub fn new(
+        cx: &Context,
+        settings: &Settings,
+        to: &Path,
+        mappings: Vec<Mapping>,
+        as_in_backup: bool,
+    ) -> Place {
         let repositories = settings.repositories.iter();
         let repositories = repositories.filter_map(|r| r.location.directory());
         Place {
             to: cx.environment.absolute(to),
             mappings,
+            as_in_backup,
             repositories: repositories.map(Path::to_owned).collect(),
             home: cx.environment.home().map(Path::to_owned),
         }
@@ -212,6 +220,7 @@ impl Place {
         Wanted {
             to: &self.to,
             mappings: &self.mappings,
+            as_in_backup: self.as_in_backup,
             repositories: &self.repositories,
             home: self.home.as_deref(),
         }

@@ -46,6 +46,10 @@ pub struct Args {
     #[arg(long, value_name = "OLD=NEW", value_parser = TablespaceMapping::parser())]
     pub tablespace_mapping: Vec<TablespaceMapping>,
 
+    /// Put tablespaces without a mapping where the backup says; without this they are shown and refused
+    #[arg(long)]
+    pub confirm: bool,
+
     /// Extract on this many cores, 1 to 256; all of them without it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
@@ -57,7 +61,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     check_slot(args.slot.as_deref())?;
     let reading = Reading::open(cx)?;
     let mappings = args.tablespace_mapping.iter().map(Mapping::from).collect();
-    let place = Place::new(cx, &reading.settings, &args.to, mappings);
+    let place = Place::new(cx, &reading.settings, &args.to, mappings, args.confirm);
     let target = place.look()?;
     let mut opened = restoring::open(cx, reading)?;
     let request = Request {

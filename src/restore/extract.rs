@@ -19,7 +19,7 @@ use super::tree::{Owner, Tree, write_error};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::snapshot::filekey::FileKey;
+use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::{PackOfSnapshot, Snapshot, VisibleFrame};
 use crate::snapshot::spare::is_of_the_object;
@@ -114,26 +114,22 @@ enum Route<'p> {
 }
 
 impl Destination {
-    /// Opens the directories, which exist.
+    /// Makes the directories of the tablespaces beside the data directory, which is there.
     ///
     /// # Errors
-    /// `TargetWrite`.
-    pub fn open(target: &Target) -> Result<Destination> {
+    /// Those of [`Tree::make`].
+    pub(super) fn make(target: &Target, data: Tree, group: bool) -> Result<Destination> {
         let mut destination = Destination {
-            data: Arc::new(Tree::open(&target.data, target.owner)?),
+            data: Arc::new(data),
             tablespaces: BTreeMap::new(),
             owner: target.owner,
             open: Mutex::default(),
         };
         for tablespace in &target.tablespaces {
-            let path = tablespace
-                .path
-                .canonicalize()
-                .map_err(|e| write_error(&tablespace.path.display().to_string(), e))?;
-            let tree = Tree::open(&path, target.owner)?;
+            let tree = Tree::make(&tablespace.real, target.owner, group)?;
             let place = PlaceOfTablespace {
                 device_and_inode: tree.device_and_inode()?,
-                path,
+                path: tablespace.real.clone(),
             };
             destination.tablespaces.insert(tablespace.oid, place);
         }
@@ -220,6 +216,24 @@ fn tablespace_of(path: &[u8]) -> Option<(u32, Option<&[u8]>)> {
     (number.to_string() == text).then_some((number, rest))
 }
 
+/// Requires a path of PostgreSQL's below the location of a tablespace, which may be any directory of the host: nothing that another program
+/// reads has such a name.
+///
+/// PostgreSQL: src/backend/backup/basebackup.c, `sendTablespace`: a base backup holds `PG_<major>_<catalog version>/` of it and no more.
+fn check_below_tablespace(naming: &Naming, path: &[u8], rest: &[u8]) -> Result<()> {
+    let version = format!("PG_{}_{}", naming.major, naming.catalog_version);
+    let mut parts = rest.split(|&b| b == b'/');
+    if parts.next() == Some(version.as_bytes()) && parts.all(|part| !part.starts_with(b".")) {
+        return Ok(());
+    }
+    Err(err!(
+        Damaged,
+        "\"{}\" is no path of PostgreSQL in a tablespace, where everything lies below {version}/",
+        shown(path)
+    )
+    .hint("The backup is damaged or forged. Nothing was written there."))
+}
+
 /// Walks the whole map: sizes, and what will not be restored. Every part of the map is checked on the way.
 ///
 /// # Errors
@@ -228,7 +242,10 @@ pub fn survey(snapshot: &Snapshot<'_>) -> Result<Survey> {
     let mut survey = Survey::default();
     for item in snapshot.items() {
         let item = item?;
-        let oid = tablespace_of(&item.path).map_or(0, |(oid, _)| oid);
+        let (oid, rest) = tablespace_of(&item.path).unwrap_or_default();
+        if let Some(rest) = rest {
+            check_below_tablespace(snapshot.naming(), &item.path, rest)?;
+        }
         match item.metadata {
             Metadata::File { mode, length, .. } => {
                 survey.files += 1;

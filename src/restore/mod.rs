@@ -28,11 +28,9 @@ pub mod settings;
 pub mod target_dir;
 pub mod tree;
 
-use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use rustix::fs::{AtFlags, Mode};
+use rustix::fs::AtFlags;
 
 use crate::archive::guard::UNFINISHED;
 use crate::durable::{self, NewFile};
@@ -215,8 +213,7 @@ fn copy_all(
     let is_resumed = *earlier != Earlier::None;
     let snapshot = source.snapshot()?;
     let brought = configuration::brought(&snapshot, survey, target)?;
-    let _lock = prepare(target, job, is_resumed, survey.group, around)?;
-    let destination = Destination::open(target)?;
+    let destination = prepare(target, job, is_resumed, survey.group, around)?;
     extract::lay_out(&snapshot, &destination, survey, is_resumed, around.stop)?;
     finish::sweep_temporaries(destination.data())?;
     let check = source
@@ -280,16 +277,15 @@ fn compare(
     check.finish(snapshot, manifest)
 }
 
-/// Makes the directories, and the job durable in pg_wal, before anything else. The directory is locked as long as what is returned lives.
+/// Makes the directories, and the job durable in pg_wal, before anything else. The data directory is locked as long as what is returned lives.
 fn prepare(
     target: &Target,
     job: &Job,
     is_resumed: bool,
     group: bool,
     around: &Surroundings<'_>,
-) -> Result<Tree> {
-    make_root(&target.data, target, group)?;
-    let data = Tree::open(&target.data, target.owner)?;
+) -> Result<Destination> {
+    let data = Tree::make(&target.data, target.owner, group)?;
     lock(&data)?;
     if is_resumed
         && data
@@ -325,10 +321,7 @@ fn prepare(
                 .map_err(|e| failed(e.into()))?;
         }
     }
-    for tablespace in &target.tablespaces {
-        make_root(&tablespace.path, target, group)?;
-    }
-    Ok(data)
+    Destination::make(target, data, group)
 }
 
 /// Locks the directory as long as it is open: one process restores into it at a time.
@@ -348,25 +341,4 @@ fn lock(data: &Tree) -> Result<()> {
         }
         Err(e) => Err(write_error(&data.path().display().to_string(), e.into())),
     }
-}
-
-/// Makes a data directory or the directory of a tablespace, durably, and gives it the permissions that servers ask for.
-fn make_root(path: &Path, target: &Target, group: bool) -> Result<()> {
-    let failed = |e: rustix::io::Errno| write_error(&path.display().to_string(), e.into());
-    match rustix::fs::mkdir(path, Mode::RWXU) {
-        Ok(()) => durable::sync_directory_at(path.parent().unwrap_or(path))
-            .map_err(|e| write_error(&path.display().to_string(), e))?,
-        Err(rustix::io::Errno::EXIST) => {}
-        Err(e) => return Err(failed(e)),
-    }
-    let real = path
-        .canonicalize()
-        .map_err(|e| write_error(&path.display().to_string(), e))?;
-    let tree = Tree::open(&real, target.owner)?;
-    if let Some(owner) = target.owner {
-        rustix::fs::fchown(tree.root().as_fd(), Some(owner.uid), Some(owner.gid))
-            .map_err(failed)?;
-    }
-    let mode = if group { 0o750 } else { 0o700 };
-    rustix::fs::fchmod(tree.root().as_fd(), Mode::from_raw_mode(mode)).map_err(failed)
 }

@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{Access, AtFlags, Gid, Uid};
 use serde::{Deserialize, Serialize};
 
-use super::tree::Owner;
+use super::tree::{Owner, is_roots_alone};
 use crate::archive::guard::{SETTINGS, UNFINISHED, read_limited};
 use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
@@ -40,6 +40,8 @@ pub struct Wanted<'a> {
     pub to: &'a Path,
     /// Where tablespaces go.
     pub mappings: &'a [Mapping],
+    /// Whether the others may go where the backup says.
+    pub as_in_backup: bool,
     /// Directories of repositories on this host.
     pub repositories: &'a [PathBuf],
     /// The home directory of whoever runs this.
@@ -65,8 +67,10 @@ pub struct PlacedTablespace {
     pub oid: u32,
     /// Where it was.
     pub original: PathBuf,
-    /// Where it goes.
+    /// Where it goes, as the link in the data directory has it.
     pub path: PathBuf,
+    /// The same place without links, as it was checked.
+    pub real: PathBuf,
 }
 
 /// As JSON: a path that is no text stands in hexadecimal.
@@ -103,10 +107,13 @@ impl TryFrom<PlacedText> for PlacedTablespace {
     fn try_from(text: PlacedText) -> std::result::Result<PlacedTablespace, Self::Error> {
         let original = path_of(text.original, text.original_hex.as_deref());
         let path = path_of(text.path, text.path_hex.as_deref());
+        let path = path.ok_or("a tablespace without its place")?;
         Ok(PlacedTablespace {
             oid: text.oid,
             original: original.ok_or("a tablespace without its original place")?,
-            path: path.ok_or("a tablespace without its place")?,
+            // Each run looks at it anew.
+            real: path.clone(),
+            path,
         })
     }
 }
@@ -140,6 +147,7 @@ pub struct Need {
 pub fn look(wanted: &Wanted<'_>) -> Result<Target> {
     let data = resolve(wanted.to)?;
     check_not_special(&data, wanted)?;
+    check_not_inside_another(&data)?;
     let found = inspect(&data)?;
     let owner = check_rights(&data)?;
     Ok(Target {
@@ -155,12 +163,11 @@ pub fn look(wanted: &Wanted<'_>) -> Result<Target> {
 /// # Errors
 /// `Refused` as [`look`]; `Usage` for mappings that fit no tablespace or clash.
 pub fn place(target: Target, wanted: &Wanted<'_>, tablespaces: &[Tablespace]) -> Result<Target> {
-    let target = Target {
-        tablespaces: place_tablespaces(wanted, tablespaces)?,
+    let tablespaces = place_tablespaces(wanted, tablespaces)?;
+    Ok(Target {
+        tablespaces: check_tablespaces(tablespaces, &target, wanted)?,
         ..target
-    };
-    check_tablespaces(&target, wanted)?;
-    Ok(target)
+    })
 }
 
 /// The place without links: of a directory that does not exist yet, its parent's.
@@ -219,6 +226,23 @@ fn check_not_special(path: &Path, wanted: &Wanted<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Not below a data directory, whether its server runs or not: what is there goes into that server's backups, and may be removed by it.
+fn check_not_inside_another(path: &Path) -> Result<()> {
+    const MARKS: [&str; 3] = ["PG_VERSION", "postmaster.pid", CONTROL];
+    let is_there = |at: PathBuf| std::fs::symlink_metadata(at).is_ok();
+    let is_data = |above: &&Path| MARKS.iter().any(|mark| is_there(above.join(mark)));
+    match path.ancestors().skip(1).find(is_data) {
+        None => Ok(()),
+        Some(above) => Err(err!(
+            Refused,
+            "cannot restore into \"{}\": it is inside data directory \"{}\"",
+            path.display(),
+            above.display()
+        )
+        .hint("Nothing was written. The files would become a part of that cluster and of its backups. Name a directory outside of it.")),
+    }
 }
 
 fn is_mount_point(path: &Path) -> bool {
@@ -363,6 +387,7 @@ fn place_tablespaces(
 ) -> Result<Vec<PlacedTablespace>> {
     let mut used = vec![false; wanted.mappings.len()];
     let mut placed = Vec::new();
+    let mut unmapped = Vec::new();
     for tablespace in tablespaces {
         let oid = tablespace.oid.to_string();
         let old = |m: &Mapping| m.old == *oid || same_location(&m.old, &tablespace.location);
@@ -377,11 +402,15 @@ fn place_tablespaces(
             (Some(_), Some(_)) => {
                 return Err(err!(Usage, "tablespace {oid} is mapped twice"));
             }
-            (None, _) => tablespace.location.clone(),
+            (None, _) => {
+                unmapped.push(format!("{oid} in \"{}\"", tablespace.location.display()));
+                tablespace.location.clone()
+            }
         };
         placed.push(PlacedTablespace {
             oid: tablespace.oid,
             original: tablespace.location.clone(),
+            real: path.clone(),
             path,
         });
     }
@@ -400,6 +429,14 @@ fn place_tablespaces(
             false => e.hint(format!("Nothing was written. It has: {}", known.join(", "))),
         });
     }
+    if !unmapped.is_empty() && !wanted.as_in_backup {
+        return Err(err!(
+            Refused,
+            "the backup has tablespaces outside of the data directory: {}",
+            unmapped.join(", ")
+        )
+        .hint("Nothing was written. If they are to be there on this host, too, add --confirm; else give each a place: --tablespace-mapping OLD=NEW"));
+    }
     Ok(placed)
 }
 
@@ -415,11 +452,14 @@ fn same_location(a: &OsStr, b: &Path) -> bool {
     trimmed(a) == trimmed(b) && a.starts_with(b"/")
 }
 
-/// Each in a directory of its own, apart from the data directory and from all else.
-fn check_tablespaces(target: &Target, wanted: &Wanted<'_>) -> Result<()> {
+/// Each in a directory of its own, apart from the data directory and from all else. Returns them with their places without links.
+fn check_tablespaces(
+    mut tablespaces: Vec<PlacedTablespace>,
+    target: &Target,
+    wanted: &Wanted<'_>,
+) -> Result<Vec<PlacedTablespace>> {
     let mut taken: BTreeSet<PathBuf> = BTreeSet::new();
-    let is_resumed = target.found != Found::Empty;
-    for tablespace in &target.tablespaces {
+    for tablespace in &mut tablespaces {
         let mapped = tablespace.path != tablespace.original;
         let say = |e: Error| match mapped {
             true => e,
@@ -451,10 +491,62 @@ fn check_tablespaces(target: &Target, wanted: &Wanted<'_>) -> Result<()> {
             )));
         }
         check_not_special_tablespace(&path, wanted).map_err(say)?;
-        check_tablespace_rights(&path, target, is_resumed).map_err(say)?;
-        taken.insert(path);
+        check_not_inside_another(&path).map_err(say)?;
+        check_tablespace_rights(&path, target).map_err(say)?;
+        check_way(&tablespace.path, &path, mapped, target).map_err(say)?;
+        taken.insert(path.clone());
+        tablespace.real = path;
     }
-    Ok(())
+    Ok(tablespaces)
+}
+
+/// Requires that a tablespace takes nothing from anybody: directories of the server's user, unless the operator names others.
+///
+/// A repository that somebody else wrote names places as it likes. So in a place that the operator did not name nothing is hidden, and root
+/// makes or gives away nothing that the server's user could not make itself. Where the operator names a place of root's, nobody else may have a
+/// hand in where the path leads.
+fn check_way(written: &Path, real: &Path, mapped: bool, target: &Target) -> Result<()> {
+    let refused = |why: String| {
+        Err(err!(
+            Refused,
+            "a tablespace cannot be in \"{}\": {why}",
+            written.display()
+        ))
+    };
+    let is_hidden = |part: Component<'_>| part.as_os_str().as_bytes().starts_with(b".");
+    if !mapped && written.components().chain(real.components()).any(is_hidden) {
+        return refused("a part of its path begins with a dot".into());
+    }
+    let owner = target
+        .owner
+        .map_or_else(rustix::process::geteuid, |o| o.uid)
+        .as_raw();
+    let uid = |at: &Path| {
+        let looked = std::fs::metadata(at).map(|m| m.uid());
+        looked.map_err(|e| Error::from_io(format!("look at \"{}\"", at.display()), e))
+    };
+    for above in real.ancestors().skip(1) {
+        let found = uid(above)?;
+        if found != owner && found != 0 {
+            let above = above.display();
+            return refused(format!(
+                "\"{above}\" belongs to user id {found}, neither root nor the server's user"
+            ));
+        }
+    }
+    let is_owners = uid(real).is_ok_and(|found| found == owner);
+    let parent = real.parent().unwrap_or(real);
+    if target.owner.is_none() || is_owners || uid(parent)? == owner {
+        return Ok(());
+    }
+    let written_parent = written.parent().unwrap_or(written);
+    match mapped && is_roots_alone(parent) && is_roots_alone(written_parent) {
+        true => Ok(()),
+        false => refused(format!(
+            "it is root's. As the backup names it, make it yourself first: install -d -o {owner} -m 700 {}",
+            written.display()
+        )),
+    }
 }
 
 /// A tablespace may well have a filesystem to itself.
@@ -465,7 +557,8 @@ fn check_not_special_tablespace(path: &Path, wanted: &Wanted<'_>) -> Result<()> 
     }
 }
 
-fn check_tablespace_rights(path: &Path, target: &Target, is_resumed: bool) -> Result<()> {
+fn check_tablespace_rights(path: &Path, target: &Target) -> Result<()> {
+    let is_resumed = target.found != Found::Empty;
     let shown = path.display();
     let failed = |e| Error::from_io(format!("look at \"{shown}\""), e);
     let entries = match names(path) {
@@ -588,6 +681,7 @@ mod tests {
         Wanted {
             to,
             mappings: &[],
+            as_in_backup: true,
             repositories: &[],
             home: None,
         }
@@ -595,7 +689,8 @@ mod tests {
 
     /// Tests may run as root, for whom nothing may be restored into a directory of root's.
     fn directory() -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
+        // In a hidden one no place counts that only the backup names.
+        let dir = tempfile::Builder::new().prefix("pitr").tempdir().unwrap();
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(dir.path(), Some(65534), Some(65534)).unwrap();
         }
@@ -694,6 +789,7 @@ mod tests {
             let wanted = Wanted {
                 to: &data,
                 mappings: &mappings,
+                as_in_backup: true,
                 repositories: &[],
                 home: None,
             };

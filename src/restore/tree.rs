@@ -8,10 +8,12 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
 use rustix::io::Errno;
 
 use crate::err;
@@ -43,19 +45,90 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Opens the directory at `path`; files made beneath it are given to `owner`, if there is one.
+    /// Opens the directory at `path`, an absolute path without links; files made beneath it are given to `owner`, if there is one.
     ///
     /// # Errors
-    /// `TargetWrite` when it cannot be opened or is a link.
+    /// `TargetWrite` when it cannot be opened, or a link lies on the way.
     pub fn open(path: &Path, owner: Option<Owner>) -> Result<Tree> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let root = rustix::fs::open(path, flags, Mode::empty())
-            .map_err(|e| target_error(format!("open directory \"{}\"", path.display()), e))?;
-        Ok(Tree {
+        let failed = |e| target_error(format!("open directory \"{}\"", path.display()), e);
+        let top = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut tree = Tree {
+            root: rustix::fs::open("/", top, Mode::empty()).map_err(failed)?,
+            path: path.to_owned(),
+            owner,
+        };
+        let below = path
+            .strip_prefix("/")
+            .unwrap_or(path)
+            .as_os_str()
+            .as_bytes();
+        let below = if below.is_empty() { b"." } else { below };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        tree.root = tree
+            .open_beneath(below, flags, Mode::empty())
+            .map_err(failed)?;
+        Ok(tree)
+    }
+
+    /// Makes the directory at `path`, or takes the one that is there, durably, and gives it the permissions that servers ask for.
+    ///
+    /// A privileged run makes it for the server's user, who may exchange names above it at any moment. So it is made and opened below a
+    /// descriptor of its parent, and given away only empty: in a directory of that user's, who could have made it, or in one that root alone
+    /// can reach.
+    ///
+    /// # Errors
+    /// `Refused` for a directory of somebody else's; `TargetWrite`, `Full`.
+    pub fn make(path: &Path, owner: Option<Owner>, group: bool) -> Result<Tree> {
+        let failed = |e: Errno| write_error(&path.display().to_string(), e.into());
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(failed(Errno::EXIST));
+        };
+        let parent = Tree::open(above, owner)?;
+        match rustix::fs::mkdirat(&parent.root, name, Mode::RWXU) {
+            Ok(()) => crate::durable::sync_directory(parent.root())
+                .map_err(|e| write_error(&path.display().to_string(), e))?,
+            Err(Errno::EXIST) => {}
+            Err(e) => return Err(failed(e)),
+        }
+        let root = parent
+            .directory(name.as_bytes())
+            .map_err(|e| e.context(format!("open \"{}\"", path.display())))?;
+        let tree = Tree {
             root,
             path: path.to_owned(),
             owner,
-        })
+        };
+        if let Some(owner) = owner {
+            tree.give(&parent, owner)?;
+        }
+        let mode = if group { 0o750 } else { 0o700 };
+        rustix::fs::fchmod(&tree.root, Mode::from_raw_mode(mode)).map_err(failed)?;
+        Ok(tree)
+    }
+
+    /// Gives the directory itself to `owner`, unless it is that user's already.
+    fn give(&self, parent: &Tree, owner: Owner) -> Result<()> {
+        let failed = |e: Errno| write_error(&self.path.display().to_string(), e.into());
+        let uid = |root: &OwnedFd| rustix::fs::fstat(root).map(|stat| stat.st_uid);
+        let (own, above) = (
+            uid(&self.root).map_err(failed)?,
+            uid(&parent.root).map_err(failed)?,
+        );
+        let owner_uid = owner.uid.as_raw();
+        if own == owner_uid {
+            return Ok(());
+        }
+        let is_in_reach = above == owner_uid || (above == 0 && is_roots_alone(&parent.path));
+        if own == 0 && is_in_reach && is_empty(self.root.as_fd()).map_err(failed)? {
+            return rustix::fs::fchown(&self.root, Some(owner.uid), Some(owner.gid))
+                .map_err(failed);
+        }
+        Err(err!(
+            Refused,
+            "directory \"{}\" belongs to user id {own}, not to user id {owner_uid}, for which this restores",
+            self.path.display()
+        )
+        .hint("It was left as it is. Give it to the server's user, or restore into another directory."))
     }
 
     /// Where it is.
@@ -322,6 +395,21 @@ impl Tree {
     }
 }
 
+/// Whether nobody but root can change which directory lies at a path: each directory down to it is root's, and closed to others.
+pub fn is_roots_alone(path: &Path) -> bool {
+    path.ancestors()
+        .all(|at| std::fs::metadata(at).is_ok_and(|m| m.uid() == 0 && m.mode() & 0o022 == 0))
+}
+
+fn is_empty(directory: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    for entry in Dir::read_from(directory)? {
+        if ![&b"."[..], b".."].contains(&entry?.file_name().to_bytes()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Opens a path component by component, following no link.
 fn walk(
     root: BorrowedFd<'_>,
@@ -403,7 +491,7 @@ fn as_target(error: Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn tree() -> (tempfile::TempDir, Tree) {
         let dir = tempfile::tempdir().unwrap();

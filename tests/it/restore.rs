@@ -130,7 +130,7 @@ pub fn content(folder: &Path) -> Vec<(String, Vec<u8>)> {
     found
 }
 
-fn rows(cluster: &Cluster) -> u32 {
+pub fn rows(cluster: &Cluster) -> u32 {
     cluster
         .query_one_string("select count(*) from t")
         .parse()
@@ -374,11 +374,9 @@ fn t01_t03_t05_nothing_is_written_before_everything_is_checked() {
             .args(["--tablespace-mapping", mapping])
     };
     let old = scene.space.display();
-    refused(
-        &scene.site.pitr().args(["restore", "--to"]).arg(&to),
-        8,
-        "not empty",
-    );
+    let unmapped = scene.site.pitr().args(["restore", "--to"]).arg(&to);
+    refused(&unmapped, 8, "--confirm");
+    refused(&unmapped.arg("--confirm"), 8, "not empty");
     refused(
         &mapped(&format!("{old}={}", full.display())),
         8,

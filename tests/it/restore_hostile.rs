@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use pitr::repo::backup::{BackupRoot, LayerRef, Shard};
+use pitr::repo::backup::{BackupRoot, LayerRef, Shard, Tablespace};
 use pitr::repo::layout::{BackupId, PartName};
 use pitr::snapshot::filekey::Naming;
 use pitr::snapshot::frame::{FrameCodec, PackedFrame, Packer};
@@ -13,7 +13,7 @@ use pitr::snapshot::piece::{self, Piece, Source};
 use pitr::store::Store;
 
 use crate::backup::{committed, layout, root, store};
-use crate::common::{Program, Run, Site, majors};
+use crate::common::{Program, Run, Site, majors, user};
 
 type Entries = BTreeMap<Vec<u8>, (EntryKind, Vec<u8>)>;
 
@@ -98,8 +98,20 @@ impl<'a> Forge<'a> {
         self.metadata(path, &metadata)
     }
 
+    /// A tablespace that the cluster never had.
+    fn tablespace(mut self, oid: u32, location: &Path) -> Self {
+        let location = location.to_owned();
+        self.root.tablespaces.push(Tablespace { oid, location });
+        self
+    }
+
     /// Writes the forged backup, and restores it.
     fn restore(self, id: &str, to: &Path) -> Run {
+        self.restoring(id, to).run()
+    }
+
+    /// Writes the forged backup; returns the command that restores it.
+    fn restoring(self, id: &str, to: &Path) -> Program {
         let layout = layout(self.site);
         let id: BackupId = id.parse().unwrap();
         let part = format!("{id}/000000").parse().unwrap();
@@ -123,9 +135,7 @@ impl<'a> Forge<'a> {
             ..self.root.clone()
         };
         forge(self.site, &id, root, Some((&bytes, summary.hash)));
-        restore(self.site, to)
-            .args(["--backup", &id.to_string()])
-            .run()
+        restore(self.site, to).args(["--backup", &id.to_string()])
     }
 }
 
@@ -527,4 +537,127 @@ fn the_backup_label_of_another_backup_is_refused() {
         !to.join("global/pg_control").exists(),
         "nothing starts from it"
     );
+}
+
+#[test]
+fn b2_a_forged_tablespace_writes_nothing_where_other_programs_read() {
+    let (site, cluster) = Site::with_cluster(majors()[0]);
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.archive_now();
+    drop(cluster);
+    let real = root(&site, &committed(&site)[0]);
+    let version = format!("PG_{}_{}", real.major, real.catalog_version);
+    let folder = site.sandbox().dir("copies");
+    let home = site.sandbox().dir("home");
+    let to = folder.join("data");
+    let mut number = 0;
+    let mut forged = |location: &Path, path: &str| {
+        number += 1;
+        Forge::of(&site)
+            .tablespace(99999, location)
+            .file(&format!("pg_tblspc/99999/{path}"), 0o600)
+            .restoring(&format!("209901{number:02}T000000Z-full"), &to)
+    };
+    let wrote_nothing = |run: &Run| {
+        assert!(!to.exists(), "{run}");
+        assert_eq!(beside(&home), Vec::<PathBuf>::new(), "{run}");
+    };
+    // A place that the operator did not name is shown and refused.
+    let ssh = home.join("ssh");
+    let run = forged(&ssh, &format!("{version}/5/PG_VERSION"))
+        .run()
+        .expect_code(8);
+    wrote_nothing(&run);
+    for part in [
+        ssh.to_str().unwrap(),
+        "99999",
+        "--confirm",
+        "--tablespace-mapping",
+    ] {
+        assert!(run.stderr.contains(part), "expected {part}\n{run}");
+    }
+    // Where it is confirmed, or mapped, no name but PostgreSQL's is written.
+    let mapping = format!("99999={}", home.join("other").display());
+    for path in [
+        "authorized_keys".to_owned(),
+        "PG_1_1/5/7".to_owned(),
+        format!("{version}x/5/7"),
+        format!("{version}/.ssh/authorized_keys"),
+        format!("{version}/5/.profile"),
+    ] {
+        for args in [&["--confirm"][..], &["--tablespace-mapping", &mapping]] {
+            let run = forged(&ssh, &path).args(args).run().expect_code(1);
+            wrote_nothing(&run.expect_stderr("no path of PostgreSQL in a tablespace"));
+        }
+    }
+    // Nothing hidden, at no depth.
+    for hidden in [".ssh", ".config/systemd"] {
+        let run = forged(&home.join(hidden), &format!("{version}/5/PG_VERSION"));
+        let run = run.arg("--confirm").run().expect_code(8);
+        wrote_nothing(&run);
+    }
+    let run = forged(&ssh, &format!("{version}/5/PG_VERSION"))
+        .arg("--confirm")
+        .run();
+    assert!(
+        ssh.join(&version).join("5/PG_VERSION").exists(),
+        "{}",
+        run.success()
+    );
+}
+
+#[test]
+fn b2_root_makes_and_gives_away_nothing_that_a_backup_names() {
+    crate::require_root!("b2_root_makes_and_gives_away_nothing_that_a_backup_names");
+    use std::os::unix::fs::MetadataExt as _;
+    let (site, cluster) = Site::with_cluster(majors()[0]);
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.archive_now();
+    drop(cluster);
+    let real = root(&site, &committed(&site)[0]);
+    let version = format!("PG_{}_{}", real.major, real.catalog_version);
+    let folder = site.sandbox().dir("copies");
+    // As /etc/systemd/system/ssh.service.d would be.
+    let roots = tempfile::Builder::new()
+        .prefix("roots")
+        .tempdir_in("/root")
+        .unwrap();
+    let absent = roots.path().join("ssh.service.d");
+    let empty = roots.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let restoring = |n: u32, location: &Path| {
+        Forge::of(&site)
+            .tablespace(99999, location)
+            .file(&format!("pg_tblspc/99999/{version}/5/PG_VERSION"), 0o600)
+            .restoring(
+                &format!("209902{n:02}T000000Z-full"),
+                &folder.join(n.to_string()),
+            )
+            .privileged()
+    };
+    for (n, location) in [(1, &absent), (2, &empty)] {
+        let run = restoring(n, location).arg("--confirm").run().expect_code(8);
+        assert!(run.stderr.contains("install -d -o"), "{run}");
+        assert!(
+            !folder.join(n.to_string()).exists() && !absent.exists(),
+            "{run}"
+        );
+        assert_eq!(std::fs::metadata(&empty).unwrap().uid(), 0, "{run}");
+    }
+    // Nor through a link that the server's user puts on the way of a place that is named.
+    let planted = site.sandbox().join("planted");
+    std::os::unix::fs::symlink(roots.path(), &planted).unwrap();
+    let mapping = format!("99999={}", planted.join("new").display());
+    let run = restoring(3, &absent)
+        .args(["--tablespace-mapping", &mapping])
+        .run();
+    assert!(!roots.path().join("new").exists(), "{run}");
+    run.expect_code(8);
+    // What root itself names, root makes.
+    let mapping = format!("99999={}", absent.display());
+    restoring(4, &empty)
+        .args(["--tablespace-mapping", &mapping])
+        .run()
+        .success();
+    assert_eq!(std::fs::metadata(&absent).unwrap().uid(), user::ids().0);
 }

@@ -3,8 +3,9 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::common::{Program, Run, Sandbox, pitr, user};
-use crate::require_root;
+use crate::common::{Program, Run, Sandbox, Site, Stop, fault, majors, pitr, user};
+use crate::restore::{AT_END, Scene, rows};
+use crate::{require_root, require_strace};
 
 /// A directory of the unprivileged user with a `pitr.toml` that names a program for credentials.
 struct Trap {
@@ -187,4 +188,125 @@ fn b1_root_runs_no_program_that_another_user_names_for_credentials() {
     std::os::unix::fs::chown(trap.sandbox.join("home/.aws/credentials"), Some(0), None).unwrap();
     let run = info.run();
     assert!(trap.has_sprung(), "{run}");
+}
+
+#[test]
+fn b2_a_tablespace_returns_to_its_old_place_only_when_that_is_confirmed() {
+    let mut scene = Scene::new(majors()[0]);
+    scene.cluster.stop(Stop::Immediate);
+    let gone = scene.space.with_file_name("gone");
+    std::fs::rename(&scene.space, &gone).unwrap();
+    scene.site.sandbox().dir("copy");
+    let restore = |args: &[&str]| {
+        let restore = scene.site.pitr().args(["restore", "--to"]).arg(scene.to());
+        restore.args(args).run()
+    };
+    let place = format!("in \"{}\"", scene.space.display());
+    let run = restore(&[])
+        .expect_code(8)
+        .expect_stderr(&place)
+        .expect_stderr("--confirm");
+    assert!(!scene.to().exists() && !scene.space.exists(), "{run}");
+    let run = restore(&["--dry-run"]).success();
+    let place = format!(
+        "goes to \"{}\", as in the backup: needs --confirm",
+        scene.space.display()
+    );
+    assert!(
+        run.stdout.contains(&place) && !scene.space.exists(),
+        "{run}"
+    );
+    restore(&["--confirm"]).success();
+    let mut copy = scene.open();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(rows(&copy), AT_END);
+    let location = "select pg_tablespace_location(oid) from pg_tablespace where spcname = 'ts'";
+    assert_eq!(
+        copy.query_one_string(location),
+        scene.space.to_str().unwrap()
+    );
+    assert_eq!(copy.query_one_string("select count(*) from s"), "5000");
+}
+
+#[test]
+fn b3_a_link_that_is_planted_meanwhile_gives_nothing_of_roots_away() {
+    require_root!("b3_a_link_that_is_planted_meanwhile_gives_nothing_of_roots_away");
+    require_strace!("b3_a_link_that_is_planted_meanwhile_gives_nothing_of_roots_away");
+    let (site, cluster) = Site::with_cluster(majors()[0]);
+    let space = cluster.sandbox().dir("space");
+    cluster.sql(&format!(
+        "create tablespace ts location '{}'",
+        space.display()
+    ));
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.archive_now();
+    let roots = tempfile::tempdir_in("/root").unwrap();
+    let victim = roots.path().join("data");
+    // Where the restore has looked at the place and made nothing yet: it asks for the free space.
+    let restored = |n: usize, plant: &dyn Fn(&Path)| {
+        let folder = site.sandbox().dir(n.to_string());
+        let mapping = format!("{}={}", space.display(), folder.join("space").display());
+        let program = site.pitr().args(["restore", "--target-immediate", "--to"]);
+        let program = program
+            .arg(folder.join("data"))
+            .args(["--tablespace-mapping", &mapping]);
+        let run = fault::pause(&program.privileged(), "statfs,fstatfs", || plant(&folder));
+        assert_ne!(run.code(), 0, "{run}");
+        let left: Vec<_> = std::fs::read_dir(roots.path()).unwrap().flatten().collect();
+        for entry in left {
+            let uid = entry.metadata().unwrap().uid();
+            assert_eq!(uid, 0, "{} was given away\n{run}", entry.path().display());
+            assert_eq!(entry.path(), victim, "it was made\n{run}");
+            assert_eq!(std::fs::read_dir(&victim).unwrap().count(), 0, "{run}");
+        }
+    };
+    let link = |to: &Path, at: PathBuf| std::os::unix::fs::symlink(to, at).unwrap();
+    let above = |folder: &Path| {
+        std::fs::rename(folder, folder.with_extension("away")).unwrap();
+        link(roots.path(), folder.to_owned());
+    };
+    std::fs::create_dir(&victim).unwrap();
+    restored(1, &|folder| link(&victim, folder.join("data")));
+    restored(2, &|folder| link(&victim, folder.join("space")));
+    restored(3, &above);
+    std::fs::remove_dir(&victim).unwrap();
+    restored(4, &above);
+}
+
+#[test]
+fn b4_nothing_is_restored_into_a_data_directory() {
+    let mut scene = Scene::new(majors()[0]);
+    let pgdata = scene.cluster.pgdata().to_owned();
+    let mapping = |to: PathBuf| format!("{}={}", scene.space.display(), to.display());
+    let outside = scene.site.sandbox().dir("outside");
+    let refused = || {
+        for below in ["sub", "base/new", "pg_wal/a"] {
+            let to = pgdata.join(below);
+            let (space, copy) = (mapping(outside.join("space")), mapping(to.clone()));
+            let restore = || scene.site.pitr().args(["restore", "--to"]);
+            let standby = scene
+                .site
+                .pitr()
+                .args(["standby", "--primary-conninfo", "host=x"]);
+            for program in [
+                restore().arg(&to).args(["--tablespace-mapping", &space]),
+                standby
+                    .arg("--to")
+                    .arg(&to)
+                    .args(["--tablespace-mapping", &space]),
+                restore()
+                    .arg(outside.join("data"))
+                    .args(["--tablespace-mapping", &copy]),
+            ] {
+                let run = program.run().expect_code(8);
+                let named = format!("inside data directory \"{}\"", pgdata.display());
+                assert!(run.stderr.contains(&named), "{run}");
+                assert!(!to.exists() && !outside.join("data").exists(), "{run}");
+            }
+        }
+    };
+    refused();
+    scene.cluster.stop(Stop::Fast);
+    refused();
 }

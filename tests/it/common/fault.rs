@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::program::{Program, Run, Running};
 use super::sandbox::Sandbox;
+use super::{PATIENCE, wait_until};
 
 /// The calls that change a filesystem. `openat` is left out: it is mostly reading; a sweep that wants it adds it.
 pub const MUTATING: &[&str] = &[
@@ -162,6 +163,36 @@ pub fn inject(program: &Program, fault: &Fault) -> (Run, usize) {
     // With several threads strace names the end of each, or of none; but nobody else kills the program.
     let unnamed = killed && fired == 0 && run.code() == 128 + 9;
     (run, fired + usize::from(unnamed))
+}
+
+/// Runs `program`, stops it as it enters one of the calls for the first time, and lets it go on once `meanwhile` has returned.
+///
+/// # Panics
+/// When it makes none of the calls.
+pub fn pause(program: &Program, calls: &str, meanwhile: impl FnOnce()) -> Run {
+    let sandbox = Sandbox::new("strace");
+    let log = sandbox.file("log", "");
+    let fault = Fault::signal(calls, "SIGSTOP").at(1);
+    let mut prefix: Vec<String> = ["strace", "-D", "-f", "-qq", "-o"]
+        .map(str::to_owned)
+        .to_vec();
+    prefix.push(log.to_str().unwrap().to_owned());
+    prefix.extend(fault.words());
+    prefix.push("--".into());
+    // With -D the process that was started is the program itself.
+    let mut running = program.clone().under(prefix).spawn();
+    wait_until(PATIENCE, "the program is stopped", || {
+        assert!(
+            !running.is_done(),
+            "{} makes none of {calls}",
+            program.shell()
+        );
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        log.contains("--- stopped by SIGSTOP ---")
+    });
+    meanwhile();
+    running.signal(rustix::process::Signal::CONT);
+    running.wait()
 }
 
 /// One system call of an undisturbed run.
