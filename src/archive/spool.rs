@@ -20,7 +20,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -164,9 +164,16 @@ pub struct Failure {
     pub status: u8,
     /// What stands in PostgreSQL's log.
     pub text: String,
+    /// Since when it fails with that code, in milliseconds of Unix time; none where the record is as old as that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<u64>,
 }
 
 impl Failure {
+    fn since(&self) -> Option<SystemTime> {
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(self.since_ms?))
+    }
+
     /// The record in these bytes, if there is a sound one.
     pub fn decode(bytes: &[u8]) -> Option<Failure> {
         let failure: Failure = serde_json::from_slice(bytes).ok()?;
@@ -252,9 +259,11 @@ pub fn failures(
     data: &DataDirectory,
 ) -> BTreeMap<WalFileName, (Failure, SystemTime)> {
     let mut newest: BTreeMap<WalFileName, (Failure, SystemTime)> = BTreeMap::new();
+    let mut written: BTreeMap<WalFileName, SystemTime> = BTreeMap::new();
     let spools = all(cluster, environment, data).into_iter();
-    for (name, failure, since) in spools.flat_map(|spool| failures_in(&spool)) {
-        if newest.get(&name).is_none_or(|(_, known)| *known < since) {
+    for (name, failure, since, at) in spools.flat_map(|spool| failures_in(&spool)) {
+        if written.get(&name).is_none_or(|known| *known < at) {
+            written.insert(name, at);
             newest.insert(name, (failure, since));
         }
     }
@@ -284,7 +293,8 @@ fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty())
 }
 
-fn failures_in(path: &Path) -> Vec<(WalFileName, Failure, SystemTime)> {
+/// Each with the time since when, and that of its record.
+fn failures_in(path: &Path) -> Vec<(WalFileName, Failure, SystemTime, SystemTime)> {
     let Ok(directory) = open_directory(path) else {
         return Vec::new();
     };
@@ -293,8 +303,13 @@ fn failures_in(path: &Path) -> Vec<(WalFileName, Failure, SystemTime)> {
     let failed = known.iter().filter(|(_, known)| **known == Known::Failed);
     failed
         .filter_map(|(name, _)| {
-            let since = std::fs::symlink_metadata(path.join(format!("{name}{FAILED}")));
-            Some((*name, spool.failure(*name)?, since.ok()?.modified().ok()?))
+            let (failure, written) = (spool.failure(*name)?, spool.written(*name)?);
+            Some((
+                *name,
+                failure.clone(),
+                failure.since().unwrap_or(written),
+                written,
+            ))
         })
         .collect()
 }
@@ -425,7 +440,18 @@ impl Spool {
         Failure::decode(&self.read(&format!("{name}{FAILED}"))?)
     }
 
-    /// Keeps why a file could not be archived. The time of the record stays when it says the same as before.
+    /// When the record of a failure was written.
+    fn written(&self, name: WalFileName) -> Option<SystemTime> {
+        let record = format!("{name}{FAILED}");
+        let stat = rustix::fs::statat(&self.directory, record, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::new(
+            u64::try_from(stat.st_mtime).ok()?,
+            u32::try_from(stat.st_mtime_nsec).ok()?,
+        ))
+    }
+
+    /// Keeps why a file could not be archived. While the code stays the same, so does its time; the text is that of the last attempt, for
+    /// another repository may be the cause by now.
     ///
     /// # Errors
     /// What the system says.
@@ -435,13 +461,17 @@ impl Spool {
         failure: &Failure,
         nonce: u64,
     ) -> io::Result<()> {
-        if self
-            .failure(name)
-            .is_some_and(|known| known.code == failure.code)
-        {
+        let known = self.failure(name).filter(|k| k.code == failure.code);
+        if known.as_ref().is_some_and(|k| k.text == failure.text) {
             return Ok(());
         }
-        let json = serde_json::to_vec(failure)?;
+        let since = known.and_then(|known| known.since().or_else(|| self.written(name)));
+        let since = since.and_then(|s| s.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let failure = Failure {
+            since_ms: since.and_then(|s| u64::try_from(s.as_millis()).ok()),
+            ..failure.clone()
+        };
+        let json = serde_json::to_vec(&failure)?;
         self.write(&format!("{name}{FAILED}"), &json, nonce)
     }
 
@@ -577,6 +607,7 @@ mod tests {
                 code: code.to_owned(),
                 status: 1,
                 text: String::new(),
+                since_ms: None,
             };
             let spool = Spool::create(&path).unwrap();
             spool.write_failure(name, &failure, 1).unwrap();
@@ -626,6 +657,7 @@ mod tests {
                 code: format!("c{status}"),
                 status,
                 text: String::new(),
+                since_ms: None,
             };
             spool.write_failure(name, &failure, 1).unwrap();
             assert_eq!(spool.failure(name).is_some(), known, "{status}");

@@ -13,7 +13,61 @@ use crate::pg::segment::WalFileName;
 use crate::pg::time::TimestampTz;
 
 /// A file that has blocked archiving for so long is no passing trouble.
-const PASSING: Duration = Duration::from_secs(300);
+pub const PASSING: Duration = Duration::from_secs(300);
+
+/// WAL files that the server offers and nobody has archived yet.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// How many there are.
+    pub count: u64,
+    /// The name of the one that waits longest.
+    pub oldest: String,
+    /// How long that is.
+    pub age: Duration,
+}
+
+impl Waiting {
+    /// Reads what waits in a data directory.
+    ///
+    /// # Errors
+    /// What the system says of `pg_wal/archive_status`.
+    pub fn read(pgdata: &Path, now: TimestampTz) -> std::io::Result<Waiting> {
+        let mut waiting = Waiting::default();
+        let mut oldest: Option<TimestampTz> = None;
+        for entry in std::fs::read_dir(pgdata.join("pg_wal/archive_status"))?.flatten() {
+            let name = entry.file_name();
+            let Some(stem) = name.to_str().and_then(|n| n.strip_suffix(".ready")) else {
+                continue;
+            };
+            if stem.parse::<WalFileName>().is_err() {
+                continue;
+            }
+            waiting.count += 1;
+            let since = entry.metadata().and_then(|m| m.modified());
+            if let Ok(since) = since.map(TimestampTz::from_system_time)
+                && oldest.is_none_or(|known| since < known)
+            {
+                oldest = Some(since);
+                stem.clone_into(&mut waiting.oldest);
+            }
+        }
+        waiting.age = oldest
+            .and_then(|since| now.duration_since(since))
+            .unwrap_or_default();
+        Ok(waiting)
+    }
+}
+
+impl std::fmt::Display for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Waiting { count, oldest, age } = self;
+        let (files, age) = (human::count(*count, "file"), human::duration(*age));
+        match count {
+            0 => write!(f, "nothing"),
+            _ => write!(f, "{files}, the oldest for {age}: {oldest}"),
+        }
+    }
+}
 
 /// A file that could not be archived and is still offered.
 #[derive(Debug, Serialize)]

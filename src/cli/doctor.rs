@@ -157,7 +157,7 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
     if let Some(pgdata) = pgdata.as_deref().filter(|_| !is_gone) {
         archiver::look(&mut found, pgdata, &seen, cx);
         if let Some(cluster) = &cluster {
-            archiver::spool(&mut found, cluster, &settings, pgdata, cx);
+            archiver::spool(&mut found, cluster, &settings, pgdata);
             archiver::hung(&mut found, cluster, pgdata, cx);
             archiver::blocked(&mut found, cluster, pgdata, cx);
         }

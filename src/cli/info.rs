@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Context;
-use super::blocked::Blocked;
+use super::blocked::{Blocked, PASSING, Waiting};
 use super::failures::Failures;
 use super::former::{self, Former};
 use super::human::{self, SizeUnit};
@@ -13,6 +13,7 @@ use super::lag::{self, Lag};
 use super::output::{Align, Table};
 use super::reading::Reading;
 use super::receiver::{self, Receiver};
+use crate::archive::datadir::DataDirectory;
 use crate::config;
 use crate::error::Result;
 use crate::exit;
@@ -232,6 +233,9 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
         },
         message: file.line(),
     }));
+    if blocked.is_empty() {
+        problems.extend(reading.cluster.as_ref().and_then(|c| stuck(c, cx)));
+    }
     problems.sort_by_key(|p| std::cmp::Reverse(p.state));
     let state = problems.iter().map(|p| p.state).max().unwrap_or(State::Ok);
     let shown = ShownCluster {
@@ -264,6 +268,20 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
         blocked,
     };
     Ok((shown, inventory))
+}
+
+/// WAL that waits for long, though no cause is recorded: there is no spool, or archive_command does not get as far as to record it. A standby may keep
+/// what waited when it was a primary.
+fn stuck(cluster: &config::Cluster, cx: &Context) -> Option<Problem> {
+    let pgdata = cluster.pgdata.as_deref()?;
+    let waiting = Waiting::read(pgdata, cx.now()).ok()?;
+    let is_standby = DataDirectory::at(pgdata).has("standby.signal");
+    (waiting.age >= PASSING && !is_standby).then(|| Problem {
+        state: State::Critical,
+        message: format!(
+            "archiving is stuck: {waiting}. pg_wal grows until its disk is full. The server's log has the error of pitr-archive; pitr doctor looks for the cause"
+        ),
+    })
 }
 
 /// A repository in which the configuration accepts less than the promise.

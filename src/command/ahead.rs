@@ -23,7 +23,7 @@ use super::{Arguments, delegate, detach, shipper};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::spool::{self, FileIdentity, Note, Spool};
 use crate::config::{self, Environment, Settings};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::pg::segment::WalFileName;
 use crate::repo::layout::ClusterLayout;
@@ -66,7 +66,8 @@ impl Told {
 /// # Errors
 /// Those of [`archive::run`], and `Deadline`.
 pub fn watched(arguments: Arguments, settings: Settings, nonce: u64) -> Result<Told> {
-    archive::under_watch(deadline(), move |acknowledged| {
+    let (given, known) = (arguments.clone(), settings.clone());
+    let told = archive::under_watch(deadline(), move |acknowledged| {
         let ahead = Ahead::new(&arguments, &settings, &Environment::of_process(), nonce);
         if let Some(ahead) = &ahead
             && let Some(told) = ahead.ask(&arguments)?
@@ -84,7 +85,15 @@ pub fn watched(arguments: Arguments, settings: Settings, nonce: u64) -> Result<T
         let mut told = Told::from(archived?);
         told.text.push_str(&complaint);
         Ok(told)
-    })
+    });
+    // A thread that hangs in a repository records nothing.
+    if let Err(e) = &told
+        && e.code() == Code::Deadline
+        && let Some(ahead) = Ahead::new(&given, &known, &Environment::of_process(), nonce)
+    {
+        ahead.settle(Err(e), nonce);
+    }
+    told
 }
 
 /// Has `pitr` archive the file; `given` is the command line. Nothing here touches a repository, so nothing hangs but `pitr`.

@@ -236,6 +236,7 @@ pub(super) fn failure_of(error: &Error) -> Failure {
         code: exit::name(error.code()).to_owned(),
         status: exit::status(Program::Archive, error.code()),
         text: message(error),
+        since_ms: None,
     }
 }
 

@@ -32,24 +32,36 @@ pub use s3::{
 pub use secret::Secret;
 pub use unit::{Period, Size};
 
+use account::Account;
 use file::{Document, Entry, Kind, Raw, Section};
 
 /// Where the file is looked for last.
 const SYSTEM_FILE: &str = "/etc/pitr/pitr.toml";
 
-/// The process's environment, as an argument: variables and working directory.
+/// The process's environment, as an argument: variables, working directory, and the account's home.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     variables: BTreeMap<OsString, OsString>,
     directory: Option<PathBuf>,
+    /// Of the password file, where there is no `$HOME`: Debian starts servers with an empty environment.
+    account_home: Option<PathBuf>,
 }
 
 impl Environment {
     /// What this process was started with.
     pub fn of_process() -> Environment {
-        Environment {
+        let environment = Environment {
             variables: std::env::vars_os().collect(),
             directory: std::env::current_dir().ok(),
+            account_home: None,
+        };
+        let account = match environment.home() {
+            Some(_) => None,
+            None => Account::of_process(),
+        };
+        Environment {
+            account_home: account.map(|a| a.home).filter(|home| home.is_absolute()),
+            ..environment
         }
     }
 
@@ -68,6 +80,21 @@ impl Environment {
                 .map(|(k, v)| (k.into(), v.into()))
                 .collect(),
             directory,
+            account_home: None,
+        }
+    }
+
+    /// The environment of another process, given as the system shows it: what it was started with, ended by zero bytes. `account` runs it.
+    pub fn of_other(variables: &[u8], account: Option<Account>) -> Environment {
+        use std::os::unix::ffi::OsStrExt as _;
+        let variables = variables.split(|&b| b == 0).filter_map(|line| {
+            let at = line.iter().position(|&b| b == b'=')?;
+            let (name, value) = (line.get(..at)?, line.get(at + 1..)?);
+            Some((OsStr::from_bytes(name), OsStr::from_bytes(value)))
+        });
+        Environment {
+            account_home: account.map(|a| a.home),
+            ..Environment::new(variables, None)
         }
     }
 
@@ -84,9 +111,10 @@ impl Environment {
         self.directory.as_deref()
     }
 
-    /// `$HOME`, where it is an absolute path. PostgreSQL may run its commands without it.
+    /// `$HOME`, where it is an absolute path, else the home of this process's account. PostgreSQL may run its commands without the variable.
     pub fn home(&self) -> Option<&Path> {
-        self.get("HOME").map(Path::new).filter(|p| p.is_absolute())
+        let variable = self.get("HOME").map(Path::new).filter(|p| p.is_absolute());
+        variable.or(self.account_home.as_deref())
     }
 
     /// The directory for caches where none is configured: `$XDG_CACHE_HOME/pitr`, else `~/.cache/pitr`, else none.

@@ -50,6 +50,7 @@ fn bad(json: &Value, level: &str, group: &str, name: &str, cause: &str, fix: &st
 
 fn a_healthy_chain_is_well(major: u32) {
     let (site, cluster) = healthy(major);
+    crate::ship::spool_of(&site);
     let run = doctor(&site).run();
     let json = run.json();
     let not_well: Vec<&Value> = json["findings"]

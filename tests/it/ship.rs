@@ -1022,3 +1022,98 @@ fn c12_a_worker_that_stands_still_is_waited_for_once_and_is_told() {
         still.check(name);
     }
 }
+
+#[test]
+fn c3_without_a_home_variable_the_spool_lies_below_the_accounts_home() {
+    require_root!("c3_without_a_home_variable_the_spool_lies_below_the_accounts_home");
+    let still = Still::new(17, 1, 4);
+    let home = still.site.sandbox().dir("home");
+    for name in &still.segments {
+        offer(&still, name);
+    }
+    let (uid, gid) = user::ids();
+    let passwd = format!(
+        "root:x:0:0::/root:/bin/sh\nnobody:x:{uid}:{gid}::{}:/bin/sh\n",
+        home.display()
+    );
+    let passwd = still.site.sandbox().file("passwd", passwd);
+    // As pg_ctlcluster starts a server: with nothing in the environment. The mount is seen by this command alone.
+    let debian = format!(
+        "mount --bind {} /etc/passwd && exec setpriv --reuid={uid} --regid={gid} --clear-groups env -i \"$@\"",
+        passwd.display()
+    );
+    let push = still.push(&still.segments[0]).privileged();
+    push.under(["unshare", "-m", "sh", "-c", &debian, "sh"])
+        .run()
+        .success();
+    let spool = home.join(".cache/pitr/spool");
+    wait_until(PATIENCE, "the others went ahead", || {
+        let noted = noted(&spool, ".shipped");
+        still.segments[1..].iter().all(|name| noted.contains(name))
+    });
+    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+}
+
+#[test]
+fn c3_archiving_that_is_stuck_is_critical_also_without_a_spool() {
+    let still = Still::new(17, 1, 1);
+    still.push(&still.segments[0]).run().success();
+    let info = || still.site.pitr().arg("info").run();
+    let stuck = "archiving is stuck: 1 file, the oldest for ";
+    assert!(!info().stdout.contains(stuck), "{}", info());
+    offer(&still, &still.segments[0]);
+    let ready = still.wal(&format!("archive_status/{}.ready", still.segments[0]));
+    let ago = std::time::SystemTime::now() - std::time::Duration::from_secs(600);
+    std::fs::File::open(&ready)
+        .unwrap()
+        .set_modified(ago)
+        .unwrap();
+    let run = info().expect_code(1);
+    assert!(run.stdout.contains(stuck), "{run}");
+    // And doctor names the reason why no cause is known.
+    let run = still.site.pitr().arg("doctor").run();
+    assert!(run.stdout.contains("nothing is archived ahead"), "{run}");
+    assert!(
+        run.stdout.contains("set spool_dir in [clusters.main]"),
+        "{run}"
+    );
+}
+
+#[test]
+fn c4_info_names_the_repository_that_is_the_cause_now() {
+    let (still, _spool) = offered(3);
+    let text = std::fs::read_to_string(still.site.config()).unwrap();
+    let other = still.site.sandbox().join("other");
+    let text = format!(
+        "{text}\n[repositories.other]\nurl = \"file://{}\"\n",
+        other.display()
+    );
+    std::fs::write(still.site.config(), text).unwrap();
+    still.site.pitr().args(["init", "--quiet"]).run().success();
+    let first = &still.segments[0];
+    let away = |repository: &Path, push: &dyn Fn()| {
+        let gone = repository.with_extension("gone");
+        std::fs::rename(repository, &gone).unwrap();
+        push();
+        let run = still.site.pitr().args(["info", "--json"]).run();
+        std::fs::rename(&gone, repository).unwrap();
+        let problems = run.json()["clusters"][0]["problems"].to_string();
+        let blocked = problems
+            .split("archiving waits")
+            .nth(1)
+            .unwrap_or_default()
+            .to_owned();
+        (blocked, run)
+    };
+    let fails = || {
+        let run = still.push(first).run();
+        assert_ne!(run.code(), 0, "{run}");
+    };
+    let named = |repository: &Path| format!("{}\\\"", repository.display());
+    let (local, other) = (still.site.repository(), other.as_path());
+    for (gone, there) in [(local, other), (other, local), (local, other)] {
+        let (blocked, run) = away(gone, &fails);
+        let is_named = |repository| blocked.contains(&named(repository));
+        assert!(is_named(gone) && !is_named(there), "{run}");
+    }
+}

@@ -1,29 +1,27 @@
 //! What waits in pg_wal, as far as the data directory can be read from here.
 
 use std::path::Path;
-use std::time::Duration;
 
 use super::Findings;
 use super::server::Seen;
 use crate::archive::datadir::DataDirectory;
 use crate::archive::spool;
-use crate::cli::blocked::Blocked;
+use crate::cli::blocked::{Blocked, PASSING, Waiting};
+use crate::cli::owner::{Access, User};
 use crate::cli::{Context, human};
-use crate::config::{Cluster, Settings};
-use crate::pg::segment::WalFileName;
+use crate::config::account::Account;
+use crate::config::{Cluster, Environment, Settings};
 use crate::pg::time::TimestampTz;
 
-/// A file that waits longer than this does not wait, it is stuck.
-const STUCK: Duration = Duration::from_secs(300);
 /// More files than this are a backlog.
-const MANY: usize = 32;
+const MANY: u64 = 32;
 
 pub(super) fn look(found: &mut Findings, pgdata: &Path, seen: &Seen, cx: &Context) {
     found.begin("pg_wal");
-    let status = pgdata.join("pg_wal/archive_status");
-    let entries = match std::fs::read_dir(&status) {
-        Ok(entries) => entries,
+    let waiting = match Waiting::read(pgdata, cx.now()) {
+        Ok(waiting) => waiting,
         Err(e) => {
+            let status = pgdata.join("pg_wal/archive_status");
             found.warn(
                 "waiting",
                 "cannot be seen",
@@ -33,42 +31,12 @@ pub(super) fn look(found: &mut Findings, pgdata: &Path, seen: &Seen, cx: &Contex
             return;
         }
     };
-    let mut waiting = 0;
-    let mut oldest: Option<(TimestampTz, String)> = None;
-    for entry in entries.filter_map(std::result::Result::ok) {
-        let name = entry.file_name();
-        let Some(stem) = name.to_str().and_then(|n| n.strip_suffix(".ready")) else {
-            continue;
-        };
-        if stem.parse::<WalFileName>().is_err() {
-            continue;
-        }
-        waiting += 1;
-        let since = entry.metadata().and_then(|m| m.modified());
-        if let Ok(since) = since.map(TimestampTz::from_system_time)
-            && oldest.as_ref().is_none_or(|(t, _)| since < *t)
-        {
-            oldest = Some((since, stem.to_owned()));
-        }
-    }
-    let age = oldest
-        .as_ref()
-        .and_then(|(since, _)| cx.now().duration_since(*since))
-        .unwrap_or_default();
-    let name = oldest.map(|(_, name)| name).unwrap_or_default();
-    let value = match waiting {
-        0 => "nothing".to_owned(),
-        n => format!(
-            "{}, the oldest for {}: {name}",
-            human::count(n, "file"),
-            human::duration(age)
-        ),
-    };
+    let (value, age) = (waiting.to_string(), waiting.age);
     let fix = "see the server's log for pitr-archive, and free or mount the repository";
     // A standby that does not archive keeps none, or those of its time as a primary.
-    if seen.leaves_archiving || (age < STUCK && waiting <= MANY as u64) {
+    if seen.leaves_archiving || (age < PASSING && waiting.count <= MANY) {
         found.ok("waiting", value);
-    } else if age >= STUCK {
+    } else if age >= PASSING {
         found.fail(
             "waiting",
             value,
@@ -81,34 +49,65 @@ pub(super) fn look(found: &mut Findings, pgdata: &Path, seen: &Seen, cx: &Contex
     space(found, &pgdata.join("pg_wal"));
 }
 
-/// Whether the spool that is configured can be used; as another user than the server's that cannot be said.
-pub(super) fn spool(
-    found: &mut Findings,
-    cluster: &Cluster,
-    settings: &Settings,
-    pgdata: &Path,
-    cx: &Context,
-) {
-    use std::os::unix::fs::MetadataExt as _;
+/// Whether the server's commands have a spool; as another user than root and the server's that cannot be said.
+pub(super) fn spool(found: &mut Findings, cluster: &Cluster, settings: &Settings, pgdata: &Path) {
     let own = rustix::process::geteuid().as_raw();
-    let is_server = std::fs::metadata(pgdata).is_ok_and(|root| root.uid() == own);
-    let data = DataDirectory::at(pgdata);
-    let place = spool::place(cluster, settings, &cx.environment, &data);
-    let Some(place) = place.ok().flatten() else {
+    let Ok(user) = User::owner_of(pgdata) else {
         return;
     };
-    if cluster.spool_dir.is_none() || !is_server {
+    if own != 0 && own != user.uid {
         return;
     }
-    match spool::Spool::open(&place) {
-        Ok(_) => found.ok("spool", place.display().to_string()),
-        Err(e) => found.warn(
-            "spool",
-            place.display().to_string(),
-            format!("it cannot be used, and files are archived one at a time: {e}"),
-            "let spool_dir name a directory that only the server's user can enter",
+    let data = DataDirectory::at(pgdata);
+    let environment = environment_of_server(&data, user.uid);
+    let Ok(place) = spool::place(cluster, settings, &environment, &data) else {
+        return;
+    };
+    let (value, why) = match &place {
+        None => (
+            "none".to_owned(),
+            Some("the server's user has no home directory".to_owned()),
         ),
+        Some(place) => (place.display().to_string(), unusable(place, &user, own)),
+    };
+    let Some(why) = why else {
+        return found.ok("spool", value);
+    };
+    found.warn(
+        "spool",
+        value,
+        format!("nothing is archived ahead, and pitr info does not learn why a file is not archived: {why}"),
+        format!(
+            "set spool_dir in [clusters.{}] to a directory on a local disk that only user \"{}\" can enter",
+            cluster.name,
+            user.name()
+        ),
+    );
+}
+
+/// The environment of archive_command: that of a server that runs, else an empty one, which is what Debian starts servers with.
+fn environment_of_server(data: &DataDirectory, uid: u32) -> Environment {
+    let variables = data
+        .server()
+        .and_then(|(pid, _)| std::fs::read(format!("/proc/{pid}/environ")).ok());
+    Environment::of_other(&variables.unwrap_or_default(), Account::of(uid))
+}
+
+/// Why the server's user could not use a spool, or make it.
+fn unusable(place: &Path, user: &User, own: u32) -> Option<String> {
+    let existing = place.ancestors().find(|p| p.exists())?;
+    if existing == place && own == user.uid {
+        return spool::Spool::open(place).err().map(|e| e.to_string());
     }
+    let at = match std::fs::metadata(existing) {
+        Ok(metadata) if metadata.is_dir() => user.kept_out_by(existing, Access::Use)?,
+        _ => existing.to_owned(),
+    };
+    Some(format!(
+        "user \"{}\" cannot write to \"{}\"",
+        user.name(),
+        at.display()
+    ))
 }
 
 /// Workers that archive ahead and were waited for in vain.
