@@ -393,18 +393,15 @@ impl Settings {
         if let Some(cluster) = self.clusters.iter().find(|c| c.name == wanted) {
             return Ok(Some(cluster.clone()));
         }
-        if self.bare {
+        // A host that only restores configures repositories alone: they know the clusters.
+        if self.bare || self.clusters.is_empty() {
             return Ok(Some(Cluster::named(wanted)));
         }
         let place = match &self.path {
             Some(path) => format!("\"{}\"", path.display()),
             None => "the environment".into(),
         };
-        let error = err!(Usage, "no cluster \"{wanted}\" in {place}");
-        Err(match self.clusters.is_empty() {
-            true => error.hint("No cluster is configured. Run pitr init."),
-            false => error.hint(format!("Known: {}", names())),
-        })
+        Err(err!(Usage, "no cluster \"{wanted}\" in {place}").hint(format!("Known: {}", names())))
     }
 
     /// Narrows the repositories to the one that the command line names.
@@ -1314,6 +1311,18 @@ mod tests {
             .err()
             .unwrap();
         assert_eq!(error.to_string(), "\"./r\" is not the URL of a repository");
+    }
+
+    #[test]
+    fn repositories_alone_know_their_clusters() {
+        let (_directory, environment) = place(Some("[repositories.r]\nurl='file:///r'"));
+        for name in [None, Some("main")] {
+            let settings = Settings::load(&flags(name, None), &environment)
+                .ok()
+                .unwrap();
+            let cluster = settings.cluster_if_named().ok().unwrap();
+            assert_eq!(cluster.map(|c| c.name.to_string()).as_deref(), name);
+        }
     }
 
     #[test]

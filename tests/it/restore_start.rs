@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::common::{Client, Cluster, PATIENCE, Program, Run, Site, pitr, user, wait_until};
+use crate::common::s3::{BUCKET, KEY, S3Server, SECRET};
+use crate::common::{
+    Builder, Client, Cluster, PATIENCE, Program, Run, Sandbox, Site, majors, pitr, pitr_archive, user,
+    wait_until,
+};
 
 /// A server whose configuration lies outside of the data directory, as Debian has it.
 struct Elsewhere {
@@ -16,10 +20,12 @@ struct Elsewhere {
 
 impl Elsewhere {
     fn new(major: u32) -> Elsewhere {
-        let base = Cluster::builder(major)
-            .segment_size_mb(1)
-            .without_fsync()
-            .create();
+        Elsewhere::of(Cluster::builder(major))
+    }
+
+    fn of(builder: Builder) -> Elsewhere {
+        let base = builder.segment_size_mb(1).without_fsync().create();
+        let major = base.major();
         let etc = base.sandbox().dir("etc");
         let d = base.sandbox().dir("etc/conf.d");
         for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
@@ -76,14 +82,21 @@ struct Started {
 
 impl Started {
     fn by(line: &str, copy: &Cluster) -> Started {
+        Started::in_environment(line, copy, |program| program)
+    }
+
+    fn in_environment(
+        line: &str,
+        copy: &Cluster,
+        environment: impl FnOnce(Program) -> Program,
+    ) -> Started {
         let started = Started {
             pg_ctl: copy.bin("pg_ctl").unwrap(),
             to: copy.pgdata().to_owned(),
         };
-        Program::new("/bin/sh")
-            .args(["-c", line])
-            .env("PGCTLTIMEOUT", "280")
-            .timeout(Duration::from_secs(300))
+        let start = Program::new("/bin/sh").args(["-c", line]);
+        let start = start.env("PGCTLTIMEOUT", "280");
+        environment(start.timeout(Duration::from_secs(300)))
             .run()
             .success();
         started
@@ -282,4 +295,113 @@ fn what_a_restore_brings_along_is_looked_at_through_includes_and_what_it_prints_
     );
     pitr().arg("adopt").args(words).run().success();
     assert!(!to.join("pg_wal/pitr.guard").exists());
+}
+
+#[test]
+fn c2_a_host_that_configures_repositories_alone_restores_and_its_copy_starts() {
+    let (site, cluster) = Site::with_cluster(majors()[0]);
+    cluster.sql("create table t as select g as a from generate_series(1, 100) g");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.sql("insert into t select g from generate_series(101, 150) g");
+    cluster.archive_now();
+    let major = cluster.major();
+    drop(cluster);
+    let text = format!(
+        "[repositories.x]\nurl = \"file://{}\"\n",
+        site.repository().display()
+    );
+    let config = site.sandbox().file("bare.toml", text);
+    let to = site.sandbox().dir("copies").join("data");
+    let bare = || pitr().arg("--config").arg(&config);
+    bare().args(["info", "--cluster", "main"]).run().success();
+    bare().args(["restore", "--to"]).arg(&to).run().success();
+    let mut copy = Cluster::open(major, &to).option("fsync", "off").create();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(copy.query_one_string("select count(*) from t"), "150");
+    // A name that the repository does not know is still an error, and says which one it knows.
+    let run = bare().args(["info", "--cluster", "mian"]).run();
+    assert_ne!(run.code(), 0, "{run}");
+    assert!(run.stderr.contains("main"), "{run}");
+}
+
+#[test]
+fn c2_variables_alone_restore_from_a_bucket_with_a_passphrase() {
+    const PHRASE: &str = "correct horse battery staple";
+    let server = S3Server::start();
+    let builder = Cluster::builder(majors()[0]).segment_size_mb(1);
+    let mut cluster = builder.without_fsync().create();
+    let sandbox = Sandbox::new("bare");
+    let keys = sandbox.join("keys");
+    let keygen = pitr().args([
+        "repo",
+        "keygen",
+        "--recipient",
+        "ops",
+        "--passphrase",
+        "safe",
+    ]);
+    let keygen = keygen.env("PITR_PASSPHRASE", PHRASE).arg("--dir");
+    keygen.arg(&keys).run().success();
+    let config = sandbox.file(
+        "pitr.toml",
+        format!(
+            "[clusters.main]\npgdata = \"{}\"\nconninfo = \"{}\"\n[repositories.store]\nurl = \"s3://{BUCKET}/bare\"\n\
+             endpoint = \"{}\"\nregion = \"us-east-1\"\npath_style = true\ncredentials_file = \"{}\"\n\
+             [repositories.store.encryption]\nkey_set = \"{}\"\n",
+            cluster.pgdata().display(),
+            cluster.conninfo("postgres"),
+            server.endpoint(),
+            server.credentials(&sandbox, KEY).display(),
+            keys.join("writer.key").display()
+        ),
+    );
+    let configured = |program: Program| program.arg("--config").arg(&config);
+    configured(pitr()).args(["init", "--quiet"]).run().success();
+    let command = configured(pitr_archive()).arg("%p").shell();
+    cluster.append_config("archive_mode", "on");
+    cluster.append_config("archive_command", &command);
+    cluster.start();
+    cluster.sql("create table t as select g as a from generate_series(1, 100) g");
+    configured(pitr())
+        .args(["backup", "--quiet"])
+        .run()
+        .success();
+    cluster.sql("insert into t select g from generate_series(101, 150) g");
+    cluster.archive_now();
+    let major = cluster.major();
+    drop(cluster);
+    std::fs::remove_file(&config).unwrap();
+    let to = sandbox.dir("copies").join("data");
+    let bare = |program: Program| {
+        program
+            .env("PITR_REPOSITORIES_FAR_URL", format!("s3://{BUCKET}/bare"))
+            .env("PITR_REPOSITORIES_FAR_ENDPOINT", server.endpoint())
+            .env("PITR_REPOSITORIES_FAR_REGION", "us-east-1")
+            .env("PITR_REPOSITORIES_FAR_PATH_STYLE", "true")
+            .env("PITR_REPOSITORIES_FAR_ENCRYPTION_PASSPHRASE", PHRASE)
+            .env("AWS_ACCESS_KEY_ID", KEY)
+            .env("AWS_SECRET_ACCESS_KEY", SECRET)
+    };
+    bare(pitr()).arg("info").run().success();
+    bare(pitr())
+        .args(["restore", "--to"])
+        .arg(&to)
+        .run()
+        .success();
+    let copy = Cluster::open(major, &to).create();
+    let line = format!(
+        "{} -D {} -o '-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories=' -l {} start",
+        copy.bin("pg_ctl").unwrap().display(),
+        to.display(),
+        copy.port(),
+        sandbox.join("log").display()
+    );
+    // Of the same shell: the server hands its environment to restore_command.
+    let _started = Started::in_environment(&line, &copy, bare);
+    let client = Client::connect(&copy.conninfo_tcp("postgres")).unwrap();
+    wait_until(PATIENCE, "recovery has ended", || {
+        one(&client, "select pg_is_in_recovery()") == "f"
+    });
+    assert_eq!(one(&client, "select count(*) from t"), "150");
 }
