@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::common::s3::{BUCKET, KEY, S3Server, SECRET};
 use crate::common::{
-    Builder, Client, Cluster, PATIENCE, Program, Run, Sandbox, Site, majors, pitr, pitr_archive, user,
-    wait_until,
+    Builder, Client, Cluster, PATIENCE, Program, Run, Sandbox, Site, Stop, majors, path_of, pitr,
+    pitr_archive, user, wait_until,
 };
 
 /// A server whose configuration lies outside of the data directory, as Debian has it.
@@ -404,4 +404,110 @@ fn c2_variables_alone_restore_from_a_bucket_with_a_passphrase() {
         one(&client, "select pg_is_in_recovery()") == "f"
     });
     assert_eq!(one(&client, "select count(*) from t"), "150");
+}
+
+/// As README says it, on a server like Debian's: no checksums, and the configuration is not in the data directory.
+#[test]
+fn c6_pg_rewind_brings_an_old_primary_back_with_wal_of_the_archive() {
+    let mut there = Elsewhere::of(Cluster::builder(17).checksums(false));
+    let command = format!(
+        "{} --config {}",
+        path_of("pitr-restore").display(),
+        there.site.config().display()
+    );
+    std::fs::write(
+        there.etc.join("conf.d/rewind.conf"),
+        format!("wal_log_hints = on\nmin_wal_size = 2MB\nmax_wal_size = 2MB\nrestore_command = '{command} %f %p'\n"),
+    )
+    .unwrap();
+    there.server.restart();
+    there
+        .server
+        .sql("create table t as select g as a from generate_series(1, 100) g");
+    there
+        .site
+        .pitr()
+        .args(["backup", "--quiet"])
+        .run()
+        .success();
+    let to = there.to("standby");
+    let conninfo = there.server.conninfo("postgres");
+    let standby = there
+        .site
+        .pitr()
+        .args(["standby", "--primary-conninfo", &conninfo, "--to"]);
+    standby.arg(&to).run().success();
+    for (name, text) in [
+        ("postgresql.conf", "wal_log_hints = on\n"),
+        (
+            "pg_hba.conf",
+            "local all all trust\nlocal replication all trust\n",
+        ),
+        ("pg_ident.conf", ""),
+    ] {
+        std::fs::write(to.join(name), text).unwrap();
+        user::own(&to.join(name));
+    }
+    let mut new = Cluster::open(17, &to).option("fsync", "off").create();
+    new.start();
+    new.wait_log("started streaming WAL from primary");
+    new.promote();
+    new.wait_promoted();
+    new.sql("insert into t select g from generate_series(101, 150) g");
+    // The old primary goes on, and its WAL from before the fork is in the archive alone.
+    let fork = there.server.switch_wal();
+    there
+        .server
+        .sql("insert into t select g from generate_series(1001, 1007) g");
+    for _ in 0..8 {
+        there.server.archive_now();
+        there.server.sql("checkpoint");
+    }
+    let kept = there.server.pgdata().join("pg_wal").join(&fork);
+    assert!(
+        !kept.exists(),
+        "{} is to come from the archive",
+        kept.display()
+    );
+    there.server.stop(Stop::Fast);
+    let rewind = there.server.tool("pg_rewind");
+    let rewind = rewind
+        .arg("--restore-target-wal")
+        .arg(format!(
+            "--config-file={}",
+            there.etc.join("postgresql.conf").display()
+        ))
+        .arg(format!(
+            "--target-pgdata={}",
+            there.server.pgdata().display()
+        ))
+        .arg(format!("--source-server={}", new.conninfo("postgres")));
+    let run = rewind.run().success();
+    assert!(run.stderr.contains("Done!"), "{run}");
+    let auto = there.server.pgdata().join("postgresql.auto.conf");
+    let mut text = std::fs::read_to_string(&auto).unwrap();
+    text.push_str(&format!(
+        "primary_conninfo = '{}'\n",
+        new.conninfo("postgres")
+    ));
+    std::fs::write(&auto, text).unwrap();
+    there.server.touch("standby.signal");
+    there.server.start();
+    let lsn = new.insert_lsn();
+    wait_until(PATIENCE, "the old primary follows the new one", || {
+        let replayed = format!("select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn");
+        there.server.query_one_string(&replayed) == "t"
+    });
+    assert_eq!(
+        there
+            .server
+            .query_one_string("select count(*) from t where a <= 150"),
+        "150"
+    );
+    assert_eq!(
+        there
+            .server
+            .query_one_string("select count(*) from t where a > 150"),
+        "0"
+    );
 }
