@@ -616,12 +616,11 @@ fn a_program_gives_the_credentials_of_a_profile() {
     let config = with_profile(&off.config, off.still.site.sandbox(), "program");
     let push = off.push_with(&config, 0);
     let push = push.env("AWS_CONFIG_FILE", &profiles);
-    let run = push
-        .clone()
-        .env("PITR_FAULT_SECONDS", "1")
-        .run()
-        .expect_code(30);
-    run.expect_stderr("credentials");
+    let run = patiently(
+        |s| push.clone().env("PITR_FAULT_SECONDS", s.to_string()).run(),
+        |run| run.code() == 30,
+    );
+    run.expect_code(30).expect_stderr("credentials");
     let keys =
         format!(r#"{{"Version": 1, "AccessKeyId": "{KEY}", "SecretAccessKey": "{SECRET}"}}"#);
     std::fs::write(&answer, keys).unwrap();
