@@ -1,6 +1,6 @@
 //! Executes a plan of expiry (`plan::retention`).
 //!
-//! Order: marks → everything is read anew, claims before roots → tombstones → roots, each gone for good before → server manifests,
+//! Order: marks → the claim under which WAL is deleted (`repo::deletion`) → everything is read anew, claims before roots → tombstones → roots, each gone for good before → server manifests,
 //! layers, packs → WAL, ascending per timeline → events, reservations last. Killed anywhere, the next run goes on: what is
 //! gone is gone, and what is left is still marked. A mark is no authority: the second reading decides again, and only what was marked
 //! before it is deleted. Only this module deletes objects, but for a failed backup, which takes back its own (`backup`).
@@ -16,6 +16,7 @@ use crate::plan::retention::{Deletion, ExpirePlan, Policy, retention};
 use crate::progress::Progress;
 use crate::repo::backup::{BackupRoot, TOMBSTONE, Tombstone};
 use crate::repo::clock;
+use crate::repo::deletion::DeletionClaim;
 use crate::repo::event::{self, Event, Writer};
 use crate::repo::json;
 use crate::repo::layout::{BackupId, ClusterLayout, PartName};
@@ -103,26 +104,21 @@ impl Expire<'_> {
         let mut run = Run {
             what: self,
             store: self.repository.store(),
-            layout,
+            layout: layout.clone(),
             size: SegmentSize::new(self.registration.segment_size_bytes)?,
             spared: self.policy.spared.clone(),
+            deletion: None,
             outcome,
         };
         run.mark(shown)?;
         if shown.deletions.is_empty() && shown.tombstones.is_empty() {
             return Ok(());
         }
-        for _ in 0..ATTEMPTS {
-            let plan = run.decide_again()?;
-            if run.bury(&plan.tombstones)? && run.unmake(&plan)? {
-                run.delete(&plan)?;
-                return Ok(());
-            }
-        }
-        Err(
-            err!(Locked, "the repository changes faster than it can be read")
-                .hint("Nothing that is needed was deleted. Run the command again."),
-        )
+        let writer = Writer::new(self.clock, self.random);
+        run.deletion = Some(DeletionClaim::take(run.store, &layout, writer)?);
+        let done = run.attempts();
+        let ended = run.deletion.take().map_or(Ok(()), DeletionClaim::end);
+        done.and(ended)
     }
 }
 
@@ -138,10 +134,25 @@ struct Run<'a> {
     layout: ClusterLayout,
     size: SegmentSize,
     spared: BTreeSet<BackupId>,
+    /// Held from before the second reading on, while anything is deleted.
+    deletion: Option<DeletionClaim<'a>>,
     outcome: &'a mut Outcome,
 }
 
 impl Run<'_> {
+    fn attempts(&mut self) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            let plan = self.decide_again()?;
+            if self.bury(&plan.tombstones)? && self.unmake(&plan)? {
+                return self.delete(&plan);
+            }
+        }
+        Err(
+            err!(Locked, "the repository changes faster than it can be read")
+                .hint("Nothing that is needed was deleted. Run the command again."),
+        )
+    }
+
     fn mark(&mut self, plan: &ExpirePlan) -> Result<()> {
         let writer = Writer::new(self.what.clock, self.what.random);
         for id in &plan.marks {
@@ -282,6 +293,9 @@ impl Run<'_> {
     /// Deletes an object; `false` when the store refused. Its being gone already is fine.
     fn remove(&mut self, key: &Key) -> Result<bool> {
         self.check_stop()?;
+        if let Some(deletion) = &mut self.deletion {
+            deletion.keep()?;
+        }
         let result = self.store.delete(key);
         self.count(key.as_str(), result)
     }

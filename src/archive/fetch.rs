@@ -502,7 +502,7 @@ fn deliver_tail(what: &Fetch, repository: &Repository, offer: &Offer) -> Result<
 fn layout_of(what: &Fetch, repository: &Repository) -> Result<ClusterLayout> {
     if let Some(identifier) = what.system_identifier {
         let layout = ClusterLayout::new(&what.cluster, identifier)?;
-        repository.require(&layout)?;
+        repository.require_readable(&layout)?;
         return Ok(layout);
     }
     match repository.registrations(&what.cluster)?.as_slice() {
@@ -621,7 +621,7 @@ fn damaged(key: &Key, repository: &Repository, e: Error) -> Error {
 fn prove_absence(what: &Fetch, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
     match what.name {
         WalFileName::Segment(segment) => {
-            let registration = repository.require(layout)?;
+            let registration = repository.require_readable(layout)?;
             let size = SegmentSize::new(registration.segment_size_bytes)?;
             no_hole(segment, size, repository, layout)
         }

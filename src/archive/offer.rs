@@ -32,7 +32,7 @@ impl Offer {
         layout: &ClusterLayout,
         name: SegmentName,
     ) -> Result<Option<Offer>> {
-        let registration = repository.require(layout)?;
+        let registration = repository.require_readable(layout)?;
         let segment = OpenSegment {
             name,
             size: SegmentSize::new(registration.segment_size_bytes)?,

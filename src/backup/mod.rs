@@ -26,6 +26,7 @@ use crate::plan::cluster;
 use crate::progress::Progress;
 use crate::repo::backup::{BackupKind, BackupRoot, Method, Tablespace};
 use crate::repo::claim::Claim;
+use crate::repo::deletion;
 use crate::repo::event::{self, Writer};
 use crate::repo::layout::{BackupId, ClusterLayout, PartKind};
 use crate::repo::repository::Repository;
@@ -321,6 +322,11 @@ impl Backup<'_> {
             circumstances,
             prover,
         };
+        let mut tick = || {
+            around.check_stop()?;
+            claim.keep()
+        };
+        deletion::wait((store, layout), around.clock, around.progress, &mut tick)?;
         waiter.wait(&needed, limit, claim)?;
         root.wal_proof = Some(waiter.prover.finish(&landmarks)?);
         if timeline.get() > 1 {
@@ -328,7 +334,21 @@ impl Backup<'_> {
         }
         around.check_stop()?;
         claim.check()?;
-        self.commit(root)
+        let root = self.commit(root)?;
+        self.record_completed(&root);
+        Ok(root)
+    }
+
+    /// Records that the root exists, so that its loss is noticed. The backup is complete without.
+    fn record_completed(&self, root: &BackupRoot) {
+        let writer = self.around.writer();
+        let completed = writer.completed(root);
+        if let Err(e) = writer.record(self.repository.store(), self.layout, &completed) {
+            self.around.progress.warn(&format!(
+                "backup \"{}\" is complete, but that could not be recorded: should its root be lost, nothing will tell ({e})",
+                root.id
+            ));
+        }
     }
 
     /// Writes the root. An answer that was lost is not taken for a failure, nor a failure for an answer.

@@ -17,6 +17,7 @@ use crate::exit::{self, Program};
 use crate::expire::{Expire, Outcome};
 use crate::pg::segment::SegmentSize;
 use crate::plan::retention::{Deletion, ExpirePlan, Fate, Judged, Policy};
+use crate::repo::layout::BackupId;
 use crate::repo::repository::Registration;
 
 /// Delete what is no longer to be kept
@@ -39,6 +40,18 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", default_value = "24h")]
     pub grace: Period,
 
+    /// Let a backup go only when a newer one was verified (pitr verify) and is this old; 0s: at once
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    pub min_age: Period,
+
+    /// Go on although more than twice as many backups as usual were taken on one of the last seven days
+    #[arg(long)]
+    pub confirm_burst: bool,
+
+    /// Give up this backup, which was complete and whose root is lost; may be repeated
+    #[arg(long, value_name = "ID")]
+    pub give_up: Vec<BackupId>,
+
     /// Show what would happen and change nothing
     #[arg(long, conflicts_with = "confirm")]
     pub dry_run: bool,
@@ -59,6 +72,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         keep: keep(args)?,
         grace: args.grace.duration(),
         spared: std::collections::BTreeSet::new(),
+        given_up: args.give_up.iter().cloned().collect(),
+        min_age: args.min_age.duration(),
+        confirm_burst: args.confirm_burst,
     };
     if settings.repositories.is_empty() {
         return Err(err!(Config, "no repository is configured"));
@@ -91,7 +107,8 @@ impl Done {
     /// It was carried out, and nothing stood against it.
     fn went_well(&self) -> bool {
         let refused = self.outcome.as_ref().map(|o| o.refused_count);
-        refused == Some(0) && !self.is_cut_short && self.plan.refusal.is_none()
+        let is_stopped = self.plan.refusal.is_some() || self.plan.burst.is_some();
+        refused == Some(0) && !self.is_cut_short && !is_stopped
     }
 }
 
@@ -166,6 +183,11 @@ fn status(args: &Args, done: &[Done], is_whole: bool) -> Result<u8> {
     if let Some(refusal) = done.iter().find_map(|d| d.plan.refusal.as_ref()) {
         return Err(err!(Refused, "{refusal}").hint(
             "No good backup was deleted.\nTake a backup, and run pitr verify to see what is damaged: pitr backup",
+        ));
+    }
+    if let Some(burst) = done.iter().find_map(|d| d.plan.burst.as_ref()) {
+        return Err(err!(Refused, "{burst}").hint(
+            "A timer in a loop, or another server under this name, takes backups: pitr info shows them.\nIf they were wanted, add --confirm-burst: the newest are kept, whatever they push out.",
         ));
     }
     if !is_whole {
@@ -249,6 +271,8 @@ fn shown(done: &Done) -> serde_json::Value {
         "withheld": plan.withheld,
         "warnings": done.warnings().collect::<Vec<_>>(),
         "refusal": plan.refusal,
+        "burst": plan.burst,
+        "waiting": plan.waiting,
         "outcome": done.outcome.as_ref().map(|o| json!({
             "marked": ids(&o.marked),
             "deleted_backups": ids(&o.deleted_backups),
@@ -377,6 +401,7 @@ fn lines(done: &Done) -> Vec<String> {
             lines.push(format!("WAL that nothing needs: {from} to {to} ({count})"));
         }
     }
+    lines.extend(plan.waiting.iter().map(|w| format!("waiting: {w}")));
     for id in &plan.tombstones {
         lines.push(format!("aborted backup: {id}"));
     }

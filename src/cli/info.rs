@@ -71,6 +71,8 @@ struct ShownCluster {
     recovery_windows: Vec<Window>,
     gaps: Vec<Gap>,
     unreadable_backups: Vec<String>,
+    /// Backups that were complete and whose roots are not there.
+    lost_backups: Vec<String>,
     segments: u64,
     receiver: Option<Receiver>,
     /// All that are configured, where there are several.
@@ -207,6 +209,12 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
         state: State::Critical,
         message,
     }));
+    if inventory.is_unregistered {
+        problems.push(Problem {
+            state: State::Critical,
+            message: "the registration (cluster.json) is missing: archiving and backups are refused (A121); on the cluster's host: pitr init".to_owned(),
+        });
+    }
     let lost = receiver::recorded_gaps(&reading.repository, &inventory)?;
     let trouble = receiver.as_ref().and_then(Receiver::problem);
     let identifier = inventory.system_identifier;
@@ -256,6 +264,7 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
             .iter()
             .map(|u| u.id.to_string())
             .collect(),
+        lost_backups: inventory.lost.iter().map(ToString::to_string).collect(),
         segments: inventory
             .timelines
             .values()
@@ -409,6 +418,11 @@ fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<String> {
     }
     for Unreadable { id, problem } in &inventory.unreadable {
         say(format!("backup {id} cannot be read: {problem}"));
+    }
+    for id in &inventory.lost {
+        say(format!(
+            "backup {id} was complete, and its root is lost: it cannot be restored; pitr verify says what helps"
+        ));
     }
     for backup in inventory.backups.iter() {
         if let Some(damage) = &backup.damage {

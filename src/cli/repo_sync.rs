@@ -275,6 +275,9 @@ impl Sync<'_> {
             everything: args.all,
         };
         let transfer = Transfer::new(from, to, &registration, &around)?;
+        if !args.dry_run {
+            transfer.wait_for_deletion(&mut || Ok(()))?;
+        }
         let lacking = transfer.plan()?;
         let ran = match args.dry_run {
             true => Ok(()),

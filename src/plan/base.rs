@@ -222,6 +222,13 @@ impl Planner<'_> {
                 unreadable.problem
             ));
         }
+        if self.inventory.lost.contains(id) {
+            return Err(err!(
+                Damaged,
+                "backup \"{id}\" was complete, and its root is not there"
+            )
+            .hint("Run pitr verify: it says what helps."));
+        }
         let text = id.to_string();
         let names: Vec<String> = self
             .inventory

@@ -261,7 +261,10 @@ impl Asked<'_> {
         if !event::standing(events, "expire", "unexpire").is_empty() {
             return leave("it is marked for deletion");
         }
-        if self.is_below_floor(id, root) && !is_pinned(subject) && !self.everything {
+        // One that lost its root there was not expired.
+        let is_lost = there.is_some_and(|s| s.lost().is_some());
+        let is_wanted = is_lost || is_pinned(subject) || self.everything;
+        if self.is_below_floor(id, root) && !is_wanted {
             return leave("it is older than every backup kept there; --all copies it");
         }
         if let Some(found) = event::damage(events).first() {

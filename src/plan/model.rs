@@ -297,6 +297,8 @@ impl World {
             segment_size: self.size,
             backups,
             unreadable: Vec::new(),
+            is_unregistered: false,
+            lost: Vec::new(),
             timelines,
             suspects: BTreeSet::new(),
             forged: Vec::new(),

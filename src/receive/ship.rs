@@ -419,6 +419,7 @@ mod tests {
                 wal_block_size_bytes: 8192,
                 first_seen: TimestampTz(0),
                 features: Vec::new(),
+                is_lost: false,
             };
             repository.register(&registration).unwrap();
         }

@@ -196,7 +196,7 @@ pub fn end(
 }
 
 /// By a clock that nobody sets, and that goes on while the machine sleeps.
-fn seconds_since_boot() -> i64 {
+pub(super) fn seconds_since_boot() -> i64 {
     clock_gettime(ClockId::Boottime).tv_sec
 }
 

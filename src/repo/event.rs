@@ -1,7 +1,10 @@
 //! Events: state that changes, as small create-only objects (format, section 9).
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
+use super::backup::BackupRoot;
 use super::clock;
 use super::json;
 use super::layout::ClusterLayout;
@@ -24,8 +27,10 @@ pub const MEANINGLESS: &str = "meaningless";
 
 /// Kinds that take something away: protection, trust, WAL. Without the MAC that an encrypted repository's events bear they do not count. What
 /// only keeps things (`begin`, `claim`, `pin`, `unexpire`, what a newer version writes) does: a janitor and a sync without keys make some.
-const NEED_PROOF: [&str; 9] = [
+const NEED_PROOF: [&str; 11] = [
     "expire",
+    "completed",
+    "verified",
     "damaged",
     "healed",
     "gap",
@@ -39,7 +44,8 @@ const NEED_PROOF: [&str; 9] = [
 /// One event. Fields that its kind does not use are absent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Event {
-    /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `gap`, `adopted`, `abandon`, `restore`, `segment_size`.
+    /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `gap`, `adopted`, `abandon`, `restore`, `segment_size`, `completed`,
+    /// `verified`.
     pub event: String,
     /// A backup id, `wal-<24 hex>`, `wal-<T>` or `cluster`.
     pub subject: String,
@@ -60,7 +66,7 @@ pub struct Event {
     /// Claims: `backup`, `restore`, `prior`, `sync`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub purpose: Option<String>,
-    /// Claims of a backup that is running or copied: where its WAL begins. `adopted`, `abandon`, `restore`: the timeline that is meant.
+    /// Claims of a backup that is running or copied, and `completed`: where its WAL begins. `adopted`, `abandon`, `restore`: the timeline that is meant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<u32>,
     /// Claims of a backup that is running or copied: where its WAL begins.
@@ -90,7 +96,7 @@ pub struct Event {
     /// `gap`: the first byte that is lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_lsn: Option<Lsn>,
-    /// `gap`: the first byte behind.
+    /// `gap`: the first byte behind; `completed`: the stop LSN.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to_lsn: Option<Lsn>,
     /// `segment_size`.
@@ -196,6 +202,16 @@ impl<'a> Writer<'a> {
         self.record(store, layout, &damaged).map(|_| ())
     }
 
+    /// The event that says that a backup is complete.
+    pub fn completed(&self, root: &BackupRoot) -> Event {
+        Event {
+            timeline: Some(root.start_timeline),
+            start_lsn: Some(root.start_lsn),
+            to_lsn: Some(root.stop_lsn),
+            ..self.event("completed", &root.id.to_string())
+        }
+    }
+
     /// The event that says that `object` is damaged.
     pub fn damaged(&self, subject: &str, object: &str, detail: &str) -> Event {
         Event {
@@ -204,6 +220,38 @@ impl<'a> Writer<'a> {
             ..self.event("damaged", subject)
         }
     }
+}
+
+/// The WAL of a backup that was completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Completed {
+    /// Timeline at its start.
+    pub timeline: TimelineId,
+    /// Where its replay begins.
+    pub start_lsn: Lsn,
+    /// Its stop LSN.
+    pub stop_lsn: Lsn,
+}
+
+/// What the events of a backup say of its completion; none where they do not tell.
+pub fn completed(events: &[Recorded]) -> Option<Completed> {
+    let of = |e: &Recorded| {
+        let e = Some(&e.event)
+            .filter(|e| e.event == "completed")
+            .filter(|_| e.counts())?;
+        Some(Completed {
+            timeline: TimelineId::new(e.timeline?)?,
+            start_lsn: e.start_lsn?,
+            stop_lsn: e.to_lsn?,
+        })
+    };
+    events.iter().find_map(of)
+}
+
+/// The completed backup of these events, where its root is not there: it is lost, unless a mark shows that it was deleted.
+pub fn lost(events: &[Recorded]) -> Option<Completed> {
+    let is_marked = !standing(events, "expire", "unexpire").is_empty();
+    completed(events).filter(|_| !is_marked)
 }
 
 /// 32 hexadecimal digits.
@@ -334,6 +382,26 @@ pub fn standing<'a>(events: &'a [Recorded], kind: &str, ended_by: &str) -> Vec<&
     events
         .iter()
         .filter(|e| e.event.event == kind && e.counts() && !ended(e))
+        .collect()
+}
+
+/// When a claim ends by itself.
+pub fn end(claim: &Recorded, now: TimestampTz) -> TimestampTz {
+    match claim.event.seconds {
+        Some(seconds) => {
+            let since = claim.since(now);
+            since.saturating_add(Duration::from_secs(seconds))
+        }
+        // A claim without an end is one that never ends by itself.
+        None => TimestampTz::INFINITY,
+    }
+}
+
+/// Claims that are neither released, nor replaced, nor over.
+pub fn live_claims(events: &[Recorded], now: TimestampTz) -> Vec<&Recorded> {
+    standing(events, "claim", "release")
+        .into_iter()
+        .filter(|claim| end(claim, now) > now)
         .collect()
 }
 

@@ -46,6 +46,10 @@ pub struct Inventory {
     pub backups: Vec<Backup>,
     /// Backups whose root cannot be read.
     pub unreadable: Vec<Unreadable>,
+    /// The registration is lost: what other objects tell stands in its place.
+    pub is_unregistered: bool,
+    /// Backups that were completed, whose roots are not there, and that no mark shows to have been deleted.
+    pub lost: Vec<BackupId>,
     /// Timelines of which something is archived.
     pub timelines: BTreeMap<TimelineId, Timeline>,
     /// Segments that a check found damaged, and that no event says were healed.
@@ -267,6 +271,8 @@ impl Inventory {
             system_identifier: registration.system_identifier,
             major: registration.major,
             segment_size,
+            is_unregistered: registration.is_lost,
+            lost: lost_backups(repository, &layout, &backups, &unreadable)?,
             backups,
             unreadable,
             timelines: read_timelines(repository, &layout, segment_size)?,
@@ -295,6 +301,8 @@ impl Inventory {
             system_identifier,
             major: registration.major,
             segment_size,
+            is_unregistered: registration.is_lost,
+            lost: Vec::new(),
             backups: Vec::new(),
             unreadable: Vec::new(),
             timelines: read_timelines(repository, &layout, segment_size)?,
@@ -471,6 +479,36 @@ fn read_backups(
         }
     }
     Ok((backups, unreadable))
+}
+
+/// The backups that were completed and have no root: looked for among the subjects of events.
+fn lost_backups(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    backups: &[Backup],
+    unreadable: &[Unreadable],
+) -> Result<Vec<BackupId>> {
+    let store = repository.store();
+    let mut lost = Vec::new();
+    for listed in store.list(&layout.events())? {
+        let Ok(id) = listed.name.parse::<BackupId>() else {
+            continue;
+        };
+        let is_known = backups.iter().any(|b| b.id == id) || unreadable.iter().any(|u| u.id == id);
+        // A tombstone stands in the place of a root that never was.
+        if is_known || store.head(&layout.manifest(&id))?.is_some() {
+            continue;
+        }
+        // Read after the root was looked for: one that was deleted has been marked before.
+        match event::read_all(store, layout, &listed.name) {
+            Ok(events) if event::lost(&events).is_some() => lost.push(id),
+            Ok(_) => {}
+            Err(e) if is_damage(e.code()) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    lost.sort();
+    Ok(lost)
 }
 
 fn is_damage(code: Code) -> bool {

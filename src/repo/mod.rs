@@ -11,8 +11,11 @@ pub mod container;
 #[cfg(feature = "full")]
 pub mod decision;
 #[cfg(feature = "full")]
+pub mod deletion;
+#[cfg(feature = "full")]
 pub mod edge;
 pub mod event;
+mod evidence;
 #[cfg(feature = "full")]
 pub mod facts;
 #[cfg(feature = "full")]

@@ -7,12 +7,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::event::{self, Event};
-use super::json;
 use super::layout::{self, ClusterLayout};
 use super::link::Mark;
+use super::{evidence, json};
 use crate::config::Encryption;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::store::{Key, Published, Store, get};
@@ -75,6 +75,9 @@ pub struct Registration {
     pub first_seen: TimestampTz,
     /// What a reader must know.
     pub features: Vec<String>,
+    /// `cluster.json` is not there: this is what other objects tell. Readers take it; nothing is written under it.
+    #[serde(skip)]
+    pub is_lost: bool,
 }
 
 /// The kind in the JSON of a registration.
@@ -257,12 +260,16 @@ impl Repository {
         Ok(names)
     }
 
-    /// Registrations under a name, oldest first.
+    /// Registrations under a name, oldest first; of one that is lost, what the cluster's other objects tell.
+    ///
+    /// # Errors
+    /// `Damaged` when one is; what the store says.
     pub fn registrations(&self, name: &str) -> Result<Vec<Registration>> {
         let mut found = Vec::new();
         let mut forged = None;
         for layout in self.clusters(name)? {
             let Some(bytes) = self.stored_registration(&layout)? else {
+                found.extend(evidence::registration(self.store(), &layout)?);
                 continue;
             };
             let read = check_registration(self.store(), &layout, &bytes);
@@ -302,6 +309,20 @@ impl Repository {
         bytes
             .map(|bytes| check_registration(self.store(), layout, &bytes))
             .transpose()
+    }
+
+    /// As [`Repository::require`], for those who only read: also a cluster whose registration is lost.
+    ///
+    /// # Errors
+    /// Those of [`Repository::require`].
+    pub fn require_readable(&self, layout: &ClusterLayout) -> Result<Registration> {
+        let required = self.require(layout);
+        match &required {
+            Err(e) if e.code() == Code::WrongCluster => {
+                evidence::registration(self.store(), layout)?.map_or(required, Ok)
+            }
+            _ => required,
+        }
     }
 
     fn stored_registration(&self, layout: &ClusterLayout) -> Result<Option<Vec<u8>>> {
@@ -399,6 +420,14 @@ impl Repository {
     }
 
     fn wrong_cluster(&self, layout: &ClusterLayout) -> Result<Error> {
+        if evidence::registration(self.store(), layout)?.is_some() {
+            return Ok(err!(
+                WrongCluster,
+                "the registration \"{}\" is missing, although the repository holds the cluster",
+                layout.cluster()
+            )
+            .hint("Nothing was stored. What is there can be read and restored. Register the cluster again on its host, with its data directory: pitr init"));
+        }
         let known: Vec<String> = self
             .registrations(layout.name())?
             .iter()

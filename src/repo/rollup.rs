@@ -783,6 +783,7 @@ mod tests {
                 wal_block_size_bytes: 8192,
                 first_seen: now,
                 features: Vec::new(),
+                is_lost: false,
             })
             .unwrap();
         let mut bytes = craft.bytes.clone();

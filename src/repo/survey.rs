@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::backup::{self, BackupRoot, Tombstone};
-use super::event::{self, Recorded};
+use super::event::{self, Completed, Recorded};
 use super::facts::Runs;
 use super::inventory::{self, HistoryFile, Timeline};
 use super::json;
@@ -67,6 +67,24 @@ pub struct Subject {
 }
 
 impl Subject {
+    /// The completed backup whose root is lost, if this is one.
+    pub fn lost(&self) -> Option<Completed> {
+        match self.manifest {
+            Manifest::Absent => event::lost(&self.events),
+            _ => None,
+        }
+    }
+
+    /// Whether there is more of a backup than a failed one leaves as a rule, without a root, and nobody works on it.
+    pub fn may_be_lost(&self, now: TimestampTz) -> bool {
+        let has_end = self.has_server_manifest || !self.layers.is_empty();
+        self.manifest == Manifest::Absent
+            && has_end
+            && self.lost().is_none()
+            && event::standing(&self.events, "expire", "unexpire").is_empty()
+            && event::live_claims(&self.events, now).is_empty()
+    }
+
     /// The reservation of the id.
     pub fn begin(&self) -> Option<&Recorded> {
         self.events.iter().find(|e| e.name == "begin")
@@ -104,6 +122,8 @@ pub struct Root {
     pub history: Option<History>,
     /// Server's clock at the stop.
     pub stop_time: TimestampTz,
+    /// When the store received the root.
+    pub stored: TimestampTz,
     /// Raw bytes of all files.
     pub size_bytes: u64,
     /// Bytes that it added to the repository.
@@ -121,7 +141,7 @@ pub struct Root {
 }
 
 impl Root {
-    fn reduce(root: &BackupRoot) -> Result<Root> {
+    fn reduce(root: &BackupRoot, stored: TimestampTz) -> Result<Root> {
         let damaged = |what: &str| crate::err!(Damaged, "backup \"{}\": {what}", root.id);
         let timeline = |n: u32| TimelineId::new(n).ok_or_else(|| damaged("timeline 0"));
         root.check_positions()?;
@@ -139,6 +159,7 @@ impl Root {
             timeline: own,
             history,
             stop_time: root.stop_time,
+            stored,
             size_bytes: root.size_bytes,
             stored_bytes: root.stored_bytes,
             damage: root.is_damaged().then(|| {
@@ -232,6 +253,7 @@ impl Survey {
         // Events before roots: a backup that commits meanwhile is then seen as running or as committed, never as neither.
         reading.events()?;
         reading.manifests()?;
+        reading.lost()?;
         reading.parts(PartKind::Layer)?;
         reading.parts(PartKind::Pack)?;
         reading.ages()?;
@@ -329,14 +351,28 @@ impl Reading<'_> {
         Ok(())
     }
 
+    /// Looks again at backups that were completed and have no root: one that was deleted meanwhile has been marked before.
+    fn lost(&mut self) -> Result<()> {
+        let absent =
+            |s: &Subject| s.manifest == Manifest::Absent && event::lost(&s.events).is_some();
+        for (id, subject) in self.survey.ids.iter_mut().filter(|(_, s)| absent(s)) {
+            let read = event::read_all(self.store, self.layout, &id.to_string());
+            if let Some(events) = found(read, &mut self.survey.unreadable)? {
+                subject.events = events;
+            }
+        }
+        Ok(())
+    }
+
     fn manifest(&mut self, id: &BackupId) -> Result<Manifest> {
         let key = self.layout.manifest(id);
         let Some(meta) = self.store.head(&key)? else {
             return Ok(Manifest::Absent);
         };
         self.dated(meta.modified, &key);
+        let reduce = |root: BackupRoot| Root::reduce(&root, meta.modified);
         let read = BackupRoot::read(self.store, self.layout, id)
-            .and_then(|root| root.as_ref().map(Root::reduce).transpose());
+            .and_then(|root| root.map(reduce).transpose());
         Ok(match found(read, &mut self.survey.unreadable)? {
             Some(Some(root)) => Manifest::Committed(Box::new(root)),
             Some(None) if is_tombstone(self.store, &key)? => Manifest::Tombstone(meta.modified),

@@ -352,6 +352,7 @@ fn register(
         wal_block_size_bytes: control.wal_block_size,
         first_seen: (around.clock)(),
         features: Vec::new(),
+        is_lost: false,
     })?;
     Ok(())
 }

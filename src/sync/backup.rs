@@ -12,7 +12,7 @@ use crate::repo::claim::Claim;
 use crate::repo::container::Kind;
 use crate::repo::event;
 use crate::repo::json;
-use crate::repo::layout::{BackupId, PartName};
+use crate::repo::layout::{self, BackupId, PartName};
 use crate::snapshot::layer::Layer;
 use crate::snapshot::pack::PackReader;
 use crate::snapshot::reader::Snapshot;
@@ -75,6 +75,8 @@ impl Transfer<'_> {
         let mut there = Claim::take((to, &self.layout), self.writer(), id, "sync", start)?;
         let here = Claim::take((from, &self.layout), self.writer(), id, "sync", start);
         let mut here = Claim::if_possible(here, (from, id), "while it is copied", self.progress)?;
+        // What it deletes meanwhile is found missing below, and copied by the next run.
+        self.wait_for_deletion(&mut || there.keep())?;
         let copied = self.copy_content(&root, &bytes, wal, &mut there, here.as_mut());
         if let Some(here) = here {
             here.release(self.progress);
@@ -140,7 +142,34 @@ impl Transfer<'_> {
             }
         }
         there.check()?;
-        self.commit(root, bytes)
+        if !self.commit(root, bytes)? {
+            return Ok(false);
+        }
+        if let Err(e) = self.copy_completed(root, &events) {
+            self.progress.warn(&format!(
+                "backup {} is copied, but that could not be recorded: should its root be lost there, nothing will tell ({e})",
+                root.id
+            ));
+        }
+        Ok(true)
+    }
+
+    /// Records there that the root exists: by the event of here, which needs no key, else by an own one, where it can be proven.
+    fn copy_completed(&self, root: &BackupRoot, events: &[event::Recorded]) -> Result<()> {
+        let id = root.id.to_string();
+        let known = events
+            .iter()
+            .find(|e| e.event.event == "completed" && !e.is_doubted);
+        if let Some(known) = known {
+            return self.copy_event(&self.layout.event(&id, &known.name)?);
+        }
+        let is_provable =
+            !self.is_sealed() || self.to.store().mac(&layout::marker(), b"")?.is_some();
+        if is_provable {
+            let writer = self.writer();
+            writer.record(self.to.store(), &self.layout, &writer.completed(root))?;
+        }
+        Ok(())
     }
 
     /// Requires that the WAL in a repository is that of the backup's own server, by the segments in which it starts and stops.

@@ -19,6 +19,7 @@ use crate::pg::time::TimestampTz;
 use crate::plan::lacking::{Lacking, lacking};
 use crate::progress::Progress;
 use crate::repo::clock;
+use crate::repo::deletion;
 use crate::repo::event::{self, Writer};
 use crate::repo::json;
 use crate::repo::layout::{BackupId, ClusterLayout};
@@ -166,6 +167,19 @@ impl<'a> Transfer<'a> {
             )
             .hint("Nothing was copied: the same names mean other positions there.")),
         }
+    }
+
+    /// Waits until nobody deletes WAL on the other side: what is planned then is still there when it is proven.
+    ///
+    /// # Errors
+    /// What the store says; `Interrupted`; those of `tick`.
+    pub fn wait_for_deletion(&self, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let mut tick = || {
+            self.check_stop()?;
+            tick()
+        };
+        let there = (self.to.store(), &self.layout);
+        deletion::wait(there, self.clock, self.progress, &mut tick)
     }
 
     /// What the other side lacks. Nothing is changed.

@@ -99,8 +99,15 @@ fn reservations(work: &Work<'_>, survey: &Survey) -> Result<()> {
 /// Others under the same name: they decide which cluster is meant, and how large its segments are.
 fn registrations(work: &Work<'_>) -> Result<()> {
     for other in work.what.repository.clusters(work.layout.name())? {
+        let key = other.cluster();
         let read = work.what.repository.registration(&other);
-        work.settle(read, other.cluster().as_str(), About::Other)?;
+        if let Some(None) = work.settle(read, key.as_str(), About::Other)? {
+            let readable = work.what.repository.require_readable(&other);
+            if readable.is_ok_and(|r| r.is_lost) {
+                let detail = "the registration is not there: archiving and backups are refused (A121), and older versions read nothing of the cluster. On its host, with its data directory: pitr init";
+                work.find(FindingKind::Missing, key.as_str(), detail, About::Other);
+            }
+        }
     }
     Ok(())
 }

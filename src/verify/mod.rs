@@ -166,6 +166,8 @@ impl Verify<'_> {
             unlinked: AtomicU64::new(0),
             unproven: AtomicU64::new(0),
         };
+        let lost = self.lost(&survey);
+        find_lost(&work, &survey, &lost);
         if self.backup.is_none() {
             keys::check(&work, &survey)?;
             files::check(&work, &survey)?;
@@ -187,11 +189,12 @@ impl Verify<'_> {
         let mut tree = Tree::new(&survey);
         tree.trust_all();
         let is_there = |id: &BackupId| {
-            let manifest = survey.ids.get(id).map(|s| &s.manifest);
+            let subject = survey.ids.get(id);
+            let manifest = subject.map(|s| &s.manifest);
             matches!(
                 manifest,
                 Some(Manifest::Committed(_) | Manifest::Unreadable)
-            )
+            ) || subject.is_some_and(|s| s.lost().is_some())
         };
         work.forget(|about| match about {
             About::Backup(id) => !is_there(id),
@@ -199,8 +202,17 @@ impl Verify<'_> {
         });
         let chosen: Vec<BackupId> = chosen.into_iter().filter(is_there).collect();
         cost::add_gaps(&work, &survey, &mut tree, &chosen);
-        let report = cost::report(work, &survey, &tree, &chosen);
+        let mut report = cost::report(work, &survey, &tree, &chosen);
+        let lost = lost.into_iter().filter(is_there).map(|id| (id, false));
+        report.backups.extend(lost);
         Ok(self.record(&survey, report))
+    }
+
+    /// The backups that were completed and whose roots are lost: the one asked for, or all.
+    fn lost(&self, survey: &Survey) -> Vec<BackupId> {
+        let all = survey.ids.iter().filter(|(_, s)| s.lost().is_some());
+        let wanted = all.filter(|(id, _)| self.backup.as_ref().is_none_or(|w| w == *id));
+        wanted.map(|(id, _)| id.clone()).collect()
     }
 
     /// The backups to read: the one asked for, or all.
@@ -217,6 +229,7 @@ impl Verify<'_> {
         };
         match manifest(id) {
             Some(Manifest::Committed(_)) => Ok(vec![id.clone()]),
+            _ if survey.ids.get(id).is_some_and(|s| s.lost().is_some()) => Ok(Vec::new()),
             Some(Manifest::Unreadable) => {
                 Err(err!(Damaged, "the root of backup \"{id}\" cannot be read")
                     .hint("This backup is lost.\nRun pitr verify to see what else is."))
@@ -265,8 +278,14 @@ impl Verify<'_> {
                 }
             }
         }
+        let whole = report.backups.iter().filter(|(_, whole)| *whole);
+        let verified: Vec<&BackupId> = whole
+            .map(|(id, _)| id)
+            .filter(|id| self.repository_may_prove() && !is_verified(survey, id))
+            .collect();
         let result = self.require_proof(&damaged);
         let result = result.and_then(|()| self.write_events(survey, &damaged, &known));
+        let result = result.and_then(|()| self.write_verified(&verified));
         if let Err(e) = result {
             report.warnings.push(format!(
                 "what was found could not be recorded in the repository: {e}"
@@ -275,12 +294,27 @@ impl Verify<'_> {
         report
     }
 
-    /// What somebody says who has no MAC key does not count where one is, and would be found as forged.
-    fn require_proof(&self, damaged: &BTreeMap<String, (String, String)>) -> Result<()> {
-        let is_encrypted = self.repository.marker().key_set.is_some();
+    /// Whether what this process records counts: who has no MAC key where one is would be found to have forged it.
+    fn repository_may_prove(&self) -> bool {
         let key = crate::repo::layout::marker();
-        if damaged.is_empty() || !is_encrypted || self.repository.store().mac(&key, b"")?.is_some()
-        {
+        let is_encrypted = self.repository.marker().key_set.is_some();
+        !is_encrypted || matches!(self.repository.store().mac(&key, b""), Ok(Some(_)))
+    }
+
+    /// Records which backups passed whole, once each: expire lets older ones go only then.
+    fn write_verified(&self, ids: &[&BackupId]) -> Result<()> {
+        let layout =
+            ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
+        let writer = Writer::new(self.clock, self.random);
+        for id in ids {
+            let verified = writer.event("verified", &id.to_string());
+            writer.record(self.repository.store(), &layout, &verified)?;
+        }
+        Ok(())
+    }
+
+    fn require_proof(&self, damaged: &BTreeMap<String, (String, String)>) -> Result<()> {
+        if damaged.is_empty() || self.repository_may_prove() {
             return Ok(());
         }
         Err(err!(Key, "the MAC key of its key set is not configured"))
@@ -326,6 +360,30 @@ fn unproven(count: u64) -> String {
     format!(
         "no proof of its WAL: {count} backups (an older pitr took them); a clone's WAL in its place is not noticed"
     )
+}
+
+/// Finds what is missing of backups that were completed, and warns of what may be one.
+fn find_lost(work: &Work<'_>, survey: &Survey, lost: &[BackupId]) {
+    for id in lost {
+        let key = work.layout.manifest(id);
+        work.find(
+            FindingKind::Missing,
+            key.as_str(),
+            format!("the backup was complete, and its root is not there. Where another repository has the backup, \"pitr repo sync\" brings it back; else give it up: pitr expire --give-up {id}"),
+            About::Backup(id.clone()),
+        );
+    }
+    let now = (work.what.clock)();
+    let may_be = survey.ids.iter().filter(|(_, s)| s.may_be_lost(now));
+    for (id, _) in may_be.filter(|_| work.what.backup.is_none()) {
+        work.warn(format!(
+            "backup \"{id}\" is incomplete, or its root is lost: it cannot be restored. Where another repository has the backup, \"pitr repo sync\" brings it back; else pitr expire deletes what is left of it"
+        ));
+    }
+}
+
+fn is_verified(survey: &Survey, id: &BackupId) -> bool {
+    !event::standing(events_of(survey, &id.to_string()), "verified", "").is_empty()
 }
 
 fn events_of<'a>(survey: &'a Survey, subject: &str) -> &'a [Recorded] {

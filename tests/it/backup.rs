@@ -261,7 +261,7 @@ fn quiet_commands_are_silent_when_all_goes_well() {
     for args in [
         &["backup"][..],
         &["backup"],
-        &["expire", "--keep", "1", "--confirm"],
+        &["expire", "--min-age", "0s", "--keep", "1", "--confirm"],
         &["verify"],
     ] {
         let run = quiet(args).success();
@@ -278,7 +278,7 @@ fn quiet_commands_are_silent_when_all_goes_well() {
             .stdout
             .contains("recovery: any moment")
     );
-    quiet(&["expire", "--keep", "1", "--dry-run"])
+    quiet(&["expire", "--min-age", "0s", "--keep", "1", "--dry-run"])
         .success()
         .expect_stdout("deleted after");
     let name = cluster.archive_now();

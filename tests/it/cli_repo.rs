@@ -22,6 +22,7 @@ fn repository(sandbox: &Sandbox, name: &str) -> std::path::PathBuf {
             wal_block_size_bytes: 8192,
             first_seen: created,
             features: Vec::new(),
+            is_lost: false,
         })
         .unwrap();
     path
@@ -101,7 +102,7 @@ fn a_repository_of_another_user_is_told_with_a_next_step() {
         &["restore", "--to", to],
         &["standby", "--to", to, "--primary-conninfo", "host=h"],
         &["verify"],
-        &["expire", "--keep", "1"],
+        &["expire", "--min-age", "0s", "--keep", "1"],
         &["repo", "show"],
         &["wal", "list"],
         &["wal", "gaps"],

@@ -206,7 +206,15 @@ fn k01_backups_under_a_jumping_clock_have_ids_of_their_own_and_the_order_of_thei
     let distinct: BTreeSet<&String> = taken.iter().collect();
     assert_eq!(distinct.len(), taken.len(), "{taken:?}");
     let shown = |args: &[&str]| site.pitr().args(args).run().success().json();
-    let expire = shown(&["expire", "--keep", "9", "--dry-run", "--json"]);
+    let expire = shown(&[
+        "expire",
+        "--min-age",
+        "0s",
+        "--keep",
+        "9",
+        "--dry-run",
+        "--json",
+    ]);
     let ids = |list: &serde_json::Value| -> Vec<String> {
         let list = list.as_array().unwrap();
         list.iter()
@@ -232,7 +240,9 @@ fn k01_expire_refuses_when_the_clocks_differ() {
         })
         .collect();
     drop(cluster);
-    let expire = site.pitr().args(["expire", "--keep", "1"]);
+    let expire = site
+        .pitr()
+        .args(["expire", "--min-age", "0s", "--keep", "1"]);
     let confirmed = expire.clone().args(["--confirm", "--json"]);
     let refused = |program: &Program| {
         let before = site.files();
@@ -283,6 +293,8 @@ fn k01_expire_refuses_when_the_clocks_differ() {
         let program = crate::common::pitr()
             .args([
                 "expire",
+                "--min-age",
+                "0s",
                 "--keep",
                 "1",
                 "--confirm",
@@ -371,6 +383,8 @@ fn c11_claims_from_the_future_count_by_the_stores_clock() {
     let expire = || {
         let args = [
             "expire",
+            "--min-age",
+            "0s",
             "--json",
             "--keep",
             "1",

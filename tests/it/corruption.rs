@@ -337,7 +337,10 @@ impl World {
             near.retain(|k| of.is_some_and(|id| k.contains(&id.to_string())));
         }
         let all = self.objects.iter();
+        // Of a backup that is left out nothing says that it was complete: its root would be missing.
+        let is_of = |k: &str| k == key || of.is_some_and(|id| k.contains(&id.to_string()));
         let kept = all.filter(|(k, _)| is_small(k) || near.contains(k));
+        let kept = kept.filter(|(k, _)| !k.contains("-completed-") || is_of(k));
         let kept = kept.map(|(k, bytes)| (k.clone(), bytes.clone()));
         (kept.collect(), backup.cloned())
     }

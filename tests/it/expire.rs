@@ -31,7 +31,15 @@ fn with_backups(major: u32, count: usize) -> (Site, Cluster, Vec<String>) {
 /// `pitr expire` on a copy of the repository.
 fn expire_in(repository: &Path) -> Program {
     pitr()
-        .args(["expire", "--json", "--cluster", "main", "--repository"])
+        .args([
+            "expire",
+            "--min-age",
+            "0s",
+            "--json",
+            "--cluster",
+            "main",
+            "--repository",
+        ])
         .arg(repository)
 }
 
@@ -154,7 +162,7 @@ fn predicted(run: &Run, prefix: &str) -> BTreeSet<String> {
 
 fn x08_expire_deletes_what_the_dry_run_showed(major: u32) {
     let (site, cluster, ids) = with_backups(major, 3);
-    let expire = || site.pitr().arg("expire");
+    let expire = || site.pitr().args(["expire", "--min-age", "0s"]);
     let before = files(site.repository());
 
     // Without a word nothing happens.
@@ -360,7 +368,15 @@ fn what_a_killed_check_left_is_taken_back_after_a_day() {
     };
     assert_eq!(left().len(), 2);
     let expire = || {
-        let confirmed = ["expire", "--keep", "1", "--confirm", "--quiet"];
+        let confirmed = [
+            "expire",
+            "--min-age",
+            "0s",
+            "--keep",
+            "1",
+            "--confirm",
+            "--quiet",
+        ];
         // Without a backup no WAL goes, which is no success.
         still.site.pitr().args(confirmed).run().expect_code(6);
     };
@@ -398,7 +414,7 @@ fn x01_leftovers_go_and_a_damaged_backup_does_not_count() {
     }
     let expire = |args: &[&str]| {
         site.pitr()
-            .args(["expire", "--json"])
+            .args(["expire", "--min-age", "0s", "--json"])
             .args(args)
             .privileged()
     };
@@ -472,7 +488,15 @@ fn x02_an_aborted_backup_goes_behind_a_tombstone_and_can_never_commit() {
     let expire = || {
         let run = site
             .pitr()
-            .args(["expire", "--json", "--keep", "1", "--confirm"])
+            .args([
+                "expire",
+                "--min-age",
+                "0s",
+                "--json",
+                "--keep",
+                "1",
+                "--confirm",
+            ])
             .privileged()
             .run();
         let clusters = run.json()["clusters"][0].clone();

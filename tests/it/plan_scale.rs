@@ -317,6 +317,7 @@ pub fn repository(folder: &Path, count: u64, real: &[u64]) -> Lsn {
             wal_block_size_bytes: 8192,
             first_seen: TimestampTz(0),
             features: Vec::new(),
+            is_lost: false,
         })
         .unwrap();
     let layout = ClusterLayout::new("main", IDENTIFIER).unwrap();

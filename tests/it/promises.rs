@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::{Cluster, Site, paths_below};
-use crate::per_major;
+use serde_json::Value;
+
+use crate::common::{Cluster, PATIENCE, Program, Run, Site, fault, paths_below, wait_until};
+use crate::several::Two;
+use crate::{per_major, require_strace};
 
 /// Archives what was written, with a backup before it; returns its id.
 fn backup(site: &Site) -> String {
@@ -192,4 +195,411 @@ fn a12_a_target_behind_the_archived_wal_needs_allow_end() {
     copy.start();
     copy.wait_promoted();
     assert_eq!(copy.query_one_string("select count(*) from t"), "101");
+}
+
+/// A cluster with three backups and WAL between them, and their ids.
+fn three_backups() -> (Site, Cluster, Vec<String>) {
+    let (site, cluster) = Site::with_cluster(15);
+    cluster.sql("create table t (a int, b text)");
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        cluster.sql("insert into t select g, repeat('x', 200) from generate_series(1, 6000) g");
+        cluster.archive_now();
+        ids.push(backup(&site));
+    }
+    cluster.archive_now();
+    (site, cluster, ids)
+}
+
+/// `pitr expire` without a minimum age.
+fn expire(site: &Site, keep: u32) -> Program {
+    let program = site.pitr().args(["expire", "--json", "--min-age", "0s"]);
+    program
+        .args(["--grace", "0s", "--keep"])
+        .arg(keep.to_string())
+}
+
+/// The objects below a part of the cluster's folder.
+fn objects(site: &Site, part: &str) -> Vec<PathBuf> {
+    paths_below(&site.cluster_folder().join(part))
+}
+
+fn lose_root(site: &Site, id: &str) -> PathBuf {
+    let root = site
+        .cluster_folder()
+        .join("backups")
+        .join(id)
+        .join("manifest");
+    let aside = site.sandbox().join(&format!("aside-{id}"));
+    std::fs::rename(root, &aside).unwrap();
+    aside
+}
+
+fn segments(run: &Run) -> u64 {
+    run.json()["clusters"][0]["segments"].as_u64().unwrap()
+}
+
+#[test]
+fn a13_a_complete_backup_whose_root_is_gone_is_damage() {
+    let (site, _cluster, ids) = three_backups();
+    // What lies before the first backup is nobody's.
+    expire(&site, 3).arg("--confirm").run().success();
+    let all = || {
+        (
+            objects(&site, "packs"),
+            objects(&site, "layers"),
+            objects(&site, "wal"),
+        )
+    };
+    let before = all();
+    let would_go = segments(&expire(&site, 2).arg("--dry-run").run().success());
+    assert!(would_go > 0, "the first backup has WAL of its own");
+    let aside = lose_root(&site, &ids[0]);
+
+    let run = site.pitr().args(["verify", "--json"]).run().expect_code(4);
+    let found = run.json()["clusters"][0].clone();
+    assert_eq!(found["findings"][0]["kind"], "missing", "{run}");
+    assert!(
+        found["findings"][0]["object"].to_string().contains(&ids[0]),
+        "{run}"
+    );
+    assert_eq!(found["finding_count"], 1, "{run}");
+    let backups = found["backups"].as_array().unwrap();
+    let restorable: Vec<bool> = backups.iter().map(|b| b["restorable"] == true).collect();
+    assert_eq!(restorable, [true, true, false], "{run}");
+    let only = site.pitr().args(["verify", "--backup", &ids[0]]).run();
+    only.expect_code(4).expect_stdout("its root is not there");
+    let info = site.pitr().args(["info", "--json"]).run().expect_code(6);
+    let lost = info.json()["clusters"][0]["lost_backups"].clone();
+    assert_eq!(lost, serde_json::json!([ids[0]]), "{info}");
+    let doctor = site.pitr().arg("doctor").run().expect_code(1);
+    doctor
+        .expect_stdout("lost backups")
+        .expect_stdout("--give-up");
+    let plan = site.pitr().args(["plan", "--backup", &ids[0]]).run();
+    plan.expect_code(1).expect_stderr("its root is not there");
+
+    // Expire keeps all that it would need, and says so.
+    let run = expire(&site, 2).arg("--confirm").run().success();
+    assert_eq!(segments(&run), 0, "{run}");
+    assert!(
+        run.json()["clusters"][0]["warnings"]
+            .to_string()
+            .contains("its root is lost")
+    );
+    assert_eq!(all(), before);
+    // Put back, the backup is whole: nothing was deleted.
+    let root = site
+        .cluster_folder()
+        .join("backups")
+        .join(&ids[0])
+        .join("manifest");
+    std::fs::rename(&aside, &root).unwrap();
+    site.pitr().arg("verify").run().success();
+    site.pitr().arg("info").run().success();
+    lose_root(&site, &ids[0]);
+
+    // Given up, it is marked, and goes with the next run.
+    let give_up = expire(&site, 2).args(["--give-up", &ids[0], "--confirm"]);
+    let run = give_up.run().success();
+    assert_eq!(
+        run.json()["clusters"][0]["marks"][0],
+        ids[0].as_str(),
+        "{run}"
+    );
+    expire(&site, 2).arg("--confirm").run().success();
+    let run = site.pitr().args(["verify", "--json"]).run().success();
+    assert_eq!(
+        run.json()["clusters"][0]["backups"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    assert!(!site.cluster_folder().join("packs").join(&ids[0]).exists());
+    site.pitr().arg("info").run().success();
+}
+
+#[test]
+fn a13_of_an_old_backup_without_a_root_a_warning_tells() {
+    let (site, _cluster, ids) = three_backups();
+    // As an older version wrote it.
+    for event in objects(&site, &format!("events/{}", ids[0])) {
+        if event.to_string_lossy().contains("-completed-") {
+            std::fs::remove_file(event).unwrap();
+        }
+    }
+    lose_root(&site, &ids[0]);
+    let run = site.pitr().args(["verify", "--json"]).run().success();
+    let warnings = run.json()["clusters"][0]["warnings"].to_string();
+    assert!(
+        warnings.contains("is incomplete, or its root is lost"),
+        "{run}"
+    );
+    assert!(warnings.contains(&ids[0]), "{run}");
+    let run = expire(&site, 2).arg("--dry-run").run().success();
+    let warnings = run.json()["clusters"][0]["warnings"].to_string();
+    assert!(
+        warnings.contains("is incomplete, or its root is lost"),
+        "{run}"
+    );
+}
+
+#[test]
+fn a13_a_deletion_that_was_cut_short_is_no_damage() {
+    require_strace!("a13_a_deletion_that_was_cut_short_is_no_damage");
+    let (site, _cluster, ids) = three_backups();
+    let root = site
+        .cluster_folder()
+        .join("backups")
+        .join(&ids[0])
+        .join("manifest");
+    let mut cut = 0;
+    for nth in 1..12 {
+        let program = expire(&site, 2).arg("--confirm");
+        let kill = fault::Fault::kill("unlink,unlinkat").at(nth);
+        let (_, fired) = fault::inject(&program, &kill);
+        if !root.exists() {
+            cut += fired;
+        }
+        site.pitr().arg("verify").run().success();
+        site.pitr().arg("info").run().success();
+    }
+    assert!(cut > 0, "no run was killed behind the deletion of the root");
+    expire(&site, 2).arg("--confirm").run().success();
+    assert!(!site.cluster_folder().join("packs").join(&ids[0]).exists());
+}
+
+/// The process that runs below strace.
+fn traced(strace: u32) -> rustix::process::Pid {
+    let children = std::fs::read_to_string(format!("/proc/{strace}/task/{strace}/children"));
+    let child = children.unwrap().split_whitespace().next().unwrap().parse();
+    rustix::process::Pid::from_raw(child.unwrap()).unwrap()
+}
+
+#[test]
+fn a15_no_wal_is_deleted_that_a_sync_proves_meanwhile() {
+    require_strace!("a15_no_wal_is_deleted_that_a_sync_proves_meanwhile");
+    // The first has two older backups, the second their WAL and a newer backup.
+    let two = Two::new();
+    let first = two.first();
+    for _ in 0..2 {
+        two.work(6000);
+        two.site
+            .pitr()
+            .args(["backup", "--repository", &first])
+            .run()
+            .success();
+    }
+    two.cluster.archive_now();
+    two.work(6000);
+    two.site
+        .pitr()
+        .args(["backup", "--repository", "second"])
+        .run()
+        .success();
+    two.cluster.archive_now();
+    // Expire stands still in the middle of its deletions.
+    let expire = two
+        .site
+        .pitr()
+        .args(["expire", "--keep", "1", "--confirm", "--min-age", "0s"]);
+    let expire = expire.args(["--grace", "0s", "--repository", "second"]);
+    let calls = "unlink,unlinkat";
+    let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "--trace", calls].map(str::to_owned);
+    let mut strace = strace.to_vec();
+    strace.push(format!("--inject={calls}:signal=SIGSTOP:when=2"));
+    strace.push("--".into());
+    let expire = expire.under(strace).spawn();
+    let claims = || paths_below(&two.second.join("clusters"));
+    wait_until(PATIENCE, "expire deletes", || {
+        claims()
+            .iter()
+            .any(|p| p.to_string_lossy().contains("events/cluster/"))
+    });
+    let mut sync = two
+        .site
+        .pitr()
+        .args(["repo", "sync", "--all", "--to", "second"])
+        .spawn();
+    wait_until(PATIENCE, "sync waits for expire", || {
+        sync.is_done() || sync.stderr().contains("waiting until it has ended")
+    });
+    assert!(!sync.is_done(), "{}", sync.stderr());
+    let stopped = || {
+        let stat = std::fs::read_to_string(format!(
+            "/proc/{}/stat",
+            traced(expire.pid()).as_raw_nonzero()
+        ));
+        stat.is_ok_and(|s| s.contains(") t ") || s.contains(") T "))
+    };
+    wait_until(PATIENCE, "expire stands still", stopped);
+    rustix::process::kill_process(traced(expire.pid()), rustix::process::Signal::CONT).unwrap();
+    let run = expire.wait().success();
+    assert!(run.stdout.contains("segments, "), "{run}");
+    sync.wait().success();
+    let run = two
+        .site
+        .pitr()
+        .args(["verify", "--json", "--repository", "second"])
+        .run()
+        .success();
+    let backups = run.json()["clusters"][0]["backups"].clone();
+    let restorable = |b: &Value| b["restorable"] == true;
+    assert_eq!(backups.as_array().unwrap().len(), 3, "{run}");
+    assert!(backups.as_array().unwrap().iter().all(restorable), "{run}");
+    let left = claims()
+        .into_iter()
+        .filter(|p| p.to_string_lossy().contains("events/cluster/"));
+    assert_eq!(left.count(), 0, "expire ends its claim");
+}
+
+#[test]
+fn a9_l12_doctor_misses_what_the_server_says_is_archived() {
+    let (site, cluster) = Site::with_cluster(15);
+    cluster.sql("create table t (a int)");
+    backup(&site);
+    for n in 0..3 {
+        cluster.sql(&format!("insert into t values ({n})"));
+        cluster.archive_now();
+    }
+    let well = site.pitr().arg("doctor").run();
+    assert!(well.stdout.contains("as the server says"), "{well}");
+    // Yesterday's copy of the repository.
+    let older = site.sandbox().join("older");
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(site.repository())
+        .arg(&older)
+        .status();
+    assert!(copied.unwrap().success());
+    let mut lost = Vec::new();
+    for n in 10..12 {
+        cluster.sql(&format!("insert into t values ({n})"));
+        lost.push(cluster.archive_now());
+    }
+    std::fs::remove_dir_all(site.repository()).unwrap();
+    std::fs::rename(&older, site.repository()).unwrap();
+    let doctor = || site.pitr().arg("doctor").run();
+    let run = doctor().expect_code(1).expect_stdout("2 segments missing");
+    assert!(
+        run.stdout.contains(&format!("the first {}", lost[0])),
+        "{run}"
+    );
+    let wal = cluster.pgdata().join("pg_wal");
+    let command = format!("pitr wal backfill --from {}", wal.display());
+    assert!(run.stdout.contains(&command), "{run}");
+    // Archiving goes on behind the hole, and hides nothing.
+    cluster.sql("insert into t values (20)");
+    cluster.archive_now();
+    doctor().expect_code(1).expect_stdout("2 segments missing");
+    site.pitr().args(["wal", "gaps"]).run().expect_code(4);
+    let backfill = site.pitr().args(["wal", "backfill", "--from"]).arg(&wal);
+    backfill.run().success();
+    let run = doctor();
+    assert!(run.stdout.contains("as the server says"), "{run}");
+    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    assert_eq!(plan["outcome"], "end_of_wal", "{plan}");
+}
+
+#[test]
+fn a11_expire_waits_for_a_newer_backup_that_was_verified() {
+    let (site, _cluster, ids) = three_backups();
+    let expire = |age: &str| {
+        let program = site
+            .pitr()
+            .args(["expire", "--json", "--keep", "1", "--grace", "0s"]);
+        program
+            .args(["--confirm", "--min-age", age])
+            .run()
+            .success()
+    };
+    let waiting = |run: &Run| run.json()["clusters"][0]["waiting"].to_string();
+    // By default a day.
+    let plain = site
+        .pitr()
+        .args(["expire", "--json", "--keep", "1", "--confirm"])
+        .run();
+    assert!(waiting(&plain.success()).contains("24 hours old"));
+    let run = expire("24h");
+    assert!(waiting(&run).contains("pitr verify"), "{run}");
+    assert_eq!(
+        run.json()["clusters"][0]["marks"],
+        serde_json::json!([]),
+        "{run}"
+    );
+    // Old enough, but not verified.
+    assert!(waiting(&expire("1s")).contains("pitr verify"));
+    site.pitr().arg("verify").run().success();
+    let verified = || {
+        let events = objects(&site, "events");
+        events
+            .iter()
+            .filter(|e| e.to_string_lossy().contains("-verified-"))
+            .count()
+    };
+    assert_eq!(verified(), 3);
+    site.pitr().arg("verify").run().success();
+    assert_eq!(verified(), 3, "it is recorded once");
+    let run = expire("24h");
+    assert!(waiting(&run).contains("the next one is at"), "{run}");
+    assert!(
+        site.cluster_folder()
+            .join("backups")
+            .join(&ids[0])
+            .join("manifest")
+            .exists()
+    );
+    wait_until(PATIENCE, "the newest is a second old", || {
+        expire("1s").json()["clusters"][0]["waiting"].is_null()
+    });
+    for id in &ids[..2] {
+        assert!(!site.cluster_folder().join("packs").join(id).exists());
+    }
+}
+
+#[test]
+fn a14_a_lost_registration_is_damage_and_everything_stays_readable() {
+    let (site, cluster, ids) = three_backups();
+    let registration = site.cluster_folder().join("cluster.json");
+    std::fs::remove_file(&registration).unwrap();
+    let run = site.pitr().args(["verify", "--json"]).run().expect_code(4);
+    let finding = run.json()["clusters"][0]["findings"][0].clone();
+    assert_eq!(finding["kind"], "missing", "{run}");
+    assert!(finding["detail"].to_string().contains("pitr init"), "{run}");
+    let info = site.pitr().args(["info", "--json"]).run().expect_code(1);
+    let shown = info.json()["clusters"][0].clone();
+    assert_eq!(shown["backups"].as_array().unwrap().len(), 3, "{info}");
+    assert!(
+        shown["problems"].to_string().contains("pitr init"),
+        "{info}"
+    );
+    site.pitr()
+        .arg("doctor")
+        .run()
+        .expect_code(1)
+        .expect_stdout("pitr init");
+    // Reading goes on, up to a server that runs.
+    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    assert_eq!(plan["backup"]["id"], ids[2].as_str(), "{plan}");
+    let to = site.sandbox().join("copy");
+    site.pitr()
+        .args(["restore", "--to"])
+        .arg(&to)
+        .run()
+        .success();
+    let mut copy = Cluster::open(15, &to).option("fsync", "off").create();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(copy.query_one_string("select count(*) from t"), "18000");
+    // Nothing is written before it is registered again.
+    site.pitr()
+        .arg("backup")
+        .run()
+        .expect_stderr("is missing, although the repository holds the cluster");
+    site.pitr().args(["init", "--quiet"]).run().success();
+    assert!(registration.exists());
+    site.pitr().arg("verify").run().success();
+    site.pitr().arg("backup").run().success();
+    drop(cluster);
 }

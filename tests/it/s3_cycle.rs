@@ -259,7 +259,16 @@ fn a_cycle_in_a_bucket_that_locks() {
     site.backup();
     // The lock keeps what the configuration gives up; the first run only says that it will go.
     for _ in 0..2 {
-        let expire = ["expire", "--keep", "1", "--grace", "0s", "--confirm"];
+        let expire = [
+            "expire",
+            "--min-age",
+            "0s",
+            "--keep",
+            "1",
+            "--grace",
+            "0s",
+            "--confirm",
+        ];
         let run = site.pitr().args(expire).run().success();
         run.expect_stdout("kept by the store's lock")
             .expect_stderr("(compliance)");

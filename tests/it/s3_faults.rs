@@ -203,7 +203,16 @@ fn what_is_locked_stays_whole_until_its_time_has_come(site: &Bucketed, mode: &st
     let server = site.peer.server();
     let (first, _) = (site.backup(), site.backup());
     let expire = || {
-        let expire = ["expire", "--keep", "1", "--grace", "0s", "--confirm"];
+        let expire = [
+            "expire",
+            "--min-age",
+            "0s",
+            "--keep",
+            "1",
+            "--grace",
+            "0s",
+            "--confirm",
+        ];
         site.pitr().args(expire).run().success()
     };
     let there = || {
@@ -238,11 +247,11 @@ fn s11_what_a_killed_upload_left_is_taken_back_after_a_day() {
     running.wait();
     off.server().heal();
     assert_eq!(off.server().open_uploads(), 1);
-    let expire = ["expire", "--keep", "1", "--confirm"];
+    let expire = ["expire", "--min-age", "0s", "--keep", "1", "--confirm"];
     run(&expire).run().success();
     assert_eq!(off.server().open_uploads(), 1, "it may still be running");
     off.server().age_uploads(Duration::from_secs(25 * 3600));
-    run(&["expire", "--keep", "1", "--dry-run"])
+    run(&["expire", "--min-age", "0s", "--keep", "1", "--dry-run"])
         .run()
         .success()
         .expect_stdout("left by unfinished writes");
@@ -395,7 +404,16 @@ fn x07_expire_stops_when_the_store_goes_away_and_the_next_run_finishes() {
     let (first, last) = (site.backup(), site.backup());
     let server = site.peer.server();
     let expire = || {
-        let expire = ["expire", "--keep", "1", "--grace", "0s", "--confirm"];
+        let expire = [
+            "expire",
+            "--min-age",
+            "0s",
+            "--keep",
+            "1",
+            "--grace",
+            "0s",
+            "--confirm",
+        ];
         site.pitr().args(expire).run()
     };
     let of = |id: &str| server.keys().iter().filter(|k| k.contains(id)).count();

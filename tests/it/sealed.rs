@@ -489,7 +489,15 @@ fn copied_without_a_key(sealed: &Sealed, cluster: &Cluster) {
 /// Two more backups; the janitor, who holds no key, takes away the one in the middle.
 fn expired_without_a_key(sealed: &Sealed, first: &str, backup: &dyn Fn() -> String) {
     let (second, third) = (backup(), backup());
-    let look = ["expire", "--keep", "1", "--dry-run", "--json"];
+    let look = [
+        "expire",
+        "--min-age",
+        "0s",
+        "--keep",
+        "1",
+        "--dry-run",
+        "--json",
+    ];
     let warnings = |host: &str| {
         let run = sealed.on(host).args(look).run().success();
         run.json()["clusters"][0]["warnings"].to_string()

@@ -113,7 +113,15 @@ impl Backed {
 
     /// Why a host keeps a backup, or lets it go.
     fn fate(&self, host: &str, id: &str) -> String {
-        let look = ["expire", "--keep", "1", "--dry-run", "--json"];
+        let look = [
+            "expire",
+            "--min-age",
+            "0s",
+            "--keep",
+            "1",
+            "--dry-run",
+            "--json",
+        ];
         let run = self.sealed.on(host).args(look).run().success();
         let backups = run.json()["clusters"][0]["backups"].clone();
         let mut backups = backups.as_array().unwrap().iter();
@@ -297,6 +305,8 @@ fn marks_and_claims_of_who_has_no_key_are_no_forgeries() {
     let backed = Backed::new();
     let look = [
         "expire",
+        "--min-age",
+        "0s",
         "--keep",
         "1",
         "--grace",

@@ -279,7 +279,15 @@ fn what_the_receiving_side_expired_does_not_come_back() {
     same(two.site.repository(), &two.second);
     // What is marked here is not copied into a fresh one.
     std::fs::remove_dir_all(two.second.join("clusters")).unwrap();
-    let mark = ["expire", "--keep", "1", "--confirm", "--quiet"];
+    let mark = [
+        "expire",
+        "--min-age",
+        "0s",
+        "--keep",
+        "1",
+        "--confirm",
+        "--quiet",
+    ];
     let mark = two.site.pitr().args(mark);
     mark.args(["--repository", &two.first()]).run().success();
     let run = sync().run().success();

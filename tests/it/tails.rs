@@ -492,7 +492,16 @@ fn f04_a_tail_is_the_end_only_where_nothing_follows() {
     fetch(open).success();
     assert_eq!(std::fs::read(asking.target()).unwrap(), own);
     // The janitor takes what it supersedes.
-    let expire = ["expire", "--keep", "1", "--grace", "0", "--confirm"];
+    let expire = [
+        "expire",
+        "--min-age",
+        "0s",
+        "--keep",
+        "1",
+        "--grace",
+        "0",
+        "--confirm",
+    ];
     site.pitr().args(expire).run().success();
     let files = site.files();
     assert!(!files.iter().any(|f| f.contains("/open/")), "{files:#?}");

@@ -11,10 +11,13 @@ use crate::cli::owner::{Access, User};
 use crate::cli::{Context, human};
 use crate::config::account::Account;
 use crate::config::{Cluster, Environment, Settings};
+use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
 
 /// More files than this are a backlog.
 const MANY: u64 = 32;
+/// So many of the segments archived last are looked for in the repositories.
+const DONE_LOOKED_AT: usize = 32;
 
 pub(super) fn look(found: &mut Findings, pgdata: &Path, seen: &Seen, cx: &Context) {
     found.begin("pg_wal");
@@ -47,6 +50,21 @@ pub(super) fn look(found: &mut Findings, pgdata: &Path, seen: &Seen, cx: &Contex
         found.warn("waiting", value, "archiving does not keep up", fix);
     }
     space(found, &pgdata.join("pg_wal"));
+}
+
+/// The newest segments that the server has marked as archived; none where that cannot be seen.
+pub(super) fn newest_done(pgdata: &Path) -> Vec<SegmentName> {
+    let Ok(entries) = std::fs::read_dir(pgdata.join("pg_wal/archive_status")) else {
+        return Vec::new();
+    };
+    let names = entries.filter_map(std::result::Result::ok).filter_map(|e| {
+        let name = e.file_name();
+        name.to_str()?.strip_suffix(".done")?.parse().ok()
+    });
+    let mut names: Vec<SegmentName> = names.collect();
+    names.sort_unstable();
+    names.drain(..names.len().saturating_sub(DONE_LOOKED_AT));
+    names
 }
 
 /// Whether the server's commands have a spool; as another user than root and the server's that cannot be said.

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::server::Seen;
-use super::{Findings, recipients};
+use super::{Findings, archiver, recipients};
 use crate::archive::datadir::DataDirectory;
 use crate::cli::lag::{self, PATIENCE, answers};
 use crate::cli::owner::{Access, User};
@@ -12,6 +12,7 @@ use crate::cli::{Context, human, receiver};
 use crate::config::{Cluster, Location, Repository as Configured, Settings};
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::timeline::TimelineId;
 use crate::plan::base::lies_on;
 use crate::plan::cluster::{self, DECIDE, Side, Tree};
@@ -75,8 +76,12 @@ pub(super) fn look<'a>(
                 let helps = (new_backup.as_str(), lost_wal.as_str());
                 identifier = Some(layout.system_identifier());
                 let about = (cluster, seen);
-                if let Err(e) = content(found, about, &repository, &layout, helps, cx) {
-                    found.error("content", &e);
+                match content(found, about, &repository, &layout, helps, cx) {
+                    Ok(inventory) if configured.required => {
+                        archived(found, &inventory, pgdata, seen);
+                    }
+                    Ok(_) => {}
+                    Err(e) => found.error("content", &e),
                 }
             }
             Ok(None) => {}
@@ -315,7 +320,7 @@ fn content(
     layout: &ClusterLayout,
     (new_backup, lost_wal): (&str, &str),
     cx: &Context,
-) -> Result<()> {
+) -> Result<Inventory> {
     conflicts(found, repository, layout)?;
     let inventory = Inventory::read(repository, layout.name(), Some(layout.system_identifier()))?;
     if !inventory.forged.is_empty() {
@@ -326,10 +331,65 @@ fn content(
             "pitr verify names them",
         );
     }
+    if let Some(first) = inventory.lost.first() {
+        found.fail(
+            "lost backups",
+            human::count(inventory.lost.len() as u64, "backup"),
+            format!("backup {first} was complete, and its root is not there: it cannot be restored"),
+            format!("pitr repo sync, where another repository has it; else give it up: pitr expire --give-up {first}"),
+        );
+    }
     let timeline = timelines(found, repository, &inventory, seen)?;
     newest_backup(found, cluster, (&inventory, timeline), new_backup, cx);
     proven_backups(found, &inventory);
-    gaps(found, repository, &inventory, lost_wal)
+    gaps(found, repository, &inventory, lost_wal)?;
+    Ok(inventory)
+}
+
+/// Whether the repository holds what the server says is archived: the loss of its newest WAL leaves no gap to be seen.
+fn archived(found: &mut Findings, inventory: &Inventory, pgdata: Option<&Path>, seen: &Seen) {
+    // What no backup needs may be gone.
+    let Some(oldest) = inventory.backups.iter().map(|b| b.start_lsn).min() else {
+        return;
+    };
+    let size = inventory.segment_size;
+    let mut names = match pgdata {
+        Some(pgdata) if !seen.leaves_archiving => archiver::newest_done(pgdata),
+        _ => Vec::new(),
+    };
+    let last: Option<SegmentName> = seen
+        .last_archived
+        .as_deref()
+        .and_then(|name| name.parse().ok());
+    names.extend(last);
+    names.sort_unstable();
+    names.dedup();
+    let Some(newest) = names.last().copied() else {
+        return;
+    };
+    names.retain(|name: &SegmentName| {
+        name.number(size).is_ok_and(|number| {
+            number >= SegmentNumber::of(oldest, size) && !inventory.has(name.timeline, number)
+        })
+    });
+    let Some(first) = names.first() else {
+        found.ok(
+            "archived WAL",
+            format!("up to {newest}, as the server says"),
+        );
+        return;
+    };
+    let wal = pgdata.map(|p| p.join("pg_wal"));
+    let fix = match wal.filter(|wal| names.iter().all(|n| wal.join(n.to_string()).exists())) {
+        Some(wal) => format!("the server has it still: pitr wal backfill --from {}", wal.display()),
+        None => "where another repository has it: pitr repo sync; else pitr wal backfill --from the pg_wal of a node that still has it, and a new backup: pitr backup".to_owned(),
+    };
+    found.fail(
+        "archived WAL",
+        format!("{} missing, the first {first}", human::count(names.len() as u64, "segment")),
+        "the server says that it is archived and will not offer it again: the repository has lost it, or was put back from an older copy; recovery ends before it",
+        fix,
+    );
 }
 
 /// Which timeline is the cluster, and whether the server is on it.

@@ -30,6 +30,8 @@ pub(super) struct Seen {
     pub leaves_archiving: bool,
     /// Nobody answers where it should be.
     pub is_silent: bool,
+    /// The file that the server archived last, as its statistics say.
+    pub last_archived: Option<String>,
     /// Where the right archive_command is composed from.
     pub ours: Option<String>,
 }
@@ -114,7 +116,7 @@ fn ask(
     archiving(found, &values, cluster, seen);
     durability(found, &values, server.client().version_num() / 10_000);
     if !seen.leaves_archiving && (mode != "off" || !receiver::is_configured(cluster)) {
-        counters(found, server, seen.in_recovery)?;
+        seen.last_archived = counters(found, server, seen.in_recovery)?;
     }
     seen.timeline = rights(found, server, &values, cluster)?;
     clock(found, server, cx)?;
@@ -387,8 +389,14 @@ impl Counters {
     }
 }
 
-fn counters(found: &mut Findings, server: &mut Server, in_recovery: bool) -> Result<()> {
+/// Returns the file that was archived last.
+fn counters(
+    found: &mut Findings,
+    server: &mut Server,
+    in_recovery: bool,
+) -> Result<Option<String>> {
     let now = Counters::settled(server)?;
+    let last_archived = now.last_archived.clone();
     let ago = |age| format!("{} ago", human::duration(age));
     if now.fails {
         let failed = now.last_failed;
@@ -414,7 +422,7 @@ fn counters(found: &mut Findings, server: &mut Server, in_recovery: bool) -> Res
             },
         );
     }
-    Ok(())
+    Ok(last_archived)
 }
 
 fn rights(

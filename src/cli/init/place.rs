@@ -234,7 +234,7 @@ fn check_registered(
             )
             .hint("Nothing was written. pg_upgrade gives a new system identifier: look whether this is the right data directory, or use a new cluster name."));
         }
-        return Ok(true);
+        return Ok(!same.is_lost);
     }
     if known.is_empty() || confirm {
         return Ok(false);
@@ -333,6 +333,7 @@ fn registration(wanted: &Wanted, identity: &Identity, cx: &Context) -> Registrat
         wal_block_size_bytes: identity.wal_block_size_bytes,
         first_seen: cx.now(),
         features: Vec::new(),
+        is_lost: false,
     }
 }
 

@@ -184,7 +184,7 @@ impl Fetcher {
         let nonce = self.random();
         let opened = place.ask(move |_| {
             let repository = repo::open(&configured, nonce).ok()?;
-            repository.require(&layout).ok()?;
+            repository.require_readable(&layout).ok()?;
             Some(repository)
         });
         opened.flatten().map(Arc::new)

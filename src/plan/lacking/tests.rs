@@ -43,6 +43,7 @@ fn survey(backups: &[u64], segments: &[(u64, u64)]) -> Survey {
             timeline: TimelineId::FIRST,
             history: None,
             stop_time: now(),
+            stored: TimestampTz(0),
             size_bytes: 1,
             stored_bytes: 1,
             damage: None,

@@ -8,15 +8,17 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::repo::event::{self, Recorded};
+use crate::repo::event::{self, Recorded, end, live_claims};
 use crate::repo::facts::Runs;
 use crate::repo::layout::BackupId;
 use crate::repo::survey::{Manifest, Root, Subject, Survey, numbers};
 use crate::repo::wal_proof::foreign;
 
 /// Events that a version of this format may write about a backup; others keep it.
-const KNOWN_EVENTS: [&str; 10] = [
+const KNOWN_EVENTS: [&str; 12] = [
     "begin",
+    "completed",
+    "verified",
     "claim",
     "release",
     "pin",
@@ -43,6 +45,10 @@ pub struct Judgement<'a> {
     pub warnings: Vec<String>,
     /// See [`super::ExpirePlan::refusal`].
     pub refusal: Option<String>,
+    /// See [`super::ExpirePlan::burst`].
+    pub burst: Option<String>,
+    /// See [`super::ExpirePlan::waiting`].
+    pub waiting: Option<String>,
 }
 
 /// A committed backup with what is decided about it.
@@ -139,12 +145,18 @@ pub fn judge<'a>(
         unmarks: Vec::new(),
         warnings: Vec::new(),
         refusal: None,
+        burst: None,
+        waiting: None,
     };
     warn_of_the_future(&mut judged, now);
     keep_newest(&mut judged, tree, policy);
     hold_others(&mut judged, policy, now);
+    hold_young(&mut judged, policy, now);
     for at in 0..judged.backups.len() {
         decide(&mut judged, at, policy, now);
+    }
+    if !policy.confirm_burst && judged.backups.iter().any(|b| b.fate != Fate::Keep) {
+        judged.burst = burst(&judged, now);
     }
     judged
 }
@@ -400,6 +412,75 @@ fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
     }
 }
 
+/// What would go only by the count of backups: it stays until a newer backup was verified and has the minimum age.
+///
+/// The age counts from the later of the backup's own time and the store's: a copy begins anew, and neither clock alone makes it old.
+fn hold_young(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
+    if policy.min_age.is_zero() {
+        return;
+    }
+    let since = |b: &Candidate<'_>| b.root.stop_time.max(b.root.stored);
+    let is_verified = |b: &Candidate<'_>| {
+        b.damage.is_none() && !event::standing(&b.subject.events, "verified", "").is_empty()
+    };
+    let verified: Vec<(usize, TimestampTz)> = judged
+        .backups
+        .iter()
+        .enumerate()
+        .filter(|(_, b)| is_verified(b))
+        .map(|(at, b)| (at, since(b)))
+        .collect();
+    let is_old = |(_, since): &&(usize, TimestampTz)| is_over(*since, policy.min_age, now);
+    let proven = verified.iter().filter(is_old).map(|(at, _)| *at).max();
+    let hours = policy.min_age.as_secs_f64() / 3600.0;
+    let mut held = Vec::new();
+    for (at, backup) in judged.backups.iter_mut().enumerate() {
+        if backup.hold.is_none() && proven.is_none_or(|proven| at >= proven) {
+            let reason = format!("no newer backup that was verified is {hours} hours old yet");
+            backup.hold = Some((reason, Hold::Window));
+            held.push(at);
+        }
+    }
+    let Some(first) = held.first() else { return };
+    let young = verified.iter().filter(|(at, _)| at > first);
+    let when = match young
+        .map(|(_, since)| since.saturating_add(policy.min_age))
+        .min()
+    {
+        Some(due) => format!("the next one is at {due}"),
+        None => "no newer one was verified: pitr verify".to_owned(),
+    };
+    judged.waiting = Some(format!(
+        "{} more than the newest {} stay until a newer backup was verified and is {hours} hours old (--min-age); {when}",
+        held.len(),
+        policy.keep.max(1)
+    ));
+}
+
+/// Days back in which more backups than usual count.
+const BURST_DAYS: u64 = 7;
+
+/// A day, counted back from now, of the last seven in which more than twice as many backups were taken as on the median day that has any.
+/// Times are those of the server: copies of old backups are no burst.
+fn burst(judged: &Judgement<'_>, now: TimestampTz) -> Option<String> {
+    let mut days: BTreeMap<u64, usize> = BTreeMap::new();
+    for backup in &judged.backups {
+        let age = now
+            .duration_since(backup.root.stop_time)
+            .unwrap_or_default();
+        *days.entry(age.as_secs() / (24 * 3600)).or_default() += 1;
+    }
+    let mut counts: Vec<usize> = days.values().copied().collect();
+    counts.sort_unstable();
+    let usual = *counts.get(counts.len().saturating_sub(1) / 2)?;
+    let (day, count) = days.range(..BURST_DAYS).max_by_key(|(_, count)| **count)?;
+    (*count > 2 * usual).then(|| {
+        format!(
+            "nothing is marked or deleted, because {count} backups were taken within 24 hours, which ended {day} days ago, and usual are {usual}: they push out older ones"
+        )
+    })
+}
+
 /// By whom a backup is in use, and until when: of several claims the one that ends last.
 fn in_use(events: &[Recorded], now: TimestampTz) -> Option<String> {
     let live = live_claims(events, now);
@@ -413,25 +494,6 @@ fn in_use(events: &[Recorded], now: TimestampTz) -> Option<String> {
         "in use by a {purpose} on host \"{}\" {until}",
         claim.event.host
     ))
-}
-
-/// When a claim ends by itself.
-pub fn end(claim: &Recorded, now: TimestampTz) -> TimestampTz {
-    match claim.event.seconds {
-        Some(seconds) => claim
-            .since(now)
-            .saturating_add(std::time::Duration::from_secs(seconds)),
-        // A claim without an end is one that never ends by itself.
-        None => TimestampTz::INFINITY,
-    }
-}
-
-/// Claims that are neither released, nor replaced, nor over.
-pub fn live_claims(events: &[Recorded], now: TimestampTz) -> Vec<&Recorded> {
-    event::standing(events, "claim", "release")
-        .into_iter()
-        .filter(|claim| end(claim, now) > now)
-        .collect()
 }
 
 /// Whether a standing mark allows deletion now; if not, when the earliest will.
@@ -495,6 +557,9 @@ pub enum Unborn {
 /// Judges an id under which no backup exists and no tombstone stands.
 pub fn unborn(subject: &Subject, policy_grace: &Policy, now: TimestampTz) -> Unborn {
     let events = &subject.events;
+    if let Some(state) = unborn_again(subject, policy_grace, now) {
+        return state;
+    }
     let Some(begin) = subject.begin() else {
         let newest = subject
             .newest_part
@@ -524,4 +589,15 @@ pub fn unborn(subject: &Subject, policy_grace: &Policy, now: TimestampTz) -> Unb
         .filter_map(|e| Some((TimelineId::new(e.event.timeline?)?, e.event.start_lsn?)))
         .collect();
     Unborn::Running(positions)
+}
+
+/// Judges an id whose backup was completed: without a mark its root is lost, and with one it waits as a backup does.
+fn unborn_again(subject: &Subject, policy: &Policy, now: TimestampTz) -> Option<Unborn> {
+    let completed = event::completed(&subject.events)?;
+    let is_due = mark_state(&subject.events, policy, now) == Some(None);
+    if is_due && live_claims(&subject.events, now).is_empty() {
+        return Some(Unborn::Leftover);
+    }
+    let start = (completed.timeline, completed.start_lsn);
+    Some(Unborn::Running(vec![start]))
 }

@@ -1,10 +1,10 @@
 //! What holds backups and their WAL for a time: claims, and reservations of backups that may still run.
 
-use super::backups::{Unborn, end, live_claims, unborn};
+use super::backups::{Unborn, unborn};
 use super::{LEFTOVER_AGE, Policy};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
-use crate::repo::event::Recorded;
+use crate::repo::event::{self, Recorded, end, live_claims};
 use crate::repo::layout::BackupId;
 use crate::repo::survey::{Manifest, Survey};
 
@@ -56,7 +56,7 @@ pub fn held(survey: &Survey, now: TimestampTz) -> Vec<Held> {
     let policy = Policy {
         keep: 1,
         grace: LEFTOVER_AGE,
-        spared: std::collections::BTreeSet::new(),
+        ..Policy::default()
     };
     let mut held = Vec::new();
     for (id, subject) in &survey.ids {
@@ -66,6 +66,7 @@ pub fn held(survey: &Survey, now: TimestampTz) -> Vec<Held> {
         held.extend(claims.iter().map(|claim| new(claim, end(claim, now))));
         if let (true, Manifest::Absent, Some(begin)) =
             (claims.is_empty(), &subject.manifest, subject.begin())
+            && event::completed(&subject.events).is_none()
             && matches!(unborn(subject, &policy, now), Unborn::Running(_))
         {
             held.push(new(begin, begin.since(now).saturating_add(LEFTOVER_AGE)));

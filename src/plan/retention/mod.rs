@@ -32,7 +32,7 @@ pub const TOMBSTONE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 pub const CLOCK_SLACK: Duration = Duration::from_secs(3600);
 
 /// What is wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Policy {
     /// This many complete, undamaged backups are kept, at least 1.
     pub keep: u32,
@@ -40,6 +40,12 @@ pub struct Policy {
     pub grace: Duration,
     /// Backups that cannot be deleted, because the store refused.
     pub spared: BTreeSet<BackupId>,
+    /// Backups whose roots are lost, and that are deleted like others that are not kept.
+    pub given_up: BTreeSet<BackupId>,
+    /// A backup goes only where a newer one was verified and is this old.
+    pub min_age: Duration,
+    /// More backups than usual were taken on purpose.
+    pub confirm_burst: bool,
 }
 
 /// What becomes of a backup.
@@ -138,6 +144,10 @@ pub struct ExpirePlan {
     pub warnings: Vec<String>,
     /// A safety guard spoke: the policy alone would have taken the last good backup.
     pub refusal: Option<String>,
+    /// More backups than usual were taken lately: nothing is marked or deleted before that is confirmed.
+    pub burst: Option<String>,
+    /// What the minimum age holds back, and until when.
+    pub waiting: Option<String>,
 }
 
 impl ExpirePlan {
@@ -181,8 +191,16 @@ pub fn retention(survey: &Survey, policy: &Policy, now: TimestampTz) -> ExpirePl
         refusal: judged.refusal.clone(),
         marks: judged.marks.clone(),
         unmarks: judged.unmarks.clone(),
+        waiting: judged.waiting.clone(),
         ..ExpirePlan::default()
     };
+    if judged.burst.is_some() {
+        plan.burst.clone_from(&judged.burst);
+        plan.marks.clear();
+        plan.unmarks.clear();
+        plan.withheld.extend(judged.burst.clone());
+    }
+    lost_backups(survey, policy, now, &mut plan);
     plan.withheld.extend(
         survey
             .unreadable
@@ -206,9 +224,34 @@ pub fn retention(survey: &Survey, policy: &Policy, now: TimestampTz) -> ExpirePl
             if backup.fate == Fate::Delete && !goes {
                 backup.fate = Fate::Waiting(now);
             }
+            if plan.burst.is_some() && backup.fate == Fate::Mark {
+                backup.fate = Fate::Keep;
+            }
         }
     }
     plan
+}
+
+/// Backups whose roots are lost stay until they are given up; of what may be one a warning tells.
+fn lost_backups(survey: &Survey, policy: &Policy, now: TimestampTz, plan: &mut ExpirePlan) {
+    for (id, subject) in &survey.ids {
+        if subject.may_be_lost(now) {
+            plan.warnings.push(format!(
+                "backup \"{id}\" is incomplete, or its root is lost: what is left of it goes as that of a backup that failed. Where another repository has the backup, \"pitr repo sync\" brings it back before that"
+            ));
+        }
+        let Some(lost) = subject.lost() else {
+            continue;
+        };
+        if policy.given_up.contains(id) {
+            plan.marks.push(id.clone());
+            continue;
+        }
+        plan.warnings.push(format!(
+            "backup \"{id}\" was complete, and its root is lost: its layers and packs stay, and the WAL from {} on. Where another repository has the backup, \"pitr repo sync\" brings the root back; else give it up: pitr expire --give-up {id}",
+            lost.start_lsn
+        ));
+    }
 }
 
 /// Whether a duration counted from `since` is over.

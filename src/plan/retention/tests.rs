@@ -96,6 +96,7 @@ fn add_backup(survey: &mut Survey, n: usize, timeline: u32, start: u64, stop: u6
         timeline: tli(timeline),
         history: None,
         stop_time: ago(48),
+        stored: ago(48),
         size_bytes: 1,
         stored_bytes: 1,
         damage: None,
@@ -121,6 +122,9 @@ fn policy(keep: u32, grace_hours: u32) -> Policy {
         keep,
         grace: HOUR * grace_hours,
         spared: BTreeSet::new(),
+        given_up: BTreeSet::new(),
+        min_age: Duration::ZERO,
+        confirm_burst: false,
     }
 }
 
@@ -212,6 +216,129 @@ fn apply(survey: &mut Survey, plan: &ExpirePlan, at: TimestampTz) {
             Deletion::Unfinished(path) => survey.unfinished.retain(|u| u.path != *path),
         }
     }
+}
+
+#[test]
+fn a11_nothing_goes_before_a_newer_backup_was_verified_and_is_old_enough() {
+    let mut survey = straight();
+    let with = |hours: u32| Policy {
+        min_age: HOUR * hours,
+        ..policy(2, 0)
+    };
+    let kept = |survey: &Survey, policy: &Policy| {
+        let plan = retention(survey, policy, now());
+        let kept = fates(&plan).iter().filter(|f| **f == "keep").count();
+        (kept, plan.waiting.unwrap_or_default())
+    };
+    assert_eq!(kept(&survey, &with(0)), (2, String::new()));
+    let (count, waiting) = kept(&survey, &with(24));
+    assert_eq!(count, 9);
+    assert!(waiting.contains("pitr verify"), "{waiting}");
+    // The fifth was verified; all backups are two days old.
+    let verify = |survey: &mut Survey, n: usize| {
+        let events = &mut survey.ids.get_mut(&id(n)).unwrap().events;
+        events.push(event("verified", ago(1)));
+    };
+    verify(&mut survey, 5);
+    assert_eq!(kept(&survey, &with(24)).0, 5);
+    let plan = retention(&survey, &with(24), now());
+    assert_eq!(fates(&plan)[4..], ["keep"; 5]);
+    let (count, waiting) = kept(&survey, &with(72));
+    assert_eq!(count, 9);
+    assert!(waiting.contains("the next one is at"), "{waiting}");
+    // The later of the two times counts, and of a damaged one none.
+    let mut late = survey.clone();
+    let subject = late.ids.get_mut(&id(5)).unwrap();
+    if let Manifest::Committed(root) = &mut subject.manifest {
+        root.stored = ago(23);
+    }
+    assert_eq!(kept(&late, &with(24)).0, 9);
+    let subject = survey.ids.get_mut(&id(5)).unwrap();
+    subject.events.push(event("damaged", ago(1)));
+    assert_eq!(kept(&survey, &with(24)).0, 9);
+    // What nobody can prove to have verified counts for nothing.
+    verify(&mut survey, 8);
+    assert_eq!(kept(&survey, &with(24)).0, 3);
+    let events = &mut survey.ids.get_mut(&id(8)).unwrap().events;
+    events.last_mut().unwrap().is_doubted = true;
+    assert_eq!(kept(&survey, &with(24)).0, 9);
+}
+
+#[test]
+fn a11_more_backups_than_usual_stop_expire() {
+    let mut survey = straight();
+    let take_at = |survey: &mut Survey, n: usize, hours: u64| {
+        if let Manifest::Committed(root) = &mut survey.ids.get_mut(&id(n)).unwrap().manifest {
+            root.stop_time = ago(hours);
+        }
+    };
+    // One each day, and two on the last.
+    for n in 1..=9 {
+        take_at(&mut survey, n, 24 * (9 - n as u64) + 1);
+    }
+    take_at(&mut survey, 8, 3);
+    let plan = retention(&survey, &policy(2, 0), now());
+    assert_eq!((plan.burst, plan.marks.len()), (None, 7));
+    // A third is more than twice the usual.
+    take_at(&mut survey, 7, 5);
+    let plan = retention(&survey, &policy(2, 0), now());
+    assert!(
+        plan.burst
+            .as_ref()
+            .unwrap()
+            .contains("3 backups were taken within 24 hours")
+    );
+    assert!(plan.marks.is_empty() && plan.deletions.is_empty());
+    assert!(fates(&plan).iter().all(|f| *f != "mark"));
+    let confirmed = Policy {
+        confirm_burst: true,
+        ..policy(2, 0)
+    };
+    assert_eq!(retention(&survey, &confirmed, now()).marks.len(), 7);
+    // Where nothing would go, nothing stops.
+    assert_eq!(retention(&survey, &policy(9, 0), now()).burst, None);
+    // After a week it is over.
+    let plan = retention(&survey, &policy(2, 0), now().saturating_add(HOUR * 24 * 8));
+    assert_eq!(plan.burst, None);
+}
+
+#[test]
+fn a13_a_completed_backup_without_a_root_keeps_what_it_needs() {
+    let mut survey = straight();
+    let third = id(3);
+    let completed = |at| {
+        let mut one = event("completed", at);
+        one.event.timeline = Some(1);
+        one.event.start_lsn = Some(Lsn(30 * MIB + 40));
+        one.event.to_lsn = Some(Lsn(31 * MIB + 40));
+        one
+    };
+    let subject = survey.ids.get_mut(&third).unwrap();
+    subject.manifest = Manifest::Absent;
+    subject.events.push(completed(ago(48)));
+    let plan = retention(&survey, &policy(2, 0), now());
+    assert_eq!(segments(&plan), [(1, 1, 29)]);
+    let touches = |plan: &ExpirePlan| {
+        plan.tombstones.contains(&third)
+            || plan.deletions.iter().any(|d| match d {
+                Deletion::Packs(id, ..) | Deletion::Layers(id, ..) => *id == third,
+                _ => false,
+            })
+    };
+    assert!(!touches(&plan));
+    assert!(plan.warnings.iter().any(|w| w.contains("its root is lost")));
+    // Given up, it is marked, and goes after the grace period.
+    let giving_up = Policy {
+        given_up: BTreeSet::from([third.clone()]),
+        ..policy(9, 24)
+    };
+    let plan = retention(&survey, &giving_up, now());
+    assert_eq!(plan.marks, [third.clone()]);
+    apply(&mut survey, &plan, now());
+    let plan = retention(&survey, &policy(9, 24), now());
+    assert!(!touches(&plan) && plan.warnings.is_empty());
+    let later = now().saturating_add(HOUR * 25);
+    assert!(touches(&retention(&survey, &policy(9, 24), later)));
 }
 
 #[test]

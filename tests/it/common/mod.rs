@@ -168,8 +168,10 @@ pub fn wait_until(timeout: Duration, what: &str, mut done: impl FnMut() -> bool)
 }
 
 /// The arguments of `pitr` that delete at once whatever the last backup does not need.
-pub const EXPIRE: [&str; 7] = [
+pub const EXPIRE: [&str; 9] = [
     "expire",
+    "--min-age",
+    "0s",
     "--keep",
     "1",
     "--grace",

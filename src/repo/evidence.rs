@@ -1,0 +1,82 @@
+//! What the objects of a cluster tell of it where its registration (`cluster.json`) is lost: enough to read, not to write.
+
+use super::backup::BackupRoot;
+use super::container::Container;
+use super::layout::{BackupId, ClusterLayout};
+use super::repository::Registration;
+use crate::error::{Code, Error, Result};
+use crate::pg::segment::SegmentName;
+use crate::pg::time::TimestampTz;
+use crate::store::Store;
+
+/// Puts a registration together from a backup's root, else from a segment; `None` where neither is there.
+///
+/// # Errors
+/// What the store says, apart from damage.
+pub fn registration(store: &dyn Store, layout: &ClusterLayout) -> Result<Option<Registration>> {
+    let of = |major, segment_size_bytes, first_seen| Registration {
+        name: layout.name().to_owned(),
+        system_identifier: layout.system_identifier(),
+        major,
+        segment_size_bytes,
+        block_size_bytes: 8192,
+        wal_block_size_bytes: 8192,
+        first_seen,
+        features: Vec::new(),
+        is_lost: true,
+    };
+    for listed in store.list(&layout.backups())? {
+        let Ok(id) = listed.name.parse::<BackupId>() else {
+            continue;
+        };
+        let root = readable(BackupRoot::read(store, layout, &id))?.flatten();
+        if let Some(root) = root {
+            let size = root.wal_segment_size_bytes;
+            return Ok(Some(of(root.major, size, root.start_time)));
+        }
+    }
+    for name in segments(store, layout)? {
+        let Some(object) = store.open(&layout.segment(name))? else {
+            continue;
+        };
+        if let Some(container) = readable(Container::open(object))? {
+            let identity = container.identity();
+            let (major, size) = (identity.major, identity.segment_size_bytes);
+            return Ok(Some(of(major, size, TimestampTz(0))));
+        }
+    }
+    Ok(None)
+}
+
+/// The segments of the first directory of each timeline.
+fn segments(store: &dyn Store, layout: &ClusterLayout) -> Result<Vec<SegmentName>> {
+    let mut names = Vec::new();
+    for timeline in store.list(&layout.wal())? {
+        let Ok(id) = timeline.name.parse() else {
+            continue;
+        };
+        let prefix = layout.timeline(id);
+        let logs = store.list(&prefix)?;
+        let log = logs.iter().find(|l| l.is_prefix && l.name.len() == 8);
+        if let Some(log) = log {
+            let listed = store.list(&format!("{prefix}/{}", log.name))?;
+            names.extend(
+                listed
+                    .iter()
+                    .filter_map(|l| l.name.parse::<SegmentName>().ok()),
+            );
+        }
+    }
+    Ok(names)
+}
+
+/// What is damaged tells nothing.
+fn readable<T>(read: Result<T>) -> Result<Option<T>> {
+    let is_of_the_object =
+        |e: &Error| matches!(e.code(), Code::Damaged | Code::Unsupported | Code::Key);
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(e) if is_of_the_object(&e) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
