@@ -163,6 +163,10 @@ mod tests {
     use crate::store::file::FileStore;
 
     #[test]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the store's times are those of this clock"
+    )]
     fn a15_nobody_goes_on_while_wal_is_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path(), 1).unwrap();

@@ -230,7 +230,7 @@ fn lose_root(site: &Site, id: &str) -> PathBuf {
         .join("backups")
         .join(id)
         .join("manifest");
-    let aside = site.sandbox().join(&format!("aside-{id}"));
+    let aside = site.sandbox().join(format!("aside-{id}"));
     std::fs::rename(root, &aside).unwrap();
     aside
 }

@@ -333,7 +333,7 @@ fn a13_a_completed_backup_without_a_root_keeps_what_it_needs() {
         ..policy(9, 24)
     };
     let plan = retention(&survey, &giving_up, now());
-    assert_eq!(plan.marks, [third.clone()]);
+    assert_eq!(plan.marks, std::slice::from_ref(&third));
     apply(&mut survey, &plan, now());
     let plan = retention(&survey, &policy(9, 24), now());
     assert!(!touches(&plan) && plan.warnings.is_empty());
