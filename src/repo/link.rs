@@ -304,6 +304,62 @@ impl Brief {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pg::craft::Craft;
+    use crate::pg::version::Major;
+    use crate::repo::indexer::Indexer;
+
+    /// The summaries of the segments that were laid.
+    fn summaries(craft: &Craft) -> Vec<Summary> {
+        let size = craft.identity.segment_size.bytes();
+        let whole = usize::try_from(size).unwrap();
+        let mut start = craft.identity.start_lsn;
+        let mut found = Vec::new();
+        for bytes in craft.bytes.chunks_exact(whole) {
+            let mut indexer = Indexer::new(&craft.identity, start, TimelineId::FIRST).unwrap();
+            indexer.feed(bytes).unwrap();
+            found.push(indexer.finish(false).summary);
+            start.0 += size;
+        }
+        found
+    }
+
+    #[test]
+    fn both_sides_of_a_border_agree_where_wal_ends_wherever_the_edge_cuts() {
+        const PAGE: usize = 8192;
+        for left in [0, 8, 16, 24, 32, 64] {
+            for is_switch in [false, true] {
+                let mut craft = Craft::new(Major::V17);
+                let size = craft.identity.segment_size;
+                let whole = usize::try_from(size.bytes()).unwrap();
+                while craft.bytes.len() < whole - PAGE {
+                    craft.leave(0);
+                }
+                craft.leave(left);
+                match is_switch {
+                    true => drop(craft.switch()),
+                    false => drop(craft.main(0, 0x20, 0, &[7; 40])),
+                }
+                for _ in 0..2 {
+                    craft.main(0, 0x20, 0, &[7; 20_000]);
+                    craft.switch();
+                }
+                let found = summaries(&craft);
+                assert!(found.len() >= 3, "{left} {is_switch}");
+                for pair in found.windows(2) {
+                    let [one, two] = pair else { continue };
+                    let own = own_end(one, size);
+                    assert!(own.is_some(), "{left} {is_switch} {one:?}");
+                    let seen = end_before(two, size);
+                    assert_eq!(seen, EndBefore::At(own.unwrap()), "{left} {is_switch}");
+                }
+                // Where the edge cuts a switch record the segment behind holds nothing but its end, and is whole all the same.
+                let is_cut = is_switch && matches!(left, 8 | 16);
+                let second = found.get(1).unwrap();
+                assert!(second.has(flag::SWITCH) && !second.has(flag::ENDS_INSIDE));
+                assert_eq!(second.first_record.is_none(), is_cut, "{left} {is_switch}");
+            }
+        }
+    }
 
     fn mark(n: u8) -> Mark {
         Mark([n; 32])
