@@ -283,7 +283,7 @@ fn other_life(checked: &Checked, before: SegmentName) -> Error {
         "the archive's segment \"{before}\" is not the one that this server has before \"{}\": another server wrote it",
         checked.name
     )
-    .hint("Nothing was stored, and archiving waits at this file. A clone, a machine that was reverted to a snapshot, or a copy that was promoted writes the same timeline. See \"pitr wal conflicts\".")
+    .hint("Nothing was stored, and archiving waits at this file. A clone, a machine that was reverted to a snapshot, or a copy that was promoted writes the same timeline. Stop the server that is not the cluster; docs/restore.md says how the cluster goes on.")
 }
 
 /// Warns of WAL that the archive lacks right before this segment.
