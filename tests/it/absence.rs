@@ -166,7 +166,7 @@ const CASES: &[Case] = &[
     ),
     case(
         "no credentials",
-        207,
+        202,
         &["no credentials", "credentials_file"],
         |s| {
             let empty = s.sandbox.file("empty", "[default]\n");

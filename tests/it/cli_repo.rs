@@ -41,7 +41,8 @@ fn repo_show_tells_what_each_repository_is() {
     );
     let show = || {
         pitr()
-            .args(["repo", "show"])
+            .args(["repo", "show", "--config"])
+            .arg(sandbox.join("pitr.toml"))
             .dir(sandbox.path())
             .privileged()
     };

@@ -707,6 +707,8 @@ fn c07_a_restore_claims_nothing_when_it_is_complete_and_what_others_left_is_rele
     let expire = || {
         let args = [
             "expire",
+            "--min-age",
+            "0s",
             "--json",
             "--keep",
             "1",
