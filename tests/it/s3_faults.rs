@@ -513,10 +513,10 @@ fn credentials_that_cannot_be_read_are_told_with_the_cause() {
             "could not read credentials file \"{}\": {cause}",
             file.display()
         );
-        let push = off.push(0).run().expect_code(31).expect_stderr(&told);
+        let push = off.push(0).run().expect_code(2).expect_stderr(&told);
         push.expect_stderr("chown postgres");
         let fetch = off.fetch(&off.still.segments[0]).run();
-        fetch.expect_code(207).expect_stderr(&told);
+        fetch.expect_code(202).expect_stderr(&told);
     };
     std::fs::set_permissions(&file, PermissionsExt::from_mode(0o000)).unwrap();
     refused("Permission denied");
