@@ -53,7 +53,7 @@ pub struct Lacking {
     pub refused: Vec<(WalFileName, Key)>,
     /// Backups, oldest first.
     pub backups: Vec<BackupId>,
-    /// Pins of backups that both have or will have: subject and the last part of the key.
+    /// Pins of backups that both have or will have, and what says that one is complete: subject and the last part of the key.
     pub pins: Vec<(BackupId, String)>,
     /// What both have and is compared: where histories of two servers would show.
     pub compared: Vec<SegmentName>,
@@ -433,10 +433,17 @@ impl Asked<'_> {
                 continue;
             }
             let has = |name: &str| there.is_some_and(|s| s.events.iter().any(|e| e.name == name));
+            let is_completed =
+                |s: &Subject| s.events.iter().any(|e| e.event.event == "completed");
+            // A copy that was cut short right behind its root lacks the event that says so.
+            let is_cut_short = is_there && !there.is_some_and(is_completed);
+            let is_meant = |kind: &str| {
+                ["pin", "unpin"].contains(&kind) || (is_cut_short && kind == "completed")
+            };
             let pins = subject
                 .events
                 .iter()
-                .filter(|e| ["pin", "unpin"].contains(&e.event.event.as_str()) && !e.is_doubted)
+                .filter(|e| is_meant(&e.event.event) && !e.is_doubted)
                 .filter(|e| !has(&e.name));
             self.out
                 .pins

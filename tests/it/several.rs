@@ -95,9 +95,11 @@ pub fn transfer(run: &Run, to: &str) -> serde_json::Value {
         .clone()
 }
 
+/// Says what goes on in one repository, or was found there.
 fn is_claim(path: &Path) -> bool {
     let path = path.to_str().unwrap();
-    path.contains("-claim-") || path.contains("-release-")
+    let own = ["-claim-", "-release-", "-verified-"];
+    own.iter().any(|kind| path.contains(kind))
 }
 
 /// Every object below a repository's clusters, but the claims of one side alone.

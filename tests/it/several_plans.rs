@@ -257,7 +257,7 @@ fn a_timeline_that_only_another_repository_knows_is_the_latest() {
     marked.two.is_away(true);
     let run = marked
         .plan()
-        .args(["--target-time", &before])
+        .args(["--target-time", &before, "--allow-end"])
         .run()
         .success();
     run.expect_stderr("\"second\" could not be asked");
