@@ -483,6 +483,7 @@ fn a_decision_reaches_every_repository_and_is_synced_to_those_that_were_away() {
     drill.sql("create table d (a int)");
     drill.archive_now();
     two.work(10);
+    two.sync().run().success();
     let first = two.first();
     let plan = |repository: &[&str]| {
         let plan = two.site.pitr().args(["plan", "--json"]).args(repository);
