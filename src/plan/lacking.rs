@@ -433,8 +433,7 @@ impl Asked<'_> {
                 continue;
             }
             let has = |name: &str| there.is_some_and(|s| s.events.iter().any(|e| e.name == name));
-            let is_completed =
-                |s: &Subject| s.events.iter().any(|e| e.event.event == "completed");
+            let is_completed = |s: &Subject| s.events.iter().any(|e| e.event.event == "completed");
             // A copy that was cut short right behind its root lacks the event that says so.
             let is_cut_short = is_there && !there.is_some_and(is_completed);
             let is_meant = |kind: &str| {

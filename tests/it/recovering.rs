@@ -172,6 +172,15 @@ fn segments_of_a_timeline_that_recovery_leaves_are_not_replayed_and_not_left() {
     origin.start();
     fill(&origin, 3, 12);
     origin.stop(Stop::Fast);
+    let decide = [
+        "timeline",
+        "restore",
+        "2",
+        "--reason",
+        "a test",
+        "--confirm",
+    ];
+    site.pitr().args(decide).run().success();
 
     let to = site.sandbox().dir("copy").join("data");
     let (noted, log) = noting(&site, site.sandbox());
