@@ -3,15 +3,16 @@
 //! The segment before is looked at where the server has it; the archive's own copy would only say what the archive holds already.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::datadir::DataDirectory;
 use super::push::{Checked, Content, Push};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
 use crate::pg::page::{LONG_HEADER, WalIdentity};
-use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
+use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::repo::container::Container;
 use crate::repo::index::{self, Summary, flag};
@@ -57,25 +58,11 @@ fn mark_before(
         if let Some((_, mark)) = what.known.filter(|(known, _)| *known == name) {
             return Ok(Before::Known(name.timeline, mark));
         }
-        let mut first = [0; LONG_HEADER];
-        let is_it = source.read_other(name, &mut first, 0)?
-            && WalIdentity::read(&first).is_ok_and(|wal| {
-                wal.matches(name).is_ok()
-                    && wal.system_identifier == checked.wal.system_identifier
-                    && wal.segment_size == checked.wal.segment_size
-            });
-        if !is_it {
-            continue;
-        }
-        let mut is_there = true;
-        let mark = Mark::compute(end, &mut |buffer, at| {
-            is_there &= source.read_other(name, buffer, at)?;
-            Ok(())
+        let of = (checked.wal.system_identifier, checked.wal.segment_size);
+        let mark = mark_at_hand(name, of, end, &mut |buffer, at| {
+            source.read_other(name, buffer, at)
         })?;
-        // The server may have recycled it since.
-        is_there &= source.read_other(name, &mut first, 0)?
-            && WalIdentity::read(&first).is_ok_and(|wal| wal.matches(name).is_ok());
-        if is_there {
+        if let Some(mark) = mark {
             return Ok(Before::Known(name.timeline, mark));
         }
     }
@@ -84,23 +71,55 @@ fn mark_before(
 
 /// The names that the segment before may have.
 fn names_before(checked: &Checked, summary: &Summary) -> Vec<SegmentName> {
-    let size = checked.wal.segment_size;
-    let number = checked.segment.number(size).ok();
-    let Some(number) = number.and_then(|n| n.0.checked_sub(1)).map(SegmentNumber) else {
-        return Vec::new();
-    };
     let own = checked.segment.timeline;
     let timelines = match &checked.history {
-        Some(history) => vec![history.holder(crate::pg::lsn::Lsn(
-            checked.wal.start_lsn.0.saturating_sub(1),
-        ))],
+        Some(history) => {
+            let last = checked.wal.start_lsn.0.saturating_sub(1);
+            vec![history.holder(Lsn(last))]
+        }
         None => {
             let page = TimelineId::new(summary.first_timeline).filter(|t| *t != own);
             std::iter::once(own).chain(page).collect()
         }
     };
-    let name = |timeline| number.name(timeline, size);
+    let name = |timeline| checked.segment.before(timeline, checked.wal.segment_size);
     timelines.into_iter().filter_map(name).collect()
+}
+
+/// The mark of a segment as the server has it, whose last WAL ends at `end`; `None` when it is not at hand. `read` fills a buffer from an offset
+/// on, or says that it cannot.
+fn mark_at_hand(
+    name: SegmentName,
+    (system_identifier, size): (u64, SegmentSize),
+    end: u64,
+    read: &mut dyn FnMut(&mut [u8], u64) -> Result<bool>,
+) -> Result<Option<Mark>> {
+    if !is_at_hand(name, (system_identifier, size), read)? {
+        return Ok(None);
+    }
+    let mut is_read = true;
+    let mark = Mark::compute(end, &mut |buffer, at| {
+        is_read &= read(buffer, at)?;
+        Ok(())
+    })?;
+    // The server may have recycled it since.
+    is_read &= is_at_hand(name, (system_identifier, size), read)?;
+    Ok(is_read.then_some(mark))
+}
+
+/// Whether the file begins as the segment of this name.
+fn is_at_hand(
+    name: SegmentName,
+    (system_identifier, size): (u64, SegmentSize),
+    read: &mut dyn FnMut(&mut [u8], u64) -> Result<bool>,
+) -> Result<bool> {
+    let mut first = [0; LONG_HEADER];
+    Ok(read(&mut first, 0)?
+        && WalIdentity::read(&first).is_ok_and(|wal| {
+            wal.matches(name).is_ok()
+                && wal.system_identifier == system_identifier
+                && wal.segment_size == size
+        }))
 }
 
 /// Requires that the archive's segment before is the one that the server has. Returns a warning where the archive lacks it and has older ones.
@@ -115,9 +134,7 @@ pub(super) fn check_before(
     let Before::Known(timeline, mark) = link.before else {
         return Ok(None);
     };
-    let size = checked.wal.segment_size;
-    let number = checked.segment.number(size)?.0.saturating_sub(1);
-    let Some(name) = SegmentNumber(number).name(timeline, size) else {
+    let Some(name) = checked.segment.before(timeline, checked.wal.segment_size) else {
         return Ok(None);
     };
     let key = checked.layout.segment(name);
@@ -158,37 +175,35 @@ pub(super) fn check_fetched(target: &Path, stored: &Container, name: SegmentName
     else {
         return Ok(());
     };
-    let number = name.number(size)?.0.checked_sub(1).map(SegmentNumber);
-    let Some(before) = number.and_then(|number| number.name(timeline, size)) else {
+    let Some(before) = name.before(timeline, size) else {
         return Ok(());
     };
     let path = DataDirectory::of_wal_file(target)
         .wal()
         .join(before.to_string());
-    let Ok(file) = File::open(path) else {
-        return Ok(());
-    };
-    let is_whole = file
-        .metadata()
-        .is_ok_and(|m| m.is_file() && m.len() == size.bytes());
-    let mut first = [0; LONG_HEADER];
-    let is_it = is_whole
-        && file.read_exact_at(&mut first, 0).is_ok()
-        && WalIdentity::read(&first).is_ok_and(|wal| {
-            wal.matches(before).is_ok() && wal.system_identifier == identity.system_identifier
-        });
-    if !is_it {
-        return Ok(());
-    }
-    let mut is_read = true;
-    let own = Mark::compute(end, &mut |buffer, at| {
-        is_read &= file.read_exact_at(buffer, at).is_ok();
-        Ok(())
+    let of = (identity.system_identifier, size);
+    let own = mark_at_hand(before, of, end, &mut |buffer, at| {
+        Ok(read_segment_at(&path, size.bytes(), buffer, at))
     })?;
-    match is_read && own != mark {
+    match own.is_some_and(|own| own != mark) {
         true => Err(not_continued(name, before)),
         false => Ok(()),
     }
+}
+
+/// Fills `buffer` from an offset on of a file that has the size of a segment; `false` when it is none, or cannot be read.
+pub(super) fn read_segment_at(path: &Path, bytes: u64, buffer: &mut [u8], offset: u64) -> bool {
+    // Opening a fifo without O_NONBLOCK would hang.
+    let opened = File::options()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(path);
+    opened.is_ok_and(|file| {
+        let is_whole = file
+            .metadata()
+            .is_ok_and(|m| m.is_file() && m.len() == bytes);
+        is_whole && file.read_exact_at(buffer, offset).is_ok()
+    })
 }
 
 /// Requires that a stored segment continues the stored one before it.
@@ -209,8 +224,7 @@ pub(super) fn check_copied(
         return Ok(());
     };
     let size = SegmentSize::new(stored.identity().segment_size_bytes)?;
-    let number = name.number(size)?.0.checked_sub(1).map(SegmentNumber);
-    let Some(before) = number.and_then(|number| number.name(timeline, size)) else {
+    let Some(before) = name.before(timeline, size) else {
         return Ok(());
     };
     let key = layout.segment(before);

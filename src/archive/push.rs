@@ -226,18 +226,8 @@ impl Content for Source {
 
     fn read_other(&self, name: SegmentName, buffer: &mut [u8], offset: u64) -> Result<bool> {
         let path = self.path.with_file_name(name.to_string());
-        let options = File::options()
-            .read(true)
-            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-            .open(path);
-        let Ok(file) = options else {
-            return Ok(false);
-        };
         // One that the server has just recycled is not at hand any more.
-        let is_whole = file
-            .metadata()
-            .is_ok_and(|m| m.is_file() && m.len() == self.size);
-        Ok(is_whole && file.read_exact_at(buffer, offset).is_ok())
+        Ok(life::read_segment_at(&path, self.size, buffer, offset))
     }
 }
 
@@ -835,19 +825,19 @@ fn already_there(
     ))
 }
 
-/// Keeps a copy under the key of refused ones.
+/// Keeps a copy under the key of refused ones, and returns that key.
 fn keep_refused(
     what: &Push<'_>,
     source: &mut dyn Content,
     checked: &Checked,
     hash: &[u8; 32],
-) -> Result<()> {
+) -> Result<Key> {
     let offered = what.repository.store().public_hash(hash)?;
     let conflict = checked.layout.conflict(checked.name, &offered);
     if what.repository.store().open(&conflict)?.is_none() {
         store_wal(what, source, checked, &conflict)?;
     }
-    Ok(())
+    Ok(conflict)
 }
 
 /// Another partial of the same segment: a second promotion in it, or the same WAL with other stale bytes behind. Recovery never asks for a partial,
@@ -865,9 +855,7 @@ fn beside(
         stored.object().settle()?;
         return Ok((Pushed::AlreadyThere, Vec::new()));
     }
-    keep_refused(what, source, checked, hash)?;
-    let offered = what.repository.store().public_hash(hash)?;
-    let key = checked.layout.conflict(checked.name, &offered);
+    let key = keep_refused(what, source, checked, hash)?;
     match what.repository.store().open(&key)? {
         Some(object) => object.settle()?,
         None => return Err(err!(Unreachable, "object \"{key}\" came and went")),

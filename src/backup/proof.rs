@@ -200,9 +200,6 @@ impl<'a> Prover<'a> {
             let Some(question) = self.between.get_mut(&name) else {
                 continue;
             };
-            if is_joined(name) == Some(true) {
-                continue;
-            }
             let heard = question.ask(source)?;
             match self.told(name, heard)? {
                 Ok(hash) if stored.has_hash(&hash.0) => {}
@@ -334,11 +331,6 @@ impl<'a> Prover<'a> {
 
 /// More than the record of a backup's end takes, with the page headers that may lie in it.
 const BACKUP_END_BYTES: u64 = 128;
-
-/// Whether links prove that a segment belongs to those around it; `None` where none tells.
-fn is_joined(_name: SegmentName) -> Option<bool> {
-    None
-}
 
 fn xlog_of<'r>(record: &Record<'r>) -> Option<XlogRecord<'r>> {
     let body = record.body().ok()?;

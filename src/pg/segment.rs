@@ -169,6 +169,12 @@ impl SegmentName {
         self.number(size).map(|n| n.start_lsn(size))
     }
 
+    /// The name that the segment before has where it is one of `timeline`; `None` before the first position.
+    pub fn before(self, timeline: TimelineId, size: SegmentSize) -> Option<Self> {
+        let number = self.number(size).ok()?.0.checked_sub(1)?;
+        SegmentNumber(number).name(timeline, size)
+    }
+
     /// The name after this one on the same timeline; `None` behind the last LSN there is.
     pub fn next(self, size: SegmentSize) -> Option<Self> {
         if u64::from(self.seg) + 1 < size.per_log() {

@@ -581,7 +581,7 @@ fn wide(flag: u64) -> u16 {
 }
 
 /// Why a segment is not joined to the one before it.
-pub const OTHER_LIFE: &str = "another server wrote it: its writer had another segment before it than the one that is archived";
+const OTHER_LIFE: &str = "another server wrote it: its writer had another segment before it than the one that is archived";
 
 /// What is carried from segment to segment.
 #[derive(Debug, Default)]
