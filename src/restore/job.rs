@@ -26,6 +26,9 @@ pub struct Request {
     pub repository: Option<String>,
     /// The backup that it names.
     pub backup: Option<String>,
+    /// Whether the WAL is read that was archived first, whatever `pitr wal resolve` decided.
+    #[serde(default)]
+    pub as_stored: bool,
     /// `OLD=NEW`, as given.
     pub tablespace_mappings: Vec<String>,
     /// A restore to a target, or a standby.
@@ -178,6 +181,7 @@ mod tests {
                 cluster: "main".into(),
                 repository: None,
                 backup: None,
+                as_stored: false,
                 tablespace_mappings: vec!["/a=/b".into()],
                 purpose: Purpose::Restore {
                     target: RecoveryTarget::default(),
