@@ -9,7 +9,7 @@ use pitr::repo::layout::ClusterLayout;
 use pitr::store::file::FileStore;
 
 use crate::common::mount::HangingDisk;
-use crate::common::{PATIENCE, Program, Run, Sandbox, Site, Still, user};
+use crate::common::{PATIENCE, Program, Run, Sandbox, Site, Still, keep_one, user};
 use crate::fetch::{Away, mode, not_here_with_warning};
 use crate::require_root;
 use crate::several::{Two, transfer};
@@ -240,9 +240,7 @@ fn k01_expire_refuses_when_the_clocks_differ() {
         })
         .collect();
     drop(cluster);
-    let expire = site
-        .pitr()
-        .args(["expire", "--min-age", "0s", "--keep", "1"]);
+    let expire = site.pitr().args(keep_one(&[]));
     let confirmed = expire.clone().args(["--confirm", "--json"]);
     let refused = |program: &Program| {
         let before = site.files();
@@ -291,17 +289,7 @@ fn k01_expire_refuses_when_the_clocks_differ() {
         let cp = Program::new("cp").arg("-a").arg(site.repository()).arg(&to);
         cp.privileged().run().success();
         let program = crate::common::pitr()
-            .args([
-                "expire",
-                "--min-age",
-                "0s",
-                "--keep",
-                "1",
-                "--confirm",
-                "--json",
-                "--grace",
-                "0",
-            ])
+            .args(keep_one(&["--confirm", "--json", "--grace", "0"]))
             .args(["--cluster", "main", "--repository"])
             .arg(&to);
         (program, to)
@@ -381,17 +369,7 @@ fn c11_claims_from_the_future_count_by_the_stores_clock() {
     });
     let begin = claims[0].with_file_name("begin");
     let expire = || {
-        let args = [
-            "expire",
-            "--min-age",
-            "0s",
-            "--json",
-            "--keep",
-            "1",
-            "--grace",
-            "0",
-            "--confirm",
-        ];
+        let args = keep_one(&["--grace", "0", "--confirm", "--json"]);
         site.pitr().args(args).privileged().run()
     };
     // Now is when the store received them: the one may run, the other is in use.

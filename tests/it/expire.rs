@@ -9,7 +9,9 @@ use pitr::repo::layout::{BackupId, ClusterLayout};
 use pitr::store::Store;
 use pitr::store::file::FileStore;
 
-use crate::common::{Cluster, Program, Run, Sandbox, Site, Still, fault, files_below, pitr};
+use crate::common::{
+    Cluster, Program, Run, Sandbox, Site, Still, fault, files_below, keep_one, pitr,
+};
 use crate::{per_major, require_strace};
 
 /// A cluster with some backups, WAL between them, and their ids.
@@ -368,15 +370,7 @@ fn what_a_killed_check_left_is_taken_back_after_a_day() {
     };
     assert_eq!(left().len(), 2);
     let expire = || {
-        let confirmed = [
-            "expire",
-            "--min-age",
-            "0s",
-            "--keep",
-            "1",
-            "--confirm",
-            "--quiet",
-        ];
+        let confirmed = keep_one(&["--confirm", "--quiet"]);
         // Without a backup no WAL goes, which is no success.
         still.site.pitr().args(confirmed).run().expect_code(6);
     };
@@ -488,15 +482,7 @@ fn x02_an_aborted_backup_goes_behind_a_tombstone_and_can_never_commit() {
     let expire = || {
         let run = site
             .pitr()
-            .args([
-                "expire",
-                "--min-age",
-                "0s",
-                "--json",
-                "--keep",
-                "1",
-                "--confirm",
-            ])
+            .args(keep_one(&["--confirm", "--json"]))
             .privileged()
             .run();
         let clusters = run.json()["clusters"][0].clone();
@@ -705,17 +691,7 @@ fn c07_a_restore_claims_nothing_when_it_is_complete_and_what_others_left_is_rele
         all.iter().map(one).collect::<Vec<_>>()
     };
     let expire = || {
-        let args = [
-            "expire",
-            "--min-age",
-            "0s",
-            "--json",
-            "--keep",
-            "1",
-            "--grace",
-            "0",
-            "--confirm",
-        ];
+        let args = keep_one(&["--grace", "0", "--confirm", "--json"]);
         site.pitr().args(args).privileged().run()
     };
     let to = cluster.sandbox().join("copy");
