@@ -774,6 +774,39 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_that_stays_full_while_segments_leave_it_is_logged_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = options(directory.path());
+        options.limit_bytes = Some(3 * (SIZE + SIZE / 16 + 4096));
+        let said = Arc::new(Collector::default());
+        let progress: Arc<dyn Progress> = Arc::clone(&said) as _;
+        let journal = Journal::open(&options, progress).unwrap();
+        let (feeder, follower) = (journal.feeder(), journal.follower());
+        runtime().block_on(async {
+            let mut watch = journal.watch();
+            for segment in 0..6 {
+                let start = START.0 + segment * SIZE;
+                for at in (start..start + SIZE).step_by(1 << 16) {
+                    feed(&feeder, timeline(1), Lsn(at), 1 << 16).await;
+                }
+                if segment >= 3 {
+                    let full = watch.wait_for(|d| d.condition == Condition::Full).await;
+                    drop(full.unwrap());
+                    follower.release(follower.segments()[0].name).unwrap();
+                }
+                let lsn = Lsn(start + SIZE);
+                let timeline = timeline(1);
+                durable(&journal, Position { timeline, lsn }).await;
+            }
+        });
+        let lines = said.lines();
+        let count = |words: &str| lines.iter().filter(|l| l.contains(words)).count();
+        assert_eq!(count("no WAL is acknowledged"), 1, "{lines:?}");
+        assert_eq!(count("has room again"), 1, "{lines:?}");
+        assert!(count("% of the room") <= 3, "{lines:?}");
+    }
+
+    #[test]
     fn a_file_that_is_none_of_this_cluster_is_set_aside_or_refused() {
         let directory = tempfile::tempdir().unwrap();
         let journal = open(directory.path());
