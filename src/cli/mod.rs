@@ -58,6 +58,7 @@ pub mod repo_sync;
 pub mod restore;
 pub mod restoring;
 mod rival;
+mod set_back;
 pub mod standby;
 pub mod start_line;
 pub mod timeline;

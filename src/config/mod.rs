@@ -10,7 +10,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, causes};
 use crate::pg::slot::is_slot_name;
 
 pub mod account;
@@ -319,13 +319,17 @@ impl Settings {
     /// `Config` for a file that is missing, unreadable or wrong, with file, line and column; `Usage` for a repository that is
     /// not one of the file's.
     pub fn load(flags: &Flags, environment: &Environment) -> Result<Settings> {
-        let (path, mut document) = match find(flags, environment)? {
+        let wanted = flags.repository.as_deref();
+        let bare = wanted.is_some_and(Location::looks_like_one);
+        let found = match find(flags, environment) {
+            Err(e) if bare && !is_named(flags, environment) && is_denied(&e) => {
+                Found::Nowhere(Vec::new())
+            }
+            found => found?,
+        };
+        let (path, mut document) = match found {
             Found::File(path, document) => (Some(path), document),
             Found::Nowhere(looked) => {
-                let bare = flags
-                    .repository
-                    .as_deref()
-                    .is_some_and(Location::looks_like_one);
                 let by_environment = environment
                     .with_prefix("PITR_REPOSITORIES_")
                     .next()
@@ -466,6 +470,17 @@ pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
         .filter(|(distance, c)| *distance <= c.chars().count().div_ceil(3))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, c)| c)
+}
+
+/// Whether the command line or the environment names the configuration file.
+fn is_named(flags: &Flags, environment: &Environment) -> bool {
+    flags.config.is_some() || environment.get("PITR_CONFIG").is_some()
+}
+
+/// Whether the operating system keeps this user from reading a file.
+fn is_denied(error: &Error) -> bool {
+    let mut causes = causes(error).filter_map(|e| e.downcast_ref::<std::io::Error>());
+    causes.any(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 enum Found {

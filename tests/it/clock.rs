@@ -1,6 +1,7 @@
 //! K01: the clock of the host jumps by an hour or by ten years, for every program.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ const SHIM: &str = r#"
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 static long calls, changed;
@@ -44,6 +46,12 @@ int clock_gettime(clockid_t id, struct timespec *now) {
     now->tv_sec += number("CLOCK_OFFSET");
     __sync_add_and_fetch(&changed, 1);
     return 0;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+    struct timespec precise;
+    int failed = clock_gettime(CLOCK_REALTIME, &precise);
+    if (!failed) { now->tv_sec = precise.tv_sec; now->tv_usec = precise.tv_nsec / 1000; }
+    return failed;
 }
 __attribute__((destructor)) static void done(void) {
     const char *path = getenv("CLOCK_LOG");
@@ -422,4 +430,33 @@ fn c13_backups_of_one_second_in_two_repositories_have_ids_of_their_own_and_are_c
     let copied = |to: &str| transfer(&run, to)["copied"]["backups"].clone();
     assert_eq!(copied("second"), serde_json::json!([first]), "{run}");
     assert_eq!(copied(&two.first()), serde_json::json!([other]), "{run}");
+}
+
+#[test]
+fn k05_info_warns_of_times_that_the_servers_clock_has_had_twice() {
+    let clock = Clock::new();
+    let (site, mut cluster) = Site::with_cluster(18);
+    cluster.sql("create table t (a int)");
+    site.pitr().arg("backup").run().success();
+    let info = || site.pitr().args(["info", "--json"]).run();
+    assert!(!info().stdout.contains("the clock was set back"));
+    let seconds = OsStr::new("3600");
+    let ahead = [
+        ("LD_PRELOAD", clock.shim.as_os_str()),
+        ("CLOCK_OFFSET", seconds),
+    ];
+    for environment in [&ahead[..], &[]] {
+        cluster.set_environment(environment);
+        cluster.restart();
+        cluster.sql("insert into t values (1)");
+        cluster.archive_now();
+    }
+    let run = info().expect_code(6);
+    let problems = run.json()["clusters"][0]["problems"].clone();
+    let problems = problems.as_array().unwrap().iter();
+    let told = problems.filter(|p| {
+        let message = p["message"].as_str().unwrap();
+        message.contains("the clock was set back") && message.contains("occur twice")
+    });
+    assert_eq!(told.count(), 1, "{run}");
 }
