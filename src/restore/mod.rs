@@ -118,10 +118,13 @@ pub struct Report {
 /// Requires room for the restore before its first write; returns what the backup holds.
 ///
 /// # Errors
-/// `Refused` with numbers; `Damaged` when the map fails a check.
+/// `Refused` with numbers; `Damaged` when the map fails a check; `NotFound` when the backup was deleted meanwhile.
 pub fn survey(source: &Source<'_>, job: &Job, target: &Target) -> Result<Survey> {
-    let snapshot = source.snapshot()?;
-    let survey = extract::survey(&snapshot)?;
+    let (store, layout) = (source.store, source.layout);
+    let survey = source
+        .snapshot()
+        .and_then(|snapshot| extract::survey(&snapshot))
+        .map_err(|e| claim::unless_deleted(store, layout, &job.backup, e))?;
     let segment = source.root.wal_segment_size_bytes;
     let replayed = job
         .plan
