@@ -65,7 +65,7 @@ impl Growth {
         let percent = bytes.saturating_mul(100) / ceiling.max(1);
         let level = LEVELS.iter().filter(|l| percent >= **l).count();
         let is_due = level > self.warned;
-        // What swings around a level is warned about once: a full journal does so with each segment.
+        // A size that swings around a level is warned about once: that of a full journal does so with each segment.
         if is_due || now.duration_since(self.warned_at) > LOOK_BACK {
             (self.warned, self.warned_at) = (level, now);
         }

@@ -22,7 +22,7 @@ use crate::pg::segment::SegmentName;
 use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
 
-/// What one round writes, about.
+/// The usual size of one round.
 const ROUND_BYTES: usize = 4 << 20;
 /// Linux takes so many pieces in one call (UIO_MAXIOV).
 const SLICES_MAX: usize = 1024;
@@ -31,7 +31,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// A full journal is logged no more often: each segment that a repository takes makes room for one only.
 const REPEAT: Duration = Duration::from_secs(30);
 
-/// What comes in.
+/// A message to the writer.
 pub(super) enum Message {
     Wal(Piece),
     Close,

@@ -118,8 +118,8 @@ impl<'a> Claim<'a> {
         }
     }
 
-    /// Ends the claim of a restore that is complete. What nobody has marked for deletion stays for a grace period, in which the recovery that
-    /// follows reads the WAL behind it; of a marked backup the claim is left to that recovery, which cannot claim anything itself.
+    /// Ends the claim of a restore that is complete. A backup without a mark for deletion stays for a grace period, in which the recovery
+    /// that follows reads the WAL behind it; of a marked backup the claim is left to that recovery, which cannot claim anything itself.
     pub fn complete(mut self, store: &dyn Store, layout: &ClusterLayout) {
         let id = self.claim.id().to_string();
         let events = event::read_all(store, layout, &id);

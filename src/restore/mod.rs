@@ -76,7 +76,7 @@ impl Surroundings<'_> {
     }
 }
 
-/// Where a backup is read.
+/// The repository that a backup is read from.
 pub struct Source<'a> {
     /// The repository.
     pub store: &'a dyn Store,
@@ -84,7 +84,7 @@ pub struct Source<'a> {
     pub layout: &'a ClusterLayout,
     /// The backup.
     pub root: &'a BackupRoot,
-    /// Where objects are taken from that are damaged or missing there.
+    /// The repositories from which objects are taken that are damaged or missing there.
     pub spares: &'a Spares<'a>,
 }
 
@@ -94,7 +94,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// What a restore came to.
+/// The result of a restore.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// Whether an earlier run had begun it.
