@@ -30,6 +30,8 @@ pub mod json;
 pub mod keyring;
 pub mod layout;
 pub mod link;
+#[cfg(test)]
+mod link_tests;
 mod lz4;
 mod outline;
 #[cfg(feature = "full")]
