@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::common::{Cluster, EXPIRE, Program, Run, Site, Stop, pitr_archive};
+use crate::common::{Cluster, Program, Run, Site, Stop, expire_at_once, pitr_archive};
 use crate::lives::{Lives, lives, write};
 use crate::per_major;
 use crate::sealed::Sealed;
@@ -144,7 +144,7 @@ fn l02_a_fork_is_given_back_to_production(major: u32) {
         assert!(!site.object(&refused).exists() || clones.contains(&refused));
         two.clone.stop(Stop::Immediate);
         // What nothing needs goes, in both lives.
-        site.pitr().args(EXPIRE).run().success();
+        site.pitr().args(expire_at_once()).run().success();
         site.pitr().args(["verify"]).run().success();
         for name in &clones {
             assert!(!site.object(name).exists(), "{name} was expired");
@@ -253,9 +253,9 @@ fn l13_sync_joins_no_two_lives_of_a_timeline() {
     site.pitr().args(["init", "--quiet"]).run().success();
     // The second one gets what was archived first, and the copies that were refused.
     site.pitr().args(["repo", "sync"]).run().success();
-    let info = site.pitr().args(["info", "--json"]).run().json();
-    let local = info["clusters"][0]["repository"]["name"].as_str().unwrap();
-    let first = ["--repository", local];
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let at = config.find("[repositories.").unwrap() + "[repositories.".len();
+    let first = ["--repository", config[at..].split(']').next().unwrap()];
     resolve(site, &[&first[..], &["--confirm"]].concat()).success();
     for _ in 0..5 {
         write(production, "prod");
@@ -330,7 +330,7 @@ fn l02_a_fork_in_an_encrypted_repository_is_resolved_by_who_can_read() {
         .args(["backup", "--quiet"])
         .run()
         .success();
-    sealed.on("janitor").args(EXPIRE).run().success();
+    sealed.on("janitor").args(expire_at_once()).run().success();
     sealed.on("reader").args(["verify"]).run().success();
     let rows = restored_by(sealed.on("reader"), &copies, (17, "after"), &[]);
     assert_eq!(rows, "before 100, prod 600");

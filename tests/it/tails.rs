@@ -12,7 +12,9 @@ use pitr::repo::repository::Repository;
 use serde_json::Value;
 
 use crate::backup::{backup, extract, layout, root, store};
-use crate::common::{Cluster, PATIENCE, Run, Sandbox, Site, Still, Stop, user, wait_until};
+use crate::common::{
+    Cluster, PATIENCE, Run, Sandbox, Site, Still, Stop, keep_one, user, wait_until,
+};
 use crate::per_major;
 
 const MIB: u64 = 1 << 20;
@@ -492,16 +494,7 @@ fn f04_a_tail_is_the_end_only_where_nothing_follows() {
     fetch(open).success();
     assert_eq!(std::fs::read(asking.target()).unwrap(), own);
     // The janitor takes what it supersedes.
-    let expire = [
-        "expire",
-        "--min-age",
-        "0s",
-        "--keep",
-        "1",
-        "--grace",
-        "0",
-        "--confirm",
-    ];
+    let expire = keep_one(&["--grace", "0", "--confirm"]);
     // There is no backup, so no WAL goes, which is no success.
     site.pitr().args(expire).run().expect_code(6);
     let files = site.files();
