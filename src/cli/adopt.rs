@@ -82,11 +82,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if let Some(cluster) = &configured
         && new_name.is_none()
         && directory.wal().join(GUARD).exists()
+        && let Some(control) = directory.control()?
     {
-        if let Some(control) = directory.control()? {
-            let copy = (directory.path(), control.system_identifier);
-            rival::check(cx, copy, cluster, args.confirm)?;
-        }
+        let copy = (directory.path(), control.system_identifier);
+        rival::check(cx, copy, cluster, args.confirm)?;
     }
     let adopted = adopt::adopt(
         &directory,
