@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+mod histories;
+
 use crate::common::{Cluster, PATIENCE, Sandbox, Site, Stop, copy_tree, user, wait_until};
 use crate::per_major;
 use crate::ship::spool_of;
