@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 mod histories;
 
-use crate::common::{Cluster, PATIENCE, Sandbox, Site, Stop, copy_tree, user, wait_until};
+use crate::common::{Cluster, PATIENCE, Run, Sandbox, Site, Stop, copy_tree, user, wait_until};
 use crate::per_major;
 use crate::ship::spool_of;
+use crate::timeline::with_journal;
 
 /// A cluster and its clone, which archive into one repository.
 struct Lives {
@@ -191,3 +192,45 @@ fn l11_what_pg_resetwal_begins_is_archived_and_joined_to_nothing_before(major: u
     assert_eq!(plan["reachable"], true);
 }
 per_major!(l11_what_pg_resetwal_begins_is_archived_and_joined_to_nothing_before, v13 v18);
+
+/// Row L01: a receiver without a journal that is let loose on the clone stores nothing behind production's WAL, and tells the clone nothing is safe.
+fn l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived(major: u32) {
+    let mut two = lives(major);
+    with_journal(&two.site);
+    two.production.start();
+    write(&two.production, "prod");
+    let first = two.production.archive_now();
+    two.clone = Cluster::open(major, two.clone.pgdata())
+        .without_fsync()
+        .config("archive_command", "false")
+        .create();
+    two.clone.start();
+    write(&two.clone, "fake");
+    assert_eq!(two.clone.switch_wal(), first);
+    let files = two.site.files();
+    // In the middle of the next segment, or before production's end.
+    write(&two.clone, "fake");
+    receive_of(&two.site, &two.clone)
+        .expect_code(8)
+        .expect_stderr("server has other WAL than is archived")
+        .expect_stderr("pitr wal conflicts");
+    assert_eq!(two.site.files(), files);
+    // Production is received, and goes on.
+    write(&two.production, "prod");
+    receive_of(&two.site, &two.production).success();
+    two.production.archive_now();
+    two.site.pitr().args(["verify"]).run().success();
+}
+per_major!(l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived, v13 v18);
+
+/// A receiver gets all that a server has written.
+fn receive_of(site: &Site, cluster: &Cluster) -> Run {
+    let end = cluster.query_one_string("select pg_current_wal_flush_lsn()");
+    let receive = site
+        .pitr()
+        .args(["receive", "--create-slot", "--until-lsn"]);
+    let receive = receive
+        .arg(&end)
+        .env("PITR_CLUSTERS_MAIN_CONNINFO", cluster.conninfo("postgres"));
+    receive.run()
+}
