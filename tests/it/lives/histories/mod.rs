@@ -34,7 +34,10 @@ const PARTS: u64 = 4;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is a number")),
+    )
 }
 
 /// The kinds of steps of each history that passed.
@@ -58,7 +61,11 @@ impl Campaign {
             let mut kinds: Vec<String> = words.map(str::to_owned).collect();
             (kinds.pop()? == "passed").then_some((seed, kinds))
         };
-        let done = text.iter().flat_map(|t| t.lines()).filter_map(line).collect();
+        let done = text
+            .iter()
+            .flat_map(|t| t.lines())
+            .filter_map(line)
+            .collect();
         Campaign { done, file }
     }
 
@@ -93,7 +100,10 @@ impl Campaign {
         println!("lives: {histories} histories: {counts:?}");
         let seen: BTreeSet<&str> = counts.into_keys().collect();
         let never = Kind::ALL.map(|kind| format!("{kind:?}"));
-        let never: Vec<_> = never.iter().filter(|k| !seen.contains(k.as_str())).collect();
+        let never: Vec<_> = never
+            .iter()
+            .filter(|k| !seen.contains(k.as_str()))
+            .collect();
         assert!(never.is_empty(), "these steps were never taken: {never:?}");
     }
 }

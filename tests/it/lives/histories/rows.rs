@@ -77,9 +77,8 @@ fn groups(client: &crate::common::Client, path: &str) -> Result<Vec<Row>, String
         "select min(life), min(n), max(life), max(n), count(*) from page where life >= 0 and id >= 0 group by id % {GROUPS} order by id % {GROUPS}"
     );
     let rows = client.try_sql(&sql).map_err(|e| format!("page: {e}"))?;
-    let whole = |row: &Vec<Option<String>>| {
-        row[..2] == row[2..4] && row[4].as_deref() == Some("12")
-    };
+    let whole =
+        |row: &Vec<Option<String>>| row[..2] == row[2..4] && row[4].as_deref() == Some("12");
     match rows.len() == GROUPS as usize && rows.iter().all(whole) {
         true => Ok(rows.iter().map(|row| pair(row)).collect()),
         false => Err(format!("pages are mixed with seqscan {path}: {rows:?}")),

@@ -171,7 +171,10 @@ fn has_pg_rewind(major: u32) -> bool {
 fn write(world: &mut World, at: usize) {
     let count = 1 + world.random.below(3) as u32;
     world.write(at, count);
-    world.say(format!("  server {at} has {:?}", world.lives.now(world.servers[at].life)));
+    world.say(format!(
+        "  server {at} has {:?}",
+        world.lives.now(world.servers[at].life)
+    ));
 }
 
 fn archive(world: &mut World, at: usize) {
@@ -218,7 +221,11 @@ fn clone(world: &mut World, at: usize) {
 fn drill(world: &mut World) -> bool {
     let folder = Sandbox::in_memory("drill");
     let to = folder.join("data");
-    let restore = world.site.pitr().args(["restore", "--quiet", "--to"]).arg(&to);
+    let restore = world
+        .site
+        .pitr()
+        .args(["restore", "--quiet", "--to"])
+        .arg(&to);
     let run = restore.run();
     if !run.is_success() {
         assert_eq!(run.code(), 5, "{run}");
@@ -242,7 +249,10 @@ fn standby(world: &mut World, upstream: usize, archive_mode: &str) {
         .option("archive_mode", archive_mode);
     let asks_archive = world.random.one_in(2);
     if asks_archive {
-        builder = builder.option("restore_command", world.restore_command());
+        // By its number, for the archive's latest may be the branch of another life.
+        builder = builder
+            .option("restore_command", world.restore_command())
+            .option("recovery_target_timeline", world.timeline(upstream));
     }
     let life = world.servers[upstream].life;
     let at = world.add(builder.create(), life, Role::Standby(upstream), None);
@@ -258,7 +268,9 @@ fn catch_up(world: &World, upstream: usize, at: usize) {
     if !primary.cluster.is_running() || primary.life != world.servers[at].life {
         return;
     }
-    let end = primary.cluster.query_one_string("select pg_current_wal_flush_lsn()");
+    let end = primary
+        .cluster
+        .query_one_string("select pg_current_wal_flush_lsn()");
     let replayed = format!("select pg_last_wal_replay_lsn() >= '{end}'::pg_lsn");
     let client = world.servers[at].cluster.client();
     wait_until(PATIENCE, "the standby has replayed", || {
@@ -332,7 +344,9 @@ fn rewind(world: &mut World) -> bool {
     world.servers[at].role = Role::Standby(successor);
     world.servers[at].snapshot = None;
     world.servers[at].cluster.start();
-    world.say(format!("  server {at} was rewound and follows server {successor}"));
+    world.say(format!(
+        "  server {at} was rewound and follows server {successor}"
+    ));
     true
 }
 
@@ -388,7 +402,14 @@ fn decide(world: &mut World) -> bool {
     }
     let chosen = *world.random.pick(&candidates);
     let number = chosen.to_string();
-    let restore = ["timeline", "restore", &number, "--reason", "it is", "--confirm"];
+    let restore = [
+        "timeline",
+        "restore",
+        &number,
+        "--reason",
+        "it is",
+        "--confirm",
+    ];
     world.site.pitr().args(restore).run().success();
     world.say(format!("  timeline {chosen} is the cluster, by decision"));
     true

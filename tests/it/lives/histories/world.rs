@@ -204,6 +204,12 @@ impl World {
             .pitr()
             .env("PITR_CLUSTERS_MAIN_CONNINFO", cluster.conninfo("postgres"))
             .env("PITR_CLUSTERS_MAIN_PGDATA", cluster.pgdata())
+            .env("PITR_CLUSTERS_MAIN_RECEIVE_JOURNAL", self.journal(at))
+    }
+
+    /// Where a receiver on the host of a server keeps what it got.
+    fn journal(&self, at: usize) -> PathBuf {
+        self.site.sandbox().join(format!("journal-{at}"))
     }
 
     /// Commits so often, and remembers where each commit ended.
@@ -397,7 +403,10 @@ fn start_of(name: &str) -> Option<u64> {
 fn second_of(site: &Site) -> PathBuf {
     let second = site.sandbox().join("second");
     let config = std::fs::read_to_string(site.config()).unwrap();
-    let more = format!("\n[repositories.second]\nurl = \"file://{}\"\n", second.display());
+    let more = format!(
+        "\n[repositories.second]\nurl = \"file://{}\"\n",
+        second.display()
+    );
     std::fs::write(site.config(), config + &more).unwrap();
     site.pitr().args(["init", "--quiet"]).run().success();
     second
