@@ -19,6 +19,7 @@ use crate::plan::recovery::{Action, Outcome, Plan, Reason};
 use crate::plan::target::TargetTimeline;
 use crate::plan::unreachable;
 use crate::repo::inventory::{Backup, HistoryFile, Inventory, Timeline};
+use crate::sync::fork::{self, Stretch};
 
 /// What is asked, of whichever repository.
 pub struct Question<'a> {
@@ -342,7 +343,11 @@ fn refuse_what_falls_short(
     sides: &[Opened],
 ) -> Option<String> {
     let own = sides.get(*at).filter(|_| leads(plan))?;
-    let has_more = |side: &&Opened| may_lead_farther(plan, &own.inventory, &side.inventory);
+    // What another server wrote is nothing that this plan lacks.
+    let has_more = |side: &&Opened| {
+        may_lead_farther(plan, &own.inventory, &side.inventory)
+            && parts_from(plan, own, &side.reading).is_none()
+    };
     let have_more = short.iter().filter_map(|n| sides.get(*n)).filter(has_more);
     let names: Vec<String> = have_more
         .map(|side| format!("\"{}\"", side.reading.configured.name))
@@ -422,7 +427,16 @@ fn settle(
             ));
         }
     }
-    let opened = sides.swap_remove(giving);
+    let wal_from = keep_to_one_server(cx, &mut plan, at, &sides);
+    let mut opened = sides.swap_remove(giving);
+    if wal_from.is_some() {
+        opened.reading.wal_from = wal_from;
+        let (restore_command, _) = opened.reading.commands(cx);
+        let setting = plan.recovery_settings.get_mut("restore_command");
+        setting
+            .into_iter()
+            .for_each(|s| s.clone_from(&restore_command));
+    }
     opened.add_parameters(cx, &mut plan);
     Ok(Chosen {
         opened,
@@ -430,6 +444,47 @@ fn settle(
         resolved,
         unless: None,
     })
+}
+
+/// Where another repository has the WAL of another server under the names that the plan reads, recovery must not ask it: the one repository that it
+/// may ask then, and a warning in the plan that names the fork.
+fn keep_to_one_server(
+    cx: &Context,
+    plan: &mut Plan,
+    at: usize,
+    sides: &[Opened],
+) -> Option<String> {
+    let own = sides.get(at)?;
+    // Narrowed by the operator, nobody else is asked anyway.
+    if cx.global.repository.is_some() {
+        return None;
+    }
+    let others = own.reading.all_others(cx);
+    let others: Vec<Reading> = others.filter_map(|(_, other)| other.ok()).collect();
+    let mut is_alone = false;
+    for other in &others {
+        let Some(name) = parts_from(plan, own, other) else {
+            continue;
+        };
+        is_alone = true;
+        let (own, other) = (&own.reading.configured.name, &other.configured.name);
+        plan.warnings.push(format!(
+            "repository \"{other}\" has the WAL of another server from segment \"{name}\" on, if not before: the server whose WAL is in \"{own}\" is followed, and recovery asks \"{own}\" alone. --repository \"{other}\" follows the other one"
+        ));
+    }
+    is_alone.then(|| own.reading.configured.location.to_string())
+}
+
+/// Where another repository has the WAL of another server than a plan follows. What cannot be read tells nothing.
+fn parts_from(plan: &Plan, own: &Opened, other: &Reading) -> Option<SegmentName> {
+    let needed = &plan.segments_needed;
+    let stretch = Stretch {
+        first: needed.first?,
+        last: needed.last?,
+        size: own.inventory.segment_size,
+    };
+    let stores = (own.reading.repository.store(), other.repository.store());
+    fork::parts(stores, &own.layout, stretch).ok().flatten()
 }
 
 fn name_of(sides: &[Opened], at: usize) -> &str {
