@@ -101,6 +101,7 @@ impl Expire<'_> {
     pub fn run(&self, shown: &ExpirePlan, outcome: &mut Outcome) -> Result<()> {
         let layout =
             ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
+        // Where segments lie is known with the second reading.
         let mut run = Run {
             what: self,
             store: self.repository.store(),
@@ -176,6 +177,7 @@ impl Run<'_> {
     /// The plan as it is now that the marks are durable. What is not marked yet waits for another run, also without grace.
     fn decide_again(&mut self) -> Result<ExpirePlan> {
         let survey = self.what.survey()?;
+        self.layout = survey.layout(self.what.registration)?;
         let mut policy = self.what.policy.clone();
         policy.spared.clone_from(&self.spared);
         let now = (self.what.clock)();

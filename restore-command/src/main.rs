@@ -44,7 +44,7 @@ fn is_given(switch: &str) -> bool {
 fn run() -> Result<u8, Error> {
     let arguments = command::parse(
         std::env::args_os().skip(1).collect(),
-        &[recovery_ended::SWITCH, prefetch::SWITCH],
+        &[recovery_ended::SWITCH, prefetch::SWITCH, command::AS_STORED],
     )?;
     if arguments.help || arguments.version {
         let text = if arguments.help {

@@ -27,7 +27,8 @@ use crate::progress::Progress;
 use crate::repo::container::{Container, Kind};
 use crate::repo::event;
 use crate::repo::increment;
-use crate::repo::layout::ClusterLayout;
+use crate::repo::layout::{ClusterLayout, Home};
+use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
 use crate::repo::run;
 use crate::store::{Key, Object};
@@ -60,6 +61,8 @@ pub struct Fetch {
     pub system_identifier: Option<u64>,
     /// The file wanted.
     pub name: WalFileName,
+    /// Which segments of a forked timeline are read.
+    pub followed: Followed,
     /// Where PostgreSQL wants it (`%p`).
     pub target: PathBuf,
     /// Random, for temporary names, and for what is recorded.
@@ -333,7 +336,9 @@ enum Found {
 }
 
 fn look_in(what: &Fetch, repository: &Repository) -> Result<Found> {
-    let layout = layout_of(what, repository)?;
+    let layout = what
+        .followed
+        .apply(repository, layout_of(what, repository)?)?;
     let key = layout.wal_file(what.name);
     let store = repository.store();
     let object = match store.open(&key)? {
@@ -439,6 +444,7 @@ fn without(what: &Fetch, repository: &Repository, layout: &ClusterLayout) -> Res
         prove_absence(what, repository, layout)?;
         return Ok(Found::Absent);
     };
+    life_begins(segment, repository, layout)?;
     let tail = Offer::find(repository, layout, segment)?.map(Box::new);
     let tail = match tail {
         Some(tail) if tail.goes_on() => return Ok(Found::Tail(tail)),
@@ -479,6 +485,31 @@ fn not_deleted(what: &Fetch, repository: &Repository, layout: &ClusterLayout) ->
         repository.store().location()
     )
     .hint("Recovery stops, for the WAL does not end here. Remove the delete marker of the object in the store (list-object-versions shows its version id, delete-object with that id removes it), and see who deletes there."))
+}
+
+/// A life of which nothing is stored is no end of the WAL: its first segment was stored before it was followed.
+fn life_begins(wanted: SegmentName, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
+    let Some(life) = layout.lives().of(wanted) else {
+        return Ok(());
+    };
+    let store = repository.store();
+    let home = layout.home_of(wanted);
+    for inner in store
+        .list(home.prefix())?
+        .into_iter()
+        .filter(|l| l.is_prefix)
+    {
+        let prefix = format!("{}/{}", home.prefix(), inner.name);
+        if !store.list(&prefix)?.is_empty() {
+            return Ok(());
+        }
+    }
+    Err(err!(
+        Gap,
+        "\"{wanted}\" belongs to the life of the timeline that begins with \"{}\", of which nothing is stored",
+        layout.segment(life.segment)
+    )
+    .hint("Recovery stops, for the WAL does not end here. Bring it back from another repository: pitr repo sync."))
 }
 
 fn has_target(what: &Fetch) -> bool {
@@ -772,16 +803,21 @@ fn last_segment(
         let listed = store.list(prefix)?;
         Ok(listed.iter().filter_map(|l| l.name.parse().ok()).collect())
     };
-    let mut logs: Vec<u32> = Vec::new();
+    let mut logs: Vec<(u32, Home)> = Vec::new();
     let mut parts: Vec<SegmentName> = Vec::new();
-    for listed in store.list(&layout.timeline(timeline))? {
-        match listed.name.as_str() {
-            "partial" => parts.extend(names(&layout.partials(timeline))?),
-            "open" => parts.extend(names(&layout.open_segments(timeline))?),
-            log if listed.is_prefix && log.len() == 8 => {
-                logs.extend(u32::from_str_radix(log, 16).ok());
+    for home in layout.homes(timeline) {
+        let own =
+            |names: Vec<SegmentName>| names.into_iter().filter(|n| layout.home_of(*n) == home);
+        for listed in store.list(home.prefix())? {
+            match listed.name.as_str() {
+                "partial" => parts.extend(own(names(&home.partials())?)),
+                "open" => parts.extend(own(names(&home.open_segments())?)),
+                log if listed.is_prefix && log.len() == 8 => {
+                    let log = u32::from_str_radix(log, 16).ok();
+                    logs.extend(log.map(|log| (log, home.clone())));
+                }
+                _ => {}
             }
-            _ => {}
         }
     }
     parts.retain(|name| name.timeline == timeline);
@@ -797,17 +833,17 @@ fn last_segment(
             break;
         }
     }
-    logs.sort_unstable();
-    for log in logs.into_iter().rev() {
-        let last = store
-            .list(&layout.log(timeline, log))?
-            .iter()
-            .filter_map(|l| l.name.parse::<SegmentName>().ok())
-            .filter(|name| name.timeline == timeline && name.log == log)
-            .max();
-        if last.is_some() {
-            return Ok(last.max(part));
+    logs.sort_by_key(|(log, _)| *log);
+    let mut last = None;
+    while let Some((log, home)) = logs.pop() {
+        let listed = names(&home.log(log))?.into_iter();
+        let is_own =
+            |n: &SegmentName| n.timeline == timeline && n.log == log && layout.home_of(*n) == home;
+        last = last.max(listed.filter(is_own).max());
+        // Another home may have later segments of the same log id.
+        if last.is_some() && logs.last().is_none_or(|(next, _)| *next < log) {
+            break;
         }
     }
-    Ok(part)
+    Ok(last.max(part))
 }

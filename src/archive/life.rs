@@ -18,6 +18,7 @@ use crate::repo::container::Container;
 use crate::repo::index::{self, Summary, flag};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::link::{self, Before, EndBefore, Link, Mark};
+use crate::repo::lives::is_copy;
 use crate::repo::repository::Repository;
 use crate::store::Key;
 
@@ -122,41 +123,128 @@ fn is_at_hand(
         }))
 }
 
-/// Requires that the archive's segment before is the one that the server has. Returns a warning where the archive lacks it and has older ones.
+/// What is known of a segment's place behind the stored one before it.
+pub(super) enum Continued {
+    /// It continues that one.
+    Yes,
+    /// One of the two does not say, or the one before is on its way.
+    Unproven,
+    /// That one is not stored. With a warning where older ones are.
+    Hole(Option<String>),
+}
+
+impl Continued {
+    /// What should be known.
+    pub(super) fn warning(self) -> Option<String> {
+        match self {
+            Continued::Yes | Continued::Unproven => None,
+            Continued::Hole(warning) => warning,
+        }
+    }
+}
+
+/// Requires that the first segment of a life is the copy that was named when the fork was resolved.
+///
+/// # Errors
+/// `Conflict` for another one.
+pub(super) fn check_first(what: &Push<'_>, checked: &Checked, hash: &[u8; 32]) -> Result<()> {
+    let life = checked.layout.lives().of(checked.segment);
+    let Some(life) = life.filter(|l| l.segment == checked.segment) else {
+        return Ok(());
+    };
+    let offered = what.repository.store().public_hash(hash)?;
+    let offered = blake3::Hash::from_bytes(offered).to_hex();
+    match offered.starts_with(&life.copy) {
+        true => Ok(()),
+        false => Err(err!(
+            Conflict,
+            "\"pitr wal resolve\" gave the timeline from \"{}\" on to the server of the copy {}, and this one is {}",
+            checked.name,
+            life.copy,
+            offered.get(..16).unwrap_or_default()
+        )
+        .hint("Nothing was stored, and archiving waits at this file. Stop this server, if it is not the cluster. If it is, see the resolution: pitr wal conflicts; end it: pitr wal resolve --undo EVENT.")),
+    }
+}
+
+/// Requires that the archive's segment before is the one that the server has.
 ///
 /// # Errors
 /// `Conflict` when another server wrote it; what the store says.
-pub(super) fn check_before(
-    what: &Push<'_>,
-    checked: &Checked,
-    link: &Link,
-) -> Result<Option<String>> {
-    let Before::Known(timeline, mark) = link.before else {
-        return Ok(None);
+pub(super) fn check_before(what: &Push<'_>, checked: &Checked, link: &Link) -> Result<Continued> {
+    let (timeline, mark) = match link.before {
+        Before::Known(timeline, mark) => (timeline, mark),
+        // What pg_resetwal or initdb wrote begins a life.
+        Before::Nothing | Before::Unknown => return Ok(Continued::Unproven),
     };
     let Some(name) = checked.segment.before(timeline, checked.wal.segment_size) else {
-        return Ok(None);
+        return Ok(Continued::Unproven);
     };
     let key = checked.layout.segment(name);
     if let Some(stored) = what.repository.kept_mark(&key) {
         return match stored == mark || !is_sound(what, name) {
-            true => Ok(None),
+            true => Ok(Continued::Yes),
             false => Err(other_life(checked, name)),
         };
     }
     if what.repository.is_in_flight(&key) {
-        return Ok(None);
+        return Ok(Continued::Yes);
     }
     match stored_link(what, &key)? {
         Some((stored, is_keyed)) => {
             let mark = as_stored(what, mark, is_keyed)?;
-            match stored.own.is_none_or(|own| own == mark) || !is_sound(what, name) {
-                true => Ok(None),
-                false => Err(other_life(checked, name)),
+            match stored.own {
+                None => Ok(Continued::Unproven),
+                Some(own) if own == mark => Ok(Continued::Yes),
+                Some(_) if is_sound(what, name) => Err(other_life(checked, name)),
+                Some(_) => Ok(Continued::Unproven),
             }
         }
-        None => hole_before(what, checked, name),
+        None => {
+            let other = in_other_life(what, checked, name, mark)?;
+            match other.filter(|_| is_sound(what, name)) {
+                Some(key) => Err(decided_against(checked, &key)),
+                None => hole_before(what, checked, name).map(Continued::Hole),
+            }
+        }
     }
+}
+
+/// Where the server's segment before is stored in a life of the timeline that is not followed.
+fn in_other_life(
+    what: &Push<'_>,
+    checked: &Checked,
+    name: SegmentName,
+    mark: Mark,
+) -> Result<Option<Key>> {
+    let layout = &checked.layout;
+    let store = what.repository.store();
+    let mut homes = vec![layout.home(name.timeline, None)];
+    for life in store.list(&layout.lives_of(name.timeline))? {
+        if is_copy(&life.name) {
+            homes.push(layout.home(name.timeline, Some(&life.name)));
+        }
+    }
+    let own = layout.home_of(name);
+    for home in homes.into_iter().filter(|home| *home != own) {
+        let key = home.segment(name);
+        let Some((stored, is_keyed)) = stored_link(what, &key)? else {
+            continue;
+        };
+        if stored.own == Some(as_stored(what, mark, is_keyed)?) {
+            return Ok(Some(key));
+        }
+    }
+    Ok(None)
+}
+
+fn decided_against(checked: &Checked, before: &Key) -> Error {
+    err!(
+        Conflict,
+        "the segment before \"{}\" is archived as \"{before}\", in a life of the timeline that is not followed",
+        checked.name
+    )
+    .hint("Nothing was stored, and archiving waits at this file: \"pitr wal resolve\" gave the timeline to another server. Stop this server, if it is not the cluster. If it is, see the decision: pitr wal conflicts.")
 }
 
 /// Requires that a stored segment continues the one that the server has before it, where it has that one.
@@ -243,6 +331,41 @@ pub(super) fn check_copied(
     }
 }
 
+/// Requires that the stored segment before `name` is the one with this mark, where its link can be read.
+///
+/// # Errors
+/// `Conflict` when it is not; what the store says.
+pub fn check_next(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    (name, size): (SegmentName, SegmentSize),
+    (before, mark): (SegmentName, Mark),
+) -> Result<()> {
+    if name.before(before.timeline, size) != Some(before) {
+        return Ok(());
+    }
+    let key = layout.segment(before);
+    let own = match repository.kept_mark(&key) {
+        Some(own) => Some(own),
+        None => match repository.store().open(&key)? {
+            Some(object) => {
+                let container = Container::open(object)?;
+                let link = Link::read(&container)?;
+                link.own.filter(|_| !container.is_opaque())
+            }
+            None => None,
+        },
+    };
+    match own.is_some_and(|own| own != mark) {
+        true => Err(err!(
+            Conflict,
+            "the archive's segment \"{before}\" is not the one that this server has before \"{name}\": another server wrote it"
+        )
+        .hint("Nothing was stored. See the two lives of the timeline: pitr wal conflicts.")),
+        false => Ok(()),
+    }
+}
+
 fn not_continued(name: SegmentName, before: SegmentName) -> Error {
     err!(
         Gap,
@@ -297,7 +420,7 @@ fn other_life(checked: &Checked, before: SegmentName) -> Error {
         "the archive's segment \"{before}\" is not the one that this server has before \"{}\": another server wrote it",
         checked.name
     )
-    .hint("Nothing was stored, and archiving waits at this file. A clone, a machine that was reverted to a snapshot, or a copy that was promoted writes the same timeline. Stop the server that is not the cluster; docs/restore.md says how the cluster goes on.")
+    .hint("Nothing was stored, and archiving waits at this file. A clone, a machine that was reverted to a snapshot, or a copy that was promoted writes the same timeline. Stop the server that is not the cluster. \"pitr wal conflicts\" shows whether the fork can be given to this one (\"pitr wal resolve\"); docs/restore.md says how the cluster goes on.")
 }
 
 /// Warns of WAL that the archive lacks right before this segment.

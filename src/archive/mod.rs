@@ -6,10 +6,12 @@ mod damage;
 pub mod datadir;
 pub mod fetch;
 pub mod guard;
-mod life;
+pub mod life;
 pub mod offer;
 pub mod prefetched;
 pub mod push;
+#[cfg(feature = "full")]
+pub mod resolve;
 pub mod server_conf;
 pub mod spool;
 pub mod startup;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::datadir::DataDirectory;
-use super::life;
+use super::life::{self, Continued};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::label::BackupHistory;
@@ -276,6 +276,7 @@ fn push_checked(
     let put = match store_wal(what, source, checked, &key)? {
         Stored::Put(put) => put,
         Stored::Padded(valid_end) => return push_padded(what, source, checked, valid_end),
+        Stored::Moved(checked) => return push_checked(what, source, &checked),
     };
     what.repository
         .found_taken(put.published == Published::Exists);
@@ -324,6 +325,17 @@ fn push_padded(
     let (pushed, mut warnings) = push_checked(what, source, &partial)?;
     warnings.push(padded_warning(checked, valid_end));
     Ok((pushed, warnings))
+}
+
+/// The file with the home that it has by the resolutions which the repository knows now; `None` when that is the one it was taken to have.
+fn moved(what: &Push<'_>, checked: &Checked) -> Result<Option<Checked>> {
+    let layout = what.repository.read_lives(&checked.layout)?;
+    let has_moved = layout.home_of(checked.segment) != checked.layout.home_of(checked.segment);
+    Ok(has_moved.then(|| Checked {
+        layout,
+        history: checked.history.clone(),
+        ..*checked
+    }))
 }
 
 fn padded_warning(checked: &Checked, valid_end: Lsn) -> String {
@@ -421,6 +433,12 @@ fn check_header(
     let layout = ClusterLayout::new(what.cluster, wal.system_identifier)?;
     let registration = what.repository.require(&layout)?;
     check_sizes(&registration, &wal)?;
+    let layout = match what.repository.known_lives(&layout) {
+        Some(known) => known,
+        // In an object store they are read where the segment does not simply go on.
+        None if what.repository.store().is_remote() => layout,
+        None => what.repository.read_lives(&layout)?,
+    };
     let end = wal.start_lsn.0.checked_add(wal.segment_size.bytes());
     let end = end.map(Lsn).ok_or_else(|| {
         header(err!(
@@ -503,6 +521,8 @@ enum Stored {
     Put(Box<Put>),
     /// Nothing was stored: valid WAL ends here, and padding follows.
     Padded(Lsn),
+    /// Nothing was stored: the segment has another home.
+    Moved(Box<Checked>),
 }
 
 struct Put {
@@ -542,7 +562,13 @@ fn store_wal(
     if !checked.is_partial {
         link = life::link(what, source, checked, &index.summary)?;
         if !layout::is_conflict(key) {
-            warning = life::check_before(what, checked, &link)?;
+            life::check_first(what, checked, &hash)?;
+            let before = life::check_before(what, checked, &link);
+            let is_sure = matches!(before, Ok(Continued::Yes));
+            if !is_sure && let Some(moved) = moved(what, checked)? {
+                return Ok(Stored::Moved(Box::new(moved)));
+            }
+            warning = before?.warning();
         }
     }
     source.check_unchanged()?;
@@ -739,7 +765,7 @@ fn read_and_index(
 }
 
 /// The object must say of itself what was written, where the store has not said so.
-fn read_back(repository: &Repository, key: &Key, identity: &Identity) -> Result<()> {
+pub(super) fn read_back(repository: &Repository, key: &Key, identity: &Identity) -> Result<()> {
     if repository.store().is_confirming() {
         return Ok(());
     }
@@ -815,6 +841,9 @@ fn already_there(
             return Ok((Pushed::AlreadyThere, vec![warning]));
         }
         return push_padded(what, source, checked, index.summary.valid_end);
+    }
+    if let Some(moved) = moved(what, checked)? {
+        return push_checked(what, source, &moved);
     }
     keep_refused(what, source, checked, &hash)?;
     Err(conflict_error(
@@ -942,6 +971,12 @@ fn conflict_error(
         let hex = blake3::Hash::from_bytes(*hash).to_hex();
         hex.get(..16).unwrap_or_default().to_owned()
     };
+    let then = match name {
+        WalFileName::Segment(_) => {
+            "If this one is, \"pitr wal resolve\" gives it the timeline from here on."
+        }
+        _ => "",
+    };
     err!(
         Conflict,
         "already archived with other content: stored blake3 {}…, offered {}…, system identifier {}, timeline {}",
@@ -954,7 +989,7 @@ fn conflict_error(
         name.timeline().decimal()
     )
     .hint(format!(
-        "Nothing was overwritten; both copies are kept, and archiving waits at this file. Likely two servers write the same timeline (split brain, a clone without a guard, or a promotion without the archive). See \"pitr wal conflicts\" and \"pitr wal show {name}\"."
+        "Nothing was overwritten; both copies are kept, and archiving waits at this file. Likely two servers write the same timeline (split brain, a clone without a guard, or a promotion without the archive). See \"pitr wal conflicts\". Stop the server that is not the cluster. {then}"
     ))
 }
 
@@ -1015,7 +1050,10 @@ fn put_small(
     }
     let offered = repository.store().public_hash(&identity.hash)?;
     let conflict = layout.conflict(name, &offered);
-    store_small(repository, &conflict, kind, &identity, content)?;
+    let put = store_small(repository, &conflict, kind, &identity, content)?;
+    if kind == Kind::Label {
+        return label_beside(repository, name, &conflict, put);
+    }
     let error = conflict_error(layout, name, &container, &identity.hash);
     Err(match name {
         WalFileName::History(timeline) => err!(
@@ -1027,6 +1065,25 @@ fn put_small(
         .hint("Nothing was overwritten. Two servers were promoted to the same timeline. Stop the wrong one, or restart this one in recovery so that it takes a higher number; see \"pitr wal conflicts\"."),
         _ => error,
     })
+}
+
+/// Another backup history file of the same name: a backup in another life of the timeline. Recovery never asks for one, so archiving does not
+/// wait for a decision: it is kept beside the first.
+fn label_beside(
+    repository: &Repository,
+    name: WalFileName,
+    key: &Key,
+    put: Published,
+) -> Result<(Pushed, Warnings)> {
+    if put == Published::Exists {
+        let object = repository.store().open(key)?;
+        let object = object.ok_or_else(|| err!(Unreachable, "object \"{key}\" came and went"))?;
+        object.settle()?;
+    }
+    let warning = format!(
+        "another backup history file of this name is archived: \"{name}\" is kept beside it, under \"{key}\""
+    );
+    Ok((Pushed::Stored, vec![warning]))
 }
 
 fn check_small(name: WalFileName, content: &[u8]) -> Result<Kind> {

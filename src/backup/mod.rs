@@ -118,6 +118,7 @@ pub fn take(
     let facts = source.facts()?;
     let layout = ClusterLayout::new(cluster, facts.system_identifier)?;
     let registration = repository.require(&layout)?;
+    let layout = repository.read_lives(&layout)?;
     let sizes = repository.segment_sizes(&layout, &registration)?;
     if registration.major != facts.major.number() || !sizes.contains(&facts.segment_size.bytes()) {
         return Err(err!(

@@ -80,7 +80,7 @@ impl Question<'_> {
         }
         let first_said = said_of_first(&planned.0, name_of(&sides, 0));
         let (mut best, short) = self.best(cx, planned, &sides, cluster.as_ref(), &mut unasked);
-        let next = refuse_what_falls_short(&mut best, &short, &sides);
+        let next = refuse_what_falls_short(cx, &mut best, &short, &sides);
         let mut chosen = settle(cx, best, sides, unasked, &first_said, next)?;
         if let Some(Unless::OutOfReach { next, .. }) = &mut chosen.unless
             && next.is_none()
@@ -338,6 +338,7 @@ fn may_lead_farther(plan: &Plan, own: &Inventory, other: &Inventory) -> bool {
 /// Refuses a plan to the end of the WAL where others have WAL behind that end, by their listing, and yet do not lead there, for something
 /// before it is missing in them; the next step then. A plan that stops at its target is as good without, and warns.
 fn refuse_what_falls_short(
+    cx: &Context,
     (at, (plan, _)): &mut Best,
     short: &BTreeSet<usize>,
     sides: &[Opened],
@@ -346,7 +347,7 @@ fn refuse_what_falls_short(
     // What another server wrote is nothing that this plan lacks.
     let has_more = |side: &&Opened| {
         may_lead_farther(plan, &own.inventory, &side.inventory)
-            && parts_from(plan, own, &side.reading).is_none()
+            && parts_from(cx, plan, own, &side.reading).is_none()
     };
     let have_more = short.iter().filter_map(|n| sides.get(*n)).filter(has_more);
     let names: Vec<String> = have_more
@@ -463,7 +464,7 @@ fn keep_to_one_server(
     let others: Vec<Reading> = others.filter_map(|(_, other)| other.ok()).collect();
     let mut is_alone = false;
     for other in &others {
-        let Some(name) = parts_from(plan, own, other) else {
+        let Some(name) = parts_from(cx, plan, own, other) else {
             continue;
         };
         is_alone = true;
@@ -476,15 +477,18 @@ fn keep_to_one_server(
 }
 
 /// Where another repository has the WAL of another server than a plan follows. What cannot be read tells nothing.
-fn parts_from(plan: &Plan, own: &Opened, other: &Reading) -> Option<SegmentName> {
+fn parts_from(cx: &Context, plan: &Plan, own: &Opened, other: &Reading) -> Option<SegmentName> {
     let needed = &plan.segments_needed;
     let stretch = Stretch {
         first: needed.first?,
         last: needed.last?,
         size: own.inventory.segment_size,
     };
-    let stores = (own.reading.repository.store(), other.repository.store());
-    fork::parts(stores, &own.layout, stretch).ok().flatten()
+    let there = cx.followed.apply(&other.repository, own.layout.clone());
+    let there = there.ok()?;
+    let own = (own.reading.repository.store(), &own.layout);
+    let other = (other.repository.store(), &there);
+    fork::parts(own, other, stretch).ok().flatten()
 }
 
 fn name_of(sides: &[Opened], at: usize) -> &str {

@@ -75,9 +75,11 @@ mod tests {
     use crate::cli::output::Output;
     use crate::config::Environment;
     use crate::err;
+    use crate::repo::lives::Followed;
 
     fn context() -> Context {
         Context {
+            followed: Followed::default(),
             global: GlobalArgs::default(),
             environment: Environment::default(),
             out: Output::default(),

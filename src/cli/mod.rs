@@ -18,6 +18,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::pg::time::TimestampTz;
+use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
 
 pub mod access;
@@ -67,6 +68,7 @@ pub mod wal;
 pub mod wal_conflicts;
 pub mod wal_gaps;
 pub mod wal_list;
+pub mod wal_resolve;
 pub mod wal_show;
 
 use output::Output;
@@ -159,6 +161,8 @@ pub struct Context {
     pub out: Output,
     /// Object stores that did not answer.
     pub away: away::Away,
+    /// Which segments of a forked timeline are read.
+    pub followed: Followed,
 }
 
 impl Context {
@@ -282,6 +286,7 @@ fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
         }
     };
     let cx = Context {
+        followed: followed(&cli.command),
         out: Output::new(cli.global.json, cli.global.quiet, &environment),
         global: cli.global,
         environment,
@@ -290,6 +295,18 @@ fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
     match dispatch(&cli.command, &cx) {
         Ok(status) => status,
         Err(e) => cx.out.error(&cx.explained(e)),
+    }
+}
+
+fn followed(command: &Command) -> Followed {
+    let as_stored = match command {
+        Command::Plan(args) => args.target.as_stored,
+        Command::Restore(args) => args.target.as_stored,
+        _ => false,
+    };
+    match as_stored {
+        true => Followed::AsStored,
+        false => Followed::Resolved,
     }
 }
 

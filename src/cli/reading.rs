@@ -7,6 +7,7 @@ use super::Context;
 use super::archive_command::shell_word;
 use super::human;
 use super::target::{ResolvedTarget, TargetArgs};
+use crate::command::AS_STORED;
 use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -19,6 +20,7 @@ use crate::progress::Progress;
 use crate::repo::backup::BackupRoot;
 use crate::repo::inventory::Inventory;
 use crate::repo::layout::ClusterLayout;
+use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
 use crate::repo::rollup::Rollup;
 use crate::store::Store;
@@ -286,7 +288,8 @@ impl Reading {
     /// # Errors
     /// Those of [`Inventory::read`].
     pub fn inventory(&self, cx: &Context) -> Result<Inventory> {
-        Inventory::read(&self.repository, &self.name, cx.global.system_identifier)
+        let identifier = cx.global.system_identifier;
+        Inventory::read_as(&self.repository, &self.name, identifier, cx.followed)
     }
 
     /// Where caches are kept.
@@ -350,6 +353,9 @@ impl Reading {
         if let Some(location) = self.wal_from.clone().or_else(|| is_narrowed.then(own)) {
             fetch.push_str(&format!(" --repository {}", word(&location)));
         }
+        if cx.followed == Followed::AsStored {
+            fetch.push_str(&format!(" --{AS_STORED}"));
+        }
         fetch.push_str(" %f %p");
         (fetch, format!("{program} --recovery-ended"))
     }
@@ -385,13 +391,17 @@ impl Reading {
         if !plan.reachable || !store.is_remote() {
             return Ok(None);
         }
-        let layout = ClusterLayout::new(&self.name, inventory.system_identifier)?;
+        let layout = inventory.layout()?;
         for run in &plan.segments_needed.parts {
             let (first, last) = (run.first.to_string(), run.last.to_string());
-            for log in run.first.log..=run.last.log {
-                let folder = layout.log(run.first.timeline, log);
+            let logs = run.first.log..=run.last.log;
+            let homes = layout.homes(run.first.timeline);
+            for folder in logs.flat_map(|log| homes.iter().map(move |home| home.log(log))) {
                 let frozen = store.frozen(&folder, Some([&first, &last]))?;
-                let name = frozen.and_then(|f| f.key.rsplit('/').next()?.parse().ok());
+                let name = frozen.and_then(|f| {
+                    let name: SegmentName = f.key.rsplit('/').next()?.parse().ok()?;
+                    (layout.segment(name).as_str() == f.key.as_str()).then_some(name)
+                });
                 if name.is_some() {
                     return Ok(name);
                 }

@@ -14,7 +14,6 @@ use crate::pg::time::TimestampTz;
 use crate::receive::status::{self, Status};
 use crate::repo::event;
 use crate::repo::inventory::Inventory;
-use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 
 /// The status is written every second; one that is older than this is of a receiver that does not run.
@@ -175,7 +174,7 @@ fn age(time: TimestampTz, now: TimestampTz) -> Duration {
 /// # Errors
 /// What the store says.
 pub fn recorded_gaps(repository: &Repository, inventory: &Inventory) -> Result<Vec<String>> {
-    let layout = ClusterLayout::new(&inventory.cluster, inventory.system_identifier)?;
+    let layout = inventory.layout()?;
     let mut found = Vec::new();
     for timeline in inventory.timelines.keys() {
         let subject = format!("wal-{timeline}");

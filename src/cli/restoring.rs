@@ -57,7 +57,7 @@ impl Opened {
     /// Those of [`ClusterLayout::new`].
     pub fn new(reading: Reading, inventory: Inventory) -> Result<Opened> {
         Ok(Opened {
-            layout: ClusterLayout::new(&reading.name, inventory.system_identifier)?,
+            layout: inventory.layout()?,
             reading,
             inventory,
         })

@@ -97,7 +97,7 @@ fn archive_file(arguments: Vec<OsString>, limit: Duration, cx: &Context) -> u8 {
 
 fn restore_file(arguments: Vec<OsString>, cx: &Context) -> u8 {
     let warn = |text: &str| standard_error(&restore::warning(text));
-    let fetched = command::parse(arguments, &[])
+    let fetched = command::parse(arguments, &[command::AS_STORED])
         .and_then(|parsed| restore::watched(parsed, Reach::Far, cx.random(), warn));
     match fetched {
         Ok(fetched) => restore::answer(&fetched),

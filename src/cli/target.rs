@@ -57,6 +57,12 @@ pub struct TargetArgs {
     #[arg(long, value_name = "latest|current|N", default_value = "latest")]
     pub target_timeline: String,
 
+    /// Read the WAL that was archived first, whatever pitr wal resolve decided
+    ///
+    /// Leads to the life of a timeline that lost its fork: to what was written before a machine was reverted, say.
+    #[arg(long)]
+    pub as_stored: bool,
+
     /// Start from this backup instead of the best one
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,

@@ -80,7 +80,7 @@ const UNPROVEN: &str = "a decision that nothing proves would not count";
 /// Longest reason, in bytes.
 const REASON_MAX: usize = 1000;
 
-fn reason(text: &str) -> Result<String> {
+pub(super) fn reason(text: &str) -> Result<String> {
     match text.trim() {
         "" => Err(err!(Usage, "a reason is needed")),
         text if text.len() > REASON_MAX || text.contains(char::is_control) => Err(err!(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Context, human, wal_conflicts, wal_gaps, wal_list, wal_show};
+use super::{Context, human, wal_conflicts, wal_gaps, wal_list, wal_resolve, wal_show};
 use crate::archive::backfill::{self, Candidate};
 use crate::archive::fetch::Fetched;
 use crate::command;
@@ -70,6 +70,14 @@ pub enum Command {
         #[arg(value_name = "NAME")]
         name: Option<String>,
     },
+    /// Give a timeline, from a segment on, to the server whose copy was refused
+    ///
+    /// Where a clone or a machine that was set back archived first, the cluster's own server waits. Stop the other one; then this makes the copy that
+    /// was refused the one that is followed, with everything that continues it. Nothing is deleted: the other life stays, and pitr plan and restore
+    /// --as-stored lead there. Without --confirm it shows what follows, and changes nothing. --undo ends the decision.
+    ///
+    /// Example: pitr wal resolve 000000010000000000000042 --keep 0123456789abcdef --confirm
+    Resolve(wal_resolve::Args),
     /// Archive what a failover left behind in a server's pg_wal
     ///
     /// Takes only segments whose records reach their end. Example: pitr wal backfill --from /var/lib/postgresql/17/old/pg_wal
@@ -89,6 +97,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Show { name } => wal_show::show(cx, name),
         Command::Gaps {} => wal_gaps::gaps(cx),
         Command::Conflicts { name } => wal_conflicts::conflicts(cx, name.as_deref()),
+        Command::Resolve(args) => wal_resolve::run(cx, args),
         Command::Backfill { from } => backfill(cx, from),
     }
 }

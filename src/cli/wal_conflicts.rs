@@ -11,7 +11,8 @@ use crate::exit::{self};
 use crate::pg::segment::WalFileName;
 use crate::pg::time::TimestampTz;
 use crate::repo::container::Container;
-use crate::repo::layout::ClusterLayout;
+use crate::repo::layout::{self, ClusterLayout};
+use crate::repo::lives::Life;
 use crate::store::{Key, Store};
 
 #[derive(Serialize)]
@@ -24,6 +25,10 @@ struct ShownConflict {
     stored_hash: Option<String>,
     stored_bytes: Option<u64>,
     refused: Option<TimestampTz>,
+    /// The end of its key, which names it to `pitr wal resolve`.
+    copy: Option<String>,
+    /// `pitr wal resolve` made it the one that is followed.
+    is_followed: bool,
     /// What of it cannot be read.
     error: Option<String>,
 }
@@ -31,6 +36,8 @@ struct ShownConflict {
 #[derive(Serialize)]
 struct ShownConflicts {
     conflicts: Vec<ShownConflict>,
+    /// The decisions of `pitr wal resolve` that stand.
+    resolutions: Vec<Life>,
 }
 
 /// One refused copy beside the one that is stored; `None` when it is not there any more. A damaged copy is told, the others are listed all the
@@ -59,6 +66,12 @@ fn conflict(
         return Ok(None);
     };
     let stored = open(&layout.wal_file(name))?.flatten();
+    let copy = layout::own_key(key).rsplit_once('-').map(|(_, copy)| copy);
+    let life = match name {
+        WalFileName::Segment(segment) => layout.lives().of(segment),
+        _ => None,
+    };
+    let is_first = |l: &&Life| name == WalFileName::Segment(l.segment) && Some(&*l.copy) == copy;
     let hex = |c: &Container| {
         let hash = blake3::Hash::from_bytes(c.identity().hash);
         hash.to_hex().to_string()
@@ -73,6 +86,8 @@ fn conflict(
         stored_hash: stored.as_ref().map(hex),
         stored_bytes: meta.map(|m| m.size_bytes),
         refused: meta.map(|m| m.modified),
+        copy: copy.map(str::to_owned),
+        is_followed: life.filter(is_first).is_some(),
         error,
     }))
 }
@@ -82,7 +97,7 @@ pub fn conflicts(cx: &Context, wanted: Option<&str>) -> Result<u8> {
     let wanted: Option<WalFileName> = wanted.map(str::parse).transpose()?;
     let reading = Reading::open(cx)?;
     let inventory = reading.inventory(cx)?;
-    let layout = ClusterLayout::new(&inventory.cluster, inventory.system_identifier)?;
+    let layout = inventory.layout()?;
     let store = reading.repository.store();
     let mut names: Vec<String> = store
         .list(&layout.conflicts())?
@@ -105,9 +120,22 @@ pub fn conflicts(cx: &Context, wanted: Option<&str>) -> Result<u8> {
         let key = Key::new(format!("{}/{entry}", layout.conflicts()))?;
         conflicts.extend(conflict(store, &layout, name, &key)?);
     }
+    let resolutions: Vec<Life> = layout.lives().iter().cloned().collect();
     if cx.out.is_json() {
-        cx.out.json(&ShownConflicts { conflicts })?;
+        cx.out.json(&ShownConflicts {
+            conflicts,
+            resolutions,
+        })?;
         return Ok(exit::SUCCESS);
+    }
+    for life in &resolutions {
+        cx.out.line(&format!(
+            "{}: timeline {} is followed from {} on as the server of copy {} wrote it",
+            life.event,
+            life.segment.timeline.decimal(),
+            life.segment,
+            life.copy
+        ))?;
     }
     if conflicts.is_empty() {
         cx.out.note("no conflicts");
@@ -116,8 +144,8 @@ pub fn conflicts(cx: &Context, wanted: Option<&str>) -> Result<u8> {
     let mut table = Table::new(&[
         ("file", Align::Left),
         ("refused", Align::Left),
-        ("stored content", Align::Left),
-        ("refused content", Align::Left),
+        ("followed content", Align::Left),
+        ("refused copy", Align::Left),
     ]);
     let short = |hash: &str| hash.get(..16).unwrap_or(hash).to_owned();
     for c in &conflicts {
@@ -125,13 +153,13 @@ pub fn conflicts(cx: &Context, wanted: Option<&str>) -> Result<u8> {
             c.name.clone(),
             c.refused.map(human::time).unwrap_or_default(),
             c.stored_hash.as_deref().map(short).unwrap_or_default(),
-            c.hash.as_deref().map(short).unwrap_or_default(),
+            c.copy.clone().unwrap_or_default(),
         ]);
     }
     cx.out.table(&table)?;
     for error in conflicts.iter().filter_map(|c| c.error.as_deref()) {
         cx.out.warn(error);
     }
-    cx.out.note("Both copies are kept. Two servers wrote different WAL under one name: find out which one is the cluster.");
+    cx.out.note("Both copies are kept. Two servers wrote different WAL under one name: find out which one is the cluster, and stop the other. If the refused copies are the cluster's: pitr wal resolve FILE --keep COPY, for the first of them.");
     Ok(exit::SUCCESS)
 }

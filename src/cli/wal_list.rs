@@ -62,17 +62,20 @@ struct Listing {
 pub fn list(cx: &Context) -> Result<u8> {
     let reading = Reading::open(cx)?;
     let inventory = reading.inventory(cx)?;
-    let layout = ClusterLayout::new(&inventory.cluster, inventory.system_identifier)?;
+    let layout = inventory.layout()?;
     let mut segments = Vec::new();
     for (id, timeline) in &inventory.timelines {
         let names = |number: SegmentNumber| number.name(*id, inventory.segment_size);
         let bounds = timeline.segments.iter();
         let logs = bounds.filter_map(|(first, last)| Some(names(first)?.log..=names(last)?.log));
         for log in logs.flatten().collect::<BTreeSet<u32>>() {
-            let prefix = layout.log(*id, log);
-            segments.extend(of_log(reading.repository.store(), &layout, &prefix)?);
+            for home in layout.homes(*id) {
+                let prefix = home.log(log);
+                segments.extend(of_log(reading.repository.store(), &layout, &prefix)?);
+            }
         }
     }
+    segments.sort_by_key(|s| s.name);
     let timelines = inventory
         .timelines
         .iter()
@@ -158,8 +161,13 @@ fn of_log(store: &dyn Store, layout: &ClusterLayout, prefix: &str) -> Result<Vec
         let Ok(WalFileName::Segment(name)) = listed.name.parse() else {
             continue;
         };
+        // What lies elsewhere is of a life that is not followed.
+        let key = layout.segment(name);
+        if key.parent() != Some(prefix) {
+            continue;
+        }
         let meta = match listed.meta {
-            None => store.head(&layout.segment(name))?,
+            None => store.head(&key)?,
             known => known,
         };
         // Deleted since it was listed: then it is not there.
@@ -169,7 +177,6 @@ fn of_log(store: &dyn Store, layout: &ClusterLayout, prefix: &str) -> Result<Vec
             stored: meta.modified,
         }));
     }
-    segments.sort_by_key(|s| s.name);
     Ok(segments)
 }
 

@@ -19,7 +19,6 @@ use crate::repo::facts::{EntryKind, Wal};
 use crate::repo::increment::OpenSegment;
 use crate::repo::index::{self, Blocks, Summary, WalEvent, flag};
 use crate::repo::inventory::Inventory;
-use crate::repo::layout::ClusterLayout;
 use crate::repo::remnant::Remnant;
 
 #[derive(Serialize)]
@@ -74,7 +73,7 @@ pub fn show(cx: &Context, name: &str) -> Result<u8> {
     let name: WalFileName = name.parse()?;
     let reading = Reading::open(cx)?;
     let inventory = reading.inventory(cx)?;
-    let layout = ClusterLayout::new(&inventory.cluster, inventory.system_identifier)?;
+    let layout = inventory.layout()?;
     let key = layout.wal_file(name);
     let Some(object) = reading.repository.store().open(&key)? else {
         if let WalFileName::Segment(segment) = name
@@ -152,7 +151,7 @@ fn show_tail(
     inventory: &Inventory,
     segment: SegmentName,
 ) -> Result<u8> {
-    let layout = ClusterLayout::new(&inventory.cluster, inventory.system_identifier)?;
+    let layout = inventory.layout()?;
     let open = OpenSegment {
         name: segment,
         size: inventory.segment_size,

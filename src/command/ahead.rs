@@ -27,8 +27,8 @@ use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::pg::segment::WalFileName;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::repository::Marker;
-use crate::store::{self, Key};
+use crate::repo::repository::Repository;
+use crate::store;
 
 /// How long a note stands for its object: so long the repository is not asked whether the object is still there.
 const BELIEVED: Duration = Duration::from_secs(600);
@@ -144,9 +144,17 @@ pub fn on_behalf(arguments: Arguments, nonce: u64, limit: Duration) -> Result<Ar
 }
 
 /// Whether the repository in this directory, whatever lies there, is the one of `uuid`, and has the object. No key is needed.
-fn is_in(place: &config::Repository, uuid: &str, key: &Key) -> Result<bool> {
-    let store = store::open(place, 0)?;
-    Ok(Marker::read(store.as_ref())?.uuid == uuid && store.head(key)?.is_some())
+fn is_in(
+    place: &config::Repository,
+    uuid: &str,
+    (layout, name): (&ClusterLayout, WalFileName),
+) -> Result<bool> {
+    let repository = Repository::open(store::open(place, 0)?)?;
+    if repository.marker().uuid != uuid {
+        return Ok(false);
+    }
+    let key = repository.read_lives(layout)?.wal_file(name);
+    Ok(repository.store().head(&key)?.is_some())
 }
 
 /// A file that is offered, and the spool of its cluster.
@@ -337,10 +345,10 @@ impl<'a> Ahead<'a> {
         let Ok(layout) = ClusterLayout::new(&self.cluster, note.system_identifier) else {
             return false;
         };
-        let key = layout.wal_file(self.name);
+        let name = self.name;
         let look = move || {
             let mut all = directories.iter();
-            all.all(|(place, uuid)| is_in(place, uuid, &key).unwrap_or(false))
+            all.all(|(place, uuid)| is_in(place, uuid, (&layout, name)).unwrap_or(false))
         };
         if self.is_local() {
             return look();

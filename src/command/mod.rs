@@ -43,6 +43,9 @@ pub struct Arguments {
     pub switches: Vec<String>,
 }
 
+/// The switch of `pitr-restore` that reads the WAL which was archived first, whatever `pitr wal resolve` decided.
+pub const AS_STORED: &str = "as-stored";
+
 /// Parses a command line; `switches` are the program's own options without a value.
 ///
 /// # Errors

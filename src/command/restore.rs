@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::Arguments;
 use super::latch::{self, Decision};
 use super::watch::Pulse;
+use super::{AS_STORED, Arguments};
 use crate::archive::asking::{Inquiry, is_proof};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::fetch::{Fetch, Fetched, Place, Questions, fetch};
@@ -29,6 +29,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
 use crate::repo;
+use crate::repo::lives::Followed;
 
 /// How long a repository may be silent before a streaming standby is sent on to its primary.
 const PATIENCE_STREAMING: Duration = Duration::from_secs(5);
@@ -47,7 +48,9 @@ const PATIENCE_RECOVERY: Duration = Duration::from_secs(300);
 pub const HELP: &str = "\
 Fetch one WAL file; the restore_command of PostgreSQL
 
-Usage: pitr-restore [--config FILE] [--cluster NAME] [--repository NAME|URL] %f %p
+Usage: pitr-restore [--config FILE] [--cluster NAME] [--repository NAME|URL] [--as-stored] %f %p
+
+--as-stored reads the WAL that was archived first, whatever \"pitr wal resolve\" decided.
 
 Exit status 0: the file is at %p, every byte checked. 1: it is proven that the
 archive does not have it. 200 to 209: an error; recovery must not go on.
@@ -360,6 +363,10 @@ impl Job {
                 None => self.directory.control()?.map(|c| c.system_identifier),
             },
             name: self.name,
+            followed: match self.arguments.switches.iter().any(|s| s == AS_STORED) {
+                true => Followed::AsStored,
+                false => Followed::Resolved,
+            },
             target: self.target.clone(),
             nonce,
             clock,

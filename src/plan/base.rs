@@ -385,7 +385,7 @@ impl Planner<'_> {
                 None,
             ));
         }
-        if let Some(name) = foreign_segment(backup, self.wal)? {
+        if let Some(name) = foreign_segment(backup, self.inventory, self.wal)? {
             return Ok(refused(Reason::BackupWalForeign, foreign(name), None));
         }
         let size = self.inventory.segment_size;
@@ -627,14 +627,36 @@ pub fn lies_on(history: &History, backup: &Backup) -> bool {
 ///
 /// # Errors
 /// What [`Wal`] says, apart from damage.
-pub(super) fn foreign_segment(backup: &Backup, wal: &dyn Wal) -> Result<Option<SegmentName>> {
-    let proof = backup.wal_proof.as_ref();
-    for (name, hash) in proof.into_iter().flat_map(|proof| proof.segments()) {
+pub(super) fn foreign_segment(
+    backup: &Backup,
+    inventory: &Inventory,
+    wal: &dyn Wal,
+) -> Result<Option<SegmentName>> {
+    let Some(proof) = &backup.wal_proof else {
+        return Ok(unproven_segment(backup, inventory));
+    };
+    for (name, hash) in proof.segments() {
         if !wal.has_hash(name, hash)? {
             return Ok(Some(name));
         }
     }
-    Ok(None)
+    // Reading the segment costs something, and is needed where two lives have it.
+    let tail = proof
+        .tail()
+        .filter(|(name, ..)| inventory.lives.of(*name).is_some());
+    match tail {
+        Some((name, length_bytes, hash)) if !wal.has_prefix(name, length_bytes, hash)? => {
+            Ok(Some(name))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The segment in which a backup without a proof stops, where that belongs to a life which a resolution chose: nothing tells whose backup it is.
+fn unproven_segment(backup: &Backup, inventory: &Inventory) -> Option<SegmentName> {
+    let size = inventory.segment_size;
+    let name = SegmentNumber::ending_at(backup.stop_lsn, size).name(backup.timeline, size)?;
+    inventory.lives.of(name).map(|_| name)
 }
 
 /// The 64-bit id that a 32-bit xid stands for near `next`.

@@ -59,6 +59,8 @@ pub struct Lacking {
     pub compared: Vec<SegmentName>,
     /// The segments that both have of these timelines: where the first difference is looked for.
     pub both: BTreeMap<TimelineId, Runs>,
+    /// Timelines of which the two follow different lives.
+    pub parted: BTreeSet<TimelineId>,
     /// Segments that nothing over there needs.
     pub unneeded_segments: u64,
     /// What is not copied.
@@ -98,6 +100,7 @@ pub fn lacking(from: &Survey, to: &Survey, everything: bool) -> Lacking {
             ..Lacking::default()
         },
     };
+    asked.lives();
     asked.histories();
     asked.backups();
     asked.damaged_there();
@@ -158,6 +161,32 @@ impl Asked<'_> {
     fn leave_out(&mut self, what: String, why: impl Into<String>, cause: Cause) {
         let why = why.into();
         self.out.left_out.push(LeftOut { what, why, cause });
+    }
+
+    /// Under one name the two have WAL of different lives where their resolutions differ, unless the other side has nothing behind the fork.
+    fn lives(&mut self) {
+        let (from, to) = (self.from, self.to);
+        let own = |s: &Survey, t: TimelineId| -> BTreeSet<(SegmentName, String)> {
+            let of = s.lives.iter().filter(|l| l.segment.timeline == t);
+            of.map(|l| (l.segment, l.copy.clone())).collect()
+        };
+        for (id, held) in &to.timelines {
+            let (here, there) = (own(from, *id), own(to, *id));
+            let fork = here.symmetric_difference(&there).next();
+            let number = fork.and_then(|(fork, _)| fork.number(to.segment_size).ok());
+            let is_parted = number.is_some_and(|n| {
+                let last = held.segments.bounds().map(|(_, last)| last);
+                let tail = held.tails.keys().next_back().copied();
+                last.max(tail) >= Some(n)
+            });
+            if is_parted {
+                self.torn.insert(*id);
+                self.out.parted.insert(*id);
+                let what = format!("timeline {}", id.decimal());
+                let why = "\"pitr wal resolve\" was told to one of the two repositories alone: they follow different lives of it. Resolve the fork in the other one, too (pitr wal conflicts)";
+                self.leave_out(what, why, Cause::Conflict);
+            }
+        }
     }
 
     fn histories(&mut self) {
@@ -415,8 +444,14 @@ impl Asked<'_> {
                 self.out.increments.extend(keys.cloned());
             }
         }
-        let known: BTreeSet<&Key> = self.to.conflicts.iter().map(|(_, key)| key).collect();
-        let refused = self.from.conflicts.iter().filter(|(name, key)| {
+        let beside = |s: &'_ Survey| -> Vec<(WalFileName, Key)> {
+            let all = s.conflicts.iter().chain(&s.shadowed);
+            all.cloned().collect()
+        };
+        let there = beside(self.to);
+        let known: BTreeSet<&Key> = there.iter().map(|(_, key)| key).collect();
+        let here = beside(self.from);
+        let refused = here.iter().filter(|(name, key)| {
             let is_wanted = match name {
                 WalFileName::History(_) => true,
                 WalFileName::Segment(s)

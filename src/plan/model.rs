@@ -15,6 +15,7 @@ use crate::repo::decision::Decisions;
 use crate::repo::facts::{self, Crossing, Entry, EntryKind, Facts, NamedPoint, Runs, Wal};
 use crate::repo::index::{HeadEnd, TailClass, flag};
 use crate::repo::inventory::{Backup, HistoryFile, Inventory, Timeline};
+use crate::repo::lives::Lives;
 use crate::repo::wal_proof::RawHash;
 
 const PAGE: u64 = 8192;
@@ -289,6 +290,7 @@ impl World {
         let mut backups = self.backups.clone();
         backups.sort_by_key(|b| (b.timeline, b.stop_lsn));
         Inventory {
+            lives: Lives::default(),
             repository: "/r".into(),
             repository_uuid: "0".into(),
             cluster: "main".into(),
@@ -354,6 +356,10 @@ impl World {
 }
 
 impl Wal for World {
+    fn has_prefix(&self, _: SegmentName, _: u64, _: RawHash) -> Result<bool> {
+        Ok(true)
+    }
+
     fn has_hash(&self, name: SegmentName, hash: RawHash) -> Result<bool> {
         Ok(self.hashes.get(&name).is_none_or(|own| *own == hash))
     }

@@ -103,6 +103,10 @@ impl Wal for Noting<'_> {
         self.note(name, self.inner.scan(name, next, visit))
     }
 
+    fn has_prefix(&self, name: SegmentName, length_bytes: u64, hash: RawHash) -> Result<bool> {
+        self.inner.has_prefix(name, length_bytes, hash)
+    }
+
     fn has_hash(&self, name: SegmentName, hash: RawHash) -> Result<bool> {
         self.inner.has_hash(name, hash)
     }

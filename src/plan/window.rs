@@ -104,7 +104,7 @@ fn of_timeline(
         .filter(|b| b.damage.is_none() && lies_on(path.history(), b));
     let mut groups: Vec<(Lsn, std::rc::Rc<Stretch>, Vec<&Backup>)> = Vec::new();
     for backup in backups {
-        if let Some(name) = foreign_segment(backup, wal)? {
+        if let Some(name) = foreign_segment(backup, inventory, wal)? {
             if backup.timeline == timeline {
                 failed.push((backup.id.to_string(), foreign(name)));
             }

@@ -98,6 +98,14 @@ fn identity(registrations: &[Registration], cluster: &str) -> Result<Option<Iden
     }
 }
 
+/// The layout with the homes that segments have in a repository, not older than a minute.
+fn lives(repository: &Repository, layout: &ClusterLayout) -> Result<ClusterLayout> {
+    match repository.known_lives(layout) {
+        Some(known) => Ok(known),
+        None => repository.read_lives(layout),
+    }
+}
+
 impl Holdings {
     /// Opens every repository that counts and checks that the cluster is registered.
     ///
@@ -168,26 +176,35 @@ impl Holdings {
         timeline: TimelineId,
     ) -> Result<Option<Position>> {
         let store = repository.store();
-        let mut logs: Vec<u32> = store
-            .list(&self.layout.timeline(timeline))?
-            .iter()
-            .filter(|l| l.is_prefix && l.name.len() == 8)
-            .filter_map(|l| u32::from_str_radix(&l.name, 16).ok())
-            .collect();
-        logs.sort_unstable();
-        for log in logs.into_iter().rev() {
-            let names = store.list(&self.layout.log(timeline, log))?;
-            let names = names.iter().filter_map(|l| l.name.parse().ok());
-            let last: Option<SegmentName> = names
-                .filter(|n: &SegmentName| n.timeline == timeline && n.log == log)
-                .max();
-            if let Some(last) = last {
-                let size = self.identity.segment_size;
-                let lsn = last.number(size)?.range(size).end;
-                return Ok(Some(Position { timeline, lsn }));
+        let mut last: Option<SegmentName> = None;
+        let layout = lives(repository, &self.layout)?;
+        for home in layout.homes(timeline) {
+            let mut logs: Vec<u32> = store
+                .list(home.prefix())?
+                .iter()
+                .filter(|l| l.is_prefix && l.name.len() == 8)
+                .filter_map(|l| u32::from_str_radix(&l.name, 16).ok())
+                .collect();
+            logs.sort_unstable();
+            for log in logs.into_iter().rev() {
+                let is_own = |n: &SegmentName| {
+                    n.timeline == timeline && n.log == log && layout.home_of(*n) == home
+                };
+                let names = store.list(&home.log(log))?;
+                let names = names.iter().filter_map(|l| l.name.parse().ok());
+                let found = names.filter(is_own).max();
+                last = last.max(found);
+                if found.is_some() {
+                    break;
+                }
             }
         }
-        Ok(None)
+        let size = self.identity.segment_size;
+        let at = |last: SegmentName| -> Result<Position> {
+            let lsn = last.number(size)?.range(size).end;
+            Ok(Position { timeline, lsn })
+        };
+        last.map(at).transpose()
     }
 
     /// How far, from its start, every repository has a segment.
@@ -203,14 +220,11 @@ impl Holdings {
         let range = segment.range()?;
         let mut least = range.end;
         for repository in &self.repositories {
-            if repository
-                .store()
-                .head(&self.layout.segment(name))?
-                .is_some()
-            {
+            let layout = lives(repository, &self.layout)?;
+            if repository.store().head(&layout.segment(name))?.is_some() {
                 continue;
             }
-            let increments = increment::list(repository, &self.layout, name)?;
+            let increments = increment::list(repository, &layout, name)?;
             let run = Run::of(segment, &increments)?;
             least = least.min(run.map_or(range.start, |run| run.end()));
         }
@@ -223,7 +237,8 @@ impl Holdings {
     /// What the stores say, but for damage, which verify reports.
     pub fn has(&self, name: SegmentName, hash: &[u8; 32]) -> Result<bool> {
         for repository in &self.repositories {
-            let stored = repository.store().open(&self.layout.segment(name));
+            let layout = lives(repository, &self.layout)?;
+            let stored = repository.store().open(&layout.segment(name));
             let stored = stored.and_then(|object| object.map(Container::open).transpose());
             match stored {
                 Ok(Some(stored)) if !stored.has_hash(hash) => return Ok(false),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::content::Received;
 use super::journal::{Position, Segment, Wake};
 use super::ship::Ship;
+use crate::archive::life;
 use crate::archive::push::{Push, push_content};
 use crate::config::Acknowledge;
 use crate::error::{Code, Error, Result};
@@ -15,6 +16,7 @@ use crate::pg::segment::{SegmentName, WalFileName};
 use crate::repo;
 use crate::repo::container::Codec;
 use crate::repo::increment::{self, LIMIT_BYTES, OpenSegment};
+use crate::repo::layout::ClusterLayout;
 use crate::repo::link::Mark;
 use crate::repo::repository::Repository;
 
@@ -39,6 +41,8 @@ const IDLE: Duration = Duration::from_secs(60);
 /// One repository, and what is known to be in it.
 pub(super) struct Shipment {
     ship: Arc<Ship>,
+    /// Where the cluster lies in the repository.
+    layout: ClusterLayout,
     /// Its place in the table of [`Ship`].
     index: usize,
     stored: BTreeSet<SegmentName>,
@@ -87,6 +91,7 @@ enum Work {
 impl Shipment {
     pub(super) fn new(ship: Arc<Ship>, index: usize) -> Shipment {
         Shipment {
+            layout: ship.layout.clone(),
             ship,
             index,
             stored: BTreeSet::new(),
@@ -191,6 +196,15 @@ impl Shipment {
                 (repo::open(place, self.ship.next_nonce())?, Instant::now())
             }
         };
+        let layout = match repository.known_lives(&self.ship.layout) {
+            Some(known) => known,
+            None => repository.read_lives(&self.ship.layout)?,
+        };
+        if self.layout != layout {
+            // What is known of the open segment is of another home.
+            self.tail = None;
+            self.layout = layout;
+        }
         work(self, &repository)?;
         self.open = Some((repository, since)).filter(|(r, _)| r.store().is_remote());
         Ok(())
@@ -215,7 +229,7 @@ impl Shipment {
             }
             // The journal's copy cannot be read. That is no loss when archiving has stored the segment.
             Err(e) if e.code() == Code::SourceMissing => {
-                let key = self.ship.layout.segment(segment.name);
+                let key = self.layout.segment(segment.name);
                 if repository.store().open(&key)?.is_none() {
                     return Err(e);
                 }
@@ -226,7 +240,7 @@ impl Shipment {
             }
             Err(e) => return Err(e),
         }
-        let key = self.ship.layout.segment(segment.name);
+        let key = self.layout.segment(segment.name);
         let mark = repository.kept_mark(&key);
         self.last_mark = mark.map(|mark| (segment.name, mark));
         self.tail = None;
@@ -258,27 +272,25 @@ impl Shipment {
         let mut wal = vec![0; length];
         tail.content.seek(range.start)?;
         tail.content.fill(&mut wal)?;
-        increment::put(
-            repository,
-            &self.ship.layout,
-            &tail.segment,
-            range.start,
-            &wal,
-        )?;
+        increment::put(repository, &self.layout, &tail.segment, range.start, &wal)?;
         drop(wal);
         self.last_put = Some(Instant::now());
         tail.to = range.end;
         tail.count += 1;
         self.ship.reached(self.index, position(&segment, tail.to));
         if tail.is_merge_due() {
-            tail.merge(repository, &self.ship)?;
+            tail.merge(repository, &self.layout)?;
         }
         Ok(())
     }
 
     fn begin(&self, repository: &Repository, segment: Segment) -> Result<Tail> {
-        let registration = repository.require(&self.ship.layout)?;
-        let found = increment::list(repository, &self.ship.layout, segment.name)?;
+        let registration = repository.require(&self.layout)?;
+        if let Some(before) = self.last_mark {
+            let size = self.ship.follower.segment_size();
+            life::check_next(repository, &self.layout, (segment.name, size), before)?;
+        }
+        let found = increment::list(repository, &self.layout, segment.name)?;
         Ok(Tail {
             segment: OpenSegment {
                 name: segment.name,
@@ -296,7 +308,7 @@ impl Shipment {
     fn ended(&mut self, segment: Segment) -> Result<()> {
         if self.tail.as_ref().is_some_and(|tail| tail.count > 1) {
             self.with_repository(|this, repository| match &mut this.tail {
-                Some(tail) => tail.merge(repository, &this.ship),
+                Some(tail) => tail.merge(repository, &this.layout),
                 None => Ok(()),
             })?;
         }
@@ -376,16 +388,12 @@ impl Tail {
         self.count >= MERGE_COUNT && self.count * MERGE_BYTES >= self.to.0 - from.0
     }
 
-    fn merge(&mut self, repository: &Repository, ship: &Ship) -> Result<()> {
+    fn merge(&mut self, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
         self.content.seek(self.segment.range()?.start)?;
         let content = &mut self.content;
-        increment::put_merged(
-            repository,
-            &ship.layout,
-            &self.segment,
-            self.to,
-            &mut |buffer| content.fill(buffer),
-        )?;
+        increment::put_merged(repository, layout, &self.segment, self.to, &mut |buffer| {
+            content.fill(buffer)
+        })?;
         self.count = 0;
         Ok(())
     }

@@ -10,8 +10,7 @@ use crate::error::{Code, Result};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 
-/// The subject of events that concern a cluster as a whole.
-pub const SUBJECT: &str = "cluster";
+pub use super::event::CLUSTER as SUBJECT;
 
 /// What was decided about a timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

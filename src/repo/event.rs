@@ -16,6 +16,8 @@ use crate::pg::timeline::TimelineId;
 use crate::store::{Key, Published, Store, get};
 
 const KIND: &str = "event";
+/// The subject of events that concern a cluster as a whole.
+pub const CLUSTER: &str = "cluster";
 /// Characters of what is said of damage.
 const DETAIL_MAX: usize = 1000;
 /// Name and version of the program that does everything but one, in events and records.
@@ -27,7 +29,7 @@ pub const MEANINGLESS: &str = "meaningless";
 
 /// Kinds that take something away: protection, trust, WAL. Without the MAC that an encrypted repository's events bear they do not count. What
 /// only keeps things (`begin`, `claim`, `pin`, `unexpire`, what a newer version writes) does: a janitor and a sync without keys make some.
-const NEED_PROOF: [&str; 11] = [
+const NEED_PROOF: [&str; 13] = [
     "expire",
     "completed",
     "verified",
@@ -37,6 +39,8 @@ const NEED_PROOF: [&str; 11] = [
     "adopted",
     "abandon",
     "restore",
+    "resolve",
+    "unresolve",
     "segment_size",
     MEANINGLESS,
 ];
@@ -44,8 +48,8 @@ const NEED_PROOF: [&str; 11] = [
 /// One event. Fields that its kind does not use are absent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Event {
-    /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `gap`, `adopted`, `abandon`, `restore`, `segment_size`, `completed`,
-    /// `verified`.
+    /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `gap`, `adopted`, `abandon`, `restore`, `resolve`, `unresolve`,
+    /// `segment_size`, `completed`, `verified`.
     pub event: String,
     /// A backup id, `wal-<24 hex>`, `wal-<T>` or `cluster`.
     pub subject: String,
@@ -75,7 +79,13 @@ pub struct Event {
     /// Marks: not deleted before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<TimestampTz>,
-    /// Pins, `abandon`, `restore`: why.
+    /// `resolve`, `unresolve`: the first segment of the life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segment: Option<String>,
+    /// `resolve`, `unresolve`: the first 16 hexadecimal digits of that segment's hash, as in the key of the refused copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<String>,
+    /// Pins, `abandon`, `restore`, `resolve`, `unresolve`: why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Damage: the object.
@@ -311,10 +321,23 @@ fn decode(key: &Key, bytes: &[u8]) -> Result<Event> {
 /// # Errors
 /// `Damaged` if one of them is; a caller that deletes must then keep the subject.
 pub fn read_all(store: &dyn Store, layout: &ClusterLayout, subject: &str) -> Result<Vec<Recorded>> {
+    read_some(store, layout, subject, &|_| true)
+}
+
+/// As [`read_all`], of the events alone whose name, the last part of the key, is wanted.
+///
+/// # Errors
+/// `Damaged` if one of them is.
+pub fn read_some(
+    store: &dyn Store,
+    layout: &ClusterLayout,
+    subject: &str,
+    is_wanted: &dyn Fn(&str) -> bool,
+) -> Result<Vec<Recorded>> {
     let mut names: Vec<String> = store
         .list(&layout.subject(subject))?
         .into_iter()
-        .filter(|l| !l.is_prefix)
+        .filter(|l| !l.is_prefix && is_wanted(&l.name))
         .map(|l| l.name)
         .collect();
     names.sort();

@@ -320,6 +320,12 @@ pub trait Wal {
     /// As [`Wal::facts`], apart from damage.
     fn has_hash(&self, name: SegmentName, hash: RawHash) -> Result<bool>;
 
+    /// Whether the first bytes of a segment have this hash, as [`Wal::has_hash`].
+    ///
+    /// # Errors
+    /// As [`Wal::has_hash`].
+    fn has_prefix(&self, name: SegmentName, length_bytes: u64, hash: RawHash) -> Result<bool>;
+
     /// Makes sure that what was said of a segment is still what is stored.
     ///
     /// # Errors

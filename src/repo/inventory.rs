@@ -11,7 +11,8 @@ use super::decision::Decisions;
 use super::event::{self, Recorded};
 use super::facts::Runs;
 use super::increment;
-use super::layout::{BackupId, ClusterLayout};
+use super::layout::{BackupId, ClusterLayout, Home};
+use super::lives::{Followed, Lives};
 use super::repository::{Registration, Repository};
 use super::run;
 use super::wal_proof::WalProof;
@@ -21,6 +22,7 @@ use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
+use crate::store::Listed;
 
 /// A history file is read up to this size.
 const HISTORY_LIMIT_BYTES: u64 = 1 << 20;
@@ -58,6 +60,8 @@ pub struct Inventory {
     pub forged: Vec<String>,
     /// Decisions about the timelines.
     pub decisions: Decisions,
+    /// Which lives of the timelines are followed.
+    pub lives: Lives,
 }
 
 /// A backup, reduced to what planning needs.
@@ -256,8 +260,22 @@ impl Inventory {
         cluster: &str,
         system_identifier: Option<u64>,
     ) -> Result<Inventory> {
+        Inventory::read_as(repository, cluster, system_identifier, Followed::Resolved)
+    }
+
+    /// As [`Inventory::read`]; `followed` says which segments of a forked timeline count.
+    ///
+    /// # Errors
+    /// Those of [`Inventory::read`].
+    pub fn read_as(
+        repository: &Repository,
+        cluster: &str,
+        system_identifier: Option<u64>,
+        followed: Followed,
+    ) -> Result<Inventory> {
         let registration = choose_registration(repository, cluster, system_identifier)?;
         let layout = ClusterLayout::new(cluster, registration.system_identifier)?;
+        let layout = followed.apply(repository, layout)?;
         let mut forged = Vec::new();
         let (mut backups, unreadable) = read_backups(repository, &layout, &mut forged)?;
         sort(&mut backups);
@@ -279,6 +297,7 @@ impl Inventory {
             suspects: read_suspects(repository, &layout, &mut forged)?,
             forged,
             decisions,
+            lives: layout.lives().clone(),
         })
     }
 
@@ -293,6 +312,7 @@ impl Inventory {
     ) -> Result<Inventory> {
         let registration = choose_registration(repository, cluster, Some(system_identifier))?;
         let layout = ClusterLayout::new(cluster, system_identifier)?;
+        let layout = Followed::Resolved.apply(repository, layout)?;
         let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
         Ok(Inventory {
             repository: repository.store().location(),
@@ -309,7 +329,17 @@ impl Inventory {
             suspects: BTreeSet::new(),
             forged: Vec::new(),
             decisions: Decisions::read(repository, &layout)?,
+            lives: layout.lives().clone(),
         })
+    }
+
+    /// Where the objects of the cluster lie.
+    ///
+    /// # Errors
+    /// `Usage` for an impossible cluster name.
+    pub fn layout(&self) -> Result<ClusterLayout> {
+        let layout = ClusterLayout::new(&self.cluster, self.system_identifier)?;
+        Ok(layout.with_lives(self.lives.clone()))
     }
 
     /// The history of a timeline: its file, or nothing before it for timeline 1.
@@ -595,36 +625,43 @@ pub(super) fn read_timelines(
             continue;
         };
         let mut timeline = Timeline::default();
-        let mut logs = Vec::new();
         let mut open = Vec::new();
-        for inner in store.list(&layout.timeline(id))? {
-            match (inner.name.as_str(), inner.is_prefix) {
-                ("history", false) => {
-                    timeline.history = read_history(repository, layout, id)?;
-                    let meta = store.head(&layout.history(id))?;
-                    timeline.history_stored = meta.map(|meta| meta.modified);
-                }
-                ("partial", true) => {
-                    let names = store.list(&layout.partials(id))?;
-                    timeline.partials = names.iter().filter_map(|l| l.name.parse().ok()).collect();
-                }
-                // Before the segments: one that is completed meanwhile is then seen as whole.
-                ("open", true) => open = store.list(&layout.open_segments(id))?,
-                (log, true) => {
-                    if let Some(log) = log_number(log) {
-                        logs.push(log);
+        for home in layout.homes(id) {
+            let own = |l: &Listed| own_segment(layout, &home, &l.name);
+            let mut logs = Vec::new();
+            for inner in store.list(home.prefix())? {
+                match (inner.name.as_str(), inner.is_prefix) {
+                    ("history", false) => {
+                        timeline.history = read_history(repository, layout, id)?;
+                        let meta = store.head(&layout.history(id))?;
+                        timeline.history_stored = meta.map(|meta| meta.modified);
                     }
+                    ("partial", true) => {
+                        let names = store.list(&home.partials())?;
+                        timeline.partials.extend(names.iter().filter_map(own));
+                    }
+                    // Before the segments: one that is completed meanwhile is then seen as whole.
+                    ("open", true) => {
+                        open.extend(store.list(&home.open_segments())?.iter().filter_map(own));
+                    }
+                    (log, true) => logs.extend(log_number(log)),
+                    _ => {}
                 }
-                _ => {}
             }
+            let segments = read_segments(repository, layout, (id, &home), &logs, size)?;
+            timeline.segments = std::mem::take(&mut timeline.segments).union(segments);
         }
-        timeline.segments = read_segments(repository, layout, id, &logs, size)?;
-        let open = open.iter().filter_map(|l| l.name.parse().ok());
-        read_tails(repository, layout, &mut timeline, open, size)?;
+        read_tails(repository, layout, &mut timeline, open.into_iter(), size)?;
         timelines.insert(id, timeline);
     }
     read_lost(repository, layout, size, &mut timelines)?;
     Ok(timelines)
+}
+
+/// The segment of this name, if this is its home.
+fn own_segment(layout: &ClusterLayout, home: &Home, name: &str) -> Option<SegmentName> {
+    let name = name.parse::<SegmentName>().ok()?;
+    (layout.home_of(name) == *home).then_some(name)
 }
 
 /// Segments of which only a part is stored. Increments of whole ones may still lie there: they are not looked at.
@@ -710,7 +747,7 @@ fn log_number(name: &str) -> Option<u32> {
 fn read_segments(
     repository: &Repository,
     layout: &ClusterLayout,
-    timeline: TimelineId,
+    (timeline, home): (TimelineId, &Home),
     logs: &[u32],
     size: SegmentSize,
 ) -> Result<Runs> {
@@ -718,10 +755,10 @@ fn read_segments(
         let mut runs = Vec::new();
         for log in logs {
             let mut numbers = Vec::new();
-            let directory = layout.log(timeline, *log);
+            let directory = home.log(*log);
             repository.store().visit(&directory, &mut |name, _| {
                 // Healed copies count only where their base is: they have names of their own.
-                if let Ok(name) = name.parse::<SegmentName>()
+                if let Some(name) = own_segment(layout, home, name)
                     && name.timeline == timeline
                     && name.log == *log
                     && let Ok(number) = name.number(size)

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::lives::Lives;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
@@ -80,6 +81,7 @@ pub fn is_cluster_name(name: &str) -> bool {
 pub struct ClusterLayout {
     name: String,
     system_identifier: u64,
+    lives: Lives,
 }
 
 impl ClusterLayout {
@@ -96,7 +98,23 @@ impl ClusterLayout {
         Ok(ClusterLayout {
             name: name.to_owned(),
             system_identifier,
+            lives: Lives::default(),
         })
+    }
+
+    /// The layout in which segments have the homes that these resolutions give them.
+    pub fn with_lives(self, lives: Lives) -> Self {
+        ClusterLayout { lives, ..self }
+    }
+
+    /// Whether both are of one cluster, whatever homes its segments have.
+    pub fn is_of(&self, other: &ClusterLayout) -> bool {
+        (&self.name, self.system_identifier) == (&other.name, other.system_identifier)
+    }
+
+    /// The resolutions that give segments their homes.
+    pub fn lives(&self) -> &Lives {
+        &self.lives
     }
 
     /// The cluster's name.
@@ -133,14 +151,40 @@ impl ClusterLayout {
         format!("{}/wal/{timeline}", self.prefix())
     }
 
-    /// Prefix of the segments of one log id, the second group of eight digits of their names.
-    pub fn log(&self, timeline: TimelineId, log: u32) -> String {
-        format!("{}/wal/{timeline}/{log:08X}", self.prefix())
+    /// Prefix below which the lives of a timeline are listed that `pitr wal resolve` gave it.
+    pub fn lives_of(&self, timeline: TimelineId) -> String {
+        format!("{}/lives", self.timeline(timeline))
+    }
+
+    /// Where the segments of one life of a timeline lie, with partials and increments; without a life the timeline's own prefix.
+    pub fn home(&self, timeline: TimelineId, life: Option<&str>) -> Home {
+        Home(match life {
+            Some(copy) => format!("{}/{copy}", self.lives_of(timeline)),
+            None => self.timeline(timeline),
+        })
+    }
+
+    /// The homes that segments of a timeline have, the one of its beginning first.
+    pub fn homes(&self, timeline: TimelineId) -> Vec<Home> {
+        let own = self.lives.iter().filter(|l| l.segment.timeline == timeline);
+        let mut copies: Vec<&str> = own.map(|l| l.copy.as_str()).collect();
+        copies.sort_unstable();
+        copies.dedup();
+        let lives = copies.into_iter().map(|c| self.home(timeline, Some(c)));
+        std::iter::once(self.home(timeline, None))
+            .chain(lives)
+            .collect()
+    }
+
+    /// The home of a segment.
+    pub fn home_of(&self, name: SegmentName) -> Home {
+        let life = self.lives.of(name).map(|l| l.copy.as_str());
+        self.home(name.timeline, life)
     }
 
     /// A segment.
     pub fn segment(&self, name: SegmentName) -> Key {
-        self.key(&format!("wal/{}/{:08X}/{name}", name.timeline, name.log))
+        self.home_of(name).segment(name)
     }
 
     /// A timeline's history file.
@@ -154,7 +198,7 @@ impl ClusterLayout {
             WalFileName::Segment(segment) => self.segment(segment),
             WalFileName::History(timeline) => self.history(timeline),
             WalFileName::Partial(segment) => {
-                self.key(&format!("wal/{}/partial/{segment}", segment.timeline))
+                fixed(format!("{}/{segment}", self.home_of(segment).partials()))
             }
             WalFileName::BackupHistory { segment, .. } => {
                 self.key(&format!("wal/{}/labels/{name}", segment.timeline))
@@ -162,28 +206,15 @@ impl ClusterLayout {
         }
     }
 
-    /// Prefix of the partial segments of a timeline.
-    pub fn partials(&self, timeline: TimelineId) -> String {
-        format!("{}/partial", self.timeline(timeline))
-    }
-
-    /// Prefix below which segments that are being streamed are listed, by name.
-    pub fn open_segments(&self, timeline: TimelineId) -> String {
-        format!("{}/wal/{timeline}/open", self.prefix())
-    }
-
     /// Prefix of the increments of one segment.
     pub fn increments(&self, name: SegmentName) -> String {
-        format!("{}/{name}", self.open_segments(name.timeline))
+        format!("{}/{name}", self.home_of(name).open_segments())
     }
 
     /// The increment of `name` that holds `range`.
     pub fn increment(&self, name: SegmentName, range: LsnRange) -> Key {
         let (from, to) = (range.start.0, range.end.0);
-        self.key(&format!(
-            "wal/{}/open/{name}/{from:016X}-{to:016X}",
-            name.timeline
-        ))
+        fixed(format!("{}/{from:016X}-{to:016X}", self.increments(name)))
     }
 
     /// Where a refused copy of `name` with this raw hash lies.
@@ -258,6 +289,37 @@ impl ClusterLayout {
     /// `Damaged` when subject or name break the key grammar.
     pub fn event(&self, subject: &str, name: &str) -> Result<Key> {
         Key::new(format!("{}/events/{subject}/{name}", self.prefix()))
+    }
+}
+
+/// Where the segments of one life of a timeline lie: a prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home(String);
+
+impl Home {
+    /// The prefix.
+    pub fn prefix(&self) -> &str {
+        &self.0
+    }
+
+    /// Prefix of the segments of one log id, the second group of eight digits of their names.
+    pub fn log(&self, log: u32) -> String {
+        format!("{}/{log:08X}", self.0)
+    }
+
+    /// Prefix of the partial segments.
+    pub fn partials(&self) -> String {
+        format!("{}/partial", self.0)
+    }
+
+    /// Prefix below which segments that are being streamed are listed, by name.
+    pub fn open_segments(&self) -> String {
+        format!("{}/open", self.0)
+    }
+
+    /// A segment in this home.
+    pub fn segment(&self, name: SegmentName) -> Key {
+        fixed(format!("{}/{name}", self.log(name.log)))
     }
 }
 

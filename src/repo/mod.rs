@@ -30,6 +30,7 @@ pub mod json;
 pub mod keyring;
 pub mod layout;
 pub mod link;
+pub mod lives;
 mod lz4;
 mod outline;
 #[cfg(feature = "full")]

@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::event::{self, Event};
 use super::layout::{self, ClusterLayout};
 use super::link::Mark;
+use super::lives::Followed;
 use super::{evidence, json};
 use crate::config::Encryption;
 use crate::err;
@@ -164,6 +166,8 @@ pub struct Repository {
 struct Known {
     registrations: Vec<Registration>,
     histories: Vec<(ClusterLayout, TimelineId, History)>,
+    /// Read at that moment; of the only cluster that a process archives.
+    lives: Option<(ClusterLayout, Instant)>,
     /// Own marks of segments that were archived last, by their keys.
     marks: BTreeMap<Key, Mark>,
     /// Segments that this process is archiving.
@@ -172,6 +176,8 @@ struct Known {
 
 /// So many marks are kept.
 const MARKS_MAX: usize = 256;
+/// For how long resolutions are believed that were read.
+const LIVES_AGE: Duration = Duration::from_secs(60);
 
 /// A segment on its way into the repository, for as long as this lives.
 pub struct Flight<'a> {
@@ -383,6 +389,26 @@ impl Repository {
     /// only where names are taken: before the first file, and after one that was there.
     pub fn looks_first(&self) -> bool {
         !self.store.is_remote() || self.is_looked_at_first.load(Ordering::Relaxed)
+    }
+
+    /// The layout with the resolutions that were read during the last minute; `None` where they have to be read.
+    pub fn known_lives(&self, layout: &ClusterLayout) -> Option<ClusterLayout> {
+        let known = self.known();
+        let (known, _) = known
+            .lives
+            .as_ref()
+            .filter(|(_, read)| read.elapsed() < LIVES_AGE)?;
+        known.is_of(layout).then(|| known.clone())
+    }
+
+    /// Reads the resolutions of the cluster.
+    ///
+    /// # Errors
+    /// Those of [`Followed::apply`].
+    pub fn read_lives(&self, layout: &ClusterLayout) -> Result<ClusterLayout> {
+        let read = Followed::Resolved.apply(self, layout.clone())?;
+        self.known().lives = Some((read.clone(), Instant::now()));
+        Ok(read)
     }
 
     /// Says whether the name of a file was taken.

@@ -21,6 +21,7 @@ use super::link::{Brief, Link};
 use super::remnant::Remnant;
 use super::repository::Repository;
 use super::rollup_cache::{CacheFile, Row, Rows};
+use super::stored_wal;
 use super::wal_proof::RawHash;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -102,7 +103,7 @@ impl<'a> Rollup<'a> {
         inventory: &'a Inventory,
         cache_dir: Option<&Path>,
     ) -> Result<Rollup<'a>> {
-        let layout = ClusterLayout::new(&inventory.cluster, inventory.system_identifier)?;
+        let layout = inventory.layout()?;
         let directory = cache_dir.map(|d| {
             d.join(&inventory.repository_uuid).join(format!(
                 "{}-{}",
@@ -162,14 +163,27 @@ impl<'a> Rollup<'a> {
         let Some(directory) = &self.directory else {
             return Table::default();
         };
+        // A segment of another life has the same number.
+        let lives = self.layout.lives().iter();
+        let lives = lives.filter(|l| l.segment.timeline == timeline);
+        let lives: String = lives
+            .map(|l| format!(" {}={}", l.segment, l.copy))
+            .collect();
         let identity = format!(
-            "{} {} {} {timeline} {}",
+            "{} {} {} {timeline} {}{lives}",
             self.inventory.repository_uuid,
             self.inventory.cluster,
             self.inventory.system_identifier,
             self.size().bytes()
         );
-        let cache = CacheFile::new(directory, &format!("{timeline}.rollup"), &identity);
+        let name = match lives.as_str() {
+            "" => format!("{timeline}.rollup"),
+            lives => {
+                let hash = blake3::hash(lives.as_bytes()).to_hex();
+                format!("{timeline}-{}.rollup", hash.get(..16).unwrap_or_default())
+            }
+        };
+        let cache = CacheFile::new(directory, &name, &identity);
         let rows = cache.read(&mut |number| self.inventory.has(timeline, SegmentNumber(number)));
         Table {
             rows,
@@ -509,6 +523,20 @@ impl Wal for Rollup<'_> {
         };
         self.hashes()?.insert((name, hash), is_so);
         Ok(is_so)
+    }
+
+    fn has_prefix(&self, name: SegmentName, length_bytes: u64, hash: RawHash) -> Result<bool> {
+        let segment = OpenSegment {
+            name,
+            size: self.size(),
+            major: self.inventory.major,
+        };
+        stored_wal::has_prefix(
+            self.repository,
+            &self.layout,
+            &segment,
+            (length_bytes, hash),
+        )
     }
 
     fn confirm(&self, name: SegmentName) -> Result<()> {

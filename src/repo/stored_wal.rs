@@ -83,6 +83,30 @@ impl StoredWal {
     }
 }
 
+/// Whether the first bytes of what is stored of a segment have this hash. What is not stored so far, damaged, or not to be read for want of a key
+/// has every hash.
+///
+/// # Errors
+/// What the store says.
+pub fn has_prefix(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    segment: &OpenSegment,
+    (length_bytes, hash): (u64, RawHash),
+) -> Result<bool> {
+    let compare = || -> Result<bool> {
+        let Some(stored) = StoredWal::open(repository, layout, segment)? else {
+            return Ok(true);
+        };
+        let prefix = stored.prefix(repository, layout, length_bytes)?;
+        Ok(prefix.is_none_or(|found| found == hash))
+    };
+    match compare() {
+        Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported | Code::Key) => Ok(true),
+        compared => compared,
+    }
+}
+
 /// Looks through records until the one that is wanted was seen.
 struct Search<'a> {
     is_wanted: &'a mut dyn FnMut(&Record<'_>) -> bool,

@@ -10,12 +10,13 @@ use super::event::{self, Completed, Recorded};
 use super::facts::Runs;
 use super::inventory::{self, HistoryFile, Timeline};
 use super::json;
-use super::layout::{BackupId, ClusterLayout, PartKind, healed_base};
+use super::layout::{BackupId, ClusterLayout, Home, PartKind, healed_base};
+use super::lives::{Lives, is_copy};
 use super::repository::{Registration, Repository};
 use super::wal_proof::WalProof;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::store::{Irregular, Key, Store, get};
@@ -37,6 +38,10 @@ pub struct Survey {
     pub increments: BTreeMap<SegmentName, Vec<Key>>,
     /// Refused copies, with the name each was offered under.
     pub conflicts: Vec<(WalFileName, Key)>,
+    /// Which lives of the timelines are followed.
+    pub lives: Lives,
+    /// Segments, partials and increments of lives that are not followed, with the name of the segment or partial.
+    pub shadowed: Vec<(WalFileName, Key)>,
     /// Events about segments, by segment.
     pub segment_events: BTreeMap<SegmentName, Vec<Recorded>>,
     /// Healed copies, each with whether its original exists.
@@ -201,6 +206,8 @@ impl Survey {
             labels: Vec::new(),
             increments: BTreeMap::new(),
             conflicts: Vec::new(),
+            lives: Lives::default(),
+            shadowed: Vec::new(),
             segment_events: BTreeMap::new(),
             healed: Vec::new(),
             unfinished: Vec::new(),
@@ -215,7 +222,7 @@ impl Survey {
     /// What the store says. Damage of single objects is part of the answer.
     pub fn read(repository: &Repository, registration: &Registration) -> Result<Survey> {
         let mut survey = Survey::without_leftovers(repository, registration)?;
-        let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
+        let layout = survey.layout(registration)?;
         let mut reading = Reading {
             store: repository.store(),
             layout: &layout,
@@ -237,12 +244,16 @@ impl Survey {
         let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
         let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
         let mut unreadable = Vec::new();
+        let lives = found(Lives::read(repository, &layout), &mut unreadable)?;
+        let lives = lives.unwrap_or_default();
+        let layout = layout.with_lives(lives.clone());
         let sizes = repository.segment_sizes(&layout, registration);
         let sizes = found(sizes, &mut unreadable)?;
         let mut survey = Survey {
             has_other_sizes: sizes.is_none_or(|sizes| sizes.len() > 1),
             timelines: inventory::read_timelines(repository, &layout, segment_size)?,
             unreadable,
+            lives,
             ..Survey::empty(segment_size)
         };
         let mut reading = Reading {
@@ -259,7 +270,17 @@ impl Survey {
         reading.ages()?;
         reading.wal()?;
         reading.conflicts()?;
+        reading.shadowed()?;
         Ok(survey)
+    }
+
+    /// Where the objects of the surveyed cluster lie.
+    ///
+    /// # Errors
+    /// `Usage` for an impossible cluster name.
+    pub fn layout(&self, registration: &Registration) -> Result<ClusterLayout> {
+        let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
+        Ok(layout.with_lives(self.lives.clone()))
     }
 }
 
@@ -383,12 +404,18 @@ impl Reading<'_> {
 
     /// Compares each backup's first and last segment with what is stored.
     fn compare_wal(&mut self) -> Result<()> {
+        let size = self.survey.segment_size;
         for subject in self.survey.ids.values_mut() {
-            if let Manifest::Committed(root) = &mut subject.manifest
-                && let Some(proof) = &root.wal_proof
-            {
-                root.foreign = proof.disagreement(self.store, self.layout)?;
-            }
+            let Manifest::Committed(root) = &mut subject.manifest else {
+                continue;
+            };
+            let last = SegmentNumber::ending_at(root.stop_lsn, size).name(root.timeline, size);
+            // Nothing tells whose it is without a proof.
+            let in_life = last.filter(|name| self.layout.lives().of(*name).is_some());
+            root.foreign = match &root.wal_proof {
+                Some(proof) => proof.disagreement(self.store, self.layout)?,
+                None => in_life,
+            };
         }
         Ok(())
     }
@@ -476,16 +503,20 @@ impl Reading<'_> {
                     self.survey.labels.push(name);
                 }
             }
-            let open = format!("{prefix}/open");
-            for listed in self.store.list(&open)? {
-                let Ok(segment) = listed.name.parse::<SegmentName>() else {
-                    continue;
-                };
-                let mut keys = Vec::new();
-                for one in self.store.list(&format!("{open}/{segment}"))? {
-                    keys.push(Key::new(format!("{open}/{segment}/{}", one.name))?);
+            for home in self.layout.homes(timeline) {
+                for listed in self.store.list(&home.open_segments())? {
+                    let name = listed.name.parse::<SegmentName>();
+                    let Some(segment) = name.ok().filter(|n| self.layout.home_of(*n) == home)
+                    else {
+                        continue;
+                    };
+                    let prefix = self.layout.increments(segment);
+                    let mut keys = Vec::new();
+                    for one in self.store.list(&prefix)? {
+                        keys.push(Key::new(format!("{prefix}/{}", one.name))?);
+                    }
+                    self.survey.increments.insert(segment, keys);
                 }
-                self.survey.increments.insert(segment, keys);
             }
         }
         self.survey.labels.sort_unstable();
@@ -517,6 +548,61 @@ impl Reading<'_> {
             }
         }
         self.survey.conflicts.sort();
+        Ok(())
+    }
+
+    /// What lies in a home of a timeline that is not the segment's own: below `lives/`, and under plain keys behind a fork.
+    fn shadowed(&mut self) -> Result<()> {
+        let timelines: Vec<TimelineId> = self.survey.timelines.keys().copied().collect();
+        for timeline in timelines {
+            let listed = self.store.list(&self.layout.lives_of(timeline))?;
+            let lives = listed.iter().filter(|l| is_copy(&l.name));
+            let homes: Vec<Home> = lives
+                .map(|l| self.layout.home(timeline, Some(&l.name)))
+                .collect();
+            if homes.is_empty() {
+                continue;
+            }
+            self.shadowed_in(&self.layout.home(timeline, None))?;
+            for home in &homes {
+                self.shadowed_in(home)?;
+            }
+        }
+        self.survey.shadowed.sort();
+        Ok(())
+    }
+
+    fn shadowed_in(&mut self, home: &Home) -> Result<()> {
+        for inner in self.store.list(home.prefix())? {
+            let prefix = format!("{}/{}", home.prefix(), inner.name);
+            let is_log = inner.name.len() == 8;
+            if !inner.is_prefix || !(is_log || ["partial", "open"].contains(&&*inner.name)) {
+                continue;
+            }
+            for listed in self.store.list(&prefix)? {
+                let name = listed.name.parse::<SegmentName>();
+                let Some(name) = name.ok().filter(|n| self.layout.home_of(*n) != *home) else {
+                    continue;
+                };
+                let key = format!("{prefix}/{}", listed.name);
+                match &*inner.name {
+                    "open" => {
+                        for one in self.store.list(&key)? {
+                            let key = Key::new(format!("{key}/{}", one.name))?;
+                            self.survey.shadowed.push((WalFileName::Segment(name), key));
+                        }
+                    }
+                    "partial" => {
+                        let name = WalFileName::Partial(name);
+                        self.survey.shadowed.push((name, Key::new(key)?));
+                    }
+                    _ => {
+                        let name = WalFileName::Segment(name);
+                        self.survey.shadowed.push((name, Key::new(key)?));
+                    }
+                }
+            }
+        }
         Ok(())
     }
 

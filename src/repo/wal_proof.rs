@@ -104,6 +104,13 @@ impl WalProof {
         first.into_iter().chain(last)
     }
 
+    /// The last segment, how many of its bytes were proven and their hash, where it was not whole when the root was written.
+    pub fn tail(&self) -> Option<(SegmentName, u64, RawHash)> {
+        let last = &self.last;
+        let hash = last.hash.filter(|_| last.segment_hash.is_none())?;
+        Some((last.name, last.length_bytes, hash))
+    }
+
     /// The first segment of the proof that is stored with other content, by what the stored objects say of themselves. What is absent or
     /// damaged disagrees with nothing.
     ///

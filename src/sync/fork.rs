@@ -60,28 +60,26 @@ pub struct Stretch {
 ///
 /// # Errors
 /// What the stores say.
-pub fn parts(
-    (own, other): (&dyn Store, &dyn Store),
-    layout: &ClusterLayout,
-    stretch: Stretch,
-) -> Result<Option<SegmentName>> {
+pub fn parts(own: Side<'_>, other: Side<'_>, stretch: Stretch) -> Result<Option<SegmentName>> {
     let next = stretch.last.next(stretch.size);
     for name in [Some(stretch.first), Some(stretch.last), next] {
         let Some(name) = name else { continue };
-        if differs((own, other), &layout.segment(name))? {
+        if differs(own, other, name)? {
             return Ok(Some(name));
         }
     }
-    let next = next.map(|next| broken((own, other), layout, stretch.size, next));
-    Ok(next
-        .transpose()?
-        .flatten()
-        .and(stretch.last.next(stretch.size)))
+    match next {
+        Some(next) => Ok(broken(own, other, stretch.size, next)?.map(|_| next)),
+        None => Ok(None),
+    }
 }
 
+/// A repository, and where segments lie in it.
+pub type Side<'a> = (&'a dyn Store, &'a ClusterLayout);
+
 /// Whether both have a segment, and not the same. Which one is damaged is for verify to say.
-fn differs((a, b): (&dyn Store, &dyn Store), key: &Key) -> Result<bool> {
-    match is_same(a, b, key) {
+fn differs((a, at): Side<'_>, (b, there): Side<'_>, name: SegmentName) -> Result<bool> {
+    match is_same((a, &at.segment(name)), (b, &there.segment(name))) {
         Ok(same) => Ok(same == Some(false)),
         Err(e) if matches!(e.code(), Code::Damaged | Code::Key) => Ok(false),
         Err(e) => Err(e),
@@ -114,9 +112,14 @@ fn first_difference(
 }
 
 impl Transfer<'_> {
+    fn sides(&self) -> (Side<'_>, Side<'_>) {
+        let side = |repository| (repository, &self.layout);
+        (side(self.from.store()), side(self.to.store()))
+    }
+
     fn differs(&self, name: SegmentName) -> Result<bool> {
-        let key = self.layout.segment(name);
-        differs((self.from.store(), self.to.store()), &key)
+        let (from, to) = self.sides();
+        differs(from, to, name)
     }
 }
 
@@ -135,27 +138,27 @@ fn at_borders(
     first: SegmentNumber,
     last: SegmentNumber,
 ) -> Result<Option<(SegmentName, Error)>> {
-    let (from, to) = (transfer.from.store(), transfer.to.store());
+    let (from, to) = transfer.sides();
     let size = transfer.size;
     if let Some(name) = first.name(timeline, size)
-        && let Some(before) = broken((to, from), &transfer.layout, size, name)?
+        && let Some(before) = broken(to, from, size, name)?
     {
         let e = err!(
             Conflict,
             "it does not continue segment \"{before}\" of \"{}\": two servers wrote them, so that nothing of timeline {} is copied",
-            to.location(),
+            to.0.location(),
             timeline.decimal()
         );
         return Ok(Some((name, e)));
     }
     if let Some(name) = last.next().name(timeline, size)
-        && let Some(before) = broken((from, to), &transfer.layout, size, name)?
+        && let Some(before) = broken(from, to, size, name)?
     {
         let e = err!(
             Conflict,
             "the one in \"{}\" does not continue segment \"{before}\" of \"{}\": two servers wrote them, so that nothing of timeline {} is copied",
-            to.location(),
-            from.location(),
+            to.0.location(),
+            from.0.location(),
             timeline.decimal()
         );
         return Ok(Some((name, e)));
@@ -165,12 +168,12 @@ fn at_borders(
 
 /// The segment before, where the first side has it and the second side's segment says that it continues another one.
 fn broken(
-    (first, second): (&dyn Store, &dyn Store),
-    layout: &ClusterLayout,
+    (first, at): Side<'_>,
+    (second, there): Side<'_>,
     size: SegmentSize,
     name: SegmentName,
 ) -> Result<Option<SegmentName>> {
-    let Some((after, is_keyed)) = link(second, &layout.segment(name))? else {
+    let Some((after, is_keyed)) = link(second, &there.segment(name))? else {
         return Ok(None);
     };
     let Before::Known(timeline, mark) = after.before else {
@@ -180,7 +183,7 @@ fn broken(
         return Ok(None);
     };
     // Where one host reads only one of the two, raw and keyed marks tell nothing of one another.
-    let own = link(first, &layout.segment(before))?.filter(|(_, keyed)| *keyed == is_keyed);
+    let own = link(first, &at.segment(before))?.filter(|(_, keyed)| *keyed == is_keyed);
     let own = own.and_then(|(link, _)| link.own);
     Ok(own.is_some_and(|own| own != mark).then_some(before))
 }

@@ -15,15 +15,16 @@ use std::time::Duration;
 
 use crate::err;
 use crate::error::{Code, Error, Result};
-use crate::pg::segment::SegmentSize;
+use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::plan::lacking::{Lacking, lacking};
 use crate::progress::Progress;
 use crate::repo::clock;
 use crate::repo::deletion;
-use crate::repo::event::{self, Writer};
+use crate::repo::event::{self, CLUSTER, Writer};
 use crate::repo::json;
 use crate::repo::layout::{BackupId, ClusterLayout};
+use crate::repo::lives::is_resolution;
 use crate::repo::repository::{Registration, Repository, check_registration};
 use crate::repo::survey::Survey;
 use crate::store::Key;
@@ -113,11 +114,12 @@ impl<'a> Transfer<'a> {
         registration: &'a Registration,
         around: &Surroundings<'a>,
     ) -> Result<Transfer<'a>> {
+        let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
         let transfer = Transfer {
             from,
             to,
             registration,
-            layout: ClusterLayout::new(&registration.name, registration.system_identifier)?,
+            layout: from.read_lives(&layout)?,
             size: SegmentSize::new(registration.segment_size_bytes)?,
             jobs: around.jobs,
             everything: around.everything,
@@ -202,6 +204,7 @@ impl<'a> Transfer<'a> {
             self.check_clocks()?;
         }
         self.register()?;
+        self.copy_resolutions(lacking)?;
         let wal = wal::Wal::begin(self, lacking)?;
         for id in &lacking.backups {
             self.copy_backup(id, &wal)?;
@@ -364,6 +367,21 @@ impl<'a> Transfer<'a> {
 
     /// What is true of the cluster wherever it is stored: WAL that was lost, copies that became clusters, decisions about timelines, segment
     /// sizes.
+    /// Before any WAL: what is copied behind a fork is then never missed under the key that it had before.
+    fn copy_resolutions(&self, lacking: &Lacking) -> Result<()> {
+        let (from, to) = (self.from.store(), self.to.store());
+        let there = event::read_some(to, &self.layout, CLUSTER, &is_resolution)?;
+        for one in event::read_some(from, &self.layout, CLUSTER, &is_resolution)? {
+            let segment = one.event.segment.as_deref();
+            let segment = segment.and_then(|s| s.parse::<SegmentName>().ok());
+            let is_parted = segment.is_none_or(|s| lacking.parted.contains(&s.timeline));
+            if !is_parted && !there.iter().any(|t| t.name == one.name) {
+                self.copy_event(&self.layout.event(CLUSTER, &one.name)?)?;
+            }
+        }
+        Ok(())
+    }
+
     fn copy_facts(&self) -> Result<()> {
         for listed in self.from.store().list(&self.layout.events())? {
             let subject = listed.name.as_str();

@@ -16,6 +16,7 @@ use crate::repo::backup::BackupRoot;
 use crate::repo::container::Container;
 use crate::repo::facts::Runs;
 use crate::repo::increment;
+use crate::repo::layout;
 use crate::repo::presence::{self, Presence};
 use crate::repo::run;
 use crate::store::Key;
@@ -258,7 +259,10 @@ impl<'a> Wal<'a> {
             self.copy_increment(key)?;
         }
         for (name, key) in &self.lacking.refused {
-            let copied = transfer.copy_wal_file(key, *name);
+            let copied = match layout::increment_range(key.name()) {
+                Some(_) => transfer.copy_increment(key),
+                None => transfer.copy_wal_file(key, *name),
+            };
             transfer.settle(key.as_str(), copied)?;
         }
         Ok(())

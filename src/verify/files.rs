@@ -74,6 +74,9 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
     for (offered, key) in &survey.conflicts {
         conflict(work, *offered, key)?;
     }
+    for (name, key) in &survey.shadowed {
+        shadowed(work, *name, key)?;
+    }
     recipients(work)
 }
 
@@ -170,6 +173,21 @@ fn conflict(work: &Work<'_>, offered: WalFileName, key: &Key) -> Result<()> {
         let own = work.layout.conflict(offered, &hash);
         if own.as_str() != layout::own_key(key) {
             return Err(err!(Damaged, "it holds another copy than its key says"));
+        }
+        container.read_body(&mut |_| Ok(()))
+    };
+    work.settle(read(), key.as_str(), About::Other)?;
+    Ok(())
+}
+
+/// A file of a life that is not followed: whole or not, no plan depends on it.
+fn shadowed(work: &Work<'_>, name: WalFileName, key: &Key) -> Result<()> {
+    let read = || -> Result<()> {
+        let Some(container) = open(work, key)? else {
+            return Ok(());
+        };
+        if layout::increment_range(key.name()).is_none() {
+            check_identity(&container, &work.layout, name)?;
         }
         container.read_body(&mut |_| Ok(()))
     };

@@ -9,7 +9,8 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::retention::LEFTOVER_AGE;
 use crate::repo::event;
 use crate::repo::facts::Runs;
-use crate::repo::layout::{self, BackupId, PartKind, PartName};
+use crate::repo::layout::{self, BackupId, Home, PartKind, PartName};
+use crate::repo::lives::is_copy;
 use crate::repo::survey::{Manifest, Subject, Survey, numbers, part_number};
 use crate::seal::{EPOCH, is_recipient_name};
 
@@ -79,26 +80,7 @@ fn wal(work: &Work<'_>) -> Result<()> {
             continue;
         };
         let prefix = work.layout.timeline(timeline);
-        let log = |name: &str| match name.len() {
-            8 => u32::from_str_radix(name, 16).ok(),
-            _ => None,
-        };
-        names(work, &prefix, |name, is_prefix| match is_prefix {
-            true => ["partial", "labels", "open"].contains(&name) || log(name).is_some(),
-            false => name == "history",
-        })?;
-        let own = |name: &str| {
-            name.parse::<SegmentName>()
-                .is_ok_and(|s| s.timeline == timeline && s.number(work.size).is_ok())
-        };
-        names(work, &format!("{prefix}/partial"), |n, p| !p && own(n))?;
-        let open = work.layout.open_segments(timeline);
-        names(work, &open, |n, p| p && own(n))?;
-        for listed in work.store.list(&open)? {
-            if let Some(segment) = listed.name.parse().ok().filter(|_| own(&listed.name)) {
-                increments(work, segment)?;
-            }
-        }
+        home(work, timeline, &work.layout.home(timeline, None))?;
         names(work, &format!("{prefix}/labels"), |name, is_prefix| {
             let is_label = matches!(
                 name.parse::<WalFileName>(),
@@ -106,20 +88,58 @@ fn wal(work: &Work<'_>) -> Result<()> {
             );
             !is_prefix && is_label
         })?;
-        for inner in work.store.list(&prefix)? {
-            if let Some(number) = log(&inner.name).filter(|_| inner.is_prefix) {
-                names(work, &format!("{prefix}/{}", inner.name), |name, p| {
-                    !p && own(name) && name.parse::<SegmentName>().is_ok_and(|s| s.log == number)
-                })?;
+        let lives = work.layout.lives_of(timeline);
+        names(work, &lives, |name, p| p && is_copy(name))?;
+        for life in work.store.list(&lives)? {
+            if is_copy(&life.name) {
+                home(
+                    work,
+                    timeline,
+                    &work.layout.home(timeline, Some(&life.name)),
+                )?;
             }
         }
     }
     Ok(())
 }
 
-fn increments(work: &Work<'_>, segment: SegmentName) -> Result<()> {
+/// What lies in one home of a timeline's segments.
+fn home(work: &Work<'_>, timeline: TimelineId, home: &Home) -> Result<()> {
+    let is_first = *home == work.layout.home(timeline, None);
+    let log = |name: &str| match name.len() {
+        8 => u32::from_str_radix(name, 16).ok(),
+        _ => None,
+    };
+    names(work, home.prefix(), |name, is_prefix| match is_prefix {
+        true if is_first && ["labels", "lives"].contains(&name) => true,
+        true => ["partial", "open"].contains(&name) || log(name).is_some(),
+        false => is_first && name == "history",
+    })?;
+    let own = |name: &str| {
+        name.parse::<SegmentName>()
+            .is_ok_and(|s| s.timeline == timeline && s.number(work.size).is_ok())
+    };
+    names(work, &home.partials(), |n, p| !p && own(n))?;
+    let open = home.open_segments();
+    names(work, &open, |n, p| p && own(n))?;
+    for listed in work.store.list(&open)? {
+        if let Some(segment) = listed.name.parse().ok().filter(|_| own(&listed.name)) {
+            increments(work, &format!("{open}/{segment}"), segment)?;
+        }
+    }
+    for inner in work.store.list(home.prefix())? {
+        if let Some(number) = log(&inner.name).filter(|_| inner.is_prefix) {
+            names(work, &home.log(number), |name, p| {
+                !p && own(name) && name.parse::<SegmentName>().is_ok_and(|s| s.log == number)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn increments(work: &Work<'_>, prefix: &str, segment: SegmentName) -> Result<()> {
     let whole = segment.number(work.size)?.range(work.size);
-    names(work, &work.layout.increments(segment), |name, p| {
+    names(work, prefix, |name, p| {
         let range = layout::increment_range(name);
         !p && range.is_some_and(|r| whole.start <= r.start && r.end <= whole.end)
     })

@@ -147,9 +147,8 @@ impl Verify<'_> {
     /// `NotFound` when the backup asked for does not exist; `Interrupted`; what the store says, but for damage, which is a finding.
     pub fn run(&self) -> Result<Report> {
         self.repository.store().read_medium();
-        let layout =
-            ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
         let survey = Survey::read(self.repository, self.registration)?;
+        let layout = survey.layout(self.registration)?;
         let chosen = self.chosen(&survey)?;
         let mut tree = Tree::new(&survey);
         tree.trust_all();

@@ -15,7 +15,7 @@ use crate::repo::backup::BackupRoot;
 use crate::repo::container::Container;
 use crate::repo::increment::OpenSegment;
 use crate::repo::layout::{BackupId, PartName};
-use crate::repo::stored_wal::StoredWal;
+use crate::repo::stored_wal;
 use crate::repo::wal_proof::{WalProof, foreign};
 use crate::snapshot::filekey::FileKey;
 use crate::snapshot::frame::check_pages;
@@ -96,28 +96,18 @@ fn foreign_tail(
     root: &BackupRoot,
     proof: &WalProof,
 ) -> Result<Option<SegmentName>> {
-    let (Some(hash), None) = (proof.last.hash, proof.last.segment_hash) else {
+    let Some((name, length_bytes, hash)) = proof.tail() else {
         return Ok(None);
     };
     let segment = OpenSegment {
-        name: proof.last.name,
+        name,
         size: work.size,
         major: root.major,
     };
     let repository = work.what.repository;
-    let compare = || -> Result<bool> {
-        let Some(stored) = StoredWal::open(repository, &work.layout, &segment)? else {
-            return Ok(true);
-        };
-        let prefix = stored.prefix(repository, &work.layout, proof.last.length_bytes)?;
-        Ok(prefix.is_none_or(|found| found == hash))
-    };
-    match compare() {
-        Ok(is_own) => Ok((!is_own).then_some(segment.name)),
-        // What is damaged or cannot be read is found where the WAL is checked.
-        Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported | Code::Key) => Ok(None),
-        Err(e) => Err(e),
-    }
+    // What is damaged or cannot be read is found where the WAL is checked.
+    let is_own = stored_wal::has_prefix(repository, &work.layout, &segment, (length_bytes, hash))?;
+    Ok((!is_own).then_some(name))
 }
 
 /// Reads every block of every layer, so that what is wrong is said of the object that it is in.

@@ -386,6 +386,7 @@ impl World {
     fn fetch(&self, store: &Held, name: WalFileName, target: &Path) -> Result<Option<Vec<u8>>> {
         let _ = std::fs::remove_file(target);
         let what = Fetch {
+            followed: pitr::repo::lives::Followed::Resolved,
             cluster: "main".to_owned(),
             system_identifier: Some(self.layout.system_identifier()),
             name,

@@ -448,6 +448,7 @@ fn f01_who_hangs_is_asked_once_and_who_answers_is_asked_again() {
     let (sandbox, asked) = (Sandbox::new("rounds"), Arc::new(Mutex::new(Vec::new())));
     let inquiry = Inquiry::default();
     let what = Fetch {
+        followed: pitr::repo::lives::Followed::Resolved,
         cluster: "main".to_owned(),
         system_identifier: None,
         name: "000000010000000000000001".parse().unwrap(),
@@ -759,6 +760,7 @@ fn f02_what_came_since_it_was_last_asked_for_is_not_absent() {
         let mut places = only(Ok(store));
         places[0].is_required = is_required;
         let what = Fetch {
+            followed: pitr::repo::lives::Followed::Resolved,
             cluster: "main".to_owned(),
             system_identifier: None,
             name: last.parse().unwrap(),

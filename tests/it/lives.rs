@@ -13,15 +13,27 @@ use crate::ship::spool_of;
 use crate::timeline::with_journal;
 
 /// A cluster and its clone, which archive into one repository.
-struct Lives {
-    site: Site,
-    production: Cluster,
-    clone: Cluster,
-    _copy: Sandbox,
+pub struct Lives {
+    pub site: Site,
+    pub production: Cluster,
+    pub clone: Cluster,
+    copy: Sandbox,
+}
+
+impl Lives {
+    /// Makes the clone anew, of what production is now. Both are stopped.
+    pub fn copy_again(&mut self) {
+        let data = self.copy.join("again");
+        copy_tree(self.production.pgdata(), &data);
+        user::own_all(&data);
+        self.clone = Cluster::open(self.production.major(), &data)
+            .without_fsync()
+            .create();
+    }
 }
 
 /// Both stand at the same place of the same segment, stopped.
-fn lives(major: u32) -> Lives {
+pub fn lives(major: u32) -> Lives {
     let (site, mut production) = Site::with_cluster(major);
     production.sql("create table t (id int, life text)");
     production.sql("insert into t select g, 'before' from generate_series(1, 100) g");
@@ -36,12 +48,12 @@ fn lives(major: u32) -> Lives {
         site,
         production,
         clone,
-        _copy: copy,
+        copy,
     }
 }
 
 /// As much WAL as the same call in another life, and other rows.
-fn write(cluster: &Cluster, life: &str) {
+pub fn write(cluster: &Cluster, life: &str) {
     assert_eq!(life.len(), 4);
     cluster.sql(&format!(
         "insert into t select g, '{life}' from generate_series(1, 100) g"

@@ -44,6 +44,7 @@ mod receive_journal;
 mod receive_network;
 mod recipients;
 mod recovering;
+mod resolve;
 mod restore;
 mod restore_faults;
 mod restore_hostile;

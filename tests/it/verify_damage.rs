@@ -192,6 +192,7 @@ impl World {
         let target = self.sandbox.join("fetched");
         let _ = std::fs::remove_file(&target);
         let what = Fetch {
+            followed: pitr::repo::lives::Followed::Resolved,
             cluster: "main".to_owned(),
             system_identifier: Some(self.layout.system_identifier()),
             name,

@@ -12,6 +12,7 @@ use crate::error::{Code, Result};
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::repo;
 use crate::repo::layout::ClusterLayout;
+use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
 
 /// How long a repository is taken for the one that it was.
@@ -54,8 +55,14 @@ struct Known {
 
 /// Repositories, open, in their order; `None` is one that could not be opened.
 struct Session {
-    repositories: Vec<Option<Arc<Repository>>>,
+    repositories: Vec<Option<Arc<Archive>>>,
     begun: Instant,
+}
+
+/// A repository, and where the cluster lies in it.
+struct Archive {
+    repository: Repository,
+    layout: ClusterLayout,
 }
 
 impl Fetcher {
@@ -121,11 +128,12 @@ impl Fetcher {
         name: SegmentName,
         mut coming: Coming,
         place: &Place,
-        repository: &Arc<Repository>,
+        archive: &Arc<Archive>,
     ) -> Option<Result<(bool, Coming)>> {
-        let (size, layout, repository) = (self.size, self.layout.clone(), Arc::clone(repository));
+        let (size, archive) = (self.size, Arc::clone(archive));
         place.ask(move |pieces| {
-            let is_there = fetch::copy(name, size, &repository, &layout, &mut |piece| {
+            let (repository, layout) = (&archive.repository, &archive.layout);
+            let is_there = fetch::copy(name, size, repository, layout, &mut |piece| {
                 pieces.fetch_add(1, Ordering::Relaxed);
                 coming.write(piece)
             })?;
@@ -160,8 +168,8 @@ impl Fetcher {
                 Some(_) => None,
                 None => self.open(place),
             };
-            if let (Some(repository), Some(uuid)) = (&opened, known.uuids.get_mut(at)) {
-                let found = &repository.marker().uuid;
+            if let (Some(archive), Some(uuid)) = (&opened, known.uuids.get_mut(at)) {
+                let found = &archive.repository.marker().uuid;
                 if uuid.get_or_insert_with(|| found.clone()) != found {
                     return None;
                 }
@@ -179,13 +187,14 @@ impl Fetcher {
         Some(session)
     }
 
-    fn open(&self, place: &Place) -> Option<Arc<Repository>> {
+    fn open(&self, place: &Place) -> Option<Arc<Archive>> {
         let (configured, layout) = (place.configured.clone(), self.layout.clone());
         let nonce = self.random();
         let opened = place.ask(move |_| {
             let repository = repo::open(&configured, nonce).ok()?;
             repository.require_readable(&layout).ok()?;
-            Some(repository)
+            let layout = Followed::Resolved.apply(&repository, layout).ok()?;
+            Some(Archive { repository, layout })
         });
         opened.flatten().map(Arc::new)
     }
@@ -200,7 +209,7 @@ impl Fetcher {
 
 impl Known {
     /// Where one can be read, those that cannot are left alone; where none can, all are asked again for the next segment.
-    fn leave_alone(&mut self, repositories: &[Option<Arc<Repository>>]) {
+    fn leave_alone(&mut self, repositories: &[Option<Arc<Archive>>]) {
         let is_any_there = repositories.iter().any(Option::is_some);
         for (away, repository) in self.away.iter_mut().zip(repositories) {
             *away = match repository {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::delegate;
 use super::detach;
 use super::process;
-use super::{Arguments, restore};
+use super::{AS_STORED, Arguments, restore};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::prefetched::{self, Prefetched, Purpose, Taken};
 use crate::config::{self, Environment, Settings};
@@ -45,6 +45,10 @@ impl Prefetch {
         let [name, target] = arguments.files.as_slice() else {
             return None;
         };
+        // What is fetched ahead is of the life that the archive follows.
+        if arguments.switches.iter().any(|s| s == AS_STORED) {
+            return None;
+        }
         let target = Path::new(target);
         let directory = DataDirectory::of_wal_file(target);
         let name = match name.to_str()?.parse().ok()? {

@@ -268,7 +268,7 @@ fn delete_beside_segments(survey: &Survey, needed: &Needed, plan: &mut ExpirePla
                 .extend(keys.iter().cloned().map(Deletion::Object));
         }
     }
-    for (offered, key) in &survey.conflicts {
+    for (offered, key) in survey.conflicts.iter().chain(&survey.shadowed) {
         if segment_of(*offered).is_some_and(goes) {
             plan.deletions.push(Deletion::Object(key.clone()));
         }

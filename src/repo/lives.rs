@@ -1,0 +1,238 @@
+//! Which life of a timeline the archive follows: `resolve` events of the subject `cluster` (format, sections 3 and 9; decision 0019).
+//!
+//! Two servers that write one timeline meet at a fork, the first segment of which they have different content. A `resolve` event gives the fork to
+//! the server of the refused copy: from there on the timeline's segments have another home.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::event::{self, CLUSTER, Recorded};
+use super::layout::ClusterLayout;
+use super::repository::Repository;
+use crate::err;
+use crate::error::{Code, Result};
+use crate::pg::segment::SegmentName;
+use crate::pg::time::TimestampTz;
+
+/// The kind of the event that gives a fork away.
+pub const RESOLVE: &str = "resolve";
+/// The kind of the event that ends it.
+pub const UNRESOLVE: &str = "unresolve";
+
+/// One standing resolution.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Life {
+    /// The last part of the event's key.
+    pub event: String,
+    /// The first segment of the life.
+    pub segment: SegmentName,
+    /// The first 16 hexadecimal digits of that segment's hash, as the key of the refused copy has them.
+    pub copy: String,
+    /// The writer's clock, and later than that of each resolution which it knew.
+    pub time: TimestampTz,
+    /// Why.
+    pub reason: Option<String>,
+}
+
+/// The standing resolutions of a cluster, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Lives(Arc<Vec<Life>>);
+
+impl Lives {
+    /// Reads what a repository knows.
+    ///
+    /// # Errors
+    /// `Damaged` when an event of the subject cannot be read: which life is followed is then unknown. What the store says.
+    pub fn read(repository: &Repository, layout: &ClusterLayout) -> Result<Lives> {
+        let events = event::read_some(repository.store(), layout, CLUSTER, &is_resolution);
+        let events = events.map_err(|e| match e.code() {
+            Code::Damaged | Code::Unsupported => err!(
+                Damaged,
+                "which life of a timeline the archive follows is unknown, for an event of \"pitr wal resolve\" cannot be read"
+            )
+            .source(e)
+            .hint("Run \"pitr verify\" to see the object. Bring it back from another repository (\"pitr repo sync\"), or remove it and resolve the fork again."),
+            _ => e,
+        })?;
+        Lives::fold(&events)
+    }
+
+    fn fold(events: &[Recorded]) -> Result<Lives> {
+        let standing = event::standing(events, RESOLVE, UNRESOLVE);
+        let lives = standing.into_iter().map(|recorded| {
+            life(recorded).ok_or_else(|| {
+                err!(
+                    Unsupported,
+                    "event \"{}\" names no segment and no copy that this version understands",
+                    recorded.name.escape_debug()
+                )
+            })
+        });
+        Ok(Lives::sorted(lives.collect::<Result<_>>()?))
+    }
+
+    fn sorted(mut lives: Vec<Life>) -> Lives {
+        lives.sort_by(|a, b| (a.time, &a.event).cmp(&(b.time, &b.event)));
+        Lives(Arc::new(lives))
+    }
+
+    /// These, and one more.
+    pub fn with(&self, life: Life) -> Lives {
+        Lives::sorted(self.iter().cloned().chain(std::iter::once(life)).collect())
+    }
+
+    /// All of them, oldest first.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Life> {
+        self.0.iter()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The life to which a segment belongs: that of the newest resolution of its timeline at or before it. `None` is the life that was archived
+    /// first.
+    pub fn of(&self, name: SegmentName) -> Option<&Life> {
+        let holds = |l: &&Life| l.segment.timeline == name.timeline && l.segment <= name;
+        self.iter().rev().find(holds)
+    }
+}
+
+/// Which segments of a forked timeline are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Followed {
+    /// Those of the life that `pitr wal resolve` chose.
+    #[default]
+    Resolved,
+    /// Those that were archived first.
+    AsStored,
+}
+
+impl Followed {
+    /// The layout in which segments have the homes that a repository gives them.
+    ///
+    /// # Errors
+    /// Those of [`Lives::read`].
+    pub fn apply(self, repository: &Repository, layout: ClusterLayout) -> Result<ClusterLayout> {
+        let lives = match self {
+            Followed::Resolved => Lives::read(repository, &layout)?,
+            Followed::AsStored => Lives::default(),
+        };
+        Ok(layout.with_lives(lives))
+    }
+}
+
+/// Whether the last part of an event's key names one of these kinds.
+pub fn is_resolution(name: &str) -> bool {
+    name.split('-')
+        .any(|part| part == RESOLVE || part == UNRESOLVE)
+}
+
+fn life(recorded: &Recorded) -> Option<Life> {
+    let event = &recorded.event;
+    let copy = event.copy.clone().filter(|copy| is_copy(copy))?;
+    Some(Life {
+        event: recorded.name.clone(),
+        segment: event.segment.as_deref()?.parse().ok()?,
+        copy,
+        time: event.time,
+        reason: event.reason.clone(),
+    })
+}
+
+/// Whether this is what the key of a refused copy ends with: 16 lower-case hexadecimal digits.
+pub fn is_copy(text: &str) -> bool {
+    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    text.len() == 16 && text.bytes().all(is_digit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::event::Event;
+
+    const A: &str = "aaaaaaaaaaaaaaaa";
+    const B: &str = "bbbbbbbbbbbbbbbb";
+
+    fn name(n: u32) -> SegmentName {
+        format!("00000001{:08X}{n:08X}", 0).parse().unwrap()
+    }
+
+    fn resolve(time: i64, n: u32, copy: &str) -> Recorded {
+        Recorded {
+            name: format!("{time}-{RESOLVE}-0"),
+            event: Event {
+                event: RESOLVE.into(),
+                subject: CLUSTER.into(),
+                time: TimestampTz(time),
+                segment: Some(name(n).to_string()),
+                copy: Some(copy.to_owned()),
+                ..Event::default()
+            },
+            stored: TimestampTz(time),
+            is_doubted: false,
+        }
+    }
+
+    fn unresolve(time: i64, ends: &str) -> Recorded {
+        let mut event = resolve(time, 1, A);
+        event.name = format!("{time}-{UNRESOLVE}-0");
+        event.event.event = UNRESOLVE.into();
+        event.event.ends = Some(ends.to_owned());
+        event
+    }
+
+    fn homes(events: &[Recorded]) -> Vec<Option<String>> {
+        let lives = Lives::fold(events).unwrap();
+        let home = |n| lives.of(name(n)).map(|l| l.copy.clone());
+        (4..=9).map(home).collect()
+    }
+
+    #[test]
+    fn the_newest_resolution_at_or_before_a_segment_decides() {
+        let (a, b) = (Some(A.to_owned()), Some(B.to_owned()));
+        let none = None::<String>;
+        let all = |one: [&Option<String>; 6]| one.map(Clone::clone).to_vec();
+        assert_eq!(homes(&[]), all([&none; 6]));
+        let one = resolve(1, 5, A);
+        assert_eq!(
+            homes(std::slice::from_ref(&one)),
+            all([&none, &a, &a, &a, &a, &a])
+        );
+        // A later fork inside of the life.
+        let later = [one.clone(), resolve(2, 8, B)];
+        assert_eq!(homes(&later), all([&none, &a, &a, &a, &b, &b]));
+        // An earlier fork: what was behind it belongs to the life that lost.
+        let earlier = [resolve(1, 8, B), resolve(2, 5, A)];
+        assert_eq!(homes(&earlier), all([&none, &a, &a, &a, &a, &a]));
+        let ended = [one.clone(), unresolve(3, &one.name)];
+        assert_eq!(homes(&ended), all([&none; 6]));
+        let again = [one.clone(), unresolve(3, &one.name), resolve(4, 6, A)];
+        assert_eq!(homes(&again), all([&none, &none, &a, &a, &a, &a]));
+    }
+
+    #[test]
+    fn what_is_forged_or_makes_no_sense_decides_nothing() {
+        let mut forged = resolve(1, 5, A);
+        forged.is_doubted = true;
+        assert!(Lives::fold(&[forged]).unwrap().is_empty());
+        let bad = resolve(2, 5, "../../../../etc/");
+        let mut none = resolve(3, 5, A);
+        none.event.segment = Some("00000002.history".into());
+        for one in [bad, none] {
+            let refused = Lives::fold(std::slice::from_ref(&one)).unwrap_err();
+            assert_eq!(refused.code(), Code::Unsupported);
+            assert!(
+                Lives::fold(&[one.clone(), unresolve(4, &one.name)])
+                    .unwrap()
+                    .is_empty()
+            );
+        }
+        // Another timeline is not concerned.
+        let lives = Lives::fold(&[resolve(1, 5, A)]).unwrap();
+        let other = "000000020000000000000009".parse().unwrap();
+        assert_eq!(lives.of(other), None);
+    }
+}
