@@ -19,6 +19,7 @@ use crate::plan::recovery::{Action, Outcome, Plan, Reason};
 use crate::plan::target::TargetTimeline;
 use crate::plan::unreachable;
 use crate::repo::inventory::{Backup, HistoryFile, Inventory, Timeline};
+use crate::sync::fork::{self, Stretch};
 
 /// What is asked, of whichever repository.
 pub struct Question<'a> {
@@ -79,7 +80,7 @@ impl Question<'_> {
         }
         let first_said = said_of_first(&planned.0, name_of(&sides, 0));
         let (mut best, short) = self.best(cx, planned, &sides, cluster.as_ref(), &mut unasked);
-        let next = refuse_what_falls_short(&mut best, &short, &sides);
+        let next = refuse_what_falls_short(cx, &mut best, &short, &sides);
         let mut chosen = settle(cx, best, sides, unasked, &first_said, next)?;
         if let Some(Unless::OutOfReach { next, .. }) = &mut chosen.unless
             && next.is_none()
@@ -337,12 +338,17 @@ fn may_lead_farther(plan: &Plan, own: &Inventory, other: &Inventory) -> bool {
 /// Refuses a plan to the end of the WAL where others have WAL behind that end, by their listing, and yet do not lead there, for something
 /// before it is missing in them; the next step then. A plan that stops at its target is as good without, and warns.
 fn refuse_what_falls_short(
+    cx: &Context,
     (at, (plan, _)): &mut Best,
     short: &BTreeSet<usize>,
     sides: &[Opened],
 ) -> Option<String> {
     let own = sides.get(*at).filter(|_| leads(plan))?;
-    let has_more = |side: &&Opened| may_lead_farther(plan, &own.inventory, &side.inventory);
+    // What another server wrote is nothing that this plan lacks.
+    let has_more = |side: &&Opened| {
+        may_lead_farther(plan, &own.inventory, &side.inventory)
+            && parts_from(cx, plan, own, &side.reading).is_none()
+    };
     let have_more = short.iter().filter_map(|n| sides.get(*n)).filter(has_more);
     let names: Vec<String> = have_more
         .map(|side| format!("\"{}\"", side.reading.configured.name))
@@ -422,7 +428,16 @@ fn settle(
             ));
         }
     }
-    let opened = sides.swap_remove(giving);
+    let wal_from = keep_to_one_server(cx, &mut plan, at, &sides);
+    let mut opened = sides.swap_remove(giving);
+    if wal_from.is_some() {
+        opened.reading.wal_from = wal_from;
+        let (restore_command, _) = opened.reading.commands(cx);
+        let setting = plan.recovery_settings.get_mut("restore_command");
+        setting
+            .into_iter()
+            .for_each(|s| s.clone_from(&restore_command));
+    }
     opened.add_parameters(cx, &mut plan);
     Ok(Chosen {
         opened,
@@ -430,6 +445,50 @@ fn settle(
         resolved,
         unless: None,
     })
+}
+
+/// Where another repository has the WAL of another server under the names that the plan reads, recovery must not ask it: the one repository that it
+/// may ask then, and a warning in the plan that names the fork.
+fn keep_to_one_server(
+    cx: &Context,
+    plan: &mut Plan,
+    at: usize,
+    sides: &[Opened],
+) -> Option<String> {
+    let own = sides.get(at)?;
+    // Narrowed by the operator, nobody else is asked anyway.
+    if cx.global.repository.is_some() {
+        return None;
+    }
+    let others = own.reading.all_others(cx);
+    let others: Vec<Reading> = others.filter_map(|(_, other)| other.ok()).collect();
+    let mut is_alone = false;
+    for other in &others {
+        let Some(name) = parts_from(cx, plan, own, other) else {
+            continue;
+        };
+        is_alone = true;
+        let (own, other) = (&own.reading.configured.name, &other.configured.name);
+        plan.warnings.push(format!(
+            "repository \"{other}\" has the WAL of another server from segment \"{name}\" on, if not before: the server whose WAL is in \"{own}\" is followed, and recovery asks \"{own}\" alone. --repository \"{other}\" follows the other one"
+        ));
+    }
+    is_alone.then(|| own.reading.configured.location.to_string())
+}
+
+/// Where another repository has the WAL of another server than a plan follows. What cannot be read tells nothing.
+fn parts_from(cx: &Context, plan: &Plan, own: &Opened, other: &Reading) -> Option<SegmentName> {
+    let needed = &plan.segments_needed;
+    let stretch = Stretch {
+        first: needed.first?,
+        last: needed.last?,
+        size: own.inventory.segment_size,
+    };
+    let there = cx.followed.apply(&other.repository, own.layout.clone());
+    let there = there.ok()?;
+    let own = (own.reading.repository.store(), &own.layout);
+    let other = (other.repository.store(), &there);
+    fork::parts(own, other, stretch).ok().flatten()
 }
 
 fn name_of(sides: &[Opened], at: usize) -> &str {

@@ -42,6 +42,8 @@ pub struct Reading {
     pub cluster: Option<config::Cluster>,
     /// The cluster's name.
     pub name: String,
+    /// The one repository that recovery may ask, where another one has the WAL of another server.
+    pub wal_from: Option<String>,
 }
 
 /// What the other repositories have of that which the one that is read has not.
@@ -101,6 +103,7 @@ impl Reading {
             repository,
             cluster,
             name,
+            wal_from: None,
         };
         // One that is fresh knows nothing of the cluster yet.
         if reading.settings.repositories.len() > 1
@@ -149,6 +152,7 @@ impl Reading {
             repository,
             cluster: self.cluster.clone(),
             name: self.name.clone(),
+            wal_from: None,
         }))
     }
 
@@ -211,6 +215,7 @@ impl Reading {
                 configured,
                 repository,
                 name,
+                wal_from: None,
             })
         };
         names.into_iter().map(one).collect()
@@ -343,8 +348,9 @@ impl Reading {
         }
         fetch.push_str(&format!(" --cluster {}", word(&self.name)));
         // Narrowed on the command line: the WAL has to come from there, too. Without a file it is all there is.
-        if self.settings.path.is_none() || cx.global.repository.is_some() {
-            let location = self.configured.location.to_string();
+        let own = || self.configured.location.to_string();
+        let is_narrowed = self.settings.path.is_none() || cx.global.repository.is_some();
+        if let Some(location) = self.wal_from.clone().or_else(|| is_narrowed.then(own)) {
             fetch.push_str(&format!(" --repository {}", word(&location)));
         }
         if cx.followed == Followed::AsStored {

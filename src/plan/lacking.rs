@@ -57,6 +57,8 @@ pub struct Lacking {
     pub pins: Vec<(BackupId, String)>,
     /// What both have and is compared: where histories of two servers would show.
     pub compared: Vec<SegmentName>,
+    /// The segments that both have of these timelines: where the first difference is looked for.
+    pub both: BTreeMap<TimelineId, Runs>,
     /// Timelines of which the two follow different lives.
     pub parted: BTreeSet<TimelineId>,
     /// Segments that nothing over there needs.
@@ -396,6 +398,7 @@ impl Asked<'_> {
             .filter(|n| both.contains(*n))
             .filter_map(|n| n.name(timeline, self.to.segment_size));
         self.out.compared.extend(names);
+        self.out.both.insert(timeline, both);
     }
 
     /// What goes with its segment.

@@ -1,7 +1,8 @@
 //! Whether a server is the one whose WAL the journal ends with: before anything is taken from it, or acknowledged.
 //!
 //! A server that was set back to a snapshot writes other WAL under the same positions, and may be past the journal's end when it comes
-//! back. So the segment in which the journal ends is asked for once more, without the slot, and compared byte by byte.
+//! back. So the segment in which the journal ends is asked for once more, without the slot, and compared byte by byte. Without a journal it is the
+//! last segment of the repositories that is asked for, and its hash is compared: what a clone writes continues nothing that is archived.
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::journal::{Follower, Segment};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentName;
 use crate::pg::timeline::History;
 use crate::wire::client::Client;
 use crate::wire::replication::{Positions, ReplicationStream, StartReplication, StreamEvent};
@@ -76,6 +78,73 @@ pub async fn compare(
         }
         Err(e) => Err(e),
     }
+}
+
+/// The hash of a whole segment as the server has it; none where it has removed that segment. Gives the connection back where it can be used again.
+///
+/// # Errors
+/// `Unreachable` when the connection is lost; those of [`ReplicationStream::start`], but for WAL that the server has removed.
+pub async fn hash(
+    client: Client,
+    name: SegmentName,
+    range: std::ops::Range<Lsn>,
+) -> Result<(Option<Client>, std::result::Result<[u8; 32], String>)> {
+    let what = StartReplication {
+        slot: None,
+        timeline: name.timeline,
+        from: range.start,
+    };
+    let hashed = async {
+        let mut stream = timed(ReplicationStream::start(client, &what)).await?;
+        let hash = hash_stream(&mut stream, range).await?;
+        Ok::<_, Error>((stream, hash))
+    };
+    match hashed.await {
+        Ok((stream, hash)) => {
+            // What goes wrong now only costs the connection.
+            let client = timed(stream.finish()).await.ok().map(|(client, _)| client);
+            Ok((client, Ok(hash)))
+        }
+        Err(e) if matches!(e.code(), Code::Gap | Code::Server) => Ok((None, Err(e.to_string()))),
+        Err(e) => Err(e),
+    }
+}
+
+async fn hash_stream(
+    stream: &mut ReplicationStream,
+    range: std::ops::Range<Lsn>,
+) -> Result<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    let mut at = range.start;
+    while at < range.end {
+        match timed(stream.next_event()).await? {
+            StreamEvent::Data(data) => {
+                let wanted = data.end().min(range.end).0.saturating_sub(at.0);
+                let sent = usize::try_from(wanted).ok();
+                let sent = sent.and_then(|wanted| data.bytes.get(..wanted));
+                hasher.update(sent.unwrap_or(&data.bytes));
+                at = data.end();
+            }
+            StreamEvent::Keepalive(alive) if alive.reply_requested => {
+                // A sign of life that acknowledges nothing.
+                let sent = stream.send_status(Positions::default(), false, alive.server_time);
+                timed(sent).await?;
+            }
+            StreamEvent::Keepalive(_) => {}
+            StreamEvent::Done => return Err(err!(Server, "its timeline ends in that segment")),
+            StreamEvent::Shutdown => return Err(err!(Unreachable, "server has shut down")),
+        }
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
+
+/// The server is not the one whose WAL is archived.
+pub fn not_archived(name: SegmentName) -> Error {
+    err!(
+        Diverged,
+        "server has other WAL than is archived as \"{name}\""
+    )
+    .hint("Nothing was received, nothing acknowledged, and nothing that is there was touched. The server is a clone, or was set back to a snapshot: name the right server in conninfo. \"pitr wal conflicts\" lists what the archive refused of either.")
 }
 
 async fn timed<T>(work: impl Future<Output = Result<T>>) -> Result<T> {

@@ -6,12 +6,13 @@ use super::journal::Position;
 use super::position::Gap;
 use crate::config;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
 use crate::plan::cluster::{self, Cluster};
 use crate::repo;
+use crate::repo::container::Container;
 use crate::repo::event::{self, Event, Writer};
 use crate::repo::increment::{self, OpenSegment};
 use crate::repo::layout::ClusterLayout;
@@ -228,6 +229,24 @@ impl Holdings {
             least = least.min(run.map_or(range.start, |run| run.end()));
         }
         Ok(least)
+    }
+
+    /// Whether every repository that has this segment, and can tell, has it with this hash.
+    ///
+    /// # Errors
+    /// What the stores say, but for damage, which verify reports.
+    pub fn has(&self, name: SegmentName, hash: &[u8; 32]) -> Result<bool> {
+        for repository in &self.repositories {
+            let layout = lives(repository, &self.layout)?;
+            let stored = repository.store().open(&layout.segment(name));
+            let stored = stored.and_then(|object| object.map(Container::open).transpose());
+            match stored {
+                Ok(Some(stored)) if !stored.has_hash(hash) => return Ok(false),
+                Err(e) if !matches!(e.code(), Code::Damaged | Code::Key) => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(true)
     }
 
     /// Records a gap in every repository, unless it is recorded already.

@@ -1,6 +1,6 @@
 //! The receiver as a whole: which server, timeline and position to ask for, when to try again, and when to give up.
 //!
-//! connect → check what the server is → derive the position → compare with the journal → record gaps → archive histories → stream, until the timeline ends (then
+//! connect → check what the server is → compare with what is archived → derive the position → compare with the journal → record gaps → archive histories → stream, until the timeline ends (then
 //! from the second step on), the connection is lost (from the first), or somebody wants to stop. Journal and shipping live for as long
 //! as the process; a lost connection does not touch them.
 
@@ -26,7 +26,7 @@ use crate::config::{self, Acknowledge};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::SegmentNumber;
+use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::progress::Progress;
@@ -436,6 +436,10 @@ impl<'a> Session<'a> {
                 _ => error,
             });
         }
+        if !is_compared && self.journal_end().is_none() {
+            // Before there is a slot: it would keep the WAL of a server from which nobody receives.
+            client = self.compare_stored(client, info, &facts).await?;
+        }
         let slot = upstream::slot(
             &mut client,
             info,
@@ -473,9 +477,78 @@ impl<'a> Session<'a> {
     ) -> Result<Client> {
         let host = client.host().to_owned();
         let compared = compare::compare(client, history, &self.journal.follower()).await;
+        self.compared(compared, &host, info).await
+    }
+
+    /// Without a journal: requires that the server has the last whole segment of the repositories, so that what comes next continues it.
+    async fn compare_stored(
+        &mut self,
+        client: Client,
+        info: &ConnInfo,
+        facts: &ServerFacts,
+    ) -> Result<Client> {
+        let found = self.holdings(false, &facts.history).await?;
+        let last = found.and_then(|(_, reach)| self.segment_ending_at(reach.end?));
+        let Some(name) = last else {
+            return Ok(client);
+        };
+        let host = client.host().to_owned();
+        let compared = self.compare_with(client, name, &facts.history).await;
+        self.compared(compared, &host, info).await
+    }
+
+    fn segment_ending_at(&self, end: Position) -> Option<SegmentName> {
+        let size = self.identity.segment_size;
+        SegmentNumber::ending_at(end.lsn, size).name(end.timeline, size)
+    }
+
+    async fn compare_with(
+        &self,
+        mut client: Client,
+        name: SegmentName,
+        history: &History,
+    ) -> Result<(Option<Client>, Compared)> {
+        let size = self.identity.segment_size;
+        let range = name.number(size)?.range(size);
+        let switch = history.switch_point(name.timeline);
+        if switch.is_some_and(|switch| switch < range.end) {
+            return Ok((Some(client), Compared::Same));
+        }
+        // Asked anew: what is archived may be younger than the last answer.
+        let facts = upstream::facts(&mut client).await?;
+        if facts.identity.flush_lsn < range.end {
+            return match facts.in_recovery {
+                // A standby that has yet to catch up.
+                true => Ok((Some(client), Compared::Same)),
+                false => Err(compare::not_archived(name)),
+            };
+        }
+        let (client, hash) = compare::hash(client, name, range.start..range.end).await?;
+        let hash = match hash {
+            Ok(hash) => hash,
+            Err(why) => return Ok((client, Compared::Unproven(why))),
+        };
+        let (repositories, identity) = (self.options.repositories.clone(), self.identity.clone());
+        let nonce = (self.around.random)();
+        let is_same = aside("look into the repositories", move || {
+            Holdings::open(&repositories, &identity, nonce)?.has(name, &hash)
+        });
+        match is_same.await? {
+            true => Ok((client, Compared::Same)),
+            false => Err(compare::not_archived(name)),
+        }
+    }
+
+    /// Leaves out a server that is another life's, says what could not be proven, and connects again where the comparison cost the connection.
+    async fn compared(
+        &mut self,
+        compared: Result<(Option<Client>, Compared)>,
+        host: &str,
+        info: &ConnInfo,
+    ) -> Result<Client> {
         let (client, compared) = match compared {
             Err(error) if error.code() == Code::Diverged => {
-                return Err(self.leave_out(&host, error));
+                return Err(self.leave_out(host, error));
             }
             compared => compared?,
         };

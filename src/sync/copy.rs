@@ -488,12 +488,15 @@ fn is_same_sealing(a: &dyn Opaque, b: &dyn Opaque) -> bool {
     a.stored_hash() == b.stored_hash() && a.stored_foot() == b.stored_foot()
 }
 
-/// Whether two repositories hold the same raw content under a key; `None` when one does not hold it.
+/// Whether two repositories hold the same raw content, each under a key; `None` when one does not hold it.
 ///
 /// # Errors
 /// `Damaged` when one cannot be read; what the stores say.
-pub(super) fn is_same(a: &dyn Store, b: &dyn Store, key: &Key) -> Result<Option<bool>> {
-    let (Some(a), Some(b)) = (a.open(key)?, b.open(key)?) else {
+pub(super) fn is_same(
+    (a, at): (&dyn Store, &Key),
+    (b, there): (&dyn Store, &Key),
+) -> Result<Option<bool>> {
+    let (Some(a), Some(b)) = (a.open(at)?, b.open(there)?) else {
         return Ok(None);
     };
     // One host may have the keys to read one of two encrypted repositories, and not the other: what it finds in them is then a raw hash
@@ -501,6 +504,6 @@ pub(super) fn is_same(a: &dyn Store, b: &dyn Store, key: &Key) -> Result<Option<
     if let (Some(a), Some(b)) = (a.sealed(), b.sealed()) {
         return Ok(Some(is_same_sealed(a, b)));
     }
-    let hash = |object| Container::open_under(key, object).map(|c| c.identity().hash);
-    Ok(Some(hash(a)? == hash(b)?))
+    let hash = |key, object| Container::open_under(key, object).map(|c| c.identity().hash);
+    Ok(Some(hash(at, a)? == hash(there, b)?))
 }

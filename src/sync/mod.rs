@@ -6,6 +6,7 @@
 
 mod backup;
 mod copy;
+pub mod fork;
 mod wal;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use super::Transfer;
-use super::copy::{Copied, is_same};
+use super::copy::Copied;
+use super::fork;
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::timeline::{History, TimelineId};
@@ -36,23 +37,9 @@ impl<'a> Wal<'a> {
     /// What the stores say.
     pub(super) fn begin(transfer: &'a Transfer<'a>, lacking: &'a Lacking) -> Result<Wal<'a>> {
         let mut torn = BTreeSet::new();
-        for name in &lacking.compared {
-            transfer.check_stop()?;
-            let key = transfer.layout.segment(*name);
-            let same = is_same(transfer.from.store(), transfer.to.store(), &key);
-            let e = match same {
-                Ok(Some(false)) => err!(
-                    Conflict,
-                    "the two repositories have different content under this key, so that nothing of timeline {} is copied",
-                    name.timeline.decimal()
-                ),
-                // Which one is damaged is for verify to say.
-                Ok(_) => continue,
-                Err(e) if e.code() == Code::Damaged => continue,
-                Err(e) => return Err(e),
-            };
-            transfer.problem(key.as_str(), &e);
-            torn.insert(name.timeline);
+        for (timeline, (name, e)) in fork::find(transfer, lacking)? {
+            transfer.problem(transfer.layout.segment(name).as_str(), &e);
+            torn.insert(timeline);
         }
         for timeline in &lacking.histories {
             if !torn.contains(timeline) {

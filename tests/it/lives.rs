@@ -2,9 +2,15 @@
 
 use std::path::PathBuf;
 
-use crate::common::{Cluster, PATIENCE, Sandbox, Site, Stop, copy_tree, user, wait_until};
+mod histories;
+
+use crate::common::{
+    Cluster, PATIENCE, Run, Sandbox, Site, Stop, copy_tree, paths_below, pitr, pitr_archive, user,
+    wait_until,
+};
 use crate::per_major;
 use crate::ship::spool_of;
+use crate::timeline::with_journal;
 
 /// A cluster and its clone, which archive into one repository.
 pub struct Lives {
@@ -201,3 +207,222 @@ fn l11_what_pg_resetwal_begins_is_archived_and_joined_to_nothing_before(major: u
     assert_eq!(plan["reachable"], true);
 }
 per_major!(l11_what_pg_resetwal_begins_is_archived_and_joined_to_nothing_before, v13 v18);
+
+/// Row L01: a receiver without a journal that is let loose on the clone stores nothing behind production's WAL, and tells the clone nothing is safe.
+fn l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived(major: u32) {
+    let mut two = lives(major);
+    with_journal(&two.site);
+    two.production.start();
+    write(&two.production, "prod");
+    let first = two.production.archive_now();
+    two.clone = Cluster::open(major, two.clone.pgdata())
+        .without_fsync()
+        .config("archive_command", "false")
+        .create();
+    two.clone.start();
+    write(&two.clone, "fake");
+    assert_eq!(two.clone.switch_wal(), first);
+    let files = two.site.files();
+    // In the middle of the next segment, or before production's end.
+    write(&two.clone, "fake");
+    receive_of(&two.site, &two.clone)
+        .expect_code(8)
+        .expect_stderr("server has other WAL than is archived")
+        .expect_stderr("pitr wal conflicts");
+    assert_eq!(two.site.files(), files);
+    // Production is received, and goes on.
+    write(&two.production, "prod");
+    receive_of(&two.site, &two.production).success();
+    two.production.archive_now();
+    two.site.pitr().args(["verify"]).run().success();
+}
+per_major!(l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived, v13 v18);
+
+/// A receiver gets all that a server has written.
+fn receive_of(site: &Site, cluster: &Cluster) -> Run {
+    let end = cluster.query_one_string("select pg_current_wal_flush_lsn()");
+    let receive = site
+        .pitr()
+        .args(["receive", "--create-slot", "--until-lsn"]);
+    let receive = receive
+        .arg(&end)
+        .env("PITR_CLUSTERS_MAIN_CONNINFO", cluster.conninfo("postgres"));
+    receive.run()
+}
+
+/// A split brain: production archives into one repository and its clone into another one, which both had the same before.
+struct Split {
+    two: Lives,
+    second: PathBuf,
+}
+
+impl Split {
+    fn new(major: u32) -> Split {
+        let mut two = lives(major);
+        let second = two.site.sandbox().join("second");
+        let config = std::fs::read_to_string(two.site.config()).unwrap();
+        let more = format!(
+            "\n[repositories.second]\nurl = \"file://{}\"\n",
+            second.display()
+        );
+        two.site.sandbox().file("pitr.toml", config + &more);
+        two.site.pitr().args(["init", "--quiet"]).run().success();
+        two.production.start();
+        two.site.pitr().args(["backup", "--quiet"]).run().success();
+        two.production.archive_now();
+        two.production.stop(Stop::Fast);
+        two.site.pitr().args(["repo", "sync"]).run().success();
+        // The clone is made anew, now that both repositories have what it comes from.
+        std::fs::remove_dir_all(two.clone.pgdata()).unwrap();
+        copy_tree(two.production.pgdata(), two.clone.pgdata());
+        user::own_all(two.clone.pgdata());
+        let split = Split { two, second };
+        split.archives_into(&split.two.production, "local");
+        split.archives_into(&split.two.clone, "second");
+        split
+    }
+
+    /// The configuration of a server that was cut off from the other repository.
+    fn side(&self, repository: &str) -> PathBuf {
+        let both = std::fs::read_to_string(self.two.site.config()).unwrap();
+        let mut parts = both.split("\n[repositories.");
+        let mut text = parts.next().unwrap().to_owned();
+        for part in parts.filter(|part| part.starts_with(repository)) {
+            text = format!("{text}\n[repositories.{part}");
+        }
+        let sandbox = self.two.site.sandbox();
+        sandbox.file(format!("{repository}.toml"), text)
+    }
+
+    fn archives_into(&self, cluster: &Cluster, repository: &str) {
+        let archive = pitr_archive().arg("--config").arg(self.side(repository));
+        cluster.append_config("archive_command", &archive.arg("%p").shell());
+    }
+
+    /// Both lives go on side by side, each in its repository; the name of the last segment, which is that of the other's, too.
+    fn go_on(&self) -> String {
+        write(&self.two.production, "prod");
+        write(&self.two.clone, "fake");
+        let name = self.two.production.archive_now();
+        assert_eq!(self.two.clone.archive_now(), name);
+        name
+    }
+
+    fn backup(&self, cluster: &Cluster, repository: &str) -> String {
+        let backup = pitr().arg("--config").arg(self.side(repository));
+        let backup = backup.args(["backup", "--json", "--quiet"]);
+        let conninfo = cluster.conninfo("postgres");
+        let run = backup.env("PITR_CLUSTERS_MAIN_CONNINFO", conninfo).run();
+        run.success().json()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// What stands in both.
+    fn objects(&self) -> Vec<PathBuf> {
+        let mut all = paths_below(self.two.site.repository());
+        all.extend(paths_below(&self.second));
+        all.retain(|path| path.to_str().unwrap().contains("/clusters/"));
+        all
+    }
+
+    /// Sync refuses, and names the first segment at which the two part; nothing was copied.
+    fn is_not_joined(&self, first: &str, why: &str) {
+        let before = self.objects();
+        let sync = self.two.site.pitr().args(["repo", "sync", "--all"]);
+        let run = sync.run().expect_code(10);
+        for line in [first, why] {
+            assert!(run.stderr.contains(line), "{line}: {run}");
+        }
+        assert_eq!(self.objects(), before, "{run}");
+    }
+
+    /// The rows of a restored copy by life, and what the restore said.
+    fn restored(&self, args: &[&str]) -> (String, Run) {
+        let folder = Sandbox::in_memory("restored");
+        let to = folder.join("data");
+        let restore = self.two.site.pitr().args(["restore", "--to"]).arg(&to);
+        let run = restore.args(args).run().success();
+        let major = self.two.production.major();
+        let mut copy = Cluster::open(major, &to).without_fsync().create();
+        copy.start();
+        copy.wait_promoted();
+        let rows = "select string_agg(life || ' ' || n, ', ' order by life) from (select life, count(*) as n from t group by life) as x";
+        (copy.query_one_string(rows), run)
+    }
+}
+
+/// Row L13: sync joins nothing, and a restore follows one of the two servers alone and says which.
+fn l13_two_repositories_that_hold_two_lives_are_not_joined(major: u32) {
+    let mut split = Split::new(major);
+    split.two.production.start();
+    split.two.clone.start();
+    let first = split.go_on();
+    split.go_on();
+    let own = split.backup(&split.two.production, "local");
+    let other = split.backup(&split.two.clone, "second");
+    split.go_on();
+    write(&split.two.clone, "fake");
+    split.two.clone.archive_now();
+    split.is_not_joined(&first, "have the WAL of two servers");
+
+    let follows = |repository: &str, other: &str| {
+        format!(
+            "\"{repository}\" is followed, and recovery asks \"{repository}\" alone. --repository \"{other}\" follows the other one"
+        )
+    };
+    let end = ["--target-timeline", "current"];
+    let immediate = ["--target-timeline", "current", "--target-immediate"];
+    for (id, rows, at_backup, repository, beside) in [
+        (
+            &own,
+            "before 100, prod 300",
+            "before 100, prod 200",
+            "local",
+            "second",
+        ),
+        (
+            &other,
+            "before 100, fake 400",
+            "before 100, fake 200",
+            "second",
+            "local",
+        ),
+    ] {
+        for (target, rows) in [(&end[..], rows), (&immediate[..], at_backup)] {
+            let args = [&["--backup", id.as_str()][..], target].concat();
+            let (found, run) = split.restored(&args);
+            assert_eq!(found, rows, "{run}");
+            run.expect_stderr(&follows(repository, beside));
+        }
+        let (found, run) = split.restored(&["--repository", repository]);
+        assert_eq!(found, rows, "{run}");
+    }
+    // Nobody said which; it is told whose life it is.
+    let plan = split.two.site.pitr().arg("plan").run().success();
+    plan.expect_stderr(&follows("second", "local"));
+}
+per_major!(l13_two_repositories_that_hold_two_lives_are_not_joined, v13 v15 v18);
+
+/// Row L13: no segment lies in both that differs, for the second repository lacks the clone's first ones. The links tell.
+fn l13_wal_that_does_not_continue_what_is_stored_is_not_copied(major: u32) {
+    let mut split = Split::new(major);
+    let archive = pitr_archive().arg("--config").arg(split.side("second"));
+    split.two.clone = Cluster::open(major, split.two.clone.pgdata())
+        .without_fsync()
+        .create();
+    split.two.clone.append_config("archive_command", "true");
+    split.two.production.start();
+    split.two.clone.start();
+    split.go_on();
+    let last = split.go_on();
+    let clone = &split.two.clone;
+    clone.alter_system("archive_command", &archive.arg("%p").shell());
+    clone.reload();
+    write(clone, "fake");
+    let first = clone.archive_now();
+    assert!(first > last);
+    split.is_not_joined(&first, &format!("does not continue segment \"{last}\""));
+    // Production's side is whole, and so is a restore of it.
+    let (found, run) = split.restored(&["--repository", "local"]);
+    assert_eq!(found, "before 100, prod 200", "{run}");
+}
+per_major!(l13_wal_that_does_not_continue_what_is_stored_is_not_copied, v13 v18);

@@ -128,7 +128,7 @@ fn state(states: &[(u64, &str)]) -> Vec<(u64, String)> {
     states.iter().map(|(n, s)| (*n, (*s).to_owned())).collect()
 }
 
-fn with_journal(site: &Site) {
+pub fn with_journal(site: &Site) {
     let text = std::fs::read_to_string(site.config()).unwrap();
     let journal = site.sandbox().join("journal");
     let journal = journal.display();
