@@ -188,7 +188,7 @@ fn f21_a_lost_primary_costs_nothing_that_was_streamed(major: u32) {
     let redo = log.lines().find(|l| l.contains("redo done at")).unwrap();
     assert!(redo.contains(at), "{redo} {at}");
 }
-per_major!(f21_a_lost_primary_costs_nothing_that_was_streamed);
+per_major!(f21_a_lost_primary_costs_nothing_that_was_streamed, v13 v17 v18);
 
 /// The last segment of a timeline whose server died is archived as a partial when its standby is promoted.
 fn h06_the_partial_of_an_old_timeline_leads_to_its_end(major: u32) {
@@ -248,7 +248,7 @@ fn h06_the_partial_of_an_old_timeline_leads_to_its_end(major: u32) {
     assert_eq!(commits.last().unwrap()["xid"], last_xid, "{shown:#}");
     site.pitr().arg("verify").run().success();
 }
-per_major!(h06_the_partial_of_an_old_timeline_leads_to_its_end);
+per_major!(h06_the_partial_of_an_old_timeline_leads_to_its_end, v14 v16 v18);
 
 /// A standby may have streamed more than the archive holds: what it has is never replaced by less, or its promotion would fail.
 fn f18_a_tail_never_replaces_what_a_standby_has_streamed(major: u32) {
