@@ -764,7 +764,7 @@ fn not_lost(
     let start = wanted.start_lsn(size)?;
     let subject = event::timeline_subject(wanted.timeline);
     let events = event::read_all(repository.store(), layout, &subject)?;
-    let mut lost = event::gaps(&events);
+    let mut lost = event::gaps(&events, layout, wanted.timeline, size);
     lost.extend(run::hole(
         start,
         &increment::list(repository, layout, wanted)?,

@@ -175,7 +175,8 @@ pub(super) fn check_before(what: &Push<'_>, checked: &Checked, link: &Link) -> R
     let (timeline, mark) = match link.before {
         Before::Known(timeline, mark) => (timeline, mark),
         // What pg_resetwal or initdb wrote begins a life.
-        Before::Nothing | Before::Unknown => return Ok(Continued::Unproven),
+        Before::Nothing => return Ok(Continued::Unproven),
+        Before::Unknown => return check_unknown(what, checked),
     };
     let Some(name) = checked.segment.before(timeline, checked.wal.segment_size) else {
         return Ok(Continued::Unproven);
@@ -190,9 +191,9 @@ pub(super) fn check_before(what: &Push<'_>, checked: &Checked, link: &Link) -> R
     if what.repository.is_in_flight(&key) {
         return Ok(Continued::Yes);
     }
-    match stored_link(what, &key)? {
+    match stored_link(what.repository, &key)? {
         Some((stored, is_keyed)) => {
-            let mark = as_stored(what, mark, is_keyed)?;
+            let mark = as_stored(what.repository, mark, is_keyed)?;
             match stored.own {
                 None => Ok(Continued::Unproven),
                 Some(own) if own == mark => Ok(Continued::Yes),
@@ -201,48 +202,74 @@ pub(super) fn check_before(what: &Push<'_>, checked: &Checked, link: &Link) -> R
             }
         }
         None => {
-            let other = in_other_life(what, checked, name, mark)?;
+            let other = in_other_life(what.repository, &checked.layout, name, Some(mark))?;
             match other.filter(|_| is_sound(what, name)) {
-                Some(key) => Err(decided_against(checked, &key)),
+                Some(key) => Err(decided_against(&checked.name, &key)),
                 None => hole_before(what, checked, name).map(Continued::Hole),
             }
         }
     }
 }
 
-/// Where the server's segment before is stored in a life of the timeline that is not followed.
-fn in_other_life(
-    what: &Push<'_>,
-    checked: &Checked,
-    name: SegmentName,
-    mark: Mark,
-) -> Result<Option<Key>> {
+/// The server does not have the segment before any more. In a life that a resolution chose it is archived there, unless another server wrote it.
+fn check_unknown(what: &Push<'_>, checked: &Checked) -> Result<Continued> {
+    let segment = checked.segment;
     let layout = &checked.layout;
-    let store = what.repository.store();
+    let life = layout.lives().of(segment).filter(|l| l.segment < segment);
+    let before = segment.before(segment.timeline, checked.wal.segment_size);
+    let (Some(_), Some(before)) = (life, before) else {
+        return Ok(Continued::Unproven);
+    };
+    let key = layout.segment(before);
+    if what.repository.is_in_flight(&key) || what.repository.store().head(&key)?.is_some() {
+        return Ok(Continued::Unproven);
+    }
+    match in_other_life(what.repository, layout, before, None)? {
+        Some(key) => Err(decided_against(&checked.name, &key)),
+        None => Ok(Continued::Unproven),
+    }
+}
+
+/// Where a segment is stored in a life of its timeline that is not followed: the one with this mark, or any.
+fn in_other_life(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    name: SegmentName,
+    mark: Option<Mark>,
+) -> Result<Option<Key>> {
+    let store = repository.store();
     let mut homes = vec![layout.home(name.timeline, None)];
     for life in store.list(&layout.lives_of(name.timeline))? {
         if is_copy(&life.name) {
             homes.push(layout.home(name.timeline, Some(&life.name)));
         }
     }
+    // Without a life there is one home only.
+    if homes.len() == 1 {
+        return Ok(None);
+    }
     let own = layout.home_of(name);
     for home in homes.into_iter().filter(|home| *home != own) {
         let key = home.segment(name);
-        let Some((stored, is_keyed)) = stored_link(what, &key)? else {
+        let Some((stored, is_keyed)) = stored_link(repository, &key)? else {
             continue;
         };
-        if stored.own == Some(as_stored(what, mark, is_keyed)?) {
+        let is_it = match mark {
+            Some(mark) => stored.own == Some(as_stored(repository, mark, is_keyed)?),
+            None => true,
+        };
+        if is_it {
             return Ok(Some(key));
         }
     }
     Ok(None)
 }
 
-fn decided_against(checked: &Checked, before: &Key) -> Error {
+fn decided_against(name: &dyn std::fmt::Display, before: &Key) -> Error {
     err!(
         Conflict,
         "the segment before \"{}\" is archived as \"{before}\", in a life of the timeline that is not followed",
-        checked.name
+        name
     )
     .hint("Nothing was stored, and archiving waits at this file: \"pitr wal resolve\" gave the timeline to another server. Stop this server, if it is not the cluster. If it is, see the decision: pitr wal conflicts.")
 }
@@ -345,15 +372,16 @@ pub fn check_next(
         return Ok(());
     }
     let key = layout.segment(before);
-    let own = match repository.kept_mark(&key) {
-        Some(own) => Some(own),
-        None => match repository.store().open(&key)? {
-            Some(object) => {
-                let container = Container::open(object)?;
-                let link = Link::read(&container)?;
-                link.own.filter(|_| !container.is_opaque())
+    let (own, mark) = match repository.kept_mark(&key) {
+        Some(own) => (Some(own), mark),
+        None => match stored_link(repository, &key)? {
+            Some((stored, is_keyed)) => (stored.own, as_stored(repository, mark, is_keyed)?),
+            None => {
+                return match in_other_life(repository, layout, before, Some(mark))? {
+                    Some(key) => Err(decided_against(&name, &key)),
+                    None => Ok(()),
+                };
             }
-            None => None,
         },
     };
     match own.is_some_and(|own| own != mark) {
@@ -375,17 +403,17 @@ fn not_continued(name: SegmentName, before: SegmentName) -> Error {
 }
 
 /// A mark as the facts of a sealed object have it.
-fn as_stored(what: &Push<'_>, mark: Mark, is_keyed: bool) -> Result<Mark> {
+fn as_stored(repository: &Repository, mark: Mark, is_keyed: bool) -> Result<Mark> {
     match is_keyed {
-        true => Ok(Mark(what.repository.store().public_hash(&mark.0)?)),
+        true => Ok(Mark(repository.store().public_hash(&mark.0)?)),
         false => Ok(mark),
     }
 }
 
 /// The link of a stored segment, and whether its marks are keyed. A segment that must not or cannot be read joins nothing, and keeps nothing from
 /// being archived: a host may have no right to read, and damage is verify's to report.
-fn stored_link(what: &Push<'_>, key: &Key) -> Result<Option<(Link, bool)>> {
-    let read = what.repository.store().open(key).and_then(|object| {
+fn stored_link(repository: &Repository, key: &Key) -> Result<Option<(Link, bool)>> {
+    let read = repository.store().open(key).and_then(|object| {
         let container = object.map(Container::open).transpose()?;
         let read = |c: Container| Ok((Link::read(&c)?, c.is_opaque()));
         container.map(read).transpose()
@@ -458,10 +486,10 @@ pub(super) fn check_after(
     if what.repository.is_in_flight(&key) {
         return Ok(None);
     }
-    let Some((stored, is_keyed)) = stored_link(what, &key)? else {
+    let Some((stored, is_keyed)) = stored_link(what.repository, &key)? else {
         return Ok(None);
     };
-    let own = as_stored(what, own, is_keyed)?;
+    let own = as_stored(what.repository, own, is_keyed)?;
     let Before::Known(timeline, seen) = stored.before else {
         return Ok(None);
     };

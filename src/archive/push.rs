@@ -315,6 +315,8 @@ fn push_padded(
     checked: &Checked,
     valid_end: Lsn,
 ) -> Result<(Pushed, Warnings)> {
+    let moved = moved(what, checked)?;
+    let checked = moved.as_ref().unwrap_or(checked);
     let partial = Checked {
         layout: checked.layout.clone(),
         name: WalFileName::Partial(checked.segment),
@@ -433,11 +435,10 @@ fn check_header(
     let layout = ClusterLayout::new(what.cluster, wal.system_identifier)?;
     let registration = what.repository.require(&layout)?;
     check_sizes(&registration, &wal)?;
-    let layout = match what.repository.known_lives(&layout) {
-        Some(known) => known,
-        // In an object store they are read where the segment does not simply go on.
-        None if what.repository.store().is_remote() => layout,
-        None => what.repository.read_lives(&layout)?,
+    // In an object store they are read where the segment does not simply go on.
+    let layout = match what.repository.store().is_remote() && !is_partial {
+        true => what.repository.known_lives(&layout).unwrap_or(layout),
+        false => what.repository.recent_lives(&layout)?,
     };
     let end = wal.start_lsn.0.checked_add(wal.segment_size.bytes());
     let end = end.map(Lsn).ok_or_else(|| {
@@ -559,10 +560,14 @@ fn store_wal(
         return Ok(Stored::Padded(index.summary.valid_end));
     }
     let (mut link, mut warning) = (Link::NONE, None);
-    if !checked.is_partial {
+    // Where a fork was resolved, the partial of the other server does not belong to the life that is followed.
+    let in_life = checked.layout.lives().of(checked.segment).is_some();
+    if !checked.is_partial || in_life {
         link = life::link(what, source, checked, &index.summary)?;
         if !layout::is_conflict(key) {
-            life::check_first(what, checked, &hash)?;
+            if !checked.is_partial {
+                life::check_first(what, checked, &hash)?;
+            }
             let before = life::check_before(what, checked, &link);
             let is_sure = matches!(before, Ok(Continued::Yes));
             if !is_sure && let Some(moved) = moved(what, checked)? {

@@ -41,7 +41,9 @@ pub enum Held {
     Followed,
     /// The copy was refused here.
     Refused(Box<Container>),
-    /// The copy is not here.
+    /// The copy is not here, and another one is followed.
+    Other,
+    /// Nothing of the segment is here.
     Absent,
 }
 
@@ -51,22 +53,22 @@ pub enum Held {
 /// `Damaged` when the copy is; what the store says.
 pub fn look(repository: &Repository, layout: &ClusterLayout, fork: &Fork) -> Result<Held> {
     let store = repository.store();
-    if let Some(object) = store.open(&layout.segment(fork.segment))? {
-        let stored = Container::open(object);
-        if stored.is_ok_and(|stored| {
-            hash_of(repository, &stored).is_ok_and(|h| h.starts_with(&fork.copy))
-        }) {
-            return Ok(Held::Followed);
-        }
+    let followed = store.open(&layout.segment(fork.segment))?;
+    let is_any = followed.is_some();
+    if let Some(Ok(followed)) = followed.map(Container::open)
+        && hash_of(repository, &followed)?.starts_with(&fork.copy)
+    {
+        return Ok(Held::Followed);
     }
     let key = refused_key(layout, fork)?;
     match store.open(&key)? {
-        None => Ok(Held::Absent),
         Some(object) => {
             let container = Container::open_under(&key, object)
                 .map_err(|e| e.context(format!("read object \"{key}\"")))?;
             Ok(Held::Refused(Box::new(container)))
         }
+        None if is_any => Ok(Held::Other),
+        None => Ok(Held::Absent),
     }
 }
 

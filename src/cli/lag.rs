@@ -275,7 +275,8 @@ impl Behind {
         for (timeline, runs) in lacking.segments {
             let first = runs.bounds().and_then(|(n, _)| n.name(timeline, size));
             let stored = first.and_then(|name| {
-                let head = other.repository.store().head(&layout.segment(name));
+                let key = layout.clone().with_lives(from.lives.clone()).segment(name);
+                let head = other.repository.store().head(&key);
                 head.ok().flatten()
             });
             self.age = self.age.max(stored.map(|meta| age(meta.modified)));

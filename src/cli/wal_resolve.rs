@@ -71,7 +71,7 @@ struct Shown<'a> {
     segment: SegmentName,
     copy: &'a str,
     reason: Option<&'a str>,
-    /// Backups that stop behind the fork in the life that is followed now.
+    /// Backups that stop behind the fork, whichever server they were taken from.
     backups: Vec<String>,
     /// Backups that somebody restores or takes just now.
     in_use: Vec<String>,
@@ -129,7 +129,6 @@ type Place = (Reading, Inventory);
 struct Change<'a> {
     place: &'a Place,
     layout: ClusterLayout,
-    held: Held,
 }
 
 fn give(
@@ -141,51 +140,60 @@ fn give(
 ) -> Result<u8> {
     let mut changes = Vec::new();
     let mut shown = shown(cx, args, "resolve", (fork.segment, &fork.copy), places)?;
+    let mut refused = None;
+    let mut others = Vec::new();
     for place in places {
         let (reading, inventory) = place;
         let layout = inventory.layout()?;
-        let held = resolve::look(&reading.repository, &layout, fork)?;
-        match &held {
-            Held::Absent => shown.warnings.push(format!(
-                "repository \"{}\" has no refused copy {} of \"{}\": nothing changes there",
-                reading.configured.name, fork.copy, fork.segment
-            )),
+        match resolve::look(&reading.repository, &layout, fork)? {
+            Held::Absent => {}
+            Held::Other => others.push(Change { place, layout }),
             Held::Followed => shown.recorded.push(Recorded {
                 repository: reading.configured.name.clone(),
                 event: None,
             }),
-            Held::Refused(refused) => {
-                require_childless(inventory, fork)?;
-                let warning = resolve::check(&reading.repository, &layout, fork, refused)?;
-                shown.warnings.extend(warning);
-                changes.push(Change {
-                    place,
-                    layout,
-                    held,
-                });
+            Held::Refused(copy) => {
+                refused.get_or_insert((copy, reading.repository.marker().key_set.clone()));
+                changes.push(Change { place, layout });
             }
         }
     }
-    if changes.is_empty() && shown.recorded.is_empty() {
-        return Err(err!(
-            NotFound,
-            "no repository has a refused copy {} of \"{}\"",
-            fork.copy,
-            fork.segment
-        )
-        .hint("Nothing was changed. See the refused copies: pitr wal conflicts"));
+    let Some((refused, key_set)) = refused else {
+        return match shown.recorded.is_empty() {
+            true => Err(err!(
+                NotFound,
+                "no repository has a refused copy {} of \"{}\"",
+                fork.copy,
+                fork.segment
+            )
+            .hint("Nothing was changed. See the refused copies: pitr wal conflicts")),
+            false => finish(cx, args, (shown, failures), &[], |_, _| Ok(String::new())),
+        };
+    };
+    // A server waits at the first repository that refuses its segment, and the next one has not been offered it.
+    for other in others {
+        match other.place.0.repository.marker().key_set == key_set {
+            true => changes.push(other),
+            false => shown.warnings.push(format!(
+                "repository \"{}\" has other keys, and names the copy otherwise: resolve the fork there by itself, --repository {0}",
+                other.place.0.configured.name
+            )),
+        }
+    }
+    for change in &changes {
+        let (reading, inventory) = change.place;
+        shown.warnings.extend(check_children(inventory, fork)?);
+        let warning = resolve::check(&reading.repository, &change.layout, fork, &refused)?;
+        shown.warnings.extend(warning);
     }
     let write = |change: &Change<'_>, writer: &Writer<'_>| -> Result<String> {
         let (reading, _) = change.place;
-        let Held::Refused(refused) = &change.held else {
-            return Err(err!(Internal, "there is no refused copy"));
-        };
         let reason = args.reason.as_deref();
         resolve::resolve(
             &reading.repository,
             &change.layout,
             (fork, reason),
-            refused,
+            &refused,
             writer,
         )
     };
@@ -199,9 +207,12 @@ fn take_back(
     places: &[Place],
     failures: Failures,
 ) -> Result<u8> {
-    let standing =
-        |inventory: &Inventory| inventory.lives.iter().find(|l| l.event == *event).cloned();
-    let Some(life) = places.iter().find_map(|(_, inventory)| standing(inventory)) else {
+    let all = || {
+        places
+            .iter()
+            .flat_map(|(_, inventory)| inventory.lives.iter())
+    };
+    let Some(life) = all().find(|l| l.event == event) else {
         return Err(err!(
             NotFound,
             "no standing decision is called \"{}\"",
@@ -209,64 +220,77 @@ fn take_back(
         )
         .hint("Nothing was changed. See the decisions: pitr wal conflicts"));
     };
-    let shown = shown(cx, args, "unresolve", (life.segment, &life.copy), places)?;
+    let is_own = |l: &&Life| (l.segment, &l.copy) == (life.segment, &life.copy);
+    let fork = Fork {
+        segment: life.segment,
+        copy: life.copy.clone(),
+    };
+    let mut shown = shown(cx, args, "unresolve", (life.segment, &life.copy), places)?;
     let mut changes = Vec::new();
-    for place in places {
-        let own = |l: &&Life| (l.segment, &l.copy) == (life.segment, &life.copy);
-        if place.1.lives.iter().any(|l| own(&l)) {
-            changes.push(Change {
-                place,
-                layout: place.1.layout()?,
-                held: Held::Followed,
-            });
-        }
+    for place in places
+        .iter()
+        .filter(|(_, i)| i.lives.iter().any(|l| is_own(&l)))
+    {
+        shown.warnings.extend(check_children(&place.1, &fork)?);
+        changes.push(Change {
+            place,
+            layout: place.1.layout()?,
+        });
     }
     let write = |change: &Change<'_>, writer: &Writer<'_>| -> Result<String> {
         let (reading, inventory) = change.place;
-        let all = inventory.lives.iter();
-        let own = all.filter(|l| (l.segment, &l.copy) == (life.segment, &life.copy));
         let mut last = String::new();
-        for one in own {
-            last = resolve::undo(
-                &reading.repository,
-                &change.layout,
-                (one, args.reason.as_deref()),
-                writer,
-            )?;
+        for one in inventory.lives.iter().filter(is_own) {
+            let what = (one, args.reason.as_deref());
+            last = resolve::undo(&reading.repository, &change.layout, what, writer)?;
         }
         Ok(last)
     };
     finish(cx, args, (shown, failures), &changes, write)
 }
 
-/// The life that wins would read its timeline from another one than what descends from the life that loses.
-fn require_childless(inventory: &Inventory, fork: &Fork) -> Result<()> {
+/// Requires that no timeline with WAL of its own continues the life that is followed now behind the fork: it could not be reached any more. Returns
+/// a warning for one of which that is not so, or not known.
+fn check_children(inventory: &Inventory, fork: &Fork) -> Result<Option<String>> {
     let size = inventory.segment_size;
+    let parent = fork.segment.timeline;
     let start = fork.segment.number(size)?.start_lsn(size);
     let tree = Tree::of(inventory);
     let abandoned = tree.abandoned(&inventory.decisions);
-    let children: Vec<String> = inventory
-        .timelines
-        .iter()
-        .filter(|(id, held)| !held.segments.is_empty() && !abandoned.contains(id))
-        .filter_map(|(id, _)| {
-            let left = tree.history(*id)?.switch_point(fork.segment.timeline)?;
-            (left > start).then(|| id.decimal().to_string())
-        })
-        .collect();
-    if children.is_empty() {
-        return Ok(());
+    let mut doubtful = Vec::new();
+    for (id, held) in &inventory.timelines {
+        let left = tree.history(*id).and_then(|h| h.switch_point(parent));
+        let Some(left) = left.filter(|left| *left > start) else {
+            continue;
+        };
+        if held.segments.is_empty() || abandoned.contains(id) {
+            continue;
+        }
+        // Recovery reads the child's copy of the segment in which it was left, and the parent's up to there.
+        let last = SegmentNumber::of(left, size).0.saturating_sub(1);
+        match inventory.has(parent, SegmentNumber(last)) {
+            false => doubtful.push(id.decimal().to_string()),
+            true => {
+                return Err(err!(
+                    Refused,
+                    "timeline {} leaves timeline {} behind the fork, and has WAL of its own",
+                    id.decimal(),
+                    parent.decimal()
+                )
+                .hint(format!(
+                    "Nothing was changed. It continues the WAL that is followed now, and could be restored only as that is followed.\nIf it is a drill or a clone: pitr timeline abandon {} --reason TEXT. If it is the cluster, the WAL that is followed is the right one.",
+                    id.decimal()
+                )));
+            }
+        }
     }
-    Err(err!(
-        Refused,
-        "timeline {} leaves timeline {} behind the fork, and has WAL of its own",
-        children.join(" and "),
-        fork.segment.timeline.decimal()
-    )
-    .hint(format!(
-        "Nothing was changed. It continues the WAL that is followed now, and could not be restored without --as-stored.\nIf it is not the cluster: pitr timeline abandon {} --reason TEXT. If it is, this server is not the cluster: stop it.",
-        children.first().map_or("N", String::as_str)
-    )))
+    Ok((!doubtful.is_empty()).then(|| {
+        format!(
+            "timeline {} leaves timeline {} behind the fork: what is followed now does not lead to it",
+            doubtful.join(" and "),
+            parent.decimal()
+        )
+    }))
 }
 
 fn shown<'a>(
@@ -382,7 +406,7 @@ fn print(cx: &Context, shown: &Shown<'_>) -> Result<()> {
     } = shown;
     let then = match shown.decision {
         "resolve" => format!("the server of copy {}", shown.copy),
-        _ => "the server that archived it first".to_owned(),
+        _ => "its server before that decision".to_owned(),
     };
     cx.out.line(&format!(
         "timeline {timeline} is followed from {segment} on as {then} wrote it"
@@ -390,7 +414,7 @@ fn print(cx: &Context, shown: &Shown<'_>) -> Result<()> {
     if !shown.backups.is_empty() {
         let backups = shown.backups.join(", ");
         cx.out.line(&format!(
-            "backups of the life that is followed now: {backups}"
+            "backups of timeline {timeline} behind the fork, of which those of the other server need --as-stored then: {backups}"
         ))?;
     }
     for id in &shown.in_use {

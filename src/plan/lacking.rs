@@ -166,14 +166,14 @@ impl Asked<'_> {
     /// Under one name the two have WAL of different lives where their resolutions differ, unless the other side has nothing behind the fork.
     fn lives(&mut self) {
         let (from, to) = (self.from, self.to);
-        let own = |s: &Survey, t: TimelineId| -> BTreeSet<(SegmentName, String)> {
-            let of = s.lives.iter().filter(|l| l.segment.timeline == t);
-            of.map(|l| (l.segment, l.copy.clone())).collect()
-        };
+        let all = || from.lives.iter().chain(to.lives.iter());
+        let home = |s: &Survey, name| s.lives.of(name).map(|life| life.copy.clone());
         for (id, held) in &to.timelines {
-            let (here, there) = (own(from, *id), own(to, *id));
-            let fork = here.symmetric_difference(&there).next();
-            let number = fork.and_then(|(fork, _)| fork.number(to.segment_size).ok());
+            let forks = all().map(|l| l.segment).filter(|s| s.timeline == *id);
+            let fork = forks
+                .filter(|name| home(from, *name) != home(to, *name))
+                .min();
+            let number = fork.and_then(|fork| fork.number(to.segment_size).ok());
             let is_parted = number.is_some_and(|n| {
                 let last = held.segments.bounds().map(|(_, last)| last);
                 let tail = held.tails.keys().next_back().copied();

@@ -98,14 +98,6 @@ fn identity(registrations: &[Registration], cluster: &str) -> Result<Option<Iden
     }
 }
 
-/// The layout with the homes that segments have in a repository, not older than a minute.
-fn lives(repository: &Repository, layout: &ClusterLayout) -> Result<ClusterLayout> {
-    match repository.known_lives(layout) {
-        Some(known) => Ok(known),
-        None => repository.read_lives(layout),
-    }
-}
-
 impl Holdings {
     /// Opens every repository that counts and checks that the cluster is registered.
     ///
@@ -177,7 +169,7 @@ impl Holdings {
     ) -> Result<Option<Position>> {
         let store = repository.store();
         let mut last: Option<SegmentName> = None;
-        let layout = lives(repository, &self.layout)?;
+        let layout = repository.recent_lives(&self.layout)?;
         for home in layout.homes(timeline) {
             let mut logs: Vec<u32> = store
                 .list(home.prefix())?
@@ -220,7 +212,7 @@ impl Holdings {
         let range = segment.range()?;
         let mut least = range.end;
         for repository in &self.repositories {
-            let layout = lives(repository, &self.layout)?;
+            let layout = repository.recent_lives(&self.layout)?;
             if repository.store().head(&layout.segment(name))?.is_some() {
                 continue;
             }
@@ -237,7 +229,7 @@ impl Holdings {
     /// What the stores say, but for damage, which verify reports.
     pub fn has(&self, name: SegmentName, hash: &[u8; 32]) -> Result<bool> {
         for repository in &self.repositories {
-            let layout = lives(repository, &self.layout)?;
+            let layout = repository.recent_lives(&self.layout)?;
             let stored = repository.store().open(&layout.segment(name));
             let stored = stored.and_then(|object| object.map(Container::open).transpose());
             match stored {
@@ -262,9 +254,16 @@ impl Holdings {
         };
         for repository in &self.repositories {
             let store = repository.store();
+            let layout = repository.recent_lives(&self.layout)?;
+            let size = self.identity.segment_size;
+            let event = Event {
+                copy: event::life_at(&layout, gap.timeline, gap.from, size),
+                ..event.clone()
+            };
             let known = event::read_all(store, &self.layout, &subject)?;
             let same = |e: &Event| {
-                e.event == event.event && (e.from_lsn, e.to_lsn) == (event.from_lsn, event.to_lsn)
+                let of = |e: &Event| (e.event.clone(), e.from_lsn, e.to_lsn, e.copy.clone());
+                of(e) == of(&event)
             };
             if !known
                 .iter()

@@ -196,10 +196,7 @@ impl Shipment {
                 (repo::open(place, self.ship.next_nonce())?, Instant::now())
             }
         };
-        let layout = match repository.known_lives(&self.ship.layout) {
-            Some(known) => known,
-            None => repository.read_lives(&self.ship.layout)?,
-        };
+        let layout = repository.recent_lives(&self.ship.layout)?;
         if self.layout != layout {
             // What is known of the open segment is of another home.
             self.tail = None;

@@ -11,6 +11,7 @@ use super::layout::ClusterLayout;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
+use crate::pg::segment::{SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::store::{Key, Published, Store, get};
@@ -82,7 +83,7 @@ pub struct Event {
     /// `resolve`, `unresolve`: the first segment of the life.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment: Option<String>,
-    /// `resolve`, `unresolve`: the first 16 hexadecimal digits of that segment's hash, as in the key of the refused copy.
+    /// `resolve`, `unresolve`: the first 16 hexadecimal digits of that segment's hash, as in the key of the refused copy. `gap`: those of the life.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy: Option<String>,
     /// Pins, `abandon`, `restore`, `resolve`, `unresolve`: why.
@@ -438,11 +439,21 @@ pub fn timeline_subject(timeline: TimelineId) -> String {
     format!("wal-{timeline}")
 }
 
-/// What `gap` events tell to be lost, ascending. Whether it came after all is not their business.
-pub fn gaps(events: &[Recorded]) -> Vec<LsnRange> {
+/// What `gap` events tell to be lost of the lives of a timeline that are followed, ascending. Whether it came after all is not their business.
+pub fn gaps(
+    events: &[Recorded],
+    layout: &ClusterLayout,
+    timeline: TimelineId,
+    size: SegmentSize,
+) -> Vec<LsnRange> {
+    let is_followed = |e: &&Recorded| {
+        let from = e.event.from_lsn.unwrap_or_default();
+        e.event.copy == life_at(layout, timeline, from, size)
+    };
     let mut gaps: Vec<LsnRange> = events
         .iter()
         .filter(|e| e.event.event == "gap" && e.counts())
+        .filter(is_followed)
         .filter_map(|e| e.event.from_lsn.zip(e.event.to_lsn))
         .filter(|(start, end)| start < end)
         .map(|(start, end)| LsnRange { start, end })
@@ -450,6 +461,17 @@ pub fn gaps(events: &[Recorded]) -> Vec<LsnRange> {
     gaps.sort_unstable_by_key(|r| (r.start, r.end));
     gaps.dedup();
     gaps
+}
+
+/// The copy that names the life to which a position belongs, as `gap` events have it.
+pub fn life_at(
+    layout: &ClusterLayout,
+    timeline: TimelineId,
+    lsn: Lsn,
+    size: SegmentSize,
+) -> Option<String> {
+    let name = SegmentNumber::of(lsn, size).name(timeline, size)?;
+    layout.lives().of(name).map(|life| life.copy.clone())
 }
 
 /// `20261120T064049.123456Z`, the form of times in keys.

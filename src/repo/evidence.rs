@@ -7,7 +7,7 @@ use super::repository::Registration;
 use crate::error::{Code, Error, Result};
 use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
-use crate::store::Store;
+use crate::store::{Key, Store};
 
 /// Puts a registration together from a backup's root, else from a segment; `None` where neither is there.
 ///
@@ -36,7 +36,7 @@ pub fn registration(store: &dyn Store, layout: &ClusterLayout) -> Result<Option<
         }
     }
     for name in segments(store, layout)? {
-        let Some(object) = store.open(&layout.segment(name))? else {
+        let Some(object) = store.open(&name)? else {
             continue;
         };
         if let Some(container) = readable(Container::open(object))? {
@@ -49,7 +49,7 @@ pub fn registration(store: &dyn Store, layout: &ClusterLayout) -> Result<Option<
 }
 
 /// The segments of the first directory of each timeline.
-fn segments(store: &dyn Store, layout: &ClusterLayout) -> Result<Vec<SegmentName>> {
+fn segments(store: &dyn Store, layout: &ClusterLayout) -> Result<Vec<Key>> {
     let mut names = Vec::new();
     for timeline in store.list(&layout.wal())? {
         let Ok(id) = timeline.name.parse() else {
@@ -60,11 +60,9 @@ fn segments(store: &dyn Store, layout: &ClusterLayout) -> Result<Vec<SegmentName
         let log = logs.iter().find(|l| l.is_prefix && l.name.len() == 8);
         if let Some(log) = log {
             let listed = store.list(&format!("{prefix}/{}", log.name))?;
-            names.extend(
-                listed
-                    .iter()
-                    .filter_map(|l| l.name.parse::<SegmentName>().ok()),
-            );
+            let own = listed.iter().filter_map(|l| l.name.parse().ok());
+            let home = layout.home(id, None);
+            names.extend(own.map(|name: SegmentName| home.segment(name)));
         }
     }
     Ok(names)

@@ -579,6 +579,12 @@ fn fold_events(
     Ok(())
 }
 
+/// Whether damage was found in another life of a timeline than the one that is followed.
+pub fn is_elsewhere(layout: &ClusterLayout, name: SegmentName, damage: &Recorded) -> bool {
+    let object = damage.event.object.as_deref();
+    object.is_some_and(|object| layout.is_elsewhere(name, object))
+}
+
 fn name_forged(subject: &str, events: &[Recorded], into: &mut Vec<String>) {
     let forged = event::forged(events).into_iter();
     into.extend(forged.map(|e| format!("{subject}/{}", e.name)));
@@ -600,7 +606,8 @@ fn read_suspects(
         let standing = match event::read_all(repository.store(), layout, &listed.name) {
             Ok(events) => {
                 name_forged(&listed.name, &events, forged);
-                !event::damage(&events).is_empty()
+                let mut found = event::damage(&events).into_iter();
+                found.any(|e| !is_elsewhere(layout, name, e))
             }
             // Whatever it says, the segment is looked at itself.
             Err(e) if is_damage(e.code()) => true,
@@ -711,7 +718,7 @@ fn read_lost(
             Err(e) if is_damage(e.code()) => continue,
             Err(e) => return Err(e),
         };
-        let lost: Vec<LsnRange> = event::gaps(&events)
+        let lost: Vec<LsnRange> = event::gaps(&events, layout, *id, size)
             .into_iter()
             .filter(|lost| !is_filled(timeline, *lost, size))
             .collect();

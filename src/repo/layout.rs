@@ -187,6 +187,16 @@ impl ClusterLayout {
         self.home_of(name).segment(name)
     }
 
+    /// Whether a key of something of a segment lies in another home than the segment's own.
+    pub fn is_elsewhere(&self, name: SegmentName, key: &str) -> bool {
+        let below = |prefix: &str| key.strip_prefix(prefix).is_some_and(|k| k.starts_with('/'));
+        let (plain, own) = (self.home(name.timeline, None), self.home_of(name));
+        match own == plain {
+            true => below(&self.lives_of(name.timeline)),
+            false => below(plain.prefix()) && !below(own.prefix()),
+        }
+    }
+
     /// A timeline's history file.
     pub fn history(&self, timeline: TimelineId) -> Key {
         self.key(&format!("wal/{timeline}/history"))

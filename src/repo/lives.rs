@@ -46,7 +46,8 @@ impl Lives {
     /// `Damaged` when an event of the subject cannot be read: which life is followed is then unknown. What the store says.
     pub fn read(repository: &Repository, layout: &ClusterLayout) -> Result<Lives> {
         let events = event::read_some(repository.store(), layout, CLUSTER, &is_resolution);
-        let events = events.map_err(|e| match e.code() {
+        let lives = events.and_then(|events| Lives::fold(&events));
+        lives.map_err(|e| match e.code() {
             Code::Damaged | Code::Unsupported => err!(
                 Damaged,
                 "which life of a timeline the archive follows is unknown, for an event of \"pitr wal resolve\" cannot be read"
@@ -54,8 +55,7 @@ impl Lives {
             .source(e)
             .hint("Run \"pitr verify\" to see the object. Bring it back from another repository (\"pitr repo sync\"), or remove it and resolve the fork again."),
             _ => e,
-        })?;
-        Lives::fold(&events)
+        })
     }
 
     fn fold(events: &[Recorded]) -> Result<Lives> {

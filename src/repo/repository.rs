@@ -373,7 +373,7 @@ impl Repository {
         read: impl FnOnce() -> Result<Option<History>>,
     ) -> Result<Option<History>> {
         let is_it =
-            |(l, t, _): &&(ClusterLayout, TimelineId, History)| l == layout && *t == timeline;
+            |(l, t, _): &&(ClusterLayout, TimelineId, History)| l.is_of(layout) && *t == timeline;
         if let Some((_, _, history)) = self.known().histories.iter().find(is_it) {
             return Ok(Some(history.clone()));
         }
@@ -394,11 +394,19 @@ impl Repository {
     /// The layout with the resolutions that were read during the last minute; `None` where they have to be read.
     pub fn known_lives(&self, layout: &ClusterLayout) -> Option<ClusterLayout> {
         let known = self.known();
-        let (known, _) = known
-            .lives
-            .as_ref()
-            .filter(|(_, read)| read.elapsed() < LIVES_AGE)?;
-        known.is_of(layout).then(|| known.clone())
+        let (known, read) = known.lives.as_ref()?;
+        (read.elapsed() < LIVES_AGE && known.is_of(layout)).then(|| known.clone())
+    }
+
+    /// The layout with the resolutions of the cluster, not older than a minute.
+    ///
+    /// # Errors
+    /// Those of [`Repository::read_lives`].
+    pub fn recent_lives(&self, layout: &ClusterLayout) -> Result<ClusterLayout> {
+        match self.known_lives(layout) {
+            Some(known) => Ok(known),
+            None => self.read_lives(layout),
+        }
     }
 
     /// Reads the resolutions of the cluster.

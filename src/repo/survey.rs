@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 use super::backup::{self, BackupRoot, Tombstone};
 use super::event::{self, Completed, Recorded};
 use super::facts::Runs;
-use super::inventory::{self, HistoryFile, Timeline};
+use super::increment::OpenSegment;
+use super::inventory::{self, HistoryFile, Timeline, is_elsewhere};
 use super::json;
 use super::layout::{BackupId, ClusterLayout, Home, PartKind, healed_base};
 use super::lives::{Lives, is_copy};
 use super::repository::{Registration, Repository};
+use super::stored_wal;
 use super::wal_proof::WalProof;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
@@ -229,7 +231,7 @@ impl Survey {
             survey: &mut survey,
         };
         reading.unfinished()?;
-        reading.compare_wal()?;
+        reading.compare_wal(repository, registration.major)?;
         Ok(survey)
     }
 
@@ -335,6 +337,8 @@ impl Reading<'_> {
             if let Some(Ok(segment)) = segment {
                 match read {
                     Ok(events) => {
+                        let is_own = |e: &Recorded| !is_elsewhere(self.layout, segment, e);
+                        let events = events.into_iter().filter(is_own).collect();
                         self.survey.segment_events.insert(segment, events);
                     }
                     // What it says of a segment protects nothing: it stays where it is.
@@ -403,7 +407,7 @@ impl Reading<'_> {
     }
 
     /// Compares each backup's first and last segment with what is stored.
-    fn compare_wal(&mut self) -> Result<()> {
+    fn compare_wal(&mut self, repository: &Repository, major: u32) -> Result<()> {
         let size = self.survey.segment_size;
         for subject in self.survey.ids.values_mut() {
             let Manifest::Committed(root) = &mut subject.manifest else {
@@ -412,10 +416,23 @@ impl Reading<'_> {
             let last = SegmentNumber::ending_at(root.stop_lsn, size).name(root.timeline, size);
             // Nothing tells whose it is without a proof.
             let in_life = last.filter(|name| self.layout.lives().of(*name).is_some());
-            root.foreign = match &root.wal_proof {
-                Some(proof) => proof.disagreement(self.store, self.layout)?,
-                None => in_life,
+            let Some(proof) = &root.wal_proof else {
+                root.foreign = in_life;
+                continue;
             };
+            root.foreign = proof.disagreement(self.store, self.layout)?;
+            // Its last segment was not whole when the root was written.
+            if let (None, Some(name), None) = (&root.foreign, in_life, proof.last.segment_hash) {
+                let segment = OpenSegment { name, size, major };
+                let is_own = match proof.tail() {
+                    Some((_, length_bytes, hash)) => {
+                        let tail = (length_bytes, hash);
+                        stored_wal::has_prefix(repository, self.layout, &segment, tail)?
+                    }
+                    None => false,
+                };
+                root.foreign = (!is_own).then_some(name);
+            }
         }
         Ok(())
     }

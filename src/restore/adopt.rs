@@ -81,6 +81,7 @@ pub fn adopt(
     if was_guarded && let Some(name) = from.filter(|from| new_name.is_none_or(|new| new == *from)) {
         let layout = ClusterLayout::new(name, control.system_identifier)?;
         for repository in repositories.iter().filter_map(|(r, _)| r.as_ref().ok()) {
+            let layout = repository.read_lives(&layout)?;
             check_timelines(directory, &control, repository, &layout)?;
         }
     }

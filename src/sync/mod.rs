@@ -192,6 +192,13 @@ impl<'a> Transfer<'a> {
     pub fn plan(&self) -> Result<Lacking> {
         let from = Survey::without_leftovers(self.from, self.registration)?;
         let to = Survey::without_leftovers(self.to, self.registration)?;
+        if from.lives != *self.layout.lives() {
+            return Err(err!(
+                Locked,
+                "\"pitr wal resolve\" has just decided about a timeline"
+            )
+            .hint("Nothing was copied. Run the command again."));
+        }
         Ok(lacking(&from, &to, self.everything))
     }
 

@@ -276,6 +276,7 @@ pub(super) fn report(
     }
     let backups = chosen
         .iter()
+        .filter(|id| !found.elsewhere.contains(id))
         .map(|id| {
             let is_read = !found.unread.contains(&About::Backup(id.clone()));
             (id.clone(), is_read && !lost.contains(id))

@@ -422,6 +422,8 @@ struct Found {
     warnings: Vec<String>,
     /// What this version cannot check.
     unread: Vec<About>,
+    /// Backups of lives that are not followed: whole or not, nothing is said of them.
+    elsewhere: Vec<BackupId>,
 }
 
 impl Found {

@@ -82,7 +82,14 @@ fn check_wal_proof(work: &Work<'_>, root: &BackupRoot) -> Result<()> {
         Some(name) => Some(name),
         None => foreign_tail(work, root, proof)?,
     };
-    if let Some(name) = compared {
+    let in_life = |name: &SegmentName| work.layout.lives().of(*name).is_some();
+    if let Some(name) = compared.filter(in_life) {
+        work.warn(format!(
+            "backup \"{}\" was taken in a life of the timeline that is not followed from segment \"{name}\" on: --as-stored leads there",
+            root.id
+        ));
+        work.found().elsewhere.push(root.id.clone());
+    } else if let Some(name) = compared {
         let key = work.layout.segment(name);
         let about = About::Backup(root.id.clone());
         work.find(FindingKind::Damaged, key.as_str(), foreign(name), about);

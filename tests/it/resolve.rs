@@ -221,7 +221,8 @@ fn l04_a_machine_that_was_set_back_goes_on_by_a_decision(major: u32) {
         write(&set_back, "then");
         set_back.archive_now();
     }
-    // The backup of what was belongs to what was.
+    // The backup of what was belongs to what was, also after it was verified.
+    site.pitr().args(["verify"]).run().success();
     let run = site.pitr().args(["plan", "--backup", &once]).run();
     run.expect_code(5).expect_stdout("another server's");
     let rows = restored(site, major, "once", &["--as-stored", "--backup", &once]);
@@ -335,4 +336,65 @@ fn l02_a_fork_in_an_encrypted_repository_is_resolved_by_who_can_read() {
     let rows = restored_by(sealed.on("reader"), &copies, (17, "after"), &[]);
     assert_eq!(rows, "before 100, prod 600");
     production.stop(Stop::Immediate);
+}
+
+/// A server waits at the first repository that refuses its segment: one decision is enough for both.
+#[test]
+fn l02_one_decision_is_enough_for_two_required_repositories() {
+    let mut two = lives(14);
+    let second = two.site.sandbox().join("second");
+    let config = std::fs::read_to_string(two.site.config()).unwrap();
+    let more = format!(
+        "\n[repositories.second]\nurl = \"file://{}\"\n",
+        second.display()
+    );
+    std::fs::write(two.site.config(), config + &more).unwrap();
+    two.site.pitr().args(["init", "--quiet"]).run().success();
+    let backup = two.site.pitr().args(["backup", "--quiet"]);
+    fork(&mut two, &backup);
+    let (site, production) = (&two.site, &mut two.production);
+    let run = resolve(site, &["--confirm", "--json"]).success().json();
+    assert_eq!(run["recorded"].as_array().unwrap().len(), 2, "{run}");
+    for _ in 0..5 {
+        write(production, "prod");
+        production.archive_now();
+    }
+    site.pitr().args(["verify"]).run().success();
+    production.stop(Stop::Immediate);
+}
+
+/// A timeline that goes on from the life that is followed keeps it from being given away, until somebody says that it is not the cluster.
+#[test]
+fn l08_what_a_timeline_descends_from_is_not_given_away() {
+    let (mut two, _) = forked(lives(18));
+    // The clone is promoted, and archives on its own timeline.
+    two.clone.touch("standby.signal");
+    two.clone.start();
+    two.clone.promote();
+    two.clone.wait_promoted();
+    write(&two.clone, "fake");
+    assert!(two.clone.archive_now().starts_with("00000002"));
+    two.clone.stop(Stop::Fast);
+    let site = &two.site;
+    resolve(site, &["--confirm"])
+        .expect_code(8)
+        .expect_stderr("timeline 2 leaves timeline 1 behind the fork");
+    let abandon = [
+        "timeline",
+        "abandon",
+        "2",
+        "--reason",
+        "a clone",
+        "--confirm",
+    ];
+    site.pitr().args(abandon).run().success();
+    resolve(site, &["--confirm"]).success();
+    for _ in 0..6 {
+        write(&two.production, "prod");
+        two.production.archive_now();
+    }
+    assert_eq!(restored(site, 18, "end", &[]), "before 100, prod 700");
+    let args = ["--as-stored", "--target-timeline", "2"];
+    assert_eq!(restored(site, 18, "clone", &args), "before 100, fake 500");
+    two.production.stop(Stop::Immediate);
 }

@@ -426,11 +426,18 @@ fn timelines(
 
 /// Whether WAL was refused that has the name of other WAL.
 fn conflicts(found: &mut Findings, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
+    // The copy that a resolution made the one that is followed waits for nobody.
+    let layout = repository.read_lives(layout)?;
+    let resolved: Vec<String> = layout
+        .lives()
+        .iter()
+        .map(|life| format!("{}-{}", life.segment, life.copy))
+        .collect();
     let refused = repository
         .store()
         .list(&layout.conflicts())?
         .iter()
-        .filter(|l| !l.is_prefix)
+        .filter(|l| !l.is_prefix && !resolved.contains(&l.name))
         .count();
     match refused {
         0 => found.ok("conflicts", "none"),
