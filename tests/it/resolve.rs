@@ -44,7 +44,7 @@ fn forked(mut two: Lives) -> Forked {
     }
 }
 
-fn backups(site: &Site) -> Vec<String> {
+pub fn backups(site: &Site) -> Vec<String> {
     let info = site.pitr().args(["info", "--json"]).run().json();
     let backups = info["clusters"][0]["backups"].as_array().unwrap().iter();
     backups
@@ -52,7 +52,7 @@ fn backups(site: &Site) -> Vec<String> {
         .collect()
 }
 
-fn conflicts(site: &Site) -> Value {
+pub fn conflicts(site: &Site) -> Value {
     site.pitr()
         .args(["wal", "conflicts", "--json"])
         .run()
@@ -73,7 +73,7 @@ fn resolve(site: &Site, more: &[&str]) -> Run {
 }
 
 /// Each life's rows in a restored copy.
-fn restored(site: &Site, major: u32, name: &str, args: &[&str]) -> String {
+pub fn restored(site: &Site, major: u32, name: &str, args: &[&str]) -> String {
     let to: PathBuf = site.sandbox().dir("copies").join(name);
     let restore = site.pitr().args(["restore", "--to"]).arg(&to).args(args);
     restore.run().success();
