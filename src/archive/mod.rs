@@ -7,6 +7,8 @@ pub mod datadir;
 pub mod fetch;
 pub mod guard;
 pub mod life;
+#[cfg(test)]
+mod life_tests;
 pub mod offer;
 pub mod prefetched;
 pub mod push;

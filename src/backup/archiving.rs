@@ -1,7 +1,7 @@
 //! Whether the WAL of a backup can reach the repository at all, before hours of copying.
 //!
 //! A backup is refused only when it is certain that its WAL comes by no way: a primary without a working archiver, from which nobody
-//! receives. Where that cannot be told, the backup goes on, and waits for its WAL in the end.
+//! receives. If that cannot be known, the backup goes on, and waits for its WAL in the end.
 
 use super::source::{Receivers, ServerFacts, Source};
 use crate::err;

@@ -71,7 +71,7 @@ impl LiveServer {
                 None
             }
         };
-        // Of several hosts, no other has the same WAL for sure.
+        // No other of several hosts has the same WAL for sure.
         let mut info = info.clone();
         info.hosts.retain(|host| host.display() == client.host());
         Ok(LiveServer {
@@ -354,7 +354,7 @@ impl WalSource for LiveServer {
         if let Some(client) = client {
             self.replication = Replication::Idle(client);
         }
-        // What the sink says of the repository stays what it is.
+        // An error of the sink about the repository stays as it is.
         result
     }
 }

@@ -57,7 +57,7 @@ const LABEL_LIMIT_BYTES: usize = 1023;
 /// How a backup is taken.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// What the operator calls it: one line.
+    /// The operator's name for it: one line.
     pub label: String,
     /// How it begins.
     pub checkpoint: StartCheckpoint,
@@ -71,13 +71,13 @@ pub struct Options {
     pub codec: FrameCodec,
 }
 
-/// What the library takes from its caller.
+/// Clock, random numbers and the like, which the library takes from its caller.
 pub struct Surroundings<'a> {
     /// This host's clock.
     pub clock: &'a dyn Fn() -> TimestampTz,
     /// Random numbers.
     pub random: &'a dyn Fn() -> u64,
-    /// Where temporary files go.
+    /// The directory of temporary files.
     pub scratch: PathBuf,
     /// Set when the operator wants to stop.
     pub stop: &'a AtomicBool,
@@ -185,7 +185,7 @@ fn interrupted(id: &BackupId) -> Error {
     )
 }
 
-/// What the server is asked for.
+/// The options with which the server is asked for a backup.
 fn request(options: &Options) -> Result<BaseBackupOptions> {
     let label = &options.label;
     if label.len() > LABEL_LIMIT_BYTES || label.chars().any(char::is_control) {
@@ -215,7 +215,8 @@ fn request(options: &Options) -> Result<BaseBackupOptions> {
     })
 }
 
-/// Takes back what an uncommitted backup wrote. What cannot be deleted is the janitor's: it knows the id by its `begin`.
+/// Deletes the objects that an uncommitted backup wrote. The janitor deletes those that cannot be deleted now: it knows the id by its
+/// `begin`.
 fn discard(store: &dyn Store, layout: &ClusterLayout, id: &BackupId) {
     for kind in [PartKind::Pack, PartKind::Layer] {
         let prefix = layout.parts(kind, Some(id));
@@ -383,7 +384,7 @@ impl Backup<'_> {
         }
     }
 
-    /// What another call, or another program, gave its name may not be durable yet.
+    /// An object that another call, or another program, gave its name may not be durable yet.
     fn settle(&self, key: &crate::store::Key) -> Result<()> {
         match self.repository.store().open(key)? {
             Some(object) => object.settle(),
@@ -564,8 +565,9 @@ impl Backup<'_> {
     }
 }
 
-/// Where PostgreSQL calls the restored cluster consistent: at the end record of the backup, which is its stop LSN; of a backup from a standby,
-/// which has no such record, at the minRecoveryPoint of its control file. That file is sent last, so no page of the backup is newer.
+/// Returns the position at which PostgreSQL calls the restored cluster consistent: at the end record of the backup, which is its stop LSN;
+/// of a backup from a standby, which has no such record, at the minRecoveryPoint of its control file. That file is sent last, so no page of
+/// the backup is newer.
 ///
 /// PostgreSQL: src/backend/access/transam/xlogrecovery.c (InitWalRecovery, `backupFromStandby`; CheckRecoveryConsistency),
 /// src/backend/backup/basebackup.c (perform_base_backup).

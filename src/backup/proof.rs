@@ -96,7 +96,7 @@ impl<'a> Prover<'a> {
         Ok((self.needed.name(first)?, self.needed.name(last)?))
     }
 
-    /// Compares a segment that is stored: the first whole, the last up to the stop LSN. Of those between nothing is asked here.
+    /// Compares a segment that is stored: the first whole, the last up to the stop LSN. Segments between them are not compared here.
     ///
     /// # Errors
     /// `Conflict` when another server wrote it; `Refused` when the server has it no more; what store and connection say.
@@ -239,7 +239,7 @@ impl<'a> Prover<'a> {
         .hint("Nothing was committed. A clone of this server archives into the repository, or this machine was set back to a snapshot, or a drill's copy was promoted with archiving on.\nSee the copies that were refused: pitr wal conflicts. Only one of these servers may archive under this cluster name: give the other one a name of its own (pitr init --cluster NAME).")
     }
 
-    /// What goes into the root, once everything was compared: the records that a restore begins and ends with are looked for.
+    /// Returns the proof for the root, once everything was compared. The records that a restore begins and ends with must be there.
     ///
     /// # Errors
     /// `Conflict` when a record is not in the stored WAL; `Internal` when something was not compared; what the store says.

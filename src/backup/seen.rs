@@ -1,4 +1,4 @@
-//! What arrived of each file, compared with the server's own manifest.
+//! The content that arrived of each file, compared with the server's own manifest.
 //!
 //! Names, sizes and CRC-32C go to an unnamed temporary file as files arrive. The manifest comes last and lists the files in the order in
 //! which they were sent (src/backend/backup/backup_manifest.c, AddFileToBackupManifest; 13, 14: src/backend/replication), so that one
@@ -29,7 +29,7 @@ impl Seen {
     /// Begins a record in `folder`.
     ///
     /// # Errors
-    /// What the filesystem says.
+    /// Those of the filesystem.
     pub fn new(folder: &Path) -> Result<Seen> {
         let file = tempfile::tempfile_in(folder).map_err(|e| failed(folder, e))?;
         Ok(Seen {
@@ -42,7 +42,7 @@ impl Seen {
     /// Adds a file that has arrived.
     ///
     /// # Errors
-    /// What the filesystem says.
+    /// Those of the filesystem.
     pub fn add(&mut self, path: &[u8], size: u64, crc: u32) -> Result<()> {
         let length = u32::try_from(path.len()).unwrap_or(u32::MAX);
         self.count += 1;
@@ -58,7 +58,7 @@ impl Seen {
     /// Turns to comparing: everything has arrived.
     ///
     /// # Errors
-    /// What the filesystem says.
+    /// Those of the filesystem.
     pub fn rewind(self) -> Result<Expected> {
         let Seen {
             folder,

@@ -1,4 +1,4 @@
-//! What a streamed backup asks of a server, so that a recorded stream can take the place of a living one.
+//! The questions of a streamed backup to a server, as a trait, so that a recorded stream can take the place of a living one.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,14 +14,14 @@ use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
 use crate::wire::basebackup::{BackupEvent, BaseBackupOptions};
 
-/// What is known of a server before the backup begins.
+/// Facts about a server before the backup begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerFacts {
     /// As messages name it.
     pub host: String,
-    /// Of `IDENTIFY_SYSTEM`.
+    /// From `IDENTIFY_SYSTEM`.
     pub system_identifier: u64,
-    /// Of `IDENTIFY_SYSTEM`.
+    /// From `IDENTIFY_SYSTEM`.
     pub timeline: TimelineId,
     /// `server_version_num`.
     pub version_num: u32,
@@ -41,7 +41,7 @@ pub struct ServerFacts {
     pub in_recovery: Option<bool>,
 }
 
-/// What `pg_stat_archiver` says.
+/// A row of `pg_stat_archiver`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Archiver {
     /// The file that was archived last.
@@ -54,7 +54,7 @@ pub struct Archiver {
     pub fails_now: bool,
 }
 
-/// Who gets WAL from a server but its archiver.
+/// The receivers of a server's WAL, other than its archiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receivers {
     /// Connections for replication, but for that of the backup.
@@ -74,7 +74,7 @@ pub struct WantedWal {
     pub limit: Option<Duration>,
 }
 
-/// What gives the WAL of a server.
+/// A stream of the WAL of a server.
 pub trait WalSource {
     /// Streams the WAL of `what` to `sink` in order, piece by piece. The connection of a backup must have ended it before.
     ///
@@ -90,7 +90,7 @@ pub trait WalSource {
 
 /// A server to back up.
 pub trait Source: WalSource {
-    /// Who the server is.
+    /// Returns the server's identity.
     ///
     /// # Errors
     /// `Server`, `Denied` as the connection fails.
@@ -102,7 +102,7 @@ pub trait Source: WalSource {
     /// The state of the server's archiver; `None` where it cannot be read.
     fn archiver(&mut self) -> Option<Archiver>;
 
-    /// Who else gets WAL from the server; `None` where it cannot be told.
+    /// Returns the other receivers of the server's WAL; `None` where they cannot be known.
     fn receivers(&mut self) -> Option<Receivers>;
 
     /// Asks for the backup.

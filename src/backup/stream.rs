@@ -27,7 +27,7 @@ const CONTROL: &[u8] = b"global/pg_control";
 /// Files that are kept while they pass are never larger.
 const KEPT_BYTES: u64 = 1 << 20;
 
-/// What a complete stream came to.
+/// The result of a complete stream.
 pub struct Received {
     /// How it began.
     pub start: BackupStart,
@@ -56,7 +56,7 @@ impl ReceivedManifest {
     /// Completes the container.
     ///
     /// # Errors
-    /// What the store says.
+    /// Those of the store.
     pub fn finish(self, control: &ControlFile, timeline: u32) -> Result<Box<dyn NewObject>> {
         let identity = Identity {
             hash: self.hash.into(),
@@ -111,7 +111,7 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
     /// Prepares to receive; `manifest_object` takes the server's manifest.
     ///
     /// # Errors
-    /// What the filesystem of `scratch` says.
+    /// Those of the filesystem of `scratch`.
     pub fn new(
         scope: &'scope Scope<'scope, 'env>,
         writer: &'r mut SnapshotWriter<'scope>,

@@ -1,8 +1,8 @@
 //! A backup is worth something only with the WAL from its start to its stop: this waits until the repository has it, and it is proven to be
 //! the server's own.
 //!
-//! The segment in which it stops may not be complete for long: on a quiet primary nobody ends it, and a standby cannot. Of it, increments up
-//! to the stop LSN are enough. A receiver may have put them; else a standby is asked for its own WAL.
+//! The segment in which it stops may not be complete for long: on a quiet primary nobody ends it, and a standby cannot. Then increments of
+//! it up to the stop LSN are enough. A receiver may have put them; else a standby is asked for its own WAL.
 
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,7 @@ impl Needed {
     }
 }
 
-/// What the waiter may say about the server it waits for.
+/// Facts that the waiter may tell about the server it waits for.
 #[derive(Debug, Clone, Copy)]
 pub struct Circumstances {
     /// Whether the backup was taken from a standby.
@@ -80,7 +80,7 @@ pub struct Circumstances {
 
 /// Waits for WAL.
 pub struct Waiter<'a, 'b> {
-    /// Where it has to appear.
+    /// The repository in which it has to appear.
     pub repository: &'a Repository,
     /// PostgreSQL major.
     pub major: u32,
@@ -90,7 +90,7 @@ pub struct Waiter<'a, 'b> {
     pub around: &'a Surroundings<'a>,
     /// The server, whose archiver is asked.
     pub source: &'b mut dyn Source,
-    /// What may be said about it.
+    /// Facts that may be told about it.
     pub circumstances: Circumstances,
     /// Compares what is stored with what the server has.
     pub prover: Prover<'a>,
@@ -170,7 +170,7 @@ impl Waiter<'_, '_> {
         let Some(run) = run.filter(|run| run.end() >= needed.stop_lsn) else {
             return Ok(false);
         };
-        // What they hold is read before the root relies on it.
+        // Their content is read before the root relies on it.
         let found = Remnant::find(self.repository, self.layout, &segment)?;
         if found.is_none_or(|found| found.valid_end() < needed.stop_lsn) {
             return Ok(false);
@@ -233,7 +233,7 @@ impl Waiter<'_, '_> {
         Ok(())
     }
 
-    /// What somebody who waits can do.
+    /// Returns what the operator can do meanwhile.
     fn advice(&mut self) -> String {
         if self.circumstances.from_standby {
             return "The primary archives it once it is full: run \"select pg_switch_wal()\" on a quiet primary, and see its pg_stat_archiver."
@@ -265,7 +265,7 @@ struct Pieces<'a> {
     repository: &'a Repository,
     layout: &'a ClusterLayout,
     segment: OpenSegment,
-    /// Where the bytes begin that were not put yet.
+    /// Start of the bytes that were not put yet.
     at: Lsn,
     bytes: Vec<u8>,
 }

@@ -1,4 +1,4 @@
-//! What the server itself has of the WAL of its backup, as hashes.
+//! Hashes of the WAL of a backup, as the server itself has it.
 //!
 //! The first segment is listened to while files are copied, on a connection of its own, for a long backup outlives it in pg_wal. Whatever
 //! else is wanted is asked for when the backup has ended.
@@ -24,7 +24,7 @@ const SLOWEST_BYTES_PER_S: u64 = 1 << 20;
 /// How long an answer may take besides.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a server said.
+/// A server's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard<T> {
     /// The answer.
@@ -45,7 +45,7 @@ impl Listener {
     /// Begins to listen.
     ///
     /// # Errors
-    /// What the system says of another thread.
+    /// Those of the system, when it starts no thread.
     pub fn start(
         mut beside: Box<dyn WalSource + Send>,
         over: Arc<AtomicBool>,
@@ -67,7 +67,7 @@ impl Listener {
         })
     }
 
-    /// What was heard; `None` as long as the server has more to say.
+    /// Returns what was heard; `None` as long as the server has more to say.
     fn heard(&mut self) -> Option<Result<RawHash>> {
         let thread = self.thread.take_if(|thread| thread.is_finished())?;
         let panicked = |_| Err(err!(Internal, "the thread that listens panicked"));
@@ -145,7 +145,7 @@ impl Question {
     }
 }
 
-/// What is known of the server's own WAL.
+/// Hashes of the server's own WAL, as far as they are known.
 pub struct Witness {
     listener: Option<Listener>,
     first: Question,
@@ -155,7 +155,7 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// Of the WAL from the segment `first` up to `stop_lsn`.
+    /// A witness of the WAL from the segment `first` up to `stop_lsn`.
     pub fn new(
         listener: Option<Listener>,
         timeline: TimelineId,
@@ -169,7 +169,7 @@ impl Witness {
             end: stop_lsn,
         };
         Witness {
-            // Where a backup stops in its first segment, only a part of that counts.
+            // A backup may stop in its first segment: then only a part of that counts.
             listener: listener.filter(|_| first != last),
             first: Question::new(timeline, first.range(size)),
             last: Question::new(timeline, part),

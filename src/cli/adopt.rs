@@ -82,8 +82,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if let Some(cluster) = &configured
         && new_name.is_none()
         && directory.wal().join(GUARD).exists()
+        && let Some(control) = directory.control()?
     {
-        check_rivals(cx, &directory, cluster, args.confirm)?;
+        let copy = (directory.path(), control.system_identifier);
+        rival::check(cx, copy, cluster, args.confirm)?;
     }
     let adopted = adopt::adopt(
         &directory,
@@ -198,29 +200,4 @@ impl Report<'_> {
 
 fn receives(cluster: &config::Cluster) -> bool {
     cluster.receive.slot.is_some() || cluster.receive.journal.is_some()
-}
-
-/// Requires that no other server of the cluster runs, unless that is confirmed.
-fn check_rivals(
-    cx: &Context,
-    directory: &DataDirectory,
-    cluster: &config::Cluster,
-    is_confirmed: bool,
-) -> Result<()> {
-    let rivals = rival::find(directory, cluster)?;
-    if rivals.is_empty() {
-        return Ok(());
-    }
-    let rivals = rivals.join(", and ");
-    if is_confirmed {
-        cx.out.warn(&format!(
-            "{rivals}: it archives under the same name \"{}\". Stop it, or give up the timeline of one: pitr timeline list",
-            cluster.name
-        ));
-        return Ok(());
-    }
-    Err(err!(Refused, "{rivals}").hint(format!(
-        "Nothing was changed. With this copy adopted, both archive as \"{}\": the copy's timeline is the cluster, plans follow it, and what the other server commits from now on lies on a branch. Stop the other server first, or adopt the copy under a name of its own with --as NAME.\nTo adopt it all the same, add --confirm; then pitr timeline list shows both, and pitr timeline abandon N --reason TEXT gives one up.",
-        cluster.name
-    )))
 }

@@ -13,6 +13,7 @@ use super::lag::{self, Lag};
 use super::output::{Align, Table};
 use super::reading::Reading;
 use super::receiver::{self, Receiver};
+use super::set_back;
 use crate::archive::datadir::DataDirectory;
 use crate::config;
 use crate::error::Result;
@@ -224,6 +225,7 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
     let weak = configured.filter_map(weakly_created);
     let undecided = cluster.undecided().map(|why| format!("{why}. {DECIDE}"));
     let lives = undecided.into_iter().chain(cluster.describe_beside());
+    let lives = lives.chain(times_twice(cx, reading, &inventory, &found, &cluster)?);
     let warnings = lost.into_iter().chain(trouble).chain(lags).chain(weak);
     let warnings = warnings.chain(lives);
     problems.extend(warnings.map(|message| Problem {
@@ -277,6 +279,28 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
         blocked,
     };
     Ok((shown, inventory))
+}
+
+/// What a clock that was set back means for targets in the window of the cluster.
+fn times_twice(
+    cx: &Context,
+    reading: &Reading,
+    inventory: &Inventory,
+    found: &Windows,
+    cluster: &Cluster,
+) -> Result<Option<String>> {
+    let Some(window) = of_cluster(&found.windows, cluster.timeline(), inventory) else {
+        return Ok(None);
+    };
+    let rollup = reading.rollup(cx, inventory)?;
+    let twice = set_back::look(inventory, &rollup, window)?;
+    Ok(twice.map(|twice| {
+        format!(
+            "the clock was set back: the times from {} to {} occur twice. A target time between them stops at the first later transaction in the WAL: pitr plan shows where",
+            human::time(twice.from),
+            human::time(twice.to)
+        )
+    }))
 }
 
 /// WAL that waits for long, though no cause is recorded: there is no spool, or archive_command does not get as far as to record it. A standby may keep
@@ -448,7 +472,7 @@ fn print(cx: &Context, shown: &ShownCluster, inventory: &Inventory) -> Result<()
     ))?;
     cx.out.line(&match shown.state {
         State::Critical => "recovery: NOT ASSURED".to_owned(),
-        _ => match (of_cluster(shown, inventory), shown.timeline) {
+        _ => match (cluster_window(shown, inventory), shown.timeline) {
             (Some(w), Some(_)) => format!(
                 "recovery: any moment from {} to {}",
                 human::time(w.from),
@@ -524,12 +548,20 @@ fn joined(numbers: &[u32]) -> String {
     numbers.join(" and ")
 }
 
-/// The window of the cluster: that which ends last on the way to its timeline; any while it is undecided.
-fn of_cluster<'a>(shown: &'a ShownCluster, inventory: &Inventory) -> Option<&'a Window> {
+fn cluster_window<'a>(shown: &'a ShownCluster, inventory: &Inventory) -> Option<&'a Window> {
     let timeline = shown.timeline.and_then(TimelineId::new);
+    of_cluster(&shown.recovery_windows, timeline, inventory)
+}
+
+/// The window of the cluster: that which ends last on the way to its timeline; any while it is undecided.
+fn of_cluster<'a>(
+    windows: &'a [Window],
+    timeline: Option<TimelineId>,
+    inventory: &Inventory,
+) -> Option<&'a Window> {
     let history = timeline.and_then(|t| inventory.history(t).ok());
     let leads = |w: &&Window| history.as_ref().is_none_or(|h| h.contains(w.timeline));
-    let windows = shown.recovery_windows.iter().filter(leads);
+    let windows = windows.iter().filter(leads);
     windows.max_by_key(|w| (w.timeline, w.to))
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{self, Environment, Flags, Settings};
 use crate::err;
@@ -59,6 +59,7 @@ pub mod repo_sync;
 pub mod restore;
 pub mod restoring;
 mod rival;
+mod set_back;
 pub mod standby;
 pub mod start_line;
 pub mod timeline;
@@ -272,8 +273,32 @@ pub fn main() -> u8 {
     }
 }
 
+/// The command line, whose global options stand in the help of `pitr` alone.
+fn command_line() -> clap::Command {
+    let line = Cli::command();
+    let globals: Vec<Arg> = line
+        .get_arguments()
+        .filter(|a| a.is_global_set())
+        .cloned()
+        .collect();
+    line.mut_subcommands(|verb| with_hidden(verb, &globals))
+}
+
+/// Hides what would be inherited, in a verb and the verbs below it.
+fn with_hidden(verb: clap::Command, globals: &[Arg]) -> clap::Command {
+    verb.args(globals.iter().map(|arg| arg.clone().hide(true)))
+        .after_help("Global options: see pitr --help")
+        .mut_subcommands(|below| with_hidden(below, globals))
+}
+
+fn parsed(arguments: &[OsString]) -> std::result::Result<Cli, clap::Error> {
+    let mut line = command_line();
+    let mut matches = line.try_get_matches_from_mut(arguments)?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|e| e.format(&mut line))
+}
+
 fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
-    let cli = match Cli::try_parse_from(&arguments) {
+    let cli = match parsed(&arguments) {
         Ok(cli) => cli,
         Err(e) if !e.use_stderr() => {
             // Help and version; a closed pipe is no error.
@@ -364,11 +389,45 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+        command_line().debug_assert();
+    }
+
+    #[test]
+    fn global_options_are_shown_once_and_taken_everywhere() {
+        let help = |line: &[&str]| {
+            let words = ["pitr"].iter().chain(line).map(OsString::from);
+            let shown = parsed(&words.collect::<Vec<_>>()).err().unwrap();
+            assert!(!shown.use_stderr());
+            shown.to_string()
+        };
+        assert!(help(&["--help"]).contains("--system-identifier"));
+        for line in [
+            &["expire", "--help"][..],
+            &["expire", "-h"],
+            &["wal", "--help"],
+            &["wal", "push", "--help"],
+            &["help", "wal", "push"],
+        ] {
+            let text = help(line);
+            assert!(!text.contains("--system-identifier"), "{text}");
+            assert!(text.contains("Global options: see pitr --help"), "{text}");
+        }
+        for line in [
+            "pitr --json --cluster x wal list",
+            "pitr wal --json --cluster x list",
+            "pitr wal list --json --cluster x",
+        ] {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let global = parsed(&words).ok().unwrap().global;
+            assert!(
+                global.json && global.cluster.as_deref() == Some("x"),
+                "{line}"
+            );
+        }
     }
 
     /// The arguments of every verb that the design fixes; a verb joins [`Command`] once it can run.

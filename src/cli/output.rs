@@ -113,12 +113,14 @@ impl Output {
         self.data(&format!("{text}\n"))
     }
 
-    /// Prints a table.
+    /// Prints a table, in a form that fits into the terminal, where standard output is one.
     ///
     /// # Errors
     /// As [`Output::line`].
     pub fn table(&self, table: &Table) -> Result<()> {
-        self.data(&table.render())
+        let terminal = rustix::termios::tcgetwinsize(std::io::stdout()).ok();
+        let columns = terminal.map(|size| usize::from(size.ws_col));
+        self.data(&table.fitting(columns.filter(|n| *n > 0)))
     }
 
     /// Prints a note on standard error, unless unwanted.
@@ -289,6 +291,54 @@ impl Table {
         text.push('\n');
         text
     }
+
+    /// The table as text, each line ended: rows as lines where these fit into so many columns, else each row as a list of its cells.
+    fn fitting(&self, columns: Option<usize>) -> String {
+        let text = self.render();
+        let is_wide = |columns| text.lines().any(|line| line.chars().count() > columns);
+        match columns {
+            Some(columns) if is_wide(columns) => self.lists(columns),
+            _ => text,
+        }
+    }
+
+    fn lists(&self, columns: usize) -> String {
+        let head = self.inner.header().into_iter();
+        let heads: Vec<String> = head
+            .flat_map(|row| row.cell_iter().map(|c| c.content()))
+            .collect();
+        let indent = heads.iter().map(|h| h.chars().count()).max().unwrap_or(0) + 2;
+        let rows = self.inner.row_iter().map(|row| {
+            let cells = row.cell_iter().map(|c| c.content());
+            let filled = heads.iter().zip(cells).filter(|(_, c)| !c.is_empty());
+            filled
+                .map(|(head, cell)| {
+                    let cell = wrapped(&cell, indent, columns);
+                    format!("{head:indent$}{cell}\n")
+                })
+                .collect::<String>()
+        });
+        rows.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// The text in lines of at most `columns`, all but the first indented. A word that is longer than a line has one of its own.
+fn wrapped(text: &str, indent: usize, columns: usize) -> String {
+    let mut lines = String::new();
+    let mut used = indent;
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if used > indent && used + 1 + length > columns {
+            lines.push_str(&format!("\n{:indent$}", ""));
+            used = indent;
+        } else if used > indent {
+            lines.push(' ');
+            used += 1;
+        }
+        lines.push_str(word);
+        used += length;
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -336,6 +386,24 @@ mod tests {
         assert_eq!(
             table.render(),
             "backup                    MiB  note\n20261120T064049Z-full     5.0\nb                      1024.5  damaged\\nx\n"
+        );
+    }
+
+    #[test]
+    fn a_table_that_is_wider_than_the_terminal_is_a_list_of_cells() {
+        let mut table = Table::new(&[
+            ("backup", Align::Left),
+            ("MiB", Align::Right),
+            ("note", Align::Left),
+        ]);
+        table.row(["20261120T064049Z-full", "5.0", ""]);
+        table.row(["b", "7.0", "kept: the last good one of all"]);
+        assert_eq!(table.fitting(None), table.render());
+        let widest = table.render().lines().map(str::len).max().unwrap();
+        assert_eq!(table.fitting(Some(widest)), table.render());
+        assert_eq!(
+            table.fitting(Some(30)),
+            "backup  20261120T064049Z-full\nMiB     5.0\n\nbackup  b\nMiB     7.0\nnote    kept: the last good\n        one of all\n"
         );
     }
 }

@@ -12,7 +12,7 @@ use super::choice::{Question, Unless};
 use super::reading::Reading;
 use super::restoring::{self, Opened, Place, ShownReport};
 use super::target::TargetArgs;
-use super::{Context, human, plan};
+use super::{Context, human, plan, rival};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long, value_name = "OLD=NEW", value_parser = TablespaceMapping::parser())]
     pub tablespace_mapping: Vec<TablespaceMapping>,
 
-    /// Put tablespaces without a mapping where the backup says; without this they are shown and refused
+    /// Put tablespaces without a mapping where the backup says, which are shown and refused else; with --adopt, do so beside a running server
     #[arg(long)]
     pub confirm: bool,
 
@@ -130,6 +130,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         cluster: opened.layout.name().to_owned(),
         repository: cx.global.repository.clone(),
         backup: args.target.backup.clone(),
+        as_stored: args.target.as_stored,
         tablespace_mappings: args
             .tablespace_mapping
             .iter()
@@ -143,6 +144,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     let local_time = resolved.local_time.as_deref();
     let earlier = job::earlier(&target.found, &request)?;
+    if let Some(cluster) = cluster.filter(|_| args.adopt && !args.dry_run) {
+        let copy = (target.data.as_path(), opened.inventory.system_identifier);
+        rival::check(cx, copy, cluster, args.confirm)?;
+    }
     let (opened, job, root) = match &earlier {
         Earlier::LastStep(job) => taken_up(cx, opened, job, None)?,
         Earlier::Copying(job) => taken_up(cx, opened, job, job.plan.as_ref())?,

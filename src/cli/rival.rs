@@ -3,33 +3,57 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::Context;
 use super::server::Server;
 use crate::archive::datadir::DataDirectory;
 use crate::config;
+use crate::err;
 use crate::error::{Code, Result};
 use crate::progress::Silent;
 use crate::wire::client::Session;
 
-/// A server of the cluster beside the copy, or what may be one, in words.
+/// Requires that no other server of the cluster runs beside a copy, which is told by its directory and its system identifier, unless that is
+/// confirmed.
 ///
 /// # Errors
-/// Those of [`DataDirectory::control`] of the copy.
-pub fn find(copy: &DataDirectory, configured: &config::Cluster) -> Result<Vec<String>> {
-    let Some(control) = copy.control()? else {
-        return Ok(Vec::new());
-    };
-    let identifier = control.system_identifier;
+/// `Refused` when one runs.
+pub fn check(
+    cx: &Context,
+    (copy, identifier): (&Path, u64),
+    cluster: &config::Cluster,
+    is_confirmed: bool,
+) -> Result<()> {
+    let rivals = find(copy, identifier, cluster);
+    if rivals.is_empty() {
+        return Ok(());
+    }
+    let rivals = rivals.join(", and ");
+    if is_confirmed {
+        cx.out.warn(&format!(
+            "{rivals}: it archives under the same name \"{}\". Stop it, or give up the timeline of one: pitr timeline list",
+            cluster.name
+        ));
+        return Ok(());
+    }
+    Err(err!(Refused, "{rivals}").hint(format!(
+        "Nothing was changed. With this copy adopted, both archive as \"{}\": the copy's timeline is the cluster, plans follow it, and what the other server commits from now on lies on a branch. Stop the other server first, or adopt the copy under a name of its own with pitr adopt --as NAME.\nTo adopt it all the same, add --confirm; then pitr timeline list shows both, and pitr timeline abandon N --reason TEXT gives one up.",
+        cluster.name
+    )))
+}
+
+/// A server of the cluster beside the copy, or what may be one, in words.
+fn find(copy: &Path, identifier: u64, configured: &config::Cluster) -> Vec<String> {
     let old = configured.pgdata.as_deref();
     let of_directory = old.and_then(|old| in_directory(copy, old, identifier));
     let conninfo = configured.conninfo.as_ref();
     let of_server = conninfo.and_then(|c| answering(copy, c.expose(), identifier));
-    Ok(of_directory.into_iter().chain(of_server).collect())
+    of_directory.into_iter().chain(of_server).collect()
 }
 
 /// The server that runs in the configured data directory.
-fn in_directory(copy: &DataDirectory, old: &Path, identifier: u64) -> Option<String> {
+fn in_directory(copy: &Path, old: &Path, identifier: u64) -> Option<String> {
     let directory = DataDirectory::at(old);
-    if is_same(copy.path(), old) {
+    if is_same(copy, old) {
         return None;
     }
     let (pid, _) = directory.server()?;
@@ -47,7 +71,7 @@ fn in_directory(copy: &DataDirectory, old: &Path, identifier: u64) -> Option<Str
 }
 
 /// The server that answers at the configured place, unless it is the copy itself.
-fn answering(copy: &DataDirectory, conninfo: &str, identifier: u64) -> Option<String> {
+fn answering(copy: &Path, conninfo: &str, identifier: u64) -> Option<String> {
     let mut server = match Server::connect(conninfo, Session::Sql, Arc::new(Silent)) {
         Ok(server) => server,
         // Nobody listens, or nothing is configured that could.
@@ -70,7 +94,7 @@ fn answering(copy: &DataDirectory, conninfo: &str, identifier: u64) -> Option<St
     {
         return None;
     }
-    if text(2).is_some_and(|directory| is_same(copy.path(), Path::new(&directory))) {
+    if text(2).is_some_and(|directory| is_same(copy, Path::new(&directory))) {
         return None;
     }
     let role = match text(1).as_deref() {

@@ -69,6 +69,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         cluster: opened.layout.name().to_owned(),
         repository: cx.global.repository.clone(),
         backup: None,
+        as_stored: false,
         tablespace_mappings: args
             .tablespace_mapping
             .iter()

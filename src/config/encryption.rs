@@ -1,4 +1,4 @@
-//! What is configured of an encrypted repository: where its keys are, never the keys themselves.
+//! The configuration of an encrypted repository: the places of its keys, never the keys themselves.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ pub struct Encryption {
     pub passphrase_fd: Option<i32>,
     /// A recipient's passphrase, from the environment.
     pub passphrase: Option<Secret>,
-    /// Whose passphrase it is.
+    /// The recipient that the passphrase belongs to.
     pub recipient: Option<String>,
 }
 

@@ -1,7 +1,7 @@
 //! The configuration as written: a TOML file, and the environment variables that stand in for its keys.
 //!
 //! Owns the list of keys, and where each value came from, so that every complaint names file, line and column (or the variable).
-//! What the values mean is decided in `config`. A key that does not exist is an error: a misspelled setting that is silently
+//! `config` decides what the values mean. A key that does not exist is an error: a misspelled setting that is silently
 //! ignored is found out at the restore.
 
 use std::fmt;
@@ -84,7 +84,7 @@ impl Kind {
         }
     }
 
-    /// What one of them is called in a message.
+    /// Returns the name of one of them in a message.
     pub(super) fn noun(self) -> &'static str {
         match self {
             Kind::Clusters => "cluster",
@@ -100,7 +100,7 @@ impl Kind {
     }
 }
 
-/// Where a value came from: what a message begins with.
+/// The origin of a value, with which a message begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
     /// File, line and column, the latter two counted from 1.

@@ -1,4 +1,4 @@
-//! Where a repository is: its URL, parsed.
+//! The location of a repository: its URL, parsed.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -10,7 +10,7 @@ use crate::error::Result;
 
 const ACCEPTED: &str = "Accepted are file:///absolute/path, s3://bucket/prefix and, on the command line, /absolute/path.";
 
-/// Where a repository is. Prints as its URL.
+/// The location of a repository. Prints as its URL.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Location {
     /// A directory of a filesystem: absolute, without `.`, `..` and repeated or trailing slashes.

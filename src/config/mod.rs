@@ -10,7 +10,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, causes};
 use crate::pg::slot::is_slot_name;
 
 pub mod account;
@@ -35,7 +35,7 @@ pub use unit::{Period, Size};
 use account::Account;
 use file::{Document, Entry, Kind, Raw, Section};
 
-/// Where the file is looked for last.
+/// The last place that is searched for the file.
 const SYSTEM_FILE: &str = "/etc/pitr/pitr.toml";
 
 /// The process's environment, as an argument: variables, working directory, and the account's home.
@@ -43,12 +43,12 @@ const SYSTEM_FILE: &str = "/etc/pitr/pitr.toml";
 pub struct Environment {
     variables: BTreeMap<OsString, OsString>,
     directory: Option<PathBuf>,
-    /// Of the password file, where there is no `$HOME`: Debian starts servers with an empty environment.
+    /// From the password file, where there is no `$HOME`: Debian starts servers with an empty environment.
     account_home: Option<PathBuf>,
 }
 
 impl Environment {
-    /// What this process was started with.
+    /// Returns the environment of this process.
     pub fn of_process() -> Environment {
         let environment = Environment {
             variables: std::env::vars_os().collect(),
@@ -148,7 +148,7 @@ impl Environment {
     }
 }
 
-/// What the command line says about the configuration.
+/// The options of the command line about the configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Flags {
     /// `--config`.
@@ -159,7 +159,7 @@ pub struct Flags {
     pub repository: Option<String>,
 }
 
-/// What a standby's `restore_command` answers while the repository is out of reach.
+/// The answer of a standby's `restore_command` while the repository is out of reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StandbyOutage {
     /// "Not there", with a warning: the standby goes on streaming and asks again.
@@ -169,7 +169,7 @@ pub enum StandbyOutage {
     Stop,
 }
 
-/// What becomes of a standby that is promoted while the repository is out of reach.
+/// The fate of a standby that is promoted while the repository is out of reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PromoteUnreachable {
     /// It is promoted if the WAL that it asks for was streamed, and stopped if not.
@@ -215,13 +215,13 @@ pub struct Cluster {
     pub conninfo: Option<Secret>,
     /// How old the newest backup may become before monitoring is told.
     pub max_backup_age: Option<Period>,
-    /// What `pitr-restore` answers to a standby while the repository is out of reach.
+    /// The answer of `pitr-restore` to a standby while the repository is out of reach.
     pub standby_outage: StandbyOutage,
-    /// What it answers to one that is promoted then.
+    /// Its answer to one that is promoted then.
     pub promote_unreachable: PromoteUnreachable,
-    /// Where caches are kept, absolute; else [`Environment::cache_dir`].
+    /// The directory of caches, absolute; else [`Environment::cache_dir`].
     pub cache_dir: Option<PathBuf>,
-    /// Where notes about archived files are kept, absolute; else `spool` below the caches.
+    /// The directory of notes about archived files, absolute; else `spool` below the caches.
     pub spool_dir: Option<PathBuf>,
     /// The zone of times that are given without one.
     pub timezone: Option<String>,
@@ -260,13 +260,13 @@ impl Cluster {
 pub struct Repository {
     /// Its name in the configuration; its URL, where it was given on the command line.
     pub name: String,
-    /// Where it is.
+    /// Its location.
     pub location: Location,
     /// Archiving succeeds only once this repository has the segment.
     pub required: bool,
     /// How it is reached, where it is in an object store.
     pub s3: S3Settings,
-    /// Where its keys are, if it is encrypted.
+    /// The places of its keys, if it is encrypted.
     pub encryption: Option<Encryption>,
 }
 
@@ -319,13 +319,17 @@ impl Settings {
     /// `Config` for a file that is missing, unreadable or wrong, with file, line and column; `Usage` for a repository that is
     /// not one of the file's.
     pub fn load(flags: &Flags, environment: &Environment) -> Result<Settings> {
-        let (path, mut document) = match find(flags, environment)? {
+        let wanted = flags.repository.as_deref();
+        let bare = wanted.is_some_and(Location::looks_like_one);
+        let found = match find(flags, environment) {
+            Err(e) if bare && !is_named(flags, environment) && is_denied(&e) => {
+                Found::Nowhere(Vec::new())
+            }
+            found => found?,
+        };
+        let (path, mut document) = match found {
             Found::File(path, document) => (Some(path), document),
             Found::Nowhere(looked) => {
-                let bare = flags
-                    .repository
-                    .as_deref()
-                    .is_some_and(Location::looks_like_one);
                 let by_environment = environment
                     .with_prefix("PITR_REPOSITORIES_")
                     .next()
@@ -433,8 +437,8 @@ impl Settings {
     }
 }
 
-/// Where the configuration file is, or where `pitr init` puts it: the file named by `--config` or `$PITR_CONFIG`, else the first that exists
-/// of the usual places, else `./pitr.toml`. The second value says whether it exists.
+/// Returns the path of the configuration file, or the one at which `pitr init` puts it: the file named by `--config` or `$PITR_CONFIG`,
+/// else the first that exists of the usual places, else `./pitr.toml`. The second value says whether it exists.
 ///
 /// # Errors
 /// `Config` for a file that is there and cannot be read or trusted, and for a directory in which none would be trusted.
@@ -466,6 +470,17 @@ pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
         .filter(|(distance, c)| *distance <= c.chars().count().div_ceil(3))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, c)| c)
+}
+
+/// Whether the command line or the environment names the configuration file.
+fn is_named(flags: &Flags, environment: &Environment) -> bool {
+    flags.config.is_some() || environment.get("PITR_CONFIG").is_some()
+}
+
+/// Whether the operating system keeps this user from reading a file.
+fn is_denied(error: &Error) -> bool {
+    let mut causes = causes(error).filter_map(|e| e.downcast_ref::<std::io::Error>());
+    causes.any(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 enum Found {
@@ -903,7 +918,7 @@ mod tests {
         if let Some(text) = text {
             let path = directory.path().join("pitr.toml");
             std::fs::write(&path, text).unwrap();
-            // Whatever the umask: what the group may write is not believed.
+            // Under any umask: a file that the group may write is not believed.
             std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
         }
         let environment = Environment::new(

@@ -1,4 +1,4 @@
-//! What is configured of a repository in an object store, besides where it is.
+//! The configuration of a repository in an object store, besides its location.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -56,7 +56,7 @@ impl Default for S3Settings {
             sse_kms_key_id: None,
             object_lock: None,
             max_rate_bytes: None,
-            // What lies in buffers of the system is not seen to go: 2 MiB at 100 KiB a second.
+            // Bytes in buffers of the system are not seen to go: 2 MiB at 100 KiB a second.
             stall_timeout: Duration::from_secs(20),
             // Below the 46 seconds in which all requests of one pitr-archive must be over: the cause is told, not that it took too long.
             retry_budget: Duration::from_secs(40),
@@ -88,16 +88,16 @@ pub enum Sse {
 /// Retention that is set when an object is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ObjectLock {
-    /// Who may lift it.
+    /// The users who may lift it.
     pub mode: LockMode,
     /// How long it lasts.
     pub period: Duration,
 }
 
-/// Who may lift a lock.
+/// The users who may lift a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LockMode {
-    /// Whoever has the right to.
+    /// Users who have the right to lift locks.
     Governance,
     /// Nobody.
     Compliance,

@@ -26,7 +26,7 @@ pub(super) fn check_file(path: &Path, opened: &File) -> Result<()> {
         .map_err(|e| not_looked_at(path, path, &e))?;
     check(path, path, &metadata, false)?;
     check_directories(path)?;
-    // A link may lead elsewhere. What was opened must be what lies there, now that nobody else can exchange it.
+    // A link may lead elsewhere. The file that was opened must be the one that lies there, now that nobody else can exchange it.
     let real = std::fs::canonicalize(path).map_err(|e| not_looked_at(path, path, &e))?;
     check_directories(&real)?;
     let found = std::fs::metadata(&real).map_err(|e| not_looked_at(path, &real, &e))?;

@@ -21,7 +21,7 @@ use crate::wire::replication::{Positions, ReplicationStream, StartReplication, S
 /// After this long without a word the connection is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
-/// What a comparison came to.
+/// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compared {
     /// The bytes are the same, or there is nothing to compare with.
@@ -41,7 +41,7 @@ pub async fn compare(
     history: &History,
     follower: &Follower,
 ) -> Result<(Option<Client>, Compared)> {
-    // What was received behind the place where the history leaves a timeline is told elsewhere.
+    // `position` reports WAL that was received behind the place where the history leaves a timeline.
     let is_in_history = |segment: &Segment| {
         let timeline = segment.name.timeline;
         let switch = history.switch_point(timeline);
@@ -69,7 +69,7 @@ pub async fn compare(
     };
     match compared.await {
         Ok((stream, compared)) => {
-            // What goes wrong now only costs the connection.
+            // An error from here on only costs the connection.
             let client = timed(stream.finish()).await.ok().map(|(client, _)| client);
             Ok((client, compared))
         }

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
 
-/// The bytes of a segment's file, from any position on. What is read has been checked, and does not reach beyond what was asked for.
+/// The bytes of a segment's file, from any position on. Bytes that are read have been checked, and do not reach beyond the range asked for.
 pub struct Received {
     follower: Follower,
     segment: Segment,

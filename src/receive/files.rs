@@ -38,11 +38,11 @@ const ZEROS: usize = 64 << 10;
 
 /// A file being written: the segment it holds and where the next frame goes.
 pub struct Open {
-    /// What it says of itself.
+    /// Its header.
     pub header: FileHeader,
     /// The file.
     pub file: File,
-    /// Where the next frame begins.
+    /// Start of the next frame.
     pub offset: u64,
     /// The position of its first byte.
     pub lsn: Lsn,
@@ -50,10 +50,10 @@ pub struct Open {
     pub size: u64,
 }
 
-/// What recovery found of one segment.
+/// The WAL that recovery found of one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
-    /// What the file says of itself.
+    /// The header of the file.
     pub header: FileHeader,
     /// Behind the last byte of its last whole frame.
     pub to: Lsn,
@@ -113,7 +113,7 @@ impl Files {
         let failed = |e| {
             let e = Error::from_io(format!("open the journal \"{}\"", path.display()), e);
             match e.code() {
-                // Whose directory is in the way does not matter: they need one of their own.
+                // It does not matter to which cluster the directory in the way belongs: this one needs its own.
                 Code::Denied => e.hint(format!(
                     "Give the user that runs pitr receive, the server's, the directory: sudo install -d -m 0700 -o postgres {}",
                     options.directory.display()
@@ -143,12 +143,12 @@ impl Files {
         &self.path
     }
 
-    /// Of the cluster.
+    /// The cluster's.
     pub fn system_identifier(&self) -> u64 {
         self.system_identifier
     }
 
-    /// Where the file of a segment lies.
+    /// Returns the path of a segment's file.
     pub fn path_of(&self, name: SegmentName) -> PathBuf {
         self.path.join(file_name(name))
     }
@@ -171,7 +171,8 @@ impl Files {
         self.kept().segments.contains_key(&name)
     }
 
-    /// Looks at every file: what each segment's file holds, in the order of timelines and positions. What holds nothing becomes spare.
+    /// Reads every file, and returns what each segment's file holds, in the order of timelines and positions. A file that holds nothing
+    /// becomes spare.
     ///
     /// Call it once, before anything is created. A file whose header is damaged is set aside.
     pub fn recover(&self, progress: &dyn Progress) -> Result<Vec<Found>> {
@@ -504,7 +505,7 @@ fn file_name(name: SegmentName) -> String {
     format!("{name}{SUFFIX}")
 }
 
-/// What a file of a whole segment usually needs: a sixteenth is for frames that are short.
+/// The usual size of a whole segment's file: a sixteenth is for frames that are short.
 fn whole_size(segment: SegmentSize) -> u64 {
     HEADER_BYTES + segment.bytes() + segment.bytes() / 16
 }

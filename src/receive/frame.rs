@@ -12,7 +12,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
 
-/// Where the first frame begins.
+/// Start of the first frame.
 pub const HEADER_BYTES: u64 = 4096;
 /// Bytes of the header that mean something; zeros follow.
 pub const HEADER_USED: usize = 64;
@@ -20,22 +20,22 @@ pub const HEADER_USED: usize = 64;
 pub const FRAME_HEADER: usize = 20;
 /// The longest payload.
 pub const PAYLOAD_MAX: usize = 256 << 10;
-/// What is read at once where frames are short. Of long ones what is needed is read, and the header behind it: those that are passed over are not
-/// read at all, and of those that are read nothing has to be moved.
+/// Bytes that are read at once where frames are short. Long frames are read as far as needed, with the header behind them: those that are
+/// passed over are not read at all, and of those that are read nothing has to be moved.
 const READ_BYTES: usize = 32 << 10;
 
 const FILE_MAGIC: &[u8; 8] = b"PITRJRNL";
 const VERSION: u32 = 1;
 const FRAME_MAGIC: &[u8; 4] = b"WALF";
 
-/// What a journal file holds.
+/// The header of a journal file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileHeader {
     /// The timeline that was streamed.
     pub timeline: TimelineId,
-    /// Of the cluster.
+    /// The cluster's.
     pub system_identifier: u64,
-    /// Of the cluster.
+    /// The cluster's.
     pub segment_size: SegmentSize,
     /// First position of the segment.
     pub start_lsn: Lsn,
@@ -199,9 +199,9 @@ pub struct Frames<F> {
     window: Vec<u8>,
     filled: usize,
     base: u64,
-    /// Where in the window the next frame begins.
+    /// Start of the next frame in the window.
     next: usize,
-    /// What is left of the present frame's payload, in the window.
+    /// The rest of the present frame's payload, in the window.
     payload: Range<usize>,
     lsn: Lsn,
 }
@@ -221,7 +221,7 @@ impl<F: ReadAt> Frames<F> {
         }
     }
 
-    /// What the file says of itself.
+    /// The header of the file.
     pub fn header(&self) -> &FileHeader {
         &self.header
     }
@@ -231,7 +231,7 @@ impl<F: ReadAt> Frames<F> {
         self.lsn
     }
 
-    /// Where in the file the next frame begins.
+    /// Start of the next frame in the file.
     pub fn offset(&self) -> u64 {
         self.base + self.next as u64
     }
@@ -250,7 +250,7 @@ impl<F: ReadAt> Frames<F> {
         self.lsn = self.header.start_lsn;
     }
 
-    /// Reads on; 0 where no whole frame follows. What follows may be written later: see [`Frames::look_again`].
+    /// Reads on; 0 where no whole frame follows. More frames may be written later: see [`Frames::look_again`].
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.payload.is_empty() && !self.load()? {
             return Ok(0);

@@ -31,8 +31,9 @@ impl Reached {
 /// How something grows that has a limit.
 pub struct Growth {
     samples: VecDeque<(Instant, u64)>,
-    /// How many levels were warned about.
+    /// How many levels were warned about, and when the last of them was.
     warned: usize,
+    warned_at: Instant,
 }
 
 impl Growth {
@@ -41,6 +42,7 @@ impl Growth {
         Growth {
             samples: VecDeque::from([(now, bytes)]),
             warned: 0,
+            warned_at: now,
         }
     }
 
@@ -63,7 +65,10 @@ impl Growth {
         let percent = bytes.saturating_mul(100) / ceiling.max(1);
         let level = LEVELS.iter().filter(|l| percent >= **l).count();
         let is_due = level > self.warned;
-        self.warned = level;
+        // A size that swings around a level is warned about once: that of a full journal does so with each segment.
+        if is_due || now.duration_since(self.warned_at) > LOOK_BACK {
+            (self.warned, self.warned_at) = (level, now);
+        }
         is_due.then_some(Reached { percent, left })
     }
 
@@ -109,8 +114,11 @@ mod tests {
             (last.percent, last.left),
             (95, Some(Duration::from_secs(5)))
         );
+        // It swings: nothing new until it has stayed below for a while.
         assert_eq!(growth.observe(at(96), 10, 1000), None);
-        assert_eq!(growth.observe(at(97), 760, 1000).unwrap().percent, 76);
+        assert_eq!(growth.observe(at(97), 960, 1000), None);
+        assert_eq!(growth.observe(at(400), 10, 1000), None);
+        assert_eq!(growth.observe(at(401), 760, 1000).unwrap().percent, 76);
         // Less than at first: no rate, but a warning all the same.
         let mut shrinking = Growth::new(start, 990);
         let reached = shrinking.observe(at(50), 900, 1000).unwrap();

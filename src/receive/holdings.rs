@@ -1,4 +1,4 @@
-//! What the repositories hold of the WAL that is received, as far as streaming has to know; and the gaps that are recorded in them.
+//! The WAL that the repositories hold already, as far as streaming has to know; and the gaps that are recorded in them.
 
 use std::collections::BTreeSet;
 
@@ -24,7 +24,7 @@ use crate::repo::run::Run;
 pub struct Identity {
     /// Its name in configuration and repositories.
     pub cluster: String,
-    /// Of pg_control.
+    /// From pg_control.
     pub system_identifier: u64,
     /// Segment size.
     pub segment_size: SegmentSize,
@@ -39,10 +39,10 @@ pub struct Holdings {
     identity: Identity,
 }
 
-/// What is at the end of the repositories.
+/// The end of the WAL in the repositories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reach {
-    /// Where the last whole segment of the server's history ends, of the repository that reaches least far.
+    /// End of the last whole segment of the server's history, in the repository that reaches least far.
     pub end: Option<Position>,
 }
 
@@ -133,11 +133,11 @@ impl Holdings {
         })
     }
 
-    /// Where the repositories end on the way of this history. Other branches do not count: after a restore to an earlier moment the
+    /// Returns where the repositories end on the way of this history. Other branches do not count: after a restore to an earlier moment the
     /// archive holds WAL that the server has nothing to do with.
     ///
     /// # Errors
-    /// What the stores say.
+    /// Those of the stores.
     pub fn reach(&self, history: &History) -> Result<Reach> {
         let mut reach = Reach::default();
         for (index, repository) in self.repositories.iter().enumerate() {
@@ -160,7 +160,7 @@ impl Holdings {
     /// Which timeline is the cluster by what all of them hold, with the server's history.
     ///
     /// # Errors
-    /// What the stores say.
+    /// Those of the stores.
     pub fn cluster(&self, history: &History) -> Result<Cluster> {
         cluster::decide_in(&self.repositories, &self.layout, history)
     }
@@ -210,7 +210,7 @@ impl Holdings {
     /// How far, from its start, every repository has a segment.
     ///
     /// # Errors
-    /// What the stores say.
+    /// Those of the stores.
     pub fn covered(&self, name: SegmentName) -> Result<Lsn> {
         let segment = OpenSegment {
             name,
@@ -252,7 +252,7 @@ impl Holdings {
     /// Records a gap in every repository, unless it is recorded already.
     ///
     /// # Errors
-    /// What the stores say.
+    /// Those of the stores.
     pub fn record_gap(&self, gap: &Gap, writer: &Writer<'_>) -> Result<()> {
         let subject = format!("wal-{}", gap.timeline);
         let event = Event {

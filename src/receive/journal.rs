@@ -27,14 +27,14 @@ use crate::progress::Progress;
 /// Received WAL that waits for the disk, at most.
 pub const QUEUE_BYTES: usize = 8 << 20;
 
-/// Where a journal is and whose it is.
+/// The place of a journal, and the cluster that it belongs to.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The configured directory; the journal is below it, under the system identifier.
     pub directory: PathBuf,
-    /// Of the cluster.
+    /// The cluster's.
     pub system_identifier: u64,
-    /// Of the cluster.
+    /// The cluster's.
     pub segment_size: SegmentSize,
     /// How much room its files may take.
     pub limit_bytes: Option<u64>,
@@ -67,7 +67,7 @@ pub struct Position {
 /// How the journal is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
-    /// What comes is written.
+    /// WAL is written as it comes.
     Writing,
     /// There is no room: nothing is written or acknowledged until there is.
     Full,
@@ -75,7 +75,7 @@ pub enum Condition {
     Failed,
 }
 
-/// What is published after every round.
+/// The state that is published after every round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Durable {
     /// Behind the last byte that is durable; none before the first.
@@ -84,7 +84,7 @@ pub struct Durable {
     pub condition: Condition,
 }
 
-/// What the threads of a journal share.
+/// The state that the threads of a journal share.
 pub(super) struct Shared {
     pub(super) files: Files,
     pub(super) segment_size: SegmentSize,
@@ -102,7 +102,7 @@ pub(super) struct Shared {
 struct State {
     /// How far each segment's file is durable.
     segments: BTreeMap<SegmentName, Lsn>,
-    /// Where the next byte is expected.
+    /// Position of the next byte.
     expected: Option<Position>,
     failure: Option<Error>,
     version: Version,
@@ -115,7 +115,7 @@ pub struct Version {
     marks: u64,
 }
 
-/// What to wait for.
+/// The state to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wake {
     /// Anything that becomes durable.
@@ -258,7 +258,7 @@ impl Journal {
         })
     }
 
-    /// What is durable without holes: every contiguous run, ascending by timeline and position. Between two runs of a timeline WAL is
+    /// Returns the durable WAL: every contiguous run, ascending by timeline and position. Between two runs of a timeline WAL is
     /// missing here (a repository may have it).
     pub fn held(&self) -> Vec<Held> {
         let mut runs: Vec<Held> = Vec::new();
@@ -339,7 +339,7 @@ pub struct Feeder {
     sender: mpsc::Sender<Message>,
 }
 
-/// What one message costs in the queue at least.
+/// The least cost of one message in the queue.
 const PIECE_BYTES: usize = 256;
 
 impl Feeder {
@@ -395,7 +395,7 @@ impl Feeder {
         Ok(())
     }
 
-    /// Where the next byte is expected: the end of all that was fed, durable or not. Streaming goes on here after a lost connection.
+    /// Returns the position of the next byte: the end of all that was fed, durable or not. Streaming goes on here after a lost connection.
     pub fn expected(&self) -> Option<Position> {
         self.shared.state().expected
     }
@@ -405,7 +405,7 @@ fn ended() -> Error {
     err!(Internal, "the thread that writes the journal has ended")
 }
 
-/// What the journal holds of one segment.
+/// The part of one segment that the journal holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     /// Its name.
@@ -440,7 +440,7 @@ impl Follower {
         }
     }
 
-    /// What is durable, ascending by timeline and position.
+    /// The durable runs, ascending by timeline and position.
     pub fn segments(&self) -> Vec<Segment> {
         let state = self.shared.state();
         let size = self.shared.segment_size;
@@ -469,7 +469,7 @@ impl Follower {
     /// Waits, at most for `time`, until there was something to wake up for since the version `since`.
     pub fn wait(&self, since: Version, wake: Wake, time: Duration) {
         let state = self.shared.state();
-        // Whoever waits for the end of a segment is not woken a thousand times a second.
+        // A thread that waits for the end of a segment is not woken a thousand times a second.
         let _ = match wake {
             Wake::AnyRound => self
                 .shared
@@ -487,7 +487,7 @@ impl Follower {
         self.shared.change(|_| {});
     }
 
-    /// Of the cluster.
+    /// The cluster's.
     pub fn system_identifier(&self) -> u64 {
         self.shared.files.system_identifier()
     }
@@ -505,7 +505,7 @@ impl Follower {
         self.shared.files.read(name)
     }
 
-    /// Where the file of a segment lies.
+    /// Returns the path of a segment's file.
     pub fn file(&self, name: SegmentName) -> PathBuf {
         self.shared.files.path_of(name)
     }
@@ -513,7 +513,7 @@ impl Follower {
     /// Lets the file of a segment go.
     ///
     /// # Errors
-    /// What the filesystem says.
+    /// Those of the filesystem.
     pub fn release(&self, name: SegmentName) -> Result<()> {
         let released = self.shared.files.release(name);
         self.shared.change(|state| {
@@ -582,7 +582,7 @@ mod tests {
         assert_eq!(reached.unwrap().condition, Condition::Writing);
     }
 
-    /// What the follower reads of a segment.
+    /// Returns a reader of a segment's WAL.
     fn read(follower: &Follower, segment: &Segment) -> Vec<u8> {
         let mut frames = follower.open(segment.name).unwrap();
         let mut out = vec![0; usize::try_from(segment.to.0 - segment.from.0).unwrap()];
@@ -774,6 +774,39 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_that_stays_full_while_segments_leave_it_is_logged_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = options(directory.path());
+        options.limit_bytes = Some(3 * (SIZE + SIZE / 16 + 4096));
+        let said = Arc::new(Collector::default());
+        let progress: Arc<dyn Progress> = Arc::clone(&said) as _;
+        let journal = Journal::open(&options, progress).unwrap();
+        let (feeder, follower) = (journal.feeder(), journal.follower());
+        runtime().block_on(async {
+            let mut watch = journal.watch();
+            for segment in 0..6 {
+                let start = START.0 + segment * SIZE;
+                for at in (start..start + SIZE).step_by(1 << 16) {
+                    feed(&feeder, timeline(1), Lsn(at), 1 << 16).await;
+                }
+                if segment >= 3 {
+                    let full = watch.wait_for(|d| d.condition == Condition::Full).await;
+                    drop(full.unwrap());
+                    follower.release(follower.segments()[0].name).unwrap();
+                }
+                let lsn = Lsn(start + SIZE);
+                let timeline = timeline(1);
+                durable(&journal, Position { timeline, lsn }).await;
+            }
+        });
+        let lines = said.lines();
+        let count = |words: &str| lines.iter().filter(|l| l.contains(words)).count();
+        assert_eq!(count("no WAL is acknowledged"), 1, "{lines:?}");
+        assert_eq!(count("has room again"), 1, "{lines:?}");
+        assert!(count("% of the room") <= 3, "{lines:?}");
+    }
+
+    #[test]
     fn a_file_that_is_none_of_this_cluster_is_set_aside_or_refused() {
         let directory = tempfile::tempdir().unwrap();
         let journal = open(directory.path());
@@ -803,7 +836,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
-        /// Whatever a power cut leaves of what was not yet durable: all that was is held, and no byte of it is another.
+        /// A power cut may leave any part of the WAL that was not durable: the durable WAL is held, and no byte of it differs.
         #[test]
         fn after_any_crash_the_durable_is_held_and_writing_goes_on(
             rounds in prop::collection::vec(1_usize..60_000, 1..30),

@@ -19,7 +19,7 @@ use crate::wire::slot::{KeptWal, SlotName};
 /// How often the server is asked.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// What is known of the kept WAL while something waits.
+/// The last answers about the kept WAL while something waits.
 #[derive(Default)]
 pub struct Kept {
     asked: Option<Instant>,

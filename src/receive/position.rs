@@ -1,7 +1,7 @@
-//! Where streaming begins: derived from what journal, repositories, slot and server say, and from nothing else.
+//! The position at which streaming begins: derived from journal, repositories, slot and server, and from nothing else.
 //!
-//! The answer is the first position that nobody holds, on the way that the server's history takes. What the server cannot give any
-//! more is named as a gap, never passed over.
+//! The answer is the first position that nobody holds, on the way that the server's history takes. WAL that the server cannot give
+//! any more is named as a gap, never passed over.
 
 use super::journal::Position;
 use crate::err;
@@ -10,13 +10,13 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
 
-/// What is known when streaming is about to begin.
+/// The facts from which the start of streaming is derived.
 pub struct Known<'a> {
-    /// Of the cluster.
+    /// The cluster's.
     pub segment_size: SegmentSize,
-    /// Where the journal ends.
+    /// End of the journal.
     pub journal: Option<Position>,
-    /// Where the last whole segment that every required repository has ends, on the way of the server's history.
+    /// End of the last whole segment that every required repository has, on the way of the server's history.
     pub repository: Option<Position>,
     /// From where on the slot keeps WAL.
     pub slot: Option<Lsn>,
@@ -46,20 +46,20 @@ pub struct Gap {
 pub struct Overhang {
     /// The timeline that was left.
     pub timeline: TimelineId,
-    /// Where it was left.
+    /// The position at which it was left.
     pub switch_lsn: Lsn,
-    /// Where what was received ends.
+    /// End of the WAL that was received of it.
     pub end: Lsn,
 }
 
-/// Where to begin.
+/// The start of streaming.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Start {
     /// The timeline and position to ask for. Either the journal's end or the start of a segment.
     pub position: Position,
-    /// What has to be recorded as lost before.
+    /// Gaps that have to be recorded before.
     pub gaps: Vec<Gap>,
-    /// What was received and is not part of the server's history.
+    /// WAL that was received and is not part of the server's history.
     pub overhang: Option<Overhang>,
 }
 
@@ -96,8 +96,8 @@ pub fn derive(known: &Known<'_>) -> Result<Start> {
     })
 }
 
-/// Where the next timeline is taken up when one has ended: at the start of the segment in which it begins, whose bytes up to there are
-/// filed under the new timeline too.
+/// Returns the position at which the next timeline is taken up when one has ended: at the start of the segment in which it begins, whose
+/// bytes up to there are filed under the new timeline too.
 pub fn begin_of(timeline: TimelineId, switch_lsn: Lsn, size: SegmentSize) -> Position {
     Position {
         timeline,
@@ -110,7 +110,7 @@ impl Known<'_> {
         SegmentNumber::of(lsn, self.segment_size).start_lsn(self.segment_size)
     }
 
-    /// Where the server's history leaves a timeline that is in it.
+    /// Returns where the server's history leaves a timeline that is in it.
     fn end_of(&self, timeline: TimelineId) -> Lsn {
         self.history.switch_point(timeline).unwrap_or(Lsn(u64::MAX))
     }
@@ -144,7 +144,7 @@ impl Known<'_> {
     }
 }
 
-/// What is held up to `position` must be part of what the server has, or of a timeline that its history left.
+/// Requires that the WAL held up to `position` is part of the server's, or of a timeline that its history left.
 fn check_end(known: &Known<'_>, position: Position, end: Lsn) -> Result<()> {
     let (history, timeline) = (known.history, position.timeline);
     if !history.contains(timeline) {
@@ -220,7 +220,7 @@ fn segment_part(known: &Known<'_>, position: Position) -> Result<(SegmentName, L
     Ok((name, end.min(known.end_of(position.timeline))))
 }
 
-/// What nobody holds from `position` to `to`.
+/// Returns the gaps that nobody fills from `position` to `to`.
 fn gaps_between(known: &Known<'_>, mut position: Position, to: Lsn) -> Result<Vec<Gap>> {
     let mut gaps: Vec<Gap> = Vec::new();
     loop {
@@ -396,7 +396,7 @@ mod tests {
         let start = case.derive().unwrap();
         assert_eq!(start.position, at(1, 8 * MIB));
         assert_eq!(start.gaps, [gap(1, 3 * MIB + 40, 8 * MIB)]);
-        // What a repository has is no gap, whole or not.
+        // WAL that a repository has is no gap, whole or not.
         case.stored.insert((1, 5), MIB);
         case.stored.insert((1, 7), 500);
         let start = case.derive().unwrap();
@@ -480,7 +480,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is known, the start is the journal's end or a segment's start, and every byte from the journal's end to it is
+        /// For any facts, the start is the journal's end or a segment's start, and every byte from the journal's end to it is
         /// stored or named.
         #[test]
         fn nothing_is_passed_over(

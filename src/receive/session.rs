@@ -54,7 +54,7 @@ const WAITING_SEGMENTS: u64 = 4;
 /// The same trouble is told again after this long.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
-/// What is received, and where it goes.
+/// The server to receive from, and the place for its WAL.
 pub struct Options {
     /// The cluster's name.
     pub cluster: String,
@@ -70,13 +70,13 @@ pub struct Options {
     pub journal: PathBuf,
     /// How large it may grow.
     pub journal_limit_bytes: Option<u64>,
-    /// What counts as safe.
+    /// The condition under which WAL counts as safe.
     pub acknowledge: Acknowledge,
-    /// Where it is shipped to.
+    /// The repositories that it is shipped to.
     pub repositories: Vec<config::Repository>,
 }
 
-/// What the receiver takes from its caller.
+/// Clock, random numbers and the like, which the receiver takes from its caller.
 pub struct Surroundings<'a> {
     /// This host's clock, for what is written down; every wait goes by the monotonic clock.
     pub clock: fn() -> TimestampTz,
@@ -105,7 +105,7 @@ pub struct Ended {
 ///
 /// # Errors
 /// `Locked` when journal or slot are in use; `NotFound` when the slot is not there; `SlotLost`; `WrongCluster` or `Diverged` when no
-/// server is one that may be received from; `Denied`; `Io` when the journal's disk fails. What can be overcome by waiting is waited for.
+/// server is one that may be received from; `Denied`; `Io` when the journal's disk fails. It waits where waiting helps.
 pub fn run(options: &Options, around: &Surroundings<'_>) -> Result<Option<Ended>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -184,7 +184,7 @@ async fn identify(options: &Options, around: &Surroundings<'_>) -> Result<Identi
     match aside("look into the repositories", look).await {
         Ok(Some(identity)) => return Ok(identity),
         Ok(None) => {}
-        // What is received waits in the journal until the repository is back.
+        // Received WAL waits in the journal until the repository is back.
         Err(error) if is_outage(&error) && options.journal.exists() => {
             around.progress.warn(&format!("repository: {error}"));
         }
@@ -635,7 +635,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Where the journal ends; what it expects next, once it was fed.
+    /// Returns the end of the journal, or the position of its next byte once it was fed.
     fn journal_end(&self) -> Option<Position> {
         let held = self.journal.held();
         let last = held.last().map(|run| Position {
@@ -677,7 +677,7 @@ impl<'a> Session<'a> {
         Ok(start)
     }
 
-    /// What the repositories hold. Where the journal leads by itself it can be done without, while they are away.
+    /// Returns the WAL that the repositories hold. A journal that leads by itself can do without it, while they are away.
     async fn holdings(
         &self,
         has_journal: bool,

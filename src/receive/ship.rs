@@ -1,4 +1,4 @@
-//! What is durable in the journal goes into the repositories: whole segments by the engine of archiving, the open one as increments;
+//! Ships the durable WAL of the journal into the repositories: whole segments by the engine of archiving, the open one as increments;
 //! and the journal's files are let go.
 //!
 //! Each repository has a thread of its own, so that one that hangs holds up nothing but itself.
@@ -23,7 +23,7 @@ use crate::progress::Progress;
 use crate::repo;
 use crate::repo::layout::ClusterLayout;
 
-/// Where to ship to, and how.
+/// The repository to ship to, and how.
 pub struct Options {
     /// The cluster's name in the repositories.
     pub cluster: String,
@@ -37,7 +37,7 @@ pub struct Options {
     pub clock: fn() -> TimestampTz,
 }
 
-/// What one repository holds.
+/// The WAL that one repository holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shipped {
     /// Its name in the configuration.
@@ -52,7 +52,7 @@ pub struct Shipped {
     pub error: Option<String>,
 }
 
-/// What the threads share.
+/// The state that the threads share.
 pub(super) struct Ship {
     pub(super) follower: Follower,
     pub(super) layout: ClusterLayout,
@@ -203,7 +203,7 @@ pub struct Shipper {
 }
 
 impl Shipper {
-    /// Starts them. What is in the repositories already is found out, not assumed.
+    /// Starts them. Each looks at what its repository holds, and assumes nothing.
     ///
     /// # Errors
     /// `Usage` when the cluster's name is none; `Io` when a thread cannot be started.
@@ -258,7 +258,7 @@ impl Shipper {
         self.ship.archived.subscribe()
     }
 
-    /// What each repository holds.
+    /// Returns the WAL that each repository holds.
     pub fn shipped(&self) -> Vec<Shipped> {
         let table = self.ship.table();
         table.rows.iter().map(|r| r.shipped.clone()).collect()

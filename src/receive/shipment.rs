@@ -62,7 +62,7 @@ struct Tail {
     content: Received,
     /// Behind the last byte that the repository holds for certain.
     to: Lsn,
-    /// What was found there at first.
+    /// Objects that were there at first.
     found: Vec<LsnRange>,
     /// Increments since the last merged one.
     count: u64,
@@ -74,7 +74,7 @@ struct Failing {
     pause: Duration,
 }
 
-/// What is to be done next.
+/// The next step.
 enum Work {
     /// A complete segment.
     Whole(Segment),
@@ -338,7 +338,7 @@ impl Shipment {
     }
 
     fn failed(&mut self, error: &Error) {
-        // What is known of the open segment may not hold any more: another disk may be mounted.
+        // Knowledge of the open segment may not hold any more: another disk may be mounted.
         self.tail = None;
         let now = Instant::now();
         let is_first = self.failing.is_none();
@@ -368,7 +368,7 @@ fn position(segment: &Segment, lsn: Lsn) -> Position {
 }
 
 impl Tail {
-    /// What is stored next: something that was found is compared and taken over, else it is what came since.
+    /// Returns what is stored next: an object that was found is compared and taken over, else it is the WAL that came since.
     fn next_range(&self, durable: Lsn) -> LsnRange {
         let limit = LIMIT_BYTES as u64;
         let found = self

@@ -1,4 +1,4 @@
-//! What a receiver is doing, for `pitr info`: a small file in its journal.
+//! The status of a receiver, for `pitr info`: a small file in its journal.
 //!
 //! Written at most once a second, by rename and without a sync: after a power cut it may be empty or old, and nothing depends on it.
 
@@ -31,14 +31,14 @@ pub struct Status {
     pub ended: Option<TimestampTz>,
     /// The cluster's name.
     pub cluster: String,
-    /// Of the cluster.
+    /// The cluster's.
     #[serde(with = "crate::repo::backup::decimal")]
     pub system_identifier: u64,
     /// The server, `host:port`; none while there is no connection.
     pub server: Option<String>,
     /// The slot, where one is used.
     pub slot: Option<String>,
-    /// What is streamed.
+    /// The timeline that is streamed.
     pub timeline: Option<TimelineId>,
     /// Behind the last byte that came from the server.
     pub received_lsn: Option<Lsn>,
@@ -46,21 +46,21 @@ pub struct Status {
     pub received_time: Option<TimestampTz>,
     /// Behind the last byte that is durable in the journal.
     pub flushed_lsn: Option<Lsn>,
-    /// What the server was told is safe.
+    /// The position that the server was told is safe.
     pub acknowledged_lsn: Option<Lsn>,
     /// The server's own end of WAL, as it said last.
     pub server_lsn: Option<Lsn>,
-    /// What each repository holds.
+    /// The WAL that each repository holds.
     pub repositories: Vec<RepositoryStatus>,
     /// Bytes of the journal's files.
     pub journal_bytes: u64,
     /// How large it may become.
     pub journal_limit_bytes: Option<u64>,
-    /// What went wrong last, while it has not been overcome.
+    /// The last error that has not been overcome.
     pub last_error: Option<String>,
 }
 
-/// What one repository holds.
+/// The WAL that one repository holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepositoryStatus {
     /// Its name in the configuration.
@@ -80,7 +80,7 @@ pub struct RepositoryStatus {
 /// Replaces the file in a journal's directory, `<journal>/<system identifier>`.
 ///
 /// # Errors
-/// What the filesystem says.
+/// Those of the filesystem.
 pub fn write(directory: &Path, status: &Status, nonce: u64) -> Result<()> {
     let path = directory.join(NAME);
     let put = || -> std::io::Result<()> {
@@ -94,7 +94,7 @@ pub fn write(directory: &Path, status: &Status, nonce: u64) -> Result<()> {
 /// Reads the file of a journal's directory; `None` when there is none, or none that can be read as one.
 ///
 /// # Errors
-/// What the filesystem says.
+/// Those of the filesystem.
 pub fn read(directory: &Path) -> Result<Option<Status>> {
     use std::io::Read;
     let path = directory.join(NAME);

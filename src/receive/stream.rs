@@ -38,7 +38,7 @@ const ANSWER_PAUSE: Duration = Duration::from_millis(20);
 /// Questions farther apart than this on average are those of a server that goes on.
 const QUESTION_INTERVAL_MAX: Duration = Duration::from_millis(250);
 
-/// What a stream works with.
+/// The parts that a stream works with.
 pub struct Sources {
     /// The way into the journal.
     pub feeder: Feeder,
@@ -46,22 +46,22 @@ pub struct Sources {
     pub durable: watch::Receiver<Durable>,
     /// How far every required repository is.
     pub archived: watch::Receiver<Option<Position>>,
-    /// What counts as safe.
+    /// The condition under which WAL counts as safe.
     pub acknowledge: Acknowledge,
     /// The clock, for the server's computation of lags.
     pub clock: fn() -> TimestampTz,
 }
 
-/// What a stream has come to; for status and messages.
+/// The positions that a stream has reached; for status and messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reached {
     /// Behind the last byte that came.
     pub received: Lsn,
     /// When it came.
     pub received_time: Option<TimestampTz>,
-    /// What is durable in the journal.
+    /// End of the durable WAL in the journal.
     pub flushed: Lsn,
-    /// What the server was told is safe.
+    /// The position that the server was told is safe.
     pub acknowledged: Lsn,
     /// The server's end of WAL.
     pub server_end: Lsn,
@@ -259,7 +259,7 @@ impl Streaming {
         Ok(())
     }
 
-    /// What may be told: the position that is safe on this timeline.
+    /// Returns the position that is safe on this timeline, and may be acknowledged.
     fn safe(&mut self) -> Lsn {
         let on_this = |position: Option<Position>| {
             let here = position.filter(|p| p.timeline == self.timeline);
@@ -288,7 +288,7 @@ impl Streaming {
 
     /// Tells the server what is safe; `ask` wants an answer.
     async fn tell(&mut self, ask: bool) -> Result<()> {
-        // What was safe once stays so.
+        // WAL that was safe once stays so.
         let safe = self.safe().max(self.reached.acknowledged);
         let positions = Positions {
             // Received but not durable is worth nothing to us, and so to nobody.

@@ -15,7 +15,7 @@ use crate::wire::slot::{SlotName, SlotState};
 /// How long the answer to a question may take: behind it the connection is half-open, or the server hangs.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 
-/// What a server says of itself.
+/// A server's description of itself.
 #[derive(Debug, Clone)]
 pub struct ServerFacts {
     /// Identity, timeline, end of WAL.
@@ -78,7 +78,7 @@ pub async fn facts(client: &mut Client) -> Result<ServerFacts> {
     })
 }
 
-/// What is known of the slot on the server that `client` is connected to; created if it is not there and `create` says so.
+/// Returns the slot on the server that `client` is connected to; creates it if it is not there and `create` says so.
 ///
 /// # Errors
 /// `NotFound` if it is not there, `SlotLost` if it was invalidated, `Config` if it is a logical one; those of [`Client::query`].
@@ -115,7 +115,7 @@ fn lost(name: &SlotName) -> Error {
     ))
 }
 
-/// SQL says most. Where there is no SQL connection to be had (it has rules and limits of its own, and streaming must not depend on them),
+/// SQL says most. Without an SQL connection (it has rules and limits of its own, and streaming must not depend on them),
 /// the replication protocol says whether the slot is there, from 15 on.
 async fn look_up(
     client: &mut Client,

@@ -22,16 +22,16 @@ use crate::pg::segment::SegmentName;
 use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
 
-/// What one round writes, about.
+/// The usual size of one round.
 const ROUND_BYTES: usize = 4 << 20;
 /// Linux takes so many pieces in one call (UIO_MAXIOV).
 const SLICES_MAX: usize = 1024;
 /// How often it is tried again when there is no room.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often that is said.
+/// A full journal is logged no more often: each segment that a repository takes makes room for one only.
 const REPEAT: Duration = Duration::from_secs(30);
 
-/// What comes in.
+/// A message to the writer.
 pub(super) enum Message {
     Wal(Piece),
     Close,
@@ -57,12 +57,14 @@ pub(super) struct Writer {
     ahead: Ahead,
     growth: Growth,
     full: Option<Full>,
+    /// When the lack of room was logged last, of whichever time without room.
+    logged_full: Option<Instant>,
 }
 
-/// Since when there is no room, and when that was said last.
+/// One time without room.
 struct Full {
     since: Instant,
-    said: Instant,
+    is_logged: bool,
 }
 
 impl Writer {
@@ -83,6 +85,7 @@ impl Writer {
             is_closed: false,
             open,
             full: None,
+            logged_full: None,
         })
     }
 
@@ -251,10 +254,12 @@ impl Writer {
         let now = Instant::now();
         let full = self.full.get_or_insert(Full {
             since: now,
-            said: now,
+            is_logged: false,
         });
-        if full.said == now || now.duration_since(full.said) >= REPEAT {
-            full.said = now;
+        let is_due = |logged: Instant| now.duration_since(logged) >= REPEAT;
+        if self.logged_full.is_none_or(is_due) {
+            self.logged_full = Some(now);
+            full.is_logged = true;
             self.progress.warn(&format!(
                 "{error}: no WAL is acknowledged until there is room ({} s so far); commits that wait for this receiver wait, and the server keeps the WAL",
                 now.duration_since(full.since).as_secs()
@@ -265,7 +270,7 @@ impl Writer {
     }
 
     fn room_is_back(&mut self) {
-        if let Some(full) = self.full.take() {
+        if let Some(full) = self.full.take().filter(|full| full.is_logged) {
             self.progress.note(&format!(
                 "the journal has room again after {} s",
                 full.since.elapsed().as_secs()

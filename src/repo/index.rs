@@ -1,7 +1,6 @@
 //! The index of a segment (format, section 6): what a plan may know without reading the body.
 //!
-//! Owns the encoding. `indexer` makes an index from WAL, `segment` keeps it beside the body.
-
+//! Owns the encoding. `indexer` makes an index from WAL, `container` keeps it beside the body.
 use super::container::{Container, Section, tag};
 use super::varint::{self, Reader};
 use crate::error::Result;

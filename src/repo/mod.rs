@@ -30,6 +30,8 @@ pub mod json;
 pub mod keyring;
 pub mod layout;
 pub mod link;
+#[cfg(test)]
+mod link_tests;
 pub mod lives;
 mod lz4;
 mod outline;

@@ -28,7 +28,7 @@ const HISTORY_LIMIT_BYTES: u64 = 1 << 20;
 /// Bytes compared at once.
 const CHUNK: usize = 256 << 10;
 
-/// What adopting came to.
+/// The result of adopting.
 #[derive(Debug, Clone, Default)]
 pub struct Adopted {
     /// The guard that was removed, if there was one that could be read.
@@ -110,8 +110,8 @@ pub fn adopt(
 /// Requires that the repository has no other server's WAL under the timeline that the copy took when it was promoted.
 ///
 /// Two copies that were promoted before either could archive have the same number. Restored to the same target they have the same
-/// history, too: then the first segment tells, which holds the end of recovery with its time. What the server has not written to its end
-/// yet, as its last checkpoint tells, is not compared.
+/// history, too: then the first segment tells, which holds the end of recovery with its time. A segment that the server has not written to
+/// its end yet, as its last checkpoint tells, is not compared.
 fn check_timelines(
     directory: &DataDirectory,
     control: &ControlFile,

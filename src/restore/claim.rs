@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Surroundings;
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::repo::claim::{self, HOLDS_SECONDS, RENEWAL_SECONDS};
 use crate::repo::clock;
@@ -14,6 +14,27 @@ use crate::store::Store;
 
 /// How long the claim of a marked backup holds once everything is copied: the server has yet to replay the WAL behind it.
 const REPLAY_SECONDS: u64 = 24 * 3600;
+
+/// The error, unless its cause is that the backup was deleted after it had been chosen.
+pub(super) fn unless_deleted(
+    store: &dyn Store,
+    layout: &ClusterLayout,
+    id: &BackupId,
+    error: Error,
+) -> Error {
+    match store.head(&layout.manifest(id)) {
+        Ok(None) => deleted(id),
+        _ => error,
+    }
+}
+
+fn deleted(id: &BackupId) -> Error {
+    err!(
+        NotFound,
+        "backup \"{id}\" was deleted while the restore was planned"
+    )
+    .hint("Nothing was written. Run the same command again, with another backup where it names one: pitr info lists them.")
+}
 
 /// A standing claim.
 pub struct Claim<'a> {
@@ -29,7 +50,7 @@ impl<'a> Claim<'a> {
     /// `planned` is when the backup was chosen: a mark for deletion that came later means that another one should be.
     ///
     /// # Errors
-    /// `Refused` when the backup was marked for deletion meanwhile; what the store says when it cannot be read.
+    /// `Refused` when the backup was marked for deletion meanwhile, `NotFound` when it was deleted; what the store says when it cannot be read.
     pub fn take(
         store: &'a dyn Store,
         layout: &'a ClusterLayout,
@@ -46,10 +67,15 @@ impl<'a> Claim<'a> {
                 "{e}: correct the clock that is wrong; the restore goes on"
             ));
         }
-        let taken = claim::Claim::take((store, layout), around.writer(), id, "restore", None);
+        let taken = claim::Claim::take((store, layout), around.writer(), id, "restore", None)
+            .map_err(|e| unless_deleted(store, layout, id, e));
         let until = "before the restore is complete";
         let taken = claim::Claim::if_possible(taken, (store, id), until, around.progress)?;
         let Some(claim) = taken else { return Ok(None) };
+        if store.head(&layout.manifest(id))?.is_none() {
+            claim.release(around.progress);
+            return Err(deleted(id));
+        }
         let claim = Claim {
             claim,
             around,
@@ -92,8 +118,8 @@ impl<'a> Claim<'a> {
         }
     }
 
-    /// Ends the claim of a restore that is complete. What nobody has marked for deletion stays for a grace period, in which the recovery that
-    /// follows reads the WAL behind it; of a marked backup the claim is left to that recovery, which cannot claim anything itself.
+    /// Ends the claim of a restore that is complete. A backup without a mark for deletion stays for a grace period, in which the recovery
+    /// that follows reads the WAL behind it; of a marked backup the claim is left to that recovery, which cannot claim anything itself.
     pub fn complete(mut self, store: &dyn Store, layout: &ClusterLayout) {
         let id = self.claim.id().to_string();
         let events = event::read_all(store, layout, &id);

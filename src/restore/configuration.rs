@@ -1,6 +1,6 @@
 //! The configuration that came with a backup, read from the backup itself, with what it includes.
 //!
-//! What lies outside of the data directory is not in the backup: the files of that name on this host may be those of the server that the
+//! Files outside of the data directory are not in the backup: the files of that name on this host may be those of the server that the
 //! backup was taken from, and say nothing about it. They are told as not looked at. Links are not restored, so nothing lies behind them.
 
 use std::os::unix::ffi::OsStrExt;
@@ -57,7 +57,7 @@ impl Packed<'_> {
         Ok(matches!(found, Some(Metadata::File { .. })))
     }
 
-    /// What the backup holds under a path; nothing under one that no backup can hold.
+    /// Returns what the backup holds under a path; nothing under one that no backup can hold.
     fn metadata(&self, path: &Path) -> Result<Option<Metadata>> {
         let path = path.as_os_str().as_bytes();
         match FileKey::from_path(path, self.snapshot.naming()) {

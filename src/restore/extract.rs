@@ -4,7 +4,7 @@
 //! bytes that are right already are compared, not written. The proof of completeness is a count: the map's extents cover every file
 //! (the reader checks it), each is handed out by exactly one frame, and the bytes written equal the sum of the map.
 //!
-//! What a server must not find again is withheld: signal files and pid files of the origin, WAL, our own files, and the old
+//! Files that a server must not find again are withheld: signal files and pid files of the origin, WAL, our own files, and the old
 //! tablespace_map (the links are ours). pg_control goes to a waiting name.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -69,7 +69,7 @@ const WITHHELD: &[&[u8]] = &[
     b"global/pg_control.pitr",
 ];
 
-/// What is in a snapshot, found before the first write.
+/// The content of a snapshot, found before the first write.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Survey {
     /// Space by tablespace.
@@ -90,7 +90,7 @@ pub struct Survey {
     pub configuration_files: Vec<Vec<u8>>,
 }
 
-/// Where the paths of a snapshot go.
+/// The places for the paths of a snapshot.
 pub struct Destination {
     data: Arc<Tree>,
     tablespaces: BTreeMap<u32, PlaceOfTablespace>,
@@ -99,13 +99,13 @@ pub struct Destination {
     open: Mutex<VecDeque<(u32, Arc<Tree>)>>,
 }
 
-/// Where a tablespace is, and which directory that is.
+/// The place of a tablespace, and its open directory.
 struct PlaceOfTablespace {
     path: PathBuf,
     device_and_inode: (u64, u64),
 }
 
-/// What becomes of a path.
+/// The fate of a path.
 enum Route<'p> {
     /// It is written beneath this directory under this path.
     To(Arc<Tree>, &'p [u8]),
@@ -364,7 +364,7 @@ pub fn lay_out(
             .hint("Either somebody else writes there, or two names of the backup are one on this filesystem. Restore into another directory."));
         }
         if !is_new {
-            // What is compared below has to come from the disk: after a failed sync Linux keeps pages as if they had been written.
+            // The bytes compared below have to come from the disk: after a failed sync Linux keeps pages as if they had been written.
             rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
                 .map_err(|e| write_error(&shown(&item.path), e.into()))?;
         }
@@ -420,7 +420,7 @@ fn clear_zeros(snapshot: &Snapshot<'_>, key: &FileKey, length: u64, file: &File)
     Ok(())
 }
 
-/// What copying came to.
+/// The result of copying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Copied {
     /// Bytes written.

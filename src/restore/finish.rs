@@ -139,11 +139,11 @@ fn manifest_limit(files: u64) -> u64 {
     files.saturating_mul(16 << 10).saturating_add(1 << 20)
 }
 
-/// What goes into postgresql.auto.conf.
+/// The settings that go into postgresql.auto.conf.
 pub enum Wanted {
-    /// Of a restore: recorded, for they are taken away again.
+    /// Settings of a restore: recorded, for they are taken away again.
     Restore(WrittenSettings),
-    /// Of a standby: they stay.
+    /// Settings of a standby: they stay.
     Standby(Vec<conf::Setting>),
 }
 

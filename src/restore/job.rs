@@ -1,4 +1,4 @@
-//! What a restore is to do, as a value: made from a plan, kept in the directory while it runs, taken up again after a kill.
+//! The job of a restore, as a value: made from a plan, kept in the directory while it runs, taken up again after a kill.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ use crate::repo::layout::BackupId;
 /// Format of the record.
 const FORMAT: u32 = 1;
 
-/// What the operator asked for; two runs with equal requests are the same restore.
+/// The operator's request; two runs with equal requests are the same restore.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// The data directory, without links.
@@ -26,21 +26,24 @@ pub struct Request {
     pub repository: Option<String>,
     /// The backup that it names.
     pub backup: Option<String>,
+    /// Whether the WAL is read that was archived first, whatever `pitr wal resolve` decided.
+    #[serde(default)]
+    pub as_stored: bool,
     /// `OLD=NEW`, as given.
     pub tablespace_mappings: Vec<String>,
     /// A restore to a target, or a standby.
     pub purpose: Purpose,
 }
 
-/// What the directory is for.
+/// The purpose of the directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Purpose {
     /// A copy at a target.
     Restore {
-        /// Where recovery stops.
+        /// The recovery target.
         target: RecoveryTarget,
-        /// What happens there.
+        /// The action at the target.
         action: Action,
         /// Whether it may archive.
         adopt: bool,
@@ -59,24 +62,24 @@ pub enum Purpose {
 pub struct Job {
     /// 1.
     pub format: u32,
-    /// What was asked for.
+    /// The operator's request.
     pub request: Request,
     /// When it was planned.
     pub planned: TimestampTz,
     /// The repository, as a location.
     pub repository: String,
-    /// Of pg_control, as a string: it exceeds 2^53.
+    /// From pg_control, as a string: it exceeds 2^53.
     #[serde(with = "crate::repo::backup::decimal")]
     pub system_identifier: u64,
     /// The backup that is copied.
     pub backup: BackupId,
     /// Its nonce: another backup under the same id is another one.
     pub backup_nonce: String,
-    /// Where its tablespaces go.
+    /// The places for its tablespaces.
     pub tablespaces: Vec<PlacedTablespace>,
     /// restore_command.
     pub restore_command: String,
-    /// What recovery will do; none for a standby, which never ends.
+    /// The plan of recovery; none for a standby, which never ends.
     pub plan: Option<Plan>,
     /// The timeline that a standby follows by its number; the latest without one.
     #[serde(default)]
@@ -178,6 +181,7 @@ mod tests {
                 cluster: "main".into(),
                 repository: None,
                 backup: None,
+                as_stored: false,
                 tablespace_mappings: vec!["/a=/b".into()],
                 purpose: Purpose::Restore {
                     target: RecoveryTarget::default(),

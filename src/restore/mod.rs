@@ -76,7 +76,7 @@ impl Surroundings<'_> {
     }
 }
 
-/// Where a backup is read.
+/// The repository that a backup is read from.
 pub struct Source<'a> {
     /// The repository.
     pub store: &'a dyn Store,
@@ -84,7 +84,7 @@ pub struct Source<'a> {
     pub layout: &'a ClusterLayout,
     /// The backup.
     pub root: &'a BackupRoot,
-    /// Where objects are taken from that are damaged or missing there.
+    /// The repositories from which objects are taken that are damaged or missing there.
     pub spares: &'a Spares<'a>,
 }
 
@@ -94,7 +94,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// What a restore came to.
+/// The result of a restore.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// Whether an earlier run had begun it.
@@ -118,10 +118,13 @@ pub struct Report {
 /// Requires room for the restore before its first write; returns what the backup holds.
 ///
 /// # Errors
-/// `Refused` with numbers; `Damaged` when the map fails a check.
+/// `Refused` with numbers; `Damaged` when the map fails a check; `NotFound` when the backup was deleted meanwhile.
 pub fn survey(source: &Source<'_>, job: &Job, target: &Target) -> Result<Survey> {
-    let snapshot = source.snapshot()?;
-    let survey = extract::survey(&snapshot)?;
+    let (store, layout) = (source.store, source.layout);
+    let survey = source
+        .snapshot()
+        .and_then(|snapshot| extract::survey(&snapshot))
+        .map_err(|e| claim::unless_deleted(store, layout, &job.backup, e))?;
     let segment = source.root.wal_segment_size_bytes;
     let replayed = job
         .plan

@@ -161,7 +161,7 @@ pub struct StandbySettings<'a> {
 /// The settings of a standby; they stay, for it is the cluster.
 pub fn of_standby(standby: &StandbySettings<'_>, brought: &Brought) -> Vec<Setting> {
     let mut settings = Vec::new();
-    // What an earlier restore or another standby has left behind.
+    // Settings that an earlier restore or another standby has left behind.
     for name in TARGETS.iter().chain(&["recovery_end_command"]) {
         if brought.is_set(name) {
             settings.push(Setting::new(*name, ""));

@@ -20,7 +20,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::backup::{Tablespace, path_of, text_or_hex};
 
-/// Where pg_control waits until everything else is durable, relative to the data directory.
+/// The name under which pg_control waits until everything else is durable, relative to the data directory.
 pub const WAITING_CONTROL: &str = "global/pg_control.pitr";
 /// Its final place.
 pub const CONTROL: &str = "global/pg_control";
@@ -34,11 +34,11 @@ pub struct Mapping {
     pub new: PathBuf,
 }
 
-/// What is asked for, and what must be kept away from.
+/// The places asked for, and those that must be kept away from.
 pub struct Wanted<'a> {
     /// The data directory, absolute.
     pub to: &'a Path,
-    /// Where tablespaces go.
+    /// The places for tablespaces.
     pub mappings: &'a [Mapping],
     /// Whether the others may go where the backup says.
     pub as_in_backup: bool,
@@ -48,7 +48,7 @@ pub struct Wanted<'a> {
     pub home: Option<&'a Path>,
 }
 
-/// What is at the place.
+/// The state of the place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// Nothing, or an empty directory.
@@ -65,9 +65,9 @@ pub enum Found {
 pub struct PlacedTablespace {
     /// Its oid.
     pub oid: u32,
-    /// Where it was.
+    /// Its place on the original host.
     pub original: PathBuf,
-    /// Where it goes, as the link in the data directory has it.
+    /// Its new place, as the link in the data directory has it.
     pub path: PathBuf,
     /// The same place without links, as it was checked.
     pub real: PathBuf,
@@ -127,7 +127,7 @@ pub struct Target {
     pub tablespaces: Vec<PlacedTablespace>,
     /// Whom the files are given to; none when they are ours.
     pub owner: Option<Owner>,
-    /// What is there.
+    /// The state that was found.
     pub found: Found,
 }
 
@@ -326,7 +326,8 @@ fn check_not_running(data: &Path) -> Result<()> {
     }
 }
 
-/// Who will own the files. Servers refuse root, so a privileged user restores for the owner of the directory, or of the one above.
+/// Returns the owner of the files to be. Servers refuse root, so a privileged user restores for the owner of the directory, or of the one
+/// above.
 fn check_rights(data: &Path) -> Result<Option<Owner>> {
     let existing = if data.exists() {
         data
@@ -503,7 +504,7 @@ fn check_tablespaces(
 /// Requires that a tablespace takes nothing from anybody: directories of the server's user, unless the operator names others.
 ///
 /// A repository that somebody else wrote names places as it likes. So in a place that the operator did not name nothing is hidden, and root
-/// makes or gives away nothing that the server's user could not make itself. Where the operator names a place of root's, nobody else may have a
+/// makes or gives away nothing that the server's user could not make itself. If the operator names a place of root's, nobody else may have a
 /// hand in where the path leads.
 fn check_way(written: &Path, real: &Path, mapped: bool, target: &Target) -> Result<()> {
     let refused = |why: String| {

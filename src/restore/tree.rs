@@ -131,7 +131,7 @@ impl Tree {
         .hint("It was left as it is. Give it to the server's user, or restore into another directory."))
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -274,7 +274,7 @@ impl Tree {
         Ok(Some(bytes))
     }
 
-    /// What lies at a path, links not followed; `None` when nothing does.
+    /// Returns what lies at a path, links not followed; `None` when nothing does.
     ///
     /// # Errors
     /// `TargetWrite`.

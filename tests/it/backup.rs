@@ -11,7 +11,7 @@ use pitr::snapshot::reader::Snapshot;
 use pitr::store::Store;
 use pitr::store::file::FileStore;
 
-use crate::common::{Cluster, Program, Sandbox, Site, newest_bin, user};
+use crate::common::{Cluster, Program, Sandbox, Site, keep_one, newest_bin, user};
 use crate::{per_major, require_root};
 
 pub fn backup(site: &Site) -> Program {
@@ -261,7 +261,7 @@ fn quiet_commands_are_silent_when_all_goes_well() {
     for args in [
         &["backup"][..],
         &["backup"],
-        &["expire", "--min-age", "0s", "--keep", "1", "--confirm"],
+        &keep_one(&["--confirm"]),
         &["verify"],
     ] {
         let run = quiet(args).success();
@@ -278,7 +278,7 @@ fn quiet_commands_are_silent_when_all_goes_well() {
             .stdout
             .contains("recovery: any moment")
     );
-    quiet(&["expire", "--min-age", "0s", "--keep", "1", "--dry-run"])
+    quiet(&keep_one(&["--dry-run"]))
         .success()
         .expect_stdout("deleted after");
     let name = cluster.archive_now();

@@ -132,6 +132,27 @@ fn a_configuration_that_cannot_be_read_says_why() {
 }
 
 #[test]
+fn a_repository_by_path_needs_no_file_that_this_user_may_not_read() {
+    let sandbox = Sandbox::new("closed");
+    let path = sandbox.file("pitr.toml", "[repositories.r]\nurl = 'file:///r'\n");
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o000)).unwrap();
+    let place = sandbox.join("none").display().to_string();
+    let show = || repo_show(&sandbox).args(["--repository", &place]);
+    show().run().expect_code(9).expect_stderr("none");
+    for program in [
+        repo_show(&sandbox),
+        repo_show(&sandbox).args(["--repository", "r"]),
+        show().args(["--config", "pitr.toml"]),
+        show().env("PITR_CONFIG", "pitr.toml"),
+    ] {
+        program
+            .run()
+            .expect_code(3)
+            .expect_stderr("Permission denied");
+    }
+}
+
+#[test]
 fn g02_a_password_that_everybody_may_read_is_refused() {
     let sandbox = Sandbox::new("secret");
     let path = sandbox.file(

@@ -4,7 +4,7 @@ use pitr::pg::time::TimestampTz;
 use pitr::repo::repository::{Registration, Repository};
 use pitr::store::file::FileStore;
 
-use crate::common::{Sandbox, pitr};
+use crate::common::{Sandbox, keep_one, pitr};
 
 /// A repository with one registered cluster.
 fn repository(sandbox: &Sandbox, name: &str) -> std::path::PathBuf {
@@ -103,7 +103,7 @@ fn a_repository_of_another_user_is_told_with_a_next_step() {
         &["restore", "--to", to],
         &["standby", "--to", to, "--primary-conninfo", "host=h"],
         &["verify"],
-        &["expire", "--min-age", "0s", "--keep", "1"],
+        &keep_one(&[]),
         &["repo", "show"],
         &["wal", "list"],
         &["wal", "gaps"],

@@ -1,6 +1,7 @@
 //! K01: the clock of the host jumps by an hour or by ten years, for every program.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use pitr::repo::layout::ClusterLayout;
 use pitr::store::file::FileStore;
 
 use crate::common::mount::HangingDisk;
-use crate::common::{PATIENCE, Program, Run, Sandbox, Site, Still, user};
+use crate::common::{PATIENCE, Program, Run, Sandbox, Site, Still, keep_one, user};
 use crate::fetch::{Away, mode, not_here_with_warning};
 use crate::require_root;
 use crate::several::{Two, transfer};
@@ -26,6 +27,7 @@ const SHIM: &str = r#"
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 static long calls, changed;
@@ -44,6 +46,12 @@ int clock_gettime(clockid_t id, struct timespec *now) {
     now->tv_sec += number("CLOCK_OFFSET");
     __sync_add_and_fetch(&changed, 1);
     return 0;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+    struct timespec precise;
+    int failed = clock_gettime(CLOCK_REALTIME, &precise);
+    if (!failed) { now->tv_sec = precise.tv_sec; now->tv_usec = precise.tv_nsec / 1000; }
+    return failed;
 }
 __attribute__((destructor)) static void done(void) {
     const char *path = getenv("CLOCK_LOG");
@@ -240,9 +248,7 @@ fn k01_expire_refuses_when_the_clocks_differ() {
         })
         .collect();
     drop(cluster);
-    let expire = site
-        .pitr()
-        .args(["expire", "--min-age", "0s", "--keep", "1"]);
+    let expire = site.pitr().args(keep_one(&[]));
     let confirmed = expire.clone().args(["--confirm", "--json"]);
     let refused = |program: &Program| {
         let before = site.files();
@@ -291,17 +297,7 @@ fn k01_expire_refuses_when_the_clocks_differ() {
         let cp = Program::new("cp").arg("-a").arg(site.repository()).arg(&to);
         cp.privileged().run().success();
         let program = crate::common::pitr()
-            .args([
-                "expire",
-                "--min-age",
-                "0s",
-                "--keep",
-                "1",
-                "--confirm",
-                "--json",
-                "--grace",
-                "0",
-            ])
+            .args(keep_one(&["--confirm", "--json", "--grace", "0"]))
             .args(["--cluster", "main", "--repository"])
             .arg(&to);
         (program, to)
@@ -381,17 +377,7 @@ fn c11_claims_from_the_future_count_by_the_stores_clock() {
     });
     let begin = claims[0].with_file_name("begin");
     let expire = || {
-        let args = [
-            "expire",
-            "--min-age",
-            "0s",
-            "--json",
-            "--keep",
-            "1",
-            "--grace",
-            "0",
-            "--confirm",
-        ];
+        let args = keep_one(&["--grace", "0", "--confirm", "--json"]);
         site.pitr().args(args).privileged().run()
     };
     // Now is when the store received them: the one may run, the other is in use.
@@ -444,4 +430,33 @@ fn c13_backups_of_one_second_in_two_repositories_have_ids_of_their_own_and_are_c
     let copied = |to: &str| transfer(&run, to)["copied"]["backups"].clone();
     assert_eq!(copied("second"), serde_json::json!([first]), "{run}");
     assert_eq!(copied(&two.first()), serde_json::json!([other]), "{run}");
+}
+
+#[test]
+fn k05_info_warns_of_times_that_the_servers_clock_has_had_twice() {
+    let clock = Clock::new();
+    let (site, mut cluster) = Site::with_cluster(18);
+    cluster.sql("create table t (a int)");
+    site.pitr().arg("backup").run().success();
+    let info = || site.pitr().args(["info", "--json"]).run();
+    assert!(!info().stdout.contains("the clock was set back"));
+    let seconds = OsStr::new("3600");
+    let ahead = [
+        ("LD_PRELOAD", clock.shim.as_os_str()),
+        ("CLOCK_OFFSET", seconds),
+    ];
+    for environment in [&ahead[..], &[]] {
+        cluster.set_environment(environment);
+        cluster.restart();
+        cluster.sql("insert into t values (1)");
+        cluster.archive_now();
+    }
+    let run = info().expect_code(6);
+    let problems = run.json()["clusters"][0]["problems"].clone();
+    let problems = problems.as_array().unwrap().iter();
+    let told = problems.filter(|p| {
+        let message = p["message"].as_str().unwrap();
+        message.contains("the clock was set back") && message.contains("occur twice")
+    });
+    assert_eq!(told.count(), 1, "{run}");
 }

@@ -9,7 +9,9 @@ use pitr::repo::layout::{BackupId, ClusterLayout};
 use pitr::store::Store;
 use pitr::store::file::FileStore;
 
-use crate::common::{Cluster, Program, Run, Sandbox, Site, Still, fault, files_below, pitr};
+use crate::common::{
+    Cluster, Program, Run, Sandbox, Site, Still, fault, files_below, keep_one, pitr,
+};
 use crate::{per_major, require_strace};
 
 /// A cluster with some backups, WAL between them, and their ids.
@@ -238,7 +240,7 @@ fn x08_expire_deletes_what_the_dry_run_showed(major: u32) {
     }
     site.pitr().arg("backup").run().success();
 }
-per_major!(x08_expire_deletes_what_the_dry_run_showed);
+per_major!(x08_expire_deletes_what_the_dry_run_showed, v13 v14 v18);
 
 #[test]
 fn x02_expire_killed_at_every_store_operation_goes_on() {
@@ -368,15 +370,7 @@ fn what_a_killed_check_left_is_taken_back_after_a_day() {
     };
     assert_eq!(left().len(), 2);
     let expire = || {
-        let confirmed = [
-            "expire",
-            "--min-age",
-            "0s",
-            "--keep",
-            "1",
-            "--confirm",
-            "--quiet",
-        ];
+        let confirmed = keep_one(&["--confirm", "--quiet"]);
         // Without a backup no WAL goes, which is no success.
         still.site.pitr().args(confirmed).run().expect_code(6);
     };
@@ -488,15 +482,7 @@ fn x02_an_aborted_backup_goes_behind_a_tombstone_and_can_never_commit() {
     let expire = || {
         let run = site
             .pitr()
-            .args([
-                "expire",
-                "--min-age",
-                "0s",
-                "--json",
-                "--keep",
-                "1",
-                "--confirm",
-            ])
+            .args(keep_one(&["--confirm", "--json"]))
             .privileged()
             .run();
         let clusters = run.json()["clusters"][0].clone();
@@ -657,6 +643,42 @@ fn i5_x04_what_a_plan_reached_inside_the_promise_it_reaches_afterwards() {
 
 /// `PITR_SCALE_SEGMENTS=100000 cargo test --test it expire_over -- --nocapture` prints what it takes.
 #[test]
+fn a_restore_whose_backup_expires_while_it_is_planned_says_so() {
+    require_strace!("a_restore_whose_backup_expires_while_it_is_planned_says_so");
+    let (site, cluster, ids) = with_backups(18, 2);
+    drop(cluster);
+    let sandbox = Sandbox::new("expires");
+    let stop = |calls: &str, nth: usize| fault::Fault::signal(calls, "SIGSTOP").at(nth);
+    let root = |at: &Path| {
+        let id = ids[0].parse().unwrap();
+        at.join(layout(at).manifest(&id).as_str())
+    };
+    // Just before the claim is there, and just after the root was read.
+    for (name, on_root) in [("claim", None), ("root", Some(root))] {
+        let repository = copy(&site, &sandbox, name);
+        let to = sandbox.join(format!("{name}-copy"));
+        let restore = pitr()
+            .args(["restore", "--cluster", "main", "--backup", &ids[0]])
+            .args(["--target-immediate", "--repository"])
+            .arg(&repository)
+            .arg("--to")
+            .arg(&to);
+        let fault = match on_root {
+            Some(root) => stop("pread64", 3).on(root(&repository)),
+            None => stop("fsync,fdatasync", 1),
+        };
+        let run = fault::pause_at(&restore, &fault, || {
+            let expire = expire_in(&repository).args(["--keep", "1", "--grace", "0", "--confirm"]);
+            let run = expire.run().success();
+            assert_eq!(fates(&run), ["delete", "keep"]);
+        });
+        run.expect_code(2)
+            .expect_stderr("was deleted while the restore was planned");
+        assert!(!to.exists());
+    }
+}
+
+#[test]
 fn expire_over_many_segments_stays_small() {
     let count: u64 = std::env::var("PITR_SCALE_SEGMENTS").map_or(2000, |n| {
         n.parse().expect("PITR_SCALE_SEGMENTS is a number")
@@ -705,17 +727,7 @@ fn c07_a_restore_claims_nothing_when_it_is_complete_and_what_others_left_is_rele
         all.iter().map(one).collect::<Vec<_>>()
     };
     let expire = || {
-        let args = [
-            "expire",
-            "--min-age",
-            "0s",
-            "--json",
-            "--keep",
-            "1",
-            "--grace",
-            "0",
-            "--confirm",
-        ];
+        let args = keep_one(&["--grace", "0", "--confirm", "--json"]);
         site.pitr().args(args).privileged().run()
     };
     let to = cluster.sandbox().join("copy");

@@ -858,8 +858,8 @@ fn f10_what_cannot_be_recorded_holds_up_no_fetch() {
     assert!(recorded(first, &still, name).is_empty());
     may_write(0o755);
     // One that hangs where the record goes: that costs the second that is waited for it.
-    let events = cluster.join("events");
-    std::fs::create_dir(&events).unwrap();
+    let events = cluster.join(format!("events/wal-{name}"));
+    std::fs::create_dir_all(&events).unwrap();
     let hanging = HangingDisk::over(&events);
     let started = Instant::now();
     still.check(name);
@@ -869,7 +869,7 @@ fn f10_what_cannot_be_recorded_holds_up_no_fetch() {
         "{took:?}"
     );
     drop(hanging);
-    user::own(&events);
+    user::own_all(&cluster.join("events"));
     still.check(name);
     assert_eq!(recorded(first, &still, name).len(), 1);
 }

@@ -6,7 +6,7 @@ mod histories;
 
 use crate::clock::Clock;
 use crate::common::{
-    Cluster, EXPIRE, PATIENCE, Run, Sandbox, Site, Stop, copy_tree, paths_below, pitr,
+    Cluster, PATIENCE, Run, Sandbox, Site, Stop, copy_tree, expire_at_once, paths_below, pitr,
     pitr_archive, user, wait_until,
 };
 use crate::per_major;
@@ -495,7 +495,7 @@ fn l15_a_life_whose_clock_is_ahead_is_not_taken_for_the_newer_one(major: u32) {
     assert_eq!(standing, 1, "the last decision counts");
     assert_eq!(restored(site, major, "again", &[]), "before 100, prod 200");
     // The newest that is kept is production's.
-    site.pitr().args(EXPIRE).run().success();
+    site.pitr().args(expire_at_once()).run().success();
     site.pitr().args(["verify"]).run().success();
     assert!(backups(site).contains(&own));
     assert_eq!(restored(site, major, "kept", &[]), "before 100, prod 200");

@@ -59,7 +59,7 @@ fn a10_parameters_raised_after_the_backup_reach_the_copy(major: u32) {
     assert!(!auto().contains("max_locks"), "{}", auto());
 }
 
-per_major!(a10_parameters_raised_after_the_backup_reach_the_copy);
+per_major!(a10_parameters_raised_after_the_backup_reach_the_copy, v13 v16 v18);
 
 fn a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less(major: u32) {
     let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
@@ -82,7 +82,7 @@ fn a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less(major:
     assert!(!auto.contains("max_connections"), "{auto}");
 }
 
-per_major!(a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less);
+per_major!(a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less, v14 v17 v18);
 
 /// Inverts a bit in the middle of a file.
 fn flip(path: &Path) {

@@ -68,7 +68,7 @@ fn l03_a_clone_s_wal_completes_no_backup(major: u32) {
     backup_of(&site, &clone).run().success();
     site.pitr().arg("verify").run().success();
 }
-per_major!(l03_a_clone_s_wal_completes_no_backup);
+per_major!(l03_a_clone_s_wal_completes_no_backup, v13 v17 v18);
 
 fn l04_a_reverted_machine_does_not_complete_a_backup_with_the_wal_of_before(major: u32) {
     let (site, mut cluster) = stopped(major);
@@ -86,7 +86,7 @@ fn l04_a_reverted_machine_does_not_complete_a_backup_with_the_wal_of_before(majo
     is_refused(&site, backup_of(&site, &cluster).run(), &before);
     site.pitr().arg("verify").run().success();
 }
-per_major!(l04_a_reverted_machine_does_not_complete_a_backup_with_the_wal_of_before);
+per_major!(l04_a_reverted_machine_does_not_complete_a_backup_with_the_wal_of_before, v14 v16 v18);
 
 /// The raw bytes of a segment in the server's own pg_wal.
 fn own(cluster: &Cluster, name: &str) -> Vec<u8> {
@@ -244,4 +244,4 @@ fn l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges(major: u32) 
         .expect_stderr("set back to a snapshot");
     assert_eq!(untouched(&site, &cluster), before);
 }
-per_major!(l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges);
+per_major!(l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges, v13 v15 v18);

@@ -138,7 +138,7 @@ fn w01_killed_it_goes_on_where_it_was(major: u32) {
     stop(third).success();
     check_repository(&site, &cluster, 1, from, lsn(&position));
 }
-per_major!(w01_killed_it_goes_on_where_it_was);
+per_major!(w01_killed_it_goes_on_where_it_was, v13 v14 v18);
 
 /// Where stored WAL of a timeline ends: of whole segments, or increments.
 fn stored_end(site: &Site, timeline: u32) -> u64 {

@@ -1,29 +1,20 @@
 //! `pitr wal resolve`: a fork is given to the server whose copy was refused (decision 0019; rows L02 and L04).
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde_json::Value;
 
-use crate::common::{Cluster, EXPIRE, Run, Site, Stop};
+use crate::common::{Cluster, Program, Run, Site, Stop, expire_at_once, pitr_archive};
 use crate::lives::{Lives, lives, write};
 use crate::per_major;
+use crate::sealed::Sealed;
 use crate::ship::spool_of;
 
-/// The clone archived some segments first, and production waits at the first of them.
-struct Forked {
-    two: Lives,
-    /// Names of the segments that the clone archived.
-    clones: Vec<String>,
-    /// Before the clone was made.
-    before: String,
-}
-
-fn forked(mut two: Lives) -> Forked {
-    let production = &mut two.production;
-    production.start();
-    two.site.pitr().args(["backup", "--quiet"]).run().success();
-    let before = backups(&two.site)[0].clone();
-    production.stop(Stop::Fast);
+/// The clone archived these segments first, and production waits at the first of them. A backup was taken before.
+fn fork(two: &mut Lives, backup: &Program) -> Vec<String> {
+    two.production.start();
+    backup.run().success();
+    two.production.stop(Stop::Fast);
     two.copy_again();
     two.clone.start();
     let mut clones = Vec::new();
@@ -37,11 +28,14 @@ fn forked(mut two: Lives) -> Forked {
     two.production.switch_wal();
     two.production
         .wait_log("already archived with other content");
-    Forked {
-        two,
-        clones,
-        before,
-    }
+    clones
+}
+
+/// As [`fork`], of a new cluster.
+fn forked(mut two: Lives) -> (Lives, Vec<String>) {
+    let backup = two.site.pitr().args(["backup", "--quiet"]);
+    let clones = fork(&mut two, &backup);
+    (two, clones)
 }
 
 pub fn backups(site: &Site) -> Vec<String> {
@@ -53,29 +47,43 @@ pub fn backups(site: &Site) -> Vec<String> {
 }
 
 pub fn conflicts(site: &Site) -> Value {
-    site.pitr()
-        .args(["wal", "conflicts", "--json"])
-        .run()
-        .success()
-        .json()
+    shown(site.pitr())
+}
+
+fn shown(pitr: Program) -> Value {
+    let shown = pitr.args(["wal", "conflicts", "--json"]).run();
+    shown.success().json()
 }
 
 /// Gives the fork to the refused copy of the first segment.
 fn resolve(site: &Site, more: &[&str]) -> Run {
-    let shown = conflicts(site);
+    resolve_by(&|| site.pitr(), more)
+}
+
+fn resolve_by(pitr: &dyn Fn() -> Program, more: &[&str]) -> Run {
+    let shown = shown(pitr());
     let first = &shown["conflicts"][0];
     let (name, copy) = (
         first["name"].as_str().unwrap(),
         first["copy"].as_str().unwrap(),
     );
     let args = ["wal", "resolve", name, "--keep", copy];
-    site.pitr().args(args).args(more).run()
+    pitr().args(args).args(more).run()
 }
 
 /// Each life's rows in a restored copy.
 pub fn restored(site: &Site, major: u32, name: &str, args: &[&str]) -> String {
-    let to: PathBuf = site.sandbox().dir("copies").join(name);
-    let restore = site.pitr().args(["restore", "--to"]).arg(&to).args(args);
+    restored_by(
+        site.pitr(),
+        &site.sandbox().dir("copies"),
+        (major, name),
+        args,
+    )
+}
+
+fn restored_by(pitr: Program, below: &Path, (major, name): (u32, &str), args: &[&str]) -> String {
+    let to = below.join(name);
+    let restore = pitr.args(["restore", "--to"]).arg(&to).args(args);
     restore.run().success();
     let mut copy = Cluster::open(major, to).option("fsync", "off").create();
     copy.start();
@@ -95,8 +103,9 @@ fn l02_a_fork_is_given_back_to_production(major: u32) {
         if with_worker {
             spool_of(&two.site);
         }
-        let mut fork = forked(two);
-        let (site, production) = (&fork.two.site, &mut fork.two.production);
+        let (mut two, clones) = forked(two);
+        let before = backups(&two.site)[0].clone();
+        let (site, production) = (&two.site, &mut two.production);
         // Shown first, and nothing changes.
         resolve(site, &[]).expect_code(8).expect_stderr("--confirm");
         resolve(site, &["--dry-run"]).success();
@@ -123,22 +132,22 @@ fn l02_a_fork_is_given_back_to_production(major: u32) {
         write(production, "prod");
         production.archive_now();
         let newest = backups(site).pop().unwrap();
-        assert_ne!(newest, fork.before);
+        assert_ne!(newest, before);
         let rows = restored(site, major, "newest", &["--backup", &newest]);
         assert_eq!(rows, "before 100, prod 700");
         site.pitr().args(["verify"]).run().success();
         // The clone comes back, and is refused from its next segment on.
-        fork.two.clone.start();
-        write(&fork.two.clone, "fake");
-        let refused = fork.two.clone.switch_wal();
-        fork.two.clone.wait_log("archiving waits at this file");
-        assert!(!site.object(&refused).exists() || fork.clones.contains(&refused));
-        fork.two.clone.stop(Stop::Immediate);
+        two.clone.start();
+        write(&two.clone, "fake");
+        let refused = two.clone.switch_wal();
+        two.clone.wait_log("archiving waits at this file");
+        assert!(!site.object(&refused).exists() || clones.contains(&refused));
+        two.clone.stop(Stop::Immediate);
         // What nothing needs goes, in both lives.
-        site.pitr().args(EXPIRE).run().success();
+        site.pitr().args(expire_at_once()).run().success();
         site.pitr().args(["verify"]).run().success();
-        for clones in &fork.clones {
-            assert!(!site.object(clones).exists(), "{clones} was expired");
+        for name in &clones {
+            assert!(!site.object(name).exists(), "{name} was expired");
         }
         let rows = restored(site, major, "after", &[]);
         assert_eq!(rows, "before 100, prod 700");
@@ -151,8 +160,8 @@ per_major!(l02_a_fork_is_given_back_to_production, v13 v18);
 
 /// A decision is ended by another one: the clone's life is followed again, production waits, and gets the fork back without a loss.
 fn a_decision_is_taken_back_and_made_again(major: u32) {
-    let mut fork = forked(lives(major));
-    let (site, production) = (&fork.two.site, &mut fork.two.production);
+    let (mut two, _) = forked(lives(major));
+    let (site, production) = (&two.site, &mut two.production);
     resolve(site, &["--confirm"]).success();
     for _ in 0..6 {
         write(production, "prod");
@@ -212,6 +221,12 @@ fn l04_a_machine_that_was_set_back_goes_on_by_a_decision(major: u32) {
         write(&set_back, "then");
         set_back.archive_now();
     }
+    // That is no damage, and nothing that verify records keeps it from being restored.
+    site.pitr()
+        .args(["verify"])
+        .run()
+        .success()
+        .expect_stderr("a life of its timeline that is not followed any more");
     // The backup of what was belongs to what was.
     let run = site.pitr().args(["plan", "--backup", &once]).run();
     run.expect_code(5).expect_stdout("another server's");
@@ -228,3 +243,102 @@ fn l04_a_machine_that_was_set_back_goes_on_by_a_decision(major: u32) {
     set_back.stop(Stop::Immediate);
 }
 per_major!(l04_a_machine_that_was_set_back_goes_on_by_a_decision, v17);
+
+/// Two repositories follow different lives until both were told; then one is brought up to date from the other.
+#[test]
+fn l13_sync_joins_no_two_lives_of_a_timeline() {
+    let (mut two, _) = forked(lives(16));
+    let (site, production) = (&two.site, &mut two.production);
+    let second = site.sandbox().join("second");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let more = format!(
+        "\n[repositories.second]\nurl = \"file://{}\"\nrequired = false\n",
+        second.display()
+    );
+    std::fs::write(site.config(), config + &more).unwrap();
+    site.pitr().args(["init", "--quiet"]).run().success();
+    // The second one gets what was archived first, and the copies that were refused.
+    site.pitr().args(["repo", "sync"]).run().success();
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let at = config.find("[repositories.").unwrap() + "[repositories.".len();
+    let first = ["--repository", config[at..].split(']').next().unwrap()];
+    resolve(site, &[&first[..], &["--confirm"]].concat()).success();
+    for _ in 0..5 {
+        write(production, "prod");
+        production.switch_wal();
+    }
+    production.wait_log("already archived with other content");
+    let sync = site.pitr().args(["repo", "sync"]).run();
+    sync.expect_code(10)
+        .expect_stderr("follow different lives of it");
+    resolve(site, &["--confirm"]).success();
+    production.archive_now();
+    site.pitr().args(["repo", "sync"]).run().success();
+    site.pitr().args(["verify"]).run().success();
+    for (name, repository) in [("a", first[1]), ("b", "second")] {
+        let rows = restored(site, 16, name, &["--repository", repository]);
+        assert_eq!(rows, "before 100, prod 600", "{repository}");
+    }
+    // A fresh one gets both lives, and the decision before.
+    let third = site.sandbox().join("third");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let more = format!(
+        "\n[repositories.third]\nurl = \"file://{}\"\n",
+        third.display()
+    );
+    std::fs::write(site.config(), config + &more).unwrap();
+    site.pitr().args(["init", "--quiet"]).run().success();
+    site.pitr()
+        .args(["repo", "sync", "--from", first[1], "--to", "third"])
+        .run()
+        .success();
+    let args = ["--repository", "third"];
+    assert_eq!(restored(site, 16, "c", &args), "before 100, prod 600");
+    let args = ["--repository", "third", "--as-stored"];
+    assert_eq!(restored(site, 16, "d", &args), "before 100, fake 400");
+    production.stop(Stop::Immediate);
+}
+
+/// Hosts that only write name copies by their keyed hashes; who can read decides.
+#[test]
+fn l02_a_fork_in_an_encrypted_repository_is_resolved_by_who_can_read() {
+    let mut two = lives(17);
+    let sealed = Sealed::new(&two.production);
+    let archive = pitr_archive().arg("--config").arg(sealed.config("writer"));
+    let archive = archive.arg("%p").shell();
+    two.production.append_config("archive_command", &archive);
+    let backup = sealed.on("writer").args(["backup", "--quiet"]);
+    fork(&mut two, &backup);
+    let production = &mut two.production;
+    let by = |host: &'static str| {
+        let sealed = &sealed;
+        move || sealed.on(host)
+    };
+    resolve_by(&by("writer"), &["--confirm"])
+        .expect_code(1)
+        .expect_stderr("cannot be read with the configured keys");
+    resolve_by(&by("janitor"), &["--confirm"]).expect_code(1);
+    resolve_by(&by("reader"), &["--confirm"]).success();
+    for _ in 0..5 {
+        write(production, "prod");
+        production.archive_now();
+    }
+    sealed.on("reader").args(["verify"]).run().success();
+    let copies = sealed.sandbox.dir("copies");
+    let rows = restored_by(sealed.on("reader"), &copies, (17, "end"), &[]);
+    assert_eq!(rows, "before 100, prod 600");
+    let args = ["--as-stored"];
+    let rows = restored_by(sealed.on("reader"), &copies, (17, "clone"), &args);
+    assert_eq!(rows, "before 100, fake 400");
+    // A janitor without keys deletes in both lives, and nothing that is needed.
+    sealed
+        .on("writer")
+        .args(["backup", "--quiet"])
+        .run()
+        .success();
+    sealed.on("janitor").args(expire_at_once()).run().success();
+    sealed.on("reader").args(["verify"]).run().success();
+    let rows = restored_by(sealed.on("reader"), &copies, (17, "after"), &[]);
+    assert_eq!(rows, "before 100, prod 600");
+    production.stop(Stop::Immediate);
+}

@@ -750,7 +750,12 @@ fn the_action_at_the_target_is_done() {
     std::fs::remove_dir_all(scene.site.sandbox().join("copy")).unwrap();
 
     // The successor of a cluster that is lost archives at once, on its own timeline.
-    scene.restore().arg("--adopt").run().success();
+    let adopt = || scene.restore().arg("--adopt");
+    adopt()
+        .run()
+        .expect_code(8)
+        .expect_stderr("a server runs in");
+    adopt().arg("--confirm").run().success();
     assert!(!scene.to().join("pg_wal/pitr.guard").exists());
     let mut copy = scene.open();
     copy.start();

@@ -16,8 +16,8 @@ use crate::common::reception::{archived, lsn};
 use crate::common::s3::peer::{Peer, keys};
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server, SECRET, WRITER};
 use crate::common::{
-    Cluster, EXPIRE, PATIENCE, Program, Run, Sandbox, Still, path_of, paths_below, patiently, pitr,
-    pitr_archive, pitr_restore, wait_until,
+    Cluster, PATIENCE, Program, Run, Sandbox, Still, expire_at_once, keep_one, path_of,
+    paths_below, patiently, pitr, pitr_archive, pitr_restore, wait_until,
 };
 use crate::fetch::mode;
 use crate::ship::{has_worker, noted, spool_in};
@@ -221,7 +221,7 @@ fn a_whole_cycle_on_s3() {
     site.pitr().args(["verify", "--quiet"]).run().success();
     let second = site.backup();
     site.backup();
-    site.pitr().args(EXPIRE).run().success();
+    site.pitr().args(expire_at_once()).run().success();
     let packs = |id: &str| site.holds(&format!("/packs/{id}/"));
     assert!(!packs(&second), "what is not kept is deleted");
     assert!(!packs(&first), "a restore that is complete claims nothing");
@@ -259,16 +259,7 @@ fn a_cycle_in_a_bucket_that_locks() {
     site.backup();
     // The lock keeps what the configuration gives up; the first run only says that it will go.
     for _ in 0..2 {
-        let expire = [
-            "expire",
-            "--min-age",
-            "0s",
-            "--keep",
-            "1",
-            "--grace",
-            "0s",
-            "--confirm",
-        ];
+        let expire = keep_one(&["--grace", "0s", "--confirm"]);
         let run = site.pitr().args(expire).run().success();
         run.expect_stdout("kept by the store's lock")
             .expect_stderr("(compliance)");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::common::s3::peer::Peer;
 use crate::common::s3::tls::{Authority, OldTls, Says, Tls};
 use crate::common::s3::{BUCKET, Fault, KEY};
-use crate::common::{Cluster, PATIENCE, Program, Run, pitr, wait_until};
+use crate::common::{Cluster, PATIENCE, Program, Run, keep_one, pitr, wait_until};
 use crate::fetch::mode;
 use crate::s3_cycle::{Bucketed, Offline};
 
@@ -203,16 +203,7 @@ fn what_is_locked_stays_whole_until_its_time_has_come(site: &Bucketed, mode: &st
     let server = site.peer.server();
     let (first, _) = (site.backup(), site.backup());
     let expire = || {
-        let expire = [
-            "expire",
-            "--min-age",
-            "0s",
-            "--keep",
-            "1",
-            "--grace",
-            "0s",
-            "--confirm",
-        ];
+        let expire = keep_one(&["--grace", "0s", "--confirm"]);
         site.pitr().args(expire).run().success()
     };
     let there = || {
@@ -247,11 +238,11 @@ fn s11_what_a_killed_upload_left_is_taken_back_after_a_day() {
     running.wait();
     off.server().heal();
     assert_eq!(off.server().open_uploads(), 1);
-    let expire = ["expire", "--min-age", "0s", "--keep", "1", "--confirm"];
+    let expire = keep_one(&["--confirm"]);
     run(&expire).run().success();
     assert_eq!(off.server().open_uploads(), 1, "it may still be running");
     off.server().age_uploads(Duration::from_secs(25 * 3600));
-    run(&["expire", "--min-age", "0s", "--keep", "1", "--dry-run"])
+    run(&keep_one(&["--dry-run"]))
         .run()
         .success()
         .expect_stdout("left by unfinished writes");
@@ -404,16 +395,7 @@ fn x07_expire_stops_when_the_store_goes_away_and_the_next_run_finishes() {
     let (first, last) = (site.backup(), site.backup());
     let server = site.peer.server();
     let expire = || {
-        let expire = [
-            "expire",
-            "--min-age",
-            "0s",
-            "--keep",
-            "1",
-            "--grace",
-            "0s",
-            "--confirm",
-        ];
+        let expire = keep_one(&["--grace", "0s", "--confirm"]);
         site.pitr().args(expire).run()
     };
     let of = |id: &str| server.keys().iter().filter(|k| k.contains(id)).count();

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::common::reception::{archived, lsn};
 use crate::common::{
-    Cluster, EXPIRE, PATIENCE, Program, Run, Sandbox, Still, paths_below, pitr, pitr_archive,
-    pitr_restore, user, wait_until,
+    Cluster, PATIENCE, Program, Run, Sandbox, Still, expire_at_once, keep_one, paths_below, pitr,
+    pitr_archive, pitr_restore, user, wait_until,
 };
 
 /// What is said where nothing proves what the repository holds.
@@ -489,22 +489,14 @@ fn copied_without_a_key(sealed: &Sealed, cluster: &Cluster) {
 /// Two more backups; the janitor, who holds no key, takes away the one in the middle.
 fn expired_without_a_key(sealed: &Sealed, first: &str, backup: &dyn Fn() -> String) {
     let (second, third) = (backup(), backup());
-    let look = [
-        "expire",
-        "--min-age",
-        "0s",
-        "--keep",
-        "1",
-        "--dry-run",
-        "--json",
-    ];
+    let look = keep_one(&["--dry-run", "--json"]);
     let warnings = |host: &str| {
-        let run = sealed.on(host).args(look).run().success();
+        let run = sealed.on(host).args(&look).run().success();
         run.json()["clusters"][0]["warnings"].to_string()
     };
     assert!(warnings("janitor").contains(UNPROVEN));
     assert!(!warnings("writer").contains(UNPROVEN));
-    let run = sealed.on("janitor").args(EXPIRE).run().success();
+    let run = sealed.on("janitor").args(expire_at_once()).run().success();
     assert_eq!(run.stderr.matches(UNPROVEN).count(), 1, "{run}");
     let packs = |id: &str| sealed.folder("packs").join(id).exists();
     assert!(!packs(&second), "what is not kept is deleted");

@@ -12,7 +12,7 @@ use pitr::repo::repository::{Registration, Repository};
 use pitr::store::Store;
 use pitr::store::file::FileStore;
 
-use crate::common::{Cluster, EXPIRE, paths_below, pitr_archive, user};
+use crate::common::{Cluster, expire_at_once, keep_one, paths_below, pitr_archive, user};
 use crate::sealed::{Sealed, refused};
 
 const FORGED: &str = "forged: whoever made it does not hold the MAC key";
@@ -113,15 +113,7 @@ impl Backed {
 
     /// Why a host keeps a backup, or lets it go.
     fn fate(&self, host: &str, id: &str) -> String {
-        let look = [
-            "expire",
-            "--min-age",
-            "0s",
-            "--keep",
-            "1",
-            "--dry-run",
-            "--json",
-        ];
+        let look = keep_one(&["--dry-run", "--json"]);
         let run = self.sealed.on(host).args(look).run().success();
         let backups = run.json()["clusters"][0]["backups"].clone();
         let mut backups = backups.as_array().unwrap().iter();
@@ -235,7 +227,12 @@ fn forged_events_do_not_count_and_verify_finds_each() {
     // What is deleted takes what somebody forged about it along.
     let unpin = backed.genuine_end(first, "unpin", Some(&pin));
     assert!(!backed.fate("writer", first).contains("pinned"), "{unpin}");
-    backed.sealed.on("writer").args(EXPIRE).run().success();
+    backed
+        .sealed
+        .on("writer")
+        .args(expire_at_once())
+        .run()
+        .success();
     let events = backed.sealed.folder("events").join(first);
     assert!(!events.exists(), "{:?}", fs::read_dir(&events));
 }
@@ -303,17 +300,7 @@ fn copies_under_names_of_healed_ones_bring_nothing_back() {
 #[test]
 fn marks_and_claims_of_who_has_no_key_are_no_forgeries() {
     let backed = Backed::new();
-    let look = [
-        "expire",
-        "--min-age",
-        "0s",
-        "--keep",
-        "1",
-        "--grace",
-        "1h",
-        "--confirm",
-        "--quiet",
-    ];
+    let look = keep_one(&["--grace", "1h", "--confirm", "--quiet"]);
     backed.sealed.on("janitor").args(look).run().success();
     let marked = |host: &str| backed.fate(host, &backed.first).contains("waiting");
     assert!(marked("janitor"));

@@ -13,8 +13,8 @@ use pitr::sync::{Surroundings, Transfer};
 
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
 use crate::common::{
-    Cluster, EXPIRE, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, fault, paths_below, pin,
-    pitr, user, wait_until,
+    Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, expire_at_once, fault, keep_one,
+    paths_below, pin, pitr, user, wait_until,
 };
 
 /// A cluster that archives into two repositories, `local` and `second`.
@@ -262,7 +262,7 @@ fn what_the_receiving_side_expired_does_not_come_back() {
     let two = filled();
     let sync = || two.sync().args(["--to", "second"]);
     sync().run().success();
-    let expire = two.site.pitr().args(EXPIRE);
+    let expire = two.site.pitr().args(expire_at_once());
     expire.args(["--repository", "second"]).run().success();
     let kept = objects(&two.second);
     let run = sync().run().success();
@@ -281,15 +281,7 @@ fn what_the_receiving_side_expired_does_not_come_back() {
     same(two.site.repository(), &two.second);
     // What is marked here is not copied into a fresh one.
     std::fs::remove_dir_all(two.second.join("clusters")).unwrap();
-    let mark = [
-        "expire",
-        "--min-age",
-        "0s",
-        "--keep",
-        "1",
-        "--confirm",
-        "--quiet",
-    ];
+    let mark = keep_one(&["--confirm", "--quiet"]);
     let mark = two.site.pitr().args(mark);
     mark.args(["--repository", &two.first()]).run().success();
     let run = sync().run().success();

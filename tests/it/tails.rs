@@ -12,7 +12,9 @@ use pitr::repo::repository::Repository;
 use serde_json::Value;
 
 use crate::backup::{backup, extract, layout, root, store};
-use crate::common::{Cluster, PATIENCE, Run, Sandbox, Site, Still, Stop, user, wait_until};
+use crate::common::{
+    Cluster, PATIENCE, Run, Sandbox, Site, Still, Stop, keep_one, user, wait_until,
+};
 use crate::per_major;
 
 const MIB: u64 = 1 << 20;
@@ -186,7 +188,7 @@ fn f21_a_lost_primary_costs_nothing_that_was_streamed(major: u32) {
     let redo = log.lines().find(|l| l.contains("redo done at")).unwrap();
     assert!(redo.contains(at), "{redo} {at}");
 }
-per_major!(f21_a_lost_primary_costs_nothing_that_was_streamed);
+per_major!(f21_a_lost_primary_costs_nothing_that_was_streamed, v13 v17 v18);
 
 /// The last segment of a timeline whose server died is archived as a partial when its standby is promoted.
 fn h06_the_partial_of_an_old_timeline_leads_to_its_end(major: u32) {
@@ -246,7 +248,7 @@ fn h06_the_partial_of_an_old_timeline_leads_to_its_end(major: u32) {
     assert_eq!(commits.last().unwrap()["xid"], last_xid, "{shown:#}");
     site.pitr().arg("verify").run().success();
 }
-per_major!(h06_the_partial_of_an_old_timeline_leads_to_its_end);
+per_major!(h06_the_partial_of_an_old_timeline_leads_to_its_end, v14 v16 v18);
 
 /// A standby may have streamed more than the archive holds: what it has is never replaced by less, or its promotion would fail.
 fn f18_a_tail_never_replaces_what_a_standby_has_streamed(major: u32) {
@@ -492,16 +494,7 @@ fn f04_a_tail_is_the_end_only_where_nothing_follows() {
     fetch(open).success();
     assert_eq!(std::fs::read(asking.target()).unwrap(), own);
     // The janitor takes what it supersedes.
-    let expire = [
-        "expire",
-        "--min-age",
-        "0s",
-        "--keep",
-        "1",
-        "--grace",
-        "0",
-        "--confirm",
-    ];
+    let expire = keep_one(&["--grace", "0", "--confirm"]);
     // There is no backup, so no WAL goes, which is no success.
     site.pitr().args(expire).run().expect_code(6);
     let files = site.files();

@@ -284,7 +284,7 @@ fn l06_a_drill_that_archives_is_a_branch_until_somebody_decides(major: u32) {
     assert_eq!(lives.info()["timeline"], 2);
 }
 
-per_major!(l06_a_drill_that_archives_is_a_branch_until_somebody_decides);
+per_major!(l06_a_drill_that_archives_is_a_branch_until_somebody_decides, v13 v15 v18);
 
 fn l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed(major: u32) {
     let mut lives = Lives::new(major);

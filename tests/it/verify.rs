@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::common::{Cluster, Program, Run, Site, Stop};
+use crate::common::{Cluster, Program, Run, Site, Stop, keep_one};
 use crate::per_major;
 
 fn verify(site: &Site) -> Program {
@@ -126,7 +126,7 @@ fn a_sound_repository_of_a_real_server_verifies(major: u32) {
         "{found:?}"
     );
 }
-per_major!(a_sound_repository_of_a_real_server_verifies);
+per_major!(a_sound_repository_of_a_real_server_verifies, v13 v14 v18);
 
 /// The objects of all segments, in order.
 fn segments(site: &Site) -> Vec<PathBuf> {
@@ -280,7 +280,7 @@ fn damage_is_recorded_and_taken_back_when_it_is_gone() {
     verify(&site).privileged().run().expect_code(4);
     assert_eq!(events().len(), 1);
     site.pitr()
-        .args(["expire", "--min-age", "0s", "--keep", "1", "--dry-run"])
+        .args(keep_one(&["--dry-run"]))
         .privileged()
         .run()
         .expect_code(8);
@@ -288,7 +288,7 @@ fn damage_is_recorded_and_taken_back_when_it_is_gone() {
     verify(&site).privileged().run().success();
     assert_eq!(events().len(), 2);
     site.pitr()
-        .args(["expire", "--min-age", "0s", "--keep", "1", "--dry-run"])
+        .args(keep_one(&["--dry-run"]))
         .privileged()
         .run()
         .success();
@@ -327,10 +327,7 @@ fn of_several_repositories_each_is_reported() {
     drop(cluster);
     std::fs::remove_dir_all(site.repository()).unwrap();
     std::fs::remove_dir_all(site.sandbox().join("second")).unwrap();
-    for verb in [
-        &["verify"][..],
-        &["expire", "--min-age", "0s", "--keep", "1", "--confirm"],
-    ] {
+    for verb in [&["verify"][..], &keep_one(&["--confirm"])] {
         let run = site.pitr().args(verb).run();
         let first = run
             .stderr
@@ -491,15 +488,7 @@ fn c04_pages_that_were_damaged_when_the_backup_was_taken_are_named() {
     // It can still be restored, as what it is; and expire does not count it.
     assert_eq!(run.json()["clusters"][0]["backups"][0]["restorable"], true);
     site.pitr()
-        .args([
-            "expire",
-            "--min-age",
-            "0s",
-            "--keep",
-            "1",
-            "--dry-run",
-            "--json",
-        ])
+        .args(keep_one(&["--dry-run", "--json"]))
         .run()
         .expect_code(8)
         .expect_stdout(&id);

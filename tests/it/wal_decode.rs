@@ -848,4 +848,4 @@ fn segments_of_64_mib_decode_alike(major: u32) {
     assert_eq!(identity.major, control.major);
     assert_eq!(identity.segment_size.bytes(), 64 << 20);
 }
-per_major!(segments_of_64_mib_decode_alike);
+per_major!(segments_of_64_mib_decode_alike, v13 v16 v18);

@@ -244,7 +244,7 @@ fn refusals_name_the_remedy(major: u32) {
     let error = connect(&local, Session::Replication).err().unwrap();
     assert_eq!(error.code(), Code::Denied);
 }
-per_major!(refusals_name_the_remedy);
+per_major!(refusals_name_the_remedy, v14 v16 v18);
 
 #[test]
 fn every_password_method_works_where_it_is_safe() {
@@ -406,7 +406,7 @@ fn hosts_are_tried_until_one_is_of_the_kind_asked_for(major: u32) {
     );
     connect(&format!("{lonely}prefer-standby"), Session::Replication).unwrap();
 }
-per_major!(hosts_are_tried_until_one_is_of_the_kind_asked_for);
+per_major!(hosts_are_tried_until_one_is_of_the_kind_asked_for, v13 v15 v18);
 
 #[test]
 fn server_that_cannot_be_reached_is_named() {
@@ -662,7 +662,7 @@ fn c04_damaged_page_leaves_a_complete_backup_marked_as_damaged(major: u32) {
     assert_eq!(damaged(&bytes), [3, 5]);
     assert_eq!(damaged(&good), [0usize; 0]);
 }
-per_major!(c04_damaged_page_leaves_a_complete_backup_marked_as_damaged);
+per_major!(c04_damaged_page_leaves_a_complete_backup_marked_as_damaged, v13 v17 v18);
 
 #[test]
 fn backup_ends_with_an_error_when_the_server_ends_it() {

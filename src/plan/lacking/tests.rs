@@ -5,6 +5,7 @@ use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
 use crate::repo::event::{Event, Recorded, compact};
 use crate::repo::inventory::Timeline;
+use crate::repo::lives::{Life, Lives};
 
 const MIB: u64 = 1 << 20;
 
@@ -254,4 +255,36 @@ fn c13_two_backups_of_one_id_are_named_as_that() {
     for part in ["two backups have this id", "\"a\"", "\"b\"", "pitr backup"] {
         assert!(left.why.contains(part), "{}", left.why);
     }
+}
+
+/// Only where the other side has nothing behind the fork its resolution can come with the WAL.
+#[test]
+fn l13_nothing_is_copied_of_a_timeline_of_which_two_lives_are_followed() {
+    let life = |n: u64| Life {
+        event: format!("{n}-resolve-0"),
+        segment: SegmentNumber(n).name(TimelineId::FIRST, size()).unwrap(),
+        copy: "0123456789abcdef".into(),
+        time: TimestampTz(1),
+        reason: None,
+    };
+    let told = |survey: Survey, n: u64| Survey {
+        lives: Lives::default().with(life(n)),
+        ..survey
+    };
+    let from = || told(survey(&[3], &[(10, 100)]), 60);
+    for (to, is_parted) in [
+        (survey(&[1], &[(10, 60)]), true),
+        (survey(&[1], &[(10, 59)]), false),
+        (survey(&[], &[]), false),
+        (told(survey(&[1], &[(10, 70)]), 60), false),
+        (told(survey(&[1], &[(10, 70)]), 61), true),
+    ] {
+        let lacks = lacking(&from(), &to, true);
+        assert_eq!(!lacks.parted.is_empty(), is_parted, "{lacks:?}");
+        assert_eq!(lacks.segments.is_empty(), is_parted, "{lacks:?}");
+        assert_eq!(lacks.backups.is_empty(), is_parted, "{lacks:?}");
+    }
+    // The other way round: the side that is copied from was not told.
+    let lacks = lacking(&survey(&[3], &[(10, 100)]), &from(), true);
+    assert!(!lacks.parted.is_empty() && lacks.segments.is_empty());
 }

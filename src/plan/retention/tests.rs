@@ -708,6 +708,11 @@ fn increments_of_whole_segments_and_conflicts_go_with_their_segment() {
         (WalFileName::Segment(name(99)), key("c/99")),
         (WalFileName::History(tli(2)), key("c/h")),
     ];
+    survey.shadowed = vec![
+        (WalFileName::Segment(name(4)), key("s/4")),
+        (WalFileName::Partial(name(5)), key("s/5")),
+        (WalFileName::Segment(name(98)), key("s/98")),
+    ];
     survey.labels = vec![WalFileName::BackupHistory {
         segment: name(10),
         offset: 40,
@@ -721,7 +726,7 @@ fn increments_of_whole_segments_and_conflicts_go_with_their_segment() {
             _ => None,
         })
         .collect();
-    assert_eq!(objects, ["a/95", "c/3"]);
+    assert_eq!(objects, ["a/95", "c/3", "s/4", "s/5"]);
     assert!(
         plan.deletions
             .contains(&Deletion::WalFile(survey.labels[0]))

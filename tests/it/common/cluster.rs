@@ -4,6 +4,7 @@
 //! so that a data directory, and whatever is restored from its backups, holds nothing of the place where it ran.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt as _;
@@ -168,6 +169,7 @@ impl Builder {
             pgdata,
             port,
             options,
+            environment: BTreeMap::new(),
             server: None,
             _port_lock: port_lock,
             sandbox,
@@ -273,6 +275,7 @@ pub struct Cluster {
     pgdata: PathBuf,
     port: u16,
     options: BTreeMap<String, String>,
+    environment: BTreeMap<String, OsString>,
     server: Option<Server>,
     _port_lock: Lock,
     sandbox: Sandbox,
@@ -385,6 +388,7 @@ impl Cluster {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         let child = command
+            .envs(&self.environment)
             .current_dir(self.sandbox.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -579,6 +583,12 @@ impl Cluster {
             .env("PGPORT", self.port.to_string())
             .env("PGUSER", "postgres")
             .env("PGDATABASE", "postgres")
+    }
+
+    /// Sets the variables of the server's environment, from its next start on.
+    pub fn set_environment(&mut self, variables: &[(&str, &OsStr)]) {
+        let owned = |(name, value): &(&str, &OsStr)| ((*name).to_owned(), (*value).to_owned());
+        self.environment = variables.iter().map(owned).collect();
     }
 
     /// Writes a line to postgresql.auto.conf; it holds after [`reload`](Self::reload) or a restart.

@@ -170,9 +170,13 @@ pub fn inject(program: &Program, fault: &Fault) -> (Run, usize) {
 /// # Panics
 /// When it makes none of the calls.
 pub fn pause(program: &Program, calls: &str, meanwhile: impl FnOnce()) -> Run {
+    pause_at(program, &Fault::signal(calls, "SIGSTOP").at(1), meanwhile)
+}
+
+/// As [`pause`], at the call that a SIGSTOP is to hit.
+pub fn pause_at(program: &Program, fault: &Fault, meanwhile: impl FnOnce()) -> Run {
     let sandbox = Sandbox::new("strace");
     let log = sandbox.file("log", "");
-    let fault = Fault::signal(calls, "SIGSTOP").at(1);
     let mut prefix: Vec<String> = ["strace", "-D", "-f", "-qq", "-o"]
         .map(str::to_owned)
         .to_vec();
@@ -184,8 +188,9 @@ pub fn pause(program: &Program, calls: &str, meanwhile: impl FnOnce()) -> Run {
     wait_until(PATIENCE, "the program is stopped", || {
         assert!(
             !running.is_done(),
-            "{} makes none of {calls}",
-            program.shell()
+            "{} makes none of {}",
+            program.shell(),
+            fault.calls
         );
         let log = std::fs::read_to_string(&log).unwrap_or_default();
         log.contains("--- stopped by SIGSTOP ---")

@@ -167,18 +167,15 @@ pub fn wait_until(timeout: Duration, what: &str, mut done: impl FnMut() -> bool)
     }
 }
 
-/// The arguments of `pitr` that delete at once whatever the last backup does not need.
-pub const EXPIRE: [&str; 9] = [
-    "expire",
-    "--min-age",
-    "0s",
-    "--keep",
-    "1",
-    "--grace",
-    "0s",
-    "--confirm",
-    "--quiet",
-];
+/// Returns the arguments of `pitr expire` that keep one backup, whatever its age, and `more` of them.
+pub fn keep_one<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&["expire", "--min-age", "0s", "--keep", "1"], more].concat()
+}
+
+/// Returns the arguments of `pitr` that delete at once whatever the last backup does not need.
+pub fn expire_at_once() -> Vec<&'static str> {
+    keep_one(&["--grace", "0s", "--confirm", "--quiet"])
+}
 
 /// Runs what tries for `$PITR_FAULT_SECONDS` for one second, and for longer where the machine was too busy to come to what is expected in that
 /// time.

@@ -125,6 +125,9 @@ fn refused_copy(world: &World, server: usize) -> Option<(String, String)> {
         .iter()
         .filter_map(|c| {
             let name = c["name"].as_str()?.to_owned();
+            if c["is_followed"] == true || name.len() != 24 {
+                return None;
+            }
             let hash = blake3::hash(&std::fs::read(wal.join(&name)).ok()?);
             let is_own = c["hash"].as_str()? == hash.to_hex().as_str();
             is_own.then_some((name, c["copy"].as_str()?.to_owned()))

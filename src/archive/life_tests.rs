@@ -1,0 +1,347 @@
+//! What joins a segment to its neighbours, and what refuses it: two lives of one cluster, made by hand, one fact at a time.
+
+use std::path::{Path, PathBuf};
+
+use super::life;
+use super::push::{Content, Push, Pushed, Warnings, push, push_content};
+use crate::config::{self, Location};
+use crate::error::{Code, Result};
+use crate::pg::craft::Craft;
+use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::pg::version::Major;
+use crate::repo::container::{Codec, Container};
+use crate::repo::layout::ClusterLayout;
+use crate::repo::link::{Before, Link};
+use crate::repo::repository::{Registration, Repository};
+use crate::store::file::FileStore;
+
+const SEGMENT: usize = 1 << 20;
+
+/// Segments as a server has them in its pg_wal, counted from 1.
+struct Life {
+    data: PathBuf,
+    timeline: TimelineId,
+}
+
+/// An empty repository, and room for lives.
+struct Bench {
+    directory: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileStore::create(&directory.path().join("r"), 1).unwrap();
+        let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
+        let registration = Registration {
+            name: "main".to_owned(),
+            system_identifier: Craft::new(Major::V17).identity.system_identifier,
+            major: 17,
+            segment_size_bytes: SEGMENT as u64,
+            block_size_bytes: 8192,
+            wal_block_size_bytes: 8192,
+            first_seen: TimestampTz(0),
+            features: Vec::new(),
+            is_lost: false,
+        };
+        repository.register(&registration).unwrap();
+        Bench { directory }
+    }
+
+    /// The repository as a new process sees it.
+    fn repository(&self) -> Repository {
+        let path = self.directory.path().join("r");
+        crate::repo::open(&config::Repository::at(Location::File(path)), 9).unwrap()
+    }
+
+    fn layout(&self) -> ClusterLayout {
+        let identifier = Craft::new(Major::V17).identity.system_identifier;
+        ClusterLayout::new("main", identifier).unwrap()
+    }
+
+    /// Five segments of a life; those of two lives with other bytes end at the same positions.
+    fn life(&self, name: &str, byte: u8) -> Life {
+        self.crafted(name, Craft::new(Major::V17), byte)
+    }
+
+    fn crafted(&self, name: &str, mut craft: Craft, byte: u8) -> Life {
+        for _ in 0..5 {
+            craft.main(0, 0x20, 0, &[byte; 40]);
+            craft.switch();
+        }
+        let life = Life {
+            data: self.directory.path().join(name),
+            timeline: TimelineId::FIRST,
+        };
+        std::fs::create_dir_all(life.data.join("pg_wal")).unwrap();
+        for (n, bytes) in craft.bytes.chunks_exact(SEGMENT).enumerate() {
+            std::fs::write(life.path(n as u64 + 1), bytes).unwrap();
+        }
+        life
+    }
+
+    fn link(&self, life: &Life, number: u64) -> Link {
+        Link::read(&self.container(life, number)).unwrap()
+    }
+
+    fn container(&self, life: &Life, number: u64) -> Container {
+        let key = self.layout().segment(life.name(number));
+        let repository = self.repository();
+        Container::open(repository.store().open(&key).unwrap().unwrap()).unwrap()
+    }
+}
+
+impl Life {
+    fn name(&self, number: u64) -> SegmentName {
+        let size = SegmentSize::new(SEGMENT as u64).unwrap();
+        crate::pg::segment::SegmentNumber(number)
+            .name(self.timeline, size)
+            .unwrap()
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.data.join("pg_wal").join(self.name(number).to_string())
+    }
+
+    fn what<'a>(&self, repository: &'a Repository, path: &'a Path, number: u64) -> Push<'a> {
+        Push {
+            repository,
+            cluster: "main",
+            path,
+            name: WalFileName::Segment(self.name(number)),
+            codec: Codec::Lz4,
+            beside_others: true,
+            known: None,
+        }
+    }
+
+    fn push(&self, repository: &Repository, number: u64) -> Result<(Pushed, Warnings)> {
+        let path = self.path(number);
+        push(&self.what(repository, &path, number))
+    }
+}
+
+fn refused(pushed: Result<(Pushed, Warnings)>) {
+    let error = pushed.err().unwrap();
+    assert_eq!(error.code(), Code::Conflict, "{error}");
+    assert!(error.to_string().contains("another server wrote it"));
+}
+
+#[test]
+fn a_segment_is_refused_behind_one_of_another_life_in_one_process_and_in_the_next() {
+    let bench = Bench::new();
+    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    let repository = bench.repository();
+    one.push(&repository, 1).unwrap();
+    refused(other.push(&repository, 2));
+    refused(other.push(&bench.repository(), 2));
+    // Nothing was kept of it, and the first life goes on.
+    let (_, warnings) = one.push(&repository, 2).unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    one.push(&bench.repository(), 3).unwrap();
+    assert!(matches!(bench.link(&one, 3).before, Before::Known(..)));
+}
+
+#[test]
+fn a_file_that_has_rotted_on_the_server_tells_of_no_other_life() {
+    for is_in_memory in [true, false] {
+        let bench = Bench::new();
+        let one = bench.life("one", 1);
+        let repository = bench.repository();
+        one.push(&repository, 1).unwrap();
+        let mut bytes = std::fs::read(one.path(1)).unwrap();
+        bytes[60] ^= 1;
+        std::fs::write(one.path(1), bytes).unwrap();
+        let repository = match is_in_memory {
+            true => repository,
+            false => bench.repository(),
+        };
+        one.push(&repository, 2).unwrap();
+    }
+}
+
+#[test]
+fn a_hole_before_a_segment_is_warned_of_unless_that_segment_is_on_its_way() {
+    let bench = Bench::new();
+    let one = bench.life("one", 1);
+    let repository = bench.repository();
+    // The first that is archived has nothing before it.
+    assert!(one.push(&repository, 2).unwrap().1.is_empty());
+    let key = bench.layout().segment(one.name(3));
+    let flight = repository.begin_flight(key);
+    assert!(one.push(&repository, 4).unwrap().1.is_empty());
+    drop(flight);
+    std::fs::remove_file(
+        bench
+            .directory
+            .path()
+            .join("r")
+            .join(bench.layout().segment(one.name(4)).as_str()),
+    )
+    .unwrap();
+    let (_, warnings) = one.push(&bench.repository(), 4).unwrap();
+    let hole = format!("lacks segment \"{}\"", one.name(3));
+    assert!(
+        warnings.len() == 1 && warnings[0].contains(&hole),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn a_segment_of_another_life_behind_is_warned_of() {
+    let bench = Bench::new();
+    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    other.push(&bench.repository(), 2).unwrap();
+    let (_, warnings) = one.push(&bench.repository(), 1).unwrap();
+    let warned = warnings
+        .iter()
+        .any(|w| w.contains("recovery ends between them"));
+    assert!(warned, "{warnings:?}");
+    // Its own successor is nothing to warn of.
+    let bench = Bench::new();
+    let one = bench.life("one", 1);
+    one.push(&bench.repository(), 2).unwrap();
+    assert!(one.push(&bench.repository(), 1).unwrap().1.is_empty());
+}
+
+#[test]
+fn a_neighbour_of_another_cluster_or_another_size_is_not_at_hand() {
+    for is_other_cluster in [true, false] {
+        let bench = Bench::new();
+        let one = bench.life("one", 1);
+        let bytes = match is_other_cluster {
+            true => {
+                let mut craft = Craft::new(Major::V17);
+                craft.identity.system_identifier += 1;
+                let stranger = bench.crafted("stranger", craft, 1);
+                std::fs::read(stranger.path(1)).unwrap()
+            }
+            false => std::fs::read(one.path(1)).unwrap()[..SEGMENT / 2].to_vec(),
+        };
+        std::fs::write(one.path(1), bytes).unwrap();
+        one.push(&bench.repository(), 2).unwrap();
+        assert_eq!(bench.link(&one, 2).before, Before::Unknown);
+    }
+}
+
+/// A segment whose predecessor is recycled while it is read.
+struct Recycled {
+    bytes: Vec<u8>,
+    at: usize,
+    before: Vec<u8>,
+    looked: std::cell::Cell<u32>,
+}
+
+impl Content for Recycled {
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let rest = &self.bytes[self.at..];
+        let n = rest.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&rest[..n]);
+        self.at += n;
+        Ok(n)
+    }
+
+    fn rewind(&mut self) -> Result<()> {
+        self.at = 0;
+        Ok(())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let offset = usize::try_from(offset).unwrap();
+        buffer.copy_from_slice(&self.bytes[offset..offset + buffer.len()]);
+        Ok(())
+    }
+
+    fn read_other(&self, _: SegmentName, buffer: &mut [u8], offset: u64) -> Result<bool> {
+        self.looked.set(self.looked.get() + 1);
+        let offset = usize::try_from(offset).unwrap();
+        buffer.copy_from_slice(&self.before[offset..offset + buffer.len()]);
+        if self.looked.get() > 2 {
+            // From now on it is a file to come, under another address.
+            buffer.fill(0);
+        }
+        Ok(true)
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_neighbour_that_is_recycled_while_it_is_read_is_not_at_hand() {
+    let bench = Bench::new();
+    let one = bench.life("one", 1);
+    let content = Recycled {
+        bytes: std::fs::read(one.path(2)).unwrap(),
+        at: 0,
+        before: std::fs::read(one.path(1)).unwrap(),
+        looked: std::cell::Cell::new(0),
+    };
+    let (repository, path) = (bench.repository(), one.path(2));
+    push_content(&one.what(&repository, &path, 2), content).unwrap();
+    assert_eq!(bench.link(&one, 2).before, Before::Unknown);
+}
+
+#[test]
+fn without_a_history_the_first_page_tells_the_timeline_of_the_segment_before() {
+    let bench = Bench::new();
+    let mut craft = Craft::new(Major::V17);
+    craft.main(0, 0x20, 0, &[1; 40]);
+    craft.switch();
+    // The second segment begins on timeline 1, and is left for timeline 2 on its second page.
+    craft.leave(0);
+    craft.timeline = TimelineId::new(2).unwrap();
+    let mut one = bench.crafted("one", craft, 1);
+    let before = one.path(1);
+    let second = one.path(2);
+    one.timeline = TimelineId::new(2).unwrap();
+    std::fs::copy(second, one.path(2)).unwrap();
+    assert!(before.exists());
+    one.push(&bench.repository(), 2).unwrap();
+    let Before::Known(timeline, _) = bench.link(&one, 2).before else {
+        panic!("it is at hand");
+    };
+    assert_eq!(timeline, TimelineId::FIRST);
+}
+
+#[test]
+fn a_fetched_segment_has_to_continue_the_one_that_the_server_has() {
+    let bench = Bench::new();
+    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    let repository = bench.repository();
+    one.push(&repository, 1).unwrap();
+    one.push(&repository, 2).unwrap();
+    let check = |life: &Life| {
+        let target = life.data.join("pg_wal/RECOVERYXLOG");
+        life::check_fetched(&target, &bench.container(&one, 2), one.name(2))
+    };
+    check(&one).unwrap();
+    assert_eq!(check(&other).unwrap_err().code(), Code::Gap);
+    std::fs::remove_file(other.path(1)).unwrap();
+    check(&other).unwrap();
+}
+
+#[test]
+fn a_copied_segment_has_to_continue_the_stored_one_before_it() {
+    let bench = Bench::new();
+    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    other.push(&bench.repository(), 2).unwrap();
+    one.push(&bench.repository(), 1).unwrap();
+    let check = |repository: &Repository, number| {
+        let stored = bench.container(&one, number);
+        life::check_copied(repository, &bench.layout(), &stored, one.name(number))
+    };
+    let fresh = bench.repository();
+    assert_eq!(check(&fresh, 2).unwrap_err().code(), Code::Gap);
+    // Also by the mark of the copy before, which this process has just made.
+    let used = bench.repository();
+    check(&used, 1).unwrap();
+    assert_eq!(check(&used, 2).unwrap_err().code(), Code::Gap);
+}

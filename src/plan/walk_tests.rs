@@ -1,0 +1,328 @@
+//! What ends a stretch of WAL, and what does not: one thing at a time is changed in segments of the model.
+
+use super::cluster::{Activity, LastCommit, Side, Tree, Verdict, decide};
+use super::gap::{Path, Stretch, StretchEnd};
+use super::model::{World, tli};
+use crate::error::Result;
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentNumber};
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::{History, TimelineId};
+use crate::repo::decision::Decisions;
+use crate::repo::facts::{Crossing, Entry, EntryKind, Facts, NamedPoint, Wal};
+use crate::repo::index::flag;
+use crate::repo::inventory::Inventory;
+use crate::repo::link::Brief;
+use crate::repo::wal_proof::RawHash;
+
+type Change<'a> = &'a dyn Fn(u64, &mut Facts);
+
+/// A world whose indexes say something else; the change is told the segment's number.
+struct Changed<'a>(&'a World, Change<'a>);
+
+impl Wal for Changed<'_> {
+    fn facts(&self, name: SegmentName) -> Result<Facts> {
+        let mut facts = self.0.facts(name)?;
+        (self.1)(name.number(self.0.size)?.0, &mut facts);
+        Ok(facts)
+    }
+
+    fn crossing(&self, name: SegmentName, next: Option<SegmentName>) -> Result<Crossing> {
+        self.0.crossing(name, next)
+    }
+
+    fn may_end(&self, name: SegmentName, xid: u32) -> Result<bool> {
+        self.0.may_end(name, xid)
+    }
+
+    fn restore_points(&self, name: SegmentName) -> Result<Option<Vec<NamedPoint>>> {
+        self.0.restore_points(name)
+    }
+
+    fn scan(
+        &self,
+        name: SegmentName,
+        next: &dyn Fn(SegmentName) -> Option<SegmentName>,
+        visit: &mut dyn FnMut(&Entry),
+    ) -> Result<()> {
+        self.0.scan(name, next, visit)
+    }
+
+    fn has_hash(&self, name: SegmentName, hash: RawHash) -> Result<bool> {
+        self.0.has_hash(name, hash)
+    }
+
+    fn has_prefix(&self, name: SegmentName, length_bytes: u64, hash: RawHash) -> Result<bool> {
+        self.0.has_prefix(name, length_bytes, hash)
+    }
+}
+
+/// Timeline 1 with five whole segments from the first on; a record reaches from the third into the fourth.
+fn five() -> World {
+    let mut w = World::new();
+    for number in 1..=5_u64 {
+        w.commit(tli(1), true);
+        w.commit(tli(1), true);
+        let left = (number + 1) * w.size.bytes() - w.end(tli(1)).0;
+        match number {
+            3 => drop(w.write(tli(1), EntryKind::Other, left + 1000)),
+            _ => drop(w.switch(tli(1))),
+        }
+    }
+    w.archive_all();
+    w
+}
+
+fn stretch_in(w: &World, inventory: &Inventory, change: Change<'_>) -> Stretch {
+    let wal = Changed(w, change);
+    let path = Path::new(inventory, &wal, w.histories[&tli(1)].clone());
+    let stretch = path.stretch_from(SegmentNumber(1)).unwrap();
+    Stretch::clone(&stretch)
+}
+
+fn stretch(w: &World, change: Change<'_>) -> Stretch {
+    stretch_in(w, &w.inventory(), change)
+}
+
+/// Requires that the stretch ends before segment `number`, for a reason that contains `part`.
+fn broken(w: &World, number: u64, part: &str, change: Change<'_>) {
+    let stretch = stretch(w, change);
+    let StretchEnd::Broken { at, why } = &stretch.end else {
+        panic!("{part}: {:?}", stretch.end);
+    };
+    assert_eq!(at.number(w.size).unwrap().0, number, "{part}");
+    assert!(why.contains(part), "{why}");
+    assert_eq!(stretch.final_segment(), Some(SegmentNumber(number - 1)));
+}
+
+fn whole(w: &World, change: Change<'_>) {
+    let stretch = stretch(w, change);
+    assert_eq!(stretch.end, StretchEnd::EndOfWal);
+    assert_eq!(stretch.final_segment(), Some(SegmentNumber(5)));
+}
+
+/// The link of segment `number` in a life whose marks are the segments' numbers.
+fn link(number: u64) -> Brief {
+    Brief {
+        own: number,
+        before: number - 1,
+        timeline: 1,
+        is_first: false,
+    }
+}
+
+#[test]
+fn a_segment_continues_the_record_before_it_and_names_it() {
+    let w = five();
+    whole(&w, &|_, _| {});
+    broken(&w, 5, "names 0/30 as the record before it", &|n, f| {
+        if n == 5 {
+            f.first_prev = Lsn(0x30);
+        }
+    });
+    broken(&w, 4, "it continues a record by", &|n, f| {
+        if n == 4 {
+            f.head_remaining += 8;
+        }
+    });
+    broken(
+        &w,
+        4,
+        "does not continue the record that reaches",
+        &|n, f| {
+            if n == 4 {
+                (f.head_remaining, f.head_length) = (0, 0);
+            }
+        },
+    );
+}
+
+#[test]
+fn an_abandoned_record_counts_neither_as_missing_nor_as_the_one_before() {
+    let w = five();
+    let third = SegmentNumber(3).name(tli(1), w.size).unwrap();
+    let last_complete = w.facts(third).unwrap().last_complete;
+    let overwritten = u16::try_from(flag::OVERWRITTEN).unwrap();
+    whole(&w, &|n, f| {
+        if n == 4 {
+            (f.head_remaining, f.head_length) = (0, 0);
+            f.flags |= overwritten;
+            f.first_prev = last_complete;
+        }
+    });
+}
+
+#[test]
+fn only_segments_of_one_life_are_joined() {
+    let w = five();
+    let linked = |n: u64, f: &mut Facts| f.link = link(n);
+    whole(&w, &linked);
+    // Segments without links are joined by their records alone.
+    whole(&w, &|n, f| {
+        if n != 3 {
+            linked(n, f);
+        }
+    });
+    broken(&w, 3, "another server wrote it", &|n, f| {
+        linked(n, f);
+        if n == 3 {
+            f.link.before = 99;
+        }
+    });
+    broken(&w, 3, "pg_resetwal wrote it", &|n, f| {
+        linked(n, f);
+        f.link.is_first = n == 3;
+    });
+}
+
+#[test]
+fn what_a_segment_says_of_itself_ends_a_stretch() {
+    let w = five();
+    let name = |n| SegmentNumber(n).name(tli(1), w.size).unwrap();
+    let end = stretch(&w, &|n, f| {
+        if n == 4 {
+            f.start_lsn = Lsn(0);
+        }
+    })
+    .end;
+    let why = "it holds another segment".to_owned();
+    assert_eq!(end, StretchEnd::Damaged { at: name(4), why });
+    let minimal = u16::try_from(flag::MINIMAL).unwrap();
+    let level = |n: u64, f: &mut Facts| {
+        if n == 3 {
+            f.flags |= minimal;
+        }
+    };
+    let mut inventory = w.inventory();
+    let end = stretch_in(&w, &inventory, &level).end;
+    assert_eq!(end, StretchEnd::Minimal { at: name(3) });
+    // PostgreSQL 13 only warns.
+    inventory.major = 13;
+    let end = stretch_in(&w, &inventory, &level).end;
+    assert_eq!(end, StretchEnd::EndOfWal);
+}
+
+#[test]
+fn a_segment_that_a_check_found_damaged_is_read_before_it_counts() {
+    let mut w = five();
+    let name = SegmentNumber(3).name(tli(1), w.size).unwrap();
+    let mut inventory = w.inventory();
+    inventory.suspects.insert(name);
+    let sound = stretch_in(&w, &inventory, &|_, _| {});
+    assert_eq!(sound.end, StretchEnd::EndOfWal);
+    w.bad_body.insert(name);
+    let found = stretch_in(&w, &inventory, &|_, _| {});
+    let StretchEnd::Damaged { at, .. } = found.end else {
+        panic!("{:?}", found.end);
+    };
+    assert_eq!(at, name);
+}
+
+/// Timeline 2 leaves timeline 1 behind so many commits of its third segment, where both go on.
+fn forked(behind: usize) -> World {
+    let mut w = five();
+    let of_third = |r: &super::model::Rec| r.entry.start.0 / (1 << 20) == 3;
+    let at = w.records[&tli(1)].iter().position(of_third).unwrap();
+    w.branch(tli(1), at + behind - 1);
+    w.commit(tli(2), true);
+    w.switch(tli(2));
+    w.commit(tli(2), true);
+    w.switch(tli(2));
+    w.archive_all();
+    w
+}
+
+#[test]
+fn behind_its_switch_point_a_parent_leads_nowhere() {
+    let mut w = forked(1);
+    let name = |n| SegmentNumber(n).name(tli(2), w.size).unwrap();
+    let (third, fourth) = (name(3), name(4));
+    w.archived.remove(&third);
+    w.archived.remove(&fourth);
+    let history = w.histories[&tli(2)].clone();
+    let switch = history.switch_point(tli(1)).unwrap();
+    let inventory = w.inventory();
+    let path = Path::new(&inventory, &w, history);
+    let stretch = path.stretch_from(SegmentNumber(1)).unwrap();
+    assert_eq!(stretch.limit, Some(switch));
+    assert_eq!(stretch.final_segment(), Some(SegmentNumber(3)));
+    assert!(stretch.reach() <= switch);
+    let mut shown = Vec::new();
+    path.scan(&stretch, SegmentNumber(3), &mut |e| shown.push(e.end))
+        .unwrap();
+    assert!(shown.iter().all(|end| *end <= switch), "{shown:?}");
+    let in_parent = SegmentNumber(3).name(tli(1), w.size).unwrap();
+    assert_eq!((shown.len(), w.in_file(in_parent).len()), (1, 3));
+    let behind = path.stretch_from(SegmentNumber(4)).unwrap();
+    assert_eq!(behind.pieces, []);
+}
+
+#[test]
+fn commits_before_a_fork_are_no_life_of_their_own() {
+    let w = forked(2);
+    let fork = w.histories[&tli(2)].parent().unwrap().1;
+    let mut inventory = w.inventory();
+    let held = inventory.timelines.get_mut(&tli(1)).unwrap();
+    held.segments = crate::repo::facts::Runs::from_numbers(vec![1, 2, 3]);
+    let side = Side {
+        inventory: &inventory,
+        wal: &w,
+    };
+    assert_eq!(side.last_commit(tli(1), fork).unwrap(), LastCommit::None);
+    let LastCommit::At(_) = side.last_commit(tli(1), Lsn(0)).unwrap() else {
+        panic!("it has commits before");
+    };
+}
+
+#[test]
+fn a_timeline_began_when_its_history_was_stored_if_its_first_commit_is_later() {
+    let w = forked(2);
+    let fork = w.histories[&tli(2)].parent().unwrap().1;
+    let mut inventory = w.inventory();
+    let begun = |inventory: &Inventory| {
+        let side = Side { inventory, wal: &w };
+        (&[side][..]).begun(tli(2), fork).unwrap()
+    };
+    let first = begun(&inventory).unwrap();
+    let stored = TimestampTz(first.0 - 5_000_000);
+    let held = inventory.timelines.get_mut(&tli(2)).unwrap();
+    held.history_stored = Some(stored);
+    // Stores tell whole seconds, rounded down.
+    assert_eq!(begun(&inventory), Some(TimestampTz(first.0 - 4_000_000)));
+    let held = inventory.timelines.get_mut(&tli(2)).unwrap();
+    held.history_stored = Some(TimestampTz(first.0 + 5_000_000));
+    assert_eq!(begun(&inventory), Some(first));
+}
+
+/// Timelines that began at 10, and whose last commit has a fixed answer.
+struct Fixed(LastCommit);
+
+impl Activity for Fixed {
+    fn begun(&self, _: TimelineId, _: Lsn) -> Result<Option<TimestampTz>> {
+        Ok(Some(TimestampTz(10)))
+    }
+
+    fn last_behind(&self, _: TimelineId, _: Lsn, _: TimestampTz) -> Result<LastCommit> {
+        Ok(self.0.clone())
+    }
+}
+
+#[test]
+fn a_timeline_whose_wal_cannot_be_read_may_go_on_beside_the_newest() {
+    let mut tree = Tree::default();
+    let root = History::root(tli(1));
+    tree.insert(tli(1), Some(root.clone()));
+    tree.insert(tli(2), Some(root.child(tli(2), Lsn(100), b"x")));
+    let decided = |last: LastCommit| {
+        let cluster = decide(&tree, &Decisions::default(), &Fixed(last)).unwrap();
+        match cluster.verdict {
+            Verdict::Decided { timeline, .. } => Some(timeline),
+            Verdict::Undecided { .. } => None,
+        }
+    };
+    assert_eq!(decided(LastCommit::Unknown("damaged".into())), None);
+    assert_eq!(decided(LastCommit::None), Some(tli(2)));
+    // What both may have at the very moment of the fork is no going on.
+    assert_eq!(decided(LastCommit::At(TimestampTz(10))), Some(tli(2)));
+    assert_eq!(decided(LastCommit::At(TimestampTz(11))), None);
+}
