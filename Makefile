@@ -9,7 +9,7 @@ SHELL := /bin/bash
 export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-s3 test corruption test-moto test-localstack oracle sweep soak soak-short check fuzz bench
+.PHONY: help build demo demo-s3 test corruption test-moto test-localstack oracle sweep soak soak-short lives check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -60,6 +60,13 @@ soak-short: ## the same, 50 rounds
 	scripts/get-tools test
 	scripts/get-postgres
 	SOAK_ROUNDS=$${SOAK_ROUNDS:-50} SOAK_SEED=$${SOAK_SEED:-$$RANDOM} $(CARGO) test --test it -- soak:: --nocapture
+
+# What has passed stands in LIVES_PROGRESS: broken off, it goes on there. Remove the file to begin anew.
+lives: ## 2 000 random histories of two to four lives of one cluster; every backup is of one life, and nothing that is called safe is lost
+	scripts/get-tools test
+	scripts/get-postgres
+	LIVES_HISTORIES=$${LIVES_HISTORIES:-2000} LIVES_PROGRESS=$${LIVES_PROGRESS:-$(CURDIR)/target/lives/progress} \
+	$(CARGO) test --test it -- lives::histories:: --nocapture
 
 # Our own code is optimised for it: without, a case takes ten times as long and more.
 corruption: ## 100 000 times one object of a repository, plain or encrypted, is changed; every change is found, and no wrong byte is read

@@ -14,7 +14,8 @@ use crate::pg::segment::SegmentName;
 use crate::repo::backup::BackupRoot;
 use crate::repo::container::Container;
 use crate::repo::increment::OpenSegment;
-use crate::repo::layout::{BackupId, PartName};
+use crate::repo::layout::{BackupId, ClusterLayout, PartName};
+use crate::repo::lives::Lives;
 use crate::repo::stored_wal;
 use crate::repo::wal_proof::{WalProof, foreign};
 use crate::snapshot::filekey::FileKey;
@@ -78,28 +79,53 @@ fn check_wal_proof(work: &Work<'_>, root: &BackupRoot) -> Result<()> {
         work.unproven.fetch_add(1, Ordering::Relaxed);
         return Ok(());
     };
-    let compared = match proof.disagreement(work.store, &work.layout)? {
-        Some(name) => Some(name),
-        None => foreign_tail(work, root, proof)?,
+    let Some(name) = foreign_segment(work, &work.layout, root, proof)? else {
+        return Ok(());
     };
-    let in_life = |name: &SegmentName| work.layout.lives().of(*name).is_some();
-    if let Some(name) = compared.filter(in_life) {
+    if is_of_a_life_that_was_left(work, root, proof)? {
         work.warn(format!(
-            "backup \"{}\" was taken in a life of the timeline that is not followed from segment \"{name}\" on: --as-stored leads there",
+            "backup \"{}\" belongs to a life of its timeline that is not followed any more (pitr wal conflicts): with --as-stored it is restored",
             root.id
         ));
         work.found().elsewhere.push(root.id.clone());
-    } else if let Some(name) = compared {
-        let key = work.layout.segment(name);
-        let about = About::Backup(root.id.clone());
-        work.find(FindingKind::Damaged, key.as_str(), foreign(name), about);
+        return Ok(());
     }
+    let key = work.layout.segment(name);
+    let about = About::Backup(root.id.clone());
+    work.find(FindingKind::Damaged, key.as_str(), foreign(name), about);
     Ok(())
+}
+
+/// Whether a backup is whole with the segments that were archived first. Damage would be recorded, and keep it from being restored there, too.
+fn is_of_a_life_that_was_left(
+    work: &Work<'_>,
+    root: &BackupRoot,
+    proof: &WalProof,
+) -> Result<bool> {
+    if work.layout.lives().is_empty() {
+        return Ok(false);
+    }
+    let stored = work.layout.clone().with_lives(Lives::default());
+    Ok(foreign_segment(work, &stored, root, proof)?.is_none())
+}
+
+/// The first segment that is not what was proven, in the homes of a layout.
+fn foreign_segment(
+    work: &Work<'_>,
+    layout: &ClusterLayout,
+    root: &BackupRoot,
+    proof: &WalProof,
+) -> Result<Option<SegmentName>> {
+    match proof.disagreement(work.store, layout)? {
+        Some(name) => Ok(Some(name)),
+        None => foreign_tail(work, layout, root, proof),
+    }
 }
 
 /// The last segment, if it begins with other bytes than the proof says. Its whole hash is not known where it was stored later.
 fn foreign_tail(
     work: &Work<'_>,
+    layout: &ClusterLayout,
     root: &BackupRoot,
     proof: &WalProof,
 ) -> Result<Option<SegmentName>> {
@@ -113,7 +139,7 @@ fn foreign_tail(
     };
     let repository = work.what.repository;
     // What is damaged or cannot be read is found where the WAL is checked.
-    let is_own = stored_wal::has_prefix(repository, &work.layout, &segment, (length_bytes, hash))?;
+    let is_own = stored_wal::has_prefix(repository, layout, &segment, (length_bytes, hash))?;
     Ok((!is_own).then_some(name))
 }
 

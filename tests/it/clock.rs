@@ -63,7 +63,7 @@ __attribute__((destructor)) static void done(void) {
 "#;
 
 /// A clock that a test moves.
-struct Clock {
+pub struct Clock {
     shim: PathBuf,
     log: PathBuf,
     sandbox: Sandbox,
@@ -76,7 +76,7 @@ struct Seen {
 }
 
 impl Clock {
-    fn new() -> Clock {
+    pub fn new() -> Clock {
         let sandbox = Sandbox::new("clock");
         let source = sandbox.file("clock.c", SHIM);
         let shim = sandbox.join("clock.so");
@@ -97,7 +97,7 @@ impl Clock {
     }
 
     /// The program with a clock that is off by this much.
-    fn off(&self, program: &Program, seconds: i64) -> Program {
+    pub fn off(&self, program: &Program, seconds: i64) -> Program {
         program
             .clone()
             .env("LD_PRELOAD", &self.shim)

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 mod histories;
 
+use crate::clock::Clock;
 use crate::common::{
-    Cluster, PATIENCE, Run, Sandbox, Site, Stop, copy_tree, paths_below, pitr, pitr_archive, user,
-    wait_until,
+    Cluster, PATIENCE, Run, Sandbox, Site, Stop, copy_tree, expire_at_once, paths_below, pitr,
+    pitr_archive, user, wait_until,
 };
 use crate::per_major;
+use crate::resolve::{backups, conflicts, restored};
 use crate::ship::spool_of;
 use crate::timeline::with_journal;
 
@@ -426,3 +428,76 @@ fn l13_wal_that_does_not_continue_what_is_stored_is_not_copied(major: u32) {
     assert_eq!(found, "before 100, prod 200", "{run}");
 }
 per_major!(l13_wal_that_does_not_continue_what_is_stored_is_not_copied, v13 v18);
+
+/// Row L15: the clone's host is four minutes ahead and production's as much behind, so that by time all of the clone is newer. Positions, links and
+/// the decision say whose backup is taken, and what expire keeps.
+fn l15_a_life_whose_clock_is_ahead_is_not_taken_for_the_newer_one(major: u32) {
+    let clock = Clock::new();
+    let mut two = lives(major);
+    let (ahead, behind) = (240, -240);
+    let at = |two: &Lives, cluster: &Cluster, seconds: i64, args: &[&str]| {
+        let conninfo = cluster.conninfo("postgres");
+        let program = two.site.pitr().args(args);
+        let program = program.env("PITR_CLUSTERS_MAIN_CONNINFO", conninfo);
+        clock.off(&program, seconds).run()
+    };
+    two.production.start();
+    at(&two, &two.production, behind, &["backup"]).success();
+    two.production.stop(Stop::Fast);
+    two.copy_again();
+    two.clone.start();
+    write(&two.clone, "fake");
+    two.clone.archive_now();
+    at(&two, &two.clone, ahead, &["backup"]).success();
+    two.clone.stop(Stop::Fast);
+    let clones = backups(&two.site).pop().unwrap();
+    two.production.start();
+    write(&two.production, "prod");
+    two.production.switch_wal();
+    two.production
+        .wait_log("already archived with other content");
+    let copy = conflicts(&two.site)["conflicts"][0].clone();
+    let (name, copy) = (
+        copy["name"].as_str().unwrap(),
+        copy["copy"].as_str().unwrap(),
+    );
+    let resolve = ["wal", "resolve", name, "--keep", copy, "--confirm"];
+    at(&two, &two.production, behind, &resolve).success();
+    two.production.archive_now();
+    let taken = at(&two, &two.production, behind, &["backup", "--json"]);
+    let own = taken.success().json()["id"].as_str().unwrap().to_owned();
+    assert!(own < clones, "by time the clone's is newer");
+    write(&two.production, "prod");
+    two.production.archive_now();
+
+    let site = &two.site;
+    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    assert_eq!(plan["backup"]["id"], *own, "{plan}");
+    assert_eq!(restored(site, major, "end", &[]), "before 100, prod 200");
+    let stored = ["--as-stored", "--backup", &clones];
+    assert_eq!(
+        restored(site, major, "clones", &stored),
+        "before 100, fake 100"
+    );
+    // A decision of a clock behind ends one of a clock ahead.
+    let event = conflicts(site)["resolutions"][0]["event"].clone();
+    let undo = [
+        "wal",
+        "resolve",
+        "--undo",
+        event.as_str().unwrap(),
+        "--confirm",
+    ];
+    at(&two, &two.production, ahead, &undo).success();
+    assert_eq!(conflicts(site)["resolutions"], serde_json::json!([]));
+    at(&two, &two.production, behind, &resolve).success();
+    let standing = conflicts(site)["resolutions"].as_array().unwrap().len();
+    assert_eq!(standing, 1, "the last decision counts");
+    assert_eq!(restored(site, major, "again", &[]), "before 100, prod 200");
+    // The newest that is kept is production's.
+    site.pitr().args(expire_at_once()).run().success();
+    site.pitr().args(["verify"]).run().success();
+    assert!(backups(site).contains(&own));
+    assert_eq!(restored(site, major, "kept", &[]), "before 100, prod 200");
+}
+per_major!(l15_a_life_whose_clock_is_ahead_is_not_taken_for_the_newer_one, v13 v17);

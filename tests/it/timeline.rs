@@ -1,4 +1,4 @@
-//! Lives of one cluster side by side: which timeline is the cluster, who is told, and how it is decided (findings A5 to A7; rows L06, L08, L14).
+//! Lives of one cluster side by side: which timeline is the cluster, who is told, and how it is decided (findings A5 to A7; rows L06, L08, L09, L14).
 
 use std::path::{Path, PathBuf};
 
@@ -509,4 +509,93 @@ fn a_decision_reaches_every_repository_and_is_synced_to_those_that_were_away() {
     let run = abandon().success();
     assert_eq!(run.json()["recorded_in"].as_array().unwrap().len(), 2);
     assert_eq!(two.site.files(), files, "nothing is said twice");
+}
+
+/// Row L09: two standbys were promoted from one segment of a primary that went on. The old primary is rewound to the second one, follows it, and is
+/// promoted again; what it had written alone can still be restored.
+fn l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable(major: u32) {
+    let mut lives = Lives::new(major);
+    let standby = || {
+        let restore = lives.site.restore().args(["%f", "%p"]).shell();
+        Cluster::builder(major)
+            .standby_of(&lives.origin)
+            .without_fsync()
+            .option("restore_command", restore)
+            .start()
+    };
+    let (mut first, second) = (standby(), standby());
+    insert(&lives.origin, "origin", 3);
+    let end = lives.origin.insert_lsn();
+    for standby in [&first, &second] {
+        follows(standby, &end);
+    }
+    // The second promotion within one segment takes another number, for the first one's history is archived.
+    first.promote();
+    wait_until(PATIENCE, "the first promotion is known", || {
+        lives.site.object("00000002.history").exists()
+    });
+    second.promote();
+    for (who, server) in [("first", &first), ("second", &second)] {
+        insert(server, who, 1);
+        server.archive_now();
+    }
+    // Nobody told the old primary.
+    insert(&lives.origin, "dead", 1);
+    lives.origin.archive_now();
+    lives.origin.stop(Stop::Fast);
+    second.sql("checkpoint");
+    let source = second.conninfo("postgres");
+    // The segment in which they parted is in the archive alone.
+    let restore = lives.site.restore().args(["%f", "%p"]).shell();
+    lives.origin.append_config("restore_command", &restore);
+    let rewind = lives.origin.tool("pg_rewind").arg("--restore-target-wal");
+    let rewind = rewind.arg("--target-pgdata").arg(lives.origin.pgdata());
+    let run = rewind.args(["--source-server", &source]).run().success();
+    assert!(run.stderr.contains("Done!"), "{run}");
+    lives.origin.touch("standby.signal");
+    // The configuration is the source's now. What it has recycled of its timeline is in the archive alone, too.
+    let auto = lives.origin.pgdata().join("postgresql.auto.conf");
+    let line = format!("primary_conninfo = '{source}'\nrestore_command = '{restore}'\n");
+    let text = std::fs::read_to_string(&auto).unwrap() + &line;
+    std::fs::write(&auto, text).unwrap();
+    lives.origin.start();
+    insert(&second, "second", 2);
+    follows(&lives.origin, &second.insert_lsn());
+    second.archive_now();
+    drop(second);
+    first.stop(Stop::Fast);
+    lives.origin.promote();
+    insert(&lives.origin, "rewound", 1);
+    let name = lives.origin.archive_now();
+    assert!(name.starts_with("00000004"), "{name}");
+
+    // No link is broken, nobody was refused.
+    let verify = lives.pitr(&["verify"]).run().success();
+    assert!(!verify.stdout.contains("another server"), "{verify}");
+    assert!(!lives.site.cluster_folder().join("conflicts").exists());
+    let failed = "select failed_count from pg_stat_archiver";
+    assert_eq!(lives.origin.query_one_string(failed), "0");
+    // Each branch leads to what its server had.
+    let common = "origin1 origin2 origin3";
+    for (timeline, own) in [
+        ("1", format!("dead1 {common}")),
+        ("2", format!("first1 {common}")),
+        ("4", format!("{common} rewound1 second1 second2")),
+    ] {
+        let copy = lives.copy(timeline, &["--target-timeline", timeline]);
+        assert_eq!(rows(&copy), own, "timeline {timeline}");
+    }
+    // The dead branch ended before the cluster began: nothing is to be decided.
+    assert_eq!(lives.plan(&[])["target_timeline"], 4);
+    lives.pitr(&["backup", "--quiet"]).run().success();
+}
+
+per_major!(l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable, v13 v15 v18);
+
+/// Waits until a standby has replayed up to a position.
+fn follows(standby: &Cluster, end: &str) {
+    let replayed = format!("select pg_last_wal_replay_lsn() >= '{end}'::pg_lsn");
+    wait_until(PATIENCE, "the standby has replayed", || {
+        standby.query_one_string(&replayed) == "t"
+    });
 }

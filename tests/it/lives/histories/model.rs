@@ -20,8 +20,6 @@ pub struct Life {
     ends: Vec<u64>,
     /// So many commits lie in WAL that pitr has acknowledged.
     acknowledged: u32,
-    /// An operator has given its WAL up: nothing is promised of it.
-    is_given_up: bool,
 }
 
 /// All lives of a history.
@@ -34,7 +32,6 @@ impl Lives {
             parent,
             ends: Vec::new(),
             acknowledged: 0,
-            is_given_up: false,
         });
         self.0.len() - 1
     }
@@ -65,15 +62,10 @@ impl Lives {
         life.acknowledged = life.acknowledged.max(safe);
     }
 
-    pub fn give_up(&mut self, life: LifeId) {
-        self.0[life].is_given_up = true;
-    }
-
-    /// Of a life, what was acknowledged and not given up since.
+    /// Of a life, what was acknowledged.
     pub fn acknowledged(&self, life: LifeId) -> Option<State> {
-        let one = &self.0[life];
-        let count = one.acknowledged;
-        (!one.is_given_up && count > 0).then_some(State { life, count })
+        let count = self.0[life].acknowledged;
+        (count > 0).then_some(State { life, count })
     }
 
     /// The rows of a state, in the order in which they were committed.
@@ -111,10 +103,9 @@ impl Lives {
                 None => "the first".to_owned(),
             };
             format!(
-                "  life {id}: {from}, {} commits, {} acknowledged{}",
+                "  life {id}: {from}, {} commits, {} acknowledged",
                 life.ends.len(),
-                life.acknowledged,
-                if life.is_given_up { ", given up" } else { "" }
+                life.acknowledged
             )
         });
         lines.collect::<Vec<_>>().join("\n")

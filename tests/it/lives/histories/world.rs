@@ -83,6 +83,8 @@ pub struct World {
     pub site: Site,
     /// The second repository, where there is one.
     pub second: Option<PathBuf>,
+    /// A fork was given to another life than the one that archived it first.
+    pub is_resolved: bool,
     tape: Tape,
 }
 
@@ -115,6 +117,7 @@ impl World {
                 began: Instant::now(),
             },
             second,
+            is_resolved: false,
             site,
         };
         world.say(format!(
