@@ -1258,10 +1258,10 @@ mod tests {
         let path = directory.path().join("pitr.toml");
         let opened = std::fs::File::open(&path).unwrap();
         trust::check_file(&path, &opened).unwrap();
-        let other = directory.path().join("other.toml");
-        std::fs::write(&other, "# two").unwrap();
-        std::fs::set_permissions(&other, PermissionsExt::from_mode(0o644)).unwrap();
-        std::fs::rename(&other, &path).unwrap();
+        // Another file under the same name: what is open keeps its inode.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "# two").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
         let error = trust::check_file(&path, &opened).unwrap_err();
         assert!(error.to_string().contains("was exchanged"), "{error}");
     }

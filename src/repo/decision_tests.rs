@@ -9,7 +9,7 @@ use crate::pg::time::TimestampTz;
 use crate::store::file::FileStore;
 
 #[test]
-fn l15_a_decision_under_a_clock_that_was_ahead_counts_by_the_stores_time() {
+fn a_decision_under_a_clock_that_was_ahead_counts_by_the_stores_time() {
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::create(&directory.path().join("r"), 1).unwrap();
     let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();

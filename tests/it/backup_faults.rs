@@ -119,7 +119,10 @@ fn a_backup_that_listens_to_wal_is_no_synchronous_standby() {
     let count = |query: &str| cluster.query_one_string(&format!("select count(*) from {query}"));
     let listens = "pg_stat_replication where state = 'streaming'";
     wait_until(PATIENCE, "the backup listens", || count(listens) == "1");
-    assert_eq!(count("pg_replication_slots where temporary and active"), "1");
+    assert_eq!(
+        count("pg_replication_slots where temporary and active"),
+        "1"
+    );
     let client = cluster.client();
     let waiting = std::thread::spawn(move || drop(client.sql("insert into t values (0, 'x')")));
     let waits = "pg_stat_activity where wait_event = 'SyncRep'";
