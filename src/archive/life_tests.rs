@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::asking::Inquiry;
+use super::fetch::{Fetch, Fetched, Place, Questions, fetch};
 use super::life;
 use super::push::{Content, Push, Pushed, Warnings, push, push_content};
 use crate::config::{self, Location};
@@ -11,7 +13,9 @@ use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
+use crate::progress::Silent;
 use crate::repo::container::{Codec, Container};
+use crate::repo::index::{self, flag};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::link::{Before, Link};
 use crate::repo::repository::{Registration, Repository};
@@ -344,4 +348,225 @@ fn a_copied_segment_has_to_continue_the_stored_one_before_it() {
     let used = bench.repository();
     check(&used, 1).unwrap();
     assert_eq!(check(&used, 2).unwrap_err().code(), Code::Gap);
+}
+
+impl Life {
+    /// Offers bytes under a name of segment 2, whole or as a partial.
+    fn offer(
+        &self,
+        repository: &Repository,
+        bytes: &[u8],
+        is_partial: bool,
+    ) -> Result<(Pushed, Warnings)> {
+        let name = self.name(2);
+        let name = match is_partial {
+            true => WalFileName::Partial(name),
+            false => WalFileName::Segment(name),
+        };
+        let path = self.data.join("pg_wal").join(name.to_string());
+        std::fs::write(&path, bytes).unwrap();
+        push(&Push {
+            name,
+            ..self.what(repository, &path, 2)
+        })
+    }
+}
+
+impl Bench {
+    /// Keys below a part of the cluster's folder.
+    fn keys(&self, below: &str) -> Vec<String> {
+        let keys = self.repository().store().list(below).unwrap();
+        keys.into_iter().map(|listed| listed.name).collect()
+    }
+
+    fn is_stored(&self, life: &Life, is_partial: bool) -> bool {
+        let name = life.name(2);
+        let key = self.layout().wal_file(match is_partial {
+            true => WalFileName::Partial(name),
+            false => WalFileName::Segment(name),
+        });
+        self.repository().store().head(&key).unwrap().is_some()
+    }
+}
+
+/// A second segment whose WAL ends inside: `records` of `byte` behind the first page header, and room behind them.
+fn unfinished(records: usize, byte: u8) -> Vec<u8> {
+    let mut craft = Craft::new(Major::V17);
+    craft.main(0, 0x20, 0, &[byte; 40]);
+    craft.switch();
+    for _ in 0..records {
+        craft.main(0, 0x20, 0, &[byte; 5000]);
+    }
+    craft.bytes.split_off(SEGMENT)
+}
+
+fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.resize(SEGMENT, 0);
+    bytes
+}
+
+#[test]
+fn a8_a_partial_of_another_life_is_kept_however_short_it_is() {
+    let bench = Bench::new();
+    let one = bench.life("one", 1);
+    let repository = bench.repository();
+    one.offer(&repository, &padded(unfinished(9, 1)), true)
+        .unwrap();
+    let (_, warnings) = one
+        .offer(&repository, &padded(unfinished(5, 1)), true)
+        .unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let (_, warnings) = one
+        .offer(&repository, &padded(unfinished(5, 2)), true)
+        .unwrap();
+    assert!(warnings[0].contains("another partial segment"));
+    assert_eq!(bench.keys(&bench.layout().conflicts()).len(), 1);
+}
+
+#[test]
+fn a2_a_whole_name_whose_wal_ends_inside_is_archived_as_a_partial() {
+    // Zeros up to the end; stale pages of the file's last use; zeros in the last page alone.
+    let zeros = padded(unfinished(5, 1));
+    let stale = || {
+        let mut bytes = unfinished(5, 1);
+        bytes.resize(bytes.len().next_multiple_of(8192), 0);
+        let mut old = Craft::new(Major::V17);
+        while old.bytes.len() < SEGMENT {
+            old.leave(0);
+        }
+        bytes.extend_from_slice(&old.bytes[bytes.len()..SEGMENT]);
+        bytes
+    };
+    let last_page = || {
+        let mut craft = Craft::new(Major::V17);
+        craft.switch();
+        while craft.bytes.len() < 2 * SEGMENT - 8192 {
+            craft.leave(0);
+        }
+        craft.leave(4000);
+        padded(craft.bytes.split_off(SEGMENT))
+    };
+    for (what, bytes) in [("zeros", zeros), ("stale", stale()), ("last", last_page())] {
+        let bench = Bench::new();
+        let one = bench.life("one", 1);
+        let (_, warnings) = one.offer(&bench.repository(), &bytes, false).unwrap();
+        assert!(warnings.iter().any(|w| w.contains("ends inside")), "{what}");
+        assert!(bench.is_stored(&one, true), "{what}");
+        assert!(!bench.is_stored(&one, false), "{what}");
+    }
+}
+
+#[test]
+fn c05_a_segment_that_is_damaged_inside_is_no_partial() {
+    let mut craft = Craft::new(Major::V17);
+    craft.switch();
+    while craft.bytes.len() < 2 * SEGMENT {
+        craft.leave(0);
+    }
+    let mut bytes = craft.bytes.split_off(SEGMENT);
+    bytes[SEGMENT / 2 + 100] ^= 1;
+    // Pages of its own follow the damage, be it to the end or for a while.
+    let mut shorter = bytes.clone();
+    shorter[SEGMENT / 4 * 3..].fill(0);
+    for bytes in [bytes, shorter] {
+        let bench = Bench::new();
+        let one = bench.life("one", 1);
+        let (_, warnings) = one.offer(&bench.repository(), &bytes, false).unwrap();
+        let warned = warnings.iter().any(|w| w.contains("is damaged"));
+        assert!(warned, "{warnings:?}");
+        assert!(bench.is_stored(&one, false) && !bench.is_stored(&one, true));
+    }
+}
+
+#[test]
+fn p08_a_repeat_is_not_acknowledged_where_the_stored_copy_is_damaged() {
+    let bench = Bench::new();
+    let one = bench.life("one", 1);
+    one.push(&bench.repository(), 1).unwrap();
+    let key = bench.layout().segment(one.name(1));
+    let path = bench.directory.path().join("r").join(key.as_str());
+    let sound = std::fs::read(&path).unwrap();
+    let mut bytes = sound.clone();
+    let at = bytes.len() / 3;
+    bytes[at] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let error = one.push(&bench.repository(), 1).err().unwrap();
+    assert_eq!(error.code(), Code::Damaged, "{error}");
+    std::fs::write(&path, sound).unwrap();
+    let (pushed, _) = one.push(&bench.repository(), 1).unwrap();
+    assert_eq!(pushed, Pushed::AlreadyThere);
+}
+
+#[test]
+fn h03_the_refused_copy_of_another_life_is_kept_whatever_lies_before_it() {
+    let bench = Bench::new();
+    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    one.push(&bench.repository(), 1).unwrap();
+    one.push(&bench.repository(), 2).unwrap();
+    let error = other.push(&bench.repository(), 2).err().unwrap();
+    assert!(error.to_string().contains("already archived"), "{error}");
+    assert_eq!(bench.keys(&bench.layout().conflicts()).len(), 1);
+}
+
+#[test]
+fn a_padded_partial_says_so_of_itself() {
+    let bench = Bench::new();
+    let one = bench.life("one", 1);
+    let repository = bench.repository();
+    one.offer(&repository, &padded(unfinished(5, 1)), true)
+        .unwrap();
+    let partial = WalFileName::Partial(one.name(2));
+    let key = bench.layout().wal_file(partial);
+    let object = repository.store().open(&key).unwrap().unwrap();
+    let summary = index::read_summary(&Container::open(object).unwrap()).unwrap();
+    assert!(summary.has(flag::MARKED));
+}
+
+#[test]
+fn a14_a_lost_registration_is_made_up_for_though_a_root_is_damaged() {
+    let bench = Bench::new();
+    let one = bench.life("one", 1);
+    one.push(&bench.repository(), 1).unwrap();
+    let folder = bench.directory.path().join("r");
+    let layout = bench.layout();
+    std::fs::remove_file(folder.join(layout.cluster().as_str())).unwrap();
+    let id = "20261120T064049Z-000001-full".parse().unwrap();
+    let root = folder.join(layout.manifest(&id).as_str());
+    std::fs::create_dir_all(root.parent().unwrap()).unwrap();
+    std::fs::write(root, "{}").unwrap();
+    let found = bench.repository().require_readable(&layout).unwrap();
+    assert!(found.is_lost);
+    assert_eq!(found.segment_size_bytes, SEGMENT as u64);
+}
+
+#[test]
+fn f03_a_tail_in_a_repository_that_is_not_required_proves_no_end() {
+    let bench = Bench::new();
+    let one = bench.life("one", 1);
+    one.offer(&bench.repository(), &padded(unfinished(5, 1)), true)
+        .unwrap();
+    let fetched = |is_required| {
+        let repository = bench.repository();
+        let what = Fetch {
+            cluster: "main".to_owned(),
+            system_identifier: Some(bench.layout().system_identifier()),
+            name: WalFileName::Segment(one.name(2)),
+            target: bench.directory.path().join("fetched"),
+            nonce: 7,
+            clock: || TimestampTz(0),
+            progress: std::sync::Arc::new(Silent),
+            inquiry: Inquiry::default(),
+        };
+        let place = Place {
+            name: "held".to_owned(),
+            is_required,
+            patience: std::time::Duration::from_secs(60),
+            open: Box::new(|| Ok(repository)),
+        };
+        fetch(&what, vec![place], &mut Questions::default())
+    };
+    assert_eq!(fetched(false).unwrap_err().code(), Code::Config);
+    let Fetched::DeliveredTail { .. } = fetched(true).unwrap() else {
+        panic!("a part of it is there");
+    };
 }

@@ -40,6 +40,8 @@ pub mod archiving;
 pub mod damage;
 pub mod live;
 pub mod proof;
+#[cfg(test)]
+mod proof_tests;
 pub mod reservation;
 pub mod seen;
 pub mod source;

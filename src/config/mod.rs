@@ -1234,6 +1234,39 @@ mod tests {
     }
 
     #[test]
+    fn b1_a_file_behind_a_link_is_believed_only_where_its_own_directories_are() {
+        let (directory, environment) = place(None);
+        let other = tempfile::tempdir().unwrap();
+        let file = other.path().join("real.toml");
+        std::fs::write(&file, "[repositories.r]\nurl='file:///r'").unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
+        std::os::unix::fs::symlink(&file, directory.path().join("pitr.toml")).unwrap();
+        let load = |mode| {
+            let mode = PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(other.path(), mode).unwrap();
+            Settings::load(&Flags::default(), &environment)
+        };
+        assert!(load(0o755).is_ok());
+        let error = load(0o777).err().unwrap();
+        assert_eq!(error.code(), Code::Config);
+        assert!(error.to_string().contains("may be changed by other users"));
+    }
+
+    #[test]
+    fn b1_a_file_that_was_exchanged_after_it_was_opened_is_not_believed() {
+        let (directory, _) = place(Some("# one"));
+        let path = directory.path().join("pitr.toml");
+        let opened = std::fs::File::open(&path).unwrap();
+        trust::check_file(&path, &opened).unwrap();
+        // Another file under the same name: what is open keeps its inode.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "# two").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        let error = trust::check_file(&path, &opened).unwrap_err();
+        assert!(error.to_string().contains("was exchanged"), "{error}");
+    }
+
+    #[test]
     fn files_are_looked_for_in_their_order() {
         let (directory, _) = place(Some("[repositories.here]\nurl='file:///r'"));
         let home = directory.path().join("home");

@@ -3,6 +3,8 @@
 use super::cluster::{Activity, LastCommit, Side, Tree, Verdict, decide};
 use super::gap::{Path, Stretch, StretchEnd};
 use super::model::{World, tli};
+use super::recovery::Options;
+use super::target::{Inclusive, RecoveryTarget, Target, TargetTimeline};
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
@@ -325,4 +327,39 @@ fn a_timeline_whose_wal_cannot_be_read_may_go_on_beside_the_newest() {
     // What both may have at the very moment of the fork is no going on.
     assert_eq!(decided(LastCommit::At(TimestampTz(10))), Some(tli(2)));
     assert_eq!(decided(LastCommit::At(TimestampTz(11))), None);
+}
+
+/// The warnings of a plan on the latest timeline, which is 2.
+fn warned(w: &World, target: Target) -> Vec<String> {
+    let target = RecoveryTarget {
+        target,
+        inclusive: Inclusive::Yes,
+        timeline: TargetTimeline::Latest,
+    };
+    let far = TimestampTz(i64::MAX - 1);
+    let plan = super::plan(&w.inventory(), w, &target, &Options::default(), far).unwrap();
+    assert!(plan.reachable && plan.target_timeline == Some(tli(2)));
+    plan.warnings
+}
+
+#[test]
+fn a5_a_target_that_the_timeline_that_was_left_cannot_mean_is_not_looked_for_there() {
+    let mut w = World::new();
+    w.backup(tli(1), |_| {});
+    let shared = w.commit(tli(1), true);
+    let at = w.records[&tli(1)].len() - 1;
+    let fork = w.tick(5_000_000);
+    w.commit(tli(1), true);
+    let left = w.tick(0);
+    w.switch(tli(1));
+    w.branch(tli(1), at);
+    w.commit(tli(2), true);
+    w.switch(tli(2));
+    w.archive_all();
+    // Before timeline 1 had a commit of its own, there is nothing of it to be meant.
+    assert_eq!(warned(&w, Target::Time(fork)), Vec::<String>::new());
+    assert_eq!(warned(&w, Target::Time(left)).len(), 1);
+    // The transaction lies before the fork: on both timelines it is one and the same.
+    let shared = Target::Xid(shared.to_string().parse().unwrap());
+    assert_eq!(warned(&w, shared), Vec::<String>::new());
 }

@@ -10,6 +10,8 @@ pub mod clock;
 pub mod container;
 #[cfg(feature = "full")]
 pub mod decision;
+#[cfg(all(test, feature = "full"))]
+mod decision_tests;
 #[cfg(feature = "full")]
 pub mod deletion;
 #[cfg(feature = "full")]

@@ -179,3 +179,28 @@ impl Prefix {
         (self.left == 0).then(|| RawHash(self.hasher.finalize().into()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_hashed_only_when_all_of_it_came() {
+        let bytes = [7; 10];
+        let of = |wanted: u64, pieces: &[&[u8]]| {
+            let mut prefix = Prefix::new(wanted);
+            pieces.iter().for_each(|piece| prefix.update(piece));
+            prefix.finish()
+        };
+        let own = RawHash(blake3::hash(&bytes).into());
+        assert_eq!(of(10, &[&bytes]), Some(own));
+        assert_eq!(of(10, &[&bytes[..4], &bytes[..6]]), Some(own));
+        // Bytes behind the end do not count, be it in the same piece or in a later one.
+        assert_eq!(
+            of(10, &[&bytes[..4], &[7, 7, 7, 7, 7, 7, 1], &[2]]),
+            Some(own)
+        );
+        assert_eq!(of(10, &[&bytes[..9]]), None);
+        assert_eq!(of(10, &[]), None);
+    }
+}

@@ -24,6 +24,8 @@ pub mod extract;
 pub mod finish;
 pub mod job;
 pub mod manifest_check;
+#[cfg(test)]
+mod rights_tests;
 pub mod settings;
 pub mod target_dir;
 pub mod tree;

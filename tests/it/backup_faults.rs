@@ -106,6 +106,36 @@ fn b01_a_killed_backup_is_never_visible_and_the_server_ends_its_backup() {
     assert_eq!(committed(&site), [run.json()["id"].as_str().unwrap()]);
 }
 
+/// The connection that listens to the backup's first segment has a slot, so that the server keeps that WAL. It makes nothing durable itself: no
+/// commit may count on it.
+#[test]
+fn a_backup_that_listens_to_wal_is_no_synchronous_standby() {
+    let (site, cluster) = slow();
+    // The server asks for a sign of life twice a second.
+    cluster.alter_system("wal_sender_timeout", "1s");
+    cluster.alter_system("synchronous_standby_names", "*");
+    cluster.reload();
+    let running = start_slowest(&site, &cluster);
+    let count = |query: &str| cluster.query_one_string(&format!("select count(*) from {query}"));
+    let listens = "pg_stat_replication where state = 'streaming'";
+    wait_until(PATIENCE, "the backup listens", || count(listens) == "1");
+    assert_eq!(
+        count("pg_replication_slots where temporary and active"),
+        "1"
+    );
+    let client = cluster.client();
+    let waiting = std::thread::spawn(move || drop(client.sql("insert into t values (0, 'x')")));
+    let waits = "pg_stat_activity where wait_event = 'SyncRep'";
+    wait_until(PATIENCE, "the commit waits", || count(waits) == "1");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((count(listens).as_str(), count(waits).as_str()), ("1", "1"));
+    cluster.alter_system("synchronous_standby_names", "");
+    cluster.reload();
+    waiting.join().unwrap();
+    running.signal(Signal::TERM);
+    running.wait();
+}
+
 #[test]
 fn b01_ctrl_c_leaves_nothing() {
     let (site, cluster) = slow();

@@ -10,7 +10,7 @@ use pitr::store::Store;
 use pitr::store::file::FileStore;
 
 use crate::common::{
-    Cluster, Program, Run, Sandbox, Site, Still, fault, files_below, keep_one, pitr,
+    Cluster, Program, Run, Sandbox, Site, Still, expire_at_once, fault, files_below, keep_one, pitr,
 };
 use crate::{per_major, require_strace};
 
@@ -324,6 +324,17 @@ fn x06_refused_deletions_are_counted_and_not_called_success() {
     assert_eq!(whole_backups(&repository).len(), 2);
     program.run().success();
     assert_eq!(whole_backups(&repository), ids[1..]);
+
+    // Of a root alone, too: nothing that it names goes before it.
+    let repository = copy(&site, &sandbox, "root");
+    let traced = copy(&site, &sandbox, "traced-root");
+    let program = |at: &Path| expire_in(at).args(arguments).privileged();
+    let (_, calls) = fault::trace(&program(&traced), &["unlinkat"]);
+    let call = calls.iter().find(|c| c.text.contains("/backups/"));
+    let (run, fired) = fault::inject(&program(&repository), &call.unwrap().fail("EACCES"));
+    assert_eq!(fired, 1);
+    run.expect_code(10);
+    assert_eq!(whole_backups(&repository).len(), 2);
 
     // A disk that fails ends the run at once; the next one goes on.
     let repository = copy(&site, &sandbox, "eio");
@@ -642,6 +653,22 @@ fn i5_x04_what_a_plan_reached_inside_the_promise_it_reaches_afterwards() {
 }
 
 /// `PITR_SCALE_SEGMENTS=100000 cargo test --test it expire_over -- --nocapture` prints what it takes.
+/// What an expire run has not marked before it reads everything anew waits for another run.
+#[test]
+fn x01_a_backup_that_becomes_old_while_expire_runs_is_not_deleted_by_that_run() {
+    require_strace!("x01_a_backup_that_becomes_old_while_expire_runs_is_not_deleted_by_that_run");
+    let (site, _cluster, ids) = with_backups(18, 2);
+    let expire = site.pitr().args(expire_at_once());
+    let run = fault::pause(&expire, "linkat", || {
+        site.pitr().args(["backup", "--quiet"]).run().success();
+    });
+    run.success();
+    let left = whole_backups(site.repository());
+    assert_eq!((left.len(), &left[0]), (2, &ids[1]));
+    expire.run().success();
+    assert_eq!(whole_backups(site.repository()).len(), 1);
+}
+
 #[test]
 fn a_restore_whose_backup_expires_while_it_is_planned_says_so() {
     require_strace!("a_restore_whose_backup_expires_while_it_is_planned_says_so");

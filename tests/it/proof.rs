@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 
 use crate::backup::{backup, committed};
-use crate::common::{Cluster, Program, Run, Site, Stop, copy_tree, user};
+use crate::common::{Cluster, Program, Run, Site, Stop, copy_tree, keep_one, user};
 use crate::per_major;
 
 /// `pitr backup` of any server, which waits for WAL longer than a test may last.
@@ -154,6 +154,43 @@ fn a1_a_root_says_what_was_proven(major: u32) {
 per_major!(a1_a_root_says_what_was_proven);
 
 /// The server has no connection to spare: what it still has when the backup has ended is asked for then.
+/// What is proven is proven for ever: WAL of a clone that takes the place of the backup's own is seen by every command.
+#[test]
+fn a1_wal_that_is_exchanged_behind_a_backup_is_seen() {
+    let (site, mut cluster) = stopped(17);
+    let copy = copy_of(&cluster, "clone");
+    cluster.start();
+    live(&cluster, "production", 1);
+    let run = backup_of(&site, &cluster).run().success();
+    let proof = json_of(&site, run.json()["id"].as_str().unwrap());
+    let last = proof["last"]["name"].as_str().unwrap().to_owned();
+    live(&cluster, "production", 2);
+    site.pitr().arg("verify").run().success();
+    let mut clone = Cluster::open(17, &copy).without_fsync().create();
+    let other = Site::new(&clone);
+    other.attach(&clone);
+    clone.start();
+    while clone.archive_now() < last {
+        live(&clone, "clone", 1);
+    }
+    let own = std::fs::read(site.object(&last)).unwrap();
+    let foreign = std::fs::read(other.object(&last)).unwrap();
+    std::fs::write(site.object(&last), foreign).unwrap();
+    let words = format!("segment \"{last}\" in the repository is another server's");
+    let told = |run: Run| {
+        let plain = run.stdout.replace('\\', "");
+        assert!(plain.contains(&words), "{run}");
+    };
+    told(site.pitr().args(["verify", "--json"]).run().expect_code(4));
+    told(site.pitr().args(["info", "--json"]).run());
+    let expire = site.pitr().args(keep_one(&["--dry-run", "--json"]));
+    told(expire.run());
+    let plan = site.pitr().args(["plan", "--json"]).run().expect_code(5);
+    assert_eq!(plan.json()["reason"], "backup_wal_foreign", "{plan}");
+    std::fs::write(site.object(&last), own).unwrap();
+    site.pitr().arg("verify").run().success();
+}
+
 #[test]
 fn a1_without_a_second_connection_the_first_segment_is_asked_for_in_the_end() {
     let builder = Cluster::builder(15)

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::common::reception::{archived, lsn};
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Still, expire_at_once, keep_one, paths_below, pitr,
-    pitr_archive, pitr_restore, user, wait_until,
+    Cluster, PATIENCE, Program, Run, Sandbox, Still, Stop, copy_tree, expire_at_once, keep_one,
+    paths_below, pitr, pitr_archive, pitr_restore, user, wait_until,
 };
 
 /// What is said where nothing proves what the repository holds.
@@ -193,6 +193,39 @@ fn a_host_that_only_writes_archives_and_a_reader_gets_it_back() {
         .args(["wal", "conflicts"])
         .run()
         .success();
+}
+
+/// A host that cannot read compares the whole last segment: of what is stored it knows the keyed hash alone.
+#[test]
+fn l03_a_host_that_only_writes_completes_no_backup_with_a_clones_wal() {
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let sealed = Sealed::new(&cluster);
+    let config = sealed.config("writer");
+    let archive = pitr_archive().arg("--config").arg(config).arg("%p");
+    cluster.append_config("archive_mode", "on");
+    cluster.append_config("archive_command", &archive.shell());
+    cluster.start();
+    cluster.sql("create table t as select g as a from generate_series(1, 1000) g");
+    cluster.archive_now();
+    cluster.stop(Stop::Fast);
+    let copy = sealed.sandbox.join("clone");
+    copy_tree(cluster.pgdata(), &copy);
+    user::own_all(&copy);
+    let mut clone = Cluster::open(17, &copy).without_fsync().create();
+    clone.start();
+    for _ in 0..4 {
+        clone.sql("update t set a = a + 1");
+        clone.archive_now();
+    }
+    cluster.start();
+    cluster.sql("update t set a = a - 1");
+    let backup = ["backup", "--json", "--wal-wait", "5h"];
+    let run = sealed.on("writer").args(backup).run().expect_code(1);
+    assert_eq!(run.json()["code"], "conflict", "{run}");
+    assert!(run.stdout.contains("another server"), "{run}");
 }
 
 #[test]
