@@ -548,6 +548,7 @@ fn f03_a_tail_in_a_repository_that_is_not_required_proves_no_end() {
     let fetched = |is_required| {
         let repository = bench.repository();
         let what = Fetch {
+            followed: crate::repo::lives::Followed::Resolved,
             cluster: "main".to_owned(),
             system_identifier: Some(bench.layout().system_identifier()),
             name: WalFileName::Segment(one.name(2)),
