@@ -378,6 +378,10 @@ fn receive(world: &mut World, at: usize) -> bool {
             world.say(format!("  receive of server {at} refused: {}", said(&run)));
             false
         }
+        1 if run.stderr.contains("timeline_reused") => {
+            world.say(format!("  receive of server {at} refused: {}", said(&run)));
+            false
+        }
         // A restored copy lacks segments of before its promotion, and PostgreSQL looks for them under the old timeline's name.
         1 if run.stderr.contains("slot_lost") => {
             world.say("  receive: the server has removed what comes next");

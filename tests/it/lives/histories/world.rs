@@ -85,6 +85,8 @@ pub struct World {
     pub second: Option<PathBuf>,
     /// A fork was given to another life than the one that archived it first.
     pub is_resolved: bool,
+    /// In the end the archiver of a server is refused.
+    pub is_refused: bool,
     tape: Tape,
 }
 
@@ -118,6 +120,7 @@ impl World {
             },
             second,
             is_resolved: false,
+            is_refused: false,
             site,
         };
         world.say(format!(
