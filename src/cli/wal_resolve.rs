@@ -18,7 +18,7 @@ use crate::repo::clock;
 use crate::repo::event::{self, Writer};
 use crate::repo::inventory::Inventory;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::lives::{Life, is_copy};
+use crate::repo::lives::{Life, Lives, is_copy};
 
 /// What is decided about a fork.
 #[derive(clap::Args, Debug)]
@@ -232,6 +232,7 @@ fn take_back(
         .filter(|(_, i)| i.lives.iter().any(|l| is_own(&l)))
     {
         shown.warnings.extend(check_children(&place.1, &fork)?);
+        require_former(place, &is_own, life)?;
         changes.push(Change {
             place,
             layout: place.1.layout()?,
@@ -247,6 +248,27 @@ fn take_back(
         Ok(last)
     };
     finish(cx, args, (shown, failures), &changes, write)
+}
+
+/// Requires that the life which would be followed again still has its first segment: once that was expired, nothing leads into it.
+fn require_former(
+    (reading, inventory): &Place,
+    is_own: &dyn Fn(&&Life) -> bool,
+    life: &Life,
+) -> Result<()> {
+    let left = inventory.lives.iter().filter(|l| !is_own(l));
+    let left = left.fold(Lives::default(), |lives, life| lives.with(life.clone()));
+    let layout = inventory.layout()?.with_lives(left);
+    let key = layout.segment(life.segment);
+    match reading.repository.store().head(&key)? {
+        Some(_) => Ok(()),
+        None => Err(err!(
+            Refused,
+            "what was followed before that decision has been expired: \"{key}\" is not in repository \"{}\"",
+            reading.configured.name
+        )
+        .hint("Nothing was changed. The decision stays: nothing would lead to what the other server wrote.")),
+    }
 }
 
 /// Requires that no timeline with WAL of its own continues the life that is followed now behind the fork: it could not be reached any more. Returns

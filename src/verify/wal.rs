@@ -24,6 +24,9 @@ use crate::repo::layout::BackupId;
 use crate::repo::link::{self, Before, Brief, Joined, Link, Mark};
 use crate::repo::survey::{Manifest, Survey};
 
+/// From this major on recovery stops at WAL of wal_level minimal.
+const MINIMAL_STOPS: u32 = 14;
+
 /// Bytes of consecutive segments that one thread takes at a time.
 const CHUNK_BYTES: u64 = 512 << 20;
 /// The largest page of WAL, which pages of all other sizes divide.
@@ -210,6 +213,11 @@ fn check_segment(
     let index = indexer.finish(false);
     check_index(&container, &index, false)?;
     check_link(work, (&container, &last), name, &index, chain)?;
+    if index.summary.has(flag::MINIMAL) && container.identity().major >= MINIMAL_STOPS {
+        let detail = "it has WAL of wal_level minimal, at which recovery stops";
+        let about = About::Record(name, index.summary.start_lsn);
+        work.find(FindingKind::Wal, key.as_str(), detail, about);
+    }
     for finding in &findings.0 {
         let about = About::Record(name, finding.lsn);
         work.find(FindingKind::Wal, key.as_str(), finding.to_string(), about);
@@ -264,6 +272,13 @@ fn check_link(
             work.unlinked.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
+        Joined::No if continues_another_life(work, before, link)? => {
+            work.warn(format!(
+                "segment \"{name}\" continues a life of timeline {} that is not followed: with --as-stored recovery gets there",
+                before.timeline.decimal()
+            ));
+            return Ok(());
+        }
         Joined::No if brief.is_first => {
             "pg_resetwal wrote its first record: nothing joins it to the WAL before".to_owned()
         }
@@ -277,6 +292,21 @@ fn check_link(
         about,
     );
     Ok(())
+}
+
+/// Whether a segment continues the one that was archived first where a resolution has given its timeline to another life: what descends from a life
+/// that lost its fork is no damage.
+fn continues_another_life(work: &Work<'_>, before: SegmentName, link: Link) -> Result<bool> {
+    let (Some(_), Before::Known(timeline, mark)) = (work.layout.lives().of(before), link.before)
+    else {
+        return Ok(false);
+    };
+    let stored = work.layout.home(before.timeline, None).segment(before);
+    let Some(object) = work.store.open(&stored)? else {
+        return Ok(false);
+    };
+    let own = Container::open(object).and_then(|container| Link::read(&container));
+    Ok(timeline == before.timeline && own.is_ok_and(|link| link.own == Some(mark)))
 }
 
 /// The mark of the WAL in a segment. Its last bytes are at hand; where WAL ends far before them, it is read once more.

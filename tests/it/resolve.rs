@@ -151,6 +151,11 @@ fn l02_a_fork_is_given_back_to_production(major: u32) {
         }
         let rows = restored(site, major, "after", &[]);
         assert_eq!(rows, "before 100, prod 700");
+        // Nothing is left to go back to.
+        let event = conflicts(site)["resolutions"][0]["event"].clone();
+        let undo = ["wal", "resolve", "--undo", event.as_str().unwrap()];
+        let undo = site.pitr().args(undo).arg("--confirm").run();
+        undo.expect_code(8).expect_stderr("has been expired");
         write(production, "prod");
         production.archive_now();
         production.stop(Stop::Immediate);
@@ -399,6 +404,9 @@ fn l08_what_a_timeline_descends_from_is_not_given_away() {
         two.production.archive_now();
     }
     assert_eq!(restored(site, 18, "end", &[]), "before 100, prod 700");
+    // What descends from the life that lost is no damage.
+    let verify = site.pitr().args(["verify"]).run().success();
+    verify.expect_stderr("that is not followed");
     let args = ["--as-stored", "--target-timeline", "2"];
     assert_eq!(restored(site, 18, "clone", &args), "before 100, fake 500");
     two.production.stop(Stop::Immediate);

@@ -403,10 +403,10 @@ fn decide(world: &mut World) -> bool {
     let timelines = list["timelines"].as_array().cloned().unwrap_or_default();
     let candidates: Vec<u64> = timelines
         .iter()
-        .filter(|t| t["state"] == "candidate")
+        .filter(|t| t["state"] == "candidate" || t["state"] == "cluster")
         .filter_map(|t| t["timeline"].as_u64())
         .collect();
-    if candidates.is_empty() {
+    if candidates.is_empty() || timelines.len() < 2 {
         return false;
     }
     let chosen = *world.random.pick(&candidates);
