@@ -1,8 +1,8 @@
 //! What a backup proves of its WAL, with a server and its double made by hand: both wrote the same records at the same positions, but for
 //! bytes without meaning.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +13,6 @@ use super::source::{Archiver, Receivers, ServerFacts, Source, WalSource, WantedW
 use super::wal::{Circumstances, Needed, Waiter};
 use super::witness::Witness;
 use crate::archive::push::{Content, Push, push_content};
-use crate::config::{self, Location};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::pg::craft::Craft;
@@ -30,6 +29,7 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::wal_proof::{RawHash, WalProof};
 use crate::store::file::FileStore;
+use crate::store::{Key, Listed, Meta, NewObject, Object, Store};
 use crate::wire::basebackup::{BackupEvent, BaseBackupOptions};
 
 const SEGMENT: usize = 1 << 20;
@@ -193,8 +193,75 @@ fn needed() -> Needed {
     }
 }
 
+/// A store that keeps the keys of objects that were made durable again.
+struct Watched {
+    inner: FileStore,
+    settled: Settled,
+}
+
+type Settled = Arc<Mutex<Vec<Key>>>;
+
+struct WatchedObject {
+    inner: Box<dyn Object>,
+    key: Key,
+    settled: Settled,
+}
+
+impl Store for Watched {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+
+    fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
+        let watched = |inner| -> Box<dyn Object> {
+            Box::new(WatchedObject {
+                inner,
+                key: key.clone(),
+                settled: Arc::clone(&self.settled),
+            })
+        };
+        Ok(self.inner.open(key)?.map(watched))
+    }
+
+    fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
+        self.inner.create(key)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        self.inner.list(prefix)
+    }
+
+    fn head(&self, key: &Key) -> Result<Option<Meta>> {
+        self.inner.head(key)
+    }
+
+    fn delete(&self, key: &Key) -> Result<bool> {
+        self.inner.delete(key)
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        self.inner.free_bytes()
+    }
+}
+
+impl Object for WatchedObject {
+    fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.inner.read_at(buffer, offset)
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.settled.lock().unwrap().push(self.key.clone());
+        self.inner.settle()
+    }
+}
+
 struct Bench {
     directory: tempfile::TempDir,
+    settled: Settled,
     repository: Repository,
     layout: ClusterLayout,
 }
@@ -218,10 +285,15 @@ impl Bench {
             is_lost: false,
         };
         repository.register(&registration).unwrap();
-        let configured = config::Repository::at(Location::File(path));
+        let settled = Settled::default();
+        let store = Watched {
+            inner: FileStore::open(&path, 9).unwrap(),
+            settled: Arc::clone(&settled),
+        };
         Bench {
             directory,
-            repository: crate::repo::open(&configured, 9).unwrap(),
+            settled,
+            repository: Repository::open(Box::new(store)).unwrap(),
             layout: ClusterLayout::new("main", system_identifier).unwrap(),
         }
     }
@@ -475,4 +547,8 @@ fn a_standby_that_sends_other_wal_than_it_was_asked_for_has_none_stored() {
     assert_eq!(stored(), 0);
     bench.wait(&mut own, true, 60).unwrap();
     assert_eq!(stored(), 1);
+    // Whoever put it may have died before it was durable: a root relies on it only now.
+    let settled = bench.settled.lock().unwrap();
+    let is_increment = |key: &Key| key.as_str().contains("/open/");
+    assert!(settled.iter().any(is_increment), "{settled:?}");
 }
