@@ -171,7 +171,12 @@ pub(super) fn check_first(what: &Push<'_>, checked: &Checked, hash: &[u8; 32]) -
 ///
 /// # Errors
 /// `Conflict` when another server wrote it; what the store says.
-pub(super) fn check_before(what: &Push<'_>, checked: &Checked, link: &Link) -> Result<Continued> {
+pub(super) fn check_before(
+    what: &Push<'_>,
+    source: &dyn Content,
+    checked: &Checked,
+    link: &Link,
+) -> Result<Continued> {
     let (timeline, mark) = match link.before {
         Before::Known(timeline, mark) => (timeline, mark),
         // What pg_resetwal or initdb wrote begins a life.
@@ -205,7 +210,7 @@ pub(super) fn check_before(what: &Push<'_>, checked: &Checked, link: &Link) -> R
             let other = in_other_life(what.repository, &checked.layout, name, Some(mark))?;
             match other.filter(|_| is_sound(what, name)) {
                 Some(key) => Err(decided_against(&checked.name, &key)),
-                None => hole_before(what, checked, name).map(Continued::Hole),
+                None => hole_before(what, source, checked, name).map(Continued::Hole),
             }
         }
     }
@@ -451,22 +456,57 @@ fn other_life(checked: &Checked, before: SegmentName) -> Error {
     .hint("Nothing was stored, and archiving waits at this file. A clone, a machine that was reverted to a snapshot, or a copy that was promoted writes the same timeline. Stop the server that is not the cluster. \"pitr wal conflicts\" shows whether the fork can be given to this one (\"pitr wal resolve\"); docs/restore.md says how the cluster goes on.")
 }
 
-/// Warns of WAL that the archive lacks right before this segment.
-fn hole_before(what: &Push<'_>, checked: &Checked, name: SegmentName) -> Result<Option<String>> {
+/// Warns of WAL that the archive lacks right before this segment. What is stored before the gap must be what the server has, where it has that still.
+///
+/// # Errors
+/// `Conflict` when another server wrote it; what the store says.
+fn hole_before(
+    what: &Push<'_>,
+    source: &dyn Content,
+    checked: &Checked,
+    name: SegmentName,
+) -> Result<Option<String>> {
     let key = checked.layout.segment(name);
     let Some(directory) = key.parent() else {
         return Ok(None);
     };
     let listed = what.repository.store().list(directory).unwrap_or_default();
-    let has_older = listed.iter().any(|l| {
-        let listed = l.name.parse::<SegmentName>();
-        listed.is_ok_and(|listed| listed < name)
-    });
-    Ok(has_older.then(|| {
-        format!(
-            "the archive lacks segment \"{name}\", right before this one, and has older ones: nothing behind that gap can be recovered from a backup before it. See \"pitr wal gaps\""
-        )
-    }))
+    let older = listed.iter().filter_map(|l| l.name.parse().ok());
+    let Some(last) = older.filter(|older: &SegmentName| *older < name).max() else {
+        return Ok(None);
+    };
+    if !is_own(what, source, checked, last)? {
+        return Err(other_life(checked, last));
+    }
+    Ok(Some(format!(
+        "the archive lacks segment \"{name}\", right before this one, and has older ones: nothing behind that gap can be recovered from a backup before it. See \"pitr wal gaps\""
+    )))
+}
+
+/// Whether a stored segment is the one that the server has, by its mark; also where the server has it no longer, or it cannot be read.
+fn is_own(
+    what: &Push<'_>,
+    source: &dyn Content,
+    checked: &Checked,
+    name: SegmentName,
+) -> Result<bool> {
+    let key = checked.layout.segment(name);
+    let stored = what.repository.store().open(&key)?.map(Container::open);
+    let Some(Ok(stored)) = stored.filter(|s| s.as_ref().is_ok_and(|s| !s.is_opaque())) else {
+        return Ok(true);
+    };
+    let (Ok(link), Ok(summary)) = (Link::read(&stored), index::read_summary(&stored)) else {
+        return Ok(true);
+    };
+    let size = checked.wal.segment_size;
+    let (Some(own), Some(end)) = (link.own, link::own_end(&summary, size)) else {
+        return Ok(true);
+    };
+    let of = (checked.wal.system_identifier, size);
+    let mark = mark_at_hand(name, of, end, &mut |buffer, at| {
+        source.read_other(name, buffer, at)
+    })?;
+    Ok(mark.is_none_or(|mark| mark == own) || !is_sound(what, name))
 }
 
 /// Looks at the segment after, where that costs no request: one that another server wrote stays stored, and no reader joins it.

@@ -568,7 +568,7 @@ fn store_wal(
             if !checked.is_partial {
                 life::check_first(what, checked, &hash)?;
             }
-            let before = life::check_before(what, checked, &link);
+            let before = life::check_before(what, source, checked, &link);
             let is_sure = matches!(before, Ok(Continued::Yes));
             if !is_sure && let Some(moved) = moved(what, checked)? {
                 return Ok(Stored::Moved(Box::new(moved)));

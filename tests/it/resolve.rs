@@ -4,7 +4,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::common::{Cluster, Program, Run, Site, Stop, expire_at_once, pitr_archive};
+use crate::common::{
+    Cluster, PATIENCE, Program, Run, Site, Stop, expire_at_once, pitr_archive, wait_until,
+};
 use crate::lives::{Lives, lives, write};
 use crate::per_major;
 use crate::sealed::Sealed;
@@ -273,6 +275,10 @@ fn l13_sync_joins_no_two_lives_of_a_timeline() {
         production.switch_wal();
     }
     production.wait_log("already archived with other content");
+    // Behind a gap, too, nothing is stored in the second one: what lies before the gap is the clone's.
+    wait_until(PATIENCE, "the last one was offered", || {
+        production.log().matches("another server wrote it").count() >= 2
+    });
     let sync = site.pitr().args(["repo", "sync"]).run();
     sync.expect_code(10)
         .expect_stderr("follow different lives of it");
@@ -405,8 +411,7 @@ fn l08_what_a_timeline_descends_from_is_not_given_away() {
     }
     assert_eq!(restored(site, 18, "end", &[]), "before 100, prod 700");
     // What descends from the life that lost is no damage.
-    let verify = site.pitr().args(["verify"]).run().success();
-    verify.expect_stderr("that is not followed");
+    site.pitr().args(["verify"]).run().success();
     let args = ["--as-stored", "--target-timeline", "2"];
     assert_eq!(restored(site, 18, "clone", &args), "before 100, fake 500");
     two.production.stop(Stop::Immediate);
