@@ -1067,7 +1067,7 @@ fn put_small(
             timeline.decimal()
         )
         .source(error)
-        .hint("Nothing was overwritten. Two servers were promoted to the same timeline. Stop the wrong one, or restart this one in recovery so that it takes a higher number; see \"pitr wal conflicts\"."),
+        .hint("Nothing was overwritten. Two servers were promoted to the same timeline. Stop the wrong one, or restart this one in recovery so that it takes a higher number, and take a backup then: nothing leads through the number that is taken. \"pitr adopt --as NAME\" gives it a name of its own; see \"pitr wal conflicts\"."),
         _ => error,
     })
 }

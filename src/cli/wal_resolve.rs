@@ -12,7 +12,9 @@ use crate::archive::resolve::{self, Fork, Held};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
+use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
+use crate::pg::timeline::{History, TimelineId};
 use crate::plan::cluster::Tree;
 use crate::repo::clock;
 use crate::repo::event::{self, Writer};
@@ -182,6 +184,7 @@ fn give(
     }
     for change in &changes {
         let (reading, inventory) = change.place;
+        require_one_history(inventory, fork.segment.timeline)?;
         shown.warnings.extend(check_children(inventory, fork)?);
         let warning = resolve::check(&reading.repository, &change.layout, fork, &refused)?;
         shown.warnings.extend(warning);
@@ -248,6 +251,34 @@ fn take_back(
         Ok(last)
     };
     finish(cx, args, (shown, failures), &changes, write)
+}
+
+/// Requires that every timeline which descends from this one has the same history of it. Two servers that were promoted to one number have two
+/// timelines, and the archive has the history of one: no life of that number leads to the other.
+fn require_one_history(inventory: &Inventory, timeline: TimelineId) -> Result<()> {
+    let tree = Tree::of(inventory);
+    let Some(own) = tree.history(timeline) else {
+        return Ok(());
+    };
+    let points = |h: &History| -> Vec<(TimelineId, Lsn)> {
+        let before = h.ancestors().iter().take_while(|a| a.timeline != timeline);
+        before.map(|a| (a.timeline, a.switch_lsn)).collect()
+    };
+    let descends = |h: &&History| h.switch_point(timeline).is_some();
+    let mut others = tree
+        .timelines()
+        .filter_map(|t| tree.history(t))
+        .filter(descends);
+    match others.find(|h| points(h) != points(own)) {
+        None => Ok(()),
+        Some(other) => Err(err!(
+            Refused,
+            "timeline {} descends from another timeline {} than the archived one: two servers were promoted to that number",
+            other.timeline().decimal(),
+            timeline.decimal()
+        )
+        .hint("Nothing was changed: the archive has the history of one of the two, and nothing would lead through the other. Give the server that waits a name of its own: pitr adopt --as NAME, or pitr init --cluster NAME, then pitr backup.")),
+    }
 }
 
 /// Requires that the life which would be followed again still has its first segment: once that was expired, nothing leads into it.
