@@ -908,8 +908,9 @@ fn a_process_that_ships_many_segments_makes_one_request_for_each() {
     }
     let log = off.server().log();
     let puts = log.iter().filter(|l| l.starts_with("PUT")).count();
-    // The marker, the registration, whether the first name is free, the end of that object, and whether checksums are compared.
-    assert_eq!((puts, log.len()), (6, 10), "{log:?}");
+    // The marker, the registration, whether the first name is free, the resolutions (for nothing says that it goes on), the end of that
+    // object, and whether checksums are compared.
+    assert_eq!((puts, log.len()), (6, 11), "{log:?}");
     off.server().clear_log();
     let repository = off.open();
     off.server().lose(&off.server().key(&off.still.segments[4]));
@@ -926,11 +927,11 @@ fn a_process_that_ships_many_segments_makes_one_request_for_each() {
     }
     let log = off.server().log();
     assert!(!log.iter().any(|l| l.starts_with("PUT")), "{log:?}");
-    // One call of the small program: the marker, the registration, whether the name is free, the segment, and its end.
+    // One call of the small program: the marker, the registration, whether the name is free, the resolutions, the segment, and its end.
     let more = Offline::new("");
     more.server().clear_log();
     more.push(0).run().success();
-    assert_eq!(more.server().log().len(), 5, "{:?}", more.server().log());
+    assert_eq!(more.server().log().len(), 6, "{:?}", more.server().log());
 }
 
 #[test]
@@ -962,7 +963,7 @@ fn an_encrypted_repository_takes_as_few_requests() {
     let log = off.server().log();
     let puts = log.iter().filter(|l| l.starts_with("PUT")).count();
     // As of a repository that is not encrypted, one for each segment and five more.
-    assert_eq!((puts, log.len()), (4, 8), "{log:?}");
+    assert_eq!((puts, log.len()), (4, 9), "{log:?}");
     // A taken name is compared by its foot.
     let first = &off.still.segments[0];
     assert_eq!(push_here(&off, &repository, first), Pushed::AlreadyThere);
