@@ -962,7 +962,7 @@ fn an_encrypted_repository_takes_as_few_requests() {
     }
     let log = off.server().log();
     let puts = log.iter().filter(|l| l.starts_with("PUT")).count();
-    // As of a repository that is not encrypted, one for each segment and five more.
+    // As of a repository that is not encrypted, one for each segment and six more.
     assert_eq!((puts, log.len()), (4, 9), "{log:?}");
     // A taken name is compared by its foot.
     let first = &off.still.segments[0];
