@@ -256,14 +256,7 @@ per_major!(l04_a_machine_that_was_set_back_goes_on_by_a_decision, v17);
 fn l13_sync_joins_no_two_lives_of_a_timeline() {
     let (mut two, _) = forked(lives(16));
     let (site, production) = (&two.site, &mut two.production);
-    let second = site.sandbox().join("second");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let more = format!(
-        "\n[repositories.second]\nurl = \"file://{}\"\nrequired = false\n",
-        second.display()
-    );
-    std::fs::write(site.config(), config + &more).unwrap();
-    site.pitr().args(["init", "--quiet"]).run().success();
+    site.add_repository("second", "required = false\n");
     // The second one gets what was archived first, and the copies that were refused.
     site.pitr().args(["repo", "sync"]).run().success();
     let config = std::fs::read_to_string(site.config()).unwrap();
@@ -291,14 +284,7 @@ fn l13_sync_joins_no_two_lives_of_a_timeline() {
         assert_eq!(rows, "before 100, prod 600", "{repository}");
     }
     // A fresh one gets both lives, and the decision before.
-    let third = site.sandbox().join("third");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let more = format!(
-        "\n[repositories.third]\nurl = \"file://{}\"\n",
-        third.display()
-    );
-    std::fs::write(site.config(), config + &more).unwrap();
-    site.pitr().args(["init", "--quiet"]).run().success();
+    site.add_repository("third", "");
     site.pitr()
         .args(["repo", "sync", "--from", first[1], "--to", "third"])
         .run()
@@ -358,14 +344,7 @@ fn l02_a_fork_in_an_encrypted_repository_is_resolved_by_who_can_read() {
 #[test]
 fn l02_one_decision_is_enough_for_two_required_repositories() {
     let mut two = lives(14);
-    let second = two.site.sandbox().join("second");
-    let config = std::fs::read_to_string(two.site.config()).unwrap();
-    let more = format!(
-        "\n[repositories.second]\nurl = \"file://{}\"\n",
-        second.display()
-    );
-    std::fs::write(two.site.config(), config + &more).unwrap();
-    two.site.pitr().args(["init", "--quiet"]).run().success();
+    two.site.add_repository("second", "");
     let backup = two.site.pitr().args(["backup", "--quiet"]);
     fork(&mut two, &backup);
     let (site, production) = (&two.site, &mut two.production);

@@ -31,14 +31,7 @@ impl Two {
             .without_fsync()
             .create();
         let site = Site::new(&cluster);
-        let second = site.sandbox().join("second");
-        let config = std::fs::read_to_string(site.config()).unwrap();
-        let more = format!(
-            "\n[repositories.second]\nurl = \"file://{}\"\nrequired = false\n",
-            second.display()
-        );
-        std::fs::write(site.config(), config + &more).unwrap();
-        site.pitr().args(["init", "--quiet"]).run().success();
+        let second = site.add_repository("second", "required = false\n");
         site.attach(&cluster);
         cluster.start();
         Two {

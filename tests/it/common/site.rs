@@ -65,6 +65,19 @@ impl Site {
         (site, cluster)
     }
 
+    /// Adds a repository, a folder of this name, to the configuration, with `more` lines in its section. Returns the folder.
+    pub fn add_repository(&self, name: &str, more: &str) -> PathBuf {
+        let folder = self.sandbox.join(name);
+        let config = std::fs::read_to_string(&self.config).unwrap();
+        let section = format!(
+            "\n[repositories.{name}]\nurl = \"file://{}\"\n{more}",
+            folder.display()
+        );
+        std::fs::write(&self.config, config + &section).unwrap();
+        self.pitr().args(["init", "--quiet"]).run().success();
+        folder
+    }
+
     /// Lets a cluster that is not running archive into this site.
     pub fn attach(&self, cluster: &Cluster) {
         cluster.append_config("archive_mode", "on");

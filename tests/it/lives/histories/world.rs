@@ -407,14 +407,7 @@ fn start_of(name: &str) -> Option<u64> {
 
 /// Gives a site a second repository, which is required like the first.
 fn second_of(site: &Site) -> PathBuf {
-    let second = site.sandbox().join("second");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let more = format!(
-        "\n[repositories.second]\nurl = \"file://{}\"\n",
-        second.display()
-    );
-    std::fs::write(site.config(), config + &more).unwrap();
-    site.pitr().args(["init", "--quiet"]).run().success();
+    let second = site.add_repository("second", "");
     second
 }
 
