@@ -18,7 +18,7 @@ use crate::repo::container::Container;
 use crate::repo::index::{self, Summary, flag};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::link::{self, Before, EndBefore, Link, Mark};
-use crate::repo::lives::is_copy;
+use crate::repo::lives;
 use crate::repo::repository::Repository;
 use crate::store::Key;
 
@@ -243,12 +243,7 @@ fn in_other_life(
     mark: Option<Mark>,
 ) -> Result<Option<Key>> {
     let store = repository.store();
-    let mut homes = vec![layout.home(name.timeline, None)];
-    for life in store.list(&layout.lives_of(name.timeline))? {
-        if is_copy(&life.name) {
-            homes.push(layout.home(name.timeline, Some(&life.name)));
-        }
-    }
+    let homes = lives::stored_homes(store, layout, name.timeline)?;
     // Without a life there is one home only.
     if homes.len() == 1 {
         return Ok(None);
@@ -418,12 +413,7 @@ fn as_stored(repository: &Repository, mark: Mark, is_keyed: bool) -> Result<Mark
 /// The link of a stored segment, and whether its marks are keyed. A segment that must not or cannot be read joins nothing, and keeps nothing from
 /// being archived: a host may have no right to read, and damage is verify's to report.
 fn stored_link(repository: &Repository, key: &Key) -> Result<Option<(Link, bool)>> {
-    let read = repository.store().open(key).and_then(|object| {
-        let container = object.map(Container::open).transpose()?;
-        let read = |c: Container| Ok((Link::read(&c)?, c.is_opaque()));
-        container.map(read).transpose()
-    });
-    match read {
+    match Link::stored(repository.store(), key) {
         Err(e) if !is_passing(e.code()) => Ok(Some((Link::NONE, false))),
         read => read,
     }

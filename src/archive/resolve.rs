@@ -36,7 +36,7 @@ pub struct Fork {
 }
 
 /// What a repository has of a fork.
-pub enum Held {
+pub enum State {
     /// The copy is the one that is followed: nothing is to be resolved here.
     Followed,
     /// The copy was refused here.
@@ -51,24 +51,24 @@ pub enum Held {
 ///
 /// # Errors
 /// `Damaged` when the copy is; what the store says.
-pub fn look(repository: &Repository, layout: &ClusterLayout, fork: &Fork) -> Result<Held> {
+pub fn look(repository: &Repository, layout: &ClusterLayout, fork: &Fork) -> Result<State> {
     let store = repository.store();
     let followed = store.open(&layout.segment(fork.segment))?;
     let is_any = followed.is_some();
     if let Some(Ok(followed)) = followed.map(Container::open)
         && hash_of(repository, &followed)?.starts_with(&fork.copy)
     {
-        return Ok(Held::Followed);
+        return Ok(State::Followed);
     }
     let key = refused_key(layout, fork)?;
     match store.open(&key)? {
         Some(object) => {
             let container = Container::open_under(&key, object)
                 .map_err(|e| e.context(format!("read object \"{key}\"")))?;
-            Ok(Held::Refused(Box::new(container)))
+            Ok(State::Refused(Box::new(container)))
         }
-        None if is_any => Ok(Held::Other),
-        None => Ok(Held::Absent),
+        None if is_any => Ok(State::Other),
+        None => Ok(State::Absent),
     }
 }
 

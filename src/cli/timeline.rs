@@ -102,14 +102,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 /// The cluster in every repository that answers.
-struct Held {
+pub(super) struct Held {
     /// The one that is read first comes first.
-    readings: Vec<(Reading, Inventory)>,
-    failures: Failures,
+    pub(super) readings: Vec<(Reading, Inventory)>,
+    pub(super) failures: Failures,
 }
 
 impl Held {
-    fn read(cx: &Context) -> Result<Held> {
+    pub(super) fn read(cx: &Context) -> Result<Held> {
         let first = Reading::open(cx)?;
         let inventory = first.inventory(cx)?;
         let identifier = inventory.system_identifier;
@@ -285,7 +285,7 @@ fn numbers(timelines: &[TimelineId]) -> Vec<u32> {
     timelines.iter().map(|t| t.decimal()).collect()
 }
 
-fn partial_unless(is_whole: bool) -> Result<u8> {
+pub(super) fn partial_unless(is_whole: bool) -> Result<u8> {
     Ok(match is_whole {
         true => exit::SUCCESS,
         false => exit::status(Program::Pitr, Code::Partial),

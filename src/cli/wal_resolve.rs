@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::Context;
 use super::failures::Failures;
 use super::reading::Reading;
+use super::timeline::{self, Held};
 use super::unproven;
-use super::{Context, timeline};
-use crate::archive::resolve::{self, Fork, Held};
+use crate::archive::resolve::{self, Fork, State};
 use crate::err;
-use crate::error::{Code, Error, Result};
-use crate::exit::{self, Program};
+use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::timeline::{History, TimelineId};
@@ -93,22 +93,10 @@ struct Recorded {
 
 /// `pitr wal resolve`.
 pub fn run(cx: &Context, args: &Args) -> Result<u8> {
-    let first = Reading::open(cx)?;
-    let inventory = first.inventory(cx)?;
-    let mut failures = Failures::default();
-    let mut places = vec![];
-    for (name, other) in first.all_others(cx) {
-        match other.and_then(|other| Ok((other.inventory(cx)?, other))) {
-            Ok((own, other)) if own.system_identifier == inventory.system_identifier => {
-                places.push((other, own));
-            }
-            Ok(_) => {}
-            Err(e) => {
-                failures.add(e, format!("look into repository \"{name}\""));
-            }
-        }
-    }
-    places.insert(0, (first, inventory));
+    let Held {
+        readings: places,
+        failures,
+    } = Held::read(cx)?;
     match (&args.segment, &args.keep, &args.undo) {
         (Some(segment), Some(keep), None) => {
             let fork = Fork {
@@ -148,13 +136,13 @@ fn give(
         let (reading, inventory) = place;
         let layout = inventory.layout()?;
         match resolve::look(&reading.repository, &layout, fork)? {
-            Held::Absent => {}
-            Held::Other => others.push(Change { place, layout }),
-            Held::Followed => shown.recorded.push(Recorded {
+            State::Absent => {}
+            State::Other => others.push(Change { place, layout }),
+            State::Followed => shown.recorded.push(Recorded {
                 repository: reading.configured.name.clone(),
                 event: None,
             }),
-            Held::Refused(copy) => {
+            State::Refused(copy) => {
                 refused.get_or_insert((copy, reading.repository.marker().key_set.clone()));
                 changes.push(Change { place, layout });
             }
@@ -438,10 +426,7 @@ fn finish(
             ),
         );
     }
-    Ok(match is_whole {
-        true => exit::SUCCESS,
-        false => exit::status(Program::Pitr, Code::Partial),
-    })
+    timeline::partial_unless(is_whole)
 }
 
 /// The event has to count, and decisions are ordered by their times.

@@ -25,6 +25,9 @@ const PAGE: u64 = 8192;
 const SHORT_HEADER: u64 = 24;
 const LONG_HEADER: u64 = 40;
 
+/// From this major on recovery stops at WAL of wal_level minimal.
+pub const MINIMAL_STOPS: u32 = 14;
+
 /// Why a stretch of WAL ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StretchEnd {
@@ -476,7 +479,7 @@ impl<'a> Path<'a> {
         if let Err(why) = walk.check(&facts) {
             return Ok(Some(StretchEnd::Broken { at: name, why }));
         }
-        if facts.has(wide(flag::MINIMAL)) && self.inventory.major >= 14 {
+        if facts.has(wide(flag::MINIMAL)) && self.inventory.major >= MINIMAL_STOPS {
             return Ok(Some(StretchEnd::Minimal { at: name }));
         }
         if self.inventory.suspects.contains(&name)

@@ -18,6 +18,7 @@ use crate::pg::page::LONG_HEADER;
 use crate::pg::record;
 use crate::pg::segment::SegmentSize;
 use crate::pg::timeline::TimelineId;
+use crate::store::{Key, Store};
 
 /// Bytes of WAL that a mark covers, at most.
 pub const WINDOW_BYTES: u64 = 256 << 10;
@@ -119,6 +120,16 @@ impl Link {
             Some(bytes) => Link::decode(&bytes),
             None => Ok(Link::NONE),
         }
+    }
+
+    /// Reads the link of a stored segment, and whether its marks are keyed; `None` when the segment is not stored.
+    ///
+    /// # Errors
+    /// `Damaged`; those of the store.
+    pub fn stored(store: &dyn Store, key: &Key) -> Result<Option<(Link, bool)>> {
+        let container = store.open(key)?.map(Container::open).transpose()?;
+        let read = |c: Container| Ok((Link::read(&c)?, c.is_opaque()));
+        container.map(read).transpose()
     }
 
     /// What stays plain of it in an encrypted repository; `keyed` gives the keyed hash of a mark.

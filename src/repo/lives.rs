@@ -8,12 +8,14 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::event::{self, CLUSTER, Recorded};
-use super::layout::ClusterLayout;
+use super::layout::{ClusterLayout, Home};
 use super::repository::Repository;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::store::Store;
 
 /// The kind of the event that gives a fork away.
 pub const RESOLVE: &str = "resolve";
@@ -140,6 +142,23 @@ fn life(recorded: &Recorded) -> Option<Life> {
         time: event.time,
         reason: event.reason.clone(),
     })
+}
+
+/// The homes of a timeline's segments in which something may be stored, whether followed or not; the one of its beginning first.
+///
+/// # Errors
+/// Those of the store.
+pub fn stored_homes(
+    store: &dyn Store,
+    layout: &ClusterLayout,
+    timeline: TimelineId,
+) -> Result<Vec<Home>> {
+    let listed = store.list(&layout.lives_of(timeline))?;
+    let lives = listed.iter().filter(|l| is_copy(&l.name));
+    let lives = lives.map(|l| layout.home(timeline, Some(&l.name)));
+    Ok(std::iter::once(layout.home(timeline, None))
+        .chain(lives)
+        .collect())
 }
 
 /// Whether this is what the key of a refused copy ends with: 16 lower-case hexadecimal digits.

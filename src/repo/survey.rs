@@ -12,7 +12,7 @@ use super::increment::OpenSegment;
 use super::inventory::{self, HistoryFile, Timeline, is_elsewhere};
 use super::json;
 use super::layout::{BackupId, ClusterLayout, Home, PartKind, healed_base};
-use super::lives::{Lives, is_copy};
+use super::lives::{Lives, stored_homes};
 use super::repository::{Registration, Repository};
 use super::stored_wal;
 use super::wal_proof::WalProof;
@@ -572,16 +572,9 @@ impl Reading<'_> {
     fn shadowed(&mut self) -> Result<()> {
         let timelines: Vec<TimelineId> = self.survey.timelines.keys().copied().collect();
         for timeline in timelines {
-            let listed = self.store.list(&self.layout.lives_of(timeline))?;
-            let lives = listed.iter().filter(|l| is_copy(&l.name));
-            let homes: Vec<Home> = lives
-                .map(|l| self.layout.home(timeline, Some(&l.name)))
-                .collect();
-            if homes.is_empty() {
-                continue;
-            }
-            self.shadowed_in(&self.layout.home(timeline, None))?;
-            for home in &homes {
+            let homes = stored_homes(self.store, self.layout, timeline)?;
+            // Without a life nothing lies elsewhere.
+            for home in homes.iter().filter(|_| homes.len() > 1) {
                 self.shadowed_in(home)?;
             }
         }

@@ -9,7 +9,6 @@ use crate::error::{Code, Error, Result};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::plan::lacking::Lacking;
-use crate::repo::container::Container;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::link::{Before, Link};
 use crate::store::{Key, Store};
@@ -190,12 +189,7 @@ fn broken(
 
 /// The link of a stored segment, and whether its marks are keyed. Damage joins nothing, and is verify's to report.
 fn link(store: &dyn Store, key: &Key) -> Result<Option<(Link, bool)>> {
-    let read = store.open(key).and_then(|object| {
-        let container = object.map(Container::open).transpose()?;
-        let read = |c: Container| Ok((Link::read(&c)?, c.is_opaque()));
-        container.map(read).transpose()
-    });
-    match read {
+    match Link::stored(store, key) {
         Err(e) if matches!(e.code(), Code::Damaged | Code::Key | Code::Unsupported) => Ok(None),
         read => read,
     }

@@ -16,6 +16,7 @@ use crate::pg::record::Record;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::plan::gap::MINIMAL_STOPS;
 use crate::plan::retention::wal::{Needed, Tree};
 use crate::repo::container::{Container, Identity, tag};
 use crate::repo::index::{self, SegmentIndex, flag};
@@ -23,9 +24,6 @@ use crate::repo::indexer::Indexer;
 use crate::repo::layout::BackupId;
 use crate::repo::link::{self, Before, Brief, Joined, Link, Mark};
 use crate::repo::survey::{Manifest, Survey};
-
-/// From this major on recovery stops at WAL of wal_level minimal.
-const MINIMAL_STOPS: u32 = 14;
 
 /// Bytes of consecutive segments that one thread takes at a time.
 const CHUNK_BYTES: u64 = 512 << 20;
