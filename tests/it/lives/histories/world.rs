@@ -407,8 +407,7 @@ fn start_of(name: &str) -> Option<u64> {
 
 /// Gives a site a second repository, which is required like the first.
 fn second_of(site: &Site) -> PathBuf {
-    let second = site.add_repository("second", "");
-    second
+    site.add_repository("second", "")
 }
 
 fn with_receiver(site: &Site) {
