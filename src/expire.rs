@@ -6,14 +6,12 @@
 //! before it is deleted. Only this module deletes objects, but for a failed backup, which takes back its own (`backup`).
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::pg::segment::{SegmentNumber, SegmentSize, WalFileName};
-use crate::pg::time::TimestampTz;
 use crate::plan::retention::{Deletion, ExpirePlan, Policy, retention};
-use crate::progress::Progress;
 use crate::repo::backup::{BackupRoot, TOMBSTONE, Tombstone};
 use crate::repo::clock;
 use crate::repo::deletion::DeletionClaim;
@@ -35,14 +33,8 @@ pub struct Expire<'a> {
     pub registration: &'a Registration,
     /// What is to be kept.
     pub policy: Policy,
-    /// This host's clock.
-    pub clock: &'a dyn Fn() -> TimestampTz,
-    /// Gives random numbers.
-    pub random: &'a dyn Fn() -> u64,
-    /// Set when the operator wants to stop.
-    pub stop: &'a AtomicBool,
-    /// Hears what happens.
-    pub progress: &'a dyn Progress,
+    /// The host that it runs on.
+    pub host: &'a Host,
 }
 
 /// What a run did.
@@ -73,13 +65,13 @@ impl Expire<'_> {
     /// `Refused` when the clocks differ; what the store says.
     pub fn plan(&self) -> Result<ExpirePlan> {
         let survey = self.survey()?;
-        Ok(retention(&survey, &self.policy, (self.clock)()))
+        Ok(retention(&survey, &self.policy, self.host.now()))
     }
 
     /// Reads what is there, and requires a clock by which it can be judged.
     fn survey(&self) -> Result<Survey> {
         let survey = Survey::read(self.repository, self.registration)?;
-        let now = (self.clock)();
+        let now = self.host.now();
         if let Some((stored, key)) = &survey.newest
             && *stored > now.saturating_add(clock::MAY_DIFFER)
         {
@@ -115,7 +107,7 @@ impl Expire<'_> {
         if shown.deletions.is_empty() && shown.tombstones.is_empty() {
             return Ok(());
         }
-        let writer = Writer::new(self.clock, self.random);
+        let writer = Writer::of(self.host);
         run.deletion = Some(DeletionClaim::take(run.store, &layout, writer)?);
         let done = run.attempts();
         let ended = run.deletion.take().map_or(Ok(()), DeletionClaim::end);
@@ -155,10 +147,10 @@ impl Run<'_> {
     }
 
     fn mark(&mut self, plan: &ExpirePlan) -> Result<()> {
-        let writer = Writer::new(self.what.clock, self.what.random);
+        let writer = Writer::of(self.what.host);
         for id in &plan.marks {
             let mark = Event {
-                not_before: Some((self.what.clock)().saturating_add(self.what.policy.grace)),
+                not_before: Some(self.what.host.now().saturating_add(self.what.policy.grace)),
                 ..writer.event("expire", &id.to_string())
             };
             writer.record(self.store, &self.layout, &mark)?;
@@ -180,7 +172,7 @@ impl Run<'_> {
         self.layout = survey.layout(self.what.registration)?;
         let mut policy = self.what.policy.clone();
         policy.spared.clone_from(&self.spared);
-        let now = (self.what.clock)();
+        let now = self.what.host.now();
         let plan = retention(&survey, &policy, now);
         if plan.marks.is_empty() {
             return Ok(plan);
@@ -195,7 +187,7 @@ impl Run<'_> {
             self.check_stop()?;
             let tombstone = Tombstone {
                 id: id.clone(),
-                nonce: event::nonce(self.what.random),
+                nonce: event::nonce(self.what.host.random.as_ref()),
             };
             let key = self.layout.manifest(id);
             // Without a key of an encrypted repository: the janitor need not have one.
@@ -221,7 +213,10 @@ impl Run<'_> {
                 // What the root names must not be gone while a power cut can bring the root back.
                 self.store
                     .settle_deletions(&format!("{}/{id}", self.layout.backups()))?;
-                self.what.progress.note(&format!("deleted backup {id}"));
+                self.what
+                    .host
+                    .progress
+                    .note(&format!("deleted backup {id}"));
             } else {
                 self.spared.insert(id.clone());
                 is_complete = false;
@@ -334,7 +329,7 @@ impl Run<'_> {
     }
 
     fn check_stop(&self) -> Result<()> {
-        if self.what.stop.load(Ordering::Relaxed) {
+        if self.what.host.is_stopping() {
             return Err(err!(Interrupted, "interrupted")
                 .hint("Nothing that is needed was deleted. Run the command again: it goes on."));
         }

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | 0 | `error` · `progress` · `durable` · `fault` |
 //! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) |
-//! | 2 | `config` |
+//! | 2 | `config` · `host` (clock, random numbers, progress as one value) |
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
 //! | 4 | `repo` (what the keys mean) |
 //! | 5 | `archive` · `plan` (pure) · `snapshot` |
@@ -28,6 +28,8 @@ pub mod exit;
 #[cfg(feature = "full")]
 pub mod expire;
 pub mod fault;
+#[cfg(feature = "full")]
+pub mod host;
 pub mod pg;
 #[cfg(feature = "full")]
 pub mod plan;

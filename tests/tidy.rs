@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["error", "progress", "durable", "fault"],
     &["pg", "exit", "seal"],
-    &["config"],
+    &["config", "host"],
     &["store", "wire"],
     &["repo"],
     &["archive", "plan", "snapshot"],

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use bytes::Bytes;
 use crate::archive::push::push_history;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::pg::label::BackupLabel;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentNumber;
@@ -73,34 +74,6 @@ pub struct Options {
     pub codec: FrameCodec,
 }
 
-/// Clock, random numbers and the like, which the library takes from its caller.
-pub struct Surroundings<'a> {
-    /// This host's clock.
-    pub clock: &'a dyn Fn() -> TimestampTz,
-    /// Random numbers.
-    pub random: &'a dyn Fn() -> u64,
-    /// The directory of temporary files.
-    pub scratch: PathBuf,
-    /// Set when the operator wants to stop.
-    pub stop: &'a AtomicBool,
-    /// Hears what happens.
-    pub progress: &'a dyn Progress,
-}
-
-impl Surroundings<'_> {
-    fn writer(&self) -> Writer<'_> {
-        Writer::new(self.clock, self.random)
-    }
-
-    fn check_stop(&self) -> Result<()> {
-        if self.stop.load(Ordering::Relaxed) {
-            Err(err!(Interrupted, "interrupted"))
-        } else {
-            Ok(())
-        }
-    }
-}
-
 /// Takes a full backup of the server behind `source` into `repository`, as cluster `cluster`.
 ///
 /// On `Ok` the backup is committed; whether it is damaged stands in its root.
@@ -114,7 +87,7 @@ pub fn take(
     cluster: &str,
     source: &mut dyn Source,
     options: &Options,
-    around: &Surroundings<'_>,
+    host: &Host,
 ) -> Result<BackupRoot> {
     let request = request(options)?;
     let facts = source.facts()?;
@@ -133,18 +106,18 @@ pub fn take(
         )
         .hint("Nothing was stored. A registered system identifier keeps its major version and its segment size: after pg_resetwal --wal-segsize give the cluster a new name, \"pitr init --cluster NAME\"."));
     }
-    archiving::check(source, &facts, around.progress)?;
-    check_timeline(repository, &layout, source, &facts, around.progress)?;
+    archiving::check(source, &facts, host.progress.as_ref())?;
+    check_timeline(repository, &layout, source, &facts, host.progress.as_ref())?;
 
     let store = repository.store();
-    let id = reservation::reserve(store, &layout, around)?;
-    let mut claim = Claim::take((store, &layout), around.writer(), &id, "backup", None)?;
+    let id = reservation::reserve(store, &layout, host)?;
+    let mut claim = Claim::take((store, &layout), Writer::of(host), &id, "backup", None)?;
     let mut backup = Backup {
         repository,
         layout: &layout,
         facts: &facts,
         options,
-        around,
+        host,
         committing: false,
     };
     let result = backup.run(source, &request, &mut claim);
@@ -152,7 +125,7 @@ pub fn take(
     if result.is_err() && !committing {
         discard(store, &layout, &id);
     }
-    claim.release(around.progress);
+    claim.release(host.progress.as_ref());
     match result {
         Err(e) if e.code() == Code::Interrupted => Err(interrupted(&id)),
         other => other,
@@ -237,7 +210,7 @@ struct Backup<'a> {
     layout: &'a ClusterLayout,
     facts: &'a ServerFacts,
     options: &'a Options,
-    around: &'a Surroundings<'a>,
+    host: &'a Host,
     /// From here on an error does not say that the root is not there.
     committing: bool,
 }
@@ -250,17 +223,17 @@ impl Backup<'_> {
         claim: &mut Claim<'_>,
     ) -> Result<BackupRoot> {
         let store = self.repository.store();
-        let around = self.around;
-        self.around.progress.note(&format!(
+        let host = self.host;
+        self.host.progress.note(&format!(
             "backup \"{}\" of cluster \"{}\" begins with a checkpoint on \"{}\"",
             claim.id(),
             self.layout.name(),
             self.facts.host
         ));
-        let start_time = source.clock().unwrap_or_else(|| (around.clock)());
+        let start_time = source.clock().unwrap_or_else(|| host.now());
         source.begin(request)?;
         let (received, written, listener) = self.copy(source, claim)?;
-        let stop_time = source.clock().unwrap_or_else(|| (around.clock)());
+        let stop_time = source.clock().unwrap_or_else(|| host.now());
         self.check(&received)?;
         let needed = wal::Needed {
             timeline: received.end.timeline,
@@ -281,7 +254,7 @@ impl Backup<'_> {
             needed,
             witness,
             source,
-            around.progress,
+            host.progress.as_ref(),
         )?;
         let landmarks = Landmarks {
             checkpoint: received.label.checkpoint,
@@ -305,7 +278,7 @@ impl Backup<'_> {
         let stored = store.head(&self.layout.server_manifest(claim.id()))?;
         root.stored_bytes += stored.map_or(0, |meta| meta.size_bytes);
         if received.end.checksum_failure {
-            around.progress.phase("locate damaged pages", None);
+            host.progress.phase("locate damaged pages", None);
             let located = damage::locate(store, self.layout, &root, &received.end.warnings)?;
             (root.damage, root.damage_count) = located;
             root.damage_reported_by_server = true;
@@ -321,22 +294,27 @@ impl Backup<'_> {
             repository: self.repository,
             major: self.facts.major.number(),
             layout,
-            around,
+            host,
             source: &mut *source,
             circumstances,
             prover,
         };
         let mut tick = || {
-            around.check_stop()?;
+            host.check_stop()?;
             claim.keep()
         };
-        deletion::wait((store, layout), around.clock, around.progress, &mut tick)?;
+        deletion::wait(
+            (store, layout),
+            host.clock.as_ref(),
+            host.progress.as_ref(),
+            &mut tick,
+        )?;
         waiter.wait(&needed, limit, claim)?;
         root.wal_proof = Some(waiter.prover.finish(&landmarks)?);
         if timeline.get() > 1 {
             root.set_history(&self.history(source, timeline)?);
         }
-        around.check_stop()?;
+        host.check_stop()?;
         claim.check()?;
         let root = self.commit(root)?;
         self.record_completed(&root);
@@ -345,10 +323,10 @@ impl Backup<'_> {
 
     /// Records that the root exists, so that its loss is noticed. The backup is complete without.
     fn record_completed(&self, root: &BackupRoot) {
-        let writer = self.around.writer();
+        let writer = Writer::of(self.host);
         let completed = writer.completed(root);
         if let Err(e) = writer.record(self.repository.store(), self.layout, &completed) {
-            self.around.progress.warn(&format!(
+            self.host.progress.warn(&format!(
                 "backup \"{}\" is complete, but that could not be recorded: should its root be lost, nothing will tell ({e})",
                 root.id
             ));
@@ -401,17 +379,14 @@ impl Backup<'_> {
         claim: &mut Claim<'_>,
     ) -> Result<(Received, Written, Option<Listener>)> {
         let store = self.repository.store();
-        let around = self.around;
+        let host = self.host;
         let naming = Naming {
             major: self.facts.major.number(),
             catalog_version: self.facts.major.version().catalog_version,
         };
         let id = claim.id().clone();
-        let options = writer::Options::new(
-            self.options.codec,
-            self.options.jobs,
-            around.scratch.clone(),
-        );
+        let options =
+            writer::Options::new(self.options.codec, self.options.jobs, host.scratch.clone());
         let over = Arc::new(AtomicBool::new(false));
         let mut beside = Some(source.beside(Arc::clone(&over)));
         let mut listener = None;
@@ -431,13 +406,13 @@ impl Backup<'_> {
                 scope,
                 &mut writer,
                 naming,
-                &around.scratch,
-                around.progress,
+                &host.scratch,
+                host.progress.as_ref(),
                 object,
             )?;
             let received = receiver.run(source, claim, &mut began)?;
-            around.check_stop()?;
-            around.progress.phase("write the map", None);
+            host.check_stop()?;
+            host.progress.phase("write the map", None);
             Ok((received, writer.finish()?))
         });
         copied.map(|(received, written)| (received, written, listener))
@@ -517,7 +492,7 @@ impl Backup<'_> {
         } = received;
         Ok(BackupRoot {
             id: id.clone(),
-            nonce: event::nonce(self.around.random),
+            nonce: event::nonce(self.host.random.as_ref()),
             backup_kind: BackupKind::Full,
             method: Method::Stream,
             prior: None,

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::Surroundings;
 use super::proof::{Landmarks, Proof, Prover};
 use super::source::{Archiver, Receivers, ServerFacts, Source, WalSource, WantedWal};
 use super::wal::{Circumstances, Needed, Waiter};
@@ -15,6 +14,7 @@ use super::witness::Witness;
 use crate::archive::push::{Content, Push, push_content};
 use crate::err;
 use crate::error::{Code, Result};
+use crate::host::Host;
 use crate::pg::craft::Craft;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
@@ -24,6 +24,7 @@ use crate::pg::version::Major;
 use crate::progress::Silent;
 use crate::repo::claim::Claim;
 use crate::repo::container::Codec;
+use crate::repo::event::Writer;
 use crate::repo::increment;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
@@ -349,22 +350,15 @@ impl Bench {
     fn wait(&self, server: &mut Server, from_standby: bool, seconds: u64) -> Result<()> {
         static COUNT: AtomicU64 = AtomicU64::new(1);
         let prover = self.prover(server)?;
-        let stop = AtomicBool::new(false);
-        let around = Surroundings {
-            clock: &|| TimestampTz(0),
-            random: &|| COUNT.fetch_add(1, Ordering::Relaxed),
-            scratch: self.directory.path().to_owned(),
-            stop: &stop,
-            progress: &Silent,
-        };
+        let host = Host::still(TimestampTz(0), COUNT.fetch_add(1 << 32, Ordering::Relaxed));
         let id = "20261120T064049Z-000001-full".parse().unwrap();
         let store = (self.repository.store(), &self.layout);
-        let mut claim = Claim::take(store, around.writer(), &id, "backup", None)?;
+        let mut claim = Claim::take(store, Writer::of(&host), &id, "backup", None)?;
         let mut waiter = Waiter {
             repository: &self.repository,
             major: 17,
             layout: &self.layout,
-            around: &around,
+            host: &host,
             source: server,
             circumstances: Circumstances {
                 from_standby,

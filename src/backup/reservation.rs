@@ -1,9 +1,10 @@
 //! The reservation of a backup's id (format, sections 9 and 10).
 
-use super::Surroundings;
 use crate::err;
 use crate::error::{Code, Result};
+use crate::host::Host;
 use crate::repo::clock;
+use crate::repo::event::Writer;
 use crate::repo::event::{self, Event};
 use crate::repo::layout::{BackupId, ClusterLayout};
 use crate::store::{Published, Store};
@@ -15,26 +16,22 @@ const MOST_ATTEMPTS: u64 = 100;
 ///
 /// # Errors
 /// `Refused` when the clocks of host and store differ; what the store says.
-pub fn reserve(
-    store: &dyn Store,
-    layout: &ClusterLayout,
-    around: &Surroundings<'_>,
-) -> Result<BackupId> {
-    let now = (around.clock)();
+pub fn reserve(store: &dyn Store, layout: &ClusterLayout, host: &Host) -> Result<BackupId> {
+    let now = host.now();
     clock::check(store, now).map_err(|e| match e.code() {
         Code::Refused => e.hint("Nothing was stored: the id, the reservation and the claim of a backup are dated by this clock, and one from the future would keep WAL from expire.\nCorrect the clock that is wrong: timedatectl set-ntp true"),
         _ => e,
     })?;
     let stamp = event::compact(now);
     let stamp = format!("{}Z", stamp.get(..15).unwrap_or_default());
-    let random = (around.random)();
+    let random = host.random();
     for attempt in 0..MOST_ATTEMPTS {
         let id = BackupId::compose(&stamp, random.wrapping_add(attempt), "full")?;
         let begin = Event {
             time: now,
             backup_kind: Some("full".into()),
             pid: Some(std::process::id()),
-            ..around.writer().event("begin", &id.to_string())
+            ..Writer::of(host).event("begin", &id.to_string())
         };
         if event::begin(store, layout, &begin)? == Published::Created {
             return Ok(id);

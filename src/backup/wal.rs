@@ -6,11 +6,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::Surroundings;
 use super::proof::{Proof, Prover};
 use super::source::{Source, WantedWal};
 use crate::err;
 use crate::error::{Code, Result};
+use crate::host::Host;
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
@@ -87,7 +87,7 @@ pub struct Waiter<'a, 'b> {
     /// The cluster's keys.
     pub layout: &'a ClusterLayout,
     /// Stop flag and progress.
-    pub around: &'a Surroundings<'a>,
+    pub host: &'a Host,
     /// The server, whose archiver is asked.
     pub source: &'b mut dyn Source,
     /// Facts that may be told about it.
@@ -106,7 +106,7 @@ impl Waiter<'_, '_> {
         let started = Instant::now();
         let mut note_at = FIRST_NOTE;
         let mut has_streamed = !self.circumstances.from_standby;
-        self.around.progress.phase("wait for WAL", None);
+        self.host.progress.phase("wait for WAL", None);
         loop {
             let mut problem = None;
             while next <= last {
@@ -135,7 +135,7 @@ impl Waiter<'_, '_> {
             let Some(problem) = problem else {
                 return Ok(());
             };
-            self.around.check_stop()?;
+            self.host.check_stop()?;
             let name = needed.name(next.min(last))?;
             let waited = started.elapsed();
             if waited >= limit {
@@ -150,7 +150,7 @@ impl Waiter<'_, '_> {
                 note_at *= 2;
                 let advice = self.advice();
                 let note = format!("waiting for segment \"{name}\", which {problem}. {advice}");
-                self.around.progress.note(&note);
+                self.host.progress.note(&note);
             }
             claim.keep()?;
             std::thread::sleep(POLL.min(limit.saturating_sub(waited)));
@@ -197,7 +197,7 @@ impl Waiter<'_, '_> {
             start: segment.range()?.start,
             end: needed.stop_lsn,
         };
-        self.around
+        self.host
             .progress
             .phase("stream the last WAL", Some(range.end.0 - range.start.0));
         let what = WantedWal {
@@ -212,7 +212,7 @@ impl Waiter<'_, '_> {
             at: range.start,
             bytes: Vec::new(),
         };
-        let progress = self.around.progress;
+        let progress = &self.host.progress;
         let streamed = self.source.stream_wal(&what, &mut |bytes| {
             progress.advance(bytes.len() as u64);
             pieces.add(bytes)

@@ -12,8 +12,6 @@ use crate::config::{self, ClusterName, Settings};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
-use crate::progress::Progress;
-use crate::restore::Surroundings;
 use crate::restore::adopt::{self, Adopted};
 
 /// Let a restored copy archive
@@ -69,15 +67,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         .iter()
         .map(|r| (cx.open(r), r.required))
         .collect();
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let progress = cx.progress();
-    let (clock, random) = (|| cx.now(), || cx.random());
-    let around = Surroundings {
-        clock: &clock,
-        random: &random,
-        progress: &progress as &dyn Progress,
-        stop: &stop,
-    };
+    let host = cx.unstoppable();
     let name = configured.as_ref().map(|c| c.name.as_str());
     if let Some(cluster) = &configured
         && new_name.is_none()
@@ -92,9 +82,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         name,
         new_name.as_ref().map(ClusterName::as_str),
         &repositories,
-        &around,
+        &host,
     )?;
-    drop(progress);
+    drop(host);
     let old = adopted.guard.as_ref().map(|g| g.cluster.as_str()).or(name);
     let cluster = args.new_name.as_deref().or(old);
     if cx.out.is_json() {

@@ -7,14 +7,13 @@ use serde::Serialize;
 
 use super::{Context, human};
 use crate::backup::live::LiveServer;
-use crate::backup::{self, Options, Surroundings};
+use crate::backup::{self, Options};
 use crate::config::{Period, Size};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
-use crate::progress::Progress;
 use crate::repo::backup::{BackupRoot, DamagedPage};
 use crate::snapshot::frame::FrameCodec;
 use crate::wire::basebackup::StartCheckpoint;
@@ -125,17 +124,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
     let info = ConnInfo::resolve(conninfo, &conninfo::Environment::of_process())?;
-    let stop = cx.stop_flag()?;
-    let progress: Arc<dyn Progress> = Arc::new(cx.progress());
-    let mut server = LiveServer::connect(&info, Arc::clone(&progress), Arc::clone(&stop))?;
-    let (clock, random) = (|| cx.now(), || cx.random());
-    let around = Surroundings {
-        clock: &clock,
-        random: &random,
-        scratch: std::env::temp_dir(),
-        stop: &stop,
-        progress: progress.as_ref(),
-    };
+    let host = cx.host()?;
+    let mut server =
+        LiveServer::connect(&info, Arc::clone(&host.progress), Arc::clone(&host.stop))?;
     let started = Instant::now();
     let options = options(args);
     let root = backup::take(
@@ -143,11 +134,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         cluster.name.as_str(),
         &mut server,
         &options,
-        &around,
+        &host,
     )?;
     let took = started.elapsed();
     drop(server);
-    drop(progress);
+    drop(host);
     if cx.out.is_json() {
         cx.out.json(&shown(&root, &configured.name, took))?;
     } else {

@@ -1,6 +1,6 @@
 //! `pitr expire`.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::json;
@@ -15,6 +15,7 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::expire::{Expire, Outcome};
+use crate::host::Host;
 use crate::pg::segment::SegmentSize;
 use crate::plan::retention::{Deletion, ExpirePlan, Fate, Judged, Policy};
 use crate::repo::layout::BackupId;
@@ -80,12 +81,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return Err(err!(Config, "no repository is configured"));
     }
     let wanted = settings.cluster_if_named()?;
-    let stop = cx.stop_flag()?;
+    let host = cx.host()?;
     let mut done = Vec::new();
     let mut failures = Failures::default();
     for configured in &settings.repositories {
         let name = wanted.as_ref().map(|c| c.name.as_str());
-        if let Err(e) = one_repository(args, cx, configured, name, &policy, &stop, &mut done) {
+        if let Err(e) = one_repository(args, cx, configured, name, &policy, &host, &mut done) {
             let doing = format!("expire in repository \"{}\"", configured.name);
             if !failures.add(e, doing) {
                 break;
@@ -141,23 +142,20 @@ fn one_repository(
     configured: &config::Repository,
     cluster: Option<&str>,
     policy: &Policy,
-    stop: &AtomicBool,
+    host: &Host,
     done: &mut Vec<Done>,
 ) -> Result<()> {
     let repository = cx.open(configured)?;
     let mut warning = unproven::warning(configured, &repository, FORGED);
     let registrations = registrations(cx, &repository, cluster)?;
-    let progress = cx.progress();
+    let host = host.with_progress(Arc::new(cx.progress()));
     // A cluster that went through pg_upgrade has several identifiers; each keeps its own N.
     for registration in registrations {
         let expire = Expire {
             repository: &repository,
             registration: &registration,
             policy: policy.clone(),
-            clock: &|| cx.now(),
-            random: &|| cx.random(),
-            stop,
-            progress: &progress,
+            host: &host,
         };
         let plan = expire.plan()?;
         let mut outcome = args.confirm.then(Outcome::default);

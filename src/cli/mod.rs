@@ -17,6 +17,7 @@ use crate::config::{self, Environment, Flags, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
+use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
@@ -166,6 +167,21 @@ pub struct Context {
     pub followed: Followed,
 }
 
+/// The system's clock; the library takes it as an argument.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the command line is where the clock is asked"
+)]
+pub fn now() -> TimestampTz {
+    TimestampTz::from_system_time(SystemTime::now())
+}
+
+/// A random number.
+pub fn random() -> u64 {
+    // The standard library seeds its hash keys from the system, and takes others each time.
+    RandomState::new().build_hasher().finish()
+}
+
 impl Context {
     /// Finds and reads the configuration.
     ///
@@ -184,13 +200,9 @@ impl Context {
         }
     }
 
-    /// The system's clock; the library takes it as an argument.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the command line is where the clock is asked"
-    )]
+    /// The system's clock.
     pub fn now(&self) -> TimestampTz {
-        TimestampTz::from_system_time(SystemTime::now())
+        now()
     }
 
     /// Opens a repository.
@@ -232,8 +244,29 @@ impl Context {
 
     /// A random number, for the nonces and ids that the library takes as arguments.
     pub fn random(&self) -> u64 {
-        // The standard library seeds its hash keys from the system, and takes others each time.
-        RandomState::new().build_hasher().finish()
+        random()
+    }
+
+    /// The host that a command works on; Ctrl-C and SIGTERM stop it in order.
+    ///
+    /// # Errors
+    /// Those of [`Context::stop_flag`].
+    pub fn host(&self) -> Result<Host> {
+        Ok(Host {
+            stop: self.stop_flag()?,
+            ..self.unstoppable()
+        })
+    }
+
+    /// As [`Context::host`], for a command that Ctrl-C ends at once.
+    pub fn unstoppable(&self) -> Host {
+        Host {
+            clock: Arc::new(now),
+            random: Arc::new(random),
+            stop: Arc::default(),
+            progress: Arc::new(self.progress()),
+            scratch: std::env::temp_dir(),
+        }
     }
 
     /// Progress on standard error.

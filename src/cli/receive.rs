@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -13,9 +13,8 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit;
 use crate::pg::lsn::Lsn;
-use crate::pg::time::TimestampTz;
 use crate::progress::Progress;
-use crate::receive::session::{self, Ended, Options, Surroundings};
+use crate::receive::session::{self, Ended, Options};
 use crate::receive::status::Status;
 use crate::wire::client::{Client, Session};
 use crate::wire::conninfo::{self, ConnInfo};
@@ -161,12 +160,12 @@ fn conninfo(cluster: &Cluster) -> Result<ConnInfo> {
 }
 
 fn receive(cx: &Context, options: &Options) -> Result<Option<Ended>> {
-    let stop = cx.stop_flag()?;
     let terminal = Arc::new(cx.progress());
-    let progress: Arc<dyn Progress> = Arc::<super::terminal::TerminalProgress>::clone(&terminal);
+    let host = cx
+        .host()?
+        .with_progress(Arc::<super::terminal::TerminalProgress>::clone(&terminal));
     let notify = Notify::new(&cx.environment);
     let ready = Cell::new(false);
-    let random = || cx.random();
     let watch = |status: &Status| {
         let line = line(status);
         if status.server.is_some() && !ready.replace(true) {
@@ -175,25 +174,9 @@ fn receive(cx: &Context, options: &Options) -> Result<Option<Ended>> {
         notify.send(&format!("STATUS={line}"));
         terminal.show_line(&line);
     };
-    let around = Surroundings {
-        clock: now,
-        random: &random,
-        pid: std::process::id(),
-        stop: &stop,
-        progress,
-        watch: &watch,
-    };
-    let ended = session::run(options, &around);
+    let ended = session::run(options, &host, &watch);
     notify.send("STOPPING=1");
     ended
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the command line is where the clock is asked"
-)]
-fn now() -> TimestampTz {
-    TimestampTz::from_system_time(SystemTime::now())
 }
 
 fn drop_slot(cx: &Context, info: &ConnInfo, slot: &SlotName) -> Result<u8> {

@@ -96,8 +96,8 @@ fn one_repository(
     shown: &mut Vec<Shown>,
 ) -> Result<()> {
     let repository = cx.open(configured)?;
-    let (clock, random) = (|| cx.now(), || cx.random());
-    let writer = Writer::new(&clock, &random);
+    let host = cx.unstoppable();
+    let writer = Writer::of(&host);
     for name in repository.cluster_names()? {
         if wanted.is_some_and(|wanted| wanted != name) {
             continue;

@@ -1,7 +1,7 @@
 //! `pitr repo sync`.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 
 use serde_json::json;
 
@@ -11,10 +11,11 @@ use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
+use crate::host::Host;
 use crate::plan::lacking::{Cause, Lacking};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
-use crate::sync::{Report, Surroundings, Transfer};
+use crate::sync::{Options, Report, Transfer};
 
 /// Objects copied at a time: each may need room for what a store takes in one piece, and all together must not exceed the ceiling.
 const JOBS: u16 = 3;
@@ -80,7 +81,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     check(args, cx, &settings)?;
     let wanted = settings.cluster_if_named()?;
     let wanted = wanted.as_ref().map(|c| c.name.as_str());
-    let stop = cx.stop_flag()?;
+    let host = cx.host()?;
     let mut failures = Failures::default();
     let opened = open(args, cx, &settings, &mut failures);
     let warning =
@@ -89,7 +90,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let mut sync = Sync {
         args,
         cx,
-        stop: &stop,
+        host: &host,
         done: Vec::new(),
         clusters: BTreeSet::new(),
         failures,
@@ -206,7 +207,7 @@ fn pairs<'o, 'a>(args: &Args, opened: &'o [Opened<'a>]) -> Vec<(&'o Opened<'a>, 
 struct Sync<'a> {
     args: &'a Args,
     cx: &'a Context,
-    stop: &'a AtomicBool,
+    host: &'a Host,
     done: Vec<Done>,
     clusters: BTreeSet<String>,
     failures: Failures,
@@ -265,16 +266,12 @@ impl Sync<'_> {
             check_name(layout, from_name, to_name, known)?;
         }
         let (cx, args) = (self.cx, self.args);
-        let progress = cx.progress();
-        let around = Surroundings {
-            clock: &|| cx.now(),
-            random: &|| cx.random(),
-            stop: self.stop,
-            progress: &progress,
+        let host = self.host.with_progress(Arc::new(cx.progress()));
+        let options = Options {
             jobs: usize::from(args.jobs),
             everything: args.all,
         };
-        let transfer = Transfer::new(from, to, &registration, &around)?;
+        let transfer = Transfer::new(from, to, &registration, options, &host)?;
         if !args.dry_run {
             transfer.wait_for_deletion(&mut || Ok(()))?;
         }

@@ -25,7 +25,7 @@ use crate::restore::extract::Survey;
 use crate::restore::job::{Earlier, Job, Request};
 use crate::restore::settings;
 use crate::restore::target_dir::{self, Mapping, PlacedTablespace, Target, Wanted};
-use crate::restore::{self, Report, Source, Surroundings};
+use crate::restore::{self, Report, Source};
 use crate::snapshot::reader::Snapshot;
 use crate::snapshot::spare::Spares;
 
@@ -389,19 +389,11 @@ pub fn run(
         root,
         spares,
     };
-    let stop = cx.stop_flag()?;
-    let progress = cx.progress();
+    let host = cx.host()?;
     let started = Instant::now();
-    let (clock, random) = (|| cx.now(), || cx.random());
-    let around = Surroundings {
-        clock: &clock,
-        random: &random,
-        progress: &progress,
-        stop: &stop,
-    };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = jobs.map_or(cores, usize::from);
-    let report = restore::run(&source, job, target, survey, earlier, jobs, &around);
+    let report = restore::run(&source, job, target, survey, earlier, jobs, &host);
     tell_taken(cx, opened, job, spares);
     Ok((report?, started.elapsed()))
 }
@@ -419,8 +411,8 @@ fn tell_taken(cx: &Context, opened: &Opened, job: &Job, spares: &Spares<'_>) {
         ));
     }
     let Some(first) = damaged.first() else { return };
-    let (clock, random) = (|| cx.now(), || cx.random());
-    let writer = Writer::new(&clock, &random);
+    let host = cx.unstoppable();
+    let writer = Writer::of(&host);
     let what = (first.object.as_str(), first.detail.as_str());
     if let Err(e) = writer.record_damage(store, &opened.layout, &subject, what) {
         cx.out

@@ -361,8 +361,8 @@ fn decide(cx: &Context, held: Held, change: &Change, kind: Kind) -> Result<u8> {
     let before = cluster::decide(&tree, &decisions, &sides.as_slice())?;
     let ends = require_sense(&tree, &decisions, change, kind)?;
     let mut then = decisions.clone();
-    let (clock, random) = (|| cx.now(), || cx.random());
-    let writer = Writer::new(&clock, &random);
+    let host = cx.unstoppable();
+    let writer = Writer::of(&host);
     let events = events(&writer, change, kind, &ends);
     for (n, event) in events.iter().enumerate() {
         then.all.push(Decision {
@@ -409,7 +409,7 @@ fn decide(cx: &Context, held: Held, change: &Change, kind: Kind) -> Result<u8> {
         readings,
         mut failures,
     } = held;
-    let nonce = random();
+    let nonce = host.random();
     if change.confirm {
         for (reading, inventory) in &readings {
             match record(reading, inventory, &events, (change, kind), nonce) {

@@ -5,10 +5,13 @@ use serde_json::json;
 use super::failures::Failures;
 use super::registered::registrations;
 use super::{Context, human};
+use std::sync::Arc;
+
 use crate::config;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
+use crate::host::Host;
 use crate::repo::layout::BackupId;
 use crate::repo::repository::Registration;
 use crate::verify::{Report, Verify};
@@ -52,9 +55,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let name = wanted.as_ref().map(|c| c.name.as_str());
     let mut done = Vec::new();
     let mut failures = Failures::default();
-    let stop = cx.stop_flag()?;
+    let host = cx.host()?;
     for configured in &settings.repositories {
-        if let Err(e) = one_repository(cx, configured, name, backup.as_ref(), &stop, &mut done) {
+        if let Err(e) = one_repository(cx, configured, name, backup.as_ref(), &host, &mut done) {
             let doing = format!("verify repository \"{}\"", configured.name);
             if !failures.add(e, doing) {
                 break;
@@ -90,13 +93,11 @@ fn one_repository(
     configured: &config::Repository,
     cluster: Option<&str>,
     backup: Option<&BackupId>,
-    stop: &std::sync::atomic::AtomicBool,
+    host: &Host,
     done: &mut Vec<Done>,
 ) -> Result<()> {
     let repository = cx.open(configured)?;
-    let progress = cx.progress();
-    let random = || cx.random();
-    let clock = || cx.now();
+    let host = host.with_progress(Arc::new(cx.progress()));
     let mut missing = None;
     let registrations = registrations(cx, &repository, cluster)?;
     let before = done.len();
@@ -106,10 +107,7 @@ fn one_repository(
             registration: &registration,
             backup: backup.cloned(),
             threads: THREADS,
-            clock: &clock,
-            random: &random,
-            stop,
-            progress: &progress,
+            host: &host,
         };
         match verify.run() {
             Ok(report) => done.push(Done {

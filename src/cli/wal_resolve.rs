@@ -390,8 +390,8 @@ fn finish(
     if !cx.out.is_json() {
         print(cx, &shown)?;
     }
-    let (clock, random) = (|| cx.now(), || cx.random());
-    let writer = Writer::new(&clock, &random);
+    let host = cx.unstoppable();
+    let writer = Writer::of(&host);
     if args.confirm {
         for change in changes {
             let (reading, _) = change.place;

@@ -25,11 +25,10 @@ use super::upstream::{self, ServerFacts};
 use crate::config::{self, Acknowledge};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
-use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
-use crate::progress::Progress;
 use crate::repo::event::Writer;
 use crate::wire::client::Client;
 use crate::wire::conninfo::ConnInfo;
@@ -76,22 +75,6 @@ pub struct Options {
     pub repositories: Vec<config::Repository>,
 }
 
-/// Clock, random numbers and the like, which the receiver takes from its caller.
-pub struct Surroundings<'a> {
-    /// This host's clock, for what is written down; every wait goes by the monotonic clock.
-    pub clock: fn() -> TimestampTz,
-    /// Random numbers.
-    pub random: &'a dyn Fn() -> u64,
-    /// The process id.
-    pub pid: u32,
-    /// Set when somebody wants to stop.
-    pub stop: &'a AtomicBool,
-    /// Hears what happens.
-    pub progress: Arc<dyn Progress>,
-    /// Sees the status whenever it is written.
-    pub watch: &'a dyn Fn(&Status),
-}
-
 /// How a receiver ended that was not stopped by an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
@@ -106,12 +89,12 @@ pub struct Ended {
 /// # Errors
 /// `Locked` when journal or slot are in use; `NotFound` when the slot is not there; `SlotLost`; `WrongCluster` or `Diverged` when no
 /// server is one that may be received from; `Denied`; `Io` when the journal's disk fails. It waits where waiting helps.
-pub fn run(options: &Options, around: &Surroundings<'_>) -> Result<Option<Ended>> {
+pub fn run(options: &Options, host: &Host, watch: &dyn Fn(&Status)) -> Result<Option<Ended>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Error::from_io("start the runtime", e))?;
-    let result = receive(&runtime, options, around);
+    let result = receive(&runtime, options, host, watch);
     // A repository that hangs may still hold a thread.
     runtime.shutdown_background();
     result
@@ -120,23 +103,24 @@ pub fn run(options: &Options, around: &Surroundings<'_>) -> Result<Option<Ended>
 fn receive(
     runtime: &tokio::runtime::Runtime,
     options: &Options,
-    around: &Surroundings<'_>,
+    host: &Host,
+    watch: &dyn Fn(&Status),
 ) -> Result<Option<Ended>> {
-    let identified = unless_stopped(around.stop, identify(options, around));
+    let identified = unless_stopped(&host.stop, identify(options, host));
     let identity = match runtime.block_on(identified) {
         Ok(identity) => identity,
         Err(e) if e.code() == Code::Interrupted => return Ok(None),
         Err(e) => return Err(e),
     };
-    let progress = Arc::clone(&around.progress);
+    let progress = Arc::clone(&host.progress);
     let journal = Journal::open(
         &journal::Options {
             directory: options.journal.clone(),
             system_identifier: identity.system_identifier,
             segment_size: identity.segment_size,
             limit_bytes: options.journal_limit_bytes,
-            nonce: (around.random)(),
-            now: (around.clock)(),
+            nonce: host.random(),
+            now: host.now(),
         },
         Arc::clone(&progress),
     )?;
@@ -146,12 +130,12 @@ fn receive(
             cluster: options.cluster.clone(),
             repositories: options.repositories.clone(),
             acknowledge: options.acknowledge,
-            nonce: (around.random)(),
-            clock: around.clock,
+            nonce: host.random(),
+            clock: Arc::clone(&host.clock),
         },
         progress,
     )?);
-    let mut session = Session::new(options, around, identity, &journal, &shipper);
+    let mut session = Session::new(options, (host, watch), identity, &journal, &shipper);
     let result = runtime.block_on(session.receive());
     session.write_status_now();
     let mut status = session.status;
@@ -159,7 +143,7 @@ fn receive(
     let is_shipped = Arc::into_inner(shipper).is_some_and(|shipper| shipper.finish(FINISH_MAX));
     let directory = journal.path().to_owned();
     journal.close()?;
-    status.time = (around.clock)();
+    status.time = host.now();
     status.ended = Some(status.time);
     if let Err(e) = &result {
         status.last_error = Some(e.to_string());
@@ -171,14 +155,14 @@ fn receive(
         repository.timeline = end.map(|p| p.timeline).or(repository.timeline);
     }
     // As in [`Session::write_status`].
-    let _ = status::write(&directory, &status, (around.random)());
+    let _ = status::write(&directory, &status, host.random());
     result?;
     Ok(Some(Ended { status, is_shipped }))
 }
 
 /// Which cluster it is: as registered or, where that is not clear or cannot be read, as the server says.
-async fn identify(options: &Options, around: &Surroundings<'_>) -> Result<Identity> {
-    let nonce = (around.random)();
+async fn identify(options: &Options, host: &Host) -> Result<Identity> {
+    let nonce = host.random();
     let (repositories, cluster) = (options.repositories.clone(), options.cluster.clone());
     let look = move || holdings::registered(&repositories, &cluster, nonce);
     match aside("look into the repositories", look).await {
@@ -186,24 +170,24 @@ async fn identify(options: &Options, around: &Surroundings<'_>) -> Result<Identi
         Ok(None) => {}
         // Received WAL waits in the journal until the repository is back.
         Err(error) if is_outage(&error) && options.journal.exists() => {
-            around.progress.warn(&format!("repository: {error}"));
+            host.progress.warn(&format!("repository: {error}"));
         }
         Err(error) => return Err(error),
     }
     let mut backoff = Backoff::default();
     loop {
-        match ask_identity(options, around).await {
+        match ask_identity(options, host).await {
             Err(error) if error.code() == Code::Unreachable => {
-                around.progress.warn(&format!("{error}"));
-                sleep(backoff.next((around.random)())).await;
+                host.progress.warn(&format!("{error}"));
+                sleep(backoff.next(host.random())).await;
             }
             answer => return answer,
         }
     }
 }
 
-async fn ask_identity(options: &Options, around: &Surroundings<'_>) -> Result<Identity> {
-    let mut client = upstream::connect(&options.conninfo, Arc::clone(&around.progress)).await?;
+async fn ask_identity(options: &Options, host: &Host) -> Result<Identity> {
+    let mut client = upstream::connect(&options.conninfo, Arc::clone(&host.progress)).await?;
     let host = client.host().to_owned();
     let facts = upstream::answered(&host, upstream::facts(&mut client)).await?;
     Ok(Identity {
@@ -253,7 +237,9 @@ async fn unless_stopped<T>(stop: &AtomicBool, work: impl Future<Output = Result<
 
 struct Session<'a> {
     options: &'a Options,
-    around: &'a Surroundings<'a>,
+    host: &'a Host,
+    /// Sees the status whenever it is written.
+    watch: &'a dyn Fn(&Status),
     identity: Identity,
     journal: &'a Journal,
     shipper: &'a Arc<Shipper>,
@@ -279,15 +265,15 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn new(
         options: &'a Options,
-        around: &'a Surroundings<'a>,
+        (host, watch): (&'a Host, &'a dyn Fn(&Status)),
         identity: Identity,
         journal: &'a Journal,
         shipper: &'a Arc<Shipper>,
     ) -> Session<'a> {
-        let now = (around.clock)();
+        let now = host.now();
         let status = Status {
             time: now,
-            pid: around.pid,
+            pid: std::process::id(),
             started: now,
             ended: None,
             cluster: options.cluster.clone(),
@@ -307,7 +293,8 @@ impl<'a> Session<'a> {
         };
         Session {
             options,
-            around,
+            host,
+            watch,
             identity,
             journal,
             shipper,
@@ -352,7 +339,7 @@ impl<'a> Session<'a> {
                 return Err(error);
             }
             self.tell_trouble(&error);
-            let end = Instant::now() + backoff.next((self.around.random)());
+            let end = Instant::now() + backoff.next(self.host.random());
             while Instant::now() < end && !self.is_stopped() {
                 self.write_status();
                 sleep(TICK).await;
@@ -361,7 +348,7 @@ impl<'a> Session<'a> {
     }
 
     fn is_stopped(&self) -> bool {
-        self.around.stop.load(Ordering::Relaxed)
+        self.host.stop.load(Ordering::Relaxed)
     }
 
     fn is_overcome_by_waiting(&self, error: &Error) -> bool {
@@ -385,9 +372,9 @@ impl<'a> Session<'a> {
         self.status.last_error = Some(text.clone());
         let repeated = matches!(&self.told, Some((told, when)) if *told == text && when.elapsed() < REPEAT_AFTER);
         if !repeated {
-            self.around.progress.warn(&format!("{text}; trying again"));
+            self.host.progress.warn(&format!("{text}; trying again"));
             if let Some(hint) = error.hint_text() {
-                self.around.progress.note(hint);
+                self.host.progress.note(hint);
             }
             self.told = Some((text, Instant::now()));
         }
@@ -396,8 +383,8 @@ impl<'a> Session<'a> {
     /// One connection, through as many timelines as it leads, until it was stopped or everything that was asked for is safe.
     async fn attempt(&mut self) -> Result<()> {
         let info = self.candidates();
-        let stop = self.around.stop;
-        let connect = upstream::connect(&info, Arc::clone(&self.around.progress));
+        let stop = &self.host.stop;
+        let connect = upstream::connect(&info, Arc::clone(&self.host.progress));
         let connected = unless_stopped(stop, connect).await;
         let mut client = connected.inspect_err(|_| {
             // None of the others can be reached: those left out may have changed meanwhile.
@@ -445,7 +432,7 @@ impl<'a> Session<'a> {
             info,
             &self.options.slot,
             self.options.create_slot,
-            &self.around.progress,
+            &self.host.progress,
         );
         let slot = upstream::answered(&host, slot).await?;
         let start = match self.derive(&facts, &slot).await {
@@ -529,7 +516,7 @@ impl<'a> Session<'a> {
             Err(why) => return Ok((client, Compared::Unproven(why))),
         };
         let (repositories, identity) = (self.options.repositories.clone(), self.identity.clone());
-        let nonce = (self.around.random)();
+        let nonce = self.host.random();
         let is_same = aside("look into the repositories", move || {
             Holdings::open(&repositories, &identity, nonce)?.has(name, &hash)
         });
@@ -555,7 +542,7 @@ impl<'a> Session<'a> {
         if let Compared::Unproven(why) = compared
             && !std::mem::replace(&mut self.is_unproven_told, true)
         {
-            self.around.progress.warn(&format!(
+            self.host.progress.warn(&format!(
                 "the server's WAL could not be compared with what was received last ({why}): that it is the same server's is not proven"
             ));
         }
@@ -564,7 +551,7 @@ impl<'a> Session<'a> {
             None => {
                 let mut same = info.clone();
                 same.hosts.retain(|h| h.display() == host);
-                upstream::connect(&same, Arc::clone(&self.around.progress)).await
+                upstream::connect(&same, Arc::clone(&self.host.progress)).await
             }
         }
     }
@@ -619,7 +606,7 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         let (repositories, identity) = (self.options.repositories.clone(), self.identity.clone());
-        let (nonce, history) = ((self.around.random)(), facts.history.clone());
+        let (nonce, history) = (self.host.random(), facts.history.clone());
         let look = aside("look which timeline is the cluster", move || {
             Holdings::open(&repositories, &identity, nonce)?.cluster(&history)
         });
@@ -629,7 +616,7 @@ impl<'a> Session<'a> {
             Err(error) => return Err(error),
         };
         if let Some(warning) = cluster.require(timeline)? {
-            self.around.progress.warn(&warning);
+            self.host.progress.warn(&warning);
         }
         self.checked_timeline = Some(timeline);
         Ok(())
@@ -669,7 +656,7 @@ impl<'a> Session<'a> {
             },
         })?;
         if let Some(holdings) = &holdings {
-            let writer = Writer::new(&self.around.clock, self.around.random);
+            let writer = Writer::of(self.host);
             for gap in &start.gaps {
                 holdings.record_gap(gap, &writer)?;
             }
@@ -684,7 +671,7 @@ impl<'a> Session<'a> {
         history: &History,
     ) -> Result<Option<(Holdings, Reach)>> {
         let (repositories, identity) = (self.options.repositories.clone(), self.identity.clone());
-        let (nonce, history) = ((self.around.random)(), history.clone());
+        let (nonce, history) = (self.host.random(), history.clone());
         let look = aside("look into the repositories", move || {
             let holdings = Holdings::open(&repositories, &identity, nonce)?;
             let reach = holdings.reach(&history)?;
@@ -693,7 +680,7 @@ impl<'a> Session<'a> {
         match look.await {
             Ok(found) => Ok(Some(found)),
             Err(error) if has_journal && self.removed_before.is_none() && is_outage(&error) => {
-                self.around.progress.warn(&format!(
+                self.host.progress.warn(&format!(
                     "repository: {error}; streaming goes on from the journal's end"
                 ));
                 Ok(None)
@@ -704,7 +691,7 @@ impl<'a> Session<'a> {
 
     fn tell_start(&self, start: &Start) {
         for gap in &start.gaps {
-            self.around.progress.warn(&format!(
+            self.host.progress.warn(&format!(
                 "WAL from {} to {} of timeline {} is lost: neither repository nor server have it; recorded as a gap. Take a base backup",
                 gap.from,
                 gap.to,
@@ -712,7 +699,7 @@ impl<'a> Session<'a> {
             ));
         }
         if let Some(overhang) = start.overhang {
-            self.around.progress.warn(&format!(
+            self.host.progress.warn(&format!(
                 "the server's history leaves timeline {} at {}, and WAL of it was received up to {}: commits between are not on the new timeline; \
                  they stay in journal and repository",
                 overhang.timeline.decimal(),
@@ -768,11 +755,11 @@ impl<'a> Session<'a> {
         };
         let host = client.host().to_owned();
         let granted = upstream::answered(&host, ReplicationStream::start(client, &what));
-        let stream = match unless_stopped(self.around.stop, granted).await {
+        let stream = match unless_stopped(&self.host.stop, granted).await {
             Ok(stream) => stream,
             Err(error) => return Err(self.removed(error, position)),
         };
-        self.around.progress.note(&format!(
+        self.host.progress.note(&format!(
             "streaming from \"{host}\" at {} on timeline {}",
             position.lsn,
             position.timeline.decimal()
@@ -785,7 +772,7 @@ impl<'a> Session<'a> {
             durable: self.journal.watch(),
             archived: self.shipper.archived(),
             acknowledge: self.options.acknowledge,
-            clock: self.around.clock,
+            clock: Arc::clone(&self.host.clock),
         };
         let mut streaming = Streaming::new(stream, position, floor, sources);
         let step = self.follow(&mut streaming, position).await;
@@ -846,7 +833,7 @@ impl<'a> Session<'a> {
         if streaming.condition() == Condition::Writing && waiting < WAITING_SEGMENTS * size {
             return self.kept.forget();
         }
-        let (options, progress) = (self.options, &self.around.progress);
+        let (options, progress) = (self.options, &self.host.progress);
         let look = self
             .kept
             .look(&options.conninfo, streaming.host(), &options.slot, progress);
@@ -874,7 +861,7 @@ impl<'a> Session<'a> {
         let stream = streaming.into_stream();
         let host = stream.host().to_owned();
         let finish = upstream::answered(&host, stream.finish());
-        let (client, next) = unless_stopped(self.around.stop, finish).await?;
+        let (client, next) = unless_stopped(&self.host.stop, finish).await?;
         let Some(next) = next.filter(|n| n.timeline > position.timeline) else {
             return Err(err!(
                 Server,
@@ -882,7 +869,7 @@ impl<'a> Session<'a> {
                 position.timeline.decimal()
             ));
         };
-        self.around.progress.note(&format!(
+        self.host.progress.note(&format!(
             "timeline {} ended at {}; timeline {} follows",
             position.timeline.decimal(),
             next.switch_lsn,
@@ -958,12 +945,12 @@ impl<'a> Session<'a> {
 
     fn write_status_now(&mut self) {
         self.status_written = Some(Instant::now());
-        self.status.time = (self.around.clock)();
+        self.status.time = self.host.now();
         self.status.journal_bytes = self.journal.bytes();
         self.status.repositories = self.shipper.shipped().into_iter().map(shown).collect();
         // It only informs: without it `pitr info` says that nothing is known.
-        let _ = status::write(self.journal.path(), &self.status, (self.around.random)());
-        (self.around.watch)(&self.status);
+        let _ = status::write(self.journal.path(), &self.status, self.host.random());
+        (self.watch)(&self.status);
     }
 }
 

@@ -16,6 +16,7 @@ use super::shipment::Shipment;
 use crate::archive::push::push_history;
 use crate::config::{self, Acknowledge};
 use crate::error::{Error, Result};
+use crate::host::Clock;
 use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -34,7 +35,7 @@ pub struct Options {
     /// Random, for temporary names.
     pub nonce: u64,
     /// The clock, for the times in [`Shipped`].
-    pub clock: fn() -> TimestampTz,
+    pub clock: Clock,
 }
 
 /// The WAL that one repository holds.
@@ -58,7 +59,7 @@ pub(super) struct Ship {
     pub(super) layout: ClusterLayout,
     pub(super) acknowledge: Acknowledge,
     pub(super) progress: Arc<dyn Progress>,
-    clock: fn() -> TimestampTz,
+    clock: Clock,
     nonce: AtomicU64,
     places: Vec<config::Repository>,
     table: Mutex<Table>,
@@ -480,7 +481,7 @@ mod tests {
                 repositories: repositories.collect(),
                 acknowledge,
                 nonce: 99,
-                clock: || TimestampTz(5),
+                clock: Arc::new(|| TimestampTz(5)),
             };
             Shipper::start(journal, options, self.progress()).unwrap()
         }

@@ -13,6 +13,7 @@ use super::journal::{Condition, Durable, Feeder, Position, Room};
 use crate::config::Acknowledge;
 use crate::err;
 use crate::error::Result;
+use crate::host::Clock;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -49,7 +50,7 @@ pub struct Sources {
     /// The condition under which WAL counts as safe.
     pub acknowledge: Acknowledge,
     /// The clock, for the server's computation of lags.
-    pub clock: fn() -> TimestampTz,
+    pub clock: Clock,
 }
 
 /// The positions that a stream has reached; for status and messages.

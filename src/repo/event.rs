@@ -10,6 +10,8 @@ use super::json;
 use super::layout::ClusterLayout;
 use crate::err;
 use crate::error::{Code, Result};
+#[cfg(feature = "full")]
+use crate::host::Host;
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
@@ -167,6 +169,12 @@ impl<'a> Writer<'a> {
             clock,
             random,
         }
+    }
+
+    /// This program, `pitr`, on `host`.
+    #[cfg(feature = "full")]
+    pub fn of(host: &'a Host) -> Writer<'a> {
+        Writer::new(host.clock.as_ref(), host.random.as_ref())
     }
 
     /// An event with the fields that every one has.

@@ -6,12 +6,12 @@
 use std::fs::File;
 use std::io::Read;
 
-use super::Surroundings;
 use crate::archive::datadir::{DataDirectory, GUARD};
 use crate::archive::guard::{self, Guard, SETTINGS, UNFINISHED, Which};
 use crate::archive::push;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::pg::conf::Setting;
 use crate::pg::control::ControlFile;
 use crate::pg::segment::{SegmentName, WalFileName};
@@ -19,6 +19,7 @@ use crate::pg::timeline::{History, TimelineId};
 use crate::repo::container::Container;
 use crate::repo::decision::SUBJECT;
 use crate::repo::event::Event;
+use crate::repo::event::Writer;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 
@@ -54,7 +55,7 @@ pub fn adopt(
     cluster: Option<&str>,
     new_name: Option<&str>,
     repositories: &[(Result<Repository>, bool)],
-    around: &Surroundings<'_>,
+    host: &Host,
 ) -> Result<Adopted> {
     let shown = directory.path().display();
     if directory.wal().join(UNFINISHED).exists() {
@@ -91,13 +92,13 @@ pub fn adopt(
         from,
         new_name,
     };
-    let recorded_in = copy.record_all(repositories, around)?;
+    let recorded_in = copy.record_all(repositories, host)?;
     let recovery_pending = directory.has("recovery.signal") || directory.has("standby.signal");
     let which = match recovery_pending {
         true => Which::Clone,
         false => Which::All,
     };
-    let removed = guard::take_away(directory, which, (around.random)())?;
+    let removed = guard::take_away(directory, which, host.random())?;
     guard::remove_guard(directory)?;
     Ok(Adopted {
         guard,
@@ -249,19 +250,19 @@ impl Copy<'_> {
     fn record_all(
         &self,
         repositories: &[(Result<Repository>, bool)],
-        around: &Surroundings<'_>,
+        host: &Host,
     ) -> Result<Vec<String>> {
         let mut recorded_in = Vec::new();
         for (repository, required) in repositories {
             let done = match repository {
                 Ok(repository) => self
-                    .record(repository, around)
+                    .record(repository, host)
                     .map(|is_recorded| (repository.store().location(), is_recorded)),
                 Err(e) => Err(err!(Unreachable, "{e}").with_code(e.code())),
             };
             match done {
                 Ok((location, true)) => recorded_in.push(location),
-                Ok((location, false)) => around.progress.warn(&format!(
+                Ok((location, false)) => host.progress.warn(&format!(
                     "the adoption was not recorded in \"{location}\": system identifier {} is not registered there for {}",
                     self.control.system_identifier,
                     self.from.map_or_else(|| "a cluster of a known name".to_owned(), |name| format!("cluster \"{name}\""))
@@ -270,7 +271,7 @@ impl Copy<'_> {
                 Err(e) if e.code() == Code::Conflict || (*required && self.new_name.is_some()) => {
                     return Err(e);
                 }
-                Err(e) => around
+                Err(e) => host
                     .progress
                     .warn(&format!("the adoption was not recorded: {e}")),
             }
@@ -295,7 +296,7 @@ impl Copy<'_> {
     }
 
     /// Registers the new name, archives the histories and writes the event; `false` when there is no cluster that it could be recorded of.
-    fn record(&self, repository: &Repository, around: &Surroundings<'_>) -> Result<bool> {
+    fn record(&self, repository: &Repository, host: &Host) -> Result<bool> {
         let identifier = self.control.system_identifier;
         let layout_of = |name: &str| ClusterLayout::new(name, identifier);
         let old = self.from.map(layout_of).transpose()?;
@@ -304,7 +305,7 @@ impl Copy<'_> {
             None => None,
         };
         if let Some(name) = self.new_name.filter(|name| Some(*name) != self.from) {
-            register(repository, self.control, name, known.as_ref(), around)?;
+            register(repository, self.control, name, known.as_ref(), host)?;
             put_histories(self.directory, repository, &layout_of(name)?)?;
         }
         let name = self.new_name.or(self.from);
@@ -314,7 +315,7 @@ impl Copy<'_> {
         if Some(name) == self.from {
             put_histories(self.directory, repository, &layout)?;
         }
-        let writer = around.writer();
+        let writer = Writer::of(host);
         let event = Event {
             as_name: Some(name.to_owned()),
             timeline: Some(self.timeline()?.get()),
@@ -331,7 +332,7 @@ fn register(
     control: &ControlFile,
     name: &str,
     known: Option<&Registration>,
-    around: &Surroundings<'_>,
+    host: &Host,
 ) -> Result<()> {
     let identifier = control.system_identifier;
     let others = repository.registrations(name)?;
@@ -351,7 +352,7 @@ fn register(
         segment_size_bytes: control.wal_segment_size.bytes(),
         block_size_bytes: control.block_size,
         wal_block_size_bytes: control.wal_block_size,
-        first_seen: (around.clock)(),
+        first_seen: host.now(),
         features: Vec::new(),
         is_lost: false,
     })?;

@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::Surroundings;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::repo::claim::{self, HOLDS_SECONDS, RENEWAL_SECONDS};
 use crate::repo::clock;
 use crate::repo::event;
+use crate::repo::event::Writer;
 use crate::repo::layout::{BackupId, ClusterLayout};
 use crate::store::Store;
 
@@ -39,7 +40,7 @@ fn deleted(id: &BackupId) -> Error {
 /// A standing claim.
 pub struct Claim<'a> {
     claim: claim::Claim<'a>,
-    around: &'a Surroundings<'a>,
+    host: &'a Host,
     tried: Instant,
     complained: bool,
 }
@@ -54,31 +55,31 @@ impl<'a> Claim<'a> {
     pub fn take(
         store: &'a dyn Store,
         layout: &'a ClusterLayout,
-        around: &'a Surroundings<'a>,
+        host: &'a Host,
         id: &BackupId,
         planned: TimestampTz,
     ) -> Result<Option<Claim<'a>>> {
         let tried = Instant::now();
         // A clock is no reason to refuse a restore. Expire counts a claim from the future by the store's time.
-        if let Err(e) = clock::check(store, (around.clock)())
+        if let Err(e) = clock::check(store, host.now())
             && e.code() == Code::Refused
         {
-            around.progress.warn(&format!(
+            host.progress.warn(&format!(
                 "{e}: correct the clock that is wrong; the restore goes on"
             ));
         }
-        let taken = claim::Claim::take((store, layout), around.writer(), id, "restore", None)
+        let taken = claim::Claim::take((store, layout), Writer::of(host), id, "restore", None)
             .map_err(|e| unless_deleted(store, layout, id, e));
         let until = "before the restore is complete";
-        let taken = claim::Claim::if_possible(taken, (store, id), until, around.progress)?;
+        let taken = claim::Claim::if_possible(taken, (store, id), until, host.progress.as_ref())?;
         let Some(claim) = taken else { return Ok(None) };
         if store.head(&layout.manifest(id))?.is_none() {
-            claim.release(around.progress);
+            claim.release(host.progress.as_ref());
             return Err(deleted(id));
         }
         let claim = Claim {
             claim,
-            around,
+            host,
             tried,
             complained: false,
         };
@@ -95,7 +96,7 @@ impl<'a> Claim<'a> {
             )
             .hint("Nothing was written. Run the same command again: it chooses another backup."));
         }
-        around.progress.warn(&format!(
+        host.progress.warn(&format!(
             "backup \"{id}\" is marked for deletion; it is kept while this restore runs"
         ));
         Ok(Some(claim))
@@ -111,7 +112,7 @@ impl<'a> Claim<'a> {
             && !self.complained
         {
             self.complained = true;
-            self.around.progress.warn(&format!(
+            self.host.progress.warn(&format!(
                 "the claim of backup \"{}\" could not be renewed: {e}",
                 self.claim.id()
             ));
@@ -126,7 +127,7 @@ impl<'a> Claim<'a> {
         if events.is_ok_and(|events| event::standing(&events, "expire", "unexpire").is_empty()) {
             self.release();
         } else if let Err(e) = self.claim.renew(REPLAY_SECONDS) {
-            self.around.progress.warn(&format!(
+            self.host.progress.warn(&format!(
                 "the claim of backup \"{}\" could not be renewed for the recovery, and ends in some hours: {e}",
                 self.claim.id()
             ));
@@ -135,6 +136,6 @@ impl<'a> Claim<'a> {
 
     /// Ends the claim.
     pub fn release(self) {
-        self.claim.release(self.around.progress);
+        self.claim.release(self.host.progress.as_ref());
     }
 }

@@ -251,7 +251,7 @@ pub fn survey(snapshot: &Snapshot<'_>) -> Result<Survey> {
                 survey.files += 1;
                 survey.restored_files += u64::from(!withholds_file(&item.path));
                 survey.raw_bytes = survey.raw_bytes.saturating_add(length);
-                // A forged length must not make the sums below wrap around to something small.
+                // A forged length must not make the sums below wrap host to something small.
                 if survey.raw_bytes > MOST_BYTES {
                     return Err(err!(
                         Damaged,

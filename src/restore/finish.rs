@@ -13,17 +13,18 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{Dir, FileType, Mode, OFlags};
 
+use super::Source;
 use super::extract::Destination;
 use super::job::{Job, Purpose};
 use super::settings::{self, Brought, StandbySettings};
 use super::target_dir::{CONTROL, Target, WAITING_CONTROL};
 use super::tree::{Tree, target_error, write_error};
-use super::{Source, Surroundings};
 use crate::archive::datadir::GUARD;
 use crate::archive::guard::{AUTO_CONF, COMMENT, Guard, SETTINGS, UNFINISHED, WrittenSettings};
 use crate::durable;
 use crate::err;
 use crate::error::Result;
+use crate::host::Host;
 use crate::pg::conf;
 use crate::pg::control::ControlFile;
 use crate::pg::label::BackupLabel;
@@ -196,7 +197,7 @@ pub fn put_settings(
     destination: &Destination,
     job: &Job,
     brought: &Brought,
-    around: &Surroundings<'_>,
+    host: &Host,
     group: bool,
 ) -> Result<Vec<conf::Setting>> {
     let data = destination.data();
@@ -227,7 +228,7 @@ pub fn put_settings(
             system_identifier: job.system_identifier,
             repository: job.repository.clone(),
             backup: job.backup.to_string(),
-            restored: (around.clock)(),
+            restored: host.now(),
             program: crate::repo::event::PROGRAM.into(),
         };
         put_json(data, GUARD, &guard)?;

@@ -30,19 +30,15 @@ pub mod settings;
 pub mod target_dir;
 pub mod tree;
 
-use std::sync::atomic::AtomicBool;
-
 use rustix::fs::AtFlags;
 
 use crate::archive::guard::UNFINISHED;
 use crate::durable::{self, NewFile};
 use crate::err;
 use crate::error::{Code, Result};
+use crate::host::Host;
 use crate::pg::conf::Setting;
-use crate::pg::time::TimestampTz;
-use crate::progress::Progress;
 use crate::repo::backup::BackupRoot;
-use crate::repo::event::Writer;
 use crate::repo::layout::ClusterLayout;
 use crate::snapshot::reader::Snapshot;
 use crate::snapshot::spare::Spares;
@@ -59,24 +55,6 @@ use tree::{Tree, write_error};
 const WAL_KEPT_BYTES: u64 = 1 << 30;
 /// Segments that are there besides.
 const SEGMENTS_BESIDES: u64 = 2;
-
-/// Clock, randomness and ears, as arguments.
-pub struct Surroundings<'a> {
-    /// The current time.
-    pub clock: &'a (dyn Fn() -> TimestampTz + Sync),
-    /// Random numbers, for nonces.
-    pub random: &'a (dyn Fn() -> u64 + Sync),
-    /// Told of progress and warnings.
-    pub progress: &'a dyn Progress,
-    /// Set when the operator wants to stop.
-    pub stop: &'a AtomicBool,
-}
-
-impl Surroundings<'_> {
-    fn writer(&self) -> Writer<'_> {
-        Writer::new(self.clock, self.random)
-    }
-}
 
 /// The repository that a backup is read from.
 pub struct Source<'a> {
@@ -149,7 +127,7 @@ pub fn run(
     survey: &Survey,
     earlier: &Earlier,
     jobs: usize,
-    around: &Surroundings<'_>,
+    host: &Host,
 ) -> Result<Report> {
     if job.backup_nonce != source.root.nonce || job.backup != source.root.id {
         return Err(err!(
@@ -161,19 +139,13 @@ pub fn run(
     if let Earlier::LastStep(_) = earlier {
         return last_step(source, job, target, survey);
     }
-    let claim = Claim::take(
-        source.store,
-        source.layout,
-        around,
-        &job.backup,
-        job.planned,
-    )?;
+    let claim = Claim::take(source.store, source.layout, host, &job.backup, job.planned)?;
     let mut claim = claim;
     let done = copy_all(
         (source, job, target, survey),
         earlier,
         jobs,
-        around,
+        host,
         &mut || {
             if let Some(claim) = &mut claim {
                 claim.keep();
@@ -212,14 +184,14 @@ fn copy_all(
     (source, job, target, survey): (&Source<'_>, &Job, &Target, &Survey),
     earlier: &Earlier,
     jobs: usize,
-    around: &Surroundings<'_>,
+    host: &Host,
     tick: &mut dyn FnMut(),
 ) -> Result<Report> {
     let is_resumed = *earlier != Earlier::None;
     let snapshot = source.snapshot()?;
     let brought = configuration::brought(&snapshot, survey, target)?;
-    let destination = prepare(target, job, is_resumed, survey.group, around)?;
-    extract::lay_out(&snapshot, &destination, survey, is_resumed, around.stop)?;
+    let destination = prepare(target, job, is_resumed, survey.group, host)?;
+    extract::lay_out(&snapshot, &destination, survey, is_resumed, &host.stop)?;
     finish::sweep_temporaries(destination.data())?;
     let check = source
         .root
@@ -237,9 +209,9 @@ fn copy_all(
         Copying {
             jobs,
             is_resumed,
-            stop: around.stop,
+            stop: &host.stop,
             checksums: check.is_some().then_some(&add),
-            progress: around.progress,
+            progress: host.progress.as_ref(),
             tick,
         },
     )?;
@@ -247,7 +219,7 @@ fn copy_all(
     finish::put_links(&destination, target)?;
     let group = survey.group;
     let has_manifest = finish::put_manifest(&destination, source, group)?;
-    let settings = finish::put_settings(&destination, job, &brought, around, group)?;
+    let settings = finish::put_settings(&destination, job, &brought, host, group)?;
     let compared_files = match check {
         Some(check) => Some(compare(check, &snapshot, &destination)?),
         None => None,
@@ -257,7 +229,7 @@ fn copy_all(
         let expected = survey.restored_files + added;
         finish::check_nothing_else(&destination, expected)?;
     }
-    around.progress.phase("sync", None);
+    host.progress.phase("sync", None);
     finish::sync(&destination)?;
     tick();
     finish::commit(destination.data(), job)?;
@@ -288,7 +260,7 @@ fn prepare(
     job: &Job,
     is_resumed: bool,
     group: bool,
-    around: &Surroundings<'_>,
+    host: &Host,
 ) -> Result<Destination> {
     let data = Tree::make(&target.data, target.owner, group)?;
     lock(&data)?;
@@ -310,7 +282,7 @@ fn prepare(
     if !is_resumed {
         let failed = |e| write_error(&format!("pg_wal/{UNFINISHED}"), e);
         let wal = data.directory(b"pg_wal")?;
-        let mut file = NewFile::create(wal, UNFINISHED, (around.random)()).map_err(failed)?;
+        let mut file = NewFile::create(wal, UNFINISHED, host.random()).map_err(failed)?;
         std::io::Write::write_all(&mut file, &job.encode()?).map_err(failed)?;
         if file.publish().map_err(failed)? == durable::Published::Exists {
             return Err(err!(

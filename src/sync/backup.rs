@@ -36,7 +36,7 @@ impl Transfer<'_> {
         match copied {
             Ok(true) => {
                 self.locked().backups.push(id.clone());
-                self.progress.note(&format!("copied backup {id}"));
+                self.host.progress.note(&format!("copied backup {id}"));
                 Ok(())
             }
             Ok(false) => Ok(()),
@@ -74,14 +74,19 @@ impl Transfer<'_> {
         let (from, to) = (self.from.store(), self.to.store());
         let mut there = Claim::take((to, &self.layout), self.writer(), id, "sync", start)?;
         let here = Claim::take((from, &self.layout), self.writer(), id, "sync", start);
-        let mut here = Claim::if_possible(here, (from, id), "while it is copied", self.progress)?;
+        let mut here = Claim::if_possible(
+            here,
+            (from, id),
+            "while it is copied",
+            self.host.progress.as_ref(),
+        )?;
         // What it deletes meanwhile is found missing below, and copied by the next run.
         self.wait_for_deletion(&mut || there.keep())?;
         let copied = self.copy_content(&root, &bytes, wal, &mut there, here.as_mut());
         if let Some(here) = here {
-            here.release(self.progress);
+            here.release(self.host.progress.as_ref());
         }
-        there.release(self.progress);
+        there.release(self.host.progress.as_ref());
         copied
     }
 
@@ -110,7 +115,7 @@ impl Transfer<'_> {
     ) -> Result<bool> {
         let events = event::read_all(self.from.store(), &self.layout, &root.id.to_string())?;
         if !event::standing(&events, "expire", "unexpire").is_empty() {
-            self.progress.note(&format!(
+            self.host.progress.note(&format!(
                 "backup {} was marked for deletion meanwhile, and is not copied",
                 root.id
             ));
@@ -122,7 +127,7 @@ impl Transfer<'_> {
         };
         let name = format!("copy backup {}", root.id);
         let packs: u64 = root.packs.iter().map(|p| p.size_bytes).sum();
-        self.progress.phase(&name, Some(packs));
+        self.host.progress.phase(&name, Some(packs));
         wal.copy_path(root, &mut tick)?;
         if self.is_sealed() {
             self.copy_sealed_parts(root, &mut tick)?;
@@ -146,7 +151,7 @@ impl Transfer<'_> {
             return Ok(false);
         }
         if let Err(e) = self.copy_completed(root, &events) {
-            self.progress.warn(&format!(
+            self.host.progress.warn(&format!(
                 "backup {} is copied, but that could not be recorded: should its root be lost there, nothing will tell ({e})",
                 root.id
             ));
@@ -303,7 +308,7 @@ impl Transfer<'_> {
         };
         let is_same = |object: Box<dyn Object>| open(object).map(|reader| is_own(&reader));
         if have.contains(key.as_str()) {
-            self.progress.advance(pack.size_bytes);
+            self.host.progress.advance(pack.size_bytes);
             return self.compare(&key, &is_same);
         }
         let check = |tee: &Tee| -> Result<()> {
@@ -319,7 +324,7 @@ impl Transfer<'_> {
                 reader
                     .frame(number)
                     .map_err(|e| e.context(format!("read frame {number}")))?;
-                self.progress.advance(frame);
+                self.host.progress.advance(frame);
             }
             reader.page_hashes()?;
             tee.pass(tee.size_bytes(), false)

@@ -15,10 +15,9 @@ use std::time::Duration;
 
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::pg::segment::{SegmentName, SegmentSize};
-use crate::pg::time::TimestampTz;
 use crate::plan::lacking::{Lacking, lacking};
-use crate::progress::Progress;
 use crate::repo::clock;
 use crate::repo::deletion;
 use crate::repo::event::{self, CLUSTER, Writer};
@@ -42,25 +41,14 @@ pub struct Transfer<'a> {
     registration: &'a Registration,
     layout: ClusterLayout,
     size: SegmentSize,
-    jobs: usize,
-    everything: bool,
-    clock: &'a (dyn Fn() -> TimestampTz + Sync),
-    random: &'a (dyn Fn() -> u64 + Sync),
-    stop: &'a AtomicBool,
-    progress: &'a dyn Progress,
+    options: Options,
+    host: &'a Host,
     report: Mutex<Report>,
 }
 
-/// Clock, randomness and ears, as arguments.
-pub struct Surroundings<'a> {
-    /// The current time.
-    pub clock: &'a (dyn Fn() -> TimestampTz + Sync),
-    /// Random numbers, for nonces.
-    pub random: &'a (dyn Fn() -> u64 + Sync),
-    /// Set when the operator wants to stop.
-    pub stop: &'a AtomicBool,
-    /// Told of progress and warnings.
-    pub progress: &'a dyn Progress,
+/// How a transfer is done.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
     /// Objects that are copied at a time.
     pub jobs: usize,
     /// Copy also what the receiving side may have expired.
@@ -112,7 +100,8 @@ impl<'a> Transfer<'a> {
         from: &'a Repository,
         to: &'a Repository,
         registration: &'a Registration,
-        around: &Surroundings<'a>,
+        options: Options,
+        host: &'a Host,
     ) -> Result<Transfer<'a>> {
         let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
         let transfer = Transfer {
@@ -121,12 +110,8 @@ impl<'a> Transfer<'a> {
             registration,
             layout: from.read_lives(&layout)?,
             size: SegmentSize::new(registration.segment_size_bytes)?,
-            jobs: around.jobs,
-            everything: around.everything,
-            clock: around.clock,
-            random: around.random,
-            stop: around.stop,
-            progress: around.progress,
+            options,
+            host,
             report: Mutex::default(),
         };
         transfer.check_keys()?;
@@ -182,7 +167,12 @@ impl<'a> Transfer<'a> {
             tick()
         };
         let there = (self.to.store(), &self.layout);
-        deletion::wait(there, self.clock, self.progress, &mut tick)
+        deletion::wait(
+            there,
+            self.host.clock.as_ref(),
+            self.host.progress.as_ref(),
+            &mut tick,
+        )
     }
 
     /// What the other side lacks. Nothing is changed.
@@ -199,7 +189,7 @@ impl<'a> Transfer<'a> {
             )
             .hint("Nothing was copied. Run the command again."));
         }
-        Ok(lacking(&from, &to, self.everything))
+        Ok(lacking(&from, &to, self.options.everything))
     }
 
     /// Copies what a plan made just now says.
@@ -225,7 +215,7 @@ impl<'a> Transfer<'a> {
     /// Claims are dated by this host's clock.
     fn check_clocks(&self) -> Result<()> {
         for side in [self.from, self.to] {
-            clock::check(side.store(), (self.clock)()).map_err(|e| match e.code() {
+            clock::check(side.store(), self.host.now()).map_err(|e| match e.code() {
                 Code::Refused => e.hint("Nothing was copied: the claims that keep a backup while it is copied are dated by this clock.\nCorrect the clock that is wrong: timedatectl set-ntp true"),
                 _ => e,
             })?;
@@ -246,11 +236,11 @@ impl<'a> Transfer<'a> {
     }
 
     fn writer(&self) -> Writer<'_> {
-        Writer::new(self.clock, self.random)
+        Writer::of(self.host)
     }
 
     fn check_stop(&self) -> Result<()> {
-        match self.stop.load(Ordering::Relaxed) {
+        match self.host.is_stopping() {
             true => Err(err!(Interrupted, "interrupted")
                 .hint("What was copied is there and whole. Run the command again: it goes on.")),
             false => Ok(()),
@@ -290,7 +280,8 @@ impl<'a> Transfer<'a> {
     }
 
     fn problem(&self, object: &str, e: &Error) {
-        self.progress
+        self.host
+            .progress
             .warn(&format!("\"{object}\" was not copied: {e}"));
         let mut report = self.locked();
         report.problem_count += 1;
@@ -326,7 +317,7 @@ impl<'a> Transfer<'a> {
         std::thread::scope(|scope| {
             // The channel carries nothing: it is closed when the last thread has ended.
             let (alive, ended) = std::sync::mpsc::channel::<()>();
-            let threads: Vec<_> = (0..self.jobs.clamp(1, items.len().max(1)))
+            let threads: Vec<_> = (0..self.options.jobs.clamp(1, items.len().max(1)))
                 .map(|_| {
                     let (alive, one) = (alive.clone(), &one);
                     scope.spawn(move || {

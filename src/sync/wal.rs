@@ -99,7 +99,7 @@ impl<'a> Wal<'a> {
             let is_new = matches!(copied, Ok(Copied::Stored(_)));
             transfer.settle(key.as_str(), copied)?;
             transfer.locked().segments += u64::from(is_new);
-            transfer.progress.advance(size);
+            transfer.host.progress.advance(size);
             Ok(())
         };
         transfer.side_by_side(names, &one, tick)
@@ -238,7 +238,7 @@ impl<'a> Wal<'a> {
             return Ok(());
         }
         let bytes = (names.len() as u64).saturating_mul(self.transfer.size.bytes());
-        self.transfer.progress.phase("copy WAL", Some(bytes));
+        self.transfer.host.progress.phase("copy WAL", Some(bytes));
         self.copy_segments(&names, &mut || Ok(()))
     }
 

@@ -177,7 +177,7 @@ fn unnamed(work: &Work<'_>, survey: &Survey) {
             }
         }
     }
-    let now = (work.what.clock)();
+    let now = work.what.host.now();
     for (id, subject) in &survey.ids {
         let is_old = subject
             .begin()
@@ -213,7 +213,7 @@ fn unnamed(work: &Work<'_>, survey: &Survey) {
 
 /// Names outside the grammar of keys.
 fn irregular(work: &Work<'_>) -> Result<()> {
-    let now = (work.what.clock)();
+    let now = work.what.host.now();
     for one in work.store.irregular()? {
         if one.is_unfinished && one.modified.saturating_add(LEFTOVER_AGE) > now {
             continue;

@@ -18,12 +18,11 @@ use std::sync::{Mutex, MutexGuard};
 
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
-use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::wal::Tree;
-use crate::progress::Progress;
 use crate::repo::event::{self, Event, Recorded, Writer};
 use crate::repo::layout::{BackupId, ClusterLayout};
 use crate::repo::repository::{Registration, Repository};
@@ -43,14 +42,8 @@ pub struct Verify<'a> {
     pub backup: Option<BackupId>,
     /// Threads that read.
     pub threads: usize,
-    /// This host's clock.
-    pub clock: &'a (dyn Fn() -> TimestampTz + Sync),
-    /// Gives random numbers.
-    pub random: &'a (dyn Fn() -> u64 + Sync),
-    /// Set when the operator wants to stop.
-    pub stop: &'a AtomicBool,
-    /// Hears what happens.
-    pub progress: &'a dyn Progress,
+    /// The host that it runs on.
+    pub host: &'a Host,
 }
 
 /// What kind of thing was found.
@@ -304,7 +297,7 @@ impl Verify<'_> {
     fn write_verified(&self, ids: &[&BackupId]) -> Result<()> {
         let layout =
             ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
-        let writer = Writer::new(self.clock, self.random);
+        let writer = Writer::of(self.host);
         for id in ids {
             let verified = writer.event("verified", &id.to_string());
             writer.record(self.repository.store(), &layout, &verified)?;
@@ -327,10 +320,7 @@ impl Verify<'_> {
     ) -> Result<()> {
         let layout =
             ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
-        let (store, writer) = (
-            self.repository.store(),
-            Writer::new(self.clock, self.random),
-        );
+        let (store, writer) = (self.repository.store(), Writer::of(self.host));
         for (subject, (object, detail)) in damaged {
             let events = events_of(survey, subject);
             if !event::damage(events).is_empty() {
@@ -372,7 +362,7 @@ fn find_lost(work: &Work<'_>, survey: &Survey, lost: &[BackupId]) {
             About::Backup(id.clone()),
         );
     }
-    let now = (work.what.clock)();
+    let now = work.what.host.now();
     let may_be = survey.ids.iter().filter(|(_, s)| s.may_be_lost(now));
     for (id, _) in may_be.filter(|_| work.what.backup.is_none()) {
         work.warn(format!(
@@ -522,7 +512,7 @@ impl Work<'_> {
     }
 
     fn check_stop(&self) -> Result<()> {
-        match self.what.stop.load(Ordering::Relaxed) {
+        match self.what.host.is_stopping() {
             true => Err(err!(Interrupted, "interrupted")),
             false => Ok(()),
         }

@@ -44,7 +44,7 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId) -> Result<()> {
     };
     work.count(0);
     let phase = format!("verify backup {id}");
-    work.what.progress.phase(&phase, Some(root.size_bytes));
+    work.what.host.progress.phase(&phase, Some(root.size_bytes));
     if root.is_damaged() {
         let detail = format!(
             "{} pages failed their checksum when the backup was taken{}",
@@ -373,7 +373,7 @@ impl Shared<'_> {
     fn frame(&self, frame: &VisibleFrame) {
         self.visible
             .fetch_add(frame.visible_bytes(), Ordering::Relaxed);
-        self.work.what.progress.advance(frame.visible_bytes());
+        self.work.what.host.progress.advance(frame.visible_bytes());
         for visible in &frame.visible {
             let Some(file) = frame.file(visible) else {
                 continue;

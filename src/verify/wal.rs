@@ -62,7 +62,7 @@ pub(super) fn check(
     let chunks = chunks(work, survey, tree, only.as_ref());
     let total: u64 = chunks.iter().map(|c| c.last.0 - c.first.0 + 1).sum();
     let bytes = total.saturating_mul(work.size.bytes());
-    work.what.progress.phase("verify WAL", Some(bytes));
+    work.what.host.progress.phase("verify WAL", Some(bytes));
     let next = AtomicUsize::new(0);
     let read = || -> Result<()> {
         while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -173,7 +173,7 @@ fn check_chunk(work: &Work<'_>, chunk: &Chunk) -> Result<()> {
             chain = Chain::default();
         }
         work.segments.fetch_add(1, Ordering::Relaxed);
-        work.what.progress.advance(work.size.bytes());
+        work.what.host.progress.advance(work.size.bytes());
     }
     Ok(())
 }

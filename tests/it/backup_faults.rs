@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use pitr::backup::Options;
 use pitr::backup::live::LiveServer;
-use pitr::backup::{Options, Surroundings};
 use pitr::err;
 use pitr::error::Result;
+use pitr::host::Host;
 use pitr::pg::time::TimestampTz;
 use pitr::progress::Silent;
 use pitr::repo::backup::BackupRoot;
@@ -308,12 +309,9 @@ fn take(site: &Site, conninfo: &str, dies_at: usize) -> (usize, Result<BackupRoo
             life: Arc::clone(&life),
         };
         let repository = Repository::open(Box::new(store))?;
-        let around = Surroundings {
-            clock: &|| now,
-            random: &|| random.fetch_add(1 << 20, Ordering::SeqCst),
-            scratch: std::env::temp_dir(),
-            stop: &stop,
-            progress: &Silent,
+        let host = Host {
+            stop: Arc::clone(&stop),
+            ..Host::still(now, random.fetch_add(1 << 20, Ordering::SeqCst))
         };
         let options = Options {
             label: String::new(),
@@ -323,7 +321,7 @@ fn take(site: &Site, conninfo: &str, dies_at: usize) -> (usize, Result<BackupRoo
             wal_wait: Duration::from_secs(10),
             codec: FrameCodec::Lz4,
         };
-        pitr::backup::take(&repository, "main", &mut server, &options, &around)
+        pitr::backup::take(&repository, "main", &mut server, &options, &host)
     };
     let result = take();
     (life.done.load(Ordering::SeqCst), result)

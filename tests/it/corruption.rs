@@ -10,13 +10,14 @@ mod keys;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{AddAssign as _, Range};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pitr::archive::asking::Inquiry;
 use pitr::archive::fetch::{Fetch, Fetched, Questions, fetch};
 use pitr::error::{Code, Error, Result};
+use pitr::host::Host;
 use pitr::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use pitr::pg::time::TimestampTz;
 use pitr::pg::timeline::TimelineId;
@@ -25,7 +26,7 @@ use pitr::repo::backup::BackupRoot;
 use pitr::repo::layout::{BackupId, ClusterLayout};
 use pitr::repo::repository::Repository;
 use pitr::snapshot::reader::Snapshot;
-use pitr::sync::{Surroundings, Transfer};
+use pitr::sync::{Options, Transfer};
 use pitr::verify::{FindingKind, Report, Verify};
 use rustix::process::Signal;
 
@@ -271,10 +272,7 @@ impl World {
             registration: &registration,
             backup,
             threads: 1,
-            clock: &|| now,
-            random: &|| 7,
-            stop: &AtomicBool::new(false),
-            progress: &Silent,
+            host: &Host::still(now, 7),
         }
         .run()
     }
@@ -426,15 +424,12 @@ impl World {
         let to = self.open(damaged)?;
         let registration = from.require(&self.layout)?;
         let now: TimestampTz = "2026-11-20T06:40:49Z".parse().unwrap();
-        let around = Surroundings {
-            clock: &|| now,
-            random: &|| 7,
-            stop: &AtomicBool::new(false),
-            progress: &Silent,
+        let options = Options {
             jobs: 1,
             everything: true,
         };
-        let plan = Transfer::new(&from, &to, &registration, &around)?.plan()?;
+        let host = Host::still(now, 7);
+        let plan = Transfer::new(&from, &to, &registration, options, &host)?.plan()?;
         Ok(!plan.is_empty())
     }
 

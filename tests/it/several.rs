@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use pitr::error::{Code, Error, Result};
+use pitr::host::Host;
 use pitr::repo::repository::{Registration, Repository};
 use pitr::store::file::FileStore;
 use pitr::store::{Key, Listed, Meta, NewObject, Object, Store};
-use pitr::sync::{Surroundings, Transfer};
+use pitr::sync::{Options, Transfer};
 
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
 use crate::common::{
@@ -863,20 +864,14 @@ fn copy(from: &Path, to: &Path, calls: &Arc<Calls>, jobs: usize) -> Result<()> {
         };
         Repository::open(Box::new(store))
     };
-    let random = AtomicU64::new(calls.fatal << 32);
-    let (stop, clock) = (AtomicBool::new(false), || {
-        pitr::pg::time::TimestampTz::from_system_time(std::time::SystemTime::now())
-    });
-    let around = Surroundings {
-        clock: &clock,
-        random: &|| random.fetch_add(1, Ordering::SeqCst),
-        stop: &stop,
-        progress: &pitr::progress::Silent,
+    let now = pitr::pg::time::TimestampTz::from_system_time(std::time::SystemTime::now());
+    let host = Host::still(now, calls.fatal << 32);
+    let options = Options {
         jobs,
         everything: false,
     };
     let (from, to) = (open(from)?, open(to)?);
-    let transfer = Transfer::new(&from, &to, &registration, &around)?;
+    let transfer = Transfer::new(&from, &to, &registration, options, &host)?;
     let lacking = transfer.plan()?;
     transfer.run(&lacking)?;
     assert_eq!(transfer.report().problems, []);

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use pitr::archive::asking::Inquiry;
 use pitr::archive::fetch::{Fetch, Fetched, Questions, fetch};
 use pitr::config::{self, Location};
 use pitr::error::Result;
+use pitr::host::Host;
 use pitr::pg::segment::WalFileName;
 use pitr::pg::time::TimestampTz;
 use pitr::progress::{Progress, Silent};
@@ -133,23 +133,20 @@ impl World {
     }
 
     fn verify(&self, backup: Option<BackupId>) -> Result<Report> {
-        self.verify_with(backup, &Silent)
+        self.verify_with(backup, Arc::new(Silent))
     }
 
-    fn verify_with(&self, backup: Option<BackupId>, progress: &dyn Progress) -> Result<Report> {
+    fn verify_with(&self, backup: Option<BackupId>, progress: Arc<dyn Progress>) -> Result<Report> {
         let repository = self.open()?;
         let registration = repository.require(&self.layout)?;
-        let stop = AtomicBool::new(false);
         let now: TimestampTz = "2026-11-20T06:40:49Z".parse().unwrap();
+        let host = Host::still(now, 7).with_progress(progress);
         let verify = Verify {
             repository: &repository,
             registration: &registration,
             backup,
             threads: 2,
-            clock: &|| now,
-            random: &|| 7,
-            stop: &stop,
-            progress,
+            host: &host,
         };
         verify.run()
     }
@@ -523,7 +520,7 @@ fn i5b_what_expire_deletes_meanwhile_is_no_damage() {
         folder: world.root.join(world.layout.prefix()),
         id: world.backups[0].to_string(),
     };
-    let report = world.verify_with(None, &progress).unwrap();
+    let report = world.verify_with(None, Arc::new(progress)).unwrap();
     assert!(report.findings.is_empty(), "{:#?}", report.findings);
     assert_eq!(report.backups.len(), 1);
     assert!(
