@@ -11,7 +11,9 @@ use pitr::pg::lsn::Lsn;
 use pitr::pg::manifest::is_safe_relative_path;
 use pitr::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
 use pitr::pg::timeline::TimelineId;
-use pitr::repo::layout::{BackupId, ClusterLayout, PartName, is_cluster_name};
+use pitr::repo::id::{BackupId, PartName};
+use pitr::repo::scope::is_scope_name;
+use pitr::repo::layout::ClusterLayout;
 use pitr::snapshot::filekey::{FileKey, Naming, split_entry};
 use pitr::store::Key;
 use pitr_fuzz::{Input, SYSTEM_IDENTIFIER, within};
@@ -64,7 +66,7 @@ fn run(data: &[u8]) {
             timeline
         );
     }
-    if is_cluster_name(text) {
+    if is_scope_name(text) {
         ClusterLayout::new(text, 1).unwrap();
     }
     let _ = layout.event(text, "begin");

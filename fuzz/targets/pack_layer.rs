@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pitr::repo::layout::PartName;
+use pitr::repo::id::PartName;
 use pitr::snapshot::filekey::{FileKey, Naming, Part};
 use pitr::snapshot::frame::{self, Extent, FrameCodec, FrameEntry, PackedFrame, Packer};
 use pitr::snapshot::layer::{EntryKind, Layer, LayerWriter, Metadata};

@@ -11,7 +11,8 @@ use pitr::repo::backup::BackupRoot;
 use pitr::repo::container::Container;
 use pitr::repo::json;
 use pitr::repo::keyring::{self, Keys, system_random};
-use pitr::repo::layout::{BackupId, ClusterLayout};
+use pitr::repo::id::BackupId;
+use pitr::repo::layout::ClusterLayout;
 use pitr::repo::sealed::SealedStore;
 use pitr::seal::{
     Access, CHUNK, Contents, Drawn, Foot, HEAD, Head, PrivateHalf, PublicHalf, Recipient, Sealer,

@@ -529,7 +529,7 @@ fn a14_a_lost_registration_is_made_up_for_though_a_root_is_damaged() {
     one.push(&bench.repository(), 1).unwrap();
     let folder = bench.directory.path().join("r");
     let layout = bench.layout();
-    std::fs::remove_file(folder.join(layout.cluster().as_str())).unwrap();
+    std::fs::remove_file(folder.join(layout.registration().as_str())).unwrap();
     let id = "20261120T064049Z-000001-full".parse().unwrap();
     let root = folder.join(layout.manifest(&id).as_str());
     std::fs::create_dir_all(root.parent().unwrap()).unwrap();

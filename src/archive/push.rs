@@ -22,9 +22,10 @@ use crate::pg::timeline::{History, TimelineId};
 use crate::repo::container::{self, Codec, Container, ContainerWriter, Identity, Kind};
 use crate::repo::index::{self, SegmentIndex, flag};
 use crate::repo::indexer::Indexer;
-use crate::repo::layout::{self, ClusterLayout};
+use crate::repo::layout::ClusterLayout;
 use crate::repo::link::{Link, Mark};
 use crate::repo::repository::{Registration, Repository};
+use crate::repo::scope;
 use crate::repo::tail::{self, Tail};
 use crate::store::{Key, NewObject, Object, Published};
 
@@ -564,7 +565,7 @@ fn store_wal(
     let in_life = checked.layout.lives().of(checked.segment).is_some();
     if !checked.is_partial || in_life {
         link = life::link(what, source, checked, &index.summary)?;
-        if !layout::is_conflict(key) {
+        if !scope::is_conflict(key) {
             if !checked.is_partial {
                 life::check_first(what, checked, &hash)?;
             }
@@ -636,7 +637,7 @@ fn writer_under(
     codec: Codec,
 ) -> std::io::Result<Writer> {
     let writer = ContainerWriter::new(object, kind, codec)?;
-    Ok(match layout::is_conflict(key) {
+    Ok(match scope::is_conflict(key) {
         true => writer.refused(),
         false => writer,
     })

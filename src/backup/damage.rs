@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::pg::datapage::{self, DEFAULT_PAGE_SIZE, PageHeader};
 use crate::pg::lsn::Lsn;
 use crate::repo::backup::{BackupRoot, DamagedPage};
-use crate::repo::layout::ClusterLayout;
+use crate::repo::scope::Scope;
 use crate::snapshot::filekey::FileKey;
 use crate::snapshot::reader::Snapshot;
 use crate::store::Store;
@@ -25,11 +25,11 @@ const WARNINGS_KEPT: usize = 10_000;
 /// Damaged pages in file order, at most 10 000, and how many there are in all.
 pub fn locate(
     store: &dyn Store,
-    layout: &ClusterLayout,
+    scope: &Scope,
     root: &BackupRoot,
     warnings: &[String],
 ) -> Result<(Vec<DamagedPage>, u64)> {
-    let snapshot = Snapshot::open(store, layout, root)?;
+    let snapshot = Snapshot::open(store, scope, root)?;
     let named = named_files(&snapshot, warnings)?;
     let mut found: Vec<(FileKey, u64, Lsn)> = Vec::new();
     let mut count = 0;

@@ -29,7 +29,8 @@ use crate::repo::backup::{BackupKind, BackupRoot, Method, Tablespace};
 use crate::repo::claim::Claim;
 use crate::repo::deletion;
 use crate::repo::event::{self, Writer};
-use crate::repo::layout::{BackupId, ClusterLayout, PartKind};
+use crate::repo::id::{BackupId, PartKind};
+use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::snapshot::filekey::Naming;
 use crate::snapshot::frame::FrameCodec;
@@ -399,11 +400,11 @@ impl Backup<'_> {
             }
             Ok(())
         };
-        let copied = std::thread::scope(|scope| {
-            let mut writer = SnapshotWriter::start(scope, store, self.layout, &id, &options)?;
+        let copied = std::thread::scope(|threads| {
+            let mut writer = SnapshotWriter::start(threads, store, self.layout, &id, &options)?;
             let object = store.create(&self.layout.server_manifest(&id))?;
             let receiver = Receiver::new(
-                scope,
+                threads,
                 &mut writer,
                 naming,
                 &host.scratch,

@@ -352,8 +352,14 @@ impl Bench {
         let prover = self.prover(server)?;
         let host = Host::still(TimestampTz(0), COUNT.fetch_add(1 << 32, Ordering::Relaxed));
         let id = "20261120T064049Z-000001-full".parse().unwrap();
-        let store = (self.repository.store(), &self.layout);
-        let mut claim = Claim::take(store, Writer::of(&host), &id, "backup", None)?;
+        let store = self.repository.store();
+        let mut claim = Claim::take(
+            (store, &self.layout),
+            Writer::of(&host),
+            &id,
+            "backup",
+            None,
+        )?;
         let mut waiter = Waiter {
             repository: &self.repository,
             major: 17,

@@ -6,7 +6,8 @@ use crate::host::Host;
 use crate::repo::clock;
 use crate::repo::event::Writer;
 use crate::repo::event::{self, Event};
-use crate::repo::layout::{BackupId, ClusterLayout};
+use crate::repo::id::BackupId;
+use crate::repo::scope::Scope;
 use crate::store::{Published, Store};
 
 /// Ids that are tried: of a million in each second, so many in a row are never taken.
@@ -16,7 +17,7 @@ const MOST_ATTEMPTS: u64 = 100;
 ///
 /// # Errors
 /// `Refused` when the clocks of host and store differ; what the store says.
-pub fn reserve(store: &dyn Store, layout: &ClusterLayout, host: &Host) -> Result<BackupId> {
+pub fn reserve(store: &dyn Store, scope: &Scope, host: &Host) -> Result<BackupId> {
     let now = host.now();
     clock::check(store, now).map_err(|e| match e.code() {
         Code::Refused => e.hint("Nothing was stored: the id, the reservation and the claim of a backup are dated by this clock, and one from the future would keep WAL from expire.\nCorrect the clock that is wrong: timedatectl set-ntp true"),
@@ -33,7 +34,7 @@ pub fn reserve(store: &dyn Store, layout: &ClusterLayout, host: &Host) -> Result
             pid: Some(std::process::id()),
             ..Writer::of(host).event("begin", &id.to_string())
         };
-        if event::begin(store, layout, &begin)? == Published::Created {
+        if event::begin(store, scope, &begin)? == Published::Created {
             return Ok(id);
         }
     }

@@ -18,7 +18,7 @@ use crate::expire::{Expire, Outcome};
 use crate::host::Host;
 use crate::pg::segment::SegmentSize;
 use crate::plan::retention::{Deletion, ExpirePlan, Fate, Judged, Policy};
-use crate::repo::layout::BackupId;
+use crate::repo::id::BackupId;
 use crate::repo::repository::Registration;
 
 /// Delete what is no longer to be kept
@@ -253,7 +253,7 @@ fn shown(done: &Done) -> serde_json::Value {
     let backups: Vec<_> = plan.backups.iter().map(shown_backup).collect();
     let size = done.segment_size;
     let deletions: Vec<_> = plan.deletions.iter().map(|d| deletion(d, size)).collect();
-    let ids = |ids: &[crate::repo::layout::BackupId]| -> Vec<String> {
+    let ids = |ids: &[crate::repo::id::BackupId]| -> Vec<String> {
         ids.iter().map(ToString::to_string).collect()
     };
     json!({

@@ -17,7 +17,8 @@ use crate::plan::lacking::{Cause, lacking};
 use crate::repo;
 use crate::repo::event::{self, Recorded};
 use crate::repo::facts::Runs;
-use crate::repo::layout::{BackupId, ClusterLayout};
+use crate::repo::id::BackupId;
+use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::survey::{Manifest, Survey};
 

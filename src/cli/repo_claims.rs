@@ -14,7 +14,8 @@ use crate::pg::time::TimestampTz;
 use crate::plan::retention::claims::{Held, held};
 use crate::repo::claim;
 use crate::repo::event::Writer;
-use crate::repo::layout::{BackupId, ClusterLayout};
+use crate::repo::id::BackupId;
+use crate::repo::layout::ClusterLayout;
 use crate::repo::survey::Survey;
 
 /// What is shown or ended.
@@ -110,8 +111,8 @@ fn one_repository(
                     continue;
                 }
                 if args.confirm {
-                    let place = (repository.store(), &layout);
-                    claim::end(place, &writer, &one.id, one.claim.as_deref())?;
+                    let store = repository.store();
+                    claim::end((store, &layout), &writer, &one.id, one.claim.as_deref())?;
                 }
                 shown.push(Shown::new(&configured.name, &layout, one, args.confirm));
             }

@@ -364,7 +364,7 @@ fn shown(done: &Done) -> serde_json::Value {
             .map(|p| json!({ "object": p.object, "detail": p.detail, "conflict": p.is_conflict }));
         shown.collect()
     };
-    let ids = |ids: &[crate::repo::layout::BackupId]| -> Vec<String> {
+    let ids = |ids: &[crate::repo::id::BackupId]| -> Vec<String> {
         ids.iter().map(ToString::to_string).collect()
     };
     json!({

@@ -12,7 +12,7 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::host::Host;
-use crate::repo::layout::BackupId;
+use crate::repo::id::BackupId;
 use crate::repo::repository::Registration;
 use crate::verify::{Report, Verify};
 

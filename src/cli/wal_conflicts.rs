@@ -11,8 +11,9 @@ use crate::exit::{self};
 use crate::pg::segment::WalFileName;
 use crate::pg::time::TimestampTz;
 use crate::repo::container::Container;
-use crate::repo::layout::{self, ClusterLayout};
+use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Life;
+use crate::repo::scope;
 use crate::store::{Key, Store};
 
 #[derive(Serialize)]
@@ -66,7 +67,7 @@ fn conflict(
         return Ok(None);
     };
     let stored = open(&layout.wal_file(name))?.flatten();
-    let copy = layout::own_key(key).rsplit_once('-').map(|(_, copy)| copy);
+    let copy = scope::own_key(key).rsplit_once('-').map(|(_, copy)| copy);
     let life = match name {
         WalFileName::Segment(segment) => layout.lives().of(segment),
         _ => None,

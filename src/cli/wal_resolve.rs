@@ -353,11 +353,7 @@ fn shown<'a>(
         backups.extend(own.map(|b| b.id.to_string()));
         let layout = inventory.layout()?;
         for listed in reading.repository.store().list(&layout.events())? {
-            if listed
-                .name
-                .parse::<crate::repo::layout::BackupId>()
-                .is_err()
-            {
+            if listed.name.parse::<crate::repo::id::BackupId>().is_err() {
                 continue;
             }
             let events = event::read_all(reading.repository.store(), &layout, &listed.name)?;

@@ -11,8 +11,8 @@ use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::event;
 use crate::repo::facts::Runs;
+use crate::repo::id::BackupId;
 use crate::repo::inventory::HistoryFile;
-use crate::repo::layout::BackupId;
 use crate::repo::survey::{Manifest, Root, Subject, Survey};
 use crate::store::Key;
 

@@ -15,7 +15,7 @@ use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::backup::{BackupKind, Tablespace};
-use crate::repo::layout::BackupId;
+use crate::repo::id::BackupId;
 
 /// Names of missing segments that a plan lists; the rest is only counted.
 pub const MISSING_LISTED_MAX: usize = 1000;

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::{BackupId, ClusterLayout, PartName};
+use super::id::{BackupId, PartName};
+use super::scope::{Scope, Tag};
 use super::wal_proof::WalProof;
 use super::{json, outline};
 use crate::err;
@@ -286,15 +287,15 @@ impl BackupRoot {
     ///
     /// # Errors
     /// `Damaged`, `Unsupported`, and what the store says.
-    pub fn read(store: &dyn Store, layout: &ClusterLayout, id: &BackupId) -> Result<Option<Self>> {
-        let key = layout.manifest(id);
+    pub fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Option<Self>> {
+        let key = scope.manifest(id);
         let Some(object) = store.open(&key)? else {
             return Ok(None);
         };
         if let Some(opaque) = object.opaque() {
             let root = outline::root(opaque.facts());
             let root = root.map_err(|e| e.context(format!("read object \"{key}\"")))?;
-            return root.of(&key, layout, id).map(Some);
+            return root.of(&key, scope, id).map(Some);
         }
         let bytes = read(object.as_ref(), &key, json::ROOT_LIMIT_BYTES)?;
         // A tombstone stands where a janitor gave up an aborted backup, so that its writer cannot commit any more.
@@ -303,12 +304,12 @@ impl BackupRoot {
             return Ok(None);
         }
         let root: Self = json::decode(&key, KIND, &bytes)?;
-        root.of(&key, layout, id).map(Some)
+        root.of(&key, scope, id).map(Some)
     }
 
     /// Requires that it is the root of this backup.
-    fn of(self, key: &Key, layout: &ClusterLayout, id: &BackupId) -> Result<Self> {
-        match self.id == *id && self.system_identifier == layout.system_identifier() {
+    fn of(self, key: &Key, scope: &Scope, id: &BackupId) -> Result<Self> {
+        match self.id == *id && Tag::cluster(self.system_identifier) == scope.tag() {
             true => Ok(self),
             false => Err(err!(
                 Damaged,
@@ -318,8 +319,8 @@ impl BackupRoot {
     }
 
     /// Writes the root: the commit point. Everything it names must be durable before.
-    pub fn commit(&self, store: &dyn Store, layout: &ClusterLayout) -> Result<Published> {
-        let key = layout.manifest(&self.id);
+    pub fn commit(&self, store: &dyn Store, scope: &Scope) -> Result<Published> {
+        let key = scope.manifest(&self.id);
         let bytes = json::encode(&key, KIND, self)?;
         let mut object = store.create(&key)?;
         let keyed = |hash: &[u8; 32]| store.public_hash(hash);

@@ -3,7 +3,8 @@
 use rustix::time::{ClockId, clock_gettime};
 
 use super::event::{Event, Writer};
-use super::layout::{BackupId, ClusterLayout};
+use super::id::BackupId;
+use super::scope::Scope;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::pg::lsn::Lsn;
@@ -18,7 +19,7 @@ pub const RENEWAL_SECONDS: u64 = 3600;
 /// A standing claim.
 pub struct Claim<'a> {
     store: &'a dyn Store,
-    layout: &'a ClusterLayout,
+    scope: &'a Scope,
     writer: Writer<'a>,
     id: BackupId,
     purpose: &'static str,
@@ -34,7 +35,7 @@ impl<'a> Claim<'a> {
     /// # Errors
     /// What the store says.
     pub fn take(
-        (store, layout): (&'a dyn Store, &'a ClusterLayout),
+        (store, scope): (&'a dyn Store, &'a Scope),
         writer: Writer<'a>,
         id: &BackupId,
         purpose: &'static str,
@@ -42,7 +43,7 @@ impl<'a> Claim<'a> {
     ) -> Result<Claim<'a>> {
         let mut claim = Claim {
             store,
-            layout,
+            scope,
             writer,
             id: id.clone(),
             purpose,
@@ -147,7 +148,7 @@ impl<'a> Claim<'a> {
         };
         // From before the write: the store dates the claim while it is written.
         let asked = seconds_since_boot();
-        self.standing = self.writer.record(self.store, self.layout, &claim)?;
+        self.standing = self.writer.record(self.store, self.scope, &claim)?;
         self.renewed = asked;
         Ok(())
     }
@@ -158,7 +159,7 @@ impl<'a> Claim<'a> {
             ends: Some(self.standing),
             ..self.writer.event("release", &self.id.to_string())
         };
-        if let Err(e) = self.writer.record(self.store, self.layout, &release) {
+        if let Err(e) = self.writer.record(self.store, self.scope, &release) {
             progress.note(&format!(
                 "the claim of backup \"{}\" could not be released, it ends by itself: {e}",
                 self.id
@@ -172,7 +173,7 @@ impl<'a> Claim<'a> {
 /// # Errors
 /// What the store says.
 pub fn end(
-    (store, layout): (&dyn Store, &ClusterLayout),
+    (store, scope): (&dyn Store, &Scope),
     writer: &Writer<'_>,
     id: &BackupId,
     claim: Option<&str>,
@@ -185,14 +186,14 @@ pub fn end(
                 seconds: Some(0),
                 ..writer.event("claim", &id.to_string())
             };
-            writer.record(store, layout, &claim)?
+            writer.record(store, scope, &claim)?
         }
     };
     let release = Event {
         ends: Some(ends),
         ..writer.event("release", &id.to_string())
     };
-    writer.record(store, layout, &release).map(|_| ())
+    writer.record(store, scope, &release).map(|_| ())
 }
 
 /// By a clock that nobody sets, and that goes on while the machine sleeps.
@@ -209,13 +210,13 @@ mod tests {
     fn a_claim_that_has_ended_cannot_be_renewed_and_nothing_is_committed_under_it() {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path(), 1).unwrap();
-        let layout = ClusterLayout::new("main", 7).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
         let nonce = std::sync::atomic::AtomicU64::new(1);
         let clock = || "2026-11-20T06:40:49Z".parse().unwrap();
         let random = || nonce.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let writer = Writer::new(&clock, &random);
         let id = "20261120T064049Z-full".parse().unwrap();
-        let mut claim = Claim::take((&store, &layout), writer, &id, "backup", None).unwrap();
+        let mut claim = Claim::take((&store, &scope), writer, &id, "backup", None).unwrap();
         claim.check().unwrap();
         claim.keep().unwrap();
         claim.renewed = seconds_since_boot() - HOLDS_SECONDS.cast_signed();

@@ -7,8 +7,8 @@ use std::io::{self, Read, Write};
 
 use serde_json::{Map, Value};
 
-use super::layout;
 use super::lz4::{FRAME_HEADER, FrameReader, FrameWriter};
+use super::scope;
 use super::varint::{self, Reader};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -563,7 +563,7 @@ impl Container {
     /// # Errors
     /// Those of [`Container::open`]; `Damaged` for what was not refused, where it should have been.
     pub fn open_under(key: &Key, object: Box<dyn Object>) -> Result<Container> {
-        if !layout::is_conflict(key) {
+        if !scope::is_conflict(key) {
             return Container::open(object);
         }
         let container = Container::open_any(object)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::claim::seconds_since_boot;
 use super::event::{self, Event, Recorded, Writer};
-use super::layout::ClusterLayout;
+use super::scope::Scope;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::pg::time::TimestampTz;
@@ -26,7 +26,7 @@ const LOOKS_AGAIN: Duration = Duration::from_millis(500);
 /// A standing claim of expire on the WAL of a cluster.
 pub struct DeletionClaim<'a> {
     store: &'a dyn Store,
-    layout: &'a ClusterLayout,
+    scope: &'a Scope,
     writer: Writer<'a>,
     standing: String,
     renewed: i64,
@@ -39,15 +39,15 @@ impl<'a> DeletionClaim<'a> {
     /// What the store says.
     pub fn take(
         store: &'a dyn Store,
-        layout: &'a ClusterLayout,
+        scope: &'a Scope,
         writer: Writer<'a>,
     ) -> Result<DeletionClaim<'a>> {
         let now = (writer.clock)();
-        let events = event::read_all(store, layout, SUBJECT)?;
+        let events = event::read_all(store, scope, SUBJECT)?;
         let live = event::live_claims(&events, now);
         let is_ours = |e: &&Recorded| e.event.purpose.as_deref() == Some(PURPOSE);
         for over in events.iter().filter(is_ours).filter(|e| !live.contains(e)) {
-            match store.delete(&layout.event(SUBJECT, &over.name)?) {
+            match store.delete(&scope.event(SUBJECT, &over.name)?) {
                 // A store that keeps it holds up nobody: it is over.
                 Err(e) if matches!(e.code(), Code::Denied | Code::Locked) => {}
                 deleted => drop(deleted?),
@@ -55,7 +55,7 @@ impl<'a> DeletionClaim<'a> {
         }
         let mut deletion = DeletionClaim {
             store,
-            layout,
+            scope,
             writer,
             standing: String::new(),
             renewed: 0,
@@ -101,21 +101,21 @@ impl<'a> DeletionClaim<'a> {
             ..self.writer.event("claim", SUBJECT)
         };
         let asked = seconds_since_boot();
-        self.standing = self.writer.record(self.store, self.layout, &claim)?;
+        self.standing = self.writer.record(self.store, self.scope, &claim)?;
         self.renewed = asked;
         Ok(())
     }
 
     /// Deletes an own claim; where the store keeps it, it is released.
     fn remove(&self, name: &str) -> Result<()> {
-        let key = self.layout.event(SUBJECT, name)?;
+        let key = self.scope.event(SUBJECT, name)?;
         match self.store.delete(&key) {
             Err(e) if matches!(e.code(), Code::Denied | Code::Locked) => {
                 let release = Event {
                     ends: Some(name.to_owned()),
                     ..self.writer.event("release", SUBJECT)
                 };
-                let released = self.writer.record(self.store, self.layout, &release);
+                let released = self.writer.record(self.store, self.scope, &release);
                 released.map(|_| ())
             }
             deleted => deleted.map(|_| ()),
@@ -128,14 +128,14 @@ impl<'a> DeletionClaim<'a> {
 /// # Errors
 /// What the store says, and `tick`.
 pub fn wait(
-    (store, layout): (&dyn Store, &ClusterLayout),
+    (store, scope): (&dyn Store, &Scope),
     clock: &dyn Fn() -> TimestampTz,
     progress: &dyn Progress,
     tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
     let mut is_said = false;
     loop {
-        let events = match event::read_all(store, layout, SUBJECT) {
+        let events = match event::read_all(store, scope, SUBJECT) {
             // Other events of the cluster are not this module's business.
             Err(e) if e.code() == Code::Damaged => return Ok(()),
             events => events?,
@@ -174,21 +174,21 @@ mod tests {
     fn a15_nobody_goes_on_while_wal_is_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path(), 1).unwrap();
-        let layout = ClusterLayout::new("main", 7).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
         let now = TimestampTz::from_system_time(std::time::SystemTime::now());
         let (clock, random) = (|| now, || 5);
-        let deletion = DeletionClaim::take(&store, &layout, Writer::new(&clock, &random)).unwrap();
+        let deletion = DeletionClaim::take(&store, &scope, Writer::new(&clock, &random)).unwrap();
         let ask = |clock: &dyn Fn() -> TimestampTz| {
             let mut stop = || Err(err!(Interrupted, "it waits"));
-            wait((&store, &layout), clock, &Silent, &mut stop).map_err(|e| e.code())
+            wait((&store, &scope), clock, &Silent, &mut stop).map_err(|e| e.code())
         };
         assert_eq!(ask(&clock), Err(Code::Interrupted));
         // Killed, the claim ends by itself, and the next run clears it away.
         let later = || now.saturating_add(Duration::from_secs(HOLDS_SECONDS + 60));
         assert_eq!(ask(&later), Ok(()));
         let random = || 6;
-        let next = DeletionClaim::take(&store, &layout, Writer::new(&later, &random)).unwrap();
-        let names = || store.list(&layout.subject(SUBJECT)).unwrap().len();
+        let next = DeletionClaim::take(&store, &scope, Writer::new(&later, &random)).unwrap();
+        let names = || store.list(&scope.subject(SUBJECT)).unwrap().len();
         assert_eq!((names(), ask(&later)), (1, Err(Code::Interrupted)));
         next.end().unwrap();
         assert_eq!((names(), ask(&later)), (0, Ok(())));

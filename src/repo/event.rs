@@ -8,6 +8,7 @@ use super::backup::BackupRoot;
 use super::clock;
 use super::json;
 use super::layout::ClusterLayout;
+use super::scope::Scope;
 use crate::err;
 use crate::error::{Code, Result};
 #[cfg(feature = "full")]
@@ -194,13 +195,8 @@ impl<'a> Writer<'a> {
     ///
     /// # Errors
     /// What the store says.
-    pub fn record(
-        &self,
-        store: &dyn Store,
-        layout: &ClusterLayout,
-        event: &Event,
-    ) -> Result<String> {
-        record(store, layout, event, (self.random)())
+    pub fn record(&self, store: &dyn Store, scope: &Scope, event: &Event) -> Result<String> {
+        record(store, scope, event, (self.random)())
     }
 
     /// Writes that `object` is damaged, unless damage of its subject stands already.
@@ -210,15 +206,15 @@ impl<'a> Writer<'a> {
     pub fn record_damage(
         &self,
         store: &dyn Store,
-        layout: &ClusterLayout,
+        scope: &Scope,
         subject: &str,
         (object, detail): (&str, &str),
     ) -> Result<()> {
-        if !damage(&read_all(store, layout, subject)?).is_empty() {
+        if !damage(&read_all(store, scope, subject)?).is_empty() {
             return Ok(());
         }
         let damaged = self.damaged(subject, object, detail);
-        self.record(store, layout, &damaged).map(|_| ())
+        self.record(store, scope, &damaged).map(|_| ())
     }
 
     /// The event that says that a backup is complete.
@@ -279,14 +275,9 @@ pub fn nonce(random: &dyn Fn() -> u64) -> String {
 }
 
 /// Writes an event; `nonce` is random. Returns the last part of its key.
-pub fn record(
-    store: &dyn Store,
-    layout: &ClusterLayout,
-    event: &Event,
-    nonce: u64,
-) -> Result<String> {
+pub fn record(store: &dyn Store, scope: &Scope, event: &Event, nonce: u64) -> Result<String> {
     let name = format!("{}-{}-{nonce:016x}", compact(event.time), event.event);
-    let key = layout.event(&event.subject, &name)?;
+    let key = scope.event(&event.subject, &name)?;
     match json::write_signed(store, &key, KIND, event)? {
         Published::Created => Ok(name),
         Published::Exists => Err(err!(Internal, "event \"{key}\" exists already")),
@@ -294,9 +285,9 @@ pub fn record(
 }
 
 /// Reserves a backup id by creating its `begin` event; `Exists` means that the id is taken.
-pub fn begin(store: &dyn Store, layout: &ClusterLayout, event: &Event) -> Result<Published> {
+pub fn begin(store: &dyn Store, scope: &Scope, event: &Event) -> Result<Published> {
     let id = event.subject.parse()?;
-    json::write_signed(store, &layout.begin(&id), KIND, event)
+    json::write_signed(store, &scope.begin(&id), KIND, event)
 }
 
 /// Checks an event that was found under `key`, as it is stored.
@@ -329,8 +320,8 @@ fn decode(key: &Key, bytes: &[u8]) -> Result<Event> {
 ///
 /// # Errors
 /// `Damaged` if one of them is; a caller that deletes must then keep the subject.
-pub fn read_all(store: &dyn Store, layout: &ClusterLayout, subject: &str) -> Result<Vec<Recorded>> {
-    read_some(store, layout, subject, &|_| true)
+pub fn read_all(store: &dyn Store, scope: &Scope, subject: &str) -> Result<Vec<Recorded>> {
+    read_some(store, scope, subject, &|_| true)
 }
 
 /// As [`read_all`], of the events alone whose name, the last part of the key, is wanted.
@@ -339,12 +330,12 @@ pub fn read_all(store: &dyn Store, layout: &ClusterLayout, subject: &str) -> Res
 /// `Damaged` if one of them is.
 pub fn read_some(
     store: &dyn Store,
-    layout: &ClusterLayout,
+    scope: &Scope,
     subject: &str,
     is_wanted: &dyn Fn(&str) -> bool,
 ) -> Result<Vec<Recorded>> {
     let mut names: Vec<String> = store
-        .list(&layout.subject(subject))?
+        .list(&scope.subject(subject))?
         .into_iter()
         .filter(|l| !l.is_prefix && is_wanted(&l.name))
         .map(|l| l.name)
@@ -352,7 +343,7 @@ pub fn read_some(
     names.sort();
     let mut events = Vec::new();
     for name in names {
-        let key = layout.event(subject, &name)?;
+        let key = scope.event(subject, &name)?;
         let Some(meta) = store.head(&key)? else {
             continue;
         };
@@ -496,18 +487,18 @@ mod tests {
     fn a_renewed_claim_is_over_and_the_renewal_stands() {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path(), 1).unwrap();
-        let layout = ClusterLayout::new("main", 7).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
         let mut event = Event {
             event: "claim".into(),
             subject: "20261120T064049Z-full".into(),
             time: "2026-11-20T06:40:49.123456Z".parse().unwrap(),
             ..Event::default()
         };
-        let first = record(&store, &layout, &event, 1).unwrap();
+        let first = record(&store, &scope, &event, 1).unwrap();
         assert_eq!(first, "20261120T064049.123456Z-claim-0000000000000001");
         event.ends = Some(first.clone());
-        let second = record(&store, &layout, &event, 2).unwrap();
-        let all = read_all(&store, &layout, &event.subject).unwrap();
+        let second = record(&store, &scope, &event, 2).unwrap();
+        let all = read_all(&store, &scope, &event.subject).unwrap();
         let standing: Vec<_> = standing(&all, "claim", "release")
             .iter()
             .map(|e| e.name.clone())

@@ -2,7 +2,8 @@
 
 use super::backup::BackupRoot;
 use super::container::Container;
-use super::layout::{BackupId, ClusterLayout};
+use super::id::BackupId;
+use super::layout::ClusterLayout;
 use super::repository::Registration;
 use crate::error::{Code, Error, Result};
 use crate::pg::segment::SegmentName;

@@ -4,7 +4,7 @@ use serde::de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use super::layout;
+use super::scope;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::store::{Key, Published, Store, get, put};
@@ -43,7 +43,7 @@ fn open(key: &Key, kind: &str, value: &impl Serialize) -> Result<Vec<u8>> {
     let mut all = Map::new();
     all.insert("format".into(), FORMAT.into());
     all.insert("kind".into(), kind.into());
-    all.insert("key".into(), layout::own_key(key).into());
+    all.insert("key".into(), scope::own_key(key).into());
     all.extend(fields);
     let mut bytes = serde_json::to_vec(&Value::Object(all)).map_err(failed)?;
     bytes.pop(); // the closing brace stands behind the checksum
@@ -122,7 +122,7 @@ pub fn decode<T: DeserializeOwned>(key: &Key, kind: &str, bytes: &[u8]) -> Resul
     if head.kind != kind {
         return Err(damaged(&format!("it is not of kind \"{kind}\"")));
     }
-    if head.key != layout::own_key(key) {
+    if head.key != scope::own_key(key) {
         return Err(damaged("it belongs under another key"));
     }
     serde_json::from_slice(bytes).map_err(|e| damaged("a field is missing or wrong").source(e))

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::json;
-use super::layout;
+use super::scope;
 use crate::config::{self, Encryption};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -198,7 +198,7 @@ fn no_access(name: &str, store: &dyn Store) -> Error {
 
 /// What the repository keeps for a recipient.
 pub fn recipient(store: &dyn Store, name: &str) -> Result<Option<Recipient>> {
-    let key = layout::recipient(EPOCH, name)?;
+    let key = scope::recipient(EPOCH, name)?;
     let read: Option<Recipient> = json::read(store, &key, RECIPIENT, json::LIMIT_BYTES)?;
     match read {
         Some(r) if r.recipient != name || r.epoch != EPOCH => {
@@ -211,7 +211,7 @@ pub fn recipient(store: &dyn Store, name: &str) -> Result<Option<Recipient>> {
 /// Names of the recipients, sorted.
 pub fn recipient_names(store: &dyn Store) -> Result<Vec<String>> {
     let mut names: Vec<String> = store
-        .list(&layout::recipients(EPOCH))?
+        .list(&scope::recipients(EPOCH))?
         .into_iter()
         .filter(|l| !l.is_prefix && is_recipient_name(&l.name))
         .map(|l| l.name)
@@ -225,7 +225,7 @@ pub fn recipient_names(store: &dyn Store) -> Result<Vec<String>> {
 /// # Errors
 /// `Refused` when the name is another recipient's.
 pub fn give_access(store: &dyn Store, recipient: &Recipient) -> Result<()> {
-    let key = layout::recipient(EPOCH, &recipient.recipient)?;
+    let key = scope::recipient(EPOCH, &recipient.recipient)?;
     if json::write(store, &key, RECIPIENT, recipient)? == Published::Created {
         return Ok(());
     }
@@ -243,7 +243,7 @@ pub fn give_access(store: &dyn Store, recipient: &Recipient) -> Result<()> {
 
 /// Takes away what one recipient opens; `false` when it had nothing.
 pub fn withdraw(store: &dyn Store, name: &str) -> Result<bool> {
-    store.delete(&layout::recipient(EPOCH, name)?)
+    store.delete(&scope::recipient(EPOCH, name)?)
 }
 
 /// What was opened with a passphrase, by what it was opened from: deriving a key takes long, on purpose.

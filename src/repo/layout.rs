@@ -1,86 +1,19 @@
-//! Every object key, in one file (format, section 3).
+//! The keys of a cluster's WAL (format, section 3); those of every kind of content are in `scope`.
 
-use std::fmt;
-use std::str::FromStr;
+use std::ops::Deref;
 
 use super::lives::Lives;
-use crate::err;
-use crate::error::{Error, Result};
+use super::scope::{Scope, fixed};
+use crate::error::Result;
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::pg::timeline::TimelineId;
 use crate::store::Key;
 
-/// The repository's marker.
-pub fn marker() -> Key {
-    fixed("pitr.json".to_owned())
-}
-
-/// Prefix of what the recipients of an encrypted repository open.
-pub fn recipients(epoch: u32) -> String {
-    format!("keys/{epoch}")
-}
-
-/// What one recipient of an encrypted repository opens.
-///
-/// # Errors
-/// `Damaged` when the name breaks the key grammar.
-pub fn recipient(epoch: u32, name: &str) -> Result<Key> {
-    Key::new(format!("keys/{epoch}/{name}"))
-}
-
-/// Whether an object under this key is sealed in an encrypted repository: all are but the marker, keys, registrations and events.
-pub fn is_sealed_form(key: &Key) -> bool {
-    is_sealed(key.as_str())
-}
-
-fn is_sealed(key: &str) -> bool {
-    let parts: Vec<&str> = key.split('/').collect();
-    !matches!(
-        parts.as_slice(),
-        ["pitr.json"]
-            | ["keys", _, _]
-            | [CLUSTERS, _, _, "cluster.json"]
-            | [CLUSTERS, _, _, "events", _, _]
-    )
-}
-
-/// The name or key without the suffix of a healed copy, where it has one. What is not of a sealed form never heals: a copy of an event under
-/// such a name would say a second time what another event has ended.
-pub fn healed_base(name: &str) -> Option<&str> {
-    let (base, number) = name.rsplit_once(".heal-")?;
-    let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
-    (is_number && is_sealed(base)).then_some(base)
-}
-
-/// The key that an object found under `key` says it has.
-pub fn own_key(key: &Key) -> &str {
-    healed_base(key.as_str()).unwrap_or(key.as_str())
-}
-
-/// Whether a refused copy belongs under the key.
-pub fn is_conflict(key: &Key) -> bool {
-    let mut parts = key.as_str().split('/');
-    parts.next() == Some(CLUSTERS) && parts.nth(2) == Some("conflicts")
-}
-
-/// Prefix below which the names of clusters are listed.
-pub const CLUSTERS: &str = "clusters";
-
-/// Whether `name` may name a cluster: `[a-z0-9][a-z0-9._-]{0,62}`.
-pub fn is_cluster_name(name: &str) -> bool {
-    let mut bytes = name.bytes();
-    let first = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    name.len() <= 63
-        && bytes.next().is_some_and(first)
-        && bytes.all(|b| first(b) || matches!(b, b'.' | b'_' | b'-'))
-}
-
 /// Where everything of one cluster (a name and a system identifier) lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterLayout {
-    name: String,
-    system_identifier: u64,
+    scope: Scope,
     lives: Lives,
 }
 
@@ -88,16 +21,8 @@ impl ClusterLayout {
     /// # Errors
     /// `Usage` when `name` is no cluster name.
     pub fn new(name: &str, system_identifier: u64) -> Result<Self> {
-        if !is_cluster_name(name) {
-            return Err(err!(
-                Usage,
-                "\"{}\" is not a cluster name: [a-z0-9][a-z0-9._-]{{0,62}} is needed",
-                name.escape_debug()
-            ));
-        }
         Ok(ClusterLayout {
-            name: name.to_owned(),
-            system_identifier,
+            scope: Scope::cluster(name, system_identifier)?,
             lives: Lives::default(),
         })
     }
@@ -109,7 +34,7 @@ impl ClusterLayout {
 
     /// Whether both are of one cluster, whatever homes its segments have.
     pub fn is_of(&self, other: &ClusterLayout) -> bool {
-        (&self.name, self.system_identifier) == (&other.name, other.system_identifier)
+        self.scope == other.scope
     }
 
     /// The resolutions that give segments their homes.
@@ -117,28 +42,13 @@ impl ClusterLayout {
         &self.lives
     }
 
-    /// The cluster's name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// The system identifier of pg_control.
     pub fn system_identifier(&self) -> u64 {
-        self.system_identifier
+        self.scope.tag().number
     }
 
     fn key(&self, rest: &str) -> Key {
         fixed(format!("{}/{rest}", self.prefix()))
-    }
-
-    /// `clusters/<name>/<system identifier>`.
-    pub fn prefix(&self) -> String {
-        format!("{CLUSTERS}/{}/{}", self.name, self.system_identifier)
-    }
-
-    /// The registration.
-    pub fn cluster(&self) -> Key {
-        self.key("cluster.json")
     }
 
     /// Prefix below which timelines are listed.
@@ -240,65 +150,14 @@ impl ClusterLayout {
     pub fn conflicts(&self) -> String {
         format!("{}/conflicts", self.prefix())
     }
+}
 
-    /// Prefix below which ids of backups are listed.
-    pub fn backups(&self) -> String {
-        format!("{}/backups", self.prefix())
-    }
+/// A cluster's layout has the keys of its scope.
+impl Deref for ClusterLayout {
+    type Target = Scope;
 
-    /// A backup's root, its commit record.
-    pub fn manifest(&self, id: &BackupId) -> Key {
-        self.key(&format!("backups/{id}/manifest"))
-    }
-
-    /// PostgreSQL's own manifest of a backup.
-    pub fn server_manifest(&self, id: &BackupId) -> Key {
-        self.key(&format!("backups/{id}/server-manifest"))
-    }
-
-    /// A layer object, by the `<id>/<n>` that roots use.
-    pub fn layer(&self, part: &PartName) -> Key {
-        self.key(&format!("layers/{part}"))
-    }
-
-    /// A pack, by the `<id>/<n>` that roots and layers use.
-    pub fn pack(&self, part: &PartName) -> Key {
-        self.key(&format!("packs/{part}"))
-    }
-
-    /// Prefix of layers or packs: all ids, or the parts of one.
-    pub fn parts(&self, kind: PartKind, id: Option<&BackupId>) -> String {
-        let kind = match kind {
-            PartKind::Layer => "layers",
-            PartKind::Pack => "packs",
-        };
-        match id {
-            Some(id) => format!("{}/{kind}/{id}", self.prefix()),
-            None => format!("{}/{kind}", self.prefix()),
-        }
-    }
-
-    /// Prefix below which subjects of events are listed.
-    pub fn events(&self) -> String {
-        format!("{}/events", self.prefix())
-    }
-
-    /// Prefix of one subject's events.
-    pub fn subject(&self, subject: &str) -> String {
-        format!("{}/events/{subject}", self.prefix())
-    }
-
-    /// The reservation of a backup id.
-    pub fn begin(&self, id: &BackupId) -> Key {
-        self.key(&format!("events/{id}/begin"))
-    }
-
-    /// An event: `name` is `<time>-<kind>-<nonce>`.
-    ///
-    /// # Errors
-    /// `Damaged` when subject or name break the key grammar.
-    pub fn event(&self, subject: &str, name: &str) -> Result<Key> {
-        Key::new(format!("{}/events/{subject}/{name}", self.prefix()))
+    fn deref(&self) -> &Scope {
+        &self.scope
     }
 }
 
@@ -347,200 +206,10 @@ pub fn increment_range(name: &str) -> Option<LsnRange> {
     (start < end).then_some(LsnRange { start, end })
 }
 
-/// Layers or packs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PartKind {
-    /// Parts of the map.
-    Layer,
-    /// Frames of file content.
-    Pack,
-}
-
-/// A backup's id, e.g. `20261120T064049Z-482913-full`; older programs wrote no number, or a small one.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BackupId(String);
-
-impl BackupId {
-    /// Composes the id for a start time printed as `20261120T064049Z`. Of `random` six decimal digits go into it: two hosts that begin in
-    /// the same second, each in a repository of its own, get two ids.
-    pub fn compose(stamp: &str, random: u64, kind: &str) -> Result<BackupId> {
-        format!("{stamp}-{:06}-{kind}", random % 1_000_000).parse()
-    }
-}
-
-impl fmt::Display for BackupId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for BackupId {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        let stamp = s.get(..16).unwrap_or_default().as_bytes();
-        let stamp_ok = stamp.iter().enumerate().all(|(i, b)| match i {
-            8 => *b == b'T',
-            15 => *b == b'Z',
-            _ => b.is_ascii_digit(),
-        });
-        let rest = s
-            .get(16..)
-            .and_then(|r| r.strip_prefix('-'))
-            .unwrap_or_default();
-        let kind = rest.rsplit('-').next().unwrap_or_default();
-        let number_ok = match rest.rsplit_once('-') {
-            Some((n, _)) => n.len() <= 6 && n.bytes().all(|b| b.is_ascii_digit()) && !n.is_empty(),
-            None => true,
-        };
-        if stamp.len() == 16 && stamp_ok && number_ok && matches!(kind, "full" | "incr") {
-            Ok(BackupId(s.to_owned()))
-        } else {
-            let shown: String = s.escape_debug().take(100).collect();
-            Err(err!(
-                NotFound,
-                "\"{shown}\" is not a backup id, as 20261120T064049Z-482913-full is"
-            ))
-        }
-    }
-}
-
-impl serde::Serialize for BackupId {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
-        s.serialize_str(&self.0)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for BackupId {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        String::deserialize(d)?
-            .parse()
-            .map_err(serde::de::Error::custom)
-    }
-}
-
-/// A layer object or a pack inside its prefix: `<id>/<n>`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PartName {
-    /// The backup that wrote it.
-    pub id: BackupId,
-    /// Counts from 0.
-    pub number: u32,
-}
-
-impl fmt::Display for PartName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{:06}", self.id, self.number)
-    }
-}
-
-impl FromStr for PartName {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        let shown = || s.escape_debug().take(100).collect::<String>();
-        let wrong = || {
-            err!(
-                Damaged,
-                "\"{}\" is not the name of a layer or pack",
-                shown()
-            )
-        };
-        let (id, number) = s.split_once('/').ok_or_else(wrong)?;
-        if number.len() != 6 || !number.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(wrong());
-        }
-        Ok(PartName {
-            id: id.parse().map_err(|_| wrong())?,
-            number: number.parse().map_err(|_| wrong())?,
-        })
-    }
-}
-
-impl serde::Serialize for PartName {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for PartName {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        String::deserialize(d)?
-            .parse()
-            .map_err(serde::de::Error::custom)
-    }
-}
-
-fn fixed(key: String) -> Key {
-    Key::new(key).expect("keys are composed of parts whose grammar is checked before")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_not_named_as_plain_is_sealed() {
-        let is_sealed = |key: &str| is_sealed_form(&Key::new(key).unwrap());
-        for plain in [
-            "pitr.json",
-            "keys/1/ops",
-            "clusters/main/7/cluster.json",
-            "clusters/main/7/events/20261120T064049Z-full/begin",
-        ] {
-            assert!(!is_sealed(plain), "{plain}");
-        }
-        for sealed in [
-            "aux/x",
-            "pitr.json/x",
-            "keys",
-            "keys/1/ops/x",
-            "clusters/main/7",
-            "clusters/main/7/cluster.json/x",
-            "clusters/main/7/events",
-            "clusters/main/7/other",
-            "clusters/main/7/wal/00000001/history",
-            "clusters/main/7/backups/x/manifest",
-        ] {
-            assert!(is_sealed(sealed), "{sealed}");
-        }
-    }
-
-    #[test]
-    fn what_stays_plain_has_no_healed_copies() {
-        let own = |key: &str| own_key(&Key::new(key).unwrap()).to_owned();
-        for plain in [
-            "pitr.json",
-            "keys/1/ops",
-            "clusters/main/7/cluster.json",
-            "clusters/main/7/events/20261120T064049Z-full/begin",
-            "clusters/main/7/events/cluster/20261120T064049.123456Z-gap-0000000000000001",
-        ] {
-            let healed = format!("{plain}.heal-1");
-            assert_eq!(own(&healed), healed);
-        }
-        let c = "clusters/main/7";
-        for sealed in [
-            "wal/00000001/00000000/000000010000000000000001",
-            "wal/00000001/history",
-            "wal/00000001/partial/000000010000000000000001",
-            "wal/00000001/open/000000010000000000000001/0000000001000000-0000000001000028",
-            "wal/00000001/labels/000000010000000000000001.00000028.backup",
-            "conflicts/00000002.history-0123456789abcdef",
-            "backups/20261120T064049Z-full/manifest",
-            "backups/20261120T064049Z-full/server-manifest",
-            "layers/20261120T064049Z-full/000000",
-            "packs/20261120T064049Z-full/000000",
-        ] {
-            assert_eq!(
-                own(&format!("{c}/{sealed}.heal-12")),
-                format!("{c}/{sealed}")
-            );
-        }
-        for none in ["manifest.heal-", "manifest.heal-x", "manifest.heal-1/x"] {
-            assert_eq!(healed_base(none), None, "{none}");
-        }
-    }
+    use crate::repo::id::{BackupId, PartName};
 
     #[test]
     fn keys_are_those_of_the_format_page() {

@@ -22,6 +22,7 @@ mod evidence;
 pub mod facts;
 #[cfg(feature = "full")]
 mod feeder;
+pub mod id;
 pub mod increment;
 pub mod index;
 pub mod indexer;
@@ -47,6 +48,7 @@ pub mod rollup;
 pub mod rollup_cache;
 pub mod run;
 mod same_bytes;
+pub mod scope;
 #[cfg(feature = "full")]
 pub mod sealed;
 #[cfg(feature = "full")]

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::backup::{BackupKind, BackupRoot, LayerRef, Method, PackRef, Shard, decimal};
 use super::container::{history_facts, history_text};
-use super::layout::{BackupId, PartName};
+use super::id::{BackupId, PartName};
 use super::wal_proof::WalProof;
 use crate::err;
 use crate::error::{Error, Result};

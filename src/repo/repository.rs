@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::event::{self, Event};
-use super::layout::{self, ClusterLayout};
+use super::layout::ClusterLayout;
 use super::link::Mark;
 use super::lives::Followed;
+use super::scope;
 use super::{evidence, json};
 use crate::config::Encryption;
 use crate::err;
@@ -38,7 +39,7 @@ impl Marker {
     /// # Errors
     /// `NoRepository` when there is none; `Damaged`; what the store says.
     pub fn read(store: &dyn Store) -> Result<Marker> {
-        let read = json::read::<Marker>(store, &layout::marker(), "repository", json::LIMIT_BYTES)
+        let read = json::read::<Marker>(store, &scope::marker(), "repository", json::LIMIT_BYTES)
             .map_err(|e| e.context(format!("open repository \"{}\"", store.location())))?;
         read.ok_or_else(|| {
             let location = store.location();
@@ -94,7 +95,7 @@ pub fn check_registration(
     layout: &ClusterLayout,
     bytes: &[u8],
 ) -> Result<Registration> {
-    let key = layout.cluster();
+    let key = layout.registration();
     if !json::is_genuine(store, &key, bytes)? {
         return Err(err!(Damaged, "object \"{key}\" is {}", event::FORGED)
             .hint("Nothing was read or written. Look who can write to the store; then delete the object, and register the cluster again: pitr init."));
@@ -239,7 +240,7 @@ impl Repository {
             key_set,
             features: Vec::new(),
         };
-        let published = json::write(store.as_ref(), &layout::marker(), "repository", &marker)?;
+        let published = json::write(store.as_ref(), &scope::marker(), "repository", &marker)?;
         Ok((Repository::open_with(store, encryption)?, published))
     }
 
@@ -257,9 +258,9 @@ impl Repository {
     pub fn cluster_names(&self) -> Result<Vec<String>> {
         let mut names: Vec<String> = self
             .store
-            .list(layout::CLUSTERS)?
+            .list(scope::CLUSTERS)?
             .into_iter()
-            .filter(|l| l.is_prefix && layout::is_cluster_name(&l.name))
+            .filter(|l| l.is_prefix && scope::is_scope_name(&l.name))
             .map(|l| l.name)
             .collect();
         names.sort();
@@ -280,7 +281,7 @@ impl Repository {
             };
             let read = check_registration(self.store(), &layout, &bytes);
             // One that somebody put beside the genuine ones must not keep anybody from those.
-            match json::is_genuine(self.store(), &layout.cluster(), &bytes)? {
+            match json::is_genuine(self.store(), &layout.registration(), &bytes)? {
                 true => found.push(read?),
                 false => forged = forged.or(read.err()),
             }
@@ -297,14 +298,14 @@ impl Repository {
     /// # Errors
     /// `Usage` when it is no name of a cluster; what the store says.
     pub fn clusters(&self, name: &str) -> Result<Vec<ClusterLayout>> {
-        if !layout::is_cluster_name(name) {
+        if !scope::is_scope_name(name) {
             return Err(err!(
                 Usage,
                 "\"{}\" is not a cluster name",
                 name.escape_debug()
             ));
         }
-        let listed = self.store.list(&format!("{}/{name}", layout::CLUSTERS))?;
+        let listed = self.store.list(&format!("{}/{name}", scope::CLUSTERS))?;
         let identifiers = listed.iter().filter_map(|l| l.name.parse::<u64>().ok());
         identifiers.map(|id| ClusterLayout::new(name, id)).collect()
     }
@@ -332,7 +333,7 @@ impl Repository {
     }
 
     fn stored_registration(&self, layout: &ClusterLayout) -> Result<Option<Vec<u8>>> {
-        get(self.store(), &layout.cluster(), json::LIMIT_BYTES)
+        get(self.store(), &layout.registration(), json::LIMIT_BYTES)
     }
 
     /// Requires that the identifier is registered under the name.
@@ -458,7 +459,7 @@ impl Repository {
             return Ok(err!(
                 WrongCluster,
                 "the registration \"{}\" is missing, although the repository holds the cluster",
-                layout.cluster()
+                layout.registration()
             )
             .hint("Nothing was stored. What is there can be read and restored. Register the cluster again on its host, with its data directory: pitr init"));
         }
@@ -486,7 +487,7 @@ impl Repository {
         let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
         json::write_signed(
             self.store.as_ref(),
-            &layout.cluster(),
+            &layout.registration(),
             REGISTRATION,
             registration,
         )

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::backup::{TOMBSTONE, Tombstone};
 use super::json;
 use super::keyring::Keys;
-use super::layout;
+use super::scope;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
@@ -104,7 +104,7 @@ impl SealedStore {
                 "it is forged: whoever made it does not hold the MAC key of the key set"
             ));
         }
-        let base = layout::own_key(key);
+        let base = scope::own_key(key);
         match foot.key == base {
             true => Ok(()),
             false => Err(misplaced(&foot.key, base)),
@@ -167,7 +167,7 @@ impl Store for SealedStore {
         let Some(object) = self.inner.open(key)? else {
             return Ok(None);
         };
-        if !layout::is_sealed_form(key) {
+        if !scope::is_sealed_form(key) {
             return Ok(Some(object));
         }
         let (foot, stored_foot) = match self.foot(key, object.as_ref())? {
@@ -194,7 +194,7 @@ impl Store for SealedStore {
     }
 
     fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
-        if !layout::is_sealed_form(key) {
+        if !scope::is_sealed_form(key) {
             return self.inner.create(key);
         }
         let (Some(public), Some(mac)) = (&self.keys.public, &self.keys.mac) else {
@@ -206,13 +206,7 @@ impl Store for SealedStore {
             .hint(NO_KEY));
         };
         let inner = self.inner.create(key)?;
-        let sealer = Sealer::new(
-            inner,
-            layout::own_key(key),
-            public,
-            mac,
-            &self.keys.drawn()?,
-        )?;
+        let sealer = Sealer::new(inner, scope::own_key(key), public, mac, &self.keys.drawn()?)?;
         Ok(Box::new(SealedNew {
             sealer,
             mac: mac.clone(),
@@ -588,8 +582,9 @@ mod tests {
     use super::*;
     use crate::repo::backup::BackupRoot;
     use crate::repo::event::{self, Event};
+    use crate::repo::id::BackupId;
     use crate::repo::keyring::system_random;
-    use crate::repo::layout::{BackupId, ClusterLayout};
+    use crate::repo::layout::ClusterLayout;
     use crate::seal::{KeySetId, Secret32};
     use crate::store::file::FileStore;
 

@@ -8,12 +8,14 @@ use std::collections::BTreeMap;
 use super::backup::{self, BackupRoot, Tombstone};
 use super::event::{self, Completed, Recorded};
 use super::facts::Runs;
+use super::id::{BackupId, PartKind};
 use super::increment::OpenSegment;
 use super::inventory::{self, HistoryFile, Timeline, is_elsewhere};
 use super::json;
-use super::layout::{BackupId, ClusterLayout, Home, PartKind, healed_base};
+use super::layout::{ClusterLayout, Home};
 use super::lives::{Lives, stored_homes};
 use super::repository::{Registration, Repository};
+use super::scope::healed_base;
 use super::stored_wal;
 use super::wal_proof::WalProof;
 use crate::error::{Code, Error, Result};
@@ -183,7 +185,7 @@ impl Root {
     }
 }
 
-fn parts<'a>(names: impl Iterator<Item = &'a super::layout::PartName>) -> BTreeMap<BackupId, Runs> {
+fn parts<'a>(names: impl Iterator<Item = &'a super::id::PartName>) -> BTreeMap<BackupId, Runs> {
     let mut numbers: BTreeMap<BackupId, Vec<u64>> = BTreeMap::new();
     for name in names {
         numbers
@@ -487,7 +489,7 @@ impl Reading<'_> {
                 (PartKind::Pack, &subject.packs),
             ] {
                 for number in numbers(runs) {
-                    let part = super::layout::PartName {
+                    let part = super::id::PartName {
                         id: id.clone(),
                         number,
                     };
@@ -618,7 +620,7 @@ impl Reading<'_> {
 
     fn unfinished(&mut self) -> Result<()> {
         let own = format!("{}/", self.layout.prefix());
-        let others = format!("{}/", super::layout::CLUSTERS);
+        let others = format!("{}/", super::scope::CLUSTERS);
         self.survey.unfinished = self
             .store
             .irregular()?
@@ -678,7 +680,7 @@ mod tests {
             ..Event::default()
         };
         event::begin(&store, &layout, &begin).unwrap();
-        let part = super::super::layout::PartName {
+        let part = super::super::id::PartName {
             id: id.clone(),
             number: 0,
         };

@@ -10,7 +10,8 @@ use crate::repo::claim::{self, HOLDS_SECONDS, RENEWAL_SECONDS};
 use crate::repo::clock;
 use crate::repo::event;
 use crate::repo::event::Writer;
-use crate::repo::layout::{BackupId, ClusterLayout};
+use crate::repo::id::BackupId;
+use crate::repo::scope::Scope;
 use crate::store::Store;
 
 /// How long the claim of a marked backup holds once everything is copied: the server has yet to replay the WAL behind it.
@@ -19,11 +20,11 @@ const REPLAY_SECONDS: u64 = 24 * 3600;
 /// The error, unless its cause is that the backup was deleted after it had been chosen.
 pub(super) fn unless_deleted(
     store: &dyn Store,
-    layout: &ClusterLayout,
+    scope: &Scope,
     id: &BackupId,
     error: Error,
 ) -> Error {
-    match store.head(&layout.manifest(id)) {
+    match store.head(&scope.manifest(id)) {
         Ok(None) => deleted(id),
         _ => error,
     }
@@ -54,7 +55,7 @@ impl<'a> Claim<'a> {
     /// `Refused` when the backup was marked for deletion meanwhile, `NotFound` when it was deleted; what the store says when it cannot be read.
     pub fn take(
         store: &'a dyn Store,
-        layout: &'a ClusterLayout,
+        scope: &'a Scope,
         host: &'a Host,
         id: &BackupId,
         planned: TimestampTz,
@@ -68,12 +69,12 @@ impl<'a> Claim<'a> {
                 "{e}: correct the clock that is wrong; the restore goes on"
             ));
         }
-        let taken = claim::Claim::take((store, layout), Writer::of(host), id, "restore", None)
-            .map_err(|e| unless_deleted(store, layout, id, e));
+        let taken = claim::Claim::take((store, scope), Writer::of(host), id, "restore", None)
+            .map_err(|e| unless_deleted(store, scope, id, e));
         let until = "before the restore is complete";
         let taken = claim::Claim::if_possible(taken, (store, id), until, host.progress.as_ref())?;
         let Some(claim) = taken else { return Ok(None) };
-        if store.head(&layout.manifest(id))?.is_none() {
+        if store.head(&scope.manifest(id))?.is_none() {
             claim.release(host.progress.as_ref());
             return Err(deleted(id));
         }
@@ -83,7 +84,7 @@ impl<'a> Claim<'a> {
             tried,
             complained: false,
         };
-        let events = event::read_all(store, layout, &id.to_string())?;
+        let events = event::read_all(store, scope, &id.to_string())?;
         let marks = event::standing(&events, "expire", "unexpire");
         let Some(mark) = marks.iter().map(|m| m.since(planned)).max() else {
             return Ok(Some(claim));
@@ -121,9 +122,9 @@ impl<'a> Claim<'a> {
 
     /// Ends the claim of a restore that is complete. A backup without a mark for deletion stays for a grace period, in which the recovery
     /// that follows reads the WAL behind it; of a marked backup the claim is left to that recovery, which cannot claim anything itself.
-    pub fn complete(mut self, store: &dyn Store, layout: &ClusterLayout) {
+    pub fn complete(mut self, store: &dyn Store, scope: &Scope) {
         let id = self.claim.id().to_string();
-        let events = event::read_all(store, layout, &id);
+        let events = event::read_all(store, scope, &id);
         if events.is_ok_and(|events| event::standing(&events, "expire", "unexpire").is_empty()) {
             self.release();
         } else if let Err(e) = self.claim.renew(REPLAY_SECONDS) {

@@ -10,7 +10,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::plan::recovery::{Action, Plan};
 use crate::plan::target::RecoveryTarget;
-use crate::repo::layout::BackupId;
+use crate::repo::id::BackupId;
 
 /// Format of the record.
 const FORMAT: u32 = 1;

@@ -9,7 +9,8 @@ use super::filekey::{FileKey, Naming, Part, split_entry};
 use super::pack::{HEAD_BYTES, head};
 use crate::err;
 use crate::error::{Error, Result};
-use crate::repo::layout::PartName;
+use crate::repo::id::PartName;
+use crate::repo::scope::Tag;
 use crate::repo::varint::{self, Reader};
 use crate::store::Object;
 
@@ -182,8 +183,8 @@ pub struct LayerWriter<W: Write> {
 
 impl<W: Write> LayerWriter<W> {
     /// Begins a layer in the object `part`.
-    pub fn new(mut sink: W, part: &PartName, system_identifier: u64) -> io::Result<Self> {
-        let head = head(MAGIC, part, system_identifier);
+    pub fn new(mut sink: W, part: &PartName, tag: Tag) -> io::Result<Self> {
+        let head = head(MAGIC, part, tag);
         sink.write_all(&head)?;
         Ok(LayerWriter {
             sink,
@@ -368,7 +369,7 @@ impl Layer {
         (base, length): (u64, u64),
         hash: &[u8; 32],
         part: &PartName,
-        system_identifier: u64,
+        tag: Tag,
     ) -> Result<Layer> {
         let least = (HEAD_BYTES + TRAILER_BYTES) as u64;
         if length < least
@@ -396,7 +397,7 @@ impl Layer {
         if computed != *hash {
             return Err(err!(Damaged, "the layer does not have the root's hash"));
         }
-        if found[..] != head(MAGIC, part, system_identifier) {
+        if found[..] != head(MAGIC, part, tag) {
             return Err(err!(Damaged, "the object is not the layer of its key"));
         }
         let raw = decompress(&stored, trailer.index_raw)?;
@@ -608,7 +609,7 @@ mod tests {
     }
 
     fn sample(files: u32) -> (Vec<u8>, LayerSummary, Vec<Vec<u8>>) {
-        let mut writer = LayerWriter::new(Vec::new(), &part(), 77).unwrap();
+        let mut writer = LayerWriter::new(Vec::new(), &part(), Tag::cluster(77)).unwrap();
         let mut keys = Vec::new();
         for i in 1..=files {
             let file = FileKey::from_path(format!("base/5/{i}").as_bytes(), &NAMING).unwrap();
@@ -629,7 +630,13 @@ mod tests {
 
     fn read_all(bytes: &[u8], summary: &LayerSummary) -> Result<Vec<Entry>> {
         let object = Box::new(Bytes(bytes.to_vec()));
-        let layer = Layer::open(object, (0, bytes.len() as u64), &summary.hash, &part(), 77)?;
+        let layer = Layer::open(
+            object,
+            (0, bytes.len() as u64),
+            &summary.hash,
+            &part(),
+            Tag::cluster(77),
+        )?;
         let mut entries = Vec::new();
         for n in 0..layer.block_count() {
             entries.extend(layer.block(n)?);
@@ -652,7 +659,14 @@ mod tests {
         two.extend_from_slice(&bytes);
         let length = bytes.len() as u64;
         let object = Box::new(Bytes(two));
-        let layer = Layer::open(object, (length, length), &summary.hash, &part(), 77).unwrap();
+        let layer = Layer::open(
+            object,
+            (length, length),
+            &summary.hash,
+            &part(),
+            Tag::cluster(77),
+        )
+        .unwrap();
         assert!(layer.block_count() > 5);
         assert_eq!(layer.file_count(), 20_000);
         assert_eq!(layer.raw_bytes(), 10_000 * 20_001);
@@ -666,7 +680,7 @@ mod tests {
 
     #[test]
     fn entries_out_of_order_are_refused() {
-        let mut writer = LayerWriter::new(Vec::new(), &part(), 77).unwrap();
+        let mut writer = LayerWriter::new(Vec::new(), &part(), Tag::cluster(77)).unwrap();
         writer.push(b"b", EntryKind::File, b"").unwrap();
         assert!(writer.push(b"b", EntryKind::File, b"").is_err());
         assert!(writer.push(b"a", EntryKind::File, b"").is_err());

@@ -8,7 +8,8 @@ use super::filekey::Naming;
 use super::frame::{self, Frame, FrameEntry, HEADER_BYTES, PackedFrame, RAW_LIMIT_BYTES};
 use crate::err;
 use crate::error::Result;
-use crate::repo::layout::PartName;
+use crate::repo::id::PartName;
+use crate::repo::scope::Tag;
 use crate::repo::varint::{self, Reader};
 use crate::store::Object;
 
@@ -26,12 +27,12 @@ const BLOCK_SIZE: u32 = 8192;
 const STORED_LIMIT_BYTES: usize = HEADER_BYTES + frame::EXTENT_LIST_LIMIT_BYTES + RAW_LIMIT_BYTES;
 
 /// Composes the head of a pack or a layer, which binds the object to its key.
-pub fn head(magic: &[u8; 8], part: &PartName, system_identifier: u64) -> Vec<u8> {
+pub fn head(magic: &[u8; 8], part: &PartName, tag: Tag) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEAD_BYTES);
     out.extend_from_slice(magic);
     out.extend_from_slice(&part.number.to_le_bytes());
-    out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&system_identifier.to_le_bytes());
+    out.extend_from_slice(&tag.class.to_le_bytes());
+    out.extend_from_slice(&tag.number.to_le_bytes());
     out.extend_from_slice(part.id.to_string().as_bytes());
     out.resize(HEAD_BYTES, 0);
     out
@@ -63,8 +64,8 @@ pub struct PackWriter<W: Write> {
 
 impl<W: Write> PackWriter<W> {
     /// Begins the pack `part`.
-    pub fn new(mut sink: W, part: &PartName, system_identifier: u64) -> io::Result<Self> {
-        let head = head(MAGIC, part, system_identifier);
+    pub fn new(mut sink: W, part: &PartName, tag: Tag) -> io::Result<Self> {
+        let head = head(MAGIC, part, tag);
         sink.write_all(&head)?;
         Ok(PackWriter {
             sink,
@@ -212,7 +213,7 @@ impl PackReader {
     pub fn open(
         object: Box<dyn Object>,
         part: &PartName,
-        system_identifier: u64,
+        tag: Tag,
         naming: Naming,
     ) -> Result<PackReader> {
         let size = object.size_bytes();
@@ -234,9 +235,7 @@ impl PackReader {
         }
         let mut found = [0; HEAD_BYTES];
         object.read_at(&mut found, 0)?;
-        if found[..] != head(MAGIC, part, system_identifier)
-            || crc32c::crc32c(&found) != trailer.head_crc
-        {
+        if found[..] != head(MAGIC, part, tag) || crc32c::crc32c(&found) != trailer.head_crc {
             return Err(err!(Damaged, "the object is not the pack of its key"));
         }
         let directory = end.get(..trailer.directory_bytes).unwrap_or_default();
@@ -383,7 +382,7 @@ pub(super) mod tests {
 
     fn sample(content: &[Vec<u8>]) -> (Vec<u8>, PackSummary) {
         let name = part("20261120T064049Z-full/000002");
-        let mut writer = PackWriter::new(Vec::new(), &name, 77).unwrap();
+        let mut writer = PackWriter::new(Vec::new(), &name, Tag::cluster(77)).unwrap();
         let mut packer = Packer::new(FrameCodec::Lz4).unwrap();
         let mut frame = PackedFrame::default();
         for (i, raw) in content.iter().enumerate() {
@@ -397,7 +396,12 @@ pub(super) mod tests {
 
     fn open(bytes: &[u8]) -> Result<PackReader> {
         let name = part("20261120T064049Z-full/000002");
-        PackReader::open(Box::new(Bytes(bytes.to_vec())), &name, 77, NAMING)
+        PackReader::open(
+            Box::new(Bytes(bytes.to_vec())),
+            &name,
+            Tag::cluster(77),
+            NAMING,
+        )
     }
 
     /// Reads everything there is.
@@ -472,7 +476,9 @@ pub(super) mod tests {
             ("20261120T064049Z-full/000002", 78),
         ] {
             let object = Box::new(Bytes(bytes.clone()));
-            assert!(PackReader::open(object, &part(name), identifier, NAMING).is_err());
+            assert!(
+                PackReader::open(object, &part(name), Tag::cluster(identifier), NAMING).is_err()
+            );
         }
     }
 

@@ -14,13 +14,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::thread::{Scope, ScopedJoinHandle};
+use std::thread::{self, ScopedJoinHandle};
 
 use super::frame::{Extent, FrameCodec, PackedFrame, Packer};
 use super::pack::{PackSummary, PackWriter};
 use crate::err;
 use crate::error::{Error, Result};
-use crate::repo::layout::{BackupId, ClusterLayout, PartName};
+use crate::repo::id::{BackupId, PartName};
+use crate::repo::scope::Scope;
 use crate::store::{NewObject, Published, Store};
 
 /// More threads than this do not pay: one stream of a server is slower than they are, and each holds buffers.
@@ -60,7 +61,7 @@ pub struct PackTarget<'a> {
     /// The store.
     pub store: &'a dyn Store,
     /// The cluster's keys.
-    pub layout: ClusterLayout,
+    pub scope: Scope,
     /// The backup that writes.
     pub id: BackupId,
     /// Codec of frames.
@@ -70,10 +71,10 @@ pub struct PackTarget<'a> {
 }
 
 /// The running threads, seen from the writer.
-pub struct Pipeline<'scope> {
+pub struct Pipeline<'t> {
     jobs: Option<SyncSender<Job>>,
     empty: Receiver<Box<Slot>>,
-    packer: Option<ScopedJoinHandle<'scope, Result<Vec<FinishedPack>>>>,
+    packer: Option<ScopedJoinHandle<'t, Result<Vec<FinishedPack>>>>,
     sent: u64,
     abandoned: Arc<AtomicBool>,
 }
@@ -85,13 +86,13 @@ impl Drop for Pipeline<'_> {
     }
 }
 
-impl<'scope> Pipeline<'scope> {
+impl<'t> Pipeline<'t> {
     /// Starts `jobs` workers (1 to 12), the packer and the publisher.
     pub fn start(
-        scope: &'scope Scope<'scope, '_>,
-        target: PackTarget<'scope>,
+        threads: &'t thread::Scope<'t, '_>,
+        target: PackTarget<'t>,
         jobs: usize,
-    ) -> Pipeline<'scope> {
+    ) -> Pipeline<'t> {
         let workers = jobs.clamp(1, MOST_WORKERS);
         let slots = workers + 3;
         let (job_sender, job_receiver) = sync_channel::<Job>(slots);
@@ -104,16 +105,16 @@ impl<'scope> Pipeline<'scope> {
         let queue = Arc::new(Mutex::new(job_receiver));
         for _ in 0..workers {
             let (queue, done, codec) = (Arc::clone(&queue), done_sender.clone(), target.codec);
-            scope.spawn(move || work(&queue, &done, codec));
+            threads.spawn(move || work(&queue, &done, codec));
         }
         drop(done_sender);
         let abandoned = Arc::new(AtomicBool::new(false));
         let given_up = Arc::clone(&abandoned);
-        let packer = scope.spawn(move || {
+        let packer = threads.spawn(move || {
             let append = |publish: &Publish| {
                 append_all(&target, &done_receiver, &empty_sender, publish, &given_up)
             };
-            pack(scope, append)
+            pack(threads, append)
         });
         Pipeline {
             jobs: Some(job_sender),
@@ -225,12 +226,12 @@ struct Open {
 type Publish = SyncSender<(PartName, Box<dyn NewObject>)>;
 
 /// Runs `append_all` with a publisher beside it: one pack is synced while the next one is written, a third one waits.
-fn pack<'scope>(
-    scope: &'scope Scope<'scope, '_>,
+fn pack<'t>(
+    threads: &'t thread::Scope<'t, '_>,
     append_all: impl FnOnce(&Publish) -> Result<Vec<FinishedPack>>,
 ) -> Result<Vec<FinishedPack>> {
     let (to_publish, finished) = sync_channel::<(PartName, Box<dyn NewObject>)>(0);
-    let publisher = scope.spawn(move || -> Result<()> {
+    let publisher = threads.spawn(move || -> Result<()> {
         for (part, object) in finished {
             publish(object, &format!("pack \"{part}\""))?;
         }
@@ -305,9 +306,9 @@ fn begin(target: &PackTarget<'_>, number: usize, first_frame: u64) -> Result<Ope
             .filter(|n| *n < 999_999)
             .ok_or_else(|| err!(Unsupported, "a backup cannot have more packs"))?,
     };
-    let object = target.store.create(&target.layout.pack(&part))?;
-    let writer = PackWriter::new(object, &part, target.layout.system_identifier())
-        .map_err(|e| write_failed(&part, e))?;
+    let object = target.store.create(&target.scope.pack(&part))?;
+    let writer =
+        PackWriter::new(object, &part, target.scope.tag()).map_err(|e| write_failed(&part, e))?;
     Ok(Open {
         part,
         first_frame,

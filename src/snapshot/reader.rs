@@ -18,7 +18,8 @@ use super::spare::Spares;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::backup::{BackupRoot, LayerRef, PackRef, unhex};
-use crate::repo::layout::{ClusterLayout, PartName};
+use crate::repo::id::PartName;
+use crate::repo::scope::Scope;
 use crate::store::{Key, Store};
 
 /// Decoded blocks kept for lookups; each is some tens of KiB.
@@ -27,7 +28,7 @@ const CACHED_BLOCKS: usize = 96;
 /// A snapshot open for reading. The chain of hashes from the root to every byte is checked as it is walked.
 pub struct Snapshot<'a> {
     store: &'a dyn Store,
-    layout: ClusterLayout,
+    scope: Scope,
     root: &'a BackupRoot,
     naming: Naming,
     shards: Vec<Shard<'a>>,
@@ -84,12 +85,8 @@ impl<'a> Snapshot<'a> {
     ///
     /// # Errors
     /// `Damaged` when a layer is missing or fails a check, or root and layers disagree; `Unsupported` for several layers to a shard.
-    pub fn open(
-        store: &'a dyn Store,
-        layout: &ClusterLayout,
-        root: &'a BackupRoot,
-    ) -> Result<Snapshot<'a>> {
-        Snapshot::open_with(store, layout, root, None)
+    pub fn open(store: &'a dyn Store, scope: &Scope, root: &'a BackupRoot) -> Result<Snapshot<'a>> {
+        Snapshot::open_with(store, scope, root, None)
     }
 
     /// As [`Snapshot::open`]; what is damaged or missing in `store` is taken from `spares`, when it is whole there.
@@ -98,13 +95,13 @@ impl<'a> Snapshot<'a> {
     /// Those of [`Snapshot::open`].
     pub fn open_with(
         store: &'a dyn Store,
-        layout: &ClusterLayout,
+        scope: &Scope,
         root: &'a BackupRoot,
         spares: Option<&'a Spares<'a>>,
     ) -> Result<Snapshot<'a>> {
         let mut snapshot = Snapshot {
             store,
-            layout: layout.clone(),
+            scope: scope.clone(),
             root,
             naming: Naming {
                 major: root.major,
@@ -177,12 +174,12 @@ impl<'a> Snapshot<'a> {
     }
 
     fn open_layer(&self, reference: &LayerRef) -> Result<Layer> {
-        let key = self.layout.layer(&reference.key);
+        let key = self.scope.layer(&reference.key);
         self.proven(&key, |store| self.open_layer_in(store, reference))
     }
 
     fn open_layer_in(&self, store: &dyn Store, reference: &LayerRef) -> Result<Layer> {
-        let key = self.layout.layer(&reference.key);
+        let key = self.scope.layer(&reference.key);
         let object = store
             .open(&key)?
             .ok_or_else(|| err!(Damaged, "layer \"{}\" is missing", reference.key))?;
@@ -194,7 +191,7 @@ impl<'a> Snapshot<'a> {
             (reference.offset, reference.length),
             &hash,
             &reference.key,
-            self.layout.system_identifier(),
+            self.scope.tag(),
         )
         .map_err(|e| e.context(format!("open layer \"{}\"", reference.key)))
     }
@@ -255,7 +252,7 @@ impl<'a> Snapshot<'a> {
             .packs
             .get(index)
             .ok_or_else(|| err!(Internal, "the backup has no pack {index}"))?;
-        let key = self.layout.pack(&pack.key);
+        let key = self.scope.pack(&pack.key);
         Ok(PackOfSnapshot {
             snapshot: self,
             index,
@@ -266,10 +263,10 @@ impl<'a> Snapshot<'a> {
     fn open_pack_in(&self, store: &dyn Store, pack: &PackRef) -> Result<PackReader> {
         let part = &pack.key;
         let object = store
-            .open(&self.layout.pack(part))?
+            .open(&self.scope.pack(part))?
             .ok_or_else(|| err!(Damaged, "pack \"{part}\" is missing"))?;
-        let identifier = self.layout.system_identifier();
-        let reader = PackReader::open(object, part, identifier, self.naming)
+        let tag = self.scope.tag();
+        let reader = PackReader::open(object, part, tag, self.naming)
             .map_err(|e| e.context(format!("open pack \"{part}\"")))?;
         if self.pack_hashes.get(part) != Some(reader.hash())
             || reader.stored_bytes() != pack.size_bytes
@@ -317,7 +314,7 @@ impl<'a> Snapshot<'a> {
         let Some(spares) = self.spares else {
             return own;
         };
-        let key = self.layout.layer(&shard.reference.key);
+        let key = self.scope.layer(&shard.reference.key);
         spares.or_other(&key, own, |store| {
             self.open_layer_in(store, shard.reference)?.block(number)
         })
@@ -511,7 +508,7 @@ impl PackOfSnapshot<'_, '_> {
         let Some(spares) = snapshot.spares else {
             return own;
         };
-        let key = snapshot.layout.pack(&pack.key);
+        let key = snapshot.scope.pack(&pack.key);
         spares.or_other(&key, own, |store| {
             snapshot.open_pack_in(store, pack)?.frame(number)
         })
@@ -763,8 +760,8 @@ mod tests {
 
     const ID: &str = "20261120T064049Z-full";
 
-    fn layout() -> ClusterLayout {
-        ClusterLayout::new("main", 77).unwrap()
+    fn scope() -> Scope {
+        Scope::cluster("main", 77).unwrap()
     }
 
     fn root(written: Written) -> BackupRoot {
@@ -819,8 +816,9 @@ mod tests {
     fn write(dir: &Path, files: &Files, options: &Options, piece: usize) -> BackupRoot {
         let store = FileStore::open(dir, 1).unwrap();
         let id = ID.parse().unwrap();
-        let written = std::thread::scope(|scope| {
-            let mut writer = SnapshotWriter::start(scope, &store, &layout(), &id, options).unwrap();
+        let written = std::thread::scope(|threads| {
+            let mut writer =
+                SnapshotWriter::start(threads, &store, &scope(), &id, options).unwrap();
             writer.directory(&key(b"pg_twophase"), 0o700, 5).unwrap();
             writer.symlink(&key(b"pg_tblspc/9"), b"/mnt/x").unwrap();
             // Arrival order is not key order.
@@ -839,7 +837,7 @@ mod tests {
 
     fn read(dir: &Path, root: &BackupRoot) -> Result<Files> {
         let store = FileStore::open(dir, 1).unwrap();
-        let snapshot = Snapshot::open(&store, &layout(), root)?;
+        let snapshot = Snapshot::open(&store, &scope(), root)?;
         let mut files = Files::new();
         let mut mapped = 0;
         for item in snapshot.items() {
@@ -888,8 +886,8 @@ mod tests {
         });
         root.timeline = 2;
         root.set_history(b"1\t0/3000000\tat restore point \"caf\xe9\"\n");
-        root.commit(&store, &layout()).unwrap();
-        let back = BackupRoot::read(&store, &layout(), &root.id).unwrap();
+        root.commit(&store, &scope()).unwrap();
+        let back = BackupRoot::read(&store, &scope(), &root.id).unwrap();
         let back = back.unwrap();
         assert_eq!(back.history, None);
         assert!(back.history_hex.unwrap().ends_with("22636166e9220a"));
@@ -945,7 +943,7 @@ mod tests {
         assert_eq!(root.file_count, 9);
         assert_eq!(read(dir.path(), &root).unwrap(), files);
         let store = FileStore::open(dir.path(), 1).unwrap();
-        let snapshot = Snapshot::open(&store, &layout(), &root).unwrap();
+        let snapshot = Snapshot::open(&store, &scope(), &root).unwrap();
         for (path, content) in &files {
             let path = std::str::from_utf8(path).unwrap();
             let found = snapshot.read_file(path, 4 << 20).unwrap().unwrap();
@@ -1004,7 +1002,7 @@ mod tests {
         assert!(root.packs[0].live_frames > 11, "{root:?}");
         assert_eq!(read(dir.path(), &root).unwrap(), files);
         let store = FileStore::open(dir.path(), 1).unwrap();
-        let snapshot = Snapshot::open(&store, &layout(), &root).unwrap();
+        let snapshot = Snapshot::open(&store, &scope(), &root).unwrap();
         let file = key(b"base/1/7");
         for (from, to) in [
             (0, 1),
@@ -1037,15 +1035,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path(), 1).unwrap();
         let id = ID.parse().unwrap();
-        std::thread::scope(|scope| {
+        std::thread::scope(|threads| {
             let options = options(dir.path());
             let mut writer =
-                SnapshotWriter::start(scope, &store, &layout(), &id, &options).unwrap();
+                SnapshotWriter::start(threads, &store, &scope(), &id, &options).unwrap();
             writer.begin_file(key(b"a"), 0, 0, 4 << 20).unwrap();
             writer.append(&content(1, 3 << 20)).unwrap();
             assert!(writer.end_file().is_err());
         });
-        let prefix = layout().parts(crate::repo::layout::PartKind::Pack, None);
+        let prefix = scope().parts(crate::repo::id::PartKind::Pack, None);
         assert!(store.list(&prefix).unwrap().iter().all(|l| l.is_prefix));
     }
 
@@ -1054,10 +1052,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path(), 1).unwrap();
         let id = ID.parse().unwrap();
-        let failed = std::thread::scope(|scope| {
+        let failed = std::thread::scope(|threads| {
             let options = options(dir.path());
             let mut writer =
-                SnapshotWriter::start(scope, &store, &layout(), &id, &options).unwrap();
+                SnapshotWriter::start(threads, &store, &scope(), &id, &options).unwrap();
             for _ in 0..2 {
                 writer.begin_file(key(b"a"), 0, 0, 2).unwrap();
                 writer.append(b"x").unwrap();
@@ -1074,17 +1072,17 @@ mod tests {
     fn a_pack_that_cannot_be_written_stops_the_writer_with_its_error() {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path(), 1).unwrap();
-        let id: crate::repo::layout::BackupId = ID.parse().unwrap();
+        let id: crate::repo::id::BackupId = ID.parse().unwrap();
         let part = PartName {
             id: id.clone(),
             number: 0,
         };
-        crate::store::put(&store, &layout().pack(&part), b"taken").unwrap();
-        let failed = std::thread::scope(|scope| {
+        crate::store::put(&store, &scope().pack(&part), b"taken").unwrap();
+        let failed = std::thread::scope(|threads| {
             let mut options = options(dir.path());
             options.pack_bytes = 1;
             let mut writer =
-                SnapshotWriter::start(scope, &store, &layout(), &id, &options).unwrap();
+                SnapshotWriter::start(threads, &store, &scope(), &id, &options).unwrap();
             for i in 0..100 {
                 let path = format!("f{i}");
                 writer.begin_file(key(path.as_bytes()), 0, 0, 1 << 20)?;
@@ -1103,7 +1101,7 @@ mod tests {
         let mut files = sample();
         files.insert("base/1/1259".into(), content(1, 60_000));
         let root = write(dir.path(), &files, &options(dir.path()), 100_000);
-        let prefix = dir.path().join(layout().prefix());
+        let prefix = dir.path().join(scope().prefix());
         for object in [format!("packs/{ID}/000000"), format!("layers/{ID}/000000")] {
             let path = prefix.join(object);
             let good = std::fs::read(&path).unwrap();
@@ -1165,7 +1163,7 @@ mod tests {
         );
         swapped.insert("global/pg_control".into(), a.unwrap());
         write(two.path(), &swapped, &options(two.path()), 5000);
-        let pack = format!("{}/packs/{ID}/000000", layout().prefix());
+        let pack = format!("{}/packs/{ID}/000000", scope().prefix());
         std::fs::copy(two.path().join(&pack), one.path().join(&pack)).unwrap();
         assert!(read(one.path(), &root).is_err());
     }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::thread::Scope;
+use std::thread;
 
 use super::filekey::FileKey;
 use super::frame::{EXTENT_LIST_LIMIT_BYTES, Extent, FrameCodec, PAGE_BYTES, extent_bytes};
@@ -17,7 +17,8 @@ use super::sort::{MEMORY_BYTES, Sorter};
 use crate::err;
 use crate::error::Result;
 use crate::repo::backup::{LayerRef, PackRef, Shard, hex};
-use crate::repo::layout::{BackupId, ClusterLayout, PartName};
+use crate::repo::id::{BackupId, PartName};
+use crate::repo::scope::Scope;
 use crate::repo::varint::{self, Reader};
 use crate::store::{NewObject, Store};
 
@@ -101,10 +102,10 @@ struct Unresolved {
 /// Takes files one after another.
 ///
 /// Dropped without [`SnapshotWriter::finish`], it leaves at most packs that nothing names.
-pub struct SnapshotWriter<'scope> {
-    target: PackTarget<'scope>,
+pub struct SnapshotWriter<'t> {
+    target: PackTarget<'t>,
     shard_files: u64,
-    pipeline: Pipeline<'scope>,
+    pipeline: Pipeline<'t>,
     slot: Box<Slot>,
     list_bytes: usize,
     file: Option<Current>,
@@ -113,26 +114,26 @@ pub struct SnapshotWriter<'scope> {
     size_bytes: u64,
 }
 
-impl<'scope> SnapshotWriter<'scope> {
-    /// Starts the threads inside `scope`; packs and layers go under `id`, which the caller has reserved.
+impl<'t> SnapshotWriter<'t> {
+    /// Starts the threads inside `threads`; packs and layers go under `id`, which the caller has reserved.
     ///
     /// # Errors
     /// `Internal` when the threads cannot be set up.
     pub fn start(
-        scope: &'scope Scope<'scope, '_>,
-        store: &'scope dyn Store,
-        layout: &ClusterLayout,
+        threads: &'t thread::Scope<'t, '_>,
+        store: &'t dyn Store,
+        scope: &Scope,
         id: &BackupId,
         options: &Options,
-    ) -> Result<SnapshotWriter<'scope>> {
+    ) -> Result<SnapshotWriter<'t>> {
         let target = PackTarget {
             store,
-            layout: layout.clone(),
+            scope: scope.clone(),
             id: id.clone(),
             codec: options.codec,
             pack_bytes: options.pack_bytes,
         };
-        let mut pipeline = Pipeline::start(scope, target.clone(), options.jobs);
+        let mut pipeline = Pipeline::start(threads, target.clone(), options.jobs);
         let slot = pipeline.slot()?;
         Ok(SnapshotWriter {
             target,
@@ -487,9 +488,9 @@ impl Layers<'_> {
             id: self.target.id.clone(),
             number,
         };
-        let object = self.target.store.create(&self.target.layout.layer(&part))?;
+        let object = self.target.store.create(&self.target.scope.layer(&part))?;
         let what = format!("layer \"{part}\"");
-        let identifier = self.target.layout.system_identifier();
+        let tag = self.target.scope.tag();
         // The metadata's key is the file's key and one byte.
         let first_key = if number == 0 {
             Vec::new()
@@ -499,7 +500,7 @@ impl Layers<'_> {
                 .to_vec()
         };
         Ok(OpenLayer {
-            writer: written(LayerWriter::new(object, &part, identifier), &what)?,
+            writer: written(LayerWriter::new(object, &part, tag), &what)?,
             part,
             first_key,
             pack_indexes: HashMap::new(),

@@ -11,8 +11,9 @@ use crate::repo::backup::{BackupRoot, LayerRef, PackRef};
 use crate::repo::claim::Claim;
 use crate::repo::container::Kind;
 use crate::repo::event;
+use crate::repo::id::{BackupId, PartName};
 use crate::repo::json;
-use crate::repo::layout::{self, BackupId, PartName};
+use crate::repo::scope;
 use crate::snapshot::layer::Layer;
 use crate::snapshot::pack::PackReader;
 use crate::snapshot::reader::Snapshot;
@@ -169,7 +170,7 @@ impl Transfer<'_> {
             return self.copy_event(&self.layout.event(&id, &known.name)?);
         }
         let is_provable =
-            !self.is_sealed() || self.to.store().mac(&layout::marker(), b"")?.is_some();
+            !self.is_sealed() || self.to.store().mac(&scope::marker(), b"")?.is_some();
         if is_provable {
             let writer = self.writer();
             writer.record(self.to.store(), &self.layout, &writer.completed(root))?;
@@ -271,7 +272,7 @@ impl Transfer<'_> {
 
     /// Which parts an earlier run has left there.
     fn parts_there(&self, root: &BackupRoot) -> Result<BTreeSet<String>> {
-        use crate::repo::layout::PartKind;
+        use crate::repo::id::PartKind;
         let mut ids: BTreeSet<&BackupId> = root.packs.iter().map(|p| &p.key.id).collect();
         ids.extend(
             root.shards
@@ -299,8 +300,8 @@ impl Transfer<'_> {
     ) -> Result<Copied> {
         let key = self.layout.pack(&pack.key);
         let open = |object: Box<dyn Object>| {
-            let identifier = self.layout.system_identifier();
-            PackReader::open(object, &pack.key, identifier, *snapshot.naming())
+            let tag = self.layout.tag();
+            PackReader::open(object, &pack.key, tag, *snapshot.naming())
         };
         let is_own = |reader: &PackReader| {
             snapshot.pack_hash(&pack.key) == Some(reader.hash())
@@ -344,8 +345,8 @@ impl Transfer<'_> {
             let hash = blake3::Hash::from_hex(&layer.hash)
                 .map_err(|e| err!(Damaged, "the root has no hash of a layer").source(e))?;
             let place = (layer.offset, layer.length);
-            let identifier = self.layout.system_identifier();
-            Layer::open(object, place, hash.as_bytes(), name, identifier)
+            let tag = self.layout.tag();
+            Layer::open(object, place, hash.as_bytes(), name, tag)
         };
         let is_same = |object: Box<dyn Object>| -> Result<bool> {
             // The one open object serves all its layers.

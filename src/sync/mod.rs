@@ -21,8 +21,9 @@ use crate::plan::lacking::{Lacking, lacking};
 use crate::repo::clock;
 use crate::repo::deletion;
 use crate::repo::event::{self, CLUSTER, Writer};
+use crate::repo::id::BackupId;
 use crate::repo::json;
-use crate::repo::layout::{BackupId, ClusterLayout};
+use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::is_resolution;
 use crate::repo::repository::{Registration, Repository, check_registration};
 use crate::repo::survey::Survey;
@@ -166,9 +167,8 @@ impl<'a> Transfer<'a> {
             self.check_stop()?;
             tick()
         };
-        let there = (self.to.store(), &self.layout);
         deletion::wait(
-            there,
+            (self.to.store(), &self.layout),
             self.host.clock.as_ref(),
             self.host.progress.as_ref(),
             &mut tick,
@@ -248,7 +248,7 @@ impl<'a> Transfer<'a> {
     }
 
     fn register(&self) -> Result<()> {
-        let key = self.layout.cluster();
+        let key = self.layout.registration();
         if self.to.registration(&self.layout)?.is_some() {
             return Ok(());
         }

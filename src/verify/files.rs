@@ -11,9 +11,11 @@ use crate::pg::timeline::{History, TimelineId};
 use crate::repo::backup::BackupRoot;
 use crate::repo::container::{Container, Kind};
 use crate::repo::event;
+use crate::repo::id::BackupId;
 use crate::repo::inventory::HistoryFile;
 use crate::repo::keyring;
-use crate::repo::layout::{self, BackupId, ClusterLayout};
+use crate::repo::layout::{self, ClusterLayout};
+use crate::repo::scope;
 use crate::repo::survey::{Manifest, Survey};
 use crate::seal::EPOCH;
 use crate::store::Key;
@@ -102,7 +104,7 @@ fn reservations(work: &Work<'_>, survey: &Survey) -> Result<()> {
 /// Others under the same name: they decide which cluster is meant, and how large its segments are.
 fn registrations(work: &Work<'_>) -> Result<()> {
     for other in work.what.repository.clusters(work.layout.name())? {
-        let key = other.cluster();
+        let key = other.registration();
         let read = work.what.repository.registration(&other);
         if let Some(None) = work.settle(read, key.as_str(), About::Other)? {
             let readable = work.what.repository.require_readable(&other);
@@ -121,7 +123,7 @@ fn recipients(work: &Work<'_>) -> Result<()> {
         return Ok(());
     };
     for name in keyring::recipient_names(work.store)? {
-        let key = layout::recipient(EPOCH, &name)?;
+        let key = scope::recipient(EPOCH, &name)?;
         let read = keyring::recipient(work.store, &name).and_then(|read| match read {
             Some(other) if other.key_set != *id => Err(err!(
                 Damaged,
@@ -171,7 +173,7 @@ fn conflict(work: &Work<'_>, offered: WalFileName, key: &Key) -> Result<()> {
         check_identity(&container, &work.layout, offered)?;
         let hash = work.store.public_hash(&container.identity().hash)?;
         let own = work.layout.conflict(offered, &hash);
-        if own.as_str() != layout::own_key(key) {
+        if own.as_str() != scope::own_key(key) {
             return Err(err!(Damaged, "it holds another copy than its key says"));
         }
         container.read_body(&mut |_| Ok(()))

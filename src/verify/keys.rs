@@ -9,8 +9,10 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::retention::LEFTOVER_AGE;
 use crate::repo::event;
 use crate::repo::facts::Runs;
-use crate::repo::layout::{self, BackupId, Home, PartKind, PartName};
+use crate::repo::id::{BackupId, PartKind, PartName};
+use crate::repo::layout::{self, Home};
 use crate::repo::lives::is_copy;
+use crate::repo::scope;
 use crate::repo::survey::{Manifest, Subject, Survey, numbers, part_number};
 use crate::seal::{EPOCH, is_recipient_name};
 
@@ -29,7 +31,7 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
     names(work, &work.layout.prefix(), |name, _| {
         cluster.contains(&name)
     })?;
-    names(work, &layout::recipients(EPOCH), |name, is_prefix| {
+    names(work, &scope::recipients(EPOCH), |name, is_prefix| {
         !is_prefix && is_recipient_name(name)
     })?;
     wal(work)?;
@@ -63,7 +65,7 @@ fn names(work: &Work<'_>, prefix: &str, expected: impl Fn(&str, bool) -> bool) -
             "" => listed.name.clone(),
             _ => format!("{prefix}/{}", listed.name),
         };
-        let base = layout::healed_base(&at).filter(|_| !listed.is_prefix);
+        let base = scope::healed_base(&at).filter(|_| !listed.is_prefix);
         let base = base.and_then(|base| base.rsplit('/').next());
         if !expected(base.unwrap_or(&listed.name), listed.is_prefix) {
             work.warn(format!("\"{at}\" is no object of this format"));

@@ -24,7 +24,8 @@ use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::wal::Tree;
 use crate::repo::event::{self, Event, Recorded, Writer};
-use crate::repo::layout::{BackupId, ClusterLayout};
+use crate::repo::id::BackupId;
+use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::survey::{Manifest, Survey};
 use crate::store::Store;
@@ -288,7 +289,7 @@ impl Verify<'_> {
 
     /// Whether what this process records counts: who has no MAC key where one is would be found to have forged it.
     fn repository_may_prove(&self) -> bool {
-        let key = crate::repo::layout::marker();
+        let key = crate::repo::scope::marker();
         let is_encrypted = self.repository.marker().key_set.is_some();
         !is_encrypted || matches!(self.repository.store().mac(&key, b""), Ok(Some(_)))
     }

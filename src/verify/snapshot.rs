@@ -13,8 +13,9 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
 use crate::repo::backup::BackupRoot;
 use crate::repo::container::Container;
+use crate::repo::id::{BackupId, PartName};
 use crate::repo::increment::OpenSegment;
-use crate::repo::layout::{BackupId, ClusterLayout, PartName};
+use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Lives;
 use crate::repo::stored_wal;
 use crate::repo::wal_proof::{WalProof, foreign};
@@ -162,7 +163,7 @@ fn check_layers(work: &Work<'_>, root: &BackupRoot) -> Result<bool> {
                 (reference.offset, reference.length),
                 hash.as_bytes(),
                 &reference.key,
-                work.layout.system_identifier(),
+                work.layout.tag(),
             )?;
             (0..layer.block_count()).try_for_each(|n| layer.block(n).map(|_| ()))
         };

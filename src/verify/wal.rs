@@ -19,9 +19,9 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::gap::MINIMAL_STOPS;
 use crate::plan::retention::wal::{Needed, Tree};
 use crate::repo::container::{Container, Identity, tag};
+use crate::repo::id::BackupId;
 use crate::repo::index::{self, SegmentIndex, flag};
 use crate::repo::indexer::Indexer;
-use crate::repo::layout::BackupId;
 use crate::repo::link::{self, Before, Brief, Joined, Link, Mark};
 use crate::repo::survey::{Manifest, Survey};
 

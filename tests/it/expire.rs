@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use pitr::repo::backup::BackupRoot;
-use pitr::repo::layout::{BackupId, ClusterLayout};
+use pitr::repo::id::BackupId;
+use pitr::repo::layout::ClusterLayout;
 use pitr::store::Store;
 use pitr::store::file::FileStore;
 

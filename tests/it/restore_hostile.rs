@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use pitr::repo::backup::{BackupRoot, LayerRef, Shard, Tablespace};
-use pitr::repo::layout::{BackupId, PartName};
+use pitr::repo::id::{BackupId, PartName};
 use pitr::snapshot::filekey::Naming;
 use pitr::snapshot::frame::{FrameCodec, PackedFrame, Packer};
 use pitr::snapshot::layer::{EntryKind, Layer, LayerWriter, Metadata};
@@ -115,7 +115,7 @@ impl<'a> Forge<'a> {
         let layout = layout(self.site);
         let id: BackupId = id.parse().unwrap();
         let part = format!("{id}/000000").parse().unwrap();
-        let mut writer = LayerWriter::new(Vec::new(), &part, layout.system_identifier()).unwrap();
+        let mut writer = LayerWriter::new(Vec::new(), &part, layout.tag()).unwrap();
         let shard = &self.root.shards[0];
         for (pack, hash) in open(self.site, &shard.layers[0]).packs() {
             writer.add_pack(pack, hash);
@@ -176,7 +176,7 @@ fn open(site: &Site, reference: &LayerRef) -> Layer {
         (reference.offset, reference.length),
         hash.as_bytes(),
         &reference.key,
-        layout.system_identifier(),
+        layout.tag(),
     )
     .unwrap()
 }
@@ -315,9 +315,9 @@ fn pack_with_bomb(site: &Site, part: &PartName, as_part: &PartName) -> [u8; 32] 
         catalog_version: root.catalog_version,
     };
     let object = store.open(&layout.pack(part)).unwrap().unwrap();
-    let pack = PackReader::open(object, part, layout.system_identifier(), naming).unwrap();
+    let pack = PackReader::open(object, part, layout.tag(), naming).unwrap();
     let mut packer = Packer::new(FrameCodec::Zstd(1)).unwrap();
-    let mut writer = PackWriter::new(Vec::new(), as_part, layout.system_identifier()).unwrap();
+    let mut writer = PackWriter::new(Vec::new(), as_part, layout.tag()).unwrap();
     let victim = pack.frame_count() / 2;
     for number in 0..pack.frame_count() {
         let frame = pack.frame(number).unwrap();
@@ -343,7 +343,7 @@ fn pack_with_bomb(site: &Site, part: &PartName, as_part: &PartName) -> [u8; 32] 
 /// A layer whose first block, or whose index, unpacks to more than is declared, with the hash that binds it.
 fn layer_with_bomb(site: &Site, part: &PartName, in_index: bool) -> (Vec<u8>, [u8; 32]) {
     use pitr::repo::varint;
-    let writer = LayerWriter::new(Vec::new(), part, layout(site).system_identifier()).unwrap();
+    let writer = LayerWriter::new(Vec::new(), part, layout(site).tag()).unwrap();
     let (empty, _) = writer.finish().unwrap();
     let head = &empty[..72];
     // What is stored of a block is limited to 128 KiB, too.
@@ -441,7 +441,7 @@ fn z04_bombs_in_a_backup_end_where_their_declared_size_ends() {
         let mut writer = LayerWriter::new(
             Vec::new(),
             &format!("{}/000000", ids(n)).parse().unwrap(),
-            layout(&site).system_identifier(),
+            layout(&site).tag(),
         )
         .unwrap();
         let mut root = map.root.clone();

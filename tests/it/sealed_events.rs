@@ -290,7 +290,7 @@ fn copies_under_names_of_healed_ones_bring_nothing_back() {
         "pitr.json".to_owned(),
         "keys/1/ops".to_owned(),
         "keys/1/escrow".to_owned(),
-        backed.layout.cluster().to_string(),
+        backed.layout.registration().to_string(),
     ]
     .map(|key| format!("\"{key}.heal-1\" is no object of this format"));
     odd.sort();
@@ -316,7 +316,7 @@ fn a_forged_registration_is_refused_and_one_beside_it_is_found() {
     let backed = Backed::new();
     let path = backed.sealed.folder("cluster.json");
     let right = fs::read(&path).unwrap();
-    let key = backed.layout.cluster();
+    let key = backed.layout.registration();
     let mut changed: Registration = json::decode(&key, "cluster", &right).unwrap();
     changed.segment_size_bytes *= 2;
     fs::write(&path, json::encode(&key, "cluster", &changed).unwrap()).unwrap();
@@ -335,6 +335,6 @@ fn a_forged_registration_is_refused_and_one_beside_it_is_found() {
     assert_eq!(info["backups"].as_array().unwrap().len(), 2, "{info}");
     let run = backed.sealed.on("reader").args(["verify", "--quiet"]).run();
     refused(&run, 4, "");
-    assert!(run.stdout.contains(other.cluster().as_str()), "{run}");
+    assert!(run.stdout.contains(other.registration().as_str()), "{run}");
     assert!(run.stdout.contains(FORGED), "{run}");
 }

@@ -17,7 +17,8 @@ use pitr::pg::time::TimestampTz;
 use pitr::progress::{Progress, Silent};
 use pitr::repo;
 use pitr::repo::backup::BackupRoot;
-use pitr::repo::layout::{BackupId, ClusterLayout};
+use pitr::repo::id::BackupId;
+use pitr::repo::layout::ClusterLayout;
 use pitr::repo::repository::Repository;
 use pitr::snapshot::reader::Snapshot;
 use pitr::verify::{Report, Verify};
@@ -394,7 +395,10 @@ fn c01_every_flipped_bit_is_found_and_never_delivered() {
         let damaged = BTreeMap::from([(key, bytes)]);
         world.round("flip", Some(&world.backups[which]), &damaged);
     }
-    for key in ["pitr.json".to_owned(), world.layout.cluster().to_string()] {
+    for key in [
+        "pitr.json".to_owned(),
+        world.layout.registration().to_string(),
+    ] {
         for _ in 0..20 {
             let bytes = flip(&mut dice, &world.objects[&key]);
             flips += 1;

@@ -7,7 +7,7 @@ use crate::config::Encryption;
 use crate::err;
 use crate::error::Result;
 use crate::repo::keyring::{self, WriterFile};
-use crate::repo::layout;
+use crate::repo::scope;
 use crate::seal::{EPOCH, KeySetId, Recipient};
 use crate::store::Store;
 
@@ -60,7 +60,7 @@ impl KeySet {
 
     /// What that makes in a directory, highest first.
     pub(super) fn made_in(&self, path: &Path) -> Vec<PathBuf> {
-        let prefix = layout::recipients(EPOCH);
+        let prefix = scope::recipients(EPOCH);
         let mut made = Vec::new();
         let mut at = path.to_owned();
         for part in prefix.split('/') {

@@ -13,8 +13,8 @@ use crate::config::{self, Location};
 use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::repo::layout;
 use crate::repo::repository::{Registration, Repository};
+use crate::repo::scope;
 use crate::store::file::FileStore;
 use crate::store::probe::probe;
 use crate::store::s3::S3Store;
@@ -72,7 +72,7 @@ fn look(configured: &config::Repository, cx: &Context) -> Result<State> {
         Location::File(path) => path,
         Location::S3 { bucket, prefix } => {
             let store = S3Store::open(bucket, prefix, &configured.s3, cx.random())?;
-            let found = away::telling(configured, &cx.out, || store.head(&layout::marker()));
+            let found = away::telling(configured, &cx.out, || store.head(&scope::marker()));
             if found.map_err(|e| away::explained(configured, e))?.is_some() {
                 return Ok(State::Repository { registered: false });
             }
@@ -95,7 +95,7 @@ fn look(configured: &config::Repository, cx: &Context) -> Result<State> {
         Ok(_) => {}
     }
     let store = FileStore::open(path, cx.random())?;
-    if store.head(&layout::marker())?.is_some() {
+    if store.head(&scope::marker())?.is_some() {
         return Ok(State::Repository { registered: false });
     }
     if configured.encryption.is_none() || !has_keys_only(&store)? {
@@ -119,7 +119,7 @@ fn apart_from_others(
     for end in above {
         let above = prefix.get(..end).unwrap_or_default();
         let store = S3Store::open(bucket, above, &configured.s3, cx.random())?;
-        if matches!(store.head(&layout::marker()), Ok(Some(_))) {
+        if matches!(store.head(&scope::marker()), Ok(Some(_))) {
             return Err(err!(
                 Refused,
                 "\"{}\" lies inside repository \"{}\"",
@@ -136,7 +136,7 @@ fn apart_from_others(
 
 /// What an `init` leaves that was killed between the recipients and the marker.
 fn has_keys_only(store: &dyn Store) -> Result<bool> {
-    let keys = layout::recipients(crate::seal::EPOCH);
+    let keys = scope::recipients(crate::seal::EPOCH);
     let keys = keys.split('/').next().unwrap_or_default();
     let listed = store.list("")?;
     Ok(listed.iter().all(|l| l.is_prefix && l.name == keys))
@@ -393,8 +393,8 @@ pub(super) fn missing_ancestors(path: &Path) -> Vec<PathBuf> {
 
 /// What `init` makes in a repository.
 fn made_in(path: &Path, wanted: &Wanted, identity: &Identity) -> Vec<PathBuf> {
-    let mut made = vec![path.to_owned(), path.join(layout::marker().as_str())];
-    let mut at = path.join(layout::CLUSTERS);
+    let mut made = vec![path.to_owned(), path.join(scope::marker().as_str())];
+    let mut at = path.join(scope::CLUSTERS);
     made.push(at.clone());
     for part in [
         wanted.cluster.as_str(),

@@ -10,7 +10,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::event::{self, Recorded, end, live_claims};
 use crate::repo::facts::Runs;
-use crate::repo::layout::BackupId;
+use crate::repo::id::BackupId;
 use crate::repo::survey::{Manifest, Root, Subject, Survey, numbers};
 use crate::repo::wal_proof::foreign;
 

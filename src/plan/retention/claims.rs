@@ -5,7 +5,7 @@ use super::{LEFTOVER_AGE, Policy};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::repo::event::{self, Recorded, end, live_claims};
-use crate::repo::layout::BackupId;
+use crate::repo::id::BackupId;
 use crate::repo::survey::{Manifest, Survey};
 
 /// A claim that stands, or a reservation without a claim that stands.

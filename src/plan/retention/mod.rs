@@ -20,7 +20,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::repo::layout::BackupId;
+use crate::repo::id::BackupId;
 use crate::repo::survey::Survey;
 use crate::store::Key;
 

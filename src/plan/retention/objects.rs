@@ -9,7 +9,7 @@ use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::repo::event;
 use crate::repo::facts::Runs;
-use crate::repo::layout::BackupId;
+use crate::repo::id::BackupId;
 use crate::repo::survey::{Manifest, Subject, Survey, numbers};
 
 /// Adds every deletion to the plan, and what is withheld.

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use pitr::config::Encryption;
 use pitr::error::{Code, Result};
-use pitr::repo::layout;
 use pitr::repo::repository::Repository;
+use pitr::repo::scope;
 use pitr::store::Key;
 
 use super::held::Held;
@@ -61,7 +61,7 @@ impl KeyFiles {
     /// Whoever has keys refuses the object, however it was changed; and it takes one recipient's object to keep that one out, no other.
     pub fn check(&self, damaged: &Held, key: &str, what: &str) {
         let key: Key = Key::new(key).unwrap();
-        if layout::is_sealed_form(&key) {
+        if scope::is_sealed_form(&key) {
             for encryption in [self.reader(), &self.writer] {
                 match read(damaged, encryption, &key) {
                     Ok(is_there) => assert!(!is_there, "it is read: {what}"),

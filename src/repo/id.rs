@@ -1,0 +1,131 @@
+//! Names of backups, and of the objects that they write.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::err;
+use crate::error::{Error, Result};
+
+/// Layers or packs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartKind {
+    /// Parts of the map.
+    Layer,
+    /// Frames of file content.
+    Pack,
+}
+
+/// A backup's id, e.g. `20261120T064049Z-482913-full`; older programs wrote no number, or a small one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackupId(String);
+
+impl BackupId {
+    /// Composes the id for a start time printed as `20261120T064049Z`. Of `random` six decimal digits go into it: two hosts that begin in
+    /// the same second, each in a repository of its own, get two ids.
+    pub fn compose(stamp: &str, random: u64, kind: &str) -> Result<BackupId> {
+        format!("{stamp}-{:06}-{kind}", random % 1_000_000).parse()
+    }
+}
+
+impl fmt::Display for BackupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for BackupId {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let stamp = s.get(..16).unwrap_or_default().as_bytes();
+        let stamp_ok = stamp.iter().enumerate().all(|(i, b)| match i {
+            8 => *b == b'T',
+            15 => *b == b'Z',
+            _ => b.is_ascii_digit(),
+        });
+        let rest = s
+            .get(16..)
+            .and_then(|r| r.strip_prefix('-'))
+            .unwrap_or_default();
+        let kind = rest.rsplit('-').next().unwrap_or_default();
+        let number_ok = match rest.rsplit_once('-') {
+            Some((n, _)) => n.len() <= 6 && n.bytes().all(|b| b.is_ascii_digit()) && !n.is_empty(),
+            None => true,
+        };
+        if stamp.len() == 16 && stamp_ok && number_ok && matches!(kind, "full" | "incr") {
+            Ok(BackupId(s.to_owned()))
+        } else {
+            let shown: String = s.escape_debug().take(100).collect();
+            Err(err!(
+                NotFound,
+                "\"{shown}\" is not a backup id, as 20261120T064049Z-482913-full is"
+            ))
+        }
+    }
+}
+
+impl serde::Serialize for BackupId {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for BackupId {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        String::deserialize(d)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// A layer object or a pack inside its prefix: `<id>/<n>`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartName {
+    /// The backup that wrote it.
+    pub id: BackupId,
+    /// Counts from 0.
+    pub number: u32,
+}
+
+impl fmt::Display for PartName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{:06}", self.id, self.number)
+    }
+}
+
+impl FromStr for PartName {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let shown = || s.escape_debug().take(100).collect::<String>();
+        let wrong = || {
+            err!(
+                Damaged,
+                "\"{}\" is not the name of a layer or pack",
+                shown()
+            )
+        };
+        let (id, number) = s.split_once('/').ok_or_else(wrong)?;
+        if number.len() != 6 || !number.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(wrong());
+        }
+        Ok(PartName {
+            id: id.parse().map_err(|_| wrong())?,
+            number: number.parse().map_err(|_| wrong())?,
+        })
+    }
+}
+
+impl serde::Serialize for PartName {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for PartName {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        String::deserialize(d)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
