@@ -12,7 +12,6 @@ use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::pg::segment::{SegmentNumber, SegmentSize, WalFileName};
 use crate::plan::retention::{Deletion, ExpirePlan, Policy, retention};
-use crate::repo::backup::{BackupRoot, TOMBSTONE, Tombstone};
 use crate::repo::clock;
 use crate::repo::deletion::DeletionClaim;
 use crate::repo::event::{self, Event, Writer};
@@ -20,6 +19,8 @@ use crate::repo::id::{BackupId, PartName};
 use crate::repo::json;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
+use crate::repo::root::outline::Outline;
+use crate::repo::root::{TOMBSTONE, Tombstone};
 use crate::repo::survey::Survey;
 use crate::store::{Key, Published, Store};
 
@@ -194,7 +195,7 @@ impl Run<'_> {
             // Without a key of an encrypted repository: the janitor need not have one.
             let published = json::write_plain(self.store, &key, TOMBSTONE, &tombstone)?;
             if published == Published::Exists
-                && BackupRoot::read(self.store, &self.layout, id)?.is_some()
+                && Outline::read(self.store, &self.layout, id)?.is_some()
             {
                 return Ok(false);
             }

@@ -4,7 +4,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `error` · `progress` · `durable` · `fault` |
+//! | 0 | `error` · `progress` · `durable` · `fault` · `text` (hexadecimal digits) |
 //! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) |
 //! | 2 | `config` · `host` (clock, random numbers, progress as one value) |
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
@@ -46,6 +46,7 @@ pub mod snapshot;
 pub mod store;
 #[cfg(feature = "full")]
 pub mod sync;
+pub mod text;
 #[cfg(feature = "full")]
 pub mod verify;
 #[cfg(feature = "full")]

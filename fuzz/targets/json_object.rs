@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pitr::repo::backup::{self, BackupRoot, Tombstone};
+use pitr::repo::root::{self, BackupRoot, Tombstone};
 use pitr::repo::event::Event;
 use pitr::repo::json;
 use pitr::repo::repository::{Marker, Registration};

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use pitr::error::Result;
-use pitr::repo::backup::BackupRoot;
+use pitr::repo::root::BackupRoot;
 use pitr::repo::container::Container;
 use pitr::repo::json;
 use pitr::repo::keyring::{self, Keys, system_random};

@@ -40,7 +40,7 @@ pub struct Guard {
     /// The cluster that was restored.
     pub cluster: String,
     /// Its system identifier, as a string: it exceeds 2^53.
-    #[serde(with = "crate::repo::backup::decimal")]
+    #[serde(with = "crate::text::decimal")]
     pub system_identifier: u64,
     /// The repository it came from.
     pub repository: String,

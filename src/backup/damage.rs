@@ -11,7 +11,8 @@ use std::collections::HashSet;
 use crate::error::Result;
 use crate::pg::datapage::{self, DEFAULT_PAGE_SIZE, PageHeader};
 use crate::pg::lsn::Lsn;
-use crate::repo::backup::{BackupRoot, DamagedPage};
+use crate::repo::root::BackupRoot;
+use crate::repo::root::cluster::DamagedPage;
 use crate::repo::scope::Scope;
 use crate::snapshot::filekey::FileKey;
 use crate::snapshot::reader::Snapshot;
@@ -33,7 +34,7 @@ pub fn locate(
     let named = named_files(&snapshot, warnings)?;
     let mut found: Vec<(FileKey, u64, Lsn)> = Vec::new();
     let mut count = 0;
-    for index in 0..root.packs.len() {
+    for index in 0..root.map.packs.len() {
         let pack = snapshot.pack(index)?;
         for number in 0..pack.frame_count() {
             let frame = pack.frame(number)?;
@@ -73,12 +74,12 @@ fn check_pages(
     let Some(relation) = file.relation() else {
         return;
     };
-    let first = u64::from(relation.segment) * u64::from(root.relseg_blocks)
+    let first = u64::from(relation.segment) * u64::from(root.content.relseg_blocks)
         + position / DEFAULT_PAGE_SIZE as u64;
     let (pages, _) = bytes.as_chunks::<DEFAULT_PAGE_SIZE>();
     for (block, page) in (first..).zip(pages) {
         let number = u32::try_from(block).unwrap_or(u32::MAX);
-        if datapage::check(page, number, Some(root.start_lsn)).is_damaged() {
+        if datapage::check(page, number, Some(root.content.start_lsn)).is_damaged() {
             let lsn = PageHeader::parse(page).map_or(Lsn::INVALID, |header| header.lsn);
             report(block, lsn);
         }

@@ -25,13 +25,15 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::plan::cluster;
 use crate::progress::Progress;
-use crate::repo::backup::{BackupKind, BackupRoot, Method, Tablespace};
 use crate::repo::claim::Claim;
 use crate::repo::deletion;
 use crate::repo::event::{self, Writer};
 use crate::repo::id::{BackupId, PartKind};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
+use crate::repo::root::cluster::{Method, Tablespace};
+use crate::repo::root::outline::Outline;
+use crate::repo::root::{BackupKind, BackupRoot, ClusterContent, Head, Map};
 use crate::snapshot::filekey::Naming;
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::writer::{self, SnapshotWriter, Written};
@@ -275,19 +277,19 @@ impl Backup<'_> {
         if object.publish()? == Published::Exists {
             return Err(err!(Conflict, "the backup has a server manifest already"));
         }
-        root.server_manifest = Some(manifest_hash.to_hex().to_string());
+        root.content.server_manifest = Some(manifest_hash.to_hex().to_string());
         let stored = store.head(&self.layout.server_manifest(claim.id()))?;
-        root.stored_bytes += stored.map_or(0, |meta| meta.size_bytes);
+        root.head.stored_bytes += stored.map_or(0, |meta| meta.size_bytes);
         if received.end.checksum_failure {
             host.progress.phase("locate damaged pages", None);
             let located = damage::locate(store, self.layout, &root, &received.end.warnings)?;
-            (root.damage, root.damage_count) = located;
-            root.damage_reported_by_server = true;
+            (root.content.damage, root.content.damage_count) = located;
+            root.content.damage_reported_by_server = true;
         }
         claim.keep()?;
 
         let circumstances = wal::Circumstances {
-            from_standby: root.from_standby,
+            from_standby: root.content.from_standby,
             archive_off: self.facts.archive_mode.as_deref() == Some("off"),
         };
         let (limit, layout) = (self.options.wal_wait, self.layout);
@@ -311,9 +313,9 @@ impl Backup<'_> {
             &mut tick,
         )?;
         waiter.wait(&needed, limit, claim)?;
-        root.wal_proof = Some(waiter.prover.finish(&landmarks)?);
+        root.content.wal_proof = Some(waiter.prover.finish(&landmarks)?);
         if timeline.get() > 1 {
-            root.set_history(&self.history(source, timeline)?);
+            root.content.set_history(&self.history(source, timeline)?);
         }
         host.check_stop()?;
         claim.check()?;
@@ -325,11 +327,13 @@ impl Backup<'_> {
     /// Records that the root exists, so that its loss is noticed. The backup is complete without.
     fn record_completed(&self, root: &BackupRoot) {
         let writer = Writer::of(self.host);
-        let completed = writer.completed(root);
-        if let Err(e) = writer.record(self.repository.store(), self.layout, &completed) {
+        let store = self.repository.store();
+        let recorded = Outline::of(root)
+            .and_then(|root| writer.record(store, self.layout, &writer.completed(&root)));
+        if let Err(e) = recorded {
             self.host.progress.warn(&format!(
                 "backup \"{}\" is complete, but that could not be recorded: should its root be lost, nothing will tell ({e})",
-                root.id
+                root.head.id
             ));
         }
     }
@@ -342,15 +346,15 @@ impl Backup<'_> {
             Ok(Published::Created) => Ok(root),
             Ok(Published::Exists) => {
                 // Our own, when an answer was lost on the way; else a janitor's tombstone.
-                match BackupRoot::read(store, self.layout, &root.id)? {
-                    Some(stored) if stored.nonce == root.nonce => {
-                        self.settle(&self.layout.manifest(&root.id))?;
+                match BackupRoot::read(store, self.layout, &root.head.id)? {
+                    Some(stored) if stored.head.nonce == root.head.nonce => {
+                        self.settle(&self.layout.manifest(&root.head.id))?;
                         Ok(root)
                     }
                     _ => Err(err!(
                         Conflict,
                         "backup \"{}\" was given up by another program",
-                        root.id
+                        root.head.id
                     )
                     .hint("A janitor took it for a leftover. Take the backup again.")),
                 }
@@ -358,7 +362,7 @@ impl Backup<'_> {
             Err(e) => {
                 // Refused for want of room, the root is proven absent: then the rest may go, and makes room.
                 let refused = matches!(e.code(), Code::Full | Code::ReadOnly | Code::Denied);
-                let absent = matches!(store.head(&self.layout.manifest(&root.id)), Ok(None));
+                let absent = matches!(store.head(&self.layout.manifest(&root.head.id)), Ok(None));
                 self.committing = !(refused && absent);
                 Err(e)
             }
@@ -492,46 +496,52 @@ impl Backup<'_> {
             ..
         } = received;
         Ok(BackupRoot {
-            id: id.clone(),
-            nonce: event::nonce(self.host.random.as_ref()),
-            backup_kind: BackupKind::Full,
-            method: Method::Stream,
-            prior: None,
-            label: self.options.label.clone(),
-            cluster: self.layout.name().to_owned(),
-            system_identifier: self.layout.system_identifier(),
-            major: control.major.number(),
-            server_version_num: self.facts.version_num,
-            catalog_version: control.catalog_version,
-            start_lsn: start.start_lsn,
-            stop_lsn: end.stop_lsn,
-            consistent_lsn: consistent_lsn(received),
-            checkpoint_lsn: label.checkpoint,
-            start_timeline: start.timeline.get(),
-            timeline: end.timeline.get(),
-            history: None,
-            history_hex: None,
-            start_time,
-            stop_time,
-            from_standby: BackupLabel::from_standby(label),
-            data_checksums: control.checksums_enabled(),
-            wal_segment_size_bytes: control.wal_segment_size.bytes(),
-            block_size_bytes: control.block_size,
-            relseg_blocks: control.relation_segment_blocks,
-            timezone: self.facts.timezone.clone(),
-            tablespaces: tablespaces(received),
-            file_count: written.file_count,
-            size_bytes: written.size_bytes,
-            stored_bytes: written.stored_bytes,
-            server_manifest: None,
-            wal_proof: None,
-            damage: Vec::new(),
-            damage_count: 0,
-            damage_reported_by_server: false,
-            program: event::PROGRAM.into(),
-            features: Vec::new(),
-            shards: written.shards,
-            packs: written.packs,
+            head: Head {
+                id: id.clone(),
+                nonce: event::nonce(self.host.random.as_ref()),
+                backup_kind: BackupKind::Full,
+                prior: None,
+                label: self.options.label.clone(),
+                start_time,
+                stop_time,
+                file_count: written.file_count,
+                size_bytes: written.size_bytes,
+                stored_bytes: written.stored_bytes,
+                program: event::PROGRAM.into(),
+                features: Vec::new(),
+            },
+            content: ClusterContent {
+                method: Method::Stream,
+                cluster: self.layout.name().to_owned(),
+                system_identifier: self.layout.system_identifier(),
+                major: control.major.number(),
+                server_version_num: self.facts.version_num,
+                catalog_version: control.catalog_version,
+                start_lsn: start.start_lsn,
+                stop_lsn: end.stop_lsn,
+                consistent_lsn: consistent_lsn(received),
+                checkpoint_lsn: label.checkpoint,
+                start_timeline: start.timeline.get(),
+                timeline: end.timeline.get(),
+                history: None,
+                history_hex: None,
+                from_standby: BackupLabel::from_standby(label),
+                data_checksums: control.checksums_enabled(),
+                wal_segment_size_bytes: control.wal_segment_size.bytes(),
+                block_size_bytes: control.block_size,
+                relseg_blocks: control.relation_segment_blocks,
+                timezone: self.facts.timezone.clone(),
+                tablespaces: tablespaces(received),
+                server_manifest: None,
+                wal_proof: None,
+                damage: Vec::new(),
+                damage_count: 0,
+                damage_reported_by_server: false,
+            },
+            map: Map {
+                shards: written.shards,
+                packs: written.packs,
+            },
         })
     }
 

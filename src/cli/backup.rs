@@ -14,7 +14,8 @@ use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
-use crate::repo::backup::{BackupRoot, DamagedPage};
+use crate::repo::root::BackupRoot;
+use crate::repo::root::cluster::DamagedPage;
 use crate::snapshot::frame::FrameCodec;
 use crate::wire::basebackup::StartCheckpoint;
 use crate::wire::conninfo::{self, ConnInfo};
@@ -144,7 +145,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     } else {
         print(cx, &root, took)?;
     }
-    Ok(if root.is_damaged() {
+    Ok(if root.content.is_damaged() {
         exit::status(Program::Pitr, Code::Partial)
     } else {
         exit::SUCCESS
@@ -171,63 +172,66 @@ fn options(args: &Args) -> Options {
 
 fn shown<'a>(root: &'a BackupRoot, repository: &'a str, took: Duration) -> Shown<'a> {
     Shown {
-        id: root.id.to_string(),
+        id: root.head.id.to_string(),
         kind: "full",
-        cluster: &root.cluster,
-        system_identifier: root.system_identifier.to_string(),
-        label: &root.label,
+        cluster: &root.content.cluster,
+        system_identifier: root.content.system_identifier.to_string(),
+        label: &root.head.label,
         repository,
-        start_lsn: root.start_lsn,
-        stop_lsn: root.stop_lsn,
-        start_time: root.start_time,
-        stop_time: root.stop_time,
-        timeline: root.timeline,
-        from_standby: root.from_standby,
-        file_count: root.file_count,
-        size_bytes: root.size_bytes,
-        stored_bytes: root.stored_bytes,
-        damaged: root.is_damaged(),
-        damage_count: root.damage_count,
-        damage: &root.damage,
+        start_lsn: root.content.start_lsn,
+        stop_lsn: root.content.stop_lsn,
+        start_time: root.head.start_time,
+        stop_time: root.head.stop_time,
+        timeline: root.content.timeline,
+        from_standby: root.content.from_standby,
+        file_count: root.head.file_count,
+        size_bytes: root.head.size_bytes,
+        stored_bytes: root.head.stored_bytes,
+        damaged: root.content.is_damaged(),
+        damage_count: root.content.damage_count,
+        damage: &root.content.damage,
         duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
     }
 }
 
 fn print(cx: &Context, root: &BackupRoot, took: Duration) -> Result<()> {
-    let tenths = u128::from(root.size_bytes) * 10 / u128::from(root.stored_bytes.max(1));
+    let tenths = u128::from(root.head.size_bytes) * 10 / u128::from(root.head.stored_bytes.max(1));
     let line = format!(
         "backup {}: {} in {} stored as {} ({}.{}:1) in {}, WAL {} to {} on timeline {}",
-        root.id,
-        human::size(root.size_bytes),
-        human::count(root.file_count, "file"),
-        human::size(root.stored_bytes),
+        root.head.id,
+        human::size(root.head.size_bytes),
+        human::count(root.head.file_count, "file"),
+        human::size(root.head.stored_bytes),
         tenths / 10,
         tenths % 10,
         human::duration(took),
-        root.start_lsn,
-        root.stop_lsn,
-        root.timeline
+        root.content.start_lsn,
+        root.content.stop_lsn,
+        root.content.timeline
     );
-    if !root.is_damaged() {
+    if !root.content.is_damaged() {
         cx.out.report(&line)?;
         cx.out
             .note("next: \"pitr plan\" shows to which moments it leads");
         return Ok(());
     }
     cx.out.line(&line)?;
-    for page in &root.damage {
+    for page in &root.content.damage {
         cx.out.line(&format!(
             "damaged: {} block {} LSN {}",
             page.path, page.block, page.lsn
         ))?;
     }
-    let more = root.damage_count.saturating_sub(root.damage.len() as u64);
+    let more = root
+        .content
+        .damage_count
+        .saturating_sub(root.content.damage.len() as u64);
     if more > 0 {
         cx.out.line(&format!("damaged: {more} more pages"))?;
     }
     cx.out.warn(&format!(
         "the server found damaged pages, {} located: the backup is kept and marked, and used only where no other reaches",
-        human::count(root.damage_count, "page")
+        human::count(root.content.damage_count, "page")
     ));
     cx.out.note("next: repair or rebuild what the list names, from an earlier backup where needed, then take another backup");
     Ok(())

@@ -26,9 +26,9 @@ use crate::plan::base::lies_on;
 use crate::plan::cluster::{Cluster, DECIDE};
 use crate::plan::gap::{self, Gap};
 use crate::plan::window::{Window, Windows};
-use crate::repo::backup::BackupKind;
 use crate::repo::event;
 use crate::repo::inventory::{Backup, Inventory, Timeline, Unreadable};
+use crate::repo::root::BackupKind;
 
 /// Show what can be recovered, to when
 ///

@@ -11,7 +11,7 @@ use crate::exit::{self, Program};
 use crate::plan::recovery::{
     Action, EndKind, Moment, Outcome, Plan, Side, Stop, StopRecord, TransactionEnd,
 };
-use crate::repo::backup::BackupRoot;
+use crate::repo::root::outline::Outline;
 
 /// Show what a restore would do, and prove its outcome
 ///
@@ -75,7 +75,7 @@ fn require_thawed(cx: &Context, opened: &Opened, plan: &Plan) -> Result<()> {
     let Some(backup) = plan.backup.as_ref().filter(|_| store.is_remote()) else {
         return Ok(());
     };
-    match BackupRoot::read(store, &opened.layout, &backup.id)? {
+    match Outline::read(store, &opened.layout, &backup.id)? {
         Some(root) => opened.reading.require_thawed(cx, &opened.layout, &root),
         // Expired meanwhile: whoever restores finds out.
         None => Ok(()),

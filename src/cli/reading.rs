@@ -17,12 +17,12 @@ use crate::plan::recovery::{Action, Options, Plan};
 use crate::plan::window::{self, Windows};
 use crate::plan::{self};
 use crate::progress::Progress;
-use crate::repo::backup::BackupRoot;
 use crate::repo::inventory::Inventory;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
 use crate::repo::rollup::Rollup;
+use crate::repo::root::outline::Outline;
 use crate::store::Store;
 
 /// Where caches go for root without a home: PostgreSQL's commands and cron run so.
@@ -465,7 +465,7 @@ impl Reading {
         &self,
         cx: &Context,
         layout: &ClusterLayout,
-        root: &BackupRoot,
+        root: &Outline,
     ) -> Result<()> {
         let frozen = match check_thawed(self.repository.store(), layout, root) {
             Err(e) if e.is_frozen() => e,
@@ -473,7 +473,7 @@ impl Reading {
         };
         let is_whole = |other: &Reading| {
             let store = other.repository.store();
-            let there = BackupRoot::read(store, layout, &root.id).ok().flatten();
+            let there = Outline::read(store, layout, &root.id).ok().flatten();
             there.is_some_and(|there| there.nonce == root.nonce)
                 && check_thawed(store, layout, root).is_ok()
         };
@@ -614,10 +614,9 @@ fn only_cluster(repository: &Repository) -> Result<String> {
 }
 
 /// Requires that nothing of a backup has to be thawed first.
-fn check_thawed(store: &dyn Store, layout: &ClusterLayout, root: &BackupRoot) -> Result<()> {
-    let layers = root.shards.iter().flat_map(|s| &s.layers);
-    let layers = layers.map(|l| layout.layer(&l.key));
-    let packs = root.packs.iter().map(|p| layout.pack(&p.key));
+fn check_thawed(store: &dyn Store, layout: &ClusterLayout, root: &Outline) -> Result<()> {
+    let layers = root.layers().map(|part| layout.layer(&part));
+    let packs = root.packs().map(|part| layout.pack(&part));
     let places: BTreeSet<String> = layers
         .chain(packs)
         .filter_map(|key| key.parent().map(str::to_owned))

@@ -17,10 +17,11 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
 use crate::plan::recovery::{Action, Moment, Plan, Reason};
-use crate::repo::backup::{BackupRoot, hex};
+use crate::repo::root::BackupRoot;
 use crate::restore::Report;
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
 use crate::restore::target_dir::{Mapping, PlacedTablespace};
+use crate::text::hex;
 
 /// Restore a cluster into an empty directory
 ///

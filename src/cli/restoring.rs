@@ -17,11 +17,12 @@ use crate::pg::conf::Setting;
 use crate::pg::control::ControlFile;
 use crate::pg::parameters::Parameters;
 use crate::plan::recovery::Plan;
-use crate::repo::backup::BackupRoot;
 use crate::repo::event::Writer;
 use crate::repo::id::BackupId;
 use crate::repo::inventory::Inventory;
 use crate::repo::layout::ClusterLayout;
+use crate::repo::root::BackupRoot;
+use crate::repo::root::outline::Outline;
 use crate::restore::extract::Survey;
 use crate::restore::job::{Earlier, Job, Request};
 use crate::restore::settings;
@@ -142,7 +143,8 @@ impl Opened {
     pub fn root(&self, cx: &Context, id: &BackupId) -> Result<BackupRoot> {
         let root = BackupRoot::read(self.reading.repository.store(), &self.layout, id)?
             .ok_or_else(|| err!(NotFound, "backup \"{id}\" does not exist"))?;
-        self.reading.require_thawed(cx, &self.layout, &root)?;
+        let outline = Outline::of(&root)?;
+        self.reading.require_thawed(cx, &self.layout, &outline)?;
         Ok(root)
     }
 
@@ -163,9 +165,9 @@ impl Opened {
             request,
             planned: cx.now(),
             repository: self.reading.configured.location.to_string(),
-            system_identifier: root.system_identifier,
-            backup: root.id.clone(),
-            backup_nonce: root.nonce.clone(),
+            system_identifier: root.content.system_identifier,
+            backup: root.head.id.clone(),
+            backup_nonce: root.head.nonce.clone(),
             tablespaces: Vec::new(),
             restore_command: self.reading.commands(cx).0,
             plan,
@@ -240,7 +242,7 @@ impl Place {
     /// # Errors
     /// Those of [`target_dir::place`].
     pub fn place(&self, target: Target, root: &BackupRoot) -> Result<Target> {
-        target_dir::place(target, &self.wanted(), &root.tablespaces)
+        target_dir::place(target, &self.wanted(), &root.content.tablespaces)
     }
 }
 
@@ -451,7 +453,7 @@ pub fn start(
 ) -> Start {
     let cluster = opened.reading.cluster.as_ref();
     let original = cluster.and_then(|c| c.pgdata.as_deref());
-    start_line::compose(job, target, &report.brought, root.major, original)
+    start_line::compose(job, target, &report.brought, root.content.major, original)
 }
 
 /// Says what was restored, what it brought along, and how it is started.

@@ -17,6 +17,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
+use crate::text::unhex;
 
 /// The longest string in bytes, quotes and escapes included.
 const STRING_SIZE_MAX: usize = 64 << 10;
@@ -380,21 +381,6 @@ impl FileFields {
 
 fn timeline_id(number: u64) -> Option<TimelineId> {
     TimelineId::new(u32::try_from(number).ok()?)
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| {
-        char::from(byte)
-            .to_digit(16)
-            .and_then(|d| u8::try_from(d).ok())
-    };
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    rest.is_empty().then(|| {
-        pairs
-            .iter()
-            .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?))
-            .collect()
-    })?
 }
 
 fn damaged(what: &str) -> Error {

@@ -14,8 +14,9 @@ use crate::pg::parameters::Parameters;
 use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::repo::backup::{BackupKind, Tablespace};
 use crate::repo::id::BackupId;
+use crate::repo::root::BackupKind;
+use crate::repo::root::cluster::Tablespace;
 
 /// Names of missing segments that a plan lists; the rest is only counted.
 pub const MISSING_LISTED_MAX: usize = 1000;
@@ -278,7 +279,7 @@ pub struct Plan {
     /// Cluster name.
     pub cluster: String,
     /// Of pg_control, as a string: it exceeds 2^53.
-    #[serde(with = "crate::repo::backup::decimal")]
+    #[serde(with = "crate::text::decimal")]
     pub system_identifier: u64,
     /// What was asked.
     pub target: RecoveryTarget,

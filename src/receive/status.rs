@@ -32,7 +32,7 @@ pub struct Status {
     /// The cluster's name.
     pub cluster: String,
     /// The cluster's.
-    #[serde(with = "crate::repo::backup::decimal")]
+    #[serde(with = "crate::text::decimal")]
     pub system_identifier: u64,
     /// The server, `host:port`; none while there is no connection.
     pub server: Option<String>,

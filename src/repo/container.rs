@@ -147,7 +147,7 @@ impl Identity {
 struct PlainIdentity {
     kind: String,
     raw_bytes: u64,
-    #[serde(with = "super::backup::decimal")]
+    #[serde(with = "crate::text::decimal")]
     system_identifier: u64,
     timeline: u32,
     major: u32,

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::backup::BackupRoot;
 use super::clock;
 use super::json;
 use super::layout::ClusterLayout;
+use super::root::outline::Outline;
 use super::scope::Scope;
 use crate::err;
 use crate::error::{Code, Result};
@@ -218,7 +218,7 @@ impl<'a> Writer<'a> {
     }
 
     /// The event that says that a backup is complete.
-    pub fn completed(&self, root: &BackupRoot) -> Event {
+    pub fn completed(&self, root: &Outline) -> Event {
         Event {
             timeline: Some(root.start_timeline),
             start_lsn: Some(root.start_lsn),

@@ -1,10 +1,10 @@
 //! What the objects of a cluster tell of it where its registration (`cluster.json`) is lost: enough to read, not to write.
 
-use super::backup::BackupRoot;
 use super::container::Container;
 use super::id::BackupId;
 use super::layout::ClusterLayout;
 use super::repository::Registration;
+use super::root::outline::Outline;
 use crate::error::{Code, Error, Result};
 use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
@@ -30,10 +30,13 @@ pub fn registration(store: &dyn Store, layout: &ClusterLayout) -> Result<Option<
         let Ok(id) = listed.name.parse::<BackupId>() else {
             continue;
         };
-        let root = readable(BackupRoot::read(store, layout, &id))?.flatten();
+        let root = readable(Outline::read(store, layout, &id))?.flatten();
         if let Some(root) = root {
-            let size = root.wal_segment_size_bytes;
-            return Ok(Some(of(root.major, size, root.start_time)));
+            // A segment tells the size where the root is sealed.
+            if let Some(details) = root.details {
+                let size = details.wal_segment_size_bytes;
+                return Ok(Some(of(root.major, size, root.start_time)));
+            }
         }
     }
     for name in segments(store, layout)? {

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::backup::{BackupKind, BackupRoot, Tablespace};
 use super::container::{Container, Kind};
 use super::decision::Decisions;
 use super::event::{self, Recorded};
@@ -15,6 +14,9 @@ use super::increment;
 use super::layout::{ClusterLayout, Home};
 use super::lives::{Followed, Lives};
 use super::repository::{Registration, Repository};
+use super::root::BackupKind;
+use super::root::cluster::Tablespace;
+use super::root::outline::Outline;
 use super::run;
 use super::wal_proof::WalProof;
 use crate::err;
@@ -128,23 +130,21 @@ impl Backup {
         self.id == other.id && identity(self) == identity(other)
     }
 
-    fn reduce(root: BackupRoot) -> Result<Backup> {
-        let timeline = |n: u32| {
-            TimelineId::new(n).ok_or_else(|| err!(Damaged, "backup \"{}\" has timeline 0", root.id))
-        };
+    fn reduce(root: Outline) -> Result<Backup> {
         root.check_positions()?;
-        let damage = root.is_damaged().then(|| {
-            format!(
-                "{} pages failed their checksum when it was taken",
-                root.damage_count
-            )
-        });
+        let (start_timeline, timeline) = root.timelines()?;
+        let damage = root.damage();
+        let details = root.details;
+        let (label, timezone, tablespaces) = match details {
+            Some(d) => (Some(d.label), d.timezone, d.tablespaces),
+            None => (None, None, Vec::new()),
+        };
         Ok(Backup {
-            start_timeline: timeline(root.start_timeline)?,
-            timeline: timeline(root.timeline)?,
+            start_timeline,
+            timeline,
             id: root.id,
             kind: root.backup_kind,
-            label: root.label,
+            label: label.unwrap_or_default(),
             start_lsn: root.start_lsn,
             stop_lsn: root.stop_lsn,
             consistent_lsn: root.consistent_lsn,
@@ -154,8 +154,8 @@ impl Backup {
             major: root.major,
             size_bytes: root.size_bytes,
             stored_bytes: root.stored_bytes,
-            timezone: root.timezone,
-            tablespaces: root.tablespaces,
+            timezone,
+            tablespaces,
             wal_proof: root.wal_proof,
             damage,
             damaged_copies: 0,
@@ -466,7 +466,7 @@ fn newest_backup(
         if known.is_some_and(|known| *known >= id) {
             break;
         }
-        match BackupRoot::read(repository.store(), layout, &id) {
+        match Outline::read(repository.store(), layout, &id) {
             Ok(None) => {}
             Ok(Some(_)) => return Ok(Some(id)),
             Err(e) if is_damage(e.code()) => return Ok(Some(id)),
@@ -494,8 +494,8 @@ fn read_backups(
     let mut backups = Vec::new();
     let mut unreadable = Vec::new();
     for id in backup_ids(repository, layout)? {
-        let read = BackupRoot::read(store, layout, &id)
-            .and_then(|root| root.map(Backup::reduce).transpose());
+        let read =
+            Outline::read(store, layout, &id).and_then(|root| root.map(Backup::reduce).transpose());
         match read {
             Ok(Some(mut backup)) => {
                 fold_events(repository, layout, &mut backup, forged)?;

@@ -16,9 +16,10 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::seal::{
     Access, Contents, Drawn, EPOCH, KeySetId, MacKey, PrivateHalf, PublicHalf, Recipient, Secret32,
-    hex, is_recipient_name, public_of, unhex,
+    is_recipient_name, public_of,
 };
 use crate::store::{Key, Published, Store};
+use crate::text;
 
 /// The kind in the JSON of a recipient.
 pub const RECIPIENT: &str = "recipient";
@@ -490,8 +491,8 @@ impl WriterFile {
             kind: WRITER.into(),
             key_set: contents.mac.id().to_string(),
             epoch: EPOCH,
-            public_half: hex(&public_of(&contents.private)?.0),
-            mac_key: Zeroizing::new(hex(contents.mac.secret().expose())),
+            public_half: text::hex(&public_of(&contents.private)?.0),
+            mac_key: Zeroizing::new(text::hex(contents.mac.secret().expose())),
             recipients,
         })
     }
@@ -522,7 +523,7 @@ impl WriterFile {
     /// # Errors
     /// `Key` when the keys do not belong to it.
     pub fn keys(&self, path: &Path) -> Result<(PublicHalf, MacKey)> {
-        let public = unhex(&self.public_half).map(PublicHalf);
+        let public = text::unhex_array(&self.public_half).map(PublicHalf);
         let public = public.ok_or_else(|| not_one(path))?;
         let secret = Secret32::from_hex(&self.mac_key).ok_or_else(|| not_one(path))?;
         let mac = MacKey::new(secret, &public)?;
@@ -555,7 +556,7 @@ impl ReaderFile {
         ReaderFile {
             kind: READER.into(),
             recipient: name.to_owned(),
-            private_key: Zeroizing::new(hex(private.0.expose())),
+            private_key: Zeroizing::new(text::hex(private.0.expose())),
             key_set: key_set.map(|id| id.to_string()),
         }
     }
@@ -598,7 +599,7 @@ impl PublicFile {
         PublicFile {
             kind: PUBLIC.into(),
             recipient: name.to_owned(),
-            public_key: hex(&public.0),
+            public_key: text::hex(&public.0),
         }
     }
 
@@ -617,7 +618,7 @@ impl PublicFile {
 
     /// The public key.
     pub fn public(&self, path: &Path) -> Result<PublicHalf> {
-        let key = unhex(&self.public_key);
+        let key = text::unhex_array(&self.public_key);
         key.map(PublicHalf).ok_or_else(|| not_one(path))
     }
 

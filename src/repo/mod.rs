@@ -3,7 +3,6 @@
 //! The page is the authority; a change here that it does not say is a defect.
 
 pub mod alike;
-pub mod backup;
 #[cfg(feature = "full")]
 pub mod claim;
 pub mod clock;
@@ -37,7 +36,6 @@ pub mod link;
 mod link_tests;
 pub mod lives;
 mod lz4;
-mod outline;
 #[cfg(feature = "full")]
 pub mod presence;
 pub mod remnant;
@@ -46,6 +44,7 @@ pub mod repository;
 pub mod rollup;
 #[cfg(feature = "full")]
 pub mod rollup_cache;
+pub mod root;
 pub mod run;
 mod same_bytes;
 pub mod scope;

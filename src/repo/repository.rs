@@ -64,7 +64,7 @@ pub struct Registration {
     /// Cluster name.
     pub name: String,
     /// Of pg_control.
-    #[serde(with = "super::backup::decimal")]
+    #[serde(with = "crate::text::decimal")]
     pub system_identifier: u64,
     /// PostgreSQL major at registration.
     pub major: u32,

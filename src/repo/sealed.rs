@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::{Map, Value};
 
-use super::backup::{TOMBSTONE, Tombstone};
 use super::json;
 use super::keyring::Keys;
+use super::root::{TOMBSTONE, Tombstone};
 use super::scope;
 use crate::err;
 use crate::error::{Error, Result};
@@ -21,6 +21,7 @@ use crate::seal::{
 use crate::store::{
     Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Opaque, Published, Store,
 };
+use crate::text;
 
 /// One read of this length usually has the foot.
 const TAIL_READ_BYTES: u64 = 16 << 10;
@@ -240,14 +241,14 @@ impl Store for SealedStore {
             return Ok(None);
         };
         let made = mac.sign_plain(key.as_str(), content)?;
-        Ok(Some(seal::hex(&made)))
+        Ok(Some(text::hex(&made)))
     }
 
     fn is_genuine(&self, key: &Key, content: &[u8], found: Option<&str>) -> bool {
         let Some(mac) = &self.keys.mac else {
             return true;
         };
-        let found: Option<[u8; 32]> = found.and_then(seal::unhex);
+        let found: Option<[u8; 32]> = found.and_then(text::unhex_array);
         found.is_some_and(|found| mac.is_genuine_plain(key.as_str(), content, &found))
     }
 
@@ -364,7 +365,7 @@ impl NewObject for SealedNew {
     fn describe(&mut self, facts: Map<String, Value>, hash: Option<&[u8; 32]>) {
         self.facts.extend(facts);
         if let Some(hash) = hash {
-            let content = seal::hex(&self.mac.content(hash));
+            let content = text::hex(&self.mac.content(hash));
             self.facts.insert("content".into(), content.into());
         }
     }
@@ -580,11 +581,11 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::repo::backup::BackupRoot;
     use crate::repo::event::{self, Event};
     use crate::repo::id::BackupId;
     use crate::repo::keyring::system_random;
     use crate::repo::layout::ClusterLayout;
+    use crate::repo::root::BackupRoot;
     use crate::seal::{KeySetId, Secret32};
     use crate::store::file::FileStore;
 

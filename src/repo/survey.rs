@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use super::backup::{self, BackupRoot, Tombstone};
 use super::event::{self, Completed, Recorded};
 use super::facts::Runs;
 use super::id::{BackupId, PartKind};
@@ -15,6 +14,8 @@ use super::json;
 use super::layout::{ClusterLayout, Home};
 use super::lives::{Lives, stored_homes};
 use super::repository::{Registration, Repository};
+use super::root::outline::Outline;
+use super::root::{self, Tombstone};
 use super::scope::healed_base;
 use super::stored_wal;
 use super::wal_proof::WalProof;
@@ -150,48 +151,34 @@ pub struct Root {
 }
 
 impl Root {
-    fn reduce(root: &BackupRoot, stored: TimestampTz) -> Result<Root> {
-        let damaged = |what: &str| crate::err!(Damaged, "backup \"{}\": {what}", root.id);
-        let timeline = |n: u32| TimelineId::new(n).ok_or_else(|| damaged("timeline 0"));
+    fn reduce(root: &Outline, stored: TimestampTz) -> Result<Root> {
         root.check_positions()?;
-        let own = timeline(root.timeline)?;
-        let history = match &root.history {
-            Some(text) => Some(History::parse(own, text.as_bytes())?),
-            None => None,
-        };
-        let layers = root.shards.iter().flat_map(|s| &s.layers).map(|l| &l.key);
+        let (start_timeline, timeline) = root.timelines()?;
         Ok(Root {
             start_lsn: root.start_lsn,
             stop_lsn: root.stop_lsn,
             consistent_lsn: root.consistent_lsn,
-            start_timeline: timeline(root.start_timeline)?,
-            timeline: own,
-            history,
+            start_timeline,
+            timeline,
+            history: root.history()?,
             stop_time: root.stop_time,
             stored,
             size_bytes: root.size_bytes,
             stored_bytes: root.stored_bytes,
-            damage: root.is_damaged().then(|| {
-                format!(
-                    "{} pages failed their checksum when it was taken",
-                    root.damage_count
-                )
-            }),
+            damage: root.damage(),
             wal_proof: root.wal_proof.clone(),
             foreign: None,
-            layers: parts(layers),
-            packs: parts(root.packs.iter().map(|p| &p.key)),
+            layers: runs(root.layers()),
+            packs: runs(root.packs()),
         })
     }
 }
 
-fn parts<'a>(names: impl Iterator<Item = &'a super::id::PartName>) -> BTreeMap<BackupId, Runs> {
+fn runs(names: impl Iterator<Item = super::id::PartName>) -> BTreeMap<BackupId, Runs> {
     let mut numbers: BTreeMap<BackupId, Vec<u64>> = BTreeMap::new();
     for name in names {
-        numbers
-            .entry(name.id.clone())
-            .or_default()
-            .push(u64::from(name.number));
+        let of = numbers.entry(name.id).or_default();
+        of.push(u64::from(name.number));
     }
     numbers
         .into_iter()
@@ -397,8 +384,8 @@ impl Reading<'_> {
             return Ok(Manifest::Absent);
         };
         self.dated(meta.modified, &key);
-        let reduce = |root: BackupRoot| Root::reduce(&root, meta.modified);
-        let read = BackupRoot::read(self.store, self.layout, id)
+        let reduce = |root: Outline| Root::reduce(&root, meta.modified);
+        let read = Outline::read(self.store, self.layout, id)
             .and_then(|root| root.map(reduce).transpose());
         Ok(match found(read, &mut self.survey.unreadable)? {
             Some(Some(root)) => Manifest::Committed(Box::new(root)),
@@ -636,7 +623,7 @@ fn is_tombstone(store: &dyn Store, key: &Key) -> Result<bool> {
     let Some(bytes) = get(store, key, json::ROOT_LIMIT_BYTES)? else {
         return Ok(false);
     };
-    json::decode::<Tombstone>(key, backup::TOMBSTONE, &bytes).map(|_| true)
+    json::decode::<Tombstone>(key, root::TOMBSTONE, &bytes).map(|_| true)
 }
 
 /// The number of a layer object or pack in its key: six digits.

@@ -42,37 +42,38 @@ pub fn check_identity(destination: &Destination, source: &Source<'_>) -> Result<
     let data = destination.data();
     let root = source.root;
     let missing = |name: &str| {
-        err!(Damaged, "backup \"{}\" holds no \"{name}\"", root.id)
+        err!(Damaged, "backup \"{}\" holds no \"{name}\"", root.head.id)
             .hint("The backup cannot be used. Restore another one: --backup ID.")
     };
     let control = data
         .read(WAITING_CONTROL.as_bytes(), CONTROL_BYTES)?
         .ok_or_else(|| missing(CONTROL))?;
     let control = ControlFile::parse(&control)
-        .map_err(|e| e.context(format!("check pg_control of backup \"{}\"", root.id)))?;
-    if control.system_identifier != root.system_identifier {
+        .map_err(|e| e.context(format!("check pg_control of backup \"{}\"", root.head.id)))?;
+    if control.system_identifier != root.content.system_identifier {
         return Err(err!(
             Damaged,
             "pg_control of backup \"{}\" is of another cluster",
-            root.id
+            root.head.id
         ));
     }
     let label = data
         .read(b"backup_label", LABEL_LIMIT_BYTES)?
         .ok_or_else(|| missing("backup_label"))?;
     let label = BackupLabel::parse(&label)?;
-    if label.start.lsn != root.start_lsn || label.checkpoint != root.checkpoint_lsn {
+    if label.start.lsn != root.content.start_lsn || label.checkpoint != root.content.checkpoint_lsn
+    {
         return Err(err!(
             Damaged,
             "backup_label of backup \"{}\" is another backup's",
-            root.id
+            root.head.id
         ));
     }
     if label.incremental_from.is_some() {
         return Err(err!(
             Damaged,
             "backup_label of backup \"{}\" is that of an incremental backup of the server",
-            root.id
+            root.head.id
         ));
     }
     Ok(())
@@ -84,10 +85,10 @@ pub fn check_identity(destination: &Destination, source: &Source<'_>) -> Result<
 /// `Damaged` when it is missing though the root names it, or fails its check; `TargetWrite`.
 pub fn put_manifest(destination: &Destination, source: &Source<'_>, group: bool) -> Result<bool> {
     let root = source.root;
-    let Some(hash) = &root.server_manifest else {
+    let Some(hash) = &root.content.server_manifest else {
         return Ok(false);
     };
-    let key = source.layout.server_manifest(&root.id);
+    let key = source.layout.server_manifest(&root.head.id);
     let data = destination.data();
     let own = write_manifest(data, source.store, source, hash, group);
     let written = |store: &dyn Store| write_manifest(data, store, source, hash, group);
@@ -103,7 +104,7 @@ fn write_manifest(
     group: bool,
 ) -> Result<()> {
     let root = source.root;
-    let key = source.layout.server_manifest(&root.id);
+    let key = source.layout.server_manifest(&root.head.id);
     let object = store
         .open(&key)?
         .ok_or_else(|| err!(Damaged, "object \"{key}\" is missing"))?;
@@ -116,14 +117,14 @@ fn write_manifest(
         return Err(err!(
             Damaged,
             "object \"{key}\" is not the manifest of backup \"{}\"",
-            root.id
+            root.head.id
         ));
     }
-    if identity.raw_bytes > manifest_limit(root.file_count) {
+    if identity.raw_bytes > manifest_limit(root.head.file_count) {
         return Err(err!(
             Damaged,
             "object \"{key}\" says that the manifest of {} files has {} bytes",
-            root.file_count,
+            root.head.file_count,
             identity.raw_bytes
         ));
     }

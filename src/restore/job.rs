@@ -69,7 +69,7 @@ pub struct Job {
     /// The repository, as a location.
     pub repository: String,
     /// From pg_control, as a string: it exceeds 2^53.
-    #[serde(with = "crate::repo::backup::decimal")]
+    #[serde(with = "crate::text::decimal")]
     pub system_identifier: u64,
     /// The backup that is copied.
     pub backup: BackupId,

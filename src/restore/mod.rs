@@ -38,8 +38,8 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::pg::conf::Setting;
-use crate::repo::backup::BackupRoot;
 use crate::repo::layout::ClusterLayout;
+use crate::repo::root::BackupRoot;
 use crate::snapshot::reader::Snapshot;
 use crate::snapshot::spare::Spares;
 use crate::store::Store;
@@ -105,7 +105,7 @@ pub fn survey(source: &Source<'_>, job: &Job, target: &Target) -> Result<Survey>
         .snapshot()
         .and_then(|snapshot| extract::survey(&snapshot))
         .map_err(|e| claim::unless_deleted(store, layout, &job.backup, e))?;
-    let segment = source.root.wal_segment_size_bytes;
+    let segment = source.root.content.wal_segment_size_bytes;
     let replayed = job
         .plan
         .as_ref()
@@ -129,7 +129,7 @@ pub fn run(
     jobs: usize,
     host: &Host,
 ) -> Result<Report> {
-    if job.backup_nonce != source.root.nonce || job.backup != source.root.id {
+    if job.backup_nonce != source.root.head.nonce || job.backup != source.root.head.id {
         return Err(err!(
             Refused,
             "backup \"{}\" is not the one that the restore began with",
@@ -171,8 +171,8 @@ fn last_step(source: &Source<'_>, job: &Job, target: &Target, survey: &Survey) -
     let brought = configuration::brought(&snapshot, survey, target)?;
     Ok(Report {
         resumed: true,
-        files: source.root.file_count,
-        raw_bytes: source.root.size_bytes,
+        files: source.root.head.file_count,
+        raw_bytes: source.root.head.size_bytes,
         settings: finish::settings_of(job, &brought)?.all(),
         links: survey.links.clone(),
         brought,
@@ -195,6 +195,7 @@ fn copy_all(
     finish::sweep_temporaries(destination.data())?;
     let check = source
         .root
+        .content
         .server_manifest
         .is_some()
         .then(|| ManifestCheck::new(&target.data.join("pg_wal")));

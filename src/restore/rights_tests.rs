@@ -9,7 +9,7 @@ use rustix::fs::{Gid, Uid};
 use super::target_dir::{Mapping, Wanted, look, place};
 use super::tree::{Owner, Tree};
 use crate::error::Code;
-use crate::repo::backup::Tablespace;
+use crate::repo::root::cluster::Tablespace;
 
 const SERVER: u32 = 65534;
 const STRANGER: u32 = 12345;

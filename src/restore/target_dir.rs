@@ -18,7 +18,8 @@ use crate::archive::guard::{SETTINGS, UNFINISHED, read_limited};
 use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::repo::backup::{Tablespace, path_of, text_or_hex};
+use crate::repo::root::cluster::Tablespace;
+use crate::text::{path_of, text_or_hex};
 
 /// The name under which pg_control waits until everything else is durable, relative to the data directory.
 pub const WAITING_CONTROL: &str = "global/pg_control.pitr";

@@ -8,6 +8,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::err;
 use crate::error::{Error, Result};
+use crate::text;
 
 /// What MACs of objects that stay plain begin with.
 const PLAIN: &[u8] = b"pitr/1/plain";
@@ -24,7 +25,7 @@ impl Secret32 {
 
     /// Reads 64 hexadecimal digits.
     pub fn from_hex(text: &str) -> Option<Secret32> {
-        unhex(text).map(Secret32)
+        text::unhex_array(text).map(Secret32)
     }
 
     /// The bytes, for the one place that uses them.
@@ -40,35 +41,6 @@ impl Drop for Secret32 {
 }
 
 impl ZeroizeOnDrop for Secret32 {}
-
-/// Lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    use fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// Exactly `N` bytes of lower-case hexadecimal digits.
-pub fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digit = |b: u8| match b {
-        b'0'..=b'9' => Some(b - b'0'),
-        b'a'..=b'f' => Some(b - b'a' + 10),
-        _ => None,
-    };
-    let (pairs, []) = text.as_bytes().as_chunks::<2>() else {
-        return None;
-    };
-    let mut bytes = [0; N];
-    if pairs.len() != N {
-        return None;
-    }
-    for (byte, &[high, low]) in bytes.iter_mut().zip(pairs) {
-        *byte = digit(high)? << 4 | digit(low)?;
-    }
-    Some(bytes)
-}
 
 struct Length(usize);
 
@@ -94,7 +66,7 @@ pub struct KeySetId(pub [u8; 16]);
 
 impl fmt::Display for KeySetId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
+        f.write_str(&text::hex(&self.0))
     }
 }
 
@@ -106,7 +78,7 @@ impl FromStr for KeySetId {
             let shown: String = text.escape_debug().take(40).collect();
             err!(Damaged, "\"{shown}\" is not the id of a key set")
         };
-        unhex(text).map(KeySetId).ok_or_else(wrong)
+        text::unhex_array(text).map(KeySetId).ok_or_else(wrong)
     }
 }
 

@@ -15,7 +15,7 @@ mod wrap;
 
 pub use foot::{FOOT_LIMIT_BYTES, Foot, TAIL, foot_length};
 pub use head::{HEAD, Head, MAGIC};
-pub use key::{KeySetId, MacKey, PrivateHalf, PublicHalf, Secret32, hex, unhex};
+pub use key::{KeySetId, MacKey, PrivateHalf, PublicHalf, Secret32};
 pub use opener::Opener;
 pub use recipient::{Access, Argon2, Contents, Recipient, is_recipient_name};
 pub use sealer::{Drawn, Sealer};

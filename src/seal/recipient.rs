@@ -4,10 +4,11 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::key::{KeySetId, MacKey, PrivateHalf, PublicHalf, Secret32, hex, unhex};
+use super::key::{KeySetId, MacKey, PrivateHalf, PublicHalf, Secret32};
 use super::{EPOCH, wrap};
 use crate::err;
 use crate::error::Result;
+use crate::text;
 
 const DOMAIN: &[u8] = b"pitr/1/recipient";
 /// What is accepted of a stored recipient before memory is taken for it, and what is written.
@@ -59,13 +60,13 @@ impl Argon2 {
             memory_kib: *MEMORY_KIB.end(),
             passes: 4,
             lanes: 1,
-            salt: hex(&salt),
+            salt: text::hex(&salt),
         }
     }
 
     /// The key that the passphrase gives.
     fn key(&self, passphrase: &[u8]) -> Result<Secret32> {
-        let salt: Option<[u8; 16]> = unhex(&self.salt);
+        let salt: Option<[u8; 16]> = text::unhex_array(&self.salt);
         let is_sane = MEMORY_KIB.contains(&self.memory_kib)
             && PASSES.contains(&self.passes)
             && LANES.contains(&self.lanes);
@@ -142,8 +143,8 @@ impl Contents {
         let info = info(self.mac.id(), EPOCH, name);
         let (encapsulated, wrapped) = wrap::wrap(public, &info, &self.plain(), random)?;
         let recipient = Recipient {
-            public_key: Some(hex(&public.0)),
-            encapsulated: Some(hex(&encapsulated)),
+            public_key: Some(text::hex(&public.0)),
+            encapsulated: Some(text::hex(&encapsulated)),
             argon2id: None,
             ..self.unsigned(name, &wrapped)
         };
@@ -178,7 +179,7 @@ impl Contents {
             public_key: None,
             encapsulated: None,
             argon2id: None,
-            wrapped: hex(wrapped),
+            wrapped: text::hex(wrapped),
             mac: String::new(),
         }
     }
@@ -223,13 +224,14 @@ impl Recipient {
     }
 
     fn signed(mut self, mac: &MacKey) -> Recipient {
-        self.mac = hex(&mac.sign(&[&self.fields()]));
+        self.mac = text::hex(&mac.sign(&[&self.fields()]));
         self
     }
 
     /// Whether a holder of the MAC key made it.
     pub fn is_genuine(&self, mac: &MacKey) -> bool {
-        unhex::<32>(&self.mac).is_some_and(|tag| mac.is_genuine(&[&self.fields()], &tag))
+        text::unhex_array::<32>(&self.mac)
+            .is_some_and(|tag| mac.is_genuine(&[&self.fields()], &tag))
     }
 
     /// Opens it.
@@ -250,12 +252,12 @@ impl Recipient {
         let info = info(key_set, self.epoch, &self.recipient);
         let wrapped = self.wrapped.as_bytes();
         let wrapped: [u8; 80] = (wrapped.len() == 160)
-            .then(|| unhex(&self.wrapped))
+            .then(|| text::unhex_array(&self.wrapped))
             .flatten()
             .ok_or_else(|| damaged("what is wrapped has another length"))?;
         let plain = match access {
             Access::Key(private) => {
-                let encapsulated = self.encapsulated.as_deref().and_then(unhex);
+                let encapsulated = self.encapsulated.as_deref().and_then(text::unhex_array);
                 let encapsulated = encapsulated.ok_or_else(|| {
                     err!(Key, "it is opened with a passphrase, not with a key file")
                 })?;

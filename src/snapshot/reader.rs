@@ -17,10 +17,11 @@ use super::piece::{self, Source};
 use super::spare::Spares;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::repo::backup::{BackupRoot, LayerRef, PackRef, unhex};
 use crate::repo::id::PartName;
+use crate::repo::root::{BackupRoot, LayerRef, PackRef};
 use crate::repo::scope::Scope;
 use crate::store::{Key, Store};
+use crate::text::unhex;
 
 /// Decoded blocks kept for lookups; each is some tens of KiB.
 const CACHED_BLOCKS: usize = 96;
@@ -41,7 +42,7 @@ struct Shard<'a> {
     first_key: Vec<u8>,
     layer: Layer,
     reference: &'a LayerRef,
-    /// Indexes in `root.packs`, by the layer's own.
+    /// Indexes in `root.map.packs`, by the layer's own.
     packs: Vec<usize>,
 }
 
@@ -104,22 +105,22 @@ impl<'a> Snapshot<'a> {
             scope: scope.clone(),
             root,
             naming: Naming {
-                major: root.major,
-                catalog_version: root.catalog_version,
+                major: root.content.major,
+                catalog_version: root.content.catalog_version,
             },
-            shards: Vec::with_capacity(root.shards.len()),
+            shards: Vec::with_capacity(root.map.shards.len()),
             pack_hashes: HashMap::new(),
             cache: Mutex::default(),
             spares,
         };
         let positions: HashMap<&PartName, usize> =
-            root.packs.iter().map(|p| &p.key).zip(0..).collect();
-        for shard in &root.shards {
+            root.map.packs.iter().map(|p| &p.key).zip(0..).collect();
+        for shard in &root.map.shards {
             let [reference] = shard.layers.as_slice() else {
                 return Err(err!(
                     Unsupported,
                     "backup \"{}\" has {} layers to a shard",
-                    root.id,
+                    root.head.id,
                     shard.layers.len()
                 )
                 .hint("Use a newer version of pitr, which can read incremental backups."));
@@ -138,7 +139,10 @@ impl<'a> Snapshot<'a> {
         let files: u64 = snapshot.shards.iter().map(|s| s.layer.file_count()).sum();
         let sizes = snapshot.shards.iter().map(|s| s.layer.raw_bytes());
         let bytes = sizes.fold(0_u64, u64::saturating_add);
-        if snapshot.shards.is_empty() || files != root.file_count || bytes != root.size_bytes {
+        if snapshot.shards.is_empty()
+            || files != root.head.file_count
+            || bytes != root.head.size_bytes
+        {
             return Err(snapshot.disagree());
         }
         Ok(snapshot)
@@ -148,7 +152,7 @@ impl<'a> Snapshot<'a> {
         err!(
             Damaged,
             "the root of backup \"{}\" and its layers disagree",
-            self.root.id
+            self.root.head.id
         )
     }
 
@@ -221,7 +225,7 @@ impl<'a> Snapshot<'a> {
 
     /// The root's packs, by whose index packs are opened.
     pub fn packs(&self) -> &'a [PackRef] {
-        &self.root.packs
+        &self.root.map.packs
     }
 
     /// BLAKE3 of a pack's directory and trailer, as the layers have it.
@@ -249,6 +253,7 @@ impl<'a> Snapshot<'a> {
     pub fn pack(&self, index: usize) -> Result<PackOfSnapshot<'_, 'a>> {
         let pack = self
             .root
+            .map
             .packs
             .get(index)
             .ok_or_else(|| err!(Internal, "the backup has no pack {index}"))?;
@@ -497,7 +502,7 @@ impl PackOfSnapshot<'_, '_> {
 
     fn whole_frame(&self, number: u32) -> Result<Frame> {
         let snapshot = self.snapshot;
-        let Some(pack) = snapshot.root.packs.get(self.index) else {
+        let Some(pack) = snapshot.root.map.packs.get(self.index) else {
             return self.reader.frame(number);
         };
         let named = |e: Error| {
@@ -747,7 +752,9 @@ impl Cache {
 mod tests {
     use super::*;
     use crate::pg::time::TimestampTz;
-    use crate::repo::backup::{BackupKind, Method};
+    use crate::repo::root::BackupKind;
+    use crate::repo::root::cluster::Method;
+    use crate::repo::root::{ClusterContent, Head, Map};
     use crate::snapshot::filekey::tests::{NAMING, any_path};
     use crate::snapshot::frame::FrameCodec;
     use crate::snapshot::writer::{Options, SnapshotWriter, Written};
@@ -766,46 +773,52 @@ mod tests {
 
     fn root(written: Written) -> BackupRoot {
         BackupRoot {
-            id: ID.parse().unwrap(),
-            nonce: String::new(),
-            backup_kind: BackupKind::Full,
-            method: Method::Stream,
-            prior: None,
-            label: String::new(),
-            cluster: "main".into(),
-            system_identifier: 77,
-            major: NAMING.major,
-            server_version_num: 150_020,
-            catalog_version: NAMING.catalog_version,
-            start_lsn: Default::default(),
-            stop_lsn: Default::default(),
-            consistent_lsn: Default::default(),
-            checkpoint_lsn: Default::default(),
-            start_timeline: 1,
-            timeline: 1,
-            history: None,
-            history_hex: None,
-            start_time: TimestampTz(0),
-            stop_time: TimestampTz(0),
-            from_standby: false,
-            data_checksums: true,
-            wal_segment_size_bytes: 16 << 20,
-            block_size_bytes: 8192,
-            relseg_blocks: 131_072,
-            timezone: None,
-            tablespaces: Vec::new(),
-            file_count: written.file_count,
-            size_bytes: written.size_bytes,
-            stored_bytes: written.stored_bytes,
-            server_manifest: None,
-            wal_proof: None,
-            damage: Vec::new(),
-            damage_count: 0,
-            damage_reported_by_server: false,
-            program: String::new(),
-            features: Vec::new(),
-            shards: written.shards,
-            packs: written.packs,
+            head: Head {
+                id: ID.parse().unwrap(),
+                nonce: String::new(),
+                backup_kind: BackupKind::Full,
+                prior: None,
+                label: String::new(),
+                start_time: TimestampTz(0),
+                stop_time: TimestampTz(0),
+                file_count: written.file_count,
+                size_bytes: written.size_bytes,
+                stored_bytes: written.stored_bytes,
+                program: String::new(),
+                features: Vec::new(),
+            },
+            content: ClusterContent {
+                method: Method::Stream,
+                cluster: "main".into(),
+                system_identifier: 77,
+                major: NAMING.major,
+                server_version_num: 150_020,
+                catalog_version: NAMING.catalog_version,
+                start_lsn: Default::default(),
+                stop_lsn: Default::default(),
+                consistent_lsn: Default::default(),
+                checkpoint_lsn: Default::default(),
+                start_timeline: 1,
+                timeline: 1,
+                history: None,
+                history_hex: None,
+                from_standby: false,
+                data_checksums: true,
+                wal_segment_size_bytes: 16 << 20,
+                block_size_bytes: 8192,
+                relseg_blocks: 131_072,
+                timezone: None,
+                tablespaces: Vec::new(),
+                server_manifest: None,
+                wal_proof: None,
+                damage: Vec::new(),
+                damage_count: 0,
+                damage_reported_by_server: false,
+            },
+            map: Map {
+                shards: written.shards,
+                packs: written.packs,
+            },
         }
     }
 
@@ -849,7 +862,7 @@ mod tests {
                 mapped += item.mapped_bytes;
             }
         }
-        for index in 0..root.packs.len() {
+        for index in 0..root.map.packs.len() {
             let pack = snapshot.pack(index)?;
             for number in 0..pack.frame_count() {
                 let frame = pack.frame(number)?;
@@ -884,16 +897,25 @@ mod tests {
             size_bytes: 0,
             stored_bytes: 0,
         });
-        root.timeline = 2;
-        root.set_history(b"1\t0/3000000\tat restore point \"caf\xe9\"\n");
+        root.content.timeline = 2;
+        root.content
+            .set_history(b"1\t0/3000000\tat restore point \"caf\xe9\"\n");
         root.commit(&store, &scope()).unwrap();
-        let back = BackupRoot::read(&store, &scope(), &root.id).unwrap();
+        let back = BackupRoot::read(&store, &scope(), &root.head.id).unwrap();
         let back = back.unwrap();
-        assert_eq!(back.history, None);
-        assert!(back.history_hex.unwrap().ends_with("22636166e9220a"));
-        root.set_history(b"1\t0/3000000\tno reason\n");
-        assert_eq!(root.history.as_deref(), Some("1\t0/3000000\tno reason\n"));
-        assert_eq!(root.history_hex, None);
+        assert_eq!(back.content.history, None);
+        assert!(
+            back.content
+                .history_hex
+                .unwrap()
+                .ends_with("22636166e9220a")
+        );
+        root.content.set_history(b"1\t0/3000000\tno reason\n");
+        assert_eq!(
+            root.content.history.as_deref(),
+            Some("1\t0/3000000\tno reason\n")
+        );
+        assert_eq!(root.content.history_hex, None);
     }
 
     /// Pages of text, zeros and noise.
@@ -940,7 +962,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = sample();
         let root = write(dir.path(), &files, &options(dir.path()), 5000);
-        assert_eq!(root.file_count, 9);
+        assert_eq!(root.head.file_count, 9);
         assert_eq!(read(dir.path(), &root).unwrap(), files);
         let store = FileStore::open(dir.path(), 1).unwrap();
         let snapshot = Snapshot::open(&store, &scope(), &root).unwrap();
@@ -981,7 +1003,10 @@ mod tests {
         options.shard_files = 500;
         options.codec = FrameCodec::Zstd(1);
         let root = write(dir.path(), &files, &options, 1 << 20);
-        assert!(root.packs.len() > 3 && root.shards.len() == 7, "{root:?}");
+        assert!(
+            root.map.packs.len() > 3 && root.map.shards.len() == 7,
+            "{root:?}"
+        );
         assert_eq!(read(dir.path(), &root).unwrap(), files);
     }
 
@@ -999,7 +1024,7 @@ mod tests {
             files.insert(path, b"small".to_vec());
         }
         let root = write(dir.path(), &files, &options(dir.path()), 1 << 16);
-        assert!(root.packs[0].live_frames > 11, "{root:?}");
+        assert!(root.map.packs[0].live_frames > 11, "{root:?}");
         assert_eq!(read(dir.path(), &root).unwrap(), files);
         let store = FileStore::open(dir.path(), 1).unwrap();
         let snapshot = Snapshot::open(&store, &scope(), &root).unwrap();
@@ -1026,7 +1051,7 @@ mod tests {
     fn a_snapshot_of_nothing_is_one() {
         let dir = tempfile::tempdir().unwrap();
         let root = write(dir.path(), &Files::new(), &options(dir.path()), 1);
-        assert!(root.packs.is_empty());
+        assert!(root.map.packs.is_empty());
         assert!(read(dir.path(), &root).unwrap().is_empty());
     }
 
@@ -1140,13 +1165,13 @@ mod tests {
     fn several_layers_to_a_shard_are_not_supported_yet() {
         let dir = tempfile::tempdir().unwrap();
         let mut root = write(dir.path(), &sample(), &options(dir.path()), 5000);
-        let layer = root.shards[0].layers[0].clone();
-        root.shards[0].layers.push(layer);
+        let layer = root.map.shards[0].layers[0].clone();
+        root.map.shards[0].layers.push(layer);
         let refused = read(dir.path(), &root).unwrap_err();
         assert_eq!(refused.code(), crate::error::Code::Unsupported);
-        root.shards[0].layers.clear();
+        root.map.shards[0].layers.clear();
         assert!(read(dir.path(), &root).is_err());
-        root.shards.clear();
+        root.map.shards.clear();
         assert!(read(dir.path(), &root).is_err());
     }
 

@@ -16,11 +16,12 @@ use super::pipeline::{FinishedPack, PackTarget, Pipeline, Slot, publish, written
 use super::sort::{MEMORY_BYTES, Sorter};
 use crate::err;
 use crate::error::Result;
-use crate::repo::backup::{LayerRef, PackRef, Shard, hex};
 use crate::repo::id::{BackupId, PartName};
+use crate::repo::root::{LayerRef, PackRef, Shard};
 use crate::repo::scope::Scope;
 use crate::repo::varint::{self, Reader};
 use crate::store::{NewObject, Store};
+use crate::text::hex;
 
 /// A frame is closed before it grows beyond this.
 const FRAME_BYTES: usize = 1 << 20;

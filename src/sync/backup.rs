@@ -7,12 +7,13 @@ use super::wal::Wal;
 use super::{Transfer, is_of_the_object};
 use crate::err;
 use crate::error::{Code, Error, Result};
-use crate::repo::backup::{BackupRoot, LayerRef, PackRef};
 use crate::repo::claim::Claim;
 use crate::repo::container::Kind;
 use crate::repo::event;
 use crate::repo::id::{BackupId, PartName};
 use crate::repo::json;
+use crate::repo::root::outline::Outline;
+use crate::repo::root::{BackupRoot, LayerRef, PackRef};
 use crate::repo::scope;
 use crate::snapshot::layer::Layer;
 use crate::snapshot::pack::PackReader;
@@ -52,16 +53,20 @@ impl Transfer<'_> {
     /// `false` when it is not to be had any more.
     fn copy_claimed(&self, id: &BackupId, wal: &Wal<'_>) -> Result<bool> {
         let key = self.layout.manifest(id);
-        let Some(root) = BackupRoot::read(self.from.store(), &self.layout, id)? else {
+        let store = self.from.store();
+        let Some(root) = Outline::read(store, &self.layout, id)? else {
             return Ok(false);
         };
         // What is encrypted is copied as it is stored.
-        let bytes = match self.is_sealed() {
-            true => Some(Vec::new()),
-            false => get(self.from.store(), &key, json::ROOT_LIMIT_BYTES)?,
-        };
-        let Some(bytes) = bytes else {
-            return Ok(false);
+        let whole = match self.is_sealed() {
+            true => None,
+            false => {
+                let read = BackupRoot::read(store, &self.layout, id)?;
+                let Some(whole) = read.zip(get(store, &key, json::ROOT_LIMIT_BYTES)?) else {
+                    return Ok(false);
+                };
+                Some(whole)
+            }
         };
         root.check_positions()?;
         if wal.is_torn(root.timeline) || wal.is_torn(root.start_timeline) {
@@ -83,7 +88,7 @@ impl Transfer<'_> {
         )?;
         // What it deletes meanwhile is found missing below, and copied by the next run.
         self.wait_for_deletion(&mut || there.keep())?;
-        let copied = self.copy_content(&root, &bytes, wal, &mut there, here.as_mut());
+        let copied = self.copy_content(&root, whole.as_ref(), wal, &mut there, here.as_mut());
         if let Some(here) = here {
             here.release(self.host.progress.as_ref());
         }
@@ -108,8 +113,8 @@ impl Transfer<'_> {
 
     fn copy_content(
         &self,
-        root: &BackupRoot,
-        bytes: &[u8],
+        root: &Outline,
+        whole: Option<&(BackupRoot, Vec<u8>)>,
         wal: &Wal<'_>,
         there: &mut Claim<'_>,
         mut here: Option<&mut Claim<'_>>,
@@ -127,15 +132,16 @@ impl Transfer<'_> {
             here.as_mut().map_or(Ok(()), |claim| claim.keep())
         };
         let name = format!("copy backup {}", root.id);
-        let packs: u64 = root.packs.iter().map(|p| p.size_bytes).sum();
-        self.host.progress.phase(&name, Some(packs));
+        let packs = whole.map(|(whole, _)| whole.map.packs.iter().map(|p| p.size_bytes).sum());
+        self.host.progress.phase(&name, packs);
         wal.copy_path(root, &mut tick)?;
-        if self.is_sealed() {
-            self.copy_sealed_parts(root, &mut tick)?;
-        } else {
-            let snapshot = Snapshot::open(self.from.store(), &self.layout, root)?;
-            self.copy_parts(root, &snapshot, &mut tick)?;
-            self.copy_server_manifest(root)?;
+        match whole {
+            None => self.copy_sealed_parts(root, &mut tick)?,
+            Some((whole, _)) => {
+                let snapshot = Snapshot::open(self.from.store(), &self.layout, whole)?;
+                self.copy_parts(whole, &snapshot, &mut tick)?;
+                self.copy_server_manifest(whole)?;
+            }
         }
         wal.prove(root)?;
         for store in [self.from.store(), self.to.store()] {
@@ -148,7 +154,7 @@ impl Transfer<'_> {
             }
         }
         there.check()?;
-        if !self.commit(root, bytes)? {
+        if !self.commit(root, whole.map(|(_, bytes)| bytes.as_slice()))? {
             return Ok(false);
         }
         if let Err(e) = self.copy_completed(root, &events) {
@@ -161,7 +167,7 @@ impl Transfer<'_> {
     }
 
     /// Records there that the root exists: by the event of here, which needs no key, else by an own one, where it can be proven.
-    fn copy_completed(&self, root: &BackupRoot, events: &[event::Recorded]) -> Result<()> {
+    fn copy_completed(&self, root: &Outline, events: &[event::Recorded]) -> Result<()> {
         let id = root.id.to_string();
         let known = events
             .iter()
@@ -179,7 +185,7 @@ impl Transfer<'_> {
     }
 
     /// Requires that the WAL in a repository is that of the backup's own server, by the segments in which it starts and stops.
-    fn check_life(&self, root: &BackupRoot, store: &dyn Store) -> Result<()> {
+    fn check_life(&self, root: &Outline, store: &dyn Store) -> Result<()> {
         let proof = root.wal_proof.as_ref();
         match proof
             .map(|proof| proof.disagreement(store, &self.layout))
@@ -208,13 +214,11 @@ impl Transfer<'_> {
 
     fn copy_sealed_parts(
         &self,
-        root: &BackupRoot,
+        root: &Outline,
         tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        let packs = root.packs.iter().map(|p| self.layout.pack(&p.key));
-        let layers = root.shards.iter().flat_map(|s| &s.layers);
-        let layers: BTreeSet<&PartName> = layers.map(|l| &l.key).collect();
-        let layers = layers.into_iter().map(|name| self.layout.layer(name));
+        let packs = root.packs().map(|name| self.layout.pack(&name));
+        let layers = root.layers().map(|name| self.layout.layer(&name));
         let keys: Vec<Key> = packs.chain(layers).collect();
         let one = |key: &Key| -> Result<()> {
             match self.copy_as_stored(key)? {
@@ -225,10 +229,20 @@ impl Transfer<'_> {
         self.side_by_side(&keys, &one, tick)?;
         let key = self.layout.server_manifest(&root.id);
         match self.copy_as_stored(&key)? {
-            // Not every server gives one, and without a key nothing tells.
-            Copied::Gone if root.server_manifest.is_none() => Ok(()),
-            Copied::Gone => Err(err!(Damaged, "the server's manifest is missing")),
+            // Not every server gives one, and only the root tells.
+            Copied::Gone => self.require_no_server_manifest(&root.id),
             copied => self.settle(key.as_str(), Ok(copied)).map(|_| ()),
+        }
+    }
+
+    /// Requires that the server gave no manifest, as far as the keys at hand tell.
+    fn require_no_server_manifest(&self, id: &BackupId) -> Result<()> {
+        match BackupRoot::read(self.from.store(), &self.layout, id) {
+            Ok(Some(root)) if root.content.server_manifest.is_some() => {
+                Err(err!(Damaged, "the server's manifest is missing"))
+            }
+            Err(e) if e.code() != Code::Key => Err(e),
+            _ => Ok(()),
         }
     }
 
@@ -239,11 +253,11 @@ impl Transfer<'_> {
         tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         let mut layers: BTreeMap<&PartName, Vec<&LayerRef>> = BTreeMap::new();
-        for layer in root.shards.iter().flat_map(|s| &s.layers) {
+        for layer in root.map.shards.iter().flat_map(|s| &s.layers) {
             layers.entry(&layer.key).or_default().push(layer);
         }
         let have = self.parts_there(root)?;
-        let packs = root.packs.iter().map(Part::Pack);
+        let packs = root.map.packs.iter().map(Part::Pack);
         let layers = layers.into_iter().map(|(name, mut layers)| {
             layers.sort_by_key(|l| l.offset);
             Part::Layers(name, layers)
@@ -273,9 +287,10 @@ impl Transfer<'_> {
     /// Which parts an earlier run has left there.
     fn parts_there(&self, root: &BackupRoot) -> Result<BTreeSet<String>> {
         use crate::repo::id::PartKind;
-        let mut ids: BTreeSet<&BackupId> = root.packs.iter().map(|p| &p.key.id).collect();
+        let mut ids: BTreeSet<&BackupId> = root.map.packs.iter().map(|p| &p.key.id).collect();
         ids.extend(
-            root.shards
+            root.map
+                .shards
                 .iter()
                 .flat_map(|s| &s.layers)
                 .map(|l| &l.key.id),
@@ -360,7 +375,7 @@ impl Transfer<'_> {
             return self.compare(&key, &is_same);
         }
         // Only its own root names all that is in an object.
-        let may_pass = name.id != root.id;
+        let may_pass = name.id != root.head.id;
         let check = |tee: &Tee| -> Result<()> {
             for layer in layers {
                 tee.pass(layer.offset, may_pass)?;
@@ -376,10 +391,10 @@ impl Transfer<'_> {
     }
 
     fn copy_server_manifest(&self, root: &BackupRoot) -> Result<()> {
-        let Some(wanted) = root.server_manifest.as_deref() else {
+        let Some(wanted) = root.content.server_manifest.as_deref() else {
             return Ok(());
         };
-        let key = self.layout.server_manifest(&root.id);
+        let key = self.layout.server_manifest(&root.head.id);
         let copied = self.copy_container(&key, &|container| {
             let identity = container.identity();
             let is_own = container.kind() == Kind::ServerManifest
@@ -399,14 +414,14 @@ impl Transfer<'_> {
     }
 
     /// From here on the backup exists there.
-    fn commit(&self, root: &BackupRoot, bytes: &[u8]) -> Result<bool> {
+    fn commit(&self, root: &Outline, bytes: Option<&[u8]>) -> Result<bool> {
         let key = self.layout.manifest(&root.id);
-        if self.is_sealed() {
+        let Some(bytes) = bytes else {
             return match self.copy_as_stored(&key)? {
                 Copied::Gone => Ok(false),
                 copied => self.settle(key.as_str(), Ok(copied)),
             };
-        }
+        };
         let published = put(self.to.store(), &key, bytes)
             .map_err(|e| Error::context(e, format!("write object \"{key}\"")))?;
         let copied = match published {

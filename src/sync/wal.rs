@@ -12,12 +12,11 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::timeline::{History, TimelineId};
 use crate::plan::lacking::Lacking;
-use crate::repo::backup::BackupRoot;
-use crate::repo::container::Container;
 use crate::repo::facts::Runs;
 use crate::repo::increment;
 use crate::repo::layout;
 use crate::repo::presence::{self, Presence};
+use crate::repo::root::outline::Outline;
 use crate::repo::run;
 use crate::store::Key;
 
@@ -111,7 +110,7 @@ impl<'a> Wal<'a> {
     /// What the stores say, and `tick`.
     pub(super) fn copy_path(
         &self,
-        root: &BackupRoot,
+        root: &Outline,
         tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         let mut names = Vec::new();
@@ -123,7 +122,8 @@ impl<'a> Wal<'a> {
         self.copy_segments(&names, tick)?;
         // Of the last segment a part may be all there is.
         let last = SegmentNumber::ending_at(root.stop_lsn, self.transfer.size);
-        let last = TimelineId::new(root.timeline).and_then(|t| last.name(t, self.transfer.size));
+        let (_, timeline) = root.timelines()?;
+        let last = last.name(timeline, self.transfer.size);
         for key in &self.lacking.increments {
             let parent = key.parent().and_then(|p| p.rsplit('/').next());
             if last.is_some_and(|last| parent == Some(last.to_string().as_str())) {
@@ -134,21 +134,11 @@ impl<'a> Wal<'a> {
     }
 
     /// The segments of a backup's WAL, each with the timelines whose copy serves, the best first.
-    fn path(&self, root: &BackupRoot) -> Result<Vec<(SegmentNumber, Vec<TimelineId>)>> {
+    fn path(&self, root: &Outline) -> Result<Vec<(SegmentNumber, Vec<TimelineId>)>> {
         let size = self.transfer.size;
-        let damaged = || {
-            err!(
-                Damaged,
-                "backup \"{}\" has a timeline that is none",
-                root.id
-            )
-        };
-        let timeline = TimelineId::new(root.timeline).ok_or_else(damaged)?;
-        let history = match (&root.history, &root.history_hex) {
-            (Some(text), _) => History::parse(timeline, text.as_bytes())?,
-            (None, None) => History::root(timeline),
-            (None, Some(_)) => self.stored_history(timeline)?,
-        };
+        let (_, timeline) = root.timelines()?;
+        let history = root.history()?;
+        let history = history.unwrap_or_else(|| History::root(timeline));
         let path = history.path();
         let first = SegmentNumber::of(root.start_lsn, size);
         let last = SegmentNumber::ending_at(root.stop_lsn, size);
@@ -165,20 +155,11 @@ impl<'a> Wal<'a> {
             .collect())
     }
 
-    fn stored_history(&self, timeline: TimelineId) -> Result<History> {
-        let key = self.transfer.layout.history(timeline);
-        let object = self.transfer.to.store().open(&key)?;
-        let object = object
-            .ok_or_else(|| err!(Damaged, "history file \"{timeline}.history\" is missing"))?;
-        let content = Container::open(object)?.read_small(1 << 20)?;
-        History::parse(timeline, &content)
-    }
-
     /// Requires that the other side has the WAL of a backup, durably.
     ///
     /// # Errors
     /// `Damaged`, naming the first segment that does not count.
-    pub(super) fn prove(&self, root: &BackupRoot) -> Result<()> {
+    pub(super) fn prove(&self, root: &Outline) -> Result<()> {
         for (number, holders) in self.path(root)? {
             let mut why = None;
             let mut is_there = false;

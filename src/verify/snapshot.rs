@@ -11,12 +11,12 @@ use crate::error::{Code, Result};
 use crate::pg::datapage::{self, DEFAULT_PAGE_SIZE, PageHeader, PageState};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
-use crate::repo::backup::BackupRoot;
 use crate::repo::container::Container;
 use crate::repo::id::{BackupId, PartName};
 use crate::repo::increment::OpenSegment;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Lives;
+use crate::repo::root::BackupRoot;
 use crate::repo::stored_wal;
 use crate::repo::wal_proof::{WalProof, foreign};
 use crate::snapshot::filekey::FileKey;
@@ -45,11 +45,14 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId) -> Result<()> {
     };
     work.count(0);
     let phase = format!("verify backup {id}");
-    work.what.host.progress.phase(&phase, Some(root.size_bytes));
-    if root.is_damaged() {
+    work.what
+        .host
+        .progress
+        .phase(&phase, Some(root.head.size_bytes));
+    if root.content.is_damaged() {
         let detail = format!(
             "{} pages failed their checksum when the backup was taken{}",
-            root.damage_count,
+            root.content.damage_count,
             first_pages(&root)
         );
         work.find(FindingKind::Pages, key.as_str(), detail, about());
@@ -76,7 +79,7 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId) -> Result<()> {
 
 /// Compares the WAL that a backup needs with what was proven of it when it was taken.
 fn check_wal_proof(work: &Work<'_>, root: &BackupRoot) -> Result<()> {
-    let Some(proof) = &root.wal_proof else {
+    let Some(proof) = &root.content.wal_proof else {
         work.unproven.fetch_add(1, Ordering::Relaxed);
         return Ok(());
     };
@@ -86,13 +89,13 @@ fn check_wal_proof(work: &Work<'_>, root: &BackupRoot) -> Result<()> {
     if is_of_a_life_that_was_left(work, root, proof)? {
         work.warn(format!(
             "backup \"{}\" belongs to a life of its timeline that is not followed any more (pitr wal conflicts): with --as-stored it is restored",
-            root.id
+            root.head.id
         ));
-        work.found().elsewhere.push(root.id.clone());
+        work.found().elsewhere.push(root.head.id.clone());
         return Ok(());
     }
     let key = work.layout.segment(name);
-    let about = About::Backup(root.id.clone());
+    let about = About::Backup(root.head.id.clone());
     work.find(FindingKind::Damaged, key.as_str(), foreign(name), about);
     Ok(())
 }
@@ -136,7 +139,7 @@ fn foreign_tail(
     let segment = OpenSegment {
         name,
         size: work.size,
-        major: root.major,
+        major: root.content.major,
     };
     let repository = work.what.repository;
     // What is damaged or cannot be read is found where the WAL is checked.
@@ -148,7 +151,7 @@ fn foreign_tail(
 fn check_layers(work: &Work<'_>, root: &BackupRoot) -> Result<bool> {
     let mut is_sound = true;
     let mut known: BTreeMap<&PartName, u64> = BTreeMap::new();
-    for reference in root.shards.iter().flat_map(|s| &s.layers) {
+    for reference in root.map.shards.iter().flat_map(|s| &s.layers) {
         work.check_stop()?;
         let key = work.layout.layer(&reference.key);
         let read = || -> Result<()> {
@@ -167,7 +170,7 @@ fn check_layers(work: &Work<'_>, root: &BackupRoot) -> Result<bool> {
             )?;
             (0..layer.block_count()).try_for_each(|n| layer.block(n).map(|_| ()))
         };
-        let about = About::Backup(root.id.clone());
+        let about = About::Backup(root.head.id.clone());
         is_sound &= work.settle(read(), key.as_str(), about)?.is_some();
         work.count(reference.length);
         *known.entry(&reference.key).or_default() += reference.length;
@@ -176,9 +179,9 @@ fn check_layers(work: &Work<'_>, root: &BackupRoot) -> Result<bool> {
         // Only its own root names all that is in an object.
         let key = work.layout.layer(part);
         let stored = work.store.open(&key)?.map_or(0, |o| o.size_bytes());
-        if is_sound && part.id == root.id && stored != length {
+        if is_sound && part.id == root.head.id && stored != length {
             let detail = format!("it has {stored} bytes, its layers have {length}");
-            let about = About::Backup(root.id.clone());
+            let about = About::Backup(root.head.id.clone());
             work.find(FindingKind::Damaged, key.as_str(), detail, about);
         }
     }
@@ -187,6 +190,7 @@ fn check_layers(work: &Work<'_>, root: &BackupRoot) -> Result<bool> {
 
 fn first_pages(root: &BackupRoot) -> String {
     let pages: Vec<String> = root
+        .content
         .damage
         .iter()
         .take(3)
@@ -199,8 +203,8 @@ fn first_pages(root: &BackupRoot) -> String {
 }
 
 fn server_manifest(work: &Work<'_>, root: &BackupRoot) -> Result<Option<Container>> {
-    let found = files::open_server_manifest(work, &root.id)?;
-    match (found, root.server_manifest.as_deref()) {
+    let found = files::open_server_manifest(work, &root.head.id)?;
+    match (found, root.content.server_manifest.as_deref()) {
         (None, None) => Ok(None),
         (None, Some(_)) => Err(err!(Damaged, "the server's manifest is missing")),
         (Some(container), wanted) => {
@@ -273,15 +277,15 @@ fn read_packs(
         });
         result.and(compared)
     })?;
-    let key = work.layout.server_manifest(&root.id);
-    let about = || About::Backup(root.id.clone());
+    let key = work.layout.server_manifest(&root.head.id);
+    let about = || About::Backup(root.head.id.clone());
     let is_compared = work.settle(compared, key.as_str(), about())?.is_some();
     if shared.is_incomplete.load(Ordering::Relaxed) > 0 {
         // What is missing has been said already.
         return Ok(());
     }
     let visible = shared.visible.load(Ordering::Relaxed);
-    let manifest_key = work.layout.manifest(&root.id);
+    let manifest_key = work.layout.manifest(&root.head.id);
     if visible != mapped {
         let detail = format!("the map expects {mapped} bytes, the packs hold {visible} of them");
         work.find(FindingKind::Damaged, manifest_key.as_str(), detail, about());
@@ -299,7 +303,7 @@ fn read_packs(
         if !compared.sums_compared {
             work.warn(format!(
                 "backup \"{}\": files stand in another order than in the server's manifest, whose checksums were not compared",
-                root.id
+                root.head.id
             ));
         }
     }
@@ -310,11 +314,11 @@ impl Shared<'_> {
     fn packs(&self) -> Result<()> {
         while let Some(pack) = {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
-            self.root.packs.get(index).map(|p| (index, p))
+            self.root.map.packs.get(index).map(|p| (index, p))
         } {
             let (index, part) = pack;
             let key = self.work.layout.pack(&part.key);
-            let about = || About::Backup(self.root.id.clone());
+            let about = || About::Backup(self.root.head.id.clone());
             let opened = self.snapshot.pack(index);
             match self.work.settle(opened, key.as_str(), about())? {
                 Some(pack) => self.frames(&pack, key.as_str())?,
@@ -328,7 +332,7 @@ impl Shared<'_> {
 
     fn frames(&self, pack: &PackOfSnapshot<'_, '_>, key: &str) -> Result<()> {
         self.work.count(pack.reader().stored_bytes());
-        let about = || About::Backup(self.root.id.clone());
+        let about = || About::Backup(self.root.head.id.clone());
         let hashes = pack.reader().page_hashes();
         let hashes = self.work.settle(hashes, key, about())?;
         let mut at = 0;
@@ -383,7 +387,7 @@ impl Shared<'_> {
             if let Some(join) = self.join {
                 join.add(file, visible.position, bytes);
             }
-            if self.root.data_checksums {
+            if self.root.content.data_checksums {
                 self.pages(file, visible.position, bytes);
             }
         }
@@ -394,16 +398,16 @@ impl Shared<'_> {
         let Some(relation) = file.relation() else {
             return;
         };
-        let first = u64::from(relation.segment) * u64::from(self.root.relseg_blocks)
+        let first = u64::from(relation.segment) * u64::from(self.root.content.relseg_blocks)
             + position / DEFAULT_PAGE_SIZE as u64;
         let (pages, _) = bytes.as_chunks::<DEFAULT_PAGE_SIZE>();
         for (block, page) in (first..).zip(pages) {
             let number = u32::try_from(block).unwrap_or(u32::MAX);
-            let state = datapage::check(page, number, Some(self.root.start_lsn));
+            let state = datapage::check(page, number, Some(self.root.content.start_lsn));
             if !matches!(state, PageState::Bad { .. }) || self.is_known(file, block) {
                 continue;
             }
-            let about = About::Backup(self.root.id.clone());
+            let about = About::Backup(self.root.head.id.clone());
             if self.pages.fetch_add(1, Ordering::Relaxed) >= LISTED_MAX {
                 self.work.find_more(about, 1);
                 continue;
@@ -414,7 +418,7 @@ impl Shared<'_> {
                 "file \"{}\", block {block}, page LSN {lsn}: the page fails its checksum",
                 String::from_utf8_lossy(&path)
             );
-            let key = self.work.layout.manifest(&self.root.id);
+            let key = self.work.layout.manifest(&self.root.head.id);
             self.work
                 .find(FindingKind::Pages, key.as_str(), detail, about);
         }
@@ -422,14 +426,15 @@ impl Shared<'_> {
 
     /// Whether the root lists the page, or cannot list them all.
     fn is_known(&self, file: &FileKey, block: u64) -> bool {
-        if !self.root.is_damaged() {
+        if !self.root.content.is_damaged() {
             return false;
         }
         let path = file.path(self.snapshot.naming());
         let path = String::from_utf8_lossy(&path);
-        self.root.damage_count > self.root.damage.len() as u64
+        self.root.content.damage_count > self.root.content.damage.len() as u64
             || self
                 .root
+                .content
                 .damage
                 .iter()
                 .any(|p| p.block == block && p.path == path)

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use pitr::repo::backup::BackupRoot;
 use pitr::repo::container::Container;
 use pitr::repo::layout::ClusterLayout;
+use pitr::repo::root::BackupRoot;
 use pitr::snapshot::layer::Metadata;
 use pitr::snapshot::reader::Snapshot;
 use pitr::store::Store;
@@ -56,7 +56,7 @@ pub fn extract(site: &Site, root: &BackupRoot, to: &Path) {
         let path = std::str::from_utf8(path).unwrap();
         to.join(path)
     };
-    for tablespace in &root.tablespaces {
+    for tablespace in &root.content.tablespaces {
         let target = to.join("tablespaces").join(tablespace.oid.to_string());
         std::fs::create_dir_all(&target).unwrap();
         std::fs::create_dir_all(to.join("pg_tblspc")).unwrap();
@@ -80,8 +80,8 @@ pub fn extract(site: &Site, root: &BackupRoot, to: &Path) {
             }
         }
     }
-    assert_eq!(files, root.file_count);
-    for index in 0..root.packs.len() {
+    assert_eq!(files, root.head.file_count);
+    for index in 0..root.map.packs.len() {
         let pack = snapshot.pack(index).unwrap();
         for number in 0..pack.frame_count() {
             let frame = pack.frame(number).unwrap();
@@ -103,7 +103,7 @@ pub fn extract(site: &Site, root: &BackupRoot, to: &Path) {
     }
     assert_eq!(mapped, 0);
     let manifest = store
-        .open(&layout.server_manifest(&root.id))
+        .open(&layout.server_manifest(&root.head.id))
         .unwrap()
         .unwrap();
     let manifest = Container::open(manifest)
@@ -111,7 +111,7 @@ pub fn extract(site: &Site, root: &BackupRoot, to: &Path) {
         .read_small(64 << 20)
         .unwrap();
     let hash = blake3::hash(&manifest).to_hex().to_string();
-    assert_eq!(root.server_manifest.as_deref(), Some(hash.as_str()));
+    assert_eq!(root.content.server_manifest.as_deref(), Some(hash.as_str()));
     std::fs::write(to.join("backup_manifest"), manifest).unwrap();
     user::own_all(to);
     std::fs::set_permissions(to, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
@@ -156,19 +156,19 @@ fn a_backup_holds_what_the_server_sent_and_recovers(major: u32) {
     let id = shown["id"].as_str().unwrap();
     assert_eq!(committed(&site), [id]);
     let root = root(&site, id);
-    assert_eq!(shown["size_bytes"], root.size_bytes);
+    assert_eq!(shown["size_bytes"], root.head.size_bytes);
     assert_eq!(shown["damaged"], false);
-    assert_eq!(shown["start_lsn"], root.start_lsn.to_string());
-    assert_eq!(root.label, "it's the first");
-    assert_eq!((root.major, root.timeline), (major, 1));
-    assert_eq!(root.tablespaces.len(), 1);
-    assert!(root.data_checksums && !root.from_standby);
-    assert!(root.stored_bytes < root.size_bytes);
+    assert_eq!(shown["start_lsn"], root.content.start_lsn.to_string());
+    assert_eq!(root.head.label, "it's the first");
+    assert_eq!((root.content.major, root.content.timeline), (major, 1));
+    assert_eq!(root.content.tablespaces.len(), 1);
+    assert!(root.content.data_checksums && !root.content.from_standby);
+    assert!(root.head.stored_bytes < root.head.size_bytes);
     assert_eq!(
-        root.timezone.as_deref(),
+        root.content.timezone.as_deref(),
         Some(cluster.query_one_string("show timezone").as_str())
     );
-    assert!(root.start_time <= root.stop_time);
+    assert!(root.head.start_time <= root.head.stop_time);
 
     // A row behind the backup comes back with the archived WAL.
     cluster.sql("insert into t values (0, 'after')");
@@ -359,15 +359,18 @@ fn a_backup_behind_a_promotion_has_its_history() {
         root(&site, run.json()["id"].as_str().unwrap())
     };
     let first = take();
-    assert_eq!((first.start_timeline, first.timeline), (2, 2));
-    let history = first.history.unwrap();
+    assert_eq!(
+        (first.content.start_timeline, first.content.timeline),
+        (2, 2)
+    );
+    let history = first.content.history.unwrap();
     assert!(
         history.contains("no recovery target specified"),
         "{history}"
     );
     // What was lost is stored again.
     std::fs::remove_file(site.object("00000002.history")).unwrap();
-    assert_eq!(take().history.unwrap(), history);
+    assert_eq!(take().content.history.unwrap(), history);
     let out = site.sandbox().dir("out").join("fetched");
     site.restore()
         .arg("00000002.history")
@@ -408,7 +411,7 @@ fn a_tablespace_in_place_and_a_linked_pg_wal_are_plain_directories() {
     cluster.sql("create table t tablespace here as select g as a from generate_series(1, 5000) g");
     let run = backup(&site).run().success();
     let root = root(&site, run.json()["id"].as_str().unwrap());
-    assert!(root.tablespaces.is_empty());
+    assert!(root.content.tablespaces.is_empty());
     let copy = Sandbox::in_memory("copy");
     let folder = copy.dir("data");
     extract(&site, &root, &folder);

@@ -12,8 +12,8 @@ use pitr::error::Result;
 use pitr::host::Host;
 use pitr::pg::time::TimestampTz;
 use pitr::progress::Silent;
-use pitr::repo::backup::BackupRoot;
 use pitr::repo::repository::Repository;
+use pitr::repo::root::BackupRoot;
 use pitr::snapshot::frame::FrameCodec;
 use pitr::store::file::FileStore;
 use pitr::store::{Key, Listed, Meta, NewObject, Object, Published, Store};
@@ -337,7 +337,7 @@ fn b01_killed_at_every_store_operation() {
     let player = recording.play();
     let mut known = committed(&site);
     let (operations, result) = take(&site, &player.conninfo(), usize::MAX);
-    known.push(result.unwrap().id.to_string());
+    known.push(result.unwrap().head.id.to_string());
     known.sort();
     assert!(operations > 30, "{operations} operations");
     println!("{operations} store operations");
@@ -584,7 +584,7 @@ fn b05_a_backup_of_a_standby_completes_by_streaming_its_own_tail() {
         .success();
     let ids = committed(&site);
     let root = root(&site, &ids[0]);
-    assert!(root.from_standby, "{run}");
+    assert!(root.content.from_standby, "{run}");
     assert!(!run.stderr.contains("archive_mode"), "{run}");
     // Nobody ended the segment: what the backup needs of it is there in increments.
     assert!(!site.object(&stop).exists());
@@ -666,7 +666,7 @@ fn h10_a_standby_that_does_not_stream_its_tail_is_no_obstacle_once_the_primary_a
     let run = running.wait().success();
     let ids = committed(&site);
     assert_eq!(ids.len(), 1, "{run}");
-    assert!(root(&site, &ids[0]).from_standby, "{run}");
+    assert!(root(&site, &ids[0]).content.from_standby, "{run}");
     assert_eq!(open_segments(&site), Vec::<String>::new());
     let plan = site.pitr().args(["plan", "--json"]).run().success().json();
     assert_eq!(plan["target_timeline"], 2, "{plan:#}");
@@ -745,10 +745,10 @@ fn recovered(site: &Site, root: &BackupRoot) -> Cluster {
     let copy = Sandbox::in_memory("copy");
     let folder = copy.dir("data");
     extract(site, root, &folder);
-    verify_with_server_tool(root.major, &folder);
+    verify_with_server_tool(root.content.major, &folder);
     std::fs::write(folder.join("recovery.signal"), "").unwrap();
     user::own(&folder.join("recovery.signal"));
-    let restored = Cluster::open(root.major, &folder)
+    let restored = Cluster::open(root.content.major, &folder)
         .option("restore_command", site.restore().args(["%f", "%p"]).shell())
         .option("archive_mode", "off")
         .option("recovery_target_timeline", "current")
@@ -868,7 +868,7 @@ fn c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked(major: u32
             .starts_with("0/")
     );
     let root = root(&site, shown["id"].as_str().unwrap());
-    assert!(root.is_damaged() && root.damage.len() == 8);
+    assert!(root.content.is_damaged() && root.content.damage.len() == 8);
     let human = site.pitr().arg("backup").run().expect_code(10);
     assert!(
         human
@@ -886,17 +886,15 @@ fn c04_verify_finds_damaged_pages_that_the_root_does_not_know() {
     let path = damage(&mut cluster, &[3, 900]);
     let run = backup(&site).run().expect_code(10);
     let known = root(&site, run.json()["id"].as_str().unwrap());
-    let forged = BackupRoot {
-        id: "20300101T000000Z-full".parse().unwrap(),
-        nonce: format!("{:032x}", 7),
-        damage: Vec::new(),
-        damage_count: 0,
-        ..known
-    };
+    let mut forged = known;
+    forged.head.id = "20300101T000000Z-full".parse().unwrap();
+    forged.head.nonce = format!("{:032x}", 7);
+    forged.content.damage = Vec::new();
+    forged.content.damage_count = 0;
     forged.commit(&store(&site), &layout(&site)).unwrap();
     user::own_all(site.repository());
     let verify = site.pitr().args(["verify", "--json", "--backup"]);
-    let run = verify.arg(forged.id.to_string()).run().expect_code(4);
+    let run = verify.arg(forged.head.id.to_string()).run().expect_code(4);
     for block in [3, 900] {
         let wanted = format!("file \\\"{path}\\\", block {block}, page LSN");
         assert!(run.stdout.contains(&wanted), "{run}");

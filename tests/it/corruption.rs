@@ -22,10 +22,10 @@ use pitr::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use pitr::pg::time::TimestampTz;
 use pitr::pg::timeline::TimelineId;
 use pitr::progress::Silent;
-use pitr::repo::backup::BackupRoot;
 use pitr::repo::id::BackupId;
 use pitr::repo::layout::ClusterLayout;
 use pitr::repo::repository::Repository;
+use pitr::repo::root::BackupRoot;
 use pitr::snapshot::reader::Snapshot;
 use pitr::sync::{Options, Transfer};
 use pitr::verify::{FindingKind, Report, Verify};
@@ -291,7 +291,7 @@ impl World {
             hasher.update(format!("{:?}{:?}", item.path, item.metadata).as_bytes());
             mapped += item.mapped_bytes;
         }
-        for index in 0..root.packs.len() {
+        for index in 0..root.map.packs.len() {
             let pack = snapshot.pack(index)?;
             for number in 0..pack.frame_count() {
                 let frame = pack.frame(number)?;
@@ -374,8 +374,8 @@ impl World {
         let repository = self.open(&whole).unwrap();
         let first = BackupRoot::read(repository.store(), &self.layout, &self.backups[0]);
         let first = first.unwrap().expect("a backup");
-        let size = SegmentSize::new(first.wal_segment_size_bytes).unwrap();
-        let first = SegmentName::of(TimelineId::FIRST, first.start_lsn, size);
+        let size = SegmentSize::new(first.content.wal_segment_size_bytes).unwrap();
+        let first = SegmentName::of(TimelineId::FIRST, first.content.start_lsn, size);
         let is_behind = |key: &String| key.as_str() > segment;
         wal_name(segment) >= Some(WalFileName::Segment(first))
             && self.kinds["segment"].iter().any(is_behind)

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use pitr::repo::backup::BackupRoot;
 use pitr::repo::id::BackupId;
 use pitr::repo::layout::ClusterLayout;
+use pitr::repo::root::BackupRoot;
 use pitr::store::Store;
 use pitr::store::file::FileStore;
 
@@ -81,10 +81,10 @@ fn whole_backups(root: &Path) -> Vec<String> {
         let Some(backup) = BackupRoot::read(&store, &layout, &id).unwrap() else {
             continue;
         };
-        let layers = backup.shards.iter().flat_map(|s| &s.layers);
+        let layers = backup.map.shards.iter().flat_map(|s| &s.layers);
         let keys = layers
             .map(|l| layout.layer(&l.key))
-            .chain(backup.packs.iter().map(|p| layout.pack(&p.key)))
+            .chain(backup.map.packs.iter().map(|p| layout.pack(&p.key)))
             .chain([layout.begin(&id)]);
         for key in keys {
             assert!(store.head(&key).unwrap().is_some(), "{id} lost {key}");
@@ -230,7 +230,7 @@ fn x08_expire_deletes_what_the_dry_run_showed(major: u32) {
     let last = cluster.archive_now();
     let to = site.sandbox().join("fetched");
     let number = |name: &str| u64::from_str_radix(&name[16..], 16).unwrap();
-    for n in root.start_lsn.0 >> 20..=number(&last) {
+    for n in root.content.start_lsn.0 >> 20..=number(&last) {
         let name = format!("0000000100000000{n:08X}");
         site.restore()
             .arg(&name)
@@ -521,7 +521,7 @@ fn x02_an_aborted_backup_goes_behind_a_tombstone_and_can_never_commit() {
     let mut late = BackupRoot::read(&store, &layout, &ids[0].parse().unwrap())
         .unwrap()
         .unwrap();
-    late.id = id.clone();
+    late.head.id = id.clone();
     assert_eq!(
         late.commit(&store, &layout).unwrap(),
         pitr::store::Published::Exists

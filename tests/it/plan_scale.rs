@@ -10,7 +10,6 @@ use pitr::pg::page::WalIdentity;
 use pitr::pg::segment::{SegmentNumber, SegmentSize};
 use pitr::pg::time::TimestampTz;
 use pitr::pg::timeline::TimelineId;
-use pitr::repo::backup::{BackupKind, BackupRoot, Method};
 use pitr::repo::container::{Codec, ContainerWriter, Identity, Kind};
 use pitr::repo::increment::{self, OpenSegment};
 use pitr::repo::index::{
@@ -19,6 +18,8 @@ use pitr::repo::index::{
 use pitr::repo::indexer::Indexer;
 use pitr::repo::layout::ClusterLayout;
 use pitr::repo::repository::{Registration, Repository};
+use pitr::repo::root::cluster::Method;
+use pitr::repo::root::{BackupKind, BackupRoot, ClusterContent, Head, Map};
 use pitr::store::file::FileStore;
 
 use crate::common::{Program, Sandbox, pitr, user};
@@ -258,48 +259,54 @@ fn backup(number: u64, index: u64) -> BackupRoot {
     let start = SegmentNumber(number).start_lsn(size());
     let lsn = |offset: u64| Lsn(start.0 + offset);
     BackupRoot {
-        id: format!("202611{:02}T{:02}0000Z-full", 1 + index / 24, index % 24)
-            .parse()
-            .unwrap(),
-        nonce: format!("{index:032x}"),
-        backup_kind: BackupKind::Full,
-        method: Method::Stream,
-        prior: None,
-        label: String::new(),
-        cluster: "main".into(),
-        system_identifier: IDENTIFIER,
-        major: 17,
-        server_version_num: 170_009,
-        catalog_version: 202_406_281,
-        start_lsn: lsn(40),
-        stop_lsn: lsn(SEGMENT / 2),
-        consistent_lsn: lsn(SEGMENT / 2),
-        checkpoint_lsn: lsn(1000),
-        start_timeline: 1,
-        timeline: 1,
-        history: None,
-        history_hex: None,
-        start_time: TimestampTz(time_of(number).0 - 5),
-        stop_time: TimestampTz(time_of(number).0 + STEP_MICROS / 2),
-        from_standby: false,
-        data_checksums: true,
-        wal_segment_size_bytes: SEGMENT,
-        block_size_bytes: 8192,
-        relseg_blocks: 131_072,
-        timezone: Some("UTC".into()),
-        tablespaces: Vec::new(),
-        file_count: 2000,
-        size_bytes: 100 << 30,
-        stored_bytes: 30 << 30,
-        server_manifest: None,
-        wal_proof: None,
-        damage: Vec::new(),
-        damage_count: 0,
-        damage_reported_by_server: false,
-        program: "test".into(),
-        features: Vec::new(),
-        shards: Vec::new(),
-        packs: Vec::new(),
+        head: Head {
+            id: format!("202611{:02}T{:02}0000Z-full", 1 + index / 24, index % 24)
+                .parse()
+                .unwrap(),
+            nonce: format!("{index:032x}"),
+            backup_kind: BackupKind::Full,
+            prior: None,
+            label: String::new(),
+            start_time: TimestampTz(time_of(number).0 - 5),
+            stop_time: TimestampTz(time_of(number).0 + STEP_MICROS / 2),
+            file_count: 2000,
+            size_bytes: 100 << 30,
+            stored_bytes: 30 << 30,
+            program: "test".into(),
+            features: Vec::new(),
+        },
+        content: ClusterContent {
+            method: Method::Stream,
+            cluster: "main".into(),
+            system_identifier: IDENTIFIER,
+            major: 17,
+            server_version_num: 170_009,
+            catalog_version: 202_406_281,
+            start_lsn: lsn(40),
+            stop_lsn: lsn(SEGMENT / 2),
+            consistent_lsn: lsn(SEGMENT / 2),
+            checkpoint_lsn: lsn(1000),
+            start_timeline: 1,
+            timeline: 1,
+            history: None,
+            history_hex: None,
+            from_standby: false,
+            data_checksums: true,
+            wal_segment_size_bytes: SEGMENT,
+            block_size_bytes: 8192,
+            relseg_blocks: 131_072,
+            timezone: Some("UTC".into()),
+            tablespaces: Vec::new(),
+            server_manifest: None,
+            wal_proof: None,
+            damage: Vec::new(),
+            damage_count: 0,
+            damage_reported_by_server: false,
+        },
+        map: Map {
+            shards: Vec::new(),
+            packs: Vec::new(),
+        },
     }
 }
 

@@ -99,7 +99,7 @@ fn hash(bytes: &[u8]) -> String {
 
 fn json_of(site: &Site, id: &str) -> serde_json::Value {
     let root = crate::backup::root(site, id);
-    serde_json::to_value(root.wal_proof).unwrap()
+    serde_json::to_value(root.content.wal_proof).unwrap()
 }
 
 fn a1_a_root_says_what_was_proven(major: u32) {
@@ -143,7 +143,10 @@ fn a1_a_root_says_what_was_proven(major: u32) {
     let bytes = own(&cluster, first["name"].as_str().unwrap());
     assert_eq!(first["hash"], hash(&bytes).as_str());
     let root = crate::backup::root(&site, &id);
-    assert_eq!(busy["checkpoint"]["lsn"], root.checkpoint_lsn.to_string());
+    assert_eq!(
+        busy["checkpoint"]["lsn"],
+        root.content.checkpoint_lsn.to_string()
+    );
     assert!(!run.stderr.contains("once more"), "{run}");
     // No slot is left.
     assert_eq!(

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use pitr::repo::backup::{BackupRoot, LayerRef, Shard, Tablespace};
 use pitr::repo::id::{BackupId, PartName};
+use pitr::repo::root::cluster::Tablespace;
+use pitr::repo::root::{BackupRoot, LayerRef, Shard};
 use pitr::snapshot::filekey::Naming;
 use pitr::snapshot::frame::{FrameCodec, PackedFrame, Packer};
 use pitr::snapshot::layer::{EntryKind, Layer, LayerWriter, Metadata};
@@ -29,7 +30,7 @@ struct Forge<'a> {
 impl<'a> Forge<'a> {
     fn of(site: &'a Site) -> Forge<'a> {
         let root = root(site, &committed(site)[0]);
-        let [shard] = root.shards.as_slice() else {
+        let [shard] = root.map.shards.as_slice() else {
             panic!("one shard");
         };
         let layer = open(site, &shard.layers[0]);
@@ -41,8 +42,8 @@ impl<'a> Forge<'a> {
         }
         Forge {
             site,
-            files: root.file_count,
-            bytes: root.size_bytes,
+            files: root.head.file_count,
+            bytes: root.head.size_bytes,
             root,
             entries,
         }
@@ -101,7 +102,10 @@ impl<'a> Forge<'a> {
     /// A tablespace that the cluster never had.
     fn tablespace(mut self, oid: u32, location: &Path) -> Self {
         let location = location.to_owned();
-        self.root.tablespaces.push(Tablespace { oid, location });
+        self.root
+            .content
+            .tablespaces
+            .push(Tablespace { oid, location });
         self
     }
 
@@ -116,7 +120,7 @@ impl<'a> Forge<'a> {
         let id: BackupId = id.parse().unwrap();
         let part = format!("{id}/000000").parse().unwrap();
         let mut writer = LayerWriter::new(Vec::new(), &part, layout.tag()).unwrap();
-        let shard = &self.root.shards[0];
+        let shard = &self.root.map.shards[0];
         for (pack, hash) in open(self.site, &shard.layers[0]).packs() {
             writer.add_pack(pack, hash);
         }
@@ -128,12 +132,10 @@ impl<'a> Forge<'a> {
             writer.push(key, *kind, value).unwrap();
         }
         let (bytes, summary) = writer.finish().unwrap();
-        let root = BackupRoot {
-            file_count: self.files,
-            size_bytes: self.bytes,
-            server_manifest: None,
-            ..self.root.clone()
-        };
+        let mut root = self.root.clone();
+        root.head.file_count = self.files;
+        root.head.size_bytes = self.bytes;
+        root.content.server_manifest = None;
         forge(self.site, &id, root, Some((&bytes, summary.hash)));
         restore(self.site, to).args(["--backup", &id.to_string()])
     }
@@ -142,15 +144,13 @@ impl<'a> Forge<'a> {
 /// Commits a root under another id, with a layer of its own if there is one.
 fn forge(site: &Site, id: &BackupId, root: BackupRoot, layer: Option<(&[u8], [u8; 32])>) {
     let (store, layout) = (store(site), layout(site));
-    let mut forged = BackupRoot {
-        id: id.clone(),
-        nonce: format!("{:032x}", 7),
-        ..root
-    };
+    let mut forged = root;
+    forged.head.id = id.clone();
+    forged.head.nonce = format!("{:032x}", 7);
     if let Some((bytes, hash)) = layer {
         let part = format!("{id}/000000").parse().unwrap();
         pitr::store::put(&store, &layout.layer(&part), bytes).unwrap();
-        forged.shards = vec![Shard {
+        forged.map.shards = vec![Shard {
             first_key: String::new(),
             layers: vec![LayerRef {
                 key: part,
@@ -311,8 +311,8 @@ fn pack_with_bomb(site: &Site, part: &PartName, as_part: &PartName) -> [u8; 32] 
     let (store, layout) = (store(site), layout(site));
     let root = root(site, &committed(site)[0]);
     let naming = Naming {
-        major: root.major,
-        catalog_version: root.catalog_version,
+        major: root.content.major,
+        catalog_version: root.content.catalog_version,
     };
     let object = store.open(&layout.pack(part)).unwrap().unwrap();
     let pack = PackReader::open(object, part, layout.tag(), naming).unwrap();
@@ -395,7 +395,7 @@ fn manifest_bomb(site: &Site, id: &BackupId, declared: u64) -> String {
         raw_bytes: declared,
         system_identifier: layout.system_identifier(),
         timeline: 1,
-        major: root(site, &committed(site)[0]).major,
+        major: root(site, &committed(site)[0]).content.major,
         segment_size_bytes: 1 << 20,
         name: "backup_manifest".into(),
         from_lsn: 0,
@@ -437,7 +437,7 @@ fn z04_bombs_in_a_backup_end_where_their_declared_size_ends() {
     {
         let n = 1;
         let map = Forge::of(&site);
-        let layer = open(&site, &map.root.shards[0].layers[0]);
+        let layer = open(&site, &map.root.map.shards[0].layers[0]);
         let mut writer = LayerWriter::new(
             Vec::new(),
             &format!("{}/000000", ids(n)).parse().unwrap(),
@@ -453,7 +453,7 @@ fn z04_bombs_in_a_backup_end_where_their_declared_size_ends() {
             let other = format!("{}/000000", ids(n)).parse().unwrap();
             let hash = pack_with_bomb(&site, part, &other);
             writer.add_pack(&other, &hash);
-            for pack in root.packs.iter_mut().filter(|p| p.key == *part) {
+            for pack in root.map.packs.iter_mut().filter(|p| p.key == *part) {
                 pack.key = other.clone();
                 let object = store(&site).head(&layout(&site).pack(&other)).unwrap();
                 pack.size_bytes = object.unwrap().size_bytes;
@@ -466,20 +466,18 @@ fn z04_bombs_in_a_backup_end_where_their_declared_size_ends() {
             writer.push(key, *kind, value).unwrap();
         }
         let (bytes, summary) = writer.finish().unwrap();
-        root.server_manifest = None;
+        root.content.server_manifest = None;
         forge(&site, &ids(n), root, Some((&bytes, summary.hash)));
         refused(&ids(n), "a frame cannot be decompressed");
     }
     for (n, in_index) in [(3, false), (4, true)] {
         let part = format!("{}/000000", ids(n)).parse().unwrap();
         let (bytes, hash) = layer_with_bomb(&site, &part, in_index);
-        let root = BackupRoot {
-            file_count: 0,
-            size_bytes: 0,
-            packs: Vec::new(),
-            server_manifest: None,
-            ..real.clone()
-        };
+        let mut root = real.clone();
+        root.head.file_count = 0;
+        root.head.size_bytes = 0;
+        root.map.packs = Vec::new();
+        root.content.server_manifest = None;
         forge(&site, &ids(n), root, Some((&bytes, hash)));
         refused(&ids(n), "a part of a layer cannot be decompressed");
     }
@@ -488,10 +486,8 @@ fn z04_bombs_in_a_backup_end_where_their_declared_size_ends() {
         (6, 1 << 30, "says that the manifest of"),
     ] {
         let hash = manifest_bomb(&site, &ids(n), declared);
-        let root = BackupRoot {
-            server_manifest: Some(hash),
-            ..real.clone()
-        };
+        let mut root = real.clone();
+        root.content.server_manifest = Some(hash);
         forge(&site, &ids(n), root, None);
         refused(&ids(n), part);
     }
@@ -516,15 +512,13 @@ fn the_backup_label_of_another_backup_is_refused() {
     }
     let ids = committed(&site);
     let (older, newer) = (root(&site, &ids[0]), root(&site, &ids[1]));
-    assert!(older.start_lsn < newer.start_lsn);
-    let forged = BackupRoot {
-        start_lsn: newer.start_lsn,
-        checkpoint_lsn: newer.checkpoint_lsn,
-        stop_lsn: newer.stop_lsn,
-        consistent_lsn: newer.consistent_lsn,
-        server_manifest: None,
-        ..older
-    };
+    assert!(older.content.start_lsn < newer.content.start_lsn);
+    let mut forged = older;
+    forged.content.start_lsn = newer.content.start_lsn;
+    forged.content.checkpoint_lsn = newer.content.checkpoint_lsn;
+    forged.content.stop_lsn = newer.content.stop_lsn;
+    forged.content.consistent_lsn = newer.content.consistent_lsn;
+    forged.content.server_manifest = None;
     let id: BackupId = "20300101T000000Z-full".parse().unwrap();
     forge(&site, &id, forged, None);
     let to = site.sandbox().join("copy");
@@ -546,7 +540,7 @@ fn b2_a_forged_tablespace_writes_nothing_where_other_programs_read() {
     cluster.archive_now();
     drop(cluster);
     let real = root(&site, &committed(&site)[0]);
-    let version = format!("PG_{}_{}", real.major, real.catalog_version);
+    let version = format!("PG_{}_{}", real.content.major, real.content.catalog_version);
     let folder = site.sandbox().dir("copies");
     let home = site.sandbox().dir("home");
     let to = folder.join("data");
@@ -615,7 +609,7 @@ fn b2_root_makes_and_gives_away_nothing_that_a_backup_names() {
     cluster.archive_now();
     drop(cluster);
     let real = root(&site, &committed(&site)[0]);
-    let version = format!("PG_{}_{}", real.major, real.catalog_version);
+    let version = format!("PG_{}_{}", real.content.major, real.content.catalog_version);
     let folder = site.sandbox().dir("copies");
     // As /etc/systemd/system/ssh.service.d would be.
     let roots = tempfile::Builder::new()

@@ -343,7 +343,7 @@ fn of_several_repositories_each_is_reported() {
 
 #[test]
 fn what_a_newer_version_wrote_is_neither_sound_nor_damaged() {
-    use pitr::repo::{backup, json};
+    use pitr::repo::{json, root};
     let (site, cluster) = Site::with_cluster(18);
     work(&cluster, 0);
     let older = backup(&site);
@@ -354,9 +354,9 @@ fn what_a_newer_version_wrote_is_neither_sound_nor_damaged() {
     let good = std::fs::read(&path).unwrap();
     // An incremental has several layers to a shard.
     let mut root = crate::backup::root(&site, &id);
-    let below = crate::backup::root(&site, &older).shards[0].layers[0].clone();
-    root.shards[0].layers.insert(0, below);
-    std::fs::write(&path, json::encode(&key, backup::KIND, &root).unwrap()).unwrap();
+    let below = crate::backup::root(&site, &older).map.shards[0].layers[0].clone();
+    root.map.shards[0].layers.insert(0, below);
+    std::fs::write(&path, json::encode(&key, root::KIND, &root).unwrap()).unwrap();
     let run = verify(&site).run().expect_code(10);
     let json = run.json();
     let report = &json["clusters"][0];

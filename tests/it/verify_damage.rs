@@ -16,10 +16,10 @@ use pitr::pg::segment::WalFileName;
 use pitr::pg::time::TimestampTz;
 use pitr::progress::{Progress, Silent};
 use pitr::repo;
-use pitr::repo::backup::BackupRoot;
 use pitr::repo::id::BackupId;
 use pitr::repo::layout::ClusterLayout;
 use pitr::repo::repository::Repository;
+use pitr::repo::root::BackupRoot;
 use pitr::snapshot::reader::Snapshot;
 use pitr::verify::{Report, Verify};
 
@@ -166,7 +166,7 @@ impl World {
             mapped += item.mapped_bytes;
         }
         let mut written = 0;
-        for index in 0..root.packs.len() {
+        for index in 0..root.map.packs.len() {
             let pack = snapshot.pack(index)?;
             for number in 0..pack.frame_count() {
                 let frame = pack.frame(number)?;

@@ -1,0 +1,205 @@
+//! The root of a backup, its commit record (format, section 8.1): head, map and content.
+//!
+//! Head and map are the same for every kind of content. An [`outline::Outline`] is what can be known of a cluster's root without a key.
+
+use std::io::Write;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::id::{BackupId, PartName};
+use super::json;
+use super::scope::Scope;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::time::TimestampTz;
+use crate::store::{Key, Object, Published, Store, read};
+
+pub mod cluster;
+pub mod outline;
+
+pub use cluster::{BackupRoot, ClusterContent};
+
+/// The kind in the JSON of a root.
+pub const KIND: &str = "backup";
+
+/// The kind in the JSON of a tombstone.
+pub const TOMBSTONE: &str = "tombstone";
+
+/// Stands in the place of a root that must never be committed (format, section 10.2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// The aborted backup.
+    pub id: BackupId,
+    /// 32 hexadecimal digits.
+    pub nonce: String,
+}
+
+/// Full or incremental.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackupKind {
+    /// Holds every extent in its own packs.
+    Full,
+    /// Refers to packs of earlier backups too.
+    Incremental,
+}
+
+/// One layer inside a layer object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRef {
+    /// The object.
+    pub key: PartName,
+    /// Where the layer begins in it.
+    pub offset: u64,
+    /// Length of the layer in bytes.
+    pub length: u64,
+    /// BLAKE3 of the layer's head, index and trailer, 64 hexadecimal digits.
+    pub hash: String,
+}
+
+/// A key range and the layers that map it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    /// Hexadecimal; empty for the first shard.
+    pub first_key: String,
+    /// Oldest first.
+    pub layers: Vec<LayerRef>,
+}
+
+/// A pack that the layers lead to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackRef {
+    /// The object.
+    pub key: PartName,
+    /// Its stored length.
+    pub size_bytes: u64,
+    /// Frames of it that this backup reads.
+    pub live_frames: u64,
+    /// Their raw bytes.
+    pub live_bytes: u64,
+}
+
+/// What the root of every kind of content begins with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The backup's id.
+    pub id: BackupId,
+    /// 32 hexadecimal digits, so that two writers never make equal roots.
+    pub nonce: String,
+    /// Full or incremental.
+    pub backup_kind: BackupKind,
+    /// The backup an incremental was taken against.
+    pub prior: Option<BackupId>,
+    /// What the operator called it.
+    pub label: String,
+    /// The clock of the content's owner at the start: of a cluster the server's.
+    pub start_time: TimestampTz,
+    /// The same clock at the stop.
+    pub stop_time: TimestampTz,
+    /// Files, without directories and links.
+    pub file_count: u64,
+    /// Raw bytes of all files.
+    pub size_bytes: u64,
+    /// Bytes that this backup wrote.
+    pub stored_bytes: u64,
+    /// Name and version of the program.
+    pub program: String,
+    /// What a reader must know.
+    pub features: Vec<String>,
+}
+
+/// Where the files of a backup lie.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Map {
+    /// Key ranges, ascending.
+    pub shards: Vec<Shard>,
+    /// Every pack that the layers lead to.
+    pub packs: Vec<PackRef>,
+}
+
+/// The part of a root that belongs to its kind of content.
+pub trait Content: Serialize + DeserializeOwned {
+    /// Whether a root with this content belongs to the scope.
+    fn is_of(&self, scope: &Scope) -> bool;
+}
+
+/// A root; its existence under `backups/<id>/manifest` makes the backup true.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root<C> {
+    /// The backup.
+    #[serde(flatten)]
+    pub head: Head,
+    /// What its kind adds.
+    #[serde(flatten)]
+    pub content: C,
+    /// Its files.
+    #[serde(flatten)]
+    pub map: Map,
+}
+
+impl<C: Content> Root<C> {
+    /// Reads a root; `None` when the backup does not exist.
+    ///
+    /// # Errors
+    /// `Key` when it is sealed and no private half is at hand; `Damaged`, `Unsupported`, and what the store says.
+    pub fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Option<Self>> {
+        let key = scope.manifest(id);
+        match store.open(&key)? {
+            Some(object) => Self::decode(object.as_ref(), &key, scope, id),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads the root that stands in this object; `None` when it is a tombstone.
+    fn decode(
+        object: &dyn Object,
+        key: &Key,
+        scope: &Scope,
+        id: &BackupId,
+    ) -> Result<Option<Self>> {
+        let bytes = read(object, key, json::ROOT_LIMIT_BYTES)?;
+        // A tombstone stands where a janitor gave up an aborted backup, so that its writer cannot commit any more.
+        if json::kind_of(&bytes).as_deref() == Some(TOMBSTONE) {
+            json::decode::<Tombstone>(key, TOMBSTONE, &bytes)?;
+            return Ok(None);
+        }
+        let root: Self = json::decode(key, KIND, &bytes)?;
+        match root.head.id == *id && root.content.is_of(scope) {
+            true => Ok(Some(root)),
+            false => Err(another(key)),
+        }
+    }
+
+    /// Writes the root: the commit point. Everything it names must be durable before. `facts` are what stays plain of it.
+    fn write(
+        &self,
+        store: &dyn Store,
+        scope: &Scope,
+        facts: serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Published> {
+        let key = scope.manifest(&self.head.id);
+        let bytes = json::encode(&key, KIND, self)?;
+        let mut object = store.create(&key)?;
+        object.describe(facts, None);
+        object
+            .write_all(&bytes)
+            .map_err(|e| Error::from_io(format!("write object \"{key}\""), e))?;
+        object.publish()
+    }
+}
+
+fn another(key: &Key) -> Error {
+    err!(Damaged, "object \"{key}\" is the root of another backup")
+}
+
+impl BackupRoot {
+    /// Commits the backup: everything its root names must be durable before.
+    ///
+    /// # Errors
+    /// `Damaged` when its history cannot be read, or it names too many parts; what the store says.
+    pub fn commit(&self, store: &dyn Store, scope: &Scope) -> Result<Published> {
+        let keyed = |hash: &[u8; 32]| store.public_hash(hash);
+        self.write(store, scope, outline::facts(self, &keyed)?)
+    }
+}

@@ -1,0 +1,338 @@
+//! What can be known of a cluster's root without a key (format, section 11): what a janitor needs to expire, and nothing of what was backed up.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::cluster::{BackupRoot, Tablespace};
+use super::{BackupKind, another};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::{History, TimelineId};
+use crate::repo::container::{history_facts, history_text};
+use crate::repo::id::{BackupId, PartName};
+use crate::repo::scope::{Scope, Tag};
+use crate::repo::wal_proof::WalProof;
+use crate::store::Store;
+use crate::text::decimal;
+
+/// A root, as far as it can be known without a key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outline {
+    /// The backup's id.
+    pub id: BackupId,
+    /// 32 hexadecimal digits.
+    pub nonce: String,
+    /// Full or incremental.
+    pub backup_kind: BackupKind,
+    /// Cluster name.
+    pub cluster: String,
+    /// The cluster's system identifier.
+    #[serde(with = "decimal")]
+    pub system_identifier: u64,
+    /// PostgreSQL major.
+    pub major: u32,
+    /// Where replay begins.
+    pub start_lsn: Lsn,
+    /// End of the WAL that the backup needs.
+    pub stop_lsn: Lsn,
+    /// From here on the restored cluster is consistent.
+    pub consistent_lsn: Lsn,
+    /// The checkpoint record.
+    pub checkpoint_lsn: Lsn,
+    /// Timeline at the start.
+    pub start_timeline: u32,
+    /// Timeline at the stop.
+    pub timeline: u32,
+    /// The switch points of that timeline.
+    history: Value,
+    /// Server's clock at the start.
+    pub start_time: TimestampTz,
+    /// Server's clock at the stop.
+    pub stop_time: TimestampTz,
+    /// Raw bytes of all files.
+    pub size_bytes: u64,
+    /// Bytes that it added to the repository.
+    pub stored_bytes: u64,
+    /// How many pages failed their checksum.
+    pub damage_count: u64,
+    /// Whether it was damaged when it was taken.
+    pub damaged: bool,
+    layers: Parts,
+    packs: Parts,
+    /// What was proven of its WAL; of a sealed root with keyed hashes.
+    #[serde(default)]
+    pub wal_proof: Option<WalProof>,
+    /// What only the root itself tells; none without a key.
+    #[serde(skip)]
+    pub details: Option<Details>,
+}
+
+/// What a root tells that does not stay plain.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Details {
+    /// What the operator called it.
+    pub label: String,
+    /// The cluster's `timezone` setting, where it could be read.
+    pub timezone: Option<String>,
+    /// Tablespaces outside the data directory.
+    pub tablespaces: Vec<Tablespace>,
+    /// Whether the server was in recovery.
+    pub from_standby: bool,
+    /// WAL segment size.
+    pub wal_segment_size_bytes: u64,
+}
+
+/// A sealed root names no more layers and packs: of packs alone these are 64 TiB.
+const PARTS_MAX: usize = 1 << 18;
+
+/// Layers or packs, as runs of numbers by the backup that wrote them.
+type Parts = BTreeMap<BackupId, Vec<(u32, u32)>>;
+
+fn parts<'a>(names: impl Iterator<Item = &'a PartName>) -> Parts {
+    let mut sorted: Vec<&PartName> = names.collect();
+    sorted.sort();
+    sorted.dedup();
+    let mut parts = Parts::new();
+    for name in sorted {
+        let runs = parts.entry(name.id.clone()).or_default();
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == name.number => *last = name.number,
+            _ => runs.push((name.number, name.number)),
+        }
+    }
+    parts
+}
+
+fn too_many() -> Error {
+    err!(Damaged, "a root names more than {PARTS_MAX} parts")
+}
+
+/// Requires runs in order, of which `room` is left for so many: a few bytes can tell of a million, and who made them need not be proven.
+fn check_parts(parts: &Parts, room: &mut usize) -> Result<()> {
+    for runs in parts.values() {
+        let mut after = None;
+        for &(first, last) in runs {
+            if last > 999_999 || first > last || after.is_some_and(|a| first <= a) {
+                return Err(err!(Damaged, "the parts of a root are not in order"));
+            }
+            after = Some(last);
+            *room = room
+                .checked_sub((last - first) as usize + 1)
+                .ok_or_else(too_many)?;
+        }
+    }
+    Ok(())
+}
+
+fn names(parts: &Parts) -> impl Iterator<Item = PartName> + '_ {
+    parts.iter().flat_map(|(id, runs)| {
+        let numbers = runs.iter().flat_map(|(first, last)| *first..=*last);
+        numbers.map(|number| PartName {
+            id: id.clone(),
+            number,
+        })
+    })
+}
+
+/// What stays plain of `root` in an encrypted repository; `keyed` gives the keyed hash of a hash of raw content.
+///
+/// # Errors
+/// `Damaged` when its history cannot be read, or it names too many parts; what `keyed` returns.
+pub fn facts(
+    root: &BackupRoot,
+    keyed: &dyn Fn(&[u8; 32]) -> Result<[u8; 32]>,
+) -> Result<Map<String, Value>> {
+    let layers = root
+        .map
+        .shards
+        .iter()
+        .map(|s| s.layers.len())
+        .sum::<usize>();
+    if layers + root.map.packs.len() > PARTS_MAX {
+        return Err(too_many());
+    }
+    let mut outline = Outline::of(root)?;
+    let proof = outline.wal_proof.as_ref().map(|p| p.keyed(keyed));
+    outline.wal_proof = proof.transpose()?;
+    match serde_json::to_value(outline) {
+        Ok(Value::Object(facts)) => Ok(facts),
+        _ => Err(err!(Internal, "the facts of a root are no object")),
+    }
+}
+
+impl Outline {
+    /// What a whole root tells.
+    ///
+    /// # Errors
+    /// `Damaged` when its history cannot be read.
+    pub fn of(root: &BackupRoot) -> Result<Outline> {
+        let (head, content) = (&root.head, &root.content);
+        let timeline = TimelineId::new(content.timeline);
+        let history = match (content.history_bytes(), timeline) {
+            (Some(text), Some(timeline)) => history_facts(&History::parse(timeline, &text)?),
+            _ => Value::Null,
+        };
+        let layers = root.map.shards.iter().flat_map(|s| &s.layers);
+        Ok(Outline {
+            id: head.id.clone(),
+            nonce: head.nonce.clone(),
+            backup_kind: head.backup_kind,
+            cluster: content.cluster.clone(),
+            system_identifier: content.system_identifier,
+            major: content.major,
+            start_lsn: content.start_lsn,
+            stop_lsn: content.stop_lsn,
+            consistent_lsn: content.consistent_lsn,
+            checkpoint_lsn: content.checkpoint_lsn,
+            start_timeline: content.start_timeline,
+            timeline: content.timeline,
+            history,
+            start_time: head.start_time,
+            stop_time: head.stop_time,
+            size_bytes: head.size_bytes,
+            stored_bytes: head.stored_bytes,
+            damage_count: content.damage_count,
+            damaged: content.is_damaged(),
+            layers: parts(layers.map(|layer| &layer.key)),
+            packs: parts(root.map.packs.iter().map(|pack| &pack.key)),
+            wal_proof: content.wal_proof.clone(),
+            details: Some(Details {
+                label: head.label.clone(),
+                timezone: content.timezone.clone(),
+                tablespaces: content.tablespaces.clone(),
+                from_standby: content.from_standby,
+                wal_segment_size_bytes: content.wal_segment_size_bytes,
+            }),
+        })
+    }
+
+    /// Reads what can be known of a root with the keys at hand; `None` when the backup does not exist.
+    ///
+    /// # Errors
+    /// `Damaged`, `Unsupported`, and what the store says.
+    pub fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Option<Outline>> {
+        let key = scope.manifest(id);
+        let Some(object) = store.open(&key)? else {
+            return Ok(None);
+        };
+        let Some(opaque) = object.opaque() else {
+            let root = BackupRoot::decode(object.as_ref(), &key, scope, id)?;
+            return root.as_ref().map(Outline::of).transpose();
+        };
+        let outline = Outline::from_facts(opaque.facts())
+            .map_err(|e| e.context(format!("read object \"{key}\"")))?;
+        match outline.id == *id && Tag::cluster(outline.system_identifier) == scope.tag() {
+            true => Ok(Some(outline)),
+            false => Err(another(&key)),
+        }
+    }
+
+    fn from_facts(facts: &Value) -> Result<Outline> {
+        let outline: Outline = serde_json::from_value(facts.clone())
+            .map_err(|e| err!(Damaged, "what stays plain of a root is not whole").source(e))?;
+        let mut room = PARTS_MAX;
+        check_parts(&outline.layers, &mut room)?;
+        check_parts(&outline.packs, &mut room)?;
+        Ok(outline)
+    }
+
+    /// Layer objects it names, ascending.
+    pub fn layers(&self) -> impl Iterator<Item = PartName> + '_ {
+        names(&self.layers)
+    }
+
+    /// Packs it names, ascending.
+    pub fn packs(&self) -> impl Iterator<Item = PartName> + '_ {
+        names(&self.packs)
+    }
+
+    /// The timelines at its start and at its stop.
+    ///
+    /// # Errors
+    /// `Damaged` when one is 0.
+    pub fn timelines(&self) -> Result<(TimelineId, TimelineId)> {
+        let timeline = |n: u32| {
+            TimelineId::new(n).ok_or_else(|| err!(Damaged, "backup \"{}\" has timeline 0", self.id))
+        };
+        Ok((timeline(self.start_timeline)?, timeline(self.timeline)?))
+    }
+
+    /// The history of its timeline, without reasons; none where the root has none.
+    ///
+    /// # Errors
+    /// `Damaged`.
+    pub fn history(&self) -> Result<Option<History>> {
+        let (_, timeline) = self.timelines()?;
+        let text = history_text(&self.history)?;
+        text.map(|text| History::parse(timeline, text.as_bytes()))
+            .transpose()
+    }
+
+    /// What was wrong with its pages when it was taken.
+    pub fn damage(&self) -> Option<String> {
+        self.damaged.then(|| {
+            format!(
+                "{} pages failed their checksum when it was taken",
+                self.damage_count
+            )
+        })
+    }
+
+    /// Requires positions that one backup can have. Plans and deletions ask this, so that neither takes for a backup what the other does
+    /// not.
+    ///
+    /// # Errors
+    /// `Damaged`.
+    pub fn check_positions(&self) -> Result<()> {
+        // A standby is consistent before its stop LSN; without a key nothing tells whether it was one.
+        let may_be_standby = self.details.as_ref().is_none_or(|d| d.from_standby);
+        let is_ordered = self.start_lsn <= self.checkpoint_lsn
+            && self.checkpoint_lsn <= self.stop_lsn
+            && (self.stop_lsn <= self.consistent_lsn || may_be_standby)
+            && self.start_lsn <= self.consistent_lsn
+            && self.start_lsn < self.stop_lsn
+            && 0 < self.start_timeline
+            && self.start_timeline <= self.timeline;
+        match is_ordered {
+            true => Ok(()),
+            false => Err(err!(
+                Damaged,
+                "the positions of backup \"{}\" are not in order",
+                self.id
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_bytes_do_not_make_a_million_names() {
+        let id = |n: u32| {
+            format!("20261120T0640{n:02}Z-full")
+                .parse::<BackupId>()
+                .unwrap()
+        };
+        let whole = |ids: u32| {
+            (0..ids)
+                .map(|n| (id(n), vec![(0, 199_999)]))
+                .collect::<Parts>()
+        };
+        let mut room = PARTS_MAX;
+        check_parts(&whole(1), &mut room).unwrap();
+        assert_eq!(names(&whole(1)).count(), 200_000);
+        assert!(
+            check_parts(&whole(1), &mut room).is_err(),
+            "layers and packs count together"
+        );
+        assert!(check_parts(&whole(60), &mut PARTS_MAX.clone()).is_err());
+        let unordered = Parts::from([(id(1), vec![(5, 6), (6, 7)])]);
+        assert!(check_parts(&unordered, &mut PARTS_MAX.clone()).is_err());
+    }
+}
