@@ -6,6 +6,10 @@ mod bad_input;
 mod encrypted;
 mod frozen;
 mod help;
+mod live;
+mod live_damage;
+mod live_lives;
+mod live_repositories;
 mod redact;
 
 use std::path::Path;
@@ -54,6 +58,15 @@ impl Scene {
         run
     }
 
+    /// Runs a program and writes down its output without lines that say this, and what is indented below them.
+    fn run_without(&mut self, program: &Program, parts: &[&str]) -> Run {
+        let mut run = program.clone().env("COLUMNS", "100").run();
+        run.stdout = without(&run.stdout, parts);
+        run.stderr = without(&run.stderr, parts);
+        self.add(&run);
+        run
+    }
+
     /// Writes down a run.
     fn add(&mut self, run: &Run) {
         let line = shown(&run.line);
@@ -73,6 +86,21 @@ impl Scene {
             { insta::assert_snapshot!(self.name, self.text) }
         );
     }
+}
+
+fn without(text: &str, parts: &[&str]) -> String {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut kept = String::new();
+    let mut cut_at = None;
+    for line in text.lines() {
+        if parts.iter().any(|part| line.contains(part)) {
+            cut_at = Some(indent(line));
+        } else if cut_at.is_none_or(|at| indent(line) <= at) {
+            cut_at = None;
+            kept += &format!("{line}\n");
+        }
+    }
+    kept
 }
 
 /// The command line as one would type it: the program's name alone, without the configuration, which is that of the scene.

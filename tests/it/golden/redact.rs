@@ -19,6 +19,7 @@ pub struct Redactor {
     data: Data,
     literals: Vec<(String, String)>,
     seen: BTreeMap<&'static str, Vec<String>>,
+    unnumbered: Vec<&'static str>,
 }
 
 /// A part of a line that is replaced.
@@ -38,7 +39,20 @@ impl Redactor {
             data,
             literals,
             seen: BTreeMap::new(),
+            unnumbered: Vec::new(),
         }
+    }
+
+    /// Adds a text to be replaced.
+    pub fn add(&mut self, text: impl Into<String>, name: &str) {
+        self.literals.push((text.into(), name.to_owned()));
+        let literals = &mut self.literals;
+        literals.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
+    }
+
+    /// Gives values of this kind the same name, whether they are equal or not.
+    pub fn forget(&mut self, kind: &'static str) {
+        self.unnumbered.push(kind);
     }
 
     /// Returns the text with everything replaced. Spaces at the ends of lines go.
@@ -187,6 +201,9 @@ impl Redactor {
     }
 
     fn numbered(&mut self, kind: &'static str, value: &str) -> String {
+        if self.unnumbered.contains(&kind) {
+            return format!("[{kind}]");
+        }
         let seen = self.seen.entry(kind).or_default();
         let index = seen.iter().position(|v| v == value);
         let index = index.unwrap_or_else(|| {
