@@ -9,7 +9,7 @@ SHELL := /bin/bash
 export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-s3 test corruption test-moto test-localstack oracle sweep soak soak-short lives check fuzz bench
+.PHONY: help build demo demo-s3 test corruption test-moto test-localstack oracle sweep soak soak-short lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -47,6 +47,12 @@ on-s3:
 	mkdir -p target/on-s3
 	scripts/s3-server $(S3) $(CARGO) test --test it -- --exact $(ON_S3) 2>&1 | tee target/on-s3/$(S3).log
 	@grep -q '^test result: ok. $(words $(ON_S3)) passed' target/on-s3/$(S3).log
+
+# A snapshot that no scene writes any more is removed by hand: golden::every_snapshot_belongs_to_a_scene names it.
+golden: ## accept what the commands print now as what they shall print (tests/it/golden/snapshots); read the diff
+	scripts/get-tools test
+	scripts/get-postgres 17
+	INSTA_UPDATE=always $(CARGO) test --test it -- golden::
 
 oracle: ## 40 random targets on each major: restored clusters equal what pg_waldump and the clients saw
 	scripts/get-tools test

@@ -10,14 +10,14 @@ use crate::per_major;
 const FORMS: [&str; 2] = ["plain", "encrypted"];
 
 /// A copy of a frozen repository, and a configuration that reads it.
-struct Frozen {
+pub struct Frozen {
     major: u32,
     sandbox: Sandbox,
     source: PathBuf,
 }
 
 impl Frozen {
-    fn new(major: u32, form: &str) -> Frozen {
+    pub fn new(major: u32, form: &str) -> Frozen {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/repositories");
         let sandbox = Sandbox::new("frozen");
         let source = root.join(format!("pg{major}-{form}"));
@@ -48,7 +48,12 @@ impl Frozen {
         }
     }
 
-    fn pitr(&self) -> Program {
+    /// Returns the folder of the copy: `repository`, `pitr.toml`, and `ops.key` of an encrypted one.
+    pub fn path(&self) -> &Path {
+        self.sandbox.path()
+    }
+
+    pub fn pitr(&self) -> Program {
         let config = self.sandbox.join("pitr.toml");
         pitr().arg("--config").arg(config)
     }

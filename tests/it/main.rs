@@ -27,6 +27,7 @@ mod drain_s3;
 mod expire;
 mod fetch;
 mod frozen;
+mod golden;
 mod harness;
 mod init;
 mod lives;

@@ -13,7 +13,7 @@ use crate::sealed::Sealed;
 use crate::ship::spool_of;
 
 /// The clone archived these segments first, and production waits at the first of them. A backup was taken before.
-fn fork(two: &mut Lives, backup: &Program) -> Vec<String> {
+pub fn fork(two: &mut Lives, backup: &Program) -> Vec<String> {
     two.production.start();
     backup.run().success();
     two.production.stop(Stop::Fast);

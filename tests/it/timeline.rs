@@ -9,13 +9,13 @@ use crate::per_major;
 use crate::several::Two;
 
 /// A cluster that archives and was backed up, and copies of it.
-struct Lives {
-    site: Site,
-    origin: Cluster,
+pub struct Lives {
+    pub site: Site,
+    pub origin: Cluster,
 }
 
 impl Lives {
-    fn new(major: u32) -> Lives {
+    pub fn new(major: u32) -> Lives {
         let (site, origin) = Site::with_cluster(major);
         origin.sql("create table t (who text, n int)");
         insert(&origin, "origin", 1);
@@ -51,7 +51,7 @@ impl Lives {
         copy
     }
 
-    fn drill(&self, name: &str) -> Cluster {
+    pub fn drill(&self, name: &str) -> Cluster {
         let drill = promoted_with_archiving(self.origin.major(), &self.restored(name, &[]));
         insert(&drill, "drill", 1);
         drill.archive_now();

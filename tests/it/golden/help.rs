@@ -1,0 +1,87 @@
+//! `--help` of every command: the tree is walked by the commands that each help lists.
+
+use std::sync::OnceLock;
+
+use super::Scene;
+use super::redact::Data;
+use crate::common::{Program, pitr, pitr_archive, pitr_restore};
+
+/// Every command of `pitr`, each as its words, the shorter before the longer.
+fn commands() -> &'static [Vec<String>] {
+    static FOUND: OnceLock<Vec<Vec<String>>> = OnceLock::new();
+    FOUND.get_or_init(walk)
+}
+
+fn walk() -> Vec<Vec<String>> {
+    let mut found = vec![Vec::new()];
+    let mut at = 0;
+    while let Some(command) = found.get(at).cloned() {
+        let help = pitr().args(&command).arg("--help").run().success();
+        let listed = help.stdout.lines().skip_while(|l| *l != "Commands:");
+        for line in listed.skip(1).take_while(|line| line.starts_with("  ")) {
+            // The continuation of a long line is indented further.
+            let name = line[2..].split(' ').next().unwrap_or_default();
+            if !matches!(name, "" | "help") {
+                found.push([&command[..], &[name.to_owned()]].concat());
+            }
+        }
+        at += 1;
+    }
+    found
+}
+
+fn name(command: &[String]) -> String {
+    format!(
+        "help-{}",
+        [&["pitr".to_owned()], command].concat().join("-")
+    )
+}
+
+/// The names of the scenes of this module.
+pub fn names() -> Vec<String> {
+    commands().iter().map(|command| name(command)).collect()
+}
+
+fn check(name: &str, programs: &[Program]) {
+    let mut scene = Scene::new(name, Data::Frozen, &[]);
+    for program in programs {
+        scene.run(program);
+    }
+    scene.check();
+}
+
+#[test]
+fn the_help_of_every_command() {
+    let commands = commands();
+    assert!(commands.len() > 30, "{commands:?}");
+    for command in commands {
+        check(&name(command), &[pitr().args(command).arg("--help")]);
+    }
+}
+
+#[test]
+fn short_help_and_version() {
+    check(
+        "help-short",
+        &[
+            pitr().arg("-h"),
+            pitr().args(["plan", "-h"]),
+            pitr().arg("--version"),
+            pitr().arg("wal"),
+            pitr_archive().arg("--version"),
+            pitr_restore().arg("--version"),
+        ],
+    );
+}
+
+#[test]
+fn the_help_of_the_two_small_programs() {
+    check(
+        "help-pitr-archive",
+        &[pitr_archive().arg("--help"), pitr_archive()],
+    );
+    check(
+        "help-pitr-restore-command",
+        &[pitr_restore().arg("--help"), pitr_restore()],
+    );
+}

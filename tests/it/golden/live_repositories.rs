@@ -1,0 +1,69 @@
+//! Two repositories, one of them away for a time; and expire.
+
+use super::live::scene;
+use crate::common::keep_one;
+use crate::several::Two;
+
+#[test]
+fn two_repositories() {
+    let two = Two::new();
+    let site = &two.site;
+    let mut scene = scene("live-two-repositories", site, &two.cluster);
+    two.work(10);
+    two.backup();
+    scene.run(&site.pitr().args(["repo", "show"]));
+    scene.run(&site.pitr().args(["repo", "check"]));
+    scene.say("The second one goes away.");
+    two.is_away(true);
+    let name = two.cluster.archive_now();
+    let push = site.archive().arg(format!("pg_wal/{name}"));
+    scene.run(&push.dir(two.cluster.pgdata()));
+    for args in [
+        &["info"][..],
+        &["plan"],
+        &["repo", "show"],
+        &["repo", "check"],
+        &["repo", "sync"],
+    ] {
+        scene.run(&site.pitr().args(args));
+    }
+    scene.say("It is back.");
+    two.is_away(false);
+    for args in [
+        &["info"][..],
+        &["plan"],
+        &["wal", "gaps"],
+        &["repo", "sync", "--dry-run"],
+        &["repo", "sync"],
+        &["repo", "sync"],
+        &["info"],
+        &["info", "--repository", "second"],
+        &["verify"],
+    ] {
+        scene.run(&site.pitr().args(args));
+    }
+    scene.check();
+}
+
+#[test]
+fn what_is_deleted() {
+    let two = Two::new();
+    let site = &two.site;
+    let mut scene = scene("live-expire", site, &two.cluster);
+    for _ in 0..2 {
+        two.work(10);
+        two.backup();
+    }
+    two.cluster.archive_now();
+    let local = |args: &[&str]| site.pitr().args(args).args(["--repository", &two.first()]);
+    scene.run(&local(&["expire", "--keep", "1"]));
+    scene.run(&local(&["verify"]));
+    scene.run(&local(&keep_one(&["--dry-run"])));
+    scene.run(&local(&keep_one(&["--confirm"])));
+    scene.run(&local(&["info"]));
+    scene.run(&local(&keep_one(&["--confirm", "--grace", "0s"])));
+    scene.run(&local(&["info"]));
+    scene.run(&local(&["repo", "claims"]));
+    scene.run(&local(&keep_one(&["--confirm", "--grace", "0s"])));
+    scene.check();
+}
