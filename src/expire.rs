@@ -5,23 +5,29 @@
 //! gone is gone, and what is left is still marked. A mark is no authority: the second reading decides again, and only what was marked
 //! before it is deleted. Only this module deletes objects, but for a failed backup, which takes back its own (`backup`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
-use crate::pg::segment::{SegmentNumber, SegmentSize, WalFileName};
-use crate::plan::retention::{Deletion, ExpirePlan, Policy, retention};
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
+use crate::pg::time::TimestampTz;
+use crate::plan::cluster::{self, Side};
+use crate::plan::retention::wal::Tree;
+use crate::plan::retention::{Deletion, ExpirePlan, Fate, Policy, retention};
 use crate::repo::clock;
 use crate::repo::deletion::DeletionClaim;
 use crate::repo::event::{self, Event, Writer};
 use crate::repo::id::{BackupId, PartName};
+use crate::repo::inventory::Inventory;
 use crate::repo::json;
 use crate::repo::layout::ClusterLayout;
+use crate::repo::link::{Brief, Joined, Link};
 use crate::repo::repository::{Registration, Repository};
+use crate::repo::rollup::Rollup;
 use crate::repo::root::outline::Outline;
 use crate::repo::root::{TOMBSTONE, Tombstone};
-use crate::repo::survey::Survey;
+use crate::repo::survey::{Manifest, Survey};
 use crate::store::{Key, Published, Store};
 
 /// How often the repository may change under a run before it gives up.
@@ -66,8 +72,55 @@ impl Expire<'_> {
     /// # Errors
     /// `Refused` when the clocks differ; what the store says.
     pub fn plan(&self) -> Result<ExpirePlan> {
-        let survey = self.survey()?;
-        Ok(retention(&survey, &self.policy, self.host.now()))
+        let mut survey = self.survey()?;
+        let policy = self.policy_for(&survey)?;
+        self.decide(&mut survey, &policy, self.host.now())
+    }
+
+    /// Computes what is kept. A backup stands for older ones only where the links of its WAL hold, which are read where anything would go.
+    fn decide(&self, survey: &mut Survey, policy: &Policy, now: TimestampTz) -> Result<ExpirePlan> {
+        let mut links = Links::new(self.repository, survey.layout(self.registration)?);
+        loop {
+            let plan = retention(survey, policy, now);
+            if plan.is_empty() {
+                return Ok(plan);
+            }
+            let kept = plan.backups.iter().filter(|b| b.fate == Fate::Keep);
+            let good = kept.filter(|b| b.damage.is_none()).map(|b| b.id.clone());
+            let tree = Tree::new(survey);
+            let mut broken = Vec::new();
+            for id in good {
+                if let Some(name) = links.first_break(survey, &tree, &id)? {
+                    broken.push((id, name));
+                }
+            }
+            drop(tree);
+            if broken.is_empty() {
+                return Ok(plan);
+            }
+            // It is judged once more, without those; each time there are fewer.
+            for (id, name) in broken {
+                let subject = survey.ids.get_mut(&id);
+                if let Some(Manifest::Committed(root)) = subject.map(|s| &mut s.manifest) {
+                    root.foreign = Some(name);
+                }
+            }
+        }
+    }
+
+    /// What is to be kept, with the timelines that may be the cluster.
+    fn policy_for(&self, survey: &Survey) -> Result<Policy> {
+        let mut policy = self.policy.clone();
+        // With one timeline there is nothing to decide, and what cannot be read is a reason to delete nothing.
+        if survey.timelines.len() > 1 && survey.unreadable.is_empty() {
+            let registered = self.registration;
+            let (name, identifier) = (&registered.name, registered.system_identifier);
+            let inventory = Inventory::of_wal(self.repository, name, identifier)?;
+            let wal = &Rollup::new(self.repository, &inventory, None)?;
+            let inventory = &inventory;
+            policy.cluster = cluster::decide_by(&[Side { inventory, wal }])?.candidates();
+        }
+        Ok(policy)
     }
 
     /// Reads what is there, and requires a clock by which it can be judged.
@@ -114,6 +167,71 @@ impl Expire<'_> {
         let done = run.attempts();
         let ended = run.deletion.take().map_or(Ok(()), DeletionClaim::end);
         done.and(ended)
+    }
+}
+
+/// The links of stored segments, each read once.
+struct Links<'a> {
+    repository: &'a Repository,
+    layout: ClusterLayout,
+    known: BTreeMap<SegmentName, Option<(Brief, bool)>>,
+}
+
+impl<'a> Links<'a> {
+    fn new(repository: &'a Repository, layout: ClusterLayout) -> Links<'a> {
+        Links {
+            repository,
+            layout,
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// The first segment from a backup's start to its end that does not continue the one before.
+    fn first_break(
+        &mut self,
+        survey: &Survey,
+        tree: &Tree<'_>,
+        id: &BackupId,
+    ) -> Result<Option<SegmentName>> {
+        let Some(Manifest::Committed(root)) = survey.ids.get(id).map(|s| &s.manifest) else {
+            return Ok(None);
+        };
+        let size = survey.segment_size;
+        let first = SegmentNumber::of(root.start_lsn, size);
+        let last = SegmentNumber::ending_at(root.stop_lsn, size);
+        let mut before: Option<(SegmentName, (Brief, bool))> = None;
+        for number in (first.0..=last.0).map(SegmentNumber) {
+            let Some(name) = number.name(tree.holder(root.timeline, number), size) else {
+                break;
+            };
+            let Some((link, is_keyed)) = self.of(name)? else {
+                before = None;
+                continue;
+            };
+            if let Some((previous, (own, as_keyed))) = before
+                // Raw and keyed marks tell nothing of one another.
+                && as_keyed == is_keyed
+                && link.continues(own.own, previous.timeline) == Joined::No
+            {
+                return Ok(Some(name));
+            }
+            before = Some((name, (link, is_keyed)));
+        }
+        Ok(None)
+    }
+
+    /// The link of a segment, and whether its marks are keyed; none where it is not stored whole, or damaged: names and verify tell of that.
+    fn of(&mut self, name: SegmentName) -> Result<Option<(Brief, bool)>> {
+        if let Some(known) = self.known.get(&name) {
+            return Ok(*known);
+        }
+        let read = Link::stored(self.repository.store(), &self.layout.segment(name));
+        let link = match read {
+            Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported | Code::Key) => None,
+            read => read?.map(|(link, is_keyed)| (Brief::from(link), is_keyed)),
+        };
+        self.known.insert(name, link);
+        Ok(link)
     }
 }
 
@@ -170,17 +288,17 @@ impl Run<'_> {
 
     /// The plan as it is now that the marks are durable. What is not marked yet waits for another run, also without grace.
     fn decide_again(&mut self) -> Result<ExpirePlan> {
-        let survey = self.what.survey()?;
+        let mut survey = self.what.survey()?;
         self.layout = survey.layout(self.what.registration)?;
-        let mut policy = self.what.policy.clone();
+        let mut policy = self.what.policy_for(&survey)?;
         policy.spared.clone_from(&self.spared);
         let now = self.what.host.now();
-        let plan = retention(&survey, &policy, now);
+        let plan = self.what.decide(&mut survey, &policy, now)?;
         if plan.marks.is_empty() {
             return Ok(plan);
         }
         policy.spared.extend(plan.marks);
-        Ok(retention(&survey, &policy, now))
+        self.what.decide(&mut survey, &policy, now)
     }
 
     /// Puts tombstones; `false` when one of the backups was committed meanwhile.
@@ -336,5 +454,145 @@ impl Run<'_> {
                 .hint("Nothing that is needed was deleted. Run the command again: it goes on."));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::archive::push::{Push, push};
+    use crate::pg::craft::Craft;
+    use crate::pg::lsn::Lsn;
+    use crate::pg::timeline::TimelineId;
+    use crate::pg::version::Major;
+    use crate::repo::container::Codec;
+    use crate::repo::facts::Runs;
+    use crate::repo::inventory::Timeline;
+    use crate::repo::survey::{Root, Subject};
+    use crate::store::file::FileStore;
+
+    const SEGMENT: u64 = 1 << 20;
+    const NOW: TimestampTz = TimestampTz(1 << 50);
+
+    fn size() -> SegmentSize {
+        SegmentSize::new(SEGMENT).unwrap()
+    }
+
+    fn name(number: u64) -> SegmentName {
+        SegmentNumber(number)
+            .name(TimelineId::FIRST, size())
+            .unwrap()
+    }
+
+    /// A repository with the five segments that one server wrote.
+    fn archived(directory: &Path, byte: u8) -> (Repository, Registration) {
+        let store = FileStore::create(&directory.join("r"), 1).unwrap();
+        let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
+        let mut craft = Craft::new(Major::V17);
+        let registration = Registration {
+            name: "main".to_owned(),
+            system_identifier: craft.identity.system_identifier,
+            major: 17,
+            segment_size_bytes: SEGMENT,
+            block_size_bytes: 8192,
+            wal_block_size_bytes: 8192,
+            first_seen: TimestampTz(0),
+            features: Vec::new(),
+            is_lost: false,
+        };
+        repository.register(&registration).unwrap();
+        for _ in 0..5 {
+            craft.main(0, 0x20, 0, &[byte; 40]);
+            craft.switch();
+        }
+        let whole = usize::try_from(SEGMENT).unwrap();
+        std::fs::create_dir_all(directory.join("pg_wal")).unwrap();
+        for (n, bytes) in (1..).zip(craft.bytes.chunks_exact(whole)) {
+            let path = directory.join("pg_wal").join(name(n).to_string());
+            std::fs::write(&path, bytes).unwrap();
+            let what = Push {
+                repository: &repository,
+                cluster: "main",
+                path: &path,
+                name: WalFileName::Segment(name(n)),
+                codec: Codec::Lz4,
+                beside_others: true,
+                known: None,
+                is_backfill: false,
+            };
+            push(&what).unwrap();
+        }
+        (repository, registration)
+    }
+
+    /// A backup whose WAL is that of these segments.
+    fn backup(first: u64, last: u64) -> (BackupId, Subject) {
+        let stop = Lsn((last + 1) * SEGMENT - 40);
+        let root = Root {
+            start_lsn: Lsn(first * SEGMENT + 40),
+            stop_lsn: stop,
+            consistent_lsn: stop,
+            start_timeline: TimelineId::FIRST,
+            timeline: TimelineId::FIRST,
+            history: None,
+            stop_time: TimestampTz(0),
+            stored: TimestampTz(0),
+            size_bytes: 1,
+            stored_bytes: 1,
+            damage: None,
+            wal_proof: None,
+            foreign: None,
+            layers: BTreeMap::new(),
+            packs: BTreeMap::new(),
+        };
+        let subject = Subject {
+            manifest: Manifest::Committed(Box::new(root)),
+            ..Subject::default()
+        };
+        let id = format!("2026110{last}T000000Z-full");
+        (id.parse().unwrap(), subject)
+    }
+
+    /// The fates of a backup of the first segment and of one of the last four, of which one is to be kept.
+    fn fates((repository, registration): &(Repository, Registration)) -> Vec<&'static str> {
+        let expire = Expire {
+            repository,
+            registration,
+            policy: Policy {
+                keep: 1,
+                grace: Duration::from_secs(3600),
+                ..Policy::default()
+            },
+            host: &Host::still(NOW, 7),
+        };
+        let timeline = Timeline {
+            segments: Runs::from_numbers((1..=5).collect()),
+            ..Timeline::default()
+        };
+        let mut survey = Survey {
+            ids: [backup(1, 1), backup(2, 5)].into(),
+            timelines: [(TimelineId::FIRST, timeline)].into(),
+            ..Survey::empty(size())
+        };
+        let plan = expire.decide(&mut survey, &expire.policy, NOW).unwrap();
+        plan.backups.iter().map(|b| b.fate.as_str()).collect()
+    }
+
+    #[test]
+    fn a1_a_backup_whose_wal_is_of_two_servers_lets_no_older_one_go() {
+        let (own, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let one = archived(own.path(), 1);
+        let other = archived(others.path(), 2);
+        assert_eq!(fates(&one), ["mark", "keep"]);
+        // In the middle, where no proof of a backup looks.
+        let layout = ClusterLayout::new("main", one.1.system_identifier).unwrap();
+        let key = layout.segment(name(3));
+        let file = |directory: &Path| directory.join("r").join(key.as_str());
+        std::fs::copy(file(others.path()), file(own.path())).unwrap();
+        assert_eq!(fates(&one), ["keep", "keep"]);
+        drop(other);
     }
 }

@@ -22,9 +22,10 @@ use crate::pg::lsn::Lsn;
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::pg::time::TimestampTz;
-use crate::pg::timeline::TimelineId;
+use crate::pg::timeline::{History, TimelineId};
 use crate::progress::Progress;
 use crate::repo::container::{Container, Kind};
+use crate::repo::decision::Decisions;
 use crate::repo::event;
 use crate::repo::increment;
 use crate::repo::layout::{ClusterLayout, Home};
@@ -654,7 +655,7 @@ fn prove_absence(what: &Fetch, repository: &Repository, layout: &ClusterLayout) 
         WalFileName::Segment(segment) => {
             let registration = repository.require_readable(layout)?;
             let size = SegmentSize::new(registration.segment_size_bytes)?;
-            no_hole(segment, size, repository, layout)
+            no_hole(what, (segment, size), repository, layout)
         }
         WalFileName::History(timeline) => {
             // Answering "absent" would let the server take this number a second time.
@@ -714,8 +715,8 @@ fn nothing_later(
 }
 
 fn no_hole(
-    wanted: SegmentName,
-    size: SegmentSize,
+    what: &Fetch,
+    (wanted, size): (SegmentName, SegmentSize),
     repository: &Repository,
     layout: &ClusterLayout,
 ) -> Result<()> {
@@ -747,11 +748,38 @@ fn no_hole(
         let needed = history
             .switch_point(wanted.timeline)
             .is_some_and(|lsn| number.0 < lsn.0 / size.bytes());
-        if needed && let Some(last) = last_segment(repository, layout, child)? {
+        if needed
+            && counts(what, wanted.timeline, &history, repository, layout)?
+            && let Some(last) = last_segment(repository, layout, child)?
+        {
             return Err(gap(wanted, last, size));
         }
     }
     Ok(())
+}
+
+/// Whether the WAL of a descendant shows that recovery on this timeline has not come to its end: where recovery follows a timeline by its number,
+/// what lies on the way to that one; else all but what was abandoned. A plan goes by the same.
+fn counts(
+    what: &Fetch,
+    timeline: TimelineId,
+    descendant: &History,
+    repository: &Repository,
+    layout: &ClusterLayout,
+) -> Result<bool> {
+    let child = descendant.timeline();
+    if let Some(followed) = DataDirectory::of_wal_file(&what.target).target_timeline() {
+        let history = read_history(repository, layout, followed)?;
+        return Ok(child == followed || history.is_some_and(|h| h.contains(child)));
+    }
+    let decisions = Decisions::read(repository, layout)?;
+    let is_abandoned = |t: TimelineId, history: Option<&History>| {
+        let mut named = decisions.abandoned().map(|d| d.timeline);
+        named.any(|named| named == t || history.is_some_and(|h| h.contains(named)))
+    };
+    // Recovery on an abandoned timeline has its descendants before it.
+    let own = read_history(repository, layout, timeline)?;
+    Ok(is_abandoned(timeline, own.as_ref()) || !is_abandoned(child, Some(descendant)))
 }
 
 /// WAL that is recorded as lost, or that increments leave out, was there: so this is not the end.

@@ -216,6 +216,30 @@ pub(super) fn check_before(
     }
 }
 
+/// Whether the archive's segment before is the one that the server has, as far as that shows before the segment itself was read. What the store
+/// says is remembered for [`check_before`], which then asks no more.
+///
+/// # Errors
+/// What the store says.
+pub(super) fn is_own_before(
+    what: &Push<'_>,
+    source: &dyn Content,
+    checked: &Checked,
+) -> Result<bool> {
+    let last = Lsn(checked.wal.start_lsn.0.saturating_sub(1));
+    let history = checked.history.as_ref();
+    let timeline = history.map_or(checked.segment.timeline, |h| h.holder(last));
+    let Some(name) = checked.segment.before(timeline, checked.wal.segment_size) else {
+        return Ok(true);
+    };
+    let key = checked.layout.segment(name);
+    // This process stored it, or is about to.
+    if what.repository.kept_mark(&key).is_some() || what.repository.is_in_flight(&key) {
+        return Ok(true);
+    }
+    is_own(what, source, checked, name)
+}
+
 /// The server does not have the segment before any more. In a life that a resolution chose it is archived there, unless another server wrote it.
 fn check_unknown(what: &Push<'_>, checked: &Checked) -> Result<Continued> {
     let segment = checked.segment;
@@ -492,6 +516,7 @@ fn is_own(
     let (Some(own), Some(end)) = (link.own, link::own_end(&summary, size)) else {
         return Ok(true);
     };
+    what.repository.keep_mark(key, own);
     let of = (checked.wal.system_identifier, size);
     let mark = mark_at_hand(name, of, end, &mut |buffer, at| {
         source.read_other(name, buffer, at)
@@ -505,13 +530,40 @@ pub(super) fn check_after(
     checked: &Checked,
     link: &Link,
 ) -> Result<Option<String>> {
+    if what.repository.store().is_remote() {
+        return Ok(None);
+    }
+    let next = other_after(what, checked, link)?;
+    Ok(next.map(|next| {
+        format!(
+            "the archive's segment \"{next}\" was written by another server than \"{}\": recovery ends between them. See \"pitr wal conflicts\"",
+            checked.name
+        )
+    }))
+}
+
+/// Requires that the stored segment after continues this one: what is older than the archived WAL is there to lead to it.
+///
+/// # Errors
+/// `Conflict` when another server wrote it; what the store says.
+pub(super) fn require_after(what: &Push<'_>, checked: &Checked, link: &Link) -> Result<()> {
+    match other_after(what, checked, link)? {
+        None => Ok(()),
+        Some(next) => Err(err!(
+            Conflict,
+            "the archive's segment \"{next}\" does not continue \"{}\": another server wrote it",
+            checked.name
+        )
+        .hint("It was not stored. The directory is that of another life of the cluster than the archive's: look for the segment on another node. See \"pitr wal conflicts\".")),
+    }
+}
+
+/// The stored segment after, where its link says that it continues another one.
+fn other_after(what: &Push<'_>, checked: &Checked, link: &Link) -> Result<Option<SegmentName>> {
     let next = checked.segment.next(checked.wal.segment_size);
     let (Some(own), Some(next)) = (link.own, next) else {
         return Ok(None);
     };
-    if what.repository.store().is_remote() {
-        return Ok(None);
-    }
     let key = checked.layout.segment(next);
     if what.repository.is_in_flight(&key) {
         return Ok(None);
@@ -524,10 +576,5 @@ pub(super) fn check_after(
         return Ok(None);
     };
     let is_other = timeline == checked.segment.timeline && seen != own;
-    Ok(is_other.then(|| {
-        format!(
-            "the archive's segment \"{next}\" was written by another server than \"{}\": recovery ends between them. See \"pitr wal conflicts\"",
-            checked.name
-        )
-    }))
+    Ok(is_other.then_some(next))
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::asking::Inquiry;
 use super::fetch::{Fetch, Fetched, Place, Questions, fetch};
 use super::life;
-use super::push::{Content, Push, Pushed, Warnings, push, push_content};
+use super::push::{Content, Push, Pushed, Warnings, may_be_refused, push, push_content};
 use crate::config::{self, Location};
 use crate::error::{Code, Result};
 use crate::pg::craft::Craft;
@@ -118,6 +118,7 @@ impl Life {
             codec: Codec::Lz4,
             beside_others: true,
             known: None,
+            is_backfill: false,
         }
     }
 
@@ -208,6 +209,30 @@ fn a_segment_of_another_life_behind_is_warned_of() {
     let one = bench.life("one", 1);
     one.push(&bench.repository(), 2).unwrap();
     assert!(one.push(&bench.repository(), 1).unwrap().1.is_empty());
+}
+
+#[test]
+fn a_segment_that_is_brought_in_later_is_one_that_the_archived_one_continues() {
+    let bench = Bench::new();
+    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    one.push(&bench.repository(), 3).unwrap();
+    let repository = bench.repository();
+    let backfill = |life: &Life, number| {
+        let path = life.path(number);
+        push(&Push {
+            is_backfill: true,
+            ..life.what(&repository, &path, number)
+        })
+    };
+    let error = backfill(&other, 2).err().unwrap();
+    assert_eq!(error.code(), Code::Conflict, "{error}");
+    assert!(error.to_string().contains("does not continue"), "{error}");
+    let key = bench.layout().segment(other.name(2));
+    assert!(repository.store().head(&key).unwrap().is_none());
+    assert!(backfill(&one, 2).unwrap().1.is_empty());
+    // On the other side, too.
+    refused(backfill(&other, 4));
+    backfill(&one, 4).unwrap();
 }
 
 #[test]
@@ -570,4 +595,25 @@ fn f03_a_tail_in_a_repository_that_is_not_required_proves_no_end() {
     let Fetched::DeliveredTail { .. } = fetched(true).unwrap() else {
         panic!("a part of it is there");
     };
+}
+
+#[test]
+fn a_repository_with_another_life_before_a_segment_is_offered_it_first() {
+    let bench = Bench::new();
+    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    let asked = |life: &Life, repository: &Repository, number| {
+        may_be_refused(&life.what(repository, &life.path(number), number)).unwrap()
+    };
+    // Nothing is there, neither before it nor under its name.
+    assert!(!asked(&other, &bench.repository(), 2));
+    one.push(&bench.repository(), 1).unwrap();
+    assert!(asked(&other, &bench.repository(), 2));
+    let repository = bench.repository();
+    assert!(!asked(&one, &repository, 2));
+    // What was read is remembered, so that the push reads it no more.
+    let before = bench.layout().segment(one.name(1));
+    assert!(repository.kept_mark(&before).is_some());
+    one.push(&repository, 2).unwrap();
+    assert!(asked(&one, &bench.repository(), 2));
+    refused(other.push(&bench.repository(), 3));
 }

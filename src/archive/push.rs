@@ -58,6 +58,8 @@ pub struct Push<'a> {
     pub beside_others: bool,
     /// The own mark of another segment of the same server, where the segment itself is not at hand any more.
     pub known: Option<(SegmentName, Mark)>,
+    /// It comes after what was written later: a segment behind it that is stored must continue it.
+    pub is_backfill: bool,
 }
 
 /// Bytes read at once; a multiple of every WAL page size.
@@ -78,20 +80,25 @@ pub fn push(what: &Push<'_>) -> Result<(Pushed, Warnings)> {
     push_content(what, source)
 }
 
-/// Whether the file's name is taken in the repository, by whatever content. Nothing is written.
+/// Whether the repository may refuse the file for what it has: its name is taken, by whatever content, or the segment before is another server's.
+/// Nothing is written.
 ///
 /// # Errors
 /// Those of [`push`] for a file or a repository of which that cannot be said.
-pub fn is_taken(what: &Push<'_>) -> Result<bool> {
+pub fn may_be_refused(what: &Push<'_>) -> Result<bool> {
     let mut source = Source::open(what.path)?;
-    let key = match what.name {
-        WalFileName::Segment(name) => settled(what, &mut source, name, false)?.key(),
-        WalFileName::Partial(name) => settled(what, &mut source, name, true)?.key(),
+    let checked = match what.name {
+        WalFileName::Segment(name) => settled(what, &mut source, name, false)?,
+        WalFileName::Partial(name) => settled(what, &mut source, name, true)?,
         WalFileName::History(_) | WalFileName::BackupHistory { .. } => {
-            layout_of(what)?.wal_file(what.name)
+            let key = layout_of(what)?.wal_file(what.name);
+            return Ok(what.repository.store().head(&key)?.is_some());
         }
     };
-    Ok(what.repository.store().head(&key)?.is_some())
+    if what.repository.store().head(&checked.key())?.is_some() {
+        return Ok(true);
+    }
+    Ok(!checked.is_partial && !life::is_own_before(what, &source, &checked)?)
 }
 
 /// As [`push`], of content that lies in no file of that name; `what.path` only tells where it comes from.
@@ -575,6 +582,9 @@ fn store_wal(
                 return Ok(Stored::Moved(Box::new(moved)));
             }
             warning = before?.warning();
+            if what.is_backfill && !checked.is_partial {
+                life::require_after(what, checked, &link)?;
+            }
         }
     }
     source.check_unchanged()?;

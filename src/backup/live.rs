@@ -57,12 +57,15 @@ impl LiveServer {
             .enable_all()
             .build()
             .map_err(|e| Error::from_io("start the runtime", e))?;
-        let connect = |session| {
+        let connect = |info: &ConnInfo, session| {
             let progress = Arc::clone(&progress);
             runtime.block_on(Client::connect(info, session, progress))
         };
-        let client = connect(Session::Replication)?;
-        let sql = match connect(Session::Sql) {
+        let client = connect(info, Session::Replication)?;
+        // No other of several hosts has the same WAL for sure, nor the same clock and archiver.
+        let mut info = info.clone();
+        info.hosts = vec![client.place().clone()];
+        let sql = match connect(&info, Session::Sql) {
             Ok(client) => Some(client),
             Err(e) => {
                 progress.note(&format!(
@@ -71,9 +74,6 @@ impl LiveServer {
                 None
             }
         };
-        // No other of several hosts has the same WAL for sure.
-        let mut info = info.clone();
-        info.hosts.retain(|host| host.display() == client.host());
         Ok(LiveServer {
             runtime,
             replication: Replication::Idle(client),

@@ -310,6 +310,7 @@ impl Bench {
             codec: Codec::Lz4,
             beside_others: true,
             known: None,
+            is_backfill: false,
         };
         let at = (usize::try_from(number).unwrap() - 1) * SEGMENT;
         let bytes = life.wal[at..at + SEGMENT].to_vec();

@@ -11,13 +11,16 @@ use crate::command::AS_STORED;
 use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::pg::parameters::Parameters;
 use crate::pg::segment::SegmentName;
+use crate::pg::timeline::TimelineId;
+use crate::plan::base;
 use crate::plan::cluster::{self, Cluster, Side, Tree};
 use crate::plan::recovery::{Action, Options, Plan};
 use crate::plan::window::{self, Windows};
 use crate::plan::{self};
 use crate::progress::Progress;
-use crate::repo::inventory::Inventory;
+use crate::repo::inventory::{Backup, Inventory};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
@@ -438,6 +441,27 @@ impl Reading {
                 return Err(changes());
             }
         }
+    }
+
+    /// What [`base::parameters_behind`] finds.
+    ///
+    /// # Errors
+    /// Those of [`base::parameters_behind`]; `Unreachable` when the WAL changes each time it is looked at.
+    pub fn parameters_behind(
+        &self,
+        cx: &Context,
+        inventory: &Inventory,
+        backup: &Backup,
+        timeline: TimelineId,
+    ) -> Result<Option<Parameters>> {
+        let rollup = self.rollup(cx, inventory)?;
+        for _ in 0..ATTEMPTS {
+            let found = base::parameters_behind(inventory, &rollup, backup, timeline)?;
+            if !rollup.has_changed() {
+                return Ok(found);
+            }
+        }
+        Err(changes())
     }
 
     /// Requires that the segments of a plan that was made earlier are still what they were, as far as their ends tell.

@@ -1,5 +1,6 @@
 //! What `restore` and `standby` share on the command line: the place, the commands that PostgreSQL will run, the run itself.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::pg::conf::Setting;
 use crate::pg::control::ControlFile;
 use crate::pg::parameters::Parameters;
+use crate::pg::timeline::TimelineId;
 use crate::plan::recovery::Plan;
 use crate::repo::event::Writer;
 use crate::repo::id::BackupId;
@@ -117,11 +119,33 @@ impl Opened {
         };
         match self.parameters(cx, &id) {
             Ok(parameters) => plan.require(parameters),
-            Err(e) => plan.warnings.push(format!(
-                "pg_control of backup {id} cannot be read ({e}): recovery stops where the configuration has a lower max_connections, \
-                 max_worker_processes, max_wal_senders, max_prepared_transactions or max_locks_per_transaction than the server had"
-            )),
+            Err(e) => plan.warnings.push(unknown_parameters(&id, &e)),
         }
+    }
+
+    /// What pg_control of a standby's backup and the WAL behind it ask of its settings. Where a part cannot be read, a warning says so.
+    ///
+    /// # Errors
+    /// Those of [`Reading::parameters_behind`].
+    pub fn parameters_of_standby(
+        &self,
+        cx: &Context,
+        id: &BackupId,
+        timeline: TimelineId,
+    ) -> Result<BTreeMap<String, u32>> {
+        let mut known = Parameters::default();
+        match self.parameters(cx, id) {
+            Ok(parameters) => known = parameters,
+            Err(e) => cx.out.warn(&unknown_parameters(id, &e)),
+        }
+        if let Some(backup) = self.inventory.backups.iter().find(|b| b.id == *id) {
+            let inventory = &self.inventory;
+            let behind = self
+                .reading
+                .parameters_behind(cx, inventory, backup, timeline)?;
+            known = known.max(behind.unwrap_or_default());
+        }
+        Ok(known.iter().map(|(n, v)| (n.to_owned(), v)).collect())
     }
 
     fn parameters(&self, cx: &Context, id: &BackupId) -> Result<Parameters> {
@@ -172,6 +196,7 @@ impl Opened {
             restore_command: self.reading.commands(cx).0,
             plan,
             timeline: None,
+            parameters: BTreeMap::new(),
         };
         Ok((job, root))
     }
@@ -187,6 +212,13 @@ impl Opened {
         ));
         Ok((job.clone(), self.root(cx, &job.backup)?))
     }
+}
+
+fn unknown_parameters(id: &BackupId, e: &Error) -> String {
+    format!(
+        "pg_control of backup {id} cannot be read ({e}): recovery stops where the configuration has a lower max_connections, \
+         max_worker_processes, max_wal_senders, max_prepared_transactions or max_locks_per_transaction than the server had"
+    )
 }
 
 /// The place that the command line names.

@@ -95,6 +95,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             for beside in cluster.describe_beside() {
                 cx.out.warn(&beside);
             }
+            job.parameters = opened.parameters_of_standby(cx, &backup, timeline)?;
             // PostgreSQL takes the highest number for the latest, whatever became of it.
             job.timeline = tree.timelines().any(|t| t > timeline).then_some(timeline);
             (job, root)

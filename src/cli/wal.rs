@@ -232,7 +232,7 @@ fn backfill_one(
         return Ok((LEFT_OUT, Some(reason)));
     }
     let arguments = arguments(cx, vec![candidate.path.into()]);
-    match command::archive::run(&arguments, settings, cx.random(), &|| {}) {
+    match command::archive::backfill(&arguments, settings, cx.random()) {
         Ok(archived) => {
             for warning in &archived.warnings {
                 cx.out.warn(warning);

@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use super::Arguments;
-use crate::archive::push::{Push, Pushed, Warnings, is_taken, push};
+use crate::archive::push::{Push, Pushed, Warnings, may_be_refused, push};
 use crate::archive::spool::{Failure, Holder};
 use crate::config::{self, Settings};
 use crate::err;
@@ -40,7 +40,7 @@ const DEADLINE: Duration = Duration::from_secs(50);
 /// How long repositories that are not required may take once the file is acknowledged.
 pub(super) const PATIENCE_REST: Duration = Duration::from_secs(5);
 
-/// How long required repositories may take to say whether they have the name, before the file is offered to one after the other.
+/// How long required repositories may take to say whether they may refuse the file, before the file is offered to one after the other.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What archiving a file came to; either way it is durable in every required repository.
@@ -88,6 +88,19 @@ pub fn run(
     Archiver::new(settings, nonce)?.archive(path, name, acknowledged)
 }
 
+/// As [`run`], of a file that may be older than what is archived.
+///
+/// # Errors
+/// Those of [`run`]; `Conflict` for a segment that an archived one behind it does not continue.
+pub fn backfill(arguments: &Arguments, settings: &Settings, nonce: u64) -> Result<Archived> {
+    let path = path_of(arguments)?;
+    let archiver = Archiver {
+        is_backfill: true,
+        ..Archiver::new(settings, nonce)?
+    };
+    archiver.archive(path, name_of(path)?, &|| {})
+}
+
 /// Archives files of one cluster, one after the other or several at once.
 pub(super) struct Archiver {
     cluster: String,
@@ -95,6 +108,7 @@ pub(super) struct Archiver {
     nonce: u64,
     /// Opened for many files.
     is_open: bool,
+    is_backfill: bool,
 }
 
 impl Archiver {
@@ -108,13 +122,14 @@ impl Archiver {
             required: r.required,
             opened: None,
             is_silent: false,
-            is_taken: false,
+            may_refuse: false,
         };
         Ok(Archiver {
             cluster: super::cluster_name(settings, nonce)?,
             places: settings.repositories.iter().map(place).collect(),
             nonce,
             is_open: false,
+            is_backfill: false,
         })
     }
 
@@ -152,6 +167,7 @@ impl Archiver {
             name,
             nonce: self.nonce,
             beside_others: self.is_open,
+            is_backfill: self.is_backfill,
         };
         let mut tally = Tally::default();
         for place in in_order(&self.places, &offer) {
@@ -253,6 +269,7 @@ struct Offer {
     name: WalFileName,
     nonce: u64,
     beside_others: bool,
+    is_backfill: bool,
 }
 
 impl Offer {
@@ -265,6 +282,7 @@ impl Offer {
             codec: CODEC,
             beside_others: self.beside_others,
             known: None,
+            is_backfill: self.is_backfill,
         }
     }
 
@@ -285,22 +303,22 @@ struct Place {
     opened: Option<Arc<Repository>>,
     /// It was asked for the name, and has said nothing.
     is_silent: bool,
-    /// It has the name, with these or other bytes.
-    is_taken: bool,
+    /// It has the name, with these or other bytes, or the segment before as another server wrote it.
+    may_refuse: bool,
 }
 
-/// Required repositories first, and of these the ones that have the name: where it stands for other bytes, nothing is stored in the rest. One
-/// that is silent comes last of them: it may keep its turn until the deadline, and the others are to have the file by then.
+/// Required repositories first, and of these the ones that may refuse it: where the name stands for other bytes, or the segment before is another
+/// server's, nothing is stored in the rest. One that is silent comes last of them: it may keep its turn until the deadline, and the others are to have the file by then.
 fn in_order(places: &[Place], offer: &Offer) -> Vec<Place> {
     let mut places = places.to_vec();
     if places.iter().filter(|p| p.required).count() > 1 {
         look(&mut places, offer);
     }
-    places.sort_by_key(|p| (!p.required, p.is_silent, !p.is_taken));
+    places.sort_by_key(|p| (!p.required, p.is_silent, !p.may_refuse));
     places
 }
 
-/// Asks every required repository whether it has the name, all at once; one that hangs is not waited for long, and what fails here fails
+/// Asks every required repository whether it may refuse the file, all at once; one that hangs is not waited for long, and what fails here fails
 /// again when its turn comes.
 fn look(places: &mut [Place], offer: &Offer) {
     let (found, answers) = channel();
@@ -312,8 +330,8 @@ fn look(places: &mut [Place], offer: &Offer) {
         // Not a scoped thread: nobody waits for one that hangs in a dead mount.
         std::thread::spawn(move || {
             let answer = offer.open(&place).map(|repository| {
-                let is_taken = is_taken(&offer.to(&repository)).unwrap_or(false);
-                (repository, is_taken)
+                let may_refuse = may_be_refused(&offer.to(&repository)).unwrap_or(false);
+                (repository, may_refuse)
             });
             let _ = found.send((index, answer));
         });
@@ -328,9 +346,9 @@ fn look(places: &mut [Place], offer: &Offer) {
             continue;
         };
         place.is_silent = false;
-        if let Ok((repository, is_taken)) = answer {
+        if let Ok((repository, may_refuse)) = answer {
             place.opened = Some(repository);
-            place.is_taken = is_taken;
+            place.may_refuse = may_refuse;
         }
     }
 }

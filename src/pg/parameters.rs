@@ -14,6 +14,9 @@ const NAMES: [&str; 5] = [
     "max_locks_per_transaction",
 ];
 
+/// What a server has where nobody sets them. PostgreSQL 13 to 18: src/backend/utils/misc/guc_tables.c (13 to 15: guc.c).
+const DEFAULTS: [u32; 5] = [100, 8, 10, 0, 64];
+
 /// Their values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Parameters([u32; 5]);
@@ -37,6 +40,11 @@ impl Parameters {
     /// Name and value of each.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u32)> {
         NAMES.into_iter().zip(self.0)
+    }
+
+    /// The values of a server in whose configuration none is set.
+    pub fn defaults() -> Parameters {
+        Parameters(DEFAULTS)
     }
 
     /// Whether a setting is one of them.

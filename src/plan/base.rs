@@ -20,6 +20,7 @@ use super::unreachable;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::pg::lsn::Lsn;
+use crate::pg::parameters::Parameters;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
@@ -58,6 +59,32 @@ pub fn plan(
             warn_beside(&cluster, &mut plan);
         }
         Ok(plan)
+    })
+}
+
+/// The largest parameters that changes in the archived WAL ask of a recovery which begins with a backup and follows a timeline, as far as that
+/// WAL leads without a hole; none where nothing was changed.
+///
+/// # Errors
+/// `Damaged` when the timeline's history cannot be read; what [`Wal`] says, apart from damage.
+pub fn parameters_behind(
+    inventory: &Inventory,
+    wal: &dyn Wal,
+    backup: &Backup,
+    timeline: TimelineId,
+) -> Result<Option<Parameters>> {
+    with_proof(wal, |wal| {
+        let path = Path::new(inventory, wal, inventory.history(timeline)?);
+        let first = SegmentNumber::of(backup.start_lsn, inventory.segment_size);
+        let stretch = path.stretch_from(first)?;
+        let reach = stretch.reach();
+        let search = Search {
+            path: &path,
+            stretch,
+            start_lsn: backup.start_lsn,
+            consistent_lsn: backup.consistent_lsn,
+        };
+        search.parameters(reach)
     })
 }
 

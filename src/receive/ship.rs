@@ -785,6 +785,7 @@ mod tests {
             codec: crate::repo::container::Codec::Lz4,
             beside_others: false,
             known: None,
+            is_backfill: false,
         };
         crate::archive::push::push(&push).unwrap();
         wait_until(|| *shipper.archived().borrow() == Some(bench.at(SEGMENT + 1000)));

@@ -217,6 +217,7 @@ impl Shipment {
             codec: CODEC,
             beside_others: false,
             known: self.last_mark,
+            is_backfill: false,
         };
         match push_content(&what, content) {
             Ok((_, warnings)) => {

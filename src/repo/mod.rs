@@ -7,7 +7,6 @@ pub mod alike;
 pub mod claim;
 pub mod clock;
 pub mod container;
-#[cfg(feature = "full")]
 pub mod decision;
 #[cfg(all(test, feature = "full"))]
 mod decision_tests;

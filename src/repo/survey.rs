@@ -142,7 +142,7 @@ pub struct Root {
     pub damage: Option<String>,
     /// What was proven of its WAL when it was taken; none in backups of before.
     pub wal_proof: Option<WalProof>,
-    /// The segment of its WAL that another server wrote, as its proof tells; looked for by [`Survey::read`] alone.
+    /// The segment of its WAL that another server wrote, as its proof tells; looked for by [`Survey::read`] alone. As the links tell, by expiry.
     pub foreign: Option<SegmentName>,
     /// Layer objects it names, by the id that wrote them.
     pub layers: BTreeMap<BackupId, Runs>,

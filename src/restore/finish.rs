@@ -184,6 +184,7 @@ pub fn settings_of(job: &Job, brought: &Brought) -> Result<Wanted> {
                 slot: slot.as_deref(),
                 restore_command: &job.restore_command,
                 timeline: job.timeline,
+                parameters: &job.parameters,
             };
             Wanted::Standby(settings::of_standby(&standby, brought))
         }

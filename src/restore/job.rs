@@ -1,5 +1,7 @@
 //! The job of a restore, as a value: made from a plan, kept in the directory while it runs, taken up again after a kill.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::target_dir::{Found, PlacedTablespace};
@@ -84,6 +86,9 @@ pub struct Job {
     /// The timeline that a standby follows by its number; the latest without one.
     #[serde(default)]
     pub timeline: Option<TimelineId>,
+    /// What the WAL on the way of a standby asks of its settings.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, u32>,
 }
 
 impl Job {
@@ -198,6 +203,7 @@ mod tests {
             restore_command: "r".into(),
             plan: None,
             timeline: None,
+            parameters: BTreeMap::new(),
         }
     }
 

@@ -72,6 +72,14 @@ impl Brought {
         }
     }
 
+    /// A parameter as the configuration has it; PostgreSQL's own where it is not set.
+    fn parameter(&self, name: &str) -> u32 {
+        let own = self.value(name).and_then(|v| v.parse().ok());
+        let defaults = Parameters::defaults();
+        let default = || defaults.iter().find(|(n, _)| *n == name).map(|(_, v)| v);
+        own.or_else(default).unwrap_or(0)
+    }
+
     fn is_set(&self, name: &str) -> bool {
         self.value(name).is_some_and(|v| !v.is_empty())
     }
@@ -156,6 +164,8 @@ pub struct StandbySettings<'a> {
     pub restore_command: &'a str,
     /// `recovery_target_timeline`, where it is not the latest.
     pub timeline: Option<TimelineId>,
+    /// What the WAL on the way asks of the settings, by name.
+    pub parameters: &'a BTreeMap<String, u32>,
 }
 
 /// The settings of a standby; they stay, for it is the cluster.
@@ -169,6 +179,12 @@ pub fn of_standby(standby: &StandbySettings<'_>, brought: &Brought) -> Vec<Setti
     }
     if brought.in_place_tablespaces {
         settings.push(allow_in_place());
+    }
+    for (name, wanted) in standby.parameters {
+        // They stay behind the recovery, so only those are written of which the configuration has less.
+        if brought.parameter(name) < *wanted {
+            settings.push(Setting::new(name, wanted.to_string()));
+        }
     }
     let timeline = standby.timeline.map(|t| t.decimal().to_string());
     let timeline = timeline.as_deref().unwrap_or("latest");
@@ -253,6 +269,7 @@ mod tests {
             slot: None,
             restore_command: "r",
             timeline: None,
+            parameters: &BTreeMap::new(),
         };
         let names: Vec<String> = of_standby(&standby, &brought)
             .iter()
@@ -268,6 +285,16 @@ mod tests {
                 "primary_slot_name=",
             ]
         );
+        let asked = [("max_connections", 150), ("max_wal_senders", 10)];
+        let asked = asked.map(|(n, v)| (n.to_owned(), v)).into();
+        let raised = StandbySettings {
+            parameters: &asked,
+            ..standby.clone()
+        };
+        // Nobody sets the other one, and PostgreSQL's own value is enough.
+        let more = Setting::new("max_connections", "150");
+        let all = of_standby(&raised, &brought);
+        assert!(all.contains(&more) && !all.iter().any(|s| s.name == "max_wal_senders"));
         let numbered = StandbySettings {
             timeline: TimelineId::new(10),
             ..standby

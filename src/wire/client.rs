@@ -14,7 +14,7 @@ use postgres_protocol::message::frontend;
 use tokio::io::AsyncWriteExt;
 
 use super::connect::{self, Connected};
-use super::conninfo::{ConnInfo, TargetSession};
+use super::conninfo::{ConnInfo, Host, TargetSession};
 use super::message::{Incoming, Stream, Wire};
 use super::server_error::{ServerMessage, protocol};
 use crate::err;
@@ -145,6 +145,7 @@ pub struct Client {
     parameters: std::collections::BTreeMap<String, String>,
     version_num: u32,
     host: String,
+    place: Box<Host>,
     pid: Option<i32>,
     session: Session,
     /// Whether a command's answer is still under way.
@@ -178,9 +179,10 @@ impl Client {
         let Connected {
             wire,
             parameters,
-            host,
+            place,
             pid,
         } = result?;
+        let host = place.display();
         let text = parameters.get("server_version").map_or("", String::as_str);
         let version_num =
             version_num(text).ok_or_else(|| protocol("the server's version cannot be read"))?;
@@ -197,6 +199,7 @@ impl Client {
             parameters,
             version_num,
             host,
+            place: Box::new(place),
             pid,
             session,
             busy: false,
@@ -224,6 +227,11 @@ impl Client {
     /// The host as messages name it.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    /// That host, with the address that answered: of several, another connection to it reaches no other.
+    pub fn place(&self) -> &Host {
+        &self.place
     }
 
     /// The server's process for this connection, where it says so.
@@ -576,6 +584,10 @@ impl Client {
             parameters: std::collections::BTreeMap::new(),
             version_num,
             host: "test".to_owned(),
+            place: Box::new(Host {
+                address: super::conninfo::HostAddress::Socket("/".into()),
+                port: 1,
+            }),
             pid: None,
             session: Session::Replication,
             busy: false,

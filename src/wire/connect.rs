@@ -33,8 +33,8 @@ const PARAMETER_COUNT_MAX: usize = 1000;
 pub(super) struct Connected {
     pub wire: Wire,
     pub parameters: BTreeMap<String, String>,
-    /// The host as messages name it.
-    pub host: String,
+    /// The host that answered, with its address.
+    pub place: Host,
     /// The server's process, as it says.
     pub pid: Option<i32>,
 }
@@ -180,7 +180,12 @@ async fn attempt(
             Err(error) => Err(error),
         };
         match result {
-            Ok(connected) => return Ok(connected),
+            Ok(mut connected) => {
+                if let HostAddress::Tcp { address: at, .. } = &mut connected.place.address {
+                    *at = Some(address.ip());
+                }
+                return Ok(connected);
+            }
             // The pg_hba.conf line may hold for the other kind; a failed handshake may not concern a plain connection.
             Err(error) if may_retry(&error) => refusal = refusal.or(Some(error)),
             Err(error) => return Err(refusal.unwrap_or(error)),
@@ -325,7 +330,7 @@ async fn start(
     Ok(Connected {
         wire,
         parameters,
-        host: host.display(),
+        place: host.clone(),
         pid,
     })
 }

@@ -876,6 +876,7 @@ fn a_segment_of_zstd_is_readable_without_us() {
         codec: Codec::Zstd(3),
         beside_others: true,
         known: None,
+        is_backfill: false,
     })
     .unwrap();
     user::own_all(still.site.repository());

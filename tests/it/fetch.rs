@@ -993,6 +993,53 @@ fn f05_the_tail_of_a_parent_is_needed_up_to_the_switch(major: u32) {
 }
 per_major!(f05_the_tail_of_a_parent_is_needed_up_to_the_switch);
 
+/// A drill that was promoted from a streaming standby has WAL from behind the end of what its origin archived.
+#[test]
+fn f05_a_stray_descendant_shows_no_gap() {
+    let (site, primary) = Site::with_cluster(17);
+    primary.sql("create table t (a int)");
+    let standby = Cluster::builder(17)
+        .standby_of(&primary)
+        .without_fsync()
+        .start();
+    primary.archive_now();
+    primary.sql("insert into t values (1)");
+    let lost = primary.archive_now();
+    primary.sql("insert into t values (9)");
+    wait_until(PATIENCE, "the standby has it", || {
+        standby.query_one_string("select max(a) from t") == "9"
+    });
+    drop(primary);
+    standby.promote();
+    standby.archive_now();
+    std::fs::remove_file(site.object(&lost)).unwrap();
+    let partials = site.cluster_folder().join("wal/00000001/partial");
+    std::fs::remove_dir_all(partials).unwrap();
+
+    let copy = site.sandbox().dir("copy");
+    let target = site.sandbox().dir("copy/pg_wal").join("RECOVERYXLOG");
+    let fetch = || site.restore().arg(&lost).arg(&target).run();
+    let follow = |timeline: &str| {
+        let text = format!("recovery_target_timeline = '{timeline}'\n");
+        std::fs::write(copy.join("postgresql.auto.conf"), text).unwrap();
+    };
+    fetch().expect_code(205);
+    follow("2");
+    fetch().expect_code(205);
+    // As a plan has it: what is not on the way is not asked.
+    follow("1");
+    fetch().expect_code(1);
+    follow("latest");
+    fetch().expect_code(205);
+    let abandon = ["timeline", "abandon", "2", "--reason", "a drill"];
+    let abandon = site.pitr().args(abandon).arg("--confirm");
+    abandon.run().success();
+    fetch().expect_code(1);
+    // Who follows it all the same needs what is before it.
+    follow("2");
+    fetch().expect_code(205);
+}
+
 /// Flips one bit of a file.
 fn flip(path: &std::path::Path, at: usize) {
     let mut bytes = std::fs::read(path).unwrap();

@@ -138,6 +138,34 @@ fn a1_l02_what_does_not_continue_the_archived_segment_is_refused(major: u32) {
 }
 per_major!(a1_l02_what_does_not_continue_the_archived_segment_is_refused, v13 v15 v18);
 
+/// What the second required repository refuses, for the segment before is another life's there, is not stored in the first.
+#[test]
+fn l02_a_segment_that_one_required_repository_refuses_is_stored_in_none() {
+    let mut two = lives(17);
+    two.clone.start();
+    write(&two.clone, "fake");
+    let first = two.clone.archive_now();
+    two.clone.stop(Stop::Fast);
+    let archive = two.site.archive().arg("%p").shell();
+    let there = object(&two.site, &first);
+    let second = two.site.add_repository("second", "");
+    let moved = second.join(there.strip_prefix(two.site.repository()).unwrap());
+    std::fs::create_dir_all(moved.parent().unwrap()).unwrap();
+    std::fs::rename(&there, &moved).unwrap();
+    user::own_all(&second);
+    two.production.append_config("archive_command", "true");
+    two.production.start();
+    write(&two.production, "prod");
+    assert_eq!(two.production.archive_now(), first);
+    two.production.alter_system("archive_command", &archive);
+    two.production.reload();
+    write(&two.production, "prod");
+    let next = two.production.switch_wal();
+    two.production.wait_log("another server wrote it");
+    assert!(!object(&two.site, &next).exists());
+    two.production.stop(Stop::Immediate);
+}
+
 /// Row L10: a standby that archives what it streams offers the same bytes as its primary, whoever comes first, also across a promotion.
 fn l10_a_standby_that_archives_always_is_no_other_life(major: u32) {
     let (site, mut primary) = Site::with_cluster(major);

@@ -84,6 +84,36 @@ fn a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less(major:
 
 per_major!(a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less, v14 v17 v18);
 
+fn a10_a_standby_has_the_parameters_that_were_raised_after_its_backup(major: u32) {
+    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    // On the command line, so that no backup has it.
+    let (site, mut cluster) = Site::with_cluster_of(builder.option("max_worker_processes", "12"));
+    cluster.sql("create table t (a int)");
+    backup(&site);
+    cluster.alter_system("max_connections", "150");
+    cluster.restart();
+    cluster.sql("insert into t select generate_series(1, 1000)");
+    cluster.archive_now();
+
+    let to = site.sandbox().join("standby");
+    let standby = site.pitr().args(["standby", "--to"]).arg(&to);
+    let away = ["--primary-conninfo", "host=127.0.0.1 port=1"];
+    standby.args(away).run().success();
+    let auto = std::fs::read_to_string(to.join("postgresql.auto.conf")).unwrap();
+    assert!(auto.contains("max_connections = '150'"), "{auto}");
+    assert!(auto.contains("max_worker_processes = '12'"), "{auto}");
+    // The configuration has as much of these.
+    assert!(!auto.contains("max_wal_senders"), "{auto}");
+    assert!(!auto.contains("max_locks_per_transaction"), "{auto}");
+    let mut copy = Cluster::open(major, &to).option("fsync", "off").create();
+    copy.start();
+    wait_until(PATIENCE, "the standby has replayed", || {
+        copy.query_one_string("select count(*) from t") == "1000"
+    });
+}
+
+per_major!(a10_a_standby_has_the_parameters_that_were_raised_after_its_backup, v13 v18);
+
 /// Inverts a bit in the middle of a file.
 fn flip(path: &Path) {
     let mut bytes = std::fs::read(path).unwrap();

@@ -5,8 +5,18 @@
 //! whose data directory is put back from a copy.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use pitr::backup::live::LiveServer;
+use pitr::backup::source::{Source as _, WantedWal};
+use pitr::pg::lsn::{Lsn, LsnRange};
+use pitr::pg::segment::SegmentNumber;
+use pitr::progress::Silent;
+use pitr::wire::conninfo::{ConnInfo, Environment};
 
 use crate::backup::{backup, committed};
+use crate::common::proxy::Proxy;
 use crate::common::{Cluster, Program, Run, Site, Stop, copy_tree, keep_one, user};
 use crate::per_major;
 
@@ -285,3 +295,49 @@ fn l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges(major: u32) 
     assert_eq!(untouched(&site, &cluster), before);
 }
 per_major!(l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges, v13 v15 v18);
+
+/// The first of two hosts is away when the backup connects, and is back when the WAL beside the backup is asked for.
+#[test]
+fn a1_a_backup_asks_no_other_host_for_its_wal() {
+    let cluster = Cluster::builder(17).without_fsync().start();
+    let (first, second) = (Proxy::to(cluster.port()), Proxy::to(cluster.port()));
+    first.refuse(true);
+    let conninfo = format!(
+        "host=127.0.0.1,127.0.0.1 port={},{} user=postgres sslmode=disable",
+        first.port(),
+        second.port()
+    );
+    let info = ConnInfo::resolve(&conninfo, &Environment::default()).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut server = LiveServer::connect(&info, Arc::new(Silent), Arc::clone(&stop)).unwrap();
+    // Nor is the connection for SQL one to another server.
+    assert_eq!(
+        (first.counts().refused, second.counts().connections),
+        (1, 2)
+    );
+    first.refuse(false);
+    let facts = server.facts().unwrap();
+    cluster.sql("create table t as select generate_series(1, 10000)");
+    let end: Lsn = cluster
+        .query_one_string("select pg_current_wal_flush_lsn()")
+        .parse()
+        .unwrap();
+    let segment = SegmentNumber::of(end, facts.segment_size);
+    let start = segment.start_lsn(facts.segment_size);
+    let what = WantedWal {
+        timeline: facts.timeline,
+        range: LsnRange { start, end },
+        limit: None,
+    };
+    let mut bytes = 0;
+    let mut count = |piece: &[u8]| {
+        bytes += piece.len() as u64;
+        Ok(())
+    };
+    server.beside(stop).stream_wal(&what, &mut count).unwrap();
+    assert_eq!(bytes, end.0 - start.0);
+    assert_eq!(
+        (first.counts().connections, second.counts().connections),
+        (0, 3)
+    );
+}

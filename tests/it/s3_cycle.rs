@@ -894,6 +894,7 @@ fn push_here(off: &Offline, repository: &Repository, name: &str) -> Pushed {
         codec: Codec::Lz4,
         beside_others: true,
         known: None,
+        is_backfill: false,
     };
     push(&what).unwrap().0
 }

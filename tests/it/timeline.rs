@@ -599,3 +599,34 @@ fn follows(standby: &Cluster, end: &str) {
         standby.query_one_string(&replayed) == "t"
     });
 }
+
+fn expire_keeps_a_base_for_the_cluster_s_timeline_and_none_for_an_abandoned_one(major: u32) {
+    let lives = Lives::new(major);
+    let drill = lives.drill("drill");
+    drop(drill);
+    // The cluster is far ahead of the drill when it is backed up again.
+    for n in 3..9 {
+        insert(&lives.origin, "origin", n);
+        lives.origin.archive_now();
+    }
+    lives.pitr(&["backup", "--quiet"]).run().success();
+    let fates = || {
+        let expire = ["expire", "--keep", "1", "--min-age", "0s"];
+        let run = lives.pitr(&expire).args(["--dry-run", "--json"]).run();
+        let backups = run.success().json()["clusters"][0]["backups"].clone();
+        let fates = backups.as_array().unwrap().iter();
+        let fates = fates.map(|b| b["fate"].as_str().unwrap().to_owned());
+        fates.collect::<Vec<_>>()
+    };
+    // Either may be the cluster.
+    assert_eq!(fates(), ["keep", "keep"]);
+    lives.decide(&["abandon", "2"]).success();
+    assert_eq!(fates(), ["mark", "keep"]);
+    lives.decide(&["restore", "2"]).success();
+    assert_eq!(fates(), ["keep", "keep"]);
+}
+
+per_major!(
+    expire_keeps_a_base_for_the_cluster_s_timeline_and_none_for_an_abandoned_one,
+    v17
+);

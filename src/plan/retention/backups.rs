@@ -243,7 +243,7 @@ fn warn_of_the_future(judged: &mut Judgement<'_>, now: TimestampTz) {
     }
 }
 
-/// The N newest good ones; what the promise needs besides them; the base of the newest timeline; damaged ones inside the window.
+/// The N newest good ones; what the promise needs besides them; the base of the cluster's timeline; damaged ones inside the window.
 fn keep_newest(judged: &mut Judgement<'_>, tree: &Tree<'_>, policy: &Policy) {
     let keep = usize::try_from(policy.keep.max(1)).unwrap_or(usize::MAX);
     let good: Vec<usize> = (0..judged.backups.len())
@@ -270,7 +270,13 @@ fn keep_newest(judged: &mut Judgement<'_>, tree: &Tree<'_>, policy: &Policy) {
     if good.is_empty() && !judged.backups.is_empty() {
         judged.refusal = Some("no backup is known to be good: nothing is deleted".to_owned());
     }
-    keep_latest_base(judged, tree);
+    let mut latest = policy.cluster.clone();
+    if latest.is_empty() {
+        latest.extend(tree.timelines().next_back());
+    }
+    for timeline in latest {
+        keep_base(judged, tree, timeline);
+    }
     let mut reached = BTreeMap::new();
     while let Some((at, timeline)) = uncovered(judged, tree, &mut reached) {
         let reason = format!(
@@ -357,11 +363,8 @@ fn uncovered(
     None
 }
 
-/// After a failover to a standby that lagged, the newest timeline may begin before the oldest kept backup: its base stays.
-fn keep_latest_base(judged: &mut Judgement<'_>, tree: &Tree<'_>) {
-    let Some(latest) = tree.timelines().next_back() else {
-        return;
-    };
+/// After a failover to a standby that lagged, the cluster's timeline may begin before the oldest kept backup: its base stays.
+fn keep_base(judged: &mut Judgement<'_>, tree: &Tree<'_>, latest: TimelineId) {
     let leads = |b: &Candidate<'_>| tree.leads_through(latest, b.root.timeline, b.root.stop_lsn);
     if judged.backups.iter().any(|b| b.hold.is_some() && leads(b)) {
         return;
@@ -374,15 +377,18 @@ fn keep_latest_base(judged: &mut Judgement<'_>, tree: &Tree<'_>) {
         .max_by_key(|(_, b)| b.root.stop_lsn)
         .map(|(at, _)| at);
     if let Some(at) = base {
-        let reason = format!("the base of timeline {}, the newest", latest.decimal());
+        let number = latest.decimal();
         if let Some(backup) = judged.backups.get(at) {
             judged.warnings.push(format!(
-                "timeline {}, the newest, has no backup of its own: \"{}\" is kept for it, with the WAL from there on",
-                latest.decimal(),
+                "no backup that is kept leads to timeline {number}, which the cluster follows: \"{}\" is kept for it, with the WAL from there on",
                 backup.id
             ));
         }
-        hold(judged, at, reason);
+        hold(
+            judged,
+            at,
+            format!("the base of timeline {number}, which the cluster follows"),
+        );
     }
 }
 

@@ -125,6 +125,7 @@ fn policy(keep: u32, grace_hours: u32) -> Policy {
         given_up: BTreeSet::new(),
         min_age: Duration::ZERO,
         confirm_burst: false,
+        cluster: Vec::new(),
     }
 }
 
@@ -403,6 +404,46 @@ fn a_backup_whose_wal_is_gone_does_not_count() {
     assert_eq!(fates(&plan)[7..], ["keep", "keep"]);
     assert!(plan.backups[8].damage.as_ref().unwrap().contains("missing"));
     assert!(plan.refusal.is_some());
+}
+
+#[test]
+fn a_base_is_kept_for_the_timeline_that_the_cluster_follows() {
+    let mut survey = straight();
+    // A standby that lagged was promoted to 2, a drill to 3; both begin before the backups that are kept.
+    add_timeline(
+        &mut survey,
+        2,
+        Some((1, Lsn(25 * MIB))),
+        (25..=30).collect(),
+    );
+    add_timeline(
+        &mut survey,
+        3,
+        Some((1, Lsn(45 * MIB))),
+        (45..=50).collect(),
+    );
+    let kept = |cluster: &[u32]| {
+        let policy = Policy {
+            cluster: cluster.iter().map(|n| tli(*n)).collect(),
+            ..policy(1, 24)
+        };
+        let plan = retention(&survey, &policy, now());
+        let kept = plan.backups.iter().filter(|b| b.fate == Fate::Keep);
+        let kept: Vec<_> = kept
+            .map(|b| (b.stop_lsn.0 / MIB / 10, b.reason.clone()))
+            .collect();
+        kept
+    };
+    let base = |n: u64, of: &str| {
+        let reason = format!("the base of timeline {of}, which the cluster follows");
+        (n, reason)
+    };
+    let newest = (9, "number 1 of the newest 1".to_owned());
+    assert_eq!(kept(&[2]), [base(2, "2"), newest.clone()]);
+    assert_eq!(kept(&[3, 2]), [base(2, "2"), base(4, "3"), newest.clone()]);
+    assert_eq!(kept(&[1]), std::slice::from_ref(&newest));
+    // Without a word about it the newest is taken for the cluster.
+    assert_eq!(kept(&[]), [base(4, "3"), newest]);
 }
 
 #[test]
