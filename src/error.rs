@@ -158,6 +158,15 @@ impl Error {
         self
     }
 
+    /// Whether one object is of no use, because it is damaged or of a newer format. That is an answer about this object, and none about its
+    /// repository.
+    ///
+    /// Three places ask another question, and say why: `verify` (what it calls a finding), `sync` (what it passes over) and
+    /// `snapshot::spare` (whether another copy may be whole).
+    pub fn is_damage(&self) -> bool {
+        matches!(self.code(), Code::Damaged | Code::Unsupported)
+    }
+
     /// Whether that is the cause.
     pub fn is_frozen(&self) -> bool {
         let mut own = causes(self).filter_map(|cause| cause.downcast_ref::<Error>());

@@ -227,7 +227,7 @@ impl<'a> Links<'a> {
         }
         let read = Link::stored(self.repository.store(), &self.layout.segment(name));
         let link = match read {
-            Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported | Code::Key) => None,
+            Err(e) if e.is_damage() || e.code() == Code::Key => None,
             read => read?.map(|(link, is_keyed)| (Brief::from(link), is_keyed)),
         };
         self.known.insert(name, link);

@@ -180,7 +180,7 @@ pub fn recorded_gaps(repository: &Repository, inventory: &Inventory) -> Result<V
         let subject = format!("wal-{timeline}");
         let events = match event::read_all(repository.store(), &layout, &subject) {
             Ok(events) => events,
-            Err(error) if matches!(error.code(), Code::Damaged | Code::Unsupported) => {
+            Err(error) if error.is_damage() => {
                 found.push(format!(
                     "recorded gaps of timeline {} cannot be read: {error}",
                     timeline.decimal()

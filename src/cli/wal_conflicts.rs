@@ -6,7 +6,7 @@ use super::Context;
 use super::human::{self};
 use super::output::{Align, Table};
 use super::reading::Reading;
-use crate::error::{Code, Result};
+use crate::error::Result;
 use crate::exit::{self};
 use crate::pg::segment::WalFileName;
 use crate::pg::time::TimestampTz;
@@ -56,7 +56,7 @@ fn conflict(
         };
         match Container::open_under(key, object) {
             Ok(container) => Ok(Some(Some(container))),
-            Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => {
+            Err(e) if e.is_damage() => {
                 error.get_or_insert(format!("object \"{key}\": {e}"));
                 Ok(Some(None))
             }

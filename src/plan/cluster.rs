@@ -676,7 +676,7 @@ fn descending(held: &Timeline) -> impl Iterator<Item = SegmentNumber> + '_ {
 fn unless_damaged<T>(result: Result<T>) -> Result<std::result::Result<T, String>> {
     match result {
         Ok(value) => Ok(Ok(value)),
-        Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => Ok(Err(e.to_string())),
+        Err(e) if e.is_damage() => Ok(Err(e.to_string())),
         Err(e) => Err(e),
     }
 }

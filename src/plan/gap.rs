@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use super::stop::Rule;
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::{History, Interval, TimelineId};
@@ -338,7 +338,7 @@ impl<'a> Path<'a> {
         match self.wal.facts(self.name(timeline, number)?) {
             Ok(facts) => Ok(facts.valid_end > facts.start_lsn),
             // Whoever reads it learns what is wrong.
-            Err(e) if is_damage(&e) => Ok(true),
+            Err(e) if e.is_damage() => Ok(true),
             Err(e) => Err(e),
         }
     }
@@ -565,17 +565,13 @@ impl<'a> Path<'a> {
 
 /// Damage of a segment ends a stretch; every other error ends the plan.
 fn damaged(at: SegmentName, e: Error) -> Result<StretchEnd> {
-    match is_damage(&e) {
+    match e.is_damage() {
         true => Ok(StretchEnd::Damaged {
             at,
             why: e.to_string(),
         }),
         false => Err(e),
     }
-}
-
-fn is_damage(e: &Error) -> bool {
-    matches!(e.code(), Code::Damaged | Code::Unsupported)
 }
 
 /// Flags of the index, as facts carry them.

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::timeline::TimelineId;
 use crate::repo::facts::{Crossing, Entry, Facts, NamedPoint, Wal};
@@ -52,17 +52,13 @@ impl Noting<'_> {
 
     fn note<T>(&self, name: SegmentName, result: Result<T>) -> Result<T> {
         if let Err(e) = &result
-            && is_damage(e)
+            && e.is_damage()
         {
             let mut damaged = self.damaged.borrow_mut();
             damaged.entry(name).or_insert_with(|| e.to_string());
         }
         result
     }
-}
-
-fn is_damage(e: &Error) -> bool {
-    matches!(e.code(), Code::Damaged | Code::Unsupported)
 }
 
 impl Wal for Noting<'_> {

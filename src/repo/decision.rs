@@ -6,7 +6,7 @@ use super::clock;
 use super::event::{self, Event, Recorded};
 use super::layout::ClusterLayout;
 use super::repository::Repository;
-use crate::error::{Code, Result};
+use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 
@@ -72,7 +72,7 @@ impl Decisions {
     pub fn read(repository: &Repository, layout: &ClusterLayout) -> Result<Decisions> {
         match event::read_all(repository.store(), layout, SUBJECT) {
             Ok(events) => Ok(Decisions::fold(&events, layout.name())),
-            Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => Ok(Decisions {
+            Err(e) if e.is_damage() => Ok(Decisions {
                 unreadable: Some(e.to_string()),
                 ..Decisions::default()
             }),

@@ -74,8 +74,7 @@ fn segments(store: &dyn Store, layout: &ClusterLayout) -> Result<Vec<Key>> {
 
 /// What is damaged tells nothing.
 fn readable<T>(read: Result<T>) -> Result<Option<T>> {
-    let is_of_the_object =
-        |e: &Error| matches!(e.code(), Code::Damaged | Code::Unsupported | Code::Key);
+    let is_of_the_object = |e: &Error| e.is_damage() || e.code() == Code::Key;
     match read {
         Ok(read) => Ok(Some(read)),
         Err(e) if is_of_the_object(&e) => Ok(None),

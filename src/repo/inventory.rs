@@ -20,7 +20,7 @@ use super::root::outline::Outline;
 use super::run;
 use super::wal_proof::WalProof;
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::Result;
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
@@ -469,7 +469,7 @@ fn newest_backup(
         match Outline::read(repository.store(), layout, &id) {
             Ok(None) => {}
             Ok(Some(_)) => return Ok(Some(id)),
-            Err(e) if is_damage(e.code()) => return Ok(Some(id)),
+            Err(e) if e.is_damage() => return Ok(Some(id)),
             Err(e) => return Err(e),
         }
     }
@@ -502,7 +502,7 @@ fn read_backups(
                 backups.push(backup);
             }
             Ok(None) => {}
-            Err(e) if is_damage(e.code()) => unreadable.push(Unreadable {
+            Err(e) if e.is_damage() => unreadable.push(Unreadable {
                 id,
                 problem: e.to_string(),
             }),
@@ -534,16 +534,12 @@ fn lost_backups(
         match event::read_all(store, layout, &listed.name) {
             Ok(events) if event::lost(&events).is_some() => lost.push(id),
             Ok(_) => {}
-            Err(e) if is_damage(e.code()) => {}
+            Err(e) if e.is_damage() => {}
             Err(e) => return Err(e),
         }
     }
     lost.sort();
     Ok(lost)
-}
-
-fn is_damage(code: Code) -> bool {
-    matches!(code, Code::Damaged | Code::Unsupported)
 }
 
 /// Marks, pins and damage that events tell of a backup.
@@ -557,7 +553,7 @@ fn fold_events(
     let events = match event::read_all(repository.store(), layout, &subject) {
         Ok(events) => events,
         // One damaged event hides what it says; the backup itself is still there.
-        Err(e) if is_damage(e.code()) => {
+        Err(e) if e.is_damage() => {
             let note = format!("an event of it cannot be read: {e}");
             backup.damage.get_or_insert(note);
             return Ok(());
@@ -611,7 +607,7 @@ fn read_suspects(
                 found.any(|e| !is_elsewhere(layout, name, e))
             }
             // Whatever it says, the segment is looked at itself.
-            Err(e) if is_damage(e.code()) => true,
+            Err(e) if e.is_damage() => true,
             Err(e) => return Err(e),
         };
         if standing {
@@ -716,7 +712,7 @@ fn read_lost(
         let events = match event::read_all(repository.store(), layout, &subject) {
             Ok(events) => events,
             // It tells what is missing in the listing, too.
-            Err(e) if is_damage(e.code()) => continue,
+            Err(e) if e.is_damage() => continue,
             Err(e) => return Err(e),
         };
         let lost: Vec<LsnRange> = event::gaps(&events, layout, *id, size)
@@ -824,7 +820,7 @@ fn read_history(
     };
     match read() {
         Ok(history) => Ok(HistoryFile::Known(history)),
-        Err(e) if is_damage(e.code()) => Ok(HistoryFile::Damaged(e.to_string())),
+        Err(e) if e.is_damage() => Ok(HistoryFile::Damaged(e.to_string())),
         Err(e) => Err(e),
     }
 }

@@ -283,7 +283,7 @@ fn open_with_passphrase(
                 return Ok((stored.recipient.clone(), contents));
             }
             // Parameters that no recipient of pitr has are refused before any work: that is no try.
-            Err(e) if is_of_the_recipient(&e) => {
+            Err(e) if e.is_damage() => {
                 unusable.get_or_insert(e);
             }
             Err(e) if e.code() == Code::Key => tried += 1,
@@ -357,7 +357,7 @@ fn candidates(store: &dyn Store, name: Option<&str>, mac: Option<&MacKey>) -> Re
                 ));
             }
             Ok(_) => continue,
-            Err(e) if is_of_the_recipient(&e) => {
+            Err(e) if e.is_damage() => {
                 found.unusable.get_or_insert(e);
                 continue;
             }
@@ -384,11 +384,6 @@ fn opened_from(passphrase: &[u8], stored: &Recipient) -> Result<[u8; 32]> {
     from.update(passphrase);
     from.update(&json::encode(&Key::new("keys")?, RECIPIENT, stored)?);
     Ok(*from.finalize().as_bytes())
-}
-
-/// Whether the object of one recipient cannot be used, whoever asks.
-fn is_of_the_recipient(e: &Error) -> bool {
-    matches!(e.code(), Code::Damaged | Code::Unsupported)
 }
 
 /// Passphrases that were read from a descriptor, which can be done once only.

@@ -518,7 +518,7 @@ impl Wal for Rollup<'_> {
         }
         let is_so = match self.open(name) {
             Ok(container) => hash.is_of(&container),
-            Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => true,
+            Err(e) if e.is_damage() => true,
             Err(e) => return Err(e),
         };
         self.hashes()?.insert((name, hash), is_so);
@@ -668,7 +668,7 @@ impl Rollup<'_> {
                     };
                     match self.read_row(name) {
                         Ok(row) => read.rows.push(row),
-                        Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported) => {
+                        Err(e) if e.is_damage() => {
                             read.damaged.push(*number);
                         }
                         Err(e) => return Err(e),

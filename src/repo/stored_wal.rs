@@ -102,7 +102,7 @@ pub fn has_prefix(
         Ok(prefix.is_none_or(|found| found == hash))
     };
     match compare() {
-        Err(e) if matches!(e.code(), Code::Damaged | Code::Unsupported | Code::Key) => Ok(true),
+        Err(e) if e.is_damage() || e.code() == Code::Key => Ok(true),
         compared => compared,
     }
 }

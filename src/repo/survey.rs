@@ -19,7 +19,7 @@ use super::root::{self, Tombstone};
 use super::scope::healed_base;
 use super::stored_wal;
 use super::wal_proof::WalProof;
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
 use crate::pg::time::TimestampTz;
@@ -279,16 +279,12 @@ impl Survey {
 fn found<T>(result: Result<T>, unreadable: &mut Vec<String>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(e) if is_damage(&e) => {
+        Err(e) if e.is_damage() => {
             unreadable.push(e.to_string());
             Ok(None)
         }
         Err(e) => Err(e),
     }
-}
-
-fn is_damage(e: &Error) -> bool {
-    matches!(e.code(), Code::Damaged | Code::Unsupported)
 }
 
 struct Reading<'a> {
@@ -331,7 +327,7 @@ impl Reading<'_> {
                         self.survey.segment_events.insert(segment, events);
                     }
                     // What it says of a segment protects nothing: it stays where it is.
-                    Err(e) if is_damage(&e) => {}
+                    Err(e) if e.is_damage() => {}
                     Err(e) => return Err(e),
                 }
             }

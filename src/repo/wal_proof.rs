@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::container::Container;
 use super::layout::ClusterLayout;
-use crate::error::{Code, Result};
+use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
 use crate::store::Store;
@@ -127,7 +127,7 @@ impl WalProof {
             };
             match Container::open(object) {
                 Ok(container) if !hash.is_of(&container) => return Ok(Some(name)),
-                Err(e) if !matches!(e.code(), Code::Damaged | Code::Unsupported) => {
+                Err(e) if !e.is_damage() => {
                     return Err(e.context(format!("open segment \"{name}\"")));
                 }
                 _ => {}

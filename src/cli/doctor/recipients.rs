@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Findings;
 use crate::config::Repository as Configured;
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::repo::keyring::{self, Keys};
 use crate::repo::repository::Repository;
 
@@ -103,7 +103,7 @@ fn see(configured: &Configured, repository: &Repository, id: &str) -> Result<See
         let is_whole = match keyring::recipient(store, &name) {
             Ok(Some(r)) => r.key_set == id && keys.mac.as_ref().is_none_or(|mac| r.is_genuine(mac)),
             Ok(None) => continue,
-            Err(e) if is_damage(&e) => false,
+            Err(e) if e.is_damage() => false,
             Err(e) => return Err(e),
         };
         match is_whole {
@@ -112,8 +112,4 @@ fn see(configured: &Configured, repository: &Repository, id: &str) -> Result<See
         }
     }
     Ok(seen)
-}
-
-fn is_damage(e: &Error) -> bool {
-    matches!(e.code(), Code::Damaged | Code::Unsupported)
 }
