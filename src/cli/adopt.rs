@@ -135,7 +135,7 @@ impl Report<'_> {
                 .line(&format!("{pgdata} is adopted as \"{cluster}\""))?,
             false => cx
                 .out
-                .line(&format!("{pgdata} had no guard: it could archive before"))?,
+                .line(&format!("{pgdata} has no guard: it may archive already"))?,
         }
         for setting in &adopted.removed {
             cx.out.line(&format!(

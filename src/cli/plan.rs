@@ -231,20 +231,19 @@ fn reachable(plan: &Plan, page: &mut Page) {
     page.add("timelines", &timelines);
     let needed = &plan.segments_needed;
     if let (Some(first), Some(last)) = (needed.first, needed.last) {
-        page.add(
-            "WAL",
-            &format!(
-                "{}, {first} to {last}, all there",
-                human::count(needed.count, "segment")
-            ),
-        );
+        let names = match first == last {
+            true => first.to_string(),
+            false => format!("{first} to {last}"),
+        };
+        let count = human::count(needed.count, "segment");
+        page.add("WAL", &format!("{count}, {names}, all there"));
     }
     let none = || "none after the start of the backup".to_owned();
     let last = plan.last_commit.as_ref().map_or_else(none, end_text);
-    page.add("last commit in", &last);
+    page.add("last commit", &last);
     let first = plan.first_excluded.as_ref();
     page.add(
-        "first one out",
+        "first excluded",
         &first.map_or_else(|| "none is archived".into(), end_text),
     );
     page.add(

@@ -345,7 +345,7 @@ fn print_next(
     match adopt {
         true => out.line("It archives as the cluster's successor: make sure that the old one never starts again, and take a full backup."),
         false => out.line(&format!(
-            "It does not archive (archive_mode = off). If it succeeds the cluster: pitr adopt{} --pgdata {directory}",
+            "It does not archive (archive_mode = off). If this copy replaces the cluster: pitr adopt{} --pgdata {directory}",
             cx.flags(named.then_some(opened.layout.name()))
         )),
     }

@@ -267,7 +267,10 @@ fn list(cx: &Context, held: Held) -> Result<u8> {
             decisions: &decisions.all,
         })?;
     } else {
-        cx.out.table(&table(&shown))?;
+        match shown.is_empty() {
+            true => cx.out.line("nothing is archived yet")?,
+            false => cx.out.table(&table(&shown))?,
+        }
         match cluster.undecided() {
             Some(why) => cx.out.warn(&format!("{why}. {DECIDE}")),
             None => cluster

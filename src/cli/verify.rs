@@ -234,8 +234,12 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
         cx.out.line(&format!("next: {next}"))?;
     }
     if report.unlinked_count > 0 {
+        let (have, them) = match report.unlinked_count {
+            1 => ("has", "it"),
+            _ => ("have", "them"),
+        };
         cx.out.report(&format!(
-            "no link to the segment before: {} (an older pitr stored them, or their server had that one no longer); positions and checksums alone join them",
+            "{} {have} no link to the one before: an older pitr stored {them}, or the server had that one no longer. Positions and checksums join {them}.",
             human::count(report.unlinked_count, "segment")
         ))?;
     }

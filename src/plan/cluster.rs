@@ -215,7 +215,8 @@ pub fn decide(tree: &Tree, decisions: &Decisions, activity: &dyn Activity) -> Re
         return Ok(Cluster {
             verdict: Verdict::Undecided {
                 candidates: Vec::new(),
-                why: Some("every timeline is abandoned".to_owned()),
+                // Before anything is archived there is nothing to decide.
+                why: (!abandoned.is_empty()).then(|| "every timeline is abandoned".to_owned()),
             },
             beside: Vec::new(),
             abandoned,
@@ -403,6 +404,9 @@ impl Cluster {
         let Verdict::Undecided { candidates, why } = &self.verdict else {
             return None;
         };
+        if candidates.is_empty() && why.is_none() {
+            return None;
+        }
         let shown: Vec<String> = candidates.iter().map(Candidate::describe).collect();
         let why = why.as_ref().map(|why| format!(" ({why})"));
         let which = match shown.is_empty() {

@@ -348,7 +348,14 @@ impl Verify<'_> {
 /// What is said of backups that carry no proof.
 fn unproven(count: u64) -> String {
     format!(
-        "no proof of its WAL: {count} backups (an older pitr took them); a clone's WAL in its place is not noticed"
+        "{} no proof of {} WAL, for an older pitr took {}: a clone's WAL in its place is not noticed",
+        if count == 1 {
+            "1 backup has".to_owned()
+        } else {
+            format!("{count} backups have")
+        },
+        if count == 1 { "its" } else { "their" },
+        if count == 1 { "it" } else { "them" },
     )
 }
 
