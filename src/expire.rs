@@ -19,16 +19,16 @@ use crate::repo::clock;
 use crate::repo::deletion::DeletionClaim;
 use crate::repo::event::{self, Event, Writer};
 use crate::repo::id::{BackupId, PartName};
-use crate::repo::inventory::Inventory;
 use crate::repo::json;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::link::{Brief, Joined, Link};
 use crate::repo::repository::{Registration, Repository};
-use crate::repo::rollup::Rollup;
 use crate::repo::root::outline::Outline;
 use crate::repo::root::{TOMBSTONE, Tombstone};
-use crate::repo::survey::{Manifest, Survey};
 use crate::store::{Key, Published, Store};
+use crate::wal::inventory::Inventory;
+use crate::wal::link::{Brief, Joined, Link};
+use crate::wal::rollup::Rollup;
+use crate::wal::survey::{Manifest, Survey};
 
 /// How often the repository may change under a run before it gives up.
 const ATTEMPTS: u32 = 4;
@@ -469,10 +469,10 @@ mod tests {
     use crate::pg::timeline::TimelineId;
     use crate::pg::version::Major;
     use crate::repo::container::Codec;
-    use crate::repo::facts::Runs;
-    use crate::repo::inventory::Timeline;
-    use crate::repo::survey::{Root, Subject};
     use crate::store::file::FileStore;
+    use crate::wal::facts::Runs;
+    use crate::wal::inventory::Timeline;
+    use crate::wal::survey::{Root, Subject};
 
     const SEGMENT: u64 = 1 << 20;
     const NOW: TimestampTz = TimestampTz(1 << 50);

@@ -11,7 +11,7 @@
 //! | 4 | `repo` (what the keys mean) |
 //! | 5 | `archive` · `plan` (pure) · `snapshot` |
 //! | 6 | `command` (what PostgreSQL runs) · `receive` · `backup` · `restore` · `expire` · `verify` · `sync` |
-//! | 7 | `cli` |
+//! | 8 | `cli` |
 //!
 //! Without the feature `program`, object stores and `cli` are left out; without `full` (both are on by default) only what `pitr-archive` and `pitr-restore` need is built.
 
@@ -49,5 +49,6 @@ pub mod sync;
 pub mod text;
 #[cfg(feature = "full")]
 pub mod verify;
+pub mod wal;
 #[cfg(feature = "full")]
 pub mod wire;

@@ -15,7 +15,8 @@ const LAYERS: &[&[&str]] = &[
     &["config", "host"],
     &["store", "wire"],
     &["repo"],
-    &["archive", "plan", "snapshot"],
+    &["wal", "snapshot"],
+    &["archive", "plan"],
     &[
         "command", "receive", "backup", "restore", "expire", "verify", "sync",
     ],

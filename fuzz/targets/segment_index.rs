@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use pitr::pg::lsn::Lsn;
 use pitr::repo::container::{Codec, Container, Section, tag};
-use pitr::repo::index::{self, SegmentIndex};
+use pitr::wal::index::{self, SegmentIndex};
 use pitr_fuzz::{Input, Memory, check_index, object, within};
 
 /// The ceiling of the two small commands.

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pitr::repo::alike::{self, Alike};
+use pitr::repo::wal_aware_lz4::{self, Alike};
 use pitr_fuzz::{Input, within};
 
 const CEILING: usize = 16 << 20;
@@ -19,7 +19,7 @@ fn run(data: &[u8]) {
     let repeats = usize::from(input.choice(4)) + 1;
     let raw = input.rest().repeat(repeats);
     let raw = raw.get(..raw.len().min(BLOCK)).unwrap_or_default();
-    let mut out = vec![0; alike::room(raw.len())];
+    let mut out = vec![0; wal_aware_lz4::room(raw.len())];
     let mut compressor = Alike::default();
     // Twice: what is remembered of one block must not reach into the next.
     for _ in 0..2 {

@@ -11,7 +11,7 @@ use pitr::pg::reader::{Finding, Reader, SegmentSummary, Sink};
 use pitr::pg::record::{Record, RecordHeader};
 use pitr::pg::timeline::TimelineId;
 use pitr::pg::{change, xact, xlog};
-use pitr::repo::indexer::Indexer;
+use pitr::wal::indexer::Indexer;
 use pitr_fuzz::{Input, within};
 
 /// The ceiling of the two small commands.

@@ -13,8 +13,8 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, WalFileName};
-use crate::repo::index::{Summary, flag};
-use crate::repo::indexer::Indexer;
+use crate::wal::index::{Summary, flag};
+use crate::wal::indexer::Indexer;
 
 /// Of a first page, what its header takes.
 const HEAD_BYTES: usize = 40;

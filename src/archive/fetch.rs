@@ -27,12 +27,12 @@ use crate::progress::Progress;
 use crate::repo::container::{Container, Kind};
 use crate::repo::decision::Decisions;
 use crate::repo::event;
-use crate::repo::increment;
 use crate::repo::layout::{ClusterLayout, Home};
 use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
-use crate::repo::run;
 use crate::store::{Key, Object};
+use crate::wal::increment;
+use crate::wal::increments;
 
 /// How long one may be silent where another has answered: then that one is asked again, and who is not required is done without.
 const LEFT_BEHIND: Duration = Duration::from_secs(10);
@@ -793,7 +793,7 @@ fn not_lost(
     let subject = event::timeline_subject(wanted.timeline);
     let events = event::read_all(repository.store(), layout, &subject)?;
     let mut lost = event::gaps(&events, layout, wanted.timeline, size);
-    lost.extend(run::hole(
+    lost.extend(increments::hole(
         start,
         &increment::list(repository, layout, wanted)?,
     ));

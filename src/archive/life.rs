@@ -15,12 +15,12 @@ use crate::pg::page::{LONG_HEADER, WalIdentity};
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::repo::container::Container;
-use crate::repo::index::{self, Summary, flag};
 use crate::repo::layout::ClusterLayout;
-use crate::repo::link::{self, Before, EndBefore, Link, Mark};
 use crate::repo::lives;
 use crate::repo::repository::Repository;
 use crate::store::Key;
+use crate::wal::index::{self, Summary, flag};
+use crate::wal::link::{self, Before, EndBefore, Link, Mark};
 
 /// The link of a segment that is being archived.
 ///

@@ -15,11 +15,11 @@ use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
 use crate::progress::Silent;
 use crate::repo::container::{Codec, Container};
-use crate::repo::index::{self, flag};
 use crate::repo::layout::ClusterLayout;
-use crate::repo::link::{Before, Link};
 use crate::repo::repository::{Registration, Repository};
 use crate::store::file::FileStore;
+use crate::wal::index::{self, flag};
+use crate::wal::link::{Before, Link};
 
 const SEGMENT: usize = 1 << 20;
 

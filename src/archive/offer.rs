@@ -10,10 +10,10 @@ use super::datadir::DataDirectory;
 use crate::error::{Code, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
-use crate::repo::increment::OpenSegment;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::remnant::Remnant;
 use crate::repo::repository::Repository;
+use crate::wal::increment::OpenSegment;
+use crate::wal::remnant::Remnant;
 
 /// A tail in one repository.
 pub struct Offer {

@@ -20,14 +20,14 @@ use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::container::{self, Codec, Container, ContainerWriter, Identity, Kind};
-use crate::repo::index::{self, SegmentIndex, flag};
-use crate::repo::indexer::Indexer;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::link::{Link, Mark};
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::scope;
-use crate::repo::tail::{self, Tail};
 use crate::store::{Key, NewObject, Object, Published};
+use crate::wal::index::{self, SegmentIndex, flag};
+use crate::wal::indexer::Indexer;
+use crate::wal::link::{Link, Mark};
+use crate::wal::tail::{self, Tail};
 
 /// What pushing a file came to. Both mean: durable in this repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

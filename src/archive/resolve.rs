@@ -10,10 +10,10 @@ use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::repo::container::{Codec, Container, ContainerWriter, Kind, Section, tag};
 use crate::repo::event::{self, CLUSTER, Event, Writer};
 use crate::repo::layout::ClusterLayout;
-use crate::repo::link::{Before, Link};
 use crate::repo::lives::{Life, RESOLVE, UNRESOLVE};
 use crate::repo::repository::Repository;
 use crate::store::{Key, Published};
+use crate::wal::link::{Before, Link};
 
 /// Sections that a segment has besides its identity, each with whether it is compressed.
 const SECTIONS: [(u8, bool); 7] = [

@@ -15,11 +15,11 @@ use crate::pg::record::Record;
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::pg::xlog::{self, XlogRecord};
 use crate::progress::Progress;
-use crate::repo::increment::OpenSegment;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
-use crate::repo::stored_wal::{StoredWal, find_record};
 use crate::repo::wal_proof::{CheckpointMark, FirstSegment, LastSegment, RawHash, WalProof};
+use crate::wal::increment::OpenSegment;
+use crate::wal::stored_wal::{StoredWal, find_record};
 
 /// Whether a stored segment is the server's own.
 #[derive(Debug, Clone, PartialEq, Eq)]

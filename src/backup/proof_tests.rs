@@ -25,12 +25,12 @@ use crate::progress::Silent;
 use crate::repo::claim::Claim;
 use crate::repo::container::Codec;
 use crate::repo::event::Writer;
-use crate::repo::increment;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::wal_proof::{RawHash, WalProof};
 use crate::store::file::FileStore;
 use crate::store::{Key, Listed, Meta, NewObject, Object, Store};
+use crate::wal::increment;
 use crate::wire::basebackup::{BackupEvent, BaseBackupOptions};
 
 const SEGMENT: usize = 1 << 20;

@@ -16,13 +16,13 @@ use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::repo::claim::Claim;
-use crate::repo::increment::{self, OpenSegment};
 use crate::repo::layout::ClusterLayout;
-use crate::repo::presence::{self, Presence};
-use crate::repo::remnant::Remnant;
 use crate::repo::repository::Repository;
-use crate::repo::run::{self, Run};
 use crate::store::Store;
+use crate::wal::increment::{self, OpenSegment};
+use crate::wal::increments::{self, Run};
+use crate::wal::presence::{self, Presence};
+use crate::wal::remnant::Remnant;
 
 /// How often the repository is looked at.
 const POLL: Duration = Duration::from_millis(200);
@@ -176,7 +176,7 @@ impl Waiter<'_, '_> {
             return Ok(false);
         }
         for piece in run.pieces() {
-            let open = run::open(self.repository, self.layout, &segment, *piece)?;
+            let open = increments::open(self.repository, self.layout, &segment, *piece)?;
             open.object().settle()?;
         }
         Ok(true)

@@ -18,8 +18,8 @@ use crate::plan::cluster::{Cluster, DECIDE};
 use crate::plan::recovery::{Action, Outcome, Plan, Reason};
 use crate::plan::target::TargetTimeline;
 use crate::plan::unreachable;
-use crate::repo::inventory::{Backup, HistoryFile, Inventory, Timeline};
 use crate::sync::fork::{self, Stretch};
+use crate::wal::inventory::{Backup, HistoryFile, Inventory, Timeline};
 
 /// What is asked, of whichever repository.
 pub struct Question<'a> {

@@ -8,7 +8,7 @@ use super::{Context, human};
 use crate::archive::datadir::DataDirectory;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
-use crate::repo::inventory::Inventory;
+use crate::wal::inventory::Inventory;
 
 /// Another cluster under the same name.
 #[derive(Debug, Serialize)]

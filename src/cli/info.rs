@@ -27,8 +27,8 @@ use crate::plan::cluster::{Cluster, DECIDE};
 use crate::plan::gap::{self, Gap};
 use crate::plan::window::{Window, Windows};
 use crate::repo::event;
-use crate::repo::inventory::{Backup, Inventory, Timeline, Unreadable};
 use crate::repo::root::BackupKind;
+use crate::wal::inventory::{Backup, Inventory, Timeline, Unreadable};
 
 /// Show what can be recovered, to when
 ///

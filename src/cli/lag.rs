@@ -16,11 +16,11 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::lacking::{Cause, lacking};
 use crate::repo;
 use crate::repo::event::{self, Recorded};
-use crate::repo::facts::Runs;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
-use crate::repo::survey::{Manifest, Survey};
+use crate::wal::facts::Runs;
+use crate::wal::survey::{Manifest, Survey};
 
 /// How long a repository may take to open.
 pub const PATIENCE: Duration = Duration::from_secs(10);

@@ -20,13 +20,13 @@ use crate::plan::recovery::{Action, Options, Plan};
 use crate::plan::window::{self, Windows};
 use crate::plan::{self};
 use crate::progress::Progress;
-use crate::repo::inventory::{Backup, Inventory};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
-use crate::repo::rollup::Rollup;
 use crate::repo::root::outline::Outline;
 use crate::store::Store;
+use crate::wal::inventory::{Backup, Inventory};
+use crate::wal::rollup::Rollup;
 
 /// Where caches go for root without a home: PostgreSQL's commands and cron run so.
 const ROOT_CACHE: &str = "/var/cache/pitr";

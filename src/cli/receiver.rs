@@ -13,8 +13,8 @@ use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::receive::status::{self, Status};
 use crate::repo::event;
-use crate::repo::inventory::Inventory;
 use crate::repo::repository::Repository;
+use crate::wal::inventory::Inventory;
 
 /// The status is written every second; one that is older than this is of a receiver that does not run.
 const SILENCE_MAX: Duration = Duration::from_secs(30);

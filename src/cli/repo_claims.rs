@@ -16,7 +16,7 @@ use crate::repo::claim;
 use crate::repo::event::Writer;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::survey::Survey;
+use crate::wal::survey::Survey;
 
 /// What is shown or ended.
 #[derive(clap::Args, Debug)]

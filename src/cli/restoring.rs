@@ -21,7 +21,6 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::recovery::Plan;
 use crate::repo::event::Writer;
 use crate::repo::id::BackupId;
-use crate::repo::inventory::Inventory;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::root::BackupRoot;
 use crate::repo::root::outline::Outline;
@@ -32,6 +31,7 @@ use crate::restore::target_dir::{self, Mapping, PlacedTablespace, Target, Wanted
 use crate::restore::{self, Report, Source};
 use crate::snapshot::reader::Snapshot;
 use crate::snapshot::spare::Spares;
+use crate::wal::inventory::Inventory;
 
 const CONTROL_LIMIT_BYTES: usize = 64 << 10;
 

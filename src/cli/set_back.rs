@@ -6,8 +6,8 @@ use crate::pg::time::TimestampTz;
 use crate::plan::gap::Path;
 use crate::plan::stop::CLOCK_SLACK;
 use crate::plan::window::Window;
-use crate::repo::facts::{Facts, Wal};
-use crate::repo::inventory::Inventory;
+use crate::wal::facts::{Facts, Wal};
+use crate::wal::inventory::Inventory;
 
 /// The first and the last time that occur twice.
 #[derive(Debug, PartialEq, Eq)]

@@ -13,9 +13,9 @@ use crate::pg::slot::is_slot_name;
 use crate::pg::timeline::TimelineId;
 use crate::plan::base::lies_on;
 use crate::plan::cluster::{Cluster, DECIDE};
-use crate::repo::inventory::{Backup, Inventory};
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
 use crate::restore::target_dir::Mapping;
+use crate::wal::inventory::{Backup, Inventory};
 
 use super::restore::TablespaceMapping;
 

@@ -17,9 +17,9 @@ use crate::pg::timeline::{History, TimelineId};
 use crate::plan::cluster::{self, Activity, Cluster, DECIDE, LastCommit, Side, Standing, Tree};
 use crate::repo::decision::{Decision, Decisions, Kind, SUBJECT};
 use crate::repo::event::{self, Event, Writer};
-use crate::repo::inventory::Inventory;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::rollup::Rollup;
+use crate::wal::inventory::Inventory;
+use crate::wal::rollup::Rollup;
 
 /// Show the timelines, and decide which one is the cluster
 ///

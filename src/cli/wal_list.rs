@@ -12,10 +12,10 @@ use crate::exit::{self};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
 use crate::pg::time::TimestampTz;
-use crate::repo::increment::{self};
-use crate::repo::inventory::{HistoryFile, Timeline};
 use crate::repo::layout::ClusterLayout;
 use crate::store::{Key, Store};
+use crate::wal::increment::{self};
+use crate::wal::inventory::{HistoryFile, Timeline};
 
 /// So much of a long listing is printed at a time.
 const LINES_BYTES: usize = 64 << 10;

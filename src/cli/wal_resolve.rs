@@ -18,9 +18,9 @@ use crate::pg::timeline::{History, TimelineId};
 use crate::plan::cluster::Tree;
 use crate::repo::clock;
 use crate::repo::event::{self, Writer};
-use crate::repo::inventory::Inventory;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::{Life, Lives, is_copy};
+use crate::wal::inventory::Inventory;
 
 /// What is decided about a fork.
 #[derive(clap::Args, Debug)]

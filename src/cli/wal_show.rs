@@ -15,11 +15,11 @@ use crate::pg::segment::{SegmentName, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::History;
 use crate::repo::container::Container;
-use crate::repo::facts::{EntryKind, Wal};
-use crate::repo::increment::OpenSegment;
-use crate::repo::index::{self, Blocks, Summary, WalEvent, flag};
-use crate::repo::inventory::Inventory;
-use crate::repo::remnant::Remnant;
+use crate::wal::facts::{EntryKind, Wal};
+use crate::wal::increment::OpenSegment;
+use crate::wal::index::{self, Blocks, Summary, WalEvent, flag};
+use crate::wal::inventory::Inventory;
+use crate::wal::remnant::Remnant;
 
 #[derive(Serialize)]
 struct ShownCommit {

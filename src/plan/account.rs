@@ -18,7 +18,7 @@ use crate::pg::parameters::Parameters;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
-use crate::repo::inventory::Backup;
+use crate::wal::inventory::Backup;
 
 /// A plan that says nothing yet but what is asked.
 pub(super) fn blank(planner: &Planner<'_>) -> Plan {

@@ -24,9 +24,9 @@ use crate::pg::parameters::Parameters;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
-use crate::repo::facts::{EntryKind, Wal};
-use crate::repo::inventory::{Backup, HistoryFile, Inventory};
 use crate::repo::wal_proof::foreign;
+use crate::wal::facts::{EntryKind, Wal};
+use crate::wal::inventory::{Backup, HistoryFile, Inventory};
 
 /// Computes what recovery to `target` does.
 ///

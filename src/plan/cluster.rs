@@ -17,11 +17,11 @@ use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::decision::{self, Decisions};
-use crate::repo::facts::{EntryKind, Facts, Wal};
-use crate::repo::inventory::{HistoryFile, Inventory, Timeline};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
-use crate::repo::rollup::Rollup;
+use crate::wal::facts::{EntryKind, Facts, Wal};
+use crate::wal::inventory::{HistoryFile, Inventory, Timeline};
+use crate::wal::rollup::Rollup;
 
 /// The timelines that can be followed, each with its history where that can be read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -15,10 +15,10 @@ use crate::error::{Error, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::{History, Interval, TimelineId};
-use crate::repo::facts::{Entry, Facts, Wal};
-use crate::repo::index::{HeadEnd, flag};
-use crate::repo::inventory::{Inventory, Timeline};
-use crate::repo::link::Joined;
+use crate::wal::facts::{Entry, Facts, Wal};
+use crate::wal::index::{HeadEnd, flag};
+use crate::wal::inventory::{Inventory, Timeline};
+use crate::wal::link::Joined;
 
 /// Size of WAL pages and of their headers: src/include/access/xlog_internal.h.
 const PAGE: u64 = 8192;

@@ -10,11 +10,11 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::event;
-use crate::repo::facts::Runs;
 use crate::repo::id::BackupId;
-use crate::repo::inventory::HistoryFile;
-use crate::repo::survey::{Manifest, Root, Subject, Survey};
 use crate::store::Key;
+use crate::wal::facts::Runs;
+use crate::wal::inventory::HistoryFile;
+use crate::wal::survey::{Manifest, Root, Subject, Survey};
 
 /// Something that is not copied, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,12 +11,12 @@ use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::decision::Decisions;
-use crate::repo::facts::{self, Crossing, Entry, EntryKind, Facts, NamedPoint, Runs, Wal};
-use crate::repo::index::{HeadEnd, TailClass, flag};
-use crate::repo::inventory::{Backup, HistoryFile, Inventory, Timeline};
 use crate::repo::lives::Lives;
 use crate::repo::root::BackupKind;
 use crate::repo::wal_proof::RawHash;
+use crate::wal::facts::{self, Crossing, Entry, EntryKind, Facts, NamedPoint, Runs, Wal};
+use crate::wal::index::{HeadEnd, TailClass, flag};
+use crate::wal::inventory::{Backup, HistoryFile, Inventory, Timeline};
 
 const PAGE: u64 = 8192;
 

@@ -10,8 +10,8 @@ use crate::err;
 use crate::error::Result;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::timeline::TimelineId;
-use crate::repo::facts::{Crossing, Entry, Facts, NamedPoint, Wal};
 use crate::repo::wal_proof::RawHash;
+use crate::wal::facts::{Crossing, Entry, Facts, NamedPoint, Wal};
 
 /// More damaged segments than this are not looked for: each costs a conclusion.
 const ATTEMPTS: usize = 64;

@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::parameters::Parameters;
 use crate::pg::segment::SegmentNumber;
-use crate::repo::facts::{Crossing, Entry, EntryKind, Facts, flag};
-use crate::repo::index::{HeadEnd, TailClass};
+use crate::wal::facts::{Crossing, Entry, EntryKind, Facts, flag};
+use crate::wal::index::{HeadEnd, TailClass};
 
 /// Recovery from one backup over one stretch of WAL.
 pub struct Search<'a> {

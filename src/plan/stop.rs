@@ -8,8 +8,8 @@
 use super::recovery::{EndKind, Side, Stop, StopRecord, TransactionEnd};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
-use crate::repo::facts::{Crossing, Entry, EntryKind, Facts, flag};
-use crate::repo::index::TailClass;
+use crate::wal::facts::{Crossing, Entry, EntryKind, Facts, flag};
+use crate::wal::index::TailClass;
 
 /// Concurrent commits may carry times out of order by less than this; more is a clock that was set back.
 pub const CLOCK_SLACK: std::time::Duration = std::time::Duration::from_secs(2);

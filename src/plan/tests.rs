@@ -13,9 +13,9 @@ use crate::pg::parameters::Parameters;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::repo::facts::EntryKind;
-use crate::repo::inventory::Backup;
 use crate::repo::wal_proof::{FirstSegment, LastSegment, RawHash, WalProof};
+use crate::wal::facts::EntryKind;
+use crate::wal::inventory::Backup;
 
 const FAR: TimestampTz = TimestampTz(i64::MAX - 1);
 

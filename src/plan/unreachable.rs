@@ -10,8 +10,8 @@ use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::timeline::TimelineId;
-use crate::repo::facts::{NamedPoint, flag};
-use crate::repo::inventory::{Backup, Inventory};
+use crate::wal::facts::{NamedPoint, flag};
+use crate::wal::inventory::{Backup, Inventory};
 
 /// So many restore points are named when the one asked for does not exist.
 const NAMES_MAX: usize = 5;
@@ -416,7 +416,7 @@ fn points_in(path: &Path<'_>, stretch: &Stretch, number: SegmentNumber) -> Resul
     }
     let mut points = Vec::new();
     path.scan(stretch, number, &mut |entry| {
-        if let crate::repo::facts::EntryKind::RestorePoint { time, name } = &entry.kind {
+        if let crate::wal::facts::EntryKind::RestorePoint { time, name } = &entry.kind {
             points.push(NamedPoint {
                 lsn: entry.start,
                 time: *time,

@@ -11,11 +11,11 @@ use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::decision::Decisions;
-use crate::repo::facts::{Crossing, Entry, EntryKind, Facts, NamedPoint, Wal};
-use crate::repo::index::flag;
-use crate::repo::inventory::Inventory;
-use crate::repo::link::Brief;
 use crate::repo::wal_proof::RawHash;
+use crate::wal::facts::{Crossing, Entry, EntryKind, Facts, NamedPoint, Wal};
+use crate::wal::index::flag;
+use crate::wal::inventory::Inventory;
+use crate::wal::link::Brief;
 
 type Change<'a> = &'a dyn Fn(u64, &mut Facts);
 
@@ -265,7 +265,7 @@ fn commits_before_a_fork_are_no_life_of_their_own() {
     let fork = w.histories[&tli(2)].parent().unwrap().1;
     let mut inventory = w.inventory();
     let held = inventory.timelines.get_mut(&tli(1)).unwrap();
-    held.segments = crate::repo::facts::Runs::from_numbers(vec![1, 2, 3]);
+    held.segments = crate::wal::facts::Runs::from_numbers(vec![1, 2, 3]);
     let side = Side {
         inventory: &inventory,
         wal: &w,

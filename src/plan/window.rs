@@ -11,9 +11,9 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::repo::facts::Wal;
-use crate::repo::inventory::{Backup, Inventory};
 use crate::repo::wal_proof::foreign;
+use crate::wal::facts::Wal;
+use crate::wal::inventory::{Backup, Inventory};
 
 /// Everything from `from` to `to` can be recovered, on the way to a timeline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

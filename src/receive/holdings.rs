@@ -14,10 +14,10 @@ use crate::plan::cluster::{self, Cluster};
 use crate::repo;
 use crate::repo::container::Container;
 use crate::repo::event::{self, Event, Writer};
-use crate::repo::increment::{self, OpenSegment};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
-use crate::repo::run::Run;
+use crate::wal::increment::{self, OpenSegment};
+use crate::wal::increments::Run;
 
 /// The cluster that is received.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -372,9 +372,9 @@ mod tests {
     use crate::progress::Collector;
     use crate::receive::journal;
     use crate::repo::container::{Container, Kind};
-    use crate::repo::increment::{self, OpenSegment};
     use crate::repo::repository::{Registration, Repository};
     use crate::store::file::FileStore;
+    use crate::wal::increment::{self, OpenSegment};
 
     const SEGMENT: u64 = 1 << 20;
 

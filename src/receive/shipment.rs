@@ -15,10 +15,10 @@ use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::repo;
 use crate::repo::container::Codec;
-use crate::repo::increment::{self, LIMIT_BYTES, OpenSegment};
 use crate::repo::layout::ClusterLayout;
-use crate::repo::link::Mark;
 use crate::repo::repository::Repository;
+use crate::wal::increment::{self, LIMIT_BYTES, OpenSegment};
+use crate::wal::link::Mark;
 
 /// The codec of WAL bodies (decisions/0001-hash-and-codec.md).
 const CODEC: Codec = Codec::Lz4;

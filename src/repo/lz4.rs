@@ -12,7 +12,7 @@ use lz4_flex::block::{
     CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size,
 };
 
-use super::alike::{self, Alike};
+use super::wal_aware_lz4::{self, Alike};
 
 /// Magic, version 1 with independent blocks and no checksums, blocks of at most 256 KiB, checksum of these two.
 pub const FRAME_HEADER: [u8; 7] = [0x04, 0x22, 0x4D, 0x18, 0x60, 0x50, 0xFB];
@@ -185,7 +185,7 @@ impl<W: Write> FrameWriter<W> {
     /// Adds one block to what is written next; gives its length.
     fn one(&mut self, raw: &[u8], way: Way) -> io::Result<usize> {
         let at = self.filled + 4;
-        let room = get_maximum_output_size(raw.len()).max(alike::room(raw.len()));
+        let room = get_maximum_output_size(raw.len()).max(wal_aware_lz4::room(raw.len()));
         if self.out.len() < at + room {
             self.out.resize(at + room, 0);
         }

@@ -2,7 +2,6 @@
 //!
 //! The page is the authority; a change here that it does not say is a defect.
 
-pub mod alike;
 #[cfg(feature = "full")]
 pub mod claim;
 pub mod clock;
@@ -12,49 +11,24 @@ pub mod decision;
 mod decision_tests;
 #[cfg(feature = "full")]
 pub mod deletion;
-#[cfg(feature = "full")]
-pub mod edge;
 pub mod event;
 mod evidence;
-#[cfg(feature = "full")]
-pub mod facts;
-#[cfg(feature = "full")]
-mod feeder;
 pub mod id;
-pub mod increment;
-pub mod index;
-pub mod indexer;
-#[cfg(feature = "full")]
-pub mod inventory;
 pub mod json;
 #[cfg(feature = "full")]
 pub mod keyring;
 pub mod layout;
-pub mod link;
-#[cfg(test)]
-mod link_tests;
 pub mod lives;
 mod lz4;
-#[cfg(feature = "full")]
-pub mod presence;
-pub mod remnant;
+pub mod mark;
 pub mod repository;
-#[cfg(feature = "full")]
-pub mod rollup;
-#[cfg(feature = "full")]
-pub mod rollup_cache;
 pub mod root;
-pub mod run;
 mod same_bytes;
 pub mod scope;
 #[cfg(feature = "full")]
 pub mod sealed;
-#[cfg(feature = "full")]
-pub mod stored_wal;
-#[cfg(feature = "full")]
-pub mod survey;
-pub mod tail;
 pub mod varint;
+pub mod wal_aware_lz4;
 pub mod wal_proof;
 
 use crate::config;

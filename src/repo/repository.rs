@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::event::{self, Event};
 use super::layout::ClusterLayout;
-use super::link::Mark;
 use super::lives::Followed;
+use super::mark::Mark;
 use super::scope;
 use super::{evidence, json};
 use crate::config::Encryption;

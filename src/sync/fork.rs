@@ -10,8 +10,8 @@ use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::plan::lacking::Lacking;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::link::{Before, Link};
 use crate::store::{Key, Store};
+use crate::wal::link::{Before, Link};
 
 /// For each timeline that is not to be copied: the first segment at which the two sides part, and why.
 pub(super) type Forks = BTreeMap<TimelineId, (SegmentName, Error)>;

@@ -26,8 +26,8 @@ use crate::repo::json;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::is_resolution;
 use crate::repo::repository::{Registration, Repository, check_registration};
-use crate::repo::survey::Survey;
 use crate::store::Key;
+use crate::wal::survey::Survey;
 use copy::Copied;
 
 /// Problems that a report lists; the rest is counted.

@@ -12,13 +12,13 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::timeline::{History, TimelineId};
 use crate::plan::lacking::Lacking;
-use crate::repo::facts::Runs;
-use crate::repo::increment;
 use crate::repo::layout;
-use crate::repo::presence::{self, Presence};
 use crate::repo::root::outline::Outline;
-use crate::repo::run;
 use crate::store::Key;
+use crate::wal::facts::Runs;
+use crate::wal::increment;
+use crate::wal::increments;
+use crate::wal::presence::{self, Presence};
 
 /// What is left to copy.
 pub(super) struct Wal<'a> {
@@ -195,7 +195,7 @@ impl<'a> Wal<'a> {
         }
         let whole = name.number(self.transfer.size)?.range(self.transfer.size);
         let pieces = increment::list(to, layout, name)?;
-        let pieces = run::longest(whole.start, &pieces);
+        let pieces = increments::longest(whole.start, &pieces);
         let reach = pieces.last().map_or(whole.start, |p| p.end);
         if reach < stop.min(whole.end) {
             return Ok(Some("is not in the repository".to_owned()));

@@ -7,7 +7,7 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::retention::wal::Tree;
 use crate::repo::event;
 use crate::repo::id::BackupId;
-use crate::repo::survey::{Manifest, Root, Survey};
+use crate::wal::survey::{Manifest, Root, Survey};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 

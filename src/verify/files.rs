@@ -11,14 +11,14 @@ use crate::pg::timeline::{History, TimelineId};
 use crate::repo::container::{Container, Kind};
 use crate::repo::event;
 use crate::repo::id::BackupId;
-use crate::repo::inventory::HistoryFile;
 use crate::repo::keyring;
 use crate::repo::layout::{self, ClusterLayout};
 use crate::repo::root::BackupRoot;
 use crate::repo::scope;
-use crate::repo::survey::{Manifest, Survey};
 use crate::seal::EPOCH;
 use crate::store::Key;
+use crate::wal::inventory::HistoryFile;
+use crate::wal::survey::{Manifest, Survey};
 
 /// History files, labels and manifests of labels are no larger.
 const SMALL_LIMIT_BYTES: u64 = 1 << 20;

@@ -8,13 +8,13 @@ use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::LEFTOVER_AGE;
 use crate::repo::event;
-use crate::repo::facts::Runs;
 use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::layout::{self, Home};
 use crate::repo::lives::is_copy;
 use crate::repo::scope;
-use crate::repo::survey::{Manifest, Subject, Survey, numbers, part_number};
 use crate::seal::{EPOCH, is_recipient_name};
+use crate::wal::facts::Runs;
+use crate::wal::survey::{Manifest, Subject, Survey, numbers, part_number};
 
 pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
     let root = ["pitr.json", "clusters", "keys", "aux"];

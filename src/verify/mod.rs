@@ -27,8 +27,8 @@ use crate::repo::event::{self, Event, Recorded, Writer};
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
-use crate::repo::survey::{Manifest, Survey};
 use crate::store::Store;
+use crate::wal::survey::{Manifest, Survey};
 
 /// Findings and warnings that a report lists; the rest is counted.
 const LISTED_MAX: usize = 10_000;

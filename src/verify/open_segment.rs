@@ -5,10 +5,10 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::pg::lsn::LsnRange;
 use crate::pg::segment::SegmentName;
-use crate::repo::increment::{self, OpenSegment};
-use crate::repo::remnant::Remnant;
-use crate::repo::run;
-use crate::repo::survey::Survey;
+use crate::wal::increment::{self, OpenSegment};
+use crate::wal::increments;
+use crate::wal::remnant::Remnant;
+use crate::wal::survey::Survey;
 
 pub(super) fn check(work: &Work<'_>, survey: &Survey, name: SegmentName) -> Result<()> {
     work.check_stop()?;
@@ -37,7 +37,7 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey, name: SegmentName) -> Resu
 
 fn read(work: &Work<'_>, segment: &OpenSegment, range: LsnRange) -> Result<()> {
     let repository = work.what.repository;
-    let container = match run::open(repository, &work.layout, segment, range) {
+    let container = match increments::open(repository, &work.layout, segment, range) {
         Ok(container) => container,
         // Superseded since it was listed.
         Err(e) if e.code() == Code::Damaged && is_gone(work, segment.name, range)? => return Ok(()),

@@ -13,16 +13,16 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
 use crate::repo::container::Container;
 use crate::repo::id::{BackupId, PartName};
-use crate::repo::increment::OpenSegment;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Lives;
 use crate::repo::root::BackupRoot;
-use crate::repo::stored_wal;
 use crate::repo::wal_proof::{WalProof, foreign};
 use crate::snapshot::filekey::FileKey;
 use crate::snapshot::frame::check_pages;
 use crate::snapshot::layer::{Layer, Metadata};
 use crate::snapshot::reader::{PackOfSnapshot, Snapshot, VisibleFrame};
+use crate::wal::increment::OpenSegment;
+use crate::wal::stored_wal;
 
 /// Findings about one pack, and pages listed of one backup, at most.
 const LISTED_MAX: usize = 20;

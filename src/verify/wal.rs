@@ -20,10 +20,10 @@ use crate::plan::gap::MINIMAL_STOPS;
 use crate::plan::retention::wal::{Needed, Tree};
 use crate::repo::container::{Container, Identity, tag};
 use crate::repo::id::BackupId;
-use crate::repo::index::{self, SegmentIndex, flag};
-use crate::repo::indexer::Indexer;
-use crate::repo::link::{self, Before, Brief, Joined, Link, Mark};
-use crate::repo::survey::{Manifest, Survey};
+use crate::wal::index::{self, SegmentIndex, flag};
+use crate::wal::indexer::Indexer;
+use crate::wal::link::{self, Before, Brief, Joined, Link, Mark};
+use crate::wal::survey::{Manifest, Survey};
 
 /// Bytes of consecutive segments that one thread takes at a time.
 const CHUNK_BYTES: u64 = 512 << 20;

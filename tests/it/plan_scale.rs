@@ -11,16 +11,16 @@ use pitr::pg::segment::{SegmentNumber, SegmentSize};
 use pitr::pg::time::TimestampTz;
 use pitr::pg::timeline::TimelineId;
 use pitr::repo::container::{Codec, ContainerWriter, Identity, Kind};
-use pitr::repo::increment::{self, OpenSegment};
-use pitr::repo::index::{
-    Commit, Ends, Fragments, HeadEnd, SegmentIndex, Summary, TailClass, XidSet, flag,
-};
-use pitr::repo::indexer::Indexer;
 use pitr::repo::layout::ClusterLayout;
 use pitr::repo::repository::{Registration, Repository};
 use pitr::repo::root::cluster::Method;
 use pitr::repo::root::{BackupKind, BackupRoot, ClusterContent, Head, Map};
 use pitr::store::file::FileStore;
+use pitr::wal::increment::{self, OpenSegment};
+use pitr::wal::index::{
+    Commit, Ends, Fragments, HeadEnd, SegmentIndex, Summary, TailClass, XidSet, flag,
+};
+use pitr::wal::indexer::Indexer;
 
 use crate::common::{Program, Sandbox, pitr, user};
 

@@ -6,8 +6,8 @@ use pitr::pg::lsn::Lsn;
 use pitr::pg::segment::{SegmentName, SegmentSize};
 use pitr::pg::timeline::TimelineId;
 use pitr::repo::event::{self, Event};
-use pitr::repo::increment::{self, OpenSegment};
 use pitr::repo::repository::Repository;
+use pitr::wal::increment::{self, OpenSegment};
 
 use serde_json::Value;
 

@@ -3,7 +3,7 @@
 use super::Findings;
 use crate::cli::{Context, human};
 use crate::config::{Cluster, Repository as Configured, Settings};
-use crate::repo::inventory::Inventory;
+use crate::wal::inventory::Inventory;
 
 /// Says so for the first of the repositories that could be opened.
 pub(super) fn look(

@@ -17,12 +17,12 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::base::lies_on;
 use crate::plan::cluster::{self, DECIDE, Side, Tree};
 use crate::plan::gap;
-use crate::repo::inventory::{Backup, Inventory};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
-use crate::repo::rollup::Rollup;
 use crate::store::probe::probe;
 use crate::store::s3::{self, S3Store};
+use crate::wal::inventory::{Backup, Inventory};
+use crate::wal::rollup::Rollup;
 
 /// Looks at each; returns those that could be opened.
 pub(super) fn look<'a>(

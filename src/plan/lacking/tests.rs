@@ -4,8 +4,8 @@ use super::*;
 use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
 use crate::repo::event::{Event, Recorded, compact};
-use crate::repo::inventory::Timeline;
 use crate::repo::lives::{Life, Lives};
+use crate::wal::inventory::Timeline;
 
 const MIB: u64 = 1 << 20;
 

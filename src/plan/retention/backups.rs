@@ -9,10 +9,10 @@ use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::event::{self, Recorded, end, live_claims};
-use crate::repo::facts::Runs;
 use crate::repo::id::BackupId;
-use crate::repo::survey::{Manifest, Root, Subject, Survey, numbers};
 use crate::repo::wal_proof::foreign;
+use crate::wal::facts::Runs;
+use crate::wal::survey::{Manifest, Root, Subject, Survey, numbers};
 
 /// Events that a version of this format may write about a backup; others keep it.
 const KNOWN_EVENTS: [&str; 12] = [

@@ -6,7 +6,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::repo::event::{self, Recorded, end, live_claims};
 use crate::repo::id::BackupId;
-use crate::repo::survey::{Manifest, Survey};
+use crate::wal::survey::{Manifest, Survey};
 
 /// A claim that stands, or a reservation without a claim that stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,8 +21,8 @@ use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::id::BackupId;
-use crate::repo::survey::Survey;
 use crate::store::Key;
+use crate::wal::survey::Survey;
 
 /// A reservation without a backup is left alone for this long.
 pub const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);

@@ -8,9 +8,9 @@ use super::{Deletion, ExpirePlan, Fate, LEFTOVER_AGE, Policy, TOMBSTONE_AGE, is_
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::repo::event;
-use crate::repo::facts::Runs;
 use crate::repo::id::BackupId;
-use crate::repo::survey::{Manifest, Subject, Survey, numbers};
+use crate::wal::facts::Runs;
+use crate::wal::survey::{Manifest, Subject, Survey, numbers};
 
 /// Adds every deletion to the plan, and what is withheld.
 pub fn delete(

@@ -12,9 +12,9 @@ use super::*;
 use crate::pg::segment::SegmentSize;
 use crate::pg::timeline::History;
 use crate::repo::event::{Event, Recorded, compact, standing};
-use crate::repo::facts::Runs;
-use crate::repo::inventory::{HistoryFile, Timeline};
-use crate::repo::survey::{Manifest, Root, Subject, numbers};
+use crate::wal::facts::Runs;
+use crate::wal::inventory::{HistoryFile, Timeline};
+use crate::wal::survey::{Manifest, Root, Subject, numbers};
 
 const MIB: u64 = 1 << 20;
 const HOUR: Duration = Duration::from_secs(3600);

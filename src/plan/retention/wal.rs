@@ -6,9 +6,9 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::{History, Interval, TimelineId};
 use crate::repo::event;
-use crate::repo::facts::Runs;
-use crate::repo::inventory::{HistoryFile, Timeline};
-use crate::repo::survey::{Manifest, Survey};
+use crate::wal::facts::Runs;
+use crate::wal::inventory::{HistoryFile, Timeline};
+use crate::wal::survey::{Manifest, Survey};
 
 /// The timelines of a cluster and the WAL on them.
 pub struct Tree<'a> {

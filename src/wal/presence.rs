@@ -1,9 +1,9 @@
 //! Whether a segment counts as archived: what a backup asks before its root is written.
 
-use super::container::{Container, Kind};
-use super::layout::ClusterLayout;
 use crate::error::{Code, Error, Result};
 use crate::pg::segment::SegmentName;
+use crate::repo::container::{Container, Kind};
+use crate::repo::layout::ClusterLayout;
 use crate::store::Store;
 
 /// What lies under the key of a segment.

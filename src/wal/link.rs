@@ -7,40 +7,22 @@
 //! The CRC of the last record alone would not do: that of a switch record covers its position and nothing of what came before, so
 //! two lives that wrote as many bytes have the same one.
 
+pub use crate::repo::mark::{Mark, WINDOW_BYTES};
 use serde::{Deserialize, Serialize};
 
-use super::container::{Container, Section, tag};
 use super::index::{HeadEnd, Summary, flag};
-use super::varint::{self, Reader};
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::page::LONG_HEADER;
 use crate::pg::record;
 use crate::pg::segment::SegmentSize;
 use crate::pg::timeline::TimelineId;
+use crate::repo::container::{Container, Section, tag};
+use crate::repo::varint::{self, Reader};
 use crate::store::{Key, Store};
 
-/// Bytes of WAL that a mark covers, at most.
-pub const WINDOW_BYTES: u64 = 256 << 10;
 /// A record's header, with the page header that may stand inside of it.
 const HEADER_BYTES: u64 = 48;
-
-/// The hash of the last WAL in a segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark(pub [u8; 32]);
-
-impl Mark {
-    /// Computes the mark of a segment whose last WAL ends at `end`, an offset in it; `read` fills a buffer from an offset on.
-    ///
-    /// # Errors
-    /// What `read` returns.
-    pub fn compute(end: u64, read: &mut dyn FnMut(&mut [u8], u64) -> Result<()>) -> Result<Mark> {
-        let begin = end.saturating_sub(WINDOW_BYTES);
-        let mut window = vec![0; usize::try_from(end - begin).unwrap_or(0)];
-        read(&mut window, begin)?;
-        Ok(Mark(*blake3::hash(&window).as_bytes()))
-    }
-}
 
 /// What a segment's writer knew of the segment before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -317,7 +299,7 @@ mod tests {
     use super::*;
     use crate::pg::craft::Craft;
     use crate::pg::version::Major;
-    use crate::repo::indexer::Indexer;
+    use crate::wal::indexer::Indexer;
 
     /// The summaries of the segments that were laid.
     fn summaries(craft: &Craft) -> Vec<Summary> {

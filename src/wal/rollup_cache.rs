@@ -12,10 +12,10 @@ use super::edge::{Edges, PREFIX, Prefix};
 use super::facts::Facts;
 use super::index::{HeadEnd, TailClass};
 use super::link::Brief;
-use super::varint::Reader;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
+use crate::repo::varint::Reader;
 
 /// What is known of one segment, and of the object that said so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,11 +1,11 @@
 //! The index of a segment (format, section 6): what a plan may know without reading the body.
 //!
 //! Owns the encoding. `indexer` makes an index from WAL, `container` keeps it beside the body.
-use super::container::{Container, Section, tag};
-use super::varint::{self, Reader};
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
+use crate::repo::container::{Container, Section, tag};
+use crate::repo::varint::{self, Reader};
 
 /// Sections 4, 5 and 6 are left out above these raw sizes; readers then decode the body.
 pub const XIDS_LIMIT_BYTES: usize = 4 << 20;

@@ -9,20 +9,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::container::{Container, Kind, tag};
 use super::edge::{self, Edges, Prefix};
 use super::facts::{Crossing, Entry, EntryKind, Facts, NamedPoint, Wal, flag};
 use super::feeder::Feeder;
 use super::increment::OpenSegment;
 use super::index::{self, Fragments, Summary, WalEvent};
 use super::inventory::Inventory;
-use super::layout::ClusterLayout;
 use super::link::{Brief, Link};
 use super::remnant::Remnant;
-use super::repository::Repository;
 use super::rollup_cache::{CacheFile, Row, Rows};
 use super::stored_wal;
-use super::wal_proof::RawHash;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
@@ -35,6 +31,10 @@ use crate::pg::timeline::TimelineId;
 use crate::pg::xact::{self, TransactionRecord};
 use crate::pg::xlog::{self, XlogRecord};
 use crate::progress::{Progress, Silent};
+use crate::repo::container::{Container, Kind, tag};
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
+use crate::repo::wal_proof::RawHash;
 use crate::store::Meta;
 
 /// Indexes are read by this many threads: reading waits for the disk, not for the processor.
@@ -785,9 +785,9 @@ mod tests {
     use crate::pg::craft::{self, Craft};
     use crate::pg::version::Major;
     use crate::repo::container::{Codec, ContainerWriter, Identity};
-    use crate::repo::indexer::Indexer;
     use crate::repo::repository::Registration;
     use crate::store::file::FileStore;
+    use crate::wal::indexer::Indexer;
 
     const SEGMENT: usize = 1 << 20;
 

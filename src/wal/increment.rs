@@ -2,13 +2,13 @@
 //!
 //! Each holds a range of the segment's raw bytes and is never changed. A whole segment supersedes them all.
 
-use super::container::{Codec, Container, ContainerWriter, Identity, Kind};
-use super::layout::{self, ClusterLayout};
-use super::repository::Repository;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, SegmentSize};
+use crate::repo::container::{Codec, Container, ContainerWriter, Identity, Kind};
+use crate::repo::layout::{self, ClusterLayout};
+use crate::repo::repository::Repository;
 use crate::store::{Key, Published};
 
 /// The longest increment that is written as it comes; merged ones may be as long as the segment.

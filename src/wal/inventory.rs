@@ -5,26 +5,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::container::{Container, Kind};
-use super::decision::Decisions;
-use super::event::{self, Recorded};
 use super::facts::Runs;
-use super::id::BackupId;
 use super::increment;
-use super::layout::{ClusterLayout, Home};
-use super::lives::{Followed, Lives};
-use super::repository::{Registration, Repository};
-use super::root::BackupKind;
-use super::root::cluster::Tablespace;
-use super::root::outline::Outline;
-use super::run;
-use super::wal_proof::WalProof;
+use super::increments;
 use crate::err;
 use crate::error::Result;
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
+use crate::repo::container::{Container, Kind};
+use crate::repo::decision::Decisions;
+use crate::repo::event::{self, Recorded};
+use crate::repo::id::BackupId;
+use crate::repo::layout::{ClusterLayout, Home};
+use crate::repo::lives::{Followed, Lives};
+use crate::repo::repository::{Registration, Repository};
+use crate::repo::root::BackupKind;
+use crate::repo::root::cluster::Tablespace;
+use crate::repo::root::outline::Outline;
+use crate::repo::wal_proof::WalProof;
 use crate::store::Listed;
 
 /// A history file is read up to this size.
@@ -687,10 +687,12 @@ fn read_tails(
         };
         let range = number.range(size);
         let increments = increment::list(repository, layout, name)?;
-        if let Some(last) = run::longest(range.start, &increments).last() {
+        if let Some(last) = increments::longest(range.start, &increments).last() {
             timeline.tails.insert(number, last.end.min(range.end));
         }
-        timeline.lost.extend(run::hole(range.start, &increments));
+        timeline
+            .lost
+            .extend(increments::hole(range.start, &increments));
     }
     Ok(())
 }

@@ -4,13 +4,13 @@
 
 use super::index::{HeadEnd, TailClass};
 use super::link::Brief;
-use super::wal_proof::RawHash;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::parameters::Parameters;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::repo::wal_proof::RawHash;
 
 /// Numbers of segments, as runs: 100 000 segments without a hole take the room of one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -5,25 +5,25 @@
 
 use std::collections::BTreeMap;
 
-use super::event::{self, Completed, Recorded};
 use super::facts::Runs;
-use super::id::{BackupId, PartKind};
 use super::increment::OpenSegment;
 use super::inventory::{self, HistoryFile, Timeline, is_elsewhere};
-use super::json;
-use super::layout::{ClusterLayout, Home};
-use super::lives::{Lives, stored_homes};
-use super::repository::{Registration, Repository};
-use super::root::outline::Outline;
-use super::root::{self, Tombstone};
-use super::scope::healed_base;
 use super::stored_wal;
-use super::wal_proof::WalProof;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
+use crate::repo::event::{self, Completed, Recorded};
+use crate::repo::id::{BackupId, PartKind};
+use crate::repo::json;
+use crate::repo::layout::{ClusterLayout, Home};
+use crate::repo::lives::{Lives, stored_homes};
+use crate::repo::repository::{Registration, Repository};
+use crate::repo::root::outline::Outline;
+use crate::repo::root::{self, Tombstone};
+use crate::repo::scope::healed_base;
+use crate::repo::wal_proof::WalProof;
 use crate::store::{Irregular, Key, Store, get};
 
 /// What lies under one cluster's prefix.
@@ -174,7 +174,7 @@ impl Root {
     }
 }
 
-fn runs(names: impl Iterator<Item = super::id::PartName>) -> BTreeMap<BackupId, Runs> {
+fn runs(names: impl Iterator<Item = crate::repo::id::PartName>) -> BTreeMap<BackupId, Runs> {
     let mut numbers: BTreeMap<BackupId, Vec<u64>> = BTreeMap::new();
     for name in names {
         let of = numbers.entry(name.id).or_default();
@@ -472,7 +472,7 @@ impl Reading<'_> {
                 (PartKind::Pack, &subject.packs),
             ] {
                 for number in numbers(runs) {
-                    let part = super::id::PartName {
+                    let part = crate::repo::id::PartName {
                         id: id.clone(),
                         number,
                     };
@@ -603,7 +603,7 @@ impl Reading<'_> {
 
     fn unfinished(&mut self) -> Result<()> {
         let own = format!("{}/", self.layout.prefix());
-        let others = format!("{}/", super::scope::CLUSTERS);
+        let others = format!("{}/", crate::repo::scope::CLUSTERS);
         self.survey.unfinished = self
             .store
             .irregular()?
@@ -663,7 +663,7 @@ mod tests {
             ..Event::default()
         };
         event::begin(&store, &layout, &begin).unwrap();
-        let part = super::super::id::PartName {
+        let part = crate::repo::id::PartName {
             id: id.clone(),
             number: 0,
         };

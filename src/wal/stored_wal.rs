@@ -1,17 +1,17 @@
 //! The bytes that are stored of a segment, whole or in increments, and single records in them.
 
-use super::container::{Container, Kind};
 use super::feeder::Feeder;
 use super::increment::{self, OpenSegment};
-use super::layout::ClusterLayout;
-use super::repository::Repository;
-use super::run::Run;
-use super::wal_proof::{Prefix, RawHash};
+use super::increments::Run;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::reader::{Finding, Sink};
 use crate::pg::record::Record;
 use crate::pg::segment::SegmentNumber;
+use crate::repo::container::{Container, Kind};
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
+use crate::repo::wal_proof::{Prefix, RawHash};
 
 /// What is stored of a segment.
 pub enum StoredWal {

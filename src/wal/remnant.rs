@@ -2,19 +2,19 @@
 //!
 //! It counts as a segment that ends inside, behind its last whole record. Found by reading all of it: nothing stored says it.
 
-use super::container::{Container, Kind};
 use super::increment::{self, OpenSegment};
+use super::increments::{self, Run};
 use super::index::{self, HeadEnd, SegmentIndex, flag};
 use super::indexer::Indexer;
-use super::layout::ClusterLayout;
-use super::repository::Repository;
-use super::run::{self, Run};
 use super::tail;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::page::{LONG_HEADER, WalIdentity};
 use crate::pg::segment::WalFileName;
+use crate::repo::container::{Container, Kind};
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
 use crate::store::Key;
 
 /// A remnant whose bytes were read and decoded.
@@ -185,7 +185,7 @@ impl Reading<'_> {
     }
 
     fn is_sound(&self, range: LsnRange) -> bool {
-        run::open(self.repository, self.layout, self.segment, range)
+        increments::open(self.repository, self.layout, self.segment, range)
             .and_then(|container| container.read_body(&mut |_| Ok(())))
             .is_ok()
     }

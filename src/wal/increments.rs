@@ -1,12 +1,12 @@
 //! The longest run of bytes that the increments of a segment hold, from its start on (format, section 7.1).
 
-use super::container::{Container, Kind};
 use super::increment::OpenSegment;
-use super::layout::ClusterLayout;
-use super::repository::Repository;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
+use crate::repo::container::{Container, Kind};
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
 use crate::store::Key;
 
 /// The largest page of WAL, which pages of all other sizes divide.
@@ -206,8 +206,8 @@ mod tests {
     use crate::error::Code;
     use crate::pg::segment::SegmentSize;
     use crate::pg::time::TimestampTz;
-    use crate::repo::increment;
     use crate::store::file::FileStore;
+    use crate::wal::increment;
 
     fn range(start: u64, end: u64) -> LsnRange {
         LsnRange {

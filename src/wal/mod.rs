@@ -1,0 +1,38 @@
+//! The WAL of a cluster in a repository: its objects, what their indexes say, and what is there.
+//!
+//! | module | what it answers |
+//! |---|---|
+//! | `index` · `indexer` | what a segment holds, and how that is computed from its bytes |
+//! | `link` | whether two segments belong to one life |
+//! | `increment` · `increments` · `remnant` · `tail` | what there is of a segment that is not whole |
+//! | `stored_wal` · `presence` | whether stored WAL is whole, readable and the server's own |
+//! | `rollup` · `rollup_cache` · `facts` · `feeder` · `edge` | what the indexes of many segments say together |
+//! | `inventory` · `survey` | everything that is stored of a cluster: for plans, and for deletions |
+
+#[cfg(feature = "full")]
+pub mod edge;
+#[cfg(feature = "full")]
+pub mod facts;
+#[cfg(feature = "full")]
+mod feeder;
+pub mod increment;
+pub mod increments;
+pub mod index;
+pub mod indexer;
+#[cfg(feature = "full")]
+pub mod inventory;
+pub mod link;
+#[cfg(test)]
+mod link_tests;
+#[cfg(feature = "full")]
+pub mod presence;
+pub mod remnant;
+#[cfg(feature = "full")]
+pub mod rollup;
+#[cfg(feature = "full")]
+pub mod rollup_cache;
+#[cfg(feature = "full")]
+pub mod stored_wal;
+#[cfg(feature = "full")]
+pub mod survey;
+pub mod tail;
