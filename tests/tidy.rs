@@ -337,8 +337,13 @@ fn only_the_command_line_prints() {
             "io::stdout(",
             "io::stderr(",
         ],
-        |path| path.starts_with("src/cli/") || path == "src/cli.rs" || ENTRY_POINTS.contains(&path),
-        "library code reports through Progress or returned values; only src/cli and the entry points print:",
+        |path| {
+            path.starts_with("src/cli/")
+                || path == "src/cli.rs"
+                || ENTRY_POINTS.contains(&path)
+                || path.ends_with("_tests.rs")
+        },
+        "library code reports through Progress or returned values; only src/cli, the entry points and tests print:",
     );
 }
 

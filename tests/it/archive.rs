@@ -9,6 +9,7 @@ use crate::common::{
     Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, bin, copy_tree, files_below,
     keep_one, pitr_archive, user, wait_until,
 };
+use crate::ship::spool_of;
 use crate::{per_major, skip};
 
 /// The first line of what went wrong.
@@ -844,6 +845,8 @@ fn g04_a_command_with_quotes_spaces_and_percent_signs_reaches_the_program() {
 #[test]
 fn g07_an_empty_environment_is_enough() {
     let still = Still::new(17, 1, 1);
+    // Else it would lie below the home of who runs the tests.
+    spool_of(&still.site);
     let name = &still.segments[0];
     still.push(name).under(["env", "-i"]).run().success();
     still.fetch(name).under(["env", "-i"]).run().success();

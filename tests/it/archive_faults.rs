@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use crate::common::fault::{self, Call, Fault, MUTATING};
 use crate::common::mount::{HangingDisk, PowerDisk, SmallDisk};
 use crate::common::{Cluster, PATIENCE, Program, Site, Still, Stop, user, wait_until};
-use crate::{require_root, require_strace};
+use crate::{require_mounts, require_root, require_strace};
 
 /// The calls of `program` on the repository that change something, each once. strace counts them for each thread; what is hit is
 /// the n-th call of whichever thread comes first to its n-th.
@@ -381,7 +381,7 @@ fn p17_a_server_whose_repository_hangs_can_be_shut_down() {
 
 #[test]
 fn p06_a_full_repository_is_told_and_archiving_goes_on_once_there_is_room() {
-    require_root!("p06_a_full_repository_is_told_and_archiving_goes_on_once_there_is_room");
+    require_mounts!("p06_a_full_repository_is_told_and_archiving_goes_on_once_there_is_room");
     let disk = SmallDisk::new(4, 1000);
     let mut still = Still::new(17, 4, 1);
     still.site = Site::on(&still.cluster, &disk.path().join("repo"));
@@ -404,7 +404,7 @@ fn p06_a_full_repository_is_told_and_archiving_goes_on_once_there_is_room() {
 
 #[test]
 fn p07_a_repository_without_a_free_inode_says_so() {
-    require_root!("p07_a_repository_without_a_free_inode_says_so");
+    require_mounts!("p07_a_repository_without_a_free_inode_says_so");
     let disk = SmallDisk::new(16, 30);
     let mut still = Still::new(17, 1, 1);
     still.site = Site::on(&still.cluster, &disk.path().join("repo"));

@@ -29,7 +29,7 @@ use crate::common::replay::Recording;
 use crate::common::{
     Cluster, PATIENCE, Program, Run, Running, Sandbox, Site, Stop, user, wait_until,
 };
-use crate::{require_root, require_strace};
+use crate::{require_mounts, require_strace};
 
 /// Packs, layers and server manifests, of whatever backup.
 fn parts(site: &Site) -> Vec<String> {
@@ -903,7 +903,7 @@ fn c04_verify_finds_damaged_pages_that_the_root_does_not_know() {
 
 #[test]
 fn m08_a_full_disk_aborts_the_backup_and_wal_finds_room_again() {
-    require_root!("m08_a_full_disk_aborts_the_backup_and_wal_finds_room_again");
+    require_mounts!("m08_a_full_disk_aborts_the_backup_and_wal_finds_room_again");
     let disk = SmallDisk::new(24, 500);
     let mut cluster = Cluster::builder(15)
         .segment_size_mb(1)

@@ -24,7 +24,7 @@ use crate::common::{
     user, wait_until,
 };
 use crate::corruption::held::{Held, Objects};
-use crate::{per_major, require_root, require_strace};
+use crate::{per_major, require_mounts, require_root, require_strace};
 
 const MIB: u64 = 1 << 20;
 
@@ -1155,7 +1155,7 @@ fn f11_content_that_belongs_to_another_name_is_never_delivered() {
 
 #[test]
 fn f12_a_target_that_cannot_be_written_is_told_and_left_clean() {
-    require_root!("f12_a_target_that_cannot_be_written_is_told_and_left_clean");
+    require_mounts!("f12_a_target_that_cannot_be_written_is_told_and_left_clean");
     let still = archived(1);
     let name = still.segments[0].as_str();
     let disk = SmallDisk::new(1, 100);

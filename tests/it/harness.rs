@@ -5,7 +5,7 @@ use crate::common::mount::{PowerDisk, SmallDisk};
 use crate::common::proxy::{Proxy, Way};
 use crate::common::walsender::{self, Answer, Identity, Walsender};
 use crate::common::{Cluster, PATIENCE, Program, Sandbox, Stop, pitr_archive};
-use crate::{per_major, require_root, require_strace, skip};
+use crate::{per_major, require_mounts, require_root, require_strace, skip};
 
 fn a_server_starts_answers_and_stops(major: u32) {
     let mut cluster = Cluster::builder(major).segment_size_mb(1).start();
@@ -162,7 +162,7 @@ fn an_injected_fault_fires_and_is_counted() {
 
 #[test]
 fn a_small_disk_gets_full() {
-    require_root!("a_small_disk_gets_full");
+    require_mounts!("a_small_disk_gets_full");
     let disk = SmallDisk::new(1, 10);
     let run = Program::new("dd")
         .args(["if=/dev/zero", "bs=64k", "count=32"])

@@ -19,7 +19,7 @@ use crate::common::{
     Builder, Cluster, PATIENCE, Running, Site, copy_tree, paths_below, user, wait_until,
 };
 use crate::soak::number;
-use crate::{require_root, require_strace};
+use crate::{require_mounts, require_root, require_strace};
 
 const MAJOR: u32 = 17;
 const SEGMENT: u64 = 1 << 20;
@@ -406,7 +406,7 @@ fn exchange(site: &Site, is_away: bool) {
 
 #[test]
 fn w04_a_full_journal_disk_stops_acknowledging_and_room_lets_it_go_on() {
-    require_root!("w04_a_full_journal_disk_stops_acknowledging_and_room_lets_it_go_on");
+    require_mounts!("w04_a_full_journal_disk_stops_acknowledging_and_room_lets_it_go_on");
     let disk = SmallDisk::new(8, 100);
     let ballast = disk.path().join("ballast");
     std::fs::write(&ballast, vec![1; 3 << 20]).unwrap();

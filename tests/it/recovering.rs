@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::common::mount::SmallDisk;
 use crate::common::{Cluster, PATIENCE, Sandbox, Site, Stop, copy_tree, wait_until};
 use crate::prefetch::{count, noting};
-use crate::require_root;
+use crate::require_mounts;
 
 /// Has a cluster archive `segments` segments, each with 100 rows that hold `value`.
 fn fill(cluster: &Cluster, value: u32, segments: u32) {
@@ -120,7 +120,7 @@ fn f13_a_recovery_that_is_stopped_half_way_leaves_nothing_and_goes_on() {
 
 #[test]
 fn a_disk_that_gets_full_ends_fetching_ahead_and_not_the_recovery() {
-    require_root!("a_disk_that_gets_full_ends_fetching_ahead_and_not_the_recovery");
+    require_mounts!("a_disk_that_gets_full_ends_fetching_ahead_and_not_the_recovery");
     const MIB: u64 = 1 << 20;
     let (site, _origin) = archived(17, 16);
     let config = std::fs::read_to_string(site.config()).unwrap();

@@ -540,6 +540,11 @@ fn t02_an_outage_during_replay_stops_the_server_and_once_it_is_over_the_target_i
         });
         stopped(&mut copy, seen, 200);
         drop(hanging);
+    } else {
+        crate::common::skipped(
+            "t02_an_outage_during_replay_stops_the_server (a repository that hangs)",
+            "needs root",
+        );
     }
     // A segment is damaged, and put right.
     let seen = copy.log().len();

@@ -261,6 +261,7 @@ fn a_resumed_restore_keeps_its_plan_and_what_is_right_already() {
 
 #[test]
 fn t05_a_small_disk_is_refused_and_a_full_one_can_be_resumed() {
+    // Not in namespaces of its own: root, who owns the folders above, has no name there.
     crate::require_root!("t05_a_small_disk_is_refused_and_a_full_one_can_be_resumed");
     let small = Small::new(major());
     small.clear();

@@ -10,7 +10,7 @@
 //! | `client.rs` | [`Client`]: blocking SQL |
 //! | `program.rs` | [`Program`] and [`Run`]: the three binaries, and any other |
 //! | `fault.rs` | errors and kills at chosen system calls, by strace |
-//! | `mount.rs` | small and power-cut filesystems |
+//! | `mount.rs` | small and power-cut filesystems; [`require_mounts!`](crate::require_mounts) |
 //! | `medium.rs` | what is below a power-cut filesystem: a drive that reorders, tears and lies |
 //! | `proxy.rs` | [`proxy::Proxy`]: a network that delays, falls silent, resets and cuts |
 //! | `walsender.rs` | [`walsender::Walsender`]: a scripted server for replication |

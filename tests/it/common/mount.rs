@@ -1,13 +1,105 @@
-//! Filesystems for tests, which need root: a small one that gets full, and one whose power can be cut.
+//! Filesystems for tests: a small one that gets full, and, for root alone, one whose power can be cut, and one that hangs.
+//!
+//! An ordinary user may mount the small one in namespaces of its own: a test that needs no more runs there once more, by itself
+//! ([`require_mounts!`](crate::require_mounts)).
 
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{
+    CapabilitySet, clear_ambient_capability_set, configure_capability_in_ambient_set,
+};
+
 use super::medium::{Cut, Medium, Recording, SECTOR};
 use super::sandbox::Sandbox;
 use super::user;
+
+/// Tells a test that it runs in namespaces of its own.
+const OWN_NAMESPACES: &str = "PITR_TEST_OWN_NAMESPACES";
+
+/// Where a test of an ordinary user may mount: the user stays who it is.
+const UNSHARE: [&str; 4] = ["--user", "--map-current-user", "--mount", "--keep-caps"];
+
+/// Where a test may mount filesystems.
+pub enum Rights {
+    /// Where it runs.
+    Here,
+    /// In namespaces of its own: [`run_again`] runs it there.
+    Elsewhere,
+    Nowhere,
+}
+
+/// Says where this test may mount. From here on its programs have no rights but those of the user.
+pub fn rights() -> Rights {
+    if user::is_root() {
+        return Rights::Here;
+    }
+    if std::env::var_os(OWN_NAMESPACES).is_some() {
+        clear_ambient_capability_set().unwrap();
+        return Rights::Here;
+    }
+    let mut probe = Command::new("unshare");
+    probe
+        .args(UNSHARE)
+        .args(["mount", "-t", "tmpfs", "pitr-test", "/mnt"]);
+    match probe.output().is_ok_and(|out| out.status.success()) {
+        true => Rights::Elsewhere,
+        false => Rights::Nowhere,
+    }
+}
+
+/// Runs a test of this program, named with its modules, in namespaces of its own.
+pub fn run_again(test: &str) {
+    let (_, name) = test
+        .split_once("::")
+        .expect("the program is the first module");
+    let out = Command::new("unshare")
+        .args(UNSHARE)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(OWN_NAMESPACES, "1")
+        .output()
+        .expect("unshare starts");
+    let text = String::from_utf8_lossy(&out.stdout);
+    eprintln!("{text}{}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success() && text.contains("test result: ok. 1 passed"),
+        "{name} fails in namespaces of its own"
+    );
+}
+
+/// Runs a program that mounts: in a test's own namespaces, with the right to it.
+fn with_right_to_mount<T>(run: impl FnOnce() -> T) -> T {
+    let may = |on: bool| {
+        if !user::is_root() {
+            configure_capability_in_ambient_set(CapabilitySet::SYS_ADMIN, on).unwrap();
+        }
+    };
+    may(true);
+    let done = run();
+    may(false);
+    done
+}
+
+/// Ends the test as skipped where nothing can be mounted: `require_mounts!("name")`. A user who may mount in namespaces of its own alone
+/// sees the test run there.
+#[macro_export]
+macro_rules! require_mounts {
+    ($name:expr) => {
+        match $crate::common::mount::rights() {
+            $crate::common::mount::Rights::Here => {}
+            $crate::common::mount::Rights::Elsewhere => {
+                $crate::common::mount::run_again(concat!(module_path!(), "::", $name));
+                return;
+            }
+            $crate::common::mount::Rights::Nowhere => {
+                $crate::skip!($name, "needs root, or unshare --user --mount for others");
+            }
+        }
+    };
+}
 
 /// How long a filesystem may stay busy after whoever used it has ended, and how long the machine may lack a loop device.
 const BUSY_AT_MOST: Duration = Duration::from_secs(180);
@@ -42,10 +134,12 @@ impl SmallDisk {
         let path = sandbox.dir("disk");
         let (uid, gid) = user::ids();
         let options = format!("size={megabytes}m,nr_inodes={inodes},uid={uid},gid={gid},mode=0755");
-        run(
-            "mount",
-            &["-t", "tmpfs", "-o", &options, "pitr-test", text(&path)],
-        );
+        with_right_to_mount(|| {
+            run(
+                "mount",
+                &["-t", "tmpfs", "-o", &options, "pitr-test", text(&path)],
+            );
+        });
         SmallDisk {
             path,
             _sandbox: sandbox,
@@ -58,13 +152,13 @@ impl SmallDisk {
 
     /// Mounts it read-only, or writable again.
     pub fn read_only(&self, on: bool) {
-        remount(&self.path, on);
+        with_right_to_mount(|| remount(&self.path, on));
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        unmount(&self.path);
+        with_right_to_mount(|| unmount(&self.path));
     }
 }
 
