@@ -322,7 +322,7 @@ impl Settings {
         let wanted = flags.repository.as_deref();
         let bare = wanted.is_some_and(Location::looks_like_one);
         let found = match find(flags, environment) {
-            Err(e) if bare && !is_named(flags, environment) && is_denied(&e) => {
+            Err(e) if bare && given(flags, environment).is_none() && is_denied(&e) => {
                 Found::Nowhere(Vec::new())
             }
             found => found?,
@@ -443,11 +443,7 @@ impl Settings {
 /// # Errors
 /// `Config` for a file that is there and cannot be read or trusted, and for a directory in which none would be trusted.
 pub fn place(flags: &Flags, environment: &Environment) -> Result<(PathBuf, bool)> {
-    let given = match &flags.config {
-        Some(path) => Some(path.as_path()),
-        None => environment.get("PITR_CONFIG").map(Path::new),
-    };
-    if let Some(path) = given.filter(|p| !p.as_os_str().is_empty()) {
+    if let Some((path, _)) = given(flags, environment).filter(|(p, _)| !p.as_os_str().is_empty()) {
         let path = environment.absolute(path);
         // A dangling link or a closed folder is something, too: never written over.
         let exists = !matches!(std::fs::symlink_metadata(&path), Err(e) if e.kind() == std::io::ErrorKind::NotFound);
@@ -472,9 +468,14 @@ pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
         .map(|(_, c)| c)
 }
 
-/// Whether the command line or the environment names the configuration file.
-fn is_named(flags: &Flags, environment: &Environment) -> bool {
-    flags.config.is_some() || environment.get("PITR_CONFIG").is_some()
+/// The file that the command line or the environment names, and how a message says which of the two.
+fn given<'a>(flags: &'a Flags, environment: &'a Environment) -> Option<(&'a Path, &'static str)> {
+    match &flags.config {
+        Some(path) => Some((path, "")),
+        None => environment
+            .get("PITR_CONFIG")
+            .map(|v| (Path::new(v), ", named by $PITR_CONFIG,")),
+    }
 }
 
 /// Whether the operating system keeps this user from reading a file.
@@ -490,16 +491,10 @@ enum Found {
 
 /// Reads the first file there is. A file that cannot be read, or that others may have written, is an error and never skipped.
 fn find(flags: &Flags, environment: &Environment) -> Result<Found> {
-    let given = match &flags.config {
-        Some(path) if path.as_os_str().is_empty() => {
+    if let Some((path, by)) = given(flags, environment) {
+        if path.as_os_str().is_empty() {
             return Err(err!(Usage, "--config names no file"));
         }
-        Some(path) => Some((path.as_path(), "")),
-        None => environment
-            .get("PITR_CONFIG")
-            .map(|v| (Path::new(v), ", named by $PITR_CONFIG,")),
-    };
-    if let Some((path, by)) = given {
         let path = environment.absolute(path);
         return match Document::read(&path, |_| Ok(()))? {
             Some(document) => Ok(Found::File(path, document)),
