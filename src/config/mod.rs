@@ -1,7 +1,7 @@
 //! The settings: flag, else environment, else file, else default.
 //!
 //! Owns where the configuration file is looked for, what its values mean, and which cluster and repositories a command works
-//! on. The list of keys and their places in the file are in `file`; `docs/configuration.md` is the page for users. Nothing
+//! on. The keys are in `keys`, and their places in the file in `file`; `docs/configuration.md` is the page for users. Nothing
 //! here is a secret but [`Cluster::conninfo`].
 
 use std::collections::BTreeMap;
@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 
 use crate::err;
 use crate::error::{Error, Result, causes};
-use crate::pg::slot::is_slot_name;
 
 pub mod account;
 mod encryption;
 mod file;
+mod keys;
 mod location;
 mod name;
 mod s3;
@@ -33,7 +33,7 @@ pub use secret::Secret;
 pub use unit::{Period, Size};
 
 use account::Account;
-use file::{Document, Entry, Kind, Raw, Section};
+use file::{Document, Kind};
 
 /// The last place that is searched for the file.
 const SYSTEM_FILE: &str = "/etc/pitr/pitr.toml";
@@ -322,7 +322,7 @@ impl Settings {
         let wanted = flags.repository.as_deref();
         let bare = wanted.is_some_and(Location::looks_like_one);
         let found = match find(flags, environment) {
-            Err(e) if bare && !is_named(flags, environment) && is_denied(&e) => {
+            Err(e) if bare && given(flags, environment).is_none() && is_denied(&e) => {
                 Found::Nowhere(Vec::new())
             }
             found => found?,
@@ -443,11 +443,7 @@ impl Settings {
 /// # Errors
 /// `Config` for a file that is there and cannot be read or trusted, and for a directory in which none would be trusted.
 pub fn place(flags: &Flags, environment: &Environment) -> Result<(PathBuf, bool)> {
-    let given = match &flags.config {
-        Some(path) => Some(path.as_path()),
-        None => environment.get("PITR_CONFIG").map(Path::new),
-    };
-    if let Some(path) = given.filter(|p| !p.as_os_str().is_empty()) {
+    if let Some((path, _)) = given(flags, environment).filter(|(p, _)| !p.as_os_str().is_empty()) {
         let path = environment.absolute(path);
         // A dangling link or a closed folder is something, too: never written over.
         let exists = !matches!(std::fs::symlink_metadata(&path), Err(e) if e.kind() == std::io::ErrorKind::NotFound);
@@ -472,9 +468,14 @@ pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
         .map(|(_, c)| c)
 }
 
-/// Whether the command line or the environment names the configuration file.
-fn is_named(flags: &Flags, environment: &Environment) -> bool {
-    flags.config.is_some() || environment.get("PITR_CONFIG").is_some()
+/// The file that the command line or the environment names, and how a message says which of the two.
+fn given<'a>(flags: &'a Flags, environment: &'a Environment) -> Option<(&'a Path, &'static str)> {
+    match &flags.config {
+        Some(path) => Some((path, "")),
+        None => environment
+            .get("PITR_CONFIG")
+            .map(|v| (Path::new(v), ", named by $PITR_CONFIG,")),
+    }
 }
 
 /// Whether the operating system keeps this user from reading a file.
@@ -490,16 +491,10 @@ enum Found {
 
 /// Reads the first file there is. A file that cannot be read, or that others may have written, is an error and never skipped.
 fn find(flags: &Flags, environment: &Environment) -> Result<Found> {
-    let given = match &flags.config {
-        Some(path) if path.as_os_str().is_empty() => {
+    if let Some((path, by)) = given(flags, environment) {
+        if path.as_os_str().is_empty() {
             return Err(err!(Usage, "--config names no file"));
         }
-        Some(path) => Some((path.as_path(), "")),
-        None => environment
-            .get("PITR_CONFIG")
-            .map(|v| (Path::new(v), ", named by $PITR_CONFIG,")),
-    };
-    if let Some((path, by)) = given {
         let path = environment.absolute(path);
         return match Document::read(&path, |_| Ok(()))? {
             Some(document) => Ok(Found::File(path, document)),
@@ -553,9 +548,11 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
     };
     for section in &document.sections {
         match section.kind {
-            Kind::Clusters => settings.clusters.push(cluster(section, document)?),
+            Kind::Clusters => settings
+                .clusters
+                .push(keys::cluster(section, document.world_readable)?),
             Kind::Repositories => {
-                let repository = repository(section)?;
+                let repository = keys::repository(section)?;
                 if let Some(same) = settings.repositories.iter().find(|r| {
                     r.location == repository.location && r.s3.endpoint == repository.s3.endpoint
                 }) {
@@ -569,317 +566,6 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
         }
     }
     Ok(settings)
-}
-
-fn cluster(section: &Section, document: &Document) -> Result<Cluster> {
-    let name = section.name.parse().map_err(|e| section.origin.wrap(&e))?;
-    let mut cluster = Cluster::named(name);
-    for entry in &section.entries {
-        match entry.key {
-            "pgdata" => cluster.pgdata = Some(entry.path()?),
-            "conninfo" => cluster.conninfo = Some(entry.conninfo(document.world_readable)?),
-            "max_backup_age" => cluster.max_backup_age = Some(entry.parsed::<Period>()?),
-            "standby_outage" => {
-                cluster.standby_outage = entry.choice(&[
-                    ("stream", StandbyOutage::Stream),
-                    ("stop", StandbyOutage::Stop),
-                ])?;
-            }
-            "promote_unreachable" => {
-                cluster.promote_unreachable = entry.choice(&[
-                    ("auto", PromoteUnreachable::Auto),
-                    ("refuse", PromoteUnreachable::Refuse),
-                    ("proceed", PromoteUnreachable::Proceed),
-                ])?;
-            }
-            "cache_dir" => cluster.cache_dir = Some(entry.path()?),
-            "spool_dir" => cluster.spool_dir = Some(entry.path()?),
-            "timezone" => cluster.timezone = Some(entry.text()?.to_owned()),
-            "prefetch_segments" => {
-                cluster.prefetch_segments = entry.count(PREFETCH_SEGMENTS_MAX)?;
-            }
-            "receive.slot" => cluster.receive.slot = Some(entry.slot()?),
-            "receive.journal" => cluster.receive.journal = Some(entry.path()?),
-            "receive.journal_limit_bytes" => {
-                cluster.receive.journal_limit_bytes = Some(entry.bytes()?);
-            }
-            "receive.acknowledge" => {
-                cluster.receive.acknowledge = entry.choice(&[
-                    ("journal", Acknowledge::Journal),
-                    ("repository", Acknowledge::Repository),
-                ])?;
-            }
-            other => return Err(err!(Internal, "key \"{other}\" has no meaning")),
-        }
-    }
-    Ok(cluster)
-}
-
-fn repository(section: &Section) -> Result<Repository> {
-    let Some(url) = section.get("url") else {
-        return Err(section
-            .origin
-            .error(format_args!("repository \"{}\" has no url", section.name))
-            .hint("Add url = \"file:///absolute/path\"."));
-    };
-    let location = Location::from_url(url.text()?).map_err(|e| url.origin.wrap(&e))?;
-    Ok(Repository {
-        name: section.name.clone(),
-        s3: match location {
-            Location::S3 { .. } => s3_settings(section)?,
-            Location::File(_) => {
-                let foreign = |e: &&Entry| {
-                    !matches!(e.key, "url" | "required") && !e.key.starts_with("encryption.")
-                };
-                if let Some(entry) = section.entries.iter().find(foreign) {
-                    return Err(entry.origin.error(format_args!(
-                        "\"{}\" means nothing to a repository in a directory",
-                        entry.key
-                    )));
-                }
-                S3Settings::default()
-            }
-        },
-        location,
-        required: section.get("required").map_or(Ok(true), Entry::boolean)?,
-        encryption: encryption(section)?,
-    })
-}
-
-fn encryption(section: &Section) -> Result<Option<Encryption>> {
-    let mut found = Encryption::default();
-    let mut is_there = false;
-    for entry in &section.entries {
-        match entry.key {
-            "encryption.key_set" => found.key_set = Some(entry.path()?),
-            "encryption.key_file" => found.key_file = Some(entry.path()?),
-            "encryption.passphrase_file" => found.passphrase_file = Some(entry.path()?),
-            "encryption.passphrase_fd" => found.passphrase_fd = Some(entry.descriptor()?),
-            "encryption.passphrase" => found.passphrase = Some(entry.passphrase()?),
-            "encryption.recipient" => found.recipient = Some(entry.text()?.to_owned()),
-            _ => continue,
-        }
-        is_there = true;
-    }
-    if found.ways_to_read() > 1 {
-        return Err(section.origin.error(
-            "one of key_file, passphrase_file, passphrase_fd and passphrase is enough, and more are given",
-        ));
-    }
-    if found.recipient.is_some() && found.key_file.is_some() {
-        return Err(section.origin.error(
-            "encryption.recipient says whose passphrase it is; a key file names its recipient itself",
-        ));
-    }
-    Ok(is_there.then_some(found))
-}
-
-fn s3_settings(section: &Section) -> Result<S3Settings> {
-    let mut s3 = S3Settings::default();
-    let allow_http = section
-        .get("allow_http")
-        .map_or(Ok(false), Entry::boolean)?;
-    let (mut lock_mode, mut lock_period) = (None, None);
-    for entry in &section.entries {
-        let wrap = |e: Error| entry.origin.wrap(&e);
-        let class = || s3::storage_class(entry.text()?).map_err(wrap);
-        match entry.key {
-            "url" | "required" => {}
-            key if key.starts_with("encryption.") => {}
-            "region" => s3.region = Some(entry.text()?.to_owned()),
-            "endpoint" => {
-                s3.endpoint = Some(s3::endpoint(entry.text()?, allow_http).map_err(wrap)?);
-            }
-            "path_style" => s3.path_style = entry.boolean()?,
-            "ca_file" => s3.ca_file = Some(entry.path()?),
-            "allow_http" => s3.allow_http = entry.boolean()?,
-            "profile" => s3.profile = Some(entry.text()?.to_owned()),
-            "credentials_file" => s3.credentials_file = Some(entry.path()?),
-            "storage_class.wal" => s3.storage_class.wal = Some(class()?),
-            "storage_class.packs" => s3.storage_class.packs = Some(class()?),
-            "storage_class.manifests" => s3.storage_class.manifests = Some(class()?),
-            "sse" => s3.sse = Some(entry.choice(&[("AES256", Sse::S3), ("aws:kms", Sse::Kms)])?),
-            "sse_kms_key_id" => s3.sse_kms_key_id = Some(entry.text()?.to_owned()),
-            "object_lock.mode" => {
-                lock_mode = Some(entry.choice(&[
-                    ("governance", LockMode::Governance),
-                    ("compliance", LockMode::Compliance),
-                ])?);
-            }
-            "object_lock.period" => lock_period = Some(entry.period()?),
-            "max_rate" => s3.max_rate_bytes = Some(entry.bytes()?),
-            "stall_timeout" => s3.stall_timeout = entry.period()?,
-            "retry_budget" => s3.retry_budget = entry.period()?,
-            "unsafe_overwrite" => s3.unsafe_overwrite = entry.boolean()?,
-            other => return Err(err!(Internal, "key \"{other}\" has no meaning")),
-        }
-    }
-    if s3.sse_kms_key_id.is_some() && s3.sse != Some(Sse::Kms) {
-        return Err(section
-            .origin
-            .error("\"sse_kms_key_id\" needs sse = \"aws:kms\""));
-    }
-    s3.object_lock = match (lock_mode, lock_period) {
-        (None, None) => None,
-        (Some(mode), Some(period)) => Some(ObjectLock { mode, period }),
-        _ => {
-            return Err(section
-                .origin
-                .error("\"object_lock\" needs both mode and period"));
-        }
-    };
-    Ok(s3)
-}
-
-impl Entry {
-    fn wrong_type(&self, wanted: &str) -> Error {
-        let found = match &self.raw {
-            Raw::Text(_) => "a string",
-            Raw::Integer(_) => "an integer",
-            Raw::Boolean(_) => "a boolean",
-            Raw::Variable(_) => "something else",
-            Raw::Other(name) => name,
-        };
-        self.origin.error(format_args!(
-            "\"{}\" needs {wanted}, found {found}",
-            self.key
-        ))
-    }
-
-    fn text(&self) -> Result<&str> {
-        match &self.raw {
-            Raw::Text(text) | Raw::Variable(text) if text.is_empty() => {
-                Err(self.origin.error(format_args!("\"{}\" is empty", self.key)))
-            }
-            Raw::Text(text) | Raw::Variable(text) => Ok(text),
-            _ => Err(self.wrong_type("a string")),
-        }
-    }
-
-    fn boolean(&self) -> Result<bool> {
-        match &self.raw {
-            Raw::Boolean(value) => Ok(*value),
-            Raw::Variable(text) if text == "true" => Ok(true),
-            Raw::Variable(text) if text == "false" => Ok(false),
-            _ => Err(self.wrong_type("true or false")),
-        }
-    }
-
-    fn path(&self) -> Result<PathBuf> {
-        location::absolute(Path::new(self.text()?)).map_err(|e| self.origin.wrap(&e))
-    }
-
-    fn parsed<T: std::str::FromStr<Err = Error>>(&self) -> Result<T> {
-        self.text()?.parse().map_err(|e| self.origin.wrap(&e))
-    }
-
-    /// A length of time above zero.
-    fn period(&self) -> Result<std::time::Duration> {
-        let period = self.parsed::<Period>()?.duration();
-        match period.is_zero() {
-            false => Ok(period),
-            true => Err(self
-                .origin
-                .error(format_args!("\"{}\" must be longer than 0", self.key))),
-        }
-    }
-
-    /// A number of bytes, or a size with its unit.
-    fn bytes(&self) -> Result<u64> {
-        let bytes = match &self.raw {
-            Raw::Integer(value) => u64::try_from(*value).ok(),
-            Raw::Variable(text) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
-            Raw::Text(_) | Raw::Variable(_) => Some(self.parsed::<Size>()?.0),
-            _ => return Err(self.wrong_type("a number of bytes")),
-        };
-        bytes.filter(|b| *b > 0).ok_or_else(|| {
-            self.origin.error(format_args!(
-                "\"{}\" is not a number of bytes above 0",
-                self.key
-            ))
-        })
-    }
-
-    /// A number from 0 to `most`.
-    fn count(&self, most: u32) -> Result<u32> {
-        let count = match &self.raw {
-            Raw::Integer(value) => u32::try_from(*value).ok(),
-            Raw::Variable(text) => text.parse().ok(),
-            _ => return Err(self.wrong_type("a number")),
-        };
-        count.filter(|c| *c <= most).ok_or_else(|| {
-            self.origin.error(format_args!(
-                "\"{}\" is not a number from 0 to {most}",
-                self.key
-            ))
-        })
-    }
-
-    fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T> {
-        let text = self.text()?;
-        if let Some((_, value)) = choices.iter().find(|(name, _)| *name == text) {
-            return Ok(*value);
-        }
-        let names: Vec<_> = choices
-            .iter()
-            .map(|(name, _)| format!("\"{name}\""))
-            .collect();
-        Err(self.origin.error(format_args!(
-            "\"{}\" is \"{}\" but must be {}",
-            self.key,
-            text.escape_debug(),
-            names.join(" or ")
-        )))
-    }
-
-    /// A descriptor that was handed to this process; the standard ones are for other things.
-    fn descriptor(&self) -> Result<i32> {
-        let number = match &self.raw {
-            Raw::Integer(value) => i32::try_from(*value).ok(),
-            Raw::Variable(text) => text.parse().ok(),
-            _ => return Err(self.wrong_type("the number of a descriptor")),
-        };
-        number.filter(|n| *n == 0 || *n > 2).ok_or_else(|| {
-            let key = self.key;
-            self.origin
-                .error(format_args!("\"{key}\" is not 0 and not above 2"))
-        })
-    }
-
-    /// A passphrase, which stands in no file that is meant to be shown around.
-    fn passphrase(&self) -> Result<Secret> {
-        match &self.raw {
-            Raw::Variable(text) => Ok(Secret::new(text.clone())),
-            _ => Err(self
-                .origin
-                .error(format_args!("\"{}\" is taken from the environment only", self.key))
-                .hint("Put the passphrase into a file of its own that only its owner can read, and name it with passphrase_file.")),
-        }
-    }
-
-    /// The name of a replication slot.
-    fn slot(&self) -> Result<String> {
-        let text = self.text()?;
-        if !is_slot_name(text) {
-            return Err(self.origin.error(format_args!(
-                "\"{}\" is not the name of a replication slot: up to 63 of a-z, 0-9 and _ are needed",
-                text.escape_debug()
-            )));
-        }
-        Ok(text.to_owned())
-    }
-
-    fn conninfo(&self, world_readable: bool) -> Result<Secret> {
-        let text = self.text()?;
-        let in_file = !matches!(self.raw, Raw::Variable(_));
-        if in_file && world_readable && holds_password(text) {
-            return Err(self
-                .origin
-                .error("the file holds a password, and every user of this machine may read it")
-                .hint("Take the right away with chmod o-r, or leave the password to ~/.pgpass."));
-        }
-        Ok(Secret::new(text.to_owned()))
-    }
 }
 
 /// Keywords of libpq whose value is a secret; `sslpassword` ends in the first. PostgreSQL: src/interfaces/libpq/fe-connect.c, `PQconninfoOptions`.
@@ -1073,131 +759,92 @@ mod tests {
         assert!(settings.repositories.iter().all(|r| r.required));
     }
 
+    /// A file, its complaint and perhaps the hint, one to a line.
+    const MISTAKES: &str = r#"
+[clusters.main]\nmax_backup_aeg = '1d' => pitr.toml:2:1: key "max_backup_aeg" does not exist in [clusters.main] => Did you mean "max_backup_age"?
+[clusters.main]\n  retension = 1 => pitr.toml:2:3: key "retension" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive.
+[cluster.main] => pitr.toml:1:2: key "cluster" does not exist in the file => Did you mean "clusters"?
+[clusters.main.receive]\nslott = '' => pitr.toml:2:1: key "slott" does not exist in [clusters.main.receive] => Did you mean "slot"?
+# é\n[repositories.r]\n"é" = x => pitr.toml:3:7: string values must be quoted, expected literal string
+[clusters.main]\npgdata='a'\npgdata='b' => pitr.toml:3:1: duplicate key
+[clusters.main]\n[clusters.main] => pitr.toml:2:11: duplicate key
+clusters = 3 => pitr.toml:1:12: "clusters" needs a table, found an integer
+[clusters]\nmain = 'x' => pitr.toml:2:8: "clusters.main" needs a table, found a string
+[clusters.main]\nreceive = true => pitr.toml:2:11: "clusters.main.receive" needs a table, found a boolean
+[clusters."../x"] => pitr.toml:1:11: "../x" is not a cluster name: [a-z0-9][a-z0-9._-]{0,62} is needed
+[repositories.A] => pitr.toml:1:15: "A" is not a repository name: [a-z0-9][a-z0-9._-]{0,62} is needed
+[clusters.a]\npgdata = 3 => pitr.toml:2:10: "pgdata" needs a string, found an integer
+[clusters.a]\npgdata = 1979-05-27 => pitr.toml:2:10: "pgdata" needs a string, found a date or time
+[clusters.a]\npgdata = '' => pitr.toml:2:10: "pgdata" is empty
+[clusters.a]\npgdata = 'data' => pitr.toml:2:10: path "data" is not absolute
+[clusters.a]\ncache_dir = '/a/../b' => pitr.toml:2:13: path "/a/../b" holds ".."
+[clusters.a]\nmax_backup_age = '5 fortnights' => pitr.toml:2:18: "5 fortnights" is not a length of time: "fortnights" is not a unit
+[clusters.a]\nmax_backup_age = 7 => pitr.toml:2:18: "max_backup_age" needs a string, found an integer
+[clusters.a]\nstandby_outage = 'halt' => pitr.toml:2:18: "standby_outage" is "halt" but must be "stream" or "stop"
+[clusters.a]\npromote_unreachable = 'never' => pitr.toml:2:23: "promote_unreachable" is "never" but must be "auto" or "refuse" or "proceed"
+[clusters.a.receive]\nslot = 'Big' => pitr.toml:2:8: "Big" is not the name of a replication slot: up to 63 of a-z, 0-9 and _ are needed
+[clusters.a.receive]\njournal_limit_bytes = '10 GBB' => pitr.toml:2:23: "10 GBB" is not a size: "GBB" is not a unit
+[clusters.a.receive]\njournal_limit_bytes = -1 => pitr.toml:2:23: "receive.journal_limit_bytes" is not a number of bytes above 0
+[clusters.a.receive]\njournal_limit_bytes = 99999999999999999999 => pitr.toml:2:23: "receive.journal_limit_bytes" needs a number of bytes, found an integer out of range
+[clusters.a.receive]\nacknowledge = true => pitr.toml:2:15: "receive.acknowledge" needs a string, found a boolean
+[repositories.a] => pitr.toml:1:15: repository "a" has no url
+[repositories.a]\nurl='x'\nrequired = 'no' => pitr.toml:2:5: "x" is not the URL of a repository
+[repositories.a]\nurl='file:///x'\nrequired = false => no repository is required: a segment would be acknowledged before any holds it
+[repositories.a]\nurl='file:///x'\nregion = 'x' => pitr.toml:3:10: "region" means nothing to a repository in a directory
+[repositories.a]\nurl='s3://bucket'\nendpoint = 'http://minio' => pitr.toml:3:12: "http://minio" is plain HTTP to another machine
+[repositories.a]\nurl='s3://bucket'\nobject_lock = { mode = 'governance' } => pitr.toml:1:15: "object_lock" needs both mode and period
+[repositories.a]\nurl='s3://bucket'\nstorage_class = { wal = 'GLACIER' } => pitr.toml:3:25: "GLACIER" is not a storage class that can be used
+[repositories.a]\nurl='s3://bucket'\nstall_timeout = '0s' => pitr.toml:3:17: "stall_timeout" must be longer than 0
+[repositories.a]\nurl='file:///x'\nrequired = 'no' => pitr.toml:3:12: "required" needs true or false, found a string
+[repositories.a]\nurl='s3://B' => pitr.toml:2:5: "B" is not the name of a bucket: 3 to 63 of a-z, 0-9, "." and "-" are needed
+[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey=1 => pitr.toml:4:1: key "key" does not exist in [repositories.a.encryption]
+[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\npassphrase='correct horse' => pitr.toml:4:12: "encryption.passphrase" is taken from the environment only
+[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\npassphrase_file='/p' => pitr.toml:1:15: one of key_file, passphrase_file, passphrase_fd and passphrase is enough, and more are given
+[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\nrecipient='ops' => pitr.toml:1:15: encryption.recipient says whose passphrase it is; a key file names its recipient itself
+[repositories.a]\nurl='file:///x'\n[repositories.b]\nurl='file:///y/../x' => pitr.toml:4:5: path "/y/../x" holds ".."
+[repositories.a]\nurl='file:///x'\n[repositories.b]\nurl='file:///x/' => pitr.toml:3:15: repositories "a" and "b" are the same place: "file:///x"
+"#;
+
     #[test]
-    fn every_wrong_value_is_refused_where_it_stands() {
-        for (text, message) in [
-            (
-                "[clusters.a]\npgdata = 3",
-                "pitr.toml:2:10: \"pgdata\" needs a string, found an integer",
-            ),
-            (
-                "[clusters.a]\npgdata = 1979-05-27",
-                "pitr.toml:2:10: \"pgdata\" needs a string, found a date or time",
-            ),
-            (
-                "[clusters.a]\npgdata = ''",
-                "pitr.toml:2:10: \"pgdata\" is empty",
-            ),
-            (
-                "[clusters.a]\npgdata = 'data'",
-                "pitr.toml:2:10: path \"data\" is not absolute",
-            ),
-            (
-                "[clusters.a]\ncache_dir = '/a/../b'",
-                "pitr.toml:2:13: path \"/a/../b\" holds \"..\"",
-            ),
-            (
-                "[clusters.a]\nmax_backup_age = '5 fortnights'",
-                "pitr.toml:2:18: \"5 fortnights\" is not a length of time: \"fortnights\" is not a unit",
-            ),
-            (
-                "[clusters.a]\nmax_backup_age = 7",
-                "pitr.toml:2:18: \"max_backup_age\" needs a string, found an integer",
-            ),
-            (
-                "[clusters.a]\nstandby_outage = 'halt'",
-                "pitr.toml:2:18: \"standby_outage\" is \"halt\" but must be \"stream\" or \"stop\"",
-            ),
-            (
-                "[clusters.a]\npromote_unreachable = 'never'",
-                "pitr.toml:2:23: \"promote_unreachable\" is \"never\" but must be \"auto\" or \"refuse\" or \"proceed\"",
-            ),
-            (
-                "[clusters.a.receive]\nslot = 'Big'",
-                "pitr.toml:2:8: \"Big\" is not the name of a replication slot: up to 63 of a-z, 0-9 and _ are needed",
-            ),
-            (
-                "[clusters.a.receive]\njournal_limit_bytes = '10 GBB'",
-                "pitr.toml:2:23: \"10 GBB\" is not a size: \"GBB\" is not a unit",
-            ),
-            (
-                "[clusters.a.receive]\njournal_limit_bytes = -1",
-                "pitr.toml:2:23: \"receive.journal_limit_bytes\" is not a number of bytes above 0",
-            ),
-            (
-                "[clusters.a.receive]\njournal_limit_bytes = 99999999999999999999",
-                "pitr.toml:2:23: \"receive.journal_limit_bytes\" needs a number of bytes, found an integer out of range",
-            ),
-            (
-                "[clusters.a.receive]\nacknowledge = true",
-                "pitr.toml:2:15: \"receive.acknowledge\" needs a string, found a boolean",
-            ),
-            (
-                "[repositories.a]",
-                "pitr.toml:1:15: repository \"a\" has no url",
-            ),
-            (
-                "[repositories.a]\nurl='x'\nrequired = 'no'",
-                "pitr.toml:2:5: \"x\" is not the URL of a repository",
-            ),
-            (
-                "[repositories.a]\nurl='file:///x'\nrequired = false",
-                "no repository is required: a segment would be acknowledged before any holds it",
-            ),
-            (
-                "[repositories.a]\nurl='file:///x'\nregion = 'x'",
-                "pitr.toml:3:10: \"region\" means nothing to a repository in a directory",
-            ),
-            (
-                "[repositories.a]\nurl='s3://bucket'\nendpoint = 'http://minio'",
-                "pitr.toml:3:12: \"http://minio\" is plain HTTP to another machine",
-            ),
-            (
-                "[repositories.a]\nurl='s3://bucket'\nobject_lock = { mode = 'governance' }",
-                "pitr.toml:1:15: \"object_lock\" needs both mode and period",
-            ),
-            (
-                "[repositories.a]\nurl='s3://bucket'\nstorage_class = { wal = 'GLACIER' }",
-                "pitr.toml:3:25: \"GLACIER\" is not a storage class that can be used",
-            ),
-            (
-                "[repositories.a]\nurl='s3://bucket'\nstall_timeout = '0s'",
-                "pitr.toml:3:17: \"stall_timeout\" must be longer than 0",
-            ),
-            (
-                "[repositories.a]\nurl='file:///x'\nrequired = 'no'",
-                "pitr.toml:3:12: \"required\" needs true or false, found a string",
-            ),
-            (
-                "[repositories.a]\nurl='s3://B'",
-                "pitr.toml:2:5: \"B\" is not the name of a bucket: 3 to 63 of a-z, 0-9, \".\" and \"-\" are needed",
-            ),
-            (
-                "[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey=1",
-                "pitr.toml:4:1: key \"key\" does not exist in [repositories.a.encryption]",
-            ),
-            (
-                "[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\npassphrase='correct horse'",
-                "pitr.toml:4:12: \"encryption.passphrase\" is taken from the environment only",
-            ),
-            (
-                "[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\npassphrase_file='/p'",
-                "pitr.toml:1:15: one of key_file, passphrase_file, passphrase_fd and passphrase is enough, and more are given",
-            ),
-            (
-                "[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\nrecipient='ops'",
-                "pitr.toml:1:15: encryption.recipient says whose passphrase it is; a key file names its recipient itself",
-            ),
-            (
-                "[repositories.a]\nurl='file:///x'\n[repositories.b]\nurl='file:///y/../x'",
-                "pitr.toml:4:5: path \"/y/../x\" holds \"..\"",
-            ),
-            (
-                "[repositories.a]\nurl='file:///x'\n[repositories.b]\nurl='file:///x/'",
-                "pitr.toml:3:15: repositories \"a\" and \"b\" are the same place: \"file:///x\"",
-            ),
-        ] {
-            assert_eq!(refused(text).0, message);
+    fn every_mistake_is_refused_where_it_stands() {
+        for line in MISTAKES.trim().lines() {
+            let mut parts = line.split(" => ");
+            let text = parts.next().unwrap().replace("\\n", "\n");
+            let (message, hint) = refused(&text);
+            assert_eq!(Some(message.as_str()), parts.next(), "{text}");
+            assert!(parts.next().is_none_or(|h| h == hint), "{text}: {hint}");
+        }
+    }
+
+    /// A variable, its complaint and the beginning of the hint, if there is one.
+    const WRONG_VARIABLES: &str = r#"
+PITR_CLUSTERS_A_B_PGDAT=/d => it ends in no key of a cluster => Did you mean "PITR_CLUSTERS_A_B_PGDATA"?
+PITR_CLUSTERS_C_RECEIVE_SLTO=s => it ends in no key of a cluster => Did you mean "PITR_CLUSTERS_C_RECEIVE_SLOT"?
+PITR_CLUSTERS_PGDATA=/d => it ends in no key of a cluster => Keys are: pgdata, conninfo,
+PITR_REPOSITORIES_R_PGDATA=/d => it ends in no key of a repository => Keys are: url, required,
+PITR_CLUSTERS_A_B_PGDATA=/d => it names more than one cluster => Set the key in the file
+PITR_CLUSTERS_C_PREFETCH_SEGMENTS=65 => "prefetch_segments" is not a number from 0 to 64
+PITR_CLUSTERS_C_RECEIVE_JOURNAL_LIMIT_BYTES=0 => "receive.journal_limit_bytes" is not a number of bytes above 0
+PITR_REPOSITORIES_R_REQUIRED=yes => "required" is "yes" but must be "true" or "false"
+PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd" is not 0 and not above 2
+"#;
+
+    #[test]
+    fn every_wrong_variable_is_refused_by_its_name() {
+        let text = "[clusters.a-b]\n[clusters.a_b]\n[repositories.r]\nurl='file:///r'";
+        let (directory, _) = place(Some(text));
+        for line in WRONG_VARIABLES.trim().lines() {
+            let mut parts = line.split(" => ");
+            let (variable, value) = parts.next().unwrap().split_once('=').unwrap();
+            let environment = Environment::new([(variable, value)], Some(directory.path().into()));
+            let error = Settings::load(&Flags::default(), &environment)
+                .err()
+                .unwrap();
+            let message = parts.next().unwrap();
+            let expected = format!("environment variable \"{variable}\": {message}");
+            assert_eq!(error.to_string(), expected);
+            let hint = error.hint_text().unwrap_or_default();
+            assert!(hint.starts_with(parts.next().unwrap_or_default()), "{hint}");
         }
     }
 

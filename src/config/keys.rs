@@ -1,0 +1,320 @@
+//! The keys of the configuration: what each wants, and where its value goes. There is no other list of them.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::file::{Entry, Kind, Raw, Section};
+use super::{
+    Acknowledge, Cluster, Encryption, Location, LockMode, ObjectLock, PREFETCH_SEGMENTS_MAX,
+    Period, PromoteUnreachable, Repository, S3Settings, Secret, Size, Sse, StandbyOutage,
+    holds_password, location, s3,
+};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::slot::is_slot_name;
+
+/// A key, and what puts its value into place. Keys of a table within carry its name, as in `receive.slot`.
+type Key<T> = (&'static str, fn(&Entry, &mut T) -> Result<()>);
+
+/// Writes a list of keys: `"key": where its value goes = what reads it;`.
+macro_rules! keys {
+    ($name:ident: |$e:ident, $t:ident: $target:ty| $($key:literal: $($place:ident).+ = $value:expr;)+) => {
+        const $name: &[Key<$target>] = &[$(($key, |$e, $t| put(&mut $t.$($place).+, $value))),+];
+    };
+}
+
+// Those of `[clusters.NAME]`.
+keys! { CLUSTER: |e, cluster: Cluster|
+    "pgdata": pgdata = e.path();
+    "conninfo": conninfo = e.string().map(Secret::new);
+    "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
+    "standby_outage": standby_outage = e.choice(&[("stream", StandbyOutage::Stream), ("stop", StandbyOutage::Stop)]);
+    "promote_unreachable": promote_unreachable = e.choice(&[
+        ("auto", PromoteUnreachable::Auto), ("refuse", PromoteUnreachable::Refuse), ("proceed", PromoteUnreachable::Proceed),
+    ]);
+    "cache_dir": cache_dir = e.path();
+    "spool_dir": spool_dir = e.path();
+    "timezone": timezone = e.string();
+    "prefetch_segments": prefetch_segments = e.count(PREFETCH_SEGMENTS_MAX);
+    "receive.slot": receive.slot = e.checked(slot);
+    "receive.journal": receive.journal = e.path();
+    "receive.journal_limit_bytes": receive.journal_limit_bytes = e.bytes();
+    "receive.acknowledge": receive.acknowledge = e.choice(&[("journal", Acknowledge::Journal), ("repository", Acknowledge::Repository)]);
+}
+
+// Those of `[repositories.NAME]`.
+keys! { REPOSITORY: |e, draft: Draft|
+    "url": location = e.checked(Location::from_url);
+    "required": required = e.boolean();
+    "encryption.key_set": encryption.key_set = e.path();
+    "encryption.key_file": encryption.key_file = e.path();
+    "encryption.passphrase_file": encryption.passphrase_file = e.path();
+    "encryption.passphrase_fd": encryption.passphrase_fd = e.descriptor();
+    "encryption.passphrase": encryption.passphrase = e.passphrase();
+    "encryption.recipient": encryption.recipient = e.string();
+    "region": s3.region = e.string();
+    "endpoint": s3.endpoint = e.string();
+    "path_style": s3.path_style = e.boolean();
+    "ca_file": s3.ca_file = e.path();
+    "allow_http": s3.allow_http = e.boolean();
+    "profile": s3.profile = e.string();
+    "credentials_file": s3.credentials_file = e.path();
+    "storage_class.wal": s3.storage_class.wal = e.checked(s3::storage_class);
+    "storage_class.packs": s3.storage_class.packs = e.checked(s3::storage_class);
+    "storage_class.manifests": s3.storage_class.manifests = e.checked(s3::storage_class);
+    "sse": s3.sse = e.choice(&[("AES256", Sse::S3), ("aws:kms", Sse::Kms)]);
+    "sse_kms_key_id": s3.sse_kms_key_id = e.string();
+    "object_lock.mode": lock_mode = e.choice(&[("governance", LockMode::Governance), ("compliance", LockMode::Compliance)]);
+    "object_lock.period": lock_period = e.period();
+    "max_rate": s3.max_rate_bytes = e.bytes();
+    "stall_timeout": s3.stall_timeout = e.period();
+    "retry_budget": s3.retry_budget = e.period();
+    "unsafe_overwrite": s3.unsafe_overwrite = e.boolean();
+}
+
+/// A repository of which not everything is read yet.
+#[derive(Default)]
+struct Draft {
+    location: Option<Location>,
+    required: Option<bool>,
+    encryption: Encryption,
+    s3: S3Settings,
+    lock_mode: Option<LockMode>,
+    lock_period: Option<Duration>,
+}
+
+/// The keys of one kind of section, in the order of the documentation.
+pub(super) fn names(kind: Kind) -> Vec<&'static str> {
+    match kind {
+        Kind::Clusters => CLUSTER.iter().map(|(key, _)| *key).collect(),
+        Kind::Repositories => REPOSITORY.iter().map(|(key, _)| *key).collect(),
+    }
+}
+
+fn put<T, V: Into<T>>(place: &mut T, value: Result<V>) -> Result<()> {
+    *place = value?.into();
+    Ok(())
+}
+
+/// Puts every value of a section into place, in the order of the file.
+fn fill<T>(mut target: T, section: &Section, keys: &[Key<T>]) -> Result<T> {
+    for entry in &section.entries {
+        let (_, set) = keys
+            .iter()
+            .find(|(key, _)| *key == entry.key)
+            .ok_or_else(|| err!(Internal, "key \"{}\" has no meaning", entry.key))?;
+        set(entry, &mut target)?;
+    }
+    Ok(target)
+}
+
+/// Reads a cluster; `world_readable` says that every user of the machine may read the file.
+pub(super) fn cluster(section: &Section, world_readable: bool) -> Result<Cluster> {
+    let name = section.name.parse().map_err(|e| section.origin.wrap(&e))?;
+    let cluster = fill(Cluster::named(name), section, CLUSTER)?;
+    let in_file = |e: &&Entry| !matches!(e.raw, Raw::Variable(_));
+    if world_readable
+        && let Some(entry) = section.get("conninfo").filter(in_file)
+        && holds_password(entry.text()?)
+    {
+        return Err(entry
+            .origin
+            .error("the file holds a password, and every user of this machine may read it")
+            .hint("Take the right away with chmod o-r, or leave the password to ~/.pgpass."));
+    }
+    Ok(cluster)
+}
+
+/// Reads a repository.
+pub(super) fn repository(section: &Section) -> Result<Repository> {
+    let wrong = |message: &str| section.origin.error(message);
+    let Some(url) = section.get("url") else {
+        return Err(
+            wrong(&format!("repository \"{}\" has no url", section.name))
+                .hint("Add url = \"file:///absolute/path\"."),
+        );
+    };
+    // First, for it decides what else has a meaning.
+    let location = url.checked(Location::from_url)?;
+    let foreign =
+        |e: &&Entry| !matches!(e.key, "url" | "required") && !e.key.starts_with("encryption.");
+    if !location.is_remote()
+        && let Some(entry) = section.entries.iter().find(foreign)
+    {
+        return Err(entry.origin.error(format_args!(
+            "\"{}\" means nothing to a repository in a directory",
+            entry.key
+        )));
+    }
+    let draft = fill(Draft::default(), section, REPOSITORY)?;
+    let (encryption, mut s3) = (draft.encryption, draft.s3);
+    if let Some(entry) = section.get("endpoint") {
+        s3.endpoint = Some(entry.checked(|url| s3::endpoint(url, s3.allow_http))?);
+    }
+    if s3.sse_kms_key_id.is_some() && s3.sse != Some(Sse::Kms) {
+        return Err(wrong("\"sse_kms_key_id\" needs sse = \"aws:kms\""));
+    }
+    s3.object_lock = match (draft.lock_mode, draft.lock_period) {
+        (None, None) => None,
+        (Some(mode), Some(period)) => Some(ObjectLock { mode, period }),
+        _ => return Err(wrong("\"object_lock\" needs both mode and period")),
+    };
+    if encryption.ways_to_read() > 1 {
+        return Err(wrong(
+            "one of key_file, passphrase_file, passphrase_fd and passphrase is enough, and more are given",
+        ));
+    }
+    if encryption.recipient.is_some() && encryption.key_file.is_some() {
+        return Err(wrong(
+            "encryption.recipient says whose passphrase it is; a key file names its recipient itself",
+        ));
+    }
+    Ok(Repository {
+        name: section.name.clone(),
+        location,
+        required: draft.required.unwrap_or(true),
+        s3,
+        encryption: (encryption != Encryption::default()).then_some(encryption),
+    })
+}
+
+/// What a value may be.
+impl Entry {
+    fn wrong_type(&self, wanted: &str) -> Error {
+        let found = match &self.raw {
+            Raw::Text(_) | Raw::Variable(_) => "a string",
+            Raw::Integer(_) => "an integer",
+            Raw::Boolean(_) => "a boolean",
+            Raw::Other(name) => name,
+        };
+        self.origin.error(format_args!(
+            "\"{}\" needs {wanted}, found {found}",
+            self.key
+        ))
+    }
+
+    fn is_not(&self, wanted: impl Display) -> Error {
+        self.origin
+            .error(format_args!("\"{}\" is not {wanted}", self.key))
+    }
+
+    fn text(&self) -> Result<&str> {
+        match &self.raw {
+            Raw::Text(text) | Raw::Variable(text) if text.is_empty() => {
+                Err(self.origin.error(format_args!("\"{}\" is empty", self.key)))
+            }
+            Raw::Text(text) | Raw::Variable(text) => Ok(text),
+            _ => Err(self.wrong_type("a string")),
+        }
+    }
+
+    fn string(&self) -> Result<String> {
+        self.text().map(str::to_owned)
+    }
+
+    /// What `read` makes of the text.
+    fn checked<T>(&self, read: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+        read(self.text()?).map_err(|e| self.origin.wrap(&e))
+    }
+
+    fn path(&self) -> Result<PathBuf> {
+        self.checked(|text| location::absolute(Path::new(text)))
+    }
+
+    fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T> {
+        let text = self.text()?;
+        if let Some((_, value)) = choices.iter().find(|(name, _)| *name == text) {
+            return Ok(*value);
+        }
+        let names = choices.iter().map(|(name, _)| format!("\"{name}\""));
+        Err(self.origin.error(format_args!(
+            "\"{}\" is \"{}\" but must be {}",
+            self.key,
+            text.escape_debug(),
+            names.collect::<Vec<_>>().join(" or ")
+        )))
+    }
+
+    fn boolean(&self) -> Result<bool> {
+        match &self.raw {
+            Raw::Boolean(value) => Ok(*value),
+            Raw::Variable(_) => self.choice(&[("true", true), ("false", false)]),
+            _ => Err(self.wrong_type("true or false")),
+        }
+    }
+
+    /// A length of time above zero.
+    fn period(&self) -> Result<Duration> {
+        let period = self.checked(str::parse::<Period>)?.duration();
+        match period.is_zero() {
+            false => Ok(period),
+            true => Err(self
+                .origin
+                .error(format_args!("\"{}\" must be longer than 0", self.key))),
+        }
+    }
+
+    /// A whole number; none where it does not fit.
+    fn number<T: TryFrom<i64> + FromStr>(&self, wanted: &str) -> Result<Option<T>> {
+        match &self.raw {
+            Raw::Integer(value) => Ok(T::try_from(*value).ok()),
+            Raw::Variable(text) => Ok(text.parse().ok()),
+            _ => Err(self.wrong_type(wanted)),
+        }
+    }
+
+    /// A number from 0 to `most`.
+    fn count(&self, most: u32) -> Result<u32> {
+        let count = self.number("a number")?.filter(|c| *c <= most);
+        count.ok_or_else(|| self.is_not(format_args!("a number from 0 to {most}")))
+    }
+
+    /// A number of bytes, or a size with its unit.
+    fn bytes(&self) -> Result<u64> {
+        let has_unit = match &self.raw {
+            Raw::Text(_) => true,
+            Raw::Variable(text) => !text.bytes().all(|b| b.is_ascii_digit()),
+            _ => false,
+        };
+        let bytes = match has_unit {
+            true => Some(self.checked(str::parse::<Size>)?.0),
+            false => self.number("a number of bytes")?,
+        };
+        bytes
+            .filter(|b| *b > 0)
+            .ok_or_else(|| self.is_not("a number of bytes above 0"))
+    }
+
+    /// A descriptor that was handed to this process; the standard ones are for other things.
+    fn descriptor(&self) -> Result<i32> {
+        let number = self.number("the number of a descriptor")?;
+        number
+            .filter(|n| *n == 0 || *n > 2)
+            .ok_or_else(|| self.is_not("0 and not above 2"))
+    }
+
+    /// A passphrase, which stands in no file that is meant to be shown around.
+    fn passphrase(&self) -> Result<Secret> {
+        match &self.raw {
+            Raw::Variable(text) => Ok(Secret::new(text.clone())),
+            _ => Err(self
+                .origin
+                .error(format_args!("\"{}\" is taken from the environment only", self.key))
+                .hint("Put the passphrase into a file of its own that only its owner can read, and name it with passphrase_file.")),
+        }
+    }
+}
+
+/// The name of a replication slot.
+fn slot(text: &str) -> Result<String> {
+    if is_slot_name(text) {
+        return Ok(text.to_owned());
+    }
+    Err(err!(
+        Config,
+        "\"{}\" is not the name of a replication slot: up to 63 of a-z, 0-9 and _ are needed",
+        text.escape_debug()
+    ))
+}
