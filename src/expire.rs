@@ -111,6 +111,10 @@ impl Expire<'_> {
     /// What is to be kept, with the timelines that may be the cluster.
     fn policy_for(&self, survey: &Survey) -> Result<Policy> {
         let mut policy = self.policy.clone();
+        let mut events = survey.ids.values().flat_map(|subject| &subject.events);
+        if events.any(|e| e.event.until.is_some()) {
+            policy.store_clock = self.repository.store().clock()?;
+        }
         // With one timeline there is nothing to decide, and what cannot be read is a reason to delete nothing.
         if survey.timelines.len() > 1 && survey.unreadable.is_empty() {
             let registered = self.registration;

@@ -129,10 +129,13 @@ struct ShownBackup {
     damage: Option<String>,
     expire_not_before: Option<TimestampTz>,
     pinned: bool,
+    pinned_until: Option<TimestampTz>,
+    pinned_reason: Option<String>,
 }
 
 impl ShownBackup {
-    fn new(backup: &Backup) -> ShownBackup {
+    fn new(backup: &Backup, now: TimestampTz) -> ShownBackup {
+        let pin = backup.pin(now);
         ShownBackup {
             id: backup.id.to_string(),
             kind: backup.kind,
@@ -147,7 +150,9 @@ impl ShownBackup {
             damaged: backup.damage.is_some(),
             damage: backup.damage.clone(),
             expire_not_before: backup.expire_mark,
-            pinned: backup.pinned.is_some(),
+            pinned: pin.is_some(),
+            pinned_until: pin.and_then(|pin| pin.until),
+            pinned_reason: pin.and_then(|pin| pin.reason.clone()),
         }
     }
 }
@@ -258,7 +263,11 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
         timeline: cluster.timeline().map(TimelineId::decimal),
         candidates: cluster.candidates().iter().map(|t| t.decimal()).collect(),
         abandoned: cluster.abandoned.iter().map(|t| t.decimal()).collect(),
-        backups: inventory.backups.iter().map(ShownBackup::new).collect(),
+        backups: inventory
+            .backups
+            .iter()
+            .map(|b| ShownBackup::new(b, cx.now()))
+            .collect(),
         recovery_windows: found.windows,
         gaps,
         unreadable_backups: inventory
@@ -504,7 +513,7 @@ fn print(cx: &Context, shown: &ShownCluster, inventory: &Inventory) -> Result<()
     }
     if !shown.backups.is_empty() {
         cx.out.line("")?;
-        cx.out.table(&backups(inventory))?;
+        cx.out.table(&backups(inventory, cx.now()))?;
     }
     if !shown.recovery_windows.is_empty() {
         cx.out.line("")?;
@@ -565,7 +574,7 @@ fn of_cluster<'a>(
     windows.max_by_key(|w| (w.timeline, w.to))
 }
 
-fn backups(inventory: &Inventory) -> Table {
+fn backups(inventory: &Inventory, now: TimestampTz) -> Table {
     let backups = &inventory.backups;
     let raw = SizeUnit::for_largest(backups.iter().map(|b| b.size_bytes));
     let stored = SizeUnit::for_largest(backups.iter().map(|b| b.stored_bytes));
@@ -587,8 +596,10 @@ fn backups(inventory: &Inventory) -> Table {
         if b.expire_mark.is_some() {
             notes.push("marked for deletion".to_owned());
         }
-        if b.pinned.is_some() {
-            notes.push("pinned".to_owned());
+        match b.pin(now).map(|pin| pin.until) {
+            None => {}
+            Some(None) => notes.push("pinned".to_owned()),
+            Some(Some(until)) => notes.push(format!("pinned until {}", human::time(until))),
         }
         if !b.label.is_empty() {
             notes.push(b.label.clone());

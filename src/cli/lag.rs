@@ -264,7 +264,7 @@ impl Behind {
         let Some(from) = &other.survey else { return };
         // A clock that is ahead of this one makes nothing older.
         let age = |since| cx.now().duration_since(since).unwrap_or_default();
-        let lacking = lacking(from, to, false);
+        let lacking = lacking(from, to, false, cx.now());
         self.comes_by_sync |=
             is_kin && !(lacking.backups.is_empty() && lacking.segments.is_empty());
         // Each of two with different keys has backups of its own, of which two may have one id; archiving brings WAL into both.

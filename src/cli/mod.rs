@@ -45,6 +45,7 @@ pub mod former;
 pub mod info;
 pub mod init;
 pub mod lag;
+pub mod pin;
 pub mod plan;
 pub mod port;
 pub mod reading;
@@ -145,6 +146,8 @@ enum Command {
     Adopt(adopt::Args),
     Receive(receive::Args),
     Expire(expire::Args),
+    Pin(pin::Args),
+    Unpin(pin::UnpinArgs),
     Wal(wal::Args),
     Repo(repo::Args),
     Verify(verify::Args),
@@ -387,6 +390,8 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Restore(_)
         | Command::Standby(_)
         | Command::Expire(_)
+        | Command::Pin(_)
+        | Command::Unpin(_)
         | Command::Timeline(_)
         | Command::Verify(_) => true,
     }
@@ -411,6 +416,8 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Adopt(args) => adopt::run(args, cx),
         Command::Receive(args) => receive::run(args, cx),
         Command::Expire(args) => expire::run(args, cx),
+        Command::Pin(args) => pin::run(args, cx),
+        Command::Unpin(args) => pin::run_unpin(args, cx),
         Command::Wal(args) => wal::run(args, cx),
         Command::Repo(args) => repo::run(args, cx),
         Command::Verify(args) => verify::run(args, cx),
@@ -477,6 +484,8 @@ mod tests {
         Receive(receive::Args),
         Verify(verify::Args),
         Expire(expire::Args),
+        Pin(pin::Args),
+        Unpin(pin::UnpinArgs),
         Wal(wal::Args),
         Repo(repo::Args),
         Timeline(timeline::Args),
@@ -556,6 +565,19 @@ mod tests {
             ("timeline abandon 4 --confirm", false),
             ("timeline abandon 0 --reason x", false),
             ("timeline restore 4 --reason x --dry-run --confirm", false),
+            (
+                "pin 20261120T064049Z-full --reason audit --until 2027-01-01T00:00:00Z --confirm",
+                true,
+            ),
+            ("pin 20261120T064049Z-full --reason audit --dry-run", true),
+            ("pin 20261120T064049Z-full --confirm", false),
+            ("pin --reason audit", false),
+            (
+                "pin 20261120T064049Z-full --reason audit --timezone UTC",
+                false,
+            ),
+            ("unpin 20261120T064049Z-full --confirm", true),
+            ("unpin 20261120T064049Z-full --dry-run --confirm", false),
             ("bakup", false),
         ] {
             let parsed = Line::try_parse_from(std::iter::once("pitr").chain(line.split(' ')));

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::retention::wal::{Needed, Tree};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::event;
 use crate::repo::id::BackupId;
@@ -88,11 +89,12 @@ impl Lacking {
 }
 
 /// Computes what `to` lacks of `from`; with `everything` also what it may have expired.
-pub fn lacking(from: &Survey, to: &Survey, everything: bool) -> Lacking {
+pub fn lacking(from: &Survey, to: &Survey, everything: bool, now: TimestampTz) -> Lacking {
     let mut asked = Asked {
         from,
         to,
         everything,
+        now,
         floor: floor(to),
         torn: BTreeSet::new(),
         out: Lacking {
@@ -121,7 +123,7 @@ fn order(id: &BackupId, root: &Root) -> Order {
 }
 
 /// The oldest backup that the side keeps of its own accord: neither marked, nor held by a pin alone. The newest that is not marked is
-/// kept by any retention, whatever else holds it.
+/// kept by any retention, whatever else holds it. A pin past its end still stands here: its backup is no sign of what else is kept.
 ///
 /// A claim does not count: who reads the oldest of those that are kept must not make it look expired, and what is missing behind it with it.
 /// Where a claim alone holds one, some of what was expired comes back, and goes with the next run of expire.
@@ -151,6 +153,7 @@ struct Asked<'a> {
     from: &'a Survey,
     to: &'a Survey,
     everything: bool,
+    now: TimestampTz,
     floor: Option<Order>,
     /// Timelines of which the two have different histories.
     torn: BTreeSet<TimelineId>,
@@ -294,7 +297,8 @@ impl Asked<'_> {
         }
         // One that lost its root there was not expired.
         let is_lost = there.is_some_and(|s| s.lost().is_some());
-        let is_wanted = is_lost || is_pinned(subject) || self.everything;
+        let is_pinned = !event::live_pins(events, self.now).is_empty();
+        let is_wanted = is_lost || is_pinned || self.everything;
         if self.is_below_floor(id, root) && !is_wanted {
             return leave("it is older than every backup kept there; --all copies it");
         }

@@ -227,7 +227,7 @@ impl World {
             damage: None,
             damaged_copies: 0,
             expire_mark: None,
-            pinned: None,
+            pins: Vec::new(),
         });
     }
 

@@ -83,6 +83,9 @@ pub struct Event {
     /// Marks: not deleted before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<TimestampTz>,
+    /// Pins: kept no longer than that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<TimestampTz>,
     /// `resolve`, `unresolve`: the first segment of the life.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment: Option<String>,
@@ -425,6 +428,14 @@ pub fn live_claims(events: &[Recorded], now: TimestampTz) -> Vec<&Recorded> {
     standing(events, "claim", "release")
         .into_iter()
         .filter(|claim| end(claim, now) > now)
+        .collect()
+}
+
+/// Pins that are neither ended nor past their end. Of two clocks the caller asks by the earlier one.
+pub fn live_pins(events: &[Recorded], now: TimestampTz) -> Vec<&Recorded> {
+    standing(events, "pin", "unpin")
+        .into_iter()
+        .filter(|pin| pin.event.until.is_none_or(|until| until > now))
         .collect()
 }
 

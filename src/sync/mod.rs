@@ -189,7 +189,8 @@ impl<'a> Transfer<'a> {
             )
             .hint("Nothing was copied. Run the command again."));
         }
-        Ok(lacking(&from, &to, self.options.everything))
+        let now = self.host.now();
+        Ok(lacking(&from, &to, self.options.everything, now))
     }
 
     /// Copies what a plan made just now says.

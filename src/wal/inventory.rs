@@ -110,8 +110,40 @@ pub struct Backup {
     pub damaged_copies: u32,
     /// It is marked for deletion, not before this time.
     pub expire_mark: Option<TimestampTz>,
-    /// Why it is pinned, if it is.
-    pub pinned: Option<String>,
+    /// The pins of it that no event ends, also those that are past their end.
+    pub pins: Vec<Pin>,
+}
+
+/// A pin of a backup.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Pin {
+    /// The last part of its key.
+    pub event: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// It is over then.
+    pub until: Option<TimestampTz>,
+    /// When it was made.
+    pub time: TimestampTz,
+    /// Where.
+    pub host: String,
+}
+
+impl Pin {
+    fn new(pin: &Recorded) -> Pin {
+        Pin {
+            event: pin.name.clone(),
+            reason: pin.event.reason.clone(),
+            until: pin.event.until,
+            time: pin.event.time,
+            host: pin.event.host.clone(),
+        }
+    }
+
+    /// Whether it is past its end.
+    pub fn is_over(&self, now: TimestampTz) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
 }
 
 impl Backup {
@@ -122,6 +154,13 @@ impl Backup {
             (None, Some(_)) => 1,
             (None, None) => 0,
         }
+    }
+
+    /// The pin that keeps it, of several the one that lasts longest.
+    pub fn pin(&self, now: TimestampTz) -> Option<&Pin> {
+        let live = self.pins.iter().filter(|pin| !pin.is_over(now));
+        live.rev()
+            .max_by_key(|pin| pin.until.unwrap_or(TimestampTz::INFINITY))
     }
 
     /// Whether it is a copy of the same backup: its id alone could have been taken twice.
@@ -160,7 +199,7 @@ impl Backup {
             damage,
             damaged_copies: 0,
             expire_mark: None,
-            pinned: None,
+            pins: Vec::new(),
         })
     }
 }
@@ -570,9 +609,8 @@ fn fold_events(
         .iter()
         .map(|e| e.event.not_before.unwrap_or(e.stored))
         .min();
-    backup.pinned = event::standing(&events, "pin", "unpin")
-        .first()
-        .map(|e| e.event.reason.clone().unwrap_or_default());
+    let pins = event::standing(&events, "pin", "unpin").into_iter();
+    backup.pins = pins.map(Pin::new).collect();
     Ok(())
 }
 

@@ -34,6 +34,7 @@ mod lives;
 mod medium;
 mod oracle;
 mod pgfiles;
+mod pin;
 mod plan;
 mod plan_scale;
 mod prefetch;

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::pg::segment::SegmentSize;
-use crate::pg::time::TimestampTz;
 use crate::repo::event::{Event, Recorded, compact};
 use crate::repo::lives::{Life, Lives};
 use crate::wal::inventory::Timeline;
@@ -105,11 +104,11 @@ fn copied(lacking: &Lacking) -> Vec<(u64, u64)> {
 #[test]
 fn what_is_below_the_floor_stays_expired() {
     let (from, to) = both();
-    let lacks = lacking(&from, &to, false);
+    let lacks = lacking(&from, &to, false, TimestampTz(0));
     assert!(lacks.is_empty(), "{lacks:?}");
     assert_eq!(older(&lacks), 4);
     assert_eq!(lacks.unneeded_segments, 49);
-    let all = lacking(&from, &to, true);
+    let all = lacking(&from, &to, true, TimestampTz(0));
     assert_eq!(all.backups, ids(&[1, 2, 3, 4]));
     assert_eq!(copied(&all), [(1, 49)]);
 }
@@ -124,7 +123,7 @@ fn what_the_floor_keeps_is_copied_from_it_on() {
         (SegmentNumber(50), SegmentNumber(51)),
         (SegmentNumber(70), SegmentNumber(80)),
     ]);
-    let lacks = lacking(&from, &to, false);
+    let lacks = lacking(&from, &to, false, TimestampTz(0));
     assert_eq!(lacks.backups, ids(&[6, 9]));
     assert_eq!(copied(&lacks), [(52, 69), (81, 100)]);
     assert_eq!(older(&lacks), 4);
@@ -140,14 +139,14 @@ fn who_reads_the_oldest_backup_does_not_make_it_look_expired() {
         (SegmentNumber(70), SegmentNumber(100)),
     ]);
     add(&mut to, 5, "claim");
-    let lacks = lacking(&from, &to, false);
+    let lacks = lacking(&from, &to, false, TimestampTz(0));
     assert_eq!(lacks.backups, ids(&[6]));
     assert_eq!(copied(&lacks), [(52, 69)]);
     // Nor does who reads it where it comes from.
     let (mut from, to) = both();
     add(&mut from, 1, "claim");
     add(&mut from, 5, "claim");
-    let lacks = lacking(&from, &to, false);
+    let lacks = lacking(&from, &to, false, TimestampTz(0));
     assert!(lacks.is_empty(), "{lacks:?}");
     assert_eq!(older(&lacks), 4);
 }
@@ -164,7 +163,7 @@ fn a_pin_or_a_mark_on_an_old_backup_does_not_bring_back_what_lies_behind_it() {
             (SegmentNumber(50), SegmentNumber(100)),
         ]);
         add(&mut to, 2, kind);
-        let lacks = lacking(&from, &to, false);
+        let lacks = lacking(&from, &to, false, TimestampTz(0));
         assert!(lacks.is_empty(), "{kind}: {lacks:?}");
         assert_eq!(older(&lacks), 3, "{kind}");
     }
@@ -175,24 +174,34 @@ fn a_pinned_backup_comes_at_any_age_with_its_pins_and_the_way_to_its_end() {
     let (mut from, to) = both();
     let pin = add(&mut from, 2, "pin");
     let there = add(&mut from, 7, "pin");
-    let lacks = lacking(&from, &to, false);
+    let lacks = lacking(&from, &to, false, TimestampTz(0));
     assert_eq!(lacks.backups, ids(&[2]));
     assert_eq!(lacks.pins, [(id(2), pin), (id(7), there)]);
     assert_eq!(copied(&lacks), [(20, 21)]);
+    // Past its end a pin says that the backup is wanted no more.
+    let events = &mut from.ids.get_mut(&id(2)).unwrap().events;
+    let pin = events.iter_mut().find(|e| e.event.event == "pin").unwrap();
+    pin.event.until = Some(TimestampTz(5));
+    let backups = |now| lacking(&from, &to, false, TimestampTz(now)).backups;
+    assert_eq!(backups(4), ids(&[2]));
+    assert_eq!(backups(5), []);
 }
 
 #[test]
 fn what_cannot_be_read_is_named() {
     let (mut from, mut to) = both();
     from.unreadable.push("root of x".into());
-    assert_eq!(lacking(&from, &to, false).unreadable, ["root of x"]);
+    assert_eq!(
+        lacking(&from, &to, false, TimestampTz(0)).unreadable,
+        ["root of x"]
+    );
     // A root that is damaged over there, and one that a check found damaged here.
     to.ids.get_mut(&id(7)).unwrap().manifest = Manifest::Unreadable;
     to.ids.remove(&id(8));
     add(&mut from, 8, "damaged");
     // What is expired there need not be whole.
     add(&mut from, 1, "damaged");
-    let lacks = lacking(&from, &to, false);
+    let lacks = lacking(&from, &to, false, TimestampTz(0));
     let damaged = lacks.left_out.iter().filter(|l| l.cause == Cause::Damage);
     let damaged: Vec<&str> = damaged.map(|l| l.what.as_str()).collect();
     assert_eq!(
@@ -214,10 +223,13 @@ fn a_history_that_cannot_be_read_over_there_is_named() {
     let history = History::root(TimelineId::FIRST).child(second, Lsn(60 * MIB), b"test");
     from.timelines
         .insert(second, timeline(HistoryFile::Known(history)));
-    assert_eq!(lacking(&from, &to, false).histories, [second]);
+    assert_eq!(
+        lacking(&from, &to, false, TimestampTz(0)).histories,
+        [second]
+    );
     to.timelines
         .insert(second, timeline(HistoryFile::Damaged("cut".into())));
-    let lacks = lacking(&from, &to, false);
+    let lacks = lacking(&from, &to, false, TimestampTz(0));
     assert!(lacks.histories.is_empty());
     assert!(
         lacks
@@ -249,7 +261,7 @@ fn c13_two_backups_of_one_id_are_named_as_that() {
         .events
         .push(begun("a", "1"));
     to.ids.get_mut(&id(1)).unwrap().events.push(begun("b", "2"));
-    let lacks = lacking(&from, &to, false);
+    let lacks = lacking(&from, &to, false, TimestampTz(0));
     let left = &lacks.left_out[0];
     assert_eq!(left.cause, Cause::Conflict);
     for part in ["two backups have this id", "\"a\"", "\"b\"", "pitr backup"] {
@@ -279,12 +291,12 @@ fn l13_nothing_is_copied_of_a_timeline_of_which_two_lives_are_followed() {
         (told(survey(&[1], &[(10, 70)]), 60), false),
         (told(survey(&[1], &[(10, 70)]), 61), true),
     ] {
-        let lacks = lacking(&from(), &to, true);
+        let lacks = lacking(&from(), &to, true, TimestampTz(0));
         assert_eq!(!lacks.parted.is_empty(), is_parted, "{lacks:?}");
         assert_eq!(lacks.segments.is_empty(), is_parted, "{lacks:?}");
         assert_eq!(lacks.backups.is_empty(), is_parted, "{lacks:?}");
     }
     // The other way round: the side that is copied from was not told.
-    let lacks = lacking(&survey(&[3], &[(10, 100)]), &from(), true);
+    let lacks = lacking(&survey(&[3], &[(10, 100)]), &from(), true, TimestampTz(0));
     assert!(!lacks.parted.is_empty() && lacks.segments.is_empty());
 }

@@ -407,10 +407,8 @@ fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
             let reason = format!("it has an event of kind \"{}\"", event.event.event);
             Some((reason, Hold::Window))
         } else {
-            event::standing(events, "pin", "unpin").first().map(|pin| {
-                let why = pin.event.reason.as_deref().unwrap_or("no reason given");
-                (format!("pinned: {why}"), Hold::Pin)
-            })
+            pinned(events, policy.store_clock.map_or(now, |t| t.min(now)))
+                .map(|reason| (reason, Hold::Pin))
         };
         if backup.hold.is_none() {
             backup.hold = held;
@@ -484,6 +482,19 @@ fn burst(judged: &Judgement<'_>, now: TimestampTz) -> Option<String> {
         format!(
             "nothing is marked or deleted, because {count} backups were taken within 24 hours, which ended {day} days ago, and usual are {usual}: they push out older ones"
         )
+    })
+}
+
+/// Why a backup is pinned, and until when: of several pins the one that lasts longest.
+fn pinned(events: &[Recorded], now: TimestampTz) -> Option<String> {
+    let live = event::live_pins(events, now);
+    // The first of those that last equally long.
+    let until = |pin: &&Recorded| pin.event.until.unwrap_or(TimestampTz::INFINITY);
+    let pin = live.into_iter().rev().max_by_key(until)?;
+    let why = pin.event.reason.as_deref().unwrap_or("no reason given");
+    Some(match pin.event.until {
+        None => format!("pinned: {why}"),
+        Some(until) => format!("pinned until {until}: {why}"),
     })
 }
 

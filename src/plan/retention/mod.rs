@@ -46,6 +46,8 @@ pub struct Policy {
     pub min_age: Duration,
     /// More backups than usual were taken on purpose.
     pub confirm_burst: bool,
+    /// The store's clock, where it can be asked: a pin with an end is over only when this one, too, is past it.
+    pub store_clock: Option<TimestampTz>,
     /// The timelines that may be the cluster (`plan::cluster`): each keeps a base. Where none is named, the newest does.
     pub cluster: Vec<TimelineId>,
 }

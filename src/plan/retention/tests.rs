@@ -125,6 +125,7 @@ fn policy(keep: u32, grace_hours: u32) -> Policy {
         given_up: BTreeSet::new(),
         min_age: Duration::ZERO,
         confirm_burst: false,
+        store_clock: None,
         cluster: Vec::new(),
     }
 }
@@ -566,6 +567,37 @@ fn x05_pins_keep_their_backup_and_its_own_wal() {
     let plan = retention(&survey, &policy(2, 0), now());
     assert_eq!(fates(&plan)[2], "delete");
     assert_eq!(segments(&plan), [(1, 1, 79)]);
+}
+
+#[test]
+fn a_pin_keeps_until_its_end_is_past_by_both_clocks() {
+    let mut survey = straight();
+    let ends = now().saturating_add(HOUR);
+    let mut pin = event("pin", ago(500));
+    pin.event.until = Some(ends);
+    survey.ids.get_mut(&id(3)).unwrap().events.push(pin);
+    let with = |survey: &Survey, host, store_clock| {
+        let policy = Policy {
+            store_clock,
+            ..policy(2, 0)
+        };
+        let judged = &retention(survey, &policy, host).backups[2];
+        (judged.fate, judged.reason.clone())
+    };
+    let kept = format!("pinned until {ends}: no reason given");
+    assert_eq!(with(&survey, now(), None), (Fate::Keep, kept));
+    let later = ends.saturating_add(Duration::from_secs(1));
+    let fate = |host, store| with(&survey, host, store).0;
+    assert_eq!(fate(later, None), Fate::Delete);
+    assert_eq!(fate(ends, Some(ends)), Fate::Delete);
+    assert_eq!(fate(later, Some(later)), Fate::Delete);
+    assert_eq!(fate(later, Some(now())), Fate::Keep);
+    assert_eq!(fate(now(), Some(later)), Fate::Keep);
+    // Every pin has to be over.
+    let longer = event("pin", ago(400));
+    survey.ids.get_mut(&id(3)).unwrap().events.push(longer);
+    let judged = with(&survey, later, None);
+    assert_eq!(judged.1, "pinned: no reason given");
 }
 
 #[test]
