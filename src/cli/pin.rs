@@ -15,8 +15,8 @@ use crate::plan::target::Target;
 use crate::repo::deletion;
 use crate::repo::event::{self, Event, Writer};
 use crate::repo::id::BackupId;
-use crate::repo::inventory::{Backup, Inventory, Pin};
 use crate::repo::layout::ClusterLayout;
+use crate::wal::inventory::{Backup, Inventory, Pin};
 
 /// Keep a backup, whatever retention says
 ///
