@@ -275,6 +275,7 @@ impl Run<'_> {
         for id in &plan.marks {
             let mark = Event {
                 not_before: Some(self.what.host.now().saturating_add(self.what.policy.grace)),
+                by_request: self.what.policy.requested.is_some(),
                 ..writer.event("expire", &id.to_string())
             };
             writer.record(self.store, &self.layout, &mark)?;

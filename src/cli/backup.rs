@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Context, human};
+use super::{Context, backup_delete, human};
 use crate::backup::live::LiveServer;
 use crate::backup::{self, Options};
 use crate::config::{Period, Size};
@@ -29,7 +29,12 @@ use crate::wire::conninfo::{self, ConnInfo};
 ///
 /// Example: pitr backup --label "before the upgrade" --checkpoint fast
 #[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    /// Without one, a backup is taken.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// How the files are read: over the replication protocol
     #[arg(long, value_enum, default_value_t = Method::Stream)]
     pub method: Method,
@@ -57,6 +62,12 @@ pub struct Args {
     /// Compress with this codec
     #[arg(long, value_enum)]
     pub compression: Option<Compression>,
+}
+
+/// What else is done with backups.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    Delete(backup_delete::Args),
 }
 
 /// How the files are read.
@@ -110,6 +121,9 @@ struct Shown<'a> {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    if let Some(Command::Delete(args)) = &args.command {
+        return backup_delete::run(args, cx);
+    }
     let settings = cx.settings()?;
     let cluster = settings.cluster()?;
     let configured = settings

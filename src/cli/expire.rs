@@ -76,6 +76,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         given_up: args.give_up.iter().cloned().collect(),
         min_age: args.min_age.duration(),
         confirm_burst: args.confirm_burst,
+        requested: None,
         store_clock: None,
         cluster: Vec::new(),
     };

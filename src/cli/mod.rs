@@ -37,6 +37,7 @@ pub mod terminal;
 
 pub mod adopt;
 pub mod backup;
+mod backup_delete;
 pub mod blocked;
 pub mod choice;
 pub mod doctor;
@@ -376,11 +377,11 @@ fn takes_identifier(command: &Command) -> bool {
     match command {
         Command::Init(_)
         | Command::Doctor(_)
-        | Command::Backup(_)
         | Command::Adopt(_)
         | Command::Receive(_)
         | Command::Repo(_)
         | Command::Serve(_) => false,
+        Command::Backup(args) => args.command.is_some(),
         Command::Wal(args) => !matches!(
             args.command,
             wal::Command::Push { .. } | wal::Command::Backfill { .. }
@@ -512,6 +513,12 @@ mod tests {
                 true,
             ),
             ("backup --max-rate 10", false),
+            (
+                "backup delete 20261120T064049Z-full --grace 0s --confirm",
+                true,
+            ),
+            ("backup delete", false),
+            ("backup --label x delete 20261120T064049Z-full", false),
             ("backup --jobs 0", false),
             ("backup --jobs 257", false),
             ("backup --jobs four", false),

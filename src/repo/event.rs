@@ -86,6 +86,9 @@ pub struct Event {
     /// Pins: kept no longer than that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<TimestampTz>,
+    /// Marks: a person asked for it (`pitr backup delete`), and retention did not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_request: bool,
     /// `resolve`, `unresolve`: the first segment of the life.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment: Option<String>,
@@ -429,6 +432,19 @@ pub fn live_claims(events: &[Recorded], now: TimestampTz) -> Vec<&Recorded> {
         .into_iter()
         .filter(|claim| end(claim, now) > now)
         .collect()
+}
+
+/// A request lapses so long after its `not_before`.
+const REQUEST_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A request lapses in any case so long after the store received it: one that was forged, and dated far ahead, hides no backup for longer.
+const REQUEST_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Whether a mark is a person's request to delete a backup, and has not lapsed.
+pub fn is_request(mark: &Recorded, now: TimestampTz) -> bool {
+    let due = mark.event.not_before.unwrap_or(mark.stored);
+    mark.event.by_request
+        && now < due.saturating_add(REQUEST_LASTS)
+        && now < mark.stored.saturating_add(REQUEST_MAX)
 }
 
 /// Pins that are neither ended nor past their end. Of two clocks the caller asks by the earlier one.

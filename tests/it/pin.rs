@@ -1,4 +1,4 @@
-//! `pitr pin` and `pitr unpin` through the real programs: what they keep, and when it goes.
+//! `pitr pin`, `unpin` and `backup delete` through the real programs: what stays, and what goes.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -231,3 +231,69 @@ fn two_repositories_are_pinned_alike(major: u32) {
     assert_eq!(again["recorded_in"].as_array().unwrap().len(), 2);
 }
 per_major!(two_repositories_are_pinned_alike, v17);
+
+fn a_backup_is_deleted_by_request(major: u32) {
+    let kept = Kept::new(major, 3);
+    let [first, second, third] = kept.ids.clone().try_into().unwrap();
+    let folder = kept.second();
+    let files = || (files_below(kept.site.repository()), files_below(&folder));
+    let before = files();
+    let delete = |id: &str| kept.pitr(&["backup", "delete", id]);
+
+    // What recovery hangs on stays, and what is pinned.
+    let newest = delete(&third).arg("--confirm").run().expect_code(8);
+    assert!(newest.stderr.contains("newest good one"), "{newest}");
+    delete("20200101T000000Z-full").run().expect_code(2);
+    let plan = delete(&first).run().expect_code(8);
+    assert!(plan.stdout.contains("recovery then:"), "{plan}");
+    assert!(plan.stdout.contains("WAL that nothing needs"), "{plan}");
+    let dry = delete(&second).args(["--dry-run", "--json"]).run();
+    let dry = dry.success().json();
+    assert_eq!(dry["repositories"].as_array().unwrap().len(), 2);
+    assert_eq!(dry["repositories"][0]["fate"], "mark");
+    assert_eq!(files(), before);
+    let pin = ["pin", &second, "--reason", "x", "--confirm"];
+    kept.pitr(&pin).run().success();
+    let pinned = delete(&second).arg("--confirm").run().expect_code(8);
+    assert!(pinned.stderr.contains("pitr unpin"), "{pinned}");
+    kept.pitr(&["unpin", &second, "--confirm"]).run().success();
+
+    // Marked first; expire deletes nothing for it, and nothing instead of it.
+    let marked = delete(&second).arg("--confirm").run().success();
+    assert!(marked.stdout.contains("marked in"), "{marked}");
+    let again = delete(&second).arg("--confirm").run().success();
+    assert!(again.stdout.contains("it is marked"), "{again}");
+    assert!(kept.shown(1)["expire_not_before"].is_string());
+    let keep_two = ["--keep", "2", "--grace", "0s"];
+    let plan = kept.pitr(&["expire", "--min-age", "0s", "--json", "--dry-run"]);
+    let plan = plan.args(keep_two).run().success().json();
+    let backups = plan["clusters"][0]["backups"].as_array().unwrap();
+    let fates: Vec<_> = backups.iter().map(|b| b["fate"].as_str()).collect();
+    assert_eq!(fates, [Some("keep"); 3], "{plan}");
+
+    // At once, in both.
+    let grace = ["--grace", "0s", "--confirm"];
+    let gone = delete(&second).args(grace).arg("--json").run();
+    let gone = gone.success().json();
+    for one in gone["repositories"].as_array().unwrap() {
+        assert_eq!(one["deleted"], true, "{gone}");
+    }
+    assert_eq!(kept.shown(1), Value::Null);
+    // What the older one needs is all there.
+    let plan = ["plan", "--json", "--backup", &first];
+    assert_eq!(kept.pitr(&plan).run().success().json()["reachable"], true);
+    let oldest = delete(&first).args(grace).run().success();
+    assert!(oldest.stdout.contains("deleted in"), "{oldest}");
+    for root in [kept.site.repository(), &folder] {
+        let left = files_below(root);
+        let names = |id: &str| left.iter().any(|f| f.contains(id));
+        assert!(
+            names(&third) && !names(&first) && !names(&second),
+            "{left:#?}"
+        );
+    }
+    let plan = ["plan", "--json"];
+    assert_eq!(kept.pitr(&plan).run().success().json()["reachable"], true);
+    kept.pitr(&["verify", "--quiet"]).run().success();
+}
+per_major!(a_backup_is_deleted_by_request, v17);

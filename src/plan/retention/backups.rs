@@ -63,6 +63,8 @@ pub struct Candidate<'a> {
     damage: Option<String>,
     /// Why it stays, and how much of the WAL with it.
     hold: Option<(String, Hold)>,
+    /// A person asked for its deletion: it counts for nothing else.
+    is_asked: bool,
     /// What becomes of it.
     pub(super) fate: Fate,
 }
@@ -76,6 +78,20 @@ enum Hold {
     Window,
     /// A pin alone: it stays restorable to its end.
     Pin,
+}
+
+impl<'a> Judgement<'a> {
+    fn of(backups: Vec<Candidate<'a>>) -> Judgement<'a> {
+        Judgement {
+            backups,
+            marks: Vec::new(),
+            unmarks: Vec::new(),
+            warnings: Vec::new(),
+            refusal: None,
+            burst: None,
+            waiting: None,
+        }
+    }
 }
 
 impl Judgement<'_> {
@@ -139,21 +155,24 @@ pub fn judge<'a>(
     policy: &Policy,
     now: TimestampTz,
 ) -> Judgement<'a> {
-    let mut judged = Judgement {
-        backups: candidates(survey, tree),
-        marks: Vec::new(),
-        unmarks: Vec::new(),
-        warnings: Vec::new(),
-        refusal: None,
-        burst: None,
-        waiting: None,
-    };
+    let mut judged = Judgement::of(candidates(survey, tree));
     warn_of_the_future(&mut judged, now);
-    keep_newest(&mut judged, tree, policy);
-    hold_others(&mut judged, policy, now);
-    hold_young(&mut judged, policy, now);
+    if let Some(id) = &policy.requested {
+        keep_all_but(&mut judged, tree, policy, id);
+        hold_others(&mut judged, policy, now);
+        refuse_held(&mut judged, id);
+    } else {
+        find_asked(&mut judged, policy, now);
+        keep_counted(&mut judged, survey, tree, policy);
+        hold_others(&mut judged, policy, now);
+        hold_young(&mut judged, policy, now);
+    }
     for at in 0..judged.backups.len() {
         decide(&mut judged, at, policy, now);
+    }
+    if policy.requested.is_some() {
+        judged.unmarks.clear();
+        return judged;
     }
     if !policy.confirm_burst && judged.backups.iter().any(|b| b.fate != Fate::Keep) {
         judged.burst = burst(&judged, now);
@@ -172,6 +191,7 @@ fn candidates<'a>(survey: &'a Survey, tree: &Tree<'_>) -> Vec<Candidate<'a>> {
                 root,
                 subject,
                 hold: None,
+                is_asked: false,
                 fate: Fate::Keep,
             }),
             _ => None,
@@ -241,6 +261,112 @@ fn warn_of_the_future(judged: &mut Judgement<'_>, now: TimestampTz) {
             }
         }
     }
+}
+
+/// Why a backup stays whose deletion was asked for.
+const ASKED: &str = "its deletion was asked for, and is left to \"pitr backup delete\"";
+
+/// By which clock pins end: the earlier of two.
+fn pin_clock(policy: &Policy, now: TimestampTz) -> TimestampTz {
+    policy.store_clock.map_or(now, |store| store.min(now))
+}
+
+/// Requests to delete a backup that have not lapsed, and that no pin stops.
+fn find_asked(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
+    let pin_clock = pin_clock(policy, now);
+    for backup in &mut judged.backups {
+        let events = &backup.subject.events;
+        let marks = event::standing(events, "expire", "unexpire");
+        backup.is_asked = marks.iter().any(|mark| event::is_request(mark, now))
+            && event::live_pins(events, pin_clock).is_empty();
+    }
+}
+
+/// As [`keep_newest`], where a backup whose deletion was asked for lets no other one go, and does not go itself if retention alone would keep it.
+fn keep_counted(judged: &mut Judgement<'_>, survey: &Survey, tree: &Tree<'_>, policy: &Policy) {
+    let backups = std::mem::take(&mut judged.backups);
+    let (asked, counted): (Vec<_>, Vec<_>) = backups.into_iter().partition(|b| b.is_asked);
+    judged.backups = counted;
+    keep_newest(judged, tree, policy);
+    if asked.is_empty() {
+        return;
+    }
+    judged.backups.extend(asked);
+    judged.backups.sort_by(|a, b| order(a).cmp(&order(b)));
+    let mut as_if = Judgement::of(candidates(survey, tree));
+    keep_newest(&mut as_if, tree, policy);
+    for (backup, kept) in judged.backups.iter_mut().zip(as_if.backups) {
+        match (kept.hold, backup.is_asked) {
+            (Some(_), true) => backup.hold = Some((ASKED.to_owned(), Hold::Window)),
+            (Some(hold), false) => {
+                backup.hold.get_or_insert(hold);
+            }
+            (None, _) => {}
+        }
+    }
+}
+
+/// Keeps every backup but the one that was asked for, and that one, too, where recovery hangs on it.
+fn keep_all_but(judged: &mut Judgement<'_>, tree: &Tree<'_>, policy: &Policy, id: &BackupId) {
+    let others =
+        (0..judged.backups.len()).filter(|at| judged.backups.get(*at).is_some_and(|b| b.id != id));
+    for at in others.collect::<Vec<_>>() {
+        hold(judged, at, "nobody asked for its deletion".to_owned());
+    }
+    let good = || judged.backups.iter().filter(|b| b.damage.is_none());
+    let is_newest = good().next_back().is_some_and(|b| b.id == id);
+    let mut latest = policy.cluster.clone();
+    if latest.is_empty() {
+        latest.extend(tree.timelines().next_back());
+    }
+    let is_base = |timeline: &TimelineId| {
+        let leads =
+            |b: &&Candidate<'_>| tree.leads_through(*timeline, b.root.timeline, b.root.stop_lsn);
+        let mut leading = good().filter(leads);
+        leading.next().is_some_and(|b| b.id == id) && leading.next().is_none()
+    };
+    let why = if good().next().is_none() {
+        Some("no other backup is known to be good".to_owned())
+    } else if is_newest && good().count() == 1 {
+        Some("it is the only one that is known to be good".to_owned())
+    } else if is_newest {
+        Some("it is the newest good one".to_owned())
+    } else {
+        let base = latest.into_iter().find(is_base);
+        base.map(|t| {
+            format!(
+                "it is the only good one that leads to timeline {}, which the cluster follows",
+                t.decimal()
+            )
+        })
+    };
+    let Some(why) = why else { return };
+    judged.refusal = Some(format!(
+        "backup \"{id}\" is not deleted: {why}. First take another one: pitr backup"
+    ));
+    if let Some(at) = judged.backups.iter().position(|b| b.id == id) {
+        hold(judged, at, why);
+    }
+}
+
+/// A pin, a claim or something else stops a request.
+fn refuse_held(judged: &mut Judgement<'_>, id: &BackupId) {
+    if judged.refusal.is_some() {
+        return;
+    }
+    let Some((why, kind)) = judged
+        .backups
+        .iter()
+        .find(|b| b.id == id)
+        .and_then(|b| b.hold.clone())
+    else {
+        return;
+    };
+    let next = match kind {
+        Hold::Pin => format!("First: pitr unpin {id} --confirm"),
+        _ => "\"pitr repo claims\" shows what is in use".to_owned(),
+    };
+    judged.refusal = Some(format!("backup \"{id}\" is not deleted: {why}. {next}"));
 }
 
 /// The N newest good ones; what the promise needs besides them; the base of the cluster's timeline; damaged ones inside the window.
@@ -394,6 +520,7 @@ fn keep_base(judged: &mut Judgement<'_>, tree: &Tree<'_>, latest: TimelineId) {
 
 /// Pins, claims, events of a newer version, refusals of the store.
 fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
+    let pin_clock = pin_clock(policy, now);
     for backup in &mut judged.backups {
         let events = &backup.subject.events;
         let unknown = events
@@ -407,8 +534,7 @@ fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
             let reason = format!("it has an event of kind \"{}\"", event.event.event);
             Some((reason, Hold::Window))
         } else {
-            pinned(events, policy.store_clock.map_or(now, |t| t.min(now)))
-                .map(|reason| (reason, Hold::Pin))
+            pinned(events, pin_clock).map(|reason| (reason, Hold::Pin))
         };
         if backup.hold.is_none() {
             backup.hold = held;
@@ -425,7 +551,9 @@ fn hold_young(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
     }
     let since = |b: &Candidate<'_>| b.root.stop_time.max(b.root.stored);
     let is_verified = |b: &Candidate<'_>| {
-        b.damage.is_none() && !event::standing(&b.subject.events, "verified", "").is_empty()
+        b.damage.is_none()
+            && !b.is_asked
+            && !event::standing(&b.subject.events, "verified", "").is_empty()
     };
     let verified: Vec<(usize, TimestampTz)> = judged
         .backups
@@ -539,7 +667,9 @@ fn decide(judged: &mut Judgement<'_>, at: usize, policy: &Policy, now: Timestamp
         // A reader avoids marked backups; one that retention wants again is no longer marked. A claim says nothing about that.
         let is_wanted = *hold == Hold::Pin || live_claims(events, now).is_empty();
         if is_wanted && !policy.spared.contains(backup.id) {
-            for mark in marks {
+            // A request that has not lapsed is for the run that its maker starts.
+            let ends = |mark: &&&Recorded| !(backup.is_asked && event::is_request(mark, now));
+            for mark in marks.iter().filter(ends) {
                 judged.unmarks.push((backup.id.clone(), mark.name.clone()));
             }
         }

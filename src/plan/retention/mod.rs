@@ -46,6 +46,8 @@ pub struct Policy {
     pub min_age: Duration,
     /// More backups than usual were taken on purpose.
     pub confirm_burst: bool,
+    /// A person asked for this backup to be deleted: nothing else goes but it, and the WAL that nothing needs then. How many are kept does not matter.
+    pub requested: Option<BackupId>,
     /// The store's clock, where it can be asked: a pin with an end is over only when this one, too, is past it.
     pub store_clock: Option<TimestampTz>,
     /// The timelines that may be the cluster (`plan::cluster`): each keeps a base. Where none is named, the newest does.
@@ -204,7 +206,9 @@ pub fn retention(survey: &Survey, policy: &Policy, now: TimestampTz) -> ExpirePl
         plan.unmarks.clear();
         plan.withheld.extend(judged.burst.clone());
     }
-    lost_backups(survey, policy, now, &mut plan);
+    if policy.requested.is_none() {
+        lost_backups(survey, policy, now, &mut plan);
+    }
     plan.withheld.extend(
         survey
             .unreadable
@@ -217,6 +221,9 @@ pub fn retention(survey: &Survey, policy: &Policy, now: TimestampTz) -> ExpirePl
     }
     if plan.withheld.is_empty() {
         objects::delete(survey, &tree, &judged, policy, now, &mut plan);
+    }
+    if let Some(id) = &policy.requested {
+        restrict(&mut plan, id);
     }
     plan.backups = judged.into_backups();
     if !plan.withheld.is_empty() {
@@ -234,6 +241,24 @@ pub fn retention(survey: &Survey, policy: &Policy, now: TimestampTz) -> ExpirePl
         }
     }
     plan
+}
+
+/// Leaves to other runs what has nothing to do with the backup `id`.
+fn restrict(plan: &mut ExpirePlan, id: &BackupId) {
+    plan.tombstones.clear();
+    let goes = plan.deletions.contains(&Deletion::Manifest(id.clone()));
+    let own = id.to_string();
+    plan.deletions.retain(|deletion| match deletion {
+        _ if !goes => false,
+        Deletion::Manifest(of)
+        | Deletion::ServerManifest(of)
+        | Deletion::Layers(of, ..)
+        | Deletion::Packs(of, ..)
+        | Deletion::Begin(of) => of == id,
+        Deletion::Event(subject, _) => *subject == own || subject.starts_with("wal-"),
+        Deletion::Segments(..) | Deletion::WalFile(_) | Deletion::Object(_) => true,
+        Deletion::Tombstone(_) | Deletion::Unfinished(_) => false,
+    });
 }
 
 /// Backups whose roots are lost stay until they are given up; of what may be one a warning tells.

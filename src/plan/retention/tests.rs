@@ -125,6 +125,7 @@ fn policy(keep: u32, grace_hours: u32) -> Policy {
         given_up: BTreeSet::new(),
         min_age: Duration::ZERO,
         confirm_burst: false,
+        requested: None,
         store_clock: None,
         cluster: Vec::new(),
     }
@@ -598,6 +599,103 @@ fn a_pin_keeps_until_its_end_is_past_by_both_clocks() {
     survey.ids.get_mut(&id(3)).unwrap().events.push(longer);
     let judged = with(&survey, later, None);
     assert_eq!(judged.1, "pinned: no reason given");
+}
+
+/// A mark that a person asked for, made so many hours ago, with a grace of a day.
+fn asked(survey: &mut Survey, n: usize, hours: u64) {
+    let mut mark = event("expire", ago(hours));
+    mark.event.by_request = true;
+    mark.event.not_before = Some(ago(hours).saturating_add(HOUR * 24));
+    survey.ids.get_mut(&id(n)).unwrap().events.push(mark);
+}
+
+#[test]
+fn expire_deletes_nothing_because_somebody_asked_and_nothing_instead() {
+    let mut survey = straight();
+    asked(&mut survey, 9, 100);
+    let plan = retention(&survey, &policy(2, 0), now());
+    // The ninth counts for nothing: seven and eight are the newest two.
+    assert_eq!(fates(&plan)[5..], ["delete", "keep", "keep", "keep"]);
+    assert!(plan.backups[8].reason.contains("pitr backup delete"));
+    assert_eq!(plan.unmarks, []);
+    // A pin stops the request, and the mark ends.
+    let mut pinned = survey.clone();
+    let subject = pinned.ids.get_mut(&id(9)).unwrap();
+    subject.events.push(event("pin", ago(1)));
+    let plan = retention(&pinned, &policy(2, 0), now());
+    assert_eq!(fates(&plan)[6..], ["delete", "keep", "keep"]);
+    assert_eq!(plan.unmarks.len(), 1);
+    // Seven days after it came of age it has lapsed.
+    let mut old = straight();
+    asked(&mut old, 9, 8 * 24);
+    let plan = retention(&old, &policy(2, 0), now());
+    assert_eq!(fates(&plan)[6..], ["delete", "keep", "keep"]);
+    assert_eq!(plan.unmarks.len(), 1);
+    // Dated far ahead, thirty days after the store received it.
+    for (hours, stands) in [(29 * 24, true), (30 * 24, false)] {
+        let mut ahead = straight();
+        asked(&mut ahead, 9, hours);
+        let events = &mut ahead.ids.get_mut(&id(9)).unwrap().events;
+        events.last_mut().unwrap().event.not_before = Some(now().saturating_add(HOUR * 9000));
+        let plan = retention(&ahead, &policy(2, 0), now());
+        assert_eq!(plan.unmarks.is_empty(), stands, "{hours}");
+    }
+    // What retention does not keep goes as ever.
+    let mut older = straight();
+    asked(&mut older, 3, 100);
+    let plan = retention(&older, &policy(2, 24), now());
+    assert_eq!(fates(&plan)[2], "delete");
+}
+
+#[test]
+fn a_request_deletes_that_backup_alone() {
+    let with = |survey: &Survey, n, hours| {
+        let policy = Policy {
+            requested: Some(id(n)),
+            ..policy(1, hours)
+        };
+        retention(survey, &policy, now())
+    };
+    let mut survey = straight();
+    let plan = with(&survey, 1, 24);
+    assert_eq!(fates(&plan)[..2], ["mark", "keep"]);
+    assert_eq!((plan.marks.len(), plan.deletions.len()), (1, 0));
+    let plan = with(&survey, 1, 0);
+    let roots = |d: &&Deletion| matches!(d, Deletion::Manifest(_));
+    let gone: Vec<_> = plan.deletions.iter().filter(roots).collect();
+    assert_eq!(gone, [&Deletion::Manifest(id(1))]);
+    assert!(plan.segment_count() > 0 && plan.refusal.is_none());
+    // One in the middle takes no WAL with it.
+    let plan = with(&survey, 5, 0);
+    assert_eq!(
+        (fates(&plan)[4], segments(&plan)[..].len()),
+        ("delete", segments(&with(&survey, 5, 0)).len())
+    );
+    asked(&mut survey, 5, 25);
+    assert_eq!(fates(&with(&survey, 5, 24))[4], "delete");
+    assert_eq!(fates(&with(&survey, 5, 48))[4], "waiting");
+    // The newest good one stays, and so does what is pinned or in use.
+    let refusal = |survey: &Survey, n| with(survey, n, 0).refusal.unwrap_or_default();
+    assert!(refusal(&survey, 9).contains("newest good one"));
+    assert!(with(&survey, 9, 0).deletions.is_empty());
+    survey
+        .ids
+        .get_mut(&id(5))
+        .unwrap()
+        .events
+        .push(event("pin", ago(1)));
+    assert!(
+        refusal(&survey, 5).contains("pitr unpin"),
+        "{}",
+        refusal(&survey, 5)
+    );
+    assert_eq!(with(&survey, 5, 0).unmarks, []);
+    let mut claim = event("claim", ago(1));
+    claim.event.seconds = Some(3 * 3600);
+    survey.ids.get_mut(&id(4)).unwrap().events.push(claim);
+    assert!(refusal(&survey, 4).contains("pitr repo claims"));
+    let plan = with(&survey, 4, 0);
+    assert!(plan.marks.is_empty() && plan.deletions.is_empty());
 }
 
 #[test]
