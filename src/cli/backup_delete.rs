@@ -19,8 +19,8 @@ use crate::pg::time::TimestampTz;
 use crate::plan::retention::{Deletion, ExpirePlan, Fate, Policy};
 use crate::plan::window::Window;
 use crate::repo::id::BackupId;
-use crate::repo::inventory::Inventory;
 use crate::repo::repository::Registration;
+use crate::wal::inventory::Inventory;
 
 /// Delete one backup, and the WAL that nothing needs then
 ///
