@@ -128,21 +128,9 @@ fn resolves(world: &mut World, name: &str, copy: &str) -> bool {
         if run.stderr.contains("pitr init --cluster") {
             return false;
         }
-        let Some(timeline) = named_timeline(&run) else {
-            panic!("what is refused names no command that helps\n{run}");
-        };
-        world.say(format!("timeline {timeline} is abandoned first"));
-        let abandon = ["timeline", "abandon", &timeline, "--reason", "no"];
-        let abandon = world.site.pitr().args(abandon).arg("--confirm");
-        abandon.run().success();
+        world.abandon_first(&run);
     }
     panic!("{name} is not resolved by what is asked for first");
-}
-
-/// The timeline that an error says to abandon.
-fn named_timeline(run: &Run) -> Option<String> {
-    let (_, rest) = run.stderr.split_once("pitr timeline abandon ")?;
-    Some(rest.chars().take_while(char::is_ascii_digit).collect())
 }
 
 /// The first segment of which a server's own content was refused, and what names that copy.

@@ -368,6 +368,34 @@ impl World {
         (run.code(), run.json())
     }
 
+    /// The operator says which timeline is the cluster, after what the command asks for first.
+    pub fn decide_for(&mut self, timeline: u64) {
+        let number = timeline.to_string();
+        let restore = ["timeline", "restore", &number, "--reason", "it is"];
+        for _ in 0..4 {
+            let run = self.site.pitr().args(restore).arg("--confirm").run();
+            if run.is_success() {
+                self.say(format!("  timeline {timeline} is the cluster, by decision"));
+                return;
+            }
+            self.abandon_first(&run.expect_code(8));
+        }
+        panic!("timeline {timeline} is not the cluster by what is asked for first");
+    }
+
+    /// Abandons the timeline that a refusal says to abandon first.
+    pub fn abandon_first(&mut self, refused: &Run) {
+        let named = refused.stderr.split_once("pitr timeline abandon ");
+        let Some((_, rest)) = named else {
+            panic!("what is refused names no command that helps\n{refused}");
+        };
+        let timeline: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        self.say(format!("  timeline {timeline} is abandoned first"));
+        let abandon = ["timeline", "abandon", &timeline, "--reason", "no"];
+        let abandon = self.site.pitr().args(abandon).arg("--confirm");
+        abandon.run().success();
+    }
+
     /// Takes what was received for acknowledged.
     pub fn received(&mut self, at: usize, end: u64) {
         let life = self.servers[at].life;
