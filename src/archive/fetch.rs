@@ -22,9 +22,10 @@ use crate::pg::lsn::Lsn;
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::pg::time::TimestampTz;
-use crate::pg::timeline::TimelineId;
+use crate::pg::timeline::{History, TimelineId};
 use crate::progress::Progress;
 use crate::repo::container::{Container, Kind};
+use crate::repo::decision::Decisions;
 use crate::repo::event;
 use crate::repo::increment;
 use crate::repo::layout::{ClusterLayout, Home};
@@ -744,14 +745,31 @@ fn no_hole(
             continue;
         };
         // The segment that holds the switch point need not exist on the parent: it may have ended as a partial.
-        let needed = history
-            .switch_point(wanted.timeline)
-            .is_some_and(|lsn| number.0 < lsn.0 / size.bytes());
-        if needed && let Some(last) = last_segment(repository, layout, child)? {
-            return Err(gap(wanted, last, size));
+        let left = history.switch_point(wanted.timeline);
+        let left = left.filter(|lsn| number.0 < lsn.0 / size.bytes());
+        if let Some(left) = left
+            && let Some(last) = last_segment(repository, layout, child)?
+        {
+            let leaver = leaver(&history, wanted.timeline);
+            let first = (SegmentName::of(leaver, left, size), size);
+            let is_abandoned = || {
+                let decisions = Decisions::read(repository, layout)?;
+                Ok(decisions.abandoned().any(|d| d.timeline == leaver))
+            };
+            let parent = wanted.timeline;
+            if !life::is_left_in_other(repository, layout, first, parent, &is_abandoned)? {
+                return Err(gap(wanted, last, size));
+            }
         }
     }
     Ok(())
+}
+
+/// The timeline that left `parent` on the way to the one of this history.
+fn leaver(history: &History, parent: TimelineId) -> TimelineId {
+    let mut ancestors = history.ancestors().iter().map(|a| a.timeline);
+    ancestors.find(|t| *t == parent);
+    ancestors.next().unwrap_or(history.timeline())
 }
 
 /// WAL that is recorded as lost, or that increments leave out, was there: so this is not the end.

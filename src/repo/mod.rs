@@ -8,7 +8,6 @@ pub mod backup;
 pub mod claim;
 pub mod clock;
 pub mod container;
-#[cfg(feature = "full")]
 pub mod decision;
 #[cfg(all(test, feature = "full"))]
 mod decision_tests;
