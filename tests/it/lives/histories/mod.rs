@@ -30,9 +30,11 @@ use world::World;
 /// Histories of the run that is part of the tests.
 const HISTORIES: u64 = 40;
 /// Histories of the campaign that failed once, and why.
-const MENDED: [u64; 3] = [
+const MENDED: [u64; 7] = [
     // The operator is told to abandon another timeline first.
     113, 189,
+    // A server took the history of another one that was promoted to the same number, and archived behind its WAL.
+    94, 147, 157, 171,
     // A timeline of the life that lost a fork proved a hole in the other one.
     173,
 ];

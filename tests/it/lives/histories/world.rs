@@ -87,6 +87,8 @@ pub struct World {
     pub is_resolved: bool,
     /// In the end the archiver of a server is refused.
     pub is_refused: bool,
+    /// What servers hold that went on by a name of their own, as it came back from there.
+    pub elsewhere: Vec<State>,
     tape: Tape,
 }
 
@@ -121,6 +123,7 @@ impl World {
             second,
             is_resolved: false,
             is_refused: false,
+            elsewhere: Vec::new(),
             site,
         };
         world.say(format!(
@@ -394,6 +397,23 @@ impl World {
         let abandon = ["timeline", "abandon", &timeline, "--reason", "no"];
         let abandon = self.site.pitr().args(abandon).arg("--confirm");
         abandon.run().success();
+    }
+
+    /// A configuration in which a server is the cluster \"own\".
+    pub fn own_name(&self, at: usize) -> PathBuf {
+        let cluster = &self.servers[at].cluster;
+        let config = std::fs::read_to_string(self.site.config()).unwrap();
+        let is_of_main = |line: &&str| !line.starts_with("pgdata") && !line.starts_with("conninfo");
+        let kept: Vec<&str> = config.lines().filter(is_of_main).collect();
+        let section = format!(
+            "[clusters.own]\npgdata = \"{}\"\nconninfo = \"{}\"",
+            cluster.pgdata().display(),
+            cluster.conninfo("postgres")
+        );
+        let text = kept.join("\n").replace("[clusters.main]", &section);
+        let path = self.site.sandbox().join("own.toml");
+        std::fs::write(&path, text.replace("clusters.main.", "clusters.own.")).unwrap();
+        path
     }
 
     /// Takes what was received for acknowledged.
