@@ -4,6 +4,7 @@
 //! only when it is proven, because PostgreSQL takes it for the end of the WAL and promotes; everything else is an error. So is a tail,
 //! which is where WAL ends.
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::damage::{self, Damage};
 use super::datadir::DataDirectory;
 use super::life;
 use super::offer::Offer;
-use super::push::read_history;
+use super::push::{is_same_history, own_history, read_history};
 use crate::durable::Delivery;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -340,6 +341,11 @@ fn look_in(what: &Fetch, repository: &Repository) -> Result<Found> {
     let layout = what
         .followed
         .apply(repository, layout_of(what, repository)?)?;
+    if let WalFileName::History(timeline) = what.name
+        && is_of_other_server(what, timeline, repository, &layout)
+    {
+        return Ok(Found::Absent);
+    }
     let key = layout.wal_file(what.name);
     let store = repository.store();
     let object = match store.open(&key)? {
@@ -380,6 +386,40 @@ fn look_in(what: &Fetch, repository: &Repository) -> Result<Found> {
             }
         }
     }
+}
+
+/// Whether the server was promoted to a timeline by itself, and the repository has that of another server under the number.
+///
+/// PostgreSQL puts what it is given in the place of its own file, and from then on says of its own WAL that it is the other server's: that would
+/// be archived behind the other one's. Told that there is none, it reads its own.
+///
+/// PostgreSQL: src/backend/access/transam/timeline.c, readTimeLineHistory, restoreTimeLineHistoryFiles.
+fn is_of_other_server(
+    what: &Fetch,
+    timeline: TimelineId,
+    repository: &Repository,
+    layout: &ClusterLayout,
+) -> bool {
+    // A person who names that very file wants it replaced.
+    if what.target.file_name().and_then(OsStr::to_str) == Some(&timeline.history_file_name()) {
+        return false;
+    }
+    let Some(own) = own_history(&what.target, timeline) else {
+        return false;
+    };
+    // One that cannot be read is met again, and told, where it is delivered.
+    let Ok(Some(known)) = read_history(repository, layout, timeline) else {
+        return false;
+    };
+    let is_other = !is_same_history(&own, &known);
+    if is_other {
+        what.progress.warn(&format!(
+            "this server has another history of timeline {0} than the archive: two servers were promoted to that number. It goes on by its own \"{1}\"",
+            timeline.decimal(),
+            timeline.history_file_name()
+        ));
+    }
+    is_other
 }
 
 /// Copies a segment that `repository` has whole, every byte checked as when it is delivered, for later; `false` when it is not there. Nothing
@@ -745,14 +785,22 @@ fn no_hole(
             continue;
         };
         // The segment that holds the switch point need not exist on the parent: it may have ended as a partial.
-        let needed = history
-            .switch_point(wanted.timeline)
-            .is_some_and(|lsn| number.0 < lsn.0 / size.bytes());
-        if needed
+        let left = history.switch_point(wanted.timeline);
+        let left = left.filter(|lsn| number.0 < lsn.0 / size.bytes());
+        if let Some(left) = left
             && counts(what, wanted.timeline, &history, repository, layout)?
             && let Some(last) = last_segment(repository, layout, child)?
         {
-            return Err(gap(wanted, last, size));
+            let leaver = leaver(&history, wanted.timeline);
+            let first = (SegmentName::of(leaver, left, size), size);
+            let is_abandoned = || {
+                let decisions = Decisions::read(repository, layout)?;
+                Ok(decisions.abandoned().any(|d| d.timeline == leaver))
+            };
+            let parent = wanted.timeline;
+            if !life::is_left_in_other(repository, layout, first, parent, &is_abandoned)? {
+                return Err(gap(wanted, last, size));
+            }
         }
     }
     Ok(())
@@ -780,6 +828,13 @@ fn counts(
     // Recovery on an abandoned timeline has its descendants before it.
     let own = read_history(repository, layout, timeline)?;
     Ok(is_abandoned(timeline, own.as_ref()) || !is_abandoned(child, Some(descendant)))
+}
+
+/// The timeline that left `parent` on the way to the one of this history.
+fn leaver(history: &History, parent: TimelineId) -> TimelineId {
+    let mut ancestors = history.ancestors().iter().map(|a| a.timeline);
+    ancestors.find(|t| *t == parent);
+    ancestors.next().unwrap_or(history.timeline())
 }
 
 /// WAL that is recorded as lost, or that increments leave out, was there: so this is not the end.

@@ -266,6 +266,24 @@ fn in_other_life(
     name: SegmentName,
     mark: Option<Mark>,
 ) -> Result<Option<Key>> {
+    find_in_other_life(
+        repository,
+        layout,
+        name,
+        &|_, stored, is_keyed| match mark {
+            Some(mark) => Ok(stored.own == Some(as_stored(repository, mark, is_keyed)?)),
+            None => Ok(true),
+        },
+    )
+}
+
+/// Where a segment is stored in a life of its timeline that is not followed, and has such a link; whether its marks are keyed is told with it.
+fn find_in_other_life(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    name: SegmentName,
+    is_it: &dyn Fn(&Key, &Link, bool) -> Result<bool>,
+) -> Result<Option<Key>> {
     let store = repository.store();
     let homes = lives::stored_homes(store, layout, name.timeline)?;
     // Without a life there is one home only.
@@ -278,15 +296,71 @@ fn in_other_life(
         let Some((stored, is_keyed)) = stored_link(repository, &key)? else {
             continue;
         };
-        let is_it = match mark {
-            Some(mark) => stored.own == Some(as_stored(repository, mark, is_keyed)?),
-            None => true,
-        };
-        if is_it {
+        if is_it(&key, &stored, is_keyed)? {
             return Ok(Some(key));
         }
     }
     Ok(None)
+}
+
+/// Whether a timeline left `parent` in a life that is not followed, by the link of its first segment: it says nothing then of where the
+/// followed one ends. Where that segment has no link, its position tells, if the timeline is abandoned besides, as "pitr wal resolve" asks for.
+/// Where it is not known the timeline is taken to have left the followed life.
+///
+/// # Errors
+/// What the store says; those of `is_abandoned`.
+pub(super) fn is_left_in_other(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    (first, size): (SegmentName, SegmentSize),
+    parent: TimelineId,
+    is_abandoned: &dyn Fn() -> Result<bool>,
+) -> Result<bool> {
+    let Some(before) = first.before(parent, size) else {
+        return Ok(false);
+    };
+    // Before anything is read: nearly always there is one life.
+    if lives::stored_homes(repository.store(), layout, parent)?.len() == 1 {
+        return Ok(false);
+    }
+    let key = layout.segment(first);
+    let Some((link, is_keyed)) = stored_link(repository, &key)? else {
+        return Ok(false);
+    };
+    let found = match link.before {
+        Before::Known(timeline, seen) if timeline == parent => {
+            let is_it = |_: &Key, stored: &Link, keyed: bool| {
+                Ok(keyed == is_keyed && stored.own == Some(seen))
+            };
+            find_in_other_life(repository, layout, before, &is_it)?
+        }
+        // The server recycles the segment before once it is promoted.
+        Before::Unknown if is_abandoned()? => {
+            let first = stored_summary(repository, &key)?.and_then(|s| s.first_record);
+            let Some((_, last)) = first else {
+                return Ok(false);
+            };
+            let is_it = |key: &Key, _: &Link, _: bool| {
+                let ends = stored_summary(repository, key)?;
+                Ok(ends.is_some_and(|s| s.last_begun == Some(last)))
+            };
+            find_in_other_life(repository, layout, before, &is_it)?
+        }
+        _ => None,
+    };
+    Ok(found.is_some())
+}
+
+/// The summary of a stored segment; none where it must not or cannot be read.
+fn stored_summary(repository: &Repository, key: &Key) -> Result<Option<Summary>> {
+    let Some(object) = repository.store().open(key)? else {
+        return Ok(None);
+    };
+    let read = Container::open(object).and_then(|stored| index::read_summary(&stored));
+    match read {
+        Err(e) if is_passing(e.code()) => Err(e),
+        read => Ok(read.ok()),
+    }
 }
 
 fn decided_against(name: &dyn std::fmt::Display, before: &Key) -> Error {

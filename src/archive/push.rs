@@ -264,8 +264,43 @@ fn push_wal(
     segment: SegmentName,
     is_partial: bool,
 ) -> Result<(Pushed, Warnings)> {
-    let checked = settled(what, source, segment, is_partial)?;
+    let mut checked = check_header(what, source, segment, is_partial)?;
+    if is_partial && is_of_other_server(what, &checked)? {
+        return partial_of_other(what, source, &checked);
+    }
+    checked.history = check_timeline(what, &checked)?;
     push_checked(what, source, &checked)
+}
+
+/// Whether the server was promoted to its timeline by itself, and the repository has that of another server under the number.
+fn is_of_other_server(what: &Push<'_>, checked: &Checked) -> Result<bool> {
+    let timeline = checked.segment.timeline;
+    let Some(own) = own_history(what.path, timeline) else {
+        return Ok(false);
+    };
+    let known = sound_history(what.repository, &checked.layout, timeline)?;
+    Ok(known.is_some_and(|known| !is_same_history(&own, &known)))
+}
+
+/// The partial of a timeline whose number another server has. Its server has left that timeline for a higher number, and what comes behind waits
+/// for this file: it is kept where nothing reads it, for recovery never asks for a partial.
+fn partial_of_other(
+    what: &Push<'_>,
+    source: &mut dyn Content,
+    checked: &Checked,
+) -> Result<(Pushed, Warnings)> {
+    source.rewind()?;
+    let (hash, _) = read_and_index(source, checked, |chunk| Some(chunk.bytes))?;
+    let key = keep_refused(what, source, checked, &hash)?;
+    settle_kept(what, &key)?;
+    Ok((
+        Pushed::Stored,
+        vec![format!(
+            "timeline {} is that of another server in the archive: \"{}\" is kept under \"{key}\", and nothing leads through it. Take a backup of this server",
+            checked.segment.timeline.decimal(),
+            checked.name
+        )],
+    ))
 }
 
 fn push_checked(
@@ -374,11 +409,7 @@ fn check_timeline(what: &Push<'_>, checked: &Checked) -> Result<Option<History>>
     if timeline == TimelineId::FIRST {
         return Ok(None);
     }
-    let own = DataDirectory::of_wal_file(what.path)
-        .wal()
-        .join(timeline.history_file_name());
-    let own = std::fs::read(own).ok();
-    let own = own.and_then(|content| History::parse(timeline, &content).ok());
+    let own = own_history(what.path, timeline);
     let Some(known) = sound_history(what.repository, &checked.layout, timeline)? else {
         return Ok(own);
     };
@@ -393,11 +424,18 @@ fn check_timeline(what: &Push<'_>, checked: &Checked) -> Result<Option<History>>
         "it belongs to another timeline {} than the repository's",
         timeline.decimal()
     )
-    .hint("Nothing was stored. Two servers were promoted to the same timeline number: see \"pitr wal conflicts\", stop the one that is not the cluster's, or give it a name of its own with \"pitr adopt --as NAME\"."))
+    .hint("Nothing was stored. Two servers were promoted to the same timeline number: see \"pitr wal conflicts\", stop the one that is not the cluster's, or give this one a name of its own with \"pitr adopt --as NAME\"."))
+}
+
+/// The history of a timeline as the server has it beside a WAL file; none where it has none that can be read.
+pub(super) fn own_history(beside: &Path, timeline: TimelineId) -> Option<History> {
+    let directory = DataDirectory::of_wal_file(beside);
+    let path = directory.wal().join(timeline.history_file_name());
+    History::parse(timeline, &std::fs::read(path).ok()?).ok()
 }
 
 /// Without a key the reasons in a history are not known.
-fn is_same_history(own: &History, known: &History) -> bool {
+pub(super) fn is_same_history(own: &History, known: &History) -> bool {
     let (own, known) = (own.ancestors(), known.ancestors());
     own.len() == known.len()
         && own.iter().zip(known).all(|(own, known)| {
@@ -885,6 +923,14 @@ fn keep_refused(
     Ok(conflict)
 }
 
+/// Makes sure that a copy which is kept is durable, whoever stored it.
+fn settle_kept(what: &Push<'_>, key: &Key) -> Result<()> {
+    match what.repository.store().open(key)? {
+        Some(object) => object.settle(),
+        None => Err(err!(Unreachable, "object \"{key}\" came and went")),
+    }
+}
+
 /// Another partial of the same segment: a second promotion in it, or the same WAL with other stale bytes behind. Recovery never asks for a partial,
 /// so archiving does not wait for a decision: one that holds no more than the stored one is done, any other is kept beside it.
 fn beside(
@@ -901,10 +947,7 @@ fn beside(
         return Ok((Pushed::AlreadyThere, Vec::new()));
     }
     let key = keep_refused(what, source, checked, hash)?;
-    match what.repository.store().open(&key)? {
-        Some(object) => object.settle()?,
-        None => return Err(err!(Unreachable, "object \"{key}\" came and went")),
-    }
+    settle_kept(what, &key)?;
     Ok((
         Pushed::Stored,
         vec![format!(
@@ -1078,7 +1121,7 @@ fn put_small(
             timeline.decimal()
         )
         .source(error)
-        .hint("Nothing was overwritten. Two servers were promoted to the same timeline. Stop the wrong one, or restart this one in recovery so that it takes a higher number, and take a backup then: nothing leads through the number that is taken. \"pitr adopt --as NAME\" gives it a name of its own; see \"pitr wal conflicts\"."),
+        .hint("Nothing was overwritten. Two servers were promoted to the same timeline. Stop the wrong one, or give this one a name of its own with \"pitr adopt --as NAME\", and take a backup there. Where it has filled no segment on this timeline yet, it is enough to restart this one in recovery so that it takes a higher number, and to take a backup then: nothing leads through the number that is taken. See \"pitr wal conflicts\"."),
         _ => error,
     })
 }

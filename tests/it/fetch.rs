@@ -923,6 +923,30 @@ fn f06_a_timeline_that_a_later_one_descends_from_is_not_absent() {
     still.fetch("00000002.history").run().expect_code(205);
 }
 
+/// Two servers were promoted to one number. PostgreSQL would put the archive's history in the place of its own.
+#[test]
+fn l17_a_server_keeps_its_own_history_of_a_number_that_another_one_took() {
+    let still = archived(1);
+    let name = "00000002.history";
+    let write = |text: &str| {
+        std::fs::write(still.wal(name), text).unwrap();
+        user::own(&still.wal(name));
+    };
+    write("1\t0/3000000\tx\n");
+    still.push(name).run().success();
+    for signal in ["recovery.signal", "standby.signal"] {
+        mode(&still, signal, false);
+        write("1\t0/3000000\tx\n");
+        still.check(name);
+        write("1\t0/4000000\tx\n");
+        let run = still.fetch(name).run().expect_code(1);
+        run.expect_stderr("this server has another history of timeline 2");
+        assert!(!still.wal("RECOVERYXLOG").exists());
+    }
+    std::fs::remove_file(still.wal(name)).unwrap();
+    assert_eq!(still.fetched(name), b"1\t0/3000000\tx\n");
+}
+
 #[test]
 fn f06_f18_what_a_promotion_needs_is_decided_while_the_archive_is_there() {
     let still = archived(1);

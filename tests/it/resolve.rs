@@ -360,7 +360,7 @@ fn l02_one_decision_is_enough_for_two_required_repositories() {
 
 /// A timeline that goes on from the life that is followed keeps it from being given away, until somebody says that it is not the cluster.
 #[test]
-fn l08_what_a_timeline_descends_from_is_not_given_away() {
+fn l08_l18_what_a_timeline_descends_from_is_not_given_away() {
     let (mut two, _) = forked(lives(18));
     // The clone is promoted, and archives on its own timeline.
     two.clone.touch("standby.signal");
@@ -384,7 +384,11 @@ fn l08_what_a_timeline_descends_from_is_not_given_away() {
     ];
     site.pitr().args(abandon).run().success();
     resolve(site, &["--confirm"]).success();
-    for _ in 0..6 {
+    write(&two.production, "prod");
+    two.production.archive_now();
+    // It ends before the clone's timeline begins, and that is no hole: the clone left the life that lost.
+    assert_eq!(restored(site, 18, "begin", &[]), "before 100, prod 200");
+    for _ in 0..5 {
         write(&two.production, "prod");
         two.production.archive_now();
     }

@@ -83,7 +83,7 @@ per_major!(h01_what_a_failed_primary_did_not_archive_comes_from_its_successor, v
 
 /// Two copies of one cluster were promoted to the same timeline number: what the second writes is none of the first's.
 #[test]
-fn h04_wal_of_another_timeline_of_the_same_number_is_refused() {
+fn h04_l17_wal_of_another_timeline_of_the_same_number_is_refused() {
     let still = Still::new(17, 1, 3);
     let begin = still.segments[1].clone();
     let history = |lsn: &str| format!("1\t{lsn}\tno recovery target specified\n");
@@ -105,6 +105,15 @@ fn h04_wal_of_another_timeline_of_the_same_number_is_refused() {
     std::fs::write(still.wal("00000002.history"), history(&other)).unwrap();
     let last = of_second(&still.segments[2]);
     still.push(&last).run().expect_code(23);
+    // A partial holds up nothing that comes behind: it is kept where nothing reads it.
+    let partial = format!("{last}.partial");
+    std::fs::copy(still.wal(&last), still.wal(&partial)).unwrap();
+    user::own_all(&still.wal(""));
+    for _ in 0..2 {
+        let run = still.push(&partial).run().success();
+        run.expect_stderr("timeline 2 is that of another server");
+    }
+    assert!(!still.site.object(&partial).exists());
     std::fs::write(still.wal("00000002.history"), history(&lsn)).unwrap();
     still.push(&last).run().success();
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::model::State;
 use super::rows;
 use super::world::{Archived, World, said};
-use crate::common::{Cluster, Run, Sandbox, Stop};
+use crate::common::{Cluster, Program, Run, Sandbox, Stop, pitr, pitr_archive};
 
 /// A server whose archiver is refused, and its words.
 struct Blocked {
@@ -41,6 +41,7 @@ fn holds(world: &mut World) {
         backup_restores(world, &id, state);
     }
     let mut found = ends(world, &[]);
+    found.extend(world.elsewhere.clone());
     if world.is_resolved {
         found.extend(ends(world, &["--as-stored"]));
     }
@@ -62,19 +63,23 @@ fn settle(world: &mut World) -> Vec<Blocked> {
 /// Nobody stays blocked without a command that helps.
 fn has_a_way_out(world: &mut World, blocked: &Blocked) {
     let server = blocked.server;
-    if blocked.words.contains("A123") && takes_a_higher_number(world, blocked) {
-        return;
+    let mut words = blocked.words.clone();
+    let is_reused = words.contains("A123");
+    if is_reused {
+        match takes_a_higher_number(world, blocked) {
+            Archived::Yes => return backs_up(world, server),
+            Archived::No(_, more) => words = more,
+        }
+    }
+    if words.contains("A123") {
+        return goes_on_by_its_own_name(world, server, &words);
     }
     assert!(
-        blocked.words.contains("pitr wal conflicts"),
-        "server {server} is not told what helps\n{}",
-        blocked.words
+        words.contains("pitr wal conflicts"),
+        "server {server} is not told what helps\n{words}"
     );
     let Some((name, copy)) = refused_copy(world, server) else {
-        panic!(
-            "of server {server} no copy is kept that \"pitr wal resolve\" could name\n{}",
-            blocked.words
-        );
+        panic!("of server {server} no copy is kept that \"pitr wal resolve\" could name\n{words}");
     };
     // Each repository refuses in its turn, and an attempt that had begun before is told after the decision.
     for _ in 0..4 {
@@ -84,8 +89,14 @@ fn has_a_way_out(world: &mut World, blocked: &Blocked) {
         }
         world.is_resolved = true;
         world.say(format!("server {server} was given {name}"));
-        if world.settle(server) == Archived::Yes {
-            return;
+        match world.settle(server) {
+            Archived::Yes if is_reused => return backs_up(world, server),
+            Archived::Yes => return,
+            // The fork was on the timeline before the one whose number is taken.
+            Archived::No(_, words) if words.contains("A123") => {
+                return goes_on_by_its_own_name(world, server, &words);
+            }
+            Archived::No(..) => {}
         }
     }
     panic!("server {server} is blocked still, although it was given {name}");
@@ -93,13 +104,14 @@ fn has_a_way_out(world: &mut World, blocked: &Blocked) {
 
 /// A server whose timeline's number is taken is promoted once more, with the archive at hand.
 ///
-/// `false` where that is not enough: what it wrote on the timeline that is taken waits before what comes behind.
-fn takes_a_higher_number(world: &mut World, blocked: &Blocked) -> bool {
+/// It is refused still where it filled segments of the timeline that is taken: they wait before what comes behind.
+fn takes_a_higher_number(world: &mut World, blocked: &Blocked) -> Archived {
     let server = blocked.server;
     let words = "restart this one in recovery so that it takes a higher number";
     assert!(blocked.words.contains(words), "{}", blocked.words);
     let restore = world.restore_command();
     let was = world.timeline(server);
+    let had = world.read(server);
     let cluster = &mut world.servers[server].cluster;
     cluster.stop(Stop::Fast);
     cluster.append_config("restore_command", &restore);
@@ -109,11 +121,44 @@ fn takes_a_higher_number(world: &mut World, blocked: &Blocked) -> bool {
     cluster.promote();
     let now = world.timeline(server);
     assert!(now > was, "{now} after {was}");
+    assert_eq!(world.read(server), had, "it keeps what it had");
     let archived = world.settle(server);
     world.say(format!(
         "server {server} takes timeline {now}: {archived:?}"
     ));
-    archived == Archived::Yes
+    archived
+}
+
+/// As the refusal says: nothing leads through the number that is taken, so what the server has is safe with a backup.
+fn backs_up(world: &mut World, server: usize) {
+    if world.backup(server) != 0 {
+        let timeline = world.timeline(server);
+        world.decide_for(timeline.into());
+        assert_eq!(world.backup(server), 0, "server {server} is backed up");
+    }
+}
+
+/// A server whose WAL belongs to no timeline of the archive goes on as a cluster of its own, with all that it has.
+fn goes_on_by_its_own_name(world: &mut World, server: usize, words: &str) {
+    assert!(words.contains("pitr adopt --as NAME"), "{words}");
+    let own = world.own_name(server);
+    let adopt = world.pitr_of(server).args(["adopt", "--as", "own"]);
+    adopt.run().success();
+    let cluster = &mut world.servers[server].cluster;
+    let command = pitr_archive().arg("--config").arg(&own).arg("%p");
+    cluster.append_config("archive_command", &command.shell());
+    cluster.restart();
+    let archived = world.settle(server);
+    assert_eq!(archived, Archived::Yes, "by a name of its own");
+    let program = || pitr().arg("--config").arg(&own);
+    program().args(["backup", "--quiet"]).run().success();
+    program().args(["verify"]).run().success();
+    let found = restored_by(world, &program(), &[]);
+    let found = found.unwrap_or_else(|run| panic!("what goes on by its own name\n{run}"));
+    let had = world.lives.now(world.servers[server].life);
+    assert_eq!(world.lives.rows(found), world.lives.rows(had));
+    world.say(format!("server {server} goes on by its own name"));
+    world.elsewhere.push(found);
 }
 
 /// Gives a fork to a copy, after what the command asks for first. `false` where the server has to go on under a name of its own.
@@ -128,21 +173,9 @@ fn resolves(world: &mut World, name: &str, copy: &str) -> bool {
         if run.stderr.contains("pitr init --cluster") {
             return false;
         }
-        let Some(timeline) = named_timeline(&run) else {
-            panic!("what is refused names no command that helps\n{run}");
-        };
-        world.say(format!("timeline {timeline} is abandoned first"));
-        let abandon = ["timeline", "abandon", &timeline, "--reason", "no"];
-        let abandon = world.site.pitr().args(abandon).arg("--confirm");
-        abandon.run().success();
+        world.abandon_first(&run);
     }
     panic!("{name} is not resolved by what is asked for first");
-}
-
-/// The timeline that an error says to abandon.
-fn named_timeline(run: &Run) -> Option<String> {
-    let (_, rest) = run.stderr.split_once("pitr timeline abandon ")?;
-    Some(rest.chars().take_while(char::is_ascii_digit).collect())
 }
 
 /// The first segment of which a server's own content was refused, and what names that copy.
@@ -308,13 +341,14 @@ fn nothing_safe_is_lost(world: &World, found: &[State]) {
 
 /// Restores, starts, and reads; what `pitr restore` said when it refused.
 fn restored(world: &World, args: &[&str]) -> Result<State, Run> {
+    restored_by(world, &world.site.pitr(), args)
+}
+
+/// As [`restored`], by a program with its configuration.
+fn restored_by(world: &World, pitr: &Program, args: &[&str]) -> Result<State, Run> {
     let folder = Sandbox::in_memory("restored");
     let to = folder.join("data");
-    let restore = world
-        .site
-        .pitr()
-        .args(["restore", "--quiet", "--to"])
-        .arg(&to);
+    let restore = pitr.clone().args(["restore", "--quiet", "--to"]).arg(&to);
     let run = restore.args(args).run();
     if run.code() == 5 {
         return Err(run);

@@ -29,6 +29,15 @@ use world::World;
 
 /// Histories of the run that is part of the tests.
 const HISTORIES: u64 = 40;
+/// Histories of the campaign that failed once, and why.
+const MENDED: [u64; 7] = [
+    // The operator is told to abandon another timeline first.
+    113, 189,
+    // A server took the history of another one that was promoted to the same number, and archived behind its WAL.
+    94, 147, 157, 171,
+    // A timeline of the life that lost a fork proved a hole in the other one.
+    173,
+];
 /// Test functions, which run side by side.
 const PARTS: u64 = 4;
 
@@ -147,7 +156,11 @@ fn part(part: u64) {
         return;
     }
     let histories = number("LIVES_HISTORIES").unwrap_or(HISTORIES);
-    for seed in (part..histories).step_by(PARTS as usize) {
+    let more = MENDED.into_iter().filter(|seed| *seed >= histories);
+    for seed in (0..histories)
+        .chain(more)
+        .filter(|seed| seed % PARTS == part)
+    {
         if Campaign::with(|c| c.done.contains_key(&seed)) {
             continue;
         }

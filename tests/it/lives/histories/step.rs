@@ -410,16 +410,6 @@ fn decide(world: &mut World) -> bool {
         return false;
     }
     let chosen = *world.random.pick(&candidates);
-    let number = chosen.to_string();
-    let restore = [
-        "timeline",
-        "restore",
-        &number,
-        "--reason",
-        "it is",
-        "--confirm",
-    ];
-    world.site.pitr().args(restore).run().success();
-    world.say(format!("  timeline {chosen} is the cluster, by decision"));
+    world.decide_for(chosen);
     true
 }

@@ -87,6 +87,8 @@ pub struct World {
     pub is_resolved: bool,
     /// In the end the archiver of a server is refused.
     pub is_refused: bool,
+    /// What servers hold that went on by a name of their own, as it came back from there.
+    pub elsewhere: Vec<State>,
     tape: Tape,
 }
 
@@ -121,6 +123,7 @@ impl World {
             second,
             is_resolved: false,
             is_refused: false,
+            elsewhere: Vec::new(),
             site,
         };
         world.say(format!(
@@ -366,6 +369,51 @@ impl World {
     pub fn json(&self, args: &[&str]) -> (i32, Value) {
         let run = self.site.pitr().args(args).arg("--json").run();
         (run.code(), run.json())
+    }
+
+    /// The operator says which timeline is the cluster, after what the command asks for first.
+    pub fn decide_for(&mut self, timeline: u64) {
+        let number = timeline.to_string();
+        let restore = ["timeline", "restore", &number, "--reason", "it is"];
+        for _ in 0..4 {
+            let run = self.site.pitr().args(restore).arg("--confirm").run();
+            if run.is_success() {
+                self.say(format!("  timeline {timeline} is the cluster, by decision"));
+                return;
+            }
+            self.abandon_first(&run.expect_code(8));
+        }
+        panic!("timeline {timeline} is not the cluster by what is asked for first");
+    }
+
+    /// Abandons the timeline that a refusal says to abandon first.
+    pub fn abandon_first(&mut self, refused: &Run) {
+        let named = refused.stderr.split_once("pitr timeline abandon ");
+        let Some((_, rest)) = named else {
+            panic!("what is refused names no command that helps\n{refused}");
+        };
+        let timeline: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        self.say(format!("  timeline {timeline} is abandoned first"));
+        let abandon = ["timeline", "abandon", &timeline, "--reason", "no"];
+        let abandon = self.site.pitr().args(abandon).arg("--confirm");
+        abandon.run().success();
+    }
+
+    /// A configuration in which a server is the cluster \"own\".
+    pub fn own_name(&self, at: usize) -> PathBuf {
+        let cluster = &self.servers[at].cluster;
+        let config = std::fs::read_to_string(self.site.config()).unwrap();
+        let is_of_main = |line: &&str| !line.starts_with("pgdata") && !line.starts_with("conninfo");
+        let kept: Vec<&str> = config.lines().filter(is_of_main).collect();
+        let section = format!(
+            "[clusters.own]\npgdata = \"{}\"\nconninfo = \"{}\"",
+            cluster.pgdata().display(),
+            cluster.conninfo("postgres")
+        );
+        let text = kept.join("\n").replace("[clusters.main]", &section);
+        let path = self.site.sandbox().join("own.toml");
+        std::fs::write(&path, text.replace("clusters.main.", "clusters.own.")).unwrap();
+        path
     }
 
     /// Takes what was received for acknowledged.
