@@ -2,7 +2,7 @@
 
 use pitr::pg::lsn::Lsn;
 use pitr::repo::container::{Codec, Container, ContainerWriter, Identity, Kind, Section};
-use pitr::repo::index::{self, SegmentIndex};
+use pitr::wal::index::{self, SegmentIndex};
 
 use crate::{Memory, SYSTEM_IDENTIFIER};
 

@@ -27,22 +27,22 @@ fn run(data: &[u8]) {
     };
     let _ = json::kind_of(&bytes);
     match kind {
-        0 => check::<BackupRoot>(&key, backup::KIND, &bytes),
+        0 => check::<BackupRoot>(&key, root::KIND, &bytes),
         1 => check::<Event>(&key, "event", &bytes),
         2 => check::<Marker>(&key, "repository", &bytes),
         3 => check::<Registration>(&key, "cluster", &bytes),
-        _ => check::<Tombstone>(&key, backup::TOMBSTONE, &bytes),
+        _ => check::<Tombstone>(&key, root::TOMBSTONE, &bytes),
     }
 }
 
 /// The fields that every object begins with, and then the fuzzer's.
 fn headed(fields: &[u8], kind: u8) -> Vec<u8> {
     let kind = [
-        backup::KIND,
+        root::KIND,
         "event",
         "repository",
         "cluster",
-        backup::TOMBSTONE,
+        root::TOMBSTONE,
     ][usize::from(kind)];
     let head = format!(
         "{{\"format\":1,\"kind\":\"{kind}\",\"key\":\"clusters/main/7000000000000000001/object\""

@@ -5,6 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use pitr::repo::id::PartName;
+use pitr::repo::scope::Tag;
 use pitr::snapshot::filekey::{FileKey, Naming, Part};
 use pitr::snapshot::frame::{self, Extent, FrameCodec, FrameEntry, PackedFrame, Packer};
 use pitr::snapshot::layer::{EntryKind, Layer, LayerWriter, Metadata};
@@ -39,7 +40,7 @@ fn part() -> PartName {
 }
 
 fn read_pack(bytes: &[u8]) {
-    let opened = PackReader::open(Memory::boxed(bytes), &part(), SYSTEM_IDENTIFIER, NAMING);
+    let opened = PackReader::open(Memory::boxed(bytes), &part(), Tag::cluster(SYSTEM_IDENTIFIER), NAMING);
     let Ok(pack) = opened else {
         return;
     };
@@ -55,7 +56,7 @@ fn read_pack(bytes: &[u8]) {
 /// A sound pack, read whole; then bytes of it changed and its checksums made right again.
 fn packed_and_changed(input: &mut Input<'_>) {
     let mut packer = Packer::new(codec(input)).unwrap();
-    let mut writer = PackWriter::new(Vec::new(), &part(), SYSTEM_IDENTIFIER).unwrap();
+    let mut writer = PackWriter::new(Vec::new(), &part(), Tag::cluster(SYSTEM_IDENTIFIER)).unwrap();
     let mut laid = Vec::new();
     for _ in 0..=input.choice(4) {
         let (extents, raw) = extents(input);
@@ -68,7 +69,7 @@ fn packed_and_changed(input: &mut Input<'_>) {
         laid.push((extents, raw));
     }
     let (mut bytes, summary) = writer.finish().unwrap();
-    let opened = PackReader::open(Memory::boxed(&bytes), &part(), SYSTEM_IDENTIFIER, NAMING);
+    let opened = PackReader::open(Memory::boxed(&bytes), &part(), Tag::cluster(SYSTEM_IDENTIFIER), NAMING);
     let pack = opened.unwrap();
     assert_eq!(pack.hash(), &summary.hash);
     pack.page_hashes().unwrap();
@@ -207,7 +208,7 @@ fn sealed_frame(
 
 /// A layer with an index of the fuzzer's own.
 fn layer_of_index(input: &mut Input<'_>) {
-    let mut writer = LayerWriter::new(Vec::new(), &part(), SYSTEM_IDENTIFIER).unwrap();
+    let mut writer = LayerWriter::new(Vec::new(), &part(), Tag::cluster(SYSTEM_IDENTIFIER)).unwrap();
     writer.add_pack(&part(), &[1; 32]);
     let (empty, _) = writer.finish().unwrap();
     let head = &empty[..pack::HEAD_BYTES];
@@ -239,7 +240,7 @@ fn layer_of_index(input: &mut Input<'_>) {
 fn read_layer(bytes: &[u8], hash: &[u8; 32]) -> Option<Vec<pitr::snapshot::layer::Entry>> {
     let span = (0, bytes.len() as u64);
     let object = Memory::boxed(bytes);
-    let layer = Layer::open(object, span, hash, &part(), SYSTEM_IDENTIFIER).ok()?;
+    let layer = Layer::open(object, span, hash, &part(), Tag::cluster(SYSTEM_IDENTIFIER)).ok()?;
     let mut entries = Vec::new();
     let mut sound = true;
     for number in 0..layer.block_count().min(256) {
@@ -289,7 +290,7 @@ fn layer_of_entries(input: &mut Input<'_>) {
     }
     entries.sort_by(|a, b| a.0.cmp(&b.0));
     entries.dedup_by(|a, b| a.0 == b.0);
-    let mut writer = LayerWriter::new(Vec::new(), &part(), SYSTEM_IDENTIFIER).unwrap();
+    let mut writer = LayerWriter::new(Vec::new(), &part(), Tag::cluster(SYSTEM_IDENTIFIER)).unwrap();
     writer.add_pack(&part(), &[1; 32]);
     for (key, kind, value) in entries.iter().filter(|e| !e.0.is_empty()) {
         writer.push(key, *kind, value).unwrap();

@@ -63,12 +63,19 @@ impl Scene {
         let mut run = program.clone().env("COLUMNS", "100").run();
         run.stdout = without(&run.stdout, parts);
         run.stderr = without(&run.stderr, parts);
-        self.add(&run);
+        self.add_output(&run);
+        // It counts what is left out, too.
+        self.text += "--- exit status not compared\n\n";
         run
     }
 
     /// Writes down a run.
     fn add(&mut self, run: &Run) {
+        self.add_output(run);
+        self.text += &format!("--- exit status {}\n\n", run.code());
+    }
+
+    fn add_output(&mut self, run: &Run) {
         let line = shown(&run.line);
         self.text += &format!("$ {}\n", self.redactor.text(&line).trim_end());
         self.text += &self.redactor.text(&run.stdout);
@@ -76,7 +83,6 @@ impl Scene {
             self.text += "--- stderr\n";
             self.text += &self.redactor.text(&run.stderr);
         }
-        self.text += &format!("--- exit status {}\n\n", run.code());
     }
 
     /// Compares everything with what is stored under the scene's name.
