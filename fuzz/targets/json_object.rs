@@ -3,10 +3,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pitr::repo::root::{self, BackupRoot, Tombstone};
 use pitr::repo::event::Event;
 use pitr::repo::json;
 use pitr::repo::repository::{Marker, Registration};
+use pitr::repo::root::{self, BackupRoot, Tombstone};
 use pitr::store::Key;
 use pitr_fuzz::{Input, within};
 use serde::Serialize;

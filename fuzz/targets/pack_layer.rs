@@ -40,7 +40,12 @@ fn part() -> PartName {
 }
 
 fn read_pack(bytes: &[u8]) {
-    let opened = PackReader::open(Memory::boxed(bytes), &part(), Tag::cluster(SYSTEM_IDENTIFIER), NAMING);
+    let opened = PackReader::open(
+        Memory::boxed(bytes),
+        &part(),
+        Tag::cluster(SYSTEM_IDENTIFIER),
+        NAMING,
+    );
     let Ok(pack) = opened else {
         return;
     };
@@ -69,7 +74,12 @@ fn packed_and_changed(input: &mut Input<'_>) {
         laid.push((extents, raw));
     }
     let (mut bytes, summary) = writer.finish().unwrap();
-    let opened = PackReader::open(Memory::boxed(&bytes), &part(), Tag::cluster(SYSTEM_IDENTIFIER), NAMING);
+    let opened = PackReader::open(
+        Memory::boxed(&bytes),
+        &part(),
+        Tag::cluster(SYSTEM_IDENTIFIER),
+        NAMING,
+    );
     let pack = opened.unwrap();
     assert_eq!(pack.hash(), &summary.hash);
     pack.page_hashes().unwrap();
@@ -208,7 +218,8 @@ fn sealed_frame(
 
 /// A layer with an index of the fuzzer's own.
 fn layer_of_index(input: &mut Input<'_>) {
-    let mut writer = LayerWriter::new(Vec::new(), &part(), Tag::cluster(SYSTEM_IDENTIFIER)).unwrap();
+    let mut writer =
+        LayerWriter::new(Vec::new(), &part(), Tag::cluster(SYSTEM_IDENTIFIER)).unwrap();
     writer.add_pack(&part(), &[1; 32]);
     let (empty, _) = writer.finish().unwrap();
     let head = &empty[..pack::HEAD_BYTES];
@@ -290,7 +301,8 @@ fn layer_of_entries(input: &mut Input<'_>) {
     }
     entries.sort_by(|a, b| a.0.cmp(&b.0));
     entries.dedup_by(|a, b| a.0 == b.0);
-    let mut writer = LayerWriter::new(Vec::new(), &part(), Tag::cluster(SYSTEM_IDENTIFIER)).unwrap();
+    let mut writer =
+        LayerWriter::new(Vec::new(), &part(), Tag::cluster(SYSTEM_IDENTIFIER)).unwrap();
     writer.add_pack(&part(), &[1; 32]);
     for (key, kind, value) in entries.iter().filter(|e| !e.0.is_empty()) {
         writer.push(key, *kind, value).unwrap();

@@ -7,12 +7,12 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use pitr::error::Result;
-use pitr::repo::root::BackupRoot;
 use pitr::repo::container::Container;
+use pitr::repo::id::BackupId;
 use pitr::repo::json;
 use pitr::repo::keyring::{self, Keys, system_random};
-use pitr::repo::id::BackupId;
 use pitr::repo::layout::ClusterLayout;
+use pitr::repo::root::BackupRoot;
 use pitr::repo::sealed::SealedStore;
 use pitr::seal::{
     Access, CHUNK, Contents, Drawn, Foot, HEAD, Head, PrivateHalf, PublicHalf, Recipient, Sealer,
