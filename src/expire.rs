@@ -454,11 +454,8 @@ impl Run<'_> {
     }
 
     fn check_stop(&self) -> Result<()> {
-        if self.what.host.is_stopping() {
-            return Err(err!(Interrupted, "interrupted")
-                .hint("Nothing that is needed was deleted. Run the command again: it goes on."));
-        }
-        Ok(())
+        let hint = "Nothing that is needed was deleted. Run the command again: it goes on.";
+        self.what.host.check_stop().map_err(|e| e.hint(hint))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::pg::page::{LONG_HEADER, WalIdentity};
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::repo::container::Container;
-use crate::repo::layout::ClusterLayout;
+use crate::repo::layout::{ClusterLayout, Home};
 use crate::repo::lives;
 use crate::repo::repository::Repository;
 use crate::store::Key;
@@ -266,9 +266,11 @@ fn in_other_life(
     name: SegmentName,
     mark: Option<Mark>,
 ) -> Result<Option<Key>> {
+    let homes = lives::stored_homes(repository.store(), layout, name.timeline)?;
+    let own = layout.home_of(name);
     find_in_other_life(
         repository,
-        layout,
+        (&homes, &own),
         name,
         &|_, stored, is_keyed| match mark {
             Some(mark) => Ok(stored.own == Some(as_stored(repository, mark, is_keyed)?)),
@@ -277,21 +279,18 @@ fn in_other_life(
     )
 }
 
-/// Where a segment is stored in a life of its timeline that is not followed, and has such a link; whether its marks are keyed is told with it.
+/// Finds a segment in a home of its timeline that is not its own, by its link and whether the marks of that are keyed.
 fn find_in_other_life(
     repository: &Repository,
-    layout: &ClusterLayout,
+    (homes, own): (&[Home], &Home),
     name: SegmentName,
     is_it: &dyn Fn(&Key, &Link, bool) -> Result<bool>,
 ) -> Result<Option<Key>> {
-    let store = repository.store();
-    let homes = lives::stored_homes(store, layout, name.timeline)?;
     // Without a life there is one home only.
     if homes.len() == 1 {
         return Ok(None);
     }
-    let own = layout.home_of(name);
-    for home in homes.into_iter().filter(|home| *home != own) {
+    for home in homes.iter().filter(|home| *home != own) {
         let key = home.segment(name);
         let Some((stored, is_keyed)) = stored_link(repository, &key)? else {
             continue;
@@ -305,7 +304,7 @@ fn find_in_other_life(
 
 /// Whether a timeline left `parent` in a life that is not followed, by the link of its first segment: it says nothing then of where the
 /// followed one ends. Where that segment has no link, its position tells, if the timeline is abandoned besides, as "pitr wal resolve" asks for.
-/// Where it is not known the timeline is taken to have left the followed life.
+/// Without either, the timeline is taken to have left the followed life.
 ///
 /// # Errors
 /// What the store says; those of `is_abandoned`.
@@ -320,9 +319,12 @@ pub(super) fn is_left_in_other(
         return Ok(false);
     };
     // Before anything is read: nearly always there is one life.
-    if lives::stored_homes(repository.store(), layout, parent)?.len() == 1 {
+    let homes = lives::stored_homes(repository.store(), layout, parent)?;
+    if homes.len() == 1 {
         return Ok(false);
     }
+    let own = layout.home_of(before);
+    let homes = (homes.as_slice(), &own);
     let key = layout.segment(first);
     let Some((link, is_keyed)) = stored_link(repository, &key)? else {
         return Ok(false);
@@ -332,7 +334,7 @@ pub(super) fn is_left_in_other(
             let is_it = |_: &Key, stored: &Link, keyed: bool| {
                 Ok(keyed == is_keyed && stored.own == Some(seen))
             };
-            find_in_other_life(repository, layout, before, &is_it)?
+            find_in_other_life(repository, homes, before, &is_it)?
         }
         // The server recycles the segment before once it is promoted.
         Before::Unknown if is_abandoned()? => {
@@ -344,7 +346,7 @@ pub(super) fn is_left_in_other(
                 let ends = stored_summary(repository, key)?;
                 Ok(ends.is_some_and(|s| s.last_begun == Some(last)))
             };
-            find_in_other_life(repository, layout, before, &is_it)?
+            find_in_other_life(repository, homes, before, &is_it)?
         }
         _ => None,
     };

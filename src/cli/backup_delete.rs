@@ -148,11 +148,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     report(cx, args, &all)?;
     let is_whole = failures.told(cx)?;
     if !args.confirm && !args.dry_run {
-        return Err(
-            err!(Refused, "nothing was changed, because --confirm is not given").hint(
-                "The plan above would be carried out.\nAdd --confirm to do it, or --dry-run to only look.",
-            ),
-        );
+        return Err(super::unconfirmed("The plan above would be carried out."));
     }
     let is_refused = all.iter().any(|one| !one.shown.refused.is_empty());
     if all.iter().any(|one| !one.shown.withheld.is_empty()) && is_whole && !is_refused {

@@ -208,9 +208,7 @@ fn status(args: &Args, done: &[Done], is_whole: bool) -> Result<u8> {
         .hint("What is left is tried again by the next run. Run it as the user that owns the repository."));
     }
     if !args.dry_run && !args.confirm && done.iter().any(|d| !d.plan.is_empty()) {
-        return Err(err!(Refused, "nothing was changed, because --confirm is not given").hint(
-            "The plan above would be carried out.\nAdd --confirm to do it, or --dry-run to only look.",
-        ));
+        return Err(super::unconfirmed("The plan above would be carried out."));
     }
     // A disk that fills because nothing goes is no success.
     Ok(match done.iter().all(|d| d.plan.withheld.is_empty()) {

@@ -180,6 +180,17 @@ pub fn now() -> TimestampTz {
     TimestampTz::from_system_time(SystemTime::now())
 }
 
+/// The refusal of a command that shows a plan, and was given neither --confirm nor --dry-run; `shown` says what the plan is.
+fn unconfirmed(shown: &str) -> Error {
+    err!(
+        Refused,
+        "nothing was changed, because --confirm is not given"
+    )
+    .hint(format!(
+        "{shown}\nAdd --confirm to do it, or --dry-run to only look."
+    ))
+}
+
 /// A random number.
 pub fn random() -> u64 {
     // The standard library seeds its hash keys from the system, and takes others each time.

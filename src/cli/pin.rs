@@ -317,11 +317,7 @@ fn finish(
     }
     let is_whole = failures.told(cx)?;
     if !confirm && !dry_run {
-        return Err(
-            err!(Refused, "nothing was changed, because --confirm is not given").hint(
-                "What is shown above would be recorded.\nAdd --confirm to do it, or --dry-run to only look.",
-            ),
-        );
+        return Err(super::unconfirmed("What is shown above would be recorded."));
     }
     partial_unless(is_whole)
 }

@@ -78,9 +78,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
                 .hint("Nothing was changed. \"pitr repo claims\" shows what holds others."));
         }
         if !args.confirm && !args.dry_run {
-            return Err(err!(Refused, "nothing was changed, because --confirm is not given").hint(
-                "What is shown above would be ended.\nAdd --confirm to do it, or --dry-run to only look.",
-            ));
+            return Err(super::unconfirmed("What is shown above would be ended."));
         }
     }
     Ok(match is_whole {

@@ -433,11 +433,7 @@ fn decide(cx: &Context, held: Held, change: &Change, kind: Kind) -> Result<u8> {
     }
     let is_whole = failures.told(cx)?;
     if !change.confirm && !change.dry_run {
-        return Err(
-            err!(Refused, "nothing was changed, because --confirm is not given").hint(
-                "The decision above would be recorded.\nAdd --confirm to do it, or --dry-run to only look.",
-            ),
-        );
+        return Err(super::unconfirmed("The decision above would be recorded."));
     }
     partial_unless(is_whole)
 }

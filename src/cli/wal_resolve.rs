@@ -416,11 +416,7 @@ fn finish(
     }
     let is_whole = failures.told(cx)?;
     if !args.confirm && !args.dry_run {
-        return Err(
-            err!(Refused, "nothing was changed, because --confirm is not given").hint(
-                "The decision above would be recorded.\nAdd --confirm to do it, or --dry-run to only look.",
-            ),
-        );
+        return Err(super::unconfirmed("The decision above would be recorded."));
     }
     timeline::partial_unless(is_whole)
 }

@@ -54,19 +54,18 @@ impl Transfer<'_> {
     fn copy_claimed(&self, id: &BackupId, wal: &Wal<'_>) -> Result<bool> {
         let key = self.layout.manifest(id);
         let store = self.from.store();
-        let Some(root) = Outline::read(store, &self.layout, id)? else {
-            return Ok(false);
-        };
-        // What is encrypted is copied as it is stored.
-        let whole = match self.is_sealed() {
-            true => None,
+        // An encrypted root is copied as it is stored.
+        let (root, whole) = match self.is_sealed() {
+            true => (Outline::read(store, &self.layout, id)?, None),
             false => {
                 let read = BackupRoot::read(store, &self.layout, id)?;
-                let Some(whole) = read.zip(get(store, &key, json::ROOT_LIMIT_BYTES)?) else {
-                    return Ok(false);
-                };
-                Some(whole)
+                let whole = read.zip(get(store, &key, json::ROOT_LIMIT_BYTES)?);
+                let root = whole.as_ref().map(|(root, _)| Outline::of(root));
+                (root.transpose()?, whole)
             }
+        };
+        let Some(root) = root else {
+            return Ok(false);
         };
         root.check_positions()?;
         if wal.is_torn(root.timeline) || wal.is_torn(root.start_timeline) {

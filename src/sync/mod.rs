@@ -241,11 +241,8 @@ impl<'a> Transfer<'a> {
     }
 
     fn check_stop(&self) -> Result<()> {
-        match self.host.is_stopping() {
-            true => Err(err!(Interrupted, "interrupted")
-                .hint("What was copied is there and whole. Run the command again: it goes on.")),
-            false => Ok(()),
-        }
+        let hint = "What was copied is there and whole. Run the command again: it goes on.";
+        self.host.check_stop().map_err(|e| e.hint(hint))
     }
 
     fn register(&self) -> Result<()> {

@@ -51,7 +51,7 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
     }
     registrations(work)?;
     for (timeline, held) in &survey.timelines {
-        work.check_stop()?;
+        work.what.host.check_stop()?;
         if held.history != HistoryFile::Absent {
             history(work, survey, *timeline)?;
         } else if *timeline != TimelineId::FIRST && !held.is_empty() {

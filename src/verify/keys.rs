@@ -59,7 +59,7 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
 
 /// Warns of every name below `prefix` that is not expected there.
 fn names(work: &Work<'_>, prefix: &str, expected: impl Fn(&str, bool) -> bool) -> Result<()> {
-    work.check_stop()?;
+    work.what.host.check_stop()?;
     for listed in work.store.list(prefix)? {
         let at = match prefix {
             "" => listed.name.clone(),

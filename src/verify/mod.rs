@@ -347,15 +347,12 @@ impl Verify<'_> {
 
 /// What is said of backups that carry no proof.
 fn unproven(count: u64) -> String {
+    let (backups, their, them) = match count {
+        1 => ("backup has", "its", "it"),
+        _ => ("backups have", "their", "them"),
+    };
     format!(
-        "{} no proof of {} WAL, for an older pitr took {}: a clone's WAL in its place is not noticed",
-        if count == 1 {
-            "1 backup has".to_owned()
-        } else {
-            format!("{count} backups have")
-        },
-        if count == 1 { "its" } else { "their" },
-        if count == 1 { "it" } else { "them" },
+        "{count} {backups} no proof of {their} WAL, for an older pitr took {them}: a clone's WAL in its place is not noticed"
     )
 }
 
@@ -517,13 +514,6 @@ impl Work<'_> {
     fn count(&self, bytes: u64) {
         self.objects.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn check_stop(&self) -> Result<()> {
-        match self.what.host.is_stopping() {
-            true => Err(err!(Interrupted, "interrupted")),
-            false => Ok(()),
-        }
     }
 }
 

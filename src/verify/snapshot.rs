@@ -29,7 +29,7 @@ const LISTED_MAX: usize = 20;
 
 /// Reads one backup.
 pub(super) fn check(work: &Work<'_>, id: &BackupId) -> Result<()> {
-    work.check_stop()?;
+    work.what.host.check_stop()?;
     let about = || About::Backup(id.clone());
     let key = work.layout.manifest(id);
     let read = BackupRoot::read(work.store, &work.layout, id);
@@ -152,7 +152,7 @@ fn check_layers(work: &Work<'_>, root: &BackupRoot) -> Result<bool> {
     let mut is_sound = true;
     let mut known: BTreeMap<&PartName, u64> = BTreeMap::new();
     for reference in root.map.shards.iter().flat_map(|s| &s.layers) {
-        work.check_stop()?;
+        work.what.host.check_stop()?;
         let key = work.layout.layer(&reference.key);
         let read = || -> Result<()> {
             let object = work
@@ -218,7 +218,7 @@ fn server_manifest(work: &Work<'_>, root: &BackupRoot) -> Result<Option<Containe
 fn mapped_bytes(work: &Work<'_>, snapshot: &Snapshot<'_>) -> Result<u64> {
     let mut mapped = 0_u64;
     for item in snapshot.items() {
-        work.check_stop()?;
+        work.what.host.check_stop()?;
         let item = item?;
         if let Metadata::File { .. } = item.metadata {
             mapped = mapped.saturating_add(item.mapped_bytes);
@@ -338,7 +338,7 @@ impl Shared<'_> {
         let mut at = 0;
         let mut found = 0;
         for number in 0..pack.frame_count() {
-            self.work.check_stop()?;
+            self.work.what.host.check_stop()?;
             let count = pack
                 .reader()
                 .entry(number)

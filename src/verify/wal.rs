@@ -161,7 +161,7 @@ fn check_chunk(work: &Work<'_>, chunk: &Chunk) -> Result<()> {
         }
     }
     for number in chunk.first.0..=chunk.last.0 {
-        work.check_stop()?;
+        work.what.host.check_stop()?;
         let Some(name) = SegmentNumber(number).name(chunk.timeline, work.size) else {
             break;
         };

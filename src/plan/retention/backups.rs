@@ -315,10 +315,6 @@ fn keep_all_but(judged: &mut Judgement<'_>, tree: &Tree<'_>, policy: &Policy, id
     }
     let good = || judged.backups.iter().filter(|b| b.damage.is_none());
     let is_newest = good().next_back().is_some_and(|b| b.id == id);
-    let mut latest = policy.cluster.clone();
-    if latest.is_empty() {
-        latest.extend(tree.timelines().next_back());
-    }
     let is_base = |timeline: &TimelineId| {
         let leads =
             |b: &&Candidate<'_>| tree.leads_through(*timeline, b.root.timeline, b.root.stop_lsn);
@@ -332,7 +328,7 @@ fn keep_all_but(judged: &mut Judgement<'_>, tree: &Tree<'_>, policy: &Policy, id
     } else if is_newest {
         Some("it is the newest good one".to_owned())
     } else {
-        let base = latest.into_iter().find(is_base);
+        let base = followed(tree, policy).into_iter().find(is_base);
         base.map(|t| {
             format!(
                 "it is the only good one that leads to timeline {}, which the cluster follows",
@@ -396,11 +392,7 @@ fn keep_newest(judged: &mut Judgement<'_>, tree: &Tree<'_>, policy: &Policy) {
     if good.is_empty() && !judged.backups.is_empty() {
         judged.refusal = Some("no backup is known to be good: nothing is deleted".to_owned());
     }
-    let mut latest = policy.cluster.clone();
-    if latest.is_empty() {
-        latest.extend(tree.timelines().next_back());
-    }
-    for timeline in latest {
+    for timeline in followed(tree, policy) {
         keep_base(judged, tree, timeline);
     }
     let mut reached = BTreeMap::new();
@@ -487,6 +479,14 @@ fn uncovered(
         }
     }
     None
+}
+
+/// The timelines that may be the cluster; the newest where the policy names none.
+fn followed(tree: &Tree<'_>, policy: &Policy) -> Vec<TimelineId> {
+    match policy.cluster.is_empty() {
+        true => tree.timelines().next_back().into_iter().collect(),
+        false => policy.cluster.clone(),
+    }
 }
 
 /// After a failover to a standby that lagged, the cluster's timeline may begin before the oldest kept backup: its base stays.
