@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::Context;
-use super::rival::{self, is_same};
 use crate::archive::datadir::{DataDirectory, GUARD};
 use crate::archive::guard;
 use crate::config::{self, ClusterName, Settings};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
+use crate::operate::rival::{self, is_same};
 use crate::restore::adopt::{self, Adopted};
 
 /// Let a restored copy archive
@@ -50,10 +50,10 @@ struct Shown<'a> {
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let new_name: Option<ClusterName> = args.new_name.as_deref().map(str::parse).transpose()?;
-    let settings = cx.settings()?;
+    let settings = cx.session.settings()?;
     let configured = settings.cluster_if_named()?;
     let pgdata = match (&args.pgdata, &configured) {
-        (Some(pgdata), _) => cx.environment.absolute(pgdata),
+        (Some(pgdata), _) => cx.session.environment.absolute(pgdata),
         (None, Some(cluster)) => cluster.pgdata.clone().ok_or_else(|| {
             err!(Config, "cluster \"{}\" has no pgdata", cluster.name).hint("Add --pgdata DIR.")
         })?,
@@ -65,9 +65,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let repositories: Vec<_> = settings
         .repositories
         .iter()
-        .map(|r| (cx.open(r), r.required))
+        .map(|r| (cx.session.open(r), r.required))
         .collect();
-    let host = cx.unstoppable();
+    let host = &cx.session.host;
     let name = configured.as_ref().map(|c| c.name.as_str());
     if let Some(cluster) = &configured
         && new_name.is_none()
@@ -75,7 +75,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         && let Some(control) = directory.control()?
     {
         let copy = (directory.path(), control.system_identifier);
-        rival::check(cx, copy, cluster, args.confirm)?;
+        rival::check(&cx.session, copy, cluster, args.confirm)?;
     }
     let adopted = adopt::adopt(
         &directory,
@@ -84,7 +84,6 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         &repositories,
         &host,
     )?;
-    drop(host);
     let old = adopted.guard.as_ref().map(|g| g.cluster.as_str()).or(name);
     let cluster = args.new_name.as_deref().or(old);
     if cx.out.is_json() {
@@ -180,10 +179,10 @@ impl Report<'_> {
         if !self.is_renamed && self.configured.is_some_and(receives) {
             steps.push(format!(
                 "pitr receive --create-slot{}: the replication slot of the old server is not in the copy",
-                cx.flags(Some(cluster))
+                cx.session.options(Some(cluster))
             ));
         }
-        steps.push(format!("pitr backup{}", cx.flags(Some(cluster))));
+        steps.push(format!("pitr backup{}", cx.session.options(Some(cluster))));
         steps
     }
 }

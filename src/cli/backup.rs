@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Context, backup_delete, human};
+use super::{Context, backup_delete};
 use crate::backup::live::LiveServer;
 use crate::backup::{self, Options};
 use crate::config::{Period, Size};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
+use crate::operate::human;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::repo::root::BackupRoot;
@@ -124,13 +125,13 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if let Some(Command::Delete(args)) = &args.command {
         return backup_delete::run(args, cx);
     }
-    let settings = cx.settings()?;
+    let settings = cx.session.settings()?;
     let cluster = settings.cluster()?;
     let configured = settings
         .repositories
         .first()
         .ok_or_else(|| err!(Config, "no repository is configured"))?;
-    let repository = cx.open(configured)?;
+    let repository = cx.session.open(configured)?;
     if settings.repositories.len() > 1 {
         cx.out.note(&format!(
             "the backup goes into repository \"{}\" alone, the first one configured: --repository NAME chooses another",
@@ -139,7 +140,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
     let info = ConnInfo::resolve(conninfo, &conninfo::Environment::of_process())?;
-    let host = cx.host()?;
+    cx.stop_in_order()?;
+    let host = &cx.session.host;
     let mut server =
         LiveServer::connect(&info, Arc::clone(&host.progress), Arc::clone(&host.stop))?;
     let started = Instant::now();
@@ -149,11 +151,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         cluster.name.as_str(),
         &mut server,
         &options,
-        &host,
+        host,
     )?;
     let took = started.elapsed();
     drop(server);
-    drop(host);
     if cx.out.is_json() {
         cx.out.json(&shown(&root, &configured.name, took))?;
     } else {

@@ -1,19 +1,18 @@
 //! `pitr backup delete`: one backup goes because a person asks for it.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 
+use super::Context;
 use super::pin::Found;
-use super::reading::Reading;
 use super::timeline::partial_unless;
-use super::{Context, human, unproven};
 use crate::config::Period;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::exit;
 use crate::expire::{Expire, Outcome};
 use crate::host::Host;
+use crate::operate::reading::Reading;
+use crate::operate::{human, unproven};
 use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
 use crate::plan::retention::{Deletion, ExpirePlan, Fate, Policy};
@@ -114,11 +113,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let Found {
         copies,
         mut failures,
-    } = Found::look(cx, &args.backup)?;
-    let host = cx.host()?.with_progress(Arc::new(cx.progress()));
+    } = Found::look(&cx.session, &args.backup)?;
+    cx.stop_in_order()?;
+    let host = &cx.session.host;
     let mut all = Vec::new();
     for (reading, inventory, _) in &copies {
-        match plan(args, cx, &host, reading, inventory) {
+        match plan(args, cx, host, reading, inventory) {
             Ok(one) => all.push(one),
             // What one of them refuses is done in none.
             Err(e) if e.code() == Code::Refused => return Err(e),
@@ -128,14 +128,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             }
         }
     }
-    failures.first_if(cx, all.is_empty())?;
+    failures.first_if(&cx.session, all.is_empty())?;
     if !cx.out.is_json() {
         all.iter().try_for_each(|one| print(cx, args, one))?;
     }
     let mut done = 0;
     if args.confirm {
         for one in &mut all {
-            match carry_out(one, &args.backup, &host) {
+            match carry_out(one, &args.backup, host) {
                 Ok(()) => done += 1,
                 Err(e) => {
                     let name = &one.reading.configured.name;
@@ -143,10 +143,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
                 }
             }
         }
-        failures.first_if(cx, done == 0)?;
+        failures.first_if(&cx.session, done == 0)?;
     }
     report(cx, args, &all)?;
-    let is_whole = failures.told(cx)?;
+    let is_whole = cx.told(failures)?;
     if !args.confirm && !args.dry_run {
         return Err(super::unconfirmed("The plan above would be carried out."));
     }
@@ -255,7 +255,7 @@ fn windows(
     reading: &Reading,
     inventory: &Inventory,
 ) -> Result<Option<Vec<ShownWindow>>> {
-    match reading.windows(cx, inventory) {
+    match reading.windows(&cx.session, inventory) {
         Ok(found) => Ok(Some(found.windows.iter().map(ShownWindow::new).collect())),
         Err(e) if e.code() == Code::Key => Ok(None),
         Err(e) => Err(e),
@@ -357,7 +357,7 @@ fn report(cx: &Context, args: &Args, all: &[One<'_>]) -> Result<()> {
                 human::time(due)
             ),
             (false, None) if shown.marked => {
-                let due = cx.now().saturating_add(args.grace.duration());
+                let due = cx.session.host.now().saturating_add(args.grace.duration());
                 format!(
                     "marked in {name}: the same command deletes it after {}",
                     human::time(due)

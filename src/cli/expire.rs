@@ -1,21 +1,20 @@
 //! `pitr expire`.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 use serde_json::json;
 
-use super::failures::Failures;
+use super::Context;
 use super::output::{Align, Table};
-use super::registered::registrations;
-use super::unproven;
-use super::{Context, human};
 use crate::config::{self, Period};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::expire::{Expire, Outcome};
 use crate::host::Host;
+use crate::operate::failures::Failures;
+use crate::operate::human;
+use crate::operate::registered::registrations;
+use crate::operate::unproven;
 use crate::pg::segment::SegmentSize;
 use crate::plan::retention::{Deletion, ExpirePlan, Fate, Judged, Policy};
 use crate::repo::id::BackupId;
@@ -68,7 +67,7 @@ const FORGED: &str =
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let settings = cx.settings()?;
+    let settings = cx.session.settings()?;
     let policy = Policy {
         keep: keep(args)?,
         grace: args.grace.duration(),
@@ -84,22 +83,23 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return Err(err!(Config, "no repository is configured"));
     }
     let wanted = settings.cluster_if_named()?;
-    let host = cx.host()?;
+    cx.stop_in_order()?;
+    let host = &cx.session.host;
     let mut done = Vec::new();
     let mut failures = Failures::default();
     for configured in &settings.repositories {
         let name = wanted.as_ref().map(|c| c.name.as_str());
-        if let Err(e) = one_repository(args, cx, configured, name, &policy, &host, &mut done) {
+        if let Err(e) = one_repository(args, cx, configured, name, &policy, host, &mut done) {
             let doing = format!("expire in repository \"{}\"", configured.name);
             if !failures.add(e, doing) {
                 break;
             }
         }
     }
-    failures.first_if(cx, done.is_empty())?;
+    failures.first_if(&cx.session, done.is_empty())?;
     report(cx, args, &done)?;
-    failures.first_if(cx, done.iter().all(|d| d.is_cut_short))?;
-    let is_whole = failures.told(cx)?;
+    failures.first_if(&cx.session, done.iter().all(|d| d.is_cut_short))?;
+    let is_whole = cx.told(failures)?;
     status(args, &done, is_whole)
 }
 
@@ -148,17 +148,16 @@ fn one_repository(
     host: &Host,
     done: &mut Vec<Done>,
 ) -> Result<()> {
-    let repository = cx.open(configured)?;
+    let repository = cx.session.open(configured)?;
     let mut warning = unproven::warning(configured, &repository, FORGED);
-    let registrations = registrations(cx, &repository, cluster)?;
-    let host = host.with_progress(Arc::new(cx.progress()));
+    let registrations = registrations(&cx.session, &repository, cluster)?;
     // A cluster that went through pg_upgrade has several identifiers; each keeps its own N.
     for registration in registrations {
         let expire = Expire {
             repository: &repository,
             registration: &registration,
             policy: policy.clone(),
-            host: &host,
+            host: host,
         };
         let plan = expire.plan()?;
         let mut outcome = args.confirm.then(Outcome::default);

@@ -5,19 +5,19 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Context;
-use super::blocked::{Blocked, PASSING, Waiting};
-use super::failures::Failures;
-use super::former::{self, Former};
-use super::human::{self, SizeUnit};
-use super::lag::{self, Lag};
 use super::output::{Align, Table};
-use super::reading::Reading;
-use super::receiver::{self, Receiver};
-use super::set_back;
 use crate::archive::datadir::DataDirectory;
 use crate::config;
 use crate::error::Result;
 use crate::exit;
+use crate::operate::blocked::{Blocked, PASSING, Waiting};
+use crate::operate::failures::Failures;
+use crate::operate::former::{self, Former};
+use crate::operate::human::{self, SizeUnit};
+use crate::operate::lag::{self, Lag};
+use crate::operate::reading::Reading;
+use crate::operate::receiver::{self, Receiver};
+use crate::operate::set_back;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
@@ -161,7 +161,7 @@ impl ShownBackup {
 pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
     let mut looked = Vec::new();
     let mut failures = Failures::default();
-    for reading in Reading::open_each(cx)? {
+    for reading in Reading::open_each(&cx.session)? {
         match look(cx, &reading) {
             Ok(one) => looked.push(one),
             Err(e) => {
@@ -169,7 +169,7 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
             }
         }
     }
-    failures.first_if(cx, looked.is_empty())?;
+    failures.first_if(&cx.session, looked.is_empty())?;
     let worst = looked.iter().map(|(shown, _)| shown.state).max();
     let state = match failures.is_empty() {
         true => worst.unwrap_or(State::Ok),
@@ -186,7 +186,7 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
             print(cx, shown, inventory)?;
         }
     }
-    failures.told(cx)?;
+    cx.told(failures)?;
     Ok(match state {
         State::Ok => exit::SUCCESS,
         State::Warning => exit::WARNINGS,
@@ -195,9 +195,9 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
 }
 
 fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
-    let inventory = reading.inventory(cx)?;
-    let found = reading.windows(cx, &inventory)?;
-    let (cluster, _) = reading.decide_with_others(cx, &inventory)?;
+    let inventory = reading.inventory(&cx.session)?;
+    let found = reading.windows(&cx.session, &inventory)?;
+    let (cluster, _) = reading.decide_with_others(&cx.session, &inventory)?;
     let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
     let gaps = gap::gaps(&inventory, oldest.unwrap_or_default());
     let limit = reading
@@ -206,11 +206,20 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
         .and_then(|c| c.max_backup_age)
         .map(|age| age.duration());
     let receiver = match &reading.cluster {
-        Some(cluster) => Receiver::read(cluster, inventory.system_identifier, cx.now())?,
+        Some(cluster) => {
+            Receiver::read(cluster, inventory.system_identifier, cx.session.host.now())?
+        }
         None => None,
     };
-    let mut problems = judge(&inventory, &found, &gaps, &cluster, limit, cx.now());
-    let mismatch = former::mismatch(cx, reading, inventory.system_identifier);
+    let mut problems = judge(
+        &inventory,
+        &found,
+        &gaps,
+        &cluster,
+        limit,
+        cx.session.host.now(),
+    );
+    let mismatch = former::mismatch(&cx.session, reading, inventory.system_identifier);
     problems.extend(mismatch.map(|message| Problem {
         state: State::Critical,
         message,
@@ -224,7 +233,7 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
     let lost = receiver::recorded_gaps(&reading.repository, &inventory)?;
     let trouble = receiver.as_ref().and_then(Receiver::problem);
     let identifier = inventory.system_identifier;
-    let repositories = lag::look(cx, &reading.settings, &reading.name, identifier);
+    let repositories = lag::look(&cx.session, &reading.settings, &reading.name, identifier);
     let lags = repositories.iter().flat_map(Lag::problems);
     let configured = reading.settings.repositories.iter();
     let weak = configured.filter_map(weakly_created);
@@ -238,7 +247,7 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
         message,
     }));
     let blocked = match &reading.cluster {
-        Some(cluster) => Blocked::all(cluster, None, cx),
+        Some(cluster) => Blocked::all(cluster, None, &cx.session),
         None => Vec::new(),
     };
     problems.extend(blocked.iter().map(|file| Problem {
@@ -266,7 +275,7 @@ fn look(cx: &Context, reading: &Reading) -> Result<(ShownCluster, Inventory)> {
         backups: inventory
             .backups
             .iter()
-            .map(|b| ShownBackup::new(b, cx.now()))
+            .map(|b| ShownBackup::new(b, cx.session.host.now()))
             .collect(),
         recovery_windows: found.windows,
         gaps,
@@ -301,7 +310,7 @@ fn times_twice(
     let Some(window) = of_cluster(&found.windows, cluster.timeline(), inventory) else {
         return Ok(None);
     };
-    let rollup = reading.rollup(cx, inventory)?;
+    let rollup = reading.rollup(&cx.session, inventory)?;
     let twice = set_back::look(inventory, &rollup, window)?;
     Ok(twice.map(|twice| {
         format!(
@@ -316,7 +325,7 @@ fn times_twice(
 /// what waited when it was a primary.
 fn stuck(cluster: &config::Cluster, cx: &Context) -> Option<Problem> {
     let pgdata = cluster.pgdata.as_deref()?;
-    let waiting = Waiting::read(pgdata, cx.now()).ok()?;
+    let waiting = Waiting::read(pgdata, cx.session.host.now()).ok()?;
     let is_standby = DataDirectory::at(pgdata).has("standby.signal");
     (waiting.age >= PASSING && !is_standby).then(|| Problem {
         state: State::Critical,
@@ -513,7 +522,7 @@ fn print(cx: &Context, shown: &ShownCluster, inventory: &Inventory) -> Result<()
     }
     if !shown.backups.is_empty() {
         cx.out.line("")?;
-        cx.out.table(&backups(inventory, cx.now()))?;
+        cx.out.table(&backups(inventory, cx.session.host.now()))?;
     }
     if !shown.recovery_windows.is_empty() {
         cx.out.line("")?;

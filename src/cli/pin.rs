@@ -2,13 +2,16 @@
 
 use serde::Serialize;
 
-use super::failures::Failures;
-use super::reading::Reading;
+use super::Context;
 use super::target::TargetArgs;
-use super::timeline::{Held, partial_unless, reason};
-use super::{Context, human, unproven};
+use super::timeline::{partial_unless, reason};
 use crate::err;
 use crate::error::{Error, Result};
+use crate::operate::failures::Failures;
+use crate::operate::held::Held;
+use crate::operate::reading::Reading;
+use crate::operate::session::Session;
+use crate::operate::{human, unproven};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::plan::target::Target;
@@ -86,11 +89,11 @@ pub(super) struct Found {
 impl Found {
     /// # Errors
     /// `NotFound` where no repository has it; the first failure where one that could not be asked may have it.
-    pub(super) fn look(cx: &Context, id: &BackupId) -> Result<Found> {
+    pub(super) fn look(session: &Session, id: &BackupId) -> Result<Found> {
         let Held {
             readings,
             mut failures,
-        } = Held::read(cx)?;
+        } = Held::read(session)?;
         let mut copies = Vec::new();
         let mut why_not = None;
         let mut known = Vec::new();
@@ -103,7 +106,7 @@ impl Found {
                 }
             }
         }
-        failures.first_if(cx, copies.is_empty())?;
+        failures.first_if(session, copies.is_empty())?;
         if copies.is_empty() {
             return Err(why_not.unwrap_or_else(|| unknown(id, &known)));
         }
@@ -241,7 +244,7 @@ struct Shown<'a> {
 
 /// Runs `pitr pin`.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let found = Found::look(cx, &args.backup)?;
+    let found = Found::look(&cx.session, &args.backup)?;
     let (reading, inventory, backup) = found.first()?;
     let until = until(args, cx, reading, inventory)?;
     let marks = found.copies.iter().filter_map(|(.., b)| b.expire_mark);
@@ -253,7 +256,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         start_lsn: backup.start_lsn,
         end_lsn: backup.consistent_lsn.max(backup.stop_lsn),
         repositories: found.names(),
-        pins: pins(&found, cx.now()),
+        pins: pins(&found, cx.session.host.now()),
         expire_not_before: marks.min(),
         recorded_in: Vec::new(),
         confirmed: args.confirm,
@@ -272,7 +275,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         mut failures,
     } = found;
     if args.confirm {
-        let host = cx.unstoppable();
+        let host = &cx.session.host;
         let pin = Event {
             reason: Some(args.reason.clone()),
             until,
@@ -295,7 +298,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
                 }
             }
         }
-        failures.first_if(cx, shown.recorded_in.is_empty())?;
+        failures.first_if(&cx.session, shown.recorded_in.is_empty())?;
     }
     finish(cx, &shown, (args.confirm, args.dry_run), failures, || {
         format!("pinned in {}", shown.recorded_in.join(" and "))
@@ -315,7 +318,7 @@ fn finish(
     } else if confirm {
         cx.out.report(&done())?;
     }
-    let is_whole = failures.told(cx)?;
+    let is_whole = cx.told(failures)?;
     if !confirm && !dry_run {
         return Err(super::unconfirmed("What is shown above would be recorded."));
     }
@@ -360,9 +363,9 @@ fn until(
     };
     let configured = reading.cluster.as_ref().and_then(|c| c.timezone.as_deref());
     let parsed = asked.parse()?;
-    let resolved = parsed.resolve(&cx.environment, configured, inventory.timezone())?;
+    let resolved = parsed.resolve(&cx.session.environment, configured, inventory.timezone())?;
     match resolved.target.target {
-        Target::Time(at) if at > cx.now() => Ok(Some(at)),
+        Target::Time(at) if at > cx.session.host.now() => Ok(Some(at)),
         Target::Time(at) => Err(err!(
             Usage,
             "--until {} is in the past: such a pin would keep nothing",
@@ -399,7 +402,7 @@ fn still_there(
 ) -> Result<()> {
     let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
     let store = reading.repository.store();
-    let host = cx.unstoppable();
+    let host = &cx.session.host;
     let clock = host.clock.as_ref();
     deletion::wait((store, &layout), clock, host.progress.as_ref(), &mut || {
         Ok(())
@@ -428,8 +431,8 @@ struct ShownEnd {
 
 /// Runs `pitr unpin`.
 pub fn run_unpin(args: &UnpinArgs, cx: &Context) -> Result<u8> {
-    let mut found = Found::look(cx, &args.backup)?;
-    let standing = pins(&found, cx.now());
+    let mut found = Found::look(&cx.session, &args.backup)?;
+    let standing = pins(&found, cx.session.host.now());
     if !cx.out.is_json() && !standing.is_empty() {
         print_backup(cx, &found)?;
         print_pins(cx, &standing)?;
@@ -442,7 +445,7 @@ pub fn run_unpin(args: &UnpinArgs, cx: &Context) -> Result<u8> {
     if standing.is_empty() {
         let error = err!(NotFound, "backup \"{}\" is not pinned", args.backup);
         let none = error.hint("Nothing was changed. \"pitr info\" shows which backups are pinned.");
-        found.failures.first_if(cx, true)?;
+        found.failures.first_if(&cx.session, true)?;
         return Err(none);
     }
     found.copies.retain(|(.., backup)| !backup.pins.is_empty());
@@ -458,7 +461,7 @@ pub fn run_unpin(args: &UnpinArgs, cx: &Context) -> Result<u8> {
         mut failures,
     } = found;
     if args.confirm {
-        let host = cx.unstoppable();
+        let host = &cx.session.host;
         let writer = Writer::of(&host);
         // One event for each pin, whichever repositories have it.
         let mut ends: Vec<(Event, u64)> = Vec::new();
@@ -486,7 +489,7 @@ pub fn run_unpin(args: &UnpinArgs, cx: &Context) -> Result<u8> {
                 }
             }
         }
-        failures.first_if(cx, shown.recorded_in.is_empty())?;
+        failures.first_if(&cx.session, shown.recorded_in.is_empty())?;
     }
     finish(cx, &shown, (args.confirm, args.dry_run), failures, || {
         format!("unpinned in {}", shown.recorded_in.join(" and "))

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::Context;
 use super::notify::Notify;
-use super::{Context, human};
 use crate::config::Cluster;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit;
+use crate::operate::receiver::{SLOT_DEFAULT, archived, line, lsn};
 use crate::pg::lsn::Lsn;
 use crate::progress::Progress;
 use crate::receive::session::{self, Ended, Options};
@@ -19,9 +20,6 @@ use crate::receive::status::Status;
 use crate::wire::client::{Client, Session};
 use crate::wire::conninfo::{self, ConnInfo};
 use crate::wire::slot::SlotName;
-
-/// The slot where neither configuration nor command line name one.
-pub(super) const SLOT_DEFAULT: &str = "pitr";
 
 /// A connection that is dead on the way is noticed by the kernel too, unless conninfo says otherwise.
 const PROBE_IDLE: Duration = Duration::from_secs(10);
@@ -76,7 +74,7 @@ struct Shown<'a> {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let settings = cx.settings()?;
+    let settings = cx.session.settings()?;
     let cluster = settings.cluster()?;
     let slot = match (&args.slot, &cluster.receive.slot) {
         (Some(slot), _) => slot.clone(),
@@ -160,11 +158,9 @@ fn conninfo(cluster: &Cluster) -> Result<ConnInfo> {
 }
 
 fn receive(cx: &Context, options: &Options) -> Result<Option<Ended>> {
-    let terminal = Arc::new(cx.progress());
-    let host = cx
-        .host()?
-        .with_progress(Arc::<super::terminal::TerminalProgress>::clone(&terminal));
-    let notify = Notify::new(&cx.environment);
+    cx.stop_in_order()?;
+    let (terminal, host) = (cx.out.progress(), &cx.session.host);
+    let notify = Notify::new(&cx.session.environment);
     let ready = Cell::new(false);
     let watch = |status: &Status| {
         let line = line(status);
@@ -174,13 +170,13 @@ fn receive(cx: &Context, options: &Options) -> Result<Option<Ended>> {
         notify.send(&format!("STATUS={line}"));
         terminal.show_line(&line);
     };
-    let ended = session::run(options, &host, &watch);
+    let ended = session::run(options, host, &watch);
     notify.send("STOPPING=1");
     ended
 }
 
 fn drop_slot(cx: &Context, info: &ConnInfo, slot: &SlotName) -> Result<u8> {
-    let progress: Arc<dyn Progress> = Arc::new(cx.progress());
+    let progress: Arc<dyn Progress> = cx.out.progress();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -209,44 +205,6 @@ fn drop_slot(cx: &Context, info: &ConnInfo, slot: &SlotName) -> Result<u8> {
         })?;
     }
     Ok(exit::SUCCESS)
-}
-
-/// The end that every required repository has reached.
-pub(super) fn archived(status: &Status) -> Option<Lsn> {
-    let required = status.repositories.iter().any(|r| r.required);
-    let counting = status
-        .repositories
-        .iter()
-        .filter(|r| r.required == required);
-    counting.map(|r| r.archived_lsn).min().flatten()
-}
-
-fn lsn(position: Option<Lsn>) -> String {
-    position.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string())
-}
-
-/// The status on one line.
-pub(super) fn line(status: &Status) -> String {
-    let from = match &status.server {
-        Some(server) => format!("streaming from {server}"),
-        None => "not connected".to_owned(),
-    };
-    let behind = match (status.server_lsn, status.acknowledged_lsn) {
-        (Some(server), Some(safe)) if server > safe => {
-            format!(", {} behind", human::size(server.0.saturating_sub(safe.0)))
-        }
-        _ => String::new(),
-    };
-    let trouble = status
-        .last_error
-        .as_ref()
-        .map_or_else(String::new, |error| format!(": {error}"));
-    format!(
-        "{from}, received {}, safe {}, archived {}{behind}{trouble}",
-        lsn(status.received_lsn),
-        lsn(status.acknowledged_lsn),
-        lsn(archived(status))
-    )
 }
 
 fn shown(ended: &Ended) -> Shown<'_> {

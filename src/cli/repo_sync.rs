@@ -1,17 +1,17 @@
 //! `pitr repo sync`.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use serde_json::json;
 
-use super::failures::Failures;
-use super::{Context, human, unproven};
+use super::Context;
 use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::host::Host;
+use crate::operate::failures::Failures;
+use crate::operate::{human, unproven};
 use crate::plan::lacking::{Cause, Lacking};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
@@ -77,11 +77,12 @@ impl Done {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let settings = cx.settings()?;
+    let settings = cx.session.settings()?;
     check(args, cx, &settings)?;
     let wanted = settings.cluster_if_named()?;
     let wanted = wanted.as_ref().map(|c| c.name.as_str());
-    let host = cx.host()?;
+    cx.stop_in_order()?;
+    let host = &cx.session.host;
     let mut failures = Failures::default();
     let opened = open(args, cx, &settings, &mut failures);
     let warning =
@@ -89,8 +90,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let warnings: Vec<String> = opened.iter().filter_map(warning).collect();
     let mut sync = Sync {
         args,
-        cx,
-        host: &host,
+        host: host,
         done: Vec::new(),
         clusters: BTreeSet::new(),
         failures,
@@ -106,12 +106,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         mut failures,
         ..
     } = sync;
-    failures.first_if(cx, done.is_empty())?;
+    failures.first_if(&cx.session, done.is_empty())?;
     if clusters.is_empty() {
         return Err(no_cluster(wanted));
     }
     report(cx, args, &done, &warnings)?;
-    let is_whole = failures.told(cx)?;
+    let is_whole = cx.told(failures)?;
     Ok(match is_whole && !done.iter().any(Done::has_problems) {
         true => exit::SUCCESS,
         false => exit::status(Program::Pitr, Code::Partial),
@@ -128,7 +128,7 @@ fn no_cluster(wanted: Option<&str>) -> Error {
 
 /// Requires two repositories, and names that are some.
 fn check(args: &Args, cx: &Context, settings: &Settings) -> Result<()> {
-    if cx.global.repository.is_some() {
+    if cx.session.flags.repository.is_some() {
         return Err(err!(
             Usage,
             "--repository names one repository, and this works on two"
@@ -177,7 +177,7 @@ fn open<'a>(
         if !takes_part(&configured.name) {
             continue;
         }
-        match cx.open(configured) {
+        match cx.session.open(configured) {
             Ok(repository) => opened.push((configured, repository)),
             Err(e) => {
                 failures.add(e, format!("open repository \"{}\"", configured.name));
@@ -206,7 +206,6 @@ fn pairs<'o, 'a>(args: &Args, opened: &'o [Opened<'a>]) -> Vec<(&'o Opened<'a>, 
 /// A run: what it works with, and what came of it.
 struct Sync<'a> {
     args: &'a Args,
-    cx: &'a Context,
     host: &'a Host,
     done: Vec<Done>,
     clusters: BTreeSet<String>,
@@ -265,13 +264,13 @@ impl Sync<'_> {
         if !self.args.confirm {
             check_name(layout, from_name, to_name, known)?;
         }
-        let (cx, args) = (self.cx, self.args);
-        let host = self.host.with_progress(Arc::new(cx.progress()));
+        let args = self.args;
+        let host = self.host;
         let options = Options {
             jobs: usize::from(args.jobs),
             everything: args.all,
         };
-        let transfer = Transfer::new(from, to, &registration, options, &host)?;
+        let transfer = Transfer::new(from, to, &registration, options, host)?;
         if !args.dry_run {
             transfer.wait_for_deletion(&mut || Ok(()))?;
         }

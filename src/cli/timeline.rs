@@ -3,14 +3,14 @@
 use serde::Serialize;
 
 use super::Context;
-use super::failures::Failures;
-use super::human;
 use super::output::{Align, Table};
-use super::reading::Reading;
-use super::unproven;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
+use crate::operate::held::Held;
+use crate::operate::human;
+use crate::operate::reading::Reading;
+use crate::operate::unproven;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
@@ -93,49 +93,11 @@ pub(super) fn reason(text: &str) -> Result<String> {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let held = Held::read(cx)?;
+    let held = Held::read(&cx.session)?;
     match &args.command {
         Command::List {} => list(cx, held),
         Command::Abandon(change) => decide(cx, held, change, Kind::Abandon),
         Command::Restore(change) => decide(cx, held, change, Kind::Restore),
-    }
-}
-
-/// The cluster in every repository that answers.
-pub(super) struct Held {
-    /// The one that is read first comes first.
-    pub(super) readings: Vec<(Reading, Inventory)>,
-    pub(super) failures: Failures,
-}
-
-impl Held {
-    pub(super) fn read(cx: &Context) -> Result<Held> {
-        let first = Reading::open(cx)?;
-        let inventory = first.inventory(cx)?;
-        let identifier = inventory.system_identifier;
-        let mut failures = Failures::default();
-        let mut others = Vec::new();
-        for (name, other) in first.all_others(cx) {
-            let read = other.and_then(|other| Ok((other.inventory(cx)?, other)));
-            match read {
-                // Under the same name there may be another cluster: before an upgrade, say.
-                Ok((inventory, _)) if inventory.system_identifier != identifier => {}
-                Ok((inventory, other)) => others.push((other, inventory)),
-                Err(e) => {
-                    failures.add(e, format!("look into repository \"{name}\""));
-                }
-            }
-        }
-        let mut readings = vec![(first, inventory)];
-        readings.extend(others);
-        Ok(Held { readings, failures })
-    }
-
-    fn rollups<'a>(&'a self, cx: &Context) -> Result<Vec<(&'a Inventory, Rollup<'a>)>> {
-        let rollup = |(reading, inventory): &'a (Reading, Inventory)| {
-            Ok((inventory, reading.rollup(cx, inventory)?))
-        };
-        self.readings.iter().map(rollup).collect()
     }
 }
 
@@ -242,7 +204,7 @@ struct ShownList<'a> {
 }
 
 fn list(cx: &Context, held: Held) -> Result<u8> {
-    let rollups = held.rollups(cx)?;
+    let rollups = held.rollups(&cx.session)?;
     let sides = sides(&rollups);
     let (tree, decisions) = cluster::together(&sides);
     let cluster = cluster::decide(&tree, &decisions, &sides.as_slice())?;
@@ -281,7 +243,7 @@ fn list(cx: &Context, held: Held) -> Result<u8> {
     }
     drop(sides);
     drop(rollups);
-    partial_unless(held.failures.told(cx)?)
+    partial_unless(cx.told(held.failures)?)
 }
 
 fn numbers(timelines: &[TimelineId]) -> Vec<u32> {
@@ -358,13 +320,13 @@ fn events(writer: &Writer<'_>, change: &Change, kind: Kind, ends: &[String]) -> 
 }
 
 fn decide(cx: &Context, held: Held, change: &Change, kind: Kind) -> Result<u8> {
-    let rollups = held.rollups(cx)?;
+    let rollups = held.rollups(&cx.session)?;
     let sides = sides(&rollups);
     let (tree, decisions) = cluster::together(&sides);
     let before = cluster::decide(&tree, &decisions, &sides.as_slice())?;
     let ends = require_sense(&tree, &decisions, change, kind)?;
     let mut then = decisions.clone();
-    let host = cx.unstoppable();
+    let host = &cx.session.host;
     let writer = Writer::of(&host);
     let events = events(&writer, change, kind, &ends);
     for (n, event) in events.iter().enumerate() {
@@ -423,7 +385,7 @@ fn decide(cx: &Context, held: Held, change: &Change, kind: Kind) -> Result<u8> {
                 }
             }
         }
-        failures.first_if(cx, shown.recorded_in.is_empty())?;
+        failures.first_if(&cx.session, shown.recorded_in.is_empty())?;
     }
     if cx.out.is_json() {
         cx.out.json(&shown)?;
@@ -431,7 +393,7 @@ fn decide(cx: &Context, held: Held, change: &Change, kind: Kind) -> Result<u8> {
         cx.out
             .report(&format!("recorded in {}", shown.recorded_in.join(" and ")))?;
     }
-    let is_whole = failures.told(cx)?;
+    let is_whole = cx.told(failures)?;
     if !change.confirm && !change.dry_run {
         return Err(super::unconfirmed("The decision above would be recorded."));
     }

@@ -2,10 +2,10 @@
 
 use serde_json::json;
 
-use super::failures::Failures;
-use super::registered::registrations;
-use super::{Context, human};
-use std::sync::Arc;
+use super::Context;
+use crate::operate::failures::Failures;
+use crate::operate::human;
+use crate::operate::registered::registrations;
 
 use crate::config;
 use crate::err;
@@ -42,7 +42,7 @@ struct Done {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let settings = cx.settings()?;
+    let settings = cx.session.settings()?;
     let backup = args
         .backup
         .as_deref()
@@ -55,9 +55,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let name = wanted.as_ref().map(|c| c.name.as_str());
     let mut done = Vec::new();
     let mut failures = Failures::default();
-    let host = cx.host()?;
+    cx.stop_in_order()?;
+    let host = &cx.session.host;
     for configured in &settings.repositories {
-        if let Err(e) = one_repository(cx, configured, name, backup.as_ref(), &host, &mut done) {
+        if let Err(e) = one_repository(cx, configured, name, backup.as_ref(), host, &mut done) {
             let doing = format!("verify repository \"{}\"", configured.name);
             if !failures.add(e, doing) {
                 break;
@@ -68,9 +69,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if backup.is_some() && !done.is_empty() {
         failures.forget(Code::NotFound);
     }
-    failures.first_if(cx, done.is_empty())?;
+    failures.first_if(&cx.session, done.is_empty())?;
     report(cx, &done)?;
-    let is_whole = failures.told(cx)?;
+    let is_whole = cx.told(failures)?;
     let has_findings = done.iter().any(|d| d.report.finding_count > 0);
     let is_whole = is_whole && done.iter().all(|d| d.report.unsupported_count == 0);
     Ok(match (has_findings, is_whole) {
@@ -96,10 +97,9 @@ fn one_repository(
     host: &Host,
     done: &mut Vec<Done>,
 ) -> Result<()> {
-    let repository = cx.open(configured)?;
-    let host = host.with_progress(Arc::new(cx.progress()));
+    let repository = cx.session.open(configured)?;
     let mut missing = None;
-    let registrations = registrations(cx, &repository, cluster)?;
+    let registrations = registrations(&cx.session, &repository, cluster)?;
     let before = done.len();
     for registration in registrations {
         let verify = Verify {
@@ -107,7 +107,7 @@ fn one_repository(
             registration: &registration,
             backup: backup.cloned(),
             threads: THREADS,
-            host: &host,
+            host: host,
         };
         match verify.run() {
             Ok(report) => done.push(Done {
@@ -170,7 +170,7 @@ fn next(cx: &Context, done: &Done) -> Option<String> {
             .iter()
             .any(|f| kinds.contains(&f.kind.as_str()))
     };
-    let flags = cx.flags(Some(&done.registration.name));
+    let flags = cx.session.options(Some(&done.registration.name));
     if report.finding_count == 0 {
         return None;
     }

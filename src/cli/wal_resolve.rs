@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::Context;
-use super::failures::Failures;
-use super::reading::Reading;
-use super::timeline::{self, Held};
-use super::unproven;
+use super::timeline;
 use crate::archive::resolve::{self, Fork, State};
 use crate::err;
 use crate::error::{Error, Result};
+use crate::operate::failures::Failures;
+use crate::operate::held::Held;
+use crate::operate::reading::Reading;
+use crate::operate::unproven;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::timeline::{History, TimelineId};
@@ -96,7 +97,7 @@ pub fn run(cx: &Context, args: &Args) -> Result<u8> {
     let Held {
         readings: places,
         failures,
-    } = Held::read(cx)?;
+    } = Held::read(&cx.session)?;
     match (&args.segment, &args.keep, &args.undo) {
         (Some(segment), Some(keep), None) => {
             let fork = Fork {
@@ -357,7 +358,7 @@ fn shown<'a>(
                 continue;
             }
             let events = event::read_all(reading.repository.store(), &layout, &listed.name)?;
-            if !event::live_claims(&events, cx.now()).is_empty() {
+            if !event::live_claims(&events, cx.session.host.now()).is_empty() {
                 in_use.insert(listed.name);
             }
         }
@@ -386,7 +387,7 @@ fn finish(
     if !cx.out.is_json() {
         print(cx, &shown)?;
     }
-    let host = cx.unstoppable();
+    let host = &cx.session.host;
     let writer = Writer::of(&host);
     if args.confirm {
         for change in changes {
@@ -402,7 +403,7 @@ fn finish(
                 }
             }
         }
-        failures.first_if(cx, shown.recorded.is_empty())?;
+        failures.first_if(&cx.session, shown.recorded.is_empty())?;
     }
     if cx.out.is_json() {
         cx.out.json(&shown)?;
@@ -414,7 +415,7 @@ fn finish(
             })?;
         }
     }
-    let is_whole = failures.told(cx)?;
+    let is_whole = cx.told(failures)?;
     if !args.confirm && !args.dry_run {
         return Err(super::unconfirmed("The decision above would be recorded."));
     }
@@ -426,7 +427,7 @@ fn require_proof(reading: &Reading, cx: &Context) -> Result<()> {
     if let Some(why) = unproven::warning(&reading.configured, &reading.repository, UNPROVEN) {
         return Err(err!(Key, "{why}"));
     }
-    clock::check(reading.repository.store(), cx.now())
+    clock::check(reading.repository.store(), cx.session.host.now())
         .map_err(|e: Error| e.context("date the decision"))
 }
 

@@ -13,7 +13,7 @@ use super::owner::User;
 use super::port;
 use crate::archive::datadir::DataDirectory;
 use crate::archive::guard::AUTO_CONF;
-use crate::archive::server_conf::{Configuration, Disk, Started};
+use crate::archive::server_conf::{self, Configuration, Disk, Started};
 use crate::restore::job::{Job, Purpose};
 use crate::restore::settings::{self, Brought};
 use crate::restore::target_dir::Target;
@@ -33,22 +33,12 @@ pub struct Start {
     pub is_port_taken: bool,
     /// Who has to confirm each commit.
     pub synchronous_standby_names: Option<String>,
-    /// What it is started with, as far as it is known.
-    pub configuration: Configuration,
-}
-
-impl Start {
-    /// Settings that run code when the server is started, and includes that say nothing to us.
-    pub fn code_and_includes(&self, brought: &Brought) -> (Vec<String>, Vec<String>) {
-        let mut code = settings::running_code(&self.configuration);
-        for more in brought.running_code() {
-            if !code.contains(&more) {
-                code.push(more);
-            }
-        }
-        let unseen = self.configuration.unseen.iter();
-        (code, unseen.map(settings::shown).collect())
-    }
+    /// Settings that run code when it is started, as `file: name = 'value'`.
+    pub code_settings: Vec<String>,
+    /// Includes that could not be looked at.
+    pub includes_not_read: Vec<String>,
+    /// Includes that were not restored, and without which the server does not start.
+    pub includes_absent: Vec<String>,
 }
 
 /// Which postgresql.conf the server gets.
@@ -91,13 +81,22 @@ pub fn compose(
     }
     let (port, is_port_taken) = line.port();
     let synchronous_standby_names = line.synchronous(job);
+    let mut code_settings = settings::running_code(&line.configuration);
+    for more in brought.running_code() {
+        if !code_settings.contains(&more) {
+            code_settings.push(more);
+        }
+    }
+    let shown = |lines: &[server_conf::Line]| lines.iter().map(settings::shown).collect();
     Start {
+        code_settings,
+        includes_not_read: shown(&line.configuration.unseen),
+        includes_absent: shown(&line.configuration.absent),
         command: line.command(target, &program("pg_ctl", &started, major)),
         notes: line.notes,
         port,
         is_port_taken,
         synchronous_standby_names,
-        configuration: line.configuration,
     }
 }
 

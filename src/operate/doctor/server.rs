@@ -7,16 +7,17 @@ use std::time::{Duration, Instant};
 
 use super::{Findings, receiver};
 use crate::archive::server_conf::Started;
-use crate::cli::archive_command::{Weight, compose, judge, shell_word};
-use crate::cli::server::Server;
-use crate::cli::start_line::program;
-use crate::cli::{Context, human};
 use crate::config::{Cluster, Settings};
 use crate::error::{Code, Error, Result};
+use crate::operate::archive_command::{Weight, compose, judge, shell_word};
+use crate::operate::human;
+use crate::operate::server::Server;
+use crate::operate::session::Session;
+use crate::operate::start_line::program;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::progress::Silent;
-use crate::wire::client::Session;
+use crate::wire::client;
 
 /// What other groups need of the server.
 #[derive(Default)]
@@ -51,11 +52,11 @@ pub(super) fn look(
     found: &mut Findings,
     settings: &Settings,
     cluster: &Cluster,
-    cx: &Context,
+    session: &Session,
 ) -> Seen {
     found.begin("server");
     let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
-    let mut server = match Server::connect(conninfo, Session::Sql, Arc::new(Silent)) {
+    let mut server = match Server::connect(conninfo, client::Session::Sql, Arc::new(Silent)) {
         Ok(server) => server,
         Err(e) => {
             found.error("connection", &e);
@@ -80,7 +81,7 @@ pub(super) fn look(
     }
     // One question that fails takes nothing from what the others have told.
     let mut seen = Seen::default();
-    if let Err(e) = ask(found, &mut server, settings, cluster, cx, &mut seen) {
+    if let Err(e) = ask(found, &mut server, settings, cluster, session, &mut seen) {
         found.error("questions", &e);
     }
     seen
@@ -91,7 +92,7 @@ fn ask(
     server: &mut Server,
     settings: &Settings,
     cluster: &Cluster,
-    cx: &Context,
+    session: &Session,
     seen: &mut Seen,
 ) -> Result<()> {
     let values = values(server)?;
@@ -119,7 +120,7 @@ fn ask(
         seen.last_archived = counters(found, server, seen.in_recovery)?;
     }
     seen.timeline = rights(found, server, &values, cluster)?;
-    clock(found, server, cx)?;
+    clock(found, server, session)?;
     let pgdata = cluster.pgdata.as_deref().or(seen.pgdata.as_deref());
     receiver::look(found, server, cluster, seen.in_recovery, pgdata)
 }
@@ -470,7 +471,8 @@ fn rights(
     // What pg_hba.conf says of replication shows only in the attempt.
     let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
     let attempt = || -> std::result::Result<String, Error> {
-        let mut replication = Server::connect(conninfo, Session::Replication, Arc::new(Silent))?;
+        let mut replication =
+            Server::connect(conninfo, client::Session::Replication, Arc::new(Silent))?;
         let rows = replication.query("IDENTIFY_SYSTEM")?;
         Ok(rows.text(0, 1)?.unwrap_or_default().to_owned())
     };
@@ -487,12 +489,12 @@ fn rights(
 }
 
 /// Targets are times of the server's clock; a backup's age is told by ours.
-fn clock(found: &mut Findings, server: &mut Server, cx: &Context) -> Result<()> {
+fn clock(found: &mut Findings, server: &mut Server, session: &Session) -> Result<()> {
     found.begin("clock");
-    let before = cx.now();
+    let before = session.host.now();
     let rows = server
         .query("select (extract(epoch from pg_catalog.clock_timestamp()) * 1000000)::bigint")?;
-    let after = cx.now();
+    let after = session.host.now();
     let Some(server) = TimestampTz::from_unix_micros(rows.value(0, 0)?) else {
         return Ok(());
     };

@@ -5,27 +5,34 @@ use std::sync::Arc;
 
 use super::Wanted;
 use crate::archive::datadir::DataDirectory;
-use crate::cli::Context;
-use crate::cli::server::Server;
 use crate::err;
 use crate::error::Result;
+use crate::operate::server::Server;
+use crate::operate::session::Session;
 use crate::progress::Silent;
-use crate::wire::client::Session;
+use crate::wire::client;
 
 /// What the cluster says of itself.
-pub(super) struct Identity {
+pub struct Identity {
+    /// From pg_control.
     pub system_identifier: u64,
+    /// PostgreSQL major.
     pub major: u32,
+    /// WAL segment size.
     pub segment_size_bytes: u64,
+    /// Page size of data.
     pub block_size_bytes: u32,
+    /// Page size of WAL.
     pub wal_block_size_bytes: u32,
+    /// Whether wal_level is logical.
     pub logical: bool,
+    /// The data directory, where it can be read from here.
     pub pgdata: Option<PathBuf>,
     /// Settings that reach the running server.
     pub conninfo: Option<String>,
 }
 
-pub(super) fn identity(wanted: &Wanted, cx: &Context) -> Result<Identity> {
+pub(super) fn identity(wanted: &Wanted, session: &Session) -> Result<Identity> {
     let from_files = wanted
         .pgdata
         .as_deref()
@@ -42,7 +49,7 @@ pub(super) fn identity(wanted: &Wanted, cx: &Context) -> Result<Identity> {
     match (from_files, asked) {
         (None, asked) => asked,
         (Some(files), Err(e)) => {
-            cx.out.warn(&format!("the server could not be asked: {e}"));
+            session.warn(&format!("the server could not be asked: {e}"));
             Ok(Identity {
                 conninfo: Some(conninfo.clone()),
                 ..files
@@ -100,7 +107,7 @@ fn running_at(pgdata: &Path) -> Option<String> {
 }
 
 fn identity_of_server(conninfo: &str) -> Result<Identity> {
-    let mut server = Server::connect(conninfo, Session::Sql, Arc::new(Silent))?;
+    let mut server = Server::connect(conninfo, client::Session::Sql, Arc::new(Silent))?;
     // A setting that this role may not see is not in pg_settings.
     let setting =
         |name: &str| format!("(select setting from pg_catalog.pg_settings where name = '{name}')");

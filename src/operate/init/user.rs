@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::Wanted;
-use crate::cli::archive_command::shell_word;
-use crate::cli::owner::{Access, User};
 use crate::error::{Error, Result};
+use crate::operate::archive_command::shell_word;
+use crate::operate::owner::{Access, User};
 
 /// Who the archiver runs as, where the data directory tells.
 pub(super) struct ServerUser {

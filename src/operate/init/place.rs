@@ -7,12 +7,13 @@ use serde::Serialize;
 use super::identity::Identity;
 use super::keys::KeySet;
 use super::user::ServerUser;
-use super::{Args, Wanted};
-use crate::cli::{Context, away};
+use super::{Request, Wanted};
 use crate::config::{self, Location};
 use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
+use crate::operate::away;
+use crate::operate::session::Session;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::scope;
 use crate::store::file::FileStore;
@@ -41,22 +42,22 @@ pub(super) fn prepare<'a>(
     wanted: &Wanted,
     configured: &'a config::Repository,
     identity: &Identity,
-    args: &Args,
-    cx: &Context,
+    request: &Request,
+    session: &Session,
 ) -> Result<Prepared<'a>> {
     if let (Some(path), Some(pgdata)) = (configured.location.directory(), &identity.pgdata) {
         apart(path, pgdata)?;
     }
-    let state = match look(configured, cx)? {
+    let state = match look(configured, session)? {
         State::Repository { .. } => {
-            let repository = cx.open(configured)?;
-            let registered = check_registered(wanted, &repository, identity, args.confirm)?;
+            let repository = session.open(configured)?;
+            let registered = check_registered(wanted, &repository, identity, request.confirm)?;
             State::Repository { registered }
         }
         state => state,
     };
     let key_set = match (&state, &configured.encryption) {
-        (State::Missing | State::Empty, Some(from)) => Some(KeySet::read(from, args)?),
+        (State::Missing | State::Empty, Some(from)) => Some(KeySet::read(from, request)?),
         _ => None,
     };
     Ok(Prepared {
@@ -67,16 +68,18 @@ pub(super) fn prepare<'a>(
 }
 
 /// What the place is; whether the cluster is registered in a repository is not looked at.
-fn look(configured: &config::Repository, cx: &Context) -> Result<State> {
+fn look(configured: &config::Repository, session: &Session) -> Result<State> {
     let path = match &configured.location {
         Location::File(path) => path,
         Location::S3 { bucket, prefix } => {
-            let store = S3Store::open(bucket, prefix, &configured.s3, cx.random())?;
-            let found = away::telling(configured, &cx.out, || store.head(&scope::marker()));
+            let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random())?;
+            let found = away::telling(configured, session.host.progress.as_ref(), || {
+                store.head(&scope::marker())
+            });
             if found.map_err(|e| away::explained(configured, e))?.is_some() {
                 return Ok(State::Repository { registered: false });
             }
-            apart_from_others(configured, bucket, prefix, cx)?;
+            apart_from_others(configured, bucket, prefix, session)?;
             return match store.first_key()? {
                 None => Ok(State::Empty),
                 Some(_) if configured.encryption.is_some() && has_keys_only(&store)? => {
@@ -94,7 +97,7 @@ fn look(configured: &config::Repository, cx: &Context) -> Result<State> {
         }
         Ok(_) => {}
     }
-    let store = FileStore::open(path, cx.random())?;
+    let store = FileStore::open(path, session.host.random())?;
     if store.head(&scope::marker())?.is_some() {
         return Ok(State::Repository { registered: false });
     }
@@ -109,7 +112,7 @@ fn apart_from_others(
     configured: &config::Repository,
     bucket: &str,
     prefix: &str,
-    cx: &Context,
+    session: &Session,
 ) -> Result<()> {
     let slashes = prefix.match_indices('/').map(|(at, _)| at);
     let above = [0]
@@ -118,7 +121,7 @@ fn apart_from_others(
         .filter(|_| !prefix.is_empty());
     for end in above {
         let above = prefix.get(..end).unwrap_or_default();
-        let store = S3Store::open(bucket, above, &configured.s3, cx.random())?;
+        let store = S3Store::open(bucket, above, &configured.s3, session.host.random())?;
         if matches!(store.head(&scope::marker()), Ok(Some(_))) {
             return Err(err!(
                 Refused,
@@ -255,21 +258,29 @@ fn check_registered(
 
 /// What became of one repository.
 #[derive(Serialize)]
-pub(super) struct Done {
+pub struct Done {
+    /// Its name.
     pub name: String,
+    /// Its place.
     pub url: String,
+    /// Whether it was made.
     pub created: bool,
+    /// Whether the cluster was registered.
     pub registered: bool,
+    /// What its place promises less than it should.
     pub weaknesses: Vec<String>,
 }
 
 impl Done {
-    /// What keeps its objects.
-    pub(super) fn kind(&self) -> &'static str {
-        match self.url.starts_with("s3://") {
+    /// What is weak about its place.
+    pub(super) fn warnings(&self) -> impl Iterator<Item = String> {
+        let kind = match self.url.starts_with("s3://") {
             true => "store",
             false => "filesystem",
-        }
+        };
+        let name = &self.name;
+        let weaknesses = self.weaknesses.iter();
+        weaknesses.map(move |w| format!("the {kind} of repository \"{name}\" {w}"))
     }
 }
 
@@ -278,21 +289,26 @@ pub(super) fn create(
     prepared: &Prepared<'_>,
     identity: &Identity,
     server: &ServerUser,
-    cx: &Context,
+    session: &Session,
 ) -> Result<Done> {
     let was_registered = matches!(prepared.state, State::Repository { registered: true });
     let mut made = match &prepared.configured.location {
-        Location::File(path) => directory(path, prepared, identity, cx)?,
+        Location::File(path) => directory(path, prepared, identity, session)?,
         Location::S3 { bucket, prefix } => {
-            let store = S3Store::open(bucket, prefix, &prepared.configured.s3, cx.random())?;
+            let store = S3Store::open(
+                bucket,
+                prefix,
+                &prepared.configured.s3,
+                session.host.random(),
+            )?;
             Made {
-                weaknesses: store.probe(cx.random())?.weaknesses,
+                weaknesses: store.probe(session.host.random())?.weaknesses,
                 store: Box::new(store),
                 ours: Vec::new(),
             }
         }
     };
-    let uuid = (u128::from(cx.random()) << 64) | u128::from(cx.random());
+    let uuid = (u128::from(session.host.random()) << 64) | u128::from(session.host.random());
     let key_set = prepared.key_set.as_ref();
     if let Some(key_set) = key_set {
         // Before the marker: there is no moment at which objects could be sealed that nobody opens.
@@ -301,12 +317,12 @@ pub(super) fn create(
     let (repository, published) = Repository::create_with(
         made.store,
         uuid,
-        cx.now(),
+        session.host.now(),
         key_set.map(|k| k.id.to_string()),
         prepared.configured.encryption.as_ref(),
     )?;
     if !was_registered {
-        repository.register(&registration(wanted, identity, cx))?;
+        repository.register(&registration(wanted, identity, session))?;
     }
     if let Some(path) = prepared.configured.location.directory() {
         made.ours.extend(made_in(path, wanted, identity));
@@ -323,7 +339,7 @@ pub(super) fn create(
     })
 }
 
-fn registration(wanted: &Wanted, identity: &Identity, cx: &Context) -> Registration {
+fn registration(wanted: &Wanted, identity: &Identity, session: &Session) -> Registration {
     Registration {
         name: wanted.cluster.to_string(),
         system_identifier: identity.system_identifier,
@@ -331,7 +347,7 @@ fn registration(wanted: &Wanted, identity: &Identity, cx: &Context) -> Registrat
         segment_size_bytes: identity.segment_size_bytes,
         block_size_bytes: identity.block_size_bytes,
         wal_block_size_bytes: identity.wal_block_size_bytes,
-        first_seen: cx.now(),
+        first_seen: session.host.now(),
         features: Vec::new(),
         is_lost: false,
     }
@@ -350,14 +366,14 @@ fn directory(
     path: &Path,
     prepared: &Prepared<'_>,
     identity: &Identity,
-    cx: &Context,
+    session: &Session,
 ) -> Result<Made> {
     let ours: Vec<PathBuf> = match prepared.state {
         State::Missing => missing_ancestors(path),
         State::Empty | State::Repository { .. } => Vec::new(),
     };
-    let store = FileStore::create(path, cx.random())?;
-    let tried = probe(path, cx.random());
+    let store = FileStore::create(path, session.host.random())?;
+    let tried = probe(path, session.host.random());
     let mut weaknesses = match tried {
         Ok(weak) => weak,
         Err(e) => {

@@ -1,8 +1,9 @@
 //! The server does not answer, or its data directory is gone: what there is to recover from, and how to go on.
 
 use super::Findings;
-use crate::cli::{Context, human};
 use crate::config::{Cluster, Repository as Configured, Settings};
+use crate::operate::human;
+use crate::operate::session::Session;
 use crate::wal::inventory::Inventory;
 
 /// Says so for the first of the repositories that could be opened.
@@ -11,14 +12,14 @@ pub(super) fn look(
     opened: &[&Configured],
     settings: &Settings,
     cluster: &Cluster,
-    cx: &Context,
+    session: &Session,
 ) {
     found.begin("if the server is lost");
     let name = cluster.name.as_str();
-    let flags = cx.flags((settings.clusters.len() > 1).then_some(name));
+    let flags = session.options((settings.clusters.len() > 1).then_some(name));
     for configured in opened {
         // What keeps it from being read was said with the repository, or verify says it.
-        let inventory = cx
+        let inventory = session
             .open(configured)
             .and_then(|repository| Inventory::read(&repository, name, None));
         let Ok(inventory) = inventory else { continue };

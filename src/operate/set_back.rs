@@ -11,8 +11,10 @@ use crate::wal::inventory::Inventory;
 
 /// The first and the last time that occur twice.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct SetBack {
+pub struct SetBack {
+    /// The first.
     pub from: TimestampTz,
+    /// The last.
     pub to: TimestampTz,
 }
 
@@ -20,11 +22,7 @@ pub(super) struct SetBack {
 ///
 /// # Errors
 /// What [`Wal`] says, apart from damage.
-pub(super) fn look(
-    inventory: &Inventory,
-    wal: &dyn Wal,
-    window: &Window,
-) -> Result<Option<SetBack>> {
+pub fn look(inventory: &Inventory, wal: &dyn Wal, window: &Window) -> Result<Option<SetBack>> {
     let path = Path::new(inventory, wal, inventory.history(window.timeline)?);
     let first = SegmentNumber::of(window.from_lsn, path.size());
     let last = SegmentNumber::ending_at(window.to_lsn, path.size());

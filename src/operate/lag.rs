@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::output::ShownError;
-use super::{Context, human};
+use super::failures::ShownError;
+use super::human;
+use super::session::Session;
 use crate::config::{self, Settings};
 use crate::err;
 use crate::error::Result;
@@ -109,7 +110,12 @@ impl Asked {
 }
 
 /// Looks at every repository of the configuration; nothing where there is only one.
-pub fn look(cx: &Context, settings: &Settings, cluster: &str, system_identifier: u64) -> Vec<Lag> {
+pub fn look(
+    session: &Session,
+    settings: &Settings,
+    cluster: &str,
+    system_identifier: u64,
+) -> Vec<Lag> {
     let Ok(layout) = ClusterLayout::new(cluster, system_identifier) else {
         return Vec::new();
     };
@@ -125,7 +131,7 @@ pub fn look(cx: &Context, settings: &Settings, cluster: &str, system_identifier:
     let mut seen: Vec<(Lag, Option<Asked>)> = Vec::new();
     for configured in &settings.repositories {
         let mut lag = Lag::new(configured, patience);
-        match ask(cx, configured, &layout) {
+        match ask(session, configured, &layout) {
             Ok(asked) => {
                 lag.describe(asked.survey.as_ref());
                 seen.push((lag, Some(asked)));
@@ -136,20 +142,24 @@ pub fn look(cx: &Context, settings: &Settings, cluster: &str, system_identifier:
             }
         }
     }
-    compare(cx, &layout, &mut seen);
+    compare(session, &layout, &mut seen);
     one_place(settings, &mut seen);
     seen.into_iter().map(|(lag, _)| lag).collect()
 }
 
-fn ask(cx: &Context, configured: &config::Repository, layout: &ClusterLayout) -> Result<Asked> {
-    if !answers(configured, cx.random()) {
+fn ask(
+    session: &Session,
+    configured: &config::Repository,
+    layout: &ClusterLayout,
+) -> Result<Asked> {
+    if !answers(configured, session.host.random()) {
         let seconds = PATIENCE.as_secs();
         return Err(err!(
             Unreachable,
             "it has not answered for {seconds} s: whatever touches it hangs"
         ));
     }
-    let repository = cx.open(configured)?;
+    let repository = session.open(configured)?;
     let registration = repository.registration(layout)?;
     let survey = registration.as_ref();
     let survey = survey.map(|r| Survey::without_leftovers(&repository, r));
@@ -206,7 +216,7 @@ fn place(configured: &config::Repository, asked: &Asked) -> Option<String> {
 }
 
 /// Measures each against all others.
-fn compare(cx: &Context, layout: &ClusterLayout, seen: &mut [(Lag, Option<Asked>)]) {
+fn compare(session: &Session, layout: &ClusterLayout, seen: &mut [(Lag, Option<Asked>)]) {
     let registered = seen.iter().filter_map(|(_, asked)| asked.as_ref());
     let size = registered
         .filter_map(|a| a.registration.as_ref())
@@ -223,7 +233,7 @@ fn compare(cx: &Context, layout: &ClusterLayout, seen: &mut [(Lag, Option<Asked>
                     _ if other == at => {}
                     Some(from) => {
                         let is_kin = asked.keys() == from.keys();
-                        behind.add(cx, layout, size, to, (&lag.name, from, is_kin));
+                        behind.add(session, layout, size, to, (&lag.name, from, is_kin));
                     }
                     None => behind.unasked.push(lag.name.clone()),
                 }
@@ -255,7 +265,7 @@ struct Behind {
 impl Behind {
     fn add(
         &mut self,
-        cx: &Context,
+        session: &Session,
         layout: &ClusterLayout,
         size: SegmentSize,
         to: &Survey,
@@ -263,8 +273,8 @@ impl Behind {
     ) {
         let Some(from) = &other.survey else { return };
         // A clock that is ahead of this one makes nothing older.
-        let age = |since| cx.now().duration_since(since).unwrap_or_default();
-        let lacking = lacking(from, to, false, cx.now());
+        let age = |since| session.host.now().duration_since(since).unwrap_or_default();
+        let lacking = lacking(from, to, false, session.host.now());
         self.comes_by_sync |=
             is_kin && !(lacking.backups.is_empty() && lacking.segments.is_empty());
         // Each of two with different keys has backups of its own, of which two may have one id; archiving brings WAL into both.

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeSet;
 
+use super::former;
+use super::opened::{self, Opened};
 use super::reading::{self, Reading};
-use super::restoring::{self, Opened};
-use super::target::{ResolvedTarget, TargetArgs};
-use super::{Context, former};
+use super::session::Session;
+use super::target::{AskedTarget, ResolvedTarget};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
@@ -24,7 +25,7 @@ use crate::wal::inventory::{Backup, HistoryFile, Inventory, Timeline};
 /// What is asked, of whichever repository.
 pub struct Question<'a> {
     /// The target.
-    pub target: &'a TargetArgs,
+    pub target: &'a AskedTarget,
     /// What PostgreSQL does there.
     pub action: Action,
     /// Whether the plan is carried out, so that the ends of its segments are read.
@@ -61,47 +62,47 @@ impl Question<'_> {
     ///
     /// # Errors
     /// Those of [`Reading::plan`] on the first repository; another one is warned of.
-    pub fn answer(&self, cx: &Context, first: Opened) -> Result<Chosen> {
+    pub fn answer(&self, session: &Session, first: Opened) -> Result<Chosen> {
         let (mut sides, mut unasked) = (vec![first], Vec::new());
         let is_lacking = self.lacks_backup(&sides);
         if is_lacking {
-            gather(cx, |_, _| true, &mut sides, &mut unasked);
+            gather(session, |_, _| true, &mut sides, &mut unasked);
         }
-        let mut planned = self.with_all_backups(cx, &sides, &unasked, None)?;
+        let mut planned = self.with_all_backups(session, &sides, &unasked, None)?;
         if !is_lacking && !is_settled(&planned.0) {
             let may_help = |own: &_, other: &_| {
                 may_lead_farther(&planned.0, own, other) || tells_of_timelines(own, other)
             };
-            gather(cx, may_help, &mut sides, &mut unasked);
+            gather(session, may_help, &mut sides, &mut unasked);
         }
-        let cluster = together(cx, &sides, &planned.0);
+        let cluster = together(session, &sides, &planned.0);
         if cluster.is_some() {
-            planned = self.with_all_backups(cx, &sides, &unasked, cluster.as_ref())?;
+            planned = self.with_all_backups(session, &sides, &unasked, cluster.as_ref())?;
         }
         let first_said = said_of_first(&planned.0, name_of(&sides, 0));
-        let (mut best, short) = self.best(cx, planned, &sides, cluster.as_ref(), &mut unasked);
-        let next = refuse_what_falls_short(cx, &mut best, &short, &sides);
-        let mut chosen = settle(cx, best, sides, unasked, &first_said, next)?;
+        let (mut best, short) = self.best(session, planned, &sides, cluster.as_ref(), &mut unasked);
+        let next = refuse_what_falls_short(session, &mut best, &short, &sides);
+        let mut chosen = settle(session, best, sides, unasked, &first_said, next)?;
         if let Some(Unless::OutOfReach { next, .. }) = &mut chosen.unless
             && next.is_none()
         {
             let own = chosen.opened.inventory.system_identifier;
-            *next = former::next(cx, &chosen.opened.reading, own, self);
+            *next = former::next(session, &chosen.opened.reading, own, self);
         }
         Ok(chosen)
     }
 
     fn on(
         &self,
-        cx: &Context,
+        session: &Session,
         reading: &Reading,
         inventory: &Inventory,
         cluster: Option<&Cluster>,
     ) -> Result<Planned> {
         let asked = (self.target, self.action);
         match self.is_carried_out {
-            false => reading.plan(cx, inventory, asked, cluster),
-            true => reading.plan_to_carry_out(cx, inventory, asked, cluster),
+            false => reading.plan(session, inventory, asked, cluster),
+            true => reading.plan_to_carry_out(session, inventory, asked, cluster),
         }
     }
 
@@ -117,7 +118,7 @@ impl Question<'_> {
     /// The plan on the first side, with the backups of all.
     fn with_all_backups(
         &self,
-        cx: &Context,
+        session: &Session,
         sides: &[Opened],
         unasked: &[(String, Error)],
         cluster: Option<&Cluster>,
@@ -126,7 +127,7 @@ impl Question<'_> {
         let first = first.ok_or_else(|| err!(Internal, "a plan without a repository"))?;
         let mut inventory = first.inventory.clone();
         inventory.add_backups(&backups_beside(sides, 0));
-        let planned = self.on(cx, &first.reading, &inventory, cluster);
+        let planned = self.on(session, &first.reading, &inventory, cluster);
         planned.map_err(|e| match unasked.first() {
             Some((name, other)) if self.lacks_backup(sides) => {
                 reading::not_known(&e.to_string(), name, other)
@@ -139,7 +140,7 @@ impl Question<'_> {
     /// the backups of the others. With it which sides do not lead as far.
     fn best(
         &self,
-        cx: &Context,
+        session: &Session,
         planned: Planned,
         sides: &[Opened],
         cluster: Option<&Cluster>,
@@ -154,13 +155,13 @@ impl Question<'_> {
             if at == 0 && inventory.backups == side.inventory.backups {
                 continue;
             }
-            match self.farther(cx, (&side.reading, &inventory), cluster, &best.1.0) {
+            match self.farther(session, (&side.reading, &inventory), cluster, &best.1.0) {
                 Ok((_, Some(farther))) => {
                     reached.push((at, distance(&farther.0)));
                     best = (at, farther);
                 }
                 Ok((distance, None)) => reached.push((at, distance)),
-                Err(e) => note(cx, unasked, side.reading.configured.name.clone(), e),
+                Err(e) => note(session, unasked, side.reading.configured.name.clone(), e),
             }
         }
         let farthest = distance(&best.1.0);
@@ -174,15 +175,15 @@ impl Question<'_> {
     /// How far another repository leads, and the plan on it, if that is farther. The ends of its segments are read only then.
     fn farther(
         &self,
-        cx: &Context,
+        session: &Session,
         (reading, inventory): (&Reading, &Inventory),
         cluster: Option<&Cluster>,
         than: &Plan,
     ) -> Result<(Distance, Option<Planned>)> {
         let is_farther = |plan: &Plan| distance(plan) > distance(than);
-        let planned = reading.plan(cx, inventory, (self.target, self.action), cluster)?;
+        let planned = reading.plan(session, inventory, (self.target, self.action), cluster)?;
         let planned = match is_farther(&planned.0) && self.is_carried_out {
-            true => self.on(cx, reading, inventory, cluster)?,
+            true => self.on(session, reading, inventory, cluster)?,
             false => planned,
         };
         let distance = distance(&planned.0);
@@ -249,15 +250,15 @@ fn backups_beside(sides: &[Opened], at: usize) -> Vec<Backup> {
 }
 
 /// Which timeline is the cluster by what all sides hold together, where that is asked of several.
-fn together(cx: &Context, sides: &[Opened], plan: &Plan) -> Option<Cluster> {
+fn together(session: &Session, sides: &[Opened], plan: &Plan) -> Option<Cluster> {
     let (first, others) = sides.split_first()?;
     if others.is_empty() || plan.target.timeline != TargetTimeline::Latest {
         return None;
     }
     let others: Vec<_> = others.iter().map(|o| (&o.reading, &o.inventory)).collect();
-    let decided = first.reading.decide(cx, &first.inventory, &others);
+    let decided = first.reading.decide(session, &first.inventory, &others);
     let said = |e: &Error| {
-        cx.out.warn(&format!(
+        session.warn(&format!(
             "which timeline is the cluster is decided by each repository alone: {e}"
         ));
     };
@@ -280,31 +281,31 @@ fn tells_of_timelines(own: &Inventory, other: &Inventory) -> bool {
 
 /// Opens the others of this cluster, and keeps those that may help: by what the first and the other one hold.
 fn gather(
-    cx: &Context,
+    session: &Session,
     may_help: impl Fn(&Inventory, &Inventory) -> bool,
     sides: &mut Vec<Opened>,
     unasked: &mut Vec<(String, Error)>,
 ) {
     let Some(first) = sides.first() else { return };
     let mut found = Vec::new();
-    for (name, other) in first.reading.all_others(cx) {
-        match other.and_then(|other| restoring::open(cx, other)) {
+    for (name, other) in first.reading.all_others(session) {
+        match other.and_then(|other| opened::open(session, other)) {
             // Under the same name there may be another cluster: before an upgrade, say.
             Ok(other) if other.inventory.system_identifier != first.inventory.system_identifier => {
             }
             Ok(other) if may_help(&first.inventory, &other.inventory) => found.push(other),
             Ok(_) => {}
-            Err(e) => note(cx, unasked, name, e),
+            Err(e) => note(session, unasked, name, e),
         }
     }
     sides.extend(found);
 }
 
 /// Takes down that a repository gave no answer.
-fn note(cx: &Context, unasked: &mut Vec<(String, Error)>, name: String, e: Error) {
+fn note(session: &Session, unasked: &mut Vec<(String, Error)>, name: String, e: Error) {
     match reading::could_lead_there(&e) {
         true => unasked.push((name, e)),
-        false => cx.out.warn(&format!("repository \"{name}\": {e}")),
+        false => session.warn(&format!("repository \"{name}\": {e}")),
     }
 }
 
@@ -338,7 +339,7 @@ fn may_lead_farther(plan: &Plan, own: &Inventory, other: &Inventory) -> bool {
 /// Refuses a plan to the end of the WAL where others have WAL behind that end, by their listing, and yet do not lead there, for something
 /// before it is missing in them; the next step then. A plan that stops at its target is as good without, and warns.
 fn refuse_what_falls_short(
-    cx: &Context,
+    session: &Session,
     (at, (plan, _)): &mut Best,
     short: &BTreeSet<usize>,
     sides: &[Opened],
@@ -347,7 +348,7 @@ fn refuse_what_falls_short(
     // What another server wrote is nothing that this plan lacks.
     let has_more = |side: &&Opened| {
         may_lead_farther(plan, &own.inventory, &side.inventory)
-            && parts_from(cx, plan, own, &side.reading).is_none()
+            && parts_from(session, plan, own, &side.reading).is_none()
     };
     let have_more = short.iter().filter_map(|n| sides.get(*n)).filter(has_more);
     let names: Vec<String> = have_more
@@ -377,7 +378,7 @@ const TOGETHER: &str = "pitr repo sync brings together what each of them lacks";
 
 /// Says what was chosen, and where it differs from the first repository.
 fn settle(
-    cx: &Context,
+    session: &Session,
     (at, (mut plan, resolved)): Best,
     mut sides: Vec<Opened>,
     unasked: Vec<(String, Error)>,
@@ -388,7 +389,7 @@ fn settle(
     if !leads(&plan) {
         let next = next.or_else(|| what_brings_together(&plan, at, &sides));
         if is_farther {
-            cx.out.warn(&format!(
+            session.warn(&format!(
                 "no repository leads there: \"{}\" gets farthest",
                 name_of(&sides, at)
             ));
@@ -407,10 +408,10 @@ fn settle(
             unless: Some(unless),
         });
     }
-    tell_unasked(cx, &plan, &unasked);
+    tell_unasked(session, &plan, &unasked);
     plan.unasked = unasked.into_iter().map(|(name, _)| name).collect();
     if is_farther {
-        cx.out.warn(&format!(
+        session.warn(&format!(
             "{first_said}: the WAL of \"{}\" is used, which {}",
             name_of(&sides, at),
             end_of(&plan),
@@ -421,24 +422,24 @@ fn settle(
         let side = sides.get(giving).map(|s| s.inventory.repository.clone());
         plan.backup_repository = side;
         if giving != 0 {
-            cx.out.warn(&format!(
+            session.warn(&format!(
                 "repository \"{}\" lacks the backup, or has it damaged or marked for deletion: that of \"{}\" is used",
                 name_of(&sides, 0),
                 name_of(&sides, giving)
             ));
         }
     }
-    let wal_from = keep_to_one_server(cx, &mut plan, at, &sides);
+    let wal_from = keep_to_one_server(session, &mut plan, at, &sides);
     let mut opened = sides.swap_remove(giving);
     if wal_from.is_some() {
         opened.reading.wal_from = wal_from;
-        let (restore_command, _) = opened.reading.commands(cx);
+        let (restore_command, _) = opened.reading.commands(session);
         let setting = plan.recovery_settings.get_mut("restore_command");
         setting
             .into_iter()
             .for_each(|s| s.clone_from(&restore_command));
     }
-    opened.add_parameters(cx, &mut plan);
+    opened.add_parameters(session, &mut plan);
     Ok(Chosen {
         opened,
         plan,
@@ -450,21 +451,21 @@ fn settle(
 /// Where another repository has the WAL of another server under the names that the plan reads, recovery must not ask it: the one repository that it
 /// may ask then, and a warning in the plan that names the fork.
 fn keep_to_one_server(
-    cx: &Context,
+    session: &Session,
     plan: &mut Plan,
     at: usize,
     sides: &[Opened],
 ) -> Option<String> {
     let own = sides.get(at)?;
     // Narrowed by the operator, nobody else is asked anyway.
-    if cx.global.repository.is_some() {
+    if session.flags.repository.is_some() {
         return None;
     }
-    let others = own.reading.all_others(cx);
+    let others = own.reading.all_others(session);
     let others: Vec<Reading> = others.filter_map(|(_, other)| other.ok()).collect();
     let mut is_alone = false;
     for other in &others {
-        let Some(name) = parts_from(cx, plan, own, other) else {
+        let Some(name) = parts_from(session, plan, own, other) else {
             continue;
         };
         is_alone = true;
@@ -477,14 +478,21 @@ fn keep_to_one_server(
 }
 
 /// Where another repository has the WAL of another server than a plan follows. What cannot be read tells nothing.
-fn parts_from(cx: &Context, plan: &Plan, own: &Opened, other: &Reading) -> Option<SegmentName> {
+fn parts_from(
+    session: &Session,
+    plan: &Plan,
+    own: &Opened,
+    other: &Reading,
+) -> Option<SegmentName> {
     let needed = &plan.segments_needed;
     let stretch = Stretch {
         first: needed.first?,
         last: needed.last?,
         size: own.inventory.segment_size,
     };
-    let there = cx.followed.apply(&other.repository, own.layout.clone());
+    let there = session
+        .followed
+        .apply(&other.repository, own.layout.clone());
     let there = there.ok()?;
     let own = (own.reading.repository.store(), &own.layout);
     let other = (other.repository.store(), &there);
@@ -536,7 +544,7 @@ fn giving(plan: &Plan, at: usize, sides: &[Opened]) -> Result<usize> {
 }
 
 /// What could not be asked may have more, and a plan to the end of the WAL must not hide that.
-fn tell_unasked(cx: &Context, plan: &Plan, unasked: &[(String, Error)]) {
+fn tell_unasked(session: &Session, plan: &Plan, unasked: &[(String, Error)]) {
     for (name, e) in unasked {
         let impact = match plan.outcome {
             Outcome::EndOfWal => {
@@ -544,7 +552,7 @@ fn tell_unasked(cx: &Context, plan: &Plan, unasked: &[(String, Error)]) {
             }
             _ => "it may know a later timeline than the others, which is then not followed",
         };
-        cx.out.warn(&format!(
+        session.warn(&format!(
             "repository \"{name}\" could not be asked, and {impact}: {e}"
         ));
     }

@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Context;
 use super::server::Server;
+use super::session::Session;
 use crate::archive::datadir::DataDirectory;
 use crate::config;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::progress::Silent;
-use crate::wire::client::Session;
+use crate::wire::client;
 
 /// Requires that no other server of the cluster runs beside a copy, which is told by its directory and its system identifier, unless that is
 /// confirmed.
@@ -18,7 +18,7 @@ use crate::wire::client::Session;
 /// # Errors
 /// `Refused` when one runs.
 pub fn check(
-    cx: &Context,
+    session: &Session,
     (copy, identifier): (&Path, u64),
     cluster: &config::Cluster,
     is_confirmed: bool,
@@ -29,7 +29,7 @@ pub fn check(
     }
     let rivals = rivals.join(", and ");
     if is_confirmed {
-        cx.out.warn(&format!(
+        session.warn(&format!(
             "{rivals}: it archives under the same name \"{}\". Stop it, or give up the timeline of one: pitr timeline list",
             cluster.name
         ));
@@ -72,7 +72,7 @@ fn in_directory(copy: &Path, old: &Path, identifier: u64) -> Option<String> {
 
 /// The server that answers at the configured place, unless it is the copy itself.
 fn answering(copy: &Path, conninfo: &str, identifier: u64) -> Option<String> {
-    let mut server = match Server::connect(conninfo, Session::Sql, Arc::new(Silent)) {
+    let mut server = match Server::connect(conninfo, client::Session::Sql, Arc::new(Silent)) {
         Ok(server) => server,
         // Nobody listens, or nothing is configured that could.
         Err(e) if matches!(e.code(), Code::Unreachable | Code::Config) => return None,

@@ -1,13 +1,18 @@
 //! Errors of a verb that works on several repositories: one that fails does not keep the others from being worked on.
 
-use super::Context;
+use super::session::Session;
+use serde::Serialize;
+
 use crate::error::{Code, Error, Result};
+use crate::exit;
 
 /// What failed, repository by repository.
 #[derive(Default)]
 pub struct Failures {
-    errors: Vec<Error>,
-    interrupted: Option<Error>,
+    /// Errors, each with the repository in its context.
+    pub errors: Vec<Error>,
+    /// The operator's wish to stop.
+    pub interrupted: Option<Error>,
 }
 
 impl Failures {
@@ -35,7 +40,7 @@ impl Failures {
     ///
     /// # Errors
     /// The first.
-    pub fn first_if(&mut self, cx: &Context, is_nothing_done: bool) -> Result<()> {
+    pub fn first_if(&mut self, session: &Session, is_nothing_done: bool) -> Result<()> {
         if !is_nothing_done {
             return Ok(());
         }
@@ -47,23 +52,25 @@ impl Failures {
         }
         let first = self.errors.remove(0);
         for other in self.errors.drain(..) {
-            cx.out.warn(&other.to_string());
+            session.warn(&other.to_string());
         }
         Err(first)
     }
+}
 
-    /// Tells every error, behind the report of what was done; whether there was none.
-    ///
-    /// # Errors
-    /// The interruption, if there was one.
-    pub fn told(self, cx: &Context) -> Result<bool> {
-        let is_none = self.errors.is_empty();
-        for error in self.errors {
-            cx.out.error(&cx.explained(error));
-        }
-        match self.interrupted {
-            Some(interrupted) => Err(interrupted),
-            None => Ok(is_none),
+/// An error in an answer that is given all the same.
+#[derive(Debug, Serialize)]
+pub struct ShownError {
+    code: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+impl From<&Error> for ShownError {
+    fn from(error: &Error) -> ShownError {
+        ShownError {
+            code: exit::name(error.code()),
+            message: error.to_string(),
         }
     }
 }
@@ -71,47 +78,44 @@ impl Failures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::GlobalArgs;
-    use crate::cli::output::Output;
-    use crate::config::Environment;
+    use crate::config::{Environment, Flags};
     use crate::err;
+    use crate::operate::away::Away;
     use crate::repo::lives::Followed;
 
-    fn context() -> Context {
-        Context {
-            followed: Followed::default(),
-            global: GlobalArgs::default(),
+    fn session() -> Session {
+        Session {
+            host: crate::host::Host::still(crate::pg::time::TimestampTz(0), 0),
             environment: Environment::default(),
-            out: Output::default(),
-            away: crate::cli::away::Away::default(),
+            flags: Flags::default(),
+            system_identifier: None,
+            followed: Followed::default(),
+            away: Away::default(),
         }
     }
 
     #[test]
     fn an_interruption_ends_the_loop_and_comes_behind_the_report() {
-        let cx = context();
+        let session = session();
         let mut failures = Failures::default();
         assert!(failures.add(err!(Unreachable, "away"), "read a".into()));
         assert!(!failures.add(err!(Interrupted, "interrupted"), "read b".into()));
         assert!(
-            failures.first_if(&cx, false).is_ok(),
+            failures.first_if(&session, false).is_ok(),
             "something is to be reported"
         );
-        let error = failures.told(&cx).unwrap_err();
+        let error = failures.interrupted.unwrap();
         assert_eq!(error.code(), Code::Interrupted);
     }
 
     #[test]
     fn the_first_failure_is_the_answer_when_nothing_was_done() {
-        let cx = context();
+        let session = session();
         let mut failures = Failures::default();
         failures.add(err!(Denied, "no"), "read a".into());
         failures.add(err!(Io, "broken"), "read b".into());
-        let error = failures.first_if(&cx, true).unwrap_err();
+        let error = failures.first_if(&session, true).unwrap_err();
         assert_eq!(error.code(), Code::Denied);
-        assert!(
-            failures.told(&cx).unwrap(),
-            "the others were told as warnings"
-        );
+        assert!(failures.is_empty(), "the others were reported as warnings");
     }
 }

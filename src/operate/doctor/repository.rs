@@ -6,11 +6,12 @@ use std::path::Path;
 use super::server::Seen;
 use super::{Findings, archiver, recipients};
 use crate::archive::datadir::DataDirectory;
-use crate::cli::lag::{self, PATIENCE, answers};
-use crate::cli::owner::{Access, User};
-use crate::cli::{Context, human, receiver};
 use crate::config::{Cluster, Location, Repository as Configured, Settings};
 use crate::error::Result;
+use crate::operate::lag::{self, PATIENCE, answers};
+use crate::operate::owner::{Access, User};
+use crate::operate::session::Session;
+use crate::operate::{human, receiver};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::timeline::TimelineId;
@@ -31,7 +32,7 @@ pub(super) fn look<'a>(
     cluster: Option<&Cluster>,
     pgdata: Option<&Path>,
     seen: &Seen,
-    cx: &Context,
+    session: &Session,
 ) -> Vec<&'a Configured> {
     let mut opened = Vec::new();
     let mut readers = Vec::new();
@@ -46,12 +47,12 @@ pub(super) fn look<'a>(
         );
     }
     for configured in &settings.repositories {
-        let Some(repository) = open(found, configured, cx) else {
+        let Some(repository) = open(found, configured, session) else {
             continue;
         };
         opened.push(configured);
         found.ok(&configured.name, configured.location.to_string());
-        place(found, configured, pgdata, cx);
+        place(found, configured, pgdata, session);
         readers.extend(recipients::look(found, configured, &repository));
         let Some(cluster) = cluster else { continue };
         let registered = registered(found, cluster, &repository, pgdata, seen);
@@ -76,7 +77,7 @@ pub(super) fn look<'a>(
                 let helps = (new_backup.as_str(), lost_wal.as_str());
                 identifier = Some(layout.system_identifier());
                 let about = (cluster, seen);
-                match content(found, about, &repository, &layout, helps, cx) {
+                match content(found, about, &repository, &layout, helps, session) {
                     Ok(inventory) if configured.required => {
                         archived(found, &inventory, pgdata, seen);
                     }
@@ -90,14 +91,14 @@ pub(super) fn look<'a>(
     }
     recipients::compare(found, &readers);
     if let (Some(cluster), Some(identifier)) = (cluster, identifier) {
-        lag(found, settings, cluster, identifier, cx);
+        lag(found, settings, cluster, identifier, session);
     }
     opened
 }
 
 /// Opens it; none where that fails, which is told.
-fn open(found: &mut Findings, configured: &Configured, cx: &Context) -> Option<Repository> {
-    if !answers(configured, cx.random()) {
+fn open(found: &mut Findings, configured: &Configured, session: &Session) -> Option<Repository> {
+    if !answers(configured, session.host.random()) {
         found.fail(
             &configured.name,
             configured.location.to_string(),
@@ -109,7 +110,7 @@ fn open(found: &mut Findings, configured: &Configured, cx: &Context) -> Option<R
         );
         return None;
     }
-    match cx.open(configured) {
+    match session.open(configured) {
         Ok(repository) => return Some(repository),
         Err(e) if configured.required => found.error(&configured.name, &e),
         Err(e) => found.warn(
@@ -133,10 +134,10 @@ fn lag(
     settings: &Settings,
     cluster: &Cluster,
     system_identifier: u64,
-    cx: &Context,
+    session: &Session,
 ) {
     let name = cluster.name.as_str();
-    for lag in lag::look(cx, settings, name, system_identifier) {
+    for lag in lag::look(session, settings, name, system_identifier) {
         if lag.away.is_some() {
             continue;
         }
@@ -152,11 +153,11 @@ fn lag(
 }
 
 /// Rules of the bucket that delete what only expire may delete. Who may not read them learns nothing of them.
-fn rules(found: &mut Findings, configured: &Configured, cx: &Context) {
+fn rules(found: &mut Findings, configured: &Configured, session: &Session) {
     let Location::S3 { bucket, prefix } = &configured.location else {
         return;
     };
-    let store = S3Store::open(bucket, prefix, &configured.s3, cx.random());
+    let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random());
     for rule in store.and_then(|s| s.harmful_rules()).unwrap_or_default() {
         found.warn(
             "lifecycle",
@@ -168,12 +169,12 @@ fn rules(found: &mut Findings, configured: &Configured, cx: &Context) {
 }
 
 /// Requests are signed with this host's time, and locks and ages count from the store's.
-fn store_clock(found: &mut Findings, configured: &Configured, cx: &Context) {
+fn store_clock(found: &mut Findings, configured: &Configured, session: &Session) {
     let Location::S3 { bucket, prefix } = &configured.location else {
         return;
     };
-    let store = S3Store::open(bucket, prefix, &configured.s3, cx.random());
-    match store.and_then(|store| s3::clock_differs(&store, || cx.now())) {
+    let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random());
+    match store.and_then(|store| s3::clock_differs(&store, || session.host.now())) {
         Ok(None) => found.ok("store's clock", "within a minute of this host's"),
         Ok(Some(seconds)) => found.warn(
             "store's clock",
@@ -185,11 +186,11 @@ fn store_clock(found: &mut Findings, configured: &Configured, cx: &Context) {
     }
 }
 
-fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, cx: &Context) {
-    rules(found, configured, cx);
-    store_clock(found, configured, cx);
+fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, session: &Session) {
+    rules(found, configured, session);
+    store_clock(found, configured, session);
     match configured.location.directory() {
-        Some(path) => directory(found, path, pgdata, cx),
+        Some(path) => directory(found, path, pgdata, session),
         None if configured.s3.unsafe_overwrite => found.warn(
             "creating",
             "unsafe_overwrite = true",
@@ -201,9 +202,9 @@ fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, c
 }
 
 /// The directory itself: tried, on which disk, how full.
-fn directory(found: &mut Findings, path: &Path, pgdata: Option<&Path>, cx: &Context) {
+fn directory(found: &mut Findings, path: &Path, pgdata: Option<&Path>, session: &Session) {
     let shown = path.display().to_string();
-    match probe(path, cx.random()) {
+    match probe(path, session.host.random()) {
         Err(e) => found.error("writable and durable", &e),
         Ok(weak) if weak.is_empty() => found.ok("writable and durable", "yes"),
         Ok(weak) => found.warn(
@@ -319,7 +320,7 @@ fn content(
     repository: &Repository,
     layout: &ClusterLayout,
     (new_backup, lost_wal): (&str, &str),
-    cx: &Context,
+    session: &Session,
 ) -> Result<Inventory> {
     conflicts(found, repository, layout)?;
     let inventory = Inventory::read(repository, layout.name(), Some(layout.system_identifier()))?;
@@ -340,7 +341,7 @@ fn content(
         );
     }
     let timeline = timelines(found, repository, &inventory, seen)?;
-    newest_backup(found, cluster, (&inventory, timeline), new_backup, cx);
+    newest_backup(found, cluster, (&inventory, timeline), new_backup, session);
     proven_backups(found, &inventory);
     gaps(found, repository, &inventory, lost_wal)?;
     Ok(inventory)
@@ -460,7 +461,7 @@ fn newest_backup(
     cluster: &Cluster,
     (inventory, timeline): (&Inventory, Option<TimelineId>),
     new_backup: &str,
-    cx: &Context,
+    session: &Session,
 ) {
     let history = timeline.and_then(|t| inventory.history(t).ok());
     let leads = |b: &&Backup| history.as_ref().is_none_or(|h| lies_on(h, b));
@@ -468,7 +469,7 @@ fn newest_backup(
     let usable = usable.filter(leads);
     let newest = usable.max_by_key(|b| b.stop_time);
     let age = newest
-        .and_then(|b| cx.now().duration_since(b.stop_time))
+        .and_then(|b| session.host.now().duration_since(b.stop_time))
         .unwrap_or_default();
     let limit = cluster.max_backup_age.map(|p| p.duration());
     match newest {

@@ -1,6 +1,6 @@
 //! Which registrations of a cluster a verb works on that looks at one after the other.
 
-use super::Context;
+use super::session::Session;
 use crate::err;
 use crate::error::Result;
 use crate::repo::repository::{Registration, Repository};
@@ -10,7 +10,7 @@ use crate::repo::repository::{Registration, Repository};
 /// # Errors
 /// `Usage` when several clusters could be meant; `NotFound` when there is none of the name, or none with the identifier.
 pub fn registrations(
-    cx: &Context,
+    session: &Session,
     repository: &Repository,
     cluster: Option<&str>,
 ) -> Result<Vec<Registration>> {
@@ -35,7 +35,7 @@ pub fn registrations(
         )
         .hint(format!("Known there: {}", names.join(", "))));
     }
-    let Some(wanted) = cx.global.system_identifier else {
+    let Some(wanted) = session.system_identifier else {
         return Ok(found);
     };
     let known: Vec<String> = found

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Context, human};
+use super::human;
+use super::session::Session;
 use crate::archive::datadir::DataDirectory;
 use crate::archive::spool;
 use crate::config;
@@ -86,12 +87,16 @@ pub struct Blocked {
 
 impl Blocked {
     /// Those of a cluster, in order; none where its data directory is not known, or its spool cannot be read from here.
-    pub fn all(cluster: &config::Cluster, pgdata: Option<&Path>, cx: &Context) -> Vec<Blocked> {
+    pub fn all(
+        cluster: &config::Cluster,
+        pgdata: Option<&Path>,
+        session: &Session,
+    ) -> Vec<Blocked> {
         let Some(pgdata) = pgdata.or(cluster.pgdata.as_deref()) else {
             return Vec::new();
         };
         let data = DataDirectory::at(pgdata);
-        let found = spool::failures(cluster, &cx.environment, &data).into_iter();
+        let found = spool::failures(cluster, &session.environment, &data).into_iter();
         let offered = found.filter(|(file, _)| {
             let ready = data.wal().join(format!("archive_status/{file}.ready"));
             std::fs::symlink_metadata(ready).is_ok()
@@ -103,7 +108,7 @@ impl Blocked {
                 code: failure.code,
                 since,
                 text: failure.text.lines().next().unwrap_or_default().to_owned(),
-                age: cx.now().duration_since(since).unwrap_or_default(),
+                age: session.host.now().duration_since(since).unwrap_or_default(),
             }
         });
         blocked.collect()

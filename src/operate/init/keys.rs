@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Args;
+use super::Request;
 use crate::config::Encryption;
 use crate::err;
 use crate::error::Result;
@@ -19,7 +19,7 @@ pub(super) struct KeySet {
 
 impl KeySet {
     /// Reads the writer's file.
-    pub(super) fn read(from: &Encryption, args: &Args) -> Result<KeySet> {
+    pub(super) fn read(from: &Encryption, request: &Request) -> Result<KeySet> {
         let Some(path) = &from.key_set else {
             return Err(err!(Config, "no key set is configured for the new repository")
                 .hint("Make one with pitr repo keygen, and name its writer.key as key_set in [repositories.NAME.encryption]."));
@@ -35,7 +35,7 @@ impl KeySet {
                 path.display()
             ));
         }
-        let is_enough = recipients.len() > 1 || (recipients.len() == 1 && args.one_recipient);
+        let is_enough = recipients.len() > 1 || (recipients.len() == 1 && request.one_recipient);
         if !is_enough {
             return Err(err!(
                 Refused,

@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use super::choice::{Question, leads};
+use super::human;
 use super::reading::Reading;
-use super::{Context, human};
+use super::session::Session;
 use crate::archive::datadir::DataDirectory;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
@@ -70,11 +71,11 @@ fn others(reading: &Reading, own: u64) -> Result<Vec<Inventory>> {
 }
 
 /// What is wrong where the configured data directory is that of another cluster than `shown`; none where it cannot be read from here.
-pub fn mismatch(cx: &Context, reading: &Reading, shown: u64) -> Option<String> {
+pub fn mismatch(session: &Session, reading: &Reading, shown: u64) -> Option<String> {
     let pgdata = reading.cluster.as_ref()?.pgdata.as_deref()?;
     let control = DataDirectory::at(pgdata).control().ok()??;
     let own = control.system_identifier;
-    if own == shown || cx.global.system_identifier.is_some() {
+    if own == shown || session.system_identifier.is_some() {
         return None;
     }
     let name = &reading.name;
@@ -92,13 +93,18 @@ pub fn mismatch(cx: &Context, reading: &Reading, shown: u64) -> Option<String> {
 }
 
 /// What leads to the target under another system identifier of the name, where something does.
-pub fn next(cx: &Context, reading: &Reading, own: u64, question: &Question<'_>) -> Option<String> {
-    if cx.global.system_identifier.is_some() {
+pub fn next(
+    session: &Session,
+    reading: &Reading,
+    own: u64,
+    question: &Question<'_>,
+) -> Option<String> {
+    if session.system_identifier.is_some() {
         return None;
     }
     let reaches = |inventory: &Inventory| {
         let asked = (question.target, question.action);
-        let planned = reading.plan(cx, inventory, asked, None);
+        let planned = reading.plan(session, inventory, asked, None);
         planned.is_ok_and(|(plan, _)| leads(&plan))
     };
     let id = others(reading, own)

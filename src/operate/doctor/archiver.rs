@@ -6,11 +6,12 @@ use super::Findings;
 use super::server::Seen;
 use crate::archive::datadir::DataDirectory;
 use crate::archive::spool;
-use crate::cli::blocked::{Blocked, PASSING, Waiting};
-use crate::cli::owner::{Access, User};
-use crate::cli::{Context, human};
 use crate::config::account::Account;
 use crate::config::{Cluster, Environment, Settings};
+use crate::operate::blocked::{Blocked, PASSING, Waiting};
+use crate::operate::human;
+use crate::operate::owner::{Access, User};
+use crate::operate::session::Session;
 use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
 
@@ -19,9 +20,9 @@ const MANY: u64 = 32;
 /// So many of the segments archived last are looked for in the repositories.
 const DONE_LOOKED_AT: usize = 32;
 
-pub(super) fn look(found: &mut Findings, pgdata: &Path, seen: &Seen, cx: &Context) {
+pub(super) fn look(found: &mut Findings, pgdata: &Path, seen: &Seen, session: &Session) {
     found.begin("pg_wal");
-    let waiting = match Waiting::read(pgdata, cx.now()) {
+    let waiting = match Waiting::read(pgdata, session.host.now()) {
         Ok(waiting) => waiting,
         Err(e) => {
             let status = pgdata.join("pg_wal/archive_status");
@@ -129,11 +130,11 @@ fn unusable(place: &Path, user: &User, own: u32) -> Option<String> {
 }
 
 /// Workers that archive ahead and were waited for in vain.
-pub(super) fn hung(found: &mut Findings, cluster: &Cluster, pgdata: &Path, cx: &Context) {
+pub(super) fn hung(found: &mut Findings, cluster: &Cluster, pgdata: &Path, session: &Session) {
     let data = DataDirectory::at(pgdata);
-    for (process, since) in spool::hung(cluster, &cx.environment, &data) {
+    for (process, since) in spool::hung(cluster, &session.environment, &data) {
         let since = TimestampTz::from_system_time(since);
-        let age = cx.now().duration_since(since).unwrap_or_default();
+        let age = session.host.now().duration_since(since).unwrap_or_default();
         let process = process.map_or_else(|| "a process".to_owned(), |id| format!("process {id}"));
         found.warn(
             "worker",
@@ -148,8 +149,8 @@ pub(super) fn hung(found: &mut Findings, cluster: &Cluster, pgdata: &Path, cx: &
 }
 
 /// Files that were tried and cannot be archived; what is ready behind them goes ahead, but no acknowledgement does.
-pub(super) fn blocked(found: &mut Findings, cluster: &Cluster, pgdata: &Path, cx: &Context) {
-    for file in Blocked::all(cluster, Some(pgdata), cx) {
+pub(super) fn blocked(found: &mut Findings, cluster: &Cluster, pgdata: &Path, session: &Session) {
+    for file in Blocked::all(cluster, Some(pgdata), session) {
         let cause = "PostgreSQL offers no later file before this one is archived: pg_wal grows";
         let fix = "see the hint of pitr-archive in the server's log";
         match file.has_lasted() {

@@ -4,7 +4,7 @@ use crate::config;
 use crate::repo::repository::Repository;
 
 /// The warning, where the repository is encrypted and its MAC key is not configured; `impact` says what may come of it.
-pub(super) fn warning(
+pub fn warning(
     configured: &config::Repository,
     repository: &Repository,
     impact: &str,

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::Context;
 use super::archive_command::shell_word;
 use super::human;
-use super::target::{ResolvedTarget, TargetArgs};
+use super::session::Session;
+use super::target::{AskedTarget, ResolvedTarget};
 use crate::command::AS_STORED;
 use crate::config::{self, Settings};
 use crate::err;
@@ -19,7 +19,6 @@ use crate::plan::cluster::{self, Cluster, Side, Tree};
 use crate::plan::recovery::{Action, Options, Plan};
 use crate::plan::window::{self, Windows};
 use crate::plan::{self};
-use crate::progress::Progress;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
@@ -92,9 +91,9 @@ impl Reading {
     ///
     /// # Errors
     /// That of the first repository, when none can be opened; `Usage` when several clusters could be meant.
-    pub fn open(cx: &Context) -> Result<Reading> {
-        let settings = cx.settings()?;
-        let (configured, repository) = first_that_opens(cx, &settings)?;
+    pub fn open(session: &Session) -> Result<Reading> {
+        let settings = session.settings()?;
+        let (configured, repository) = first_that_opens(session, &settings)?;
         let cluster = settings.cluster_if_named()?;
         let name = match &cluster {
             Some(cluster) => cluster.name.as_str().to_owned(),
@@ -111,9 +110,9 @@ impl Reading {
         // One that is fresh knows nothing of the cluster yet.
         if reading.settings.repositories.len() > 1
             && reading.repository.registrations(&reading.name)?.is_empty()
-            && let Some(other) = reading.others(cx).next()
+            && let Some(other) = reading.others(session).next()
         {
-            cx.out.warn(&format!(
+            session.warn(&format!(
                 "repository \"{}\" does not know cluster \"{}\": \"{}\" is read",
                 reading.configured.name, reading.name, other.configured.name
             ));
@@ -123,9 +122,9 @@ impl Reading {
     }
 
     /// The same cluster in the other repositories, as far as they can be opened and know it. Each is opened when it is asked for.
-    pub fn others<'a>(&'a self, cx: &'a Context) -> impl Iterator<Item = Reading> + 'a {
-        self.all_others(cx).filter_map(|(name, other)| {
-            let said = |e: &Error| cx.out.warn(&format!("repository \"{name}\": {e}"));
+    pub fn others<'a>(&'a self, session: &'a Session) -> impl Iterator<Item = Reading> + 'a {
+        self.all_others(session).filter_map(|(name, other)| {
+            let said = |e: &Error| session.warn(&format!("repository \"{name}\": {e}"));
             other.inspect_err(said).ok()
         })
     }
@@ -133,24 +132,24 @@ impl Reading {
     /// As [`Reading::others`], by name, with those that cannot be opened and why.
     pub fn all_others<'a>(
         &'a self,
-        cx: &'a Context,
+        session: &'a Session,
     ) -> impl Iterator<Item = (String, Result<Reading>)> + 'a {
         let others = self.settings.repositories.iter();
         let others = others.filter(|r| r.name != self.configured.name);
         others.filter_map(|configured| {
-            let other = self.other(cx, configured).transpose()?;
+            let other = self.other(session, configured).transpose()?;
             Some((configured.name.clone(), other))
         })
     }
 
     /// `None` when the cluster is not known there.
-    fn other(&self, cx: &Context, configured: &config::Repository) -> Result<Option<Reading>> {
-        let repository = cx.open(configured)?;
+    fn other(&self, session: &Session, configured: &config::Repository) -> Result<Option<Reading>> {
+        let repository = session.open(configured)?;
         if repository.registrations(&self.name)?.is_empty() {
             return Ok(None);
         }
         Ok(Some(Reading {
-            settings: cx.settings()?,
+            settings: session.settings()?,
             configured: configured.clone(),
             repository,
             cluster: self.cluster.clone(),
@@ -162,17 +161,17 @@ impl Reading {
     /// The first of the other repositories of which `reach` makes something. Each that cannot be asked is told as a warning.
     pub fn other_that<T>(
         &self,
-        cx: &Context,
+        session: &Session,
         reach: impl Fn(&Reading) -> Result<Option<T>>,
     ) -> Elsewhere<T> {
         let mut silent = None;
-        for (name, other) in self.all_others(cx) {
+        for (name, other) in self.all_others(session) {
             let reached = other.and_then(|other| Ok((reach(&other)?, other)));
             match reached {
                 Ok((Some(found), other)) => return Elsewhere::Found(Box::new(other), found),
                 Ok((None, _)) => {}
                 Err(e) => {
-                    cx.out.warn(&format!("repository \"{name}\": {e}"));
+                    session.warn(&format!("repository \"{name}\": {e}"));
                     if could_lead_there(&e) {
                         silent.get_or_insert((name, e));
                     }
@@ -183,8 +182,8 @@ impl Reading {
     }
 
     /// Says that another repository is used, and why.
-    pub fn say_other(&self, cx: &Context, other: &Reading, why: &str) {
-        cx.out.warn(&format!(
+    pub fn say_other(&self, session: &Session, other: &Reading, why: &str) {
+        session.warn(&format!(
             "repository \"{}\" does not lead there ({why}): \"{}\" is used",
             self.configured.name, other.configured.name
         ));
@@ -194,11 +193,11 @@ impl Reading {
     ///
     /// # Errors
     /// That of the first repository, when none can be opened; `NotFound` when it holds no cluster.
-    pub fn open_each(cx: &Context) -> Result<Vec<Reading>> {
-        let settings = cx.settings()?;
+    pub fn open_each(session: &Session) -> Result<Vec<Reading>> {
+        let settings = session.settings()?;
         let names: Vec<String> = match settings.clusters.len() {
-            _ if cx.global.cluster.is_some() => Vec::new(),
-            0 => first_that_opens(cx, &settings)?.1.cluster_names()?,
+            _ if session.flags.cluster.is_some() => Vec::new(),
+            0 => first_that_opens(session, &settings)?.1.cluster_names()?,
             _ => settings
                 .clusters
                 .iter()
@@ -206,11 +205,11 @@ impl Reading {
                 .collect(),
         };
         if names.len() < 2 {
-            return Ok(vec![Reading::open(cx)?]);
+            return Ok(vec![Reading::open(session)?]);
         }
         let one = |name: String| -> Result<Reading> {
-            let settings = cx.settings()?;
-            let (configured, repository) = first_that_opens(cx, &settings)?;
+            let settings = session.settings()?;
+            let (configured, repository) = first_that_opens(session, &settings)?;
             let cluster = settings.clusters.iter().find(|c| c.name.as_str() == name);
             Ok(Reading {
                 cluster: cluster.cloned(),
@@ -228,8 +227,8 @@ impl Reading {
     ///
     /// # Errors
     /// Those of [`window::windows`]; `Unreachable` when the WAL changes each time it is looked at.
-    pub fn windows(&self, cx: &Context, inventory: &Inventory) -> Result<Windows> {
-        let rollup = self.rollup(cx, inventory)?;
+    pub fn windows(&self, session: &Session, inventory: &Inventory) -> Result<Windows> {
+        let rollup = self.rollup(session, inventory)?;
         for _ in 0..ATTEMPTS {
             let windows = window::windows(inventory, &rollup)?;
             if !rollup.has_changed() {
@@ -245,13 +244,13 @@ impl Reading {
     /// Those of [`cluster::decide_by`]; `Unreachable` when the WAL changes each time it is looked at.
     pub fn decide(
         &self,
-        cx: &Context,
+        session: &Session,
         inventory: &Inventory,
         also: &[(&Reading, &Inventory)],
     ) -> Result<Cluster> {
         let all = [(self, inventory)].into_iter().chain(also.iter().copied());
         let rollups = all
-            .map(|(reading, inventory)| Ok((inventory, reading.rollup(cx, inventory)?)))
+            .map(|(reading, inventory)| Ok((inventory, reading.rollup(session, inventory)?)))
             .collect::<Result<Vec<_>>>()?;
         let sides: Vec<Side<'_>> = rollups
             .iter()
@@ -270,10 +269,14 @@ impl Reading {
     ///
     /// # Errors
     /// Those of [`Reading::decide`].
-    pub fn decide_with_others(&self, cx: &Context, own: &Inventory) -> Result<(Cluster, Tree)> {
-        let read = |other: Reading| Some((other.inventory(cx).ok()?, other));
+    pub fn decide_with_others(
+        &self,
+        session: &Session,
+        own: &Inventory,
+    ) -> Result<(Cluster, Tree)> {
+        let read = |other: Reading| Some((other.inventory(session).ok()?, other));
         let others = self
-            .all_others(cx)
+            .all_others(session)
             .filter_map(|(_, other)| read(other.ok()?));
         // Under the same name there may be another cluster: before an upgrade, say.
         let is_own = |(inventory, _): &(Inventory, Reading)| {
@@ -283,23 +286,23 @@ impl Reading {
         let also: Vec<_> = others.iter().map(|(i, r)| (r, i)).collect();
         let mut tree = Tree::of(own);
         others.iter().for_each(|(inventory, _)| tree.add(inventory));
-        Ok((self.decide(cx, own, &also)?, tree))
+        Ok((self.decide(session, own, &also)?, tree))
     }
 
     /// Reads what is there.
     ///
     /// # Errors
     /// Those of [`Inventory::read`].
-    pub fn inventory(&self, cx: &Context) -> Result<Inventory> {
-        let identifier = cx.global.system_identifier;
-        Inventory::read_as(&self.repository, &self.name, identifier, cx.followed)
+    pub fn inventory(&self, session: &Session) -> Result<Inventory> {
+        let identifier = session.system_identifier;
+        Inventory::read_as(&self.repository, &self.name, identifier, session.followed)
     }
 
     /// Where caches are kept.
-    pub fn cache_dir(&self, cx: &Context) -> Option<PathBuf> {
+    pub fn cache_dir(&self, session: &Session) -> Option<PathBuf> {
         let configured = self.cluster.as_ref().and_then(|c| c.cache_dir.clone());
         configured
-            .or_else(|| cx.environment.cache_dir())
+            .or_else(|| session.environment.cache_dir())
             .or_else(|| {
                 rustix::process::geteuid()
                     .is_root()
@@ -308,7 +311,7 @@ impl Reading {
     }
 
     /// Warns of a passphrase that this process was given and that the server's `restore_command` will not have.
-    pub fn warn_of_passphrases(&self, cx: &Context) {
+    pub fn warn_of_passphrases(&self, session: &Session) {
         for configured in &self.settings.repositories {
             let Some(from) = &configured.encryption else {
                 continue;
@@ -323,7 +326,7 @@ impl Reading {
             } else {
                 continue;
             };
-            cx.out.warn(&format!(
+            session.warn(&format!(
                 "repository \"{name}\" is read with {lacking}: set key_file or passphrase_file before the server is started"
             ));
         }
@@ -333,12 +336,16 @@ impl Reading {
     ///
     /// # Errors
     /// Those of [`Rollup::new`].
-    pub fn rollup<'a>(&'a self, cx: &Context, inventory: &'a Inventory) -> Result<Rollup<'a>> {
-        Rollup::new(&self.repository, inventory, self.cache_dir(cx).as_deref())
+    pub fn rollup<'a>(&'a self, session: &Session, inventory: &'a Inventory) -> Result<Rollup<'a>> {
+        Rollup::new(
+            &self.repository,
+            inventory,
+            self.cache_dir(session).as_deref(),
+        )
     }
 
     /// restore_command and recovery_end_command of what is restored from here: absolute paths, for they run in the data directory.
-    pub fn commands(&self, cx: &Context) -> (String, String) {
+    pub fn commands(&self, session: &Session) -> (String, String) {
         let program = std::env::current_exe()
             .ok()
             .and_then(|p| Some(p.parent()?.join("pitr-restore")))
@@ -352,11 +359,11 @@ impl Reading {
         fetch.push_str(&format!(" --cluster {}", word(&self.name)));
         // Narrowed on the command line: the WAL has to come from there, too. Without a file it is all there is.
         let own = || self.configured.location.to_string();
-        let is_narrowed = self.settings.path.is_none() || cx.global.repository.is_some();
+        let is_narrowed = self.settings.path.is_none() || session.flags.repository.is_some();
         if let Some(location) = self.wal_from.clone().or_else(|| is_narrowed.then(own)) {
             fetch.push_str(&format!(" --repository {}", word(&location)));
         }
-        if cx.followed == Followed::AsStored {
+        if session.followed == Followed::AsStored {
             fetch.push_str(&format!(" --{AS_STORED}"));
         }
         fetch.push_str(" %f %p");
@@ -369,16 +376,16 @@ impl Reading {
     /// `Usage` for options that mean nothing; those of [`plan::plan`].
     pub fn plan(
         &self,
-        cx: &Context,
+        session: &Session,
         inventory: &Inventory,
-        (target, action): (&TargetArgs, Action),
+        (target, action): (&AskedTarget, Action),
         cluster: Option<&Cluster>,
     ) -> Result<(Plan, ResolvedTarget)> {
-        let (resolved, mut options) = self.asked(cx, inventory, target, action)?;
+        let (resolved, mut options) = self.asked(session, inventory, target, action)?;
         options.cluster = cluster.cloned();
-        let rollup = self.rollup(cx, inventory)?;
+        let rollup = self.rollup(session, inventory)?;
         for _ in 0..ATTEMPTS {
-            let plan = settled(cx, inventory, &rollup, &resolved, &options)?;
+            let plan = settled(session, inventory, &rollup, &resolved, &options)?;
             match self.frozen_segment(inventory, &plan)? {
                 None => return Ok((plan, resolved)),
                 // The next plan hears it from the store.
@@ -420,18 +427,18 @@ impl Reading {
     /// Those of [`Reading::plan`].
     pub fn plan_to_carry_out(
         &self,
-        cx: &Context,
+        session: &Session,
         inventory: &Inventory,
-        (target, action): (&TargetArgs, Action),
+        (target, action): (&AskedTarget, Action),
         cluster: Option<&Cluster>,
     ) -> Result<(Plan, ResolvedTarget)> {
-        let (resolved, mut options) = self.asked(cx, inventory, target, action)?;
+        let (resolved, mut options) = self.asked(session, inventory, target, action)?;
         options.cluster = cluster.cloned();
-        let rollup = self.rollup(cx, inventory)?;
+        let rollup = self.rollup(session, inventory)?;
         let mut attempts = 0;
         loop {
-            let plan = settled(cx, inventory, &rollup, &resolved, &options)?;
-            let damaged = check_ends(cx, &rollup, &plan)?;
+            let plan = settled(session, inventory, &rollup, &resolved, &options)?;
+            let damaged = check_ends(session, &rollup, &plan)?;
             if !rollup.has_changed() {
                 return Ok((plan, resolved));
             }
@@ -449,12 +456,12 @@ impl Reading {
     /// Those of [`base::parameters_behind`]; `Unreachable` when the WAL changes each time it is looked at.
     pub fn parameters_behind(
         &self,
-        cx: &Context,
+        session: &Session,
         inventory: &Inventory,
         backup: &Backup,
         timeline: TimelineId,
     ) -> Result<Option<Parameters>> {
-        let rollup = self.rollup(cx, inventory)?;
+        let rollup = self.rollup(session, inventory)?;
         for _ in 0..ATTEMPTS {
             let found = base::parameters_behind(inventory, &rollup, backup, timeline)?;
             if !rollup.has_changed() {
@@ -468,9 +475,9 @@ impl Reading {
     ///
     /// # Errors
     /// `OutOfReach` when one is damaged.
-    pub fn check_again(&self, cx: &Context, inventory: &Inventory, plan: &Plan) -> Result<()> {
-        let rollup = self.rollup(cx, inventory)?;
-        match check_ends(cx, &rollup, plan)? {
+    pub fn check_again(&self, session: &Session, inventory: &Inventory, plan: &Plan) -> Result<()> {
+        let rollup = self.rollup(session, inventory)?;
+        match check_ends(session, &rollup, plan)? {
             0 => Ok(()),
             _ => Err(err!(
                 OutOfReach,
@@ -487,7 +494,7 @@ impl Reading {
     /// `Damaged`, naming the class and what to do.
     pub fn require_thawed(
         &self,
-        cx: &Context,
+        session: &Session,
         layout: &ClusterLayout,
         root: &Outline,
     ) -> Result<()> {
@@ -501,30 +508,42 @@ impl Reading {
             there.is_some_and(|there| there.nonce == root.nonce)
                 && check_thawed(store, layout, root).is_ok()
         };
-        let Some(other) = self.others(cx).find(is_whole) else {
+        let Some(other) = self.others(session).find(is_whole) else {
             return Err(frozen);
         };
-        cx.out.warn(&format!(
+        session.warn(&format!(
             "repository \"{}\": {frozen}; it is taken from \"{}\"",
             self.configured.name, other.configured.name
         ));
         Ok(())
     }
 
+    /// Finds the moment that a target means.
+    ///
+    /// # Errors
+    /// Those of [`AskedTarget::resolve`].
+    pub fn resolve(
+        &self,
+        session: &Session,
+        inventory: &Inventory,
+        target: &AskedTarget,
+    ) -> Result<ResolvedTarget> {
+        let configured = self.cluster.as_ref().and_then(|c| c.timezone.as_deref());
+        target.resolve(&session.environment, configured, inventory.timezone())
+    }
+
     /// What was asked, understood.
     fn asked(
         &self,
-        cx: &Context,
+        session: &Session,
         inventory: &Inventory,
-        target: &TargetArgs,
+        target: &AskedTarget,
         action: Action,
     ) -> Result<(ResolvedTarget, Options)> {
-        let parsed = target.parse()?;
-        let configured = self.cluster.as_ref().and_then(|c| c.timezone.as_deref());
-        let resolved = parsed.resolve(&cx.environment, configured, inventory.timezone())?;
-        let (restore_command, recovery_end_command) = self.commands(cx);
+        let resolved = self.resolve(session, inventory, target)?;
+        let (restore_command, recovery_end_command) = self.commands(session);
         let options = Options {
-            backup: parsed
+            backup: target
                 .backup
                 .as_deref()
                 .map(|id| id.parse().map_err(|e| unknown_backup(inventory, id, e)))
@@ -541,14 +560,20 @@ impl Reading {
 
 /// A plan that nothing it read has contradicted.
 fn settled(
-    cx: &Context,
+    session: &Session,
     inventory: &Inventory,
     rollup: &Rollup<'_>,
     resolved: &ResolvedTarget,
     options: &Options,
 ) -> Result<Plan> {
     for _ in 0..ATTEMPTS {
-        let plan = plan::plan(inventory, rollup, &resolved.target, options, cx.now())?;
+        let plan = plan::plan(
+            inventory,
+            rollup,
+            &resolved.target,
+            options,
+            session.host.now(),
+        )?;
         if !rollup.has_changed() {
             return Ok(plan);
         }
@@ -557,14 +582,14 @@ fn settled(
 }
 
 /// Reads the ends of the segments that a plan needs; returns how many are damaged.
-fn check_ends(cx: &Context, rollup: &Rollup<'_>, plan: &Plan) -> Result<usize> {
+fn check_ends(session: &Session, rollup: &Rollup<'_>, plan: &Plan) -> Result<usize> {
     let needed = &plan.segments_needed;
-    let progress = cx.progress();
+    let progress = session.host.progress.as_ref();
     let bytes = needed.count.saturating_mul(plan.segment_size_bytes);
     progress.phase("look at the WAL", Some(bytes));
     let mut damaged = 0;
     for run in &needed.parts {
-        damaged += rollup.check_ends(run.first, run.last, &progress)?;
+        damaged += rollup.check_ends(run.first, run.last, progress)?;
     }
     Ok(damaged)
 }
@@ -578,13 +603,16 @@ fn changes() -> Error {
 }
 
 /// The first repository that can be opened; the others are warned of.
-fn first_that_opens(cx: &Context, settings: &Settings) -> Result<(config::Repository, Repository)> {
+fn first_that_opens(
+    session: &Session,
+    settings: &Settings,
+) -> Result<(config::Repository, Repository)> {
     let mut first_error = None;
     for configured in &settings.repositories {
-        match cx.open(configured) {
+        match session.open(configured) {
             Ok(repository) => {
                 if first_error.is_some() {
-                    cx.out.warn(&format!(
+                    session.warn(&format!(
                         "repository \"{}\" is read instead; if the one before it is lost, \"--repository {0}\" works without it, and recovery does not wait for it",
                         configured.name
                     ));
@@ -593,8 +621,7 @@ fn first_that_opens(cx: &Context, settings: &Settings) -> Result<(config::Reposi
             }
             Err(e) => {
                 if settings.repositories.len() > 1 {
-                    cx.out
-                        .warn(&format!("repository \"{}\": {e}", configured.name));
+                    session.warn(&format!("repository \"{}\": {e}", configured.name));
                 }
                 first_error.get_or_insert(e);
             }

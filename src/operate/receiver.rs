@@ -5,7 +5,6 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::human;
-use super::receive;
 use crate::config::Cluster;
 use crate::error::{Code, Result};
 use crate::pg::lsn::Lsn;
@@ -15,6 +14,9 @@ use crate::receive::status::{self, Status};
 use crate::repo::event;
 use crate::repo::repository::Repository;
 use crate::wal::inventory::Inventory;
+
+/// The slot where neither configuration nor command line name one.
+pub const SLOT_DEFAULT: &str = "pitr";
 
 /// The status is written every second; one that is older than this is of a receiver that does not run.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -72,7 +74,7 @@ impl Receiver {
     }
 
     fn new(status: &Status, now: TimestampTz) -> Receiver {
-        let archived = receive::archived(status);
+        let archived = archived(status);
         let since = status
             .repositories
             .iter()
@@ -107,7 +109,7 @@ impl Receiver {
             journal_bytes: status.journal_bytes,
             journal_limit_bytes: status.journal_limit_bytes,
             last_error: status.last_error.clone(),
-            line: receive::line(status),
+            line: line(status),
         }
     }
 
@@ -162,6 +164,45 @@ impl Receiver {
             .as_ref()
             .map(|error| format!("the receiver has trouble: {error}"))
     }
+}
+
+/// The end that every required repository has reached.
+pub fn archived(status: &Status) -> Option<Lsn> {
+    let required = status.repositories.iter().any(|r| r.required);
+    let counting = status
+        .repositories
+        .iter()
+        .filter(|r| r.required == required);
+    counting.map(|r| r.archived_lsn).min().flatten()
+}
+
+/// A position, or a dash.
+pub fn lsn(position: Option<Lsn>) -> String {
+    position.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string())
+}
+
+/// The status on one line.
+pub fn line(status: &Status) -> String {
+    let from = match &status.server {
+        Some(server) => format!("streaming from {server}"),
+        None => "not connected".to_owned(),
+    };
+    let behind = match (status.server_lsn, status.acknowledged_lsn) {
+        (Some(server), Some(safe)) if server > safe => {
+            format!(", {} behind", human::size(server.0.saturating_sub(safe.0)))
+        }
+        _ => String::new(),
+    };
+    let trouble = status
+        .last_error
+        .as_ref()
+        .map_or_else(String::new, |error| format!(": {error}"));
+    format!(
+        "{from}, received {}, safe {}, archived {}{behind}{trouble}",
+        lsn(status.received_lsn),
+        lsn(status.acknowledged_lsn),
+        lsn(archived(status))
+    )
 }
 
 /// How long ago; a clock that went back says nothing, so it counts as just now.

@@ -1,4 +1,4 @@
-//! Repositories that do not answer: who waits is told, and the same one is not waited for twice.
+//! Unresponsive repositories: reports the wait, and never waits for the same one twice.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -6,9 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::human;
-use super::output::Output;
 use crate::config;
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
+use crate::progress::Progress;
 use crate::repo;
 use crate::repo::repository::Repository;
 
@@ -26,12 +27,8 @@ impl Away {
     ///
     /// # Errors
     /// Those of [`repo::open`].
-    pub fn open(
-        &self,
-        configured: &config::Repository,
-        nonce: u64,
-        out: &Output,
-    ) -> Result<Repository> {
+    pub fn open(&self, configured: &config::Repository, host: &Host) -> Result<Repository> {
+        let nonce = host.random();
         if !configured.location.is_remote() {
             return repo::open(configured, nonce);
         }
@@ -41,7 +38,9 @@ impl Away {
                 Error::new(Code::Unreachable, message),
             ));
         }
-        let opened = telling(configured, out, || repo::open(configured, nonce));
+        let opened = telling(configured, host.progress.as_ref(), || {
+            repo::open(configured, nonce)
+        });
         opened.map_err(|e| {
             if e.code() == Code::Unreachable {
                 let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,12 +76,16 @@ pub fn explained(configured: &config::Repository, error: Error) -> Error {
 }
 
 /// Does something that asks a store, and says so where that takes long.
-pub fn telling<T>(configured: &config::Repository, out: &Output, work: impl FnOnce() -> T) -> T {
+pub fn telling<T>(
+    configured: &config::Repository,
+    progress: &dyn Progress,
+    work: impl FnOnce() -> T,
+) -> T {
     let (done, silent) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         scope.spawn(move || {
             if silent.recv_timeout(SILENCE) == Err(RecvTimeoutError::Timeout) {
-                out.note(&format!(
+                progress.note(&format!(
                     "waiting for repository \"{}\" ({}): what fails is tried again for {}",
                     configured.name,
                     configured.location,

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::Findings;
-use crate::cli::human;
-use crate::cli::receive::SLOT_DEFAULT;
-use crate::cli::server::Server;
 use crate::config::Cluster;
 use crate::error::Result;
+use crate::operate::human;
+use crate::operate::receiver::SLOT_DEFAULT;
+use crate::operate::server::Server;
 
 /// Shares of the limit, in percent, from which on kept WAL is a warning and a failure.
 const WARN_PERCENT: u64 = 50;
@@ -142,7 +142,7 @@ fn percent(part: u64, whole: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::doctor::Level;
+    use crate::operate::doctor::Level;
 
     #[test]
     fn w12_kept_wal_is_a_warning_from_half_of_the_limit_and_a_failure_from_nine_tenths() {

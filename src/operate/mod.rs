@@ -1,0 +1,34 @@
+//! The use cases of pitr, as values: every question a command answers and every change it makes is a function here.
+//!
+//! Nothing here prints or knows a command line. A use case takes a [`session::Session`] and its arguments, and returns what it
+//! found; notes and warnings of a long run go to the progress of the session's host.
+
+pub mod access;
+pub mod archive_command;
+pub mod away;
+pub mod blocked;
+pub mod choice;
+pub mod doctor;
+pub mod failures;
+pub mod finding;
+pub mod former;
+pub mod held;
+pub mod human;
+pub mod init;
+pub mod lag;
+pub mod opened;
+pub mod owner;
+pub mod port;
+pub mod reading;
+pub mod receiver;
+pub mod registered;
+pub mod restore;
+pub mod restoring;
+pub mod rival;
+pub mod server;
+pub mod session;
+pub mod set_back;
+pub mod standby;
+pub mod start_line;
+pub mod target;
+pub mod unproven;
