@@ -3,21 +3,11 @@
 use serde_json::json;
 
 use super::Context;
-use crate::operate::failures::Failures;
 use crate::operate::human;
-use crate::operate::registered::registrations;
 
-use crate::config;
-use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
-use crate::host::Host;
-use crate::repo::id::BackupId;
-use crate::repo::repository::Registration;
-use crate::verify::{Report, Verify};
-
-/// Threads that read.
-const THREADS: usize = 2;
+use crate::operate::verify::{self, Done};
 
 /// Read everything back and check it
 ///
@@ -33,43 +23,11 @@ pub struct Args {
     pub backup: Option<String>,
 }
 
-/// What was found of one cluster in one repository.
-struct Done {
-    repository: String,
-    registration: Registration,
-    report: Report,
-}
-
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let settings = cx.session.settings()?;
-    let backup = args
-        .backup
-        .as_deref()
-        .map(str::parse::<BackupId>)
-        .transpose()?;
-    if settings.repositories.is_empty() {
-        return Err(err!(Config, "no repository is configured"));
-    }
-    let wanted = settings.cluster_if_named()?;
-    let name = wanted.as_ref().map(|c| c.name.as_str());
-    let mut done = Vec::new();
-    let mut failures = Failures::default();
     cx.stop_in_order()?;
-    let host = &cx.session.host;
-    for configured in &settings.repositories {
-        if let Err(e) = one_repository(cx, configured, name, backup.as_ref(), host, &mut done) {
-            let doing = format!("verify repository \"{}\"", configured.name);
-            if !failures.add(e, doing) {
-                break;
-            }
-        }
-    }
-    // A backup is in one repository, as a rule.
-    if backup.is_some() && !done.is_empty() {
-        failures.forget(Code::NotFound);
-    }
-    failures.first_if(&cx.session, done.is_empty())?;
+    let backup = args.backup.as_deref().map(str::parse).transpose()?;
+    let (done, failures) = verify::run(&cx.session, backup.as_ref())?;
     report(cx, &done)?;
     let is_whole = cx.told(failures)?;
     let has_findings = done.iter().any(|d| d.report.finding_count > 0);
@@ -87,43 +45,6 @@ fn report(cx: &Context, done: &[Done]) -> Result<()> {
         return cx.out.json(&json!({ "clusters": clusters }));
     }
     done.iter().try_for_each(|one| print(cx, one))
-}
-
-fn one_repository(
-    cx: &Context,
-    configured: &config::Repository,
-    cluster: Option<&str>,
-    backup: Option<&BackupId>,
-    host: &Host,
-    done: &mut Vec<Done>,
-) -> Result<()> {
-    let repository = cx.session.open(configured)?;
-    let mut missing = None;
-    let registrations = registrations(&cx.session, &repository, cluster)?;
-    let before = done.len();
-    for registration in registrations {
-        let verify = Verify {
-            repository: &repository,
-            registration: &registration,
-            backup: backup.cloned(),
-            threads: THREADS,
-            host: host,
-        };
-        match verify.run() {
-            Ok(report) => done.push(Done {
-                repository: configured.name.clone(),
-                registration,
-                report,
-            }),
-            // Another identifier of the cluster may have it.
-            Err(e) if e.code() == Code::NotFound => missing = Some(e),
-            Err(e) => return Err(e),
-        }
-    }
-    match missing {
-        Some(e) if done.len() == before => Err(e),
-        _ => Ok(()),
-    }
 }
 
 fn shown(done: &Done) -> serde_json::Value {
