@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::wal::{Needed, Tree};
+use super::wal::{Needed, Paths};
 use super::{CLOCK_SLACK, Fate, Judged, LEFTOVER_AGE, Policy, is_over};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentNumber;
@@ -109,18 +109,18 @@ impl Judgement<'_> {
     }
 
     /// Adds what the remaining backups need of the WAL.
-    pub fn need(&self, tree: &Tree<'_>, needed: &mut Needed) {
+    pub fn need(&self, paths: &Paths<'_>, needed: &mut Needed) {
         for backup in self.remaining() {
             let root = backup.root;
             match backup.hold {
                 Some((_, Hold::Pin)) if !matches!(backup.fate, Fate::Waiting(_)) => {
                     let end = root.consistent_lsn.max(root.stop_lsn);
-                    tree.need_path(root.timeline, root.start_lsn, end, needed);
+                    paths.need_path(root.timeline, root.start_lsn, end, needed);
                 }
-                _ => tree.need_from(root.timeline, root.start_lsn, root.stop_lsn, needed),
+                _ => paths.need_from(root.timeline, root.start_lsn, root.stop_lsn, needed),
             }
             if root.start_timeline != root.timeline {
-                tree.need_path(root.timeline, root.start_lsn, root.stop_lsn, needed);
+                paths.need_path(root.timeline, root.start_lsn, root.stop_lsn, needed);
             }
         }
     }
@@ -151,19 +151,19 @@ impl Judgement<'_> {
 /// Judges every committed backup.
 pub fn judge<'a>(
     survey: &'a Survey,
-    tree: &Tree<'_>,
+    paths: &Paths<'_>,
     policy: &Policy,
     now: TimestampTz,
 ) -> Judgement<'a> {
-    let mut judged = Judgement::of(candidates(survey, tree));
+    let mut judged = Judgement::of(candidates(survey, paths));
     warn_of_the_future(&mut judged, now);
     if let Some(id) = &policy.requested {
-        keep_all_but(&mut judged, tree, policy, id);
+        keep_all_but(&mut judged, paths, policy, id);
         hold_others(&mut judged, policy, now);
         refuse_held(&mut judged, id);
     } else {
         find_asked(&mut judged, policy, now);
-        keep_counted(&mut judged, survey, tree, policy);
+        keep_counted(&mut judged, survey, paths, policy);
         hold_others(&mut judged, policy, now);
         hold_young(&mut judged, policy, now);
     }
@@ -180,13 +180,13 @@ pub fn judge<'a>(
     judged
 }
 
-fn candidates<'a>(survey: &'a Survey, tree: &Tree<'_>) -> Vec<Candidate<'a>> {
+fn candidates<'a>(survey: &'a Survey, paths: &Paths<'_>) -> Vec<Candidate<'a>> {
     let mut backups: Vec<Candidate<'a>> = survey
         .ids
         .iter()
         .filter_map(|(id, subject)| match &subject.manifest {
             Manifest::Committed(root) => Some(Candidate {
-                damage: damage(survey, subject, root, tree),
+                damage: damage(survey, subject, root, paths),
                 id,
                 root,
                 subject,
@@ -206,7 +206,7 @@ fn order<'a>(backup: &Candidate<'a>) -> (TimelineId, Lsn, &'a BackupId) {
     (backup.root.timeline, backup.root.stop_lsn, backup.id)
 }
 
-fn damage(survey: &Survey, subject: &Subject, root: &Root, tree: &Tree<'_>) -> Option<String> {
+fn damage(survey: &Survey, subject: &Subject, root: &Root, paths: &Paths<'_>) -> Option<String> {
     if let Some(damage) = &root.damage {
         return Some(damage.clone());
     }
@@ -221,10 +221,10 @@ fn damage(survey: &Survey, subject: &Subject, root: &Root, tree: &Tree<'_>) -> O
         return Some(format!("a check found damage: {detail}"));
     }
     // A descendant's copy of the segment in which it began may have what the timeline itself lacks.
-    let reach = tree
+    let reach = paths
         .timelines()
-        .filter(|t| tree.leads_through(*t, root.timeline, root.stop_lsn))
-        .map(|t| tree.reach(t, root.start_lsn))
+        .filter(|t| paths.leads_through(*t, root.timeline, root.stop_lsn))
+        .map(|t| paths.reach(t, root.start_lsn))
         .max()
         .unwrap_or_default();
     (reach < root.stop_lsn).then(|| format!("WAL that it needs is missing from {reach} on"))
@@ -283,18 +283,18 @@ fn find_asked(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
 }
 
 /// As [`keep_newest`], where a backup whose deletion was asked for lets no other one go, and does not go itself if retention alone would keep it.
-fn keep_counted(judged: &mut Judgement<'_>, survey: &Survey, tree: &Tree<'_>, policy: &Policy) {
+fn keep_counted(judged: &mut Judgement<'_>, survey: &Survey, paths: &Paths<'_>, policy: &Policy) {
     let backups = std::mem::take(&mut judged.backups);
     let (asked, counted): (Vec<_>, Vec<_>) = backups.into_iter().partition(|b| b.is_asked);
     judged.backups = counted;
-    keep_newest(judged, tree, policy);
+    keep_newest(judged, paths, policy);
     if asked.is_empty() {
         return;
     }
     judged.backups.extend(asked);
     judged.backups.sort_by(|a, b| order(a).cmp(&order(b)));
-    let mut as_if = Judgement::of(candidates(survey, tree));
-    keep_newest(&mut as_if, tree, policy);
+    let mut as_if = Judgement::of(candidates(survey, paths));
+    keep_newest(&mut as_if, paths, policy);
     for (backup, kept) in judged.backups.iter_mut().zip(as_if.backups) {
         match (kept.hold, backup.is_asked) {
             (Some(_), true) => backup.hold = Some((ASKED.to_owned(), Hold::Window)),
@@ -307,7 +307,7 @@ fn keep_counted(judged: &mut Judgement<'_>, survey: &Survey, tree: &Tree<'_>, po
 }
 
 /// Keeps every backup but the one that was asked for, and that one, too, where recovery hangs on it.
-fn keep_all_but(judged: &mut Judgement<'_>, tree: &Tree<'_>, policy: &Policy, id: &BackupId) {
+fn keep_all_but(judged: &mut Judgement<'_>, paths: &Paths<'_>, policy: &Policy, id: &BackupId) {
     let others =
         (0..judged.backups.len()).filter(|at| judged.backups.get(*at).is_some_and(|b| b.id != id));
     for at in others.collect::<Vec<_>>() {
@@ -317,7 +317,7 @@ fn keep_all_but(judged: &mut Judgement<'_>, tree: &Tree<'_>, policy: &Policy, id
     let is_newest = good().next_back().is_some_and(|b| b.id == id);
     let is_base = |timeline: &TimelineId| {
         let leads =
-            |b: &&Candidate<'_>| tree.leads_through(*timeline, b.root.timeline, b.root.stop_lsn);
+            |b: &&Candidate<'_>| paths.leads_through(*timeline, b.root.timeline, b.root.stop_lsn);
         let mut leading = good().filter(leads);
         leading.next().is_some_and(|b| b.id == id) && leading.next().is_none()
     };
@@ -328,7 +328,7 @@ fn keep_all_but(judged: &mut Judgement<'_>, tree: &Tree<'_>, policy: &Policy, id
     } else if is_newest {
         Some("it is the newest good one".to_owned())
     } else {
-        let base = followed(tree, policy).into_iter().find(is_base);
+        let base = followed(paths, policy).into_iter().find(is_base);
         base.map(|t| {
             format!(
                 "it is the only good one that leads to timeline {}, which the cluster follows",
@@ -366,7 +366,7 @@ fn refuse_held(judged: &mut Judgement<'_>, id: &BackupId) {
 }
 
 /// The N newest good ones; what the promise needs besides them; the base of the cluster's timeline; damaged ones inside the window.
-fn keep_newest(judged: &mut Judgement<'_>, tree: &Tree<'_>, policy: &Policy) {
+fn keep_newest(judged: &mut Judgement<'_>, paths: &Paths<'_>, policy: &Policy) {
     let keep = usize::try_from(policy.keep.max(1)).unwrap_or(usize::MAX);
     let good: Vec<usize> = (0..judged.backups.len())
         .filter(|at| judged.backups.get(*at).is_some_and(|b| b.damage.is_none()))
@@ -392,11 +392,11 @@ fn keep_newest(judged: &mut Judgement<'_>, tree: &Tree<'_>, policy: &Policy) {
     if good.is_empty() && !judged.backups.is_empty() {
         judged.refusal = Some("no backup is known to be good: nothing is deleted".to_owned());
     }
-    for timeline in followed(tree, policy) {
-        keep_base(judged, tree, timeline);
+    for timeline in followed(paths, policy) {
+        keep_base(judged, paths, timeline);
     }
     let mut reached = BTreeMap::new();
-    while let Some((at, timeline)) = uncovered(judged, tree, &mut reached) {
+    while let Some((at, timeline)) = uncovered(judged, paths, &mut reached) {
         let reason = format!(
             "points of timeline {} can only be reached from it",
             timeline.decimal()
@@ -442,7 +442,7 @@ fn hold(judged: &mut Judgement<'_>, at: usize, reason: String) {
 /// Near the beginning of the promise first: such a backup covers those after it.
 fn uncovered(
     judged: &Judgement<'_>,
-    tree: &Tree<'_>,
+    paths: &Paths<'_>,
     reached: &mut BTreeMap<(TimelineId, Lsn), Lsn>,
 ) -> Option<(usize, TimelineId)> {
     let kept: Vec<&Candidate<'_>> = judged.backups.iter().filter(|b| b.hold.is_some()).collect();
@@ -450,7 +450,7 @@ fn uncovered(
     let mut reach = |target: TimelineId, start: Lsn| {
         *reached
             .entry((target, start))
-            .or_insert_with(|| tree.reach(target, start))
+            .or_insert_with(|| paths.reach(target, start))
     };
     let mut others: Vec<(usize, &Candidate<'_>)> = judged
         .backups
@@ -463,9 +463,9 @@ fn uncovered(
         stop => (1, stop.0),
     });
     for (at, backup) in others {
-        for target in tree.timelines() {
+        for target in paths.timelines() {
             let leads =
-                |b: &Candidate<'_>| tree.leads_through(target, b.root.timeline, b.root.stop_lsn);
+                |b: &Candidate<'_>| paths.leads_through(target, b.root.timeline, b.root.stop_lsn);
             let from = backup.root.stop_lsn.max(promise);
             if !leads(backup) || reach(target, backup.root.start_lsn) < from {
                 continue;
@@ -482,16 +482,16 @@ fn uncovered(
 }
 
 /// The timelines that may be the cluster; the newest where the policy names none.
-fn followed(tree: &Tree<'_>, policy: &Policy) -> Vec<TimelineId> {
+fn followed(paths: &Paths<'_>, policy: &Policy) -> Vec<TimelineId> {
     match policy.cluster.is_empty() {
-        true => tree.timelines().next_back().into_iter().collect(),
+        true => paths.timelines().next_back().into_iter().collect(),
         false => policy.cluster.clone(),
     }
 }
 
 /// After a failover to a standby that lagged, the cluster's timeline may begin before the oldest kept backup: its base stays.
-fn keep_base(judged: &mut Judgement<'_>, tree: &Tree<'_>, latest: TimelineId) {
-    let leads = |b: &Candidate<'_>| tree.leads_through(latest, b.root.timeline, b.root.stop_lsn);
+fn keep_base(judged: &mut Judgement<'_>, paths: &Paths<'_>, latest: TimelineId) {
+    let leads = |b: &Candidate<'_>| paths.leads_through(latest, b.root.timeline, b.root.stop_lsn);
     if judged.backups.iter().any(|b| b.hold.is_some() && leads(b)) {
         return;
     }

@@ -190,8 +190,8 @@ impl ExpirePlan {
 /// Whatever cannot be judged for sure stays: with an unreadable root, reservation, claim or history nothing is deleted at all, and
 /// `withheld` says so.
 pub fn retention(survey: &Survey, policy: &Policy, now: TimestampTz) -> ExpirePlan {
-    let tree = wal::Tree::new(survey);
-    let judged = backups::judge(survey, &tree, policy, now);
+    let paths = wal::Paths::new(survey);
+    let judged = backups::judge(survey, &paths, policy, now);
     let mut plan = ExpirePlan {
         warnings: judged.warnings.clone(),
         refusal: judged.refusal.clone(),
@@ -220,7 +220,7 @@ pub fn retention(survey: &Survey, policy: &Policy, now: TimestampTz) -> ExpirePl
             .push("nothing is deleted, because no backup is known to be good".to_owned());
     }
     if plan.withheld.is_empty() {
-        objects::delete(survey, &tree, &judged, policy, now, &mut plan);
+        objects::delete(survey, &paths, &judged, policy, now, &mut plan);
     }
     if let Some(id) = &policy.requested {
         restrict(&mut plan, id);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::backups::{Judgement, Unborn, unborn};
-use super::wal::{Needed, Tree};
+use super::wal::{Needed, Paths};
 use super::{Deletion, ExpirePlan, Fate, LEFTOVER_AGE, Policy, TOMBSTONE_AGE, is_over, segment_of};
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
@@ -15,7 +15,7 @@ use crate::wal::survey::{Manifest, Subject, Survey, numbers};
 /// Adds every deletion to the plan, and what is withheld.
 pub fn delete(
     survey: &Survey,
-    tree: &Tree<'_>,
+    paths: &Paths<'_>,
     judged: &Judgement<'_>,
     policy: &Policy,
     now: TimestampTz,
@@ -42,7 +42,7 @@ pub fn delete(
             .map(|(id, _)| (*id).clone()),
     );
     delete_parts(&ids, judged, plan);
-    delete_wal(survey, tree, judged, &ids, plan);
+    delete_wal(survey, paths, judged, &ids, plan);
     delete_events(&ids, now, plan);
     for leftover in &survey.unfinished {
         if is_over(leftover.modified, LEFTOVER_AGE, now) {
@@ -178,19 +178,19 @@ fn collect<'a>(parts: &'a BTreeMap<BackupId, Runs>, into: &mut BTreeMap<&'a Back
 
 fn delete_wal(
     survey: &Survey,
-    tree: &Tree<'_>,
+    paths: &Paths<'_>,
     judged: &Judgement<'_>,
     ids: &Ids<'_>,
     plan: &mut ExpirePlan,
 ) {
-    let mut doubts: Vec<String> = tree
+    let mut doubts: Vec<String> = paths
         .doubts
         .iter()
         .map(|doubt| format!("no WAL is deleted, because {doubt}"))
         .collect();
     delete_superseded(survey, plan);
     let mut needed = Needed::default();
-    judged.need(tree, &mut needed);
+    judged.need(paths, &mut needed);
     for (id, one) in &ids.0 {
         match &one.running {
             None => {}
@@ -201,7 +201,7 @@ fn delete_wal(
                 for (timeline, start) in positions {
                     // The record that begins there belongs to the timeline.
                     let behind = crate::pg::lsn::Lsn(start.0.saturating_add(1));
-                    tree.need_from(*timeline, *start, behind, &mut needed);
+                    paths.need_from(*timeline, *start, behind, &mut needed);
                 }
             }
         }
