@@ -1,24 +1,22 @@
 //! `pitr backup`.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Context, backup_delete, human};
-use crate::backup::live::LiveServer;
-use crate::backup::{self, Options};
+use super::{Context, backup_delete};
+use crate::backup::Options;
 use crate::config::{Period, Size};
-use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
+use crate::operate::backup::{self, Taken};
+use crate::operate::human;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::repo::root::BackupRoot;
 use crate::repo::root::cluster::DamagedPage;
 use crate::snapshot::frame::FrameCodec;
 use crate::wire::basebackup::StartCheckpoint;
-use crate::wire::conninfo::{self, ConnInfo};
 
 /// Take a base backup
 ///
@@ -124,38 +122,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if let Some(Command::Delete(args)) = &args.command {
         return backup_delete::run(args, cx);
     }
-    let settings = cx.settings()?;
-    let cluster = settings.cluster()?;
-    let configured = settings
-        .repositories
-        .first()
-        .ok_or_else(|| err!(Config, "no repository is configured"))?;
-    let repository = cx.open(configured)?;
-    if settings.repositories.len() > 1 {
-        cx.out.note(&format!(
-            "the backup goes into repository \"{}\" alone, the first one configured: --repository NAME chooses another",
-            configured.name
-        ));
-    }
-    let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
-    let info = ConnInfo::resolve(conninfo, &conninfo::Environment::of_process())?;
-    let host = cx.host()?;
-    let mut server =
-        LiveServer::connect(&info, Arc::clone(&host.progress), Arc::clone(&host.stop))?;
-    let started = Instant::now();
-    let options = options(args);
-    let root = backup::take(
-        &repository,
-        cluster.name.as_str(),
-        &mut server,
-        &options,
-        &host,
-    )?;
-    let took = started.elapsed();
-    drop(server);
-    drop(host);
+    cx.stop_in_order()?;
+    let Taken {
+        root,
+        repository,
+        took,
+    } = backup::run(&cx.session, &options(args))?;
     if cx.out.is_json() {
-        cx.out.json(&shown(&root, &configured.name, took))?;
+        cx.out.json(&shown(&root, &repository, took))?;
     } else {
         print(cx, &root, took)?;
     }

@@ -2,12 +2,13 @@
 
 use serde::Serialize;
 
-use super::human;
-use super::output::{Align, ShownError, Table};
+use super::output::{Align, Table};
 use super::{Context, repo_check, repo_claims, repo_keys, repo_rewrap, repo_sync};
 use crate::config;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
+use crate::operate::failures::ShownError;
+use crate::operate::human;
 use crate::pg::time::TimestampTz;
 use crate::repo::repository::Repository;
 
@@ -107,7 +108,7 @@ struct ShownCluster {
 }
 
 fn show(cx: &Context) -> Result<u8> {
-    let settings = cx.settings()?;
+    let settings = cx.session.settings()?;
     let mut shown = Vec::new();
     let mut failed: Vec<Error> = Vec::new();
     for configured in &settings.repositories {
@@ -161,7 +162,7 @@ fn inspect(
     cx: &Context,
     configured: &config::Repository,
 ) -> Result<(String, TimestampTz, Vec<ShownCluster>)> {
-    let repository: Repository = cx.open(configured)?;
+    let repository: Repository = cx.session.open(configured)?;
     let mut clusters = Vec::new();
     for name in repository.cluster_names()? {
         for r in repository.registrations(&name)? {

@@ -3,11 +3,12 @@
 use serde::Serialize;
 
 use super::Context;
-use super::output::{Align, ShownError, Table};
+use super::output::{Align, Table};
 use crate::config::{self, Location};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
+use crate::operate::failures::ShownError;
 use crate::store::conformance::{CLAUSES, Clause};
 use crate::store::file::FileStore;
 use crate::store::probe::probe;
@@ -37,7 +38,7 @@ struct Check {
 
 /// Checks every repository.
 pub(super) fn check(cx: &Context) -> Result<u8> {
-    let settings = cx.settings()?;
+    let settings = cx.session.settings()?;
     if settings.repositories.is_empty() {
         return Err(err!(Config, "no repository is configured"));
     }
@@ -95,29 +96,29 @@ fn status(all: &[Checked], failed: &[Error]) -> u8 {
 
 fn tried(configured: &config::Repository, checked: &mut Checked, cx: &Context) -> Result<()> {
     // A place without a marker is somewhere else: nothing is written there.
-    cx.open(configured)?;
+    cx.session.open(configured)?;
     match &configured.location {
         Location::File(path) => {
-            checked.weaknesses = probe(path, cx.random())?;
-            let store = FileStore::open(path, cx.random())?;
-            let (aside, name) = store.aside(cx.random())?;
+            checked.weaknesses = probe(path, cx.session.host.random())?;
+            let store = FileStore::open(path, cx.session.host.random())?;
+            let (aside, name) = store.aside(cx.session.host.random())?;
             clauses(&aside, true, checked);
             store.discard(&name).map(|_| ())
         }
         Location::S3 { bucket, prefix } => {
-            let store = S3Store::open(bucket, prefix, &configured.s3, cx.random())?;
+            let store = S3Store::open(bucket, prefix, &configured.s3, cx.session.host.random())?;
             let s3::probe::Found {
                 weaknesses,
                 may_delete,
-            } = store.probe(cx.random())?;
+            } = store.probe(cx.session.host.random())?;
             (checked.weaknesses, checked.may_delete) = (weaknesses, may_delete);
-            if let Some(seconds) = s3::clock_differs(&store, || cx.now())? {
+            if let Some(seconds) = s3::clock_differs(&store, || cx.session.host.now())? {
                 let off = s3::shown_difference(seconds);
                 checked.weaknesses.push(format!(
                     "has a clock that is {off}: requests are signed with this host's time and refused at first. Correct the one that is wrong"
                 ));
             }
-            let aside = store.aside(cx.random());
+            let aside = store.aside(cx.session.host.random());
             clauses(&aside, may_delete == Some(true), checked);
             aside.clear().map(|_| ())
         }

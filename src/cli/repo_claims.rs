@@ -2,13 +2,14 @@
 
 use serde::Serialize;
 
-use super::failures::Failures;
+use super::Context;
 use super::output::{Align, Table};
-use super::{Context, human};
 use crate::config;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
+use crate::operate::failures::Failures;
+use crate::operate::human;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::plan::retention::claims::{Held, held};
@@ -53,7 +54,7 @@ struct Shown {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let settings = cx.settings()?;
+    let settings = cx.session.settings()?;
     if settings.repositories.is_empty() {
         return Err(err!(Config, "no repository is configured"));
     }
@@ -69,9 +70,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             }
         }
     }
-    failures.first_if(cx, looked_at == 0)?;
+    failures.first_if(&cx.session, looked_at == 0)?;
     report(args, cx, &shown)?;
-    let is_whole = failures.told(cx)?;
+    let is_whole = cx.told(failures)?;
     if let Some(id) = &args.release {
         if shown.is_empty() && is_whole {
             return Err(err!(NotFound, "nothing holds backup \"{id}\"")
@@ -94,8 +95,8 @@ fn one_repository(
     wanted: Option<&str>,
     shown: &mut Vec<Shown>,
 ) -> Result<()> {
-    let repository = cx.open(configured)?;
-    let host = cx.unstoppable();
+    let repository = cx.session.open(configured)?;
+    let host = &cx.session.host;
     let writer = Writer::of(&host);
     for name in repository.cluster_names()? {
         if wanted.is_some_and(|wanted| wanted != name) {
@@ -104,7 +105,7 @@ fn one_repository(
         for registration in repository.registrations(&name)? {
             let layout = ClusterLayout::new(&name, registration.system_identifier)?;
             let survey = Survey::without_leftovers(&repository, &registration)?;
-            for one in held(&survey, cx.now()) {
+            for one in held(&survey, cx.session.host.now()) {
                 if args.release.as_ref().is_some_and(|id| *id != one.id) {
                     continue;
                 }

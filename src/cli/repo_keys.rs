@@ -33,7 +33,7 @@ pub struct Passphrase {
 
 impl Passphrase {
     pub(super) fn read(&self, cx: &Context) -> Result<Zeroizing<Vec<u8>>> {
-        let variable = cx.environment.get("PITR_PASSPHRASE");
+        let variable = cx.session.environment.get("PITR_PASSPHRASE");
         // What is read later is text: of other bytes something else would be made here, which then opens nothing.
         let passphrase = variable
             .map(|v| v.to_str().map(|text| Secret::new(text.to_owned())))
@@ -105,7 +105,7 @@ struct NewFile {
 
 /// Runs `pitr repo keygen`.
 pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
-    let directory = cx.environment.absolute(&args.dir);
+    let directory = cx.session.environment.absolute(&args.dir);
     let contents = contents()?;
     let key_set = (!args.pair_only).then(|| contents.mac.id());
     let mut files = Vec::new();
@@ -297,7 +297,7 @@ fn write(directory: &Path, files: &[NewFile], cx: &Context) -> Result<()> {
         return Err(taken(&file.path));
     }
     for file in files {
-        let written = durable::write_new(&file.path, &file.content, cx.random());
+        let written = durable::write_new(&file.path, &file.content, cx.session.host.random());
         let doing = format!("write file \"{}\"", file.path.display());
         if written.map_err(|e| Error::from_io(doing, e))? == Published::Exists {
             return Err(taken(&file.path));

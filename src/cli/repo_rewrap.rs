@@ -45,10 +45,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return Err(err!(Usage, "nothing is to be changed")
             .hint("Give access with --add FILE.pub or --add-passphrase NAME, take it with --withdraw NAME."));
     }
-    let settings = cx.settings()?;
+    let settings = cx.session.settings()?;
     let mut answers = Vec::new();
     for configured in &settings.repositories {
-        let repository = cx.open(configured)?;
+        let repository = cx.session.open(configured)?;
         let names = rewrap(args, configured, &repository, cx)
             .map_err(|e| e.context(format!("repository \"{}\"", configured.name)))?;
         answers.push((configured.name.clone(), names));

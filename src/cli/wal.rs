@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Context, human, wal_conflicts, wal_gaps, wal_list, wal_resolve, wal_show};
+use super::{Context, wal_conflicts, wal_gaps, wal_list, wal_resolve, wal_show};
 use crate::archive::backfill::{self, Candidate};
 use crate::archive::fetch::Fetched;
 use crate::command;
@@ -15,6 +15,7 @@ use crate::config::Settings;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
+use crate::operate::human;
 use crate::progress::Progress;
 
 /// Look at archived WAL, bring it in and out by hand
@@ -104,8 +105,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 
 fn arguments(cx: &Context, files: Vec<OsString>) -> command::Arguments {
     command::Arguments {
-        flags: cx.given(),
-        system_identifier: cx.global.system_identifier,
+        flags: cx.session.flags.clone(),
+        system_identifier: cx.session.system_identifier,
         files,
         ..command::Arguments::default()
     }
@@ -113,8 +114,8 @@ fn arguments(cx: &Context, files: Vec<OsString>) -> command::Arguments {
 
 fn push(cx: &Context, path: &Path) -> Result<u8> {
     let arguments = arguments(cx, vec![path.into()]);
-    let settings = command::settings(&cx.given(), &cx.environment)?;
-    let archived = command::archive::run(&arguments, &settings, cx.random(), &|| {})?;
+    let settings = command::settings(&cx.session.flags.clone(), &cx.session.environment)?;
+    let archived = command::archive::run(&arguments, &settings, cx.session.host.random(), &|| {})?;
     for warning in &archived.warnings {
         cx.out.warn(warning);
     }
@@ -129,8 +130,8 @@ fn push(cx: &Context, path: &Path) -> Result<u8> {
 
 fn fetch(cx: &Context, name: &OsStr, path: &Path) -> Result<u8> {
     let job = Job::new(arguments(cx, vec![name.to_owned(), path.into()]))?;
-    let progress: Arc<dyn Progress> = Arc::new(cx.progress());
-    match job.run(&cx.environment, cx.random(), &progress)? {
+    let progress: Arc<dyn Progress> = cx.out.progress();
+    match job.run(&cx.session.environment, cx.session.host.random(), &progress)? {
         Fetched::Delivered => {
             if cx.out.is_json() {
                 cx.out.json(&serde_json::json!({ "outcome": DELIVERED }))?;
@@ -172,7 +173,7 @@ struct Backfilled {
 }
 
 fn backfill(cx: &Context, from: &Path) -> Result<u8> {
-    let directory = backfill::directory(&cx.environment.absolute(from))?;
+    let directory = backfill::directory(&cx.session.environment.absolute(from))?;
     let candidates = backfill::candidates(&directory)?;
     if candidates.is_empty() {
         return Err(err!(
@@ -182,7 +183,7 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
         )
         .hint("Nothing was archived.\nName the pg_wal of a server: pitr wal backfill --from /var/lib/postgresql/17/main/pg_wal"));
     }
-    let settings = command::settings(&cx.given(), &cx.environment)?;
+    let settings = command::settings(&cx.session.flags.clone(), &cx.session.environment)?;
     let mut files = Vec::new();
     let mut spare = Vec::new();
     let mut refused: Option<Error> = None;
@@ -232,7 +233,7 @@ fn backfill_one(
         return Ok((LEFT_OUT, Some(reason)));
     }
     let arguments = arguments(cx, vec![candidate.path.into()]);
-    match command::archive::backfill(&arguments, settings, cx.random()) {
+    match command::archive::backfill(&arguments, settings, cx.session.host.random()) {
         Ok(archived) => {
             for warning in &archived.warnings {
                 cx.out.warn(warning);

@@ -3,11 +3,11 @@
 use serde::Serialize;
 
 use super::Context;
-use super::human::{self};
 use super::output::{Align, Table};
-use super::reading::Reading;
 use crate::error::Result;
 use crate::exit::{self};
+use crate::operate::human::{self};
+use crate::operate::reading::Reading;
 use crate::pg::segment::WalFileName;
 use crate::pg::time::TimestampTz;
 use crate::repo::container::Container;
@@ -96,8 +96,8 @@ fn conflict(
 /// `pitr wal conflicts`.
 pub fn conflicts(cx: &Context, wanted: Option<&str>) -> Result<u8> {
     let wanted: Option<WalFileName> = wanted.map(str::parse).transpose()?;
-    let reading = Reading::open(cx)?;
-    let inventory = reading.inventory(cx)?;
+    let reading = Reading::open(&cx.session)?;
+    let inventory = reading.inventory(&cx.session)?;
     let layout = inventory.layout()?;
     let store = reading.repository.store();
     let mut names: Vec<String> = store

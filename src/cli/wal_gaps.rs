@@ -4,9 +4,9 @@ use serde::Serialize;
 
 use super::Context;
 use super::output::{Align, Table};
-use super::reading::Reading;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
+use crate::operate::reading::Reading;
 use crate::pg::segment::SegmentName;
 use crate::plan::gap::{self, Gap};
 
@@ -27,8 +27,8 @@ struct ShownGaps {
 
 /// `pitr wal gaps`.
 pub fn gaps(cx: &Context) -> Result<u8> {
-    let reading = Reading::open(cx)?;
-    let inventory = reading.inventory(cx)?;
+    let reading = Reading::open(&cx.session)?;
+    let inventory = reading.inventory(&cx.session)?;
     let size = inventory.segment_size;
     let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
     let gaps: Vec<ShownGap> = gap::gaps(&inventory, oldest.unwrap_or_default())

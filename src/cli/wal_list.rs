@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::Context;
-use super::human::{self, SizeUnit};
-use super::reading::Reading;
 use crate::error::Result;
 use crate::exit::{self};
+use crate::operate::human::{self, SizeUnit};
+use crate::operate::reading::Reading;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
 use crate::pg::time::TimestampTz;
@@ -60,8 +60,8 @@ struct Listing {
 
 /// `pitr wal list`.
 pub fn list(cx: &Context) -> Result<u8> {
-    let reading = Reading::open(cx)?;
-    let inventory = reading.inventory(cx)?;
+    let reading = Reading::open(&cx.session)?;
+    let inventory = reading.inventory(&cx.session)?;
     let layout = inventory.layout()?;
     let mut segments = Vec::new();
     for (id, timeline) in &inventory.timelines {

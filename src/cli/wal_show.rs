@@ -3,13 +3,13 @@
 use serde::Serialize;
 
 use super::Context;
-use super::human::{self};
-use super::reading::Reading;
 use super::wal_list::tail;
 use crate::archive::fetch::check_identity;
 use crate::err;
 use crate::error::Result;
 use crate::exit::{self};
+use crate::operate::human::{self};
+use crate::operate::reading::Reading;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::pg::time::TimestampTz;
@@ -71,8 +71,8 @@ struct ShownSegment {
 /// `pitr wal show`.
 pub fn show(cx: &Context, name: &str) -> Result<u8> {
     let name: WalFileName = name.parse()?;
-    let reading = Reading::open(cx)?;
-    let inventory = reading.inventory(cx)?;
+    let reading = Reading::open(&cx.session)?;
+    let inventory = reading.inventory(&cx.session)?;
     let layout = inventory.layout()?;
     let key = layout.wal_file(name);
     let Some(object) = reading.repository.store().open(&key)? else {
@@ -212,7 +212,7 @@ fn show_records(
     shown: &mut ShownSegment,
 ) -> Result<()> {
     let size = inventory.segment_size;
-    let rollup = reading.rollup(cx, inventory)?;
+    let rollup = reading.rollup(&cx.session, inventory)?;
     let next = |name: SegmentName| {
         let following = name.next(size)?;
         let number = following.number(size).ok()?;
