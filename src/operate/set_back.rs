@@ -3,7 +3,7 @@
 use crate::error::{Code, Result};
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
-use crate::plan::gap::Path;
+use crate::plan::chain::Chain;
 use crate::plan::stop::CLOCK_SLACK;
 use crate::plan::window::Window;
 use crate::wal::facts::{Facts, Wal};
@@ -22,13 +22,17 @@ pub struct SetBack {
 ///
 /// # Errors
 /// What [`Wal`] says, apart from damage.
-pub fn look(inventory: &Inventory, wal: &dyn Wal, window: &Window) -> Result<Option<SetBack>> {
-    let path = Path::new(inventory, wal, inventory.history(window.timeline)?);
-    let first = SegmentNumber::of(window.from_lsn, path.size());
-    let last = SegmentNumber::ending_at(window.to_lsn, path.size());
+pub(super) fn look(
+    inventory: &Inventory,
+    wal: &dyn Wal,
+    window: &Window,
+) -> Result<Option<SetBack>> {
+    let chain = Chain::new(inventory, wal, inventory.history(window.timeline)?);
+    let first = SegmentNumber::of(window.from_lsn, chain.size());
+    let last = SegmentNumber::ending_at(window.to_lsn, chain.size());
     let mut times = Times::default();
     for number in (first.0..=last.0).map(SegmentNumber) {
-        match wal.facts(path.name(path.expected(number), number)?) {
+        match wal.facts(chain.name(chain.path().holder(number), number)?) {
             Ok(facts) => times.add(&facts),
             Err(e) if matches!(e.code(), Code::NotFound | Code::Damaged) => {}
             Err(e) => return Err(e),
