@@ -176,7 +176,7 @@ fn plan_in(
     })?;
     let policy = Policy {
         keep: 1,
-        grace: grace,
+        grace,
         requested: Some(backup.clone()),
         ..Policy::default()
     };
