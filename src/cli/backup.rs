@@ -1,5 +1,6 @@
 //! `pitr backup`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,9 @@ use serde::Serialize;
 
 use super::{Context, backup_delete, human};
 use crate::backup::live::LiveServer;
+use crate::backup::local::Local;
+use crate::backup::producer::Producer;
+use crate::backup::stream::Streamed;
 use crate::backup::{self, Options};
 use crate::config::{Period, Size};
 use crate::err;
@@ -35,7 +39,7 @@ pub struct Args {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// How the files are read: over the replication protocol
+    /// How the files are read
     #[arg(long, value_enum, default_value_t = Method::Stream)]
     pub method: Method,
 
@@ -51,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "SIZE")]
     pub max_rate: Option<Size>,
 
-    /// Compress on this many cores, 1 to 256; all of them without it
+    /// Read (--method local) and compress on this many cores, 1 to 256; all of them without it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
 
@@ -75,6 +79,8 @@ pub enum Command {
 pub enum Method {
     /// Over the replication protocol.
     Stream,
+    /// From the data directory, on the database's own host.
+    Local,
 }
 
 /// How the backup begins.
@@ -144,10 +150,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         LiveServer::connect(&info, Arc::clone(&host.progress), Arc::clone(&host.stop))?;
     let started = Instant::now();
     let options = options(args);
+    let mut producer = producer(args.method, cluster.pgdata.clone());
     let root = backup::take(
         &repository,
         cluster.name.as_str(),
         &mut server,
+        producer.as_mut(),
         &options,
         &host,
     )?;
@@ -164,6 +172,13 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     } else {
         exit::SUCCESS
     })
+}
+
+fn producer(method: Method, pgdata: Option<PathBuf>) -> Box<dyn Producer> {
+    match method {
+        Method::Stream => Box::new(Streamed),
+        Method::Local => Box::new(Local::new(pgdata)),
+    }
 }
 
 fn options(args: &Args) -> Options {

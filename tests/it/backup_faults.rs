@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use pitr::backup::Options;
 use pitr::backup::live::LiveServer;
+use pitr::backup::stream::Streamed;
 use pitr::err;
 use pitr::error::Result;
 use pitr::host::Host;
@@ -321,7 +322,14 @@ fn take(site: &Site, conninfo: &str, dies_at: usize) -> (usize, Result<BackupRoo
             wal_wait: Duration::from_secs(10),
             codec: FrameCodec::Lz4,
         };
-        pitr::backup::take(&repository, "main", &mut server, &options, &host)
+        pitr::backup::take(
+            &repository,
+            "main",
+            &mut server,
+            &mut Streamed,
+            &options,
+            &host,
+        )
     };
     let result = take();
     (life.done.load(Ordering::SeqCst), result)
