@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::plan::cluster::{self, Side};
-use crate::plan::retention::wal::Tree;
+use crate::plan::retention::wal::Paths;
 use crate::plan::retention::{Deletion, ExpirePlan, Fate, Policy, retention};
 use crate::repo::clock;
 use crate::repo::deletion::DeletionClaim;
@@ -87,14 +87,14 @@ impl Expire<'_> {
             }
             let kept = plan.backups.iter().filter(|b| b.fate == Fate::Keep);
             let good = kept.filter(|b| b.damage.is_none()).map(|b| b.id.clone());
-            let tree = Tree::new(survey);
+            let paths = Paths::new(survey);
             let mut broken = Vec::new();
             for id in good {
-                if let Some(name) = links.first_break(survey, &tree, &id)? {
+                if let Some(name) = links.first_break(survey, &paths, &id)? {
                     broken.push((id, name));
                 }
             }
-            drop(tree);
+            drop(paths);
             if broken.is_empty() {
                 return Ok(plan);
             }
@@ -194,7 +194,7 @@ impl<'a> Links<'a> {
     fn first_break(
         &mut self,
         survey: &Survey,
-        tree: &Tree<'_>,
+        paths: &Paths<'_>,
         id: &BackupId,
     ) -> Result<Option<SegmentName>> {
         let Some(Manifest::Committed(root)) = survey.ids.get(id).map(|s| &s.manifest) else {
@@ -205,7 +205,7 @@ impl<'a> Links<'a> {
         let last = SegmentNumber::ending_at(root.stop_lsn, size);
         let mut before: Option<(SegmentName, (Brief, bool))> = None;
         for number in (first.0..=last.0).map(SegmentNumber) {
-            let Some(name) = number.name(tree.holder(root.timeline, number), size) else {
+            let Some(name) = number.name(paths.holder(root.timeline, number), size) else {
                 break;
             };
             let Some((link, is_keyed)) = self.of(name)? else {

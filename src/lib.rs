@@ -11,9 +11,10 @@
 //! | 4 | `repo` (what the keys mean) |
 //! | 5 | `archive` · `plan` (pure) · `snapshot` |
 //! | 6 | `command` (what PostgreSQL runs) · `receive` · `backup` · `restore` · `expire` · `verify` · `sync` |
+//! | 7 | `operate` (the use cases, as values) |
 //! | 8 | `cli` |
 //!
-//! Without the feature `program`, object stores and `cli` are left out; without `full` (both are on by default) only what `pitr-archive` and `pitr-restore` need is built.
+//! Without the feature `program`, object stores, `operate` and `cli` are left out; without `full` (both are on by default) only what `pitr-archive` and `pitr-restore` need is built.
 
 pub mod archive;
 #[cfg(feature = "full")]
@@ -30,6 +31,8 @@ pub mod expire;
 pub mod fault;
 #[cfg(feature = "full")]
 pub mod host;
+#[cfg(feature = "program")]
+pub mod operate;
 pub mod pg;
 #[cfg(feature = "full")]
 pub mod plan;

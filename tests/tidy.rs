@@ -20,6 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &[
         "command", "receive", "backup", "restore", "expire", "verify", "sync",
     ],
+    &["operate"],
     &["cli"],
 ];
 

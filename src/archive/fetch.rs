@@ -28,12 +28,14 @@ use crate::progress::Progress;
 use crate::repo::container::{Container, Kind};
 use crate::repo::decision::Decisions;
 use crate::repo::event;
-use crate::repo::layout::{ClusterLayout, Home};
+use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
 use crate::store::{Key, Object};
 use crate::wal::increment;
 use crate::wal::increments;
+use crate::wal::last;
+use crate::wal::path::Path;
 
 /// How long one may be silent where another has answered: then that one is asked again, and who is not required is done without.
 const LEFT_BEHIND: Duration = Duration::from_secs(10);
@@ -699,7 +701,7 @@ fn prove_absence(what: &Fetch, repository: &Repository, layout: &ClusterLayout) 
         }
         WalFileName::History(timeline) => {
             // Answering "absent" would let the server take this number a second time.
-            if timeline.get() > 1 && last_segment(repository, layout, timeline)?.is_some() {
+            if timeline.get() > 1 && last::of_any(repository, layout, timeline)?.is_some() {
                 return Err(err!(
                     Gap,
                     "the history file of timeline {} is missing although its WAL is archived",
@@ -740,7 +742,7 @@ fn nothing_later(
             Some(history) if history.switch_point(timeline).is_some() => "descends from it",
             _ if is_passed => continue,
             Some(_) => "exists",
-            None if last_segment(repository, layout, later)?.is_some() => "exists",
+            None if last::of_any(repository, layout, later)?.is_some() => "exists",
             None => continue,
         };
         return Err(err!(
@@ -763,12 +765,11 @@ fn no_hole(
     let number = wanted.number(size)?;
     // Before a timeline's own beginning its segments never existed: PostgreSQL asks the parent's next.
     if let Some(history) = read_history(repository, layout, wanted.timeline)?
-        && let Some((_, begin)) = history.parent()
-        && number.0 < begin.0 / size.bytes()
+        && Path::new(history, size).holder(number) != wanted.timeline
     {
         return Ok(());
     }
-    if let Some(last) = last_segment(repository, layout, wanted.timeline)?
+    if let Some(last) = last::of_any(repository, layout, wanted.timeline)?
         && last.number(size).is_ok_and(|n| n > number)
     {
         return Err(gap(wanted, last, size));
@@ -784,14 +785,16 @@ fn no_hole(
         let Some(history) = read_history(repository, layout, child)? else {
             continue;
         };
+        let leaving = history
+            .switch_point(wanted.timeline)
+            .zip(history.next_of(wanted.timeline));
         // The segment that holds the switch point need not exist on the parent: it may have ended as a partial.
-        let left = history.switch_point(wanted.timeline);
-        let left = left.filter(|lsn| number.0 < lsn.0 / size.bytes());
-        if let Some(left) = left
+        let end = number.range(size).end;
+        if let Some((left, leaver)) = leaving
+            && Path::new(history.clone(), size).leads_through(wanted.timeline, end)
             && counts(what, wanted.timeline, &history, repository, layout)?
-            && let Some(last) = last_segment(repository, layout, child)?
+            && let Some(last) = last::of_any(repository, layout, child)?
         {
-            let leaver = leaver(&history, wanted.timeline);
             let first = (SegmentName::of(leaver, left, size), size);
             let is_abandoned = || {
                 let decisions = Decisions::read(repository, layout)?;
@@ -830,13 +833,6 @@ fn counts(
     Ok(is_abandoned(timeline, own.as_ref()) || !is_abandoned(child, Some(descendant)))
 }
 
-/// The timeline that left `parent` on the way to the one of this history.
-fn leaver(history: &History, parent: TimelineId) -> TimelineId {
-    let mut ancestors = history.ancestors().iter().map(|a| a.timeline);
-    ancestors.find(|t| *t == parent);
-    ancestors.next().unwrap_or(history.timeline())
-}
-
 /// WAL that is recorded as lost, or that increments leave out, was there: so this is not the end.
 fn not_lost(
     wanted: SegmentName,
@@ -873,60 +869,4 @@ fn gap(wanted: SegmentName, later: SegmentName, size: SegmentSize) -> Error {
     .hint(format!(
         "Recovery stops before {lsn} instead of promoting with lost data. Look for the segment in any node's pg_wal (\"pitr wal backfill --from DIR\"), or plan another target: \"pitr plan\"."
     ))
-}
-
-/// The last segment of a timeline of which anything is archived: all of it, a partial, or an increment.
-fn last_segment(
-    repository: &Repository,
-    layout: &ClusterLayout,
-    timeline: TimelineId,
-) -> Result<Option<SegmentName>> {
-    let store = repository.store();
-    let names = |prefix: &str| -> Result<Vec<SegmentName>> {
-        let listed = store.list(prefix)?;
-        Ok(listed.iter().filter_map(|l| l.name.parse().ok()).collect())
-    };
-    let mut logs: Vec<(u32, Home)> = Vec::new();
-    let mut parts: Vec<SegmentName> = Vec::new();
-    for home in layout.homes(timeline) {
-        let own =
-            |names: Vec<SegmentName>| names.into_iter().filter(|n| layout.home_of(*n) == home);
-        for listed in store.list(home.prefix())? {
-            match listed.name.as_str() {
-                "partial" => parts.extend(own(names(&home.partials())?)),
-                "open" => parts.extend(own(names(&home.open_segments())?)),
-                log if listed.is_prefix && log.len() == 8 => {
-                    let log = u32::from_str_radix(log, 16).ok();
-                    logs.extend(log.map(|log| (log, home.clone())));
-                }
-                _ => {}
-            }
-        }
-    }
-    parts.retain(|name| name.timeline == timeline);
-    parts.sort_unstable();
-    let mut part = None;
-    while let Some(name) = parts.pop() {
-        // A directory whose increments were all deleted says nothing.
-        let is_partial = store
-            .head(&layout.wal_file(WalFileName::Partial(name)))?
-            .is_some();
-        if is_partial || !increment::list(repository, layout, name)?.is_empty() {
-            part = Some(name);
-            break;
-        }
-    }
-    logs.sort_by_key(|(log, _)| *log);
-    let mut last = None;
-    while let Some((log, home)) = logs.pop() {
-        let listed = names(&home.log(log))?.into_iter();
-        let is_own =
-            |n: &SegmentName| n.timeline == timeline && n.log == log && layout.home_of(*n) == home;
-        last = last.max(listed.filter(is_own).max());
-        // Another home may have later segments of the same log id.
-        if last.is_some() && logs.last().is_none_or(|(next, _)| *next < log) {
-            break;
-        }
-    }
-    Ok(last.max(part))
 }

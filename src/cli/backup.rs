@@ -1,35 +1,32 @@
 //! `pitr backup`.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Context, backup_delete, human};
-use crate::backup::live::LiveServer;
-use crate::backup::local::Local;
-use crate::backup::producer::Producer;
-use crate::backup::stream::Streamed;
-use crate::backup::{self, Options};
+use super::{Context, backup_delete};
+use crate::backup::Options;
 use crate::config::{Period, Size};
-use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
+use crate::operate::backup::{self, Taken};
+use crate::operate::human;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::repo::root::BackupRoot;
-use crate::repo::root::cluster::DamagedPage;
+use crate::repo::root::cluster::{DamagedPage, Method as RootMethod};
 use crate::snapshot::frame::FrameCodec;
 use crate::wire::basebackup::StartCheckpoint;
-use crate::wire::conninfo::{self, ConnInfo};
 
 /// Take a base backup
 ///
-/// Copies the cluster over the replication protocol into one repository: the first of the configuration, or the one that --repository
+/// Copies the cluster over the replication protocol, or from its files, into one repository: the first of the configuration, or the one that --repository
 /// names. (WAL goes into every required one.) The backup exists once the WAL from its start to its stop is in that repository too, and was
 /// compared with the server's own, for which it takes a second connection (max_wal_senders). WAL of a clone, or of this machine before it was
 /// set back to a snapshot, completes no backup: exit status 1. Ctrl-C takes back what was stored. When nothing can bring that WAL, because archiving is off and nobody receives it, nothing is begun: exit status 8.
+///
+/// --method local reads the data directory with several readers, on the database's own host, as a user who may read it. It starts and stops the backup by SQL
+/// (pg_backup_start, pg_backup_stop), and refuses files that are not the connected server's own: exit status 8.
 ///
 /// Example: pitr backup --label "before the upgrade" --checkpoint fast
 #[derive(clap::Args, Debug)]
@@ -55,7 +52,7 @@ pub struct Args {
     #[arg(long, value_name = "SIZE")]
     pub max_rate: Option<Size>,
 
-    /// Read (--method local) and compress on this many cores, 1 to 256; all of them without it
+    /// Compress, and read with --method local, on this many cores, 1 to 256; all of them without it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
 
@@ -130,40 +127,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if let Some(Command::Delete(args)) = &args.command {
         return backup_delete::run(args, cx);
     }
-    let settings = cx.settings()?;
-    let cluster = settings.cluster()?;
-    let configured = settings
-        .repositories
-        .first()
-        .ok_or_else(|| err!(Config, "no repository is configured"))?;
-    let repository = cx.open(configured)?;
-    if settings.repositories.len() > 1 {
-        cx.out.note(&format!(
-            "the backup goes into repository \"{}\" alone, the first one configured: --repository NAME chooses another",
-            configured.name
-        ));
-    }
-    let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
-    let info = ConnInfo::resolve(conninfo, &conninfo::Environment::of_process())?;
-    let host = cx.host()?;
-    let mut server =
-        LiveServer::connect(&info, Arc::clone(&host.progress), Arc::clone(&host.stop))?;
-    let started = Instant::now();
-    let options = options(args);
-    let mut producer = producer(args.method, cluster.pgdata.clone());
-    let root = backup::take(
-        &repository,
-        cluster.name.as_str(),
-        &mut server,
-        producer.as_mut(),
-        &options,
-        &host,
-    )?;
-    let took = started.elapsed();
-    drop(server);
-    drop(host);
+    cx.stop_in_order()?;
+    let Taken {
+        root,
+        repository,
+        took,
+    } = backup::run(&cx.session, reading(args.method), &options(args))?;
     if cx.out.is_json() {
-        cx.out.json(&shown(&root, &configured.name, took))?;
+        cx.out.json(&shown(&root, &repository, took))?;
     } else {
         print(cx, &root, took)?;
     }
@@ -174,10 +145,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     })
 }
 
-fn producer(method: Method, pgdata: Option<PathBuf>) -> Box<dyn Producer> {
+fn reading(method: Method) -> RootMethod {
     match method {
-        Method::Stream => Box::new(Streamed),
-        Method::Local => Box::new(Local::new(pgdata)),
+        Method::Stream => RootMethod::Stream,
+        Method::Local => RootMethod::Local,
     }
 }
 
@@ -258,9 +229,13 @@ fn print(cx: &Context, root: &BackupRoot, took: Duration) -> Result<()> {
     if more > 0 {
         cx.out.line(&format!("damaged: {more} more pages"))?;
     }
+    let located = human::count(root.content.damage_count, "page");
+    let found = match root.content.damage_reported_by_server {
+        true => format!("the server found damaged pages, {located} located"),
+        false => format!("{located} failed the check"),
+    };
     cx.out.warn(&format!(
-        "the server found damaged pages, {} located: the backup is kept and marked, and used only where no other reaches",
-        human::count(root.content.damage_count, "page")
+        "{found}: the backup is kept and marked, and used only where no other reaches"
     ));
     cx.out.note("next: repair or rebuild what the list names, from an earlier backup where needed, then take another backup");
     Ok(())

@@ -1,25 +1,19 @@
 //! `pitr expire`.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 use serde_json::json;
 
-use super::failures::Failures;
+use super::Context;
 use super::output::{Align, Table};
-use super::registered::registrations;
-use super::unproven;
-use super::{Context, human};
-use crate::config::{self, Period};
+use crate::config::Period;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
-use crate::expire::{Expire, Outcome};
-use crate::host::Host;
+use crate::operate::expire::{self, Done};
+use crate::operate::human;
 use crate::pg::segment::SegmentSize;
-use crate::plan::retention::{Deletion, ExpirePlan, Fate, Judged, Policy};
+use crate::plan::retention::{Deletion, Fate, Judged, Policy};
 use crate::repo::id::BackupId;
-use crate::repo::repository::Registration;
 
 /// Delete what is no longer to be kept
 ///
@@ -62,58 +56,22 @@ pub struct Args {
     pub confirm: bool,
 }
 
-/// What whoever may write to the store can do to a run that cannot tell forged backups.
-const FORGED: &str =
-    "backups that somebody forged count as kept, and genuine ones can be deleted for them";
-
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let settings = cx.settings()?;
     let policy = Policy {
         keep: keep(args)?,
         grace: args.grace.duration(),
-        spared: std::collections::BTreeSet::new(),
         given_up: args.give_up.iter().cloned().collect(),
         min_age: args.min_age.duration(),
         confirm_burst: args.confirm_burst,
-        requested: None,
-        store_clock: None,
-        cluster: Vec::new(),
+        ..Policy::default()
     };
-    if settings.repositories.is_empty() {
-        return Err(err!(Config, "no repository is configured"));
-    }
-    let wanted = settings.cluster_if_named()?;
-    let host = cx.host()?;
-    let mut done = Vec::new();
-    let mut failures = Failures::default();
-    for configured in &settings.repositories {
-        let name = wanted.as_ref().map(|c| c.name.as_str());
-        if let Err(e) = one_repository(args, cx, configured, name, &policy, &host, &mut done) {
-            let doing = format!("expire in repository \"{}\"", configured.name);
-            if !failures.add(e, doing) {
-                break;
-            }
-        }
-    }
-    failures.first_if(cx, done.is_empty())?;
+    cx.stop_in_order()?;
+    let (done, mut failures) = expire::run(&cx.session, &policy, args.confirm)?;
     report(cx, args, &done)?;
-    failures.first_if(cx, done.iter().all(|d| d.is_cut_short))?;
-    let is_whole = failures.told(cx)?;
+    failures.first_if(&cx.session, done.iter().all(|d| d.is_cut_short))?;
+    let is_whole = cx.told(failures)?;
     status(args, &done, is_whole)
-}
-
-impl Done {
-    fn warnings(&self) -> impl Iterator<Item = &String> {
-        self.warning.iter().chain(&self.plan.warnings)
-    }
-
-    /// It was carried out, and nothing stood against it.
-    fn went_well(&self) -> bool {
-        let refused = self.outcome.as_ref().map(|o| o.refused_count);
-        let is_stopped = self.plan.refusal.is_some() || self.plan.burst.is_some();
-        refused == Some(0) && !self.is_cut_short && !is_stopped
-    }
 }
 
 /// How many backups are kept; there is no default, and never none.
@@ -124,60 +82,6 @@ fn keep(args: &Args) -> Result<u32> {
         None => err!(Config, "it is not said how many backups to keep"),
     };
     Err(error.hint("Nothing was deleted. Say how many with --keep N, at least 1: pitr expire --keep 7 --dry-run"))
-}
-
-/// What became of one cluster in one repository.
-struct Done {
-    repository: String,
-    registration: Registration,
-    segment_size: SegmentSize,
-    plan: ExpirePlan,
-    outcome: Option<Outcome>,
-    /// What is to be known of the whole repository; of its first cluster only.
-    warning: Option<String>,
-    /// It ended early; what it did before stands in the outcome.
-    is_cut_short: bool,
-}
-
-fn one_repository(
-    args: &Args,
-    cx: &Context,
-    configured: &config::Repository,
-    cluster: Option<&str>,
-    policy: &Policy,
-    host: &Host,
-    done: &mut Vec<Done>,
-) -> Result<()> {
-    let repository = cx.open(configured)?;
-    let mut warning = unproven::warning(configured, &repository, FORGED);
-    let registrations = registrations(cx, &repository, cluster)?;
-    let host = host.with_progress(Arc::new(cx.progress()));
-    // A cluster that went through pg_upgrade has several identifiers; each keeps its own N.
-    for registration in registrations {
-        let expire = Expire {
-            repository: &repository,
-            registration: &registration,
-            policy: policy.clone(),
-            host: &host,
-        };
-        let plan = expire.plan()?;
-        let mut outcome = args.confirm.then(Outcome::default);
-        let ran = match &mut outcome {
-            Some(outcome) => expire.run(&plan, outcome),
-            None => Ok(()),
-        };
-        done.push(Done {
-            repository: configured.name.clone(),
-            segment_size: SegmentSize::new(registration.segment_size_bytes)?,
-            registration,
-            plan,
-            outcome,
-            warning: warning.take(),
-            is_cut_short: ran.is_err(),
-        });
-        ran?;
-    }
-    Ok(())
 }
 
 fn status(args: &Args, done: &[Done], is_whole: bool) -> Result<u8> {

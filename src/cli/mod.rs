@@ -1,58 +1,44 @@
 //! The command line of `pitr`: one arm, one call per verb.
 //!
 //! Each verb has its file with `Args` (whose comments are its help) and `run`. `output` alone prints. Help and version need no
-//! configuration; a verb reads it through [`Context::settings`].
+//! configuration; a verb reads it through [`Session::settings`].
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{self, Environment, Flags, Settings};
+use crate::config::{Environment, Flags};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::host::Host;
+use crate::operate::away::Away;
+use crate::operate::failures::Failures;
+use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 use crate::repo::lives::Followed;
-use crate::repo::repository::Repository;
 
-pub mod access;
-pub mod archive_command;
-pub mod away;
-pub mod failures;
-pub mod human;
 pub mod notify;
 pub mod output;
-pub mod owner;
 pub mod serve;
-pub mod server;
 pub mod target;
 pub mod terminal;
 
 pub mod adopt;
 pub mod backup;
 mod backup_delete;
-pub mod blocked;
-pub mod choice;
 pub mod doctor;
 pub mod expire;
-pub mod former;
 pub mod info;
 pub mod init;
-pub mod lag;
 pub mod pin;
 pub mod plan;
-pub mod port;
-pub mod reading;
 pub mod receive;
-pub mod receiver;
-pub mod registered;
 pub mod repo;
 pub mod repo_check;
 mod repo_claims;
@@ -60,13 +46,9 @@ mod repo_keys;
 mod repo_rewrap;
 pub mod repo_sync;
 pub mod restore;
-pub mod restoring;
-mod rival;
-mod set_back;
+mod restoring;
 pub mod standby;
-pub mod start_line;
 pub mod timeline;
-mod unproven;
 pub mod verify;
 pub mod wal;
 pub mod wal_conflicts;
@@ -76,7 +58,6 @@ pub mod wal_resolve;
 pub mod wal_show;
 
 use output::Output;
-use terminal::TerminalProgress;
 
 /// Archive PostgreSQL's WAL, back up its clusters, and restore them to any moment
 ///
@@ -159,16 +140,10 @@ enum Command {
 
 /// What a verb works with, apart from its own arguments.
 pub struct Context {
-    /// What every command takes.
-    pub global: GlobalArgs,
-    /// Variables and working directory.
-    pub environment: Environment,
+    /// What the use cases work with.
+    pub session: Session,
     /// Where answers and notes go.
     pub out: Output,
-    /// Object stores that did not answer.
-    pub away: away::Away,
-    /// Which segments of a forked timeline are read.
-    pub followed: Followed,
 }
 
 /// The system's clock; the library takes it as an argument.
@@ -198,112 +173,36 @@ pub fn random() -> u64 {
 }
 
 impl Context {
-    /// Finds and reads the configuration.
-    ///
-    /// # Errors
-    /// Those of [`Settings::load`].
-    pub fn settings(&self) -> Result<Settings> {
-        Settings::load(&self.given(), &self.environment)
-    }
-
-    /// What the command line says of them.
-    pub fn given(&self) -> Flags {
-        Flags {
-            config: self.global.config.clone(),
-            cluster: self.global.cluster.clone(),
-            repository: self.global.repository.clone(),
-        }
-    }
-
-    /// The system's clock.
-    pub fn now(&self) -> TimestampTz {
-        now()
-    }
-
-    /// Opens a repository.
-    ///
-    /// # Errors
-    /// `NoRepository` when it is not there or not mounted, and what the store says.
-    pub fn open(&self, repository: &config::Repository) -> Result<Repository> {
-        let path = repository.location.directory().map(Path::to_owned);
-        self.away
-            .open(repository, self.random(), &self.out)
-            .map_err(|e| access::explain(e, path.as_slice()))
-    }
-
-    /// The error with a next step, where access was denied.
-    pub fn explained(&self, error: Error) -> Error {
-        if error.hint_text().is_some() {
-            return error;
-        }
-        let repositories = self.settings().map(|s| s.repositories).unwrap_or_default();
-        let places = repositories.iter().filter_map(|r| r.location.directory());
-        let places = places.map(Path::to_owned);
-        access::explain(error, &places.collect::<Vec<_>>())
-    }
-
-    /// The global options of this command line that the next one needs as well, each with a space before it; `cluster` where it must be named.
-    pub fn flags(&self, cluster: Option<&str>) -> String {
-        let config = self.global.config.as_ref().map(|c| c.to_string_lossy());
-        let words = [
-            ("config", config.as_deref()),
-            ("repository", self.global.repository.as_deref()),
-            ("cluster", cluster),
-        ];
-        words
-            .iter()
-            .filter_map(|(name, value)| Some((name, (*value)?)))
-            .map(|(name, value)| format!(" --{name} {}", archive_command::shell_word(value)))
-            .collect()
-    }
-
-    /// A random number, for the nonces and ids that the library takes as arguments.
-    pub fn random(&self) -> u64 {
-        random()
-    }
-
-    /// The host that a command works on; Ctrl-C and SIGTERM stop it in order.
-    ///
-    /// # Errors
-    /// Those of [`Context::stop_flag`].
-    pub fn host(&self) -> Result<Host> {
-        Ok(Host {
-            stop: self.stop_flag()?,
-            ..self.unstoppable()
-        })
-    }
-
-    /// As [`Context::host`], for a command that Ctrl-C ends at once.
-    pub fn unstoppable(&self) -> Host {
-        Host {
-            clock: Arc::new(now),
-            random: Arc::new(random),
-            stop: Arc::default(),
-            progress: Arc::new(self.progress()),
-            scratch: std::env::temp_dir(),
-        }
-    }
-
-    /// Progress on standard error.
-    pub fn progress(&self) -> TerminalProgress {
-        TerminalProgress::new(&self.out)
-    }
-
-    /// A flag that is set by Ctrl-C or SIGTERM, for verbs that clean up first. A second signal ends the process at once.
+    /// Lets Ctrl-C and SIGTERM stop the session's work in order. A second signal ends the process at once.
     ///
     /// # Errors
     /// `Io` when the handler cannot be set.
-    pub fn stop_flag(&self) -> Result<Arc<AtomicBool>> {
+    pub fn stop_in_order(&self) -> Result<()> {
         use signal_hook::consts::{SIGINT, SIGTERM};
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = &self.session.host.stop;
         let status = i32::from(exit::INTERRUPTED);
         for signal in [SIGINT, SIGTERM] {
             // In this order: the first signal finds the flag unset and sets it, the second finds it set and leaves.
-            signal_hook::flag::register_conditional_shutdown(signal, status, Arc::clone(&stop))
-                .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+            signal_hook::flag::register_conditional_shutdown(signal, status, Arc::clone(stop))
+                .and_then(|_| signal_hook::flag::register(signal, Arc::clone(stop)))
                 .map_err(|e| Error::from_io("install the handler of signals", e))?;
         }
-        Ok(stop)
+        Ok(())
+    }
+
+    /// Prints what failed, after the report of what was done; whether nothing did.
+    ///
+    /// # Errors
+    /// The interruption, if there was one.
+    fn told(&self, failures: Failures) -> Result<bool> {
+        let is_none = failures.errors.is_empty();
+        for error in failures.errors {
+            self.out.error(&self.session.explained(error));
+        }
+        match failures.interrupted {
+            Some(interrupted) => Err(interrupted),
+            None => Ok(is_none),
+        }
     }
 }
 
@@ -358,17 +257,35 @@ fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
             return Output::new(json, false, &environment).usage(&e);
         }
     };
-    let cx = Context {
-        followed: followed(&cli.command),
-        out: Output::new(cli.global.json, cli.global.quiet, &environment),
-        global: cli.global,
-        environment,
-        away: away::Away::default(),
-    };
+    let cx = context(&cli, environment);
     match dispatch(&cli.command, &cx) {
         Ok(status) => status,
-        Err(e) => cx.out.error(&cx.explained(e)),
+        Err(e) => cx.out.error(&cx.session.explained(e)),
     }
+}
+
+fn context(cli: &Cli, environment: Environment) -> Context {
+    let global = &cli.global;
+    let out = Output::new(global.json, global.quiet, &environment);
+    let session = Session {
+        host: Host {
+            clock: Arc::new(now),
+            random: Arc::new(random),
+            stop: Arc::default(),
+            progress: out.progress(),
+            scratch: std::env::temp_dir(),
+        },
+        environment,
+        flags: Flags {
+            config: global.config.clone(),
+            cluster: global.cluster.clone(),
+            repository: global.repository.clone(),
+        },
+        system_identifier: global.system_identifier,
+        followed: followed(&cli.command),
+        away: Away::default(),
+    };
+    Context { session, out }
 }
 
 fn followed(command: &Command) -> Followed {
@@ -410,7 +327,7 @@ fn takes_identifier(command: &Command) -> bool {
 }
 
 fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
-    if cx.global.system_identifier.is_some() && !takes_identifier(command) {
+    if cx.session.system_identifier.is_some() && !takes_identifier(command) {
         return Err(err!(
             Usage,
             "--system-identifier means nothing to this command"

@@ -4,37 +4,22 @@
 //! their control characters escaped, so that they can neither move the cursor nor forge a line.
 
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use comfy_table::{CellAlignment, ContentArrangement, presets};
 use serde::Serialize;
 
+use super::terminal::TerminalProgress;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
-
-/// An error in an answer that is given all the same.
-#[derive(Debug, Serialize)]
-pub struct ShownError {
-    code: &'static str,
-    /// For people.
-    pub message: String,
-}
-
-impl From<&Error> for ShownError {
-    fn from(error: &Error) -> ShownError {
-        ShownError {
-            code: exit::name(error.code()),
-            message: error.to_string(),
-        }
-    }
-}
+use crate::progress::Progress;
 
 /// Standard output and standard error, and how to write to them.
-#[derive(Debug, Default)]
 pub struct Output {
     json: bool,
     quiet: bool,
-    bars: bool,
+    progress: Arc<TerminalProgress>,
     /// Something is on standard output already: a JSON error would be a second document.
     written: AtomicBool,
 }
@@ -44,10 +29,11 @@ impl Output {
     pub fn new(json: bool, quiet: bool, environment: &crate::config::Environment) -> Output {
         let plain = environment.get("NO_COLOR").is_some()
             || environment.get("TERM").is_none_or(|t| t == "dumb");
+        let bars = !plain && !quiet && std::io::stderr().is_terminal();
         Output {
             json,
             quiet,
-            bars: !plain && std::io::stderr().is_terminal(),
+            progress: Arc::new(TerminalProgress::new(quiet, bars)),
             written: AtomicBool::new(false),
         }
     }
@@ -62,9 +48,9 @@ impl Output {
         self.quiet
     }
 
-    /// Whether progress is drawn as a bar.
-    pub fn draws_bars(&self) -> bool {
-        self.bars && !self.quiet
+    /// Progress on standard error.
+    pub fn progress(&self) -> Arc<TerminalProgress> {
+        Arc::clone(&self.progress)
     }
 
     /// Prints a line of data, or several.
@@ -125,14 +111,12 @@ impl Output {
 
     /// Prints a note on standard error, unless unwanted.
     pub fn note(&self, message: &str) {
-        if !self.quiet {
-            standard_error(&format!("{}\n", escaped(message)));
-        }
+        self.progress.note(message);
     }
 
     /// Prints a warning on standard error.
     pub fn warn(&self, message: &str) {
-        standard_error(&format!("warning: {}\n", escaped(message)));
+        self.progress.warn(message);
     }
 
     /// Prints an error, and returns the status that follows from it.
@@ -140,6 +124,7 @@ impl Output {
     /// With `--json` it is one object: on standard output, or on standard error when there is an answer on the former.
     pub fn error(&self, error: &Error) -> u8 {
         let status = exit::status(Program::Pitr, error.code());
+        self.progress.end();
         if self.json {
             self.error_object(error.code(), &error.to_string(), error.hint_text(), status);
         } else {
@@ -178,6 +163,8 @@ impl Output {
     }
 
     fn data(&self, text: &str) -> Result<()> {
+        // An answer comes after the work: no bar stands in it.
+        self.progress.end();
         self.written.store(true, Ordering::Relaxed);
         let mut stdout = std::io::stdout().lock();
         match stdout

@@ -1,13 +1,13 @@
 //! `pitr plan`.
 
 use super::Context;
-use super::choice::{Question, Unless};
-use super::human;
-use super::reading::Reading;
-use super::restoring::{self, Opened};
 use super::target::TargetArgs;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
+use crate::operate::choice::{Question, Unless};
+use crate::operate::human;
+use crate::operate::opened::{self, Opened};
+use crate::operate::reading::Reading;
 use crate::plan::recovery::{
     Action, EndKind, Moment, Outcome, Plan, Side, Stop, StopRecord, TransactionEnd,
 };
@@ -34,14 +34,14 @@ const NOT_TAKEN_SHOWN: usize = 3;
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     // What is wrong with the words is said before anything is opened.
-    args.target.parse()?;
-    let first = restoring::open(cx, Reading::open(cx)?)?;
+    let target = args.target.parse()?;
+    let first = opened::open(&cx.session, Reading::open(&cx.session)?)?;
     let question = Question {
-        target: &args.target,
+        target: &target,
         action: Action::Promote,
         is_carried_out: false,
     };
-    let chosen = question.answer(cx, first)?;
+    let chosen = question.answer(&cx.session, first)?;
     show(cx, &chosen.plan, chosen.resolved.local_time.as_deref())?;
     match chosen.unless {
         None => {
@@ -76,7 +76,9 @@ fn require_thawed(cx: &Context, opened: &Opened, plan: &Plan) -> Result<()> {
         return Ok(());
     };
     match Outline::read(store, &opened.layout, &backup.id)? {
-        Some(root) => opened.reading.require_thawed(cx, &opened.layout, &root),
+        Some(root) => opened
+            .reading
+            .require_thawed(&cx.session, &opened.layout, &root),
         // Expired meanwhile: whoever restores finds out.
         None => Ok(()),
     }

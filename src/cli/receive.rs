@@ -1,33 +1,19 @@
 //! `pitr receive`.
 
 use std::cell::Cell;
-use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 
+use super::Context;
 use super::notify::Notify;
-use super::{Context, human};
-use crate::config::Cluster;
-use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit;
+use crate::operate::receive::{self, Asked, Dropped};
+use crate::operate::receiver::{archived, line, lsn};
 use crate::pg::lsn::Lsn;
-use crate::progress::Progress;
 use crate::receive::session::{self, Ended, Options};
 use crate::receive::status::Status;
-use crate::wire::client::{Client, Session};
-use crate::wire::conninfo::{self, ConnInfo};
 use crate::wire::slot::SlotName;
-
-/// The slot where neither configuration nor command line name one.
-pub(super) const SLOT_DEFAULT: &str = "pitr";
-
-/// A connection that is dead on the way is noticed by the kernel too, unless conninfo says otherwise.
-const PROBE_IDLE: Duration = Duration::from_secs(10);
-const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-const PROBE_COUNT: u32 = 3;
-const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 
 /// Receive WAL as it is written, through a replication slot
 ///
@@ -76,29 +62,16 @@ struct Shown<'a> {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let settings = cx.settings()?;
-    let cluster = settings.cluster()?;
-    let slot = match (&args.slot, &cluster.receive.slot) {
-        (Some(slot), _) => slot.clone(),
-        (None, Some(name)) => name.parse::<SlotName>()?,
-        (None, None) => SLOT_DEFAULT.parse::<SlotName>()?,
-    };
-    let conninfo = conninfo(&cluster)?;
     if args.drop_slot {
-        return drop_slot(cx, &conninfo, &slot);
+        return drop_slot(cx, args.slot.as_ref());
     }
-    let options = Options {
-        cluster: cluster.name.to_string(),
-        conninfo,
-        slot,
+    let asked = Asked {
+        slot: args.slot.clone(),
         create_slot: args.create_slot,
         until: args.until_lsn,
-        journal: cluster.receive.journal.clone().ok_or_else(no_journal)?,
-        journal_limit_bytes: cluster.receive.journal_limit_bytes,
-        acknowledge: cluster.receive.acknowledge,
-        repositories: settings.repositories.clone(),
     };
-    let Some(ended) = receive(cx, &options)? else {
+    let options = receive::options(&cx.session, asked)?;
+    let Some(ended) = followed(cx, &options)? else {
         return stopped_early(cx, &options);
     };
     let complete = ended.is_shipped;
@@ -140,31 +113,10 @@ fn stopped_early(cx: &Context, options: &Options) -> Result<u8> {
     })
 }
 
-fn no_journal() -> Error {
-    err!(Config, "receive.journal is not set").hint(
-        "The receiver keeps WAL there until the repository has it. Add a directory on a disk that syncs, to [clusters.NAME.receive]: journal = \"/var/lib/pitr/journal\"",
-    )
-}
-
-/// The server's settings. The receiver's name in pg_stat_replication, which synchronous_standby_names compares, is application_name, else
-/// "pitr".
-fn conninfo(cluster: &Cluster) -> Result<ConnInfo> {
-    let text = cluster.conninfo.as_ref().map_or("", |c| c.expose());
-    let mut info = ConnInfo::resolve(text, &conninfo::Environment::of_process())?;
-    let keep_alive = &mut info.keep_alive;
-    keep_alive.idle.get_or_insert(PROBE_IDLE);
-    keep_alive.interval.get_or_insert(PROBE_INTERVAL);
-    keep_alive.count.get_or_insert(PROBE_COUNT);
-    keep_alive.user_timeout.get_or_insert(UNACKNOWLEDGED_MAX);
-    Ok(info)
-}
-
-fn receive(cx: &Context, options: &Options) -> Result<Option<Ended>> {
-    let terminal = Arc::new(cx.progress());
-    let host = cx
-        .host()?
-        .with_progress(Arc::<super::terminal::TerminalProgress>::clone(&terminal));
-    let notify = Notify::new(&cx.environment);
+fn followed(cx: &Context, options: &Options) -> Result<Option<Ended>> {
+    cx.stop_in_order()?;
+    let (terminal, host) = (cx.out.progress(), &cx.session.host);
+    let notify = Notify::new(&cx.session.environment);
     let ready = Cell::new(false);
     let watch = |status: &Status| {
         let line = line(status);
@@ -174,34 +126,22 @@ fn receive(cx: &Context, options: &Options) -> Result<Option<Ended>> {
         notify.send(&format!("STATUS={line}"));
         terminal.show_line(&line);
     };
-    let ended = session::run(options, &host, &watch);
+    let ended = session::run(options, host, &watch);
     notify.send("STOPPING=1");
     ended
 }
 
-fn drop_slot(cx: &Context, info: &ConnInfo, slot: &SlotName) -> Result<u8> {
-    let progress: Arc<dyn Progress> = Arc::new(cx.progress());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Error::from_io("start the runtime", e))?;
-    let (host, dropped) = runtime.block_on(async {
-        let mut client = Client::connect(info, Session::Replication, progress).await?;
-        let dropped = match client.drop_slot(slot).await {
-            Ok(()) => true,
-            // It is as it should be, whoever saw to that.
-            Err(error) if error.code() == Code::NotFound => false,
-            Err(error) => return Err(error),
-        };
-        let host = client.host().to_owned();
-        let _ = client.close().await;
-        Ok::<_, Error>((host, dropped))
-    })?;
+fn drop_slot(cx: &Context, wanted: Option<&SlotName>) -> Result<u8> {
+    let Dropped {
+        slot,
+        host,
+        was_there,
+    } = receive::drop_slot(&cx.session, wanted)?;
     if cx.out.is_json() {
         cx.out
-            .json(&serde_json::json!({ "slot": slot.to_string(), "dropped": dropped }))?;
+            .json(&serde_json::json!({ "slot": slot.to_string(), "dropped": was_there }))?;
     } else {
-        cx.out.report(&match dropped {
+        cx.out.report(&match was_there {
             true => format!("dropped replication slot \"{slot}\" on \"{host}\""),
             false => format!(
                 "there is no replication slot \"{slot}\" on \"{host}\": nothing was dropped"
@@ -209,44 +149,6 @@ fn drop_slot(cx: &Context, info: &ConnInfo, slot: &SlotName) -> Result<u8> {
         })?;
     }
     Ok(exit::SUCCESS)
-}
-
-/// The end that every required repository has reached.
-pub(super) fn archived(status: &Status) -> Option<Lsn> {
-    let required = status.repositories.iter().any(|r| r.required);
-    let counting = status
-        .repositories
-        .iter()
-        .filter(|r| r.required == required);
-    counting.map(|r| r.archived_lsn).min().flatten()
-}
-
-fn lsn(position: Option<Lsn>) -> String {
-    position.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string())
-}
-
-/// The status on one line.
-pub(super) fn line(status: &Status) -> String {
-    let from = match &status.server {
-        Some(server) => format!("streaming from {server}"),
-        None => "not connected".to_owned(),
-    };
-    let behind = match (status.server_lsn, status.acknowledged_lsn) {
-        (Some(server), Some(safe)) if server > safe => {
-            format!(", {} behind", human::size(server.0.saturating_sub(safe.0)))
-        }
-        _ => String::new(),
-    };
-    let trouble = status
-        .last_error
-        .as_ref()
-        .map_or_else(String::new, |error| format!(": {error}"));
-    format!(
-        "{from}, received {}, safe {}, archived {}{behind}{trouble}",
-        lsn(status.received_lsn),
-        lsn(status.acknowledged_lsn),
-        lsn(archived(status))
-    )
 }
 
 fn shown(ended: &Ended) -> Shown<'_> {

@@ -1,15 +1,11 @@
 //! `pitr repo`.
 
-use serde::Serialize;
-
-use super::human;
-use super::output::{Align, ShownError, Table};
+use super::output::{Align, Table};
 use super::{Context, repo_check, repo_claims, repo_keys, repo_rewrap, repo_sync};
-use crate::config;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::exit::{self, Program};
-use crate::pg::time::TimestampTz;
-use crate::repo::repository::Repository;
+use crate::operate::human;
+use crate::operate::repositories::{self, RepositoryInfo};
 
 /// Look at the repositories themselves
 ///
@@ -86,51 +82,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
 }
 
-#[derive(Serialize)]
-struct Shown {
-    name: String,
-    url: String,
-    required: bool,
-    uuid: Option<String>,
-    created: Option<TimestampTz>,
-    clusters: Vec<ShownCluster>,
-    error: Option<ShownError>,
-}
-
-#[derive(Serialize)]
-struct ShownCluster {
-    name: String,
-    system_identifier: String,
-    major: u32,
-    segment_size_bytes: u64,
-    first_seen: TimestampTz,
-}
-
 fn show(cx: &Context) -> Result<u8> {
-    let settings = cx.settings()?;
-    let mut shown = Vec::new();
-    let mut failed: Vec<Error> = Vec::new();
-    for configured in &settings.repositories {
-        let (opened, error) = match inspect(cx, configured) {
-            Ok(opened) => (Some(opened), None),
-            Err(e) => {
-                let error = ShownError::from(&e);
-                failed.push(e);
-                (None, Some(error))
-            }
-        };
-        let (uuid, created, clusters) =
-            opened.map_or((None, None, Vec::new()), |(u, c, l)| (Some(u), Some(c), l));
-        shown.push(Shown {
-            name: configured.name.clone(),
-            url: configured.location.to_string(),
-            required: configured.required,
-            uuid,
-            created,
-            clusters,
-            error,
-        });
-    }
+    let (shown, mut failed) = repositories::look(&cx.session)?;
     // The only repository that cannot be opened is the answer's end, not a part of it.
     if let ([_], 1) = (shown.as_slice(), failed.len())
         && let Some(error) = failed.pop()
@@ -157,29 +110,8 @@ fn show(cx: &Context) -> Result<u8> {
     Ok(exit::status(Program::Pitr, code))
 }
 
-fn inspect(
-    cx: &Context,
-    configured: &config::Repository,
-) -> Result<(String, TimestampTz, Vec<ShownCluster>)> {
-    let repository: Repository = cx.open(configured)?;
-    let mut clusters = Vec::new();
-    for name in repository.cluster_names()? {
-        for r in repository.registrations(&name)? {
-            clusters.push(ShownCluster {
-                name: r.name,
-                system_identifier: r.system_identifier.to_string(),
-                major: r.major,
-                segment_size_bytes: r.segment_size_bytes,
-                first_seen: r.first_seen,
-            });
-        }
-    }
-    let marker = repository.marker();
-    Ok((marker.uuid.clone(), marker.created, clusters))
-}
-
-fn print(cx: &Context, shown: &[Shown]) -> Result<()> {
-    let mut repositories = Table::new(&[
+fn print(cx: &Context, shown: &[RepositoryInfo]) -> Result<()> {
+    let mut places = Table::new(&[
         ("repository", Align::Left),
         ("url", Align::Left),
         ("required", Align::Left),
@@ -193,7 +125,7 @@ fn print(cx: &Context, shown: &[Shown]) -> Result<()> {
         ("registered", Align::Left),
     ]);
     for one in shown {
-        repositories.row([
+        places.row([
             one.name.as_str(),
             &one.url,
             if one.required { "yes" } else { "no" },
@@ -213,7 +145,7 @@ fn print(cx: &Context, shown: &[Shown]) -> Result<()> {
     if shown.is_empty() {
         return cx.out.line("No repository is configured.");
     }
-    cx.out.table(&repositories)?;
+    cx.out.table(&places)?;
     cx.out.line("")?;
     match clusters.is_empty() {
         true => cx.out.line("No cluster is registered."),

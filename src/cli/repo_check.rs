@@ -1,68 +1,14 @@
 //! `pitr repo check`: whether a place keeps what a repository promises, tried on objects of its own.
 
-use serde::Serialize;
-
 use super::Context;
-use super::output::{Align, ShownError, Table};
-use crate::config::{self, Location};
-use crate::err;
+use super::output::{Align, Table};
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
-use crate::store::conformance::{CLAUSES, Clause};
-use crate::store::file::FileStore;
-use crate::store::probe::probe;
-use crate::store::s3::S3Store;
-use crate::store::{Store, s3};
-
-/// What was found of one repository.
-#[derive(Serialize)]
-struct Checked {
-    name: String,
-    url: String,
-    /// Whether it may be used; none where it could not be tried.
-    usable: Option<bool>,
-    checks: Vec<Check>,
-    weaknesses: Vec<String>,
-    /// Whether these credentials may delete objects; none for a directory, and where that was not found out.
-    may_delete: Option<bool>,
-    error: Option<ShownError>,
-}
-
-#[derive(Serialize)]
-struct Check {
-    promise: &'static str,
-    holds: bool,
-    detail: Option<String>,
-}
+use crate::operate::check::{self, Checked};
 
 /// Checks every repository.
 pub(super) fn check(cx: &Context) -> Result<u8> {
-    let settings = cx.settings()?;
-    if settings.repositories.is_empty() {
-        return Err(err!(Config, "no repository is configured"));
-    }
-    let mut all = Vec::new();
-    let mut failed: Vec<Error> = Vec::new();
-    for configured in &settings.repositories {
-        let mut checked = Checked {
-            name: configured.name.clone(),
-            url: configured.location.to_string(),
-            usable: None,
-            checks: Vec::new(),
-            weaknesses: Vec::new(),
-            may_delete: None,
-            error: None,
-        };
-        match tried(configured, &mut checked, cx) {
-            Ok(()) => checked.usable = Some(checked.checks.iter().all(|c| c.holds)),
-            Err(e) => {
-                checked.usable = (e.code() == Code::Refused).then_some(false);
-                checked.error = Some(ShownError::from(&e));
-                failed.push(e);
-            }
-        }
-        all.push(checked);
-    }
+    let (all, failed) = check::run(&cx.session)?;
     if cx.out.is_json() {
         cx.out.json(&serde_json::json!({ "repositories": all }))?;
     } else {
@@ -90,49 +36,6 @@ fn status(all: &[Checked], failed: &[Error]) -> u8 {
         [] => exit::SUCCESS,
         [first, ..] if failed.len() == all.len() => exit::status(Program::Pitr, first.code()),
         _ => exit::status(Program::Pitr, Code::Partial),
-    }
-}
-
-fn tried(configured: &config::Repository, checked: &mut Checked, cx: &Context) -> Result<()> {
-    // A place without a marker is somewhere else: nothing is written there.
-    cx.open(configured)?;
-    match &configured.location {
-        Location::File(path) => {
-            checked.weaknesses = probe(path, cx.random())?;
-            let store = FileStore::open(path, cx.random())?;
-            let (aside, name) = store.aside(cx.random())?;
-            clauses(&aside, true, checked);
-            store.discard(&name).map(|_| ())
-        }
-        Location::S3 { bucket, prefix } => {
-            let store = S3Store::open(bucket, prefix, &configured.s3, cx.random())?;
-            let s3::probe::Found {
-                weaknesses,
-                may_delete,
-            } = store.probe(cx.random())?;
-            (checked.weaknesses, checked.may_delete) = (weaknesses, may_delete);
-            if let Some(seconds) = s3::clock_differs(&store, || cx.now())? {
-                let off = s3::shown_difference(seconds);
-                checked.weaknesses.push(format!(
-                    "has a clock that is {off}: requests are signed with this host's time and refused at first. Correct the one that is wrong"
-                ));
-            }
-            let aside = store.aside(cx.random());
-            clauses(&aside, may_delete == Some(true), checked);
-            aside.clear().map(|_| ())
-        }
-    }
-}
-
-fn clauses(store: &dyn Store, may_delete: bool, checked: &mut Checked) {
-    let wanted = |clause: &&Clause| may_delete || !clause.deletes;
-    for (n, clause) in CLAUSES.iter().enumerate().filter(|(_, c)| wanted(c)) {
-        let outcome = (clause.check)(store, &format!("clause-{n}"));
-        checked.checks.push(Check {
-            promise: clause.name,
-            holds: outcome.is_ok(),
-            detail: outcome.err().map(|e| e.to_string()),
-        });
     }
 }
 

@@ -38,13 +38,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if args.program == shipper::WORD {
         // Nobody hears what it says; what is wrong with a file is found by whoever archives it.
         let _ = archive::arguments(arguments)
-            .and_then(|arguments| shipper::run(&arguments, cx.random()));
+            .and_then(|arguments| shipper::run(&arguments, cx.session.host.random()));
         return Ok(shipper::STATUS);
     }
     if args.program == prefetch::SWITCH {
         // Nobody hears what it says; what is wrong is found by whoever asks for the segment.
-        let _ = command::parse(arguments, &[])
-            .and_then(|parsed| prefetch::worker::run(&parsed, &cx.environment, cx.random()));
+        let _ = command::parse(arguments, &[]).and_then(|parsed| {
+            prefetch::worker::run(&parsed, &cx.session.environment, cx.session.host.random())
+        });
         return Ok(exit::SUCCESS);
     }
     if let Some(caller) = args.caller {
@@ -80,7 +81,7 @@ fn limit(given_ms: Option<u64>) -> Duration {
 
 fn archive_file(arguments: Vec<OsString>, limit: Duration, cx: &Context) -> u8 {
     let archived = archive::arguments(arguments)
-        .and_then(|parsed| ahead::on_behalf(parsed, cx.random(), limit));
+        .and_then(|parsed| ahead::on_behalf(parsed, cx.session.host.random(), limit));
     match archived {
         Ok(archived) => {
             for warning in &archived.warnings {
@@ -98,7 +99,7 @@ fn archive_file(arguments: Vec<OsString>, limit: Duration, cx: &Context) -> u8 {
 fn restore_file(arguments: Vec<OsString>, cx: &Context) -> u8 {
     let warn = |text: &str| standard_error(&restore::warning(text));
     let fetched = command::parse(arguments, &[command::AS_STORED])
-        .and_then(|parsed| restore::watched(parsed, Reach::Far, cx.random(), warn));
+        .and_then(|parsed| restore::watched(parsed, Reach::Far, cx.session.host.random(), warn));
     match fetched {
         Ok(fetched) => restore::answer(&fetched),
         Err(e) => {

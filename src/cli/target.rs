@@ -1,13 +1,10 @@
 //! Where recovery should stop, as options: shared by `plan` and `restore`.
 
-use std::path::Path;
-
 use clap::{ArgGroup, Args};
 
-use crate::config::Environment;
-use crate::error::{Code, Error, Result};
-use crate::plan::target::{Inclusive, RecoveryTarget, Target, TargetTimeline};
-use crate::plan::target_time::{TargetTime, WrittenTime, Zone, Zones};
+use crate::error::Result;
+use crate::operate::target::{AskedTarget, Point};
+use crate::plan::target::{Inclusive, Target};
 
 /// The recovery target; without one, the end of the archived WAL on the latest timeline.
 #[derive(Args, Debug, Clone, Default)]
@@ -68,38 +65,12 @@ pub struct TargetArgs {
     pub backup: Option<String>,
 }
 
-/// The options as values: every word is right, but a time may still depend on zones.
-#[derive(Debug, Clone)]
-pub struct ParsedTarget {
-    point: Point,
-    inclusive: Inclusive,
-    timeline: TargetTimeline,
-    timezone: Option<Zone>,
-    /// `--backup`.
-    pub backup: Option<String>,
-}
-
-#[derive(Debug, Clone)]
-enum Point {
-    Time(WrittenTime),
-    Known(Target),
-}
-
-/// The recovery target, and the time as it was meant, to show it again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ResolvedTarget {
-    /// What is asked of recovery.
-    pub target: RecoveryTarget,
-    /// The time of the target in the zone it was written in, where that is not UTC.
-    pub local_time: Option<String>,
-}
-
 impl TargetArgs {
     /// Reads the options, before anything is opened.
     ///
     /// # Errors
     /// `Usage` for what is not a time, zone, transaction id, LSN, name or timeline.
-    pub fn parse(&self) -> Result<ParsedTarget> {
+    pub fn parse(&self) -> Result<AskedTarget> {
         let point = if let Some(text) = &self.target_time {
             Point::Time(text.parse()?)
         } else if let Some(text) = &self.target_xid {
@@ -113,7 +84,7 @@ impl TargetArgs {
         } else {
             Point::Known(Target::End)
         };
-        Ok(ParsedTarget {
+        Ok(AskedTarget {
             point,
             inclusive: match self.exclusive {
                 true => Inclusive::No,
@@ -122,79 +93,17 @@ impl TargetArgs {
             timeline: self.target_timeline.parse()?,
             timezone: self.timezone.as_deref().map(str::parse).transpose()?,
             backup: self.backup.clone(),
+            allow_end: self.allow_end,
         })
     }
-}
-
-impl ParsedTarget {
-    /// Finds the moment of a target time; other targets stay as they are.
-    ///
-    /// `configured` is the configuration's `timezone`, `cluster` the cluster's own as its backups record it.
-    ///
-    /// # Errors
-    /// `Usage` with both readings when the time has two, or none; `Config` when the configured zone does not exist.
-    pub fn resolve(
-        &self,
-        environment: &Environment,
-        configured: Option<&str>,
-        cluster: Option<&str>,
-    ) -> Result<ResolvedTarget> {
-        let (target, local_time) = match &self.point {
-            Point::Known(target) => (target.clone(), None),
-            Point::Time(written) => {
-                let zones = Zones {
-                    given: self.timezone,
-                    configured: configured.map(configured_zone).transpose()?,
-                    host: host_zone(environment),
-                    cluster,
-                };
-                let time: TargetTime = written.resolve(&zones)?;
-                let local = time
-                    .zone
-                    .show(time.at)
-                    .filter(|shown| !shown.ends_with("+00:00"));
-                (Target::Time(time.at), local)
-            }
-        };
-        Ok(ResolvedTarget {
-            target: RecoveryTarget {
-                target,
-                inclusive: self.inclusive,
-                timeline: self.timeline,
-            },
-            local_time,
-        })
-    }
-}
-
-/// Reads the `timezone` of the configuration.
-///
-/// # Errors
-/// `Config` when there is no such zone.
-pub fn configured_zone(text: &str) -> Result<Zone> {
-    text.parse().map_err(|e: Error| {
-        e.with_code(Code::Config)
-            .context("read \"timezone\" of the configuration")
-    })
-}
-
-/// The zone of this host: `$TZ`, else that of /etc/localtime; none when it has no name here.
-fn host_zone(environment: &Environment) -> Option<Zone> {
-    if let Some(tz) = environment.get("TZ") {
-        let tz = tz.to_str()?;
-        return Zone::from_setting(tz.strip_prefix(':').unwrap_or(tz));
-    }
-    // A host without the file has UTC: the C library's rule. One that has it under no name stays unknown.
-    if !Path::new("/etc/localtime").exists() {
-        return Zone::from_setting("UTC");
-    }
-    let name = iana_time_zone::get_timezone().ok()?;
-    Zone::from_setting(&name)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Environment;
+    use crate::error::Code;
+    use crate::plan::target::{RecoveryTarget, TargetTimeline};
     use clap::{Parser, error::ErrorKind};
 
     #[derive(Parser)]

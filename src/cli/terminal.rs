@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::human;
-use super::output::{Output, escaped, standard_error};
+use super::output::{escaped, standard_error};
+use crate::operate::human;
 use crate::progress::Progress;
 
 /// A phase that is over before that never shows.
@@ -32,11 +32,11 @@ struct Phase {
 }
 
 impl TerminalProgress {
-    /// Progress in the form of this output.
-    pub fn new(output: &Output) -> TerminalProgress {
+    /// Progress without notes where it is to be quiet, and with bars where the terminal wants them.
+    pub fn new(quiet: bool, bars: bool) -> TerminalProgress {
         TerminalProgress {
-            quiet: output.is_quiet(),
-            bars: output.draws_bars(),
+            quiet,
+            bars,
             phase: Mutex::new(None),
         }
     }
@@ -65,7 +65,7 @@ impl TerminalProgress {
     }
 
     /// Ends the phase: the bar goes away, a phase that had lines gets its last one.
-    fn end(&self) {
+    pub fn end(&self) {
         let Some(phase) = self.phase.lock().ok().and_then(|mut p| p.take()) else {
             return;
         };

@@ -2,22 +2,12 @@
 
 use serde_json::json;
 
-use super::failures::Failures;
-use super::registered::registrations;
-use super::{Context, human};
-use std::sync::Arc;
+use super::Context;
+use crate::operate::human;
 
-use crate::config;
-use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
-use crate::host::Host;
-use crate::repo::id::BackupId;
-use crate::repo::repository::Registration;
-use crate::verify::{Report, Verify};
-
-/// Threads that read.
-const THREADS: usize = 2;
+use crate::operate::verify::{self, Done};
 
 /// Read everything back and check it
 ///
@@ -33,44 +23,13 @@ pub struct Args {
     pub backup: Option<String>,
 }
 
-/// What was found of one cluster in one repository.
-struct Done {
-    repository: String,
-    registration: Registration,
-    report: Report,
-}
-
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let settings = cx.settings()?;
-    let backup = args
-        .backup
-        .as_deref()
-        .map(str::parse::<BackupId>)
-        .transpose()?;
-    if settings.repositories.is_empty() {
-        return Err(err!(Config, "no repository is configured"));
-    }
-    let wanted = settings.cluster_if_named()?;
-    let name = wanted.as_ref().map(|c| c.name.as_str());
-    let mut done = Vec::new();
-    let mut failures = Failures::default();
-    let host = cx.host()?;
-    for configured in &settings.repositories {
-        if let Err(e) = one_repository(cx, configured, name, backup.as_ref(), &host, &mut done) {
-            let doing = format!("verify repository \"{}\"", configured.name);
-            if !failures.add(e, doing) {
-                break;
-            }
-        }
-    }
-    // A backup is in one repository, as a rule.
-    if backup.is_some() && !done.is_empty() {
-        failures.forget(Code::NotFound);
-    }
-    failures.first_if(cx, done.is_empty())?;
+    cx.stop_in_order()?;
+    let backup = args.backup.as_deref().map(str::parse).transpose()?;
+    let (done, failures) = verify::run(&cx.session, backup.as_ref())?;
     report(cx, &done)?;
-    let is_whole = failures.told(cx)?;
+    let is_whole = cx.told(failures)?;
     let has_findings = done.iter().any(|d| d.report.finding_count > 0);
     let is_whole = is_whole && done.iter().all(|d| d.report.unsupported_count == 0);
     Ok(match (has_findings, is_whole) {
@@ -86,44 +45,6 @@ fn report(cx: &Context, done: &[Done]) -> Result<()> {
         return cx.out.json(&json!({ "clusters": clusters }));
     }
     done.iter().try_for_each(|one| print(cx, one))
-}
-
-fn one_repository(
-    cx: &Context,
-    configured: &config::Repository,
-    cluster: Option<&str>,
-    backup: Option<&BackupId>,
-    host: &Host,
-    done: &mut Vec<Done>,
-) -> Result<()> {
-    let repository = cx.open(configured)?;
-    let host = host.with_progress(Arc::new(cx.progress()));
-    let mut missing = None;
-    let registrations = registrations(cx, &repository, cluster)?;
-    let before = done.len();
-    for registration in registrations {
-        let verify = Verify {
-            repository: &repository,
-            registration: &registration,
-            backup: backup.cloned(),
-            threads: THREADS,
-            host: &host,
-        };
-        match verify.run() {
-            Ok(report) => done.push(Done {
-                repository: configured.name.clone(),
-                registration,
-                report,
-            }),
-            // Another identifier of the cluster may have it.
-            Err(e) if e.code() == Code::NotFound => missing = Some(e),
-            Err(e) => return Err(e),
-        }
-    }
-    match missing {
-        Some(e) if done.len() == before => Err(e),
-        _ => Ok(()),
-    }
 }
 
 fn shown(done: &Done) -> serde_json::Value {
@@ -170,7 +91,7 @@ fn next(cx: &Context, done: &Done) -> Option<String> {
             .iter()
             .any(|f| kinds.contains(&f.kind.as_str()))
     };
-    let flags = cx.flags(Some(&done.registration.name));
+    let flags = cx.session.options(Some(&done.registration.name));
     if report.finding_count == 0 {
         return None;
     }

@@ -4,17 +4,17 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Serialize;
-
-use super::{Context, human, wal_conflicts, wal_gaps, wal_list, wal_resolve, wal_show};
-use crate::archive::backfill::{self, Candidate};
+use super::{Context, wal_conflicts, wal_gaps, wal_list, wal_resolve, wal_show};
 use crate::archive::fetch::Fetched;
 use crate::command;
 use crate::command::restore::Job;
-use crate::config::Settings;
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::exit::{self, Program};
+use crate::operate::backfill::{
+    self, Backfill, Backfilled, LEFT_OUT, REFUSED, STORED, THERE, arguments,
+};
+use crate::operate::human;
 use crate::progress::Progress;
 
 /// Look at archived WAL, bring it in and out by hand
@@ -96,25 +96,16 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::List {} => wal_list::list(cx),
         Command::Show { name } => wal_show::show(cx, name),
         Command::Gaps {} => wal_gaps::gaps(cx),
-        Command::Conflicts { name } => wal_conflicts::conflicts(cx, name.as_deref()),
+        Command::Conflicts { name } => wal_conflicts::run(cx, name.as_deref()),
         Command::Resolve(args) => wal_resolve::run(cx, args),
         Command::Backfill { from } => backfill(cx, from),
     }
 }
 
-fn arguments(cx: &Context, files: Vec<OsString>) -> command::Arguments {
-    command::Arguments {
-        flags: cx.given(),
-        system_identifier: cx.global.system_identifier,
-        files,
-        ..command::Arguments::default()
-    }
-}
-
 fn push(cx: &Context, path: &Path) -> Result<u8> {
-    let arguments = arguments(cx, vec![path.into()]);
-    let settings = command::settings(&cx.given(), &cx.environment)?;
-    let archived = command::archive::run(&arguments, &settings, cx.random(), &|| {})?;
+    let arguments = arguments(&cx.session, vec![path.into()]);
+    let settings = command::settings(&cx.session.flags.clone(), &cx.session.environment)?;
+    let archived = command::archive::run(&arguments, &settings, cx.session.host.random(), &|| {})?;
     for warning in &archived.warnings {
         cx.out.warn(warning);
     }
@@ -128,9 +119,9 @@ fn push(cx: &Context, path: &Path) -> Result<u8> {
 }
 
 fn fetch(cx: &Context, name: &OsStr, path: &Path) -> Result<u8> {
-    let job = Job::new(arguments(cx, vec![name.to_owned(), path.into()]))?;
-    let progress: Arc<dyn Progress> = Arc::new(cx.progress());
-    match job.run(&cx.environment, cx.random(), &progress)? {
+    let job = Job::new(arguments(&cx.session, vec![name.to_owned(), path.into()]))?;
+    let progress: Arc<dyn Progress> = cx.out.progress();
+    match job.run(&cx.session.environment, cx.session.host.random(), &progress)? {
         Fetched::Delivered => {
             if cx.out.is_json() {
                 cx.out.json(&serde_json::json!({ "outcome": DELIVERED }))?;
@@ -158,52 +149,13 @@ fn fetch(cx: &Context, name: &OsStr, path: &Path) -> Result<u8> {
 }
 
 const DELIVERED: &str = "delivered";
-const STORED: &str = "stored";
-const THERE: &str = "already_there";
-const LEFT_OUT: &str = "left_out";
-const REFUSED: &str = "refused";
-
-/// What became of one file.
-#[derive(Serialize)]
-struct Backfilled {
-    name: String,
-    outcome: &'static str,
-    reason: Option<String>,
-}
-
 fn backfill(cx: &Context, from: &Path) -> Result<u8> {
-    let directory = backfill::directory(&cx.environment.absolute(from))?;
-    let candidates = backfill::candidates(&directory)?;
-    if candidates.is_empty() {
-        return Err(err!(
-            NotFound,
-            "there is no WAL file in \"{}\"",
-            directory.display()
-        )
-        .hint("Nothing was archived.\nName the pg_wal of a server: pitr wal backfill --from /var/lib/postgresql/17/main/pg_wal"));
-    }
-    let settings = command::settings(&cx.given(), &cx.environment)?;
-    let mut files = Vec::new();
-    let mut spare = Vec::new();
-    let mut refused: Option<Error> = None;
-    let mut failed: Option<Error> = None;
-    for candidate in candidates {
-        if candidate.is_spare {
-            spare.push(candidate.name.to_string());
-        }
-        let name = candidate.name.to_string();
-        match backfill_one(cx, &settings, candidate, &mut refused) {
-            Ok((outcome, reason)) => files.push(Backfilled {
-                name,
-                outcome,
-                reason,
-            }),
-            Err(e) => {
-                failed = Some(e);
-                break;
-            }
-        }
-    }
+    let Backfill {
+        files,
+        spare,
+        failed,
+        refused,
+    } = backfill::run(&cx.session, from)?;
     if cx.out.is_json() {
         cx.out.json(&serde_json::json!({ "files": files }))?;
     } else {
@@ -218,39 +170,6 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
         // The object on standard output says it already.
         Some(e) if cx.out.is_json() => Ok(exit::status(Program::Pitr, e.code())),
         Some(e) => Err(e),
-    }
-}
-
-/// Archives one file, if it is to be; one that is refused must not keep the rest from the archive.
-fn backfill_one(
-    cx: &Context,
-    settings: &Settings,
-    candidate: Candidate,
-    refused: &mut Option<Error>,
-) -> Result<(&'static str, Option<String>)> {
-    if let Some(reason) = candidate.left_out {
-        return Ok((LEFT_OUT, Some(reason)));
-    }
-    let arguments = arguments(cx, vec![candidate.path.into()]);
-    match command::archive::backfill(&arguments, settings, cx.random()) {
-        Ok(archived) => {
-            for warning in &archived.warnings {
-                cx.out.warn(warning);
-            }
-            Ok((if archived.is_new { STORED } else { THERE }, None))
-        }
-        Err(e) => match e.code() {
-            // A padded tail, a file that was cut, or one that a running server has just recycled.
-            Code::SourceHeader | Code::SourceSize | Code::SourceChanged | Code::SourceMissing => {
-                Ok((LEFT_OUT, Some(e.to_string())))
-            }
-            Code::Conflict | Code::TimelineReused => {
-                let reason = e.to_string();
-                refused.get_or_insert(e);
-                Ok((REFUSED, Some(reason)))
-            }
-            _ => Err(e),
-        },
     }
 }
 

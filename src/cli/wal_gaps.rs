@@ -1,49 +1,17 @@
 //! `pitr wal gaps`: WAL that should be there and is not.
 
-use serde::Serialize;
-
 use super::Context;
 use super::output::{Align, Table};
-use super::reading::Reading;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
-use crate::pg::segment::SegmentName;
-use crate::plan::gap::{self, Gap};
-
-/// A gap names at most this many of its segments.
-const NAMES_MAX: u64 = 1000;
-
-#[derive(Serialize)]
-struct ShownGap {
-    #[serde(flatten)]
-    gap: Gap,
-    names: Vec<SegmentName>,
-}
-
-#[derive(Serialize)]
-struct ShownGaps {
-    gaps: Vec<ShownGap>,
-}
+use crate::operate::gaps::{self, NamedGap};
 
 /// `pitr wal gaps`.
 pub fn gaps(cx: &Context) -> Result<u8> {
-    let reading = Reading::open(cx)?;
-    let inventory = reading.inventory(cx)?;
-    let size = inventory.segment_size;
-    let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
-    let gaps: Vec<ShownGap> = gap::gaps(&inventory, oldest.unwrap_or_default())
-        .into_iter()
-        .map(|gap| {
-            let first = gap.from_lsn.0 / size.bytes();
-            let names = (first..first + gap.segments.min(NAMES_MAX))
-                .filter_map(|n| crate::pg::segment::SegmentNumber(n).name(gap.timeline, size))
-                .collect();
-            ShownGap { gap, names }
-        })
-        .collect();
+    let gaps = gaps::look(&cx.session)?;
     let found = !gaps.is_empty();
     if cx.out.is_json() {
-        cx.out.json(&ShownGaps { gaps })?;
+        cx.out.json(&serde_json::json!({ "gaps": gaps }))?;
     } else if found {
         let mut table = Table::new(&[
             ("timeline", Align::Right),
@@ -52,7 +20,7 @@ pub fn gaps(cx: &Context) -> Result<u8> {
             ("segments", Align::Right),
             ("first missing", Align::Left),
         ]);
-        for ShownGap { gap, names } in &gaps {
+        for NamedGap { gap, names } in &gaps {
             table.row([
                 gap.timeline.decimal().to_string(),
                 gap.from_lsn.to_string(),

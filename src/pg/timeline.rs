@@ -11,7 +11,6 @@ use crate::err;
 use crate::error::{Error, Result};
 
 use super::lsn::{Lsn, LsnRange};
-use super::segment::{SegmentNumber, SegmentSize};
 
 /// The number of a timeline, never 0. Prints as in file names: eight upper-case hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -110,6 +109,15 @@ pub struct Ancestor {
     pub switch_lsn: Lsn,
     /// Why it was left, in the server's words and encoding; the variants for time and LSN end with a line feed.
     pub reason: Vec<u8>,
+}
+
+/// A position on a timeline. Order: timeline first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// A byte of it; as an end, the first that is not covered.
+    pub lsn: Lsn,
 }
 
 /// A stretch of WAL that one timeline holds.
@@ -309,27 +317,11 @@ impl History {
         path
     }
 
-    /// The timelines under whose name recovery looks for a segment, in its order: newest first, none that begins later.
-    ///
-    /// PostgreSQL: src/backend/access/transam/xlogrecovery.c (13, 14: xlog.c), XLogFileReadAnyTLI.
-    pub fn candidates(
-        &self,
-        segment: SegmentNumber,
-        size: SegmentSize,
-    ) -> impl Iterator<Item = TimelineId> + '_ {
-        let begins = std::iter::once(Lsn(0)).chain(self.ancestors.iter().map(|a| a.switch_lsn));
-        let timelines = self
-            .ancestors
-            .iter()
-            .map(|a| a.timeline)
-            .chain(std::iter::once(self.timeline));
-        begins
-            .zip(timelines)
-            .filter(move |(begin, _)| SegmentNumber::of(*begin, size) <= segment)
-            .map(|(_, timeline)| timeline)
-            .collect::<Vec<_>>()
-            .into_iter()
-            .rev()
+    /// The timeline that this way takes up where `timeline` ends; `None` for the last one and for strangers.
+    pub fn next_of(&self, timeline: TimelineId) -> Option<TimelineId> {
+        let mut ancestors = self.ancestors.iter().map(|a| a.timeline);
+        ancestors.find(|t| *t == timeline)?;
+        Some(ancestors.next().unwrap_or(self.timeline))
     }
 }
 
@@ -495,16 +487,11 @@ mod tests {
         assert_eq!(history.switch_point(tli(2)), Some(Lsn(0x240_0728)));
         assert_eq!(history.switch_point(tli(3)), None);
         assert!(history.contains(tli(1)) && history.contains(tli(3)) && !history.contains(tli(4)));
-        let size = SegmentSize::new(1 << 20).unwrap();
-        let names = |n| -> Vec<u32> {
-            history
-                .candidates(SegmentNumber(n), size)
-                .map(TimelineId::get)
-                .collect()
-        };
-        assert_eq!(names(0xF), [1]);
-        assert_eq!(names(0x10), [2, 1]);
-        assert_eq!(names(0x24), [3, 2, 1]);
+        let next = |t| history.next_of(tli(t)).map(TimelineId::get);
+        assert_eq!(
+            [next(1), next(2), next(3), next(4)],
+            [Some(2), Some(3), None, None]
+        );
     }
 
     /// Recovery that follows timeline 2 but stops before the switch to it names 2 as the parent of 3.

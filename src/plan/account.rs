@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::base::{Planner, Reached, Tried, lies_on};
-use super::gap::Path;
+use super::chain::Chain;
 use super::recovery::{
     ChosenBackup, Moment, NotChosen, Outcome, Plan, Reason, SegmentRun, SegmentsNeeded,
     TimelinePart,
@@ -67,14 +67,14 @@ pub(super) fn settings(
     planner: &Planner<'_>,
     target: Target,
     inclusive: Inclusive,
-    path: &Path<'_>,
+    chain: &Chain<'_>,
     parameters: Option<Parameters>,
 ) -> BTreeMap<String, String> {
     let mut settings = BTreeMap::new();
     let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
     set(
         "recovery_target_timeline",
-        path.history().timeline().decimal().to_string(),
+        chain.history().timeline().decimal().to_string(),
     );
     set(
         "recovery_target_action",
@@ -109,13 +109,13 @@ pub(super) fn fill(
     planner: &Planner<'_>,
     plan: &mut Plan,
     backup: &Backup,
-    path: &Path<'_>,
+    chain: &Chain<'_>,
     reached: Reached,
     tried: &[Tried<'_>],
 ) -> Result<()> {
     let size = planner.inventory.segment_size;
     let beyond = match planner.target.target {
-        Target::Time(at) => planner.backup_beyond(path, &reached.stretch, at),
+        Target::Time(at) => planner.backup_beyond(chain, &reached.stretch, at),
         _ => None,
     };
     let beyond = beyond.map(|b| b.id.clone());
@@ -130,8 +130,8 @@ pub(super) fn fill(
             continue;
         }
         let run = SegmentRun {
-            first: path.name(piece.timeline, from)?,
-            last: path.name(piece.timeline, to)?,
+            first: chain.name(piece.timeline, from)?,
+            last: chain.name(piece.timeline, to)?,
         };
         planner.wal.confirm(run.first)?;
         planner.wal.confirm(run.last)?;
@@ -139,14 +139,14 @@ pub(super) fn fill(
     }
     plan.segments_needed = SegmentsNeeded {
         count: last.0.saturating_sub(first.0) + 1,
-        first: Some(path.name_in(&reached.stretch, first)?),
-        last: Some(path.name_in(&reached.stretch, last)?),
+        first: Some(chain.name_in(&reached.stretch, first)?),
+        last: Some(chain.name_in(&reached.stretch, last)?),
         parts: needed,
     };
     plan.reachable = true;
     plan.outcome = reached.outcome;
-    plan.target_timeline = Some(path.history().timeline());
-    plan.timelines = parts(path, backup.start_lsn, stop.recovery_end_lsn);
+    plan.target_timeline = Some(chain.history().timeline());
+    plan.timelines = parts(chain, backup.start_lsn, stop.recovery_end_lsn);
     plan.last_commit = reached.replay.last_commit;
     plan.last_transaction = reached.replay.last_end;
     plan.first_excluded = reached.replay.excluded;
@@ -165,7 +165,7 @@ pub(super) fn fill(
     if plan.outcome == Outcome::EndOfWal {
         warn_of_end(planner, plan, beyond.as_ref());
     }
-    warn_about(planner, plan, backup, path, tried)
+    warn_about(planner, plan, backup, chain, tried)
 }
 
 /// Says that a time or a position is taken for the end of the WAL, and why.
@@ -191,7 +191,7 @@ fn warn_about(
     planner: &Planner<'_>,
     plan: &mut Plan,
     backup: &Backup,
-    path: &Path<'_>,
+    chain: &Chain<'_>,
     tried: &[Tried<'_>],
 ) -> Result<()> {
     if let Some(damage) = &backup.damage {
@@ -211,9 +211,9 @@ fn warn_about(
         ));
     }
     match &planner.target.target {
-        Target::Time(at) => warn_earlier(planner, plan, backup, path, *at)?,
+        Target::Time(at) => warn_earlier(planner, plan, backup, chain, *at)?,
         Target::Name(name) => {
-            unreachable::warn_duplicates(planner, plan, backup, path, name.as_str())?;
+            unreachable::warn_duplicates(planner, plan, backup, chain, name.as_str())?;
         }
         _ => {}
     }
@@ -234,7 +234,7 @@ fn warn_earlier(
     planner: &Planner<'_>,
     plan: &mut Plan,
     backup: &Backup,
-    path: &Path<'_>,
+    chain: &Chain<'_>,
     at: TimestampTz,
 ) -> Result<()> {
     let size = planner.inventory.segment_size;
@@ -243,21 +243,21 @@ fn warn_earlier(
         .backups
         .iter()
         .filter(|b| b.stop_lsn < backup.start_lsn && b.stop_time <= at)
-        .find(|b| lies_on(path.history(), b))
+        .find(|b| lies_on(chain.history(), b))
     else {
         return Ok(());
     };
-    let stretch = path.stretch_from(SegmentNumber::of(oldest.start_lsn, size))?;
+    let stretch = chain.stretch_from(SegmentNumber::of(oldest.start_lsn, size))?;
     let Some(last) = stretch.final_segment() else {
         return Ok(());
     };
     let end = SegmentNumber::of(backup.start_lsn, size).0.min(last.0 + 1);
     for number in (SegmentNumber::of(oldest.start_lsn, size).0..end).map(SegmentNumber) {
-        let facts = path.facts(&stretch, number)?;
+        let facts = chain.facts(&stretch, number)?;
         if facts.ends > 0 && facts.times.1 > at.saturating_add(CLOCK_SLACK) {
             plan.warnings.push(format!(
                 "the clock was set back: transactions in segment {}, before backup {}, carry times behind the target already; the earlier position with this time is reached with --backup {}",
-                path.name_in(&stretch, number)?,
+                chain.name_in(&stretch, number)?,
                 backup.id,
                 oldest.id
             ));
@@ -307,8 +307,9 @@ pub(super) fn explain_untried(planner: &Planner<'_>, plan: &mut Plan, order: &[&
     }
 }
 
-fn parts(path: &Path<'_>, from: Lsn, to: Lsn) -> Vec<TimelinePart> {
-    let mut parts: Vec<TimelinePart> = path
+fn parts(chain: &Chain<'_>, from: Lsn, to: Lsn) -> Vec<TimelinePart> {
+    let mut parts: Vec<TimelinePart> = chain
+        .path()
         .intervals()
         .iter()
         .filter(|i| i.range.end > from && i.range.start < to)
@@ -320,7 +321,7 @@ fn parts(path: &Path<'_>, from: Lsn, to: Lsn) -> Vec<TimelinePart> {
         .collect();
     if parts.is_empty() {
         parts.push(TimelinePart {
-            timeline: path.history().holder(from),
+            timeline: chain.history().holder(from),
             from_lsn: from,
             to_lsn: Some(to),
         });

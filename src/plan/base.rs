@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::account;
+use super::chain::{Chain, Stretch, StretchEnd};
 use super::cluster::{self, Cluster, Side, Tree};
 use super::elsewhere;
-use super::gap::{Path, Stretch, StretchEnd};
 use super::proof::with_proof;
 use super::recovery::{NotChosen, Options, Outcome, Plan, Reason, Stop};
 use super::search::Search;
@@ -74,12 +74,12 @@ pub fn parameters_behind(
     timeline: TimelineId,
 ) -> Result<Option<Parameters>> {
     with_proof(wal, |wal| {
-        let path = Path::new(inventory, wal, inventory.history(timeline)?);
+        let chain = Chain::new(inventory, wal, inventory.history(timeline)?);
         let first = SegmentNumber::of(backup.start_lsn, inventory.segment_size);
-        let stretch = path.stretch_from(first)?;
+        let stretch = chain.stretch_from(first)?;
         let reach = stretch.reach();
         let search = Search {
-            path: &path,
+            chain: &chain,
             stretch,
             start_lsn: backup.start_lsn,
             consistent_lsn: backup.consistent_lsn,
@@ -184,18 +184,18 @@ impl Planner<'_> {
                 return Ok(plan);
             }
         };
-        let paths: BTreeMap<TimelineId, Path<'_>> = histories
+        let chains: BTreeMap<TimelineId, Chain<'_>> = histories
             .into_iter()
-            .map(|h| (h.timeline(), Path::new(self.inventory, self.wal, h)))
+            .map(|h| (h.timeline(), Chain::new(self.inventory, self.wal, h)))
             .collect();
         let mut tried = Vec::new();
         let mut chosen = None;
         let order = self.order(wanted);
         for backup in &order {
-            let Some(path) = self.path_of(&paths, backup) else {
+            let Some(chain) = self.chain_of(&chains, backup) else {
                 continue;
             };
-            match self.evaluate(backup, path)? {
+            match self.evaluate(backup, chain)? {
                 // No other repository has a copy that may have whole what is damaged in this one.
                 Verdict::Reached(reached) if backup.damaged_copies == 1 => {
                     let detail = backup.damage.clone().unwrap_or_default();
@@ -207,22 +207,22 @@ impl Planner<'_> {
                     tried.push(Tried { backup, refusal });
                 }
                 Verdict::Reached(reached) => {
-                    chosen = Some((*backup, path, reached));
+                    chosen = Some((*backup, chain, reached));
                     break;
                 }
                 Verdict::Refused(refusal) => tried.push(Tried { backup, refusal }),
             }
         }
         match chosen {
-            Some((backup, path, reached)) => {
-                account::fill(self, &mut plan, backup, path, *reached, &tried)?;
+            Some((backup, chain, reached)) => {
+                account::fill(self, &mut plan, backup, chain, *reached, &tried)?;
             }
             None => {
-                let path = tried
+                let chain = tried
                     .first()
-                    .and_then(|t| self.path_of(&paths, t.backup))
-                    .or_else(|| paths.values().next_back());
-                unreachable::explain(self, &mut plan, path, &tried)?;
+                    .and_then(|t| self.chain_of(&chains, t.backup))
+                    .or_else(|| chains.values().next_back());
+                unreachable::explain(self, &mut plan, chain, &tried)?;
             }
         }
         plan.backups_not_chosen
@@ -371,14 +371,14 @@ impl Planner<'_> {
         found
     }
 
-    fn path_of<'p, 'i>(
+    fn chain_of<'p, 'i>(
         &self,
-        paths: &'p BTreeMap<TimelineId, Path<'i>>,
+        chains: &'p BTreeMap<TimelineId, Chain<'i>>,
         backup: &Backup,
-    ) -> Option<&'p Path<'i>> {
+    ) -> Option<&'p Chain<'i>> {
         match self.target.timeline {
-            TargetTimeline::Current => paths.get(&backup.timeline),
-            _ => paths.values().next(),
+            TargetTimeline::Current => chains.get(&backup.timeline),
+            _ => chains.values().next(),
         }
     }
 
@@ -400,9 +400,9 @@ impl Planner<'_> {
         order
     }
 
-    fn evaluate(&self, backup: &Backup, path: &Path<'_>) -> Result<Verdict> {
-        let timeline = path.history().timeline().decimal();
-        if !lies_on(path.history(), backup) {
+    fn evaluate(&self, backup: &Backup, chain: &Chain<'_>) -> Result<Verdict> {
+        let timeline = chain.history().timeline().decimal();
+        if !lies_on(chain.history(), backup) {
             return Ok(refused(
                 Reason::OtherTimeline,
                 format!(
@@ -416,17 +416,17 @@ impl Planner<'_> {
             return Ok(refused(Reason::BackupWalForeign, foreign(name), None));
         }
         let size = self.inventory.segment_size;
-        let stretch = path.stretch_from(SegmentNumber::of(backup.start_lsn, size))?;
+        let stretch = chain.stretch_from(SegmentNumber::of(backup.start_lsn, size))?;
         if stretch.reach() < backup.consistent_lsn {
-            let why = unreachable::describe_short(path, &stretch, backup);
+            let why = unreachable::describe_short(chain, &stretch, backup);
             let detail = format!("WAL that the backup itself needs is not there: {why}");
             return Ok(refused(Reason::BackupWalMissing, detail, Some(stretch)));
         }
-        if let Some(refusal) = self.other_epoch(backup, path, &stretch)? {
+        if let Some(refusal) = self.other_epoch(backup, chain, &stretch)? {
             return Ok(Verdict::Refused(refusal));
         }
         let search = Search {
-            path,
+            chain,
             stretch: Rc::clone(&stretch),
             start_lsn: backup.start_lsn,
             consistent_lsn: backup.consistent_lsn,
@@ -436,14 +436,14 @@ impl Planner<'_> {
         };
         let replay = search.run(&rule)?;
         let Some(stop) = replay.stop.clone() else {
-            if stretch.end == StretchEnd::EndOfWal && self.is_end_meant(path, &stretch) {
+            if stretch.end == StretchEnd::EndOfWal && self.is_end_meant(chain, &stretch) {
                 let (_, last_end) = search.last_transactions()?;
                 if self.is_older_than(backup, last_end.is_some()) {
                     return Ok(too_late(backup, stretch));
                 }
                 return self.evaluate_end(&search);
             }
-            let (reason, detail) = unreachable::not_found(self, path, &stretch);
+            let (reason, detail) = unreachable::not_found(self, chain, &stretch);
             return Ok(refused(reason, detail, Some(stretch)));
         };
         if !replay.consistent || self.is_older(backup, &replay) {
@@ -455,7 +455,7 @@ impl Planner<'_> {
                 self,
                 self.target.target.clone(),
                 self.target.inclusive,
-                path,
+                chain,
                 search.parameters(stop.recovery_end_lsn)?,
             ),
             stop,
@@ -466,10 +466,10 @@ impl Planner<'_> {
 
     /// Whether the end of the archived WAL is what a target means that no record of it reaches: because the operator says so, or because a
     /// backup that was complete later, by the server's clock, shows that the WAL goes beyond the target time.
-    fn is_end_meant(&self, path: &Path<'_>, stretch: &Stretch) -> bool {
+    fn is_end_meant(&self, chain: &Chain<'_>, stretch: &Stretch) -> bool {
         match self.target.target {
             Target::Time(_) | Target::Lsn(_) if self.options.allow_end => true,
-            Target::Time(at) => self.backup_beyond(path, stretch, at).is_some(),
+            Target::Time(at) => self.backup_beyond(chain, stretch, at).is_some(),
             _ => false,
         }
     }
@@ -477,13 +477,13 @@ impl Planner<'_> {
     /// The first backup on the way that was complete after a time, within the WAL that is there.
     pub(super) fn backup_beyond(
         &self,
-        path: &Path<'_>,
+        chain: &Chain<'_>,
         stretch: &Stretch,
         at: TimestampTz,
     ) -> Option<&Backup> {
         let reach = stretch.reach();
         let mut backups = self.inventory.backups.iter();
-        backups.find(|b| b.stop_time > at && b.stop_lsn <= reach && lies_on(path.history(), b))
+        backups.find(|b| b.stop_time > at && b.stop_lsn <= reach && lies_on(chain.history(), b))
     }
 
     /// Whether the target time lies before the backup was even begun, so that it holds changes that came later.
@@ -504,7 +504,7 @@ impl Planner<'_> {
     fn evaluate_end(&self, search: &Search<'_>) -> Result<Verdict> {
         let stretch = &search.stretch;
         let Some((last, _)) = stretch.last.filter(|_| stretch.end == StretchEnd::EndOfWal) else {
-            let (reason, detail) = unreachable::not_found(self, search.path, stretch);
+            let (reason, detail) = unreachable::not_found(self, search.chain, stretch);
             return Ok(refused(reason, detail, Some(Rc::clone(stretch))));
         };
         let rule = Rule::Lsn {
@@ -525,7 +525,7 @@ impl Planner<'_> {
                 self,
                 Target::Lsn(last),
                 Inclusive::Yes,
-                search.path,
+                search.chain,
                 search.parameters(stop.recovery_end_lsn)?,
             ),
             stop,
@@ -538,7 +538,7 @@ impl Planner<'_> {
     fn other_epoch(
         &self,
         backup: &Backup,
-        path: &Path<'_>,
+        chain: &Chain<'_>,
         stretch: &Rc<Stretch>,
     ) -> Result<Option<Refusal>> {
         let Target::Xid(target) = &self.target.target else {
@@ -547,7 +547,7 @@ impl Planner<'_> {
         let Some(full) = target.full() else {
             return Ok(None);
         };
-        let Some(next) = self.next_xid(backup, path, stretch)? else {
+        let Some(next) = self.next_xid(backup, chain, stretch)? else {
             return Ok(None);
         };
         let meant = nearest_full_xid(target.xid(), next);
@@ -561,10 +561,15 @@ impl Planner<'_> {
     }
 
     /// The next transaction id, with its epoch, at the checkpoint from which a backup is replayed.
-    fn next_xid(&self, backup: &Backup, path: &Path<'_>, stretch: &Stretch) -> Result<Option<u64>> {
+    fn next_xid(
+        &self,
+        backup: &Backup,
+        chain: &Chain<'_>,
+        stretch: &Stretch,
+    ) -> Result<Option<u64>> {
         let number = SegmentNumber::of(backup.checkpoint_lsn, self.inventory.segment_size);
         let mut next = None;
-        path.scan(stretch, number, &mut |entry| {
+        chain.scan(stretch, number, &mut |entry| {
             if let EntryKind::Checkpoint { next_xid } = entry.kind
                 && entry.start == backup.checkpoint_lsn
             {
@@ -579,17 +584,17 @@ impl Planner<'_> {
     pub(super) fn may_follow(
         &self,
         backup: &Backup,
-        path: &Path<'_>,
+        chain: &Chain<'_>,
         stretch: &Stretch,
     ) -> Result<bool> {
-        let own = path.history().timeline();
+        let own = chain.history().timeline();
         if stretch.end != StretchEnd::EndOfWal || !self.cluster.candidates().contains(&own) {
             return Ok(false);
         }
         let Target::Xid(target) = &self.target.target else {
             return Ok(true);
         };
-        let next = self.next_xid(backup, path, stretch)?;
+        let next = self.next_xid(backup, chain, stretch)?;
         Ok(next.is_none_or(|next| nearest_full_xid(target.xid(), next) >= next))
     }
 

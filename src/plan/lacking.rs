@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::retention::wal::{Needed, Tree};
+use super::retention::wal::{Needed, Paths};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::time::TimestampTz;
@@ -107,8 +107,8 @@ pub fn lacking(from: &Survey, to: &Survey, everything: bool, now: TimestampTz) -
     asked.backups();
     asked.damaged_there();
     let merged = asked.merged();
-    let tree = Tree::new(&merged);
-    let needed = asked.needed(&merged, &tree);
+    let paths = Paths::new(&merged);
+    let needed = asked.needed(&merged, &paths);
     asked.wal(needed.as_ref());
     asked.beside(needed.as_ref());
     asked.pins();
@@ -340,7 +340,7 @@ impl Asked<'_> {
     }
 
     /// The WAL that the receiving side will need; `None` = all, because nothing tells.
-    fn needed(&self, merged: &Survey, tree: &Tree<'_>) -> Option<Needed> {
+    fn needed(&self, merged: &Survey, paths: &Paths<'_>) -> Option<Needed> {
         if self.everything || committed(merged).next().is_none() {
             return None;
         }
@@ -348,21 +348,21 @@ impl Asked<'_> {
         for (id, _, root) in committed(merged) {
             let end = root.consistent_lsn.max(root.stop_lsn);
             // What retention holds of an old one there is the way to its end, unless the WAL goes on behind it.
-            if self.is_below_floor(id, root) && !self.is_followed(tree, root, end) {
-                tree.need_path(root.timeline, root.start_lsn, end, &mut needed);
+            if self.is_below_floor(id, root) && !self.is_followed(paths, root, end) {
+                paths.need_path(root.timeline, root.start_lsn, end, &mut needed);
             } else {
-                tree.need_from(root.timeline, root.start_lsn, root.stop_lsn, &mut needed);
+                paths.need_from(root.timeline, root.start_lsn, root.stop_lsn, &mut needed);
             }
             if root.start_timeline != root.timeline {
-                tree.need_path(root.timeline, root.start_lsn, root.stop_lsn, &mut needed);
+                paths.need_path(root.timeline, root.start_lsn, root.stop_lsn, &mut needed);
             }
         }
         Some(needed)
     }
 
-    fn is_followed(&self, tree: &Tree<'_>, root: &Root, end: Lsn) -> bool {
+    fn is_followed(&self, paths: &Paths<'_>, root: &Root, end: Lsn) -> bool {
         let next = SegmentNumber::ending_at(end, self.to.segment_size).next();
-        let holder = tree.holder(root.timeline, next);
+        let holder = paths.holder(root.timeline, next);
         let there = self.to.timelines.get(&holder);
         there.is_some_and(|t| t.segments.contains(next))
     }

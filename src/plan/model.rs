@@ -82,6 +82,23 @@ fn header_at(lsn: u64, size: u64) -> u64 {
     }
 }
 
+/// The timelines under whose name a server looks for a segment, in its order: newest first, none that begins later.
+fn candidates(history: &History, number: SegmentNumber, size: SegmentSize) -> Vec<TimelineId> {
+    let ancestors = history.ancestors();
+    let begins = [Lsn(0)]
+        .into_iter()
+        .chain(ancestors.iter().map(|a| a.switch_lsn));
+    let timelines = ancestors
+        .iter()
+        .map(|a| a.timeline)
+        .chain([history.timeline()]);
+    let all = begins.zip(timelines);
+    let begun = all.filter(|(begin, _)| SegmentNumber::of(*begin, size) <= number);
+    let mut found: Vec<_> = begun.map(|(_, timeline)| timeline).collect();
+    found.reverse();
+    found
+}
+
 impl World {
     pub fn new() -> World {
         let mut world = World {
@@ -617,7 +634,7 @@ impl World {
         number: SegmentNumber,
         current: Option<TimelineId>,
     ) -> Option<SegmentName> {
-        for timeline in history.candidates(number, self.size) {
+        for timeline in candidates(history, number, self.size) {
             if current.is_some_and(|c| timeline < c) {
                 break;
             }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::gap::{Path, Stretch};
+use super::chain::{Chain, Stretch};
 use super::recovery::{EndKind, TransactionEnd};
 use super::stop::{Replay, Rule, crosses_restore_point, may_change_parameters, transaction_end};
 use crate::error::Result;
@@ -15,7 +15,7 @@ use crate::wal::index::{HeadEnd, TailClass};
 /// Recovery from one backup over one stretch of WAL.
 pub struct Search<'a> {
     /// The way.
-    pub path: &'a Path<'a>,
+    pub chain: &'a Chain<'a>,
     /// The WAL.
     pub stretch: Rc<Stretch>,
     /// Where replay begins.
@@ -45,14 +45,14 @@ impl Search<'_> {
             Rule::Lsn { at, .. } => (*at).max(self.start_lsn),
             _ => self.start_lsn,
         });
-        let searched = self.path.last_to_search(rule, &self.stretch);
+        let searched = self.chain.last_to_search(rule, &self.stretch);
         let until = searched.unwrap_or(last);
         for number in (first.0..=until.0).map(SegmentNumber) {
             if !self.may_stop(rule, number)? {
                 continue;
             }
             replay.replayed = self.end_before(number)?;
-            self.path
+            self.chain
                 .scan(&self.stretch, number, &mut |entry| replay.record(entry))?;
             if replay.stop.is_some() {
                 self.complete(&mut replay, number, last)?;
@@ -63,7 +63,7 @@ impl Search<'_> {
         }
         // When a cluster is consistent depends on its backup.
         if *rule != Rule::Immediate {
-            self.path.note_in_vain(rule, &self.stretch);
+            self.chain.note_in_vain(rule, &self.stretch);
         }
         Ok(replay)
     }
@@ -81,20 +81,20 @@ impl Search<'_> {
     }
 
     fn segment_of(&self, lsn: Lsn) -> SegmentNumber {
-        SegmentNumber::of(lsn, self.path.size())
+        SegmentNumber::of(lsn, self.chain.size())
     }
 
     /// Whether recovery may stop at a record that begins in this segment; false is certain.
     pub fn may_stop(&self, rule: &Rule, number: SegmentNumber) -> Result<bool> {
-        let name = self.path.name_in(&self.stretch, number)?;
-        let facts = self.path.wal().facts(name)?;
+        let name = self.chain.name_in(&self.stretch, number)?;
+        let facts = self.chain.wal().facts(name)?;
         let mut crossing = || self.crossing(number);
         if !rule.may_stop_in(&facts, &mut crossing)? {
             return Ok(false);
         }
         match rule {
             Rule::Xid { xid, .. } => {
-                if facts.has(flag::XIDS_UNKNOWN) || self.path.wal().may_end(name, *xid)? {
+                if facts.has(flag::XIDS_UNKNOWN) || self.chain.wal().may_end(name, *xid)? {
                     return Ok(true);
                 }
                 Ok(match self.tail(&facts, number)? {
@@ -107,7 +107,7 @@ impl Search<'_> {
                 if crosses_restore_point(&facts, &mut crossing)? {
                     return Ok(true);
                 }
-                let points = self.path.wal().restore_points(name)?;
+                let points = self.chain.wal().restore_points(name)?;
                 Ok(points.is_none_or(|points| points.iter().any(|p| p.name == *wanted)))
             }
             _ => Ok(true),
@@ -123,13 +123,13 @@ impl Search<'_> {
         let Some(last) = self.stretch.final_segment() else {
             return Ok(largest);
         };
-        let last = last.min(SegmentNumber::ending_at(end, self.path.size()));
+        let last = last.min(SegmentNumber::ending_at(end, self.chain.size()));
         for number in (self.first().0..=last.0).map(SegmentNumber) {
-            let facts = self.path.facts(&self.stretch, number)?;
+            let facts = self.chain.facts(&self.stretch, number)?;
             if !may_change_parameters(&facts, &mut || self.crossing(number))? {
                 continue;
             }
-            self.path
+            self.chain
                 .scan(&self.stretch, number, &mut |entry: &Entry| {
                     if let EntryKind::ParameterChange(changed) = entry.kind
                         && entry.start >= self.start_lsn
@@ -143,9 +143,9 @@ impl Search<'_> {
     }
 
     fn crossing(&self, number: SegmentNumber) -> Result<Crossing> {
-        let name = self.path.name_in(&self.stretch, number)?;
-        let next = self.path.next_name(&self.stretch, number);
-        self.path.wal().crossing(name, next)
+        let name = self.chain.name_in(&self.stretch, number)?;
+        let next = self.chain.next_name(&self.stretch, number);
+        self.chain.wal().crossing(name, next)
     }
 
     fn tail(&self, facts: &Facts, number: SegmentNumber) -> Result<Crossing> {
@@ -164,15 +164,15 @@ impl Search<'_> {
 
     /// The end of the last record that begins before this segment; none at the very start.
     fn end_before(&self, number: SegmentNumber) -> Result<Option<Lsn>> {
-        let facts = self.path.facts(&self.stretch, number)?;
+        let facts = self.chain.facts(&self.stretch, number)?;
         if number > self.first() && facts.head_end == HeadEnd::Here && facts.head_length > 0 {
-            return Ok(Some(super::gap::position_behind(
+            return Ok(Some(super::chain::position_behind(
                 facts.start_lsn,
                 facts.head_length,
             )));
         }
         for before in (self.first().0..number.0).rev().map(SegmentNumber) {
-            let facts = self.path.facts(&self.stretch, before)?;
+            let facts = self.chain.facts(&self.stretch, before)?;
             if facts.last_complete_end.0 > self.start_lsn.0 {
                 return Ok(Some(facts.last_complete_end));
             }
@@ -194,7 +194,7 @@ impl Search<'_> {
         }
         for number in (at.0 + 1..=last.0).map(SegmentNumber) {
             let complete = replay.excluded_commit.is_some() && replay.excluded.is_some();
-            let facts = self.path.facts(&self.stretch, number)?;
+            let facts = self.chain.facts(&self.stretch, number)?;
             let wanted_late = replay.late.is_none()
                 && facts.ends > 0
                 && replay.late_before.is_some_and(|t| facts.times.0 <= t);
@@ -207,7 +207,7 @@ impl Search<'_> {
                 || wanted_late
                 || (!complete && self.tail(&facts, number)? != Crossing::Nothing)
             {
-                self.path
+                self.chain
                     .scan(&self.stretch, number, &mut |entry| replay.record(entry))?;
             }
             if complete && replay.late_before.is_none() {
@@ -221,7 +221,7 @@ impl Search<'_> {
     fn last_in(&self, span: Span) -> Result<(Option<TransactionEnd>, Option<TransactionEnd>)> {
         let (mut commit, mut end) = (None, None);
         for number in span.rev().map(SegmentNumber) {
-            let facts = self.path.facts(&self.stretch, number)?;
+            let facts = self.chain.facts(&self.stretch, number)?;
             let wanted = if end.is_none() {
                 facts.ends > 0
             } else {
@@ -231,7 +231,7 @@ impl Search<'_> {
                 continue;
             }
             let (mut commit_here, mut end_here) = (None, None);
-            self.path
+            self.chain
                 .scan(&self.stretch, number, &mut |entry: &Entry| {
                     if entry.start < self.start_lsn {
                         return;

@@ -1,5 +1,6 @@
 //! Plans against the model: cases by hand, and thousands at random.
 
+use super::chain::{Chain, StretchEnd};
 use super::gap::gaps;
 use super::model::{Random, Recovered, World, tli};
 use super::plan;
@@ -1098,4 +1099,40 @@ fn the_planner_agrees_with_a_naive_server() {
     if first.is_none() {
         assert!(reached > 1000 && refused > 500, "{reached} {refused}");
     }
+}
+
+/// What retention counts by names alone is what planning finds in the segments, but for what names do not tell.
+#[test]
+fn names_lead_as_far_as_the_chain_that_is_planned_with() {
+    let (mut holes, mut ends) = (0, 0);
+    for seed in 1..=600_u64 {
+        let mut r = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+        let w = random_world(&mut r);
+        let inventory = w.inventory();
+        for (timeline, history) in &w.histories {
+            let chain = Chain::new(&inventory, &w, history.clone());
+            for start in inventory.backups.iter().map(|b| b.start_lsn) {
+                let stretch = chain
+                    .stretch_from(SegmentNumber::of(start, w.size))
+                    .unwrap();
+                let names = chain.path().reach(start, &inventory);
+                let ended = SegmentNumber::ending_at(names, w.size);
+                let seen = format!("seed {seed}, timeline {timeline}: {names}, {stretch:?}");
+                let last = stretch.final_segment();
+                assert!(last.is_none_or(|last| ended.next() >= last), "{seen}");
+                match stretch.end {
+                    StretchEnd::Missing { from, .. } => {
+                        holes += 1;
+                        assert!(ended <= from, "{seen}");
+                    }
+                    StretchEnd::EndOfWal => {
+                        ends += 1;
+                        assert!(last.is_none_or(|last| ended <= last.next()), "{seen}");
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    assert!(holes > 400 && ends > 4000, "{holes} {ends}");
 }

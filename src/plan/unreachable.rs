@@ -2,7 +2,7 @@
 
 use super::account::consistent_moment;
 use super::base::{Planner, Tried};
-use super::gap::{Path, Stretch, StretchEnd};
+use super::chain::{Chain, Stretch, StretchEnd};
 use super::recovery::{MISSING_LISTED_MAX, Moment, Outcome, Plan, Reason};
 use super::search::Search;
 use super::target::Target;
@@ -88,11 +88,11 @@ pub fn no_timeline(inventory: &Inventory, timeline: TimelineId) -> (Reason, Stri
 }
 
 /// Why the WAL of a stretch goes no further, in words.
-pub fn describe_end(path: &Path<'_>, stretch: &Stretch) -> String {
+pub fn describe_end(chain: &Chain<'_>, stretch: &Stretch) -> String {
     match &stretch.end {
         StretchEnd::EndOfWal => format!("the archived WAL ends at {}", stretch.reach()),
         StretchEnd::Missing { from, until } => {
-            let (names, count) = path.missing(*from, *until, 1);
+            let (names, count) = chain.missing(*from, *until, 1);
             match (names.first(), count) {
                 (Some(name), 1) => format!("segment {name} is missing"),
                 (Some(name), n) => format!("{n} segments are missing, from {name} on"),
@@ -113,22 +113,22 @@ pub fn describe_end(path: &Path<'_>, stretch: &Stretch) -> String {
 }
 
 /// Why the WAL of a backup does not even reach its own end.
-pub(super) fn describe_short(path: &Path<'_>, stretch: &Stretch, backup: &Backup) -> String {
+pub(super) fn describe_short(chain: &Chain<'_>, stretch: &Stretch, backup: &Backup) -> String {
     if stretch.end != StretchEnd::EndOfWal {
-        return describe_end(path, stretch);
+        return describe_end(chain, stretch);
     }
-    let size = path.size();
+    let size = chain.size();
     let next = match stretch.final_segment() {
         // The last one is there, and its WAL ends too early.
         Some(last) if last >= SegmentNumber::ending_at(backup.consistent_lsn, size) => {
-            return describe_end(path, stretch);
+            return describe_end(chain, stretch);
         }
         Some(last) => last.next(),
         None => SegmentNumber::of(backup.start_lsn, size),
     };
-    match next.name(path.expected(next), size) {
+    match chain.path().name(next) {
         Some(name) => format!("segment {name} is missing, and nothing behind it is archived"),
-        None => describe_end(path, stretch),
+        None => describe_end(chain, stretch),
     }
 }
 
@@ -146,10 +146,10 @@ fn reason_of(end: &StretchEnd) -> Reason {
 /// Why the WAL behind a backup does not lead to the target.
 pub(super) fn not_found(
     planner: &Planner<'_>,
-    path: &Path<'_>,
+    chain: &Chain<'_>,
     stretch: &Stretch,
 ) -> (Reason, String) {
-    let end = describe_end(path, stretch);
+    let end = describe_end(chain, stretch);
     if stretch.end != StretchEnd::EndOfWal {
         let detail = format!("WAL behind it ends at {}: {end}", stretch.reach());
         return (reason_of(&stretch.end), detail);
@@ -188,11 +188,11 @@ pub(super) fn not_found(
 pub(super) fn explain(
     planner: &Planner<'_>,
     plan: &mut Plan,
-    path: Option<&Path<'_>>,
+    chain: Option<&Chain<'_>>,
     tried: &[Tried<'_>],
 ) -> Result<()> {
-    plan.target_timeline = path.map(|p| p.history().timeline());
-    let Some(path) = path else {
+    plan.target_timeline = chain.map(|p| p.history().timeline());
+    let Some(chain) = chain else {
         let detail = "no timeline can be followed".to_owned();
         refuse(plan, Reason::HistoryMissing, detail);
         return Ok(());
@@ -223,18 +223,18 @@ pub(super) fn explain(
         refuse(plan, Reason::NoBackup, "there is no backup".into());
         return Ok(());
     };
-    let detail = sentence(planner, path, main);
+    let detail = sentence(planner, chain, main);
     refuse(plan, main.refusal.reason, detail);
     if let Some(before) = before {
-        plan.nearest_before = Some(last_moment(path, before)?);
+        plan.nearest_before = Some(last_moment(chain, before)?);
     }
     plan.nearest_after = behind.map(|t| consistent_moment(t.backup));
-    warn_of_open_wal(planner, plan, path, main)?;
-    list_missing(planner, plan, path, main);
+    warn_of_open_wal(planner, plan, chain, main)?;
+    list_missing(planner, plan, chain, main);
     if main.refusal.reason == Reason::UnknownName
         && let Target::Name(name) = &planner.target.target
     {
-        let known = all_points(path, tried)?;
+        let known = all_points(chain, tried)?;
         let hint = near_names(name.as_str(), &known);
         plan.explanation.get_or_insert_default().push_str(&hint);
     }
@@ -245,7 +245,7 @@ pub(super) fn explain(
 fn warn_of_open_wal(
     planner: &Planner<'_>,
     plan: &mut Plan,
-    path: &Path<'_>,
+    chain: &Chain<'_>,
     main: &Tried<'_>,
 ) -> Result<()> {
     let is_open = matches!(
@@ -253,7 +253,7 @@ fn warn_of_open_wal(
         Reason::AfterEnd | Reason::UnknownXid | Reason::UnknownName
     );
     if let Some(stretch) = main.refusal.stretch.as_ref().filter(|_| is_open)
-        && planner.may_follow(main.backup, path, stretch)?
+        && planner.may_follow(main.backup, chain, stretch)?
     {
         plan.warnings.push(format!(
             "if {} lies in WAL that is not archived yet: while the server lives, select pg_switch_wal() on it, wait until that is archived, and plan again; pitr receive archives WAL as it is written",
@@ -264,11 +264,11 @@ fn warn_of_open_wal(
 }
 
 /// The main reason as a sentence about the target.
-fn sentence(planner: &Planner<'_>, path: &Path<'_>, main: &Tried<'_>) -> String {
+fn sentence(planner: &Planner<'_>, chain: &Chain<'_>, main: &Tried<'_>) -> String {
     let target = &planner.target.target;
     let backup = main.backup;
     let end = || match &main.refusal.stretch {
-        Some(stretch) => describe_end(path, stretch),
+        Some(stretch) => describe_end(chain, stretch),
         None => main.refusal.detail.clone(),
     };
     let reach = || main.refusal.stretch.as_ref().map_or(Lsn(0), |s| s.reach());
@@ -305,20 +305,20 @@ fn sentence(planner: &Planner<'_>, path: &Path<'_>, main: &Tried<'_>) -> String 
         Reason::UnknownName => format!("{target} is not in the WAL that can be reached"),
         Reason::OtherTimeline => format!(
             "no backup lies on the way to timeline {}",
-            path.history().timeline().decimal()
+            chain.history().timeline().decimal()
         ),
         _ => format!("backup {}: {}", backup.id, main.refusal.detail),
     }
 }
 
 /// The last moment that is reached from a backup.
-fn last_moment(path: &Path<'_>, tried: &Tried<'_>) -> Result<Moment> {
+fn last_moment(chain: &Chain<'_>, tried: &Tried<'_>) -> Result<Moment> {
     let backup = tried.backup;
     let Some(stretch) = &tried.refusal.stretch else {
         return Ok(consistent_moment(backup));
     };
     let search = Search {
-        path,
+        chain,
         stretch: stretch.clone(),
         start_lsn: backup.start_lsn,
         consistent_lsn: backup.consistent_lsn,
@@ -335,11 +335,11 @@ fn last_moment(path: &Path<'_>, tried: &Tried<'_>) -> Result<Moment> {
 }
 
 /// Names what is missing between a backup and the target, or the end.
-fn list_missing(planner: &Planner<'_>, plan: &mut Plan, path: &Path<'_>, main: &Tried<'_>) {
+fn list_missing(planner: &Planner<'_>, plan: &mut Plan, chain: &Chain<'_>, main: &Tried<'_>) {
     let Some(stretch) = &main.refusal.stretch else {
         return;
     };
-    let size = path.size();
+    let size = chain.size();
     let last = match &planner.target.target {
         Target::Lsn(at) => Some(SegmentNumber::of(*at, size)),
         _ => None,
@@ -354,22 +354,22 @@ fn list_missing(planner: &Planner<'_>, plan: &mut Plan, path: &Path<'_>, main: &
                 .final_segment()
                 .map_or(SegmentNumber::of(main.backup.start_lsn, size), |s| s.next());
             let until = SegmentNumber::ending_at(main.backup.consistent_lsn, size).next();
-            add_missing(plan, path, from, until);
+            add_missing(plan, chain, from, until);
         }
         return;
     };
     // A time or a name may be anywhere behind the first hole; only for positions are all holes before it known.
     let all = matches!(planner.target.target, Target::Lsn(_) | Target::End);
     loop {
-        add_missing(plan, path, from, until);
+        add_missing(plan, chain, from, until);
         if !all {
             return;
         }
         let mut at = until;
-        while path.present_from(at) == Some(at) {
+        while chain.present_from(at) == Some(at) {
             at = at.next();
         }
-        let next = path.present_from(at);
+        let next = chain.present_from(at);
         let Some(next) = next.filter(|_| last.is_none_or(|l| at <= l)) else {
             return;
         };
@@ -377,15 +377,15 @@ fn list_missing(planner: &Planner<'_>, plan: &mut Plan, path: &Path<'_>, main: &
     }
 }
 
-fn add_missing(plan: &mut Plan, path: &Path<'_>, from: SegmentNumber, until: SegmentNumber) {
+fn add_missing(plan: &mut Plan, chain: &Chain<'_>, from: SegmentNumber, until: SegmentNumber) {
     let room = MISSING_LISTED_MAX - plan.segments_missing.len().min(MISSING_LISTED_MAX);
-    let (names, count) = path.missing(from, until, room);
+    let (names, count) = chain.missing(from, until, room);
     plan.segments_missing.extend(names);
     plan.segments_missing_count += count;
 }
 
 /// The restore points that can be reached from any backup that was tried.
-fn all_points(path: &Path<'_>, tried: &[Tried<'_>]) -> Result<Vec<NamedPoint>> {
+fn all_points(chain: &Chain<'_>, tried: &[Tried<'_>]) -> Result<Vec<NamedPoint>> {
     let mut seen: Vec<(SegmentNumber, SegmentNumber)> = Vec::new();
     let mut points = Vec::new();
     for stretch in tried.iter().filter_map(|t| t.refusal.stretch.as_ref()) {
@@ -396,7 +396,7 @@ fn all_points(path: &Path<'_>, tried: &[Tried<'_>]) -> Result<Vec<NamedPoint>> {
             if seen.iter().any(|(a, b)| *a <= number && number <= *b) {
                 continue;
             }
-            points.extend(points_in(path, stretch, number)?);
+            points.extend(points_in(chain, stretch, number)?);
         }
         seen.push((first, last));
     }
@@ -406,16 +406,20 @@ fn all_points(path: &Path<'_>, tried: &[Tried<'_>]) -> Result<Vec<NamedPoint>> {
 }
 
 /// The restore points of a segment, from its index where that records them, else from its body.
-fn points_in(path: &Path<'_>, stretch: &Stretch, number: SegmentNumber) -> Result<Vec<NamedPoint>> {
-    if !path.facts(stretch, number)?.has(flag::RESTORE_POINTS) {
+fn points_in(
+    chain: &Chain<'_>,
+    stretch: &Stretch,
+    number: SegmentNumber,
+) -> Result<Vec<NamedPoint>> {
+    if !chain.facts(stretch, number)?.has(flag::RESTORE_POINTS) {
         return Ok(Vec::new());
     }
-    let name = path.name_in(stretch, number)?;
-    if let Some(points) = path.wal().restore_points(name)? {
+    let name = chain.name_in(stretch, number)?;
+    if let Some(points) = chain.wal().restore_points(name)? {
         return Ok(points);
     }
     let mut points = Vec::new();
-    path.scan(stretch, number, &mut |entry| {
+    chain.scan(stretch, number, &mut |entry| {
         if let crate::wal::facts::EntryKind::RestorePoint { time, name } = &entry.kind {
             points.push(NamedPoint {
                 lsn: entry.start,
@@ -468,29 +472,29 @@ pub(super) fn warn_duplicates(
     planner: &Planner<'_>,
     plan: &mut Plan,
     backup: &Backup,
-    path: &Path<'_>,
+    chain: &Chain<'_>,
     name: &str,
 ) -> Result<()> {
     let Some(chosen) = plan.stop.as_ref().map(|s| s.lsn) else {
         return Ok(());
     };
-    let size = path.size();
+    let size = chain.size();
     let mut others = Vec::new();
     let usable = planner
         .inventory
         .backups
         .iter()
-        .filter(|b| super::base::lies_on(path.history(), b));
+        .filter(|b| super::base::lies_on(chain.history(), b));
     let oldest = usable.clone().map(|b| b.start_lsn).min();
     let from = oldest.unwrap_or(backup.start_lsn);
-    let stretch = path.stretch_from(SegmentNumber::of(from, size))?;
-    let own = path.stretch_from(SegmentNumber::of(backup.start_lsn, size))?;
+    let stretch = chain.stretch_from(SegmentNumber::of(from, size))?;
+    let own = chain.stretch_from(SegmentNumber::of(backup.start_lsn, size))?;
     for stretch in [&stretch, &own] {
         let (Some(first), Some(last)) = (stretch.first(), stretch.final_segment()) else {
             continue;
         };
         for number in (first.0..=last.0).map(SegmentNumber) {
-            for point in points_in(path, stretch, number)? {
+            for point in points_in(chain, stretch, number)? {
                 if point.name == name.as_bytes() && point.lsn != chosen && !others.contains(&point)
                 {
                     others.push(point);

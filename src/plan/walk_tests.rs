@@ -1,7 +1,7 @@
 //! What ends a stretch of WAL, and what does not: one thing at a time is changed in segments of the model.
 
+use super::chain::{Chain, Stretch, StretchEnd};
 use super::cluster::{Activity, LastCommit, Side, Tree, Verdict, decide};
-use super::gap::{Path, Stretch, StretchEnd};
 use super::model::{World, tli};
 use super::recovery::Options;
 use super::target::{Inclusive, RecoveryTarget, Target, TargetTimeline};
@@ -77,8 +77,8 @@ fn five() -> World {
 
 fn stretch_in(w: &World, inventory: &Inventory, change: Change<'_>) -> Stretch {
     let wal = Changed(w, change);
-    let path = Path::new(inventory, &wal, w.histories[&tli(1)].clone());
-    let stretch = path.stretch_from(SegmentNumber(1)).unwrap();
+    let chain = Chain::new(inventory, &wal, w.histories[&tli(1)].clone());
+    let stretch = chain.stretch_from(SegmentNumber(1)).unwrap();
     Stretch::clone(&stretch)
 }
 
@@ -244,18 +244,19 @@ fn behind_its_switch_point_a_parent_leads_nowhere() {
     let history = w.histories[&tli(2)].clone();
     let switch = history.switch_point(tli(1)).unwrap();
     let inventory = w.inventory();
-    let path = Path::new(&inventory, &w, history);
-    let stretch = path.stretch_from(SegmentNumber(1)).unwrap();
+    let chain = Chain::new(&inventory, &w, history);
+    let stretch = chain.stretch_from(SegmentNumber(1)).unwrap();
     assert_eq!(stretch.limit, Some(switch));
     assert_eq!(stretch.final_segment(), Some(SegmentNumber(3)));
     assert!(stretch.reach() <= switch);
     let mut shown = Vec::new();
-    path.scan(&stretch, SegmentNumber(3), &mut |e| shown.push(e.end))
+    chain
+        .scan(&stretch, SegmentNumber(3), &mut |e| shown.push(e.end))
         .unwrap();
     assert!(shown.iter().all(|end| *end <= switch), "{shown:?}");
     let in_parent = SegmentNumber(3).name(tli(1), w.size).unwrap();
     assert_eq!((shown.len(), w.in_file(in_parent).len()), (1, 3));
-    let behind = path.stretch_from(SegmentNumber(4)).unwrap();
+    let behind = chain.stretch_from(SegmentNumber(4)).unwrap();
     assert_eq!(behind.pieces, []);
 }
 

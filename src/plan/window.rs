@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::base::{foreign_segment, lies_on};
-use super::gap::{Path, Stretch, StretchEnd};
+use super::chain::{Chain, Stretch, StretchEnd};
 use super::proof::with_proof;
 use super::search::Search;
 use crate::error::{Code, Result};
@@ -72,10 +72,10 @@ fn all(inventory: &Inventory, wal: &dyn Wal) -> Result<Windows> {
             }
             Err(e) => return Err(e),
         };
-        let path = Path::new(inventory, wal, history);
+        let chain = Chain::new(inventory, wal, history);
         of_timeline(
             (inventory, wal),
-            &path,
+            &chain,
             &mut found,
             &mut usable,
             &mut failed,
@@ -89,19 +89,19 @@ fn all(inventory: &Inventory, wal: &dyn Wal) -> Result<Windows> {
 
 fn of_timeline(
     (inventory, wal): (&Inventory, &dyn Wal),
-    path: &Path<'_>,
+    chain: &Chain<'_>,
     found: &mut Windows,
     usable: &mut Vec<String>,
     failed: &mut Vec<(String, String)>,
 ) -> Result<()> {
     let size = inventory.segment_size;
-    let timeline = path.history().timeline();
+    let timeline = chain.history().timeline();
     // Newest first: stretches that lead into known ones are walked only up to there.
     let backups = inventory
         .backups
         .iter()
         .rev()
-        .filter(|b| b.damage.is_none() && lies_on(path.history(), b));
+        .filter(|b| b.damage.is_none() && lies_on(chain.history(), b));
     let mut groups: Vec<(Lsn, std::rc::Rc<Stretch>, Vec<&Backup>)> = Vec::new();
     for backup in backups {
         if let Some(name) = foreign_segment(backup, inventory, wal)? {
@@ -110,10 +110,10 @@ fn of_timeline(
             }
             continue;
         }
-        let stretch = path.stretch_from(SegmentNumber::of(backup.start_lsn, size))?;
+        let stretch = chain.stretch_from(SegmentNumber::of(backup.start_lsn, size))?;
         if stretch.reach() < backup.consistent_lsn {
             if backup.timeline == timeline {
-                let why = super::unreachable::describe_short(path, &stretch, backup);
+                let why = super::unreachable::describe_short(chain, &stretch, backup);
                 failed.push((backup.id.to_string(), why));
             }
             continue;
@@ -135,7 +135,7 @@ fn of_timeline(
     for (reach, stretch, mut members) in groups {
         members.reverse();
         // A window that ends on an ancestor is told with the ancestor.
-        let ends_on = path.history().holder(Lsn(reach.0.saturating_sub(1)));
+        let ends_on = chain.history().holder(Lsn(reach.0.saturating_sub(1)));
         let has_own = inventory
             .timelines
             .get(&timeline)
@@ -148,7 +148,7 @@ fn of_timeline(
             continue;
         };
         let search = Search {
-            path,
+            chain,
             stretch: std::rc::Rc::clone(&stretch),
             start_lsn: last.start_lsn,
             consistent_lsn: last.consistent_lsn,
@@ -161,7 +161,7 @@ fn of_timeline(
             from_lsn: first.consistent_lsn,
             to_lsn: reach,
             to_end,
-            broken: (!to_end).then(|| super::unreachable::describe_end(path, &stretch)),
+            broken: (!to_end).then(|| super::unreachable::describe_end(chain, &stretch)),
             backups: members.iter().map(|b| b.id.to_string()).collect(),
         });
     }

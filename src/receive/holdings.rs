@@ -2,14 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::journal::Position;
 use super::position::Gap;
 use crate::config;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
-use crate::pg::timeline::{History, TimelineId};
+use crate::pg::timeline::{History, Position, TimelineId};
 use crate::plan::cluster::{self, Cluster};
 use crate::repo;
 use crate::repo::container::Container;
@@ -18,6 +17,7 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::wal::increment::{self, OpenSegment};
 use crate::wal::increments::Run;
+use crate::wal::last;
 
 /// The cluster that is received.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,36 +167,13 @@ impl Holdings {
         repository: &Repository,
         timeline: TimelineId,
     ) -> Result<Option<Position>> {
-        let store = repository.store();
-        let mut last: Option<SegmentName> = None;
         let layout = repository.recent_lives(&self.layout)?;
-        for home in layout.homes(timeline) {
-            let mut logs: Vec<u32> = store
-                .list(home.prefix())?
-                .iter()
-                .filter(|l| l.is_prefix && l.name.len() == 8)
-                .filter_map(|l| u32::from_str_radix(&l.name, 16).ok())
-                .collect();
-            logs.sort_unstable();
-            for log in logs.into_iter().rev() {
-                let is_own = |n: &SegmentName| {
-                    n.timeline == timeline && n.log == log && layout.home_of(*n) == home
-                };
-                let names = store.list(&home.log(log))?;
-                let names = names.iter().filter_map(|l| l.name.parse().ok());
-                let found = names.filter(is_own).max();
-                last = last.max(found);
-                if found.is_some() {
-                    break;
-                }
-            }
-        }
-        let size = self.identity.segment_size;
-        let at = |last: SegmentName| -> Result<Position> {
-            let lsn = last.number(size)?.range(size).end;
-            Ok(Position { timeline, lsn })
+        let Some(last) = last::whole(repository, &layout, timeline)? else {
+            return Ok(None);
         };
-        last.map(at).transpose()
+        let lsn = last.number(self.identity.segment_size)?.next();
+        let lsn = lsn.start_lsn(self.identity.segment_size);
+        Ok(Some(Position { timeline, lsn }))
     }
 
     /// How far, from its start, every repository has a segment.

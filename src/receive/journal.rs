@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::time::TimestampTz;
-use crate::pg::timeline::TimelineId;
+use crate::pg::timeline::{Position, TimelineId};
 use crate::progress::Progress;
 
 /// Received WAL that waits for the disk, at most.
@@ -53,15 +53,6 @@ pub struct Held {
     pub from: Lsn,
     /// Behind its last byte.
     pub to: Lsn,
-}
-
-/// A position on a timeline. Order: timeline first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position {
-    /// The timeline.
-    pub timeline: TimelineId,
-    /// The first byte that is not covered.
-    pub lsn: Lsn,
 }
 
 /// How the journal is.

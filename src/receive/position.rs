@@ -3,25 +3,23 @@
 //! The answer is the first position that nobody holds, on the way that the server's history takes. WAL that the server cannot give
 //! any more is named as a gap, never passed over.
 
-use super::journal::Position;
 use crate::err;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
-use crate::pg::timeline::{History, TimelineId};
+use crate::pg::segment::SegmentName;
+use crate::pg::timeline::{Position, TimelineId};
+use crate::wal::path::Path;
 
 /// The facts from which the start of streaming is derived.
 pub struct Known<'a> {
-    /// The cluster's.
-    pub segment_size: SegmentSize,
+    /// The path to the server's timeline.
+    pub path: &'a Path,
     /// End of the journal.
     pub journal: Option<Position>,
     /// End of the last whole segment that every required repository has, on the way of the server's history.
     pub repository: Option<Position>,
     /// From where on the slot keeps WAL.
     pub slot: Option<Lsn>,
-    /// The history of the server's timeline.
-    pub history: &'a History,
     /// The end of the server's WAL.
     pub server_end: Lsn,
     /// The server has said that WAL before this is gone.
@@ -73,7 +71,7 @@ pub fn derive(known: &Known<'_>) -> Result<Start> {
         Some(position) => {
             check_end(known, position, position.lsn)?;
             overhang = overhang_of(known, position);
-            Some(known.on_path(position))
+            Some(known.path.onward(position))
         }
         None => None,
     };
@@ -83,11 +81,11 @@ pub fn derive(known: &Known<'_>) -> Result<Start> {
     };
     let mut position = walk(known, base)?;
     let mut gaps = Vec::new();
-    if let Some(first) = known.removed_before.map(|lsn| known.segment_start(lsn))
+    if let Some(first) = known.removed_before.map(|lsn| known.path.position(lsn).lsn)
         && position.lsn < first
     {
         gaps = gaps_between(known, position, first)?;
-        position = walk(known, known.at(first))?;
+        position = walk(known, known.path.position(first))?;
     }
     Ok(Start {
         position,
@@ -96,57 +94,9 @@ pub fn derive(known: &Known<'_>) -> Result<Start> {
     })
 }
 
-/// Returns the position at which the next timeline is taken up when one has ended: at the start of the segment in which it begins, whose
-/// bytes up to there are filed under the new timeline too.
-pub fn begin_of(timeline: TimelineId, switch_lsn: Lsn, size: SegmentSize) -> Position {
-    Position {
-        timeline,
-        lsn: SegmentNumber::of(switch_lsn, size).start_lsn(size),
-    }
-}
-
-impl Known<'_> {
-    fn segment_start(&self, lsn: Lsn) -> Lsn {
-        SegmentNumber::of(lsn, self.segment_size).start_lsn(self.segment_size)
-    }
-
-    /// Returns where the server's history leaves a timeline that is in it.
-    fn end_of(&self, timeline: TimelineId) -> Lsn {
-        self.history.switch_point(timeline).unwrap_or(Lsn(u64::MAX))
-    }
-
-    /// The start of the segment that holds `lsn`, on the timeline that holds it.
-    fn at(&self, lsn: Lsn) -> Position {
-        Position {
-            timeline: self.history.holder(lsn),
-            lsn: self.segment_start(lsn),
-        }
-    }
-
-    /// The timeline that the server's history takes up where `timeline` ends.
-    fn next_of(&self, timeline: TimelineId) -> Option<TimelineId> {
-        let mut ancestors = self.history.ancestors().iter().map(|a| a.timeline);
-        ancestors.find(|t| *t == timeline)?;
-        Some(ancestors.next().unwrap_or(self.history.timeline()))
-    }
-
-    /// A position at or behind the end of its timeline is at the beginning of the next.
-    fn on_path(&self, mut position: Position) -> Position {
-        loop {
-            let end = self.end_of(position.timeline);
-            match self.next_of(position.timeline) {
-                Some(next) if position.lsn >= end => {
-                    position = begin_of(next, end, self.segment_size);
-                }
-                _ => return position,
-            }
-        }
-    }
-}
-
 /// Requires that the WAL held up to `position` is part of the server's, or of a timeline that its history left.
 fn check_end(known: &Known<'_>, position: Position, end: Lsn) -> Result<()> {
-    let (history, timeline) = (known.history, position.timeline);
+    let (history, timeline) = (known.path.history(), position.timeline);
     if !history.contains(timeline) {
         return Err(err!(
             Diverged,
@@ -169,7 +119,7 @@ fn check_end(known: &Known<'_>, position: Position, end: Lsn) -> Result<()> {
 }
 
 fn overhang_of(known: &Known<'_>, position: Position) -> Option<Overhang> {
-    let switch_lsn = known.history.switch_point(position.timeline)?;
+    let switch_lsn = known.path.history().switch_point(position.timeline)?;
     (position.lsn > switch_lsn).then_some(Overhang {
         timeline: position.timeline,
         switch_lsn,
@@ -179,13 +129,13 @@ fn overhang_of(known: &Known<'_>, position: Position) -> Option<Overhang> {
 
 /// Without a journal: what slot or repository lead to, whichever is earlier; with neither, the server's present segment.
 fn base_without_journal(known: &Known<'_>) -> Result<Position> {
-    let slot = known.slot.map(|lsn| known.at(lsn));
+    let slot = known.slot.map(|lsn| known.path.position(lsn));
     let repository = match known.repository {
         Some(position) => {
             // The last segment may have been ended by a switch: its end is not yet the server's.
-            let last = Lsn(position.lsn.0.saturating_sub(known.segment_size.bytes()));
+            let last = Lsn(position.lsn.0.saturating_sub(known.path.size().bytes()));
             check_end(known, position, last)?;
-            Some(known.on_path(position))
+            Some(known.path.onward(position))
         }
         None => None,
     };
@@ -194,15 +144,15 @@ fn base_without_journal(known: &Known<'_>) -> Result<Position> {
             std::cmp::min_by_key(slot, repository, |p| (p.lsn, p.timeline))
         }
         (Some(position), None) | (None, Some(position)) => position,
-        (None, None) => known.at(known.server_end),
+        (None, None) => known.path.position(known.server_end),
     })
 }
 
 /// The first position from `position` on that is not in whole segments of the repositories.
 fn walk(known: &Known<'_>, mut position: Position) -> Result<Position> {
     loop {
-        position = known.on_path(position);
-        let (range, until) = segment_part(known, position)?;
+        position = known.path.onward(position);
+        let (range, until) = known.path.segment_at(position)?;
         if position.lsn >= known.server_end || (known.covered)(range)? < until {
             return Ok(position);
         }
@@ -210,25 +160,15 @@ fn walk(known: &Known<'_>, mut position: Position) -> Result<Position> {
     }
 }
 
-/// The segment at `position`, and where it ends, or its timeline inside it.
-fn segment_part(known: &Known<'_>, position: Position) -> Result<(SegmentName, Lsn)> {
-    let number = SegmentNumber::of(position.lsn, known.segment_size);
-    let end = number.range(known.segment_size).end;
-    let name = number
-        .name(position.timeline, known.segment_size)
-        .ok_or_else(|| err!(Server, "position {} has no segment", position.lsn))?;
-    Ok((name, end.min(known.end_of(position.timeline))))
-}
-
 /// Returns the gaps that nobody fills from `position` to `to`.
 fn gaps_between(known: &Known<'_>, mut position: Position, to: Lsn) -> Result<Vec<Gap>> {
     let mut gaps: Vec<Gap> = Vec::new();
     loop {
-        position = known.on_path(position);
+        position = known.path.onward(position);
         if position.lsn >= to {
             return Ok(gaps);
         }
-        let (name, until) = segment_part(known, position)?;
+        let (name, until) = known.path.segment_at(position)?;
         let until = until.min(to);
         let from = (known.covered)(name)?.max(position.lsn);
         if from < until {
@@ -251,6 +191,8 @@ fn gaps_between(known: &Known<'_>, mut position: Position, to: Lsn) -> Result<Ve
 mod tests {
     use super::*;
     use crate::error::Code;
+    use crate::pg::segment::SegmentSize;
+    use crate::pg::timeline::History;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -321,11 +263,10 @@ mod tests {
         fn derive(&self) -> Result<Start> {
             let size = SegmentSize::new(MIB).unwrap();
             derive(&Known {
-                segment_size: size,
+                path: &Path::new(self.history(), size),
                 journal: self.journal,
                 repository: self.repository,
                 slot: self.slot.map(Lsn),
-                history: &self.history(),
                 server_end: Lsn(self.server_end),
                 removed_before: self.removed_before.map(Lsn),
                 covered: &|name| {

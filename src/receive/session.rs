@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::backoff::Backoff;
 use super::compare::{self, Compared};
 use super::holdings::{self, Holdings, Identity, Reach};
-use super::journal::{self, Condition, Journal, Position};
+use super::journal::{self, Condition, Journal};
 use super::kept::Kept;
 use super::position::{self, Known, Start};
 use super::ship::{self, Shipper};
@@ -28,8 +28,9 @@ use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
-use crate::pg::timeline::{History, TimelineId};
+use crate::pg::timeline::{History, Position, TimelineId};
 use crate::repo::event::Writer;
+use crate::wal::path::Path;
 use crate::wire::client::Client;
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::replication::{ReplicationStream, StartReplication};
@@ -640,11 +641,10 @@ impl<'a> Session<'a> {
         };
         let size = self.identity.segment_size;
         let start = position::derive(&Known {
-            segment_size: size,
+            path: &Path::new(facts.history.clone(), size),
             journal,
             repository: reach.end,
             slot: slot.restart_lsn,
-            history: &facts.history,
             server_end: facts.identity.flush_lsn,
             removed_before: self.removed_before.map(|_| {
                 let first = slot.restart_lsn.unwrap_or(facts.identity.flush_lsn);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::journal::{Follower, Journal, Position};
+use super::journal::{Follower, Journal};
 use super::shipment::Shipment;
 use crate::archive::push::push_history;
 use crate::config::{self, Acknowledge};
@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::host::Clock;
 use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
-use crate::pg::timeline::TimelineId;
+use crate::pg::timeline::{Position, TimelineId};
 use crate::progress::Progress;
 use crate::repo;
 use crate::repo::layout::ClusterLayout;

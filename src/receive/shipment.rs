@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::content::Received;
-use super::journal::{Position, Segment, Wake};
+use super::journal::{Segment, Wake};
 use super::ship::Ship;
 use crate::archive::life;
 use crate::archive::push::{Push, push_content};
@@ -13,6 +13,7 @@ use crate::config::Acknowledge;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, WalFileName};
+use crate::pg::timeline::Position;
 use crate::repo;
 use crate::repo::container::Codec;
 use crate::repo::layout::ClusterLayout;

@@ -9,14 +9,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
 
-use super::journal::{Condition, Durable, Feeder, Position, Room};
+use super::journal::{Condition, Durable, Feeder, Room};
 use crate::config::Acknowledge;
 use crate::err;
 use crate::error::Result;
 use crate::host::Clock;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
-use crate::pg::timeline::TimelineId;
+use crate::pg::timeline::{Position, TimelineId};
 use crate::wire::replication::{Positions, ReplicationStream, StreamEvent, WalData};
 
 /// How often stop flag and clocks are looked at.

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::settings::Brought;
 use super::target_dir::{CONTROL, Need, Target, WAITING_CONTROL};
 use super::tree::{Owner, Tree, write_error};
 use crate::err;
@@ -88,6 +89,8 @@ pub struct Survey {
     pub links: Vec<String>,
     /// Files by whose names a directory of configuration may include them.
     pub configuration_files: Vec<Vec<u8>>,
+    /// The configuration that comes with the backup.
+    pub brought: Brought,
 }
 
 /// The places for the paths of a snapshot.

@@ -207,11 +207,11 @@ impl Wanted {
 /// `Internal` for a restore without a plan.
 pub fn settings_of(job: &Job, brought: &Brought) -> Result<Wanted> {
     Ok(match &job.request.purpose {
-        Purpose::Restore { adopt, .. } => {
+        Purpose::Restore { .. } => {
             let plan = job.plan.as_ref();
             let wanted = plan.map(|p| &p.recovery_settings);
             let wanted = wanted.ok_or_else(|| err!(Internal, "a restore without a plan"))?;
-            Wanted::Restore(settings::of_restore(wanted, *adopt, brought))
+            Wanted::Restore(settings::of_restore(wanted))
         }
         Purpose::Standby {
             primary_conninfo,

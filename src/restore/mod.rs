@@ -47,7 +47,6 @@ use claim::Claim;
 use extract::{Copied, Copying, Destination, Survey};
 use job::{Earlier, Job};
 use manifest_check::ManifestCheck;
-use settings::Brought;
 use target_dir::Target;
 use tree::{Tree, write_error};
 
@@ -89,8 +88,6 @@ pub struct Report {
     pub compared_files: Option<u64>,
     /// Settings written into postgresql.auto.conf.
     pub settings: Vec<Setting>,
-    /// The configuration that came with the backup.
-    pub brought: Brought,
     /// Links that were not recreated.
     pub links: Vec<String>,
 }
@@ -101,9 +98,14 @@ pub struct Report {
 /// `Refused` with numbers; `Damaged` when the map fails a check; `NotFound` when the backup was deleted meanwhile.
 pub fn survey(source: &Source<'_>, job: &Job, target: &Target) -> Result<Survey> {
     let (store, layout) = (source.store, source.layout);
+    let look = |snapshot: Snapshot<'_>| {
+        let mut survey = extract::survey(&snapshot)?;
+        survey.brought = configuration::brought(&snapshot, &survey, target)?;
+        Ok(survey)
+    };
     let survey = source
         .snapshot()
-        .and_then(|snapshot| extract::survey(&snapshot))
+        .and_then(look)
         .map_err(|e| claim::unless_deleted(store, layout, &job.backup, e))?;
     let segment = source.root.content.wal_segment_size_bytes;
     let replayed = job
@@ -167,15 +169,13 @@ pub fn run(
 
 fn last_step(source: &Source<'_>, job: &Job, target: &Target, survey: &Survey) -> Result<Report> {
     finish::name_control(&Tree::open(&target.data, target.owner)?, job)?;
-    let snapshot = source.snapshot()?;
-    let brought = configuration::brought(&snapshot, survey, target)?;
+    let settings = finish::settings_of(job, &survey.brought)?.all();
     Ok(Report {
         resumed: true,
         files: source.root.head.file_count,
         raw_bytes: source.root.head.size_bytes,
-        settings: finish::settings_of(job, &brought)?.all(),
+        settings,
         links: survey.links.clone(),
-        brought,
         ..Report::default()
     })
 }
@@ -189,7 +189,6 @@ fn copy_all(
 ) -> Result<Report> {
     let is_resumed = *earlier != Earlier::None;
     let snapshot = source.snapshot()?;
-    let brought = configuration::brought(&snapshot, survey, target)?;
     let destination = prepare(target, job, is_resumed, survey.group, host)?;
     extract::lay_out(&snapshot, &destination, survey, is_resumed, &host.stop)?;
     finish::sweep_temporaries(destination.data())?;
@@ -212,7 +211,7 @@ fn copy_all(
     finish::put_links(&destination, target)?;
     let group = survey.group;
     let has_manifest = finish::put_manifest(&destination, source, group)?;
-    let settings = finish::put_settings(&destination, job, &brought, host, group)?;
+    let settings = finish::put_settings(&destination, job, &survey.brought, host, group)?;
     let compared_files = match has_manifest {
         true => Some(compare(check, &snapshot, &destination)?),
         false => {
@@ -221,7 +220,7 @@ fn copy_all(
         }
     };
     if is_resumed {
-        let added = finish::added_files(job, brought.has_auto);
+        let added = finish::added_files(job, survey.brought.has_auto);
         let expected = survey.restored_files + added;
         finish::check_nothing_else(&destination, expected)?;
     }
@@ -237,7 +236,6 @@ fn copy_all(
         compared_files,
         settings,
         links: survey.links.clone(),
-        brought,
     })
 }
 

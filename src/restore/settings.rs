@@ -39,7 +39,7 @@ const RUNNING_CODE: &[&str] = &[
 ];
 
 /// The configuration that came with the backup.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Brought {
     /// postgresql.conf with what it includes, then postgresql.auto.conf.
     pub configuration: Configuration,
@@ -108,50 +108,54 @@ pub fn shown(line: &Line) -> String {
     format!("{}: {name} = '{value}'", line.file.display())
 }
 
-/// The settings of a restore: `wanted` are those of the plan.
+/// Completes the settings of a plan with those that the configuration which comes along makes necessary.
 ///
-/// Besides them, what would spoil the recovery is neutralised: other targets, archive_cleanup_command (it would delete from the archive
-/// that the copy came from) and recovery_min_apply_delay (it holds an archive recovery back as well).
-pub fn of_restore(
-    wanted: &BTreeMap<String, String>,
-    is_adopted: bool,
-    brought: &Brought,
-) -> WrittenSettings {
-    let mut written = WrittenSettings::default();
-    let settings = &mut written.until_recovery_ended;
-    for name in TARGETS {
-        if !wanted.contains_key(*name) {
-            settings.push(Setting::new(*name, ""));
-        }
+/// What would spoil the recovery is neutralised: other targets, archive_cleanup_command (it would delete from the archive that the copy
+/// came from) and recovery_min_apply_delay (it holds an archive recovery back as well).
+pub fn complete(settings: &mut BTreeMap<String, String>, is_adopted: bool, brought: &Brought) {
+    for (name, value) in settings.iter_mut() {
+        *value = brought.at_least(name, value).to_owned();
     }
-    settings.push(Setting::new("archive_cleanup_command", ""));
+    let mut add = |name: &str, value: &str| {
+        let known = settings.entry(name.to_owned());
+        known.or_insert_with(|| value.to_owned());
+    };
+    TARGETS.iter().for_each(|name| add(name, ""));
+    add("archive_cleanup_command", "");
     if brought.in_place_tablespaces {
-        settings.push(allow_in_place());
+        add(IN_PLACE.0, IN_PLACE.1);
     }
-    if brought
-        .value("recovery_min_apply_delay")
-        .is_some_and(|v| v != "0")
-    {
-        settings.push(Setting::new("recovery_min_apply_delay", "0"));
-    }
-    let (targets, others): (Vec<_>, Vec<_>) = wanted
-        .iter()
-        .partition(|(name, _)| TARGETS.contains(&name.as_str()));
-    for (name, value) in targets.into_iter().chain(others) {
-        settings.push(Setting::new(name, brought.at_least(name, value)));
+    let delay = brought.value("recovery_min_apply_delay");
+    if delay.is_some_and(|v| v != "0") {
+        add("recovery_min_apply_delay", "0");
     }
     if !is_adopted {
-        written
-            .until_adopted
-            .push(Setting::new("archive_mode", "off"));
+        add(ARCHIVE_MODE, "off");
+    }
+}
+
+/// The settings of a plan in the order in which they are written.
+pub fn of_restore(settings: &BTreeMap<String, String>) -> WrittenSettings {
+    let mut written = WrittenSettings::default();
+    let is_target = |name: &str| TARGETS.contains(&name);
+    let rank = |name: &str, value: &str| (!is_target(name), is_target(name) && !value.is_empty());
+    let mut all: Vec<_> = settings.iter().collect();
+    all.sort_by_key(|(name, value)| rank(name, value));
+    for (name, value) in all {
+        let list = match name == ARCHIVE_MODE {
+            true => &mut written.until_adopted,
+            false => &mut written.until_recovery_ended,
+        };
+        list.push(Setting::new(name, value));
     }
     written
 }
 
+/// The setting that keeps a copy from archiving until it is adopted.
+const ARCHIVE_MODE: &str = "archive_mode";
+
 /// A server without it panics as soon as it is consistent: "unexpected directory entry … found in pg_tblspc/" (measured on 15 and 17).
-fn allow_in_place() -> Setting {
-    Setting::new("allow_in_place_tablespaces", "on")
-}
+const IN_PLACE: (&str, &str) = ("allow_in_place_tablespaces", "on");
 
 /// How a standby is set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,7 +182,7 @@ pub fn of_standby(standby: &StandbySettings<'_>, brought: &Brought) -> Vec<Setti
         }
     }
     if brought.in_place_tablespaces {
-        settings.push(allow_in_place());
+        settings.push(Setting::new(IN_PLACE.0, IN_PLACE.1));
     }
     for (name, wanted) in standby.parameters {
         // They stay behind the recovery, so only those are written of which the configuration has less.
@@ -222,7 +226,7 @@ mod tests {
 
     #[test]
     fn the_wanted_target_stands_last_and_the_others_are_cleared() {
-        let wanted: BTreeMap<String, String> = [
+        let mut wanted: BTreeMap<String, String> = [
             ("recovery_target_lsn", "0/5"),
             ("recovery_target_action", "promote"),
             ("restore_command", "x"),
@@ -230,7 +234,9 @@ mod tests {
         .map(|(n, v)| (n.to_owned(), v.to_owned()))
         .into();
         let brought = brought(&["recovery_min_apply_delay = 5min"], &[]);
-        let written = of_restore(&wanted, false, &brought);
+        let mut adopted = wanted.clone();
+        complete(&mut wanted, false, &brought);
+        let written = of_restore(&wanted);
         let lines: Vec<String> = written
             .until_recovery_ended
             .iter()
@@ -243,15 +249,22 @@ mod tests {
                 "recovery_target_name = ''",
                 "recovery_target_time = ''",
                 "recovery_target_xid = ''",
+                "recovery_target_lsn = '0/5'",
                 "archive_cleanup_command = ''",
                 "recovery_min_apply_delay = '0'",
-                "recovery_target_lsn = '0/5'",
                 "recovery_target_action = 'promote'",
                 "restore_command = 'x'",
             ]
         );
         assert_eq!(written.until_adopted, [Setting::new("archive_mode", "off")]);
-        assert!(of_restore(&wanted, true, &brought).until_adopted.is_empty());
+        let known = wanted.clone();
+        complete(&mut wanted, false, &brought);
+        assert_eq!(
+            wanted, known,
+            "a restore that is resumed has the same settings"
+        );
+        complete(&mut adopted, true, &brought);
+        assert!(of_restore(&adopted).until_adopted.is_empty());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -19,7 +19,7 @@ use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::root::cluster::Tablespace;
-use crate::text::{path_of, text_or_hex};
+use crate::text::{hex, path_of, text_or_hex};
 
 /// The name under which pg_control waits until everything else is durable, relative to the data directory.
 pub const WAITING_CONTROL: &str = "global/pg_control.pitr";
@@ -31,8 +31,62 @@ pub const CONTROL: &str = "global/pg_control";
 pub struct Mapping {
     /// The directory the tablespace had, or its oid.
     pub old: OsString,
-    /// The directory it gets.
+    /// The directory it gets, absolute.
     pub new: PathBuf,
+}
+
+impl Mapping {
+    /// Reads `OLD=NEW`. An equals sign inside a directory is written `\=`, as for pg_basebackup.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn parse(text: &OsStr) -> Result<Mapping> {
+        let wrong = || {
+            err!(
+                Usage,
+                "\"{}\" is not OLD=NEW: OLD is an absolute directory or an OID, NEW an absolute directory",
+                text.display()
+            )
+        };
+        let sides = split_at_equals(text.as_bytes());
+        let [old, new] = sides.as_slice() else {
+            return Err(wrong());
+        };
+        let oid = std::str::from_utf8(old).ok().and_then(|t| t.parse().ok());
+        let is_oid = oid.is_some_and(|oid: u32| oid > 0);
+        if !(old.starts_with(b"/") || is_oid) || !new.starts_with(b"/") {
+            return Err(wrong());
+        }
+        Ok(Mapping {
+            old: OsString::from_vec(old.clone()),
+            new: PathBuf::from(OsString::from_vec(new.clone())),
+        })
+    }
+
+    /// The mapping in the record of a restore, by which the same request is known again.
+    pub fn recorded(&self) -> String {
+        let words = [self.old.as_os_str(), self.new.as_os_str()];
+        match (words[0].to_str(), words[1].to_str()) {
+            (Some(old), Some(new)) => format!("{old}={new}"),
+            _ => format!("hex {}", words.map(|w| hex(w.as_bytes())).join("=")),
+        }
+    }
+}
+
+/// PostgreSQL: src/bin/pg_basebackup/pg_basebackup.c, `tablespace_list_append`.
+fn split_at_equals(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut sides = Vec::new();
+    let mut side = Vec::new();
+    let mut bytes = text.iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' if bytes.peek() == Some(&b'=') => side.extend(bytes.next()),
+            b'=' => sides.push(std::mem::take(&mut side)),
+            _ => side.push(byte),
+        }
+    }
+    sides.push(side);
+    sides
 }
 
 /// The places asked for, and those that must be kept away from.
@@ -839,5 +893,26 @@ mod tests {
             e.to_string()
                 .contains("1152921504606846976 bytes are needed")
         );
+    }
+
+    #[test]
+    fn tablespace_mappings_are_read_as_pg_basebackup_does() {
+        for (text, old, new) in [
+            ("/a=/b", "/a", "/b"),
+            ("16385=/b", "16385", "/b"),
+            (r"/a\=x=/b\=y", "/a=x", "/b=y"),
+            (r"/a\b=/c", r"/a\b", "/c"),
+        ] {
+            let mapping = Mapping::parse(OsStr::new(text)).unwrap();
+            assert_eq!((mapping.old, mapping.new), (old.into(), PathBuf::from(new)));
+        }
+        for text in [
+            "", "16385", "=", "a=/b", "/a=b", "/a=/b=/c", "0=/b", r"/a\=/b", "/a=",
+        ] {
+            assert!(Mapping::parse(OsStr::new(text)).is_err(), "{text}");
+        }
+        let mapping = Mapping::parse(OsStr::from_bytes(b"/\xe9=/b")).unwrap();
+        assert_eq!(mapping.old, OsStr::from_bytes(b"/\xe9"));
+        assert_eq!(mapping.recorded(), "hex 2fe9=2f62");
     }
 }

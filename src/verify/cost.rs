@@ -4,7 +4,7 @@ use super::{About, Finding, FindingKind, Report, Work, wal};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::timeline::TimelineId;
-use crate::plan::retention::wal::Tree;
+use crate::plan::retention::wal::Paths;
 use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::wal::survey::{Manifest, Root, Survey};
@@ -17,7 +17,7 @@ const NAMED_MAX: usize = 4;
 /// The backups of the survey that lead to a timeline, by start.
 fn leading<'a>(
     survey: &'a Survey,
-    tree: &Tree<'_>,
+    paths: &Paths<'_>,
     target: TimelineId,
 ) -> Vec<(&'a BackupId, &'a Root)> {
     let mut leading: Vec<_> = survey
@@ -27,28 +27,33 @@ fn leading<'a>(
             Manifest::Committed(root) => Some((id, root.as_ref())),
             _ => None,
         })
-        .filter(|(_, r)| tree.leads_through(target, r.timeline, r.stop_lsn))
+        .filter(|(_, r)| paths.leads_through(target, r.timeline, r.stop_lsn))
         .collect();
     leading.sort_by_key(|(_, r)| r.start_lsn);
     leading
 }
 
 /// Adds a finding for every hole behind a backup. Segments that were found damaged are holes too, but have been reported.
-pub(super) fn add_gaps(work: &Work<'_>, survey: &Survey, tree: &mut Tree<'_>, chosen: &[BackupId]) {
+pub(super) fn add_gaps(
+    work: &Work<'_>,
+    survey: &Survey,
+    paths: &mut Paths<'_>,
+    chosen: &[BackupId],
+) {
     let damaged = damaged_segments(work);
     for name in &damaged {
-        tree.distrust(*name);
+        paths.distrust(*name);
     }
     let mut seen = BTreeSet::new();
-    for target in tree.timelines().collect::<Vec<_>>() {
-        let mut roots = leading(survey, tree, target);
+    for target in paths.timelines().collect::<Vec<_>>() {
+        let mut roots = leading(survey, paths, target);
         if work.what.backup.is_some() {
             roots.retain(|(id, root)| chosen.contains(id) && root.timeline == target);
         }
         let Some((_, first)) = roots.first() else {
             continue;
         };
-        let mut at = tree.reach(target, first.start_lsn);
+        let mut at = paths.reach(target, first.start_lsn);
         loop {
             let from = SegmentNumber::of(at, work.size);
             // Of one backup alone only its own WAL counts.
@@ -56,30 +61,30 @@ pub(super) fn add_gaps(work: &Work<'_>, survey: &Survey, tree: &mut Tree<'_>, ch
                 break;
             }
             // Of a segment that WAL ends in only a part is there.
-            let next = match tree.next_there(target, from) {
-                Some(next) if next == from => tree.next_there(target, from.next()),
+            let next = match paths.next_there(target, from) {
+                Some(next) if next == from => paths.next_there(target, from.next()),
                 next => next,
             };
             let to = match (next, work.what.backup.is_some()) {
                 (Some(next), _) => next,
                 (None, true) => from.next(),
                 (None, false) => {
-                    missing_end(work, tree, &roots, target, from, &mut seen);
+                    missing_end(work, paths, &roots, target, from, &mut seen);
                     break;
                 }
             };
             let hole = Hole { target, from, to };
             if !is_deliberate(survey, work, &roots, &hole) {
-                report_hole(work, tree, &hole, &damaged, &mut seen);
+                report_hole(work, paths, &hole, &damaged, &mut seen);
             }
             if next.is_none() {
                 break;
             }
-            at = tree.reach(target, to.start_lsn(work.size));
+            at = paths.reach(target, to.start_lsn(work.size));
         }
     }
     if work.what.backup.is_none() {
-        recorded_gaps(work, survey, tree, &seen);
+        recorded_gaps(work, survey, paths, &seen);
     }
 }
 
@@ -87,7 +92,7 @@ pub(super) fn add_gaps(work: &Work<'_>, survey: &Survey, tree: &mut Tree<'_>, ch
 fn recorded_gaps(
     work: &Work<'_>,
     survey: &Survey,
-    tree: &Tree<'_>,
+    paths: &Paths<'_>,
     seen: &BTreeSet<(SegmentName, SegmentName)>,
 ) {
     let of_timeline = |name: &SegmentName, id| name.timeline == id;
@@ -104,9 +109,9 @@ fn recorded_gaps(
             let is_told = seen
                 .iter()
                 .any(|(a, b)| of_timeline(a, *id) && a <= &from && &to <= b);
-            let is_behind_a_backup = tree.timelines().any(|target| {
-                tree.holder(target, first) == *id
-                    && leading(survey, tree, target)
+            let is_behind_a_backup = paths.timelines().any(|target| {
+                paths.holder(target, first) == *id
+                    && leading(survey, paths, target)
                         .first()
                         .is_some_and(|(_, root)| root.start_lsn < lost.end)
             });
@@ -130,7 +135,7 @@ fn recorded_gaps(
 /// WAL ends before a backup does, and nothing follows.
 fn missing_end(
     work: &Work<'_>,
-    tree: &Tree<'_>,
+    paths: &Paths<'_>,
     roots: &[(&BackupId, &Root)],
     target: TimelineId,
     from: SegmentNumber,
@@ -144,9 +149,10 @@ fn missing_end(
         .filter(|last| *last >= from);
     // A descendant may have what the timeline itself lacks.
     let elsewhere = roots.iter().all(|(_, r)| {
-        tree.timelines()
-            .filter(|t| tree.leads_through(*t, r.timeline, r.stop_lsn))
-            .any(|t| tree.reach(t, r.start_lsn) >= r.stop_lsn)
+        paths
+            .timelines()
+            .filter(|t| paths.leads_through(*t, r.timeline, r.stop_lsn))
+            .any(|t| paths.reach(t, r.start_lsn) >= r.stop_lsn)
     });
     if let Some(last) = last.filter(|_| !elsewhere) {
         let hole = Hole {
@@ -154,7 +160,7 @@ fn missing_end(
             from,
             to: last.next(),
         };
-        report_hole(work, tree, &hole, &damaged, seen);
+        report_hole(work, paths, &hole, &damaged, seen);
     }
 }
 
@@ -167,12 +173,12 @@ struct Hole {
 
 fn report_hole(
     work: &Work<'_>,
-    tree: &Tree<'_>,
+    paths: &Paths<'_>,
     hole: &Hole,
     damaged: &BTreeSet<SegmentName>,
     seen: &mut BTreeSet<(SegmentName, SegmentName)>,
 ) {
-    let name = |n: SegmentNumber| n.name(tree.holder(hole.target, n), work.size);
+    let name = |n: SegmentNumber| n.name(paths.holder(hole.target, n), work.size);
     let (Some(first), Some(last)) = (name(hole.from), name(SegmentNumber(hole.to.0 - 1))) else {
         return;
     };
@@ -183,7 +189,7 @@ fn report_hole(
     let is_in = |d: &&SegmentName| {
         let number = d.number(work.size).ok();
         let number = number.filter(|n| (hole.from..hole.to).contains(n));
-        number.is_some_and(|n| tree.holder(hole.target, n) == d.timeline)
+        number.is_some_and(|n| paths.holder(hole.target, n) == d.timeline)
     };
     let damaged = damaged.iter().filter(is_in).count() as u64;
     let missing = (hole.to.0 - hole.from.0).saturating_sub(damaged);
@@ -195,7 +201,7 @@ fn report_hole(
         false => format!("{first} to {last}"),
     };
     let detail = match missing {
-        _ if tree.holds(hole.target, hole.from) => {
+        _ if paths.holds(hole.target, hole.from) => {
             format!("{} not whole", human(missing))
         }
         n => format!("{} missing", human(n)),
@@ -246,18 +252,18 @@ fn damaged_segments(work: &Work<'_>) -> BTreeSet<SegmentName> {
 pub(super) fn report(
     work: Work<'_>,
     survey: &Survey,
-    tree: &Tree<'_>,
+    paths: &Paths<'_>,
     chosen: &[BackupId],
 ) -> Report {
     let found = std::mem::take(&mut *work.found());
     let mut findings = found.findings;
     findings.sort_by(|a, b| (&a.object, a.kind, &a.detail).cmp(&(&b.object, b.kind, &b.detail)));
-    let lost = lost_backups(&findings, survey, tree);
+    let lost = lost_backups(&findings, survey, paths);
     for finding in &mut findings {
         finding.costs = match &finding.about {
-            About::Backup(id) => backup_costs(survey, tree, id, &lost, finding.kind),
-            About::Segment(name) => segment_costs(&work, survey, tree, *name, None),
-            About::Record(name, lsn) => segment_costs(&work, survey, tree, *name, Some(*lsn)),
+            About::Backup(id) => backup_costs(survey, paths, id, &lost, finding.kind),
+            About::Segment(name) => segment_costs(&work, survey, paths, *name, None),
+            About::Record(name, lsn) => segment_costs(&work, survey, paths, *name, Some(*lsn)),
             About::History(timeline) => vec![format!(
                 "timeline {} and those that descend from it cannot be restored to; pitr expire deletes no WAL",
                 timeline.decimal()
@@ -269,7 +275,8 @@ pub(super) fn report(
     warnings.sort();
     if work.what.backup.is_none() {
         warnings.extend(
-            tree.doubts
+            paths
+                .doubts
                 .iter()
                 .map(|d| format!("no WAL can be expired: {d}")),
         );
@@ -297,7 +304,7 @@ pub(super) fn report(
 }
 
 /// Backups that are damaged, or whose WAL is.
-fn lost_backups(findings: &[Finding], survey: &Survey, tree: &Tree<'_>) -> BTreeSet<BackupId> {
+fn lost_backups(findings: &[Finding], survey: &Survey, paths: &Paths<'_>) -> BTreeSet<BackupId> {
     let mut lost: BTreeSet<BackupId> = findings
         .iter()
         .filter_map(|f| match &f.about {
@@ -307,10 +314,10 @@ fn lost_backups(findings: &[Finding], survey: &Survey, tree: &Tree<'_>) -> BTree
         .collect();
     for (id, subject) in &survey.ids {
         if let Manifest::Committed(root) = &subject.manifest {
-            let is_usable = tree
+            let is_usable = paths
                 .timelines()
-                .filter(|t| tree.leads_through(*t, root.timeline, root.stop_lsn))
-                .any(|t| tree.reach(t, root.start_lsn) >= root.stop_lsn);
+                .filter(|t| paths.leads_through(*t, root.timeline, root.stop_lsn))
+                .any(|t| paths.reach(t, root.start_lsn) >= root.stop_lsn);
             if !is_usable {
                 lost.insert(id.clone());
             }
@@ -321,7 +328,7 @@ fn lost_backups(findings: &[Finding], survey: &Survey, tree: &Tree<'_>) -> BTree
 
 fn backup_costs(
     survey: &Survey,
-    tree: &Tree<'_>,
+    paths: &Paths<'_>,
     id: &BackupId,
     lost: &BTreeSet<BackupId>,
     kind: FindingKind,
@@ -335,17 +342,17 @@ fn backup_costs(
     let Some(Manifest::Committed(root)) = survey.ids.get(id).map(|s| &s.manifest) else {
         return costs;
     };
-    for target in tree.timelines() {
-        if !tree.leads_through(target, root.timeline, root.stop_lsn) {
+    for target in paths.timelines() {
+        if !paths.leads_through(target, root.timeline, root.stop_lsn) {
             continue;
         }
-        let others = leading(survey, tree, target);
+        let others = leading(survey, paths, target);
         let good = |other: &&(&BackupId, &Root)| !lost.contains(other.0) && other.0 != id;
         let covers = others
             .iter()
             .filter(good)
             .filter(|(_, r)| r.stop_lsn <= root.stop_lsn)
-            .rfind(|(_, r)| tree.reach(target, r.start_lsn) >= root.stop_lsn);
+            .rfind(|(_, r)| paths.reach(target, r.start_lsn) >= root.stop_lsn);
         let next = others
             .iter()
             .filter(good)
@@ -376,7 +383,7 @@ fn backup_costs(
 fn segment_costs(
     work: &Work<'_>,
     survey: &Survey,
-    tree: &Tree<'_>,
+    paths: &Paths<'_>,
     name: SegmentName,
     lsn: Option<Lsn>,
 ) -> Vec<String> {
@@ -386,11 +393,11 @@ fn segment_costs(
     let lsn = lsn.unwrap_or(number.start_lsn(work.size));
     let segment = |at: Lsn| SegmentNumber::of(at, work.size);
     let mut costs = Vec::new();
-    for target in tree.timelines() {
-        if tree.holder(target, number) != name.timeline {
+    for target in paths.timelines() {
+        if paths.holder(target, number) != name.timeline {
             continue;
         }
-        let roots = leading(survey, tree, target);
+        let roots = leading(survey, paths, target);
         let through: Vec<_> = roots
             .iter()
             .filter(|(_, r)| segment(r.start_lsn) <= number)

@@ -22,7 +22,7 @@ use crate::host::Host;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
-use crate::plan::retention::wal::Tree;
+use crate::plan::retention::wal::Paths;
 use crate::repo::event::{self, Event, Recorded, Writer};
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
@@ -144,8 +144,8 @@ impl Verify<'_> {
         let survey = Survey::read(self.repository, self.registration)?;
         let layout = survey.layout(self.registration)?;
         let chosen = self.chosen(&survey)?;
-        let mut tree = Tree::new(&survey);
-        tree.trust_all();
+        let mut paths = Paths::new(&survey);
+        paths.trust_all();
         let work = Work {
             what: self,
             store: self.repository.store(),
@@ -165,7 +165,7 @@ impl Verify<'_> {
             keys::check(&work, &survey)?;
             files::check(&work, &survey)?;
         }
-        wal::check(&work, &survey, &tree, &chosen)?;
+        wal::check(&work, &survey, &paths, &chosen)?;
         for id in &chosen {
             snapshot::check(&work, id)?;
         }
@@ -173,14 +173,14 @@ impl Verify<'_> {
             work.warn(unproven(n));
         }
         if !work.is_disturbed() {
-            cost::add_gaps(&work, &survey, &mut tree, &chosen);
-            let report = cost::report(work, &survey, &tree, &chosen);
+            cost::add_gaps(&work, &survey, &mut paths, &chosen);
+            let report = cost::report(work, &survey, &paths, &chosen);
             return Ok(self.record(&survey, report));
         }
         // What is missing may have been expired meanwhile: only what is still there, or still needed, counts.
         let survey = Survey::read(self.repository, self.registration)?;
-        let mut tree = Tree::new(&survey);
-        tree.trust_all();
+        let mut paths = Paths::new(&survey);
+        paths.trust_all();
         let is_there = |id: &BackupId| {
             let subject = survey.ids.get(id);
             let manifest = subject.map(|s| &s.manifest);
@@ -194,8 +194,8 @@ impl Verify<'_> {
             _ => false,
         });
         let chosen: Vec<BackupId> = chosen.into_iter().filter(is_there).collect();
-        cost::add_gaps(&work, &survey, &mut tree, &chosen);
-        let mut report = cost::report(work, &survey, &tree, &chosen);
+        cost::add_gaps(&work, &survey, &mut paths, &chosen);
+        let mut report = cost::report(work, &survey, &paths, &chosen);
         let lost = lost.into_iter().filter(is_there).map(|id| (id, false));
         report.backups.extend(lost);
         Ok(self.record(&survey, report))

@@ -16,8 +16,8 @@ use crate::pg::record::Record;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::plan::gap::MINIMAL_STOPS;
-use crate::plan::retention::wal::{Needed, Tree};
+use crate::plan::chain::MINIMAL_STOPS;
+use crate::plan::retention::wal::{Needed, Paths};
 use crate::repo::container::{Container, Identity, tag};
 use crate::repo::id::BackupId;
 use crate::wal::index::{self, SegmentIndex, flag};
@@ -47,19 +47,19 @@ struct Chunk {
 pub(super) fn check(
     work: &Work<'_>,
     survey: &Survey,
-    tree: &Tree<'_>,
+    paths: &Paths<'_>,
     chosen: &[BackupId],
 ) -> Result<()> {
     let only = work.what.backup.is_some().then(|| {
         let mut needed = Needed::default();
         for id in chosen {
             if let Some(Manifest::Committed(root)) = survey.ids.get(id).map(|s| &s.manifest) {
-                tree.need_path(root.timeline, root.start_lsn, root.stop_lsn, &mut needed);
+                paths.need_path(root.timeline, root.start_lsn, root.stop_lsn, &mut needed);
             }
         }
         needed
     });
-    let chunks = chunks(work, survey, tree, only.as_ref());
+    let chunks = chunks(work, survey, paths, only.as_ref());
     let total: u64 = chunks.iter().map(|c| c.last.0 - c.first.0 + 1).sum();
     let bytes = total.saturating_mul(work.size.bytes());
     work.what.host.progress.phase("verify WAL", Some(bytes));
@@ -81,7 +81,12 @@ pub(super) fn check(
     })
 }
 
-fn chunks(work: &Work<'_>, survey: &Survey, tree: &Tree<'_>, only: Option<&Needed>) -> Vec<Chunk> {
+fn chunks(
+    work: &Work<'_>,
+    survey: &Survey,
+    paths: &Paths<'_>,
+    only: Option<&Needed>,
+) -> Vec<Chunk> {
     let step = (CHUNK_BYTES / work.size.bytes()).clamp(4, 256);
     let mut chunks = Vec::new();
     for (timeline, held) in &survey.timelines {
@@ -98,7 +103,7 @@ fn chunks(work: &Work<'_>, survey: &Survey, tree: &Tree<'_>, only: Option<&Neede
                         first: SegmentNumber(*from),
                         last: SegmentNumber(*to),
                         goes_on: *to < last.0,
-                        before: before(work, survey, tree, *timeline, SegmentNumber(*from)),
+                        before: before(work, survey, paths, *timeline, SegmentNumber(*from)),
                     });
                 }
                 at = end + 1;
@@ -111,12 +116,12 @@ fn chunks(work: &Work<'_>, survey: &Survey, tree: &Tree<'_>, only: Option<&Neede
 fn before(
     work: &Work<'_>,
     survey: &Survey,
-    tree: &Tree<'_>,
+    paths: &Paths<'_>,
     timeline: TimelineId,
     number: SegmentNumber,
 ) -> Option<SegmentName> {
     let number = SegmentNumber(number.0.checked_sub(1)?);
-    let holder = tree.holder(timeline, number);
+    let holder = paths.holder(timeline, number);
     let there = survey
         .timelines
         .get(&holder)

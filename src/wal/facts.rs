@@ -86,6 +86,13 @@ impl Runs {
             .map(|(first, _)| SegmentNumber(number.0.max(*first)))
     }
 
+    /// The last segment of the run that a segment is in; none where the segment is not there.
+    pub fn run_end(&self, number: SegmentNumber) -> Option<SegmentNumber> {
+        let at = self.0.partition_point(|(_, last)| *last < number.0);
+        let run = self.0.get(at).filter(|(first, _)| *first <= number.0);
+        run.map(|(_, last)| SegmentNumber(*last))
+    }
+
     /// The runs, ascending: first and last number of each.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (SegmentNumber, SegmentNumber)> + '_ {
         self.0

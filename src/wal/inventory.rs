@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::facts::Runs;
 use super::increment;
 use super::increments;
+use super::path::Listing;
 use crate::err;
 use crate::error::Result;
 use crate::pg::lsn::{Lsn, LsnRange};
@@ -441,6 +442,20 @@ impl Inventory {
             .iter()
             .max_by_key(|b| b.stop_time)
             .and_then(|b| b.timezone.as_deref())
+    }
+}
+
+impl Listing for Inventory {
+    fn run(&self, timeline: TimelineId, number: SegmentNumber) -> Option<SegmentNumber> {
+        self.timelines.get(&timeline)?.segments.run_end(number)
+    }
+
+    fn part(&self, timeline: TimelineId, number: SegmentNumber) -> Option<Lsn> {
+        self.timelines.get(&timeline)?.tails.get(&number).copied()
+    }
+
+    fn next_from(&self, timeline: TimelineId, number: SegmentNumber) -> Option<SegmentNumber> {
+        self.timelines.get(&timeline)?.next_from(number)
     }
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `index` · `indexer` | what a segment holds, and how that is computed from its bytes |
 //! | `link` | whether two segments belong to one life |
+//! | `path` · `last` | which segment recovery reads next, and which is the last of a timeline |
 //! | `increment` · `increments` · `remnant` · `tail` | what there is of a segment that is not whole |
 //! | `stored_wal` · `presence` | whether stored WAL is whole, readable and the server's own |
 //! | `rollup` · `rollup_cache` · `facts` · `feeder` · `edge` | what the indexes of many segments say together |
@@ -21,9 +22,11 @@ pub mod index;
 pub mod indexer;
 #[cfg(feature = "full")]
 pub mod inventory;
+pub mod last;
 pub mod link;
 #[cfg(test)]
 mod link_tests;
+pub mod path;
 #[cfg(feature = "full")]
 pub mod presence;
 pub mod remnant;

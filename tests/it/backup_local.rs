@@ -419,6 +419,17 @@ fn b08_special_files_are_left_out_and_an_unreadable_one_aborts_the_backup_with_i
         );
     }
     site.pitr().arg("verify").run().success();
+    // A link on the way is not followed out of the tablespace.
+    let outside = site.sandbox().dir("outside");
+    std::fs::write(outside.join("secret"), "x").unwrap();
+    let folder = pgdata.join("pg_tblspc/77");
+    std::fs::create_dir(&folder).unwrap();
+    std::os::unix::fs::symlink(&outside, folder.join("PG_15_202209061")).unwrap();
+    user::own_all(&folder);
+    user::own_all(&outside);
+    let run = local(&site).run().expect_code(8);
+    assert!(run.stdout.contains("out of data directory"), "{run}");
+    std::fs::remove_dir_all(&folder).unwrap();
     let file = pgdata.join("base/secret");
     std::fs::write(&file, "x").unwrap();
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o000)).unwrap();

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::common::{Cluster, PATIENCE, Program, Run, Site, fault, paths_below, wait_until};
+use crate::common::{
+    Cluster, PATIENCE, Program, Run, Site, fault, majors, paths_below, wait_until,
+};
 use crate::several::Two;
 use crate::{per_major, require_strace};
 
@@ -632,4 +634,56 @@ fn a14_a_lost_registration_is_damage_and_everything_stays_readable() {
     site.pitr().arg("verify").run().success();
     site.pitr().arg("backup").run().success();
     drop(cluster);
+}
+
+#[test]
+fn a_dry_run_shows_exactly_the_settings_that_are_written() {
+    let major = *majors().last().unwrap();
+    let (site, cluster) = Site::with_cluster(major);
+    cluster.alter_system("archive_cleanup_command", "/bin/false");
+    cluster.alter_system("recovery_min_apply_delay", "1h");
+    cluster.sql("create table t (a int)");
+    backup(&site);
+    cluster.sql("insert into t values (1)");
+    cluster.sql("select pg_create_restore_point('it''s here')");
+    let xid = cluster.query_one_string(
+        "with i as (insert into t values (2) returning 1) select txid_current() from i",
+    );
+    let lsn = cluster.query_one_string("select pg_current_wal_insert_lsn()");
+    cluster.archive_now();
+    let brought = std::fs::read_to_string(cluster.pgdata().join("postgresql.auto.conf")).unwrap();
+    for (n, options) in [
+        &[][..],
+        &["--target-immediate", "--target-action", "shutdown"],
+        &["--target-name", "it's here", "--target-action", "pause"],
+        &["--target-xid", &xid, "--exclusive"],
+        &["--target-lsn", &lsn, "--allow-end"],
+        &["--adopt", "--confirm"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let to = site.sandbox().join(format!("copy-{n}"));
+        let restore = || site.pitr().args(["restore", "--to"]).arg(&to).args(options);
+        let dry = restore().arg("--dry-run").run().success();
+        let json = restore().args(["--dry-run", "--json"]).run().success();
+        restore().run().success();
+        let text = std::fs::read_to_string(to.join("postgresql.auto.conf")).unwrap();
+        let written = text.strip_prefix(brought.as_str()).unwrap();
+        let lines = written.lines().filter(|line| !line.starts_with('#'));
+        let mut lines: Vec<&str> = lines.collect();
+        lines.sort_unstable();
+        let shown = dry.stdout.lines();
+        let shown = shown.filter_map(|line| line.strip_prefix("setting "));
+        let shown: Vec<&str> = shown.map(str::trim_start).collect();
+        assert_eq!(shown, lines, "{options:?}\n{dry}");
+        let settings = json.json()["recovery_settings"].clone();
+        let names = settings.as_object().unwrap().keys();
+        let in_json: Vec<&String> = names.collect();
+        let in_file: Vec<&str> = lines
+            .iter()
+            .map(|l| l.split(" = ").next().unwrap())
+            .collect();
+        assert_eq!(in_json, in_file, "{options:?}");
+    }
 }

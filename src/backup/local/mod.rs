@@ -150,10 +150,12 @@ impl Copying<'_, '_, '_, '_> {
             self.owner.stats(),
         );
         work.host.progress.phase("copy", Some(walk.size()?));
+        let real_roots = walk::real_roots(self.owner.path(), tablespaces)?;
         let rate = Rate::new(work.options.max_rate_bytes_per_s);
         let is_over = AtomicBool::new(false);
         let reading = Reading {
             root: self.owner.path(),
+            real_roots: &real_roots,
             naming: work.naming,
             // Without checksums a page proves nothing.
             check_from: self.owner.has_checksums().then_some(start_lsn),

@@ -8,9 +8,10 @@
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
@@ -33,6 +34,8 @@ const BUFFER_BYTES: usize = 256 << 10;
 pub struct Reading<'r> {
     /// The data directory.
     pub root: &'r Path,
+    /// The real paths of the data directory and its tablespaces.
+    pub real_roots: &'r [PathBuf],
     /// How tablespaces name their directories.
     pub naming: Naming,
     /// The start LSN, where pages have checksums.
@@ -97,6 +100,7 @@ impl<'r, 't> Reader<'r, 't> {
         if !metadata.is_file() {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
         }
+        self.reading.check_place(&file, &place)?;
         self.sink
             .begin(key.clone(), metadata.mode(), metadata.mtime())?;
         let checked = self.reading.checked(&file, key);
@@ -127,6 +131,22 @@ impl<'r, 't> Reader<'r, 't> {
 }
 
 impl Reading<'_> {
+    /// Requires that no link on the way led out: root would read for the server's user what that user may not.
+    fn check_place(&self, file: &File, place: &Path) -> Result<()> {
+        let real = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+            .map_err(|e| Error::from_io("read a link in \"/proc/self/fd\"", e))?;
+        match self.real_roots.iter().any(|root| real.starts_with(root)) {
+            true => Ok(()),
+            false => Err(err!(
+                Refused,
+                "\"{}\" leads to \"{}\", out of data directory and tablespaces",
+                place.display(),
+                real.display()
+            )
+            .hint("Nothing was committed: PostgreSQL allows no link there. Put the directory in its place, or make it a tablespace.")),
+        }
+    }
+
     /// The check for a file whose pages have checksums.
     fn checked<'c>(&self, file: &'c File, key: &'c FileKey) -> Option<Checked<'c>> {
         let (relation, start_lsn) = (key.relation()?, self.check_from?);

@@ -63,6 +63,19 @@ pub fn tablespaces(root: &Path) -> Result<Vec<u32>> {
     Ok(oids)
 }
 
+/// Returns the real paths of a data directory and of its tablespaces.
+///
+/// # Errors
+/// Those of the filesystem.
+pub fn real_roots(root: &Path, tablespaces: &[u32]) -> Result<Vec<PathBuf>> {
+    let links = tablespaces
+        .iter()
+        .map(|oid| root.join(format!("pg_tblspc/{oid}")));
+    let places = std::iter::once(root.to_owned()).chain(links);
+    let real = places.map(|place| existing(fs::canonicalize(&place), &place));
+    real.filter_map(Result::transpose).collect()
+}
+
 impl<'w> Walk<'w> {
     /// A walk through `root` and these of its tablespaces.
     pub fn new(

@@ -1,6 +1,6 @@
 //! What holds backups and their WAL for a time: claims, and reservations of backups that may still run.
 
-use super::backups::{Unborn, unborn};
+use super::unborn::{Unborn, unborn};
 use super::{LEFTOVER_AGE, Policy};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;

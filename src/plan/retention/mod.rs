@@ -1,20 +1,26 @@
 //! What is kept and what goes: a plan of expiry, from a survey of the repository, computed without I/O.
 //!
 //! The promise: every point from the oldest kept backup's stop LSN on, on every timeline, that could be reached before can be
-//! reached afterwards. `backups` judges the backups, `wal` what they need of the WAL, `objects` everything else. Backups are ordered by
+//! reached afterwards. `rules` judge items of any content, `cluster` adds what the WAL of a cluster asks, `wal` says what is needed of it,
+//! `objects` lists what goes. Backups are ordered by
 //! timeline and stop LSN (a timeline's number is larger than those of its ancestors), never by id or by anybody's clock. Deletion
 //! has two phases: what is no longer kept is marked, and what was marked is deleted by a run after the grace period that finds it
 //! not kept again. The order of deletions is that of the format, section 10.
 
-mod backups;
 pub mod claims;
+mod cluster;
+mod item;
 mod objects;
+mod rules;
 #[cfg(test)]
 mod tests;
+mod unborn;
 pub mod wal;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
+
+use cluster::Backups;
 
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
@@ -190,8 +196,9 @@ impl ExpirePlan {
 /// Whatever cannot be judged for sure stays: with an unreadable root, reservation, claim or history nothing is deleted at all, and
 /// `withheld` says so.
 pub fn retention(survey: &Survey, policy: &Policy, now: TimestampTz) -> ExpirePlan {
-    let tree = wal::Tree::new(survey);
-    let judged = backups::judge(survey, &tree, policy, now);
+    let paths = wal::Paths::new(survey);
+    let backups = Backups::new(survey, &paths, policy);
+    let judged = rules::judge(backups.items(), &backups, policy, now);
     let mut plan = ExpirePlan {
         warnings: judged.warnings.clone(),
         refusal: judged.refusal.clone(),
@@ -215,17 +222,24 @@ pub fn retention(survey: &Survey, policy: &Policy, now: TimestampTz) -> ExpirePl
             .iter()
             .map(|what| format!("nothing is deleted, because this cannot be read: {what}")),
     );
-    if plan.withheld.is_empty() && judged.keeps_nothing() && !judged.backups.is_empty() {
+    if plan.withheld.is_empty() && judged.keeps_nothing() && !judged.items.is_empty() {
         plan.withheld
             .push("nothing is deleted, because no backup is known to be good".to_owned());
     }
     if plan.withheld.is_empty() {
-        objects::delete(survey, &tree, &judged, policy, now, &mut plan);
+        objects::delete(
+            survey,
+            &paths,
+            (&backups, &judged.items),
+            policy,
+            now,
+            &mut plan,
+        );
     }
     if let Some(id) = &policy.requested {
         restrict(&mut plan, id);
     }
-    plan.backups = judged.into_backups();
+    plan.backups = backups.judged(judged.items);
     if !plan.withheld.is_empty() {
         // What the deletion would have been is not what happens.
         for backup in &mut plan.backups {

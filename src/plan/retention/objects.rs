@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::backups::{Judgement, Unborn, unborn};
-use super::wal::{Needed, Tree};
-use super::{Deletion, ExpirePlan, Fate, LEFTOVER_AGE, Policy, TOMBSTONE_AGE, is_over, segment_of};
+use super::cluster::Backups;
+use super::item::{Item, Parts};
+use super::unborn::{Unborn, unborn};
+use super::wal::{Needed, Paths};
+use super::{Deletion, ExpirePlan, LEFTOVER_AGE, Policy, TOMBSTONE_AGE, is_over, segment_of};
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::repo::event;
@@ -15,18 +17,15 @@ use crate::wal::survey::{Manifest, Subject, Survey, numbers};
 /// Adds every deletion to the plan, and what is withheld.
 pub fn delete(
     survey: &Survey,
-    tree: &Tree<'_>,
-    judged: &Judgement<'_>,
+    paths: &Paths<'_>,
+    (backups, items): (&Backups<'_>, &[Item<'_>]),
     policy: &Policy,
     now: TimestampTz,
     plan: &mut ExpirePlan,
 ) {
-    let ids = Ids::new(survey, judged, policy, now);
-    for candidate in &judged.backups {
-        if candidate.fate == Fate::Delete {
-            plan.deletions
-                .push(Deletion::Manifest(candidate.id.clone()));
-        }
+    let ids = Ids::new(survey, items, policy, now);
+    for item in items.iter().filter(|item| !item.remains()) {
+        plan.deletions.push(Deletion::Manifest(item.id.clone()));
     }
     plan.deletions.extend(
         survey
@@ -41,8 +40,8 @@ pub fn delete(
             .filter(|(_, id)| id.state == State::Leftover && id.subject.begin().is_some())
             .map(|(id, _)| (*id).clone()),
     );
-    delete_parts(&ids, judged, plan);
-    delete_wal(survey, tree, judged, &ids, plan);
+    delete_parts(&ids, items, plan);
+    delete_wal(survey, paths, (backups, items), &ids, plan);
     delete_events(&ids, now, plan);
     for leftover in &survey.unfinished {
         if is_over(leftover.modified, LEFTOVER_AGE, now) {
@@ -76,17 +75,10 @@ struct Id<'a> {
 struct Ids<'a>(BTreeMap<&'a BackupId, Id<'a>>);
 
 impl<'a> Ids<'a> {
-    fn new(
-        survey: &'a Survey,
-        judged: &Judgement<'_>,
-        policy: &Policy,
-        now: TimestampTz,
-    ) -> Ids<'a> {
+    fn new(survey: &'a Survey, items: &[Item<'_>], policy: &Policy, now: TimestampTz) -> Ids<'a> {
         let goes = |id: &BackupId| {
-            judged
-                .backups
-                .iter()
-                .any(|b| b.id == id && b.fate == Fate::Delete)
+            let mut going = items.iter().filter(|item| !item.remains());
+            going.any(|item| item.id == id)
         };
         let judge = |id: &BackupId, subject: &'a Subject| {
             let mut running = None;
@@ -129,12 +121,12 @@ impl<'a> Ids<'a> {
 }
 
 /// Layers and packs that no remaining root names, whatever id they bear; never those of a running backup.
-fn delete_parts(ids: &Ids<'_>, judged: &Judgement<'_>, plan: &mut ExpirePlan) {
+fn delete_parts(ids: &Ids<'_>, items: &[Item<'_>], plan: &mut ExpirePlan) {
     let mut layers: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();
     let mut packs: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();
-    for backup in judged.remaining() {
-        collect(&backup.root.layers, &mut layers);
-        collect(&backup.root.packs, &mut packs);
+    for item in items.iter().filter(|item| item.remains()) {
+        collect(item.needs.0, &mut layers);
+        collect(item.needs.1, &mut packs);
     }
     let unnamed = |id: &BackupId, have: &Runs, named: &BTreeMap<&BackupId, Vec<u64>>| {
         let named = Runs::from_numbers(named.get(id).cloned().unwrap_or_default());
@@ -168,7 +160,7 @@ fn delete_parts(ids: &Ids<'_>, judged: &Judgement<'_>, plan: &mut ExpirePlan) {
     }
 }
 
-fn collect<'a>(parts: &'a BTreeMap<BackupId, Runs>, into: &mut BTreeMap<&'a BackupId, Vec<u64>>) {
+fn collect<'a>(parts: &'a Parts, into: &mut BTreeMap<&'a BackupId, Vec<u64>>) {
     for (id, runs) in parts {
         into.entry(id)
             .or_default()
@@ -178,19 +170,19 @@ fn collect<'a>(parts: &'a BTreeMap<BackupId, Runs>, into: &mut BTreeMap<&'a Back
 
 fn delete_wal(
     survey: &Survey,
-    tree: &Tree<'_>,
-    judged: &Judgement<'_>,
+    paths: &Paths<'_>,
+    (backups, items): (&Backups<'_>, &[Item<'_>]),
     ids: &Ids<'_>,
     plan: &mut ExpirePlan,
 ) {
-    let mut doubts: Vec<String> = tree
+    let mut doubts: Vec<String> = paths
         .doubts
         .iter()
         .map(|doubt| format!("no WAL is deleted, because {doubt}"))
         .collect();
     delete_superseded(survey, plan);
     let mut needed = Needed::default();
-    judged.need(tree, &mut needed);
+    backups.need(items, &mut needed);
     for (id, one) in &ids.0 {
         match &one.running {
             None => {}
@@ -201,12 +193,12 @@ fn delete_wal(
                 for (timeline, start) in positions {
                     // The record that begins there belongs to the timeline.
                     let behind = crate::pg::lsn::Lsn(start.0.saturating_add(1));
-                    tree.need_from(*timeline, *start, behind, &mut needed);
+                    paths.need_from(*timeline, *start, behind, &mut needed);
                 }
             }
         }
     }
-    if judged.backups.is_empty() {
+    if items.is_empty() {
         doubts.push("no WAL is deleted, because there is no backup".to_owned());
     }
     if !doubts.is_empty() {

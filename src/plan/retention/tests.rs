@@ -409,6 +409,19 @@ fn a_backup_whose_wal_is_gone_does_not_count() {
 }
 
 #[test]
+fn a_backup_that_ends_in_a_segment_that_is_streamed_counts_as_far_as_it_is_stored() {
+    for (reach, is_good) in [(91 * MIB + 40, true), (91 * MIB + 32, false)] {
+        let mut survey = straight();
+        let held = survey.timelines.get_mut(&tli(1)).unwrap();
+        held.segments = Runs::from_numbers((1..=90).collect());
+        held.tails.insert(SegmentNumber(91), Lsn(reach));
+        let plan = retention(&survey, &policy(1, 0), now());
+        assert_eq!(plan.backups[8].damage.is_none(), is_good, "{reach}");
+        assert_eq!(plan.refusal.is_none(), is_good, "{reach}");
+    }
+}
+
+#[test]
 fn a_base_is_kept_for_the_timeline_that_the_cluster_follows() {
     let mut survey = straight();
     // A standby that lagged was promoted to 2, a drill to 3; both begin before the backups that are kept.

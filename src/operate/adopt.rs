@@ -1,0 +1,129 @@
+//! The adoption of a restored copy: it is the cluster from now on, or a cluster of its own.
+
+use std::path::{Path, PathBuf};
+
+use super::rival::{self, is_same};
+use super::session::Session;
+use crate::archive::datadir::{DataDirectory, GUARD};
+use crate::config::{self, ClusterName, Settings};
+use crate::err;
+use crate::error::Result;
+use crate::restore::adopt::{self, Adopted};
+
+/// A copy that was adopted.
+pub struct Adoption {
+    /// Its data directory.
+    pub pgdata: PathBuf,
+    /// The name under which it archives.
+    pub cluster: Option<String>,
+    /// Whether that is a new one.
+    pub is_renamed: bool,
+    /// What was done.
+    pub adopted: Adopted,
+    /// What the operator does next.
+    pub next: Vec<String>,
+}
+
+/// Lets the copy in `pgdata` archive, else that in the configured directory; under a new name where one is given.
+///
+/// # Errors
+/// `Usage` without a directory; `Refused` while a server of the cluster runs, unless that is confirmed; those of [`adopt::adopt`].
+pub fn run(
+    session: &Session,
+    pgdata: Option<&Path>,
+    new_name: Option<&ClusterName>,
+    is_confirmed: bool,
+) -> Result<Adoption> {
+    let settings = session.settings()?;
+    let configured = settings.cluster_if_named()?;
+    let pgdata = match (pgdata, &configured) {
+        (Some(pgdata), _) => session.environment.absolute(pgdata),
+        (None, Some(cluster)) => cluster.pgdata.clone().ok_or_else(|| {
+            err!(Config, "cluster \"{}\" has no pgdata", cluster.name).hint("Add --pgdata DIR.")
+        })?,
+        (None, None) => {
+            return Err(err!(Usage, "no data directory is named").hint("Add --pgdata DIR."));
+        }
+    };
+    let directory = DataDirectory::at(&pgdata);
+    let repositories: Vec<_> = settings
+        .repositories
+        .iter()
+        .map(|r| (session.open(r), r.required))
+        .collect();
+    let name = configured.as_ref().map(|c| c.name.as_str());
+    if let Some(cluster) = &configured
+        && new_name.is_none()
+        && directory.wal().join(GUARD).exists()
+        && let Some(control) = directory.control()?
+    {
+        let copy = (directory.path(), control.system_identifier);
+        rival::check(session, copy, cluster, is_confirmed)?;
+    }
+    let new_name = new_name.map(ClusterName::as_str);
+    let adopted = adopt::adopt(&directory, name, new_name, &repositories, &session.host)?;
+    let old = adopted.guard.as_ref().map(|g| g.cluster.as_str()).or(name);
+    let cluster = new_name.or(old).map(str::to_owned);
+    let steps = Steps {
+        pgdata: &pgdata,
+        cluster: cluster.as_deref().unwrap_or("the cluster"),
+        is_renamed: new_name.is_some(),
+        settings: &settings,
+        configured: configured.as_ref(),
+    };
+    Ok(Adoption {
+        next: steps.all(session),
+        is_renamed: new_name.is_some(),
+        cluster,
+        adopted,
+        pgdata,
+    })
+}
+
+/// What the steps after an adoption depend on.
+struct Steps<'a> {
+    pgdata: &'a Path,
+    cluster: &'a str,
+    is_renamed: bool,
+    settings: &'a Settings,
+    configured: Option<&'a config::Cluster>,
+}
+
+impl Steps<'_> {
+    fn all(&self, session: &Session) -> Vec<String> {
+        let cluster = self.cluster;
+        let mut steps = Vec::new();
+        if self.is_renamed {
+            steps.push(format!(
+                "set archive_command to call pitr-archive with --cluster {cluster}, and add [clusters.{cluster}] to the configuration"
+            ));
+        } else if let Some(old) = self.configured.and_then(|c| c.pgdata.as_deref())
+            && !is_same(old, self.pgdata)
+        {
+            let file = self.settings.path.as_deref();
+            let file = file.map_or_else(String::new, |f| format!(" of {}", f.display()));
+            steps.push(format!(
+                "set pgdata = \"{}\" in [clusters.{cluster}]{file}: it says \"{}\". Change conninfo, too, if the port or the socket is another",
+                self.pgdata.display(),
+                old.display()
+            ));
+            steps.push(format!(
+                "make sure that no server starts on \"{}\" again: it would archive under the same name",
+                old.display()
+            ));
+        }
+        steps.push("restart the server, so that archive_mode takes effect".into());
+        if !self.is_renamed && self.configured.is_some_and(receives) {
+            steps.push(format!(
+                "pitr receive --create-slot{}: the replication slot of the old server is not in the copy",
+                session.options(Some(cluster))
+            ));
+        }
+        steps.push(format!("pitr backup{}", session.options(Some(cluster))));
+        steps
+    }
+}
+
+fn receives(cluster: &config::Cluster) -> bool {
+    cluster.receive.slot.is_some() || cluster.receive.journal.is_some()
+}

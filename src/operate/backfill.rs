@@ -1,0 +1,133 @@
+//! Archives what a failover left behind in a server's pg_wal.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::session::Session;
+use crate::archive::backfill::{self, Candidate};
+use crate::command;
+use crate::config::Settings;
+use crate::err;
+use crate::error::{Code, Error, Result};
+
+/// It was stored.
+pub const STORED: &str = "stored";
+/// It was there.
+pub const THERE: &str = "already_there";
+/// It is not to be archived.
+pub const LEFT_OUT: &str = "left_out";
+/// The repository has other content under its name.
+pub const REFUSED: &str = "refused";
+
+/// The arguments of a command that PostgreSQL runs, for these files.
+pub fn arguments(session: &Session, files: Vec<OsString>) -> command::Arguments {
+    command::Arguments {
+        flags: session.flags.clone(),
+        system_identifier: session.system_identifier,
+        files,
+        ..command::Arguments::default()
+    }
+}
+
+/// What became of one file.
+#[derive(Serialize)]
+pub struct Backfilled {
+    /// Its name.
+    pub name: String,
+    /// One of the words above.
+    pub outcome: &'static str,
+    /// Why it was left out or refused.
+    pub reason: Option<String>,
+}
+
+/// What became of the files of a directory.
+pub struct Backfill {
+    /// File by file, up to the one that failed.
+    pub files: Vec<Backfilled>,
+    /// Files that the server keeps for WAL to come.
+    pub spare: Vec<String>,
+    /// What ended the run early.
+    pub failed: Option<Error>,
+    /// The first refusal.
+    pub refused: Option<Error>,
+}
+
+/// Archives the segments of a directory whose records reach their end.
+///
+/// # Errors
+/// `NotFound` when there is no WAL file in it.
+pub fn run(session: &Session, from: &Path) -> Result<Backfill> {
+    let directory = backfill::directory(&session.environment.absolute(from))?;
+    let candidates = backfill::candidates(&directory)?;
+    if candidates.is_empty() {
+        return Err(err!(
+            NotFound,
+            "there is no WAL file in \"{}\"",
+            directory.display()
+        )
+        .hint("Nothing was archived.\nName the pg_wal of a server: pitr wal backfill --from /var/lib/postgresql/17/main/pg_wal"));
+    }
+    let settings = command::settings(&session.flags.clone(), &session.environment)?;
+    let mut files = Vec::new();
+    let mut spare = Vec::new();
+    let mut refused: Option<Error> = None;
+    let mut failed: Option<Error> = None;
+    for candidate in candidates {
+        if candidate.is_spare {
+            spare.push(candidate.name.to_string());
+        }
+        let name = candidate.name.to_string();
+        match backfill_one(session, &settings, candidate, &mut refused) {
+            Ok((outcome, reason)) => files.push(Backfilled {
+                name,
+                outcome,
+                reason,
+            }),
+            Err(e) => {
+                failed = Some(e);
+                break;
+            }
+        }
+    }
+    Ok(Backfill {
+        files,
+        spare,
+        failed,
+        refused,
+    })
+}
+
+/// Archives one file, if it is to be; one that is refused must not keep the rest from the archive.
+fn backfill_one(
+    session: &Session,
+    settings: &Settings,
+    candidate: Candidate,
+    refused: &mut Option<Error>,
+) -> Result<(&'static str, Option<String>)> {
+    if let Some(reason) = candidate.left_out {
+        return Ok((LEFT_OUT, Some(reason)));
+    }
+    let arguments = arguments(session, vec![candidate.path.into()]);
+    match command::archive::backfill(&arguments, settings, session.host.random()) {
+        Ok(archived) => {
+            for warning in &archived.warnings {
+                session.warn(warning);
+            }
+            Ok((if archived.is_new { STORED } else { THERE }, None))
+        }
+        Err(e) => match e.code() {
+            // A padded tail, a file that was cut, or one that a running server has just recycled.
+            Code::SourceHeader | Code::SourceSize | Code::SourceChanged | Code::SourceMissing => {
+                Ok((LEFT_OUT, Some(e.to_string())))
+            }
+            Code::Conflict | Code::TimelineReused => {
+                let reason = e.to_string();
+                refused.get_or_insert(e);
+                Ok((REFUSED, Some(reason)))
+            }
+            _ => Err(e),
+        },
+    }
+}

@@ -1,0 +1,69 @@
+//! A base backup of the running cluster.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::session::Session;
+use crate::backup::live::LiveServer;
+use crate::backup::local::Local;
+use crate::backup::producer::Producer;
+use crate::backup::stream::Streamed;
+use crate::backup::{self, Options};
+use crate::err;
+use crate::error::Result;
+use crate::repo::root::BackupRoot;
+use crate::repo::root::cluster::Method;
+use crate::wire::conninfo::{self, ConnInfo};
+
+/// A backup that was taken.
+pub struct Taken {
+    /// Its root.
+    pub root: BackupRoot,
+    /// The repository that has it.
+    pub repository: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Takes a backup into the first repository, and reads the files by `method`.
+///
+/// # Errors
+/// `Config` without a repository; those of [`backup::take`].
+pub fn run(session: &Session, method: Method, options: &Options) -> Result<Taken> {
+    let settings = session.settings()?;
+    let cluster = settings.cluster()?;
+    let configured = settings
+        .repositories
+        .first()
+        .ok_or_else(|| err!(Config, "no repository is configured"))?;
+    let repository = session.open(configured)?;
+    if settings.repositories.len() > 1 {
+        session.note(&format!(
+            "the backup goes into repository \"{}\" alone, the first one configured: --repository NAME chooses another",
+            configured.name
+        ));
+    }
+    let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
+    let info = ConnInfo::resolve(conninfo, &conninfo::Environment::of_process())?;
+    let host = &session.host;
+    let mut server =
+        LiveServer::connect(&info, Arc::clone(&host.progress), Arc::clone(&host.stop))?;
+    let mut producer: Box<dyn Producer> = match method {
+        Method::Stream => Box::new(Streamed),
+        Method::Local => Box::new(Local::new(cluster.pgdata.clone())),
+    };
+    let started = Instant::now();
+    let root = backup::take(
+        &repository,
+        cluster.name.as_str(),
+        &mut server,
+        producer.as_mut(),
+        options,
+        host,
+    )?;
+    Ok(Taken {
+        root,
+        repository: configured.name.clone(),
+        took: started.elapsed(),
+    })
+}

@@ -1,0 +1,285 @@
+//! The deletion of one backup, because a person asks for it.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::failures::Failures;
+use super::found::Found;
+use super::reading::Reading;
+use super::session::Session;
+use super::unproven;
+use crate::err;
+use crate::error::{Code, Result};
+use crate::expire::{Expire, Outcome};
+use crate::host::Host;
+use crate::pg::segment::SegmentSize;
+use crate::pg::time::TimestampTz;
+use crate::plan::retention::{self, ExpirePlan, Fate, Policy};
+use crate::plan::window::Window;
+use crate::repo::id::BackupId;
+use crate::repo::repository::Registration;
+use crate::wal::inventory::Inventory;
+
+/// What whoever may write to the store can do to a run that cannot tell forged backups.
+const FORGED: &str = "a backup that somebody forged counts as the newer one that is left";
+
+/// What recovery reaches on a timeline.
+#[derive(Serialize, Clone, PartialEq, Eq)]
+pub struct Reached {
+    /// The timeline.
+    pub timeline: u32,
+    /// The first moment.
+    pub from: TimestampTz,
+    /// The last moment.
+    pub to: TimestampTz,
+}
+
+impl Reached {
+    fn new(window: &Window) -> Reached {
+        Reached {
+            timeline: window.timeline.decimal(),
+            from: window.from,
+            to: window.to,
+        }
+    }
+}
+
+/// Segments that nothing needs without the backup.
+#[derive(Serialize)]
+pub struct Unneeded {
+    /// The first.
+    pub first: String,
+    /// The last.
+    pub last: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// The deletion of the backup in one repository: as it is planned, and what came of it.
+#[derive(Serialize)]
+pub struct Deletion {
+    /// The repository.
+    pub repository: String,
+    /// What the backup takes there.
+    pub stored_bytes: u64,
+    /// `keep`, `mark`, `waiting`, `delete`.
+    pub fate: &'static str,
+    /// In its grace period until then.
+    pub not_before: Option<TimestampTz>,
+    /// WAL that goes with it.
+    pub wal: Vec<Unneeded>,
+    /// What can be reached now; null where that cannot be read without the keys.
+    pub windows_now: Option<Vec<Reached>>,
+    /// What can be reached without the backup.
+    pub windows_then: Option<Vec<Reached>>,
+    /// What would go and is kept, with the cause.
+    pub withheld: Vec<String>,
+    /// Whether it was marked.
+    pub marked: bool,
+    /// Whether it was deleted.
+    pub deleted: bool,
+    /// Segments that were deleted with it.
+    pub deleted_segments: u64,
+    /// Objects that the repository refused to delete.
+    pub refused: Vec<String>,
+    /// Objects that the store keeps for a time.
+    pub locked: Vec<String>,
+    #[serde(skip)]
+    reading: Reading,
+    #[serde(skip)]
+    registration: Registration,
+    #[serde(skip)]
+    policy: Policy,
+    #[serde(skip)]
+    plan: ExpirePlan,
+}
+
+/// The deletion of a backup wherever it is.
+pub struct Deletions {
+    backup: BackupId,
+    /// By repository.
+    pub all: Vec<Deletion>,
+    /// Errors, repository by repository.
+    pub failures: Failures,
+}
+
+/// Looks what the deletion of a backup, after `grace`, takes along in every repository that has it.
+///
+/// # Errors
+/// Those of [`Found::look`]; `Refused` when one of the repositories refuses it; the first when it could be planned nowhere.
+pub fn plan(session: &Session, backup: &BackupId, grace: Duration) -> Result<Deletions> {
+    let Found {
+        copies,
+        mut failures,
+    } = Found::look(session, backup)?;
+    let mut all = Vec::new();
+    for (reading, inventory, _) in copies {
+        let name = reading.configured.name.clone();
+        match plan_in(session, (backup, grace), reading, &inventory) {
+            Ok(one) => all.push(one),
+            // What one of them refuses is done in none.
+            Err(e) if e.code() == Code::Refused => return Err(e),
+            Err(e) => {
+                failures.add(e, format!("look into repository \"{name}\""));
+            }
+        }
+    }
+    failures.first_if(session, all.is_empty())?;
+    Ok(Deletions {
+        backup: backup.clone(),
+        all,
+        failures,
+    })
+}
+
+impl Deletions {
+    /// Carries it out in every repository.
+    ///
+    /// # Errors
+    /// The first, when it could be carried out nowhere.
+    pub fn carry_out(&mut self, session: &Session) -> Result<()> {
+        let mut done = 0;
+        for one in &mut self.all {
+            match carry_out(one, &self.backup, &session.host) {
+                Ok(()) => done += 1,
+                Err(e) => {
+                    let name = &one.repository;
+                    self.failures
+                        .add(e, format!("delete it in repository \"{name}\""));
+                }
+            }
+        }
+        self.failures.first_if(session, done == 0)
+    }
+}
+
+fn plan_in(
+    session: &Session,
+    (backup, grace): (&BackupId, Duration),
+    reading: Reading,
+    inventory: &Inventory,
+) -> Result<Deletion> {
+    let host = &session.host;
+    if let Some(warning) = unproven::warning(&reading.configured, &reading.repository, FORGED) {
+        session.warn(&warning);
+    }
+    let identifier = inventory.system_identifier;
+    let mut registrations = reading.repository.registrations(&reading.name)?;
+    registrations.retain(|r| r.system_identifier == identifier);
+    let registration = registrations.pop().ok_or_else(|| {
+        err!(
+            NotFound,
+            "system identifier {identifier} is not registered there"
+        )
+        .hint("Nothing was changed. Run: pitr init --confirm")
+    })?;
+    let policy = Policy {
+        keep: 1,
+        grace: grace,
+        requested: Some(backup.clone()),
+        ..Policy::default()
+    };
+    let planned = |policy: Policy| {
+        let expire = Expire {
+            repository: &reading.repository,
+            registration: &registration,
+            policy,
+            host,
+        };
+        expire.plan()
+    };
+    let plan = planned(policy.clone())?;
+    if let Some(refusal) = &plan.refusal {
+        let name = &reading.configured.name;
+        return Err(err!(Refused, "repository \"{name}\": {refusal}").hint("Nothing was changed."));
+    }
+    // What goes in the end, whenever that is.
+    let then = planned(Policy {
+        grace: std::time::Duration::ZERO,
+        ..policy.clone()
+    })?;
+    let judged = plan.backups.iter().find(|b| b.id == *backup);
+    let judged = judged.ok_or_else(|| {
+        err!(NotFound, "backup \"{}\" was deleted meanwhile", backup).hint("Nothing was changed.")
+    })?;
+    let mut without = inventory.clone();
+    without.backups.retain(|b| b.id != *backup);
+    Ok(Deletion {
+        repository: reading.configured.name.clone(),
+        stored_bytes: judged.stored_bytes,
+        fate: judged.fate.as_str(),
+        not_before: match judged.fate {
+            Fate::Waiting(due) => Some(due),
+            _ => None,
+        },
+        wal: wal(&then, &registration)?,
+        windows_now: windows(session, &reading, inventory)?,
+        windows_then: windows(session, &reading, &without)?,
+        withheld: plan.withheld.clone(),
+        marked: false,
+        deleted: false,
+        deleted_segments: 0,
+        refused: Vec::new(),
+        locked: Vec::new(),
+        reading,
+        registration,
+        policy,
+        plan,
+    })
+}
+
+fn wal(plan: &ExpirePlan, registration: &Registration) -> Result<Vec<Unneeded>> {
+    let size = SegmentSize::new(registration.segment_size_bytes)?;
+    let shown = |deletion: &retention::Deletion| match deletion {
+        retention::Deletion::Segments(timeline, first, last) => Some(Unneeded {
+            first: first.name(*timeline, size)?.to_string(),
+            last: last.name(*timeline, size)?.to_string(),
+            count: last.0 - first.0 + 1,
+        }),
+        _ => None,
+    };
+    Ok(plan.deletions.iter().filter_map(shown).collect())
+}
+
+/// None where the WAL cannot be read without keys.
+fn windows(
+    session: &Session,
+    reading: &Reading,
+    inventory: &Inventory,
+) -> Result<Option<Vec<Reached>>> {
+    match reading.windows(session, inventory) {
+        Ok(found) => Ok(Some(found.windows.iter().map(Reached::new).collect())),
+        Err(e) if e.code() == Code::Key => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn carry_out(one: &mut Deletion, id: &BackupId, host: &Host) -> Result<()> {
+    let expire = Expire {
+        repository: &one.reading.repository,
+        registration: &one.registration,
+        policy: one.policy.clone(),
+        host,
+    };
+    let mut outcome = Outcome::default();
+    let ran = expire.run(&one.plan, &mut outcome);
+    one.marked = outcome.marked.contains(id);
+    one.deleted = outcome.deleted_backups.contains(id);
+    one.deleted_segments = outcome.deleted_segments;
+    one.refused = outcome.refused;
+    one.locked = outcome.locked;
+    ran?;
+    if one.fate == Fate::Delete.as_str()
+        && !one.deleted
+        && one.refused.is_empty()
+        && one.locked.is_empty()
+    {
+        return Err(err!(
+            Locked,
+            "something keeps backup \"{id}\" by now: a pin, a restore or a copy"
+        )
+        .hint("It was not deleted. Run the command again: it shows what keeps it."));
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! Claims, which keep backups and WAL from deletion for a time.
+
+use serde::Serialize;
+
+use super::failures::Failures;
+use super::session::Session;
+use crate::config;
+use crate::err;
+use crate::error::Result;
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::plan::retention::claims::{Held, held};
+use crate::repo::claim;
+use crate::repo::event::Writer;
+use crate::repo::id::BackupId;
+use crate::repo::layout::ClusterLayout;
+use crate::wal::survey::Survey;
+
+/// A claim on a backup.
+#[derive(Serialize)]
+pub struct Claimed {
+    /// The repository.
+    pub repository: String,
+    /// The cluster.
+    pub cluster: String,
+    /// Its system identifier.
+    pub system_identifier: String,
+    /// The backup that is held.
+    pub backup: String,
+    /// The name of the claim.
+    pub claim: Option<String>,
+    /// A backup, a restore or a copy.
+    pub purpose: String,
+    /// The host that holds it.
+    pub host: String,
+    /// When it began.
+    pub since: TimestampTz,
+    /// When it ends by itself.
+    pub until: TimestampTz,
+    /// The timeline of the WAL that it keeps.
+    pub timeline: Option<u32>,
+    /// The position from which it keeps WAL.
+    pub start_lsn: Option<Lsn>,
+    /// Whether the backup is complete.
+    pub complete: bool,
+    /// Whether it was ended.
+    pub released: bool,
+}
+
+/// Lists the claims of every repository, or those on the backup that is to be released; where that is confirmed, ends them.
+///
+/// # Errors
+/// `Config` without a repository; the first failure when none could be looked at.
+pub fn run(
+    session: &Session,
+    release: Option<&BackupId>,
+    is_confirmed: bool,
+) -> Result<(Vec<Claimed>, Failures)> {
+    let settings = session.settings()?;
+    if settings.repositories.is_empty() {
+        return Err(err!(Config, "no repository is configured"));
+    }
+    let wanted = settings.cluster_if_named()?;
+    let wanted = wanted.as_ref().map(|c| c.name.as_str());
+    let (mut claimed, mut failures) = (Vec::new(), Failures::default());
+    let mut looked_at = 0;
+    for configured in &settings.repositories {
+        let asked = (release, is_confirmed);
+        match one_repository(session, configured, wanted, asked, &mut claimed) {
+            Ok(()) => looked_at += 1,
+            Err(e) => {
+                failures.add(e, format!("look at repository \"{}\"", configured.name));
+            }
+        }
+    }
+    failures.first_if(session, looked_at == 0)?;
+    Ok((claimed, failures))
+}
+
+fn one_repository(
+    session: &Session,
+    configured: &config::Repository,
+    wanted: Option<&str>,
+    (release, is_confirmed): (Option<&BackupId>, bool),
+    claimed: &mut Vec<Claimed>,
+) -> Result<()> {
+    let repository = session.open(configured)?;
+    let host = &session.host;
+    let writer = Writer::of(&host);
+    for name in repository.cluster_names()? {
+        if wanted.is_some_and(|wanted| wanted != name) {
+            continue;
+        }
+        for registration in repository.registrations(&name)? {
+            let layout = ClusterLayout::new(&name, registration.system_identifier)?;
+            let survey = Survey::without_leftovers(&repository, &registration)?;
+            for one in held(&survey, session.host.now()) {
+                if release.is_some_and(|id| *id != one.id) {
+                    continue;
+                }
+                if is_confirmed {
+                    let store = repository.store();
+                    claim::end((store, &layout), &writer, &one.id, one.claim.as_deref())?;
+                }
+                claimed.push(Claimed::new(&configured.name, &layout, one, is_confirmed));
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Claimed {
+    fn new(repository: &str, layout: &ClusterLayout, held: Held, released: bool) -> Claimed {
+        Claimed {
+            repository: repository.to_owned(),
+            cluster: layout.name().to_owned(),
+            system_identifier: layout.system_identifier().to_string(),
+            backup: held.id.to_string(),
+            claim: held.claim,
+            purpose: held.purpose,
+            host: held.host,
+            since: held.since,
+            until: held.until,
+            timeline: held.start.map(|(timeline, _)| timeline),
+            start_lsn: held.start.map(|(_, lsn)| lsn),
+            complete: held.is_committed,
+            released,
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The state of every link of the chain, as findings.
+//!
+//! Every finding has a value, and where something is wrong a cause and the command that helps. What cannot be looked at is itself a
+//! finding: nothing passes in silence. Looks only, apart from two files that it tries in each repository and removes again.
+
+use std::path::Path;
+
+use super::finding::{Finding, Findings, Level};
+use super::owner::{Access, User};
+use super::session::Session;
+use super::target;
+use crate::archive::datadir::DataDirectory;
+use crate::config::{Cluster, Settings};
+use crate::error::Result;
+
+mod archiver;
+mod loss;
+mod receiver;
+mod recipients;
+mod repository;
+mod server;
+
+/// Looks at every link of the chain: configuration, server, archiver, receiver, repositories.
+///
+/// # Errors
+/// Those of the configuration; everything else is a finding.
+pub fn doctor(session: &Session) -> Result<Vec<Finding>> {
+    let settings = session.settings()?;
+    let cluster = settings.cluster_if_named()?;
+    let mut found = Findings::default();
+    configuration(&mut found, &settings, cluster.as_ref());
+    let before_server = found.all.len();
+    let mut seen = server::Seen::default();
+    if let Some(cluster) = &cluster {
+        seen = server::look(&mut found, &settings, cluster, session);
+    }
+    let pgdata = cluster
+        .as_ref()
+        .and_then(|c| c.pgdata.clone())
+        .or(seen.pgdata.clone());
+    if let Some(served) = &seen.pgdata {
+        is_elsewhere(
+            found.all.get_mut(..before_server).unwrap_or_default(),
+            served,
+        );
+    }
+    let is_gone = pgdata.as_deref().is_some_and(is_gone);
+    if let Some(pgdata) = pgdata.as_deref().filter(|_| !is_gone) {
+        archiver::look(&mut found, pgdata, &seen, session);
+        if let Some(cluster) = &cluster {
+            archiver::spool(&mut found, cluster, &settings, pgdata);
+            archiver::hung(&mut found, cluster, pgdata, session);
+            archiver::blocked(&mut found, cluster, pgdata, session);
+        }
+    }
+    let opened = repository::look(
+        &mut found,
+        &settings,
+        cluster.as_ref(),
+        pgdata.as_deref(),
+        &seen,
+        session,
+    );
+    if let Some(cluster) = cluster.as_ref().filter(|_| is_gone || seen.is_silent) {
+        loss::look(&mut found, &opened, &settings, cluster, session);
+    }
+    Ok(found.all)
+}
+
+/// The server that was connected to has its data directory elsewhere: nothing is lost, the configuration is wrong.
+fn is_elsewhere(before_server: &mut [Finding], served: &Path) {
+    let mut configured = before_server.iter_mut();
+    if let Some(gone) = configured.find(|f| f.name == "pgdata" && f.level == Level::Fail) {
+        let served = served.display();
+        gone.cause = Some(format!(
+            "the server that conninfo leads to has its data directory in \"{served}\""
+        ));
+        gone.next = Some(format!("set pgdata = \"{served}\", or correct conninfo"));
+    }
+}
+
+/// Whether a data directory is not there, as opposed to out of our reach.
+fn is_gone(pgdata: &Path) -> bool {
+    let found = std::fs::symlink_metadata(pgdata.join("PG_VERSION"));
+    found.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+}
+
+fn configuration(found: &mut Findings, settings: &Settings, cluster: Option<&Cluster>) {
+    found.begin("configuration");
+    match &settings.path {
+        Some(path) => found.ok("file", path.display().to_string()),
+        None => found.ok("file", "none is needed with --repository"),
+    }
+    let Some(cluster) = cluster else {
+        found.warn(
+            "cluster",
+            "none",
+            "only the repository can be looked at",
+            "name the cluster in the configuration file: pitr init",
+        );
+        return;
+    };
+    found.ok("cluster", cluster.name.as_str());
+    let zone = cluster.timezone.as_deref().map(target::configured_zone);
+    if let Some(Err(e)) = zone {
+        found.fail(
+            "timezone",
+            "not known",
+            e.to_string(),
+            "name a zone of the tz database, such as Europe/Berlin: without one no time of a target can be read",
+        );
+    }
+    let Some(pgdata) = &cluster.pgdata else {
+        found.warn(
+            "pgdata",
+            "not set",
+            "pg_wal cannot be looked at from here",
+            format!("add pgdata to [clusters.{}]", cluster.name),
+        );
+        return;
+    };
+    if is_gone(pgdata) {
+        found.fail(
+            "pgdata",
+            pgdata.display().to_string(),
+            "there is no data directory",
+            "mount its disk, or set pgdata to where it is; if it is lost: pitr info, pitr plan, pitr restore --to DIR",
+        );
+        return;
+    }
+    match DataDirectory::at(pgdata).check_guard() {
+        Ok(()) => found.ok("pgdata", pgdata.display().to_string()),
+        Err(e) => found.error("pgdata", &e),
+    }
+    // The archiver reads the file as the owner of the data directory.
+    let blocked = settings.path.as_deref().and_then(|config| {
+        let user = User::owner_of(pgdata).ok()?;
+        Some((user.kept_out_by(config, Access::Read)?, user.name()))
+    });
+    if let Some((at, user)) = blocked {
+        found.fail(
+            "readable by the server",
+            "no",
+            format!("user \"{user}\" is kept out by \"{}\"", at.display()),
+            format!(
+                "give the file to that user, or move it to /etc/pitr/pitr.toml: chown {user} {}",
+                at.display()
+            ),
+        );
+    }
+}

@@ -1,0 +1,544 @@
+//! The repositories: there, ours, writable and durable, apart from the data, with room, and with something to recover from.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::server::Seen;
+use super::{Findings, archiver, recipients};
+use crate::archive::datadir::DataDirectory;
+use crate::config::{Cluster, Location, Repository as Configured, Settings};
+use crate::error::Result;
+use crate::operate::lag::{self, PATIENCE, answers};
+use crate::operate::owner::{Access, User};
+use crate::operate::session::Session;
+use crate::operate::{human, receiver};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentNumber};
+use crate::pg::timeline::TimelineId;
+use crate::plan::base::lies_on;
+use crate::plan::cluster::{self, DECIDE, Side, Tree};
+use crate::plan::gap;
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
+use crate::store::probe::probe;
+use crate::store::s3::{self, S3Store};
+use crate::wal::inventory::{Backup, Inventory};
+use crate::wal::rollup::Rollup;
+
+/// Looks at each; returns those that could be opened.
+pub(super) fn look<'a>(
+    found: &mut Findings,
+    settings: &'a Settings,
+    cluster: Option<&Cluster>,
+    pgdata: Option<&Path>,
+    seen: &Seen,
+    session: &Session,
+) -> Vec<&'a Configured> {
+    let mut opened = Vec::new();
+    let mut readers = Vec::new();
+    let mut identifier = None;
+    found.begin("repository");
+    if settings.repositories.is_empty() {
+        found.fail(
+            "repositories",
+            "none",
+            "nothing can be archived",
+            "add [repositories.NAME] with its url, or run pitr init",
+        );
+    }
+    for configured in &settings.repositories {
+        let Some(repository) = open(found, configured, session) else {
+            continue;
+        };
+        opened.push(configured);
+        found.ok(&configured.name, configured.location.to_string());
+        place(found, configured, pgdata, session);
+        readers.extend(recipients::look(found, configured, &repository));
+        let Some(cluster) = cluster else { continue };
+        let registered = registered(found, cluster, &repository, pgdata, seen);
+        match registered {
+            Ok(Some(layout)) => {
+                let name = &configured.name;
+                let mut others = settings.repositories.iter().filter(|r| r.name != *name);
+                // Objects are copied as they are stored: between repositories of the same keys.
+                let comes_by_sync = others.any(|r| r.encryption == configured.encryption);
+                let new_backup = match (settings.repositories.len(), comes_by_sync) {
+                    (1, _) => "pitr backup".to_owned(),
+                    (_, false) => format!("pitr backup --repository {name}"),
+                    _ => format!("pitr backup --repository {name}, or pitr repo sync --to {name}"),
+                };
+                let lost_wal = match comes_by_sync {
+                    true => format!("pitr repo sync --to {name} where another repository has it; "),
+                    false => String::new(),
+                };
+                let lost_wal = format!(
+                    "{lost_wal}pitr wal backfill --from the pg_wal of a node that still has it, else take a backup: pitr backup"
+                );
+                let helps = (new_backup.as_str(), lost_wal.as_str());
+                identifier = Some(layout.system_identifier());
+                let about = (cluster, seen);
+                match content(found, about, &repository, &layout, helps, session) {
+                    Ok(inventory) if configured.required => {
+                        archived(found, &inventory, pgdata, seen);
+                    }
+                    Ok(_) => {}
+                    Err(e) => found.error("content", &e),
+                }
+            }
+            Ok(None) => {}
+            Err(e) => found.error("cluster", &e),
+        }
+    }
+    recipients::compare(found, &readers);
+    if let (Some(cluster), Some(identifier)) = (cluster, identifier) {
+        lag(found, settings, cluster, identifier, session);
+    }
+    opened
+}
+
+/// Opens it; none where that fails, which is told.
+fn open(found: &mut Findings, configured: &Configured, session: &Session) -> Option<Repository> {
+    if !answers(configured, session.host.random()) {
+        found.fail(
+            &configured.name,
+            configured.location.to_string(),
+            format!(
+                "it has not answered for {} s: whatever touches it hangs",
+                PATIENCE.as_secs()
+            ),
+            "look at the mount: a dead NFS server, a stuck FUSE program, a failing disk",
+        );
+        return None;
+    }
+    match session.open(configured) {
+        Ok(repository) => return Some(repository),
+        Err(e) if configured.required => found.error(&configured.name, &e),
+        Err(e) => found.warn(
+            &configured.name,
+            configured.location.to_string(),
+            e.to_string(),
+            match e.hint_text() {
+                Some(hint) => {
+                    format!("{hint} It is not required: archiving goes on without it.")
+                }
+                None => "it is not required: archiving goes on without it".to_owned(),
+            },
+        ),
+    }
+    None
+}
+
+/// How far each is behind the others; those that cannot be opened have been told of.
+fn lag(
+    found: &mut Findings,
+    settings: &Settings,
+    cluster: &Cluster,
+    system_identifier: u64,
+    session: &Session,
+) {
+    let name = cluster.name.as_str();
+    for lag in lag::look(session, settings, name, system_identifier) {
+        if lag.away.is_some() {
+            continue;
+        }
+        let shown = format!("{} against the others", lag.name);
+        let concerns = lag.concerns();
+        if concerns.is_empty() {
+            found.ok(&shown, lag.value());
+        }
+        for concern in concerns {
+            found.warn(&shown, concern.what, concern.impact, concern.next);
+        }
+    }
+}
+
+/// Rules of the bucket that delete what only expire may delete. Who may not read them learns nothing of them.
+fn rules(found: &mut Findings, configured: &Configured, session: &Session) {
+    let Location::S3 { bucket, prefix } = &configured.location else {
+        return;
+    };
+    let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random());
+    for rule in store.and_then(|s| s.harmful_rules()).unwrap_or_default() {
+        found.warn(
+            "lifecycle",
+            rule,
+            "WAL and backups go, or cannot be read at once, without pitr knowing: a gap, and a restore that waits for hours",
+            "let the rule leave out this prefix, and delete by pitr expire alone",
+        );
+    }
+}
+
+/// Requests are signed with this host's time, and locks and ages count from the store's.
+fn store_clock(found: &mut Findings, configured: &Configured, session: &Session) {
+    let Location::S3 { bucket, prefix } = &configured.location else {
+        return;
+    };
+    let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random());
+    match store.and_then(|store| s3::clock_differs(&store, || session.host.now())) {
+        Ok(None) => found.ok("store's clock", "within a minute of this host's"),
+        Ok(Some(seconds)) => found.warn(
+            "store's clock",
+            s3::shown_difference(seconds),
+            "requests are signed with this host's time: the store refuses them, each process learns the difference and signs again; of times and ages nobody knows which is right",
+            "correct the clock that is wrong: timedatectl set-ntp true",
+        ),
+        Err(e) => found.error("store's clock", &e),
+    }
+}
+
+fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, session: &Session) {
+    rules(found, configured, session);
+    store_clock(found, configured, session);
+    match configured.location.directory() {
+        Some(path) => directory(found, path, pgdata, session),
+        None if configured.s3.unsafe_overwrite => found.warn(
+            "creating",
+            "unsafe_overwrite = true",
+            "two writers at the same time can replace archived WAL",
+            "use a store that honours If-None-Match, and remove the key: pitr repo check",
+        ),
+        None => {}
+    }
+}
+
+/// The directory itself: tried, on which disk, how full.
+fn directory(found: &mut Findings, path: &Path, pgdata: Option<&Path>, session: &Session) {
+    let shown = path.display().to_string();
+    match probe(path, session.host.random()) {
+        Err(e) => found.error("writable and durable", &e),
+        Ok(weak) if weak.is_empty() => found.ok("writable and durable", "yes"),
+        Ok(weak) => found.warn(
+            "writable and durable",
+            "yes, but",
+            format!("the filesystem {}", weak.join("; ")),
+            "prefer a local filesystem such as ext4 or xfs",
+        ),
+    }
+    if let Some(user) = pgdata.and_then(|p| User::owner_of(p).ok())
+        && let Some(at) = user.kept_out_by(path, Access::Use)
+    {
+        found.fail(
+            "usable by the server",
+            "no",
+            format!(
+                "user \"{}\" is kept out by \"{}\"",
+                user.name(),
+                at.display()
+            ),
+            format!("chown -R {} {shown}", user.name()),
+        );
+    }
+    let device = |p: &Path| std::fs::metadata(p).map(|m| m.dev()).ok();
+    let own = device(path);
+    match pgdata.and_then(device) {
+        Some(data) if own == Some(data) => found.warn(
+            "disk",
+            "that of the data directory",
+            "one broken disk takes the cluster and its archive",
+            "keep a repository on another disk or machine",
+        ),
+        _ if own == path.parent().and_then(device) => {
+            found.ok("disk", "part of the filesystem around it");
+        }
+        _ => found.ok("disk", "a filesystem of its own, mounted"),
+    }
+    let Ok(stat) = rustix::fs::statvfs(path) else {
+        return;
+    };
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let total = stat.f_blocks.saturating_mul(stat.f_frsize);
+    let no_inodes = stat.f_files > 0 && stat.f_favail < 1000;
+    let value = format!("{} of {} free", human::size(free), human::size(total));
+    let fix = "add space, or keep fewer backups: pitr expire --keep N --dry-run";
+    match free.saturating_mul(100) / total.max(1) {
+        0..=1 => found.fail(
+            "space",
+            value,
+            "archiving stops when it is full, and pg_wal grows",
+            fix,
+        ),
+        2..=9 => found.warn(
+            "space",
+            value,
+            "archiving stops when it is full, and pg_wal grows",
+            fix,
+        ),
+        _ if no_inodes => found.warn(
+            "space",
+            format!("{} inodes free", stat.f_favail),
+            "archiving stops when there is none",
+            fix,
+        ),
+        _ => found.ok("space", value),
+    }
+}
+
+/// Whether the server that is looked at is the one that is registered here.
+fn registered(
+    found: &mut Findings,
+    cluster: &Cluster,
+    repository: &Repository,
+    pgdata: Option<&Path>,
+    seen: &Seen,
+) -> Result<Option<ClusterLayout>> {
+    let identifier = match (seen.system_identifier, pgdata) {
+        (Some(told), _) => Some(told),
+        (None, Some(pgdata)) => DataDirectory::at(pgdata)
+            .control()?
+            .map(|control| control.system_identifier),
+        (None, None) => None,
+    };
+    let Some(identifier) = identifier else {
+        found.warn(
+            "cluster",
+            cluster.name.as_str(),
+            "neither server nor data directory tell its system identifier",
+            if pgdata.is_some_and(super::is_gone) || seen.is_silent {
+                "start the server; if it is lost: pitr info, pitr plan, pitr restore --to DIR"
+            } else {
+                "set pgdata or conninfo in the configuration"
+            },
+        );
+        return Ok(None);
+    };
+    let layout = ClusterLayout::new(cluster.name.as_str(), identifier)?;
+    let registration = repository.require(&layout)?;
+    found.ok(
+        "cluster",
+        format!(
+            "{}, system identifier {identifier}, PostgreSQL {}",
+            cluster.name, registration.major
+        ),
+    );
+    Ok(Some(layout))
+}
+
+/// Whether there is something to recover from, and whether anything is missing from it.
+fn content(
+    found: &mut Findings,
+    (cluster, seen): (&Cluster, &Seen),
+    repository: &Repository,
+    layout: &ClusterLayout,
+    (new_backup, lost_wal): (&str, &str),
+    session: &Session,
+) -> Result<Inventory> {
+    conflicts(found, repository, layout)?;
+    let inventory = Inventory::read(repository, layout.name(), Some(layout.system_identifier()))?;
+    if !inventory.forged.is_empty() {
+        found.warn(
+            "events",
+            human::count(inventory.forged.len() as u64, "forged event"),
+            "somebody without the MAC key of the key set writes to the store; what they say does not count",
+            "pitr verify names them",
+        );
+    }
+    if let Some(first) = inventory.lost.first() {
+        found.fail(
+            "lost backups",
+            human::count(inventory.lost.len() as u64, "backup"),
+            format!("backup {first} was complete, and its root is not there: it cannot be restored"),
+            format!("pitr repo sync, where another repository has it; else give it up: pitr expire --give-up {first}"),
+        );
+    }
+    let timeline = timelines(found, repository, &inventory, seen)?;
+    newest_backup(found, cluster, (&inventory, timeline), new_backup, session);
+    proven_backups(found, &inventory);
+    gaps(found, repository, &inventory, lost_wal)?;
+    Ok(inventory)
+}
+
+/// Whether the repository holds what the server says is archived: the loss of its newest WAL leaves no gap to be seen.
+fn archived(found: &mut Findings, inventory: &Inventory, pgdata: Option<&Path>, seen: &Seen) {
+    // What no backup needs may be gone.
+    let Some(oldest) = inventory.backups.iter().map(|b| b.start_lsn).min() else {
+        return;
+    };
+    let size = inventory.segment_size;
+    let mut names = match pgdata {
+        Some(pgdata) if !seen.leaves_archiving => archiver::newest_done(pgdata),
+        _ => Vec::new(),
+    };
+    let last: Option<SegmentName> = seen
+        .last_archived
+        .as_deref()
+        .and_then(|name| name.parse().ok());
+    names.extend(last);
+    names.sort_unstable();
+    names.dedup();
+    let Some(newest) = names.last().copied() else {
+        return;
+    };
+    names.retain(|name: &SegmentName| {
+        name.number(size).is_ok_and(|number| {
+            number >= SegmentNumber::of(oldest, size) && !inventory.has(name.timeline, number)
+        })
+    });
+    let Some(first) = names.first() else {
+        found.ok(
+            "archived WAL",
+            format!("up to {newest}, as the server says"),
+        );
+        return;
+    };
+    let wal = pgdata.map(|p| p.join("pg_wal"));
+    let fix = match wal.filter(|wal| names.iter().all(|n| wal.join(n.to_string()).exists())) {
+        Some(wal) => format!("the server has it still: pitr wal backfill --from {}", wal.display()),
+        None => "where another repository has it: pitr repo sync; else pitr wal backfill --from the pg_wal of a node that still has it, and a new backup: pitr backup".to_owned(),
+    };
+    found.fail(
+        "archived WAL",
+        format!("{} missing, the first {first}", human::count(names.len() as u64, "segment")),
+        "the server says that it is archived and will not offer it again: the repository has lost it, or was put back from an older copy; recovery ends before it",
+        fix,
+    );
+}
+
+/// Which timeline is the cluster, and whether the server is on it.
+fn timelines(
+    found: &mut Findings,
+    repository: &Repository,
+    inventory: &Inventory,
+    seen: &Seen,
+) -> Result<Option<TimelineId>> {
+    let wal = &Rollup::new(repository, inventory, None)?;
+    let side = Side { inventory, wal };
+    let decided = cluster::decide_by(&[side])?;
+    match (decided.timeline(), decided.undecided()) {
+        (Some(timeline), _) => found.ok("timeline", timeline.decimal().to_string()),
+        (None, why) => found.warn("timeline", "undecided", why.unwrap_or_default(), DECIDE),
+    }
+    for beside in decided.describe_beside() {
+        found.warn("timelines", "two go on", beside, DECIDE);
+    }
+    let tree = Tree::of(inventory);
+    let of_server = seen.timeline.filter(|t| tree.timelines().any(|k| k == *t));
+    if let Some(timeline) = of_server.filter(|_| !seen.in_recovery)
+        && let Err(e) = decided.require(timeline)
+    {
+        found.fail(
+            "timeline of the server",
+            timeline.decimal().to_string(),
+            format!("{e}: plans follow another timeline, and pitr backup and pitr receive refuse this server"),
+            e.hint_text().unwrap_or_default().replace("Nothing was stored. ", ""),
+        );
+    }
+    Ok(decided.timeline())
+}
+
+/// Whether WAL was refused that has the name of other WAL.
+fn conflicts(found: &mut Findings, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
+    // The copy that a resolution made the one that is followed waits for nobody.
+    let layout = repository.read_lives(layout)?;
+    let resolved: Vec<String> = layout
+        .lives()
+        .iter()
+        .map(|life| format!("{}-{}", life.segment, life.copy))
+        .collect();
+    let refused = repository
+        .store()
+        .list(&layout.conflicts())?
+        .iter()
+        .filter(|l| !l.is_prefix && !resolved.contains(&l.name))
+        .count();
+    match refused {
+        0 => found.ok("conflicts", "none"),
+        n => found.fail(
+            "conflicts",
+            match n {
+                1 => "1 refused copy".to_owned(),
+                n => format!("{n} refused copies"),
+            },
+            "two servers have written WAL of one name: split brain, or a clone without a guard",
+            "pitr wal conflicts",
+        ),
+    }
+    Ok(())
+}
+
+/// Whether there is a backup, and a recent one.
+fn newest_backup(
+    found: &mut Findings,
+    cluster: &Cluster,
+    (inventory, timeline): (&Inventory, Option<TimelineId>),
+    new_backup: &str,
+    session: &Session,
+) {
+    let history = timeline.and_then(|t| inventory.history(t).ok());
+    let leads = |b: &&Backup| history.as_ref().is_none_or(|h| lies_on(h, b));
+    let usable = inventory.backups.iter().filter(|b| b.damage.is_none());
+    let usable = usable.filter(leads);
+    let newest = usable.max_by_key(|b| b.stop_time);
+    let age = newest
+        .and_then(|b| session.host.now().duration_since(b.stop_time))
+        .unwrap_or_default();
+    let limit = cluster.max_backup_age.map(|p| p.duration());
+    match newest {
+        None => found.fail(
+            "newest backup",
+            "none",
+            "without a backup nothing can be recovered",
+            new_backup,
+        ),
+        Some(b) if limit.is_some_and(|l| age > l) => found.fail(
+            "newest backup",
+            format!("{}, {} old", b.id, human::duration(age)),
+            format!(
+                "max_backup_age is {}",
+                limit.map(human::duration).unwrap_or_default()
+            ),
+            new_backup,
+        ),
+        Some(b) => found.ok(
+            "newest backup",
+            format!("{}, {} old", b.id, human::duration(age)),
+        ),
+    }
+}
+
+/// How many backups carry no proof that their WAL is their own server's: an older version took them.
+fn proven_backups(found: &mut Findings, inventory: &Inventory) {
+    let all = inventory.backups.len();
+    let unproven = inventory.backups.iter().filter(|b| b.wal_proof.is_none());
+    match unproven.count() {
+        0 => {}
+        n => found.ok(
+            "proof of WAL",
+            format!("{n} of {all} backups carry none: an older version took them, and of them a clone's WAL is not noticed"),
+        ),
+    }
+}
+
+/// Whether WAL is missing.
+fn gaps(
+    found: &mut Findings,
+    repository: &Repository,
+    inventory: &Inventory,
+    lost_wal: &str,
+) -> Result<()> {
+    let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
+    let gaps = gap::gaps(inventory, oldest.unwrap_or(Lsn(0)));
+    match gaps.as_slice() {
+        [] => found.ok("gaps", "none"),
+        [first, ..] => found.fail(
+            "gaps",
+            human::count(gaps.len() as u64, "gap"),
+            format!(
+                "{} of timeline {} missing, from {} to {}: recovery from an older backup stops there",
+                human::count(first.segments, "segment"),
+                first.timeline.decimal(),
+                first.from_lsn,
+                first.to_lsn
+            ),
+            lost_wal,
+        ),
+    }
+    for lost in receiver::recorded_gaps(repository, inventory)? {
+        found.fail(
+            "recorded gap",
+            lost,
+            "neither server nor repository had it when the receiver went on: recovery from an older backup stops there",
+            lost_wal,
+        );
+    }
+    Ok(())
+}

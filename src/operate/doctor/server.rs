@@ -1,0 +1,517 @@
+//! The server as SQL shows it: version, settings, the archiver's counters, rights, clock.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Findings, receiver};
+use crate::archive::server_conf::Started;
+use crate::config::{Cluster, Settings};
+use crate::error::{Code, Error, Result};
+use crate::operate::archive_command::{Weight, compose, judge, shell_word};
+use crate::operate::human;
+use crate::operate::server::Server;
+use crate::operate::session::Session;
+use crate::operate::start_line::program;
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::progress::Silent;
+use crate::wire::client;
+
+/// What other groups need of the server.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub pgdata: Option<PathBuf>,
+    pub system_identifier: Option<u64>,
+    pub in_recovery: bool,
+    /// The timeline that it writes or follows.
+    pub timeline: Option<TimelineId>,
+    /// It leaves archiving to another: a standby, unless archive_mode is always.
+    pub leaves_archiving: bool,
+    /// Nobody answers where it should be.
+    pub is_silent: bool,
+    /// The file that the server archived last, as its statistics say.
+    pub last_archived: Option<String>,
+    /// Where the right archive_command is composed from.
+    pub ours: Option<String>,
+}
+
+/// A setting as pg_settings has it.
+struct Setting {
+    value: String,
+    pending_restart: bool,
+}
+
+type Values = BTreeMap<String, Setting>;
+
+const NAMES: &str = "'wal_level', 'archive_mode', 'archive_command', 'archive_library', 'archive_timeout', 'full_page_writes', 'fsync', \
+    'data_checksums', 'max_wal_senders', 'data_directory'";
+
+pub(super) fn look(
+    found: &mut Findings,
+    settings: &Settings,
+    cluster: &Cluster,
+    session: &Session,
+) -> Seen {
+    found.begin("server");
+    let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
+    let mut server = match Server::connect(conninfo, client::Session::Sql, Arc::new(Silent)) {
+        Ok(server) => server,
+        Err(e) => {
+            found.error("connection", &e);
+            return Seen {
+                is_silent: e.code() == Code::Unreachable,
+                ..Seen::default()
+            };
+        }
+    };
+    let version = server
+        .client()
+        .parameter("server_version")
+        .unwrap_or_default()
+        .to_owned();
+    let version = version.split(' ').next().unwrap_or_default();
+    match server.client().major() {
+        Ok(_) => found.ok(
+            "connection",
+            format!("{}, PostgreSQL {version}", server.client().host()),
+        ),
+        Err(e) => found.error("connection", &e),
+    }
+    // One question that fails takes nothing from what the others have told.
+    let mut seen = Seen::default();
+    if let Err(e) = ask(found, &mut server, settings, cluster, session, &mut seen) {
+        found.error("questions", &e);
+    }
+    seen
+}
+
+fn ask(
+    found: &mut Findings,
+    server: &mut Server,
+    settings: &Settings,
+    cluster: &Cluster,
+    session: &Session,
+    seen: &mut Seen,
+) -> Result<()> {
+    let values = values(server)?;
+    seen.pgdata = values
+        .get("data_directory")
+        .map(|s| PathBuf::from(&s.value))
+        .filter(|p| p.join("PG_VERSION").exists());
+    let rows = server.query("select pg_catalog.pg_is_in_recovery(), system_identifier from pg_catalog.pg_control_system()")?;
+    let mode = values.get("archive_mode").map_or("", |s| s.value.as_str());
+    seen.in_recovery = rows.text(0, 0)? == Some("t");
+    seen.leaves_archiving = seen.in_recovery && mode != "always";
+    seen.system_identifier = rows.text(0, 1)?.and_then(|t| t.parse().ok());
+    found.ok(
+        "role of the server",
+        if seen.in_recovery {
+            "standby"
+        } else {
+            "primary"
+        },
+    );
+    seen.ours = composed(settings, cluster);
+    archiving(found, &values, cluster, seen);
+    durability(found, &values, server.client().version_num() / 10_000);
+    if !seen.leaves_archiving && (mode != "off" || !receiver::is_configured(cluster)) {
+        seen.last_archived = counters(found, server, seen.in_recovery)?;
+    }
+    seen.timeline = rights(found, server, &values, cluster)?;
+    clock(found, server, session)?;
+    let pgdata = cluster.pgdata.as_deref().or(seen.pgdata.as_deref());
+    receiver::look(found, server, cluster, seen.in_recovery, pgdata)
+}
+
+fn values(server: &mut Server) -> Result<Values> {
+    let rows = server.query(&format!(
+        "select name, setting, pending_restart from pg_catalog.pg_settings where name in ({NAMES})"
+    ))?;
+    let mut values = Values::new();
+    for row in 0..rows.rows.len() {
+        let setting = Setting {
+            value: rows.text(row, 1)?.unwrap_or_default().to_owned(),
+            pending_restart: rows.text(row, 2)? == Some("t"),
+        };
+        values.insert(rows.text(row, 0)?.unwrap_or_default().to_owned(), setting);
+    }
+    Ok(values)
+}
+
+/// The archive_command that `pitr init` would print.
+fn composed(settings: &Settings, cluster: &Cluster) -> Option<String> {
+    let program = std::env::current_exe().ok()?.parent()?.join("pitr-archive");
+    let several = settings.clusters.len() > 1;
+    Some(compose(
+        &program,
+        settings.path.as_deref()?,
+        several.then(|| cluster.name.as_str()),
+    ))
+}
+
+fn alter(name: &str, value: &str) -> String {
+    format!(
+        "alter system set {name} = '{}'; select pg_reload_conf()",
+        value.replace('\'', "''")
+    )
+}
+
+fn restart(name: &str, value: &str) -> String {
+    format!("alter system set {name} = '{value}', then restart the server")
+}
+
+fn archiving(found: &mut Findings, values: &Values, cluster: &Cluster, seen: &mut Seen) {
+    let get = |name: &str| values.get(name).map_or("", |s| s.value.as_str());
+    match get("wal_level") {
+        "minimal" => found.fail(
+            "wal_level",
+            "minimal",
+            "such WAL cannot be archived",
+            restart("wal_level", "replica"),
+        ),
+        level => found.ok("wal_level", level),
+    }
+    let pending = values
+        .get("archive_mode")
+        .is_some_and(|s| s.pending_restart);
+    match get("archive_mode") {
+        "off" if pending => found.fail(
+            "archive_mode",
+            "off",
+            "it was changed, and takes effect with a restart",
+            "restart the server",
+        ),
+        "off" if receiver::is_configured(cluster) => {
+            found.ok("archive_mode", "off: the receiver brings the WAL");
+            return;
+        }
+        "off" => found.fail(
+            "archive_mode",
+            "off",
+            "nothing is archived",
+            restart("archive_mode", "on"),
+        ),
+        mode => found.ok("archive_mode", mode),
+    }
+    let library = get("archive_library");
+    if !library.is_empty() {
+        found.fail(
+            "archive_library",
+            library,
+            "the library archives, and archive_command is not run",
+            alter("archive_library", ""),
+        );
+    } else if get("archive_mode") != "off" {
+        command(found, get("archive_command"), seen);
+    }
+    match get("archive_timeout") {
+        "0" => found.warn(
+            "archive_timeout",
+            "0",
+            "on a quiet server the last transactions are archived only when their segment is full",
+            alter("archive_timeout", "60s"),
+        ),
+        seconds => found.ok("archive_timeout", format!("{seconds} s")),
+    }
+}
+
+fn command(found: &mut Findings, value: &str, seen: &mut Seen) {
+    let fix = seen.ours.as_deref().map_or_else(
+        || "pitr init prints the right one".to_owned(),
+        |ours| alter("archive_command", ours),
+    );
+    if value.is_empty() {
+        found.fail(
+            "archive_command",
+            "empty",
+            "WAL stays in pg_wal until its disk is full",
+            fix,
+        );
+        return;
+    }
+    let judged = judge(value);
+    match judged.problems.first() {
+        None => found.ok("archive_command", value),
+        Some((weight, _)) => {
+            let causes: Vec<&str> = judged
+                .problems
+                .iter()
+                .map(|(_, text)| text.as_str())
+                .collect();
+            let causes = causes.join("; ");
+            match weight {
+                Weight::Failure => found.fail("archive_command", value, causes, fix),
+                Weight::Warning => found.warn("archive_command", value, causes, fix),
+            }
+        }
+    }
+    if let Some(program) = judged.program.as_deref().filter(|p| p.starts_with('/')) {
+        runs(found, Path::new(program));
+    }
+}
+
+/// The program is there, and of our version.
+fn runs(found: &mut Findings, program: &Path) {
+    // Whoever may change the server's settings must not get root to run a program of his choice.
+    let is_ours = std::env::current_exe().is_ok_and(|e| e.parent() == program.parent());
+    if rustix::process::geteuid().is_root() && !is_ours {
+        match std::fs::metadata(program) {
+            Ok(_) => found.ok("program", format!("{} (not run by root)", program.display())),
+            Err(e) => found.fail(
+                "program",
+                program.display().to_string(),
+                format!("it cannot be run: {e} (status 126 or 127 ends the archiver without counting a failure)"),
+                "install pitr-archive there, executable for the server's user",
+            ),
+        }
+        return;
+    }
+    let answer = std::process::Command::new(program)
+        .arg("--version")
+        .output();
+    let ours = env!("CARGO_PKG_VERSION");
+    match answer {
+        Err(e) => found.fail(
+            "program",
+            program.display().to_string(),
+            format!("it cannot be run: {e} (status 126 or 127 ends the archiver without counting a failure)"),
+            "install pitr-archive there, executable for the server's user",
+        ),
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            let version = text.split_whitespace().last().unwrap_or_default();
+            match version == ours {
+                true => found.ok("program", format!("{} {version}", program.display())),
+                false => found.warn(
+                    "program",
+                    format!("{} {version}", program.display()),
+                    format!("this pitr has version {ours}"),
+                    "install the programs of one version",
+                ),
+            }
+        }
+    }
+}
+
+fn durability(found: &mut Findings, values: &Values, major: u32) {
+    let get = |name: &str| values.get(name).map_or("", |s| s.value.as_str());
+    match get("fsync") {
+        "off" => found.fail(
+            "fsync",
+            "off",
+            "a crash of the machine leaves a damaged cluster, and its WAL",
+            alter("fsync", "on"),
+        ),
+        value => found.ok("fsync", value),
+    }
+    match get("full_page_writes") {
+        "off" => found.warn(
+            "full_page_writes",
+            "off",
+            "a page torn by a crash cannot be repaired (the server turns it on while a backup runs)",
+            alter("full_page_writes", "on"),
+        ),
+        value => found.ok("full_page_writes", value),
+    }
+    match get("data_checksums") {
+        "off" => found.warn(
+            "data_checksums",
+            "off",
+            "a damaged page goes into every backup unseen",
+            format!(
+                "stop the server, then {} --enable -D {}",
+                shell_word(&program("pg_checksums", &Started::default(), major)),
+                match get("data_directory") {
+                    "" => "DATADIR".into(),
+                    directory => shell_word(directory),
+                }
+            ),
+        ),
+        value => found.ok("data_checksums", value),
+    }
+}
+
+/// How long counters that tell of trouble are asked again. Up to PostgreSQL 14 a collector process keeps them, and a reader gets what
+/// it wrote down up to half a second ago; every major counts a file a moment after it is marked as archived.
+const COUNTERS_SETTLE: Duration = Duration::from_millis(1500);
+
+/// The line of pg_stat_archiver.
+struct Counters {
+    failures: String,
+    last_archived: Option<String>,
+    archived_ago: Duration,
+    last_failed: String,
+    failed_ago: Duration,
+    fails: bool,
+}
+
+impl Counters {
+    fn read(server: &mut Server) -> Result<Counters> {
+        let age = |column: &str| {
+            format!("extract(epoch from pg_catalog.clock_timestamp() - {column})::bigint")
+        };
+        let rows = server.query(&format!(
+            "select failed_count, last_archived_wal, {}, last_failed_wal, {}, \
+             coalesce(last_failed_time > last_archived_time, last_failed_time is not null) from pg_catalog.pg_stat_archiver",
+            age("last_archived_time"),
+            age("last_failed_time"),
+        ))?;
+        let text =
+            |column| -> Result<String> { Ok(rows.text(0, column)?.unwrap_or_default().to_owned()) };
+        let seconds = |column| -> Result<Duration> {
+            Ok(Duration::from_secs(text(column)?.parse().unwrap_or(0)))
+        };
+        Ok(Counters {
+            failures: text(0)?,
+            last_archived: rows.text(0, 1)?.map(str::to_owned),
+            archived_ago: seconds(2)?,
+            last_failed: text(3)?,
+            failed_ago: seconds(4)?,
+            fails: text(5)? == "t",
+        })
+    }
+
+    fn is_well(&self) -> bool {
+        !self.fails && self.last_archived.is_some()
+    }
+
+    /// Reads them again while they tell of trouble that may be over.
+    fn settled(server: &mut Server) -> Result<Counters> {
+        let started = Instant::now();
+        loop {
+            let counters = Counters::read(server)?;
+            if counters.is_well() || started.elapsed() >= COUNTERS_SETTLE {
+                return Ok(counters);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// Returns the file that was archived last.
+fn counters(
+    found: &mut Findings,
+    server: &mut Server,
+    in_recovery: bool,
+) -> Result<Option<String>> {
+    let now = Counters::settled(server)?;
+    let last_archived = now.last_archived.clone();
+    let ago = |age| format!("{} ago", human::duration(age));
+    if now.fails {
+        let failed = now.last_failed;
+        found.fail(
+            "archiver",
+            format!("{failed} failed {}, {} failures", ago(now.failed_ago), now.failures),
+            "archiving is stuck at this file: the server's log says why",
+            format!("as the server's user, run archive_command by hand in the data directory for pg_wal/{failed}"),
+        );
+    } else if let Some(last) = now.last_archived {
+        found.ok(
+            "archiver",
+            format!("{last} archived {}", ago(now.archived_ago)),
+        );
+    } else {
+        found.warn(
+            "archiver",
+            "nothing archived yet",
+            "no segment was complete since the statistics were reset",
+            match in_recovery {
+                true => "on the primary: select pg_switch_wal()",
+                false => "select pg_switch_wal()",
+            },
+        );
+    }
+    Ok(last_archived)
+}
+
+fn rights(
+    found: &mut Findings,
+    server: &mut Server,
+    values: &Values,
+    cluster: &Cluster,
+) -> Result<Option<TimelineId>> {
+    found.begin("rights");
+    let rows = server.query("select rolname, rolsuper, rolreplication from pg_catalog.pg_roles where rolname = current_user")?;
+    let role = rows.text(0, 0)?.unwrap_or_default().to_owned();
+    let is = |column| -> Result<bool> { Ok(rows.text(0, column)? == Some("t")) };
+    let quoted = format!("\"{}\"", role.replace('"', "\"\""));
+    match is(1)? || is(2)? {
+        true => found.ok("replication", format!("role {quoted}")),
+        false => found.fail(
+            "replication",
+            format!("role {quoted}"),
+            "pitr backup needs the right to replicate",
+            format!("alter role {quoted} replication"),
+        ),
+    }
+    if values.contains_key("data_directory") {
+        found.ok("settings", "all can be seen");
+    } else {
+        found.warn(
+            "settings",
+            "some cannot be seen",
+            "the role may not read every setting",
+            format!("grant pg_read_all_settings to {quoted}"),
+        );
+    }
+    let senders = values
+        .get("max_wal_senders")
+        .map_or("", |s| s.value.as_str());
+    match senders {
+        "0" | "1" => found.fail(
+            "max_wal_senders",
+            senders,
+            "a backup takes a connection of its own, and replicas theirs",
+            restart("max_wal_senders", "10"),
+        ),
+        _ => found.ok("max_wal_senders", senders),
+    }
+    // What pg_hba.conf says of replication shows only in the attempt.
+    let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
+    let attempt = || -> std::result::Result<String, Error> {
+        let mut replication =
+            Server::connect(conninfo, client::Session::Replication, Arc::new(Silent))?;
+        let rows = replication.query("IDENTIFY_SYSTEM")?;
+        Ok(rows.text(0, 1)?.unwrap_or_default().to_owned())
+    };
+    match attempt() {
+        Ok(timeline) => {
+            found.ok("replication connection", format!("timeline {timeline}"));
+            Ok(TimelineId::from_decimal(&timeline).ok())
+        }
+        Err(e) => {
+            found.error("replication connection", &e);
+            Ok(None)
+        }
+    }
+}
+
+/// Targets are times of the server's clock; a backup's age is told by ours.
+fn clock(found: &mut Findings, server: &mut Server, session: &Session) -> Result<()> {
+    found.begin("clock");
+    let before = session.host.now();
+    let rows = server
+        .query("select (extract(epoch from pg_catalog.clock_timestamp()) * 1000000)::bigint")?;
+    let after = session.host.now();
+    let Some(server) = TimestampTz::from_unix_micros(rows.value(0, 0)?) else {
+        return Ok(());
+    };
+    let off = if server > after {
+        server.duration_since(after)
+    } else {
+        before.duration_since(server)
+    };
+    let off = off.unwrap_or_default();
+    let shown = human::duration(off);
+    let cause =
+        "the clocks of server and host differ: times of targets and ages of backups do, too";
+    let fix = "let both machines keep time by NTP: timedatectl set-ntp true";
+    match off.as_secs() {
+        0..=1 => found.ok("server and host", "agree"),
+        2..=60 => found.warn("server and host", shown, cause, fix),
+        _ => found.fail("server and host", shown, cause, fix),
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! Expiry of the clusters of every repository.
+
+use super::failures::Failures;
+use super::registered::registrations;
+use super::session::Session;
+use super::unproven;
+use crate::config;
+use crate::err;
+use crate::error::Result;
+use crate::expire::{Expire, Outcome};
+use crate::pg::segment::SegmentSize;
+use crate::plan::retention::{ExpirePlan, Policy};
+use crate::repo::repository::Registration;
+
+/// What whoever may write to the store can do to a run that cannot tell forged backups.
+const FORGED: &str =
+    "backups that somebody forged count as kept, and genuine ones can be deleted for them";
+
+/// What became of one cluster in one repository.
+pub struct Done {
+    /// The repository.
+    pub repository: String,
+    /// The cluster in it.
+    pub registration: Registration,
+    /// WAL segment size.
+    pub segment_size: SegmentSize,
+    /// What goes, and why.
+    pub plan: ExpirePlan,
+    /// What was done, where it was to be done.
+    pub outcome: Option<Outcome>,
+    /// What is to be known of the whole repository; of its first cluster only.
+    pub warning: Option<String>,
+    /// It ended early; what it did before stands in the outcome.
+    pub is_cut_short: bool,
+}
+
+impl Done {
+    /// What should be looked at.
+    pub fn warnings(&self) -> impl Iterator<Item = &String> {
+        self.warning.iter().chain(&self.plan.warnings)
+    }
+
+    /// It was carried out, and nothing stood against it.
+    pub fn went_well(&self) -> bool {
+        let refused = self.outcome.as_ref().map(|o| o.refused_count);
+        let is_stopped = self.plan.refusal.is_some() || self.plan.burst.is_some();
+        refused == Some(0) && !self.is_cut_short && !is_stopped
+    }
+}
+
+/// Plans expiry in every repository, and carries it out where that is confirmed.
+///
+/// # Errors
+/// `Config` without a repository; the first failure when nothing was planned at all.
+pub fn run(
+    session: &Session,
+    policy: &Policy,
+    is_confirmed: bool,
+) -> Result<(Vec<Done>, Failures)> {
+    let settings = session.settings()?;
+    if settings.repositories.is_empty() {
+        return Err(err!(Config, "no repository is configured"));
+    }
+    let wanted = settings.cluster_if_named()?;
+    let name = wanted.as_ref().map(|c| c.name.as_str());
+    let mut done = Vec::new();
+    let mut failures = Failures::default();
+    for configured in &settings.repositories {
+        let asked = (policy, is_confirmed);
+        if let Err(e) = one_repository(session, configured, name, asked, &mut done) {
+            let doing = format!("expire in repository \"{}\"", configured.name);
+            if !failures.add(e, doing) {
+                break;
+            }
+        }
+    }
+    failures.first_if(session, done.is_empty())?;
+    Ok((done, failures))
+}
+
+fn one_repository(
+    session: &Session,
+    configured: &config::Repository,
+    cluster: Option<&str>,
+    (policy, is_confirmed): (&Policy, bool),
+    done: &mut Vec<Done>,
+) -> Result<()> {
+    let repository = session.open(configured)?;
+    let mut warning = unproven::warning(configured, &repository, FORGED);
+    let registrations = registrations(session, &repository, cluster)?;
+    // A cluster that went through pg_upgrade has several identifiers; each keeps its own N.
+    for registration in registrations {
+        let expire = Expire {
+            repository: &repository,
+            registration: &registration,
+            policy: policy.clone(),
+            host: &session.host,
+        };
+        let plan = expire.plan()?;
+        let mut outcome = is_confirmed.then(Outcome::default);
+        let ran = match &mut outcome {
+            Some(outcome) => expire.run(&plan, outcome),
+            None => Ok(()),
+        };
+        done.push(Done {
+            repository: configured.name.clone(),
+            segment_size: SegmentSize::new(registration.segment_size_bytes)?,
+            registration,
+            plan,
+            outcome,
+            warning: warning.take(),
+            is_cut_short: ran.is_err(),
+        });
+        ran?;
+    }
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! Errors of a verb that works on several repositories: one that fails does not keep the others from being worked on.
+
+use super::session::Session;
+use serde::Serialize;
+
+use crate::error::{Code, Error, Result};
+use crate::exit;
+
+/// What failed, repository by repository.
+#[derive(Default)]
+pub struct Failures {
+    /// Errors, each with the repository in its context.
+    pub errors: Vec<Error>,
+    /// The operator's wish to stop.
+    pub interrupted: Option<Error>,
+}
+
+impl Failures {
+    /// Takes down what failed while `doing` something; `false` when the operator wants no more.
+    pub fn add(&mut self, error: Error, doing: String) -> bool {
+        let is_over = error.code() == Code::Interrupted;
+        match is_over {
+            true => self.interrupted = Some(error),
+            false => self.errors.push(error.context(doing)),
+        }
+        !is_over
+    }
+
+    /// Whether nothing failed.
+    pub fn is_empty(&self) -> bool {
+        self.errors.is_empty() && self.interrupted.is_none()
+    }
+
+    /// Drops errors that turned out to be none.
+    pub fn forget(&mut self, code: Code) {
+        self.errors.retain(|e| e.code() != code);
+    }
+
+    /// Where nothing was done at all, the first error is the answer, and the others are told.
+    ///
+    /// # Errors
+    /// The first.
+    pub fn first_if(&mut self, session: &Session, is_nothing_done: bool) -> Result<()> {
+        if !is_nothing_done {
+            return Ok(());
+        }
+        if let Some(interrupted) = self.interrupted.take() {
+            return Err(interrupted);
+        }
+        if self.errors.is_empty() {
+            return Ok(());
+        }
+        let first = self.errors.remove(0);
+        for other in self.errors.drain(..) {
+            session.warn(&other.to_string());
+        }
+        Err(first)
+    }
+}
+
+/// An error in an answer that is given all the same.
+#[derive(Debug, Serialize)]
+pub struct ShownError {
+    code: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+impl From<&Error> for ShownError {
+    fn from(error: &Error) -> ShownError {
+        ShownError {
+            code: exit::name(error.code()),
+            message: error.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Flags};
+    use crate::err;
+    use crate::operate::away::Away;
+    use crate::repo::lives::Followed;
+
+    fn session() -> Session {
+        Session {
+            host: crate::host::Host::still(crate::pg::time::TimestampTz(0), 0),
+            environment: Environment::default(),
+            flags: Flags::default(),
+            system_identifier: None,
+            followed: Followed::default(),
+            away: Away::default(),
+        }
+    }
+
+    #[test]
+    fn an_interruption_ends_the_loop_and_comes_behind_the_report() {
+        let session = session();
+        let mut failures = Failures::default();
+        assert!(failures.add(err!(Unreachable, "away"), "read a".into()));
+        assert!(!failures.add(err!(Interrupted, "interrupted"), "read b".into()));
+        assert!(
+            failures.first_if(&session, false).is_ok(),
+            "something is to be reported"
+        );
+        let error = failures.interrupted.unwrap();
+        assert_eq!(error.code(), Code::Interrupted);
+    }
+
+    #[test]
+    fn the_first_failure_is_the_answer_when_nothing_was_done() {
+        let session = session();
+        let mut failures = Failures::default();
+        failures.add(err!(Denied, "no"), "read a".into());
+        failures.add(err!(Io, "broken"), "read b".into());
+        let error = failures.first_if(&session, true).unwrap_err();
+        assert_eq!(error.code(), Code::Denied);
+        assert!(failures.is_empty(), "the others were reported as warnings");
+    }
+}

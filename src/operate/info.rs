@@ -1,0 +1,486 @@
+//! What can be recovered, to when, and what is wrong: every cluster of a repository.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::blocked::{Blocked, PASSING, Waiting};
+use super::failures::Failures;
+use super::former::{self, Former};
+use super::human;
+use super::lag::{self, Lag};
+use super::reading::Reading;
+use super::receiver::{self, Receiver};
+use super::session::Session;
+use super::set_back;
+use crate::archive::datadir::DataDirectory;
+use crate::config;
+use crate::error::Result;
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentNumber};
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::plan::base::lies_on;
+use crate::plan::cluster::{Cluster, DECIDE};
+use crate::plan::gap::{self, Gap};
+use crate::plan::window::{Window, Windows};
+use crate::repo::event;
+use crate::repo::root::BackupKind;
+use crate::wal::inventory::{Backup, Inventory, Timeline, Unreadable};
+
+/// How bad things are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Well.
+    Ok,
+    /// Something is to be looked at.
+    Warning,
+    /// Recovery is not assured.
+    Critical,
+}
+
+/// What can be recovered.
+#[derive(Serialize)]
+pub struct Info {
+    /// The worst of all.
+    pub state: State,
+    /// The clusters that could be looked at.
+    pub clusters: Vec<ClusterInfo>,
+    /// Errors of the others.
+    #[serde(skip)]
+    pub failures: Failures,
+}
+
+#[derive(Serialize)]
+pub struct ClusterInfo {
+    pub name: String,
+    pub system_identifier: String,
+    pub repository: String,
+    pub major: u32,
+    pub state: State,
+    /// What is wrong, worst first.
+    pub problems: Vec<Problem>,
+    /// The timeline that is the cluster; none while it is undecided.
+    pub timeline: Option<u32>,
+    /// The timelines that may be the cluster.
+    pub candidates: Vec<u32>,
+    pub abandoned: Vec<u32>,
+    pub backups: Vec<BackupInfo>,
+    pub recovery_windows: Vec<Window>,
+    pub gaps: Vec<Gap>,
+    pub unreadable_backups: Vec<String>,
+    /// Backups that were complete and whose roots are not there.
+    pub lost_backups: Vec<String>,
+    pub segments: u64,
+    pub receiver: Option<Receiver>,
+    /// All that are configured, where there are several.
+    pub repositories: Vec<Lag>,
+    /// Segments of which only a part is stored.
+    pub tails: Vec<Tail>,
+    /// Files that the server offers and that could not be archived.
+    pub blocked: Vec<Blocked>,
+    /// Clusters with other system identifiers under the same name.
+    pub others: Vec<Former>,
+    /// What the repository holds.
+    #[serde(skip)]
+    pub inventory: Inventory,
+}
+
+#[derive(Serialize)]
+pub struct Tail {
+    pub segment: SegmentName,
+    /// How far increments reach.
+    pub reach_lsn: Option<Lsn>,
+}
+
+fn tails(inventory: &Inventory) -> Vec<Tail> {
+    let size = inventory.segment_size;
+    let of = |(id, timeline): (&TimelineId, &Timeline)| -> Vec<Tail> {
+        let tail = |(number, reach): (&SegmentNumber, &Lsn)| {
+            Some(Tail {
+                segment: number.name(*id, size)?,
+                reach_lsn: Some(*reach).filter(|reach| *reach > number.start_lsn(size)),
+            })
+        };
+        timeline.tails.iter().filter_map(tail).collect()
+    };
+    inventory.timelines.iter().flat_map(of).collect()
+}
+
+#[derive(Serialize)]
+pub struct Problem {
+    pub state: State,
+    pub message: String,
+}
+
+#[derive(Serialize)]
+pub struct BackupInfo {
+    pub id: String,
+    pub kind: BackupKind,
+    pub label: String,
+    pub start_lsn: Lsn,
+    pub stop_lsn: Lsn,
+    pub start_time: TimestampTz,
+    pub stop_time: TimestampTz,
+    pub timeline: u32,
+    pub size_bytes: u64,
+    pub stored_bytes: u64,
+    pub damaged: bool,
+    pub damage: Option<String>,
+    pub expire_not_before: Option<TimestampTz>,
+    pub pinned: bool,
+    pub pinned_until: Option<TimestampTz>,
+    pub pinned_reason: Option<String>,
+}
+
+impl BackupInfo {
+    fn new(backup: &Backup, now: TimestampTz) -> BackupInfo {
+        let pin = backup.pin(now);
+        BackupInfo {
+            id: backup.id.to_string(),
+            kind: backup.kind,
+            label: backup.label.clone(),
+            start_lsn: backup.start_lsn,
+            stop_lsn: backup.stop_lsn,
+            start_time: backup.start_time,
+            stop_time: backup.stop_time,
+            timeline: backup.timeline.decimal(),
+            size_bytes: backup.size_bytes,
+            stored_bytes: backup.stored_bytes,
+            damaged: backup.damage.is_some(),
+            damage: backup.damage.clone(),
+            expire_not_before: backup.expire_mark,
+            pinned: pin.is_some(),
+            pinned_until: pin.and_then(|pin| pin.until),
+            pinned_reason: pin.and_then(|pin| pin.reason.clone()),
+        }
+    }
+}
+
+/// Looks at each cluster that could be meant.
+///
+/// # Errors
+/// Those of [`Reading::open_each`]; the first failure when no cluster could be looked at.
+pub fn look(session: &Session) -> Result<Info> {
+    let mut clusters = Vec::new();
+    let mut failures = Failures::default();
+    for reading in Reading::open_each(session)? {
+        match look_at(session, &reading) {
+            Ok(one) => clusters.push(one),
+            Err(e) => {
+                failures.add(e, format!("look at cluster \"{}\"", reading.name));
+            }
+        }
+    }
+    failures.first_if(session, clusters.is_empty())?;
+    let worst = clusters.iter().map(|shown| shown.state).max();
+    let state = match failures.is_empty() {
+        true => worst.unwrap_or(State::Ok),
+        false => State::Critical,
+    };
+    Ok(Info {
+        state,
+        clusters,
+        failures,
+    })
+}
+
+fn look_at(session: &Session, reading: &Reading) -> Result<ClusterInfo> {
+    let inventory = reading.inventory(session)?;
+    let found = reading.windows(session, &inventory)?;
+    let (cluster, _) = reading.decide_with_others(session, &inventory)?;
+    let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
+    let gaps = gap::gaps(&inventory, oldest.unwrap_or_default());
+    let limit = reading
+        .cluster
+        .as_ref()
+        .and_then(|c| c.max_backup_age)
+        .map(|age| age.duration());
+    let receiver = match &reading.cluster {
+        Some(cluster) => Receiver::read(cluster, inventory.system_identifier, session.host.now())?,
+        None => None,
+    };
+    let mut problems = judge(
+        &inventory,
+        &found,
+        &gaps,
+        &cluster,
+        limit,
+        session.host.now(),
+    );
+    let mismatch = former::mismatch(session, reading, inventory.system_identifier);
+    problems.extend(mismatch.map(|message| Problem {
+        state: State::Critical,
+        message,
+    }));
+    if inventory.is_unregistered {
+        problems.push(Problem {
+            state: State::Critical,
+            message: "the registration (cluster.json) is missing: archiving and backups are refused (A121); on the cluster's host: pitr init".to_owned(),
+        });
+    }
+    let lost = receiver::recorded_gaps(&reading.repository, &inventory)?;
+    let trouble = receiver.as_ref().and_then(Receiver::problem);
+    let identifier = inventory.system_identifier;
+    let repositories = lag::look(session, &reading.settings, &reading.name, identifier);
+    let lags = repositories.iter().flat_map(Lag::problems);
+    let configured = reading.settings.repositories.iter();
+    let weak = configured.filter_map(weakly_created);
+    let undecided = cluster.undecided().map(|why| format!("{why}. {DECIDE}"));
+    let lives = undecided.into_iter().chain(cluster.describe_beside());
+    let lives = lives.chain(times_twice(session, reading, &inventory, &found, &cluster)?);
+    let warnings = lost.into_iter().chain(trouble).chain(lags).chain(weak);
+    let warnings = warnings.chain(lives);
+    problems.extend(warnings.map(|message| Problem {
+        state: State::Warning,
+        message,
+    }));
+    let blocked = match &reading.cluster {
+        Some(cluster) => Blocked::all(cluster, None, session),
+        None => Vec::new(),
+    };
+    problems.extend(blocked.iter().map(|file| Problem {
+        state: match file.has_lasted() {
+            true => State::Critical,
+            false => State::Warning,
+        },
+        message: file.line(),
+    }));
+    if blocked.is_empty() {
+        problems.extend(reading.cluster.as_ref().and_then(|c| stuck(c, session)));
+    }
+    problems.sort_by_key(|p| std::cmp::Reverse(p.state));
+    let state = problems.iter().map(|p| p.state).max().unwrap_or(State::Ok);
+    Ok(ClusterInfo {
+        name: inventory.cluster.clone(),
+        system_identifier: inventory.system_identifier.to_string(),
+        repository: inventory.repository.clone(),
+        major: inventory.major,
+        state,
+        problems,
+        timeline: cluster.timeline().map(TimelineId::decimal),
+        candidates: cluster.candidates().iter().map(|t| t.decimal()).collect(),
+        abandoned: cluster.abandoned.iter().map(|t| t.decimal()).collect(),
+        backups: inventory
+            .backups
+            .iter()
+            .map(|b| BackupInfo::new(b, session.host.now()))
+            .collect(),
+        recovery_windows: found.windows,
+        gaps,
+        unreadable_backups: inventory
+            .unreadable
+            .iter()
+            .map(|u| u.id.to_string())
+            .collect(),
+        lost_backups: inventory.lost.iter().map(ToString::to_string).collect(),
+        segments: inventory
+            .timelines
+            .values()
+            .map(|t| t.segments.count())
+            .sum(),
+        receiver,
+        repositories,
+        tails: tails(&inventory),
+        others: Former::all(reading, identifier)?,
+        blocked,
+        inventory,
+    })
+}
+
+/// What a clock that was set back means for targets in the window of the cluster.
+fn times_twice(
+    session: &Session,
+    reading: &Reading,
+    inventory: &Inventory,
+    found: &Windows,
+    cluster: &Cluster,
+) -> Result<Option<String>> {
+    let Some(window) = of_cluster(&found.windows, cluster.timeline(), inventory) else {
+        return Ok(None);
+    };
+    let rollup = reading.rollup(session, inventory)?;
+    let twice = set_back::look(inventory, &rollup, window)?;
+    Ok(twice.map(|twice| {
+        format!(
+            "the clock was set back: the times from {} to {} occur twice. A target time between them stops at the first later transaction in the WAL: pitr plan shows where",
+            human::time(twice.from),
+            human::time(twice.to)
+        )
+    }))
+}
+
+/// WAL that waits for long, though no cause is recorded: there is no spool, or archive_command does not get as far as to record it. A standby may keep
+/// what waited when it was a primary.
+fn stuck(cluster: &config::Cluster, session: &Session) -> Option<Problem> {
+    let pgdata = cluster.pgdata.as_deref()?;
+    let waiting = Waiting::read(pgdata, session.host.now()).ok()?;
+    let is_standby = DataDirectory::at(pgdata).has("standby.signal");
+    (waiting.age >= PASSING && !is_standby).then(|| Problem {
+        state: State::Critical,
+        message: format!(
+            "archiving is stuck: {waiting}. pg_wal grows until its disk is full. The server's log has the error of pitr-archive; pitr doctor looks for the cause"
+        ),
+    })
+}
+
+/// A repository in which the configuration accepts less than the promise.
+fn weakly_created(configured: &config::Repository) -> Option<String> {
+    configured.s3.unsafe_overwrite.then(|| {
+        format!(
+            "unsafe_overwrite = true: two writers at the same time can replace archived WAL in repository \"{}\"",
+            configured.name
+        )
+    })
+}
+
+/// What is wrong, worst first.
+fn judge(
+    inventory: &Inventory,
+    found: &Windows,
+    gaps: &[Gap],
+    cluster: &Cluster,
+    max_backup_age: Option<Duration>,
+    now: TimestampTz,
+) -> Vec<Problem> {
+    let mut problems = newest(inventory, found, cluster, max_backup_age, now);
+    problems.extend(
+        rest(inventory, found, gaps)
+            .into_iter()
+            .map(|message| Problem {
+                state: State::Warning,
+                message,
+            }),
+    );
+    problems.sort_by_key(|p| std::cmp::Reverse(p.state));
+    problems
+}
+
+/// What is wrong with the newest backup, and so with recovery to the end.
+fn newest(
+    inventory: &Inventory,
+    found: &Windows,
+    cluster: &Cluster,
+    max_backup_age: Option<Duration>,
+    now: TimestampTz,
+) -> Vec<Problem> {
+    let critical = |message: String| Problem {
+        state: State::Critical,
+        message,
+    };
+    // A backup of a branch that is not the cluster assures nothing.
+    let history = cluster.timeline().and_then(|t| inventory.history(t).ok());
+    let leads = |b: &&Backup| history.as_ref().is_none_or(|h| lies_on(h, b));
+    let newest = inventory
+        .backups
+        .iter()
+        .filter(|b| b.damage.is_none())
+        .filter(leads)
+        .max_by_key(|b| b.stop_time);
+    let Some(newest) = newest else {
+        if let Some(history) =
+            history.filter(|_| inventory.backups.iter().any(|b| b.damage.is_none()))
+        {
+            return vec![critical(format!(
+                "no backup leads to timeline {}, which is the cluster: it cannot be recovered; take one: pitr backup",
+                history.timeline().decimal()
+            ))];
+        }
+        let is_first = inventory.backups.is_empty() && inventory.unreadable.is_empty();
+        let what = if is_first {
+            "backup"
+        } else {
+            "undamaged backup"
+        };
+        return vec![critical(format!(
+            "there is no {what}: nothing can be recovered; take one: pitr backup"
+        ))];
+    };
+    let mut problems = Vec::new();
+    let id = newest.id.to_string();
+    match found.windows.iter().rfind(|w| w.backups.contains(&id)) {
+        None => problems.push(critical(format!(
+            "recovery is not assured: the newest backup, {id}, cannot be used"
+        ))),
+        Some(w) if !w.to_end => problems.push(critical(format!(
+            "recovery is not assured: behind the newest backup, {id}, WAL gets to {} only: {}",
+            w.to_lsn,
+            w.broken.as_deref().unwrap_or_default()
+        ))),
+        Some(_) => {}
+    }
+    if let Some(limit) = max_backup_age
+        && let Some(age) = now.duration_since(newest.stop_time)
+        && age > limit
+    {
+        problems.push(critical(format!(
+            "the newest backup is {} old, max_backup_age is {}",
+            human::duration(age),
+            human::duration(limit)
+        )));
+    }
+    problems
+}
+
+/// What else is wrong: each a warning.
+fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut say = |message: String| problems.push(message);
+    for (id, why) in &found.unusable {
+        say(format!("backup {id} cannot be used: {why}"));
+    }
+    for window in found.windows.iter().filter(|w| !w.to_end) {
+        say(format!(
+            "on timeline {} recovery from {} gets to {} only: {}",
+            window.timeline.decimal(),
+            window.backups.last().map_or("", String::as_str),
+            window.to_lsn,
+            window.broken.as_deref().unwrap_or_default()
+        ));
+    }
+    for gap in gaps {
+        say(format!(
+            "{} of timeline {} missing, {} to {}",
+            human::count(gap.segments, "segment"),
+            gap.timeline.decimal(),
+            gap.from_lsn,
+            gap.to_lsn
+        ));
+    }
+    for Unreadable { id, problem } in &inventory.unreadable {
+        say(format!("backup {id} cannot be read: {problem}"));
+    }
+    for id in &inventory.lost {
+        say(format!(
+            "backup {id} was complete, and its root is lost: it cannot be restored; pitr verify says what helps"
+        ));
+    }
+    for backup in inventory.backups.iter() {
+        if let Some(damage) = &backup.damage {
+            say(format!("backup {} is damaged: {damage}", backup.id));
+        }
+    }
+    for forged in &inventory.forged {
+        say(format!(
+            "event \"{forged}\" is {}; it does not count: pitr verify",
+            event::FORGED
+        ));
+    }
+    for problem in &found.problems {
+        say(problem.clone());
+    }
+    problems
+}
+
+/// The window of the cluster: that which ends last on the way to its timeline; any while it is undecided.
+pub fn of_cluster<'a>(
+    windows: &'a [Window],
+    timeline: Option<TimelineId>,
+    inventory: &Inventory,
+) -> Option<&'a Window> {
+    let history = timeline.and_then(|t| inventory.history(t).ok());
+    let leads = |w: &&Window| history.as_ref().is_none_or(|h| h.contains(w.timeline));
+    let windows = windows.iter().filter(leads);
+    windows.max_by_key(|w| (w.timeline, w.to))
+}

@@ -1,0 +1,73 @@
+//! The recipients of a repository that is encrypted from its first object on.
+
+use std::path::{Path, PathBuf};
+
+use super::Request;
+use crate::config::Encryption;
+use crate::err;
+use crate::error::Result;
+use crate::repo::keyring::{self, WriterFile};
+use crate::repo::scope;
+use crate::seal::{EPOCH, KeySetId, Recipient};
+use crate::store::Store;
+
+/// A key set, and what its recipients open.
+pub(super) struct KeySet {
+    pub(super) id: KeySetId,
+    recipients: Vec<Recipient>,
+}
+
+impl KeySet {
+    /// Reads the writer's file.
+    pub(super) fn read(from: &Encryption, request: &Request) -> Result<KeySet> {
+        let Some(path) = &from.key_set else {
+            return Err(err!(Config, "no key set is configured for the new repository")
+                .hint("Make one with pitr repo keygen, and name its writer.key as key_set in [repositories.NAME.encryption]."));
+        };
+        let file = WriterFile::read(path)?;
+        let (_, mac) = file.keys(path)?;
+        let recipients = file.recipients().to_vec();
+        if let Some(strange) = recipients.iter().find(|r| !r.is_genuine(&mac)) {
+            return Err(err!(
+                Key,
+                "recipient \"{}\" in \"{}\" is not of this key set",
+                strange.recipient,
+                path.display()
+            ));
+        }
+        let is_enough = recipients.len() > 1 || (recipients.len() == 1 && request.one_recipient);
+        if !is_enough {
+            return Err(err!(
+                Refused,
+                "the key set has {} recipient, and two are needed",
+                recipients.len()
+            )
+            .hint("Nothing was written. When the only key is lost, everything is. Make a key set with two recipients, one of them for the safe; --one-recipient does without."));
+        }
+        Ok(KeySet {
+            id: mac.id(),
+            recipients,
+        })
+    }
+
+    /// Stores what each recipient opens.
+    pub(super) fn give_access(&self, store: &dyn Store) -> Result<()> {
+        for recipient in &self.recipients {
+            keyring::give_access(store, recipient)?;
+        }
+        Ok(())
+    }
+
+    /// What that makes in a directory, highest first.
+    pub(super) fn made_in(&self, path: &Path) -> Vec<PathBuf> {
+        let prefix = scope::recipients(EPOCH);
+        let mut made = Vec::new();
+        let mut at = path.to_owned();
+        for part in prefix.split('/') {
+            at.push(part);
+            made.push(at.clone());
+        }
+        made.extend(self.recipients.iter().map(|r| at.join(&r.recipient)));
+        made
+    }
+}

@@ -1,0 +1,430 @@
+//! The places of the repositories: looked at, then made. Directory, trial of its filesystem, marker, registration.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::identity::Identity;
+use super::keys::KeySet;
+use super::user::ServerUser;
+use super::{Request, Wanted};
+use crate::config::{self, Location};
+use crate::durable;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::operate::away;
+use crate::operate::session::Session;
+use crate::repo::repository::{Registration, Repository};
+use crate::repo::scope;
+use crate::store::file::FileStore;
+use crate::store::probe::probe;
+use crate::store::s3::S3Store;
+use crate::store::{Published, Store};
+
+/// What a repository's place is before anything is done to it.
+pub(super) enum State {
+    /// Neither it nor, perhaps, its parents are there.
+    Missing,
+    /// An empty directory.
+    Empty,
+    /// A repository; whether the cluster is registered in it.
+    Repository { registered: bool },
+}
+
+pub(super) struct Prepared<'a> {
+    configured: &'a config::Repository,
+    state: State,
+    /// The keys of a repository that is to be encrypted.
+    key_set: Option<KeySet>,
+}
+
+pub(super) fn prepare<'a>(
+    wanted: &Wanted,
+    configured: &'a config::Repository,
+    identity: &Identity,
+    request: &Request,
+    session: &Session,
+) -> Result<Prepared<'a>> {
+    if let (Some(path), Some(pgdata)) = (configured.location.directory(), &identity.pgdata) {
+        apart(path, pgdata)?;
+    }
+    let state = match look(configured, session)? {
+        State::Repository { .. } => {
+            let repository = session.open(configured)?;
+            let registered = check_registered(wanted, &repository, identity, request.confirm)?;
+            State::Repository { registered }
+        }
+        state => state,
+    };
+    let key_set = match (&state, &configured.encryption) {
+        (State::Missing | State::Empty, Some(from)) => Some(KeySet::read(from, request)?),
+        _ => None,
+    };
+    Ok(Prepared {
+        configured,
+        state,
+        key_set,
+    })
+}
+
+/// What the place is; whether the cluster is registered in a repository is not looked at.
+fn look(configured: &config::Repository, session: &Session) -> Result<State> {
+    let path = match &configured.location {
+        Location::File(path) => path,
+        Location::S3 { bucket, prefix } => {
+            let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random())?;
+            let found = away::telling(configured, session.host.progress.as_ref(), || {
+                store.head(&scope::marker())
+            });
+            if found.map_err(|e| away::explained(configured, e))?.is_some() {
+                return Ok(State::Repository { registered: false });
+            }
+            apart_from_others(configured, bucket, prefix, session)?;
+            return match store.first_key()? {
+                None => Ok(State::Empty),
+                Some(_) if configured.encryption.is_some() && has_keys_only(&store)? => {
+                    Ok(State::Empty)
+                }
+                Some(key) => Err(not_empty(&store.location(), &key, 1)),
+            };
+        }
+    };
+    match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(State::Missing),
+        Err(e) => {
+            let doing = format!("look at repository directory \"{}\"", path.display());
+            return Err(Error::from_io(doing, e));
+        }
+        Ok(_) => {}
+    }
+    let store = FileStore::open(path, session.host.random())?;
+    if store.head(&scope::marker())?.is_some() {
+        return Ok(State::Repository { registered: false });
+    }
+    if configured.encryption.is_none() || !has_keys_only(&store)? {
+        check_empty(path)?;
+    }
+    Ok(State::Empty)
+}
+
+/// A repository inside another one would be listed, and expired, with it. Whoever may not look above the prefix is believed.
+fn apart_from_others(
+    configured: &config::Repository,
+    bucket: &str,
+    prefix: &str,
+    session: &Session,
+) -> Result<()> {
+    let slashes = prefix.match_indices('/').map(|(at, _)| at);
+    let above = [0]
+        .into_iter()
+        .chain(slashes)
+        .filter(|_| !prefix.is_empty());
+    for end in above {
+        let above = prefix.get(..end).unwrap_or_default();
+        let store = S3Store::open(bucket, above, &configured.s3, session.host.random())?;
+        if matches!(store.head(&scope::marker()), Ok(Some(_))) {
+            return Err(err!(
+                Refused,
+                "\"{}\" lies inside repository \"{}\"",
+                configured.location,
+                store.location()
+            )
+            .hint(
+                "Nothing was written. Give each repository a prefix of its own, beside the others.",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What an `init` leaves that was killed between the recipients and the marker.
+fn has_keys_only(store: &dyn Store) -> Result<bool> {
+    let keys = scope::recipients(crate::seal::EPOCH);
+    let keys = keys.split('/').next().unwrap_or_default();
+    let listed = store.list("")?;
+    Ok(listed.iter().all(|l| l.is_prefix && l.name == keys))
+}
+
+/// A repository inside the data directory would be in its own backups, and the other way round is no better.
+fn apart(path: &Path, pgdata: &Path) -> Result<()> {
+    // The nearest parent that exists, without links.
+    let real = |p: &Path| {
+        let there = p.ancestors().find(|a| a.exists()).unwrap_or(p);
+        let rest = p.strip_prefix(there).unwrap_or(Path::new(""));
+        std::fs::canonicalize(there)
+            .unwrap_or_else(|_| there.to_owned())
+            .join(rest)
+    };
+    let (path, pgdata) = (real(path), real(pgdata));
+    if path.starts_with(&pgdata) || pgdata.starts_with(&path) {
+        return Err(err!(
+            Refused,
+            "repository \"{}\" and data directory \"{}\" lie in one another",
+            path.display(),
+            pgdata.display()
+        )
+        .hint("Nothing was written. Keep the repository apart, best on another disk."));
+    }
+    Ok(())
+}
+
+/// What a filesystem's own tools or a killed `init` leave is nothing; anything else belongs to somebody.
+fn check_empty(path: &Path) -> Result<()> {
+    let shown = path.display();
+    let entries = std::fs::read_dir(path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    let entries = entries.map_err(|e| Error::from_io(format!("list directory \"{shown}\""), e))?;
+    let mut names: Vec<String> = entries
+        .iter()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .filter(|n| n != "lost+found" && !n.starts_with(durable::TEMPORARY_PREFIX))
+        .collect();
+    names.sort();
+    let Some(first) = names.first() else {
+        return Ok(());
+    };
+    Err(not_empty(&shown.to_string(), first, names.len()))
+}
+
+fn not_empty(place: &str, first: &str, count: usize) -> Error {
+    let (kind, hint) = match place.starts_with("s3://") {
+        true => ("place", "Nothing was written. Name another prefix."),
+        false => (
+            "directory",
+            "Nothing was written. Name an empty directory, or one that does not exist yet.",
+        ),
+    };
+    err!(
+        Refused,
+        "{kind} \"{place}\" is not a repository, and not empty: it holds \"{}\"{}",
+        first.escape_debug(),
+        match count {
+            1 => String::new(),
+            more => format!(" and {} more", more - 1),
+        }
+    )
+    .hint(hint)
+}
+
+/// Whether the cluster's identifier is registered under its name already.
+fn check_registered(
+    wanted: &Wanted,
+    repository: &Repository,
+    identity: &Identity,
+    confirm: bool,
+) -> Result<bool> {
+    let known = repository.registrations(wanted.cluster.as_str())?;
+    if let Some(same) = known
+        .iter()
+        .find(|r| r.system_identifier == identity.system_identifier)
+    {
+        if same.segment_size_bytes != identity.segment_size_bytes {
+            return Err(err!(
+                Refused,
+                "cluster \"{}\" is registered with segments of {} bytes, and has {} now",
+                wanted.cluster,
+                same.segment_size_bytes,
+                identity.segment_size_bytes
+            )
+            .hint("Nothing was written. After pg_resetwal --wal-segsize a segment's name means another position: use a new cluster name."));
+        }
+        if same.major != identity.major {
+            return Err(err!(
+                Refused,
+                "cluster \"{}\" is registered as PostgreSQL {}, and is {} now, with the same system identifier",
+                wanted.cluster,
+                same.major,
+                identity.major
+            )
+            .hint("Nothing was written. pg_upgrade gives a new system identifier: look whether this is the right data directory, or use a new cluster name."));
+        }
+        return Ok(!same.is_lost);
+    }
+    if known.is_empty() || confirm {
+        return Ok(false);
+    }
+    let others: Vec<String> = known
+        .iter()
+        .map(|r| r.system_identifier.to_string())
+        .collect();
+    Err(err!(
+        WrongCluster,
+        "cluster \"{}\" is registered with system identifier {}, this one has {}",
+        wanted.cluster,
+        others.join(", "),
+        identity.system_identifier
+    )
+    .hint("Nothing was written. If this is another cluster, give it another name with --cluster.\nAfter pg_upgrade or initdb, run the same command with --confirm, then take a full backup."))
+}
+
+/// What became of one repository.
+#[derive(Serialize)]
+pub struct Done {
+    /// Its name.
+    pub name: String,
+    /// Its place.
+    pub url: String,
+    /// Whether it was made.
+    pub created: bool,
+    /// Whether the cluster was registered.
+    pub registered: bool,
+    /// What its place promises less than it should.
+    pub weaknesses: Vec<String>,
+}
+
+impl Done {
+    /// What is weak about its place.
+    pub(super) fn warnings(&self) -> impl Iterator<Item = String> {
+        let kind = match self.url.starts_with("s3://") {
+            true => "store",
+            false => "filesystem",
+        };
+        let name = &self.name;
+        let weaknesses = self.weaknesses.iter();
+        weaknesses.map(move |w| format!("the {kind} of repository \"{name}\" {w}"))
+    }
+}
+
+pub(super) fn create(
+    wanted: &Wanted,
+    prepared: &Prepared<'_>,
+    identity: &Identity,
+    server: &ServerUser,
+    session: &Session,
+) -> Result<Done> {
+    let was_registered = matches!(prepared.state, State::Repository { registered: true });
+    let mut made = match &prepared.configured.location {
+        Location::File(path) => directory(path, prepared, identity, session)?,
+        Location::S3 { bucket, prefix } => {
+            let store = S3Store::open(
+                bucket,
+                prefix,
+                &prepared.configured.s3,
+                session.host.random(),
+            )?;
+            Made {
+                weaknesses: store.probe(session.host.random())?.weaknesses,
+                store: Box::new(store),
+                ours: Vec::new(),
+            }
+        }
+    };
+    let uuid = (u128::from(session.host.random()) << 64) | u128::from(session.host.random());
+    let key_set = prepared.key_set.as_ref();
+    if let Some(key_set) = key_set {
+        // Before the marker: there is no moment at which objects could be sealed that nobody opens.
+        key_set.give_access(made.store.as_ref())?;
+    }
+    let (repository, published) = Repository::create_with(
+        made.store,
+        uuid,
+        session.host.now(),
+        key_set.map(|k| k.id.to_string()),
+        prepared.configured.encryption.as_ref(),
+    )?;
+    if !was_registered {
+        repository.register(&registration(wanted, identity, session))?;
+    }
+    if let Some(path) = prepared.configured.location.directory() {
+        made.ours.extend(made_in(path, wanted, identity));
+        made.ours
+            .extend(key_set.map(|k| k.made_in(path)).unwrap_or_default());
+    }
+    server.take(&made.ours)?;
+    Ok(Done {
+        name: prepared.configured.name.clone(),
+        url: prepared.configured.location.to_string(),
+        created: published == Published::Created,
+        registered: !was_registered,
+        weaknesses: made.weaknesses,
+    })
+}
+
+fn registration(wanted: &Wanted, identity: &Identity, session: &Session) -> Registration {
+    Registration {
+        name: wanted.cluster.to_string(),
+        system_identifier: identity.system_identifier,
+        major: identity.major,
+        segment_size_bytes: identity.segment_size_bytes,
+        block_size_bytes: identity.block_size_bytes,
+        wal_block_size_bytes: identity.wal_block_size_bytes,
+        first_seen: session.host.now(),
+        features: Vec::new(),
+        is_lost: false,
+    }
+}
+
+/// A place that was made and tried.
+struct Made {
+    store: Box<dyn Store>,
+    weaknesses: Vec<String>,
+    /// The directories that were made for it, highest first.
+    ours: Vec<PathBuf>,
+}
+
+/// Makes the directory and tries it.
+fn directory(
+    path: &Path,
+    prepared: &Prepared<'_>,
+    identity: &Identity,
+    session: &Session,
+) -> Result<Made> {
+    let ours: Vec<PathBuf> = match prepared.state {
+        State::Missing => missing_ancestors(path),
+        State::Empty | State::Repository { .. } => Vec::new(),
+    };
+    let store = FileStore::create(path, session.host.random())?;
+    let tried = probe(path, session.host.random());
+    let mut weaknesses = match tried {
+        Ok(weak) => weak,
+        Err(e) => {
+            // What was made for the trial goes away again, deepest first.
+            for directory in ours.iter().rev() {
+                let _ = std::fs::remove_dir(directory);
+            }
+            return Err(e);
+        }
+    };
+    if let Some(pgdata) = &identity.pgdata
+        && same_filesystem(path, pgdata)
+    {
+        weaknesses.push("is that of the data directory: one broken disk takes both".to_owned());
+    }
+    Ok(Made {
+        store: Box::new(store),
+        weaknesses,
+        ours,
+    })
+}
+
+/// The directories that must be created for `path` to be, highest first.
+pub(super) fn missing_ancestors(path: &Path) -> Vec<PathBuf> {
+    let mut missing: Vec<PathBuf> = path
+        .ancestors()
+        .take_while(|p| !p.exists())
+        .map(Path::to_owned)
+        .collect();
+    missing.reverse();
+    missing
+}
+
+/// What `init` makes in a repository.
+fn made_in(path: &Path, wanted: &Wanted, identity: &Identity) -> Vec<PathBuf> {
+    let mut made = vec![path.to_owned(), path.join(scope::marker().as_str())];
+    let mut at = path.join(scope::CLUSTERS);
+    made.push(at.clone());
+    for part in [
+        wanted.cluster.as_str(),
+        &identity.system_identifier.to_string(),
+        "cluster.json",
+    ] {
+        at.push(part);
+        made.push(at.clone());
+    }
+    made
+}
+
+fn same_filesystem(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |p: &Path| std::fs::metadata(p).map(|m| m.dev()).ok();
+    device(one).is_some() && device(one) == device(other)
+}

@@ -1,0 +1,313 @@
+//! The keys of an encrypted repository: made, and proven to open what they are for.
+
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::session::Session;
+use crate::config::{Encryption, Secret};
+use crate::durable;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::repo::keyring::{self, PublicFile, ReaderFile, WriterFile, draw, system_random};
+use crate::seal::{
+    Access, Argon2, Contents, KeySetId, PrivateHalf, PublicHalf, Recipient, is_recipient_name,
+    public_of, random_pair,
+};
+use crate::store::Published;
+
+/// The place of a recipient's passphrase; else $PITR_PASSPHRASE.
+#[derive(Debug, Clone, Default)]
+pub struct Passphrase {
+    /// A file.
+    pub file: Option<PathBuf>,
+    /// A descriptor.
+    pub descriptor: Option<i32>,
+}
+
+impl Passphrase {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// `Usage` without a passphrase; `Refused` for a short one.
+    pub(super) fn read(&self, session: &Session) -> Result<Zeroizing<Vec<u8>>> {
+        let variable = session.environment.get("PITR_PASSPHRASE");
+        // What is read later is text: of other bytes something else would be made here, which then opens nothing.
+        let passphrase = variable
+            .map(|v| v.to_str().map(|text| Secret::new(text.to_owned())))
+            .map(|text| text.ok_or_else(|| err!(Usage, "PITR_PASSPHRASE is not UTF-8")))
+            .transpose()?;
+        let from = Encryption {
+            passphrase_file: self.file.clone(),
+            passphrase_fd: self.descriptor,
+            passphrase,
+            ..Encryption::default()
+        };
+        if !from.has_passphrase() {
+            return Err(err!(Usage, "no passphrase is given")
+                .hint("Name a file with --passphrase-file or a descriptor with --passphrase-fd, or set PITR_PASSPHRASE."));
+        }
+        let passphrase = keyring::passphrase(&from)?;
+        let text = std::str::from_utf8(&passphrase);
+        let length = text.map_or(passphrase.len(), |text| text.chars().count());
+        match length < PASSPHRASE_MIN {
+            true => Err(err!(
+                Refused,
+                "the passphrase has fewer than {PASSPHRASE_MIN} characters"
+            )
+            .hint(
+                "Nothing was written. Whoever copies the repository can try passphrases for years.",
+            )),
+            false => Ok(passphrase),
+        }
+    }
+}
+
+/// What hosts that write are given.
+const WRITER_FILE: &str = "writer.key";
+/// Passphrases of fewer characters are refused; of what is no text, of fewer bytes.
+const PASSPHRASE_MIN: usize = 14;
+
+/// What the operator asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// The directory of the files.
+    pub dir: PathBuf,
+    /// Recipients, who get a key file.
+    pub recipients: Vec<String>,
+    /// The .pub files of recipients whose pairs were made elsewhere.
+    pub public: Vec<PathBuf>,
+    /// A recipient with a passphrase.
+    pub passphrase: Option<String>,
+    /// The place of that passphrase.
+    pub source: Passphrase,
+    /// Whether no key set is made.
+    pub pair_only: bool,
+}
+
+/// Keys that were made.
+#[derive(Debug, Serialize)]
+pub struct Keys {
+    /// The id of the key set.
+    pub key_set: Option<String>,
+    /// The files; that of the writer is the last one of a key set.
+    pub files: Vec<String>,
+}
+
+/// A file to write, none of which may exist.
+struct NewFile {
+    path: PathBuf,
+    content: Zeroizing<Vec<u8>>,
+}
+
+/// Makes the keys of a repository, or only the pairs of recipients.
+///
+/// # Errors
+/// `Usage`; `Refused` when a file is there already; `ReadBack` when what was written does not open what it is for.
+pub fn keygen(session: &Session, asked: &Asked) -> Result<Keys> {
+    let directory = session.environment.absolute(&asked.dir);
+    let contents = contents()?;
+    let key_set = (!asked.pair_only).then(|| contents.mac.id());
+    let mut files = Vec::new();
+    let mut recipients = Vec::new();
+    let mut passphrase = None;
+    for name in &asked.recipients {
+        let (public, pair) = pair(&directory, name, key_set)?;
+        files.extend(pair);
+        recipients.push(contents.wrap_to_key(name, &public, &draw(system_random)?)?);
+    }
+    for path in &asked.public {
+        recipients.push(to_public(&contents, path)?);
+    }
+    if let Some(name) = &asked.passphrase {
+        let given = asked.source.read(session)?;
+        recipients.push(to_passphrase(&contents, name, &given)?);
+        passphrase = Some(given);
+    }
+    check_names(&recipients)?;
+    if key_set.is_some() {
+        let writer = WriterFile::new(&contents, recipients)?;
+        // Last: without it there is no key set.
+        files.push(NewFile {
+            path: directory.join(WRITER_FILE),
+            content: writer.text()?,
+        });
+    }
+    write(&directory, &files, session)?;
+    let written = Written {
+        directory: &directory,
+        pairs: &asked.recipients,
+        passphrase: passphrase.as_deref().map(Vec::as_slice),
+    };
+    written.prove(key_set).map_err(|e| {
+        err!(ReadBack, "the files that were written do not open what they are for")
+            .source(e)
+            .hint(format!(
+                "Nothing uses them yet. Remove those in {}, look whether the disk is sound, and make others.",
+                directory.display()
+            ))
+    })?;
+    Ok(Keys {
+        key_set: key_set.map(|id| id.to_string()),
+        files: files.iter().map(|f| f.path.display().to_string()).collect(),
+    })
+}
+
+/// Files as they were written: a key that opens nothing is noticed today, not when something is to be restored with it.
+struct Written<'a> {
+    directory: &'a Path,
+    /// The recipients whose pairs are among them.
+    pairs: &'a [String],
+    passphrase: Option<&'a [u8]>,
+}
+
+impl Written<'_> {
+    /// Reads them as hosts will, and opens with them what was wrapped. Only for a recipient whose pair was made elsewhere there is nothing
+    /// here to open it with.
+    fn prove(&self, key_set: Option<KeySetId>) -> Result<()> {
+        for name in self.pairs {
+            let path = self.directory.join(format!("{name}.pub"));
+            let public = PublicFile::read(&path)?.public(&path)?;
+            if public_of(&self.private(name)?)? != public {
+                return Err(err!(Key, "the two files of \"{name}\" are not a pair"));
+            }
+        }
+        let Some(id) = key_set else {
+            return Ok(());
+        };
+        let path = self.directory.join(WRITER_FILE);
+        let writer = WriterFile::read(&path)?;
+        let (public, mac) = writer.keys(&path)?;
+        for recipient in writer.recipients() {
+            let name = &recipient.recipient;
+            let opened = if self.pairs.contains(name) {
+                recipient.open(&Access::Key(&self.private(name)?))?
+            } else if let (true, Some(passphrase)) = (recipient.has_passphrase(), self.passphrase) {
+                recipient.open(&Access::Passphrase(passphrase))?
+            } else {
+                continue;
+            };
+            if [mac.id(), opened.mac.id()] != [id, id] || public_of(&opened.private)? != public {
+                return Err(err!(Key, "recipient \"{name}\" opens another key set"));
+            }
+        }
+        Ok(())
+    }
+
+    fn private(&self, name: &str) -> Result<PrivateHalf> {
+        let path = self.directory.join(format!("{name}.key"));
+        keyring::forbid_core_dumps()?;
+        ReaderFile::read(&path)?.private(&path)
+    }
+}
+
+/// A new pair and a new MAC key.
+fn contents() -> Result<Contents> {
+    keyring::forbid_core_dumps()?;
+    let (private, _) = random_pair(&draw(system_random)?);
+    Contents::new(private, draw(system_random)?)
+}
+
+fn checked(name: &str) -> Result<&str> {
+    match is_recipient_name(name) {
+        true => Ok(name),
+        false => Err(err!(
+            Usage,
+            "\"{}\" is not a name for a recipient: up to 63 of a-z, 0-9, _ and - are needed",
+            name.escape_debug()
+        )),
+    }
+}
+
+fn pair(
+    directory: &Path,
+    name: &str,
+    key_set: Option<KeySetId>,
+) -> Result<(PublicHalf, [NewFile; 2])> {
+    let name = checked(name)?;
+    if name == "writer" {
+        return Err(err!(
+            Usage,
+            "\"writer\" is the name of the file for hosts that write"
+        ));
+    }
+    keyring::forbid_core_dumps()?;
+    let (private, public): (PrivateHalf, PublicHalf) = random_pair(&draw(system_random)?);
+    let files = [
+        NewFile {
+            path: directory.join(format!("{name}.key")),
+            content: ReaderFile::new(name, &private, key_set).text()?,
+        },
+        NewFile {
+            path: directory.join(format!("{name}.pub")),
+            content: PublicFile::new(name, &public).text()?,
+        },
+    ];
+    Ok((public, files))
+}
+
+pub(super) fn to_public(contents: &Contents, path: &Path) -> Result<Recipient> {
+    let file = PublicFile::read(path)?;
+    contents.wrap_to_key(&file.recipient, &file.public(path)?, &draw(system_random)?)
+}
+
+pub(super) fn to_passphrase(
+    contents: &Contents,
+    name: &str,
+    passphrase: &[u8],
+) -> Result<Recipient> {
+    let mut salt = [0; 16];
+    system_random(&mut salt)?;
+    contents.wrap_to_passphrase(checked(name)?, passphrase, Argon2::usual(salt))
+}
+
+fn check_names(recipients: &[Recipient]) -> Result<()> {
+    let mut names: Vec<&str> = recipients.iter().map(|r| r.recipient.as_str()).collect();
+    names.sort_unstable();
+    if names.is_empty() {
+        return Err(err!(Usage, "no recipient is named: nobody could read what is written")
+            .hint("Name at least two, one of them for the safe: pitr repo keygen --dir DIR --recipient ops --recipient escrow"));
+    }
+    match names.windows(2).any(|pair| pair.first() == pair.last()) {
+        true => Err(err!(Usage, "two recipients have the same name")),
+        false => Ok(()),
+    }
+}
+
+/// Makes the directory and what is missing above it, durably: a key that is in use must not go with its directory in a power cut.
+fn make_directories(directory: &Path) -> io::Result<()> {
+    let is_missing = |path: &&Path| !path.exists();
+    let missing: Vec<&Path> = directory.ancestors().take_while(is_missing).collect();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)?;
+    let parents = missing.iter().filter_map(|made| made.parent());
+    for parent in parents {
+        durable::sync_directory_at(parent)?;
+    }
+    Ok(())
+}
+
+fn write(directory: &Path, files: &[NewFile], session: &Session) -> Result<()> {
+    let doing = format!("make directory \"{}\"", directory.display());
+    make_directories(directory).map_err(|e| Error::from_io(doing, e))?;
+    let taken = |path: &Path| {
+        err!(Refused, "file \"{}\" is there already", path.display())
+            .hint("A key file is never written over: what it opens would be lost.")
+    };
+    if let Some(file) = files.iter().find(|f| f.path.symlink_metadata().is_ok()) {
+        return Err(taken(&file.path));
+    }
+    for file in files {
+        let written = durable::write_new(&file.path, &file.content, session.host.random());
+        let doing = format!("write file \"{}\"", file.path.display());
+        if written.map_err(|e| Error::from_io(doing, e))? == Published::Exists {
+            return Err(taken(&file.path));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! A repository that is open for restoring one cluster, with what it holds.
+
+use std::collections::BTreeMap;
+
+use super::human;
+use super::reading::Reading;
+use super::session::Session;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::control::ControlFile;
+use crate::pg::parameters::Parameters;
+use crate::pg::timeline::TimelineId;
+use crate::plan::recovery::Plan;
+use crate::repo::id::BackupId;
+use crate::repo::layout::ClusterLayout;
+use crate::repo::root::BackupRoot;
+use crate::repo::root::outline::Outline;
+use crate::restore::job::{Job, Request};
+use crate::snapshot::reader::Snapshot;
+use crate::snapshot::spare::Spares;
+use crate::wal::inventory::Inventory;
+
+const CONTROL_LIMIT_BYTES: usize = 64 << 10;
+
+/// A repository open for restoring one cluster.
+pub struct Opened {
+    /// The repository and the settings that led to it.
+    pub reading: Reading,
+    /// What it holds.
+    pub inventory: Inventory,
+    /// Where the cluster lies in it.
+    pub layout: ClusterLayout,
+}
+
+/// Opens the repository, and reads what it holds of the cluster.
+///
+/// # Errors
+/// Those of [`Reading::open`] and [`Inventory::read`].
+pub fn open(session: &Session, reading: Reading) -> Result<Opened> {
+    let inventory = reading.inventory(session)?;
+    Opened::new(reading, inventory)
+}
+
+impl Opened {
+    /// What was read of a repository.
+    ///
+    /// # Errors
+    /// Those of [`ClusterLayout::new`].
+    pub fn new(reading: Reading, inventory: Inventory) -> Result<Opened> {
+        Ok(Opened {
+            layout: inventory.layout()?,
+            reading,
+            inventory,
+        })
+    }
+
+    /// The repository that a job was begun with, where it can be opened: else this one, which may have the same backup.
+    ///
+    /// # Errors
+    /// Those of [`Inventory::read`].
+    pub fn where_it_began(self, session: &Session, job: &Job) -> Result<Opened> {
+        let is_it = |r: &Reading| r.configured.location.to_string() == job.repository;
+        if is_it(&self.reading) {
+            return Ok(self);
+        }
+        let other = self.reading.others(session).find(is_it);
+        match other {
+            Some(other) => open(session, other),
+            None => Ok(self),
+        }
+    }
+
+    /// Requires that the WAL of a plan that was made earlier is still what it was, in the repository that it was made on.
+    ///
+    /// # Errors
+    /// Those of [`Reading::check_again`].
+    pub fn check_again(&self, session: &Session, plan: &Plan) -> Result<()> {
+        if self.inventory.repository == plan.repository {
+            return self.reading.check_again(session, &self.inventory, plan);
+        }
+        let is_it = |r: &Reading| r.repository.store().location() == plan.repository;
+        let Some(other) = self.reading.others(session).find(is_it) else {
+            session.warn(&format!(
+                "the WAL of this restore was planned in repository \"{}\", which cannot be opened: it is not looked at again",
+                plan.repository
+            ));
+            return Ok(());
+        };
+        let inventory = other.inventory(session)?;
+        other.check_again(session, &inventory, plan)
+    }
+
+    /// The other repositories, for objects that are damaged in this one.
+    pub fn spares<'a>(&'a self, session: &'a Session) -> Spares<'a> {
+        Spares::new(|| {
+            let others = self.reading.all_others(session);
+            let others = others.map(|(name, other)| (name, other.map(|o| o.repository)));
+            others.collect()
+        })
+    }
+
+    /// Adds to a plan the parameters that pg_control of its backup requires.
+    pub fn add_parameters(&self, session: &Session, plan: &mut Plan) {
+        let Some(id) = plan.backup.as_ref().map(|b| b.id.clone()) else {
+            return;
+        };
+        match self.parameters(session, &id) {
+            Ok(parameters) => plan.require(parameters),
+            Err(e) => plan.warnings.push(unknown_parameters(&id, &e)),
+        }
+    }
+
+    /// What pg_control of a standby's backup and the WAL behind it ask of its settings. Where a part cannot be read, a warning says so.
+    ///
+    /// # Errors
+    /// Those of [`Reading::parameters_behind`].
+    pub fn parameters_of_standby(
+        &self,
+        session: &Session,
+        id: &BackupId,
+        timeline: TimelineId,
+    ) -> Result<BTreeMap<String, u32>> {
+        let mut known = Parameters::default();
+        match self.parameters(session, id) {
+            Ok(parameters) => known = parameters,
+            Err(e) => session.warn(&unknown_parameters(id, &e)),
+        }
+        if let Some(backup) = self.inventory.backups.iter().find(|b| b.id == *id) {
+            let inventory = &self.inventory;
+            let behind = self
+                .reading
+                .parameters_behind(session, inventory, backup, timeline)?;
+            known = known.max(behind.unwrap_or_default());
+        }
+        Ok(known.iter().map(|(n, v)| (n.to_owned(), v)).collect())
+    }
+
+    fn parameters(&self, session: &Session, id: &BackupId) -> Result<Parameters> {
+        let store = self.reading.repository.store();
+        let root = BackupRoot::read(store, &self.layout, id)?
+            .ok_or_else(|| err!(NotFound, "the backup does not exist any more"))?;
+        let spares = self.spares(session);
+        let snapshot = Snapshot::open_with(store, &self.layout, &root, Some(&spares))?;
+        let control = snapshot
+            .read_file("global/pg_control", CONTROL_LIMIT_BYTES)?
+            .ok_or_else(|| err!(Damaged, "the backup does not hold it"))?;
+        Ok((&ControlFile::parse(&control)?.settings).into())
+    }
+
+    /// Reads the root of a backup whose parts can be read, too.
+    ///
+    /// # Errors
+    /// `NotFound`; `Damaged`; those of [`Reading::require_thawed`].
+    pub fn root(&self, session: &Session, id: &BackupId) -> Result<BackupRoot> {
+        let root = BackupRoot::read(self.reading.repository.store(), &self.layout, id)?
+            .ok_or_else(|| err!(NotFound, "backup \"{id}\" does not exist"))?;
+        let outline = Outline::of(&root)?;
+        self.reading
+            .require_thawed(session, &self.layout, &outline)?;
+        Ok(root)
+    }
+
+    /// The job that brings this backup to where `request` wants it, before tablespaces are placed.
+    ///
+    /// # Errors
+    /// Those of [`Opened::root`].
+    pub fn job(
+        &self,
+        session: &Session,
+        request: Request,
+        backup: &BackupId,
+        plan: Option<Plan>,
+    ) -> Result<(Job, BackupRoot)> {
+        let root = self.root(session, backup)?;
+        let job = Job {
+            format: Job::FORMAT,
+            request,
+            planned: session.host.now(),
+            repository: self.reading.configured.location.to_string(),
+            system_identifier: root.content.system_identifier,
+            backup: root.head.id.clone(),
+            backup_nonce: root.head.nonce.clone(),
+            tablespaces: Vec::new(),
+            restore_command: self.reading.commands(session).0,
+            plan,
+            timeline: None,
+            parameters: BTreeMap::new(),
+        };
+        Ok((job, root))
+    }
+
+    /// Takes up a job that was interrupted, and says so.
+    ///
+    /// # Errors
+    /// Those of [`Opened::root`].
+    pub fn resume(&self, session: &Session, job: &Job) -> Result<(Job, BackupRoot)> {
+        session.note(&format!(
+            "resuming the restore that was planned at {}",
+            human::time(job.planned)
+        ));
+        Ok((job.clone(), self.root(session, &job.backup)?))
+    }
+}
+
+fn unknown_parameters(id: &BackupId, e: &Error) -> String {
+    format!(
+        "pg_control of backup {id} cannot be read ({e}): recovery stops where the configuration has a lower max_connections, \
+         max_worker_processes, max_wal_senders, max_prepared_transactions or max_locks_per_transaction than the server had"
+    )
+}

@@ -1,0 +1,317 @@
+//! Pins: a backup stays, whatever retention says.
+
+use serde::Serialize;
+
+use super::failures::Failures;
+use super::found::Found;
+use super::reading::Reading;
+use super::session::Session;
+use super::target::AskedTarget;
+use super::{human, unproven};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::plan::target::Target;
+use crate::repo::deletion;
+use crate::repo::event::{self, Event, Writer};
+use crate::repo::id::BackupId;
+use crate::repo::layout::ClusterLayout;
+use crate::wal::inventory::{Backup, Inventory, Pin};
+
+/// Why nothing is written without the MAC key.
+const UNPROVEN: &str = "a pin, or its end, that nothing proves would be taken for forged";
+
+/// What the operator asks for.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// The backup.
+    pub backup: BackupId,
+    /// Why, for those who read it later.
+    pub reason: String,
+    /// The time at which the pin ends.
+    pub until: Option<AskedTarget>,
+}
+
+/// A standing pin of one repository.
+#[derive(Serialize)]
+pub struct StandingPin {
+    /// The repository.
+    pub repository: String,
+    #[serde(flatten)]
+    /// The pin.
+    pub pin: Pin,
+    /// Past its end.
+    pub over: bool,
+}
+
+fn pins(found: &Found, now: TimestampTz) -> Vec<StandingPin> {
+    let of = |(reading, _, backup): &(Reading, Inventory, Backup)| -> Vec<StandingPin> {
+        let shown = |pin: &Pin| StandingPin {
+            repository: reading.configured.name.clone(),
+            over: pin.is_over(now),
+            pin: pin.clone(),
+        };
+        backup.pins.iter().map(shown).collect()
+    };
+    found.copies.iter().flat_map(of).collect()
+}
+
+/// A pin that is shown before it is recorded.
+#[derive(Serialize)]
+pub struct Pinning {
+    /// The backup.
+    pub backup: BackupId,
+    reason: String,
+    /// The end of the pin; without one it stays until it is unpinned.
+    pub until: Option<TimestampTz>,
+    /// The backup's timeline.
+    pub timeline: u32,
+    /// From here on its WAL is kept.
+    pub start_lsn: Lsn,
+    /// To here.
+    pub end_lsn: Lsn,
+    /// The repositories that have the backup.
+    pub repositories: Vec<String>,
+    /// Those that stand already.
+    pub pins: Vec<StandingPin>,
+    /// It is marked for deletion, not before this time.
+    pub expire_not_before: Option<TimestampTz>,
+    /// The repositories in which it was recorded.
+    pub recorded_in: Vec<String>,
+    /// Whether it was to be recorded.
+    pub confirmed: bool,
+    /// When the backup was complete.
+    #[serde(skip)]
+    pub stop_time: TimestampTz,
+    /// What is wrong with the backup.
+    #[serde(skip)]
+    pub damage: Option<String>,
+    /// Errors, repository by repository.
+    #[serde(skip)]
+    pub failures: Failures,
+    #[serde(skip)]
+    copies: Vec<(Reading, Inventory, Backup)>,
+}
+
+/// Looks what a pin would keep.
+///
+/// # Errors
+/// Those of [`Found::look`]; `Usage` when the end is in the past.
+pub fn plan(session: &Session, asked: &Asked) -> Result<Pinning> {
+    let found = Found::look(session, &asked.backup)?;
+    let (reading, inventory, backup) = found.first()?;
+    let marks = found.copies.iter().filter_map(|(.., b)| b.expire_mark);
+    let damage = found.copies.iter().find_map(|(.., b)| b.damage.clone());
+    Ok(Pinning {
+        until: until(session, asked, reading, inventory)?,
+        backup: backup.id.clone(),
+        reason: asked.reason.clone(),
+        timeline: backup.timeline.decimal(),
+        start_lsn: backup.start_lsn,
+        end_lsn: backup.consistent_lsn.max(backup.stop_lsn),
+        repositories: found.names(),
+        pins: pins(&found, session.host.now()),
+        expire_not_before: marks.min(),
+        recorded_in: Vec::new(),
+        confirmed: false,
+        stop_time: backup.stop_time,
+        damage,
+        copies: found.copies,
+        failures: found.failures,
+    })
+}
+
+impl Pinning {
+    /// Records the pin, unless the same one stands.
+    ///
+    /// # Errors
+    /// The first, when it could be recorded nowhere.
+    pub fn record(&mut self, session: &Session) -> Result<()> {
+        self.confirmed = true;
+        let host = &session.host;
+        let pin = Event {
+            reason: Some(self.reason.clone()),
+            until: self.until,
+            ..Writer::of(host).event("pin", &self.backup.to_string())
+        };
+        // The same name in every repository: they say the same.
+        let pin = (pin, host.random());
+        for (reading, inventory, backup) in &self.copies {
+            let same = |p: &Pin| p.reason.as_deref() == Some(&self.reason) && p.until == self.until;
+            let recorded = match backup.pins.iter().any(same) {
+                true => Ok(()),
+                false => record(reading, inventory, [&pin]),
+            };
+            let recorded = recorded.and_then(|()| still_there(session, reading, inventory, backup));
+            let name = &reading.configured.name;
+            match recorded {
+                Ok(()) => self.recorded_in.push(name.clone()),
+                Err(e) => {
+                    self.failures
+                        .add(e, format!("pin it in repository \"{name}\""));
+                }
+            }
+        }
+        self.failures.first_if(session, self.recorded_in.is_empty())
+    }
+}
+
+/// The end of the pin, which has to be in the future.
+fn until(
+    session: &Session,
+    asked: &Asked,
+    reading: &Reading,
+    inventory: &Inventory,
+) -> Result<Option<TimestampTz>> {
+    let Some(until) = &asked.until else {
+        return Ok(None);
+    };
+    let resolved = reading.resolve(session, inventory, until)?;
+    match resolved.target.target {
+        Target::Time(at) if at > session.host.now() => Ok(Some(at)),
+        Target::Time(at) => Err(err!(
+            Usage,
+            "--until {} is in the past: such a pin would keep nothing",
+            human::time(at)
+        )
+        .hint("Nothing was changed. Say a time to come, or leave --until out.")),
+        _ => Err(err!(Internal, "the end of a pin was read as no time")),
+    }
+}
+
+/// Writes events, each with the nonce of its name.
+fn record<'a>(
+    reading: &Reading,
+    inventory: &Inventory,
+    events: impl IntoIterator<Item = &'a (Event, u64)>,
+) -> Result<()> {
+    if let Some(why) = unproven::warning(&reading.configured, &reading.repository, UNPROVEN) {
+        return Err(err!(Key, "{why}").hint("Nothing was changed there."));
+    }
+    let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
+    for (event, nonce) in events {
+        event::record(reading.repository.store(), &layout, event, *nonce)
+            .map_err(|e: Error| e.context("write the event"))?;
+    }
+    Ok(())
+}
+
+/// Requires that the backup outlived the recording of its pin: a run of expire that had read its events before may have deleted it.
+fn still_there(
+    session: &Session,
+    reading: &Reading,
+    inventory: &Inventory,
+    backup: &Backup,
+) -> Result<()> {
+    let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
+    let store = reading.repository.store();
+    let host = &session.host;
+    let clock = host.clock.as_ref();
+    deletion::wait((store, &layout), clock, host.progress.as_ref(), &mut || {
+        Ok(())
+    })?;
+    match store.head(&layout.manifest(&backup.id))? {
+        Some(_) => Ok(()),
+        None => Err(err!(
+            NotFound,
+            "backup \"{}\" was deleted while it was pinned",
+            backup.id
+        )
+        .hint("The pin keeps nothing there. \"pitr info\" shows which backups there are.")),
+    }
+}
+
+/// Pins that are shown before they end.
+#[derive(Serialize)]
+pub struct Unpinning {
+    /// The backup.
+    pub backup: BackupId,
+    /// Its pins.
+    pub pins: Vec<StandingPin>,
+    /// Those that have a pin to end.
+    pub repositories: Vec<String>,
+    /// The repositories in which the end was recorded.
+    pub recorded_in: Vec<String>,
+    /// Whether it was to be recorded.
+    pub confirmed: bool,
+    /// When the backup was complete.
+    #[serde(skip)]
+    pub stop_time: TimestampTz,
+    /// All repositories that have the backup.
+    #[serde(skip)]
+    pub held_in: Vec<String>,
+    /// Errors, repository by repository.
+    #[serde(skip)]
+    pub failures: Failures,
+    #[serde(skip)]
+    copies: Vec<(Reading, Inventory, Backup)>,
+}
+
+/// Looks which pins an unpin would end.
+///
+/// # Errors
+/// Those of [`Found::look`]; `NotFound` when the backup is not pinned.
+pub fn plan_end(session: &Session, id: &BackupId) -> Result<Unpinning> {
+    let mut found = Found::look(session, id)?;
+    let standing = pins(&found, session.host.now());
+    if standing.is_empty() {
+        let error = err!(NotFound, "backup \"{id}\" is not pinned");
+        let none = error.hint("Nothing was changed. \"pitr info\" shows which backups are pinned.");
+        found.failures.first_if(session, true)?;
+        return Err(none);
+    }
+    let (held_in, stop_time) = (found.names(), found.first()?.2.stop_time);
+    found.copies.retain(|(.., backup)| !backup.pins.is_empty());
+    Ok(Unpinning {
+        backup: id.clone(),
+        pins: standing,
+        repositories: found.names(),
+        recorded_in: Vec::new(),
+        confirmed: false,
+        stop_time,
+        held_in,
+        failures: found.failures,
+        copies: found.copies,
+    })
+}
+
+impl Unpinning {
+    /// Records the end of every pin.
+    ///
+    /// # Errors
+    /// The first, when it could be recorded nowhere.
+    pub fn record(&mut self, session: &Session) -> Result<()> {
+        self.confirmed = true;
+        let host = &session.host;
+        let writer = Writer::of(host);
+        // One event for each pin, whichever repositories have it.
+        let mut ends: Vec<(Event, u64)> = Vec::new();
+        for pin in &self.pins {
+            let name = Some(pin.pin.event.clone());
+            if !ends.iter().any(|(event, _)| event.ends == name) {
+                let event = Event {
+                    ends: name,
+                    ..writer.event("unpin", &self.backup.to_string())
+                };
+                ends.push((event, host.random()));
+            }
+        }
+        for (reading, inventory, backup) in &self.copies {
+            let is_here = |(event, _): &&(Event, u64)| {
+                let ended = |pin: &Pin| event.ends.as_deref() == Some(pin.event.as_str());
+                backup.pins.iter().any(ended)
+            };
+            let here = ends.iter().filter(is_here);
+            let name = &reading.configured.name;
+            match record(reading, inventory, here) {
+                Ok(()) => self.recorded_in.push(name.clone()),
+                Err(e) => {
+                    self.failures
+                        .add(e, format!("unpin it in repository \"{name}\""));
+                }
+            }
+        }
+        self.failures.first_if(session, self.recorded_in.is_empty())
+    }
+}

@@ -1,0 +1,356 @@
+//! What `pitr info` says of a cluster's receiver, from the status file in its journal; and the gaps that it recorded.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::human;
+use crate::config::Cluster;
+use crate::error::{Code, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentNumber;
+use crate::pg::time::TimestampTz;
+use crate::receive::status::{self, Status};
+use crate::repo::event;
+use crate::repo::repository::Repository;
+use crate::wal::inventory::Inventory;
+
+/// The slot where neither configuration nor command line name one.
+pub const SLOT_DEFAULT: &str = "pitr";
+
+/// The status is written every second; one that is older than this is of a receiver that does not run.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// A receiver as it was last seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Receiver {
+    /// Whether it has said something lately.
+    running: bool,
+    /// When it last said something.
+    time: TimestampTz,
+    /// When it ended, where it could say so.
+    ended: Option<TimestampTz>,
+    server: Option<String>,
+    slot: Option<String>,
+    timeline: Option<u32>,
+    received_lsn: Option<Lsn>,
+    flushed_lsn: Option<Lsn>,
+    acknowledged_lsn: Option<Lsn>,
+    archived_lsn: Option<Lsn>,
+    server_lsn: Option<Lsn>,
+    /// From the server's end of WAL to what every required repository holds.
+    lag_bytes: Option<u64>,
+    /// For how long that has not been in step.
+    lag_ms: Option<u64>,
+    journal_bytes: u64,
+    journal_limit_bytes: Option<u64>,
+    last_error: Option<String>,
+    /// It has said nothing for long.
+    #[serde(skip)]
+    is_silent: bool,
+    /// All of it on one line, while it runs.
+    #[serde(skip)]
+    line: String,
+}
+
+impl Receiver {
+    /// Reads what the receiver of this cluster wrote; `None` without a journal, or when no receiver ever ran here.
+    ///
+    /// # Errors
+    /// What the filesystem says, except that the journal may be another user's: then nothing is known.
+    pub fn read(
+        cluster: &Cluster,
+        system_identifier: u64,
+        now: TimestampTz,
+    ) -> Result<Option<Receiver>> {
+        let Some(journal) = &cluster.receive.journal else {
+            return Ok(None);
+        };
+        match status::read(&journal.join(system_identifier.to_string())) {
+            Ok(status) => Ok(status.map(|status| Receiver::new(&status, now))),
+            Err(error) if error.code() == Code::Denied => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn new(status: &Status, now: TimestampTz) -> Receiver {
+        let archived = archived(status);
+        let since = status
+            .repositories
+            .iter()
+            .filter_map(|r| r.archived_time)
+            .min();
+        let lag = match (status.server_lsn.max(status.received_lsn), archived) {
+            (Some(end), Some(archived)) => Some(end.0.saturating_sub(archived.0)),
+            _ => None,
+        };
+        let waits = since.and_then(|since| now.duration_since(since));
+        let lag_ms = match lag {
+            Some(0) => Some(0),
+            Some(_) => waits.map(|w| u64::try_from(w.as_millis()).unwrap_or(u64::MAX)),
+            None => None,
+        };
+        let is_silent = age(status.time, now) > SILENCE_MAX;
+        Receiver {
+            running: status.ended.is_none() && status.server.is_some() && !is_silent,
+            time: status.time,
+            ended: status.ended,
+            is_silent,
+            server: status.server.clone(),
+            slot: status.slot.clone(),
+            timeline: status.timeline.map(|t| t.decimal()),
+            received_lsn: status.received_lsn,
+            flushed_lsn: status.flushed_lsn,
+            acknowledged_lsn: status.acknowledged_lsn,
+            archived_lsn: archived,
+            server_lsn: status.server_lsn,
+            lag_bytes: lag,
+            lag_ms,
+            journal_bytes: status.journal_bytes,
+            journal_limit_bytes: status.journal_limit_bytes,
+            last_error: status.last_error.clone(),
+            line: line(status),
+        }
+    }
+
+    /// The line for people.
+    pub fn line(&self) -> String {
+        if let Some(over) = self.over() {
+            let lsn = |lsn: Option<Lsn>| lsn.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string());
+            return format!(
+                "receiver: {over}; it had received to {}, safe {}, archived {}",
+                lsn(self.received_lsn),
+                lsn(self.acknowledged_lsn),
+                lsn(self.archived_lsn)
+            );
+        }
+        let lag = match (self.lag_bytes, self.lag_ms) {
+            (Some(0), _) => ", everything is archived".to_owned(),
+            (Some(bytes), Some(ms)) => format!(
+                ", {} not archived for {}",
+                human::size(bytes),
+                human::duration(Duration::from_millis(ms))
+            ),
+            (Some(bytes), None) => format!(", {} not archived", human::size(bytes)),
+            (None, _) => String::new(),
+        };
+        format!("receiver: {}{lag}", self.line)
+    }
+
+    /// That it ended, or is not heard of any more.
+    fn over(&self) -> Option<String> {
+        match self.ended {
+            Some(ended) => Some(format!("ended {}", human::time(ended))),
+            None if self.is_silent => {
+                Some(format!("not heard of since {}", human::time(self.time)))
+            }
+            None => None,
+        }
+    }
+
+    /// What is wrong with it.
+    pub fn problem(&self) -> Option<String> {
+        let why = |error: &String| format!(": {error}");
+        let error = self.last_error.as_ref().map(why).unwrap_or_default();
+        if let Some(over) = self.over() {
+            return Some(format!(
+                "the receiver does not run, {over}{error}; start it: pitr receive"
+            ));
+        }
+        if !self.running {
+            return Some(format!("the receiver is not connected{error}"));
+        }
+        self.last_error
+            .as_ref()
+            .map(|error| format!("the receiver has trouble: {error}"))
+    }
+}
+
+/// The end that every required repository has reached.
+pub fn archived(status: &Status) -> Option<Lsn> {
+    let required = status.repositories.iter().any(|r| r.required);
+    let counting = status
+        .repositories
+        .iter()
+        .filter(|r| r.required == required);
+    counting.map(|r| r.archived_lsn).min().flatten()
+}
+
+/// A position, or a dash.
+pub fn lsn(position: Option<Lsn>) -> String {
+    position.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string())
+}
+
+/// The status on one line.
+pub fn line(status: &Status) -> String {
+    let from = match &status.server {
+        Some(server) => format!("streaming from {server}"),
+        None => "not connected".to_owned(),
+    };
+    let behind = match (status.server_lsn, status.acknowledged_lsn) {
+        (Some(server), Some(safe)) if server > safe => {
+            format!(", {} behind", human::size(server.0.saturating_sub(safe.0)))
+        }
+        _ => String::new(),
+    };
+    let trouble = status
+        .last_error
+        .as_ref()
+        .map_or_else(String::new, |error| format!(": {error}"));
+    format!(
+        "{from}, received {}, safe {}, archived {}{behind}{trouble}",
+        lsn(status.received_lsn),
+        lsn(status.acknowledged_lsn),
+        lsn(archived(status))
+    )
+}
+
+/// How long ago; a clock that went back says nothing, so it counts as just now.
+fn age(time: TimestampTz, now: TimestampTz) -> Duration {
+    now.duration_since(time).unwrap_or_default()
+}
+
+/// Gaps that were recorded while receiving, and that nothing has filled since.
+///
+/// # Errors
+/// What the store says.
+pub fn recorded_gaps(repository: &Repository, inventory: &Inventory) -> Result<Vec<String>> {
+    let layout = inventory.layout()?;
+    let mut found = Vec::new();
+    for timeline in inventory.timelines.keys() {
+        let subject = format!("wal-{timeline}");
+        let events = match event::read_all(repository.store(), &layout, &subject) {
+            Ok(events) => events,
+            Err(error) if error.is_damage() => {
+                found.push(format!(
+                    "recorded gaps of timeline {} cannot be read: {error}",
+                    timeline.decimal()
+                ));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        found.extend(event::forged(&events).into_iter().map(|forged| {
+            format!(
+                "event \"{}\" of \"{subject}\" is {}",
+                forged.name,
+                event::FORGED
+            )
+        }));
+        let gaps = events
+            .iter()
+            .filter(|r| r.event.event == "gap" && r.counts());
+        for recorded in gaps.map(|r| &r.event) {
+            let (Some(from), Some(to)) = (recorded.from_lsn, recorded.to_lsn) else {
+                continue;
+            };
+            let size = inventory.segment_size;
+            let last = SegmentNumber::ending_at(to, size);
+            let mut number = SegmentNumber::of(from, size);
+            while number < last && inventory.has(*timeline, number) {
+                number = number.next();
+            }
+            if from < to && !inventory.has(*timeline, number) {
+                found.push(format!(
+                    "WAL of timeline {} from {from} to {to} was lost before it was received",
+                    timeline.decimal()
+                ));
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::timeline::TimelineId;
+    use crate::receive::status::RepositoryStatus;
+
+    fn status() -> Status {
+        Status {
+            time: TimestampTz(100_000_000),
+            pid: 7,
+            started: TimestampTz(0),
+            ended: None,
+            cluster: "main".to_owned(),
+            system_identifier: 7,
+            server: Some("db1:5432".to_owned()),
+            slot: Some("pitr".to_owned()),
+            timeline: Some(TimelineId::FIRST),
+            received_lsn: Some(Lsn(0x300_0100)),
+            received_time: Some(TimestampTz(99_000_000)),
+            flushed_lsn: Some(Lsn(0x300_0100)),
+            acknowledged_lsn: Some(Lsn(0x300_0100)),
+            server_lsn: Some(Lsn(0x300_0100)),
+            repositories: [0x300_0100, 0x300_0000]
+                .map(|lsn| RepositoryStatus {
+                    name: "r".to_owned(),
+                    required: true,
+                    archived_lsn: Some(Lsn(lsn)),
+                    timeline: Some(TimelineId::FIRST),
+                    archived_time: Some(TimestampTz(98_000_000)),
+                    last_error: None,
+                })
+                .to_vec(),
+            journal_bytes: 1,
+            journal_limit_bytes: None,
+            last_error: None,
+        }
+    }
+
+    #[test]
+    fn lag_is_that_of_the_repository_that_is_behind_most() {
+        let receiver = Receiver::new(&status(), TimestampTz(101_000_000));
+        assert_eq!(
+            (receiver.lag_bytes, receiver.lag_ms),
+            (Some(0x100), Some(3000))
+        );
+        assert_eq!(
+            receiver.line(),
+            "receiver: streaming from db1:5432, received 0/3000100, safe 0/3000100, archived 0/3000000, 256 B not archived for 3 s"
+        );
+        assert_eq!(receiver.problem(), None);
+    }
+
+    #[test]
+    fn a_receiver_that_is_silent_does_not_run() {
+        let mut status = status();
+        let receiver = Receiver::new(&status, TimestampTz(131_000_000));
+        let silent = "not heard of since 2000-01-01 00:01:40Z";
+        assert_eq!(
+            receiver.problem().unwrap(),
+            format!("the receiver does not run, {silent}; start it: pitr receive")
+        );
+        assert_eq!(
+            receiver.line(),
+            format!(
+                "receiver: {silent}; it had received to 0/3000100, safe 0/3000100, archived 0/3000000"
+            )
+        );
+        // A clock that went back is no outage.
+        assert_eq!(Receiver::new(&status, TimestampTz(0)).problem(), None);
+        status.last_error = Some("the journal has no room".to_owned());
+        let problem = Receiver::new(&status, TimestampTz(100_000_000)).problem();
+        assert_eq!(
+            problem.unwrap(),
+            "the receiver has trouble: the journal has no room"
+        );
+        // One that ended says so at once, and the moment stays.
+        status.ended = Some(TimestampTz(100_000_000));
+        for now in [100_000_000, 900_000_000] {
+            let receiver = Receiver::new(&status, TimestampTz(now));
+            let line = receiver.line();
+            assert!(
+                line.starts_with("receiver: ended 2000-01-01 00:01:40Z;"),
+                "{line}"
+            );
+            assert!(
+                receiver
+                    .problem()
+                    .unwrap()
+                    .contains("the journal has no room")
+            );
+        }
+    }
+}

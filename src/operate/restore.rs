@@ -1,0 +1,192 @@
+//! A restore to a target: from what is asked to what is written.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use super::choice::{Question, Unless};
+use super::opened::{self, Opened};
+use super::reading::Reading;
+use super::restoring::{Place, Prepared, path_text};
+use super::rival;
+use super::session::Session;
+use super::target::AskedTarget;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::plan::recovery::{Action, Moment, Plan, Reason};
+use crate::repo::lives::Followed;
+use crate::repo::root::BackupRoot;
+use crate::restore::job::{self, Earlier, Job, Purpose, Request};
+use crate::restore::target_dir::Mapping;
+
+/// What the operator asks for.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// The directory to restore into.
+    pub to: PathBuf,
+    /// The recovery target.
+    pub target: AskedTarget,
+    /// What PostgreSQL does there.
+    pub action: Action,
+    /// The places for tablespaces.
+    pub mappings: Vec<Mapping>,
+    /// Whether the copy may archive.
+    pub adopt: bool,
+    /// Whether tablespaces may lie where the backup says, and the copy beside a running server.
+    pub is_confirmed: bool,
+    /// Whether it is only looked at.
+    pub dry_run: bool,
+}
+
+/// Where a request leads.
+pub enum Way {
+    /// To the target.
+    Ready(Box<Prepared>),
+    /// Not there.
+    OutOfReach(Box<Unreached>),
+}
+
+/// A target that no repository leads to.
+pub struct Unreached {
+    /// The plan that leads farthest.
+    pub plan: Plan,
+    /// The directory that was asked for.
+    pub to: String,
+    /// What follows from it.
+    pub error: Error,
+}
+
+/// Decides and checks a restore, up to the first write. Also returns the time of the target as it was meant, where that is not UTC.
+///
+/// # Errors
+/// Those of the place, the repositories and the plan; `Refused` for an unfinished restore of another request, or a rival server.
+pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)> {
+    let reading = Reading::open(session)?;
+    // A dry run shows where they would go.
+    let as_in_backup = asked.is_confirmed || asked.dry_run;
+    let mappings = asked.mappings.clone();
+    let place = Place::new(
+        session,
+        &reading.settings,
+        &asked.to,
+        mappings,
+        as_in_backup,
+    );
+    let target = place.look()?;
+    let opened = opened::open(session, reading)?;
+    let resolved = opened
+        .reading
+        .resolve(session, &opened.inventory, &asked.target)?;
+    let request = Request {
+        to: path_text(&target.data)?,
+        cluster: opened.layout.name().to_owned(),
+        repository: session.flags.repository.clone(),
+        backup: asked.target.backup.clone(),
+        as_stored: session.followed == Followed::AsStored,
+        tablespace_mappings: asked.mappings.iter().map(Mapping::recorded).collect(),
+        purpose: Purpose::Restore {
+            target: resolved.target,
+            action: asked.action,
+            adopt: asked.adopt,
+        },
+    };
+    let local_time = resolved.local_time;
+    let earlier = job::earlier(&target.found, &request)?;
+    let cluster = opened.reading.cluster.as_ref();
+    if let Some(cluster) = cluster.filter(|_| asked.adopt && !asked.dry_run) {
+        let copy = (target.data.as_path(), opened.inventory.system_identifier);
+        rival::check(session, copy, cluster, asked.is_confirmed)?;
+    }
+    let begun = match &earlier {
+        Earlier::LastStep(job) => taken_up(session, opened, job, None)?,
+        Earlier::Copying(job) => taken_up(session, opened, job, job.plan.as_ref())?,
+        Earlier::None => match planned(session, asked, opened, request)? {
+            ControlFlow::Continue(begun) => begun,
+            ControlFlow::Break(unreached) => {
+                return Ok((Way::OutOfReach(Box::new(unreached)), local_time));
+            }
+        },
+    };
+    let prepared = Prepared::new(session, begun, (&place, target), earlier)?;
+    Ok((Way::Ready(Box::new(prepared)), local_time))
+}
+
+/// The repository that gives the backup, what is done with it, and its root.
+type Begun = (Opened, Job, BackupRoot);
+
+/// Takes up a restore that was begun, once the WAL of `checked` was looked at again.
+fn taken_up(session: &Session, opened: Opened, job: &Job, checked: Option<&Plan>) -> Result<Begun> {
+    let opened = opened.where_it_began(session, job)?;
+    if let Some(plan) = checked {
+        opened.check_again(session, plan)?;
+    }
+    let (job, root) = opened.resume(session, job)?;
+    Ok((opened, job, root))
+}
+
+/// Plans a restore; breaks where nothing leads to the target.
+fn planned(
+    session: &Session,
+    asked: &Asked,
+    opened: Opened,
+    request: Request,
+) -> Result<ControlFlow<Unreached, Begun>> {
+    let question = Question {
+        target: &asked.target,
+        action: asked.action,
+        is_carried_out: true,
+    };
+    let chosen = question.answer(session, opened)?;
+    let (opened, plan) = (chosen.opened, chosen.plan);
+    if let Some(unless) = chosen.unless {
+        return Ok(ControlFlow::Break(Unreached {
+            error: error_of(unless, &plan),
+            to: request.to,
+            plan,
+        }));
+    }
+    let backup = plan.backup.as_ref().map(|b| b.id.clone());
+    let backup = backup.ok_or_else(|| err!(Internal, "a plan without a backup"))?;
+    let (job, root) = opened.job(session, request, &backup, Some(plan))?;
+    Ok(ControlFlow::Continue((opened, job, root)))
+}
+
+/// Why nothing is restored, with what is to be done about it.
+fn error_of(unless: Unless, plan: &Plan) -> Error {
+    match unless {
+        Unless::NotKnown(e) => e,
+        Unless::OutOfReach { why, next } => {
+            let mut hint = what_helps(plan);
+            if let Some(next) = next {
+                hint.push_str(&format!("\n{next}"));
+            }
+            err!(OutOfReach, "{why}").hint(hint)
+        }
+    }
+}
+
+/// What is to be done about a target that is out of reach.
+fn what_helps(plan: &Plan) -> String {
+    const NOTHING: &str = "Nothing was written.";
+    if plan.reason != Some(Reason::DamagedWal) {
+        return NOTHING.to_owned();
+    }
+    let before = match plan.nearest_before {
+        Some(Moment {
+            lsn, xid: Some(_), ..
+        }) => {
+            format!(" The last commit before it is reached with --target-lsn {lsn}.")
+        }
+        Some(_) => " What the backup itself holds is reached with --target-immediate.".to_owned(),
+        None => String::new(),
+    };
+    let thaw = match plan.repository.starts_with("s3:") {
+        true => {
+            "What must be thawed the store restores (aws s3api restore-object), which takes hours. "
+        }
+        false => "",
+    };
+    format!(
+        "{NOTHING}{before}
+{thaw}\"pitr verify\" names all that is damaged."
+    )
+}

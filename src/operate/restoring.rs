@@ -1,0 +1,257 @@
+//! A restore or a standby that is ready to be written: its place, its job, what the server is started with.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::opened::Opened;
+use super::owner::{Access, User};
+use super::session::Session;
+use super::start_line::{self, Start};
+use crate::config::Settings;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::repo::event::Writer;
+use crate::repo::root::BackupRoot;
+use crate::restore::extract::Survey;
+use crate::restore::job::{Earlier, Job, Purpose};
+use crate::restore::settings::{self, Brought};
+use crate::restore::target_dir::{self, Mapping, Target, Wanted};
+use crate::restore::{self, Report, Source};
+use crate::snapshot::spare::Spares;
+
+/// The place that the operator names.
+pub struct Place {
+    /// The data directory, absolute.
+    pub to: PathBuf,
+    mappings: Vec<Mapping>,
+    as_in_backup: bool,
+    repositories: Vec<PathBuf>,
+    home: Option<PathBuf>,
+}
+
+impl Place {
+    /// The place as written. Tablespaces without a mapping go where the backup says, if `as_in_backup` allows it.
+    pub fn new(
+        session: &Session,
+        settings: &Settings,
+        to: &Path,
+        mappings: Vec<Mapping>,
+        as_in_backup: bool,
+    ) -> Place {
+        let repositories = settings.repositories.iter();
+        let repositories = repositories.filter_map(|r| r.location.directory());
+        Place {
+            to: session.environment.absolute(to),
+            mappings,
+            as_in_backup,
+            repositories: repositories.map(Path::to_owned).collect(),
+            home: session.environment.home().map(Path::to_owned),
+        }
+    }
+
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted {
+            to: &self.to,
+            mappings: &self.mappings,
+            as_in_backup: self.as_in_backup,
+            repositories: &self.repositories,
+            home: self.home.as_deref(),
+        }
+    }
+
+    /// Checks the data directory.
+    ///
+    /// # Errors
+    /// Those of [`target_dir::look`].
+    pub fn look(&self) -> Result<Target> {
+        target_dir::look(&self.wanted())
+    }
+
+    /// Checks the places of the tablespaces, which an unfinished job fixes.
+    ///
+    /// # Errors
+    /// Those of [`target_dir::place`].
+    pub fn place(&self, target: Target, root: &BackupRoot) -> Result<Target> {
+        target_dir::place(target, &self.wanted(), &root.content.tablespaces)
+    }
+}
+
+/// The data directory as text, for records.
+///
+/// # Errors
+/// `Refused` when it is not UTF-8.
+pub fn path_text(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        err!(Refused, "\"{}\" is not UTF-8", path.display())
+            .hint("Nothing was written. Name a directory whose path is.")
+    })
+}
+
+/// A restore that was decided and checked; nothing is written yet.
+pub struct Prepared {
+    /// The repository that gives the backup.
+    pub opened: Opened,
+    /// Everything that was decided. The settings in its plan are those that are written.
+    pub job: Job,
+    root: BackupRoot,
+    target: Target,
+    survey: Survey,
+    earlier: Earlier,
+}
+
+/// A restore that was written.
+pub struct Restored {
+    /// What was done.
+    pub report: Report,
+    /// The line that starts the server.
+    pub start: Start,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Prepared {
+    /// Checks the places, the space and the commands that PostgreSQL will run, and completes the settings.
+    ///
+    /// # Errors
+    /// Those of [`Place::place`] and [`restore::survey`]; `Config` when `pitr-restore` does not lie beside this program.
+    pub(super) fn new(
+        session: &Session,
+        (opened, job, root): (Opened, Job, BackupRoot),
+        (place, target): (&Place, Target),
+        earlier: Earlier,
+    ) -> Result<Prepared> {
+        let target = place.place(target, &root)?;
+        let mut job = Job {
+            tablespaces: target.tablespaces.clone(),
+            ..job
+        };
+        let survey = {
+            let spares = opened.spares(session);
+            restore::survey(&source(&opened, &root, &spares), &job, &target)?
+        };
+        if let (Purpose::Restore { adopt, .. }, Some(plan)) = (&job.request.purpose, &mut job.plan)
+        {
+            settings::complete(&mut plan.recovery_settings, *adopt, &survey.brought);
+        }
+        check_commands(session, &target, &opened)?;
+        Ok(Prepared {
+            opened,
+            job,
+            root,
+            target,
+            survey,
+            earlier,
+        })
+    }
+
+    /// The configuration that comes with the backup.
+    pub fn brought(&self) -> &Brought {
+        &self.survey.brought
+    }
+
+    /// Writes it, on so many cores; all of them without a number.
+    ///
+    /// # Errors
+    /// Those of [`restore::run`].
+    pub fn run(&self, session: &Session, jobs: Option<u16>) -> Result<Restored> {
+        let spares = self.opened.spares(session);
+        let source = source(&self.opened, &self.root, &spares);
+        let started = Instant::now();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let jobs = jobs.map_or(cores, usize::from);
+        let (job, target) = (&self.job, &self.target);
+        let report = restore::run(
+            &source,
+            job,
+            target,
+            &self.survey,
+            &self.earlier,
+            jobs,
+            &session.host,
+        );
+        tell_taken(session, &self.opened, job, &spares);
+        let (report, took) = (report?, started.elapsed());
+        let cluster = self.opened.reading.cluster.as_ref();
+        let original = cluster.and_then(|c| c.pgdata.as_deref());
+        let major = self.root.content.major;
+        Ok(Restored {
+            start: start_line::compose(job, target, &self.survey.brought, major, original),
+            report,
+            took,
+        })
+    }
+}
+
+fn source<'a>(opened: &'a Opened, root: &'a BackupRoot, spares: &'a Spares<'a>) -> Source<'a> {
+    Source {
+        store: opened.reading.repository.store(),
+        layout: &opened.layout,
+        root,
+        spares,
+    }
+}
+
+/// Requires the program that PostgreSQL runs while it recovers, and warns of what the server's user will not be able to use.
+///
+/// # Errors
+/// `Config` when `pitr-restore` does not lie beside this program.
+fn check_commands(session: &Session, target: &Target, opened: &Opened) -> Result<()> {
+    let program = std::env::current_exe()
+        .map_err(|e| Error::from_io("find this program", e))?
+        .with_file_name("pitr-restore");
+    if !program.is_file() {
+        return Err(err!(
+            Config,
+            "\"{}\" does not exist, and PostgreSQL needs it to recover",
+            program.display()
+        )
+        .hint("Nothing was written. Install pitr-restore beside pitr."));
+    }
+    opened.reading.warn_of_passphrases(session);
+    let existing = target.data.ancestors().find(|p| p.exists());
+    let user = match (target.owner, existing) {
+        (Some(_), Some(existing)) => User::owner_of(existing),
+        _ => Ok(User::of_process()),
+    };
+    let Ok(user) = user else { return Ok(()) };
+    let repository = &opened.reading.configured;
+    let directory = repository.location.directory();
+    let settings = opened.reading.settings.path.as_deref();
+    let needed = [(program.as_path(), Access::Execute)].into_iter();
+    let needed = needed
+        .chain(directory.map(|path| (path, Access::Execute)))
+        .chain(settings.map(|path| (path, Access::Read)))
+        .chain(repository.files().map(|path| (path, Access::Read)));
+    for (path, access) in needed {
+        if let Some(obstacle) = user.kept_out_by(path, access) {
+            session.warn(&format!(
+                "the server's user {} cannot use \"{}\", so recovery will fail: correct the permissions of \"{}\"",
+                user.name(),
+                path.display(),
+                obstacle.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Says which objects had to be taken from another repository, and records their damage, so that plans and people know.
+fn tell_taken(session: &Session, opened: &Opened, job: &Job, spares: &Spares<'_>) {
+    let store = opened.reading.repository.store();
+    let subject = job.backup.to_string();
+    let mut damaged = spares.taken();
+    damaged.retain(|one| !one.is_frozen);
+    for one in &damaged {
+        session.warn(&format!(
+            "\"{}\" is damaged in repository \"{}\" and was taken from \"{}\" ({})",
+            one.object, opened.reading.configured.name, one.from, one.detail
+        ));
+    }
+    let Some(first) = damaged.first() else { return };
+    let host = session.host.clone();
+    let writer = Writer::of(&host);
+    let what = (first.object.as_str(), first.detail.as_str());
+    if let Err(e) = writer.record_damage(store, &opened.layout, &subject, what) {
+        session.warn(&format!("the damage could not be recorded there: {e}"));
+    }
+}

@@ -1,0 +1,84 @@
+//! A session: what every use case works with, apart from its own arguments.
+
+use std::path::Path;
+
+use super::access;
+use super::archive_command::shell_word;
+use super::away::Away;
+use crate::config::{self, Environment, Flags, Settings};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::repo::lives::Followed;
+use crate::repo::repository::Repository;
+
+/// The host, the choice of configuration, cluster and repository, and what is known of repositories so far.
+pub struct Session {
+    /// Clock, random numbers, the wish to stop; notes and warnings go to its progress.
+    pub host: Host,
+    /// Variables and working directory.
+    pub environment: Environment,
+    /// Configuration file, cluster and repository, where the operator names them.
+    pub flags: Flags,
+    /// The system identifier that the operator names.
+    pub system_identifier: Option<u64>,
+    /// The segments of a forked timeline that are read.
+    pub followed: Followed,
+    /// Object stores that did not answer.
+    pub away: Away,
+}
+
+impl Session {
+    /// Finds and reads the configuration.
+    ///
+    /// # Errors
+    /// Those of [`Settings::load`].
+    pub fn settings(&self) -> Result<Settings> {
+        Settings::load(&self.flags, &self.environment)
+    }
+
+    /// Opens a repository.
+    ///
+    /// # Errors
+    /// `NoRepository` when it is not there or not mounted, and what the store says.
+    pub fn open(&self, repository: &config::Repository) -> Result<Repository> {
+        let path = repository.location.directory().map(Path::to_owned);
+        let opened = self.away.open(repository, &self.host);
+        opened.map_err(|e| access::explain(e, path.as_slice()))
+    }
+
+    /// The error with a next step, where access was denied.
+    pub fn explained(&self, error: Error) -> Error {
+        if error.hint_text().is_some() {
+            return error;
+        }
+        let repositories = self.settings().map(|s| s.repositories).unwrap_or_default();
+        let places = repositories.iter().filter_map(|r| r.location.directory());
+        let places = places.map(Path::to_owned);
+        access::explain(error, &places.collect::<Vec<_>>())
+    }
+
+    /// The flags of this session as options of the next command line, each with a space before it; `cluster` where it must be named.
+    pub fn options(&self, cluster: Option<&str>) -> String {
+        let config = self.flags.config.as_ref().map(|c| c.to_string_lossy());
+        let words = [
+            ("config", config.as_deref()),
+            ("repository", self.flags.repository.as_deref()),
+            ("cluster", cluster),
+        ];
+        words
+            .iter()
+            .filter_map(|(name, value)| Some((name, (*value)?)))
+            .map(|(name, value)| format!(" --{name} {}", shell_word(value)))
+            .collect()
+    }
+
+    /// Reports a decision or a wait.
+    pub fn note(&self, message: &str) {
+        self.host.progress.note(message);
+    }
+
+    /// Reports what went less well than it should.
+    pub fn warn(&self, message: &str) {
+        self.host.progress.warn(message);
+    }
+}

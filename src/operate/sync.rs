@@ -1,0 +1,318 @@
+//! What repositories lack of one another is copied.
+
+use std::collections::BTreeSet;
+
+use super::failures::Failures;
+use super::session::Session;
+use super::unproven;
+use crate::config::{self, Settings};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::plan::lacking::{Cause, Lacking};
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::{Registration, Repository};
+use crate::sync::{Options, Report, Transfer};
+
+/// What whoever may write to one of the stores can do to a copy that cannot tell forged objects.
+const FORGED: &str = "objects are only checked to be whole, and one that somebody forged is copied, and takes its name for good";
+
+/// What the operator asks for.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Copy from this repository only.
+    pub from: Option<String>,
+    /// Bring only this repository up to date.
+    pub to: Option<String>,
+    /// Copy also what the receiving side may have expired.
+    pub everything: bool,
+    /// Copy a cluster also where its name has another system identifier.
+    pub is_confirmed: bool,
+    /// Objects that are copied at a time.
+    pub jobs: usize,
+    /// Whether nothing is copied.
+    pub dry_run: bool,
+}
+
+/// What a run came to.
+pub struct Synced {
+    /// Each cluster, from each repository into each other one.
+    pub done: Vec<Done>,
+    /// What is not proven.
+    pub warnings: Vec<String>,
+    /// Errors, repository by repository.
+    pub failures: Failures,
+}
+
+/// One cluster, from one repository into another.
+pub struct Done {
+    /// The repository that gives.
+    pub from: String,
+    /// The repository that gets.
+    pub to: String,
+    /// The cluster.
+    pub registration: Registration,
+    /// What the receiving side lacks.
+    pub lacking: Lacking,
+    /// What was copied, where anything was to be.
+    pub report: Option<Report>,
+    /// It ended early; what it did before stands in the report.
+    pub is_cut_short: bool,
+}
+
+impl Done {
+    /// Whether anything was left out that should have come.
+    pub fn has_problems(&self) -> bool {
+        let left_out = &self.lacking.left_out;
+        left_out.iter().any(|l| l.cause != Cause::Rule)
+            || !self.lacking.unreadable.is_empty()
+            || self.report.as_ref().is_some_and(|r| r.problem_count > 0)
+    }
+}
+
+/// Brings every repository up to date that is meant.
+///
+/// # Errors
+/// `Usage`, `NotFound`, `Config`; the first failure when nothing was looked at.
+pub fn run(session: &Session, asked: &Asked) -> Result<Synced> {
+    let settings = session.settings()?;
+    check(asked, session, &settings)?;
+    let wanted = settings.cluster_if_named()?;
+    let wanted = wanted.as_ref().map(|c| c.name.as_str());
+    let mut failures = Failures::default();
+    let opened = open(asked, session, &settings, &mut failures);
+    let warning =
+        |(configured, repository): &Opened<'_>| unproven::warning(configured, repository, FORGED);
+    let warnings: Vec<String> = opened.iter().filter_map(warning).collect();
+    let mut sync = Sync {
+        asked,
+        session,
+        done: Vec::new(),
+        clusters: BTreeSet::new(),
+        failures,
+    };
+    for (to, from) in pairs(asked, &opened) {
+        if !sync.pair(from, to, wanted) {
+            break;
+        }
+    }
+    sync.failures.first_if(session, sync.done.is_empty())?;
+    if sync.clusters.is_empty() {
+        return Err(no_cluster(wanted));
+    }
+    Ok(Synced {
+        done: sync.done,
+        warnings,
+        failures: sync.failures,
+    })
+}
+
+fn no_cluster(wanted: Option<&str>) -> Error {
+    match wanted {
+        Some(name) => err!(NotFound, "no repository holds cluster \"{name}\""),
+        None => err!(NotFound, "no repository holds a cluster"),
+    }
+    .hint("Nothing was copied.")
+}
+
+/// Requires two repositories, and names that are some.
+fn check(asked: &Asked, session: &Session, settings: &Settings) -> Result<()> {
+    if session.flags.repository.is_some() {
+        return Err(err!(
+            Usage,
+            "--repository names one repository, and this works on two"
+        )
+        .hint("Nothing was copied. Say which with --from NAME and --to NAME."));
+    }
+    let names: Vec<&str> = settings
+        .repositories
+        .iter()
+        .map(|r| r.name.as_str())
+        .collect();
+    for name in [&asked.from, &asked.to].into_iter().flatten() {
+        if !names.contains(&name.as_str()) {
+            return Err(err!(NotFound, "repository \"{name}\" is not configured")
+                .hint(format!("Nothing was copied. Known: {}", names.join(", "))));
+        }
+    }
+    if asked.from.is_some() && asked.from == asked.to {
+        return Err(
+            err!(Usage, "--from and --to name the same repository").hint("Nothing was copied.")
+        );
+    }
+    match names.len() {
+        0 | 1 => Err(err!(Config, "fewer than two repositories are configured").hint(
+            "Nothing was copied. Add a section [repositories.NAME], and create it with \"pitr init\".",
+        )),
+        _ => Ok(()),
+    }
+}
+
+type Opened<'a> = (&'a config::Repository, Repository);
+
+/// Opens the repositories that take part. One that cannot be opened is told of, and the others go on.
+fn open<'a>(
+    asked: &Asked,
+    session: &Session,
+    settings: &'a Settings,
+    failures: &mut Failures,
+) -> Vec<Opened<'a>> {
+    let takes_part = |name: &str| match (&asked.from, &asked.to) {
+        (Some(from), Some(to)) => from == name || to == name,
+        _ => true,
+    };
+    let mut opened = Vec::new();
+    for configured in &settings.repositories {
+        if !takes_part(&configured.name) {
+            continue;
+        }
+        match session.open(configured) {
+            Ok(repository) => opened.push((configured, repository)),
+            Err(e) => {
+                failures.add(e, format!("open repository \"{}\"", configured.name));
+            }
+        }
+    }
+    opened
+}
+
+/// Who gets from whom, in the order of the configuration.
+fn pairs<'o, 'a>(asked: &Asked, opened: &'o [Opened<'a>]) -> Vec<(&'o Opened<'a>, &'o Opened<'a>)> {
+    let is_wanted =
+        |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|wanted| wanted == name);
+    let mut pairs = Vec::new();
+    for to in opened {
+        for from in opened {
+            let (f, t) = (from.0.name.as_str(), to.0.name.as_str());
+            if f != t && is_wanted(&asked.from, f) && is_wanted(&asked.to, t) {
+                pairs.push((to, from));
+            }
+        }
+    }
+    pairs
+}
+
+/// A run: what it works with, and what came of it.
+struct Sync<'a> {
+    asked: &'a Asked,
+    session: &'a Session,
+    done: Vec<Done>,
+    clusters: BTreeSet<String>,
+    failures: Failures,
+}
+
+impl Sync<'_> {
+    /// Brings one repository up to date from another; a cluster that cannot be copied does not keep the others from it. `false` when the
+    /// operator wants no more.
+    fn pair(&mut self, from: &Opened<'_>, to: &Opened<'_>, wanted: Option<&str>) -> bool {
+        let doing = format!(
+            "bring repository \"{}\" up to date from \"{}\"",
+            to.0.name, from.0.name
+        );
+        let names = match wanted {
+            Some(name) => Ok(vec![name.to_owned()]),
+            None => from.1.cluster_names(),
+        };
+        let names = match names {
+            Ok(names) => names,
+            Err(e) => return self.failures.add(e, doing),
+        };
+        for name in names {
+            let places = from.1.clusters(&name);
+            let known = places.and_then(|places| Ok((places, registered(&to.1, &name)?)));
+            let (places, known) = match known {
+                Ok(known) => known,
+                Err(e) => return self.failures.add(e, doing),
+            };
+            for layout in places {
+                let Err(e) = self.cluster(from, to, &layout, &known) else {
+                    continue;
+                };
+                let is_away = e.code().is_retryable();
+                let is_wanted = self.failures.add(e, doing.clone());
+                if is_away || !is_wanted {
+                    return is_wanted;
+                }
+            }
+        }
+        true
+    }
+
+    /// `known` are the system identifiers that the receiving side had under the name when the run came to it.
+    fn cluster(
+        &mut self,
+        (from_name, from): &Opened<'_>,
+        (to_name, to): &Opened<'_>,
+        layout: &ClusterLayout,
+        known: &[u64],
+    ) -> Result<()> {
+        self.clusters.insert(layout.name().to_owned());
+        let Some(registration) = from.registration(layout)? else {
+            return Ok(());
+        };
+        if !self.asked.is_confirmed {
+            check_name(layout, from_name, to_name, known)?;
+        }
+        let asked = self.asked;
+        let host = &self.session.host;
+        let options = Options {
+            jobs: asked.jobs,
+            everything: asked.everything,
+        };
+        let transfer = Transfer::new(from, to, &registration, options, host)?;
+        if !asked.dry_run {
+            transfer.wait_for_deletion(&mut || Ok(()))?;
+        }
+        let lacking = transfer.plan()?;
+        let ran = match asked.dry_run {
+            true => Ok(()),
+            false => transfer.run(&lacking),
+        };
+        let report = (!asked.dry_run).then(|| transfer.report());
+        self.done.push(Done {
+            from: from_name.name.clone(),
+            to: to_name.name.clone(),
+            lacking,
+            report,
+            is_cut_short: ran.is_err(),
+            registration: registration.clone(),
+        });
+        ran
+    }
+}
+
+/// The system identifiers under a name. One whose registration cannot be read is there, too.
+fn registered(repository: &Repository, name: &str) -> Result<Vec<u64>> {
+    let mut known = Vec::new();
+    for layout in repository.clusters(name)? {
+        match repository.registration(&layout) {
+            Ok(None) => {}
+            Err(e) if e.code().is_retryable() => return Err(e),
+            _ => known.push(layout.system_identifier()),
+        }
+    }
+    Ok(known)
+}
+
+/// A second system identifier under a name is what pg_upgrade leaves, or two clusters that were mixed up: who reads takes the newest
+/// backup of the name, whosever it is.
+fn check_name(
+    layout: &ClusterLayout,
+    from: &config::Repository,
+    to: &config::Repository,
+    known: &[u64],
+) -> Result<()> {
+    let own = layout.system_identifier();
+    if known.is_empty() || known.contains(&own) {
+        return Ok(());
+    }
+    let known: Vec<String> = known.iter().map(u64::to_string).collect();
+    Err(err!(
+        WrongCluster,
+        "cluster \"{}\" is registered with system identifier {} in \"{}\", and has {own} in \"{}\"",
+        layout.name(),
+        known.join(", "),
+        to.name,
+        from.name
+    )
+    .hint("Nothing of it was copied there. If these are two clusters, correct the repositories of the configuration.\nAfter pg_upgrade or initdb, run the same command with --confirm."))
+}

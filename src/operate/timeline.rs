@@ -1,0 +1,400 @@
+//! The timelines of a cluster, and decisions about which one is the cluster.
+
+use serde::Serialize;
+
+use super::failures::Failures;
+use super::held::Held;
+use super::reading::Reading;
+use super::session::Session;
+use super::unproven;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::{History, TimelineId};
+use crate::plan::cluster::{self, Activity, Cluster, LastCommit, Side, Standing, Tree};
+use crate::repo::decision::{Decision, Decisions, Kind, SUBJECT};
+use crate::repo::event::{self, Event, Writer};
+use crate::repo::layout::ClusterLayout;
+use crate::wal::inventory::Inventory;
+use crate::wal::rollup::Rollup;
+
+/// Why a decision is not written without the MAC key.
+const UNPROVEN: &str = "a decision that nothing proves would not count";
+
+/// A decision that the operator makes.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// What is decided.
+    pub kind: Kind,
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Why, for those who read the list later.
+    pub reason: String,
+}
+
+fn sides<'a>(rollups: &'a [(&'a Inventory, Rollup<'a>)]) -> Vec<Side<'a>> {
+    let side = |(inventory, wal): &'a (&'a Inventory, Rollup<'a>)| Side { inventory, wal };
+    rollups.iter().map(side).collect()
+}
+
+/// A timeline and what is stored of it.
+#[derive(Debug, Serialize)]
+pub struct Stored {
+    /// Its number.
+    pub timeline: u32,
+    /// `cluster`, `candidate`, `beside`, `ancestor`, `left` or `abandoned`.
+    pub state: &'static str,
+    /// The timeline that it left.
+    pub parent: Option<u32>,
+    /// Where it left it.
+    pub switch_lsn: Option<Lsn>,
+    /// When its first transaction ended.
+    pub begun: Option<TimestampTz>,
+    /// Of its own.
+    pub last_commit: Option<TimestampTz>,
+    /// Why the last commit is not known.
+    pub problem: Option<String>,
+    /// The backups that were taken on it.
+    pub backups: Vec<String>,
+    /// Why it was abandoned or chosen.
+    pub reason: Option<String>,
+}
+
+/// What is known of all timelines.
+struct View<'a> {
+    tree: &'a Tree,
+    decisions: &'a Decisions,
+    sides: &'a [Side<'a>],
+    cluster: &'a Cluster,
+}
+
+impl View<'_> {
+    fn show(&self, timeline: TimelineId) -> Result<Stored> {
+        let history = self.tree.history(timeline);
+        let parent = history.and_then(History::parent);
+        let from = parent.map_or(Lsn(0), |(_, lsn)| lsn);
+        let since = TimestampTz(i64::MIN);
+        let (last_commit, problem) = match self.sides.last_behind(timeline, from, since)? {
+            LastCommit::None => (None, None),
+            LastCommit::At(time) => (Some(time), None),
+            LastCommit::Unknown(why) => (None, Some(why)),
+        };
+        let own = |d: &&Decision| d.timeline == timeline;
+        let decision = match self.cluster.abandoned.contains(&timeline) {
+            true => self
+                .decisions
+                .abandoned()
+                .filter(|d| self.tree.descends(timeline, d.timeline))
+                .max_by_key(|d| d.timeline),
+            false => self.decisions.chosen().into_iter().find(own),
+        };
+        let mut backups: Vec<String> = Vec::new();
+        for side in self.sides {
+            let on_it = side.inventory.backups.iter();
+            let on_it = on_it.filter(|b| b.timeline == timeline);
+            backups.extend(on_it.map(|b| b.id.to_string()));
+        }
+        backups.sort();
+        backups.dedup();
+        Ok(Stored {
+            timeline: timeline.decimal(),
+            state: self.state(timeline),
+            parent: parent.map(|(t, _)| t.decimal()),
+            switch_lsn: parent.map(|(_, lsn)| lsn),
+            begun: self.sides.begun(timeline, from)?,
+            last_commit,
+            problem,
+            backups,
+            reason: decision.and_then(|d| d.reason.clone()),
+        })
+    }
+
+    fn state(&self, timeline: TimelineId) -> &'static str {
+        let leads = |t: &TimelineId| self.tree.descends(*t, timeline);
+        match self.cluster.standing(timeline) {
+            Standing::Cluster => "cluster",
+            Standing::Candidate => "candidate",
+            Standing::Abandoned => "abandoned",
+            Standing::Other(_) if self.cluster.beside.iter().any(|c| c.timeline == timeline) => {
+                "beside"
+            }
+            Standing::Other(candidates) if candidates.iter().any(leads) => "ancestor",
+            Standing::Other(_) => "left",
+        }
+    }
+
+    fn show_all(&self) -> Result<Vec<Stored>> {
+        self.tree.timelines().map(|t| self.show(t)).collect()
+    }
+}
+
+/// The timelines of a cluster.
+#[derive(Serialize)]
+pub struct Listing {
+    /// The cluster's name.
+    pub cluster: String,
+    system_identifier: String,
+    /// The timeline that is the cluster; none while it is undecided.
+    pub timeline: Option<u32>,
+    /// The timelines that may be the cluster.
+    pub candidates: Vec<u32>,
+    /// All of them.
+    pub timelines: Vec<Stored>,
+    decisions: Vec<Decision>,
+    /// Which one is the cluster.
+    #[serde(skip)]
+    pub decided: Cluster,
+    /// Errors, repository by repository.
+    #[serde(skip)]
+    pub failures: Failures,
+}
+
+/// Lists the timelines, and decides which one is the cluster.
+///
+/// # Errors
+/// Those of [`Held::read`], and what the WAL says.
+pub fn list(session: &Session) -> Result<Listing> {
+    let held = Held::read(session)?;
+    let rollups = held.rollups(session)?;
+    let sides = sides(&rollups);
+    let (tree, decisions) = cluster::together(&sides);
+    let decided = cluster::decide(&tree, &decisions, &sides.as_slice())?;
+    let view = View {
+        tree: &tree,
+        decisions: &decisions,
+        sides: &sides,
+        cluster: &decided,
+    };
+    let timelines = view.show_all()?;
+    let (first, inventory) = held
+        .readings
+        .first()
+        .ok_or_else(|| err!(Internal, "no repository was read"))?;
+    let (cluster, system_identifier) =
+        (first.name.clone(), inventory.system_identifier.to_string());
+    drop(sides);
+    drop(rollups);
+    Ok(Listing {
+        cluster,
+        system_identifier,
+        timeline: decided.timeline().map(TimelineId::decimal),
+        candidates: numbers(&decided.candidates()),
+        timelines,
+        decisions: decisions.all,
+        decided,
+        failures: held.failures,
+    })
+}
+
+fn numbers(timelines: &[TimelineId]) -> Vec<u32> {
+    timelines.iter().map(|t| t.decimal()).collect()
+}
+
+/// A decision that is shown before it is recorded.
+#[derive(Serialize)]
+pub struct Decided {
+    decision: Kind,
+    timeline: u32,
+    reason: String,
+    /// Which timeline is the cluster now; none while it is undecided.
+    pub cluster_before: Option<u32>,
+    /// Which timeline is the cluster then.
+    pub cluster_then: Option<u32>,
+    candidates_then: Vec<u32>,
+    /// What is abandoned by it, with what lies there alone.
+    pub abandoned: Vec<Stored>,
+    /// The decisions that it ends.
+    ends: Vec<String>,
+    /// The repositories in which it was recorded.
+    pub recorded_in: Vec<String>,
+    confirmed: bool,
+    /// The cluster then.
+    #[serde(skip)]
+    pub after: Cluster,
+    /// Errors, repository by repository.
+    #[serde(skip)]
+    pub failures: Failures,
+    #[serde(skip)]
+    readings: Vec<(Reading, Inventory)>,
+    #[serde(skip)]
+    events: Vec<Event>,
+    #[serde(skip)]
+    change: Change,
+}
+
+/// Looks what follows from a decision.
+///
+/// # Errors
+/// `NotFound` for an unknown timeline; `Refused` when no timeline would be left, or the one that is restored would not be followed.
+pub fn decide(session: &Session, change: Change) -> Result<Decided> {
+    let held = Held::read(session)?;
+    let rollups = held.rollups(session)?;
+    let sides = sides(&rollups);
+    let (tree, decisions) = cluster::together(&sides);
+    let before = cluster::decide(&tree, &decisions, &sides.as_slice())?;
+    let ends = require_sense(&tree, &decisions, &change)?;
+    let mut then = decisions.clone();
+    let events = events(&Writer::of(&session.host), &change, &ends);
+    for (n, event) in events.iter().enumerate() {
+        then.all.push(Decision {
+            // Of two with the same time the later name counts.
+            event: format!("~{n}"),
+            kind: change.kind,
+            timeline: change.timeline,
+            time: event.time,
+            reason: event.reason.clone(),
+            ends: event.ends.clone(),
+        });
+    }
+    let after = cluster::decide(&tree, &then, &sides.as_slice())?;
+    require_outcome(&tree, &after, &change)?;
+    let view = View {
+        tree: &tree,
+        decisions: &then,
+        sides: &sides,
+        cluster: &after,
+    };
+    let is_new = |t: &TimelineId| !before.abandoned.contains(t);
+    let abandoned = after.abandoned.iter().copied().filter(is_new);
+    let abandoned = abandoned
+        .map(|t| view.show(t))
+        .collect::<Result<Vec<_>>>()?;
+    drop(sides);
+    drop(rollups);
+    Ok(Decided {
+        decision: change.kind,
+        timeline: change.timeline.decimal(),
+        reason: change.reason.clone(),
+        cluster_before: before.timeline().map(TimelineId::decimal),
+        cluster_then: after.timeline().map(TimelineId::decimal),
+        candidates_then: numbers(&after.candidates()),
+        abandoned,
+        ends,
+        recorded_in: Vec::new(),
+        confirmed: false,
+        after,
+        failures: held.failures,
+        readings: held.readings,
+        events,
+        change,
+    })
+}
+
+impl Decided {
+    /// Records the decision in every repository.
+    ///
+    /// # Errors
+    /// The first, when it could be recorded nowhere.
+    pub fn record(&mut self, session: &Session) -> Result<()> {
+        self.confirmed = true;
+        let nonce = session.host.random();
+        for (reading, inventory) in &self.readings {
+            let name = &reading.configured.name;
+            match record(reading, inventory, &self.events, &self.change, nonce) {
+                Ok(()) => self.recorded_in.push(name.clone()),
+                Err(e) => {
+                    self.failures
+                        .add(e, format!("record it in repository \"{name}\""));
+                }
+            }
+        }
+        self.failures.first_if(session, self.recorded_in.is_empty())
+    }
+}
+
+/// The events of a decision: for each abandonment that it ends another one.
+fn events(writer: &Writer<'_>, change: &Change, ends: &[String]) -> Vec<Event> {
+    let event = |ends: Option<&String>| Event {
+        timeline: Some(change.timeline.get()),
+        reason: Some(change.reason.clone()),
+        ends: ends.cloned(),
+        ..writer.event(change.kind.as_str(), SUBJECT)
+    };
+    match ends {
+        [] => vec![event(None)],
+        ends => ends.iter().map(|one| event(Some(one))).collect(),
+    }
+}
+
+/// Requires that the timeline is known; the abandonments that a restore of it ends.
+fn require_sense(tree: &Tree, decisions: &Decisions, change: &Change) -> Result<Vec<String>> {
+    let number = change.timeline;
+    if !tree.timelines().any(|t| t == number) {
+        let known: Vec<String> = tree.timelines().map(|t| t.decimal().to_string()).collect();
+        return Err(
+            err!(NotFound, "timeline {} does not exist", number.decimal())
+                .hint(format!("Nothing was changed. Known: {}", known.join(", "))),
+        );
+    }
+    let covers = |d: &&Decision| tree.descends(number, d.timeline);
+    Ok(match change.kind {
+        Kind::Restore => decisions
+            .abandoned()
+            .filter(covers)
+            .map(|d| d.event.clone())
+            .collect(),
+        _ => Vec::new(),
+    })
+}
+
+/// Requires that a timeline is left, and that the one that is restored is followed.
+fn require_outcome(tree: &Tree, after: &Cluster, change: &Change) -> Result<()> {
+    let number = change.timeline;
+    let candidates = after.candidates();
+    if candidates.is_empty() {
+        return Err(err!(
+            Refused,
+            "no timeline would be left that is not abandoned"
+        )
+        .hint("Nothing was changed. Say first which timeline is the cluster: pitr timeline restore N --reason TEXT"));
+    }
+    if change.kind == Kind::Restore && after.timeline().is_none() {
+        let others: Vec<String> = candidates
+            .iter()
+            .filter(|t| **t != number && tree.descends(**t, number))
+            .map(|t| format!("pitr timeline abandon {} --reason TEXT", t.decimal()))
+            .collect();
+        let why = after.undecided().unwrap_or_default();
+        return Err(err!(Refused, "with that decision {why}").hint(format!(
+            "Nothing was changed. What descends from a timeline belongs to it until it is abandoned.\nFirst: {}",
+            others.join(", then ")
+        )));
+    }
+    Ok(())
+}
+
+/// Writes the events, unless the repository has the decision already.
+fn record(
+    reading: &Reading,
+    inventory: &Inventory,
+    events: &[Event],
+    change: &Change,
+    nonce: u64,
+) -> Result<()> {
+    let own = &inventory.decisions;
+    let tree = Tree::of(inventory);
+    let is_there = match change.kind {
+        Kind::Abandon => own.abandoned().any(|d| d.timeline == change.timeline),
+        _ => {
+            let mut covering = own.abandoned();
+            let is_free = !covering.any(|d| tree.descends(change.timeline, d.timeline));
+            let newest = own.chosen().first().map(|d| (d.kind, d.timeline));
+            is_free && newest == Some((change.kind, change.timeline))
+        }
+    };
+    if is_there {
+        return Ok(());
+    }
+    if let Some(why) = unproven::warning(&reading.configured, &reading.repository, UNPROVEN) {
+        return Err(err!(Key, "{why}"));
+    }
+    let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
+    for (n, event) in (0u64..).zip(events) {
+        // The same name in every repository: they say the same.
+        let nonce = nonce.wrapping_add(n);
+        event::record(reading.repository.store(), &layout, event, nonce)
+            .map_err(|e: Error| e.context("write the decision"))?;
+    }
+    Ok(())
+}

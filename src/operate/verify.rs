@@ -1,0 +1,89 @@
+//! The check of everything that the repositories hold.
+
+use super::failures::Failures;
+use super::registered::registrations;
+use super::session::Session;
+use crate::config;
+use crate::err;
+use crate::error::{Code, Result};
+use crate::repo::id::BackupId;
+use crate::repo::repository::Registration;
+use crate::verify::{Report, Verify};
+
+/// Threads that read.
+const THREADS: usize = 2;
+
+/// What was found of one cluster in one repository.
+pub struct Done {
+    /// The repository.
+    pub repository: String,
+    /// The cluster in it.
+    pub registration: Registration,
+    /// What was found.
+    pub report: Report,
+}
+
+/// Reads everything back and checks it, or only a backup and the WAL it needs.
+///
+/// # Errors
+/// `Config` without a repository; the first failure when nothing was checked at all.
+pub fn run(session: &Session, backup: Option<&BackupId>) -> Result<(Vec<Done>, Failures)> {
+    let settings = session.settings()?;
+    if settings.repositories.is_empty() {
+        return Err(err!(Config, "no repository is configured"));
+    }
+    let wanted = settings.cluster_if_named()?;
+    let name = wanted.as_ref().map(|c| c.name.as_str());
+    let mut done = Vec::new();
+    let mut failures = Failures::default();
+    for configured in &settings.repositories {
+        if let Err(e) = one_repository(session, configured, name, backup, &mut done) {
+            let doing = format!("verify repository \"{}\"", configured.name);
+            if !failures.add(e, doing) {
+                break;
+            }
+        }
+    }
+    // A backup is in one repository, as a rule.
+    if backup.is_some() && !done.is_empty() {
+        failures.forget(Code::NotFound);
+    }
+    failures.first_if(session, done.is_empty())?;
+    Ok((done, failures))
+}
+
+fn one_repository(
+    session: &Session,
+    configured: &config::Repository,
+    cluster: Option<&str>,
+    backup: Option<&BackupId>,
+    done: &mut Vec<Done>,
+) -> Result<()> {
+    let repository = session.open(configured)?;
+    let mut missing = None;
+    let registrations = registrations(session, &repository, cluster)?;
+    let before = done.len();
+    for registration in registrations {
+        let verify = Verify {
+            repository: &repository,
+            registration: &registration,
+            backup: backup.cloned(),
+            threads: THREADS,
+            host: &session.host,
+        };
+        match verify.run() {
+            Ok(report) => done.push(Done {
+                repository: configured.name.clone(),
+                registration,
+                report,
+            }),
+            // Another identifier of the cluster may have it.
+            Err(e) if e.code() == Code::NotFound => missing = Some(e),
+            Err(e) => return Err(e),
+        }
+    }
+    match missing {
+        Some(e) if done.len() == before => Err(e),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,478 @@
+//! The rules of retention, for backups of any content: which are kept, and why; which are marked, which are deleted.
+
+use std::collections::BTreeMap;
+
+use super::item::{Hold, Item};
+use super::{CLOCK_SLACK, Fate, Policy, is_over};
+use crate::pg::time::TimestampTz;
+use crate::repo::event::{self, Recorded, end, live_claims};
+use crate::repo::id::BackupId;
+
+/// Events that a version of this format may write about a backup; others keep it.
+const KNOWN_EVENTS: [&str; 12] = [
+    "begin",
+    "completed",
+    "verified",
+    "claim",
+    "release",
+    "pin",
+    "unpin",
+    "expire",
+    "unexpire",
+    "damaged",
+    "healed",
+    event::MEANINGLESS,
+];
+
+/// The store's clock and this host's may differ by this much without another mark.
+const MARK_SLACK: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// What a kind of content asks beyond the rules.
+pub trait Constraint {
+    /// Returns an item that has to stay besides those that are held; `None` when the held ones suffice.
+    fn lacks(&self, items: &[Item<'_>]) -> Option<Lack>;
+
+    /// Returns why recovery hangs on an item alone.
+    fn hangs_on(&self, items: &[Item<'_>], id: &BackupId) -> Option<String>;
+}
+
+/// An item that has to stay.
+pub struct Lack {
+    /// Its index.
+    pub at: usize,
+    /// Why it stays.
+    pub reason: String,
+    /// What is worth a warning about it.
+    pub warning: Option<String>,
+}
+
+/// The result of the rules.
+pub struct Judgement<'a> {
+    /// Every committed backup, oldest first.
+    pub items: Vec<Item<'a>>,
+    /// Backups to mark now.
+    pub marks: Vec<BackupId>,
+    /// Marks to take back.
+    pub unmarks: Vec<(BackupId, String)>,
+    /// See [`super::ExpirePlan::warnings`].
+    pub warnings: Vec<String>,
+    /// See [`super::ExpirePlan::refusal`].
+    pub refusal: Option<String>,
+    /// See [`super::ExpirePlan::burst`].
+    pub burst: Option<String>,
+    /// See [`super::ExpirePlan::waiting`].
+    pub waiting: Option<String>,
+}
+
+impl<'a> Judgement<'a> {
+    fn of(items: Vec<Item<'a>>) -> Judgement<'a> {
+        Judgement {
+            items,
+            marks: Vec::new(),
+            unmarks: Vec::new(),
+            warnings: Vec::new(),
+            refusal: None,
+            burst: None,
+            waiting: None,
+        }
+    }
+
+    /// Whether no good backup stays.
+    pub fn keeps_nothing(&self) -> bool {
+        let stays = |i: &Item<'_>| i.damage.is_none() && i.fate == Fate::Keep;
+        !self.items.iter().any(stays)
+    }
+}
+
+/// Judges every item; they come oldest first.
+pub fn judge<'a>(
+    items: Vec<Item<'a>>,
+    constraint: &dyn Constraint,
+    policy: &Policy,
+    now: TimestampTz,
+) -> Judgement<'a> {
+    let mut judged = Judgement::of(items);
+    warn_of_the_future(&mut judged, now);
+    if let Some(id) = &policy.requested {
+        keep_all_but(&mut judged, constraint, id);
+        hold_others(&mut judged, policy, now);
+        refuse_held(&mut judged, id);
+    } else {
+        find_asked(&mut judged, policy, now);
+        keep_counted(&mut judged, constraint, policy);
+        hold_others(&mut judged, policy, now);
+        hold_young(&mut judged, policy, now);
+    }
+    for at in 0..judged.items.len() {
+        decide(&mut judged, at, policy, now);
+    }
+    if policy.requested.is_some() {
+        judged.unmarks.clear();
+        return judged;
+    }
+    if !policy.confirm_burst && judged.items.iter().any(|i| i.fate != Fate::Keep) {
+        judged.burst = burst(&judged, now);
+    }
+    judged
+}
+
+fn warn_of_the_future(judged: &mut Judgement<'_>, now: TimestampTz) {
+    let soon = now.saturating_add(CLOCK_SLACK);
+    for backup in &judged.items {
+        if backup.time > soon {
+            judged.warnings.push(format!(
+                "backup \"{}\" says that it ended at {}, which is in the future: a clock is or was wrong; order goes by LSN",
+                backup.id, backup.time
+            ));
+        }
+        for event in backup.events {
+            if event.event.time.max(event.stored) > soon {
+                judged.warnings.push(format!(
+                    "event \"{}\" of backup \"{}\" is dated in the future: a clock is or was wrong",
+                    event.name, backup.id
+                ));
+            }
+        }
+    }
+}
+
+/// Why a backup stays whose deletion was asked for.
+const ASKED: &str = "its deletion was asked for, and is left to \"pitr backup delete\"";
+
+/// By which clock pins end: the earlier of two.
+fn pin_clock(policy: &Policy, now: TimestampTz) -> TimestampTz {
+    policy.store_clock.map_or(now, |store| store.min(now))
+}
+
+/// Requests to delete a backup that have not lapsed, and that no pin stops.
+fn find_asked(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
+    let pin_clock = pin_clock(policy, now);
+    for backup in &mut judged.items {
+        let events = backup.events;
+        let marks = event::standing(events, "expire", "unexpire");
+        backup.is_asked = marks.iter().any(|mark| event::is_request(mark, now))
+            && event::live_pins(events, pin_clock).is_empty();
+    }
+}
+
+/// As [`keep_newest`], where a backup whose deletion was asked for lets no other one go, and does not go itself if retention alone would keep it.
+fn keep_counted(judged: &mut Judgement<'_>, constraint: &dyn Constraint, policy: &Policy) {
+    let mut as_if = Judgement::of(judged.items.iter().map(Item::undecided).collect());
+    let items = std::mem::take(&mut judged.items);
+    let (asked, counted): (Vec<_>, Vec<_>) = items.into_iter().partition(|i| i.is_asked);
+    judged.items = counted;
+    keep_newest(judged, constraint, policy);
+    if asked.is_empty() {
+        return;
+    }
+    judged.items.extend(asked);
+    judged.items.sort_by_key(|i| i.order);
+    keep_newest(&mut as_if, constraint, policy);
+    for (item, kept) in judged.items.iter_mut().zip(as_if.items) {
+        match (kept.hold, item.is_asked) {
+            (Some(_), true) => item.hold = Some((ASKED.to_owned(), Hold::Window)),
+            (Some(hold), false) => {
+                item.hold.get_or_insert(hold);
+            }
+            (None, _) => {}
+        }
+    }
+}
+
+/// Keeps every backup but the one that was asked for, and that one, too, where recovery hangs on it.
+fn keep_all_but(judged: &mut Judgement<'_>, constraint: &dyn Constraint, id: &BackupId) {
+    for item in judged.items.iter_mut().filter(|i| i.id != id) {
+        item.hold("nobody asked for its deletion".to_owned());
+    }
+    let good = || judged.items.iter().filter(|i| i.damage.is_none());
+    let is_newest = good().next_back().is_some_and(|i| i.id == id);
+    let why = if good().next().is_none() {
+        Some("no other backup is known to be good".to_owned())
+    } else if is_newest && good().count() == 1 {
+        Some("it is the only one that is known to be good".to_owned())
+    } else if is_newest {
+        Some("it is the newest good one".to_owned())
+    } else {
+        constraint.hangs_on(&judged.items, id)
+    };
+    let Some(why) = why else { return };
+    judged.refusal = Some(format!(
+        "backup \"{id}\" is not deleted: {why}. First take another one: pitr backup"
+    ));
+    if let Some(item) = judged.items.iter_mut().find(|i| i.id == id) {
+        item.hold(why);
+    }
+}
+
+/// A pin, a claim or something else stops a request.
+fn refuse_held(judged: &mut Judgement<'_>, id: &BackupId) {
+    if judged.refusal.is_some() {
+        return;
+    }
+    let Some((why, kind)) = judged
+        .items
+        .iter()
+        .find(|b| b.id == id)
+        .and_then(|b| b.hold.clone())
+    else {
+        return;
+    };
+    let next = match kind {
+        Hold::Pin => format!("First: pitr unpin {id} --confirm"),
+        _ => "\"pitr repo claims\" shows what is in use".to_owned(),
+    };
+    judged.refusal = Some(format!("backup \"{id}\" is not deleted: {why}. {next}"));
+}
+
+/// The N newest good ones; what the content needs besides them; damaged ones inside the window.
+fn keep_newest(judged: &mut Judgement<'_>, constraint: &dyn Constraint, policy: &Policy) {
+    let keep = usize::try_from(policy.keep.max(1)).unwrap_or(usize::MAX);
+    let newest = judged.items.iter_mut().filter(|i| i.damage.is_none()).rev();
+    for (rank, item) in newest.take(keep).enumerate() {
+        item.hold(format!("number {} of the newest {keep}", rank + 1));
+    }
+    let counted = judged.items.len().saturating_sub(keep);
+    let last_good = judged.items.iter().rposition(|i| i.damage.is_none());
+    judged.refusal = match last_good.and_then(|at| Some((at, judged.items.get(at)?))) {
+        Some((at, item)) if at < counted => Some(format!(
+            "the newest {keep} backups are damaged: backup \"{}\", the last good one, is kept",
+            item.id
+        )),
+        None if !judged.items.is_empty() => {
+            Some("no backup is known to be good: nothing is deleted".to_owned())
+        }
+        _ => None,
+    };
+    while let Some(lack) = constraint.lacks(&judged.items) {
+        judged.warnings.extend(lack.warning);
+        if let Some(item) = judged.items.get_mut(lack.at) {
+            item.hold(lack.reason);
+        }
+    }
+    // A damaged backup is no reason to lose what it alone may still hold.
+    let oldest = judged.items.iter().position(|i| i.hold.is_some());
+    let inside = judged.items.iter_mut().skip(oldest.unwrap_or(0));
+    for item in inside.filter(|i| i.damage.is_some()) {
+        item.hold("damaged, but newer than the oldest kept".to_owned());
+    }
+}
+
+/// Pins, claims, events of a newer version, refusals of the store.
+fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
+    let pin_clock = pin_clock(policy, now);
+    for backup in &mut judged.items {
+        let events = backup.events;
+        let unknown = events
+            .iter()
+            .find(|e| !KNOWN_EVENTS.contains(&e.event.event.as_str()));
+        let held = if policy.spared.contains(backup.id) {
+            Some(("the store refused to delete it".to_owned(), Hold::Window))
+        } else if let Some(reason) = in_use(events, now) {
+            Some((reason, Hold::Window))
+        } else if let Some(event) = unknown {
+            let reason = format!("it has an event of kind \"{}\"", event.event.event);
+            Some((reason, Hold::Window))
+        } else {
+            pinned(events, pin_clock).map(|reason| (reason, Hold::Pin))
+        };
+        if backup.hold.is_none() {
+            backup.hold = held;
+        }
+    }
+}
+
+/// What would go only by the count of backups: it stays until a newer backup was verified and has the minimum age.
+///
+/// The age counts from the later of the backup's own time and the store's: a copy begins anew, and neither clock alone makes it old.
+fn hold_young(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
+    if policy.min_age.is_zero() {
+        return;
+    }
+    let since = |b: &Item<'_>| b.time.max(b.stored);
+    let is_verified = |b: &Item<'_>| {
+        b.damage.is_none() && !b.is_asked && !event::standing(b.events, "verified", "").is_empty()
+    };
+    let verified: Vec<(usize, TimestampTz)> = judged
+        .items
+        .iter()
+        .enumerate()
+        .filter(|(_, b)| is_verified(b))
+        .map(|(at, b)| (at, since(b)))
+        .collect();
+    let is_old = |(_, since): &&(usize, TimestampTz)| is_over(*since, policy.min_age, now);
+    let proven = verified.iter().filter(is_old).map(|(at, _)| *at).max();
+    let hours = policy.min_age.as_secs_f64() / 3600.0;
+    let mut held = Vec::new();
+    for (at, backup) in judged.items.iter_mut().enumerate() {
+        if backup.hold.is_none() && proven.is_none_or(|proven| at >= proven) {
+            let reason = format!("no newer backup that was verified is {hours} hours old yet");
+            backup.hold = Some((reason, Hold::Window));
+            held.push(at);
+        }
+    }
+    let Some(first) = held.first() else { return };
+    let young = verified.iter().filter(|(at, _)| at > first);
+    let when = match young
+        .map(|(_, since)| since.saturating_add(policy.min_age))
+        .min()
+    {
+        Some(due) => format!("the next one is at {due}"),
+        None => "no newer one was verified: pitr verify".to_owned(),
+    };
+    judged.waiting = Some(format!(
+        "{} more than the newest {} stay until a newer backup was verified and is {hours} hours old (--min-age); {when}",
+        held.len(),
+        policy.keep.max(1)
+    ));
+}
+
+/// Days back in which more backups than usual count.
+const BURST_DAYS: u64 = 7;
+
+/// A day, counted back from now, of the last seven in which more than twice as many backups were taken as on the median day that has any.
+/// Times are those of the server: copies of old backups are no burst.
+fn burst(judged: &Judgement<'_>, now: TimestampTz) -> Option<String> {
+    let mut days: BTreeMap<u64, usize> = BTreeMap::new();
+    for backup in &judged.items {
+        let age = now.duration_since(backup.time).unwrap_or_default();
+        *days.entry(age.as_secs() / (24 * 3600)).or_default() += 1;
+    }
+    let mut counts: Vec<usize> = days.values().copied().collect();
+    counts.sort_unstable();
+    let usual = *counts.get(counts.len().saturating_sub(1) / 2)?;
+    let (day, count) = days.range(..BURST_DAYS).max_by_key(|(_, count)| **count)?;
+    (*count > 2 * usual).then(|| {
+        format!(
+            "nothing is marked or deleted, because {count} backups were taken within 24 hours, which ended {day} days ago, and usual are {usual}: they push out older ones"
+        )
+    })
+}
+
+/// Why a backup is pinned, and until when: of several pins the one that lasts longest.
+fn pinned(events: &[Recorded], now: TimestampTz) -> Option<String> {
+    let live = event::live_pins(events, now);
+    // The first of those that last equally long.
+    let until = |pin: &&Recorded| pin.event.until.unwrap_or(TimestampTz::INFINITY);
+    let pin = live.into_iter().rev().max_by_key(until)?;
+    let why = pin.event.reason.as_deref().unwrap_or("no reason given");
+    Some(match pin.event.until {
+        None => format!("pinned: {why}"),
+        Some(until) => format!("pinned until {until}: {why}"),
+    })
+}
+
+/// By whom a backup is in use, and until when: of several claims the one that ends last.
+fn in_use(events: &[Recorded], now: TimestampTz) -> Option<String> {
+    let live = live_claims(events, now);
+    let claim = live.into_iter().max_by_key(|claim| end(claim, now))?;
+    let purpose = claim.event.purpose.as_deref().unwrap_or("something");
+    let until = match claim.event.seconds {
+        Some(_) => format!("until {}, if it is not renewed", end(claim, now)),
+        None => "until it is released".to_owned(),
+    };
+    Some(format!(
+        "in use by a {purpose} on host \"{}\" {until}",
+        claim.event.host
+    ))
+}
+
+/// Whether a standing mark allows deletion now; if not, when the earliest will.
+pub fn mark_state(
+    events: &[Recorded],
+    policy: &Policy,
+    now: TimestampTz,
+) -> Option<Option<TimestampTz>> {
+    let due = event::standing(events, "expire", "unexpire")
+        .iter()
+        .map(|mark| {
+            let own = mark.since(now).saturating_add(policy.grace);
+            mark.event.not_before.map_or(own, |t| t.max(own))
+        })
+        .min()?;
+    Some((due > now).then_some(due))
+}
+
+fn decide(judged: &mut Judgement<'_>, at: usize, policy: &Policy, now: TimestampTz) {
+    let Some(backup) = judged.items.get_mut(at) else {
+        return;
+    };
+    let events = backup.events;
+    let marks = event::standing(events, "expire", "unexpire");
+    if let Some((_, hold)) = &backup.hold {
+        // A reader avoids marked backups; one that retention wants again is no longer marked. A claim says nothing about that.
+        let is_wanted = *hold == Hold::Pin || live_claims(events, now).is_empty();
+        if is_wanted && !policy.spared.contains(backup.id) {
+            // A request that has not lapsed is for the run that its maker starts.
+            let ends = |mark: &&&Recorded| !(backup.is_asked && event::is_request(mark, now));
+            for mark in marks.iter().filter(ends) {
+                judged.unmarks.push((backup.id.clone(), mark.name.clone()));
+            }
+        }
+        return;
+    }
+    // A mark that comes of age much later than one of today would (another grace, a clock in the future) is joined by one of today.
+    let today = now.saturating_add(policy.grace).saturating_add(MARK_SLACK);
+    backup.fate = match mark_state(events, policy, now) {
+        Some(None) => Fate::Delete,
+        Some(Some(due)) if due <= today => Fate::Waiting(due),
+        _ => {
+            judged.marks.push(backup.id.clone());
+            if policy.grace.is_zero() {
+                Fate::Delete
+            } else {
+                Fate::Mark
+            }
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::item::Parts;
+    use super::*;
+
+    /// Content that asks nothing.
+    struct Nothing;
+
+    impl Constraint for Nothing {
+        fn lacks(&self, _: &[Item<'_>]) -> Option<Lack> {
+            None
+        }
+
+        fn hangs_on(&self, _: &[Item<'_>], _: &BackupId) -> Option<String> {
+            None
+        }
+    }
+
+    #[test]
+    fn the_rules_need_no_wal() {
+        let ids: Vec<BackupId> = (1..=4)
+            .map(|n| format!("2026110{n}T000000Z-full").parse().unwrap())
+            .collect();
+        let parts = Parts::new();
+        let now = TimestampTz(0);
+        let item = |order: usize| Item {
+            order,
+            id: &ids[order],
+            time: now,
+            stored: now,
+            events: &[],
+            needs: (&parts, &parts),
+            damage: (order == 2).then(|| "torn".to_owned()),
+            hold: None,
+            is_asked: false,
+            fate: Fate::Keep,
+        };
+        let policy = Policy {
+            keep: 2,
+            confirm_burst: true,
+            ..Policy::default()
+        };
+        let judged = judge((0..4).map(item).collect(), &Nothing, &policy, now);
+        let fates: Vec<_> = judged.items.iter().map(|i| i.fate).collect();
+        assert_eq!(fates, [Fate::Delete, Fate::Keep, Fate::Keep, Fate::Keep]);
+        assert_eq!(judged.marks, ids[..1]);
+        assert_eq!(judged.items[1].hold.as_ref().unwrap().1, Hold::Promise);
+        assert_eq!(judged.items[2].hold.as_ref().unwrap().1, Hold::Window);
+    }
+}
