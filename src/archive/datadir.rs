@@ -61,6 +61,14 @@ impl DataDirectory {
     /// # Errors
     /// `Damaged` when its CRC stays wrong; the server may be writing it, so it is read up to ten times, 10 ms apart.
     pub fn control(&self) -> Result<Option<ControlFile>> {
+        Ok(self.control_with_bytes()?.map(|(control, _)| control))
+    }
+
+    /// Reads pg_control with its bytes; `None` when there is none.
+    ///
+    /// # Errors
+    /// As [`DataDirectory::control`].
+    pub fn control_with_bytes(&self) -> Result<Option<(ControlFile, Vec<u8>)>> {
         let path = self.root.join("global/pg_control");
         let mut last = None;
         for attempt in 0..10 {
@@ -78,7 +86,7 @@ impl DataDirectory {
                 Err(e) => return Err(Error::from_io(format!("open \"{}\"", path.display()), e)),
             }
             match ControlFile::parse(&bytes) {
-                Ok(control) => return Ok(Some(control)),
+                Ok(control) => return Ok(Some((control, bytes))),
                 Err(e) => last = Some(e),
             }
         }

@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 
+use super::producer::LISTED_PAGES;
 use crate::error::Result;
 use crate::pg::datapage::{self, DEFAULT_PAGE_SIZE, PageHeader};
 use crate::pg::lsn::Lsn;
@@ -18,8 +19,6 @@ use crate::snapshot::filekey::FileKey;
 use crate::snapshot::reader::Snapshot;
 use crate::store::Store;
 
-/// Most pages that a root lists.
-const LISTED_PAGES: usize = 10_000;
 /// The wire keeps no more warnings than this.
 const WARNINGS_KEPT: usize = 10_000;
 

@@ -18,7 +18,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
 use crate::wire::basebackup::{BackupEvent, BaseBackup, BaseBackupOptions};
-use crate::wire::client::{Client, Session};
+use crate::wire::client::{Client, Rows, Session};
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::replication::{Positions, ReplicationStream, StartReplication, StreamEvent};
 use crate::wire::slot::SlotName;
@@ -223,6 +223,7 @@ impl Source for LiveServer {
             host: client.host().to_owned(),
             system_identifier: identity.system_identifier,
             timeline: identity.timeline,
+            replication_pid: client.pid(),
             version_num: client.version_num(),
             major: client.major()?,
             segment_size: SegmentSize::from_setting(&size)
@@ -273,6 +274,14 @@ impl Source for LiveServer {
         })
     }
 
+    fn query(&mut self, query: &str) -> Result<Rows> {
+        let client = self.sql.as_mut().ok_or_else(no_session)?;
+        let rows = self
+            .runtime
+            .block_on(unless_stopped(&self.stop, client.query(query)));
+        rows.map_err(of_server)
+    }
+
     fn begin(&mut self, options: &BaseBackupOptions) -> Result<()> {
         match std::mem::replace(&mut self.replication, Replication::Gone) {
             Replication::Idle(client) => {
@@ -288,19 +297,8 @@ impl Source for LiveServer {
         let Replication::Running(backup) = &mut self.replication else {
             return Ok(None);
         };
-        let stop = &self.stop;
-        self.runtime.block_on(async {
-            loop {
-                if stop.load(Ordering::Relaxed) {
-                    return Err(err!(Interrupted, "interrupted"));
-                }
-                tokio::select! {
-                    biased;
-                    event = backup.next_event() => return event.map_err(of_server),
-                    () = tokio::time::sleep(TICK) => {}
-                }
-            }
-        })
+        let event = unless_stopped(&self.stop, backup.next_event());
+        self.runtime.block_on(event).map_err(of_server)
     }
 
     fn beside(&mut self, over: Arc<AtomicBool>) -> Box<dyn WalSource + Send> {
@@ -356,6 +354,30 @@ impl WalSource for LiveServer {
         // An error of the sink about the repository stays as it is.
         result
     }
+}
+
+/// Waits for the server until a stop is asked for.
+async fn unless_stopped<T>(
+    stop: &AtomicBool,
+    answer: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let mut answer = std::pin::pin!(answer);
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return Err(err!(Interrupted, "interrupted"));
+        }
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answer,
+            () = tokio::time::sleep(TICK) => {}
+        }
+    }
+}
+
+fn no_session() -> Error {
+    err!(Denied, "the server lets this user have no session for SQL").hint(
+        "Nothing was stored. --method local starts and stops the backup by SQL: let pg_hba.conf admit this user to the database that conninfo names, as well as for replication.",
+    )
 }
 
 /// Waits for a stream for as long as it may take.

@@ -20,7 +20,7 @@ use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::pg::label::BackupLabel;
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::SegmentNumber;
+use crate::pg::segment::{SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::plan::cluster;
@@ -43,6 +43,8 @@ use crate::wire::basebackup::{BackupStart, BaseBackupOptions, StartCheckpoint};
 pub mod archiving;
 pub mod damage;
 pub mod live;
+pub mod local;
+pub mod producer;
 pub mod proof;
 #[cfg(test)]
 mod proof_tests;
@@ -53,9 +55,9 @@ pub mod stream;
 pub mod wal;
 pub mod witness;
 
+use producer::{Produced, Producer, Watch, Work};
 use proof::{Landmarks, Prover};
-use source::{ServerFacts, Source};
-use stream::{Received, Receiver};
+use source::{ServerFacts, Source, WalSource};
 use witness::{Listener, Witness};
 
 const LABEL_LIMIT_BYTES: usize = 1023;
@@ -69,7 +71,7 @@ pub struct Options {
     pub checkpoint: StartCheckpoint,
     /// Most bytes read in a second.
     pub max_rate_bytes_per_s: Option<u64>,
-    /// Threads that compress.
+    /// Cores that read and compress.
     pub jobs: usize,
     /// How long to wait for WAL.
     pub wal_wait: Duration,
@@ -77,7 +79,7 @@ pub struct Options {
     pub codec: FrameCodec,
 }
 
-/// Takes a full backup of the server behind `source` into `repository`, as cluster `cluster`.
+/// Takes a full backup of the server behind `source` into `repository`, as cluster `cluster`. `producer` reads its files.
 ///
 /// On `Ok` the backup is committed; whether it is damaged stands in its root.
 ///
@@ -89,6 +91,7 @@ pub fn take(
     repository: &Repository,
     cluster: &str,
     source: &mut dyn Source,
+    producer: &mut dyn Producer,
     options: &Options,
     host: &Host,
 ) -> Result<BackupRoot> {
@@ -111,6 +114,7 @@ pub fn take(
     }
     archiving::check(source, &facts, host.progress.as_ref())?;
     check_timeline(repository, &layout, source, &facts, host.progress.as_ref())?;
+    producer.prepare(source, &facts)?;
 
     let store = repository.store();
     let id = reservation::reserve(store, &layout, host)?;
@@ -123,7 +127,7 @@ pub fn take(
         host,
         committing: false,
     };
-    let result = backup.run(source, &request, &mut claim);
+    let result = backup.run(source, producer, &request, &mut claim);
     let committing = backup.committing;
     if result.is_err() && !committing {
         discard(store, &layout, &id);
@@ -207,6 +211,32 @@ fn discard(store: &dyn Store, layout: &ClusterLayout, id: &BackupId) {
     let _ = store.delete(&layout.server_manifest(id));
 }
 
+/// Keeps the claim, and has the first WAL listened to, while files are copied.
+struct Watcher<'w, 'c> {
+    claim: &'w mut Claim<'c>,
+    segment_size: SegmentSize,
+    beside: Option<Box<dyn WalSource + Send>>,
+    over: Arc<AtomicBool>,
+    listener: Option<Listener>,
+}
+
+impl Watch for Watcher<'_, '_> {
+    fn began(&mut self, start: &BackupStart) -> Result<()> {
+        let (timeline, lsn) = (start.timeline, start.start_lsn);
+        self.claim.protect_from(timeline.get(), lsn)?;
+        if let Some(beside) = self.beside.take() {
+            let first = SegmentNumber::of(lsn, self.segment_size).range(self.segment_size);
+            let over = Arc::clone(&self.over);
+            self.listener = Some(Listener::start(beside, over, timeline, first)?);
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self) -> Result<()> {
+        self.claim.keep()
+    }
+}
+
 /// One backup under way.
 struct Backup<'a> {
     repository: &'a Repository,
@@ -222,6 +252,7 @@ impl Backup<'_> {
     fn run(
         &mut self,
         source: &mut dyn Source,
+        producer: &mut dyn Producer,
         request: &BaseBackupOptions,
         claim: &mut Claim<'_>,
     ) -> Result<BackupRoot> {
@@ -234,14 +265,13 @@ impl Backup<'_> {
             self.facts.host
         ));
         let start_time = source.clock().unwrap_or_else(|| host.now());
-        source.begin(request)?;
-        let (received, written, listener) = self.copy(source, claim)?;
+        let (produced, written, listener) = self.copy(source, producer, request, claim)?;
         let stop_time = source.clock().unwrap_or_else(|| host.now());
-        self.check(&received)?;
+        self.check(&produced)?;
         let needed = wal::Needed {
-            timeline: received.end.timeline,
-            start_lsn: received.start.start_lsn,
-            stop_lsn: received.end.stop_lsn,
+            timeline: produced.end.timeline,
+            start_lsn: produced.start.start_lsn,
+            stop_lsn: produced.end.stop_lsn,
             segment_size: self.facts.segment_size,
         };
         let witness = Witness::new(
@@ -260,29 +290,32 @@ impl Backup<'_> {
             host.progress.as_ref(),
         )?;
         let landmarks = Landmarks {
-            checkpoint: received.label.checkpoint,
+            checkpoint: produced.label.checkpoint,
             control: (
-                received.control.checkpoint,
-                received.control.checkpoint_copy.redo,
+                produced.control.checkpoint,
+                produced.control.checkpoint_copy.redo,
             ),
-            from_standby: BackupLabel::from_standby(&received.label),
+            from_standby: BackupLabel::from_standby(&produced.label),
         };
 
-        let manifest_hash = received.manifest.hash;
-        let mut root = self.root(&received, written, (start_time, stop_time), claim.id())?;
-        let timeline = received.end.timeline;
-        let object = received
-            .manifest
-            .finish(&received.control, timeline.get())?;
-        if object.publish()? == Published::Exists {
-            return Err(err!(Conflict, "the backup has a server manifest already"));
+        let times = (start_time, stop_time);
+        let mut root = self.root(producer.method(), &produced, written, times, claim.id())?;
+        let timeline = produced.end.timeline;
+        if let Some(manifest) = produced.manifest {
+            let hash = manifest.hash;
+            let object = manifest.finish(&produced.control, timeline.get())?;
+            if object.publish()? == Published::Exists {
+                return Err(err!(Conflict, "the backup has a server manifest already"));
+            }
+            root.content.server_manifest = Some(hash.to_hex().to_string());
+            let stored = store.head(&self.layout.server_manifest(claim.id()))?;
+            root.head.stored_bytes += stored.map_or(0, |meta| meta.size_bytes);
         }
-        root.content.server_manifest = Some(manifest_hash.to_hex().to_string());
-        let stored = store.head(&self.layout.server_manifest(claim.id()))?;
-        root.head.stored_bytes += stored.map_or(0, |meta| meta.size_bytes);
-        if received.end.checksum_failure {
+        (root.content.damage, root.content.damage_count) =
+            (produced.damage.pages, produced.damage.count);
+        if produced.end.checksum_failure {
             host.progress.phase("locate damaged pages", None);
-            let located = damage::locate(store, self.layout, &root, &received.end.warnings)?;
+            let located = damage::locate(store, self.layout, &root, &produced.end.warnings)?;
             (root.content.damage, root.content.damage_count) = located;
             root.content.damage_reported_by_server = true;
         }
@@ -377,12 +410,14 @@ impl Backup<'_> {
         }
     }
 
-    /// Streams the files into packs and the map into layers.
+    /// Copies the files into packs and the map into layers.
     fn copy(
         &self,
         source: &mut dyn Source,
+        producer: &mut dyn Producer,
+        request: &BaseBackupOptions,
         claim: &mut Claim<'_>,
-    ) -> Result<(Received, Written, Option<Listener>)> {
+    ) -> Result<(Produced, Written, Option<Listener>)> {
         let store = self.repository.store();
         let host = self.host;
         let naming = Naming {
@@ -390,48 +425,50 @@ impl Backup<'_> {
             catalog_version: self.facts.major.version().catalog_version,
         };
         let id = claim.id().clone();
-        let options =
+        let mut options =
             writer::Options::new(self.options.codec, self.options.jobs, host.scratch.clone());
+        options.sinks = producer.sinks(self.options.jobs);
         let over = Arc::new(AtomicBool::new(false));
-        let mut beside = Some(source.beside(Arc::clone(&over)));
-        let mut listener = None;
-        let size = self.facts.segment_size;
-        let mut began = |start: &BackupStart| {
-            if let Some(beside) = beside.take() {
-                let first = SegmentNumber::of(start.start_lsn, size).range(size);
-                let over = Arc::clone(&over);
-                listener = Some(Listener::start(beside, over, start.timeline, first)?);
-            }
-            Ok(())
+        let mut watcher = Watcher {
+            claim,
+            segment_size: self.facts.segment_size,
+            beside: Some(source.beside(Arc::clone(&over))),
+            over,
+            listener: None,
         };
-        let copied = std::thread::scope(|threads| {
-            let mut writer = SnapshotWriter::start(threads, store, self.layout, &id, &options)?;
-            let object = store.create(&self.layout.server_manifest(&id))?;
-            let receiver = Receiver::new(
+        let (produced, written) = std::thread::scope(|threads| {
+            let writer = SnapshotWriter::start(threads, store, self.layout, &id, &options);
+            let work = Work {
                 threads,
-                &mut writer,
+                writer: &writer,
                 naming,
-                &host.scratch,
-                host.progress.as_ref(),
-                object,
-            )?;
-            let received = receiver.run(source, claim, &mut began)?;
+                facts: self.facts,
+                options: self.options,
+                request,
+                host,
+                store,
+                layout: self.layout,
+                id: &id,
+                watch: &mut watcher,
+            };
+            let produced = producer.produce(source, work)?;
             host.check_stop()?;
             host.progress.phase("write the map", None);
-            Ok((received, writer.finish()?))
-        });
-        copied.map(|(received, written)| (received, written, listener))
+            Ok::<_, Error>((produced, writer.finish()?))
+        })?;
+        Ok((produced, written, watcher.listener))
     }
 
     /// Whether label, control file, manifest and the server's answers speak of one backup of this cluster.
-    fn check(&self, received: &Received) -> Result<()> {
-        let Received {
+    fn check(&self, produced: &Produced) -> Result<()> {
+        let Produced {
             start,
             end,
             label,
             control,
             manifest,
-        } = received;
+            ..
+        } = produced;
         let disagree = |what: String| {
             Err(Error::new(Code::Damaged, what)
                 .hint("Nothing was committed. Take the backup again."))
@@ -445,10 +482,10 @@ impl Backup<'_> {
             )
             .hint("A standby was promoted or followed a promotion. Nothing was committed; take the backup again."));
         }
+        let manifest = manifest.as_ref().map(|manifest| &manifest.end);
         if control.system_identifier != self.facts.system_identifier
             || manifest
-                .end
-                .system_identifier
+                .and_then(|end| end.system_identifier)
                 .is_some_and(|id| id != self.facts.system_identifier)
         {
             return disagree("the files are those of another cluster".into());
@@ -472,7 +509,9 @@ impl Backup<'_> {
                 label.start.lsn, start.start_lsn
             ));
         }
-        let ranges = &manifest.end.wal_ranges;
+        let Some(ranges) = manifest.map(|end| &end.wal_ranges) else {
+            return Ok(());
+        };
         let first = ranges.first().map(|range| range.start);
         let last = ranges.last().map(|range| range.end);
         if first != Some(start.start_lsn) || last != Some(end.stop_lsn) {
@@ -483,18 +522,19 @@ impl Backup<'_> {
 
     fn root(
         &self,
-        received: &Received,
+        method: Method,
+        produced: &Produced,
         written: Written,
         (start_time, stop_time): (TimestampTz, TimestampTz),
         id: &BackupId,
     ) -> Result<BackupRoot> {
-        let Received {
+        let Produced {
             start,
             end,
             label,
             control,
             ..
-        } = received;
+        } = produced;
         Ok(BackupRoot {
             head: Head {
                 id: id.clone(),
@@ -511,7 +551,7 @@ impl Backup<'_> {
                 features: Vec::new(),
             },
             content: ClusterContent {
-                method: Method::Stream,
+                method,
                 cluster: self.layout.name().to_owned(),
                 system_identifier: self.layout.system_identifier(),
                 major: control.major.number(),
@@ -519,7 +559,7 @@ impl Backup<'_> {
                 catalog_version: control.catalog_version,
                 start_lsn: start.start_lsn,
                 stop_lsn: end.stop_lsn,
-                consistent_lsn: consistent_lsn(received),
+                consistent_lsn: consistent_lsn(produced),
                 checkpoint_lsn: label.checkpoint,
                 start_timeline: start.timeline.get(),
                 timeline: end.timeline.get(),
@@ -531,7 +571,7 @@ impl Backup<'_> {
                 block_size_bytes: control.block_size,
                 relseg_blocks: control.relation_segment_blocks,
                 timezone: self.facts.timezone.clone(),
-                tablespaces: tablespaces(received),
+                tablespaces: tablespaces(produced),
                 server_manifest: None,
                 wal_proof: None,
                 damage: Vec::new(),
@@ -559,21 +599,21 @@ impl Backup<'_> {
 ///
 /// PostgreSQL: src/backend/access/transam/xlogrecovery.c (InitWalRecovery, `backupFromStandby`; CheckRecoveryConsistency),
 /// src/backend/backup/basebackup.c (perform_base_backup).
-fn consistent_lsn(received: &Received) -> Lsn {
-    let stop = received.end.stop_lsn;
-    match BackupLabel::from_standby(&received.label) {
-        true => received
+fn consistent_lsn(produced: &Produced) -> Lsn {
+    let stop = produced.end.stop_lsn;
+    match BackupLabel::from_standby(&produced.label) {
+        true => produced
             .control
             .min_recovery_point
-            .max(received.label.checkpoint)
+            .max(produced.label.checkpoint)
             .min(stop),
         false => stop,
     }
 }
 
 /// Tablespaces outside the data directory; those inside it are plain directories.
-fn tablespaces(received: &Received) -> Vec<Tablespace> {
-    let all = received.start.tablespaces.iter();
+fn tablespaces(produced: &Produced) -> Vec<Tablespace> {
+    let all = produced.start.tablespaces.iter();
     all.filter(|t| t.location.first() == Some(&b'/'))
         .map(|tablespace| Tablespace {
             oid: tablespace.oid,

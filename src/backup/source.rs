@@ -1,4 +1,4 @@
-//! The questions of a streamed backup to a server, as a trait, so that a recorded stream can take the place of a living one.
+//! The questions of a backup to a server, as a trait, so that a recorded stream can take the place of a living one.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,6 +13,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
 use crate::wire::basebackup::{BackupEvent, BaseBackupOptions};
+use crate::wire::client::Rows;
 
 /// Facts about a server before the backup begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct ServerFacts {
     pub system_identifier: u64,
     /// From `IDENTIFY_SYSTEM`.
     pub timeline: TimelineId,
+    /// The server's process for the replication connection, where it says so.
+    pub replication_pid: Option<i32>,
     /// `server_version_num`.
     pub version_num: u32,
     /// Its major.
@@ -104,6 +107,12 @@ pub trait Source: WalSource {
 
     /// Returns the other receivers of the server's WAL; `None` where they cannot be known.
     fn receivers(&mut self) -> Option<Receivers>;
+
+    /// Runs a query on the session for SQL, which lasts as long as this.
+    ///
+    /// # Errors
+    /// `Interrupted` once a stop was asked for; `Denied` where there is no such session, or a right is missing; `Server`.
+    fn query(&mut self, query: &str) -> Result<Rows>;
 
     /// Asks for the backup.
     ///

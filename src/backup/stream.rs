@@ -6,6 +6,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 use bytes::Bytes;
 
+use super::producer::{Damage, Produced, Producer, Watch, Work};
 use super::seen::{Seen, pieces};
 use super::source::Source;
 use crate::err;
@@ -14,10 +15,10 @@ use crate::pg::control::{CONTROL_FILE_SIZE, ControlFile};
 use crate::pg::label::BackupLabel;
 use crate::pg::manifest::ManifestEnd;
 use crate::progress::Progress;
-use crate::repo::claim::Claim;
 use crate::repo::container::{Codec, ContainerWriter, Identity, Kind};
+use crate::repo::root::cluster::Method;
 use crate::snapshot::filekey::{FileKey, Naming};
-use crate::snapshot::writer::SnapshotWriter;
+use crate::snapshot::sink::FileSink;
 use crate::store::NewObject;
 use crate::wire::basebackup::{BackupEnd, BackupEvent, BackupStart};
 use crate::wire::tar::{TarEntry, TarKind};
@@ -27,18 +28,27 @@ const CONTROL: &[u8] = b"global/pg_control";
 /// Files that are kept while they pass are never larger.
 const KEPT_BYTES: u64 = 1 << 20;
 
-/// The result of a complete stream.
-pub struct Received {
-    /// How it began.
-    pub start: BackupStart,
-    /// How it ended.
-    pub end: BackupEnd,
-    /// `backup_label`.
-    pub label: BackupLabel,
-    /// `pg_control`.
-    pub control: ControlFile,
-    /// The server's manifest.
-    pub manifest: ReceivedManifest,
+/// The files as the server streams them.
+pub struct Streamed;
+
+impl Producer for Streamed {
+    fn method(&self) -> Method {
+        Method::Stream
+    }
+
+    fn produce(&mut self, source: &mut dyn Source, work: Work<'_, '_, '_>) -> Result<Produced> {
+        source.begin(work.request)?;
+        let object = work.store.create(&work.layout.server_manifest(work.id))?;
+        let receiver = Receiver::new(
+            work.threads,
+            work.writer.sink(),
+            work.naming,
+            &work.host.scratch,
+            work.host.progress.as_ref(),
+            object,
+        )?;
+        receiver.run(source, work.watch)
+    }
 }
 
 /// The server's manifest: complete, compared with what arrived, not yet visible.
@@ -76,9 +86,9 @@ impl ReceivedManifest {
 }
 
 /// Receives the stream.
-pub struct Receiver<'r, 'scope, 'env> {
+struct Receiver<'r, 'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
-    writer: &'r mut SnapshotWriter<'scope>,
+    sink: FileSink<'scope>,
     naming: Naming,
     progress: &'r dyn Progress,
     start: Option<BackupStart>,
@@ -93,7 +103,6 @@ pub struct Receiver<'r, 'scope, 'env> {
 /// A file on its way.
 struct Arriving {
     path: Vec<u8>,
-    size: u64,
     crc: u32,
     kept: Option<Vec<u8>>,
 }
@@ -112,9 +121,9 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
     ///
     /// # Errors
     /// Those of the filesystem of `scratch`.
-    pub fn new(
+    fn new(
         scope: &'scope Scope<'scope, 'env>,
-        writer: &'r mut SnapshotWriter<'scope>,
+        sink: FileSink<'scope>,
         naming: Naming,
         scratch: &Path,
         progress: &'r dyn Progress,
@@ -122,7 +131,7 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
     ) -> Result<Self> {
         Ok(Receiver {
             scope,
-            writer,
+            sink,
             naming,
             progress,
             start: None,
@@ -135,22 +144,16 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
         })
     }
 
-    /// Receives until the server has said that the backup is complete. `began` hears how it began.
+    /// Receives until the server has said that the backup is complete.
     ///
     /// # Errors
     /// Those of the source; `Damaged` when what arrived is not what the manifest lists; what writing packs says.
-    pub fn run(
-        mut self,
-        source: &mut dyn Source,
-        claim: &mut Claim<'_>,
-        began: &mut dyn FnMut(&BackupStart) -> Result<()>,
-    ) -> Result<Received> {
+    fn run(mut self, source: &mut dyn Source, watch: &mut dyn Watch) -> Result<Produced> {
         loop {
-            claim.keep()?;
+            watch.tick()?;
             match source.next_event()? {
                 Some(BackupEvent::Begin(start)) => {
-                    claim.protect_from(start.timeline.get(), start.start_lsn)?;
-                    began(&start)?;
+                    watch.began(&start)?;
                     let total = start.size_kib().map(|kib| kib.saturating_mul(1024));
                     self.progress.phase("copy", total);
                     self.start = Some(start);
@@ -171,17 +174,16 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
     fn entry(&mut self, entry: TarEntry) -> Result<()> {
         let key = FileKey::from_path(&entry.path, &self.naming)?;
         match entry.kind {
-            TarKind::Directory => self.writer.directory(&key, entry.mode, entry.mtime),
-            TarKind::Symlink { target } => self.writer.symlink(&key, &target),
+            TarKind::Directory => self.sink.directory(&key, entry.mode, entry.mtime),
+            TarKind::Symlink { target } => self.sink.symlink(&key, &target),
             TarKind::File { size } => {
                 let keep = entry.path == LABEL || entry.path == CONTROL;
                 self.file = Some(Arriving {
                     kept: (keep && size <= KEPT_BYTES).then(Vec::new),
                     path: entry.path,
-                    size,
                     crc: 0,
                 });
-                self.writer.begin_file(key, entry.mode, entry.mtime, size)
+                self.sink.begin(key, entry.mode, entry.mtime)
             }
         }
     }
@@ -195,17 +197,17 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
         if let Some(kept) = &mut file.kept {
             kept.extend_from_slice(data);
         }
-        self.writer.append(data)?;
+        self.sink.append(data)?;
         self.progress.advance(data.len() as u64);
         Ok(())
     }
 
     fn entry_end(&mut self) -> Result<()> {
-        self.writer.end_file()?;
+        let length = self.sink.end()?;
         let (Some(file), Some(seen)) = (self.file.take(), &mut self.seen) else {
             return Err(err!(Server, "a file ended that did not begin"));
         };
-        seen.add(&file.path, file.size, file.crc)?;
+        seen.add(&file.path, length, file.crc)?;
         match file.path.as_slice() {
             LABEL => self.label = file.kept,
             CONTROL => self.control = file.kept,
@@ -244,10 +246,11 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
         Ok(())
     }
 
-    fn end(self, end: BackupEnd) -> Result<Received> {
+    fn end(self, end: BackupEnd) -> Result<Produced> {
         let manifest = self
             .manifest
             .ok_or_else(|| err!(Server, "the server sent no manifest"))?;
+        self.sink.finish()?;
         drop(manifest.queue);
         let compared = manifest
             .compared
@@ -258,17 +261,18 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
         let control = self.control.ok_or_else(|| missing("pg_control"))?;
         let start = self.start.ok_or_else(|| missing("start LSN"))?;
         let control = control.get(..CONTROL_FILE_SIZE).unwrap_or(&control);
-        Ok(Received {
+        Ok(Produced {
             start,
             end,
             label: BackupLabel::parse(&label)?,
             control: ControlFile::parse(control)?,
-            manifest: ReceivedManifest {
+            manifest: Some(ReceivedManifest {
                 writer: manifest.writer,
                 hash: manifest.hasher.finalize(),
                 raw_bytes: manifest.raw_bytes,
                 end: compared,
-            },
+            }),
+            damage: Damage::default(),
         })
     }
 }

@@ -14,16 +14,19 @@ use crate::operate::human;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::repo::root::BackupRoot;
-use crate::repo::root::cluster::DamagedPage;
+use crate::repo::root::cluster::{DamagedPage, Method as RootMethod};
 use crate::snapshot::frame::FrameCodec;
 use crate::wire::basebackup::StartCheckpoint;
 
 /// Take a base backup
 ///
-/// Copies the cluster over the replication protocol into one repository: the first of the configuration, or the one that --repository
+/// Copies the cluster over the replication protocol, or from its files, into one repository: the first of the configuration, or the one that --repository
 /// names. (WAL goes into every required one.) The backup exists once the WAL from its start to its stop is in that repository too, and was
 /// compared with the server's own, for which it takes a second connection (max_wal_senders). WAL of a clone, or of this machine before it was
 /// set back to a snapshot, completes no backup: exit status 1. Ctrl-C takes back what was stored. When nothing can bring that WAL, because archiving is off and nobody receives it, nothing is begun: exit status 8.
+///
+/// --method local reads the data directory with several readers, on the database's own host, as a user who may read it. It starts and stops the backup by SQL
+/// (pg_backup_start, pg_backup_stop), and refuses files that are not the connected server's own: exit status 8.
 ///
 /// Example: pitr backup --label "before the upgrade" --checkpoint fast
 #[derive(clap::Args, Debug)]
@@ -33,7 +36,7 @@ pub struct Args {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// How the files are read: over the replication protocol
+    /// How the files are read
     #[arg(long, value_enum, default_value_t = Method::Stream)]
     pub method: Method,
 
@@ -49,7 +52,7 @@ pub struct Args {
     #[arg(long, value_name = "SIZE")]
     pub max_rate: Option<Size>,
 
-    /// Compress on this many cores, 1 to 256; all of them without it
+    /// Compress, and read with --method local, on this many cores, 1 to 256; all of them without it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
 
@@ -73,6 +76,8 @@ pub enum Command {
 pub enum Method {
     /// Over the replication protocol.
     Stream,
+    /// From the data directory, on the database's own host.
+    Local,
 }
 
 /// How the backup begins.
@@ -127,7 +132,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         root,
         repository,
         took,
-    } = backup::run(&cx.session, &options(args))?;
+    } = backup::run(&cx.session, reading(args.method), &options(args))?;
     if cx.out.is_json() {
         cx.out.json(&shown(&root, &repository, took))?;
     } else {
@@ -138,6 +143,13 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     } else {
         exit::SUCCESS
     })
+}
+
+fn reading(method: Method) -> RootMethod {
+    match method {
+        Method::Stream => RootMethod::Stream,
+        Method::Local => RootMethod::Local,
+    }
 }
 
 fn options(args: &Args) -> Options {
@@ -217,9 +229,13 @@ fn print(cx: &Context, root: &BackupRoot, took: Duration) -> Result<()> {
     if more > 0 {
         cx.out.line(&format!("damaged: {more} more pages"))?;
     }
+    let located = human::count(root.content.damage_count, "page");
+    let found = match root.content.damage_reported_by_server {
+        true => format!("the server found damaged pages, {located} located"),
+        false => format!("{located} failed the check"),
+    };
     cx.out.warn(&format!(
-        "the server found damaged pages, {} located: the backup is kept and marked, and used only where no other reaches",
-        human::count(root.content.damage_count, "page")
+        "{found}: the backup is kept and marked, and used only where no other reaches"
     ));
     cx.out.note("next: repair or rebuild what the list names, from an earlier backup where needed, then take another backup");
     Ok(())

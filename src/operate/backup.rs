@@ -5,10 +5,14 @@ use std::time::{Duration, Instant};
 
 use super::session::Session;
 use crate::backup::live::LiveServer;
+use crate::backup::local::Local;
+use crate::backup::producer::Producer;
+use crate::backup::stream::Streamed;
 use crate::backup::{self, Options};
 use crate::err;
 use crate::error::Result;
 use crate::repo::root::BackupRoot;
+use crate::repo::root::cluster::Method;
 use crate::wire::conninfo::{self, ConnInfo};
 
 /// A backup that was taken.
@@ -21,11 +25,11 @@ pub struct Taken {
     pub took: Duration,
 }
 
-/// Takes a backup into the first repository.
+/// Takes a backup into the first repository, and reads the files by `method`.
 ///
 /// # Errors
 /// `Config` without a repository; those of [`backup::take`].
-pub fn run(session: &Session, options: &Options) -> Result<Taken> {
+pub fn run(session: &Session, method: Method, options: &Options) -> Result<Taken> {
     let settings = session.settings()?;
     let cluster = settings.cluster()?;
     let configured = settings
@@ -44,11 +48,16 @@ pub fn run(session: &Session, options: &Options) -> Result<Taken> {
     let host = &session.host;
     let mut server =
         LiveServer::connect(&info, Arc::clone(&host.progress), Arc::clone(&host.stop))?;
+    let mut producer: Box<dyn Producer> = match method {
+        Method::Stream => Box::new(Streamed),
+        Method::Local => Box::new(Local::new(cluster.pgdata.clone())),
+    };
     let started = Instant::now();
     let root = backup::take(
         &repository,
         cluster.name.as_str(),
         &mut server,
+        producer.as_mut(),
         options,
         host,
     )?;

@@ -6,18 +6,22 @@
 //! Limits against hostile input: a string has at most 64 KiB, there are at most 65536 WAL ranges, and the nesting is the fixed one of
 //! the format (a recursive parser is not used).
 //!
+//! [`ManifestWriter`] writes one, for a backup of which the server gave none.
+//!
 //! PostgreSQL: src/backend/backup/backup_manifest.c, src/common/parse_manifest.c, doc/src/sgml/backup-manifest.sgml.
 
 use std::fmt;
-use std::io::Read;
+use std::io::{self, Read, Write};
 
 use sha2::{Digest, Sha256};
 
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::text::unhex;
+use crate::pg::version::Major;
+use crate::text::{hex, unhex};
 
 /// The longest string in bytes, quotes and escapes included.
 const STRING_SIZE_MAX: usize = 64 << 10;
@@ -376,6 +380,81 @@ impl FileFields {
             last_modified: self.last_modified.unwrap_or_default(),
             checksum,
         })
+    }
+}
+
+/// Writes a manifest, file by file.
+pub struct ManifestWriter<W: Write> {
+    output: W,
+    hasher: Sha256,
+    is_first: bool,
+}
+
+impl<W: Write> ManifestWriter<W> {
+    /// Begins the manifest of a cluster of this major: from 17 on it names the cluster.
+    ///
+    /// # Errors
+    /// Those of `output`.
+    pub fn new(output: W, major: Major, system_identifier: u64) -> io::Result<Self> {
+        let mut writer = ManifestWriter {
+            output,
+            hasher: Sha256::new(),
+            is_first: true,
+        };
+        let identity = match major >= Major::V17 {
+            true => format!("2,\n\"System-Identifier\": {system_identifier}"),
+            false => "1".to_owned(),
+        };
+        writer.put(&format!(
+            "{{ \"PostgreSQL-Backup-Manifest-Version\": {identity},\n\"Files\": ["
+        ))?;
+        Ok(writer)
+    }
+
+    /// Adds a file with its time in Unix seconds.
+    ///
+    /// # Errors
+    /// Those of `output`.
+    pub fn file(&mut self, path: &[u8], size: u64, mtime: i64, crc: u32) -> io::Result<()> {
+        let path = match std::str::from_utf8(path) {
+            Ok(text) => format!("\"Path\": {}", serde_json::Value::from(text)),
+            Err(_) => format!("\"Encoded-Path\": \"{}\"", hex(path)),
+        };
+        let time = TimestampTz::from_unix_seconds(mtime).and_then(TimestampTz::civil);
+        let time = time.map_or_else(String::new, |c| {
+            let (hour, minute, second) = (c.hour, c.minute, c.second);
+            format!(
+                "{:04}-{:02}-{:02} {hour:02}:{minute:02}:{second:02} GMT",
+                c.year, c.month, c.day
+            )
+        });
+        let comma = if self.is_first { "" } else { "," };
+        self.is_first = false;
+        self.put(&format!(
+            "{comma}\n{{ {path}, \"Size\": {size}, \"Last-Modified\": \"{time}\", \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{}\" }}",
+            hex(&crc.to_le_bytes())
+        ))
+    }
+
+    /// Ends the manifest with the WAL that the backup needs.
+    ///
+    /// # Errors
+    /// Those of `output`.
+    pub fn finish(mut self, wal: &WalRange) -> io::Result<W> {
+        self.put(&format!(
+            "\n],\n\"WAL-Ranges\": [\n{{ \"Timeline\": {}, \"Start-LSN\": \"{}\", \"End-LSN\": \"{}\" }}\n],\n",
+            wal.timeline.get(),
+            wal.start,
+            wal.end
+        ))?;
+        let checksum = hex(&self.hasher.clone().finalize());
+        self.put(&format!("\"Manifest-Checksum\": \"{checksum}\"}}\n"))?;
+        Ok(self.output)
+    }
+
+    fn put(&mut self, text: &str) -> io::Result<()> {
+        self.hasher.update(text);
+        self.output.write_all(text.as_bytes())
     }
 }
 

@@ -444,7 +444,7 @@ pub struct Copying<'a> {
     /// Set when the operator wants to stop.
     pub stop: &'a AtomicBool,
     /// Told of every stretch.
-    pub checksums: Option<Checksums<'a>>,
+    pub checksums: Checksums<'a>,
     /// Told of progress.
     pub progress: &'a dyn Progress,
     /// Called about five times a second while the threads work.
@@ -535,7 +535,7 @@ struct Work<'w, 's> {
     destination: &'w Destination,
     is_resumed: bool,
     stop: &'w AtomicBool,
-    checksums: Option<Checksums<'w>>,
+    checksums: Checksums<'w>,
     progress: &'w dyn Progress,
     queue: Mutex<Queue<'w, 's>>,
     failed: AtomicBool,
@@ -697,14 +697,8 @@ impl<'w, 's> Work<'w, 's> {
             let bytes = frame.bytes(visible);
             self.write_at(file, bytes, visible.position, buffer)
                 .map_err(|e| write_error(&shown(&path), e))?;
-            if let Some(checksums) = self.checksums {
-                checksums(
-                    &path,
-                    visible.position,
-                    visible.length,
-                    crc32c::crc32c(bytes),
-                )?;
-            }
+            let crc = crc32c::crc32c(bytes);
+            (self.checksums)(&path, visible.position, visible.length, crc)?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@
 //! Killed between 3 and 4, the next run finds pg_control's waiting name and `pg_wal/pitr.settings`, and does step 4.
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::os::fd::AsFd;
 
 use rustix::fs::{Dir, FileType, Mode, OFlags};
@@ -16,6 +16,7 @@ use rustix::fs::{Dir, FileType, Mode, OFlags};
 use super::Source;
 use super::extract::Destination;
 use super::job::{Job, Purpose};
+use super::manifest_check::ManifestCheck;
 use super::settings::{self, Brought, StandbySettings};
 use super::target_dir::{CONTROL, Target, WAITING_CONTROL};
 use super::tree::{Tree, target_error, write_error};
@@ -28,7 +29,11 @@ use crate::host::Host;
 use crate::pg::conf;
 use crate::pg::control::ControlFile;
 use crate::pg::label::BackupLabel;
+use crate::pg::manifest::{ManifestWriter, WalRange};
+use crate::pg::timeline::TimelineId;
+use crate::pg::version::Major;
 use crate::repo::container::{Container, Kind};
+use crate::snapshot::reader::Snapshot;
 use crate::store::Store;
 
 const LABEL_LIMIT_BYTES: u64 = 64 << 10;
@@ -90,13 +95,13 @@ pub fn put_manifest(destination: &Destination, source: &Source<'_>, group: bool)
     };
     let key = source.layout.server_manifest(&root.head.id);
     let data = destination.data();
-    let own = write_manifest(data, source.store, source, hash, group);
-    let written = |store: &dyn Store| write_manifest(data, store, source, hash, group);
+    let own = copy_manifest(data, source.store, source, hash, group);
+    let written = |store: &dyn Store| copy_manifest(data, store, source, hash, group);
     source.spares.or_other(&key, own, written)?;
     Ok(true)
 }
 
-fn write_manifest(
+fn copy_manifest(
     data: &Tree,
     store: &dyn Store,
     source: &Source<'_>,
@@ -134,6 +139,39 @@ fn write_manifest(
         file.write_all(piece)
             .map_err(|e| write_error("backup_manifest", e))
     })
+}
+
+/// Writes a manifest of the restored files, for pg_verifybackup: of this backup the server gave none.
+///
+/// # Errors
+/// `TargetWrite`; `Damaged` as [`ManifestCheck::write`].
+pub fn write_manifest(
+    destination: &Destination,
+    source: &Source<'_>,
+    check: ManifestCheck,
+    snapshot: &Snapshot<'_>,
+    group: bool,
+) -> Result<()> {
+    let content = &source.root.content;
+    let major = Major::from_server_version_num(content.server_version_num)?;
+    let timeline = TimelineId::new(content.timeline)
+        .ok_or_else(|| err!(Damaged, "backup \"{}\" has timeline 0", source.root.head.id))?;
+    let wal = WalRange {
+        timeline,
+        start: content.start_lsn,
+        end: content.stop_lsn,
+    };
+    let failed = |e| write_error("backup_manifest", e);
+    let data = destination.data();
+    data.remove(b"backup_manifest")?;
+    let (file, _) = data.make_file(b"backup_manifest", 0, group)?;
+    let file = BufWriter::new(file);
+    let mut manifest =
+        ManifestWriter::new(file, major, content.system_identifier).map_err(failed)?;
+    check.write(snapshot, &mut manifest)?;
+    let file = manifest.finish(&wal).map_err(failed)?;
+    file.into_inner().map_err(|e| failed(e.into_error()))?;
+    Ok(())
 }
 
 /// A manifest longer than this is none: a file takes a line, whose path may be written in hexadecimal.
@@ -414,9 +452,9 @@ fn count_files(directory: rustix::fd::BorrowedFd<'_>, depth: u32) -> rustix::io:
 }
 
 /// Files that the end of a restore adds to those of the backup.
-pub fn added_files(job: &Job, brings_auto_conf: bool, has_manifest: bool) -> u64 {
-    // Signal file, record of the job, record of the settings.
-    3 + u64::from(!brings_auto_conf) + u64::from(has_manifest) + u64::from(!job.may_archive())
+pub fn added_files(job: &Job, brings_auto_conf: bool) -> u64 {
+    // Signal file, record of the job, record of the settings, manifest.
+    4 + u64::from(!brings_auto_conf) + u64::from(!job.may_archive())
 }
 
 /// Removes what a killed run left of temporary files in pg_wal.

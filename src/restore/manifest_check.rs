@@ -1,17 +1,19 @@
-//! Compares what was copied with the server's own backup_manifest: every file there and back, sizes, CRC-32C.
+//! Compares what was copied with the server's own backup_manifest: every file there and back, sizes, CRC-32C. A backup without one gets a
+//! manifest of what was written, for pg_verifybackup.
 //!
 //! Checksums of stretches arrive in the order of the packs and from several threads; they are sorted by path and position within a
 //! memory ceiling, and combined. Stretches that no frame holds are zeros. A manifest with SHA checksums is compared by sizes: our own
 //! hashes cover the content.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Mutex;
 
 use super::extract::withholds_file;
+use super::tree::write_error;
 use crate::err;
 use crate::error::Result;
-use crate::pg::manifest::{FileChecksum, ManifestReader};
+use crate::pg::manifest::{FileChecksum, ManifestReader, ManifestWriter};
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::Snapshot;
 use crate::snapshot::sort::{MEMORY_BYTES, Sorter};
@@ -59,14 +61,7 @@ impl ManifestCheck {
     /// # Errors
     /// `Damaged` naming the first file that differs, or when the manifest fails its own checksum.
     pub fn finish(self, snapshot: &Snapshot<'_>, manifest: impl Read) -> Result<u64> {
-        for item in snapshot.items() {
-            let item = item?;
-            if let Metadata::File { length, .. } = item.metadata
-                && !withholds_file(&item.path)
-            {
-                self.push(&item.path, MAPPED, 0, &length.to_le_bytes())?;
-            }
-        }
+        self.push_map(snapshot)?;
         let mut reader = ManifestReader::new(manifest);
         while let Some(file) = reader.next_file()? {
             if withholds_file(&file.path) {
@@ -79,29 +74,74 @@ impl ManifestCheck {
             self.push(&file.path, LISTED, 0, &payload)?;
         }
         reader.finish()?;
-        let mut comparison = Comparison::default();
-        self.records
-            .into_inner()
+        let mut files = 0;
+        self.join(&mut |file| {
+            files += 1;
+            file.compare()
+        })?;
+        Ok(files)
+    }
+
+    /// Lists every file of the map in a manifest, with the CRC-32C of what was written of it.
+    ///
+    /// # Errors
+    /// `TargetWrite`; `Damaged` when frames hold a byte twice.
+    pub fn write<W: Write>(
+        self,
+        snapshot: &Snapshot<'_>,
+        manifest: &mut ManifestWriter<W>,
+    ) -> Result<()> {
+        self.push_map(snapshot)?;
+        self.join(&mut |file| {
+            let (length, mtime) = file.mapped.unwrap_or_default();
+            let added = manifest.file(&file.path, length, mtime, file.crc);
+            added.map_err(|e| write_error("backup_manifest", e))
+        })
+    }
+
+    fn push_map(&self, snapshot: &Snapshot<'_>) -> Result<()> {
+        for item in snapshot.items() {
+            let item = item?;
+            if let Metadata::File { length, mtime, .. } = item.metadata
+                && !withholds_file(&item.path)
+            {
+                let payload = [length.to_le_bytes(), mtime.to_le_bytes()].concat();
+                self.push(&item.path, MAPPED, 0, &payload)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands every file to `end`, in the order of paths.
+    fn join(self, end: &mut dyn FnMut(&Joined) -> Result<()>) -> Result<()> {
+        let records = self.records.into_inner();
+        let mut file = Joined::default();
+        records
             .map_err(|_| err!(Internal, "a thread of the restore panicked"))?
-            .drain(&mut |key, payload| comparison.take(key, payload))?;
-        comparison.close()?;
-        Ok(comparison.files)
+            .drain(&mut |key, payload| file.take(key, payload, end))?;
+        file.close(end)
     }
 }
 
-/// One file after another, as the sorted records come.
+/// What is known of a file, as the sorted records come.
 #[derive(Default)]
-struct Comparison {
+struct Joined {
     path: Vec<u8>,
+    /// Size and checksum by the manifest.
     listed: Option<(u64, Option<u32>)>,
-    mapped: Option<u64>,
+    /// Length and time by the map.
+    mapped: Option<(u64, i64)>,
     position: u64,
     crc: u32,
-    files: u64,
 }
 
-impl Comparison {
-    fn take(&mut self, key: &[u8], payload: &[u8]) -> Result<()> {
+impl Joined {
+    fn take(
+        &mut self,
+        key: &[u8],
+        payload: &[u8],
+        end: &mut dyn FnMut(&Joined) -> Result<()>,
+    ) -> Result<()> {
         let broken = || err!(Internal, "a record of the manifest check is broken");
         let (path, tail) = key
             .len()
@@ -109,11 +149,10 @@ impl Comparison {
             .and_then(|at| key.split_at_checked(at))
             .ok_or_else(broken)?;
         if path != self.path {
-            self.close()?;
-            *self = Comparison {
+            self.close(end)?;
+            *self = Joined {
                 path: path.to_vec(),
-                files: self.files,
-                ..Comparison::default()
+                ..Joined::default()
             };
         }
         let number = |from: usize, to: usize| {
@@ -127,7 +166,10 @@ impl Comparison {
             Some(&LISTED) => {
                 self.listed = Some((number(0, 8).ok_or_else(broken)?, small(8)));
             }
-            Some(&MAPPED) => self.mapped = Some(number(0, 8).ok_or_else(broken)?),
+            Some(&MAPPED) => {
+                let (length, mtime) = number(0, 8).zip(number(8, 16)).ok_or_else(broken)?;
+                self.mapped = Some((length, mtime.cast_signed()));
+            }
             Some(&STRETCH) => {
                 let position = tail.get(2..).and_then(|p| p.try_into().ok());
                 let position = u64::from_be_bytes(position.ok_or_else(broken)?);
@@ -162,12 +204,20 @@ impl Comparison {
             .collect()
     }
 
-    fn close(&mut self) -> Result<()> {
+    /// Ends the file: what no frame held up to its length is zeros.
+    fn close(&mut self, end: &mut dyn FnMut(&Joined) -> Result<()>) -> Result<()> {
         if self.path.is_empty() {
             return Ok(());
         }
-        let (listed, mapped) = match (self.listed, self.mapped) {
-            (Some(listed), Some(mapped)) => (listed, mapped),
+        if let Some((length, _)) = self.mapped {
+            self.zeros_to(length)?;
+        }
+        end(self)
+    }
+
+    fn compare(&self) -> Result<()> {
+        let ((size, crc), length) = match (self.listed, self.mapped) {
+            (Some(listed), Some((length, _))) => (listed, length),
             (None, _) => {
                 return Err(err!(
                     Damaged,
@@ -183,15 +233,13 @@ impl Comparison {
                 ));
             }
         };
-        self.zeros_to(mapped)?;
-        if listed.0 != mapped || listed.1.is_some_and(|crc| crc != self.crc) {
+        if size != length || crc.is_some_and(|crc| crc != self.crc) {
             return Err(err!(
                 Damaged,
                 "file \"{}\" is not the one of the server's manifest",
                 self.shown()
             ));
         }
-        self.files += 1;
         Ok(())
     }
 }
@@ -227,17 +275,19 @@ mod tests {
             check.add(b"f", *at, length, crc32c::crc32c(bytes))?;
         }
         if let Some(length) = mapped {
-            check.push(b"f", MAPPED, 0, &length.to_le_bytes())?;
+            let payload = [length.to_le_bytes(), [0; 8]].concat();
+            check.push(b"f", MAPPED, 0, &payload)?;
         }
         if let Some((size, crc)) = listed {
             let payload = [&size.to_le_bytes()[..], &crc.to_le_bytes()].concat();
             check.push(b"f", LISTED, 0, &payload)?;
         }
-        let mut comparison = Comparison::default();
-        let sorter = check.records.into_inner().unwrap();
-        sorter.drain(&mut |k, p| comparison.take(k, p))?;
-        comparison.close()?;
-        Ok(comparison.files)
+        let mut files = 0;
+        check.join(&mut |file| {
+            files += 1;
+            file.compare()
+        })?;
+        Ok(files)
     }
 
     #[test]

@@ -192,16 +192,8 @@ fn copy_all(
     let destination = prepare(target, job, is_resumed, survey.group, host)?;
     extract::lay_out(&snapshot, &destination, survey, is_resumed, &host.stop)?;
     finish::sweep_temporaries(destination.data())?;
-    let check = source
-        .root
-        .content
-        .server_manifest
-        .is_some()
-        .then(|| ManifestCheck::new(&target.data.join("pg_wal")));
-    let add = |path: &[u8], position, length, crc| match &check {
-        Some(check) => check.add(path, position, length, crc),
-        None => Ok(()),
-    };
+    let check = ManifestCheck::new(&target.data.join("pg_wal"));
+    let add = |path: &[u8], position, length, crc| check.add(path, position, length, crc);
     let copied = extract::copy(
         &snapshot,
         &destination,
@@ -210,7 +202,7 @@ fn copy_all(
             jobs,
             is_resumed,
             stop: &host.stop,
-            checksums: check.is_some().then_some(&add),
+            checksums: &add,
             progress: host.progress.as_ref(),
             tick,
         },
@@ -220,12 +212,15 @@ fn copy_all(
     let group = survey.group;
     let has_manifest = finish::put_manifest(&destination, source, group)?;
     let settings = finish::put_settings(&destination, job, &survey.brought, host, group)?;
-    let compared_files = match check {
-        Some(check) => Some(compare(check, &snapshot, &destination)?),
-        None => None,
+    let compared_files = match has_manifest {
+        true => Some(compare(check, &snapshot, &destination)?),
+        false => {
+            finish::write_manifest(&destination, source, check, &snapshot, group)?;
+            None
+        }
     };
     if is_resumed {
-        let added = finish::added_files(job, survey.brought.has_auto, has_manifest);
+        let added = finish::added_files(job, survey.brought.has_auto);
         let expected = survey.restored_files + added;
         finish::check_nothing_else(&destination, expected)?;
     }

@@ -192,13 +192,18 @@ impl FileKey {
             ));
         }
         if let Some(file) = RelationFile::from_path(path, naming) {
-            return Ok(FileKey(file.encode().into()));
+            return Ok(FileKey::of_relation(&file));
         }
         let mut key = Vec::with_capacity(path.len() + 2);
         key.push(PATH);
         key.extend_from_slice(path);
         key.push(0);
         Ok(FileKey(key.into()))
+    }
+
+    /// The key of a relation's segment file.
+    pub fn of_relation(file: &RelationFile) -> FileKey {
+        FileKey(file.encode().into())
     }
 
     /// Checks that `bytes` are the one key of their path.

@@ -6,10 +6,12 @@
 pub mod filekey;
 pub mod frame;
 pub mod layer;
+mod layers;
 pub mod pack;
 pub mod piece;
 mod pipeline;
 pub mod reader;
+pub mod sink;
 pub mod sort;
 pub mod spare;
 pub mod writer;

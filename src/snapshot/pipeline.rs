@@ -1,17 +1,17 @@
 //! Frames on their way from the writer to durable packs.
 //!
 //! ```text
-//! writer ──slot──▶ workers (hash, compress) ──slot──▶ packer (order, append) ──finished pack──▶ publisher (sync, name)
-//!    ▲                                                   │
-//!    └──────────────── empty slots ──────────────────────┘
+//! sinks ──slot──▶ workers (hash, compress) ──slot──▶ packer (order, append) ──finished pack──▶ publisher (sync, name)
+//!    ▲                                                  │
+//!    └──────────────── empty slots ─────────────────────┘
 //! ```
-//! A fixed number of slots circulates: they are the memory, and the back-pressure. Frames enter packs in the order in which the
-//! writer sent them. Whoever fails drops its end of the channels; everybody behind and before it then stops, and [`Pipeline::finish`]
-//! returns the error of the one who failed.
+//! A fixed number of slots circulates: they are the memory, and the back-pressure. Frames enter packs by their numbers. A sink numbers a
+//! frame with its first page, when it has a slot already: the frame that all others wait for never waits for a slot itself. A thread that
+//! fails drops its end of the channels; all threads before and after it then stop, and the first sink that notices gets the error.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, ScopedJoinHandle};
@@ -70,12 +70,12 @@ pub struct PackTarget<'a> {
     pub pack_bytes: u64,
 }
 
-/// The running threads, seen from the writer.
+/// The running threads, seen from the sinks.
 pub struct Pipeline<'t> {
     jobs: Option<SyncSender<Job>>,
-    empty: Receiver<Box<Slot>>,
-    packer: Option<ScopedJoinHandle<'t, Result<Vec<FinishedPack>>>>,
-    sent: u64,
+    empty: Mutex<Receiver<Box<Slot>>>,
+    packer: Mutex<Option<ScopedJoinHandle<'t, Result<Vec<FinishedPack>>>>>,
+    numbered: AtomicU64,
     abandoned: Arc<AtomicBool>,
 }
 
@@ -87,14 +87,15 @@ impl Drop for Pipeline<'_> {
 }
 
 impl<'t> Pipeline<'t> {
-    /// Starts `jobs` workers (1 to 12), the packer and the publisher.
+    /// Starts `jobs` workers (1 to 12), the packer and the publisher, for `sinks` sinks.
     pub fn start(
         threads: &'t thread::Scope<'t, '_>,
         target: PackTarget<'t>,
         jobs: usize,
+        sinks: usize,
     ) -> Pipeline<'t> {
         let workers = jobs.clamp(1, MOST_WORKERS);
-        let slots = workers + 3;
+        let slots = workers + sinks + 2;
         let (job_sender, job_receiver) = sync_channel::<Job>(slots);
         let (done_sender, done_receiver) = channel::<Done>();
         let (empty_sender, empty_receiver) = channel();
@@ -109,77 +110,87 @@ impl<'t> Pipeline<'t> {
         }
         drop(done_sender);
         let abandoned = Arc::new(AtomicBool::new(false));
-        let given_up = Arc::clone(&abandoned);
+        let flag = Arc::clone(&abandoned);
         let packer = threads.spawn(move || {
             let append = |publish: &Publish| {
-                append_all(&target, &done_receiver, &empty_sender, publish, &given_up)
+                append_all(&target, &done_receiver, &empty_sender, publish, &flag)
             };
             pack(threads, append)
         });
         Pipeline {
             jobs: Some(job_sender),
-            empty: empty_receiver,
-            packer: Some(packer),
-            sent: 0,
+            empty: Mutex::new(empty_receiver),
+            packer: Mutex::new(Some(packer)),
+            numbered: AtomicU64::new(0),
             abandoned,
         }
     }
 
-    /// The number that the next frame sent will have, counted over all packs.
-    pub fn next_frame(&self) -> u64 {
-        self.sent
+    /// Numbers a frame, counted over all packs. It must be sent: the frames after it wait.
+    pub fn number(&self) -> u64 {
+        self.numbered.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// An empty slot; waits until one is free.
+    /// Returns an empty slot; waits until one is free.
     ///
     /// # Errors
     /// What made the pipeline stop.
-    pub fn slot(&mut self) -> Result<Box<Slot>> {
-        match self.empty.recv() {
-            Ok(mut slot) => {
-                slot.extents.clear();
-                slot.raw.clear();
-                Ok(slot)
-            }
-            Err(_) => Err(self.failure()),
-        }
+    pub fn slot(&self) -> Result<Box<Slot>> {
+        let received = match self.empty.lock() {
+            Ok(empty) => empty.recv().ok(),
+            Err(_) => None,
+        };
+        let Some(mut slot) = received else {
+            return Err(self.failure());
+        };
+        slot.extents.clear();
+        slot.raw.clear();
+        Ok(slot)
     }
 
-    /// Sends a filled slot on its way.
+    /// Sends a filled slot on its way as frame `number`.
     ///
     /// # Errors
     /// What made the pipeline stop.
-    pub fn send(&mut self, slot: Box<Slot>) -> Result<()> {
-        let number = self.sent;
-        self.sent += 1;
-        let sent = self.jobs.as_ref().map(|j| j.send(Job { number, slot }));
-        match sent {
+    pub fn send(&self, number: u64, slot: Box<Slot>) -> Result<()> {
+        match self.jobs.as_ref().map(|j| j.send(Job { number, slot })) {
             Some(Ok(())) => Ok(()),
             _ => Err(self.failure()),
         }
     }
 
+    /// Stops everything, for frame `number` will not come.
+    pub fn give_up(&self, number: u64, mut slot: Box<Slot>) {
+        slot.raw.clear();
+        // Workers that are gone have stopped already.
+        let _ = self.jobs.as_ref().map(|j| j.send(Job { number, slot }));
+    }
+
     /// Waits until every frame sent is in a durable pack.
     ///
     /// # Errors
-    /// What made the pipeline stop.
+    /// What made the pipeline stop; `Internal` when a numbered frame was not sent.
     pub fn finish(mut self) -> Result<Vec<FinishedPack>> {
         self.jobs = None;
-        self.join()
-    }
-
-    fn join(&mut self) -> Result<Vec<FinishedPack>> {
-        let Some(packer) = self.packer.take() else {
-            return Err(err!(Internal, "the packs were given up before"));
-        };
-        match packer.join() {
-            Ok(result) => result,
-            Err(_) => Err(err!(Internal, "a thread that writes packs panicked")),
+        let packs = self.join()?;
+        let packed: u64 = packs.iter().map(|p| u64::from(p.summary.frames)).sum();
+        match packed == self.numbered.load(Ordering::Relaxed) {
+            true => Ok(packs),
+            false => Err(err!(Internal, "a frame was begun and not sent")),
         }
     }
 
-    fn failure(&mut self) -> Error {
-        self.jobs = None;
+    fn join(&self) -> Result<Vec<FinishedPack>> {
+        let packer = self.packer.lock().ok().and_then(|mut packer| packer.take());
+        match packer.map(ScopedJoinHandle::join) {
+            Some(Ok(result)) => result,
+            Some(Err(_)) => Err(err!(Internal, "a thread that writes packs panicked")),
+            // Another sink has its error.
+            None => Err(err!(Interrupted, "the packs were given up before")),
+        }
+    }
+
+    fn failure(&self) -> Error {
         match self.join() {
             Err(e) => e,
             Ok(_) => err!(Internal, "the packs ended before the files"),
@@ -203,6 +214,9 @@ fn work(queue: &Mutex<Receiver<Job>>, done: &Sender<Done>, codec: FrameCodec) {
                 Err(e) => return Err(err!(Internal, "{e}")),
             };
             let slot = slot.as_mut();
+            if slot.raw.is_empty() {
+                return Err(given_up());
+            }
             packer.pack(&slot.extents, &slot.raw, &mut slot.packed)
         }));
         let result = match packed {
@@ -256,12 +270,16 @@ pub fn publish(object: Box<dyn NewObject>, what: &str) -> Result<()> {
     }
 }
 
+fn given_up() -> Error {
+    err!(Interrupted, "the backup was given up")
+}
+
 fn append_all(
     target: &PackTarget<'_>,
     done: &Receiver<Done>,
     empty: &Sender<Box<Slot>>,
     to_publish: &Publish,
-    given_up: &AtomicBool,
+    abandoned: &AtomicBool,
 ) -> Result<Vec<FinishedPack>> {
     let mut packs: Vec<FinishedPack> = Vec::new();
     let mut open: Option<Open> = None;
@@ -286,8 +304,8 @@ fn append_all(
             }
         }
     }
-    if given_up.load(Ordering::Relaxed) {
-        return Err(err!(Interrupted, "the backup was given up"));
+    if abandoned.load(Ordering::Relaxed) {
+        return Err(given_up());
     }
     if let Some(last) = open.take() {
         packs.push(end(last, to_publish)?);

@@ -830,19 +830,28 @@ mod tests {
         let store = FileStore::open(dir, 1).unwrap();
         let id = ID.parse().unwrap();
         let written = std::thread::scope(|threads| {
-            let mut writer =
-                SnapshotWriter::start(threads, &store, &scope(), &id, options).unwrap();
-            writer.directory(&key(b"pg_twophase"), 0o700, 5).unwrap();
-            writer.symlink(&key(b"pg_tblspc/9"), b"/mnt/x").unwrap();
-            // Arrival order is not key order.
-            for (path, content) in files.iter().rev() {
-                let length = content.len() as u64;
-                writer.begin_file(key(path), 0o100600, -3, length).unwrap();
-                for piece in content.chunks(piece) {
-                    writer.append(piece).unwrap();
+            let writer = SnapshotWriter::start(threads, &store, &scope(), &id, options);
+            let sink = writer.sink();
+            sink.directory(&key(b"pg_twophase"), 0o700, 5).unwrap();
+            sink.symlink(&key(b"pg_tblspc/9"), b"/mnt/x").unwrap();
+            sink.finish().unwrap();
+            // Arrival order is not key order, and each sink has its share.
+            std::thread::scope(|readers| {
+                for share in 0..options.sinks {
+                    let mut sink = writer.sink();
+                    let mine = files.iter().rev().skip(share).step_by(options.sinks);
+                    readers.spawn(move || {
+                        for (path, content) in mine {
+                            sink.begin(key(path), 0o100600, -3).unwrap();
+                            for piece in content.chunks(piece) {
+                                sink.append(piece).unwrap();
+                            }
+                            assert_eq!(sink.end().unwrap(), content.len() as u64);
+                        }
+                        sink.finish().unwrap();
+                    });
                 }
-                writer.end_file().unwrap();
-            }
+            });
             writer.finish().unwrap()
         });
         root(written)
@@ -1062,31 +1071,36 @@ mod tests {
         let id = ID.parse().unwrap();
         std::thread::scope(|threads| {
             let options = options(dir.path());
-            let mut writer =
-                SnapshotWriter::start(threads, &store, &scope(), &id, &options).unwrap();
-            writer.begin_file(key(b"a"), 0, 0, 4 << 20).unwrap();
-            writer.append(&content(1, 3 << 20)).unwrap();
-            assert!(writer.end_file().is_err());
+            let writer = SnapshotWriter::start(threads, &store, &scope(), &id, &options);
+            let (mut sink, mut other) = (writer.sink(), writer.sink());
+            sink.begin(key(b"a"), 0, 0).unwrap();
+            sink.append(&content(1, 3 << 20)).unwrap();
+            drop(sink);
+            // Frames of another sink do not wait for the frame that was lost.
+            other.begin(key(b"b"), 0, 0).unwrap();
+            let given_up = (0..100).find_map(|_| other.append(&content(2, 1 << 20)).err());
+            assert_eq!(given_up.unwrap().code(), crate::error::Code::Interrupted);
         });
         let prefix = scope().parts(crate::repo::id::PartKind::Pack, None);
         assert!(store.list(&prefix).unwrap().iter().all(|l| l.is_prefix));
     }
 
     #[test]
-    fn wrong_lengths_and_paths_that_come_twice_are_refused() {
+    fn paths_that_come_twice_and_sinks_that_are_open_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path(), 1).unwrap();
         let id = ID.parse().unwrap();
         let failed = std::thread::scope(|threads| {
             let options = options(dir.path());
-            let mut writer =
-                SnapshotWriter::start(threads, &store, &scope(), &id, &options).unwrap();
+            let writer = SnapshotWriter::start(threads, &store, &scope(), &id, &options);
             for _ in 0..2 {
-                writer.begin_file(key(b"a"), 0, 0, 2).unwrap();
-                writer.append(b"x").unwrap();
-                writer.append(b"y").unwrap();
-                assert!(writer.append(b"z").is_err());
-                writer.end_file().unwrap();
+                let mut sink = writer.sink();
+                assert!(sink.append(b"x").is_err() && sink.end().is_err());
+                sink.begin(key(b"a"), 0, 0).unwrap();
+                assert!(sink.begin(key(b"b"), 0, 0).is_err());
+                sink.append(b"x").unwrap();
+                assert_eq!(sink.end().unwrap(), 1);
+                sink.finish().unwrap();
             }
             writer.finish().unwrap_err()
         });
@@ -1106,14 +1120,15 @@ mod tests {
         let failed = std::thread::scope(|threads| {
             let mut options = options(dir.path());
             options.pack_bytes = 1;
-            let mut writer =
-                SnapshotWriter::start(threads, &store, &scope(), &id, &options).unwrap();
+            let writer = SnapshotWriter::start(threads, &store, &scope(), &id, &options);
+            let mut sink = writer.sink();
             for i in 0..100 {
                 let path = format!("f{i}");
-                writer.begin_file(key(path.as_bytes()), 0, 0, 1 << 20)?;
-                writer.append(&vec![b'x'; 1 << 20])?;
-                writer.end_file()?;
+                sink.begin(key(path.as_bytes()), 0, 0)?;
+                sink.append(&vec![b'x'; 1 << 20])?;
+                sink.end()?;
             }
+            sink.finish()?;
             writer.finish()
         });
         assert_eq!(failed.unwrap_err().code(), crate::error::Code::Conflict);
@@ -1200,6 +1215,7 @@ mod tests {
             paths in proptest::collection::btree_set(any_path(), 0..30),
             lengths in proptest::collection::vec(prop_oneof![0_usize..300, 8000_usize..9000, 0_usize..300_000], 30),
             piece in 1_usize..70_000,
+            sinks in 1_usize..5,
         ) {
             let dir = tempfile::tempdir().unwrap();
             let files: Files = paths
@@ -1212,6 +1228,7 @@ mod tests {
             let mut options = options(dir.path());
             options.pack_bytes = 100_000;
             options.shard_files = 7;
+            options.sinks = sinks;
             let root = write(dir.path(), &files, &options, piece);
             prop_assert_eq!(read(dir.path(), &root).unwrap(), files);
         }

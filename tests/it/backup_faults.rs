@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use pitr::backup::Options;
 use pitr::backup::live::LiveServer;
+use pitr::backup::stream::Streamed;
 use pitr::err;
 use pitr::error::Result;
 use pitr::host::Host;
@@ -40,7 +41,7 @@ fn parts(site: &Site) -> Vec<String> {
 }
 
 /// Nothing of an aborted backup can be seen, and no claim stands.
-fn nothing_is_left(site: &Site, run: &Run) {
+pub fn nothing_is_left(site: &Site, run: &Run) {
     assert!(committed(site).is_empty(), "{run}");
     assert_eq!(parts(site), Vec::<String>::new(), "{run}");
     let events = site.files();
@@ -52,7 +53,7 @@ fn nothing_is_left(site: &Site, run: &Run) {
 }
 
 /// A cluster with a table large enough that a backup limited to 1 MiB/s lasts a while.
-fn slow() -> (Site, Cluster) {
+pub fn slow() -> (Site, Cluster) {
     let (site, cluster) = Site::with_cluster(15);
     cluster
         .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 50000) g");
@@ -321,7 +322,14 @@ fn take(site: &Site, conninfo: &str, dies_at: usize) -> (usize, Result<BackupRoo
             wal_wait: Duration::from_secs(10),
             codec: FrameCodec::Lz4,
         };
-        pitr::backup::take(&repository, "main", &mut server, &options, &host)
+        pitr::backup::take(
+            &repository,
+            "main",
+            &mut server,
+            &mut Streamed,
+            &options,
+            &host,
+        )
     };
     let result = take();
     (life.done.load(Ordering::SeqCst), result)
@@ -821,7 +829,7 @@ fn b09_two_backups_at_once_both_complete() {
 }
 
 /// Damages blocks of a table's file while the server is down, and returns its path and the blocks.
-fn damage(cluster: &mut Cluster, blocks: &[u64]) -> String {
+pub fn damage(cluster: &mut Cluster, blocks: &[u64]) -> String {
     cluster.sql(
         "create table d as select g as a, repeat('y', 500) as b from generate_series(1, 20000) g",
     );

@@ -16,6 +16,7 @@ mod archive;
 mod archive_faults;
 mod backup;
 mod backup_faults;
+mod backup_local;
 mod cli_bad_input;
 mod cli_repo;
 mod clock;

@@ -25,6 +25,11 @@ pub const AT_END: u32 = 3000;
 
 impl Scene {
     pub fn new(major: u32) -> Scene {
+        Scene::taken(major, &[])
+    }
+
+    /// A scene whose backup is taken with these arguments.
+    pub fn taken(major: u32, args: &[&str]) -> Scene {
         let (site, cluster) = Site::with_cluster(major);
         let space = cluster.sandbox().dir("space");
         cluster.sql(&format!(
@@ -47,8 +52,11 @@ impl Scene {
         ));
         let other = cluster.client_of("other");
         other.sql("create table o as select g as a from generate_series(1, 100) g");
-        let run = site.pitr().args(["backup", "--json"]).run().success();
-        let backup = run.json()["id"].as_str().unwrap().to_owned();
+        let run = site.pitr().args(["backup", "--json"]).args(args);
+        let backup = run.run().success().json()["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         insert(&cluster, BEFORE, AT_POINT);
         cluster.sql("select pg_create_restore_point('here')");
         insert(&cluster, AT_POINT, AT_END);
@@ -201,7 +209,13 @@ fn auto_conf(folder: &Path) -> String {
 }
 
 fn the_whole_way(major: u32) {
-    let scene = Scene::new(major);
+    let run = go_the_whole_way(&Scene::new(major));
+    assert!(run["restored"]["compared_file_count"].as_u64().unwrap() > 500);
+}
+
+/// From the dry run of a restore to the adoption of the copy. Returns what the restore reported.
+pub fn go_the_whole_way(scene: &Scene) -> Value {
+    let major = scene.cluster.major();
     let to = scene.to();
 
     // The dry run shows what the real one does, and writes nothing.
@@ -231,8 +245,6 @@ fn the_whole_way(major: u32) {
     assert_eq!(without(&dry), without(&run));
     assert_eq!(run["backup"]["id"], scene.backup.as_str());
     assert_eq!(run["restored"]["may_archive"], false);
-    assert!(run["restored"]["compared_file_count"].as_u64().unwrap() > 500);
-
     verify_backup(major, &to);
     assert!(!to.join("pg_wal/pitr.restore").exists());
     assert!(!to.join("postmaster.pid").exists());
@@ -312,6 +324,7 @@ fn the_whole_way(major: u32) {
     // Its timeline is new, so it archives beside the old one.
     copy.archive_now();
     assert_eq!(rows(&copy), AT_POINT);
+    run
 }
 
 per_major!(the_whole_way);

@@ -146,7 +146,7 @@ impl Content for ClusterContent {
 impl ClusterContent {
     /// Whether the backup holds pages that failed their check when it was taken.
     pub fn is_damaged(&self) -> bool {
-        self.damage_reported_by_server
+        self.damage_reported_by_server || self.damage_count > 0
     }
 
     /// Sets the text of the timeline's history file.

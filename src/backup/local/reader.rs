@@ -1,0 +1,187 @@
+//! Reads files of a running server into a sink.
+//!
+//! A file is read up to the length that it has when it is opened; what is added later is in the WAL of the backup. One that has
+//! vanished or shrunk by then is left out or stays short: the WAL says so, too.
+//!
+//! PostgreSQL: src/backend/backup/basebackup.c, sendFile, which fills up a file that shrinks with zeros.
+
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+
+use rustix::fs::{Advice, OFlags};
+
+use super::pages::{Checked, Findings};
+use super::rate::Rate;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::progress::Progress;
+use crate::snapshot::filekey::{FileKey, Naming};
+use crate::snapshot::sink::FileSink;
+
+/// Bytes read at once, a multiple of a page's.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// What all readers of a copy share.
+pub struct Reading<'r> {
+    /// The data directory.
+    pub root: &'r Path,
+    /// The real paths of the data directory and its tablespaces.
+    pub real_roots: &'r [PathBuf],
+    /// How tablespaces name their directories.
+    pub naming: Naming,
+    /// The start LSN, where pages have checksums.
+    pub check_from: Option<Lsn>,
+    /// Blocks in one file of a relation.
+    pub relation_segment_blocks: u32,
+    /// The operator's limit.
+    pub rate: &'r Rate,
+    /// Set when everything has to end.
+    pub is_over: &'r AtomicBool,
+    /// Hears of bytes.
+    pub progress: &'r dyn Progress,
+}
+
+/// One reader.
+pub struct Reader<'r, 't> {
+    reading: &'r Reading<'r>,
+    sink: FileSink<'t>,
+    buffer: Vec<u8>,
+    found: Findings,
+}
+
+impl<'r, 't> Reader<'r, 't> {
+    /// A reader into `sink`.
+    pub fn new(reading: &'r Reading<'r>, sink: FileSink<'t>) -> Reader<'r, 't> {
+        Reader {
+            reading,
+            sink,
+            buffer: vec![0; BUFFER_BYTES],
+            found: Findings::default(),
+        }
+    }
+
+    /// Reads files as they come, until there are no more.
+    ///
+    /// # Errors
+    /// `Interrupted`; those of the filesystem and of the sink.
+    pub fn run(mut self, files: &Mutex<Receiver<FileKey>>) -> Result<Findings> {
+        loop {
+            let next = match files.lock() {
+                Ok(files) => files.recv(),
+                Err(_) => return Err(err!(Internal, "a thread that reads files panicked")),
+            };
+            match next {
+                Ok(key) => self.file(&key)?,
+                Err(_) => break,
+            }
+        }
+        self.sink.finish()?;
+        Ok(self.found)
+    }
+
+    fn file(&mut self, key: &FileKey) -> Result<()> {
+        let path = key.path(&self.reading.naming);
+        let place = self.reading.root.join(OsStr::from_bytes(&path));
+        let failed = |e| Error::from_io(format!("read \"{}\"", place.display()), e);
+        let file = match open(&place) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened.map_err(failed)?,
+        };
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        }
+        self.reading.check_place(&file, &place)?;
+        self.sink
+            .begin(key.clone(), metadata.mode(), metadata.mtime())?;
+        let checked = self.reading.checked(&file, key);
+        let (mut at, length) = (0, metadata.len());
+        while at < length {
+            if self.reading.is_over.load(Ordering::Relaxed) {
+                return Err(err!(Interrupted, "interrupted"));
+            }
+            let left = usize::try_from(length - at).unwrap_or(usize::MAX);
+            let wanted = left.min(BUFFER_BYTES);
+            let room = self.buffer.get_mut(..wanted).unwrap_or_default();
+            let n = fill(&file, room, at).map_err(failed)?;
+            let bytes = room.get_mut(..n).unwrap_or_default();
+            let n = match &checked {
+                Some(checked) => checked.check(bytes, at, &mut self.found)?,
+                None => n,
+            };
+            self.sink.append(bytes.get(..n).unwrap_or_default())?;
+            self.reading.progress.advance(n as u64);
+            self.reading.rate.take(n, self.reading.is_over);
+            at += n as u64;
+            if n < wanted {
+                break;
+            }
+        }
+        self.sink.end().map(|_| ())
+    }
+}
+
+impl Reading<'_> {
+    /// Requires that no link on the way led out: root would read for the server's user what that user may not.
+    fn check_place(&self, file: &File, place: &Path) -> Result<()> {
+        let real = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+            .map_err(|e| Error::from_io("read a link in \"/proc/self/fd\"", e))?;
+        match self.real_roots.iter().any(|root| real.starts_with(root)) {
+            true => Ok(()),
+            false => Err(err!(
+                Refused,
+                "\"{}\" leads to \"{}\", out of data directory and tablespaces",
+                place.display(),
+                real.display()
+            )
+            .hint("Nothing was committed: PostgreSQL allows no link there. Put the directory in its place, or make it a tablespace.")),
+        }
+    }
+
+    /// The check for a file whose pages have checksums.
+    fn checked<'c>(&self, file: &'c File, key: &'c FileKey) -> Option<Checked<'c>> {
+        let (relation, start_lsn) = (key.relation()?, self.check_from?);
+        let first_block = u64::from(relation.segment) * u64::from(self.relation_segment_blocks);
+        Some(Checked {
+            file,
+            key,
+            first_block,
+            start_lsn,
+        })
+    }
+}
+
+/// Opens a file; a link or a pipe that took its place is neither followed nor waited for.
+fn open(place: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(place)?;
+    // Reading ahead is a help, no need.
+    let _ = rustix::fs::fadvise(&file, 0, None, Advice::Sequential);
+    Ok(file)
+}
+
+/// Reads until the buffer is full or the file ends.
+fn fill(file: &File, buffer: &mut [u8], position: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(room) = buffer.get_mut(filled..).filter(|room| !room.is_empty()) {
+        match file.read_at(room, position + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}

@@ -1,0 +1,535 @@
+//! `pitr backup --method local` through the real program: files read beside a running server.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use pitr::repo::root::cluster::Method;
+use rustix::process::Signal;
+
+use crate::backup::{backup, committed, root};
+use crate::backup_faults::{damage, nothing_is_left, slow};
+use crate::common::{
+    Cluster, PATIENCE, Program, Running, Sandbox, Site, pitr_archive, user, wait_until,
+};
+use crate::per_major;
+use crate::restore::{Scene, go_the_whole_way, verify_backup};
+use crate::sealed::{Sealed, check_nothing_is_plain};
+
+const LOCAL: [&str; 2] = ["--method", "local"];
+
+fn local(site: &Site) -> Program {
+    backup(site).args(LOCAL)
+}
+
+fn id_of(run: &crate::common::Run) -> String {
+    run.json()["id"].as_str().unwrap().to_owned()
+}
+
+fn a_local_backup_goes_the_whole_way(major: u32) {
+    let jobs = if major.is_multiple_of(2) { "4" } else { "1" };
+    let scene = Scene::taken(major, &["--method", "local", "--jobs", jobs]);
+    let root = root(&scene.site, &scene.backup);
+    assert_eq!(root.content.method, Method::Local);
+    assert_eq!(root.content.server_manifest, None);
+    assert_eq!(root.content.tablespaces.len(), 1);
+    scene.site.pitr().arg("verify").run().success();
+    let restored = go_the_whole_way(&scene);
+    // There is no word of the server's to compare with.
+    assert!(restored["restored"]["compared_file_count"].is_null());
+}
+per_major!(a_local_backup_goes_the_whole_way);
+
+/// The files of a local backup and those of a streamed one of the same quiet server.
+fn both_methods_hold_the_same_files(major: u32) {
+    let (site, cluster) = Site::with_cluster(major);
+    let (pgdata, space) = (cluster.pgdata(), cluster.sandbox().dir("space"));
+    cluster.sql(&format!(
+        "create tablespace ts location '{}'",
+        space.display()
+    ));
+    cluster.sql(
+        "create table t tablespace ts as select g as a from generate_series(1, 1000) g;
+         create unlogged table u as select g as a from generate_series(1, 1000) g;
+         create unlogged table v tablespace ts as select g as a from generate_series(1, 1000) g",
+    );
+    cluster.sql("vacuum u");
+    let client = cluster.client();
+    client.sql("create temporary table x as select g as a from generate_series(1, 1000) g");
+    for (name, is_folder) in [
+        ("pg_replslot/left", true),
+        ("pg_stat_tmp/left", false),
+        ("base/pgsql_tmp", true),
+        ("base/pgsql_tmp/pgsql_tmp1.2", false),
+        ("base/1/pg_internal.init.77", false),
+        ("base/1/t9_77_fsm.1", false),
+        ("postgresql.auto.conf.tmp", false),
+        ("current_logfiles.tmp", false),
+        ("backup_manifest", false),
+        ("tablespace_map", false),
+        ("pg_wal/left", false),
+        ("notes/left", false),
+        ("notes/t9_77", false),
+    ] {
+        let path = pgdata.join(name);
+        if is_folder {
+            std::fs::create_dir_all(&path).unwrap();
+        } else {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, name).unwrap();
+        }
+    }
+    user::own_all(pgdata);
+    let names = |args: &[&str]| {
+        let run = backup(&site).args(args).run().success();
+        let (store, root) = (crate::backup::store(&site), root(&site, &id_of(&run)));
+        let layout = crate::backup::layout(&site);
+        let snapshot = pitr::snapshot::reader::Snapshot::open(&store, &layout, &root).unwrap();
+        let mut names: Vec<String> = snapshot
+            .items()
+            .map(|item| {
+                let item = item.unwrap();
+                let kind = match item.metadata {
+                    pitr::snapshot::layer::Metadata::File { mode, .. } => format!("file {mode:o}"),
+                    pitr::snapshot::layer::Metadata::Directory { mode, .. } => {
+                        format!("directory {mode:o}")
+                    }
+                    pitr::snapshot::layer::Metadata::Symlink { target } => {
+                        format!("link to {}", target.escape_ascii())
+                    }
+                };
+                format!("{} {kind}", item.path.escape_ascii())
+            })
+            .collect();
+        names.sort();
+        (names, root.content.tablespaces)
+    };
+    let (streamed, local) = (names(&[]), names(&LOCAL));
+    assert!(streamed.0.iter().any(|n| n.starts_with("notes/t9_77 ")));
+    let lacks = |one: &[String], other: &[String]| -> Vec<String> {
+        let lacks = one.iter().filter(|name| !other.contains(name));
+        lacks.cloned().collect()
+    };
+    let (missing, more) = (lacks(&streamed.0, &local.0), lacks(&local.0, &streamed.0));
+    assert_eq!((missing, more), (Vec::new(), Vec::new()));
+    assert_eq!(streamed.1, local.1);
+}
+per_major!(both_methods_hold_the_same_files);
+
+/// Starts a local backup that takes a while, and waits until its session has started it.
+fn start_at(site: &Site, rate: &str) -> Running {
+    let begun = |f: &&String| f.contains("/begin");
+    let before = site.files().iter().filter(begun).count();
+    let running = local(site)
+        .args(["--max-rate", rate, "--wal-wait", "10m", "--jobs", "2"])
+        .timeout(20 * PATIENCE)
+        .spawn();
+    wait_until(PATIENCE, "the backup copies", || {
+        // The claim is taken when it is reserved, and again when the server has said where it starts.
+        let files = site.files();
+        let count = |part: &str| files.iter().filter(|f| f.contains(part)).count();
+        count("/begin") > before && count("-claim-") >= 2 * count("/begin")
+    });
+    running
+}
+
+/// Tables are made, filled, truncated, rewritten and dropped all the while; a database comes and goes.
+fn b06_files_that_grow_shrink_vanish_and_appear(major: u32) {
+    let (site, cluster) = Site::with_cluster(major);
+    cluster
+        .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 50000) g");
+    cluster.sql("create table ledger (n int)");
+    let mut running = start_at(&site, "4MiB");
+    let client = cluster.client();
+    let mut rounds = 0;
+    while !running.is_done() {
+        rounds += 1;
+        client.sql(&format!(
+            "create table storm_{rounds} as select g as a from generate_series(1, 5000) g;
+             insert into ledger values ({rounds});
+             update t set b = b || 'x' where a % 50 = {rounds} % 50;
+             truncate storm_{rounds};
+             insert into storm_{rounds} values (1);
+             alter table storm_{rounds} add primary key (a);
+             drop table if exists storm_{}",
+            rounds - 1
+        ));
+        if rounds == 2 {
+            client.sql("create database passing");
+            client.sql("drop database passing");
+        }
+        if rounds == 3 {
+            client.sql("vacuum full t");
+        }
+        // The archiver has to keep up.
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let run = running.wait().success();
+    assert!(rounds > 3, "{rounds}");
+    cluster.archive_now();
+    let sums = "select (select count(*)::text || ' ' || sum(n)::text from ledger) || md5(string_agg(t::text, ',' order by a)) from t";
+    let expected = cluster.query_one_string(sums);
+    let restored = restored(&site, &cluster, &id_of(&run));
+    assert_eq!(restored.query_one_string(sums), expected);
+    let last = format!("select count(*) from storm_{rounds}");
+    assert_eq!(restored.query_one_string(&last), "1");
+}
+per_major!(b06_files_that_grow_shrink_vanish_and_appear, v13 v15 v18);
+
+/// A server on the restored backup, at the end of the archive.
+fn restored(site: &Site, cluster: &Cluster, id: &str) -> Cluster {
+    let to = site.sandbox().join("copy/data");
+    site.sandbox().dir("copy");
+    let restore = site.pitr().args(["restore", "--backup", id, "--to"]);
+    restore.arg(&to).run().success();
+    verify_backup(cluster.major(), &to);
+    let copy = Cluster::open(cluster.major(), &to).option("fsync", "off");
+    let copy = copy.start();
+    copy.wait_promoted();
+    copy
+}
+
+#[test]
+fn b01_killed_stopped_or_cut_off_it_is_never_visible_and_the_next_one_completes() {
+    let (site, cluster) = slow();
+    let session = "from pg_stat_activity where query ~ 'from pg_control_checkpoint'";
+    let running = start_at(&site, "256KiB");
+    running.signal(Signal::TERM);
+    let run = running.wait().expect_code(130);
+    nothing_is_left(&site, &run);
+    let running = start_at(&site, "256KiB");
+    cluster.sql(&format!(
+        "select pg_terminate_backend(pid) {session} and pid <> pg_backend_pid()"
+    ));
+    let run = running.wait().expect_code(1);
+    nothing_is_left(&site, &run);
+    let running = start_at(&site, "256KiB");
+    running.signal(Signal::KILL);
+    let run = running.wait();
+    assert!(committed(&site).is_empty(), "{run}");
+    let client = cluster.client();
+    wait_until(PATIENCE, "the server ends the backup", || {
+        client.query_one_string(&format!("select count(*) - 1 {session}")) == "0"
+    });
+    let run = local(&site).run().success();
+    assert_eq!(committed(&site), [id_of(&run)]);
+    site.pitr().arg("verify").run().success();
+}
+
+#[test]
+fn the_rate_is_kept() {
+    let (site, cluster) = slow();
+    let size = cluster.query_one_string("select sum(pg_database_size(oid)) from pg_database");
+    let started = Instant::now();
+    local(&site)
+        .args(["--max-rate", "8MiB", "--jobs", "4"])
+        .run()
+        .success();
+    let least = size.parse::<u64>().unwrap() / (8 << 20);
+    assert!(started.elapsed().as_secs() >= least, "{size} bytes");
+}
+
+/// A standby and its primary, both of which archive nothing by themselves in time: the tail of the standby's WAL is streamed.
+#[test]
+fn b05_a_local_backup_of_a_standby_completes() {
+    let (site, primary) = slow();
+    let standby = Cluster::builder(15)
+        .standby_of(&primary)
+        .option("archive_mode", "off")
+        .without_fsync()
+        .start();
+    primary.sql("create table w as select 1 as a");
+    primary.sql("checkpoint");
+    let lsn = primary.insert_lsn();
+    wait_until(PATIENCE, "the standby has caught up", || {
+        standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
+    });
+    let run = local_of(&site, &standby, standby.pgdata())
+        .args(["--jobs", "4"])
+        .run()
+        .success();
+    let taken = root(&site, &id_of(&run));
+    assert!(taken.content.from_standby, "{run}");
+    assert!(taken.content.consistent_lsn <= taken.content.stop_lsn);
+    primary.sql("insert into w values (2)");
+    primary.archive_now();
+    site.pitr().arg("verify").run().success();
+    let copy = restored(&site, &primary, &id_of(&run));
+    assert_eq!(copy.query_one_string("select count(*) from w"), "2");
+    assert_eq!(copy.query_one_string("select count(*) from t"), "50000");
+}
+
+#[test]
+fn b05_a_standby_promoted_during_its_backup_is_noticed() {
+    let (_primary_site, primary) = slow();
+    let standby = Cluster::builder(15)
+        .standby_of(&primary)
+        .without_fsync()
+        .start();
+    let site = Site::new(&standby);
+    let running = start_at(&site, "2MiB");
+    standby.promote();
+    let run = running.wait().expect_code(1);
+    assert!(run.stdout.contains("promoted"), "{run}");
+    nothing_is_left(&site, &run);
+}
+
+/// `pitr backup --method local` with the connection of one server and a directory of our choice.
+fn local_of(site: &Site, server: &Cluster, pgdata: &Path) -> Program {
+    local(site)
+        .env("PITR_CLUSTERS_MAIN_CONNINFO", server.conninfo("postgres"))
+        .env("PITR_CLUSTERS_MAIN_PGDATA", pgdata)
+}
+
+/// A server and a copy of it with the same identifier on one host: files of the one are never taken for the other's.
+#[test]
+fn l03_the_files_of_a_clone_are_not_taken_for_the_servers() {
+    let (site, cluster) = slow();
+    let standby = Cluster::builder(15)
+        .standby_of(&cluster)
+        .without_fsync()
+        .start();
+    let mut clone = Cluster::builder(15)
+        .standby_of(&cluster)
+        .option("archive_mode", "off")
+        .without_fsync()
+        .start();
+    clone.promote();
+    clone.wait_promoted();
+    let refused = |server: &Cluster, pgdata: &Path, why: &str| {
+        let run = local_of(&site, server, pgdata).run().expect_code(8);
+        assert!(
+            run.stdout.contains("is not that of the connected server"),
+            "{run}"
+        );
+        assert!(run.stdout.contains(why), "{run}");
+        assert!(!site.files().iter().any(|f| f.ends_with("/begin")), "{run}");
+    };
+    let port = "listens on port";
+    refused(&cluster, clone.pgdata(), port);
+    refused(&cluster, standby.pgdata(), port);
+    refused(&standby, cluster.pgdata(), port);
+    // The clone's file says whatever the server's own does: the process that answers is another one's child.
+    let pid_file = clone.pgdata().join("postmaster.pid");
+    let own = std::fs::read_to_string(&pid_file).unwrap();
+    let forged = |first: &str| {
+        let text = std::fs::read_to_string(cluster.pgdata().join("postmaster.pid")).unwrap();
+        let (_, rest) = text.split_once('\n').unwrap();
+        std::fs::write(&pid_file, format!("{first}\n{rest}")).unwrap();
+        user::own(&pid_file);
+    };
+    forged(own.lines().next().unwrap());
+    refused(&cluster, clone.pgdata(), "another one answers");
+    // And with the same process: pg_control tells.
+    forged(&cluster.pid().unwrap().to_string());
+    refused(
+        &cluster,
+        clone.pgdata(),
+        "its pg_control has the checkpoint at",
+    );
+    std::fs::write(&pid_file, own).unwrap();
+    clone.stop(crate::common::Stop::Immediate);
+    std::fs::remove_file(&pid_file).ok();
+    let run = local_of(&site, &cluster, clone.pgdata())
+        .run()
+        .expect_code(8);
+    assert!(
+        run.stdout.contains("no server runs in data directory"),
+        "{run}"
+    );
+    local(&site).run().success();
+}
+
+/// A server that is started anew during its backup has ended it.
+#[test]
+fn b02_a_server_that_restarts_ends_the_backup() {
+    let (site, mut cluster) = slow();
+    let running = start_at(&site, "512KiB");
+    cluster.stop(crate::common::Stop::Immediate);
+    cluster.start();
+    let run = running.wait().expect_code(1);
+    nothing_is_left(&site, &run);
+}
+
+#[test]
+fn what_cannot_work_is_refused_before_anything_is_stored() {
+    let (site, cluster) = Site::with_cluster_of(
+        Cluster::builder(17)
+            .segment_size_mb(1)
+            .without_fsync()
+            .hba("local all postgres trust\nlocal postgres all trust\nlocal all all reject\nlocal replication all trust\n"),
+    );
+    cluster.sql("create role copies login replication");
+    let before = site.files();
+    let secret = Sandbox::new("secret");
+    let unreadable = secret.dir("data");
+    std::fs::set_permissions(&unreadable, std::fs::Permissions::from_mode(0o000)).unwrap();
+    for (pgdata, code, part) in [
+        ("/nonexistent/data", 1, "does not exist on this host"),
+        (
+            unreadable.to_str().unwrap(),
+            1,
+            "may not be read by this user",
+        ),
+    ] {
+        let run = local_of(&site, &cluster, Path::new(pgdata)).run();
+        let run = run.expect_code(code);
+        assert!(run.stdout.contains(part), "{run}");
+    }
+    std::fs::set_permissions(&unreadable, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let of = |role: &str, database: &str| {
+        let conninfo = cluster
+            .conninfo(database)
+            .replace("user=postgres", &format!("user={role}"));
+        local(&site)
+            .env("PITR_CLUSTERS_MAIN_CONNINFO", conninfo)
+            .run()
+    };
+    let run = of("copies", "postgres").expect_code(1);
+    assert!(run.stdout.contains("GRANT EXECUTE ON FUNCTION"), "{run}");
+    let run = of("copies", "template1").expect_code(1);
+    assert!(run.stdout.contains("no session for SQL"), "{run}");
+    assert_eq!(site.files(), before);
+    // What was granted is enough.
+    cluster.sql("grant execute on function pg_backup_start(text, boolean), pg_backup_stop(boolean) to copies");
+    of("copies", "postgres").success();
+    assert_eq!(committed(&site).len(), 1);
+}
+
+#[test]
+fn b08_special_files_are_left_out_and_an_unreadable_one_aborts_the_backup_with_its_path() {
+    let (site, cluster) = Site::with_cluster(15);
+    let pgdata = cluster.pgdata();
+    std::os::unix::fs::symlink("/etc/passwd", pgdata.join("base/link")).unwrap();
+    std::os::unix::fs::symlink("/etc", pgdata.join("base/folder")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        pgdata.join("base/pipe"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
+    let run = local(&site).run().success();
+    for name in ["link", "folder", "pipe"] {
+        assert!(
+            run.stderr
+                .contains(&format!("special file \"base/{name}\"")),
+            "{run}"
+        );
+    }
+    site.pitr().arg("verify").run().success();
+    // A link on the way is not followed out of the tablespace.
+    let outside = site.sandbox().dir("outside");
+    std::fs::write(outside.join("secret"), "x").unwrap();
+    let folder = pgdata.join("pg_tblspc/77");
+    std::fs::create_dir(&folder).unwrap();
+    std::os::unix::fs::symlink(&outside, folder.join("PG_15_202209061")).unwrap();
+    user::own_all(&folder);
+    user::own_all(&outside);
+    let run = local(&site).run().expect_code(8);
+    assert!(run.stdout.contains("out of data directory"), "{run}");
+    std::fs::remove_dir_all(&folder).unwrap();
+    let file = pgdata.join("base/secret");
+    std::fs::write(&file, "x").unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o000)).unwrap();
+    user::own(&file);
+    let run = local(&site).run().expect_code(1);
+    assert!(run.stdout.contains("base/secret"), "{run}");
+    assert_eq!(committed(&site).len(), 1);
+}
+
+fn c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked(major: u32) {
+    let (site, mut cluster) = Site::with_cluster(major);
+    let blocks = [3, 4, 100, 101, 102, 500, 501, 900];
+    let path = damage(&mut cluster, &blocks);
+    let run = local(&site).args(["--jobs", "4"]).run().expect_code(10);
+    let shown = run.json();
+    assert_eq!(shown["damage_count"], 8, "{run}");
+    let found = shown["damage"].as_array().unwrap().iter().map(|page| {
+        assert_eq!(page["path"], path);
+        page["block"].as_u64().unwrap()
+    });
+    assert_eq!(found.collect::<Vec<_>>(), blocks);
+    let taken = root(&site, &id_of(&run));
+    assert!(taken.content.is_damaged() && !taken.content.damage_reported_by_server);
+    let info = site.pitr().args(["info", "--json"]).run().json();
+    assert_eq!(info["clusters"][0]["backups"][0]["damaged"], true, "{info}");
+}
+per_major!(c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked, v13 v16 v18);
+
+/// Bytes that look like a page of the future are no page that the server has changed meanwhile.
+#[test]
+fn c04_a_page_with_an_lsn_of_the_future_is_damaged() {
+    let (site, mut cluster) = Site::with_cluster(17);
+    cluster.sql("create table d as select g as a from generate_series(1, 20000) g");
+    cluster.sql("checkpoint");
+    let path = cluster.query_one_string("select pg_relation_filepath('d')");
+    cluster.stop(crate::common::Stop::Fast);
+    let file = cluster.pgdata().join(&path);
+    let mut content = std::fs::read(&file).unwrap();
+    content[7 * 8192..7 * 8192 + 8].fill(0x77);
+    std::fs::write(&file, content).unwrap();
+    user::own(&file);
+    cluster.start();
+    let run = local(&site).run().expect_code(10);
+    assert_eq!(run.json()["damage"][0]["block"], 7, "{run}");
+}
+
+#[test]
+fn b07_ten_thousand_files_fit_in_memory() {
+    let (site, cluster) = Site::with_cluster(15);
+    let folder = cluster.pgdata().join("base").join(
+        cluster.query_one_string("select oid::text from pg_database where datname = 'postgres'"),
+    );
+    for i in 0..10_000 {
+        // Some of them relations.
+        let name = match i % 2 {
+            0 => format!("{}", 100_000 + i),
+            _ => format!("{i:05}{}", "n".repeat(i % 200)),
+        };
+        std::fs::write(folder.join(name), vec![b'x'; i % 100]).unwrap();
+    }
+    user::own_all(&folder);
+    let (run, usage) = local(&site).args(["--jobs", "8"]).measure();
+    let run = run.success();
+    assert!(run.json()["file_count"].as_u64().unwrap() > 10_000);
+    assert!(
+        usage.peak_memory_bytes < 100 << 20,
+        "{} bytes",
+        usage.peak_memory_bytes
+    );
+    site.pitr().arg("verify").run().success();
+}
+
+#[test]
+fn a_local_backup_into_a_sealed_repository_comes_back() {
+    let mut cluster = Cluster::builder(18)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let sealed = Sealed::new(&cluster);
+    let archive = pitr_archive()
+        .arg("--config")
+        .arg(sealed.config("writer"))
+        .arg("%p");
+    cluster.append_config("archive_mode", "on");
+    cluster.append_config("archive_command", &archive.shell());
+    cluster.start();
+    cluster.sql("create table ledger as select g as id, 'confidential note ' || g as note from generate_series(1, 20000) g");
+    let run = sealed.on("writer").args(["backup", "--json"]).args(LOCAL);
+    run.run().success();
+    cluster.archive_now();
+    check_nothing_is_plain(&sealed, "confidential");
+    sealed.on("reader").arg("verify").run().success();
+    let to = sealed.sandbox.dir("out").join("copy");
+    let restore = sealed.on("reader").args(["restore", "--to"]).arg(&to);
+    restore.run().success();
+    verify_backup(18, &to);
+    let copy = Cluster::open(18, &to).option("fsync", "off").start();
+    copy.wait_promoted();
+    assert_eq!(
+        copy.query_one_string("select count(*) from ledger"),
+        "20000"
+    );
+}
