@@ -19,7 +19,7 @@ use crate::pg::timeline::TimelineId;
 use crate::progress::Silent;
 use crate::wire::client;
 
-/// What other groups need of the server.
+/// The server's answers that other groups need.
 #[derive(Default)]
 pub(super) struct Seen {
     pub pgdata: Option<PathBuf>,
@@ -33,7 +33,7 @@ pub(super) struct Seen {
     pub is_silent: bool,
     /// The file that the server archived last, as its statistics say.
     pub last_archived: Option<String>,
-    /// Where the right archive_command is composed from.
+    /// The right archive_command.
     pub ours: Option<String>,
 }
 

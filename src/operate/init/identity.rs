@@ -1,4 +1,4 @@
-//! What the cluster says of itself: by pg_control, by the running server, or by both, which must agree.
+//! The identity of the cluster: by pg_control, by the running server, or by both, which must agree.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::operate::session::Session;
 use crate::progress::Silent;
 use crate::wire::client;
 
-/// What the cluster says of itself.
+/// The identity of the cluster.
 pub struct Identity {
     /// From pg_control.
     pub system_identifier: u64,
