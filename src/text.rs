@@ -1,4 +1,4 @@
-//! Text forms of bytes and numbers: hexadecimal digits, decimal strings, paths that need not be UTF-8.
+//! Text forms of bytes and numbers: hexadecimal digits, decimal strings, paths that need not be UTF-8, text from outside.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -78,5 +78,34 @@ pub fn path_of(text: Option<String>, hex: Option<&str>) -> Option<PathBuf> {
         (Some(text), None) => Some(PathBuf::from(text)),
         (None, Some(hex)) => Some(PathBuf::from(OsString::from_vec(unhex(hex)?))),
         _ => None,
+    }
+}
+
+/// The text with every control character but the line feed escaped, bidirectional overrides included.
+pub fn escaped(text: &str) -> String {
+    let hostile = |c: char| {
+        (c.is_control() && c != '\n')
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(hostile) {
+        return text.to_owned();
+    }
+    text.chars()
+        .map(|c| match hostile(c) {
+            true => c.escape_unicode().to_string(),
+            false => c.to_string(),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_from_outside_cannot_draw() {
+        assert_eq!(escaped("a\u{1b}[2Jb\rc"), "a\\u{1b}[2Jb\\u{d}c");
+        assert_eq!(escaped("größe\nb"), "größe\nb");
+        assert_eq!(escaped("\u{202e}x"), "\\u{202e}x");
     }
 }

@@ -98,7 +98,7 @@ pub enum Compression {
     Zstd,
 }
 
-/// What a backup came to, as JSON.
+/// A backup that was taken, as JSON.
 #[derive(Serialize)]
 struct Shown<'a> {
     id: String,

@@ -4,8 +4,9 @@ use super::Context;
 use super::output::{Align, Table};
 use crate::error::Result;
 use crate::exit;
+use crate::operate::finding::Level;
 use crate::operate::human::{self, SizeUnit};
-use crate::operate::info::{self, BackupInfo, ClusterInfo, State};
+use crate::operate::info::{self, BackupInfo, ClusterInfo};
 use crate::pg::timeline::TimelineId;
 use crate::plan::window::Window;
 
@@ -34,9 +35,9 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
     let state = info.state;
     cx.told(info.failures)?;
     Ok(match state {
-        State::Ok => exit::SUCCESS,
-        State::Warning => exit::WARNINGS,
-        State::Critical => exit::CRITICAL,
+        Level::Ok => exit::SUCCESS,
+        Level::Warn => exit::WARNINGS,
+        Level::Fail => exit::CRITICAL,
     })
 }
 
@@ -46,7 +47,7 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
         shown.name, shown.system_identifier, shown.major, shown.repository
     ))?;
     cx.out.line(&match shown.state {
-        State::Critical => "recovery: NOT ASSURED".to_owned(),
+        Level::Fail => "recovery: NOT ASSURED".to_owned(),
         _ => match (cluster_window(shown), shown.timeline) {
             (Some(w), Some(_)) => format!(
                 "recovery: any moment from {} to {}",
@@ -109,11 +110,8 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
         cx.out.line("")?;
     }
     for problem in &shown.problems {
-        let state = match problem.state {
-            State::Critical => "critical",
-            _ => "warning",
-        };
-        cx.out.line(&format!("{state}: {}", problem.message))?;
+        let state = problem.level.state();
+        cx.out.line(&format!("{state}: {}", problem.value))?;
     }
     Ok(())
 }

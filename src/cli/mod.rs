@@ -138,11 +138,11 @@ enum Command {
     Serve(serve::Args),
 }
 
-/// What a verb works with, apart from its own arguments.
+/// The session and the output of a verb.
 pub struct Context {
-    /// What the use cases work with.
+    /// The session of the use cases.
     pub session: Session,
-    /// Where answers and notes go.
+    /// The output of answers and notes.
     pub out: Output,
 }
 

@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use comfy_table::{CellAlignment, ContentArrangement, presets};
 use serde::Serialize;
 
-use super::terminal::TerminalProgress;
+use super::terminal::{TerminalProgress, standard_error};
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::progress::Progress;
+use crate::text::escaped;
 
 /// Standard output and standard error, and how to write to them.
 pub struct Output {
@@ -179,11 +180,6 @@ impl Output {
     }
 }
 
-/// Writes to standard error; nobody can be told when that fails.
-pub(super) fn standard_error(text: &str) {
-    let _ = std::io::stderr().lock().write_all(text.as_bytes());
-}
-
 /// The error as people read it: cause, impact, next command.
 ///
 /// The last line of a hint is the next command, the lines before it are the impact.
@@ -203,23 +199,6 @@ pub fn human_error(error: &Error) -> String {
         text.push_str(&format!("  {label}{}\n", escaped(line)));
     }
     text
-}
-
-/// The text with every control character but the line feed escaped, bidirectional overrides included.
-pub fn escaped(text: &str) -> String {
-    let hostile = |c: char| {
-        (c.is_control() && c != '\n')
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    if !text.contains(hostile) {
-        return text.to_owned();
-    }
-    text.chars()
-        .map(|c| match hostile(c) {
-            true => c.escape_unicode().to_string(),
-            false => c.to_string(),
-        })
-        .collect()
 }
 
 /// On which side the cells of a column stand.
@@ -350,13 +329,6 @@ mod tests {
             "error io: read x\n  next:   Try again.\n"
         );
         assert_eq!(human_error(&err!(Io, "read x")), "error io: read x\n");
-    }
-
-    #[test]
-    fn names_from_outside_cannot_draw() {
-        assert_eq!(escaped("a\u{1b}[2Jb\rc"), "a\\u{1b}[2Jb\\u{d}c");
-        assert_eq!(escaped("größe\nb"), "größe\nb");
-        assert_eq!(escaped("\u{202e}x"), "\\u{202e}x");
     }
 
     #[test]

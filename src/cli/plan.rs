@@ -87,7 +87,7 @@ fn require_thawed(cx: &Context, opened: &Opened, plan: &Plan) -> Result<()> {
 /// Prints a plan; `local_time` is a target time as it was written.
 ///
 /// # Errors
-/// What standard output says.
+/// Errors of standard output.
 pub fn show(cx: &Context, plan: &Plan, local_time: Option<&str>) -> Result<()> {
     if cx.out.is_json() {
         return cx.out.json(plan);

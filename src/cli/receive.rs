@@ -46,7 +46,7 @@ fn slot_name(text: &str) -> std::result::Result<SlotName, String> {
     text.parse().map_err(|e: Error| e.to_string())
 }
 
-/// What was received, as JSON.
+/// The result of receiving, as JSON.
 #[derive(Serialize)]
 struct Shown<'a> {
     cluster: &'a str,

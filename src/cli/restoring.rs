@@ -1,4 +1,4 @@
-//! What `restore` and `standby` report.
+//! The report of `restore` and `standby`.
 
 use serde::Serialize;
 
@@ -12,14 +12,14 @@ use crate::restore::Report;
 use crate::restore::job::Job;
 use crate::restore::target_dir::PlacedTablespace;
 
-/// What a restore or standby came to, as JSON.
+/// The report of a restore or standby, as JSON.
 #[derive(Serialize)]
 pub struct ShownReport<'a> {
     /// The data directory.
     pub to: &'a str,
     /// The backup.
     pub backup: String,
-    /// Where its tablespaces are.
+    /// The places of its tablespaces.
     pub tablespaces: &'a [PlacedTablespace],
     /// Whether an earlier run had begun it.
     pub resumed: bool,

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
 use super::Context;
-use super::output::standard_error;
+use super::terminal::standard_error;
 use crate::command::restore::{self, Reach};
 use crate::command::{self, ahead, archive, delegate, detach, prefetch, shipper};
 use crate::err;

@@ -1,13 +1,14 @@
 //! Progress on standard error: a bar on a terminal, a line now and then otherwise.
 
+use std::io::Write;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::output::{escaped, standard_error};
 use crate::operate::human;
 use crate::progress::Progress;
+use crate::text::escaped;
 
 /// A phase that is over before that never shows.
 const DELAY: Duration = Duration::from_millis(250);
@@ -184,6 +185,11 @@ fn line_bar() -> ProgressBar {
     let style =
         ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10)).with_style(style)
+}
+
+/// Writes to standard error; nobody can be told when that fails.
+pub(super) fn standard_error(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ fn shown(done: &Done) -> serde_json::Value {
     })
 }
 
-/// What helps against what was found.
+/// Names the remedy for the findings.
 fn next(cx: &Context, done: &Done) -> Option<String> {
     let report = &done.report;
     let has = |kinds: &[&str]| {

@@ -18,9 +18,9 @@ pub struct Adoption {
     pub cluster: Option<String>,
     /// Whether that is a new one.
     pub is_renamed: bool,
-    /// What was done.
+    /// The report of what was done.
     pub adopted: Adopted,
-    /// What the operator does next.
+    /// The operator's next steps.
     pub next: Vec<String>,
 }
 
@@ -80,7 +80,7 @@ pub fn run(
     })
 }
 
-/// What the steps after an adoption depend on.
+/// The facts on which the steps after an adoption depend.
 struct Steps<'a> {
     pgdata: &'a Path,
     cluster: &'a str,

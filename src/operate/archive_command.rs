@@ -42,14 +42,14 @@ pub enum Weight {
     Failure,
 }
 
-/// What was found in a command.
+/// The judgement of a command.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Judged {
     /// Our program as it is called, if it is.
     pub program: Option<String>,
-    /// What follows `--config`.
+    /// The file after `--config`.
     pub config: Option<String>,
-    /// What is wrong, worst first.
+    /// Problems, worst first.
     pub problems: Vec<(Weight, String)>,
 }
 
@@ -118,7 +118,7 @@ fn judge_line(command: &str, judged: &mut Judged, depth: u32) {
     }
 }
 
-/// What an operator of the shell before our program, or behind it, does to its status.
+/// Judges what an operator of the shell before our program, or after it, does to its status.
 fn judge_operator(
     operator: &str,
     behind: bool,

@@ -31,7 +31,7 @@ pub fn arguments(session: &Session, files: Vec<OsString>) -> command::Arguments 
     }
 }
 
-/// What became of one file.
+/// The outcome of one file.
 #[derive(Serialize)]
 pub struct Backfilled {
     /// Its name.
@@ -42,13 +42,13 @@ pub struct Backfilled {
     pub reason: Option<String>,
 }
 
-/// What became of the files of a directory.
+/// The outcome of a directory.
 pub struct Backfill {
     /// File by file, up to the one that failed.
     pub files: Vec<Backfilled>,
     /// Files that the server keeps for WAL to come.
     pub spare: Vec<String>,
-    /// What ended the run early.
+    /// The error that ended the run early.
     pub failed: Option<Error>,
     /// The first refusal.
     pub refused: Option<Error>,

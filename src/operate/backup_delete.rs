@@ -21,10 +21,10 @@ use crate::repo::id::BackupId;
 use crate::repo::repository::Registration;
 use crate::wal::inventory::Inventory;
 
-/// What whoever may write to the store can do to a run that cannot tell forged backups.
+/// The danger of a run that cannot tell forged backups.
 const FORGED: &str = "a backup that somebody forged counts as the newer one that is left";
 
-/// What recovery reaches on a timeline.
+/// The moments that recovery reaches on a timeline.
 #[derive(Serialize, Clone, PartialEq, Eq)]
 pub struct Reached {
     /// The timeline.
@@ -61,7 +61,7 @@ pub struct Unneeded {
 pub struct Deletion {
     /// The repository.
     pub repository: String,
-    /// What the backup takes there.
+    /// Bytes that the backup takes there.
     pub stored_bytes: u64,
     /// `keep`, `mark`, `waiting`, `delete`.
     pub fate: &'static str,
@@ -69,11 +69,11 @@ pub struct Deletion {
     pub not_before: Option<TimestampTz>,
     /// WAL that goes with it.
     pub wal: Vec<Unneeded>,
-    /// What can be reached now; null where that cannot be read without the keys.
+    /// Moments that can be reached now; null where that cannot be read without the keys.
     pub windows_now: Option<Vec<Reached>>,
-    /// What can be reached without the backup.
+    /// Moments that can be reached without the backup.
     pub windows_then: Option<Vec<Reached>>,
-    /// What would go and is kept, with the cause.
+    /// WAL and more that is withheld from deletion, with the cause.
     pub withheld: Vec<String>,
     /// Whether it was marked.
     pub marked: bool,

@@ -1,4 +1,4 @@
-//! What archiving waits for on this machine: files that the server offers and that could not be archived (`archive::spool`).
+//! Files that the server offers and that could not be archived (`archive::spool`).
 
 use std::path::Path;
 use std::time::Duration;
@@ -31,7 +31,7 @@ impl Waiting {
     /// Reads what waits in a data directory.
     ///
     /// # Errors
-    /// What the system says of `pg_wal/archive_status`.
+    /// Errors of the system about `pg_wal/archive_status`.
     pub fn read(pgdata: &Path, now: TimestampTz) -> std::io::Result<Waiting> {
         let mut waiting = Waiting::default();
         let mut oldest: Option<TimestampTz> = None;

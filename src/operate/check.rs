@@ -13,7 +13,7 @@ use crate::store::probe::probe;
 use crate::store::s3::S3Store;
 use crate::store::{Store, s3};
 
-/// What was found of one repository.
+/// The report on one repository.
 #[derive(Serialize)]
 pub struct Checked {
     /// Its name.
@@ -22,9 +22,9 @@ pub struct Checked {
     pub url: String,
     /// Whether it may be used; none where it could not be tried.
     pub usable: Option<bool>,
-    /// What was tried.
+    /// The promises that were tried.
     pub checks: Vec<Check>,
-    /// What it promises less than it should.
+    /// Promises that it keeps only in part.
     pub weaknesses: Vec<String>,
     /// Whether these credentials may delete objects; none for a directory, and where that was not found out.
     pub may_delete: Option<bool>,
@@ -35,11 +35,11 @@ pub struct Checked {
 /// A promise that was tried.
 #[derive(Serialize)]
 pub struct Check {
-    /// What a repository promises.
+    /// The promise.
     pub promise: &'static str,
     /// Whether the place keeps it.
     pub holds: bool,
-    /// What happened where it does not.
+    /// The error where it does not.
     pub detail: Option<String>,
 }
 

@@ -21,11 +21,11 @@ use crate::plan::unreachable;
 use crate::sync::fork::{self, Stretch};
 use crate::wal::inventory::{Backup, Inventory};
 
-/// What is asked, of whichever repository.
+/// A target, whichever repository leads there.
 pub struct Question<'a> {
     /// The target.
     pub target: &'a AskedTarget,
-    /// What PostgreSQL does there.
+    /// The action of PostgreSQL there.
     pub action: Action,
     /// Whether the plan is carried out, so that the ends of its segments are read.
     pub is_carried_out: bool,
@@ -37,7 +37,7 @@ pub struct Chosen {
     pub opened: Opened,
     /// The plan.
     pub plan: Plan,
-    /// What was asked, understood.
+    /// The request as it is understood.
     pub resolved: ResolvedTarget,
     /// Why it is not carried out.
     pub unless: Option<Unless>,
@@ -47,9 +47,9 @@ pub struct Chosen {
 pub enum Unless {
     /// No repository leads there.
     OutOfReach {
-        /// What the plan says.
+        /// The plan's explanation.
         why: String,
-        /// What brings together what several have.
+        /// The command that brings together what several have.
         next: Option<String>,
     },
     /// One may that could not be asked.
@@ -86,7 +86,12 @@ impl Question<'_> {
             && next.is_none()
         {
             let own = chosen.opened.inventory.system_identifier;
-            *next = former::next(session, &chosen.opened.reading, own, self);
+            *next = former::next(
+                session,
+                &chosen.opened.reading,
+                own,
+                (self.target, self.action),
+            );
         }
         Ok(chosen)
     }
@@ -200,7 +205,7 @@ type Planned = (Plan, ResolvedTarget);
 /// A plan that was made on a side.
 struct Made {
     at: usize,
-    /// What it was made by; none for the first plan of the first side.
+    /// The inventory that it was made by; none for the first plan of the first side.
     inventory: Option<Inventory>,
     planned: Option<Planned>,
     /// Whether the ends of its segments were read, where that is wanted.
@@ -407,8 +412,8 @@ fn settle(
     })
 }
 
-/// Where another repository has the WAL of another server under the names that the plan reads, recovery must not ask it: the one repository that it
-/// may ask then, and a warning in the plan that names the fork.
+/// Returns the one repository that recovery may ask where another has the WAL of another server under the names that the plan reads. A
+/// warning in the plan names the fork.
 fn keep_to_one_server(
     session: &Session,
     plan: &mut Plan,
@@ -436,7 +441,7 @@ fn keep_to_one_server(
     is_alone.then(|| own.reading.configured.location.to_string())
 }
 
-/// Where another repository has the WAL of another server than a plan follows. What cannot be read tells nothing.
+/// Finds the first segment that another repository has of another server than a plan follows. Unreadable WAL tells nothing.
 fn parts_from(
     session: &Session,
     plan: &Plan,
@@ -472,7 +477,7 @@ fn name_of(sides: &[Opened], at: usize) -> &str {
         .map_or("", |s| s.reading.configured.name.as_str())
 }
 
-/// What could not be asked may have more, and a plan to the end of the WAL must not hide that.
+/// Warns of repositories that could not be asked: they may have more, and a plan to the end of the WAL must not hide that.
 fn tell_unasked(session: &Session, plan: &Plan, unasked: &[(String, Error)]) {
     for (name, e) in unasked {
         let impact = match plan.outcome {

@@ -36,7 +36,7 @@ pub struct Conflict {
     pub copy: Option<String>,
     /// `pitr wal resolve` made it the one that is followed.
     pub is_followed: bool,
-    /// What of it cannot be read.
+    /// The part that cannot be read.
     pub error: Option<String>,
 }
 
@@ -104,7 +104,7 @@ fn conflict(
 /// Looks for refused copies, of one file or of all.
 ///
 /// # Errors
-/// What the repository says.
+/// Errors of the repository.
 pub fn look(session: &Session, wanted: Option<WalFileName>) -> Result<Conflicts> {
     let reading = Reading::open(session)?;
     let inventory = reading.inventory(session)?;

@@ -74,9 +74,9 @@ pub struct SegmentContent {
     pub raw_bytes: u64,
     /// Its length as stored.
     pub stored_bytes: u64,
-    /// Of the raw content; none where it is not one object's.
+    /// The hash of the raw content; none where it is not one object's.
     pub hash: Option<String>,
-    /// What is special about it.
+    /// Its peculiarities.
     pub flags: Vec<&'static str>,
     /// The first record that begins in it.
     pub first_record: Option<Lsn>,
@@ -106,7 +106,7 @@ pub struct SegmentContent {
     pub events: Option<Vec<String>>,
     /// How many blocks it changes.
     pub changed_blocks: Option<u64>,
-    /// What is wrong with it.
+    /// Its damage or trouble.
     pub damage: Vec<String>,
 }
 

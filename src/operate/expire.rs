@@ -12,11 +12,11 @@ use crate::pg::segment::SegmentSize;
 use crate::plan::retention::{ExpirePlan, Policy};
 use crate::repo::repository::Registration;
 
-/// What whoever may write to the store can do to a run that cannot tell forged backups.
+/// The danger of a run that cannot tell forged backups.
 const FORGED: &str =
     "backups that somebody forged count as kept, and genuine ones can be deleted for them";
 
-/// What became of one cluster in one repository.
+/// The outcome of one cluster in one repository.
 pub struct Done {
     /// The repository.
     pub repository: String,
@@ -24,18 +24,18 @@ pub struct Done {
     pub registration: Registration,
     /// WAL segment size.
     pub segment_size: SegmentSize,
-    /// What goes, and why.
+    /// The plan.
     pub plan: ExpirePlan,
-    /// What was done, where it was to be done.
+    /// The result, where the plan was to be carried out.
     pub outcome: Option<Outcome>,
-    /// What is to be known of the whole repository; of its first cluster only.
+    /// A warning about the whole repository; only with its first cluster.
     pub warning: Option<String>,
     /// It ended early; what it did before stands in the outcome.
     pub is_cut_short: bool,
 }
 
 impl Done {
-    /// What should be looked at.
+    /// Warnings of the plan and of the repository.
     pub fn warnings(&self) -> impl Iterator<Item = &String> {
         self.warning.iter().chain(&self.plan.warnings)
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::error::{Code, Error, Result};
 use crate::exit;
 
-/// What failed, repository by repository.
+/// Errors, repository by repository.
 #[derive(Default)]
 pub struct Failures {
     /// Errors, each with the repository in its context.
@@ -36,7 +36,7 @@ impl Failures {
         self.errors.retain(|e| e.code() != code);
     }
 
-    /// Where nothing was done at all, the first error is the answer, and the others are told.
+    /// Returns the first error where nothing was done at all, and reports the others as warnings.
     ///
     /// # Errors
     /// The first.

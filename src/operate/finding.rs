@@ -1,6 +1,6 @@
 //! Findings: what was looked at, how it stands, and what helps.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::error::Error;
 use crate::exit;
@@ -17,25 +17,58 @@ pub enum Level {
     Fail,
 }
 
-/// One thing that was looked at.
+impl Level {
+    /// The level as monitoring names it: `ok`, `warning`, `critical`.
+    pub fn state(self) -> &'static str {
+        match self {
+            Level::Ok => "ok",
+            Level::Warn => "warning",
+            Level::Fail => "critical",
+        }
+    }
+
+    /// Writes the level as monitoring names it.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn as_state<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.state())
+    }
+}
+
+/// One thing that was looked at. Group and name tell it again in the next look.
 #[derive(Debug, Serialize)]
 pub struct Finding {
-    /// What it is about: "server", "repository".
+    /// The subject: "server", "repository".
     pub group: &'static str,
-    /// What was looked at.
+    /// The thing that was looked at.
     pub name: String,
     /// How it stands.
     pub level: Level,
-    /// What was found, in a few words.
+    /// The observation, in a few words.
     pub value: String,
-    /// What is wrong, or what comes of it.
+    /// The cause, or the impact.
     pub cause: Option<String>,
     /// The command or setting that helps.
     #[serde(rename = "fix")]
     pub next: Option<String>,
 }
 
-/// What was found so far, in the order in which it is shown.
+impl Finding {
+    /// A finding whose value says it all.
+    pub fn new(group: &'static str, name: &str, level: Level, value: impl Into<String>) -> Finding {
+        Finding {
+            group,
+            name: name.to_owned(),
+            level,
+            value: value.into(),
+            cause: None,
+            next: None,
+        }
+    }
+}
+
+/// Findings so far, in the order in which they are shown.
 #[derive(Default)]
 pub struct Findings {
     /// All of them.
@@ -104,12 +137,9 @@ impl Findings {
     ) {
         let next = next.filter(|f| !f.is_empty());
         self.all.push(Finding {
-            group: self.group,
-            name: name.to_owned(),
-            level,
-            value,
             cause,
             next,
+            ..Finding::new(self.group, name, level, value)
         });
     }
 }

@@ -2,14 +2,15 @@
 
 use serde::Serialize;
 
-use super::choice::Question;
 use super::human;
 use super::reading::Reading;
 use super::session::Session;
+use super::target::AskedTarget;
 use crate::archive::datadir::DataDirectory;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::plan::choice::leads;
+use crate::plan::recovery::Action;
 use crate::wal::inventory::Inventory;
 
 /// Another cluster under the same name.
@@ -28,7 +29,7 @@ impl Former {
     /// Looks at every other system identifier that is registered under the name.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub fn all(reading: &Reading, own: u64) -> Result<Vec<Former>> {
         Ok(others(reading, own)?.iter().map(Former::of).collect())
     }
@@ -71,7 +72,7 @@ fn others(reading: &Reading, own: u64) -> Result<Vec<Inventory>> {
         .collect()
 }
 
-/// What is wrong where the configured data directory is that of another cluster than `shown`; none where it cannot be read from here.
+/// Explains a configured data directory of another cluster than `shown`; none where it cannot be read from here.
 pub fn mismatch(session: &Session, reading: &Reading, shown: u64) -> Option<String> {
     let pgdata = reading.cluster.as_ref()?.pgdata.as_deref()?;
     let control = DataDirectory::at(pgdata).control().ok()??;
@@ -93,18 +94,17 @@ pub fn mismatch(session: &Session, reading: &Reading, shown: u64) -> Option<Stri
     )
 }
 
-/// What leads to the target under another system identifier of the name, where something does.
+/// Names another system identifier of the cluster under which the target can be reached.
 pub fn next(
     session: &Session,
     reading: &Reading,
     own: u64,
-    question: &Question<'_>,
+    asked: (&AskedTarget, Action),
 ) -> Option<String> {
     if session.system_identifier.is_some() {
         return None;
     }
     let reaches = |inventory: &Inventory| {
-        let asked = (question.target, question.action);
         let planned = reading.plan(session, inventory, asked, None);
         planned.is_ok_and(|(plan, _)| leads(&plan))
     };

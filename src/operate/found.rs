@@ -14,7 +14,7 @@ use crate::wal::inventory::{Backup, Inventory};
 pub struct Found {
     /// Those that have it, each with what it says of the backup.
     pub copies: Vec<(Reading, Inventory, Backup)>,
-    /// What those that could not be asked said.
+    /// Errors of the repositories that could not be asked.
     pub failures: Failures,
 }
 
@@ -63,7 +63,7 @@ impl Found {
     }
 }
 
-/// What is left of a backup that a repository has no more.
+/// Explains what is left of a backup that a repository does not have any more.
 fn why_absent(reading: &Reading, inventory: &Inventory, id: &BackupId) -> Result<Option<Error>> {
     let name = &reading.configured.name;
     if let Some(unreadable) = inventory.unreadable.iter().find(|u| u.id == *id) {

@@ -24,7 +24,7 @@ pub struct NamedGap {
 /// Looks for gaps behind the start of the oldest backup.
 ///
 /// # Errors
-/// What the repository says.
+/// Errors of the repository.
 pub fn look(session: &Session) -> Result<Vec<NamedGap>> {
     let reading = Reading::open(session)?;
     let inventory = reading.inventory(session)?;

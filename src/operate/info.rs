@@ -1,11 +1,12 @@
-//! What can be recovered, to when, and what is wrong: every cluster of a repository.
+//! The clusters of a repository: what can be recovered of each, to when, and what is wrong.
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::blocked::{Blocked, PASSING, Waiting};
 use super::failures::Failures;
+use super::finding::{Finding, Level};
 use super::former::{self, Former};
 use super::human;
 use super::lag::{self, Lag};
@@ -28,23 +29,12 @@ use crate::repo::event;
 use crate::repo::root::BackupKind;
 use crate::wal::inventory::{Backup, Inventory, Timeline, Unreadable};
 
-/// How bad things are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Well.
-    Ok,
-    /// Something is to be looked at.
-    Warning,
-    /// Recovery is not assured.
-    Critical,
-}
-
-/// What can be recovered.
+/// The clusters, and the worst state of all.
 #[derive(Serialize)]
 pub struct Info {
     /// The worst of all.
-    pub state: State,
+    #[serde(serialize_with = "Level::as_state")]
+    pub state: Level,
     /// The clusters that could be looked at.
     pub clusters: Vec<ClusterInfo>,
     /// Errors of the others.
@@ -52,27 +42,42 @@ pub struct Info {
     pub failures: Failures,
 }
 
+/// A cluster, and what can be recovered of it.
 #[derive(Serialize)]
 pub struct ClusterInfo {
+    /// Its name.
     pub name: String,
+    /// Its system identifier, as a string: it exceeds 2^53.
     pub system_identifier: String,
+    /// The repository that was read, without secrets.
     pub repository: String,
+    /// PostgreSQL major.
     pub major: u32,
-    pub state: State,
-    /// What is wrong, worst first.
-    pub problems: Vec<Problem>,
+    /// The worst of its problems.
+    #[serde(serialize_with = "Level::as_state")]
+    pub state: Level,
+    /// Problems, worst first.
+    #[serde(serialize_with = "problems")]
+    pub problems: Vec<Finding>,
     /// The timeline that is the cluster; none while it is undecided.
     pub timeline: Option<u32>,
     /// The timelines that may be the cluster.
     pub candidates: Vec<u32>,
+    /// Timelines that were given up.
     pub abandoned: Vec<u32>,
+    /// The backups, oldest first.
     pub backups: Vec<BackupInfo>,
+    /// The moments that can be reached.
     pub recovery_windows: Vec<Window>,
+    /// WAL that is missing.
     pub gaps: Vec<Gap>,
+    /// Backups whose roots cannot be read.
     pub unreadable_backups: Vec<String>,
     /// Backups that were complete and whose roots are not there.
     pub lost_backups: Vec<String>,
+    /// Whole segments.
     pub segments: u64,
+    /// The receiver, as it was last seen from here.
     pub receiver: Option<Receiver>,
     /// All that are configured, where there are several.
     pub repositories: Vec<Lag>,
@@ -82,13 +87,15 @@ pub struct ClusterInfo {
     pub blocked: Vec<Blocked>,
     /// Clusters with other system identifiers under the same name.
     pub others: Vec<Former>,
-    /// What the repository holds.
+    /// The content of the repository.
     #[serde(skip)]
     pub inventory: Inventory,
 }
 
+/// A segment of which only a part is stored.
 #[derive(Serialize)]
 pub struct Tail {
+    /// Its name.
     pub segment: SegmentName,
     /// How far increments reach.
     pub reach_lsn: Option<Lsn>,
@@ -108,29 +115,53 @@ fn tails(inventory: &Inventory) -> Vec<Tail> {
     inventory.timelines.iter().flat_map(of).collect()
 }
 
-#[derive(Serialize)]
-pub struct Problem {
-    pub state: State,
-    pub message: String,
+/// Writes findings as problems: a state and a message.
+fn problems<S: Serializer>(found: &[Finding], to: S) -> std::result::Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Problem<'a> {
+        state: &'static str,
+        message: &'a str,
+    }
+    to.collect_seq(found.iter().map(|f| Problem {
+        state: f.level.state(),
+        message: &f.value,
+    }))
 }
 
+/// A backup.
 #[derive(Serialize)]
 pub struct BackupInfo {
+    /// Its id.
     pub id: String,
+    /// Full or incremental.
     pub kind: BackupKind,
+    /// The operator's text.
     pub label: String,
+    /// The position at which replay begins.
     pub start_lsn: Lsn,
+    /// End of the WAL that it needs by itself.
     pub stop_lsn: Lsn,
+    /// Server's clock at its start.
     pub start_time: TimestampTz,
+    /// Server's clock at its stop.
     pub stop_time: TimestampTz,
+    /// Timeline at its stop.
     pub timeline: u32,
+    /// Raw bytes of its files.
     pub size_bytes: u64,
+    /// Bytes as stored.
     pub stored_bytes: u64,
+    /// Whether something is wrong with it.
     pub damaged: bool,
+    /// Its damage or trouble.
     pub damage: Option<String>,
+    /// It is marked for deletion, not before this time.
     pub expire_not_before: Option<TimestampTz>,
+    /// Whether it is pinned.
     pub pinned: bool,
+    /// When the pin ends.
     pub pinned_until: Option<TimestampTz>,
+    /// Why it is pinned.
     pub pinned_reason: Option<String>,
 }
 
@@ -176,8 +207,8 @@ pub fn look(session: &Session) -> Result<Info> {
     failures.first_if(session, clusters.is_empty())?;
     let worst = clusters.iter().map(|shown| shown.state).max();
     let state = match failures.is_empty() {
-        true => worst.unwrap_or(State::Ok),
-        false => State::Critical,
+        true => worst.unwrap_or(Level::Ok),
+        false => Level::Fail,
     };
     Ok(Info {
         state,
@@ -210,48 +241,51 @@ fn look_at(session: &Session, reading: &Reading) -> Result<ClusterInfo> {
         session.host.now(),
     );
     let mismatch = former::mismatch(session, reading, inventory.system_identifier);
-    problems.extend(mismatch.map(|message| Problem {
-        state: State::Critical,
-        message,
-    }));
+    problems
+        .extend(mismatch.map(|why| Finding::new("cluster", "data directory", Level::Fail, why)));
     if inventory.is_unregistered {
-        problems.push(Problem {
-            state: State::Critical,
-            message: "the registration (cluster.json) is missing: archiving and backups are refused (A121); on the cluster's host: pitr init".to_owned(),
-        });
+        problems.push(Finding::new("cluster", "registration", Level::Fail, "the registration (cluster.json) is missing: archiving and backups are refused (A121); on the cluster's host: pitr init"));
     }
+    let mut warn = |group, name: &str, messages: Vec<String>| {
+        let found = messages.into_iter();
+        problems.extend(found.map(|m| Finding::new(group, name, Level::Warn, m)));
+    };
     let lost = receiver::recorded_gaps(&reading.repository, &inventory)?;
+    warn("recovery", "recorded gap", lost);
     let trouble = receiver.as_ref().and_then(Receiver::problem);
+    warn("receiver", "state", trouble.into_iter().collect());
     let identifier = inventory.system_identifier;
     let repositories = lag::look(session, &reading.settings, &reading.name, identifier);
-    let lags = repositories.iter().flat_map(Lag::problems);
+    for lag in &repositories {
+        warn("repository", &lag.name, lag.problems());
+    }
     let configured = reading.settings.repositories.iter();
-    let weak = configured.filter_map(weakly_created);
+    warn(
+        "repository",
+        "creating",
+        configured.filter_map(weakly_created).collect(),
+    );
     let undecided = cluster.undecided().map(|why| format!("{why}. {DECIDE}"));
-    let lives = undecided.into_iter().chain(cluster.describe_beside());
-    let lives = lives.chain(times_twice(session, reading, &inventory, &found, &cluster)?);
-    let warnings = lost.into_iter().chain(trouble).chain(lags).chain(weak);
-    let warnings = warnings.chain(lives);
-    problems.extend(warnings.map(|message| Problem {
-        state: State::Warning,
-        message,
-    }));
+    warn("cluster", "timeline", undecided.into_iter().collect());
+    warn("cluster", "timelines", cluster.describe_beside());
+    let twice = times_twice(session, reading, &inventory, &found, &cluster)?;
+    warn("recovery", "clock", twice.into_iter().collect());
     let blocked = match &reading.cluster {
         Some(cluster) => Blocked::all(cluster, None, session),
         None => Vec::new(),
     };
-    problems.extend(blocked.iter().map(|file| Problem {
-        state: match file.has_lasted() {
-            true => State::Critical,
-            false => State::Warning,
-        },
-        message: file.line(),
+    problems.extend(blocked.iter().map(|file| {
+        let level = match file.has_lasted() {
+            true => Level::Fail,
+            false => Level::Warn,
+        };
+        Finding::new("archiving", "blocked", level, file.line())
     }));
     if blocked.is_empty() {
         problems.extend(reading.cluster.as_ref().and_then(|c| stuck(c, session)));
     }
-    problems.sort_by_key(|p| std::cmp::Reverse(p.state));
-    let state = problems.iter().map(|p| p.state).max().unwrap_or(State::Ok);
+    problems.sort_by_key(|p| std::cmp::Reverse(p.level));
+    let state = problems.iter().map(|p| p.level).max().unwrap_or(Level::Ok);
     Ok(ClusterInfo {
         name: inventory.cluster.clone(),
         system_identifier: inventory.system_identifier.to_string(),
@@ -289,7 +323,7 @@ fn look_at(session: &Session, reading: &Reading) -> Result<ClusterInfo> {
     })
 }
 
-/// What a clock that was set back means for targets in the window of the cluster.
+/// Explains what a clock that was set back means for targets in the window of the cluster.
 fn times_twice(
     session: &Session,
     reading: &Reading,
@@ -313,15 +347,15 @@ fn times_twice(
 
 /// WAL that waits for long, though no cause is recorded: there is no spool, or archive_command does not get as far as to record it. A standby may keep
 /// what waited when it was a primary.
-fn stuck(cluster: &config::Cluster, session: &Session) -> Option<Problem> {
+fn stuck(cluster: &config::Cluster, session: &Session) -> Option<Finding> {
     let pgdata = cluster.pgdata.as_deref()?;
     let waiting = Waiting::read(pgdata, session.host.now()).ok()?;
     let is_standby = DataDirectory::at(pgdata).has("standby.signal");
-    (waiting.age >= PASSING && !is_standby).then(|| Problem {
-        state: State::Critical,
-        message: format!(
+    (waiting.age >= PASSING && !is_standby).then(|| {
+        let value = format!(
             "archiving is stuck: {waiting}. pg_wal grows until its disk is full. The server's log has the error of pitr-archive; pitr doctor looks for the cause"
-        ),
+        );
+        Finding::new("archiving", "waiting", Level::Fail, value)
     })
 }
 
@@ -335,7 +369,7 @@ fn weakly_created(configured: &config::Repository) -> Option<String> {
     })
 }
 
-/// What is wrong, worst first.
+/// Problems, worst first.
 fn judge(
     inventory: &Inventory,
     found: &Windows,
@@ -343,32 +377,23 @@ fn judge(
     cluster: &Cluster,
     max_backup_age: Option<Duration>,
     now: TimestampTz,
-) -> Vec<Problem> {
+) -> Vec<Finding> {
     let mut problems = newest(inventory, found, cluster, max_backup_age, now);
-    problems.extend(
-        rest(inventory, found, gaps)
-            .into_iter()
-            .map(|message| Problem {
-                state: State::Warning,
-                message,
-            }),
-    );
-    problems.sort_by_key(|p| std::cmp::Reverse(p.state));
+    problems.extend(rest(inventory, found, gaps));
+    problems.sort_by_key(|p| std::cmp::Reverse(p.level));
     problems
 }
 
-/// What is wrong with the newest backup, and so with recovery to the end.
+/// Judges the newest backup, and so recovery to the end.
 fn newest(
     inventory: &Inventory,
     found: &Windows,
     cluster: &Cluster,
     max_backup_age: Option<Duration>,
     now: TimestampTz,
-) -> Vec<Problem> {
-    let critical = |message: String| Problem {
-        state: State::Critical,
-        message,
-    };
+) -> Vec<Finding> {
+    let critical =
+        |message: String| Finding::new("recovery", "newest backup", Level::Fail, message);
     // A backup of a branch that is not the cluster assures nothing.
     let history = cluster.timeline().and_then(|t| inventory.history(t).ok());
     let leads = |b: &&Backup| history.as_ref().is_none_or(|h| lies_on(h, b));
@@ -423,52 +448,75 @@ fn newest(
     problems
 }
 
-/// What else is wrong: each a warning.
-fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<String> {
+/// Finds everything else that is wrong: each a warning.
+fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<Finding> {
     let mut problems = Vec::new();
-    let mut say = |message: String| problems.push(message);
+    let mut say = |name: &str, message: String| {
+        problems.push(Finding::new("recovery", name, Level::Warn, message));
+    };
     for (id, why) in &found.unusable {
-        say(format!("backup {id} cannot be used: {why}"));
+        say(
+            "unusable backup",
+            format!("backup {id} cannot be used: {why}"),
+        );
     }
     for window in found.windows.iter().filter(|w| !w.to_end) {
-        say(format!(
-            "on timeline {} recovery from {} gets to {} only: {}",
-            window.timeline.decimal(),
-            window.backups.last().map_or("", String::as_str),
-            window.to_lsn,
-            window.broken.as_deref().unwrap_or_default()
-        ));
+        say(
+            "window",
+            format!(
+                "on timeline {} recovery from {} gets to {} only: {}",
+                window.timeline.decimal(),
+                window.backups.last().map_or("", String::as_str),
+                window.to_lsn,
+                window.broken.as_deref().unwrap_or_default()
+            ),
+        );
     }
     for gap in gaps {
-        say(format!(
-            "{} of timeline {} missing, {} to {}",
-            human::count(gap.segments, "segment"),
-            gap.timeline.decimal(),
-            gap.from_lsn,
-            gap.to_lsn
-        ));
+        say(
+            "gap",
+            format!(
+                "{} of timeline {} missing, {} to {}",
+                human::count(gap.segments, "segment"),
+                gap.timeline.decimal(),
+                gap.from_lsn,
+                gap.to_lsn
+            ),
+        );
     }
     for Unreadable { id, problem } in &inventory.unreadable {
-        say(format!("backup {id} cannot be read: {problem}"));
+        say(
+            "unreadable backup",
+            format!("backup {id} cannot be read: {problem}"),
+        );
     }
     for id in &inventory.lost {
-        say(format!(
-            "backup {id} was complete, and its root is lost: it cannot be restored; pitr verify says what helps"
-        ));
+        say(
+            "lost backup",
+            format!(
+                "backup {id} was complete, and its root is lost: it cannot be restored; pitr verify says what helps"
+            ),
+        );
     }
     for backup in inventory.backups.iter() {
         if let Some(damage) = &backup.damage {
-            say(format!("backup {} is damaged: {damage}", backup.id));
+            say(
+                "damaged backup",
+                format!("backup {} is damaged: {damage}", backup.id),
+            );
         }
     }
     for forged in &inventory.forged {
-        say(format!(
-            "event \"{forged}\" is {}; it does not count: pitr verify",
-            event::FORGED
-        ));
+        say(
+            "forged event",
+            format!(
+                "event \"{forged}\" is {}; it does not count: pitr verify",
+                event::FORGED
+            ),
+        );
     }
     for problem in &found.problems {
-        say(problem.clone());
+        say("timeline", problem.clone());
     }
     problems
 }

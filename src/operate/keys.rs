@@ -66,12 +66,12 @@ impl Passphrase {
     }
 }
 
-/// What hosts that write are given.
+/// The file for hosts that write.
 const WRITER_FILE: &str = "writer.key";
 /// Passphrases of fewer characters are refused; of what is no text, of fewer bytes.
 const PASSPHRASE_MIN: usize = 14;
 
-/// What the operator asks for.
+/// The operator's request.
 #[derive(Debug, Clone, Default)]
 pub struct Asked {
     /// The directory of the files.

@@ -1,4 +1,4 @@
-//! What each of several repositories lacks of the others: how far it is behind, and for how long.
+//! The lag of each of several repositories: how far it is behind the others, and for how long.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::failures::ShownError;
+use super::finding::{Finding, Level};
 use super::human;
 use super::session::Session;
 use crate::config::{self, Settings};
@@ -37,7 +38,7 @@ const NAMED_MAX: usize = 5;
 pub struct Lag {
     /// As it is configured.
     pub name: String,
-    /// Where it is, without secrets.
+    /// Its place, without secrets.
     pub url: String,
     /// Whether archiving waits for it.
     pub required: bool,
@@ -51,7 +52,7 @@ pub struct Lag {
     pub oldest_backup: Option<BackupId>,
     /// Another of the repositories that is this very place: the two are one copy.
     pub same_place_as: Option<String>,
-    /// What "repo sync" would bring: segments that others have and its backups need.
+    /// Segments that "repo sync" would bring: others have them, and its backups need them.
     pub behind_segments: Option<u64>,
     /// Their raw bytes.
     pub behind_bytes: Option<u64>,
@@ -61,7 +62,7 @@ pub struct Lag {
     pub behind_backups: Option<u64>,
     /// For how long the first of them has been there.
     pub behind_backups_ms: Option<u64>,
-    /// What is damaged in it or contradicts another, and so does not come by "repo sync"; the first five.
+    /// Damage in it and contradictions with another, which "repo sync" does not bring; the first five.
     pub troubles: Vec<String>,
     /// How many there are.
     pub trouble_count: u64,
@@ -75,17 +76,6 @@ pub struct Lag {
     /// Whether "repo sync" brings any of it: objects are copied as they are stored, so between repositories of the same keys.
     #[serde(skip)]
     comes_by_sync: bool,
-}
-
-/// Something about a repository that somebody should look at.
-#[derive(Debug)]
-pub struct Concern {
-    /// What is wrong with it.
-    pub what: String,
-    /// What that means.
-    pub impact: &'static str,
-    /// What helps.
-    pub next: String,
 }
 
 /// How far one timeline gets.
@@ -203,7 +193,7 @@ fn one_place(settings: &Settings, seen: &mut [(Lag, Option<Asked>)]) {
     }
 }
 
-/// What is the same of one place whatever it is called. A directory that was copied is another one, with the same uuid.
+/// Identifies a place whatever it is called. A directory that was copied is another one, with the same uuid.
 fn place(configured: &config::Repository, asked: &Asked) -> Option<String> {
     use std::os::unix::fs::MetadataExt as _;
     match configured.location.directory() {
@@ -248,7 +238,7 @@ fn compare(session: &Session, layout: &ClusterLayout, seen: &mut [(Lag, Option<A
     }
 }
 
-/// What one lacks of the others.
+/// The lack of one repository against the others.
 #[derive(Default)]
 struct Behind {
     segments: BTreeMap<TimelineId, Runs>,
@@ -306,7 +296,7 @@ impl Behind {
     }
 }
 
-/// What is known to be damaged in a repository, or cannot be read.
+/// Known damage of a repository, and what cannot be read in it.
 fn damage(survey: &Survey) -> Vec<String> {
     let mut found = survey.unreadable.clone();
     let mut say = |what: String, events: &[Recorded]| {
@@ -362,7 +352,7 @@ impl Lag {
         }
     }
 
-    /// What is in it.
+    /// Takes down its content.
     fn describe(&mut self, survey: Option<&Survey>) {
         let Some(survey) = survey else { return };
         for (timeline, held) in &survey.timelines {
@@ -402,41 +392,49 @@ impl Lag {
         self.comes_by_sync = behind.comes_by_sync;
     }
 
-    /// What is wrong with it, each in a line.
+    /// Its problems, each in a line.
     pub fn problems(&self) -> Vec<String> {
         let name = &self.name;
         if let Some(away) = &self.away {
             return vec![format!("repository \"{name}\" is away: {}", away.message)];
         }
-        let concerns = self.concerns().into_iter();
-        let line = |c: Concern| format!("repository \"{name}\" is {}: {}", c.what, c.next);
-        concerns.map(line).collect()
+        let line = |f: Finding| {
+            let next = f.next.unwrap_or_default();
+            format!("repository \"{name}\" is {}: {next}", f.value)
+        };
+        self.concerns().into_iter().map(line).collect()
     }
 
-    /// What is wrong with one that could be asked.
-    pub fn concerns(&self) -> Vec<Concern> {
+    /// The findings about one that could be asked.
+    pub fn concerns(&self) -> Vec<Finding> {
         let name = &self.name;
+        let concern = |value: String, impact: &str, next: String| Finding {
+            cause: Some(impact.to_owned()),
+            next: Some(next),
+            ..Finding::new("repository", name, Level::Warn, value)
+        };
         let mut concerns = Vec::new();
         if let Some(other) = &self.same_place_as {
-            concerns.push(Concern {
-                what: format!("the same place as \"{other}\""),
-                impact: "the two are one copy, and what is lost there is lost",
-                next: format!(
+            concerns.push(concern(
+                format!("the same place as \"{other}\""),
+                "the two are one copy, and what is lost there is lost",
+                format!(
                     "let the url of [repositories.{name}] name another place, and run pitr init"
                 ),
-            });
+            ));
         }
         if self.is_late() {
-            concerns.push(Concern {
-                what: self.value(),
-                impact: "what only the others have is lost with them",
-                next: match self.comes_by_sync {
-                    true => format!("pitr repo sync --to {name}"),
-                    false => format!(
-                        "pitr backup --repository {name} (the others have other keys, so that pitr repo sync brings nothing)"
-                    ),
-                },
-            });
+            let next = match self.comes_by_sync {
+                true => format!("pitr repo sync --to {name}"),
+                false => format!(
+                    "pitr backup --repository {name} (the others have other keys, so that pitr repo sync brings nothing)"
+                ),
+            };
+            concerns.push(concern(
+                self.value(),
+                "what only the others have is lost with them",
+                next,
+            ));
         }
         if let Some(first) = self.troubles.first() {
             let more = match self.trouble_count {
@@ -444,16 +442,8 @@ impl Lag {
                 count => format!(" (and {} more)", count - 1),
             };
             concerns.push(match self.only_contradicts {
-                true => Concern {
-                    what: format!("contradicting another: {first}{more}"),
-                    impact: "nothing is damaged; what only one of them has is lost with it, and pitr repo sync does not bring it",
-                    next: "pitr repo sync --dry-run shows all of it".to_owned(),
-                },
-                false => Concern {
-                    what: format!("not whole: {first}{more}"),
-                    impact: "the others have to give what it cannot; pitr repo sync does not heal it",
-                    next: format!("pitr verify --repository {name}"),
-                },
+                true => concern(format!("contradicting another: {first}{more}"), "nothing is damaged; what only one of them has is lost with it, and pitr repo sync does not bring it", "pitr repo sync --dry-run shows all of it".to_owned()),
+                false => concern(format!("not whole: {first}{more}"), "the others have to give what it cannot; pitr repo sync does not heal it", format!("pitr verify --repository {name}")),
             });
         }
         concerns

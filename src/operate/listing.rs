@@ -35,7 +35,7 @@ pub struct ListedTimeline {
     pub history: bool,
     /// The timeline that it left.
     pub parent: Option<u32>,
-    /// Where it left it.
+    /// The position at which it left that.
     pub switch_lsn: Option<Lsn>,
     /// How many segments are there.
     pub segments: u64,
@@ -56,6 +56,7 @@ pub struct ListedTail {
     pub increments: usize,
     /// Whether there is a partial.
     pub has_partial: bool,
+    /// Its length as stored.
     pub stored_bytes: u64,
 }
 
@@ -77,7 +78,7 @@ pub struct Listing {
 /// Lists the archived WAL.
 ///
 /// # Errors
-/// What the repository says.
+/// Errors of the repository.
 pub fn list(session: &Session) -> Result<Listing> {
     let reading = Reading::open(session)?;
     let inventory = reading.inventory(session)?;

@@ -26,9 +26,9 @@ const CONTROL_LIMIT_BYTES: usize = 64 << 10;
 pub struct Opened {
     /// The repository and the settings that led to it.
     pub reading: Reading,
-    /// What it holds.
+    /// Its content.
     pub inventory: Inventory,
-    /// Where the cluster lies in it.
+    /// The cluster's place in it.
     pub layout: ClusterLayout,
 }
 
@@ -42,7 +42,7 @@ pub fn open(session: &Session, reading: Reading) -> Result<Opened> {
 }
 
 impl Opened {
-    /// What was read of a repository.
+    /// Joins a repository and its content.
     ///
     /// # Errors
     /// Those of [`ClusterLayout::new`].
@@ -110,7 +110,7 @@ impl Opened {
         }
     }
 
-    /// What pg_control of a standby's backup and the WAL behind it ask of its settings. Where a part cannot be read, a warning says so.
+    /// Reads the parameters that pg_control of a standby's backup and the WAL after it require. A part that cannot be read is a warning.
     ///
     /// # Errors
     /// Those of [`Reading::parameters_behind`].

@@ -19,7 +19,7 @@ pub struct User {
     name: Option<String>,
 }
 
-/// What is wanted of a path, as permission bits.
+/// An access to a path, as permission bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Reading a file.
@@ -34,7 +34,7 @@ impl User {
     /// The owner of a path.
     ///
     /// # Errors
-    /// What the system says of the path.
+    /// Errors of the system about the path.
     pub fn owner_of(path: &Path) -> io::Result<User> {
         let metadata = std::fs::metadata(path)?;
         Ok(User::with_ids(metadata.uid(), metadata.gid()))
@@ -107,7 +107,7 @@ impl User {
     /// Gives a path to this user.
     ///
     /// # Errors
-    /// What the system says; only root may do so.
+    /// Errors of the system; only root may do so.
     pub fn take(&self, path: &Path) -> io::Result<()> {
         lchown(path, Some(self.uid), Some(self.gid))
     }

@@ -22,7 +22,7 @@ use crate::wal::inventory::{Backup, Inventory, Pin};
 /// Why nothing is written without the MAC key.
 const UNPROVEN: &str = "a pin, or its end, that nothing proves would be taken for forged";
 
-/// What the operator asks for.
+/// The operator's request.
 #[derive(Debug, Clone)]
 pub struct Asked {
     /// The backup.
@@ -84,7 +84,7 @@ pub struct Pinning {
     /// When the backup was complete.
     #[serde(skip)]
     pub stop_time: TimestampTz,
-    /// What is wrong with the backup.
+    /// The damage of the backup.
     #[serde(skip)]
     pub damage: Option<String>,
     /// Errors, repository by repository.

@@ -1,4 +1,4 @@
-//! What the reading verbs share: the repository they read, the cluster, and what is there.
+//! A repository that is read, and the cluster in it.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ use crate::store::Store;
 use crate::wal::inventory::{Backup, Inventory};
 use crate::wal::rollup::Rollup;
 
-/// Where caches go for root without a home: PostgreSQL's commands and cron run so.
+/// The place of caches for root without a home: PostgreSQL's commands and cron run so.
 const ROOT_CACHE: &str = "/var/cache/pitr";
 /// A plan is made anew when the WAL turned out to differ from what the cache said; more often than this it changes under us.
 const ATTEMPTS: usize = 4;
@@ -48,7 +48,7 @@ pub struct Reading {
     pub wal_from: Option<String>,
 }
 
-/// What the other repositories have of that which the one that is read has not.
+/// The answer of the other repositories to a question that the one that is read cannot answer.
 pub enum Elsewhere<T> {
     /// This one has it.
     Found(Box<Reading>, T),
@@ -223,7 +223,7 @@ impl Reading {
         names.into_iter().map(one).collect()
     }
 
-    /// What can be reached, by what is there.
+    /// Finds the moments that can be reached.
     ///
     /// # Errors
     /// Those of [`window::windows`]; `Unreachable` when the WAL changes each time it is looked at.
@@ -298,7 +298,7 @@ impl Reading {
         Inventory::read_as(&self.repository, &self.name, identifier, session.followed)
     }
 
-    /// Where caches are kept.
+    /// The place of caches.
     pub fn cache_dir(&self, session: &Session) -> Option<PathBuf> {
         let configured = self.cluster.as_ref().and_then(|c| c.cache_dir.clone());
         configured
@@ -450,7 +450,7 @@ impl Reading {
         }
     }
 
-    /// What [`base::parameters_behind`] finds.
+    /// Finds the parameters that WAL behind a backup requires.
     ///
     /// # Errors
     /// Those of [`base::parameters_behind`]; `Unreachable` when the WAL changes each time it is looked at.
@@ -532,7 +532,7 @@ impl Reading {
         target.resolve(&session.environment, configured, inventory.timezone())
     }
 
-    /// What was asked, understood.
+    /// The request as it is understood.
     fn asked(
         &self,
         session: &Session,

@@ -1,4 +1,4 @@
-//! What a receiver is run with, and the end of its slot.
+//! The options of a receiver, and the end of its slot.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 const PROBE_COUNT: u32 = 3;
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 
-/// What the operator asks for.
+/// The operator's request.
 #[derive(Debug, Clone)]
 pub struct Asked {
     /// The slot; else that of the configuration.

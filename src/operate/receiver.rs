@@ -1,4 +1,4 @@
-//! What `pitr info` says of a cluster's receiver, from the status file in its journal; and the gaps that it recorded.
+//! A cluster's receiver, from the status file in its journal; and the gaps that it recorded.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ impl Receiver {
     /// Reads what the receiver of this cluster wrote; `None` without a journal, or when no receiver ever ran here.
     ///
     /// # Errors
-    /// What the filesystem says, except that the journal may be another user's: then nothing is known.
+    /// Errors of the filesystem, except that the journal may be another user's: then nothing is known.
     pub fn read(
         cluster: &Cluster,
         system_identifier: u64,
@@ -148,7 +148,7 @@ impl Receiver {
         }
     }
 
-    /// What is wrong with it.
+    /// Its damage or trouble.
     pub fn problem(&self) -> Option<String> {
         let why = |error: &String| format!(": {error}");
         let error = self.last_error.as_ref().map(why).unwrap_or_default();
@@ -213,7 +213,7 @@ fn age(time: TimestampTz, now: TimestampTz) -> Duration {
 /// Gaps that were recorded while receiving, and that nothing has filled since.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn recorded_gaps(repository: &Repository, inventory: &Inventory) -> Result<Vec<String>> {
     let layout = inventory.layout()?;
     let mut found = Vec::new();

@@ -42,7 +42,7 @@ pub struct Resolution {
     pub backups: Vec<String>,
     /// Backups that somebody restores or takes just now.
     pub in_use: Vec<String>,
-    /// What follows that may be unwanted.
+    /// Consequences that may be unwanted.
     pub warnings: Vec<String>,
     /// The event in each repository.
     pub recorded: Vec<Recorded>,
@@ -59,7 +59,7 @@ pub struct Resolution {
     deed: Deed,
 }
 
-/// Where a decision stands.
+/// A repository in which a decision stands.
 #[derive(Serialize)]
 pub struct Recorded {
     /// The repository.
@@ -70,7 +70,7 @@ pub struct Recorded {
 
 type Place = (Reading, Inventory);
 
-/// What is written.
+/// The events to write.
 enum Deed {
     /// The refused copy becomes the one that is followed.
     Resolve(Box<Container>),

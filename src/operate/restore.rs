@@ -18,14 +18,14 @@ use crate::repo::root::BackupRoot;
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
 use crate::restore::target_dir::Mapping;
 
-/// What the operator asks for.
+/// The operator's request.
 #[derive(Debug, Clone)]
 pub struct Asked {
     /// The directory to restore into.
     pub to: PathBuf,
     /// The recovery target.
     pub target: AskedTarget,
-    /// What PostgreSQL does there.
+    /// The action of PostgreSQL there.
     pub action: Action,
     /// The places for tablespaces.
     pub mappings: Vec<Mapping>,
@@ -37,7 +37,7 @@ pub struct Asked {
     pub dry_run: bool,
 }
 
-/// Where a request leads.
+/// The result of a request.
 pub enum Way {
     /// To the target.
     Ready(Box<Prepared>),
@@ -51,7 +51,7 @@ pub struct Unreached {
     pub plan: Plan,
     /// The directory that was asked for.
     pub to: String,
-    /// What follows from it.
+    /// The error that follows.
     pub error: Error,
 }
 
@@ -164,7 +164,7 @@ fn error_of(unless: Unless, plan: &Plan) -> Error {
     }
 }
 
-/// What is to be done about a target that is out of reach.
+/// Names the remedy for a target that is out of reach.
 fn what_helps(plan: &Plan) -> String {
     const NOTHING: &str = "Nothing was written.";
     if plan.reason != Some(Reason::DamagedWal) {

@@ -101,7 +101,7 @@ pub struct Prepared {
 
 /// A restore that was written.
 pub struct Restored {
-    /// What was done.
+    /// The report of what was done.
     pub report: Report,
     /// The line that starts the server.
     pub start: Start,

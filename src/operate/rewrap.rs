@@ -17,7 +17,7 @@ use crate::seal::{Access, Contents, Recipient};
 /// So many recipients besides the withdrawn ones must be proven.
 const PROVEN_MIN: usize = 2;
 
-/// What the operator asks for.
+/// The operator's request.
 #[derive(Debug, Clone, Default)]
 pub struct Asked {
     /// The .pub files of recipients who get access.

@@ -21,7 +21,7 @@ pub struct SetBack {
 /// Looks for them in the WAL of a window. A clock that was set back inside the only segment with transactions is not seen.
 ///
 /// # Errors
-/// What [`Wal`] says, apart from damage.
+/// Errors of [`Wal`], apart from damage.
 pub(super) fn look(
     inventory: &Inventory,
     wal: &dyn Wal,

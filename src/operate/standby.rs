@@ -17,7 +17,7 @@ use crate::restore::job::{self, Earlier, Purpose, Request};
 use crate::restore::target_dir::Mapping;
 use crate::wal::inventory::{Backup, Inventory};
 
-/// What the operator asks for.
+/// The operator's request.
 #[derive(Debug, Clone)]
 pub struct Asked {
     /// The directory to restore into.

@@ -1,6 +1,6 @@
 //! The line that starts a server on a restored directory.
 //!
-//! Where the backup has no postgresql.conf (Debian keeps it in /etc), `pg_ctl -D DIR` does not start, and with `config_file` alone it starts the
+//! A backup may have no postgresql.conf (Debian keeps it in /etc): then `pg_ctl -D DIR` does not start, and with `config_file` alone it starts the
 //! server that the file belongs to: its `data_directory` counts more than -D. So the line names all four files. What two servers must
 //! not share (port, external_pid_file, stats_temp_directory) is set apart, too.
 //!
@@ -25,7 +25,7 @@ const PLACEHOLDER: &str = "CONFIG_DIR";
 pub struct Start {
     /// The line for a shell.
     pub command: String,
-    /// What there is to say about it.
+    /// Remarks on it.
     pub notes: Vec<String>,
     /// The port that its settings name.
     pub port: u16,
@@ -139,7 +139,7 @@ fn is_there(path: &Path) -> bool {
     !std::fs::metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
 }
 
-/// What counts: postgresql.conf, then postgresql.auto.conf of the directory.
+/// The settings that count: postgresql.conf, then postgresql.auto.conf of the directory.
 fn effective(main: &Main, brought: &Brought) -> Configuration {
     if let Main::Own = main {
         return brought.configuration.clone();

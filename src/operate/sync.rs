@@ -1,4 +1,4 @@
-//! What repositories lack of one another is copied.
+//! Brings repositories up to date from one another.
 
 use std::collections::BTreeSet;
 
@@ -13,10 +13,10 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::sync::{Options, Report, Transfer};
 
-/// What whoever may write to one of the stores can do to a copy that cannot tell forged objects.
+/// The danger of a copy that cannot tell forged objects.
 const FORGED: &str = "objects are only checked to be whole, and one that somebody forged is copied, and takes its name for good";
 
-/// What the operator asks for.
+/// The operator's request.
 #[derive(Debug, Clone)]
 pub struct Asked {
     /// Copy from this repository only.
@@ -33,11 +33,11 @@ pub struct Asked {
     pub dry_run: bool,
 }
 
-/// What a run came to.
+/// The result of a run.
 pub struct Synced {
     /// Each cluster, from each repository into each other one.
     pub done: Vec<Done>,
-    /// What is not proven.
+    /// Warnings about repositories whose objects are not proven.
     pub warnings: Vec<String>,
     /// Errors, repository by repository.
     pub failures: Failures,
@@ -51,9 +51,9 @@ pub struct Done {
     pub to: String,
     /// The cluster.
     pub registration: Registration,
-    /// What the receiving side lacks.
+    /// Objects that the receiving side lacks.
     pub lacking: Lacking,
-    /// What was copied, where anything was to be.
+    /// The objects that were copied; none for a dry run.
     pub report: Option<Report>,
     /// It ended early; what it did before stands in the report.
     pub is_cut_short: bool,

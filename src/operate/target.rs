@@ -10,7 +10,7 @@ use crate::plan::target_time::{TargetTime, WrittenTime, Zone, Zones};
 /// A target whose words are right; a time may still depend on zones.
 #[derive(Debug, Clone)]
 pub struct AskedTarget {
-    /// Where to stop.
+    /// The point at which recovery stops.
     pub point: Point,
     /// Whether the target itself is replayed.
     pub inclusive: Inclusive,
@@ -36,7 +36,7 @@ pub enum Point {
 /// The recovery target, and the time as it was meant, to show it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResolvedTarget {
-    /// What is asked of recovery.
+    /// The target.
     pub target: RecoveryTarget,
     /// The time of the target in the zone it was written in, where that is not UTC.
     pub local_time: Option<String>,

@@ -25,7 +25,7 @@ const UNPROVEN: &str = "a decision that nothing proves would not count";
 /// A decision that the operator makes.
 #[derive(Debug, Clone)]
 pub struct Change {
-    /// What is decided.
+    /// The kind of decision.
     pub kind: Kind,
     /// The timeline.
     pub timeline: TimelineId,
@@ -47,11 +47,11 @@ pub struct Stored {
     pub state: &'static str,
     /// The timeline that it left.
     pub parent: Option<u32>,
-    /// Where it left it.
+    /// The position at which it left that.
     pub switch_lsn: Option<Lsn>,
     /// When its first transaction ended.
     pub begun: Option<TimestampTz>,
-    /// Of its own.
+    /// The last commit of its own.
     pub last_commit: Option<TimestampTz>,
     /// Why the last commit is not known.
     pub problem: Option<String>,
@@ -61,7 +61,7 @@ pub struct Stored {
     pub reason: Option<String>,
 }
 
-/// What is known of all timelines.
+/// All timelines and what is known of them.
 struct View<'a> {
     tree: &'a Tree,
     decisions: &'a Decisions,
@@ -202,7 +202,7 @@ pub struct Decided {
     /// Which timeline is the cluster then.
     pub cluster_then: Option<u32>,
     candidates_then: Vec<u32>,
-    /// What is abandoned by it, with what lies there alone.
+    /// Timelines that it abandons, with what lies there alone.
     pub abandoned: Vec<Stored>,
     /// The decisions that it ends.
     ends: Vec<String>,

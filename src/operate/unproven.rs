@@ -1,4 +1,4 @@
-//! What is said when nothing at hand proves the objects of an encrypted repository.
+//! The warning that nothing at hand proves the objects of an encrypted repository.
 
 use crate::config;
 use crate::repo::repository::Repository;

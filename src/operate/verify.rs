@@ -13,13 +13,13 @@ use crate::verify::{Report, Verify};
 /// Threads that read.
 const THREADS: usize = 2;
 
-/// What was found of one cluster in one repository.
+/// The report on one cluster in one repository.
 pub struct Done {
     /// The repository.
     pub repository: String,
     /// The cluster in it.
     pub registration: Registration,
-    /// What was found.
+    /// The report.
     pub report: Report,
 }
 

@@ -18,7 +18,7 @@ use crate::wal::inventory::{Backup, HistoryFile, Inventory, Timeline};
 pub struct Place<'a> {
     /// As it is configured.
     pub name: &'a str,
-    /// What it holds.
+    /// Its content.
     pub inventory: &'a Inventory,
 }
 
@@ -82,7 +82,7 @@ pub struct Distance {
     timeline: Option<TimelineId>,
     /// To the very target.
     is_at_target: bool,
-    /// Where else recovery ends.
+    /// The end of recovery elsewhere.
     end: Lsn,
 }
 
@@ -160,7 +160,7 @@ pub fn may_lead_farther(plan: &Plan, own: &Inventory, other: &Inventory) -> bool
     plan.outcome == Outcome::EndOfWal && (goes_on || has_more_of_it)
 }
 
-/// What a plan says of the repository that was read first.
+/// Describes the plan of the repository that was read first.
 pub fn said_of_first(plan: &Plan, name: &str) -> String {
     match (leads(plan), &plan.explanation) {
         (true, _) => format!("the WAL of repository \"{name}\" {}", end_of(plan)),
@@ -169,7 +169,7 @@ pub fn said_of_first(plan: &Plan, name: &str) -> String {
     }
 }
 
-/// Where a plan leads, for a sentence about its repository.
+/// Describes where a plan leads, for a sentence about its repository.
 pub fn end_of(plan: &Plan) -> String {
     let timeline = plan.target_timeline.map_or(0, |t| t.decimal());
     match (&plan.stop, plan.outcome) {

@@ -1,4 +1,4 @@
-//! What waits in pg_wal, as far as the data directory can be read from here.
+//! Files that wait in pg_wal, as far as the data directory can be read from here.
 
 use std::path::Path;
 

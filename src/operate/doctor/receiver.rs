@@ -13,7 +13,7 @@ use crate::operate::server::Server;
 const WARN_PERCENT: u64 = 50;
 const FAIL_PERCENT: u64 = 90;
 
-/// What the server says of the slot.
+/// The slot as the server describes it.
 struct Slot {
     is_active: bool,
     is_lost: bool,

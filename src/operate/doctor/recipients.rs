@@ -11,7 +11,7 @@ use crate::repo::repository::Repository;
 const LOST: &str = "when the only key is lost, nothing can be restored";
 const GIVE: &str = "give somebody else access: pitr repo rewrap --add FILE.pub";
 
-/// What the recipients come to.
+/// The state of the recipients.
 struct Seen {
     working: Vec<String>,
     broken: Vec<String>,

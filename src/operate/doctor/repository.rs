@@ -8,6 +8,7 @@ use super::{Findings, archiver, recipients};
 use crate::archive::datadir::DataDirectory;
 use crate::config::{Cluster, Location, Repository as Configured, Settings};
 use crate::error::Result;
+use crate::operate::finding::Finding;
 use crate::operate::lag::{self, PATIENCE, answers};
 use crate::operate::owner::{Access, User};
 use crate::operate::session::Session;
@@ -147,7 +148,10 @@ fn lag(
             found.ok(&shown, lag.value());
         }
         for concern in concerns {
-            found.warn(&shown, concern.what, concern.impact, concern.next);
+            found.all.push(Finding {
+                name: shown.clone(),
+                ..concern
+            });
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::wire::client::SystemIdentity;
 
-/// What other groups need of the server.
+/// The server's answers that other groups need.
 #[derive(Default)]
 pub(super) struct Seen {
     pub pgdata: Option<PathBuf>,
@@ -31,7 +31,7 @@ pub(super) struct Seen {
     pub is_silent: bool,
     /// The file that the server archived last, as its statistics say.
     pub last_archived: Option<String>,
-    /// Where the right archive_command is composed from.
+    /// The right archive_command.
     pub ours: Option<String>,
 }
 

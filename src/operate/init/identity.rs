@@ -1,4 +1,4 @@
-//! What the cluster says of itself: by pg_control, by the running server, or by both, which must agree.
+//! The identity of the cluster: by pg_control, by the running server, or by both, which must agree.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::operate::server::Server;
 use crate::operate::session::Session;
 
-/// What the cluster says of itself.
+/// The identity of the cluster.
 pub struct Identity {
     /// From pg_control.
     pub system_identifier: u64,

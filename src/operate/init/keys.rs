@@ -58,7 +58,7 @@ impl KeySet {
         Ok(())
     }
 
-    /// What that makes in a directory, highest first.
+    /// The files that this makes in a directory, highest first.
     pub(super) fn made_in(&self, path: &Path) -> Vec<PathBuf> {
         let prefix = scope::recipients(EPOCH);
         let mut made = Vec::new();

@@ -22,7 +22,7 @@ use identity::{Identity, check_identity, identity};
 use place::{Done, create, missing_ancestors, prepare};
 use user::ServerUser;
 
-/// What the operator asks for.
+/// The operator's request.
 #[derive(Debug, Default)]
 pub struct Request {
     /// The data directory of the cluster.
@@ -37,7 +37,7 @@ pub struct Request {
     pub confirm: bool,
 }
 
-/// What was made, and what comes next.
+/// A repository and a cluster that were made, and the next steps.
 pub struct Made {
     /// The configuration file.
     pub config: PathBuf,
@@ -45,13 +45,13 @@ pub struct Made {
     pub config_written: bool,
     /// The cluster's name.
     pub cluster: ClusterName,
-    /// What the cluster says of itself.
+    /// The identity of the cluster.
     pub identity: Identity,
-    /// What became of each repository.
+    /// The outcome of each repository.
     pub repositories: Vec<Done>,
-    /// What belongs into postgresql.conf.
+    /// The settings that belong into postgresql.conf.
     pub settings: [(&'static str, String); 4],
-    /// What would keep the archiver from its work, and what is weak about the places.
+    /// Obstacles to the archiver's work, and weaknesses of the places.
     pub warnings: Vec<String>,
     /// The commands that come next.
     pub next: [String; 3],
@@ -98,7 +98,7 @@ pub fn init(session: &Session, request: &Request) -> Result<Made> {
     })
 }
 
-/// What is to be, from the command line and from the configuration file if there is one.
+/// The request, completed by the configuration file if there is one.
 struct Wanted {
     config: PathBuf,
     config_exists: bool,
@@ -348,7 +348,7 @@ fn archiver() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from("/usr/bin/pitr-archive"))
 }
 
-/// What belongs into postgresql.conf.
+/// The settings that belong into postgresql.conf.
 fn settings(
     wanted: &Wanted,
     identity: &Identity,

@@ -21,7 +21,7 @@ use crate::store::probe::probe;
 use crate::store::s3::S3Store;
 use crate::store::{Published, Store};
 
-/// What a repository's place is before anything is done to it.
+/// The state of a repository's place before anything is done to it.
 pub(super) enum State {
     /// Neither it nor, perhaps, its parents are there.
     Missing,
@@ -67,7 +67,7 @@ pub(super) fn prepare<'a>(
     })
 }
 
-/// What the place is; whether the cluster is registered in a repository is not looked at.
+/// Looks at the place; whether the cluster is registered in a repository is not looked at.
 fn look(configured: &config::Repository, session: &Session) -> Result<State> {
     let path = match &configured.location {
         Location::File(path) => path,
@@ -137,7 +137,7 @@ fn apart_from_others(
     Ok(())
 }
 
-/// What an `init` leaves that was killed between the recipients and the marker.
+/// Whether the place holds only what an `init` leaves that was killed between the recipients and the marker.
 fn has_keys_only(store: &dyn Store) -> Result<bool> {
     let keys = scope::recipients(crate::seal::EPOCH);
     let keys = keys.split('/').next().unwrap_or_default();
@@ -168,7 +168,7 @@ fn apart(path: &Path, pgdata: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a filesystem's own tools or a killed `init` leave is nothing; anything else belongs to somebody.
+/// Requires an empty directory. Files of a filesystem's own tools or of a killed `init` count for nothing; anything else belongs to somebody.
 fn check_empty(path: &Path) -> Result<()> {
     let shown = path.display();
     let entries = std::fs::read_dir(path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
@@ -256,7 +256,7 @@ fn check_registered(
     .hint("Nothing was written. If this is another cluster, give it another name with --cluster.\nAfter pg_upgrade or initdb, run the same command with --confirm, then take a full backup."))
 }
 
-/// What became of one repository.
+/// The outcome of one repository.
 #[derive(Serialize)]
 pub struct Done {
     /// Its name.
@@ -267,12 +267,12 @@ pub struct Done {
     pub created: bool,
     /// Whether the cluster was registered.
     pub registered: bool,
-    /// What its place promises less than it should.
+    /// Promises that its place does not keep.
     pub weaknesses: Vec<String>,
 }
 
 impl Done {
-    /// What is weak about its place.
+    /// Warns of promises that its place does not keep.
     pub(super) fn warnings(&self) -> impl Iterator<Item = String> {
         let kind = match self.url.starts_with("s3://") {
             true => "store",
@@ -407,7 +407,7 @@ pub(super) fn missing_ancestors(path: &Path) -> Vec<PathBuf> {
     missing
 }
 
-/// What `init` makes in a repository.
+/// The files that `init` makes in a repository.
 fn made_in(path: &Path, wanted: &Wanted, identity: &Identity) -> Vec<PathBuf> {
     let mut made = vec![path.to_owned(), path.join(scope::marker().as_str())];
     let mut at = path.join(scope::CLUSTERS);

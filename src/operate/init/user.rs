@@ -40,7 +40,7 @@ impl ServerUser {
         Ok(())
     }
 
-    /// What a command line begins with that is to run as the server's user; nothing where this does.
+    /// The beginning of a command line that is to run as the server's user; empty where this process does.
     pub(super) fn prefix(&self) -> String {
         match self.user.as_ref().filter(|u| self.is_root && u.uid != 0) {
             Some(user) => format!("sudo -u {} ", user.name()),
@@ -48,7 +48,7 @@ impl ServerUser {
         }
     }
 
-    /// What would keep the archiver from its work, with the command that helps.
+    /// Obstacles to the archiver's work, with the command that helps.
     pub(super) fn obstacles(&self, wanted: &Wanted, program: &Path) -> Vec<String> {
         let Some(user) = &self.user else {
             return match self.is_root {
