@@ -6,6 +6,7 @@
 //! before it is deleted. Only this module deletes objects, but for a failed backup, which takes back its own (`backup`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -75,6 +76,20 @@ impl Expire<'_> {
         let mut survey = self.survey()?;
         let policy = self.policy_for(&survey)?;
         self.decide(&mut survey, &policy, self.host.now())
+    }
+
+    /// Computes what a run would do, and what has gone in the end: the plan of the same policy without a grace period.
+    ///
+    /// # Errors
+    /// As [`Expire::plan`].
+    pub fn plan_to_the_end(&self) -> Result<(ExpirePlan, ExpirePlan)> {
+        let mut survey = self.survey()?;
+        let now = self.host.now();
+        let policy = self.policy_for(&survey)?;
+        let plan = self.decide(&mut survey, &policy, now)?;
+        let grace = Duration::ZERO;
+        let then = self.decide(&mut survey, &Policy { grace, ..policy }, now)?;
+        Ok((plan, then))
     }
 
     /// Computes what is kept. A backup stands for older ones only where the links of its WAL hold, which are read where anything would go.

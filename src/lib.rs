@@ -9,10 +9,11 @@
 //! | 2 | `config` · `host` (clock, random numbers, progress as one value) |
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
 //! | 4 | `repo` (what the keys mean) |
-//! | 5 | `archive` · `plan` (pure) · `snapshot` |
-//! | 6 | `command` (what PostgreSQL runs) · `receive` · `backup` · `restore` · `expire` · `verify` · `sync` |
-//! | 7 | `operate` (the use cases, as values) |
-//! | 8 | `cli` |
+//! | 5 | `wal` · `snapshot` |
+//! | 6 | `archive` · `plan` (pure) |
+//! | 7 | `command` (what PostgreSQL runs) · `receive` · `backup` · `restore` · `expire` · `verify` · `sync` |
+//! | 8 | `operate` (the use cases, as values) |
+//! | 9 | `cli` |
 //!
 //! Without the feature `program`, object stores, `operate` and `cli` are left out; without `full` (both are on by default) only what `pitr-archive` and `pitr-restore` need is built.
 

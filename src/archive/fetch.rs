@@ -775,6 +775,8 @@ fn no_hole(
         return Err(gap(wanted, last, size));
     }
     not_lost(wanted, size, repository, layout)?;
+    // Read with the first descendant: most timelines have none.
+    let mut counted = None;
     for listed in repository.store().list(&layout.wal())? {
         let Ok(child) = listed.name.parse::<TimelineId>() else {
             continue;
@@ -790,9 +792,17 @@ fn no_hole(
             .zip(history.next_of(wanted.timeline));
         // The segment that holds the switch point need not exist on the parent: it may have ended as a partial.
         let end = number.range(size).end;
-        if let Some((left, leaver)) = leaving
-            && Path::new(history.clone(), size).leads_through(wanted.timeline, end)
-            && counts(what, wanted.timeline, &history, repository, layout)?
+        let Some((left, leaver)) = leaving else {
+            continue;
+        };
+        if !Path::new(history.clone(), size).leads_through(wanted.timeline, end) {
+            continue;
+        }
+        let counted = match &mut counted {
+            Some(counted) => counted,
+            none => none.insert(Counted::read(what, wanted.timeline, repository, layout)?),
+        };
+        if counted.has(&history)
             && let Some(last) = last::of_any(repository, layout, child)?
         {
             let first = (SegmentName::of(leaver, left, size), size);
@@ -809,28 +819,51 @@ fn no_hole(
     Ok(())
 }
 
-/// Whether the WAL of a descendant shows that recovery on this timeline has not come to its end: where recovery follows a timeline by its number,
-/// what lies on the way to that one; else all but what was abandoned. A plan goes by the same.
-fn counts(
-    what: &Fetch,
-    timeline: TimelineId,
-    descendant: &History,
-    repository: &Repository,
-    layout: &ClusterLayout,
-) -> Result<bool> {
-    let child = descendant.timeline();
-    if let Some(followed) = DataDirectory::of_wal_file(&what.target).target_timeline() {
-        let history = read_history(repository, layout, followed)?;
-        return Ok(child == followed || history.is_some_and(|h| h.contains(child)));
+/// The descendants of a timeline whose WAL shows that recovery on it has not come to its end. A plan goes by the same.
+enum Counted {
+    /// Recovery follows a timeline by its number: what lies on the way to that one.
+    Ancestors(TimelineId, Option<History>),
+    /// All but these, which were abandoned, and what descends from them.
+    AllBut(Vec<TimelineId>),
+}
+
+impl Counted {
+    fn read(
+        what: &Fetch,
+        timeline: TimelineId,
+        repository: &Repository,
+        layout: &ClusterLayout,
+    ) -> Result<Counted> {
+        if let Some(followed) = DataDirectory::of_wal_file(&what.target).target_timeline() {
+            let history = read_history(repository, layout, followed)?;
+            return Ok(Counted::Ancestors(followed, history));
+        }
+        let decisions = Decisions::read(repository, layout)?;
+        let abandoned: Vec<_> = decisions.abandoned().map(|d| d.timeline).collect();
+        let own = read_history(repository, layout, timeline)?;
+        // Recovery on an abandoned timeline has its descendants before it.
+        let is_on_abandoned = descends(timeline, own.as_ref(), &abandoned);
+        Ok(Counted::AllBut(match is_on_abandoned {
+            true => Vec::new(),
+            false => abandoned,
+        }))
     }
-    let decisions = Decisions::read(repository, layout)?;
-    let is_abandoned = |t: TimelineId, history: Option<&History>| {
-        let mut named = decisions.abandoned().map(|d| d.timeline);
-        named.any(|named| named == t || history.is_some_and(|h| h.contains(named)))
-    };
-    // Recovery on an abandoned timeline has its descendants before it.
-    let own = read_history(repository, layout, timeline)?;
-    Ok(is_abandoned(timeline, own.as_ref()) || !is_abandoned(child, Some(descendant)))
+
+    fn has(&self, descendant: &History) -> bool {
+        let child = descendant.timeline();
+        match self {
+            Counted::Ancestors(followed, history) => {
+                child == *followed || history.as_ref().is_some_and(|h| h.contains(child))
+            }
+            Counted::AllBut(abandoned) => !descends(child, Some(descendant), abandoned),
+        }
+    }
+}
+
+/// Whether a timeline is one of these, or descends from one.
+fn descends(timeline: TimelineId, history: Option<&History>, from: &[TimelineId]) -> bool {
+    let is_there = |t: &TimelineId| *t == timeline || history.is_some_and(|h| h.contains(*t));
+    from.iter().any(is_there)
 }
 
 /// WAL that is recorded as lost, or that increments leave out, was there: so this is not the end.

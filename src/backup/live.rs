@@ -22,6 +22,7 @@ use crate::wire::client::{Client, Rows, Session};
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::replication::{Positions, ReplicationStream, StartReplication, StreamEvent};
 use crate::wire::slot::SlotName;
+use crate::wire::sql::Sql;
 
 /// How often a wait for the server looks at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
@@ -30,7 +31,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub struct LiveServer {
     runtime: Runtime,
     replication: Replication,
-    sql: Option<Client>,
+    sql: Option<Sql>,
     stop: Arc<AtomicBool>,
     /// For another connection, should this one end.
     info: ConnInfo,
@@ -57,16 +58,14 @@ impl LiveServer {
             .enable_all()
             .build()
             .map_err(|e| Error::from_io("start the runtime", e))?;
-        let connect = |info: &ConnInfo, session| {
-            let progress = Arc::clone(&progress);
-            runtime.block_on(Client::connect(info, session, progress))
-        };
-        let client = connect(info, Session::Replication)?;
+        let connecting = Client::connect(info, Session::Replication, Arc::clone(&progress));
+        let client = runtime.block_on(connecting)?;
         // No other of several hosts has the same WAL for sure, nor the same clock and archiver.
         let mut info = info.clone();
         info.hosts = vec![client.place().clone()];
-        let sql = match connect(&info, Session::Sql) {
-            Ok(client) => Some(client),
+        let session = Sql::connect(&info, Arc::clone(&progress));
+        let sql = match runtime.block_on(session) {
+            Ok(sql) => Some(sql),
             Err(e) => {
                 progress.note(&format!(
                     "no SQL connection ({e}): times are those of this host, and the archiver is not watched"

@@ -93,6 +93,6 @@ fn print(adoption: &Adoption, cx: &Context) -> Result<()> {
             .line("  the settings of recovery stay until it has ended")?;
     }
     cx.out.line("Next:")?;
-    let next = adoption.next.iter();
-    next.map(|step| cx.out.line(&format!("  {step}"))).collect()
+    let mut next = adoption.next.iter();
+    next.try_for_each(|step| cx.out.line(&format!("  {step}")))
 }

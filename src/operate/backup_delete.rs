@@ -176,29 +176,22 @@ fn plan_in(
     })?;
     let policy = Policy {
         keep: 1,
-        grace: grace,
+        grace,
         requested: Some(backup.clone()),
         ..Policy::default()
     };
-    let planned = |policy: Policy| {
-        let expire = Expire {
-            repository: &reading.repository,
-            registration: &registration,
-            policy,
-            host,
-        };
-        expire.plan()
+    let expire = Expire {
+        repository: &reading.repository,
+        registration: &registration,
+        policy: policy.clone(),
+        host,
     };
-    let plan = planned(policy.clone())?;
+    // What goes now, and what goes in the end, whenever that is.
+    let (plan, then) = expire.plan_to_the_end()?;
     if let Some(refusal) = &plan.refusal {
         let name = &reading.configured.name;
         return Err(err!(Refused, "repository \"{name}\": {refusal}").hint("Nothing was changed."));
     }
-    // What goes in the end, whenever that is.
-    let then = planned(Policy {
-        grace: std::time::Duration::ZERO,
-        ..policy.clone()
-    })?;
     let judged = plan.backups.iter().find(|b| b.id == *backup);
     let judged = judged.ok_or_else(|| {
         err!(NotFound, "backup \"{}\" was deleted meanwhile", backup).hint("Nothing was changed.")

@@ -1,7 +1,4 @@
-//! Which of several repositories a plan is made of: whose WAL leads to the target, and who gives the backup.
-//!
-//! A plan follows the WAL of one repository. Where that stops at the target nobody else has to be asked. Where it ends, the end may only be
-//! what that repository got: it was away for a while. So the others are asked whether they have more.
+//! The choice among repositories, carried out: plans are made, others are opened, and what is chosen is reported.
 
 use std::collections::BTreeSet;
 
@@ -12,15 +9,17 @@ use super::session::Session;
 use super::target::{AskedTarget, ResolvedTarget};
 use crate::err;
 use crate::error::{Error, Result};
-use crate::pg::lsn::Lsn;
-use crate::pg::segment::{SegmentName, SegmentSize};
-use crate::pg::timeline::TimelineId;
-use crate::plan::cluster::{Cluster, DECIDE};
-use crate::plan::recovery::{Action, Outcome, Plan, Reason};
+use crate::pg::segment::SegmentName;
+use crate::plan::choice::{
+    self, Offer, Place, choose, end_of, falling_short, is_settled, leads, may_lead_farther,
+    said_of_first, tells_of_timelines, what_brings_together,
+};
+use crate::plan::cluster::Cluster;
+use crate::plan::recovery::{Action, Outcome, Plan};
 use crate::plan::target::TargetTimeline;
 use crate::plan::unreachable;
 use crate::sync::fork::{self, Stretch};
-use crate::wal::inventory::{Backup, HistoryFile, Inventory, Timeline};
+use crate::wal::inventory::{Backup, Inventory};
 
 /// What is asked, of whichever repository.
 pub struct Question<'a> {
@@ -80,8 +79,8 @@ impl Question<'_> {
             planned = self.with_all_backups(session, &sides, &unasked, cluster.as_ref())?;
         }
         let first_said = said_of_first(&planned.0, name_of(&sides, 0));
-        let (mut best, short) = self.best(session, planned, &sides, cluster.as_ref(), &mut unasked);
-        let next = refuse_what_falls_short(session, &mut best, &short, &sides);
+        let mut best = self.best(session, planned, &sides, cluster.as_ref(), &mut unasked)?;
+        let next = refuse_what_falls_short(session, &mut best, &sides);
         let mut chosen = settle(session, best, sides, unasked, &first_said, next)?;
         if let Some(Unless::OutOfReach { next, .. }) = &mut chosen.unless
             && next.is_none()
@@ -136,8 +135,8 @@ impl Question<'_> {
         })
     }
 
-    /// The plan that leads farthest, and on which side it was made; the first of equal ones. The first side comes once more at the end, with
-    /// the backups of the others. With it which sides do not lead as far.
+    /// The plan that leads farthest; `planned` is that of the first side, which comes once more at the end with the backups of the others. The
+    /// ends of the segments of another side are read only when its plan is the one.
     fn best(
         &self,
         session: &Session,
@@ -145,9 +144,14 @@ impl Question<'_> {
         sides: &[Opened],
         cluster: Option<&Cluster>,
         unasked: &mut Vec<(String, Error)>,
-    ) -> (Best, BTreeSet<usize>) {
-        let mut reached = vec![(0, distance(&planned.0))];
-        let mut best = (0, planned);
+    ) -> Result<Best> {
+        let asked = (self.target, self.action);
+        let mut made = vec![Made {
+            at: 0,
+            inventory: None,
+            planned: Some(planned),
+            is_checked: true,
+        }];
         for at in (1..sides.len()).chain([0]) {
             let Some(side) = sides.get(at) else { continue };
             let mut inventory = side.inventory.clone();
@@ -155,91 +159,82 @@ impl Question<'_> {
             if at == 0 && inventory.backups == side.inventory.backups {
                 continue;
             }
-            match self.farther(session, (&side.reading, &inventory), cluster, &best.1.0) {
-                Ok((_, Some(farther))) => {
-                    reached.push((at, distance(&farther.0)));
-                    best = (at, farther);
-                }
-                Ok((distance, None)) => reached.push((at, distance)),
+            match side.reading.plan(session, &inventory, asked, cluster) {
+                Ok(planned) => made.push(Made {
+                    at,
+                    inventory: Some(inventory),
+                    planned: Some(planned),
+                    is_checked: !self.is_carried_out,
+                }),
                 Err(e) => note(session, unasked, side.reading.configured.name.clone(), e),
             }
         }
-        let farthest = distance(&best.1.0);
-        let short = reached
-            .into_iter()
-            .filter(|(at, distance)| *at != best.0 && *distance < farthest);
-        let short = short.map(|(at, _)| at).collect();
-        (best, short)
-    }
-
-    /// How far another repository leads, and the plan on it, if that is farther. The ends of its segments are read only then.
-    fn farther(
-        &self,
-        session: &Session,
-        (reading, inventory): (&Reading, &Inventory),
-        cluster: Option<&Cluster>,
-        than: &Plan,
-    ) -> Result<(Distance, Option<Planned>)> {
-        let is_farther = |plan: &Plan| distance(plan) > distance(than);
-        let planned = reading.plan(session, inventory, (self.target, self.action), cluster)?;
-        let planned = match is_farther(&planned.0) && self.is_carried_out {
-            true => self.on(session, reading, inventory, cluster)?,
-            false => planned,
-        };
-        let distance = distance(&planned.0);
-        Ok((distance, is_farther(&planned.0).then_some(planned)))
+        loop {
+            let offers: Vec<Offer<'_>> = made.iter().map(Made::offer).collect();
+            let chosen = choose(&offers).and_then(|n| Some((n, offers.get(n)?.plan?)));
+            let (n, plan) = chosen.ok_or_else(|| err!(Internal, "no plan is left"))?;
+            let short = falling_short(&offers, plan);
+            let one = made
+                .get_mut(n)
+                .ok_or_else(|| err!(Internal, "no plan is left"))?;
+            let (Some(inventory), Some(side)) = (&one.inventory, sides.get(one.at)) else {
+                return one.best(short);
+            };
+            if one.is_checked {
+                return one.best(short);
+            }
+            one.is_checked = true;
+            match self.on(session, &side.reading, inventory, cluster) {
+                Ok(planned) => one.planned = Some(planned),
+                Err(e) => {
+                    one.planned = None;
+                    note(session, unasked, side.reading.configured.name.clone(), e);
+                }
+            }
+        }
     }
 }
 
 type Planned = (Plan, ResolvedTarget);
 
-/// On which side, and the plan.
-type Best = (usize, Planned);
-
-/// How far a plan leads; what is compared first stands first. The timeline comes before the target because the latest of all is asked for,
-/// as if all WAL lay together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Distance {
-    /// To the target or the end of the WAL at all.
-    leads: bool,
-    /// On which timeline; none where it does not lead.
-    timeline: Option<TimelineId>,
-    /// To the very target.
-    is_at_target: bool,
-    /// Where else recovery ends.
-    end: Lsn,
+/// A plan that was made on a side.
+struct Made {
+    at: usize,
+    /// What it was made by; none for the first plan of the first side.
+    inventory: Option<Inventory>,
+    planned: Option<Planned>,
+    /// Whether the ends of its segments were read, where that is wanted.
+    is_checked: bool,
 }
 
-/// Whether recovery ends as asked.
-pub fn leads(plan: &Plan) -> bool {
-    plan.reachable && plan.outcome != Outcome::Fatal
-}
-
-/// Whether no other repository can change the answer: recovery stops at the target, on a timeline that was named. Which one is the latest
-/// is another question to each.
-fn is_settled(plan: &Plan) -> bool {
-    leads(plan)
-        && plan.outcome == Outcome::StopsAtTarget
-        && plan.target.timeline != TargetTimeline::Latest
-}
-
-fn distance(plan: &Plan) -> Distance {
-    let stop = plan.stop.as_ref();
-    let end_of_wal = stop.filter(|_| plan.outcome == Outcome::EndOfWal);
-    match leads(plan) {
-        true => Distance {
-            leads: true,
-            timeline: plan.target_timeline,
-            is_at_target: end_of_wal.is_none(),
-            end: end_of_wal.map_or(Lsn(0), |stop| stop.recovery_end_lsn),
-        },
-        false => Distance {
-            leads: false,
-            timeline: None,
-            is_at_target: false,
-            end: plan.nearest_before.map_or(Lsn(0), |m| m.lsn),
-        },
+impl Made {
+    fn offer(&self) -> Offer<'_> {
+        Offer {
+            place: self.at,
+            plan: self.planned.as_ref().map(|(plan, _)| plan),
+        }
     }
+
+    fn best(&mut self, short: BTreeSet<usize>) -> Result<Best> {
+        let planned = self.planned.take();
+        let (plan, resolved) = planned.ok_or_else(|| err!(Internal, "no plan is left"))?;
+        Ok(Best {
+            at: self.at,
+            plan,
+            resolved,
+            short,
+        })
+    }
+}
+
+/// The plan that leads farthest.
+struct Best {
+    /// The side that it was made on.
+    at: usize,
+    plan: Plan,
+    resolved: ResolvedTarget,
+    /// Sides that do not lead as far.
+    short: BTreeSet<usize>,
 }
 
 /// The backups of all sides but one.
@@ -263,20 +258,6 @@ fn together(session: &Session, sides: &[Opened], plan: &Plan) -> Option<Cluster>
         ));
     };
     decided.inspect_err(said).ok()
-}
-
-/// Whether another repository knows of timelines, or of decisions about them, what the first does not.
-fn tells_of_timelines(own: &Inventory, other: &Inventory) -> bool {
-    let has_more = |(id, there): (&TimelineId, &Timeline)| {
-        let here = own.timelines.get(id);
-        let end = |t: &Timeline| t.bounds().map(|(_, last)| last);
-        here.is_none_or(|here| end(there) > end(here) || there.history != here.history)
-    };
-    let decisions = |i: &Inventory| -> BTreeSet<String> {
-        i.decisions.all.iter().map(|d| d.event.clone()).collect()
-    };
-    let is_one = own.timelines.len() == 1 && own.timelines.keys().eq(other.timelines.keys());
-    decisions(own) != decisions(other) || (!is_one && other.timelines.iter().any(has_more))
 }
 
 /// Opens the others of this cluster, and keeps those that may help: by what the first and the other one hold.
@@ -309,41 +290,12 @@ fn note(session: &Session, unasked: &mut Vec<(String, Error)>, name: String, e: 
     }
 }
 
-/// Whether another repository has anything, by its listing, that could lead farther than a plan does.
-fn may_lead_farther(plan: &Plan, own: &Inventory, other: &Inventory) -> bool {
-    let (true, Some(timeline), Some(last)) =
-        (leads(plan), plan.target_timeline, plan.segments_needed.last)
-    else {
-        return true;
-    };
-    let is_asked_for_a_number = matches!(plan.target.timeline, TargetTimeline::Number(_));
-    let is_later = other
-        .timelines
-        .iter()
-        .any(|(id, t)| *id > timeline && t.history != HistoryFile::Absent)
-        || other.backups.iter().any(|b| b.timeline > timeline);
-    if is_later && !is_asked_for_a_number {
-        return true;
-    }
-    let (Ok(at), Some(there)) = (
-        last.number(own.segment_size),
-        other.timelines.get(&timeline),
-    ) else {
-        return false;
-    };
-    let goes_on = there.bounds().is_some_and(|(_, end)| end > at);
-    let has_more_of_it = !own.has(timeline, at) && there.holds(at);
-    plan.outcome == Outcome::EndOfWal && (goes_on || has_more_of_it)
-}
-
 /// Refuses a plan to the end of the WAL where others have WAL behind that end, by their listing, and yet do not lead there, for something
 /// before it is missing in them; the next step then. A plan that stops at its target is as good without, and warns.
-fn refuse_what_falls_short(
-    session: &Session,
-    (at, (plan, _)): &mut Best,
-    short: &BTreeSet<usize>,
-    sides: &[Opened],
-) -> Option<String> {
+fn refuse_what_falls_short(session: &Session, best: &mut Best, sides: &[Opened]) -> Option<String> {
+    let Best {
+        at, plan, short, ..
+    } = best;
     let own = sides.get(*at).filter(|_| leads(plan))?;
     // What another server wrote is nothing that this plan lacks.
     let has_more = |side: &&Opened| {
@@ -379,15 +331,21 @@ const TOGETHER: &str = "pitr repo sync brings together what each of them lacks";
 /// Says what was chosen, and where it differs from the first repository.
 fn settle(
     session: &Session,
-    (at, (mut plan, resolved)): Best,
+    best: Best,
     mut sides: Vec<Opened>,
     unasked: Vec<(String, Error)>,
     first_said: &str,
     next: Option<String>,
 ) -> Result<Chosen> {
+    let Best {
+        at,
+        mut plan,
+        resolved,
+        ..
+    } = best;
     let is_farther = at > 0 && at < sides.len();
     if !leads(&plan) {
-        let next = next.or_else(|| what_brings_together(&plan, at, &sides));
+        let next = next.or_else(|| what_brings_together(&plan, at, &places(&sides)));
         if is_farther {
             session.warn(&format!(
                 "no repository leads there: \"{}\" gets farthest",
@@ -417,7 +375,8 @@ fn settle(
             end_of(&plan),
         ));
     }
-    let giving = giving(&plan, at, &sides)?;
+    let giving = choice::giving(&plan, at, &places(&sides));
+    let giving = giving.ok_or_else(|| err!(Internal, "a plan without a backup"))?;
     if giving != at {
         let side = sides.get(giving).map(|s| s.inventory.repository.clone());
         plan.backup_repository = side;
@@ -499,48 +458,18 @@ fn parts_from(
     fork::parts(own, other, stretch).ok().flatten()
 }
 
+fn places(sides: &[Opened]) -> Vec<Place<'_>> {
+    let places = sides.iter().map(|side| Place {
+        name: &side.reading.configured.name,
+        inventory: &side.inventory,
+    });
+    places.collect()
+}
+
 fn name_of(sides: &[Opened], at: usize) -> &str {
     sides
         .get(at)
         .map_or("", |s| s.reading.configured.name.as_str())
-}
-
-fn said_of_first(plan: &Plan, name: &str) -> String {
-    match (leads(plan), &plan.explanation) {
-        (true, _) => format!("the WAL of repository \"{name}\" {}", end_of(plan)),
-        (false, Some(why)) => format!("repository \"{name}\" does not lead there ({why})"),
-        (false, None) => format!("repository \"{name}\" does not lead there"),
-    }
-}
-
-fn end_of(plan: &Plan) -> String {
-    let timeline = plan.target_timeline.map_or(0, |t| t.decimal());
-    match (&plan.stop, plan.outcome) {
-        (Some(stop), Outcome::EndOfWal) => {
-            format!("ends at {} on timeline {timeline}", stop.recovery_end_lsn)
-        }
-        _ => format!("leads to the target on timeline {timeline}"),
-    }
-}
-
-/// The first side that has the plan's backup, in the order of the configuration; an undamaged copy before others.
-fn giving(plan: &Plan, at: usize, sides: &[Opened]) -> Result<usize> {
-    let id = plan.backup.as_ref().map(|b| &b.id);
-    let of = |side: &Opened| {
-        let backups = side.inventory.backups.iter();
-        backups.clone().find(|b| Some(&b.id) == id).cloned()
-    };
-    let mut copies: Vec<(usize, Backup)> = Vec::new();
-    for (n, side) in sides.iter().enumerate() {
-        copies.extend(of(side).map(|b| (n, b)));
-    }
-    // The plan took the copy of the side it was made on, or one like it.
-    let meant = copies.iter().find(|(n, _)| *n == at).or(copies.first());
-    let meant = meant.map(|(_, b)| b.clone());
-    let meant = meant.ok_or_else(|| err!(Internal, "a plan without a backup"))?;
-    copies.retain(|(_, b)| b.is_copy_of(&meant));
-    let best = copies.iter().min_by_key(|(n, b)| (b.rank(), *n));
-    Ok(best.map_or(at, |(n, _)| *n))
 }
 
 /// What could not be asked may have more, and a plan to the end of the WAL must not hide that.
@@ -556,35 +485,4 @@ fn tell_unasked(session: &Session, plan: &Plan, unasked: &[(String, Error)]) {
             "repository \"{name}\" could not be asked, and {impact}: {e}"
         ));
     }
-}
-
-/// The next step where one side has what the farthest one lacks.
-fn what_brings_together(plan: &Plan, at: usize, sides: &[Opened]) -> Option<String> {
-    if plan.reason == Some(Reason::Undecided) {
-        return Some(format!(
-            "--target-timeline N follows one of them. {DECIDE}."
-        ));
-    }
-    let side = sides.get(at)?;
-    let size = side.inventory.segment_size;
-    let others = || sides.iter().enumerate().filter(|(n, _)| *n != at);
-    let has = |other: &Opened, name: &SegmentName| {
-        holds(&other.inventory, *name, size) && !other.inventory.suspects.contains(name)
-    };
-    for (_, other) in others() {
-        if let Some(name) = plan.segments_missing.iter().find(|name| has(other, name)) {
-            return Some(format!(
-                "Repository \"{}\" lacks segment {name}, and \"{}\" has it: pitr repo sync copies it. Then run the same command again.",
-                side.reading.configured.name, other.reading.configured.name
-            ));
-        }
-    }
-    (plan.reason == Some(Reason::DamagedWal) && sides.len() > 1).then(|| {
-        "Another repository may have the segment whole: \"pitr verify\" names and records all that is damaged, then \"pitr repo sync\" says which of it another repository has whole, and what to do.".to_owned()
-    })
-}
-
-fn holds(inventory: &Inventory, name: SegmentName, size: SegmentSize) -> bool {
-    let number = name.number(size).ok();
-    number.is_some_and(|number| inventory.holds(name.timeline, number))
 }

@@ -86,7 +86,7 @@ fn one_repository(
 ) -> Result<()> {
     let repository = session.open(configured)?;
     let host = &session.host;
-    let writer = Writer::of(&host);
+    let writer = Writer::of(host);
     for name in repository.cluster_names()? {
         if wanted.is_some_and(|wanted| wanted != name) {
             continue;

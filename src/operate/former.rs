@@ -2,13 +2,14 @@
 
 use serde::Serialize;
 
-use super::choice::{Question, leads};
+use super::choice::Question;
 use super::human;
 use super::reading::Reading;
 use super::session::Session;
 use crate::archive::datadir::DataDirectory;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
+use crate::plan::choice::leads;
 use crate::wal::inventory::Inventory;
 
 /// Another cluster under the same name.

@@ -1,7 +1,6 @@
 //! Looks whether the server that an adopted copy would replace still runs.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use super::server::Server;
 use super::session::Session;
@@ -9,8 +8,6 @@ use crate::archive::datadir::DataDirectory;
 use crate::config;
 use crate::err;
 use crate::error::{Code, Result};
-use crate::progress::Silent;
-use crate::wire::client;
 
 /// Requires that no other server of the cluster runs beside a copy, which is told by its directory and its system identifier, unless that is
 /// confirmed.
@@ -72,7 +69,7 @@ fn in_directory(copy: &Path, old: &Path, identifier: u64) -> Option<String> {
 
 /// The server that answers at the configured place, unless it is the copy itself.
 fn answering(copy: &Path, conninfo: &str, identifier: u64) -> Option<String> {
-    let mut server = match Server::connect(conninfo, client::Session::Sql, Arc::new(Silent)) {
+    let mut server = match Server::connect(conninfo) {
         Ok(server) => server,
         // Nobody listens, or nothing is configured that could.
         Err(e) if matches!(e.code(), Code::Unreachable | Code::Config) => return None,
@@ -82,7 +79,7 @@ fn answering(copy: &Path, conninfo: &str, identifier: u64) -> Option<String> {
             ));
         }
     };
-    let host = server.client().host().to_owned();
+    let host = server.session().host().to_owned();
     let rows = server.query(
         "select system_identifier, pg_catalog.pg_is_in_recovery(), \
          (select setting from pg_catalog.pg_settings where name = 'data_directory') \

@@ -2,46 +2,61 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
-use crate::progress::Progress;
-use crate::wire::client::{Client, Rows, Session};
-use crate::wire::conninfo::{ConnInfo, Environment};
+use tokio::runtime::{Builder, Runtime};
 
-/// A connection, and the runtime that drives it.
+use crate::error::{Error, Result};
+use crate::progress::Silent;
+use crate::wire::client::{Client, Rows, Session, SystemIdentity};
+use crate::wire::conninfo::{ConnInfo, Environment};
+use crate::wire::sql::Sql;
+
+/// A session for SQL, and the runtime that drives it.
 pub struct Server {
-    runtime: tokio::runtime::Runtime,
-    client: Client,
+    runtime: Runtime,
+    sql: Sql,
 }
 
 impl Server {
     /// Connects with libpq's settings; what `conninfo` leaves out comes from libpq's environment.
     ///
     /// # Errors
-    /// Those of [`ConnInfo::resolve`] and [`Client::connect`].
-    pub fn connect(
-        conninfo: &str,
-        session: Session,
-        progress: Arc<dyn Progress>,
-    ) -> Result<Server> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| Error::from_io("start the runtime", e))?;
+    /// Those of [`ConnInfo::resolve`] and [`Sql::connect`].
+    pub fn connect(conninfo: &str) -> Result<Server> {
+        let runtime = runtime()?;
         let info = ConnInfo::resolve(conninfo, &Environment::of_process())?;
-        let client = runtime.block_on(Client::connect(&info, session, progress))?;
-        Ok(Server { runtime, client })
+        let sql = runtime.block_on(Sql::connect(&info, Arc::new(Silent)))?;
+        Ok(Server { runtime, sql })
     }
 
     /// Runs one statement.
     ///
     /// # Errors
-    /// Those of [`Client::query`].
+    /// Those of [`Sql::query`].
     pub fn query(&mut self, sql: &str) -> Result<Rows> {
-        self.runtime.block_on(self.client.query(sql))
+        self.runtime.block_on(self.sql.query(sql))
     }
 
-    /// The connection, for what it knows by itself.
-    pub fn client(&self) -> &Client {
-        &self.client
+    /// The session, for what it knows by itself.
+    pub fn session(&self) -> &Sql {
+        &self.sql
     }
+}
+
+/// Asks a server for its identity over a connection for replication.
+///
+/// # Errors
+/// Those of [`ConnInfo::resolve`], [`Client::connect`] and [`Client::identify_system`].
+pub fn identify(conninfo: &str) -> Result<SystemIdentity> {
+    let info = ConnInfo::resolve(conninfo, &Environment::of_process())?;
+    runtime()?.block_on(async {
+        let mut client = Client::connect(&info, Session::Replication, Arc::new(Silent)).await?;
+        client.identify_system().await
+    })
+}
+
+fn runtime() -> Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::from_io("start the runtime", e))
 }

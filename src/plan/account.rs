@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::base::{Planner, Reached, Tried, lies_on};
-use super::chain::Chain;
+use super::chain::{Chain, StretchEnd};
 use super::recovery::{
     ChosenBackup, Moment, NotChosen, Outcome, Plan, Reason, SegmentRun, SegmentsNeeded,
     TimelinePart,
@@ -155,6 +155,9 @@ pub(super) fn fill(
     plan.bytes_to_replay = stop.recovery_end_lsn.0.saturating_sub(backup.start_lsn.0);
     plan.recovery_settings = reached.settings;
     plan.backup = Some(chosen(backup));
+    if reached.stretch.end != StretchEnd::EndOfWal {
+        plan.read_no_farther();
+    }
     if let Some(late) = reached.replay.late {
         plan.warnings.push(format!(
             "the clock was set back: transaction {} ended at {}, before the target time, but its record at {} lies behind the point at which PostgreSQL stops and is not replayed",

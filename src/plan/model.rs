@@ -49,6 +49,7 @@ pub struct Rec {
 }
 
 /// Everything that happened, and what of it is archived.
+#[derive(Clone)]
 pub struct World {
     pub size: SegmentSize,
     /// Records of each timeline from the very start, those of its ancestors included.

@@ -20,6 +20,8 @@ use crate::repo::root::cluster::Tablespace;
 
 /// Names of missing segments that a plan lists; the rest is only counted.
 pub const MISSING_LISTED_MAX: usize = 1000;
+/// From this major on recovery reads WAL ahead of the replay.
+const READS_AHEAD: u32 = 15;
 
 /// What PostgreSQL does at the target: recovery_target_action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -350,6 +352,17 @@ impl Plan {
             let known = known.and_then(|v| v.parse().ok()).unwrap_or(0);
             let largest = value.max(known).to_string();
             self.recovery_settings.insert(name.to_owned(), largest);
+        }
+    }
+
+    /// Makes recovery ask for no segment behind the one that holds the target. PostgreSQL 15 and later read ahead of the replay, over several
+    /// segments where these are nearly empty: a hole there would end recovery before the target.
+    ///
+    /// PostgreSQL: src/backend/access/transam/xlogprefetcher.c (`XLogPrefetcherNextBlock`), xlogarchive.c (`RestoreArchivedFile`).
+    pub fn read_no_farther(&mut self) {
+        if self.backup.as_ref().is_some_and(|b| b.major >= READS_AHEAD) {
+            let off = ("recovery_prefetch".to_owned(), "off".to_owned());
+            self.recovery_settings.extend([off]);
         }
     }
 }

@@ -43,7 +43,7 @@ fn planned(world: &World, target: Target) -> Plan {
     )
 }
 
-fn plan_with(world: &World, target: &RecoveryTarget) -> Plan {
+pub(super) fn plan_with(world: &World, target: &RecoveryTarget) -> Plan {
     plan(&world.inventory(), world, target, &options(), FAR).unwrap()
 }
 
@@ -792,7 +792,7 @@ fn history_of(w: &World, timeline: TimelineId) -> crate::pg::timeline::History {
     w.histories[&timeline].clone()
 }
 
-fn random_world(r: &mut Random) -> World {
+pub(super) fn random_world(r: &mut Random) -> World {
     let mut w = World::new();
     let mut live = vec![tli(1)];
     let steps = 15 + r.below(50);
@@ -879,7 +879,7 @@ fn random_world(r: &mut Random) -> World {
     w
 }
 
-fn random_target(r: &mut Random, w: &World) -> RecoveryTarget {
+pub(super) fn random_target(r: &mut Random, w: &World) -> RecoveryTarget {
     let timelines: Vec<_> = w.histories.keys().copied().collect();
     let timeline = timelines[usize::try_from(r.below(timelines.len() as u64)).unwrap()];
     let records = &w.records[&timeline];

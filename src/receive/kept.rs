@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use super::growth::Growth;
 use super::upstream;
 use crate::progress::Progress;
-use crate::wire::client::{Client, Session};
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::slot::{KeptWal, SlotName};
+use crate::wire::sql::Sql;
 
 /// How often the server is asked.
 const EVERY: Duration = Duration::from_secs(5);
@@ -61,9 +61,9 @@ impl Kept {
             same.hosts.retain(|h| h.display() == host);
             let (host, slot, progress) = (host.to_owned(), slot.clone(), Arc::clone(progress));
             let question = async move {
-                let mut client = Client::connect(&same, Session::Sql, progress).await?;
-                let kept = client.kept_wal(&slot).await;
-                let _ = client.close().await;
+                let mut sql = Sql::connect(&same, progress).await?;
+                let kept = sql.kept_wal(&slot).await;
+                sql.close().await;
                 kept
             };
             self.asking = Some(tokio::spawn(async move {

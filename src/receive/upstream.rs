@@ -11,6 +11,7 @@ use crate::progress::Progress;
 use crate::wire::client::{Client, Session, SystemIdentity};
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::slot::{SlotName, SlotState};
+use crate::wire::sql::Sql;
 
 /// How long the answer to a question may take: behind it the connection is half-open, or the server hangs.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
@@ -125,10 +126,10 @@ async fn look_up(
 ) -> Result<Option<SlotState>> {
     let mut same = info.clone();
     same.hosts.retain(|host| host.display() == client.host());
-    if let Ok(mut sql) = Client::connect(&same, Session::Sql, Arc::clone(progress)).await {
+    if let Ok(mut sql) = Sql::connect(&same, Arc::clone(progress)).await {
         let state = sql.slot_by_sql(name).await;
         // An answer is an answer, whatever becomes of the connection.
-        let _ = sql.close().await;
+        sql.close().await;
         match state {
             Err(error) if error.code() != Code::Config => {}
             answer => return answer,

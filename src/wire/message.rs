@@ -66,6 +66,11 @@ impl Wire {
         }
     }
 
+    /// The stream, and what was received and not read of it.
+    pub fn into_parts(self) -> (Stream, BytesMut) {
+        (self.stream, self.received)
+    }
+
     /// Lifts the short limit of the time before authentication.
     pub fn set_authenticated(&mut self) {
         self.authenticated = true;

@@ -1,7 +1,7 @@
 //! The connection to a server: conninfo, TLS, authentication, simple queries, `BASE_BACKUP`, and WAL as a stream.
 //!
-//! A thin client of its own on postgres-protocol, because replication needs what tokio-postgres leaves out. It runs plain SQL too (the
-//! simple protocol), so that one set of rules holds for every connection: conninfo, password file, TLS, channel binding, error hints.
+//! A thin client of its own on postgres-protocol, because replication needs what tokio-postgres leaves out. One set of rules holds for
+//! every connection: conninfo, password file, TLS, channel binding, error hints. Plain SQL is then left to tokio-postgres (`sql`).
 //!
 //! ```no_run
 //! # use std::sync::Arc;
@@ -23,6 +23,7 @@ mod passfile;
 pub mod replication;
 pub mod server_error;
 pub mod slot;
+pub mod sql;
 pub mod tar;
 mod tls;
 mod uri;

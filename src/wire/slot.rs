@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use super::client::Client;
 use super::server_error::sqlstate;
+use super::sql::Sql;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
@@ -95,50 +96,6 @@ impl Client {
         }))
     }
 
-    /// Asks for a slot by SQL, which says more and works on every version; `None` if there is none of this name.
-    ///
-    /// # Errors
-    /// `Config` for a logical slot; those of [`Client::query`].
-    pub async fn slot_by_sql(&mut self, name: &SlotName) -> Result<Option<SlotState>> {
-        let query = format!(
-            "select slot_type, restart_lsn, active_pid, wal_status, safe_wal_size from pg_replication_slots where slot_name = '{name}'"
-        );
-        let rows = self.query(&query).await?;
-        match rows.text(0, 0)? {
-            None => return Ok(None),
-            Some("physical") => {}
-            Some(_) => return Err(logical(name)),
-        }
-        Ok(Some(SlotState {
-            restart_lsn: rows.text(0, 1)?.map(|_| rows.value(0, 1)).transpose()?,
-            restart_timeline: None,
-            active_pid: rows.text(0, 2)?.map(|_| rows.value(0, 2)).transpose()?,
-            wal_status: rows.text(0, 3)?.map(str::to_owned),
-            safe_wal_bytes: rows.text(0, 4)?.map(|_| rows.value(0, 4)).transpose()?,
-        }))
-    }
-
-    /// Asks by SQL how much WAL a slot keeps; `None` if there is no such slot, no limit, or nothing left to lose.
-    ///
-    /// # Errors
-    /// Those of [`Client::query`].
-    pub async fn kept_wal(&mut self, name: &SlotName) -> Result<Option<KeptWal>> {
-        let query = format!(
-            "select greatest(0, pg_catalog.pg_wal_lsn_diff(case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn() \
-             else pg_catalog.pg_current_wal_lsn() end, restart_lsn))::bigint, greatest(0, safe_wal_size) \
-             from pg_catalog.pg_replication_slots where slot_name = '{name}' and restart_lsn is not null and safe_wal_size is not null"
-        );
-        let rows = self.query(&query).await?;
-        if rows.text(0, 0)?.is_none() {
-            return Ok(None);
-        }
-        let (bytes, safe): (u64, u64) = (rows.value(0, 0)?, rows.value(0, 1)?);
-        Ok(Some(KeptWal {
-            bytes,
-            limit_bytes: bytes.saturating_add(safe),
-        }))
-    }
-
     /// Creates a physical slot that keeps WAL from now on.
     ///
     /// # Errors
@@ -187,6 +144,52 @@ impl Client {
                 .hint(format!("Slot \"{name}\" keeps no WAL on this server.")),
             _ => error,
         })
+    }
+}
+
+impl Sql {
+    /// Asks for a slot by SQL, which says more and works on every version; `None` if there is none of this name.
+    ///
+    /// # Errors
+    /// `Config` for a logical slot; those of [`Sql::query`].
+    pub async fn slot_by_sql(&mut self, name: &SlotName) -> Result<Option<SlotState>> {
+        let query = format!(
+            "select slot_type, restart_lsn, active_pid, wal_status, safe_wal_size from pg_replication_slots where slot_name = '{name}'"
+        );
+        let rows = self.query(&query).await?;
+        match rows.text(0, 0)? {
+            None => return Ok(None),
+            Some("physical") => {}
+            Some(_) => return Err(logical(name)),
+        }
+        Ok(Some(SlotState {
+            restart_lsn: rows.text(0, 1)?.map(|_| rows.value(0, 1)).transpose()?,
+            restart_timeline: None,
+            active_pid: rows.text(0, 2)?.map(|_| rows.value(0, 2)).transpose()?,
+            wal_status: rows.text(0, 3)?.map(str::to_owned),
+            safe_wal_bytes: rows.text(0, 4)?.map(|_| rows.value(0, 4)).transpose()?,
+        }))
+    }
+
+    /// Asks by SQL how much WAL a slot keeps; `None` if there is no such slot, no limit, or nothing left to lose.
+    ///
+    /// # Errors
+    /// Those of [`Sql::query`].
+    pub async fn kept_wal(&mut self, name: &SlotName) -> Result<Option<KeptWal>> {
+        let query = format!(
+            "select greatest(0, pg_catalog.pg_wal_lsn_diff(case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn() \
+             else pg_catalog.pg_current_wal_lsn() end, restart_lsn))::bigint, greatest(0, safe_wal_size) \
+             from pg_catalog.pg_replication_slots where slot_name = '{name}' and restart_lsn is not null and safe_wal_size is not null"
+        );
+        let rows = self.query(&query).await?;
+        if rows.text(0, 0)?.is_none() {
+            return Ok(None);
+        }
+        let (bytes, safe): (u64, u64) = (rows.value(0, 0)?, rows.value(0, 1)?);
+        Ok(Some(KeptWal {
+            bytes,
+            limit_bytes: bytes.saturating_add(safe),
+        }))
     }
 }
 

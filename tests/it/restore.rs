@@ -440,6 +440,28 @@ fn f04_a_missing_segment_stops_the_server_and_never_promotes_it() {
     assert!(!auto_conf(&scene.to()).contains("recovery_target"));
 }
 
+/// From 15 on PostgreSQL reads ahead of the replay, here over nearly empty segments up to a hole.
+fn f22_a_hole_behind_the_target_does_not_keep_recovery_from_it(major: u32) {
+    let (site, cluster) = Site::with_cluster(major);
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    let names: Vec<String> = (0..5).map(|_| cluster.archive_now()).collect();
+    std::fs::remove_file(site.object(&names[2])).unwrap();
+    let to = site.sandbox().dir("copy").join("data");
+    let restore = site.pitr().args(["restore", "--target-immediate", "--to"]);
+    let restore = restore.arg(&to);
+    let shown = restore.clone().arg("--dry-run").run().success();
+    restore.run().success();
+    let written = auto_conf(&to);
+    let mut copy = Cluster::open(major, &to).without_fsync().create();
+    copy.start();
+    copy.wait_promoted();
+    let off = "recovery_prefetch = 'off'";
+    assert_eq!(written.contains(off), major >= 15);
+    assert_eq!(shown.stdout.contains(off), major >= 15, "{shown}");
+    assert!(!auto_conf(&to).contains("recovery_prefetch"));
+}
+per_major!(f22_a_hole_behind_the_target_does_not_keep_recovery_from_it, v14 v15 v18);
+
 /// A `restore_command` that waits, once, before it asks for a certain file: the test meanwhile does something to the repository.
 pub struct Trap {
     folder: PathBuf,

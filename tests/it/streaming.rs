@@ -12,6 +12,7 @@ use pitr::wire::client::{Client, Session};
 use pitr::wire::conninfo::{ConnInfo, Environment};
 use pitr::wire::replication::{Positions, ReplicationStream, StartReplication, StreamEvent};
 use pitr::wire::slot::SlotName;
+use pitr::wire::sql::Sql;
 
 use crate::common::{Cluster, PATIENCE, Stop, wait_until};
 use crate::per_major;
@@ -31,6 +32,12 @@ async fn connect(cluster: &Cluster, session: Session) -> Client {
     Client::connect(&info, session, Arc::new(Silent))
         .await
         .unwrap()
+}
+
+async fn sql(cluster: &Cluster) -> Sql {
+    let conninfo = cluster.conninfo("postgres");
+    let info = ConnInfo::resolve(&conninfo, &Environment::default()).unwrap();
+    Sql::connect(&info, Arc::new(Silent)).await.unwrap()
 }
 
 async fn start(
@@ -96,7 +103,7 @@ fn stream_is_byte_exact_and_its_slot_follows(major: u32) {
     let slot: SlotName = "stream".parse().unwrap();
     runtime().block_on(async {
         let mut client = connect(&cluster, Session::Replication).await;
-        let mut sql = connect(&cluster, Session::Sql).await;
+        let mut sql = sql(&cluster).await;
         assert_eq!(sql.slot_by_sql(&slot).await.unwrap(), None);
         let missing = start(&cluster, Some(&slot), Lsn(SEGMENT)).await;
         assert_eq!(missing.err().unwrap().code(), Code::NotFound);

@@ -8,6 +8,7 @@ use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
+use crate::text::unhex;
 use crate::wire::basebackup::{BaseBackupOptions, StartCheckpoint};
 
 /// The answer to the stop of a backup.
@@ -59,8 +60,6 @@ pub fn check_rights(source: &mut dyn Source, major: Major) -> Result<()> {
 /// # Errors
 /// Those of the server.
 pub fn start(source: &mut dyn Source, major: Major, request: &BaseBackupOptions) -> Result<Lsn> {
-    // Bytes of label and paths pass as they are.
-    source.query("set client_encoding = 'SQL_ASCII'")?;
     source.query("set standard_conforming_strings = on")?;
     source.query("set statement_timeout = 0")?;
     if major >= Major::V14 {
@@ -80,21 +79,22 @@ pub fn start(source: &mut dyn Source, major: Major, request: &BaseBackupOptions)
 /// # Errors
 /// Those of the server: it names a promotion, and WAL without full pages.
 pub fn stop(source: &mut dyn Source, major: Major) -> Result<Stopped> {
-    let command = match major {
-        Major::V13 | Major::V14 => {
-            "select lsn, labelfile, spcmapfile from pg_stop_backup(false, false)"
-        }
-        _ => "select lsn, labelfile, spcmapfile from pg_backup_stop(false)",
+    let function = match major {
+        Major::V13 | Major::V14 => "pg_stop_backup(false, false)",
+        _ => "pg_backup_stop(false)",
     };
-    let rows = source.query(command).map_err(refused)?;
-    let bytes = |column: usize| {
-        let value = rows.rows.first().and_then(|row| row.get(column)?.as_ref());
-        value.map(|bytes| bytes.to_vec())
-    };
+    // A path may have bytes of any encoding: they pass as they are.
+    source.query("set client_encoding = 'SQL_ASCII'")?;
+    let rows = source.query(&format!(
+        "select lsn, encode(textsend(labelfile), 'hex'), encode(textsend(spcmapfile), 'hex') from {function}"
+    ));
+    let rows = rows.map_err(refused)?;
+    source.query("reset client_encoding")?;
+    let bytes = |column: usize| Ok::<_, Error>(rows.text(0, column)?.and_then(unhex));
     Ok(Stopped {
         stop_lsn: rows.value(0, 0)?,
-        label: bytes(1).ok_or_else(|| err!(Server, "the server gave no backup label"))?,
-        map: bytes(2).unwrap_or_default(),
+        label: bytes(1)?.ok_or_else(|| err!(Server, "the server gave no backup label"))?,
+        map: bytes(2)?.unwrap_or_default(),
     })
 }
 

@@ -2,22 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Findings, receiver};
 use crate::archive::server_conf::Started;
 use crate::config::{Cluster, Settings};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::operate::archive_command::{Weight, compose, judge, shell_word};
 use crate::operate::human;
-use crate::operate::server::Server;
+use crate::operate::server::{self, Server};
 use crate::operate::session::Session;
 use crate::operate::start_line::program;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::progress::Silent;
-use crate::wire::client;
+use crate::wire::client::SystemIdentity;
 
 /// What other groups need of the server.
 #[derive(Default)]
@@ -56,7 +54,7 @@ pub(super) fn look(
 ) -> Seen {
     found.begin("server");
     let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
-    let mut server = match Server::connect(conninfo, client::Session::Sql, Arc::new(Silent)) {
+    let mut server = match Server::connect(conninfo) {
         Ok(server) => server,
         Err(e) => {
             found.error("connection", &e);
@@ -66,16 +64,12 @@ pub(super) fn look(
             };
         }
     };
-    let version = server
-        .client()
-        .parameter("server_version")
-        .unwrap_or_default()
-        .to_owned();
+    let version = server.session().server_version().to_owned();
     let version = version.split(' ').next().unwrap_or_default();
-    match server.client().major() {
+    match server.session().major() {
         Ok(_) => found.ok(
             "connection",
-            format!("{}, PostgreSQL {version}", server.client().host()),
+            format!("{}, PostgreSQL {version}", server.session().host()),
         ),
         Err(e) => found.error("connection", &e),
     }
@@ -115,7 +109,7 @@ fn ask(
     );
     seen.ours = composed(settings, cluster);
     archiving(found, &values, cluster, seen);
-    durability(found, &values, server.client().version_num() / 10_000);
+    durability(found, &values, server.session().version_num() / 10_000);
     if !seen.leaves_archiving && (mode != "off" || !receiver::is_configured(cluster)) {
         seen.last_archived = counters(found, server, seen.in_recovery)?;
     }
@@ -470,16 +464,11 @@ fn rights(
     }
     // What pg_hba.conf says of replication shows only in the attempt.
     let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
-    let attempt = || -> std::result::Result<String, Error> {
-        let mut replication =
-            Server::connect(conninfo, client::Session::Replication, Arc::new(Silent))?;
-        let rows = replication.query("IDENTIFY_SYSTEM")?;
-        Ok(rows.text(0, 1)?.unwrap_or_default().to_owned())
-    };
-    match attempt() {
-        Ok(timeline) => {
-            found.ok("replication connection", format!("timeline {timeline}"));
-            Ok(TimelineId::from_decimal(&timeline).ok())
+    match server::identify(conninfo) {
+        Ok(SystemIdentity { timeline, .. }) => {
+            let shown = format!("timeline {}", timeline.decimal());
+            found.ok("replication connection", shown);
+            Ok(Some(timeline))
         }
         Err(e) => {
             found.error("replication connection", &e);

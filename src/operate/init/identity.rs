@@ -1,7 +1,6 @@
 //! What the cluster says of itself: by pg_control, by the running server, or by both, which must agree.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::Wanted;
 use crate::archive::datadir::DataDirectory;
@@ -9,8 +8,6 @@ use crate::err;
 use crate::error::Result;
 use crate::operate::server::Server;
 use crate::operate::session::Session;
-use crate::progress::Silent;
-use crate::wire::client;
 
 /// What the cluster says of itself.
 pub struct Identity {
@@ -107,7 +104,7 @@ fn running_at(pgdata: &Path) -> Option<String> {
 }
 
 fn identity_of_server(conninfo: &str) -> Result<Identity> {
-    let mut server = Server::connect(conninfo, client::Session::Sql, Arc::new(Silent))?;
+    let mut server = Server::connect(conninfo)?;
     // A setting that this role may not see is not in pg_settings.
     let setting =
         |name: &str| format!("(select setting from pg_catalog.pg_settings where name = '{name}')");
@@ -122,7 +119,7 @@ fn identity_of_server(conninfo: &str) -> Result<Identity> {
     let pgdata = rows.text(0, 5)?.map(PathBuf::from);
     Ok(Identity {
         system_identifier: rows.value(0, 0)?,
-        major: server.client().version_num() / 10_000,
+        major: server.session().version_num() / 10_000,
         segment_size_bytes: rows.value(0, 1)?,
         block_size_bytes: rows.value(0, 2)?,
         wal_block_size_bytes: rows.value(0, 3)?,

@@ -40,12 +40,18 @@ fn holds(world: &mut World) {
     for (id, state) in backups {
         backup_restores(world, &id, state);
     }
+    let found = all_ends(world);
+    nothing_safe_is_lost(world, &found);
+}
+
+/// What is restored of all timelines, and of what went on by a name of its own.
+pub fn all_ends(world: &mut World) -> Vec<State> {
     let mut found = ends(world, &[]);
     found.extend(world.elsewhere.clone());
     if world.is_resolved {
         found.extend(ends(world, &["--as-stored"]));
     }
-    nothing_safe_is_lost(world, &found);
+    found
 }
 
 /// Every server that runs archives what it has, or says why not.
@@ -78,7 +84,7 @@ fn has_a_way_out(world: &mut World, blocked: &Blocked) {
         words.contains("pitr wal conflicts"),
         "server {server} is not told what helps\n{words}"
     );
-    let Some((name, copy)) = refused_copy(world, server) else {
+    let Some(Refused { of, name, copy }) = refused_copy(world, server) else {
         panic!("of server {server} no copy is kept that \"pitr wal resolve\" could name\n{words}");
     };
     // Each repository refuses in its turn, and an attempt that had begun before is told after the decision.
@@ -91,6 +97,7 @@ fn has_a_way_out(world: &mut World, blocked: &Blocked) {
         world.say(format!("server {server} was given {name}"));
         match world.settle(server) {
             Archived::Yes if is_reused => return backs_up(world, server),
+            Archived::Yes if of != server => return brings_what_it_followed(world, server),
             Archived::Yes => return,
             // The fork was on the timeline before the one whose number is taken.
             Archived::No(_, words) if words.contains("A123") => {
@@ -178,25 +185,51 @@ fn resolves(world: &mut World, name: &str, copy: &str) -> bool {
     panic!("{name} is not resolved by what is asked for first");
 }
 
-/// The first segment of which a server's own content was refused, and what names that copy.
-fn refused_copy(world: &World, server: usize) -> Option<(String, String)> {
-    let (_, shown) = world.json(&["wal", "conflicts"]);
+/// A server was promoted that followed one whose copy was refused. What that one has not archived it brings itself, and a backup stands for what it
+/// does not have.
+fn brings_what_it_followed(world: &mut World, server: usize) {
     let wal = world.servers[server].cluster.pgdata().join("pg_wal");
-    let mut own: Vec<(String, String)> = shown["conflicts"]
-        .as_array()?
-        .iter()
-        .filter_map(|c| {
-            let name = c["name"].as_str()?.to_owned();
-            if c["is_followed"] == true || name.len() != 24 {
-                return None;
-            }
-            let hash = blake3::hash(&std::fs::read(wal.join(&name)).ok()?);
-            let is_own = c["hash"].as_str()? == hash.to_hex().as_str();
-            is_own.then_some((name, c["copy"].as_str()?.to_owned()))
-        })
-        .collect();
-    own.sort();
-    own.into_iter().next()
+    let backfill = world.site.pitr().args(["wal", "backfill", "--from"]);
+    // Behind a segment that nobody has any more, nothing but its position tells whose the next one is.
+    let run = backfill.arg(wal).run();
+    assert!(matches!(run.code(), 0 | 1), "{run}");
+    let (_, gaps) = world.json(&["wal", "gaps"]);
+    if gaps["gaps"].as_array().is_some_and(|gaps| !gaps.is_empty()) {
+        backs_up(world, server);
+    }
+}
+
+/// A copy that was refused.
+struct Refused {
+    /// The server that wrote it.
+    of: usize,
+    name: String,
+    copy: String,
+}
+
+/// The first segment of which a server's own content was refused, else that of a server which it followed.
+fn refused_copy(world: &World, server: usize) -> Option<Refused> {
+    let (_, shown) = world.json(&["wal", "conflicts"]);
+    let conflicts = shown["conflicts"].as_array()?;
+    let followed = |at: &usize| world.servers[*at].followed;
+    let mut all = std::iter::successors(Some(server), followed);
+    all.find_map(|of| first_of(world, of, conflicts))
+}
+
+/// The first of the refused copies that lies in the server's pg_wal, too.
+fn first_of(world: &World, of: usize, conflicts: &[Value]) -> Option<Refused> {
+    let wal = world.servers[of].cluster.pgdata().join("pg_wal");
+    let own = conflicts.iter().filter_map(|c| {
+        let name = c["name"].as_str()?.to_owned();
+        if c["is_followed"] == true || name.len() != 24 {
+            return None;
+        }
+        let hash = blake3::hash(&std::fs::read(wal.join(&name)).ok()?);
+        let is_own = c["hash"].as_str()? == hash.to_hex().as_str();
+        is_own.then_some((name, c["copy"].as_str()?.to_owned()))
+    });
+    let (name, copy) = own.min()?;
+    Some(Refused { of, name, copy })
 }
 
 /// The commands tell one story.
@@ -275,7 +308,7 @@ fn only_gaps(run: &Run) -> bool {
 }
 
 /// The numbers of the timelines that the repository has.
-fn timelines(world: &World) -> Vec<u64> {
+pub fn timelines(world: &World) -> Vec<u64> {
     let (_, list) = world.json(&["timeline", "list"]);
     let all = list["timelines"].as_array().cloned().unwrap_or_default();
     all.iter().filter_map(|t| t["timeline"].as_u64()).collect()
@@ -307,22 +340,28 @@ fn ends(world: &mut World, more: &[&str]) -> Vec<State> {
         .collect()
 }
 
-/// What a timeline leads to; none where it is not reached.
+/// What a timeline leads to, be it to a hole; none where it is not reached.
 fn end_of(world: &mut World, timeline: u64, more: &[&str]) -> Option<State> {
     let number = timeline.to_string();
-    match restored(world, &[&["--target-timeline", &number][..], more].concat()) {
-        Ok(found) => {
-            world.say(format!("timeline {timeline}{more:?} leads to {found:?}"));
-            Some(found)
-        }
-        Err(run) => {
-            world.say(format!(
-                "timeline {timeline}{more:?} is not restored: {}",
-                said(&run)
-            ));
-            None
-        }
-    }
+    let asked = [&["--target-timeline", &number][..], more].concat();
+    let found = restored(world, &asked).or_else(|run| {
+        world.say(format!(
+            "timeline {timeline}{more:?} is not restored: {}",
+            said(&run)
+        ));
+        nearest_before(world, &asked).ok_or(())
+    });
+    let found = found.ok()?;
+    world.say(format!("timeline {timeline}{more:?} leads to {found:?}"));
+    Some(found)
+}
+
+/// What is restored at the moment that the plan names where the target is out of reach.
+fn nearest_before(world: &World, asked: &[&str]) -> Option<State> {
+    let (_, plan) = world.json(&[&["plan"], asked].concat());
+    let at = plan["nearest_before"]["lsn"].as_str()?;
+    let found = restored(world, &[asked, &["--target-lsn", at]].concat());
+    Some(found.unwrap_or_else(|run| panic!("{at} is the nearest moment, and not restored\n{run}")))
 }
 
 /// What was acknowledged of a life comes back with a timeline.

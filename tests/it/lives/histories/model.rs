@@ -20,6 +20,8 @@ pub struct Life {
     ends: Vec<u64>,
     /// So many commits lie in WAL that pitr has acknowledged.
     acknowledged: u32,
+    /// The last backup that led to it was expired.
+    is_given_up: bool,
 }
 
 /// All lives of a history.
@@ -28,10 +30,12 @@ pub struct Lives(Vec<Life>);
 
 impl Lives {
     pub fn begin(&mut self, parent: Option<State>) -> LifeId {
+        let is_given_up = parent.is_some_and(|parent| self.0[parent.life].is_given_up);
         self.0.push(Life {
             parent,
             ends: Vec::new(),
             acknowledged: 0,
+            is_given_up,
         });
         self.0.len() - 1
     }
@@ -62,10 +66,20 @@ impl Lives {
         life.acknowledged = life.acknowledged.max(safe);
     }
 
-    /// Of a life, what was acknowledged.
+    /// Of a life, what was acknowledged, if it is to come back.
     pub fn acknowledged(&self, life: LifeId) -> Option<State> {
         let count = self.0[life].acknowledged;
-        (count > 0).then_some(State { life, count })
+        (count > 0 && !self.0[life].is_given_up).then_some(State { life, count })
+    }
+
+    /// The last backup that leads to a life was expired.
+    pub fn give_up(&mut self, life: LifeId) {
+        self.0[life].is_given_up = true;
+    }
+
+    /// A life was backed up.
+    pub fn backed_up(&mut self, life: LifeId) {
+        self.0[life].is_given_up = false;
     }
 
     /// The rows of a state, in the order in which they were committed.

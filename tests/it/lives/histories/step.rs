@@ -2,6 +2,8 @@
 
 use rustix::path::Arg as _;
 
+use super::PARTS;
+use super::expire::expire;
 use super::world::{Archived, LIVES_MAX, Role, SERVERS_MAX, World, lsn, said};
 use crate::common::{Cluster, PATIENCE, Sandbox, Stop, wait_until};
 
@@ -27,10 +29,11 @@ pub enum Kind {
     Receive,
     Sync,
     Decide,
+    Expire,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 19] = [
+    pub const ALL: [Kind; 20] = [
         Kind::Write,
         Kind::Fill,
         Kind::Archive,
@@ -50,13 +53,25 @@ impl Kind {
         Kind::Receive,
         Kind::Sync,
         Kind::Decide,
+        Kind::Expire,
     ];
+
+    /// What the history of a seed is to have. Those of one part alone expire: the others, among them all that were mended, stay as they were before
+    /// there was this step.
+    pub fn theme(seed: u64, expires: bool) -> Kind {
+        let at = |number: u64, of: &[Kind]| of[(number % of.len() as u64) as usize];
+        let [others @ .., _] = &Kind::ALL;
+        match expires {
+            true => at(Kind::ALL.len() as u64 - 1 + seed / PARTS, &Kind::ALL),
+            false => at(seed, others),
+        }
+    }
 
     /// How likely it is beside the others.
     fn weight(self) -> usize {
         match self {
             Kind::Write | Kind::Archive | Kind::Backup => 3,
-            Kind::Fill | Kind::Crash | Kind::Sync | Kind::Decide => 1,
+            Kind::Fill | Kind::Crash | Kind::Sync | Kind::Decide | Kind::Expire => 1,
             _ => 2,
         }
     }
@@ -70,6 +85,7 @@ impl Kind {
             Kind::Rewind => &[Kind::Standby, Kind::Promote, Kind::Write],
             Kind::Return => &[Kind::StandbyAlways, Kind::Promote, Kind::Write],
             Kind::Decide => &[Kind::Drill, Kind::Write, Kind::Archive],
+            Kind::Expire => &[Kind::Write, Kind::Archive, Kind::Backup],
             _ => &[Kind::Write],
         }
     }
@@ -87,6 +103,8 @@ impl Kind {
             Kind::Rewind => has_pg_rewind(world.major) && old(world).is_some(),
             Kind::Return => has_room && old(world).is_some(),
             Kind::Sync => world.second.is_some(),
+            // Each repository keeps one of its own, and the other steps look at the first one only.
+            Kind::Expire => world.expires && world.second.is_none() && world.backups.len() > 1,
             _ => has_primary,
         }
     }
@@ -131,6 +149,7 @@ impl Kind {
             Kind::Receive => return receive(world, at),
             Kind::Sync => sync(world),
             Kind::Decide => return decide(world),
+            Kind::Expire => return expire(world),
         }
         true
     }

@@ -46,6 +46,8 @@ pub struct Server {
     /// Whose commits it has, or would have as a standby.
     pub life: LifeId,
     pub role: Role,
+    /// The server that it followed until it was promoted.
+    pub followed: Option<usize>,
     pub snapshot: Option<Snapshot>,
     /// It was stopped for good by the promotion of this one.
     pub successor: Option<usize>,
@@ -87,6 +89,8 @@ pub struct World {
     pub is_resolved: bool,
     /// In the end the archiver of a server is refused.
     pub is_refused: bool,
+    /// Retention may run in between.
+    pub expires: bool,
     /// What servers hold that went on by a name of their own, as it came back from there.
     pub elsewhere: Vec<State>,
     tape: Tape,
@@ -123,6 +127,7 @@ impl World {
             second,
             is_resolved: false,
             is_refused: false,
+            expires: false,
             elsewhere: Vec::new(),
             site,
         };
@@ -159,6 +164,7 @@ impl World {
             cluster,
             life,
             role,
+            followed: None,
             snapshot: None,
             successor: None,
             _folder: folder,
@@ -290,6 +296,7 @@ impl World {
                 let state = self.lives.now(self.servers[at].life);
                 self.say(format!("backup {id} of server {at}: {state:?}"));
                 self.backups.push(Backup { id, state });
+                self.lives.backed_up(state.life);
             }
             1 | 8 => self.say(format!(
                 "backup of server {at} refused ({code}): {}",
@@ -352,8 +359,11 @@ impl World {
     pub fn begin_life(&mut self, at: usize) {
         let state = self.read(at);
         let life = self.lives.begin(Some(state));
-        self.servers[at].life = life;
-        self.servers[at].role = Role::Primary;
+        let server = &mut self.servers[at];
+        server.life = life;
+        if let Role::Standby(upstream) = std::mem::replace(&mut server.role, Role::Primary) {
+            server.followed = Some(upstream);
+        }
         let timeline = self.timeline(at);
         self.say(format!(
             "server {at} begins life {life} on timeline {timeline} from {state:?}"
