@@ -83,15 +83,14 @@ pub fn stop(source: &mut dyn Source, major: Major) -> Result<Stopped> {
         Major::V13 | Major::V14 => "pg_stop_backup(false, false)",
         _ => "pg_backup_stop(false)",
     };
-    // In hexadecimal digits: a path need not be text of the session's encoding.
-    let bytes = |column: &str| format!("encode(convert_to({column}, 'SQL_ASCII'), 'hex')");
-    let command = format!(
-        "select lsn, {}, {} from pg_catalog.{function}",
-        bytes("labelfile"),
-        bytes("spcmapfile")
-    );
-    let rows = source.query(&command).map_err(refused)?;
-    let bytes = |column| -> Result<Option<Vec<u8>>> { Ok(rows.text(0, column)?.and_then(unhex)) };
+    // A path may have bytes of any encoding: they pass as they are.
+    source.query("set client_encoding = 'SQL_ASCII'")?;
+    let rows = source.query(&format!(
+        "select lsn, encode(textsend(labelfile), 'hex'), encode(textsend(spcmapfile), 'hex') from {function}"
+    ));
+    let rows = rows.map_err(refused)?;
+    source.query("reset client_encoding")?;
+    let bytes = |column: usize| Ok::<_, Error>(rows.text(0, column)?.and_then(unhex));
     Ok(Stopped {
         stop_lsn: rows.value(0, 0)?,
         label: bytes(1)?.ok_or_else(|| err!(Server, "the server gave no backup label"))?,
