@@ -950,6 +950,15 @@ fn h03_t12_of_two_copies_that_took_the_same_timeline_the_second_is_not_adopted()
 /// A server takes such a location where the database has the encoding SQL_ASCII.
 #[test]
 fn a_tablespace_whose_location_is_no_text_comes_back() {
+    brings_raw_location_back("stream");
+}
+
+#[test]
+fn a_tablespace_whose_location_is_no_text_comes_back_from_a_local_backup() {
+    brings_raw_location_back("local");
+}
+
+fn brings_raw_location_back(method: &str) {
     use std::ffi::OsString;
     use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
     let (site, cluster) = Site::with_cluster(17);
@@ -971,7 +980,8 @@ fn a_tablespace_whose_location_is_no_text_comes_back() {
     ));
     raw.sql("create table t tablespace r as select g as a from generate_series(1, 500) g");
     assert_eq!(std::fs::read_dir(&old).unwrap().count(), 1);
-    site.pitr().arg("backup").run().success();
+    let backup = site.pitr().args(["backup", "--method", method]);
+    backup.run().success();
     raw.sql("insert into t values (501)");
     cluster.archive_now();
 
