@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::model::State;
+use super::model::{LifeId, State};
 use super::rows;
 use super::world::{Archived, World, said};
 use crate::common::{Cluster, Program, Run, Sandbox, Stop, pitr, pitr_archive};
@@ -41,7 +41,7 @@ fn holds(world: &mut World) {
         backup_restores(world, &id, state);
     }
     let found = all_ends(world);
-    nothing_safe_is_lost(world, &found);
+    nothing_safe_is_lost(world, found);
 }
 
 /// What is restored of all timelines, and of what went on by a name of its own.
@@ -364,18 +364,30 @@ fn nearest_before(world: &World, asked: &[&str]) -> Option<State> {
     Some(found.unwrap_or_else(|run| panic!("{at} is the nearest moment, and not restored\n{run}")))
 }
 
-/// What was acknowledged of a life comes back with a timeline.
-fn nothing_safe_is_lost(world: &World, found: &[State]) {
-    for life in 0..world.lives.count() {
-        let Some(safe) = world.lives.acknowledged(life) else {
-            continue;
-        };
-        assert!(
-            found.iter().any(|found| world.lives.is_in(safe, *found)),
+/// What was acknowledged of a life comes back with a timeline, or from a backup that leads to a hole behind which a newer one was taken.
+fn nothing_safe_is_lost(world: &mut World, mut found: Vec<State>) {
+    if missing(world, &found).is_some() {
+        let ids: Vec<String> = world.backups.iter().map(|b| b.id.clone()).collect();
+        for id in &ids {
+            found.extend(ends(world, &["--backup", id]));
+            if world.is_resolved {
+                found.extend(ends(world, &["--backup", id, "--as-stored"]));
+            }
+        }
+    }
+    if let Some((life, safe)) = missing(world, &found) {
+        panic!(
             "of what was acknowledged of life {life} ({safe:?}) something is lost: {found:?}\n{}",
             world.lives.describe()
         );
     }
+}
+
+/// A life, and what was acknowledged of it, which is in nothing that was found.
+fn missing(world: &World, found: &[State]) -> Option<(LifeId, State)> {
+    let lives = &world.lives;
+    let mut safe = (0..lives.count()).filter_map(|life| Some((life, lives.acknowledged(life)?)));
+    safe.find(|(_, safe)| !found.iter().any(|found| lives.is_in(*safe, *found)))
 }
 
 /// Restores, starts, and reads; what `pitr restore` said when it refused.
