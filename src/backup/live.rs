@@ -115,8 +115,10 @@ impl LiveServer {
                 let text = |column| rows.text(0, column).ok().flatten().map(str::to_owned);
                 (!rows.rows.is_empty()).then(|| (0..columns).map(text).collect())
             }
-            Err(_) => {
-                self.sql = None;
+            Err(e) => {
+                if e.code() == Code::Unreachable {
+                    self.sql = None;
+                }
                 None
             }
         }

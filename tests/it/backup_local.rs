@@ -320,13 +320,9 @@ fn l03_the_files_of_a_clone_are_not_taken_for_the_servers() {
     };
     forged(own.lines().next().unwrap());
     refused(&cluster, clone.pgdata(), "another one answers");
-    // And with the same process: pg_control tells.
+    // And with the same process: it works in another directory.
     forged(&cluster.pid().unwrap().to_string());
-    refused(
-        &cluster,
-        clone.pgdata(),
-        "its pg_control has the checkpoint at",
-    );
+    refused(&cluster, clone.pgdata(), "runs in another directory");
     std::fs::write(&pid_file, own).unwrap();
     clone.stop(crate::common::Stop::Immediate);
     std::fs::remove_file(&pid_file).ok();
@@ -428,7 +424,7 @@ fn b08_special_files_are_left_out_and_an_unreadable_one_aborts_the_backup_with_i
     user::own_all(&folder);
     user::own_all(&outside);
     let run = local(&site).run().expect_code(8);
-    assert!(run.stdout.contains("out of data directory"), "{run}");
+    assert!(run.stdout.contains("tablespace 77 cannot be read"), "{run}");
     std::fs::remove_dir_all(&folder).unwrap();
     let file = pgdata.join("base/secret");
     std::fs::write(&file, "x").unwrap();
@@ -532,4 +528,24 @@ fn a_local_backup_into_a_sealed_repository_comes_back() {
         copy.query_one_string("select count(*) from ledger"),
         "20000"
     );
+}
+
+/// A container that has PGDATA alone, say: its backup would come back with an empty tablespace.
+#[test]
+fn b08_a_tablespace_that_cannot_be_seen_ends_the_backup_before_it_begins() {
+    let (site, cluster) = Site::with_cluster(17);
+    let place = site.sandbox().dir("ts");
+    cluster.sql(&format!(
+        "create tablespace ts location '{}'",
+        place.display()
+    ));
+    cluster.sql("create table t tablespace ts as select 1 as a");
+    let version = std::fs::read_dir(&place).unwrap().next().unwrap().unwrap();
+    let aside = place.join("aside");
+    std::fs::rename(version.path(), &aside).unwrap();
+    let run = local(&site).run().expect_code(8);
+    assert!(run.stdout.contains("cannot be read"), "{run}");
+    std::fs::rename(&aside, version.path()).unwrap();
+    local(&site).run().success();
+    assert_eq!(committed(&site).len(), 1);
 }

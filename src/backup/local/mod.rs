@@ -106,7 +106,13 @@ impl Copying<'_, '_, '_, '_> {
         let major = self.work.facts.major;
         // A tablespace that is made later is made again by replay, which wants no directory in its way.
         let tablespaces = walk::tablespaces(self.owner.path())?;
+        let real_roots = walk::real_roots(self.owner.path(), self.work.naming, &tablespaces)?;
         let start_lsn = session::start(self.source, major, self.work.request)?;
+        // One in place is in no map of the server's.
+        let now = walk::tablespaces(self.owner.path())?;
+        if let Some(oid) = now.into_iter().find(|oid| !tablespaces.contains(oid)) {
+            return Err(created(oid));
+        }
         let timeline = self.owner.check_control(self.source, start_lsn)?;
         let mut start = BackupStart {
             start_lsn,
@@ -115,7 +121,7 @@ impl Copying<'_, '_, '_, '_> {
             tablespaces: Vec::new(),
         };
         self.work.watch.began(&start)?;
-        let findings = self.copy(start_lsn, &tablespaces)?;
+        let findings = self.copy(start_lsn, &tablespaces, &real_roots)?;
         let control = self.copy_control()?;
         let stopped = session::stop(self.source, major)?;
         self.owner.check_again(self.source)?;
@@ -123,6 +129,9 @@ impl Copying<'_, '_, '_, '_> {
         let label = BackupLabel::parse(&stopped.label)?;
         let links = label::parse_tablespace_map(&stopped.map, major)?;
         check_links(&links, &tablespaces)?;
+        links
+            .iter()
+            .try_for_each(|link| self.owner.check_tablespace(link))?;
         self.add_ends(&stopped, &links)?;
         start.tablespaces = links.into_iter().map(tablespace).collect();
         Ok(Produced {
@@ -141,7 +150,12 @@ impl Copying<'_, '_, '_, '_> {
     }
 
     /// Copies all files but pg_control.
-    fn copy(&mut self, start_lsn: Lsn, tablespaces: &[u32]) -> Result<Findings> {
+    fn copy(
+        &mut self,
+        start_lsn: Lsn,
+        tablespaces: &[u32],
+        real_roots: &[PathBuf],
+    ) -> Result<Findings> {
         let work = &mut self.work;
         let walk = Walk::new(
             self.owner.path(),
@@ -149,13 +163,14 @@ impl Copying<'_, '_, '_, '_> {
             tablespaces,
             self.owner.stats(),
         );
-        work.host.progress.phase("copy", Some(walk.size()?));
-        let real_roots = walk::real_roots(self.owner.path(), tablespaces)?;
+        work.host
+            .progress
+            .phase("copy", Some(walk.size(&|| work.host.check_stop())?));
         let rate = Rate::new(work.options.max_rate_bytes_per_s);
         let is_over = AtomicBool::new(false);
         let reading = Reading {
             root: self.owner.path(),
-            real_roots: &real_roots,
+            real_roots,
             naming: work.naming,
             // Without checksums a page proves nothing.
             check_from: self.owner.has_checksums().then_some(start_lsn),
@@ -178,6 +193,7 @@ impl Copying<'_, '_, '_, '_> {
             let mut running = vec![threads.spawn({
                 let (sink, is_over) = (writer.sink(), &is_over);
                 move || {
+                    let _panic = Panic(is_over);
                     let sent = walk.run(&sink, &sender, is_over, progress);
                     stopping(
                         sent.and_then(|()| sink.finish())
@@ -187,7 +203,11 @@ impl Copying<'_, '_, '_, '_> {
             })];
             for _ in 0..readers(work.options.jobs) {
                 let reader = Reader::new(reading, writer.sink());
-                running.push(threads.spawn(move || stopping(reader.run(files))));
+                let is_over = &is_over;
+                running.push(threads.spawn(move || {
+                    let _panic = Panic(is_over);
+                    stopping(reader.run(files))
+                }));
             }
             let watched = watch(
                 &running,
@@ -229,6 +249,17 @@ impl Copying<'_, '_, '_, '_> {
         sink.append(bytes)?;
         sink.end()?;
         sink.finish()
+    }
+}
+
+/// Stops the other threads when this one panics: the walk would wait for ever for a reader.
+struct Panic<'a>(&'a AtomicBool);
+
+impl Drop for Panic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -282,13 +313,16 @@ fn joined(running: Vec<Thread<'_>>, watched: Result<()>) -> Result<Findings> {
 fn check_links(links: &[TablespaceLink], copied: &[u32]) -> Result<()> {
     match links.iter().find(|link| !copied.contains(&link.oid)) {
         None => Ok(()),
-        Some(link) => Err(err!(
-            Refused,
-            "tablespace {} was created while the backup began",
-            link.oid
-        )
-        .hint("Nothing was committed. Take the backup again: pitr backup --method local")),
+        Some(link) => Err(created(link.oid)),
     }
+}
+
+fn created(oid: u32) -> Error {
+    err!(
+        Refused,
+        "tablespace {oid} was created while the backup began"
+    )
+    .hint("Nothing was committed. Take the backup again: pitr backup --method local")
 }
 
 fn tablespace(link: TablespaceLink) -> Tablespace {

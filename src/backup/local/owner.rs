@@ -10,6 +10,7 @@
 //! PostgreSQL: src/include/utils/pidfile.h; src/backend/utils/misc/pg_controldata.c.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::backup::source::{ServerFacts, Source};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::control::ControlFile;
+use crate::pg::label::TablespaceLink;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 
@@ -230,14 +232,23 @@ impl Owner {
         if shown.is_some_and(|shown| shown != file.data_directory) {
             return Err(self.another("the server names another data directory"));
         }
-        if parent_of(rows.value(0, 0)?) == Some(file.pid) {
-            return Ok(());
-        }
-        if self.is_visible() {
-            return Err(self.another(&format!(
-                "its server is process {} of this host, and another one answers",
-                file.pid
-            )));
+        let is_child = parent_of(rows.value(0, 0)?) == Some(file.pid);
+        match self.runs_here() {
+            Some(true) if is_child => return Ok(()),
+            Some(true) => {
+                return Err(self.another(&format!(
+                    "its server is process {} of this host, and another one answers",
+                    file.pid
+                )));
+            }
+            // This one has brought its postmaster.pid along.
+            Some(false) if is_child => {
+                return Err(self.another("the server runs in another directory"));
+            }
+            None if is_child && inode(Path::new(&file.data_directory)).ok() == Some(self.inode) => {
+                return Ok(());
+            }
+            _ => {}
         }
         // Processes cannot be seen from here.
         let started: i64 = rows.value(0, 2)?;
@@ -251,11 +262,35 @@ impl Owner {
         }
     }
 
-    /// Whether the postmaster of the directory is a process that this one can look at.
-    fn is_visible(&self) -> bool {
-        let working = fs::read_link(format!("/proc/{}/cwd", self.pid_file.pid));
-        let path = fs::canonicalize(self.path());
-        matches!((working, path), (Ok(working), Ok(path)) if working == path)
+    /// Whether the process that postmaster.pid names works in the directory; `None` where that cannot be seen.
+    fn runs_here(&self) -> Option<bool> {
+        let working = inode(Path::new(&format!("/proc/{}/cwd", self.pid_file.pid)));
+        Some(working.ok()? == self.inode)
+    }
+
+    /// Requires that a tablespace is the server's own: its link leads where the server says, and to the directory that the server sees there.
+    ///
+    /// # Errors
+    /// `Refused`.
+    pub fn check_tablespace(&self, link: &TablespaceLink) -> Result<()> {
+        let place = self.path().join(format!("pg_tblspc/{}", link.oid));
+        let Ok(target) = fs::read_link(&place) else {
+            // It was dropped.
+            return Ok(());
+        };
+        let of_server = format!("/proc/{}/root", self.pid_file.pid);
+        let seen = Path::new(&of_server).join(target.strip_prefix("/").unwrap_or(&target));
+        let is_same = match (self.runs_here(), inode(&seen), inode(&place)) {
+            (Some(true), Ok(seen), Ok(own)) => seen == own,
+            _ => true,
+        };
+        match target.as_os_str().as_bytes() == link.path && is_same {
+            true => Ok(()),
+            false => Err(self.another(&format!(
+                "its tablespace {} is another directory than the server's",
+                link.oid
+            ))),
+        }
     }
 
     /// Requires that the connection for replication leads to the same server: the WAL of the backup is compared with what it sends.

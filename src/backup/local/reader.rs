@@ -185,3 +185,43 @@ fn fill(file: &File, buffer: &mut [u8], position: u64) -> io::Result<usize> {
     }
     Ok(filled)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use crate::progress::Silent;
+
+    /// A directory that is replaced by a link between the walk and the reading.
+    #[test]
+    fn a_file_behind_a_link_that_leads_out_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (inside, outside) = (
+            directory.path().join("data"),
+            directory.path().join("other"),
+        );
+        for place in [&inside, &outside] {
+            std::fs::create_dir(place).unwrap();
+            std::fs::write(place.join("f"), "x").unwrap();
+        }
+        std::os::unix::fs::symlink(&outside, inside.join("base")).unwrap();
+        let reading = Reading {
+            root: &inside,
+            real_roots: &[inside.canonicalize().unwrap()],
+            naming: Naming {
+                major: 17,
+                catalog_version: 1,
+            },
+            check_from: None,
+            relation_segment_blocks: 1,
+            rate: &Rate::new(None),
+            is_over: &AtomicBool::new(false),
+            progress: &Silent,
+        };
+        let check = |place: &Path| reading.check_place(&open(place).unwrap(), place);
+        check(&inside.join("f")).unwrap();
+        let refused = check(&inside.join("base/f")).unwrap_err();
+        assert_eq!(refused.code(), Code::Refused);
+        assert!(refused.to_string().contains("out of data directory"));
+    }
+}

@@ -65,6 +65,9 @@ pub fn start(source: &mut dyn Source, major: Major, request: &BaseBackupOptions)
     if major >= Major::V14 {
         source.query("set idle_session_timeout = 0")?;
     }
+    if major >= Major::V17 {
+        source.query("set transaction_timeout = 0")?;
+    }
     let label = request.label.replace('\'', "''");
     let is_fast = request.checkpoint == StartCheckpoint::Fast;
     let command = match major {

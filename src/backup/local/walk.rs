@@ -57,23 +57,52 @@ pub fn tablespaces(root: &Path) -> Result<Vec<u32>> {
     let Some(entries) = entries(&path)? else {
         return Ok(Vec::new());
     };
-    let number = |entry: &DirEntry| entry.file_name().to_str()?.parse().ok();
+    let number = |entry: &DirEntry| {
+        let name = entry.file_name();
+        let oid: u32 = name.to_str()?.parse().ok()?;
+        (name == *oid.to_string()).then_some(oid)
+    };
     let mut oids: Vec<u32> = entries.iter().filter_map(number).collect();
     oids.sort_unstable();
     Ok(oids)
 }
 
-/// Returns the real paths of a data directory and of its tablespaces.
+/// Returns the real paths of a data directory and of what the server keeps in its tablespaces.
 ///
 /// # Errors
-/// Those of the filesystem.
-pub fn real_roots(root: &Path, tablespaces: &[u32]) -> Result<Vec<PathBuf>> {
-    let links = tablespaces
-        .iter()
-        .map(|oid| root.join(format!("pg_tblspc/{oid}")));
-    let places = std::iter::once(root.to_owned()).chain(links);
-    let real = places.map(|place| existing(fs::canonicalize(&place), &place));
-    real.filter_map(Result::transpose).collect()
+/// `Refused` for a tablespace that cannot be seen from here; those of the filesystem.
+pub fn real_roots(root: &Path, naming: Naming, tablespaces: &[u32]) -> Result<Vec<PathBuf>> {
+    let mut roots = vec![real(root)?];
+    for oid in tablespaces {
+        let link = root.join(format!("pg_tblspc/{oid}"));
+        if existing(fs::symlink_metadata(&link), &link)?.is_none() {
+            // It was dropped.
+            continue;
+        }
+        let name = version_directory(naming);
+        let place = link.join(&name);
+        // A link in its place is none of PostgreSQL's.
+        let is_there = existing(fs::symlink_metadata(&place), &place)?.is_some_and(|m| m.is_dir());
+        if !is_there {
+            return Err(err!(
+                Refused,
+                "tablespace {oid} cannot be read: \"{}\" is no directory here",
+                place.display()
+            )
+            .hint("Nothing was committed. --method local reads the tablespaces, too: mount them where the server has them, or take the backup over the network: pitr backup --method stream"));
+        }
+        roots.push(real(&link)?.join(name));
+    }
+    Ok(roots)
+}
+
+fn real(place: &Path) -> Result<PathBuf> {
+    fs::canonicalize(place).map_err(|e| Error::from_io(format!("read \"{}\"", place.display()), e))
+}
+
+/// The directory of this server in each tablespace.
+fn version_directory(naming: Naming) -> String {
+    format!("PG_{}_{}", naming.major, naming.catalog_version)
 }
 
 impl<'w> Walk<'w> {
@@ -95,10 +124,11 @@ impl<'w> Walk<'w> {
     /// Adds up the sizes of all files.
     ///
     /// # Errors
-    /// Those of the filesystem.
-    pub fn size(&self) -> Result<u64> {
+    /// Those of the filesystem and of `check_stop`.
+    pub fn size(&self, check_stop: &dyn Fn() -> Result<()>) -> Result<u64> {
         let mut sum = 0;
         self.visit(&mut |found| {
+            check_stop()?;
             if let Found::File(key) = found {
                 let path = self.place(&key.path(&self.naming));
                 sum += existing(fs::symlink_metadata(&path), &path)?.map_or(0, |m| m.len());
@@ -203,10 +233,7 @@ impl<'w> Walk<'w> {
 
     /// Visits each tablespace's directory of this major. The links themselves come from the server's answer.
     fn in_tablespaces(&self, visitor: &mut Visitor<'_>) -> Result<()> {
-        let Naming {
-            major,
-            catalog_version,
-        } = self.naming;
+        let version = version_directory(self.naming);
         for oid in self.tablespaces {
             let path = format!("pg_tblspc/{oid}").into_bytes();
             let place = self.place(&path);
@@ -216,7 +243,7 @@ impl<'w> Walk<'w> {
             if metadata.is_dir() {
                 visitor(Found::Directory(path, metadata))?;
             }
-            let version = format!("pg_tblspc/{oid}/PG_{major}_{catalog_version}");
+            let version = format!("pg_tblspc/{oid}/{version}");
             self.directory(version.into_bytes(), visitor)?;
         }
         Ok(())
