@@ -1,7 +1,7 @@
 //! Plain SQL, by tokio-postgres.
 //!
 //! tokio-postgres would send a password to any server that asks for it, believe answers of any length, and refuse most settings of a
-//! libpq connection string. So [`Client`] opens and authenticates the connection. Then tokio-postgres takes it over: [`Adopted`] shows it a
+//! libpq connection string. So [`Client`] opens and authenticates the connection. Then tokio-postgres takes it over: `Adopted` shows it a
 //! start-up that has happened already, and limits what an answer may have.
 
 use std::future::poll_fn;
