@@ -23,6 +23,7 @@ use crate::wire::conninfo::ConnInfo;
 use crate::wire::replication::{Positions, ReplicationStream, StartReplication, StreamEvent};
 use crate::wire::slot::SlotName;
 use crate::wire::sql::Sql;
+use crate::wire::stop::unless_stopped;
 
 /// How often a wait for the server looks at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
@@ -355,24 +356,6 @@ impl WalSource for LiveServer {
         }
         // An error of the sink about the repository stays as it is.
         result
-    }
-}
-
-/// Waits for the server until a stop is asked for.
-async fn unless_stopped<T>(
-    stop: &AtomicBool,
-    answer: impl Future<Output = Result<T>>,
-) -> Result<T> {
-    let mut answer = std::pin::pin!(answer);
-    loop {
-        if stop.load(Ordering::Relaxed) {
-            return Err(err!(Interrupted, "interrupted"));
-        }
-        tokio::select! {
-            biased;
-            answer = &mut answer => return answer,
-            () = tokio::time::sleep(TICK) => {}
-        }
     }
 }
 

@@ -5,7 +5,6 @@ use serde::Serialize;
 use super::failures::ShownError;
 use super::session::Session;
 use crate::config::{self, Location};
-use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::store::conformance::{CLAUSES, Clause};
 use crate::store::file::FileStore;
@@ -48,10 +47,7 @@ pub struct Check {
 /// # Errors
 /// `Config` without a repository.
 pub fn run(session: &Session) -> Result<(Vec<Checked>, Vec<Error>)> {
-    let settings = session.settings()?;
-    if settings.repositories.is_empty() {
-        return Err(err!(Config, "no repository is configured"));
-    }
+    let settings = session.settings_with_repositories()?;
     let mut all = Vec::new();
     let mut failed: Vec<Error> = Vec::new();
     for configured in &settings.repositories {

@@ -5,7 +5,6 @@ use serde::Serialize;
 use super::failures::Failures;
 use super::session::Session;
 use crate::config;
-use crate::err;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
@@ -56,10 +55,7 @@ pub fn run(
     release: Option<&BackupId>,
     is_confirmed: bool,
 ) -> Result<(Vec<Claimed>, Failures)> {
-    let settings = session.settings()?;
-    if settings.repositories.is_empty() {
-        return Err(err!(Config, "no repository is configured"));
-    }
+    let settings = session.settings_with_repositories()?;
     let wanted = settings.cluster_if_named()?;
     let wanted = wanted.as_ref().map(|c| c.name.as_str());
     let (mut claimed, mut failures) = (Vec::new(), Failures::default());

@@ -5,7 +5,6 @@ use super::registered::registrations;
 use super::session::Session;
 use super::unproven;
 use crate::config;
-use crate::err;
 use crate::error::Result;
 use crate::expire::{Expire, Outcome};
 use crate::pg::segment::SegmentSize;
@@ -57,23 +56,15 @@ pub fn run(
     policy: &Policy,
     is_confirmed: bool,
 ) -> Result<(Vec<Done>, Failures)> {
-    let settings = session.settings()?;
-    if settings.repositories.is_empty() {
-        return Err(err!(Config, "no repository is configured"));
-    }
+    let settings = session.settings_with_repositories()?;
     let wanted = settings.cluster_if_named()?;
     let name = wanted.as_ref().map(|c| c.name.as_str());
     let mut done = Vec::new();
     let mut failures = Failures::default();
-    for configured in &settings.repositories {
-        let asked = (policy, is_confirmed);
-        if let Err(e) = one_repository(session, configured, name, asked, &mut done) {
-            let doing = format!("expire in repository \"{}\"", configured.name);
-            if !failures.add(e, doing) {
-                break;
-            }
-        }
-    }
+    let asked = (policy, is_confirmed);
+    failures.in_each(&settings.repositories, "expire in", |configured| {
+        one_repository(session, configured, name, asked, &mut done)
+    });
     failures.first_if(session, done.is_empty())?;
     Ok((done, failures))
 }

@@ -3,6 +3,7 @@
 use super::session::Session;
 use serde::Serialize;
 
+use crate::config;
 use crate::error::{Code, Error, Result};
 use crate::exit;
 
@@ -24,6 +25,21 @@ impl Failures {
             false => self.errors.push(error.context(doing)),
         }
         !is_over
+    }
+
+    /// Does something in each repository; `doing` is the verb of the error. The operator's wish to stop ends it.
+    pub fn in_each(
+        &mut self,
+        repositories: &[config::Repository],
+        doing: &str,
+        mut one: impl FnMut(&config::Repository) -> Result<()>,
+    ) {
+        for configured in repositories {
+            let Err(e) = one(configured) else { continue };
+            if !self.add(e, format!("{doing} repository \"{}\"", configured.name)) {
+                break;
+            }
+        }
     }
 
     /// Whether nothing failed.

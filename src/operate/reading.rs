@@ -378,11 +378,10 @@ impl Reading {
         &self,
         session: &Session,
         inventory: &Inventory,
-        (target, action): (&AskedTarget, Action),
+        asked: (&AskedTarget, Action),
         cluster: Option<&Cluster>,
     ) -> Result<(Plan, ResolvedTarget)> {
-        let (resolved, mut options) = self.asked(session, inventory, target, action)?;
-        options.cluster = cluster.cloned();
+        let (resolved, options) = self.asked(session, inventory, asked, cluster)?;
         let rollup = self.rollup(session, inventory)?;
         for _ in 0..ATTEMPTS {
             let plan = settled(session, inventory, &rollup, &resolved, &options)?;
@@ -429,11 +428,10 @@ impl Reading {
         &self,
         session: &Session,
         inventory: &Inventory,
-        (target, action): (&AskedTarget, Action),
+        asked: (&AskedTarget, Action),
         cluster: Option<&Cluster>,
     ) -> Result<(Plan, ResolvedTarget)> {
-        let (resolved, mut options) = self.asked(session, inventory, target, action)?;
-        options.cluster = cluster.cloned();
+        let (resolved, options) = self.asked(session, inventory, asked, cluster)?;
         let rollup = self.rollup(session, inventory)?;
         let mut attempts = 0;
         loop {
@@ -537,8 +535,8 @@ impl Reading {
         &self,
         session: &Session,
         inventory: &Inventory,
-        target: &AskedTarget,
-        action: Action,
+        (target, action): (&AskedTarget, Action),
+        cluster: Option<&Cluster>,
     ) -> Result<(ResolvedTarget, Options)> {
         let resolved = self.resolve(session, inventory, target)?;
         let (restore_command, recovery_end_command) = self.commands(session);
@@ -552,7 +550,7 @@ impl Reading {
             allow_end: target.allow_end,
             restore_command,
             recovery_end_command: Some(recovery_end_command),
-            cluster: None,
+            cluster: cluster.cloned(),
         };
         Ok((resolved, options))
     }

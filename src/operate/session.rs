@@ -6,6 +6,7 @@ use super::access;
 use super::archive_command::shell_word;
 use super::away::Away;
 use crate::config::{self, Environment, Flags, Settings};
+use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::repo::lives::Followed;
@@ -34,6 +35,18 @@ impl Session {
     /// Those of [`Settings::load`].
     pub fn settings(&self) -> Result<Settings> {
         Settings::load(&self.flags, &self.environment)
+    }
+
+    /// As [`Session::settings`], for what works on every repository.
+    ///
+    /// # Errors
+    /// `Config` without one; those of [`Settings::load`].
+    pub fn settings_with_repositories(&self) -> Result<Settings> {
+        let settings = self.settings()?;
+        match settings.repositories.is_empty() {
+            true => Err(err!(Config, "no repository is configured")),
+            false => Ok(settings),
+        }
     }
 
     /// Opens a repository.

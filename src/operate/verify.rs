@@ -4,7 +4,6 @@ use super::failures::Failures;
 use super::registered::registrations;
 use super::session::Session;
 use crate::config;
-use crate::err;
 use crate::error::{Code, Result};
 use crate::repo::id::BackupId;
 use crate::repo::repository::Registration;
@@ -28,22 +27,14 @@ pub struct Done {
 /// # Errors
 /// `Config` without a repository; the first failure when nothing was checked at all.
 pub fn run(session: &Session, backup: Option<&BackupId>) -> Result<(Vec<Done>, Failures)> {
-    let settings = session.settings()?;
-    if settings.repositories.is_empty() {
-        return Err(err!(Config, "no repository is configured"));
-    }
+    let settings = session.settings_with_repositories()?;
     let wanted = settings.cluster_if_named()?;
     let name = wanted.as_ref().map(|c| c.name.as_str());
     let mut done = Vec::new();
     let mut failures = Failures::default();
-    for configured in &settings.repositories {
-        if let Err(e) = one_repository(session, configured, name, backup, &mut done) {
-            let doing = format!("verify repository \"{}\"", configured.name);
-            if !failures.add(e, doing) {
-                break;
-            }
-        }
-    }
+    failures.in_each(&settings.repositories, "verify", |configured| {
+        one_repository(session, configured, name, backup, &mut done)
+    });
     // A backup is in one repository, as a rule.
     if backup.is_some() && !done.is_empty() {
         failures.forget(Code::NotFound);

@@ -128,7 +128,6 @@ pub struct Chain<'a> {
     inventory: &'a Inventory,
     wal: &'a dyn Wal,
     path: Path,
-    size: SegmentSize,
     known: RefCell<Vec<Rc<Stretch>>>,
     /// What was searched for in vain, and in which WAL.
     in_vain: RefCell<Vec<(Rule, Rc<Stretch>)>>,
@@ -137,12 +136,10 @@ pub struct Chain<'a> {
 impl<'a> Chain<'a> {
     /// The chain on the path that a history describes.
     pub fn new(inventory: &'a Inventory, wal: &'a dyn Wal, history: History) -> Chain<'a> {
-        let size = inventory.segment_size;
         Chain {
             inventory,
             wal,
-            path: Path::new(history, size),
-            size,
+            path: Path::new(history, inventory.segment_size),
             known: RefCell::default(),
             in_vain: RefCell::default(),
         }
@@ -177,7 +174,7 @@ impl<'a> Chain<'a> {
 
     /// Segment size of the WAL.
     pub fn size(&self) -> SegmentSize {
-        self.size
+        self.path.size()
     }
 
     /// What answers about segments.
@@ -191,7 +188,7 @@ impl<'a> Chain<'a> {
     /// `Damaged` behind the last LSN there is.
     pub fn name(&self, timeline: TimelineId, number: SegmentNumber) -> Result<SegmentName> {
         number
-            .name(timeline, self.size)
+            .name(timeline, self.size())
             .ok_or_else(|| err!(Damaged, "segment {} lies behind the last LSN", number.0))
     }
 
@@ -227,7 +224,7 @@ impl<'a> Chain<'a> {
     ) -> Result<()> {
         let name = self.name_in(stretch, number)?;
         let limit = stretch.limit.unwrap_or(Lsn(u64::MAX)).min(stretch.reach());
-        self.scan_to(
+        self.wal.scan(
             name,
             &|name| self.following(stretch, name),
             &mut |entry: &Entry| {
@@ -238,17 +235,8 @@ impl<'a> Chain<'a> {
         )
     }
 
-    fn scan_to(
-        &self,
-        name: SegmentName,
-        next: &dyn Fn(SegmentName) -> Option<SegmentName>,
-        visit: &mut dyn FnMut(&Entry),
-    ) -> Result<()> {
-        self.wal.scan(name, next, visit)
-    }
-
     fn following(&self, stretch: &Stretch, name: SegmentName) -> Option<SegmentName> {
-        let next = name.number(self.size).ok()?.next();
+        let next = name.number(self.size()).ok()?.next();
         stretch.timeline_of(next)?;
         self.name_in(stretch, next).ok()
     }
@@ -295,7 +283,7 @@ impl<'a> Chain<'a> {
                     end: i.range.end,
                 };
                 let lost = self.inventory.timelines.get(&i.timeline)?.lost_in(range)?;
-                Some(SegmentNumber::ending_at(lost.end, self.size).next())
+                Some(SegmentNumber::ending_at(lost.end, self.size()).next())
             })
             .min()
     }
@@ -357,7 +345,10 @@ impl<'a> Chain<'a> {
             .filter_map(|s| s.first())
             .filter(|f| *f > first)
             .min();
-        for piece in self.path.pieces(first.start_lsn(self.size), Lsn(u64::MAX)) {
+        for piece in self
+            .path
+            .pieces(first.start_lsn(self.size()), Lsn(u64::MAX))
+        {
             let last = until.map_or(piece.last, |u| piece.last.min(u));
             if piece.first <= last {
                 self.wal.prefetch(piece.timeline, piece.first, last)?;
@@ -400,7 +391,7 @@ impl<'a> Chain<'a> {
             Ok(facts) => facts,
             Err(e) => return damaged(name, e).map(Some),
         };
-        if facts.start_lsn != number.start_lsn(self.size) {
+        if facts.start_lsn != number.start_lsn(self.size()) {
             let why = "it holds another segment".to_owned();
             return Ok(Some(StretchEnd::Damaged { at: name, why }));
         }
@@ -411,7 +402,7 @@ impl<'a> Chain<'a> {
             return Ok(Some(StretchEnd::Minimal { at: name }));
         }
         if self.inventory.suspects.contains(&name)
-            && let Err(e) = self.scan_to(name, &|_| None, &mut |_| {})
+            && let Err(e) = self.wal.scan(name, &|_| None, &mut |_| {})
         {
             return damaged(name, e).map(Some);
         }
@@ -453,7 +444,7 @@ impl<'a> Chain<'a> {
     fn hole(&self, number: SegmentNumber) -> StretchEnd {
         let later = self
             .present_from(number.next())
-            .or_else(|| self.lost_until(number.start_lsn(self.size)));
+            .or_else(|| self.lost_until(number.start_lsn(self.size())));
         match later {
             Some(until) => StretchEnd::Missing {
                 from: number,
@@ -473,7 +464,7 @@ impl<'a> Chain<'a> {
         facts: &Facts,
     ) -> Result<StretchEnd> {
         let mut last = None;
-        let scanned = self.scan_to(name, &|_| None, &mut |entry: &Entry| {
+        let scanned = self.wal.scan(name, &|_| None, &mut |entry: &Entry| {
             if entry.end <= limit {
                 last = Some((entry.start, entry.end));
             }

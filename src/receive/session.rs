@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -35,6 +35,7 @@ use crate::wire::client::Client;
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::replication::{ReplicationStream, StartReplication};
 use crate::wire::slot::{SlotName, SlotState};
+use crate::wire::stop::unless_stopped;
 
 /// How often the status is written.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
@@ -220,19 +221,6 @@ async fn aside<T: Send + 'static>(
             "could not {doing} within {} s",
             ASIDE_MAX.as_secs()
         )),
-    }
-}
-
-/// Does what can be given up at any time, unless somebody wants to stop meanwhile: then it is `Interrupted`.
-async fn unless_stopped<T>(stop: &AtomicBool, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let stopped = async {
-        while !stop.load(Ordering::Relaxed) {
-            sleep(TICK).await;
-        }
-    };
-    tokio::select! {
-        done = work => done,
-        () = stopped => Err(err!(Interrupted, "interrupted")),
     }
 }
 

@@ -224,7 +224,7 @@ fn tablespace_of(path: &[u8]) -> Option<(u32, Option<&[u8]>)> {
 ///
 /// PostgreSQL: src/backend/backup/basebackup.c, `sendTablespace`: a base backup holds `PG_<major>_<catalog version>/` of it and no more.
 fn check_below_tablespace(naming: &Naming, path: &[u8], rest: &[u8]) -> Result<()> {
-    let version = format!("PG_{}_{}", naming.major, naming.catalog_version);
+    let version = naming.version_directory();
     let mut parts = rest.split(|&b| b == b'/');
     if parts.next() == Some(version.as_bytes()) && parts.all(|part| !part.starts_with(b".")) {
         return Ok(());

@@ -30,6 +30,13 @@ pub struct Naming {
     pub catalog_version: u32,
 }
 
+impl Naming {
+    /// The directory of the server's version in each tablespace.
+    pub fn version_directory(&self) -> String {
+        format!("PG_{}_{}", self.major, self.catalog_version)
+    }
+}
+
 /// A fork of a relation, numbered as PostgreSQL's `ForkNumber`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fork {
@@ -88,8 +95,9 @@ impl RelationFile {
             GLOBAL_TABLESPACE => "global".to_owned(),
             DEFAULT_TABLESPACE => format!("base/{}", self.database),
             other => format!(
-                "pg_tblspc/{other}/PG_{}_{}/{}",
-                naming.major, naming.catalog_version, self.database
+                "pg_tblspc/{other}/{}/{}",
+                naming.version_directory(),
+                self.database
             ),
         };
         let (relation, fork) = (self.relation, self.fork.suffix());

@@ -1,4 +1,4 @@
-//! A connection that runs commands: replication commands and, on a session for SQL, plain SQL by the simple protocol.
+//! A connection that runs replication commands, or is handed over for plain SQL ([`super::sql`]).
 //!
 //! A call may be dropped at any await. What was running then is lost with its answer: the connection refuses further commands, and
 //! closing it only hangs up, which ends a backup on the server.
@@ -27,7 +27,7 @@ use crate::progress::{Progress, Silent};
 /// The oldest version that is supported, as `server_version_num` counts.
 const VERSION_MIN: u32 = 130_000;
 /// The most bytes that the answer to a query may have.
-const ANSWER_SIZE_MAX: usize = 64 << 20;
+pub(super) const ANSWER_SIZE_MAX: usize = 64 << 20;
 const COLUMN_COUNT_MAX: usize = 1664;
 
 /// What a connection is for.

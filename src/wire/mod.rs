@@ -24,6 +24,7 @@ pub mod replication;
 pub mod server_error;
 pub mod slot;
 pub mod sql;
+pub mod stop;
 pub mod tar;
 mod tls;
 mod uri;

@@ -19,7 +19,7 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres::error::DbError;
 use tokio_postgres::{AsyncMessage, Connection, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
-use super::client::{Client, Rows, Session, command_failed, report};
+use super::client::{ANSWER_SIZE_MAX, Client, Rows, Session, command_failed, report};
 use super::conninfo::ConnInfo;
 use super::message::{Stream, lost};
 use super::server_error::{ServerMessage, protocol};
@@ -27,8 +27,6 @@ use crate::error::{Error, Result};
 use crate::pg::version::Major;
 use crate::progress::Progress;
 
-/// The most bytes that the answer to a query may have.
-const ANSWER_SIZE_MAX: usize = 64 << 20;
 /// How long a session that is closed waits for its end.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 

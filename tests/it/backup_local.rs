@@ -9,9 +9,7 @@ use rustix::process::Signal;
 
 use crate::backup::{backup, committed, root};
 use crate::backup_faults::{damage, nothing_is_left, slow};
-use crate::common::{
-    Cluster, PATIENCE, Program, Running, Sandbox, Site, pitr_archive, user, wait_until,
-};
+use crate::common::{Cluster, PATIENCE, Program, Running, Sandbox, Site, user, wait_until};
 use crate::per_major;
 use crate::restore::{Scene, go_the_whole_way, verify_backup};
 use crate::sealed::{Sealed, check_nothing_is_plain};
@@ -500,18 +498,7 @@ fn b07_ten_thousand_files_fit_in_memory() {
 
 #[test]
 fn a_local_backup_into_a_sealed_repository_comes_back() {
-    let mut cluster = Cluster::builder(18)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
-    let sealed = Sealed::new(&cluster);
-    let archive = pitr_archive()
-        .arg("--config")
-        .arg(sealed.config("writer"))
-        .arg("%p");
-    cluster.append_config("archive_mode", "on");
-    cluster.append_config("archive_command", &archive.shell());
-    cluster.start();
+    let (sealed, cluster) = Sealed::archived(18);
     cluster.sql("create table ledger as select g as id, 'confidential note ' || g as note from generate_series(1, 20000) g");
     let run = sealed.on("writer").args(["backup", "--json"]).args(LOCAL);
     run.run().success();

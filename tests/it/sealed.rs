@@ -25,6 +25,23 @@ impl Sealed {
         Sealed::at(cluster, repository, sandbox)
     }
 
+    /// With a cluster that its writer archives, and that runs.
+    pub fn archived(major: u32) -> (Sealed, Cluster) {
+        let mut cluster = Cluster::builder(major)
+            .segment_size_mb(1)
+            .without_fsync()
+            .create();
+        let sealed = Sealed::new(&cluster);
+        let archive = pitr_archive()
+            .arg("--config")
+            .arg(sealed.config("writer"))
+            .arg("%p");
+        cluster.append_config("archive_mode", "on");
+        cluster.append_config("archive_command", &archive.shell());
+        cluster.start();
+        (sealed, cluster)
+    }
+
     /// With the repository somewhere else than all the rest.
     pub fn at(cluster: &Cluster, repository: PathBuf, sandbox: Sandbox) -> Sealed {
         let keys = sandbox.join("keys");
@@ -263,18 +280,7 @@ fn a_plain_repository_beside_a_sealed_one_has_backups_of_its_own() {
 
 #[test]
 fn a_whole_cycle_in_a_sealed_repository() {
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
-    let sealed = Sealed::new(&cluster);
-    let archive = pitr_archive()
-        .arg("--config")
-        .arg(sealed.config("writer"))
-        .arg("%p");
-    cluster.append_config("archive_mode", "on");
-    cluster.append_config("archive_command", &archive.shell());
-    cluster.start();
+    let (sealed, cluster) = Sealed::archived(17);
     let client = cluster.client();
     client.sql("create table ledger as select g as id, 'confidential note ' || g as note from generate_series(1, 20000) g");
     let backup = || {

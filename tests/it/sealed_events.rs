@@ -12,7 +12,7 @@ use pitr::repo::repository::{Registration, Repository};
 use pitr::store::Store;
 use pitr::store::file::FileStore;
 
-use crate::common::{Cluster, expire_at_once, keep_one, paths_below, pitr_archive, user};
+use crate::common::{Cluster, expire_at_once, keep_one, paths_below, user};
 use crate::sealed::{Sealed, refused};
 
 const FORGED: &str = "forged: whoever made it does not hold the MAC key";
@@ -28,18 +28,7 @@ struct Backed {
 
 impl Backed {
     fn new() -> Backed {
-        let mut cluster = Cluster::builder(17)
-            .segment_size_mb(1)
-            .without_fsync()
-            .create();
-        let sealed = Sealed::new(&cluster);
-        let archive = pitr_archive()
-            .arg("--config")
-            .arg(sealed.config("writer"))
-            .arg("%p");
-        cluster.append_config("archive_mode", "on");
-        cluster.append_config("archive_command", &archive.shell());
-        cluster.start();
+        let (sealed, cluster) = Sealed::archived(17);
         let backup = || {
             let run = sealed.on("writer").args(["backup", "--json"]).run();
             run.success().json()["id"].as_str().unwrap().to_owned()

@@ -183,31 +183,21 @@ impl Copying<'_, '_, '_, '_> {
         let files = Mutex::new(files);
         let writer = work.writer;
         std::thread::scope(|threads| {
-            // Each thread that fails stops the others.
-            let stopping = |result: Result<Findings>| {
-                is_over.fetch_or(result.is_err(), Ordering::Relaxed);
-                result
-            };
             let (walk, reading, files) = (&walk, &reading, &files);
             let progress = work.host.progress.as_ref();
             let mut running = vec![threads.spawn({
                 let (sink, is_over) = (writer.sink(), &is_over);
                 move || {
-                    let _panic = Panic(is_over);
-                    let sent = walk.run(&sink, &sender, is_over, progress);
-                    stopping(
-                        sent.and_then(|()| sink.finish())
-                            .map(|()| Findings::default()),
-                    )
+                    or_stop(is_over, || {
+                        walk.run(&sink, &sender, is_over, progress)?;
+                        sink.finish().map(|()| Findings::default())
+                    })
                 }
             })];
             for _ in 0..readers(work.options.jobs) {
                 let reader = Reader::new(reading, writer.sink());
                 let is_over = &is_over;
-                running.push(threads.spawn(move || {
-                    let _panic = Panic(is_over);
-                    stopping(reader.run(files))
-                }));
+                running.push(threads.spawn(move || or_stop(is_over, || reader.run(files))));
             }
             let watched = watch(
                 &running,
@@ -252,7 +242,15 @@ impl Copying<'_, '_, '_, '_> {
     }
 }
 
-/// Stops the other threads when this one panics: the walk would wait for ever for a reader.
+/// Does the work of one thread. Its failure, or its panic, stops the others: the walk would wait for ever for a reader.
+fn or_stop<T>(is_over: &AtomicBool, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let _panic = Panic(is_over);
+    let result = work();
+    is_over.fetch_or(result.is_err(), Ordering::Relaxed);
+    result
+}
+
+/// Stops the other threads when this one panics.
 struct Panic<'a>(&'a AtomicBool);
 
 impl Drop for Panic<'_> {

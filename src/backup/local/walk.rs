@@ -79,7 +79,7 @@ pub fn real_roots(root: &Path, naming: Naming, tablespaces: &[u32]) -> Result<Ve
             // It was dropped.
             continue;
         }
-        let name = version_directory(naming);
+        let name = naming.version_directory();
         let place = link.join(&name);
         // A link in its place is none of PostgreSQL's.
         let is_there = existing(fs::symlink_metadata(&place), &place)?.is_some_and(|m| m.is_dir());
@@ -98,11 +98,6 @@ pub fn real_roots(root: &Path, naming: Naming, tablespaces: &[u32]) -> Result<Ve
 
 fn real(place: &Path) -> Result<PathBuf> {
     fs::canonicalize(place).map_err(|e| Error::from_io(format!("read \"{}\"", place.display()), e))
-}
-
-/// The directory of this server in each tablespace.
-fn version_directory(naming: Naming) -> String {
-    format!("PG_{}_{}", naming.major, naming.catalog_version)
 }
 
 impl<'w> Walk<'w> {
@@ -233,7 +228,7 @@ impl<'w> Walk<'w> {
 
     /// Visits each tablespace's directory of this major. The links themselves come from the server's answer.
     fn in_tablespaces(&self, visitor: &mut Visitor<'_>) -> Result<()> {
-        let version = version_directory(self.naming);
+        let version = self.naming.version_directory();
         for oid in self.tablespaces {
             let path = format!("pg_tblspc/{oid}").into_bytes();
             let place = self.place(&path);
