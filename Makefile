@@ -26,7 +26,7 @@ demo: build ## a table is dropped and comes back; then a whole server is lost, a
 demo-s3: build ## the same with the repository in a bucket of an S3 server that it starts itself (moto, which pip fetches once, 290 MB)
 	scripts/s3-server moto bash -c 'PITR_DEMO_S3=$$PITR_TEST_S3 exec scripts/demo'
 
-test: ## all tests, on PostgreSQL 13 to 18
+test: ## all tests, on PostgreSQL 13 to 19
 	scripts/get-tools test
 	scripts/get-postgres
 	$(CARGO) test --workspace --no-fail-fast

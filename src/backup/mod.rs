@@ -422,7 +422,7 @@ impl Backup<'_> {
         let host = self.host;
         let naming = Naming {
             major: self.facts.major.number(),
-            catalog_version: self.facts.major.version().catalog_version,
+            catalog_version: self.facts.catalog_version,
         };
         let id = claim.id().clone();
         let mut options =
@@ -498,7 +498,9 @@ impl Backup<'_> {
                 control.wal_block_size
             ));
         }
-        if control.wal_segment_size != self.facts.segment_size || control.major != self.facts.major
+        if control.wal_segment_size != self.facts.segment_size
+            || control.major != self.facts.major
+            || control.catalog_version != self.facts.catalog_version
         {
             return disagree("pg_control and the server's settings disagree".into());
         }

@@ -61,7 +61,7 @@ fn a10_parameters_raised_after_the_backup_reach_the_copy(major: u32) {
     assert!(!auto().contains("max_locks"), "{}", auto());
 }
 
-per_major!(a10_parameters_raised_after_the_backup_reach_the_copy, v13 v16 v18);
+per_major!(a10_parameters_raised_after_the_backup_reach_the_copy, v13 v16 v19);
 
 fn a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less(major: u32) {
     let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
@@ -114,7 +114,7 @@ fn a10_a_standby_has_the_parameters_that_were_raised_after_its_backup(major: u32
     });
 }
 
-per_major!(a10_a_standby_has_the_parameters_that_were_raised_after_its_backup, v13 v18);
+per_major!(a10_a_standby_has_the_parameters_that_were_raised_after_its_backup, v13 v19);
 
 /// Inverts a bit in the middle of a file.
 fn flip(path: &Path) {

@@ -406,7 +406,7 @@ fn hosts_are_tried_until_one_is_of_the_kind_asked_for(major: u32) {
     );
     connect(&format!("{lonely}prefer-standby"), Session::Replication).unwrap();
 }
-per_major!(hosts_are_tried_until_one_is_of_the_kind_asked_for, v13 v15 v18);
+per_major!(hosts_are_tried_until_one_is_of_the_kind_asked_for, v13 v15 v19);
 
 #[test]
 fn server_that_cannot_be_reached_is_named() {
