@@ -15,6 +15,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 # The small programs are built on their own: cargo unifies features over one build, and would give them all of pitr's.
+build: export PITR_COMMIT ?= $(shell git describe --always --dirty --abbrev=12 2>/dev/null)
 build: ## the three release programs, in target/release
 	scripts/get-tools build
 	$(CARGO) build --release -p pitr

@@ -214,9 +214,13 @@ fn labels_and_maps_of_the_server_are_read_and_printed_back(major: u32) {
 
     let wal = cluster.pgdata().join("pg_wal");
     let name = format!("{}.{:08X}.backup", label.start.file, start.0 & 0xF_FFFF);
-    let bytes = std::fs::read(wal.join(&name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let history = BackupHistory::parse(&bytes).unwrap();
+    let written =
+        std::fs::read_to_string(wal.join(&name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let history = BackupHistory::parse(written.as_bytes()).unwrap();
     assert_eq!((history.stop.lsn, history.label.start), (stop, label.start));
-    assert_eq!(history.print(), bytes);
+    assert_eq!(
+        String::from_utf8(history.print()).unwrap(),
+        unpadded(&written)
+    );
 }
 per_major!(labels_and_maps_of_the_server_are_read_and_printed_back);

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::backup::{backup, extract, layout, root, store};
 use crate::common::{
-    Cluster, PATIENCE, Run, Sandbox, Site, Still, Stop, keep_one, user, wait_until,
+    Cluster, PATIENCE, Run, Sandbox, Site, Still, Stop, keep_one, unpadded, user, wait_until,
 };
 use crate::per_major;
 
@@ -542,7 +542,7 @@ fn t01_immediate_from_a_standbys_backup_stops_where_the_plan_says(major: u32) {
     server.start();
     server.wait_promoted();
     // The timeline begins where the server stopped.
-    let history = std::fs::read_to_string(to.join("pg_wal/00000002.history")).unwrap();
+    let history = unpadded(&std::fs::read_to_string(to.join("pg_wal/00000002.history")).unwrap());
     let switch = history.split('\t').nth(1).unwrap();
     assert_eq!(
         p["stop"]["recovery_end_lsn"],

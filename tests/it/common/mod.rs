@@ -160,9 +160,13 @@ pub fn unpadded(text: &str) -> String {
     for part in parts {
         let digits = part.bytes().take_while(u8::is_ascii_hexdigit).count();
         let zeros = part.bytes().take_while(|b| *b == b'0').count();
-        let skipped = if digits == 8 { zeros.min(7) } else { 0 };
+        // The directory of a path is a word, of which such digits can only be the end.
+        let first = out.trim_end_matches(|c: char| c.is_ascii_hexdigit());
+        let is_position = digits == 8
+            && first.len() < out.len()
+            && !first.ends_with(|c: char| c.is_ascii_alphanumeric() || "_/.".contains(c));
         out.push('/');
-        out.push_str(&part[skipped..]);
+        out.push_str(&part[if is_position { zeros.min(7) } else { 0 }..]);
     }
     out
 }
