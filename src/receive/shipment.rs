@@ -266,7 +266,9 @@ impl Shipment {
             .as_ref()
             .is_none_or(|t| t.segment.name != segment.name);
         if begins {
-            self.tail = Some(self.begin(repository, segment)?);
+            let mut tail = self.begin(repository, segment)?;
+            tail.check_whole(repository, &self.layout, segment.to)?;
+            self.tail = Some(tail);
         }
         let Some(tail) = &mut self.tail else {
             return Ok(());
