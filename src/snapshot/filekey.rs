@@ -424,9 +424,9 @@ pub(super) mod tests {
     pub(in crate::snapshot) const NAMING: Naming = Naming::Cluster(CLUSTER);
 
     fn relation(path: &str) -> Option<RelationFile> {
-        let key = FileKey::from_path(path.as_bytes(), &NAMING).unwrap();
-        assert_eq!(key.path(&NAMING), path.as_bytes());
-        assert_eq!(FileKey::decode(key.as_bytes(), &NAMING).unwrap(), key);
+        let key = FileKey::from_path(path.as_bytes(), NAMING).unwrap();
+        assert_eq!(key.path(NAMING), path.as_bytes());
+        assert_eq!(FileKey::decode(key.as_bytes(), NAMING).unwrap(), key);
         key.relation()
     }
 
@@ -489,9 +489,9 @@ pub(super) mod tests {
             b"a\0b",
             &long,
         ] {
-            assert!(FileKey::from_path(bad, &NAMING).is_err());
+            assert!(FileKey::from_path(bad, NAMING).is_err());
         }
-        assert!(FileKey::from_path(b"caf\xE9/\xFF", &NAMING).is_ok());
+        assert!(FileKey::from_path(b"caf\xE9/\xFF", NAMING).is_ok());
     }
 
     #[test]
@@ -529,18 +529,18 @@ pub(super) mod tests {
 
     #[test]
     fn a_file_has_one_key() {
-        assert!(FileKey::decode(b"\x02base/1/1234\0", &NAMING).is_err());
-        assert!(FileKey::decode(b"\x02a\0\0", &NAMING).is_err());
-        assert!(FileKey::decode(b"\x03a\0", &NAMING).is_err());
-        assert!(FileKey::decode(b"", &NAMING).is_err());
-        let mut key = FileKey::from_path(b"base/1/2", &NAMING).unwrap().0.to_vec();
+        assert!(FileKey::decode(b"\x02base/1/1234\0", NAMING).is_err());
+        assert!(FileKey::decode(b"\x02a\0\0", NAMING).is_err());
+        assert!(FileKey::decode(b"\x03a\0", NAMING).is_err());
+        assert!(FileKey::decode(b"", NAMING).is_err());
+        let mut key = FileKey::from_path(b"base/1/2", NAMING).unwrap().0.to_vec();
         for fork in 0..=255 {
             key[13] = fork;
-            assert_eq!(FileKey::decode(&key, &NAMING).is_ok(), fork < 4);
+            assert_eq!(FileKey::decode(&key, NAMING).is_ok(), fork < 4);
         }
         key[13] = 0;
         key.push(0);
-        assert!(FileKey::decode(&key, &NAMING).is_err());
+        assert!(FileKey::decode(&key, NAMING).is_err());
     }
 
     #[test]
@@ -558,7 +558,7 @@ pub(super) mod tests {
             "a-b",
         ]
         .iter()
-        .map(|p| FileKey::from_path(p.as_bytes(), &NAMING).unwrap())
+        .map(|p| FileKey::from_path(p.as_bytes(), NAMING).unwrap())
         .collect();
         let mut entries = Vec::new();
         for key in &keys[..9] {
@@ -591,22 +591,22 @@ pub(super) mod tests {
     proptest! {
         #[test]
         fn paths_and_entry_keys_come_back(path in any_path(), position in any::<u64>()) {
-            let Ok(key) = FileKey::from_path(&path, &NAMING) else {
+            let Ok(key) = FileKey::from_path(&path, NAMING) else {
                 prop_assert!(!is_safe_relative_path(&path));
                 return Ok(());
             };
-            prop_assert_eq!(key.path(&NAMING), path);
+            prop_assert_eq!(key.path(NAMING), path);
             let entry = key.extents_entry(position);
-            prop_assert_eq!(split_entry(&entry, &NAMING).unwrap(), (key.clone(), Part::Extents(position)));
-            prop_assert_eq!(split_entry(&key.metadata_entry(), &NAMING).unwrap(), (key, Part::Metadata));
+            prop_assert_eq!(split_entry(&entry, NAMING).unwrap(), (key.clone(), Part::Extents(position)));
+            prop_assert_eq!(split_entry(&key.metadata_entry(), NAMING).unwrap(), (key, Part::Metadata));
         }
 
         #[test]
         fn any_bytes_are_a_key_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
-            if let Ok(key) = FileKey::decode(&bytes, &NAMING) {
-                prop_assert_eq!(FileKey::from_path(&key.path(&NAMING), &NAMING).unwrap(), key);
+            if let Ok(key) = FileKey::decode(&bytes, NAMING) {
+                prop_assert_eq!(FileKey::from_path(&key.path(NAMING), NAMING).unwrap(), key);
             }
-            let _ = split_entry(&bytes, &NAMING);
+            let _ = split_entry(&bytes, NAMING);
         }
     }
 }

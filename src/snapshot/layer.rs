@@ -664,7 +664,7 @@ mod tests {
         let mut writer = LayerWriter::new(Vec::new(), &part(), Tag::cluster(77)).unwrap();
         let mut keys = Vec::new();
         for i in 1..=files {
-            let file = FileKey::from_path(format!("base/5/{i}").as_bytes(), &NAMING).unwrap();
+            let file = FileKey::from_path(format!("base/5/{i}").as_bytes(), NAMING).unwrap();
             let metadata = Metadata::File {
                 mode: 0o600,
                 mtime: -1,

@@ -381,10 +381,7 @@ impl<'a> Snapshot<'a> {
     }
 
     /// Decodes a block, by shard, layer and number.
-    pub(super) fn whole_block(
-        &self,
-        (shard, layer, number): (usize, usize, usize),
-    ) -> Result<Vec<Entry>> {
+    pub(super) fn whole_block(&self, (shard, layer, number): BlockPlace) -> Result<Vec<Entry>> {
         let open = self.open_at((shard, layer))?;
         let own = open.layer.block(number);
         let Some(spares) = self.spares else {
@@ -397,7 +394,7 @@ impl<'a> Snapshot<'a> {
     }
 
     /// As [`Snapshot::whole_block`], kept for lookups.
-    pub(super) fn block(&self, at: (usize, usize, usize)) -> Result<Arc<Vec<Entry>>> {
+    pub(super) fn block(&self, at: BlockPlace) -> Result<Arc<Vec<Entry>>> {
         let poisoned = |_| err!(Internal, "a thread that reads layers panicked");
         if let Some(block) = self.cache.lock().map_err(poisoned)?.get(at) {
             return Ok(block);
@@ -742,15 +739,18 @@ impl<'s, 'a> Items<'s, 'a> {
     }
 }
 
-/// Blocks used last, by shard, layer and number.
+/// A block: shard, layer and number.
+pub(super) type BlockPlace = (usize, usize, usize);
+
+/// Blocks used last.
 #[derive(Default)]
 struct Cache {
-    blocks: VecDeque<((usize, usize, usize), Arc<Vec<Entry>>)>,
+    blocks: VecDeque<(BlockPlace, Arc<Vec<Entry>>)>,
     limit: usize,
 }
 
 impl Cache {
-    fn get(&mut self, wanted: (usize, usize, usize)) -> Option<Arc<Vec<Entry>>> {
+    fn get(&mut self, wanted: BlockPlace) -> Option<Arc<Vec<Entry>>> {
         let at = self.blocks.iter().position(|(at, _)| *at == wanted)?;
         let hit = self.blocks.remove(at)?;
         let block = Arc::clone(&hit.1);
@@ -758,7 +758,7 @@ impl Cache {
         Some(block)
     }
 
-    fn put(&mut self, at: (usize, usize, usize), block: Arc<Vec<Entry>>) {
+    fn put(&mut self, at: BlockPlace, block: Arc<Vec<Entry>>) {
         self.blocks.push_front((at, block));
         self.blocks.truncate(self.limit);
     }
@@ -839,7 +839,7 @@ mod tests {
     }
 
     fn key(path: &[u8]) -> FileKey {
-        FileKey::from_path(path, &NAMING).unwrap()
+        FileKey::from_path(path, NAMING).unwrap()
     }
 
     fn write(dir: &Path, files: &Files, options: &Options, piece: usize) -> BackupRoot {
@@ -892,7 +892,7 @@ mod tests {
             for number in 0..pack.frame_count() {
                 let frame = pack.frame(number)?;
                 for visible in &frame.visible {
-                    let path = frame.file(visible).unwrap().path(&NAMING);
+                    let path = frame.file(visible).unwrap().path(NAMING);
                     let content = files.get_mut(&path).unwrap();
                     let at = usize::try_from(visible.position).unwrap();
                     content[at..at + visible.length as usize].copy_from_slice(frame.bytes(visible));
