@@ -34,7 +34,7 @@ use crate::repo::repository::Repository;
 use crate::repo::root::cluster::{Method, Tablespace};
 use crate::repo::root::outline::Outline;
 use crate::repo::root::{BackupKind, BackupRoot, ClusterContent, Head, Map};
-use crate::snapshot::filekey::Naming;
+use crate::snapshot::filekey::ClusterNaming;
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::writer::{self, SnapshotWriter, Written};
 use crate::store::{Published, Store};
@@ -420,7 +420,7 @@ impl Backup<'_> {
     ) -> Result<(Produced, Written, Option<Listener>)> {
         let store = self.repository.store();
         let host = self.host;
-        let naming = Naming {
+        let naming = ClusterNaming {
             major: self.facts.major.number(),
             catalog_version: self.facts.catalog_version,
         };

@@ -95,6 +95,7 @@ fn both_methods_hold_the_same_files(major: u32) {
                     pitr::snapshot::layer::Metadata::Symlink { target } => {
                         format!("link to {}", target.escape_ascii())
                     }
+                    pitr::snapshot::layer::Metadata::Node(node) => format!("{node:?}"),
                 };
                 format!("{} {kind}", item.path.escape_ascii())
             })
