@@ -9,7 +9,8 @@ SHELL := /bin/bash
 export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-s3 test corruption test-moto test-localstack oracle sweep soak soak-short lives golden check fuzz bench
+
+.PHONY: help build dist test-packages demo demo-s3 test corruption test-moto test-localstack oracle sweep soak soak-short lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -20,6 +21,12 @@ build: ## the three release programs, in target/release
 	scripts/get-tools build
 	$(CARGO) build --release -p pitr
 	$(CARGO) build --release -p pitr-archive -p pitr-restore
+
+dist: ## tarball, .deb and .rpm in target/dist, for every distribution since glibc 2.31 (as root, with debootstrap)
+	scripts/dist
+
+test-packages: ## the .deb in fresh roots of Debian 12 and 13: installed, archived, backed up, restored (as root, after make dist)
+	scripts/test-packages
 
 demo: build ## a table is dropped and comes back; then a whole server is lost, and every confirmed commit comes back
 	scripts/demo
