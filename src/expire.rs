@@ -16,6 +16,7 @@ use crate::pg::time::TimestampTz;
 use crate::plan::cluster::{self, Side};
 use crate::plan::retention::wal::Paths;
 use crate::plan::retention::{Deletion, ExpirePlan, Fate, Policy, retention};
+use crate::repo::catalog::Manifest;
 use crate::repo::clock;
 use crate::repo::deletion::DeletionClaim;
 use crate::repo::event::{self, Event, Writer};
@@ -29,7 +30,7 @@ use crate::store::{Key, Published, Store};
 use crate::wal::inventory::Inventory;
 use crate::wal::link::{Brief, Joined, Link};
 use crate::wal::rollup::Rollup;
-use crate::wal::survey::{Manifest, Survey};
+use crate::wal::survey::Survey;
 
 /// How often the repository may change under a run before it gives up.
 const ATTEMPTS: u32 = 4;
@@ -485,9 +486,10 @@ mod tests {
     use crate::pg::lsn::Lsn;
     use crate::pg::timeline::TimelineId;
     use crate::pg::version::Major;
+    use crate::repo::catalog::Catalog;
     use crate::repo::container::Codec;
+    use crate::repo::runs::Runs;
     use crate::store::file::FileStore;
-    use crate::wal::facts::Runs;
     use crate::wal::inventory::Timeline;
     use crate::wal::survey::{Root, Subject};
 
@@ -556,7 +558,6 @@ mod tests {
             timeline: TimelineId::FIRST,
             history: None,
             stop_time: TimestampTz(0),
-            stored: TimestampTz(0),
             size_bytes: 1,
             stored_bytes: 1,
             damage: None,
@@ -567,6 +568,7 @@ mod tests {
         };
         let subject = Subject {
             manifest: Manifest::Committed(Box::new(root)),
+            stored: Some(TimestampTz(0)),
             ..Subject::default()
         };
         let id = format!("2026110{last}T000000Z-full");
@@ -590,7 +592,10 @@ mod tests {
             ..Timeline::default()
         };
         let mut survey = Survey {
-            ids: [backup(1, 1), backup(2, 5)].into(),
+            catalog: Catalog {
+                ids: [backup(1, 1), backup(2, 5)].into(),
+                ..Catalog::empty()
+            },
             timelines: [(TimelineId::FIRST, timeline)].into(),
             ..Survey::empty(size())
         };

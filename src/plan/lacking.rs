@@ -10,12 +10,13 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
+use crate::repo::catalog::Manifest;
 use crate::repo::event;
 use crate::repo::id::BackupId;
+use crate::repo::runs::Runs;
 use crate::store::Key;
-use crate::wal::facts::Runs;
 use crate::wal::inventory::HistoryFile;
-use crate::wal::survey::{Manifest, Root, Subject, Survey};
+use crate::wal::survey::{Root, Subject, Survey};
 
 /// Something that is not copied, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,20 +130,10 @@ fn order(id: &BackupId, root: &Root) -> Order {
 /// Where a claim alone holds one, some of what was expired comes back, and goes with the next run of expire.
 fn floor(to: &Survey) -> Option<Order> {
     let is_marked = |s: &Subject| !event::standing(&s.events, "expire", "unexpire").is_empty();
-    let unmarked = || committed(to).filter(|(_, subject, _)| !is_marked(subject));
+    let unmarked = || to.committed().filter(|(_, subject, _)| !is_marked(subject));
     let kept = unmarked().filter(|(_, subject, _)| !is_pinned(subject));
     let kept = kept.map(|(id, _, root)| order(id, root)).min();
     kept.or_else(|| unmarked().map(|(id, _, root)| order(id, root)).max())
-}
-
-fn committed(survey: &Survey) -> impl Iterator<Item = (&BackupId, &Subject, &Root)> {
-    survey
-        .ids
-        .iter()
-        .filter_map(|(id, subject)| match &subject.manifest {
-            Manifest::Committed(root) => Some((id, subject, root.as_ref())),
-            _ => None,
-        })
 }
 
 fn is_pinned(subject: &Subject) -> bool {
@@ -249,7 +240,7 @@ impl Asked<'_> {
     fn backups(&mut self) {
         let from = self.from;
         let mut chosen: Vec<Order> = Vec::new();
-        for (id, subject, root) in committed(from) {
+        for (id, subject, root) in from.committed() {
             match self.why_not(id, subject, root) {
                 None => {}
                 Some(Verdict::Copy) => chosen.push(order(id, root)),
@@ -275,12 +266,12 @@ impl Asked<'_> {
         }
         match there.map(|s| &s.manifest) {
             Some(Manifest::Committed(_)) => return None,
-            Some(Manifest::Tombstone(_)) => {
+            Some(Manifest::Tombstone) => {
                 return leave(
                     "an unfinished copy of it was given up there by pitr expire; the id is free again 30 days later",
                 );
             }
-            Some(Manifest::Unreadable) => {
+            Some(Manifest::Unreadable(_)) => {
                 return leave_for(Cause::Damage, "what is there under its id cannot be read");
             }
             Some(Manifest::Absent) | None => {}
@@ -328,7 +319,7 @@ impl Asked<'_> {
                 into.segments = std::mem::take(&mut into.segments).union(timeline.segments.clone());
             }
         }
-        for (id, subject, _) in committed(self.to) {
+        for (id, subject, _) in self.to.committed() {
             merged.ids.insert(id.clone(), subject.clone());
         }
         for id in &self.out.backups {
@@ -341,11 +332,11 @@ impl Asked<'_> {
 
     /// The WAL that the receiving side will need; `None` = all, because nothing tells.
     fn needed(&self, merged: &Survey, paths: &Paths<'_>) -> Option<Needed> {
-        if self.everything || committed(merged).next().is_none() {
+        if self.everything || merged.committed().next().is_none() {
             return None;
         }
         let mut needed = Needed::default();
-        for (id, _, root) in committed(merged) {
+        for (id, _, root) in merged.committed() {
             let end = root.consistent_lsn.max(root.stop_lsn);
             // What retention holds of an old one there is the way to its end, unless the WAL goes on behind it.
             if self.is_below_floor(id, root) && !self.is_followed(paths, root, end) {
@@ -468,7 +459,7 @@ impl Asked<'_> {
     }
 
     fn pins(&mut self) {
-        for (id, subject, _) in committed(self.from) {
+        for (id, subject, _) in self.from.committed() {
             let there = self.to.ids.get(id);
             let is_there = there.is_some_and(|s| matches!(s.manifest, Manifest::Committed(_)));
             if !is_there && !self.out.backups.contains(id) {

@@ -190,6 +190,14 @@ impl Scope {
         self.key(&format!("packs/{part}"))
     }
 
+    /// A layer object or a pack.
+    pub fn part(&self, kind: PartKind, part: &PartName) -> Key {
+        match kind {
+            PartKind::Layer => self.layer(part),
+            PartKind::Pack => self.pack(part),
+        }
+    }
+
     /// Prefix of layers or packs: all ids, or the parts of one.
     pub fn parts(&self, kind: PartKind, id: Option<&BackupId>) -> String {
         let kind = match kind {

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::pg::label::BackupHistory;
 use crate::pg::segment::WalFileName;
 use crate::pg::timeline::{History, TimelineId};
+use crate::repo::catalog::Manifest;
 use crate::repo::container::{Container, Kind};
 use crate::repo::event;
 use crate::repo::id::BackupId;
@@ -18,14 +19,14 @@ use crate::repo::scope;
 use crate::seal::EPOCH;
 use crate::store::Key;
 use crate::wal::inventory::HistoryFile;
-use crate::wal::survey::{Manifest, Survey};
+use crate::wal::survey::Survey;
 
 /// History files, labels and manifests of labels are no larger.
 const SMALL_LIMIT_BYTES: u64 = 1 << 20;
 
 pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
     for (id, subject) in &survey.ids {
-        if subject.manifest == Manifest::Unreadable {
+        if matches!(subject.manifest, Manifest::Unreadable(_)) {
             let key = work.layout.manifest(id);
             let read = BackupRoot::read(work.store, &work.layout, id);
             let about = || About::Backup(id.clone());
@@ -85,9 +86,8 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
 /// A backup is restored without the reservation of its id, but `repo sync` does not copy it. Expire deletes the root first: where that is there
 /// still, it was not expire.
 fn reservations(work: &Work<'_>, survey: &Survey) -> Result<()> {
-    let committed = |m: &Manifest| matches!(m, Manifest::Committed(_));
-    for (id, subject) in &survey.ids {
-        if subject.begin().is_some() || !committed(&subject.manifest) {
+    for (id, subject, _) in survey.committed() {
+        if subject.begin().is_some() {
             continue;
         }
         let key = work.layout.begin(id);

@@ -7,14 +7,15 @@ use crate::error::Result;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::LEFTOVER_AGE;
+use crate::repo::catalog::{Manifest, numbers, part_number};
 use crate::repo::event;
 use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::layout::{self, Home};
 use crate::repo::lives::is_copy;
+use crate::repo::runs::Runs;
 use crate::repo::scope;
 use crate::seal::{EPOCH, is_recipient_name};
-use crate::wal::facts::Runs;
-use crate::wal::survey::{Manifest, Subject, Survey, numbers, part_number};
+use crate::wal::survey::{Subject, Survey};
 
 pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
     let root = ["pitr.json", "clusters", "keys", "aux"];
@@ -162,20 +163,18 @@ fn backup(work: &Work<'_>, id: &BackupId) -> Result<()> {
 
 /// Layers and packs that no backup names. Those of an id without a backup may belong to one that runs.
 fn unnamed(work: &Work<'_>, survey: &Survey) {
-    let is_unreadable = |s: &Subject| s.manifest == Manifest::Unreadable;
+    let is_unreadable = |s: &Subject| matches!(s.manifest, Manifest::Unreadable(_));
     if survey.ids.values().any(is_unreadable) {
         // What it names is not known.
         return;
     }
     let mut layers: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();
     let mut packs: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();
-    for subject in survey.ids.values() {
-        if let Manifest::Committed(root) = &subject.manifest {
-            for (parts, into) in [(&root.layers, &mut layers), (&root.packs, &mut packs)] {
-                for (id, runs) in parts {
-                    let numbers = numbers(runs).map(u64::from);
-                    into.entry(id).or_default().extend(numbers);
-                }
+    for (_, _, root) in survey.committed() {
+        for (parts, into) in [(&root.layers, &mut layers), (&root.packs, &mut packs)] {
+            for (id, runs) in parts {
+                let numbers = numbers(runs).map(u64::from);
+                into.entry(id).or_default().extend(numbers);
             }
         }
     }
@@ -185,7 +184,7 @@ fn unnamed(work: &Work<'_>, survey: &Survey) {
             .begin()
             .is_none_or(|b| b.since(now).saturating_add(LEFTOVER_AGE) <= now);
         let is_claimed = !event::standing(&subject.events, "claim", "release").is_empty();
-        if subject.manifest == Manifest::Absent && (!is_old || is_claimed) {
+        if subject.is_absent() && (!is_old || is_claimed) {
             continue;
         }
         for (kind, have, named) in [
@@ -201,10 +200,7 @@ fn unnamed(work: &Work<'_>, survey: &Survey) {
                     id: id.clone(),
                     number,
                 };
-                let key = match kind {
-                    PartKind::Layer => work.layout.layer(&part),
-                    PartKind::Pack => work.layout.pack(&part),
-                };
+                let key = work.layout.part(kind, &part);
                 work.warn(format!(
                     "\"{key}\" is named by no backup; pitr expire removes it"
                 ));

@@ -23,12 +23,13 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::wal::Paths;
+use crate::repo::catalog::Manifest;
 use crate::repo::event::{self, Event, Recorded, Writer};
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::store::Store;
-use crate::wal::survey::{Manifest, Survey};
+use crate::wal::survey::Survey;
 
 /// Findings and warnings that a report lists; the rest is counted.
 const LISTED_MAX: usize = 10_000;
@@ -186,7 +187,7 @@ impl Verify<'_> {
             let manifest = subject.map(|s| &s.manifest);
             matches!(
                 manifest,
-                Some(Manifest::Committed(_) | Manifest::Unreadable)
+                Some(Manifest::Committed(_) | Manifest::Unreadable(_))
             ) || subject.is_some_and(|s| s.lost().is_some())
         };
         work.forget(|about| match about {
@@ -212,18 +213,12 @@ impl Verify<'_> {
     fn chosen(&self, survey: &Survey) -> Result<Vec<BackupId>> {
         let manifest = |id: &BackupId| survey.ids.get(id).map(|s| &s.manifest);
         let Some(id) = &self.backup else {
-            let committed = |m: &Manifest| matches!(m, Manifest::Committed(_));
-            return Ok(survey
-                .ids
-                .iter()
-                .filter(|(_, s)| committed(&s.manifest))
-                .map(|(id, _)| id.clone())
-                .collect());
+            return Ok(survey.committed().map(|(id, _, _)| id.clone()).collect());
         };
         match manifest(id) {
             Some(Manifest::Committed(_)) => Ok(vec![id.clone()]),
             _ if survey.ids.get(id).is_some_and(|s| s.lost().is_some()) => Ok(Vec::new()),
-            Some(Manifest::Unreadable) => {
+            Some(Manifest::Unreadable(_)) => {
                 Err(err!(Damaged, "the root of backup \"{id}\" cannot be read")
                     .hint("This backup is lost.\nRun pitr verify to see what else is."))
             }

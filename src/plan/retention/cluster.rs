@@ -9,12 +9,14 @@ use super::wal::{Needed, Paths};
 use super::{Fate, Judged, Policy};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentNumber;
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::repo::catalog::{Manifest, numbers};
 use crate::repo::event;
 use crate::repo::id::BackupId;
+use crate::repo::runs::Runs;
 use crate::repo::wal_proof::foreign;
-use crate::wal::facts::Runs;
-use crate::wal::survey::{Manifest, Root, Subject, Survey, numbers};
+use crate::wal::survey::{Root, Subject, Survey};
 
 /// The committed backups of a cluster, and the paths of its WAL.
 pub struct Backups<'a> {
@@ -63,7 +65,7 @@ impl<'a> Backups<'a> {
                 order,
                 id,
                 time: root.stop_time,
-                stored: root.stored,
+                stored: subject.stored.unwrap_or(TimestampTz::INFINITY),
                 events: &subject.events,
                 needs: (&root.layers, &root.packs),
                 damage: self.damage(subject, root),

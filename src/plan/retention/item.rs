@@ -6,7 +6,7 @@ use super::Fate;
 use crate::pg::time::TimestampTz;
 use crate::repo::event::Recorded;
 use crate::repo::id::BackupId;
-use crate::wal::facts::Runs;
+use crate::repo::runs::Runs;
 
 /// Parts of backups, by the id that wrote them.
 pub type Parts = BTreeMap<BackupId, Runs>;

@@ -9,10 +9,11 @@ use super::wal::{Needed, Paths};
 use super::{Deletion, ExpirePlan, LEFTOVER_AGE, Policy, TOMBSTONE_AGE, is_over, segment_of};
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
+use crate::repo::catalog::{Manifest, numbers};
 use crate::repo::event;
 use crate::repo::id::BackupId;
-use crate::wal::facts::Runs;
-use crate::wal::survey::{Manifest, Subject, Survey, numbers};
+use crate::repo::runs::Runs;
+use crate::wal::survey::{Subject, Survey};
 
 /// Adds every deletion to the plan, and what is withheld.
 pub fn delete(
@@ -85,8 +86,10 @@ impl<'a> Ids<'a> {
             let state = match &subject.manifest {
                 Manifest::Committed(_) if goes(id) => State::Goes,
                 Manifest::Committed(_) => State::Remains,
-                Manifest::Tombstone(stored) => State::Tombstone(*stored),
-                Manifest::Unreadable => State::Protected,
+                Manifest::Tombstone => {
+                    State::Tombstone(subject.stored.unwrap_or(TimestampTz::INFINITY))
+                }
+                Manifest::Unreadable(_) => State::Protected,
                 Manifest::Absent => match unborn(subject, policy, now) {
                     Unborn::Leftover => State::Leftover,
                     Unborn::Unknown => State::Protected,

@@ -11,10 +11,11 @@ use std::time::Duration;
 use super::*;
 use crate::pg::segment::SegmentSize;
 use crate::pg::timeline::History;
+use crate::repo::catalog::{Manifest, numbers};
 use crate::repo::event::{Event, Recorded, compact, standing};
-use crate::wal::facts::Runs;
+use crate::repo::runs::Runs;
 use crate::wal::inventory::{HistoryFile, Timeline};
-use crate::wal::survey::{Manifest, Root, Subject, numbers};
+use crate::wal::survey::{Root, Subject};
 
 const MIB: u64 = 1 << 20;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -96,7 +97,6 @@ fn add_backup(survey: &mut Survey, n: usize, timeline: u32, start: u64, stop: u6
         timeline: tli(timeline),
         history: None,
         stop_time: ago(48),
-        stored: ago(48),
         size_bytes: 1,
         stored_bytes: 1,
         damage: None,
@@ -107,11 +107,12 @@ fn add_backup(survey: &mut Survey, n: usize, timeline: u32, start: u64, stop: u6
     };
     let subject = Subject {
         manifest: Manifest::Committed(Box::new(root)),
+        stored: Some(ago(48)),
         has_server_manifest: true,
         layers: Runs::from_numbers(vec![0]),
         packs: Runs::from_numbers(vec![0]),
-        newest_part: None,
         events: vec![event("begin", ago(48))],
+        ..Subject::default()
     };
     survey.ids.insert(id.clone(), subject);
     id
@@ -168,7 +169,8 @@ fn apply(survey: &mut Survey, plan: &ExpirePlan, at: TimestampTz) {
         survey.ids.get_mut(unmarked).unwrap().events.push(event);
     }
     for id in &plan.tombstones {
-        survey.ids.get_mut(id).unwrap().manifest = Manifest::Tombstone(at);
+        let subject = survey.ids.get_mut(id).unwrap();
+        (subject.manifest, subject.stored) = (Manifest::Tombstone, Some(at));
     }
     let without = |runs: &Runs, first: u64, last: u64| {
         let left = runs.iter().flat_map(|(a, b)| a.0..=b.0);
@@ -252,9 +254,7 @@ fn a11_nothing_goes_before_a_newer_backup_was_verified_and_is_old_enough() {
     // The later of the two times counts, and of a damaged one none.
     let mut late = survey.clone();
     let subject = late.ids.get_mut(&id(5)).unwrap();
-    if let Manifest::Committed(root) = &mut subject.manifest {
-        root.stored = ago(23);
-    }
+    subject.stored = Some(ago(23));
     assert_eq!(kept(&late, &with(24)).0, 9);
     let subject = survey.ids.get_mut(&id(5)).unwrap();
     subject.events.push(event("damaged", ago(1)));

@@ -35,6 +35,39 @@ pub struct Tombstone {
     pub nonce: String,
 }
 
+/// What stands under the key of a root.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stored<R> {
+    /// Nothing.
+    Absent,
+    /// A janitor gave the id up.
+    Tombstone,
+    /// The backup exists.
+    Root(R),
+}
+
+impl<R> Stored<R> {
+    /// The root, where the backup exists.
+    pub fn root(self) -> Option<R> {
+        match self {
+            Stored::Root(root) => Some(root),
+            Stored::Absent | Stored::Tombstone => None,
+        }
+    }
+
+    /// Reduces the root.
+    ///
+    /// # Errors
+    /// Those of `reduce`.
+    pub fn reduced<T>(self, reduce: impl FnOnce(R) -> Result<T>) -> Result<Stored<T>> {
+        Ok(match self {
+            Stored::Root(root) => Stored::Root(reduce(root)?),
+            Stored::Tombstone => Stored::Tombstone,
+            Stored::Absent => Stored::Absent,
+        })
+    }
+}
+
 /// Full or incremental.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -146,27 +179,27 @@ impl<C: Content> Root<C> {
     pub fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Option<Self>> {
         let key = scope.manifest(id);
         match store.open(&key)? {
-            Some(object) => Self::decode(object.as_ref(), &key, scope, id),
+            Some(object) => Ok(Self::decode(object.as_ref(), &key, scope, id)?.root()),
             None => Ok(None),
         }
     }
 
-    /// Reads the root that stands in this object; `None` when it is a tombstone.
+    /// Reads the root, or the tombstone, that stands in this object.
     fn decode(
         object: &dyn Object,
         key: &Key,
         scope: &Scope,
         id: &BackupId,
-    ) -> Result<Option<Self>> {
+    ) -> Result<Stored<Self>> {
         let bytes = read(object, key, json::ROOT_LIMIT_BYTES)?;
         // A tombstone stands where a janitor gave up an aborted backup, so that its writer cannot commit any more.
         if json::kind_of(&bytes).as_deref() == Some(TOMBSTONE) {
             json::decode::<Tombstone>(key, TOMBSTONE, &bytes)?;
-            return Ok(None);
+            return Ok(Stored::Tombstone);
         }
         let root: Self = json::decode(key, KIND, &bytes)?;
         match root.head.id == *id && root.content.is_of(scope) {
-            true => Ok(Some(root)),
+            true => Ok(Stored::Root(root)),
             false => Err(another(key)),
         }
     }

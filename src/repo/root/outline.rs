@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::cluster::{BackupRoot, Tablespace};
-use super::{BackupKind, another};
+use super::{BackupKind, Stored, another};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
@@ -215,18 +215,26 @@ impl Outline {
     /// # Errors
     /// `Damaged`, `Unsupported`, and what the store says.
     pub fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Option<Outline>> {
+        Ok(Outline::stored(store, scope, id)?.root())
+    }
+
+    /// As [`Outline::read`], and tells a tombstone from nothing.
+    ///
+    /// # Errors
+    /// Those of [`Outline::read`].
+    pub fn stored(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<Outline>> {
         let key = scope.manifest(id);
         let Some(object) = store.open(&key)? else {
-            return Ok(None);
+            return Ok(Stored::Absent);
         };
         let Some(opaque) = object.opaque() else {
-            let root = BackupRoot::decode(object.as_ref(), &key, scope, id)?;
-            return root.as_ref().map(Outline::of).transpose();
+            let stored = BackupRoot::decode(object.as_ref(), &key, scope, id)?;
+            return stored.reduced(|root| Outline::of(&root));
         };
         let outline = Outline::from_facts(opaque.facts())
             .map_err(|e| e.context(format!("read object \"{key}\"")))?;
         match outline.id == *id && Tag::cluster(outline.system_identifier) == scope.tag() {
-            true => Ok(Some(outline)),
+            true => Ok(Stored::Root(outline)),
             false => Err(another(&key)),
         }
     }
