@@ -122,11 +122,17 @@ fn status(args: &Args, done: &[Done], is_whole: bool) -> Result<u8> {
 }
 
 #[derive(Serialize)]
-struct ShownBackup<'a> {
-    id: String,
+struct ShownPlace {
     timeline: u32,
     start_lsn: String,
     stop_lsn: String,
+}
+
+#[derive(Serialize)]
+struct ShownBackup<'a> {
+    id: String,
+    #[serde(flatten)]
+    place: Option<ShownPlace>,
     stop_time: String,
     stored_bytes: u64,
     damaged: bool,
@@ -192,9 +198,11 @@ fn shown(done: &Done) -> serde_json::Value {
 fn shown_backup(backup: &Judged) -> ShownBackup<'_> {
     ShownBackup {
         id: backup.id.to_string(),
-        timeline: backup.timeline.get(),
-        start_lsn: backup.start_lsn.to_string(),
-        stop_lsn: backup.stop_lsn.to_string(),
+        place: backup.place.map(|place| ShownPlace {
+            timeline: place.timeline.get(),
+            start_lsn: place.start_lsn.to_string(),
+            stop_lsn: place.stop_lsn.to_string(),
+        }),
         stop_time: backup.stop_time.to_string(),
         stored_bytes: backup.stored_bytes,
         damaged: backup.damage.is_some(),
@@ -260,8 +268,12 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
         };
         table.row([
             backup.id.to_string(),
-            backup.timeline.decimal().to_string(),
-            backup.stop_lsn.to_string(),
+            backup
+                .place
+                .map_or_else(String::new, |p| p.timeline.decimal().to_string()),
+            backup
+                .place
+                .map_or_else(String::new, |p| p.stop_lsn.to_string()),
             human::time(backup.stop_time),
             unit.show(backup.stored_bytes),
             what,
@@ -317,10 +329,10 @@ fn lines(done: &Done) -> Vec<String> {
         let count = human::count(leftovers as u64, "file");
         lines.push(format!("left by unfinished writes: {count}"));
     }
-    if let Some(oldest) = plan.oldest_kept() {
+    if let Some((oldest, place)) = plan.oldest_kept().and_then(|o| Some((o, o.place?))) {
         lines.push(format!(
             "every point from {} on ({}) stays reachable, as far as its WAL is there",
-            oldest.stop_lsn,
+            place.stop_lsn,
             human::time(oldest.stop_time)
         ));
     }

@@ -243,15 +243,11 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// The WAL of a backup that was completed.
+/// A backup that was completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Completed {
-    /// Timeline at its start.
-    pub timeline: TimelineId,
-    /// Where its replay begins.
-    pub start_lsn: Lsn,
-    /// Its stop LSN.
-    pub stop_lsn: Lsn,
+    /// Where its replay begins; none where there is no WAL, or the event does not tell.
+    pub start: Option<(TimelineId, Lsn)>,
 }
 
 /// What the events of a backup say of its completion; none where they do not tell.
@@ -261,12 +257,11 @@ pub fn completed(events: &[Recorded]) -> Option<Completed> {
             .filter(|e| e.event == "completed")
             .filter(|_| e.counts())?;
         Some(Completed {
-            timeline: TimelineId::new(e.timeline?)?,
-            start_lsn: e.start_lsn?,
-            stop_lsn: e.to_lsn?,
+            start: e.timeline.and_then(TimelineId::new).zip(e.start_lsn),
         })
     };
-    events.iter().find_map(of)
+    let all = events.iter().filter_map(of);
+    all.max_by_key(|completed| completed.start.is_some())
 }
 
 /// The completed backup of these events, where its root is not there: it is lost, unless a mark shows that it was deleted.

@@ -2,6 +2,7 @@
 //!
 //! WAL is a cluster's alone: `layout` has its keys.
 
+use super::event;
 use super::id::{BackupId, PartKind, PartName};
 use crate::err;
 use crate::error::Result;
@@ -218,6 +219,14 @@ impl Scope {
     /// Prefix of one subject's events.
     pub fn subject(&self, subject: &str) -> String {
         format!("{}/events/{subject}", self.prefix())
+    }
+
+    /// The subject of events that concern the scope as a whole.
+    pub fn whole(&self) -> &'static str {
+        match self.owner {
+            Owner::Cluster { .. } => event::CLUSTER,
+            Owner::Aux { .. } => "scope",
+        }
     }
 
     /// The reservation of a backup id.

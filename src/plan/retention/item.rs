@@ -1,15 +1,11 @@
 //! What retention judges: one backup of any content, reduced to what decides about keeping.
 
-use std::collections::BTreeMap;
-
 use super::Fate;
+use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
-use crate::repo::event::Recorded;
-use crate::repo::id::BackupId;
-use crate::repo::runs::Runs;
-
-/// Parts of backups, by the id that wrote them.
-pub type Parts = BTreeMap<BackupId, Runs>;
+use crate::repo::catalog::{Catalog, Parts, Subject, numbers};
+use crate::repo::event::{self, Recorded};
+use crate::repo::id::{BackupId, PartKind};
 
 /// A committed backup with what is decided about it.
 pub struct Item<'a> {
@@ -21,6 +17,8 @@ pub struct Item<'a> {
     pub time: TimestampTz,
     /// When the store received its root.
     pub stored: TimestampTz,
+    /// Bytes that it added to the repository.
+    pub stored_bytes: u64,
     /// Its events.
     pub events: &'a [Recorded],
     /// Layers and packs that it needs.
@@ -71,4 +69,32 @@ impl Item<'_> {
     pub fn remains(&self) -> bool {
         self.fate != Fate::Delete
     }
+}
+
+/// What is known to be wrong with the objects of a backup: a part that it needs and that is not there, or what a check found.
+pub fn damage<R>(
+    catalog: &Catalog<R>,
+    subject: &Subject<R>,
+    needs: (&Parts, &Parts),
+) -> Option<String> {
+    if let Some(missing) = missing_part(catalog, needs) {
+        return Some(format!("{missing} is missing"));
+    }
+    let damage = event::damage(&subject.events);
+    let found = damage.first()?;
+    let detail = found.event.detail.as_deref().unwrap_or("no detail");
+    Some(format!("a check found damage: {detail}"))
+}
+
+/// The first layer or pack that a root names and that is not there: such a backup must not stand for a whole one.
+fn missing_part<R>(catalog: &Catalog<R>, (layers, packs): (&Parts, &Parts)) -> Option<String> {
+    let first = |word: &str, named: &Parts, kind: PartKind| {
+        named.iter().find_map(|(id, named)| {
+            let have = catalog.ids.get(id).map(|s| s.parts(kind));
+            let is_there = |n: u32| have.is_some_and(|h| h.contains(SegmentNumber(n.into())));
+            let missing = numbers(named).find(|n| !is_there(*n))?;
+            Some(format!("{word} \"{id}/{missing:06}\""))
+        })
+    };
+    first("layer", layers, PartKind::Layer).or_else(|| first("pack", packs, PartKind::Pack))
 }

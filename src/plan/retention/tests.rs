@@ -445,7 +445,7 @@ fn a_base_is_kept_for_the_timeline_that_the_cluster_follows() {
         let plan = retention(&survey, &policy, now());
         let kept = plan.backups.iter().filter(|b| b.fate == Fate::Keep);
         let kept: Vec<_> = kept
-            .map(|b| (b.stop_lsn.0 / MIB / 10, b.reason.clone()))
+            .map(|b| (b.place.unwrap().stop_lsn.0 / MIB / 10, b.reason.clone()))
             .collect();
         kept
     };
@@ -826,7 +826,7 @@ fn x04_a_branch_that_no_backup_reaches_goes_and_others_stay() {
     let start = 96 * MIB + 40;
     add_backup(&mut survey, 100, 3, start, start + MIB);
     let plan = retention(&survey, &policy(1, 0), now());
-    assert_eq!(plan.backups.last().unwrap().timeline, tli(3));
+    assert_eq!(plan.backups.last().unwrap().place.unwrap().timeline, tli(3));
     assert_eq!(fates(&plan)[8..], ["keep", "keep"]);
     assert!(plan.backups[8].reason.contains("timeline 1"));
 }
@@ -1090,7 +1090,7 @@ fn i5_x04_x08_random_worlds_keep_their_promise() {
         let kept: Vec<&Judged> = plan.backups.iter().filter(|b| b.is_promised).collect();
         let good = plan.backups.iter().filter(|b| b.damage.is_none()).count();
         assert!(kept.len() >= good.min(policy.keep as usize), "seed {seed}");
-        if let Some(from) = kept.iter().map(|b| b.stop_lsn).min() {
+        if let Some(from) = kept.iter().map(|b| b.place.unwrap().stop_lsn).min() {
             for target in before.timelines.keys() {
                 for point in points(&before) {
                     if point >= from && is_reachable(&before, *target, point) {
