@@ -15,12 +15,13 @@ use crate::pg::time::TimestampTz;
 use crate::plan::cluster::{self, Side};
 use crate::plan::retention::wal::Paths;
 use crate::plan::retention::{ExpirePlan, Fate, Policy, retention};
-use crate::repo::catalog::Manifest;
+use crate::repo::catalog::{Catalog, Manifest};
 use crate::repo::clock;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::root::outline::Outline;
+use crate::store::Store;
 use crate::wal::inventory::Inventory;
 use crate::wal::link::{Brief, Joined, Link};
 use crate::wal::rollup::Rollup;
@@ -28,6 +29,7 @@ use crate::wal::survey::Survey;
 use run::{Decided, Domain, Run};
 
 mod run;
+pub mod scope;
 
 /// One run of expiry on one cluster in one repository.
 pub struct Expire<'a> {
@@ -121,10 +123,7 @@ impl Expire<'_> {
     /// What is to be kept, with the timelines that may be the cluster.
     fn policy_for(&self, survey: &Survey) -> Result<Policy> {
         let mut policy = self.policy.clone();
-        let mut events = survey.ids.values().flat_map(|subject| &subject.events);
-        if events.any(|e| e.event.until.is_some()) {
-            policy.store_clock = self.repository.store().clock()?;
-        }
+        policy.store_clock = pin_clock(self.repository.store(), &survey.catalog)?;
         // With one timeline there is nothing to decide, and what cannot be read is a reason to delete nothing.
         if survey.timelines.len() > 1 && survey.unreadable.is_empty() {
             let registered = self.registration;
@@ -140,17 +139,7 @@ impl Expire<'_> {
     /// Reads what is there, and requires a clock by which it can be judged.
     fn survey(&self) -> Result<Survey> {
         let survey = Survey::read(self.repository, self.registration)?;
-        let now = self.host.now();
-        if let Some((stored, key)) = &survey.newest
-            && *stored > now.saturating_add(clock::MAY_DIFFER)
-        {
-            let what = format!("\"{key}\" was stored at {stored}");
-            return Err(not_deleted(clock::differs(now, &what)));
-        }
-        clock::check(self.repository.store(), now).map_err(|e| match e.code() {
-            Code::Refused => not_deleted(e),
-            _ => e,
-        })?;
+        check_clock(self.repository.store(), &survey.catalog, self.host.now())?;
         Ok(survey)
     }
 
@@ -259,6 +248,29 @@ impl<'a> Links<'a> {
     }
 }
 
+/// Requires a clock by which what was read can be judged.
+fn check_clock<R>(store: &dyn Store, catalog: &Catalog<R>, now: TimestampTz) -> Result<()> {
+    if let Some((stored, key)) = &catalog.newest
+        && *stored > now.saturating_add(clock::MAY_DIFFER)
+    {
+        let what = format!("\"{key}\" was stored at {stored}");
+        return Err(not_deleted(clock::differs(now, &what)));
+    }
+    clock::check(store, now).map_err(|e| match e.code() {
+        Code::Refused => not_deleted(e),
+        _ => e,
+    })
+}
+
+/// The clock by which pins with an end are over, where one is asked.
+fn pin_clock<R>(store: &dyn Store, catalog: &Catalog<R>) -> Result<Option<TimestampTz>> {
+    let mut events = catalog.ids.values().flat_map(|subject| &subject.events);
+    match events.any(|e| e.event.until.is_some()) {
+        true => store.clock(),
+        false => Ok(None),
+    }
+}
+
 fn not_deleted(clocks_differ: Error) -> Error {
     clocks_differ.hint(
         "Nothing was marked or deleted: grace periods and the claims of running backups and restores are counted by the clock.\nCorrect the clock that is wrong: timedatectl set-ntp true",
@@ -277,7 +289,6 @@ mod tests {
     use crate::pg::segment::{SegmentSize, WalFileName};
     use crate::pg::timeline::TimelineId;
     use crate::pg::version::Major;
-    use crate::repo::catalog::Catalog;
     use crate::repo::container::Codec;
     use crate::repo::runs::Runs;
     use crate::store::file::FileStore;

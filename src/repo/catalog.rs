@@ -158,6 +158,15 @@ impl<R> Catalog<R> {
         all.filter_map(|(id, subject)| Some((id, subject, subject.root()?)))
     }
 
+    /// The layers and packs that a check found damaged, each with what it found. An event of any id tells: backups share parts.
+    pub fn damaged_parts(&self) -> BTreeMap<(PartKind, PartName), String> {
+        let all = self.ids.values().flat_map(|s| event::damage(&s.events));
+        let named = all.filter_map(|e| Some((part_in(e.event.object.as_deref()?)?, e)));
+        named
+            .map(|(part, e)| (part, e.event.detail.clone().unwrap_or_default()))
+            .collect()
+    }
+
     /// Remembers when the store received an object, if none came later.
     pub fn dated(&mut self, stored: TimestampTz, key: &Key) {
         if self.newest.as_ref().is_none_or(|(t, _)| *t < stored) {
@@ -393,13 +402,24 @@ impl<'a, R: Reduced> Reading<'a, R> {
 /// # Errors
 /// What the store says.
 pub fn unfinished(store: &dyn Store, scope: &Scope) -> Result<Vec<Irregular>> {
-    let own = format!("{}/", scope.prefix());
-    let others = format!("{}/", scope::CLUSTERS);
+    let own = scope.prefix();
     let all = store.irregular()?.into_iter();
     Ok(all
         .filter(|i| i.is_unfinished)
-        .filter(|i| i.path.starts_with(&own) || !i.path.starts_with(&others))
+        .filter(|i| scope::prefix_of(&i.path).is_none_or(|prefix| prefix == own))
         .collect())
+}
+
+/// The layer or pack that a key means.
+fn part_in(key: &str) -> Option<(PartKind, PartName)> {
+    let mut parts = key.rsplitn(4, '/');
+    let (number, id) = (part_number(parts.next()?)?, parts.next()?.parse().ok()?);
+    let kind = match parts.next()? {
+        "layers" => PartKind::Layer,
+        "packs" => PartKind::Pack,
+        _ => return None,
+    };
+    Some((kind, PartName { id, number }))
 }
 
 /// The number of a layer object or pack in its key: six digits.

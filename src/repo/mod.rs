@@ -31,6 +31,8 @@ mod same_bytes;
 pub mod scope;
 #[cfg(feature = "full")]
 pub mod sealed;
+#[cfg(feature = "full")]
+pub mod source;
 pub mod varint;
 pub mod wal_aware_lz4;
 pub mod wal_proof;

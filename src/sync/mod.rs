@@ -390,7 +390,7 @@ impl<'a> Transfer<'a> {
             let prefix = self.layout.subject(subject);
             let there = self.to.store().list(&prefix)?;
             for one in self.from.store().list(&prefix)? {
-                let kind = one.name.split('-').nth(1).unwrap_or_default();
+                let kind = event::kind_in(&one.name);
                 let is_known = there.iter().any(|t| t.name == one.name);
                 if FACTS.contains(&kind) && !is_known {
                     let key = self.layout.event(subject, &one.name)?;

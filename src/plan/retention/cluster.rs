@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use super::item::{self, Hold, Item};
+use super::item::{self, DamagedParts, Hold, Item};
 use super::objects::Running;
 use super::rules::{Constraint, Lack};
 use super::wal::{Needed, Paths};
@@ -20,6 +20,7 @@ pub struct Backups<'a> {
     survey: &'a Survey,
     paths: &'a Paths<'a>,
     roots: BTreeMap<&'a BackupId, &'a Root>,
+    damaged: DamagedParts,
     /// The timelines that may be the cluster.
     followed: Vec<TimelineId>,
     /// How far WAL reaches on the way to a timeline from a position: asked again and again.
@@ -35,6 +36,7 @@ impl<'a> Backups<'a> {
             survey,
             paths,
             roots: roots.collect(),
+            damaged: survey.damaged_parts(),
             followed: match policy.cluster.is_empty() {
                 true => newest(),
                 false => policy.cluster.clone(),
@@ -75,10 +77,11 @@ impl<'a> Backups<'a> {
         if let Some(damage) = &root.damage {
             return Some(damage.clone());
         }
+        let needs = (&root.layers, &root.packs);
         if let Some(name) = root.foreign {
             return Some(foreign(name));
         }
-        if let Some(damage) = item::damage(self.survey, subject, (&root.layers, &root.packs)) {
+        if let Some(damage) = item::damage((self.survey, &self.damaged), subject, needs) {
             return Some(damage);
         }
         // A descendant's copy of the segment in which it began may have what the timeline itself lacks.

@@ -1,11 +1,13 @@
 //! What retention judges: one backup of any content, reduced to what decides about keeping.
 
+use std::collections::BTreeMap;
+
 use super::Fate;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::repo::catalog::{Catalog, Parts, Subject, numbers};
 use crate::repo::event::{self, Recorded};
-use crate::repo::id::{BackupId, PartKind};
+use crate::repo::id::{BackupId, PartKind, PartName};
 
 /// A committed backup with what is decided about it.
 pub struct Item<'a> {
@@ -71,19 +73,32 @@ impl Item<'_> {
     }
 }
 
+/// The layers and packs of a scope that a check found damaged.
+pub type DamagedParts = BTreeMap<(PartKind, PartName), String>;
+
 /// What is known to be wrong with the objects of a backup: a part that it needs and that is not there, or what a check found.
 pub fn damage<R>(
-    catalog: &Catalog<R>,
+    (catalog, damaged): (&Catalog<R>, &DamagedParts),
     subject: &Subject<R>,
     needs: (&Parts, &Parts),
 ) -> Option<String> {
     if let Some(missing) = missing_part(catalog, needs) {
         return Some(format!("{missing} is missing"));
     }
-    let damage = event::damage(&subject.events);
-    let found = damage.first()?;
-    let detail = found.event.detail.as_deref().unwrap_or("no detail");
+    let own = event::damage(&subject.events);
+    let own = own.first().map(|found| found.event.detail.as_deref());
+    let shared = || damaged.iter().find(|(part, _)| is_needed(needs, part));
+    let detail = own.or_else(|| shared().map(|(_, detail)| Some(detail.as_str())))?;
+    let detail = detail.unwrap_or("no detail");
     Some(format!("a check found damage: {detail}"))
+}
+
+fn is_needed((layers, packs): (&Parts, &Parts), (kind, part): &(PartKind, PartName)) -> bool {
+    let named = match kind {
+        PartKind::Layer => layers.get(&part.id),
+        PartKind::Pack => packs.get(&part.id),
+    };
+    named.is_some_and(|numbers| numbers.contains(SegmentNumber(part.number.into())))
 }
 
 /// The first layer or pack that a root names and that is not there: such a backup must not stand for a whole one.

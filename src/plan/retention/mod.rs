@@ -1,12 +1,13 @@
 //! What is kept and what goes: a plan of expiry, from a survey of the repository, computed without I/O.
 //!
 //! The promise: every point from the oldest kept backup's stop LSN on, on every timeline, that could be reached before can be
-//! reached afterwards. `rules` judge items of any content, `cluster` adds what the WAL of a cluster asks, `wal` says what is needed of it,
+//! reached afterwards. `rules` judge items of any content, `aux_items` and `cluster` make items of backups, `cluster` adds what its WAL asks, `wal` says what is needed of it,
 //! `objects` lists what goes of any content, `wal_objects` what goes of the WAL. Backups are ordered by
 //! timeline and stop LSN (a timeline's number is larger than those of its ancestors), never by id or by anybody's clock. Deletion
 //! has two phases: what is no longer kept is marked, and what was marked is deleted by a run after the grace period that finds it
 //! not kept again. The order of deletions is that of the format, section 10.
 
+pub mod aux_items;
 pub mod claims;
 mod cluster;
 mod item;

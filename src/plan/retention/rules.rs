@@ -49,6 +49,11 @@ pub trait Constraint {
     fn delete(&self, _items: &[Item<'_>], _running: &[Running<'_>], _plan: &mut ExpirePlan) {}
 }
 
+/// Content that asks nothing.
+pub struct Unconstrained;
+
+impl Constraint for Unconstrained {}
+
 /// An item that has to stay.
 pub struct Lack {
     /// Its index.
@@ -443,11 +448,6 @@ fn decide(judged: &mut Judgement<'_>, at: usize, policy: &Policy, now: Timestamp
 mod tests {
     use super::*;
     use crate::repo::catalog::Parts;
-
-    /// Content that asks nothing.
-    struct Unconstrained;
-
-    impl Constraint for Unconstrained {}
 
     #[test]
     fn the_rules_need_no_wal() {

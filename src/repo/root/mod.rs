@@ -1,6 +1,7 @@
 //! The root of a backup, its commit record (format, section 8.1): head, map and content.
 //!
-//! Head and map are the same for every kind of content. An [`outline::Outline`] is what can be known of a cluster's root without a key.
+//! Head and map are the same for every kind of content. An [`outline::Outline`] is what can be known of a cluster's root without a key, an
+//! `aux_root::AuxOutline` the same of other content.
 
 use std::io::Write;
 
@@ -15,8 +16,11 @@ use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::store::{Key, Object, Published, Store, read};
 
+#[cfg(feature = "full")]
+pub mod aux_root;
 pub mod cluster;
 pub mod outline;
+mod parts;
 
 pub use cluster::{BackupRoot, ClusterContent};
 
@@ -203,23 +207,22 @@ impl<C: Content> Root<C> {
             false => Err(another(key)),
         }
     }
+}
 
-    /// Writes the root: the commit point. Everything it names must be durable before. `facts` are what stays plain of it.
-    fn write(
-        &self,
-        store: &dyn Store,
-        scope: &Scope,
-        facts: serde_json::Map<String, serde_json::Value>,
-    ) -> Result<Published> {
-        let key = scope.manifest(&self.head.id);
-        let bytes = json::encode(&key, KIND, self)?;
-        let mut object = store.create(&key)?;
-        object.describe(facts, None);
-        object
-            .write_all(&bytes)
-            .map_err(|e| Error::from_io(format!("write object \"{key}\""), e))?;
-        object.publish()
-    }
+/// Writes a root: the commit point. Everything it names must be durable before. `facts` are what stays plain of it.
+fn write(
+    store: &dyn Store,
+    key: &Key,
+    root: &impl Serialize,
+    facts: serde_json::Map<String, serde_json::Value>,
+) -> Result<Published> {
+    let bytes = json::encode(key, KIND, root)?;
+    let mut object = store.create(key)?;
+    object.describe(facts, None);
+    object
+        .write_all(&bytes)
+        .map_err(|e| Error::from_io(format!("write object \"{key}\""), e))?;
+    object.publish()
 }
 
 fn another(key: &Key) -> Error {
@@ -233,6 +236,7 @@ impl BackupRoot {
     /// `Damaged` when its history cannot be read, or it names too many parts; what the store says.
     pub fn commit(&self, store: &dyn Store, scope: &Scope) -> Result<Published> {
         let keyed = |hash: &[u8; 32]| store.public_hash(hash);
-        self.write(store, scope, outline::facts(self, &keyed)?)
+        let facts = outline::facts(self, &keyed)?;
+        write(store, &scope.manifest(&self.head.id), self, facts)
     }
 }
