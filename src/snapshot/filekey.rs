@@ -31,6 +31,12 @@ pub struct Naming {
 }
 
 impl Naming {
+    /// Of content that is no cluster: what such a key names is a path.
+    pub const TREE: Naming = Naming {
+        major: 0,
+        catalog_version: 0,
+    };
+
     /// The directory of the server's version in each tablespace.
     pub fn version_directory(&self) -> String {
         format!("PG_{}_{}", self.major, self.catalog_version)

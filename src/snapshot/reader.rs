@@ -18,7 +18,8 @@ use super::spare::Spares;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::id::PartName;
-use crate::repo::root::{BackupRoot, LayerRef, PackRef};
+use crate::repo::root::aux_root::AuxRoot;
+use crate::repo::root::{BackupRoot, Head, LayerRef, Map, PackRef};
 use crate::repo::scope::Scope;
 use crate::store::{Key, Store};
 use crate::text::unhex;
@@ -26,12 +27,45 @@ use crate::text::unhex;
 /// Decoded blocks kept for lookups; each is some tens of KiB.
 const CACHED_BLOCKS: usize = 96;
 
+/// The parts of a root that its files are read by, whatever its kind of content.
+#[derive(Debug, Clone, Copy)]
+pub struct SnapshotRoot<'a> {
+    /// The backup, and its counts.
+    pub head: &'a Head,
+    /// Its layers and packs.
+    pub map: &'a Map,
+    /// How its keys and paths lead to one another.
+    pub naming: Naming,
+}
+
+impl<'a> From<&'a BackupRoot> for SnapshotRoot<'a> {
+    fn from(root: &'a BackupRoot) -> SnapshotRoot<'a> {
+        SnapshotRoot {
+            head: &root.head,
+            map: &root.map,
+            naming: Naming {
+                major: root.content.major,
+                catalog_version: root.content.catalog_version,
+            },
+        }
+    }
+}
+
+impl<'a> From<&'a AuxRoot> for SnapshotRoot<'a> {
+    fn from(root: &'a AuxRoot) -> SnapshotRoot<'a> {
+        SnapshotRoot {
+            head: &root.head,
+            map: &root.map,
+            naming: Naming::TREE,
+        }
+    }
+}
+
 /// A snapshot open for reading. The chain of hashes from the root to every byte is checked as it is walked.
 pub struct Snapshot<'a> {
     store: &'a dyn Store,
     scope: Scope,
-    root: &'a BackupRoot,
-    naming: Naming,
+    root: SnapshotRoot<'a>,
     shards: Vec<Shard<'a>>,
     pack_hashes: HashMap<PartName, [u8; 32]>,
     cache: Mutex<Cache>,
@@ -86,7 +120,11 @@ impl<'a> Snapshot<'a> {
     ///
     /// # Errors
     /// `Damaged` when a layer is missing or fails a check, or root and layers disagree; `Unsupported` for several layers to a shard.
-    pub fn open(store: &'a dyn Store, scope: &Scope, root: &'a BackupRoot) -> Result<Snapshot<'a>> {
+    pub fn open(
+        store: &'a dyn Store,
+        scope: &Scope,
+        root: impl Into<SnapshotRoot<'a>>,
+    ) -> Result<Snapshot<'a>> {
         Snapshot::open_with(store, scope, root, None)
     }
 
@@ -97,17 +135,14 @@ impl<'a> Snapshot<'a> {
     pub fn open_with(
         store: &'a dyn Store,
         scope: &Scope,
-        root: &'a BackupRoot,
+        root: impl Into<SnapshotRoot<'a>>,
         spares: Option<&'a Spares<'a>>,
     ) -> Result<Snapshot<'a>> {
+        let root = root.into();
         let mut snapshot = Snapshot {
             store,
             scope: scope.clone(),
             root,
-            naming: Naming {
-                major: root.content.major,
-                catalog_version: root.content.catalog_version,
-            },
             shards: Vec::with_capacity(root.map.shards.len()),
             pack_hashes: HashMap::new(),
             cache: Mutex::default(),
@@ -161,7 +196,7 @@ impl<'a> Snapshot<'a> {
         let right = match self.shards.last() {
             None => first_key.is_empty(),
             Some(last) => {
-                FileKey::decode(first_key, &self.naming)?;
+                FileKey::decode(first_key, &self.root.naming)?;
                 first_key > last.first_key.as_slice()
             }
         };
@@ -220,7 +255,7 @@ impl<'a> Snapshot<'a> {
 
     /// What names of directories depend on.
     pub fn naming(&self) -> &Naming {
-        &self.naming
+        &self.root.naming
     }
 
     /// The root's packs, by whose index packs are opened.
@@ -271,7 +306,7 @@ impl<'a> Snapshot<'a> {
             .open(&self.scope.pack(part))?
             .ok_or_else(|| err!(Damaged, "pack \"{part}\" is missing"))?;
         let tag = self.scope.tag();
-        let reader = PackReader::open(object, part, tag, self.naming)
+        let reader = PackReader::open(object, part, tag, self.root.naming)
             .map_err(|e| e.context(format!("open pack \"{part}\"")))?;
         if self.pack_hashes.get(part) != Some(reader.hash())
             || reader.stored_bytes() != pack.size_bytes
@@ -372,7 +407,7 @@ impl<'a> Snapshot<'a> {
                 if at >= to {
                     break;
                 }
-                let (other, part) = entry.split(&self.naming)?;
+                let (other, part) = entry.split(&self.root.naming)?;
                 if other > *file {
                     return Err(uncovered());
                 }
@@ -439,7 +474,7 @@ impl<'a> Snapshot<'a> {
     /// # Errors
     /// `Damaged` when it is larger than `limit_bytes` or a check fails.
     pub fn read_file(&self, path: &str, limit_bytes: usize) -> Result<Option<Vec<u8>>> {
-        let file = FileKey::from_path(path.as_bytes(), &self.naming)?;
+        let file = FileKey::from_path(path.as_bytes(), &self.root.naming)?;
         let Some(Metadata::File { length, .. }) = self.metadata(&file)? else {
             return Ok(None);
         };
@@ -632,12 +667,12 @@ impl Items<'_, '_> {
     fn advance(&mut self) -> Result<Option<Item>> {
         while let Some((shard, entry)) = self.next_entry()? {
             let snapshot = self.snapshot;
-            let (key, part) = entry.split(&snapshot.naming)?;
+            let (key, part) = entry.split(&snapshot.root.naming)?;
             if let Part::Extents(position) = part {
                 self.add_extents(shard, &key, position, &entry.value)?;
                 continue;
             }
-            let path = key.path(&snapshot.naming);
+            let path = key.path(&snapshot.root.naming);
             let item = Item {
                 key,
                 path,
