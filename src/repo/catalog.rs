@@ -27,6 +27,12 @@ pub trait Reduced: Sized {
     fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<Self>>;
 }
 
+/// A root that tells which parts its backup needs.
+pub trait Needs {
+    /// Returns the layers and packs that it names.
+    fn needs(&self) -> (&Parts, &Parts);
+}
+
 /// What lies under a scope's prefix, as far as every kind of content has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Catalog<R> {

@@ -14,7 +14,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
-use crate::repo::catalog::{self, Catalog, Manifest, Parts, Reduced, by_writer};
+use crate::repo::catalog::{self, Catalog, Manifest, Needs, Parts, Reduced, by_writer};
 use crate::repo::event::{self, Recorded};
 use crate::repo::id::BackupId;
 use crate::repo::layout::{ClusterLayout, Home};
@@ -101,6 +101,12 @@ pub struct Root {
     pub layers: Parts,
     /// Packs it names.
     pub packs: Parts,
+}
+
+impl Needs for Root {
+    fn needs(&self) -> (&Parts, &Parts) {
+        (&self.layers, &self.packs)
+    }
 }
 
 impl Reduced for Root {

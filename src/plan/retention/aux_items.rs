@@ -4,7 +4,7 @@ use super::item::{self, Item};
 use super::rules::Unconstrained;
 use super::{ExpirePlan, Fate, Policy, plan};
 use crate::pg::time::TimestampTz;
-use crate::repo::catalog::Catalog;
+use crate::repo::catalog::{Catalog, Needs};
 use crate::repo::root::aux_root::AuxBackup;
 
 /// Computes what is kept and what goes of an aux scope.
@@ -23,7 +23,7 @@ fn items(catalog: &Catalog<AuxBackup>) -> Vec<Item<'_>> {
     all.into_iter()
         .enumerate()
         .map(|(order, (_, id, subject, backup))| {
-            let needs = (&backup.layers, &backup.packs);
+            let needs = backup.needs();
             Item {
                 order,
                 id,

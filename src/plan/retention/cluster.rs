@@ -11,6 +11,7 @@ use super::{ExpirePlan, Fate, Place, Policy, wal_objects};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::repo::catalog::Needs;
 use crate::repo::id::BackupId;
 use crate::repo::wal_proof::foreign;
 use crate::wal::survey::{Root, Subject, Survey};
@@ -64,7 +65,7 @@ impl<'a> Backups<'a> {
                 stored: subject.stored.unwrap_or(TimestampTz::INFINITY),
                 events: &subject.events,
                 stored_bytes: root.stored_bytes,
-                needs: (&root.layers, &root.packs),
+                needs: root.needs(),
                 damage: self.damage(subject, root),
                 hold: None,
                 is_asked: false,
@@ -77,7 +78,7 @@ impl<'a> Backups<'a> {
         if let Some(damage) = &root.damage {
             return Some(damage.clone());
         }
-        let needs = (&root.layers, &root.packs);
+        let needs = root.needs();
         if let Some(name) = root.foreign {
             return Some(foreign(name));
         }

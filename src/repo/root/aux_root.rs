@@ -8,7 +8,7 @@ use super::{BackupKind, Content, Root, Stored, another};
 use crate::err;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
-use crate::repo::catalog::{self, Reduced, by_writer};
+use crate::repo::catalog::{self, Needs, Reduced, by_writer};
 use crate::repo::id::{BackupId, PartName};
 use crate::repo::json;
 use crate::repo::scope::Scope;
@@ -267,6 +267,12 @@ impl AuxBackup {
     pub fn end(&self, stored: Option<TimestampTz>) -> TimestampTz {
         let end = self.root.stop_time;
         stored.map_or(end, |stored| end.min(stored))
+    }
+}
+
+impl Needs for AuxBackup {
+    fn needs(&self) -> (&catalog::Parts, &catalog::Parts) {
+        (&self.layers, &self.packs)
     }
 }
 
