@@ -106,24 +106,37 @@ pub fn register_again(store: &dyn Store, scope: &Scope, now: TimestampTz) -> Res
     if registration(store, scope)?.is_some() {
         return Err(err!(Conflict, "\"{}\" is registered", scope.prefix()));
     }
-    let mut newest: Option<AuxOutline> = None;
-    for id in catalog::ids(store, scope)? {
-        if let Stored::Root(root) = AuxOutline::stored(store, scope, &id)?
-            && newest.as_ref().is_none_or(|n| n.stop_time < root.stop_time)
-        {
-            newest = Some(root);
-        }
-    }
-    let newest = newest.ok_or_else(|| lost(scope))?;
+    let source = of_newest_root(store, scope)?.ok_or_else(|| lost(scope))?;
     let own = Registration {
         content: scope.kind().unwrap_or_default().to_owned(),
         name: scope.name().to_owned(),
-        source: newest.source,
+        source,
         source_text: None,
         created: now,
         features: Vec::new(),
     };
     write(store, scope, &own)
+}
+
+/// The source that the newest root names; none where no root can be read.
+///
+/// # Errors
+/// What the store says.
+pub fn of_newest_root(store: &dyn Store, scope: &Scope) -> Result<Option<Option<String>>> {
+    let mut newest: Option<AuxOutline> = None;
+    for id in catalog::ids(store, scope)? {
+        match AuxOutline::stored(store, scope, &id) {
+            Ok(Stored::Root(root)) => {
+                if newest.as_ref().is_none_or(|n| n.stop_time < root.stop_time) {
+                    newest = Some(root);
+                }
+            }
+            Ok(_) => {}
+            Err(e) if e.is_damage() => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(newest.map(|root| root.source))
 }
 
 fn write(store: &dyn Store, scope: &Scope, own: &Registration) -> Result<Registration> {

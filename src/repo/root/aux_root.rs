@@ -229,6 +229,13 @@ impl AuxOutline {
 }
 
 impl AuxOutline {
+    /// The ids that wrote its parts.
+    pub fn writers(&self) -> impl Iterator<Item = &BackupId> {
+        let ids: std::collections::BTreeSet<_> =
+            self.layers.keys().chain(self.packs.keys()).collect();
+        ids.into_iter()
+    }
+
     /// Reads what can be known of a root with the keys at hand.
     ///
     /// # Errors
