@@ -11,6 +11,7 @@ use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::expire::{self, Done};
 use crate::operate::human;
+use crate::operate::of;
 use crate::pg::segment::SegmentSize;
 use crate::plan::retention::{Deletion, Fate, Judged, Policy};
 use crate::repo::id::BackupId;
@@ -144,10 +145,9 @@ struct ShownBackup<'a> {
 
 fn report(cx: &Context, args: &Args, done: &[Done]) -> Result<()> {
     if cx.out.is_json() {
-        let clusters: Vec<_> = done.iter().map(shown).collect();
-        return cx
-            .out
-            .json(&json!({ "confirmed": args.confirm, "clusters": clusters }));
+        let mut all = of::split(done, |one| &one.of, shown);
+        all.insert("confirmed".to_owned(), args.confirm.into());
+        return cx.out.json(&all);
     }
     for one in done {
         // What was carried out as planned is no news.
@@ -167,10 +167,8 @@ fn shown(done: &Done) -> serde_json::Value {
     let ids = |ids: &[crate::repo::id::BackupId]| -> Vec<String> {
         ids.iter().map(ToString::to_string).collect()
     };
-    json!({
+    done.of.named(json!({
         "repository": done.repository,
-        "cluster": done.registration.name,
-        "system_identifier": done.registration.system_identifier.to_string(),
         "backups": backups,
         "marks": ids(&plan.marks),
         "unmarks": plan.unmarks.iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>(),
@@ -192,7 +190,7 @@ fn shown(done: &Done) -> serde_json::Value {
             "locked": o.locked,
             "locked_count": o.locked_count,
         })),
-    })
+    }))
 }
 
 fn shown_backup(backup: &Judged) -> ShownBackup<'_> {
@@ -244,8 +242,9 @@ fn deletion(deletion: &Deletion, size: SegmentSize) -> serde_json::Value {
 fn print(cx: &Context, done: &Done) -> Result<()> {
     let plan = &done.plan;
     cx.out.line(&format!(
-        "cluster {} ({}) in repository {}",
-        done.registration.name, done.registration.system_identifier, done.repository
+        "{} in repository {}",
+        done.of.title(),
+        done.repository
     ))?;
     let unit = human::SizeUnit::for_largest(plan.backups.iter().map(|b| b.stored_bytes));
     let mut table = Table::new(&[

@@ -1,7 +1,7 @@
 //! What one repository lacks of an aux scope of another, and may be given.
 
-use super::LeftOut;
 use super::backups::{self, Verdict};
+use super::{Lacking, LeftOut};
 use crate::pg::time::TimestampTz;
 use crate::repo::catalog::{Catalog, Subject};
 use crate::repo::id::BackupId;
@@ -24,6 +24,19 @@ impl LackingBackups {
     /// Whether the other side lacks nothing that it may be given.
     pub fn is_empty(&self) -> bool {
         self.backups.is_empty() && self.pins.is_empty()
+    }
+}
+
+/// The same among what a cluster may lack: no WAL.
+impl From<LackingBackups> for Lacking {
+    fn from(lacking: LackingBackups) -> Lacking {
+        Lacking {
+            backups: lacking.backups,
+            pins: lacking.pins,
+            left_out: lacking.left_out,
+            unreadable: lacking.unreadable,
+            ..Lacking::default()
+        }
     }
 }
 
