@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::pg::segment::SegmentSize;
+use crate::repo::catalog::Manifest;
 use crate::repo::event::{Event, Recorded, compact};
 use crate::repo::lives::{Life, Lives};
 use crate::wal::inventory::Timeline;
