@@ -7,7 +7,7 @@ use super::{Outcome, check_clock, pin_clock};
 use crate::error::Result;
 use crate::host::Host;
 use crate::plan::retention::aux_items::retention;
-use crate::plan::retention::{ExpirePlan, Policy};
+use crate::plan::retention::{ExpirePlan, Fate, Policy};
 use crate::repo::catalog::{self, Catalog, Reading};
 use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
@@ -67,6 +67,9 @@ impl ExpireScope<'_> {
         let mut plan = retention(catalog, &policy, self.host.now());
         if !self.scope.is_known_kind() {
             let kind = self.scope.kind().unwrap_or_default();
+            for backup in &mut plan.backups {
+                backup.fate = Fate::Keep;
+            }
             plan = ExpirePlan {
                 withheld: vec![format!(
                     "nothing is marked or deleted, because this version does not know content of kind \"{kind}\""

@@ -1,6 +1,6 @@
 //! JSON objects with their checksum (format, section 4).
 
-use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
@@ -237,7 +237,7 @@ pub fn member(bytes: &[u8], name: &str) -> Option<Value> {
             f.write_str("an object")
         }
 
-        fn visit_map<A: MapAccess<'de>>(
+        fn visit_map<A: serde::de::MapAccess<'de>>(
             self,
             mut members: A,
         ) -> std::result::Result<Option<Value>, A::Error> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use pitr::error::Code;
 use pitr::expire::Outcome;
 use pitr::expire::scope::ExpireScope;
+use pitr::plan::retention::aux_items::retention;
 use pitr::plan::retention::{ExpirePlan, Fate, Policy};
 use pitr::repo::catalog::{Catalog, Reading};
 use pitr::repo::claim::Claim;
@@ -60,19 +61,27 @@ fn taken(world: &World, versions: &[u8]) -> Vec<BackupId> {
     versions.iter().map(take).collect()
 }
 
-/// Expires in this process, by a clock that is ahead; keeps one.
-fn expire(world: &World, grace: Duration, hours: u64) -> (ExpirePlan, Outcome) {
-    let (repository, scope, host) = (world.open("one"), scope(), host(hours));
-    let policy = Policy {
+/// What retention decides, by a clock that is ahead; one is kept.
+fn planned(world: &World, grace: Duration, hours: u64) -> ExpirePlan {
+    retention(&catalog(world, "one"), &policy(grace), host(hours).now())
+}
+
+fn policy(grace: Duration) -> Policy {
+    Policy {
         keep: 1,
         grace,
         confirm_burst: true,
         ..Policy::default()
-    };
+    }
+}
+
+/// Expires in this process; keeps one.
+fn expire(world: &World, grace: Duration) -> (ExpirePlan, Outcome) {
+    let (repository, scope, host) = (world.open("one"), scope(), host(0));
     let expire = ExpireScope {
         repository: &repository,
         scope: &scope,
-        policy,
+        policy: policy(grace),
         host: &host,
     };
     let plan = expire.plan().unwrap();
@@ -141,10 +150,9 @@ fn whole_life(form: Form) {
     let run = world.pitr("all", &["verify"]).run().expect_code(4);
     assert!(run.stdout.contains(key.as_str()), "{run}");
     assert!(world.restore("one", &all[2]).is_err());
-    let (plan, _) = expire(&world, Duration::ZERO, 0);
+    let (plan, outcome) = expire(&world, Duration::ZERO);
     assert_eq!(fates(&plan), ["delete", "keep", "keep"]);
     assert!(plan.backups[2].damage.is_some());
-    let (_, outcome) = expire(&world, Duration::ZERO, 0);
     assert_eq!(outcome.deleted_backups, all[..1]);
     assert_eq!(ids(&world, "one"), all[1..]);
     assert_eq!(
@@ -203,13 +211,14 @@ fn pins_claims_and_grace_keep_content() {
     writer().record(store, &scope, &pin).unwrap();
     let claim = Claim::take((store, &scope), writer(), &all[1], "restore", None).unwrap();
     let hour = Duration::from_secs(3600);
-    let (plan, _) = expire(&world, hour, 0);
+    let (plan, _) = expire(&world, hour);
     assert_eq!(fates(&plan), ["keep", "keep", "mark", "keep"]);
-    let (plan, outcome) = expire(&world, hour, 0);
+    let (plan, outcome) = expire(&world, hour);
     assert!(matches!(plan.backups[2].fate, Fate::Waiting(_)));
     assert_eq!(outcome.deleted_objects, 0);
-    let (_, outcome) = expire(&world, hour, 2);
-    assert_eq!(outcome.deleted_backups, all[2..3]);
+    let due = planned(&world, hour, 2);
+    assert_eq!(fates(&due), ["keep", "keep", "delete", "keep"]);
+    assert_eq!(ids(&world, "one"), all);
     claim.release(host.progress.as_ref());
     world.pitr("all", &expire_at_once()).run();
     world.pitr("all", &expire_at_once()).run();
@@ -251,7 +260,7 @@ fn a_lost_root_is_found_and_comes_back() {
         let run = world.pitr("all", &["verify"]).run().expect_code(4);
         assert!(run.stdout.contains("its root is not there"), "{run}");
         // It is no leftover, however long it lies there.
-        let (plan, _) = expire(&world, Duration::ZERO, 48);
+        let plan = planned(&world, Duration::ZERO, 48);
         assert!(
             plan.tombstones.is_empty() && plan.deletions.is_empty(),
             "{plan:?}"
@@ -278,7 +287,7 @@ fn a_lost_registration_stops_writers_and_not_readers() {
     world.restore("one", &all[0]).unwrap();
     let run = world.pitr("all", &["verify"]).run().expect_code(4);
     assert!(run.stdout.contains("scope.json"), "{run}");
-    let (plan, outcome) = expire(&world, Duration::ZERO, 0);
+    let (plan, outcome) = expire(&world, Duration::ZERO);
     assert_eq!(outcome.deleted_objects, 0);
     assert!(plan.withheld[0].contains("registration"), "{plan:?}");
     // It is made again with the source that the newest root names.
@@ -339,14 +348,14 @@ fn a_backup_that_fails_leaves_nothing_and_one_that_is_killed_goes_later() {
     std::mem::forget(Claim::take((store, &scope), Writer::of(&host), &id, "backup", None).unwrap());
     pitr::store::put(store, &scope.pack(&part(&id)), b"half a pack").unwrap();
     assert_eq!(ids(&world, "one"), all);
-    let (plan, _) = expire(&world, Duration::ZERO, 0);
+    let (plan, _) = expire(&world, Duration::ZERO);
     assert!(
         plan.tombstones.is_empty() && plan.deletions.is_empty(),
         "{plan:?}"
     );
     world.pitr("all", &["verify"]).run().success();
     // A day later a tombstone stands there, behind which nobody commits.
-    let (plan, _) = expire(&world, Duration::ZERO, 26);
+    let plan = planned(&world, Duration::ZERO, 26);
     assert!(plan.tombstones.contains(&id), "{plan:?}");
     assert_eq!(parts(&catalog(&world, "one")), all);
     world.restore("one", &all[0]).unwrap();
