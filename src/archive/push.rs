@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::datadir::DataDirectory;
 use super::life::{self, Continued};
+use super::received::{self, Prefix};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::label::BackupHistory;
@@ -98,7 +99,11 @@ pub fn may_be_refused(what: &Push<'_>) -> Result<bool> {
     if what.repository.store().head(&checked.key())?.is_some() {
         return Ok(true);
     }
-    Ok(!checked.is_partial && !life::is_own_before(what, &source, &checked)?)
+    if checked.is_partial {
+        return Ok(false);
+    }
+    Ok(!life::is_own_before(what, &source, &checked)?
+        || received::end_of_other(what, &source, &checked)?.is_some())
 }
 
 /// As [`push`], of content that lies in no file of that name; `what.path` only tells where it comes from.
@@ -146,6 +151,10 @@ pub trait Content {
     fn read_other(&self, name: SegmentName, buffer: &mut [u8], offset: u64) -> Result<bool>;
     /// What has been read is still what is there.
     fn check_unchanged(&self) -> Result<()>;
+    /// Whether the segment's increments were compared with it already.
+    fn has_own_increments(&self) -> bool {
+        false
+    }
 }
 
 /// The file being archived, with what it looked like when it was opened.
@@ -320,6 +329,7 @@ fn push_checked(
         Stored::Put(put) => put,
         Stored::Padded(valid_end) => return push_padded(what, source, checked, valid_end),
         Stored::Moved(checked) => return push_checked(what, source, &checked),
+        Stored::Received(end, hash) => return refuse_received(what, source, checked, (end, &hash)),
     };
     what.repository
         .found_taken(put.published == Published::Exists);
@@ -340,6 +350,27 @@ fn push_checked(
             None => Err(err!(Unreachable, "object \"{key}\" came and went")),
         },
     }
+}
+
+/// The segment of one server does not supersede what a receiver archived of it from another one.
+fn refuse_received(
+    what: &Push<'_>,
+    source: &mut dyn Content,
+    checked: &Checked,
+    (end, hash): (Lsn, &[u8; 32]),
+) -> Result<(Pushed, Warnings)> {
+    if let Some(moved) = moved(what, checked)? {
+        return push_checked(what, source, &moved);
+    }
+    keep_refused(what, source, checked, hash)?;
+    Err(err!(
+        Conflict,
+        "a receiver has archived other content of it, up to {end}; offered {}…, system identifier {}, timeline {}",
+        short(hash),
+        checked.layout.system_identifier(),
+        checked.segment.timeline.decimal()
+    )
+    .hint(two_servers(checked.name)))
 }
 
 /// What the next segment is compared with.
@@ -570,6 +601,8 @@ enum Stored {
     Padded(Lsn),
     /// Nothing was stored: the segment has another home.
     Moved(Box<Checked>),
+    /// Nothing was stored: a receiver archived other content up to here. The hash is that of the offered content.
+    Received(Lsn, [u8; 32]),
 }
 
 struct Put {
@@ -622,6 +655,12 @@ fn store_wal(
             warning = before?.warning();
             if what.is_backfill && !checked.is_partial {
                 life::require_after(what, checked, &link)?;
+            }
+            if !checked.is_partial
+                && !source.has_own_increments()
+                && let Some(end) = received::end_of_other(what, source, checked)?
+            {
+                return Ok(Stored::Received(end, hash));
             }
         }
     }
@@ -969,21 +1008,11 @@ fn covers(
     }
     let valid_end = index.summary.valid_end;
     let length = valid_end.0.saturating_sub(checked.wal.start_lsn.0);
-    let (mut at, mut is_same) = (0_u64, true);
-    let mut own = Vec::new();
-    stored.read_body(&mut |piece| {
-        let left = usize::try_from(length.saturating_sub(at)).unwrap_or(usize::MAX);
-        let piece = piece.get(..left.min(piece.len())).unwrap_or_default();
-        if is_same && !piece.is_empty() {
-            own.resize(piece.len(), 0);
-            source.read_at(&mut own, at)?;
-            is_same = own == piece;
-        }
-        at += piece.len() as u64;
-        Ok(())
-    })?;
+    let mut read = |buffer: &mut [u8], at| source.read_at(buffer, at);
+    let mut prefix = Prefix::new(length, &mut read);
+    stored.read_body(&mut |piece| prefix.compare(piece))?;
     let holds = index::read_summary(stored)?.valid_end >= valid_end;
-    Ok(is_same && holds)
+    Ok(prefix.is_same() && holds)
 }
 
 /// An object of another name under this key is no other content of this name: somebody moved it.
@@ -1026,16 +1055,6 @@ fn conflict_error(
     stored: &Container,
     offered: &[u8; 32],
 ) -> Error {
-    let short = |hash: &[u8; 32]| {
-        let hex = blake3::Hash::from_bytes(*hash).to_hex();
-        hex.get(..16).unwrap_or_default().to_owned()
-    };
-    let then = match name {
-        WalFileName::Segment(_) => {
-            "If this one is, \"pitr wal resolve\" gives it the timeline from here on."
-        }
-        _ => "",
-    };
     err!(
         Conflict,
         "already archived with other content: stored blake3 {}…, offered {}…, system identifier {}, timeline {}",
@@ -1047,9 +1066,26 @@ fn conflict_error(
         layout.system_identifier(),
         name.timeline().decimal()
     )
-    .hint(format!(
+    .hint(two_servers(name))
+}
+
+/// The first digits of a hash.
+fn short(hash: &[u8; 32]) -> String {
+    let hex = blake3::Hash::from_bytes(*hash).to_hex();
+    hex.get(..16).unwrap_or_default().to_owned()
+}
+
+/// The meaning of refused content, and the next command.
+fn two_servers(name: WalFileName) -> String {
+    let then = match name {
+        WalFileName::Segment(_) => {
+            "If this one is, \"pitr wal resolve\" gives it the timeline from here on."
+        }
+        _ => "",
+    };
+    format!(
         "Nothing was overwritten; both copies are kept, and archiving waits at this file. Likely two servers write the same timeline (split brain, a clone without a guard, or a promotion without the archive). See \"pitr wal conflicts\". Stop the server that is not the cluster. {then}"
-    ))
+    )
 }
 
 /// History and backup history files.

@@ -13,7 +13,7 @@ use crate::repo::clock;
 use crate::repo::event::{self, Writer};
 use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
-use crate::repo::root::aux_root::{AuxContent, AuxOutline, AuxRoot};
+use crate::repo::root::aux_root::{AuxContent, AuxOutline, AuxRoot, NODES};
 use crate::repo::root::{BackupKind, Head, Map, Stored};
 use crate::repo::scope::Scope;
 use crate::repo::source::{self, Registration};
@@ -146,7 +146,7 @@ impl Taking<'_> {
             let writer = SnapshotWriter::start(threads, self.store, self.scope, &id, options);
             let produced = kind.produce(&mut Work {
                 writer: &writer,
-                naming: Naming::TREE,
+                naming: Naming::Tree,
                 host: self.host,
                 tick: &mut || {
                     self.host.check_stop()?;
@@ -187,7 +187,7 @@ impl Taking<'_> {
                 unstable_count: produced.unstable_count,
                 incomplete_count: produced.incomplete_count,
                 lock_until: None,
-                content_features: Vec::new(),
+                content_features: vec![NODES.to_owned()],
                 expire_features: Vec::new(),
                 naming: "tree".to_owned(),
                 base: produced.base,

@@ -8,6 +8,10 @@ pub mod frame;
 pub mod kind;
 pub mod layer;
 mod layers;
+mod merge;
+#[cfg(test)]
+mod merge_tests;
+pub mod node;
 pub mod pack;
 pub mod piece;
 mod pipeline;

@@ -131,7 +131,7 @@ impl Pair<'_> {
         let key = self.scope.pack(&pack.key);
         let open = |object: Box<dyn Object>| {
             let tag = self.scope.tag();
-            PackReader::open(object, &pack.key, tag, *snapshot.naming())
+            PackReader::open(object, &pack.key, tag, snapshot.naming())
         };
         let is_own = |reader: &PackReader| {
             snapshot.pack_hash(&pack.key) == Some(reader.hash())

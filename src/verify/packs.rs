@@ -9,7 +9,7 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::repo::id::PartName;
 use crate::snapshot::frame::check_pages;
-use crate::snapshot::layer::{Layer, Metadata};
+use crate::snapshot::layer::Layer;
 use crate::snapshot::reader::{PackOfSnapshot, Snapshot, SnapshotRoot, VisibleFrame};
 
 /// Findings about one pack, at most.
@@ -71,10 +71,7 @@ pub(super) fn mapped_bytes(work: &Check<'_>, snapshot: &Snapshot<'_>) -> Result<
     let mut mapped = 0_u64;
     for item in snapshot.items() {
         work.host.check_stop()?;
-        let item = item?;
-        if let Metadata::File { .. } = item.metadata {
-            mapped = mapped.saturating_add(item.mapped_bytes);
-        }
+        mapped = mapped.saturating_add(item?.mapped_bytes);
     }
     Ok(mapped)
 }

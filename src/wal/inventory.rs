@@ -18,7 +18,7 @@ use crate::repo::catalog::{self, Catalog, Manifest, Reduced};
 use crate::repo::container::{Container, Kind};
 use crate::repo::decision::Decisions;
 use crate::repo::event::{self, Recorded};
-use crate::repo::id::BackupId;
+use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::layout::{ClusterLayout, Home};
 use crate::repo::lives::{Followed, Lives};
 use crate::repo::repository::{Registration, Repository};
@@ -225,9 +225,22 @@ impl Backup {
     }
 }
 
-impl Reduced for Backup {
-    fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<Backup>> {
-        Outline::stored(store, scope, id)?.reduced(Backup::reduce)
+/// A backup, and the parts of other ids that it needs.
+struct Read {
+    backup: Backup,
+    shared: Vec<(PartKind, PartName)>,
+}
+
+impl Reduced for Read {
+    fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<Read>> {
+        Outline::stored(store, scope, id)?.reduced(|root| {
+            let layers = root.layers().map(|part| (PartKind::Layer, part));
+            let packs = root.packs().map(|part| (PartKind::Pack, part));
+            Ok(Read {
+                shared: layers.chain(packs).filter(|(_, p)| p.id != *id).collect(),
+                backup: Backup::reduce(root)?,
+            })
+        })
     }
 }
 
@@ -561,17 +574,19 @@ fn newest_backup(
 
 /// The backups of a catalog, those whose roots cannot be read, and those whose roots are lost.
 fn take_backups(
-    catalog: Catalog<Backup>,
+    catalog: Catalog<Read>,
     forged: &mut Vec<String>,
 ) -> (Vec<Backup>, Vec<Unreadable>, Vec<BackupId>) {
     let (mut backups, mut unreadable, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+    let damaged = catalog.damaged_parts();
     for (id, subject) in catalog.ids {
         if subject.lost().is_some() {
             lost.push(id);
             continue;
         }
         match subject.manifest {
-            Manifest::Committed(mut backup) => {
+            Manifest::Committed(read) => {
+                let Read { mut backup, shared } = *read;
                 match subject.unread_events {
                     None => backup.fold(&subject.events, forged),
                     // One damaged event hides what it says; the backup itself is still there.
@@ -580,7 +595,12 @@ fn take_backups(
                         backup.damage.get_or_insert(note);
                     }
                 }
-                backups.push(*backup);
+                if let Some(detail) = shared.iter().find_map(|part| damaged.get(part)) {
+                    let note = format!("a check found damage: {detail}");
+                    backup.damage.get_or_insert(note);
+                    backup.damaged_copies = 1;
+                }
+                backups.push(backup);
             }
             Manifest::Unreadable(problem) => unreadable.push(Unreadable { id, problem }),
             Manifest::Absent | Manifest::Tombstone => {}

@@ -255,9 +255,18 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Reads the events about segments; those of other subjects only date the repository.
+    /// Reads the events about segments; those of timelines and of the cluster only date the repository. Subjects of later versions may have a
+    /// thousand events a day, and are passed over.
     fn segment_events(&mut self) -> Result<()> {
-        for subject in self.survey.others.clone() {
+        let is_known = |s: &String| s == event::CLUSTER || s.starts_with("wal-");
+        let subjects: Vec<String> = self
+            .survey
+            .others
+            .iter()
+            .filter(|s| is_known(s))
+            .cloned()
+            .collect();
+        for subject in subjects {
             let read = event::read_all(self.store, self.layout, &subject);
             for event in read.iter().flatten() {
                 let key = self.layout.event(&subject, &event.name)?;

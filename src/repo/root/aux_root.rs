@@ -14,8 +14,10 @@ use crate::repo::json;
 use crate::repo::scope::Scope;
 use crate::store::{Published, Store};
 
-/// Content whose bytes this version reads and writes.
-const CONTENT_FEATURES: [&str; 0] = [];
+/// The feature of a map with entries of kind 8.
+pub const NODES: &str = "nodes";
+/// What this version can read of layers and frames.
+const CONTENT_FEATURES: [&str; 1] = [NODES];
 /// What a janitor of this version knows.
 const EXPIRE_FEATURES: [&str; 0] = [];
 

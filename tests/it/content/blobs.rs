@@ -7,7 +7,7 @@ use pitr::err;
 use pitr::error::{Error, Result};
 use pitr::snapshot::filekey::FileKey;
 use pitr::snapshot::kind::{Kind, Produced, Work};
-use pitr::snapshot::layer::Metadata;
+use pitr::snapshot::node::{Moment, Node, NodeKind};
 use pitr::snapshot::reader::Snapshot;
 use serde_json::{Value, json};
 
@@ -54,6 +54,14 @@ impl Blobs {
     }
 }
 
+fn node(kind: NodeKind) -> Node {
+    let mtime = Moment {
+        seconds: 0,
+        nanoseconds: 0,
+    };
+    Node::new(kind, 0o700, mtime)
+}
+
 impl Kind for Blobs {
     fn name(&self) -> &'static str {
         "test"
@@ -65,16 +73,19 @@ impl Kind for Blobs {
 
     fn produce(&mut self, work: &mut Work<'_, '_>) -> Result<Produced> {
         let mut sink = work.writer.sink();
+        let key = |name: &str| FileKey::from_path(name.as_bytes(), work.naming);
+        for directory in ["", "small"] {
+            sink.node(&key(directory)?, node(NodeKind::Directory))?;
+        }
         for (number, (name, bytes)) in self.content.iter().enumerate() {
             (work.tick)()?;
             if self.fails_after == Some(number) {
                 sink.finish()?;
                 return Err(err!(Io, "the source is gone"));
             }
-            let key = FileKey::from_path(name.as_bytes(), &work.naming)?;
-            sink.begin(key, 0o600, 0)?;
+            sink.begin(key(name)?)?;
             sink.append(bytes)?;
-            sink.end()?;
+            sink.end_node(node(NodeKind::File(0)))?;
         }
         sink.finish()?;
         Ok(Produced {
@@ -87,9 +98,9 @@ impl Kind for Blobs {
         let mut count = 0;
         for item in snapshot.items() {
             let item = item?;
-            let Metadata::File { .. } = item.metadata else {
-                return Err(err!(Damaged, "a blob is a file"));
-            };
+            if item.metadata.file_length().is_none() {
+                continue;
+            }
             let name = String::from_utf8_lossy(&item.path).into_owned();
             let bytes = snapshot.read_file(&name, LIMIT_BYTES)?;
             let bytes = bytes.ok_or_else(|| err!(Damaged, "blob \"{name}\" is missing"))?;
