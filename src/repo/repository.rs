@@ -11,7 +11,7 @@ use super::event::{self, Event};
 use super::layout::ClusterLayout;
 use super::lives::Followed;
 use super::mark::Mark;
-use super::scope;
+use super::scope::{self, Scope};
 use super::{evidence, json};
 use crate::config::Encryption;
 use crate::err;
@@ -265,6 +265,26 @@ impl Repository {
             .collect();
         names.sort();
         Ok(names)
+    }
+
+    /// The scopes of auxiliary content, sorted.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn aux_scopes(&self) -> Result<Vec<Scope>> {
+        let names = |prefix: &str| -> Result<Vec<String>> {
+            let listed = self.store.list(prefix)?.into_iter();
+            let named = listed.filter(|l| l.is_prefix && scope::is_scope_name(&l.name));
+            Ok(named.map(|l| l.name).collect())
+        };
+        let mut scopes = Vec::new();
+        for kind in names(scope::AUX)? {
+            for name in names(&format!("{}/{kind}", scope::AUX))? {
+                scopes.push(Scope::aux(&kind, &name)?);
+            }
+        }
+        scopes.sort();
+        Ok(scopes)
     }
 
     /// Registrations under a name, oldest first; of one that is lost, what the cluster's other objects tell.
