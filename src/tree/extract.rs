@@ -34,6 +34,7 @@ use crate::snapshot::reader::{Item, PackOfSnapshot, Snapshot, VisibleFrame};
 const SET_IDS: u32 = 0o6000;
 /// The owner may enter the directory.
 const ENTER: u32 = 0o100;
+const ALL_OF_OWNER: u32 = 0o700;
 
 /// What an extraction may make, beside what anybody may: the operator's word. The right to do so has to come to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -374,8 +375,8 @@ impl<'e> Extraction<'e> {
             let directory = opened.map_err(|e| failed(&item.path, "open", e))?;
             let mut node = node.clone();
             if node.mode & ENTER == 0 {
-                closed.push(item.path.clone());
-                node.mode |= ENTER;
+                closed.push((item.path.clone(), ALL_OF_OWNER & !node.mode));
+                node.mode |= ALL_OF_OWNER;
             }
             self.settle(Holder::Open(directory.as_fd()), &item.path, &node)?;
             match self.syncs_each {
@@ -383,11 +384,11 @@ impl<'e> Extraction<'e> {
                 false => Ok(()),
             }
         })?;
-        for path in closed.iter().rev() {
+        for (path, lacking) in closed.iter().rev() {
             let opened = beneath::open(self.root, path, flags, Mode::empty());
             let closed = opened.and_then(|directory| {
                 let directory = Holder::Open(directory.as_fd());
-                directory.set_mode(directory.status()?.mode & !ENTER)
+                directory.set_mode(directory.status()?.mode & !lacking)
             });
             if let Err(e) = closed {
                 self.done.left_out.add(path, Part::Mode, e);

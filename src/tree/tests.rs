@@ -232,6 +232,14 @@ fn set(path: &Path, mode: u32, seconds: i64, nanoseconds: u32) {
     holder.set_mode(mode).unwrap();
 }
 
+/// Gives a file below `at` another name there.
+fn name_again(at: &Path, from: &str, to: &str) {
+    let directory = File::open(at).unwrap();
+    let (from, to) = (from.as_bytes(), to.as_bytes());
+    let directory = directory.as_fd();
+    crate::durable::name_again((directory, from), (directory, to)).unwrap();
+}
+
 /// An ACL that gives user 12345 the right to read: version 2, then tag, permissions and id of each entry.
 fn acl() -> Vec<u8> {
     let mut acl = 2_u32.to_le_bytes().to_vec();
@@ -272,17 +280,17 @@ fn make_everything(at: &Path) {
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0])
         .collect();
     fs::write(at.join("large"), noise).unwrap();
-    fs::hard_link(at.join("large"), at.join("a/large too")).unwrap();
-    fs::hard_link(at.join("large"), at.join("z")).unwrap();
+    name_again(at, "large", "a/large too");
+    name_again(at, "large", "z");
     symlink("nowhere", at.join("a/link")).unwrap();
     symlink("/etc", at.join("a-link")).unwrap();
-    fs::hard_link(at.join("a/link"), at.join("link again")).unwrap();
+    name_again(at, "a/link", "link again");
     let (directory, mode) = (File::open(at).unwrap(), Mode::from_raw_mode(0o620));
     let none = rustix::fs::makedev(0, 0);
     for (name, kind) in [("pipe", FileType::Fifo), ("socket", FileType::Socket)] {
         rustix::fs::mknodat(&directory, name, kind, mode, none).unwrap();
     }
-    fs::hard_link(at.join("pipe"), at.join("pipe again")).unwrap();
+    name_again(at, "pipe", "pipe again");
     let sparse = File::create(at.join("sparse")).unwrap();
     sparse.write_all_at(b"first", 5).unwrap();
     sparse.write_all_at(b"middle", (500 << 20) + 4097).unwrap();
@@ -427,7 +435,7 @@ fn what_cannot_be_read_is_counted_and_not_claimed() {
         for name in ["open", "secret"] {
             fs::write(source.join(name), name).unwrap();
         }
-        fs::hard_link(source.join("secret"), source.join("secret too")).unwrap();
+        name_again(&source, "secret", "secret too");
         let mode = |name: &str, mode| {
             fs::set_permissions(source.join(name), Permissions::from_mode(mode)).unwrap();
         };
