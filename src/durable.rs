@@ -351,6 +351,14 @@ pub fn link_to(directory: BorrowedFd<'_>, name: &[u8], target: &Path) -> rustix:
     rustix::fs::symlinkat(target, directory, name)
 }
 
+/// Gives the file `from` in one directory the further name `to` in another; the sync of the directory is the caller's.
+pub fn name_again(
+    (from_directory, from): (BorrowedFd<'_>, &[u8]),
+    (to_directory, to): (BorrowedFd<'_>, &[u8]),
+) -> rustix::io::Result<()> {
+    rustix::fs::linkat(from_directory, from, to_directory, to, AtFlags::empty())
+}
+
 /// Removes `name` from `directory` durably; absence is fine, but is made durable too.
 pub fn remove_in(directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
@@ -368,6 +376,15 @@ pub fn remove_in(directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
 ///
 /// PostgreSQL: doc/src/sgml/config.sgml, `recovery_init_sync_method`, has the same reservation.
 pub fn sync_filesystem(directory: BorrowedFd<'_>) -> io::Result<bool> {
+    let can = can_sync_filesystem(directory)?;
+    if can {
+        rustix::fs::syncfs(directory)?;
+    }
+    Ok(can)
+}
+
+/// Whether [`sync_filesystem`] syncs the filesystem of `directory`.
+pub fn can_sync_filesystem(directory: BorrowedFd<'_>) -> io::Result<bool> {
     /// ext2–4, XFS, Btrfs, tmpfs, ramfs, F2FS, ZFS, bcachefs (Linux: include/uapi/linux/magic.h). Not overlayfs: it does not pass on
     /// the errors of the filesystem below.
     const LOCAL: &[u64] = &[
@@ -383,11 +400,7 @@ pub fn sync_filesystem(directory: BorrowedFd<'_>) -> io::Result<bool> {
     let kind = rustix::fs::fstatfs(directory)?.f_type;
     // The field's width and sign differ between machines; the magic numbers have 32 bits.
     let kind = u64::try_from(i128::from(kind) & 0xFFFF_FFFF).unwrap_or(0);
-    if !LOCAL.contains(&kind) || !reports_errors_of_syncfs() {
-        return Ok(false);
-    }
-    rustix::fs::syncfs(directory)?;
-    Ok(true)
+    Ok(LOCAL.contains(&kind) && reports_errors_of_syncfs())
 }
 
 fn reports_errors_of_syncfs() -> bool {

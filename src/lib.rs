@@ -10,7 +10,7 @@
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
 //! | 4 | `repo` (what the keys mean) |
 //! | 5 | `wal` · `snapshot` |
-//! | 6 | `archive` · `plan` (pure) |
+//! | 6 | `archive` · `plan` (pure) · `tree` (real directories) |
 //! | 7 | `command` (what PostgreSQL runs) · `receive` · `backup` · `restore` · `expire` · `verify` · `sync` |
 //! | 8 | `operate` (the use cases, as values) |
 //! | 9 | `cli` |
@@ -52,6 +52,8 @@ pub mod store;
 #[cfg(feature = "full")]
 pub mod sync;
 pub mod text;
+#[cfg(feature = "full")]
+pub mod tree;
 #[cfg(feature = "full")]
 pub mod verify;
 pub mod wal;

@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["store", "wire"],
     &["repo"],
     &["wal", "snapshot"],
-    &["archive", "plan"],
+    &["archive", "plan", "tree"],
     &[
         "command", "receive", "backup", "restore", "expire", "verify", "sync",
     ],

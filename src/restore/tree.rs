@@ -1,8 +1,7 @@
 //! A directory beneath which everything of a restore is created, and nothing outside of it.
 //!
-//! Names come from a repository, that is from whoever may write there. Every open goes through the directory's descriptor with
-//! openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS), so that neither `..` nor a link planted before or meanwhile leads out (measured on
-//! Linux 6.18: EXDEV and ELOOP). Without openat2, paths are walked component by component with O_NOFOLLOW. Only directories and regular
+//! Names come from a repository, that is from whoever may write there. Every open goes through the directory's descriptor
+//! ([`crate::tree::beneath`]), so that neither `..` nor a link planted before or meanwhile leads out. Only directories and regular
 //! files are made, with permissions of PostgreSQL's two kinds; links are made by the caller, to places that the operator named.
 
 use std::fs::File;
@@ -11,21 +10,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::tree::beneath::{self, cut};
 
 /// Longest name of one file or directory.
 const NAME_LIMIT_BYTES: usize = 255;
 /// Longest path.
 const PATH_LIMIT_BYTES: usize = 4096;
-
-/// Set once openat2 has turned out not to be there.
-static WITHOUT_OPENAT2: AtomicBool = AtomicBool::new(false);
 
 /// User and group that files are given to, when a privileged user restores for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -365,21 +361,7 @@ impl Tree {
         flags: OFlags,
         mode: Mode,
     ) -> rustix::io::Result<OwnedFd> {
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        if !WITHOUT_OPENAT2.load(Ordering::Relaxed) {
-            let how =
-                ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-            match rustix::fs::openat2(&self.root, relative, flags, mode, how) {
-                // Older filters of system calls answer EPERM for calls they do not know.
-                Err(Errno::NOSYS | Errno::PERM) => {
-                    WITHOUT_OPENAT2.store(true, Ordering::Relaxed);
-                }
-                // A rename elsewhere in the tree can make the kernel unsure.
-                Err(Errno::AGAIN) => return self.open_beneath(relative, flags, mode),
-                answer => return answer,
-            }
-        }
-        walk(self.root.as_fd(), relative, flags, mode)
+        beneath::open(self.root(), relative, flags, mode)
     }
 
     fn shown(&self, relative: &[u8]) -> String {
@@ -410,28 +392,6 @@ fn is_empty(directory: BorrowedFd<'_>) -> rustix::io::Result<bool> {
     Ok(true)
 }
 
-/// Opens a path component by component, following no link.
-fn walk(
-    root: BorrowedFd<'_>,
-    relative: &[u8],
-    flags: OFlags,
-    mode: Mode,
-) -> rustix::io::Result<OwnedFd> {
-    let mut at = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
-    let mut parts = relative.split(|&b| b == b'/').peekable();
-    while let Some(part) = parts.next() {
-        if part.is_empty() || part == b"." || part == b".." {
-            return Err(Errno::XDEV);
-        }
-        let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        at = match parts.peek() {
-            Some(_) => rustix::fs::openat(&at, part, step, Mode::empty())?,
-            None => rustix::fs::openat(&at, part, flags, mode)?,
-        };
-    }
-    Ok(at)
-}
-
 /// Refuses names that no data directory has.
 fn check_path(relative: &[u8]) -> Result<()> {
     let part_ok = |part: &[u8]| {
@@ -454,17 +414,6 @@ fn check_path(relative: &[u8]) -> Result<()> {
         err!(Damaged, "\"{shown}\" is not a path below a data directory")
             .hint("The backup is damaged or forged. Nothing was written there."),
     )
-}
-
-/// Parent and name.
-fn cut(relative: &[u8]) -> (&[u8], &[u8]) {
-    match relative.iter().rposition(|&b| b == b'/') {
-        Some(at) => (
-            relative.get(..at).unwrap_or_default(),
-            relative.get(at + 1..).unwrap_or_default(),
-        ),
-        None => (&[], relative),
-    }
 }
 
 /// An error of the place that is restored to; a full disk keeps its code, for it can be freed.
@@ -524,7 +473,7 @@ mod tests {
             assert!(tree.link(name, Path::new("/x")).is_err());
             // The fallback refuses by itself, too.
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW;
-            assert!(walk(tree.root(), name, flags, Mode::RUSR).is_err());
+            assert!(beneath::walk(tree.root(), name, flags, Mode::RUSR).is_err());
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         assert_eq!(std::fs::read_dir(tree.path()).unwrap().count(), 0);
@@ -543,7 +492,7 @@ mod tests {
             assert!(tree.make_file(name, 0, false).is_err());
             assert!(tree.existing(name).is_err());
             let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW;
-            let walked = walk(tree.root(), name, flags, Mode::RUSR);
+            let walked = beneath::walk(tree.root(), name, flags, Mode::RUSR);
             assert!(name == b"hard" || walked.is_err());
         }
         assert!(tree.make_directory(b"base/2", false).is_err());

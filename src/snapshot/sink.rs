@@ -206,6 +206,12 @@ impl<'t> FileSink<'t> {
         Ok(())
     }
 
+    /// How many bytes the file has that was begun.
+    pub fn position(&self) -> u64 {
+        let finished = self.file.as_ref().map_or(0, |file| file.position);
+        finished + self.partial.len() as u64
+    }
+
     /// Forgets the file that was begun. The map leads to nothing of it.
     pub fn abandon(&mut self) {
         self.file = None;

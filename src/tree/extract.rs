@@ -1,0 +1,571 @@
+//! Makes the tree of a snapshot again, in an empty directory.
+//!
+//! Directories and files in full length come first, then the content pack by pack, then owners, attributes, permissions and times, then
+//! symbolic links, and the directories' own metadata at last. Each entry is made in a directory that is held open; what is in its place
+//! is neither replaced nor written to. Nothing is durable before the last step, one sync of everything.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fmt::Display;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::beneath;
+use super::left_out::{LeftOut, Part};
+use super::names::Names;
+use super::status::Holder;
+use crate::durable;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::host::Host;
+use crate::snapshot::filekey::{FileKey, Naming};
+use crate::snapshot::layer::Metadata;
+use crate::snapshot::node::{Node, NodeKind};
+use crate::snapshot::reader::{Item, PackOfSnapshot, Snapshot, VisibleFrame};
+
+const SET_IDS: u32 = 0o6000;
+/// The owner may enter the directory.
+const ENTER: u32 = 0o100;
+const ALL_OF_OWNER: u32 = 0o700;
+
+/// What an extraction may make, beside what anybody may: the operator's word. The right to do so has to come to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Permit {
+    /// Pipes, sockets and devices.
+    pub specials: bool,
+    /// The bits setuid and setgid.
+    pub set_ids: bool,
+    /// Owners and groups.
+    pub owners: bool,
+    /// Extended attributes other than `user.` and POSIX ACLs.
+    pub xattrs: bool,
+}
+
+impl Permit {
+    /// All of it.
+    pub const ALL: Permit = Permit {
+        specials: true,
+        set_ids: true,
+        owners: true,
+        xattrs: true,
+    };
+}
+
+/// What became of an extraction.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Extracted {
+    /// Entries that were made, the root directory among them.
+    pub entries: u64,
+    /// Bytes of content that were written.
+    pub written_bytes: u64,
+    /// What was not made, or not as it was.
+    pub left_out: LeftOut,
+}
+
+/// Makes the tree of `snapshot` in the directory `target`, which is empty, with `jobs` threads that write.
+///
+/// # Errors
+/// `Refused` when the directory is not empty; `Damaged` when a check fails; `TargetWrite`, `Full`; `Interrupted`.
+pub fn extract(
+    snapshot: &Snapshot<'_>,
+    target: &Path,
+    permit: Permit,
+    jobs: usize,
+    host: &Host,
+) -> Result<Extracted> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root =
+        rustix::fs::open(target, flags, Mode::empty()).map_err(|e| failed(b"", "open", e))?;
+    check_empty(&root, target)?;
+    let can_sync = durable::can_sync_filesystem(root.as_fd());
+    let mut extraction = Extraction {
+        snapshot,
+        root: root.as_fd(),
+        permit,
+        host,
+        names: Names::of_host(),
+        syncs_each: !can_sync.map_err(not_synced)?,
+        missing: BTreeSet::new(),
+        done: Extracted::default(),
+    };
+    let mapped = extraction.make_entries()?;
+    let contents = Contents {
+        extraction: &extraction,
+        next: AtomicU32::new(0),
+        seen: AtomicU64::new(0),
+        written: AtomicU64::new(0),
+    };
+    contents.copy(jobs.max(1))?;
+    let (seen, written) = (contents.seen.into_inner(), contents.written.into_inner());
+    if seen != mapped {
+        return Err(err!(
+            Damaged,
+            "the packs hold {seen} bytes of the backup, its map leads to {mapped}"
+        ));
+    }
+    extraction.done.written_bytes = written;
+    extraction.finish_files()?;
+    extraction.make_symlinks()?;
+    extraction.finish_directories()?;
+    if !extraction.syncs_each {
+        durable::sync_filesystem(root.as_fd()).map_err(not_synced)?;
+    }
+    Ok(extraction.done)
+}
+
+fn not_synced(e: io::Error) -> Error {
+    Error::from_io("sync the restored files", e)
+        .with_code(Code::TargetWrite)
+        .hint("Restore into an empty directory once the cause is gone.")
+}
+
+fn check_empty(root: &OwnedFd, target: &Path) -> Result<()> {
+    let entries = Dir::read_from(root).map_err(|e| failed(b"", "read", e))?;
+    for entry in entries {
+        let entry = entry.map_err(|e| failed(b"", "read", e))?;
+        if ![&b"."[..], b".."].contains(&entry.file_name().to_bytes()) {
+            return Err(
+                err!(Refused, "directory \"{}\" is not empty", target.display())
+                    .hint("It was left as it is. Name an empty directory."),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn failed(path: &[u8], doing: &str, e: Errno) -> Error {
+    let error = Error::from_io(format!("{doing} \"{}\"", path.escape_ascii()), e.into());
+    match error.code() {
+        Code::Full => error.hint("Free space there, then restore into an empty directory."),
+        _ => error
+            .with_code(Code::TargetWrite)
+            .hint("Restore into an empty directory once the cause is gone."),
+    }
+}
+
+/// Whether an error concerns one entry, and not the whole place.
+fn is_of_entry(e: Errno) -> bool {
+    [
+        Errno::PERM,
+        Errno::ACCESS,
+        Errno::EXIST,
+        Errno::NAMETOOLONG,
+        Errno::INVAL,
+        Errno::OPNOTSUPP,
+        Errno::NOTSUP,
+        Errno::ILSEQ,
+        Errno::NODATA,
+        Errno::TOOBIG,
+        Errno::FBIG,
+        Errno::MLINK,
+        Errno::RANGE,
+    ]
+    .contains(&e)
+}
+
+struct Extraction<'e> {
+    snapshot: &'e Snapshot<'e>,
+    root: BorrowedFd<'e>,
+    permit: Permit,
+    host: &'e Host,
+    names: Names,
+    /// The filesystem cannot be synced as a whole.
+    syncs_each: bool,
+    /// Entries that could not be made: nothing is written where their names lead to.
+    missing: BTreeSet<FileKey>,
+    done: Extracted,
+}
+
+/// The directory that the entry before was made in: the next one often lies there, too.
+#[derive(Default)]
+struct Above {
+    open: Option<(Vec<u8>, OwnedFd)>,
+}
+
+impl Above {
+    fn of<'n>(
+        &mut self,
+        root: BorrowedFd<'_>,
+        path: &'n [u8],
+    ) -> rustix::io::Result<(BorrowedFd<'_>, &'n [u8])> {
+        let (above, name) = beneath::cut(path);
+        if self.open.as_ref().is_none_or(|(open, _)| open != above) {
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            let fd = beneath::open(root, above, flags, Mode::empty())?;
+            self.open = Some((above.to_vec(), fd));
+        }
+        match &self.open {
+            Some((_, fd)) => Ok((fd.as_fd(), name)),
+            None => Err(Errno::BADF),
+        }
+    }
+}
+
+/// Hands out each entry of the tree with its node, in key order.
+fn each_node(
+    snapshot: &Snapshot<'_>,
+    host: &Host,
+    mut take: impl FnMut(&Item, &Node) -> Result<()>,
+) -> Result<()> {
+    for item in snapshot.items() {
+        host.check_stop()?;
+        let item = item?;
+        match &item.metadata {
+            Metadata::Node(_) if item.key.is_attachment() => {}
+            Metadata::Node(node) => take(&item, node)?,
+            _ => return Err(err!(Damaged, "{:?} is no entry of a tree", item.key)),
+        }
+    }
+    Ok(())
+}
+
+impl<'e> Extraction<'e> {
+    fn leave(&mut self, item: &Item, why: impl Display) {
+        self.done.left_out.add(&item.path, Part::Entry, why);
+        self.missing.insert(item.key.clone());
+    }
+
+    /// Makes everything that is no link, files in full length; returns how many bytes come from frames.
+    fn make_entries(&mut self) -> Result<u64> {
+        let mut above = Above::default();
+        let mut mapped = 0_u64;
+        each_node(self.snapshot, self.host, |item, node| {
+            mapped = mapped.saturating_add(item.mapped_bytes);
+            self.make(&mut above, item, node)
+        })?;
+        Ok(mapped)
+    }
+
+    fn make(&mut self, above: &mut Above, item: &Item, node: &Node) -> Result<()> {
+        if item.path.is_empty() {
+            self.done.entries += 1;
+            return Ok(());
+        }
+        if self.is_orphan(item)? {
+            self.leave(item, "its directory was not made");
+            return Ok(());
+        }
+        let is_special = !matches!(node.kind, NodeKind::Directory | NodeKind::File(_));
+        match node.kind {
+            NodeKind::Symlink(_) | NodeKind::HardLink(_) => return Ok(()),
+            _ if is_special && !self.permit.specials => {
+                self.leave(item, "pipes, sockets and devices were not asked for");
+                return Ok(());
+            }
+            _ => {}
+        }
+        let opened = above.of(self.root, &item.path);
+        let made = opened.and_then(|(directory, name)| make_at(directory, name, &node.kind));
+        self.made(item, made)
+    }
+
+    fn is_orphan(&self, item: &Item) -> Result<bool> {
+        let (above, _) = beneath::cut(&item.path);
+        Ok(!self.missing.is_empty()
+            && self
+                .missing
+                .contains(&FileKey::from_path(above, Naming::Tree)?))
+    }
+
+    /// Counts an entry that was made, or why it was not.
+    fn made(&mut self, item: &Item, made: rustix::io::Result<()>) -> Result<()> {
+        match made {
+            Ok(()) => self.done.entries += 1,
+            Err(e) if is_of_entry(e) => self.leave(item, e),
+            Err(e) => return Err(failed(&item.path, "make", e)),
+        }
+        Ok(())
+    }
+
+    /// Gives files, pipes, sockets and devices what their nodes say, and their further names.
+    fn finish_files(&mut self) -> Result<()> {
+        let mut above = Above::default();
+        each_node(self.snapshot, self.host, |item, node| match &node.kind {
+            _ if self.missing.contains(&item.key) => Ok(()),
+            NodeKind::File(_) => {
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+                let opened = beneath::open(self.root, &item.path, flags, Mode::empty());
+                let file = File::from(opened.map_err(|e| failed(&item.path, "open", e))?);
+                self.settle(Holder::Open(file.as_fd()), &item.path, node)?;
+                match self.syncs_each {
+                    true => durable::sync_file(&file).map_err(not_synced),
+                    false => Ok(()),
+                }
+            }
+            NodeKind::Directory | NodeKind::Symlink(_) => Ok(()),
+            NodeKind::HardLink(to) => match self.target_of(item, to)? {
+                NodeKind::Symlink(_) => Ok(()),
+                _ => self.link(&mut above, item, to),
+            },
+            _ => self.settle_named(&mut above, item, node),
+        })
+    }
+
+    fn make_symlinks(&mut self) -> Result<()> {
+        let mut above = Above::default();
+        each_node(self.snapshot, self.host, |item, node| match &node.kind {
+            _ if self.missing.contains(&item.key) => Ok(()),
+            NodeKind::Symlink(target) => {
+                let target = Path::new(OsStr::from_bytes(target));
+                let opened = above.of(self.root, &item.path);
+                let made =
+                    opened.and_then(|(directory, name)| durable::link_to(directory, name, target));
+                self.made(item, made)?;
+                match self.missing.contains(&item.key) {
+                    true => Ok(()),
+                    false => self.settle_named(&mut above, item, node),
+                }
+            }
+            NodeKind::HardLink(to) => match self.target_of(item, to)? {
+                NodeKind::Symlink(_) => self.link(&mut above, item, to),
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        })
+    }
+
+    /// What a hard link is another name of.
+    fn target_of(&self, item: &Item, to: &FileKey) -> Result<NodeKind> {
+        match self.snapshot.metadata(to)? {
+            Some(Metadata::Node(node))
+                if *to < item.key
+                    && !matches!(node.kind, NodeKind::Directory | NodeKind::HardLink(_)) =>
+            {
+                Ok(node.kind)
+            }
+            _ => Err(err!(
+                Damaged,
+                "{:?} is another name of {to:?}, which can have none",
+                item.key
+            )),
+        }
+    }
+
+    fn link(&mut self, above: &mut Above, item: &Item, to: &FileKey) -> Result<()> {
+        if self.missing.contains(to) {
+            self.leave(item, "what it is another name of was not made");
+            return Ok(());
+        }
+        let first = to.path(Naming::Tree);
+        let mut above_first = Above::default();
+        let made = above_first.of(self.root, &first).and_then(|first| {
+            let name = above.of(self.root, &item.path)?;
+            durable::name_again(first, name)
+        });
+        self.made(item, made)
+    }
+
+    /// Gives directories what their nodes say. One that its owner could not enter any more gets its permissions last.
+    fn finish_directories(&mut self) -> Result<()> {
+        let mut closed = Vec::new();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        each_node(self.snapshot, self.host, |item, node| {
+            if node.kind != NodeKind::Directory || self.missing.contains(&item.key) {
+                return Ok(());
+            }
+            let opened = beneath::open(self.root, &item.path, flags, Mode::empty());
+            let directory = opened.map_err(|e| failed(&item.path, "open", e))?;
+            let mut node = node.clone();
+            if node.mode & ENTER == 0 {
+                closed.push((item.path.clone(), ALL_OF_OWNER & !node.mode));
+                node.mode |= ALL_OF_OWNER;
+            }
+            self.settle(Holder::Open(directory.as_fd()), &item.path, &node)?;
+            match self.syncs_each {
+                true => durable::sync_directory(directory.as_fd()).map_err(not_synced),
+                false => Ok(()),
+            }
+        })?;
+        for (path, lacking) in closed.iter().rev() {
+            let opened = beneath::open(self.root, path, flags, Mode::empty());
+            let closed = opened.and_then(|directory| {
+                let directory = Holder::Open(directory.as_fd());
+                directory.set_mode(directory.status()?.mode & !lacking)
+            });
+            if let Err(e) = closed {
+                self.done.left_out.add(path, Part::Mode, e);
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_named(&mut self, above: &mut Above, item: &Item, node: &Node) -> Result<()> {
+        let (directory, name) = above
+            .of(self.root, &item.path)
+            .map_err(|e| failed(&item.path, "open", e))?;
+        self.settle(Holder::Named(directory, name), &item.path, node)
+    }
+
+    /// Sets owner, extended attributes, permissions and time, in this order: each clears some of those after it.
+    fn settle(&mut self, holder: Holder<'_>, path: &[u8], node: &Node) -> Result<()> {
+        let is_owned = self.set_owner(holder, path, node)?;
+        let left_out = &mut self.done.left_out;
+        for (name, value) in &node.xattrs {
+            let shown = name.escape_ascii();
+            if !self.permit.xattrs && !is_harmless(name) {
+                left_out.add(path, Part::Xattr, format!("\"{shown}\" was not asked for"));
+            } else if let Err(e) = holder.set_xattr(name, value) {
+                left_out.add(path, Part::Xattr, format!("\"{shown}\": {e}"));
+            }
+        }
+        let mut mode = node.mode;
+        if mode & SET_IDS != 0 && !(self.permit.set_ids && is_owned) {
+            mode &= !SET_IDS;
+            left_out.add(
+                path,
+                Part::Mode,
+                "setuid and setgid were not asked for, or it has another owner",
+            );
+        }
+        if !matches!(node.kind, NodeKind::Symlink(_))
+            && let Err(e) = holder.set_mode(mode)
+        {
+            left_out.add(path, Part::Mode, e);
+        }
+        if let Err(e) = holder.set_mtime(node.mtime) {
+            left_out.add(path, Part::Time, e);
+        }
+        for (tag, _) in &node.passed_over {
+            left_out.add(path, Part::Tag, format!("tag {tag} is of a newer version"));
+        }
+        Ok(())
+    }
+
+    /// Gives an entry to its owner; returns whether it is the owner's.
+    fn set_owner(&mut self, holder: Holder<'_>, path: &[u8], node: &Node) -> Result<bool> {
+        let Some(owner) = &node.owner else {
+            return Ok(true);
+        };
+        let (uid, gid) = self.names.numbers(owner);
+        let status = holder.status().map_err(|e| failed(path, "look at", e))?;
+        if (status.uid, status.gid) == (uid, gid) {
+            return Ok(true);
+        }
+        let left_out = &mut self.done.left_out;
+        if !self.permit.owners {
+            left_out.add(path, Part::Owner, format!("{uid}:{gid} was not asked for"));
+        } else if let Err(e) = holder.set_owner(uid, gid) {
+            left_out.add(path, Part::Owner, format!("{uid}:{gid}: {e}"));
+        } else {
+            return Ok(true);
+        }
+        Ok(false)
+    }
+}
+
+/// Whether anybody may set an extended attribute for what is theirs.
+fn is_harmless(name: &[u8]) -> bool {
+    name.starts_with(b"user.")
+        || [&b"system.posix_acl_access"[..], b"system.posix_acl_default"].contains(&name)
+}
+
+fn make_at(directory: BorrowedFd<'_>, name: &[u8], kind: &NodeKind) -> rustix::io::Result<()> {
+    let (mode, no_device) = (Mode::RUSR | Mode::WUSR, rustix::fs::makedev(0, 0));
+    let node = |kind, device| rustix::fs::mknodat(directory, name, kind, mode, device);
+    match kind {
+        NodeKind::Directory => rustix::fs::mkdirat(directory, name, Mode::RWXU),
+        NodeKind::File(length) => {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
+            let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(directory, name, flags, mode)?;
+            // The file is new and ours: without its length it is worth nothing.
+            rustix::fs::ftruncate(&file, *length).inspect_err(|_| {
+                let _ = rustix::fs::unlinkat(directory, name, AtFlags::empty());
+            })
+        }
+        NodeKind::Fifo => node(FileType::Fifo, no_device),
+        NodeKind::Socket => node(FileType::Socket, no_device),
+        NodeKind::CharDevice(device) => {
+            let device = rustix::fs::makedev(device.major, device.minor);
+            node(FileType::CharacterDevice, device)
+        }
+        NodeKind::BlockDevice(device) => {
+            let device = rustix::fs::makedev(device.major, device.minor);
+            node(FileType::BlockDevice, device)
+        }
+        NodeKind::Symlink(_) | NodeKind::HardLink(_) => Ok(()),
+    }
+}
+
+/// The content on its way out of the packs, on several threads.
+struct Contents<'c, 'e> {
+    extraction: &'c Extraction<'e>,
+    /// The next frame of the pack.
+    next: AtomicU32,
+    seen: AtomicU64,
+    written: AtomicU64,
+}
+
+impl Contents<'_, '_> {
+    fn copy(&self, jobs: usize) -> Result<()> {
+        let snapshot = self.extraction.snapshot;
+        for index in 0..snapshot.packs().len() {
+            let pack = &snapshot.pack(index)?;
+            self.next.store(0, Ordering::Relaxed);
+            std::thread::scope(|threads| {
+                let threads: Vec<_> = (0..jobs)
+                    .map(|_| threads.spawn(|| self.frames(pack)))
+                    .collect();
+                threads.into_iter().try_for_each(|thread| {
+                    let panicked = |_| Err(err!(Internal, "a thread that writes files panicked"));
+                    thread.join().unwrap_or_else(panicked)
+                })
+            })?;
+        }
+        Ok(())
+    }
+
+    fn frames(&self, pack: &PackOfSnapshot<'_, '_>) -> Result<()> {
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            if number >= pack.frame_count() {
+                return Ok(());
+            }
+            self.extraction.host.check_stop()?;
+            let written = pack.frame(number).and_then(|frame| self.write(&frame));
+            // The others have no reason to go on.
+            written.inspect_err(|_| self.next.store(pack.frame_count(), Ordering::Relaxed))?;
+        }
+    }
+
+    fn write(&self, frame: &VisibleFrame) -> Result<()> {
+        let mut open: Option<(&FileKey, File)> = None;
+        for visible in &frame.visible {
+            let key = match frame.file(visible) {
+                Some(key) if !key.is_attachment() => key,
+                _ => continue,
+            };
+            let length = u64::from(visible.length);
+            self.seen.fetch_add(length, Ordering::Relaxed);
+            if self.extraction.missing.contains(key) {
+                continue;
+            }
+            let path = || key.path(Naming::Tree);
+            let file = match &open {
+                Some((same, file)) if *same == key => file,
+                _ => {
+                    let (root, flags) = (self.extraction.root, OFlags::WRONLY);
+                    let opened = beneath::open(root, &path(), flags, Mode::empty());
+                    let file = File::from(opened.map_err(|e| failed(&path(), "open", e))?);
+                    &open.insert((key, file)).1
+                }
+            };
+            file.write_all_at(frame.bytes(visible), visible.position)
+                .map_err(|e| {
+                    let e = Errno::from_io_error(&e).unwrap_or(Errno::IO);
+                    failed(&path(), "write", e)
+                })?;
+            self.written.fetch_add(length, Ordering::Relaxed);
+            self.extraction.host.progress.advance(length);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+//! What a walk did not take, or an extraction did not make again: counted by what it is, with the first examples.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+/// Examples that are kept.
+const EXAMPLES: usize = 1000;
+
+/// What of an entry was left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// All of it.
+    Entry,
+    /// What lies in the directory.
+    Content,
+    /// Owner and group.
+    Owner,
+    /// Permissions, or the bits setuid and setgid.
+    Mode,
+    /// An extended attribute or an ACL.
+    Xattr,
+    /// The time of modification.
+    Time,
+    /// A tag of a newer version.
+    Tag,
+}
+
+/// One thing that was left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// The entry.
+    pub path: Vec<u8>,
+    /// What of it.
+    pub part: Part,
+    /// Why.
+    pub why: String,
+}
+
+/// All that was left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    counts: BTreeMap<Part, u64>,
+    examples: Vec<Example>,
+}
+
+impl LeftOut {
+    /// Counts one thing.
+    pub fn add(&mut self, path: &[u8], part: Part, why: impl Display) {
+        *self.counts.entry(part).or_default() += 1;
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(Example {
+                path: path.to_vec(),
+                part,
+                why: why.to_string(),
+            });
+        }
+    }
+
+    /// Adds what another thread left out.
+    pub fn merge(&mut self, other: LeftOut) {
+        for (part, count) in other.counts {
+            *self.counts.entry(part).or_default() += count;
+        }
+        self.examples.extend(other.examples);
+        self.examples.truncate(EXAMPLES);
+    }
+
+    /// How much of one part was left out.
+    pub fn count(&self, part: Part) -> u64 {
+        self.counts.get(&part).copied().unwrap_or(0)
+    }
+
+    /// How much was left out in all.
+    pub fn total(&self) -> u64 {
+        self.counts.values().sum()
+    }
+
+    /// The first thousand.
+    pub fn examples(&self) -> &[Example] {
+        &self.examples
+    }
+}

@@ -1,0 +1,13 @@
+//! Real directories on Linux: taken into a snapshot ([`walk`]) and made again from one ([`extract`]).
+//!
+//! Every entry is reached from a directory that is held open; no symbolic link is followed. What could not be taken or made again is
+//! counted and named ([`left_out`]), never passed over in silence.
+
+pub mod beneath;
+pub mod extract;
+pub mod left_out;
+mod names;
+mod status;
+#[cfg(test)]
+mod tests;
+pub mod walk;
