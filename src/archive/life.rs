@@ -600,7 +600,7 @@ fn is_own(
     Ok(mark.is_none_or(|mark| mark == own) || !is_sound(what, name))
 }
 
-/// Looks at the segment after, where that costs no request: one that another server wrote stays stored, and no reader joins it.
+/// Looks at the segment after once more, where that costs no request: one that another server stored meanwhile stays, and no reader joins it.
 pub(super) fn check_after(
     what: &Push<'_>,
     checked: &Checked,
@@ -635,7 +635,11 @@ pub(super) fn require_after(what: &Push<'_>, checked: &Checked, link: &Link) -> 
 }
 
 /// The stored segment after, where its link says that it continues another one.
-fn other_after(what: &Push<'_>, checked: &Checked, link: &Link) -> Result<Option<SegmentName>> {
+pub(super) fn other_after(
+    what: &Push<'_>,
+    checked: &Checked,
+    link: &Link,
+) -> Result<Option<SegmentName>> {
     let next = checked.segment.next(checked.wal.segment_size);
     let (Some(own), Some(next)) = (link.own, next) else {
         return Ok(None);
