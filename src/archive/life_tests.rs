@@ -200,7 +200,7 @@ fn a_hole_before_a_segment_is_warned_of_unless_that_segment_is_on_its_way() {
 }
 
 #[test]
-fn a_segment_that_the_archived_one_after_does_not_continue_is_refused() {
+fn l20_a_segment_that_the_archived_one_after_does_not_continue_is_refused() {
     let bench = Bench::new();
     let (one, other) = (bench.life("one", 1), bench.life("other", 2));
     other.push(&bench.repository(), 2).unwrap();
@@ -252,6 +252,10 @@ fn a_segment_that_is_brought_in_later_is_one_that_the_archived_one_continues() {
     let key = bench.layout().segment(other.name(2));
     assert!(repository.store().head(&key).unwrap().is_none());
     assert!(backfill(&one, 2).unwrap().1.is_empty());
+    // In a hole of several segments the last one speaks for all.
+    let error = backfill(&other, 1).err().unwrap();
+    assert!(error.to_string().contains("does not continue"), "{error}");
+    assert!(backfill(&one, 1).unwrap().1.is_empty());
     // On the other side, too.
     refused(backfill(&other, 4));
     backfill(&one, 4).unwrap();

@@ -513,8 +513,9 @@ fn check_header(
     let layout = ClusterLayout::new(what.cluster, wal.system_identifier)?;
     let registration = what.repository.require(&layout)?;
     check_sizes(&registration, &wal)?;
-    // In an object store they are read where the segment does not simply go on.
-    let layout = match what.repository.store().is_remote() && !is_partial {
+    // In an object store a process that archives one file reads them where the segment does not simply go on.
+    let is_alone = !what.beside_others && !is_partial;
+    let layout = match what.repository.store().is_remote() && is_alone {
         true => what.repository.known_lives(&layout).unwrap_or(layout),
         false => what.repository.recent_lives(&layout)?,
     };
@@ -655,7 +656,7 @@ fn store_wal(
             }
             warning = before?.warning();
             if what.is_backfill && !checked.is_partial {
-                life::require_after(what, checked, &link)?;
+                life::require_after(what, source, checked, &link)?;
             }
             if !checked.is_partial
                 && let Some(why) = beside_other(what, source, checked, (&index, &link))?

@@ -542,6 +542,59 @@ fn l13_two_repositories_that_hold_two_lives_are_not_joined(major: u32) {
 }
 per_major!(l13_two_repositories_that_hold_two_lives_are_not_joined, v13 v15 v18);
 
+/// Rows L13 and H03: when the two sides see one another again, both servers are refused by the other's repository. The one that is the cluster brings
+/// its segments to both, gets the fork, and goes on; the other life stays restorable.
+fn h03_l13_after_a_split_brain_one_server_gets_both_repositories(major: u32) {
+    let mut split = Split::new(major);
+    split.two.production.start();
+    split.two.clone.start();
+    let first = split.go_on();
+    split.go_on();
+    split.backup(&split.two.clone, "second");
+    let (production, clone) = (&split.two.production, &split.two.clone);
+    let archive = split.two.site.archive().arg("%p").shell();
+    for cluster in [production, clone] {
+        cluster.alter_system("archive_command", &archive);
+        cluster.reload();
+        write(
+            cluster,
+            if std::ptr::eq(cluster, production) {
+                "prod"
+            } else {
+                "fake"
+            },
+        );
+        cluster.switch_wal();
+        cluster.wait_log("archive command failed with exit code 20");
+    }
+    let site = &split.two.site;
+    let backfill = site.pitr().args(["wal", "backfill", "--from"]);
+    let run = backfill.arg(production.pgdata().join("pg_wal")).run();
+    println!("{run}");
+    let shown = site.pitr().args(["wal", "conflicts"]).run();
+    println!("{shown}");
+    let refused = conflicts(site);
+    let copies = refused["conflicts"].as_array().unwrap();
+    println!("{refused:#} {first}");
+    let path = production.pgdata().join("pg_wal").join(&first);
+    let own = blake3::hash(&std::fs::read(path).unwrap())
+        .to_hex()
+        .to_string();
+    let copy = copies
+        .iter()
+        .find(|c| c["hash"] == *own)
+        .expect("production's is kept");
+    let copy = copy["copy"].as_str().unwrap();
+    let resolve = ["wal", "resolve", &first, "--keep", copy, "--confirm"];
+    let run = site.pitr().args(resolve).run();
+    println!("{run}");
+    production.archive_now();
+    clone.wait_log("the segment before");
+    let (found, run) = split.restored(&[]);
+    assert_eq!(found, "before 100, prod 300", "{run}");
+}
+per_major!(h03_l13_after_a_split_brain_one_server_gets_both_repositories, v13 v18);
+
 /// Row L13: no segment lies in both that differs, for the second repository lacks the clone's first ones. The links tell.
 fn l13_wal_that_does_not_continue_what_is_stored_is_not_copied(major: u32) {
     let mut split = Split::new(major);
