@@ -550,7 +550,6 @@ fn h03_l13_after_a_split_brain_one_server_gets_both_repositories(major: u32) {
     split.two.clone.start();
     let first = split.go_on();
     split.go_on();
-    split.backup(&split.two.clone, "second");
     let (production, clone) = (&split.two.production, &split.two.clone);
     let archive = split.two.site.archive().arg("%p").shell();
     for cluster in [production, clone] {
@@ -568,30 +567,39 @@ fn h03_l13_after_a_split_brain_one_server_gets_both_repositories(major: u32) {
         cluster.wait_log("archive command failed with exit code 20");
     }
     let site = &split.two.site;
+    // The first segment was archived in the own repository alone: the other one has to refuse it before it can be named there.
     let backfill = site.pitr().args(["wal", "backfill", "--from"]);
-    let run = backfill.arg(production.pgdata().join("pg_wal")).run();
-    println!("{run}");
-    let shown = site.pitr().args(["wal", "conflicts"]).run();
-    println!("{shown}");
-    let refused = conflicts(site);
-    let copies = refused["conflicts"].as_array().unwrap();
-    println!("{refused:#} {first}");
-    let path = production.pgdata().join("pg_wal").join(&first);
-    let own = blake3::hash(&std::fs::read(path).unwrap())
-        .to_hex()
-        .to_string();
-    let copy = copies
-        .iter()
-        .find(|c| c["hash"] == *own)
-        .expect("production's is kept");
-    let copy = copy["copy"].as_str().unwrap();
+    let wal = production.pgdata().join("pg_wal");
+    backfill.arg(&wal).run().expect_code(1);
+    let own = blake3::hash(&std::fs::read(wal.join(&first)).unwrap()).to_hex();
+    let shown = ["wal", "conflicts", "--json", "--repository", "second"];
+    let shown = site.pitr().args(shown).run().json();
+    let copies = shown["conflicts"].as_array().unwrap();
+    let copy = copies.iter().find(|c| c["hash"] == own.as_str());
+    let copy = copy.expect("production's is kept")["copy"]
+        .as_str()
+        .unwrap();
     let resolve = ["wal", "resolve", &first, "--keep", copy, "--confirm"];
-    let run = site.pitr().args(resolve).run();
-    println!("{run}");
-    production.archive_now();
-    clone.wait_log("the segment before");
+    site.pitr().args(resolve).run().success();
+    let next = production.query_one_string("select last_archived_wal from pg_stat_archiver");
+    write(production, "prod");
+    production.switch_wal();
+    // The repository that got the fork lacks what production archived in the other one alone.
+    site.pitr()
+        .args(["wal", "backfill", "--from"])
+        .arg(&wal)
+        .run();
+    let archived = "select last_archived_wal from pg_stat_archiver";
+    wait_until(PATIENCE, "production archives again", || {
+        production.query_one_string(archived) > next
+    });
     let (found, run) = split.restored(&[]);
-    assert_eq!(found, "before 100, prod 300", "{run}");
+    assert_eq!(found, "before 100, prod 400", "{run}");
+    let (found, run) = split.restored(&["--repository", "second"]);
+    assert_eq!(found, "before 100, prod 400", "{run}");
+    let as_stored = ["--repository", "second", "--as-stored"];
+    let (found, run) = split.restored(&as_stored);
+    assert_eq!(found, "before 100, fake 200", "{run}");
 }
 per_major!(h03_l13_after_a_split_brain_one_server_gets_both_repositories, v13 v18);
 
