@@ -14,7 +14,7 @@ use pitr::pg::timeline::TimelineId;
 use pitr::repo::id::{BackupId, PartName};
 use pitr::repo::layout::ClusterLayout;
 use pitr::repo::scope::is_scope_name;
-use pitr::snapshot::filekey::{FileKey, Naming, split_entry};
+use pitr::snapshot::filekey::{ClusterNaming, FileKey, Naming, split_entry};
 use pitr::store::Key;
 use pitr_fuzz::{Input, SYSTEM_IDENTIFIER, within};
 
@@ -24,13 +24,15 @@ fuzz_target!(|data: &[u8]| within(CEILING, || run(data)));
 
 fn run(data: &[u8]) {
     let mut input = Input::new(data);
-    let naming = Naming {
+    let cluster = ClusterNaming {
         major: input.major().number(),
         catalog_version: 202_406_281,
     };
     let (bits, at) = (input.choice(11), Lsn(input.u64()));
     let size = SegmentSize::new(1 << (20 + bits)).unwrap();
-    paths(input.rest(), &naming);
+    for naming in [Naming::Cluster(cluster), Naming::Tree] {
+        paths(input.rest(), naming);
+    }
     arithmetic(at, size);
     let Ok(text) = std::str::from_utf8(input.rest()) else {
         return;
@@ -80,14 +82,16 @@ fn exact<T: FromStr<Err: Debug> + Display + PartialEq + Debug>(text: &str) -> Op
     Some(read)
 }
 
-fn paths(path: &[u8], naming: &Naming) {
+fn paths(path: &[u8], naming: Naming) {
     if let Ok(key) = FileKey::from_path(path, naming) {
         assert_eq!(key.path(naming), path);
         assert_eq!(FileKey::decode(key.as_bytes(), naming).unwrap(), key);
         let (file, _) = split_entry(&key.extents_entry(8192), naming).unwrap();
         assert_eq!(file, key);
     }
-    if let Ok(key) = FileKey::decode(path, naming) {
+    if let Ok(key) = FileKey::decode(path, naming)
+        && !key.is_attachment()
+    {
         assert_eq!(FileKey::from_path(&key.path(naming), naming).unwrap(), key);
     }
     let _ = split_entry(path, naming);

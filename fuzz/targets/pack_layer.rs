@@ -1,4 +1,4 @@
-//! Packs, frames, layers, entries and pieces: whatever they hold, reading ends with a value or an error, and what is written is read the
+//! Packs, frames, layers, entries, nodes and pieces: whatever they hold, reading ends with a value or an error, and what is written is read the
 //! same.
 
 #![no_main]
@@ -6,32 +6,34 @@
 use libfuzzer_sys::fuzz_target;
 use pitr::repo::id::PartName;
 use pitr::repo::scope::Tag;
-use pitr::snapshot::filekey::{FileKey, Naming, Part};
+use pitr::snapshot::filekey::{ClusterNaming, FileKey, Naming, Part};
 use pitr::snapshot::frame::{self, Extent, FrameCodec, FrameEntry, PackedFrame, Packer};
 use pitr::snapshot::layer::{EntryKind, Layer, LayerWriter, Metadata};
+use pitr::snapshot::node::Node;
 use pitr::snapshot::pack::{self, PackReader, PackWriter};
 use pitr::snapshot::piece::{self, Piece, Source};
 use pitr_fuzz::{Input, Memory, PART, SYSTEM_IDENTIFIER, within};
 
 const CEILING: usize = 100 << 20;
-const NAMING: Naming = Naming {
+const NAMING: Naming = Naming::Cluster(ClusterNaming {
     major: 17,
     catalog_version: 202_406_281,
-};
+});
 const PACK_TRAILER: usize = 64;
 
 fuzz_target!(|data: &[u8]| within(CEILING, || run(data)));
 
 fn run(data: &[u8]) {
     let mut input = Input::new(data);
-    match input.choice(7) {
+    match input.choice(8) {
         0 => read_pack(input.rest()),
         1 => packed_and_changed(&mut input),
         2 => one_frame(&mut input),
         3 => layer_of_index(&mut input),
         4 => layer_of_entries(&mut input),
         5 => pieces(&mut input),
-        _ => pieces_made(&mut input),
+        6 => pieces_made(&mut input),
+        _ => node(input.rest()),
     }
 }
 
@@ -113,7 +115,7 @@ fn extents(input: &mut Input<'_>) -> (Vec<Extent>, Vec<u8>) {
             raw.resize(raw.len().next_multiple_of(8192), 7);
         }
         let position = u64::from(input.u16()) * 8192;
-        let Ok(file) = FileKey::from_path(path, &NAMING) else {
+        let Ok(file) = FileKey::from_path(path, NAMING) else {
             continue;
         };
         let Ok(length @ 1..) = u32::try_from(raw.len()) else {
@@ -266,8 +268,10 @@ fn read_layer(bytes: &[u8], hash: &[u8; 32]) -> Option<Vec<pitr::snapshot::layer
         "keys ascend"
     );
     for entry in &entries {
-        if let Ok((_, place)) = entry.split(&NAMING) {
-            read_value(entry.kind, place, &entry.value, layer.packs().len());
+        for naming in [NAMING, Naming::Tree] {
+            if let Ok((_, place)) = entry.split(&naming) {
+                read_value(entry.kind, place, &entry.value, layer.packs().len());
+            }
         }
     }
     sound.then_some(entries)
@@ -279,7 +283,13 @@ fn read_value(kind: EntryKind, place: Part, value: &[u8], packs: usize) {
         assert_eq!(Metadata::decode(kind, &encoded).unwrap(), metadata);
     }
     if let Part::Extents(position) = place {
-        let _ = piece::decode(position, value, packs);
+        let _ = piece::decode(position, value, packs, true);
+    }
+}
+
+fn node(value: &[u8]) {
+    if let Ok(node) = Node::decode(value) {
+        assert_eq!(Node::decode(&node.encode()).unwrap(), node);
     }
 }
 
@@ -289,13 +299,13 @@ fn layer_of_entries(input: &mut Input<'_>) {
     while !input.is_empty() {
         let key = match input.choice(3) {
             0 => input.piece().to_vec(),
-            shape => match FileKey::from_path(input.piece(), &NAMING) {
+            shape => match FileKey::from_path(input.piece(), NAMING) {
                 Ok(file) if shape == 1 => file.metadata_entry(),
                 Ok(file) => file.extents_entry(input.u64()),
                 Err(_) => continue,
             },
         };
-        let number = [1, 2, 3, 5][usize::from(input.choice(4))];
+        let number = [1, 2, 3, 4, 5, 7, 8][usize::from(input.choice(7))];
         let kind = EntryKind::from_number(number).unwrap();
         entries.push((key, kind, input.piece()));
     }
@@ -319,7 +329,7 @@ fn layer_of_entries(input: &mut Input<'_>) {
 
 fn pieces(input: &mut Input<'_>) {
     let (position, packs) = (input.u64(), usize::from(input.u8()));
-    if let Ok(pieces) = piece::decode(position, input.rest(), packs) {
+    if let Ok(pieces) = piece::decode(position, input.rest(), packs, true) {
         let mut at = position;
         for piece in &pieces {
             assert!(piece.position >= at && piece.length > 0);
@@ -328,8 +338,11 @@ fn pieces(input: &mut Input<'_>) {
                 .checked_add(piece.length)
                 .expect("no overflow");
         }
-        let encoded = piece::encode(position, &pieces);
-        assert_eq!(piece::decode(position, &encoded, packs).unwrap(), pieces);
+        for has_pages in [false, true] {
+            let encoded = piece::encode(position, &pieces, has_pages);
+            let decoded = piece::decode(position, &encoded, packs, has_pages);
+            assert_eq!(decoded.unwrap(), pieces);
+        }
     }
 }
 
@@ -359,7 +372,7 @@ fn pieces_made(input: &mut Input<'_>) {
     }
     // An entry without pieces is never written.
     if !pieces.is_empty() {
-        let encoded = piece::encode(start, &pieces);
-        assert_eq!(piece::decode(start, &encoded, 3).unwrap(), pieces);
+        let encoded = piece::encode(start, &pieces, true);
+        assert_eq!(piece::decode(start, &encoded, 3, true).unwrap(), pieces);
     }
 }

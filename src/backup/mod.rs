@@ -34,7 +34,7 @@ use crate::repo::repository::Repository;
 use crate::repo::root::cluster::{Method, Tablespace};
 use crate::repo::root::outline::Outline;
 use crate::repo::root::{BackupKind, BackupRoot, ClusterContent, Head, Map};
-use crate::snapshot::filekey::Naming;
+use crate::snapshot::filekey::ClusterNaming;
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::writer::{self, SnapshotWriter, Written};
 use crate::store::{Published, Store};
@@ -420,9 +420,9 @@ impl Backup<'_> {
     ) -> Result<(Produced, Written, Option<Listener>)> {
         let store = self.repository.store();
         let host = self.host;
-        let naming = Naming {
+        let naming = ClusterNaming {
             major: self.facts.major.number(),
-            catalog_version: self.facts.major.version().catalog_version,
+            catalog_version: self.facts.catalog_version,
         };
         let id = claim.id().clone();
         let mut options =
@@ -498,7 +498,9 @@ impl Backup<'_> {
                 control.wal_block_size
             ));
         }
-        if control.wal_segment_size != self.facts.segment_size || control.major != self.facts.major
+        if control.wal_segment_size != self.facts.segment_size
+            || control.major != self.facts.major
+            || control.catalog_version != self.facts.catalog_version
         {
             return disagree("pg_control and the server's settings disagree".into());
         }

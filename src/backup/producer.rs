@@ -13,7 +13,7 @@ use crate::pg::label::BackupLabel;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::root::cluster::{DamagedPage, Method};
-use crate::snapshot::filekey::Naming;
+use crate::snapshot::filekey::ClusterNaming;
 use crate::snapshot::writer::SnapshotWriter;
 use crate::store::Store;
 use crate::wire::basebackup::{BackupEnd, BackupStart, BaseBackupOptions};
@@ -53,7 +53,7 @@ pub struct Work<'w, 'scope, 'env> {
     /// Takes the files.
     pub writer: &'w SnapshotWriter<'scope>,
     /// How tablespaces name their directories.
-    pub naming: Naming,
+    pub naming: ClusterNaming,
     /// The server.
     pub facts: &'w ServerFacts,
     /// The operator's wishes.

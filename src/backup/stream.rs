@@ -17,7 +17,7 @@ use crate::pg::manifest::ManifestEnd;
 use crate::progress::Progress;
 use crate::repo::container::{Codec, ContainerWriter, Identity, Kind};
 use crate::repo::root::cluster::Method;
-use crate::snapshot::filekey::{FileKey, Naming};
+use crate::snapshot::filekey::{ClusterNaming, FileKey};
 use crate::snapshot::sink::FileSink;
 use crate::store::NewObject;
 use crate::wire::basebackup::{BackupEnd, BackupEvent, BackupStart};
@@ -89,7 +89,7 @@ impl ReceivedManifest {
 struct Receiver<'r, 'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
     sink: FileSink<'scope>,
-    naming: Naming,
+    naming: ClusterNaming,
     progress: &'r dyn Progress,
     start: Option<BackupStart>,
     seen: Option<Seen>,
@@ -103,6 +103,8 @@ struct Receiver<'r, 'scope, 'env> {
 /// A file on its way.
 struct Arriving {
     path: Vec<u8>,
+    mode: u32,
+    mtime: i64,
     crc: u32,
     kept: Option<Vec<u8>>,
 }
@@ -124,7 +126,7 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
     fn new(
         scope: &'scope Scope<'scope, 'env>,
         sink: FileSink<'scope>,
-        naming: Naming,
+        naming: ClusterNaming,
         scratch: &Path,
         progress: &'r dyn Progress,
         manifest_object: Box<dyn NewObject>,
@@ -181,9 +183,11 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
                 self.file = Some(Arriving {
                     kept: (keep && size <= KEPT_BYTES).then(Vec::new),
                     path: entry.path,
+                    mode: entry.mode,
+                    mtime: entry.mtime,
                     crc: 0,
                 });
-                self.sink.begin(key, entry.mode, entry.mtime)
+                self.sink.begin(key)
             }
         }
     }
@@ -203,10 +207,10 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
     }
 
     fn entry_end(&mut self) -> Result<()> {
-        let length = self.sink.end()?;
         let (Some(file), Some(seen)) = (self.file.take(), &mut self.seen) else {
             return Err(err!(Server, "a file ended that did not begin"));
         };
+        let length = self.sink.end(file.mode, file.mtime)?;
         seen.add(&file.path, length, file.crc)?;
         match file.path.as_slice() {
             LABEL => self.label = file.kept,

@@ -20,7 +20,7 @@ use super::tree::{Owner, Tree, write_error};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::snapshot::filekey::{FileKey, Naming};
+use crate::snapshot::filekey::{ClusterNaming, FileKey, Naming};
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::{PackOfSnapshot, Snapshot, VisibleFrame};
 use crate::snapshot::spare::is_of_the_object;
@@ -223,7 +223,7 @@ fn tablespace_of(path: &[u8]) -> Option<(u32, Option<&[u8]>)> {
 /// reads has such a name.
 ///
 /// PostgreSQL: src/backend/backup/basebackup.c, `sendTablespace`: a base backup holds `PG_<major>_<catalog version>/` of it and no more.
-fn check_below_tablespace(naming: &Naming, path: &[u8], rest: &[u8]) -> Result<()> {
+fn check_below_tablespace(naming: &ClusterNaming, path: &[u8], rest: &[u8]) -> Result<()> {
     let version = naming.version_directory();
     let mut parts = rest.split(|&b| b == b'/');
     if parts.next() == Some(version.as_bytes()) && parts.all(|part| !part.starts_with(b".")) {
@@ -246,8 +246,8 @@ pub fn survey(snapshot: &Snapshot<'_>) -> Result<Survey> {
     for item in snapshot.items() {
         let item = item?;
         let (oid, rest) = tablespace_of(&item.path).unwrap_or_default();
-        if let Some(rest) = rest {
-            check_below_tablespace(snapshot.naming(), &item.path, rest)?;
+        if let (Some(rest), Naming::Cluster(naming)) = (rest, snapshot.naming()) {
+            check_below_tablespace(naming, &item.path, rest)?;
         }
         match item.metadata {
             Metadata::File { mode, length, .. } => {
@@ -284,7 +284,8 @@ pub fn survey(snapshot: &Snapshot<'_>) -> Result<Survey> {
                     survey.links.push(shown);
                 }
             }
-            Metadata::Symlink { .. } => {}
+            // Nodes do not stand in a cluster: the reader refuses them.
+            Metadata::Symlink { .. } | Metadata::Node(_) => {}
         }
         *survey.need.files.entry(oid).or_default() += 1;
     }

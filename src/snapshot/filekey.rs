@@ -1,17 +1,20 @@
-//! Paths of files as sortable keys, and back (format, section 8.2).
+//! Paths of files as sortable keys, and back (format, sections 8.2 and 16.2).
 //!
-//! Segments of relations become fixed-length binary keys that sort by tablespace, database, relation, fork and segment;
+//! In a cluster, segments of relations become fixed-length binary keys that sort by tablespace, database, relation, fork and segment;
 //! everything else keeps its path. A path becomes a relation key only when its derived path reproduces it exactly, so that every file
-//! has one key and every key one path.
+//! has one key and every key one path. In a tree every key is a path, and the root directory is the empty one.
 
 use std::fmt;
 
 use crate::err;
 use crate::error::Result;
 use crate::pg::manifest::is_safe_relative_path;
+use crate::repo::root::ClusterContent;
 
 /// Longest path in bytes (format, section 13).
 pub const PATH_LIMIT_BYTES: usize = 4096;
+/// Longest name of an attachment in bytes.
+const ATTACHMENT_LIMIT_BYTES: usize = 4160;
 
 /// The tablespace `base`.
 const DEFAULT_TABLESPACE: u32 = 1663;
@@ -19,18 +22,57 @@ const DEFAULT_TABLESPACE: u32 = 1663;
 const GLOBAL_TABLESPACE: u32 = 1664;
 const RELATION: u8 = 1;
 const PATH: u8 = 2;
+const ATTACHMENT: u8 = 3;
+const CHUNK: u8 = 4;
 const RELATION_LENGTH: usize = 18;
+
+/// How keys and paths lead to one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Naming {
+    /// Relations and paths of a data directory.
+    Cluster(ClusterNaming),
+    /// Paths of any directory, and attachments.
+    Tree,
+}
+
+impl Naming {
+    /// Whether positions and lengths of extents may count pages.
+    pub fn has_pages(self) -> bool {
+        matches!(self, Naming::Cluster(_))
+    }
+}
+
+impl From<&Naming> for Naming {
+    fn from(naming: &Naming) -> Naming {
+        *naming
+    }
+}
+
+impl From<&ClusterNaming> for Naming {
+    fn from(naming: &ClusterNaming) -> Naming {
+        Naming::Cluster(*naming)
+    }
+}
 
 /// What names of directories inside tablespaces depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Naming {
+pub struct ClusterNaming {
     /// PostgreSQL's major.
     pub major: u32,
     /// `catalog_version_no`.
     pub catalog_version: u32,
 }
 
-impl Naming {
+impl From<&ClusterContent> for ClusterNaming {
+    fn from(content: &ClusterContent) -> ClusterNaming {
+        ClusterNaming {
+            major: content.major,
+            catalog_version: content.catalog_version,
+        }
+    }
+}
+
+impl ClusterNaming {
     /// The directory of the server's version in each tablespace.
     pub fn version_directory(&self) -> String {
         format!("PG_{}_{}", self.major, self.catalog_version)
@@ -90,7 +132,7 @@ pub struct RelationFile {
 
 impl RelationFile {
     /// The path relative to the data directory.
-    pub fn path(&self, naming: &Naming) -> String {
+    pub fn path(&self, naming: &ClusterNaming) -> String {
         let directory = match self.tablespace {
             GLOBAL_TABLESPACE => "global".to_owned(),
             DEFAULT_TABLESPACE => format!("base/{}", self.database),
@@ -108,7 +150,7 @@ impl RelationFile {
     }
 
     /// Reads a path; `None` when it is not that of a relation's segment.
-    pub fn from_path(path: &[u8], naming: &Naming) -> Option<RelationFile> {
+    pub fn from_path(path: &[u8], naming: &ClusterNaming) -> Option<RelationFile> {
         let path = std::str::from_utf8(path).ok()?;
         let (directory, name) = path.rsplit_once('/')?;
         let (tablespace, database) = match directory.split_once('/') {
@@ -187,26 +229,50 @@ fn number(text: &str) -> Option<u32> {
 pub struct FileKey(Box<[u8]>);
 
 impl FileKey {
-    /// The key of a path relative to the data directory.
+    /// The key of a path relative to the data directory, or to the root of a tree, which is the empty path.
     ///
     /// # Errors
-    /// `Damaged` when the path leaves the data directory, is empty or too long.
-    pub fn from_path(path: &[u8], naming: &Naming) -> Result<FileKey> {
-        if !is_safe_relative_path(path) || path.len() > PATH_LIMIT_BYTES {
+    /// `Damaged` when the path leads elsewhere, is empty in a cluster, or is too long.
+    pub fn from_path(path: &[u8], naming: impl Into<Naming>) -> Result<FileKey> {
+        let naming = naming.into();
+        let is_root = path.is_empty() && naming == Naming::Tree;
+        if path.len() > PATH_LIMIT_BYTES || !(is_root || is_safe_relative_path(path)) {
             let shown: String = path.escape_ascii().to_string().chars().take(200).collect();
-            return Err(err!(
-                Damaged,
-                "\"{shown}\" is not a path below a data directory"
-            ));
+            let place = match naming {
+                Naming::Cluster(_) => "a data directory",
+                Naming::Tree => "a directory",
+            };
+            return Err(err!(Damaged, "\"{shown}\" is not a path below {place}"));
         }
-        if let Some(file) = RelationFile::from_path(path, naming) {
+        if let Naming::Cluster(cluster) = naming
+            && let Some(file) = RelationFile::from_path(path, &cluster)
+        {
             return Ok(FileKey::of_relation(&file));
         }
-        let mut key = Vec::with_capacity(path.len() + 2);
-        key.push(PATH);
-        key.extend_from_slice(path);
+        Ok(FileKey::tagged(PATH, path))
+    }
+
+    /// The key of an attachment: a file of a backup that belongs to no tree.
+    ///
+    /// # Errors
+    /// `Damaged` for a name that is empty, too long, or has a NUL.
+    pub fn attachment(name: &[u8]) -> Result<FileKey> {
+        if name.is_empty() || name.len() > ATTACHMENT_LIMIT_BYTES || name.contains(&0) {
+            return Err(err!(
+                Damaged,
+                "{} bytes are no name of an attachment",
+                name.len()
+            ));
+        }
+        Ok(FileKey::tagged(ATTACHMENT, name))
+    }
+
+    fn tagged(tag: u8, name: &[u8]) -> FileKey {
+        let mut key = Vec::with_capacity(name.len() + 2);
+        key.push(tag);
+        key.extend_from_slice(name);
         key.push(0);
-        Ok(FileKey(key.into()))
+        FileKey(key.into())
     }
 
     /// The key of a relation's segment file.
@@ -217,17 +283,27 @@ impl FileKey {
     /// Checks that `bytes` are the one key of their path.
     ///
     /// # Errors
-    /// `Damaged` otherwise.
-    pub fn decode(bytes: &[u8], naming: &Naming) -> Result<FileKey> {
+    /// `Damaged` otherwise; `Unsupported` for a chunk.
+    pub fn decode(bytes: &[u8], naming: impl Into<Naming>) -> Result<FileKey> {
+        let naming = naming.into();
         let key = FileKey(bytes.into());
-        let right = match bytes.split_first() {
-            Some((&RELATION, _)) => RelationFile::decode(bytes).is_some_and(|file| {
-                bytes.len() == RELATION_LENGTH
-                    && RelationFile::from_path(file.path(naming).as_bytes(), naming) == Some(file)
-            }),
-            Some((&PATH, rest)) => rest
+        let right = match (naming, bytes.split_first()) {
+            (Naming::Cluster(cluster), Some((&RELATION, _))) => RelationFile::decode(bytes)
+                .is_some_and(|file| {
+                    let path = file.path(&cluster);
+                    bytes.len() == RELATION_LENGTH
+                        && RelationFile::from_path(path.as_bytes(), &cluster) == Some(file)
+                }),
+            (_, Some((&PATH, rest))) => rest
                 .strip_suffix(&[0])
                 .is_some_and(|path| FileKey::from_path(path, naming).is_ok_and(|k| k == key)),
+            (Naming::Tree, Some((&ATTACHMENT, rest))) => rest
+                .strip_suffix(&[0])
+                .is_some_and(|name| FileKey::attachment(name).is_ok()),
+            (Naming::Tree, Some((&CHUNK, _))) => {
+                return Err(err!(Unsupported, "shared chunks are not known")
+                    .hint("Use the version of pitr that wrote the backup, or a newer one."));
+            }
             _ => false,
         };
         if right {
@@ -237,16 +313,21 @@ impl FileKey {
         }
     }
 
-    /// The path relative to the data directory, as the bytes on disk.
-    pub fn path(&self, naming: &Naming) -> Vec<u8> {
-        match self.relation() {
-            Some(file) => file.path(naming).into_bytes(),
-            None => self
+    /// The path relative to the data directory or the root of the tree, as the bytes on disk; of an attachment its name.
+    pub fn path(&self, naming: impl Into<Naming>) -> Vec<u8> {
+        match (self.relation(), naming.into()) {
+            (Some(file), Naming::Cluster(cluster)) => file.path(&cluster).into_bytes(),
+            _ => self
                 .0
                 .get(1..self.0.len().saturating_sub(1))
                 .unwrap_or_default()
                 .to_vec(),
         }
+    }
+
+    /// Whether the file is an attachment, which no restore of a tree writes.
+    pub fn is_attachment(&self) -> bool {
+        self.0.first() == Some(&ATTACHMENT)
     }
 
     /// Which segment of which relation it is; `None` for other files.
@@ -263,6 +344,13 @@ impl FileKey {
     pub fn metadata_entry(&self) -> Vec<u8> {
         let mut key = self.0.to_vec();
         key.push(Part::METADATA);
+        key
+    }
+
+    /// Key of the entry that hides older layers.
+    pub fn limit_entry(&self) -> Vec<u8> {
+        let mut key = self.0.to_vec();
+        key.push(Part::LIMIT);
         key
     }
 
@@ -302,14 +390,14 @@ impl Part {
 ///
 /// # Errors
 /// `Damaged` when it is none.
-pub fn split_entry(key: &[u8], naming: &Naming) -> Result<(FileKey, Part)> {
+pub fn split_entry(key: &[u8], naming: impl Into<Naming>) -> Result<(FileKey, Part)> {
     let damaged = || {
         let shown: String = key.escape_ascii().to_string().chars().take(200).collect();
         err!(Damaged, "\"{shown}\" is not the key of an entry")
     };
     let length = match key.first() {
         Some(&RELATION) => RELATION_LENGTH,
-        Some(&PATH) => key.iter().position(|&b| b == 0).ok_or_else(damaged)? + 1,
+        Some(&(PATH | ATTACHMENT)) => key.iter().position(|&b| b == 0).ok_or_else(damaged)? + 1,
         _ => return Err(damaged()),
     };
     let (file, part) = key.split_at_checked(length).ok_or_else(damaged)?;
@@ -329,15 +417,16 @@ pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    pub(in crate::snapshot) const NAMING: Naming = Naming {
+    pub(in crate::snapshot) const CLUSTER: ClusterNaming = ClusterNaming {
         major: 15,
         catalog_version: 202_209_061,
     };
+    pub(in crate::snapshot) const NAMING: Naming = Naming::Cluster(CLUSTER);
 
     fn relation(path: &str) -> Option<RelationFile> {
-        let key = FileKey::from_path(path.as_bytes(), &NAMING).unwrap();
-        assert_eq!(key.path(&NAMING), path.as_bytes());
-        assert_eq!(FileKey::decode(key.as_bytes(), &NAMING).unwrap(), key);
+        let key = FileKey::from_path(path.as_bytes(), NAMING).unwrap();
+        assert_eq!(key.path(NAMING), path.as_bytes());
+        assert_eq!(FileKey::decode(key.as_bytes(), NAMING).unwrap(), key);
         key.relation()
     }
 
@@ -400,25 +489,58 @@ pub(super) mod tests {
             b"a\0b",
             &long,
         ] {
-            assert!(FileKey::from_path(bad, &NAMING).is_err());
+            assert!(FileKey::from_path(bad, NAMING).is_err());
         }
-        assert!(FileKey::from_path(b"caf\xE9/\xFF", &NAMING).is_ok());
+        assert!(FileKey::from_path(b"caf\xE9/\xFF", NAMING).is_ok());
+    }
+
+    #[test]
+    fn keys_of_a_tree_are_paths_and_attachments() {
+        for path in [&b""[..], b"base/1/1234", b"caf\xE9/\xFF", b"a-b"] {
+            let key = FileKey::from_path(path, Naming::Tree).unwrap();
+            assert_eq!(
+                (key.path(Naming::Tree), key.relation()),
+                (path.to_vec(), None)
+            );
+            assert_eq!(FileKey::decode(key.as_bytes(), Naming::Tree).unwrap(), key);
+            let entry = key.limit_entry();
+            assert_eq!(
+                split_entry(&entry, Naming::Tree).unwrap(),
+                (key, Part::Limit)
+            );
+        }
+        let attachment = FileKey::attachment(b"redacted/../x").unwrap();
+        assert!(attachment.is_attachment());
+        let back = split_entry(&attachment.extents_entry(7), Naming::Tree).unwrap();
+        assert_eq!(back, (attachment.clone(), Part::Extents(7)));
+        assert!(FileKey::decode(attachment.as_bytes(), NAMING).is_err());
+        for name in [&b""[..], b"a\0b", &[b'x'; 4161]] {
+            assert!(FileKey::attachment(name).is_err());
+        }
+        let relation = FileKey::from_path(b"base/1/2", NAMING).unwrap();
+        assert!(FileKey::decode(relation.as_bytes(), Naming::Tree).is_err());
+        for bad in [&b"\x02a/../b\0"[..], b"\x02/\0", b"\x03\0", b"\x05a\0"] {
+            let refused = FileKey::decode(bad, Naming::Tree).unwrap_err();
+            assert_eq!(refused.code(), crate::error::Code::Damaged);
+        }
+        let chunk = FileKey::decode(&[4; 34], Naming::Tree).unwrap_err();
+        assert_eq!(chunk.code(), crate::error::Code::Unsupported);
     }
 
     #[test]
     fn a_file_has_one_key() {
-        assert!(FileKey::decode(b"\x02base/1/1234\0", &NAMING).is_err());
-        assert!(FileKey::decode(b"\x02a\0\0", &NAMING).is_err());
-        assert!(FileKey::decode(b"\x03a\0", &NAMING).is_err());
-        assert!(FileKey::decode(b"", &NAMING).is_err());
-        let mut key = FileKey::from_path(b"base/1/2", &NAMING).unwrap().0.to_vec();
+        assert!(FileKey::decode(b"\x02base/1/1234\0", NAMING).is_err());
+        assert!(FileKey::decode(b"\x02a\0\0", NAMING).is_err());
+        assert!(FileKey::decode(b"\x03a\0", NAMING).is_err());
+        assert!(FileKey::decode(b"", NAMING).is_err());
+        let mut key = FileKey::from_path(b"base/1/2", NAMING).unwrap().0.to_vec();
         for fork in 0..=255 {
             key[13] = fork;
-            assert_eq!(FileKey::decode(&key, &NAMING).is_ok(), fork < 4);
+            assert_eq!(FileKey::decode(&key, NAMING).is_ok(), fork < 4);
         }
         key[13] = 0;
         key.push(0);
-        assert!(FileKey::decode(&key, &NAMING).is_err());
+        assert!(FileKey::decode(&key, NAMING).is_err());
     }
 
     #[test]
@@ -436,7 +558,7 @@ pub(super) mod tests {
             "a-b",
         ]
         .iter()
-        .map(|p| FileKey::from_path(p.as_bytes(), &NAMING).unwrap())
+        .map(|p| FileKey::from_path(p.as_bytes(), NAMING).unwrap())
         .collect();
         let mut entries = Vec::new();
         for key in &keys[..9] {
@@ -469,22 +591,22 @@ pub(super) mod tests {
     proptest! {
         #[test]
         fn paths_and_entry_keys_come_back(path in any_path(), position in any::<u64>()) {
-            let Ok(key) = FileKey::from_path(&path, &NAMING) else {
+            let Ok(key) = FileKey::from_path(&path, NAMING) else {
                 prop_assert!(!is_safe_relative_path(&path));
                 return Ok(());
             };
-            prop_assert_eq!(key.path(&NAMING), path);
+            prop_assert_eq!(key.path(NAMING), path);
             let entry = key.extents_entry(position);
-            prop_assert_eq!(split_entry(&entry, &NAMING).unwrap(), (key.clone(), Part::Extents(position)));
-            prop_assert_eq!(split_entry(&key.metadata_entry(), &NAMING).unwrap(), (key, Part::Metadata));
+            prop_assert_eq!(split_entry(&entry, NAMING).unwrap(), (key.clone(), Part::Extents(position)));
+            prop_assert_eq!(split_entry(&key.metadata_entry(), NAMING).unwrap(), (key, Part::Metadata));
         }
 
         #[test]
         fn any_bytes_are_a_key_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
-            if let Ok(key) = FileKey::decode(&bytes, &NAMING) {
-                prop_assert_eq!(FileKey::from_path(&key.path(&NAMING), &NAMING).unwrap(), key);
+            if let Ok(key) = FileKey::decode(&bytes, NAMING) {
+                prop_assert_eq!(FileKey::from_path(&key.path(NAMING), NAMING).unwrap(), key);
             }
-            let _ = split_entry(&bytes, &NAMING);
+            let _ = split_entry(&bytes, NAMING);
         }
     }
 }

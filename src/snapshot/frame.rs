@@ -357,7 +357,7 @@ pub(super) mod tests {
 
     pub(in crate::snapshot) fn extent(path: &str, position: u64, length: u32) -> Extent {
         Extent {
-            file: FileKey::from_path(path.as_bytes(), &NAMING).unwrap(),
+            file: FileKey::from_path(path.as_bytes(), NAMING).unwrap(),
             position,
             length,
         }

@@ -6,6 +6,7 @@
 use std::io::{self, Write};
 
 use super::filekey::{FileKey, Naming, Part, split_entry};
+use super::node::{Node, NodeKind};
 use super::pack::{HEAD_BYTES, head};
 use crate::err;
 use crate::error::{Error, Result};
@@ -23,7 +24,7 @@ const BLOCK_AIM_BYTES: usize = 32 << 10;
 const BLOCK_LIMIT_BYTES: u64 = 64 << 10;
 const INDEX_LIMIT_BYTES: u64 = 16 << 20;
 const ZSTD_LEVEL: i32 = 3;
-/// Prefix compression could blow up a hostile block or index; honest ones stay far below.
+/// Prefix compression could blow up a hostile block or index; a writer closes its own at half of that.
 const EXPANDED_BLOCK_LIMIT_BYTES: usize = 16 << 20;
 const EXPANDED_INDEX_LIMIT_BYTES: usize = 64 << 20;
 
@@ -36,21 +37,30 @@ pub enum EntryKind {
     Directory = 2,
     /// Target of a symbolic link.
     Symlink = 3,
+    /// Nothing: what older layers have of the file does not count.
+    Gone = 4,
     /// Pieces of a file.
     Extents = 5,
+    /// From where on older layers do not count.
+    Limit = 7,
+    /// Metadata of an entry of a tree.
+    Node = 8,
 }
 
 impl EntryKind {
     /// The kind with this number.
     ///
     /// # Errors
-    /// `Unsupported` for kinds of a newer format, `gone` and `limit` among them.
+    /// `Unsupported` for kinds of a newer format, `chunks` among them.
     pub fn from_number(number: u8) -> Result<EntryKind> {
         [
             EntryKind::File,
             EntryKind::Directory,
             EntryKind::Symlink,
+            EntryKind::Gone,
             EntryKind::Extents,
+            EntryKind::Limit,
+            EntryKind::Node,
         ]
         .into_iter()
         .find(|k| *k as u8 == number)
@@ -60,12 +70,22 @@ impl EntryKind {
         })
     }
 
-    fn fits(self, part: Part) -> bool {
-        match part {
-            Part::Metadata => self != EntryKind::Extents,
-            Part::Limit => false,
-            Part::Extents(_) => self == EntryKind::Extents,
+    fn fits(self, part: Part, naming: &Naming) -> bool {
+        match (part, self) {
+            (Part::Metadata, EntryKind::Gone)
+            | (Part::Limit, EntryKind::Limit)
+            | (Part::Extents(_), EntryKind::Extents) => true,
+            (Part::Metadata, EntryKind::Node) => *naming == Naming::Tree,
+            (Part::Metadata, EntryKind::File | EntryKind::Directory | EntryKind::Symlink) => {
+                *naming != Naming::Tree
+            }
+            _ => false,
         }
+    }
+
+    /// Whether it is the first entry of a file.
+    pub fn is_first(self) -> bool {
+        !matches!(self, EntryKind::Limit | EntryKind::Extents)
     }
 }
 
@@ -93,9 +113,23 @@ pub enum Metadata {
         /// Where it led.
         target: Vec<u8>,
     },
+    /// An entry of a tree.
+    Node(Box<Node>),
 }
 
 impl Metadata {
+    /// The length of a regular file; none of anything else.
+    pub fn file_length(&self) -> Option<u64> {
+        match self {
+            Metadata::File { length, .. } => Some(*length),
+            Metadata::Node(node) => match node.kind {
+                NodeKind::File(length) => Some(length),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Kind and value of the entry.
     pub fn encode(&self) -> (EntryKind, Vec<u8>) {
         let mut out = Vec::new();
@@ -119,6 +153,7 @@ impl Metadata {
                 varint::put_blob(&mut out, target);
                 (EntryKind::Symlink, out)
             }
+            Metadata::Node(node) => (EntryKind::Node, node.encode()),
         }
     }
 
@@ -147,7 +182,8 @@ impl Metadata {
             EntryKind::Symlink => Metadata::Symlink {
                 target: r.blob()?.to_vec(),
             },
-            EntryKind::Extents => return Err(r.damaged()),
+            EntryKind::Node => return Ok(Metadata::Node(Box::new(Node::decode(value)?))),
+            EntryKind::Gone | EntryKind::Limit | EntryKind::Extents => return Err(r.damaged()),
         };
         r.finish()?;
         Ok(metadata)
@@ -174,6 +210,9 @@ pub struct LayerWriter<W: Write> {
     block_first: Vec<u8>,
     last_key: Vec<u8>,
     last_block_first: Vec<u8>,
+    /// Bytes of the block's keys, and of the first keys of all blocks, written out.
+    block_keys_bytes: usize,
+    index_keys_bytes: usize,
     blocks: u64,
     index: Vec<u8>,
     packs: Vec<(PartName, [u8; 32])>,
@@ -195,6 +234,8 @@ impl<W: Write> LayerWriter<W> {
             block_first: Vec::new(),
             last_key: Vec::new(),
             last_block_first: Vec::new(),
+            block_keys_bytes: 0,
+            index_keys_bytes: 0,
             blocks: 0,
             index: Vec::new(),
             packs: Vec::new(),
@@ -224,7 +265,9 @@ impl<W: Write> LayerWriter<W> {
             ));
         }
         let size = key.len() + value.len() + 16;
-        if self.block_entries > 0 && self.block.len() + size > BLOCK_AIM_BYTES {
+        let is_full = self.block.len() + size > BLOCK_AIM_BYTES
+            || self.block_keys_bytes >= EXPANDED_BLOCK_LIMIT_BYTES / 2;
+        if self.block_entries > 0 && is_full {
             self.end_block()?;
         }
         let shared = if self.block_entries == 0 {
@@ -238,9 +281,16 @@ impl<W: Write> LayerWriter<W> {
         self.block.push(kind as u8);
         varint::put_blob(&mut self.block, value);
         self.block_entries += 1;
+        self.block_keys_bytes += key.len();
         self.last_key.clear();
         self.last_key.extend_from_slice(key);
         Ok(())
+    }
+
+    /// Whether the layer should take no further file: its index grows large.
+    pub fn is_full(&self) -> bool {
+        self.index_keys_bytes >= EXPANDED_INDEX_LIMIT_BYTES / 2
+            || self.index.len() as u64 >= INDEX_LIMIT_BYTES / 2
     }
 
     fn end_block(&mut self) -> io::Result<()> {
@@ -269,6 +319,8 @@ impl<W: Write> LayerWriter<W> {
         self.at += stored.len() as u64;
         self.blocks += 1;
         self.block_entries = 0;
+        self.block_keys_bytes = 0;
+        self.index_keys_bytes += self.block_first.len();
         self.last_block_first = std::mem::take(&mut self.block_first);
         Ok(())
     }
@@ -333,7 +385,7 @@ impl Entry {
     /// `Damaged` otherwise.
     pub fn split(&self, naming: &Naming) -> Result<(FileKey, Part)> {
         let (file, part) = split_entry(&self.key, naming)?;
-        if self.kind.fits(part) {
+        if self.kind.fits(part, naming) {
             Ok((file, part))
         } else {
             Err(err!(Damaged, "an entry of {file:?} is of a wrong kind"))
@@ -612,7 +664,7 @@ mod tests {
         let mut writer = LayerWriter::new(Vec::new(), &part(), Tag::cluster(77)).unwrap();
         let mut keys = Vec::new();
         for i in 1..=files {
-            let file = FileKey::from_path(format!("base/5/{i}").as_bytes(), &NAMING).unwrap();
+            let file = FileKey::from_path(format!("base/5/{i}").as_bytes(), NAMING).unwrap();
             let metadata = Metadata::File {
                 mode: 0o600,
                 mtime: -1,

@@ -1,6 +1,8 @@
 //! Cuts the sorted entries of a snapshot into shards, and writes a layer for each.
+//!
+//! A full makes the shards. An incremental keeps those of its prior, and puts a layer upon each that has new entries.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::layer::{EntryKind, LayerWriter, Metadata};
 use super::piece::{self, Piece, Source};
@@ -11,7 +13,7 @@ use crate::repo::id::PartName;
 use crate::repo::root::{LayerRef, Shard};
 use crate::repo::varint::Reader;
 use crate::store::NewObject;
-use crate::text::hex;
+use crate::text::{hex, unhex};
 
 /// A shard ends at the file that follows this many raw bytes.
 const SHARD_BYTES: u64 = 64 << 30;
@@ -21,14 +23,32 @@ pub struct Layers<'a> {
     target: &'a PackTarget<'a>,
     shard_files: u64,
     packs: &'a [FinishedPack],
+    /// The shards of the prior with their first keys; none of a full.
+    prior: Vec<(Vec<u8>, Shard)>,
     open: Option<OpenLayer>,
+    /// The key of the last file that has metadata.
+    file: Vec<u8>,
     shards: Vec<Shard>,
+    layers: u32,
     stored_bytes: u64,
+    used: BTreeSet<usize>,
+}
+
+/// What the finished layers are.
+pub struct LayersWritten {
+    /// Key ranges and their layers.
+    pub shards: Vec<Shard>,
+    /// Stored bytes of the new layers.
+    pub stored_bytes: u64,
+    /// Indexes of the packs that they lead to.
+    pub used: BTreeSet<usize>,
 }
 
 struct OpenLayer {
     part: PartName,
     first_key: Vec<u8>,
+    /// Which shard of the prior it is put upon.
+    shard: usize,
     writer: LayerWriter<Box<dyn NewObject>>,
     /// Index in the layer's list of packs, by index in the list of all packs.
     pack_indexes: HashMap<usize, u32>,
@@ -37,19 +57,33 @@ struct OpenLayer {
 }
 
 impl<'a> Layers<'a> {
-    /// Begins the layers of a snapshot whose packs are durable. A shard takes at most `shard_files` files.
-    pub fn new(target: &'a PackTarget<'a>, shard_files: u64, packs: &'a [FinishedPack]) -> Self {
-        Layers {
+    /// Begins the layers of a snapshot whose packs are durable, upon those of `prior`. A shard takes at most `shard_files` files.
+    ///
+    /// # Errors
+    /// `Damaged` when the first key of a shard cannot be read.
+    pub fn new(
+        target: &'a PackTarget<'a>,
+        shard_files: u64,
+        packs: &'a [FinishedPack],
+        prior: &[Shard],
+    ) -> Result<Self> {
+        let keyed = |shard: &Shard| Some((unhex(&shard.first_key)?, shard.clone()));
+        let keyed: Option<Vec<_>> = prior.iter().map(keyed).collect();
+        Ok(Layers {
             target,
             shard_files,
             packs,
+            prior: keyed.ok_or_else(|| err!(Damaged, "a shard of the prior has no key"))?,
             open: None,
+            file: Vec::new(),
             shards: Vec::new(),
+            layers: 0,
             stored_bytes: 0,
-        }
+            used: BTreeSet::new(),
+        })
     }
 
-    /// Adds an entry; entries come in key order.
+    /// Adds an entry; entries come in key order. Those of a file that was given up are left out: it has no metadata.
     ///
     /// # Errors
     /// `Damaged` when a path came twice; what the store says.
@@ -58,31 +92,42 @@ impl<'a> Layers<'a> {
             .split_first()
             .ok_or_else(|| err!(Internal, "an entry of the map was lost"))?;
         let kind = EntryKind::from_number(kind)?;
-        let is_full = |l: &OpenLayer| l.files >= self.shard_files || l.bytes >= SHARD_BYTES;
-        // A shard begins at a file key, and the metadata is a file's first entry.
-        if kind != EntryKind::Extents && self.open.as_ref().is_some_and(is_full) {
-            self.end_layer()?;
+        if kind.is_first() {
+            // The metadata's key is the file's key and one byte.
+            self.file.clear();
+            let file = key.get(..key.len().saturating_sub(1)).unwrap_or_default();
+            self.file.extend_from_slice(file);
+            if self.open.as_ref().is_some_and(|l| self.ends(l)) {
+                self.end_layer()?;
+            }
+        } else if self.file.is_empty() || !key.starts_with(&self.file) {
+            return Ok(());
         }
         let packs = self.packs;
         let layer = match self.open.take() {
             Some(layer) => layer,
-            None => self.begin_layer(key)?,
+            None => self.begin_layer()?,
         };
         let layer = self.open.insert(layer);
         let resolved;
         let value = if kind == EntryKind::Extents {
             let pieces = resolve(value, packs, layer)?;
             let first = pieces.first().map_or(0, |p| p.position);
-            resolved = piece::encode(first, &pieces);
+            let has_pages = self.target.scope.tag().class == 0;
+            resolved = piece::encode(first, &pieces, has_pages);
             &resolved
         } else {
+            value
+        };
+        if kind.is_first() {
             layer.files += 1;
-            if let Metadata::File { length, .. } = Metadata::decode(kind, value)? {
+            if kind != EntryKind::Gone
+                && let Some(length) = Metadata::decode(kind, value)?.file_length()
+            {
                 layer.bytes += length;
                 layer.writer.count_file(length);
             }
-            value
-        };
+        }
         layer.writer.push(key, kind, value).map_err(|e| {
             if e.kind() == std::io::ErrorKind::InvalidInput {
                 err!(Damaged, "a path came twice: {}", key.escape_ascii())
@@ -92,9 +137,22 @@ impl<'a> Layers<'a> {
         })
     }
 
-    fn begin_layer(&self, key: &[u8]) -> Result<OpenLayer> {
-        let number = u32::try_from(self.shards.len())
-            .map_err(|_| err!(Unsupported, "a backup cannot have more layers"))?;
+    /// Whether the layer ends before the file that comes.
+    fn ends(&self, layer: &OpenLayer) -> bool {
+        match self.prior.get(layer.shard + 1) {
+            Some((next, _)) => *next <= self.file,
+            None if self.prior.is_empty() => {
+                layer.files >= self.shard_files
+                    || layer.bytes >= SHARD_BYTES
+                    || layer.writer.is_full()
+            }
+            None => false,
+        }
+    }
+
+    fn begin_layer(&mut self) -> Result<OpenLayer> {
+        let number = self.layers;
+        self.layers += 1;
         let part = PartName {
             id: self.target.id.clone(),
             number,
@@ -102,18 +160,15 @@ impl<'a> Layers<'a> {
         let object = self.target.store.create(&self.target.scope.layer(&part))?;
         let what = format!("layer \"{part}\"");
         let tag = self.target.scope.tag();
-        // The metadata's key is the file's key and one byte.
-        let first_key = if number == 0 {
-            Vec::new()
-        } else {
-            key.get(..key.len().saturating_sub(1))
-                .unwrap_or_default()
-                .to_vec()
-        };
+        let follows = self.prior.partition_point(|(first, _)| *first <= self.file);
         Ok(OpenLayer {
             writer: written(LayerWriter::new(object, &part, tag), &what)?,
             part,
-            first_key,
+            first_key: match number {
+                0 => Vec::new(),
+                _ => self.file.clone(),
+            },
+            shard: follows.saturating_sub(1),
             pack_indexes: HashMap::new(),
             files: 0,
             bytes: 0,
@@ -128,28 +183,38 @@ impl<'a> Layers<'a> {
         let (object, summary) = written(layer.writer.finish(), &what)?;
         publish(object, &what)?;
         self.stored_bytes += summary.length;
-        self.shards.push(Shard {
-            first_key: hex(&layer.first_key),
-            layers: vec![LayerRef {
-                key: layer.part,
-                offset: 0,
-                length: summary.length,
-                hash: blake3::Hash::from_bytes(summary.hash).to_hex().to_string(),
-            }],
-        });
+        self.used.extend(layer.pack_indexes.into_keys());
+        let reference = LayerRef {
+            key: layer.part,
+            offset: 0,
+            length: summary.length,
+            hash: blake3::Hash::from_bytes(summary.hash).to_hex().to_string(),
+        };
+        match self.prior.get_mut(layer.shard) {
+            Some((_, shard)) => shard.layers.push(reference),
+            None => self.shards.push(Shard {
+                first_key: hex(&layer.first_key),
+                layers: vec![reference],
+            }),
+        }
         Ok(())
     }
 
-    /// Ends the last layer, and returns the shards with the bytes of their layers. A snapshot of nothing has one empty layer.
+    /// Ends the last layer. A full of nothing has one empty layer.
     ///
     /// # Errors
     /// What the store says.
-    pub fn finish(mut self) -> Result<(Vec<Shard>, u64)> {
-        if self.shards.is_empty() && self.open.is_none() {
-            self.open = Some(self.begin_layer(&[])?);
+    pub fn finish(mut self) -> Result<LayersWritten> {
+        if self.layers == 0 && self.prior.is_empty() {
+            self.open = Some(self.begin_layer()?);
         }
         self.end_layer()?;
-        Ok((self.shards, self.stored_bytes))
+        let of_prior = self.prior.into_iter().map(|(_, shard)| shard);
+        Ok(LayersWritten {
+            shards: of_prior.chain(self.shards).collect(),
+            stored_bytes: self.stored_bytes,
+            used: self.used,
+        })
     }
 }
 

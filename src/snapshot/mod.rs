@@ -7,6 +7,10 @@ pub mod filekey;
 pub mod frame;
 pub mod layer;
 mod layers;
+mod merge;
+#[cfg(test)]
+mod merge_tests;
+pub mod node;
 pub mod pack;
 pub mod piece;
 mod pipeline;

@@ -214,7 +214,7 @@ impl PackReader {
         object: Box<dyn Object>,
         part: &PartName,
         tag: Tag,
-        naming: Naming,
+        naming: impl Into<Naming>,
     ) -> Result<PackReader> {
         let size = object.size_bytes();
         let trailer_at = size
@@ -246,7 +246,7 @@ impl PackReader {
             hashes_at: trailer.hashes_at,
             hashes_crc: trailer.hashes_crc,
             hash: blake3::hash(&end).into(),
-            naming,
+            naming: naming.into(),
         })
     }
 

@@ -34,10 +34,11 @@ pub struct Piece {
     pub source: Source,
 }
 
-/// Encodes the pieces of one entry, ascending and disjoint, from the key's `position` on.
-pub fn encode(position: u64, pieces: &[Piece]) -> Vec<u8> {
+/// Encodes the pieces of one entry, ascending and disjoint, from the key's `position` on; in units of pages where `has_pages` and all fit.
+pub fn encode(position: u64, pieces: &[Piece], has_pages: bool) -> Vec<u8> {
     let page = PAGE_BYTES as u64;
-    let in_pages = position.is_multiple_of(page)
+    let in_pages = has_pages
+        && position.is_multiple_of(page)
         && pieces
             .iter()
             .all(|p| p.position.is_multiple_of(page) && p.length.is_multiple_of(page));
@@ -102,12 +103,12 @@ fn continued(piece: &Piece) -> Option<Source> {
 /// Decodes what [`encode`] wrote; `packs` is the length of the layer's list of packs.
 ///
 /// # Errors
-/// `Damaged` when pieces are empty, overlap, overflow, or name a pack that is not listed or bytes no frame can have.
-pub fn decode(position: u64, value: &[u8], packs: usize) -> Result<Vec<Piece>> {
+/// `Damaged` when pieces count pages without `has_pages`, are empty, overlap, overflow, or name a pack that is not listed or bytes no frame can have.
+pub fn decode(position: u64, value: &[u8], packs: usize, has_pages: bool) -> Result<Vec<Piece>> {
     let mut r = Reader::new(value, "extents of a file");
     let exponent = match r.varint()? {
         0 => 0,
-        13 => 13,
+        13 if has_pages => 13,
         _ => return Err(r.damaged()),
     };
     let unit = 1_u64 << exponent;
@@ -227,19 +228,22 @@ mod tests {
     proptest! {
         #[test]
         fn pieces_come_back((position, pieces) in any_pieces()) {
-            let value = encode(position, &pieces);
-            prop_assert_eq!(decode(position, &value, 5).unwrap(), pieces.clone());
+            let value = encode(position, &pieces, true);
+            prop_assert_eq!(decode(position, &value, 5, true).unwrap(), pieces.clone());
+            let bytes = encode(position, &pieces, false);
+            prop_assert_eq!(decode(position, &bytes, 5, false).unwrap(), pieces.clone());
+            prop_assert_eq!(decode(position, &value, 5, false).is_err(), value != bytes);
             for n in 0..value.len() {
-                prop_assert!(decode(position, &value[..n], 5).is_err());
+                prop_assert!(decode(position, &value[..n], 5, true).is_err());
             }
             if pieces.iter().any(|p| matches!(p.source, Source::Frame { pack: 4, .. })) {
-                prop_assert!(decode(position, &value, 4).is_err());
+                prop_assert!(decode(position, &value, 4, true).is_err());
             }
         }
 
         #[test]
         fn any_bytes_are_pieces_or_an_error(position in any::<u64>(), value in proptest::collection::vec(any::<u8>(), 0..60)) {
-            if let Ok(pieces) = decode(position, &value, 3) {
+            if let Ok(pieces) = decode(position, &value, 3, true) {
                 prop_assert!(pieces.windows(2).all(|w| w[0].position + w[0].length <= w[1].position));
             }
         }
@@ -258,7 +262,7 @@ mod tests {
                 },
             })
             .collect();
-        assert!(encode(0, &pieces).len() < 512 * 8);
+        assert!(encode(0, &pieces, true).len() < 512 * 8);
         let overflow = [
             1 << 2,
             0xFF,
@@ -272,7 +276,7 @@ mod tests {
             0xFF,
             1,
         ];
-        assert!(decode(0, &overflow, 1).is_err());
-        assert!(decode(0, &[0, 0], 1).is_err());
+        assert!(decode(0, &overflow, 1, true).is_err());
+        assert!(decode(0, &[0, 0], 1, true).is_err());
     }
 }

@@ -4,34 +4,58 @@
 //! then, on any number of threads, [`Snapshot::pack`] and [`PackOfSnapshot::frame`], which hands out only bytes that the map leads to,
 //! exactly there. When the bytes handed out equal the sum, every byte of every file was delivered once.
 //!
-//! Several layers to a shard (newest wins) come with incrementals; today they are refused.
+//! A shard may have several layers, of which the newest wins ([`super::merge`]).
 
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use super::filekey::{FileKey, Naming, Part};
+use super::filekey::{ClusterNaming, FileKey, Naming};
 use super::frame::Frame;
 use super::layer::{Entry, Layer, Metadata};
+use super::merge::{Cursor, Merge};
+use super::node::NodeKind;
 use super::pack::PackReader;
-use super::piece::{self, Source};
 use super::spare::Spares;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::id::PartName;
-use crate::repo::root::{BackupRoot, LayerRef, PackRef};
+use crate::repo::root::{BackupRoot, Head, LayerRef, Map, PackRef};
 use crate::repo::scope::Scope;
 use crate::store::{Key, Store};
 use crate::text::unhex;
 
 /// Decoded blocks kept for lookups; each is some tens of KiB.
 const CACHED_BLOCKS: usize = 96;
+/// Most layers of a shard (format, section 13).
+const LAYERS_MAX: usize = 128;
+
+/// The parts of a root that its files are read by, whatever its kind of content.
+#[derive(Debug, Clone, Copy)]
+pub struct SnapshotRoot<'a> {
+    /// The backup, and its counts.
+    pub head: &'a Head,
+    /// Its layers and packs.
+    pub map: &'a Map,
+    /// How its keys and paths lead to one another.
+    pub naming: Naming,
+}
+
+impl<'a> From<&'a BackupRoot> for SnapshotRoot<'a> {
+    fn from(root: &'a BackupRoot) -> SnapshotRoot<'a> {
+        SnapshotRoot {
+            head: &root.head,
+            map: &root.map,
+            naming: Naming::Cluster(ClusterNaming::from(&root.content)),
+        }
+    }
+}
 
 /// A snapshot open for reading. The chain of hashes from the root to every byte is checked as it is walked.
 pub struct Snapshot<'a> {
     store: &'a dyn Store,
     scope: Scope,
-    root: &'a BackupRoot,
-    naming: Naming,
+    root: SnapshotRoot<'a>,
     shards: Vec<Shard<'a>>,
     pack_hashes: HashMap<PartName, [u8; 32]>,
     cache: Mutex<Cache>,
@@ -40,10 +64,15 @@ pub struct Snapshot<'a> {
 
 struct Shard<'a> {
     first_key: Vec<u8>,
+    /// Oldest first.
+    layers: Vec<OpenLayer<'a>>,
+}
+
+struct OpenLayer<'a> {
     layer: Layer,
     reference: &'a LayerRef,
-    /// Indexes in `root.map.packs`, by the layer's own.
-    packs: Vec<usize>,
+    /// Indexes in `root.map.packs`, by the layer's own; none of a pack that the root does not name, for nothing of it is visible.
+    packs: Vec<Option<usize>>,
 }
 
 /// One file, directory or link.
@@ -51,7 +80,7 @@ struct Shard<'a> {
 pub struct Item {
     /// Its key.
     pub key: FileKey,
-    /// Its path relative to the data directory, the bytes on disk.
+    /// Its path relative to the data directory or the root of the tree, the bytes on disk; of an attachment its name.
     pub path: Vec<u8>,
     /// What it is.
     pub metadata: Metadata,
@@ -85,8 +114,12 @@ impl<'a> Snapshot<'a> {
     /// Opens the layers that `root` names and checks them against it.
     ///
     /// # Errors
-    /// `Damaged` when a layer is missing or fails a check, or root and layers disagree; `Unsupported` for several layers to a shard.
-    pub fn open(store: &'a dyn Store, scope: &Scope, root: &'a BackupRoot) -> Result<Snapshot<'a>> {
+    /// `Damaged` when a layer is missing or fails a check, or root and layers disagree; `Unsupported` for too many layers to a shard.
+    pub fn open(
+        store: &'a dyn Store,
+        scope: &Scope,
+        root: impl Into<SnapshotRoot<'a>>,
+    ) -> Result<Snapshot<'a>> {
         Snapshot::open_with(store, scope, root, None)
     }
 
@@ -97,17 +130,14 @@ impl<'a> Snapshot<'a> {
     pub fn open_with(
         store: &'a dyn Store,
         scope: &Scope,
-        root: &'a BackupRoot,
+        root: impl Into<SnapshotRoot<'a>>,
         spares: Option<&'a Spares<'a>>,
     ) -> Result<Snapshot<'a>> {
+        let root = root.into();
         let mut snapshot = Snapshot {
             store,
             scope: scope.clone(),
             root,
-            naming: Naming {
-                major: root.content.major,
-                catalog_version: root.content.catalog_version,
-            },
             shards: Vec::with_capacity(root.map.shards.len()),
             pack_hashes: HashMap::new(),
             cache: Mutex::default(),
@@ -115,40 +145,53 @@ impl<'a> Snapshot<'a> {
         };
         let positions: HashMap<&PartName, usize> =
             root.map.packs.iter().map(|p| &p.key).zip(0..).collect();
+        let mut most = 0;
         for shard in &root.map.shards {
-            let [reference] = shard.layers.as_slice() else {
+            let count = shard.layers.len();
+            most = most.max(count);
+            if count > LAYERS_MAX {
                 return Err(err!(
                     Unsupported,
-                    "backup \"{}\" has {} layers to a shard",
-                    root.head.id,
-                    shard.layers.len()
+                    "backup \"{}\" has {count} layers to a shard, at most {LAYERS_MAX} are read",
+                    root.head.id
                 )
-                .hint("Use a newer version of pitr, which can read incremental backups."));
-            };
+                .hint("Use a newer version of pitr."));
+            }
             let first_key = unhex(&shard.first_key).ok_or_else(|| snapshot.disagree())?;
             snapshot.check_order(&first_key)?;
-            let layer = snapshot.open_layer(reference)?;
-            let packs = snapshot.join_packs(&layer, &positions)?;
-            snapshot.shards.push(Shard {
-                first_key,
-                layer,
-                reference,
-                packs,
-            });
+            let mut layers = Vec::with_capacity(count);
+            for reference in &shard.layers {
+                let layer = snapshot.open_layer(reference)?;
+                layers.push(OpenLayer {
+                    packs: snapshot.join_packs(&layer, &positions, count == 1)?,
+                    layer,
+                    reference,
+                });
+            }
+            if layers.is_empty() {
+                return Err(snapshot.disagree());
+            }
+            snapshot.shards.push(Shard { first_key, layers });
         }
-        let files: u64 = snapshot.shards.iter().map(|s| s.layer.file_count()).sum();
-        let sizes = snapshot.shards.iter().map(|s| s.layer.raw_bytes());
+        if let Ok(cache) = snapshot.cache.get_mut() {
+            cache.limit = CACHED_BLOCKS.max(3 * most);
+        }
+        let layers = || snapshot.shards.iter().flat_map(|s| &s.layers);
+        let files: u64 = layers().map(|l| l.layer.file_count()).sum();
+        let sizes = layers().map(|l| l.layer.raw_bytes());
         let bytes = sizes.fold(0_u64, u64::saturating_add);
-        if snapshot.shards.is_empty()
-            || files != root.head.file_count
-            || bytes != root.head.size_bytes
-        {
+        // Of several layers, a walk alone tells what is visible.
+        if snapshot.shards.is_empty() || (most == 1 && !snapshot.has_counts(files, bytes)) {
             return Err(snapshot.disagree());
         }
         Ok(snapshot)
     }
 
-    fn disagree(&self) -> crate::error::Error {
+    fn has_counts(&self, files: u64, bytes: u64) -> bool {
+        (files, bytes) == (self.root.head.file_count, self.root.head.size_bytes)
+    }
+
+    pub(super) fn disagree(&self) -> Error {
         err!(
             Damaged,
             "the root of backup \"{}\" and its layers disagree",
@@ -161,7 +204,7 @@ impl<'a> Snapshot<'a> {
         let right = match self.shards.last() {
             None => first_key.is_empty(),
             Some(last) => {
-                FileKey::decode(first_key, &self.naming)?;
+                FileKey::decode(first_key, self.root.naming)?;
                 first_key > last.first_key.as_slice()
             }
         };
@@ -200,27 +243,28 @@ impl<'a> Snapshot<'a> {
         .map_err(|e| e.context(format!("open layer \"{}\"", reference.key)))
     }
 
-    /// Finds the layer's packs in the root, and notes their hashes.
+    /// Finds the layer's packs in the root, and notes their hashes. Each byte of an only layer is visible.
     fn join_packs(
         &mut self,
         layer: &Layer,
         positions: &HashMap<&PartName, usize>,
-    ) -> Result<Vec<usize>> {
+        is_only: bool,
+    ) -> Result<Vec<Option<usize>>> {
         let mut packs = Vec::with_capacity(layer.packs().len());
         for (part, hash) in layer.packs() {
             let known = self.pack_hashes.insert(part.clone(), *hash);
-            let position = positions.get(part).ok_or_else(|| self.disagree())?;
-            if known.is_some_and(|known| known != *hash) {
+            let position = positions.get(part).copied();
+            if known.is_some_and(|known| known != *hash) || (is_only && position.is_none()) {
                 return Err(self.disagree());
             }
-            packs.push(*position);
+            packs.push(position);
         }
         Ok(packs)
     }
 
-    /// What names of directories depend on.
+    /// How keys and paths lead to one another.
     pub fn naming(&self) -> &Naming {
-        &self.naming
+        &self.root.naming
     }
 
     /// The root's packs, by whose index packs are opened.
@@ -238,10 +282,11 @@ impl<'a> Snapshot<'a> {
         Items {
             snapshot: self,
             shard: 0,
-            block: 0,
-            entries: Vec::new().into_iter(),
-            pending: None,
-            last_key: Vec::new(),
+            cursors: Vec::new(),
+            order: BinaryHeap::new(),
+            directories: Vec::new(),
+            files: 0,
+            bytes: 0,
             ended: false,
         }
     }
@@ -271,7 +316,7 @@ impl<'a> Snapshot<'a> {
             .open(&self.scope.pack(part))?
             .ok_or_else(|| err!(Damaged, "pack \"{part}\" is missing"))?;
         let tag = self.scope.tag();
-        let reader = PackReader::open(object, part, tag, self.naming)
+        let reader = PackReader::open(object, part, tag, self.root.naming)
             .map_err(|e| e.context(format!("open pack \"{part}\"")))?;
         if self.pack_hashes.get(part) != Some(reader.hash())
             || reader.stored_bytes() != pack.size_bytes
@@ -286,16 +331,8 @@ impl<'a> Snapshot<'a> {
 
     /// The metadata of a file, directory or link; `None` when the backup has none of this key.
     pub fn metadata(&self, file: &FileKey) -> Result<Option<Metadata>> {
-        let key = file.metadata_entry();
-        let Some(shard) = self.shard_for(file) else {
-            return Ok(None);
-        };
-        let Some(block) = self.block_for(shard, &key)? else {
-            return Ok(None);
-        };
-        let found = block.binary_search_by(|e| e.key.as_ref().cmp(&key));
-        match found.ok().and_then(|i| block.get(i)) {
-            Some(entry) => Metadata::decode(entry.kind, &entry.value).map(Some),
+        match self.shard_for(file) {
+            Some(shard) => Ok(Merge::look_up(self, shard, file)?.metadata().cloned()),
             None => Ok(None),
         }
     }
@@ -306,38 +343,66 @@ impl<'a> Snapshot<'a> {
             .checked_sub(1)
     }
 
-    fn block_for(&self, shard: usize, key: &[u8]) -> Result<Option<Arc<Vec<Entry>>>> {
-        let number = self.shards.get(shard).map(|s| s.layer.block_for(key));
-        match number.flatten() {
-            Some(number) => self.block(shard, number).map(Some),
-            None => Ok(None),
+    pub(super) fn layer_count(&self, shard: usize) -> usize {
+        self.shards.get(shard).map_or(0, |s| s.layers.len())
+    }
+
+    fn open_at(&self, (shard, layer): (usize, usize)) -> Result<&OpenLayer<'a>> {
+        let shard = self.shards.get(shard).map(|s| s.layers.as_slice());
+        shard
+            .and_then(|layers| layers.get(layer))
+            .ok_or_else(|| err!(Internal, "the shard has no layer {layer}"))
+    }
+
+    pub(super) fn layer(&self, shard: usize, layer: usize) -> Result<&Layer> {
+        self.open_at((shard, layer)).map(|open| &open.layer)
+    }
+
+    /// The index in the root of a pack that a piece of a layer leads to.
+    pub(super) fn pack_of(&self, layer: (usize, usize), pack: u32) -> Result<usize> {
+        let open = self.open_at(layer)?;
+        let known = open.packs.get(pack as usize).copied().flatten();
+        known.ok_or_else(|| self.disagree())
+    }
+
+    pub(super) fn pack_count(&self, layer: (usize, usize)) -> usize {
+        self.open_at(layer).map_or(0, |open| open.packs.len())
+    }
+
+    /// Requires that an entry lies in the key range of its shard.
+    pub(super) fn check_place(&self, shard: usize, key: &[u8]) -> Result<()> {
+        let first = |shard: usize| self.shards.get(shard).map(|s| s.first_key.as_slice());
+        let is_right = first(shard) <= Some(key) && first(shard + 1).is_none_or(|next| key < next);
+        if is_right {
+            Ok(())
+        } else {
+            Err(self.disagree())
         }
     }
 
-    fn whole_block(&self, shard: &Shard<'_>, number: usize) -> Result<Vec<Entry>> {
-        let own = shard.layer.block(number);
+    /// Decodes a block, by shard, layer and number.
+    pub(super) fn whole_block(&self, (shard, layer, number): BlockPlace) -> Result<Vec<Entry>> {
+        let open = self.open_at((shard, layer))?;
+        let own = open.layer.block(number);
         let Some(spares) = self.spares else {
             return own;
         };
-        let key = self.scope.layer(&shard.reference.key);
+        let key = self.scope.layer(&open.reference.key);
         spares.or_other(&key, own, |store| {
-            self.open_layer_in(store, shard.reference)?.block(number)
+            self.open_layer_in(store, open.reference)?.block(number)
         })
     }
 
-    fn block(&self, shard: usize, number: usize) -> Result<Arc<Vec<Entry>>> {
+    /// As [`Snapshot::whole_block`], kept for lookups.
+    pub(super) fn block(&self, at: BlockPlace) -> Result<Arc<Vec<Entry>>> {
         let poisoned = |_| err!(Internal, "a thread that reads layers panicked");
-        if let Some(block) = self.cache.lock().map_err(poisoned)?.get(shard, number) {
+        if let Some(block) = self.cache.lock().map_err(poisoned)?.get(at) {
             return Ok(block);
         }
-        let Some(found) = self.shards.get(shard) else {
-            return Err(err!(Internal, "the backup has no shard {shard}"));
-        };
         // Decoded outside the lock; two threads may do it twice.
-        let block = self.whole_block(found, number);
-        let block = Arc::new(block?);
+        let block = Arc::new(self.whole_block(at)?);
         let mut cache = self.cache.lock().map_err(poisoned)?;
-        cache.put(shard, number, Arc::clone(&block));
+        cache.put(at, Arc::clone(&block));
         Ok(block)
     }
 
@@ -346,92 +411,18 @@ impl<'a> Snapshot<'a> {
     /// # Errors
     /// `Damaged` when a part of the map fails a check or a byte below the file's length is not covered.
     pub fn places(&self, file: &FileKey, from: u64, to: u64) -> Result<Vec<Place>> {
-        let Some(Metadata::File { length, .. }) = self.metadata(file)? else {
-            return Ok(Vec::new());
-        };
-        let to = to.min(length);
         let mut places = Vec::new();
-        if from >= to {
+        let Some(shard) = self.shard_for(file) else {
             return Ok(places);
+        };
+        let mut merge = Merge::look_up(self, shard, file)?;
+        let length = merge.metadata().and_then(Metadata::file_length);
+        let to = to.min(length.unwrap_or(0));
+        if from < to {
+            merge.seek(from)?;
+            merge.sweep(from, to, &mut |place| places.push(place))?;
         }
-        let uncovered = || err!(Damaged, "no part of the map covers byte {from} of {file:?}");
-        let shard = self.shard_for(file).ok_or_else(uncovered)?;
-        let start = file.extents_entry(from);
-        let layer = self.shards.get(shard).map(|s| &s.layer);
-        let mut number = layer
-            .and_then(|l| l.block_for(&start))
-            .ok_or_else(uncovered)?;
-        let mut at = from;
-        while at < to && layer.is_some_and(|l| number < l.block_count()) {
-            let block = self.block(shard, number)?;
-            // The last entry not behind the position, else the first one.
-            let first = block
-                .partition_point(|e| e.key.as_ref() <= start.as_slice())
-                .saturating_sub(1);
-            for entry in block.iter().skip(first) {
-                if at >= to {
-                    break;
-                }
-                let (other, part) = entry.split(&self.naming)?;
-                if other > *file {
-                    return Err(uncovered());
-                }
-                let Part::Extents(position) = part else {
-                    continue;
-                };
-                if other == *file {
-                    self.entry_places(shard, position, &entry.value, (&mut at, to), &mut places)?;
-                }
-            }
-            number += 1;
-        }
-        if at < to {
-            Err(uncovered())
-        } else {
-            Ok(places)
-        }
-    }
-
-    /// Appends what one entry has of `[at, to)`, and moves `at` on.
-    fn entry_places(
-        &self,
-        shard: usize,
-        position: u64,
-        value: &[u8],
-        (at, to): (&mut u64, u64),
-        places: &mut Vec<Place>,
-    ) -> Result<()> {
-        let packs = self
-            .shards
-            .get(shard)
-            .map_or(&[][..], |s| s.packs.as_slice());
-        for piece in piece::decode(position, value, packs.len())? {
-            let end = (piece.position + piece.length).min(to);
-            if end <= *at || piece.position > *at {
-                continue;
-            }
-            let skipped = *at - piece.position;
-            let source = match piece.source {
-                Source::Zeros => None,
-                Source::Frame {
-                    pack,
-                    frame,
-                    offset,
-                } => Some(FramePlace {
-                    pack: *packs.get(pack as usize).ok_or_else(|| self.disagree())?,
-                    frame,
-                    // Pieces end inside the largest frame, so this fits.
-                    offset: offset + u32::try_from(skipped).unwrap_or(u32::MAX - offset),
-                }),
-            };
-            places.push(Place {
-                position: *at,
-                length: end - *at,
-                at: source,
-            });
-            *at = end;
-        }
-        Ok(())
+        Ok(places)
     }
 
     /// A whole small file; `None` when the backup has no regular file of this path.
@@ -439,8 +430,9 @@ impl<'a> Snapshot<'a> {
     /// # Errors
     /// `Damaged` when it is larger than `limit_bytes` or a check fails.
     pub fn read_file(&self, path: &str, limit_bytes: usize) -> Result<Option<Vec<u8>>> {
-        let file = FileKey::from_path(path.as_bytes(), &self.naming)?;
-        let Some(Metadata::File { length, .. }) = self.metadata(&file)? else {
+        let file = FileKey::from_path(path.as_bytes(), self.root.naming)?;
+        let metadata = self.metadata(&file)?;
+        let Some(length) = metadata.and_then(|m| m.file_length()) else {
             return Ok(None);
         };
         let size = usize::try_from(length)
@@ -604,12 +596,16 @@ impl VisibleFrame {
 /// Walks everything in key order; see [`Snapshot::items`].
 pub struct Items<'s, 'a> {
     snapshot: &'s Snapshot<'a>,
+    /// The shard that comes next.
     shard: usize,
-    block: usize,
-    entries: std::vec::IntoIter<Entry>,
-    /// The item whose extents are being read, and how far they reach.
-    pending: Option<(Item, u64)>,
-    last_key: Vec<u8>,
+    /// Of each layer of the current shard.
+    cursors: Vec<Option<Cursor<'s, 'a>>>,
+    /// The file that each of them stands on.
+    order: BinaryHeap<Reverse<(FileKey, usize)>>,
+    /// Directories of a tree below which entries may follow, ascending.
+    directories: Vec<Vec<u8>>,
+    files: u64,
+    bytes: u64,
     ended: bool,
 }
 
@@ -628,123 +624,143 @@ impl Iterator for Items<'_, '_> {
     }
 }
 
-impl Items<'_, '_> {
+impl<'s, 'a> Items<'s, 'a> {
     fn advance(&mut self) -> Result<Option<Item>> {
-        while let Some((shard, entry)) = self.next_entry()? {
-            let snapshot = self.snapshot;
-            let (key, part) = entry.split(&snapshot.naming)?;
-            if let Part::Extents(position) = part {
-                self.add_extents(shard, &key, position, &entry.value)?;
+        let snapshot = self.snapshot;
+        while let Some((file, cursors)) = self.next_file()? {
+            let mut merge = Merge::walk(snapshot, self.shard - 1, file.clone(), cursors)?;
+            if !merge.is_known() {
+                return Err(err!(Damaged, "{file:?} has extents and no metadata"));
+            }
+            let metadata = merge.metadata().cloned();
+            let length = metadata.as_ref().and_then(Metadata::file_length);
+            let mut mapped_bytes = 0;
+            merge.sweep(0, length.unwrap_or(0), &mut |place| {
+                mapped_bytes += place.at.map_or(0, |_| place.length);
+            })?;
+            for cursor in merge.finish()? {
+                self.put_back(cursor)?;
+            }
+            let Some(metadata) = metadata else {
                 continue;
+            };
+            self.files += u64::from(length.is_some());
+            self.bytes = self.bytes.saturating_add(length.unwrap_or(0));
+            let path = file.path(snapshot.naming());
+            if *snapshot.naming() == Naming::Tree && !file.is_attachment() {
+                self.check_parent(&path, &metadata)?;
             }
-            let path = key.path(&snapshot.naming);
-            let item = Item {
-                key,
+            return Ok(Some(Item {
+                key: file,
                 path,
-                metadata: Metadata::decode(entry.kind, &entry.value)?,
-                mapped_bytes: 0,
-            };
-            if let Some(done) = self.pending.replace((item, 0)) {
-                return complete(done).map(Some);
-            }
+                metadata,
+                mapped_bytes,
+            }));
         }
-        self.pending.take().map(complete).transpose()
+        match snapshot.has_counts(self.files, self.bytes) {
+            true => Ok(None),
+            false => Err(snapshot.disagree()),
+        }
     }
 
-    /// The next entry and its shard; blocks are not kept in the cache, which is for lookups.
-    fn next_entry(&mut self) -> Result<Option<(usize, Entry)>> {
-        loop {
-            if let Some(entry) = self.entries.next() {
-                let shards = &self.snapshot.shards;
-                let from = shards.get(self.shard).map(|s| s.first_key.as_slice());
-                let to = shards.get(self.shard + 1).map(|s| s.first_key.as_slice());
-                let key = entry.key.as_ref();
-                if *key <= *self.last_key || Some(key) < from || to.is_some_and(|to| key >= to) {
-                    return Err(self.snapshot.disagree());
-                }
-                self.last_key.clear();
-                self.last_key.extend_from_slice(key);
-                return Ok(Some((self.shard, entry)));
+    /// The next file, and the cursors that stand on it, newest layer first.
+    fn next_file(&mut self) -> Result<Option<(FileKey, Vec<Cursor<'s, 'a>>)>> {
+        let file = loop {
+            if let Some(Reverse((file, _))) = self.order.peek() {
+                break file.clone();
             }
-            let Some(shard) = self.snapshot.shards.get(self.shard) else {
+            let layers = self.snapshot.layer_count(self.shard);
+            if layers == 0 {
                 return Ok(None);
-            };
-            if self.block < shard.layer.block_count() {
-                let block = self.snapshot.whole_block(shard, self.block)?;
-                self.entries = block.into_iter();
-                self.block += 1;
-            } else {
-                self.shard += 1;
-                self.block = 0;
             }
+            self.cursors.clear();
+            self.cursors.resize_with(layers, || None);
+            self.shard += 1;
+            for layer in 0..layers {
+                self.put_back(Cursor::new(self.snapshot, self.shard - 1, layer))?;
+            }
+        };
+        let mut cursors = Vec::with_capacity(1);
+        while let Some(Reverse((other, layer))) = self.order.peek()
+            && *other == file
+        {
+            cursors.extend(self.cursors.get_mut(*layer).and_then(Option::take));
+            self.order.pop();
         }
+        cursors.reverse();
+        Ok(Some((file, cursors)))
     }
 
-    fn add_extents(
-        &mut self,
-        shard: usize,
-        key: &FileKey,
-        position: u64,
-        value: &[u8],
-    ) -> Result<()> {
-        let packs = self.snapshot.shards.get(shard).map_or(0, |s| s.packs.len());
-        let Some((item, end)) = self.pending.as_mut().filter(|(item, _)| item.key == *key) else {
-            return Err(err!(Damaged, "{key:?} has extents and no metadata"));
+    fn put_back(&mut self, mut cursor: Cursor<'s, 'a>) -> Result<()> {
+        let layer = cursor.layer();
+        let Some((file, _)) = cursor.head()? else {
+            return Ok(());
         };
-        for piece in piece::decode(position, value, packs)? {
-            if piece.position != *end {
-                return Err(err!(
-                    Damaged,
-                    "the extents of {key:?} do not continue at byte {end}"
-                ));
-            }
-            *end = piece.position + piece.length;
-            if piece.source != Source::Zeros {
-                item.mapped_bytes += piece.length;
-            }
+        self.order.push(Reverse((file.clone(), layer)));
+        if let Some(slot) = self.cursors.get_mut(layer) {
+            *slot = Some(cursor);
         }
         Ok(())
     }
-}
 
-/// Requires that the extents end with the file.
-fn complete((item, end): (Item, u64)) -> Result<Item> {
-    let length = match item.metadata {
-        Metadata::File { length, .. } => length,
-        _ => 0,
-    };
-    if end == length {
-        Ok(item)
-    } else {
-        Err(err!(
-            Damaged,
-            "the extents of {:?} end at byte {end} of {length}",
-            item.key
-        ))
+    /// Requires that an entry of a tree lies in a directory that the tree has.
+    fn check_parent(&mut self, path: &[u8], metadata: &Metadata) -> Result<()> {
+        // `a-b` and what is below it sorts between `a` and `a/b`.
+        let is_below = |directory: &[u8]| {
+            directory.is_empty()
+                || path
+                    .strip_prefix(directory)
+                    .is_some_and(|rest| rest.first() == Some(&b'/'))
+        };
+        let is_over =
+            |directory: &[u8]| !is_below(directory) && path > &[directory, b"/"].concat()[..];
+        while self.directories.last().is_some_and(|last| is_over(last)) {
+            self.directories.pop();
+        }
+        let parent = match path.iter().rposition(|b| *b == b'/') {
+            Some(at) => path.get(..at).unwrap_or_default(),
+            None => b"",
+        };
+        if !path.is_empty() && !self.directories.iter().rev().any(|d| d == parent) {
+            return Err(err!(
+                Damaged,
+                "the map has no directory for \"{}\"",
+                path.escape_ascii()
+            ));
+        }
+        match metadata {
+            Metadata::Node(node) if node.kind == NodeKind::Directory => {
+                self.directories.push(path.to_vec());
+                Ok(())
+            }
+            _ if path.is_empty() => Err(err!(Damaged, "the root of the tree is no directory")),
+            _ => Ok(()),
+        }
     }
 }
+
+/// A block: shard, layer and number.
+pub(super) type BlockPlace = (usize, usize, usize);
 
 /// Blocks used last.
 #[derive(Default)]
 struct Cache {
-    blocks: VecDeque<(usize, usize, Arc<Vec<Entry>>)>,
+    blocks: VecDeque<(BlockPlace, Arc<Vec<Entry>>)>,
+    limit: usize,
 }
 
 impl Cache {
-    fn get(&mut self, shard: usize, number: usize) -> Option<Arc<Vec<Entry>>> {
-        let at = self
-            .blocks
-            .iter()
-            .position(|(s, n, _)| (*s, *n) == (shard, number))?;
+    fn get(&mut self, wanted: BlockPlace) -> Option<Arc<Vec<Entry>>> {
+        let at = self.blocks.iter().position(|(at, _)| *at == wanted)?;
         let hit = self.blocks.remove(at)?;
-        let block = Arc::clone(&hit.2);
+        let block = Arc::clone(&hit.1);
         self.blocks.push_front(hit);
         Some(block)
     }
 
-    fn put(&mut self, shard: usize, number: usize, block: Arc<Vec<Entry>>) {
-        self.blocks.push_front((shard, number, block));
-        self.blocks.truncate(CACHED_BLOCKS);
+    fn put(&mut self, at: BlockPlace, block: Arc<Vec<Entry>>) {
+        self.blocks.push_front((at, block));
+        self.blocks.truncate(self.limit);
     }
 }
 
@@ -753,9 +769,9 @@ mod tests {
     use super::*;
     use crate::pg::time::TimestampTz;
     use crate::repo::root::BackupKind;
+    use crate::repo::root::ClusterContent;
     use crate::repo::root::cluster::Method;
-    use crate::repo::root::{ClusterContent, Head, Map};
-    use crate::snapshot::filekey::tests::{NAMING, any_path};
+    use crate::snapshot::filekey::tests::{CLUSTER, NAMING, any_path};
     use crate::snapshot::frame::FrameCodec;
     use crate::snapshot::writer::{Options, SnapshotWriter, Written};
     use crate::store::file::FileStore;
@@ -791,9 +807,9 @@ mod tests {
                 method: Method::Stream,
                 cluster: "main".into(),
                 system_identifier: 77,
-                major: NAMING.major,
+                major: CLUSTER.major,
                 server_version_num: 150_020,
-                catalog_version: NAMING.catalog_version,
+                catalog_version: CLUSTER.catalog_version,
                 start_lsn: Default::default(),
                 stop_lsn: Default::default(),
                 consistent_lsn: Default::default(),
@@ -823,7 +839,7 @@ mod tests {
     }
 
     fn key(path: &[u8]) -> FileKey {
-        FileKey::from_path(path, &NAMING).unwrap()
+        FileKey::from_path(path, NAMING).unwrap()
     }
 
     fn write(dir: &Path, files: &Files, options: &Options, piece: usize) -> BackupRoot {
@@ -842,11 +858,11 @@ mod tests {
                     let mine = files.iter().rev().skip(share).step_by(options.sinks);
                     readers.spawn(move || {
                         for (path, content) in mine {
-                            sink.begin(key(path), 0o100600, -3).unwrap();
+                            sink.begin(key(path)).unwrap();
                             for piece in content.chunks(piece) {
                                 sink.append(piece).unwrap();
                             }
-                            assert_eq!(sink.end().unwrap(), content.len() as u64);
+                            assert_eq!(sink.end(0o100600, -3).unwrap(), content.len() as u64);
                         }
                         sink.finish().unwrap();
                     });
@@ -876,7 +892,7 @@ mod tests {
             for number in 0..pack.frame_count() {
                 let frame = pack.frame(number)?;
                 for visible in &frame.visible {
-                    let path = frame.file(visible).unwrap().path(&NAMING);
+                    let path = frame.file(visible).unwrap().path(NAMING);
                     let content = files.get_mut(&path).unwrap();
                     let at = usize::try_from(visible.position).unwrap();
                     content[at..at + visible.length as usize].copy_from_slice(frame.bytes(visible));
@@ -1073,11 +1089,11 @@ mod tests {
             let options = options(dir.path());
             let writer = SnapshotWriter::start(threads, &store, &scope(), &id, &options);
             let (mut sink, mut other) = (writer.sink(), writer.sink());
-            sink.begin(key(b"a"), 0, 0).unwrap();
+            sink.begin(key(b"a")).unwrap();
             sink.append(&content(1, 3 << 20)).unwrap();
             drop(sink);
             // Frames of another sink do not wait for the frame that was lost.
-            other.begin(key(b"b"), 0, 0).unwrap();
+            other.begin(key(b"b")).unwrap();
             let given_up = (0..100).find_map(|_| other.append(&content(2, 1 << 20)).err());
             assert_eq!(given_up.unwrap().code(), crate::error::Code::Interrupted);
         });
@@ -1095,11 +1111,11 @@ mod tests {
             let writer = SnapshotWriter::start(threads, &store, &scope(), &id, &options);
             for _ in 0..2 {
                 let mut sink = writer.sink();
-                assert!(sink.append(b"x").is_err() && sink.end().is_err());
-                sink.begin(key(b"a"), 0, 0).unwrap();
-                assert!(sink.begin(key(b"b"), 0, 0).is_err());
+                assert!(sink.append(b"x").is_err() && sink.end(0, 0).is_err());
+                sink.begin(key(b"a")).unwrap();
+                assert!(sink.begin(key(b"b")).is_err());
                 sink.append(b"x").unwrap();
-                assert_eq!(sink.end().unwrap(), 1);
+                assert_eq!(sink.end(0, 0).unwrap(), 1);
                 sink.finish().unwrap();
             }
             writer.finish().unwrap_err()
@@ -1124,9 +1140,9 @@ mod tests {
             let mut sink = writer.sink();
             for i in 0..100 {
                 let path = format!("f{i}");
-                sink.begin(key(path.as_bytes()), 0, 0)?;
+                sink.begin(key(path.as_bytes()))?;
                 sink.append(&vec![b'x'; 1 << 20])?;
-                sink.end()?;
+                sink.end(0, 0)?;
             }
             sink.finish()?;
             writer.finish()
@@ -1177,10 +1193,12 @@ mod tests {
     }
 
     #[test]
-    fn several_layers_to_a_shard_are_not_supported_yet() {
+    fn a_shard_has_one_to_128_layers() {
         let dir = tempfile::tempdir().unwrap();
         let mut root = write(dir.path(), &sample(), &options(dir.path()), 5000);
         let layer = root.map.shards[0].layers[0].clone();
+        root.map.shards[0].layers = vec![layer.clone(); 128];
+        assert_eq!(read(dir.path(), &root).unwrap(), sample());
         root.map.shards[0].layers.push(layer);
         let refused = read(dir.path(), &root).unwrap_err();
         assert_eq!(refused.code(), crate::error::Code::Unsupported);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::filekey::FileKey;
 use super::frame::{EXTENT_LIST_LIMIT_BYTES, Extent, PAGE_BYTES, extent_bytes};
 use super::layer::{EntryKind, Metadata};
+use super::node::{NODE_LIMIT_BYTES, Node, NodeKind};
 use super::piece::ENTRY_PIECES;
 use super::pipeline::Slot;
 use super::writer::Shared;
@@ -23,8 +24,6 @@ const ZEROS: u64 = 0;
 /// The file under construction.
 struct Current {
     key: FileKey,
-    mode: u32,
-    mtime: i64,
     /// Bytes in finished pages.
     position: u64,
     pieces: Vec<Unresolved>,
@@ -87,25 +86,56 @@ impl<'t> FileSink<'t> {
         self.metadata(key, &Metadata::Symlink { target })
     }
 
+    /// Records an entry of a tree that has no content.
+    ///
+    /// # Errors
+    /// `Internal` for a node of a file, `Unsupported` for one that is too large; those of the scratch file.
+    pub fn node(&self, key: &FileKey, node: Node) -> Result<()> {
+        match node.kind {
+            NodeKind::File(_) => Err(err!(Internal, "the node of a file without its content")),
+            _ => self.metadata(key, &Metadata::Node(Box::new(node))),
+        }
+    }
+
+    /// Records that a file of the prior is no more.
+    ///
+    /// # Errors
+    /// Those of the scratch file.
+    pub fn gone(&self, key: &FileKey) -> Result<()> {
+        self.shared
+            .push(&key.metadata_entry(), &[EntryKind::Gone as u8])
+    }
+
+    /// Records for a file, beside its metadata, that nothing older counts at this block and above. In a tree the block is 0.
+    ///
+    /// # Errors
+    /// Those of the scratch file.
+    pub fn limit(&self, key: &FileKey, block: u64) -> Result<()> {
+        let mut payload = vec![EntryKind::Limit as u8];
+        varint::put(&mut payload, block);
+        self.shared.push(&key.limit_entry(), &payload)
+    }
+
     fn metadata(&self, key: &FileKey, metadata: &Metadata) -> Result<()> {
         let (kind, value) = metadata.encode();
+        if value.len() > NODE_LIMIT_BYTES {
+            return Err(err!(Unsupported, "the metadata of {key:?} is too large"));
+        }
         let mut payload = vec![kind as u8];
         payload.extend_from_slice(&value);
         self.shared.push(&key.metadata_entry(), &payload)
     }
 
-    /// Begins a file.
+    /// Begins a file; its metadata follows at its end.
     ///
     /// # Errors
     /// `Internal` while another file is open.
-    pub fn begin(&mut self, key: FileKey, mode: u32, mtime: i64) -> Result<()> {
+    pub fn begin(&mut self, key: FileKey) -> Result<()> {
         if self.file.is_some() {
             return Err(err!(Internal, "two files were begun at once in one sink"));
         }
         self.file = Some(Current {
             key,
-            mode: mode & 0o7777,
-            mtime,
             position: 0,
             pieces: Vec::new(),
         });
@@ -139,6 +169,49 @@ impl<'t> FileSink<'t> {
         Ok(())
     }
 
+    /// Appends `length` zeros, of which none is read or stored.
+    ///
+    /// # Errors
+    /// As [`FileSink::append`].
+    pub fn hole(&mut self, length: u64) -> Result<()> {
+        let zeros = [0; PAGE_BYTES];
+        let some = |n: u64| {
+            let n = usize::try_from(n).unwrap_or(PAGE_BYTES);
+            zeros.get(..n).unwrap_or(&zeros)
+        };
+        let to_page = (PAGE_BYTES - self.partial.len()) % PAGE_BYTES;
+        let first = length.min(to_page as u64);
+        self.append(some(first))?;
+        let last = (length - first) % PAGE_BYTES as u64;
+        let whole = length - first - last;
+        if let Some(file) = self.file.as_mut().filter(|_| whole > 0) {
+            file.add_piece(file.position, whole, ZEROS, 0);
+            file.position += whole;
+        }
+        self.append(some(last))
+    }
+
+    /// Goes on `length` bytes later: older layers have what is between.
+    ///
+    /// # Errors
+    /// As [`FileSink::append`].
+    pub fn skip(&mut self, length: u64) -> Result<()> {
+        if !self.partial.is_empty() {
+            self.end_partial()?;
+        }
+        match &mut self.file {
+            Some(file) => file.position += length,
+            None => return Err(err!(Internal, "content without a file")),
+        }
+        Ok(())
+    }
+
+    /// Forgets the file that was begun. The map leads to nothing of it.
+    pub fn abandon(&mut self) {
+        self.file = None;
+        self.partial.clear();
+    }
+
     fn end_partial(&mut self) -> Result<()> {
         let mut page = std::mem::take(&mut self.partial);
         let taken = self.page(&page);
@@ -155,7 +228,7 @@ impl<'t> FileSink<'t> {
         let position = file.position;
         file.position += page.len() as u64;
         if is_zero(page) {
-            file.add_piece(position, page.len(), ZEROS, 0);
+            file.add_piece(position, page.len() as u64, ZEROS, 0);
         } else {
             let added = extent_bytes(&file.key) + 8;
             let is_full = |frame: &Frame| {
@@ -181,7 +254,7 @@ impl<'t> FileSink<'t> {
             frame.slot.raw.extend_from_slice(page);
             frame.list_bytes +=
                 add_extent(&mut frame.slot.extents, &file.key, position, page.len());
-            file.add_piece(position, page.len(), frame.number + 1, offset);
+            file.add_piece(position, page.len() as u64, frame.number + 1, offset);
         }
         if file.pieces.len() >= ENTRY_PIECES {
             // The last piece may still grow.
@@ -192,11 +265,30 @@ impl<'t> FileSink<'t> {
         Ok(())
     }
 
-    /// Ends the file, and returns its length.
+    /// Ends a file of a cluster, and returns its length.
     ///
     /// # Errors
     /// `Internal` when none was begun; what made writing packs stop.
-    pub fn end(&mut self) -> Result<u64> {
+    pub fn end(&mut self, mode: u32, mtime: i64) -> Result<u64> {
+        self.end_with(|length| Metadata::File {
+            mode: mode & 0o7777,
+            mtime,
+            length,
+        })
+    }
+
+    /// Ends a file of a tree, and returns its length, which `node` gets.
+    ///
+    /// # Errors
+    /// As [`FileSink::end`].
+    pub fn end_node(&mut self, mut node: Node) -> Result<u64> {
+        self.end_with(|length| {
+            node.kind = NodeKind::File(length);
+            Metadata::Node(Box::new(node))
+        })
+    }
+
+    fn end_with(&mut self, metadata: impl FnOnce(u64) -> Metadata) -> Result<u64> {
         if !self.partial.is_empty() {
             self.end_partial()?;
         }
@@ -206,15 +298,7 @@ impl<'t> FileSink<'t> {
         flush_pieces(&self.shared, &mut file)?;
         let length = file.position;
         self.shared.count(length);
-        let (mode, mtime) = (file.mode, file.mtime);
-        self.metadata(
-            &file.key,
-            &Metadata::File {
-                mode,
-                mtime,
-                length,
-            },
-        )?;
+        self.metadata(&file.key, &metadata(length))?;
         Ok(length)
     }
 
@@ -262,10 +346,10 @@ fn flush_pieces(shared: &Shared<'_>, file: &mut Current) -> Result<()> {
 }
 
 impl Current {
-    fn add_piece(&mut self, position: u64, length: usize, frame: u64, offset: u32) {
-        let length = length as u64;
+    fn add_piece(&mut self, position: u64, length: u64, frame: u64, offset: u32) {
         if let Some(last) = self.pieces.last_mut()
             && last.frame == frame
+            && last.position + last.length == position
             && (frame == ZEROS || u64::from(last.offset) + last.length == u64::from(offset))
         {
             last.length += length;

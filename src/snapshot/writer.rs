@@ -39,6 +39,8 @@ pub struct Options {
     pub pack_bytes: u64,
     /// A shard of at least this many files is closed.
     pub shard_files: u64,
+    /// The shards of the prior, upon which an incremental puts its layers; none of a full.
+    pub prior: Vec<Shard>,
 }
 
 impl Options {
@@ -51,6 +53,7 @@ impl Options {
             scratch,
             pack_bytes: PACK_BYTES,
             shard_files: SHARD_FILES,
+            prior: Vec::new(),
         }
     }
 }
@@ -58,11 +61,11 @@ impl Options {
 /// What a finished snapshot is, for the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
-    /// Key ranges and their layers.
+    /// Key ranges and their layers, those of the prior among them.
     pub shards: Vec<Shard>,
-    /// All packs.
+    /// The packs that it wrote.
     pub packs: Vec<PackRef>,
-    /// Regular files.
+    /// Regular files that it wrote.
     pub file_count: u64,
     /// Their raw bytes.
     pub size_bytes: u64,
@@ -100,6 +103,7 @@ impl Shared<'_> {
 pub struct SnapshotWriter<'t> {
     target: PackTarget<'t>,
     shard_files: u64,
+    prior: Vec<Shard>,
     shared: Arc<Shared<'t>>,
 }
 
@@ -128,6 +132,7 @@ impl<'t> SnapshotWriter<'t> {
         SnapshotWriter {
             target,
             shard_files: options.shard_files,
+            prior: options.prior.clone(),
             shared: Arc::new(shared),
         }
     }
@@ -146,20 +151,21 @@ impl<'t> SnapshotWriter<'t> {
             return Err(err!(Internal, "a sink of the snapshot was not ended"));
         };
         let packs = shared.pipeline.finish()?;
-        let mut layers = Layers::new(&self.target, self.shard_files, &packs);
+        let mut layers = Layers::new(&self.target, self.shard_files, &packs, &self.prior)?;
         let entries = shared.entries.into_inner();
         entries
             .map_err(|_| err!(Internal, "a thread that writes the map panicked"))?
             .drain(&mut |key, payload| layers.push(key, payload))?;
-        let (shards, layer_bytes) = layers.finish()?;
-        let packs: Vec<PackRef> = packs.iter().map(pack_ref).collect();
-        let stored_bytes = layer_bytes + packs.iter().map(|p| p.size_bytes).sum::<u64>();
+        let layers = layers.finish()?;
+        let pack_bytes: u64 = packs.iter().map(|p| p.summary.length).sum();
+        // A pack that only has frames of files that were given up is named by no root.
+        let used = (0..).zip(&packs).filter(|(i, _)| layers.used.contains(i));
         Ok(Written {
-            shards,
-            packs,
+            shards: layers.shards,
+            packs: used.map(|(_, pack)| pack_ref(pack)).collect(),
             file_count: shared.file_count.into_inner(),
             size_bytes: shared.size_bytes.into_inner(),
-            stored_bytes,
+            stored_bytes: layers.stored_bytes + pack_bytes,
         })
     }
 }

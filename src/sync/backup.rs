@@ -315,7 +315,7 @@ impl Transfer<'_> {
         let key = self.layout.pack(&pack.key);
         let open = |object: Box<dyn Object>| {
             let tag = self.layout.tag();
-            PackReader::open(object, &pack.key, tag, *snapshot.naming())
+            PackReader::open(object, &pack.key, tag, snapshot.naming())
         };
         let is_own = |reader: &PackReader| {
             snapshot.pack_hash(&pack.key) == Some(reader.hash())

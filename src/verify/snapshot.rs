@@ -19,7 +19,7 @@ use crate::repo::root::BackupRoot;
 use crate::repo::wal_proof::{WalProof, foreign};
 use crate::snapshot::filekey::FileKey;
 use crate::snapshot::frame::check_pages;
-use crate::snapshot::layer::{Layer, Metadata};
+use crate::snapshot::layer::Layer;
 use crate::snapshot::reader::{PackOfSnapshot, Snapshot, VisibleFrame};
 use crate::wal::increment::OpenSegment;
 use crate::wal::stored_wal;
@@ -219,10 +219,7 @@ fn mapped_bytes(work: &Work<'_>, snapshot: &Snapshot<'_>) -> Result<u64> {
     let mut mapped = 0_u64;
     for item in snapshot.items() {
         work.what.host.check_stop()?;
-        let item = item?;
-        if let Metadata::File { .. } = item.metadata {
-            mapped = mapped.saturating_add(item.mapped_bytes);
-        }
+        mapped = mapped.saturating_add(item?.mapped_bytes);
     }
     Ok(mapped)
 }

@@ -70,7 +70,7 @@ pub fn extract(site: &Site, root: &BackupRoot, to: &Path) {
         let path = place(&item.path);
         match item.metadata {
             Metadata::Directory { .. } => std::fs::create_dir_all(path).unwrap(),
-            Metadata::Symlink { .. } => {}
+            Metadata::Symlink { .. } | Metadata::Node(_) => {}
             Metadata::File { length, .. } => {
                 std::fs::create_dir_all(path.parent().unwrap()).unwrap();
                 let file = std::fs::File::create(path).unwrap();

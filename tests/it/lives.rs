@@ -136,7 +136,7 @@ fn a1_l02_what_does_not_continue_the_archived_segment_is_refused(major: u32) {
     assert!(!object(&two.site, &second).exists());
     two.production.stop(Stop::Immediate);
 }
-per_major!(a1_l02_what_does_not_continue_the_archived_segment_is_refused, v13 v15 v18);
+per_major!(a1_l02_what_does_not_continue_the_archived_segment_is_refused, v13 v15 v19);
 
 /// What the second required repository refuses, for the segment before is another life's there, is not stored in the first.
 #[test]
@@ -236,7 +236,7 @@ fn l11_what_pg_resetwal_begins_is_archived_and_joined_to_nothing_before(major: u
     let plan = site.pitr().args(["plan", "--json"]).run().success().json();
     assert_eq!(plan["reachable"], true);
 }
-per_major!(l11_what_pg_resetwal_begins_is_archived_and_joined_to_nothing_before, v13 v18);
+per_major!(l11_what_pg_resetwal_begins_is_archived_and_joined_to_nothing_before, v13 v19);
 
 /// Row L01: a receiver without a journal that is let loose on the clone stores nothing behind production's WAL, and tells the clone nothing is safe.
 fn l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived(major: u32) {
@@ -540,7 +540,7 @@ fn l13_two_repositories_that_hold_two_lives_are_not_joined(major: u32) {
     let plan = split.two.site.pitr().arg("plan").run().success();
     plan.expect_stderr(&follows("second", "local"));
 }
-per_major!(l13_two_repositories_that_hold_two_lives_are_not_joined, v13 v15 v18);
+per_major!(l13_two_repositories_that_hold_two_lives_are_not_joined, v13 v15 v19);
 
 /// Rows L13 and H03: when the two sides see one another again, both servers are refused by the other's repository. The one that is the cluster brings
 /// its segments to both, gets the fork, and goes on; the other life stays restorable.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use pitr::repo::id::{BackupId, PartName};
 use pitr::repo::root::cluster::Tablespace;
 use pitr::repo::root::{BackupRoot, LayerRef, Shard};
-use pitr::snapshot::filekey::Naming;
+use pitr::snapshot::filekey::ClusterNaming;
 use pitr::snapshot::frame::{FrameCodec, PackedFrame, Packer};
 use pitr::snapshot::layer::{EntryKind, Layer, LayerWriter, Metadata};
 use pitr::snapshot::pack::{PackReader, PackWriter};
@@ -86,7 +86,7 @@ impl<'a> Forge<'a> {
             source: Source::Zeros,
         };
         let part = [&[2][..], &[0; 8]].concat();
-        let value = piece::encode(0, &[piece]);
+        let value = piece::encode(0, &[piece], true);
         self.entries.insert(
             Self::key(path.as_bytes(), &part),
             (EntryKind::Extents, value),
@@ -310,12 +310,9 @@ fn zstd_bomb() -> Vec<u8> {
 fn pack_with_bomb(site: &Site, part: &PartName, as_part: &PartName) -> [u8; 32] {
     let (store, layout) = (store(site), layout(site));
     let root = root(site, &committed(site)[0]);
-    let naming = Naming {
-        major: root.content.major,
-        catalog_version: root.content.catalog_version,
-    };
+    let naming = ClusterNaming::from(&root.content);
     let object = store.open(&layout.pack(part)).unwrap().unwrap();
-    let pack = PackReader::open(object, part, layout.tag(), naming).unwrap();
+    let pack = PackReader::open(object, part, layout.tag(), &naming).unwrap();
     let mut packer = Packer::new(FrameCodec::Zstd(1)).unwrap();
     let mut writer = PackWriter::new(Vec::new(), as_part, layout.tag()).unwrap();
     let victim = pack.frame_count() / 2;

@@ -235,9 +235,9 @@ impl Copying<'_, '_, '_, '_> {
     fn add_file(&mut self, path: &[u8], (mode, mtime): (u32, i64), bytes: &[u8]) -> Result<()> {
         let mut sink = self.work.writer.sink();
         let key = FileKey::from_path(path, &self.work.naming)?;
-        sink.begin(key, mode, mtime)?;
+        sink.begin(key)?;
         sink.append(bytes)?;
-        sink.end()?;
+        sink.end(mode, mtime)?;
         sink.finish()
     }
 }

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::pg::datapage::{self, DEFAULT_PAGE_SIZE, PageHeader, PageState};
 use crate::pg::lsn::Lsn;
 use crate::repo::root::cluster::DamagedPage;
-use crate::snapshot::filekey::{FileKey, Naming};
+use crate::snapshot::filekey::{ClusterNaming, FileKey};
 
 /// Pauses before a page is read again; a write takes less.
 const PAUSES_MS: [u64; 5] = [0, 1, 10, 50, 100];
@@ -41,7 +41,7 @@ impl Findings {
     }
 
     /// Returns the damaged pages of a backup that stopped at `stop_lsn`: no page on disk was changed after it.
-    pub fn judge(mut self, stop_lsn: Lsn, naming: &Naming) -> Damage {
+    pub fn judge(mut self, stop_lsn: Lsn, naming: &ClusterNaming) -> Damage {
         self.torn.retain(|(_, _, lsn)| *lsn > stop_lsn);
         self.damaged_count += self.torn.len() as u64;
         self.damaged.append(&mut self.torn);
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    const NAMING: Naming = Naming {
+    const NAMING: ClusterNaming = ClusterNaming {
         major: 17,
         catalog_version: 202_406_281,
     };

@@ -24,7 +24,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::progress::Progress;
-use crate::snapshot::filekey::{FileKey, Naming};
+use crate::snapshot::filekey::{ClusterNaming, FileKey};
 use crate::snapshot::sink::FileSink;
 
 /// Bytes read at once, a multiple of a page's.
@@ -37,7 +37,7 @@ pub struct Reading<'r> {
     /// The real paths of the data directory and its tablespaces.
     pub real_roots: &'r [PathBuf],
     /// How tablespaces name their directories.
-    pub naming: Naming,
+    pub naming: ClusterNaming,
     /// The start LSN, where pages have checksums.
     pub check_from: Option<Lsn>,
     /// Blocks in one file of a relation.
@@ -101,8 +101,7 @@ impl<'r, 't> Reader<'r, 't> {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
         }
         self.reading.check_place(&file, &place)?;
-        self.sink
-            .begin(key.clone(), metadata.mode(), metadata.mtime())?;
+        self.sink.begin(key.clone())?;
         let checked = self.reading.checked(&file, key);
         let (mut at, length) = (0, metadata.len());
         while at < length {
@@ -126,7 +125,7 @@ impl<'r, 't> Reader<'r, 't> {
                 break;
             }
         }
-        self.sink.end().map(|_| ())
+        self.sink.end(metadata.mode(), metadata.mtime()).map(|_| ())
     }
 }
 
@@ -208,7 +207,7 @@ mod tests {
         let reading = Reading {
             root: &inside,
             real_roots: &[inside.canonicalize().unwrap()],
-            naming: Naming {
+            naming: ClusterNaming {
                 major: 17,
                 catalog_version: 1,
             },

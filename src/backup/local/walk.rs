@@ -19,7 +19,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::version::Major;
 use crate::progress::Progress;
-use crate::snapshot::filekey::{FileKey, Fork, Naming, RelationFile};
+use crate::snapshot::filekey::{ClusterNaming, FileKey, Fork, RelationFile};
 use crate::snapshot::sink::FileSink;
 
 /// How long the walk rests when all readers are busy.
@@ -42,7 +42,7 @@ type Visitor<'v> = dyn FnMut(Found) -> Result<()> + 'v;
 /// A data directory to walk.
 pub struct Walk<'w> {
     root: &'w Path,
-    naming: Naming,
+    naming: ClusterNaming,
     tablespaces: &'w [u32],
     /// `stats_temp_directory` below the data directory (13, 14).
     stats: Option<&'w [u8]>,
@@ -71,7 +71,7 @@ pub fn tablespaces(root: &Path) -> Result<Vec<u32>> {
 ///
 /// # Errors
 /// `Refused` for a tablespace that cannot be seen from here; those of the filesystem.
-pub fn real_roots(root: &Path, naming: Naming, tablespaces: &[u32]) -> Result<Vec<PathBuf>> {
+pub fn real_roots(root: &Path, naming: ClusterNaming, tablespaces: &[u32]) -> Result<Vec<PathBuf>> {
     let mut roots = vec![real(root)?];
     for oid in tablespaces {
         let link = root.join(format!("pg_tblspc/{oid}"));
@@ -104,7 +104,7 @@ impl<'w> Walk<'w> {
     /// A walk through `root` and these of its tablespaces.
     pub fn new(
         root: &'w Path,
-        naming: Naming,
+        naming: ClusterNaming,
         tablespaces: &'w [u32],
         stats: Option<&'w [u8]>,
     ) -> Walk<'w> {

@@ -1,0 +1,557 @@
+//! Generations of files, each written as a layer above those before, read back whole and by part, against a model in memory.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::filekey::tests::NAMING;
+use super::filekey::{FileKey, Naming};
+use super::frame::FrameCodec;
+use super::layer::Metadata;
+use super::node::{Moment, Node, NodeKind};
+use super::reader::{Snapshot, SnapshotRoot};
+use super::sink::FileSink;
+use super::writer::{Options, SnapshotWriter};
+use crate::error::{Code, Result};
+use crate::pg::time::TimestampTz;
+use crate::repo::root::{BackupKind, Head, Map};
+use crate::repo::scope::Scope;
+use crate::store::file::FileStore;
+
+const CLUSTER_PATHS: [&str; 7] = [
+    "base/1/1259",
+    "base/1/1259.1",
+    "base/1/2_fsm",
+    "global/pg_control",
+    "a",
+    "a-b",
+    "pg_xact/0000",
+];
+const TREE_PATHS: [&str; 7] = ["d/0", "d/1", "d/e/0", "d/e-f", "a", "a-b", "base/1/1"];
+const TREE_DIRECTORIES: [&str; 5] = ["", "base", "base/1", "d", "d/e"];
+
+/// What a path is.
+#[derive(Debug, Clone, PartialEq)]
+enum Thing {
+    File(Vec<u8>),
+    Directory,
+    Symlink,
+}
+
+type Model = BTreeMap<String, Thing>;
+
+/// One change of a path. Numbers are taken modulo what fits.
+#[derive(Debug, Clone)]
+enum Change {
+    Remove,
+    Turn(Thing),
+    /// All of it anew.
+    Write(usize),
+    /// Stretches: where, and how long.
+    Overwrite(Vec<(usize, usize)>),
+    Truncate(usize),
+    Extend(usize),
+    /// Cut to a length, then grown to another, within one generation.
+    CutAndGrow(usize, usize),
+}
+
+/// A repository in a directory, and the backup under construction.
+struct World<'d> {
+    directory: &'d Path,
+    naming: Naming,
+    scope: Scope,
+    model: Model,
+    map: Map,
+    generation: u8,
+}
+
+/// Pages of zeros, of one letter and of noise.
+fn content(seed: usize, length: usize) -> Vec<u8> {
+    let page = |n: usize| match (seed + n) % 3 {
+        0 => [0; 8192],
+        1 => [b'a' + u8::try_from(seed % 20).unwrap(); 8192],
+        _ => std::array::from_fn(|i| ((i * (seed + n + 7)) >> 3).to_le_bytes()[0]),
+    };
+    let mut all: Vec<u8> = (0..length.div_ceil(8192)).flat_map(page).collect();
+    all.truncate(length);
+    all
+}
+
+impl<'d> World<'d> {
+    fn new(directory: &'d Path, naming: Naming) -> World<'d> {
+        let (scope, directories) = match naming {
+            Naming::Cluster(_) => (Scope::cluster("main", 7).unwrap(), &[][..]),
+            Naming::Tree => (Scope::aux("test", "x").unwrap(), &TREE_DIRECTORIES[..]),
+        };
+        let named = |path: &&str| ((*path).to_owned(), Thing::Directory);
+        World {
+            directory,
+            naming,
+            scope,
+            model: directories.iter().map(named).collect(),
+            map: Map {
+                shards: Vec::new(),
+                packs: Vec::new(),
+            },
+            generation: 0,
+        }
+    }
+
+    fn key(&self, path: &str) -> FileKey {
+        FileKey::from_path(path.as_bytes(), self.naming).unwrap()
+    }
+
+    /// Writes a generation by `produce`, as a layer above those before.
+    fn generation(&mut self, produce: impl FnOnce(&mut World<'d>, &mut FileSink<'_>)) {
+        let store = FileStore::open(self.directory, 1).unwrap();
+        let id = format!("20261120T0640{:02}Z-incr", self.generation)
+            .parse()
+            .unwrap();
+        self.generation += 1;
+        let mut options = Options::new(FrameCodec::Lz4, 1, self.directory.to_owned());
+        options.pack_bytes = 50_000;
+        options.shard_files = 3;
+        options.prior = self.map.shards.clone();
+        let scope = self.scope.clone();
+        let written = std::thread::scope(|threads| {
+            let writer = SnapshotWriter::start(threads, &store, &scope, &id, &options);
+            let mut sink = writer.sink();
+            produce(self, &mut sink);
+            sink.finish().unwrap();
+            writer.finish().unwrap()
+        });
+        self.map.shards = written.shards;
+        self.map.packs.extend(written.packs);
+    }
+
+    fn end(&self, sink: &mut FileSink<'_>) {
+        match self.naming {
+            Naming::Cluster(_) => sink.end(0o600, 9).unwrap(),
+            Naming::Tree => sink.end_node(self.node(NodeKind::File(0))).unwrap(),
+        };
+    }
+
+    fn node(&self, kind: NodeKind) -> Node {
+        let mtime = Moment {
+            seconds: i64::from(self.generation),
+            nanoseconds: 1,
+        };
+        Node::new(kind, 0o640, mtime)
+    }
+
+    /// Writes what differs from the generation before: `from` is the first byte behind which all is new, `parts` are those before it.
+    fn write_parts(
+        &self,
+        sink: &mut FileSink<'_>,
+        path: &str,
+        now: &[u8],
+        parts: &[(usize, usize)],
+    ) {
+        sink.begin(self.key(path)).unwrap();
+        let mut at = 0;
+        for &(from, to) in parts {
+            sink.skip((from - at) as u64).unwrap();
+            sink.append(&now[from..to]).unwrap();
+            at = to;
+        }
+        sink.skip((now.len() - at) as u64).unwrap();
+        self.end(sink);
+    }
+
+    fn write_whole(&self, sink: &mut FileSink<'_>, path: &str, now: &[u8]) {
+        sink.limit(&self.key(path), 0).unwrap();
+        self.write_parts(sink, path, now, &[(0, now.len())]);
+    }
+
+    fn write_other(&self, sink: &FileSink<'_>, path: &str, thing: &Thing) {
+        let (key, target) = (self.key(path), b"to".to_vec());
+        match (thing, self.naming) {
+            (Thing::Directory, Naming::Tree) => sink.node(&key, self.node(NodeKind::Directory)),
+            (Thing::Directory, _) => sink.directory(&key, 0o700, 1),
+            (_, Naming::Tree) => sink.node(&key, self.node(NodeKind::Symlink(target))),
+            _ => sink.symlink(&key, &target),
+        }
+        .unwrap();
+    }
+
+    fn change(&mut self, sink: &mut FileSink<'_>, path: &str, change: &Change, seed: usize) {
+        let before = match self.model.get(path) {
+            Some(Thing::File(bytes)) => Some(bytes.clone()),
+            _ => None,
+        };
+        let now = match (change, before) {
+            (Change::Remove, _) => {
+                if self.model.remove(path).is_some() {
+                    sink.gone(&self.key(path)).unwrap();
+                }
+                return;
+            }
+            (Change::Turn(thing), _) => {
+                self.write_other(sink, path, thing);
+                self.model.insert(path.to_owned(), thing.clone());
+                return;
+            }
+            (Change::Write(length), _) => {
+                let now = content(seed, *length);
+                self.write_whole(sink, path, &now);
+                now
+            }
+            (_, None) => {
+                self.write_whole(sink, path, b"new");
+                b"new".to_vec()
+            }
+            (Change::Overwrite(stretches), Some(mut now)) => {
+                let mut parts = Vec::new();
+                let mut at = 0;
+                for (gap, length) in stretches {
+                    let from = (at + gap).min(now.len());
+                    let to = (from + length).min(now.len());
+                    now[from..to].copy_from_slice(&content(seed + at, to - from));
+                    parts.push((from, to));
+                    at = to;
+                }
+                self.write_parts(sink, path, &now, &parts);
+                now
+            }
+            (Change::Truncate(length), Some(mut now)) => {
+                now.truncate(*length);
+                self.write_parts(sink, path, &now, &[]);
+                now
+            }
+            (Change::Extend(more), Some(mut now)) => {
+                let from = now.len();
+                now.extend(content(seed, *more));
+                self.write_parts(sink, path, &now, &[(from, now.len())]);
+                now
+            }
+            (Change::CutAndGrow(cut, more), Some(mut now)) => {
+                // A cluster's limit counts blocks; a tree has none but 0, and the new bytes hide the older ones.
+                let cut = (cut % (now.len() + 1)) / 8192 * 8192;
+                now.truncate(cut);
+                now.extend(content(seed, *more));
+                if self.naming.has_pages() {
+                    let block = cut as u64 / 8192;
+                    sink.limit(&self.key(path), block).unwrap();
+                }
+                self.write_parts(sink, path, &now, &[(cut, now.len())]);
+                now
+            }
+        };
+        self.model.insert(path.to_owned(), Thing::File(now));
+    }
+
+    fn head(&self) -> Head {
+        let files = self.model.values().filter_map(|thing| match thing {
+            Thing::File(bytes) => Some(bytes.len() as u64),
+            _ => None,
+        });
+        Head {
+            id: "20261120T064000Z-incr".parse().unwrap(),
+            nonce: String::new(),
+            backup_kind: BackupKind::Incremental,
+            prior: None,
+            label: String::new(),
+            start_time: TimestampTz(0),
+            stop_time: TimestampTz(0),
+            file_count: files.clone().count() as u64,
+            size_bytes: files.sum(),
+            stored_bytes: 0,
+            program: String::new(),
+            features: Vec::new(),
+        }
+    }
+
+    /// Everything, by the walk and pack by pack; and each file once more by places.
+    fn read(&self) -> Result<Model> {
+        let store = FileStore::open(self.directory, 1)?;
+        let head = self.head();
+        let root = SnapshotRoot {
+            head: &head,
+            map: &self.map,
+            naming: self.naming,
+        };
+        let snapshot = Snapshot::open(&store, &self.scope, root)?;
+        let mut model = Model::new();
+        let mut mapped = 0;
+        for item in snapshot.items() {
+            let item = item?;
+            assert_eq!(snapshot.metadata(&item.key)?.as_ref(), Some(&item.metadata));
+            let thing = match (item.metadata.file_length(), &item.metadata) {
+                (Some(length), _) => Thing::File(vec![0; usize::try_from(length).unwrap()]),
+                (_, Metadata::Symlink { .. }) => Thing::Symlink,
+                (_, Metadata::Node(node)) if node.kind != NodeKind::Directory => Thing::Symlink,
+                _ => Thing::Directory,
+            };
+            mapped += item.mapped_bytes;
+            model.insert(String::from_utf8(item.path).unwrap(), thing);
+        }
+        for index in 0..snapshot.packs().len() {
+            // The root names packs that nothing visible is in: no layer needs to know those.
+            let Ok(pack) = snapshot.pack(index) else {
+                continue;
+            };
+            for number in 0..pack.frame_count() {
+                let frame = pack.frame(number)?;
+                for visible in &frame.visible {
+                    let path = frame.file(visible).unwrap().path(self.naming);
+                    let Some(Thing::File(bytes)) =
+                        model.get_mut(std::str::from_utf8(&path).unwrap())
+                    else {
+                        panic!("bytes of what is no file");
+                    };
+                    let at = usize::try_from(visible.position).unwrap();
+                    bytes[at..at + visible.length as usize].copy_from_slice(frame.bytes(visible));
+                }
+                mapped -= frame.visible_bytes();
+            }
+        }
+        assert_eq!(mapped, 0, "bytes are missing");
+        self.read_parts(&snapshot)?;
+        Ok(model)
+    }
+
+    fn read_parts(&self, snapshot: &Snapshot<'_>) -> Result<()> {
+        for (path, thing) in &self.model {
+            let Thing::File(bytes) = thing else {
+                assert!(
+                    snapshot
+                        .read_file(path, 1)
+                        .is_ok_and(|found| found.is_none())
+                );
+                continue;
+            };
+            assert_eq!(snapshot.read_file(path, 1 << 20)?.as_ref(), Some(bytes));
+            let length = bytes.len();
+            for (from, to) in [(1, length / 2), (length / 3, length + 9), (8192, 8193)] {
+                let mut at = from;
+                for place in snapshot.places(&self.key(path), from as u64, to as u64)? {
+                    assert_eq!(place.position, at as u64);
+                    let end = at + usize::try_from(place.length).unwrap();
+                    let found = match place.at {
+                        None => vec![0; end - at],
+                        Some(there) => {
+                            let frame = snapshot.pack(there.pack)?.frame(there.frame)?;
+                            let offset = there.offset as usize;
+                            frame.frame().raw[offset..offset + end - at].to_vec()
+                        }
+                    };
+                    assert!(found == bytes[at..end], "\"{path}\" from {at} to {end}");
+                    at = end;
+                }
+                assert_eq!(at, to.min(length).max(from), "\"{path}\"");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn any_change() -> impl Strategy<Value = Change> {
+    let length = || {
+        prop_oneof![
+            0_usize..300,
+            8000_usize..8400,
+            0_usize..60_000,
+            Just(32_768)
+        ]
+    };
+    let stretch = (length(), length());
+    prop_oneof![
+        Just(Change::Remove),
+        Just(Change::Turn(Thing::Directory)),
+        Just(Change::Turn(Thing::Symlink)),
+        length().prop_map(Change::Write),
+        length().prop_map(Change::Write),
+        proptest::collection::vec(stretch, 1..4).prop_map(Change::Overwrite),
+        length().prop_map(Change::Truncate),
+        length().prop_map(Change::Extend),
+        (length(), length()).prop_map(|(cut, more)| Change::CutAndGrow(cut, more)),
+    ]
+}
+
+type History = Vec<BTreeMap<usize, Change>>;
+
+fn any_history() -> impl Strategy<Value = History> {
+    let generation = proptest::collection::btree_map(0_usize..7, any_change(), 0..6);
+    proptest::collection::vec(generation, 1..7)
+}
+
+fn check(naming: Naming, history: &History) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::new(directory.path(), naming);
+    let paths = if naming.has_pages() {
+        CLUSTER_PATHS
+    } else {
+        TREE_PATHS
+    };
+    for (number, changes) in history.iter().enumerate() {
+        world.generation(|world, sink| {
+            if number == 0 {
+                for (path, thing) in world.model.clone() {
+                    world.write_other(sink, &path, &thing);
+                }
+            }
+            for (path, change) in changes {
+                world.change(sink, paths[*path], change, 10 * number + path);
+            }
+        });
+        assert!(world.read().unwrap() == world.model, "generation {number}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn generations_of_a_cluster_come_back(history in any_history()) {
+        check(NAMING, &history);
+    }
+
+    #[test]
+    fn generations_of_a_tree_come_back(history in any_history()) {
+        check(Naming::Tree, &history);
+    }
+}
+
+/// Three generations of one file: whole, then what `second` and `third` write.
+fn three(
+    naming: Naming,
+    second: impl Fn(&World<'_>, &mut FileSink<'_>),
+    third: impl Fn(&World<'_>, &mut FileSink<'_>),
+) -> Result<Model> {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::new(directory.path(), naming);
+    world.generation(|world, sink| {
+        for (path, thing) in world.model.clone() {
+            world.write_other(sink, &path, &thing);
+        }
+        world.write_whole(sink, "a", &content(1, 30_000));
+    });
+    world.generation(|world, sink| second(world, sink));
+    world.generation(|world, sink| third(world, sink));
+    world
+        .model
+        .insert("a".into(), Thing::File(content(1, 30_000)));
+    world.read()
+}
+
+#[test]
+fn what_was_cut_off_or_gone_never_comes_back() {
+    let cut = |world: &World<'_>, sink: &mut FileSink<'_>| {
+        world.write_parts(sink, "a", &content(1, 100), &[]);
+    };
+    let gone = |world: &World<'_>, sink: &mut FileSink<'_>| {
+        sink.gone(&world.key("a")).unwrap();
+    };
+    let other = |world: &World<'_>, sink: &mut FileSink<'_>| {
+        world.write_other(sink, "a", &Thing::Symlink);
+    };
+    let limited = |world: &World<'_>, sink: &mut FileSink<'_>| {
+        sink.limit(&world.key("a"), 0).unwrap();
+        world.write_parts(sink, "a", &content(1, 30_000), &[]);
+    };
+    // A writer that forgot what it has to write again.
+    let forgotten = |world: &World<'_>, sink: &mut FileSink<'_>| {
+        world.write_parts(sink, "a", &content(1, 30_000), &[]);
+    };
+    for naming in [NAMING, Naming::Tree] {
+        assert!(three(naming, forgotten, forgotten).is_ok());
+        for second in [
+            &cut as &dyn Fn(&World<'_>, &mut FileSink<'_>),
+            &gone,
+            &other,
+            &limited,
+        ] {
+            let refused = three(naming, second, forgotten).unwrap_err();
+            assert_eq!(refused.code(), Code::Damaged);
+            assert!(
+                refused.to_string().contains("no part of the map covers"),
+                "{refused}"
+            );
+        }
+    }
+}
+
+#[test]
+fn entries_that_break_the_rules_are_damage() {
+    let nothing = |_: &World<'_>, _: &mut FileSink<'_>| {};
+    let block = |world: &World<'_>, sink: &mut FileSink<'_>| {
+        sink.limit(&world.key("a"), 4).unwrap();
+        world.write_parts(sink, "a", &content(1, 30_000), &[]);
+    };
+    assert!(three(NAMING, block, nothing).is_ok());
+    assert!(three(Naming::Tree, block, nothing).is_err());
+    // Metadata of the other naming.
+    let file = |world: &World<'_>, sink: &mut FileSink<'_>| {
+        sink.begin(world.key("a")).unwrap();
+        sink.append(&content(1, 30_000)).unwrap();
+        sink.end(0, 0).unwrap();
+    };
+    let node = |world: &World<'_>, sink: &mut FileSink<'_>| {
+        sink.begin(world.key("a")).unwrap();
+        sink.append(&content(1, 30_000)).unwrap();
+        sink.end_node(world.node(NodeKind::Directory)).unwrap();
+    };
+    assert!(three(NAMING, nothing, file).is_ok() && three(NAMING, nothing, node).is_err());
+    assert!(
+        three(Naming::Tree, nothing, node).is_ok() && three(Naming::Tree, nothing, file).is_err()
+    );
+    // An entry below what is no directory, and below nothing.
+    for (path, parent) in [("a/b", "a"), ("z/b", "z")] {
+        let orphan = |world: &World<'_>, sink: &mut FileSink<'_>| {
+            world.write_other(sink, path, &Thing::Directory);
+        };
+        let refused = three(Naming::Tree, nothing, orphan).unwrap_err();
+        assert!(
+            refused.to_string().contains("no directory"),
+            "{parent}: {refused}"
+        );
+    }
+}
+
+#[test]
+fn a_file_that_is_given_up_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::new(directory.path(), Naming::Tree);
+    world.generation(|world, sink| {
+        for (path, thing) in world.model.clone() {
+            world.write_other(sink, &path, &thing);
+        }
+        // More pieces than an entry holds: some are in the map's entries already.
+        sink.begin(world.key("a-b")).unwrap();
+        for _ in 0..700 {
+            sink.append(&content(1, 8192)).unwrap();
+            sink.hole(8192).unwrap();
+        }
+        sink.abandon();
+        world.write_whole(sink, "b", b"kept");
+        sink.begin(world.key("sparse")).unwrap();
+        sink.append(b"x").unwrap();
+        sink.hole((1 << 40) + 12_345).unwrap();
+        sink.append(b"y").unwrap();
+        assert_eq!(
+            sink.end_node(world.node(NodeKind::Fifo)).unwrap(),
+            (1 << 40) + 12_347
+        );
+    });
+    let store = FileStore::open(world.directory, 1).unwrap();
+    let mut head = world.head();
+    (head.file_count, head.size_bytes) = (2, (1 << 40) + 12_351);
+    let root = SnapshotRoot {
+        head: &head,
+        map: &world.map,
+        naming: Naming::Tree,
+    };
+    let snapshot = Snapshot::open(&store, &world.scope, root).unwrap();
+    assert_eq!(snapshot.items().map(Result::unwrap).count(), 7);
+    assert_eq!(snapshot.metadata(&world.key("a-b")).unwrap(), None);
+    let end = (1 << 40) + 12_347;
+    let sparse = snapshot.places(&world.key("sparse"), 0, u64::MAX).unwrap();
+    assert!(sparse.len() < 5, "{sparse:?}");
+    assert_eq!(sparse.last().map(|p| p.position + p.length), Some(end));
+    let stored: u64 = sparse
+        .iter()
+        .filter(|p| p.at.is_some())
+        .map(|p| p.length)
+        .sum();
+    assert!(stored <= 2 * 8192, "{stored}");
+}
