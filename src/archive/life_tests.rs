@@ -200,15 +200,32 @@ fn a_hole_before_a_segment_is_warned_of_unless_that_segment_is_on_its_way() {
 }
 
 #[test]
-fn a_segment_of_another_life_behind_is_warned_of() {
+fn l20_a_segment_that_the_archived_one_after_does_not_continue_is_refused() {
     let bench = Bench::new();
     let (one, other) = (bench.life("one", 1), bench.life("other", 2));
     other.push(&bench.repository(), 2).unwrap();
+    let error = one.push(&bench.repository(), 1).err().unwrap();
+    assert_eq!(error.code(), Code::Conflict, "{error}");
+    assert!(
+        error.to_string().contains("does not continue it"),
+        "{error}"
+    );
+    assert_eq!(
+        bench.keys(&bench.layout().conflicts()).len(),
+        1,
+        "it is kept"
+    );
+    // The server of that one brings what comes before.
+    other.push(&bench.repository(), 1).unwrap();
+    // A file that has rotted is archived as it is.
+    let bench = Bench::new();
+    let one = bench.life("one", 1);
+    one.push(&bench.repository(), 2).unwrap();
+    let mut bytes = std::fs::read(one.path(1)).unwrap();
+    bytes[70] ^= 1;
+    std::fs::write(one.path(1), bytes).unwrap();
     let (_, warnings) = one.push(&bench.repository(), 1).unwrap();
-    let warned = warnings
-        .iter()
-        .any(|w| w.contains("recovery ends between them"));
-    assert!(warned, "{warnings:?}");
+    assert!(warnings[0].contains("is damaged"), "{warnings:?}");
     // Its own successor is nothing to warn of.
     let bench = Bench::new();
     let one = bench.life("one", 1);
@@ -235,6 +252,10 @@ fn a_segment_that_is_brought_in_later_is_one_that_the_archived_one_continues() {
     let key = bench.layout().segment(other.name(2));
     assert!(repository.store().head(&key).unwrap().is_none());
     assert!(backfill(&one, 2).unwrap().1.is_empty());
+    // In a hole of several segments the last one speaks for all.
+    let error = backfill(&other, 1).err().unwrap();
+    assert!(error.to_string().contains("does not continue"), "{error}");
+    assert!(backfill(&one, 1).unwrap().1.is_empty());
     // On the other side, too.
     refused(backfill(&other, 4));
     backfill(&one, 4).unwrap();
@@ -364,13 +385,18 @@ fn a_fetched_segment_has_to_continue_the_one_that_the_server_has() {
 
 #[test]
 fn a_copied_segment_has_to_continue_the_stored_one_before_it() {
-    let bench = Bench::new();
-    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
-    other.push(&bench.repository(), 2).unwrap();
+    let (bench, there) = (Bench::new(), Bench::new());
+    let (one, other) = (bench.life("one", 1), there.life("other", 2));
     one.push(&bench.repository(), 1).unwrap();
+    other.push(&there.repository(), 2).unwrap();
     let check = |repository: &Repository, number| {
-        let stored = bench.container(&one, number);
-        life::check_copied(repository, &bench.layout(), &stored, one.name(number))
+        let (from, life) = if number == 1 {
+            (&bench, &one)
+        } else {
+            (&there, &other)
+        };
+        let stored = from.container(life, number);
+        life::check_copied(repository, &bench.layout(), &stored, life.name(number))
     };
     let fresh = bench.repository();
     assert_eq!(check(&fresh, 2).unwrap_err().code(), Code::Gap);

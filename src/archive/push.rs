@@ -329,7 +329,7 @@ fn push_checked(
         Stored::Put(put) => put,
         Stored::Padded(valid_end) => return push_padded(what, source, checked, valid_end),
         Stored::Moved(checked) => return push_checked(what, source, &checked),
-        Stored::Received(end, hash) => return refuse_received(what, source, checked, (end, &hash)),
+        Stored::Refused(why, hash) => return refuse(what, source, checked, (&why, &hash)),
     };
     what.repository
         .found_taken(put.published == Published::Exists);
@@ -352,12 +352,13 @@ fn push_checked(
     }
 }
 
-/// The segment of one server does not supersede what a receiver archived of it from another one.
-fn refuse_received(
+/// Refuses a segment whose name is free: it hides or contradicts what is archived of another server. The copy is kept, so that "pitr wal resolve" can
+/// name it.
+fn refuse(
     what: &Push<'_>,
     source: &mut dyn Content,
     checked: &Checked,
-    (end, hash): (Lsn, &[u8; 32]),
+    (why, hash): (&str, &[u8; 32]),
 ) -> Result<(Pushed, Warnings)> {
     if let Some(moved) = moved(what, checked)? {
         return push_checked(what, source, &moved);
@@ -365,7 +366,7 @@ fn refuse_received(
     keep_refused(what, source, checked, hash)?;
     Err(err!(
         Conflict,
-        "a receiver has archived other content of it, up to {end}; offered {}…, system identifier {}, timeline {}",
+        "{why}; offered {}…, system identifier {}, timeline {}",
         short(hash),
         checked.layout.system_identifier(),
         checked.segment.timeline.decimal()
@@ -512,8 +513,9 @@ fn check_header(
     let layout = ClusterLayout::new(what.cluster, wal.system_identifier)?;
     let registration = what.repository.require(&layout)?;
     check_sizes(&registration, &wal)?;
-    // In an object store they are read where the segment does not simply go on.
-    let layout = match what.repository.store().is_remote() && !is_partial {
+    // In an object store a process that archives one file reads them where the segment does not simply go on.
+    let is_alone = !what.beside_others && !is_partial;
+    let layout = match what.repository.store().is_remote() && is_alone {
         true => what.repository.known_lives(&layout).unwrap_or(layout),
         false => what.repository.recent_lives(&layout)?,
     };
@@ -601,8 +603,8 @@ enum Stored {
     Padded(Lsn),
     /// Nothing was stored: the segment has another home.
     Moved(Box<Checked>),
-    /// Nothing was stored: a receiver archived other content up to here. The hash is that of the offered content.
-    Received(Lsn, [u8; 32]),
+    /// Nothing was stored, for this reason: another server has archived what belongs to it. The hash is that of the offered content.
+    Refused(String, [u8; 32]),
 }
 
 struct Put {
@@ -654,13 +656,12 @@ fn store_wal(
             }
             warning = before?.warning();
             if what.is_backfill && !checked.is_partial {
-                life::require_after(what, checked, &link)?;
+                life::require_after(what, source, checked, &link)?;
             }
             if !checked.is_partial
-                && !source.has_own_increments()
-                && let Some(end) = received::end_of_other(what, source, checked)?
+                && let Some(why) = beside_other(what, source, checked, (&index, &link))?
             {
-                return Ok(Stored::Received(end, hash));
+                return Ok(Stored::Refused(why, hash));
             }
         }
     }
@@ -693,6 +694,31 @@ fn store_wal(
         link,
         warning,
     })))
+}
+
+/// What another server has archived beside the segment: increments of it, or the one after.
+fn beside_other(
+    what: &Push<'_>,
+    source: &dyn Content,
+    checked: &Checked,
+    (index, link): (&SegmentIndex, &Link),
+) -> Result<Option<String>> {
+    if !source.has_own_increments()
+        && let Some(end) = received::end_of_other(what, source, checked)?
+    {
+        let why = format!("a receiver has archived other content of it, up to {end}");
+        return Ok(Some(why));
+    }
+    // In an object store it would cost a request. A file that has rotted tells of no other life.
+    if what.repository.store().is_remote() || index.summary.has(flag::DAMAGED) {
+        return Ok(None);
+    }
+    let next = life::other_after(what, checked, link)?;
+    Ok(next.map(|next| {
+        format!(
+            "the archive's segment \"{next}\" does not continue it: another server wrote that one"
+        )
+    }))
 }
 
 /// Whether the content, offered as a whole segment, is the beginning of one.

@@ -29,7 +29,7 @@ pub(super) fn end_of_other(
         size: checked.wal.segment_size,
         major: checked.wal.major.number(),
     };
-    let listed = match increment::list(what.repository, &checked.layout, checked.segment) {
+    let listed = match increments_of(what, checked) {
         // A host that may not look there is not kept from archiving.
         Err(e) if e.code() == Code::Denied => return Ok(None),
         listed => listed?,
@@ -47,6 +47,27 @@ pub(super) fn end_of_other(
         true => Ok(None),
         false => comparison.end_of_difference(&run),
     }
+}
+
+/// The increments of the segment. Where a process ships many segments to a remote store, one request for all of them says for a moment that nobody
+/// streams.
+fn increments_of(what: &Push<'_>, checked: &Checked) -> Result<Vec<LsnRange>> {
+    let (repository, name) = (what.repository, checked.segment);
+    if what.beside_others && repository.store().is_remote() {
+        let prefix = checked.layout.home_of(name).open_segments();
+        let is_any = match repository.has_streams(&prefix) {
+            Some(is_any) => is_any,
+            None => {
+                let is_any = !repository.store().list(&prefix)?.is_empty();
+                repository.found_streams(prefix, is_any);
+                is_any
+            }
+        };
+        if !is_any {
+            return Ok(Vec::new());
+        }
+    }
+    increment::list(repository, &checked.layout, name)
 }
 
 struct Comparison<'a> {

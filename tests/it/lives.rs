@@ -542,6 +542,67 @@ fn l13_two_repositories_that_hold_two_lives_are_not_joined(major: u32) {
 }
 per_major!(l13_two_repositories_that_hold_two_lives_are_not_joined, v13 v15 v19);
 
+/// Rows L13 and H03: when the two sides see one another again, both servers are refused by the other's repository. The one that is the cluster brings
+/// its segments to both, gets the fork, and goes on; the other life stays restorable.
+fn h03_l13_after_a_split_brain_one_server_gets_both_repositories(major: u32) {
+    let mut split = Split::new(major);
+    split.two.production.start();
+    split.two.clone.start();
+    let first = split.go_on();
+    split.go_on();
+    let (production, clone) = (&split.two.production, &split.two.clone);
+    let archive = split.two.site.archive().arg("%p").shell();
+    for cluster in [production, clone] {
+        cluster.alter_system("archive_command", &archive);
+        cluster.reload();
+        write(
+            cluster,
+            if std::ptr::eq(cluster, production) {
+                "prod"
+            } else {
+                "fake"
+            },
+        );
+        cluster.switch_wal();
+        cluster.wait_log("archive command failed with exit code 20");
+    }
+    let site = &split.two.site;
+    // The first segment was archived in the own repository alone: the other one has to refuse it before it can be named there.
+    let backfill = site.pitr().args(["wal", "backfill", "--from"]);
+    let wal = production.pgdata().join("pg_wal");
+    backfill.arg(&wal).run().expect_code(1);
+    let own = blake3::hash(&std::fs::read(wal.join(&first)).unwrap()).to_hex();
+    let shown = ["wal", "conflicts", "--json", "--repository", "second"];
+    let shown = site.pitr().args(shown).run().json();
+    let copies = shown["conflicts"].as_array().unwrap();
+    let copy = copies.iter().find(|c| c["hash"] == own.as_str());
+    let copy = copy.expect("production's is kept")["copy"]
+        .as_str()
+        .unwrap();
+    let resolve = ["wal", "resolve", &first, "--keep", copy, "--confirm"];
+    site.pitr().args(resolve).run().success();
+    let next = production.query_one_string("select last_archived_wal from pg_stat_archiver");
+    write(production, "prod");
+    production.switch_wal();
+    // The repository that got the fork lacks what production archived in the other one alone.
+    site.pitr()
+        .args(["wal", "backfill", "--from"])
+        .arg(&wal)
+        .run();
+    let archived = "select last_archived_wal from pg_stat_archiver";
+    wait_until(PATIENCE, "production archives again", || {
+        production.query_one_string(archived) > next
+    });
+    let (found, run) = split.restored(&[]);
+    assert_eq!(found, "before 100, prod 400", "{run}");
+    let (found, run) = split.restored(&["--repository", "second"]);
+    assert_eq!(found, "before 100, prod 400", "{run}");
+    let as_stored = ["--repository", "second", "--as-stored"];
+    let (found, run) = split.restored(&as_stored);
+    assert_eq!(found, "before 100, fake 200", "{run}");
+}
+per_major!(h03_l13_after_a_split_brain_one_server_gets_both_repositories, v13 v18);
+
 /// Row L13: no segment lies in both that differs, for the second repository lacks the clone's first ones. The links tell.
 fn l13_wal_that_does_not_continue_what_is_stored_is_not_copied(major: u32) {
     let mut split = Split::new(major);
