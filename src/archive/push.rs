@@ -513,9 +513,8 @@ fn check_header(
     let layout = ClusterLayout::new(what.cluster, wal.system_identifier)?;
     let registration = what.repository.require(&layout)?;
     check_sizes(&registration, &wal)?;
-    // In an object store a process that archives one file reads them where the segment does not simply go on.
-    let is_alone = !what.beside_others && !is_partial;
-    let layout = match what.repository.store().is_remote() && is_alone {
+    // In an object store they are read where the segment does not simply go on.
+    let layout = match what.repository.store().is_remote() && !is_partial {
         true => what.repository.known_lives(&layout).unwrap_or(layout),
         false => what.repository.recent_lives(&layout)?,
     };

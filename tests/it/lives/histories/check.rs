@@ -16,7 +16,7 @@ struct Blocked {
 pub fn check(world: &mut World) {
     world.say("check");
     let blocked = settle(world);
-    world.is_refused = !blocked.is_empty();
+    world.is_refused |= !blocked.is_empty();
     holds(world);
     if blocked.is_empty() {
         return;
@@ -237,7 +237,7 @@ fn agree(world: &mut World) {
     let run = world.site.pitr().args(["verify", "--json"]).run();
     // Once a fork was given away, what belongs to the life that was left is a finding, for it is not reached by what is followed.
     let is_left = world.is_resolved && run.code() == 4;
-    // A standby archives what its refused primary cannot: behind a gap, and joined to nothing.
+    // A standby archives what its refused primary cannot, be that one lost meanwhile: behind a gap, and joined to nothing.
     let is_gap = world.is_refused && only_gaps(&run);
     assert!(
         run.code() == 0 || is_left || is_gap,

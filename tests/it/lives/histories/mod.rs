@@ -32,7 +32,7 @@ use world::World;
 /// Histories of the run that is part of the tests.
 const HISTORIES: u64 = 40;
 /// Histories of the campaign that failed once, and why.
-const MENDED: [u64; 11] = [
+const MENDED: [u64; 12] = [
     // The operator is told to abandon another timeline first.
     113, 189,
     // A server took the history of another one that was promoted to the same number, and archived behind its WAL.
@@ -42,7 +42,8 @@ const MENDED: [u64; 11] = [
     215, // A server waits for the copy of the one that it followed.
     266, // A whole segment hid what a receiver had archived of another server.
     304, // A segment was stored before one that did not continue it.
-    366,
+    366, // A refused server was lost before the check.
+    538,
 ];
 /// Test functions, which run side by side.
 const PARTS: u64 = 4;

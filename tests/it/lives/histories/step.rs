@@ -200,7 +200,10 @@ fn archive(world: &mut World, at: usize) {
     let archived = world.settle(at);
     match archived {
         Archived::Yes => world.say(format!("  server {at} has archived")),
-        Archived::No(code, _) => world.say(format!("  server {at} is refused ({code})")),
+        Archived::No(code, _) => {
+            world.is_refused = true;
+            world.say(format!("  server {at} is refused ({code})"));
+        }
     }
 }
 
