@@ -9,16 +9,24 @@ SHELL := /bin/bash
 export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-s3 test corruption test-moto test-localstack oracle sweep soak soak-short lives golden check fuzz bench
+
+.PHONY: help build dist test-packages demo demo-s3 test corruption test-moto test-localstack oracle sweep soak soak-short lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 # The small programs are built on their own: cargo unifies features over one build, and would give them all of pitr's.
+build: export PITR_COMMIT ?= $(shell git describe --always --dirty --abbrev=12 2>/dev/null)
 build: ## the three release programs, in target/release
 	scripts/get-tools build
 	$(CARGO) build --release -p pitr
 	$(CARGO) build --release -p pitr-archive -p pitr-restore
+
+dist: ## tarball, .deb and .rpm in target/dist, for every distribution since glibc 2.31 (as root, with debootstrap)
+	scripts/dist
+
+test-packages: ## the .deb in fresh roots of Debian 12 and 13: installed, archived, backed up, restored (as root, after make dist)
+	scripts/test-packages
 
 demo: build ## a table is dropped and comes back; then a whole server is lost, and every confirmed commit comes back
 	scripts/demo
@@ -26,7 +34,7 @@ demo: build ## a table is dropped and comes back; then a whole server is lost, a
 demo-s3: build ## the same with the repository in a bucket of an S3 server that it starts itself (moto, which pip fetches once, 290 MB)
 	scripts/s3-server moto bash -c 'PITR_DEMO_S3=$$PITR_TEST_S3 exec scripts/demo'
 
-test: ## all tests, on PostgreSQL 13 to 18
+test: ## all tests, on PostgreSQL 13 to 19
 	scripts/get-tools test
 	scripts/get-postgres
 	$(CARGO) test --workspace --no-fail-fast

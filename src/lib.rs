@@ -4,7 +4,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `error` · `progress` · `durable` · `fault` · `text` (hexadecimal digits) |
+//! | 0 | `error` · `progress` · `release` · `durable` · `fault` · `text` (hexadecimal digits) |
 //! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) |
 //! | 2 | `config` · `host` (clock, random numbers, progress as one value) |
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
@@ -40,6 +40,7 @@ pub mod plan;
 pub mod progress;
 #[cfg(feature = "full")]
 pub mod receive;
+pub mod release;
 pub mod repo;
 #[cfg(feature = "full")]
 pub mod restore;

@@ -34,12 +34,7 @@ fn ships() -> bool {
 /// The exit status of success, or what `pitr` left with where it did the work.
 fn run() -> Result<u8, Error> {
     let arguments = archive::arguments(std::env::args_os().skip(1).collect())?;
-    if arguments.help || arguments.version {
-        let text = if arguments.help {
-            archive::HELP
-        } else {
-            VERSION
-        };
+    if let Some(text) = arguments.about("pitr-archive", archive::HELP) {
         let _ = std::io::stdout().write_all(text.as_bytes());
         return Ok(SUCCESS);
     }
@@ -58,8 +53,6 @@ fn run() -> Result<u8, Error> {
     say(&told.text);
     Ok(told.status)
 }
-
-const VERSION: &str = concat!("pitr-archive ", env!("CARGO_PKG_VERSION"), "\n");
 
 fn fail_with(error: &Error, status: u8) -> ExitCode {
     say(&archive::message(error));

@@ -46,12 +46,7 @@ fn run() -> Result<u8, Error> {
         std::env::args_os().skip(1).collect(),
         &[recovery_ended::SWITCH, prefetch::SWITCH, command::AS_STORED],
     )?;
-    if arguments.help || arguments.version {
-        let text = if arguments.help {
-            restore::HELP
-        } else {
-            VERSION
-        };
+    if let Some(text) = arguments.about("pitr-restore", restore::HELP) {
         let _ = std::io::stdout().write_all(text.as_bytes());
         return Ok(SUCCESS);
     }
@@ -96,8 +91,6 @@ fn fetch(arguments: &Arguments, environment: &Environment, nonce: u64) -> Result
     restore::watched(arguments.clone(), Reach::Near, nonce, warn)
         .map(|fetched| restore::answer(&fetched))
 }
-
-const VERSION: &str = concat!("pitr-restore ", env!("CARGO_PKG_VERSION"), "\n");
 
 /// The exit status; an error is printed.
 fn answer(outcome: &Result<u8, Error>) -> u8 {

@@ -600,7 +600,7 @@ fn is_own(
     Ok(mark.is_none_or(|mark| mark == own) || !is_sound(what, name))
 }
 
-/// Looks at the segment after, where that costs no request: one that another server wrote stays stored, and no reader joins it.
+/// Looks at the segment after once more, where that costs no request: one that another server stored meanwhile stays, and no reader joins it.
 pub(super) fn check_after(
     what: &Push<'_>,
     checked: &Checked,
@@ -618,12 +618,22 @@ pub(super) fn check_after(
     }))
 }
 
-/// Requires that the stored segment after continues this one: what is older than the archived WAL is there to lead to it.
+/// Requires that the stored segment after continues this one: what is older than the archived WAL is there to lead to it. In a hole of several
+/// segments the server's last one before the next stored segment speaks for all of them.
 ///
 /// # Errors
 /// `Conflict` when another server wrote it; what the store says.
-pub(super) fn require_after(what: &Push<'_>, checked: &Checked, link: &Link) -> Result<()> {
-    match other_after(what, checked, link)? {
+pub(super) fn require_after(
+    what: &Push<'_>,
+    source: &dyn Content,
+    checked: &Checked,
+    link: &Link,
+) -> Result<()> {
+    let next = match other_after(what, checked, link)? {
+        None => other_beyond(what, source, checked)?,
+        next => next,
+    };
+    match next {
         None => Ok(()),
         Some(next) => Err(err!(
             Conflict,
@@ -634,8 +644,53 @@ pub(super) fn require_after(what: &Push<'_>, checked: &Checked, link: &Link) -> 
     }
 }
 
+/// The first stored segment after this one, where it does not continue the segment that the server has before it.
+fn other_beyond(
+    what: &Push<'_>,
+    source: &dyn Content,
+    checked: &Checked,
+) -> Result<Option<SegmentName>> {
+    let (repository, layout) = (what.repository, &checked.layout);
+    let key = layout.segment(checked.segment);
+    let listed = key
+        .parent()
+        .map(|directory| repository.store().list(directory));
+    let listed = listed.transpose()?.unwrap_or_default();
+    let names = listed.iter().filter_map(|l| l.name.parse().ok());
+    let Some(next) = names.filter(|n: &SegmentName| *n > checked.segment).min() else {
+        return Ok(None);
+    };
+    let (key, size) = (layout.segment(next), checked.wal.segment_size);
+    let Some((stored, is_keyed)) = stored_link(repository, &key)? else {
+        return Ok(None);
+    };
+    let (Before::Known(timeline, seen), Some(summary)) =
+        (stored.before, stored_summary(repository, &key)?)
+    else {
+        return Ok(None);
+    };
+    let (Some(last), EndBefore::At(end)) = (
+        next.before(timeline, size),
+        link::end_before(&summary, size),
+    ) else {
+        return Ok(None);
+    };
+    let of = (checked.wal.system_identifier, size);
+    let own = mark_at_hand(last, of, end, &mut |buffer, at| {
+        source.read_other(last, buffer, at)
+    })?;
+    let own = own
+        .map(|own| as_stored(repository, own, is_keyed))
+        .transpose()?;
+    Ok(own.is_some_and(|own| own != seen).then_some(next))
+}
+
 /// The stored segment after, where its link says that it continues another one.
-fn other_after(what: &Push<'_>, checked: &Checked, link: &Link) -> Result<Option<SegmentName>> {
+pub(super) fn other_after(
+    what: &Push<'_>,
+    checked: &Checked,
+    link: &Link,
+) -> Result<Option<SegmentName>> {
     let next = checked.segment.next(checked.wal.segment_size);
     let (Some(own), Some(next)) = (link.own, next) else {
         return Ok(None);

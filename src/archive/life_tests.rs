@@ -21,21 +21,21 @@ use crate::store::file::FileStore;
 use crate::wal::index::{self, flag};
 use crate::wal::link::{Before, Link};
 
-const SEGMENT: usize = 1 << 20;
+pub(super) const SEGMENT: usize = 1 << 20;
 
 /// Segments as a server has them in its pg_wal, counted from 1.
-struct Life {
+pub(super) struct Life {
     data: PathBuf,
     timeline: TimelineId,
 }
 
 /// An empty repository, and room for lives.
-struct Bench {
+pub(super) struct Bench {
     directory: tempfile::TempDir,
 }
 
 impl Bench {
-    fn new() -> Bench {
+    pub(super) fn new() -> Bench {
         let directory = tempfile::tempdir().unwrap();
         let store = FileStore::create(&directory.path().join("r"), 1).unwrap();
         let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
@@ -55,18 +55,18 @@ impl Bench {
     }
 
     /// The repository as a new process sees it.
-    fn repository(&self) -> Repository {
+    pub(super) fn repository(&self) -> Repository {
         let path = self.directory.path().join("r");
         crate::repo::open(&config::Repository::at(Location::File(path)), 9).unwrap()
     }
 
-    fn layout(&self) -> ClusterLayout {
+    pub(super) fn layout(&self) -> ClusterLayout {
         let identifier = Craft::new(Major::V17).identity.system_identifier;
         ClusterLayout::new("main", identifier).unwrap()
     }
 
     /// Five segments of a life; those of two lives with other bytes end at the same positions.
-    fn life(&self, name: &str, byte: u8) -> Life {
+    pub(super) fn life(&self, name: &str, byte: u8) -> Life {
         self.crafted(name, Craft::new(Major::V17), byte)
     }
 
@@ -98,18 +98,23 @@ impl Bench {
 }
 
 impl Life {
-    fn name(&self, number: u64) -> SegmentName {
+    pub(super) fn name(&self, number: u64) -> SegmentName {
         let size = SegmentSize::new(SEGMENT as u64).unwrap();
         crate::pg::segment::SegmentNumber(number)
             .name(self.timeline, size)
             .unwrap()
     }
 
-    fn path(&self, number: u64) -> PathBuf {
+    pub(super) fn path(&self, number: u64) -> PathBuf {
         self.data.join("pg_wal").join(self.name(number).to_string())
     }
 
-    fn what<'a>(&self, repository: &'a Repository, path: &'a Path, number: u64) -> Push<'a> {
+    pub(super) fn what<'a>(
+        &self,
+        repository: &'a Repository,
+        path: &'a Path,
+        number: u64,
+    ) -> Push<'a> {
         Push {
             repository,
             cluster: "main",
@@ -122,7 +127,7 @@ impl Life {
         }
     }
 
-    fn push(&self, repository: &Repository, number: u64) -> Result<(Pushed, Warnings)> {
+    pub(super) fn push(&self, repository: &Repository, number: u64) -> Result<(Pushed, Warnings)> {
         let path = self.path(number);
         push(&self.what(repository, &path, number))
     }
@@ -195,15 +200,32 @@ fn a_hole_before_a_segment_is_warned_of_unless_that_segment_is_on_its_way() {
 }
 
 #[test]
-fn a_segment_of_another_life_behind_is_warned_of() {
+fn l20_a_segment_that_the_archived_one_after_does_not_continue_is_refused() {
     let bench = Bench::new();
     let (one, other) = (bench.life("one", 1), bench.life("other", 2));
     other.push(&bench.repository(), 2).unwrap();
+    let error = one.push(&bench.repository(), 1).err().unwrap();
+    assert_eq!(error.code(), Code::Conflict, "{error}");
+    assert!(
+        error.to_string().contains("does not continue it"),
+        "{error}"
+    );
+    assert_eq!(
+        bench.keys(&bench.layout().conflicts()).len(),
+        1,
+        "it is kept"
+    );
+    // The server of that one brings what comes before.
+    other.push(&bench.repository(), 1).unwrap();
+    // A file that has rotted is archived as it is.
+    let bench = Bench::new();
+    let one = bench.life("one", 1);
+    one.push(&bench.repository(), 2).unwrap();
+    let mut bytes = std::fs::read(one.path(1)).unwrap();
+    bytes[70] ^= 1;
+    std::fs::write(one.path(1), bytes).unwrap();
     let (_, warnings) = one.push(&bench.repository(), 1).unwrap();
-    let warned = warnings
-        .iter()
-        .any(|w| w.contains("recovery ends between them"));
-    assert!(warned, "{warnings:?}");
+    assert!(warnings[0].contains("is damaged"), "{warnings:?}");
     // Its own successor is nothing to warn of.
     let bench = Bench::new();
     let one = bench.life("one", 1);
@@ -230,6 +252,10 @@ fn a_segment_that_is_brought_in_later_is_one_that_the_archived_one_continues() {
     let key = bench.layout().segment(other.name(2));
     assert!(repository.store().head(&key).unwrap().is_none());
     assert!(backfill(&one, 2).unwrap().1.is_empty());
+    // In a hole of several segments the last one speaks for all.
+    let error = backfill(&other, 1).err().unwrap();
+    assert!(error.to_string().contains("does not continue"), "{error}");
+    assert!(backfill(&one, 1).unwrap().1.is_empty());
     // On the other side, too.
     refused(backfill(&other, 4));
     backfill(&one, 4).unwrap();
@@ -359,13 +385,18 @@ fn a_fetched_segment_has_to_continue_the_one_that_the_server_has() {
 
 #[test]
 fn a_copied_segment_has_to_continue_the_stored_one_before_it() {
-    let bench = Bench::new();
-    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
-    other.push(&bench.repository(), 2).unwrap();
+    let (bench, there) = (Bench::new(), Bench::new());
+    let (one, other) = (bench.life("one", 1), there.life("other", 2));
     one.push(&bench.repository(), 1).unwrap();
+    other.push(&there.repository(), 2).unwrap();
     let check = |repository: &Repository, number| {
-        let stored = bench.container(&one, number);
-        life::check_copied(repository, &bench.layout(), &stored, one.name(number))
+        let (from, life) = if number == 1 {
+            (&bench, &one)
+        } else {
+            (&there, &other)
+        };
+        let stored = from.container(life, number);
+        life::check_copied(repository, &bench.layout(), &stored, life.name(number))
     };
     let fresh = bench.repository();
     assert_eq!(check(&fresh, 2).unwrap_err().code(), Code::Gap);
@@ -377,7 +408,7 @@ fn a_copied_segment_has_to_continue_the_stored_one_before_it() {
 
 impl Life {
     /// Offers bytes under a name of segment 2, whole or as a partial.
-    fn offer(
+    pub(super) fn offer(
         &self,
         repository: &Repository,
         bytes: &[u8],
@@ -399,7 +430,7 @@ impl Life {
 
 impl Bench {
     /// Keys below a part of the cluster's folder.
-    fn keys(&self, below: &str) -> Vec<String> {
+    pub(super) fn keys(&self, below: &str) -> Vec<String> {
         let keys = self.repository().store().list(below).unwrap();
         keys.into_iter().map(|listed| listed.name).collect()
     }
@@ -415,7 +446,7 @@ impl Bench {
 }
 
 /// A second segment whose WAL ends inside: `records` of `byte` behind the first page header, and room behind them.
-fn unfinished(records: usize, byte: u8) -> Vec<u8> {
+pub(super) fn unfinished(records: usize, byte: u8) -> Vec<u8> {
     let mut craft = Craft::new(Major::V17);
     craft.main(0, 0x20, 0, &[byte; 40]);
     craft.switch();
@@ -425,7 +456,7 @@ fn unfinished(records: usize, byte: u8) -> Vec<u8> {
     craft.bytes.split_off(SEGMENT)
 }
 
-fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
+pub(super) fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes.resize(SEGMENT, 0);
     bytes
 }

@@ -12,6 +12,9 @@ mod life_tests;
 pub mod offer;
 pub mod prefetched;
 pub mod push;
+pub mod received;
+#[cfg(test)]
+mod received_tests;
 #[cfg(feature = "full")]
 pub mod resolve;
 pub mod server_conf;

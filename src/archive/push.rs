@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::datadir::DataDirectory;
 use super::life::{self, Continued};
+use super::received::{self, Prefix};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::label::BackupHistory;
@@ -98,7 +99,11 @@ pub fn may_be_refused(what: &Push<'_>) -> Result<bool> {
     if what.repository.store().head(&checked.key())?.is_some() {
         return Ok(true);
     }
-    Ok(!checked.is_partial && !life::is_own_before(what, &source, &checked)?)
+    if checked.is_partial {
+        return Ok(false);
+    }
+    Ok(!life::is_own_before(what, &source, &checked)?
+        || received::end_of_other(what, &source, &checked)?.is_some())
 }
 
 /// As [`push`], of content that lies in no file of that name; `what.path` only tells where it comes from.
@@ -146,6 +151,10 @@ pub trait Content {
     fn read_other(&self, name: SegmentName, buffer: &mut [u8], offset: u64) -> Result<bool>;
     /// What has been read is still what is there.
     fn check_unchanged(&self) -> Result<()>;
+    /// Whether the segment's increments were compared with it already.
+    fn has_own_increments(&self) -> bool {
+        false
+    }
 }
 
 /// The file being archived, with what it looked like when it was opened.
@@ -320,6 +329,7 @@ fn push_checked(
         Stored::Put(put) => put,
         Stored::Padded(valid_end) => return push_padded(what, source, checked, valid_end),
         Stored::Moved(checked) => return push_checked(what, source, &checked),
+        Stored::Refused(why, hash) => return refuse(what, source, checked, (&why, &hash)),
     };
     what.repository
         .found_taken(put.published == Published::Exists);
@@ -340,6 +350,28 @@ fn push_checked(
             None => Err(err!(Unreachable, "object \"{key}\" came and went")),
         },
     }
+}
+
+/// Refuses a segment whose name is free: it hides or contradicts what is archived of another server. The copy is kept, so that "pitr wal resolve" can
+/// name it.
+fn refuse(
+    what: &Push<'_>,
+    source: &mut dyn Content,
+    checked: &Checked,
+    (why, hash): (&str, &[u8; 32]),
+) -> Result<(Pushed, Warnings)> {
+    if let Some(moved) = moved(what, checked)? {
+        return push_checked(what, source, &moved);
+    }
+    keep_refused(what, source, checked, hash)?;
+    Err(err!(
+        Conflict,
+        "{why}; offered {}…, system identifier {}, timeline {}",
+        short(hash),
+        checked.layout.system_identifier(),
+        checked.segment.timeline.decimal()
+    )
+    .hint(two_servers(checked.name)))
 }
 
 /// What the next segment is compared with.
@@ -481,8 +513,9 @@ fn check_header(
     let layout = ClusterLayout::new(what.cluster, wal.system_identifier)?;
     let registration = what.repository.require(&layout)?;
     check_sizes(&registration, &wal)?;
-    // In an object store they are read where the segment does not simply go on.
-    let layout = match what.repository.store().is_remote() && !is_partial {
+    // In an object store a process that archives one file reads them where the segment does not simply go on.
+    let is_alone = !what.beside_others && !is_partial;
+    let layout = match what.repository.store().is_remote() && is_alone {
         true => what.repository.known_lives(&layout).unwrap_or(layout),
         false => what.repository.recent_lives(&layout)?,
     };
@@ -570,6 +603,8 @@ enum Stored {
     Padded(Lsn),
     /// Nothing was stored: the segment has another home.
     Moved(Box<Checked>),
+    /// Nothing was stored, for this reason: another server has archived what belongs to it. The hash is that of the offered content.
+    Refused(String, [u8; 32]),
 }
 
 struct Put {
@@ -621,7 +656,12 @@ fn store_wal(
             }
             warning = before?.warning();
             if what.is_backfill && !checked.is_partial {
-                life::require_after(what, checked, &link)?;
+                life::require_after(what, source, checked, &link)?;
+            }
+            if !checked.is_partial
+                && let Some(why) = beside_other(what, source, checked, (&index, &link))?
+            {
+                return Ok(Stored::Refused(why, hash));
             }
         }
     }
@@ -654,6 +694,31 @@ fn store_wal(
         link,
         warning,
     })))
+}
+
+/// What another server has archived beside the segment: increments of it, or the one after.
+fn beside_other(
+    what: &Push<'_>,
+    source: &dyn Content,
+    checked: &Checked,
+    (index, link): (&SegmentIndex, &Link),
+) -> Result<Option<String>> {
+    if !source.has_own_increments()
+        && let Some(end) = received::end_of_other(what, source, checked)?
+    {
+        let why = format!("a receiver has archived other content of it, up to {end}");
+        return Ok(Some(why));
+    }
+    // In an object store it would cost a request. A file that has rotted tells of no other life.
+    if what.repository.store().is_remote() || index.summary.has(flag::DAMAGED) {
+        return Ok(None);
+    }
+    let next = life::other_after(what, checked, link)?;
+    Ok(next.map(|next| {
+        format!(
+            "the archive's segment \"{next}\" does not continue it: another server wrote that one"
+        )
+    }))
 }
 
 /// Whether the content, offered as a whole segment, is the beginning of one.
@@ -969,21 +1034,11 @@ fn covers(
     }
     let valid_end = index.summary.valid_end;
     let length = valid_end.0.saturating_sub(checked.wal.start_lsn.0);
-    let (mut at, mut is_same) = (0_u64, true);
-    let mut own = Vec::new();
-    stored.read_body(&mut |piece| {
-        let left = usize::try_from(length.saturating_sub(at)).unwrap_or(usize::MAX);
-        let piece = piece.get(..left.min(piece.len())).unwrap_or_default();
-        if is_same && !piece.is_empty() {
-            own.resize(piece.len(), 0);
-            source.read_at(&mut own, at)?;
-            is_same = own == piece;
-        }
-        at += piece.len() as u64;
-        Ok(())
-    })?;
+    let mut read = |buffer: &mut [u8], at| source.read_at(buffer, at);
+    let mut prefix = Prefix::new(length, &mut read);
+    stored.read_body(&mut |piece| prefix.compare(piece))?;
     let holds = index::read_summary(stored)?.valid_end >= valid_end;
-    Ok(is_same && holds)
+    Ok(prefix.is_same() && holds)
 }
 
 /// An object of another name under this key is no other content of this name: somebody moved it.
@@ -1026,16 +1081,6 @@ fn conflict_error(
     stored: &Container,
     offered: &[u8; 32],
 ) -> Error {
-    let short = |hash: &[u8; 32]| {
-        let hex = blake3::Hash::from_bytes(*hash).to_hex();
-        hex.get(..16).unwrap_or_default().to_owned()
-    };
-    let then = match name {
-        WalFileName::Segment(_) => {
-            "If this one is, \"pitr wal resolve\" gives it the timeline from here on."
-        }
-        _ => "",
-    };
     err!(
         Conflict,
         "already archived with other content: stored blake3 {}…, offered {}…, system identifier {}, timeline {}",
@@ -1047,9 +1092,26 @@ fn conflict_error(
         layout.system_identifier(),
         name.timeline().decimal()
     )
-    .hint(format!(
+    .hint(two_servers(name))
+}
+
+/// The first digits of a hash.
+fn short(hash: &[u8; 32]) -> String {
+    let hex = blake3::Hash::from_bytes(*hash).to_hex();
+    hex.get(..16).unwrap_or_default().to_owned()
+}
+
+/// The meaning of refused content, and the next command.
+fn two_servers(name: WalFileName) -> String {
+    let then = match name {
+        WalFileName::Segment(_) => {
+            "If this one is, \"pitr wal resolve\" gives it the timeline from here on."
+        }
+        _ => "",
+    };
+    format!(
         "Nothing was overwritten; both copies are kept, and archiving waits at this file. Likely two servers write the same timeline (split brain, a clone without a guard, or a promotion without the archive). See \"pitr wal conflicts\". Stop the server that is not the cluster. {then}"
-    ))
+    )
 }
 
 /// History and backup history files.

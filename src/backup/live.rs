@@ -215,6 +215,9 @@ impl Source for LiveServer {
             .ask("select pg_is_in_recovery()")
             .and_then(|row| row.into_iter().next().flatten())
             .map(|text| text == "t");
+        let catalog_version = self
+            .ask("select catalog_version_no from pg_control_system()")
+            .and_then(|row| row.into_iter().next().flatten()?.parse().ok());
         let (runtime, client) = self.client()?;
         let size = runtime
             .block_on(client.show("wal_segment_size"))
@@ -229,6 +232,7 @@ impl Source for LiveServer {
             replication_pid: client.pid(),
             version_num: client.version_num(),
             major: client.major()?,
+            catalog_version: catalog_version.unwrap_or(client.major()?.version().catalog_version),
             segment_size: SegmentSize::from_setting(&size)
                 .ok_or_else(|| err!(Server, "wal_segment_size \"{size}\" cannot be read"))?,
             timezone,

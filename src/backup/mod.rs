@@ -28,7 +28,7 @@ use crate::progress::Progress;
 use crate::repo::claim::Claim;
 use crate::repo::deletion;
 use crate::repo::event::{self, Writer};
-use crate::repo::id::{BackupId, PartKind};
+use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::cluster::{Method, Tablespace};
@@ -41,6 +41,8 @@ use crate::store::{Published, Store};
 use crate::wire::basebackup::{BackupStart, BaseBackupOptions, StartCheckpoint};
 
 pub mod archiving;
+pub mod attempt;
+pub mod content;
 pub mod damage;
 pub mod live;
 pub mod local;
@@ -55,6 +57,7 @@ pub mod stream;
 pub mod wal;
 pub mod witness;
 
+use attempt::{Attempt, Commit};
 use producer::{Produced, Producer, Watch, Work};
 use proof::{Landmarks, Prover};
 use source::{ServerFacts, Source, WalSource};
@@ -117,7 +120,7 @@ pub fn take(
     producer.prepare(source, &facts)?;
 
     let store = repository.store();
-    let id = reservation::reserve(store, &layout, host)?;
+    let id = reservation::reserve(store, &layout, None, host)?;
     let mut claim = Claim::take((store, &layout), Writer::of(host), &id, "backup", None)?;
     let mut backup = Backup {
         repository,
@@ -125,12 +128,11 @@ pub fn take(
         facts: &facts,
         options,
         host,
-        committing: false,
+        attempt: Attempt::new((store, &layout), &id, host),
     };
     let result = backup.run(source, producer, &request, &mut claim);
-    let committing = backup.committing;
-    if result.is_err() && !committing {
-        discard(store, &layout, &id);
+    if result.is_err() {
+        backup.attempt.discard();
     }
     claim.release(host.progress.as_ref());
     match result {
@@ -197,20 +199,6 @@ fn request(options: &Options) -> Result<BaseBackupOptions> {
     })
 }
 
-/// Deletes the objects that an uncommitted backup wrote. The janitor deletes those that cannot be deleted now: it knows the id by its
-/// `begin`.
-fn discard(store: &dyn Store, layout: &ClusterLayout, id: &BackupId) {
-    for kind in [PartKind::Pack, PartKind::Layer] {
-        let prefix = layout.parts(kind, Some(id));
-        for listed in store.list(&prefix).unwrap_or_default() {
-            if let Ok(key) = crate::store::Key::new(format!("{prefix}/{}", listed.name)) {
-                let _ = store.delete(&key);
-            }
-        }
-    }
-    let _ = store.delete(&layout.server_manifest(id));
-}
-
 /// Keeps the claim, and has the first WAL listened to, while files are copied.
 struct Watcher<'w, 'c> {
     claim: &'w mut Claim<'c>,
@@ -244,8 +232,7 @@ struct Backup<'a> {
     facts: &'a ServerFacts,
     options: &'a Options,
     host: &'a Host,
-    /// From here on an error does not say that the root is not there.
-    committing: bool,
+    attempt: Attempt<'a>,
 }
 
 impl Backup<'_> {
@@ -352,62 +339,15 @@ impl Backup<'_> {
         }
         host.check_stop()?;
         claim.check()?;
-        let root = self.commit(root)?;
-        self.record_completed(&root);
+        let commit = RootOfCluster {
+            store,
+            layout,
+            root: &root,
+        };
+        self.attempt.commit(&commit)?;
+        let completed = Outline::of(&root).map(|root| Writer::of(host).completed(&root));
+        self.attempt.record_completed(completed);
         Ok(root)
-    }
-
-    /// Records that the root exists, so that its loss is noticed. The backup is complete without.
-    fn record_completed(&self, root: &BackupRoot) {
-        let writer = Writer::of(self.host);
-        let store = self.repository.store();
-        let recorded = Outline::of(root)
-            .and_then(|root| writer.record(store, self.layout, &writer.completed(&root)));
-        if let Err(e) = recorded {
-            self.host.progress.warn(&format!(
-                "backup \"{}\" is complete, but that could not be recorded: should its root be lost, nothing will tell ({e})",
-                root.head.id
-            ));
-        }
-    }
-
-    /// Writes the root. An answer that was lost is not taken for a failure, nor a failure for an answer.
-    fn commit(&mut self, root: BackupRoot) -> Result<BackupRoot> {
-        let store = self.repository.store();
-        self.committing = true;
-        match root.commit(store, self.layout) {
-            Ok(Published::Created) => Ok(root),
-            Ok(Published::Exists) => {
-                // Our own, when an answer was lost on the way; else a janitor's tombstone.
-                match BackupRoot::read(store, self.layout, &root.head.id)? {
-                    Some(stored) if stored.head.nonce == root.head.nonce => {
-                        self.settle(&self.layout.manifest(&root.head.id))?;
-                        Ok(root)
-                    }
-                    _ => Err(err!(
-                        Conflict,
-                        "backup \"{}\" was given up by another program",
-                        root.head.id
-                    )
-                    .hint("A janitor took it for a leftover. Take the backup again.")),
-                }
-            }
-            Err(e) => {
-                // Refused for want of room, the root is proven absent: then the rest may go, and makes room.
-                let refused = matches!(e.code(), Code::Full | Code::ReadOnly | Code::Denied);
-                let absent = matches!(store.head(&self.layout.manifest(&root.head.id)), Ok(None));
-                self.committing = !(refused && absent);
-                Err(e)
-            }
-        }
-    }
-
-    /// An object that another call, or another program, gave its name may not be durable yet.
-    fn settle(&self, key: &crate::store::Key) -> Result<()> {
-        match self.repository.store().open(key)? {
-            Some(object) => object.settle(),
-            None => Err(err!(Unreachable, "object \"{key}\" came and went")),
-        }
     }
 
     /// Copies the files into packs and the map into layers.
@@ -422,7 +362,7 @@ impl Backup<'_> {
         let host = self.host;
         let naming = ClusterNaming {
             major: self.facts.major.number(),
-            catalog_version: self.facts.major.version().catalog_version,
+            catalog_version: self.facts.catalog_version,
         };
         let id = claim.id().clone();
         let mut options =
@@ -498,7 +438,9 @@ impl Backup<'_> {
                 control.wal_block_size
             ));
         }
-        if control.wal_segment_size != self.facts.segment_size || control.major != self.facts.major
+        if control.wal_segment_size != self.facts.segment_size
+            || control.major != self.facts.major
+            || control.catalog_version != self.facts.catalog_version
         {
             return disagree("pg_control and the server's settings disagree".into());
         }
@@ -590,6 +532,23 @@ impl Backup<'_> {
         let content = source.history(timeline)?;
         push_history(self.repository, self.layout, timeline, &content)?;
         Ok(content)
+    }
+}
+
+struct RootOfCluster<'a> {
+    store: &'a dyn Store,
+    layout: &'a ClusterLayout,
+    root: &'a BackupRoot,
+}
+
+impl Commit for RootOfCluster<'_> {
+    fn write(&self) -> Result<Published> {
+        self.root.commit(self.store, self.layout)
+    }
+
+    fn is_stored(&self) -> Result<bool> {
+        let stored = BackupRoot::read(self.store, self.layout, &self.root.head.id)?;
+        Ok(stored.is_some_and(|stored| stored.head.nonce == self.root.head.nonce))
     }
 }
 

@@ -13,11 +13,16 @@ use crate::store::{Published, Store};
 /// Ids that are tried: of a million in each second, so many in a row are never taken.
 const MOST_ATTEMPTS: u64 = 100;
 
-/// Reserves an id for a full backup that begins now.
+/// Reserves an id for a full backup that begins now; `source` is what an aux scope backs up.
 ///
 /// # Errors
 /// `Refused` when the clocks of host and store differ; what the store says.
-pub fn reserve(store: &dyn Store, scope: &Scope, host: &Host) -> Result<BackupId> {
+pub fn reserve(
+    store: &dyn Store,
+    scope: &Scope,
+    source: Option<&str>,
+    host: &Host,
+) -> Result<BackupId> {
     let now = host.now();
     clock::check(store, now).map_err(|e| match e.code() {
         Code::Refused => e.hint("Nothing was stored: the id, the reservation and the claim of a backup are dated by this clock, and one from the future would keep WAL from expire.\nCorrect the clock that is wrong: timedatectl set-ntp true"),
@@ -32,6 +37,7 @@ pub fn reserve(store: &dyn Store, scope: &Scope, host: &Host) -> Result<BackupId
             time: now,
             backup_kind: Some("full".into()),
             pid: Some(std::process::id()),
+            source: source.map(str::to_owned),
             ..Writer::of(host).event("begin", &id.to_string())
         };
         if event::begin(store, scope, &begin)? == Published::Created {

@@ -30,6 +30,8 @@ pub struct ServerFacts {
     pub version_num: u32,
     /// Its major.
     pub major: Major,
+    /// Its catalog version: it says so, or it is that of the major's release.
+    pub catalog_version: u32,
     /// Its WAL segment size.
     pub segment_size: SegmentSize,
     /// The `TimeZone` setting.

@@ -11,6 +11,7 @@ use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::expire::{self, Done};
 use crate::operate::human;
+use crate::operate::of;
 use crate::pg::segment::SegmentSize;
 use crate::plan::retention::{Deletion, Fate, Judged, Policy};
 use crate::repo::id::BackupId;
@@ -122,11 +123,17 @@ fn status(args: &Args, done: &[Done], is_whole: bool) -> Result<u8> {
 }
 
 #[derive(Serialize)]
-struct ShownBackup<'a> {
-    id: String,
+struct ShownPlace {
     timeline: u32,
     start_lsn: String,
     stop_lsn: String,
+}
+
+#[derive(Serialize)]
+struct ShownBackup<'a> {
+    id: String,
+    #[serde(flatten)]
+    place: Option<ShownPlace>,
     stop_time: String,
     stored_bytes: u64,
     damaged: bool,
@@ -138,10 +145,9 @@ struct ShownBackup<'a> {
 
 fn report(cx: &Context, args: &Args, done: &[Done]) -> Result<()> {
     if cx.out.is_json() {
-        let clusters: Vec<_> = done.iter().map(shown).collect();
-        return cx
-            .out
-            .json(&json!({ "confirmed": args.confirm, "clusters": clusters }));
+        let mut all = of::split(done, |one| &one.of, shown);
+        all.insert("confirmed".to_owned(), args.confirm.into());
+        return cx.out.json(&all);
     }
     for one in done {
         // What was carried out as planned is no news.
@@ -161,10 +167,8 @@ fn shown(done: &Done) -> serde_json::Value {
     let ids = |ids: &[crate::repo::id::BackupId]| -> Vec<String> {
         ids.iter().map(ToString::to_string).collect()
     };
-    json!({
+    done.of.named(json!({
         "repository": done.repository,
-        "cluster": done.registration.name,
-        "system_identifier": done.registration.system_identifier.to_string(),
         "backups": backups,
         "marks": ids(&plan.marks),
         "unmarks": plan.unmarks.iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>(),
@@ -186,15 +190,17 @@ fn shown(done: &Done) -> serde_json::Value {
             "locked": o.locked,
             "locked_count": o.locked_count,
         })),
-    })
+    }))
 }
 
 fn shown_backup(backup: &Judged) -> ShownBackup<'_> {
     ShownBackup {
         id: backup.id.to_string(),
-        timeline: backup.timeline.get(),
-        start_lsn: backup.start_lsn.to_string(),
-        stop_lsn: backup.stop_lsn.to_string(),
+        place: backup.place.map(|place| ShownPlace {
+            timeline: place.timeline.get(),
+            start_lsn: place.start_lsn.to_string(),
+            stop_lsn: place.stop_lsn.to_string(),
+        }),
         stop_time: backup.stop_time.to_string(),
         stored_bytes: backup.stored_bytes,
         damaged: backup.damage.is_some(),
@@ -236,8 +242,9 @@ fn deletion(deletion: &Deletion, size: SegmentSize) -> serde_json::Value {
 fn print(cx: &Context, done: &Done) -> Result<()> {
     let plan = &done.plan;
     cx.out.line(&format!(
-        "cluster {} ({}) in repository {}",
-        done.registration.name, done.registration.system_identifier, done.repository
+        "{} in repository {}",
+        done.of.title(),
+        done.repository
     ))?;
     let unit = human::SizeUnit::for_largest(plan.backups.iter().map(|b| b.stored_bytes));
     let mut table = Table::new(&[
@@ -260,8 +267,12 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
         };
         table.row([
             backup.id.to_string(),
-            backup.timeline.decimal().to_string(),
-            backup.stop_lsn.to_string(),
+            backup
+                .place
+                .map_or_else(String::new, |p| p.timeline.decimal().to_string()),
+            backup
+                .place
+                .map_or_else(String::new, |p| p.stop_lsn.to_string()),
             human::time(backup.stop_time),
             unit.show(backup.stored_bytes),
             what,
@@ -317,10 +328,10 @@ fn lines(done: &Done) -> Vec<String> {
         let count = human::count(leftovers as u64, "file");
         lines.push(format!("left by unfinished writes: {count}"));
     }
-    if let Some(oldest) = plan.oldest_kept() {
+    if let Some((oldest, place)) = plan.oldest_kept().and_then(|o| Some((o, o.place?))) {
         lines.push(format!(
             "every point from {} on ({}) stays reachable, as far as its WAL is there",
-            oldest.stop_lsn,
+            place.stop_lsn,
             human::time(oldest.stop_time)
         ));
     }

@@ -7,6 +7,7 @@ use crate::exit;
 use crate::operate::finding::Level;
 use crate::operate::human::{self, SizeUnit};
 use crate::operate::info::{self, BackupInfo, ClusterInfo};
+use crate::operate::scopes::ScopeInfo;
 use crate::pg::timeline::TimelineId;
 use crate::plan::window::Window;
 
@@ -31,6 +32,11 @@ pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
             }
             print(cx, shown)?;
         }
+    }
+    if !cx.out.is_json() {
+        info.scopes
+            .iter()
+            .try_for_each(|one| print_scope(cx, one))?;
     }
     let state = info.state;
     cx.told(info.failures)?;
@@ -109,6 +115,25 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
     if !shown.problems.is_empty() {
         cx.out.line("")?;
     }
+    for problem in &shown.problems {
+        let state = problem.level.state();
+        cx.out.line(&format!("{state}: {}", problem.value))?;
+    }
+    Ok(())
+}
+
+fn print_scope(cx: &Context, shown: &ScopeInfo) -> Result<()> {
+    cx.out.line("")?;
+    let newest = match shown.backups.last() {
+        None => "no backup".to_owned(),
+        Some(newest) => format!(
+            "{}, the newest of {}",
+            human::count(shown.backups.len() as u64, "backup"),
+            human::time(newest.stop_time)
+        ),
+    };
+    let line = format!("{} in {}: {newest}", shown.scope, shown.repository);
+    cx.out.line(&line)?;
     for problem in &shown.problems {
         let state = problem.level.state();
         cx.out.line(&format!("{state}: {}", problem.value))?;

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -21,8 +21,12 @@ use crate::operate::away::Away;
 use crate::operate::failures::Failures;
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
+use crate::release;
 use crate::repo::lives::Followed;
 
+pub mod completions;
+pub mod help;
+pub mod man;
 pub mod notify;
 pub mod output;
 pub mod serve;
@@ -68,6 +72,7 @@ use output::Output;
 #[command(
     name = "pitr",
     version,
+    disable_help_subcommand = true,
     max_term_width = 100,
     arg_required_else_help = true
 )]
@@ -134,6 +139,9 @@ enum Command {
     Repo(repo::Args),
     Verify(verify::Args),
     Timeline(timeline::Args),
+    Help(help::Args),
+    Completions(completions::Args),
+    Man(man::Args),
     #[command(hide = true)]
     Serve(serve::Args),
 }
@@ -222,7 +230,8 @@ pub fn main() -> u8 {
 
 /// The command line, whose global options stand in the help of `pitr` alone.
 fn command_line() -> clap::Command {
-    let line = Cli::command();
+    static VERSION: LazyLock<String> = LazyLock::new(release::version);
+    let line = Cli::command().version(VERSION.as_str());
     let globals: Vec<Arg> = line
         .get_arguments()
         .filter(|a| a.is_global_set())
@@ -308,6 +317,9 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Adopt(_)
         | Command::Receive(_)
         | Command::Repo(_)
+        | Command::Help(_)
+        | Command::Completions(_)
+        | Command::Man(_)
         | Command::Serve(_) => false,
         Command::Backup(args) => args.command.is_some(),
         Command::Wal(args) => !matches!(
@@ -351,6 +363,9 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Repo(args) => repo::run(args, cx),
         Command::Verify(args) => verify::run(args, cx),
         Command::Timeline(args) => timeline::run(args, cx),
+        Command::Help(args) => help::run(args, cx),
+        Command::Completions(args) => completions::run(args, cx),
+        Command::Man(args) => man::run(args, cx),
         Command::Serve(args) => serve::run(args, cx),
     }
 }
@@ -379,7 +394,6 @@ mod tests {
             &["expire", "-h"],
             &["wal", "--help"],
             &["wal", "push", "--help"],
-            &["help", "wal", "push"],
         ] {
             let text = help(line);
             assert!(!text.contains("--system-identifier"), "{text}");

@@ -6,6 +6,7 @@ use super::Context;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::human;
+use crate::operate::of::Of;
 use crate::operate::sync::{self, Asked, Done};
 use crate::plan::lacking::Cause;
 use crate::sync::Report;
@@ -104,11 +105,9 @@ fn shown(done: &Done) -> serde_json::Value {
     let ids = |ids: &[crate::repo::id::BackupId]| -> Vec<String> {
         ids.iter().map(ToString::to_string).collect()
     };
-    json!({
+    done.of.named(json!({
         "from": done.from,
         "to": done.to,
-        "cluster": done.registration.name,
-        "system_identifier": done.registration.system_identifier.to_string(),
         "lacking": {
             "backups": ids(&lacking.backups),
             "segments": lacking.segment_count(),
@@ -127,16 +126,16 @@ fn shown(done: &Done) -> serde_json::Value {
         "problems": done.report.as_ref().map_or_else(Vec::new, problems),
         "problem_count": done.report.as_ref().map_or(0, |r| r.problem_count),
         "complete": !done.is_cut_short,
-    })
+    }))
 }
 
 fn print(cx: &Context, done: &Done) -> Result<()> {
     let what = |backups: usize, segments: u64| {
-        format!(
-            "{}, {}",
-            human::count(backups as u64, "backup"),
-            human::count(segments, "segment")
-        )
+        let backups = human::count(backups as u64, "backup");
+        match done.of {
+            Of::Cluster(_) => format!("{backups}, {}", human::count(segments, "segment")),
+            Of::Scope(_) => backups,
+        }
     };
     let lacking = &done.lacking;
     let deed = match &done.report {
@@ -158,8 +157,10 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
         ),
     };
     let line = format!(
-        "{} from {}, cluster {} ({}): {deed}",
-        done.to, done.from, done.registration.name, done.registration.system_identifier
+        "{} from {}, {}: {deed}",
+        done.to,
+        done.from,
+        done.of.title()
     );
     cx.out.report(&line)?;
     for left in &lacking.left_out {

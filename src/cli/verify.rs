@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::Context;
 use crate::operate::human;
+use crate::operate::of::{self, Of};
 
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
@@ -41,8 +42,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 
 fn report(cx: &Context, done: &[Done]) -> Result<()> {
     if cx.out.is_json() {
-        let clusters: Vec<_> = done.iter().map(shown).collect();
-        return cx.out.json(&json!({ "clusters": clusters }));
+        return cx.out.json(&of::split(done, |one| &one.of, shown));
     }
     done.iter().try_for_each(|one| print(cx, one))
 }
@@ -66,10 +66,8 @@ fn shown(done: &Done) -> serde_json::Value {
         .iter()
         .map(|(id, usable)| json!({ "id": id.to_string(), "restorable": usable }))
         .collect();
-    json!({
+    done.of.named(json!({
         "repository": done.repository,
-        "cluster": done.registration.name,
-        "system_identifier": done.registration.system_identifier.to_string(),
         "findings": findings,
         "finding_count": report.finding_count,
         "warnings": report.warnings,
@@ -79,7 +77,7 @@ fn shown(done: &Done) -> serde_json::Value {
         "unlinked_segments": report.unlinked_count,
         "objects": report.object_count,
         "read_bytes": report.read_bytes,
-    })
+    }))
 }
 
 /// Names the remedy for the findings.
@@ -91,9 +89,14 @@ fn next(cx: &Context, done: &Done) -> Option<String> {
             .iter()
             .any(|f| kinds.contains(&f.kind.as_str()))
     };
-    let flags = cx.session.options(Some(&done.registration.name));
+    let flags = cx.session.options(done.of.cluster());
     if report.finding_count == 0 {
         return None;
+    }
+    if let Of::Scope(_) = done.of {
+        return Some(
+            "pitr repo sync, where another repository has it; else take a new backup".to_owned(),
+        );
     }
     let lost = report.backups.iter().any(|(_, usable)| !usable);
     Some(match (lost, has(&["gap", "missing"])) {
@@ -132,15 +135,19 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
     }
     let restorable = report.backups.iter().filter(|(_, usable)| *usable).count();
     let summary = format!(
-        "cluster {} ({}) in repository {}: {} read in {}; {} of {} can be restored; {} of WAL; {}",
-        done.registration.name,
-        done.registration.system_identifier,
+        "{} in repository {}: {} read in {}; {} of {} can be restored; {}{}",
+        done.of.title(),
         done.repository,
         human::size(report.read_bytes),
         human::count(report.object_count, "object"),
         restorable,
         human::count(report.backups.len() as u64, "backup"),
-        human::count(report.segment_count, "segment"),
+        match done.of {
+            Of::Cluster(_) => {
+                format!("{} of WAL; ", human::count(report.segment_count, "segment"))
+            }
+            Of::Scope(_) => String::new(),
+        },
         match (report.finding_count, report.unsupported_count) {
             (0, 0) => "nothing is damaged or missing".to_owned(),
             (0, n) => format!("{} not checked", human::count(n, "object")),

@@ -12,6 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::config::{Environment, Flags, Settings};
 use crate::err;
 use crate::error::Result;
+use crate::release;
 use crate::repo;
 
 pub mod ahead;
@@ -41,6 +42,17 @@ pub struct Arguments {
     pub version: bool,
     /// Other options of one program, by name.
     pub switches: Vec<String>,
+}
+
+impl Arguments {
+    /// The text that is asked for instead of work: the help, or the version.
+    pub fn about(&self, program: &str, help: &str) -> Option<String> {
+        if self.help {
+            return Some(help.to_owned());
+        }
+        self.version
+            .then(|| format!("{program} {}\n", release::version()))
+    }
 }
 
 /// The switch of `pitr-restore` that reads the WAL which was archived first, whatever `pitr wal resolve` decided.

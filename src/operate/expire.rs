@@ -1,27 +1,27 @@
 //! Expiry of the clusters of every repository.
 
 use super::failures::Failures;
-use super::registered::registrations;
+use super::of::{self, Of};
 use super::session::Session;
 use super::unproven;
 use crate::config;
 use crate::error::Result;
+use crate::expire::scope::ExpireScope;
 use crate::expire::{Expire, Outcome};
 use crate::pg::segment::SegmentSize;
 use crate::plan::retention::{ExpirePlan, Policy};
-use crate::repo::repository::Registration;
 
 /// The danger of a run that cannot tell forged backups.
 const FORGED: &str =
     "backups that somebody forged count as kept, and genuine ones can be deleted for them";
 
-/// The outcome of one cluster in one repository.
+/// The outcome of one cluster, or of other content, in one repository.
 pub struct Done {
     /// The repository.
     pub repository: String,
-    /// The cluster in it.
-    pub registration: Registration,
-    /// WAL segment size.
+    /// The cluster in it, or other content.
+    pub of: Of,
+    /// WAL segment size of a cluster.
     pub segment_size: SegmentSize,
     /// The plan.
     pub plan: ExpirePlan,
@@ -78,7 +78,8 @@ fn one_repository(
 ) -> Result<()> {
     let repository = session.open(configured)?;
     let mut warning = unproven::warning(configured, &repository, FORGED);
-    let registrations = registrations(session, &repository, cluster)?;
+    let scopes = of::scopes(session, &repository)?;
+    let registrations = of::registrations_beside(&scopes, session, &repository, cluster)?;
     // A cluster that went through pg_upgrade has several identifiers; each keeps its own N.
     for registration in registrations {
         let expire = Expire {
@@ -96,7 +97,31 @@ fn one_repository(
         done.push(Done {
             repository: configured.name.clone(),
             segment_size: SegmentSize::new(registration.segment_size_bytes)?,
-            registration,
+            of: Of::Cluster(registration),
+            plan,
+            outcome,
+            warning: warning.take(),
+            is_cut_short: ran.is_err(),
+        });
+        ran?;
+    }
+    for scope in scopes {
+        let expire = ExpireScope {
+            repository: &repository,
+            scope: &scope,
+            policy: policy.clone(),
+            host: &session.host,
+        };
+        let plan = expire.plan()?;
+        let mut outcome = is_confirmed.then(Outcome::default);
+        let ran = match &mut outcome {
+            Some(outcome) => expire.run(&plan, outcome),
+            None => Ok(()),
+        };
+        done.push(Done {
+            repository: configured.name.clone(),
+            segment_size: SegmentSize::DEFAULT,
+            of: Of::Scope(scope),
             plan,
             outcome,
             warning: warning.take(),

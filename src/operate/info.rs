@@ -12,6 +12,7 @@ use super::human;
 use super::lag::{self, Lag};
 use super::reading::Reading;
 use super::receiver::{self, Receiver};
+use super::scopes::{self, ScopeInfo};
 use super::session::Session;
 use super::set_back;
 use crate::archive::datadir::DataDirectory;
@@ -37,6 +38,9 @@ pub struct Info {
     pub state: Level,
     /// The clusters that could be looked at.
     pub clusters: Vec<ClusterInfo>,
+    /// Other content, by repository.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<ScopeInfo>,
     /// Errors of the others.
     #[serde(skip)]
     pub failures: Failures,
@@ -116,7 +120,10 @@ fn tails(inventory: &Inventory) -> Vec<Tail> {
 }
 
 /// Writes findings as problems: a state and a message.
-fn problems<S: Serializer>(found: &[Finding], to: S) -> std::result::Result<S::Ok, S::Error> {
+pub(super) fn problems<S: Serializer>(
+    found: &[Finding],
+    to: S,
+) -> std::result::Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     struct Problem<'a> {
         state: &'static str,
@@ -205,7 +212,9 @@ pub fn look(session: &Session) -> Result<Info> {
         }
     }
     failures.first_if(session, clusters.is_empty())?;
-    let worst = clusters.iter().map(|shown| shown.state).max();
+    let scopes = scopes::look(session)?;
+    let states = clusters.iter().map(|shown| shown.state);
+    let worst = states.chain(scopes.iter().map(|s| s.state)).max();
     let state = match failures.is_empty() {
         true => worst.unwrap_or(Level::Ok),
         false => Level::Fail,
@@ -213,6 +222,7 @@ pub fn look(session: &Session) -> Result<Info> {
     Ok(Info {
         state,
         clusters,
+        scopes,
         failures,
     })
 }

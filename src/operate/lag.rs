@@ -17,12 +17,13 @@ use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::plan::lacking::{Cause, lacking};
 use crate::repo;
+use crate::repo::catalog::Manifest;
 use crate::repo::event::{self, Recorded};
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
-use crate::wal::facts::Runs;
-use crate::wal::survey::{Manifest, Survey};
+use crate::repo::runs::Runs;
+use crate::wal::survey::Survey;
 
 /// How long a repository may take to open.
 pub const PATIENCE: Duration = Duration::from_secs(10);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::failures::Failures;
+use super::of::{self, Of};
 use super::session::Session;
 use super::unproven;
 use crate::config::{self, Settings};
@@ -10,7 +11,9 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::plan::lacking::{Cause, Lacking};
 use crate::repo::layout::ClusterLayout;
-use crate::repo::repository::{Registration, Repository};
+use crate::repo::repository::Repository;
+use crate::repo::scope::Scope;
+use crate::sync::scope::ScopeTransfer;
 use crate::sync::{Options, Report, Transfer};
 
 /// The danger of a copy that cannot tell forged objects.
@@ -43,14 +46,14 @@ pub struct Synced {
     pub failures: Failures,
 }
 
-/// One cluster, from one repository into another.
+/// One cluster, or other content, from one repository into another.
 pub struct Done {
     /// The repository that gives.
     pub from: String,
     /// The repository that gets.
     pub to: String,
-    /// The cluster.
-    pub registration: Registration,
+    /// The cluster, or other content.
+    pub of: Of,
     /// Objects that the receiving side lacks.
     pub lacking: Lacking,
     /// The objects that were copied; none for a dry run.
@@ -234,7 +237,51 @@ impl Sync<'_> {
                 }
             }
         }
+        let scopes = match of::scopes(self.session, &from.1) {
+            Ok(scopes) => scopes,
+            Err(e) => return self.failures.add(e, doing),
+        };
+        for scope in scopes {
+            let Err(e) = self.scope(from, to, &scope) else {
+                continue;
+            };
+            let is_away = e.code().is_retryable();
+            let is_wanted = self.failures.add(e, doing.clone());
+            if is_away || !is_wanted {
+                return is_wanted;
+            }
+        }
         true
+    }
+
+    fn scope(
+        &mut self,
+        (from_name, from): &Opened<'_>,
+        (to_name, to): &Opened<'_>,
+        scope: &Scope,
+    ) -> Result<()> {
+        self.clusters.insert(scope.prefix());
+        let asked = self.asked;
+        let options = Options {
+            jobs: asked.jobs,
+            everything: asked.everything,
+        };
+        let transfer = ScopeTransfer::new((from, to), scope, options, &self.session.host)?;
+        let lacking = transfer.plan()?;
+        let ran = match asked.dry_run {
+            true => Ok(()),
+            false => transfer.run(&lacking),
+        };
+        let report = (!asked.dry_run).then(|| transfer.pair.report());
+        self.done.push(Done {
+            from: from_name.name.clone(),
+            to: to_name.name.clone(),
+            of: Of::Scope(scope.clone()),
+            lacking: lacking.into(),
+            report,
+            is_cut_short: ran.is_err(),
+        });
+        ran
     }
 
     /// `known` are the system identifiers that the receiving side had under the name when the run came to it.
@@ -274,7 +321,7 @@ impl Sync<'_> {
             lacking,
             report,
             is_cut_short: ran.is_err(),
-            registration: registration.clone(),
+            of: Of::Cluster(registration.clone()),
         });
         ran
     }

@@ -1,23 +1,23 @@
 //! The check of everything that the repositories hold.
 
 use super::failures::Failures;
-use super::registered::registrations;
+use super::of::{self, Of};
 use super::session::Session;
 use crate::config;
 use crate::error::{Code, Result};
 use crate::repo::id::BackupId;
-use crate::repo::repository::Registration;
+use crate::verify::scope::VerifyScope;
 use crate::verify::{Report, Verify};
 
 /// Threads that read.
 const THREADS: usize = 2;
 
-/// The report on one cluster in one repository.
+/// The report on one cluster, or on other content, in one repository.
 pub struct Done {
     /// The repository.
     pub repository: String,
-    /// The cluster in it.
-    pub registration: Registration,
+    /// The cluster in it, or other content.
+    pub of: Of,
     /// The report.
     pub report: Report,
 }
@@ -52,7 +52,11 @@ fn one_repository(
 ) -> Result<()> {
     let repository = session.open(configured)?;
     let mut missing = None;
-    let registrations = registrations(session, &repository, cluster)?;
+    let scopes = match backup {
+        None => of::scopes(session, &repository)?,
+        Some(_) => Vec::new(),
+    };
+    let registrations = of::registrations_beside(&scopes, session, &repository, cluster)?;
     let before = done.len();
     for registration in registrations {
         let verify = Verify {
@@ -65,13 +69,26 @@ fn one_repository(
         match verify.run() {
             Ok(report) => done.push(Done {
                 repository: configured.name.clone(),
-                registration,
+                of: Of::Cluster(registration),
                 report,
             }),
             // Another identifier of the cluster may have it.
             Err(e) if e.code() == Code::NotFound => missing = Some(e),
             Err(e) => return Err(e),
         }
+    }
+    for scope in scopes {
+        let verify = VerifyScope {
+            repository: &repository,
+            scope: &scope,
+            threads: THREADS,
+            host: &session.host,
+        };
+        done.push(Done {
+            repository: configured.name.clone(),
+            report: verify.run()?,
+            of: Of::Scope(scope),
+        });
     }
     match missing {
         Some(e) if done.len() == before => Err(e),

@@ -1,7 +1,7 @@
 //! What a WAL record holds: block references with images and data, origin, top-level transaction, main data.
 //!
 //! Everything is borrowed from the record; the walk over the blocks allocates nothing. Knowledge:
-//! src/include/access/xlogrecord.h, src/backend/access/transam/xlogreader.c (DecodeXLogRecord), PostgreSQL 13–18.
+//! src/include/access/xlogrecord.h, src/backend/access/transam/xlogreader.c (DecodeXLogRecord), PostgreSQL 13–19.
 
 use super::cursor::{self, Cursor};
 use super::record::{HEADER, Record};
@@ -522,7 +522,7 @@ mod tests {
     proptest! {
         /// Whatever a payload holds: taking it apart ends, and both walks see the same blocks.
         #[test]
-        fn any_payload_is_read_or_refused(payload in proptest::collection::vec(any::<u8>(), 0..200), small in any::<bool>(), major in 0usize..6) {
+        fn any_payload_is_read_or_refused(payload in proptest::collection::vec(any::<u8>(), 0..200), small in any::<bool>(), major in 0usize..7) {
             let payload: Vec<u8> = if small { payload.iter().map(|b| match b % 7 { 0 => 255, 1 => 253, 2 => 0x80, 3 => 0x10, _ => b % 4 }).collect() } else { payload };
             let record = craft::header_and(rmgr::HEAP, 0, 0, Lsn(0), &payload);
             let read = parse(Major::ALL[major], &record).unwrap();

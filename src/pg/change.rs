@@ -5,7 +5,7 @@
 //! The free space map is never logged as such: it has to be taken as changed always.
 //!
 //! Knowledge: src/backend/access/transam/xlogreader.c, src/include/{catalog/storage_xlog,commands/dbcommands_xlog,
-//! commands/tablespace,access/heapam_xlog,utils/relmapper}.h, src/backend/postmaster/walsummarizer.c, PostgreSQL 13–18.
+//! commands/tablespace,access/heapam_xlog,utils/relmapper}.h, src/backend/postmaster/walsummarizer.c, PostgreSQL 13–19.
 
 use crate::err;
 use crate::error::Result;
@@ -575,7 +575,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_record_is_read_or_refused(rmid in 0u8..22, info: u8, blocks in 0u8..3, main in proptest::collection::vec(any::<u8>(), 0..64), major in 0usize..6) {
+        fn any_record_is_read_or_refused(rmid in 0u8..22, info: u8, blocks in 0u8..3, main in proptest::collection::vec(any::<u8>(), 0..64), major in 0usize..7) {
             let mut payload = Vec::new();
             for id in 0..blocks {
                 payload.extend(block_reference(id, 0, (1, 2, 3), u32::from(info) << 24, 0));

@@ -1,6 +1,6 @@
 //! `global/pg_control`: identity, state, latest checkpoint and compile-time settings of a cluster.
 //!
-//! Owns the layout for 13–18 on little-endian 64-bit machines and the CRC check. Reading the
+//! Owns the layout for 13–19 on little-endian 64-bit machines and the CRC check. Reading the
 //! file is left to the caller, with one duty: a copy whose CRC fails may be a torn read of a file that the server is just writing, so
 //! it is read again after 10 ms, up to ten times, before it is called damaged (PostgreSQL: src/common/controldata_utils.c,
 //! get_controlfile).
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentSize;
 use crate::pg::timeline::TimelineId;
-use crate::pg::version::Major;
+use crate::pg::version::{Major, Version};
 
 /// The size of the file; the structure fills fewer than 512 bytes of it, the rest is zero.
 pub const CONTROL_FILE_SIZE: usize = 8192;
@@ -22,7 +22,7 @@ pub const CONTROL_FILE_SIZE: usize = 8192;
 pub struct ControlFile {
     /// The cluster's identity, given at initdb.
     pub system_identifier: u64,
-    /// Version of this file's layout: 1300 (13–16), 1700 or 1800.
+    /// Version of this file's layout: 1300 (13–16), 1700, 1800 or 1905.
     pub control_version: u32,
     /// Version of the system catalogs; one per major release.
     pub catalog_version: u32,
@@ -36,18 +36,8 @@ pub struct ControlFile {
     pub checkpoint: Lsn,
     /// The body of that record.
     pub checkpoint_copy: Checkpoint,
-    /// Counter of fake positions for unlogged relations.
-    pub unlogged_lsn: Lsn,
     /// Recovery has to get here before the data are consistent; invalid outside recovery.
     pub min_recovery_point: Lsn,
-    /// Timeline of `min_recovery_point`, if there is one.
-    pub min_recovery_timeline: Option<TimelineId>,
-    /// Redo point of the backup that is being recovered; invalid if none is.
-    pub backup_start_point: Lsn,
-    /// Where that backup ended, if it was taken from a standby.
-    pub backup_end_point: Lsn,
-    /// Whether the backup's end record has to be replayed first.
-    pub backup_end_required: bool,
     /// Settings that a standby or a restored copy has to match.
     pub settings: ControlSettings,
     /// Bytes in a data page.
@@ -58,7 +48,7 @@ pub struct ControlFile {
     pub wal_block_size: u32,
     /// Size of a WAL segment.
     pub wal_segment_size: SegmentSize,
-    /// 0 if data pages carry no checksums, 1 if they do.
+    /// 1 if all data pages carry checksums.
     pub data_checksum_version: u32,
 }
 
@@ -92,20 +82,8 @@ pub struct Checkpoint {
     pub timeline: TimelineId,
     /// Timeline before it; differs only in the checkpoint that begins a timeline.
     pub previous_timeline: TimelineId,
-    /// `full_page_writes` at that time.
-    pub full_page_writes: bool,
     /// Next transaction id with its epoch in the upper half.
     pub next_xid: u64,
-    /// Next object id.
-    pub next_oid: u32,
-    /// Next multitransaction id.
-    pub next_multi: u32,
-    /// Next offset in the space of multitransaction members.
-    pub next_multi_offset: u32,
-    /// Oldest transaction id still in use.
-    pub oldest_xid: u32,
-    /// Oldest transaction id that was running; 0 in a shutdown checkpoint.
-    pub oldest_active_xid: u32,
     /// When the checkpoint was made, in Unix seconds.
     pub time: i64,
 }
@@ -169,7 +147,7 @@ impl ControlFile {
 
     /// Whether data pages carry checksums.
     pub fn checksums_enabled(&self) -> bool {
-        self.data_checksum_version != 0
+        self.data_checksum_version == 1
     }
 }
 
@@ -184,25 +162,22 @@ fn short(bytes: &[u8]) -> Error {
 /// `None` where the bytes end too early.
 fn parse(bytes: &[u8]) -> Option<Result<ControlFile>> {
     let (control_version, catalog_version) = (u32_at(bytes, 8)?, u32_at(bytes, 12)?);
-    let (crc_offset, checksum_version_offset) = match control_version {
-        1300 | 1700 => (288, 252),
-        1800 => (292, 252),
-        version if version % 65536 == 0 && version != 0 => {
-            return Some(Err(err!(
+    let Some(version) = Version::of_control(control_version) else {
+        return Some(Err(match control_version % 65536 {
+            0 if control_version != 0 => err!(
                 Unsupported,
                 "control file was written on a machine of other byte order"
-            )));
-        }
-        version => {
-            return Some(Err(err!(
+            ),
+            _ => err!(
                 Unsupported,
-                "control file version {version} is not one of PostgreSQL 13 to 18"
-            )));
-        }
+                "control file version {control_version} is not one of PostgreSQL 13 to 19"
+            ),
+        }));
     };
+    let layout = version.control;
     let (stored, computed) = (
-        u32_at(bytes, crc_offset)?,
-        crc32c::crc32c(bytes.get(..crc_offset)?),
+        u32_at(bytes, layout.crc)?,
+        crc32c::crc32c(bytes.get(..layout.crc)?),
     );
     if stored != computed {
         return Some(Err(err!(
@@ -210,7 +185,7 @@ fn parse(bytes: &[u8]) -> Option<Result<ControlFile>> {
             "control file has CRC {stored:08X}, but its content gives {computed:08X}"
         )));
     }
-    let major = match Major::from_catalog_version(catalog_version) {
+    let major = match Major::of_catalog(control_version, catalog_version) {
         Ok(major) => major,
         Err(error) => return Some(Err(error.context("read control file"))),
     };
@@ -221,11 +196,12 @@ fn parse(bytes: &[u8]) -> Option<Result<ControlFile>> {
             "control file names cluster state {state}, which does not exist"
         )));
     };
-    let wal_segment_size = match SegmentSize::new(u64::from(u32_at(bytes, 228)?)) {
-        Ok(size) => size,
-        Err(error) => return Some(Err(error.context("read control file"))),
-    };
-    let Some(checkpoint_copy) = Checkpoint::parse(bytes.get(40..)?) else {
+    let wal_segment_size =
+        match SegmentSize::new(u64::from(u32_at(bytes, layout.wal_block_size + 4)?)) {
+            Ok(size) => size,
+            Err(error) => return Some(Err(error.context("read control file"))),
+        };
+    let Some(checkpoint_copy) = Checkpoint::parse(bytes.get(40..)?, version) else {
         return Some(Err(err!(Damaged, "control file names no timeline")));
     };
     Some(Ok(ControlFile {
@@ -237,51 +213,39 @@ fn parse(bytes: &[u8]) -> Option<Result<ControlFile>> {
         time: i64_at(bytes, 24)?,
         checkpoint: lsn_at(bytes, 32)?,
         checkpoint_copy,
-        unlogged_lsn: lsn_at(bytes, 128)?,
-        min_recovery_point: lsn_at(bytes, 136)?,
-        min_recovery_timeline: TimelineId::new(u32_at(bytes, 144)?),
-        backup_start_point: lsn_at(bytes, 152)?,
-        backup_end_point: lsn_at(bytes, 160)?,
-        backup_end_required: bool_at(bytes, 168)?,
-        settings: settings(bytes)?,
-        block_size: u32_at(bytes, 216)?,
-        relation_segment_blocks: u32_at(bytes, 220)?,
-        wal_block_size: u32_at(bytes, 224)?,
+        min_recovery_point: lsn_at(bytes, layout.min_recovery_point)?,
+        settings: settings(bytes.get(layout.min_recovery_point + 36..)?)?,
+        block_size: u32_at(bytes, layout.block_size)?,
+        relation_segment_blocks: u32_at(bytes, layout.block_size + 4)?,
+        wal_block_size: u32_at(bytes, layout.wal_block_size)?,
         wal_segment_size,
-        data_checksum_version: u32_at(bytes, checksum_version_offset)?,
+        data_checksum_version: u32_at(bytes, layout.checksum_version)?,
     }))
 }
 
 fn settings(bytes: &[u8]) -> Option<ControlSettings> {
     Some(ControlSettings {
-        wal_level: i32_at(bytes, 172)?,
-        wal_log_hints: bool_at(bytes, 176)?,
-        max_connections: i32_at(bytes, 180)?,
-        max_worker_processes: i32_at(bytes, 184)?,
-        max_wal_senders: i32_at(bytes, 188)?,
-        max_prepared_transactions: i32_at(bytes, 192)?,
-        max_locks_per_transaction: i32_at(bytes, 196)?,
-        track_commit_timestamp: bool_at(bytes, 200)?,
+        wal_level: i32_at(bytes, 0)?,
+        wal_log_hints: bool_at(bytes, 4)?,
+        max_connections: i32_at(bytes, 8)?,
+        max_worker_processes: i32_at(bytes, 12)?,
+        max_wal_senders: i32_at(bytes, 16)?,
+        max_prepared_transactions: i32_at(bytes, 20)?,
+        max_locks_per_transaction: i32_at(bytes, 24)?,
+        track_commit_timestamp: bool_at(bytes, 28)?,
     })
 }
 
 impl Checkpoint {
-    /// Reads the body of a checkpoint record (88 bytes in 13–18); `None` if it is shorter or names no timeline.
-    ///
-    /// The fields read here stand at the same place in all six majors: `wal_level` of 17 fills what was padding.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
+    /// Reads the body of a checkpoint record; `None` if it is shorter or names no timeline.
+    pub fn parse(bytes: &[u8], version: &Version) -> Option<Self> {
+        let layout = version.checkpoint;
         Some(Checkpoint {
             redo: lsn_at(bytes, 0)?,
             timeline: TimelineId::new(u32_at(bytes, 8)?)?,
             previous_timeline: TimelineId::new(u32_at(bytes, 12)?)?,
-            full_page_writes: bool_at(bytes, 16)?,
-            next_xid: u64_at(bytes, 24)?,
-            next_oid: u32_at(bytes, 32)?,
-            next_multi: u32_at(bytes, 36)?,
-            next_multi_offset: u32_at(bytes, 40)?,
-            oldest_xid: u32_at(bytes, 44)?,
-            time: i64_at(bytes, 64)?,
-            oldest_active_xid: u32_at(bytes, 80)?,
+            next_xid: u64_at(bytes, layout.next_xid)?,
+            time: i64_at(bytes, layout.time)?,
         })
     }
 }
@@ -345,12 +309,16 @@ mod tests {
         put(40, &0x300_0028u64.to_le_bytes());
         put(48, &3u32.to_le_bytes());
         put(52, &2u32.to_le_bytes());
-        put(216, &8192u32.to_le_bytes());
-        put(220, &131_072u32.to_le_bytes());
-        put(224, &8192u32.to_le_bytes());
-        put(228, &0x10_0000u32.to_le_bytes());
-        put(252, &1u32.to_le_bytes());
-        let end = if control_version == 1800 { 292 } else { 288 };
+        let (block, wal_block, checksum, end) = match control_version {
+            1905 => (224, 236, 268, 308),
+            1800 => (216, 224, 252, 292),
+            _ => (216, 224, 252, 288),
+        };
+        put(block, &8192u32.to_le_bytes());
+        put(block + 4, &131_072u32.to_le_bytes());
+        put(wal_block, &8192u32.to_le_bytes());
+        put(wal_block + 4, &0x10_0000u32.to_le_bytes());
+        put(checksum, &1u32.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..end]);
         bytes[end..end + 4].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -365,6 +333,9 @@ mod tests {
             (1300, 202_307_071, Major::V16),
             (1700, 202_406_281, Major::V17),
             (1800, 202_506_291, Major::V18),
+            (1905, 202_610_061, Major::V19),
+            // A release after the candidate.
+            (1905, 202_610_071, Major::V19),
         ] {
             let file = ControlFile::parse(&sample(control, catalog)).unwrap();
             assert_eq!(file.major, major);
@@ -399,6 +370,7 @@ mod tests {
         assert_eq!(code(&flipped), Code::Damaged);
         assert_eq!(code(&sample(1201, 201_909_212)), Code::Unsupported);
         assert_eq!(code(&sample(1300, 202_209_062)), Code::Unsupported);
+        assert_eq!(code(&sample(1700, 202_610_061)), Code::Unsupported);
         assert_eq!(code(&sample(1300u32.swap_bytes(), 1)), Code::Unsupported);
     }
 }

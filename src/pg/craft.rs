@@ -3,10 +3,7 @@
 //! PostgreSQL: src/backend/access/transam/xlog.c, CopyXLogRecordToWAL and AdvanceXLInsertBuffer.
 
 use super::lsn::Lsn;
-use super::page::{
-    FIRST_IS_CONTRECORD, FIRST_IS_OVERWRITE_CONTRECORD, LONG, LONG_HEADER, SHORT_HEADER,
-    WalIdentity,
-};
+use super::page::{FIRST_IS_CONTRECORD, LONG, LONG_HEADER, SHORT_HEADER, WalIdentity};
 use super::record;
 use super::rmgr;
 use super::segment::SegmentSize;
@@ -160,7 +157,7 @@ impl Craft {
     pub fn overwrite_from(&mut self, page: Lsn, valid: Lsn, dead: Lsn) -> (Lsn, Lsn) {
         let offset = usize::try_from(page.0 - self.identity.start_lsn.0).unwrap();
         self.bytes.truncate(offset);
-        self.page_header(FIRST_IS_OVERWRITE_CONTRECORD, 0);
+        self.page_header(self.identity.major.version().overwrite_flag, 0);
         self.prev = valid;
         let mut data = dead.0.to_le_bytes().to_vec();
         data.extend_from_slice(&848_473_241_090_090i64.to_le_bytes());

@@ -8,7 +8,7 @@ use crate::error::Error;
 
 /// A byte position in the WAL stream; `0/0` is invalid in PostgreSQL.
 ///
-/// Prints as PostgreSQL 13–18 do (`0/3000060`), reads the zero-padded form of 19 too.
+/// Prints as PostgreSQL 13–19 do (`0/3000060`), reads the zero-padded form of 19 too.
 /// PostgreSQL: src/include/access/xlogdefs.h, src/backend/utils/adt/pg_lsn.c.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Lsn(pub u64);

@@ -1,4 +1,4 @@
-//! PostgreSQL's own formats, majors 13–18. No I/O, no clock, no runtime.
+//! PostgreSQL's own formats, majors 13–19. No I/O, no clock, no runtime.
 
 pub mod body;
 pub mod change;

@@ -1,7 +1,7 @@
 //! Headers of WAL pages.
 //!
 //! Knowledge: src/include/access/xlog_internal.h (XLogPageHeaderData, XLogLongPageHeaderData),
-//! src/backend/access/transam/xlogreader.c (XLogReaderValidatePageHeader), PostgreSQL 13–18.
+//! src/backend/access/transam/xlogreader.c (XLogReaderValidatePageHeader), PostgreSQL 13–19.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use super::cursor::Cursor;
 use super::lsn::Lsn;
 use super::segment::{SegmentName, SegmentSize};
 use super::timeline::TimelineId;
-use super::version::Major;
+use super::version::{Major, Version};
 
 /// Size of the header of every page but the first of a segment.
 pub const SHORT_HEADER: usize = 24;
@@ -28,12 +28,6 @@ pub const FIRST_IS_CONTRECORD: u16 = 0x0001;
 
 /// The header is a long one (XLP_LONG_HEADER).
 pub const LONG: u16 = 0x0002;
-
-/// The page replaces the continuation of a record that was never finished (XLP_FIRST_IS_OVERWRITE_CONTRECORD; 13.5, 14.1).
-pub const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 0x0008;
-
-/// Every flag that exists; 0x0004 (XLP_BKP_REMOVABLE) only informs. 19 numbers them anew.
-pub const ALL_FLAGS: u16 = 0x000F;
 
 /// The header of a WAL page as it stands there, not judged yet.
 ///
@@ -96,6 +90,18 @@ impl PageHeader {
         Some(header)
     }
 
+    /// Whether the page replaces the continuation of a record that was never finished (XLP_FIRST_IS_OVERWRITE_CONTRECORD; 13.5, 14.1).
+    #[inline]
+    pub fn overwrites(&self, version: &Version) -> bool {
+        self.has(version.overwrite_flag)
+    }
+
+    /// Whether a flag is set that the major does not have. The one between (XLP_BKP_REMOVABLE, before 19) only informs.
+    #[inline]
+    fn has_strange_flag(&self, version: &Version) -> bool {
+        self.info >= version.overwrite_flag << 1
+    }
+
     /// Whether `flag` is set.
     #[inline]
     pub fn has(&self, flag: u16) -> bool {
@@ -139,7 +145,7 @@ impl WalIdentity {
         let header = PageHeader::read(segment)
             .ok_or_else(|| err!(Damaged, "WAL page header is cut short"))?;
         let major = Major::from_page_magic(header.magic)?;
-        if header.info & !ALL_FLAGS != 0 {
+        if header.has_strange_flag(major.version()) {
             return Err(PageFault::Flags(header.info).into());
         }
         let long = header.long.ok_or_else(|| Error::from(PageFault::NotLong))?;
@@ -196,8 +202,8 @@ impl WalIdentity {
 /// What a page of known WAL must look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expected {
-    /// Magic number of the major.
-    pub magic: u16,
+    /// What the major has its own way.
+    pub version: &'static Version,
     /// System identifier, where it is known.
     pub system_identifier: Option<u64>,
     /// Segment size.
@@ -221,14 +227,14 @@ impl Expected {
     /// PostgreSQL: src/backend/access/transam/xlogreader.c, XLogReaderValidatePageHeader.
     #[inline]
     pub fn check(&self, header: &PageHeader) -> std::result::Result<(), PageFault> {
-        if header.magic != self.magic {
+        if header.magic != self.version.page_magic {
             return Err(if header.magic == 0 {
                 PageFault::Zero
             } else {
                 PageFault::Magic(header.magic)
             });
         }
-        if header.info & !ALL_FLAGS != 0 {
+        if header.has_strange_flag(self.version) {
             return Err(PageFault::Flags(header.info));
         }
         let first = self.address.0 & (self.segment_size.bytes() - 1) == 0;
@@ -353,7 +359,7 @@ mod tests {
 
     fn expected() -> Expected {
         Expected {
-            magic: 0xD116,
+            version: Major::V17.version(),
             system_identifier: Some(7_123_456_789_012_345_678),
             segment_size: SegmentSize::new(1 << 20).unwrap(),
             page_size: 8192,
@@ -367,7 +373,21 @@ mod tests {
     fn a_long_header_says_whose_wal_it_is() {
         let header = PageHeader::read(&long_header()).unwrap();
         assert_eq!((header.remaining, header.size()), (6369, LONG_HEADER));
-        assert!(header.has(FIRST_IS_CONTRECORD) && !header.has(FIRST_IS_OVERWRITE_CONTRECORD));
+        let version = Major::V17.version();
+        assert!(header.has(FIRST_IS_CONTRECORD) && !header.overwrites(version));
+        // 19 has one flag less, and another number for this one.
+        let flagged = |info| PageHeader { info, ..header };
+        for (info, version, overwrites, is_strange) in [
+            (0x4, version, false, false),
+            (0x8, version, true, false),
+            (0x10, version, false, true),
+            (0x4, Major::V19.version(), true, false),
+            (0x8, Major::V19.version(), false, true),
+        ] {
+            let header = flagged(info);
+            assert_eq!(header.overwrites(version), overwrites, "{info}");
+            assert_eq!(header.has_strange_flag(version), is_strange, "{info}");
+        }
         assert_eq!(expected().check(&header), Ok(()));
         let identity = WalIdentity::read(&long_header()).unwrap();
         assert_eq!(identity.major, Major::V17);

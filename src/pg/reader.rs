@@ -16,17 +16,14 @@
 //! | `Ended` | WAL ended inside the segment; a valid page behind it shows that the end was a hole |
 //!
 //! Memory: [`KEEP`] for a record in pieces, twice [`FRAGMENT_KEEP`] for the two edges of a segment; a claimed length is never
-//! allocated. Knowledge: src/backend/access/transam/xlogreader.c (XLogDecodeNextRecord), PostgreSQL 13–18.
+//! allocated. Knowledge: src/backend/access/transam/xlogreader.c (XLogDecodeNextRecord), PostgreSQL 13–19.
 
 use crate::err;
 use crate::error::Result;
 
 use super::cursor;
 use super::lsn::Lsn;
-use super::page::{
-    Expected, FIRST_IS_CONTRECORD, FIRST_IS_OVERWRITE_CONTRECORD, PageFault, PageHeader,
-    WalIdentity,
-};
+use super::page::{Expected, FIRST_IS_CONTRECORD, PageFault, PageHeader, WalIdentity};
 use super::record::{self, Record, RecordHeader};
 use super::segment::SegmentSize;
 use super::timeline::TimelineId;
@@ -123,7 +120,7 @@ impl Reader {
         Reader {
             version,
             expected: Expected {
-                magic: version.page_magic,
+                version,
                 system_identifier: Some(identity.system_identifier),
                 segment_size: identity.segment_size,
                 page_size: identity.page_size,
@@ -292,7 +289,7 @@ impl Reader {
         } else {
             0
         };
-        if header.has(FIRST_IS_OVERWRITE_CONTRECORD) {
+        if header.overwrites(self.expected.version) {
             self.summary.overwritten = true;
             if self.state == State::Within {
                 if self.in_head {
@@ -1228,7 +1225,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_records_are_found_and_none_else(lengths in proptest::collection::vec(prop_oneof![1usize..300, 7900usize..8300, 1usize..40_000], 1..60), major in 0usize..6) {
+        fn all_records_are_found_and_none_else(lengths in proptest::collection::vec(prop_oneof![1usize..300, 7900usize..8300, 1usize..40_000], 1..60), major in 0usize..7) {
             let mut craft = Craft::new(Major::ALL[major]);
             let expected: Vec<_> = lengths.iter().map(|&l| noop(&mut craft, l)).collect();
             let (seen, summaries) = clean(&craft);

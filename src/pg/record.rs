@@ -2,7 +2,7 @@
 //!
 //! How records are put together from pages is `reader`'s business; what is in them, `body`'s; what single resource managers
 //! say, that of `xact`, `xlog` and `change`. Knowledge: src/include/access/xlogrecord.h, src/backend/access/transam/xlogreader.c
-//! (ValidXLogRecordHeader, ValidXLogRecord, DecodeXLogRecord), PostgreSQL 13–18.
+//! (ValidXLogRecordHeader, ValidXLogRecord, DecodeXLogRecord), PostgreSQL 13–19.
 
 use crate::err;
 use crate::error::Result;

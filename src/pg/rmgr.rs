@@ -1,6 +1,6 @@
 //! Resource managers: the owners of WAL records.
 //!
-//! Knowledge: src/include/access/rmgrlist.h (identical in 13–18), src/backend/access/transam/rmgr.c (custom ones, 15+).
+//! Knowledge: src/include/access/rmgrlist.h (identical in 13–19), src/backend/access/transam/rmgr.c (custom ones, 15+).
 
 use std::borrow::Cow;
 

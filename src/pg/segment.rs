@@ -1,6 +1,6 @@
 //! Names of the files in `pg_wal`: segments, partial segments, history and backup history files.
 //!
-//! Knowledge: src/include/access/xlog_internal.h (XLogFileName, IsXLogFileName …), PostgreSQL 13–18. Names are upper-case
+//! Knowledge: src/include/access/xlog_internal.h (XLogFileName, IsXLogFileName …), PostgreSQL 13–19. Names are upper-case
 //! hexadecimal; the same name means another position under another segment size.
 
 use std::fmt;

@@ -1,7 +1,7 @@
 //! Timelines and their history files.
 //!
 //! Knowledge: src/backend/access/transam/timeline.c (readTimeLineHistory, writeTimeLineHistory, tliOfPointInHistory) and
-//! src/backend/access/transam/xlogrecovery.c (XLogFileReadAnyTLI), PostgreSQL 13–18.
+//! src/backend/access/transam/xlogrecovery.c (XLogFileReadAnyTLI), PostgreSQL 13–19.
 
 use std::fmt;
 use std::num::NonZeroU32;

@@ -1,6 +1,6 @@
-//! Everything in which PostgreSQL 13 to 18 differ, as one table.
+//! Everything in which PostgreSQL 13 to 19 differ, as one table.
 //!
-//! A reader of WAL finds its row by the magic number of a page, a reader of `pg_control` by the catalog version. Knowledge:
+//! A reader of WAL finds its row by the magic number of a page, a reader of `pg_control` by its version and that of the catalogs. Knowledge:
 //! src/include/access/xlog_internal.h (XLOG_PAGE_MAGIC), src/include/catalog/{pg_control,catversion}.h,
 //! src/include/access/{xlogrecord,xact,twophase_rmgr}.h, src/include/commands/dbcommands_xlog.h of each branch.
 
@@ -24,6 +24,8 @@ pub enum Major {
     V17,
     /// PostgreSQL 18.
     V18,
+    /// PostgreSQL 19.
+    V19,
 }
 
 /// Bits of `bimg_info` in the header of a full-page image; 0 where the major does not have the bit.
@@ -50,6 +52,30 @@ pub struct PrepareLayout {
     pub origin: usize,
 }
 
+/// Where the fields of `pg_control` lie that do not begin it (struct ControlFileData).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ControlLayout {
+    /// `minRecoveryPoint`, which the points of recovery follow.
+    pub min_recovery_point: usize,
+    /// `blcksz`, followed by `relseg_size`.
+    pub block_size: usize,
+    /// `xlog_blcksz`, followed by `xlog_seg_size`.
+    pub wal_block_size: usize,
+    /// `data_checksum_version`.
+    pub checksum_version: usize,
+    /// The CRC.
+    pub crc: usize,
+}
+
+/// Where the fields of a checkpoint record lie that do not begin it (struct CheckPoint).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckpointLayout {
+    /// `nextXid`.
+    pub next_xid: usize,
+    /// `time`.
+    pub time: usize,
+}
+
 /// What one major has its own way.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Version {
@@ -61,8 +87,12 @@ pub struct Version {
     pub control_version: u32,
     /// `catalog_version_no` of the release.
     pub catalog_version: u32,
-    /// Offset of the CRC in `pg_control`.
-    pub control_crc_offset: usize,
+    /// Offsets in `pg_control`.
+    pub control: ControlLayout,
+    /// Offsets of `nextXid` and `time` in the body of a checkpoint record.
+    pub checkpoint: CheckpointLayout,
+    /// The flag of a page that replaces the continuation of a record that was never finished; the highest flag there is.
+    pub overwrite_flag: u16,
     /// Whether a checkpoint record (and the copy in `pg_control`) holds `wal_level`, at offset 20.
     pub checkpoint_has_wal_level: bool,
     /// Whether an end-of-recovery record holds `wal_level`, at offset 16.
@@ -115,12 +145,25 @@ const PREPARE_15: PrepareLayout = PrepareLayout {
     origin: 56,
 };
 
+const CONTROL_13: ControlLayout = ControlLayout {
+    min_recovery_point: 136,
+    block_size: 216,
+    wal_block_size: 224,
+    checksum_version: 252,
+    crc: 288,
+};
+
 const V13: Version = Version {
     major: Major::V13,
     page_magic: 0xD106,
     control_version: 1300,
     catalog_version: 202_007_201,
-    control_crc_offset: 288,
+    control: CONTROL_13,
+    checkpoint: CheckpointLayout {
+        next_xid: 24,
+        time: 64,
+    },
+    overwrite_flag: 0x0008,
     checkpoint_has_wal_level: false,
     end_of_recovery_has_wal_level: false,
     has_checkpoint_redo: false,
@@ -180,25 +223,49 @@ const V18: Version = Version {
     page_magic: 0xD118,
     control_version: 1800,
     catalog_version: 202_506_291,
-    control_crc_offset: 292,
+    control: ControlLayout {
+        crc: 292,
+        ..CONTROL_13
+    },
     dropped_stats_item: Some(16),
     ..V17
 };
 
-static TABLE: [Version; 6] = [V13, V14, V15, V16, V17, V18];
+const V19: Version = Version {
+    major: Major::V19,
+    page_magic: 0xD122,
+    control_version: 1905,
+    catalog_version: 202_610_061,
+    control: ControlLayout {
+        min_recovery_point: 144,
+        block_size: 224,
+        wal_block_size: 236,
+        checksum_version: 268,
+        crc: 308,
+    },
+    checkpoint: CheckpointLayout {
+        next_xid: 32,
+        time: 72,
+    },
+    overwrite_flag: 0x0004,
+    ..V18
+};
+
+static TABLE: [Version; 7] = [V13, V14, V15, V16, V17, V18, V19];
 
 impl Major {
     /// Every supported major, oldest first.
-    pub const ALL: [Major; 6] = [
+    pub const ALL: [Major; 7] = [
         Major::V13,
         Major::V14,
         Major::V15,
         Major::V16,
         Major::V17,
         Major::V18,
+        Major::V19,
     ];
 
-    /// The number: 13 to 18.
+    /// The number: 13 to 19.
     pub const fn number(self) -> u32 {
         match self {
             Major::V13 => 13,
@@ -207,12 +274,13 @@ impl Major {
             Major::V16 => 16,
             Major::V17 => 17,
             Major::V18 => 18,
+            Major::V19 => 19,
         }
     }
 
     /// The row of this major.
     pub fn version(self) -> &'static Version {
-        let [v13, v14, v15, v16, v17, v18] = &TABLE;
+        let [v13, v14, v15, v16, v17, v18, v19] = &TABLE;
         match self {
             Major::V13 => v13,
             Major::V14 => v14,
@@ -220,6 +288,7 @@ impl Major {
             Major::V16 => v16,
             Major::V17 => v17,
             Major::V18 => v18,
+            Major::V19 => v19,
         }
     }
 
@@ -265,16 +334,28 @@ impl Major {
         ))
     }
 
-    /// The major whose catalogs have this version, as `pg_control` holds it.
+    /// The major whose `pg_control` has this version, and these catalogs. A layout that one major alone has names it, whatever
+    /// its catalogs: they change until the release.
     ///
     /// # Errors
-    /// `Unsupported` for every other number.
-    pub fn from_catalog_version(number: u32) -> Result<Self> {
-        TABLE
-            .iter()
-            .find(|v| v.catalog_version == number)
+    /// `Unsupported` for all others.
+    pub fn of_catalog(control_version: u32, catalog_version: u32) -> Result<Self> {
+        let same = || {
+            TABLE
+                .iter()
+                .filter(|v| v.control_version == control_version)
+        };
+        same()
+            .find(|v| v.catalog_version == catalog_version || v.major == Major::V19)
             .map(|v| v.major)
-            .ok_or_else(|| unsupported(format!("catalog version {number}")))
+            .ok_or_else(|| unsupported(format!("catalog version {catalog_version}")))
+    }
+}
+
+impl Version {
+    /// The first major whose `pg_control` has this layout.
+    pub fn of_control(control_version: u32) -> Option<&'static Version> {
+        TABLE.iter().find(|v| v.control_version == control_version)
     }
 }
 
@@ -302,7 +383,7 @@ impl<'de> serde::Deserialize<'de> for Major {
 }
 
 fn unsupported(what: String) -> Error {
-    err!(Unsupported, "{what} is not supported").hint("PostgreSQL 13 to 18 are supported.")
+    err!(Unsupported, "{what} is not supported").hint("PostgreSQL 13 to 19 are supported.")
 }
 
 #[cfg(test)]
@@ -317,7 +398,7 @@ mod tests {
             assert_eq!(version.major, major);
             assert_eq!(Major::from_page_magic(version.page_magic).unwrap(), major);
             assert_eq!(
-                Major::from_catalog_version(version.catalog_version).unwrap(),
+                Major::of_catalog(version.control_version, version.catalog_version).unwrap(),
                 major
             );
             assert_eq!(Major::from_number(major.number()).unwrap(), major);
@@ -336,7 +417,7 @@ mod tests {
     #[test]
     fn a_strange_magic_number_says_what_it_is() {
         for (magic, code, text) in [
-            (0xD120, Code::Unsupported, "D120"),
+            (0xD1FF, Code::Unsupported, "D1FF"),
             (0xD107, Code::Unsupported, "D107"),
             (0x06D1, Code::Unsupported, "other byte order"),
             (0x0000, Code::Damaged, "0000"),

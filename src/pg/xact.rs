@@ -1,7 +1,7 @@
 //! Records that end transactions, and restore points: what recovery targets are about.
 //!
 //! Knowledge: src/include/access/xact.h, src/backend/access/rmgrdesc/xactdesc.c (ParseCommitRecord, ParseAbortRecord,
-//! ParsePrepareRecord), src/backend/access/transam/twophase.c (TwoPhaseFileHeader), PostgreSQL 13–18.
+//! ParsePrepareRecord), src/backend/access/transam/twophase.c (TwoPhaseFileHeader), PostgreSQL 13–19.
 
 use std::fmt;
 
@@ -477,6 +477,7 @@ mod tests {
             (Major::V15, 12),
             (Major::V17, 12),
             (Major::V18, 16),
+            (Major::V19, 16),
         ] {
             let stats = if item > 0 { DROPPED_STATS } else { 0 };
             let xinfo =
@@ -582,7 +583,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_main_data_is_read_or_refused(info: u8, main in proptest::collection::vec(any::<u8>(), 0..160), small: bool, major in 0usize..6) {
+        fn any_main_data_is_read_or_refused(info: u8, main in proptest::collection::vec(any::<u8>(), 0..160), small: bool, major in 0usize..7) {
             let main: Vec<u8> = if small { main.iter().enumerate().map(|(i, b)| if i >= 12 && i % 4 != 0 { 0 } else { b % 8 }).collect() } else { main };
             let record = craft::header_and(rmgr::TRANSACTION, info, 3, Lsn(0), &craft::main_data(&main));
             with(Major::ALL[major], &record, |r, main| {

@@ -1,7 +1,7 @@
 //! Records of the WAL itself: checkpoints, switches, ends of backups and of recovery.
 //!
 //! Knowledge: src/include/catalog/pg_control.h, src/include/access/xlog_internal.h, src/backend/access/rmgrdesc/xlogdesc.c,
-//! PostgreSQL 13–18.
+//! PostgreSQL 13–19.
 
 use crate::err;
 use crate::error::Result;
@@ -160,7 +160,7 @@ fn read<'a>(record: &Record<'a>, main_data: &'a [u8]) -> Option<XlogRecord<'a>> 
         code @ (CHECKPOINT_SHUTDOWN | CHECKPOINT_ONLINE) => {
             XlogRecord::Checkpoint(CheckpointRecord {
                 shutdown: code == CHECKPOINT_SHUTDOWN,
-                checkpoint: Checkpoint::parse(main_data)?,
+                checkpoint: Checkpoint::parse(main_data, version)?,
                 wal_level: optional_level(version.checkpoint_has_wal_level, main_data, 20)?,
             })
         }
@@ -307,7 +307,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_main_data_is_read_or_refused(info: u8, main in proptest::collection::vec(any::<u8>(), 0..120), major in 0usize..6) {
+        fn any_main_data_is_read_or_refused(info: u8, main in proptest::collection::vec(any::<u8>(), 0..120), major in 0usize..7) {
             let _ = decoded(Major::ALL[major], info, &main);
         }
     }

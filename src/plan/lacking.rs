@@ -12,10 +12,14 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::event;
 use crate::repo::id::BackupId;
+use crate::repo::runs::Runs;
 use crate::store::Key;
-use crate::wal::facts::Runs;
 use crate::wal::inventory::HistoryFile;
-use crate::wal::survey::{Manifest, Root, Subject, Survey};
+use crate::wal::survey::{Root, Subject, Survey};
+use backups::Verdict;
+
+mod backups;
+pub mod scope;
 
 /// Something that is not copied, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,31 +126,10 @@ fn order(id: &BackupId, root: &Root) -> Order {
     (root.timeline, root.stop_lsn, id.clone())
 }
 
-/// The oldest backup that the side keeps of its own accord: neither marked, nor held by a pin alone. The newest that is not marked is
-/// kept by any retention, whatever else holds it. A pin past its end still stands here: its backup is no sign of what else is kept.
-///
-/// A claim does not count: who reads the oldest of those that are kept must not make it look expired, and what is missing behind it with it.
-/// Where a claim alone holds one, some of what was expired comes back, and goes with the next run of expire.
+/// The oldest backup that the side keeps of its own accord.
 fn floor(to: &Survey) -> Option<Order> {
-    let is_marked = |s: &Subject| !event::standing(&s.events, "expire", "unexpire").is_empty();
-    let unmarked = || committed(to).filter(|(_, subject, _)| !is_marked(subject));
-    let kept = unmarked().filter(|(_, subject, _)| !is_pinned(subject));
-    let kept = kept.map(|(id, _, root)| order(id, root)).min();
-    kept.or_else(|| unmarked().map(|(id, _, root)| order(id, root)).max())
-}
-
-fn committed(survey: &Survey) -> impl Iterator<Item = (&BackupId, &Subject, &Root)> {
-    survey
-        .ids
-        .iter()
-        .filter_map(|(id, subject)| match &subject.manifest {
-            Manifest::Committed(root) => Some((id, subject, root.as_ref())),
-            _ => None,
-        })
-}
-
-fn is_pinned(subject: &Subject) -> bool {
-    !event::standing(&subject.events, "pin", "unpin").is_empty()
+    let ordered = to.committed();
+    backups::floor(ordered.map(|(id, subject, root)| (order(id, root), subject)))
 }
 
 struct Asked<'a> {
@@ -249,7 +232,7 @@ impl Asked<'_> {
     fn backups(&mut self) {
         let from = self.from;
         let mut chosen: Vec<Order> = Vec::new();
-        for (id, subject, root) in committed(from) {
+        for (id, subject, root) in from.committed() {
             match self.why_not(id, subject, root) {
                 None => {}
                 Some(Verdict::Copy) => chosen.push(order(id, root)),
@@ -264,52 +247,15 @@ impl Asked<'_> {
 
     /// `None` when it is there already.
     fn why_not(&self, id: &BackupId, subject: &Subject, root: &Root) -> Option<Verdict> {
-        let leave_for = |cause: Cause, why: &str| Some(Verdict::Leave(why.to_owned(), cause));
-        let leave = |why: &str| leave_for(Cause::Rule, why);
-        let there = self.to.ids.get(id);
-        if let Some(there) = there
-            && let (Some(own), Some(other)) = (subject.begin(), there.begin())
-            && own.event.nonce != other.event.nonce
-        {
-            return leave_for(Cause::Conflict, &same_id(&own.event, &other.event));
-        }
-        match there.map(|s| &s.manifest) {
-            Some(Manifest::Committed(_)) => return None,
-            Some(Manifest::Tombstone(_)) => {
-                return leave(
-                    "an unfinished copy of it was given up there by pitr expire; the id is free again 30 days later",
-                );
-            }
-            Some(Manifest::Unreadable) => {
-                return leave_for(Cause::Damage, "what is there under its id cannot be read");
-            }
-            Some(Manifest::Absent) | None => {}
-        }
-        if [root.start_timeline, root.timeline]
+        let is_torn = [root.start_timeline, root.timeline]
             .iter()
-            .any(|t| self.torn.contains(t))
-        {
-            return leave("the two have different histories of its timeline");
-        }
-        let events = &subject.events;
-        if !event::standing(events, "expire", "unexpire").is_empty() {
-            return leave("it is marked for deletion");
-        }
-        // One that lost its root there was not expired.
-        let is_lost = there.is_some_and(|s| s.lost().is_some());
-        let is_pinned = !event::live_pins(events, self.now).is_empty();
-        let is_wanted = is_lost || is_pinned || self.everything;
-        if self.is_below_floor(id, root) && !is_wanted {
-            return leave("it is older than every backup kept there; --all copies it");
-        }
-        if let Some(found) = event::damage(events).first() {
-            let detail = found.event.detail.as_deref().unwrap_or("no detail");
-            return leave_for(
-                Cause::Damage,
-                &format!("a check found it damaged: {detail}"),
-            );
-        }
-        Some(Verdict::Copy)
+            .any(|t| self.torn.contains(t));
+        backups::why_not(
+            (subject, self.to.ids.get(id)),
+            is_torn.then_some("the two have different histories of its timeline"),
+            !self.is_below_floor(id, root) || self.everything,
+            self.now,
+        )
     }
 
     fn is_below_floor(&self, id: &BackupId, root: &Root) -> bool {
@@ -328,7 +274,7 @@ impl Asked<'_> {
                 into.segments = std::mem::take(&mut into.segments).union(timeline.segments.clone());
             }
         }
-        for (id, subject, _) in committed(self.to) {
+        for (id, subject, _) in self.to.committed() {
             merged.ids.insert(id.clone(), subject.clone());
         }
         for id in &self.out.backups {
@@ -341,11 +287,11 @@ impl Asked<'_> {
 
     /// The WAL that the receiving side will need; `None` = all, because nothing tells.
     fn needed(&self, merged: &Survey, paths: &Paths<'_>) -> Option<Needed> {
-        if self.everything || committed(merged).next().is_none() {
+        if self.everything || merged.committed().next().is_none() {
             return None;
         }
         let mut needed = Needed::default();
-        for (id, _, root) in committed(merged) {
+        for (id, _, root) in merged.committed() {
             let end = root.consistent_lsn.max(root.stop_lsn);
             // What retention holds of an old one there is the way to its end, unless the WAL goes on behind it.
             if self.is_below_floor(id, root) && !self.is_followed(paths, root, end) {
@@ -468,45 +414,8 @@ impl Asked<'_> {
     }
 
     fn pins(&mut self) {
-        for (id, subject, _) in committed(self.from) {
-            let there = self.to.ids.get(id);
-            let is_there = there.is_some_and(|s| matches!(s.manifest, Manifest::Committed(_)));
-            if !is_there && !self.out.backups.contains(id) {
-                continue;
-            }
-            let has = |name: &str| there.is_some_and(|s| s.events.iter().any(|e| e.name == name));
-            let is_completed = |s: &Subject| s.events.iter().any(|e| e.event.event == "completed");
-            // A copy that was cut short right behind its root lacks the event that says so.
-            let is_cut_short = is_there && !there.is_some_and(is_completed);
-            let is_meant = |kind: &str| {
-                ["pin", "unpin"].contains(&kind) || (is_cut_short && kind == "completed")
-            };
-            let pins = subject
-                .events
-                .iter()
-                .filter(|e| is_meant(&e.event.event) && !e.is_doubted)
-                .filter(|e| !has(&e.name));
-            self.out
-                .pins
-                .extend(pins.map(|e| (id.clone(), e.name.clone())));
-        }
+        self.out.pins = backups::pins((&self.from.catalog, &self.to.catalog), &self.out.backups);
     }
-}
-
-enum Verdict {
-    Copy,
-    /// Why not, and what that means.
-    Leave(String, Cause),
-}
-
-/// Says that two backups have one id: programs before the first release gave those of one second the same.
-fn same_id(own: &event::Event, other: &event::Event) -> String {
-    let begun = |e: &event::Event| format!("on host \"{}\" at {}", e.host, e.time);
-    format!(
-        "two backups have this id, begun {} and {}: each is whole in its own repository, and neither is copied to the other; a new backup gets an id of its own and is copied: pitr backup",
-        begun(own),
-        begun(other)
-    )
 }
 
 /// The reasons may differ: they are text for people.

@@ -13,8 +13,9 @@ use crate::pg::timeline::{History, TimelineId};
 use crate::repo::decision::Decisions;
 use crate::repo::lives::Lives;
 use crate::repo::root::BackupKind;
+use crate::repo::runs::Runs;
 use crate::repo::wal_proof::RawHash;
-use crate::wal::facts::{self, Crossing, Entry, EntryKind, Facts, NamedPoint, Runs, Wal};
+use crate::wal::facts::{self, Crossing, Entry, EntryKind, Facts, NamedPoint, Wal};
 use crate::wal::index::{HeadEnd, TailClass, flag};
 use crate::wal::inventory::{Backup, HistoryFile, Inventory, Timeline};
 

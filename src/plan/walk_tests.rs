@@ -266,7 +266,7 @@ fn commits_before_a_fork_are_no_life_of_their_own() {
     let fork = w.histories[&tli(2)].parent().unwrap().1;
     let mut inventory = w.inventory();
     let held = inventory.timelines.get_mut(&tli(1)).unwrap();
-    held.segments = crate::wal::facts::Runs::from_numbers(vec![1, 2, 3]);
+    held.segments = crate::repo::runs::Runs::from_numbers(vec![1, 2, 3]);
     let side = Side {
         inventory: &inventory,
         wal: &w,

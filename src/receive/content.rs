@@ -15,6 +15,7 @@ pub struct Received {
     follower: Follower,
     segment: Segment,
     frames: Frames<File>,
+    has_own_increments: bool,
 }
 
 impl Received {
@@ -35,7 +36,16 @@ impl Received {
             follower: follower.clone(),
             segment,
             frames,
+            has_own_increments: false,
         })
+    }
+
+    /// The same content, of whose segment the stored increments were compared.
+    pub fn with_own_increments(self, has_own_increments: bool) -> Received {
+        Received {
+            has_own_increments,
+            ..self
+        }
     }
 
     /// The position of the next byte.
@@ -115,6 +125,10 @@ impl Content for Received {
         let read =
             Received::open(&self.follower, *held).and_then(|other| other.read_at(buffer, offset));
         Ok(read.is_ok())
+    }
+
+    fn has_own_increments(&self) -> bool {
+        self.has_own_increments
     }
 
     fn check_unchanged(&self) -> Result<()> {

@@ -437,6 +437,7 @@ impl<'a> Session<'a> {
         };
         if !is_compared {
             client = self.compare(client, info, &facts.history).await?;
+            client = self.compare_passed(client, info, &facts, &start).await?;
         }
         self.tell_start(&start);
         self.archive_histories(&mut client, &facts, start.position.timeline)
@@ -466,6 +467,30 @@ impl<'a> Session<'a> {
         let found = self.holdings(false, &facts.history).await?;
         let last = found.and_then(|(_, reach)| self.segment_ending_at(reach.end?));
         let Some(name) = last else {
+            return Ok(client);
+        };
+        let host = client.host().to_owned();
+        let compared = self.compare_with(client, name, &facts.history).await;
+        self.compared(compared, &host, info).await
+    }
+
+    /// Where archiving has gone on behind the journal's end: requires that the server has the last segment that is passed over.
+    async fn compare_passed(
+        &mut self,
+        client: Client,
+        info: &ConnInfo,
+        facts: &ServerFacts,
+        start: &Start,
+    ) -> Result<Client> {
+        let Some(journal) = self.journal_end() else {
+            return Ok(client);
+        };
+        let end = start.position.lsn;
+        if journal.lsn >= end || !start.gaps.is_empty() {
+            return Ok(client);
+        }
+        let timeline = facts.history.holder(Lsn(end.0.saturating_sub(1)));
+        let Some(name) = self.segment_ending_at(Position { timeline, lsn: end }) else {
             return Ok(client);
         };
         let host = client.host().to_owned();

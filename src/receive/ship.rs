@@ -632,6 +632,53 @@ mod tests {
         }
     }
 
+    /// Archives the first segment as `archive_command` does, with this content.
+    fn archive(bench: &Bench, content: &[u8]) {
+        let path = bench.path(&bench.name(0).to_string());
+        std::fs::write(&path, content).unwrap();
+        let repository = bench.repository("one");
+        let push = crate::archive::push::Push {
+            repository: &repository,
+            cluster: "main",
+            path: &path,
+            name: WalFileName::Segment(bench.name(0)),
+            codec: crate::repo::container::Codec::Lz4,
+            beside_others: false,
+            known: None,
+            is_backfill: false,
+        };
+        crate::archive::push::push(&push).unwrap();
+    }
+
+    #[test]
+    fn what_is_received_of_a_segment_that_another_server_has_archived_does_not_count() {
+        for is_own in [true, false] {
+            let bench = bench(1);
+            let mut content = bench.craft.bytes[..usize::try_from(SEGMENT).unwrap()].to_vec();
+            if !is_own {
+                content[5000] ^= 1;
+            }
+            let journal = bench.journal();
+            let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
+            bench.feed(&journal, TimelineId::FIRST, 0, 4000);
+            wait_until(|| *shipper.archived().borrow() == Some(bench.at(4000)));
+            archive(&bench, &content);
+            bench.feed(&journal, TimelineId::FIRST, 4000, 4500);
+            wait_until(|| *shipper.archived().borrow() == Some(bench.at(4500)));
+            bench.feed(&journal, TimelineId::FIRST, 4500, 6000);
+            if is_own {
+                wait_until(|| *shipper.archived().borrow() == Some(bench.at(6000)));
+                assert!(shipper.finish(Duration::from_secs(60)));
+                continue;
+            }
+            wait_until(|| shipper.shipped()[0].error.is_some());
+            let error = shipper.shipped()[0].error.clone().unwrap();
+            assert!(error.contains("archived with other content"), "{error}");
+            assert_eq!(*shipper.archived().borrow(), Some(bench.at(4500)));
+            assert!(!shipper.finish(Duration::from_secs(60)));
+        }
+    }
+
     #[test]
     fn increments_of_other_content_are_a_conflict_and_nothing_counts() {
         let bench = bench(1);
@@ -769,25 +816,10 @@ mod tests {
         wait_until(|| shipper.shipped()[0].error.is_some());
         let error = shipper.shipped()[0].error.clone().unwrap();
         assert!(error.contains("is damaged at"), "{error}");
-        // As archive_command would have done.
-        let path = bench.path(&bench.name(0).to_string());
-        std::fs::write(
-            &path,
+        archive(
+            &bench,
             &bench.craft.bytes[..usize::try_from(SEGMENT).unwrap()],
-        )
-        .unwrap();
-        let repository = bench.repository("one");
-        let push = crate::archive::push::Push {
-            repository: &repository,
-            cluster: "main",
-            path: &path,
-            name: WalFileName::Segment(bench.name(0)),
-            codec: crate::repo::container::Codec::Lz4,
-            beside_others: false,
-            known: None,
-            is_backfill: false,
-        };
-        crate::archive::push::push(&push).unwrap();
+        );
         wait_until(|| *shipper.archived().borrow() == Some(bench.at(SEGMENT + 1000)));
         wait_until(|| journal.follower().segments().len() == 1);
         assert!(shipper.finish(Duration::from_secs(60)));

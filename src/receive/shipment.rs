@@ -9,13 +9,15 @@ use super::journal::{Segment, Wake};
 use super::ship::Ship;
 use crate::archive::life;
 use crate::archive::push::{Push, push_content};
+use crate::archive::received::Prefix;
 use crate::config::Acknowledge;
+use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::pg::timeline::Position;
 use crate::repo;
-use crate::repo::container::Codec;
+use crate::repo::container::{Codec, Container};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::wal::increment::{self, LIMIT_BYTES, OpenSegment};
@@ -209,7 +211,10 @@ impl Shipment {
     }
 
     fn whole(&mut self, repository: &Repository, segment: Segment) -> Result<()> {
-        let content = Received::open(&self.ship.follower, segment)?;
+        let tail = self.tail.as_ref();
+        let has_own =
+            tail.is_some_and(|tail| tail.segment.name == segment.name && tail.is_compared());
+        let content = Received::open(&self.ship.follower, segment)?.with_own_increments(has_own);
         let what = Push {
             repository,
             cluster: self.ship.layout.name(),
@@ -261,7 +266,9 @@ impl Shipment {
             .as_ref()
             .is_none_or(|t| t.segment.name != segment.name);
         if begins {
-            self.tail = Some(self.begin(repository, segment)?);
+            let mut tail = self.begin(repository, segment)?;
+            tail.check_whole(repository, &self.layout, segment.to)?;
+            self.tail = Some(tail);
         }
         let Some(tail) = &mut self.tail else {
             return Ok(());
@@ -273,6 +280,7 @@ impl Shipment {
         tail.content.fill(&mut wal)?;
         increment::put(repository, &self.layout, &tail.segment, range.start, &wal)?;
         drop(wal);
+        tail.check_whole(repository, &self.layout, range.end)?;
         self.last_put = Some(Instant::now());
         tail.to = range.end;
         tail.count += 1;
@@ -380,6 +388,43 @@ impl Tail {
             start: self.to,
             end: Lsn(durable.0.min(self.to.0 + limit)),
         })
+    }
+
+    /// Whether everything that was stored at first was compared.
+    fn is_compared(&self) -> bool {
+        self.found.iter().all(|range| range.end <= self.to)
+    }
+
+    /// Requires that the whole segment, where an archiver has stored it meanwhile, holds what was received up to `to`. An archiver looks for
+    /// increments before it stores, and this looks after an increment is stored: one of the two sees the other.
+    fn check_whole(
+        &mut self,
+        repository: &Repository,
+        layout: &ClusterLayout,
+        to: Lsn,
+    ) -> Result<()> {
+        let name = self.segment.name;
+        let Some(object) = repository.store().open(&layout.segment(name))? else {
+            return Ok(());
+        };
+        let start = self.segment.range()?.start;
+        self.content.seek(start)?;
+        let content = &mut self.content;
+        let mut read = |buffer: &mut [u8], _| content.fill(buffer);
+        let mut prefix = Prefix::new(to.0 - start.0, &mut read);
+        let compared = Container::open(object)
+            .and_then(|whole| whole.read_body(&mut |bytes| prefix.compare(bytes)));
+        match compared {
+            Ok(()) if prefix.is_same() => Ok(()),
+            // Verify reports damage, and without the key the end of the segment tells.
+            Err(e) if matches!(e.code(), Code::Damaged | Code::Key) => Ok(()),
+            Err(e) => Err(e),
+            Ok(()) => Err(err!(
+                Conflict,
+                "segment \"{name}\" is archived with other content than was received of it up to {to}"
+            )
+            .hint("Nothing was overwritten. Likely two servers write the same timeline (split brain, a clone without a guard). Stop the one that is not the cluster. See \"pitr wal conflicts\".")),
+        }
     }
 
     fn is_merge_due(&self) -> bool {

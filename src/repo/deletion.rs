@@ -14,7 +14,6 @@ use crate::pg::time::TimestampTz;
 use crate::progress::Progress;
 use crate::store::Store;
 
-const SUBJECT: &str = "cluster";
 const PURPOSE: &str = "expire";
 /// How long the claim holds: so long others wait where expire was killed.
 const HOLDS_SECONDS: u64 = 300;
@@ -43,11 +42,11 @@ impl<'a> DeletionClaim<'a> {
         writer: Writer<'a>,
     ) -> Result<DeletionClaim<'a>> {
         let now = (writer.clock)();
-        let events = event::read_all(store, scope, SUBJECT)?;
+        let events = event::read_all(store, scope, scope.whole())?;
         let live = event::live_claims(&events, now);
         let is_ours = |e: &&Recorded| e.event.purpose.as_deref() == Some(PURPOSE);
         for over in events.iter().filter(is_ours).filter(|e| !live.contains(e)) {
-            match store.delete(&scope.event(SUBJECT, &over.name)?) {
+            match store.delete(&scope.event(scope.whole(), &over.name)?) {
                 // A store that keeps it holds up nobody: it is over.
                 Err(e) if matches!(e.code(), Code::Denied | Code::Locked) => {}
                 deleted => drop(deleted?),
@@ -98,7 +97,7 @@ impl<'a> DeletionClaim<'a> {
         let claim = Event {
             purpose: Some(PURPOSE.into()),
             seconds: Some(HOLDS_SECONDS),
-            ..self.writer.event("claim", SUBJECT)
+            ..self.writer.event("claim", self.scope.whole())
         };
         let asked = seconds_since_boot();
         self.standing = self.writer.record(self.store, self.scope, &claim)?;
@@ -108,12 +107,12 @@ impl<'a> DeletionClaim<'a> {
 
     /// Deletes an own claim; where the store keeps it, it is released.
     fn remove(&self, name: &str) -> Result<()> {
-        let key = self.scope.event(SUBJECT, name)?;
+        let key = self.scope.event(self.scope.whole(), name)?;
         match self.store.delete(&key) {
             Err(e) if matches!(e.code(), Code::Denied | Code::Locked) => {
                 let release = Event {
                     ends: Some(name.to_owned()),
-                    ..self.writer.event("release", SUBJECT)
+                    ..self.writer.event("release", self.scope.whole())
                 };
                 let released = self.writer.record(self.store, self.scope, &release);
                 released.map(|_| ())
@@ -135,7 +134,7 @@ pub fn wait(
 ) -> Result<()> {
     let mut is_said = false;
     loop {
-        let events = match event::read_all(store, scope, SUBJECT) {
+        let events = match event::read_all(store, scope, scope.whole()) {
             // Other events of the cluster are not this module's business.
             Err(e) if e.code() == Code::Damaged => return Ok(()),
             events => events?,
@@ -188,7 +187,7 @@ mod tests {
         assert_eq!(ask(&later), Ok(()));
         let random = || 6;
         let next = DeletionClaim::take(&store, &scope, Writer::new(&later, &random)).unwrap();
-        let names = || store.list(&scope.subject(SUBJECT)).unwrap().len();
+        let names = || store.list(&scope.subject(scope.whole())).unwrap().len();
         assert_eq!((names(), ask(&later)), (1, Err(Code::Interrupted)));
         next.end().unwrap();
         assert_eq!((names(), ask(&later)), (0, Ok(())));

@@ -33,7 +33,7 @@ pub const MEANINGLESS: &str = "meaningless";
 
 /// Kinds that take something away: protection, trust, WAL. Without the MAC that an encrypted repository's events bear they do not count. What
 /// only keeps things (`begin`, `claim`, `pin`, `unexpire`, what a newer version writes) does: a janitor and a sync without keys make some.
-const NEED_PROOF: [&str; 13] = [
+const NEED_PROOF: [&str; 14] = [
     "expire",
     "completed",
     "verified",
@@ -46,6 +46,7 @@ const NEED_PROOF: [&str; 13] = [
     "resolve",
     "unresolve",
     "segment_size",
+    "source",
     MEANINGLESS,
 ];
 
@@ -53,9 +54,9 @@ const NEED_PROOF: [&str; 13] = [
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Event {
     /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `gap`, `adopted`, `abandon`, `restore`, `resolve`, `unresolve`,
-    /// `segment_size`, `completed`, `verified`.
+    /// `segment_size`, `source`, `completed`, `verified`.
     pub event: String,
-    /// A backup id, `wal-<24 hex>`, `wal-<T>` or `cluster`.
+    /// A backup id, `wal-<24 hex>`, `wal-<T>`, `cluster` or `scope`.
     pub subject: String,
     /// The writer's clock.
     pub time: TimestampTz,
@@ -113,6 +114,9 @@ pub struct Event {
     /// `adopted`: the name it continues under.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "as")]
     pub as_name: Option<String>,
+    /// `begin` and `source` of an aux scope: what is backed up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// `gap`: the first byte that is lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_lsn: Option<Lsn>,
@@ -243,15 +247,11 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// The WAL of a backup that was completed.
+/// A backup that was completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Completed {
-    /// Timeline at its start.
-    pub timeline: TimelineId,
-    /// Where its replay begins.
-    pub start_lsn: Lsn,
-    /// Its stop LSN.
-    pub stop_lsn: Lsn,
+    /// Where its replay begins; none where there is no WAL, or the event does not tell.
+    pub start: Option<(TimelineId, Lsn)>,
 }
 
 /// What the events of a backup say of its completion; none where they do not tell.
@@ -261,12 +261,11 @@ pub fn completed(events: &[Recorded]) -> Option<Completed> {
             .filter(|e| e.event == "completed")
             .filter(|_| e.counts())?;
         Some(Completed {
-            timeline: TimelineId::new(e.timeline?)?,
-            start_lsn: e.start_lsn?,
-            stop_lsn: e.to_lsn?,
+            start: e.timeline.and_then(TimelineId::new).zip(e.start_lsn),
         })
     };
-    events.iter().find_map(of)
+    let all = events.iter().filter_map(of);
+    all.max_by_key(|completed| completed.start.is_some())
 }
 
 /// The completed backup of these events, where its root is not there: it is lost, unless a mark shows that it was deleted.
@@ -373,6 +372,11 @@ pub fn read_some(
         });
     }
     Ok(events)
+}
+
+/// The kind in the name of an event; empty where it has none.
+pub fn kind_in(name: &str) -> &str {
+    name.split('-').nth(1).unwrap_or_default()
 }
 
 /// Of the events of a subject, those that somebody forged. A janitor and a sync without the MAC key make marks and claims, and end their own:

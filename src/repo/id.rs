@@ -7,7 +7,7 @@ use crate::err;
 use crate::error::{Error, Result};
 
 /// Layers or packs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PartKind {
     /// Parts of the map.
     Layer,

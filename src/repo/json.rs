@@ -226,6 +226,35 @@ pub fn kind_of(bytes: &[u8]) -> Option<String> {
     serde_json::from_slice::<Head>(bytes).ok().map(|h| h.kind)
 }
 
+/// One member of an object that was checked before; the others are passed over, not built.
+#[cfg(feature = "full")]
+pub fn member(bytes: &[u8], name: &str) -> Option<Value> {
+    struct One<'n>(&'n str);
+    impl<'de> Visitor<'de> for One<'_> {
+        type Value = Option<Value>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(
+            self,
+            mut members: A,
+        ) -> std::result::Result<Option<Value>, A::Error> {
+            let mut found = None;
+            while let Some(key) = members.next_key::<String>()? {
+                match key == self.0 {
+                    true => found = Some(members.next_value()?),
+                    false => drop(members.next_value::<IgnoredAny>()?),
+                }
+            }
+            Ok(found)
+        }
+    }
+    let mut read = serde_json::Deserializer::from_slice(bytes);
+    read.deserialize_map(One(name)).ok().flatten()
+}
+
 /// Reads and decodes the object under `key`; `None` is proven absence.
 pub fn read<T: DeserializeOwned>(
     store: &dyn Store,

@@ -3,6 +3,8 @@
 //! The page is the authority; a change here that it does not say is a defect.
 
 #[cfg(feature = "full")]
+pub mod catalog;
+#[cfg(feature = "full")]
 pub mod claim;
 pub mod clock;
 pub mod container;
@@ -23,10 +25,14 @@ mod lz4;
 pub mod mark;
 pub mod repository;
 pub mod root;
+#[cfg(feature = "full")]
+pub mod runs;
 mod same_bytes;
 pub mod scope;
 #[cfg(feature = "full")]
 pub mod sealed;
+#[cfg(feature = "full")]
+pub mod source;
 pub mod varint;
 pub mod wal_aware_lz4;
 pub mod wal_proof;

@@ -11,7 +11,7 @@ use super::event::{self, Event};
 use super::layout::ClusterLayout;
 use super::lives::Followed;
 use super::mark::Mark;
-use super::scope;
+use super::scope::{self, Scope};
 use super::{evidence, json};
 use crate::config::Encryption;
 use crate::err;
@@ -173,12 +173,16 @@ struct Known {
     marks: BTreeMap<Key, Mark>,
     /// Segments that this process is archiving.
     flights: BTreeSet<Key>,
+    /// Whether segments lay below this prefix of streamed ones, at that moment.
+    streams: Option<(String, bool, Instant)>,
 }
 
 /// So many marks are kept.
 const MARKS_MAX: usize = 256;
 /// For how long resolutions are believed that were read.
 const LIVES_AGE: Duration = Duration::from_secs(60);
+/// For how long nobody is taken to stream where nobody did. Once somebody does, each segment is looked up.
+const UNSTREAMED_AGE: Duration = Duration::from_secs(1);
 
 /// A segment on its way into the repository, for as long as this lives.
 pub struct Flight<'a> {
@@ -265,6 +269,26 @@ impl Repository {
             .collect();
         names.sort();
         Ok(names)
+    }
+
+    /// The scopes of auxiliary content, sorted.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn aux_scopes(&self) -> Result<Vec<Scope>> {
+        let names = |prefix: &str| -> Result<Vec<String>> {
+            let listed = self.store.list(prefix)?.into_iter();
+            let named = listed.filter(|l| l.is_prefix && scope::is_scope_name(&l.name));
+            Ok(named.map(|l| l.name).collect())
+        };
+        let mut scopes = Vec::new();
+        for kind in names(scope::AUX)? {
+            for name in names(&format!("{}/{kind}", scope::AUX))? {
+                scopes.push(Scope::aux(&kind, &name)?);
+            }
+        }
+        scopes.sort();
+        Ok(scopes)
     }
 
     /// Registrations under a name, oldest first; of one that is lost, what the cluster's other objects tell.
@@ -423,6 +447,18 @@ impl Repository {
     /// Says whether the name of a file was taken.
     pub fn found_taken(&self, is_taken: bool) {
         self.is_looked_at_first.store(is_taken, Ordering::Relaxed);
+    }
+
+    /// Whether segments are streamed below a prefix, as far as that is known now.
+    pub fn has_streams(&self, prefix: &str) -> Option<bool> {
+        let known = self.known();
+        let (_, is_any, at) = known.streams.as_ref().filter(|(of, ..)| of == prefix)?;
+        (*is_any || at.elapsed() < UNSTREAMED_AGE).then_some(*is_any)
+    }
+
+    /// Says whether segments are streamed below a prefix.
+    pub fn found_streams(&self, prefix: String, is_any: bool) {
+        self.known().streams = Some((prefix, is_any, Instant::now()));
     }
 
     /// Says that this process archives a segment.

@@ -2,6 +2,7 @@
 //!
 //! WAL is a cluster's alone: `layout` has its keys.
 
+use super::event;
 use super::id::{BackupId, PartKind, PartName};
 use crate::err;
 use crate::error::Result;
@@ -40,6 +41,7 @@ fn is_sealed(key: &str) -> bool {
             | [CLUSTERS, _, _, "events", _, _]
             | [AUX, _, _, "scope.json"]
             | [AUX, _, _, "events", _, _]
+            | ["audit" | "jobs", _, ..]
     )
 }
 
@@ -59,7 +61,21 @@ pub fn own_key(key: &Key) -> &str {
 /// Whether a refused copy belongs under the key.
 pub fn is_conflict(key: &Key) -> bool {
     let mut parts = key.as_str().split('/');
-    parts.next() == Some(CLUSTERS) && parts.nth(2) == Some("conflicts")
+    matches!(parts.next(), Some(CLUSTERS | AUX)) && parts.nth(2) == Some("conflicts")
+}
+
+/// The prefix of the scope in which a path lies, whether it is a key or not; none where it belongs to no scope.
+pub fn prefix_of(path: &str) -> Option<&str> {
+    let mut ends = path.match_indices('/').map(|(at, _)| at);
+    let prefix = path.get(..ends.nth(2)?)?;
+    let (root, rest) = prefix.split_once('/')?;
+    let (first, second) = rest.split_once('/')?;
+    let is_scope = match root {
+        CLUSTERS => is_scope_name(first) && second.parse::<u64>().is_ok(),
+        AUX => is_scope_name(first) && is_scope_name(second),
+        _ => false,
+    };
+    is_scope.then_some(prefix)
 }
 
 /// Prefix below which the names of clusters are listed.
@@ -76,6 +92,9 @@ pub fn is_scope_name(name: &str) -> bool {
 
 /// Prefix below which the kinds of auxiliary content are listed.
 pub const AUX: &str = "aux";
+
+/// Kinds of auxiliary content that this version knows. Only tests of the program write `test`.
+const KNOWN_KINDS: [&str; 1] = ["test"];
 
 /// The owner of everything below one prefix: a cluster, or one piece of auxiliary content.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -118,6 +137,22 @@ impl Scope {
                 kind: kind.to_owned(),
             },
         })
+    }
+
+    /// The kind of auxiliary content; none of a cluster.
+    pub fn kind(&self) -> Option<&str> {
+        match &self.owner {
+            Owner::Cluster { .. } => None,
+            Owner::Aux { kind } => Some(kind),
+        }
+    }
+
+    /// Whether this version knows what content of the scope's kind needs. Of another kind it deletes and restores nothing.
+    pub fn is_known_kind(&self) -> bool {
+        match &self.owner {
+            Owner::Cluster { .. } => true,
+            Owner::Aux { kind } => KNOWN_KINDS.contains(&kind.as_str()),
+        }
     }
 
     /// The name that its owner gave it.
@@ -190,6 +225,14 @@ impl Scope {
         self.key(&format!("packs/{part}"))
     }
 
+    /// A layer object or a pack.
+    pub fn part(&self, kind: PartKind, part: &PartName) -> Key {
+        match kind {
+            PartKind::Layer => self.layer(part),
+            PartKind::Pack => self.pack(part),
+        }
+    }
+
     /// Prefix of layers or packs: all ids, or the parts of one.
     pub fn parts(&self, kind: PartKind, id: Option<&BackupId>) -> String {
         let kind = match kind {
@@ -210,6 +253,14 @@ impl Scope {
     /// Prefix of one subject's events.
     pub fn subject(&self, subject: &str) -> String {
         format!("{}/events/{subject}", self.prefix())
+    }
+
+    /// The subject of events that concern the scope as a whole.
+    pub fn whole(&self) -> &'static str {
+        match self.owner {
+            Owner::Cluster { .. } => event::CLUSTER,
+            Owner::Aux { .. } => "scope",
+        }
     }
 
     /// The reservation of a backup id.
@@ -275,6 +326,8 @@ mod tests {
             "clusters/main/7/events/20261120T064049Z-full/begin",
             "aux/files/web/scope.json",
             "aux/files/web/events/20261120T064049Z-full/begin",
+            "audit/db1/000000000001",
+            "jobs/aux/files/web/backup/20261120T064000Z",
         ] {
             assert!(!is_sealed(plain), "{plain}");
         }
@@ -315,6 +368,21 @@ mod tests {
         for bad in ["", "A", "a/b", "..", "-a"] {
             assert!(Scope::aux("files", bad).is_err(), "{bad}");
             assert!(Scope::aux(bad, "web").is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn leftovers_belong_to_a_scope_or_to_none() {
+        for (path, prefix) in [
+            ("clusters/main/7/packs/.tmp.x", Some("clusters/main/7")),
+            ("aux/files/web/.tmp.x", Some("aux/files/web")),
+            ("clusters/main/.tmp.x", None),
+            ("clusters/main/x/.tmp.x", None),
+            ("aux/.tmp.x/web/y", None),
+            ("aux/files/.tmp.x", None),
+            (".tmp.x", None),
+        ] {
+            assert_eq!(prefix_of(path), prefix, "{path}");
         }
     }
 

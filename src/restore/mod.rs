@@ -20,6 +20,7 @@
 pub mod adopt;
 pub mod claim;
 pub mod configuration;
+pub mod content;
 pub mod extract;
 pub mod finish;
 pub mod job;

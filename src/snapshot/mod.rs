@@ -5,6 +5,7 @@
 
 pub mod filekey;
 pub mod frame;
+pub mod kind;
 pub mod layer;
 mod layers;
 mod merge;

@@ -20,6 +20,7 @@ use super::spare::Spares;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::id::PartName;
+use crate::repo::root::aux_root::AuxRoot;
 use crate::repo::root::{BackupRoot, Head, LayerRef, Map, PackRef};
 use crate::repo::scope::Scope;
 use crate::store::{Key, Store};
@@ -47,6 +48,16 @@ impl<'a> From<&'a BackupRoot> for SnapshotRoot<'a> {
             head: &root.head,
             map: &root.map,
             naming: Naming::Cluster(ClusterNaming::from(&root.content)),
+        }
+    }
+}
+
+impl<'a> From<&'a AuxRoot> for SnapshotRoot<'a> {
+    fn from(root: &'a AuxRoot) -> SnapshotRoot<'a> {
+        SnapshotRoot {
+            head: &root.head,
+            map: &root.map,
+            naming: Naming::Tree,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{Transfer, is_of_the_object};
+use super::{Pair, Transfer, is_of_the_object};
 use crate::archive::fetch::check_identity;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -214,7 +214,7 @@ impl Object for Tee {
 /// The raw content that lies under a key, if anything does: what tells the same object from another.
 type SameContent<'a> = &'a dyn Fn(Box<dyn Object>) -> Result<bool>;
 
-impl Transfer<'_> {
+impl Pair<'_> {
     /// Copies an object under its key, unless it is there.
     ///
     /// `check` reads everything through the tee; `is_same` tells of an object that is there whether it is the one that `check` saw.
@@ -394,7 +394,7 @@ impl Transfer<'_> {
     /// Copies a container.
     ///
     /// # Errors
-    /// `Damaged` when it fails a check or is not what `is_own` wants; those of [`Transfer::copy`].
+    /// `Damaged` when it fails a check or is not what `is_own` wants; those of [`Pair::copy`].
     pub(super) fn copy_container(
         &self,
         key: &Key,
@@ -420,36 +420,6 @@ impl Transfer<'_> {
         self.copy(key, &check, &is_same)
     }
 
-    /// Copies a WAL file of any kind that lies under `key`: its own, or that of a refused copy.
-    ///
-    /// # Errors
-    /// Those of [`Transfer::copy_container`].
-    pub(super) fn copy_wal_file(&self, key: &Key, name: WalFileName) -> Result<Copied> {
-        self.copy_container(key, &|container| {
-            check_identity(container, &self.layout, name)
-        })
-    }
-
-    /// Copies a piece of a segment.
-    ///
-    /// # Errors
-    /// Those of [`Transfer::copy_container`].
-    pub(super) fn copy_increment(&self, key: &Key) -> Result<Copied> {
-        self.copy_container(key, &|container| {
-            let identity = container.identity();
-            let range = layout::increment_range(key.name());
-            let is_own = container.kind() == Kind::Increment
-                && identity.system_identifier == self.layout.system_identifier()
-                && key.parent().is_some_and(|p| p.ends_with(&identity.name))
-                && range
-                    .is_some_and(|r| (r.start.0, r.end.0) == (identity.from_lsn, identity.to_lsn));
-            match is_own {
-                true => Ok(()),
-                false => Err(err!(Damaged, "it is not the increment of its key")),
-            }
-        })
-    }
-
     /// Copies an object of at most `limit_bytes` that `check` accepts. Its bytes must be the same on both sides.
     ///
     /// # Errors
@@ -472,6 +442,38 @@ impl Transfer<'_> {
                 Ok(read(there.as_ref(), key, limit_bytes)? == bytes)
             }),
         }
+    }
+}
+
+impl Transfer<'_> {
+    /// Copies a WAL file of any kind that lies under `key`: its own, or that of a refused copy.
+    ///
+    /// # Errors
+    /// Those of [`Pair::copy_container`].
+    pub(super) fn copy_wal_file(&self, key: &Key, name: WalFileName) -> Result<Copied> {
+        self.copy_container(key, &|container| {
+            check_identity(container, &self.layout, name)
+        })
+    }
+
+    /// Copies a piece of a segment.
+    ///
+    /// # Errors
+    /// Those of [`Pair::copy_container`].
+    pub(super) fn copy_increment(&self, key: &Key) -> Result<Copied> {
+        self.copy_container(key, &|container| {
+            let identity = container.identity();
+            let range = layout::increment_range(key.name());
+            let is_own = container.kind() == Kind::Increment
+                && identity.system_identifier == self.layout.system_identifier()
+                && key.parent().is_some_and(|p| p.ends_with(&identity.name))
+                && range
+                    .is_some_and(|r| (r.start.0, r.end.0) == (identity.from_lsn, identity.to_lsn));
+            match is_own {
+                true => Ok(()),
+                false => Err(err!(Damaged, "it is not the increment of its key")),
+            }
+        })
     }
 }
 

@@ -7,44 +7,44 @@
 mod backup;
 mod copy;
 pub mod fork;
+mod pair;
+mod parts;
+pub mod scope;
 mod wal;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
+use std::ops::Deref;
 
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::plan::lacking::{Lacking, lacking};
-use crate::repo::clock;
-use crate::repo::deletion;
-use crate::repo::event::{self, CLUSTER, Writer};
+use crate::repo::event::{self, CLUSTER};
 use crate::repo::id::BackupId;
 use crate::repo::json;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::is_resolution;
 use crate::repo::repository::{Registration, Repository, check_registration};
-use crate::store::Key;
 use crate::wal::survey::Survey;
-use copy::Copied;
+pub use pair::Pair;
 
-/// Problems that a report lists; the rest is counted.
-const LISTED_MAX: usize = 1000;
 /// Kinds of events that are true of the cluster wherever it is stored.
 const FACTS: [&str; 5] = ["gap", "adopted", "abandon", "restore", "segment_size"];
 
 /// One cluster, from one repository into another.
 pub struct Transfer<'a> {
-    from: &'a Repository,
-    to: &'a Repository,
+    pair: Pair<'a>,
     registration: &'a Registration,
     layout: ClusterLayout,
     size: SegmentSize,
-    options: Options,
-    host: &'a Host,
-    report: Mutex<Report>,
+}
+
+impl<'a> Deref for Transfer<'a> {
+    type Target = Pair<'a>;
+
+    fn deref(&self) -> &Pair<'a> {
+        &self.pair
+    }
 }
 
 /// How a transfer is done.
@@ -106,32 +106,13 @@ impl<'a> Transfer<'a> {
     ) -> Result<Transfer<'a>> {
         let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
         let transfer = Transfer {
-            from,
-            to,
+            pair: Pair::new((from, to), &layout, options, host)?,
             registration,
             layout: from.read_lives(&layout)?,
             size: SegmentSize::new(registration.segment_size_bytes)?,
-            options,
-            host,
-            report: Mutex::default(),
         };
-        transfer.check_keys()?;
         transfer.check_registration()?;
         Ok(transfer)
-    }
-
-    /// Objects are copied as they are stored, so both sides must have the same keys, or none.
-    fn check_keys(&self) -> Result<()> {
-        let (from, to) = (&self.from.marker().key_set, &self.to.marker().key_set);
-        if from == to {
-            return Ok(());
-        }
-        let (from, to) = (self.from.store().location(), self.to.store().location());
-        Err(
-            err!(Refused, "\"{from}\" and \"{to}\" do not have the same key set").hint(
-                "Nothing was copied: objects are copied as they are stored, between repositories of one key set, or of none. Take a backup into each instead (pitr backup --repository NAME), or create the one anew with the keys of the other.",
-            ),
-        )
     }
 
     /// What is registered on both sides must mean the same.
@@ -156,23 +137,6 @@ impl<'a> Transfer<'a> {
             )
             .hint("Nothing was copied: the same names mean other positions there.")),
         }
-    }
-
-    /// Waits until nobody deletes WAL on the other side: what is planned then is still there when it is proven.
-    ///
-    /// # Errors
-    /// What the store says; `Interrupted`; those of `tick`.
-    pub fn wait_for_deletion(&self, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        let mut tick = || {
-            self.check_stop()?;
-            tick()
-        };
-        deletion::wait(
-            (self.to.store(), &self.layout),
-            self.host.clock.as_ref(),
-            self.host.progress.as_ref(),
-            &mut tick,
-        )
     }
 
     /// What the other side lacks. Nothing is changed.
@@ -209,40 +173,8 @@ impl<'a> Transfer<'a> {
         }
         wal.copy_rest()?;
         wal.copy_beside()?;
-        self.copy_pins(lacking)?;
+        self.copy_pins(&lacking.pins, &lacking.backups)?;
         self.copy_facts()
-    }
-
-    /// Claims are dated by this host's clock.
-    fn check_clocks(&self) -> Result<()> {
-        for side in [self.from, self.to] {
-            clock::check(side.store(), self.host.now()).map_err(|e| match e.code() {
-                Code::Refused => e.hint("Nothing was copied: the claims that keep a backup while it is copied are dated by this clock.\nCorrect the clock that is wrong: timedatectl set-ntp true"),
-                _ => e,
-            })?;
-        }
-        Ok(())
-    }
-
-    /// What was done so far.
-    pub fn report(&self) -> Report {
-        self.locked().clone()
-    }
-
-    fn locked(&self) -> MutexGuard<'_, Report> {
-        match self.report.lock() {
-            Ok(report) => report,
-            Err(poisoned) => poisoned.into_inner(),
-        }
-    }
-
-    fn writer(&self) -> Writer<'_> {
-        Writer::of(self.host)
-    }
-
-    fn check_stop(&self) -> Result<()> {
-        let hint = "What was copied is there and whole. Run the command again: it goes on.";
-        self.host.check_stop().map_err(|e| e.hint(hint))
     }
 
     fn register(&self) -> Result<()> {
@@ -255,110 +187,6 @@ impl<'a> Transfer<'a> {
         });
         self.settle(key.as_str(), copied)?;
         Ok(())
-    }
-
-    /// Counts a copy; what is wrong with the object is taken down, other errors end the run. `true` when the object is there now.
-    fn settle(&self, object: &str, copied: Result<Copied>) -> Result<bool> {
-        match copied {
-            Ok(Copied::Stored(bytes)) => {
-                let mut report = self.locked();
-                report.objects += 1;
-                report.bytes += bytes;
-                Ok(true)
-            }
-            Ok(Copied::There) => Ok(true),
-            // The janitor of the source was there; another run sees what is left.
-            Ok(Copied::Gone) => Ok(false),
-            Err(e) if is_of_the_object(&e) => {
-                self.problem(object, &e);
-                Ok(false)
-            }
-            Err(e) => Err(e.context(format!("copy object \"{object}\""))),
-        }
-    }
-
-    fn problem(&self, object: &str, e: &Error) {
-        self.host
-            .progress
-            .warn(&format!("\"{object}\" was not copied: {e}"));
-        let mut report = self.locked();
-        report.problem_count += 1;
-        if report.problems.len() < LISTED_MAX {
-            report.problems.push(Problem {
-                object: object.to_owned(),
-                detail: e.to_string(),
-                is_conflict: e.code() == Code::Conflict,
-            });
-        }
-    }
-
-    /// Works on all items, several at a time; the first error ends it. `tick` is called about five times a second meanwhile.
-    fn side_by_side<T: Sync>(
-        &self,
-        items: &[T],
-        work: &(dyn Fn(&T) -> Result<()> + Sync),
-        tick: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<()> {
-        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let one = || -> Result<()> {
-            while !failed.load(Ordering::Relaxed) {
-                let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) else {
-                    break;
-                };
-                if let Err(e) = work(item) {
-                    failed.store(true, Ordering::Relaxed);
-                    return Err(e);
-                }
-            }
-            Ok(())
-        };
-        std::thread::scope(|scope| {
-            // The channel carries nothing: it is closed when the last thread has ended.
-            let (alive, ended) = std::sync::mpsc::channel::<()>();
-            let threads: Vec<_> = (0..self.options.jobs.clamp(1, items.len().max(1)))
-                .map(|_| {
-                    let (alive, one) = (alive.clone(), &one);
-                    scope.spawn(move || {
-                        let _alive = alive;
-                        one()
-                    })
-                })
-                .collect();
-            drop(alive);
-            let mut result = Ok(());
-            let pause = Duration::from_millis(200);
-            while ended.recv_timeout(pause) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                if result.is_ok() {
-                    result = tick().inspect_err(|_| failed.store(true, Ordering::Relaxed));
-                }
-            }
-            for thread in threads {
-                let done = thread
-                    .join()
-                    .unwrap_or_else(|_| Err(err!(Internal, "a copying thread panicked")));
-                result = result.and(done);
-            }
-            result
-        })
-    }
-
-    fn copy_pins(&self, lacking: &Lacking) -> Result<()> {
-        for (id, name) in &lacking.pins {
-            // Of a backup that could not be copied there is nothing to keep.
-            if lacking.backups.contains(id) && !self.locked().backups.contains(id) {
-                continue;
-            }
-            let key = self.layout.event(&id.to_string(), name)?;
-            self.copy_event(&key)?;
-        }
-        Ok(())
-    }
-
-    fn copy_event(&self, key: &Key) -> Result<()> {
-        let copied = self.copy_small(key, json::LIMIT_BYTES, &|bytes| {
-            event::check(self.from.store(), key, bytes)
-        });
-        self.settle(key.as_str(), copied).map(|_| ())
     }
 
     /// What is true of the cluster wherever it is stored: WAL that was lost, copies that became clusters, decisions about timelines, segment
@@ -390,7 +218,7 @@ impl<'a> Transfer<'a> {
             let prefix = self.layout.subject(subject);
             let there = self.to.store().list(&prefix)?;
             for one in self.from.store().list(&prefix)? {
-                let kind = one.name.split('-').nth(1).unwrap_or_default();
+                let kind = event::kind_in(&one.name);
                 let is_known = there.iter().any(|t| t.name == one.name);
                 if FACTS.contains(&kind) && !is_known {
                     let key = self.layout.event(subject, &one.name)?;

@@ -5,9 +5,10 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::wal::Paths;
+use crate::repo::catalog::Manifest;
 use crate::repo::event;
 use crate::repo::id::BackupId;
-use crate::wal::survey::{Manifest, Root, Survey};
+use crate::wal::survey::{Root, Survey};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 

@@ -2,14 +2,15 @@
 
 use std::sync::atomic::Ordering;
 
+use super::events::{events, reservations};
 use super::{About, FindingKind, Work, open_segment, wal};
 use crate::err;
 use crate::error::Result;
 use crate::pg::label::BackupHistory;
 use crate::pg::segment::WalFileName;
 use crate::pg::timeline::{History, TimelineId};
+use crate::repo::catalog::Manifest;
 use crate::repo::container::{Container, Kind};
-use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::repo::keyring;
 use crate::repo::layout::{self, ClusterLayout};
@@ -18,14 +19,14 @@ use crate::repo::scope;
 use crate::seal::EPOCH;
 use crate::store::Key;
 use crate::wal::inventory::HistoryFile;
-use crate::wal::survey::{Manifest, Survey};
+use crate::wal::survey::Survey;
 
 /// History files, labels and manifests of labels are no larger.
 const SMALL_LIMIT_BYTES: u64 = 1 << 20;
 
 pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
     for (id, subject) in &survey.ids {
-        if subject.manifest == Manifest::Unreadable {
+        if matches!(subject.manifest, Manifest::Unreadable(_)) {
             let key = work.layout.manifest(id);
             let read = BackupRoot::read(work.store, &work.layout, id);
             let about = || About::Backup(id.clone());
@@ -35,20 +36,8 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
             }
         }
     }
-    reservations(work, survey)?;
-    for listed in work.store.list(&work.layout.events())? {
-        let subject = work.layout.subject(&listed.name);
-        let events = event::read_all(work.store, &work.layout, &listed.name);
-        // Of whom it speaks is still there; only deletion has to wait.
-        if let Some(events) = work.settle(events, &subject, About::Other)? {
-            events.iter().for_each(|_| work.count(0));
-            for forged in event::forged(&events) {
-                let key = work.layout.event(&listed.name, &forged.name)?;
-                let detail = format!("it does not count, for it is {}", event::FORGED);
-                work.find(FindingKind::Forged, key.as_str(), detail, About::Other);
-            }
-        }
-    }
+    reservations(work, &survey.catalog)?;
+    events(work)?;
     registrations(work)?;
     for (timeline, held) in &survey.timelines {
         work.what.host.check_stop()?;
@@ -80,25 +69,6 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
         shadowed(work, *name, key)?;
     }
     recipients(work)
-}
-
-/// A backup is restored without the reservation of its id, but `repo sync` does not copy it. Expire deletes the root first: where that is there
-/// still, it was not expire.
-fn reservations(work: &Work<'_>, survey: &Survey) -> Result<()> {
-    let committed = |m: &Manifest| matches!(m, Manifest::Committed(_));
-    for (id, subject) in &survey.ids {
-        if subject.begin().is_some() || !committed(&subject.manifest) {
-            continue;
-        }
-        let key = work.layout.begin(id);
-        // One that is there and cannot be read is found as such.
-        if work.store.head(&key)?.is_none() && work.store.head(&work.layout.manifest(id))?.is_some()
-        {
-            let detail = "the reservation of the backup's id is not there: repo sync cannot copy this backup";
-            work.find(FindingKind::Missing, key.as_str(), detail, About::Other);
-        }
-    }
-    Ok(())
 }
 
 /// Others under the same name: they decide which cluster is meant, and how large its segments are.

@@ -3,19 +3,22 @@
 use std::collections::BTreeMap;
 
 use super::Work;
+use super::check::Check;
 use crate::error::Result;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::LEFTOVER_AGE;
+use crate::repo::catalog::{Catalog, Manifest, Needs, Subject, numbers, part_number};
 use crate::repo::event;
 use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::layout::{self, Home};
 use crate::repo::lives::is_copy;
+use crate::repo::runs::Runs;
 use crate::repo::scope;
 use crate::seal::{EPOCH, is_recipient_name};
-use crate::wal::facts::Runs;
-use crate::wal::survey::{Manifest, Subject, Survey, numbers, part_number};
+use crate::wal::survey::Survey;
 
+/// Looks through a cluster, and through what belongs to the repository as a whole.
 pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
     let root = ["pitr.json", "clusters", "keys", "aux"];
     names(work, "", |name, _| root.contains(&name))?;
@@ -39,27 +42,55 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
         let name = name.rsplit_once('-').map(|(name, _)| name);
         !is_prefix && name.is_some_and(|n| n.parse::<WalFileName>().is_ok())
     })?;
-    let is_id = |name: &str, is_prefix: bool| is_prefix && name.parse::<BackupId>().is_ok();
-    names(work, &work.layout.backups(), is_id)?;
-    for kind in [PartKind::Layer, PartKind::Pack] {
-        names(work, &work.layout.parts(kind, None), is_id)?;
-    }
-    for id in survey.ids.keys() {
-        backup(work, id)?;
-    }
+    backups(work, &survey.catalog)?;
     names(work, &work.layout.events(), |name, is_prefix| {
         let wal = name
             .strip_prefix("wal-")
             .is_some_and(|n| n.parse::<SegmentName>().is_ok() || n.parse::<TimelineId>().is_ok());
         is_prefix && (name == "cluster" || wal || name.parse::<BackupId>().is_ok())
     })?;
-    unnamed(work, survey);
+    unnamed(work, &survey.catalog);
     irregular(work)
 }
 
+/// Looks through an aux scope.
+pub(super) fn check_scope<R: Needs>(work: &Check<'_>, catalog: &Catalog<R>) -> Result<()> {
+    // Names of later versions (format, section 17) are passed over.
+    let known = [
+        "scope.json",
+        "backups",
+        "layers",
+        "packs",
+        "events",
+        "conflicts",
+        "log",
+        "runbooks",
+        "drills",
+        "objectives",
+        "erasures",
+    ];
+    names(work, &work.scope.prefix(), |name, _| known.contains(&name))?;
+    backups(work, catalog)?;
+    unnamed(work, catalog);
+    irregular(work)
+}
+
+/// Looks through the objects of backups.
+fn backups<R>(work: &Check<'_>, catalog: &Catalog<R>) -> Result<()> {
+    let is_id = |name: &str, is_prefix: bool| is_prefix && name.parse::<BackupId>().is_ok();
+    names(work, &work.scope.backups(), is_id)?;
+    for kind in [PartKind::Layer, PartKind::Pack] {
+        names(work, &work.scope.parts(kind, None), is_id)?;
+    }
+    for id in catalog.ids.keys() {
+        backup(work, id)?;
+    }
+    Ok(())
+}
+
 /// Warns of every name below `prefix` that is not expected there.
-fn names(work: &Work<'_>, prefix: &str, expected: impl Fn(&str, bool) -> bool) -> Result<()> {
-    work.what.host.check_stop()?;
+fn names(work: &Check<'_>, prefix: &str, expected: impl Fn(&str, bool) -> bool) -> Result<()> {
+    work.host.check_stop()?;
     for listed in work.store.list(prefix)? {
         let at = match prefix {
             "" => listed.name.clone(),
@@ -147,13 +178,13 @@ fn increments(work: &Work<'_>, prefix: &str, segment: SegmentName) -> Result<()>
     })
 }
 
-fn backup(work: &Work<'_>, id: &BackupId) -> Result<()> {
-    let prefix = format!("{}/{id}", work.layout.backups());
+fn backup(work: &Check<'_>, id: &BackupId) -> Result<()> {
+    let prefix = format!("{}/{id}", work.scope.backups());
     names(work, &prefix, |name, p| {
         !p && ["manifest", "server-manifest"].contains(&name)
     })?;
     for kind in [PartKind::Layer, PartKind::Pack] {
-        names(work, &work.layout.parts(kind, Some(id)), |name, p| {
+        names(work, &work.scope.parts(kind, Some(id)), |name, p| {
             !p && part_number(name).is_some()
         })?;
     }
@@ -161,31 +192,29 @@ fn backup(work: &Work<'_>, id: &BackupId) -> Result<()> {
 }
 
 /// Layers and packs that no backup names. Those of an id without a backup may belong to one that runs.
-fn unnamed(work: &Work<'_>, survey: &Survey) {
-    let is_unreadable = |s: &Subject| s.manifest == Manifest::Unreadable;
-    if survey.ids.values().any(is_unreadable) {
+fn unnamed<R: Needs>(work: &Check<'_>, catalog: &Catalog<R>) {
+    let is_unreadable = |s: &Subject<R>| matches!(s.manifest, Manifest::Unreadable(_));
+    if catalog.ids.values().any(is_unreadable) {
         // What it names is not known.
         return;
     }
     let mut layers: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();
     let mut packs: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();
-    for subject in survey.ids.values() {
-        if let Manifest::Committed(root) = &subject.manifest {
-            for (parts, into) in [(&root.layers, &mut layers), (&root.packs, &mut packs)] {
-                for (id, runs) in parts {
-                    let numbers = numbers(runs).map(u64::from);
-                    into.entry(id).or_default().extend(numbers);
-                }
+    for (_, _, root) in catalog.committed() {
+        for (parts, into) in [(root.needs().0, &mut layers), (root.needs().1, &mut packs)] {
+            for (id, runs) in parts {
+                let numbers = numbers(runs).map(u64::from);
+                into.entry(id).or_default().extend(numbers);
             }
         }
     }
-    let now = work.what.host.now();
-    for (id, subject) in &survey.ids {
+    let now = work.host.now();
+    for (id, subject) in &catalog.ids {
         let is_old = subject
             .begin()
             .is_none_or(|b| b.since(now).saturating_add(LEFTOVER_AGE) <= now);
         let is_claimed = !event::standing(&subject.events, "claim", "release").is_empty();
-        if subject.manifest == Manifest::Absent && (!is_old || is_claimed) {
+        if subject.is_absent() && (!is_old || is_claimed) {
             continue;
         }
         for (kind, have, named) in [
@@ -201,10 +230,7 @@ fn unnamed(work: &Work<'_>, survey: &Survey) {
                     id: id.clone(),
                     number,
                 };
-                let key = match kind {
-                    PartKind::Layer => work.layout.layer(&part),
-                    PartKind::Pack => work.layout.pack(&part),
-                };
+                let key = work.scope.part(kind, &part);
                 work.warn(format!(
                     "\"{key}\" is named by no backup; pitr expire removes it"
                 ));
@@ -214,8 +240,8 @@ fn unnamed(work: &Work<'_>, survey: &Survey) {
 }
 
 /// Names outside the grammar of keys.
-fn irregular(work: &Work<'_>) -> Result<()> {
-    let now = work.what.host.now();
+fn irregular(work: &Check<'_>) -> Result<()> {
+    let now = work.host.now();
     for one in work.store.irregular()? {
         if one.is_unfinished && one.modified.saturating_add(LEFTOVER_AGE) > now {
             continue;

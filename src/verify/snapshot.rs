@@ -1,26 +1,24 @@
 //! Backups: the chain of hashes from the root to every frame, the map against the frames, pages against their checksums, files against
 //! the server's manifest.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::manifest::{Join, check_hash};
-use super::{About, FindingKind, Work, files, is_damage};
+use super::packs::{Inspect, check_layers, mapped_bytes, read_packs};
+use super::{About, FindingKind, Work, files};
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::Result;
 use crate::pg::datapage::{self, DEFAULT_PAGE_SIZE, PageHeader, PageState};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
 use crate::repo::container::Container;
-use crate::repo::id::{BackupId, PartName};
+use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Lives;
 use crate::repo::root::BackupRoot;
 use crate::repo::wal_proof::{WalProof, foreign};
 use crate::snapshot::filekey::FileKey;
-use crate::snapshot::frame::check_pages;
-use crate::snapshot::layer::Layer;
-use crate::snapshot::reader::{PackOfSnapshot, Snapshot, VisibleFrame};
+use crate::snapshot::reader::{Snapshot, SnapshotRoot, VisibleFrame};
 use crate::wal::increment::OpenSegment;
 use crate::wal::stored_wal;
 
@@ -58,7 +56,7 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId) -> Result<()> {
         work.find(FindingKind::Pages, key.as_str(), detail, about());
     }
     check_wal_proof(work, &root)?;
-    if !check_layers(work, &root)? {
+    if !check_layers(work, &SnapshotRoot::from(&root))? {
         return Ok(());
     }
     let opened = Snapshot::open(work.store, &work.layout, &root);
@@ -74,7 +72,7 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId) -> Result<()> {
     let manifest = work
         .settle(manifest, manifest_key.as_str(), about())?
         .flatten();
-    read_packs(work, &root, &snapshot, mapped, manifest.as_ref())
+    read_files(work, &root, (&snapshot, mapped), manifest.as_ref())
 }
 
 /// Compares the WAL that a backup needs with what was proven of it when it was taken.
@@ -147,47 +145,6 @@ fn foreign_tail(
     Ok((!is_own).then_some(name))
 }
 
-/// Reads every block of every layer, so that what is wrong is said of the object that it is in.
-fn check_layers(work: &Work<'_>, root: &BackupRoot) -> Result<bool> {
-    let mut is_sound = true;
-    let mut known: BTreeMap<&PartName, u64> = BTreeMap::new();
-    for reference in root.map.shards.iter().flat_map(|s| &s.layers) {
-        work.what.host.check_stop()?;
-        let key = work.layout.layer(&reference.key);
-        let read = || -> Result<()> {
-            let object = work
-                .store
-                .open(&key)?
-                .ok_or_else(|| err!(Damaged, "the layer is missing"))?;
-            let hash = blake3::Hash::from_hex(&reference.hash)
-                .map_err(|e| err!(Damaged, "the root has no hash of the layer").source(e))?;
-            let layer = Layer::open(
-                object,
-                (reference.offset, reference.length),
-                hash.as_bytes(),
-                &reference.key,
-                work.layout.tag(),
-            )?;
-            (0..layer.block_count()).try_for_each(|n| layer.block(n).map(|_| ()))
-        };
-        let about = About::Backup(root.head.id.clone());
-        is_sound &= work.settle(read(), key.as_str(), about)?.is_some();
-        work.count(reference.length);
-        *known.entry(&reference.key).or_default() += reference.length;
-    }
-    for (part, length) in known {
-        // Only its own root names all that is in an object.
-        let key = work.layout.layer(part);
-        let stored = work.store.open(&key)?.map_or(0, |o| o.size_bytes());
-        if is_sound && part.id == root.head.id && stored != length {
-            let detail = format!("it has {stored} bytes, its layers have {length}");
-            let about = About::Backup(root.head.id.clone());
-            work.find(FindingKind::Damaged, key.as_str(), detail, about);
-        }
-    }
-    Ok(is_sound)
-}
-
 fn first_pages(root: &BackupRoot) -> String {
     let pages: Vec<String> = root
         .content
@@ -214,80 +171,44 @@ fn server_manifest(work: &Work<'_>, root: &BackupRoot) -> Result<Option<Containe
     }
 }
 
-/// Walks the whole map; returns how many bytes it expects from frames.
-fn mapped_bytes(work: &Work<'_>, snapshot: &Snapshot<'_>) -> Result<u64> {
-    let mut mapped = 0_u64;
-    for item in snapshot.items() {
-        work.what.host.check_stop()?;
-        mapped = mapped.saturating_add(item?.mapped_bytes);
-    }
-    Ok(mapped)
-}
-
-/// What the threads that read packs share.
-struct Shared<'a> {
+/// What the threads that read packs look for in a cluster's files.
+struct Files<'a> {
     work: &'a Work<'a>,
     root: &'a BackupRoot,
     snapshot: &'a Snapshot<'a>,
     join: Option<&'a Join>,
-    next: AtomicUsize,
-    visible: AtomicU64,
     pages: AtomicUsize,
-    is_incomplete: AtomicUsize,
 }
 
-fn read_packs(
+fn read_files(
     work: &Work<'_>,
     root: &BackupRoot,
-    snapshot: &Snapshot<'_>,
-    mapped: u64,
+    (snapshot, mapped): (&Snapshot<'_>, u64),
     manifest: Option<&Container>,
 ) -> Result<()> {
     let join = Join::default();
-    let shared = Shared {
+    let files = Files {
         work,
         root,
         snapshot,
         join: manifest.map(|_| &join),
-        next: AtomicUsize::new(0),
-        visible: AtomicU64::new(0),
         pages: AtomicUsize::new(0),
-        is_incomplete: AtomicUsize::new(0),
     };
-    let compared = std::thread::scope(|scope| -> Result<Result<()>> {
+    let (is_complete, compared) = std::thread::scope(|scope| -> Result<_> {
         let reader = manifest.map(|m| scope.spawn(|| join.read(m, snapshot)));
-        let threads: Vec<_> = (0..work.what.threads.max(1))
-            .map(|_| scope.spawn(|| shared.packs()))
-            .collect();
-        let mut result = Ok(());
-        for thread in threads {
-            let read = thread
-                .join()
-                .unwrap_or_else(|_| Err(err!(Internal, "a reading thread panicked")));
-            result = result.and(read);
-        }
+        let read = read_packs(work, root.into(), (snapshot, mapped), &files);
         join.end_of_frames();
         let compared = reader.map_or(Ok(Ok(())), |thread| {
             thread
                 .join()
                 .map_err(|_| err!(Internal, "a reading thread panicked"))
         });
-        result.and(compared)
+        Ok((read?, compared?))
     })?;
     let key = work.layout.server_manifest(&root.head.id);
     let about = || About::Backup(root.head.id.clone());
     let is_compared = work.settle(compared, key.as_str(), about())?.is_some();
-    if shared.is_incomplete.load(Ordering::Relaxed) > 0 {
-        // What is missing has been said already.
-        return Ok(());
-    }
-    let visible = shared.visible.load(Ordering::Relaxed);
-    let manifest_key = work.layout.manifest(&root.head.id);
-    if visible != mapped {
-        let detail = format!("the map expects {mapped} bytes, the packs hold {visible} of them");
-        work.find(FindingKind::Damaged, manifest_key.as_str(), detail, about());
-    }
-    if manifest.is_some() && is_compared {
+    if is_complete && manifest.is_some() && is_compared {
         let compared = join.finish();
         for wrong in compared.wrong.iter().take(LISTED_MAX) {
             work.find(FindingKind::Damaged, key.as_str(), wrong.clone(), about());
@@ -307,75 +228,8 @@ fn read_packs(
     Ok(())
 }
 
-impl Shared<'_> {
-    fn packs(&self) -> Result<()> {
-        while let Some(pack) = {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            self.root.map.packs.get(index).map(|p| (index, p))
-        } {
-            let (index, part) = pack;
-            let key = self.work.layout.pack(&part.key);
-            let about = || About::Backup(self.root.head.id.clone());
-            let opened = self.snapshot.pack(index);
-            match self.work.settle(opened, key.as_str(), about())? {
-                Some(pack) => self.frames(&pack, key.as_str())?,
-                None => {
-                    self.is_incomplete.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn frames(&self, pack: &PackOfSnapshot<'_, '_>, key: &str) -> Result<()> {
-        self.work.count(pack.reader().stored_bytes());
-        let about = || About::Backup(self.root.head.id.clone());
-        let hashes = pack.reader().page_hashes();
-        let hashes = self.work.settle(hashes, key, about())?;
-        let mut at = 0;
-        let mut found = 0;
-        for number in 0..pack.frame_count() {
-            self.work.what.host.check_stop()?;
-            let count = pack
-                .reader()
-                .entry(number)
-                .map_or(0, |e| e.page_hashes as usize);
-            let own = hashes.as_deref().and_then(|h| h.get(at..at + count));
-            at += count;
-            let frame = pack.frame(number).and_then(|frame| {
-                if let Some(own) = own {
-                    check_pages(frame.frame(), own)?;
-                }
-                Ok(frame)
-            });
-            match frame {
-                Ok(frame) => self.frame(&frame),
-                Err(e) if is_damage(&e) => {
-                    self.is_incomplete.fetch_add(1, Ordering::Relaxed);
-                    found += 1;
-                    match found > LISTED_MAX {
-                        true => self.work.find_more(about(), 1),
-                        false => {
-                            self.work
-                                .find(FindingKind::Damaged, key, e.to_string(), about());
-                        }
-                    }
-                }
-                Err(e) if e.code() == Code::Unsupported => {
-                    self.is_incomplete.fetch_add(1, Ordering::Relaxed);
-                    self.work.pass_over(&e, key, about());
-                    return Ok(());
-                }
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
-    }
-
+impl Inspect for Files<'_> {
     fn frame(&self, frame: &VisibleFrame) {
-        self.visible
-            .fetch_add(frame.visible_bytes(), Ordering::Relaxed);
-        self.work.what.host.progress.advance(frame.visible_bytes());
         for visible in &frame.visible {
             let Some(file) = frame.file(visible) else {
                 continue;
@@ -389,7 +243,9 @@ impl Shared<'_> {
             }
         }
     }
+}
 
+impl Files<'_> {
     /// The server's own rule: pages from the start LSN on may be torn, replay writes them anew.
     fn pages(&self, file: &FileKey, position: u64, bytes: &[u8]) {
         let Some(relation) = file.relation() else {

@@ -18,12 +18,13 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::plan::chain::MINIMAL_STOPS;
 use crate::plan::retention::wal::{Needed, Paths};
+use crate::repo::catalog::Manifest;
 use crate::repo::container::{Container, Identity, tag};
 use crate::repo::id::BackupId;
 use crate::wal::index::{self, SegmentIndex, flag};
 use crate::wal::indexer::Indexer;
 use crate::wal::link::{self, Before, Brief, Joined, Link, Mark};
-use crate::wal::survey::{Manifest, Survey};
+use crate::wal::survey::Survey;
 
 /// Bytes of consecutive segments that one thread takes at a time.
 const CHUNK_BYTES: u64 = 512 << 20;

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::facts::Runs;
 use super::increment;
 use super::increments;
 use super::path::Listing;
@@ -15,18 +14,21 @@ use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
+use crate::repo::catalog::{self, Catalog, Manifest, Reduced};
 use crate::repo::container::{Container, Kind};
 use crate::repo::decision::Decisions;
 use crate::repo::event::{self, Recorded};
-use crate::repo::id::BackupId;
+use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::layout::{ClusterLayout, Home};
 use crate::repo::lives::{Followed, Lives};
 use crate::repo::repository::{Registration, Repository};
-use crate::repo::root::BackupKind;
 use crate::repo::root::cluster::Tablespace;
 use crate::repo::root::outline::Outline;
+use crate::repo::root::{BackupKind, Stored};
+use crate::repo::runs::Runs;
+use crate::repo::scope::Scope;
 use crate::repo::wal_proof::WalProof;
-use crate::store::Listed;
+use crate::store::{Listed, Store};
 
 /// A history file is read up to this size.
 const HISTORY_LIMIT_BYTES: u64 = 1 << 20;
@@ -205,6 +207,43 @@ impl Backup {
     }
 }
 
+impl Backup {
+    /// Takes up the marks, pins and damage that events tell of it.
+    fn fold(&mut self, events: &[Recorded], forged: &mut Vec<String>) {
+        name_forged(&self.id.to_string(), events, forged);
+        if let Some(found) = event::damage(events).first() {
+            let detail = found.event.detail.as_deref().unwrap_or("no detail");
+            self.damage = Some(format!("a check found damage: {detail}"));
+            self.damaged_copies = 1;
+        }
+        self.expire_mark = event::standing(events, "expire", "unexpire")
+            .iter()
+            .map(|e| e.event.not_before.unwrap_or(e.stored))
+            .min();
+        let pins = event::standing(events, "pin", "unpin").into_iter();
+        self.pins = pins.map(Pin::new).collect();
+    }
+}
+
+/// A backup, and the parts of other ids that it needs.
+struct Read {
+    backup: Backup,
+    shared: Vec<(PartKind, PartName)>,
+}
+
+impl Reduced for Read {
+    fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<Read>> {
+        Outline::stored(store, scope, id)?.reduced(|root| {
+            let layers = root.layers().map(|part| (PartKind::Layer, part));
+            let packs = root.packs().map(|part| (PartKind::Pack, part));
+            Ok(Read {
+                shared: layers.chain(packs).filter(|(_, p)| p.id != *id).collect(),
+                backup: Backup::reduce(root)?,
+            })
+        })
+    }
+}
+
 /// A backup whose root cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
@@ -318,8 +357,9 @@ impl Inventory {
         let layout = ClusterLayout::new(cluster, registration.system_identifier)?;
         let layout = followed.apply(repository, layout)?;
         let mut forged = Vec::new();
-        let (mut backups, unreadable) = read_backups(repository, &layout, &mut forged)?;
-        sort(&mut backups);
+        let catalog = catalog::Reading::begin(repository.store(), &layout)?.backups()?;
+        let subjects = catalog.others.clone();
+        let (backups, unreadable, lost) = take_backups(catalog, &mut forged);
         let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
         let decisions = Decisions::read(repository, &layout)?;
         forged.extend(decisions.forged.iter().cloned());
@@ -331,11 +371,11 @@ impl Inventory {
             major: registration.major,
             segment_size,
             is_unregistered: registration.is_lost,
-            lost: lost_backups(repository, &layout, &backups, &unreadable)?,
+            lost,
             backups,
             unreadable,
-            timelines: read_timelines(repository, &layout, segment_size)?,
-            suspects: read_suspects(repository, &layout, &mut forged)?,
+            timelines: read_timelines(repository, &layout, segment_size, &subjects)?,
+            suspects: read_suspects(repository, &layout, &subjects, &mut forged)?,
             forged,
             decisions,
             lives: layout.lives().clone(),
@@ -355,6 +395,8 @@ impl Inventory {
         let layout = ClusterLayout::new(cluster, system_identifier)?;
         let layout = Followed::Resolved.apply(repository, layout)?;
         let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
+        let listed = repository.store().list(&layout.events())?.into_iter();
+        let subjects: Vec<String> = listed.map(|l| l.name).collect();
         Ok(Inventory {
             repository: repository.store().location(),
             repository_uuid: repository.marker().uuid.clone(),
@@ -366,7 +408,7 @@ impl Inventory {
             lost: Vec::new(),
             backups: Vec::new(),
             unreadable: Vec::new(),
-            timelines: read_timelines(repository, &layout, segment_size)?,
+            timelines: read_timelines(repository, &layout, segment_size, &subjects)?,
             suspects: BTreeSet::new(),
             forged: Vec::new(),
             decisions: Decisions::read(repository, &layout)?,
@@ -514,7 +556,7 @@ fn newest_backup(
     layout: &ClusterLayout,
     known: Option<&BackupId>,
 ) -> Result<Option<BackupId>> {
-    let mut ids = backup_ids(repository, layout)?;
+    let mut ids = catalog::ids(repository.store(), layout)?;
     ids.sort();
     for id in ids.into_iter().rev() {
         if known.is_some_and(|known| *known >= id) {
@@ -530,103 +572,42 @@ fn newest_backup(
     Ok(None)
 }
 
-fn backup_ids(repository: &Repository, layout: &ClusterLayout) -> Result<Vec<BackupId>> {
-    let listed = repository.store().list(&layout.backups())?;
-    Ok(listed
-        .into_iter()
-        .filter(|l| l.is_prefix)
-        .filter_map(|l| l.name.parse().ok())
-        .collect())
-}
-
-fn read_backups(
-    repository: &Repository,
-    layout: &ClusterLayout,
+/// The backups of a catalog, those whose roots cannot be read, and those whose roots are lost.
+fn take_backups(
+    catalog: Catalog<Read>,
     forged: &mut Vec<String>,
-) -> Result<(Vec<Backup>, Vec<Unreadable>)> {
-    let store = repository.store();
-    let mut backups = Vec::new();
-    let mut unreadable = Vec::new();
-    for id in backup_ids(repository, layout)? {
-        let read =
-            Outline::read(store, layout, &id).and_then(|root| root.map(Backup::reduce).transpose());
-        match read {
-            Ok(Some(mut backup)) => {
-                fold_events(repository, layout, &mut backup, forged)?;
+) -> (Vec<Backup>, Vec<Unreadable>, Vec<BackupId>) {
+    let (mut backups, mut unreadable, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+    let damaged = catalog.damaged_parts();
+    for (id, subject) in catalog.ids {
+        if subject.lost().is_some() {
+            lost.push(id);
+            continue;
+        }
+        match subject.manifest {
+            Manifest::Committed(read) => {
+                let Read { mut backup, shared } = *read;
+                match subject.unread_events {
+                    None => backup.fold(&subject.events, forged),
+                    // One damaged event hides what it says; the backup itself is still there.
+                    Some(e) => {
+                        let note = format!("an event of it cannot be read: {e}");
+                        backup.damage.get_or_insert(note);
+                    }
+                }
+                if let Some(detail) = shared.iter().find_map(|part| damaged.get(part)) {
+                    let note = format!("a check found damage: {detail}");
+                    backup.damage.get_or_insert(note);
+                    backup.damaged_copies = 1;
+                }
                 backups.push(backup);
             }
-            Ok(None) => {}
-            Err(e) if e.is_damage() => unreadable.push(Unreadable {
-                id,
-                problem: e.to_string(),
-            }),
-            Err(e) => return Err(e),
+            Manifest::Unreadable(problem) => unreadable.push(Unreadable { id, problem }),
+            Manifest::Absent | Manifest::Tombstone => {}
         }
     }
-    Ok((backups, unreadable))
-}
-
-/// The backups that were completed and have no root: looked for among the subjects of events.
-fn lost_backups(
-    repository: &Repository,
-    layout: &ClusterLayout,
-    backups: &[Backup],
-    unreadable: &[Unreadable],
-) -> Result<Vec<BackupId>> {
-    let store = repository.store();
-    let mut lost = Vec::new();
-    for listed in store.list(&layout.events())? {
-        let Ok(id) = listed.name.parse::<BackupId>() else {
-            continue;
-        };
-        let is_known = backups.iter().any(|b| b.id == id) || unreadable.iter().any(|u| u.id == id);
-        // A tombstone stands in the place of a root that never was.
-        if is_known || store.head(&layout.manifest(&id))?.is_some() {
-            continue;
-        }
-        // Read after the root was looked for: one that was deleted has been marked before.
-        match event::read_all(store, layout, &listed.name) {
-            Ok(events) if event::lost(&events).is_some() => lost.push(id),
-            Ok(_) => {}
-            Err(e) if e.is_damage() => {}
-            Err(e) => return Err(e),
-        }
-    }
-    lost.sort();
-    Ok(lost)
-}
-
-/// Marks, pins and damage that events tell of a backup.
-fn fold_events(
-    repository: &Repository,
-    layout: &ClusterLayout,
-    backup: &mut Backup,
-    forged: &mut Vec<String>,
-) -> Result<()> {
-    let subject = backup.id.to_string();
-    let events = match event::read_all(repository.store(), layout, &subject) {
-        Ok(events) => events,
-        // One damaged event hides what it says; the backup itself is still there.
-        Err(e) if e.is_damage() => {
-            let note = format!("an event of it cannot be read: {e}");
-            backup.damage.get_or_insert(note);
-            return Ok(());
-        }
-        Err(e) => return Err(e),
-    };
-    name_forged(&subject, &events, forged);
-    if let Some(found) = event::damage(&events).first() {
-        let detail = found.event.detail.as_deref().unwrap_or("no detail");
-        backup.damage = Some(format!("a check found damage: {detail}"));
-        backup.damaged_copies = 1;
-    }
-    backup.expire_mark = event::standing(&events, "expire", "unexpire")
-        .iter()
-        .map(|e| e.event.not_before.unwrap_or(e.stored))
-        .min();
-    let pins = event::standing(&events, "pin", "unpin").into_iter();
-    backup.pins = pins.map(Pin::new).collect();
-    Ok(())
+    sort(&mut backups);
+    (backups, unreadable, lost)
 }
 
 /// Whether damage was found in another life of a timeline than the one that is followed.
@@ -643,19 +624,17 @@ fn name_forged(subject: &str, events: &[Recorded], into: &mut Vec<String>) {
 fn read_suspects(
     repository: &Repository,
     layout: &ClusterLayout,
+    subjects: &[String],
     forged: &mut Vec<String>,
 ) -> Result<BTreeSet<SegmentName>> {
     let mut suspects = BTreeSet::new();
-    for listed in repository.store().list(&layout.events())? {
-        let Some(name) = listed.name.strip_prefix("wal-") else {
+    for subject in subjects {
+        let Some(Ok(name)) = subject.strip_prefix("wal-").map(str::parse::<SegmentName>) else {
             continue;
         };
-        let Ok(name) = name.parse::<SegmentName>() else {
-            continue;
-        };
-        let standing = match event::read_all(repository.store(), layout, &listed.name) {
+        let standing = match event::read_all(repository.store(), layout, subject) {
             Ok(events) => {
-                name_forged(&listed.name, &events, forged);
+                name_forged(subject, &events, forged);
                 let mut found = event::damage(&events).into_iter();
                 found.any(|e| !is_elsewhere(layout, name, e))
             }
@@ -674,6 +653,7 @@ pub(super) fn read_timelines(
     repository: &Repository,
     layout: &ClusterLayout,
     size: SegmentSize,
+    subjects: &[String],
 ) -> Result<BTreeMap<TimelineId, Timeline>> {
     let store = repository.store();
     let mut timelines = BTreeMap::new();
@@ -711,7 +691,7 @@ pub(super) fn read_timelines(
         read_tails(repository, layout, &mut timeline, open.into_iter(), size)?;
         timelines.insert(id, timeline);
     }
-    read_lost(repository, layout, size, &mut timelines)?;
+    read_lost(repository, layout, size, subjects, &mut timelines)?;
     Ok(timelines)
 }
 
@@ -755,13 +735,12 @@ fn read_lost(
     repository: &Repository,
     layout: &ClusterLayout,
     size: SegmentSize,
+    subjects: &[String],
     timelines: &mut BTreeMap<TimelineId, Timeline>,
 ) -> Result<()> {
-    let listed = repository.store().list(&layout.events())?;
-    let names: BTreeSet<&str> = listed.iter().map(|l| l.name.as_str()).collect();
     for (id, timeline) in timelines {
         let subject = event::timeline_subject(*id);
-        if !names.contains(subject.as_str()) {
+        if !subjects.contains(&subject) {
             continue;
         }
         let events = match event::read_all(repository.store(), layout, &subject) {

@@ -191,7 +191,7 @@ impl Client {
                 Server,
                 "server \"{host}\" runs PostgreSQL {text}, which is older than 13"
             )
-            .hint("Versions 13 to 18 are supported. Upgrade the server."));
+            .hint("Versions 13 to 19 are supported. Upgrade the server."));
         }
         Ok(Client {
             wire,

@@ -657,7 +657,7 @@ fn f06_f18_a_streaming_standby_is_promoted_in_an_outage(major: u32) {
     assert!(pair.proxy.counts().refused > refused);
 }
 
-per_major!(f06_f18_a_streaming_standby_is_promoted_in_an_outage, v15 v18);
+per_major!(f06_f18_a_streaming_standby_is_promoted_in_an_outage, v15 v19);
 
 #[test]
 fn t11_a_download_that_fails_in_part_is_tried_again_or_fails_as_a_whole() {

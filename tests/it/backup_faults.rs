@@ -885,7 +885,7 @@ fn c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked(major: u32
         "{human}"
     );
 }
-crate::per_major!(c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked, v14 v16 v18);
+crate::per_major!(c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked, v14 v16 v19);
 
 /// `verify` checks the pages themselves: a root that knows of no damage does not hide them.
 #[test]

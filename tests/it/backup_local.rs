@@ -451,7 +451,7 @@ fn c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked(major: u32
     let info = site.pitr().args(["info", "--json"]).run().json();
     assert_eq!(info["clusters"][0]["backups"][0]["damaged"], true, "{info}");
 }
-per_major!(c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked, v13 v16 v18);
+per_major!(c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked, v13 v16 v19);
 
 /// Bytes that look like a page of the future are no page that the server has changed meanwhile.
 #[test]

@@ -241,7 +241,7 @@ fn x08_expire_deletes_what_the_dry_run_showed(major: u32) {
     }
     site.pitr().arg("backup").run().success();
 }
-per_major!(x08_expire_deletes_what_the_dry_run_showed, v13 v14 v18);
+per_major!(x08_expire_deletes_what_the_dry_run_showed, v13 v14 v19);
 
 #[test]
 fn x02_expire_killed_at_every_store_operation_goes_on() {

@@ -22,7 +22,7 @@ fn a_server_starts_answers_and_stops(major: u32) {
     assert!(cluster.log().contains("database system is shut down"));
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
 }
-per_major!(a_server_starts_answers_and_stops, v13 v16 v18);
+per_major!(a_server_starts_answers_and_stops, v13 v16 v19);
 
 fn a_server_archives_and_a_standby_follows_and_is_promoted(major: u32) {
     let archive = Sandbox::new("archive");

@@ -136,7 +136,7 @@ fn a1_l02_what_does_not_continue_the_archived_segment_is_refused(major: u32) {
     assert!(!object(&two.site, &second).exists());
     two.production.stop(Stop::Immediate);
 }
-per_major!(a1_l02_what_does_not_continue_the_archived_segment_is_refused, v13 v15 v18);
+per_major!(a1_l02_what_does_not_continue_the_archived_segment_is_refused, v13 v15 v19);
 
 /// What the second required repository refuses, for the segment before is another life's there, is not stored in the first.
 #[test]
@@ -236,7 +236,7 @@ fn l11_what_pg_resetwal_begins_is_archived_and_joined_to_nothing_before(major: u
     let plan = site.pitr().args(["plan", "--json"]).run().success().json();
     assert_eq!(plan["reachable"], true);
 }
-per_major!(l11_what_pg_resetwal_begins_is_archived_and_joined_to_nothing_before, v13 v18);
+per_major!(l11_what_pg_resetwal_begins_is_archived_and_joined_to_nothing_before, v13 v19);
 
 /// Row L01: a receiver without a journal that is let loose on the clone stores nothing behind production's WAL, and tells the clone nothing is safe.
 fn l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived(major: u32) {
@@ -267,6 +267,116 @@ fn l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived(major
     two.site.pitr().args(["verify"]).run().success();
 }
 per_major!(l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived, v13 v18);
+
+/// Row L19: a machine was received from, and is reverted to a snapshot. The segment that it writes then does not supersede what was received of the
+/// one before; both lives can be had.
+fn l04_l19_what_was_received_before_a_machine_was_reverted_is_not_superseded(major: u32) {
+    for with_worker in [true, false] {
+        let mut two = lives(major);
+        with_journal(&two.site);
+        if with_worker {
+            spool_of(&two.site);
+        }
+        two.production.start();
+        two.site.pitr().args(["backup", "--quiet"]).run().success();
+        two.production.stop(Stop::Fast);
+        two.copy_again();
+        two.production.start();
+        write(&two.production, "prod");
+        receive_of(&two.site, &two.production).success();
+        let segment = open_segment(&two.production);
+        // The disk is gone, and the copy is the machine now.
+        two.production.stop(Stop::Immediate);
+        two.clone.start();
+        write(&two.clone, "back");
+        assert_eq!(two.clone.switch_wal(), segment);
+        two.clone
+            .wait_log("a receiver has archived other content of it");
+        assert!(!object(&two.site, &segment).exists());
+        assert_eq!(
+            restored(&two.site, major, "received", &[]),
+            "before 100, prod 100"
+        );
+        let refused = &conflicts(&two.site)["conflicts"][0];
+        let (name, copy) = (refused["name"].as_str(), refused["copy"].as_str());
+        assert_eq!(name, Some(segment.as_str()));
+        let resolve = two.site.pitr().args(["wal", "resolve", &segment, "--keep"]);
+        resolve.arg(copy.unwrap()).arg("--confirm").run().success();
+        two.clone.wait_archived(&segment);
+        assert_eq!(
+            restored(&two.site, major, "reverted", &[]),
+            "back 100, before 100"
+        );
+        let as_stored = restored(&two.site, major, "as-stored", &["--as-stored"]);
+        assert_eq!(as_stored, "before 100, prod 100");
+        two.site.pitr().args(["verify"]).run().success();
+    }
+}
+per_major!(l04_l19_what_was_received_before_a_machine_was_reverted_is_not_superseded, v13 v18);
+
+/// Row L19: the receiver of a clone was away while production archived the segment in which its journal ends. It does not go on behind that segment.
+fn l19_a_receiver_passes_over_no_segment_of_another_server(major: u32) {
+    let mut two = lives(major);
+    with_journal(&two.site);
+    two.clone = Cluster::open(major, two.clone.pgdata())
+        .without_fsync()
+        .config("archive_command", "false")
+        .create();
+    two.clone.start();
+    write(&two.clone, "fake");
+    receive_of(&two.site, &two.clone).success();
+    let segment = open_segment(&two.clone);
+    // As if the repository had been away: what was received is in the journal alone.
+    let increments = two.site.cluster_folder().join("wal/00000001/open");
+    std::fs::remove_dir_all(increments).unwrap();
+    two.production.start();
+    write(&two.production, "prod");
+    assert_eq!(two.production.archive_now(), segment);
+    two.clone.switch_wal();
+    write(&two.clone, "fake");
+    let files = two.site.files();
+    receive_of(&two.site, &two.clone)
+        .expect_code(8)
+        .expect_stderr("server has other WAL than is archived");
+    assert_eq!(two.site.files(), files);
+    two.site.pitr().args(["verify"]).run().success();
+}
+per_major!(l19_a_receiver_passes_over_no_segment_of_another_server, v13 v18);
+
+/// Row L19: a receiver beside `archive_command` on one server is no other life, also across crashes and a pause.
+fn l19_a_receiver_beside_the_archiver_is_no_other_life(major: u32) {
+    let mut two = lives(major);
+    with_journal(&two.site);
+    two.production.start();
+    two.site.pitr().args(["backup", "--quiet"]).run().success();
+    for round in 0..4 {
+        write(&two.production, "prod");
+        receive_of(&two.site, &two.production).success();
+        if round % 2 == 1 {
+            two.production.stop(Stop::Immediate);
+            two.production.start();
+        }
+        write(&two.production, "prod");
+        two.production.archive_now();
+        // What is archived without the receiver is passed over.
+        write(&two.production, "prod");
+        two.production.archive_now();
+    }
+    assert_eq!(failures(&two.production), "0");
+    receive_of(&two.site, &two.production).success();
+    assert!(!two.site.cluster_folder().join("conflicts").exists());
+    two.site.pitr().args(["verify"]).run().success();
+    assert_eq!(
+        restored(&two.site, major, "end", &[]),
+        "before 100, prod 1200"
+    );
+}
+per_major!(l19_a_receiver_beside_the_archiver_is_no_other_life, v13 v18);
+
+/// The segment into which a server writes.
+fn open_segment(cluster: &Cluster) -> String {
+    cluster.query_one_string("select pg_walfile_name(pg_current_wal_lsn())")
+}
 
 /// A receiver gets all that a server has written.
 fn receive_of(site: &Site, cluster: &Cluster) -> Run {
@@ -430,7 +540,68 @@ fn l13_two_repositories_that_hold_two_lives_are_not_joined(major: u32) {
     let plan = split.two.site.pitr().arg("plan").run().success();
     plan.expect_stderr(&follows("second", "local"));
 }
-per_major!(l13_two_repositories_that_hold_two_lives_are_not_joined, v13 v15 v18);
+per_major!(l13_two_repositories_that_hold_two_lives_are_not_joined, v13 v15 v19);
+
+/// Rows L13 and H03: when the two sides see one another again, both servers are refused by the other's repository. The one that is the cluster brings
+/// its segments to both, gets the fork, and goes on; the other life stays restorable.
+fn h03_l13_after_a_split_brain_one_server_gets_both_repositories(major: u32) {
+    let mut split = Split::new(major);
+    split.two.production.start();
+    split.two.clone.start();
+    let first = split.go_on();
+    split.go_on();
+    let (production, clone) = (&split.two.production, &split.two.clone);
+    let archive = split.two.site.archive().arg("%p").shell();
+    for cluster in [production, clone] {
+        cluster.alter_system("archive_command", &archive);
+        cluster.reload();
+        write(
+            cluster,
+            if std::ptr::eq(cluster, production) {
+                "prod"
+            } else {
+                "fake"
+            },
+        );
+        cluster.switch_wal();
+        cluster.wait_log("archive command failed with exit code 20");
+    }
+    let site = &split.two.site;
+    // The first segment was archived in the own repository alone: the other one has to refuse it before it can be named there.
+    let backfill = site.pitr().args(["wal", "backfill", "--from"]);
+    let wal = production.pgdata().join("pg_wal");
+    backfill.arg(&wal).run().expect_code(1);
+    let own = blake3::hash(&std::fs::read(wal.join(&first)).unwrap()).to_hex();
+    let shown = ["wal", "conflicts", "--json", "--repository", "second"];
+    let shown = site.pitr().args(shown).run().json();
+    let copies = shown["conflicts"].as_array().unwrap();
+    let copy = copies.iter().find(|c| c["hash"] == own.as_str());
+    let copy = copy.expect("production's is kept")["copy"]
+        .as_str()
+        .unwrap();
+    let resolve = ["wal", "resolve", &first, "--keep", copy, "--confirm"];
+    site.pitr().args(resolve).run().success();
+    let next = production.query_one_string("select last_archived_wal from pg_stat_archiver");
+    write(production, "prod");
+    production.switch_wal();
+    // The repository that got the fork lacks what production archived in the other one alone.
+    site.pitr()
+        .args(["wal", "backfill", "--from"])
+        .arg(&wal)
+        .run();
+    let archived = "select last_archived_wal from pg_stat_archiver";
+    wait_until(PATIENCE, "production archives again", || {
+        production.query_one_string(archived) > next
+    });
+    let (found, run) = split.restored(&[]);
+    assert_eq!(found, "before 100, prod 400", "{run}");
+    let (found, run) = split.restored(&["--repository", "second"]);
+    assert_eq!(found, "before 100, prod 400", "{run}");
+    let as_stored = ["--repository", "second", "--as-stored"];
+    let (found, run) = split.restored(&as_stored);
+    assert_eq!(found, "before 100, fake 200", "{run}");
+}
+per_major!(h03_l13_after_a_split_brain_one_server_gets_both_repositories, v13 v18);
 
 /// Row L13: no segment lies in both that differs, for the second repository lacks the clone's first ones. The links tell.
 fn l13_wal_that_does_not_continue_what_is_stored_is_not_copied(major: u32) {

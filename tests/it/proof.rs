@@ -78,7 +78,7 @@ fn l03_a_clone_s_wal_completes_no_backup(major: u32) {
     backup_of(&site, &clone).run().success();
     site.pitr().arg("verify").run().success();
 }
-per_major!(l03_a_clone_s_wal_completes_no_backup, v13 v17 v18);
+per_major!(l03_a_clone_s_wal_completes_no_backup, v13 v17 v19);
 
 fn l04_a_reverted_machine_does_not_complete_a_backup_with_the_wal_of_before(major: u32) {
     let (site, mut cluster) = stopped(major);
@@ -294,7 +294,7 @@ fn l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges(major: u32) 
         .expect_stderr("set back to a snapshot");
     assert_eq!(untouched(&site, &cluster), before);
 }
-per_major!(l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges, v13 v15 v18);
+per_major!(l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges, v13 v15 v19);
 
 /// The first of two hosts is away when the backup connects, and is back when the WAL beside the backup is asked for.
 #[test]

@@ -558,7 +558,7 @@ fn w09_an_old_primary_that_went_on_is_refused(major: u32) {
     let again = reception.receive().run().expect_code(8);
     assert!(again.stderr.contains("error diverged"), "{again}");
 }
-per_major!(w09_an_old_primary_that_went_on_is_refused, v14 v17 v18);
+per_major!(w09_an_old_primary_that_went_on_is_refused, v14 v17 v19);
 
 fn w13_the_last_commit_of_a_quiet_server_is_in_the_repository(major: u32) {
     let reception = Reception::of(small(major));

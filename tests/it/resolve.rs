@@ -163,7 +163,7 @@ fn l02_a_fork_is_given_back_to_production(major: u32) {
         production.stop(Stop::Immediate);
     }
 }
-per_major!(l02_a_fork_is_given_back_to_production, v13 v18);
+per_major!(l02_a_fork_is_given_back_to_production, v13 v19);
 
 /// A decision is ended by another one: the clone's life is followed again, production waits, and gets the fork back without a loss.
 fn a_decision_is_taken_back_and_made_again(major: u32) {

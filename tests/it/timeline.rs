@@ -284,7 +284,7 @@ fn l06_a_drill_that_archives_is_a_branch_until_somebody_decides(major: u32) {
     assert_eq!(lives.info()["timeline"], 2);
 }
 
-per_major!(l06_a_drill_that_archives_is_a_branch_until_somebody_decides, v13 v15 v18);
+per_major!(l06_a_drill_that_archives_is_a_branch_until_somebody_decides, v13 v15 v19);
 
 fn l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed(major: u32) {
     let mut lives = Lives::new(major);
@@ -402,7 +402,7 @@ fn a7_the_way_out_for_a_receiver_and_a_backup_is_to_abandon_the_drill(major: u32
     }
 }
 
-per_major!(a7_the_way_out_for_a_receiver_and_a_backup_is_to_abandon_the_drill, v13 v15 v18);
+per_major!(a7_the_way_out_for_a_receiver_and_a_backup_is_to_abandon_the_drill, v13 v15 v19);
 
 /// A cluster that was restored to before its last commits: timeline 2 goes on, and timeline 1 holds them.
 #[test]

@@ -15,6 +15,7 @@ use crate::operate::session::Session;
 use crate::operate::start_line::program;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::release;
 use crate::wire::client::SystemIdentity;
 
 /// The server's answers that other groups need.
@@ -265,7 +266,7 @@ fn runs(found: &mut Findings, program: &Path) {
     let answer = std::process::Command::new(program)
         .arg("--version")
         .output();
-    let ours = env!("CARGO_PKG_VERSION");
+    let ours = release::NUMBER;
     match answer {
         Err(e) => found.fail(
             "program",
@@ -275,7 +276,7 @@ fn runs(found: &mut Findings, program: &Path) {
         ),
         Ok(output) => {
             let text = String::from_utf8_lossy(&output.stdout);
-            let version = text.split_whitespace().last().unwrap_or_default();
+            let version = text.split_whitespace().nth(1).unwrap_or_default();
             match version == ours {
                 true => found.ok("program", format!("{} {version}", program.display())),
                 false => found.warn(

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::pg::segment::SegmentSize;
+use crate::repo::catalog::Manifest;
 use crate::repo::event::{Event, Recorded, compact};
 use crate::repo::lives::{Life, Lives};
 use crate::wal::inventory::Timeline;
@@ -43,7 +44,6 @@ fn survey(backups: &[u64], segments: &[(u64, u64)]) -> Survey {
             timeline: TimelineId::FIRST,
             history: None,
             stop_time: now(),
-            stored: TimestampTz(0),
             size_bytes: 1,
             stored_bytes: 1,
             damage: None,
@@ -196,7 +196,7 @@ fn what_cannot_be_read_is_named() {
         ["root of x"]
     );
     // A root that is damaged over there, and one that a check found damaged here.
-    to.ids.get_mut(&id(7)).unwrap().manifest = Manifest::Unreadable;
+    to.ids.get_mut(&id(7)).unwrap().manifest = Manifest::Unreadable("torn".to_owned());
     to.ids.remove(&id(8));
     add(&mut from, 8, "damaged");
     // What is expired there need not be whole.

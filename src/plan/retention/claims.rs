@@ -4,9 +4,10 @@ use super::unborn::{Unborn, unborn};
 use super::{LEFTOVER_AGE, Policy};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
+use crate::repo::catalog::Manifest;
 use crate::repo::event::{self, Recorded, end, live_claims};
 use crate::repo::id::BackupId;
-use crate::wal::survey::{Manifest, Survey};
+use crate::wal::survey::Survey;
 
 /// A claim that stands, or a reservation without a claim that stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

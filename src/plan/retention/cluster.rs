@@ -3,24 +3,25 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use super::item::{Hold, Item};
+use super::item::{self, DamagedParts, Hold, Item};
+use super::objects::Running;
 use super::rules::{Constraint, Lack};
 use super::wal::{Needed, Paths};
-use super::{Fate, Judged, Policy};
+use super::{ExpirePlan, Fate, Place, Policy, wal_objects};
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::SegmentNumber;
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::repo::event;
+use crate::repo::catalog::Needs;
 use crate::repo::id::BackupId;
 use crate::repo::wal_proof::foreign;
-use crate::wal::facts::Runs;
-use crate::wal::survey::{Manifest, Root, Subject, Survey, numbers};
+use crate::wal::survey::{Root, Subject, Survey};
 
 /// The committed backups of a cluster, and the paths of its WAL.
 pub struct Backups<'a> {
     survey: &'a Survey,
     paths: &'a Paths<'a>,
     roots: BTreeMap<&'a BackupId, &'a Root>,
+    damaged: DamagedParts,
     /// The timelines that may be the cluster.
     followed: Vec<TimelineId>,
     /// How far WAL reaches on the way to a timeline from a position: asked again and again.
@@ -30,15 +31,13 @@ pub struct Backups<'a> {
 impl<'a> Backups<'a> {
     /// Takes the committed backups out of a survey.
     pub fn new(survey: &'a Survey, paths: &'a Paths<'a>, policy: &Policy) -> Backups<'a> {
-        let roots = survey.ids.iter().filter_map(|(id, s)| match &s.manifest {
-            Manifest::Committed(root) => Some((id, root.as_ref())),
-            _ => None,
-        });
+        let roots = survey.committed().map(|(id, _, root)| (id, root));
         let newest = || paths.timelines().next_back().into_iter().collect();
         Backups {
             survey,
             paths,
             roots: roots.collect(),
+            damaged: survey.damaged_parts(),
             followed: match policy.cluster.is_empty() {
                 true => newest(),
                 false => policy.cluster.clone(),
@@ -63,9 +62,10 @@ impl<'a> Backups<'a> {
                 order,
                 id,
                 time: root.stop_time,
-                stored: root.stored,
+                stored: subject.stored.unwrap_or(TimestampTz::INFINITY),
                 events: &subject.events,
-                needs: (&root.layers, &root.packs),
+                stored_bytes: root.stored_bytes,
+                needs: root.needs(),
                 damage: self.damage(subject, root),
                 hold: None,
                 is_asked: false,
@@ -78,15 +78,12 @@ impl<'a> Backups<'a> {
         if let Some(damage) = &root.damage {
             return Some(damage.clone());
         }
+        let needs = root.needs();
         if let Some(name) = root.foreign {
             return Some(foreign(name));
         }
-        if let Some(missing) = missing_part(self.survey, root) {
-            return Some(format!("{missing} is missing"));
-        }
-        if let Some(found) = event::damage(&subject.events).first() {
-            let detail = found.event.detail.as_deref().unwrap_or("no detail");
-            return Some(format!("a check found damage: {detail}"));
+        if let Some(damage) = item::damage((self.survey, &self.damaged), subject, needs) {
+            return Some(damage);
         }
         // A descendant's copy of the segment in which it began may have what the timeline itself lacks.
         let targets = self.paths.timelines();
@@ -199,33 +196,22 @@ impl<'a> Backups<'a> {
             }
         }
     }
-
-    /// Returns the items with their fates.
-    pub fn judged(&self, items: Vec<Item<'_>>) -> Vec<Judged> {
-        let roots: Vec<_> = items.iter().map(|item| self.root(item)).collect();
-        let judged = |(item, root): (Item<'_>, Option<&Root>)| {
-            let root = root?;
-            Some(Judged {
-                id: item.id.clone(),
-                timeline: root.timeline,
-                start_lsn: root.start_lsn,
-                stop_lsn: root.stop_lsn,
-                stop_time: root.stop_time,
-                stored_bytes: root.stored_bytes,
-                damage: item.damage,
-                fate: item.fate,
-                is_promised: matches!(item.hold, Some((_, Hold::Promise))),
-                reason: item.hold.map_or_else(
-                    || "older than what is kept".to_owned(),
-                    |(reason, _)| reason,
-                ),
-            })
-        };
-        items.into_iter().zip(roots).filter_map(judged).collect()
-    }
 }
 
 impl Constraint for Backups<'_> {
+    fn place(&self, id: &BackupId) -> Option<Place> {
+        let root = self.roots.get(id)?;
+        Some(Place {
+            timeline: root.timeline,
+            start_lsn: root.start_lsn,
+            stop_lsn: root.stop_lsn,
+        })
+    }
+
+    fn delete(&self, items: &[Item<'_>], running: &[Running<'_>], plan: &mut ExpirePlan) {
+        wal_objects::delete(self.survey, self.paths, (self, items), running, plan);
+    }
+
     fn lacks(&self, items: &[Item<'_>]) -> Option<Lack> {
         let mut followed = self.followed.iter();
         let base = followed.find_map(|timeline| self.base(items, *timeline));
@@ -244,17 +230,4 @@ impl Constraint for Backups<'_> {
             base.decimal()
         ))
     }
-}
-
-/// The first layer or pack that a root names and that is not there: such a backup must not stand for a whole one.
-fn missing_part(survey: &Survey, root: &Root) -> Option<String> {
-    let first = |kind: &str, named: &BTreeMap<BackupId, Runs>, have: fn(&Subject) -> &Runs| {
-        named.iter().find_map(|(id, named)| {
-            let have = survey.ids.get(id).map(have);
-            let is_there = |n: u32| have.is_some_and(|h| h.contains(SegmentNumber(n.into())));
-            let missing = numbers(named).find(|n| !is_there(*n))?;
-            Some(format!("{kind} \"{id}/{missing:06}\""))
-        })
-    };
-    first("layer", &root.layers, |s| &s.layers).or_else(|| first("pack", &root.packs, |s| &s.packs))
 }

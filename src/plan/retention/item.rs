@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::Fate;
+use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
-use crate::repo::event::Recorded;
-use crate::repo::id::BackupId;
-use crate::wal::facts::Runs;
-
-/// Parts of backups, by the id that wrote them.
-pub type Parts = BTreeMap<BackupId, Runs>;
+use crate::repo::catalog::{Catalog, Parts, Subject, numbers};
+use crate::repo::event::{self, Recorded};
+use crate::repo::id::{BackupId, PartKind, PartName};
 
 /// A committed backup with what is decided about it.
 pub struct Item<'a> {
@@ -21,6 +19,8 @@ pub struct Item<'a> {
     pub time: TimestampTz,
     /// When the store received its root.
     pub stored: TimestampTz,
+    /// Bytes that it added to the repository.
+    pub stored_bytes: u64,
     /// Its events.
     pub events: &'a [Recorded],
     /// Layers and packs that it needs.
@@ -71,4 +71,45 @@ impl Item<'_> {
     pub fn remains(&self) -> bool {
         self.fate != Fate::Delete
     }
+}
+
+/// The layers and packs of a scope that a check found damaged.
+pub type DamagedParts = BTreeMap<(PartKind, PartName), String>;
+
+/// What is known to be wrong with the objects of a backup: a part that it needs and that is not there, or what a check found.
+pub fn damage<R>(
+    (catalog, damaged): (&Catalog<R>, &DamagedParts),
+    subject: &Subject<R>,
+    needs: (&Parts, &Parts),
+) -> Option<String> {
+    if let Some(missing) = missing_part(catalog, needs) {
+        return Some(format!("{missing} is missing"));
+    }
+    let own = event::damage(&subject.events);
+    let own = own.first().map(|found| found.event.detail.as_deref());
+    let shared = || damaged.iter().find(|(part, _)| is_needed(needs, part));
+    let detail = own.or_else(|| shared().map(|(_, detail)| Some(detail.as_str())))?;
+    let detail = detail.unwrap_or("no detail");
+    Some(format!("a check found damage: {detail}"))
+}
+
+fn is_needed((layers, packs): (&Parts, &Parts), (kind, part): &(PartKind, PartName)) -> bool {
+    let named = match kind {
+        PartKind::Layer => layers.get(&part.id),
+        PartKind::Pack => packs.get(&part.id),
+    };
+    named.is_some_and(|numbers| numbers.contains(SegmentNumber(part.number.into())))
+}
+
+/// The first layer or pack that a root names and that is not there: such a backup must not stand for a whole one.
+fn missing_part<R>(catalog: &Catalog<R>, (layers, packs): (&Parts, &Parts)) -> Option<String> {
+    let first = |word: &str, named: &Parts, kind: PartKind| {
+        named.iter().find_map(|(id, named)| {
+            let have = catalog.ids.get(id).map(|s| s.parts(kind));
+            let is_there = |n: u32| have.is_some_and(|h| h.contains(SegmentNumber(n.into())));
+            let missing = numbers(named).find(|n| !is_there(*n))?;
+            Some(format!("{word} \"{id}/{missing:06}\""))
+        })
+    };
+    first("layer", layers, PartKind::Layer).or_else(|| first("pack", packs, PartKind::Pack))
 }

@@ -1,12 +1,13 @@
 //! What is kept and what goes: a plan of expiry, from a survey of the repository, computed without I/O.
 //!
 //! The promise: every point from the oldest kept backup's stop LSN on, on every timeline, that could be reached before can be
-//! reached afterwards. `rules` judge items of any content, `cluster` adds what the WAL of a cluster asks, `wal` says what is needed of it,
-//! `objects` lists what goes. Backups are ordered by
+//! reached afterwards. `rules` judge items of any content, `aux_items` and `cluster` make items of backups, `cluster` adds what its WAL asks, `wal` says what is needed of it,
+//! `objects` lists what goes of any content, `wal_objects` what goes of the WAL. Backups are ordered by
 //! timeline and stop LSN (a timeline's number is larger than those of its ancestors), never by id or by anybody's clock. Deletion
 //! has two phases: what is no longer kept is marked, and what was marked is deleted by a run after the grace period that finds it
 //! not kept again. The order of deletions is that of the format, section 10.
 
+pub mod aux_items;
 pub mod claims;
 mod cluster;
 mod item;
@@ -16,16 +17,20 @@ mod rules;
 mod tests;
 mod unborn;
 pub mod wal;
+mod wal_objects;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cluster::Backups;
+use item::{Hold, Item};
+use rules::Constraint;
 
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::repo::catalog::Catalog;
 use crate::repo::id::BackupId;
 use crate::store::Key;
 use crate::wal::survey::Survey;
@@ -90,13 +95,9 @@ impl Fate {
 pub struct Judged {
     /// The backup.
     pub id: BackupId,
-    /// Timeline at the stop.
-    pub timeline: TimelineId,
-    /// Where its replay begins.
-    pub start_lsn: Lsn,
-    /// From here on it can be recovered to.
-    pub stop_lsn: Lsn,
-    /// Server's clock at the stop.
+    /// Where it lies in a cluster's WAL; none of other content.
+    pub place: Option<Place>,
+    /// Its own clock at the stop.
     pub stop_time: TimestampTz,
     /// Bytes that it added to the repository.
     pub stored_bytes: u64,
@@ -108,6 +109,17 @@ pub struct Judged {
     pub reason: String,
     /// Retention keeps it: points behind it are promised. A pin or a claim alone promises nothing.
     pub is_promised: bool,
+}
+
+/// Where a backup lies in the WAL of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// From here on it can be recovered to.
+    pub stop_lsn: Lsn,
+    /// Where its replay begins.
+    pub start_lsn: Lsn,
+    /// Timeline at the stop.
+    pub timeline: TimelineId,
 }
 
 /// One deletion, or several of one kind in ascending order.
@@ -163,12 +175,12 @@ pub struct ExpirePlan {
 }
 
 impl ExpirePlan {
-    /// The oldest backup that is kept and good: the promise begins at its stop LSN.
+    /// The oldest backup that is kept and good: the promise begins at its end.
     pub fn oldest_kept(&self) -> Option<&Judged> {
         self.backups
             .iter()
             .filter(|b| b.is_promised)
-            .min_by_key(|b| b.stop_lsn)
+            .min_by_key(|b| b.place.map(|place| place.stop_lsn))
     }
 
     /// How many segments go.
@@ -191,14 +203,24 @@ impl ExpirePlan {
     }
 }
 
-/// Computes what is kept and what goes.
+/// Computes what is kept and what goes of a cluster.
 ///
 /// Whatever cannot be judged for sure stays: with an unreadable root, reservation, claim or history nothing is deleted at all, and
 /// `withheld` says so.
 pub fn retention(survey: &Survey, policy: &Policy, now: TimestampTz) -> ExpirePlan {
     let paths = wal::Paths::new(survey);
     let backups = Backups::new(survey, &paths, policy);
-    let judged = rules::judge(backups.items(), &backups, policy, now);
+    plan(&survey.catalog, (&backups, backups.items()), policy, now)
+}
+
+/// Computes what is kept and what goes of any content.
+fn plan<R>(
+    catalog: &Catalog<R>,
+    (content, items): (&dyn Constraint, Vec<Item<'_>>),
+    policy: &Policy,
+    now: TimestampTz,
+) -> ExpirePlan {
+    let judged = rules::judge(items, content, policy, now);
     let mut plan = ExpirePlan {
         warnings: judged.warnings.clone(),
         refusal: judged.refusal.clone(),
@@ -214,47 +236,60 @@ pub fn retention(survey: &Survey, policy: &Policy, now: TimestampTz) -> ExpirePl
         plan.withheld.extend(judged.burst.clone());
     }
     if policy.requested.is_none() {
-        lost_backups(survey, policy, now, &mut plan);
+        lost_backups(catalog, policy, now, &mut plan);
     }
+    let unreadable = catalog.unreadable.iter();
     plan.withheld.extend(
-        survey
-            .unreadable
-            .iter()
-            .map(|what| format!("nothing is deleted, because this cannot be read: {what}")),
+        unreadable.map(|what| format!("nothing is deleted, because this cannot be read: {what}")),
     );
     if plan.withheld.is_empty() && judged.keeps_nothing() && !judged.items.is_empty() {
         plan.withheld
             .push("nothing is deleted, because no backup is known to be good".to_owned());
     }
     if plan.withheld.is_empty() {
-        objects::delete(
-            survey,
-            &paths,
-            (&backups, &judged.items),
-            policy,
-            now,
-            &mut plan,
-        );
+        let asked = (content, judged.items.as_slice());
+        objects::delete(catalog, asked, policy, now, &mut plan);
     }
     if let Some(id) = &policy.requested {
         restrict(&mut plan, id);
     }
-    plan.backups = backups.judged(judged.items);
+    let items = judged.items.into_iter();
+    plan.backups = items.map(|item| shown(item, content)).collect();
     if !plan.withheld.is_empty() {
-        // What the deletion would have been is not what happens.
-        for backup in &mut plan.backups {
-            let goes = plan
-                .deletions
-                .contains(&Deletion::Manifest(backup.id.clone()));
-            if backup.fate == Fate::Delete && !goes {
-                backup.fate = Fate::Waiting(now);
-            }
-            if plan.burst.is_some() && backup.fate == Fate::Mark {
-                backup.fate = Fate::Keep;
-            }
-        }
+        keep_withheld(&mut plan, now);
     }
     plan
+}
+
+fn shown(item: Item<'_>, content: &dyn Constraint) -> Judged {
+    Judged {
+        id: item.id.clone(),
+        place: content.place(item.id),
+        stop_time: item.time,
+        stored_bytes: item.stored_bytes,
+        damage: item.damage,
+        fate: item.fate,
+        is_promised: matches!(item.hold, Some((_, Hold::Promise))),
+        reason: item.hold.map_or_else(
+            || "older than what is kept".to_owned(),
+            |(reason, _)| reason,
+        ),
+    }
+}
+
+/// Shows what happens where deletion is withheld, and not what it would have been.
+fn keep_withheld(plan: &mut ExpirePlan, now: TimestampTz) {
+    for backup in &mut plan.backups {
+        let goes = plan
+            .deletions
+            .contains(&Deletion::Manifest(backup.id.clone()));
+        if backup.fate == Fate::Delete && !goes {
+            backup.fate = Fate::Waiting(now);
+        }
+        if plan.burst.is_some() && backup.fate == Fate::Mark {
+            backup.fate = Fate::Keep;
+        }
+    }
 }
 
 /// Leaves to other runs what has nothing to do with the backup `id`.
@@ -276,8 +311,8 @@ fn restrict(plan: &mut ExpirePlan, id: &BackupId) {
 }
 
 /// Backups whose roots are lost stay until they are given up; of what may be one a warning tells.
-fn lost_backups(survey: &Survey, policy: &Policy, now: TimestampTz, plan: &mut ExpirePlan) {
-    for (id, subject) in &survey.ids {
+fn lost_backups<R>(catalog: &Catalog<R>, policy: &Policy, now: TimestampTz, plan: &mut ExpirePlan) {
+    for (id, subject) in &catalog.ids {
         if subject.may_be_lost(now) {
             plan.warnings.push(format!(
                 "backup \"{id}\" is incomplete, or its root is lost: what is left of it goes as that of a backup that failed. Where another repository has the backup, \"pitr repo sync\" brings it back before that"
@@ -290,9 +325,12 @@ fn lost_backups(survey: &Survey, policy: &Policy, now: TimestampTz, plan: &mut E
             plan.marks.push(id.clone());
             continue;
         }
+        let wal = lost
+            .start
+            .map(|(_, lsn)| format!(", and the WAL from {lsn} on"));
         plan.warnings.push(format!(
-            "backup \"{id}\" was complete, and its root is lost: its layers and packs stay, and the WAL from {} on. Where another repository has the backup, \"pitr repo sync\" brings the root back; else give it up: pitr expire --give-up {id}",
-            lost.start_lsn
+            "backup \"{id}\" was complete, and its root is lost: its layers and packs stay{}. Where another repository has the backup, \"pitr repo sync\" brings the root back; else give it up: pitr expire --give-up {id}",
+            wal.unwrap_or_default()
         ));
     }
 }

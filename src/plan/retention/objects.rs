@@ -1,34 +1,33 @@
-//! What is deleted besides roots: layers, packs, WAL, events, leftovers; in the order of the format.
+//! What is deleted besides roots: layers, packs, events, leftovers; in the order of the format. What a kind of content adds stands between.
 
 use std::collections::BTreeMap;
 
-use super::cluster::Backups;
-use super::item::{Item, Parts};
+use super::item::Item;
+use super::rules::Constraint;
 use super::unborn::{Unborn, unborn};
-use super::wal::{Needed, Paths};
-use super::{Deletion, ExpirePlan, LEFTOVER_AGE, Policy, TOMBSTONE_AGE, is_over, segment_of};
-use crate::pg::segment::{SegmentName, SegmentNumber};
+use super::{Deletion, ExpirePlan, LEFTOVER_AGE, Policy, TOMBSTONE_AGE, is_over};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
-use crate::repo::event;
+use crate::pg::timeline::TimelineId;
+use crate::repo::catalog::{Catalog, Manifest, Parts, Subject, numbers};
 use crate::repo::id::BackupId;
-use crate::wal::facts::Runs;
-use crate::wal::survey::{Manifest, Subject, Survey, numbers};
+use crate::repo::runs::Runs;
 
 /// Adds every deletion to the plan, and what is withheld.
-pub fn delete(
-    survey: &Survey,
-    paths: &Paths<'_>,
-    (backups, items): (&Backups<'_>, &[Item<'_>]),
+pub fn delete<R>(
+    catalog: &Catalog<R>,
+    (content, items): (&dyn Constraint, &[Item<'_>]),
     policy: &Policy,
     now: TimestampTz,
     plan: &mut ExpirePlan,
 ) {
-    let ids = Ids::new(survey, items, policy, now);
+    let ids = Ids::new(catalog, items, policy, now);
     for item in items.iter().filter(|item| !item.remains()) {
         plan.deletions.push(Deletion::Manifest(item.id.clone()));
     }
     plan.deletions.extend(
-        survey
+        catalog
             .healed
             .iter()
             .filter(|(key, exists)| !exists || ids.manifest_goes(key))
@@ -41,15 +40,18 @@ pub fn delete(
             .map(|(id, _)| (*id).clone()),
     );
     delete_parts(&ids, items, plan);
-    delete_wal(survey, paths, (backups, items), &ids, plan);
+    content.delete(items, &ids.running(), plan);
     delete_events(&ids, now, plan);
-    for leftover in &survey.unfinished {
+    for leftover in &catalog.unfinished {
         if is_over(leftover.modified, LEFTOVER_AGE, now) {
             plan.deletions
                 .push(Deletion::Unfinished(leftover.path.clone()));
         }
     }
 }
+
+/// A backup that may be running, and where its replay begins, as its claims say.
+pub type Running<'a> = (&'a BackupId, &'a [(TimelineId, Lsn)]);
 
 /// What an id is, for its parts and events.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,27 +68,34 @@ enum State {
     Protected,
 }
 
-struct Id<'a> {
-    subject: &'a Subject,
+struct Id<'a, R> {
+    subject: &'a Subject<R>,
     state: State,
-    running: Option<Vec<(crate::pg::timeline::TimelineId, crate::pg::lsn::Lsn)>>,
+    running: Option<Vec<(TimelineId, Lsn)>>,
 }
 
-struct Ids<'a>(BTreeMap<&'a BackupId, Id<'a>>);
+struct Ids<'a, R>(BTreeMap<&'a BackupId, Id<'a, R>>);
 
-impl<'a> Ids<'a> {
-    fn new(survey: &'a Survey, items: &[Item<'_>], policy: &Policy, now: TimestampTz) -> Ids<'a> {
+impl<'a, R> Ids<'a, R> {
+    fn new(
+        catalog: &'a Catalog<R>,
+        items: &[Item<'_>],
+        policy: &Policy,
+        now: TimestampTz,
+    ) -> Ids<'a, R> {
         let goes = |id: &BackupId| {
             let mut going = items.iter().filter(|item| !item.remains());
             going.any(|item| item.id == id)
         };
-        let judge = |id: &BackupId, subject: &'a Subject| {
+        let judge = |id: &BackupId, subject: &'a Subject<R>| {
             let mut running = None;
             let state = match &subject.manifest {
                 Manifest::Committed(_) if goes(id) => State::Goes,
                 Manifest::Committed(_) => State::Remains,
-                Manifest::Tombstone(stored) => State::Tombstone(*stored),
-                Manifest::Unreadable => State::Protected,
+                Manifest::Tombstone => {
+                    State::Tombstone(subject.stored.unwrap_or(TimestampTz::INFINITY))
+                }
+                Manifest::Unreadable(_) => State::Protected,
                 Manifest::Absent => match unborn(subject, policy, now) {
                     Unborn::Leftover => State::Leftover,
                     Unborn::Unknown => State::Protected,
@@ -102,11 +111,17 @@ impl<'a> Ids<'a> {
                 running,
             }
         };
-        Ids(survey
+        Ids(catalog
             .ids
             .iter()
             .map(|(id, subject)| (id, judge(id, subject)))
             .collect())
+    }
+
+    fn running(&self) -> Vec<Running<'_>> {
+        let all = self.0.iter();
+        all.filter_map(|(id, one)| Some((*id, one.running.as_deref()?)))
+            .collect()
     }
 
     /// Whether this is a healed copy of a root that goes.
@@ -121,7 +136,7 @@ impl<'a> Ids<'a> {
 }
 
 /// Layers and packs that no remaining root names, whatever id they bear; never those of a running backup.
-fn delete_parts(ids: &Ids<'_>, items: &[Item<'_>], plan: &mut ExpirePlan) {
+fn delete_parts<R>(ids: &Ids<'_, R>, items: &[Item<'_>], plan: &mut ExpirePlan) {
     let mut layers: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();
     let mut packs: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();
     for item in items.iter().filter(|item| item.remains()) {
@@ -168,120 +183,8 @@ fn collect<'a>(parts: &'a Parts, into: &mut BTreeMap<&'a BackupId, Vec<u64>>) {
     }
 }
 
-fn delete_wal(
-    survey: &Survey,
-    paths: &Paths<'_>,
-    (backups, items): (&Backups<'_>, &[Item<'_>]),
-    ids: &Ids<'_>,
-    plan: &mut ExpirePlan,
-) {
-    let mut doubts: Vec<String> = paths
-        .doubts
-        .iter()
-        .map(|doubt| format!("no WAL is deleted, because {doubt}"))
-        .collect();
-    delete_superseded(survey, plan);
-    let mut needed = Needed::default();
-    backups.need(items, &mut needed);
-    for (id, one) in &ids.0 {
-        match &one.running {
-            None => {}
-            Some(positions) if positions.is_empty() => doubts.push(format!(
-                "no WAL is deleted, because backup \"{id}\" is running and has not said yet where its WAL begins; if it does not run any more: pitr repo claims --release {id} --confirm"
-            )),
-            Some(positions) => {
-                for (timeline, start) in positions {
-                    // The record that begins there belongs to the timeline.
-                    let behind = crate::pg::lsn::Lsn(start.0.saturating_add(1));
-                    paths.need_from(*timeline, *start, behind, &mut needed);
-                }
-            }
-        }
-    }
-    if items.is_empty() {
-        doubts.push("no WAL is deleted, because there is no backup".to_owned());
-    }
-    if !doubts.is_empty() {
-        // Without WAL there is nothing to say about it.
-        if survey.timelines.values().any(|t| !t.is_empty()) {
-            plan.withheld.append(&mut doubts);
-        }
-        return;
-    }
-    for (timeline, held) in &survey.timelines {
-        for (first, last) in needed.rest(*timeline, &held.segments) {
-            plan.deletions
-                .push(Deletion::Segments(*timeline, first, last));
-        }
-    }
-    delete_beside_segments(survey, &needed, plan);
-}
-
-/// Increments of segments that are there whole: whatever else is not known, nobody needs them.
-fn delete_superseded(survey: &Survey, plan: &mut ExpirePlan) {
-    for (segment, keys) in &survey.increments {
-        if is_superseded(survey, *segment) {
-            plan.deletions
-                .extend(keys.iter().cloned().map(Deletion::Object));
-        }
-    }
-}
-
-/// Whether the segment is there whole, and no check found it damaged.
-fn is_superseded(survey: &Survey, segment: SegmentName) -> bool {
-    let is_whole = survey
-        .timelines
-        .get(&segment.timeline)
-        .zip(segment.number(survey.segment_size).ok())
-        .is_some_and(|(t, n)| t.segments.contains(n));
-    let events = survey.segment_events.get(&segment);
-    let is_damaged = events.is_some_and(|events| !event::damage(events).is_empty());
-    is_whole && !is_damaged && !survey.has_other_sizes
-}
-
-/// Partials, labels, increments, refused copies and events go with their segment.
-fn delete_beside_segments(survey: &Survey, needed: &Needed, plan: &mut ExpirePlan) {
-    let number = |name: SegmentName| name.number(survey.segment_size).ok();
-    let goes = |name: SegmentName| number(name).is_some_and(|n| !needed.contains(name.timeline, n));
-    for held in survey.timelines.values() {
-        for partial in held.partials.iter().copied().filter(|p| goes(*p)) {
-            let name = crate::pg::segment::WalFileName::Partial(partial);
-            plan.deletions.push(Deletion::WalFile(name));
-        }
-    }
-    for label in &survey.labels {
-        if segment_of(*label).is_some_and(goes) {
-            plan.deletions.push(Deletion::WalFile(*label));
-        }
-    }
-    for (segment, keys) in &survey.increments {
-        if goes(*segment) && !is_superseded(survey, *segment) {
-            plan.deletions
-                .extend(keys.iter().cloned().map(Deletion::Object));
-        }
-    }
-    for (offered, key) in survey.conflicts.iter().chain(&survey.shadowed) {
-        if segment_of(*offered).is_some_and(goes) {
-            plan.deletions.push(Deletion::Object(key.clone()));
-        }
-    }
-    for (segment, events) in &survey.segment_events {
-        let is_known = |e: &event::Recorded| {
-            let kinds = ["damaged", "healed", event::MEANINGLESS];
-            kinds.contains(&e.event.event.as_str())
-        };
-        if goes(*segment) && events.iter().all(is_known) {
-            for event in events {
-                let subject = format!("wal-{segment}");
-                plan.deletions
-                    .push(Deletion::Event(subject, event.name.clone()));
-            }
-        }
-    }
-}
-
 /// Events of ids that are gone: marks after the others, reservations last of all.
-fn delete_events(ids: &Ids<'_>, now: TimestampTz, plan: &mut ExpirePlan) {
+fn delete_events<R>(ids: &Ids<'_, R>, now: TimestampTz, plan: &mut ExpirePlan) {
     let mut begins = Vec::new();
     for (id, one) in &ids.0 {
         let is_over = match &one.state {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::item::{Hold, Item};
-use super::{CLOCK_SLACK, Fate, Policy, is_over};
+use super::objects::Running;
+use super::{CLOCK_SLACK, ExpirePlan, Fate, Place, Policy, is_over};
 use crate::pg::time::TimestampTz;
 use crate::repo::event::{self, Recorded, end, live_claims};
 use crate::repo::id::BackupId;
@@ -30,11 +31,28 @@ const MARK_SLACK: std::time::Duration = std::time::Duration::from_secs(60);
 /// What a kind of content asks beyond the rules.
 pub trait Constraint {
     /// Returns an item that has to stay besides those that are held; `None` when the held ones suffice.
-    fn lacks(&self, items: &[Item<'_>]) -> Option<Lack>;
+    fn lacks(&self, _items: &[Item<'_>]) -> Option<Lack> {
+        None
+    }
 
     /// Returns why recovery hangs on an item alone.
-    fn hangs_on(&self, items: &[Item<'_>], id: &BackupId) -> Option<String>;
+    fn hangs_on(&self, _items: &[Item<'_>], _id: &BackupId) -> Option<String> {
+        None
+    }
+
+    /// Returns where a backup lies in a cluster's WAL.
+    fn place(&self, _id: &BackupId) -> Option<Place> {
+        None
+    }
+
+    /// Adds what goes besides the objects of backups.
+    fn delete(&self, _items: &[Item<'_>], _running: &[Running<'_>], _plan: &mut ExpirePlan) {}
 }
+
+/// Content that asks nothing.
+pub struct Unconstrained;
+
+impl Constraint for Unconstrained {}
 
 /// An item that has to stay.
 pub struct Lack {
@@ -428,21 +446,8 @@ fn decide(judged: &mut Judgement<'_>, at: usize, policy: &Policy, now: Timestamp
 
 #[cfg(test)]
 mod tests {
-    use super::super::item::Parts;
     use super::*;
-
-    /// Content that asks nothing.
-    struct Nothing;
-
-    impl Constraint for Nothing {
-        fn lacks(&self, _: &[Item<'_>]) -> Option<Lack> {
-            None
-        }
-
-        fn hangs_on(&self, _: &[Item<'_>], _: &BackupId) -> Option<String> {
-            None
-        }
-    }
+    use crate::repo::catalog::Parts;
 
     #[test]
     fn the_rules_need_no_wal() {
@@ -457,6 +462,7 @@ mod tests {
             time: now,
             stored: now,
             events: &[],
+            stored_bytes: 1,
             needs: (&parts, &parts),
             damage: (order == 2).then(|| "torn".to_owned()),
             hold: None,
@@ -468,7 +474,7 @@ mod tests {
             confirm_burst: true,
             ..Policy::default()
         };
-        let judged = judge((0..4).map(item).collect(), &Nothing, &policy, now);
+        let judged = judge((0..4).map(item).collect(), &Unconstrained, &policy, now);
         let fates: Vec<_> = judged.items.iter().map(|i| i.fate).collect();
         assert_eq!(fates, [Fate::Delete, Fate::Keep, Fate::Keep, Fate::Keep]);
         assert_eq!(judged.marks, ids[..1]);

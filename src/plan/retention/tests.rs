@@ -11,10 +11,11 @@ use std::time::Duration;
 use super::*;
 use crate::pg::segment::SegmentSize;
 use crate::pg::timeline::History;
+use crate::repo::catalog::{Manifest, numbers};
 use crate::repo::event::{Event, Recorded, compact, standing};
-use crate::wal::facts::Runs;
+use crate::repo::runs::Runs;
 use crate::wal::inventory::{HistoryFile, Timeline};
-use crate::wal::survey::{Manifest, Root, Subject, numbers};
+use crate::wal::survey::{Root, Subject};
 
 const MIB: u64 = 1 << 20;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -96,7 +97,6 @@ fn add_backup(survey: &mut Survey, n: usize, timeline: u32, start: u64, stop: u6
         timeline: tli(timeline),
         history: None,
         stop_time: ago(48),
-        stored: ago(48),
         size_bytes: 1,
         stored_bytes: 1,
         damage: None,
@@ -107,11 +107,12 @@ fn add_backup(survey: &mut Survey, n: usize, timeline: u32, start: u64, stop: u6
     };
     let subject = Subject {
         manifest: Manifest::Committed(Box::new(root)),
+        stored: Some(ago(48)),
         has_server_manifest: true,
         layers: Runs::from_numbers(vec![0]),
         packs: Runs::from_numbers(vec![0]),
-        newest_part: None,
         events: vec![event("begin", ago(48))],
+        ..Subject::default()
     };
     survey.ids.insert(id.clone(), subject);
     id
@@ -168,7 +169,8 @@ fn apply(survey: &mut Survey, plan: &ExpirePlan, at: TimestampTz) {
         survey.ids.get_mut(unmarked).unwrap().events.push(event);
     }
     for id in &plan.tombstones {
-        survey.ids.get_mut(id).unwrap().manifest = Manifest::Tombstone(at);
+        let subject = survey.ids.get_mut(id).unwrap();
+        (subject.manifest, subject.stored) = (Manifest::Tombstone, Some(at));
     }
     let without = |runs: &Runs, first: u64, last: u64| {
         let left = runs.iter().flat_map(|(a, b)| a.0..=b.0);
@@ -252,9 +254,7 @@ fn a11_nothing_goes_before_a_newer_backup_was_verified_and_is_old_enough() {
     // The later of the two times counts, and of a damaged one none.
     let mut late = survey.clone();
     let subject = late.ids.get_mut(&id(5)).unwrap();
-    if let Manifest::Committed(root) = &mut subject.manifest {
-        root.stored = ago(23);
-    }
+    subject.stored = Some(ago(23));
     assert_eq!(kept(&late, &with(24)).0, 9);
     let subject = survey.ids.get_mut(&id(5)).unwrap();
     subject.events.push(event("damaged", ago(1)));
@@ -445,7 +445,7 @@ fn a_base_is_kept_for_the_timeline_that_the_cluster_follows() {
         let plan = retention(&survey, &policy, now());
         let kept = plan.backups.iter().filter(|b| b.fate == Fate::Keep);
         let kept: Vec<_> = kept
-            .map(|b| (b.stop_lsn.0 / MIB / 10, b.reason.clone()))
+            .map(|b| (b.place.unwrap().stop_lsn.0 / MIB / 10, b.reason.clone()))
             .collect();
         kept
     };
@@ -826,7 +826,7 @@ fn x04_a_branch_that_no_backup_reaches_goes_and_others_stay() {
     let start = 96 * MIB + 40;
     add_backup(&mut survey, 100, 3, start, start + MIB);
     let plan = retention(&survey, &policy(1, 0), now());
-    assert_eq!(plan.backups.last().unwrap().timeline, tli(3));
+    assert_eq!(plan.backups.last().unwrap().place.unwrap().timeline, tli(3));
     assert_eq!(fates(&plan)[8..], ["keep", "keep"]);
     assert!(plan.backups[8].reason.contains("timeline 1"));
 }
@@ -1090,7 +1090,7 @@ fn i5_x04_x08_random_worlds_keep_their_promise() {
         let kept: Vec<&Judged> = plan.backups.iter().filter(|b| b.is_promised).collect();
         let good = plan.backups.iter().filter(|b| b.damage.is_none()).count();
         assert!(kept.len() >= good.min(policy.keep as usize), "seed {seed}");
-        if let Some(from) = kept.iter().map(|b| b.stop_lsn).min() {
+        if let Some(from) = kept.iter().map(|b| b.place.unwrap().stop_lsn).min() {
             for target in before.timelines.keys() {
                 for point in points(&before) {
                     if point >= from && is_reachable(&before, *target, point) {

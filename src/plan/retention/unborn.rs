@@ -5,8 +5,8 @@ use super::{LEFTOVER_AGE, Policy, is_over};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::repo::catalog::Subject;
 use crate::repo::event::{self, live_claims};
-use crate::wal::survey::Subject;
 
 /// An id without a backup.
 pub enum Unborn {
@@ -19,7 +19,7 @@ pub enum Unborn {
 }
 
 /// Judges an id under which no backup exists and no tombstone stands.
-pub fn unborn(subject: &Subject, policy_grace: &Policy, now: TimestampTz) -> Unborn {
+pub fn unborn<R>(subject: &Subject<R>, policy_grace: &Policy, now: TimestampTz) -> Unborn {
     let events = &subject.events;
     if let Some(state) = unborn_again(subject, policy_grace, now) {
         return state;
@@ -56,12 +56,11 @@ pub fn unborn(subject: &Subject, policy_grace: &Policy, now: TimestampTz) -> Unb
 }
 
 /// Judges an id whose backup was completed: without a mark its root is lost, and with one it waits as a backup does.
-fn unborn_again(subject: &Subject, policy: &Policy, now: TimestampTz) -> Option<Unborn> {
+fn unborn_again<R>(subject: &Subject<R>, policy: &Policy, now: TimestampTz) -> Option<Unborn> {
     let completed = event::completed(&subject.events)?;
     let is_due = mark_state(&subject.events, policy, now) == Some(None);
     if is_due && live_claims(&subject.events, now).is_empty() {
         return Some(Unborn::Leftover);
     }
-    let start = (completed.timeline, completed.start_lsn);
-    Some(Unborn::Running(vec![start]))
+    Some(Unborn::Running(completed.start.into_iter().collect()))
 }

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
+use crate::repo::catalog::Manifest;
 use crate::repo::event;
-use crate::wal::facts::Runs;
+use crate::repo::runs::Runs;
 use crate::wal::inventory::{HistoryFile, Timeline};
 use crate::wal::path::{Listing, Path};
-use crate::wal::survey::{Manifest, Survey};
+use crate::wal::survey::Survey;
 
 /// The paths to all timelines of a cluster, and the WAL on them.
 pub struct Paths<'a> {

@@ -1,6 +1,7 @@
 //! The root of a backup, its commit record (format, section 8.1): head, map and content.
 //!
-//! Head and map are the same for every kind of content. An [`outline::Outline`] is what can be known of a cluster's root without a key.
+//! Head and map are the same for every kind of content. An [`outline::Outline`] is what can be known of a cluster's root without a key, an
+//! `aux_root::AuxOutline` the same of other content.
 
 use std::io::Write;
 
@@ -15,8 +16,11 @@ use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::store::{Key, Object, Published, Store, read};
 
+#[cfg(feature = "full")]
+pub mod aux_root;
 pub mod cluster;
 pub mod outline;
+mod parts;
 
 pub use cluster::{BackupRoot, ClusterContent};
 
@@ -33,6 +37,39 @@ pub struct Tombstone {
     pub id: BackupId,
     /// 32 hexadecimal digits.
     pub nonce: String,
+}
+
+/// What stands under the key of a root.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stored<R> {
+    /// Nothing.
+    Absent,
+    /// A janitor gave the id up.
+    Tombstone,
+    /// The backup exists.
+    Root(R),
+}
+
+impl<R> Stored<R> {
+    /// The root, where the backup exists.
+    pub fn root(self) -> Option<R> {
+        match self {
+            Stored::Root(root) => Some(root),
+            Stored::Absent | Stored::Tombstone => None,
+        }
+    }
+
+    /// Reduces the root.
+    ///
+    /// # Errors
+    /// Those of `reduce`.
+    pub fn reduced<T>(self, reduce: impl FnOnce(R) -> Result<T>) -> Result<Stored<T>> {
+        Ok(match self {
+            Stored::Root(root) => Stored::Root(reduce(root)?),
+            Stored::Tombstone => Stored::Tombstone,
+            Stored::Absent => Stored::Absent,
+        })
+    }
 }
 
 /// Full or incremental.
@@ -146,47 +183,46 @@ impl<C: Content> Root<C> {
     pub fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Option<Self>> {
         let key = scope.manifest(id);
         match store.open(&key)? {
-            Some(object) => Self::decode(object.as_ref(), &key, scope, id),
+            Some(object) => Ok(Self::decode(object.as_ref(), &key, scope, id)?.root()),
             None => Ok(None),
         }
     }
 
-    /// Reads the root that stands in this object; `None` when it is a tombstone.
+    /// Reads the root, or the tombstone, that stands in this object.
     fn decode(
         object: &dyn Object,
         key: &Key,
         scope: &Scope,
         id: &BackupId,
-    ) -> Result<Option<Self>> {
+    ) -> Result<Stored<Self>> {
         let bytes = read(object, key, json::ROOT_LIMIT_BYTES)?;
         // A tombstone stands where a janitor gave up an aborted backup, so that its writer cannot commit any more.
         if json::kind_of(&bytes).as_deref() == Some(TOMBSTONE) {
             json::decode::<Tombstone>(key, TOMBSTONE, &bytes)?;
-            return Ok(None);
+            return Ok(Stored::Tombstone);
         }
         let root: Self = json::decode(key, KIND, &bytes)?;
         match root.head.id == *id && root.content.is_of(scope) {
-            true => Ok(Some(root)),
+            true => Ok(Stored::Root(root)),
             false => Err(another(key)),
         }
     }
+}
 
-    /// Writes the root: the commit point. Everything it names must be durable before. `facts` are what stays plain of it.
-    fn write(
-        &self,
-        store: &dyn Store,
-        scope: &Scope,
-        facts: serde_json::Map<String, serde_json::Value>,
-    ) -> Result<Published> {
-        let key = scope.manifest(&self.head.id);
-        let bytes = json::encode(&key, KIND, self)?;
-        let mut object = store.create(&key)?;
-        object.describe(facts, None);
-        object
-            .write_all(&bytes)
-            .map_err(|e| Error::from_io(format!("write object \"{key}\""), e))?;
-        object.publish()
-    }
+/// Writes a root: the commit point. Everything it names must be durable before. `facts` are what stays plain of it.
+fn write(
+    store: &dyn Store,
+    key: &Key,
+    root: &impl Serialize,
+    facts: serde_json::Map<String, serde_json::Value>,
+) -> Result<Published> {
+    let bytes = json::encode(key, KIND, root)?;
+    let mut object = store.create(key)?;
+    object.describe(facts, None);
+    object
+        .write_all(&bytes)
+        .map_err(|e| Error::from_io(format!("write object \"{key}\""), e))?;
+    object.publish()
 }
 
 fn another(key: &Key) -> Error {
@@ -200,6 +236,7 @@ impl BackupRoot {
     /// `Damaged` when its history cannot be read, or it names too many parts; what the store says.
     pub fn commit(&self, store: &dyn Store, scope: &Scope) -> Result<Published> {
         let keyed = |hash: &[u8; 32]| store.public_hash(hash);
-        self.write(store, scope, outline::facts(self, &keyed)?)
+        let facts = outline::facts(self, &keyed)?;
+        write(store, &scope.manifest(&self.head.id), self, facts)
     }
 }

@@ -1,14 +1,13 @@
 //! What can be known of a cluster's root without a key (format, section 11): what a janitor needs to expire, and nothing of what was backed up.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::cluster::{BackupRoot, Tablespace};
-use super::{BackupKind, another};
+use super::parts::{PARTS_MAX, Parts, check_parts, check_room, names, parts};
+use super::{BackupKind, Stored, another};
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
@@ -86,58 +85,6 @@ pub struct Details {
     pub wal_segment_size_bytes: u64,
 }
 
-/// A sealed root names no more layers and packs: of packs alone these are 64 TiB.
-const PARTS_MAX: usize = 1 << 18;
-
-/// Layers or packs, as runs of numbers by the backup that wrote them.
-type Parts = BTreeMap<BackupId, Vec<(u32, u32)>>;
-
-fn parts<'a>(names: impl Iterator<Item = &'a PartName>) -> Parts {
-    let mut sorted: Vec<&PartName> = names.collect();
-    sorted.sort();
-    sorted.dedup();
-    let mut parts = Parts::new();
-    for name in sorted {
-        let runs = parts.entry(name.id.clone()).or_default();
-        match runs.last_mut() {
-            Some((_, last)) if *last + 1 == name.number => *last = name.number,
-            _ => runs.push((name.number, name.number)),
-        }
-    }
-    parts
-}
-
-fn too_many() -> Error {
-    err!(Damaged, "a root names more than {PARTS_MAX} parts")
-}
-
-/// Requires runs in order, of which `room` is left for so many: a few bytes can tell of a million, and who made them need not be proven.
-fn check_parts(parts: &Parts, room: &mut usize) -> Result<()> {
-    for runs in parts.values() {
-        let mut after = None;
-        for &(first, last) in runs {
-            if last > 999_999 || first > last || after.is_some_and(|a| first <= a) {
-                return Err(err!(Damaged, "the parts of a root are not in order"));
-            }
-            after = Some(last);
-            *room = room
-                .checked_sub((last - first) as usize + 1)
-                .ok_or_else(too_many)?;
-        }
-    }
-    Ok(())
-}
-
-fn names(parts: &Parts) -> impl Iterator<Item = PartName> + '_ {
-    parts.iter().flat_map(|(id, runs)| {
-        let numbers = runs.iter().flat_map(|(first, last)| *first..=*last);
-        numbers.map(|number| PartName {
-            id: id.clone(),
-            number,
-        })
-    })
-}
-
 /// What stays plain of `root` in an encrypted repository; `keyed` gives the keyed hash of a hash of raw content.
 ///
 /// # Errors
@@ -152,9 +99,7 @@ pub fn facts(
         .iter()
         .map(|s| s.layers.len())
         .sum::<usize>();
-    if layers + root.map.packs.len() > PARTS_MAX {
-        return Err(too_many());
-    }
+    check_room(layers + root.map.packs.len())?;
     let mut outline = Outline::of(root)?;
     let proof = outline.wal_proof.as_ref().map(|p| p.keyed(keyed));
     outline.wal_proof = proof.transpose()?;
@@ -215,18 +160,26 @@ impl Outline {
     /// # Errors
     /// `Damaged`, `Unsupported`, and what the store says.
     pub fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Option<Outline>> {
+        Ok(Outline::stored(store, scope, id)?.root())
+    }
+
+    /// As [`Outline::read`], and tells a tombstone from nothing.
+    ///
+    /// # Errors
+    /// Those of [`Outline::read`].
+    pub fn stored(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<Outline>> {
         let key = scope.manifest(id);
         let Some(object) = store.open(&key)? else {
-            return Ok(None);
+            return Ok(Stored::Absent);
         };
         let Some(opaque) = object.opaque() else {
-            let root = BackupRoot::decode(object.as_ref(), &key, scope, id)?;
-            return root.as_ref().map(Outline::of).transpose();
+            let stored = BackupRoot::decode(object.as_ref(), &key, scope, id)?;
+            return stored.reduced(|root| Outline::of(&root));
         };
         let outline = Outline::from_facts(opaque.facts())
             .map_err(|e| e.context(format!("read object \"{key}\"")))?;
         match outline.id == *id && Tag::cluster(outline.system_identifier) == scope.tag() {
-            true => Ok(Some(outline)),
+            true => Ok(Stored::Root(outline)),
             false => Err(another(&key)),
         }
     }
@@ -305,34 +258,5 @@ impl Outline {
                 self.id
             )),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_few_bytes_do_not_make_a_million_names() {
-        let id = |n: u32| {
-            format!("20261120T0640{n:02}Z-full")
-                .parse::<BackupId>()
-                .unwrap()
-        };
-        let whole = |ids: u32| {
-            (0..ids)
-                .map(|n| (id(n), vec![(0, 199_999)]))
-                .collect::<Parts>()
-        };
-        let mut room = PARTS_MAX;
-        check_parts(&whole(1), &mut room).unwrap();
-        assert_eq!(names(&whole(1)).count(), 200_000);
-        assert!(
-            check_parts(&whole(1), &mut room).is_err(),
-            "layers and packs count together"
-        );
-        assert!(check_parts(&whole(60), &mut PARTS_MAX.clone()).is_err());
-        let unordered = Parts::from([(id(1), vec![(5, 6), (6, 7)])]);
-        assert!(check_parts(&unordered, &mut PARTS_MAX.clone()).is_err());
     }
 }

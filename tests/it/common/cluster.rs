@@ -18,7 +18,7 @@ use super::client::{Client, Rows};
 use super::postgres::{self, Lock, Shape};
 use super::program::{Program, Run};
 use super::sandbox::Sandbox;
-use super::{PATIENCE, user, wait_until};
+use super::{PATIENCE, unpadded, user, wait_until};
 
 /// How long a server may take to start or to stop, recovery included.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(300);
@@ -558,10 +558,10 @@ impl Cluster {
         self.server.is_some()
     }
 
-    /// Returns everything that the server has logged.
+    /// Returns everything that the server has logged, with its positions as servers before 19 print them.
     pub fn log(&self) -> String {
         let bytes = std::fs::read(self.sandbox.join("log")).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+        unpadded(&String::from_utf8_lossy(&bytes))
     }
 
     /// Waits until the log holds `part`.

@@ -72,7 +72,7 @@ pub fn only(repository: pitr::error::Result<pitr::repo::repository::Repository>)
 }
 
 /// Every major that pitr supports.
-pub const ALL_MAJORS: [u32; 6] = [13, 14, 15, 16, 17, 18];
+pub const ALL_MAJORS: [u32; 7] = [13, 14, 15, 16, 17, 18, 19];
 
 /// Returns the majors to test: all, or those of `PITR_TEST_MAJORS`.
 pub fn majors() -> Vec<u32> {
@@ -123,12 +123,12 @@ macro_rules! require_root {
     };
 }
 
-/// Makes one test for each major out of `fn name(major: u32)`: `per_major!(name);` gives `name::v13` to `name::v18`,
+/// Makes one test for each major out of `fn name(major: u32)`: `per_major!(name);` gives `name::v13` to `name::v19`,
 /// `per_major!(name, v13 v18);` these two. They run side by side.
 #[macro_export]
 macro_rules! per_major {
     ($name:ident) => {
-        $crate::per_major!($name, v13 v14 v15 v16 v17 v18);
+        $crate::per_major!($name, v13 v14 v15 v16 v17 v18 v19);
     };
     ($name:ident, $($test:ident)+) => {
         mod $name {
@@ -141,6 +141,7 @@ macro_rules! per_major {
     (@ $name:ident v16) => { $crate::per_major!(@ $name v16 16); };
     (@ $name:ident v17) => { $crate::per_major!(@ $name v17 17); };
     (@ $name:ident v18) => { $crate::per_major!(@ $name v18 18); };
+    (@ $name:ident v19) => { $crate::per_major!(@ $name v19 19); };
     (@ $name:ident $test:ident $major:literal) => {
         #[test]
         fn $test() {
@@ -150,6 +151,24 @@ macro_rules! per_major {
             super::$name($major);
         }
     };
+}
+
+/// A text of a server with its positions as servers before 19 print them, whose second half may be shorter than eight digits.
+pub fn unpadded(text: &str) -> String {
+    let mut parts = text.split('/');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let digits = part.bytes().take_while(u8::is_ascii_hexdigit).count();
+        let zeros = part.bytes().take_while(|b| *b == b'0').count();
+        // The directory of a path is a word, of which such digits can only be the end.
+        let first = out.trim_end_matches(|c: char| c.is_ascii_hexdigit());
+        let is_position = digits == 8
+            && first.len() < out.len()
+            && !first.ends_with(|c: char| c.is_ascii_alphanumeric() || "_/.".contains(c));
+        out.push('/');
+        out.push_str(&part[if is_position { zeros.min(7) } else { 0 }..]);
+    }
+    out
 }
 
 /// Asks `done` every 20 ms until it says yes.

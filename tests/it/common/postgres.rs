@@ -117,7 +117,7 @@ pub fn initdb(shape: Shape, pgdata: &Path) {
     // 18 writes checksums unless told otherwise; before it there was no option against them.
     match (shape.checksums, shape.major) {
         (true, _) => command.arg("--data-checksums"),
-        (false, 18) => command.arg("--no-data-checksums"),
+        (false, 18..) => command.arg("--no-data-checksums"),
         (false, _) => &mut command,
     };
     let out = command.output().expect("initdb starts");

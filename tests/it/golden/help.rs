@@ -1,10 +1,12 @@
 //! `--help` of every command: the tree is walked by the commands that each help lists.
 
+use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 
 use super::Scene;
 use super::redact::Data;
-use crate::common::{Program, pitr, pitr_archive, pitr_restore};
+use crate::common::{Program, Sandbox, pitr, pitr_archive, pitr_restore};
 
 /// Every command of `pitr`, each as its words, the shorter before the longer.
 fn commands() -> &'static [Vec<String>] {
@@ -21,7 +23,7 @@ fn walk() -> Vec<Vec<String>> {
         for line in listed.skip(1).take_while(|line| line.starts_with("  ")) {
             // The continuation of a long line is indented further.
             let name = line[2..].split(' ').next().unwrap_or_default();
-            if !matches!(name, "" | "help") {
+            if !name.is_empty() {
                 found.push([&command[..], &[name.to_owned()]].concat());
             }
         }
@@ -67,11 +69,52 @@ fn short_help_and_version() {
             pitr().arg("-h"),
             pitr().args(["plan", "-h"]),
             pitr().arg("--version"),
+            pitr().args(["help", "wal", "push"]),
+            pitr().args(["help", "backups"]),
             pitr().arg("wal"),
             pitr_archive().arg("--version"),
             pitr_restore().arg("--version"),
         ],
     );
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let sandbox = Sandbox::new("man");
+    let pages = sandbox.dir("pages");
+    pitr().arg("man").arg(&pages).run().success();
+    for command in commands() {
+        let name = [&["pitr".to_owned()], &command[..]].concat();
+        let page = std::fs::read_to_string(pages.join(format!("{}.1", name.join("-"))));
+        assert!(page.unwrap().contains(".SH NAME"), "{command:?}");
+    }
+    for program in ["pitr-archive", "pitr-restore-command"] {
+        assert!(pages.join(format!("{program}.1")).exists());
+    }
+}
+
+#[test]
+fn a_page_of_the_documentation_is_printed_as_it_is() {
+    for (page, file) in [
+        ("targets", "targets.md"),
+        ("statuses", "exit-status.md"),
+        ("configuration", "configuration.md"),
+    ] {
+        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+        let printed = pitr().args(["help", page]).run().success();
+        assert_eq!(
+            printed.stdout,
+            std::fs::read_to_string(docs.join(file)).unwrap()
+        );
+    }
+}
+
+#[test]
+fn completions_are_a_script_of_the_shell() {
+    let script = pitr().args(["completions", "bash"]).run().success().stdout;
+    assert!(script.contains("backfill") && !script.contains("serve"));
+    let checked = Command::new("bash").args(["-nc", &script]).status();
+    assert!(checked.unwrap().success());
 }
 
 #[test]

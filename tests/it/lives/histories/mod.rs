@@ -32,7 +32,7 @@ use world::World;
 /// Histories of the run that is part of the tests.
 const HISTORIES: u64 = 40;
 /// Histories of the campaign that failed once, and why.
-const MENDED: [u64; 9] = [
+const MENDED: [u64; 11] = [
     // The operator is told to abandon another timeline first.
     113, 189,
     // A server took the history of another one that was promoted to the same number, and archived behind its WAL.
@@ -40,7 +40,9 @@ const MENDED: [u64; 9] = [
     // A timeline of the life that lost a fork proved a hole in the other one.
     173, // PostgreSQL read ahead of a backup's end, and came to a hole.
     215, // A server waits for the copy of the one that it followed.
-    266,
+    266, // A whole segment hid what a receiver had archived of another server.
+    304, // A segment was stored before one that did not continue it.
+    366,
 ];
 /// Test functions, which run side by side.
 const PARTS: u64 = 4;

@@ -8,31 +8,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
-use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
+use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::plan::cluster::{self, Side};
 use crate::plan::retention::wal::Paths;
-use crate::plan::retention::{Deletion, ExpirePlan, Fate, Policy, retention};
+use crate::plan::retention::{ExpirePlan, Fate, Policy, retention};
+use crate::repo::catalog::{Catalog, Manifest};
 use crate::repo::clock;
-use crate::repo::deletion::DeletionClaim;
-use crate::repo::event::{self, Event, Writer};
-use crate::repo::id::{BackupId, PartName};
-use crate::repo::json;
+use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::root::outline::Outline;
-use crate::repo::root::{TOMBSTONE, Tombstone};
-use crate::store::{Key, Published, Store};
+use crate::store::Store;
 use crate::wal::inventory::Inventory;
 use crate::wal::link::{Brief, Joined, Link};
 use crate::wal::rollup::Rollup;
-use crate::wal::survey::{Manifest, Survey};
+use crate::wal::survey::Survey;
+use run::{Decided, Domain, Run};
 
-/// How often the repository may change under a run before it gives up.
-const ATTEMPTS: u32 = 4;
+mod run;
+pub mod scope;
 
 /// One run of expiry on one cluster in one repository.
 pub struct Expire<'a> {
@@ -75,7 +72,7 @@ impl Expire<'_> {
     pub fn plan(&self) -> Result<ExpirePlan> {
         let mut survey = self.survey()?;
         let policy = self.policy_for(&survey)?;
-        self.decide(&mut survey, &policy, self.host.now())
+        self.judge(&mut survey, &policy, self.host.now())
     }
 
     /// Computes what a run would do, and what has gone in the end: the plan of the same policy without a grace period.
@@ -86,14 +83,14 @@ impl Expire<'_> {
         let mut survey = self.survey()?;
         let now = self.host.now();
         let policy = self.policy_for(&survey)?;
-        let plan = self.decide(&mut survey, &policy, now)?;
+        let plan = self.judge(&mut survey, &policy, now)?;
         let grace = Duration::ZERO;
-        let then = self.decide(&mut survey, &Policy { grace, ..policy }, now)?;
+        let then = self.judge(&mut survey, &Policy { grace, ..policy }, now)?;
         Ok((plan, then))
     }
 
     /// Computes what is kept. A backup stands for older ones only where the links of its WAL hold, which are read where anything would go.
-    fn decide(&self, survey: &mut Survey, policy: &Policy, now: TimestampTz) -> Result<ExpirePlan> {
+    fn judge(&self, survey: &mut Survey, policy: &Policy, now: TimestampTz) -> Result<ExpirePlan> {
         let mut links = Links::new(self.repository, survey.layout(self.registration)?);
         loop {
             let plan = retention(survey, policy, now);
@@ -126,10 +123,7 @@ impl Expire<'_> {
     /// What is to be kept, with the timelines that may be the cluster.
     fn policy_for(&self, survey: &Survey) -> Result<Policy> {
         let mut policy = self.policy.clone();
-        let mut events = survey.ids.values().flat_map(|subject| &subject.events);
-        if events.any(|e| e.event.until.is_some()) {
-            policy.store_clock = self.repository.store().clock()?;
-        }
+        policy.store_clock = pin_clock(self.repository.store(), &survey.catalog)?;
         // With one timeline there is nothing to decide, and what cannot be read is a reason to delete nothing.
         if survey.timelines.len() > 1 && survey.unreadable.is_empty() {
             let registered = self.registration;
@@ -145,17 +139,7 @@ impl Expire<'_> {
     /// Reads what is there, and requires a clock by which it can be judged.
     fn survey(&self) -> Result<Survey> {
         let survey = Survey::read(self.repository, self.registration)?;
-        let now = self.host.now();
-        if let Some((stored, key)) = &survey.newest
-            && *stored > now.saturating_add(clock::MAY_DIFFER)
-        {
-            let what = format!("\"{key}\" was stored at {stored}");
-            return Err(not_deleted(clock::differs(now, &what)));
-        }
-        clock::check(self.repository.store(), now).map_err(|e| match e.code() {
-            Code::Refused => not_deleted(e),
-            _ => e,
-        })?;
+        check_clock(self.repository.store(), &survey.catalog, self.host.now())?;
         Ok(survey)
     }
 
@@ -167,25 +151,35 @@ impl Expire<'_> {
     pub fn run(&self, shown: &ExpirePlan, outcome: &mut Outcome) -> Result<()> {
         let layout =
             ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
-        // Where segments lie is known with the second reading.
-        let mut run = Run {
-            what: self,
-            store: self.repository.store(),
-            layout: layout.clone(),
-            size: SegmentSize::new(self.registration.segment_size_bytes)?,
-            spared: self.policy.spared.clone(),
-            deletion: None,
-            outcome,
-        };
-        run.mark(shown)?;
-        if shown.deletions.is_empty() && shown.tombstones.is_empty() {
-            return Ok(());
+        let place = (self.repository.store(), &*layout);
+        Run::new(self, place, &self.policy, self.host, outcome).run(shown, &self.policy)
+    }
+}
+
+impl Domain for Expire<'_> {
+    /// What is not marked yet waits for another run, also without grace.
+    fn decide(&self, spared: &BTreeSet<BackupId>) -> Result<Decided> {
+        let mut survey = self.survey()?;
+        // Where segments lie is known with this reading.
+        let layout = survey.layout(self.registration)?;
+        let mut policy = self.policy_for(&survey)?;
+        policy.spared.clone_from(spared);
+        let now = self.host.now();
+        let mut plan = self.judge(&mut survey, &policy, now)?;
+        if !plan.marks.is_empty() {
+            policy.spared.extend(plan.marks);
+            plan = self.judge(&mut survey, &policy, now)?;
         }
-        let writer = Writer::of(self.host);
-        run.deletion = Some(DeletionClaim::take(run.store, &layout, writer)?);
-        let done = run.attempts();
-        let ended = run.deletion.take().map_or(Ok(()), DeletionClaim::end);
-        done.and(ended)
+        Ok(Decided {
+            plan,
+            wal: Some((layout, survey.segment_size)),
+        })
+    }
+
+    fn exists(&self, id: &BackupId) -> Result<bool> {
+        let layout =
+            ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
+        Ok(Outline::read(self.repository.store(), &layout, id)?.is_some())
     }
 }
 
@@ -254,224 +248,33 @@ impl<'a> Links<'a> {
     }
 }
 
+/// Requires a clock by which what was read can be judged.
+fn check_clock<R>(store: &dyn Store, catalog: &Catalog<R>, now: TimestampTz) -> Result<()> {
+    if let Some((stored, key)) = &catalog.newest
+        && *stored > now.saturating_add(clock::MAY_DIFFER)
+    {
+        let what = format!("\"{key}\" was stored at {stored}");
+        return Err(not_deleted(clock::differs(now, &what)));
+    }
+    clock::check(store, now).map_err(|e| match e.code() {
+        Code::Refused => not_deleted(e),
+        _ => e,
+    })
+}
+
+/// The clock by which pins with an end are over, where one is asked.
+fn pin_clock<R>(store: &dyn Store, catalog: &Catalog<R>) -> Result<Option<TimestampTz>> {
+    let mut events = catalog.ids.values().flat_map(|subject| &subject.events);
+    match events.any(|e| e.event.until.is_some()) {
+        true => store.clock(),
+        false => Ok(None),
+    }
+}
+
 fn not_deleted(clocks_differ: Error) -> Error {
     clocks_differ.hint(
         "Nothing was marked or deleted: grace periods and the claims of running backups and restores are counted by the clock.\nCorrect the clock that is wrong: timedatectl set-ntp true",
     )
-}
-
-struct Run<'a> {
-    what: &'a Expire<'a>,
-    store: &'a dyn Store,
-    layout: ClusterLayout,
-    size: SegmentSize,
-    spared: BTreeSet<BackupId>,
-    /// Held from before the second reading on, while anything is deleted.
-    deletion: Option<DeletionClaim<'a>>,
-    outcome: &'a mut Outcome,
-}
-
-impl Run<'_> {
-    fn attempts(&mut self) -> Result<()> {
-        for _ in 0..ATTEMPTS {
-            let plan = self.decide_again()?;
-            if self.bury(&plan.tombstones)? && self.unmake(&plan)? {
-                return self.delete(&plan);
-            }
-        }
-        Err(
-            err!(Locked, "the repository changes faster than it can be read")
-                .hint("Nothing that is needed was deleted. Run the command again."),
-        )
-    }
-
-    fn mark(&mut self, plan: &ExpirePlan) -> Result<()> {
-        let writer = Writer::of(self.what.host);
-        for id in &plan.marks {
-            let mark = Event {
-                not_before: Some(self.what.host.now().saturating_add(self.what.policy.grace)),
-                by_request: self.what.policy.requested.is_some(),
-                ..writer.event("expire", &id.to_string())
-            };
-            writer.record(self.store, &self.layout, &mark)?;
-            self.outcome.marked.push(id.clone());
-        }
-        for (id, mark) in &plan.unmarks {
-            let unmark = Event {
-                ends: Some(mark.clone()),
-                ..writer.event("unexpire", &id.to_string())
-            };
-            writer.record(self.store, &self.layout, &unmark)?;
-        }
-        Ok(())
-    }
-
-    /// The plan as it is now that the marks are durable. What is not marked yet waits for another run, also without grace.
-    fn decide_again(&mut self) -> Result<ExpirePlan> {
-        let mut survey = self.what.survey()?;
-        self.layout = survey.layout(self.what.registration)?;
-        let mut policy = self.what.policy_for(&survey)?;
-        policy.spared.clone_from(&self.spared);
-        let now = self.what.host.now();
-        let plan = self.what.decide(&mut survey, &policy, now)?;
-        if plan.marks.is_empty() {
-            return Ok(plan);
-        }
-        policy.spared.extend(plan.marks);
-        self.what.decide(&mut survey, &policy, now)
-    }
-
-    /// Puts tombstones; `false` when one of the backups was committed meanwhile.
-    fn bury(&self, ids: &[BackupId]) -> Result<bool> {
-        for id in ids {
-            self.check_stop()?;
-            let tombstone = Tombstone {
-                id: id.clone(),
-                nonce: event::nonce(self.what.host.random.as_ref()),
-            };
-            let key = self.layout.manifest(id);
-            // Without a key of an encrypted repository: the janitor need not have one.
-            let published = json::write_plain(self.store, &key, TOMBSTONE, &tombstone)?;
-            if published == Published::Exists
-                && Outline::read(self.store, &self.layout, id)?.is_some()
-            {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Deletes roots; `false` when the store refused one, which then stays with all that it needs.
-    fn unmake(&mut self, plan: &ExpirePlan) -> Result<bool> {
-        let mut is_complete = true;
-        for deletion in &plan.deletions {
-            let Deletion::Manifest(id) = deletion else {
-                continue;
-            };
-            if self.remove(&self.layout.manifest(id))? {
-                self.outcome.deleted_backups.push(id.clone());
-                // What the root names must not be gone while a power cut can bring the root back.
-                self.store
-                    .settle_deletions(&format!("{}/{id}", self.layout.backups()))?;
-                self.what
-                    .host
-                    .progress
-                    .note(&format!("deleted backup {id}"));
-            } else {
-                self.spared.insert(id.clone());
-                is_complete = false;
-            }
-        }
-        Ok(is_complete)
-    }
-
-    fn delete(&mut self, plan: &ExpirePlan) -> Result<()> {
-        for deletion in &plan.deletions {
-            self.delete_one(deletion)?;
-        }
-        Ok(())
-    }
-
-    fn delete_one(&mut self, deletion: &Deletion) -> Result<()> {
-        let part = |id: &BackupId, number| PartName {
-            id: id.clone(),
-            number,
-        };
-        match deletion {
-            Deletion::Manifest(_) => {}
-            Deletion::ServerManifest(id) => {
-                self.remove(&self.layout.server_manifest(id))?;
-            }
-            Deletion::Layers(id, first, last) => {
-                for number in *first..=*last {
-                    self.remove(&self.layout.layer(&part(id, number)))?;
-                }
-            }
-            Deletion::Packs(id, first, last) => {
-                for number in *first..=*last {
-                    self.remove(&self.layout.pack(&part(id, number)))?;
-                }
-            }
-            Deletion::Segments(timeline, first, last) => {
-                for number in first.0..=last.0 {
-                    let name = SegmentNumber(number).name(*timeline, self.size);
-                    let Some(name) = name else { break };
-                    let before = self.outcome.deleted_objects;
-                    // A refused one ends the range: behind it there would be a hole.
-                    if !self.remove(&self.layout.wal_file(WalFileName::Segment(name)))? {
-                        break;
-                    }
-                    self.outcome.deleted_segments += self.outcome.deleted_objects - before;
-                }
-            }
-            Deletion::WalFile(name) => {
-                self.remove(&self.layout.wal_file(*name))?;
-            }
-            Deletion::Object(key) => {
-                self.remove(key)?;
-            }
-            Deletion::Event(subject, name) => {
-                self.remove(&self.layout.event(subject, name)?)?;
-            }
-            Deletion::Tombstone(id) => {
-                self.remove(&self.layout.manifest(id))?;
-            }
-            Deletion::Begin(id) => {
-                self.remove(&self.layout.begin(id))?;
-            }
-            Deletion::Unfinished(path) => {
-                let result = self.store.discard(path);
-                self.count(path, result)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Deletes an object; `false` when the store refused. Its being gone already is fine.
-    fn remove(&mut self, key: &Key) -> Result<bool> {
-        self.check_stop()?;
-        if let Some(deletion) = &mut self.deletion {
-            deletion.keep()?;
-        }
-        let result = self.store.delete(key);
-        self.count(key.as_str(), result)
-    }
-
-    fn count(&mut self, what: &str, result: Result<bool>) -> Result<bool> {
-        match result {
-            Ok(was_there) => {
-                self.outcome.deleted_objects += u64::from(was_there);
-                Ok(true)
-            }
-            Err(e) if e.code() == Code::Denied => {
-                self.refuse(what, &e);
-                Ok(false)
-            }
-            // Its time comes: that is what the lock was set for.
-            Err(e) if e.code() == Code::Locked => {
-                self.outcome.locked_count += 1;
-                if self.outcome.locked.len() < 100 {
-                    self.outcome.locked.push(format!("{what}: {e}"));
-                }
-                Ok(false)
-            }
-            Err(e) => Err(e.hint(
-                "Nothing that is needed was deleted. Run the command again when the repository answers: it goes on.",
-            )),
-        }
-    }
-
-    fn refuse(&mut self, what: &str, error: &Error) {
-        self.outcome.refused_count += 1;
-        if self.outcome.refused.len() < 100 {
-            self.outcome.refused.push(format!("{what}: {error}"));
-        }
-    }
-
-    fn check_stop(&self) -> Result<()> {
-        let hint = "Nothing that is needed was deleted. Run the command again: it goes on.";
-        self.what.host.check_stop().map_err(|e| e.hint(hint))
-    }
 }
 
 #[cfg(test)]
@@ -483,11 +286,12 @@ mod tests {
     use crate::archive::push::{Push, push};
     use crate::pg::craft::Craft;
     use crate::pg::lsn::Lsn;
+    use crate::pg::segment::{SegmentSize, WalFileName};
     use crate::pg::timeline::TimelineId;
     use crate::pg::version::Major;
     use crate::repo::container::Codec;
+    use crate::repo::runs::Runs;
     use crate::store::file::FileStore;
-    use crate::wal::facts::Runs;
     use crate::wal::inventory::Timeline;
     use crate::wal::survey::{Root, Subject};
 
@@ -556,7 +360,6 @@ mod tests {
             timeline: TimelineId::FIRST,
             history: None,
             stop_time: TimestampTz(0),
-            stored: TimestampTz(0),
             size_bytes: 1,
             stored_bytes: 1,
             damage: None,
@@ -567,6 +370,7 @@ mod tests {
         };
         let subject = Subject {
             manifest: Manifest::Committed(Box::new(root)),
+            stored: Some(TimestampTz(0)),
             ..Subject::default()
         };
         let id = format!("2026110{last}T000000Z-full");
@@ -590,11 +394,14 @@ mod tests {
             ..Timeline::default()
         };
         let mut survey = Survey {
-            ids: [backup(1, 1), backup(2, 5)].into(),
+            catalog: Catalog {
+                ids: [backup(1, 1), backup(2, 5)].into(),
+                ..Catalog::empty()
+            },
             timelines: [(TimelineId::FIRST, timeline)].into(),
             ..Survey::empty(size())
         };
-        let plan = expire.decide(&mut survey, &expire.policy, NOW).unwrap();
+        let plan = expire.judge(&mut survey, &expire.policy, NOW).unwrap();
         plan.backups.iter().map(|b| b.fate.as_str()).collect()
     }
 

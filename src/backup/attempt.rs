@@ -1,0 +1,116 @@
+//! What every backup does around its content: the commit, and what becomes of one that failed.
+
+use crate::err;
+use crate::error::{Code, Result};
+use crate::host::Host;
+use crate::repo::event::{Event, Writer};
+use crate::repo::id::{BackupId, PartKind};
+use crate::repo::scope::Scope;
+use crate::store::{Key, Published, Store};
+
+/// A backup whose id is reserved.
+pub struct Attempt<'a> {
+    store: &'a dyn Store,
+    scope: &'a Scope,
+    host: &'a Host,
+    id: BackupId,
+    /// From here on an error does not say that the root is not there.
+    is_committing: bool,
+}
+
+/// How the root of one kind of content is written and read.
+pub trait Commit {
+    /// Writes the root.
+    ///
+    /// # Errors
+    /// What the store says.
+    fn write(&self) -> Result<Published>;
+
+    /// Returns whether the root that is stored is this one.
+    ///
+    /// # Errors
+    /// `Damaged`, and what the store says.
+    fn is_stored(&self) -> Result<bool>;
+}
+
+impl<'a> Attempt<'a> {
+    /// An attempt that has not committed.
+    pub fn new(
+        (store, scope): (&'a dyn Store, &'a Scope),
+        id: &BackupId,
+        host: &'a Host,
+    ) -> Attempt<'a> {
+        Attempt {
+            store,
+            scope,
+            host,
+            id: id.clone(),
+            is_committing: false,
+        }
+    }
+
+    /// Writes the root. An answer that was lost is not taken for a failure, nor a failure for an answer.
+    ///
+    /// # Errors
+    /// `Conflict` when a janitor gave the id up; what the store says.
+    pub fn commit(&mut self, root: &dyn Commit) -> Result<()> {
+        let (store, key) = (self.store, self.scope.manifest(&self.id));
+        self.is_committing = true;
+        match root.write() {
+            Ok(Published::Created) => Ok(()),
+            // Our own, when an answer was lost on the way; else a janitor's tombstone.
+            Ok(Published::Exists) => match root.is_stored()? {
+                true => self.settle(&key),
+                false => Err(err!(
+                    Conflict,
+                    "backup \"{}\" was given up by another program",
+                    self.id
+                )
+                .hint("A janitor took it for a leftover. Take the backup again.")),
+            },
+            Err(e) => {
+                // Refused for want of room, the root is proven absent: then the rest may go, and makes room.
+                let refused = matches!(e.code(), Code::Full | Code::ReadOnly | Code::Denied);
+                let absent = matches!(store.head(&key), Ok(None));
+                self.is_committing = !(refused && absent);
+                Err(e)
+            }
+        }
+    }
+
+    /// An object that another call, or another program, gave its name may not be durable yet.
+    fn settle(&self, key: &Key) -> Result<()> {
+        match self.store.open(key)? {
+            Some(object) => object.settle(),
+            None => Err(err!(Unreachable, "object \"{key}\" came and went")),
+        }
+    }
+
+    /// Records that the root exists, so that its loss is noticed. The backup is complete without.
+    pub fn record_completed(&self, completed: Result<Event>) {
+        let writer = Writer::of(self.host);
+        let recorded = completed.and_then(|event| writer.record(self.store, self.scope, &event));
+        if let Err(e) = recorded {
+            self.host.progress.warn(&format!(
+                "backup \"{}\" is complete, but that could not be recorded: should its root be lost, nothing will tell ({e})",
+                self.id
+            ));
+        }
+    }
+
+    /// Deletes what an uncommitted backup wrote, as far as it may. The janitor deletes the rest: it knows the id by its `begin`.
+    pub fn discard(&self) {
+        if self.is_committing {
+            return;
+        }
+        for kind in [PartKind::Pack, PartKind::Layer] {
+            let prefix = self.scope.parts(kind, Some(&self.id));
+            for listed in self.store.list(&prefix).unwrap_or_default() {
+                if let Ok(key) = Key::new(format!("{prefix}/{}", listed.name)) {
+                    let _ = self.store.delete(&key);
+                }
+            }
+        }
+        let _ = self.store.delete(&self.scope.server_manifest(&self.id));
+    }
+}

@@ -1,0 +1,103 @@
+//! Expiry of an aux scope: the rules of retention, and nothing about WAL.
+
+use std::collections::BTreeSet;
+
+use super::run::{Decided, Domain, Run};
+use super::{Outcome, check_clock, pin_clock};
+use crate::error::Result;
+use crate::host::Host;
+use crate::plan::retention::aux_items::retention;
+use crate::plan::retention::{ExpirePlan, Fate, Policy};
+use crate::repo::catalog::{self, Catalog, Reading};
+use crate::repo::id::BackupId;
+use crate::repo::repository::Repository;
+use crate::repo::root::aux_root::{AuxBackup, AuxOutline};
+use crate::repo::scope::Scope;
+use crate::repo::source;
+
+/// One run of expiry on one aux scope in one repository.
+pub struct ExpireScope<'a> {
+    /// Where.
+    pub repository: &'a Repository,
+    /// Whose.
+    pub scope: &'a Scope,
+    /// What is to be kept.
+    pub policy: Policy,
+    /// The host that it runs on.
+    pub host: &'a Host,
+}
+
+impl ExpireScope<'_> {
+    /// Computes what a run would do, and changes nothing.
+    ///
+    /// # Errors
+    /// `Refused` when the clocks differ; what the store says.
+    pub fn plan(&self) -> Result<ExpirePlan> {
+        self.judge(&self.read()?, &self.policy)
+    }
+
+    /// Marks what `shown`, a plan made just now, does not keep, and deletes what was marked before the grace period.
+    ///
+    /// # Errors
+    /// As [`super::Expire::run`].
+    pub fn run(&self, shown: &ExpirePlan, outcome: &mut Outcome) -> Result<()> {
+        let place = (self.repository.store(), self.scope);
+        Run::new(self, place, &self.policy, self.host, outcome).run(shown, &self.policy)
+    }
+
+    /// Reads what is there. A scope whose registration is lost, damaged or forged is left alone.
+    fn read(&self) -> Result<Catalog<AuxBackup>> {
+        let store = self.repository.store();
+        let mut catalog = Reading::begin(store, self.scope)?.everything()?;
+        let registered = source::registration(store, self.scope);
+        if let Some(None) = catalog.found(registered)? {
+            let lost = source::lost(self.scope).to_string();
+            catalog.unreadable.push(lost);
+        }
+        catalog.unfinished = catalog::unfinished(store, self.scope)?;
+        check_clock(store, &catalog, self.host.now())?;
+        Ok(catalog)
+    }
+
+    fn judge(&self, catalog: &Catalog<AuxBackup>, policy: &Policy) -> Result<ExpirePlan> {
+        let policy = Policy {
+            store_clock: pin_clock(self.repository.store(), catalog)?,
+            ..policy.clone()
+        };
+        let mut plan = retention(catalog, &policy, self.host.now());
+        if !self.scope.is_known_kind() {
+            let kind = self.scope.kind().unwrap_or_default();
+            for backup in &mut plan.backups {
+                backup.fate = Fate::Keep;
+            }
+            plan = ExpirePlan {
+                withheld: vec![format!(
+                    "nothing is marked or deleted, because this version does not know content of kind \"{kind}\""
+                )],
+                backups: plan.backups,
+                ..ExpirePlan::default()
+            };
+        }
+        Ok(plan)
+    }
+}
+
+impl Domain for ExpireScope<'_> {
+    /// What is not marked yet waits for another run, also without grace.
+    fn decide(&self, spared: &BTreeSet<BackupId>) -> Result<Decided> {
+        let catalog = self.read()?;
+        let mut policy = self.policy.clone();
+        policy.spared.clone_from(spared);
+        let mut plan = self.judge(&catalog, &policy)?;
+        if !plan.marks.is_empty() {
+            policy.spared.extend(plan.marks);
+            plan = self.judge(&catalog, &policy)?;
+        }
+        Ok(Decided { plan, wal: None })
+    }
+
+    fn exists(&self, id: &BackupId) -> Result<bool> {
+        let stored = AuxOutline::stored(self.repository.store(), self.scope, id)?;
+        Ok(stored.root().is_some())
+    }
+}

@@ -1,0 +1,81 @@
+//! What one repository lacks of an aux scope of another, and may be given.
+
+use super::backups::{self, Verdict};
+use super::{Lacking, LeftOut};
+use crate::pg::time::TimestampTz;
+use crate::repo::catalog::{Catalog, Subject};
+use crate::repo::id::BackupId;
+use crate::repo::root::aux_root::AuxBackup;
+
+/// What is copied.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LackingBackups {
+    /// Backups, oldest first.
+    pub backups: Vec<BackupId>,
+    /// Pins of backups that both have or will have, and what says that one is complete: subject and the last part of the key.
+    pub pins: Vec<(BackupId, String)>,
+    /// What is not copied.
+    pub left_out: Vec<LeftOut>,
+    /// What the giving side has and cannot be read.
+    pub unreadable: Vec<String>,
+}
+
+impl LackingBackups {
+    /// Whether the other side lacks nothing that it may be given.
+    pub fn is_empty(&self) -> bool {
+        self.backups.is_empty() && self.pins.is_empty()
+    }
+}
+
+/// The same among what a cluster may lack: no WAL.
+impl From<LackingBackups> for Lacking {
+    fn from(lacking: LackingBackups) -> Lacking {
+        Lacking {
+            backups: lacking.backups,
+            pins: lacking.pins,
+            left_out: lacking.left_out,
+            unreadable: lacking.unreadable,
+            ..Lacking::default()
+        }
+    }
+}
+
+/// Computes what `to` lacks of `from`; with `everything` also what it may have expired.
+pub fn lacking(
+    from: &Catalog<AuxBackup>,
+    to: &Catalog<AuxBackup>,
+    everything: bool,
+    now: TimestampTz,
+) -> LackingBackups {
+    let ordered = |catalog| Catalog::committed(catalog).map(place);
+    let floor = backups::floor(ordered(to));
+    let mut chosen: Vec<_> = ordered(from).collect();
+    chosen.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut out = LackingBackups {
+        unreadable: from.unreadable.clone(),
+        ..LackingBackups::default()
+    };
+    for ((end, id), subject) in chosen {
+        let is_wanted = everything || floor.as_ref().is_none_or(|f| *f <= (end, id.clone()));
+        match backups::why_not((subject, to.ids.get(&id)), None, is_wanted, now) {
+            None => {}
+            Some(Verdict::Copy) => out.backups.push(id),
+            Some(Verdict::Leave(why, cause)) => out.left_out.push(LeftOut {
+                what: format!("backup {id}"),
+                why,
+                cause,
+            }),
+        }
+    }
+    out.pins = backups::pins((from, to), &out.backups);
+    out
+}
+
+type Placed<'a> = ((TimestampTz, BackupId), &'a Subject<AuxBackup>);
+
+/// The place of a backup among others: by its end, as retention orders them.
+fn place<'a>(
+    (id, subject, backup): (&'a BackupId, &'a Subject<AuxBackup>, &'a AuxBackup),
+) -> Placed<'a> {
+    ((backup.end(subject.stored), id.clone()), subject)
+}

@@ -1,0 +1,502 @@
+//! What every scope has, as plain data: backups, their events and parts, what writes left behind.
+//!
+//! Plans of recovery need roots, and the events about them; deletion, verification and sync need parts, healed copies and leftovers as well.
+//! Read anew each time. What cannot be read and checked is listed: a program that deletes must then stop.
+
+use std::collections::BTreeMap;
+
+use super::event::{self, Completed, Recorded};
+use super::id::{BackupId, PartKind, PartName};
+use super::root::Stored;
+use super::runs::Runs;
+use super::scope::{self, Scope, healed_base};
+use crate::error::Result;
+use crate::pg::segment::SegmentNumber;
+use crate::pg::time::TimestampTz;
+use crate::store::{Irregular, Key, Store};
+
+/// Parts of backups, by the id that wrote them.
+pub type Parts = BTreeMap<BackupId, Runs>;
+
+/// What is kept of a root.
+pub trait Reduced: Sized {
+    /// Reads what stands under the key of a root, with the keys at hand.
+    ///
+    /// # Errors
+    /// `Damaged`, `Unsupported`, and what the store says.
+    fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<Self>>;
+}
+
+/// A root that tells which parts its backup needs.
+pub trait Needs {
+    /// Returns the layers and packs that it names.
+    fn needs(&self) -> (&Parts, &Parts);
+}
+
+/// What lies under a scope's prefix, as far as every kind of content has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Catalog<R> {
+    /// Everything under a backup id, by id.
+    pub ids: BTreeMap<BackupId, Subject<R>>,
+    /// Subjects of events that are no ids.
+    pub others: Vec<String>,
+    /// Healed copies, each with whether its original exists.
+    pub healed: Vec<(Key, bool)>,
+    /// What writes left behind that did not finish: those of this scope, and those that belong to none.
+    pub unfinished: Vec<Irregular>,
+    /// What could not be read and checked.
+    pub unreadable: Vec<String>,
+    /// The latest of the store's times of roots, events and what else was dated, with the object's key.
+    pub newest: Option<(TimestampTz, String)>,
+}
+
+/// What lies under one backup id.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subject<R> {
+    /// Whether the backup exists.
+    pub manifest: Manifest<R>,
+    /// When the store received what stands in the place of the root; not asked for plans of recovery.
+    pub stored: Option<TimestampTz>,
+    /// Whether PostgreSQL's own manifest is there.
+    pub has_server_manifest: bool,
+    /// Numbers of its layer objects.
+    pub layers: Runs,
+    /// Numbers of its packs.
+    pub packs: Runs,
+    /// The store's time of the newest of them; asked only where there is no reservation.
+    pub newest_part: Option<TimestampTz>,
+    /// Its events, the reservation among them.
+    pub events: Vec<Recorded>,
+    /// Why its events are not known.
+    pub unread_events: Option<String>,
+}
+
+impl<R> Default for Subject<R> {
+    fn default() -> Subject<R> {
+        Subject {
+            manifest: Manifest::Absent,
+            stored: None,
+            has_server_manifest: false,
+            layers: Runs::default(),
+            packs: Runs::default(),
+            newest_part: None,
+            events: Vec::new(),
+            unread_events: None,
+        }
+    }
+}
+
+/// What stands in the place of a root.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Manifest<R> {
+    /// Nothing.
+    Absent,
+    /// The backup exists.
+    Committed(Box<R>),
+    /// A janitor gave the id up.
+    Tombstone,
+    /// Something that cannot be read, for this reason.
+    Unreadable(String),
+}
+
+impl<R> Subject<R> {
+    /// The root, where the backup exists.
+    pub fn root(&self) -> Option<&R> {
+        match &self.manifest {
+            Manifest::Committed(root) => Some(root),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing stands in the place of the root.
+    pub fn is_absent(&self) -> bool {
+        matches!(self.manifest, Manifest::Absent)
+    }
+
+    /// The completed backup whose root is lost, if this is one.
+    pub fn lost(&self) -> Option<Completed> {
+        match self.manifest {
+            Manifest::Absent => event::lost(&self.events),
+            _ => None,
+        }
+    }
+
+    /// Whether there is more of a backup than a failed one leaves as a rule, without a root, and nobody works on it.
+    pub fn may_be_lost(&self, now: TimestampTz) -> bool {
+        let has_end = self.has_server_manifest || !self.layers.is_empty();
+        self.is_absent()
+            && has_end
+            && self.lost().is_none()
+            && event::standing(&self.events, "expire", "unexpire").is_empty()
+            && event::live_claims(&self.events, now).is_empty()
+    }
+
+    /// The reservation of the id.
+    pub fn begin(&self) -> Option<&Recorded> {
+        self.events.iter().find(|e| e.name == "begin")
+    }
+
+    /// Layers or packs.
+    pub fn parts(&self, kind: PartKind) -> &Runs {
+        match kind {
+            PartKind::Layer => &self.layers,
+            PartKind::Pack => &self.packs,
+        }
+    }
+}
+
+impl<R> Catalog<R> {
+    /// What a scope of which nothing is there looks like.
+    pub fn empty() -> Catalog<R> {
+        Catalog {
+            ids: BTreeMap::new(),
+            others: Vec::new(),
+            healed: Vec::new(),
+            unfinished: Vec::new(),
+            unreadable: Vec::new(),
+            newest: None,
+        }
+    }
+
+    /// The backups that exist, with what lies under their ids.
+    pub fn committed(&self) -> impl Iterator<Item = (&BackupId, &Subject<R>, &R)> {
+        let all = self.ids.iter();
+        all.filter_map(|(id, subject)| Some((id, subject, subject.root()?)))
+    }
+
+    /// The layers and packs that a check found damaged, each with what it found. An event of any id tells: backups share parts.
+    pub fn damaged_parts(&self) -> BTreeMap<(PartKind, PartName), String> {
+        let all = self.ids.values().flat_map(|s| event::damage(&s.events));
+        let named = all.filter_map(|e| Some((part_in(e.event.object.as_deref()?)?, e)));
+        named
+            .map(|(part, e)| (part, e.event.detail.clone().unwrap_or_default()))
+            .collect()
+    }
+
+    /// Remembers when the store received an object, if none came later.
+    pub fn dated(&mut self, stored: TimestampTz, key: &Key) {
+        if self.newest.as_ref().is_none_or(|(t, _)| *t < stored) {
+            self.newest = Some((stored, key.to_string()));
+        }
+    }
+
+    /// Damage of one object is listed; everything else ends the reading.
+    ///
+    /// # Errors
+    /// Those of `result` that are no damage.
+    pub fn found<T>(&mut self, result: Result<T>) -> Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(e) if e.is_damage() => {
+                self.unreadable.push(e.to_string());
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn subject(&mut self, id: BackupId) -> &mut Subject<R> {
+        self.ids.entry(id).or_default()
+    }
+}
+
+/// The ids under which a root, or something in its place, may lie.
+///
+/// # Errors
+/// What the store says.
+pub fn ids(store: &dyn Store, scope: &Scope) -> Result<Vec<BackupId>> {
+    let listed = store.list(&scope.backups())?.into_iter();
+    let prefixes = listed.filter(|l| l.is_prefix);
+    Ok(prefixes.filter_map(|l| l.name.parse().ok()).collect())
+}
+
+/// A reading under way.
+pub struct Reading<'a, R> {
+    store: &'a dyn Store,
+    scope: &'a Scope,
+    subjects: Vec<BackupId>,
+    catalog: Catalog<R>,
+}
+
+impl<'a, R: Reduced> Reading<'a, R> {
+    /// Lists the subjects of events.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn begin(store: &'a dyn Store, scope: &'a Scope) -> Result<Reading<'a, R>> {
+        let mut reading = Reading {
+            store,
+            scope,
+            subjects: Vec::new(),
+            catalog: Catalog::empty(),
+        };
+        for listed in store.list(&scope.events())? {
+            match listed.name.parse() {
+                Ok(id) => reading.subjects.push(id),
+                Err(_) => reading.catalog.others.push(listed.name),
+            }
+        }
+        Ok(reading)
+    }
+
+    /// The subjects of events that are no ids.
+    pub fn others(&self) -> &[String] {
+        &self.catalog.others
+    }
+
+    /// Reads roots, and the events of ids: what plans of recovery need.
+    ///
+    /// # Errors
+    /// What the store says. Damage of single objects is part of the answer.
+    pub fn backups(mut self) -> Result<Catalog<R>> {
+        self.events()?;
+        for id in ids(self.store, self.scope)? {
+            let stored = R::read(self.store, self.scope, &id);
+            self.take_root(id, stored)?;
+        }
+        self.lost()?;
+        Ok(self.catalog)
+    }
+
+    /// Reads everything but leftovers, for which [`unfinished`] walks through all that is stored.
+    ///
+    /// # Errors
+    /// As [`Reading::backups`].
+    pub fn everything(mut self) -> Result<Catalog<R>> {
+        // Events before roots: a backup that commits meanwhile is then seen as running or as committed, never as neither.
+        self.events()?;
+        self.manifests()?;
+        self.lost()?;
+        self.parts(PartKind::Layer)?;
+        self.parts(PartKind::Pack)?;
+        self.ages()?;
+        Ok(self.catalog)
+    }
+
+    fn events(&mut self) -> Result<()> {
+        for id in std::mem::take(&mut self.subjects) {
+            let read = event::read_all(self.store, self.scope, &id.to_string());
+            for event in read.iter().flatten() {
+                let key = self.scope.event(&id.to_string(), &event.name)?;
+                self.catalog.dated(event.stored, &key);
+            }
+            let unread = read.as_ref().err().map(ToString::to_string);
+            if let Some(events) = self.catalog.found(read)? {
+                self.catalog.subject(id).events = events;
+            } else {
+                self.catalog.subject(id).unread_events = unread;
+            }
+        }
+        Ok(())
+    }
+
+    fn manifests(&mut self) -> Result<()> {
+        for id in ids(self.store, self.scope)? {
+            let prefix = format!("{}/{id}", self.scope.backups());
+            let names = self.store.list(&prefix)?;
+            let has = |name: &str| names.iter().any(|l| !l.is_prefix && l.name == name);
+            for name in &names {
+                if let Some(base) = healed_base(&name.name) {
+                    let key = Key::new(format!("{prefix}/{}", name.name))?;
+                    self.catalog.healed.push((key, has(base)));
+                }
+            }
+            self.catalog.subject(id.clone()).has_server_manifest = has("server-manifest");
+            if has("manifest") {
+                self.manifest(id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn manifest(&mut self, id: BackupId) -> Result<()> {
+        let key = self.scope.manifest(&id);
+        let Some(meta) = self.store.head(&key)? else {
+            return Ok(());
+        };
+        self.catalog.dated(meta.modified, &key);
+        self.catalog.subject(id.clone()).stored = Some(meta.modified);
+        let stored = R::read(self.store, self.scope, &id);
+        self.take_root(id, stored)
+    }
+
+    fn take_root(&mut self, id: BackupId, stored: Result<Stored<R>>) -> Result<()> {
+        let problem = stored.as_ref().err().map(ToString::to_string);
+        let manifest = match self.catalog.found(stored)? {
+            Some(Stored::Root(root)) => Manifest::Committed(Box::new(root)),
+            Some(Stored::Tombstone) => Manifest::Tombstone,
+            Some(Stored::Absent) => Manifest::Absent,
+            None => Manifest::Unreadable(problem.unwrap_or_default()),
+        };
+        self.catalog.subject(id).manifest = manifest;
+        Ok(())
+    }
+
+    /// Looks again at backups that were completed and have no root: one that was deleted meanwhile has been marked before.
+    fn lost(&mut self) -> Result<()> {
+        let lost = self.catalog.ids.iter().filter(|(_, s)| s.lost().is_some());
+        for id in lost.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            let read = event::read_all(self.store, self.scope, &id.to_string());
+            if let Some(events) = self.catalog.found(read)? {
+                self.catalog.subject(id).events = events;
+            }
+        }
+        Ok(())
+    }
+
+    fn parts(&mut self, kind: PartKind) -> Result<()> {
+        for listed in self.store.list(&self.scope.parts(kind, None))? {
+            let Ok(id) = listed.name.parse::<BackupId>() else {
+                continue;
+            };
+            let prefix = self.scope.parts(kind, Some(&id));
+            let mut numbers = Vec::new();
+            let mut healed = Vec::new();
+            for part in self.store.list(&prefix)? {
+                if let Some(number) = part_number(&part.name) {
+                    numbers.push(u64::from(number));
+                } else if let Some(base) = healed_base(&part.name).and_then(part_number) {
+                    healed.push((Key::new(format!("{prefix}/{}", part.name))?, base));
+                }
+            }
+            let runs = Runs::from_numbers(numbers);
+            for (key, base) in healed {
+                let exists = runs.contains(SegmentNumber(u64::from(base)));
+                self.catalog.healed.push((key, exists));
+            }
+            let subject = self.catalog.subject(id);
+            match kind {
+                PartKind::Layer => subject.layers = runs,
+                PartKind::Pack => subject.packs = runs,
+            }
+        }
+        Ok(())
+    }
+
+    /// The age of parts that no reservation dates.
+    fn ages(&mut self) -> Result<()> {
+        let undated = |s: &Subject<R>| s.begin().is_none() && s.is_absent();
+        let ids = self.catalog.ids.iter().filter(|(_, s)| undated(s));
+        for id in ids.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            // A backup that began after its events were listed has one now, for parts come later: no clock need be asked.
+            let read = event::read_all(self.store, self.scope, &id.to_string());
+            let events = self.catalog.found(read)?;
+            let subject = self.catalog.subject(id.clone());
+            match events {
+                Some(events) if events.iter().any(|e| e.name == "begin") => {
+                    subject.events = events;
+                    continue;
+                }
+                _ => {}
+            }
+            let mut keys = vec![self.scope.server_manifest(&id)];
+            for kind in [PartKind::Layer, PartKind::Pack] {
+                let names = part_names(&id, subject.parts(kind));
+                keys.extend(names.map(|name| self.scope.part(kind, &name)));
+            }
+            for key in keys {
+                let stored = self.store.head(&key)?.map(|m| m.modified);
+                subject.newest_part = subject.newest_part.max(stored);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Looks for what unfinished writes left, in a scope and outside of any: that walks through everything.
+///
+/// # Errors
+/// What the store says.
+pub fn unfinished(store: &dyn Store, scope: &Scope) -> Result<Vec<Irregular>> {
+    let own = scope.prefix();
+    let all = store.irregular()?.into_iter();
+    Ok(all
+        .filter(|i| i.is_unfinished)
+        .filter(|i| scope::prefix_of(&i.path).is_none_or(|prefix| prefix == own))
+        .collect())
+}
+
+/// The layer or pack that a key means.
+fn part_in(key: &str) -> Option<(PartKind, PartName)> {
+    let mut parts = key.rsplitn(4, '/');
+    let (number, id) = (part_number(parts.next()?)?, parts.next()?.parse().ok()?);
+    let kind = match parts.next()? {
+        "layers" => PartKind::Layer,
+        "packs" => PartKind::Pack,
+        _ => return None,
+    };
+    Some((kind, PartName { id, number }))
+}
+
+/// The number of a layer object or pack in its key: six digits.
+pub fn part_number(name: &str) -> Option<u32> {
+    (name.len() == 6 && name.bytes().all(|b| b.is_ascii_digit()))
+        .then(|| name.parse().ok())
+        .flatten()
+}
+
+/// The single numbers of runs of parts.
+pub fn numbers(runs: &Runs) -> impl Iterator<Item = u32> + '_ {
+    runs.iter()
+        .flat_map(|(first, last)| first.0..=last.0)
+        .filter_map(|n| u32::try_from(n).ok())
+}
+
+/// The names of parts that an id wrote.
+pub fn part_names<'a>(id: &'a BackupId, runs: &'a Runs) -> impl Iterator<Item = PartName> + 'a {
+    numbers(runs).map(|number| PartName {
+        id: id.clone(),
+        number,
+    })
+}
+
+/// Gathers names of parts by the id that wrote them.
+pub fn by_writer(names: impl Iterator<Item = PartName>) -> Parts {
+    let mut numbers: BTreeMap<BackupId, Vec<u64>> = BTreeMap::new();
+    for name in names {
+        let of = numbers.entry(name.id).or_default();
+        of.push(u64::from(name.number));
+    }
+    numbers
+        .into_iter()
+        .map(|(id, numbers)| (id, Runs::from_numbers(numbers)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::event::Event;
+    use crate::repo::root::outline::Outline;
+    use crate::store::file::FileStore;
+    use crate::store::put;
+
+    impl Reduced for Outline {
+        fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<Outline>> {
+            Outline::stored(store, scope, id)
+        }
+    }
+
+    /// The parts of a backup that began after the events were read, seen by a janitor whose clock is far ahead.
+    #[test]
+    fn a_reservation_that_was_made_while_the_catalog_was_read_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
+        let reading = Reading::<Outline>::begin(&store, &scope).unwrap();
+        let id: BackupId = "20261120T064049Z-full".parse().unwrap();
+        let begin = Event {
+            event: "begin".into(),
+            subject: id.to_string(),
+            ..Event::default()
+        };
+        event::begin(&store, &scope, &begin).unwrap();
+        let part = PartName {
+            id: id.clone(),
+            number: 0,
+        };
+        put(&store, &scope.pack(&part), b"x").unwrap();
+        let catalog = reading.everything().unwrap();
+        assert!(catalog.ids.get(&id).unwrap().begin().is_some());
+    }
+}

@@ -1,0 +1,298 @@
+//! The root of a backup of an aux scope (format, section 16.1), and what can be known of it without a key.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::parts::{PARTS_MAX, Parts, check_parts, check_room, names, parts};
+use super::{BackupKind, Content, Root, Stored, another};
+use crate::err;
+use crate::error::Result;
+use crate::pg::time::TimestampTz;
+use crate::repo::catalog::{self, Needs, Reduced, by_writer};
+use crate::repo::id::{BackupId, PartName};
+use crate::repo::json;
+use crate::repo::scope::Scope;
+use crate::store::{Published, Store};
+
+/// The feature of a map with entries of kind 8.
+pub const NODES: &str = "nodes";
+/// What this version can read of layers and frames.
+const CONTENT_FEATURES: [&str; 1] = [NODES];
+/// What a janitor of this version knows.
+const EXPIRE_FEATURES: [&str; 0] = [];
+
+/// The root of a backup of an aux scope, without the member of its kind.
+pub type AuxRoot = Root<AuxContent>;
+
+/// What the root of an aux scope has beside head, map and the member of its kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuxContent {
+    /// `aux/<kind>/<name>`.
+    pub scope: String,
+    /// What was backed up: 32 hexadecimal digits; none where any host writes.
+    pub source: Option<String>,
+    /// Files that changed while they were read.
+    pub unstable_count: u64,
+    /// Entries that could not be read, and that the root does not claim.
+    pub incomplete_count: u64,
+    /// The time until which the writer asked the store to lock each object.
+    pub lock_until: Option<TimestampTz>,
+    /// What a reader of layers and frames must know.
+    pub content_features: Vec<String>,
+    /// What a janitor must know.
+    pub expire_features: Vec<String>,
+    /// How keys and paths lead to one another: `tree`.
+    pub naming: String,
+    /// The path that keys are relative to.
+    pub base: Option<String>,
+}
+
+impl Content for AuxContent {
+    fn is_of(&self, scope: &Scope) -> bool {
+        self.scope == scope.prefix()
+    }
+}
+
+/// A root with the member of its kind, as it is stored.
+#[derive(Serialize)]
+struct Whole<'a> {
+    #[serde(flatten)]
+    root: &'a AuxRoot,
+    #[serde(flatten)]
+    member: serde_json::Map<String, Value>,
+}
+
+impl AuxRoot {
+    /// Commits the backup with the member of its kind: everything its root names must be durable before.
+    ///
+    /// # Errors
+    /// `Damaged` when it names too many parts; what the store says.
+    pub fn commit(&self, store: &dyn Store, scope: &Scope, member: Value) -> Result<Published> {
+        let kind = scope.kind().unwrap_or_default().to_owned();
+        let whole = Whole {
+            root: self,
+            member: std::iter::once((kind, member)).collect(),
+        };
+        let facts = AuxOutline::of(self)?.facts()?;
+        super::write(store, &scope.manifest(&self.head.id), &whole, facts)
+    }
+
+    /// Reads the member of the backup's kind; `None` when the backup does not exist.
+    ///
+    /// # Errors
+    /// `Damaged` when the root has none; `Key`, `Unsupported`, and what the store says.
+    pub fn member(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Option<Value>> {
+        let key = scope.manifest(id);
+        let (Some(kind), Some(bytes)) = (
+            scope.kind(),
+            crate::store::get(store, &key, json::ROOT_LIMIT_BYTES)?,
+        ) else {
+            return Ok(None);
+        };
+        let member = json::member(&bytes, kind);
+        let damaged = || {
+            err!(
+                Damaged,
+                "the root of backup \"{id}\" says nothing of \"{kind}\""
+            )
+        };
+        member.ok_or_else(damaged).map(Some)
+    }
+
+    /// Requires that this version can read layers and frames of the backup.
+    ///
+    /// # Errors
+    /// `Unsupported`.
+    pub fn check_content(&self) -> Result<()> {
+        require(
+            &self.content.content_features,
+            &CONTENT_FEATURES,
+            &self.head.id,
+        )?;
+        match self.content.naming.as_str() {
+            "tree" => Ok(()),
+            other => Err(err!(
+                Unsupported,
+                "backup \"{}\" names its files by \"{other}\"",
+                self.head.id
+            )
+            .hint("Use a newer version of pitr.")),
+        }
+    }
+}
+
+fn require(features: &[String], known: &[&str], id: &BackupId) -> Result<()> {
+    let unknown = features.iter().find(|f| !known.contains(&f.as_str()));
+    match unknown {
+        None => Ok(()),
+        Some(feature) => Err(
+            err!(Unsupported, "backup \"{id}\" needs feature \"{feature}\"")
+                .hint("Use the version of pitr that wrote it, or a newer one."),
+        ),
+    }
+}
+
+/// The root of an aux scope, as far as it can be known without a key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuxOutline {
+    /// The backup's id.
+    pub id: BackupId,
+    /// 32 hexadecimal digits.
+    pub nonce: String,
+    /// Full or incremental.
+    pub backup_kind: BackupKind,
+    /// `aux/<kind>/<name>`.
+    pub scope: String,
+    /// What was backed up.
+    pub source: Option<String>,
+    /// The writing host's clock at the start.
+    pub start_time: TimestampTz,
+    /// The same clock at the stop.
+    pub stop_time: TimestampTz,
+    /// Raw bytes of all files.
+    pub size_bytes: u64,
+    /// Bytes that it added to the repository.
+    pub stored_bytes: u64,
+    /// Files that changed while they were read.
+    pub unstable_count: u64,
+    /// Entries that could not be read.
+    pub incomplete_count: u64,
+    /// The time until which the writer asked the store to lock each object.
+    pub lock_until: Option<TimestampTz>,
+    layers: Parts,
+    packs: Parts,
+    #[serde(default)]
+    expire_features: Vec<String>,
+    /// What the operator called it; none without a key.
+    #[serde(skip)]
+    pub label: Option<String>,
+    /// Whether this version can read its layers and frames; without a key nothing tells.
+    #[serde(skip)]
+    pub is_foreign: bool,
+}
+
+impl AuxOutline {
+    /// What a whole root tells.
+    ///
+    /// # Errors
+    /// `Damaged` when it names too many parts; `Unsupported` when a janitor must know more than this version does.
+    pub fn of(root: &AuxRoot) -> Result<AuxOutline> {
+        let (head, content) = (&root.head, &root.content);
+        require(&content.expire_features, &EXPIRE_FEATURES, &head.id)?;
+        let layers = || root.map.shards.iter().flat_map(|s| &s.layers);
+        check_room(layers().count() + root.map.packs.len())?;
+        Ok(AuxOutline {
+            id: head.id.clone(),
+            nonce: head.nonce.clone(),
+            backup_kind: head.backup_kind,
+            scope: content.scope.clone(),
+            source: content.source.clone(),
+            start_time: head.start_time,
+            stop_time: head.stop_time,
+            size_bytes: head.size_bytes,
+            stored_bytes: head.stored_bytes,
+            unstable_count: content.unstable_count,
+            incomplete_count: content.incomplete_count,
+            lock_until: content.lock_until,
+            layers: parts(layers().map(|layer| &layer.key)),
+            packs: parts(root.map.packs.iter().map(|pack| &pack.key)),
+            expire_features: content.expire_features.clone(),
+            label: Some(head.label.clone()),
+            is_foreign: root.check_content().is_err(),
+        })
+    }
+
+    fn facts(&self) -> Result<serde_json::Map<String, Value>> {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(facts)) => Ok(facts),
+            _ => Err(err!(Internal, "the facts of a root are no object")),
+        }
+    }
+
+    fn from_facts(facts: &Value) -> Result<AuxOutline> {
+        let outline: AuxOutline = serde_json::from_value(facts.clone())
+            .map_err(|e| err!(Damaged, "what stays plain of a root is not whole").source(e))?;
+        require(&outline.expire_features, &EXPIRE_FEATURES, &outline.id)?;
+        let mut room = PARTS_MAX;
+        check_parts(&outline.layers, &mut room)?;
+        check_parts(&outline.packs, &mut room)?;
+        Ok(outline)
+    }
+
+    /// Layer objects it names, ascending.
+    pub fn layers(&self) -> impl Iterator<Item = PartName> + '_ {
+        names(&self.layers)
+    }
+
+    /// Packs it names, ascending.
+    pub fn packs(&self) -> impl Iterator<Item = PartName> + '_ {
+        names(&self.packs)
+    }
+}
+
+impl AuxOutline {
+    /// The ids that wrote its parts.
+    pub fn writers(&self) -> impl Iterator<Item = &BackupId> {
+        let ids: std::collections::BTreeSet<_> =
+            self.layers.keys().chain(self.packs.keys()).collect();
+        ids.into_iter()
+    }
+
+    /// Reads what can be known of a root with the keys at hand.
+    ///
+    /// # Errors
+    /// `Damaged`, `Unsupported`, and what the store says.
+    pub fn stored(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<AuxOutline>> {
+        let key = scope.manifest(id);
+        let Some(object) = store.open(&key)? else {
+            return Ok(Stored::Absent);
+        };
+        let Some(opaque) = object.opaque() else {
+            let stored = AuxRoot::decode(object.as_ref(), &key, scope, id)?;
+            return stored.reduced(|root| AuxOutline::of(&root));
+        };
+        let outline = AuxOutline::from_facts(opaque.facts())
+            .map_err(|e| e.context(format!("read object \"{key}\"")))?;
+        match outline.id == *id && outline.scope == scope.prefix() {
+            true => Ok(Stored::Root(outline)),
+            false => Err(another(&key)),
+        }
+    }
+}
+
+/// An outline with the parts that it names as runs, as a catalog has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AuxBackup {
+    /// What its root tells.
+    pub root: AuxOutline,
+    /// Layer objects it names, by the id that wrote them.
+    pub layers: catalog::Parts,
+    /// Packs it names.
+    pub packs: catalog::Parts,
+}
+
+impl AuxBackup {
+    /// When it ended, for its place among others: no later than the store received its root.
+    pub fn end(&self, stored: Option<TimestampTz>) -> TimestampTz {
+        let end = self.root.stop_time;
+        stored.map_or(end, |stored| end.min(stored))
+    }
+}
+
+impl Needs for AuxBackup {
+    fn needs(&self) -> (&catalog::Parts, &catalog::Parts) {
+        (&self.layers, &self.packs)
+    }
+}
+
+impl Reduced for AuxBackup {
+    fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<AuxBackup>> {
+        AuxOutline::stored(store, scope, id)?.reduced(|root| {
+            Ok(AuxBackup {
+                layers: by_writer(root.layers()),
+                packs: by_writer(root.packs()),
+                root,
+            })
+        })
+    }
+}

@@ -1,0 +1,224 @@
+//! Whose content an aux scope holds (format, section 15): its registration, and the source that may write it.
+
+use serde::{Deserialize, Serialize};
+
+use super::catalog;
+use super::event::{self, Event, Recorded, Writer};
+use super::json;
+use super::root::Stored;
+use super::root::aux_root::AuxOutline;
+use super::scope::Scope;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::time::TimestampTz;
+use crate::store::{Published, Store, get};
+use crate::text::hex;
+
+/// The kind in the JSON of a registration.
+const REGISTRATION: &str = "scope";
+/// The kind of the events that give a scope another source.
+const SOURCE: &str = "source";
+
+/// `scope.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// The kind of content.
+    pub content: String,
+    /// Its name.
+    pub name: String,
+    /// What is backed up: 32 hexadecimal digits; none where any host writes.
+    pub source: Option<String>,
+    /// The same for people; not in an encrypted repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_text: Option<String>,
+    /// When it was registered.
+    pub created: TimestampTz,
+    /// What a reader must know.
+    pub features: Vec<String>,
+}
+
+/// The source of an identity: 16 bytes, as 32 hexadecimal digits.
+pub fn source_of(kind: &str, identity: &str) -> String {
+    let hash = blake3::hash(format!("pitr/1/source\0{kind}\0{identity}").as_bytes());
+    hex(hash.as_bytes().get(..16).unwrap_or_default())
+}
+
+/// Checks a registration as it is stored.
+///
+/// # Errors
+/// `Damaged`, also when it is that of another scope, and when it is forged.
+pub fn check(store: &dyn Store, scope: &Scope, bytes: &[u8]) -> Result<Registration> {
+    let key = scope.registration();
+    if !json::is_genuine(store, &key, bytes)? {
+        return Err(err!(Damaged, "object \"{key}\" is {}", event::FORGED)
+            .hint("Nothing was written. Look who can write to the store; then delete the object, and register the content again."));
+    }
+    let read: Registration = json::decode(&key, REGISTRATION, bytes)?;
+    match scope.kind() == Some(&read.content) && scope.name() == read.name {
+        true => Ok(read),
+        false => Err(err!(Damaged, "object \"{key}\" registers another scope")),
+    }
+}
+
+/// Reads the registration; `None` when there is none.
+///
+/// # Errors
+/// Those of [`check`]; what the store says.
+pub fn registration(store: &dyn Store, scope: &Scope) -> Result<Option<Registration>> {
+    let bytes = get(store, &scope.registration(), json::LIMIT_BYTES)?;
+    bytes.map(|bytes| check(store, scope, &bytes)).transpose()
+}
+
+/// Registers a scope of which nothing is stored, or requires that it is registered.
+///
+/// # Errors
+/// `Damaged` when the registration is lost, damaged or forged: nothing is written before it is made again; what the store says.
+pub fn register(
+    store: &dyn Store,
+    scope: &Scope,
+    (source, source_text): (Option<&str>, Option<&str>),
+    now: TimestampTz,
+) -> Result<Registration> {
+    if let Some(known) = registration(store, scope)? {
+        return Ok(known);
+    }
+    if !store.list(&scope.prefix())?.is_empty() {
+        return Err(lost(scope));
+    }
+    let own = Registration {
+        content: scope.kind().unwrap_or_default().to_owned(),
+        name: scope.name().to_owned(),
+        source: source.map(str::to_owned),
+        source_text: source_text
+            .map(str::to_owned)
+            .filter(|_| !is_encrypted(store)),
+        created: now,
+        features: Vec::new(),
+    };
+    write(store, scope, &own)
+}
+
+/// Registers a scope anew whose registration is lost, with the source that its newest root names.
+///
+/// # Errors
+/// `Conflict` when it is registered; `Damaged` when no root can be read; what the store says.
+pub fn register_again(store: &dyn Store, scope: &Scope, now: TimestampTz) -> Result<Registration> {
+    if registration(store, scope)?.is_some() {
+        return Err(err!(Conflict, "\"{}\" is registered", scope.prefix()));
+    }
+    let source = of_newest_root(store, scope)?.ok_or_else(|| lost(scope))?;
+    let own = Registration {
+        content: scope.kind().unwrap_or_default().to_owned(),
+        name: scope.name().to_owned(),
+        source,
+        source_text: None,
+        created: now,
+        features: Vec::new(),
+    };
+    write(store, scope, &own)
+}
+
+/// The source that the newest root names; none where no root can be read.
+///
+/// # Errors
+/// What the store says.
+pub fn of_newest_root(store: &dyn Store, scope: &Scope) -> Result<Option<Option<String>>> {
+    let mut newest: Option<AuxOutline> = None;
+    for id in catalog::ids(store, scope)? {
+        match AuxOutline::stored(store, scope, &id) {
+            Ok(Stored::Root(root)) => {
+                if newest.as_ref().is_none_or(|n| n.stop_time < root.stop_time) {
+                    newest = Some(root);
+                }
+            }
+            Ok(_) => {}
+            Err(e) if e.is_damage() => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(newest.map(|root| root.source))
+}
+
+fn write(store: &dyn Store, scope: &Scope, own: &Registration) -> Result<Registration> {
+    match json::write_signed(store, &scope.registration(), REGISTRATION, own)? {
+        Published::Created => Ok(own.clone()),
+        Published::Exists => registration(store, scope)?.ok_or_else(|| lost(scope)),
+    }
+}
+
+/// What is said of a scope that has objects and no registration.
+pub fn lost(scope: &Scope) -> Error {
+    err!(Damaged, "the registration of \"{}\" is lost", scope.prefix())
+        .hint("Nothing was written. What is stored can be restored. Register it again before the next backup.")
+}
+
+fn is_encrypted(store: &dyn Store) -> bool {
+    store.encrypted().is_some()
+}
+
+/// The events that give the scope a source, oldest first.
+///
+/// # Errors
+/// `Damaged` when one cannot be read: then nobody knows who may write.
+pub fn events(store: &dyn Store, scope: &Scope) -> Result<Vec<Recorded>> {
+    let is_wanted = |name: &str| event::kind_in(name) == SOURCE;
+    let mut read = event::read_some(store, scope, scope.whole(), &is_wanted)?;
+    read.retain(Recorded::counts);
+    read.sort_by(|a, b| (a.event.time, &a.name).cmp(&(b.event.time, &b.name)));
+    Ok(read)
+}
+
+/// Requires that `own` is the source that writes the scope.
+///
+/// # Errors
+/// `Refused`, naming both; `Damaged`, and what the store says.
+pub fn require(
+    store: &dyn Store,
+    scope: &Scope,
+    registered: &Registration,
+    own: Option<&str>,
+) -> Result<()> {
+    let events = events(store, scope)?;
+    let current = match events.last() {
+        Some(last) => last.event.source.as_deref(),
+        None => registered.source.as_deref(),
+    };
+    let shown = |source: Option<&str>| source.unwrap_or("none").to_owned();
+    match current == own {
+        true => Ok(()),
+        false => Err(err!(
+            Refused,
+            "\"{}\" is written by source {}, and this is source {}",
+            scope.prefix(),
+            shown(current),
+            shown(own)
+        )
+        .hint("Nothing was stored: two sources under one name would be mixed. Use another name, or confirm that this source continues this one.")),
+    }
+}
+
+/// Records that a source continues the scope.
+///
+/// # Errors
+/// What the store says.
+pub fn continue_with(
+    store: &dyn Store,
+    scope: &Scope,
+    writer: &Writer<'_>,
+    (source, reason): (&str, &str),
+) -> Result<()> {
+    let known = events(store, scope)?;
+    let latest = known.last().map(|e| e.event.time);
+    let event = writer.event(SOURCE, scope.whole());
+    // Later than every one that is known: the newest decides.
+    let time = latest.map_or(event.time, |t| {
+        event.time.max(TimestampTz(t.0.saturating_add(1)))
+    });
+    let event = Event {
+        time,
+        source: Some(source.to_owned()),
+        reason: Some(reason.to_owned()),
+        ..event
+    };
+    writer.record(store, scope, &event).map(|_| ())
+}

@@ -1,0 +1,251 @@
+//! The objects of one backup of any content: reservation, packs, layers, root.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Pair;
+use super::copy::{Copied, Tee};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::repo::event;
+use crate::repo::id::{BackupId, PartKind, PartName};
+use crate::repo::json;
+use crate::repo::root::{LayerRef, Map, PackRef};
+use crate::snapshot::layer::Layer;
+use crate::snapshot::pack::PackReader;
+use crate::snapshot::reader::Snapshot;
+use crate::store::{Key, Object, Published, get, put};
+
+/// An object of a backup.
+enum Part<'a> {
+    Pack(&'a PackRef),
+    /// A layer object with the layers in it, ascending by offset.
+    Layers(&'a PartName, Vec<&'a LayerRef>),
+}
+
+impl Pair<'_> {
+    /// Reserves the id there, by the same event as here.
+    pub(super) fn reserve(&self, id: &BackupId) -> Result<()> {
+        let key = self.scope.begin(id);
+        let copied = self.copy_small(&key, json::LIMIT_BYTES, &|bytes| {
+            event::check(self.from.store(), &key, bytes)
+        });
+        match copied {
+            Ok(Copied::Gone) => Err(err!(Damaged, "its reservation is missing")),
+            Err(e) if e.code() == Code::Conflict => {
+                Err(err!(Conflict, "another backup has the same id there").source(e))
+            }
+            copied => self.settle(key.as_str(), Ok(copied?)).map(|_| ()),
+        }
+    }
+
+    /// Whether both sides are encrypted, with one key set: then nothing need be opened to be copied.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.from.store().encrypted().is_some()
+    }
+
+    pub(super) fn copy_as_stored(&self, key: &Key) -> Result<Copied> {
+        let unsealed = || err!(Damaged, "object \"{key}\" is not sealed");
+        self.copy(key, &|_| Err(unsealed()), &|_| Err(unsealed()))
+            .map_err(|e| e.context(format!("copy object \"{key}\"")))
+    }
+
+    /// Copies encrypted packs and layers as they are stored.
+    pub(super) fn copy_sealed_parts(
+        &self,
+        parts: (Vec<PartName>, Vec<PartName>),
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let packs = parts.0.iter().map(|name| self.scope.pack(name));
+        let layers = parts.1.iter().map(|name| self.scope.layer(name));
+        let keys: Vec<Key> = packs.chain(layers).collect();
+        let one = |key: &Key| -> Result<()> {
+            match self.copy_as_stored(key)? {
+                Copied::Gone => Err(err!(Damaged, "object \"{key}\" is missing")),
+                copied => self.settle(key.as_str(), Ok(copied)).map(|_| ()),
+            }
+        };
+        self.side_by_side(&keys, &one, tick)
+    }
+
+    /// Copies packs and layers, each checked down to its frames and blocks.
+    pub(super) fn copy_parts(
+        &self,
+        (id, map): (&BackupId, &Map),
+        snapshot: &Snapshot<'_>,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let mut layers: BTreeMap<&PartName, Vec<&LayerRef>> = BTreeMap::new();
+        for layer in map.shards.iter().flat_map(|s| &s.layers) {
+            layers.entry(&layer.key).or_default().push(layer);
+        }
+        let have = self.parts_there(map)?;
+        let packs = map.packs.iter().map(Part::Pack);
+        let layers = layers.into_iter().map(|(name, mut layers)| {
+            layers.sort_by_key(|l| l.offset);
+            Part::Layers(name, layers)
+        });
+        let parts: Vec<Part<'_>> = packs.chain(layers).collect();
+        let one = |part: &Part<'_>| -> Result<()> {
+            let (key, copied) = match part {
+                Part::Pack(pack) => (
+                    self.scope.pack(&pack.key),
+                    self.copy_pack(pack, snapshot, &have),
+                ),
+                Part::Layers(name, layers) => (
+                    self.scope.layer(name),
+                    self.copy_layers(id, name, layers, &have),
+                ),
+            };
+            match copied {
+                Ok(Copied::Gone) => Err(err!(Damaged, "object \"{key}\" is missing")),
+                // One part that is damaged is the end of this backup, and the next one is tried.
+                Err(e) => Err(e.context(format!("copy object \"{key}\""))),
+                copied => self.settle(key.as_str(), copied).map(|_| ()),
+            }
+        };
+        self.side_by_side(&parts, &one, tick)
+    }
+
+    /// Which parts an earlier run has left there.
+    fn parts_there(&self, map: &Map) -> Result<BTreeSet<String>> {
+        let mut ids: BTreeSet<&BackupId> = map.packs.iter().map(|p| &p.key.id).collect();
+        ids.extend(map.shards.iter().flat_map(|s| &s.layers).map(|l| &l.key.id));
+        let mut have = BTreeSet::new();
+        for id in ids {
+            for kind in [PartKind::Layer, PartKind::Pack] {
+                let prefix = self.scope.parts(kind, Some(id));
+                for listed in self.to.store().list(&prefix)? {
+                    have.insert(format!("{prefix}/{}", listed.name));
+                }
+            }
+        }
+        Ok(have)
+    }
+
+    fn copy_pack(
+        &self,
+        pack: &PackRef,
+        snapshot: &Snapshot<'_>,
+        have: &BTreeSet<String>,
+    ) -> Result<Copied> {
+        let key = self.scope.pack(&pack.key);
+        let open = |object: Box<dyn Object>| {
+            let tag = self.scope.tag();
+            PackReader::open(object, &pack.key, tag, snapshot.naming())
+        };
+        let is_own = |reader: &PackReader| {
+            snapshot.pack_hash(&pack.key) == Some(reader.hash())
+                && reader.stored_bytes() == pack.size_bytes
+        };
+        let is_same = |object: Box<dyn Object>| open(object).map(|reader| is_own(&reader));
+        if have.contains(key.as_str()) {
+            self.host.progress.advance(pack.size_bytes);
+            return self.compare(&key, &is_same);
+        }
+        let check = |tee: &Tee| -> Result<()> {
+            let reader = open(tee.object())?;
+            if !is_own(&reader) {
+                return Err(err!(Damaged, "it is not the pack that the map leads to"));
+            }
+            for number in 0..reader.frame_count() {
+                self.check_stop()?;
+                let frame = reader
+                    .entry(number)
+                    .map_or(0, |e| u64::from(e.stored_bytes));
+                reader
+                    .frame(number)
+                    .map_err(|e| e.context(format!("read frame {number}")))?;
+                self.host.progress.advance(frame);
+            }
+            reader.page_hashes()?;
+            tee.pass(tee.size_bytes(), false)
+        };
+        self.copy(&key, &check, &is_same)
+    }
+
+    fn copy_layers(
+        &self,
+        own: &BackupId,
+        name: &PartName,
+        layers: &[&LayerRef],
+        have: &BTreeSet<String>,
+    ) -> Result<Copied> {
+        let key = self.scope.layer(name);
+        let open = |object: Box<dyn Object>, layer: &LayerRef| -> Result<Layer> {
+            let hash = blake3::Hash::from_hex(&layer.hash)
+                .map_err(|e| err!(Damaged, "the root has no hash of a layer").source(e))?;
+            let place = (layer.offset, layer.length);
+            let tag = self.scope.tag();
+            Layer::open(object, place, hash.as_bytes(), name, tag)
+        };
+        let is_same = |object: Box<dyn Object>| -> Result<bool> {
+            // The one open object serves all its layers.
+            let object: std::sync::Arc<dyn Object> = object.into();
+            for layer in layers {
+                open(Box::new(Shared(std::sync::Arc::clone(&object))), layer)?;
+            }
+            Ok(true)
+        };
+        if have.contains(key.as_str()) {
+            return self.compare(&key, &is_same);
+        }
+        // Only its own root names all that is in an object.
+        let may_pass = name.id != *own;
+        let check = |tee: &Tee| -> Result<()> {
+            for layer in layers {
+                tee.pass(layer.offset, may_pass)?;
+                let opened = open(tee.object(), layer)?;
+                for number in 0..opened.block_count() {
+                    opened.block(number)?;
+                }
+                tee.pass(layer.offset.saturating_add(layer.length), false)?;
+            }
+            tee.pass(tee.size_bytes(), may_pass)
+        };
+        self.copy(&key, &check, &is_same)
+    }
+
+    /// From here on the backup exists there.
+    pub(super) fn commit(&self, id: &BackupId, bytes: Option<&[u8]>) -> Result<bool> {
+        let key = self.scope.manifest(id);
+        let Some(bytes) = bytes else {
+            return match self.copy_as_stored(&key)? {
+                Copied::Gone => Ok(false),
+                copied => self.settle(key.as_str(), Ok(copied)),
+            };
+        };
+        let published = put(self.to.store(), &key, bytes)
+            .map_err(|e| Error::context(e, format!("write object \"{key}\"")))?;
+        let copied = match published {
+            Published::Created => Copied::Stored(bytes.len() as u64),
+            Published::Exists => {
+                let there = get(self.to.store(), &key, json::ROOT_LIMIT_BYTES)?;
+                if there.as_deref() != Some(bytes) {
+                    return Err(err!(
+                        Conflict,
+                        "something else took its place there meanwhile: another backup, or pitr expire gave the id up"
+                    ));
+                }
+                Copied::There
+            }
+        };
+        self.settle(key.as_str(), Ok(copied))
+    }
+}
+
+/// An object that several readers have open.
+struct Shared(std::sync::Arc<dyn Object>);
+
+impl Object for Shared {
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.0.read_at(buffer, offset)
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.0.settle()
+    }
+}

@@ -1,0 +1,288 @@
+//! One aux scope, from one repository into another (format, section 12).
+//!
+//! Order: registration and `source` events → per backup, oldest first: reservation, claims, packs, layers, root, `completed` → pins.
+
+use std::collections::BTreeSet;
+
+use super::{Options, Pair, is_of_the_object};
+use crate::err;
+use crate::error::Result;
+use crate::host::Host;
+use crate::plan::lacking::scope::{LackingBackups, lacking};
+use crate::repo::catalog::{Catalog, Reading};
+use crate::repo::claim::Claim;
+use crate::repo::event::{self, Recorded};
+use crate::repo::id::BackupId;
+use crate::repo::json;
+use crate::repo::repository::Repository;
+use crate::repo::root::aux_root::{AuxBackup, AuxOutline, AuxRoot};
+use crate::repo::scope::{self, Scope};
+use crate::repo::source;
+use crate::snapshot::reader::Snapshot;
+use crate::store::{Store, get};
+
+/// One aux scope, from one repository into another.
+pub struct ScopeTransfer<'a> {
+    /// The repositories, and what was done so far.
+    pub pair: Pair<'a>,
+}
+
+/// A root that is copied: of an encrypted one what it says without keys, of a plain one all of it.
+struct Copying {
+    outline: AuxOutline,
+    whole: Option<(AuxRoot, Vec<u8>)>,
+}
+
+impl<'a> ScopeTransfer<'a> {
+    /// Puts together what is to be done for one scope of `from`.
+    ///
+    /// # Errors
+    /// `Refused` when they do not have the same keys; `Conflict` when the two hold content of different sources; what the stores say.
+    pub fn new(
+        repositories: (&'a Repository, &'a Repository),
+        scope: &Scope,
+        options: Options,
+        host: &'a Host,
+    ) -> Result<ScopeTransfer<'a>> {
+        let pair = Pair::new(repositories, scope, options, host)?;
+        let transfer = ScopeTransfer { pair };
+        transfer.check_sources()?;
+        Ok(transfer)
+    }
+
+    /// One source in common is enough: a second repository may have been registered after another host had taken over.
+    fn check_sources(&self) -> Result<()> {
+        let pair = &self.pair;
+        let Some(there) = sources(pair.to.store(), &pair.scope)? else {
+            return Ok(());
+        };
+        let here = sources(pair.from.store(), &pair.scope)?.unwrap_or_default();
+        match here.is_disjoint(&there) {
+            false => Ok(()),
+            true => Err(err!(
+                Conflict,
+                "\"{}\" is content of another source in \"{}\"",
+                pair.scope.prefix(),
+                pair.to.store().location()
+            )
+            .hint("Nothing of it was copied: two sources have one name. Give one of them another name.")),
+        }
+    }
+
+    /// What the other side lacks. Nothing is changed.
+    ///
+    /// # Errors
+    /// What the stores say.
+    pub fn plan(&self) -> Result<LackingBackups> {
+        let pair = &self.pair;
+        let read = |repository: &Repository| -> Result<Catalog<AuxBackup>> {
+            Reading::begin(repository.store(), &pair.scope)?.everything()
+        };
+        let (from, to) = (read(pair.from)?, read(pair.to)?);
+        Ok(lacking(
+            &from,
+            &to,
+            pair.options.everything,
+            pair.host.now(),
+        ))
+    }
+
+    /// Copies what a plan made just now says.
+    ///
+    /// # Errors
+    /// `Refused` when the clocks of host and store differ; what the stores say, but for damage, which is part of the report; `Interrupted`.
+    /// Run again, it goes on.
+    pub fn run(&self, lacking: &LackingBackups) -> Result<()> {
+        let pair = &self.pair;
+        if !lacking.backups.is_empty() {
+            pair.check_clocks()?;
+        }
+        if !self.register()? {
+            return Ok(());
+        }
+        self.copy_sources()?;
+        for id in &lacking.backups {
+            self.copy_backup(id)?;
+        }
+        pair.copy_pins(&lacking.pins, &lacking.backups)
+    }
+
+    /// Copies the registration. `false` where neither side has one: nothing is written without.
+    fn register(&self) -> Result<bool> {
+        let pair = &self.pair;
+        if source::registration(pair.to.store(), &pair.scope)?.is_some() {
+            return Ok(true);
+        }
+        let key = pair.scope.registration();
+        let copied = pair.copy_small(&key, json::LIMIT_BYTES, &|bytes| {
+            source::check(pair.from.store(), &pair.scope, bytes).map(|_| ())
+        });
+        let is_there = pair.settle(key.as_str(), copied)?;
+        if !is_there && pair.from.store().head(&key)?.is_none() {
+            pair.problem(key.as_str(), &source::lost(&pair.scope));
+        }
+        Ok(is_there)
+    }
+
+    fn copy_sources(&self) -> Result<()> {
+        let pair = &self.pair;
+        let known = source::events(pair.to.store(), &pair.scope)?;
+        for one in source::events(pair.from.store(), &pair.scope)? {
+            if !known.iter().any(|k| k.name == one.name) {
+                pair.copy_event(&pair.scope.event(pair.scope.whole(), &one.name)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a backup; what is wrong with it is taken down.
+    fn copy_backup(&self, id: &BackupId) -> Result<()> {
+        let pair = &self.pair;
+        pair.check_stop()?;
+        match self.copy_claimed(id) {
+            Ok(true) => {
+                pair.locked().backups.push(id.clone());
+                pair.host.progress.note(&format!("copied backup {id}"));
+                Ok(())
+            }
+            Ok(false) => Ok(()),
+            Err(e) if is_of_the_object(&e) => {
+                pair.problem(&format!("backup {id}"), &e);
+                Ok(())
+            }
+            Err(e) => Err(e.context(format!("copy backup \"{id}\""))),
+        }
+    }
+
+    /// `None` when it is not to be had any more.
+    fn root(&self, id: &BackupId) -> Result<Option<Copying>> {
+        let pair = &self.pair;
+        let store = pair.from.store();
+        if pair.is_sealed() {
+            let stored = AuxOutline::stored(store, &pair.scope, id)?.root();
+            return Ok(stored.map(|outline| Copying {
+                outline,
+                whole: None,
+            }));
+        }
+        let read = AuxRoot::read(store, &pair.scope, id)?;
+        let bytes = get(store, &pair.scope.manifest(id), json::ROOT_LIMIT_BYTES)?;
+        let Some((root, bytes)) = read.zip(bytes) else {
+            return Ok(None);
+        };
+        // Plain content is checked while it is copied.
+        root.check_content()?;
+        Ok(Some(Copying {
+            outline: AuxOutline::of(&root)?,
+            whole: Some((root, bytes)),
+        }))
+    }
+
+    /// `false` when it is not to be had any more.
+    fn copy_claimed(&self, id: &BackupId) -> Result<bool> {
+        let pair = &self.pair;
+        let Some(root) = self.root(id)? else {
+            return Ok(false);
+        };
+        pair.reserve(id)?;
+        let (from, to) = (pair.from.store(), pair.to.store());
+        let claim = |store, id: &BackupId| {
+            Claim::take((store, &pair.scope), pair.writer(), id, "sync", None)
+        };
+        let mut claims = vec![claim(to, id)?];
+        // Parts of former backups that are there stay there, too.
+        for other in root.outline.writers().filter(|other| *other != id) {
+            claims.push(claim(to, other)?);
+        }
+        let until = "while it is copied";
+        let progress = pair.host.progress.as_ref();
+        claims.extend(Claim::if_possible(
+            claim(from, id),
+            (from, id),
+            until,
+            progress,
+        )?);
+        pair.wait_for_deletion(&mut || claims.iter_mut().try_for_each(Claim::keep))?;
+        let copied = self.copy_content(&root, &mut claims);
+        for claim in claims {
+            claim.release(progress);
+        }
+        copied
+    }
+
+    fn copy_content(&self, root: &Copying, claims: &mut [Claim<'_>]) -> Result<bool> {
+        let pair = &self.pair;
+        let id = &root.outline.id;
+        let events = event::read_all(pair.from.store(), &pair.scope, &id.to_string())?;
+        if !event::standing(&events, "expire", "unexpire").is_empty() {
+            let note = format!("backup {id} was marked for deletion meanwhile, and is not copied");
+            pair.host.progress.note(&note);
+            return Ok(false);
+        }
+        let whole = root.whole.as_ref();
+        let packs = whole.map(|(whole, _)| whole.map.packs.iter().map(|p| p.size_bytes).sum());
+        pair.host
+            .progress
+            .phase(&format!("copy backup {id}"), packs);
+        let mut tick = || claims.iter_mut().try_for_each(Claim::keep);
+        match whole {
+            None => {
+                let parts = (
+                    root.outline.packs().collect(),
+                    root.outline.layers().collect(),
+                );
+                pair.copy_sealed_parts(parts, &mut tick)?;
+            }
+            Some((whole, _)) => {
+                let snapshot = Snapshot::open(pair.from.store(), &pair.scope, whole)?;
+                pair.copy_parts((id, &whole.map), &snapshot, &mut tick)?;
+            }
+        }
+        // A backup that is there and not yet pinned could be expired there.
+        let pins = events.iter().filter(|e| !e.is_doubted);
+        for pin in pins.filter(|e| ["pin", "unpin"].contains(&e.event.event.as_str())) {
+            pair.copy_event(&pair.scope.event(&id.to_string(), &pin.name)?)?;
+        }
+        claims.first().map_or(Ok(()), Claim::check)?;
+        if !pair.commit(id, whole.map(|(_, bytes)| bytes.as_slice()))? {
+            return Ok(false);
+        }
+        if let Err(e) = self.copy_completed(id, &events) {
+            pair.host.progress.warn(&format!(
+                "backup {id} is copied, but that could not be recorded: should its root be lost there, nothing will tell ({e})"
+            ));
+        }
+        Ok(true)
+    }
+
+    fn copy_completed(&self, id: &BackupId, events: &[Recorded]) -> Result<()> {
+        let pair = &self.pair;
+        let id = id.to_string();
+        let mut known = events.iter().filter(|e| !e.is_doubted);
+        if let Some(known) = known.find(|e| e.event.event == "completed") {
+            return pair.copy_event(&pair.scope.event(&id, &known.name)?);
+        }
+        let (store, writer) = (pair.to.store(), pair.writer());
+        if !pair.is_sealed() || store.mac(&scope::marker(), b"")?.is_some() {
+            writer.record(store, &pair.scope, &writer.event("completed", &id))?;
+        }
+        Ok(())
+    }
+}
+
+/// The sources of a scope: that of its registration, of its newest root where that is lost, and those of its events. `None` where nothing is stored of
+/// it.
+fn sources(store: &dyn Store, scope: &Scope) -> Result<Option<BTreeSet<Option<String>>>> {
+    let is_empty = store.list(&scope.prefix())?.is_empty();
+    if is_empty {
+        return Ok(None);
+    }
+    let mut sources = BTreeSet::new();
+    match source::registration(store, scope)? {
+        Some(registered) => drop(sources.insert(registered.source)),
+        None => sources.extend(source::of_newest_root(store, scope)?),
+    }
+    let events = source::events(store, scope)?.into_iter();
+    sources.extend(events.map(|e| e.event.source));
+    Ok(Some(sources))
+}

@@ -1,0 +1,203 @@
+//! What every check works with, and what it finds: of a cluster, and of any other scope.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use super::{About, Finding, FindingKind};
+use crate::error::{Code, Error, Result};
+use crate::host::Host;
+use crate::repo::id::BackupId;
+use crate::repo::scope::Scope;
+use crate::store::Store;
+
+/// Findings and warnings that a report lists; the rest is counted.
+const LISTED_MAX: usize = 10_000;
+
+#[derive(Default)]
+pub(super) struct Found {
+    pub findings: Vec<Finding>,
+    pub finding_count: u64,
+    /// What of that is not in the list, and about what.
+    unlisted: Vec<(About, u64)>,
+    pub warnings: Vec<String>,
+    /// What this version cannot check.
+    pub unread: Vec<About>,
+    /// Backups of lives that are not followed: whole or not, nothing is said of them.
+    pub elsewhere: Vec<BackupId>,
+}
+
+impl Found {
+    pub fn count(&mut self, about: About, number: u64) {
+        self.finding_count += number;
+        match self.unlisted.last_mut() {
+            Some((last, n)) if *last == about => *n += number,
+            _ => self.unlisted.push((about, number)),
+        }
+    }
+
+    /// Drops what is about something that is over, listed or not.
+    pub fn forget(&mut self, is_over: impl Fn(&About) -> bool) {
+        self.findings.retain(|f| !is_over(&f.about));
+        self.unlisted.retain(|(about, _)| !is_over(about));
+        let unlisted: u64 = self.unlisted.iter().map(|(_, n)| n).sum();
+        self.finding_count = self.findings.len() as u64 + unlisted;
+    }
+}
+
+/// A check of one scope under way: what it works with, and what it found.
+pub(super) struct Check<'a> {
+    pub store: &'a dyn Store,
+    pub scope: Scope,
+    pub host: &'a Host,
+    /// Threads that read.
+    pub threads: usize,
+    found: Mutex<Found>,
+    /// An object that was listed was not there any more.
+    pub is_vanishing: AtomicBool,
+    pub objects: AtomicU64,
+    pub bytes: AtomicU64,
+}
+
+impl<'a> Check<'a> {
+    pub fn new(store: &'a dyn Store, scope: &Scope, threads: usize, host: &'a Host) -> Check<'a> {
+        Check {
+            store,
+            scope: scope.clone(),
+            host,
+            threads,
+            found: Mutex::default(),
+            is_vanishing: AtomicBool::new(false),
+            objects: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    pub fn found(&self) -> MutexGuard<'_, Found> {
+        match self.found.lock() {
+            Ok(found) => found,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
+    /// Whether something was found, or was gone.
+    pub fn is_disturbed(&self) -> bool {
+        self.is_vanishing.load(Ordering::Relaxed) || self.found().finding_count > 0
+    }
+
+    pub fn forget(&self, is_over: impl Fn(&About) -> bool) {
+        self.found().forget(is_over);
+    }
+
+    /// Counts findings without listing them.
+    pub fn find_more(&self, about: About, number: u64) {
+        self.found().count(about, number);
+    }
+
+    pub fn find(&self, kind: FindingKind, object: &str, detail: impl Into<String>, about: About) {
+        let mut found = self.found();
+        if found.findings.len() >= LISTED_MAX {
+            found.count(about, 1);
+        } else {
+            found.finding_count += 1;
+            found.findings.push(Finding {
+                kind,
+                object: object.to_owned(),
+                detail: detail.into(),
+                costs: Vec::new(),
+                about,
+            });
+        }
+    }
+
+    pub fn warn(&self, warning: String) {
+        let mut found = self.found();
+        if found.warnings.len() < LISTED_MAX {
+            found.warnings.push(warning);
+        }
+    }
+
+    /// An object of a newer format: neither sound nor damaged, and nothing is recorded of it.
+    pub fn pass_over(&self, e: &Error, object: &str, about: About) {
+        self.found().unread.push(about);
+        self.warn(format!("\"{object}\" was not checked: {e}"));
+    }
+
+    /// Damage becomes a finding about `object`, what this version does not know a warning; other errors end the check.
+    pub fn settle<T>(&self, result: Result<T>, object: &str, about: About) -> Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(e) if e.is_frozen() => {
+                self.found().unread.push(about.clone());
+                self.find(FindingKind::Frozen, object, e.to_string(), about);
+                Ok(None)
+            }
+            Err(e) if is_damage(&e) => {
+                self.find(FindingKind::Damaged, object, e.to_string(), about);
+                Ok(None)
+            }
+            Err(e) if e.code() == Code::Unsupported => {
+                self.pass_over(&e, object, about);
+                Ok(None)
+            }
+            Err(e) => Err(e.context(format!("read object \"{object}\""))),
+        }
+    }
+
+    pub fn count(&self, bytes: u64) {
+        self.objects.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A medium that cannot read one object back is damage to that object: the others are still looked at.
+pub(super) fn is_damage(e: &Error) -> bool {
+    match e.code() {
+        Code::Damaged | Code::SourceHeader | Code::WrongCluster | Code::WalName => true,
+        Code::Io => e.is_medium(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::err;
+
+    #[test]
+    fn what_is_not_listed_is_counted_and_forgotten_with_its_backup() {
+        let backup = |id: &str| About::Backup(id.parse().unwrap());
+        let (one, two) = (
+            backup("20261120T064049Z-full"),
+            backup("20261120T064050Z-full"),
+        );
+        let mut found = Found::default();
+        for about in [&one, &one, &two, &one] {
+            found.count(about.clone(), 7);
+        }
+        assert_eq!((found.finding_count, found.unlisted.len()), (28, 3));
+        found.forget(|about| *about == one);
+        assert_eq!(found.finding_count, 7);
+        found.forget(|about| *about == two);
+        assert_eq!((found.finding_count, found.unlisted.len()), (0, 0));
+    }
+
+    #[test]
+    fn only_what_is_said_of_the_object_is_damage() {
+        use rustix::io::Errno;
+        let read = |errno: Errno| {
+            let error = std::io::Error::from(errno);
+            is_damage(&Error::from_io("read object", error).context("read a frame"))
+        };
+        assert!(read(Errno::IO) && read(Errno::UCLEAN));
+        for errno in [
+            Errno::MFILE,
+            Errno::NOMEM,
+            Errno::STALE,
+            Errno::NOTCONN,
+            Errno::INTR,
+        ] {
+            assert!(!read(errno), "{errno}");
+        }
+        assert!(is_damage(&err!(Damaged, "x")) && !is_damage(&err!(Unsupported, "x")));
+    }
+}

@@ -1,0 +1,87 @@
+//! Writes what was found of backups and segments as events, so that plans avoid what is damaged, and ends those that no longer hold.
+
+use std::collections::BTreeMap;
+
+use super::{About, Finding, FindingKind};
+use crate::err;
+use crate::error::Result;
+use crate::host::Host;
+use crate::repo::event::{self, Event, Recorded, Writer};
+use crate::repo::id::BackupId;
+use crate::repo::repository::Repository;
+use crate::repo::scope::{self, Scope};
+
+/// Object and detail of what is damaged, by subject.
+pub(super) type Damaged = BTreeMap<String, (String, String)>;
+
+/// The backups of findings that are to be recorded.
+///
+/// Pages that were damaged when the backup was taken stand in its root, and what is frozen is whole for all that is known.
+pub(super) fn damaged_backups(findings: &[Finding]) -> Damaged {
+    let mut damaged = Damaged::new();
+    for finding in findings {
+        let is_known = matches!(finding.kind, FindingKind::Pages | FindingKind::Frozen);
+        if let (About::Backup(id), false) = (&finding.about, is_known) {
+            let said = (finding.object.clone(), finding.detail.clone());
+            damaged.entry(id.to_string()).or_insert(said);
+        }
+    }
+    damaged
+}
+
+/// Records what a check of a scope found.
+pub(super) struct Recorder<'a> {
+    pub repository: &'a Repository,
+    pub scope: &'a Scope,
+    pub host: &'a Host,
+}
+
+impl Recorder<'_> {
+    /// Records damage, the end of damage of what is `known` to be whole, and once each which backups passed `whole`: expire lets older ones
+    /// go only then.
+    pub(super) fn record<'e>(
+        &self,
+        damaged: &Damaged,
+        known: &BTreeMap<String, &[Recorded]>,
+        whole: &[&BackupId],
+        events_of: &dyn Fn(&str) -> &'e [Recorded],
+    ) -> Result<()> {
+        if !damaged.is_empty() && !self.may_prove() {
+            return Err(err!(Key, "the MAC key of its key set is not configured"));
+        }
+        let (store, writer) = (self.repository.store(), Writer::of(self.host));
+        for (subject, (object, detail)) in damaged {
+            if event::damage(events_of(subject)).is_empty() {
+                writer.record(store, self.scope, &writer.damaged(subject, object, detail))?;
+            }
+        }
+        let known = known
+            .iter()
+            .filter(|(subject, _)| !damaged.contains_key(*subject));
+        for (subject, events) in known {
+            for over in event::damage(events) {
+                let healed = Event {
+                    ends: Some(over.name.clone()),
+                    ..writer.event("healed", subject)
+                };
+                writer.record(store, self.scope, &healed)?;
+            }
+        }
+        if !self.may_prove() {
+            return Ok(());
+        }
+        for id in whole.iter().map(ToString::to_string) {
+            if event::standing(events_of(&id), "verified", "").is_empty() {
+                writer.record(store, self.scope, &writer.event("verified", &id))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what this process records counts: who has no MAC key where one is would be found to have forged it.
+    fn may_prove(&self) -> bool {
+        let is_encrypted = self.repository.marker().key_set.is_some();
+        let proof = || self.repository.store().mac(&scope::marker(), b"");
+        !is_encrypted || matches!(proof(), Ok(Some(_)))
+    }
+}

@@ -1,0 +1,207 @@
+//! The check of an aux scope: the common rules, and nothing about WAL or pages.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+
+use super::check::Check;
+use super::packs::{Nothing, check_layers, mapped_bytes, read_packs};
+use super::record::{Recorder, damaged_backups};
+use super::{About, FindingKind, Report, events, keys};
+use crate::error::Result;
+use crate::host::Host;
+use crate::repo::catalog::{Catalog, Manifest, Reading};
+use crate::repo::event::Recorded;
+use crate::repo::id::BackupId;
+use crate::repo::repository::Repository;
+use crate::repo::root::aux_root::{AuxBackup, AuxOutline, AuxRoot};
+use crate::repo::scope::Scope;
+use crate::repo::source;
+use crate::snapshot::reader::{Snapshot, SnapshotRoot};
+
+/// What is to be checked.
+pub struct VerifyScope<'a> {
+    /// Where.
+    pub repository: &'a Repository,
+    /// Whose.
+    pub scope: &'a Scope,
+    /// Threads that read.
+    pub threads: usize,
+    /// The host that it runs on.
+    pub host: &'a Host,
+}
+
+impl VerifyScope<'_> {
+    /// Checks everything, and records which backups are damaged.
+    ///
+    /// # Errors
+    /// `Interrupted`; what the store says, but for damage, which is a finding.
+    pub fn run(&self) -> Result<Report> {
+        let store = self.repository.store();
+        store.read_medium();
+        let catalog = self.read()?;
+        let check = Check::new(store, self.scope, self.threads, self.host);
+        registration(&check)?;
+        events::events(&check)?;
+        events::reservations(&check, &catalog)?;
+        let lost = lost(&catalog);
+        events::find_lost(&check, &catalog, &lost, true);
+        keys::check_scope(&check, &catalog)?;
+        for (id, subject) in &catalog.ids {
+            match subject.manifest {
+                Manifest::Committed(_) => backup(&check, id)?,
+                Manifest::Unreadable(_) => unreadable(&check, id)?,
+                Manifest::Absent | Manifest::Tombstone => {}
+            }
+        }
+        let catalog = match check.is_disturbed() {
+            true => self.read_again(&check)?,
+            false => catalog,
+        };
+        Ok(self.record(&catalog, report(check, &catalog)))
+    }
+
+    fn read(&self) -> Result<Catalog<AuxBackup>> {
+        Reading::begin(self.repository.store(), self.scope)?.everything()
+    }
+
+    /// What is missing may have been expired meanwhile: only what is still there, or still needed, counts.
+    fn read_again(&self, check: &Check<'_>) -> Result<Catalog<AuxBackup>> {
+        let catalog = self.read()?;
+        check.forget(|about| match about {
+            About::Backup(id) => !catalog.ids.get(id).is_some_and(|subject| {
+                let is_there = matches!(
+                    subject.manifest,
+                    Manifest::Committed(_) | Manifest::Unreadable(_)
+                );
+                is_there || subject.lost().is_some()
+            }),
+            _ => false,
+        });
+        Ok(catalog)
+    }
+
+    fn record(&self, catalog: &Catalog<AuxBackup>, mut report: Report) -> Report {
+        let damaged = damaged_backups(&report.findings);
+        let events_of = |subject: &str| -> &[Recorded] {
+            let id = subject.parse::<BackupId>().ok();
+            let subject = id.and_then(|id| catalog.ids.get(&id));
+            subject.map_or(&[], |s| s.events.as_slice())
+        };
+        let whole = report.backups.iter().filter(|(_, whole)| *whole);
+        let whole: Vec<&BackupId> = whole.map(|(id, _)| id).collect();
+        let known: BTreeMap<String, &[Recorded]> = whole
+            .iter()
+            .map(|id| (id.to_string(), events_of(&id.to_string())))
+            .collect();
+        let recorder = Recorder {
+            repository: self.repository,
+            scope: self.scope,
+            host: self.host,
+        };
+        let recorded = recorder.record(&damaged, &known, &whole, &events_of);
+        report.warnings.extend(
+            recorded
+                .err()
+                .map(|e| format!("what was found could not be recorded in the repository: {e}")),
+        );
+        report
+    }
+}
+
+fn lost(catalog: &Catalog<AuxBackup>) -> Vec<BackupId> {
+    let lost = catalog.ids.iter().filter(|(_, s)| s.lost().is_some());
+    lost.map(|(id, _)| id.clone()).collect()
+}
+
+/// A lost registration stops writers, not readers.
+fn registration(check: &Check<'_>) -> Result<()> {
+    let key = check.scope.registration();
+    let read = source::registration(check.store, &check.scope);
+    match check.settle(read, key.as_str(), About::Other)? {
+        Some(None) => {
+            let detail = "the registration is lost: nothing is written before it is made again";
+            check.find(FindingKind::Missing, key.as_str(), detail, About::Other);
+        }
+        Some(Some(_)) => check.count(0),
+        None => {}
+    }
+    Ok(())
+}
+
+fn unreadable(check: &Check<'_>, id: &BackupId) -> Result<()> {
+    let key = check.scope.manifest(id);
+    let read = AuxOutline::stored(check.store, &check.scope, id);
+    let about = About::Backup(id.clone());
+    check.settle(read, key.as_str(), about).map(|_| ())
+}
+
+fn backup(check: &Check<'_>, id: &BackupId) -> Result<()> {
+    check.host.check_stop()?;
+    let about = || About::Backup(id.clone());
+    let key = check.scope.manifest(id);
+    let read = AuxRoot::read(check.store, &check.scope, id);
+    let Some(root) = check.settle(read, key.as_str(), about())? else {
+        return Ok(());
+    };
+    let Some(root) = root else {
+        check.is_vanishing.store(true, Ordering::Relaxed);
+        check.warn(format!(
+            "backup \"{id}\" was deleted while the repository was read"
+        ));
+        return Ok(());
+    };
+    check.count(0);
+    let phase = format!("verify backup {id} of {}", check.scope.prefix());
+    let bytes = Some(root.head.size_bytes);
+    check.host.progress.phase(&phase, bytes);
+    let member = AuxRoot::member(check.store, &check.scope, id).and(root.check_content());
+    if check.settle(member, key.as_str(), about())?.is_none() {
+        return Ok(());
+    }
+    let view = SnapshotRoot::from(&root);
+    if !check_layers(check, &view)? {
+        return Ok(());
+    }
+    let opened = Snapshot::open(check.store, &check.scope, view);
+    let Some(snapshot) = check.settle(opened, key.as_str(), about())? else {
+        return Ok(());
+    };
+    let mapped = mapped_bytes(check, &snapshot);
+    let Some(mapped) = check.settle(mapped, key.as_str(), about())? else {
+        return Ok(());
+    };
+    read_packs(check, view, (&snapshot, mapped), &Nothing).map(|_| ())
+}
+
+fn report(check: Check<'_>, catalog: &Catalog<AuxBackup>) -> Report {
+    let found = std::mem::take(&mut *check.found());
+    let mut findings = found.findings;
+    findings.sort_by(|a, b| (&a.object, a.kind, &a.detail).cmp(&(&b.object, b.kind, &b.detail)));
+    let mut bad = BTreeSet::new();
+    for finding in &mut findings {
+        if let About::Backup(id) = &finding.about {
+            finding.costs = vec![format!("backup {id} cannot be restored")];
+            bad.insert(id.clone());
+        }
+    }
+    let mut warnings = found.warnings;
+    warnings.sort();
+    let there = catalog.committed().map(|(id, ..)| id.clone());
+    let backups = there.map(|id| {
+        let is_read = !found.unread.contains(&About::Backup(id.clone()));
+        let is_whole = is_read && !bad.contains(&id);
+        (id, is_whole)
+    });
+    Report {
+        backups: backups.collect(),
+        findings,
+        finding_count: found.finding_count,
+        warnings,
+        object_count: check.objects.load(Ordering::Relaxed),
+        read_bytes: check.bytes.load(Ordering::Relaxed),
+        segment_count: 0,
+        unlinked_count: 0,
+        unsupported_count: found.unread.len() as u64,
+        unread: found.unread,
+    }
+}
