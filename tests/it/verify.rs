@@ -352,10 +352,12 @@ fn what_a_newer_version_wrote_is_neither_sound_nor_damaged() {
     let key = crate::backup::layout(&site).manifest(&id.parse().unwrap());
     let path = site.repository().join(key.as_str());
     let good = std::fs::read(&path).unwrap();
-    // An incremental has several layers to a shard.
+    // More layers to a shard than this version reads.
     let mut root = crate::backup::root(&site, &id);
     let below = crate::backup::root(&site, &older).map.shards[0].layers[0].clone();
-    root.map.shards[0].layers.insert(0, below);
+    for _ in 0..128 {
+        root.map.shards[0].layers.insert(0, below.clone());
+    }
     std::fs::write(&path, json::encode(&key, root::KIND, &root).unwrap()).unwrap();
     let run = verify(&site).run().expect_code(10);
     let json = run.json();

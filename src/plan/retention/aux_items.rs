@@ -12,7 +12,7 @@ pub fn retention(catalog: &Catalog<AuxBackup>, policy: &Policy, now: TimestampTz
     plan(catalog, (&Unconstrained, items(catalog)), policy, now)
 }
 
-/// Orders the backups by their ends; an end later than the store's time of the root counts as that (format, section 16.1).
+/// Orders the backups by their ends (format, section 16.1).
 fn items(catalog: &Catalog<AuxBackup>) -> Vec<Item<'_>> {
     let damaged = catalog.damaged_parts();
     let mut all: Vec<_> = catalog

@@ -9,6 +9,7 @@ use crate::err;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::repo::catalog::{self, Needs, Reduced, by_writer};
+use crate::repo::clock;
 use crate::repo::id::{BackupId, PartName};
 use crate::repo::json;
 use crate::repo::scope::Scope;
@@ -272,10 +273,12 @@ pub struct AuxBackup {
 }
 
 impl AuxBackup {
-    /// When it ended, for its place among others: no later than the store received its root.
+    /// When it ended, for its place among others: by its own clock, unless that was ahead of the store's. Stores tell whole seconds, which would
+    /// turn the order of two quick backups around.
     pub fn end(&self, stored: Option<TimestampTz>) -> TimestampTz {
         let end = self.root.stop_time;
-        stored.map_or(end, |stored| end.min(stored))
+        let is_ahead = |stored: &TimestampTz| end > stored.saturating_add(clock::MAY_DIFFER);
+        stored.filter(is_ahead).unwrap_or(end)
     }
 }
 
