@@ -90,7 +90,7 @@ fn control(input: &mut Input<'_>) {
     bytes.resize(pitr::pg::control::CONTROL_FILE_SIZE, 0);
     bytes[8..12].copy_from_slice(&version.control_version.to_le_bytes());
     bytes[12..16].copy_from_slice(&version.catalog_version.to_le_bytes());
-    let at = version.control_crc_offset;
+    let at = version.control.crc;
     let crc = crc32c::crc32c(&bytes[..at]);
     bytes[at..at + 4].copy_from_slice(&crc.to_le_bytes());
     if let Ok(control) = ControlFile::parse(&bytes) {
