@@ -4,7 +4,7 @@
 //! then, on any number of threads, [`Snapshot::pack`] and [`PackOfSnapshot::frame`], which hands out only bytes that the map leads to,
 //! exactly there. When the bytes handed out equal the sum, every byte of every file was delivered once.
 //!
-//! A shard may have several layers, of which the newest wins ([`super::merge`]).
+//! A shard may have several layers, of which the newest wins (`super::merge`).
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
