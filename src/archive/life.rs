@@ -220,7 +220,7 @@ pub(super) fn check_before(
 /// says is remembered for [`check_before`], which then asks no more.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub(super) fn is_own_before(
     what: &Push<'_>,
     source: &dyn Content,
@@ -307,7 +307,7 @@ fn find_in_other_life(
 /// Without either, the timeline is taken to have left the followed life.
 ///
 /// # Errors
-/// What the store says; those of `is_abandoned`.
+/// Errors of the store; those of `is_abandoned`.
 pub(super) fn is_left_in_other(
     repository: &Repository,
     layout: &ClusterLayout,

@@ -179,7 +179,7 @@ pub fn resolve(
 /// Ends a resolution. Returns the event's name.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn undo(
     repository: &Repository,
     layout: &ClusterLayout,

@@ -349,7 +349,7 @@ impl Spool {
     /// handed to a child.
     ///
     /// # Errors
-    /// What the system says.
+    /// Errors of the system.
     pub fn try_lock(&self) -> io::Result<Option<File>> {
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.directory, LOCK, flags, Mode::RUSR | Mode::WUSR)?;
@@ -394,7 +394,7 @@ impl Spool {
     /// Keeps that the worker was waited for in vain.
     ///
     /// # Errors
-    /// What the system says.
+    /// Errors of the system.
     pub fn mark_hung(&self, nonce: u64) -> io::Result<()> {
         self.write(HUNG, b"", nonce)
     }
@@ -425,7 +425,7 @@ impl Spool {
     /// Writes a note. The file it is about must be durable in every required repository. `nonce` makes a temporary name unique.
     ///
     /// # Errors
-    /// What the system says.
+    /// Errors of the system.
     pub fn write_note(&self, note: &Note, nonce: u64) -> io::Result<()> {
         self.write(&format!("{}{SHIPPED}", note.name), &note.encode()?, nonce)
     }
@@ -454,7 +454,7 @@ impl Spool {
     /// another repository may be the cause by now.
     ///
     /// # Errors
-    /// What the system says.
+    /// Errors of the system.
     pub fn write_failure(
         &self,
         name: WalFileName,
@@ -483,7 +483,7 @@ impl Spool {
     /// Every file of which something is known.
     ///
     /// # Errors
-    /// What the system says.
+    /// Errors of the system.
     pub fn known(&self) -> io::Result<BTreeMap<WalFileName, Known>> {
         let mut found = BTreeMap::new();
         for entry in rustix::fs::Dir::read_from(&self.directory)? {
@@ -520,7 +520,7 @@ impl Spool {
     /// Tries whether notes can be written.
     ///
     /// # Errors
-    /// What the system says.
+    /// Errors of the system.
     pub fn try_out(&self, nonce: u64) -> io::Result<()> {
         // Dropped, it is gone.
         self.begin("trial", nonce)?.write_all(&[0; 4096])

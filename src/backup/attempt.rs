@@ -23,7 +23,7 @@ pub trait Commit {
     /// Writes the root.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     fn write(&self) -> Result<Published>;
 
     /// Returns whether the root that is stored is this one.

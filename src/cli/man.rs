@@ -20,7 +20,7 @@ pub struct Args {
 /// Writes them.
 ///
 /// # Errors
-/// What the directory says.
+/// Errors of the directory.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let mut line = super::command_line();
     line.build();

@@ -23,7 +23,7 @@ const ALLOCATOR: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=
 /// [`held`].
 ///
 /// # Errors
-/// What the system says.
+/// Errors of the system.
 pub fn start(program: &Path, arguments: &[OsString], held: File) -> io::Result<()> {
     keep_from_children()?;
     let (variable, setting) = ALLOCATOR;
@@ -51,7 +51,7 @@ pub fn own_session() {
 /// would have it, too, and could keep a lock longer than the worker lives. A lock is held at every moment.
 ///
 /// # Errors
-/// What the system says.
+/// Errors of the system.
 pub fn held() -> io::Result<OwnedFd> {
     let held = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;

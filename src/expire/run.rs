@@ -81,7 +81,7 @@ impl<'a> Run<'a> {
     /// Marks what a plan made just now does not keep, and deletes what was marked before the grace period.
     ///
     /// # Errors
-    /// What the store says, but for refused deletions, which are counted; `Interrupted`.
+    /// Errors of the store, but for refused deletions, which are counted; `Interrupted`.
     pub fn run(mut self, shown: &ExpirePlan, policy: &Policy) -> Result<()> {
         self.mark(shown, policy)?;
         if shown.deletions.is_empty() && shown.tombstones.is_empty() {

@@ -73,7 +73,7 @@ pub fn split<T>(
 /// The aux scopes that a command works on that looks at everything: none where a cluster is named.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn scopes(session: &Session, repository: &Repository) -> Result<Vec<Scope>> {
     match session.flags.cluster.is_some() || session.system_identifier.is_some() {
         true => Ok(Vec::new()),

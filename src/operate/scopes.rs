@@ -81,7 +81,7 @@ pub fn look(session: &Session) -> Result<Vec<ScopeInfo>> {
 /// Looks at one scope.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn look_at(repository: &Repository, scope: &Scope, now: TimestampTz) -> Result<ScopeInfo> {
     let mut catalog: Catalog<AuxBackup> = Reading::begin(repository.store(), scope)?.backups()?;
     let mut problems = Vec::new();

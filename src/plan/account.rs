@@ -104,7 +104,7 @@ pub(super) fn settings(
 /// Says what the choice of a backup means.
 ///
 /// # Errors
-/// What the WAL says.
+/// Errors of the WAL.
 pub(super) fn fill(
     planner: &Planner<'_>,
     plan: &mut Plan,

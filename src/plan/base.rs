@@ -149,7 +149,7 @@ pub(super) struct Tried<'a> {
 pub(super) struct Planner<'a> {
     /// What the repository holds.
     pub inventory: &'a Inventory,
-    /// What the WAL says.
+    /// Errors of the WAL.
     pub wal: &'a dyn Wal,
     /// What is asked.
     pub target: &'a RecoveryTarget,

@@ -44,13 +44,13 @@ pub trait Activity {
     /// When the timeline began: its first commit, or when its history was stored, whichever is earlier.
     ///
     /// # Errors
-    /// What the WAL says, apart from damage.
+    /// Errors of the WAL, apart from damage.
     fn begun(&self, timeline: TimelineId, from: Lsn) -> Result<Option<TimestampTz>>;
 
     /// The last commit behind `from`. One that is before `since` need not be told exactly.
     ///
     /// # Errors
-    /// What the WAL says, apart from damage.
+    /// Errors of the WAL, apart from damage.
     fn last_behind(
         &self,
         timeline: TimelineId,

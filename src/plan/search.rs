@@ -18,7 +18,7 @@ pub struct Search<'a> {
     pub chain: &'a Chain<'a>,
     /// The WAL.
     pub stretch: Rc<Stretch>,
-    /// Where replay begins.
+    /// The start of replay.
     pub start_lsn: Lsn,
     /// From here on the cluster is consistent.
     pub consistent_lsn: Lsn,
@@ -33,7 +33,7 @@ impl Search<'_> {
     /// What is said of the last transaction and of the first that is left out is completed from other segments.
     ///
     /// # Errors
-    /// What the WAL says.
+    /// Errors of the WAL.
     pub fn run<'r>(&self, rule: &'r Rule) -> Result<Replay<'r>> {
         let mut replay = Replay::new(rule, self.start_lsn, self.consistent_lsn);
         let Some(last) = self.stretch.final_segment() else {
@@ -117,7 +117,7 @@ impl Search<'_> {
     /// The largest parameters of all changes that are replayed up to `end`; none where none is.
     ///
     /// # Errors
-    /// What the WAL says.
+    /// Errors of the WAL.
     pub fn parameters(&self, end: Lsn) -> Result<Option<Parameters>> {
         let mut largest: Option<Parameters> = None;
         let Some(last) = self.stretch.final_segment() else {

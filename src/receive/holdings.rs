@@ -203,7 +203,7 @@ impl Holdings {
     /// Whether every repository that has this segment, and can tell, has it with this hash.
     ///
     /// # Errors
-    /// What the stores say, but for damage, which verify reports.
+    /// Errors of the stores, but for damage, which verify reports.
     pub fn has(&self, name: SegmentName, hash: &[u8; 32]) -> Result<bool> {
         for repository in &self.repositories {
             let layout = repository.recent_lives(&self.layout)?;

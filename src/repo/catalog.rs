@@ -203,7 +203,7 @@ impl<R> Catalog<R> {
 /// The ids under which a root, or something in its place, may lie.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn ids(store: &dyn Store, scope: &Scope) -> Result<Vec<BackupId>> {
     let listed = store.list(&scope.backups())?.into_iter();
     let prefixes = listed.filter(|l| l.is_prefix);
@@ -222,7 +222,7 @@ impl<'a, R: Reduced> Reading<'a, R> {
     /// Lists the subjects of events.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub fn begin(store: &'a dyn Store, scope: &'a Scope) -> Result<Reading<'a, R>> {
         let mut reading = Reading {
             store,
@@ -247,7 +247,7 @@ impl<'a, R: Reduced> Reading<'a, R> {
     /// Reads roots, and the events of ids: what plans of recovery need.
     ///
     /// # Errors
-    /// What the store says. Damage of single objects is part of the answer.
+    /// Errors of the store. Damage of single objects is part of the answer.
     pub fn backups(mut self) -> Result<Catalog<R>> {
         self.events()?;
         for id in ids(self.store, self.scope)? {
@@ -406,7 +406,7 @@ impl<'a, R: Reduced> Reading<'a, R> {
 /// Looks for what unfinished writes left, in a scope and outside of any: that walks through everything.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn unfinished(store: &dyn Store, scope: &Scope) -> Result<Vec<Irregular>> {
     let own = scope.prefix();
     let all = store.irregular()?.into_iter();

@@ -33,7 +33,7 @@ impl<'a> Claim<'a> {
     /// Claims a backup, with the WAL from `start` on where that is known.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub fn take(
         (store, scope): (&'a dyn Store, &'a Scope),
         writer: Writer<'a>,
@@ -126,7 +126,7 @@ impl<'a> Claim<'a> {
     /// Renews the claim for so many seconds, also when it has ended.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub fn renew(&mut self, seconds: u64) -> Result<()> {
         let replaced = self.standing.clone();
         self.record(Some(replaced), seconds)
@@ -171,7 +171,7 @@ impl<'a> Claim<'a> {
 /// Ends a claim of somebody else, or, without one, what a reservation holds: a claim over at once, and its release, say that the writer gave up.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn end(
     (store, scope): (&dyn Store, &Scope),
     writer: &Writer<'_>,

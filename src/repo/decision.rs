@@ -68,7 +68,7 @@ impl Decisions {
     /// Reads what a repository knows.
     ///
     /// # Errors
-    /// What the store says. Damage of an event is part of the answer.
+    /// Errors of the store. Damage of an event is part of the answer.
     pub fn read(repository: &Repository, layout: &ClusterLayout) -> Result<Decisions> {
         match event::read_all(repository.store(), layout, SUBJECT) {
             Ok(events) => Ok(Decisions::fold(&events, layout.name())),

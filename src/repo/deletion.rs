@@ -35,7 +35,7 @@ impl<'a> DeletionClaim<'a> {
     /// Claims the WAL for deletion, and clears away such claims that are over.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub fn take(
         store: &'a dyn Store,
         scope: &'a Scope,
@@ -88,7 +88,7 @@ impl<'a> DeletionClaim<'a> {
     /// Ends the claim.
     ///
     /// # Errors
-    /// What the store says; the claim then ends by itself.
+    /// Errors of the store; the claim then ends by itself.
     pub fn end(self) -> Result<()> {
         self.remove(&self.standing)
     }
@@ -125,7 +125,7 @@ impl<'a> DeletionClaim<'a> {
 /// Waits until nobody deletes WAL of the cluster. `tick` is called meanwhile, and may end the wait with an error.
 ///
 /// # Errors
-/// What the store says, and `tick`.
+/// Errors of the store, and `tick`.
 pub fn wait(
     (store, scope): (&dyn Store, &Scope),
     clock: &dyn Fn() -> TimestampTz,

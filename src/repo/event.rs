@@ -204,7 +204,7 @@ impl<'a> Writer<'a> {
     /// Writes an event. Returns the last part of its key.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub fn record(&self, store: &dyn Store, scope: &Scope, event: &Event) -> Result<String> {
         record(store, scope, event, (self.random)())
     }
@@ -212,7 +212,7 @@ impl<'a> Writer<'a> {
     /// Writes that `object` is damaged, unless damage of its subject stands already.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub fn record_damage(
         &self,
         store: &dyn Store,

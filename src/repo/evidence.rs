@@ -13,7 +13,7 @@ use crate::store::{Key, Store};
 /// Puts a registration together from a backup's root, else from a segment; `None` where neither is there.
 ///
 /// # Errors
-/// What the store says, apart from damage.
+/// Errors of the store, apart from damage.
 pub fn registration(store: &dyn Store, layout: &ClusterLayout) -> Result<Option<Registration>> {
     let of = |major, segment_size_bytes, first_seen| Registration {
         name: layout.name().to_owned(),

@@ -274,7 +274,7 @@ impl Repository {
     /// The scopes of auxiliary content, sorted.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub fn aux_scopes(&self) -> Result<Vec<Scope>> {
         let names = |prefix: &str| -> Result<Vec<String>> {
             let listed = self.store.list(prefix)?.into_iter();

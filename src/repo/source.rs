@@ -121,7 +121,7 @@ pub fn register_again(store: &dyn Store, scope: &Scope, now: TimestampTz) -> Res
 /// The source that the newest root names; none where no root can be read.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn of_newest_root(store: &dyn Store, scope: &Scope) -> Result<Option<Option<String>>> {
     let mut newest: Option<AuxOutline> = None;
     for id in catalog::ids(store, scope)? {
@@ -200,7 +200,7 @@ pub fn require(
 /// Records that a source continues the scope.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn continue_with(
     store: &dyn Store,
     scope: &Scope,

@@ -115,7 +115,7 @@ impl WalProof {
     /// damaged disagrees with nothing.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub fn disagreement(
         &self,
         store: &dyn Store,

@@ -203,7 +203,7 @@ impl<'a> Layers<'a> {
     /// Ends the last layer. A full of nothing has one empty layer.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub fn finish(mut self) -> Result<LayersWritten> {
         if self.layers == 0 && self.prior.is_empty() {
             self.open = Some(self.begin_layer()?);

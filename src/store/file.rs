@@ -91,7 +91,7 @@ impl FileStore {
     /// and the janitor takes away what is left of it.
     ///
     /// # Errors
-    /// What the system says.
+    /// Errors of the system.
     pub fn aside(&self, nonce: u64) -> Result<(FileStore, String)> {
         let name = format!("{TEMPORARY_PREFIX}check.{nonce:016x}");
         durable::create_directory(self.root.as_fd(), &name)

@@ -20,7 +20,7 @@ impl Transfer<'_> {
     /// Copies a backup; what is wrong with it is taken down.
     ///
     /// # Errors
-    /// What the stores say, but for damage.
+    /// Errors of the stores, but for damage.
     pub(super) fn copy_backup(&self, id: &BackupId, wal: &Wal<'_>) -> Result<()> {
         self.check_stop()?;
         let copied = self.copy_claimed(id, wal);

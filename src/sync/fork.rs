@@ -19,7 +19,7 @@ pub(super) type Forks = BTreeMap<TimelineId, (SegmentName, Error)>;
 /// Looks at what both sides have, and at the borders of what would be copied.
 ///
 /// # Errors
-/// What the stores say.
+/// Errors of the stores.
 pub(super) fn find(transfer: &Transfer<'_>, lacking: &Lacking) -> Result<Forks> {
     let mut forks = Forks::new();
     for name in &lacking.compared {
@@ -58,7 +58,7 @@ pub struct Stretch {
 /// looked at where recovery begins and where it ends, and one segment behind that, which it may ask for.
 ///
 /// # Errors
-/// What the stores say.
+/// Errors of the stores.
 pub fn parts(own: Side<'_>, other: Side<'_>, stretch: Stretch) -> Result<Option<SegmentName>> {
     let next = stretch.last.next(stretch.size);
     for name in [Some(stretch.first), Some(stretch.last), next] {

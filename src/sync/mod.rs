@@ -61,7 +61,7 @@ pub struct Options {
 pub struct Problem {
     /// Its key, or the backup.
     pub object: String,
-    /// What is wrong.
+    /// The fault.
     pub detail: String,
     /// The two sides contradict one another; else it is damaged or missing.
     pub is_conflict: bool,
@@ -142,7 +142,7 @@ impl<'a> Transfer<'a> {
     /// What the other side lacks. Nothing is changed.
     ///
     /// # Errors
-    /// What the stores say.
+    /// Errors of the stores.
     pub fn plan(&self) -> Result<Lacking> {
         let from = Survey::without_leftovers(self.from, self.registration)?;
         let to = Survey::without_leftovers(self.to, self.registration)?;

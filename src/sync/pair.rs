@@ -69,7 +69,7 @@ impl<'a> Pair<'a> {
     /// Waits until nobody deletes WAL on the other side: what is planned then is still there when it is proven.
     ///
     /// # Errors
-    /// What the store says; `Interrupted`; those of `tick`.
+    /// Errors of the store; `Interrupted`; those of `tick`.
     pub fn wait_for_deletion(&self, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let mut tick = || {
             self.check_stop()?;

@@ -72,7 +72,7 @@ impl<'a> ScopeTransfer<'a> {
     /// What the other side lacks. Nothing is changed.
     ///
     /// # Errors
-    /// What the stores say.
+    /// Errors of the stores.
     pub fn plan(&self) -> Result<LackingBackups> {
         let pair = &self.pair;
         let read = |repository: &Repository| -> Result<Catalog<AuxBackup>> {

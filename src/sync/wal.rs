@@ -33,7 +33,7 @@ impl<'a> Wal<'a> {
     /// Copies the histories, and compares what both sides have.
     ///
     /// # Errors
-    /// What the stores say.
+    /// Errors of the stores.
     pub(super) fn begin(transfer: &'a Transfer<'a>, lacking: &'a Lacking) -> Result<Wal<'a>> {
         let mut torn = BTreeSet::new();
         for (timeline, (name, e)) in fork::find(transfer, lacking)? {
@@ -107,7 +107,7 @@ impl<'a> Wal<'a> {
     /// Copies the WAL of a backup, from its start to its end.
     ///
     /// # Errors
-    /// What the stores say, and `tick`.
+    /// Errors of the stores, and `tick`.
     pub(super) fn copy_path(
         &self,
         root: &Outline,
@@ -212,7 +212,7 @@ impl<'a> Wal<'a> {
     /// Copies the WAL that no copied backup has called for.
     ///
     /// # Errors
-    /// What the stores say.
+    /// Errors of the stores.
     pub(super) fn copy_rest(&self) -> Result<()> {
         let names = self.take(None, (SegmentNumber(0), SegmentNumber(u64::MAX)));
         if names.is_empty() {
@@ -226,7 +226,7 @@ impl<'a> Wal<'a> {
     /// Copies partial segments, labels, increments and refused copies.
     ///
     /// # Errors
-    /// What the stores say.
+    /// Errors of the stores.
     pub(super) fn copy_beside(&self) -> Result<()> {
         let transfer = self.transfer;
         for name in &self.lacking.files {

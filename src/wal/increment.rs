@@ -185,7 +185,7 @@ fn stored_damaged(key: &Key, e: Error) -> Error {
 /// The increments of a segment, ascending by start, then by end.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn list(
     repository: &Repository,
     layout: &ClusterLayout,

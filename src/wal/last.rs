@@ -10,7 +10,7 @@ use crate::wal::increment;
 /// Returns the last whole segment of a timeline.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn whole(
     repository: &Repository,
     layout: &ClusterLayout,
@@ -22,7 +22,7 @@ pub fn whole(
 /// Returns the last segment of a timeline of which anything is stored: all of it, a partial, or an increment.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn of_any(
     repository: &Repository,
     layout: &ClusterLayout,

@@ -21,7 +21,7 @@ pub enum Presence {
 /// name, and a root must not outlive it.
 ///
 /// # Errors
-/// What the store says, but for damage.
+/// Errors of the store, but for damage.
 pub fn of_segment(
     store: &dyn Store,
     layout: &ClusterLayout,

@@ -599,7 +599,7 @@ impl Rollup<'_> {
     /// a damaged one learns it then. Returns how many are damaged.
     ///
     /// # Errors
-    /// What the store says, apart from damage.
+    /// Errors of the store, apart from damage.
     pub fn check_ends(
         &self,
         first: SegmentName,

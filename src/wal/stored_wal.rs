@@ -87,7 +87,7 @@ impl StoredWal {
 /// has every hash.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn has_prefix(
     repository: &Repository,
     layout: &ClusterLayout,

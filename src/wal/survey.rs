@@ -73,7 +73,7 @@ pub type Subject = catalog::Subject<Root>;
 /// A root, reduced to what decides about keeping.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Root {
-    /// Where replay begins.
+    /// The start of replay.
     pub start_lsn: Lsn,
     /// End of the WAL that the backup needs.
     pub stop_lsn: Lsn,
@@ -158,7 +158,7 @@ impl Survey {
     /// Reads what the repository holds of a registered cluster.
     ///
     /// # Errors
-    /// What the store says. Damage of single objects is part of the answer.
+    /// Errors of the store. Damage of single objects is part of the answer.
     pub fn read(repository: &Repository, registration: &Registration) -> Result<Survey> {
         let mut survey = Survey::without_leftovers(repository, registration)?;
         let layout = survey.layout(registration)?;

@@ -82,7 +82,7 @@ impl S3Store {
     /// The first key in this place, where there is any; what trials and unfinished writes left does not count.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub fn first_key(&self) -> Result<Option<String>> {
         let bucket = Arc::clone(&self.bucket);
         Ok(wait(async move { listing::first_key(&bucket).await })??)
@@ -91,7 +91,7 @@ impl S3Store {
     /// What rules of the bucket do to objects in this place that they must not: deleting them, or moving them where they must be thawed.
     ///
     /// # Errors
-    /// What the store says; many know no such rules, or do not tell everybody.
+    /// Errors of the store; many know no such rules, or do not tell everybody.
     pub fn harmful_rules(&self) -> Result<Vec<String>> {
         let bucket = Arc::clone(&self.bucket);
         Ok(wait(async move { lifecycle::harmful(&bucket).await })??)
@@ -102,7 +102,7 @@ impl S3Store {
 /// same: the client learns the difference from an answer.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn clock_differs(store: &dyn Store, now: impl Fn() -> TimestampTz) -> Result<Option<i64>> {
     let Some(theirs) = store.clock()? else {
         return Ok(None);
