@@ -22,7 +22,7 @@ pub struct Args {
 /// `Io` or `Full` when standard output cannot be written.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let whole = super::command_line();
-    // What the help does not show is not completed either.
+    // A command that the help does not show is not completed either.
     let shown = whole.get_subcommands().filter(|c| !c.is_hide_set());
     let mut line = clap::Command::new("pitr")
         .disable_help_subcommand(true)

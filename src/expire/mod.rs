@@ -157,19 +157,14 @@ impl Expire<'_> {
 }
 
 impl Domain for Expire<'_> {
-    /// What is not marked yet waits for another run, also without grace.
     fn decide(&self, spared: &BTreeSet<BackupId>) -> Result<Decided> {
         let mut survey = self.survey()?;
-        // Where segments lie is known with this reading.
+        // This reading tells the homes of the segments.
         let layout = survey.layout(self.registration)?;
-        let mut policy = self.policy_for(&survey)?;
-        policy.spared.clone_from(spared);
+        let policy = self.policy_for(&survey)?;
         let now = self.host.now();
-        let mut plan = self.judge(&mut survey, &policy, now)?;
-        if !plan.marks.is_empty() {
-            policy.spared.extend(plan.marks);
-            plan = self.judge(&mut survey, &policy, now)?;
-        }
+        let judge = |policy: &Policy| self.judge(&mut survey, policy, now);
+        let plan = judged_again(policy, spared, judge)?;
         Ok(Decided {
             plan,
             wal: Some((layout, survey.segment_size)),
@@ -181,6 +176,21 @@ impl Domain for Expire<'_> {
             ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
         Ok(Outline::read(self.repository.store(), &layout, id)?.is_some())
     }
+}
+
+/// Judges once more where the policy would mark something now: a backup without a mark waits for another run, also without grace.
+fn judged_again(
+    mut policy: Policy,
+    spared: &BTreeSet<BackupId>,
+    mut judge: impl FnMut(&Policy) -> Result<ExpirePlan>,
+) -> Result<ExpirePlan> {
+    policy.spared.clone_from(spared);
+    let plan = judge(&policy)?;
+    if plan.marks.is_empty() {
+        return Ok(plan);
+    }
+    policy.spared.extend(plan.marks);
+    judge(&policy)
 }
 
 /// The links of stored segments, each read once.

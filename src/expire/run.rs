@@ -36,11 +36,11 @@ pub trait Domain {
     fn exists(&self, id: &BackupId) -> Result<bool>;
 }
 
-/// What goes, and where the WAL of it lies.
+/// A plan, and the place of the WAL that it deletes.
 pub struct Decided {
     /// The plan.
     pub plan: ExpirePlan,
-    /// Of a cluster.
+    /// None of a scope without WAL.
     pub wal: Option<(ClusterLayout, SegmentSize)>,
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::run::{Decided, Domain, Run};
-use super::{Outcome, check_clock, pin_clock};
+use super::{Outcome, check_clock, judged_again, pin_clock};
 use crate::error::Result;
 use crate::host::Host;
 use crate::plan::retention::aux_items::retention;
@@ -21,7 +21,7 @@ pub struct ExpireScope<'a> {
     pub repository: &'a Repository,
     /// Whose.
     pub scope: &'a Scope,
-    /// What is to be kept.
+    /// The rules of retention.
     pub policy: Policy,
     /// The host that it runs on.
     pub host: &'a Host,
@@ -83,16 +83,10 @@ impl ExpireScope<'_> {
 }
 
 impl Domain for ExpireScope<'_> {
-    /// What is not marked yet waits for another run, also without grace.
     fn decide(&self, spared: &BTreeSet<BackupId>) -> Result<Decided> {
         let catalog = self.read()?;
-        let mut policy = self.policy.clone();
-        policy.spared.clone_from(spared);
-        let mut plan = self.judge(&catalog, &policy)?;
-        if !plan.marks.is_empty() {
-            policy.spared.extend(plan.marks);
-            plan = self.judge(&catalog, &policy)?;
-        }
+        let judge = |policy: &Policy| self.judge(&catalog, policy);
+        let plan = judged_again(self.policy.clone(), spared, judge)?;
         Ok(Decided { plan, wal: None })
     }
 

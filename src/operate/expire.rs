@@ -77,9 +77,14 @@ fn one_repository(
     done: &mut Vec<Done>,
 ) -> Result<()> {
     let repository = session.open(configured)?;
-    let mut warning = unproven::warning(configured, &repository, FORGED);
     let scopes = of::scopes(session, &repository)?;
     let registrations = of::registrations_beside(&scopes, session, &repository, cluster)?;
+    let mut run = Run {
+        repository: &configured.name,
+        is_confirmed,
+        warning: unproven::warning(configured, &repository, FORGED),
+        done,
+    };
     // A cluster that went through pg_upgrade has several identifiers; each keeps its own N.
     for registration in registrations {
         let expire = Expire {
@@ -88,22 +93,11 @@ fn one_repository(
             policy: policy.clone(),
             host: &session.host,
         };
-        let plan = expire.plan()?;
-        let mut outcome = is_confirmed.then(Outcome::default);
-        let ran = match &mut outcome {
-            Some(outcome) => expire.run(&plan, outcome),
-            None => Ok(()),
-        };
-        done.push(Done {
-            repository: configured.name.clone(),
-            segment_size: SegmentSize::new(registration.segment_size_bytes)?,
-            of: Of::Cluster(registration),
-            plan,
-            outcome,
-            warning: warning.take(),
-            is_cut_short: ran.is_err(),
-        });
-        ran?;
+        let size = SegmentSize::new(registration.segment_size_bytes)?;
+        let of = Of::Cluster(registration.clone());
+        run.one((of, size), expire.plan()?, |plan, outcome| {
+            expire.run(plan, outcome)
+        })?;
     }
     for scope in scopes {
         let expire = ExpireScope {
@@ -112,22 +106,45 @@ fn one_repository(
             policy: policy.clone(),
             host: &session.host,
         };
-        let plan = expire.plan()?;
-        let mut outcome = is_confirmed.then(Outcome::default);
-        let ran = match &mut outcome {
-            Some(outcome) => expire.run(&plan, outcome),
-            None => Ok(()),
-        };
-        done.push(Done {
-            repository: configured.name.clone(),
-            segment_size: SegmentSize::DEFAULT,
-            of: Of::Scope(scope),
-            plan,
-            outcome,
-            warning: warning.take(),
-            is_cut_short: ran.is_err(),
-        });
-        ran?;
+        let of = (Of::Scope(scope.clone()), SegmentSize::DEFAULT);
+        run.one(of, expire.plan()?, |plan, outcome| {
+            expire.run(plan, outcome)
+        })?;
     }
     Ok(())
+}
+
+/// One run in one repository.
+struct Run<'a> {
+    repository: &'a str,
+    is_confirmed: bool,
+    /// Told with the first plan.
+    warning: Option<String>,
+    done: &'a mut Vec<Done>,
+}
+
+impl Run<'_> {
+    /// Carries out a plan, where that is confirmed, and reports it in any case.
+    fn one(
+        &mut self,
+        (of, segment_size): (Of, SegmentSize),
+        plan: ExpirePlan,
+        carry_out: impl FnOnce(&ExpirePlan, &mut Outcome) -> Result<()>,
+    ) -> Result<()> {
+        let mut outcome = self.is_confirmed.then(Outcome::default);
+        let ran = match &mut outcome {
+            Some(outcome) => carry_out(&plan, outcome),
+            None => Ok(()),
+        };
+        self.done.push(Done {
+            repository: self.repository.to_owned(),
+            segment_size,
+            of,
+            plan,
+            outcome,
+            warning: self.warning.take(),
+            is_cut_short: ran.is_err(),
+        });
+        ran
+    }
 }

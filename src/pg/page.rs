@@ -202,7 +202,7 @@ impl WalIdentity {
 /// What a page of known WAL must look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expected {
-    /// What the major has its own way.
+    /// The row of the major that wrote it.
     pub version: &'static Version,
     /// System identifier, where it is known.
     pub system_identifier: Option<u64>,

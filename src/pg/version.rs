@@ -52,7 +52,7 @@ pub struct PrepareLayout {
     pub origin: usize,
 }
 
-/// Where the fields of `pg_control` lie that do not begin it (struct ControlFileData).
+/// Offsets of fields of `pg_control` that majors have in different places (struct ControlFileData).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ControlLayout {
     /// `minRecoveryPoint`, which the points of recovery follow.
@@ -67,7 +67,7 @@ pub struct ControlLayout {
     pub crc: usize,
 }
 
-/// Where the fields of a checkpoint record lie that do not begin it (struct CheckPoint).
+/// Offsets of fields of a checkpoint record that majors have in different places (struct CheckPoint).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CheckpointLayout {
     /// `nextXid`.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::parts::{PARTS_MAX, Parts, check_parts, check_room, names, parts};
+use super::parts::{Parts, check_lists, check_room, names, parts};
 use super::{BackupKind, Content, Root, Stored, another};
 use crate::err;
 use crate::error::Result;
@@ -214,9 +214,7 @@ impl AuxOutline {
         let outline: AuxOutline = serde_json::from_value(facts.clone())
             .map_err(|e| err!(Damaged, "what stays plain of a root is not whole").source(e))?;
         require(&outline.expire_features, &EXPIRE_FEATURES, &outline.id)?;
-        let mut room = PARTS_MAX;
-        check_parts(&outline.layers, &mut room)?;
-        check_parts(&outline.packs, &mut room)?;
+        check_lists([&outline.layers, &outline.packs])?;
         Ok(outline)
     }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::cluster::{BackupRoot, Tablespace};
-use super::parts::{PARTS_MAX, Parts, check_parts, check_room, names, parts};
+use super::parts::{Parts, check_lists, check_room, names, parts};
 use super::{BackupKind, Stored, another};
 use crate::err;
 use crate::error::Result;
@@ -187,9 +187,7 @@ impl Outline {
     fn from_facts(facts: &Value) -> Result<Outline> {
         let outline: Outline = serde_json::from_value(facts.clone())
             .map_err(|e| err!(Damaged, "what stays plain of a root is not whole").source(e))?;
-        let mut room = PARTS_MAX;
-        check_parts(&outline.layers, &mut room)?;
-        check_parts(&outline.packs, &mut room)?;
+        check_lists([&outline.layers, &outline.packs])?;
         Ok(outline)
     }
 

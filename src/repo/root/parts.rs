@@ -43,11 +43,21 @@ fn too_many() -> Error {
     err!(Damaged, "a root names more than {PARTS_MAX} parts")
 }
 
+/// Requires that the lists of a root name parts in order, and together no more than a root may.
+///
+/// # Errors
+/// `Damaged` otherwise.
+pub fn check_lists(lists: [&Parts; 2]) -> Result<()> {
+    let mut room = PARTS_MAX;
+    let mut lists = lists.into_iter();
+    lists.try_for_each(|parts| check_parts(parts, &mut room))
+}
+
 /// Requires runs in order, of which `room` is left for so many: a few bytes can tell of a million, and who made them need not be proven.
 ///
 /// # Errors
 /// `Damaged`.
-pub fn check_parts(parts: &Parts, room: &mut usize) -> Result<()> {
+fn check_parts(parts: &Parts, room: &mut usize) -> Result<()> {
     for runs in parts.values() {
         let mut after = None;
         for &(first, last) in runs {
