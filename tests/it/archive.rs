@@ -1021,7 +1021,7 @@ fn end_of_a_record(segment: &[u8], start: u64, from: usize) -> u64 {
         }
     }
     let wal = pitr::pg::page::WalIdentity::read(segment).unwrap();
-    let mut reader = Reader::new(&wal);
+    let mut reader = Reader::new(&wal).unwrap();
     reader
         .start_segment(wal.start_lsn, pitr::pg::timeline::TimelineId::FIRST)
         .unwrap();

@@ -34,6 +34,7 @@ mod harness;
 mod init;
 mod lives;
 mod medium;
+mod newer;
 mod oracle;
 mod pgfiles;
 mod pin;
