@@ -32,6 +32,7 @@ mod frozen;
 mod golden;
 mod harness;
 mod init;
+mod init_interactive;
 mod lives;
 mod medium;
 mod newer;
