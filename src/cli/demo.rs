@@ -90,6 +90,7 @@ struct Demo<'a> {
 impl Demo<'_> {
     fn play(&self, ground: &mut Playground) -> Result<()> {
         ground.initdb(ORIGINAL)?;
+        ground.start(ORIGINAL)?;
         self.step("1. A repository for it, and the settings that fill it")?;
         let printed = self.pitr(
             ground,
@@ -106,7 +107,8 @@ impl Demo<'_> {
         configure(ground, &printed)?;
         self.cx
             .out
-            .line("(written into postgresql.conf, and the server started)")?;
+            .line("(written into postgresql.conf, and the server restarted)")?;
+        ground.stop(ORIGINAL)?;
         ground.start(ORIGINAL)?;
 
         self.step("2. Some orders, and a base backup")?;
@@ -191,7 +193,9 @@ impl Demo<'_> {
         if let Some(output) = &mut child.stdout {
             output.read_to_string(&mut printed).map_err(failed)?;
         }
-        self.cx.out.text(printed.trim_end())?;
+        if !printed.is_empty() {
+            self.cx.out.text(printed.trim_end())?;
+        }
         let status = child.wait().map_err(failed)?;
         self.cx.session.host.check_stop()?;
         match status.success() {

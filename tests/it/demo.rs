@@ -89,7 +89,7 @@ fn a_host_without_a_server_hears_how_to_get_one() {
         .args(["demo", "--bin"])
         .arg(scratch.path())
         .run()
-        .expect_code(1)
+        .expect_code(2)
         .expect_stderr("has no initdb, pg_ctl and postgres")
         .expect_stderr("--bin DIR");
 }
