@@ -22,18 +22,19 @@ impl Stage {
         let sandbox = Sandbox::new("g");
         sandbox.dir("srv");
         let folder = |path: PathBuf| path.parent().unwrap().display().to_string();
-        let names = vec![
+        let mut names = vec![
             (sandbox.path().display().to_string(), ""),
             (folder(path_of("pitr")), "/usr/local/bin"),
-            (
-                folder(bin(17, "pg_ctl").unwrap()),
-                "/usr/lib/postgresql/17/bin",
-            ),
-            (
-                folder(bin(18, "pg_ctl").unwrap()),
-                "/usr/lib/postgresql/18/bin",
-            ),
         ];
+        for (major, name) in [
+            (17, "/usr/lib/postgresql/17/bin"),
+            (18, "/usr/lib/postgresql/18/bin"),
+        ] {
+            let program = bin(major, "pg_ctl").unwrap();
+            // A server names the place behind links.
+            let behind_links = std::fs::canonicalize(&program).unwrap();
+            names.extend([(folder(program), name), (folder(behind_links), name)]);
+        }
         Stage { sandbox, names }
     }
 
@@ -43,8 +44,8 @@ impl Stage {
         for (real, name) in &self.names[1..] {
             command = command.replace(name, real);
         }
-        let [_, programs, server, _] = &self.names[..] else {
-            panic!("four names")
+        let [_, programs, server, ..] = &self.names[..] else {
+            panic!("the first names")
         };
         let run = Program::new("sh")
             .args(["-c", &format!("{command}\n")])
