@@ -44,7 +44,7 @@ manifests: ## docker/kubernetes against the schemas of Kubernetes, which pip fet
 demo: build ## a table is dropped and comes back; then a whole server is lost, and every confirmed commit comes back
 	scripts/demo
 
-demo-s3: build ## the same with the repository in a bucket of an S3 server that it starts itself (moto, which pip fetches once, 290 MB)
+demo-s3: build ## the lost server with the repository in a bucket of an S3 server that it starts itself (moto, which pip fetches once, 290 MB)
 	scripts/s3-server moto bash -c 'PITR_DEMO_S3=$$PITR_TEST_S3 exec scripts/demo'
 
 test: ## all tests, on PostgreSQL 13 to 19

@@ -190,7 +190,7 @@ fn check_pages(identity: &WalIdentity, pages: &[u8]) -> Found {
 fn read(identity: &WalIdentity, pages: &[u8], at_once: usize) -> Found {
     let segment = identity.segment_size.bytes();
     let mut found = Found::default();
-    let mut reader = Reader::new(identity);
+    let mut reader = Reader::new(identity).unwrap();
     let mut start = identity.start_lsn;
     for segment_pages in pages.chunks(usize::try_from(segment).unwrap()) {
         reader.start_segment(start, identity.timeline).unwrap();

@@ -14,7 +14,7 @@ use crate::error::{Code, Error, Result};
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::wal::index::{Summary, flag};
-use crate::wal::indexer::Indexer;
+use crate::wal::undecoded::Indexing;
 
 /// Of a first page, what its header takes.
 const HEAD_BYTES: usize = 40;
@@ -159,7 +159,7 @@ pub(super) fn decode(path: &Path, name: SegmentName, is_partial: bool) -> Result
     let failed = |e| Error::from_io(format!("read \"{}\"", path.display()), e);
     let mut file = File::open(path).map_err(failed)?;
     let mut buffer = vec![0; 256 << 10];
-    let mut indexer: Option<Indexer> = None;
+    let mut indexer: Option<Indexing> = None;
     loop {
         let mut filled = 0;
         while let Some(rest) = buffer.get_mut(filled..).filter(|r| !r.is_empty()) {
@@ -175,7 +175,7 @@ pub(super) fn decode(path: &Path, name: SegmentName, is_partial: bool) -> Result
         if indexer.is_none() {
             let identity = WalIdentity::read(piece)?;
             identity.matches(name)?;
-            indexer = Some(Indexer::new(&identity, identity.start_lsn, name.timeline)?);
+            indexer = Some(Indexing::new(&identity, name.timeline)?);
         }
         if let Some(indexer) = &mut indexer {
             indexer.feed(piece)?;

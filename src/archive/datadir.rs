@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::server_conf;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::pg::control::ControlFile;
+use crate::pg::control::{ControlFile, ControlHead};
 use crate::pg::timeline::TimelineId;
 
 /// The name of the guard in pg_wal: its presence makes the directory a restored copy that may not archive.
@@ -69,6 +69,19 @@ impl DataDirectory {
     /// # Errors
     /// As [`DataDirectory::control`].
     pub fn control_with_bytes(&self) -> Result<Option<(ControlFile, Vec<u8>)>> {
+        self.read_control(ControlFile::parse)
+    }
+
+    /// Reads the fields of pg_control that a newer major has, too; `None` when there is none.
+    ///
+    /// # Errors
+    /// As [`DataDirectory::control`].
+    pub fn control_head(&self) -> Result<Option<ControlHead>> {
+        let read = self.read_control(ControlHead::parse)?;
+        Ok(read.map(|(head, _)| head))
+    }
+
+    fn read_control<T>(&self, parse: impl Fn(&[u8]) -> Result<T>) -> Result<Option<(T, Vec<u8>)>> {
         let path = self.root.join("global/pg_control");
         let mut last = None;
         for attempt in 0..10 {
@@ -85,7 +98,7 @@ impl DataDirectory {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                 Err(e) => return Err(Error::from_io(format!("open \"{}\"", path.display()), e)),
             }
-            match ControlFile::parse(&bytes) {
+            match parse(&bytes) {
                 Ok(control) => return Ok(Some((control, bytes))),
                 Err(e) => last = Some(e),
             }

@@ -20,15 +20,16 @@ use crate::pg::lsn::Lsn;
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::pg::timeline::{History, TimelineId};
+use crate::pg::version::Major;
 use crate::repo::container::{self, Codec, Container, ContainerWriter, Identity, Kind};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::scope;
 use crate::store::{Key, NewObject, Object, Published};
 use crate::wal::index::{self, SegmentIndex, flag};
-use crate::wal::indexer::Indexer;
 use crate::wal::link::{Link, Mark};
 use crate::wal::tail::{self, Tail};
+use crate::wal::undecoded::Indexing;
 
 /// What pushing a file came to. Both mean: durable in this repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -259,11 +260,21 @@ pub(super) struct Checked {
     is_partial: bool,
     /// That of its timeline, where it is known.
     pub(super) history: Option<History>,
+    registered_major: u32,
 }
 
 impl Checked {
     fn key(&self) -> Key {
         self.layout.wal_file(self.name)
+    }
+
+    /// The number of the major that wrote it: that of the registration where the pages do not tell.
+    pub(super) fn major(&self) -> u32 {
+        self.wal.major.map_or(self.registered_major, Major::number)
+    }
+
+    fn is_undecoded(&self) -> bool {
+        self.wal.major.is_none()
     }
 }
 
@@ -338,6 +349,7 @@ fn push_checked(
             read_back(what.repository, &key, &put.identity)?;
             let mut warnings = warnings(checked, &put.index);
             warnings.extend(put.warning);
+            warnings.extend(newer_warning(what, checked)?);
             if !checked.is_partial {
                 warnings.extend(life::check_after(what, checked, &put.link)?);
                 keep_mark(what, &key, &put.link);
@@ -513,6 +525,7 @@ fn check_header(
     let layout = ClusterLayout::new(what.cluster, wal.system_identifier)?;
     let registration = what.repository.require(&layout)?;
     check_sizes(&registration, &wal)?;
+    check_major(&registration, &wal).map_err(header)?;
     // In an object store they are read where the segment does not simply go on.
     let layout = match what.repository.store().is_remote() && !is_partial {
         true => what.repository.known_lives(&layout).unwrap_or(layout),
@@ -533,7 +546,22 @@ fn check_header(
         end,
         is_partial,
         history: None,
+        registered_major: registration.major,
     })
+}
+
+/// An unknown magic number is believed where the server was registered as one that may be newer; else a known one is damaged.
+fn check_major(registration: &Registration, wal: &WalIdentity) -> Result<()> {
+    if wal.major.is_some() || registration.major >= Major::NEWEST.number() {
+        return Ok(());
+    }
+    Err(err!(
+        SourceHeader,
+        "its first page has magic {:04X}, which is not that of PostgreSQL {}, as which cluster \"{}\" is registered",
+        wal.page_magic,
+        registration.major,
+        registration.name
+    ))
 }
 
 fn check_sizes(registration: &Registration, wal: &WalIdentity) -> Result<()> {
@@ -631,6 +659,7 @@ fn store_wal(
     };
     let write_failed = |e| write_failed(what.repository, key, e);
     let writer = writer_under(key, object, kind, what.codec).map_err(write_failed)?;
+    let writer = writer.undecoded(checked.is_undecoded());
     let (writer, hash, mut index) = stream(what, source, checked, writer, key)?;
     if checked.is_partial {
         if is_padded(source, checked, &index)? {
@@ -670,7 +699,7 @@ fn store_wal(
         raw_bytes: source.size(),
         system_identifier: checked.wal.system_identifier,
         timeline: checked.segment.timeline.get(),
-        major: checked.wal.major.number(),
+        major: checked.major(),
         segment_size_bytes: checked.wal.segment_size.bytes(),
         name: checked.name.to_string(),
         from_lsn: checked.wal.start_lsn.0,
@@ -847,11 +876,7 @@ fn read_and_index(
     mut pass_on: impl FnMut(Chunk) -> Option<Vec<u8>>,
 ) -> Result<([u8; 32], SegmentIndex)> {
     let mut hasher = blake3::Hasher::new();
-    let mut indexer = Indexer::new(
-        &checked.wal,
-        checked.wal.start_lsn,
-        checked.segment.timeline,
-    )?;
+    let mut indexing = Indexing::new(&checked.wal, checked.segment.timeline)?;
     let mut done = 0_u64;
     let mut bytes = vec![0; CHUNK];
     loop {
@@ -862,7 +887,7 @@ fn read_and_index(
         let piece = bytes.get(..length).unwrap_or_default();
         hasher.update(piece);
         // Whole pages are certain: the size is that of a segment, and chunks are multiples of the page size.
-        indexer
+        indexing
             .feed(piece)
             .map_err(|e| e.with_code(Code::SourceChanged))?;
         done += length as u64;
@@ -878,7 +903,7 @@ fn read_and_index(
             source.size()
         ));
     }
-    let index = indexer.finish(checked.is_partial);
+    let index = indexing.finish(checked.is_partial);
     Ok((*hasher.finalize().as_bytes(), index))
 }
 
@@ -914,6 +939,26 @@ fn warnings(checked: &Checked, index: &SegmentIndex) -> Warnings {
             )
         })
         .collect()
+}
+
+/// Warns once that the WAL of this server cannot be decoded: at the first segment behind which there is none. `info` and `doctor` repeat it.
+fn newer_warning(what: &Push<'_>, checked: &Checked) -> Result<Option<String>> {
+    if !checked.is_undecoded() {
+        return Ok(None);
+    }
+    let (segment, size) = (checked.segment, checked.wal.segment_size);
+    if let Some(before) = segment.before(segment.timeline, size) {
+        let key = checked.layout.segment(before);
+        if what.repository.is_in_flight(&key) || what.repository.store().head(&key)?.is_some() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(format!(
+        "\"{}\" was written by a PostgreSQL newer than {} (page magic {:04X}), which this pitr cannot read: its WAL is archived undecoded from here on, and nothing can be proven of it. Install a newer pitr",
+        checked.name,
+        Major::NEWEST,
+        checked.wal.page_magic
+    )))
 }
 
 /// The name is taken: the same content is made durable again, other content is a conflict.
@@ -1222,7 +1267,7 @@ fn check_small(name: WalFileName, content: &[u8]) -> Result<Kind> {
 
 /// These files do not name their cluster: pg_control beside them does, else the only registration.
 fn layout_of(what: &Push<'_>) -> Result<ClusterLayout> {
-    if let Some(control) = DataDirectory::of_wal_file(what.path).control()? {
+    if let Some(control) = DataDirectory::of_wal_file(what.path).control_head()? {
         return ClusterLayout::new(what.cluster, control.system_identifier);
     }
     match what.repository.registrations(what.cluster)?.as_slice() {

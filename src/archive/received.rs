@@ -27,7 +27,7 @@ pub(super) fn end_of_other(
     let segment = OpenSegment {
         name: checked.segment,
         size: checked.wal.segment_size,
-        major: checked.wal.major.number(),
+        major: checked.major(),
     };
     let listed = match increments_of(what, checked) {
         // A host that may not look there is not kept from archiving.
@@ -123,8 +123,10 @@ impl Comparison<'_> {
             Ok(Some(remnant)) => remnant,
             Ok(None) => return Ok(None),
             Err(e) if e.code() == Code::Damaged => return Ok(None),
-            // Without the key only the hash speaks.
-            Err(e) if e.code() == Code::Key => return Ok(Some(run.end())),
+            // Without the key, and of WAL that cannot be decoded, only the hash speaks.
+            Err(e) if matches!(e.code(), Code::Key | Code::Unsupported) => {
+                return Ok(Some(run.end()));
+            }
             Err(e) => return Err(e),
         };
         let end = remnant.valid_end();

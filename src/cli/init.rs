@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::Context;
+use super::{Context, init_interactive};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::archive_command::conf_value;
@@ -34,6 +34,12 @@ pub struct Args {
     #[arg(long)]
     pub one_recipient: bool,
 
+    /// Find the clusters of this host, ask four questions, and end with a first backup
+    ///
+    /// As the server's user: sudo -u postgres pitr init --interactive. Settings are changed by ALTER SYSTEM after a yes; nothing is restarted.
+    #[arg(long)]
+    pub interactive: bool,
+
     /// Register another system identifier under a name that is taken
     #[arg(long)]
     pub confirm: bool,
@@ -41,6 +47,9 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    if args.interactive {
+        return init_interactive::run(args, cx);
+    }
     let request = Request {
         pgdata: args.pgdata.clone(),
         conninfo: args.conninfo.clone(),
@@ -84,7 +93,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     Ok(exit::SUCCESS)
 }
 
-fn print_done(made: &Made, cx: &Context) -> Result<()> {
+pub(super) fn print_done(made: &Made, cx: &Context) -> Result<()> {
     let identity = &made.identity;
     let state = |new: bool, yes: &'static str, no: &'static str| if new { yes } else { no };
     cx.out.line(&format!(

@@ -36,10 +36,12 @@ pub mod terminal;
 pub mod adopt;
 pub mod backup;
 mod backup_delete;
+pub mod demo;
 pub mod doctor;
 pub mod expire;
 pub mod info;
 pub mod init;
+mod init_interactive;
 pub mod pin;
 pub mod plan;
 pub mod receive;
@@ -123,6 +125,7 @@ pub struct GlobalArgs {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Init(init::Args),
     Doctor(doctor::Args),
     Backup(backup::Args),
@@ -312,7 +315,8 @@ fn followed(command: &Command) -> Followed {
 /// Whether the command can work on another system identifier than that of the data directory or server it is about.
 fn takes_identifier(command: &Command) -> bool {
     match command {
-        Command::Init(_)
+        Command::Demo(_)
+        | Command::Init(_)
         | Command::Doctor(_)
         | Command::Adopt(_)
         | Command::Receive(_)
@@ -347,6 +351,7 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         .hint("Nothing was done. It works on the cluster that the data directory or the server belongs to."));
     }
     match command {
+        Command::Demo(args) => demo::run(args, cx),
         Command::Init(args) => init::run(args, cx),
         Command::Doctor(args) => doctor::run(args, cx),
         Command::Backup(args) => backup::run(args, cx),

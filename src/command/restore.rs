@@ -360,7 +360,7 @@ impl Job {
             cluster: super::cluster_name(settings, nonce)?,
             system_identifier: match self.arguments.system_identifier {
                 Some(given) => Some(given),
-                None => self.directory.control()?.map(|c| c.system_identifier),
+                None => self.directory.control_head()?.map(|c| c.system_identifier),
             },
             name: self.name,
             followed: match self.arguments.switches.iter().any(|s| s == AS_STORED) {
@@ -489,7 +489,7 @@ impl Mode {
 /// PostgreSQL: src/backend/access/transam/timeline.c, writeTimeLineHistory; xlog.c, StartupXLOG.
 fn is_leaving(directory: &DataDirectory, name: WalFileName) -> bool {
     let recovers = || {
-        let control = directory.control().ok().flatten();
+        let control = directory.control_head().ok().flatten();
         control.is_some_and(|c| c.state == ClusterState::InArchiveRecovery)
     };
     matches!(name, WalFileName::History(_))

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 pub struct Account {
     /// The account's name.
     pub name: String,
+    /// Its number.
+    pub uid: u32,
     /// Its group.
     pub gid: Option<u32>,
     /// Its home directory.
@@ -16,17 +18,29 @@ pub struct Account {
 impl Account {
     /// Finds the account of a user; none where the file does not have it.
     pub fn of(uid: u32) -> Option<Account> {
+        Account::find(|account| account.uid == uid)
+    }
+
+    /// Finds the account of this name.
+    pub fn named(name: &str) -> Option<Account> {
+        Account::find(|account| account.name == name)
+    }
+
+    fn find(is_it: impl Fn(&Account) -> bool) -> Option<Account> {
         let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-        passwd.lines().find_map(|line| {
-            let fields: Vec<&str> = line.split(':').collect();
-            let [name, _, id, gid, _, home, ..] = fields.as_slice() else {
-                return None;
-            };
-            (id.parse() == Ok(uid)).then(|| Account {
-                name: (*name).to_owned(),
-                gid: gid.parse().ok(),
-                home: PathBuf::from(home),
-            })
+        passwd.lines().filter_map(Account::parse).find(is_it)
+    }
+
+    fn parse(line: &str) -> Option<Account> {
+        let fields: Vec<&str> = line.split(':').collect();
+        let [name, _, id, gid, _, home, ..] = fields.as_slice() else {
+            return None;
+        };
+        Some(Account {
+            name: (*name).to_owned(),
+            uid: id.parse().ok()?,
+            gid: gid.parse().ok(),
+            home: PathBuf::from(home),
         })
     }
 

@@ -18,6 +18,7 @@ use crate::wal::increment::OpenSegment;
 use crate::wal::index::{self, Blocks, Summary, WalEvent, flag};
 use crate::wal::inventory::Inventory;
 use crate::wal::remnant::Remnant;
+use crate::wal::undecoded;
 
 /// The content of a WAL file.
 pub enum Content {
@@ -154,7 +155,14 @@ fn show_wal(
     segment: SegmentName,
     is_whole: bool,
 ) -> Result<Content> {
-    let summary = index::read_summary(container)?;
+    let decoded = match container.is_undecoded() {
+        true => undecoded::decode(container)?,
+        false => None,
+    };
+    let summary = match decoded {
+        Some(index) => index.summary,
+        None => index::read_summary(container)?,
+    };
     let identity = container.identity();
     let mut shown = shown(&summary, segment, inventory, container.stored_bytes())?;
     shown.name.clone_from(&identity.name);
@@ -172,7 +180,9 @@ fn show_wal(
         let events = index::read_events(container, summary.start_lsn)?;
         let blocks = index::read_blocks(container)?;
         show_lists(&mut shown, events.as_deref(), blocks.as_ref());
-        show_records(session, reading, inventory, segment, &mut shown)?;
+        if !summary.has(flag::UNDECODED) {
+            show_records(session, reading, inventory, segment, &mut shown)?;
+        }
     }
     Ok(Content::Segment(Box::new(shown)))
 }
@@ -285,6 +295,7 @@ fn shown(
         (flag::MINIMAL, "wal_level_minimal"),
         (flag::MARKED, "padded"),
         (flag::PARENT_PAGES, "begins_on_parent_timeline"),
+        (flag::UNDECODED, "undecoded"),
     ];
     let size = inventory.segment_size;
     let range = segment.number(size)?.range(size);

@@ -22,6 +22,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::pg::version::Major;
 use crate::plan::base::lies_on;
 use crate::plan::cluster::{Cluster, DECIDE};
 use crate::plan::gap::{self, Gap};
@@ -253,6 +254,11 @@ fn look_at(session: &Session, reading: &Reading) -> Result<ClusterInfo> {
     let mismatch = former::mismatch(session, reading, inventory.system_identifier);
     problems
         .extend(mismatch.map(|why| Finding::new("cluster", "data directory", Level::Fail, why)));
+    problems.extend(
+        Major::newer_means(inventory.major)
+            .map(|means| format!("{means}; install a newer pitr"))
+            .map(|means| Finding::new("cluster", "PostgreSQL", Level::Warn, means)),
+    );
     if inventory.is_unregistered {
         problems.push(Finding::new("cluster", "registration", Level::Fail, "the registration (cluster.json) is missing: archiving and backups are refused (A121); on the cluster's host: pitr init"));
     }

@@ -48,6 +48,16 @@ impl User {
         )
     }
 
+    /// The user of an account.
+    pub fn of(account: &Account) -> User {
+        User::with_ids(account.uid, account.gid.unwrap_or(account.uid))
+    }
+
+    /// The user's group.
+    pub fn gid(&self) -> u32 {
+        self.gid
+    }
+
     fn with_ids(uid: u32, gid: u32) -> User {
         let account = Account::of(uid);
         let gid = account.as_ref().and_then(|a| a.gid).unwrap_or(gid);

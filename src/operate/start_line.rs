@@ -102,7 +102,7 @@ pub fn compose(
 
 /// Whether another cluster lies where the configuration has that of the backup: its files have nothing to do with this one.
 fn is_foreign(pgdata: &Path, system_identifier: u64) -> bool {
-    let control = DataDirectory::at(pgdata).control();
+    let control = DataDirectory::at(pgdata).control_head();
     control.is_ok_and(|c| c.is_some_and(|c| c.system_identifier != system_identifier))
 }
 

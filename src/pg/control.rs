@@ -135,6 +135,56 @@ impl ClusterState {
     }
 }
 
+/// The fields that the file has had at its front from 13 to 19, and is taken to have in a newer major.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ControlHead {
+    /// The cluster's identity, given at initdb.
+    pub system_identifier: u64,
+    /// What the server was doing when it wrote the file.
+    pub state: ClusterState,
+}
+
+/// Where the CRC of a newer major is looked for, which ends the structure: behind that of 13, before the end of a disk sector.
+const NEWER_CRC: std::ops::Range<usize> = 288..509;
+
+impl ControlHead {
+    /// Reads the front of the bytes of `pg_control`.
+    ///
+    /// # Errors
+    /// Those of [`ControlFile::parse`]; `Damaged` for the file of a newer major in which no CRC is right.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let newest = Major::NEWEST.version().control_version;
+        let version = u32_at(bytes, 8).unwrap_or_default();
+        // PostgreSQL: src/include/catalog/pg_control.h, PG_CONTROL_VERSION: a hundredfold of the major.
+        if version <= newest || version >= 10_000 {
+            return ControlFile::parse(bytes).map(|control| ControlHead {
+                system_identifier: control.system_identifier,
+                state: control.state,
+            });
+        }
+        let has_crc = |at: &usize| {
+            let content = bytes.get(..*at).unwrap_or_default();
+            u32_at(bytes, *at) == Some(crc32c::crc32c(content))
+        };
+        let state = u32_at(bytes, 16).and_then(ClusterState::from_number);
+        match (
+            NEWER_CRC.step_by(4).any(|at| has_crc(&at)),
+            u64_at(bytes, 0),
+            state,
+        ) {
+            (true, Some(system_identifier), Some(state)) => Ok(ControlHead {
+                system_identifier,
+                state,
+            }),
+            _ => Err(err!(
+                Damaged,
+                "control file version {version}, of a PostgreSQL newer than {}, has no CRC that fits",
+                Major::NEWEST
+            )),
+        }
+    }
+}
+
 impl ControlFile {
     /// Reads the bytes of `pg_control`; fewer than 8192 are accepted as long as the structure is whole.
     ///

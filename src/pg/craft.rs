@@ -29,7 +29,8 @@ impl Craft {
         let segment_size = SegmentSize::new(1 << 20).unwrap();
         Craft {
             identity: WalIdentity {
-                major,
+                major: Some(major),
+                page_magic: major.version().page_magic,
                 system_identifier: 7_000_000_000_000_000_001,
                 segment_size,
                 page_size: 8192,
@@ -68,7 +69,7 @@ impl Craft {
         let address = self.position();
         let flags = if long { flags | LONG } else { flags };
         let out = &mut self.bytes;
-        out.extend_from_slice(&self.identity.major.version().page_magic.to_le_bytes());
+        out.extend_from_slice(&self.identity.page_magic.to_le_bytes());
         out.extend_from_slice(&flags.to_le_bytes());
         out.extend_from_slice(&self.timeline.get().to_le_bytes());
         out.extend_from_slice(&address.0.to_le_bytes());
@@ -157,7 +158,7 @@ impl Craft {
     pub fn overwrite_from(&mut self, page: Lsn, valid: Lsn, dead: Lsn) -> (Lsn, Lsn) {
         let offset = usize::try_from(page.0 - self.identity.start_lsn.0).unwrap();
         self.bytes.truncate(offset);
-        self.page_header(self.identity.major.version().overwrite_flag, 0);
+        self.page_header(self.identity.version().unwrap().overwrite_flag, 0);
         self.prev = valid;
         let mut data = dead.0.to_le_bytes().to_vec();
         data.extend_from_slice(&848_473_241_090_090i64.to_le_bytes());

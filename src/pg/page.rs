@@ -122,8 +122,11 @@ impl PageHeader {
 /// What the first page of a segment says about the WAL that follows; every field has been checked for sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WalIdentity {
-    /// Major version of the server that wrote it.
-    pub major: Major,
+    /// Major version of the server that wrote it; `None` for one that is newer than every supported major. The basics of page headers have
+    /// been the same from 13 to 19 and are taken to be the same there; nothing else of its WAL can be read.
+    pub major: Option<Major>,
+    /// `xlp_magic` of its pages.
+    pub page_magic: u16,
     /// System identifier of its cluster.
     pub system_identifier: u64,
     /// Segment size.
@@ -140,12 +143,12 @@ impl WalIdentity {
     /// Reads the first bytes (at least 40) of a segment, without expecting anything of them.
     ///
     /// # Errors
-    /// `Damaged` if this is no first page of a segment, `Unsupported` if another major wrote it.
+    /// `Damaged` if this is no first page of a segment, `Unsupported` if an older major wrote it.
     pub fn read(segment: &[u8]) -> Result<Self> {
         let header = PageHeader::read(segment)
             .ok_or_else(|| err!(Damaged, "WAL page header is cut short"))?;
         let major = Major::from_page_magic(header.magic)?;
-        if header.has_strange_flag(major.version()) {
+        if major.is_some_and(|m| header.has_strange_flag(m.version())) {
             return Err(PageFault::Flags(header.info).into());
         }
         let long = header.long.ok_or_else(|| Error::from(PageFault::NotLong))?;
@@ -163,12 +166,29 @@ impl WalIdentity {
         }
         Ok(WalIdentity {
             major,
+            page_magic: header.magic,
             system_identifier: long.system_identifier,
             segment_size,
             page_size: long.page_size,
             start_lsn: header.address,
             timeline: TimelineId::new(header.timeline)
                 .ok_or_else(|| Error::from(PageFault::Timeline(0)))?,
+        })
+    }
+
+    /// The row of the major that wrote it.
+    ///
+    /// # Errors
+    /// `Unsupported` for a major newer than every supported one.
+    pub fn version(&self) -> Result<&'static Version> {
+        self.major.map(Major::version).ok_or_else(|| {
+            err!(
+                Unsupported,
+                "its WAL was written by a PostgreSQL newer than {} (page magic {:04X}), which this pitr cannot read",
+                Major::NEWEST,
+                self.page_magic
+            )
+            .hint("It is archived and handed out as it is, and nothing can be proven of it. Install a newer pitr.")
         })
     }
 
@@ -390,7 +410,7 @@ mod tests {
         }
         assert_eq!(expected().check(&header), Ok(()));
         let identity = WalIdentity::read(&long_header()).unwrap();
-        assert_eq!(identity.major, Major::V17);
+        assert_eq!(identity.major, Some(Major::V17));
         assert_eq!(identity.start_lsn, Lsn(0x80_0000));
         identity
             .matches("000000010000000000000008".parse().unwrap())

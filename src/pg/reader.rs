@@ -115,9 +115,12 @@ pub struct Reader {
 
 impl Reader {
     /// A reader for the WAL of one cluster, as the first page of any of its segments describes it.
-    pub fn new(identity: &WalIdentity) -> Self {
-        let version = identity.major.version();
-        Reader {
+    ///
+    /// # Errors
+    /// `Unsupported` for WAL of a major newer than every supported one.
+    pub fn new(identity: &WalIdentity) -> Result<Self> {
+        let version = identity.version()?;
+        Ok(Reader {
             version,
             expected: Expected {
                 version,
@@ -143,7 +146,7 @@ impl Reader {
                 kind: FindingKind::Header,
             },
             summary: SegmentSummary::of(Lsn::INVALID),
-        }
+        })
     }
 
     /// Size of the pages that are fed.
@@ -763,7 +766,7 @@ mod tests {
     }
 
     fn read_bytes(craft: &Craft, bytes: &[u8], step: usize) -> (Seen, Vec<SegmentSummary>) {
-        let mut reader = Reader::new(&craft.identity);
+        let mut reader = Reader::new(&craft.identity).unwrap();
         let mut seen = Seen::default();
         let mut lsn = craft.identity.start_lsn;
         let mut summaries = Vec::new();
@@ -875,7 +878,7 @@ mod tests {
         craft.fill_segment();
         let mut joined = Vec::new();
         for (i, segment) in craft.bytes.chunks(SEGMENT).enumerate() {
-            let mut reader = Reader::new(&WalIdentity::read(segment).unwrap());
+            let mut reader = Reader::new(&WalIdentity::read(segment).unwrap()).unwrap();
             let lsn = Lsn(craft.identity.start_lsn.0 + (i * SEGMENT) as u64);
             reader.start_segment(lsn, tli(1)).unwrap();
             let mut seen = Seen::default();
@@ -909,7 +912,7 @@ mod tests {
             (seen.truncated, seen.records[0].0, seen.records[0].1),
             (1, start, end)
         );
-        let mut reader = Reader::new(&craft.identity);
+        let mut reader = Reader::new(&craft.identity).unwrap();
         let mut ends = Vec::new();
         for (i, segment) in craft.bytes.chunks(SEGMENT).enumerate() {
             let lsn = Lsn(craft.identity.start_lsn.0 + (i * SEGMENT) as u64);
@@ -1180,7 +1183,7 @@ mod tests {
             read(&craft, PAGE).0.kinds(),
             [FindingKind::Page(PageFault::Timeline(2))]
         );
-        let mut reader = Reader::new(&craft.identity);
+        let mut reader = Reader::new(&craft.identity).unwrap();
         reader
             .start_segment(craft.identity.start_lsn, tli(1))
             .unwrap();
@@ -1192,7 +1195,7 @@ mod tests {
     #[test]
     fn what_is_not_fed_as_whole_pages_is_refused() {
         let craft = Craft::new(Major::V15);
-        let mut reader = Reader::new(&craft.identity);
+        let mut reader = Reader::new(&craft.identity).unwrap();
         let mut seen = Seen::default();
         assert!(reader.feed(&[0; PAGE], &mut seen).is_err());
         assert!(reader.start_segment(Lsn(8192), tli(1)).is_err());

@@ -300,7 +300,10 @@ impl Major {
         Major::ALL
             .into_iter()
             .find(|m| m.number() == number)
-            .ok_or_else(|| unsupported(format!("PostgreSQL {number}")))
+            .ok_or_else(|| match Major::newer_means(number) {
+                Some(means) => err!(Unsupported, "{means}").hint("Install a newer pitr."),
+                None => unsupported(format!("PostgreSQL {number}")),
+            })
     }
 
     /// The major of a server that reports this `server_version_num` (170011 → 17).
@@ -311,20 +314,41 @@ impl Major {
         Major::from_number(number / 10_000)
     }
 
-    /// The major whose WAL pages carry this magic number.
+    /// The newest supported major.
+    pub const NEWEST: Major = Major::V19;
+
+    /// Whether a server or a registration with this number is newer than every supported major.
+    pub const fn is_newer(number: u32) -> bool {
+        number > Major::NEWEST.number()
+    }
+
+    /// What a newer server or registration means for whoever uses this program; `None` for a supported number.
+    pub fn newer_means(number: u32) -> Option<String> {
+        Major::is_newer(number).then(|| {
+            format!(
+                "PostgreSQL {number} is newer than {}, the newest that this pitr knows: its WAL is archived undecoded, nothing of it can be planned or proven, and backups of it are refused",
+                Major::NEWEST
+            )
+        })
+    }
+
+    /// The major whose WAL pages carry this magic number; `None` for a major newer than every supported one.
     ///
     /// # Errors
-    /// `Unsupported` for magic numbers of other majors and of the other byte order; `Damaged` for what is no WAL at all.
-    pub fn from_page_magic(magic: u16) -> Result<Self> {
+    /// `Unsupported` for magic numbers of older majors and of the other byte order; `Damaged` for what is no WAL at all.
+    pub fn from_page_magic(magic: u16) -> Result<Option<Self>> {
         if let Some(version) = TABLE.iter().find(|v| v.page_magic == magic) {
-            return Ok(version.major);
+            return Ok(Some(version.major));
         }
         if TABLE.iter().any(|v| v.page_magic.swap_bytes() == magic) {
             return Err(unsupported(format!(
                 "WAL page magic {magic:04X}, of a host of the other byte order"
             )));
         }
-        // Every release since 8.0 uses D0xx or D1xx.
+        // Every release since 8.0 uses D0xx or D1xx, and each one a higher number than the one before.
+        if magic > Major::NEWEST.version().page_magic && magic >> 8 == 0xD1 {
+            return Ok(None);
+        }
         if magic >> 8 == 0xD0 || magic >> 8 == 0xD1 {
             return Err(unsupported(format!("WAL page magic {magic:04X}")));
         }
@@ -396,7 +420,10 @@ mod tests {
         for major in Major::ALL {
             let version = major.version();
             assert_eq!(version.major, major);
-            assert_eq!(Major::from_page_magic(version.page_magic).unwrap(), major);
+            assert_eq!(
+                Major::from_page_magic(version.page_magic).unwrap(),
+                Some(major)
+            );
             assert_eq!(
                 Major::of_catalog(version.control_version, version.catalog_version).unwrap(),
                 major
@@ -417,7 +444,8 @@ mod tests {
     #[test]
     fn a_strange_magic_number_says_what_it_is() {
         for (magic, code, text) in [
-            (0xD1FF, Code::Unsupported, "D1FF"),
+            (0xD0FF, Code::Unsupported, "D0FF"),
+            (0xD200, Code::Damaged, "D200"),
             (0xD107, Code::Unsupported, "D107"),
             (0x06D1, Code::Unsupported, "other byte order"),
             (0x0000, Code::Damaged, "0000"),
@@ -427,5 +455,15 @@ mod tests {
             assert_eq!(error.code(), code);
             assert!(error.to_string().contains(text), "{error}");
         }
+    }
+
+    #[test]
+    fn a_magic_number_above_the_newest_is_that_of_a_newer_major() {
+        let newest = Major::NEWEST.version().page_magic;
+        for magic in [newest + 1, 0xD1FF] {
+            assert_eq!(Major::from_page_magic(magic).unwrap(), None, "{magic:04X}");
+        }
+        assert_eq!(Major::ALL.last(), Some(&Major::NEWEST));
+        assert!(Major::is_newer(20) && !Major::is_newer(19));
     }
 }

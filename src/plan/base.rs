@@ -24,6 +24,7 @@ use crate::pg::parameters::Parameters;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
+use crate::pg::version::Major;
 use crate::repo::wal_proof::foreign;
 use crate::wal::facts::{EntryKind, Wal};
 use crate::wal::inventory::{Backup, HistoryFile, Inventory};
@@ -166,7 +167,12 @@ impl Planner<'_> {
         let mut plan = account::blank(self);
         let wanted = self.wanted_backup()?;
         if self.inventory.backups.is_empty() {
+            let means = Major::newer_means(self.inventory.major);
             let detail = match self.inventory.unreadable.len() {
+                0 if means.is_some() => format!(
+                    "the repository holds no backup of this cluster: {}; install a newer pitr",
+                    means.unwrap_or_default()
+                ),
                 0 => "the repository holds no backup of this cluster; take one: pitr backup"
                     .to_owned(),
                 n => format!("none of the {n} backups of this cluster can be read"),

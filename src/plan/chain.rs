@@ -66,6 +66,11 @@ pub enum StretchEnd {
         /// The segment.
         at: SegmentName,
     },
+    /// A PostgreSQL newer than every supported one wrote the segment: nothing can be proven of it.
+    Undecoded {
+        /// The segment.
+        at: SegmentName,
+    },
 }
 
 /// WAL without a hole.
@@ -394,6 +399,9 @@ impl<'a> Chain<'a> {
         if facts.start_lsn != number.start_lsn(self.size()) {
             let why = "it holds another segment".to_owned();
             return Ok(Some(StretchEnd::Damaged { at: name, why }));
+        }
+        if facts.has(wide(flag::UNDECODED)) {
+            return Ok(Some(StretchEnd::Undecoded { at: name }));
         }
         if let Err(why) = walk.check(&facts) {
             return Ok(Some(StretchEnd::Broken { at: name, why }));

@@ -104,6 +104,8 @@ pub enum Reason {
     DamagedWal,
     /// WAL between the backup and the target was written with wal_level minimal.
     MinimalWal,
+    /// WAL between the backup and the target was written by a PostgreSQL newer than this program knows.
+    UndecodedWal,
     /// The target lies behind the end of the archived WAL.
     AfterEnd,
     /// The target lies in the future.

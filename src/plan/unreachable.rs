@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::timeline::TimelineId;
+use crate::pg::version::Major;
 use crate::wal::facts::{NamedPoint, flag};
 use crate::wal::inventory::{Backup, Inventory};
 
@@ -109,6 +110,10 @@ pub fn describe_end(chain: &Chain<'_>, stretch: &Stretch) -> String {
         StretchEnd::Minimal { at } => {
             format!("from segment {at} on WAL was written with wal_level minimal")
         }
+        StretchEnd::Undecoded { at } => format!(
+            "segment {at} was archived undecoded: a PostgreSQL newer than {} wrote it, and this pitr can prove nothing of it",
+            Major::NEWEST
+        ),
     }
 }
 
@@ -137,6 +142,7 @@ fn reason_of(end: &StretchEnd) -> Reason {
         StretchEnd::EndOfWal => Reason::AfterEnd,
         StretchEnd::Missing { .. } => Reason::Gap,
         StretchEnd::Minimal { .. } => Reason::MinimalWal,
+        StretchEnd::Undecoded { .. } => Reason::UndecodedWal,
         StretchEnd::Broken { .. } | StretchEnd::Damaged { .. } | StretchEnd::EndsInside { .. } => {
             Reason::DamagedWal
         }
@@ -203,6 +209,7 @@ pub(super) fn explain(
         Reason::Gap,
         Reason::DamagedWal,
         Reason::MinimalWal,
+        Reason::UndecodedWal,
         Reason::AfterEnd,
         Reason::InFuture,
         Reason::UnknownXid,
@@ -213,7 +220,12 @@ pub(super) fn explain(
         .filter(|t| t.refusal.reason == Reason::BeforeBackup)
         .min_by_key(|t| t.backup.consistent_lsn);
     let main = of(&[Reason::DamagedBackup])
-        .or(of(&[Reason::Gap, Reason::DamagedWal, Reason::MinimalWal]))
+        .or(of(&[
+            Reason::Gap,
+            Reason::DamagedWal,
+            Reason::MinimalWal,
+            Reason::UndecodedWal,
+        ]))
         .or(behind)
         .or(before)
         .or(of(&[Reason::OtherEpoch]))
@@ -277,7 +289,7 @@ fn sentence(planner: &Planner<'_>, chain: &Chain<'_>, main: &Tried<'_>) -> Strin
             "{target} lies before the earliest moment that can be reached: backup {} is consistent at {} ({})",
             backup.id, backup.consistent_lsn, backup.stop_time
         ),
-        Reason::Gap | Reason::DamagedWal | Reason::MinimalWal => format!(
+        Reason::Gap | Reason::DamagedWal | Reason::MinimalWal | Reason::UndecodedWal => format!(
             "{target} cannot be reached: from backup {} recovery gets to {}, then {}",
             backup.id,
             reach(),

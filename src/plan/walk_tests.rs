@@ -198,6 +198,10 @@ fn what_a_segment_says_of_itself_ends_a_stretch() {
     let mut inventory = w.inventory();
     let end = stretch_in(&w, &inventory, &level).end;
     assert_eq!(end, StretchEnd::Minimal { at: name(3) });
+    let undecoded = u16::try_from(flag::UNDECODED).unwrap();
+    let newer = |n: u64, f: &mut Facts| f.flags |= if n == 3 { undecoded } else { 0 };
+    let end = stretch_in(&w, &inventory, &newer).end;
+    assert_eq!(end, StretchEnd::Undecoded { at: name(3) });
     // PostgreSQL 13 only warns.
     inventory.major = 13;
     let end = stretch_in(&w, &inventory, &level).end;

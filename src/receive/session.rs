@@ -196,7 +196,8 @@ async fn ask_identity(options: &Options, host: &Host) -> Result<Identity> {
         cluster: options.cluster.clone(),
         system_identifier: facts.identity.system_identifier,
         segment_size: facts.segment_size,
-        major: client.major()?.number(),
+        // Also one that is newer than this program: its WAL is stored as it comes.
+        major: client.version_num() / 10_000,
     })
 }
 

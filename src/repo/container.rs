@@ -251,6 +251,8 @@ const TRAILER_MAGIC: &[u8; 4] = b"PITR";
 const VERSION: u8 = 1;
 /// Must-understand flag: a copy that was refused under its name.
 const REFUSED: u32 = 1;
+/// Must-understand flag: WAL that its writer could not decode, for a newer PostgreSQL wrote it. Its index says nothing of records.
+const UNDECODED: u32 = 2;
 /// One read of this length usually holds all that is needed of a segment's index.
 const TAIL_READ_BYTES: u64 = 16 << 10;
 
@@ -285,6 +287,7 @@ pub struct ContainerWriter<W: Write> {
     encoder: Encoder<Stored<W>>,
     kind: Kind,
     is_refused: bool,
+    is_undecoded: bool,
     raw_bytes: u64,
 }
 
@@ -312,8 +315,15 @@ impl<W: Write> ContainerWriter<W> {
             encoder,
             kind,
             is_refused: false,
+            is_undecoded: false,
             raw_bytes: 0,
         })
+    }
+
+    /// Marks WAL that cannot be decoded here, so that no program takes its index for one.
+    pub fn undecoded(mut self, is_undecoded: bool) -> Self {
+        self.is_undecoded = is_undecoded;
+        self
     }
 
     /// Of a copy that was refused under its name: it is marked, so that it is never taken for the one that was not.
@@ -360,6 +370,7 @@ impl<W: Write> ContainerWriter<W> {
                 .map_err(|_| io::Error::other("too many sections"))?,
             kind: self.kind,
             is_refused: self.is_refused,
+            is_undecoded: self.is_undecoded,
             directory_crc: crc32c::crc32c(&directory),
             object_bytes: stored.bytes + u64::from(content),
             raw_bytes: self.raw_bytes,
@@ -451,6 +462,7 @@ struct Trailer {
     entries: u16,
     kind: Kind,
     is_refused: bool,
+    is_undecoded: bool,
     directory_crc: u32,
     object_bytes: u64,
     raw_bytes: u64,
@@ -467,7 +479,8 @@ impl Trailer {
         out.extend_from_slice(&self.directory_crc.to_le_bytes());
         out.extend_from_slice(&self.object_bytes.to_le_bytes());
         out.extend_from_slice(&self.raw_bytes.to_le_bytes());
-        let flags = if self.is_refused { REFUSED } else { 0 };
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        let flags = flag(self.is_refused, REFUSED) | flag(self.is_undecoded, UNDECODED);
         out.extend_from_slice(&flags.to_le_bytes());
         out.extend_from_slice(&self.section_bytes.to_le_bytes());
         out.extend_from_slice(&0_u32.to_le_bytes());
@@ -493,7 +506,7 @@ impl Trailer {
         if r.bytes(4)? != TRAILER_MAGIC || own_crc != Some(crc) {
             return Err(err!(Damaged, "the trailer's checksum is wrong"));
         }
-        if version != VERSION || flags & !REFUSED != 0 {
+        if version != VERSION || flags & !(REFUSED | UNDECODED) != 0 {
             return Err(err!(
                 Unsupported,
                 "container version {version} with flags {flags}"
@@ -517,6 +530,7 @@ impl Trailer {
             entries,
             kind,
             is_refused: flags & REFUSED != 0,
+            is_undecoded: flags & UNDECODED != 0,
             directory_crc,
             object_bytes,
             raw_bytes,
@@ -630,6 +644,7 @@ impl Container {
             entries: 0,
             kind,
             is_refused: false,
+            is_undecoded: false,
             directory_crc: 0,
             object_bytes: object.size_bytes(),
             raw_bytes: identity.raw_bytes,
@@ -691,6 +706,11 @@ impl Container {
     /// What it holds.
     pub fn kind(&self) -> Kind {
         self.trailer.kind
+    }
+
+    /// Whether its writer could not decode the WAL that it holds; `false` where it cannot be read for want of a key.
+    pub fn is_undecoded(&self) -> bool {
+        self.trailer.is_undecoded
     }
 
     /// Who the content is.

@@ -27,6 +27,7 @@ use crate::host::Host;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
+use crate::pg::version::Major;
 use crate::plan::retention::wal::Paths;
 use crate::repo::catalog::Manifest;
 use crate::repo::event::Recorded;
@@ -159,6 +160,7 @@ impl Verify<'_> {
             segments: AtomicU64::new(0),
             unlinked: AtomicU64::new(0),
             unproven: AtomicU64::new(0),
+            undecoded: AtomicU64::new(0),
         };
         let lost = self.lost(&survey);
         find_lost(&work, &survey.catalog, &lost, self.backup.is_none());
@@ -172,6 +174,9 @@ impl Verify<'_> {
         }
         if let n @ 1.. = work.unproven.load(Ordering::Relaxed) {
             work.warn(unproven(n));
+        }
+        if let n @ 1.. = work.undecoded.load(Ordering::Relaxed) {
+            work.warn(undecoded(n));
         }
         if !work.is_disturbed() {
             cost::add_gaps(&work, &survey, &mut paths, &chosen);
@@ -288,6 +293,18 @@ fn unproven(count: u64) -> String {
     )
 }
 
+/// What is said of segments whose records cannot be read.
+fn undecoded(count: u64) -> String {
+    let segments = match count {
+        1 => "segment was",
+        _ => "segments were",
+    };
+    format!(
+        "{count} {segments} written by a PostgreSQL newer than {}: every byte was checked against its checksum, and nothing is proven of the records. Install a newer pitr",
+        Major::NEWEST
+    )
+}
+
 fn events_of<'a>(survey: &'a Survey, subject: &str) -> &'a [Recorded] {
     if let Some(Ok(name)) = subject.strip_prefix("wal-").map(str::parse) {
         return survey.segment_events.get(&name).map_or(&[], Vec::as_slice);
@@ -309,6 +326,8 @@ struct Work<'a> {
     unlinked: AtomicU64,
     /// Backups of which nothing was proven when they were taken.
     unproven: AtomicU64,
+    /// Segments of a PostgreSQL newer than every supported one.
+    undecoded: AtomicU64,
 }
 
 impl<'a> Deref for Work<'a> {

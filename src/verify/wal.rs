@@ -16,15 +16,16 @@ use crate::pg::record::Record;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::pg::version::Major;
 use crate::plan::chain::MINIMAL_STOPS;
 use crate::plan::retention::wal::{Needed, Paths};
 use crate::repo::catalog::Manifest;
 use crate::repo::container::{Container, Identity, tag};
 use crate::repo::id::BackupId;
 use crate::wal::index::{self, SegmentIndex, flag};
-use crate::wal::indexer::Indexer;
 use crate::wal::link::{self, Before, Brief, Joined, Link, Mark};
 use crate::wal::survey::Survey;
+use crate::wal::undecoded::Indexing;
 
 /// Bytes of consecutive segments that one thread takes at a time.
 const CHUNK_BYTES: u64 = 512 << 20;
@@ -215,6 +216,9 @@ fn check_segment(
     let (summary_end, last) = read_wal(&container, name, chain, Some(&mut indexer), &mut findings)?;
     let indexer = indexer.ok_or_else(|| err!(Internal, "no page was read"))?;
     let index = indexer.finish(false);
+    if index.summary.has(flag::UNDECODED) {
+        work.undecoded.fetch_add(1, Ordering::Relaxed);
+    }
     check_index(&container, &index, false)?;
     check_link(work, (&container, &last), name, &index, chain)?;
     if index.summary.has(flag::MINIMAL) && container.identity().major >= MINIMAL_STOPS {
@@ -422,7 +426,7 @@ fn read_wal(
     container: &Container,
     name: SegmentName,
     chain: &mut Chain,
-    mut indexer: Option<&mut Option<Indexer>>,
+    mut indexer: Option<&mut Option<Indexing>>,
     findings: &mut Findings,
 ) -> Result<(SegmentEnd, Last)> {
     let mut last = Last::default();
@@ -437,14 +441,17 @@ fn read_wal(
         if !begun {
             let identity = WalIdentity::read(now)?;
             identity.matches(name)?;
-            if identity.system_identifier != container.identity().system_identifier
-                || identity.major.number() != container.identity().major
-            {
+            let stated = container.identity();
+            let is_of_major = match identity.major.map(Major::number) {
+                Some(major) => major == stated.major,
+                None => container.is_undecoded(),
+            };
+            if identity.system_identifier != stated.system_identifier || !is_of_major {
                 return Err(err!(Damaged, "its WAL is another cluster's"));
             }
             chain.enter(&identity, name)?;
             if let Some(slot) = indexer.as_deref_mut() {
-                *slot = Some(Indexer::new(&identity, identity.start_lsn, name.timeline)?);
+                *slot = Some(Indexing::new(&identity, name.timeline)?);
             }
             begun = true;
         }
@@ -469,8 +476,12 @@ fn read_wal(
 }
 
 impl Chain {
-    /// Goes on with the next segment, or begins anew where it is not the next one.
+    /// Goes on with the next segment, or begins anew where it is not the next one. There is nothing to follow in WAL that cannot be decoded.
     fn enter(&mut self, identity: &WalIdentity, name: SegmentName) -> Result<()> {
+        if identity.major.is_none() {
+            (self.reader, self.behind) = (None, None);
+            return Ok(());
+        }
         let number = name.number(identity.segment_size)?;
         let follows = self.behind.is_some_and(|b| b.next() == number)
             && self
@@ -478,7 +489,7 @@ impl Chain {
                 .as_ref()
                 .is_some_and(|(known, _)| known.major == identity.major);
         if !follows {
-            self.reader = Some((*identity, Reader::new(identity)));
+            self.reader = Some((*identity, Reader::new(identity)?));
         }
         if let Some((_, reader)) = &mut self.reader {
             reader.start_segment(identity.start_lsn, name.timeline)?;
@@ -490,6 +501,10 @@ impl Chain {
 
 /// The stored index has to be what the body says.
 fn check_index(container: &Container, index: &SegmentIndex, partial: bool) -> Result<()> {
+    if container.is_undecoded() && !index.summary.has(flag::UNDECODED) {
+        // An older program stored it without an index.
+        return Ok(());
+    }
     for section in index.sections(partial) {
         let stored = container.section(section.tag)?;
         let is_old = || {

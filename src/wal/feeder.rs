@@ -40,7 +40,7 @@ impl Feeder {
             };
             let reader = match self.reader.take() {
                 Some(reader) => reader,
-                None => Reader::new(&WalIdentity::read(&self.rest)?),
+                None => Reader::new(&WalIdentity::read(&self.rest)?)?,
             };
             let reader = self.reader.insert(reader);
             reader.start_segment(start, name.timeline)?;

@@ -30,6 +30,8 @@ pub mod flag {
     pub const MARKED: u64 = 32;
     /// Starts with pages of a parent timeline.
     pub const PARENT_PAGES: u64 = 64;
+    /// The WAL was not decoded: a PostgreSQL newer than its archiver wrote it.
+    pub const UNDECODED: u64 = 128;
 }
 
 /// What becomes of the record that reaches into the segment from before.

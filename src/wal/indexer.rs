@@ -41,9 +41,9 @@ impl Indexer {
     /// Begins a segment that starts at `start_lsn` and is filed under `timeline`; `identity` is read from its first page.
     ///
     /// # Errors
-    /// `Internal` if `start_lsn` is no segment start.
+    /// `Internal` if `start_lsn` is no segment start; `Unsupported` for WAL of a major newer than every supported one.
     pub fn new(identity: &WalIdentity, start_lsn: Lsn, timeline: TimelineId) -> Result<Indexer> {
-        let mut reader = reader::Reader::new(identity);
+        let mut reader = reader::Reader::new(identity)?;
         reader.start_segment(start_lsn, timeline)?;
         Ok(Indexer {
             reader,

@@ -174,7 +174,7 @@ impl LinkFacts {
 ///
 /// A record that reaches into the next segment makes it the segment's end; else it is the header of the last record: behind a switch record there is nothing.
 pub fn own_end(summary: &Summary, size: SegmentSize) -> Option<u64> {
-    if summary.has(flag::DAMAGED) || summary.has(flag::ENDS_INSIDE) {
+    if summary.has(flag::DAMAGED | flag::ENDS_INSIDE | flag::UNDECODED) {
         return None;
     }
     let continues = summary.tail_length > 0 || summary.head_end == HeadEnd::Continues;
@@ -198,7 +198,7 @@ pub enum EndBefore {
 /// Where the last WAL of the segment before ends, by what its successor says.
 pub fn end_before(summary: &Summary, size: SegmentSize) -> EndBefore {
     // What a damaged segment says of its first record is not to be believed.
-    if summary.has(flag::DAMAGED) {
+    if summary.has(flag::DAMAGED | flag::UNDECODED) {
         return EndBefore::Unknown;
     }
     if summary.head_remaining > 0 {

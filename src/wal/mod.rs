@@ -2,7 +2,7 @@
 //!
 //! | module | what it answers |
 //! |---|---|
-//! | `index` · `indexer` | what a segment holds, and how that is computed from its bytes |
+//! | `index` · `indexer` · `undecoded` | what a segment holds, and how that is computed from its bytes |
 //! | `link` | whether two segments belong to one life |
 //! | `path` · `last` | which segment recovery reads next, and which is the last of a timeline |
 //! | `increment` · `increments` · `remnant` · `tail` | what there is of a segment that is not whole |
@@ -39,3 +39,4 @@ pub mod stored_wal;
 #[cfg(feature = "full")]
 pub mod survey;
 pub mod tail;
+pub mod undecoded;

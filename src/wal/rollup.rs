@@ -13,12 +13,13 @@ use super::edge::{self, Edges, Prefix};
 use super::facts::{Crossing, Entry, EntryKind, Facts, NamedPoint, Wal, flag};
 use super::feeder::Feeder;
 use super::increment::OpenSegment;
-use super::index::{self, Fragments, Summary, WalEvent};
+use super::index::{self, Fragments, SegmentIndex, Summary, WalEvent};
 use super::inventory::Inventory;
 use super::link::{Brief, Link};
 use super::remnant::Remnant;
 use super::rollup_cache::{CacheFile, Row, Rows};
 use super::stored_wal;
+use super::undecoded;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
@@ -28,6 +29,7 @@ use crate::pg::rmgr;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::pg::version::Major;
 use crate::pg::xact::{self, TransactionRecord};
 use crate::pg::xlog::{self, XlogRecord};
 use crate::progress::{Progress, Silent};
@@ -169,8 +171,13 @@ impl<'a> Rollup<'a> {
         let lives: String = lives
             .map(|l| format!(" {}={}", l.segment, l.copy))
             .collect();
+        // A program that knows one major more decodes what this one cannot.
+        let newest = match self.inventory.major >= Major::NEWEST.number() {
+            true => format!(" {}", Major::NEWEST),
+            false => String::new(),
+        };
         let identity = format!(
-            "{} {} {} {timeline} {}{lives}",
+            "{} {} {} {timeline} {}{lives}{newest}",
             self.inventory.repository_uuid,
             self.inventory.cluster,
             self.inventory.system_identifier,
@@ -314,6 +321,11 @@ impl<'a> Rollup<'a> {
 
 /// Reads what plans need of an index.
 fn read_facts(container: &Container) -> Result<(Facts, Edges)> {
+    if container.is_undecoded()
+        && let Some(index) = undecoded::decode(container)?
+    {
+        return Ok(facts_of_index(&index));
+    }
     let summary = index::read_summary(container)?;
     let fragments = index::read_fragments(container)?;
     let xids_recorded = container
@@ -323,6 +335,15 @@ fn read_facts(container: &Container) -> Result<(Facts, Edges)> {
     let mut facts = facts_of(&summary, xids_recorded, events.as_deref());
     facts.link = Link::read(container)?.into();
     Ok((facts, edges_of(&fragments)))
+}
+
+fn facts_of_index(index: &SegmentIndex) -> (Facts, Edges) {
+    let facts = facts_of(
+        &index.summary,
+        index.xids.is_some(),
+        index.events.as_deref(),
+    );
+    (facts, edges_of(&index.fragments))
 }
 
 fn edges_of(fragments: &Fragments) -> Edges {
@@ -585,12 +606,7 @@ impl Rollup<'_> {
                 self.replace(name, row)?;
                 Ok((row.facts, row.edges))
             }
-            Stored::Tail(tail) => {
-                let index = tail.index();
-                let events = index.events.as_deref();
-                let facts = facts_of(&index.summary, index.xids.is_some(), events);
-                Ok((facts, edges_of(&index.fragments)))
-            }
+            Stored::Tail(tail) => Ok(facts_of_index(tail.index())),
         }
     }
 
@@ -783,7 +799,6 @@ fn xlog_of<'a>(record: &Record<'a>) -> Option<XlogRecord<'a>> {
 mod tests {
     use super::*;
     use crate::pg::craft::{self, Craft};
-    use crate::pg::version::Major;
     use crate::repo::container::{Codec, ContainerWriter, Identity};
     use crate::repo::repository::Registration;
     use crate::store::file::FileStore;
@@ -805,7 +820,7 @@ mod tests {
             .register(&Registration {
                 name: "main".into(),
                 system_identifier,
-                major: craft.identity.major.number(),
+                major: craft.identity.major.unwrap().number(),
                 segment_size_bytes: SEGMENT as u64,
                 block_size_bytes: 8192,
                 wal_block_size_bytes: 8192,
@@ -823,6 +838,16 @@ mod tests {
     }
 
     fn store_segment(repository: &Repository, craft: &Craft, number: u64, segment: &[u8]) {
+        store_as(repository, craft, (number, segment), false);
+    }
+
+    /// As a program stores it that can decode it, or cannot.
+    fn store_as(
+        repository: &Repository,
+        craft: &Craft,
+        (number, segment): (u64, &[u8]),
+        is_undecoded: bool,
+    ) {
         let size = craft.identity.segment_size;
         let name = SegmentNumber(number).name(tli(1), size).unwrap();
         let system_identifier = craft.identity.system_identifier;
@@ -830,16 +855,22 @@ mod tests {
         let start = SegmentNumber(number).start_lsn(size);
         let mut indexer = Indexer::new(&craft.identity, start, tli(1)).unwrap();
         indexer.feed(segment).unwrap();
-        let index = indexer.finish(false);
+        let mut index = indexer.finish(false);
+        if is_undecoded {
+            index = SegmentIndex::nothing(start);
+            index.summary.flags = super::super::index::flag::UNDECODED;
+            (index.xids, index.events, index.blocks) = (None, None, None);
+        }
         let object = repository.store().create(&layout.segment(name)).unwrap();
-        let mut writer = ContainerWriter::new(object, Kind::Segment, Codec::Lz4).unwrap();
+        let writer = ContainerWriter::new(object, Kind::Segment, Codec::Lz4).unwrap();
+        let mut writer = writer.undecoded(is_undecoded);
         writer.write(segment).unwrap();
         let identity = Identity {
             hash: *blake3::hash(segment).as_bytes(),
             raw_bytes: segment.len() as u64,
             system_identifier,
             timeline: 1,
-            major: craft.identity.major.number(),
+            major: craft.identity.major.unwrap().number(),
             segment_size_bytes: size.bytes(),
             name: name.to_string(),
             from_lsn: start.0,
@@ -912,6 +943,43 @@ mod tests {
             assert_eq!(seen(2), [(702, third.0, third.1)]);
             assert!(rollup.may_end(name(2), 702).unwrap());
             assert!(!rollup.may_end(name(2), 701).unwrap());
+            assert!(!rollup.has_changed());
+        }
+    }
+
+    /// The program that stored the segments was older than the server; the one that reads them is not.
+    #[test]
+    fn wal_that_was_archived_undecoded_is_decoded_by_a_program_that_can() {
+        let mut craft = Craft::new(Major::NEWEST);
+        commit(&mut craft, 700);
+        fill(&mut craft, 16);
+        commit(&mut craft, 701);
+        craft.switch();
+        let (dir, undecoded) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let decoded = repository(dir.path(), &craft);
+        let again = repository(undecoded.path(), &craft);
+        let of = |repository| Inventory::read(repository, "main", None).unwrap();
+        let (known, inventory) = (of(&decoded), of(&again));
+        let layout = ClusterLayout::new("main", inventory.system_identifier).unwrap();
+        let size = craft.identity.segment_size;
+        let name = |n| SegmentNumber(n).name(tli(1), size).unwrap();
+        for (n, segment) in (1..).zip(craft.bytes.chunks_exact(SEGMENT)) {
+            again.store().delete(&layout.segment(name(n))).unwrap();
+            store_as(&again, &craft, (n, segment), true);
+        }
+        let cache = tempfile::tempdir().unwrap();
+        let expected = Rollup::new(&decoded, &known, None).unwrap();
+        for _ in 0..2 {
+            let rollup = Rollup::new(&again, &inventory, Some(cache.path())).unwrap();
+            for n in [1, 2] {
+                assert_eq!(
+                    rollup.facts(name(n)).unwrap(),
+                    expected.facts(name(n)).unwrap()
+                );
+                assert!(rollup.may_end(name(n), 999).unwrap(), "nothing is recorded");
+            }
+            let crossing = |of: &Rollup<'_>| of.crossing(name(1), Some(name(2))).unwrap();
+            assert_eq!(crossing(&rollup), crossing(&expected));
             assert!(!rollup.has_changed());
         }
     }

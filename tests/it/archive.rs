@@ -150,7 +150,7 @@ fn p15_promotion_and_backup_leave_partial_history_and_label_files(major: u32) {
     );
     standby.stop(Stop::Immediate);
 }
-per_major!(p15_promotion_and_backup_leave_partial_history_and_label_files, v13 v17 v18);
+per_major!(p15_promotion_and_backup_leave_partial_history_and_label_files, v13 v17 v19);
 
 #[test]
 fn h02_an_old_primary_that_comes_back_archives_its_own_timeline() {
@@ -1021,7 +1021,7 @@ fn end_of_a_record(segment: &[u8], start: u64, from: usize) -> u64 {
         }
     }
     let wal = pitr::pg::page::WalIdentity::read(segment).unwrap();
-    let mut reader = Reader::new(&wal);
+    let mut reader = Reader::new(&wal).unwrap();
     reader
         .start_segment(wal.start_lsn, pitr::pg::timeline::TimelineId::FIRST)
         .unwrap();

@@ -173,7 +173,7 @@ fn b06_files_that_grow_shrink_vanish_and_appear(major: u32) {
     let last = format!("select count(*) from storm_{rounds}");
     assert_eq!(restored.query_one_string(&last), "1");
 }
-per_major!(b06_files_that_grow_shrink_vanish_and_appear, v13 v15 v18);
+per_major!(b06_files_that_grow_shrink_vanish_and_appear, v13 v15 v19);
 
 /// A server on the restored backup, at the end of the archive.
 fn restored(site: &Site, cluster: &Cluster, id: &str) -> Cluster {
@@ -499,7 +499,7 @@ fn b07_ten_thousand_files_fit_in_memory() {
 
 #[test]
 fn a_local_backup_into_a_sealed_repository_comes_back() {
-    let (sealed, cluster) = Sealed::archived(18);
+    let (sealed, cluster) = Sealed::archived(19);
     cluster.sql("create table ledger as select g as id, 'confidential note ' || g as note from generate_series(1, 20000) g");
     let run = sealed.on("writer").args(["backup", "--json"]).args(LOCAL);
     run.run().success();
@@ -509,8 +509,8 @@ fn a_local_backup_into_a_sealed_repository_comes_back() {
     let to = sealed.sandbox.dir("out").join("copy");
     let restore = sealed.on("reader").args(["restore", "--to"]).arg(&to);
     restore.run().success();
-    verify_backup(18, &to);
-    let copy = Cluster::open(18, &to).option("fsync", "off").start();
+    verify_backup(19, &to);
+    let copy = Cluster::open(19, &to).option("fsync", "off").start();
     copy.wait_promoted();
     assert_eq!(
         copy.query_one_string("select count(*) from ledger"),

@@ -92,7 +92,7 @@ fn a_healthy_chain_is_well(major: u32) {
     );
     assert!(!run.stdout.contains("FAIL"), "{run}");
 }
-per_major!(a_healthy_chain_is_well, v13 v15 v18);
+per_major!(a_healthy_chain_is_well, v13 v15 v19);
 
 /// Up to 14 a collector process keeps the counters, and a reader may get what it wrote down half a second ago.
 #[test]
@@ -444,14 +444,14 @@ fn archiving_that_is_stuck_is_critical() {
 
 #[test]
 fn a_restored_copy_and_a_foreign_server_are_told() {
-    let (site, cluster) = healthy(18);
+    let (site, cluster) = healthy(19);
     let guard = cluster.pgdata().join("pg_wal/pitr.guard");
     std::fs::write(&guard, "").unwrap();
     user::own(&guard);
     let json = doctor(&site).run().expect_code(1).json();
     assert_eq!(finding(&json, "configuration", "pgdata")["value"], "clone");
     std::fs::remove_file(guard).unwrap();
-    let other = Cluster::builder(18)
+    let other = Cluster::builder(19)
         .segment_size_mb(1)
         .own_identifier()
         .start();

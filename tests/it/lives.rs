@@ -113,7 +113,7 @@ fn a3_l01_a_clone_is_stopped_at_its_first_conflict_and_production_goes_on(major:
         two.site.pitr().args(["verify"]).run().success();
     }
 }
-per_major!(a3_l01_a_clone_is_stopped_at_its_first_conflict_and_production_goes_on, v15 v18);
+per_major!(a3_l01_a_clone_is_stopped_at_its_first_conflict_and_production_goes_on, v15 v19);
 
 /// A segment whose name is free is refused all the same where the one before is another life's: as much WAL in both, every segment ended by a switch.
 fn a1_l02_what_does_not_continue_the_archived_segment_is_refused(major: u32) {
@@ -207,7 +207,53 @@ fn l10_a_standby_that_archives_always_is_no_other_life(major: u32) {
     let plan = site.pitr().args(["wal", "gaps", "--json"]).run().success();
     assert!(!plan.stdout.contains("another server"), "{plan}");
 }
-per_major!(l10_a_standby_that_archives_always_is_no_other_life, v13 v18);
+per_major!(l10_a_standby_that_archives_always_is_no_other_life, v13 v19);
+
+/// Row L21: the archive has another server's segments. A standby follows its own primary and is promoted with its rows alone; archive recovery
+/// is stopped.
+fn l21_a_server_is_not_handed_a_segment_that_it_has_otherwise(major: u32) {
+    let mut two = lives(major);
+    two.production.start();
+    for _ in 0..6 {
+        write(&two.production, "prod");
+        two.production.archive_now();
+    }
+    two.production.stop(Stop::Fast);
+    two.clone.append_config("archive_mode", "off");
+    two.clone.start();
+    write(&two.clone, "fake");
+    let restore = two.site.restore().arg("%f").arg("%p").shell();
+    let copy = || {
+        Cluster::builder(major)
+            .standby_of(&two.clone)
+            .config("restore_command", &restore)
+            .config("recovery_target_timeline", "current")
+            .create()
+    };
+    let (mut standby, mut recovering) = (copy(), copy());
+    standby.start();
+    write(&two.clone, "fake");
+    wait_until(PATIENCE, "the standby has what its primary has", || {
+        standby.query_one_string("select count(*) from t") == "300"
+    });
+    two.clone.stop(Stop::Immediate);
+    standby.promote();
+    let lives = "select string_agg(distinct life, ' ' order by life) || count(*) from t";
+    assert_eq!(standby.query_one_string(lives), "before fake300");
+    let said = standby.log();
+    assert!(
+        said.contains("This server goes on with its own WAL"),
+        "{said}"
+    );
+    standby.stop(Stop::Fast);
+
+    let signal = |name| recovering.pgdata().join(name);
+    std::fs::rename(signal("standby.signal"), signal("recovery.signal")).unwrap();
+    let stopped = recovering.try_start().unwrap_err();
+    assert!(stopped.contains("from 0/"), "{stopped}");
+    assert!(stopped.contains("another server wrote it"), "{stopped}");
+}
+per_major!(l21_a_server_is_not_handed_a_segment_that_it_has_otherwise, v13 v15 v19);
 
 fn failures(cluster: &Cluster) -> String {
     cluster.query_one_string("select failed_count from pg_stat_archiver")
@@ -266,7 +312,7 @@ fn l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived(major
     two.production.archive_now();
     two.site.pitr().args(["verify"]).run().success();
 }
-per_major!(l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived, v13 v18);
+per_major!(l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived, v13 v19);
 
 /// Row L19: a machine was received from, and is reverted to a snapshot. The segment that it writes then does not supersede what was received of the
 /// one before; both lives can be had.
@@ -312,7 +358,7 @@ fn l04_l19_what_was_received_before_a_machine_was_reverted_is_not_superseded(maj
         two.site.pitr().args(["verify"]).run().success();
     }
 }
-per_major!(l04_l19_what_was_received_before_a_machine_was_reverted_is_not_superseded, v13 v18);
+per_major!(l04_l19_what_was_received_before_a_machine_was_reverted_is_not_superseded, v13 v19);
 
 /// Row L19: the receiver of a clone was away while production archived the segment in which its journal ends. It does not go on behind that segment.
 fn l19_a_receiver_passes_over_no_segment_of_another_server(major: u32) {
@@ -341,7 +387,7 @@ fn l19_a_receiver_passes_over_no_segment_of_another_server(major: u32) {
     assert_eq!(two.site.files(), files);
     two.site.pitr().args(["verify"]).run().success();
 }
-per_major!(l19_a_receiver_passes_over_no_segment_of_another_server, v13 v18);
+per_major!(l19_a_receiver_passes_over_no_segment_of_another_server, v13 v19);
 
 /// Row L19: a receiver beside `archive_command` on one server is no other life, also across crashes and a pause.
 fn l19_a_receiver_beside_the_archiver_is_no_other_life(major: u32) {
@@ -371,7 +417,7 @@ fn l19_a_receiver_beside_the_archiver_is_no_other_life(major: u32) {
         "before 100, prod 1200"
     );
 }
-per_major!(l19_a_receiver_beside_the_archiver_is_no_other_life, v13 v18);
+per_major!(l19_a_receiver_beside_the_archiver_is_no_other_life, v13 v19);
 
 /// The segment into which a server writes.
 fn open_segment(cluster: &Cluster) -> String {
@@ -601,7 +647,7 @@ fn h03_l13_after_a_split_brain_one_server_gets_both_repositories(major: u32) {
     let (found, run) = split.restored(&as_stored);
     assert_eq!(found, "before 100, fake 200", "{run}");
 }
-per_major!(h03_l13_after_a_split_brain_one_server_gets_both_repositories, v13 v18);
+per_major!(h03_l13_after_a_split_brain_one_server_gets_both_repositories, v13 v19);
 
 /// Row L13: no segment lies in both that differs, for the second repository lacks the clone's first ones. The links tell.
 fn l13_wal_that_does_not_continue_what_is_stored_is_not_copied(major: u32) {
@@ -626,7 +672,7 @@ fn l13_wal_that_does_not_continue_what_is_stored_is_not_copied(major: u32) {
     let (found, run) = split.restored(&["--repository", "local"]);
     assert_eq!(found, "before 100, prod 200", "{run}");
 }
-per_major!(l13_wal_that_does_not_continue_what_is_stored_is_not_copied, v13 v18);
+per_major!(l13_wal_that_does_not_continue_what_is_stored_is_not_copied, v13 v19);
 
 /// Row L15: the clone's host is four minutes ahead and production's as much behind, so that by time all of the clone is newer. Positions, links and
 /// the decision say whose backup is taken, and what expire keeps.

@@ -84,7 +84,7 @@ fn a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less(major:
     assert!(!auto.contains("max_connections"), "{auto}");
 }
 
-per_major!(a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less, v14 v17 v18);
+per_major!(a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less, v14 v17 v19);
 
 fn a10_a_standby_has_the_parameters_that_were_raised_after_its_backup(major: u32) {
     let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();

@@ -126,4 +126,4 @@ fn f06_a_promotion_takes_no_timeline_that_may_be_taken(major: u32) {
     assert_eq!(copy.server.query_one_string("select count(*) from t"), "2");
 }
 
-per_major!(f06_a_promotion_takes_no_timeline_that_may_be_taken, v13 v18);
+per_major!(f06_a_promotion_takes_no_timeline_that_may_be_taken, v13 v19);

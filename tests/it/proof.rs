@@ -96,7 +96,7 @@ fn l04_a_reverted_machine_does_not_complete_a_backup_with_the_wal_of_before(majo
     is_refused(&site, backup_of(&site, &cluster).run(), &before);
     site.pitr().arg("verify").run().success();
 }
-per_major!(l04_a_reverted_machine_does_not_complete_a_backup_with_the_wal_of_before, v14 v16 v18);
+per_major!(l04_a_reverted_machine_does_not_complete_a_backup_with_the_wal_of_before, v14 v16 v19);
 
 /// The raw bytes of a segment in the server's own pg_wal.
 fn own(cluster: &Cluster, name: &str) -> Vec<u8> {

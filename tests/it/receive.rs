@@ -138,7 +138,7 @@ fn w01_killed_it_goes_on_where_it_was(major: u32) {
     stop(third).success();
     check_repository(&site, &cluster, 1, from, lsn(&position));
 }
-per_major!(w01_killed_it_goes_on_where_it_was, v13 v14 v18);
+per_major!(w01_killed_it_goes_on_where_it_was, v13 v14 v19);
 
 /// Where stored WAL of a timeline ends: of whole segments, or increments.
 fn stored_end(site: &Site, timeline: u32) -> u64 {
@@ -480,7 +480,7 @@ fn missing_rights_are_named_with_what_grants_them() {
 /// A server that shuts down waits for what it sent to be safe: not for ever when it cannot be.
 #[test]
 fn a_shutdown_does_not_wait_for_a_repository_that_is_away() {
-    let (site, mut cluster) = receiving(small(18), "acknowledge = \"repository\"");
+    let (site, mut cluster) = receiving(small(19), "acknowledge = \"repository\"");
     let mut running = program(&site).spawn();
     let position = write_wal(&cluster);
     wait_safe(&mut running, &cluster, &position);

@@ -585,4 +585,4 @@ fn w13_the_last_commit_of_a_quiet_server_is_in_the_repository(major: u32) {
     restored.wait_promoted();
     assert_eq!(restored.query_one_string("select a from t"), "42");
 }
-per_major!(w13_the_last_commit_of_a_quiet_server_is_in_the_repository, v13 v16 v18);
+per_major!(w13_the_last_commit_of_a_quiet_server_is_in_the_repository, v13 v16 v19);

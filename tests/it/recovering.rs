@@ -152,7 +152,7 @@ fn a_disk_that_gets_full_ends_fetching_ahead_and_not_the_recovery() {
 
 #[test]
 fn segments_of_a_timeline_that_recovery_leaves_are_not_replayed_and_not_left() {
-    let (site, mut origin) = Site::with_cluster(18);
+    let (site, mut origin) = Site::with_cluster(19);
     origin.sql("create table t (a int)");
     site.pitr().args(["backup", "--quiet"]).run().success();
     fill(&origin, 1, 6);
@@ -160,7 +160,7 @@ fn segments_of_a_timeline_that_recovery_leaves_are_not_replayed_and_not_left() {
     // A copy is promoted, and the origin goes on where it was: there is WAL of both timelines for the same positions.
     let sandbox = Sandbox::new("fork");
     copy_tree(origin.pgdata(), &sandbox.join("data"));
-    let mut promoted = Cluster::open(18, sandbox.join("data"))
+    let mut promoted = Cluster::open(19, sandbox.join("data"))
         .without_fsync()
         .option("restore_command", site.restore().args(["%f", "%p"]).shell())
         .create();
@@ -197,7 +197,7 @@ fn segments_of_a_timeline_that_recovery_leaves_are_not_replayed_and_not_left() {
         .replace("%f %p", "\"$1\" \"$2\""),
     );
     let command = format!("/bin/sh {} %f %p", script.display());
-    let mut copy = copy(&site, 18, &to, &command);
+    let mut copy = copy(&site, 19, &to, &command);
     copy.start();
     assert_eq!(rows(&copy), "1: 600, 2: 800");
     let text = std::fs::read_to_string(&stale).unwrap();

@@ -361,7 +361,7 @@ fn l02_one_decision_is_enough_for_two_required_repositories() {
 /// A timeline that goes on from the life that is followed keeps it from being given away, until somebody says that it is not the cluster.
 #[test]
 fn l08_l18_what_a_timeline_descends_from_is_not_given_away() {
-    let (mut two, _) = forked(lives(18));
+    let (mut two, _) = forked(lives(19));
     // The clone is promoted, and archives on its own timeline.
     two.clone.touch("standby.signal");
     two.clone.start();
@@ -387,15 +387,15 @@ fn l08_l18_what_a_timeline_descends_from_is_not_given_away() {
     write(&two.production, "prod");
     two.production.archive_now();
     // It ends before the clone's timeline begins, and that is no hole: the clone left the life that lost.
-    assert_eq!(restored(site, 18, "begin", &[]), "before 100, prod 200");
+    assert_eq!(restored(site, 19, "begin", &[]), "before 100, prod 200");
     for _ in 0..5 {
         write(&two.production, "prod");
         two.production.archive_now();
     }
-    assert_eq!(restored(site, 18, "end", &[]), "before 100, prod 700");
+    assert_eq!(restored(site, 19, "end", &[]), "before 100, prod 700");
     // What descends from the life that lost is no damage.
     site.pitr().args(["verify"]).run().success();
     let args = ["--as-stored", "--target-timeline", "2"];
-    assert_eq!(restored(site, 18, "clone", &args), "before 100, fake 500");
+    assert_eq!(restored(site, 19, "clone", &args), "before 100, fake 500");
     two.production.stop(Stop::Immediate);
 }

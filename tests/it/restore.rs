@@ -460,7 +460,7 @@ fn f22_a_hole_behind_the_target_does_not_keep_recovery_from_it(major: u32) {
     assert_eq!(shown.stdout.contains(off), major >= 15, "{shown}");
     assert!(!auto_conf(&to).contains("recovery_prefetch"));
 }
-per_major!(f22_a_hole_behind_the_target_does_not_keep_recovery_from_it, v14 v15 v18);
+per_major!(f22_a_hole_behind_the_target_does_not_keep_recovery_from_it, v14 v15 v19);
 
 /// A `restore_command` that waits, once, before it asks for a certain file: the test meanwhile does something to the repository.
 pub struct Trap {
@@ -753,7 +753,7 @@ fn as_root_the_files_belong_to_the_owner_of_the_directory() {
 
 #[test]
 fn the_action_at_the_target_is_done() {
-    let scene = Scene::new(18);
+    let scene = Scene::new(19);
     // Pauses, open for reads, until it is told to go on.
     scene
         .restore()

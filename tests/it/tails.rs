@@ -248,7 +248,7 @@ fn h06_the_partial_of_an_old_timeline_leads_to_its_end(major: u32) {
     assert_eq!(commits.last().unwrap()["xid"], last_xid, "{shown:#}");
     site.pitr().arg("verify").run().success();
 }
-per_major!(h06_the_partial_of_an_old_timeline_leads_to_its_end, v14 v16 v18);
+per_major!(h06_the_partial_of_an_old_timeline_leads_to_its_end, v14 v16 v19);
 
 /// A standby may have streamed more than the archive holds: what it has is never replaced by less, or its promotion would fail.
 fn f18_a_tail_never_replaces_what_a_standby_has_streamed(major: u32) {
@@ -559,4 +559,4 @@ fn t01_immediate_from_a_standbys_backup_stops_where_the_plan_says(major: u32) {
     assert!(line.ends_with(&format!("at {consistent}")), "{line} {p:#}");
 }
 
-per_major!(t01_immediate_from_a_standbys_backup_stops_where_the_plan_says, v13 v18);
+per_major!(t01_immediate_from_a_standbys_backup_stops_where_the_plan_says, v13 v19);

@@ -359,7 +359,7 @@ fn l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed(majo
     assert_eq!(lives.info()["timeline"], 3);
 }
 
-per_major!(l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed, v13 v15 v18);
+per_major!(l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed, v13 v15 v19);
 
 fn a7_the_way_out_for_a_receiver_and_a_backup_is_to_abandon_the_drill(major: u32) {
     let lives = Lives::new(major);
@@ -590,7 +590,7 @@ fn l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable(major: u32
     lives.pitr(&["backup", "--quiet"]).run().success();
 }
 
-per_major!(l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable, v13 v15 v18);
+per_major!(l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable, v13 v15 v19);
 
 /// Waits until a standby has replayed up to a position.
 fn follows(standby: &Cluster, end: &str) {

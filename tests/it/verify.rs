@@ -33,7 +33,7 @@ fn work(cluster: &Cluster, round: u32) {
 #[test]
 fn w06_wal_that_was_lost_behind_the_end_of_the_archive_fails_verify() {
     use pitr::repo::event::{Event, record};
-    let (site, cluster) = Site::with_cluster(18);
+    let (site, cluster) = Site::with_cluster(19);
     work(&cluster, 0);
     backup(&site);
     let last = cluster.archive_now();
@@ -144,10 +144,10 @@ fn segments(site: &Site) -> Vec<PathBuf> {
 
 #[test]
 fn h05_promotions_and_their_histories_verify() {
-    let (site, primary) = Site::with_cluster(18);
+    let (site, primary) = Site::with_cluster(19);
     work(&primary, 0);
     let first = backup(&site);
-    let mut standby = Cluster::builder(18)
+    let mut standby = Cluster::builder(19)
         .without_fsync()
         .standby_of(&primary)
         .create();
@@ -207,7 +207,7 @@ fn backup_of(site: &Site, cluster: &Cluster) -> String {
 
 #[test]
 fn an_empty_repository_is_well_and_says_so() {
-    let cluster = Cluster::builder(18).segment_size_mb(1).create();
+    let cluster = Cluster::builder(19).segment_size_mb(1).create();
     let site = Site::new(&cluster);
     site.pitr()
         .arg("verify")
@@ -218,7 +218,7 @@ fn an_empty_repository_is_well_and_says_so() {
 
 #[test]
 fn what_is_no_object_is_told_and_does_not_fail() {
-    let (site, cluster) = Site::with_cluster(18);
+    let (site, cluster) = Site::with_cluster(19);
     work(&cluster, 0);
     let id = backup(&site);
     drop(cluster);
@@ -250,7 +250,7 @@ fn what_is_no_object_is_told_and_does_not_fail() {
 
 #[test]
 fn damage_is_recorded_and_taken_back_when_it_is_gone() {
-    let (site, cluster) = Site::with_cluster(18);
+    let (site, cluster) = Site::with_cluster(19);
     work(&cluster, 0);
     let id = backup(&site);
     drop(cluster);
@@ -296,7 +296,7 @@ fn damage_is_recorded_and_taken_back_when_it_is_gone() {
 
 #[test]
 fn of_several_repositories_each_is_reported() {
-    let (site, cluster) = Site::with_cluster(18);
+    let (site, cluster) = Site::with_cluster(19);
     work(&cluster, 0);
     let id = backup(&site);
     let config = std::fs::read_to_string(site.config()).unwrap();
@@ -344,7 +344,7 @@ fn of_several_repositories_each_is_reported() {
 #[test]
 fn what_a_newer_version_wrote_is_neither_sound_nor_damaged() {
     use pitr::repo::{json, root};
-    let (site, cluster) = Site::with_cluster(18);
+    let (site, cluster) = Site::with_cluster(19);
     work(&cluster, 0);
     let older = backup(&site);
     let id = backup(&site);
@@ -389,7 +389,7 @@ fn what_a_newer_version_wrote_is_neither_sound_nor_damaged() {
 
 #[test]
 fn a_stray_name_at_the_far_end_is_a_gap_that_is_counted_and_not_walked() {
-    let (site, cluster) = Site::with_cluster(18);
+    let (site, cluster) = Site::with_cluster(19);
     work(&cluster, 0);
     backup(&site);
     drop(cluster);
@@ -418,7 +418,7 @@ fn a_stray_name_at_the_far_end_is_a_gap_that_is_counted_and_not_walked() {
 
 #[test]
 fn c05_a_record_that_the_server_wrote_wrong_is_named_with_what_it_costs() {
-    let (site, mut cluster) = Site::with_cluster(18);
+    let (site, mut cluster) = Site::with_cluster(19);
     work(&cluster, 0);
     let first = backup(&site);
     work(&cluster, 1);
@@ -502,7 +502,7 @@ fn z04_bombs_end_where_their_declared_size_ends() {
     use pitr::store::file::FileStore;
     use pitr::store::{Key, Store as _};
     const MIB: u64 = 1 << 20;
-    let (site, cluster) = Site::with_cluster(18);
+    let (site, cluster) = Site::with_cluster(19);
     work(&cluster, 0);
     drop(cluster);
     let object = segments(&site).remove(0);

@@ -79,7 +79,7 @@ fn h01_what_a_failed_primary_did_not_archive_comes_from_its_successor(major: u32
     assert!(again.stderr.starts_with("0 stored,"), "{again}");
     standby.stop(Stop::Immediate);
 }
-per_major!(h01_what_a_failed_primary_did_not_archive_comes_from_its_successor, v14 v17 v18);
+per_major!(h01_what_a_failed_primary_did_not_archive_comes_from_its_successor, v14 v17 v19);
 
 /// Two copies of one cluster were promoted to the same timeline number: what the second writes is none of the first's.
 #[test]

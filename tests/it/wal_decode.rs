@@ -193,7 +193,7 @@ fn decode(files: &[(SegmentName, PathBuf)]) -> Decoded {
         if identity.matches(*name).is_err() {
             break;
         }
-        let reader = reader.get_or_insert_with(|| Reader::new(&identity));
+        let reader = reader.get_or_insert_with(|| Reader::new(&identity).unwrap());
         reader
             .start_segment(identity.start_lsn, name.timeline)
             .unwrap();
@@ -222,7 +222,7 @@ fn decode_apart(files: &[(SegmentName, PathBuf)]) -> Decoded {
         if identity.matches(*name).is_err() {
             break;
         }
-        let mut reader = Reader::new(&identity);
+        let mut reader = Reader::new(&identity).unwrap();
         reader
             .start_segment(identity.start_lsn, name.timeline)
             .unwrap();
@@ -281,7 +281,14 @@ fn join(
     };
     assert_eq!(open.length, open.total);
     if kept {
-        let record = Record::parse(identity.major, 8192, open.start_lsn, end, &open.bytes).unwrap();
+        let record = Record::parse(
+            identity.major.unwrap(),
+            8192,
+            open.start_lsn,
+            end,
+            &open.bytes,
+        )
+        .unwrap();
         decoded.record(&record);
     }
     None
@@ -846,7 +853,7 @@ fn segments_of_64_mib_decode_alike(major: u32) {
     let control = Major::from_number(major).unwrap().version();
     let bytes = std::fs::read(&segments(&pgwal(&cluster), TimelineId::FIRST)[0].1).unwrap();
     let identity = WalIdentity::read(&bytes).unwrap();
-    assert_eq!(identity.major, control.major);
+    assert_eq!(identity.major, Some(control.major));
     assert_eq!(identity.segment_size.bytes(), 64 << 20);
 }
 per_major!(segments_of_64_mib_decode_alike, v13 v16 v19);

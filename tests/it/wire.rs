@@ -244,7 +244,7 @@ fn refusals_name_the_remedy(major: u32) {
     let error = connect(&local, Session::Replication).err().unwrap();
     assert_eq!(error.code(), Code::Denied);
 }
-per_major!(refusals_name_the_remedy, v14 v16 v18);
+per_major!(refusals_name_the_remedy, v14 v16 v19);
 
 #[test]
 fn every_password_method_works_where_it_is_safe() {
@@ -663,7 +663,7 @@ fn c04_damaged_page_leaves_a_complete_backup_marked_as_damaged(major: u32) {
     assert_eq!(damaged(&bytes), [3, 5]);
     assert_eq!(damaged(&good), [0usize; 0]);
 }
-per_major!(c04_damaged_page_leaves_a_complete_backup_marked_as_damaged, v13 v17 v18);
+per_major!(c04_damaged_page_leaves_a_complete_backup_marked_as_damaged, v13 v17 v19);
 
 #[test]
 fn backup_ends_with_an_error_when_the_server_ends_it() {

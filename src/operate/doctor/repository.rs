@@ -288,7 +288,7 @@ fn registered(
     let identifier = match (seen.system_identifier, pgdata) {
         (Some(told), _) => Some(told),
         (None, Some(pgdata)) => DataDirectory::at(pgdata)
-            .control()?
+            .control_head()?
             .map(|control| control.system_identifier),
         (None, None) => None,
     };

@@ -15,6 +15,7 @@ use crate::operate::session::Session;
 use crate::operate::start_line::program;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::pg::version::Major;
 use crate::release;
 use crate::wire::client::SystemIdentity;
 
@@ -67,12 +68,12 @@ pub(super) fn look(
     };
     let version = server.session().server_version().to_owned();
     let version = version.split(' ').next().unwrap_or_default();
-    match server.session().major() {
-        Ok(_) => found.ok(
-            "connection",
-            format!("{}, PostgreSQL {version}", server.session().host()),
-        ),
-        Err(e) => found.error("connection", &e),
+    let told = format!("{}, PostgreSQL {version}", server.session().host());
+    let newer = Major::newer_means(server.session().version_num() / 10_000);
+    match (server.session().major(), newer) {
+        (_, Some(means)) => found.warn("connection", told, means, "install a newer pitr"),
+        (Ok(_), None) => found.ok("connection", told),
+        (Err(e), None) => found.error("connection", &e),
     }
     // One question that fails takes nothing from what the others have told.
     let mut seen = Seen::default();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::Wanted;
 use crate::archive::datadir::DataDirectory;
 use crate::err;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::operate::server::Server;
 use crate::operate::session::Session;
 
@@ -30,11 +30,11 @@ pub struct Identity {
 }
 
 pub(super) fn identity(wanted: &Wanted, session: &Session) -> Result<Identity> {
-    let from_files = wanted
-        .pgdata
-        .as_deref()
-        .map(identity_of_files)
-        .transpose()?;
+    let from_files = match wanted.pgdata.as_deref().map(identity_of_files) {
+        // A newer major: its server says what pg_control does not tell here.
+        Some(Err(e)) if e.code() == Code::Unsupported => return of_newer(wanted, e),
+        from_files => from_files.transpose()?,
+    };
     let Some(conninfo) = &wanted.conninfo else {
         return from_files.ok_or_else(|| {
             err!(Usage, "neither --pgdata nor --conninfo is given").hint(
@@ -52,18 +52,43 @@ pub(super) fn identity(wanted: &Wanted, session: &Session) -> Result<Identity> {
                 ..files
             })
         }
-        (Some(files), Ok(server)) if files.system_identifier != server.system_identifier => Err(err!(
-            WrongCluster,
-            "the data directory has system identifier {}, the server that was connected to {}",
-            files.system_identifier,
-            server.system_identifier
-        )
-        .hint("Nothing was written. Correct --pgdata or --conninfo, so that both mean one cluster.")),
-        (Some(files), Ok(_)) => Ok(Identity {
-            conninfo: Some(conninfo.clone()),
-            ..files
-        }),
+        (Some(files), Ok(server)) => {
+            check_same(files.system_identifier, &server)?;
+            Ok(Identity {
+                conninfo: Some(conninfo.clone()),
+                ..files
+            })
+        }
     }
+}
+
+/// The identity of a cluster whose pg_control cannot be read, as its running server tells it; the front of the file must agree.
+fn of_newer(wanted: &Wanted, e: Error) -> Result<Identity> {
+    let Some(pgdata) = wanted.pgdata.as_deref() else {
+        return Err(e);
+    };
+    let conninfo = wanted.conninfo.clone().or_else(|| running_at(pgdata));
+    let (Some(head), Some(conninfo)) = (DataDirectory::at(pgdata).control_head()?, conninfo) else {
+        return Err(e.hint("Nothing was written. Install a newer pitr; or start the server, which then says what it is, and run the command again."));
+    };
+    let server = identity_of_server(&conninfo)?;
+    check_same(head.system_identifier, &server)?;
+    Ok(Identity {
+        pgdata: Some(pgdata.to_owned()),
+        ..server
+    })
+}
+
+fn check_same(of_files: u64, server: &Identity) -> Result<()> {
+    if of_files == server.system_identifier {
+        return Ok(());
+    }
+    Err(err!(
+        WrongCluster,
+        "the data directory has system identifier {of_files}, the server that was connected to {}",
+        server.system_identifier
+    )
+    .hint("Nothing was written. Correct --pgdata or --conninfo, so that both mean one cluster."))
 }
 
 fn identity_of_files(pgdata: &Path) -> Result<Identity> {

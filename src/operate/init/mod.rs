@@ -16,6 +16,7 @@ use crate::store::Published;
 pub mod identity;
 mod keys;
 pub mod place;
+pub mod settle;
 mod user;
 
 use identity::{Identity, check_identity, identity};

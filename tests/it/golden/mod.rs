@@ -5,6 +5,7 @@
 mod bad_input;
 mod encrypted;
 mod frozen;
+mod guide;
 mod help;
 mod live;
 mod live_damage;

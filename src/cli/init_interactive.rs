@@ -1,0 +1,378 @@
+//! `pitr init --interactive`: four questions, then a recoverable database, or the reason why not.
+
+use std::io::BufRead;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{Context, init};
+use crate::config::{self, Flags};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::exit;
+use crate::operate::archive_command::shell_word;
+use crate::operate::away::Away;
+use crate::operate::clusters::{Candidate, Clusters};
+use crate::operate::init::settle::{self, Change, Standing};
+use crate::operate::init::{self as use_case, Made, Request};
+use crate::operate::server::Server;
+use crate::operate::session::Session;
+
+/// The longest wait for a server that an operator restarts.
+const RESTART_MAX: Duration = Duration::from_secs(1800);
+const PAUSE: Duration = Duration::from_millis(500);
+/// The proposal for a repository.
+const REPOSITORY: &str = "file:///var/backups/pitr";
+
+/// Runs the command.
+///
+/// # Errors
+/// The reason why the database is not recoverable in the end.
+pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
+    cx.stop_in_order()?;
+    if cx.out.is_json() {
+        return Err(err!(
+            Usage,
+            "--interactive asks, and --json is for programs"
+        ));
+    }
+    if rustix::process::geteuid().is_root() {
+        return Err(err!(
+            Usage,
+            "--interactive runs as the server's user, and this is root"
+        )
+        .hint(
+            "Nothing was written. Run it as that user: sudo -u postgres pitr init --interactive",
+        ));
+    }
+    let session = session(cx)?;
+    let mut dialogue = Dialogue { cx, asked: 0 };
+    let pgdata = dialogue.cluster(args.pgdata.as_deref())?;
+    let (place, is_configured) = config::place(&session.flags, &session.environment)?;
+    let repository = match (&session.flags.repository, is_configured) {
+        (Some(given), _) => Some(given.clone()),
+        (None, true) => {
+            cx.out.line(&format!(
+                "The configuration file is there: {}",
+                place.display()
+            ))?;
+            None
+        }
+        (None, false) => Some(dialogue.repository(&pgdata)?),
+    };
+    let session = Session {
+        flags: Flags {
+            repository,
+            ..session.flags
+        },
+        ..session
+    };
+    let made = use_case::init(
+        &session,
+        &Request {
+            pgdata: Some(pgdata.clone()),
+            conninfo: args.conninfo.clone(),
+            key_set: args.key_set.clone(),
+            one_recipient: args.one_recipient,
+            confirm: args.confirm,
+        },
+    )?;
+    init::print_done(&made, cx)?;
+    for warning in &made.warnings {
+        cx.out.warn(warning);
+    }
+    dialogue.settle(&made, &pgdata)?;
+    dialogue.back_up(&made)
+}
+
+/// The session, with the place of the configuration file: the user's own, where none is named and none is there.
+fn session(cx: &Context) -> Result<Session> {
+    let (environment, mut flags) = (cx.session.environment.clone(), cx.session.flags.clone());
+    let own = environment
+        .get("HOME")
+        .map(|home| Path::new(home).join(".config/pitr/pitr.toml"));
+    let (place, exists) = config::place(&flags, &environment)?;
+    let is_named = flags.config.is_some() || environment.get("PITR_CONFIG").is_some();
+    flags.config = match own.filter(|_| !exists && !is_named) {
+        Some(own) => Some(own),
+        None => Some(place),
+    };
+    Ok(Session {
+        host: cx.session.host.clone(),
+        environment,
+        flags,
+        system_identifier: None,
+        followed: cx.session.followed,
+        away: Away::default(),
+    })
+}
+
+/// Asks on standard output, and takes the answers from standard input.
+struct Dialogue<'a> {
+    cx: &'a Context,
+    asked: u32,
+}
+
+impl Dialogue<'_> {
+    /// One question; an empty answer is the proposal.
+    fn ask(&mut self, question: &str, proposal: &str) -> Result<String> {
+        self.cx.session.host.check_stop()?;
+        self.asked += 1;
+        let shown = match proposal {
+            "" => String::new(),
+            proposal => format!(" [{proposal}]"),
+        };
+        self.cx
+            .out
+            .raw(&format!("\n{}. {question}{shown} ", self.asked))?;
+        let mut line = String::new();
+        let read = std::io::stdin().lock().read_line(&mut line);
+        if read.map_err(|e| Error::from_io("read the answer", e))? == 0 {
+            self.cx.out.line("")?;
+            return Err(err!(Usage, "there is no answer")
+                .hint("Run the command in a terminal, or give it the answers by lines."));
+        }
+        let answer = line.trim();
+        Ok(match answer {
+            "" => proposal.to_owned(),
+            answer => answer.to_owned(),
+        })
+    }
+
+    fn agrees(&mut self, question: &str, proposal: bool) -> Result<bool> {
+        loop {
+            let answer = self.ask(question, if proposal { "yes" } else { "no" })?;
+            match answer.to_ascii_lowercase().as_str() {
+                "y" | "yes" => return Ok(true),
+                "n" | "no" => return Ok(false),
+                _ => {
+                    self.asked -= 1;
+                    self.cx.out.line("Please answer yes or no.")?;
+                }
+            }
+        }
+    }
+
+    /// The data directory, which the command line may have named.
+    fn cluster(&mut self, given: Option<&Path>) -> Result<PathBuf> {
+        if let Some(given) = given {
+            return Ok(given.to_owned());
+        }
+        let environment = &self.cx.session.environment;
+        let found = Clusters::find(environment.get("PGDATA").map(PathBuf::from));
+        for (pgdata, owner) in &found.foreign {
+            self.cx.out.line(&format!(
+                "not looked at: {}, which belongs to user {owner} (sudo -u {owner} pitr init --interactive)",
+                pgdata.display()
+            ))?;
+        }
+        for (number, one) in (1..).zip(&found.own) {
+            self.cx.out.line(&format!("  {number}  {}", shown(one)))?;
+        }
+        let proposal = match found.own.as_slice() {
+            [_] => "1",
+            _ => "",
+        };
+        let question = match found.own.len() {
+            0 => "No cluster of this user was found. Its data directory?",
+            _ => "Which cluster? A number, or a data directory",
+        };
+        let answer = self.ask(question, proposal)?;
+        let chosen = answer
+            .parse::<usize>()
+            .ok()
+            .and_then(|n| found.own.get(n.checked_sub(1)?));
+        match (chosen, Path::new(&answer).is_absolute()) {
+            (Some(one), _) => Ok(one.pgdata.clone()),
+            (None, true) => Ok(answer.into()),
+            (None, false) => Err(err!(
+                Usage,
+                "\"{}\" is neither a number of the list nor an absolute path",
+                answer.escape_debug()
+            )
+            .hint("Nothing was written.")),
+        }
+    }
+
+    fn repository(&mut self, pgdata: &Path) -> Result<String> {
+        let answer = self.ask(
+            "Where do WAL and backups go? A directory on another disk, or s3://bucket/prefix",
+            REPOSITORY,
+        )?;
+        let path = answer.strip_prefix("file://").unwrap_or(&answer);
+        if let (Some(there), Some(here)) = (device_of(Path::new(path)), device_of(pgdata))
+            && there == here
+        {
+            self.cx.out.warn(
+                "the repository lies on the same filesystem as the data: a lost disk takes both",
+            );
+        }
+        Ok(answer)
+    }
+
+    /// Gives the server the settings that it lacks, with its operator's consent, and waits for a restart that they need.
+    fn settle(&mut self, made: &Made, pgdata: &Path) -> Result<()> {
+        let Some(conninfo) = &made.identity.conninfo else {
+            return Err(err!(Unreachable, "the server does not run: its settings cannot be changed, and no backup can be taken")
+                .hint("Repository and configuration are made. Start the server, and run the command again."));
+        };
+        let mut server = Server::connect(conninfo)?;
+        let standing = Standing::read(&mut server)?;
+        standing.check()?;
+        let changes = standing.changes(&made.settings);
+        if changes.is_empty() {
+            return self.cx.out.line("\nThe server's settings are right.");
+        }
+        self.cx.out.line("\nThe server needs:")?;
+        for change in &changes {
+            self.cx.out.line(&format!(
+                "  {};   -- now {}",
+                change.statement(),
+                value(&change.from)
+            ))?;
+        }
+        let replaces = changes.iter().any(Change::replaces_archiving);
+        let question = match replaces {
+            true => "Something archives already, and would be replaced. Run these statements?",
+            false => "Run these statements?",
+        };
+        if !self.agrees(question, !replaces)? {
+            return Err(err!(Refused, "the server does not archive: its settings were not changed")
+                .hint("Repository and configuration are made. Put the settings into postgresql.conf, restart the server, and run \"pitr doctor\" and \"pitr backup\"."));
+        }
+        settle::apply(&mut server, &changes)?;
+        drop(server);
+        match changes.iter().any(Change::needs_restart) {
+            true => self.await_restart(conninfo, pgdata, &made.settings),
+            false => Ok(()),
+        }
+    }
+
+    fn await_restart(
+        &self,
+        conninfo: &str,
+        pgdata: &Path,
+        wanted: &[(&'static str, String)],
+    ) -> Result<()> {
+        self.cx.out.line(&format!(
+            "\nThe server has to be restarted, which ends its sessions. Do it when it suits, in another terminal:\n\n  {}\n\nThis command waits for it, and goes on then.",
+            restart_command(pgdata)
+        ))?;
+        let since = Instant::now();
+        loop {
+            self.cx.session.host.check_stop().map_err(|e| {
+                e.hint("Repository, configuration and settings are made. Restart the server, then run \"pitr backup\".")
+            })?;
+            let standing = Server::connect(conninfo).and_then(|mut s| Standing::read(&mut s));
+            match standing {
+                Ok(standing) if standing.changes(wanted).is_empty() => return Ok(()),
+                Err(e) if !is_restarting(&e) => return Err(e),
+                _ => {}
+            }
+            if since.elapsed() > RESTART_MAX {
+                return Err(err!(Deadline, "the server was not restarted within {} min", RESTART_MAX.as_secs() / 60)
+                    .hint("Repository, configuration and settings are made. Restart the server, then run \"pitr backup\"."));
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Takes the first backup, and shows what can be recovered.
+    fn back_up(&mut self, made: &Made) -> Result<u8> {
+        if !self.agrees("Take the first backup now?", true)? {
+            return Err(
+                err!(Refused, "nothing can be recovered before the first backup").hint(format!(
+                    "Archiving is set up. Take it: pitr --config {} backup",
+                    shell_word(&made.config.to_string_lossy())
+                )),
+            );
+        }
+        for verb in ["backup", "info"] {
+            let status = self.pitr(made, verb)?;
+            // Warnings of info are no reason against a database that can be recovered.
+            if status != exit::SUCCESS && !(verb == "info" && status == exit::WARNINGS) {
+                self.cx
+                    .out
+                    .note("the database is not recoverable yet, for the reason above");
+                return Ok(status);
+            }
+        }
+        Ok(exit::SUCCESS)
+    }
+
+    /// Shows a command, and runs it.
+    fn pitr(&self, made: &Made, verb: &str) -> Result<u8> {
+        let config = made.config.to_string_lossy();
+        self.cx
+            .out
+            .line(&format!("\n$ pitr --config {} {verb}", shell_word(&config)))?;
+        let failed = |e| Error::from_io("run pitr", e);
+        let status = Command::new(std::env::current_exe().map_err(failed)?)
+            .args([
+                "--config",
+                &config,
+                "--cluster",
+                made.cluster.as_str(),
+                verb,
+            ])
+            .stdin(Stdio::null())
+            .status()
+            .map_err(failed)?;
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        code.ok_or_else(|| err!(Interrupted, "pitr {verb} was ended: {status}"))
+    }
+}
+
+fn shown(one: &Candidate) -> String {
+    let state = match one.is_running {
+        true => "runs",
+        false => "does not run",
+    };
+    format!(
+        "{}  PostgreSQL {}, {state}",
+        one.pgdata.display(),
+        one.major
+    )
+}
+
+fn value(text: &str) -> &str {
+    match text {
+        "" => "empty",
+        text => text,
+    }
+}
+
+/// The filesystem of a path, or of the nearest directory above it that exists.
+fn device_of(path: &Path) -> Option<u64> {
+    let mut ancestors = path.ancestors().filter(|_| path.is_absolute());
+    ancestors
+        .find_map(|at| std::fs::metadata(at).ok())
+        .map(|metadata| metadata.dev())
+}
+
+/// A server that is stopped or starts cannot be asked.
+fn is_restarting(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Code::Unreachable | Code::Server | Code::Deadline
+    )
+}
+
+/// The command that restarts the server: by its service where Debian's layout tells its name.
+fn restart_command(pgdata: &Path) -> String {
+    let name = |path: Option<&Path>| Some(path?.file_name()?.to_str()?.to_owned());
+    let (cluster, major) = (name(Some(pgdata)), name(pgdata.parent()));
+    if let (Some(cluster), Some(major)) = (cluster, major)
+        && Path::new("/etc/postgresql")
+            .join(&major)
+            .join(&cluster)
+            .exists()
+    {
+        return format!("sudo systemctl restart postgresql@{major}-{cluster}");
+    }
+    format!(
+        "pg_ctl -D {} restart   (or its service, by systemctl)",
+        shell_word(&pgdata.to_string_lossy())
+    )
+}

@@ -1,0 +1,131 @@
+//! `docs/guide.md`: its commands run from top to bottom on servers of PostgreSQL 17 and 18, and print what it says they print.
+//!
+//! A block of language `console` holds commands behind `$` and their outputs; a comment `<!-- run: … -->` holds one that is not shown. Outputs are
+//! compared as in scenes. With `INSTA_UPDATE=always` (`make golden`) the blocks are written anew, as that run printed them.
+
+use std::path::{Path, PathBuf};
+
+use super::redact::{Data, Redactor};
+use crate::common::{Program, Sandbox, bin, path_of};
+
+const HIDDEN: &str = "<!-- run: ";
+
+/// The places of the guide, below a folder of the test.
+struct Stage {
+    sandbox: Sandbox,
+    /// Real texts, and what the guide has for them.
+    names: Vec<(String, &'static str)>,
+}
+
+impl Stage {
+    fn new() -> Stage {
+        let sandbox = Sandbox::new("g");
+        sandbox.dir("srv");
+        let folder = |path: PathBuf| path.parent().unwrap().display().to_string();
+        let names = vec![
+            (sandbox.path().display().to_string(), ""),
+            (folder(path_of("pitr")), "/usr/local/bin"),
+            (
+                folder(bin(17, "pg_ctl").unwrap()),
+                "/usr/lib/postgresql/17/bin",
+            ),
+            (
+                folder(bin(18, "pg_ctl").unwrap()),
+                "/usr/lib/postgresql/18/bin",
+            ),
+        ];
+        Stage { sandbox, names }
+    }
+
+    /// Runs a line of the guide, and returns what it printed, in the guide's words.
+    fn run(&self, line: &str) -> String {
+        let mut command = line.replace("/srv/", &format!("{}/srv/", self.sandbox.path().display()));
+        for (real, name) in &self.names[1..] {
+            command = command.replace(name, real);
+        }
+        let [_, programs, server, _] = &self.names[..] else {
+            panic!("four names")
+        };
+        let run = Program::new("sh")
+            .args(["-c", &format!("{command}\n")])
+            .env("PATH", format!("{}:{}:/usr/bin:/bin", programs.0, server.0))
+            .env("HOME", self.sandbox.join("srv"))
+            .env("PITR_CONFIG", self.sandbox.join("srv/pitr.toml"))
+            .env("PGHOST", self.sandbox.join("srv/run"))
+            .env("PGUSER", "postgres")
+            .env("COLUMNS", "100")
+            .dir(self.sandbox.join("srv"))
+            .run();
+        let mut printed = format!("{}{}", run.stdout, run.stderr);
+        if !run.is_success() {
+            printed.push_str(&format!("(exit status {})\n", run.code()));
+        }
+        for (real, name) in &self.names {
+            printed = printed.replace(real, name);
+        }
+        printed
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let stop = "for d in /srv/*; do test ! -f $d/postmaster.pid || pg_ctl -s -D $d -m immediate stop; done";
+        self.run(stop);
+    }
+}
+
+/// The guide as its own commands make it.
+fn played(guide: &str, stage: &Stage) -> String {
+    let mut made = String::new();
+    let mut is_console = false;
+    for line in guide.lines() {
+        match line {
+            "```console" => is_console = true,
+            "```" => is_console = false,
+            _ => {}
+        }
+        let command = line.strip_prefix("$ ").filter(|_| is_console);
+        let is_output = is_console && line != "```console" && command.is_none();
+        if is_output {
+            continue;
+        }
+        made.push_str(&format!("{line}\n"));
+        if let Some(command) = command {
+            made.push_str(&stage.run(command));
+        }
+        if let Some(hidden) = line.strip_prefix(HIDDEN) {
+            let printed = stage.run(hidden.trim_end_matches(" -->"));
+            assert_eq!(printed, "", "{line}");
+        }
+    }
+    made
+}
+
+fn redacted(text: &str) -> String {
+    Redactor::new(Data::Live, &[]).text(text)
+}
+
+#[test]
+fn the_guide_prints_what_it_says() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guide.md");
+    let guide = std::fs::read_to_string(&path).unwrap();
+    let made = played(&guide, &Stage::new());
+    if std::env::var("INSTA_UPDATE").is_ok_and(|how| how == "always") {
+        if redacted(&made) != redacted(&guide) {
+            std::fs::write(&path, made).unwrap();
+        }
+        return;
+    }
+    require_same(&redacted(&guide), &redacted(&made));
+}
+
+/// Fails at the first line that differs.
+fn require_same(expected: &str, found: &str) {
+    for (number, (one, other)) in (1..).zip(expected.lines().zip(found.lines())) {
+        assert_eq!(
+            one, other,
+            "line {number}; `make golden` accepts what is new"
+        );
+    }
+    assert_eq!(expected.lines().count(), found.lines().count(), "{found}");
+}

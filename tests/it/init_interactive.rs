@@ -1,0 +1,130 @@
+//! `pitr init --interactive`, whose answers come by lines.
+
+use crate::common::{Cluster, PATIENCE, Program, Sandbox, pitr, user, wait_until};
+use crate::require_root;
+
+/// The command beside a cluster, with these answers.
+fn interactive(cluster: &Cluster, sandbox: &Sandbox, answers: &[&str]) -> Program {
+    let repository = sandbox.join("repo").display().to_string();
+    let pgdata = cluster.pgdata().display().to_string();
+    let mut lines = vec![pgdata.as_str(), repository.as_str()];
+    lines.extend(answers);
+    pitr()
+        .args(["init", "--interactive", "--conninfo"])
+        .arg(cluster.conninfo("postgres"))
+        .env("HOME", sandbox.path())
+        .stdin(lines.join("\n") + "\n")
+}
+
+#[test]
+fn four_answers_end_with_a_recoverable_database() {
+    let mut cluster = Cluster::builder(17).segment_size_mb(1).start();
+    cluster.sql("create table t (a int); insert into t values (1)");
+    let sandbox = Sandbox::new("interactive");
+    let mut running = interactive(&cluster, &sandbox, &["yes", ""]).spawn();
+    let settings = cluster.pgdata().join("postgresql.auto.conf");
+    wait_until(PATIENCE, "the settings are written", || {
+        assert!(!running.is_done(), "{}", running.stderr());
+        let text = std::fs::read_to_string(&settings).unwrap();
+        text.contains("archive_mode = 'on'") && text.contains("archive_timeout")
+    });
+    cluster.restart();
+    let run = running.wait().success();
+    for part in [
+        "1. Which cluster?",
+        "2. Where do WAL and backups go?",
+        "alter system set archive_mode = 'on';   -- now off",
+        "3. Run these statements? [yes]",
+        "restart",
+        "4. Take the first backup now? [yes]",
+        "backup ",
+    ] {
+        assert!(run.stdout.contains(part), "{part}: {run}");
+    }
+    let config = sandbox.join(".config/pitr/pitr.toml");
+    pitr()
+        .arg("--config")
+        .arg(&config)
+        .arg("plan")
+        .run()
+        .success();
+    // Asked again, nothing has to change but the time of the backup.
+    let again = pitr()
+        .args(["init", "--interactive", "--config"])
+        .arg(&config)
+        .arg("--pgdata")
+        .arg(cluster.pgdata())
+        .stdin("no\n")
+        .run()
+        .expect_code(8)
+        .expect_stderr("nothing can be recovered before the first backup");
+    assert!(
+        again.stdout.contains("The server's settings are right."),
+        "{again}"
+    );
+}
+
+#[test]
+fn without_consent_no_setting_is_changed_and_the_reason_is_said() {
+    let cluster = Cluster::builder(17)
+        .config("archive_mode", "on")
+        .config("archive_command", "/bin/true")
+        .start();
+    let sandbox = Sandbox::new("interactive");
+    // The proposal is no, because something archives already.
+    let run = interactive(&cluster, &sandbox, &[""])
+        .run()
+        .expect_code(8)
+        .expect_stderr("the server does not archive: its settings were not changed");
+    assert!(run.stdout.contains("would be replaced"), "{run}");
+    assert_eq!(
+        cluster.query_one_string("show archive_command"),
+        "/bin/true"
+    );
+    // Answers that end too early leave what was made; the command goes on from there.
+    interactive(&cluster, &sandbox, &[])
+        .run()
+        .expect_stderr("there is no answer");
+    assert_eq!(
+        cluster.query_one_string("show archive_command"),
+        "/bin/true"
+    );
+}
+
+#[test]
+fn a_standby_and_a_server_that_does_not_run_are_reasons() {
+    let primary = Cluster::builder(17).start();
+    let standby = Cluster::builder(17).standby_of(&primary).start();
+    let sandbox = Sandbox::new("interactive");
+    interactive(&standby, &sandbox, &["yes"])
+        .run()
+        .expect_code(8)
+        .expect_stderr("the server is a standby");
+    drop(standby);
+    let still = Cluster::builder(17).create();
+    let sandbox = Sandbox::new("interactive");
+    let repository = sandbox.join("repo");
+    pitr()
+        .args(["init", "--interactive", "--pgdata"])
+        .arg(still.pgdata())
+        .arg("--repository")
+        .arg(&repository)
+        .env("HOME", sandbox.path())
+        .run()
+        .expect_code(9)
+        .expect_stderr("the server does not run")
+        .expect_stderr("Start the server");
+    assert!(repository.join("pitr.json").exists());
+}
+
+#[test]
+fn root_hears_whose_command_it_is() {
+    require_root!("root_hears_whose_command_it_is");
+    assert!(user::is_root());
+    pitr()
+        .args(["init", "--interactive"])
+        .privileged()
+        .run()
+        .expect_code(2)
+        .expect_stderr("sudo -u postgres pitr init --interactive");
+}

@@ -1,0 +1,222 @@
+//! A PostgreSQL newer than this program: its WAL is archived undecoded and comes back, and whatever would need more says so.
+//!
+//! There is no such server. The segments and the pg_control of a real server of the newest major stand for those of one: headers of pages have
+//! no checksum, so that another magic number makes authentic pages of a newer major.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use pitr::pg::time::TimestampTz;
+use pitr::repo::repository::{Registration, Repository};
+use pitr::store::file::FileStore;
+use rustix::process::Signal;
+
+use crate::common::reception;
+use crate::common::walsender::{Act, Answer, Identity, Walsender};
+use crate::common::{PATIENCE, Still, pitr, wait_until};
+
+const NEWEST: u32 = 19;
+const MAGIC: u16 = 0xD123;
+const PAGE: usize = 8192;
+const SEGMENT: u64 = 1 << 20;
+/// Where the must-understand flags stand, from an object's end.
+const FLAGS_FROM_END: usize = 24;
+
+/// Three segments of a server of a newer major that was stopped.
+fn newer() -> Still {
+    let still = Still::new(NEWEST, 1, 3);
+    let wal = still.cluster.pgdata().join("pg_wal");
+    for entry in std::fs::read_dir(wal).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            make_newer(&path, MAGIC);
+        }
+    }
+    let control = still.cluster.pgdata().join("global/pg_control");
+    let mut bytes = std::fs::read(&control).unwrap();
+    bytes[8..12].copy_from_slice(&2000_u32.to_le_bytes());
+    let crc = crc32c::crc32c(&bytes[..308]);
+    bytes[308..312].copy_from_slice(&crc.to_le_bytes());
+    std::fs::write(control, bytes).unwrap();
+    std::fs::write(still.cluster.pgdata().join("PG_VERSION"), "20\n").unwrap();
+    register(&still, 20);
+    still
+}
+
+/// Puts another magic number on every page that has one.
+fn make_newer(path: &Path, magic: u16) {
+    let mut bytes = std::fs::read(path).unwrap();
+    for page in bytes.chunks_exact_mut(PAGE) {
+        if page[..2] != [0, 0] {
+            page[..2].copy_from_slice(&magic.to_le_bytes());
+        }
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Registers the cluster as one of this major, as `pitr init` does on a server that says so.
+fn register(still: &Still, major: u32) {
+    let folder = still.site.cluster_folder();
+    std::fs::remove_file(folder.join("cluster.json")).unwrap();
+    let name = folder.file_name().unwrap().to_str().unwrap();
+    let store = FileStore::open(still.site.repository(), 7).unwrap();
+    let registration = Registration {
+        name: "main".into(),
+        system_identifier: name.parse().unwrap(),
+        major,
+        segment_size_bytes: SEGMENT,
+        block_size_bytes: 8192,
+        wal_block_size_bytes: 8192,
+        first_seen: TimestampTz(0),
+        features: Vec::new(),
+        is_lost: false,
+    };
+    let repository = Repository::open_with(Box::new(store), None).unwrap();
+    repository.register(&registration).unwrap();
+}
+
+#[test]
+fn p23_a_newer_major_is_archived_undecoded_and_comes_back() {
+    let still = newer();
+    let [first, second, third] = still.segments.as_slice() else {
+        panic!("three segments")
+    };
+    // One warning, however many segments follow.
+    let told = "written by a PostgreSQL newer than 19 (page magic D123), which this pitr cannot read: its WAL is archived undecoded";
+    still.push(first).run().success().expect_stderr(told);
+    for name in [second, third, second] {
+        let run = still.push(name).run().success();
+        assert!(run.stderr.is_empty(), "{run}");
+    }
+    for name in &still.segments {
+        still.check(name);
+        // What no older program takes for a segment that it can read.
+        let object = std::fs::read(still.site.object(name)).unwrap();
+        assert_eq!(object[object.len() - FLAGS_FROM_END], 2, "{name}");
+    }
+    // History files are archived beside an unknown pg_control.
+    std::fs::write(still.wal("00000002.history"), "1\t0/5000000\tno reason\n").unwrap();
+    still.push("00000002.history").run().success();
+    assert!(still.site.object("00000002.history").exists());
+    // Other content under a name is a conflict there, too.
+    let raw = std::fs::read(still.wal(second)).unwrap();
+    let mut other = raw.clone();
+    other[PAGE / 2] ^= 1;
+    std::fs::write(still.wal(second), &other).unwrap();
+    still
+        .push(second)
+        .run()
+        .expect_stderr("already archived with other content");
+    std::fs::write(still.wal(second), &raw).unwrap();
+    still.check(second);
+}
+
+#[test]
+fn p23_what_cannot_be_proven_of_a_newer_major_is_said() {
+    let still = newer();
+    still.push_all();
+    let pitr = || still.site.pitr();
+    let name = &still.segments[0];
+    let means = "PostgreSQL 20 is newer than 19, the newest that this pitr knows: its WAL is archived undecoded";
+    pitr().arg("info").run().expect_stdout(means);
+    pitr().arg("plan").run().expect_code(5).expect_stdout(means);
+    pitr()
+        .args(["wal", "show", name])
+        .run()
+        .success()
+        .expect_stdout("undecoded");
+    pitr()
+        .args(["wal", "list"])
+        .run()
+        .success()
+        .expect_stdout(name);
+    pitr().args(["wal", "gaps"]).run().success();
+    pitr().args(["expire", "--keep", "1", "--confirm"]).run();
+    still.check(name);
+    pitr().arg("verify").run().success().expect_stderr(
+        "3 segments were written by a PostgreSQL newer than 19: every byte was checked",
+    );
+    // Damage is found without a word of what the WAL says.
+    let object = std::fs::OpenOptions::new()
+        .write(true)
+        .open(still.site.object(name))
+        .unwrap();
+    object.write_all_at(&[0x55; 16], 2000).unwrap();
+    pitr().arg("verify").run().expect_code(4);
+    still.fetch(name).run().expect_stderr("damaged");
+}
+
+/// The pages of a server that is registered as 18 have one magic number: another one is damage, however new it looks.
+#[test]
+fn p23_an_unknown_magic_number_of_a_known_major_is_refused() {
+    let still = Still::new(18, 1, 1);
+    let name = &still.segments[0];
+    for (magic, why) in [
+        (MAGIC, "which is not that of PostgreSQL 18"),
+        (0xD119, "WAL page magic D119 is not supported"),
+        (0x1234, "is not the magic number of a WAL page"),
+    ] {
+        make_newer(&still.wal(name), magic);
+        let run = still.push(name).run();
+        assert!(!run.is_success(), "{run}");
+        run.expect_stderr(why);
+        assert!(!still.site.object(name).exists());
+    }
+}
+
+#[test]
+fn p23_the_receiver_stores_what_a_newer_server_streams_and_a_backup_is_refused() {
+    let still = newer();
+    let name = &still.segments[0];
+    let data = std::fs::read(still.wal(name)).unwrap();
+    let number = u64::from_str_radix(&name[16..], 16).unwrap();
+    let (start, end) = (number * SEGMENT, (number + 1) * SEGMENT);
+    let folder = still.site.cluster_folder();
+    let identity = Identity {
+        system_identifier: folder
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .parse()
+            .unwrap(),
+        timeline: 1,
+        flush: end,
+        version: "20.1".into(),
+        segment_size: "1MB".into(),
+        restart: Some(start),
+    };
+    let stream = [Act::Wal { start, data }, Act::AwaitFlush(end), Act::Silence];
+    let server =
+        Walsender::start(identity).on("START_REPLICATION", [Answer::Stream(stream.into())]);
+    let journal = still.site.sandbox().join("journal");
+    reception::configure(&still.site, &server.conninfo(), &journal);
+    let mut running = still.site.pitr().arg("receive").spawn();
+    wait_until(PATIENCE, "the segment is stored", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        still.site.object(name).exists()
+    });
+    running.signal(Signal::TERM);
+    running
+        .wait()
+        .success()
+        .expect_stderr("its WAL is archived undecoded");
+    still.check(name);
+    still
+        .site
+        .pitr()
+        .arg("backup")
+        .run()
+        .expect_stderr("PostgreSQL 20 is newer than 19")
+        .expect_stderr("Install a newer pitr");
+    // Without a server pg_control would have to be read.
+    pitr()
+        .args(["init", "--pgdata"])
+        .arg(still.cluster.pgdata())
+        .arg("--config")
+        .arg(still.site.sandbox().join("other.toml"))
+        .arg("--repository")
+        .arg(still.site.sandbox().join("other"))
+        .run()
+        .expect_stderr("version 2000");
+}
