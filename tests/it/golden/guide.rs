@@ -22,16 +22,19 @@ impl Stage {
         let sandbox = Sandbox::new("g");
         sandbox.dir("srv");
         let folder = |path: PathBuf| path.parent().unwrap().display().to_string();
+        let server = bin(17, "pg_ctl").unwrap();
         let names = vec![
             (sandbox.path().display().to_string(), ""),
             (folder(path_of("pitr")), "/usr/local/bin"),
-            (
-                folder(bin(17, "pg_ctl").unwrap()),
-                "/usr/lib/postgresql/17/bin",
-            ),
+            (folder(server.clone()), "/usr/lib/postgresql/17/bin"),
             (
                 folder(bin(18, "pg_ctl").unwrap()),
                 "/usr/lib/postgresql/18/bin",
+            ),
+            // As the server's own files name it.
+            (
+                folder(server.canonicalize().unwrap()),
+                "/usr/lib/postgresql/17/bin",
             ),
         ];
         Stage { sandbox, names }
@@ -40,11 +43,11 @@ impl Stage {
     /// Runs a line of the guide, and returns what it printed, in the guide's words.
     fn run(&self, line: &str) -> String {
         let mut command = line.replace("/srv/", &format!("{}/srv/", self.sandbox.path().display()));
-        for (real, name) in &self.names[1..] {
+        for (real, name) in &self.names[1..4] {
             command = command.replace(name, real);
         }
-        let [_, programs, server, _] = &self.names[..] else {
-            panic!("four names")
+        let [_, programs, server, ..] = &self.names[..] else {
+            panic!("the names of programs")
         };
         let run = Program::new("sh")
             .args(["-c", &format!("{command}\n")])
@@ -56,7 +59,12 @@ impl Stage {
             .env("COLUMNS", "100")
             .dir(self.sandbox.join("srv"))
             .run();
-        let mut printed = format!("{}{}", run.stdout, run.stderr);
+        // A test has one disk for all, which the guide's hosts have not.
+        let said = format!("{}{}", run.stdout, run.stderr);
+        let kept = said
+            .lines()
+            .filter(|line| !line.contains("one broken disk takes both"));
+        let mut printed: String = kept.map(|line| format!("{line}\n")).collect();
         if !run.is_success() {
             printed.push_str(&format!("(exit status {})\n", run.code()));
         }
