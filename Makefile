@@ -10,7 +10,7 @@ export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help build dist test-packages demo demo-s3 test corruption test-moto test-localstack oracle sweep soak soak-short lives golden check fuzz bench
+.PHONY: help build dist test-packages image test-compose test-containers manifests demo demo-s3 test corruption test-moto test-localstack oracle sweep soak soak-short lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -27,6 +27,19 @@ dist: ## tarball, .deb and .rpm in target/dist, for every distribution since gli
 
 test-packages: ## the .deb in fresh roots of Debian 12 and 13: installed, archived, backed up, restored (as root, after make dist)
 	scripts/test-packages
+
+image: ## the image pitr-postgres, from the .deb of target/dist (after make dist), and the image pitr, without a server
+	docker build --file docker/Dockerfile --tag pitr-postgres .
+	docker build --file docker/Dockerfile --tag pitr --target pitr .
+
+test-compose: ## docker/compose.yaml: bucket, receiver, scheduled backups, standby; the server is lost and comes back (a Docker engine, or root)
+	scripts/test-compose
+
+test-containers: ## examples/testcontainers in Python and in Rust, with the image of this tree (a Docker engine, or root)
+	scripts/test-containers
+
+manifests: ## docker/kubernetes against the schemas of Kubernetes, which pip fetches once (120 MB)
+	scripts/check-manifests
 
 demo: build ## a table is dropped and comes back; then a whole server is lost, and every confirmed commit comes back
 	scripts/demo

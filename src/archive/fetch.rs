@@ -15,6 +15,7 @@ use super::damage::{self, Damage};
 use super::datadir::DataDirectory;
 use super::life;
 use super::offer::Offer;
+use super::own;
 use super::push::{is_same_history, own_history, read_history};
 use crate::durable::Delivery;
 use crate::err;
@@ -375,10 +376,12 @@ fn look_in(what: &Fetch, repository: &Repository) -> Result<Found> {
         if let WalFileName::Segment(name) = what.name {
             life::check_fetched(&what.target, &stored.container, name)?;
         }
-        deliver(what, |sink| stored.read(sink))
+        deliver(what, |sink| stored.read(sink))?;
+        is_of_life(what, None)
     });
     match read {
-        Ok(()) => Ok(Found::Delivered),
+        Ok(true) => Ok(Found::Delivered),
+        Ok(false) => Ok(Found::Absent),
         Err(e) => {
             // A mount that went away, say, is no damage of this one object.
             let is_known = e.code() == Code::Damaged || e.is_medium();
@@ -564,9 +567,11 @@ fn deliver_tail(what: &Fetch, repository: &Repository, offer: &Offer) -> Result<
         return Ok(Fetched::ProvenAbsent);
     }
     deliver(what, |sink| offer.read(repository, sink))?;
-    Ok(match offer.is_complete() {
-        true => Fetched::Delivered,
-        false => Fetched::DeliveredTail {
+    let is_of_life = is_of_life(what, Some(offer.valid_end()))?;
+    Ok(match (is_of_life, offer.is_complete()) {
+        (false, _) => Fetched::ProvenAbsent,
+        (true, true) => Fetched::Delivered,
+        (true, false) => Fetched::DeliveredTail {
             valid_end: offer.valid_end(),
         },
     })
@@ -652,6 +657,34 @@ fn deliver(what: &Fetch, read: impl FnOnce(Sink<'_>) -> Result<()>) -> Result<()
         delivery.write_all(piece).map_err(failed)
     })?;
     delivery.finish().map_err(failed)
+}
+
+/// Whether what was delivered is of the life that the server has in its own pg_wal, where that tells. What is not is taken back.
+///
+/// PostgreSQL prefers the archive's segment to its own, also when it reads the last record again in a promotion. A standby that is told that
+/// there is none goes on with its own WAL. Archive recovery would take the end of its own for the end of all: it is stopped.
+///
+/// # Errors
+/// `Gap` where archive recovery asks for WAL of another life.
+///
+/// PostgreSQL: src/backend/access/transam/xlogrecovery.c, `XLogFileReadAnyTLI`, `FinishWalRecovery`.
+fn is_of_life(what: &Fetch, end: Option<Lsn>) -> Result<bool> {
+    let WalFileName::Segment(name) = what.name else {
+        return Ok(true);
+    };
+    let Some(at) = own::take_back_other(&what.target, name, end) else {
+        return Ok(true);
+    };
+    let told = format!(
+        "the archive's segment \"{name}\" differs from the one in pg_wal from {at} on: another server wrote it"
+    );
+    if !DataDirectory::of_wal_file(&what.target).has("standby.signal") {
+        return Err(err!(Gap, "{told}").hint("Recovery stops, for it would go on with the WAL of another life of the cluster. See \"pitr wal conflicts\" and \"pitr timeline list\"."));
+    }
+    what.progress.warn(&format!(
+        "{told}. This server goes on with its own WAL. See \"pitr wal conflicts\" and \"pitr timeline list\""
+    ));
+    Ok(false)
 }
 
 /// The WAL itself must be that of its name: PostgreSQL takes a wrong page address for the end of the WAL, and promotes.

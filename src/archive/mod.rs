@@ -10,6 +10,7 @@ pub mod life;
 #[cfg(test)]
 mod life_tests;
 pub mod offer;
+pub mod own;
 pub mod prefetched;
 pub mod push;
 pub mod received;

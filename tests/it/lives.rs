@@ -209,6 +209,52 @@ fn l10_a_standby_that_archives_always_is_no_other_life(major: u32) {
 }
 per_major!(l10_a_standby_that_archives_always_is_no_other_life, v13 v19);
 
+/// Row L21: the archive has another server's segments. A standby follows its own primary and is promoted with its rows alone; archive recovery
+/// is stopped.
+fn l21_a_server_is_not_handed_a_segment_that_it_has_otherwise(major: u32) {
+    let mut two = lives(major);
+    two.production.start();
+    for _ in 0..6 {
+        write(&two.production, "prod");
+        two.production.archive_now();
+    }
+    two.production.stop(Stop::Fast);
+    two.clone.append_config("archive_mode", "off");
+    two.clone.start();
+    write(&two.clone, "fake");
+    let restore = two.site.restore().arg("%f").arg("%p").shell();
+    let copy = || {
+        Cluster::builder(major)
+            .standby_of(&two.clone)
+            .config("restore_command", &restore)
+            .config("recovery_target_timeline", "current")
+            .create()
+    };
+    let (mut standby, mut recovering) = (copy(), copy());
+    standby.start();
+    write(&two.clone, "fake");
+    wait_until(PATIENCE, "the standby has what its primary has", || {
+        standby.query_one_string("select count(*) from t") == "300"
+    });
+    two.clone.stop(Stop::Immediate);
+    standby.promote();
+    let lives = "select string_agg(distinct life, ' ' order by life) || count(*) from t";
+    assert_eq!(standby.query_one_string(lives), "before fake300");
+    let said = standby.log();
+    assert!(
+        said.contains("This server goes on with its own WAL"),
+        "{said}"
+    );
+    standby.stop(Stop::Fast);
+
+    let signal = |name| recovering.pgdata().join(name);
+    std::fs::rename(signal("standby.signal"), signal("recovery.signal")).unwrap();
+    let stopped = recovering.try_start().unwrap_err();
+    assert!(stopped.contains("from 0/"), "{stopped}");
+    assert!(stopped.contains("another server wrote it"), "{stopped}");
+}
+per_major!(l21_a_server_is_not_handed_a_segment_that_it_has_otherwise, v13 v15 v19);
+
 fn failures(cluster: &Cluster) -> String {
     cluster.query_one_string("select failed_count from pg_stat_archiver")
 }

@@ -11,6 +11,7 @@ use super::detach;
 use super::process;
 use super::{AS_STORED, Arguments, restore};
 use crate::archive::datadir::DataDirectory;
+use crate::archive::own::{self, RECOVERY_TARGET};
 use crate::archive::prefetched::{self, Prefetched, Purpose, Taken};
 use crate::config::{self, Environment, Settings};
 use crate::error::{Error, Result};
@@ -22,8 +23,6 @@ pub mod worker;
 
 /// The option that makes `pitr-restore` the worker, and what `pitr serve` calls it; not for people.
 pub const SWITCH: &str = "prefetch";
-/// What recovery calls the file that it wants a segment in; nobody else does.
-const WANTED: &str = "RECOVERYXLOG";
 /// For how long a segment that is on its way may stand still.
 const STALL: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(1);
@@ -52,7 +51,7 @@ impl Prefetch {
         let target = Path::new(target);
         let directory = DataDirectory::of_wal_file(target);
         let name = match name.to_str()?.parse().ok()? {
-            WalFileName::Segment(name) if target.file_name()? == WANTED => name,
+            WalFileName::Segment(name) if target.file_name()? == RECOVERY_TARGET => name,
             // The server looks for timelines when its recovery begins and when it ends.
             WalFileName::History(_) => {
                 prefetched::sweep_leftovers(&directory);
@@ -90,7 +89,10 @@ impl Prefetch {
         let mut said = Instant::now();
         loop {
             match self.prefetched.take(self.name, &self.target) {
-                Taken::HandedOver => return true,
+                // One that is of another server is fetched again, which says so.
+                Taken::HandedOver => {
+                    return own::take_back_other(&self.target, self.name, None).is_none();
+                }
                 Taken::Nothing => return false,
                 Taken::Coming(bytes) if seen != Some(bytes) => {
                     seen = Some(bytes);

@@ -16,7 +16,7 @@ struct Blocked {
 pub fn check(world: &mut World) {
     world.say("check");
     let blocked = settle(world);
-    world.is_refused |= !blocked.is_empty();
+    world.is_unarchived |= !blocked.is_empty();
     holds(world);
     if blocked.is_empty() {
         return;
@@ -237,8 +237,8 @@ fn agree(world: &mut World) {
     let run = world.site.pitr().args(["verify", "--json"]).run();
     // Once a fork was given away, what belongs to the life that was left is a finding, for it is not reached by what is followed.
     let is_left = world.is_resolved && run.code() == 4;
-    // A standby archives what its refused primary cannot, be that one lost meanwhile: behind a gap, and joined to nothing.
-    let is_gap = world.is_refused && only_gaps(&run);
+    // A standby archives what its primary cannot, or could not before it was lost: behind a gap, or behind what another server has there.
+    let is_gap = world.is_unarchived && only_gaps(&run);
     assert!(
         run.code() == 0 || is_left || is_gap,
         "nothing is damaged\n{run}"
@@ -300,11 +300,15 @@ fn agree(world: &mut World) {
     }
 }
 
-/// Whether verify found nothing but that WAL is missing.
+/// Whether verify found nothing but that WAL is missing, or that another server's stands in its place.
 fn only_gaps(run: &Run) -> bool {
     let found = run.json()["clusters"][0]["findings"].clone();
     let found = found.as_array().cloned().unwrap_or_default();
-    run.code() == 4 && found.iter().all(|f| f["kind"] == "gap")
+    let is_break = |f: &Value| {
+        let detail = f["detail"].as_str().unwrap_or_default();
+        f["kind"] == "wal" && detail.starts_with("another server wrote it: it does not continue")
+    };
+    run.code() == 4 && found.iter().all(|f| f["kind"] == "gap" || is_break(f))
 }
 
 /// The numbers of the timelines that the repository has.

@@ -32,18 +32,28 @@ use world::World;
 /// Histories of the run that is part of the tests.
 const HISTORIES: u64 = 40;
 /// Histories of the campaign that failed once, and why.
-const MENDED: [u64; 12] = [
+#[rustfmt::skip]
+const MENDED: [u64; 17] = [
     // The operator is told to abandon another timeline first.
     113, 189,
     // A server took the history of another one that was promoted to the same number, and archived behind its WAL.
     94, 147, 157, 171,
     // A timeline of the life that lost a fork proved a hole in the other one.
-    173, // PostgreSQL read ahead of a backup's end, and came to a hole.
-    215, // A server waits for the copy of the one that it followed.
-    266, // A whole segment hid what a receiver had archived of another server.
-    304, // A segment was stored before one that did not continue it.
-    366, // A refused server was lost before the check.
-    538,
+    173,
+    // PostgreSQL read ahead of a backup's end, and came to a hole.
+    215,
+    // A server waits for the copy of the one that it followed.
+    266,
+    // A whole segment hid what a receiver had archived of another server.
+    304,
+    // A segment was stored before one that did not continue it.
+    366,
+    // A server that was refused, or had not archived yet, was lost before the check.
+    538, 672, 690,
+    // A standby was handed another server's segment in the place of its own.
+    534, 1308,
+    // The first increment of a clone's receiver is refused.
+    1489,
 ];
 /// Test functions, which run side by side.
 const PARTS: u64 = 4;

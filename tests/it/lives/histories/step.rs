@@ -201,7 +201,7 @@ fn archive(world: &mut World, at: usize) {
     match archived {
         Archived::Yes => world.say(format!("  server {at} has archived")),
         Archived::No(code, _) => {
-            world.is_refused = true;
+            world.is_unarchived = true;
             world.say(format!("  server {at} is refused ({code})"));
         }
     }
@@ -311,11 +311,19 @@ fn promote(world: &mut World, is_failover: bool) {
     }
     if is_failover && world.servers[upstream].cluster.is_running() {
         world.halt(upstream);
+        world.is_unarchived |= has_unarchived(&world.servers[upstream].cluster);
         world.servers[upstream].successor = Some(at);
         world.say(format!("  server {upstream} is lost"));
     }
     world.servers[at].cluster.promote();
     world.begin_life(at);
+}
+
+/// Whether a segment waits for the archiver.
+fn has_unarchived(cluster: &Cluster) -> bool {
+    let status = cluster.pgdata().join("pg_wal/archive_status");
+    let mut files = std::fs::read_dir(status).unwrap();
+    files.any(|f| f.unwrap().path().extension().is_some_and(|e| e == "ready"))
 }
 
 /// Two standbys of one primary are promoted in the same segment, the second because the first was not what was wanted.
@@ -397,6 +405,12 @@ fn receive(world: &mut World, at: usize) -> bool {
             true
         }
         8 => {
+            world.say(format!("  receive of server {at} refused: {}", said(&run)));
+            false
+        }
+        // Only increments of the other server lie there, which the first of its own meets.
+        10 if run.stderr.contains("does not take WAL") => {
+            world.is_unarchived = true;
             world.say(format!("  receive of server {at} refused: {}", said(&run)));
             false
         }

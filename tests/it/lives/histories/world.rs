@@ -87,8 +87,8 @@ pub struct World {
     pub second: Option<PathBuf>,
     /// A fork was given to another life than the one that archived it first.
     pub is_resolved: bool,
-    /// In the end the archiver of a server is refused.
-    pub is_refused: bool,
+    /// WAL of a server stays out of the archive: its archiver is refused, or the server is lost before.
+    pub is_unarchived: bool,
     /// Retention may run in between.
     pub expires: bool,
     /// What servers hold that went on by a name of their own, as it came back from there.
@@ -126,7 +126,7 @@ impl World {
             },
             second,
             is_resolved: false,
-            is_refused: false,
+            is_unarchived: false,
             expires: false,
             elsewhere: Vec::new(),
             site,
