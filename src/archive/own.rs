@@ -85,7 +85,7 @@ fn last_record(own: &File, name: SegmentName, end: Option<Lsn>) -> Option<(Lsn, 
     let length = read(own, &mut piece, 0);
     let identity = WalIdentity::read(piece.get(..length)?).ok()?;
     identity.matches(name).ok()?;
-    let mut reader = Reader::new(&identity);
+    let mut reader = Reader::new(&identity).ok()?;
     reader
         .start_segment(identity.start_lsn, name.timeline)
         .ok()?;
