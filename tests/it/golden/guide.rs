@@ -15,6 +15,17 @@ struct Stage {
     sandbox: Sandbox,
     /// Real texts, and what the guide has for them.
     names: Vec<(String, &'static str)>,
+    /// The first of three ports that are free, in the place of 5432 to 5434: pitr looks whether those of the whole host are.
+    port: u16,
+}
+
+/// The first of three ports in a row that nobody has.
+fn three_ports() -> u16 {
+    let is_free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let begin = 20_000 + (std::process::id() % 10_000) as u16;
+    let mut bases = (begin..40_000).step_by(3);
+    let found = bases.find(|base| (*base..base + 3).all(is_free));
+    found.expect("three ports are free")
 }
 
 impl Stage {
@@ -37,7 +48,11 @@ impl Stage {
                 "/usr/lib/postgresql/17/bin",
             ),
         ];
-        Stage { sandbox, names }
+        Stage {
+            sandbox,
+            names,
+            port: three_ports(),
+        }
     }
 
     /// Runs a line of the guide, and returns what it printed, in the guide's words.
@@ -45,6 +60,9 @@ impl Stage {
         let mut command = line.replace("/srv/", &format!("{}/srv/", self.sandbox.path().display()));
         for (real, name) in &self.names[1..4] {
             command = command.replace(name, real);
+        }
+        for (own, port) in (self.port..).zip(["5432", "5433", "5434"]) {
+            command = command.replace(port, &own.to_string());
         }
         let [_, programs, server, ..] = &self.names[..] else {
             panic!("the names of programs")
@@ -56,6 +74,7 @@ impl Stage {
             .env("PITR_CONFIG", self.sandbox.join("srv/pitr.toml"))
             .env("PGHOST", self.sandbox.join("srv/run"))
             .env("PGUSER", "postgres")
+            .env("PGPORT", self.port.to_string())
             .env("COLUMNS", "100")
             .dir(self.sandbox.join("srv"))
             .run();
@@ -70,6 +89,9 @@ impl Stage {
         }
         for (real, name) in &self.names {
             printed = printed.replace(real, name);
+        }
+        for (own, port) in (self.port..).zip(["5432", "5433", "5434"]) {
+            printed = printed.replace(&own.to_string(), port);
         }
         printed
     }
