@@ -131,8 +131,11 @@ fn played(guide: &str, stage: &Stage) -> String {
     made
 }
 
+/// Without the count of segments: a server ends one when a record of its own comes in between.
 fn redacted(text: &str) -> String {
-    Redactor::new(Data::Live, &[]).text(text)
+    let lines = text.lines().filter(|line| !line.starts_with("WAL      "));
+    let compared: Vec<&str> = lines.collect();
+    Redactor::new(Data::Live, &[]).text(&compared.join("\n"))
 }
 
 #[test]
