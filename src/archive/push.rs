@@ -941,7 +941,7 @@ fn warnings(checked: &Checked, index: &SegmentIndex) -> Warnings {
         .collect()
 }
 
-/// Warns once that the WAL of this server cannot be decoded: at the first segment behind which there is none. `info` and `doctor` repeat it.
+/// Warns once that the WAL of this server cannot be decoded: where no such segment is stored before it. `info` and `doctor` repeat it.
 fn newer_warning(what: &Push<'_>, checked: &Checked) -> Result<Option<String>> {
     if !checked.is_undecoded() {
         return Ok(None);
@@ -949,7 +949,11 @@ fn newer_warning(what: &Push<'_>, checked: &Checked) -> Result<Option<String>> {
     let (segment, size) = (checked.segment, checked.wal.segment_size);
     if let Some(before) = segment.before(segment.timeline, size) {
         let key = checked.layout.segment(before);
-        if what.repository.is_in_flight(&key) || what.repository.store().head(&key)?.is_some() {
+        let stored = what.repository.store().open(&key)?.map(Container::open);
+        let is_warned = |c: &Container| c.is_undecoded() || c.is_opaque();
+        if what.repository.is_in_flight(&key)
+            || stored.is_some_and(|c| c.is_ok_and(|c| is_warned(&c)))
+        {
             return Ok(None);
         }
     }

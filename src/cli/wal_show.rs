@@ -50,16 +50,17 @@ fn print_segment(cx: &Context, shown: &SegmentContent) -> Result<()> {
     if !shown.flags.is_empty() {
         line("flags", shown.flags.join(", "))?;
     }
-    line(
-        "records",
-        format!(
+    let records = match shown.flags.contains(&"undecoded") {
+        true => "not decoded: a PostgreSQL newer than this pitr wrote them".to_owned(),
+        false => format!(
             "{}: {}, {}, {}",
             shown.records,
             human::count(shown.commit_count, "commit"),
             human::count(shown.abort_count, "abort"),
             human::count(shown.prepare_count, "prepare")
         ),
-    )?;
+    };
+    line("records", records)?;
     if let (Some(from), Some(to)) = (shown.min_time, shown.max_time) {
         line(
             "transactions",

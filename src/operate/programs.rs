@@ -56,8 +56,7 @@ impl Programs {
     }
 
     fn in_folder(folder: &Path) -> Option<Programs> {
-        let is_there = |name: &&str| folder.join(name).is_file();
-        if !NEEDED.iter().all(|name| is_there(&name)) {
+        if !NEEDED.iter().all(|name| folder.join(name).is_file()) {
             return None;
         }
         let output = Command::new(folder.join("initdb"))

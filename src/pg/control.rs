@@ -221,7 +221,8 @@ fn parse(bytes: &[u8]) -> Option<Result<ControlFile>> {
             _ => err!(
                 Unsupported,
                 "control file version {control_version} is not one of PostgreSQL 13 to 19"
-            ),
+            )
+            .hint("Install a newer pitr for a newer PostgreSQL."),
         }));
     };
     let layout = version.control;

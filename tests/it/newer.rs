@@ -124,7 +124,8 @@ fn p23_what_cannot_be_proven_of_a_newer_major_is_said() {
         .args(["wal", "show", name])
         .run()
         .success()
-        .expect_stdout("undecoded");
+        .expect_stdout("flags           undecoded")
+        .expect_stdout("records         not decoded");
     pitr()
         .args(["wal", "list"])
         .run()

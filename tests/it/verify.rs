@@ -530,7 +530,7 @@ fn z04_bombs_end_where_their_declared_size_ends() {
             raw_bytes: MIB,
             system_identifier: identifier.parse().unwrap(),
             timeline: 1,
-            major: 18,
+            major: 19,
             segment_size_bytes: MIB,
             name: name.clone(),
             from_lsn: start,
