@@ -139,6 +139,7 @@ impl Frozen {
             assert_eq!(Blobs::below(&to), Blobs::small("here", version).content);
         }
         let unknown = objects_of_unknown(&self.sandbox.join("repository"));
+        self.create_copy();
         let config = self.with_copy();
         let with_copy = |args: &[&str]| pitr().arg("--config").arg(&config).args(args).privileged();
         let sync = ["repo", "sync", "--from", "frozen", "--to", "copy"];
@@ -192,14 +193,29 @@ impl Frozen {
         self.sandbox.file("both.toml", config)
     }
 
-    fn open(&self) -> Repository {
-        let store = FileStore::open(&self.sandbox.join("repository"), 7).unwrap();
-        let encryption = Encryption {
+    /// An empty repository with the keys of this one.
+    fn create_copy(&self) {
+        let (from, to) = (self.sandbox.join("repository"), self.sandbox.dir("copy"));
+        if self.is_encrypted {
+            let copy = Program::new("cp").arg("-r").arg(from.join("keys"));
+            copy.arg(&to).privileged().run().success();
+        }
+        let store = Box::new(FileStore::open(&to, 7).unwrap());
+        let key_set = self.open().marker().key_set.clone();
+        let now = host(0).now();
+        Repository::create_with(store, 7, now, key_set, self.keys().as_ref()).unwrap();
+    }
+
+    fn keys(&self) -> Option<Encryption> {
+        self.is_encrypted.then(|| Encryption {
             key_file: Some(self.sandbox.join("ops.key")),
             ..Encryption::default()
-        };
-        let encryption = self.is_encrypted.then_some(&encryption);
-        Repository::open_with(Box::new(store), encryption).unwrap()
+        })
+    }
+
+    fn open(&self) -> Repository {
+        let store = FileStore::open(&self.sandbox.join("repository"), 7).unwrap();
+        Repository::open_with(Box::new(store), self.keys().as_ref()).unwrap()
     }
 
     /// Restores to a moment, starts the server and compares what the tables hold.
