@@ -127,7 +127,7 @@ impl Frozen {
         let backups = known["backups"].as_array().unwrap();
         for (version, backup) in (1..).zip(backups) {
             let id = backup["id"].as_str().unwrap().parse().unwrap();
-            let to = self.sandbox.dir(&format!("blobs-{version}"));
+            let to = self.sandbox.dir(format!("blobs-{version}"));
             restore(
                 &self.open(),
                 ("blobs", &id),
