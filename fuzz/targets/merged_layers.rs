@@ -63,7 +63,7 @@ fn run(data: &[u8]) {
     let first_keys = [Vec::new(), world.key(SECOND).as_bytes().to_vec()];
     for (number, first_key) in first_keys.iter().enumerate() {
         let layers = 1 + input.choice(5);
-        let layers = (0..layers).map(|_| world.layer(&mut input, number == 1));
+        let layers = (0..layers).map(|n| world.layer(&mut input, number == 1, n == 0));
         let layers = layers.collect();
         world.map.shards.push(Shard {
             first_key: first_key.iter().map(|b| format!("{b:02x}")).collect(),
@@ -86,28 +86,34 @@ impl World {
         FileKey::from_path(path.as_bytes(), self.naming).unwrap()
     }
 
-    /// Writes a layer of entries that mostly fit.
-    fn layer(&mut self, input: &mut Input<'_>, is_second: bool) -> LayerRef {
+    /// Writes a layer of entries that mostly fit; the lowest one has all of most files.
+    fn layer(&mut self, input: &mut Input<'_>, is_second: bool, is_lowest: bool) -> LayerRef {
         let mut entries = BTreeMap::new();
-        let is_own = |path: &&str| (**path >= SECOND) == is_second;
         let mut length_of_all = Vec::new();
-        for path in PATHS.iter().filter(is_own) {
+        for path in PATHS.iter().filter(|p| (**p >= SECOND) == is_second) {
             let key = self.key(path);
             let shape = input.u8();
             let length = u64::from(input.u8()) * 4096;
-            if shape & 3 != 0 {
+            let is_file = shape >> 5 < 4;
+            if is_lowest || shape & 3 != 0 {
                 let (kind, value) = self.first(shape >> 5, length);
-                length_of_all
-                    .extend((kind != EntryKind::Gone && shape >> 6 == 0).then_some(length));
+                length_of_all.extend(is_file.then_some(length));
                 entries.insert(key.metadata_entry(), (kind, value));
             }
-            if shape & 4 != 0 {
+            if shape & 0x14 == 0x14 && input.choice(8) == 1 {
                 let value = vec![input.u8() & 0x7F];
                 entries.insert(key.limit_entry(), (EntryKind::Limit, value));
             }
-            for _ in 0..(shape >> 3) & 3 {
-                let (at, value) = self.extents(input);
-                entries.insert(key.extents_entry(at), (EntryKind::Extents, value));
+            let (start, is_wild) = (u64::from(input.u8()) * 4096, input.choice(64) == 1);
+            let stretch = match (is_wild, is_file && length > 0) {
+                (true, _) => Some((start, start + u64::from(input.u16()) * 512)),
+                (false, true) if is_lowest => Some((0, length)),
+                (false, true) if shape & 8 != 0 => Some((start % length, length)),
+                _ => None,
+            };
+            if let Some((start, end)) = stretch {
+                let value = self.extents(input, start, end);
+                entries.insert(key.extents_entry(start), (EntryKind::Extents, value));
             }
         }
         let number = u32::try_from(self.store.0.len()).unwrap();
@@ -134,8 +140,8 @@ impl World {
     fn first(&self, shape: u8, length: u64) -> (EntryKind, Vec<u8>) {
         let mtime = Moment::default();
         let metadata = match (shape, self.naming) {
-            (7, _) => return (EntryKind::Gone, Vec::new()),
-            (6, _) => return (EntryKind::Gone, vec![0]),
+            (6 | 7, _) if length == 4096 => return (EntryKind::Gone, vec![0]),
+            (6 | 7, _) => return (EntryKind::Gone, Vec::new()),
             (4 | 5, Naming::Tree) => {
                 Metadata::Node(Box::new(Node::new(NodeKind::Directory, 0o700, mtime)))
             }
@@ -155,13 +161,15 @@ impl World {
         metadata.encode()
     }
 
-    /// Some pieces, and where they begin.
-    fn extents(&self, input: &mut Input<'_>) -> (u64, Vec<u8>) {
-        let start = u64::from(input.u8()) * 4096;
+    /// Pieces from `start` to `end`, now and then with a gap.
+    fn extents(&self, input: &mut Input<'_>, start: u64, end: u64) -> Vec<u8> {
         let (mut at, mut pieces) = (start, Vec::new());
-        for _ in 0..=input.choice(3) {
-            at += u64::from(input.choice(3)) * 4096;
-            let length = u64::from(input.u8() % 64 + 1) * 4096;
+        while at < end {
+            at += u64::from(input.choice(128) == 1) * 4096;
+            let length = match pieces.len() < 8 {
+                true => (u64::from(input.u8() % 64 + 1) * 4096).min(end.saturating_sub(at)),
+                false => end.saturating_sub(at),
+            };
             let source = match input.u8() {
                 0..=63 => Source::Zeros,
                 number => Source::Frame {
@@ -170,17 +178,15 @@ impl World {
                     offset: u32::from(number) * 8192,
                 },
             };
-            pieces.push(Piece {
+            let piece = Piece {
                 position: at,
                 length,
                 source,
-            });
+            };
+            pieces.extend((length > 0).then_some(piece));
             at += length;
         }
-        (
-            start,
-            piece::encode(start, &pieces, self.naming.has_pages()),
-        )
+        piece::encode(start, &pieces, self.naming.has_pages())
     }
 
     /// Walks twice: what the first walk counts is what the root says.
@@ -199,12 +205,7 @@ impl World {
             program: String::new(),
             features: Vec::new(),
         };
-        if let Ok(counted) = self.open(&head) {
-            for item in counted.items().map_while(Result::ok) {
-                head.file_count += u64::from(item.metadata.file_length().is_some());
-                head.size_bytes += item.metadata.file_length().unwrap_or(0);
-            }
-        }
+        (head.file_count, head.size_bytes) = self.counts(&head);
         let Ok(snapshot) = self.open(&head) else {
             return;
         };
@@ -216,6 +217,16 @@ impl World {
         if let Ok(items) = items {
             self.compare(&snapshot, &items, input);
         }
+    }
+
+    /// Files and bytes, as far as a walk leads.
+    fn counts(&self, head: &Head) -> (u64, u64) {
+        let Ok(snapshot) = self.open(head) else {
+            return (0, 0);
+        };
+        let items = snapshot.items().map_while(Result::ok);
+        let lengths: Vec<u64> = items.filter_map(|i| i.metadata.file_length()).collect();
+        (lengths.len() as u64, lengths.iter().sum())
     }
 
     fn open<'a>(&'a self, head: &'a Head) -> pitr::error::Result<Snapshot<'a>> {
