@@ -1,11 +1,13 @@
-//! What the fuzz targets share: reading the fuzzer's bytes, an object in memory, and a ceiling on memory.
+//! What the fuzz targets share: reading the fuzzer's bytes, a store and an object in memory, and a ceiling on memory.
 
 mod ceiling;
+mod held;
 mod input;
 mod object;
 mod segment;
 
 pub use ceiling::within;
+pub use held::Held;
 pub use input::Input;
 pub use object::Memory;
 pub use segment::{check_index, identity, object};

@@ -3,9 +3,12 @@
 use crate::err;
 use crate::error::{Code, Result};
 use crate::host::Host;
-use crate::repo::event::{Event, Writer};
+use crate::pg::time::TimestampTz;
+use crate::repo::event::{self, Event, Writer};
 use crate::repo::id::{BackupId, PartKind};
+use crate::repo::root::{BackupKind, Head, Map};
 use crate::repo::scope::Scope;
+use crate::snapshot::writer::Written;
 use crate::store::{Key, Published, Store};
 
 /// A backup whose id is reserved.
@@ -47,6 +50,34 @@ impl<'a> Attempt<'a> {
             id: id.clone(),
             is_committing: false,
         }
+    }
+
+    /// Returns head and map of the root that this attempt writes.
+    pub fn head_and_map(
+        &self,
+        label: &str,
+        (start_time, stop_time): (TimestampTz, TimestampTz),
+        written: Written,
+    ) -> (Head, Map) {
+        let head = Head {
+            id: self.id.clone(),
+            nonce: event::nonce(self.host.random.as_ref()),
+            backup_kind: BackupKind::Full,
+            prior: None,
+            label: label.to_owned(),
+            start_time,
+            stop_time,
+            file_count: written.file_count,
+            size_bytes: written.size_bytes,
+            stored_bytes: written.stored_bytes,
+            program: event::PROGRAM.into(),
+            features: Vec::new(),
+        };
+        let map = Map {
+            shards: written.shards,
+            packs: written.packs,
+        };
+        (head, map)
     }
 
     /// Writes the root. An answer that was lost is not taken for a failure, nor a failure for an answer.

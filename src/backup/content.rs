@@ -10,11 +10,10 @@ use crate::pg::time::TimestampTz;
 use crate::repo::catalog;
 use crate::repo::claim::Claim;
 use crate::repo::clock;
-use crate::repo::event::{self, Writer};
-use crate::repo::id::BackupId;
+use crate::repo::event::Writer;
 use crate::repo::repository::Repository;
+use crate::repo::root::Stored;
 use crate::repo::root::aux_root::{AuxContent, AuxOutline, AuxRoot, NODES};
-use crate::repo::root::{BackupKind, Head, Map, Stored};
 use crate::repo::scope::Scope;
 use crate::repo::source::{self, Registration};
 use crate::snapshot::filekey::Naming;
@@ -125,7 +124,7 @@ impl Taking<'_> {
         )?;
         self.host.check_stop()?;
         claim.check()?;
-        let (root, member) = self.root(produced, written, start_time, claim.id());
+        let (root, member) = self.root(produced, written, start_time);
         let commit = RootOfContent {
             store: self.store,
             scope: self.scope,
@@ -163,24 +162,15 @@ impl Taking<'_> {
         produced: Produced,
         written: Written,
         start_time: TimestampTz,
-        id: &BackupId,
     ) -> (AuxRoot, serde_json::Value) {
         let after = self.newest.map(|t| TimestampTz(t.0.saturating_add(1)));
+        let stop_time = self.host.now().max(after.unwrap_or(start_time));
+        let (head, map) =
+            self.attempt
+                .head_and_map(&self.options.label, (start_time, stop_time), written);
         let root = AuxRoot {
-            head: Head {
-                id: id.clone(),
-                nonce: event::nonce(self.host.random.as_ref()),
-                backup_kind: BackupKind::Full,
-                prior: None,
-                label: self.options.label.clone(),
-                start_time,
-                stop_time: self.host.now().max(after.unwrap_or(start_time)),
-                file_count: written.file_count,
-                size_bytes: written.size_bytes,
-                stored_bytes: written.stored_bytes,
-                program: event::PROGRAM.into(),
-                features: Vec::new(),
-            },
+            head,
+            map,
             content: AuxContent {
                 scope: self.scope.prefix(),
                 source: self.source.clone(),
@@ -191,10 +181,6 @@ impl Taking<'_> {
                 expire_features: Vec::new(),
                 naming: "tree".to_owned(),
                 base: produced.base,
-            },
-            map: Map {
-                shards: written.shards,
-                packs: written.packs,
             },
         };
         (root, produced.member)

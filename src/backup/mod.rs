@@ -27,13 +27,13 @@ use crate::plan::cluster;
 use crate::progress::Progress;
 use crate::repo::claim::Claim;
 use crate::repo::deletion;
-use crate::repo::event::{self, Writer};
+use crate::repo::event::Writer;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::cluster::{Method, Tablespace};
 use crate::repo::root::outline::Outline;
-use crate::repo::root::{BackupKind, BackupRoot, ClusterContent, Head, Map};
+use crate::repo::root::{BackupRoot, ClusterContent};
 use crate::snapshot::filekey::ClusterNaming;
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::writer::{self, SnapshotWriter, Written};
@@ -286,7 +286,7 @@ impl Backup<'_> {
         };
 
         let times = (start_time, stop_time);
-        let mut root = self.root(producer.method(), &produced, written, times, claim.id())?;
+        let mut root = self.root(producer.method(), &produced, written, times)?;
         let timeline = produced.end.timeline;
         if let Some(manifest) = produced.manifest {
             let hash = manifest.hash;
@@ -467,8 +467,7 @@ impl Backup<'_> {
         method: Method,
         produced: &Produced,
         written: Written,
-        (start_time, stop_time): (TimestampTz, TimestampTz),
-        id: &BackupId,
+        times: (TimestampTz, TimestampTz),
     ) -> Result<BackupRoot> {
         let Produced {
             start,
@@ -477,21 +476,12 @@ impl Backup<'_> {
             control,
             ..
         } = produced;
+        let (head, map) = self
+            .attempt
+            .head_and_map(&self.options.label, times, written);
         Ok(BackupRoot {
-            head: Head {
-                id: id.clone(),
-                nonce: event::nonce(self.host.random.as_ref()),
-                backup_kind: BackupKind::Full,
-                prior: None,
-                label: self.options.label.clone(),
-                start_time,
-                stop_time,
-                file_count: written.file_count,
-                size_bytes: written.size_bytes,
-                stored_bytes: written.stored_bytes,
-                program: event::PROGRAM.into(),
-                features: Vec::new(),
-            },
+            head,
+            map,
             content: ClusterContent {
                 method,
                 cluster: self.layout.name().to_owned(),
@@ -519,10 +509,6 @@ impl Backup<'_> {
                 damage: Vec::new(),
                 damage_count: 0,
                 damage_reported_by_server: false,
-            },
-            map: Map {
-                shards: written.shards,
-                packs: written.packs,
             },
         })
     }

@@ -65,14 +65,19 @@ fn report(args: &Args, cx: &Context, shown: &[Claimed]) -> Result<()> {
         ("keeps WAL from", Align::Left),
     ]);
     for one in shown {
+        let backup = match &one.scope {
+            None => one.backup.clone(),
+            Some(scope) => format!("{scope} {}", one.backup),
+        };
         table.row([
-            one.backup.as_str(),
+            backup.as_str(),
             &one.repository,
             &one.purpose,
             &one.host,
             &human::time(one.since),
             &human::time(one.until),
             &match (one.start_lsn, one.complete) {
+                _ if one.scope.is_some() => String::new(),
                 (Some(lsn), _) => lsn.to_string(),
                 (None, true) => "the backup's start".to_owned(),
                 (None, false) => "the first on".to_owned(),

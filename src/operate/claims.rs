@@ -1,18 +1,24 @@
-//! Claims, which keep backups and WAL from deletion for a time.
+//! Claims, which keep backups, and the WAL of a cluster, from deletion for a time.
 
 use serde::Serialize;
 
 use super::failures::Failures;
+use super::of::{self, Of};
 use super::session::Session;
 use crate::config;
 use crate::error::Result;
+use crate::host::Host;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::plan::retention::claims::{Held, held};
+use crate::repo::catalog::{Catalog, Reading};
 use crate::repo::claim;
 use crate::repo::event::Writer;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
+use crate::repo::root::aux_root::AuxBackup;
+use crate::repo::scope::Scope;
+use crate::store::Store;
 use crate::wal::survey::Survey;
 
 /// A claim on a backup.
@@ -21,9 +27,14 @@ pub struct Claimed {
     /// The repository.
     pub repository: String,
     /// The cluster.
-    pub cluster: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
     /// Its system identifier.
-    pub system_identifier: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_identifier: Option<String>,
+    /// The aux scope, in the place of a cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
     /// The backup that is held.
     pub backup: String,
     /// The name of the claim.
@@ -81,8 +92,14 @@ fn one_repository(
     claimed: &mut Vec<Claimed>,
 ) -> Result<()> {
     let repository = session.open(configured)?;
-    let host = &session.host;
-    let writer = Writer::of(host);
+    let mut releasing = Releasing {
+        repository: &configured.name,
+        store: repository.store(),
+        host: &session.host,
+        release,
+        is_confirmed,
+        claimed,
+    };
     for name in repository.cluster_names()? {
         if wanted.is_some_and(|wanted| wanted != name) {
             continue;
@@ -90,27 +107,56 @@ fn one_repository(
         for registration in repository.registrations(&name)? {
             let layout = ClusterLayout::new(&name, registration.system_identifier)?;
             let survey = Survey::without_leftovers(&repository, &registration)?;
-            for one in held(&survey, session.host.now()) {
-                if release.is_some_and(|id| *id != one.id) {
-                    continue;
-                }
-                if is_confirmed {
-                    let store = repository.store();
-                    claim::end((store, &layout), &writer, &one.id, one.claim.as_deref())?;
-                }
-                claimed.push(Claimed::new(&configured.name, &layout, one, is_confirmed));
-            }
+            let of = Of::Cluster(registration);
+            releasing.take((&layout, &of), &survey.catalog)?;
         }
+    }
+    for scope in of::scopes(session, &repository)? {
+        let catalog: Catalog<AuxBackup> = Reading::begin(repository.store(), &scope)?.backups()?;
+        releasing.take((&scope, &Of::Scope(scope.clone())), &catalog)?;
     }
     Ok(())
 }
 
+/// The claims of one repository.
+struct Releasing<'a> {
+    repository: &'a str,
+    store: &'a dyn Store,
+    host: &'a Host,
+    release: Option<&'a BackupId>,
+    is_confirmed: bool,
+    claimed: &'a mut Vec<Claimed>,
+}
+
+impl Releasing<'_> {
+    /// Lists the claims of a scope, and ends those that are to be released.
+    fn take<R>(&mut self, (scope, of): (&Scope, &Of), catalog: &Catalog<R>) -> Result<()> {
+        let writer = Writer::of(self.host);
+        for one in held(catalog, self.host.now()) {
+            if self.release.is_some_and(|id| *id != one.id) {
+                continue;
+            }
+            if self.is_confirmed {
+                claim::end((self.store, scope), &writer, &one.id, one.claim.as_deref())?;
+            }
+            let claimed = Claimed::new(self.repository, of, one, self.is_confirmed);
+            self.claimed.push(claimed);
+        }
+        Ok(())
+    }
+}
+
 impl Claimed {
-    fn new(repository: &str, layout: &ClusterLayout, held: Held, released: bool) -> Claimed {
+    fn new(repository: &str, of: &Of, held: Held, released: bool) -> Claimed {
+        let (cluster, scope) = match of {
+            Of::Cluster(registration) => (Some(registration), None),
+            Of::Scope(scope) => (None, Some(scope.prefix())),
+        };
         Claimed {
             repository: repository.to_owned(),
-            cluster: layout.name().to_owned(),
-            system_identifier: layout.system_identifier().to_string(),
+            cluster: cluster.map(|c| c.name.clone()),
+            system_identifier: cluster.map(|c| c.system_identifier.to_string()),
+            scope,
             backup: held.id.to_string(),
             claim: held.claim,
             purpose: held.purpose,

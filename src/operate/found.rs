@@ -2,6 +2,7 @@
 
 use super::failures::Failures;
 use super::held::Held;
+use super::of;
 use super::reading::Reading;
 use super::session::Session;
 use crate::err;
@@ -42,6 +43,7 @@ impl Found {
         }
         failures.first_if(session, copies.is_empty())?;
         if copies.is_empty() {
+            let why_not = why_not.or(content(session, id)?);
             return Err(why_not.unwrap_or_else(|| unknown(id, &known)));
         }
         Ok(Found { copies, failures })
@@ -92,6 +94,23 @@ fn why_absent(reading: &Reading, inventory: &Inventory, id: &BackupId) -> Result
         )
         .hint("Nothing was changed. \"pitr info\" shows which backups there are."),
     ))
+}
+
+/// Refuses the id of a backup of content, of which retention alone decides.
+fn content(session: &Session, id: &BackupId) -> Result<Option<Error>> {
+    for configured in session.settings()?.repositories {
+        let repository = session.open(&configured)?;
+        for scope in of::scopes(session, &repository)? {
+            if repository.store().head(&scope.manifest(id))?.is_some() {
+                let scope = scope.prefix();
+                return Ok(Some(
+                    err!(Refused, "backup \"{id}\" is one of \"{scope}\", and only backups of a cluster can be pinned, unpinned or deleted by request")
+                        .hint("Nothing was changed. \"pitr expire --keep N --dry-run\" shows what becomes of it."),
+                ));
+            }
+        }
+    }
+    Ok(None)
 }
 
 fn unknown(id: &BackupId, known: &[String]) -> Error {

@@ -12,6 +12,12 @@ use rustix::io::Errno;
 /// Set once openat2 has turned out not to be there.
 static WITHOUT_OPENAT2: AtomicBool = AtomicBool::new(false);
 
+/// Opens what should be a file for reading. A pipe does not hold the opener up, and a terminal does not become the process's own.
+pub fn open_file(root: BorrowedFd<'_>, relative: &[u8]) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    open(root, relative, flags, Mode::empty())
+}
+
 /// Opens a path beneath `root`; the empty one is `root` itself.
 pub fn open(
     root: BorrowedFd<'_>,

@@ -291,8 +291,7 @@ impl<'e> Extraction<'e> {
         each_node(self.snapshot, self.host, |item, node| match &node.kind {
             _ if self.missing.contains(&item.key) => Ok(()),
             NodeKind::File(_) => {
-                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-                let opened = beneath::open(self.root, &item.path, flags, Mode::empty());
+                let opened = beneath::open_file(self.root, &item.path);
                 let file = File::from(opened.map_err(|e| failed(&item.path, "open", e))?);
                 self.settle(Holder::Open(file.as_fd()), &item.path, node)?;
                 match self.syncs_each {

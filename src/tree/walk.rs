@@ -364,9 +364,7 @@ impl<'r, 't> Reader<'r, 't> {
 
     /// Takes a file; returns whether it is there.
     fn file(&mut self, path: &[u8]) -> Result<bool> {
-        let root = self.source.root.as_fd();
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let opened = beneath::open(root, path, flags, Mode::empty());
+        let opened = beneath::open_file(self.source.root.as_fd(), path);
         let opened = opened.and_then(|fd| Ok((Status::of(fd.as_fd())?, File::from(fd))));
         let (status, file) = match opened {
             Ok((status, file)) if status.kind == FileType::RegularFile => (status, file),

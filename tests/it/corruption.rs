@@ -1,5 +1,6 @@
 //! TM5 of the fault matrix: one object of a repository is changed at random, over and over. Verify finds every change, and no reader
 //! delivers anything but the truth. What leaves a valid older state is counted apart. Every other case is of an encrypted repository.
+//! A repository has WAL, a streamed and a local backup of a cluster, and two aux scopes.
 //!
 //! Each case has its own number, and depends on that and the seed alone. `PITR_CORRUPTIONS` says how many (`make corruption`: 100 000),
 //! `PITR_CORRUPTION_SEED` and `PITR_CORRUPTION_CASE` repeat one.
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use pitr::archive::asking::Inquiry;
 use pitr::archive::fetch::{Fetch, Fetched, Questions, fetch};
+use pitr::config::Encryption;
 use pitr::error::{Code, Error, Result};
 use pitr::host::Host;
 use pitr::pg::segment::{SegmentName, SegmentSize, WalFileName};
@@ -26,14 +28,21 @@ use pitr::repo::id::BackupId;
 use pitr::repo::layout::ClusterLayout;
 use pitr::repo::repository::Repository;
 use pitr::repo::root::BackupRoot;
+use pitr::repo::root::aux_root::AuxRoot;
+use pitr::repo::scope::{self, Scope};
 use pitr::snapshot::reader::Snapshot;
+use pitr::store::file::FileStore;
+use pitr::sync::scope::ScopeTransfer;
 use pitr::sync::{Options, Transfer};
+use pitr::verify::scope::VerifyScope;
 use pitr::verify::{FindingKind, Report, Verify};
 use rustix::process::Signal;
 
 use crate::common::random::Random;
 use crate::common::reception::{configure, lsn, status};
 use crate::common::{Cluster, PATIENCE, Sandbox, Site, Stop, files_below, only, pin, wait_until};
+use crate::content::blobs::Blobs;
+use crate::content::world::take_into;
 use crate::verify_damage::other_kinds;
 use held::{Held, Objects};
 use keys::KeyFiles;
@@ -67,6 +76,13 @@ const DAMAGES: [Damage; 7] = [
 
 /// What kind of object a key names.
 fn kind_of(key: &str) -> &'static str {
+    const AUX: [(&str, &str); 5] = [
+        ("scope.json", "aux registration"),
+        ("/events/", "aux event"),
+        ("/layers/", "aux layer"),
+        ("/packs/", "aux pack"),
+        ("/backups/", "aux root"),
+    ];
     const PARTS: [(&str, &str); 13] = [
         ("pitr.json", "marker"),
         ("keys/", "recipient"),
@@ -82,7 +98,11 @@ fn kind_of(key: &str) -> &'static str {
         ("server-manifest", "server manifest"),
         ("/backups/", "root"),
     ];
-    let found = PARTS.iter().find(|(part, _)| key.contains(part));
+    let parts: &[(&str, &str)] = match key.starts_with("aux/") {
+        true => &AUX,
+        false => &PARTS,
+    };
+    let found = parts.iter().find(|(part, _)| key.contains(part));
     match found {
         Some((_, kind)) => kind,
         None if key.ends_with("history") => "history",
@@ -96,6 +116,7 @@ fn share(kind: &str) -> usize {
     match kind {
         "layer" | "pack" | "server manifest" => 1,
         "marker" | "registration" | "root" | "segment" => 20,
+        "aux layer" | "aux pack" | "aux root" => 20,
         "recipient" => 5,
         _ => 10,
     }
@@ -126,6 +147,22 @@ fn receive(site: &Site, cluster: &Cluster) {
     running.wait().success();
 }
 
+/// Two backups of one aux scope, and one of another, so that their objects can be taken for one another.
+fn take_content(folder: &Path, encryption: Option<&Encryption>) {
+    let store = FileStore::open(folder, 7).unwrap();
+    let repository = Repository::open_with(Box::new(store), encryption).unwrap();
+    for (name, version) in [("blobs", 1), ("blobs", 2), ("others", 3)] {
+        take_into(&repository, name, &mut Blobs::small("here", version)).unwrap();
+    }
+}
+
+/// The aux scope, and the backup in it, to which a key belongs.
+fn content_of(key: &str) -> Option<(Scope, Option<BackupId>)> {
+    let mut parts = key.strip_prefix("aux/")?.split('/');
+    let scope = Scope::aux(parts.next()?, parts.next()?).unwrap();
+    Some((scope, parts.nth(1).and_then(|id| id.parse().ok())))
+}
+
 /// A repository with every kind of object, and what reading it gives.
 struct World {
     /// Of an encrypted repository.
@@ -136,6 +173,8 @@ struct World {
     kinds: BTreeMap<&'static str, Vec<String>>,
     backups: Vec<BackupId>,
     contents: BTreeMap<BackupId, blake3::Hash>,
+    /// Of backups of aux scopes.
+    aux: BTreeMap<(Scope, BackupId), blake3::Hash>,
     files: BTreeMap<String, Vec<u8>>,
     /// Where fetched files go.
     folder: PathBuf,
@@ -155,12 +194,12 @@ impl World {
         cluster.sql("DROP DATABASE template0");
         cluster.sql("DROP DATABASE template1");
         let mut backups: [Vec<BackupId>; 2] = Default::default();
-        for _ in 0..2 {
+        for method in ["stream", "local"] {
             cluster.sql("CREATE TABLE IF NOT EXISTS t(n int, filler text)");
             cluster.sql("INSERT INTO t SELECT n, repeat('x', 90) FROM generate_series(1, 100) n");
             for (into, name) in backups.iter_mut().zip(["local", "sealed"]) {
-                let run = site.pitr().args(["backup", "--json", "--repository"]);
-                let run = run.arg(name).run().success();
+                let run = site.pitr().args(["backup", "--json", "--method", method]);
+                let run = run.args(["--repository", name]).run().success();
                 into.push(run.json()["id"].as_str().unwrap().parse().unwrap());
             }
             cluster.archive_now();
@@ -176,6 +215,8 @@ impl World {
         let [plain, sealed] = backups;
         pin(site.repository(), None, &plain[0].to_string());
         pin(&encrypted, Some(keys.reader()), &sealed[0].to_string());
+        take_content(site.repository(), None);
+        take_content(&encrypted, Some(keys.writer()));
         let plain = World::load(site.repository(), plain, None, folder);
         let sealed = World::load(&encrypted, sealed, Some(keys), folder);
         // Increments may be cut differently.
@@ -218,6 +259,7 @@ impl World {
             kinds,
             backups,
             contents: BTreeMap::new(),
+            aux: BTreeMap::new(),
             files: BTreeMap::new(),
             folder: folder.to_owned(),
         };
@@ -232,6 +274,12 @@ impl World {
             let content = self.read_backup(&whole, &id).unwrap();
             self.contents.insert(id, content);
         }
+        for key in self.kinds["aux root"].clone() {
+            let (scope, id) = content_of(&key).unwrap();
+            let id = id.expect("a root is of a backup");
+            let content = self.read_content(&whole, &scope, &id).unwrap();
+            self.aux.insert((scope, id), content);
+        }
         for key in self.objects.keys().cloned().collect::<Vec<_>>() {
             if let Some(name) = wal_name(&key) {
                 let target = self.folder.join("true");
@@ -240,8 +288,9 @@ impl World {
             }
         }
         for keys in self.kinds.values() {
-            let (objects, backup) = self.around(keys.last().expect("there is one"), false);
-            let report = self.verify(&Held::new(objects), backup).unwrap();
+            let key = keys.last().expect("there is one");
+            let (objects, backup) = self.around(key, false);
+            let report = self.verify_for(key, &Held::new(objects), backup).unwrap();
             assert!(
                 report.findings.is_empty(),
                 "{keys:?}: {:#?}",
@@ -278,39 +327,50 @@ impl World {
         .run()
     }
 
+    /// The check that reads the object under this key.
+    fn verify_for(&self, key: &str, store: &Held, backup: Option<BackupId>) -> Result<Report> {
+        let Some((scope, _)) = content_of(key) else {
+            return self.verify(store, backup);
+        };
+        let repository = self.open(store)?;
+        let now: TimestampTz = "2026-11-20T06:40:49Z".parse().unwrap();
+        VerifyScope {
+            repository: &repository,
+            scope: &scope,
+            threads: 1,
+            host: &Host::still(now, 7),
+        }
+        .run()
+    }
+
     /// Everything that restore would write, through restore's reader.
     fn read_backup(&self, store: &Held, id: &BackupId) -> Result<blake3::Hash> {
         let repository = self.open(store)?;
         let root = BackupRoot::read(repository.store(), &self.layout, id)?
             .ok_or_else(|| pitr::err!(NotFound, "no backup"))?;
         let snapshot = Snapshot::open(repository.store(), &self.layout, &root)?;
-        let mut hasher = blake3::Hasher::new();
-        let (mut mapped, mut written) = (0, 0);
-        for item in snapshot.items() {
-            let item = item?;
-            hasher.update(format!("{:?}{:?}", item.path, item.metadata).as_bytes());
-            mapped += item.mapped_bytes;
-        }
-        for index in 0..root.map.packs.len() {
-            let pack = snapshot.pack(index)?;
-            for number in 0..pack.frame_count() {
-                let frame = pack.frame(number)?;
-                for visible in &frame.visible {
-                    hasher.update(frame.file(visible).expect("it has a file").as_bytes());
-                    hasher.update(&visible.position.to_le_bytes());
-                    hasher.update(frame.bytes(visible));
-                }
-                written += frame.visible_bytes();
-            }
-        }
-        match mapped == written {
-            true => Ok(hasher.finalize()),
-            false => Err(pitr::err!(Damaged, "bytes are missing")),
-        }
+        read_snapshot(&snapshot, root.map.packs.len())
+    }
+
+    /// The same of an aux scope.
+    fn read_content(&self, store: &Held, scope: &Scope, id: &BackupId) -> Result<blake3::Hash> {
+        let repository = self.open(store)?;
+        let root = AuxRoot::read(repository.store(), scope, id)?
+            .ok_or_else(|| pitr::err!(NotFound, "no backup"))?;
+        let snapshot = Snapshot::open(repository.store(), scope, &root)?;
+        read_snapshot(&snapshot, root.map.packs.len())
     }
 
     /// The part of the repository in which damage to an object must show, and the backup that it belongs to: all of it would take seconds.
     fn around(&self, key: &str, is_deleted: bool) -> (Objects, Option<BackupId>) {
+        if let Some((scope, _)) = content_of(key) {
+            let is_its = |k: &str| match scope::prefix_of(k) {
+                Some(prefix) => prefix == scope.prefix(),
+                None => true,
+            };
+            let kept = self.objects.iter().filter(|(k, _)| is_its(k));
+            return (kept.map(|(k, b)| (k.clone(), b.clone())).collect(), None);
+        }
         let backup = match kind_of(key) {
             "root" | "layer" | "pack" | "server manifest" => {
                 self.backups.iter().find(|id| key.contains(&id.to_string()))
@@ -420,16 +480,20 @@ impl World {
     }
 
     /// Whether comparing with a second repository, which has everything, shows that something is missing: `pitr repo sync --dry-run`.
-    fn lacks(&self, all: &Objects, damaged: &Held) -> Result<bool> {
+    fn lacks(&self, key: &str, all: &Objects, damaged: &Held) -> Result<bool> {
         let from = self.open(&Held::new(all.clone()))?;
         let to = self.open(damaged)?;
-        let registration = from.require(&self.layout)?;
         let now: TimestampTz = "2026-11-20T06:40:49Z".parse().unwrap();
         let options = Options {
             jobs: 1,
             everything: true,
         };
         let host = Host::still(now, 7);
+        if let Some((scope, _)) = content_of(key) {
+            let plan = ScopeTransfer::new((&from, &to), &scope, options, &host)?.plan()?;
+            return Ok(!plan.is_empty());
+        }
+        let registration = from.require(&self.layout)?;
         let plan = Transfer::new(&from, &to, &registration, options, &host)?.plan()?;
         Ok(!plan.is_empty())
     }
@@ -496,6 +560,32 @@ impl World {
             false => dice.pick(&others).as_str(),
         };
         self.objects[from].to_vec()
+    }
+}
+
+fn read_snapshot(snapshot: &Snapshot<'_>, packs: usize) -> Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    let (mut mapped, mut written) = (0, 0);
+    for item in snapshot.items() {
+        let item = item?;
+        hasher.update(format!("{:?}{:?}", item.path, item.metadata).as_bytes());
+        mapped += item.mapped_bytes;
+    }
+    for index in 0..packs {
+        let pack = snapshot.pack(index)?;
+        for number in 0..pack.frame_count() {
+            let frame = pack.frame(number)?;
+            for visible in &frame.visible {
+                hasher.update(frame.file(visible).expect("it has a file").as_bytes());
+                hasher.update(&visible.position.to_le_bytes());
+                hasher.update(frame.bytes(visible));
+            }
+            written += frame.visible_bytes();
+        }
+    }
+    match mapped == written {
+        true => Ok(hasher.finalize()),
+        false => Err(pitr::err!(Damaged, "bytes are missing")),
     }
 }
 
@@ -566,7 +656,7 @@ fn try_one(world: &World, seed: u64, number: usize) -> (&'static str, Damage, Ou
     );
     let (all, backup) = world.around(&key, damage == Damage::Delete);
     let damaged = Held::with(&all, &key, changed.as_deref());
-    let mut is_found = match world.verify(&damaged, backup.clone()) {
+    let mut is_found = match world.verify_for(&key, &damaged, backup.clone()) {
         Err(e) => {
             assert!(says_damage(kind, damage, &e), "{what}: {e}");
             true
@@ -578,7 +668,10 @@ fn try_one(world: &World, seed: u64, number: usize) -> (&'static str, Damage, Ou
         assert_eq!(is_found, world.is_between(&key), "{what}");
     }
     if damage == Damage::Delete && key.ends_with("/begin") {
-        is_found = world.finds_lost_begin(&key);
+        is_found = match content_of(&key) {
+            None => world.finds_lost_begin(&key),
+            Some(_) => is_found,
+        };
         assert!(is_found, "{what}");
     }
     if let Some(name) = wal_name(&key) {
@@ -604,6 +697,15 @@ fn try_one(world: &World, seed: u64, number: usize) -> (&'static str, Damage, Ou
             Err(e) => assert!(says_damage(kind, damage, &e), "{what}: {e}"),
         }
     }
+    if let Some((scope, Some(id))) = content_of(&key) {
+        match world.read_content(&damaged, &scope, &id) {
+            Ok(content) => assert_eq!(content, world.aux[&(scope, id)], "wrong content: {what}"),
+            Err(e) if e.code() == Code::NotFound => {
+                assert_eq!((kind, damage), ("aux root", Damage::Delete), "{what}: {e}");
+            }
+            Err(e) => assert!(says_damage(kind, damage, &e), "{what}: {e}"),
+        }
+    }
     if let Some(keys) = &world.keys {
         keys.check(&damaged, &key, &what);
     }
@@ -616,13 +718,16 @@ fn try_one(world: &World, seed: u64, number: usize) -> (&'static str, Damage, Ou
     }
     let lacks = match kind {
         // It is compared where there is what it pins.
-        "pin" => world.lacks(&world.objects, &Held::with(&world.objects, &key, None)),
-        _ => world.lacks(&all, &damaged),
+        "pin" => {
+            let damaged = Held::with(&world.objects, &key, None);
+            world.lacks(&key, &world.objects, &damaged)
+        }
+        _ => world.lacks(&key, &all, &damaged),
     };
     match lacks.unwrap() {
         true => (kind, damage, Outcome::OlderState),
         false => {
-            assert_eq!(kind, "event", "nothing shows it: {what}");
+            assert!(kind.ends_with("event"), "nothing shows it: {what}");
             (kind, damage, Outcome::Unseen)
         }
     }

@@ -4,10 +4,9 @@ use super::unborn::{Unborn, unborn};
 use super::{LEFTOVER_AGE, Policy};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
-use crate::repo::catalog::Manifest;
+use crate::repo::catalog::{Catalog, Manifest};
 use crate::repo::event::{self, Recorded, end, live_claims};
 use crate::repo::id::BackupId;
-use crate::wal::survey::Survey;
 
 /// A claim that stands, or a reservation without a claim that stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,14 +52,14 @@ impl Held {
 }
 
 /// Everything that holds something, by backup.
-pub fn held(survey: &Survey, now: TimestampTz) -> Vec<Held> {
+pub fn held<R>(catalog: &Catalog<R>, now: TimestampTz) -> Vec<Held> {
     let policy = Policy {
         keep: 1,
         grace: LEFTOVER_AGE,
         ..Policy::default()
     };
     let mut held = Vec::new();
-    for (id, subject) in &survey.ids {
+    for (id, subject) in &catalog.ids {
         let is_committed = matches!(subject.manifest, Manifest::Committed(_));
         let claims = live_claims(&subject.events, now);
         let new = |event: &Recorded, until| Held::new(id, event, now, until, is_committed);

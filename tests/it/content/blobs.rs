@@ -42,6 +42,15 @@ impl Blobs {
         }
     }
 
+    /// The same without a blob of several frames.
+    pub fn small(owner: &str, version: u8) -> Blobs {
+        let mut blobs = Blobs::of(owner, version);
+        if let Some(large) = blobs.content.get_mut("large") {
+            large.truncate(40_000);
+        }
+        blobs
+    }
+
     /// What was restored below a directory.
     pub fn below(directory: &Path) -> BTreeMap<String, Vec<u8>> {
         let names = crate::common::files_below(directory).into_iter();

@@ -1,7 +1,7 @@
 //! Content beside clusters, by a kind that only these tests know: its whole life, in directories and buckets, plain and encrypted.
 
-mod blobs;
-mod world;
+pub mod blobs;
+pub mod world;
 
 use std::time::Duration;
 
@@ -360,6 +360,71 @@ fn a_backup_that_fails_leaves_nothing_and_one_that_is_killed_goes_later() {
     let deletion = Deletion::Packs(id.clone(), 0, 0);
     assert!(plan.deletions.contains(&deletion), "{plan:?}");
     world.restore("one", &all[0]).unwrap();
+}
+
+#[test]
+fn claims_on_content_are_listed_and_released() {
+    for form in [PLAIN, SEALED] {
+        let world = World::new(form);
+        let id = taken(&world, &[1]).remove(0);
+        let (repository, scope, host) = (world.open("one"), scope(), host(0));
+        let place = (repository.store(), &scope);
+        std::mem::forget(Claim::take(place, Writer::of(&host), &id, "restore", None).unwrap());
+        let claims = |more: &[&str]| {
+            let claims = [&["repo", "claims", "--json"], more].concat();
+            world.pitr("all", &claims).run()
+        };
+        let shown = claims(&[]).success().json()["claims"].clone();
+        let one = &shown[0];
+        assert_eq!(
+            (one["scope"].as_str(), one["backup"].as_str()),
+            (Some("aux/test/blobs"), Some(id.to_string().as_str()))
+        );
+        assert!(
+            one.get("cluster").is_none() && one["complete"] == true,
+            "{one:#}"
+        );
+        let table = world.pitr("all", &["repo", "claims"]).run().success();
+        assert!(
+            table.stdout.contains(&format!("aux/test/blobs {id}")),
+            "{table}"
+        );
+        let release = ["--release", &id.to_string()];
+        claims(&release).expect_code(8);
+        claims(&[&release[..], &["--confirm"]].concat()).success();
+        let shown = claims(&[]).success().json();
+        assert_eq!(shown["claims"], serde_json::json!([]));
+    }
+}
+
+/// Retention alone decides about content: what a person asks for by id is a cluster's.
+#[test]
+fn requests_about_a_backup_of_content_are_refused() {
+    let world = World::new(PLAIN);
+    let id = taken(&world, &[1]).remove(0).to_string();
+    for request in [
+        &["pin", &id, "--reason", "kept", "--confirm"][..],
+        &["unpin", &id, "--confirm"],
+        &["backup", "delete", &id, "--confirm"],
+    ] {
+        let run = world.pitr("all", request).run().expect_code(8);
+        let run = run.expect_stderr("is one of \"aux/test/blobs\"");
+        run.expect_stderr("Nothing was changed");
+    }
+    assert_eq!(ids(&world, "one").len(), 1);
+    let events = event_names(&world);
+    assert!(
+        !events
+            .iter()
+            .any(|name| name.contains("-pin-") || name.contains("-expire-")),
+        "{events:?}"
+    );
+}
+
+fn event_names(world: &World) -> Vec<String> {
+    let catalog = catalog(world, "one");
+    let events = catalog.ids.values().flat_map(|subject| &subject.events);
+    events.map(|event| event.name.clone()).collect()
 }
 
 #[test]

@@ -16,6 +16,7 @@ use pitr::repo::repository::Repository;
 use pitr::repo::root::aux_root::AuxRoot;
 use pitr::repo::scope::Scope;
 use pitr::snapshot::frame::FrameCodec;
+use pitr::snapshot::kind::Kind;
 use pitr::snapshot::writer;
 use pitr::store::Key;
 
@@ -56,6 +57,18 @@ pub fn host(hours: u64) -> Host {
         progress: Arc::new(Silent),
         scratch: std::env::temp_dir(),
     }
+}
+
+/// Takes a backup of content under a name.
+pub fn take_into(repository: &Repository, name: &str, kind: &mut dyn Kind) -> Result<AuxRoot> {
+    let host = host(0);
+    let mut snapshot = writer::Options::new(FrameCodec::Lz4, 2, host.scratch.clone());
+    snapshot.pack_bytes = 1 << 20;
+    let options = Options {
+        label: "a label".to_owned(),
+        snapshot,
+    };
+    take(repository, name, kind, &options, &host)
 }
 
 impl World {
@@ -149,20 +162,7 @@ impl World {
 
     /// Takes a backup into the first repository.
     pub fn take(&self, blobs: &Blobs) -> Result<AuxRoot> {
-        let host = host(0);
-        let mut snapshot = writer::Options::new(FrameCodec::Lz4, 2, host.scratch.clone());
-        snapshot.pack_bytes = 1 << 20;
-        let options = Options {
-            label: "a label".to_owned(),
-            snapshot,
-        };
-        take(
-            &self.open("one"),
-            "blobs",
-            &mut blobs.clone(),
-            &options,
-            &host,
-        )
+        take_into(&self.open("one"), "blobs", &mut blobs.clone())
     }
 
     /// Restores a backup and returns the blobs.

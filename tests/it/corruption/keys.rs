@@ -58,6 +58,11 @@ impl KeyFiles {
         &self.recipients[1]
     }
 
+    /// The keys of the host that writes.
+    pub fn writer(&self) -> &Encryption {
+        &self.writer
+    }
+
     /// Whoever has keys refuses the object, however it was changed; and it takes one recipient's object to keep that one out, no other.
     pub fn check(&self, damaged: &Held, key: &str, what: &str) {
         let key: Key = Key::new(key).unwrap();
