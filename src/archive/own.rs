@@ -13,6 +13,7 @@ use crate::pg::page::WalIdentity;
 use crate::pg::reader::{Finding, Reader, Sink};
 use crate::pg::record::Record;
 use crate::pg::segment::SegmentName;
+use crate::pg::xlog;
 
 /// What recovery calls the file that it wants a segment in; nobody else does.
 ///
@@ -116,8 +117,16 @@ struct Ends {
 
 impl Sink for Ends {
     fn record(&mut self, record: &Record<'_>) {
-        if !self.is_over && record.end_lsn <= self.limit {
-            self.last = record.end_lsn;
+        // A switch record ends with its segment, and nobody reads what stands behind it.
+        let end = match xlog::is_switch(record.rmid, record.info) {
+            true => Lsn(record
+                .start_lsn
+                .0
+                .saturating_add(u64::from(record.total_len))),
+            false => record.end_lsn,
+        };
+        if !self.is_over && end <= self.limit {
+            self.last = end;
         }
     }
 
@@ -191,6 +200,20 @@ mod tests {
         recycled[8] ^= 1;
         assert!(compared(&recycled, &whole, None).is_none());
         assert!(compared(b"", &whole, None).is_none());
+    }
+
+    #[test]
+    fn what_stands_behind_a_switch_tells_nothing() {
+        let mut craft = Craft::new(Major::V17);
+        craft.main(0, 0x20, 0, &[0; 900]);
+        craft.switch();
+        let whole = 1 << 20;
+        craft.bytes.resize(whole, 0);
+        let mut other = craft.bytes.clone();
+        other[whole - 1] = 1;
+        assert_eq!(compared(&craft.bytes, &other, None), None);
+        other[64] ^= 1;
+        assert!(compared(&craft.bytes, &other, None).is_some());
     }
 
     #[test]
