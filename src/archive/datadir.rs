@@ -3,7 +3,9 @@
 //! It is the lexical parent of the directory of `%p`, never the working directory: pg_rewind runs restore_command from elsewhere, and
 //! pg_wal may be a link.
 
+use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::server_conf;
@@ -14,6 +16,17 @@ use crate::pg::timeline::TimelineId;
 
 /// The name of the guard in pg_wal: its presence makes the directory a restored copy that may not archive.
 pub const GUARD: &str = "pitr.guard";
+
+/// Opens a file for reading; a fifo does not hold the opener up.
+///
+/// # Errors
+/// Those of `open`.
+pub fn open_at_once(path: &Path) -> std::io::Result<File> {
+    File::options()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+}
 
 /// A data directory, found from the path of one of its WAL files.
 #[derive(Debug, Clone)]
@@ -89,7 +102,7 @@ impl DataDirectory {
                 std::thread::sleep(std::time::Duration::from_millis(10));
             }
             let mut bytes = Vec::new();
-            match std::fs::File::open(&path) {
+            match File::open(&path) {
                 Ok(file) => {
                     file.take(64 << 10)
                         .read_to_end(&mut bytes)

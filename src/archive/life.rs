@@ -2,11 +2,10 @@
 //!
 //! The segment before is looked at where the server has it; the archive's own copy would only say what the archive holds already.
 
-use std::fs::File;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::datadir::DataDirectory;
+use super::datadir::{DataDirectory, open_at_once};
 use super::push::{Checked, Content, Push};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -85,6 +84,22 @@ fn names_before(checked: &Checked, summary: &Summary) -> Vec<SegmentName> {
     };
     let name = |timeline| checked.segment.before(timeline, checked.wal.segment_size);
     timelines.into_iter().filter_map(name).collect()
+}
+
+/// The mark of a segment in a server's pg_wal, whose last WAL ends at `end`; `None` when it is not there any more.
+///
+/// # Errors
+/// None of its own.
+pub fn mark_in_server(
+    wal: &Path,
+    name: SegmentName,
+    of: (u64, SegmentSize),
+    end: u64,
+) -> Result<Option<Mark>> {
+    let path = wal.join(name.to_string());
+    mark_at_hand(name, of, end, &mut |buffer, at| {
+        Ok(read_segment_at(&path, of.1.bytes(), buffer, at))
+    })
 }
 
 /// The mark of a segment as the server has it, whose last WAL ends at `end`; `None` when it is not at hand. `read` fills a buffer from an offset
@@ -407,13 +422,8 @@ pub(super) fn check_fetched(target: &Path, stored: &Container, name: SegmentName
 }
 
 /// Fills `buffer` from an offset on of a file that has the size of a segment; `false` when it is none, or cannot be read.
-pub(super) fn read_segment_at(path: &Path, bytes: u64, buffer: &mut [u8], offset: u64) -> bool {
-    // Opening a fifo without O_NONBLOCK would hang.
-    let opened = File::options()
-        .read(true)
-        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-        .open(path);
-    opened.is_ok_and(|file| {
+pub fn read_segment_at(path: &Path, bytes: u64, buffer: &mut [u8], offset: u64) -> bool {
+    open_at_once(path).is_ok_and(|file| {
         let is_whole = file
             .metadata()
             .is_ok_and(|m| m.is_file() && m.len() == bytes);

@@ -4,10 +4,10 @@
 //! both would be mixed. Where pg_wal has the segment, as after pg_basebackup, its records tell.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::datadir::DataDirectory;
+use super::datadir::{DataDirectory, open_at_once};
 use crate::pg::lsn::Lsn;
 use crate::pg::page::WalIdentity;
 use crate::pg::reader::{Finding, Reader, Sink};
@@ -15,7 +15,7 @@ use crate::pg::record::Record;
 use crate::pg::segment::SegmentName;
 use crate::pg::xlog;
 
-/// What recovery calls the file that it wants a segment in; nobody else does.
+/// The name that recovery alone gives to the file that it wants a segment in.
 ///
 /// PostgreSQL: src/backend/access/transam/xlogrecovery.c, `XLogFileRead`.
 pub const RECOVERY_TARGET: &str = "RECOVERYXLOG";
@@ -41,13 +41,8 @@ pub fn take_back_other(target: &Path, name: SegmentName, end: Option<Lsn>) -> Op
     Some(at)
 }
 
-/// Opens a regular file; a fifo would hang without O_NONBLOCK.
 fn open(path: &Path) -> Option<File> {
-    let file = File::options()
-        .read(true)
-        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-        .open(path)
-        .ok()?;
+    let file = open_at_once(path).ok()?;
     file.metadata().is_ok_and(|m| m.is_file()).then_some(file)
 }
 
@@ -80,10 +75,10 @@ fn read(file: &File, buffer: &mut [u8], at: u64) -> usize {
     filled
 }
 
-/// Where the segment begins, and where the last of the records ends that follow one another without a fault, not behind `end`.
+/// Returns the start of the segment, and the end of its last record before the first fault and not behind `end`.
 fn last_record(own: &File, name: SegmentName, end: Option<Lsn>) -> Option<(Lsn, Lsn)> {
     let mut piece = vec![0; PIECE_BYTES];
-    let length = read(own, &mut piece, 0);
+    let mut length = read(own, &mut piece, 0);
     let identity = WalIdentity::read(piece.get(..length)?).ok()?;
     identity.matches(name).ok()?;
     let mut reader = Reader::new(&identity).ok()?;
@@ -96,14 +91,14 @@ fn last_record(own: &File, name: SegmentName, end: Option<Lsn>) -> Option<(Lsn, 
         is_over: false,
     };
     let mut at = 0;
-    loop {
-        let length = read(own, &mut piece, at);
+    while !ends.is_over {
         let whole = length - length % reader.page_size();
-        if whole == 0 || ends.is_over {
+        if whole == 0 {
             break;
         }
         reader.feed(piece.get(..whole)?, &mut ends).ok()?;
         at += whole as u64;
+        length = read(own, &mut piece, at);
     }
     Some((identity.start_lsn, ends.last))
 }
@@ -158,7 +153,7 @@ mod tests {
         (craft.bytes, name)
     }
 
-    /// What comes of a fetched segment where the server has `own`.
+    /// Compares a fetched segment with the server's `own` one.
     fn compared(own: &[u8], fetched: &[u8], end: Option<Lsn>) -> Option<Lsn> {
         let (_, name) = segment(0, 1);
         let directory = tempfile::tempdir().unwrap();

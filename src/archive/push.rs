@@ -6,11 +6,11 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use super::datadir::DataDirectory;
+use super::datadir::{DataDirectory, open_at_once};
 use super::life::{self, Continued};
 use super::received::{self, Prefix};
 use crate::err;
@@ -179,12 +179,7 @@ impl Source {
                 .source(e)
                 .hint(hint)
         };
-        // Opening a fifo without O_NONBLOCK would hang.
-        let file = File::options()
-            .read(true)
-            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-            .open(path)
-            .map_err(missing)?;
+        let file = open_at_once(path).map_err(missing)?;
         let metadata = file.metadata().map_err(missing)?;
         if !metadata.is_file() {
             return Err(err!(SourceMissing, "\"{shown}\" is not a regular file"));
@@ -949,11 +944,12 @@ fn newer_warning(what: &Push<'_>, checked: &Checked) -> Result<Option<String>> {
     let (segment, size) = (checked.segment, checked.wal.segment_size);
     if let Some(before) = segment.before(segment.timeline, size) {
         let key = checked.layout.segment(before);
+        if what.repository.is_in_flight(&key) {
+            return Ok(None);
+        }
         let stored = what.repository.store().open(&key)?.map(Container::open);
         let is_warned = |c: &Container| c.is_undecoded() || c.is_opaque();
-        if what.repository.is_in_flight(&key)
-            || stored.is_some_and(|c| c.is_ok_and(|c| is_warned(&c)))
-        {
+        if stored.is_some_and(|c| c.is_ok_and(|c| is_warned(&c))) {
             return Ok(None);
         }
     }

@@ -52,18 +52,22 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Returns head and map of the root that this attempt writes.
+    /// Returns head and map of the root that this attempt writes: that of a full backup without a prior.
     pub fn head_and_map(
         &self,
         label: &str,
+        prior: Option<&BackupId>,
         (start_time, stop_time): (TimestampTz, TimestampTz),
         written: Written,
     ) -> (Head, Map) {
         let head = Head {
             id: self.id.clone(),
             nonce: event::nonce(self.host.random.as_ref()),
-            backup_kind: BackupKind::Full,
-            prior: None,
+            backup_kind: match prior {
+                Some(_) => BackupKind::Incremental,
+                None => BackupKind::Full,
+            },
+            prior: prior.cloned(),
             label: label.to_owned(),
             start_time,
             stop_time,

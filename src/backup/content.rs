@@ -12,8 +12,8 @@ use crate::repo::claim::Claim;
 use crate::repo::clock;
 use crate::repo::event::Writer;
 use crate::repo::repository::Repository;
-use crate::repo::root::Stored;
 use crate::repo::root::aux_root::{AuxContent, AuxOutline, AuxRoot, NODES};
+use crate::repo::root::{BackupKind, Stored};
 use crate::repo::scope::Scope;
 use crate::repo::source::{self, Registration};
 use crate::snapshot::filekey::Naming;
@@ -53,7 +53,7 @@ pub fn take(
     source::require(store, &scope, &registered, own.as_deref())?;
     let newest = newest_end(store, &scope)?;
     check_order(newest, host.now())?;
-    let id = reservation::reserve(store, &scope, own.as_deref(), host)?;
+    let id = reservation::reserve(store, &scope, BackupKind::Full, own.as_deref(), host)?;
     let mut claim = Claim::take((store, &scope), Writer::of(host), &id, "backup", None)?;
     let mut taking = Taking {
         store,
@@ -165,9 +165,10 @@ impl Taking<'_> {
     ) -> (AuxRoot, serde_json::Value) {
         let after = self.newest.map(|t| TimestampTz(t.0.saturating_add(1)));
         let stop_time = self.host.now().max(after.unwrap_or(start_time));
-        let (head, map) =
-            self.attempt
-                .head_and_map(&self.options.label, (start_time, stop_time), written);
+        let times = (start_time, stop_time);
+        let (head, map) = self
+            .attempt
+            .head_and_map(&self.options.label, None, times, written);
         let root = AuxRoot {
             head,
             map,

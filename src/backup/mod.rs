@@ -33,7 +33,7 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::cluster::{Method, Tablespace};
 use crate::repo::root::outline::Outline;
-use crate::repo::root::{BackupRoot, ClusterContent};
+use crate::repo::root::{BackupKind, BackupRoot, ClusterContent};
 use crate::snapshot::filekey::ClusterNaming;
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::writer::{self, SnapshotWriter, Written};
@@ -44,6 +44,7 @@ pub mod archiving;
 pub mod attempt;
 pub mod content;
 pub mod damage;
+pub mod incremental;
 pub mod live;
 pub mod local;
 pub mod producer;
@@ -58,6 +59,9 @@ pub mod wal;
 pub mod witness;
 
 use attempt::{Attempt, Commit};
+use incremental::Prior;
+use incremental::held::{self, Held};
+use incremental::prior::Server;
 use producer::{Produced, Producer, Watch, Work};
 use proof::{Landmarks, Prover};
 use source::{ServerFacts, Source, WalSource};
@@ -80,9 +84,11 @@ pub struct Options {
     pub wal_wait: Duration,
     /// Codec of frames.
     pub codec: FrameCodec,
+    /// Whether changed pages alone are wanted, where a backup is there to build on.
+    pub incremental: bool,
 }
 
-/// Takes a full backup of the server behind `source` into `repository`, as cluster `cluster`. `producer` reads its files.
+/// Takes a backup of the server behind `source` into `repository`, as cluster `cluster`. `producer` reads its files.
 ///
 /// On `Ok` the backup is committed; whether it is damaged stands in its root.
 ///
@@ -116,39 +122,130 @@ pub fn take(
         .hint("Nothing was stored. A registered system identifier keeps its major version and its segment size: after pg_resetwal --wal-segsize give the cluster a new name, \"pitr init --cluster NAME\"."));
     }
     archiving::check(source, &facts, host.progress.as_ref())?;
-    check_timeline(repository, &layout, source, &facts, host.progress.as_ref())?;
+    let history = check_timeline(repository, &layout, source, &facts, host.progress.as_ref())?;
     producer.prepare(source, &facts)?;
-
-    let store = repository.store();
-    let id = reservation::reserve(store, &layout, None, host)?;
-    let mut claim = Claim::take((store, &layout), Writer::of(host), &id, "backup", None)?;
-    let mut backup = Backup {
+    let prior = match options.incremental {
+        true => hold_prior((repository, &layout), source, producer, &history, host)?,
+        false => None,
+    };
+    let (prior, mut prior_claim) = prior.map(|p| (p.root, p.claim)).unzip();
+    let taken = Taking {
         repository,
         layout: &layout,
         facts: &facts,
         options,
         host,
-        attempt: Attempt::new((store, &layout), &id, host),
-    };
-    let result = backup.run(source, producer, &request, &mut claim);
-    if result.is_err() {
-        backup.attempt.discard();
+        history,
     }
-    claim.release(host.progress.as_ref());
+    .run(
+        (source, producer),
+        &request,
+        (prior.as_ref(), prior_claim.as_mut()),
+    );
+    if let Some(claim) = prior_claim {
+        claim.release(host.progress.as_ref());
+    }
+    taken
+}
+
+/// Finds and claims the backup on which an incremental builds; `None` where a full one has to be taken.
+fn hold_prior<'a>(
+    (repository, layout): (&'a Repository, &'a ClusterLayout),
+    source: &mut dyn Source,
+    producer: &dyn Producer,
+    history: &History,
+    host: &'a Host,
+) -> Result<Option<Held<'a>>> {
+    let shape = producer.shape().ok_or_else(|| {
+        err!(Usage, "incremental backups are not taken over the replication protocol yet").hint(
+            "Nothing was stored. On the database's host: pitr backup --incremental --method local\nOr take a full backup: pitr backup",
+        )
+    })?;
+    let (least_start, least_stop) = least_bounds(source)?;
+    let server = Server {
+        history: history.clone(),
+        least_start,
+        least_stop,
+        shape,
+    };
+    held::hold((repository, layout), &server, host)
+}
+
+/// Returns positions before which a backup that begins now neither starts nor stops. A standby starts at its last restartpoint, and stops at the end of
+/// what it must replay.
+fn least_bounds(source: &mut dyn Source) -> Result<(Lsn, Lsn)> {
+    let rows = source.query(
+        "select case when pg_is_in_recovery() then redo_lsn else pg_current_wal_insert_lsn() end, \
+         case when pg_is_in_recovery() then min_recovery_end_lsn else pg_current_wal_insert_lsn() end \
+         from pg_control_checkpoint(), pg_control_recovery()",
+    )?;
+    Ok((rows.value(0, 0)?, rows.value(0, 1)?))
+}
+
+/// A backup whose server, registration and prior are settled.
+struct Taking<'a> {
+    repository: &'a Repository,
+    layout: &'a ClusterLayout,
+    facts: &'a ServerFacts,
+    options: &'a Options,
+    host: &'a Host,
+    history: History,
+}
+
+impl Taking<'_> {
+    /// Reserves the id, takes the backup, and takes back what was stored when it fails.
+    fn run(
+        &self,
+        (source, producer): (&mut dyn Source, &mut dyn Producer),
+        request: &BaseBackupOptions,
+        (prior, prior_claim): (Option<&BackupRoot>, Option<&mut Claim<'_>>),
+    ) -> Result<BackupRoot> {
+        let (repository, layout, host) = (self.repository, self.layout, self.host);
+        let store = repository.store();
+        let prior = prior
+            .map(|root| Prior::open(repository, layout, root, self.history.clone()))
+            .transpose()?;
+        let kind = match prior {
+            Some(_) => BackupKind::Incremental,
+            None => BackupKind::Full,
+        };
+        let id = reservation::reserve(store, layout, kind, None, host)?;
+        let mut claim = Claim::take((store, layout), Writer::of(host), &id, "backup", None)?;
+        let mut backup = Backup {
+            repository,
+            layout,
+            facts: self.facts,
+            options: self.options,
+            host,
+            attempt: Attempt::new((store, layout), &id, host),
+            prior: prior.as_ref(),
+            prior_claim,
+        };
+        let result = backup.run(source, producer, request, &mut claim);
+        if result.is_err() {
+            backup.attempt.discard();
+        }
+        claim.release(host.progress.as_ref());
+        ended(result, &id)
+    }
+}
+
+/// Says of an interruption what it means for the backup.
+fn ended(result: Result<BackupRoot>, id: &BackupId) -> Result<BackupRoot> {
     match result {
-        Err(e) if e.code() == Code::Interrupted => Err(interrupted(&id)),
+        Err(e) if e.code() == Code::Interrupted => Err(interrupted(id)),
         other => other,
     }
 }
 
-/// Requires that the server's timeline is the cluster, or may be. A standby that has yet to follow its primary is only warned of.
+/// Requires that the server's timeline is the cluster, or may be, and returns its history. A standby that has yet to follow its primary is only warned of.
 fn check_timeline(
     repository: &Repository,
     layout: &ClusterLayout,
     source: &mut dyn Source,
     facts: &ServerFacts,
     progress: &dyn Progress,
-) -> Result<()> {
+) -> Result<History> {
     let history = match facts.timeline {
         TimelineId::FIRST => History::root(TimelineId::FIRST),
         timeline => History::parse(timeline, &source.history(timeline)?)?,
@@ -160,7 +257,7 @@ fn check_timeline(
         Err(e) if facts.in_recovery == Some(true) => progress.warn(&e.to_string()),
         Err(e) => return Err(e.with_code(Code::Refused)),
     }
-    Ok(())
+    Ok(history)
 }
 
 fn interrupted(id: &BackupId) -> Error {
@@ -200,15 +297,16 @@ fn request(options: &Options) -> Result<BaseBackupOptions> {
 }
 
 /// Keeps the claim, and has the first WAL listened to, while files are copied.
-struct Watcher<'w, 'c> {
+struct Watcher<'w, 'c, 'p> {
     claim: &'w mut Claim<'c>,
+    prior: Option<&'w mut Claim<'p>>,
     segment_size: SegmentSize,
     beside: Option<Box<dyn WalSource + Send>>,
     over: Arc<AtomicBool>,
     listener: Option<Listener>,
 }
 
-impl Watch for Watcher<'_, '_> {
+impl Watch for Watcher<'_, '_, '_> {
     fn began(&mut self, start: &BackupStart) -> Result<()> {
         let (timeline, lsn) = (start.timeline, start.start_lsn);
         self.claim.protect_from(timeline.get(), lsn)?;
@@ -221,21 +319,25 @@ impl Watch for Watcher<'_, '_> {
     }
 
     fn tick(&mut self) -> Result<()> {
-        self.claim.keep()
+        self.claim.keep()?;
+        self.prior.as_mut().map_or(Ok(()), |prior| prior.keep())
     }
 }
 
 /// One backup under way.
-struct Backup<'a> {
+struct Backup<'a, 'c> {
     repository: &'a Repository,
     layout: &'a ClusterLayout,
     facts: &'a ServerFacts,
     options: &'a Options,
     host: &'a Host,
     attempt: Attempt<'a>,
+    /// What an incremental builds on.
+    prior: Option<&'a Prior<'a>>,
+    prior_claim: Option<&'a mut Claim<'c>>,
 }
 
-impl Backup<'_> {
+impl Backup<'_, '_> {
     fn run(
         &mut self,
         source: &mut dyn Source,
@@ -287,6 +389,15 @@ impl Backup<'_> {
 
         let times = (start_time, stop_time);
         let mut root = self.root(producer.method(), &produced, written, times)?;
+        if let Some(prior) = self.prior {
+            incremental::check_bounds(&prior.root.content, &root.content)?;
+            (root.head, root.map) = incremental::complete(
+                (self.repository, self.layout),
+                &prior.root.map,
+                (root.head, root.map),
+                ClusterNaming::from(&root.content),
+            )?;
+        }
         let timeline = produced.end.timeline;
         if let Some(manifest) = produced.manifest {
             let hash = manifest.hash;
@@ -322,9 +433,11 @@ impl Backup<'_> {
             circumstances,
             prover,
         };
+        let prior_claim = &mut self.prior_claim;
         let mut tick = || {
             host.check_stop()?;
-            claim.keep()
+            claim.keep()?;
+            prior_claim.as_mut().map_or(Ok(()), |prior| prior.keep())
         };
         deletion::wait(
             (store, layout),
@@ -332,13 +445,16 @@ impl Backup<'_> {
             host.progress.as_ref(),
             &mut tick,
         )?;
-        waiter.wait(&needed, limit, claim)?;
+        waiter.wait(&needed, limit, &mut tick)?;
         root.content.wal_proof = Some(waiter.prover.finish(&landmarks)?);
         if timeline.get() > 1 {
             root.content.set_history(&self.history(source, timeline)?);
         }
         host.check_stop()?;
         claim.check()?;
+        if let Some(prior) = &self.prior_claim {
+            prior.check()?;
+        }
         let commit = RootOfCluster {
             store,
             layout,
@@ -352,7 +468,7 @@ impl Backup<'_> {
 
     /// Copies the files into packs and the map into layers.
     fn copy(
-        &self,
+        &mut self,
         source: &mut dyn Source,
         producer: &mut dyn Producer,
         request: &BaseBackupOptions,
@@ -368,9 +484,13 @@ impl Backup<'_> {
         let mut options =
             writer::Options::new(self.options.codec, self.options.jobs, host.scratch.clone());
         options.sinks = producer.sinks(self.options.jobs);
+        if let Some(prior) = self.prior {
+            options.prior.clone_from(&prior.root.map.shards);
+        }
         let over = Arc::new(AtomicBool::new(false));
         let mut watcher = Watcher {
             claim,
+            prior: self.prior_claim.as_deref_mut(),
             segment_size: self.facts.segment_size,
             beside: Some(source.beside(Arc::clone(&over))),
             over,
@@ -389,6 +509,7 @@ impl Backup<'_> {
                 store,
                 layout: self.layout,
                 id: &id,
+                prior: self.prior,
                 watch: &mut watcher,
             };
             let produced = producer.produce(source, work)?;
@@ -476,9 +597,10 @@ impl Backup<'_> {
             control,
             ..
         } = produced;
+        let prior = self.prior.map(|prior| &prior.root.head.id);
         let (head, map) = self
             .attempt
-            .head_and_map(&self.options.label, times, written);
+            .head_and_map(&self.options.label, prior, times, written);
         Ok(BackupRoot {
             head,
             map,
@@ -491,7 +613,10 @@ impl Backup<'_> {
                 catalog_version: control.catalog_version,
                 start_lsn: start.start_lsn,
                 stop_lsn: end.stop_lsn,
-                consistent_lsn: consistent_lsn(produced),
+                consistent_lsn: self
+                    .prior
+                    .map_or(Lsn::INVALID, |p| p.root.content.consistent_lsn)
+                    .max(consistent_lsn(produced)),
                 checkpoint_lsn: label.checkpoint,
                 start_timeline: start.timeline.get(),
                 timeline: end.timeline.get(),

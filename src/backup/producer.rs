@@ -4,6 +4,8 @@
 use std::thread::Scope;
 
 use super::Options;
+use super::incremental::Prior;
+use super::incremental::prior::Shape;
 use super::source::{ServerFacts, Source};
 use super::stream::ReceivedManifest;
 use crate::error::Result;
@@ -39,6 +41,12 @@ pub trait Producer {
         Ok(())
     }
 
+    /// Returns what the pages of the server's files depend on; `None` where this way reads no incremental backups. [`Producer::prepare`] comes
+    /// before.
+    fn shape(&self) -> Option<Shape> {
+        None
+    }
+
     /// Starts the backup on the server, copies its files into the snapshot, and stops it.
     ///
     /// # Errors
@@ -68,6 +76,8 @@ pub struct Work<'w, 'scope, 'env> {
     pub layout: &'w ClusterLayout,
     /// The backup.
     pub id: &'w BackupId,
+    /// The backup on whose map an incremental builds.
+    pub prior: Option<&'w Prior<'w>>,
     /// Hears how it goes.
     pub watch: &'w mut dyn Watch,
 }

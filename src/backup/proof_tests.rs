@@ -378,7 +378,9 @@ impl Bench {
             },
             prover,
         };
-        waiter.wait(&needed(), Duration::from_secs(seconds), &mut claim)
+        waiter.wait(&needed(), Duration::from_secs(seconds), &mut || {
+            claim.keep()
+        })
     }
 }
 

@@ -7,19 +7,21 @@ use crate::repo::clock;
 use crate::repo::event::Writer;
 use crate::repo::event::{self, Event};
 use crate::repo::id::BackupId;
+use crate::repo::root::BackupKind;
 use crate::repo::scope::Scope;
 use crate::store::{Published, Store};
 
 /// Ids that are tried: of a million in each second, so many in a row are never taken.
 const MOST_ATTEMPTS: u64 = 100;
 
-/// Reserves an id for a full backup that begins now; `source` is what an aux scope backs up.
+/// Reserves an id for a backup that begins now; `source` is what an aux scope backs up.
 ///
 /// # Errors
 /// `Refused` when the clocks of host and store differ; what the store says.
 pub fn reserve(
     store: &dyn Store,
     scope: &Scope,
+    kind: BackupKind,
     source: Option<&str>,
     host: &Host,
 ) -> Result<BackupId> {
@@ -31,11 +33,15 @@ pub fn reserve(
     let stamp = event::compact(now);
     let stamp = format!("{}Z", stamp.get(..15).unwrap_or_default());
     let random = host.random();
+    let (suffix, kind) = match kind {
+        BackupKind::Full => ("full", "full"),
+        BackupKind::Incremental => ("incr", "incremental"),
+    };
     for attempt in 0..MOST_ATTEMPTS {
-        let id = BackupId::compose(&stamp, random.wrapping_add(attempt), "full")?;
+        let id = BackupId::compose(&stamp, random.wrapping_add(attempt), suffix)?;
         let begin = Event {
             time: now,
-            backup_kind: Some("full".into()),
+            backup_kind: Some(kind.into()),
             pid: Some(std::process::id()),
             source: source.map(str::to_owned),
             ..Writer::of(host).event("begin", &id.to_string())

@@ -15,7 +15,6 @@ use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::TimelineId;
-use crate::repo::claim::Claim;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::store::Store;
@@ -97,11 +96,16 @@ pub struct Waiter<'a, 'b> {
 }
 
 impl Waiter<'_, '_> {
-    /// Waits until every needed segment is in the repository, opens, and is the server's own, at most for `limit`.
+    /// Waits until every needed segment is in the repository, opens, and is the server's own, at most for `limit`. `keep` keeps the claims.
     ///
     /// # Errors
     /// `Conflict` when one is another server's; `Deadline`, naming the first missing segment and what to do about it; `Interrupted`; what the store says.
-    pub fn wait(&mut self, needed: &Needed, limit: Duration, claim: &mut Claim<'_>) -> Result<()> {
+    pub fn wait(
+        &mut self,
+        needed: &Needed,
+        limit: Duration,
+        keep: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
         let (mut next, last) = needed.bounds();
         let started = Instant::now();
         let mut note_at = FIRST_NOTE;
@@ -152,7 +156,7 @@ impl Waiter<'_, '_> {
                 let note = format!("waiting for segment \"{name}\", which {problem}. {advice}");
                 self.host.progress.note(&note);
             }
-            claim.keep()?;
+            keep()?;
             std::thread::sleep(POLL.min(limit.saturating_sub(waited)));
         }
     }

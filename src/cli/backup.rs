@@ -13,8 +13,8 @@ use crate::operate::backup::{self, Taken};
 use crate::operate::human;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
-use crate::repo::root::BackupRoot;
 use crate::repo::root::cluster::{DamagedPage, Method as RootMethod};
+use crate::repo::root::{BackupKind, BackupRoot};
 use crate::snapshot::frame::FrameCodec;
 use crate::wire::basebackup::StartCheckpoint;
 
@@ -28,6 +28,10 @@ use crate::wire::basebackup::StartCheckpoint;
 /// --method local reads the data directory with several readers, on the database's own host, as a user who may read it. It starts and stops the backup by SQL
 /// (pg_backup_start, pg_backup_stop), and refuses files that are not the connected server's own: exit status 8.
 ///
+/// --incremental stores only pages that changed since the newest good backup of the server's history, by the archived WAL, and by that in pg_wal. Where WAL does not
+/// tell, every page is read and compared. The result is restored like a full backup, and outlives the backup that it builds on. Where there is nothing
+/// to build on, a full backup is taken, and the reason is printed.
+///
 /// Example: pitr backup --label "before the upgrade" --checkpoint fast
 #[derive(clap::Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -39,6 +43,10 @@ pub struct Args {
     /// How the files are read
     #[arg(long, value_enum, default_value_t = Method::Stream)]
     pub method: Method,
+
+    /// Store only what changed since the last backup; so far with --method local
+    #[arg(long)]
+    pub incremental: bool,
 
     /// A text to recognise the backup by
     #[arg(long, value_name = "TEXT")]
@@ -102,7 +110,8 @@ pub enum Compression {
 #[derive(Serialize)]
 struct Shown<'a> {
     id: String,
-    kind: &'static str,
+    kind: BackupKind,
+    prior: Option<String>,
     cluster: &'a str,
     system_identifier: String,
     label: &'a str,
@@ -167,13 +176,15 @@ fn options(args: &Args) -> Options {
             None | Some(Compression::Lz4) => FrameCodec::Lz4,
             Some(Compression::Zstd) => FrameCodec::Zstd(1),
         },
+        incremental: args.incremental,
     }
 }
 
 fn shown<'a>(root: &'a BackupRoot, repository: &'a str, took: Duration) -> Shown<'a> {
     Shown {
         id: root.head.id.to_string(),
-        kind: "full",
+        kind: root.head.backup_kind,
+        prior: root.head.prior.as_ref().map(ToString::to_string),
         cluster: &root.content.cluster,
         system_identifier: root.content.system_identifier.to_string(),
         label: &root.head.label,
@@ -196,14 +207,17 @@ fn shown<'a>(root: &'a BackupRoot, repository: &'a str, took: Duration) -> Shown
 
 fn print(cx: &Context, root: &BackupRoot, took: Duration) -> Result<()> {
     let tenths = u128::from(root.head.size_bytes) * 10 / u128::from(root.head.stored_bytes.max(1));
+    // What it shares with its prior is no compression.
+    let how = match &root.head.prior {
+        Some(prior) => format!("changed since {prior}"),
+        None => format!("{}.{}:1", tenths / 10, tenths % 10),
+    };
     let line = format!(
-        "backup {}: {} in {} stored as {} ({}.{}:1) in {}, WAL {} to {} on timeline {}",
+        "backup {}: {} in {} stored as {} ({how}) in {}, WAL {} to {} on timeline {}",
         root.head.id,
         human::size(root.head.size_bytes),
         human::count(root.head.file_count, "file"),
         human::size(root.head.stored_bytes),
-        tenths / 10,
-        tenths % 10,
         human::duration(took),
         root.content.start_lsn,
         root.content.stop_lsn,

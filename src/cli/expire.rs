@@ -1,24 +1,28 @@
 //! `pitr expire`.
 
+use std::str::FromStr;
+
 use serde::Serialize;
 use serde_json::json;
 
-use super::Context;
 use super::output::{Align, Table};
+use super::{Context, expire_explain};
 use crate::config::Period;
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
-use crate::operate::expire::{self, Done};
+use crate::operate::expire::{self, Asked, Done};
 use crate::operate::human;
 use crate::operate::of;
-use crate::pg::segment::SegmentSize;
+use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::plan::retention::{Deletion, Fate, Judged, Policy};
 use crate::repo::id::BackupId;
 
 /// Delete what is no longer to be kept
 ///
-/// Keeps the newest N undamaged backups, and every moment from the oldest kept backup's end on. --dry-run shows what
+/// Keeps the backups that the rules of the configuration ask for ([clusters.NAME.retention]: keep_last, keep_daily, keep_weekly, keep_monthly,
+/// keep_yearly, keep_within), or the newest N undamaged ones, and every moment from the oldest kept backup's end on; with wal_window, every
+/// moment of that window, and older kept backups to their own ends. --dry-run shows what
 /// would go; --confirm marks backups, and a run after the grace period deletes them. WAL that no backup can use goes at once.
 ///
 /// Without either the plan is shown, and refused with exit status 8 if there is anything to do. Exit status 8 also when the clocks of
@@ -28,7 +32,7 @@ use crate::repo::id::BackupId;
 /// Example: pitr expire --keep 7 --dry-run
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Keep this many complete, undamaged backups, at least 1
+    /// Keep this many complete, undamaged backups, at least 1, in the place of keep_last; other rules of the configuration hold, too
     #[arg(long, value_name = "N")]
     pub keep: Option<u32>,
 
@@ -52,37 +56,75 @@ pub struct Args {
     #[arg(long, conflicts_with = "confirm")]
     pub dry_run: bool,
 
+    /// Change nothing, and say of one backup which rule keeps it and until when, or of one segment which backups need it
+    #[arg(long, value_name = "ID|SEGMENT", conflicts_with_all = ["confirm", "dry_run"])]
+    pub explain: Option<Explained>,
+
     /// Mark what is not kept, and delete what was marked before the grace period
     #[arg(long)]
     pub confirm: bool,
 }
 
+/// A backup or a segment of which an explanation is wanted.
+#[derive(Debug, Clone)]
+pub enum Explained {
+    /// A backup.
+    Backup(BackupId),
+    /// A segment.
+    Segment(SegmentName),
+}
+
+impl FromStr for Explained {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Explained> {
+        match (text.parse(), text.parse()) {
+            (Ok(id), _) => Ok(Explained::Backup(id)),
+            (_, Ok(WalFileName::Segment(name))) => Ok(Explained::Segment(name)),
+            _ => Err(err!(
+                Usage,
+                "\"{}\" is neither the id of a backup nor the name of a segment",
+                text.escape_debug()
+            )),
+        }
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let policy = Policy {
-        keep: keep(args)?,
         grace: args.grace.duration(),
         given_up: args.give_up.iter().cloned().collect(),
         min_age: args.min_age.duration(),
         confirm_burst: args.confirm_burst,
         ..Policy::default()
     };
+    let asked = Asked {
+        keep: keep(args)?,
+        policy,
+        is_confirmed: args.confirm,
+    };
     cx.stop_in_order()?;
-    let (done, mut failures) = expire::run(&cx.session, &policy, args.confirm)?;
+    let (done, mut failures) = expire::run(&cx.session, &asked)?;
+    if let Some(explained) = &args.explain {
+        expire_explain::report(cx, explained, &done)?;
+        cx.told(failures)?;
+        return Ok(exit::SUCCESS);
+    }
     report(cx, args, &done)?;
     failures.first_if(&cx.session, done.iter().all(|d| d.is_cut_short))?;
     let is_whole = cx.told(failures)?;
     status(args, &done, is_whole)
 }
 
-/// How many backups are kept; there is no default, and never none.
-fn keep(args: &Args) -> Result<u32> {
-    let error = match args.keep {
-        Some(0) => err!(Config, "at least 1 backup has to be kept"),
-        Some(keep) => return Ok(keep),
-        None => err!(Config, "it is not said how many backups to keep"),
-    };
-    Err(error.hint("Nothing was deleted. Say how many with --keep N, at least 1: pitr expire --keep 7 --dry-run"))
+/// How many backups the command line asks for; never none.
+fn keep(args: &Args) -> Result<Option<u32>> {
+    match args.keep {
+        Some(0) => Err(err!(Config, "at least 1 backup has to be kept").hint(
+            "Nothing was deleted. Say how many with --keep N, at least 1: pitr expire --keep 7 --dry-run",
+        )),
+        keep => Ok(keep),
+    }
 }
 
 fn status(args: &Args, done: &[Done], is_whole: bool) -> Result<u8> {
@@ -130,7 +172,7 @@ struct ShownPlace {
 }
 
 #[derive(Serialize)]
-struct ShownBackup<'a> {
+pub(super) struct ShownBackup<'a> {
     id: String,
     #[serde(flatten)]
     place: Option<ShownPlace>,
@@ -141,6 +183,9 @@ struct ShownBackup<'a> {
     fate: &'static str,
     not_before: Option<String>,
     reason: &'a str,
+    rules: &'a [&'static str],
+    kept_until: Option<String>,
+    to_its_end_only: bool,
 }
 
 fn report(cx: &Context, args: &Args, done: &[Done]) -> Result<()> {
@@ -180,6 +225,8 @@ fn shown(done: &Done) -> serde_json::Value {
         "refusal": plan.refusal,
         "burst": plan.burst,
         "waiting": plan.waiting,
+        "window_begin": plan.window_begin.map(|begin| begin.to_string()),
+        "trimmed": ids(&plan.trimmed),
         "outcome": done.outcome.as_ref().map(|o| json!({
             "marked": ids(&o.marked),
             "deleted_backups": ids(&o.deleted_backups),
@@ -193,7 +240,7 @@ fn shown(done: &Done) -> serde_json::Value {
     }))
 }
 
-fn shown_backup(backup: &Judged) -> ShownBackup<'_> {
+pub(super) fn shown_backup(backup: &Judged) -> ShownBackup<'_> {
     ShownBackup {
         id: backup.id.to_string(),
         place: backup.place.map(|place| ShownPlace {
@@ -211,6 +258,9 @@ fn shown_backup(backup: &Judged) -> ShownBackup<'_> {
             _ => None,
         },
         reason: &backup.reason,
+        rules: &backup.rules,
+        kept_until: backup.kept_until.map(|until| until.to_string()),
+        to_its_end_only: backup.is_bounded,
     }
 }
 
@@ -328,7 +378,12 @@ fn lines(done: &Done) -> Vec<String> {
         let count = human::count(leftovers as u64, "file");
         lines.push(format!("left by unfinished writes: {count}"));
     }
-    if let Some((oldest, place)) = plan.oldest_kept().and_then(|o| Some((o, o.place?))) {
+    if let (Some(begin), Some(_)) = (plan.window_begin, plan.oldest_kept()) {
+        lines.push(format!(
+            "every moment from {} on (wal_window) stays reachable, as far as its WAL is there; backups before it are restorable to their own ends",
+            human::time(begin)
+        ));
+    } else if let Some((oldest, place)) = plan.oldest_kept().and_then(|o| Some((o, o.place?))) {
         lines.push(format!(
             "every point from {} on ({}) stays reachable, as far as its WAL is there",
             place.stop_lsn,

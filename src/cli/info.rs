@@ -1,15 +1,17 @@
 //! `pitr info`.
 
-use super::Context;
 use super::output::{Align, Table};
+use super::{Context, info_forecast};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::finding::Level;
 use crate::operate::human::{self, SizeUnit};
 use crate::operate::info::{self, BackupInfo, ClusterInfo};
+use crate::operate::read_back;
 use crate::operate::scopes::ScopeInfo;
 use crate::pg::timeline::TimelineId;
 use crate::plan::window::Window;
+use crate::repo::portion::Share;
 
 /// Show what can be recovered, to when
 ///
@@ -67,6 +69,9 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
             (None, _) => "recovery: nothing can be recovered".to_owned(),
         },
     })?;
+    if shown.read_back != Share::default() {
+        cx.out.line(&read_back::line(&shown.read_back))?;
+    }
     if let Some(receiver) = &shown.receiver {
         cx.out.line(&receiver.line())?;
     }
@@ -96,7 +101,8 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
             ("to", Align::Left),
             ("up to LSN", Align::Left),
         ]);
-        for w in &shown.recovery_windows {
+        let is_open = |w: &&Window| !w.ends_alone(&shown.inventory);
+        for w in shown.recovery_windows.iter().filter(is_open) {
             table.row([
                 w.timeline.decimal().to_string(),
                 human::time(w.from),
@@ -105,6 +111,21 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
             ]);
         }
         cx.out.table(&table)?;
+    }
+    let alone = shown.recovery_windows.iter();
+    let alone = alone.filter(|w| w.ends_alone(&shown.inventory));
+    let alone = alone.map(|w| w.backups.len() as u64).sum();
+    if alone > 0 {
+        let count = human::count(alone, "older backup");
+        cx.out.line(&format!(
+            "besides: {count}, restorable with the WAL to its own end: pitr restore --target-immediate --backup ID"
+        ))?;
+    }
+    if let Some(forecast) = &shown.retention {
+        cx.out.line("")?;
+        let now = cx.session.host.now();
+        let drawn = info_forecast::lines(forecast, &shown.recovery_windows, now);
+        drawn.iter().try_for_each(|line| cx.out.line(line))?;
     }
     if !shown.others.is_empty() {
         cx.out.line("")?;

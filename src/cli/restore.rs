@@ -27,7 +27,7 @@ use crate::restore::target_dir::{Mapping, PlacedTablespace};
 /// Example: pitr restore --to /var/lib/postgresql/17/restored --target-time "2026-11-20 06:40:49+01"
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The directory to restore into: empty, or not there yet
+    /// The directory to restore into: empty, or not there yet; with --delta a data directory of the cluster
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
 
@@ -42,9 +42,14 @@ pub struct Args {
     #[arg(long, value_name = "OLD=NEW", value_parser = mapping())]
     pub tablespace_mapping: Vec<Mapping>,
 
-    /// Put tablespaces without a mapping where the backup says, which are shown and refused else; with --adopt, do so beside a running server
+    /// Put tablespaces without a mapping where the backup says, which are shown and refused else; with --delta, overwrite the data directory; with --adopt, do so beside a running server
     #[arg(long)]
     pub confirm: bool,
+
+    /// Take a stopped data directory of the cluster back in place: what differs is written, what the backup does not have is removed, all of
+    /// its WAL too; with --confirm
+    #[arg(long)]
+    pub delta: bool,
 
     /// Extract on this many cores, 1 to 256; all of them without it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -103,6 +108,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         target: args.target.parse()?,
         action: args.target_action.into(),
         mappings: args.tablespace_mapping.clone(),
+        delta: args.delta,
         adopt: args.adopt,
         is_confirmed: args.confirm,
         dry_run: args.dry_run,
@@ -131,6 +137,15 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if args.dry_run {
         show_tablespaces(args, cx, job)?;
         return Ok(exit::SUCCESS);
+    }
+    if prepared.is_in_place() && !args.confirm {
+        if cx.out.is_json() {
+            cx.out.json(&shown)?;
+        }
+        return Err(super::unconfirmed(&format!(
+            "\"{}\" would be taken back to the target: what differs is overwritten, and what the backup does not have is removed, its WAL too.",
+            job.request.to
+        )));
     }
     cx.stop_in_order()?;
     let restored = prepared.run(&cx.session, args.jobs)?;

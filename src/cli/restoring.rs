@@ -29,6 +29,10 @@ pub struct ShownReport<'a> {
     pub size_bytes: u64,
     /// Bytes that this run wrote.
     pub written_bytes: u64,
+    /// Bytes that were there already.
+    pub kept_bytes: u64,
+    /// Files and links of a data directory restored in place that the backup does not have.
+    pub removed_file_count: u64,
     /// Files compared with the server's own manifest.
     pub compared_file_count: Option<u64>,
     /// Settings that run code.
@@ -63,6 +67,8 @@ impl<'a> ShownReport<'a> {
             file_count: report.files,
             size_bytes: report.raw_bytes,
             written_bytes: report.copied.written_bytes,
+            kept_bytes: report.copied.kept_bytes,
+            removed_file_count: report.removed_files,
             compared_file_count: report.compared_files,
             code_settings: &start.code_settings,
             includes_not_read: &start.includes_not_read,
@@ -98,6 +104,19 @@ pub fn print_report(cx: &Context, job: &Job, restored: &Restored) -> Result<()> 
         human::size(report.raw_bytes),
         human::duration(restored.took)
     ))?;
+    if report.copied.kept_bytes > 0 {
+        let removed = match report.removed_files {
+            0 => String::new(),
+            n => format!(
+                "; {} that the backup does not have removed",
+                human::count(n, "file")
+            ),
+        };
+        out.line(&format!(
+            "  {} were there already{removed}",
+            human::size(report.copied.kept_bytes)
+        ))?;
+    }
     for tablespace in &job.tablespaces {
         out.line(&format!(
             "  tablespace {} is in {}",

@@ -3,17 +3,24 @@
 use serde_json::json;
 
 use super::Context;
+use crate::config::{Period, Size};
 use crate::operate::human;
 use crate::operate::of::{self, Of};
+use crate::operate::read_back;
 
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::verify::{self, Done};
+use crate::repo::id::BackupId;
+use crate::text::hex;
+use crate::verify::depth::{Budget, Depth};
 
 /// Read everything back and check it
 ///
 /// Names every damaged object and every gap, and which targets they cost. Damaged backups are recorded, so that plans
-/// avoid them. Exit status 4 when there is damage or a gap, 10 when something could not be checked: a repository that cannot be opened,
+/// avoid them. The repository remembers what was read back when: --since last goes on there, and pitr info shows it.
+///
+/// --fast reads no content: it finds what is missing, has another length, or does not belong together. Exit status 4 when there is damage or a gap, 10 when something could not be checked: a repository that cannot be opened,
 /// or an object that a newer version wrote.
 ///
 /// Example: pitr verify --backup 20261120T064049Z-full
@@ -22,13 +29,57 @@ pub struct Args {
     /// Check only this backup and the WAL it needs
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
+
+    /// Print the SHA-256 of every file of the backup, as sha256sum does (with --json one object a line); nothing else is checked or recorded
+    #[arg(long, requires = "backup", conflicts_with_all = ["fast", "since"])]
+    pub sha256sums: bool,
+
+    /// Read what leads to the content, and not the content
+    #[arg(long, conflicts_with = "since")]
+    pub fast: bool,
+
+    /// Of the content, read first what never was read back, then what was longest ago
+    #[arg(long, value_name = "last", conflicts_with = "backup")]
+    pub since: Option<Since>,
+
+    /// With --since: read no more than this much of the content
+    #[arg(long, value_name = "SIZE", requires = "since")]
+    pub max_bytes: Option<Size>,
+
+    /// With --since: begin to read no more of the content after this time
+    #[arg(long = "for", value_name = "DURATION", requires = "since")]
+    pub time: Option<Period>,
+}
+
+/// Since when what was read counts.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// The last time that each part was read back
+    Last,
+}
+
+impl Args {
+    fn depth(&self) -> Depth {
+        match self.since {
+            Some(Since::Last) => Depth::Oldest(Budget {
+                max_bytes: self.max_bytes.map(|size| size.0),
+                time: self.time.map(|time| time.duration()),
+            }),
+            None if self.fast => Depth::Fast,
+            None => Depth::Everything,
+        }
+    }
 }
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
-    let backup = args.backup.as_deref().map(str::parse).transpose()?;
-    let (done, failures) = verify::run(&cx.session, backup.as_ref())?;
+    let backup: Option<BackupId> = args.backup.as_deref().map(str::parse).transpose()?;
+    if let (true, Some(id)) = (args.sha256sums, &backup) {
+        verify::sums(&cx.session, id, &mut |path, sum| print_sum(cx, path, sum))?;
+        return Ok(exit::SUCCESS);
+    }
+    let (done, failures) = verify::run(&cx.session, backup.as_ref(), &args.depth())?;
     report(cx, &done)?;
     let is_whole = cx.told(failures)?;
     let has_findings = done.iter().any(|d| d.report.finding_count > 0);
@@ -38,6 +89,21 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         (false, false) => exit::status(Program::Pitr, Code::Partial),
         (false, true) => exit::SUCCESS,
     })
+}
+
+/// One line of `sha256sum`: a name with a backslash or a line break is escaped, and the line begins with a backslash.
+fn print_sum(cx: &Context, path: &[u8], sum: [u8; 32]) -> Result<()> {
+    let (path, sum) = (String::from_utf8_lossy(path), hex(&sum));
+    if cx.out.is_json() {
+        let line = json!({ "path": path, "sha256": sum });
+        return cx.out.raw(&format!("{line}\n"));
+    }
+    let escaped = path
+        .replace('\\', "\\\\")
+        .replace('\n', "\\n")
+        .replace('\r', "\\r");
+    let mark = if escaped == path { "" } else { "\\" };
+    cx.out.raw(&format!("{mark}{sum}  {escaped}\n"))
 }
 
 fn report(cx: &Context, done: &[Done]) -> Result<()> {
@@ -77,6 +143,7 @@ fn shown(done: &Done) -> serde_json::Value {
         "unlinked_segments": report.unlinked_count,
         "objects": report.object_count,
         "read_bytes": report.read_bytes,
+        "read_back": report.read_back,
     }))
 }
 
@@ -157,6 +224,9 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
     match (report.finding_count, report.unsupported_count) {
         (0, 0) => cx.out.report(&summary)?,
         _ => cx.out.line(&summary)?,
+    }
+    if !report.read_back.is_complete() {
+        cx.out.report(&read_back::line(&report.read_back))?;
     }
     if let Some(next) = next(cx, done) {
         cx.out.line(&format!("next: {next}"))?;

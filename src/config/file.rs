@@ -22,21 +22,24 @@ use crate::error::{Error, Result};
 /// No configuration is larger; a larger file is something else.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Which of the two tables of the file.
+/// Which of the tables of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Clusters,
     Repositories,
+    /// One section, which has no name.
+    Retention,
 }
 
-/// Both, as the environment is read.
-const KINDS: [Kind; 2] = [Kind::Clusters, Kind::Repositories];
+/// All, as the environment is read.
+const KINDS: [Kind; 3] = [Kind::Clusters, Kind::Repositories, Kind::Retention];
 
 impl Kind {
     fn table(self) -> &'static str {
         match self {
             Kind::Clusters => "clusters",
             Kind::Repositories => "repositories",
+            Kind::Retention => "retention",
         }
     }
 
@@ -45,6 +48,7 @@ impl Kind {
         match self {
             Kind::Clusters => "cluster",
             Kind::Repositories => "repository",
+            Kind::Retention => "retention",
         }
     }
 }
@@ -105,7 +109,7 @@ pub(super) struct Entry {
     pub(super) origin: Origin,
 }
 
-/// One `[clusters.NAME]` or `[repositories.NAME]`.
+/// One `[clusters.NAME]` or `[repositories.NAME]`, or `[retention]`, whose name is empty.
 #[derive(Debug, Clone)]
 pub(super) struct Section {
     pub(super) kind: Kind,
@@ -194,6 +198,11 @@ impl Document {
                 return Err(no_such_key(&at, name, "the file", &KINDS.map(Kind::table)));
             };
             let table = source.table(kind.table(), value)?;
+            if kind == Kind::Retention {
+                let origin = source.origin(&key.span());
+                document.sections.push(source.unnamed(kind, origin, table)?);
+                continue;
+            }
             for (name, section) in in_order(table) {
                 document.sections.push(source.section(kind, name, section)?);
             }
@@ -201,7 +210,7 @@ impl Document {
         Ok(document)
     }
 
-    /// Lets the environment's `PITR_CLUSTERS_…` and `PITR_REPOSITORIES_…` replace and add values.
+    /// Lets the environment's `PITR_CLUSTERS_…`, `PITR_REPOSITORIES_…` and `PITR_RETENTION_…` replace and add values.
     ///
     /// A variable is named for its key: upper case, `.` and `-` written as `_`. One that names no section of the file makes one,
     /// named in lower case.
@@ -213,6 +222,9 @@ impl Document {
                 let rest = variable.strip_prefix(&prefix).unwrap_or(variable);
                 let keys = keys::names(kind);
                 let found = keys.iter().find_map(|key| {
+                    if kind == Kind::Retention {
+                        return (rest == variable_form(key)).then_some((*key, ""));
+                    }
                     let name = rest.strip_suffix(&format!("_{}", variable_form(key)))?;
                     (!name.is_empty()).then_some((*key, name))
                 });
@@ -312,6 +324,17 @@ impl Source<'_> {
         Ok(Section {
             kind,
             name: name.to_owned(),
+            origin,
+            entries,
+        })
+    }
+
+    fn unnamed(&self, kind: Kind, origin: Origin, table: &DeTable<'_>) -> Result<Section> {
+        let mut entries = Vec::new();
+        self.entries(kind, "", table, kind.table(), &mut entries)?;
+        Ok(Section {
+            kind,
+            name: String::new(),
             origin,
             entries,
         })
@@ -462,13 +485,14 @@ mod tests {
                     ("PITR_CLUSTERS_MY_DB_PGDATA", "/b"),
                     ("PITR_CLUSTERS_MY_DB_RECEIVE_JOURNAL_LIMIT_BYTES", "7"),
                     ("PITR_REPOSITORIES_OTHER_URL", "file:///o"),
+                    ("PITR_RETENTION_KEEP_LAST", "3"),
                     ("PITR_SOMETHING", "x"),
                 ],
                 None,
             ))
             .unwrap();
-        let [db, r, other] = document.sections.as_slice() else {
-            panic!("three sections")
+        let [db, r, other, rules] = document.sections.as_slice() else {
+            panic!("four sections")
         };
         assert_eq!(db.get("pgdata").unwrap().raw, Raw::Variable("/b".into()));
         assert_eq!(
@@ -480,6 +504,9 @@ mod tests {
             (other.name.as_str(), other.kind),
             ("other", Kind::Repositories)
         );
+        let last = rules.get("keep_last").unwrap();
+        assert_eq!(last.raw, Raw::Variable("3".into()));
+        assert_eq!((rules.name.as_str(), rules.kind), ("", Kind::Retention));
     }
 
     proptest! {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::file::{Entry, Kind, Raw, Section};
 use super::{
     Acknowledge, Cluster, Encryption, Location, LockMode, ObjectLock, PREFETCH_SEGMENTS_MAX,
-    Period, PromoteUnreachable, Repository, S3Settings, Secret, Size, Sse, StandbyOutage,
-    holds_password, location, s3,
+    Period, PromoteUnreachable, Repository, Retention, S3Settings, Secret, Size, Sse,
+    StandbyOutage, holds_password, location, retention::KEEP_MAX, s3,
 };
 use crate::err;
 use crate::error::{Error, Result};
@@ -42,6 +42,26 @@ keys! { CLUSTER: |e, cluster: Cluster|
     "receive.journal": receive.journal = e.path();
     "receive.journal_limit_bytes": receive.journal_limit_bytes = e.bytes();
     "receive.acknowledge": receive.acknowledge = e.choice(&[("journal", Acknowledge::Journal), ("repository", Acknowledge::Repository)]);
+    "retention.keep_last": retention.last = e.count(KEEP_MAX);
+    "retention.keep_daily": retention.daily = e.count(KEEP_MAX);
+    "retention.keep_weekly": retention.weekly = e.count(KEEP_MAX);
+    "retention.keep_monthly": retention.monthly = e.count(KEEP_MAX);
+    "retention.keep_yearly": retention.yearly = e.count(KEEP_MAX);
+    "retention.keep_within": retention.within = e.period();
+    "retention.wal_window": retention.wal_window = e.period();
+    "retention.min_copies": retention.min_copies = e.of_repository();
+}
+
+// Those of `[retention]`.
+keys! { RETENTION: |e, rules: Retention|
+    "keep_last": last = e.count(KEEP_MAX);
+    "keep_daily": daily = e.count(KEEP_MAX);
+    "keep_weekly": weekly = e.count(KEEP_MAX);
+    "keep_monthly": monthly = e.count(KEEP_MAX);
+    "keep_yearly": yearly = e.count(KEEP_MAX);
+    "keep_within": within = e.period();
+    "wal_window": wal_window = e.period();
+    "min_copies": min_copies = e.of_repository();
 }
 
 // Those of `[repositories.NAME]`.
@@ -72,7 +92,18 @@ keys! { REPOSITORY: |e, draft: Draft|
     "stall_timeout": s3.stall_timeout = e.period();
     "retry_budget": s3.retry_budget = e.period();
     "unsafe_overwrite": s3.unsafe_overwrite = e.boolean();
+    "retention.keep_last": retention.last = e.count(KEEP_MAX);
+    "retention.keep_daily": retention.daily = e.count(KEEP_MAX);
+    "retention.keep_weekly": retention.weekly = e.count(KEEP_MAX);
+    "retention.keep_monthly": retention.monthly = e.count(KEEP_MAX);
+    "retention.keep_yearly": retention.yearly = e.count(KEEP_MAX);
+    "retention.keep_within": retention.within = e.period();
+    "retention.wal_window": retention.wal_window = e.period();
+    "retention.min_copies": retention.min_copies = e.count(COPIES_MAX);
 }
+
+/// More repositories nobody configures.
+const COPIES_MAX: u32 = 100;
 
 /// A repository of which not everything is read yet.
 #[derive(Default)]
@@ -83,6 +114,7 @@ struct Draft {
     s3: S3Settings,
     lock_mode: Option<LockMode>,
     lock_period: Option<Duration>,
+    retention: Retention,
 }
 
 /// The keys of one kind of section, in the order of the documentation.
@@ -90,6 +122,7 @@ pub(super) fn names(kind: Kind) -> Vec<&'static str> {
     match kind {
         Kind::Clusters => CLUSTER.iter().map(|(key, _)| *key).collect(),
         Kind::Repositories => REPOSITORY.iter().map(|(key, _)| *key).collect(),
+        Kind::Retention => RETENTION.iter().map(|(key, _)| *key).collect(),
     }
 }
 
@@ -138,8 +171,11 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
     };
     // First, for it decides what else has a meaning.
     let location = url.checked(Location::from_url)?;
-    let foreign =
-        |e: &&Entry| !matches!(e.key, "url" | "required") && !e.key.starts_with("encryption.");
+    let foreign = |e: &&Entry| {
+        let anywhere = ["encryption.", "retention."];
+        let is_anywhere = anywhere.iter().any(|table| e.key.starts_with(table));
+        !matches!(e.key, "url" | "required") && !is_anywhere
+    };
     if !location.is_remote()
         && let Some(entry) = section.entries.iter().find(foreign)
     {
@@ -177,7 +213,13 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
         required: draft.required.unwrap_or(true),
         s3,
         encryption: (encryption != Encryption::default()).then_some(encryption),
+        retention: draft.retention,
     })
+}
+
+/// Reads the rules of retention that hold for everything.
+pub(super) fn retention(section: &Section) -> Result<Retention> {
+    fill(Retention::default(), section, RETENTION)
 }
 
 /// What a value may be.
@@ -269,6 +311,14 @@ impl Entry {
     fn count(&self, most: u32) -> Result<u32> {
         let count = self.number("a number")?.filter(|c| *c <= most);
         count.ok_or_else(|| self.is_not(format_args!("a number from 0 to {most}")))
+    }
+
+    /// Refuses a key that only a repository's section may hold.
+    fn of_repository(&self) -> Result<u32> {
+        Err(self
+            .origin
+            .error(format_args!("\"{}\" belongs to a repository", self.key))
+            .hint("Write it into [repositories.NAME.retention] of the repository that backups leave first: in all of them, the last one would keep everything for good."))
     }
 
     /// A number of bytes, or a size with its unit.

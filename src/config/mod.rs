@@ -18,6 +18,7 @@ mod file;
 mod keys;
 mod location;
 mod name;
+mod retention;
 mod s3;
 pub mod secret;
 mod trust;
@@ -26,6 +27,7 @@ mod unit;
 pub use encryption::Encryption;
 pub use location::Location;
 pub use name::ClusterName;
+pub use retention::Retention;
 pub use s3::{
     LockMode, ObjectLock, S3Settings, Sse, StorageClasses, endpoint as check_endpoint, is_loopback,
 };
@@ -229,6 +231,8 @@ pub struct Cluster {
     pub prefetch_segments: u32,
     /// The streaming receiver.
     pub receive: Receive,
+    /// What `pitr expire` keeps of it.
+    pub retention: Retention,
 }
 
 /// How many segments are fetched ahead where nothing else is said.
@@ -251,6 +255,7 @@ impl Cluster {
             timezone: None,
             prefetch_segments: PREFETCH_SEGMENTS,
             receive: Receive::default(),
+            retention: Retention::default(),
         }
     }
 }
@@ -268,6 +273,8 @@ pub struct Repository {
     pub s3: S3Settings,
     /// The places of its keys, if it is encrypted.
     pub encryption: Option<Encryption>,
+    /// What `pitr expire` keeps in it; goes before the rules of clusters.
+    pub retention: Retention,
 }
 
 impl Repository {
@@ -279,6 +286,7 @@ impl Repository {
             required: true,
             s3: S3Settings::default(),
             encryption: None,
+            retention: Retention::default(),
         }
     }
 
@@ -303,6 +311,8 @@ pub struct Settings {
     pub clusters: Vec<Cluster>,
     /// The repositories to work with, in the order in which they are tried: all, or the one that the command line names.
     pub repositories: Vec<Repository>,
+    /// What `pitr expire` keeps of everything for which no narrower section says it.
+    pub retention: Retention,
     cluster_flag: Option<String>,
     /// `--repository` gave a place instead of a name: the file need not know the cluster.
     bare: bool,
@@ -369,6 +379,14 @@ impl Settings {
         self.cluster_if_named()?.ok_or_else(|| {
             err!(Usage, "no cluster is configured and none is named").hint("Add --cluster NAME.")
         })
+    }
+
+    /// The rules of retention of a cluster, or of other content, in a repository: its own keys, else the cluster's, else those for everything.
+    pub fn retention_of(&self, cluster: Option<&str>, repository: &Repository) -> Retention {
+        let own = |c: &&Cluster| Some(c.name.as_str()) == cluster;
+        let of_cluster = self.clusters.iter().find(own).map(|c| &c.retention);
+        let base = of_cluster.map_or(self.retention.clone(), |own| own.or(&self.retention));
+        repository.retention.or(&base)
     }
 
     /// As [`Settings::cluster`], but none where neither command line nor configuration names one: a reader then takes the only one
@@ -543,6 +561,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
         path,
         clusters: Vec::new(),
         repositories: Vec::new(),
+        retention: Retention::default(),
         cluster_flag: None,
         bare: false,
     };
@@ -563,6 +582,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
                 }
                 settings.repositories.push(repository);
             }
+            Kind::Retention => settings.retention = keys::retention(section)?,
         }
     }
     Ok(settings)
@@ -661,6 +681,19 @@ mod tests {
             journal = "/var/spool/pitr"
             journal_limit_bytes = 1_000
             acknowledge = "repository"
+            [clusters.main.retention]
+            keep_last = 3
+            keep_daily = 30
+            keep_weekly = 12
+            keep_monthly = 12
+            keep_yearly = 7
+            keep_within = "7d"
+            wal_window = "14d"
+            [retention]
+            keep_last = 5
+            [repositories.local.retention]
+            keep_last = 2
+            min_copies = 2
             [repositories.local]
             url = "file:///var/backups/pitr"
             required = false
@@ -711,11 +744,33 @@ mod tests {
                 acknowledge: Acknowledge::Repository,
             }
         );
+        let days = |n: u64| Some(std::time::Duration::from_secs(n * 86_400));
+        let rules = Retention {
+            last: Some(3),
+            daily: Some(30),
+            weekly: Some(12),
+            monthly: Some(12),
+            yearly: Some(7),
+            within: days(7),
+            wal_window: days(14),
+            min_copies: None,
+        };
+        assert_eq!(cluster.retention, rules);
+        let (near, far) = (&settings.repositories[0], &settings.repositories[1]);
+        assert_eq!(settings.retention_of(Some("main"), far), rules);
+        assert_eq!(settings.retention_of(None, far), Retention::newest(5));
+        let two = (Some(2), Some(2), Some(30));
+        let of_near = settings.retention_of(Some("main"), near);
+        assert_eq!((of_near.last, of_near.min_copies, of_near.daily), two);
         assert_eq!(
             settings.repositories[0],
             Repository {
                 name: "local".into(),
                 required: false,
+                retention: Retention {
+                    min_copies: Some(2),
+                    ..Retention::newest(2)
+                },
                 ..Repository::at(Location::File("/var/backups/pitr".into()))
             }
         );
@@ -762,7 +817,14 @@ mod tests {
     /// A file, its complaint and perhaps the hint, one to a line.
     const MISTAKES: &str = r#"
 [clusters.main]\nmax_backup_aeg = '1d' => pitr.toml:2:1: key "max_backup_aeg" does not exist in [clusters.main] => Did you mean "max_backup_age"?
-[clusters.main]\n  retension = 1 => pitr.toml:2:3: key "retension" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive.
+[clusters.main]\n  retension = 1 => pitr.toml:2:3: key "retension" does not exist in [clusters.main] => Did you mean "retention"?
+[clusters.main]\n  location = 1 => pitr.toml:2:3: key "location" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, retention.
+[clusters.main.retention]\nkeep_dayly = 1 => pitr.toml:2:1: key "keep_dayly" does not exist in [clusters.main.retention] => Did you mean "keep_daily"?
+[clusters.main.retention]\nkeep_last = -1 => pitr.toml:2:13: "retention.keep_last" is not a number from 0 to 100000
+[clusters.main.retention]\nwal_window = "0d" => pitr.toml:2:14: "retention.wal_window" must be longer than 0
+[retention]\nkeep_within = 7 => pitr.toml:2:15: "keep_within" needs a string, found an integer
+[retention]\nmin_copies = 2 => pitr.toml:2:14: "min_copies" belongs to a repository => Write it into [repositories.NAME.retention] of the repository that backups leave first: in all of them, the last one would keep everything for good.
+retention = 1 => pitr.toml:1:13: "retention" needs a table, found an integer
 [cluster.main] => pitr.toml:1:2: key "cluster" does not exist in the file => Did you mean "clusters"?
 [clusters.main.receive]\nslott = '' => pitr.toml:2:1: key "slott" does not exist in [clusters.main.receive] => Did you mean "slot"?
 # é\n[repositories.r]\n"é" = x => pitr.toml:3:7: string values must be quoted, expected literal string

@@ -294,6 +294,7 @@ mod tests {
 
     use super::*;
     use crate::archive::push::{Push, push};
+    use crate::config::Retention;
     use crate::pg::craft::Craft;
     use crate::pg::lsn::Lsn;
     use crate::pg::segment::{SegmentSize, WalFileName};
@@ -393,7 +394,7 @@ mod tests {
             repository,
             registration,
             policy: Policy {
-                keep: 1,
+                rules: Retention::newest(1),
                 grace: Duration::from_secs(3600),
                 ..Policy::default()
             },

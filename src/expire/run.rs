@@ -170,6 +170,12 @@ impl<'a> Run<'a> {
     }
 
     fn delete(&mut self, plan: &ExpirePlan) -> Result<()> {
+        // Before any of their WAL goes: what is missing then is missing on purpose.
+        for id in &plan.trimmed {
+            let writer = Writer::of(self.host);
+            let trimmed = writer.event(event::TRIMMED, &id.to_string());
+            writer.record(self.store, self.scope, &trimmed)?;
+        }
         for deletion in &plan.deletions {
             self.delete_one(deletion)?;
         }

@@ -9,6 +9,7 @@ use super::found::Found;
 use super::reading::Reading;
 use super::session::Session;
 use super::unproven;
+use crate::config::Retention;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::expire::{Expire, Outcome};
@@ -175,7 +176,7 @@ fn plan_in(
         .hint("Nothing was changed. Run: pitr init --confirm")
     })?;
     let policy = Policy {
-        keep: 1,
+        rules: Retention::newest(1),
         grace,
         requested: Some(backup.clone()),
         ..Policy::default()

@@ -94,7 +94,7 @@ fn running(proc: &Path) -> Vec<PathBuf> {
             if !is_postgres(proc, &pid) {
                 return None;
             }
-            // Of other users it cannot be read.
+            // Only root can read the link of another user's process.
             let pgdata = fs::read_link(entry.path().join("cwd")).ok()?;
             let own = fs::read_to_string(pgdata.join("postmaster.pid")).ok()?;
             (own.lines().next()?.trim() == pid).then_some(pgdata)

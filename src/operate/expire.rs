@@ -2,6 +2,7 @@
 
 use super::failures::Failures;
 use super::of::{self, Of};
+use super::retention::{Rules, no_rule};
 use super::session::Session;
 use super::unproven;
 use crate::config;
@@ -10,6 +11,9 @@ use crate::expire::scope::ExpireScope;
 use crate::expire::{Expire, Outcome};
 use crate::pg::segment::SegmentSize;
 use crate::plan::retention::{ExpirePlan, Policy};
+use crate::repo::layout::ClusterLayout;
+use crate::repo::root::aux_root::AuxBackup;
+use crate::wal::survey::Root;
 
 /// The danger of a run that cannot tell forged backups.
 const FORGED: &str =
@@ -47,33 +51,43 @@ impl Done {
     }
 }
 
+/// The operator's request.
+pub struct Asked {
+    /// `--keep`: the newest backups, in the place of `keep_last`.
+    pub keep: Option<u32>,
+    /// The rest of the policy; rules and zone come from the configuration.
+    pub policy: Policy,
+    /// Whether the plan is carried out.
+    pub is_confirmed: bool,
+}
+
 /// Plans expiry in every repository, and carries it out where that is confirmed.
 ///
 /// # Errors
-/// `Config` without a repository; the first failure when nothing was planned at all.
-pub fn run(
-    session: &Session,
-    policy: &Policy,
-    is_confirmed: bool,
-) -> Result<(Vec<Done>, Failures)> {
+/// `Config` without a repository, and without a rule; the first failure when nothing was planned at all.
+pub fn run(session: &Session, asked: &Asked) -> Result<(Vec<Done>, Failures)> {
     let settings = session.settings_with_repositories()?;
+    let rules = Rules::new(session, settings.clone(), asked.keep);
+    rules.check()?;
     let wanted = settings.cluster_if_named()?;
     let name = wanted.as_ref().map(|c| c.name.as_str());
     let mut done = Vec::new();
     let mut failures = Failures::default();
-    let asked = (policy, is_confirmed);
     failures.in_each(&settings.repositories, "expire in", |configured| {
-        one_repository(session, configured, name, asked, &mut done)
+        one_repository(session, (configured, &rules), name, asked, &mut done)
     });
     failures.first_if(session, done.is_empty())?;
-    Ok((done, failures))
+    match done.is_empty() {
+        true => Err(no_rule()),
+        false => Ok((done, failures)),
+    }
 }
 
 fn one_repository(
     session: &Session,
-    configured: &config::Repository,
+    (configured, rules): (&config::Repository, &Rules),
     cluster: Option<&str>,
-    (policy, is_confirmed): (&Policy, bool),
+    asked: &Asked,
     done: &mut Vec<Done>,
 ) -> Result<()> {
     let repository = session.open(configured)?;
@@ -81,37 +95,58 @@ fn one_repository(
     let registrations = of::registrations_beside(&scopes, session, &repository, cluster)?;
     let mut run = Run {
         repository: &configured.name,
-        is_confirmed,
+        is_confirmed: asked.is_confirmed,
         warning: unproven::warning(configured, &repository, FORGED),
         done,
     };
-    // A cluster that went through pg_upgrade has several identifiers; each keeps its own N.
+    // A cluster that went through pg_upgrade has several identifiers; each keeps its own backups.
     for registration in registrations {
+        let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
+        let of = Of::Cluster(registration.clone());
+        let place = (&*layout, of.cluster());
+        let Some(policy) = rules.policy::<Root>(session, configured, place, &asked.policy)? else {
+            session.warn(&unruled(&of, configured));
+            continue;
+        };
         let expire = Expire {
             repository: &repository,
             registration: &registration,
-            policy: policy.clone(),
+            policy,
             host: &session.host,
         };
         let size = SegmentSize::new(registration.segment_size_bytes)?;
-        let of = Of::Cluster(registration.clone());
         run.one((of, size), expire.plan()?, |plan, outcome| {
             expire.run(plan, outcome)
         })?;
     }
     for scope in scopes {
+        let of = (Of::Scope(scope.clone()), SegmentSize::DEFAULT);
+        let place = (&scope, None);
+        let Some(policy) = rules.policy::<AuxBackup>(session, configured, place, &asked.policy)?
+        else {
+            session.warn(&unruled(&of.0, configured));
+            continue;
+        };
         let expire = ExpireScope {
             repository: &repository,
             scope: &scope,
-            policy: policy.clone(),
+            policy,
             host: &session.host,
         };
-        let of = (Of::Scope(scope.clone()), SegmentSize::DEFAULT);
         run.one(of, expire.plan()?, |plan, outcome| {
             expire.run(plan, outcome)
         })?;
     }
     Ok(())
+}
+
+/// No rule holds for one of several.
+fn unruled(of: &Of, configured: &config::Repository) -> String {
+    format!(
+        "no rule says what to keep of {} in repository \"{}\": all of it stays. Rules in [retention] hold for everything",
+        of.title(),
+        configured.name
+    )
 }
 
 /// One run in one repository.

@@ -7,9 +7,11 @@ use serde::{Serialize, Serializer};
 use super::blocked::{Blocked, PASSING, Waiting};
 use super::failures::Failures;
 use super::finding::{Finding, Level};
+use super::forecast::{self, Forecast};
 use super::former::{self, Former};
 use super::human;
 use super::lag::{self, Lag};
+use super::read_back;
 use super::reading::Reading;
 use super::receiver::{self, Receiver};
 use super::scopes::{self, ScopeInfo};
@@ -26,8 +28,10 @@ use crate::pg::version::Major;
 use crate::plan::base::lies_on;
 use crate::plan::cluster::{Cluster, DECIDE};
 use crate::plan::gap::{self, Gap};
+use crate::plan::retention::Policy;
 use crate::plan::window::{Window, Windows};
 use crate::repo::event;
+use crate::repo::portion::Share;
 use crate::repo::root::BackupKind;
 use crate::wal::inventory::{Backup, Inventory, Timeline, Unreadable};
 
@@ -82,6 +86,8 @@ pub struct ClusterInfo {
     pub lost_backups: Vec<String>,
     /// Whole segments.
     pub segments: u64,
+    /// How much of it `pitr verify` read back, and when.
+    pub read_back: Share,
     /// The receiver, as it was last seen from here.
     pub receiver: Option<Receiver>,
     /// All that are configured, where there are several.
@@ -92,6 +98,9 @@ pub struct ClusterInfo {
     pub blocked: Vec<Blocked>,
     /// Clusters with other system identifiers under the same name.
     pub others: Vec<Former>,
+    /// What the configured rules of retention mean for the backups.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Forecast>,
     /// The content of the repository.
     #[serde(skip)]
     pub inventory: Inventory,
@@ -300,6 +309,11 @@ fn look_at(session: &Session, reading: &Reading) -> Result<ClusterInfo> {
     if blocked.is_empty() {
         problems.extend(reading.cluster.as_ref().and_then(|c| stuck(c, session)));
     }
+    let followed = Policy {
+        cluster: cluster.candidates(),
+        ..Policy::default()
+    };
+    let retention = forecast::look(session, reading, &inventory, followed)?;
     problems.sort_by_key(|p| std::cmp::Reverse(p.level));
     let state = problems.iter().map(|p| p.level).max().unwrap_or(Level::Ok);
     Ok(ClusterInfo {
@@ -330,11 +344,13 @@ fn look_at(session: &Session, reading: &Reading) -> Result<ClusterInfo> {
             .values()
             .map(|t| t.segments.count())
             .sum(),
+        read_back: read_back::share(session, reading, &inventory)?,
         receiver,
         repositories,
         tails: tails(&inventory),
         others: Former::all(reading, identifier)?,
         blocked,
+        retention,
         inventory,
     })
 }
@@ -476,7 +492,8 @@ fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<Finding> {
             format!("backup {id} cannot be used: {why}"),
         );
     }
-    for window in found.windows.iter().filter(|w| !w.to_end) {
+    let is_open = |w: &&Window| !w.to_end && !w.ends_alone(inventory);
+    for window in found.windows.iter().filter(is_open) {
         say(
             "window",
             format!(

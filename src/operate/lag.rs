@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::failures::ShownError;
 use super::finding::{Finding, Level};
 use super::human;
+use super::retention::Rules;
 use super::session::Session;
 use crate::config::{self, Settings};
 use crate::err;
@@ -16,6 +17,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::plan::lacking::{Cause, lacking};
+use crate::plan::retention::Policy;
 use crate::repo;
 use crate::repo::catalog::Manifest;
 use crate::repo::event::{self, Recorded};
@@ -91,6 +93,8 @@ struct Asked {
     repository: Repository,
     registration: Option<Registration>,
     survey: Option<Survey>,
+    /// The rules of retention in it.
+    rules: Option<Policy>,
 }
 
 impl Asked {
@@ -119,10 +123,11 @@ pub fn look(
         .find(|c| c.name.as_str() == cluster);
     let patience = configured.and_then(|c| c.max_backup_age);
     let patience = patience.map_or(BACKUP_ON_ITS_WAY, |age| age.duration());
+    let rules = Rules::new(session, settings.clone(), None);
     let mut seen: Vec<(Lag, Option<Asked>)> = Vec::new();
     for configured in &settings.repositories {
         let mut lag = Lag::new(configured, patience);
-        match ask(session, configured, &layout) {
+        match ask(session, &rules, configured, &layout) {
             Ok(asked) => {
                 lag.describe(asked.survey.as_ref());
                 seen.push((lag, Some(asked)));
@@ -140,6 +145,7 @@ pub fn look(
 
 fn ask(
     session: &Session,
+    rules: &Rules,
     configured: &config::Repository,
     layout: &ClusterLayout,
 ) -> Result<Asked> {
@@ -156,6 +162,7 @@ fn ask(
     let survey = survey.map(|r| Survey::without_leftovers(&repository, r));
     Ok(Asked {
         survey: survey.transpose()?,
+        rules: rules.receiving(session, configured, Some(layout.name()))?,
         repository,
         registration,
     })
@@ -224,6 +231,7 @@ fn compare(session: &Session, layout: &ClusterLayout, seen: &mut [(Lag, Option<A
                     _ if other == at => {}
                     Some(from) => {
                         let is_kin = asked.keys() == from.keys();
+                        let to = (to, asked.rules.as_ref());
                         behind.add(session, layout, size, to, (&lag.name, from, is_kin));
                     }
                     None => behind.unasked.push(lag.name.clone()),
@@ -259,13 +267,13 @@ impl Behind {
         session: &Session,
         layout: &ClusterLayout,
         size: SegmentSize,
-        to: &Survey,
+        (to, rules): (&Survey, Option<&Policy>),
         (name, other, is_kin): (&str, &Asked, bool),
     ) {
         let Some(from) = &other.survey else { return };
         // A clock that is ahead of this one makes nothing older.
         let age = |since| session.host.now().duration_since(since).unwrap_or_default();
-        let lacking = lacking(from, to, false, session.host.now());
+        let lacking = lacking(from, to, (false, rules), session.host.now());
         self.comes_by_sync |=
             is_kin && !(lacking.backups.is_empty() && lacking.segments.is_empty());
         // Each of two with different keys has backups of its own, of which two may have one id; archiving brings WAL into both.

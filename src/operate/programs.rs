@@ -41,10 +41,8 @@ impl Programs {
             .map(|path| std::env::split_paths(path).collect())
             .unwrap_or_default();
         let of_major = Major::ALL.into_iter().rev().flat_map(|major| {
-            ["/usr/lib/postgresql", "/usr/pgsql-"].map(|place| match place.ends_with('-') {
-                true => PathBuf::from(format!("{place}{major}/bin")),
-                false => PathBuf::from(format!("{place}/{major}/bin")),
-            })
+            let debian = format!("/usr/lib/postgresql/{major}/bin");
+            [debian, format!("/usr/pgsql-{major}/bin")].map(PathBuf::from)
         });
         in_path
             .into_iter()

@@ -16,7 +16,7 @@ use crate::plan::recovery::{Action, Moment, Plan, Reason};
 use crate::repo::lives::Followed;
 use crate::repo::root::BackupRoot;
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
-use crate::restore::target_dir::Mapping;
+use crate::restore::target_dir::{Found, Mapping, Target};
 
 /// The operator's request.
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ pub struct Asked {
     pub action: Action,
     /// The places for tablespaces.
     pub mappings: Vec<Mapping>,
+    /// Whether a data directory is restored in place.
+    pub delta: bool,
     /// Whether the copy may archive.
     pub adopt: bool,
     /// Whether tablespaces may lie where the backup says, and the copy beside a running server.
@@ -70,7 +72,8 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
         &asked.to,
         mappings,
         as_in_backup,
-    );
+    )
+    .in_place(asked.delta);
     let target = place.look()?;
     let opened = opened::open(session, reading)?;
     let resolved = opened
@@ -82,6 +85,7 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
         repository: session.flags.repository.clone(),
         backup: asked.target.backup.clone(),
         as_stored: session.followed == Followed::AsStored,
+        delta: asked.delta,
         tablespace_mappings: asked.mappings.iter().map(Mapping::recorded).collect(),
         purpose: Purpose::Restore {
             target: resolved.target,
@@ -91,6 +95,7 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
     };
     let local_time = resolved.local_time;
     let earlier = job::earlier(&target.found, &request)?;
+    check_cluster(&target, opened.inventory.system_identifier)?;
     let cluster = opened.reading.cluster.as_ref();
     if let Some(cluster) = cluster.filter(|_| asked.adopt && !asked.dry_run) {
         let copy = (target.data.as_path(), opened.inventory.system_identifier);
@@ -108,6 +113,19 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
     };
     let prepared = Prepared::new(session, begun, (&place, target), earlier)?;
     Ok((Way::Ready(Box::new(prepared)), local_time))
+}
+
+/// Requires that a data directory that is restored in place is one of the cluster.
+fn check_cluster(target: &Target, wanted: u64) -> Result<()> {
+    match target.found {
+        Found::Data(found) if found != wanted => Err(err!(
+            Refused,
+            "\"{}\" is a data directory of system identifier {found}, the backup is of {wanted}",
+            target.data.display()
+        )
+        .hint("Nothing was changed. Restore into an empty directory.")),
+        _ => Ok(()),
+    }
 }
 
 /// The repository that gives the backup, what is done with it, and its root.

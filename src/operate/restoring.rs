@@ -15,7 +15,7 @@ use crate::repo::root::BackupRoot;
 use crate::restore::extract::Survey;
 use crate::restore::job::{Earlier, Job, Purpose};
 use crate::restore::settings::{self, Brought};
-use crate::restore::target_dir::{self, Mapping, Target, Wanted};
+use crate::restore::target_dir::{self, Found, Mapping, Target, Wanted};
 use crate::restore::{self, Report, Source};
 use crate::snapshot::spare::Spares;
 
@@ -27,6 +27,7 @@ pub struct Place {
     as_in_backup: bool,
     repositories: Vec<PathBuf>,
     home: Option<PathBuf>,
+    delta: bool,
 }
 
 impl Place {
@@ -46,7 +47,14 @@ impl Place {
             as_in_backup,
             repositories: repositories.map(Path::to_owned).collect(),
             home: session.environment.home().map(Path::to_owned),
+            delta: false,
         }
+    }
+
+    /// The same place, in which a data directory may be restored in place.
+    #[must_use]
+    pub fn in_place(self, delta: bool) -> Place {
+        Place { delta, ..self }
     }
 
     fn wanted(&self) -> Wanted<'_> {
@@ -56,6 +64,7 @@ impl Place {
             as_in_backup: self.as_in_backup,
             repositories: &self.repositories,
             home: self.home.as_deref(),
+            delta: self.delta,
         }
     }
 
@@ -142,6 +151,11 @@ impl Prepared {
             survey,
             earlier,
         })
+    }
+
+    /// Whether a data directory is overwritten in place.
+    pub fn is_in_place(&self) -> bool {
+        matches!(self.target.found, Found::Data(_))
     }
 
     /// The configuration that comes with the backup.

@@ -56,6 +56,7 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
         repository: session.flags.repository.clone(),
         backup: None,
         as_stored: false,
+        delta: false,
         tablespace_mappings: asked.mappings.iter().map(Mapping::recorded).collect(),
         purpose: Purpose::Standby {
             primary_conninfo: asked.primary_conninfo.clone(),

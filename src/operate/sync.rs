@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::failures::Failures;
 use super::of::{self, Of};
+use super::retention::Rules;
 use super::session::Session;
 use super::unproven;
 use crate::config::{self, Settings};
@@ -88,6 +89,7 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Synced> {
     let warnings: Vec<String> = opened.iter().filter_map(warning).collect();
     let mut sync = Sync {
         asked,
+        rules: Rules::new(session, settings.clone(), None),
         session,
         done: Vec::new(),
         clusters: BTreeSet::new(),
@@ -197,6 +199,7 @@ fn pairs<'o, 'a>(asked: &Asked, opened: &'o [Opened<'a>]) -> Vec<(&'o Opened<'a>
 /// A run: what it works with, and what came of it.
 struct Sync<'a> {
     asked: &'a Asked,
+    rules: Rules,
     session: &'a Session,
     done: Vec<Done>,
     clusters: BTreeSet<String>,
@@ -262,9 +265,11 @@ impl Sync<'_> {
     ) -> Result<()> {
         self.clusters.insert(scope.prefix());
         let asked = self.asked;
+        let rules = self.rules.receiving(self.session, to_name, None)?;
         let options = Options {
             jobs: asked.jobs,
             everything: asked.everything,
+            rules: rules.as_ref(),
         };
         let transfer = ScopeTransfer::new((from, to), scope, options, &self.session.host)?;
         let lacking = transfer.plan()?;
@@ -301,9 +306,12 @@ impl Sync<'_> {
         }
         let asked = self.asked;
         let host = &self.session.host;
+        let cluster = Some(layout.name());
+        let rules = self.rules.receiving(self.session, to_name, cluster)?;
         let options = Options {
             jobs: asked.jobs,
             everything: asked.everything,
+            rules: rules.as_ref(),
         };
         let transfer = Transfer::new(from, to, &registration, options, host)?;
         if !asked.dry_run {

@@ -95,7 +95,7 @@ pub fn configured_zone(text: &str) -> Result<Zone> {
 }
 
 /// The zone of this host: `$TZ`, else that of /etc/localtime; none when it has no name here.
-fn host_zone(environment: &Environment) -> Option<Zone> {
+pub(super) fn host_zone(environment: &Environment) -> Option<Zone> {
     if let Some(tz) = environment.get("TZ") {
         let tz = tz.to_str()?;
         return Zone::from_setting(tz.strip_prefix(':').unwrap_or(tz));

@@ -4,10 +4,14 @@ use super::failures::Failures;
 use super::of::{self, Of};
 use super::session::Session;
 use crate::config;
-use crate::error::{Code, Result};
+use crate::err;
+use crate::error::{Code, Error, Result};
 use crate::repo::id::BackupId;
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
+use crate::verify::depth::Depth;
 use crate::verify::scope::VerifyScope;
-use crate::verify::{Report, Verify};
+use crate::verify::{Report, Verify, sums};
 
 /// Threads that read.
 const THREADS: usize = 2;
@@ -22,18 +26,22 @@ pub struct Done {
     pub report: Report,
 }
 
-/// Reads everything back and checks it, or only a backup and the WAL it needs.
+/// Reads back as deep as is asked and checks it; all that there is, or only a backup and the WAL it needs.
 ///
 /// # Errors
 /// `Config` without a repository; the first failure when nothing was checked at all.
-pub fn run(session: &Session, backup: Option<&BackupId>) -> Result<(Vec<Done>, Failures)> {
+pub fn run(
+    session: &Session,
+    backup: Option<&BackupId>,
+    depth: &Depth,
+) -> Result<(Vec<Done>, Failures)> {
     let settings = session.settings_with_repositories()?;
     let wanted = settings.cluster_if_named()?;
     let name = wanted.as_ref().map(|c| c.name.as_str());
     let mut done = Vec::new();
     let mut failures = Failures::default();
     failures.in_each(&settings.repositories, "verify", |configured| {
-        one_repository(session, configured, name, backup, &mut done)
+        one_repository(session, configured, name, (backup, depth), &mut done)
     });
     // A backup is in one repository, as a rule.
     if backup.is_some() && !done.is_empty() {
@@ -47,7 +55,7 @@ fn one_repository(
     session: &Session,
     configured: &config::Repository,
     cluster: Option<&str>,
-    backup: Option<&BackupId>,
+    (backup, depth): (Option<&BackupId>, &Depth),
     done: &mut Vec<Done>,
 ) -> Result<()> {
     let repository = session.open(configured)?;
@@ -63,6 +71,7 @@ fn one_repository(
             repository: &repository,
             registration: &registration,
             backup: backup.cloned(),
+            depth: depth.clone(),
             threads: THREADS,
             host: &session.host,
         };
@@ -81,6 +90,7 @@ fn one_repository(
         let verify = VerifyScope {
             repository: &repository,
             scope: &scope,
+            depth: depth.clone(),
             threads: THREADS,
             host: &session.host,
         };
@@ -94,4 +104,47 @@ fn one_repository(
         Some(e) if done.len() == before => Err(e),
         _ => Ok(()),
     }
+}
+
+/// Reads every file of a backup, in the first repository that has it, and hands on path and SHA-256.
+///
+/// # Errors
+/// `NotFound` where no repository has the backup; the first error of one that may have it; those of [`sums::sums`].
+pub fn sums(session: &Session, id: &BackupId, sink: sums::Sink<'_>) -> Result<()> {
+    let settings = session.settings_with_repositories()?;
+    let wanted = settings.cluster_if_named()?;
+    let name = wanted.as_ref().map(|c| c.name.as_str());
+    let mut failure: Option<Error> = None;
+    for configured in &settings.repositories {
+        let found = layout_with(session, configured, name, id);
+        match found {
+            Ok(Some((repository, layout))) => {
+                return sums::sums(&repository, &layout, id, &session.host, sink);
+            }
+            Ok(None) => {}
+            Err(e) => {
+                failure.get_or_insert(e);
+            }
+        }
+    }
+    Err(failure.unwrap_or_else(|| {
+        err!(NotFound, "backup \"{id}\" does not exist").hint("Run pitr info to see the backups.")
+    }))
+}
+
+/// The cluster in a repository to which a backup belongs.
+fn layout_with(
+    session: &Session,
+    configured: &config::Repository,
+    cluster: Option<&str>,
+    id: &BackupId,
+) -> Result<Option<(Repository, ClusterLayout)>> {
+    let repository = session.open(configured)?;
+    for registration in of::registrations_beside(&[], session, &repository, cluster)? {
+        let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
+        if repository.store().head(&layout.manifest(id))?.is_some() {
+            return Ok(Some((repository, layout)));
+        }
+    }
+    Ok(None)
 }

@@ -144,7 +144,7 @@ pub struct ControlHead {
     pub state: ClusterState,
 }
 
-/// Where the CRC of a newer major is looked for, which ends the structure: behind that of 13, before the end of a disk sector.
+/// The offsets at which the CRC of a newer major may stand: behind those of 13, before the end of a disk sector. The CRC ends the structure.
 const NEWER_CRC: std::ops::Range<usize> = 288..509;
 
 impl ControlHead {

@@ -1,9 +1,11 @@
 //! Holes in the WAL of timelines, by what is stored and what is recorded as lost.
 
+use super::base::lies_on;
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentNumber, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
-use crate::wal::inventory::{Inventory, Timeline};
+use crate::wal::inventory::{Backup, Inventory, Timeline};
+use crate::wal::path::Path;
 
 /// WAL that is missing on a timeline between other WAL that is there, or known to be lost.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -21,7 +23,7 @@ pub struct Gap {
 /// Every hole in the WAL of the timelines, by the listing and what is recorded as lost.
 ///
 /// On each timeline what lies between its first and its last segment must be there; where a timeline with WAL of its own leaves
-/// another, also what leads up to the switch point. `from` leaves out what lies before it: WAL that no backup needs any more.
+/// another, also what leads up to the switch point. What expiry left on purpose is no gap. `from` leaves out what lies before it: WAL that no backup needs any more.
 pub fn gaps(inventory: &Inventory, from: Lsn) -> Vec<Gap> {
     let size = inventory.segment_size;
     let mut gaps = Vec::new();
@@ -37,7 +39,8 @@ pub fn gaps(inventory: &Inventory, from: Lsn) -> Vec<Gap> {
             holes.extend(listed_holes(timeline, first, last, size));
         }
         holes.sort_unstable_by_key(|h| h.start);
-        for hole in joined(holes) {
+        let holes = joined(holes).into_iter();
+        for hole in holes.filter(|hole| !is_deliberate(inventory, *id, *hole)) {
             let first = SegmentNumber::of(hole.start, size);
             gaps.push(Gap {
                 timeline: *id,
@@ -48,6 +51,26 @@ pub fn gaps(inventory: &Inventory, from: Lsn) -> Vec<Gap> {
         }
     }
     gaps
+}
+
+/// Whether expiry left a hole: the first one behind a backup of which that is recorded, or from a pinned one to the start of another.
+fn is_deliberate(inventory: &Inventory, timeline: TimelineId, hole: LsnRange) -> bool {
+    let size = inventory.segment_size;
+    let Ok(history) = inventory.history(timeline) else {
+        return false;
+    };
+    let path = Path::new(history.clone(), size);
+    let is_start = |b: &Backup| SegmentNumber::of(b.start_lsn, size).start_lsn(size) == hole.end;
+    let ends = inventory.backups.iter().any(is_start);
+    let mut leading = inventory.backups.iter().filter(|b| lies_on(&history, b));
+    leading.any(|b| {
+        let end = b.consistent_lsn.max(b.stop_lsn);
+        let reach = || SegmentNumber::of(path.reach(b.start_lsn, inventory), size);
+        b.is_trimmed && reach() == SegmentNumber::of(hole.start, size)
+            || ends
+                && !b.pins.is_empty()
+                && SegmentNumber::ending_at(end, size).next().start_lsn(size) == hole.start
+    })
 }
 
 /// The first and the last segment of a timeline between which all must be there.

@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::retention::wal::{Needed, Paths};
+use super::retention::wal::{Names, Needed, Paths};
+use super::retention::{Policy, retention};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::time::TimestampTz;
@@ -14,7 +15,7 @@ use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::repo::runs::Runs;
 use crate::store::Key;
-use crate::wal::inventory::HistoryFile;
+use crate::wal::inventory::{HistoryFile, Timeline};
 use crate::wal::survey::{Root, Subject, Survey};
 use backups::Verdict;
 
@@ -92,12 +93,22 @@ impl Lacking {
     }
 }
 
-/// Computes what `to` lacks of `from`; with `everything` also what it may have expired.
-pub fn lacking(from: &Survey, to: &Survey, everything: bool, now: TimestampTz) -> Lacking {
+/// Computes what `to` lacks of `from`; with `everything` also what it may have expired, and what its `rules` would not keep.
+pub fn lacking(
+    from: &Survey,
+    to: &Survey,
+    (everything, rules): (bool, Option<&Policy>),
+    now: TimestampTz,
+) -> Lacking {
+    let unwanted = rules.filter(|_| !everything).map(|rules| {
+        let plan = retention(&as_one(from, to), rules, now);
+        backups::not_kept(&plan)
+    });
     let mut asked = Asked {
         from,
         to,
         everything,
+        unwanted: unwanted.unwrap_or_default(),
         now,
         floor: floor(to),
         torn: BTreeSet::new(),
@@ -132,10 +143,35 @@ fn floor(to: &Survey) -> Option<Order> {
     backups::floor(ordered.map(|(id, subject, root)| (order(id, root), subject)))
 }
 
+/// What the receiving side would be with all that the giving side has.
+fn as_one(from: &Survey, to: &Survey) -> Survey {
+    let mut both = Survey::empty(to.segment_size);
+    both.catalog.ids = backups::as_one(from, to);
+    both.timelines = union(from, to);
+    both
+}
+
+/// The WAL of both sides.
+fn union(from: &Survey, to: &Survey) -> BTreeMap<TimelineId, Timeline> {
+    let mut both: BTreeMap<TimelineId, Timeline> = BTreeMap::new();
+    for side in [to, from] {
+        for (id, timeline) in &side.timelines {
+            let into = both.entry(*id).or_default();
+            if !matches!(into.history, HistoryFile::Known(_)) {
+                into.history = timeline.history.clone();
+            }
+            into.segments = std::mem::take(&mut into.segments).union(timeline.segments.clone());
+        }
+    }
+    both
+}
+
 struct Asked<'a> {
     from: &'a Survey,
     to: &'a Survey,
     everything: bool,
+    /// Backups that retention over there would not keep.
+    unwanted: BTreeSet<BackupId>,
     now: TimestampTz,
     floor: Option<Order>,
     /// Timelines of which the two have different histories.
@@ -253,7 +289,11 @@ impl Asked<'_> {
         backups::why_not(
             (subject, self.to.ids.get(id)),
             is_torn.then_some("the two have different histories of its timeline"),
-            !self.is_below_floor(id, root) || self.everything,
+            match self.everything {
+                true => None,
+                false if self.is_below_floor(id, root) => Some(backups::BELOW_FLOOR),
+                false => self.unwanted.contains(id).then_some(backups::NOT_KEPT),
+            },
             self.now,
         )
     }
@@ -265,15 +305,7 @@ impl Asked<'_> {
     /// The receiving side as it will be.
     fn merged(&self) -> Survey {
         let mut merged = Survey::empty(self.to.segment_size);
-        for side in [self.to, self.from] {
-            for (id, timeline) in &side.timelines {
-                let into = merged.timelines.entry(*id).or_default();
-                if !matches!(into.history, HistoryFile::Known(_)) {
-                    into.history = timeline.history.clone();
-                }
-                into.segments = std::mem::take(&mut into.segments).union(timeline.segments.clone());
-            }
-        }
+        merged.timelines = union(self.from, self.to);
         for (id, subject, _) in self.to.committed() {
             merged.ids.insert(id.clone(), subject.clone());
         }
@@ -294,7 +326,11 @@ impl Asked<'_> {
         for (id, _, root) in merged.committed() {
             let end = root.consistent_lsn.max(root.stop_lsn);
             // What retention holds of an old one there is the way to its end, unless the WAL goes on behind it.
-            if self.is_below_floor(id, root) && !self.is_followed(paths, root, end) {
+            if self.is_trimmed(id) {
+                // What was let go behind it there does not come back.
+                let held = &Names(&self.to.timelines);
+                paths.need_unbroken(root.timeline, (root.start_lsn, end), held, &mut needed);
+            } else if self.is_below_floor(id, root) && !self.is_followed(paths, root, end) {
                 paths.need_path(root.timeline, root.start_lsn, end, &mut needed);
             } else {
                 paths.need_from(root.timeline, root.start_lsn, root.stop_lsn, &mut needed);
@@ -304,6 +340,12 @@ impl Asked<'_> {
             }
         }
         Some(needed)
+    }
+
+    /// The receiving side let WAL behind it go.
+    fn is_trimmed(&self, id: &BackupId) -> bool {
+        let there = self.to.ids.get(id);
+        there.is_some_and(|s| event::is_trimmed(&s.events))
     }
 
     fn is_followed(&self, paths: &Paths<'_>, root: &Root, end: Lsn) -> bool {

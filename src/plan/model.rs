@@ -10,6 +10,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
+use crate::repo::catalog::Parts;
 use crate::repo::decision::Decisions;
 use crate::repo::lives::Lives;
 use crate::repo::root::BackupKind;
@@ -242,11 +243,13 @@ impl World {
             stored_bytes: 500,
             timezone: None,
             tablespaces: Vec::new(),
+            packs: Parts::new(),
             wal_proof: None,
             damage: None,
             damaged_copies: 0,
             expire_mark: None,
             pins: Vec::new(),
+            is_trimmed: false,
         });
     }
 

@@ -34,6 +34,9 @@ pub enum Zone {
 }
 
 impl Zone {
+    /// Universal time.
+    pub const UTC: Zone = Zone::Named(Tz::UTC);
+
     /// Reads PostgreSQL's setting `timezone`, as a server shows it, or the host's; none when its rules are not known here.
     ///
     /// Besides names it knows the POSIX form that `SET TIME ZONE 2` leaves: `<+02>-02`, counted westward.
@@ -68,6 +71,19 @@ impl Zone {
             Zone::Named(tz) => tz.offset_from_utc_datetime(&utc).fix(),
             Zone::Fixed(offset) => offset,
         }
+    }
+
+    /// The day on which a moment falls in this zone.
+    pub fn date(self, time: TimestampTz) -> Option<NaiveDate> {
+        let utc = naive(time.civil()?)?;
+        Some(utc.checked_add_offset(self.offset_at(utc))?.date())
+    }
+
+    /// The first moment of a day in this zone, but for a change of the clocks that very night.
+    pub fn begin(self, date: NaiveDate) -> Option<TimestampTz> {
+        let utc = date.and_hms_opt(0, 0, 0)?;
+        let utc = utc.checked_sub_offset(self.offset_at(utc))?.and_utc();
+        TimestampTz::from_unix_micros(utc.timestamp_micros())
     }
 
     /// The moment as clocks in this zone show it: `2026-11-20 06:40:49.000000+01:00`; none outside the years 1–9999.

@@ -36,6 +36,23 @@ pub struct Window {
     pub backups: Vec<String>,
 }
 
+impl Window {
+    /// Whether it ends with a backup that expiry keeps to its own end: it is meant to end there.
+    pub fn ends_alone(&self, inventory: &Inventory) -> bool {
+        let size = inventory.segment_size;
+        let last = self.backups.last();
+        let mut backups = inventory.backups.iter();
+        let Some(last) = backups.find(|b| Some(&b.id.to_string()) == last) else {
+            return false;
+        };
+        let end = SegmentNumber::ending_at(last.consistent_lsn.max(last.stop_lsn), size);
+        let is_pinned = !last.pins.is_empty();
+        let is_meant =
+            last.is_trimmed || is_pinned && SegmentNumber::ending_at(self.to_lsn, size) <= end;
+        is_meant && !self.to_end
+    }
+}
+
 /// The windows of every timeline, and the backups that cannot be used at all.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Windows {

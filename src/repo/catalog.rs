@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::event::{self, Completed, Recorded};
 use super::id::{BackupId, PartKind, PartName};
+use super::portion::{self, Portion};
 use super::root::Stored;
 use super::runs::Runs;
 use super::scope::{self, Scope, healed_base};
@@ -40,6 +41,8 @@ pub struct Catalog<R> {
     pub ids: BTreeMap<BackupId, Subject<R>>,
     /// Subjects of events that are no ids.
     pub others: Vec<String>,
+    /// Events that say what was read back when; not read for plans of recovery.
+    pub checks: Vec<Recorded>,
     /// Healed copies, each with whether its original exists.
     pub healed: Vec<(Key, bool)>,
     /// What writes left behind that did not finish: those of this scope, and those that belong to none.
@@ -122,7 +125,7 @@ impl<R> Subject<R> {
     }
 
     /// Whether there is more of a backup than a failed one leaves as a rule, without a root, and nobody works on it.
-    pub fn may_be_lost(&self, now: TimestampTz) -> bool {
+    fn may_be_lost(&self, now: TimestampTz) -> bool {
         let has_end = self.has_server_manifest || !self.layers.is_empty();
         self.is_absent()
             && has_end
@@ -151,6 +154,7 @@ impl<R> Catalog<R> {
         Catalog {
             ids: BTreeMap::new(),
             others: Vec::new(),
+            checks: Vec::new(),
             healed: Vec::new(),
             unfinished: Vec::new(),
             unreadable: Vec::new(),
@@ -171,6 +175,15 @@ impl<R> Catalog<R> {
         named
             .map(|(part, e)| (part, e.event.detail.clone().unwrap_or_default()))
             .collect()
+    }
+
+    /// The packs that are there.
+    pub fn packs(&self) -> Portion {
+        let all = self.ids.iter().filter(|(_, s)| !s.packs.is_empty());
+        Portion {
+            packs: all.map(|(id, s)| (id.clone(), s.packs.clone())).collect(),
+            ..Portion::default()
+        }
     }
 
     /// Remembers when the store received an object, if none came later.
@@ -197,6 +210,22 @@ impl<R> Catalog<R> {
 
     fn subject(&mut self, id: BackupId) -> &mut Subject<R> {
         self.ids.entry(id).or_default()
+    }
+}
+
+impl<R: Needs> Catalog<R> {
+    /// The ids that may be those of backups whose roots were lost. Of a backup that was deleted in order, the layers that later ones share stay.
+    pub fn may_be_lost(&self, now: TimestampTz) -> Vec<&BackupId> {
+        let has_own = |id: &BackupId, subject: &Subject<R>| {
+            let shared = self
+                .committed()
+                .filter_map(|(.., root)| root.needs().0.get(id));
+            let own = shared.fold(subject.layers.clone(), |own, named| own.minus(named));
+            subject.has_server_manifest || !own.is_empty()
+        };
+        let ids = self.ids.iter();
+        let lost = ids.filter(|(id, subject)| subject.may_be_lost(now) && has_own(id, subject));
+        lost.map(|(id, _)| id).collect()
     }
 }
 
@@ -270,6 +299,9 @@ impl<'a, R: Reduced> Reading<'a, R> {
         self.parts(PartKind::Layer)?;
         self.parts(PartKind::Pack)?;
         self.ages()?;
+        if self.catalog.others.iter().any(|s| s == portion::SUBJECT) {
+            self.catalog.checks = portion::events(self.store, self.scope)?;
+        }
         Ok(self.catalog)
     }
 

@@ -31,12 +31,17 @@ pub const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
 /// key. No event is written with it.
 pub const MEANINGLESS: &str = "meaningless";
 
+/// The kind that says of a backup: WAL behind it was let go on purpose.
+pub const TRIMMED: &str = "trimmed";
+
 /// Kinds that take something away: protection, trust, WAL. Without the MAC that an encrypted repository's events bear they do not count. What
 /// only keeps things (`begin`, `claim`, `pin`, `unexpire`, what a newer version writes) does: a janitor and a sync without keys make some.
-const NEED_PROOF: [&str; 14] = [
+const NEED_PROOF: [&str; 16] = [
     "expire",
+    TRIMMED,
     "completed",
     "verified",
+    "checked",
     "damaged",
     "healed",
     "gap",
@@ -54,9 +59,9 @@ const NEED_PROOF: [&str; 14] = [
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Event {
     /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `gap`, `adopted`, `abandon`, `restore`, `resolve`, `unresolve`,
-    /// `segment_size`, `source`, `completed`, `verified`.
+    /// `segment_size`, `source`, `completed`, `verified`, `checked`, `trimmed`.
     pub event: String,
-    /// A backup id, `wal-<24 hex>`, `wal-<T>`, `cluster` or `scope`.
+    /// A backup id, `wal-<24 hex>`, `wal-<T>`, `cluster`, `scope` or `checks`.
     pub subject: String,
     /// The writer's clock.
     pub time: TimestampTz,
@@ -126,6 +131,10 @@ pub struct Event {
     /// `segment_size`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment_size_bytes: Option<u64>,
+    /// `checked`: what was read back.
+    #[cfg(feature = "full")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub portion: Option<super::portion::Stated>,
 }
 
 /// An event with its place in the repository.
@@ -457,6 +466,11 @@ pub fn live_pins(events: &[Recorded], now: TimestampTz) -> Vec<&Recorded> {
         .into_iter()
         .filter(|pin| pin.event.until.is_none_or(|until| until > now))
         .collect()
+}
+
+/// Whether expiry let WAL behind a backup go on purpose: the first hole behind it is meant.
+pub fn is_trimmed(events: &[Recorded]) -> bool {
+    !standing(events, TRIMMED, "").is_empty()
 }
 
 /// The damage that stands.

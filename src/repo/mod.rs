@@ -23,6 +23,8 @@ pub mod layout;
 pub mod lives;
 mod lz4;
 pub mod mark;
+#[cfg(feature = "full")]
+pub mod portion;
 pub mod repository;
 pub mod root;
 #[cfg(feature = "full")]

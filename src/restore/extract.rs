@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex};
 use super::settings::Brought;
 use super::target_dir::{CONTROL, Need, Target, WAITING_CONTROL};
 use super::tree::{Owner, Tree, write_error};
+use super::unchanged::{self, Unchanged};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -146,11 +147,30 @@ impl Destination {
 
     /// The data directory and all tablespaces.
     pub fn trees(&self) -> impl Iterator<Item = Result<Arc<Tree>>> {
-        std::iter::once(Ok(Arc::clone(&self.data))).chain(
+        self.placed_trees().map(|placed| Ok(placed?.1))
+    }
+
+    /// The data directory, and all tablespaces with their oids.
+    pub fn placed_trees(&self) -> impl Iterator<Item = Result<(Option<u32>, Arc<Tree>)>> {
+        std::iter::once(Ok((None, Arc::clone(&self.data)))).chain(
             self.tablespaces
                 .iter()
-                .map(|(oid, place)| self.tablespace(*oid, place)),
+                .map(|(oid, place)| Ok((Some(*oid), self.tablespace(*oid, place)?))),
         )
+    }
+
+    /// Whether a path in the data directory is the link of a tablespace that lies beside it.
+    pub fn is_link_of_tablespace(&self, path: &[u8]) -> bool {
+        let found = tablespace_of(path);
+        found.is_some_and(|(oid, rest)| rest.is_none() && self.tablespaces.contains_key(&oid))
+    }
+
+    /// The directory beneath which a file of this path is restored, and its path there; none where it is not restored.
+    pub fn place_of<'p>(&self, path: &'p [u8]) -> Result<Option<(Arc<Tree>, &'p [u8])>> {
+        Ok(match self.route(path)? {
+            Route::To(tree, relative) => Some((tree, relative)),
+            Route::Withheld => None,
+        })
     }
 
     /// Opens the directory of a tablespace, which must still be the one that was found in the beginning.
@@ -195,6 +215,14 @@ impl Destination {
             (None, _) => Route::To(data(), path),
         })
     }
+}
+
+/// Whether a server wants a directory of this path, whatever a backup holds.
+pub fn is_standard_directory(path: &[u8]) -> bool {
+    STANDARD_DIRECTORIES.iter().any(|name| {
+        let rest = name.as_bytes().strip_prefix(path);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+    })
 }
 
 fn is_withheld(path: &[u8]) -> bool {
@@ -460,8 +488,15 @@ pub fn copy(
     snapshot: &Snapshot<'_>,
     destination: &Destination,
     survey: &Survey,
-    how: Copying<'_>,
+    mut how: Copying<'_>,
 ) -> Result<Copied> {
+    let unchanged = match how.is_resumed {
+        true => {
+            how.progress.phase("compare", Some(survey.mapped_bytes));
+            unchanged::find(snapshot, destination, &mut how)?
+        }
+        false => Unchanged::default(),
+    };
     let work = Work {
         snapshot,
         destination,
@@ -471,12 +506,14 @@ pub fn copy(
         progress: how.progress,
         queue: Mutex::new(Queue::default()),
         failed: AtomicBool::new(false),
-        seen: AtomicU64::new(0),
+        seen: AtomicU64::new(unchanged.bytes),
         written: AtomicU64::new(0),
-        kept: AtomicU64::new(0),
+        kept: AtomicU64::new(unchanged.bytes),
         damage: Mutex::default(),
+        unchanged,
     };
-    how.progress.phase("restore", Some(survey.mapped_bytes));
+    let rest = survey.mapped_bytes.saturating_sub(work.unchanged.bytes);
+    how.progress.phase("restore", Some(rest));
     let first_error = std::thread::scope(|scope| {
         // The channel carries nothing: it is closed when the last thread has ended.
         let (alive, ended) = std::sync::mpsc::channel::<()>();
@@ -522,7 +559,7 @@ pub fn copy(
     })
 }
 
-fn check_stop(stop: &AtomicBool) -> Result<()> {
+pub(super) fn check_stop(stop: &AtomicBool) -> Result<()> {
     if stop.load(Ordering::Relaxed) {
         return Err(err!(Interrupted, "stopped before the restore was complete").hint(
             "What was restored is kept, and no server can start on it yet. Run the same command again: it resumes.",
@@ -544,6 +581,7 @@ struct Work<'w, 's> {
     written: AtomicU64,
     kept: AtomicU64,
     damage: Mutex<Vec<Lost>>,
+    unchanged: Unchanged,
 }
 
 /// A frame that cannot be had, or a whole pack.
@@ -642,6 +680,9 @@ impl<'w, 's> Work<'w, 's> {
             {
                 let found = (Arc::clone(pack), queue.next_frame);
                 queue.next_frame += 1;
+                if self.unchanged.contains(found.0.index(), found.1) {
+                    continue;
+                }
                 return Ok(Some(found));
             }
             if queue.next_pack >= self.snapshot.packs().len() {
@@ -650,6 +691,10 @@ impl<'w, 's> Work<'w, 's> {
             let index = queue.next_pack;
             queue.next_pack += 1;
             queue.next_frame = 0;
+            if self.unchanged.has_pack(index) {
+                queue.pack = None;
+                continue;
+            }
             queue.pack = match self.snapshot.pack(index) {
                 Ok(pack) => Some(Arc::new(pack)),
                 Err(e) => {
@@ -729,12 +774,12 @@ impl<'w, 's> Work<'w, 's> {
 
 /// The files one thread used last.
 #[derive(Default)]
-struct OpenFiles {
+pub(super) struct OpenFiles {
     files: VecDeque<(FileKey, File)>,
 }
 
 impl OpenFiles {
-    fn get(&mut self, key: &FileKey, tree: &Tree, relative: &[u8]) -> Result<&File> {
+    pub(super) fn get(&mut self, key: &FileKey, tree: &Tree, relative: &[u8]) -> Result<&File> {
         match self.files.iter().position(|(k, _)| k == key) {
             Some(0) => {}
             Some(at) => self.files.swap(0, at),

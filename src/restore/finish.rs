@@ -362,7 +362,7 @@ fn sync_beneath(directory: rustix::fd::BorrowedFd<'_>, depth: u32) -> std::io::R
 }
 
 /// The kind of an entry; not every filesystem says it in the listing.
-fn kind(
+pub(super) fn kind(
     directory: rustix::fd::BorrowedFd<'_>,
     entry: &rustix::fs::DirEntry,
 ) -> rustix::io::Result<FileType> {

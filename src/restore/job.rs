@@ -31,6 +31,9 @@ pub struct Request {
     /// Whether the WAL is read that was archived first, whatever `pitr wal resolve` decided.
     #[serde(default)]
     pub as_stored: bool,
+    /// Whether a data directory is restored in place.
+    #[serde(default)]
+    pub delta: bool,
     /// `OLD=NEW`, as given.
     pub tablespace_mappings: Vec<String>,
     /// A restore to a target, or a standby.
@@ -130,7 +133,7 @@ pub enum Earlier {
 /// `Refused` when the directory holds the unfinished restore of another request; `Damaged` when its record cannot be read.
 pub fn earlier(found: &Found, request: &Request) -> Result<Earlier> {
     let (job, wrap): (Job, fn(Box<Job>) -> Earlier) = match found {
-        Found::Empty => return Ok(Earlier::None),
+        Found::Empty | Found::Data(_) => return Ok(Earlier::None),
         Found::Unfinished(record) => (decode(record, request)?, Earlier::Copying),
         Found::LastStep(record) => {
             let written: WrittenSettings =
@@ -187,6 +190,7 @@ mod tests {
                 repository: None,
                 backup: None,
                 as_stored: false,
+                delta: false,
                 tablespace_mappings: vec!["/a=/b".into()],
                 purpose: Purpose::Restore {
                     target: RecoveryTarget::default(),

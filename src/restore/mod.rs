@@ -5,7 +5,9 @@
 //! | `target_dir` | everything that is refused before the first write |
 //! | `job` | what is to be done, as a value that survives a kill |
 //! | `claim` | keeps the backup from being deleted meanwhile |
+//! | `sweep` | what a data directory that is restored in place has beyond the backup |
 //! | `extract` | directories, files and their bytes |
+//! | `unchanged` | what need not be fetched, because it is there |
 //! | `manifest_check` | what was copied against the server's own manifest |
 //! | `configuration` | the configuration that came along, with what it includes |
 //! | `settings` | what the server is told, and what code it would run |
@@ -28,8 +30,12 @@ pub mod manifest_check;
 #[cfg(test)]
 mod rights_tests;
 pub mod settings;
+mod sweep;
 pub mod target_dir;
 pub mod tree;
+mod unchanged;
+
+use std::os::fd::AsFd;
 
 use rustix::fs::AtFlags;
 
@@ -48,7 +54,7 @@ use claim::Claim;
 use extract::{Copied, Copying, Destination, Survey};
 use job::{Earlier, Job};
 use manifest_check::ManifestCheck;
-use target_dir::Target;
+use target_dir::{CONTROL, Found, Target};
 use tree::{Tree, write_error};
 
 /// WAL that is kept in pg_wal while a server recovers, at most: restartpoints recycle beyond max_wal_size, 1 GiB unless set.
@@ -81,6 +87,8 @@ pub struct Report {
     pub resumed: bool,
     /// Bytes written, and bytes that were there already.
     pub copied: Copied,
+    /// Files and links of a data directory restored in place that the backup does not have.
+    pub removed_files: u64,
     /// Files of the backup.
     pub files: u64,
     /// Their raw bytes.
@@ -188,9 +196,14 @@ fn copy_all(
     host: &Host,
     tick: &mut dyn FnMut(),
 ) -> Result<Report> {
-    let is_resumed = *earlier != Earlier::None;
+    // A data directory that is restored in place is an unfinished restore from its first step on.
+    let is_resumed = *earlier != Earlier::None || matches!(target.found, Found::Data(_));
     let snapshot = source.snapshot()?;
-    let destination = prepare(target, job, is_resumed, survey.group, host)?;
+    let destination = prepare(target, job, *earlier != Earlier::None, survey.group, host)?;
+    let removed_files = match is_resumed && job.request.delta {
+        true => sweep::sweep(&snapshot, &destination, &host.stop)?,
+        false => 0,
+    };
     extract::lay_out(&snapshot, &destination, survey, is_resumed, &host.stop)?;
     finish::sweep_temporaries(destination.data())?;
     let check = ManifestCheck::new(&target.data.join("pg_wal"));
@@ -230,7 +243,8 @@ fn copy_all(
     tick();
     finish::commit(destination.data(), job)?;
     Ok(Report {
-        resumed: is_resumed,
+        resumed: *earlier != Earlier::None,
+        removed_files,
         copied,
         files: survey.files,
         raw_bytes: survey.raw_bytes,
@@ -292,6 +306,13 @@ fn prepare(
             rustix::fs::chownat(&wal, UNFINISHED, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|e| failed(e.into()))?;
         }
+    }
+    if job.request.delta && data.stat(b"global")?.is_some() {
+        // From here on no server starts on it, whatever happens.
+        data.remove(CONTROL.as_bytes())?;
+        let global = data.directory(b"global")?;
+        durable::sync_directory(global.as_fd())
+            .map_err(|e| write_error(&target.data.display().to_string(), e))?;
     }
     Destination::make(target, data, group)
 }

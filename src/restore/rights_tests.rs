@@ -107,6 +107,7 @@ fn b2_a_tablespace_lies_below_no_directory_of_a_stranger() {
             as_in_backup: true,
             repositories: &[],
             home: None,
+            delta: false,
         };
         place(look(&wanted)?, &wanted, &tablespaces)
     };

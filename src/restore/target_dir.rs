@@ -18,6 +18,7 @@ use crate::archive::guard::{SETTINGS, UNFINISHED, read_limited};
 use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::{Error, Result};
+use crate::pg::control::ControlHead;
 use crate::repo::root::cluster::Tablespace;
 use crate::text::{hex, path_of, text_or_hex};
 
@@ -101,6 +102,8 @@ pub struct Wanted<'a> {
     pub repositories: &'a [PathBuf],
     /// The home directory of whoever runs this.
     pub home: Option<&'a Path>,
+    /// Whether a data directory may be restored in place.
+    pub delta: bool,
 }
 
 /// The state of the place.
@@ -112,6 +115,8 @@ pub enum Found {
     Unfinished(Vec<u8>),
     /// A restore of which only the name of pg_control is missing, with its record.
     LastStep(Vec<u8>),
+    /// A data directory that is to be restored in place, with its system identifier.
+    Data(u64),
 }
 
 /// A tablespace and where it goes.
@@ -203,7 +208,7 @@ pub fn look(wanted: &Wanted<'_>) -> Result<Target> {
     let data = resolve(wanted.to)?;
     check_not_special(&data, wanted)?;
     check_not_inside_another(&data)?;
-    let found = inspect(&data)?;
+    let found = inspect(&data, wanted.delta)?;
     let owner = check_rights(&data)?;
     Ok(Target {
         data,
@@ -218,7 +223,7 @@ pub fn look(wanted: &Wanted<'_>) -> Result<Target> {
 /// # Errors
 /// `Refused` as [`look`]; `Usage` for mappings that fit no tablespace or clash.
 pub fn place(target: Target, wanted: &Wanted<'_>, tablespaces: &[Tablespace]) -> Result<Target> {
-    let tablespaces = place_tablespaces(wanted, tablespaces)?;
+    let tablespaces = place_tablespaces(wanted, &target.data, tablespaces)?;
     Ok(Target {
         tablespaces: check_tablespaces(tablespaces, &target, wanted)?,
         ..target
@@ -309,7 +314,7 @@ fn is_mount_point(path: &Path) -> bool {
 }
 
 /// Tells an empty directory from an unfinished restore and from data.
-fn inspect(data: &Path) -> Result<Found> {
+fn inspect(data: &Path, delta: bool) -> Result<Found> {
     let names = match names(data) {
         Ok(names) => names,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Empty),
@@ -341,6 +346,9 @@ fn inspect(data: &Path) -> Result<Found> {
     if is_fresh {
         return Ok(Found::Empty);
     }
+    if delta {
+        return in_place(data).map(Found::Data);
+    }
     let entries = match names.len() {
         1 => "1 entry".to_owned(),
         n => format!("{n} entries"),
@@ -350,7 +358,60 @@ fn inspect(data: &Path) -> Result<Found> {
         "directory \"{}\" is not empty: {entries}",
         data.display()
     )
-    .hint("Nothing was changed. Restore into an empty directory, or one that does not exist yet."))
+    .hint("Nothing was changed. Restore into an empty directory, or one that does not exist yet; --delta takes a data directory of the same cluster back in place."))
+}
+
+/// Requires a data directory whose server is stopped and whose WAL is archived; returns its system identifier.
+fn in_place(data: &Path) -> Result<u64> {
+    const UNCHANGED: &str = "Nothing was changed.";
+    let shown = data.display();
+    if std::fs::symlink_metadata(data.join("postmaster.pid")).is_ok() {
+        return Err(err!(
+            Refused,
+            "a server may run in \"{shown}\": postmaster.pid is there"
+        )
+        .hint("Nothing was changed. Stop the server. Where it was killed, and runs nowhere else, in no container either, remove postmaster.pid."));
+    }
+    let control = read_limited(&data.join(CONTROL))?;
+    let control = control.ok_or_else(|| {
+        err!(
+            Refused,
+            "\"{shown}\" is no data directory: it has no {CONTROL}"
+        )
+        .hint(UNCHANGED)
+    })?;
+    let control = ControlHead::parse(&control).map_err(|e| {
+        err!(
+            Refused,
+            "\"{shown}\" cannot be restored in place: its pg_control cannot be read"
+        )
+        .source(e)
+        .hint("Nothing was changed. Restore into an empty directory.")
+    })?;
+    let wal = data.join("pg_wal");
+    if !std::fs::symlink_metadata(&wal).is_ok_and(|found| found.is_dir()) {
+        return Err(err!(
+            Refused,
+            "\"{shown}\" cannot be restored in place: its pg_wal is no plain directory"
+        )
+        .hint("Nothing was changed. Restore into an empty directory."));
+    }
+    let status = names(&wal.join("archive_status")).unwrap_or_default();
+    let waiting = status
+        .iter()
+        .filter(|name| name.ends_with(".ready"))
+        .count();
+    if waiting > 0 {
+        return Err(err!(
+            Refused,
+            "\"{shown}\" holds WAL that was not archived: {waiting} files wait in pg_wal"
+        )
+        .hint(format!(
+            "Nothing was changed. It would be lost. Bring it in first: pitr wal backfill --from {}, then remove pg_wal/archive_status/*.ready",
+            wal.display()
+        )));
+    }
+    Ok(control.system_identifier)
 }
 
 fn names(path: &Path) -> io::Result<Vec<String>> {
@@ -436,9 +497,10 @@ fn check_writable(directory: &Path) -> Result<()> {
     })
 }
 
-/// Finds the place of each tablespace: as mapped, else where it was.
+/// Finds the place of each tablespace: as mapped; in a data directory that is restored in place as its link says; else where it was.
 fn place_tablespaces(
     wanted: &Wanted<'_>,
+    data: &Path,
     tablespaces: &[Tablespace],
 ) -> Result<Vec<PlacedTablespace>> {
     let mut used = vec![false; wanted.mappings.len()];
@@ -458,10 +520,10 @@ fn place_tablespaces(
             (Some(_), Some(_)) => {
                 return Err(err!(Usage, "tablespace {oid} is mapped twice"));
             }
-            (None, _) => {
+            (None, _) => linked(wanted, data, &oid).unwrap_or_else(|| {
                 unmapped.push(format!("{oid} in \"{}\"", tablespace.location.display()));
                 tablespace.location.clone()
-            }
+            }),
         };
         placed.push(PlacedTablespace {
             oid: tablespace.oid,
@@ -614,7 +676,6 @@ fn check_not_special_tablespace(path: &Path, wanted: &Wanted<'_>) -> Result<()> 
 }
 
 fn check_tablespace_rights(path: &Path, target: &Target) -> Result<()> {
-    let is_resumed = target.found != Found::Empty;
     let shown = path.display();
     let failed = |e| Error::from_io(format!("look at \"{shown}\""), e);
     let entries = match names(path) {
@@ -627,7 +688,12 @@ fn check_tablespace_rights(path: &Path, target: &Target) -> Result<()> {
         }
         Err(e) => return Err(failed(e)),
     };
-    if !is_resumed && !entries.is_empty() {
+    let is_foreign = match target.found {
+        Found::Empty => true,
+        Found::Data(_) => !is_linked_from(&target.data, path),
+        _ => false,
+    };
+    if is_foreign && !entries.is_empty() {
         return Err(err!(
             Refused,
             "tablespace directory \"{shown}\" is not empty: {} entries",
@@ -647,6 +713,19 @@ fn check_tablespace_rights(path: &Path, target: &Target) -> Result<()> {
         )
         .hint("Nothing was written. Give it to the server's user.")),
     }
+}
+
+/// The place of a tablespace in a data directory that is restored in place.
+fn linked(wanted: &Wanted<'_>, data: &Path, oid: &str) -> Option<PathBuf> {
+    let link = data.join("pg_tblspc").join(oid);
+    std::fs::read_link(link).ok().filter(|_| wanted.delta)
+}
+
+/// Whether a data directory has a tablespace in this directory.
+fn is_linked_from(data: &Path, tablespace: &Path) -> bool {
+    let links = std::fs::read_dir(data.join("pg_tblspc"));
+    let mut places = links.into_iter().flatten().flatten();
+    places.any(|link| link.path().canonicalize().is_ok_and(|at| at == tablespace))
 }
 
 /// Requires that each filesystem has room for what comes to it; what an unfinished restore has there already counts as room.
@@ -740,6 +819,7 @@ mod tests {
             as_in_backup: true,
             repositories: &[],
             home: None,
+            delta: false,
         }
     }
 
@@ -848,6 +928,7 @@ mod tests {
                 as_in_backup: true,
                 repositories: &[],
                 home: None,
+                delta: false,
             };
             place(look(&wanted)?, &wanted, &tablespaces)
         };

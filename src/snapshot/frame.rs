@@ -239,6 +239,11 @@ fn set(bytes: &mut [u8], at: usize, value: &[u8]) {
     }
 }
 
+/// The hash that a pack's directory has of a frame with these extents and bytes.
+pub fn content_hash_of(extents: &[Extent], raw: &[u8]) -> [u8; 16] {
+    content_hash(&encode_extents(extents), raw)
+}
+
 fn content_hash(list: &[u8], raw: &[u8]) -> [u8; 16] {
     let mut hasher = Xxh3::new();
     hasher.update(list);

@@ -10,6 +10,7 @@ use super::filekey::{FileKey, Naming};
 use super::frame::FrameCodec;
 use super::layer::Metadata;
 use super::node::{Moment, Node, NodeKind};
+use super::page_hashes::{self, PageHashes};
 use super::reader::{Snapshot, SnapshotRoot};
 use super::sink::FileSink;
 use super::writer::{Options, SnapshotWriter};
@@ -307,11 +308,51 @@ impl<'d> World<'d> {
             }
         }
         assert_eq!(mapped, 0, "bytes are missing");
+        self.check_usage(&store, &snapshot, &model)?;
         self.read_parts(&snapshot)?;
         Ok(model)
     }
 
+    /// What is counted as visible suffices.
+    fn check_usage(&self, store: &FileStore, all: &Snapshot<'_>, model: &Model) -> Result<()> {
+        let usage = all.usage()?;
+        let mapped: u64 = all.items().map(|item| item.unwrap().mapped_bytes).sum();
+        let live = usage.packs.iter().map(|pack| pack.live_bytes);
+        assert_eq!(live.sum::<u64>(), mapped);
+        let head = self.head();
+        assert_eq!(
+            (usage.file_count, usage.size_bytes),
+            (head.file_count, head.size_bytes)
+        );
+        let map = Map {
+            packs: usage.packs,
+            ..self.map.clone()
+        };
+        let root = SnapshotRoot {
+            head: &head,
+            map: &map,
+            naming: self.naming,
+        };
+        let snapshot = Snapshot::open(store, &self.scope, root)?;
+        assert_eq!(snapshot.items().map(Result::unwrap).count(), model.len());
+        self.read_parts(&snapshot)
+    }
+
+    /// Hashes of pages are those of the content, as far as they are known.
+    fn check_hashes(hashes: &PageHashes<'_, '_>, file: &FileKey, bytes: &[u8]) -> Result<()> {
+        let found = hashes.of(file)?;
+        assert_eq!(found.len(), bytes.len().div_ceil(8192));
+        for (found, page) in found.into_iter().zip(bytes.chunks(8192)) {
+            assert!(
+                found.is_none_or(|found| found == page_hashes::hash(page)),
+                "{file:?}"
+            );
+        }
+        Ok(())
+    }
+
     fn read_parts(&self, snapshot: &Snapshot<'_>) -> Result<()> {
+        let hashes = PageHashes::new(snapshot);
         for (path, thing) in &self.model {
             let Thing::File(bytes) = thing else {
                 assert!(
@@ -322,6 +363,7 @@ impl<'d> World<'d> {
                 continue;
             };
             assert_eq!(snapshot.read_file(path, 1 << 20)?.as_ref(), Some(bytes));
+            Self::check_hashes(&hashes, &self.key(path), bytes)?;
             let length = bytes.len();
             for (from, to) in [(1, length / 2), (length / 3, length + 9), (8192, 8193)] {
                 let mut at = from;
@@ -554,4 +596,46 @@ fn a_file_that_is_given_up_leaves_nothing() {
         .map(|p| p.length)
         .sum();
     assert!(stored <= 2 * 8192, "{stored}");
+}
+
+/// Pages that are written whole have a hash, in whatever frame they lie and however short the last one is.
+#[test]
+fn every_page_that_was_written_whole_has_its_hash() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::new(directory.path(), NAMING);
+    let mut now = content(1, 50_000);
+    world.generation(|world, sink| {
+        world.write_whole(sink, "a", b"short");
+        world.write_whole(sink, "base/1/1259", &now);
+        world.write_whole(sink, "pg_xact/0000", &content(2, 8192));
+    });
+    now[16_384..24_576].copy_from_slice(&content(5, 8192));
+    now.truncate(40_000);
+    world.generation(|world, sink| {
+        world.write_parts(sink, "base/1/1259", &now, &[(16_384, 24_576)]);
+    });
+    for (path, bytes) in [
+        ("a", b"short".to_vec()),
+        ("base/1/1259", now),
+        ("pg_xact/0000", content(2, 8192)),
+    ] {
+        world.model.insert(path.into(), Thing::File(bytes));
+    }
+    let store = FileStore::open(directory.path(), 1).unwrap();
+    let head = world.head();
+    let root = SnapshotRoot {
+        head: &head,
+        map: &world.map,
+        naming: NAMING,
+    };
+    let snapshot = Snapshot::open(&store, &world.scope, root).unwrap();
+    let hashes = PageHashes::new(&snapshot);
+    for (path, thing) in &world.model {
+        let Thing::File(bytes) = thing else { continue };
+        let expected: Vec<_> = bytes
+            .chunks(8192)
+            .map(|p| Some(page_hashes::hash(p)))
+            .collect();
+        assert_eq!(hashes.of(&world.key(path)).unwrap(), expected, "{path}");
+    }
 }

@@ -3,6 +3,7 @@
 //! A *pack* is a sequence of frames of file content; *layers* map every extent of every file to frames. Write order: packs, then
 //! layers; the root that names them is the caller's, and is the commit point. Nothing here is visible before it.
 
+pub mod content;
 pub mod filekey;
 pub mod frame;
 pub mod kind;
@@ -13,10 +14,12 @@ mod merge;
 mod merge_tests;
 pub mod node;
 pub mod pack;
+pub mod page_hashes;
 pub mod piece;
 mod pipeline;
 pub mod reader;
 pub mod sink;
 pub mod sort;
 pub mod spare;
+pub mod usage;
 pub mod writer;

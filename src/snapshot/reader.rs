@@ -10,6 +10,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
+use super::content::ContentReader;
 use super::filekey::{ClusterNaming, FileKey, Naming};
 use super::frame::Frame;
 use super::layer::{Entry, Layer, Metadata};
@@ -17,6 +18,7 @@ use super::merge::{Cursor, Merge};
 use super::node::NodeKind;
 use super::pack::PackReader;
 use super::spare::Spares;
+use super::usage::{Counter, Usage};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::id::PartName;
@@ -296,10 +298,27 @@ impl<'a> Snapshot<'a> {
             cursors: Vec::new(),
             order: BinaryHeap::new(),
             directories: Vec::new(),
+            counter: None,
             files: 0,
             bytes: 0,
             ended: false,
         }
+    }
+
+    /// Counts what is visible of each pack, and the files. What the root says of these is not compared: it is yet to be written.
+    ///
+    /// # Errors
+    /// `Damaged` when a part of the map fails a check or a byte below a file's length is not covered.
+    pub fn usage(&self) -> Result<Usage> {
+        let mut items = self.items();
+        items.counter = Some(Counter::new(self.packs().len()));
+        items.by_ref().try_for_each(|item| item.map(|_| ()))?;
+        let packs = items.counter.take().map(|c| c.finish(self.packs()));
+        Ok(Usage {
+            packs: packs.unwrap_or_default(),
+            file_count: items.files,
+            size_bytes: items.bytes,
+        })
     }
 
     /// Opens a pack by its index in the root.
@@ -451,31 +470,10 @@ impl<'a> Snapshot<'a> {
             .filter(|n| *n <= limit_bytes)
             .ok_or_else(|| err!(Damaged, "file \"{path}\" has {length} bytes"))?;
         let mut content = Vec::with_capacity(size);
-        for place in self.places(&file, 0, length)? {
-            let n = usize::try_from(place.length).unwrap_or(0);
-            let Some(at) = place.at else {
-                content.resize(content.len() + n, 0);
-                continue;
-            };
-            let pack = self.pack(at.pack)?;
-            let frame = pack.frame(at.frame)?;
-            let found = frame.visible.iter().find(|v| {
-                let file_there = frame.extents().get(v.extent).map(|e| &e.file);
-                file_there == Some(&file)
-                    && v.position <= place.position
-                    && place.position + place.length <= v.position + u64::from(v.length)
-            });
-            let visible = found.ok_or_else(|| {
-                err!(
-                    Damaged,
-                    "frame {} does not hold what the map expects of \"{path}\"",
-                    at.frame
-                )
-            })?;
-            let skip = usize::try_from(place.position - visible.position).unwrap_or(0);
-            let bytes = frame.bytes(visible).get(skip..skip + n);
-            content.extend_from_slice(bytes.unwrap_or_default());
-        }
+        ContentReader::new(self).read(&file, length, &mut |bytes| {
+            content.extend_from_slice(bytes);
+            Ok(())
+        })?;
         Ok(Some(content))
     }
 }
@@ -615,6 +613,8 @@ pub struct Items<'s, 'a> {
     order: BinaryHeap<Reverse<(FileKey, usize)>>,
     /// Directories of a tree below which entries may follow, ascending.
     directories: Vec<Vec<u8>>,
+    /// Of a walk that counts what is visible.
+    counter: Option<Counter>,
     files: u64,
     bytes: u64,
     ended: bool,
@@ -646,8 +646,13 @@ impl<'s, 'a> Items<'s, 'a> {
             let metadata = merge.metadata().cloned();
             let length = metadata.as_ref().and_then(Metadata::file_length);
             let mut mapped_bytes = 0;
+            let counter = &mut self.counter;
             merge.sweep(0, length.unwrap_or(0), &mut |place| {
-                mapped_bytes += place.at.map_or(0, |_| place.length);
+                let Some(at) = place.at else { return };
+                mapped_bytes += place.length;
+                if let Some(counter) = counter.as_mut() {
+                    counter.add(at, place.length);
+                }
             })?;
             for cursor in merge.finish()? {
                 self.put_back(cursor)?;
@@ -668,7 +673,7 @@ impl<'s, 'a> Items<'s, 'a> {
                 mapped_bytes,
             }));
         }
-        match snapshot.has_counts(self.files, self.bytes) {
+        match self.counter.is_some() || snapshot.has_counts(self.files, self.bytes) {
             true => Ok(None),
             false => Err(snapshot.disagree()),
         }

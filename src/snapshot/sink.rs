@@ -16,8 +16,10 @@ use crate::err;
 use crate::error::Result;
 use crate::repo::varint;
 
-/// A frame is closed before it grows beyond this.
-const FRAME_BYTES: usize = 1 << 20;
+/// A frame of whole files is closed before it grows beyond this.
+pub const FRAME_BYTES: usize = 1 << 20;
+/// A frame of changed pages is closed before it grows beyond this: pages of it go out of use one by one.
+pub const CHANGED_FRAME_BYTES: usize = 256 << 10;
 /// The number of no frame: a piece of zeros. Frames count from 1 here.
 const ZEROS: u64 = 0;
 
@@ -53,6 +55,7 @@ struct Frame {
 pub struct FileSink<'t> {
     shared: Arc<Shared<'t>>,
     frame: Option<Frame>,
+    frame_bytes: usize,
     file: Option<Current>,
     /// The beginning of a page that is not complete.
     partial: Vec<u8>,
@@ -63,9 +66,15 @@ impl<'t> FileSink<'t> {
         FileSink {
             shared,
             frame: None,
+            frame_bytes: FRAME_BYTES,
             file: None,
             partial: Vec::with_capacity(PAGE_BYTES),
         }
+    }
+
+    /// Closes frames, from the next page on, before they grow beyond so many bytes.
+    pub fn limit_frames(&mut self, bytes: usize) {
+        self.frame_bytes = bytes.min(FRAME_BYTES);
     }
 
     /// Records a directory.
@@ -237,8 +246,9 @@ impl<'t> FileSink<'t> {
             file.add_piece(position, page.len() as u64, ZEROS, 0);
         } else {
             let added = extent_bytes(&file.key) + 8;
+            let limit = self.frame_bytes;
             let is_full = |frame: &Frame| {
-                frame.slot.raw.len() + page.len() > FRAME_BYTES
+                frame.slot.raw.len() + page.len() > limit
                     || frame.list_bytes + added > EXTENT_LIST_LIMIT_BYTES
             };
             if let Some(full) = self.frame.take_if(|frame| is_full(frame)) {

@@ -66,7 +66,12 @@ impl Transfer<'_> {
         self.reserve(id)?;
         let start = Some((root.start_timeline, root.start_lsn));
         let (from, to) = (self.from.store(), self.to.store());
-        let mut there = Claim::take((to, &self.layout), self.writer(), id, "sync", start)?;
+        let claim = |id| Claim::take((to, &self.layout), self.writer(), id, "sync", start);
+        let mut there = vec![claim(id)?];
+        // Parts of former backups that are there stay there, too.
+        for other in root.writers().filter(|other| *other != id) {
+            there.push(claim(other)?);
+        }
         let here = Claim::take((from, &self.layout), self.writer(), id, "sync", start);
         let mut here = Claim::if_possible(
             here,
@@ -75,12 +80,14 @@ impl Transfer<'_> {
             self.host.progress.as_ref(),
         )?;
         // What it deletes meanwhile is found missing below, and copied by the next run.
-        self.wait_for_deletion(&mut || there.keep())?;
+        self.wait_for_deletion(&mut || there.iter_mut().try_for_each(Claim::keep))?;
         let copied = self.copy_content(&root, whole.as_ref(), wal, &mut there, here.as_mut());
         if let Some(here) = here {
             here.release(self.host.progress.as_ref());
         }
-        there.release(self.host.progress.as_ref());
+        for claim in there {
+            claim.release(self.host.progress.as_ref());
+        }
         copied
     }
 
@@ -89,7 +96,7 @@ impl Transfer<'_> {
         root: &Outline,
         whole: Option<&(BackupRoot, Vec<u8>)>,
         wal: &Wal<'_>,
-        there: &mut Claim<'_>,
+        there: &mut [Claim<'_>],
         mut here: Option<&mut Claim<'_>>,
     ) -> Result<bool> {
         let events = event::read_all(self.from.store(), &self.layout, &root.id.to_string())?;
@@ -101,7 +108,7 @@ impl Transfer<'_> {
             return Ok(false);
         }
         let mut tick = || -> Result<()> {
-            there.keep()?;
+            there.iter_mut().try_for_each(Claim::keep)?;
             here.as_mut().map_or(Ok(()), |claim| claim.keep())
         };
         let name = format!("copy backup {}", root.id);
@@ -130,7 +137,7 @@ impl Transfer<'_> {
                 self.copy_event(&self.layout.event(&root.id.to_string(), &pin.name)?)?;
             }
         }
-        there.check()?;
+        there.first().map_or(Ok(()), Claim::check)?;
         if !self.commit(&root.id, whole.map(|(_, bytes)| bytes.as_slice()))? {
             return Ok(false);
         }

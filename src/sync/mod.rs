@@ -19,6 +19,7 @@ use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::plan::lacking::{Lacking, lacking};
+use crate::plan::retention::Policy;
 use crate::repo::event::{self, CLUSTER};
 use crate::repo::id::BackupId;
 use crate::repo::json;
@@ -49,11 +50,13 @@ impl<'a> Deref for Transfer<'a> {
 
 /// How a transfer is done.
 #[derive(Debug, Clone, Copy)]
-pub struct Options {
+pub struct Options<'a> {
     /// Objects that are copied at a time.
     pub jobs: usize,
     /// Copy also what the receiving side may have expired.
     pub everything: bool,
+    /// The rules of retention of the receiving side: what they do not keep is not copied.
+    pub rules: Option<&'a Policy>,
 }
 
 /// An object that was not copied although it should have been.
@@ -101,7 +104,7 @@ impl<'a> Transfer<'a> {
         from: &'a Repository,
         to: &'a Repository,
         registration: &'a Registration,
-        options: Options,
+        options: Options<'a>,
         host: &'a Host,
     ) -> Result<Transfer<'a>> {
         let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
@@ -154,7 +157,9 @@ impl<'a> Transfer<'a> {
             .hint("Nothing was copied. Run the command again."));
         }
         let now = self.host.now();
-        Ok(lacking(&from, &to, self.options.everything, now))
+        let options = &self.options;
+        let rules = options.rules;
+        Ok(lacking(&from, &to, (options.everything, rules), now))
     }
 
     /// Copies what a plan made just now says.

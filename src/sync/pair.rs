@@ -26,7 +26,7 @@ pub struct Pair<'a> {
     pub(super) from: &'a Repository,
     pub(super) to: &'a Repository,
     pub(super) scope: Scope,
-    pub(super) options: Options,
+    pub(super) options: Options<'a>,
     pub(super) host: &'a Host,
     report: Mutex<Report>,
 }
@@ -37,7 +37,7 @@ impl<'a> Pair<'a> {
     pub(super) fn new(
         (from, to): (&'a Repository, &'a Repository),
         scope: &Scope,
-        options: Options,
+        options: Options<'a>,
         host: &'a Host,
     ) -> Result<Pair<'a>> {
         let pair = Pair {

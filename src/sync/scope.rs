@@ -41,7 +41,7 @@ impl<'a> ScopeTransfer<'a> {
     pub fn new(
         repositories: (&'a Repository, &'a Repository),
         scope: &Scope,
-        options: Options,
+        options: Options<'a>,
         host: &'a Host,
     ) -> Result<ScopeTransfer<'a>> {
         let pair = Pair::new(repositories, scope, options, host)?;
@@ -82,7 +82,7 @@ impl<'a> ScopeTransfer<'a> {
         Ok(lacking(
             &from,
             &to,
-            pair.options.everything,
+            (pair.options.everything, pair.options.rules),
             pair.host.now(),
         ))
     }

@@ -6,7 +6,10 @@ use std::sync::{Mutex, MutexGuard};
 use super::{About, Finding, FindingKind};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
-use crate::repo::id::BackupId;
+use crate::pg::segment::SegmentNumber;
+use crate::pg::timeline::TimelineId;
+use crate::repo::id::{BackupId, PartName};
+use crate::repo::portion::{Gathered, Portion};
 use crate::repo::scope::Scope;
 use crate::store::Store;
 
@@ -52,6 +55,9 @@ pub(super) struct Check<'a> {
     /// Threads that read.
     pub threads: usize,
     found: Mutex<Found>,
+    read: Mutex<Gathered>,
+    /// What was read and told already.
+    told: Mutex<Portion>,
     /// An object that was listed was not there any more.
     pub is_vanishing: AtomicBool,
     pub objects: AtomicU64,
@@ -66,6 +72,8 @@ impl<'a> Check<'a> {
             host,
             threads,
             found: Mutex::default(),
+            read: Mutex::default(),
+            told: Mutex::default(),
             is_vanishing: AtomicBool::new(false),
             objects: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -141,6 +149,51 @@ impl<'a> Check<'a> {
             }
             Err(e) => Err(e.context(format!("read object \"{object}\""))),
         }
+    }
+
+    /// Settles the root of a backup that was listed; one that is not there any more was deleted meanwhile.
+    pub fn root<R>(&self, id: &BackupId, read: Result<Option<R>>) -> Result<Option<R>> {
+        self.host.check_stop()?;
+        let key = self.scope.manifest(id);
+        let root = self.settle(read, key.as_str(), About::Backup(id.clone()))?;
+        if let Some(None) = root {
+            self.is_vanishing.store(true, Ordering::Relaxed);
+            self.warn(format!(
+                "backup \"{id}\" was deleted while the repository was read"
+            ));
+        }
+        Ok(root.flatten())
+    }
+
+    /// Remembers that every byte of a pack was read and passed its checks.
+    pub fn read_pack(&self, part: &PartName) {
+        if let Ok(mut read) = self.read.lock() {
+            read.pack(part);
+        }
+    }
+
+    /// Remembers the same of a segment.
+    pub fn read_segment(&self, timeline: TimelineId, number: SegmentNumber) {
+        if let Ok(mut read) = self.read.lock() {
+            read.segment(timeline, number);
+        }
+    }
+
+    /// Returns what was read since this was called last.
+    pub fn take_read(&self) -> Portion {
+        let read = self.read.lock();
+        let read = read.map_or_else(|_| Gathered::default(), |mut r| std::mem::take(&mut *r));
+        let read = read.portion();
+        if let Ok(mut told) = self.told.lock() {
+            *told = told.union(&read);
+        }
+        read
+    }
+
+    /// Returns all that [`Check::take_read`] has returned.
+    pub fn told(&self) -> Portion {
+        let told = self.told.lock();
+        told.map_or_else(|_| Portion::default(), |told| told.clone())
     }
 
     pub fn count(&self, bytes: u64) {

@@ -1,6 +1,6 @@
 //! What damage costs: which backups, and which points of which timelines.
 
-use super::{About, Finding, FindingKind, Report, Work, wal};
+use super::{About, Finding, FindingKind, Report, Work, oldest, wal};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::timeline::TimelineId;
@@ -8,6 +8,7 @@ use crate::plan::retention::wal::Paths;
 use crate::repo::catalog::Manifest;
 use crate::repo::event;
 use crate::repo::id::BackupId;
+use crate::repo::portion::{ReadBack, Share};
 use crate::wal::survey::{Root, Survey};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -75,7 +76,7 @@ pub(super) fn add_gaps(
                 }
             };
             let hole = Hole { target, from, to };
-            if !is_deliberate(survey, work, &roots, &hole) {
+            if !is_deliberate(survey, work, (paths, &roots), &hole) {
                 report_hole(work, paths, &hole, &damaged, &mut seen);
             }
             if next.is_none() {
@@ -217,25 +218,24 @@ fn human(segments: u64) -> String {
     }
 }
 
-/// What expire leaves between a pinned backup and the next one is no gap.
+/// The first hole behind a backup of which that is recorded, and what expire leaves between a pinned backup and the next one, is no gap.
 fn is_deliberate(
     survey: &Survey,
     work: &Work<'_>,
-    roots: &[(&BackupId, &Root)],
+    (paths, roots): (&Paths<'_>, &[(&BackupId, &Root)]),
     hole: &Hole,
 ) -> bool {
-    let begins = roots.iter().any(|(id, root)| {
-        let pinned = survey
-            .ids
-            .get(*id)
-            .is_some_and(|s| !event::standing(&s.events, "pin", "unpin").is_empty());
-        let end = root.consistent_lsn.max(root.stop_lsn);
-        pinned && SegmentNumber::ending_at(end, work.size).next() == hole.from
-    });
     let ends = roots
         .iter()
         .any(|(_, root)| SegmentNumber::of(root.start_lsn, work.size) == hole.to);
-    begins && ends
+    roots.iter().any(|(id, root)| {
+        let events = survey.ids.get(*id).map_or(&[][..], |s| &s.events);
+        let end = root.consistent_lsn.max(root.stop_lsn);
+        let reach = || paths.reach(hole.target, root.start_lsn);
+        let is_pinned = || !event::standing(events, "pin", "unpin").is_empty();
+        event::is_trimmed(events) && SegmentNumber::of(reach(), work.size) == hole.from
+            || ends && SegmentNumber::ending_at(end, work.size).next() == hole.from && is_pinned()
+    })
 }
 
 fn damaged_segments(work: &Work<'_>) -> BTreeSet<SegmentName> {
@@ -256,6 +256,9 @@ pub(super) fn report(
     paths: &Paths<'_>,
     chosen: &[BackupId],
 ) -> Report {
+    let read = work.told();
+    let now = work.host.now();
+    let read_back = ReadBack::new(&survey.checks, now).and(now, read.clone());
     let found = std::mem::take(&mut *work.found());
     let mut findings = found.findings;
     findings.sort_by(|a, b| (&a.object, a.kind, &a.detail).cmp(&(&b.object, b.kind, &b.detail)));
@@ -301,6 +304,8 @@ pub(super) fn report(
         backups,
         unsupported_count: found.unread.len() as u64,
         unread: found.unread,
+        read_back: Share::of(&read_back, &oldest::there(survey)),
+        read,
     }
 }
 

@@ -3,7 +3,7 @@
 use super::check::Check;
 use super::{About, FindingKind};
 use crate::error::Result;
-use crate::repo::catalog::Catalog;
+use crate::repo::catalog::{Catalog, Needs};
 use crate::repo::event;
 use crate::repo::id::BackupId;
 
@@ -44,7 +44,7 @@ pub(super) fn reservations<R>(work: &Check<'_>, catalog: &Catalog<R>) -> Result<
 }
 
 /// Finds what is missing of backups that were completed, and warns of what may be one where the scope is read as a whole.
-pub(super) fn find_lost<R>(
+pub(super) fn find_lost<R: Needs>(
     work: &Check<'_>,
     catalog: &Catalog<R>,
     lost: &[BackupId],
@@ -60,8 +60,7 @@ pub(super) fn find_lost<R>(
         );
     }
     let now = work.host.now();
-    let may_be = catalog.ids.iter().filter(|(_, s)| s.may_be_lost(now));
-    for (id, _) in may_be.filter(|_| is_whole) {
+    for id in catalog.may_be_lost(now).into_iter().filter(|_| is_whole) {
         work.warn(format!(
             "backup \"{id}\" is incomplete, or its root is lost: it cannot be restored. Where another repository has the backup, \"pitr repo sync\" brings it back; else pitr expire deletes what is left of it"
         ));

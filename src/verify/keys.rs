@@ -13,6 +13,7 @@ use crate::repo::event;
 use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::layout::{self, Home};
 use crate::repo::lives::is_copy;
+use crate::repo::portion;
 use crate::repo::runs::Runs;
 use crate::repo::scope;
 use crate::seal::{EPOCH, is_recipient_name};
@@ -47,7 +48,8 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
         let wal = name
             .strip_prefix("wal-")
             .is_some_and(|n| n.parse::<SegmentName>().is_ok() || n.parse::<TimelineId>().is_ok());
-        is_prefix && (name == "cluster" || wal || name.parse::<BackupId>().is_ok())
+        let own = [event::CLUSTER, portion::SUBJECT].contains(&name);
+        is_prefix && (own || wal || name.parse::<BackupId>().is_ok())
     })?;
     unnamed(work, &survey.catalog);
     irregular(work)

@@ -6,15 +6,18 @@
 
 mod check;
 mod cost;
+pub mod depth;
 mod events;
 mod files;
 mod keys;
 mod manifest;
+mod oldest;
 mod open_segment;
 mod packs;
 mod record;
 pub mod scope;
 mod snapshot;
+pub mod sums;
 mod wal;
 
 use std::collections::BTreeMap;
@@ -33,11 +36,15 @@ use crate::repo::catalog::Manifest;
 use crate::repo::event::Recorded;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
+use crate::repo::portion::{Portion, ReadBack, Share};
 use crate::repo::repository::{Registration, Repository};
 use crate::wal::survey::Survey;
 use check::Check;
+use depth::Depth;
 use events::find_lost;
+use oldest::OfCluster;
 use record::{Recorder, damaged_backups};
+use wal::Extent;
 
 /// What is to be checked.
 pub struct Verify<'a> {
@@ -47,6 +54,8 @@ pub struct Verify<'a> {
     pub registration: &'a Registration,
     /// This backup only, with the WAL that it needs.
     pub backup: Option<BackupId>,
+    /// How much is read.
+    pub depth: Depth,
     /// Threads that read.
     pub threads: usize,
     /// The host that it runs on.
@@ -135,9 +144,12 @@ pub struct Report {
     pub unlinked_count: u64,
     /// Backups that were read, each with whether it can be restored.
     pub backups: Vec<(BackupId, bool)>,
+    /// How much was read back, by this run and before.
+    pub read_back: Share,
     /// Objects that this version cannot check; each has a warning.
     pub unsupported_count: u64,
     unread: Vec<About>,
+    read: Portion,
 }
 
 impl Verify<'_> {
@@ -168,16 +180,15 @@ impl Verify<'_> {
             keys::check(&work, &survey)?;
             files::check(&work, &survey)?;
         }
-        wal::check(&work, &survey, &paths, &chosen)?;
-        for id in &chosen {
-            snapshot::check(&work, id)?;
-        }
+        self.read(&work, (&survey, &paths), &chosen)?;
         if let n @ 1.. = work.unproven.load(Ordering::Relaxed) {
             work.warn(unproven(n));
         }
         if let n @ 1.. = work.undecoded.load(Ordering::Relaxed) {
             work.warn(undecoded(n));
         }
+        let recorder = self.recorder(&work.layout);
+        recorder.record_read(&work);
         if !work.is_disturbed() {
             cost::add_gaps(&work, &survey, &mut paths, &chosen);
             let report = cost::report(work, &survey, &paths, &chosen);
@@ -207,6 +218,48 @@ impl Verify<'_> {
         Ok(self.record(&survey, report))
     }
 
+    /// Reads WAL and backups as deep as it is asked.
+    fn read(
+        &self,
+        work: &Work<'_>,
+        (survey, paths): (&Survey, &Paths<'_>),
+        chosen: &[BackupId],
+    ) -> Result<()> {
+        let one = self.backup.is_some();
+        let needed = one.then(|| wal::needed(survey, paths, chosen));
+        let is_wanted = |timeline, number| {
+            let needed = needed.as_ref();
+            needed.is_none_or(|needed| needed.contains(timeline, number))
+        };
+        let extent = match self.depth {
+            Depth::Everything => Some(Extent::Whole),
+            Depth::Fast => Some(Extent::End),
+            Depth::Oldest(_) => None,
+        };
+        if let Some(extent) = extent {
+            wal::check(work, (survey, paths), &is_wanted, extent)?;
+        }
+        for id in chosen {
+            snapshot::check(work, id, self.depth.of_packs())?;
+        }
+        if let Depth::Oldest(budget) = &self.depth {
+            let content = OfCluster {
+                work,
+                survey,
+                paths,
+            };
+            let recorder = self.recorder(&work.layout);
+            let there = oldest::there(survey);
+            oldest::read(
+                (work, &recorder),
+                (&survey.catalog, &there),
+                budget,
+                &content,
+            )?;
+        }
+        Ok(())
+    }
+
     /// The backups that were completed and whose roots are lost: the one asked for, or all.
     fn lost(&self, survey: &Survey) -> Vec<BackupId> {
         let all = survey.ids.iter().filter(|(_, s)| s.lost().is_some());
@@ -232,6 +285,28 @@ impl Verify<'_> {
         }
     }
 
+    fn recorder<'r>(&'r self, layout: &'r ClusterLayout) -> Recorder<'r> {
+        Recorder {
+            repository: self.repository,
+            scope: layout,
+            host: self.host,
+        }
+    }
+
+    /// Returns the backups in which nothing is wrong and of which every byte was read back, by this run or before.
+    fn whole<'r>(&self, survey: &Survey, report: &'r Report) -> Vec<&'r BackupId> {
+        let read_back = ReadBack::new(&survey.checks, self.host.now());
+        let read = read_back.all().union(&report.read);
+        let mut paths = Paths::new(survey);
+        paths.trust_all();
+        let was_read = |id: &BackupId| {
+            let root = survey.ids.get(id).and_then(|subject| subject.root());
+            root.is_some_and(|root| oldest::was_read(survey, &paths, root, &read))
+        };
+        let sound = report.backups.iter().filter(|(_, is_sound)| *is_sound);
+        sound.map(|(id, _)| id).filter(|id| was_read(id)).collect()
+    }
+
     /// Writes what was found of backups and segments as events, and ends those that no longer hold.
     fn record(&self, survey: &Survey, mut report: Report) -> Report {
         let mut damaged = damaged_backups(&report.findings);
@@ -242,12 +317,13 @@ impl Verify<'_> {
             }
         }
         let mut known: BTreeMap<String, &[Recorded]> = BTreeMap::new();
-        for (id, whole) in &report.backups {
+        let is_deep = self.depth == Depth::Everything;
+        for (id, whole) in report.backups.iter().filter(|_| is_deep) {
             if let Some(subject) = survey.ids.get(id).filter(|_| *whole) {
                 known.insert(id.to_string(), &subject.events);
             }
         }
-        if self.backup.is_none() {
+        if self.backup.is_none() && is_deep {
             let is_read = |name: &SegmentName| !report.unread.contains(&About::Segment(*name));
             let all = survey.segment_events.iter();
             for (name, events) in all.filter(|(name, _)| is_read(name)) {
@@ -260,15 +336,10 @@ impl Verify<'_> {
                 }
             }
         }
-        let whole = report.backups.iter().filter(|(_, whole)| *whole);
-        let whole: Vec<&BackupId> = whole.map(|(id, _)| id).collect();
+        let whole = self.whole(survey, &report);
         let layout = survey.layout(self.registration);
         let result = layout.and_then(|layout| {
-            let recorder = Recorder {
-                repository: self.repository,
-                scope: &layout,
-                host: self.host,
-            };
+            let recorder = self.recorder(&layout);
             recorder.record(&damaged, &known, &whole, &|subject| {
                 events_of(survey, subject)
             })
@@ -293,7 +364,7 @@ fn unproven(count: u64) -> String {
     )
 }
 
-/// What is said of segments whose records cannot be read.
+/// The warning about segments whose records cannot be read.
 fn undecoded(count: u64) -> String {
     let segments = match count {
         1 => "segment was",

@@ -7,6 +7,8 @@ use super::check::{Check, is_damage};
 use super::{About, FindingKind};
 use crate::err;
 use crate::error::{Code, Result};
+use crate::pg::segment::SegmentNumber;
+use crate::repo::catalog::Parts;
 use crate::repo::id::PartName;
 use crate::snapshot::frame::check_pages;
 use crate::snapshot::layer::Layer;
@@ -14,6 +16,29 @@ use crate::snapshot::reader::{PackOfSnapshot, Snapshot, SnapshotRoot, VisibleFra
 
 /// Findings about one pack, at most.
 const LISTED_MAX: usize = 20;
+
+/// Which packs of a backup are read, and how much of them.
+#[derive(Clone, Copy)]
+pub(super) enum Chosen<'a> {
+    /// Every byte of each.
+    All,
+    /// Of each what says where its frames are: that shows that it is there, in its length, and the one that the map means.
+    Directories,
+    /// Every byte of these; nothing of others.
+    Only(&'a Parts),
+}
+
+impl Chosen<'_> {
+    fn contains(self, part: &PartName) -> bool {
+        match self {
+            Chosen::All | Chosen::Directories => true,
+            Chosen::Only(parts) => {
+                let of = parts.get(&part.id);
+                of.is_some_and(|runs| runs.contains(SegmentNumber(part.number.into())))
+            }
+        }
+    }
+}
 
 /// Looks at content that the map leads to and that passed every check of the engine.
 pub(super) trait Inspect: Sync {
@@ -82,16 +107,20 @@ struct Shared<'a> {
     root: SnapshotRoot<'a>,
     snapshot: &'a Snapshot<'a>,
     inspect: &'a dyn Inspect,
+    chosen: Chosen<'a>,
     next: AtomicUsize,
     visible: AtomicU64,
     is_incomplete: AtomicUsize,
 }
 
-/// Reads every pack, and compares what they hold with the bytes that the map expects. `false` where something is missing, which is said then.
+/// Reads packs. `false` where something is missing, which is said then, or where not every byte was to be read.
+///
+/// Where all are read, what they hold is compared with the bytes that the map expects.
 pub(super) fn read_packs(
     work: &Check<'_>,
     root: SnapshotRoot<'_>,
-    (snapshot, mapped): (&Snapshot<'_>, u64),
+    (snapshot, chosen): (&Snapshot<'_>, Chosen<'_>),
+    mapped: u64,
     inspect: &dyn Inspect,
 ) -> Result<bool> {
     let id = &root.head.id;
@@ -102,6 +131,7 @@ pub(super) fn read_packs(
         root,
         snapshot,
         inspect,
+        chosen,
         next: AtomicUsize::new(0),
         visible: AtomicU64::new(0),
         is_incomplete: AtomicUsize::new(0),
@@ -119,7 +149,8 @@ pub(super) fn read_packs(
         }
         result
     })?;
-    if shared.is_incomplete.load(Ordering::Relaxed) > 0 {
+    let is_complete = shared.is_incomplete.load(Ordering::Relaxed) == 0;
+    if !is_complete || !matches!(chosen, Chosen::All) {
         return Ok(false);
     }
     let visible = shared.visible.load(Ordering::Relaxed);
@@ -137,11 +168,20 @@ impl Shared<'_> {
             self.root.map.packs.get(index).map(|p| (index, p))
         } {
             let (index, part) = pack;
+            if !self.chosen.contains(&part.key) {
+                continue;
+            }
+            self.work.host.check_stop()?;
             let key = self.work.scope.pack(&part.key);
             let about = || About::Backup(self.root.head.id.clone());
             let opened = self.snapshot.pack(index);
             match self.work.settle(opened, key.as_str(), about())? {
-                Some(pack) => self.frames(&pack, key.as_str())?,
+                Some(_) if matches!(self.chosen, Chosen::Directories) => self.work.count(0),
+                Some(pack) => {
+                    if self.frames(&pack, key.as_str())? {
+                        self.work.read_pack(&part.key);
+                    }
+                }
                 None => {
                     self.is_incomplete.fetch_add(1, Ordering::Relaxed);
                 }
@@ -150,7 +190,8 @@ impl Shared<'_> {
         Ok(())
     }
 
-    fn frames(&self, pack: &PackOfSnapshot<'_, '_>, key: &str) -> Result<()> {
+    /// Reads every frame of a pack. `true` when each of them passed.
+    fn frames(&self, pack: &PackOfSnapshot<'_, '_>, key: &str) -> Result<bool> {
         self.work.count(pack.reader().stored_bytes());
         let about = || About::Backup(self.root.head.id.clone());
         let hashes = pack.reader().page_hashes();
@@ -192,11 +233,11 @@ impl Shared<'_> {
                 Err(e) if e.code() == Code::Unsupported => {
                     self.is_incomplete.fetch_add(1, Ordering::Relaxed);
                     self.work.pass_over(&e, key, about());
-                    return Ok(());
+                    return Ok(false);
                 }
                 Err(e) => return Err(e),
             }
         }
-        Ok(())
+        Ok(found == 0 && hashes.is_some())
     }
 }

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use super::check::Check;
 use super::{About, Finding, FindingKind};
 use crate::err;
 use crate::error::Result;
 use crate::host::Host;
 use crate::repo::event::{self, Event, Recorded, Writer};
 use crate::repo::id::BackupId;
+use crate::repo::portion;
 use crate::repo::repository::Repository;
 use crate::repo::scope::{self, Scope};
 
@@ -76,6 +78,22 @@ impl Recorder<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Records what was read back since the last such event. That it could not be recorded costs no more than that it is read again.
+    pub(super) fn record_read(&self, check: &Check<'_>) {
+        let read = check.take_read();
+        if !self.may_prove() {
+            return;
+        }
+        let writer = Writer::of(self.host);
+        for stated in read.stated() {
+            let event = portion::checked(writer.event(portion::CHECKED, portion::SUBJECT), stated);
+            if let Err(e) = writer.record(self.repository.store(), self.scope, &event) {
+                check.warn(format!("what was read could not be recorded: {e}"));
+                return;
+            }
+        }
     }
 
     /// Whether what this process records counts: who has no MAC key where one is would be found to have forged it.

@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 use super::check::Check;
-use super::packs::{Nothing, check_layers, mapped_bytes, read_packs};
+use super::depth::Depth;
+use super::oldest::{self, ReadParts, packs_of_backups};
+use super::packs::{Chosen, Nothing, check_layers, mapped_bytes, read_packs};
 use super::record::{Recorder, damaged_backups};
 use super::{About, FindingKind, Report, events, keys};
 use crate::error::Result;
 use crate::host::Host;
-use crate::repo::catalog::{Catalog, Manifest, Reading};
+use crate::repo::catalog::{Catalog, Manifest, Needs, Parts, Reading};
 use crate::repo::event::Recorded;
 use crate::repo::id::BackupId;
+use crate::repo::portion::{Portion, ReadBack, Share};
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxBackup, AuxOutline, AuxRoot};
 use crate::repo::scope::Scope;
@@ -24,6 +27,8 @@ pub struct VerifyScope<'a> {
     pub repository: &'a Repository,
     /// Whose.
     pub scope: &'a Scope,
+    /// How much is read.
+    pub depth: Depth,
     /// Threads that read.
     pub threads: usize,
     /// The host that it runs on.
@@ -48,11 +53,17 @@ impl VerifyScope<'_> {
         keys::check_scope(&check, &catalog)?;
         for (id, subject) in &catalog.ids {
             match subject.manifest {
-                Manifest::Committed(_) => backup(&check, id)?,
+                Manifest::Committed(_) => backup(&check, id, self.depth.of_packs())?,
                 Manifest::Unreadable(_) => unreadable(&check, id)?,
                 Manifest::Absent | Manifest::Tombstone => {}
             }
         }
+        let recorder = self.recorder();
+        if let Depth::Oldest(budget) = &self.depth {
+            let there = packs_of_backups(&catalog);
+            oldest::read((&check, &recorder), (&catalog, &there), budget, &check)?;
+        }
+        recorder.record_read(&check);
         let catalog = match check.is_disturbed() {
             true => self.read_again(&check)?,
             false => catalog,
@@ -62,6 +73,14 @@ impl VerifyScope<'_> {
 
     fn read(&self) -> Result<Catalog<AuxBackup>> {
         Reading::begin(self.repository.store(), self.scope)?.everything()
+    }
+
+    fn recorder(&self) -> Recorder<'_> {
+        Recorder {
+            repository: self.repository,
+            scope: self.scope,
+            host: self.host,
+        }
     }
 
     /// What is missing may have been expired meanwhile: only what is still there, or still needed, counts.
@@ -87,18 +106,24 @@ impl VerifyScope<'_> {
             let subject = id.and_then(|id| catalog.ids.get(&id));
             subject.map_or(&[], |s| s.events.as_slice())
         };
-        let whole = report.backups.iter().filter(|(_, whole)| *whole);
-        let whole: Vec<&BackupId> = whole.map(|(id, _)| id).collect();
+        let read_back = ReadBack::new(&catalog.checks, self.host.now());
+        let read = read_back.all().union(&report.read);
+        let was_read = |id: &BackupId| {
+            let root = catalog.ids.get(id).and_then(|subject| subject.root());
+            root.is_some_and(|root| {
+                let packs = Portion::of_packs(root.needs().1);
+                packs.minus(&read).is_empty()
+            })
+        };
+        let sound = report.backups.iter().filter(|(_, is_sound)| *is_sound);
+        let whole: Vec<&BackupId> = sound.map(|(id, _)| id).filter(|id| was_read(id)).collect();
+        let is_deep = self.depth == Depth::Everything;
         let known: BTreeMap<String, &[Recorded]> = whole
             .iter()
+            .filter(|_| is_deep)
             .map(|id| (id.to_string(), events_of(&id.to_string())))
             .collect();
-        let recorder = Recorder {
-            repository: self.repository,
-            scope: self.scope,
-            host: self.host,
-        };
-        let recorded = recorder.record(&damaged, &known, &whole, &events_of);
+        let recorded = self.recorder().record(&damaged, &known, &whole, &events_of);
         report.warnings.extend(
             recorded
                 .err()
@@ -135,19 +160,28 @@ fn unreadable(check: &Check<'_>, id: &BackupId) -> Result<()> {
     check.settle(read, key.as_str(), about).map(|_| ())
 }
 
-fn backup(check: &Check<'_>, id: &BackupId) -> Result<()> {
-    check.host.check_stop()?;
+impl ReadParts for Check<'_> {
+    fn packs(&self, id: &BackupId, packs: &Parts) -> Result<()> {
+        let Some(root) = self.root(id, AuxRoot::read(self.store, &self.scope, id))? else {
+            return Ok(());
+        };
+        let view = SnapshotRoot::from(&root);
+        let opened = Snapshot::open(self.store, &self.scope, view);
+        let key = self.scope.manifest(id);
+        match self.settle(opened, key.as_str(), About::Backup(id.clone()))? {
+            Some(snapshot) => {
+                let chosen = (&snapshot, Chosen::Only(packs));
+                read_packs(self, view, chosen, 0, &Nothing).map(|_| ())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn backup(check: &Check<'_>, id: &BackupId, chosen: Chosen<'_>) -> Result<()> {
     let about = || About::Backup(id.clone());
     let key = check.scope.manifest(id);
-    let read = AuxRoot::read(check.store, &check.scope, id);
-    let Some(root) = check.settle(read, key.as_str(), about())? else {
-        return Ok(());
-    };
-    let Some(root) = root else {
-        check.is_vanishing.store(true, Ordering::Relaxed);
-        check.warn(format!(
-            "backup \"{id}\" was deleted while the repository was read"
-        ));
+    let Some(root) = check.root(id, AuxRoot::read(check.store, &check.scope, id))? else {
         return Ok(());
     };
     check.count(0);
@@ -170,10 +204,13 @@ fn backup(check: &Check<'_>, id: &BackupId) -> Result<()> {
     let Some(mapped) = check.settle(mapped, key.as_str(), about())? else {
         return Ok(());
     };
-    read_packs(check, view, (&snapshot, mapped), &Nothing).map(|_| ())
+    read_packs(check, view, (&snapshot, chosen), mapped, &Nothing).map(|_| ())
 }
 
 fn report(check: Check<'_>, catalog: &Catalog<AuxBackup>) -> Report {
+    let read = check.told();
+    let now = check.host.now();
+    let read_back = ReadBack::new(&catalog.checks, now).and(now, read.clone());
     let found = std::mem::take(&mut *check.found());
     let mut findings = found.findings;
     findings.sort_by(|a, b| (&a.object, a.kind, &a.detail).cmp(&(&b.object, b.kind, &b.detail)));
@@ -203,5 +240,7 @@ fn report(check: Check<'_>, catalog: &Catalog<AuxBackup>) -> Report {
         unlinked_count: 0,
         unsupported_count: found.unread.len() as u64,
         unread: found.unread,
+        read_back: Share::of(&read_back, &packs_of_backups(catalog)),
+        read,
     }
 }

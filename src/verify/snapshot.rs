@@ -4,13 +4,14 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::manifest::{Join, check_hash};
-use super::packs::{Inspect, check_layers, mapped_bytes, read_packs};
+use super::packs::{Chosen, Inspect, check_layers, mapped_bytes, read_packs};
 use super::{About, FindingKind, Work, files};
 use crate::err;
 use crate::error::Result;
 use crate::pg::datapage::{self, DEFAULT_PAGE_SIZE, PageHeader, PageState};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
+use crate::repo::catalog::Parts;
 use crate::repo::container::Container;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
@@ -25,20 +26,11 @@ use crate::wal::stored_wal;
 /// Findings about one pack, and pages listed of one backup, at most.
 const LISTED_MAX: usize = 20;
 
-/// Reads one backup.
-pub(super) fn check(work: &Work<'_>, id: &BackupId) -> Result<()> {
-    work.what.host.check_stop()?;
+/// Reads one backup, all of its packs or their directories.
+pub(super) fn check(work: &Work<'_>, id: &BackupId, chosen: Chosen<'_>) -> Result<()> {
     let about = || About::Backup(id.clone());
     let key = work.layout.manifest(id);
-    let read = BackupRoot::read(work.store, &work.layout, id);
-    let Some(root) = work.settle(read, key.as_str(), about())? else {
-        return Ok(());
-    };
-    let Some(root) = root else {
-        work.is_vanishing.store(true, Ordering::Relaxed);
-        work.warn(format!(
-            "backup \"{id}\" was deleted while the repository was read"
-        ));
+    let Some(root) = open(work, id)? else {
         return Ok(());
     };
     work.count(0);
@@ -67,12 +59,34 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId) -> Result<()> {
     let Some(mapped) = work.settle(mapped, key.as_str(), about())? else {
         return Ok(());
     };
+    if !matches!(chosen, Chosen::All) {
+        require_server_manifest(work, &root)?;
+        return read_files(work, &root, (&snapshot, chosen), mapped, None);
+    }
     let manifest_key = work.layout.server_manifest(id);
     let manifest = server_manifest(work, &root);
     let manifest = work
         .settle(manifest, manifest_key.as_str(), about())?
         .flatten();
-    read_files(work, &root, (&snapshot, mapped), manifest.as_ref())
+    read_files(work, &root, (&snapshot, chosen), mapped, manifest.as_ref())
+}
+
+/// Reads some packs of a backup of which the rest was looked at before.
+pub(super) fn read_some(work: &Work<'_>, id: &BackupId, packs: &Parts) -> Result<()> {
+    let Some(root) = open(work, id)? else {
+        return Ok(());
+    };
+    let key = work.layout.manifest(id);
+    let opened = Snapshot::open(work.store, &work.layout, &root);
+    let about = About::Backup(id.clone());
+    match work.settle(opened, key.as_str(), about)? {
+        Some(snapshot) => read_files(work, &root, (&snapshot, Chosen::Only(packs)), 0, None),
+        None => Ok(()),
+    }
+}
+
+fn open(work: &Work<'_>, id: &BackupId) -> Result<Option<BackupRoot>> {
+    work.root(id, BackupRoot::read(work.store, &work.layout, id))
 }
 
 /// Compares the WAL that a backup needs with what was proven of it when it was taken.
@@ -159,6 +173,17 @@ fn first_pages(root: &BackupRoot) -> String {
     }
 }
 
+/// Looks whether the server's manifest is there, where the root names one.
+fn require_server_manifest(work: &Work<'_>, root: &BackupRoot) -> Result<()> {
+    let key = work.layout.server_manifest(&root.head.id);
+    if root.content.server_manifest.is_some() && work.store.open(&key)?.is_none() {
+        let about = About::Backup(root.head.id.clone());
+        let detail = "the server's manifest is missing";
+        work.find(FindingKind::Missing, key.as_str(), detail, about);
+    }
+    Ok(())
+}
+
 fn server_manifest(work: &Work<'_>, root: &BackupRoot) -> Result<Option<Container>> {
     let found = files::open_server_manifest(work, &root.head.id)?;
     match (found, root.content.server_manifest.as_deref()) {
@@ -183,7 +208,8 @@ struct Files<'a> {
 fn read_files(
     work: &Work<'_>,
     root: &BackupRoot,
-    (snapshot, mapped): (&Snapshot<'_>, u64),
+    (snapshot, chosen): (&Snapshot<'_>, Chosen<'_>),
+    mapped: u64,
     manifest: Option<&Container>,
 ) -> Result<()> {
     let join = Join::default();
@@ -196,7 +222,7 @@ fn read_files(
     };
     let (is_complete, compared) = std::thread::scope(|scope| -> Result<_> {
         let reader = manifest.map(|m| scope.spawn(|| join.read(m, snapshot)));
-        let read = read_packs(work, root.into(), (snapshot, mapped), &files);
+        let read = read_packs(work, root.into(), (snapshot, chosen), mapped, &files);
         join.end_of_frames();
         let compared = reader.map_or(Ok(Ok(())), |thread| {
             thread

@@ -45,30 +45,44 @@ struct Chunk {
     before: Option<SegmentName>,
 }
 
-/// Reads all segments, or those that the chosen backups need, when not all are chosen.
+/// Says which segments are looked at.
+pub(super) type Wanted<'a> = &'a dyn Fn(TimelineId, SegmentNumber) -> bool;
+
+/// How much of a segment is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// Every byte.
+    Whole,
+    /// Its end, which says what it is, how long it is, and what it continues.
+    End,
+}
+
+/// The segments that backups need by themselves.
+pub(super) fn needed(survey: &Survey, paths: &Paths<'_>, chosen: &[BackupId]) -> Needed {
+    let mut needed = Needed::default();
+    for id in chosen {
+        if let Some(Manifest::Committed(root)) = survey.ids.get(id).map(|s| &s.manifest) {
+            paths.need_path(root.timeline, root.start_lsn, root.stop_lsn, &mut needed);
+        }
+    }
+    needed
+}
+
+/// Reads the wanted segments.
 pub(super) fn check(
     work: &Work<'_>,
-    survey: &Survey,
-    paths: &Paths<'_>,
-    chosen: &[BackupId],
+    (survey, paths): (&Survey, &Paths<'_>),
+    wanted: Wanted<'_>,
+    extent: Extent,
 ) -> Result<()> {
-    let only = work.what.backup.is_some().then(|| {
-        let mut needed = Needed::default();
-        for id in chosen {
-            if let Some(Manifest::Committed(root)) = survey.ids.get(id).map(|s| &s.manifest) {
-                paths.need_path(root.timeline, root.start_lsn, root.stop_lsn, &mut needed);
-            }
-        }
-        needed
-    });
-    let chunks = chunks(work, survey, paths, only.as_ref());
+    let chunks = chunks(work, survey, paths, wanted);
     let total: u64 = chunks.iter().map(|c| c.last.0 - c.first.0 + 1).sum();
     let bytes = total.saturating_mul(work.size.bytes());
     work.what.host.progress.phase("verify WAL", Some(bytes));
     let next = AtomicUsize::new(0);
     let read = || -> Result<()> {
         while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            check_chunk(work, chunk)?;
+            check_chunk(work, chunk, extent)?;
         }
         Ok(())
     };
@@ -87,7 +101,7 @@ fn chunks(
     work: &Work<'_>,
     survey: &Survey,
     paths: &Paths<'_>,
-    only: Option<&Needed>,
+    is_wanted: Wanted<'_>,
 ) -> Vec<Chunk> {
     let step = (CHUNK_BYTES / work.size.bytes()).clamp(4, 256);
     let mut chunks = Vec::new();
@@ -96,16 +110,17 @@ fn chunks(
             let mut at = first.0;
             while at <= last.0 {
                 let end = at.saturating_add(step - 1).min(last.0);
-                let is_wanted =
-                    |n: u64| only.is_none_or(|o| o.contains(*timeline, SegmentNumber(n)));
-                let wanted: Vec<u64> = (at..=end).filter(|n| is_wanted(*n)).collect();
-                if let (Some(from), Some(to)) = (wanted.first(), wanted.last()) {
+                let mut wanted = (at..=end)
+                    .map(SegmentNumber)
+                    .filter(|n| is_wanted(*timeline, *n));
+                if let Some(from) = wanted.next() {
+                    let to = wanted.last().unwrap_or(from);
                     chunks.push(Chunk {
                         timeline: *timeline,
-                        first: SegmentNumber(*from),
-                        last: SegmentNumber(*to),
-                        goes_on: *to < last.0,
-                        before: before(work, survey, paths, *timeline, SegmentNumber(*from)),
+                        first: from,
+                        last: to,
+                        goes_on: to < last,
+                        before: before(work, survey, paths, *timeline, from),
                     });
                 }
                 at = end + 1;
@@ -156,11 +171,11 @@ impl Sink for Findings {
     }
 }
 
-fn check_chunk(work: &Work<'_>, chunk: &Chunk) -> Result<()> {
+fn check_chunk(work: &Work<'_>, chunk: &Chunk, extent: Extent) -> Result<()> {
     let mut chain = Chain::default();
     if let Some(before) = chunk.before {
         // Its own check is another chunk's; here it only leads in.
-        let lead = lead_in(work, before, &mut chain);
+        let lead = lead_in(work, before, extent, &mut chain);
         match lead {
             Err(e) if e.code() == Code::Interrupted => return Err(e),
             Err(_) => chain = Chain::default(),
@@ -174,10 +189,17 @@ fn check_chunk(work: &Work<'_>, chunk: &Chunk) -> Result<()> {
         };
         let goes_on = number < chunk.last.0 || chunk.goes_on;
         let key = work.layout.segment(name);
-        let checked = check_segment(work, name, goes_on, &mut chain);
+        let checked = match extent {
+            Extent::Whole => check_segment(work, name, goes_on, &mut chain),
+            Extent::End => check_end(work, name, &mut chain),
+        };
         let checked = work.settle(checked, key.as_str(), About::Segment(name))?;
-        if checked != Some(true) {
-            chain = Chain::default();
+        match checked {
+            Some(true) if extent == Extent::Whole => {
+                work.read_segment(chunk.timeline, SegmentNumber(number));
+            }
+            Some(true) => {}
+            _ => chain = Chain::default(),
         }
         work.segments.fetch_add(1, Ordering::Relaxed);
         work.what.host.progress.advance(work.size.bytes());
@@ -185,7 +207,7 @@ fn check_chunk(work: &Work<'_>, chunk: &Chunk) -> Result<()> {
     Ok(())
 }
 
-fn lead_in(work: &Work<'_>, name: SegmentName, chain: &mut Chain) -> Result<()> {
+fn lead_in(work: &Work<'_>, name: SegmentName, extent: Extent, chain: &mut Chain) -> Result<()> {
     let key = work.layout.segment(name);
     let object = work
         .store
@@ -193,7 +215,9 @@ fn lead_in(work: &Work<'_>, name: SegmentName, chain: &mut Chain) -> Result<()> 
         .ok_or_else(|| err!(Damaged, "it is gone"))?;
     let container = Container::open(object)?;
     check_wal_identity(work, container.identity(), name)?;
-    read_wal(&container, name, chain, None, &mut Findings::default())?;
+    if extent == Extent::Whole {
+        read_wal(&container, name, chain, None, &mut Findings::default())?;
+    }
     chain.mark = Some((name, Link::read(&container)?.own));
     Ok(())
 }
@@ -244,8 +268,23 @@ fn check_segment(
     Ok(true)
 }
 
-/// The segment's own mark has to be that of its WAL; and the one that its writer saw in the segment before is to be that of the one which is
-/// stored, or another server wrote one of the two.
+/// Checks what the end of a segment says. `false` when it is not there any more.
+fn check_end(work: &Work<'_>, name: SegmentName, chain: &mut Chain) -> Result<bool> {
+    let key = work.layout.segment(name);
+    let Some(object) = work.store.open(&key)? else {
+        work.is_vanishing.store(true, Ordering::Relaxed);
+        return Ok(false);
+    };
+    let container = Container::open_under(&key, object)?;
+    files::check_identity(&container, &work.layout, WalFileName::Segment(name))?;
+    check_wal_identity(work, container.identity(), name)?;
+    work.count(0);
+    let start = name.start_lsn(work.size)?;
+    check_joined(work, Link::read(&container)?, name, start, chain)?;
+    Ok(true)
+}
+
+/// The segment's own mark has to be that of its WAL.
 fn check_link(
     work: &Work<'_>,
     (container, last): (&Container, &Last),
@@ -259,6 +298,17 @@ fn check_link(
     {
         return Err(err!(Damaged, "its own mark is not that of its WAL"));
     }
+    check_joined(work, link, name, index.summary.start_lsn, chain)
+}
+
+/// The mark that the segment's writer saw in the segment before is to be that of the one which is stored, or another server wrote one of the two.
+fn check_joined(
+    work: &Work<'_>,
+    link: Link,
+    name: SegmentName,
+    start: Lsn,
+    chain: &mut Chain,
+) -> Result<()> {
     let before = chain.mark.replace((name, link.own));
     let number = name.number(work.size)?;
     let before = before.filter(|(b, _)| b.number(work.size).is_ok_and(|b| b.next() == number));
@@ -292,13 +342,9 @@ fn check_link(
         }
         Joined::No => format!("another server wrote it: it does not continue segment \"{before}\""),
     };
-    let about = About::Record(name, index.summary.start_lsn);
-    work.find(
-        FindingKind::Wal,
-        work.layout.segment(name).as_str(),
-        detail,
-        about,
-    );
+    let key = work.layout.segment(name);
+    let about = About::Record(name, start);
+    work.find(FindingKind::Wal, key.as_str(), detail, about);
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::page::WalIdentity;
 use crate::pg::reader::{Reader, Sink};
 use crate::pg::segment::SegmentName;
+use crate::pg::summary::SegmentSummary;
 
 /// Cuts a stream of bytes into whole pages for the reader.
 #[derive(Default)]
@@ -55,6 +56,12 @@ impl Feeder {
         }
         self.rest.drain(..whole);
         Ok(())
+    }
+
+    /// Ends the segment, and tells what it holds; `None` when nothing was fed.
+    pub fn end(&mut self) -> Option<SegmentSummary> {
+        let reader = self.reader.as_mut().filter(|_| self.started);
+        reader.map(Reader::finish_segment)
     }
 
     /// Ends the segment; true when a record continues in the next one.

@@ -14,7 +14,7 @@ use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
-use crate::repo::catalog::{self, Catalog, Manifest, Reduced};
+use crate::repo::catalog::{self, Catalog, Manifest, Parts, Reduced, by_writer};
 use crate::repo::container::{Container, Kind};
 use crate::repo::decision::Decisions;
 use crate::repo::event::{self, Recorded};
@@ -105,6 +105,8 @@ pub struct Backup {
     pub timezone: Option<String>,
     /// Tablespaces outside the data directory.
     pub tablespaces: Vec<Tablespace>,
+    /// Packs that it needs.
+    pub packs: Parts,
     /// What was proven of its WAL when it was taken; none in backups of before.
     pub wal_proof: Option<WalProof>,
     /// What is wrong with its pages or objects; none = nothing is known to be.
@@ -115,6 +117,8 @@ pub struct Backup {
     pub expire_mark: Option<TimestampTz>,
     /// The pins of it that no event ends, also those that are past their end.
     pub pins: Vec<Pin>,
+    /// Expiry let WAL behind it go on purpose.
+    pub is_trimmed: bool,
 }
 
 /// A pin of a backup.
@@ -176,6 +180,7 @@ impl Backup {
         root.check_positions()?;
         let (start_timeline, timeline) = root.timelines()?;
         let damage = root.damage();
+        let packs = by_writer(root.packs());
         let details = root.details;
         let (label, timezone, tablespaces) = match details {
             Some(d) => (Some(d.label), d.timezone, d.tablespaces),
@@ -184,6 +189,7 @@ impl Backup {
         Ok(Backup {
             start_timeline,
             timeline,
+            packs,
             id: root.id,
             kind: root.backup_kind,
             label: label.unwrap_or_default(),
@@ -203,6 +209,7 @@ impl Backup {
             damaged_copies: 0,
             expire_mark: None,
             pins: Vec::new(),
+            is_trimmed: false,
         })
     }
 }
@@ -222,6 +229,7 @@ impl Backup {
             .min();
         let pins = event::standing(events, "pin", "unpin").into_iter();
         self.pins = pins.map(Pin::new).collect();
+        self.is_trimmed = event::is_trimmed(events);
     }
 }
 
@@ -269,6 +277,12 @@ pub struct Timeline {
     pub tails: BTreeMap<SegmentNumber, Lsn>,
     /// WAL that is known to be lost, and is not stored since.
     pub lost: Vec<LsnRange>,
+}
+
+/// Returns the whole segments of each timeline that has any.
+pub fn segments(timelines: &BTreeMap<TimelineId, Timeline>) -> BTreeMap<TimelineId, Runs> {
+    let whole = timelines.iter().map(|(id, t)| (*id, t.segments.clone()));
+    whole.filter(|(_, runs)| !runs.is_empty()).collect()
 }
 
 impl Timeline {

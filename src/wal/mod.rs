@@ -8,8 +8,11 @@
 //! | `increment` · `increments` · `remnant` · `tail` | what there is of a segment that is not whole |
 //! | `stored_wal` · `presence` | whether stored WAL is whole, readable and the server's own |
 //! | `rollup` · `rollup_cache` · `facts` · `feeder` · `edge` | what the indexes of many segments say together |
+//! | `changed` | which blocks a stretch of WAL changed |
 //! | `inventory` · `survey` | everything that is stored of a cluster: for plans, and for deletions |
 
+#[cfg(feature = "full")]
+pub mod changed;
 #[cfg(feature = "full")]
 pub mod edge;
 #[cfg(feature = "full")]

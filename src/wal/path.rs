@@ -172,6 +172,20 @@ impl Path {
         found.min()
     }
 
+    /// Returns the first hole behind `start`, and where WAL goes on; `None` where nothing follows it.
+    pub fn hole_behind(
+        &self,
+        start: Lsn,
+        held: &dyn Listing,
+    ) -> Option<(SegmentNumber, SegmentNumber)> {
+        let from = SegmentNumber::of(self.reach(start, held), self.size);
+        match self.next_there(from, held)? {
+            // Of the segment in which it begins a part is there.
+            next if next == from => Some((from, self.next_there(from.next(), held)?)),
+            next => Some((from, next)),
+        }
+    }
+
     /// Returns how far WAL is stored without a hole from the segment of `start` on, as far as names tell.
     pub fn reach(&self, start: Lsn, held: &dyn Listing) -> Lsn {
         let mut number = SegmentNumber::of(start, self.size);

@@ -107,6 +107,23 @@ pub fn has_prefix(
     }
 }
 
+/// Whether the first bytes of what is stored of a segment surely have this hash; `false` also where nothing is stored.
+///
+/// # Errors
+/// Errors of the store; `Damaged`, `Key`.
+pub fn has_surely_prefix(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    segment: &OpenSegment,
+    (length_bytes, hash): (u64, RawHash),
+) -> Result<bool> {
+    let Some(stored) = StoredWal::open(repository, layout, segment)? else {
+        return Ok(false);
+    };
+    let prefix = stored.prefix(repository, layout, length_bytes)?;
+    Ok(prefix == Some(hash))
+}
+
 /// Looks through records until the one that is wanted was seen.
 struct Search<'a> {
     is_wanted: &'a mut dyn FnMut(&Record<'_>) -> bool,

@@ -328,6 +328,7 @@ fn take(
             jobs: 2,
             wal_wait: Duration::from_secs(10),
             codec: FrameCodec::Lz4,
+            incremental: false,
         };
         pitr::backup::take(
             &repository,

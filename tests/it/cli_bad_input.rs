@@ -38,7 +38,11 @@ fn g01_a_wrong_configuration_is_named_by_file_line_and_column() {
     for (text, expected) in [
         (
             "[clusters.main]\npgdata = '/d'\nretension = 7",
-            "error config: pitr.toml:3:1: key \"retension\" does not exist in [clusters.main]\n  next:   Keys are: pgdata, conninfo, max_backup_age, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive.\n",
+            "error config: pitr.toml:3:1: key \"retension\" does not exist in [clusters.main]\n  next:   Did you mean \"retention\"?\n",
+        ),
+        (
+            "[clusters.main]\nfolder = '/d'",
+            "error config: pitr.toml:2:1: key \"folder\" does not exist in [clusters.main]\n  next:   Keys are: pgdata, conninfo, max_backup_age, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, retention.\n",
         ),
         (
             "[clusters.main]\npgdta = '/d'",

@@ -34,6 +34,7 @@ use pitr::snapshot::reader::Snapshot;
 use pitr::store::file::FileStore;
 use pitr::sync::scope::ScopeTransfer;
 use pitr::sync::{Options, Transfer};
+use pitr::verify::depth::Depth;
 use pitr::verify::scope::VerifyScope;
 use pitr::verify::{FindingKind, Report, Verify};
 use rustix::process::Signal;
@@ -173,7 +174,7 @@ struct World {
     kinds: BTreeMap<&'static str, Vec<String>>,
     backups: Vec<BackupId>,
     contents: BTreeMap<BackupId, blake3::Hash>,
-    /// Of backups of aux scopes.
+    /// Hashes of what backups of aux scopes hold.
     aux: BTreeMap<(Scope, BackupId), blake3::Hash>,
     files: BTreeMap<String, Vec<u8>>,
     /// Where fetched files go.
@@ -321,6 +322,7 @@ impl World {
             repository: &repository,
             registration: &registration,
             backup,
+            depth: Depth::Everything,
             threads: 1,
             host: &Host::still(now, 7),
         }
@@ -337,6 +339,7 @@ impl World {
         VerifyScope {
             repository: &repository,
             scope: &scope,
+            depth: Depth::Everything,
             threads: 1,
             host: &Host::still(now, 7),
         }
@@ -487,6 +490,7 @@ impl World {
         let options = Options {
             jobs: 1,
             everything: true,
+            rules: None,
         };
         let host = Host::still(now, 7);
         if let Some((scope, _)) = content_of(key) {

@@ -399,7 +399,10 @@ fn what_a_killed_check_left_is_taken_back_after_a_day() {
     let told = "was left by a write that did not finish; pitr expire removes it";
     assert_eq!(run.stderr.matches(told).count(), 2, "{run}");
     expire();
-    assert_eq!(files(still.site.repository()), before);
+    // That verify read the segment is told by its events.
+    let mut after = files(still.site.repository());
+    after.retain(|file| !file.contains("/events/checks/"));
+    assert_eq!(after, before);
     assert!(left().is_empty());
 }
 

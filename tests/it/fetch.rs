@@ -1137,7 +1137,6 @@ fn f11_content_that_belongs_to_another_name_is_never_delivered() {
     let still = archived(2);
     mode(&still, "recovery.signal", false);
     let [name, other] = [0, 1].map(|n| still.segments[n].as_str());
-    let folder = still.site.cluster_folder();
     let mut foreign = std::fs::read(still.wal(name)).unwrap();
     // The system identifier, behind the header that every page has.
     foreign[24] ^= 1;
@@ -1152,13 +1151,7 @@ fn f11_content_that_belongs_to_another_name_is_never_delivered() {
         let identity = Identity {
             hash: blake3::hash(&raw).into(),
             raw_bytes: MIB,
-            system_identifier: folder
-                .file_name()
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .parse()
-                .unwrap(),
+            system_identifier: still.site.system_identifier(),
             timeline: 1,
             major: 17,
             segment_size_bytes: MIB,

@@ -19,7 +19,7 @@ const NEWEST: u32 = 19;
 const MAGIC: u16 = 0xD123;
 const PAGE: usize = 8192;
 const SEGMENT: u64 = 1 << 20;
-/// Where the must-understand flags stand, from an object's end.
+/// The place of the must-understand flags, counted from an object's end.
 const FLAGS_FROM_END: usize = 24;
 
 /// Three segments of a server of a newer major that was stopped.
@@ -58,11 +58,10 @@ fn make_newer(path: &Path, magic: u16) {
 fn register(still: &Still, major: u32) {
     let folder = still.site.cluster_folder();
     std::fs::remove_file(folder.join("cluster.json")).unwrap();
-    let name = folder.file_name().unwrap().to_str().unwrap();
     let store = FileStore::open(still.site.repository(), 7).unwrap();
     let registration = Registration {
         name: "main".into(),
-        system_identifier: name.parse().unwrap(),
+        system_identifier: still.site.system_identifier(),
         major,
         segment_size_bytes: SEGMENT,
         block_size_bytes: 8192,
@@ -90,7 +89,7 @@ fn p23_a_newer_major_is_archived_undecoded_and_comes_back() {
     }
     for name in &still.segments {
         still.check(name);
-        // What no older program takes for a segment that it can read.
+        // No older program takes it for a segment that it can read.
         let object = std::fs::read(still.site.object(name)).unwrap();
         assert_eq!(object[object.len() - FLAGS_FROM_END], 2, "{name}");
     }
@@ -172,15 +171,8 @@ fn p23_the_receiver_stores_what_a_newer_server_streams_and_a_backup_is_refused()
     let data = std::fs::read(still.wal(name)).unwrap();
     let number = u64::from_str_radix(&name[16..], 16).unwrap();
     let (start, end) = (number * SEGMENT, (number + 1) * SEGMENT);
-    let folder = still.site.cluster_folder();
     let identity = Identity {
-        system_identifier: folder
-            .file_name()
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .parse()
-            .unwrap(),
+        system_identifier: still.site.system_identifier(),
         timeline: 1,
         flush: end,
         version: "20.1".into(),

@@ -155,7 +155,7 @@ pub fn verify_backup(major: u32, folder: &Path) {
 }
 
 /// After a clean stop: every page has its checksum.
-fn check_checksums(cluster: &Cluster) {
+pub fn check_checksums(cluster: &Cluster) {
     // Of 14 there is no pg_checksums here; that of 15 does not find a tablespace of 14.
     let links = cluster.pgdata().join("pg_tblspc");
     let aside = cluster.pgdata().with_file_name("links");
@@ -176,7 +176,7 @@ fn check_checksums(cluster: &Cluster) {
 }
 
 /// While it runs: every table and index is sound.
-fn check_relations(cluster: &Cluster) {
+pub fn check_relations(cluster: &Cluster) {
     if cluster.major() >= 14 && cluster.bin("pg_amcheck").is_some() {
         cluster
             .tool("pg_amcheck")

@@ -507,10 +507,11 @@ fn the_backup_label_of_another_backup_is_refused() {
         cluster.sql("create table if not exists t (a int); insert into t values (1)");
         cluster.archive_now();
     }
-    let ids = committed(&site);
-    let (older, newer) = (root(&site, &ids[0]), root(&site, &ids[1]));
-    assert!(older.content.start_lsn < newer.content.start_lsn);
-    let mut forged = older;
+    // Ids of one second are in no order.
+    let mut roots: Vec<_> = committed(&site).iter().map(|id| root(&site, id)).collect();
+    roots.sort_by_key(|root| root.content.start_lsn);
+    let newer = roots.pop().unwrap();
+    let mut forged = roots.pop().unwrap();
     forged.content.start_lsn = newer.content.start_lsn;
     forged.content.checkpoint_lsn = newer.content.checkpoint_lsn;
     forged.content.stop_lsn = newer.content.stop_lsn;

@@ -130,6 +130,8 @@ fn same(a: &Path, b: &Path) {
     let first = labels.map(segment).min().expect("there is a backup");
     for side in [&mut a, &mut b] {
         side.retain(|name, _| !is_segment(name) || name.rsplit('/').next().unwrap() >= &*first);
+        // What verify read of each is told in it alone.
+        side.retain(|name, _| !name.contains("/events/checks/"));
         assert!(side.keys().any(|name| name.ends_with(&first)));
     }
     let names = |o: &BTreeMap<String, Vec<u8>>| o.keys().cloned().collect::<Vec<_>>();
@@ -869,6 +871,7 @@ fn copy(from: &Path, to: &Path, calls: &Arc<Calls>, jobs: usize) -> Result<()> {
     let options = Options {
         jobs,
         everything: false,
+        rules: None,
     };
     let (from, to) = (open(from)?, open(to)?);
     let transfer = Transfer::new(&from, &to, &registration, options, &host)?;

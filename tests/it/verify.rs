@@ -129,7 +129,7 @@ fn a_sound_repository_of_a_real_server_verifies(major: u32) {
 per_major!(a_sound_repository_of_a_real_server_verifies, v13 v14 v19);
 
 /// The objects of all segments, in order.
-fn segments(site: &Site) -> Vec<PathBuf> {
+pub fn segments(site: &Site) -> Vec<PathBuf> {
     let mut names: Vec<PathBuf> = site
         .files()
         .iter()

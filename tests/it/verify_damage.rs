@@ -21,6 +21,7 @@ use pitr::repo::layout::ClusterLayout;
 use pitr::repo::repository::Repository;
 use pitr::repo::root::BackupRoot;
 use pitr::snapshot::reader::Snapshot;
+use pitr::verify::depth::Depth;
 use pitr::verify::{Report, Verify};
 
 use crate::common::{Cluster, Sandbox, Site, Stop, only};
@@ -146,6 +147,7 @@ impl World {
             repository: &repository,
             registration: &registration,
             backup,
+            depth: Depth::Everything,
             threads: 2,
             host: &host,
         };

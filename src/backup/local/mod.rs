@@ -7,6 +7,7 @@
 //!
 //! PostgreSQL: src/backend/backup/basebackup.c, perform_base_backup; doc/src/sgml/backup.sgml, "Making a Base Backup Using the Low Level API".
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,30 +15,42 @@ use std::sync::mpsc::sync_channel;
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
+use super::incremental::prior::Shape;
+use super::incremental::recheck::Recheck;
+use super::incremental::wal::Interval;
 use super::producer::{Produced, Producer, Work};
 use super::source::{ServerFacts, Source};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::label::{self, BackupLabel, TablespaceLink};
 use crate::pg::lsn::Lsn;
+use crate::pg::timeline::TimelineId;
+use crate::progress::Progress;
 use crate::repo::root::cluster::Method;
 use crate::snapshot::filekey::FileKey;
+use crate::snapshot::sink::FileSink;
+use crate::wal::changed::{Changed, Problem};
 use crate::wire::basebackup::{BackupEnd, BackupStart, Tablespace};
 
+mod against;
 mod exclude;
+mod merge;
 mod owner;
 mod pages;
 mod rate;
 mod reader;
 mod session;
+mod task;
 mod walk;
 
+use against::Against;
 use owner::Owner;
 use pages::Findings;
 use rate::Rate;
 use reader::{Reader, Reading};
 use session::Stopped;
-use walk::Walk;
+use task::{Queue, Task};
+use walk::{Listed, Walk};
 
 /// Most readers: more wait for the disk and the threads that compress.
 const MOST_READERS: usize = 8;
@@ -45,6 +58,7 @@ const MOST_READERS: usize = 8;
 const QUEUED_FILES: usize = 1024;
 /// How often the copy is looked at.
 const TICK: Duration = Duration::from_millis(100);
+const DAY_MICROS: i64 = 24 * 3600 * 1_000_000;
 /// How often the session is used, so that nothing between takes it for dead.
 const PING: Duration = Duration::from_secs(10);
 
@@ -80,6 +94,10 @@ impl Producer for Local {
         Ok(())
     }
 
+    fn shape(&self) -> Option<Shape> {
+        self.owner.as_ref().map(Owner::shape)
+    }
+
     fn produce(&mut self, source: &mut dyn Source, work: Work<'_, '_, '_>) -> Result<Produced> {
         let owner = self
             .owner
@@ -101,7 +119,7 @@ struct Copying<'c, 'w, 'scope, 'env> {
     work: Work<'w, 'scope, 'env>,
 }
 
-impl Copying<'_, '_, '_, '_> {
+impl<'w> Copying<'_, 'w, '_, '_> {
     fn run(mut self) -> Result<Produced> {
         let major = self.work.facts.major;
         // A tablespace that is made later is made again by replay, which wants no directory in its way.
@@ -121,7 +139,12 @@ impl Copying<'_, '_, '_, '_> {
             tablespaces: Vec::new(),
         };
         self.work.watch.began(&start)?;
-        let findings = self.copy(start_lsn, &tablespaces, &real_roots)?;
+        let against = self.against((timeline, start_lsn))?;
+        let copied = self.copy(start_lsn, (&tablespaces, &real_roots), against.as_ref());
+        let (findings, old_links) = copied.map_err(|e| match e.is_damage() && against.is_some() {
+            true => e.hint("Nothing was committed. The prior may be damaged: pitr verify tells. A full backup needs none: pitr backup --method local"),
+            false => e,
+        })?;
         let control = self.copy_control()?;
         let stopped = session::stop(self.source, major)?;
         self.owner.check_again(self.source)?;
@@ -132,7 +155,7 @@ impl Copying<'_, '_, '_, '_> {
         links
             .iter()
             .try_for_each(|link| self.owner.check_tablespace(link))?;
-        self.add_ends(&stopped, &links)?;
+        self.add_ends(&stopped, &links, &old_links)?;
         start.tablespaces = links.into_iter().map(tablespace).collect();
         Ok(Produced {
             start,
@@ -149,13 +172,88 @@ impl Copying<'_, '_, '_, '_> {
         })
     }
 
-    /// Copies all files but pg_control.
+    /// Settles how the changes since the prior are told; `None` for a full backup.
+    fn against(&mut self, start: (TimelineId, Lsn)) -> Result<Option<Against<'w>>> {
+        let Some(prior) = self.work.prior else {
+            return Ok(None);
+        };
+        let progress = self.work.host.progress.as_ref();
+        let changed = match self.changed(start)? {
+            Ok(changed) => Some(changed),
+            Err(why) => {
+                progress.note(&format!(
+                    "every page is read and compared with backup \"{}\", for WAL does not tell what changed since: {why}",
+                    prior.root.head.id
+                ));
+                None
+            }
+        };
+        Ok(Some(Against::new(prior, changed)))
+    }
+
+    /// Asks WAL what changed since the prior, and doubts what it says.
+    fn changed(
+        &mut self,
+        (timeline, start_lsn): (TimelineId, Lsn),
+    ) -> Result<std::result::Result<Changed, Problem>> {
+        let Some(prior) = self.work.prior else {
+            return Err(err!(Internal, "a full backup has no prior"));
+        };
+        if prior.history.timeline() != timeline {
+            return Ok(Err("the server has changed its timeline".into()));
+        }
+        let host = self.work.host;
+        host.progress.phase("read what changed from WAL", None);
+        let (source, watch) = (&mut *self.source, &mut self.work.watch);
+        let mut used = Instant::now();
+        let mut tick = || {
+            host.check_stop()?;
+            if used.elapsed() >= PING {
+                source.query("select 1")?;
+                used = Instant::now();
+            }
+            watch.tick()
+        };
+        let told = Interval {
+            repository: prior.repository,
+            layout: self.work.layout,
+            major: self.work.facts.major,
+            prior: &prior.root.content,
+            history: &prior.history,
+            size: self.work.facts.segment_size,
+            end: start_lsn,
+            server: &self.owner.path().join("pg_wal"),
+            tick: RefCell::new(&mut tick),
+        }
+        .changed()?;
+        let changed = match told {
+            Ok(changed) => changed,
+            Err(why) => return Ok(Err(why)),
+        };
+        let recheck = Recheck {
+            root: self.owner.path(),
+            naming: self.work.naming,
+            relation_segment_blocks: self.owner.relation_segment_blocks(),
+            interval: (prior.root.content.start_lsn, start_lsn),
+            seed: host.now().0.div_euclid(DAY_MICROS).unsigned_abs(),
+        };
+        let hole = recheck.run(&changed, &mut tick)?;
+        Ok(match hole {
+            None => Ok(changed),
+            Some(hole) => Err(format!(
+                "block {} of \"{}\" was changed at {}, which is not in it",
+                hole.block, hole.path, hole.lsn
+            )),
+        })
+    }
+
+    /// Copies all files but pg_control. Returns the prior's links of tablespaces, too.
     fn copy(
         &mut self,
         start_lsn: Lsn,
-        tablespaces: &[u32],
-        real_roots: &[PathBuf],
-    ) -> Result<Findings> {
+        (tablespaces, real_roots): (&[u32], &[PathBuf]),
+        against: Option<&Against<'_>>,
+    ) -> Result<(Findings, Vec<FileKey>)> {
         let work = &mut self.work;
         let walk = Walk::new(
             self.owner.path(),
@@ -163,11 +261,15 @@ impl Copying<'_, '_, '_, '_> {
             tablespaces,
             self.owner.stats(),
         );
-        work.host
-            .progress
-            .phase("copy", Some(walk.size(&|| work.host.check_stop())?));
+        // How much of it is read of an incremental is not known before.
+        let size = match against {
+            None => Some(walk.size(&|| work.host.check_stop())?),
+            Some(_) => None,
+        };
+        work.host.progress.phase("copy", size);
         let rate = Rate::new(work.options.max_rate_bytes_per_s);
         let is_over = AtomicBool::new(false);
+        let is_warned = AtomicBool::new(false);
         let reading = Reading {
             root: self.owner.path(),
             real_roots,
@@ -175,21 +277,38 @@ impl Copying<'_, '_, '_, '_> {
             // Without checksums a page proves nothing.
             check_from: self.owner.has_checksums().then_some(start_lsn),
             relation_segment_blocks: self.owner.relation_segment_blocks(),
+            against,
             rate: &rate,
             is_over: &is_over,
             progress: work.host.progress.as_ref(),
+            is_warned: &is_warned,
         };
-        let (sender, files) = sync_channel::<FileKey>(QUEUED_FILES);
+        let (sender, files) = sync_channel::<Task>(QUEUED_FILES);
         let files = Mutex::new(files);
-        let writer = work.writer;
-        std::thread::scope(|threads| {
+        let (writer, naming) = (work.writer, work.naming);
+        let old_links = Mutex::new(Vec::new());
+        let findings = std::thread::scope(|threads| {
             let (walk, reading, files) = (&walk, &reading, &files);
-            let progress = work.host.progress.as_ref();
+            let (progress, scratch) = (work.host.progress.as_ref(), work.host.scratch.as_path());
             let mut running = vec![threads.spawn({
-                let (sink, is_over) = (writer.sink(), &is_over);
+                let (sink, is_over, old_links) = (writer.sink(), &is_over, &old_links);
                 move || {
                     or_stop(is_over, || {
-                        walk.run(&sink, &sender, is_over, progress)?;
+                        let queue = Queue { sender, is_over };
+                        match against {
+                            None => list(walk, &sink, &queue, progress)?,
+                            Some(against) => {
+                                let found = merge::run(
+                                    (walk, against.prior),
+                                    (&sink, &queue),
+                                    (naming, scratch),
+                                    progress,
+                                )?;
+                                if let Ok(mut links) = old_links.lock() {
+                                    *links = found;
+                                }
+                            }
+                        }
                         sink.finish().map(|()| Findings::default())
                     })
                 }
@@ -209,7 +328,8 @@ impl Copying<'_, '_, '_, '_> {
             );
             is_over.fetch_or(watched.is_err(), Ordering::Relaxed);
             joined(running, watched)
-        })
+        })?;
+        Ok((findings, old_links.into_inner().unwrap_or_default()))
     }
 
     fn copy_control(&mut self) -> Result<crate::pg::control::ControlFile> {
@@ -218,17 +338,26 @@ impl Copying<'_, '_, '_, '_> {
         Ok(control)
     }
 
-    /// Adds what the stop of the backup gave.
-    fn add_ends(&mut self, stopped: &Stopped, links: &[TablespaceLink]) -> Result<()> {
+    /// Adds what the stop of the backup gave. Links that only the prior has are gone.
+    fn add_ends(
+        &mut self,
+        stopped: &Stopped,
+        links: &[TablespaceLink],
+        old_links: &[FileKey],
+    ) -> Result<()> {
         let (mode, _) = self.owner.mode_and_time()?;
         let now = self.work.host.now().unix_micros().unwrap_or_default() / 1_000_000;
         self.add_file(b"backup_label", (mode, now), &stopped.label)?;
         let sink = self.work.writer.sink();
+        let mut keys = Vec::new();
         for link in links {
             let path = format!("pg_tblspc/{}", link.oid);
             let key = FileKey::from_path(path.as_bytes(), &self.work.naming)?;
             sink.symlink(&key, &link.path)?;
+            keys.push(key);
         }
+        let mut gone = old_links.iter().filter(|key| !keys.contains(key));
+        gone.try_for_each(|key| sink.gone(key))?;
         sink.finish()
     }
 
@@ -240,6 +369,20 @@ impl Copying<'_, '_, '_, '_> {
         sink.end(mode, mtime)?;
         sink.finish()
     }
+}
+
+/// Sends all files to the readers, and records directories.
+fn list(
+    walk: &Walk<'_>,
+    sink: &FileSink<'_>,
+    queue: &Queue<'_>,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let mut take = |listed| match listed {
+        Listed::Directory(key, mode, mtime) => sink.directory(&key, mode, mtime),
+        Listed::File(key) => queue.send(Task { key, prior: None }),
+    };
+    walk.run(&mut take, progress)
 }
 
 /// Does the work of one thread. Its failure, or its panic, stops the others: the walk would wait for ever for a reader.

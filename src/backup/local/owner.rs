@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::archive::datadir::DataDirectory;
+use crate::backup::incremental::prior::Shape;
 use crate::backup::source::{ServerFacts, Source};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -111,6 +112,17 @@ impl Owner {
     /// Whether pages have checksums.
     pub fn has_checksums(&self) -> bool {
         self.control.checksums_enabled()
+    }
+
+    /// What its pages depend on.
+    pub fn shape(&self) -> Shape {
+        Shape {
+            catalog_version: self.control.catalog_version,
+            block_size_bytes: self.control.block_size,
+            segment_size_bytes: self.control.wal_segment_size.bytes(),
+            relation_segment_blocks: self.control.relation_segment_blocks,
+            data_checksums: self.has_checksums(),
+        }
     }
 
     /// Blocks in one file of a relation.

@@ -18,20 +18,22 @@ use std::sync::mpsc::Receiver;
 
 use rustix::fs::{Advice, OFlags};
 
+use super::against::Against;
 use super::pages::{Checked, Findings};
 use super::rate::Rate;
+use super::task::Task;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::progress::Progress;
-use crate::snapshot::filekey::{ClusterNaming, FileKey};
-use crate::snapshot::sink::FileSink;
+use crate::snapshot::filekey::{ClusterNaming, FileKey, RelationFile};
+use crate::snapshot::sink::{FRAME_BYTES, FileSink};
 
 /// Bytes read at once, a multiple of a page's.
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// What all readers of a copy share.
-pub struct Reading<'r> {
+pub struct Reading<'r, 'p> {
     /// The data directory.
     pub root: &'r Path,
     /// The real paths of the data directory and its tablespaces.
@@ -42,25 +44,29 @@ pub struct Reading<'r> {
     pub check_from: Option<Lsn>,
     /// Blocks in one file of a relation.
     pub relation_segment_blocks: u32,
+    /// The prior of an incremental, and what changed since.
+    pub against: Option<&'r Against<'p>>,
     /// The operator's limit.
     pub rate: &'r Rate,
     /// Set when everything has to end.
     pub is_over: &'r AtomicBool,
     /// Hears of bytes.
     pub progress: &'r dyn Progress,
+    /// Set when it was said that the prior is damaged.
+    pub is_warned: &'r AtomicBool,
 }
 
 /// One reader.
-pub struct Reader<'r, 't> {
-    reading: &'r Reading<'r>,
-    sink: FileSink<'t>,
+pub struct Reader<'r, 'p, 't> {
+    reading: &'r Reading<'r, 'p>,
+    pub(super) sink: FileSink<'t>,
     buffer: Vec<u8>,
     found: Findings,
 }
 
-impl<'r, 't> Reader<'r, 't> {
+impl<'r, 'p, 't> Reader<'r, 'p, 't> {
     /// A reader into `sink`.
-    pub fn new(reading: &'r Reading<'r>, sink: FileSink<'t>) -> Reader<'r, 't> {
+    pub fn new(reading: &'r Reading<'r, 'p>, sink: FileSink<'t>) -> Reader<'r, 'p, 't> {
         Reader {
             reading,
             sink,
@@ -69,18 +75,25 @@ impl<'r, 't> Reader<'r, 't> {
         }
     }
 
+    /// Warns, if none of the readers has.
+    pub(super) fn warn_once(&self, message: &str) {
+        if !self.reading.is_warned.swap(true, Ordering::Relaxed) {
+            self.reading.progress.warn(message);
+        }
+    }
+
     /// Reads files as they come, until there are no more.
     ///
     /// # Errors
     /// `Interrupted`; those of the filesystem and of the sink.
-    pub fn run(mut self, files: &Mutex<Receiver<FileKey>>) -> Result<Findings> {
+    pub fn run(mut self, files: &Mutex<Receiver<Task>>) -> Result<Findings> {
         loop {
             let next = match files.lock() {
                 Ok(files) => files.recv(),
                 Err(_) => return Err(err!(Internal, "a thread that reads files panicked")),
             };
             match next {
-                Ok(key) => self.file(&key)?,
+                Ok(task) => self.file(&task)?,
                 Err(_) => break,
             }
         }
@@ -88,12 +101,12 @@ impl<'r, 't> Reader<'r, 't> {
         Ok(self.found)
     }
 
-    fn file(&mut self, key: &FileKey) -> Result<()> {
-        let path = key.path(&self.reading.naming);
+    fn file(&mut self, task: &Task) -> Result<()> {
+        let path = task.key.path(&self.reading.naming);
         let place = self.reading.root.join(OsStr::from_bytes(&path));
         let failed = |e| Error::from_io(format!("read \"{}\"", place.display()), e);
         let file = match open(&place) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return self.vanished(task),
             opened => opened.map_err(failed)?,
         };
         let metadata = file.metadata().map_err(failed)?;
@@ -101,35 +114,101 @@ impl<'r, 't> Reader<'r, 't> {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
         }
         self.reading.check_place(&file, &place)?;
-        self.sink.begin(key.clone())?;
-        let checked = self.reading.checked(&file, key);
-        let (mut at, length) = (0, metadata.len());
-        while at < length {
+        let opened = Opened {
+            key: &task.key,
+            checked: self.reading.checked(&file, &task.key),
+            file: &file,
+            place: &place,
+            length: metadata.len(),
+            mode: metadata.mode() & 0o7777,
+            mtime: metadata.mtime(),
+        };
+        let reading = self.reading;
+        match (reading.against, &task.prior) {
+            (Some(against), Some(prior)) => match prior.file_length() {
+                Some(length) => against.read(self, &opened, prior, length),
+                None => self.whole(&opened),
+            },
+            _ => self.whole(&opened),
+        }
+    }
+
+    /// A file that has vanished since it was listed is in no backup.
+    fn vanished(&self, task: &Task) -> Result<()> {
+        match &task.prior {
+            Some(_) => self.sink.gone(&task.key),
+            None => Ok(()),
+        }
+    }
+
+    fn whole(&mut self, opened: &Opened<'_>) -> Result<()> {
+        self.sink.limit_frames(FRAME_BYTES);
+        self.sink.begin(opened.key.clone())?;
+        self.stretch(opened, 0, opened.length, &mut |sink, bytes| {
+            sink.append(bytes)
+        })?;
+        self.sink.end(opened.mode, opened.mtime).map(|_| ())
+    }
+
+    /// The first block of a file, counted over all files of the fork.
+    pub(super) fn first_block(&self, file: &RelationFile) -> u64 {
+        u64::from(file.segment) * u64::from(self.reading.relation_segment_blocks)
+    }
+
+    /// Reads the bytes from `at` to `end`, in order, and hands them to `take`, pages whole. `false` where the file ends before.
+    pub(super) fn stretch(
+        &mut self,
+        opened: &Opened<'_>,
+        mut at: u64,
+        end: u64,
+        take: &mut Taker<'_, 't>,
+    ) -> Result<bool> {
+        while at < end {
             if self.reading.is_over.load(Ordering::Relaxed) {
                 return Err(err!(Interrupted, "interrupted"));
             }
-            let left = usize::try_from(length - at).unwrap_or(usize::MAX);
+            let left = usize::try_from(end - at).unwrap_or(usize::MAX);
             let wanted = left.min(BUFFER_BYTES);
             let room = self.buffer.get_mut(..wanted).unwrap_or_default();
-            let n = fill(&file, room, at).map_err(failed)?;
+            let n = fill(opened.file, room, at).map_err(|e| opened.failed(e))?;
             let bytes = room.get_mut(..n).unwrap_or_default();
-            let n = match &checked {
+            let n = match &opened.checked {
                 Some(checked) => checked.check(bytes, at, &mut self.found)?,
                 None => n,
             };
-            self.sink.append(bytes.get(..n).unwrap_or_default())?;
+            take(&mut self.sink, bytes.get(..n).unwrap_or_default())?;
             self.reading.progress.advance(n as u64);
             self.reading.rate.take(n, self.reading.is_over);
             at += n as u64;
             if n < wanted {
-                break;
+                return Ok(false);
             }
         }
-        self.sink.end(metadata.mode(), metadata.mtime()).map(|_| ())
+        Ok(true)
     }
 }
 
-impl Reading<'_> {
+/// Takes bytes that were read.
+pub(super) type Taker<'k, 't> = dyn FnMut(&mut FileSink<'t>, &[u8]) -> Result<()> + 'k;
+
+/// A file that is open, and what it was like then.
+pub(super) struct Opened<'o> {
+    pub key: &'o FileKey,
+    checked: Option<Checked<'o>>,
+    file: &'o File,
+    place: &'o Path,
+    pub length: u64,
+    pub mode: u32,
+    pub mtime: i64,
+}
+
+impl Opened<'_> {
+    fn failed(&self, e: io::Error) -> Error {
+        Error::from_io(format!("read \"{}\"", self.place.display()), e)
+    }
+}
+
+impl Reading<'_, '_> {
     /// Requires that no link on the way led out: root would read for the server's user what that user may not.
     fn check_place(&self, file: &File, place: &Path) -> Result<()> {
         let real = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
@@ -213,9 +292,11 @@ mod tests {
             },
             check_from: None,
             relation_segment_blocks: 1,
+            against: None,
             rate: &Rate::new(None),
             is_over: &AtomicBool::new(false),
             progress: &Silent,
+            is_warned: &AtomicBool::new(false),
         };
         let check = |place: &Path| reading.check_place(&open(place).unwrap(), place);
         check(&inside.join("f")).unwrap();

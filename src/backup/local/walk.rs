@@ -10,9 +10,6 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError};
-use std::time::Duration;
 
 use super::exclude;
 use crate::err;
@@ -20,16 +17,21 @@ use crate::error::{Error, Result};
 use crate::pg::version::Major;
 use crate::progress::Progress;
 use crate::snapshot::filekey::{ClusterNaming, FileKey, Fork, RelationFile};
-use crate::snapshot::sink::FileSink;
 
-/// How long the walk rests when all readers are busy.
-const PAUSE: Duration = Duration::from_millis(2);
 const TABLESPACES: &[u8] = b"pg_tblspc";
 const WAL: &[u8] = b"pg_wal";
 /// These come first, in the order of their keys.
 const FIRST: [&[u8]; 3] = [b"base", b"global", TABLESPACES];
 
-/// One entry of the backup.
+/// A directory or a file of the backup.
+pub enum Listed {
+    /// A directory: its key, permission bits and time.
+    Directory(FileKey, u32, i64),
+    /// A file.
+    File(FileKey),
+}
+
+/// One entry of the data directory.
 enum Found {
     Directory(Vec<u8>, Metadata),
     File(FileKey),
@@ -133,40 +135,26 @@ impl<'w> Walk<'w> {
         Ok(sum)
     }
 
-    /// Records directories in `sink`, and hands the files to `files`, until `is_over`.
+    /// Hands directories and files to `take`.
     ///
     /// # Errors
-    /// `Interrupted`; those of the filesystem and of the sink.
+    /// Those of the filesystem and of `take`.
     pub fn run(
         &self,
-        sink: &FileSink<'_>,
-        files: &SyncSender<FileKey>,
-        is_over: &AtomicBool,
+        take: &mut dyn FnMut(Listed) -> Result<()>,
         progress: &dyn Progress,
     ) -> Result<()> {
         self.visit(&mut |found| match found {
             Found::Directory(path, metadata) => {
                 let key = FileKey::from_path(&path, &self.naming)?;
-                sink.directory(&key, metadata.mode(), metadata.mtime())
+                take(Listed::Directory(key, metadata.mode(), metadata.mtime()))
             }
             Found::Special(path) => {
                 let shown = path.escape_ascii();
                 progress.warn(&format!("special file \"{shown}\" is left out"));
                 Ok(())
             }
-            Found::File(mut key) => loop {
-                if is_over.load(Ordering::Relaxed) {
-                    return Err(err!(Interrupted, "interrupted"));
-                }
-                match files.try_send(key) {
-                    Ok(()) => return Ok(()),
-                    Err(TrySendError::Full(same)) => key = same,
-                    Err(TrySendError::Disconnected(_)) => {
-                        return Err(err!(Interrupted, "the readers have ended"));
-                    }
-                }
-                std::thread::sleep(PAUSE);
-            },
+            Found::File(key) => take(Listed::File(key)),
         })
     }
 

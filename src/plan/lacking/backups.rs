@@ -1,7 +1,10 @@
 //! Which backups one side lacks, and which of their pins: the same for any content.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::Cause;
 use crate::pg::time::TimestampTz;
+use crate::plan::retention::{ExpirePlan, Fate};
 use crate::repo::catalog::{Catalog, Manifest, Subject};
 use crate::repo::event;
 use crate::repo::id::BackupId;
@@ -12,6 +15,28 @@ pub enum Verdict {
     Copy,
     /// Why not, and what that means.
     Leave(String, Cause),
+}
+
+/// Why a backup is not wanted: retention over there had it before.
+pub const BELOW_FLOOR: &str = "it is older than every backup kept there; --all copies it";
+/// Likewise, by the rules of the configuration.
+pub const NOT_KEPT: &str = "no rule of retention there keeps it; --all copies it";
+
+/// The backups that a plan of the receiving side with everything in it does not keep.
+pub fn not_kept(plan: &ExpirePlan) -> BTreeSet<BackupId> {
+    let gone = plan.backups.iter().filter(|b| b.fate != Fate::Keep);
+    gone.map(|b| b.id.clone()).collect()
+}
+
+/// What lies under every id, as the receiving side would have it with all that the giving side has.
+pub fn as_one<R: Clone>(from: &Catalog<R>, to: &Catalog<R>) -> BTreeMap<BackupId, Subject<R>> {
+    let mut both = to.ids.clone();
+    for (id, subject) in &from.ids {
+        if both.get(id).is_none_or(|there| there.root().is_none()) {
+            both.insert(id.clone(), subject.clone());
+        }
+    }
+    both
 }
 
 /// Says that two backups have one id: programs before the first release gave those of one second the same.
@@ -42,11 +67,11 @@ pub fn floor<'a, O: Ord + Clone, R: 'a>(
 }
 
 /// Judges a backup by what lies under its id on both sides; `None` when it is there already. `conflict` is why the content of both sides stands
-/// against it. What was expired there is not wanted, unless it is pinned, or lost its root there.
+/// against it. `unwanted` is why retention there does not want it, unless it is pinned, or lost its root there.
 pub fn why_not<R>(
     (subject, there): (&Subject<R>, Option<&Subject<R>>),
     conflict: Option<&str>,
-    is_wanted: bool,
+    unwanted: Option<&str>,
     now: TimestampTz,
 ) -> Option<Verdict> {
     let leave_for = |cause: Cause, why: &str| Some(Verdict::Leave(why.to_owned(), cause));
@@ -79,8 +104,8 @@ pub fn why_not<R>(
     // One that lost its root there was not expired.
     let is_lost = there.is_some_and(|s| s.lost().is_some());
     let is_pinned = !event::live_pins(events, now).is_empty();
-    if !is_wanted && !is_lost && !is_pinned {
-        return leave("it is older than every backup kept there; --all copies it");
+    if let Some(unwanted) = unwanted.filter(|_| !is_lost && !is_pinned) {
+        return leave(unwanted);
     }
     if let Some(found) = event::damage(events).first() {
         let detail = found.event.detail.as_deref().unwrap_or("no detail");

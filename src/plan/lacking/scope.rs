@@ -3,6 +3,8 @@
 use super::backups::{self, Verdict};
 use super::{Lacking, LeftOut};
 use crate::pg::time::TimestampTz;
+use crate::plan::retention::Policy;
+use crate::plan::retention::aux_items::retention;
 use crate::repo::catalog::{Catalog, Subject};
 use crate::repo::id::BackupId;
 use crate::repo::root::aux_root::AuxBackup;
@@ -40,15 +42,23 @@ impl From<LackingBackups> for Lacking {
     }
 }
 
-/// Computes what `to` lacks of `from`; with `everything` also what it may have expired.
+/// Computes what `to` lacks of `from`; with `everything` also what it may have expired, and what its `rules` would not keep.
 pub fn lacking(
     from: &Catalog<AuxBackup>,
     to: &Catalog<AuxBackup>,
-    everything: bool,
+    (everything, rules): (bool, Option<&Policy>),
     now: TimestampTz,
 ) -> LackingBackups {
     let ordered = |catalog| Catalog::committed(catalog).map(place);
     let floor = backups::floor(ordered(to));
+    let unwanted = rules.filter(|_| !everything).map(|rules| {
+        let both = Catalog {
+            ids: backups::as_one(from, to),
+            ..Catalog::empty()
+        };
+        backups::not_kept(&retention(&both, rules, now))
+    });
+    let unwanted = unwanted.unwrap_or_default();
     let mut chosen: Vec<_> = ordered(from).collect();
     chosen.sort_by(|a, b| a.0.cmp(&b.0));
     let mut out = LackingBackups {
@@ -56,8 +66,13 @@ pub fn lacking(
         ..LackingBackups::default()
     };
     for ((end, id), subject) in chosen {
-        let is_wanted = everything || floor.as_ref().is_none_or(|f| *f <= (end, id.clone()));
-        match backups::why_not((subject, to.ids.get(&id)), None, is_wanted, now) {
+        let is_below = floor.as_ref().is_some_and(|f| (end, id.clone()) < *f);
+        let why = match everything {
+            true => None,
+            false if is_below => Some(backups::BELOW_FLOOR),
+            false => unwanted.contains(&id).then_some(backups::NOT_KEPT),
+        };
+        match backups::why_not((subject, to.ids.get(&id)), None, why, now) {
             None => {}
             Some(Verdict::Copy) => out.backups.push(id),
             Some(Verdict::Leave(why, cause)) => out.left_out.push(LeftOut {

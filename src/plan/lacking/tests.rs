@@ -1,6 +1,7 @@
 //! Two repositories of one cluster: what the one lacks, and what it expired.
 
 use super::*;
+use crate::config::Retention;
 use crate::pg::segment::SegmentSize;
 use crate::repo::catalog::Manifest;
 use crate::repo::event::{Event, Recorded, compact};
@@ -104,11 +105,11 @@ fn copied(lacking: &Lacking) -> Vec<(u64, u64)> {
 #[test]
 fn what_is_below_the_floor_stays_expired() {
     let (from, to) = both();
-    let lacks = lacking(&from, &to, false, TimestampTz(0));
+    let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
     assert!(lacks.is_empty(), "{lacks:?}");
     assert_eq!(older(&lacks), 4);
     assert_eq!(lacks.unneeded_segments, 49);
-    let all = lacking(&from, &to, true, TimestampTz(0));
+    let all = lacking(&from, &to, (true, None), TimestampTz(0));
     assert_eq!(all.backups, ids(&[1, 2, 3, 4]));
     assert_eq!(copied(&all), [(1, 49)]);
 }
@@ -123,10 +124,36 @@ fn what_the_floor_keeps_is_copied_from_it_on() {
         (SegmentNumber(50), SegmentNumber(51)),
         (SegmentNumber(70), SegmentNumber(80)),
     ]);
-    let lacks = lacking(&from, &to, false, TimestampTz(0));
+    let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
     assert_eq!(lacks.backups, ids(&[6, 9]));
     assert_eq!(copied(&lacks), [(52, 69), (81, 100)]);
     assert_eq!(older(&lacks), 4);
+    // Rules over there that keep the newest alone want one of the two.
+    let rules = Policy {
+        rules: Retention::newest(1),
+        ..Policy::default()
+    };
+    let lacks = lacking(&from, &to, (false, Some(&rules)), now());
+    assert_eq!(lacks.backups, ids(&[9]));
+    let left_out = |why| lacks.left_out.iter().filter(|l| l.why == why).count();
+    assert_eq!(left_out(backups::NOT_KEPT), 1);
+    let all = lacking(&from, &to, (true, Some(&rules)), now());
+    assert_eq!(all.backups, ids(&[1, 2, 3, 4, 6, 9]));
+}
+
+#[test]
+fn the_wal_that_was_let_go_behind_a_backup_does_not_come_back() {
+    let (from, mut to) = both();
+    let held = to.timelines.get_mut(&TimelineId::FIRST).unwrap();
+    let first = SegmentNumber(50);
+    held.segments = Runs::from_runs(vec![
+        (first, SegmentNumber(52)),
+        (SegmentNumber(60), SegmentNumber(100)),
+    ]);
+    let lacks = |to: &Survey| copied(&lacking(&from, to, (false, None), now()));
+    assert_eq!(lacks(&to), [(53, 59)]);
+    add(&mut to, 5, event::TRIMMED);
+    assert_eq!(lacks(&to), []);
 }
 
 #[test]
@@ -139,14 +166,14 @@ fn who_reads_the_oldest_backup_does_not_make_it_look_expired() {
         (SegmentNumber(70), SegmentNumber(100)),
     ]);
     add(&mut to, 5, "claim");
-    let lacks = lacking(&from, &to, false, TimestampTz(0));
+    let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
     assert_eq!(lacks.backups, ids(&[6]));
     assert_eq!(copied(&lacks), [(52, 69)]);
     // Nor does who reads it where it comes from.
     let (mut from, to) = both();
     add(&mut from, 1, "claim");
     add(&mut from, 5, "claim");
-    let lacks = lacking(&from, &to, false, TimestampTz(0));
+    let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
     assert!(lacks.is_empty(), "{lacks:?}");
     assert_eq!(older(&lacks), 4);
 }
@@ -163,7 +190,7 @@ fn a_pin_or_a_mark_on_an_old_backup_does_not_bring_back_what_lies_behind_it() {
             (SegmentNumber(50), SegmentNumber(100)),
         ]);
         add(&mut to, 2, kind);
-        let lacks = lacking(&from, &to, false, TimestampTz(0));
+        let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
         assert!(lacks.is_empty(), "{kind}: {lacks:?}");
         assert_eq!(older(&lacks), 3, "{kind}");
     }
@@ -174,7 +201,7 @@ fn a_pinned_backup_comes_at_any_age_with_its_pins_and_the_way_to_its_end() {
     let (mut from, to) = both();
     let pin = add(&mut from, 2, "pin");
     let there = add(&mut from, 7, "pin");
-    let lacks = lacking(&from, &to, false, TimestampTz(0));
+    let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
     assert_eq!(lacks.backups, ids(&[2]));
     assert_eq!(lacks.pins, [(id(2), pin), (id(7), there)]);
     assert_eq!(copied(&lacks), [(20, 21)]);
@@ -182,7 +209,7 @@ fn a_pinned_backup_comes_at_any_age_with_its_pins_and_the_way_to_its_end() {
     let events = &mut from.ids.get_mut(&id(2)).unwrap().events;
     let pin = events.iter_mut().find(|e| e.event.event == "pin").unwrap();
     pin.event.until = Some(TimestampTz(5));
-    let backups = |now| lacking(&from, &to, false, TimestampTz(now)).backups;
+    let backups = |now| lacking(&from, &to, (false, None), TimestampTz(now)).backups;
     assert_eq!(backups(4), ids(&[2]));
     assert_eq!(backups(5), []);
 }
@@ -192,7 +219,7 @@ fn what_cannot_be_read_is_named() {
     let (mut from, mut to) = both();
     from.unreadable.push("root of x".into());
     assert_eq!(
-        lacking(&from, &to, false, TimestampTz(0)).unreadable,
+        lacking(&from, &to, (false, None), TimestampTz(0)).unreadable,
         ["root of x"]
     );
     // A root that is damaged over there, and one that a check found damaged here.
@@ -201,7 +228,7 @@ fn what_cannot_be_read_is_named() {
     add(&mut from, 8, "damaged");
     // What is expired there need not be whole.
     add(&mut from, 1, "damaged");
-    let lacks = lacking(&from, &to, false, TimestampTz(0));
+    let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
     let damaged = lacks.left_out.iter().filter(|l| l.cause == Cause::Damage);
     let damaged: Vec<&str> = damaged.map(|l| l.what.as_str()).collect();
     assert_eq!(
@@ -224,12 +251,12 @@ fn a_history_that_cannot_be_read_over_there_is_named() {
     from.timelines
         .insert(second, timeline(HistoryFile::Known(history)));
     assert_eq!(
-        lacking(&from, &to, false, TimestampTz(0)).histories,
+        lacking(&from, &to, (false, None), TimestampTz(0)).histories,
         [second]
     );
     to.timelines
         .insert(second, timeline(HistoryFile::Damaged("cut".into())));
-    let lacks = lacking(&from, &to, false, TimestampTz(0));
+    let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
     assert!(lacks.histories.is_empty());
     assert!(
         lacks
@@ -261,7 +288,7 @@ fn c13_two_backups_of_one_id_are_named_as_that() {
         .events
         .push(begun("a", "1"));
     to.ids.get_mut(&id(1)).unwrap().events.push(begun("b", "2"));
-    let lacks = lacking(&from, &to, false, TimestampTz(0));
+    let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
     let left = &lacks.left_out[0];
     assert_eq!(left.cause, Cause::Conflict);
     for part in ["two backups have this id", "\"a\"", "\"b\"", "pitr backup"] {
@@ -291,12 +318,17 @@ fn l13_nothing_is_copied_of_a_timeline_of_which_two_lives_are_followed() {
         (told(survey(&[1], &[(10, 70)]), 60), false),
         (told(survey(&[1], &[(10, 70)]), 61), true),
     ] {
-        let lacks = lacking(&from(), &to, true, TimestampTz(0));
+        let lacks = lacking(&from(), &to, (true, None), TimestampTz(0));
         assert_eq!(!lacks.parted.is_empty(), is_parted, "{lacks:?}");
         assert_eq!(lacks.segments.is_empty(), is_parted, "{lacks:?}");
         assert_eq!(lacks.backups.is_empty(), is_parted, "{lacks:?}");
     }
     // The other way round: the side that is copied from was not told.
-    let lacks = lacking(&survey(&[3], &[(10, 100)]), &from(), true, TimestampTz(0));
+    let lacks = lacking(
+        &survey(&[3], &[(10, 100)]),
+        &from(),
+        (true, None),
+        TimestampTz(0),
+    );
     assert!(!lacks.parted.is_empty() && lacks.segments.is_empty());
 }

@@ -2,6 +2,7 @@
 
 use super::unborn::{Unborn, unborn};
 use super::{LEFTOVER_AGE, Policy};
+use crate::config::Retention;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::repo::catalog::{Catalog, Manifest};
@@ -54,7 +55,7 @@ impl Held {
 /// Everything that holds something, by backup.
 pub fn held<R>(catalog: &Catalog<R>, now: TimestampTz) -> Vec<Held> {
     let policy = Policy {
-        keep: 1,
+        rules: Retention::newest(1),
         grace: LEFTOVER_AGE,
         ..Policy::default()
     };

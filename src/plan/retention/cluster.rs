@@ -6,14 +6,18 @@ use std::collections::BTreeMap;
 use super::item::{self, DamagedParts, Hold, Item};
 use super::objects::Running;
 use super::rules::{Constraint, Lack};
-use super::wal::{Needed, Paths};
+use super::wal::{Left, Names, Needed, Paths};
 use super::{ExpirePlan, Fate, Place, Policy, wal_objects};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::catalog::Needs;
+use crate::repo::event;
 use crate::repo::id::BackupId;
+use crate::repo::runs::Runs;
 use crate::repo::wal_proof::foreign;
+use crate::wal::inventory;
+use crate::wal::path::Listing;
 use crate::wal::survey::{Root, Subject, Survey};
 
 /// The committed backups of a cluster, and the paths of its WAL.
@@ -24,6 +28,8 @@ pub struct Backups<'a> {
     damaged: DamagedParts,
     /// The timelines that may be the cluster.
     followed: Vec<TimelineId>,
+    /// Only the WAL of a window is promised whole.
+    has_window: bool,
     /// How far WAL reaches on the way to a timeline from a position: asked again and again.
     reached: RefCell<BTreeMap<(TimelineId, Lsn), Lsn>>,
 }
@@ -42,6 +48,7 @@ impl<'a> Backups<'a> {
                 true => newest(),
                 false => policy.cluster.clone(),
             },
+            has_window: policy.rules.wal_window.is_some(),
             reached: RefCell::default(),
         }
     }
@@ -63,11 +70,14 @@ impl<'a> Backups<'a> {
                 id,
                 time: root.stop_time,
                 stored: subject.stored.unwrap_or(TimestampTz::INFINITY),
+                taken: TimestampTz::INFINITY,
+                precedes_window: false,
                 events: &subject.events,
                 stored_bytes: root.stored_bytes,
                 needs: root.needs(),
                 damage: self.damage(subject, root),
                 hold: None,
+                kept_by: Vec::new(),
                 is_asked: false,
                 fate: Fate::Keep,
             })
@@ -129,7 +139,7 @@ impl<'a> Backups<'a> {
         let leading: Vec<_> = leading
             .filter(|(_, _, root)| self.leads(root, timeline))
             .collect();
-        if leading.iter().any(|(_, item, _)| item.hold.is_some()) {
+        if leading.iter().any(|(_, item, _)| self.is_base(item)) {
             return None;
         }
         let good = leading.iter().filter(|(_, item, _)| item.damage.is_none());
@@ -145,30 +155,59 @@ impl<'a> Backups<'a> {
         })
     }
 
+    /// Whether everything behind a backup is promised.
+    fn is_base(&self, item: &Item<'_>) -> bool {
+        match item.hold {
+            _ if item.damage.is_some() => false,
+            Some((_, hold)) => !self.has_window || hold == Hold::Promise,
+            None => false,
+        }
+    }
+
+    /// Where the promise begins on the way to a timeline; `None` where nothing is kept.
+    ///
+    /// Without a window: at the end of the oldest kept backup, on every timeline. With one: at the end of the newest good backup that was taken
+    /// before it for sure; before the first such one, everything is promised.
+    fn promise(&self, items: &[Item<'_>], target: TimelineId) -> Option<Lsn> {
+        if !self.has_window {
+            let kept = self.roots_of(items, |i| self.is_base(i));
+            return kept.iter().map(|(_, _, root)| root.stop_lsn).min();
+        }
+        let before = self.roots_of(items, |i| i.precedes_window && i.damage.is_none());
+        let leading = before.iter().filter(|(_, _, r)| self.leads(r, target));
+        Some(leading.map(|(_, _, r)| r.stop_lsn).max().unwrap_or(Lsn(0)))
+    }
+
     /// A good backup that is not kept, from which a point inside the promise can be reached that no kept backup reaches.
     ///
     /// Near the beginning of the promise first: such a backup covers those after it.
     fn uncovered(&self, items: &[Item<'_>]) -> Option<Lack> {
-        let kept = self.roots_of(items, |i| i.hold.is_some());
-        let promise = kept.iter().map(|(_, _, root)| root.stop_lsn).min()?;
-        let mut others = self.roots_of(items, |i| i.hold.is_none() && i.damage.is_none());
-        others.sort_by_key(|(_, _, root)| match root.stop_lsn {
-            stop if stop <= promise => (0, promise.0 - stop.0),
-            stop => (1, stop.0),
+        let targets = self.paths.timelines();
+        let promised: Vec<(TimelineId, Lsn)> = targets
+            .filter_map(|target| Some((target, self.promise(items, target)?)))
+            .collect();
+        let bases = self.roots_of(items, |i| self.is_base(i));
+        let mut others = self.roots_of(items, |i| !self.is_base(i) && i.damage.is_none());
+        others.sort_by_cached_key(|(_, _, root)| {
+            let led_to = promised
+                .iter()
+                .filter(|(target, _)| self.leads(root, *target));
+            let distance = |promise: Lsn| match root.stop_lsn {
+                stop if stop <= promise => (0, promise.0 - stop.0),
+                stop => (1, stop.0),
+            };
+            led_to.map(|(_, promise)| distance(*promise)).min()
         });
         for (at, _, root) in others {
-            for target in self.paths.timelines() {
-                let from = root.stop_lsn.max(promise);
+            for (target, promise) in &promised {
+                let from = root.stop_lsn.max(*promise);
                 let reaches =
-                    |r: &Root| self.leads(r, target) && self.reach(target, r.start_lsn) >= from;
+                    |r: &Root| self.leads(r, *target) && self.reach(*target, r.start_lsn) >= from;
                 let covers = |r: &Root| r.stop_lsn <= from && reaches(r);
-                if reaches(root) && !kept.iter().any(|(_, _, kept)| covers(kept)) {
+                if reaches(root) && !bases.iter().any(|(_, _, base)| covers(base)) {
                     return Some(Lack {
                         at,
-                        reason: format!(
-                            "points of timeline {} can only be reached from it",
-                            target.decimal()
-                        ),
+                        reason: self.why_uncovered(*target),
                         warning: None,
                     });
                 }
@@ -177,24 +216,67 @@ impl<'a> Backups<'a> {
         None
     }
 
+    fn why_uncovered(&self, target: TimelineId) -> String {
+        let number = target.decimal();
+        match self.has_window {
+            true => format!("wal_window: moments in it on timeline {number} are reached from here"),
+            false => format!("points of timeline {number} can only be reached from it"),
+        }
+    }
+
     /// Adds what the remaining backups need of the WAL.
     pub fn need(&self, items: &[Item<'_>], needed: &mut Needed) {
         for (_, item, root) in self.roots_of(items, |item| item.remains()) {
-            match item.hold {
-                Some((_, Hold::Pin)) if !matches!(item.fate, Fate::Waiting(_)) => {
-                    let end = root.consistent_lsn.max(root.stop_lsn);
-                    self.paths
-                        .need_path(root.timeline, root.start_lsn, end, needed);
-                }
-                _ => self
-                    .paths
-                    .need_from(root.timeline, root.start_lsn, root.stop_lsn, needed),
+            let is_bounded = item.is_bounded(self.has_window);
+            needed.begin(item.id, is_bounded);
+            if is_bounded {
+                self.need_to_end(root, needed);
+            } else if event::is_trimmed(item.events) {
+                let held = &Names(&self.survey.timelines);
+                let range = (root.start_lsn, root.consistent_lsn.max(root.stop_lsn));
+                self.paths.need_unbroken(root.timeline, range, held, needed);
+            } else {
+                self.paths
+                    .need_from(root.timeline, root.start_lsn, root.stop_lsn, needed);
             }
             if root.start_timeline != root.timeline {
                 self.paths
                     .need_path(root.timeline, root.start_lsn, root.stop_lsn, needed);
             }
         }
+        needed.end();
+    }
+
+    /// Adds the WAL to the end of a backup, also where only a descendant has a copy of its last segment.
+    fn need_to_end(&self, root: &Root, needed: &mut Needed) {
+        let end = root.consistent_lsn.max(root.stop_lsn);
+        let targets = self.paths.timelines();
+        for target in targets.filter(|target| self.leads(root, *target)) {
+            self.paths.need_path(target, root.start_lsn, end, needed);
+        }
+    }
+
+    /// The backups that remain, and behind which this run leaves a hole: it is recorded before.
+    pub fn trimmed(&self, items: &[Item<'_>], needed: &Needed) -> Vec<BackupId> {
+        let names = || Names(&self.survey.timelines);
+        let left = Left {
+            names: names(),
+            needed,
+        };
+        let is_trimmed = |root: &Root, target: TimelineId| {
+            let hole = |held: &dyn Listing| self.paths.hole_behind(target, root.start_lsn, held);
+            let (before, after) = (hole(&names()), hole(&left));
+            after.is_some_and(|(from, _)| before.is_none_or(|(before, _)| before != from))
+        };
+        let remaining = self.roots_of(items, |item| item.remains());
+        remaining
+            .into_iter()
+            .filter(|(_, item, root)| {
+                let mut led_to = self.paths.timelines().filter(|t| self.leads(root, *t));
+                !event::is_trimmed(item.events) && led_to.any(|t| is_trimmed(root, t))
+            })
+            .map(|(_, item, _)| item.id.clone())
+            .collect()
     }
 }
 
@@ -208,8 +290,17 @@ impl Constraint for Backups<'_> {
         })
     }
 
+    fn segments(&self) -> BTreeMap<TimelineId, Runs> {
+        inventory::segments(&self.survey.timelines)
+    }
+
     fn delete(&self, items: &[Item<'_>], running: &[Running<'_>], plan: &mut ExpirePlan) {
         wal_objects::delete(self.survey, self.paths, (self, items), running, plan);
+    }
+
+    fn is_followed(&self, id: &BackupId) -> bool {
+        let root = self.roots.get(id);
+        root.is_some_and(|root| self.followed.iter().any(|t| self.leads(root, *t)))
     }
 
     fn lacks(&self, items: &[Item<'_>]) -> Option<Lack> {

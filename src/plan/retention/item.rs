@@ -1,13 +1,18 @@
 //! What retention judges: one backup of any content, reduced to what decides about keeping.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::Fate;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::repo::catalog::{Catalog, Parts, Subject, numbers};
+use crate::repo::clock;
 use crate::repo::event::{self, Recorded};
 use crate::repo::id::{BackupId, PartKind, PartName};
+
+/// No zone or slow commit explains a clock that is further ahead of the store's.
+const FAR_AHEAD: Duration = Duration::from_secs(24 * 3600);
 
 /// A committed backup with what is decided about it.
 pub struct Item<'a> {
@@ -19,6 +24,10 @@ pub struct Item<'a> {
     pub time: TimestampTz,
     /// When the store received its root.
     pub stored: TimestampTz,
+    /// When it ended, as retention reads the two: see [`Item::read_time`].
+    pub taken: TimestampTz,
+    /// It was taken before the WAL window for sure.
+    pub precedes_window: bool,
     /// Bytes that it added to the repository.
     pub stored_bytes: u64,
     /// Its events.
@@ -29,10 +38,21 @@ pub struct Item<'a> {
     pub damage: Option<String>,
     /// Why it stays.
     pub hold: Option<(String, Hold)>,
+    /// The rules that keep it.
+    pub kept_by: Vec<KeptBy>,
     /// A person asked for its deletion: it counts for nothing else.
     pub is_asked: bool,
     /// What becomes of it.
     pub fate: Fate,
+}
+
+/// A rule that keeps a backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptBy {
+    /// Its name in the configuration.
+    pub rule: &'static str,
+    /// It lets the backup go then at the earliest; none where that hangs on backups to come.
+    pub until: Option<TimestampTz>,
 }
 
 /// Why a backup stays, as far as it matters to what others need.
@@ -42,7 +62,9 @@ pub enum Hold {
     Promise,
     /// Something else, a claim above all: everything behind it stays too.
     Window,
-    /// A pin alone: it stays restorable to its end.
+    /// A rule, before the WAL window: it stays restorable to its end.
+    End,
+    /// A pin alone: likewise.
     Pin,
 }
 
@@ -56,11 +78,61 @@ impl Item<'_> {
         self.hold.get_or_insert((reason, hold));
     }
 
+    /// Keeps it for a rule; one that is bounded to its own end promises nothing behind that.
+    pub fn keep(&mut self, reason: String, kept_by: KeptBy, is_bounded: bool) {
+        let kind = match (&self.damage, is_bounded) {
+            (_, true) => Hold::End,
+            (None, false) => Hold::Promise,
+            (Some(_), false) => Hold::Window,
+        };
+        self.kept_by.push(kept_by);
+        self.hold_also(reason, kind);
+    }
+
+    /// Adds a reason why it stays; what else holds it only to its end gives way.
+    pub fn hold_also(&mut self, reason: String, kind: Hold) {
+        self.hold = Some(match self.hold.take() {
+            None => (reason, kind),
+            Some((before, Hold::End)) => (format!("{before}; {reason}"), kind),
+            Some((before, held)) => (format!("{before}; {reason}"), held),
+        });
+    }
+
+    /// Whether it needs no WAL behind its own end.
+    pub fn is_bounded(&self, has_window: bool) -> bool {
+        match self.hold {
+            Some((_, hold)) => matches!(hold, Hold::End | Hold::Pin),
+            // What waits for its deletion needs no more than what stays.
+            None => has_window,
+        }
+    }
+
+    /// Whether its own clock was ahead of the store's.
+    pub fn is_ahead(&self) -> bool {
+        self.time > self.stored.saturating_add(clock::MAY_DIFFER)
+    }
+
+    /// Whether its own clock was days ahead of the store's: the store's time, which may be that of a copy, is then no better.
+    pub fn is_far_ahead(&self) -> bool {
+        self.time > self.stored.saturating_add(FAR_AHEAD)
+    }
+
+    /// Reads when it ended: by its own clock, unless that was ahead. Nothing was taken in the future.
+    pub fn read_time(&mut self, now: TimestampTz) {
+        let taken = if self.is_ahead() {
+            self.stored
+        } else {
+            self.time
+        };
+        self.taken = taken.min(now);
+    }
+
     /// The same item, of which nothing is decided yet.
     pub fn undecided(&self) -> Self {
         Item {
             damage: self.damage.clone(),
             hold: None,
+            kept_by: Vec::new(),
             is_asked: false,
             fate: Fate::Keep,
             ..*self

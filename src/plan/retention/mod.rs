@@ -1,15 +1,19 @@
 //! What is kept and what goes: a plan of expiry, from a survey of the repository, computed without I/O.
 //!
-//! The promise: every point from the oldest kept backup's stop LSN on, on every timeline, that could be reached before can be
-//! reached afterwards. `rules` judge items of any content, `aux_items` and `cluster` make items of backups, `cluster` adds what its WAL asks, `wal` says what is needed of it,
-//! `objects` lists what goes of any content, `wal_objects` what goes of the WAL. Backups are ordered by
+//! The promise, where no WAL window is configured: every point from the oldest kept backup's stop LSN on, on every timeline, that could be reached before can be
+//! reached afterwards. With a window: every point from the newest backup before the window on; older kept backups are restorable to their
+//! own ends. `rules` judge items of any content, `calendar` those of periods, `aux_items` and `cluster` make items of backups, `cluster` adds what its WAL asks,
+//! `wal` says what is needed of it, `objects` lists what goes of any content, `wal_objects` what goes of the WAL. Backups are ordered by
 //! timeline and stop LSN (a timeline's number is larger than those of its ancestors), never by id or by anybody's clock. Deletion
 //! has two phases: what is no longer kept is marked, and what was marked is deleted by a run after the grace period that finds it
 //! not kept again. The order of deletions is that of the format, section 10.
 
 pub mod aux_items;
+mod calendar;
 pub mod claims;
 mod cluster;
+#[cfg(test)]
+mod histories_tests;
 mod item;
 mod objects;
 mod rules;
@@ -19,18 +23,23 @@ mod unborn;
 pub mod wal;
 mod wal_objects;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use chrono::NaiveDate;
 use cluster::Backups;
 use item::{Hold, Item};
 use rules::Constraint;
+use wal::Needed;
 
+use super::target_time::Zone;
+use crate::config::Retention;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::repo::catalog::Catalog;
+use crate::repo::catalog::{Catalog, Needs, Subject};
+use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::store::Key;
 use crate::wal::survey::Survey;
@@ -42,11 +51,29 @@ pub const TOMBSTONE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Clocks may differ by this much before it is called the future.
 pub const CLOCK_SLACK: Duration = Duration::from_secs(3600);
 
+/// The backups of a scope that are whole as far as is known, and not marked.
+pub fn whole<R: Needs>(catalog: &Catalog<R>) -> Vec<BackupId> {
+    let damaged = catalog.damaged_parts();
+    let is_whole = |subject: &Subject<R>, root: &R| {
+        let marks = event::standing(&subject.events, "expire", "unexpire");
+        marks.is_empty() && item::damage((catalog, &damaged), subject, root.needs()).is_none()
+    };
+    let whole = catalog.committed();
+    whole
+        .filter(|(_, subject, root)| is_whole(subject, root))
+        .map(|(id, ..)| id.clone())
+        .collect()
+}
+
 /// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Policy {
-    /// This many complete, undamaged backups are kept, at least 1.
-    pub keep: u32,
+    /// Which complete, undamaged backups are kept, at least 1, and which WAL.
+    pub rules: Retention,
+    /// The zone of days, weeks, months and years; else UTC.
+    pub zone: Option<Zone>,
+    /// How many repositories have a backup, where that is asked for.
+    pub copies: Option<Copies>,
     /// Marks younger than this delete nothing.
     pub grace: Duration,
     /// Backups that cannot be deleted, because the store refused.
@@ -63,6 +90,27 @@ pub struct Policy {
     pub store_clock: Option<TimestampTz>,
     /// The timelines that may be the cluster (`plan::cluster`): each keeps a base. Where none is named, the newest does.
     pub cluster: Vec<TimelineId>,
+}
+
+impl Policy {
+    /// The zone of days.
+    pub fn zone(&self) -> Zone {
+        self.zone.unwrap_or(Zone::UTC)
+    }
+
+    /// The day on which a moment falls.
+    fn date(&self, time: TimestampTz) -> Option<NaiveDate> {
+        self.zone().date(time)
+    }
+}
+
+/// The copies of backups in several repositories.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Copies {
+    /// A backup leaves only while so many repositories have it.
+    pub wanted: u32,
+    /// How many others have a backup whole, as far as is known.
+    pub elsewhere: BTreeMap<BackupId, u32>,
 }
 
 /// What becomes of a backup.
@@ -109,6 +157,12 @@ pub struct Judged {
     pub reason: String,
     /// Retention keeps it: points behind it are promised. A pin or a claim alone promises nothing.
     pub is_promised: bool,
+    /// It stays with the WAL to its own end, and none behind that.
+    pub is_bounded: bool,
+    /// The rules that keep it, by their names in the configuration.
+    pub rules: Vec<&'static str>,
+    /// The rules let it go then at the earliest; none where that hangs on backups to come, or where no rule keeps it.
+    pub kept_until: Option<TimestampTz>,
 }
 
 /// Where a backup lies in the WAL of a cluster.
@@ -162,6 +216,12 @@ pub struct ExpirePlan {
     pub tombstones: Vec<BackupId>,
     /// What is deleted, in order.
     pub deletions: Vec<Deletion>,
+    /// Backups that stay and lose the WAL behind their ends: it is recorded before.
+    pub trimmed: Vec<BackupId>,
+    /// The WAL that backups need, those that are being taken included.
+    pub needed: Needed,
+    /// From here on every moment stays reachable, where a WAL window says so.
+    pub window_begin: Option<TimestampTz>,
     /// Why less is deleted than could be.
     pub withheld: Vec<String>,
     /// What should be looked at.
@@ -214,7 +274,7 @@ pub fn retention(survey: &Survey, policy: &Policy, now: TimestampTz) -> ExpirePl
 }
 
 /// Computes what is kept and what goes of any content.
-fn plan<R>(
+fn plan<R: Needs>(
     catalog: &Catalog<R>,
     (content, items): (&dyn Constraint, Vec<Item<'_>>),
     policy: &Policy,
@@ -227,6 +287,7 @@ fn plan<R>(
         marks: judged.marks.clone(),
         unmarks: judged.unmarks.clone(),
         waiting: judged.waiting.clone(),
+        window_begin: judged.window_begin,
         ..ExpirePlan::default()
     };
     if judged.burst.is_some() {
@@ -254,26 +315,29 @@ fn plan<R>(
         restrict(&mut plan, id);
     }
     let items = judged.items.into_iter();
-    plan.backups = items.map(|item| shown(item, content)).collect();
+    let has_window = plan.window_begin.is_some();
+    plan.backups = items.map(|item| shown(item, content, has_window)).collect();
     if !plan.withheld.is_empty() {
         keep_withheld(&mut plan, now);
     }
     plan
 }
 
-fn shown(item: Item<'_>, content: &dyn Constraint) -> Judged {
+fn shown(item: Item<'_>, content: &dyn Constraint, has_window: bool) -> Judged {
     Judged {
         id: item.id.clone(),
         place: content.place(item.id),
         stop_time: item.time,
         stored_bytes: item.stored_bytes,
+        is_promised: matches!(item.hold, Some((_, Hold::Promise))),
+        is_bounded: item.is_bounded(has_window),
+        rules: item.kept_by.iter().map(|kept| kept.rule).collect(),
+        kept_until: item.kept_by.iter().filter_map(|kept| kept.until).max(),
         damage: item.damage,
         fate: item.fate,
-        is_promised: matches!(item.hold, Some((_, Hold::Promise))),
-        reason: item.hold.map_or_else(
-            || "older than what is kept".to_owned(),
-            |(reason, _)| reason,
-        ),
+        reason: item
+            .hold
+            .map_or_else(|| "no rule keeps it".to_owned(), |(reason, _)| reason),
     }
 }
 
@@ -311,13 +375,18 @@ fn restrict(plan: &mut ExpirePlan, id: &BackupId) {
 }
 
 /// Backups whose roots are lost stay until they are given up; of what may be one a warning tells.
-fn lost_backups<R>(catalog: &Catalog<R>, policy: &Policy, now: TimestampTz, plan: &mut ExpirePlan) {
+fn lost_backups<R: Needs>(
+    catalog: &Catalog<R>,
+    policy: &Policy,
+    now: TimestampTz,
+    plan: &mut ExpirePlan,
+) {
+    for id in catalog.may_be_lost(now) {
+        plan.warnings.push(format!(
+            "backup \"{id}\" is incomplete, or its root is lost: what is left of it goes as that of a backup that failed. Where another repository has the backup, \"pitr repo sync\" brings it back before that"
+        ));
+    }
     for (id, subject) in &catalog.ids {
-        if subject.may_be_lost(now) {
-            plan.warnings.push(format!(
-                "backup \"{id}\" is incomplete, or its root is lost: what is left of it goes as that of a backup that failed. Where another repository has the backup, \"pitr repo sync\" brings it back before that"
-            ));
-        }
         let Some(lost) = subject.lost() else {
             continue;
         };

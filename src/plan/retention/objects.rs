@@ -12,6 +12,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::catalog::{Catalog, Manifest, Parts, Subject, numbers};
 use crate::repo::id::BackupId;
+use crate::repo::portion::{self, Portion, ReadBack};
 use crate::repo::runs::Runs;
 
 /// Adds every deletion to the plan, and what is withheld.
@@ -42,6 +43,7 @@ pub fn delete<R>(
     delete_parts(&ids, items, plan);
     content.delete(items, &ids.running(), plan);
     delete_events(&ids, now, plan);
+    delete_checks(catalog, content, now, plan);
     for leftover in &catalog.unfinished {
         if is_over(leftover.modified, LEFTOVER_AGE, now) {
             plan.deletions
@@ -181,6 +183,23 @@ fn collect<'a>(parts: &'a Parts, into: &mut BTreeMap<&'a BackupId, Vec<u64>>) {
             .or_default()
             .extend(numbers(runs).map(u64::from));
     }
+}
+
+/// Events about what was read back that tell nothing any more.
+fn delete_checks<R>(
+    catalog: &Catalog<R>,
+    content: &dyn Constraint,
+    now: TimestampTz,
+    plan: &mut ExpirePlan,
+) {
+    let there = Portion {
+        segments: content.segments(),
+        ..catalog.packs()
+    };
+    let read_back = ReadBack::new(&catalog.checks, now);
+    let old = read_back.superseded(&there).into_iter();
+    plan.deletions
+        .extend(old.map(|name| Deletion::Event(portion::SUBJECT.to_owned(), name.to_owned())));
 }
 
 /// Events of ids that are gone: marks after the others, reservations last of all.

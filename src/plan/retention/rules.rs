@@ -2,15 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use super::item::{Hold, Item};
+use chrono::NaiveDate;
+
+use super::calendar::{self, Dated, Unit};
+use super::item::{Hold, Item, KeptBy};
 use super::objects::Running;
 use super::{CLOCK_SLACK, ExpirePlan, Fate, Place, Policy, is_over};
+use crate::config::Period;
 use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
 use crate::repo::event::{self, Recorded, end, live_claims};
 use crate::repo::id::BackupId;
+use crate::repo::runs::Runs;
 
 /// Events that a version of this format may write about a backup; others keep it.
-const KNOWN_EVENTS: [&str; 12] = [
+const KNOWN_EVENTS: [&str; 13] = [
     "begin",
     "completed",
     "verified",
@@ -22,6 +28,7 @@ const KNOWN_EVENTS: [&str; 12] = [
     "unexpire",
     "damaged",
     "healed",
+    event::TRIMMED,
     event::MEANINGLESS,
 ];
 
@@ -40,9 +47,19 @@ pub trait Constraint {
         None
     }
 
+    /// Returns whether a backup leads to what is backed up today, and not to a branch beside it.
+    fn is_followed(&self, _id: &BackupId) -> bool {
+        true
+    }
+
     /// Returns where a backup lies in a cluster's WAL.
     fn place(&self, _id: &BackupId) -> Option<Place> {
         None
+    }
+
+    /// Returns the segments that are there.
+    fn segments(&self) -> BTreeMap<TimelineId, Runs> {
+        BTreeMap::new()
     }
 
     /// Adds what goes besides the objects of backups.
@@ -80,6 +97,8 @@ pub struct Judgement<'a> {
     pub burst: Option<String>,
     /// See [`super::ExpirePlan::waiting`].
     pub waiting: Option<String>,
+    /// See [`super::ExpirePlan::window_begin`].
+    pub window_begin: Option<TimestampTz>,
 }
 
 impl<'a> Judgement<'a> {
@@ -92,6 +111,7 @@ impl<'a> Judgement<'a> {
             refusal: None,
             burst: None,
             waiting: None,
+            window_begin: None,
         }
     }
 
@@ -111,13 +131,14 @@ pub fn judge<'a>(
 ) -> Judgement<'a> {
     let mut judged = Judgement::of(items);
     warn_of_the_future(&mut judged, now);
+    read_times(&mut judged, constraint, policy, now);
     if let Some(id) = &policy.requested {
         keep_all_but(&mut judged, constraint, id);
         hold_others(&mut judged, policy, now);
         refuse_held(&mut judged, id);
     } else {
         find_asked(&mut judged, policy, now);
-        keep_counted(&mut judged, constraint, policy);
+        keep_counted(&mut judged, constraint, policy, now);
         hold_others(&mut judged, policy, now);
         hold_young(&mut judged, policy, now);
     }
@@ -173,25 +194,71 @@ fn find_asked(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
     }
 }
 
-/// As [`keep_newest`], where a backup whose deletion was asked for lets no other one go, and does not go itself if retention alone would keep it.
-fn keep_counted(judged: &mut Judgement<'_>, constraint: &dyn Constraint, policy: &Policy) {
+/// Reads when each backup was taken, and which were taken before the WAL window for sure.
+fn read_times(
+    judged: &mut Judgement<'_>,
+    constraint: &dyn Constraint,
+    policy: &Policy,
+    now: TimestampTz,
+) {
+    judged.items.iter_mut().for_each(|item| item.read_time(now));
+    let Some(window) = policy.rules.wal_window else {
+        return;
+    };
+    // A clock of this host that is ahead shortens no window; nor does a server that has stopped.
+    let Some(newest) = newest_good(&judged.items) else {
+        return;
+    };
+    let begin = newest.saturating_sub(window);
+    judged.window_begin = Some(begin);
+    let mut latest: BTreeMap<Option<TimelineId>, TimestampTz> = BTreeMap::new();
+    for item in &mut judged.items {
+        let timeline = constraint.place(item.id).map(|place| place.timeline);
+        let latest = latest.entry(timeline).or_insert(item.taken);
+        // A clock that was set back makes a backup look older than it is: neither its predecessors nor the store's clock may say otherwise.
+        item.precedes_window = item.taken.max(item.stored) <= begin && item.taken >= *latest;
+        *latest = item.taken.max(*latest);
+    }
+}
+
+/// When the newest good one was taken. The store's time of one whose own clock was ahead may be that of a copy: others go first.
+fn newest_good(items: &[Item<'_>]) -> Option<TimestampTz> {
+    let good = || items.iter().filter(|item| item.damage.is_none());
+    let sure = good().filter(|item| !item.is_ahead());
+    let newest = sure.map(|item| item.taken).max();
+    newest.or_else(|| good().map(|item| item.taken).max())
+}
+
+/// As [`keep_by_rules`], where a backup whose deletion was asked for lets no other one go, and does not go itself if retention alone would keep it.
+fn keep_counted(
+    judged: &mut Judgement<'_>,
+    constraint: &dyn Constraint,
+    policy: &Policy,
+    now: TimestampTz,
+) {
     let mut as_if = Judgement::of(judged.items.iter().map(Item::undecided).collect());
+    as_if.window_begin = judged.window_begin;
     let items = std::mem::take(&mut judged.items);
     let (asked, counted): (Vec<_>, Vec<_>) = items.into_iter().partition(|i| i.is_asked);
     judged.items = counted;
-    keep_newest(judged, constraint, policy);
+    keep_by_rules(judged, constraint, policy, now);
     if asked.is_empty() {
         return;
     }
     judged.items.extend(asked);
     judged.items.sort_by_key(|i| i.order);
-    keep_newest(&mut as_if, constraint, policy);
+    keep_by_rules(&mut as_if, constraint, policy, now);
     for (item, kept) in judged.items.iter_mut().zip(as_if.items) {
         match (kept.hold, item.is_asked) {
             (Some(_), true) => item.hold = Some((ASKED.to_owned(), Hold::Window)),
-            (Some(hold), false) => {
-                item.hold.get_or_insert(hold);
-            }
+            (Some((reason, kind)), false) => match &item.hold {
+                Some((_, Hold::End)) if kind != Hold::End => item.hold_also(reason, kind),
+                Some(_) => {}
+                None => {
+                    item.hold = Some((reason, kind));
+                    item.kept_by = kept.kept_by;
+                }
+            },
             (None, _) => {}
         }
     }
@@ -242,36 +309,180 @@ fn refuse_held(judged: &mut Judgement<'_>, id: &BackupId) {
     judged.refusal = Some(format!("backup \"{id}\" is not deleted: {why}. {next}"));
 }
 
-/// The N newest good ones; what the content needs besides them; damaged ones inside the window.
-fn keep_newest(judged: &mut Judgement<'_>, constraint: &dyn Constraint, policy: &Policy) {
-    let keep = usize::try_from(policy.keep.max(1)).unwrap_or(usize::MAX);
+/// What the rules keep; what the content needs besides; damaged ones inside the promise.
+fn keep_by_rules(
+    judged: &mut Judgement<'_>,
+    constraint: &dyn Constraint,
+    policy: &Policy,
+    now: TimestampTz,
+) {
+    keep_newest(judged, policy);
+    let today = policy.date(now);
+    let dated = match policy.rules.goes_by_time() {
+        true => dated(judged, constraint, policy),
+        false => Vec::new(),
+    };
+    keep_within(judged, policy, &dated);
+    keep_periods(judged, policy, &dated, today, false);
+    judged.refusal = refusal(&judged.items, policy);
+    while let Some(lack) = constraint.lacks(&judged.items) {
+        judged.warnings.extend(lack.warning);
+        if let Some(item) = judged.items.get_mut(lack.at) {
+            item.hold_also(lack.reason, Hold::Promise);
+        }
+    }
+    // A damaged backup is no reason to lose what it alone may still hold.
+    let has_window = judged.window_begin.is_some();
+    let is_base = |item: &Item<'_>| match item.hold {
+        Some((_, hold)) => !has_window || hold == Hold::Promise,
+        None => false,
+    };
+    let oldest = judged.items.iter().position(is_base);
+    let inside = judged.items.iter_mut().skip(oldest.unwrap_or(0));
+    for item in inside.filter(|i| i.damage.is_some()) {
+        item.hold("damaged, but newer than the oldest kept".to_owned());
+    }
+    keep_periods(judged, policy, &dated, today, true);
+}
+
+/// The newest good ones, at least one.
+fn keep_newest(judged: &mut Judgement<'_>, policy: &Policy) {
+    let keep = policy.rules.last.unwrap_or(0).max(1) as usize;
+    let begin = judged.window_begin;
     let newest = judged.items.iter_mut().filter(|i| i.damage.is_none()).rev();
     for (rank, item) in newest.take(keep).enumerate() {
-        item.hold(format!("number {} of the newest {keep}", rank + 1));
+        let (rule, reason) = match policy.rules.last {
+            Some(1..) => (
+                "keep_last",
+                format!("number {} of the newest {keep}", rank + 1),
+            ),
+            _ => ("newest", "the newest good one".to_owned()),
+        };
+        let is_bounded = begin.is_some_and(|begin| item.taken < begin);
+        item.keep(reason, KeptBy { rule, until: None }, is_bounded);
     }
-    let counted = judged.items.len().saturating_sub(keep);
-    let last_good = judged.items.iter().rposition(|i| i.damage.is_none());
-    judged.refusal = match last_good.and_then(|at| Some((at, judged.items.get(at)?))) {
+}
+
+/// Why the rules alone would have taken the last good backup.
+fn refusal(items: &[Item<'_>], policy: &Policy) -> Option<String> {
+    let keep = policy.rules.most() as usize;
+    let counted = items.len().saturating_sub(keep);
+    let last_good = items.iter().rposition(|i| i.damage.is_none());
+    match last_good.and_then(|at| Some((at, items.get(at)?))) {
         Some((at, item)) if at < counted => Some(format!(
             "the newest {keep} backups are damaged: backup \"{}\", the last good one, is kept",
             item.id
         )),
-        None if !judged.items.is_empty() => {
+        None if !items.is_empty() => {
             Some("no backup is known to be good: nothing is deleted".to_owned())
         }
         _ => None,
-    };
-    while let Some(lack) = constraint.lacks(&judged.items) {
-        judged.warnings.extend(lack.warning);
-        if let Some(item) = judged.items.get_mut(lack.at) {
-            item.hold(lack.reason);
+    }
+}
+
+/// The backups that have a day, with it. One whose time contradicts its place among the others has none: it counts nowhere, and stays.
+fn dated(judged: &mut Judgement<'_>, constraint: &dyn Constraint, policy: &Policy) -> Vec<Dated> {
+    let mut by_timeline: BTreeMap<Option<TimelineId>, Vec<usize>> = BTreeMap::new();
+    for (at, item) in judged.items.iter().enumerate() {
+        let timeline = constraint.place(item.id).map(|place| place.timeline);
+        if !item.is_far_ahead() {
+            by_timeline.entry(timeline).or_default().push(at);
         }
     }
-    // A damaged backup is no reason to lose what it alone may still hold.
-    let oldest = judged.items.iter().position(|i| i.hold.is_some());
-    let inside = judged.items.iter_mut().skip(oldest.unwrap_or(0));
-    for item in inside.filter(|i| i.damage.is_some()) {
-        item.hold("damaged, but newer than the oldest kept".to_owned());
+    let mut dates: Vec<Option<NaiveDate>> = vec![None; judged.items.len()];
+    for members in by_timeline.values() {
+        let of = |at: &usize| judged.items.get(*at).map(|item| item.taken);
+        let times: Vec<TimestampTz> = members.iter().filter_map(of).collect();
+        for ((at, time), is_in_order) in members.iter().zip(&times).zip(calendar::in_order(&times))
+        {
+            if let Some(date) = dates.get_mut(*at).filter(|_| is_in_order) {
+                *date = policy.date(*time);
+            }
+        }
+    }
+    let mut dated = Vec::new();
+    for (at, (item, date)) in judged.items.iter_mut().zip(dates).enumerate() {
+        let Some(date) = date else {
+            judged.warnings.push(format!(
+                "backup \"{}\" says that it ended at {}, which contradicts its place among the others, or the store: a clock was wrong. It counts in no period, and stays; to let it go: pitr backup delete {}",
+                item.id, item.time, item.id
+            ));
+            let reason = "its time contradicts its place among the others, or the store".to_owned();
+            let kept_by = KeptBy {
+                rule: "wrong_time",
+                until: None,
+            };
+            item.keep(reason, kept_by, judged.window_begin.is_some());
+            continue;
+        };
+        let is_followed = constraint.is_followed(item.id);
+        dated.push(Dated {
+            at,
+            date,
+            is_followed,
+        });
+    }
+    dated
+}
+
+/// Every good one that is not much older than the newest.
+fn keep_within(judged: &mut Judgement<'_>, policy: &Policy, dated: &[Dated]) {
+    let (Some(within), Some(newest)) = (policy.rules.within, newest_good(&judged.items)) else {
+        return;
+    };
+    let (begin, window) = (newest.saturating_sub(within), judged.window_begin);
+    for one in dated {
+        let Some(item) = judged.items.get_mut(one.at) else {
+            continue;
+        };
+        if item.damage.is_none() && item.taken >= begin {
+            let is_bounded = window.is_some_and(|window| item.taken < window);
+            let reason = format!("keep_within: {}", Period(within.as_secs()));
+            let kept_by = KeptBy {
+                rule: "keep_within",
+                until: Some(item.taken.saturating_add(within)),
+            };
+            item.keep(reason, kept_by, is_bounded);
+        }
+    }
+}
+
+/// The last good one of each period; with `also_damaged`, damaged ones that would be it, restorable to their ends once they are healed.
+fn keep_periods(
+    judged: &mut Judgement<'_>,
+    policy: &Policy,
+    dated: &[Dated],
+    today: Option<NaiveDate>,
+    also_damaged: bool,
+) {
+    let is_good = |one: &Dated| judged.items.get(one.at).is_some_and(|i| i.damage.is_none());
+    let counted: Vec<Dated> = dated
+        .iter()
+        .copied()
+        .filter(|one| also_damaged || is_good(one))
+        .collect();
+    let begin = judged.window_begin;
+    for (rule, unit, count) in Unit::rules(&policy.rules) {
+        for pick in calendar::pick(unit, count, &counted, today) {
+            let Some(item) = judged.items.get_mut(pick.at) else {
+                continue;
+            };
+            let until = pick.until.and_then(|day| policy.zone().begin(day));
+            let kept_by = KeptBy { rule, until };
+            let reason = format!("{rule}: {}", pick.reason);
+            match (&item.damage, also_damaged) {
+                (None, true) => {}
+                (Some(_), _) if item.hold.is_some() => {}
+                (Some(_), _) => item.keep(reason, kept_by, true),
+                (None, false) => {
+                    item.keep(
+                        reason,
+                        kept_by,
+                        begin.is_some_and(|begin| item.taken < begin),
+                    );
+                }
+            }
+        }
     }
 }
 
@@ -293,10 +504,29 @@ fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
         } else {
             pinned(events, pin_clock).map(|reason| (reason, Hold::Pin))
         };
-        if backup.hold.is_none() {
-            backup.hold = held;
+        let held = held.or_else(|| short_of_copies(backup, policy));
+        match (&backup.hold, held) {
+            (None, held) => backup.hold = held,
+            // A reader may want more of it than its own end.
+            (Some((_, Hold::End)), Some((reason, Hold::Window))) => {
+                backup.hold_also(reason, Hold::Window);
+            }
+            _ => {}
         }
     }
+}
+
+/// Too few repositories have a backup that no rule keeps here.
+fn short_of_copies(backup: &Item<'_>, policy: &Policy) -> Option<(String, Hold)> {
+    let copies = policy.copies.as_ref().filter(|_| backup.hold.is_none())?;
+    let have = 1 + copies.elsewhere.get(backup.id).copied().unwrap_or_default();
+    (have < copies.wanted).then(|| {
+        let reason = format!(
+            "min_copies: {have} of {} repositories have it",
+            copies.wanted
+        );
+        (reason, Hold::Window)
+    })
 }
 
 /// What would go only by the count of backups: it stays until a newer backup was verified and has the minimum age.
@@ -322,10 +552,20 @@ fn hold_young(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
     let hours = policy.min_age.as_secs_f64() / 3600.0;
     let mut held = Vec::new();
     for (at, backup) in judged.items.iter_mut().enumerate() {
-        if backup.hold.is_none() && proven.is_none_or(|proven| at >= proven) {
-            let reason = format!("no newer backup that was verified is {hours} hours old yet");
-            backup.hold = Some((reason, Hold::Window));
-            held.push(at);
+        let loses = matches!(backup.hold, None | Some((_, Hold::End)));
+        if loses && proven.is_none_or(|proven| at >= proven) {
+            let is_kept = backup.hold.is_some();
+            let what = if is_kept {
+                "the WAL behind it stays: "
+            } else {
+                ""
+            };
+            let reason =
+                format!("{what}no newer backup that was verified is {hours} hours old yet");
+            backup.hold_also(reason, Hold::Window);
+            if !is_kept {
+                held.push(at);
+            }
         }
     }
     let Some(first) = held.first() else { return };
@@ -337,10 +577,13 @@ fn hold_young(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
         Some(due) => format!("the next one is at {due}"),
         None => "no newer one was verified: pitr verify".to_owned(),
     };
+    let which = match (policy.rules.goes_by_time(), policy.rules.last.unwrap_or(1)) {
+        (true, _) => "that no rule keeps".to_owned(),
+        (false, keep) => format!("more than the newest {}", keep.max(1)),
+    };
     judged.waiting = Some(format!(
-        "{} more than the newest {} stay until a newer backup was verified and is {hours} hours old (--min-age); {when}",
+        "{} {which} stay until a newer backup was verified and is {hours} hours old (--min-age); {when}",
         held.len(),
-        policy.keep.max(1)
     ));
 }
 
@@ -447,6 +690,7 @@ fn decide(judged: &mut Judgement<'_>, at: usize, policy: &Policy, now: Timestamp
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Retention;
     use crate::repo::catalog::Parts;
 
     #[test]
@@ -461,16 +705,19 @@ mod tests {
             id: &ids[order],
             time: now,
             stored: now,
+            taken: now,
+            precedes_window: false,
             events: &[],
             stored_bytes: 1,
             needs: (&parts, &parts),
             damage: (order == 2).then(|| "torn".to_owned()),
             hold: None,
+            kept_by: Vec::new(),
             is_asked: false,
             fate: Fate::Keep,
         };
         let policy = Policy {
-            keep: 2,
+            rules: Retention::newest(2),
             confirm_burst: true,
             ..Policy::default()
         };

@@ -17,22 +17,22 @@ use crate::repo::runs::Runs;
 use crate::wal::inventory::{HistoryFile, Timeline};
 use crate::wal::survey::{Root, Subject};
 
-const MIB: u64 = 1 << 20;
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
-fn now() -> TimestampTz {
+pub(super) fn now() -> TimestampTz {
     "2026-11-20T06:40:49Z".parse().unwrap()
 }
 
-fn tli(n: u32) -> TimelineId {
+pub(super) fn tli(n: u32) -> TimelineId {
     TimelineId::new(n).unwrap()
 }
 
-fn size() -> SegmentSize {
+pub(super) fn size() -> SegmentSize {
     SegmentSize::new(MIB).unwrap()
 }
 
-fn id(n: usize) -> BackupId {
+pub(super) fn id(n: usize) -> BackupId {
     format!("202611{:02}T{:02}0000Z-full", 1 + n / 24, n % 24)
         .parse()
         .unwrap()
@@ -42,7 +42,7 @@ fn ago(hours: u64) -> TimestampTz {
     now().saturating_sub(HOUR * u32::try_from(hours).unwrap())
 }
 
-fn event(kind: &str, at: TimestampTz) -> Recorded {
+pub(super) fn event(kind: &str, at: TimestampTz) -> Recorded {
     Recorded {
         name: match kind {
             "begin" => "begin".into(),
@@ -58,12 +58,17 @@ fn event(kind: &str, at: TimestampTz) -> Recorded {
     }
 }
 
-fn empty() -> Survey {
+pub(super) fn empty() -> Survey {
     Survey::empty(size())
 }
 
 /// A timeline with these segments; `from` is where it left its parent.
-fn add_timeline(survey: &mut Survey, n: u32, from: Option<(u32, Lsn)>, segments: Vec<u64>) {
+pub(super) fn add_timeline(
+    survey: &mut Survey,
+    n: u32,
+    from: Option<(u32, Lsn)>,
+    segments: Vec<u64>,
+) {
     let history = match from {
         None => HistoryFile::Absent,
         Some((parent, lsn)) => {
@@ -79,7 +84,7 @@ fn add_timeline(survey: &mut Survey, n: u32, from: Option<(u32, Lsn)>, segments:
     survey.timelines.insert(tli(n), timeline);
 }
 
-fn known_history(survey: &Survey, timeline: TimelineId) -> History {
+pub(super) fn known_history(survey: &Survey, timeline: TimelineId) -> History {
     match survey.timelines.get(&timeline).map(|t| &t.history) {
         Some(HistoryFile::Known(h)) => h.clone(),
         _ => History::root(timeline),
@@ -118,9 +123,11 @@ fn add_backup(survey: &mut Survey, n: usize, timeline: u32, start: u64, stop: u6
     id
 }
 
-fn policy(keep: u32, grace_hours: u32) -> Policy {
+pub(super) fn policy(keep: u32, grace_hours: u32) -> Policy {
     Policy {
-        keep,
+        rules: Retention::newest(keep),
+        zone: None,
+        copies: None,
         grace: HOUR * grace_hours,
         spared: BTreeSet::new(),
         given_up: BTreeSet::new(),
@@ -158,7 +165,7 @@ fn segments(plan: &ExpirePlan) -> Vec<(u32, u64, u64)> {
 }
 
 /// Carries out a plan on the survey, as the repository would look afterwards.
-fn apply(survey: &mut Survey, plan: &ExpirePlan, at: TimestampTz) {
+pub(super) fn apply(survey: &mut Survey, plan: &ExpirePlan, at: TimestampTz) {
     for marked in &plan.marks {
         let subject = survey.ids.get_mut(marked).unwrap();
         subject.events.push(event("expire", at));
@@ -171,6 +178,10 @@ fn apply(survey: &mut Survey, plan: &ExpirePlan, at: TimestampTz) {
     for id in &plan.tombstones {
         let subject = survey.ids.get_mut(id).unwrap();
         (subject.manifest, subject.stored) = (Manifest::Tombstone, Some(at));
+    }
+    for trimmed in &plan.trimmed {
+        let subject = survey.ids.get_mut(trimmed).unwrap();
+        subject.events.push(event("trimmed", at));
     }
     let without = |runs: &Runs, first: u64, last: u64| {
         let left = runs.iter().flat_map(|(a, b)| a.0..=b.0);
@@ -917,18 +928,208 @@ fn increments_of_whole_segments_and_conflicts_go_with_their_segment() {
     );
 }
 
+/// Gives the nth backup of [`straight`] other times: its own, and the store's.
+fn taken(survey: &mut Survey, n: usize, own: &str, stored: &str) {
+    let subject = survey.ids.get_mut(&id(n)).unwrap();
+    subject.stored = Some(stored.parse().unwrap());
+    if let Manifest::Committed(root) = &mut subject.manifest {
+        root.stop_time = own.parse().unwrap();
+    }
+}
+
+/// The rules that keep each backup of [`straight`] that stays.
+fn kept_by(survey: &Survey, policy: &Policy) -> Vec<(usize, Vec<&'static str>)> {
+    let plan = retention(survey, policy, now());
+    let kept = plan.backups.into_iter().enumerate();
+    kept.filter(|(_, b)| b.fate == Fate::Keep)
+        .map(|(at, b)| (at + 1, b.rules))
+        .collect()
+}
+
+/// The nine backups of [`straight`], one a day, the last one on the day of [`now`].
+fn nine_days() -> Survey {
+    let mut survey = straight();
+    for n in 1..=9 {
+        let time = format!("2026-11-{:02}T02:00:00Z", 11 + n);
+        taken(&mut survey, n, &time, &time);
+    }
+    survey
+}
+
+fn by(rules: Retention) -> Policy {
+    Policy {
+        rules,
+        confirm_burst: true,
+        ..policy(0, 0)
+    }
+}
+
+#[test]
+fn days_are_those_of_the_zone_whatever_their_length() {
+    let mut survey = straight();
+    // The clocks of Berlin go back on the 25th of October: it lasts from 22:00 to 23:00 of the next day in UTC.
+    let times = [
+        "2026-10-24T21:59:00Z",
+        "2026-10-24T22:01:00Z",
+        "2026-10-25T22:59:00Z",
+        "2026-10-25T23:01:00Z",
+    ];
+    for (n, time) in times.iter().enumerate() {
+        taken(&mut survey, n + 1, time, time);
+    }
+    for n in 5..=9 {
+        survey.ids.remove(&id(n));
+    }
+    let policy = |zone: &str| Policy {
+        zone: Some(zone.parse().unwrap()),
+        ..by(Retention {
+            daily: Some(9),
+            ..Retention::default()
+        })
+    };
+    let days = |zone: &str| -> Vec<usize> {
+        let kept = kept_by(&survey, &policy(zone));
+        kept.into_iter().map(|(n, _)| n).collect()
+    };
+    assert_eq!(days("Europe/Berlin"), [1, 3, 4]);
+    assert_eq!(days("UTC"), [2, 4]);
+}
+
+#[test]
+fn each_rule_counts_for_itself_and_the_newest_stays_under_any() {
+    let survey = nine_days();
+    let rules = Retention {
+        daily: Some(2),
+        weekly: Some(2),
+        monthly: Some(1),
+        ..Retention::default()
+    };
+    // The 15th of November is a Sunday.
+    let all = vec!["newest", "keep_daily", "keep_weekly", "keep_monthly"];
+    assert_eq!(
+        kept_by(&survey, &by(rules)),
+        [(4, vec!["keep_weekly"]), (8, vec!["keep_daily"]), (9, all)]
+    );
+    let nothing = Retention {
+        within: Some(Duration::ZERO),
+        ..Retention::default()
+    };
+    let newest = vec!["newest", "keep_within"];
+    assert_eq!(kept_by(&survey, &by(nothing)), [(9, newest)]);
+}
+
+#[test]
+fn a_backup_whose_time_contradicts_its_place_counts_nowhere_and_stays() {
+    let rules = Retention {
+        last: Some(1),
+        daily: Some(2),
+        ..Retention::default()
+    };
+    let right = [
+        (8, vec!["keep_daily"]),
+        (9, vec!["keep_last", "keep_daily"]),
+    ];
+    assert_eq!(kept_by(&nine_days(), &by(rules.clone())), right);
+    // A clock that was set back, one that was years ahead, and one that was ahead of the store by an hour.
+    let cases = [
+        ("2020-01-01T00:00:00Z", "2026-11-17T02:00:00Z", true),
+        ("2031-01-01T00:00:00Z", "2026-11-17T02:00:00Z", true),
+        ("2026-11-17T03:00:00Z", "2026-11-17T02:00:00Z", false),
+    ];
+    for (own, stored, is_wrong) in cases {
+        let mut survey = nine_days();
+        taken(&mut survey, 6, own, stored);
+        let mut wanted = right.to_vec();
+        if is_wrong {
+            wanted.insert(0, (6, vec!["wrong_time"]));
+        }
+        assert_eq!(kept_by(&survey, &by(rules.clone())), wanted, "{own}");
+        let plan = retention(&survey, &by(rules.clone()), now());
+        let told = plan
+            .warnings
+            .iter()
+            .any(|w| w.contains("pitr backup delete"));
+        assert_eq!(told, is_wrong, "{own}");
+    }
+}
+
+#[test]
+fn x09_before_the_window_a_kept_backup_needs_the_wal_to_its_own_end() {
+    let survey = nine_days();
+    let rules = Retention {
+        last: Some(5),
+        weekly: Some(2),
+        wal_window: Some(HOUR * 36),
+        ..Retention::default()
+    };
+    let plan = retention(&survey, &by(rules.clone()), now());
+    let bounded: Vec<_> = plan
+        .backups
+        .iter()
+        .map(|b| (b.fate.as_str(), b.is_bounded))
+        .collect();
+    // The seventh is the newest that was taken before the window: recovery into it begins there.
+    assert_eq!(
+        bounded[3..],
+        [
+            ("keep", true),
+            ("keep", true),
+            ("keep", true),
+            ("keep", false),
+            ("keep", false),
+            ("keep", false)
+        ]
+    );
+    assert_eq!(
+        segments(&plan),
+        [(1, 1, 39), (1, 42, 49), (1, 52, 59), (1, 62, 69)]
+    );
+    assert_eq!(plan.trimmed, [id(4), id(5), id(6)]);
+    let name = |n: u64| SegmentNumber(n);
+    let needers = plan.needed.needers(tli(1), name(40));
+    assert_eq!(needers.len(), 1);
+    // Where the store dates the seventh later, nobody knows that it is old enough.
+    let mut late = survey.clone();
+    taken(&mut late, 7, "2026-11-18T02:00:00Z", "2026-11-20T02:00:00Z");
+    let plan = retention(&late, &by(rules.clone()), now());
+    assert_eq!(segments(&plan).last(), Some(&(1, 52, 59)));
+    // Nothing behind a kept backup goes before a newer one was verified.
+    let young = Policy {
+        min_age: HOUR * 24,
+        ..by(rules)
+    };
+    let plan = retention(&survey, &young, now());
+    assert_eq!(segments(&plan), [(1, 1, 9)]);
+    assert!(plan.backups[3].reason.contains("the WAL behind it stays"));
+}
+
+#[test]
+fn a_claim_keeps_the_wal_behind_a_backup_before_the_window() {
+    let mut survey = nine_days();
+    let rules = Retention {
+        last: Some(9),
+        wal_window: Some(HOUR * 36),
+        ..Retention::default()
+    };
+    let mut claim = event("claim", ago(1));
+    claim.event.seconds = Some(7200);
+    survey.ids.get_mut(&id(3)).unwrap().events.push(claim);
+    let plan = retention(&survey, &by(rules), now());
+    assert_eq!(segments(&plan), [(1, 1, 9), (1, 12, 19), (1, 22, 29)]);
+}
+
 /// Small numbers that depend on the seed alone.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
+    pub(super) fn roll(&mut self, below: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 >> 11) % below.max(1)
     }
 
-    fn one_in(&mut self, n: u64) -> bool {
+    pub(super) fn one_in(&mut self, n: u64) -> bool {
         self.roll(n) == 0
     }
 }
@@ -1004,7 +1205,7 @@ fn world(dice: &mut Dice) -> Survey {
 }
 
 /// What PostgreSQL could do with what is there, said as simply as possible.
-fn is_reachable(survey: &Survey, target: TimelineId, point: Lsn) -> bool {
+pub(super) fn is_reachable(survey: &Survey, target: TimelineId, point: Lsn) -> bool {
     survey.ids.values().any(|subject| {
         let Manifest::Committed(root) = &subject.manifest else {
             return false;
@@ -1014,7 +1215,7 @@ fn is_reachable(survey: &Survey, target: TimelineId, point: Lsn) -> bool {
     })
 }
 
-fn leads_to(survey: &Survey, root: &Root, target: TimelineId, point: Lsn) -> bool {
+pub(super) fn leads_to(survey: &Survey, root: &Root, target: TimelineId, point: Lsn) -> bool {
     let history = known_history(survey, target);
     let path = history.path();
     if history.holder(Lsn(root.stop_lsn.0 - 1)) != root.timeline || root.stop_lsn > point {
@@ -1089,7 +1290,10 @@ fn i5_x04_x08_random_worlds_keep_their_promise() {
         // I5: the promise.
         let kept: Vec<&Judged> = plan.backups.iter().filter(|b| b.is_promised).collect();
         let good = plan.backups.iter().filter(|b| b.damage.is_none()).count();
-        assert!(kept.len() >= good.min(policy.keep as usize), "seed {seed}");
+        assert!(
+            kept.len() >= good.min(policy.rules.most() as usize),
+            "seed {seed}"
+        );
         if let Some(from) = kept.iter().map(|b| b.place.unwrap().stop_lsn).min() {
             for target in before.timelines.keys() {
                 for point in points(&before) {

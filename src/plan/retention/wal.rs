@@ -7,6 +7,7 @@ use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::catalog::Manifest;
 use crate::repo::event;
+use crate::repo::id::BackupId;
 use crate::repo::runs::Runs;
 use crate::wal::inventory::{HistoryFile, Timeline};
 use crate::wal::path::{Listing, Path};
@@ -108,6 +109,33 @@ impl<'a> Paths<'a> {
         );
     }
 
+    /// Returns the first hole behind `start` on the way to `target`: see [`Path::hole_behind`].
+    pub fn hole_behind(
+        &self,
+        target: TimelineId,
+        start: Lsn,
+        held: &dyn Listing,
+    ) -> Option<(SegmentNumber, SegmentNumber)> {
+        self.paths.get(&target)?.hole_behind(start, held)
+    }
+
+    /// Adds what recovery from a position needs as far as WAL is `held` without a hole: what lies behind one that was left on purpose is of no use.
+    pub fn need_unbroken(
+        &self,
+        timeline: TimelineId,
+        (start, stop): (Lsn, Lsn),
+        held: &dyn Listing,
+        needed: &mut Needed,
+    ) {
+        for target in self.timelines() {
+            if self.leads_through(target, timeline, stop) {
+                let hole = self.hole_behind(target, start, held);
+                let end = hole.map(|(from, _)| from.start_lsn(self.size).max(stop));
+                self.need_path(target, start, end.unwrap_or(Lsn(u64::MAX)), needed);
+            }
+        }
+    }
+
     /// Adds the WAL from `start` to `end` on the way to `target`.
     pub fn need_path(&self, target: TimelineId, start: Lsn, end: Lsn, needed: &mut Needed) {
         let path = self.paths.get(&target).into_iter();
@@ -144,6 +172,53 @@ impl Listing for Paths<'_> {
         let mut next = held.next_from(number)?;
         while self.run(timeline, next).is_none() && self.part(timeline, next).is_none() {
             next = held.next_from(next.next())?;
+        }
+        Some(next)
+    }
+}
+
+/// Segments by their names alone, damaged ones included.
+pub struct Names<'a>(pub &'a BTreeMap<TimelineId, Timeline>);
+
+impl Listing for Names<'_> {
+    fn run(&self, timeline: TimelineId, number: SegmentNumber) -> Option<SegmentNumber> {
+        self.0.get(&timeline)?.segments.run_end(number)
+    }
+
+    fn part(&self, timeline: TimelineId, number: SegmentNumber) -> Option<Lsn> {
+        self.0.get(&timeline)?.tails.get(&number).copied()
+    }
+
+    fn next_from(&self, timeline: TimelineId, number: SegmentNumber) -> Option<SegmentNumber> {
+        self.0.get(&timeline)?.next_from(number)
+    }
+}
+
+/// The segments that are left once all others are gone that nothing needs.
+pub struct Left<'a> {
+    /// What is there.
+    pub names: Names<'a>,
+    /// What is needed of it.
+    pub needed: &'a Needed,
+}
+
+impl Listing for Left<'_> {
+    fn run(&self, timeline: TimelineId, number: SegmentNumber) -> Option<SegmentNumber> {
+        let needed = self.needed.of(timeline, number).map(|range| range.last);
+        let last = self.names.run(timeline, number)?.0.min(needed.max()?);
+        Some(SegmentNumber(last))
+    }
+
+    fn part(&self, timeline: TimelineId, number: SegmentNumber) -> Option<Lsn> {
+        let part = self.names.part(timeline, number)?;
+        self.needed.contains(timeline, number).then_some(part)
+    }
+
+    fn next_from(&self, timeline: TimelineId, number: SegmentNumber) -> Option<SegmentNumber> {
+        let mut next = self.names.next_from(timeline, number)?;
+        while !self.needed.contains(timeline, next) {
+            let behind = self.needed.next_from(timeline, next)?;
+            next = self.names.next_from(timeline, behind)?;
         }
         Some(next)
     }
@@ -201,26 +276,79 @@ fn same_ancestry(a: &History, b: &History) -> bool {
 }
 
 /// Segments that something needs, as ranges per timeline.
-#[derive(Debug, Default)]
-pub struct Needed(BTreeMap<TimelineId, Vec<(u64, u64)>>);
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Needed {
+    ranges: BTreeMap<TimelineId, Vec<Range>>,
+    /// The backup whose needs are added.
+    needer: Option<Needer>,
+}
+
+/// A backup that needs WAL.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Needer {
+    /// The backup.
+    pub id: BackupId,
+    /// It needs WAL to its own end only.
+    pub is_bounded: bool,
+}
+
+/// A run of segments that is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Range {
+    first: u64,
+    last: u64,
+    needer: Option<Needer>,
+}
 
 impl Needed {
+    /// Remembers that what is added from here on is for a backup.
+    pub fn begin(&mut self, id: &BackupId, is_bounded: bool) {
+        let id = id.clone();
+        self.needer = Some(Needer { id, is_bounded });
+    }
+
+    /// Remembers that what is added from here on is for no backup that exists.
+    pub fn end(&mut self) {
+        self.needer = None;
+    }
+
     fn add(&mut self, timeline: TimelineId, first: SegmentNumber, last: SegmentNumber) {
-        self.0.entry(timeline).or_default().push((first.0, last.0));
+        self.ranges.entry(timeline).or_default().push(Range {
+            first: first.0,
+            last: last.0,
+            needer: self.needer.clone(),
+        });
+    }
+
+    fn of(&self, timeline: TimelineId, number: SegmentNumber) -> impl Iterator<Item = &Range> {
+        let ranges = self.ranges.get(&timeline).into_iter().flatten();
+        ranges.filter(move |range| (range.first..=range.last).contains(&number.0))
+    }
+
+    /// The first segment behind `number` that is needed, where it is not itself.
+    fn next_from(&self, timeline: TimelineId, number: SegmentNumber) -> Option<SegmentNumber> {
+        let ranges = self.ranges.get(&timeline)?.iter();
+        let behind = ranges
+            .map(|range| range.first)
+            .filter(|first| *first > number.0);
+        behind.min().map(SegmentNumber)
     }
 
     /// Whether a segment is needed.
     pub fn contains(&self, timeline: TimelineId, number: SegmentNumber) -> bool {
-        self.0.get(&timeline).is_some_and(|ranges| {
-            ranges
-                .iter()
-                .any(|(first, last)| (*first..=*last).contains(&number.0))
-        })
+        self.of(timeline, number).next().is_some()
+    }
+
+    /// The backups that need a segment.
+    pub fn needers(&self, timeline: TimelineId, number: SegmentNumber) -> BTreeSet<&Needer> {
+        let ranges = self.of(timeline, number);
+        ranges.filter_map(|range| range.needer.as_ref()).collect()
     }
 
     /// What of `runs` is not needed, ascending.
     pub fn rest(&self, timeline: TimelineId, runs: &Runs) -> Vec<(SegmentNumber, SegmentNumber)> {
-        let mut ranges = self.0.get(&timeline).cloned().unwrap_or_default();
+        let ranges = self.ranges.get(&timeline).into_iter().flatten();
+        let mut ranges: Vec<(u64, u64)> = ranges.map(|r| (r.first, r.last)).collect();
         ranges.sort_unstable();
         let mut rest = Vec::new();
         for (first, last) in runs.iter() {

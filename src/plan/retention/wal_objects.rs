@@ -46,15 +46,18 @@ pub fn delete(
         if survey.timelines.values().any(|t| !t.is_empty()) {
             plan.withheld.append(&mut doubts);
         }
+        plan.needed = needed;
         return;
     }
     for (timeline, held) in &survey.timelines {
         for (first, last) in needed.rest(*timeline, &held.segments) {
-            plan.deletions
-                .push(Deletion::Segments(*timeline, first, last));
+            let run = Deletion::Segments(*timeline, first, last);
+            plan.deletions.push(run);
         }
     }
     delete_beside_segments(survey, &needed, plan);
+    plan.trimmed = backups.trimmed(items, &needed);
+    plan.needed = needed;
 }
 
 /// Increments of segments that are there whole: whatever else is not known, nobody needs them.

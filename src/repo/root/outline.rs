@@ -1,5 +1,7 @@
 //! What can be known of a cluster's root without a key (format, section 11): what a janitor needs to expire, and nothing of what was backed up.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -199,6 +201,12 @@ impl Outline {
     /// Packs it names, ascending.
     pub fn packs(&self) -> impl Iterator<Item = PartName> + '_ {
         names(&self.packs)
+    }
+
+    /// The ids that wrote its parts.
+    pub fn writers(&self) -> impl Iterator<Item = &BackupId> {
+        let ids: BTreeSet<_> = self.layers.keys().chain(self.packs.keys()).collect();
+        ids.into_iter()
     }
 
     /// The timelines at its start and at its stop.

@@ -114,6 +114,13 @@ impl Site {
         pitr_restore().arg("--config").arg(&self.config)
     }
 
+    /// Returns the system identifier of the cluster in the repository.
+    pub fn system_identifier(&self) -> u64 {
+        let folder = self.cluster_folder();
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        name.parse().unwrap()
+    }
+
     /// Returns the folder of the cluster's objects, `clusters/main/<system identifier>`.
     pub fn cluster_folder(&self) -> PathBuf {
         let folder = self.repository.join("clusters/main");

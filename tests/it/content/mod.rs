@@ -5,6 +5,7 @@ pub mod world;
 
 use std::time::Duration;
 
+use pitr::config::Retention;
 use pitr::error::Code;
 use pitr::expire::Outcome;
 use pitr::expire::scope::ExpireScope;
@@ -68,7 +69,7 @@ fn planned(world: &World, grace: Duration, hours: u64) -> ExpirePlan {
 
 fn policy(grace: Duration) -> Policy {
     Policy {
-        keep: 1,
+        rules: Retention::newest(1),
         grace,
         confirm_burst: true,
         ..Policy::default()
@@ -344,7 +345,14 @@ fn a_backup_that_fails_leaves_nothing_and_one_that_is_killed_goes_later() {
     let repository = world.open("one");
     let (store, scope) = (repository.store(), scope());
     let host = host(0);
-    let id = pitr::backup::reservation::reserve(store, &scope, None, &host).unwrap();
+    let id = pitr::backup::reservation::reserve(
+        store,
+        &scope,
+        pitr::repo::root::BackupKind::Full,
+        None,
+        &host,
+    )
+    .unwrap();
     std::mem::forget(Claim::take((store, &scope), Writer::of(&host), &id, "backup", None).unwrap());
     pitr::store::put(store, &scope.pack(&part(&id)), b"half a pack").unwrap();
     assert_eq!(ids(&world, "one"), all);

@@ -97,8 +97,8 @@ pub struct World {
 }
 
 impl World {
-    /// A cluster with a backup and some commits behind it.
-    pub fn new(major: u32, title: String, mut random: Random) -> World {
+    /// A cluster with a backup and some commits behind it; in one of three, or where it is asked for, a second repository.
+    pub fn new(major: u32, title: String, mut random: Random, needs_second: bool) -> World {
         let cluster = Cluster::builder(major)
             .segment_size_mb(1)
             .without_fsync()
@@ -107,7 +107,8 @@ impl World {
             .create();
         let site = Site::new(&cluster);
         let with_worker = random.one_in(2);
-        let second = random.one_in(3).then(|| second_of(&site));
+        let has_second = random.one_in(3) || needs_second;
+        let second = has_second.then(|| second_of(&site));
         if with_worker {
             spool_of(&site);
         }

@@ -1,0 +1,137 @@
+//! A prior that is claimed: `pitr expire` keeps it, and its packs, until the new backup's root names these.
+//!
+//! The order is the format's (section 10.1): claim, then events and root once more, then the layers.
+
+use super::prior::{Candidate, Server, Shape, choose};
+use crate::error::{Code, Result};
+use crate::host::Host;
+use crate::progress::Progress;
+use crate::repo::catalog::{by_writer, part_number};
+use crate::repo::claim::Claim;
+use crate::repo::event::{self, Writer};
+use crate::repo::id::PartKind;
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
+use crate::repo::root::BackupRoot;
+use crate::repo::runs::Runs;
+use crate::snapshot::reader::Snapshot;
+use crate::store::Store;
+use crate::wal::inventory::{Backup, Inventory};
+
+/// A claimed prior.
+pub struct Held<'a> {
+    /// Its root.
+    pub root: BackupRoot,
+    /// Keeps it.
+    pub claim: Claim<'a>,
+}
+
+/// Finds the prior of a backup of `server`, and claims it. `None`, and a note why, where a full backup has to be taken.
+///
+/// # Errors
+/// What the store says.
+pub fn hold<'a>(
+    (repository, layout): (&'a Repository, &'a ClusterLayout),
+    server: &Server,
+    host: &'a Host,
+) -> Result<Option<Held<'a>>> {
+    let store = repository.store();
+    let progress = host.progress.as_ref();
+    let identifier = layout.system_identifier();
+    let inventory = Inventory::read(repository, layout.name(), Some(identifier))?;
+    let mut candidates = Vec::new();
+    for backup in &inventory.backups {
+        match BackupRoot::read(store, layout, &backup.id) {
+            Ok(Some(root)) => candidates.push(candidate(backup, &root)),
+            Ok(None) => {}
+            Err(e) if e.code() == Code::Key => return Ok(full(progress, &unreadable())),
+            Err(e) if e.is_damage() => {}
+            Err(e) => return Err(e),
+        }
+    }
+    loop {
+        let chosen = match choose(&candidates, server) {
+            Ok(at) => candidates.remove(at),
+            Err(why) => return Ok(full(progress, &why)),
+        };
+        let claim = Claim::take((store, layout), Writer::of(host), &chosen.id, "prior", None)?;
+        match good_root(store, layout, &chosen) {
+            Ok(Some(root)) => return Ok(Some(Held { root, claim })),
+            Ok(None) => claim.release(progress),
+            Err(e) => {
+                claim.release(progress);
+                return match e.code() {
+                    Code::Key => Ok(full(progress, &unreadable())),
+                    _ => Err(e),
+                };
+            }
+        }
+    }
+}
+
+/// Reads the root of a backup that is claimed by now; `None` where the backup is no more the one that was chosen, unmarked and undamaged, with a map
+/// that can be read.
+fn good_root(
+    store: &dyn Store,
+    layout: &ClusterLayout,
+    chosen: &Candidate,
+) -> Result<Option<BackupRoot>> {
+    let events = event::read_all(store, layout, &chosen.id.to_string())?;
+    let is_clean = event::standing(&events, "expire", "unexpire").is_empty()
+        && event::damage(&events).is_empty();
+    let stored = BackupRoot::read(store, layout, &chosen.id)?;
+    let Some(root) = stored.filter(|root| is_clean && root.head.nonce == chosen.nonce) else {
+        return Ok(None);
+    };
+    let has_packs = match Snapshot::open(store, layout, &root) {
+        Ok(_) => has_packs(store, layout, &root)?,
+        Err(e) if e.is_damage() => false,
+        Err(e) => return Err(e),
+    };
+    Ok(has_packs.then_some(root))
+}
+
+/// Whether every pack of a backup is there, as listings tell: the new backup would not be whole without one.
+fn has_packs(store: &dyn Store, layout: &ClusterLayout, root: &BackupRoot) -> Result<bool> {
+    let needed = by_writer(root.map.packs.iter().map(|pack| pack.key.clone()));
+    for (id, needed) in &needed {
+        let listed = store.list(&layout.parts(PartKind::Pack, Some(id)))?;
+        let there = listed.iter().filter_map(|one| part_number(&one.name));
+        let there = Runs::from_numbers(there.map(u64::from).collect());
+        if !needed.minus(&there).is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn unreadable() -> String {
+    "this host has no key to read the maps of earlier backups".to_owned()
+}
+
+fn full(progress: &dyn Progress, why: &str) -> Option<Held<'static>> {
+    progress.note(&format!("a full backup is taken: {why}"));
+    None
+}
+
+fn candidate(backup: &Backup, root: &BackupRoot) -> Candidate {
+    let layers = root.map.shards.iter().map(|shard| shard.layers.len());
+    Candidate {
+        id: backup.id.clone(),
+        nonce: root.head.nonce.clone(),
+        timeline: backup.timeline,
+        start_lsn: backup.start_lsn,
+        stop_lsn: backup.stop_lsn,
+        damage: backup.damage.clone(),
+        is_marked: backup.expire_mark.is_some(),
+        shape: Shape {
+            catalog_version: root.content.catalog_version,
+            block_size_bytes: root.content.block_size_bytes,
+            segment_size_bytes: root.content.wal_segment_size_bytes,
+            relation_segment_blocks: root.content.relseg_blocks,
+            data_checksums: root.content.data_checksums,
+        },
+        depth: layers.clone().max().unwrap_or(0),
+        parts: layers.sum::<usize>() + root.map.packs.len(),
+    }
+}

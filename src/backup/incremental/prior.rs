@@ -1,0 +1,230 @@
+//! The choice of the prior: the backup that an incremental builds on, or why a full one has to be taken.
+//!
+//! Pure. The newest backup of the server's own history that is good is the prior.
+
+use crate::pg::lsn::Lsn;
+use crate::pg::timeline::{History, TimelineId};
+use crate::repo::id::BackupId;
+
+/// Most layers of a shard (format, section 13); an incremental adds one.
+pub const LAYERS_MAX: usize = 128;
+/// A root names no more parts than 2^18; a prior leaves room for those of the new backup.
+const PARTS_MAX: usize = 1 << 17;
+
+/// The facts about files on which all pages depend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// `catalog_version_no`.
+    pub catalog_version: u32,
+    /// Size of pages of relations.
+    pub block_size_bytes: u32,
+    /// WAL segment size.
+    pub segment_size_bytes: u64,
+    /// Blocks in one file of a relation.
+    pub relation_segment_blocks: u32,
+    /// Whether pages have checksums.
+    pub data_checksums: bool,
+}
+
+/// A backup that may be the prior.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its id.
+    pub id: BackupId,
+    /// Its nonce: another backup under the same id is another one.
+    pub nonce: String,
+    /// Its timeline at the stop.
+    pub timeline: TimelineId,
+    /// Start LSN.
+    pub start_lsn: Lsn,
+    /// Stop LSN.
+    pub stop_lsn: Lsn,
+    /// What is known to be wrong with it.
+    pub damage: Option<String>,
+    /// Whether it is marked for deletion.
+    pub is_marked: bool,
+    /// Its files.
+    pub shape: Shape,
+    /// Layers of its deepest shard.
+    pub depth: usize,
+    /// Layers and packs that it names.
+    pub parts: usize,
+}
+
+/// The server of which a backup is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Its history.
+    pub history: History,
+    /// A backup that begins now starts here or later.
+    pub least_start: Lsn,
+    /// It stops here or later.
+    pub least_stop: Lsn,
+    /// Its files.
+    pub shape: Shape,
+}
+
+/// Chooses the prior by its index; else says why there is none.
+///
+/// # Errors
+/// Why a full backup has to be taken, for a sentence.
+pub fn choose(candidates: &[Candidate], server: &Server) -> Result<usize, String> {
+    let mut newest: Vec<(usize, &Candidate)> = candidates.iter().enumerate().collect();
+    newest.sort_by_key(|(_, c)| std::cmp::Reverse((c.timeline, c.stop_lsn, &c.id)));
+    let mut why = None;
+    for (at, candidate) in newest {
+        match refusal(candidate, server) {
+            None => return Ok(at),
+            Some(reason) => {
+                why.get_or_insert_with(|| format!("backup \"{}\" {reason}", candidate.id));
+            }
+        }
+    }
+    Err(why.unwrap_or_else(|| "the repository has no backup of this cluster".to_owned()))
+}
+
+/// Why a backup cannot be the prior.
+fn refusal(prior: &Candidate, server: &Server) -> Option<String> {
+    let (old, new) = (&prior.shape, &server.shape);
+    let is_of_history = server.history.contains(prior.timeline)
+        && server
+            .history
+            .holder(Lsn(prior.stop_lsn.0.saturating_sub(1)))
+            == prior.timeline;
+    let tests = [
+        (prior.damage.is_some(), "is damaged"),
+        (prior.is_marked, "is marked for deletion"),
+        (!is_of_history, "is not in the server's history"),
+        (
+            old.catalog_version != new.catalog_version,
+            "has another catalog version",
+        ),
+        (
+            old.block_size_bytes != new.block_size_bytes
+                || old.relation_segment_blocks != new.relation_segment_blocks,
+            "has files of another block size",
+        ),
+        (
+            old.segment_size_bytes != new.segment_size_bytes,
+            "has another WAL segment size",
+        ),
+        (
+            old.data_checksums != new.data_checksums,
+            "was taken before data checksums were switched",
+        ),
+        (
+            prior.start_lsn > server.least_start,
+            "begins behind the point from which this backup would",
+        ),
+        (
+            prior.stop_lsn > server.least_stop,
+            "ends behind the point that the server has come to",
+        ),
+        (
+            prior.depth >= LAYERS_MAX,
+            "has as many layers as a map may have",
+        ),
+        (
+            prior.parts >= PARTS_MAX,
+            "has as many parts as a root may name",
+        ),
+    ];
+    let failed = tests.into_iter().find(|(fails, _)| *fails);
+    failed.map(|(_, why)| why.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape = Shape {
+        catalog_version: 202_406_281,
+        block_size_bytes: 8192,
+        segment_size_bytes: 1 << 24,
+        relation_segment_blocks: 131_072,
+        data_checksums: true,
+    };
+
+    fn tli(n: u32) -> TimelineId {
+        TimelineId::new(n).unwrap()
+    }
+
+    /// On timeline 2, which left 1 at 1000.
+    fn server() -> Server {
+        Server {
+            history: History::root(tli(1)).child(tli(2), Lsn(1000), b"x"),
+            least_start: Lsn(5000),
+            least_stop: Lsn(5000),
+            shape: SHAPE,
+        }
+    }
+
+    fn backup(n: u32, timeline: u32, start: u64, stop: u64) -> Candidate {
+        Candidate {
+            id: format!("20261120T0640{n:02}Z-full").parse().unwrap(),
+            nonce: String::new(),
+            timeline: tli(timeline),
+            start_lsn: Lsn(start),
+            stop_lsn: Lsn(stop),
+            damage: None,
+            is_marked: false,
+            shape: SHAPE,
+            depth: 1,
+            parts: 2,
+        }
+    }
+
+    fn why(change: impl Fn(&mut Candidate)) -> String {
+        let mut one = backup(1, 2, 2000, 2100);
+        change(&mut one);
+        choose(&[one], &server()).unwrap_err()
+    }
+
+    #[test]
+    fn the_newest_good_backup_of_the_history_is_the_prior() {
+        let mut all = vec![
+            backup(1, 1, 500, 600),
+            backup(2, 2, 3000, 3100),
+            backup(3, 2, 2000, 2100),
+        ];
+        assert_eq!(choose(&all, &server()), Ok(1));
+        all[1].damage = Some("x".into());
+        assert_eq!(choose(&all, &server()), Ok(2));
+        all[2].is_marked = true;
+        assert_eq!(choose(&all, &server()), Ok(0));
+        all[0].shape.data_checksums = false;
+        let why = choose(&all, &server()).unwrap_err();
+        assert_eq!(why, "backup \"20261120T064002Z-full\" is damaged");
+        assert!(choose(&[], &server()).is_err());
+    }
+
+    #[test]
+    fn a_fork_before_the_stop_leaves_the_prior_out() {
+        // It began before the fork and stopped behind it: its pages may hold what was abandoned.
+        let refused = choose(&[backup(1, 1, 900, 1001)], &server());
+        assert!(refused.unwrap_err().contains("history"));
+        assert_eq!(choose(&[backup(1, 1, 900, 1000)], &server()), Ok(0));
+        assert!(choose(&[backup(1, 3, 2000, 2100)], &server()).is_err());
+    }
+
+    #[test]
+    fn whatever_pages_depend_on_has_to_be_the_same() {
+        for (part, expected) in [
+            (why(|c| c.shape.catalog_version += 1), "catalog"),
+            (why(|c| c.shape.block_size_bytes *= 2), "block size"),
+            (why(|c| c.shape.relation_segment_blocks *= 2), "block size"),
+            (why(|c| c.shape.segment_size_bytes *= 2), "segment size"),
+            (why(|c| c.shape.data_checksums = false), "checksums"),
+            (why(|c| c.start_lsn = Lsn(5001)), "begins behind"),
+            (why(|c| c.stop_lsn = Lsn(5001)), "ends behind"),
+            (why(|c| c.depth = LAYERS_MAX), "layers"),
+            (why(|c| c.parts = PARTS_MAX), "parts"),
+        ] {
+            assert!(part.contains(expected), "{part}");
+        }
+        // A restartpoint that did not move: the interval is empty, and valid.
+        let mut one = backup(1, 2, 5000, 5000);
+        one.depth = LAYERS_MAX - 1;
+        assert_eq!(choose(&[one], &server()), Ok(0));
+    }
+}

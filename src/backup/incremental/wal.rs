@@ -1,0 +1,502 @@
+//! What changed since the prior, by the WAL between the start of the prior and that of the backup.
+//!
+//! Archived segments tell it by their indexes; a segment whose index does not is decoded. WAL that is not archived yet is decoded from the
+//! server's own pg_wal. The chain is the one that plans follow: links, borders and `xl_prev` are checked from segment to segment. Whatever
+//! does not fit is a [`Problem`]: then another source has to tell.
+
+use std::cell::RefCell;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::archive::datadir::open_at_once;
+use crate::archive::life;
+use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::page::WalIdentity;
+use crate::pg::record::{DEFAULT_BLOCK_SIZE, Record};
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
+use crate::pg::summary::SegmentEnd;
+use crate::pg::timeline::History;
+use crate::pg::version::Major;
+use crate::plan::chain::{Chain, Stretch, StretchEnd};
+use crate::repo::container::Container;
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
+use crate::repo::root::ClusterContent;
+use crate::repo::wal_proof::Prefix;
+use crate::wal::changed::{Changed, Decoder, Problem, add_record};
+use crate::wal::increment::OpenSegment;
+use crate::wal::index::{self, HeadEnd, Summary, flag};
+use crate::wal::inventory::Inventory;
+use crate::wal::link::{self, Link};
+use crate::wal::rollup::Rollup;
+use crate::wal::stored_wal;
+
+/// Size of a WAL page.
+const PAGE_BYTES: u64 = 8192;
+/// Bytes read at once from pg_wal, whole pages.
+const PIECE_BYTES: u64 = 1 << 20;
+/// A segment that is nowhere may have been archived, and its file been removed, while it was looked for: so often is looked again.
+const IDLE_ROUNDS: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// WAL whose changes are asked for.
+pub struct Interval<'a> {
+    /// Where the archived part is.
+    pub repository: &'a Repository,
+    /// The cluster's keys.
+    pub layout: &'a ClusterLayout,
+    /// The server's major.
+    pub major: Major,
+    /// The backup at whose start it begins.
+    pub prior: &'a ClusterContent,
+    /// The server's history.
+    pub history: &'a History,
+    /// Segment size.
+    pub size: SegmentSize,
+    /// Start LSN of the backup, where it ends.
+    pub end: Lsn,
+    /// The server's pg_wal.
+    pub server: &'a Path,
+    /// Called at least once a segment: keeps claims and session, and ends when the operator wants to stop.
+    pub tick: RefCell<&'a mut dyn FnMut() -> Result<()>>,
+}
+
+/// What one look at repository and server gave.
+struct Round {
+    /// The newest segment that is archived without a hole.
+    newest: SegmentNumber,
+    /// What is missing behind it.
+    lacks: Option<Problem>,
+}
+
+/// What was found, or why it cannot be known.
+type Told<T> = Result<std::result::Result<T, Problem>>;
+
+/// Damage of single objects and files says that this source does not serve.
+fn told<T>(result: Result<T>) -> Told<T> {
+    match result {
+        Ok(value) => Ok(Ok(value)),
+        Err(e) if e.is_damage() || e.code() == Code::NotFound => Ok(Err(e.to_string())),
+        Err(e) => Err(e),
+    }
+}
+
+/// Leaves with the problem, if there is one.
+macro_rules! known {
+    ($told:expr) => {
+        match $told {
+            Ok(value) => value,
+            Err(problem) => return Ok(Err(problem)),
+        }
+    };
+}
+
+impl Interval<'_> {
+    /// Returns what changed. While it is read, the archiver may store segments and the server remove them: each round goes on where the archived WAL
+    /// ended in the one before.
+    ///
+    /// # Errors
+    /// `Interrupted`; what the store says, but for damage, which is a problem.
+    pub fn changed(&self) -> Told<Changed> {
+        known!(self.check_life()?);
+        let mut changed = Changed::default();
+        let (mut from, _) = self.bounds();
+        let mut idle = 0;
+        loop {
+            self.tick()?;
+            let round = known!(self.round(from, &mut changed)?);
+            let Some(lacks) = round.lacks else {
+                changed.settle();
+                return Ok(Ok(changed));
+            };
+            idle = if round.newest > from { 0 } else { idle + 1 };
+            if idle == IDLE_ROUNDS {
+                return Ok(Err(lacks));
+            }
+            std::thread::sleep(PAUSE * idle);
+            from = round.newest;
+        }
+    }
+
+    fn tick(&self) -> Result<()> {
+        (self.tick.borrow_mut())()
+    }
+
+    fn bounds(&self) -> (SegmentNumber, SegmentNumber) {
+        (
+            SegmentNumber::of(self.prior.start_lsn, self.size),
+            SegmentNumber::ending_at(self.end, self.size),
+        )
+    }
+
+    /// Adds what the WAL from a segment on changed, first the archived part.
+    fn round(&self, from: SegmentNumber, changed: &mut Changed) -> Told<Round> {
+        let read = Inventory::of_wal(
+            self.repository,
+            self.layout.name(),
+            self.layout.system_identifier(),
+        );
+        let inventory = known!(told(read)?);
+        let rollup = Rollup::new(self.repository, &inventory, None)?;
+        let chain = Chain::new(&inventory, &rollup, self.history.clone());
+        let stretch = known!(told(chain.stretch_from(from))?);
+        let archived = self.archived(from, &inventory, &stretch);
+        known!(self.indexed(&archived, changed)?);
+        if changed.is_too_large() {
+            return Ok(Err("it names too many files".into()));
+        }
+        let newest = archived.last().copied();
+        known!(match newest {
+            Some(newest) => self.is_own(newest)?,
+            None => self.has_prior()?,
+        });
+        let number = newest.map(|name| name.number(self.size)).transpose()?;
+        let (_, last) = self.bounds();
+        let lacks = match number.is_none_or(|number| number < last) {
+            true => self.unarchived(newest, changed)?.err(),
+            false => None,
+        };
+        Ok(Ok(Round {
+            newest: number.unwrap_or(from),
+            lacks: lacks.map(|lacks| {
+                let end = describe(&stretch.end);
+                format!("{lacks} (the archived WAL: {end})")
+            }),
+        }))
+    }
+
+    /// The segments of the interval that are archived whole, without a hole from this one on.
+    fn archived(
+        &self,
+        from: SegmentNumber,
+        inventory: &Inventory,
+        stretch: &Stretch,
+    ) -> Vec<SegmentName> {
+        let (_, last) = self.bounds();
+        let name = |number: u64| {
+            let number = SegmentNumber(number);
+            let timeline = stretch.timeline_of(number)?;
+            let limited = stretch.limit.is_some() && stretch.final_segment() == Some(number);
+            (inventory.has(timeline, number) && !limited)
+                .then(|| number.name(timeline, self.size))
+                .flatten()
+        };
+        (from.0..=last.0).map_while(name).collect()
+    }
+
+    /// Requires that the archived WAL is of the prior's own life: by its proof, and by no other copy that was refused.
+    fn check_life(&self) -> Told<()> {
+        let store = self.repository.store();
+        let Some(proof) = &self.prior.wal_proof else {
+            return Ok(Err("its WAL was not proven when it was taken".into()));
+        };
+        for (name, hash) in proof.segments() {
+            let container = known!(told(self.open(name))?);
+            if !hash.is_of(&container) {
+                return Ok(Err(format!("segment \"{name}\" is another server's")));
+            }
+        }
+        // A prior that ends in a segment that was not whole then is known by the beginning of that alone.
+        if let Some((name, length_bytes, hash)) = proof.tail() {
+            let (size, major) = (self.size, self.major.number());
+            let segment = OpenSegment { name, size, major };
+            let tail = (length_bytes, hash);
+            let proven =
+                stored_wal::has_surely_prefix(self.repository, self.layout, &segment, tail);
+            if !known!(told(proven)?) {
+                return Ok(Err(format!(
+                    "segment \"{name}\" is not surely the prior's own"
+                )));
+            }
+        }
+        let (first, last) = self.bounds();
+        for listed in store.list(&self.layout.conflicts())? {
+            let name = listed.name.rsplit_once('-').map(|(name, _)| name);
+            let Some(Ok(WalFileName::Segment(name))) = name.map(str::parse) else {
+                continue;
+            };
+            let number = name.number(self.size)?;
+            let is_on_path = self.history.contains(name.timeline);
+            if is_on_path && first <= number && number <= last {
+                return Ok(Err(format!(
+                    "another copy of segment \"{name}\" was refused"
+                )));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn open(&self, name: SegmentName) -> Result<Container> {
+        let key = self.layout.segment(name);
+        let object = self.repository.store().open(&key)?;
+        let object = object.ok_or_else(|| crate::err!(Damaged, "segment \"{name}\" is gone"))?;
+        Container::open(object).map_err(|e| e.context(format!("segment \"{name}\"")))
+    }
+
+    /// Adds what the archived segments changed, by their indexes where these tell it.
+    fn indexed(&self, archived: &[SegmentName], changed: &mut Changed) -> Told<()> {
+        let mut crossing: Option<Crossing> = None;
+        for (at, name) in archived.iter().enumerate() {
+            self.tick()?;
+            let container = known!(told(self.open(*name))?);
+            let summary = known!(told(index::read_summary(&container))?);
+            if let Some(ended) = Crossing::continued(&mut crossing, &container, &summary)? {
+                known!(self.joined(&ended, archived.get(ended.from..=at), changed)?);
+            }
+            if !known!(told(take_index(&container, &summary, changed))?) {
+                known!(self.decode(&[*name], changed)?);
+            }
+            if summary.tail_length > 0 {
+                let tail = known!(told(index::read_fragments(&container))?).tail;
+                crossing = Some(Crossing {
+                    from: at,
+                    start: summary.last_begun.unwrap_or_default(),
+                    is_whole: tail.len() == summary.tail_length as usize,
+                    bytes: tail,
+                });
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Adds what a record changed that crosses a border of segments, whose pieces the indexes kept, or else the bodies have.
+    fn joined(
+        &self,
+        ended: &Crossing,
+        segments: Option<&[SegmentName]>,
+        changed: &mut Changed,
+    ) -> Told<()> {
+        if ended.is_whole {
+            let at = ended.start;
+            let record = Record::parse(self.major, DEFAULT_BLOCK_SIZE, at, at, &ended.bytes);
+            if let Ok(record) = record {
+                return Ok(add_record(changed, &record));
+            }
+        }
+        self.decode(segments.unwrap_or_default(), changed)
+    }
+
+    /// Adds what archived segments in a row changed, by their bodies.
+    fn decode(&self, segments: &[SegmentName], changed: &mut Changed) -> Told<()> {
+        let mut decoder = Decoder::new(changed);
+        for name in segments {
+            known!(self.decode_one(*name, &mut decoder)?);
+        }
+        Ok(Ok(()))
+    }
+
+    fn decode_one(&self, name: SegmentName, decoder: &mut Decoder<'_>) -> Told<()> {
+        let container = known!(told(self.open(name))?);
+        decoder.begin(name, name.start_lsn(self.size)?);
+        known!(told(container.read_body(&mut |piece| decoder.feed(piece)))?);
+        Ok(whole(name, decoder))
+    }
+
+    /// Requires that the newest archived segment is the server's own, where the server still has it.
+    fn is_own(&self, newest: SegmentName) -> Told<()> {
+        let container = known!(told(self.open(newest))?);
+        let own = known!(told(Link::read(&container))?).own;
+        let summary = known!(told(index::read_summary(&container))?);
+        let (Some(own), Some(end)) = (own, link::own_end(&summary, self.size)) else {
+            return Ok(Ok(()));
+        };
+        let of = (self.layout.system_identifier(), self.size);
+        match life::mark_in_server(self.server, newest, of, end)? {
+            Some(mark) if mark != own => Ok(Err(format!(
+                "segment \"{newest}\" in the repository is not the server's own"
+            ))),
+            _ => Ok(Ok(())),
+        }
+    }
+
+    /// Requires that the server's own WAL is that of the prior, where no segment of the interval is archived whole: up to the stop of the prior it has the
+    /// bytes that were proven then.
+    fn has_prior(&self) -> Told<()> {
+        let last = self.prior.wal_proof.as_ref().map(|proof| &proof.last);
+        let Some((last, hash)) = last.and_then(|last| Some((last, last.hash?))) else {
+            return Ok(Err("the WAL of the prior was not proven".into()));
+        };
+        let path = self.server.join(last.name.to_string());
+        let mut prefix = Prefix::new(last.length_bytes);
+        let mut at = 0;
+        while at < last.length_bytes {
+            let bytes = (last.length_bytes - at).min(PIECE_BYTES);
+            let mut piece = vec![0; usize::try_from(bytes).unwrap_or(0)];
+            if !life::read_segment_at(&path, self.size.bytes(), &mut piece, at) {
+                break;
+            }
+            prefix.update(&piece);
+            at += bytes;
+        }
+        match prefix.finish() == Some(hash) {
+            true => Ok(Ok(())),
+            false => Ok(Err(format!(
+                "segment \"{}\", with which the prior ends, is not archived whole, and the server has it no more",
+                last.name
+            ))),
+        }
+    }
+
+    /// Adds what the segments behind the newest archived one changed, from the server's own pg_wal. That one is decoded, too: what follows has to continue
+    /// it.
+    fn unarchived(&self, newest: Option<SegmentName>, changed: &mut Changed) -> Told<()> {
+        let mut decoder = Decoder::new(changed);
+        let (mut number, last) = self.bounds();
+        if let Some(newest) = newest {
+            known!(self.decode_one(newest, &mut decoder)?);
+            number = newest.number(self.size)?.next();
+        }
+        let path = crate::wal::path::Path::new(self.history.clone(), self.size);
+        while number <= last {
+            self.tick()?;
+            let Some(name) = path.name(number) else {
+                return Ok(Err(format!("{} has no segment", self.end)));
+            };
+            known!(self.server_segment(name, number, &mut decoder)?);
+            number = number.next();
+        }
+        Ok(Ok(()))
+    }
+
+    fn server_segment(
+        &self,
+        name: SegmentName,
+        number: SegmentNumber,
+        decoder: &mut Decoder<'_>,
+    ) -> Told<()> {
+        let lacking = |why: &str| {
+            Ok(Err(format!(
+                "segment \"{name}\" is not in the repository, and {why}"
+            )))
+        };
+        let path = self.server.join(name.to_string());
+        let file = match open_at_once(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return lacking("the server has it no more");
+            }
+            Err(e) => return Err(Error::from_io(format!("read \"{}\"", path.display()), e)),
+        };
+        let range = number.range(self.size);
+        let end = range.end.0.min(self.end.0) - range.start.0;
+        decoder.begin(name, range.start);
+        let mut at = 0;
+        while at < end {
+            let mut piece = vec![0; usize::try_from(PIECE_BYTES).unwrap_or(0)];
+            let bytes = (end - at).next_multiple_of(PAGE_BYTES).min(PIECE_BYTES);
+            piece.truncate(usize::try_from(bytes).unwrap_or(0));
+            if file.read_exact_at(&mut piece, at).is_err() {
+                return lacking("the server's file of it is short");
+            }
+            if at == 0 && !self.is_of_server(&piece, name) {
+                return lacking("the server's file of it is another one");
+            }
+            // Records behind the start LSN are being written, and none of this business.
+            let counted = usize::try_from((end - at).min(bytes)).unwrap_or(0);
+            if let Some(behind) = piece.get_mut(counted..) {
+                behind.fill(0);
+            }
+            known!(told(decoder.feed(&piece))?);
+            at += bytes;
+        }
+        if range.end <= self.end {
+            return Ok(whole(name, decoder));
+        }
+        let summary = known!(decoder.end());
+        match summary.end == SegmentEnd::ZeroLength && summary.valid_end == self.end {
+            true => Ok(Ok(())),
+            false => lacking(&format!(
+                "the server's file of it ends at {}, before the backup's start",
+                summary.valid_end
+            )),
+        }
+    }
+
+    fn is_of_server(&self, first: &[u8], name: SegmentName) -> bool {
+        WalIdentity::read(first).is_ok_and(|wal| {
+            wal.matches(name).is_ok()
+                && wal.system_identifier == self.layout.system_identifier()
+                && wal.segment_size == self.size
+        })
+    }
+}
+
+/// Requires that a segment was whole.
+fn whole(name: SegmentName, decoder: &mut Decoder<'_>) -> std::result::Result<(), Problem> {
+    let summary = decoder.end()?;
+    match summary.end {
+        SegmentEnd::Full | SegmentEnd::Switch(_) => Ok(()),
+        _ => Err(format!("the WAL of segment \"{name}\" ends inside")),
+    }
+}
+
+/// Adds what an index tells; `false` where it does not tell everything.
+fn take_index(container: &Container, summary: &Summary, changed: &mut Changed) -> Result<bool> {
+    let silent = flag::DAMAGED | flag::MINIMAL | flag::UNDECODED | flag::ENDS_INSIDE;
+    if summary.has(silent) {
+        return Ok(false);
+    }
+    let blocks = index::read_blocks(container)?;
+    let events = index::read_events(container, summary.start_lsn)?;
+    Ok(blocks
+        .zip(events)
+        .is_some_and(|(blocks, events)| changed.add_index(&blocks, &events).is_ok()))
+}
+
+/// A record that crosses borders of segments.
+struct Crossing {
+    /// Index of the segment in which it begins.
+    from: usize,
+    start: Lsn,
+    /// Its pieces so far.
+    bytes: Vec<u8>,
+    /// Whether no piece is missing.
+    is_whole: bool,
+}
+
+impl Crossing {
+    /// Takes up what a segment has of the record; returns it once it ends there. One that was abandoned changed nothing.
+    fn continued(
+        open: &mut Option<Crossing>,
+        container: &Container,
+        summary: &Summary,
+    ) -> Result<Option<Crossing>> {
+        let Some(mut crossing) = open.take() else {
+            return Ok(None);
+        };
+        if matches!(summary.head_end, HeadEnd::None | HeadEnd::Abandoned) {
+            return Ok(None);
+        }
+        let head = match index::read_fragments(container) {
+            Ok(fragments) => fragments.head,
+            Err(e) if e.is_damage() => Vec::new(),
+            Err(e) => return Err(e),
+        };
+        crossing.is_whole &= head.len() == summary.head_length as usize;
+        crossing.bytes.extend_from_slice(&head);
+        if summary.head_end == HeadEnd::Here {
+            return Ok(Some(crossing));
+        }
+        *open = Some(crossing);
+        Ok(None)
+    }
+}
+
+/// Why a chain of archived WAL ends, for a sentence.
+fn describe(end: &StretchEnd) -> String {
+    match end {
+        StretchEnd::EndOfWal => "nothing more is there".into(),
+        StretchEnd::Missing { .. } => "segments are missing".into(),
+        StretchEnd::Broken { at, why } => format!("segment \"{at}\": {why}"),
+        StretchEnd::Damaged { at, why } => format!("segment \"{at}\" is damaged: {why}"),
+        StretchEnd::EndsInside { at, lsn } => format!("WAL ends in segment \"{at}\" at {lsn}"),
+        StretchEnd::Minimal { at } => {
+            format!("segment \"{at}\" has WAL of wal_level minimal")
+        }
+        StretchEnd::Undecoded { at } => {
+            format!("segment \"{at}\" was written by a PostgreSQL that is not known")
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Reads a file against the prior: pages that changed, and no others.
+//!
+//! Of the main and the init fork of a relation WAL tells which pages these are. Every other file is read whole, and so is all where WAL does not
+//! tell: then hashes of pages are compared with the prior's. A page that is equal is not stored again.
+
+use super::reader::{Opened, Reader};
+use crate::backup::incremental::Prior;
+use crate::error::Result;
+use crate::snapshot::filekey::Fork;
+use crate::snapshot::frame::PAGE_BYTES;
+use crate::snapshot::layer::Metadata;
+use crate::snapshot::page_hashes::{self, PageHashes};
+use crate::snapshot::sink::CHANGED_FRAME_BYTES;
+use crate::wal::changed::{Changed, Segment, Wanted};
+
+const PAGE: u64 = PAGE_BYTES as u64;
+
+/// The prior, and what changed since.
+pub struct Against<'p> {
+    /// The prior.
+    pub prior: &'p Prior<'p>,
+    /// What WAL tells; `None` where every page is compared.
+    changed: Option<Changed>,
+    hashes: PageHashes<'p, 'p>,
+}
+
+impl<'p> Against<'p> {
+    /// Compares with `prior`.
+    pub fn new(prior: &'p Prior<'p>, changed: Option<Changed>) -> Against<'p> {
+        Against {
+            prior,
+            changed,
+            hashes: prior.page_hashes(),
+        }
+    }
+
+    /// Reads a file that the prior has, too, with `prior_length` bytes.
+    ///
+    /// # Errors
+    /// `Interrupted`; those of the filesystem, of the prior and of the sink.
+    pub(super) fn read(
+        &self,
+        reader: &mut Reader<'_, '_, '_>,
+        opened: &Opened<'_>,
+        prior: &Metadata,
+        prior_length: u64,
+    ) -> Result<()> {
+        let now = Metadata::File {
+            mode: opened.mode,
+            mtime: opened.mtime,
+            length: opened.length,
+        };
+        reader.sink.limit_frames(CHANGED_FRAME_BYTES);
+        reader.sink.begin(opened.key.clone())?;
+        let has_new = match self.wanted(reader, opened, prior_length) {
+            Some(wanted) => named(reader, opened, &wanted)?,
+            None => self.compared(reader, opened)?,
+        };
+        match !has_new && now == *prior {
+            true => {
+                reader.sink.abandon();
+                Ok(())
+            }
+            false => reader.sink.end(opened.mode, opened.mtime).map(|_| ()),
+        }
+    }
+
+    /// What WAL names of a file; `None` where every page has to be compared.
+    fn wanted(
+        &self,
+        reader: &Reader<'_, '_, '_>,
+        opened: &Opened<'_>,
+        prior_length: u64,
+    ) -> Option<Wanted> {
+        let (changed, file) = (self.changed.as_ref()?, opened.key.relation()?);
+        if !matches!(file.fork, Fork::Main | Fork::Init) {
+            return None;
+        }
+        Some(changed.wanted(&Segment {
+            fork: (
+                file.tablespace,
+                file.database,
+                file.relation,
+                file.fork as u8,
+            ),
+            first_block: reader.first_block(&file),
+            // The end of a file that is no whole page is read always.
+            blocks: opened.length.div_ceil(PAGE),
+            prior_blocks: prior_length.min(opened.length - opened.length % PAGE) / PAGE,
+        }))
+    }
+
+    /// Stores the pages that differ from the prior's; whether there are any, or the file has been truncated meanwhile.
+    fn compared(&self, reader: &mut Reader<'_, '_, '_>, opened: &Opened<'_>) -> Result<bool> {
+        let known = match self.hashes.of(opened.key) {
+            // All of it is stored then, and the prior is needed for it no more.
+            Err(e) if e.is_damage() => {
+                reader.warn_once(&format!(
+                    "files cannot be compared with the prior and are stored whole: {e}. pitr verify says what else is damaged"
+                ));
+                Vec::new()
+            }
+            known => known?,
+        };
+        let mut known = known.into_iter();
+        let mut has_new = false;
+        let is_whole = reader.stretch(opened, 0, opened.length, &mut |sink, bytes| {
+            for page in bytes.chunks(PAGE_BYTES) {
+                if known.next().flatten() == Some(page_hashes::hash(page)) {
+                    sink.skip(page.len() as u64)?;
+                } else {
+                    has_new = true;
+                    sink.append(page)?;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(has_new || !is_whole)
+    }
+}
+
+/// Stores the pages that are named; whether there are any. A file that has been truncated meanwhile ends where no more can be read.
+fn named(reader: &mut Reader<'_, '_, '_>, opened: &Opened<'_>, wanted: &Wanted) -> Result<bool> {
+    if let Some(limit) = wanted.limit.filter(|_| !wanted.runs.is_empty()) {
+        reader.sink.limit(opened.key, limit)?;
+    }
+    let mut at = 0;
+    for run in &wanted.runs {
+        let (start, end) = (run.start * PAGE, (run.end * PAGE).min(opened.length));
+        reader.sink.skip(start - at)?;
+        if !reader.stretch(opened, start, end, &mut |sink, bytes| sink.append(bytes))? {
+            return Ok(true);
+        }
+        at = end;
+    }
+    reader.sink.skip(opened.length - at)?;
+    Ok(!wanted.runs.is_empty())
+}

@@ -1,0 +1,134 @@
+//! `pitr expire --explain`: why one backup or one segment stays, or goes.
+
+use serde_json::{Value, json};
+
+use super::Context;
+use super::expire::{Explained, shown_backup};
+use crate::err;
+use crate::error::Result;
+use crate::operate::expire::Done;
+use crate::operate::{human, of};
+use crate::pg::segment::{SegmentName, SegmentNumber};
+use crate::plan::retention::{Deletion, Fate, Judged};
+use crate::repo::id::BackupId;
+
+/// The answer about one scope in one repository.
+struct Answer {
+    lines: Vec<String>,
+    value: Value,
+}
+
+/// Prints why the backup or the segment stays or goes, repository by repository.
+///
+/// # Errors
+/// `NotFound` for a backup that no repository has.
+pub fn report(cx: &Context, explained: &Explained, done: &[Done]) -> Result<()> {
+    let answer = |one: &Done| match explained {
+        Explained::Backup(id) => backup(one, id),
+        Explained::Segment(name) => one.of.cluster().map(|_| segment(one, *name)),
+    };
+    let answered: Vec<(&Done, Answer)> = done
+        .iter()
+        .filter_map(|one| Some((one, answer(one)?)))
+        .collect();
+    if let (true, Explained::Backup(id)) = (answered.is_empty(), explained) {
+        return Err(err!(NotFound, "no repository has backup \"{id}\"")
+            .hint("pitr info shows the backups."));
+    }
+    if cx.out.is_json() {
+        let shown = |(one, answer): &(&Done, Answer)| {
+            let mut value = answer.value.clone();
+            value["repository"] = one.repository.clone().into();
+            one.of.named(value)
+        };
+        return cx
+            .out
+            .json(&of::split(&answered, |(one, _)| &one.of, shown));
+    }
+    for (one, answer) in &answered {
+        let title = format!("{} in repository {}", one.of.title(), one.repository);
+        cx.out.line(&title)?;
+        answer.lines.iter().try_for_each(|line| cx.out.line(line))?;
+        let held = one.plan.withheld.iter().chain(&one.plan.burst);
+        held.for_each(|why| cx.out.warn(why));
+    }
+    Ok(())
+}
+
+fn backup(done: &Done, id: &BackupId) -> Option<Answer> {
+    let judged = done.plan.backups.iter().find(|b| b.id == *id)?;
+    let mut lines = vec![format!("backup {id}: {}", judged.reason)];
+    lines.extend(
+        judged
+            .damage
+            .iter()
+            .map(|damage| format!("damaged: {damage}")),
+    );
+    lines.push(fate(judged));
+    if done.of.cluster().is_some() {
+        lines.push(match judged.is_bounded {
+            true => "it keeps the WAL to its own end, and none behind that".to_owned(),
+            false => "it keeps all WAL behind it".to_owned(),
+        });
+    }
+    Some(Answer {
+        lines,
+        value: json!({ "backup": shown_backup(judged) }),
+    })
+}
+
+/// What becomes of a backup, and when.
+fn fate(judged: &Judged) -> String {
+    match (judged.fate, judged.kept_until) {
+        (Fate::Keep, Some(until)) => {
+            format!(
+                "its rules keep it until {} at the least",
+                human::time(until)
+            )
+        }
+        (Fate::Keep, None) => "it stays; until when hangs on what comes".to_owned(),
+        (Fate::Mark, _) => {
+            "it is marked by the next run, and deleted after the grace period".to_owned()
+        }
+        (Fate::Waiting(due), _) => format!("it is deleted after {}", human::time(due)),
+        (Fate::Delete, _) => "it is deleted by the next run".to_owned(),
+    }
+}
+
+fn segment(done: &Done, name: SegmentName) -> Answer {
+    let plan = &done.plan;
+    let number = name
+        .number(done.segment_size)
+        .unwrap_or(SegmentNumber(u64::MAX));
+    let goes = plan.deletions.iter().any(|deletion| match deletion {
+        Deletion::Segments(timeline, first, last) => {
+            *timeline == name.timeline && (*first..=*last).contains(&number)
+        }
+        _ => false,
+    });
+    let needers = plan.needed.needers(name.timeline, number);
+    let is_needed = plan.needed.contains(name.timeline, number);
+    let line = match (goes, is_needed) {
+        (true, _) => "nothing needs it: the next run deletes it",
+        (false, true) => "it stays, if it is there",
+        (false, false) => "nothing needs it; it is not there, or nothing is deleted now",
+    };
+    let mut lines = vec![format!("segment {name}: {line}")];
+    lines.extend(needers.iter().map(|needer| match needer.is_bounded {
+        true => format!("backup {} needs it to be consistent", needer.id),
+        false => format!("what can be reached from backup {} needs it", needer.id),
+    }));
+    if is_needed && needers.is_empty() {
+        lines.push(
+            "a backup that is being taken or copied, or whose root is lost, needs it".to_owned(),
+        );
+    }
+    let needed_by: Vec<Value> = needers
+        .iter()
+        .map(|needer| json!({ "backup": needer.id.to_string(), "to_its_end_only": needer.is_bounded }))
+        .collect();
+    Answer {
+        lines,
+        value: json!({ "segment": name.to_string(), "needed": is_needed, "goes": goes, "needed_by": needed_by }),
+    }
+}

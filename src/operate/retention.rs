@@ -1,0 +1,161 @@
+//! The rules of retention that hold for a cluster, or for other content, in one repository.
+
+use std::collections::BTreeMap;
+
+use super::session::Session;
+use super::target::{configured_zone, host_zone};
+use crate::config::{self, Flags, Retention, Settings};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::plan::retention::{Copies, Policy, whole};
+use crate::plan::target_time::Zone;
+use crate::repo::catalog::{Needs, Reading, Reduced};
+use crate::repo::repository::Repository;
+use crate::repo::scope::Scope;
+
+/// The error where no rule says which backups stay.
+pub fn no_rule() -> Error {
+    err!(Config, "it is not said how many backups to keep").hint(
+        "Nothing was deleted.\nSay how many with --keep N, at least 1 (pitr expire --keep 7 --dry-run), or write rules such as keep_daily = 30 into [clusters.NAME.retention] of the configuration: pitr help configuration",
+    )
+}
+
+/// The rules of the configuration, and what the command line says in their place.
+pub struct Rules {
+    settings: Settings,
+    /// `--keep`, for this run.
+    keep: Option<u32>,
+    /// Every repository of the configuration, also where the command line names one.
+    all: Vec<config::Repository>,
+}
+
+impl Rules {
+    /// Takes the rules out of the settings.
+    pub fn new(session: &Session, settings: Settings, keep: Option<u32>) -> Rules {
+        let flags = Flags {
+            repository: None,
+            ..session.flags.clone()
+        };
+        // A place on the command line needs no configuration.
+        let all = Settings::load(&flags, &session.environment);
+        Rules {
+            all: all.map_or_else(|_| settings.repositories.clone(), |s| s.repositories),
+            settings,
+            keep,
+        }
+    }
+
+    /// Requires that some rule says what is kept.
+    ///
+    /// # Errors
+    /// `Config` without any.
+    pub fn check(&self) -> Result<()> {
+        let clusters = self.settings.clusters.iter().map(|c| &c.retention);
+        let repositories = self.settings.repositories.iter().map(|r| &r.retention);
+        let mut all = clusters
+            .chain(repositories)
+            .chain([&self.settings.retention]);
+        match self.keep.is_some() || all.any(Retention::keeps_backups) {
+            true => Ok(()),
+            false => Err(no_rule()),
+        }
+    }
+
+    /// The rules for a cluster, or for other content, in a repository; `None` where none says which backups stay.
+    pub fn of(&self, cluster: Option<&str>, configured: &config::Repository) -> Option<Retention> {
+        let configured = self.settings.retention_of(cluster, configured);
+        let rules = Retention {
+            last: self.keep,
+            ..Retention::default()
+        }
+        .or(&configured);
+        rules.keeps_backups().then_some(rules)
+    }
+
+    /// The zone in which days begin: the cluster's, else the host's, else UTC.
+    ///
+    /// # Errors
+    /// `Config` when the cluster's does not exist.
+    pub fn zone(&self, session: &Session, cluster: Option<&str>) -> Result<Zone> {
+        let own = |c: &&config::Cluster| Some(c.name.as_str()) == cluster;
+        let own = self.settings.clusters.iter().find(own);
+        match own.and_then(|c| c.timezone.as_deref()) {
+            Some(text) => configured_zone(text),
+            None => Ok(host_zone(&session.environment).unwrap_or(Zone::UTC)),
+        }
+    }
+
+    /// The rules of a repository that is given copies, without gates of age; `None` where none says which backups stay.
+    ///
+    /// # Errors
+    /// Those of [`Rules::zone`].
+    pub fn receiving(
+        &self,
+        session: &Session,
+        configured: &config::Repository,
+        cluster: Option<&str>,
+    ) -> Result<Option<Policy>> {
+        let Some(rules) = self.of(cluster, configured) else {
+            return Ok(None);
+        };
+        Ok(Some(Policy {
+            zone: Some(self.zone(session, cluster)?),
+            rules,
+            confirm_burst: true,
+            ..Policy::default()
+        }))
+    }
+
+    /// The policy for a scope: `base` with these rules; `None` where no rule says which backups stay.
+    ///
+    /// # Errors
+    /// Those of [`Rules::zone`].
+    pub fn policy<R: Reduced + Needs>(
+        &self,
+        session: &Session,
+        configured: &config::Repository,
+        (scope, cluster): (&Scope, Option<&str>),
+        base: &Policy,
+    ) -> Result<Option<Policy>> {
+        let Some(mut rules) = self.of(cluster, configured) else {
+            return Ok(None);
+        };
+        // Other content has no WAL.
+        rules.wal_window = rules.wal_window.filter(|_| cluster.is_some());
+        let copies = rules.min_copies.filter(|wanted| *wanted > 1);
+        Ok(Some(Policy {
+            zone: Some(self.zone(session, cluster)?),
+            copies: copies.map(|wanted| self.copies::<R>(session, configured, scope, wanted)),
+            rules,
+            ..base.clone()
+        }))
+    }
+
+    /// Counts in how many other repositories each backup lies whole. One that cannot be read counts for nothing, with a warning.
+    fn copies<R: Reduced + Needs>(
+        &self,
+        session: &Session,
+        configured: &config::Repository,
+        scope: &Scope,
+        wanted: u32,
+    ) -> Copies {
+        let mut elsewhere = BTreeMap::new();
+        let others = self.all.iter();
+        for other in others.filter(|other| other.location != configured.location) {
+            let read = session.open(other).and_then(|repository: Repository| {
+                let catalog = Reading::<R>::begin(repository.store(), scope)?.everything()?;
+                Ok(whole(&catalog))
+            });
+            match read {
+                Ok(ids) => ids
+                    .into_iter()
+                    .for_each(|id| *elsewhere.entry(id).or_default() += 1),
+                Err(e) => session.warn(&format!(
+                    "repository \"{}\" counts for no copy: {e}",
+                    other.name
+                )),
+            }
+        }
+        Copies { wanted, elsewhere }
+    }
+}

@@ -1,0 +1,115 @@
+//! Removes from a data directory that is restored in place what the backup does not have: files, directories, links, all of its WAL.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::AtomicBool;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+
+use super::extract::{Destination, check_stop, is_standard_directory, withholds_file};
+use super::finish::kind;
+use super::target_dir::{CONTROL, WAITING_CONTROL};
+use super::tree::target_error;
+use crate::archive::guard::UNFINISHED;
+use crate::error::Result;
+use crate::snapshot::filekey::FileKey;
+use crate::snapshot::layer::Metadata;
+use crate::snapshot::reader::Snapshot;
+
+/// No data directory is deeper.
+const DEPTH_MAX: u32 = 64;
+
+/// Removes what is foreign in all trees; returns how many files and links went.
+///
+/// # Errors
+/// `TargetWrite`; `Interrupted`; `Damaged` when the map fails a check.
+pub fn sweep(snapshot: &Snapshot<'_>, destination: &Destination, stop: &AtomicBool) -> Result<u64> {
+    let mut sweep = Sweep {
+        snapshot,
+        destination,
+        stop,
+        removed: 0,
+    };
+    for placed in destination.placed_trees() {
+        let (oid, tree) = placed?;
+        let prefix = oid.map_or_else(String::new, |oid| format!("pg_tblspc/{oid}/"));
+        sweep.directory(tree.root(), prefix.as_bytes(), 0)?;
+    }
+    Ok(sweep.removed)
+}
+
+struct Sweep<'a> {
+    snapshot: &'a Snapshot<'a>,
+    destination: &'a Destination,
+    stop: &'a AtomicBool,
+    removed: u64,
+}
+
+impl Sweep<'_> {
+    fn directory(&mut self, directory: BorrowedFd<'_>, prefix: &[u8], depth: u32) -> Result<()> {
+        check_stop(self.stop)?;
+        let failed = |e| {
+            let shown = String::from_utf8_lossy(prefix).into_owned();
+            target_error(format!("read directory \"{shown}\""), e)
+        };
+        if depth > DEPTH_MAX {
+            return Err(failed(rustix::io::Errno::LOOP));
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::DIRECTORY;
+        let listed = rustix::fs::openat(directory, ".", flags, Mode::empty()).map_err(failed)?;
+        for entry in Dir::new(listed).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            if [&b"."[..], b".."].contains(&name.to_bytes()) {
+                continue;
+            }
+            let path = [prefix, name.to_bytes()].concat();
+            let gone = |e| {
+                let shown = String::from_utf8_lossy(&path).into_owned();
+                target_error(format!("remove \"{shown}\""), e)
+            };
+            match kind(directory, &entry).map_err(failed)? {
+                FileType::Directory => {
+                    let below = rustix::fs::openat(directory, name, flags, Mode::empty())
+                        .map_err(failed)?;
+                    let inside = [path.as_slice(), b"/"].concat();
+                    self.directory(below.as_fd(), &inside, depth + 1)?;
+                    if !self.keeps_directory(&path)? {
+                        rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR).map_err(gone)?;
+                    }
+                }
+                found if !self.keeps(&path, found)? => {
+                    rustix::fs::unlinkat(directory, name, AtFlags::empty()).map_err(gone)?;
+                    self.removed += 1;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn metadata(&self, path: &[u8]) -> Result<Option<Metadata>> {
+        match FileKey::from_path(path, *self.snapshot.naming()) {
+            Ok(key) => self.snapshot.metadata(&key),
+            // No backup has a file of such a name.
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn keeps_directory(&self, path: &[u8]) -> Result<bool> {
+        let is_known = || self.metadata(path);
+        Ok(is_standard_directory(path) || matches!(is_known()?, Some(Metadata::Directory { .. })))
+    }
+
+    fn keeps(&self, path: &[u8], found: FileType) -> Result<bool> {
+        let own = format!("pg_wal/{UNFINISHED}");
+        if path == own.as_bytes() || path == WAITING_CONTROL.as_bytes() {
+            return Ok(true);
+        }
+        if found == FileType::Symlink {
+            return Ok(self.destination.is_link_of_tablespace(path));
+        }
+        let is_ours = found == FileType::RegularFile && !withholds_file(path);
+        let is_ours = is_ours && path != CONTROL.as_bytes();
+        Ok(is_ours && matches!(self.metadata(path)?, Some(Metadata::File { .. })))
+    }
+}

@@ -1,0 +1,68 @@
+//! Which packs a map leads to, and how much of each: what the root of an incremental says of packs that it shares.
+
+use super::reader::FramePlace;
+use crate::repo::root::PackRef;
+
+/// The visible part of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// Every pack with a visible byte, and no other.
+    pub packs: Vec<PackRef>,
+    /// Regular files.
+    pub file_count: u64,
+    /// Their raw bytes.
+    pub size_bytes: u64,
+}
+
+/// Counts frames and bytes of packs while a map is walked.
+pub(super) struct Counter {
+    packs: Vec<Counted>,
+}
+
+#[derive(Clone, Default)]
+struct Counted {
+    /// A bit for each frame.
+    frames: Vec<u64>,
+    bytes: u64,
+}
+
+impl Counter {
+    /// Begins with so many packs.
+    pub fn new(packs: usize) -> Counter {
+        Counter {
+            packs: vec![Counted::default(); packs],
+        }
+    }
+
+    /// Counts bytes that come from a frame.
+    pub fn add(&mut self, at: FramePlace, bytes: u64) {
+        let Some(pack) = self.packs.get_mut(at.pack) else {
+            return;
+        };
+        let (word, bit) = (at.frame as usize / 64, at.frame % 64);
+        if pack.frames.len() <= word {
+            pack.frames.resize(word + 1, 0);
+        }
+        if let Some(word) = pack.frames.get_mut(word) {
+            *word |= 1 << bit;
+        }
+        pack.bytes += bytes;
+    }
+
+    /// Returns those of `packs` that have a visible byte, with what was counted.
+    pub fn finish(self, packs: &[PackRef]) -> Vec<PackRef> {
+        let counted = packs.iter().zip(self.packs);
+        let visible = counted.filter(|(_, counted)| counted.bytes > 0);
+        visible
+            .map(|(pack, counted)| PackRef {
+                live_frames: counted
+                    .frames
+                    .iter()
+                    .map(|w| u64::from(w.count_ones()))
+                    .sum(),
+                live_bytes: counted.bytes,
+                ..pack.clone()
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,136 @@
+//! Reads what was never read back, or longest ago, step by step; after each step an event says so, so that the next run goes on there.
+
+use super::check::Check;
+use super::depth::{Budget, Queue, Unit};
+use super::record::Recorder;
+use super::wal::{self, Extent};
+use super::{Work, snapshot};
+use crate::error::Result;
+use crate::pg::segment::SegmentNumber;
+use crate::pg::timeline::TimelineId;
+use crate::plan::retention::wal::Paths;
+use crate::repo::catalog::{Catalog, Needs, Parts};
+use crate::repo::id::BackupId;
+use crate::repo::portion::{Portion, ReadBack};
+use crate::repo::runs::Runs;
+use crate::wal::inventory;
+use crate::wal::survey::{Root, Survey};
+
+/// Reads parts of a kind of content.
+pub(super) trait ReadParts {
+    /// Returns the stored length of a segment; 0 where there is no WAL.
+    fn segment_bytes(&self, _timeline: TimelineId, _number: SegmentNumber) -> Result<u64> {
+        Ok(0)
+    }
+
+    /// Reads segments.
+    fn segments(&self, _portion: &Portion) -> Result<()> {
+        Ok(())
+    }
+
+    /// Reads packs of a backup.
+    fn packs(&self, id: &BackupId, packs: &Parts) -> Result<()>;
+}
+
+/// Reads of what is `there` as much as the budget allows.
+pub(super) fn read<R: Needs>(
+    (check, recorder): (&Check<'_>, &Recorder<'_>),
+    (catalog, there): (&Catalog<R>, &Portion),
+    budget: &Budget,
+    content: &dyn ReadParts,
+) -> Result<()> {
+    let read_back = ReadBack::new(&catalog.checks, check.host.now());
+    let mut queue = Queue::new(&read_back.by_age(there), budget);
+    let mut size_of = |unit: &Unit| match unit {
+        Unit::Segment(timeline, number) => content.segment_bytes(*timeline, *number),
+        Unit::Pack(part) => {
+            let meta = check.store.head(&check.scope.pack(part))?;
+            Ok(meta.map_or(0, |meta| meta.size_bytes))
+        }
+    };
+    while let Some(portion) = queue.next(&mut size_of)? {
+        content.segments(&portion)?;
+        for (id, packs) in by_backup(catalog, &portion.packs) {
+            content.packs(id, &packs)?;
+        }
+        recorder.record_read(check);
+    }
+    Ok(())
+}
+
+/// Returns the packs that roots name and that are there: all that can be read back.
+pub(super) fn packs_of_backups<R: Needs>(catalog: &Catalog<R>) -> Portion {
+    let named = catalog
+        .committed()
+        .map(|(_, _, root)| Portion::of_packs(root.needs().1));
+    let named = named.fold(Portion::default(), |all, one| all.union(&one));
+    named.common(&catalog.packs())
+}
+
+/// Divides packs among backups that name them: each is read once, as one of the newest backup.
+fn by_backup<'c, R: Needs>(catalog: &'c Catalog<R>, packs: &Parts) -> Vec<(&'c BackupId, Parts)> {
+    let mut rest = Portion::of_packs(packs);
+    let mut divided = Vec::new();
+    let backups: Vec<_> = catalog.committed().collect();
+    for (id, _, root) in backups.into_iter().rev() {
+        let own = rest.common(&Portion::of_packs(root.needs().1));
+        if !own.is_empty() {
+            rest = rest.minus(&own);
+            divided.push((id, own.packs));
+        }
+    }
+    divided
+}
+
+/// Whether everything that a backup needs by itself was read back at some time. What is stored of a segment that is not whole is read by every run.
+pub(super) fn was_read(survey: &Survey, paths: &Paths<'_>, root: &Root, read: &Portion) -> bool {
+    let packs = Portion::of_packs(&root.packs);
+    let size = survey.segment_size;
+    let first = SegmentNumber::of(root.start_lsn, size);
+    let last = SegmentNumber::ending_at(root.stop_lsn, size);
+    let is_in = |runs: Option<&Runs>, number| runs.is_some_and(|runs| runs.contains(number));
+    let was_read = |number: SegmentNumber| {
+        let holder = paths.holder(root.timeline, number);
+        let stored = survey.timelines.get(&holder).map(|t| &t.segments);
+        is_in(read.segments.get(&holder), number) || !is_in(stored, number)
+    };
+    packs.minus(read).is_empty() && (first.0..=last.0).map(SegmentNumber).all(was_read)
+}
+
+/// Returns what can be read back of a cluster.
+pub(super) fn there(survey: &Survey) -> Portion {
+    Portion {
+        segments: inventory::segments(&survey.timelines),
+        ..packs_of_backups(&survey.catalog)
+    }
+}
+
+/// The WAL and the backups of a cluster.
+pub(super) struct OfCluster<'a> {
+    pub work: &'a Work<'a>,
+    pub survey: &'a Survey,
+    pub paths: &'a Paths<'a>,
+}
+
+impl ReadParts for OfCluster<'_> {
+    fn segment_bytes(&self, timeline: TimelineId, number: SegmentNumber) -> Result<u64> {
+        let Some(name) = number.name(timeline, self.work.size) else {
+            return Ok(0);
+        };
+        let meta = self.work.store.head(&self.work.layout.segment(name))?;
+        Ok(meta.map_or(0, |meta| meta.size_bytes))
+    }
+
+    fn segments(&self, portion: &Portion) -> Result<()> {
+        let is_wanted = |timeline: TimelineId, number| {
+            let runs = portion.segments.get(&timeline);
+            runs.is_some_and(|runs| runs.contains(number))
+        };
+        let there = (self.survey, self.paths);
+        wal::check(self.work, there, &is_wanted, Extent::Whole)
+    }
+
+    fn packs(&self, id: &BackupId, packs: &Parts) -> Result<()> {
+        snapshot::read_some(self.work, id, packs)
+    }
+}

@@ -1,0 +1,270 @@
+//! `pitr restore --delta`: a data directory of the cluster is taken back in place.
+
+use std::path::{Path, PathBuf};
+
+use crate::common::{Cluster, Program, Site, Stop, fault, user};
+use crate::per_major;
+use crate::restore::{AT_POINT, Scene, content, rows, verify_backup};
+
+/// What a restore writes, without what differs by nature: times, and where tablespaces lie.
+fn state(data: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = content(data);
+    found.retain(|(name, _)| {
+        !name.ends_with("pitr.guard")
+            && !name.ends_with("pitr.settings")
+            && !name.starts_with("pg_tblspc/")
+    });
+    found
+}
+
+fn delta(scene: &Scene) -> Program {
+    let to = scene.cluster.pgdata().to_owned();
+    let restore = scene.site.pitr().args(["restore", "--json", "--delta"]);
+    restore.args(["--target-name", scene.point, "--to"]).arg(to)
+}
+
+fn the_cluster_is_taken_back_in_place(major: u32) {
+    let mut scene = Scene::new(major);
+    let restore = scene.restore().args(["--target-name", scene.point]);
+    restore.run().success();
+    let (fresh, fresh_space) = (state(&scene.to()), content(&scene.new_space()));
+    scene.cluster.sql(
+        "create table later as select g as a from generate_series(1, 3000) g;
+         drop table s;
+         update t set b = b || 'z' where a % 50 = 0;
+         create table moved tablespace ts as select 1 as a",
+    );
+    scene.cluster.sql("create database third");
+    scene.cluster.sql("vacuum full t");
+    scene.cluster.archive_now();
+    let pgdata = scene.cluster.pgdata().to_owned();
+    // A running server keeps its directory.
+    delta(&scene).arg("--confirm").run().expect_code(8);
+    scene.cluster.stop(Stop::Fast);
+    for name in ["base/1/stray", "stray", "pg_wal/stray"] {
+        std::fs::write(pgdata.join(name), "x").unwrap();
+        user::own_all(&pgdata.join(name));
+    }
+    let status = pgdata.join("pg_wal/archive_status");
+    let ready = status.join("00000001000000000000007F.ready");
+    std::fs::write(&ready, "").unwrap();
+    delta(&scene)
+        .arg("--confirm")
+        .run()
+        .expect_code(8)
+        .expect_stdout("wal backfill --from");
+    for entry in std::fs::read_dir(&status).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "ready") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    // Without a confirmation nothing is touched.
+    let before = content(&pgdata);
+    delta(&scene)
+        .run()
+        .expect_code(8)
+        .expect_stderr("--confirm");
+    delta(&scene).arg("--dry-run").run().success();
+    assert!(content(&pgdata) == before);
+    let run = delta(&scene).arg("--confirm").run().success();
+    let json = run.json();
+    let number = |name: &str| json["restored"][name].as_u64().unwrap();
+    assert!(number("kept_bytes") > number("written_bytes"), "{run}");
+    assert!(number("removed_file_count") > 10, "{run}");
+    assert_eq!(json["restored"]["resumed"], false, "{run}");
+    verify_backup(major, &pgdata);
+    let same = |found: &[(String, Vec<u8>)], wanted: &[(String, Vec<u8>)]| {
+        let names = |all: &[(String, Vec<u8>)]| -> Vec<String> {
+            all.iter().map(|(name, _)| name.clone()).collect()
+        };
+        assert_eq!(names(found), names(wanted));
+        for ((name, found), (_, wanted)) in found.iter().zip(wanted) {
+            assert!(found == wanted, "{name} differs");
+        }
+    };
+    same(&state(&pgdata), &fresh);
+    same(&content(&scene.space), &fresh_space);
+    scene.cluster.start();
+    assert_eq!(rows(&scene.cluster), AT_POINT);
+    let later = "select count(*) from pg_class where relname in ('later', 'moved')";
+    assert_eq!(scene.cluster.client().query_one_string(later), "0");
+    let first = "select sum(a) from s";
+    assert_eq!(scene.cluster.client().query_one_string(first), "12502500");
+}
+per_major!(the_cluster_is_taken_back_in_place, v13 v16 v19);
+
+#[test]
+fn what_is_not_the_clusters_is_left_alone() {
+    let scene = Scene::new(17);
+    let to = |path: &Path| {
+        let restore = scene
+            .site
+            .pitr()
+            .args(["restore", "--json", "--delta", "--confirm"]);
+        restore.args(["--target-name", "here", "--to"]).arg(path)
+    };
+    // Another cluster.
+    let mut other = Cluster::builder(17).start();
+    other.stop(Stop::Fast);
+    let before = content(other.pgdata());
+    let run = to(other.pgdata()).run().expect_code(8);
+    run.expect_stdout("is a data directory of system identifier");
+    // A directory that is none.
+    let folder = scene.site.sandbox().dir("folder");
+    std::fs::write(folder.join("file"), "x").unwrap();
+    user::own_all(&folder);
+    let run = to(&folder).run().expect_code(8);
+    run.expect_stdout("is no data directory");
+    // One of which nobody knows whether a server runs in it.
+    std::fs::write(other.pgdata().join("postmaster.pid"), "1\n").unwrap();
+    user::own_all(&other.pgdata().join("postmaster.pid"));
+    to(other.pgdata()).run().expect_code(8);
+    std::fs::remove_file(other.pgdata().join("postmaster.pid")).unwrap();
+    assert!(content(other.pgdata()) == before);
+    // One whose WAL lies elsewhere.
+    let wal = other.pgdata().with_file_name("wal");
+    std::fs::rename(other.pgdata().join("pg_wal"), &wal).unwrap();
+    std::os::unix::fs::symlink(&wal, other.pgdata().join("pg_wal")).unwrap();
+    let run = to(other.pgdata()).run().expect_code(8);
+    run.expect_stdout("pg_wal is no plain directory");
+}
+
+/// A small cluster and a copy of it that has gone on.
+struct Small {
+    site: Site,
+    _cluster: Cluster,
+    /// The data directory that is taken back, as it was left.
+    left: PathBuf,
+    data: PathBuf,
+}
+
+impl Small {
+    fn new() -> Small {
+        let (site, mut cluster) = Site::with_cluster(15);
+        cluster.sql("create table t as select g as a, repeat('x', 100) as b from generate_series(1, 20000) g");
+        site.pitr().args(["backup", "--quiet"]).run().success();
+        cluster.sql("select pg_create_restore_point('here')");
+        cluster.sql("update t set b = 'y' where a % 100 = 0; create table later as select 1 as a");
+        cluster.archive_now();
+        cluster.stop(Stop::Fast);
+        let left = cluster.pgdata().to_owned();
+        let status = left.join("pg_wal/archive_status");
+        for entry in std::fs::read_dir(status).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|e| e == "ready") {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+        let data = cluster.sandbox().dir("copy").join("data");
+        Small {
+            site,
+            _cluster: cluster,
+            left,
+            data,
+        }
+    }
+
+    fn renew(&self) {
+        if self.data.exists() {
+            std::fs::remove_dir_all(&self.data).unwrap();
+        }
+        let ok = std::process::Command::new("cp")
+            .arg("-a")
+            .args([&self.left, &self.data])
+            .status()
+            .unwrap()
+            .success();
+        assert!(ok);
+    }
+
+    fn restore(&self) -> Program {
+        let restore = self.site.pitr().args(["restore", "--json", "--delta"]);
+        restore
+            .args(["--confirm", "--jobs", "1", "--target-name", "here", "--to"])
+            .arg(&self.data)
+    }
+}
+
+#[test]
+fn killed_at_any_point_no_server_starts_on_a_mixture_and_the_same_command_completes() {
+    crate::require_strace!(
+        "killed_at_any_point_no_server_starts_on_a_mixture_and_the_same_command_completes"
+    );
+    let small = Small::new();
+    small.renew();
+    let old = content(&small.data);
+    let mut names = fault::MUTATING.to_vec();
+    names.push("syncfs");
+    let (run, calls) = fault::trace(&small.restore(), &names);
+    run.success();
+    let reference = state(&small.data);
+    let calls: Vec<_> = calls.iter().filter(|c| c.touches(&small.data)).collect();
+    let step = (calls.len() / 30).max(1);
+    let last = calls.len().saturating_sub(12);
+    let (mut untouched, mut unfinished) = (0, 0);
+    for (n, call) in calls.iter().enumerate() {
+        if n >= 12 && n < last && n % step != 0 {
+            continue;
+        }
+        small.renew();
+        let (run, fired) = fault::inject(&small.restore(), &call.kill());
+        assert!(fired >= 1 || run.code() == 137, "{}\n{run}", call.text);
+        let is_startable = small.data.join("global/pg_control").exists();
+        let is_begun = small.data.join("pg_wal/pitr.restore").exists();
+        if is_startable && is_begun {
+            // Nothing but the record of the job is there beyond what was.
+            let mut now = content(&small.data);
+            now.retain(|(name, _)| !name.contains("/pitr.restore") && !name.contains("/.tmp."));
+            assert!(now == old, "{}", call.text);
+            untouched += 1;
+        } else if is_startable {
+            let is_done = small.data.join("pg_wal/pitr.guard").exists();
+            if is_done {
+                continue;
+            }
+            untouched += 1;
+        } else {
+            unfinished += 1;
+        }
+        small.restore().run().success();
+        assert!(state(&small.data) == reference, "{}", call.text);
+    }
+    println!("{untouched} times untouched, {unfinished} times unfinished");
+    assert!(untouched > 0 && unfinished > 10);
+}
+
+/// A restore that was interrupted fetches only what it still lacks.
+#[test]
+fn a_resumed_restore_does_not_read_packs_of_what_is_there() {
+    let small = Small::new();
+    small.renew();
+    small.restore().run().success();
+    // As if it had been killed before its last steps.
+    let control = small.data.join("global/pg_control");
+    std::fs::rename(&control, small.data.join("global/pg_control.pitr")).unwrap();
+    let settings = std::fs::read(small.data.join("pg_wal/pitr.settings")).unwrap();
+    let settings: serde_json::Value = serde_json::from_slice(&settings).unwrap();
+    let record = small.data.join("pg_wal/pitr.restore");
+    std::fs::write(&record, settings["job"].to_string()).unwrap();
+    user::own_all(&record);
+    // A frame of relations is spoiled, directory and trailer are not.
+    for pack in crate::common::paths_below(&small.site.cluster_folder().join("packs")) {
+        let mut bytes = std::fs::read(&pack).unwrap();
+        let middle = bytes.len() / 2;
+        for byte in &mut bytes[middle..middle + 100] {
+            *byte ^= 0xFF;
+        }
+        std::fs::remove_file(&pack).unwrap();
+        std::fs::write(&pack, bytes).unwrap();
+        user::own_all(&pack);
+    }
+    let run = small.restore().run().success();
+    let json = run.json();
+    assert_eq!(json["restored"]["resumed"], true, "{run}");
+    let written = json["restored"]["written_bytes"].as_u64().unwrap();
+    assert!(written < 1 << 20, "{run}");
+    // One that lacks the file needs the frame.
+    std::fs::remove_dir_all(&small.data).unwrap();
+    small.restore().run().expect_code(4);
+}

@@ -1,0 +1,330 @@
+//! Rules of retention from the configuration, on repositories of real servers whose backups were moved back in time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use pitr::pg::time::{Civil, TimestampTz};
+use pitr::repo::layout::ClusterLayout;
+use pitr::repo::root::BackupRoot;
+use pitr::store::file::FileStore;
+use serde_json::Value;
+
+use crate::common::{Cluster, Run};
+use crate::per_major;
+use crate::pin::Kept;
+
+/// Days without gates by age or verification, and at once.
+const AT_ONCE: [&str; 5] = ["expire", "--min-age", "0s", "--grace", "0s"];
+
+impl Kept {
+    /// Adds lines to the configuration.
+    fn configure(&self, lines: &str) {
+        let config = std::fs::read_to_string(self.site.config()).unwrap();
+        std::fs::write(self.site.config(), format!("{config}\n{lines}\n")).unwrap();
+    }
+
+    /// Writes the root of a backup anew, as one that ended and was stored at another time.
+    fn move_to(&self, nth: usize, time: TimestampTz) {
+        let root = self.site.repository();
+        let store = FileStore::open(root, 1).unwrap();
+        let layout = ClusterLayout::new("main", self.site.system_identifier()).unwrap();
+        let id = self.ids[nth].parse().unwrap();
+        let mut backup = BackupRoot::read(&store, &layout, &id).unwrap().unwrap();
+        (backup.head.start_time, backup.head.stop_time) = (time, time);
+        let file = root.join(layout.manifest(&id).as_str());
+        std::fs::remove_file(&file).unwrap();
+        backup.commit(&store, &layout).unwrap();
+        let micros = u64::try_from(time.unix_micros().unwrap()).unwrap();
+        let file = std::fs::File::options().write(true).open(file).unwrap();
+        let modified = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
+        file.set_modified(modified).unwrap();
+    }
+
+    /// What expire makes of each backup, with the rules that keep it.
+    fn judged(&self, more: &[&str]) -> Vec<(String, Vec<String>)> {
+        let run = self.pitr(&AT_ONCE).args(["--json", "--dry-run"]).args(more);
+        let json = run.run().success().json();
+        let backups = json["clusters"][0]["backups"].as_array().unwrap().clone();
+        let text = |v: &Value| v.as_str().unwrap().to_owned();
+        let one = |b: &Value| {
+            (
+                text(&b["fate"]),
+                b["rules"].as_array().unwrap().iter().map(text).collect(),
+            )
+        };
+        backups.iter().map(one).collect()
+    }
+
+    fn confirm(&self) -> Run {
+        self.pitr(&AT_ONCE).args(["--confirm", "--json"]).run()
+    }
+
+    /// Whether a plan reaches a target.
+    fn reaches(&self, target: &[&str]) -> bool {
+        let run = self.pitr(&["plan", "--json"]).args(target).run();
+        run.is_success() && run.json()["reachable"] == true
+    }
+}
+
+fn now() -> TimestampTz {
+    TimestampTz::from_system_time(SystemTime::now())
+}
+
+/// Noon of a day of the month that lies so many months back.
+fn months_back(months: i64, day: u32) -> TimestampTz {
+    let today = now().civil().unwrap();
+    let month = today.year * 12 + i64::from(today.month) - 1 - months;
+    TimestampTz::from_civil(Civil {
+        year: month.div_euclid(12),
+        month: u32::try_from(month.rem_euclid(12)).unwrap() + 1,
+        day,
+        hour: 12,
+        minute: 0,
+        second: 0,
+        micros: 0,
+    })
+    .unwrap()
+}
+
+fn hours_back(hours: u64) -> TimestampTz {
+    now().saturating_sub(Duration::from_secs(hours * 3600))
+}
+
+/// Restores one backup to its own end, and counts the rows there.
+fn restored_rows(kept: &Kept, id: &str) -> u64 {
+    let to = kept.site.sandbox().dir(format!("copy-{id}")).join("data");
+    let restore = [
+        "restore",
+        "--quiet",
+        "--target-immediate",
+        "--backup",
+        id,
+        "--to",
+    ];
+    kept.pitr(&restore).arg(&to).run().success();
+    let mut copy = Cluster::open(kept.cluster.major(), &to)
+        .without_fsync()
+        .create();
+    copy.start();
+    copy.wait_promoted();
+    copy.query_one_string("select count(*) from t")
+        .parse()
+        .unwrap()
+}
+
+fn events(root: &Path, folder: &Path, id: &str, kind: &str) -> usize {
+    let events = folder.join("events").join(id);
+    assert!(events.starts_with(root));
+    let names = std::fs::read_dir(events).unwrap();
+    let names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
+    names
+        .filter(|name| name.contains(&format!("-{kind}-")))
+        .count()
+}
+
+fn x09_a_month_keeps_its_last_backup_and_the_window_its_wal(major: u32) {
+    let kept = Kept::new(major, 6);
+    // Two of one month, two of others, one before the window, and one of now.
+    let times = [
+        months_back(4, 15),
+        months_back(3, 15),
+        months_back(2, 10),
+        months_back(2, 20),
+        hours_back(3),
+        now(),
+    ];
+    for (nth, time) in times.iter().enumerate() {
+        kept.move_to(nth, *time);
+    }
+    kept.configure(
+        "[clusters.main.retention]\nkeep_last = 1\nkeep_monthly = 4\nwal_window = \"2h\"",
+    );
+    let config = std::fs::read_to_string(kept.site.config()).unwrap();
+    let zoned = config.replacen("[clusters.main]", "[clusters.main]\ntimezone = \"UTC\"", 1);
+    std::fs::write(kept.site.config(), zoned).unwrap();
+
+    // The last of each of the newest four months; the one before the window is the base of it, whatever month it is of.
+    let month = |t: &TimestampTz| t.to_string()[..7].to_owned();
+    let mut last: BTreeMap<String, usize> = BTreeMap::new();
+    last.extend(
+        times
+            .iter()
+            .enumerate()
+            .map(|(nth, time)| (month(time), nth)),
+    );
+    let monthly: BTreeSet<usize> = last.into_values().rev().take(4).collect();
+    let judged = kept.judged(&[]);
+    for (nth, (fate, rules)) in judged.iter().enumerate() {
+        let is_kept = monthly.contains(&nth) || nth >= 4;
+        assert_eq!(fate == "keep", is_kept, "{nth} of {judged:?}");
+        let has = |rule: &str| rules.iter().any(|r| r == rule);
+        assert_eq!(
+            has("keep_monthly"),
+            monthly.contains(&nth),
+            "{nth} of {judged:?}"
+        );
+        assert_eq!(has("keep_last"), nth == 5);
+    }
+
+    // Each is explained, and so is a segment.
+    let explain = |what: &str| {
+        kept.pitr(&AT_ONCE)
+            .args(["--explain", what])
+            .run()
+            .success()
+    };
+    let run = explain(&kept.ids[3]);
+    assert!(run.stdout.contains("keep_monthly: last of"), "{run}");
+    assert!(run.stdout.contains("to its own end"), "{run}");
+    let start = |nth: usize| kept.shown(nth)["start_lsn"].as_str().unwrap().to_owned();
+    let segment = |lsn: &str| {
+        let low = u64::from_str_radix(lsn.split_once('/').unwrap().1, 16).unwrap();
+        format!("0000000100000000{:08X}", low >> 20)
+    };
+    let run = explain(&segment(&start(3)));
+    let needed = format!("backup {} needs it to be consistent", kept.ids[3]);
+    assert!(run.stdout.contains(&needed), "{run}");
+
+    // A moment behind each backup, before anything goes.
+    let behind: Vec<String> = (0..6)
+        .map(|nth| kept.shown(nth)["stop_lsn"].as_str().unwrap().to_owned())
+        .collect();
+    let next = |lsn: &str| {
+        let (high, low) = lsn.split_once('/').unwrap();
+        let low = u64::from_str_radix(low, 16).unwrap();
+        // The next segment, which no backup shares.
+        format!("{high}/{:X}", (low >> 20 << 20) + (1 << 20) + 0x100)
+    };
+    let moments: Vec<String> = behind.iter().map(|lsn| next(lsn)).collect();
+    let reaches = |nth: usize| kept.reaches(&["--target-lsn", &moments[nth]]);
+    assert!((0..6).all(reaches));
+
+    kept.confirm().success();
+    let left: BTreeSet<usize> = (0..6)
+        .filter(|nth| kept.shown(*nth) != Value::Null)
+        .collect();
+    let mut wanted = monthly.clone();
+    wanted.extend([4, 5]);
+    assert_eq!(left, wanted);
+    // The window is whole; before it each kept backup stands for itself, and a plan says so.
+    assert!(reaches(4) && reaches(5));
+    for nth in left.iter().copied().filter(|nth| *nth < 4) {
+        assert!(!reaches(nth), "{nth}");
+        assert!(kept.reaches(&["--target-immediate", "--backup", &kept.ids[nth]]));
+        assert_eq!(restored_rows(&kept, &kept.ids[nth]), nth as u64 + 1);
+        let folder = kept.site.cluster_folder();
+        assert_eq!(
+            events(kept.site.repository(), &folder, &kept.ids[nth], "trimmed"),
+            1
+        );
+    }
+    let refused = kept.pitr(&["plan", "--target-lsn", &moments[3]]).run();
+    assert!(refused.expect_code(5).stdout.contains("missing"));
+
+    // The hole is no gap, for nobody; and it is not filled again.
+    kept.pitr(&["verify", "--quiet"]).run().success();
+    let info = kept.pitr(&["info", "--json"]).run().success().json();
+    let cluster = &info["clusters"][0];
+    assert_eq!(cluster["gaps"].as_array().unwrap().len(), 0);
+    let foretold = cluster["retention"]["backups"].as_array().unwrap();
+    assert_eq!(foretold.len(), left.len());
+    let drawn = kept.pitr(&["info"]).run().success();
+    assert!(
+        drawn
+            .stdout
+            .contains("retention: keep_last 1, keep_monthly 4, wal_window 2h; days of UTC"),
+        "{drawn}"
+    );
+    let again = kept.confirm().success().json();
+    assert_eq!(again["clusters"][0]["outcome"]["deleted_objects"], 0);
+}
+per_major!(x09_a_month_keeps_its_last_backup_and_the_window_its_wal, v14 v19);
+
+fn x05_a_pin_with_an_end_outlasts_the_rules_until_then(major: u32) {
+    let kept = Kept::new(major, 3);
+    for (nth, months) in [(0, 3), (1, 2)] {
+        kept.move_to(nth, months_back(months, 15));
+    }
+    kept.configure("[retention]\nkeep_monthly = 1\nkeep_within = \"1h\"\nwal_window = \"1h\"");
+    let fates = || -> Vec<String> { kept.judged(&[]).into_iter().map(|(fate, _)| fate).collect() };
+    // The second is the base of the window.
+    assert_eq!(fates(), ["delete", "keep", "keep"]);
+    let until = now().saturating_add(Duration::from_secs(3600)).to_string();
+    let first = kept.ids[0].clone();
+    let pin = [
+        "pin",
+        &first,
+        "--reason",
+        "audit",
+        "--confirm",
+        "--until",
+        &until,
+    ];
+    kept.pitr(&pin).run().success();
+    assert_eq!(fates(), ["keep"; 3]);
+    kept.confirm().success();
+    assert_eq!(restored_rows(&kept, &first), 1);
+    kept.pitr(&["verify", "--quiet"]).run().success();
+    // --keep stands for keep_last alone: the rules of the configuration hold as before.
+    let judged = kept.judged(&["--keep", "2"]);
+    assert_eq!(judged[1].0, "keep");
+    assert!(judged[1].1.contains(&"keep_last".to_owned()), "{judged:?}");
+}
+per_major!(x05_a_pin_with_an_end_outlasts_the_rules_until_then, v17);
+
+fn a_backup_leaves_only_while_so_many_repositories_have_it(major: u32) {
+    let kept = Kept::new(major, 2);
+    kept.site.add_repository("second", "required = false\n");
+    kept.configure(
+        "[clusters.main.retention]\nkeep_last = 2\n[repositories.local.retention]\nkeep_last = 1\nmin_copies = 2",
+    );
+    let local = ["--repository", "local"];
+    let reason = || {
+        let run = kept
+            .pitr(&AT_ONCE)
+            .args(["--json", "--dry-run"])
+            .args(local);
+        let json = run.run().success().json();
+        let first = json["clusters"][0]["backups"][0].clone();
+        (
+            first["fate"].as_str().unwrap().to_owned(),
+            first["reason"].as_str().unwrap().to_owned(),
+        )
+    };
+    let short = "min_copies: 1 of 2 repositories have it".to_owned();
+    assert_eq!(reason(), ("keep".to_owned(), short.clone()));
+    kept.pitr(&["repo", "sync", "--all", "--quiet"])
+        .run()
+        .success();
+    assert_eq!(reason().0, "delete");
+    // A copy that is known to be damaged is none, and neither is one that is out of reach.
+    let folder = kept.site.sandbox().join("second");
+    let store = FileStore::open(&folder, 7).unwrap();
+    let layout = ClusterLayout::new("main", kept.site.system_identifier()).unwrap();
+    let damaged = pitr::repo::event::Event {
+        event: "damaged".into(),
+        subject: kept.ids[0].clone(),
+        ..Default::default()
+    };
+    let name = pitr::repo::event::record(&store, &layout, &damaged, 7).unwrap();
+    assert_eq!(reason(), ("keep".to_owned(), short.clone()));
+    let event = layout.event(&kept.ids[0], &name).unwrap();
+    std::fs::remove_file(folder.join(event.as_str())).unwrap();
+    assert_eq!(reason().0, "delete");
+    std::fs::rename(&folder, folder.with_extension("away")).unwrap();
+    assert_eq!(reason(), ("keep".to_owned(), short));
+    std::fs::rename(folder.with_extension("away"), &folder).unwrap();
+    kept.pitr(&AT_ONCE)
+        .args(local)
+        .arg("--confirm")
+        .run()
+        .success();
+    // It is gone from the one, and the rules of the other keep it.
+    assert_eq!(kept.judged(&local).len(), 1);
+    assert_eq!(kept.judged(&["--repository", "second"]).len(), 2);
+    // What the first lacks now it does not get back.
+    let sync = kept.pitr(&["repo", "sync", "--json"]).run().success();
+    assert_eq!(kept.judged(&local).len(), 1, "{sync}");
+}
+per_major!(a_backup_leaves_only_while_so_many_repositories_have_it, v17);

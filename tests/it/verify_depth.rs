@@ -1,0 +1,221 @@
+//! `pitr verify` that reads less than everything: what leads to the content, or what was read back longest ago.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::common::{Cluster, Run, Site, user};
+use crate::verify::segments;
+
+/// A repository with two backups and the WAL between them.
+fn site(major: u32) -> (Site, Cluster, [String; 2]) {
+    let (site, cluster) = Site::with_cluster(major);
+    let work = |round: u32| {
+        cluster.sql(&format!(
+            "CREATE TABLE t{round} AS SELECT n, repeat('x', 200) FROM generate_series(1, 4000) n"
+        ));
+        cluster.archive_now();
+        let run = site.pitr().args(["backup", "--json"]).run().success();
+        run.json()["id"].as_str().unwrap().to_owned()
+    };
+    let ids = [work(0), work(1)];
+    (site, cluster, ids)
+}
+
+fn verify(site: &Site, args: &[&str]) -> Run {
+    site.pitr().args(["verify", "--json"]).args(args).run()
+}
+
+fn report(run: &Run) -> Value {
+    run.json()["clusters"][0].clone()
+}
+
+fn kinds(run: &Run) -> Vec<String> {
+    let report = report(run);
+    let findings = report["findings"].as_array().unwrap();
+    let kind = |f: &Value| f["kind"].as_str().unwrap().to_owned();
+    findings.iter().map(kind).collect()
+}
+
+fn pack(site: &Site, id: &str) -> PathBuf {
+    site.cluster_folder().join("packs").join(id).join("000000")
+}
+
+fn events(site: &Site, subject: &str) -> Vec<String> {
+    let listed = std::fs::read_dir(site.cluster_folder().join("events").join(subject));
+    let names = listed.into_iter().flatten();
+    names
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+fn is_verified(site: &Site, id: &str) -> bool {
+    events(site, id)
+        .iter()
+        .any(|name| name.contains("-verified-"))
+}
+
+/// Changes one byte in the middle of an object.
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    replace(path, &bytes);
+}
+
+fn replace(path: &Path, bytes: &[u8]) {
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, bytes).unwrap();
+    user::own_all(path);
+}
+
+#[test]
+fn fast_finds_what_is_missing_or_does_not_belong_and_reads_no_content() {
+    let (site, _cluster, [first, second]) = site(18);
+    let whole = report(&verify(&site, &[]).success());
+    let run = verify(&site, &["--fast"]).success();
+    let read = |report: &Value| report["read_bytes"].as_u64().unwrap();
+    assert!(read(&report(&run)) * 10 < read(&whole), "{run}\n{whole}");
+    assert_eq!(report(&run)["segments"], whole["segments"], "{run}");
+    // What it does not read it does not find.
+    let content = pack(&site, &second);
+    let good = std::fs::read(&content).unwrap();
+    flip(&content);
+    verify(&site, &["--fast"]).success();
+    // A pack that is shorter than it was.
+    replace(&content, &good[..good.len() - 1]);
+    assert_eq!(
+        kinds(&verify(&site, &["--fast"]).expect_code(4)),
+        ["damaged"]
+    );
+    replace(&content, &good);
+    // The pack of another backup in its place.
+    replace(&content, &std::fs::read(pack(&site, &first)).unwrap());
+    assert_eq!(
+        kinds(&verify(&site, &["--fast"]).expect_code(4)),
+        ["damaged"]
+    );
+    replace(&content, &good);
+    // PostgreSQL's own manifest.
+    let manifest = site.cluster_folder().join("backups").join(&first);
+    let manifest = manifest.join("server-manifest");
+    let kept = std::fs::read(&manifest).unwrap();
+    std::fs::remove_file(&manifest).unwrap();
+    assert_eq!(
+        kinds(&verify(&site, &["--fast"]).expect_code(4)),
+        ["missing"]
+    );
+    std::fs::write(&manifest, kept).unwrap();
+    user::own_all(&manifest);
+    // A segment that is gone, one that is cut, and one that is another.
+    let names = segments(&site);
+    let middle = &names[names.len() - 2];
+    let kept = std::fs::read(middle).unwrap();
+    std::fs::remove_file(middle).unwrap();
+    assert_eq!(kinds(&verify(&site, &["--fast"]).expect_code(4)), ["gap"]);
+    std::fs::write(middle, &kept[..kept.len() - 8]).unwrap();
+    assert_eq!(
+        kinds(&verify(&site, &["--fast"]).expect_code(4)),
+        ["damaged"]
+    );
+    replace(middle, &std::fs::read(&names[names.len() - 3]).unwrap());
+    assert_eq!(
+        kinds(&verify(&site, &["--fast"]).expect_code(4)),
+        ["damaged"]
+    );
+    replace(middle, &kept);
+    // Damage that an earlier run recorded is over only when everything was read.
+    verify(&site, &["--fast"]).success();
+    let damaged = |run: &Run| run.json()["clusters"][0]["backups"][1]["damaged"].clone();
+    let info = || site.pitr().args(["info", "--json"]).run();
+    assert_eq!(damaged(&info()), true);
+    verify(&site, &[]).success();
+    assert_eq!(damaged(&info()), false);
+}
+
+#[test]
+fn since_last_goes_on_where_the_last_run_ended_until_everything_was_read() {
+    let (site, _cluster, [first, second]) = site(15);
+    let share = |run: &Run| report(run)["read_back"].clone();
+    let number = |value: &Value| value.as_u64().unwrap();
+    let mut before = 0;
+    let mut runs = 0;
+    loop {
+        let run = verify(&site, &["--since", "last", "--max-bytes", "1B"]).success();
+        let share = share(&run);
+        let read = number(&share["packs_read"]) + number(&share["segments_read"]);
+        let all = number(&share["packs"]) + number(&share["segments"]);
+        runs += 1;
+        assert_eq!(read, before + 1, "{run}");
+        before = read;
+        // A backup counts as verified with the last of what it needs.
+        let is_whole = is_verified(&site, &first) && is_verified(&site, &second);
+        assert!(read == all || !is_whole, "{run}");
+        if read == all {
+            assert!(is_whole, "{run}");
+            break;
+        }
+    }
+    assert!(runs > 5);
+    let info = site.pitr().arg("info").run();
+    info.expect_stdout("read back: 2 of 2 packs");
+    // From here on what was read longest ago comes first: the first segment.
+    let oldest = segments(&site)[0].clone();
+    let kept = std::fs::read(&oldest).unwrap();
+    flip(&oldest);
+    let run = verify(&site, &["--since", "last", "--max-bytes", "1B"]).expect_code(4);
+    assert_eq!(kinds(&run), ["damaged"]);
+    // It was not read back whole, and stays the next one.
+    replace(&oldest, &kept);
+    verify(&site, &["--since", "last", "--max-bytes", "1B"]).success();
+    // Without a limit everything is read; one event says all that the others did.
+    verify(&site, &["--since", "last"]).success();
+    let told = events(&site, "checks").len();
+    assert!(told > 5);
+    let expire = ["expire", "--keep", "2", "--confirm"];
+    site.pitr().args(expire).run().success();
+    assert_eq!(events(&site, "checks").len(), 1);
+    let run = verify(&site, &["--since", "last", "--for", "0s"]).success();
+    assert_eq!(number(&share(&run)["packs_read"]), 2, "{run}");
+}
+
+#[test]
+fn sums_are_those_of_the_restored_files() {
+    let (site, _cluster, [_, id]) = site(17);
+    let sums = ["verify", "--backup", &id, "--sha256sums"];
+    let run = site.pitr().args(sums).run().success();
+    // What a restore writes anew.
+    let own = ["backup_label", "postgresql.auto.conf", "postgresql.conf"];
+    let is_kept = |line: &&str| !own.iter().any(|name| line.ends_with(&format!("  {name}")));
+    let lines: Vec<&str> = run.stdout.lines().filter(is_kept).collect();
+    assert!(lines.len() > 500, "{}", lines.len());
+    assert!(lines.iter().any(|l| l.ends_with("  global/pg_control")));
+    let to = site.sandbox().path().join("restored");
+    site.pitr()
+        .arg("restore")
+        .arg("--to")
+        .arg(&to)
+        .run()
+        .success();
+    let list = site.sandbox().path().join("sums");
+    std::fs::write(&list, lines.join("\n") + "\n").unwrap();
+    let check = |args: &[&str]| {
+        let mut command = Command::new("sha256sum");
+        let command = command.current_dir(&to).arg("--quiet").args(args);
+        command.arg("-c").arg(&list).output().unwrap()
+    };
+    let output = check(&[]);
+    assert!(output.status.success(), "{output:?}");
+    flip(&to.join("global/pg_control"));
+    assert!(!check(&[]).status.success());
+    site.pitr()
+        .args([
+            "verify",
+            "--backup",
+            "20200101T000000Z-full",
+            "--sha256sums",
+        ])
+        .run()
+        .expect_code(2);
+}
