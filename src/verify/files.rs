@@ -113,26 +113,28 @@ fn history(work: &Work<'_>, survey: &Survey, timeline: TimelineId) -> Result<()>
     let name = WalFileName::History(timeline);
     small(work, &key, name, About::History(timeline), |bytes| {
         let history = History::parse(timeline, bytes)?;
-        let Some((parent, _)) = history.parent() else {
-            return Ok(());
-        };
-        let Some(HistoryFile::Known(known)) = survey.timelines.get(&parent).map(|t| &t.history)
-        else {
-            return Ok(());
-        };
-        let before = history.ancestors().iter().filter(|a| a.timeline != parent);
-        let same = before
-            .map(|a| (a.timeline, a.switch_lsn))
-            .eq(known.ancestors().iter().map(|a| (a.timeline, a.switch_lsn)));
-        match same {
-            true => Ok(()),
-            false => Err(err!(
-                Damaged,
-                "it names other ancestors than the history of timeline {}, its parent",
+        if let Some(parent) = other_parent(&history, survey) {
+            work.warn(format!(
+                "{key}: timeline {0} descends from another timeline {1} than the archived one: two servers were promoted to that number, and the archive has none of what it continues",
+                timeline.decimal(),
                 parent.decimal()
-            )),
+            ));
         }
+        Ok(())
     })
+}
+
+/// Returns the parent when the archived history of its number is another one's: a server that lost the number left it for a higher one.
+fn other_parent(history: &History, survey: &Survey) -> Option<TimelineId> {
+    let (parent, _) = history.parent()?;
+    let HistoryFile::Known(known) = &survey.timelines.get(&parent)?.history else {
+        return None;
+    };
+    let before = history.ancestors().iter().filter(|a| a.timeline != parent);
+    let is_same = before
+        .map(|a| (a.timeline, a.switch_lsn))
+        .eq(known.ancestors().iter().map(|a| (a.timeline, a.switch_lsn)));
+    (!is_same).then_some(parent)
 }
 
 fn conflict(work: &Work<'_>, offered: WalFileName, key: &Key) -> Result<()> {

@@ -114,6 +114,22 @@ fn h04_l17_wal_of_another_timeline_of_the_same_number_is_refused() {
         run.expect_stderr("timeline 2 is that of another server");
     }
     assert!(!still.site.object(&partial).exists());
+    // That server leaves the number for a higher one: this is its way out, and no damage.
+    let third = "00000003.history";
+    let later = format!("0/{:X}", (number << 20) + 0x7000);
+    let line = format!("2\t{later}\tno recovery target specified\n");
+    std::fs::write(still.wal(third), format!("{}{line}", history(&other))).unwrap();
+    user::own_all(&still.wal(""));
+    still.push(third).run().success();
+    let run = still.site.pitr().args(["verify", "--json"]).run();
+    let warning = "timeline 3 descends from another timeline 2 than the archived one";
+    assert!(run.stdout.contains(warning), "{run}");
+    assert!(
+        !run.json()["clusters"][0]["findings"]
+            .to_string()
+            .contains(third),
+        "{run}"
+    );
     std::fs::write(still.wal("00000002.history"), history(&lsn)).unwrap();
     still.push(&last).run().success();
 }
