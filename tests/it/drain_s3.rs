@@ -18,13 +18,10 @@ use crate::prefetch::{recover, worker_of};
 use crate::s3_cycle::Bucketed;
 use crate::ship::{Process, has_worker, noted, process_of, send, spool_in, stop_process};
 
-/// How many of each are killed, and in which order they are looked for: one that archives in a worker's place is there only when the worker was
-/// killed.
-const KILLS: [(Process, usize); 3] = [
-    (Process::Delegate, 3),
-    (Process::Worker, 12),
-    (Process::Archive, 3),
-];
+/// How many of each are killed: a worker and who waits for it while many segments are ready, and who archives the only one that is ready.
+const KILLS: [(Process, usize); 2] = [(Process::Worker, 12), (Process::Archive, 3)];
+/// The server tries three times, and then waits for a minute.
+const DELEGATES_KILLED: usize = 2;
 
 /// A server with a backlog, and a bucket.
 struct Drain {
@@ -95,6 +92,31 @@ impl Drain {
         }
     }
 
+    /// Segments that the server does not take for archived.
+    fn waiting(&self) -> usize {
+        self.segments.len() - self.acknowledged.len()
+    }
+
+    /// Kills a process that is there, somewhere between two segments that it stores, or at the first.
+    fn kill(&mut self, process: Process, goal: usize, random: &mut Random) -> bool {
+        let of = |site: &Bucketed| process_of(&site.config, process);
+        let Some(pid) = of(&self.site) else {
+            std::thread::sleep(Duration::from_millis(2));
+            return false;
+        };
+        let stored = self.stored();
+        wait_until(PATIENCE, "it has stored that many, or ended", || {
+            self.stored() >= stored + goal || of(&self.site) != Some(pid)
+        });
+        std::thread::sleep(Duration::from_micros(random.next() % 40_000));
+        if !stop_process(pid) {
+            return false;
+        }
+        self.check();
+        send(pid, Signal::KILL);
+        true
+    }
+
     /// Everything is archived, and comes back; what was there when it was acknowledged is there still.
     fn finish(&mut self) {
         wait_until(3 * PATIENCE, "all is archived", || {
@@ -130,38 +152,39 @@ fn p20_killed_at_any_moment_nothing_is_acknowledged_that_is_not_in_the_object_st
     drain.cluster.append_config("archive_command", &command);
     drain.cluster.reload();
     let mut random = Random::new(21);
-    let mut kills = [0; KILLS.len()];
     let begun = Instant::now();
+    let mut kills = [0; KILLS.len()];
     while (0..KILLS.len()).any(|n| kills[n] < KILLS[n].1) {
-        assert!(begun.elapsed() < 5 * PATIENCE, "{kills:?} kills");
+        assert!(begun.elapsed() < 2 * PATIENCE, "{kills:?} kills");
         drain.check();
-        if drain.segments.len() - drain.acknowledged.len() < 8 {
+        if drain.waiting() < 8 {
             drain.write(8);
         }
-        let of = |n: usize| process_of(&drain.site.config, KILLS[n].0);
         // Whoever offers a file again is waited for by the server for a second: it is killed less often.
-        let is_due = |n: usize| kills[n] * KILLS[1].1 <= kills[1] * KILLS[n].1;
-        let found = (0..KILLS.len()).filter(|n| is_due(*n));
-        let Some((n, pid)) = found.filter_map(|n| Some((n, of(n)?))).next() else {
-            std::thread::sleep(Duration::from_millis(2));
-            continue;
-        };
-        // Somewhere between two segments, or at the first.
-        let (stored, goal) = (drain.stored(), random.below(3));
-        wait_until(PATIENCE, "it has stored that many, or ended", || {
-            drain.stored() >= stored + goal || of(n) != Some(pid)
-        });
-        std::thread::sleep(Duration::from_micros(random.next() % 40_000));
-        if !stop_process(pid) {
-            continue;
+        let is_due = |n: usize| kills[n] * KILLS[0].1 <= kills[0] * KILLS[n].1;
+        let goal = random.below(3);
+        for n in (0..KILLS.len()).filter(|n| is_due(*n)).rev() {
+            if drain.kill(KILLS[n].0, goal, &mut random) {
+                kills[n] += 1;
+                break;
+            }
         }
+    }
+    let mut delegates = 0;
+    while delegates < DELEGATES_KILLED {
+        assert!(
+            begun.elapsed() < 4 * PATIENCE,
+            "{delegates} delegates killed"
+        );
         drain.check();
-        send(pid, Signal::KILL);
-        kills[n] += 1;
+        if drain.waiting() == 0 {
+            drain.write(1);
+        }
+        delegates += usize::from(drain.kill(Process::Delegate, 0, &mut random));
     }
     assert!(slowed.times() > 0);
     drain.finish();
-    println!("{kills:?} kills in {:?}", begun.elapsed());
+    println!("{kills:?} and {delegates} kills in {:?}", begun.elapsed());
 }
 
 #[test]

@@ -138,8 +138,9 @@ impl Campaign {
                     let lines: Vec<_> = text.lines().rev().take(40).collect();
                     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
                 };
+                let status = reception::status(&self.disk.path().join("journal"));
                 panic!(
-                    "{} until {what}\n--- receiver\n{}\n--- server\n{}",
+                    "{} until {what}\n--- status {status:?}\n--- receiver\n{}\n--- server\n{}",
                     if ended {
                         "the receiver ended"
                     } else {

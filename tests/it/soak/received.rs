@@ -20,7 +20,8 @@ fn name(timeline: u32, number: u64) -> String {
 /// Waits until the receiver says that the repository holds everything up to `end`.
 pub fn wait_shipped(campaign: &mut Campaign, end: &str) {
     let end = lsn(end);
-    campaign.wait("the journal is in the repository", |c| {
+    let what = format!("the journal is in the repository up to {end:X}");
+    campaign.wait(&what, |c| {
         archived(&c.disk.path().join("journal")).is_some_and(|at| at >= end)
     });
 }
