@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::os::fd::OwnedFd;
 use std::process::Child;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Instant;
@@ -43,7 +42,7 @@ impl Terminal {
             .stderr(line)
             .spawn()
             .unwrap_or_else(|e| panic!("{} does not start: {e}", program.shell()));
-        let keyboard = File::from(OwnedFd::from(person));
+        let keyboard = File::from(person);
         let mut shown = keyboard.try_clone().unwrap();
         let (sender, screen) = channel();
         std::thread::spawn(move || {
