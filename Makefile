@@ -10,7 +10,7 @@ export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help build dist test-packages image test-compose test-containers manifests demo demo-s3 test corruption test-moto test-localstack test-s3s-fs test-garage patroni oracle sweep soak soak-short expiry-model lives golden check fuzz bench
+.PHONY: help build dist test-packages image test-compose test-containers manifests demo demo-s3 test corruption test-moto test-localstack patroni oracle sweep soak soak-short expiry-model lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -61,13 +61,7 @@ test-moto: ## the contract of stores and whole cycles on moto's S3, which pip fe
 test-localstack: ## the same on LocalStack's S3, likewise; neither docker nor an account is needed
 	$(MAKE) --no-print-directory on-s3 S3=localstack
 
-test-s3s-fs: ## the same on s3s-fs, which cargo builds once (four minutes)
-	$(MAKE) --no-print-directory on-s3 S3=s3s-fs
-
-test-garage: ## the same on Garage, which cargo builds once (a quarter of an hour)
-	$(MAKE) --no-print-directory on-s3 S3=garage
-
-# The same code that make test runs on the S3 server of the tests.
+# The same code that make test runs on the S3 server of the tests. S3 may be s3s-fs or garage, too, which do not pass: docs/stores.md.
 ON_S3 := s3::an_object_store_keeps_every_promise s3_cycle::a_whole_cycle_on_s3 s3_cycle::a_cycle_in_a_bucket_that_locks
 .PHONY: on-s3
 on-s3:
