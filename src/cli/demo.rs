@@ -3,8 +3,10 @@
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::process::Stdio;
-use std::time::Instant;
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::Context;
 use crate::err;
@@ -42,6 +44,8 @@ const COPY: Place = Place {
     data: "restored",
     port: 5502,
 };
+/// How often a command that runs is looked after.
+const GLANCE: Duration = Duration::from_millis(10);
 /// The check of what came back.
 const COUNT: &str = "select count(*), sum(euros) from orders";
 
@@ -50,7 +54,7 @@ const COUNT: &str = "select count(*), sum(euros) from orders";
 /// # Errors
 /// `NotFound` without PostgreSQL's programs; what the commands and servers say; `Interrupted`.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    cx.stop_in_order()?;
+    cx.stop_with_cleanup()?;
     let programs = Programs::find(args.bin.as_deref(), std::env::var_os("PATH").as_deref())?;
     let version = programs.version.clone();
     let mut ground = Playground::new(programs, &cx.session.host.scratch)?;
@@ -69,7 +73,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         ))?;
     }
     if let Err(error) = demo.play(&mut ground) {
-        // Ctrl-C reaches the programs, too, whose ends would be the errors.
+        // The commands that were told to end would be the errors.
         cx.session.host.check_stop()?;
         return Err(error);
     }
@@ -189,19 +193,38 @@ impl Demo<'_> {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(failed)?;
-        let mut printed = String::new();
-        if let Some(output) = &mut child.stdout {
-            output.read_to_string(&mut printed).map_err(failed)?;
-        }
+        let output = child.stdout.take();
+        let reader = std::thread::spawn(move || {
+            let mut printed = String::new();
+            let read = output.map(|mut output| output.read_to_string(&mut printed));
+            read.transpose().map(|_| printed)
+        });
+        let status = self.wait(&mut child).map_err(failed)?;
+        let read = reader.join();
+        let printed = read.unwrap_or_else(|_| Ok(String::new())).map_err(failed)?;
         if !printed.is_empty() {
             self.cx.out.text(printed.trim_end())?;
         }
-        let status = child.wait().map_err(failed)?;
         self.cx.session.host.check_stop()?;
         match status.success() {
             true => Ok(printed),
             false => Err(err!(Server, "pitr {} failed: {status}", words.join(" "))
                 .hint("The servers are stopped. Look at what it said; --keep leaves the folder behind.")),
+        }
+    }
+
+    /// Waits for the end of a command, which is told when the operator wants to stop.
+    fn wait(&self, child: &mut Child) -> std::io::Result<ExitStatus> {
+        let mut is_told = false;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            if self.cx.session.host.is_stopping() && !is_told {
+                let _ = kill_process(Pid::from_child(child), Signal::TERM);
+                is_told = true;
+            }
+            std::thread::sleep(GLANCE);
         }
     }
 

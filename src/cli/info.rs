@@ -121,6 +121,9 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
             "besides: {count}, restorable with the WAL to its own end: pitr restore --target-immediate --backup ID"
         ))?;
     }
+    for left in &shown.left_behind {
+        cx.out.line(&left.line())?;
+    }
     if let Some(forecast) = &shown.retention {
         cx.out.line("")?;
         let now = cx.session.host.now();

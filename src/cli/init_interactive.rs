@@ -4,6 +4,7 @@ use std::io::BufRead;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use super::{Context, init};
@@ -22,6 +23,8 @@ use crate::operate::session::Session;
 /// The longest wait for a server that an operator restarts.
 const RESTART_MAX: Duration = Duration::from_secs(1800);
 const PAUSE: Duration = Duration::from_millis(500);
+/// How often a question that waits for its answer looks whether it is to end.
+const GLANCE: Duration = Duration::from_millis(100);
 /// The proposal for a repository.
 const REPOSITORY: &str = "file:///var/backups/pitr";
 
@@ -47,7 +50,11 @@ pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
         ));
     }
     let session = session(cx)?;
-    let mut dialogue = Dialogue { cx, asked: 0 };
+    let mut dialogue = Dialogue {
+        cx,
+        asked: 0,
+        answers: lines_of_input(),
+    };
     let pgdata = dialogue.cluster(args.pgdata.as_deref())?;
     let (place, is_configured) = config::place(&session.flags, &session.environment)?;
     let repository = match (&session.flags.repository, is_configured) {
@@ -112,6 +119,20 @@ fn session(cx: &Context) -> Result<Session> {
 struct Dialogue<'a> {
     cx: &'a Context,
     asked: u32,
+    answers: Receiver<std::io::Result<String>>,
+}
+
+/// The lines of standard input, read by a thread of its own: a signal does not end a read, and Ctrl-C at a question must end the command.
+fn lines_of_input() -> Receiver<std::io::Result<String>> {
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
 }
 
 impl Dialogue<'_> {
@@ -126,18 +147,27 @@ impl Dialogue<'_> {
         self.cx
             .out
             .raw(&format!("\n{}. {question}{shown} ", self.asked))?;
-        let mut line = String::new();
-        let read = std::io::stdin().lock().read_line(&mut line);
-        if read.map_err(|e| Error::from_io("read the answer", e))? == 0 {
-            self.cx.out.line("")?;
-            return Err(err!(Usage, "there is no answer")
-                .hint("Run the command in a terminal, or give it the answers by lines."));
-        }
-        let answer = line.trim();
-        Ok(match answer {
+        let line = self.answer()?;
+        Ok(match line.trim() {
             "" => proposal.to_owned(),
             answer => answer.to_owned(),
         })
+    }
+
+    /// The next line of standard input.
+    fn answer(&self) -> Result<String> {
+        loop {
+            self.cx.session.host.check_stop()?;
+            match self.answers.recv_timeout(GLANCE) {
+                Ok(line) => return line.map_err(|e| Error::from_io("read the answer", e)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.cx.out.line("")?;
+                    return Err(err!(Usage, "there is no answer")
+                        .hint("Run the command in a terminal, or give it the answers by lines."));
+                }
+            }
+        }
     }
 
     fn agrees(&mut self, question: &str, proposal: bool) -> Result<bool> {

@@ -203,6 +203,19 @@ impl Context {
         Ok(())
     }
 
+    /// Lets the session's work stop in order, however often a signal comes: for work whose end must not be cut short. A lost terminal ends it, too.
+    ///
+    /// # Errors
+    /// `Io` when the handler cannot be set.
+    fn stop_with_cleanup(&self) -> Result<()> {
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register(signal, Arc::clone(&self.session.host.stop))
+                .map_err(|e| Error::from_io("install the handler of signals", e))?;
+        }
+        Ok(())
+    }
+
     /// Prints what failed, after the report of what was done; whether nothing did.
     ///
     /// # Errors

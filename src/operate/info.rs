@@ -11,6 +11,7 @@ use super::forecast::{self, Forecast};
 use super::former::{self, Former};
 use super::human;
 use super::lag::{self, Lag};
+use super::left_behind::LeftBehind;
 use super::read_back;
 use super::reading::Reading;
 use super::receiver::{self, Receiver};
@@ -96,6 +97,9 @@ pub struct ClusterInfo {
     pub tails: Vec<Tail>,
     /// Files that the server offers and that could not be archived.
     pub blocked: Vec<Blocked>,
+    /// Commits that the cluster does not have, of timelines that it left.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_behind: Vec<LeftBehind>,
     /// Clusters with other system identifiers under the same name.
     pub others: Vec<Former>,
     /// What the configured rules of retention mean for the backups.
@@ -348,6 +352,7 @@ fn look_at(session: &Session, reading: &Reading) -> Result<ClusterInfo> {
         receiver,
         repositories,
         tails: tails(&inventory),
+        left_behind: LeftBehind::all(session, reading, &inventory, cluster.timeline())?,
         others: Former::all(reading, identifier)?,
         blocked,
         retention,

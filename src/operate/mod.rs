@@ -31,6 +31,7 @@ pub mod info;
 pub mod init;
 pub mod keys;
 pub mod lag;
+pub mod left_behind;
 pub mod listing;
 pub mod of;
 pub mod opened;

@@ -115,7 +115,9 @@ impl Playground {
             .env("NO_COLOR", "1")
             .env("HOME", &self.path)
             .env("TMPDIR", &self.path)
-            .stdin(Stdio::null());
+            .stdin(Stdio::null())
+            // Ctrl-C at the terminal is this process's alone: it ends the others in order.
+            .process_group(0);
         if let Some(user) = &self.user {
             command.uid(user.uid).gid(user.gid());
         }

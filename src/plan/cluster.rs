@@ -39,6 +39,27 @@ pub enum LastCommit {
     Unknown(String),
 }
 
+/// Commits of a timeline behind some position, as far as its WAL can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Behind {
+    /// How many.
+    pub commits: u64,
+    /// The time of the earliest.
+    pub first: TimestampTz,
+    /// The time of the latest.
+    pub last: TimestampTz,
+}
+
+impl Behind {
+    fn and(self, other: Behind) -> Behind {
+        Behind {
+            commits: self.commits + other.commits,
+            first: self.first.min(other.first),
+            last: self.last.max(other.last),
+        }
+    }
+}
+
 /// What is known of the commits on each timeline.
 pub trait Activity {
     /// When the timeline began: its first commit, or when its history was stored, whichever is earlier.
@@ -567,6 +588,62 @@ impl Side<'_> {
             Some(held) => self.last(timeline, held, from, since),
             None => Ok(LastCommit::None),
         }
+    }
+
+    /// Counts the commits of a timeline at or behind `from`. Segments that cannot be read are passed over.
+    ///
+    /// # Errors
+    /// Those of [`Wal`], apart from damage.
+    pub fn commits_behind(&self, timeline: TimelineId, from: Lsn) -> Result<Option<Behind>> {
+        let size = self.inventory.segment_size;
+        let mut number = SegmentNumber::of(from, size);
+        let mut behind: Option<Behind> = None;
+        let Some(held) = self.inventory.timelines.get(&timeline) else {
+            return Ok(None);
+        };
+        while let Some(at) = held.next_from(number) {
+            number = at.next();
+            let Some(name) = at.name(timeline, size) else {
+                break;
+            };
+            let is_cut = at.start_lsn(size) < from;
+            if let Ok(Some(own)) = unless_damaged(self.commits_in(name, is_cut, from))? {
+                behind = Some(behind.map_or(own, |known| known.and(own)));
+            }
+        }
+        Ok(behind)
+    }
+
+    /// The commits in a segment, of one that is cut behind `from`.
+    fn commits_in(&self, name: SegmentName, is_cut: bool, from: Lsn) -> Result<Option<Behind>> {
+        let Some(facts) = self.facts(name)?.filter(|f| f.commits > 0) else {
+            return Ok(None);
+        };
+        if !is_cut {
+            return Ok(Some(Behind {
+                commits: u64::from(facts.commits),
+                first: facts.times.0,
+                last: facts.times.1,
+            }));
+        }
+        let mut found: Option<Behind> = None;
+        self.wal.scan(name, &|_| None, &mut |entry| {
+            if let EntryKind::End {
+                time,
+                is_commit: true,
+                ..
+            } = entry.kind
+                && entry.start >= from
+            {
+                let one = Behind {
+                    commits: 1,
+                    first: time,
+                    last: time,
+                };
+                found = Some(found.map_or(one, |known| known.and(one)));
+            }
+        })?;
+        Ok(found)
     }
 
     /// The first commit at or behind `from`. Segments that cannot be read are passed over.

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::common::terminal::Terminal;
 use crate::common::{PATIENCE, Program, Sandbox, bin, newest_bin, path_of, pitr, wait_until};
 use crate::per_major;
 
@@ -79,6 +81,36 @@ fn an_interrupted_demonstration_leaves_nothing() {
         running.signal(signal);
         assert_eq!(running.wait().code(), 130);
         assert_eq!(left(scratch.path()).len(), 0);
+    }
+}
+
+/// Whoever is impatient presses it again, and it reaches everything that the terminal has in its foreground.
+#[test]
+fn ctrl_c_on_a_terminal_leaves_nothing_however_often_it_comes() {
+    // While the server is made and started, while a command runs, and while all of it is brought to its end.
+    for moment in [
+        "== A private",
+        "$ pitr init",
+        "$ pitr backup",
+        "$ pitr restore",
+    ] {
+        let scratch = Sandbox::new("d");
+        let mut terminal = Terminal::start(&demo(17, &scratch));
+        terminal.expect(moment);
+        let folder = left(scratch.path()).remove(0);
+        for _ in 0..4 {
+            terminal.interrupt();
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        let (status, shown) = terminal.end();
+        assert_eq!(status, Some(130), "{moment}: {shown}");
+        assert!(shown.contains("interrupted"), "{moment}: {shown}");
+        assert_eq!(left(scratch.path()).len(), 0, "{moment}: {shown}");
+        let own = folder.to_str().unwrap();
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let lines = processes.filter_map(|p| std::fs::read(p.path().join("cmdline")).ok());
+        let alive = lines.filter(|l| String::from_utf8_lossy(l).contains(own));
+        assert_eq!(alive.count(), 0, "{moment}: {shown}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! `pitr init --interactive`, whose answers come by lines.
 
+use crate::common::terminal::Terminal;
 use crate::common::{Cluster, PATIENCE, Program, Sandbox, pitr, user, wait_until};
 use crate::require_root;
 
@@ -62,6 +63,58 @@ fn four_answers_end_with_a_recoverable_database() {
         again.stdout.contains("The server's settings are right."),
         "{again}"
     );
+}
+
+#[test]
+fn on_a_terminal_each_question_waits_for_its_answer() {
+    let mut cluster = Cluster::builder(17).segment_size_mb(1).start();
+    let sandbox = Sandbox::new("interactive");
+    let command = |home: &Sandbox| {
+        let command = pitr().args(["init", "--interactive", "--conninfo"]);
+        command
+            .arg(cluster.conninfo("postgres"))
+            .env("HOME", home.path())
+    };
+    let mut terminal = Terminal::start(&command(&sandbox));
+    terminal.expect("1. Which cluster?");
+    terminal.answer(cluster.pgdata().to_str().unwrap());
+    terminal.expect("2. Where do WAL and backups go?");
+    terminal.answer(sandbox.join("repo").to_str().unwrap());
+    terminal.expect("3. Run these statements? [yes]");
+    terminal.answer("perhaps");
+    terminal.expect("Please answer yes or no.");
+    terminal.expect("3. Run these statements? [yes]");
+    terminal.answer("");
+    terminal.expect("This command waits for it");
+    cluster.restart();
+    terminal.expect("4. Take the first backup now? [yes]");
+    terminal.answer("y");
+    let (status, shown) = terminal.end();
+    assert_eq!(status, Some(0), "{shown}");
+    let config = sandbox.join(".config/pitr/pitr.toml");
+    let plan = pitr().arg("--config").arg(&config).arg("plan");
+    plan.run().success();
+}
+
+#[test]
+fn ctrl_c_at_a_question_ends_it_and_nothing_is_written() {
+    let cluster = Cluster::builder(17).segment_size_mb(1).start();
+    for answered in [0, 1] {
+        let sandbox = Sandbox::new("interactive");
+        let command = pitr().args(["init", "--interactive", "--conninfo"]);
+        let command = command.arg(cluster.conninfo("postgres"));
+        let mut terminal = Terminal::start(&command.env("HOME", sandbox.path()));
+        terminal.expect("1. Which cluster?");
+        if answered > 0 {
+            terminal.answer(cluster.pgdata().to_str().unwrap());
+            terminal.expect("2. Where do WAL and backups go?");
+        }
+        terminal.interrupt();
+        let (status, shown) = terminal.end();
+        assert_eq!(status, Some(130), "{shown}");
+        let written = std::fs::read_dir(sandbox.path()).unwrap();
+        assert_eq!(written.count(), 0, "{shown}");
+    }
 }
 
 #[test]

@@ -38,6 +38,7 @@ mod lives;
 mod medium;
 mod newer;
 mod oracle;
+mod patroni;
 mod pgfiles;
 mod pin;
 mod plan;

@@ -6,14 +6,18 @@
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use pitr::config::Encryption;
 use pitr::pg::time::TimestampTz;
 use pitr::repo::repository::{Registration, Repository};
 use pitr::store::file::FileStore;
 use rustix::process::Signal;
 
 use crate::common::reception;
+use crate::common::s3::KEY;
+use crate::common::s3::peer::Peer;
 use crate::common::walsender::{Act, Answer, Identity, Walsender};
-use crate::common::{PATIENCE, Still, pitr, wait_until};
+use crate::common::{PATIENCE, Still, paths_below, pitr, pitr_archive, pitr_restore, wait_until};
+use crate::sealed::keygen;
 
 const NEWEST: u32 = 19;
 const MAGIC: u16 = 0xD123;
@@ -25,6 +29,18 @@ const FLAGS_FROM_END: usize = 24;
 /// Three segments of a server of a newer major that was stopped.
 fn newer() -> Still {
     let still = Still::new(NEWEST, 1, 3);
+    age(&still);
+    let store = FileStore::open(still.site.repository(), 7).unwrap();
+    std::fs::remove_file(still.site.cluster_folder().join("cluster.json")).unwrap();
+    register(
+        &still,
+        Repository::open_with(Box::new(store), None).unwrap(),
+    );
+    still
+}
+
+/// Makes what lies in the data directory that of a newer major.
+fn age(still: &Still) {
     let wal = still.cluster.pgdata().join("pg_wal");
     for entry in std::fs::read_dir(wal).unwrap() {
         let path = entry.unwrap().path();
@@ -39,8 +55,6 @@ fn newer() -> Still {
     bytes[308..312].copy_from_slice(&crc.to_le_bytes());
     std::fs::write(control, bytes).unwrap();
     std::fs::write(still.cluster.pgdata().join("PG_VERSION"), "20\n").unwrap();
-    register(&still, 20);
-    still
 }
 
 /// Puts another magic number on every page that has one.
@@ -54,15 +68,12 @@ fn make_newer(path: &Path, magic: u16) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// Registers the cluster as one of this major, as `pitr init` does on a server that says so.
-fn register(still: &Still, major: u32) {
-    let folder = still.site.cluster_folder();
-    std::fs::remove_file(folder.join("cluster.json")).unwrap();
-    let store = FileStore::open(still.site.repository(), 7).unwrap();
+/// Registers the cluster as one of the newer major, as `pitr init` does on a server that says so.
+fn register(still: &Still, repository: Repository) {
     let registration = Registration {
         name: "main".into(),
         system_identifier: still.site.system_identifier(),
-        major,
+        major: NEWEST + 1,
         segment_size_bytes: SEGMENT,
         block_size_bytes: 8192,
         wal_block_size_bytes: 8192,
@@ -70,7 +81,6 @@ fn register(still: &Still, major: u32) {
         features: Vec::new(),
         is_lost: false,
     };
-    let repository = Repository::open_with(Box::new(store), None).unwrap();
     repository.register(&registration).unwrap();
 }
 
@@ -144,6 +154,120 @@ fn p23_what_cannot_be_proven_of_a_newer_major_is_said() {
     object.write_all_at(&[0x55; 16], 2000).unwrap();
     pitr().arg("verify").run().expect_code(4);
     still.fetch(name).run().expect_stderr("damaged");
+}
+
+#[test]
+fn p23_undecoded_wal_is_sealed_in_a_bucket_and_copied_by_sync() {
+    let still = Still::new(NEWEST, 1, 3);
+    let sandbox = still.site.sandbox();
+    let keys = sandbox.join("keys");
+    keygen(&keys, &["ops", "escrow"]).run().success();
+    let key = |name: &str| keys.join(name);
+    let peer = Peer::own();
+    let copy = sandbox.join("copy");
+    let cluster = format!(
+        "[clusters.main]\npgdata = \"{}\"\nconninfo = \"{}\"\n",
+        still.cluster.pgdata().display(),
+        still.cluster.conninfo("postgres")
+    );
+    let vault = format!(
+        "[repositories.vault]\nurl = \"s3://{}/pg\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\npath_style = true\n\
+         credentials_file = \"{}\"\n",
+        peer.bucket,
+        peer.endpoint(),
+        peer.credentials(sandbox, KEY).display(),
+    );
+    let directory = format!("[repositories.copy]\nurl = \"file://{}\"\n", copy.display());
+    let writes = |name: &str| {
+        let key = key("writer.key");
+        format!(
+            "[repositories.{name}.encryption]\nkey_set = \"{}\"\n",
+            key.display()
+        )
+    };
+    let reads = format!("key_file = \"{}\"\n", key("ops.key").display());
+    let writer = |name: &str, place: &str| {
+        let text = format!("{cluster}{place}{}", writes(name));
+        sandbox.file(format!("{name}.toml"), text)
+    };
+    let (into_vault, into_copy) = (writer("vault", &vault), writer("copy", &directory));
+    let both = [(&vault, writes("vault")), (&directory, writes("copy"))];
+    let both = both.map(|(place, writes)| format!("{place}{writes}{reads}"));
+    let all = sandbox.file("all.toml", format!("{cluster}{}", both.concat()));
+    let on_all = || pitr().arg("--config").arg(&all);
+    on_all().args(["init", "--quiet"]).run().success();
+    age(&still);
+    let registered = peer.server().key("cluster.json");
+    peer.server().lose(&registered);
+    let encryption = Encryption {
+        key_set: Some(key("writer.key")),
+        ..Encryption::default()
+    };
+    let bucket = peer.store(sandbox, "pg");
+    register(
+        &still,
+        Repository::open_with(Box::new(bucket), Some(&encryption)).unwrap(),
+    );
+    let registered = paths_below(&copy).into_iter();
+    for file in registered.filter(|path| path.ends_with("cluster.json")) {
+        std::fs::remove_file(file).unwrap();
+    }
+    let store = FileStore::open(&copy, 7).unwrap();
+    register(
+        &still,
+        Repository::open_with(Box::new(store), Some(&encryption)).unwrap(),
+    );
+
+    // Two go into the bucket, the third into the directory.
+    for (n, name) in still.segments.iter().enumerate() {
+        let config = if n < 2 { &into_vault } else { &into_copy };
+        let push = pitr_archive().arg("--config").arg(config);
+        let push = push.arg(format!("pg_wal/{name}"));
+        push.dir(still.cluster.pgdata()).run().success();
+    }
+    let fetch = |config: &Path, repository: &str, name: &str| {
+        let program = pitr_restore().arg("--config").arg(config);
+        let program = program.args(["--repository", repository, name]);
+        let program = program.arg("pg_wal/RECOVERYXLOG");
+        program.dir(still.cluster.pgdata()).run()
+    };
+    // Who only writes cannot read it back.
+    fetch(&into_vault, "vault", &still.segments[0]).expect_code(204);
+    let comes_back = |repository: &str, name: &str| {
+        fetch(&all, repository, name).success();
+        let fetched = still.wal("RECOVERYXLOG");
+        let same = std::fs::read(&fetched).unwrap() == std::fs::read(still.wal(name)).unwrap();
+        std::fs::remove_file(fetched).unwrap();
+        assert!(
+            same,
+            "\"{name}\" comes back from {repository} with other bytes"
+        );
+    };
+    comes_back("vault", &still.segments[0]);
+
+    on_all().args(["repo", "sync"]).run().success();
+    for repository in ["vault", "copy"] {
+        for name in &still.segments {
+            comes_back(repository, name);
+        }
+        let verify = on_all().args(["verify", "--repository", repository]);
+        verify
+            .run()
+            .success()
+            .expect_stderr("every byte was checked");
+    }
+    on_all().args(["repo", "sync"]).run().success();
+
+    let victim = peer.server().key(&still.segments[2]);
+    let mut bytes = peer.server().object(&victim);
+    bytes[2000] ^= 1;
+    peer.server().plant(&victim, &bytes);
+    on_all()
+        .args(["verify", "--repository", "vault"])
+        .run()
+        .expect_code(4);
+    assert!(!fetch(&all, "vault", &still.segments[2]).is_success());
+    assert!(!still.wal("RECOVERYXLOG").exists());
 }
 
 /// The pages of a server that is registered as 18 have one magic number: another one is damage, however new it looks.

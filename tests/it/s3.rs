@@ -30,17 +30,26 @@ fn an_object_store_keeps_every_promise() {
         server.behave(|m| m.page_keys = 2);
     }
     let store = peer.store(&sandbox, "a/b");
+    // All of them are tried: the lines are a store's row in docs/stores.md.
+    let mut broken = Vec::new();
     for (n, clause) in CLAUSES.iter().enumerate() {
-        (clause.check)(&store, &format!("clause-{n}"))
-            .unwrap_or_else(|e| panic!("{}: {e}", clause.name));
+        match (clause.check)(&store, &format!("clause-{n}")) {
+            Ok(()) => println!("kept    {}", clause.name),
+            Err(e) => {
+                println!("BROKEN  {}: {e}", clause.name);
+                broken.push(clause.name);
+            }
+        }
     }
+    // And whether it is one in which a repository may be.
+    let found = store.probe(1);
+    println!("{found:?}");
+    assert!(broken.is_empty(), "{broken:?}");
     let left = store.irregular().unwrap();
     assert!(left.is_empty(), "what was given up is taken back: {left:?}");
     let all = peer.store(&sandbox, "");
     assert!(keys(&all).iter().all(|k| k.starts_with("a/b/")));
-    // And whether it is one in which a repository may be.
-    let found = store.probe(1).unwrap();
-    assert_eq!(found.may_delete, Some(true), "{found:?}");
+    assert_eq!(found.unwrap().may_delete, Some(true));
 }
 
 #[test]

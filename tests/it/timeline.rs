@@ -630,3 +630,37 @@ per_major!(
     expire_keeps_a_base_for_the_cluster_s_timeline_and_none_for_an_abandoned_one,
     v17
 );
+
+#[test]
+fn info_counts_the_commits_that_a_failover_left_behind() {
+    let mut lives = Lives::new(17);
+    lives.origin.alter_system("autovacuum", "off");
+    lives.origin.reload();
+    lives.origin.sql("select pg_create_restore_point('here')");
+    for n in 3..6 {
+        insert(&lives.origin, "lost", n);
+    }
+    lives.origin.archive_now();
+    assert!(lives.info()["left_behind"].is_null());
+    lives.origin.stop(Stop::Immediate);
+    let to = lives.restored("next", &["--target-name", "here"]);
+    let next = promoted_with_archiving(17, &to);
+    insert(&next, "kept", 6);
+    next.archive_now();
+    let left = lives.info()["left_behind"].clone();
+    assert_eq!(left[0]["timeline"], 1, "{left}");
+    assert_eq!(left[0]["commits"], 3, "{left}");
+    assert!(
+        left[0]["first"].as_str() < left[0]["last"].as_str(),
+        "{left}"
+    );
+    assert_eq!(left.as_array().map(Vec::len), Some(1), "{left}");
+    lives
+        .pitr(&["info"])
+        .run()
+        .expect_stdout("pitr restore --target-timeline 1 leads to them");
+    // As it says.
+    let left = lives.copy("left", &["--target-timeline", "1"]);
+    let lost = left.query_one_string("select count(*) from t where who = 'lost'");
+    assert_eq!(lost, "3");
+}

@@ -240,7 +240,7 @@ fn append_settings(pgdata: &Path, settings: &[(String, String)]) {
 /// Takes a port below the range that the kernel gives away; the lock keeps other tests, of any process, off it. Whether anybody else
 /// listens there is asked by connecting: a socket of our own on it would live on, for a moment, in every child that another test starts just
 /// then, and the server could not listen. The tests of another user cannot share the locks, and get ports of their own.
-fn free_port() -> (u16, Lock) {
+pub fn free_port() -> (u16, Lock) {
     let user = rustix::process::geteuid().as_raw();
     let folder = format!("/tmp/pitr-test-ports-{user}");
     let _ = std::fs::create_dir(&folder);

@@ -9,6 +9,7 @@
 //! | `cluster.rs` | [`Cluster`]: a server that is always stopped |
 //! | `client.rs` | [`Client`]: blocking SQL |
 //! | `program.rs` | [`Program`] and [`Run`]: the three binaries, and any other |
+//! | `terminal.rs` | [`terminal::Terminal`]: a program on a terminal of its own |
 //! | `fault.rs` | errors and kills at chosen system calls, by strace |
 //! | `mount.rs` | small and power-cut filesystems; [`require_mounts!`](crate::require_mounts) |
 //! | `medium.rs` | what is below a power-cut filesystem: a drive that reorders, tears and lies |
@@ -43,12 +44,13 @@ pub mod replay;
 pub mod s3;
 mod sandbox;
 mod site;
+pub mod terminal;
 pub mod user;
 pub mod walsender;
 
 pub use client::{Client, Rows};
-pub use cluster::{Builder, Cluster, Stop};
-pub use postgres::{bin, newest_bin};
+pub use cluster::{Builder, Cluster, Stop, free_port};
+pub use postgres::{Lock, bin, newest_bin};
 pub use program::{
     Program, Run, Running, Usage, path_of, peak_bytes, pitr, pitr_archive, pitr_restore,
 };

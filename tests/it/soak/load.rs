@@ -14,6 +14,8 @@ pub const CLIENTS: u32 = 4;
 /// What one client did.
 #[derive(Default)]
 pub struct Ledger {
+    /// Its number, that of its rows.
+    pub client: u32,
     /// Numbers of the rows whose commit was acknowledged.
     pub acknowledged: BTreeSet<u64>,
     /// Numbers below this were tried.
@@ -23,6 +25,7 @@ pub struct Ledger {
 #[derive(Default)]
 struct Shared {
     conninfo: Mutex<String>,
+    rest: Duration,
     stop: AtomicBool,
     acknowledged: AtomicU64,
     broken: AtomicU64,
@@ -36,19 +39,23 @@ pub struct Load {
 }
 
 /// Makes the tables.
-pub fn set_up(cluster: &Cluster) {
-    cluster.sql(
-        "create table ledger (client int, number bigint, filler text, primary key (client, number)); \
-         create table bulk (id bigint, filler text)",
-    );
-}
+pub const TABLES: &str = "create table ledger (client int, number bigint, filler text, primary key (client, number)); \
+     create table bulk (id bigint, filler text)";
 
 impl Load {
     /// Starts the clients, and one that makes WAL of other shapes: long records, checkpoints, segments cut short.
     pub fn start(cluster: &Cluster, random: &mut Random) -> Load {
-        let shared = Arc::new(Shared::default());
-        *shared.conninfo.lock().unwrap() = cluster.conninfo("postgres");
-        let clients = (0..CLIENTS)
+        Load::start_at(cluster.conninfo("postgres"), 0, Duration::ZERO, random)
+    }
+
+    /// The same by a connection string, with clients that are numbered from `first` on and rest after each commit.
+    pub fn start_at(conninfo: String, first: u32, rest: Duration, random: &mut Random) -> Load {
+        let shared = Arc::new(Shared {
+            conninfo: Mutex::new(conninfo),
+            rest,
+            ..Shared::default()
+        });
+        let clients = (first..first + CLIENTS)
             .map(|client| {
                 let (shared, random) = (Arc::clone(&shared), random.fork());
                 std::thread::spawn(move || commit_rows(client, &shared, random))
@@ -110,7 +117,10 @@ fn connect(shared: &Shared) -> Option<Client> {
 }
 
 fn commit_rows(client: u32, shared: &Shared, mut random: Random) -> Ledger {
-    let mut ledger = Ledger::default();
+    let mut ledger = Ledger {
+        client,
+        ..Ledger::default()
+    };
     while let Some(connection) = connect(shared) {
         while !shared.stop.load(Ordering::SeqCst) {
             let count = if random.one_in(8) {
@@ -130,6 +140,7 @@ fn commit_rows(client: u32, shared: &Shared, mut random: Random) -> Ledger {
             }
             ledger.acknowledged.extend(numbers);
             shared.acknowledged.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(shared.rest);
         }
     }
     ledger

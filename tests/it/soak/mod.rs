@@ -15,7 +15,7 @@
 
 mod extras;
 mod fault;
-mod load;
+pub mod load;
 mod received;
 
 use std::time::{Duration, Instant};
@@ -84,7 +84,7 @@ impl Campaign {
         let config = std::fs::read_to_string(site.config()).unwrap();
         let line = format!("acknowledge = \"{acknowledge}\"\n");
         std::fs::write(site.config(), config + &line).unwrap();
-        load::set_up(&cluster);
+        cluster.sql(load::TABLES);
         extras.set_up(&cluster, &site, &proxy);
         let mut campaign = Campaign {
             cluster,

@@ -343,9 +343,11 @@ impl S3Server {
     }
 }
 
-/// A credentials file with the secret of the tests.
+/// A credentials file with the secret of the tests, or with what another program's server wants: `PITR_TEST_S3_CREDENTIALS`, KEY:SECRET.
 fn credentials(sandbox: &Sandbox, key: &str) -> std::path::PathBuf {
-    let text = format!("[default]\naws_access_key_id = {key}\naws_secret_access_key = {SECRET}\n");
+    let others = std::env::var("PITR_TEST_S3_CREDENTIALS").unwrap_or_default();
+    let (id, secret) = others.split_once(':').unwrap_or((key, SECRET));
+    let text = format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
     sandbox.file(format!("credentials-{key}"), text)
 }
 

@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pitr::config::S3Settings;
@@ -11,8 +12,10 @@ use pitr::store::s3::S3Store;
 
 use super::{BUCKET, KEY, S3Server, Sandbox};
 
-/// The URL of a server that is running, plain HTTP, which lets anybody create buckets.
+/// The URL of a server that is running, plain HTTP.
 const VARIABLE: &str = "PITR_TEST_S3";
+/// A command that makes the bucket which is named behind it; without one, anybody may create buckets.
+const BUCKETS: &str = "PITR_TEST_S3_MAKE_BUCKET";
 
 /// A bucket of its own somewhere.
 pub struct Peer {
@@ -57,6 +60,18 @@ impl Peer {
         let count = COUNT.fetch_add(1, Ordering::SeqCst);
         let now = chrono::Utc::now().timestamp_micros();
         let bucket = format!("pitr-{}-{now}-{count}", std::process::id());
+        if let Ok(command) = std::env::var(BUCKETS) {
+            let made = Command::new(&command).arg(&bucket).status();
+            assert!(
+                made.is_ok_and(|status| status.success()),
+                "{command} {bucket}"
+            );
+            return Peer {
+                own: None,
+                endpoint,
+                bucket,
+            };
+        }
         let host = endpoint.trim_end_matches('/').strip_prefix("http://");
         let host = host.expect("PITR_TEST_S3 is http://host:port");
         let mut stream = TcpStream::connect(host).expect("the server of PITR_TEST_S3 runs");
