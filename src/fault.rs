@@ -29,3 +29,17 @@ pub fn shortened(time: Duration) -> Duration {
 pub fn shortened(time: Duration) -> Duration {
     time
 }
+
+/// A limit that `$PITR_FAULT_LIMIT` lowers, so that a test need not reach the real one.
+#[cfg(debug_assertions)]
+pub fn lowered(limit: usize) -> usize {
+    let wanted = std::env::var("PITR_FAULT_LIMIT").ok();
+    let wanted = wanted.and_then(|s| s.parse().ok());
+    wanted.map_or(limit, |w: usize| w.min(limit))
+}
+
+/// The limit itself.
+#[cfg(not(debug_assertions))]
+pub fn lowered(limit: usize) -> usize {
+    limit
+}

@@ -4,7 +4,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `error` · `progress` · `release` · `durable` · `fault` · `text` (hexadecimal digits) |
+//! | 0 | `error` · `progress` · `process` · `release` · `durable` · `fault` · `text` (hexadecimal digits) |
 //! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) |
 //! | 2 | `config` · `host` (clock, random numbers, progress as one value) |
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
@@ -37,6 +37,7 @@ pub mod operate;
 pub mod pg;
 #[cfg(feature = "full")]
 pub mod plan;
+pub mod process;
 pub mod progress;
 #[cfg(feature = "full")]
 pub mod receive;

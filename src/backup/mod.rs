@@ -10,13 +10,14 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::archive::push::push_history;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::fault;
 use crate::host::Host;
 use crate::pg::label::BackupLabel;
 use crate::pg::lsn::Lsn;
@@ -35,6 +36,7 @@ use crate::repo::root::cluster::{Method, Tablespace};
 use crate::repo::root::outline::Outline;
 use crate::repo::root::{BackupKind, BackupRoot, ClusterContent};
 use crate::snapshot::filekey::ClusterNaming;
+use crate::snapshot::flatten::{LAYERS, flatten};
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::writer::{self, SnapshotWriter, Written};
 use crate::store::{Published, Store};
@@ -45,6 +47,7 @@ pub mod attempt;
 pub mod content;
 pub mod damage;
 pub mod incremental;
+pub mod kind;
 pub mod live;
 pub mod local;
 pub mod producer;
@@ -55,19 +58,21 @@ pub mod reservation;
 pub mod seen;
 pub mod source;
 pub mod stream;
+pub mod turn;
 pub mod wal;
 pub mod witness;
 
 use attempt::{Attempt, Commit};
 use incremental::Prior;
-use incremental::held::{self, Held};
-use incremental::prior::Server;
+use kind::Wish;
 use producer::{Produced, Producer, Watch, Work};
 use proof::{Landmarks, Prover};
 use source::{ServerFacts, Source, WalSource};
 use witness::{Listener, Witness};
 
 const LABEL_LIMIT_BYTES: usize = 1023;
+/// How often the session is used during a wait.
+const PING: Duration = Duration::from_secs(10);
 
 /// How a backup is taken.
 #[derive(Debug, Clone)]
@@ -84,8 +89,19 @@ pub struct Options {
     pub wal_wait: Duration,
     /// Codec of frames.
     pub codec: FrameCodec,
-    /// Whether changed pages alone are wanted, where a backup is there to build on.
-    pub incremental: bool,
+    /// The kind that is asked for; without a wish a full one.
+    pub wish: Option<Wish>,
+    /// How long to wait for another backup of the cluster that runs.
+    pub wait: Duration,
+}
+
+/// A backup that was taken.
+#[derive(Debug)]
+pub struct Taken {
+    /// Its root.
+    pub root: BackupRoot,
+    /// Why it is of its kind, where something else than the command line decided it.
+    pub why: Option<String>,
 }
 
 /// Takes a backup of the server behind `source` into `repository`, as cluster `cluster`. `producer` reads its files.
@@ -93,7 +109,7 @@ pub struct Options {
 /// On `Ok` the backup is committed; whether it is damaged stands in its root.
 ///
 /// # Errors
-/// `Usage` for options; `Refused` when nothing can bring the WAL of the backup; `WrongCluster` when the server's system identifier is not registered; `Server`, `Denied` as the connection
+/// `Usage` for options; `Locked` while another backup of the cluster runs; `Refused` when nothing can bring the WAL of the backup; `WrongCluster` when the server's system identifier is not registered; `Server`, `Denied` as the connection
 /// fails; `Damaged` when what arrived is not what the server sent; `Deadline` when WAL did not come; `Interrupted`; what the store
 /// says. Nothing of the backup is visible then.
 pub fn take(
@@ -103,83 +119,88 @@ pub fn take(
     producer: &mut dyn Producer,
     options: &Options,
     host: &Host,
-) -> Result<BackupRoot> {
+) -> Result<Taken> {
     let request = request(options)?;
-    let facts = source.facts()?;
+    let mut facts = source.facts()?;
     let layout = ClusterLayout::new(cluster, facts.system_identifier)?;
-    let registration = repository.require(&layout)?;
-    let layout = repository.read_lives(&layout)?;
+    check_registration(repository, &layout, &facts)?;
+    let begun = Instant::now();
+    loop {
+        let left = options.wait.saturating_sub(begun.elapsed());
+        if wait_for_turn((repository, &layout), source, left, host)? {
+            facts = source.facts()?;
+        }
+        let layout = repository.read_lives(&layout)?;
+        archiving::check(source, &facts, host.progress.as_ref())?;
+        let history = check_timeline(repository, &layout, source, &facts, host.progress.as_ref())?;
+        producer.prepare(source, &facts)?;
+        let places = (repository, &layout);
+        let chosen = kind::choose(places, (source, producer), &history, options.wish, host)?;
+        let (prior, mut prior_claim) = chosen.prior.map(|p| (p.root, p.claim)).unzip();
+        let taken = Taking {
+            repository,
+            layout: &layout,
+            facts: &facts,
+            options,
+            host,
+            history,
+        }
+        .run(
+            (source, producer),
+            &request,
+            (prior.as_ref(), prior_claim.as_mut()),
+        );
+        if let Some(claim) = prior_claim {
+            claim.release(host.progress.as_ref());
+        }
+        if let Some(root) = taken? {
+            let why = chosen.why;
+            return Ok(Taken { root, why });
+        }
+        turn::stand_back(host);
+    }
+}
+
+/// Requires that the server is the one that is registered.
+fn check_registration(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    facts: &ServerFacts,
+) -> Result<()> {
+    let registration = repository.require(layout)?;
+    let layout = repository.read_lives(layout)?;
     let sizes = repository.segment_sizes(&layout, &registration)?;
-    if registration.major != facts.major.number() || !sizes.contains(&facts.segment_size.bytes()) {
-        return Err(err!(
-            WrongCluster,
-            "the server is PostgreSQL {} with segments of {} bytes, cluster \"{cluster}\" is registered as {} with {}",
-            facts.major.number(),
-            facts.segment_size.bytes(),
-            registration.major,
-            registration.segment_size_bytes
-        )
-        .hint("Nothing was stored. A registered system identifier keeps its major version and its segment size: after pg_resetwal --wal-segsize give the cluster a new name, \"pitr init --cluster NAME\"."));
+    if registration.major == facts.major.number() && sizes.contains(&facts.segment_size.bytes()) {
+        return Ok(());
     }
-    archiving::check(source, &facts, host.progress.as_ref())?;
-    let history = check_timeline(repository, &layout, source, &facts, host.progress.as_ref())?;
-    producer.prepare(source, &facts)?;
-    let prior = match options.incremental {
-        true => hold_prior((repository, &layout), source, producer, &history, host)?,
-        false => None,
-    };
-    let (prior, mut prior_claim) = prior.map(|p| (p.root, p.claim)).unzip();
-    let taken = Taking {
-        repository,
-        layout: &layout,
-        facts: &facts,
-        options,
-        host,
-        history,
-    }
-    .run(
-        (source, producer),
-        &request,
-        (prior.as_ref(), prior_claim.as_mut()),
-    );
-    if let Some(claim) = prior_claim {
-        claim.release(host.progress.as_ref());
-    }
-    taken
+    Err(err!(
+        WrongCluster,
+        "the server is PostgreSQL {} with segments of {} bytes, cluster \"{}\" is registered as {} with {}",
+        facts.major.number(),
+        facts.segment_size.bytes(),
+        layout.name(),
+        registration.major,
+        registration.segment_size_bytes
+    )
+    .hint("Nothing was stored. A registered system identifier keeps its major version and its segment size: after pg_resetwal --wal-segsize give the cluster a new name, \"pitr init --cluster NAME\"."))
 }
 
-/// Finds and claims the backup on which an incremental builds; `None` where a full one has to be taken.
-fn hold_prior<'a>(
-    (repository, layout): (&'a Repository, &'a ClusterLayout),
+/// Waits for the end of another backup; whether there was one. The session is used meanwhile, so that nothing between takes it for dead.
+fn wait_for_turn(
+    (repository, layout): (&Repository, &ClusterLayout),
     source: &mut dyn Source,
-    producer: &dyn Producer,
-    history: &History,
-    host: &'a Host,
-) -> Result<Option<Held<'a>>> {
-    let shape = producer.shape().ok_or_else(|| {
-        err!(Usage, "incremental backups are not taken over the replication protocol yet").hint(
-            "Nothing was stored. On the database's host: pitr backup --incremental --method local\nOr take a full backup: pitr backup",
-        )
-    })?;
-    let (least_start, least_stop) = least_bounds(source)?;
-    let server = Server {
-        history: history.clone(),
-        least_start,
-        least_stop,
-        shape,
+    limit: Duration,
+    host: &Host,
+) -> Result<bool> {
+    let mut used = Instant::now();
+    let mut tick = || {
+        if used.elapsed() >= PING {
+            source.clock();
+            used = Instant::now();
+        }
+        Ok(())
     };
-    held::hold((repository, layout), &server, host)
-}
-
-/// Returns positions before which a backup that begins now neither starts nor stops. A standby starts at its last restartpoint, and stops at the end of
-/// what it must replay.
-fn least_bounds(source: &mut dyn Source) -> Result<(Lsn, Lsn)> {
-    let rows = source.query(
-        "select case when pg_is_in_recovery() then redo_lsn else pg_current_wal_insert_lsn() end, \
-         case when pg_is_in_recovery() then min_recovery_end_lsn else pg_current_wal_insert_lsn() end \
-         from pg_control_checkpoint(), pg_control_recovery()",
-    )?;
-    Ok((rows.value(0, 0)?, rows.value(0, 1)?))
+    turn::wait((repository.store(), layout), limit, host, &mut tick)
 }
 
 /// A backup whose server, registration and prior are settled.
@@ -193,13 +214,14 @@ struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    /// Reserves the id, takes the backup, and takes back what was stored when it fails.
+    /// Reserves the id, takes the backup, and takes back what was stored when it fails. `None`, and nothing was begun on the server, where another
+    /// backup was begun at the same time.
     fn run(
         &self,
         (source, producer): (&mut dyn Source, &mut dyn Producer),
         request: &BaseBackupOptions,
         (prior, prior_claim): (Option<&BackupRoot>, Option<&mut Claim<'_>>),
-    ) -> Result<BackupRoot> {
+    ) -> Result<Option<BackupRoot>> {
         let (repository, layout, host) = (self.repository, self.layout, self.host);
         let store = repository.store();
         let prior = prior
@@ -211,6 +233,11 @@ impl Taking<'_> {
         };
         let id = reservation::reserve(store, layout, kind, None, host)?;
         let mut claim = Claim::take((store, layout), Writer::of(host), &id, "backup", None)?;
+        let is_alone = turn::is_alone(store, layout, &id, host);
+        if !matches!(is_alone, Ok(true)) {
+            claim.release(host.progress.as_ref());
+            return is_alone.map(|_| None);
+        }
         let mut backup = Backup {
             repository,
             layout,
@@ -226,7 +253,7 @@ impl Taking<'_> {
             backup.attempt.discard();
         }
         claim.release(host.progress.as_ref());
-        ended(result, &id)
+        ended(result, &id).map(Some)
     }
 }
 
@@ -484,8 +511,18 @@ impl Backup<'_, '_> {
         let mut options =
             writer::Options::new(self.options.codec, self.options.jobs, host.scratch.clone());
         options.sinks = producer.sinks(self.options.jobs);
+        let mut flat_bytes = 0;
         if let Some(prior) = self.prior {
-            options.prior.clone_from(&prior.root.map.shards);
+            let places = (store, &**self.layout);
+            let flat = flatten(
+                &prior.snapshot,
+                places,
+                &id,
+                fault::lowered(LAYERS),
+                options.shard_files,
+            )?;
+            (options.prior, options.layers) = (flat.shards, flat.layers);
+            flat_bytes = flat.stored_bytes;
         }
         let over = Arc::new(AtomicBool::new(false));
         let mut watcher = Watcher {
@@ -496,7 +533,7 @@ impl Backup<'_, '_> {
             over,
             listener: None,
         };
-        let (produced, written) = std::thread::scope(|threads| {
+        let (produced, mut written) = std::thread::scope(|threads| {
             let writer = SnapshotWriter::start(threads, store, self.layout, &id, &options);
             let work = Work {
                 threads,
@@ -517,6 +554,7 @@ impl Backup<'_, '_> {
             host.progress.phase("write the map", None);
             Ok::<_, Error>((produced, writer.finish()?))
         })?;
+        written.stored_bytes += flat_bytes;
         Ok((produced, written, watcher.listener))
     }
 
@@ -631,6 +669,9 @@ impl Backup<'_, '_> {
                 tablespaces: tablespaces(produced),
                 server_manifest: None,
                 wal_proof: None,
+                whole_scan_time: self
+                    .prior
+                    .and_then(|prior| prior.scan_time(produced.has_scanned, times.0)),
                 damage: Vec::new(),
                 damage_count: 0,
                 damage_reported_by_server: false,

@@ -109,6 +109,8 @@ pub struct Produced {
     pub control: ControlFile,
     /// The server's manifest, where it gave one.
     pub manifest: Option<ReceivedManifest>,
+    /// Whether every page was read.
+    pub has_scanned: bool,
     /// Pages that failed their checksum; of a stream they are located later.
     pub damage: Damage,
 }

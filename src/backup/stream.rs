@@ -276,6 +276,7 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
                 raw_bytes: manifest.raw_bytes,
                 end: compared,
             }),
+            has_scanned: true,
             damage: Damage::default(),
         })
     }

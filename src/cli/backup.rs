@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{Context, backup_delete};
 use crate::backup::Options;
+use crate::backup::kind::Wish;
 use crate::config::{Period, Size};
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
@@ -29,8 +30,12 @@ use crate::wire::basebackup::StartCheckpoint;
 /// (pg_backup_start, pg_backup_stop), and refuses files that are not the connected server's own: exit status 8.
 ///
 /// --incremental stores only pages that changed since the newest good backup of the server's history, by the archived WAL, and by that in pg_wal. Where WAL does not
-/// tell, every page is read and compared. The result is restored like a full backup, and outlives the backup that it builds on. Where there is nothing
-/// to build on, a full backup is taken, and the reason is printed.
+/// tell, and each 30 days, every page is read and compared. The result is restored like a full backup, and outlives the backup that it builds on. Where there is nothing
+/// to build on, a full backup is taken, and the reason is printed. Without --full and --incremental, "full_every" of the configuration decides, and the command says why; without
+/// that key the backup is full.
+///
+/// Of one cluster one backup runs at a time in a repository, whatever host takes it. Another one is refused with the id of the first: exit status 7; with --wait it waits for
+/// its end. One that was killed holds up nobody on its own host, and others for half an hour.
 ///
 /// Example: pitr backup --label "before the upgrade" --checkpoint fast
 #[derive(clap::Args, Debug)]
@@ -44,9 +49,17 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Method::Stream)]
     pub method: Method,
 
+    /// Store everything
+    #[arg(long, conflicts_with = "incremental")]
+    pub full: bool,
+
     /// Store only what changed since the last backup; so far with --method local
     #[arg(long)]
     pub incremental: bool,
+
+    /// Wait at most this long for the end of another backup of the cluster
+    #[arg(long, value_name = "DURATION", default_value = "0")]
+    pub wait: Period,
 
     /// A text to recognise the backup by
     #[arg(long, value_name = "TEXT")]
@@ -111,6 +124,7 @@ pub enum Compression {
 struct Shown<'a> {
     id: String,
     kind: BackupKind,
+    kind_reason: Option<&'a str>,
     prior: Option<String>,
     cluster: &'a str,
     system_identifier: String,
@@ -139,11 +153,13 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     let Taken {
         root,
+        why,
         repository,
         took,
-    } = backup::run(&cx.session, reading(args.method), &options(args))?;
+    } = backup::run(&cx.session, reading(args.method), options(args))?;
     if cx.out.is_json() {
-        cx.out.json(&shown(&root, &repository, took))?;
+        cx.out
+            .json(&shown(&root, why.as_deref(), &repository, took))?;
     } else {
         print(cx, &root, took)?;
     }
@@ -158,6 +174,15 @@ fn reading(method: Method) -> RootMethod {
     match method {
         Method::Stream => RootMethod::Stream,
         Method::Local => RootMethod::Local,
+    }
+}
+
+/// The kind that the command line asks for.
+fn wish(args: &Args) -> Option<Wish> {
+    match (args.full, args.incremental) {
+        (true, _) => Some(Wish::Full),
+        (false, true) => Some(Wish::Incremental),
+        (false, false) => None,
     }
 }
 
@@ -176,14 +201,21 @@ fn options(args: &Args) -> Options {
             None | Some(Compression::Lz4) => FrameCodec::Lz4,
             Some(Compression::Zstd) => FrameCodec::Zstd(1),
         },
-        incremental: args.incremental,
+        wish: wish(args),
+        wait: args.wait.duration(),
     }
 }
 
-fn shown<'a>(root: &'a BackupRoot, repository: &'a str, took: Duration) -> Shown<'a> {
+fn shown<'a>(
+    root: &'a BackupRoot,
+    why: Option<&'a str>,
+    repository: &'a str,
+    took: Duration,
+) -> Shown<'a> {
     Shown {
         id: root.head.id.to_string(),
         kind: root.head.backup_kind,
+        kind_reason: why,
         prior: root.head.prior.as_ref().map(ToString::to_string),
         cluster: &root.content.cluster,
         system_identifier: root.content.system_identifier.to_string(),

@@ -21,7 +21,6 @@ pub mod delegate;
 pub mod detach;
 mod latch;
 pub mod prefetch;
-mod process;
 pub mod recovery_ended;
 pub mod restore;
 pub mod shipper;

@@ -30,6 +30,7 @@ keys! { CLUSTER: |e, cluster: Cluster|
     "pgdata": pgdata = e.path();
     "conninfo": conninfo = e.string().map(Secret::new);
     "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
+    "full_every": full_every = e.period();
     "standby_outage": standby_outage = e.choice(&[("stream", StandbyOutage::Stream), ("stop", StandbyOutage::Stop)]);
     "promote_unreachable": promote_unreachable = e.choice(&[
         ("auto", PromoteUnreachable::Auto), ("refuse", PromoteUnreachable::Refuse), ("proceed", PromoteUnreachable::Proceed),

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::err;
 use crate::error::{Error, Result, causes};
@@ -217,6 +218,8 @@ pub struct Cluster {
     pub conninfo: Option<Secret>,
     /// How old the newest backup may become before monitoring is told.
     pub max_backup_age: Option<Period>,
+    /// How old the content of a backup may become before a full one is taken; without it every backup is full that is not asked to be incremental.
+    pub full_every: Option<Duration>,
     /// The answer of `pitr-restore` to a standby while the repository is out of reach.
     pub standby_outage: StandbyOutage,
     /// Its answer to one that is promoted then.
@@ -248,6 +251,7 @@ impl Cluster {
             pgdata: None,
             conninfo: None,
             max_backup_age: None,
+            full_every: None,
             standby_outage: StandbyOutage::default(),
             promote_unreachable: PromoteUnreachable::default(),
             cache_dir: None,
@@ -671,6 +675,7 @@ mod tests {
             pgdata = "/var/lib/postgresql/17/main/"
             conninfo = "host=/run/postgresql user=postgres"
             max_backup_age = "26h"
+            full_every = "7d"
             standby_outage = "stop"
             promote_unreachable = "refuse"
             cache_dir = "/var/cache/pitr"
@@ -727,6 +732,7 @@ mod tests {
             Some("host=/run/postgresql user=postgres")
         );
         assert_eq!(cluster.max_backup_age, Some(Period(26 * 3600)));
+        assert_eq!(cluster.full_every, Some(Duration::from_secs(7 * 86_400)));
         assert_eq!(cluster.standby_outage, StandbyOutage::Stop);
         assert_eq!(cluster.promote_unreachable, PromoteUnreachable::Refuse);
         assert_eq!(
@@ -818,7 +824,7 @@ mod tests {
     const MISTAKES: &str = r#"
 [clusters.main]\nmax_backup_aeg = '1d' => pitr.toml:2:1: key "max_backup_aeg" does not exist in [clusters.main] => Did you mean "max_backup_age"?
 [clusters.main]\n  retension = 1 => pitr.toml:2:3: key "retension" does not exist in [clusters.main] => Did you mean "retention"?
-[clusters.main]\n  location = 1 => pitr.toml:2:3: key "location" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, retention.
+[clusters.main]\n  location = 1 => pitr.toml:2:3: key "location" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, full_every, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, retention.
 [clusters.main.retention]\nkeep_dayly = 1 => pitr.toml:2:1: key "keep_dayly" does not exist in [clusters.main.retention] => Did you mean "keep_daily"?
 [clusters.main.retention]\nkeep_last = -1 => pitr.toml:2:13: "retention.keep_last" is not a number from 0 to 100000
 [clusters.main.retention]\nwal_window = "0d" => pitr.toml:2:14: "retention.wal_window" must be longer than 0

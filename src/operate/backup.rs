@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::session::Session;
+use crate::backup::kind::Wish;
 use crate::backup::live::LiveServer;
 use crate::backup::local::Local;
 use crate::backup::producer::Producer;
@@ -19,17 +20,19 @@ use crate::wire::conninfo::{self, ConnInfo};
 pub struct Taken {
     /// Its root.
     pub root: BackupRoot,
+    /// Why it is of its kind, where something else than the command line decided it.
+    pub why: Option<String>,
     /// The repository that has it.
     pub repository: String,
     /// How long it took.
     pub took: Duration,
 }
 
-/// Takes a backup into the first repository, and reads the files by `method`.
+/// Takes a backup into the first repository, and reads the files by `method`. The configuration decides the kind where no wish does.
 ///
 /// # Errors
 /// `Config` without a repository; those of [`backup::take`].
-pub fn run(session: &Session, method: Method, options: &Options) -> Result<Taken> {
+pub fn run(session: &Session, method: Method, options: Options) -> Result<Taken> {
     let settings = session.settings()?;
     let cluster = settings.cluster()?;
     let configured = settings
@@ -52,17 +55,22 @@ pub fn run(session: &Session, method: Method, options: &Options) -> Result<Taken
         Method::Stream => Box::new(Streamed),
         Method::Local => Box::new(Local::new(cluster.pgdata.clone())),
     };
+    let options = Options {
+        wish: options.wish.or(cluster.full_every.map(Wish::FullEvery)),
+        ..options
+    };
     let started = Instant::now();
-    let root = backup::take(
+    let taken = backup::take(
         &repository,
         cluster.name.as_str(),
         &mut server,
         producer.as_mut(),
-        options,
+        &options,
         host,
     )?;
     Ok(Taken {
-        root,
+        root: taken.root,
+        why: taken.why,
         repository: configured.name.clone(),
         took: started.elapsed(),
     })

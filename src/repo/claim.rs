@@ -15,6 +15,8 @@ use crate::store::Store;
 pub const HOLDS_SECONDS: u64 = 3 * 3600;
 /// After how long it is renewed.
 pub const RENEWAL_SECONDS: u64 = 3600;
+/// After how long that of a backup is renewed, which is a sign of life for others that wait.
+pub const BACKUP_RENEWAL_SECONDS: u64 = 600;
 
 /// A standing claim.
 pub struct Claim<'a> {
@@ -99,7 +101,11 @@ impl<'a> Claim<'a> {
     /// # Errors
     /// As [`Claim::check`]; what the store says.
     pub fn keep(&mut self) -> Result<()> {
-        if self.age_seconds() < RENEWAL_SECONDS {
+        let due = match self.purpose {
+            "backup" => BACKUP_RENEWAL_SECONDS,
+            _ => RENEWAL_SECONDS,
+        };
+        if self.age_seconds() < due {
             return Ok(());
         }
         self.check()?;

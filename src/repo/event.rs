@@ -407,7 +407,8 @@ pub fn forged(events: &[Recorded]) -> Vec<&Recorded> {
         .collect()
 }
 
-fn host() -> String {
+/// The name of this host, as events have it.
+pub fn host() -> String {
     let host = rustix::system::uname();
     host.nodename().to_string_lossy().into_owned()
 }

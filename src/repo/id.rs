@@ -1,10 +1,12 @@
 //! Names of backups, and of the objects that they write.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use crate::err;
 use crate::error::{Error, Result};
+use crate::pg::time::TimestampTz;
 
 /// Layers or packs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +26,21 @@ impl BackupId {
     /// the same second, each in a repository of its own, get two ids.
     pub fn compose(stamp: &str, random: u64, kind: &str) -> Result<BackupId> {
         format!("{stamp}-{:06}-{kind}", random % 1_000_000).parse()
+    }
+}
+
+impl BackupId {
+    /// Whether an incremental backup has it.
+    pub fn is_incremental(&self) -> bool {
+        self.0.ends_with("-incr")
+    }
+
+    /// The time in it, at which it was reserved by its host's clock; none where no calendar has it.
+    pub fn time(&self) -> Option<TimestampTz> {
+        let digits = |at: Range<usize>| self.0.get(at);
+        let date = [digits(0..4)?, digits(4..6)?, digits(6..8)?].join("-");
+        let time = [digits(9..11)?, digits(11..13)?, digits(13..15)?].join(":");
+        format!("{date}T{time}Z").parse().ok()
     }
 }
 

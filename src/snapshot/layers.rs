@@ -57,7 +57,8 @@ struct OpenLayer {
 }
 
 impl<'a> Layers<'a> {
-    /// Begins the layers of a snapshot whose packs are durable, upon those of `prior`. A shard takes at most `shard_files` files.
+    /// Begins the layers of a snapshot whose packs are durable, upon those of `prior`, after those that the id has already. A shard takes at most
+    /// `shard_files` files.
     ///
     /// # Errors
     /// `Damaged` when the first key of a shard cannot be read.
@@ -65,7 +66,7 @@ impl<'a> Layers<'a> {
         target: &'a PackTarget<'a>,
         shard_files: u64,
         packs: &'a [FinishedPack],
-        prior: &[Shard],
+        (prior, layers): (&[Shard], u32),
     ) -> Result<Self> {
         let keyed = |shard: &Shard| Some((unhex(&shard.first_key)?, shard.clone()));
         let keyed: Option<Vec<_>> = prior.iter().map(keyed).collect();
@@ -77,7 +78,7 @@ impl<'a> Layers<'a> {
             open: None,
             file: Vec::new(),
             shards: Vec::new(),
-            layers: 0,
+            layers,
             stored_bytes: 0,
             used: BTreeSet::new(),
         })

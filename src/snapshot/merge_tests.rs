@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 
 use super::filekey::tests::NAMING;
 use super::filekey::{FileKey, Naming};
+use super::flatten::{Flat, flatten};
 use super::frame::FrameCodec;
 use super::layer::Metadata;
 use super::node::{Moment, Node, NodeKind};
@@ -16,9 +18,11 @@ use super::sink::FileSink;
 use super::writer::{Options, SnapshotWriter};
 use crate::error::{Code, Result};
 use crate::pg::time::TimestampTz;
+use crate::repo::id::BackupId;
 use crate::repo::root::{BackupKind, Head, Map};
 use crate::repo::scope::Scope;
 use crate::store::file::FileStore;
+use crate::store::{Key, Listed, Meta, NewObject, Object, Store};
 
 const CLUSTER_PATHS: [&str; 7] = [
     "base/1/1259",
@@ -65,6 +69,8 @@ struct World<'d> {
     model: Model,
     map: Map,
     generation: u8,
+    /// A shard with so many layers gets a single one before the next generation.
+    most_layers: usize,
 }
 
 /// Pages of zeros, of one letter and of noise.
@@ -96,6 +102,7 @@ impl<'d> World<'d> {
                 packs: Vec::new(),
             },
             generation: 0,
+            most_layers: usize::MAX,
         }
     }
 
@@ -106,14 +113,15 @@ impl<'d> World<'d> {
     /// Writes a generation by `produce`, as a layer above those before.
     fn generation(&mut self, produce: impl FnOnce(&mut World<'d>, &mut FileSink<'_>)) {
         let store = FileStore::open(self.directory, 1).unwrap();
-        let id = format!("20261120T0640{:02}Z-incr", self.generation)
+        let id: BackupId = format!("20261120T0640{:02}Z-incr", self.generation)
             .parse()
             .unwrap();
         self.generation += 1;
         let mut options = Options::new(FrameCodec::Lz4, 1, self.directory.to_owned());
         options.pack_bytes = 50_000;
         options.shard_files = 3;
-        options.prior = self.map.shards.clone();
+        let flat = self.flat(&store, &id);
+        (options.prior, options.layers) = (flat.shards, flat.layers);
         let scope = self.scope.clone();
         let written = std::thread::scope(|threads| {
             let writer = SnapshotWriter::start(threads, &store, &scope, &id, &options);
@@ -124,6 +132,28 @@ impl<'d> World<'d> {
         });
         self.map.shards = written.shards;
         self.map.packs.extend(written.packs);
+    }
+
+    /// What lies below the next generation.
+    fn flat(&self, store: &FileStore, id: &BackupId) -> Flat {
+        if self.map.shards.is_empty() || self.most_layers == usize::MAX {
+            return Flat {
+                shards: self.map.shards.clone(),
+                layers: 0,
+                stored_bytes: 0,
+            };
+        }
+        let head = self.head();
+        let root = SnapshotRoot {
+            head: &head,
+            map: &self.map,
+            naming: self.naming,
+        };
+        let snapshot = Snapshot::open(store, &self.scope, root).unwrap();
+        let flat = flatten(&snapshot, (store, &self.scope), id, self.most_layers, 3).unwrap();
+        let deepest = flat.shards.iter().map(|shard| shard.layers.len()).max();
+        assert!(deepest < Some(self.most_layers.max(2)), "{flat:?}");
+        flat
     }
 
     fn end(&self, sink: &mut FileSink<'_>) {
@@ -418,9 +448,10 @@ fn any_history() -> impl Strategy<Value = History> {
     proptest::collection::vec(generation, 1..7)
 }
 
-fn check(naming: Naming, history: &History) {
+fn check(naming: Naming, history: &History, most_layers: usize) {
     let directory = tempfile::tempdir().unwrap();
     let mut world = World::new(directory.path(), naming);
+    world.most_layers = most_layers;
     let paths = if naming.has_pages() {
         CLUSTER_PATHS
     } else {
@@ -445,12 +476,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn generations_of_a_cluster_come_back(history in any_history()) {
-        check(NAMING, &history);
+        check(NAMING, &history, usize::MAX);
     }
 
     #[test]
     fn generations_of_a_tree_come_back(history in any_history()) {
-        check(Naming::Tree, &history);
+        check(Naming::Tree, &history, usize::MAX);
+    }
+
+    #[test]
+    fn generations_come_back_from_maps_that_were_made_flat(history in any_history(), most_layers in 1_usize..4) {
+        check(NAMING, &history, most_layers);
     }
 }
 
@@ -637,5 +673,93 @@ fn every_page_that_was_written_whole_has_its_hash() {
             .map(|p| Some(page_hashes::hash(p)))
             .collect();
         assert_eq!(hashes.of(&world.key(path)).unwrap(), expected, "{path}");
+    }
+}
+
+/// Counts how often packs are opened.
+struct Counting {
+    inner: FileStore,
+    packs: AtomicUsize,
+}
+
+impl Store for Counting {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+    fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
+        let is_pack = key.as_str().contains("/packs/");
+        self.packs
+            .fetch_add(usize::from(is_pack), Ordering::Relaxed);
+        self.inner.open(key)
+    }
+    fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
+        self.inner.create(key)
+    }
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        self.inner.list(prefix)
+    }
+    fn head(&self, key: &Key) -> Result<Option<Meta>> {
+        self.inner.head(key)
+    }
+    fn delete(&self, key: &Key) -> Result<bool> {
+        self.inner.delete(key)
+    }
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        self.inner.free_bytes()
+    }
+}
+
+/// The pages of two files take turns in the packs of a long chain: each pack is opened once, and where it does not fit into memory once for a file.
+#[test]
+fn in_a_long_chain_no_pack_is_opened_for_each_page() {
+    const PAGES: usize = 96;
+    const GENERATIONS: usize = 12;
+    let paths = ["base/1/1259", "base/1/1260"];
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::new(directory.path(), NAMING);
+    let mut now: Vec<Vec<u8>> = vec![vec![b'x'; PAGES * 8192]; 2];
+    for generation in 0..GENERATIONS {
+        let own = (generation..PAGES).step_by(GENERATIONS);
+        let parts: Vec<_> = match generation {
+            0 => vec![(0, PAGES * 8192)],
+            _ => own.map(|page| (page * 8192, (page + 1) * 8192)).collect(),
+        };
+        for (from, to) in &parts {
+            for file in &mut now {
+                file[*from..*to].fill(b'a' + u8::try_from(generation).unwrap());
+            }
+        }
+        world.generation(|world, sink| {
+            for (path, content) in paths.iter().zip(&now) {
+                world.write_parts(sink, path, content, &parts);
+            }
+        });
+    }
+    for (path, content) in paths.iter().zip(&now) {
+        let thing = Thing::File(content.clone());
+        world.model.insert((*path).to_owned(), thing);
+    }
+    let store = Counting {
+        inner: FileStore::open(directory.path(), 1).unwrap(),
+        packs: AtomicUsize::new(0),
+    };
+    let head = world.head();
+    let root = SnapshotRoot {
+        head: &head,
+        map: &world.map,
+        naming: NAMING,
+    };
+    let snapshot = Snapshot::open(&store, &world.scope, root).unwrap();
+    let packs = world.map.packs.len();
+    assert_eq!(packs, GENERATIONS);
+    for (memory, opened) in [(1 << 20, packs), (0, 2 * packs)] {
+        store.packs.store(0, Ordering::Relaxed);
+        let hashes = PageHashes::within(&snapshot, memory);
+        for (path, content) in paths.iter().zip(&now) {
+            let expected = content.chunks(8192).map(|p| Some(page_hashes::hash(p)));
+            let found = hashes.of(&world.key(path)).unwrap();
+            assert_eq!(found, expected.collect::<Vec<_>>(), "{path}");
+        }
+        assert_eq!(store.packs.load(Ordering::Relaxed), opened, "{memory}");
     }
 }

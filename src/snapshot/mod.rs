@@ -5,6 +5,7 @@
 
 pub mod content;
 pub mod filekey;
+pub mod flatten;
 pub mod frame;
 pub mod kind;
 pub mod layer;

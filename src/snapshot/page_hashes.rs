@@ -2,7 +2,8 @@
 //!
 //! Packs hold a hash of each page. In a frame of whole pages its place follows from the offset; other frames are read.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -10,12 +11,18 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::filekey::FileKey;
 use super::frame::{Frame, PAGE_BYTES};
 use super::layer::Metadata;
-use super::reader::{FramePlace, PackOfSnapshot, Snapshot};
+use super::reader::{FramePlace, PackOfSnapshot, Place, Snapshot};
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// Packs whose hashes are kept, of at most 4 MiB each.
-const CACHED_PACKS: usize = 4;
+/// Memory for hashes and directories of packs. In a long chain a file lies in a pack of each backup, and files that follow lie in the same ones.
+const PACKS_BYTES: usize = 24 << 20;
+/// Memory for frames that have to be read.
+const FRAMES_BYTES: usize = 6 << 20;
+/// Memory that a frame takes in a pack's directory.
+const DIRECTORY_ENTRY_BYTES: usize = 64;
+
+const PAGE: u64 = PAGE_BYTES as u64;
 
 /// The hash of a page, or of the part of one that a file ends with.
 pub fn hash(page: &[u8]) -> u64 {
@@ -25,30 +32,73 @@ pub fn hash(page: &[u8]) -> u64 {
 /// The page hashes of a snapshot.
 pub struct PageHashes<'s, 'a> {
     snapshot: &'s Snapshot<'a>,
-    cache: Mutex<Cache<'s, 'a>>,
+    packs: Mutex<Recent<usize, Pack<'s, 'a>>>,
+    /// By pack and number.
+    frames: Mutex<Recent<(usize, u32), Frame>>,
 }
 
-#[derive(Default)]
-struct Cache<'s, 'a> {
-    packs: VecDeque<Arc<Pack<'s, 'a>>>,
-    /// The last frame that was read, with its pack.
-    frame: Option<(usize, Arc<Frame>)>,
+/// Values that were used last, up to a number of bytes.
+struct Recent<K, V> {
+    /// Each with its bytes and its last use.
+    kept: HashMap<K, (Arc<V>, usize, u64)>,
+    uses: u64,
+    bytes: usize,
+    limit_bytes: usize,
+}
+
+impl<K: Copy + Eq + Hash, V> Recent<K, V> {
+    fn new(limit_bytes: usize) -> Recent<K, V> {
+        Recent {
+            kept: HashMap::new(),
+            uses: 0,
+            bytes: 0,
+            limit_bytes,
+        }
+    }
+
+    fn get(&mut self, key: K) -> Option<Arc<V>> {
+        self.uses += 1;
+        let (value, _, used) = self.kept.get_mut(&key)?;
+        *used = self.uses;
+        Some(Arc::clone(value))
+    }
+
+    /// Keeps a value, and lets go those that were not used for the longest time.
+    fn put(&mut self, key: K, value: &Arc<V>, bytes: usize) {
+        self.uses += 1;
+        let before = self.kept.insert(key, (Arc::clone(value), bytes, self.uses));
+        self.bytes += bytes - before.map_or(0, |(_, bytes, _)| bytes);
+        while self.bytes > self.limit_bytes {
+            let oldest = self.kept.iter().min_by_key(|(_, (.., used))| *used);
+            let Some(oldest) = oldest.map(|(key, _)| *key) else {
+                return;
+            };
+            let gone = self.kept.remove(&oldest);
+            self.bytes -= gone.map_or(0, |(_, bytes, _)| bytes);
+        }
+    }
 }
 
 struct Pack<'s, 'a> {
     index: usize,
     pack: PackOfSnapshot<'s, 'a>,
     /// Where each frame's hashes begin.
-    first: Vec<usize>,
+    first: Vec<u32>,
     hashes: Vec<u64>,
 }
 
 impl<'s, 'a> PageHashes<'s, 'a> {
     /// Those of this snapshot.
     pub fn new(snapshot: &'s Snapshot<'a>) -> PageHashes<'s, 'a> {
+        PageHashes::within(snapshot, PACKS_BYTES)
+    }
+
+    /// As [`PageHashes::new`], with so much memory for what packs tell.
+    pub(super) fn within(snapshot: &'s Snapshot<'a>, packs_bytes: usize) -> PageHashes<'s, 'a> {
         PageHashes {
             snapshot,
-            cache: Mutex::default(),
+            packs: Mutex::new(Recent::new(packs_bytes)),
+            frames: Mutex::new(Recent::new(FRAMES_BYTES)),
         }
     }
 
@@ -60,48 +110,61 @@ impl<'s, 'a> PageHashes<'s, 'a> {
     pub fn of(&self, file: &FileKey) -> Result<Vec<Option<u64>>> {
         let metadata = self.snapshot.metadata(file)?;
         let length = metadata.as_ref().and_then(Metadata::file_length);
-        let mut hashes = Vec::new();
-        for place in self.snapshot.places(file, 0, length.unwrap_or(0))? {
-            let end = place.position + place.length;
-            let mut at = place.position;
-            while at < end {
-                let bytes = (PAGE_BYTES as u64 - at % PAGE_BYTES as u64).min(end - at);
-                let length = usize::try_from(bytes).unwrap_or(PAGE_BYTES);
-                let skipped = u32::try_from(at - place.position).unwrap_or(u32::MAX);
-                let known = match place.at {
-                    None => hash(ZEROS.get(..length).unwrap_or(&ZEROS)),
-                    Some(from) => self.page(
-                        FramePlace {
-                            offset: from.offset.saturating_add(skipped),
-                            ..from
-                        },
-                        length,
-                    )?,
-                };
-                match (at.is_multiple_of(PAGE_BYTES as u64), hashes.last_mut()) {
-                    (false, Some(begun)) => *begun = None,
-                    _ => hashes.push(Some(known)),
+        let mut places = self.snapshot.places(file, 0, length.unwrap_or(0))?;
+        let pages = length.unwrap_or(0).div_ceil(PAGE);
+        let mut hashes = vec![None; usize::try_from(pages).unwrap_or(0)];
+        let inside = places.iter().map(|place| place.position);
+        let in_pieces: Vec<u64> = inside
+            .filter(|position| !position.is_multiple_of(PAGE))
+            .map(|position| position / PAGE)
+            .collect();
+        // Each pack is asked once for a file, however its pages take turns.
+        places.sort_unstable_by_key(|place| place.at.map(|at| (at.pack, at.frame, at.offset)));
+        let mut pack = None;
+        for place in &places {
+            let first = place.position.div_ceil(PAGE);
+            for page in first..(place.position + place.length).div_ceil(PAGE) {
+                if in_pieces.binary_search(&page).is_ok() {
+                    continue;
                 }
-                at += bytes;
+                let known = self.page(place, page * PAGE, &mut pack)?;
+                if let Some(slot) = usize::try_from(page).ok().and_then(|at| hashes.get_mut(at)) {
+                    *slot = Some(known);
+                }
             }
         }
         Ok(hashes)
     }
 
-    fn page(&self, at: FramePlace, length: usize) -> Result<u64> {
-        let pack = self.pack(at.pack)?;
+    /// The hash of the page at `at`, which lies in `place`, or of as much of it as does. `pack` is the one that was asked last.
+    fn page(&self, place: &Place, at: u64, pack: &mut Option<Arc<Pack<'s, 'a>>>) -> Result<u64> {
+        let left = place.position + place.length - at;
+        let length = usize::try_from(left.min(PAGE)).unwrap_or(PAGE_BYTES);
+        let Some(from) = place.at else {
+            return Ok(hash(ZEROS.get(..length).unwrap_or(&ZEROS)));
+        };
+        let pack = match pack {
+            Some(pack) if pack.index == from.pack => pack,
+            _ => pack.insert(self.pack(from.pack)?),
+        };
+        let skipped = u32::try_from(at - place.position).unwrap_or(u32::MAX);
+        let offset = from.offset.saturating_add(skipped);
+        self.in_pack(pack, FramePlace { offset, ..from }, length)
+    }
+
+    fn in_pack(&self, pack: &Pack<'s, 'a>, at: FramePlace, length: usize) -> Result<u64> {
         let entry = pack.pack.reader().entry(at.frame);
         let entry = entry.ok_or_else(|| err!(Damaged, "the pack has no frame {}", at.frame))?;
         let offset = at.offset as usize;
         let is_of_pages = entry.raw_bytes as usize == entry.page_hashes as usize * PAGE_BYTES;
         if is_of_pages && length == PAGE_BYTES && offset.is_multiple_of(PAGE_BYTES) {
             let first = pack.first.get(at.frame as usize).copied().unwrap_or(0);
-            let found = pack.hashes.get(first + offset / PAGE_BYTES);
+            let found = pack.hashes.get(first as usize + offset / PAGE_BYTES);
             return found
                 .copied()
                 .ok_or_else(|| err!(Damaged, "frame {} has too few page hashes", at.frame));
         }
-        let frame = self.frame(&pack, at.frame)?;
+        let frame = self.frame(pack, at.frame)?;
         let bytes = frame.raw.get(offset..offset + length);
         let bytes =
             bytes.ok_or_else(|| err!(Damaged, "frame {} ends before its page", at.frame))?;
@@ -109,53 +172,47 @@ impl<'s, 'a> PageHashes<'s, 'a> {
     }
 
     fn pack(&self, index: usize) -> Result<Arc<Pack<'s, 'a>>> {
-        let poisoned = |_| err!(Internal, "a thread that reads hashes panicked");
-        if let Some(known) = self.cache.lock().map_err(poisoned)?.pack(index) {
+        if let Some(known) = self.packs.lock().map_err(poisoned)?.get(index) {
             return Ok(known);
         }
         // Outside of the lock; two threads may read it twice.
         let pack = Arc::new(Pack::open(self.snapshot, index)?);
-        let mut cache = self.cache.lock().map_err(poisoned)?;
-        cache.packs.push_front(Arc::clone(&pack));
-        cache.packs.truncate(CACHED_PACKS);
+        let bytes = pack.bytes();
+        self.packs
+            .lock()
+            .map_err(poisoned)?
+            .put(index, &pack, bytes);
         Ok(pack)
     }
 
     fn frame(&self, pack: &Pack<'s, 'a>, number: u32) -> Result<Arc<Frame>> {
-        let poisoned = |_| err!(Internal, "a thread that reads hashes panicked");
-        let cache = self.cache.lock().map_err(poisoned)?;
-        let known = cache.frame.as_ref();
-        if let Some((_, frame)) =
-            known.filter(|(index, frame)| *index == pack.index && frame.number == number)
-        {
-            return Ok(Arc::clone(frame));
+        let key = (pack.index, number);
+        if let Some(known) = self.frames.lock().map_err(poisoned)?.get(key) {
+            return Ok(known);
         }
-        drop(cache);
         let frame = Arc::new(pack.pack.reader().frame(number)?);
-        let mut cache = self.cache.lock().map_err(poisoned)?;
-        cache.frame = Some((pack.index, Arc::clone(&frame)));
+        let bytes = frame.raw.len();
+        self.frames
+            .lock()
+            .map_err(poisoned)?
+            .put(key, &frame, bytes);
         Ok(frame)
     }
 }
 
-impl<'s, 'a> Cache<'s, 'a> {
-    fn pack(&mut self, index: usize) -> Option<Arc<Pack<'s, 'a>>> {
-        let at = self.packs.iter().position(|pack| pack.index == index)?;
-        let pack = self.packs.remove(at)?;
-        self.packs.push_front(Arc::clone(&pack));
-        Some(pack)
-    }
+fn poisoned<T>(_: T) -> Error {
+    err!(Internal, "a thread that reads hashes panicked")
 }
 
 impl<'s, 'a> Pack<'s, 'a> {
     fn open(snapshot: &'s Snapshot<'a>, index: usize) -> Result<Pack<'s, 'a>> {
         let pack = snapshot.pack(index)?;
         let hashes = pack.reader().page_hashes()?;
-        let mut next = 0;
+        let mut next = 0_u32;
         let first = (0..pack.frame_count()).map(|number| {
             let own = pack.reader().entry(number);
             let first = next;
-            next += own.map_or(0, |entry| entry.page_hashes as usize);
+            next = next.saturating_add(own.map_or(0, |entry| entry.page_hashes));
             first
         });
         Ok(Pack {
@@ -164,6 +221,11 @@ impl<'s, 'a> Pack<'s, 'a> {
             hashes,
             pack,
         })
+    }
+
+    /// The memory that it takes.
+    fn bytes(&self) -> usize {
+        self.hashes.len() * size_of::<u64>() + self.first.len() * DIRECTORY_ENTRY_BYTES
     }
 }
 

@@ -280,6 +280,11 @@ impl<'a> Snapshot<'a> {
         &self.root.naming
     }
 
+    /// The root's list of layers and packs.
+    pub(super) fn map(&self) -> &'a Map {
+        self.root.map
+    }
+
     /// The root's packs, by whose index packs are opened.
     pub fn packs(&self) -> &'a [PackRef] {
         &self.root.map.packs
@@ -292,13 +297,28 @@ impl<'a> Snapshot<'a> {
 
     /// Everything in the snapshot, in key order. Each file's extents are proven to cover it without overlap.
     pub fn items(&self) -> Items<'_, 'a> {
+        self.walk(0, self.shards.len())
+    }
+
+    /// As [`Snapshot::items`], of one shard, with the places of each.
+    pub(super) fn items_of(&self, shard: usize) -> Items<'_, 'a> {
+        Items {
+            counter: Some(Counter::new(0)),
+            places: Some(Vec::new()),
+            ..self.walk(shard, shard + 1)
+        }
+    }
+
+    fn walk(&self, shard: usize, end: usize) -> Items<'_, 'a> {
         Items {
             snapshot: self,
-            shard: 0,
+            shard,
+            end,
             cursors: Vec::new(),
             order: BinaryHeap::new(),
             directories: Vec::new(),
             counter: None,
+            places: None,
             files: 0,
             bytes: 0,
             ended: false,
@@ -607,6 +627,8 @@ pub struct Items<'s, 'a> {
     snapshot: &'s Snapshot<'a>,
     /// The shard that comes next.
     shard: usize,
+    /// The first shard that is left out.
+    end: usize,
     /// Of each layer of the current shard.
     cursors: Vec<Option<Cursor<'s, 'a>>>,
     /// The file that each of them stands on.
@@ -615,6 +637,8 @@ pub struct Items<'s, 'a> {
     directories: Vec<Vec<u8>>,
     /// Of a walk that counts what is visible.
     counter: Option<Counter>,
+    /// Those of the last item, in a walk that is asked for them.
+    places: Option<Vec<Place>>,
     files: u64,
     bytes: u64,
     ended: bool,
@@ -636,6 +660,11 @@ impl Iterator for Items<'_, '_> {
 }
 
 impl<'s, 'a> Items<'s, 'a> {
+    /// Takes the places of the last item.
+    pub(super) fn take_places(&mut self) -> Vec<Place> {
+        self.places.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
     fn advance(&mut self) -> Result<Option<Item>> {
         let snapshot = self.snapshot;
         while let Some((file, cursors)) = self.next_file()? {
@@ -646,8 +675,14 @@ impl<'s, 'a> Items<'s, 'a> {
             let metadata = merge.metadata().cloned();
             let length = metadata.as_ref().and_then(Metadata::file_length);
             let mut mapped_bytes = 0;
-            let counter = &mut self.counter;
+            let (counter, places) = (&mut self.counter, &mut self.places);
+            if let Some(places) = places.as_mut() {
+                places.clear();
+            }
             merge.sweep(0, length.unwrap_or(0), &mut |place| {
+                if let Some(places) = places.as_mut() {
+                    places.push(place);
+                }
                 let Some(at) = place.at else { return };
                 mapped_bytes += place.length;
                 if let Some(counter) = counter.as_mut() {
@@ -685,10 +720,10 @@ impl<'s, 'a> Items<'s, 'a> {
             if let Some(Reverse((file, _))) = self.order.peek() {
                 break file.clone();
             }
-            let layers = self.snapshot.layer_count(self.shard);
-            if layers == 0 {
+            if self.shard >= self.end {
                 return Ok(None);
             }
+            let layers = self.snapshot.layer_count(self.shard);
             self.cursors.clear();
             self.cursors.resize_with(layers, || None);
             self.shard += 1;
@@ -843,6 +878,7 @@ mod tests {
                 tablespaces: Vec::new(),
                 server_manifest: None,
                 wal_proof: None,
+                whole_scan_time: None,
                 damage: Vec::new(),
                 damage_count: 0,
                 damage_reported_by_server: false,

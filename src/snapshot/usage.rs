@@ -61,6 +61,9 @@ impl Counter {
                     .map(|w| u64::from(w.count_ones()))
                     .sum(),
                 live_bytes: counted.bytes,
+                // The one that wrote it named all of it as live.
+                all_frames: Some(pack.all_frames.unwrap_or(pack.live_frames)),
+                all_bytes: Some(pack.all_bytes.unwrap_or(pack.live_bytes)),
                 ..pack.clone()
             })
             .collect()

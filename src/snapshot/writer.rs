@@ -22,7 +22,8 @@ use crate::store::Store;
 
 /// A pack is closed once it has this length.
 const PACK_BYTES: u64 = 256 << 20;
-const SHARD_FILES: u64 = 65_536;
+/// A shard is closed once it has so many files.
+pub const SHARD_FILES: u64 = 65_536;
 
 /// How a snapshot is written.
 #[derive(Debug, Clone)]
@@ -41,6 +42,8 @@ pub struct Options {
     pub shard_files: u64,
     /// The shards of the prior, upon which an incremental puts its layers; none of a full.
     pub prior: Vec<Shard>,
+    /// How many layers there are under the backup's id already.
+    pub layers: u32,
 }
 
 impl Options {
@@ -54,6 +57,7 @@ impl Options {
             pack_bytes: PACK_BYTES,
             shard_files: SHARD_FILES,
             prior: Vec::new(),
+            layers: 0,
         }
     }
 }
@@ -104,6 +108,7 @@ pub struct SnapshotWriter<'t> {
     target: PackTarget<'t>,
     shard_files: u64,
     prior: Vec<Shard>,
+    layers: u32,
     shared: Arc<Shared<'t>>,
 }
 
@@ -133,6 +138,7 @@ impl<'t> SnapshotWriter<'t> {
             target,
             shard_files: options.shard_files,
             prior: options.prior.clone(),
+            layers: options.layers,
             shared: Arc::new(shared),
         }
     }
@@ -151,7 +157,12 @@ impl<'t> SnapshotWriter<'t> {
             return Err(err!(Internal, "a sink of the snapshot was not ended"));
         };
         let packs = shared.pipeline.finish()?;
-        let mut layers = Layers::new(&self.target, self.shard_files, &packs, &self.prior)?;
+        let mut layers = Layers::new(
+            &self.target,
+            self.shard_files,
+            &packs,
+            (&self.prior, self.layers),
+        )?;
         let entries = shared.entries.into_inner();
         entries
             .map_err(|_| err!(Internal, "a thread that writes the map panicked"))?
@@ -176,5 +187,7 @@ fn pack_ref(pack: &FinishedPack) -> PackRef {
         size_bytes: pack.summary.length,
         live_frames: u64::from(pack.summary.frames),
         live_bytes: pack.summary.raw_bytes,
+        all_frames: None,
+        all_bytes: None,
     }
 }

@@ -76,6 +76,7 @@ mod streaming;
 mod tails;
 mod takeover;
 mod timeline;
+mod turns;
 mod verify;
 mod verify_damage;
 mod verify_depth;

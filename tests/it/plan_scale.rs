@@ -299,6 +299,7 @@ fn backup(number: u64, index: u64) -> BackupRoot {
             tablespaces: Vec::new(),
             server_manifest: None,
             wal_proof: None,
+            whole_scan_time: None,
             damage: Vec::new(),
             damage_count: 0,
             damage_reported_by_server: false,

@@ -2,14 +2,14 @@
 //!
 //! The order is the format's (section 10.1): claim, then events and root once more, then the layers.
 
-use super::prior::{Candidate, Server, Shape, choose};
+use super::base;
+use super::prior::{Candidate, FullEvery, Server, Shape, choose};
 use crate::error::{Code, Result};
 use crate::host::Host;
-use crate::progress::Progress;
 use crate::repo::catalog::{by_writer, part_number};
 use crate::repo::claim::Claim;
 use crate::repo::event::{self, Writer};
-use crate::repo::id::PartKind;
+use crate::repo::id::{BackupId, PartKind};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::BackupRoot;
@@ -22,19 +22,22 @@ use crate::wal::inventory::{Backup, Inventory};
 pub struct Held<'a> {
     /// Its root.
     pub root: BackupRoot,
+    /// The oldest backup that wrote a part of it.
+    pub base: BackupId,
     /// Keeps it.
     pub claim: Claim<'a>,
 }
 
-/// Finds the prior of a backup of `server`, and claims it. `None`, and a note why, where a full backup has to be taken.
+/// Finds the prior of a backup of `server`, and claims it; else returns why a full backup has to be taken.
 ///
 /// # Errors
 /// What the store says.
 pub fn hold<'a>(
     (repository, layout): (&'a Repository, &'a ClusterLayout),
     server: &Server,
+    limit: Option<FullEvery>,
     host: &'a Host,
-) -> Result<Option<Held<'a>>> {
+) -> Result<std::result::Result<Held<'a>, String>> {
     let store = repository.store();
     let progress = host.progress.as_ref();
     let identifier = layout.system_identifier();
@@ -44,24 +47,34 @@ pub fn hold<'a>(
         match BackupRoot::read(store, layout, &backup.id) {
             Ok(Some(root)) => candidates.push(candidate(backup, &root)),
             Ok(None) => {}
-            Err(e) if e.code() == Code::Key => return Ok(full(progress, &unreadable())),
+            Err(e) if e.code() == Code::Key => return Ok(Err(unreadable())),
             Err(e) if e.is_damage() => {}
             Err(e) => return Err(e),
         }
     }
+    let mut lacking = None;
     loop {
-        let chosen = match choose(&candidates, server) {
+        let chosen = match choose(&candidates, server, limit) {
             Ok(at) => candidates.remove(at),
-            Err(why) => return Ok(full(progress, &why)),
+            Err(why) => return Ok(Err(lacking.unwrap_or(why))),
         };
         let claim = Claim::take((store, layout), Writer::of(host), &chosen.id, "prior", None)?;
         match good_root(store, layout, &chosen) {
-            Ok(Some(root)) => return Ok(Some(Held { root, claim })),
-            Ok(None) => claim.release(progress),
+            Ok(Some(root)) => {
+                let base = chosen.base;
+                return Ok(Ok(Held { root, base, claim }));
+            }
+            Ok(None) => {
+                claim.release(progress);
+                let id = &chosen.id;
+                lacking.get_or_insert_with(|| {
+                    format!("a part of backup \"{id}\" is missing or damaged")
+                });
+            }
             Err(e) => {
                 claim.release(progress);
                 return match e.code() {
-                    Code::Key => Ok(full(progress, &unreadable())),
+                    Code::Key => Ok(Err(unreadable())),
                     _ => Err(e),
                 };
             }
@@ -109,15 +122,11 @@ fn unreadable() -> String {
     "this host has no key to read the maps of earlier backups".to_owned()
 }
 
-fn full(progress: &dyn Progress, why: &str) -> Option<Held<'static>> {
-    progress.note(&format!("a full backup is taken: {why}"));
-    None
-}
-
 fn candidate(backup: &Backup, root: &BackupRoot) -> Candidate {
     let layers = root.map.shards.iter().map(|shard| shard.layers.len());
     Candidate {
         id: backup.id.clone(),
+        base: base(root),
         nonce: root.head.nonce.clone(),
         timeline: backup.timeline,
         start_lsn: backup.start_lsn,
@@ -131,7 +140,6 @@ fn candidate(backup: &Backup, root: &BackupRoot) -> Candidate {
             relation_segment_blocks: root.content.relseg_blocks,
             data_checksums: root.content.data_checksums,
         },
-        depth: layers.clone().max().unwrap_or(0),
         parts: layers.sum::<usize>() + root.map.packs.len(),
     }
 }

@@ -1,24 +1,34 @@
 //! Incremental backups: changed pages upon the map of a prior backup.
 //!
-//! `prior` chooses the backup to build on, `held` claims it against deletion, `wal` tells what changed since, `recheck` doubts that.
+//! `prior` chooses the backup to build on, `held` claims it against deletion, `wal` tells what changed since, `recheck` doubts that, `rewrite` says what is
+//! stored again although it did not change.
 //! Where WAL does not tell, the hashes of the prior's pages are compared with every page. The rules, and the proof that they suffice, are
 //! in `docs/decisions/0024-incrementals.md`.
 
 pub mod held;
 pub mod prior;
 pub mod recheck;
+pub mod rewrite;
 pub mod wal;
+
+use std::time::Duration;
 
 use crate::err;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::History;
+use crate::repo::clock::MAY_DIFFER;
+use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::{BackupRoot, ClusterContent, Head, Map};
 use crate::snapshot::filekey::{ClusterNaming, Naming};
 use crate::snapshot::page_hashes::PageHashes;
 use crate::snapshot::reader::{Snapshot, SnapshotRoot};
+
+/// So often every page of a chain is read and compared, whatever WAL tells.
+const SCAN_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The prior of a backup under way, open for reading.
 pub struct Prior<'a> {
@@ -51,10 +61,52 @@ impl<'a> Prior<'a> {
         })
     }
 
+    /// When the newest backup of its chain was begun for which every page was read. Of an incremental that does not tell, the full one at its base.
+    fn scanned(&self) -> Option<TimestampTz> {
+        let told = self.root.content.whole_scan_time;
+        told.or_else(|| base(self.root).time())
+    }
+
+    /// Why every page has to be read now; none as long as that was done lately. A hole that was in the WAL of an earlier interval shows in no other
+    /// way.
+    pub fn why_scan(&self, now: TimestampTz) -> Option<String> {
+        let scanned = self.scanned();
+        let is_due = |at: TimestampTz| {
+            at.saturating_add(SCAN_EVERY) <= now || at > now.saturating_add(MAY_DIFFER)
+        };
+        let days = SCAN_EVERY.as_secs() / (24 * 3600);
+        scanned
+            .is_none_or(is_due)
+            .then(|| {
+                format!("that is done each {days} days, and no backup of the chain did it since")
+            })
+            .map(|why| match scanned {
+                Some(at) => format!("{why} {at}"),
+                None => why,
+            })
+    }
+
+    /// What the root of the new backup says, which begins at `start`: it has read every page itself, or not.
+    pub fn scan_time(&self, has_scanned: bool, start: TimestampTz) -> Option<TimestampTz> {
+        match has_scanned {
+            true => Some(start),
+            false => self.scanned(),
+        }
+    }
+
     /// The hashes of its pages.
     pub fn page_hashes(&self) -> PageHashes<'_, 'a> {
         PageHashes::new(&self.snapshot)
     }
+}
+
+/// Returns the oldest backup that wrote a part of this one: the full one at its base, whether that still exists or not.
+pub fn base(root: &BackupRoot) -> BackupId {
+    let layers = root.map.shards.iter().flat_map(|shard| &shard.layers);
+    let layers = layers.map(|layer| &layer.key.id);
+    let all = layers.chain(root.map.packs.iter().map(|pack| &pack.key.id));
+    let oldest = all.min_by_key(|id| (id.time(), id.is_incremental()));
+    oldest.unwrap_or(&root.head.id).clone()
 }
 
 /// Requires that a backup can build on its prior, now that its own bounds are known.

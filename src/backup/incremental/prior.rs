@@ -1,15 +1,46 @@
 //! The choice of the prior: the backup that an incremental builds on, or why a full one has to be taken.
 //!
-//! Pure. The newest backup of the server's own history that is good is the prior.
+//! Pure. The newest backup of the server's own history that is good is the prior, unless content of it is older than the operator allows.
 
+use std::time::Duration;
+
+use crate::config::Period;
 use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
+use crate::repo::clock::MAY_DIFFER;
 use crate::repo::id::BackupId;
 
-/// Most layers of a shard (format, section 13); an incremental adds one.
-pub const LAYERS_MAX: usize = 128;
 /// A root names no more parts than 2^18; a prior leaves room for those of the new backup.
 const PARTS_MAX: usize = 1 << 17;
+
+/// A full backup is due this part of its interval early: a job that runs at one minute of each week would else find that a moment is lacking, and
+/// take it a run later.
+const EARLY: u32 = 50;
+
+/// How often a full backup has to be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FullEvery {
+    /// The content of no backup is older than that.
+    pub period: Duration,
+    /// This moment.
+    pub now: TimestampTz,
+}
+
+impl FullEvery {
+    /// Whether a full backup is due after one of the time `taken`. One of the future says that a clock was wrong: then it is.
+    fn is_due(&self, taken: TimestampTz) -> bool {
+        let allowed = self.period.saturating_sub(self.period / EARLY);
+        let is_old = taken.saturating_add(allowed) <= self.now;
+        is_old || taken > self.now.saturating_add(MAY_DIFFER)
+    }
+}
+
+impl std::fmt::Display for FullEvery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "full_every = \"{}\"", Period(self.period.as_secs()))
+    }
+}
 
 /// The facts about files on which all pages depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +62,8 @@ pub struct Shape {
 pub struct Candidate {
     /// Its id.
     pub id: BackupId,
+    /// The oldest backup that wrote a part of it: the full one at its base, whether that still exists or not.
+    pub base: BackupId,
     /// Its nonce: another backup under the same id is another one.
     pub nonce: String,
     /// Its timeline at the stop.
@@ -45,8 +78,6 @@ pub struct Candidate {
     pub is_marked: bool,
     /// Its files.
     pub shape: Shape,
-    /// Layers of its deepest shard.
-    pub depth: usize,
     /// Layers and packs that it names.
     pub parts: usize,
 }
@@ -68,19 +99,35 @@ pub struct Server {
 ///
 /// # Errors
 /// Why a full backup has to be taken, for a sentence.
-pub fn choose(candidates: &[Candidate], server: &Server) -> Result<usize, String> {
+pub fn choose(
+    candidates: &[Candidate],
+    server: &Server,
+    limit: Option<FullEvery>,
+) -> Result<usize, String> {
     let mut newest: Vec<(usize, &Candidate)> = candidates.iter().enumerate().collect();
     newest.sort_by_key(|(_, c)| std::cmp::Reverse((c.timeline, c.stop_lsn, &c.id)));
     let mut why = None;
     for (at, candidate) in newest {
         match refusal(candidate, server) {
-            None => return Ok(at),
+            None => return is_young(candidate, limit).map(|()| at),
             Some(reason) => {
                 why.get_or_insert_with(|| format!("backup \"{}\" {reason}", candidate.id));
             }
         }
     }
     Err(why.unwrap_or_else(|| "the repository has no backup of this cluster".to_owned()))
+}
+
+/// Requires that a full backup is not due.
+fn is_young(prior: &Candidate, limit: Option<FullEvery>) -> Result<(), String> {
+    let base = &prior.base;
+    match limit {
+        Some(limit) if base.time().is_none_or(|taken| limit.is_due(taken)) => Err(format!(
+            "backup \"{base}\", with which the content of \"{}\" begins, is older than {limit}",
+            prior.id
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Why a backup cannot be the prior.
@@ -121,10 +168,6 @@ fn refusal(prior: &Candidate, server: &Server) -> Option<String> {
             "ends behind the point that the server has come to",
         ),
         (
-            prior.depth >= LAYERS_MAX,
-            "has as many layers as a map may have",
-        ),
-        (
             prior.parts >= PARTS_MAX,
             "has as many parts as a root may name",
         ),
@@ -162,6 +205,7 @@ mod tests {
     fn backup(n: u32, timeline: u32, start: u64, stop: u64) -> Candidate {
         Candidate {
             id: format!("20261120T0640{n:02}Z-full").parse().unwrap(),
+            base: format!("20261120T0640{n:02}Z-full").parse().unwrap(),
             nonce: String::new(),
             timeline: tli(timeline),
             start_lsn: Lsn(start),
@@ -169,7 +213,6 @@ mod tests {
             damage: None,
             is_marked: false,
             shape: SHAPE,
-            depth: 1,
             parts: 2,
         }
     }
@@ -177,7 +220,7 @@ mod tests {
     fn why(change: impl Fn(&mut Candidate)) -> String {
         let mut one = backup(1, 2, 2000, 2100);
         change(&mut one);
-        choose(&[one], &server()).unwrap_err()
+        choose(&[one], &server(), None).unwrap_err()
     }
 
     #[test]
@@ -187,24 +230,24 @@ mod tests {
             backup(2, 2, 3000, 3100),
             backup(3, 2, 2000, 2100),
         ];
-        assert_eq!(choose(&all, &server()), Ok(1));
+        assert_eq!(choose(&all, &server(), None), Ok(1));
         all[1].damage = Some("x".into());
-        assert_eq!(choose(&all, &server()), Ok(2));
+        assert_eq!(choose(&all, &server(), None), Ok(2));
         all[2].is_marked = true;
-        assert_eq!(choose(&all, &server()), Ok(0));
+        assert_eq!(choose(&all, &server(), None), Ok(0));
         all[0].shape.data_checksums = false;
-        let why = choose(&all, &server()).unwrap_err();
+        let why = choose(&all, &server(), None).unwrap_err();
         assert_eq!(why, "backup \"20261120T064002Z-full\" is damaged");
-        assert!(choose(&[], &server()).is_err());
+        assert!(choose(&[], &server(), None).is_err());
     }
 
     #[test]
     fn a_fork_before_the_stop_leaves_the_prior_out() {
         // It began before the fork and stopped behind it: its pages may hold what was abandoned.
-        let refused = choose(&[backup(1, 1, 900, 1001)], &server());
+        let refused = choose(&[backup(1, 1, 900, 1001)], &server(), None);
         assert!(refused.unwrap_err().contains("history"));
-        assert_eq!(choose(&[backup(1, 1, 900, 1000)], &server()), Ok(0));
-        assert!(choose(&[backup(1, 3, 2000, 2100)], &server()).is_err());
+        assert_eq!(choose(&[backup(1, 1, 900, 1000)], &server(), None), Ok(0));
+        assert!(choose(&[backup(1, 3, 2000, 2100)], &server(), None).is_err());
     }
 
     #[test]
@@ -217,14 +260,39 @@ mod tests {
             (why(|c| c.shape.data_checksums = false), "checksums"),
             (why(|c| c.start_lsn = Lsn(5001)), "begins behind"),
             (why(|c| c.stop_lsn = Lsn(5001)), "ends behind"),
-            (why(|c| c.depth = LAYERS_MAX), "layers"),
             (why(|c| c.parts = PARTS_MAX), "parts"),
         ] {
             assert!(part.contains(expected), "{part}");
         }
         // A restartpoint that did not move: the interval is empty, and valid.
-        let mut one = backup(1, 2, 5000, 5000);
-        one.depth = LAYERS_MAX - 1;
-        assert_eq!(choose(&[one], &server()), Ok(0));
+        let one = backup(1, 2, 5000, 5000);
+        assert_eq!(choose(&[one], &server(), None), Ok(0));
+    }
+
+    #[test]
+    fn a_full_backup_is_due_by_the_age_of_the_oldest_content() {
+        let mut one = backup(9, 2, 2000, 2100);
+        one.base = "20261113T064009Z-482913-full".parse().unwrap();
+        let choose_at = |one: &Candidate, now: &str| {
+            let limit = FullEvery {
+                period: Duration::from_secs(7 * 24 * 3600),
+                now: now.parse().unwrap(),
+            };
+            choose(std::slice::from_ref(one), &server(), Some(limit))
+        };
+        assert_eq!(choose_at(&one, "2026-11-19T06:40:09Z"), Ok(0));
+        // A weekly job that is a moment early.
+        let why = choose_at(&one, "2026-11-20T06:40:08Z").unwrap_err();
+        assert_eq!(
+            why,
+            "backup \"20261113T064009Z-482913-full\", with which the content of \"20261120T064009Z-full\" begins, is older than full_every = \"1w\""
+        );
+        // Clocks may differ a little.
+        assert_eq!(choose_at(&one, "2026-11-13T06:35:00Z"), Ok(0));
+        assert!(choose_at(&one, "2026-11-13T06:25:00Z").is_err());
+        // A day that no calendar has.
+        one.base = "20261399T064009Z-full".parse().unwrap();
+        assert!(choose_at(&one, "2026-11-20T06:40:08Z").is_err());
+        assert!(choose(&[one], &server(), None).is_ok());
     }
 }

@@ -1,12 +1,15 @@
 //! Reads a file against the prior: pages that changed, and no others.
 //!
 //! Of the main and the init fork of a relation WAL tells which pages these are. Every other file is read whole, and so is all where WAL does not
-//! tell: then hashes of pages are compared with the prior's. A page that is equal is not stored again.
+//! tell: then hashes of pages are compared with the prior's. A page that is equal is not stored again, unless it lies in a pack that is given up.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
 
 use super::reader::{Opened, Reader};
-use crate::backup::incremental::Prior;
+use crate::backup::incremental::{Prior, rewrite};
 use crate::error::Result;
-use crate::snapshot::filekey::Fork;
+use crate::snapshot::filekey::{FileKey, Fork};
 use crate::snapshot::frame::PAGE_BYTES;
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::page_hashes::{self, PageHashes};
@@ -21,6 +24,8 @@ pub struct Against<'p> {
     pub prior: &'p Prior<'p>,
     /// What WAL tells; `None` where every page is compared.
     changed: Option<Changed>,
+    /// Packs of the prior whose pages are stored again.
+    given_up: BTreeSet<usize>,
     hashes: PageHashes<'p, 'p>,
 }
 
@@ -30,8 +35,19 @@ impl<'p> Against<'p> {
         Against {
             prior,
             changed,
+            given_up: rewrite::choose(&prior.root.map.packs),
             hashes: prior.page_hashes(),
         }
+    }
+
+    /// Whether every page is compared.
+    pub fn compares_all(&self) -> bool {
+        self.changed.is_none()
+    }
+
+    /// How many packs of the prior are given up.
+    pub fn given_up(&self) -> usize {
+        self.given_up.len()
     }
 
     /// Reads a file that the prior has, too, with `prior_length` bytes.
@@ -52,9 +68,13 @@ impl<'p> Against<'p> {
         };
         reader.sink.limit_frames(CHANGED_FRAME_BYTES);
         reader.sink.begin(opened.key.clone())?;
+        let again = self.stored_again(opened.key, prior_length.min(opened.length))?;
         let has_new = match self.wanted(reader, opened, prior_length) {
-            Some(wanted) => named(reader, opened, &wanted)?,
-            None => self.compared(reader, opened)?,
+            Some(wanted) => {
+                let runs = joined(&wanted.runs, &again);
+                named(reader, opened, &Wanted { runs, ..wanted })?
+            }
+            None => self.compared(reader, opened, &again)?,
         };
         match !has_new && now == *prior {
             true => {
@@ -90,9 +110,29 @@ impl<'p> Against<'p> {
         }))
     }
 
-    /// Stores the pages that differ from the prior's; whether there are any, or the file has been truncated meanwhile.
-    fn compared(&self, reader: &mut Reader<'_, '_, '_>, opened: &Opened<'_>) -> Result<bool> {
-        let known = match self.hashes.of(opened.key) {
+    /// The pages of a file that lie in packs that are given up: runs of blocks, ascending.
+    fn stored_again(&self, file: &FileKey, length: u64) -> Result<Vec<Range<u64>>> {
+        if self.given_up.is_empty() {
+            return Ok(Vec::new());
+        }
+        let places = self.prior.snapshot.places(file, 0, length)?;
+        let is_given_up = |pack: usize| self.given_up.contains(&pack);
+        let given_up = places
+            .iter()
+            .filter(|place| place.at.is_some_and(|at| is_given_up(at.pack)));
+        let runs = given_up
+            .map(|place| place.position / PAGE..(place.position + place.length).div_ceil(PAGE));
+        Ok(runs.collect())
+    }
+
+    /// Stores the pages that differ from the prior's, and those of `again`; whether there are any, or the file has been truncated meanwhile.
+    fn compared(
+        &self,
+        reader: &mut Reader<'_, '_, '_>,
+        opened: &Opened<'_>,
+        again: &[Range<u64>],
+    ) -> Result<bool> {
+        let mut known = match self.hashes.of(opened.key) {
             // All of it is stored then, and the prior is needed for it no more.
             Err(e) if e.is_damage() => {
                 reader.warn_once(&format!(
@@ -102,6 +142,11 @@ impl<'p> Against<'p> {
             }
             known => known?,
         };
+        for page in again.iter().flat_map(Range::clone) {
+            if let Some(known) = usize::try_from(page).ok().and_then(|at| known.get_mut(at)) {
+                *known = None;
+            }
+        }
         let mut known = known.into_iter();
         let mut has_new = false;
         let is_whole = reader.stretch(opened, 0, opened.length, &mut |sink, bytes| {
@@ -135,4 +180,34 @@ fn named(reader: &mut Reader<'_, '_, '_>, opened: &Opened<'_>, wanted: &Wanted) 
     }
     reader.sink.skip(opened.length - at)?;
     Ok(!wanted.runs.is_empty())
+}
+
+/// Runs of either, ascending and without overlap.
+fn joined(one: &[Range<u64>], two: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut all: Vec<Range<u64>> = one.iter().chain(two).cloned().collect();
+    all.sort_unstable_by_key(|run| run.start);
+    let mut joined: Vec<Range<u64>> = Vec::with_capacity(all.len());
+    for run in all {
+        match joined.last_mut() {
+            Some(last) if run.start <= last.end => last.end = last.end.max(run.end),
+            _ => joined.push(run),
+        }
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_two_sources_become_one_list() {
+        let joined = |one: &[Range<u64>], two: &[Range<u64>]| joined(one, two);
+        assert_eq!(joined(&[], &[]), []);
+        assert_eq!(joined(&[1..2, 5..6], &[]), [1..2, 5..6]);
+        assert_eq!(
+            joined(&[1..3, 8..9, 20..30], &[2..4, 4..5, 9..10, 22..23]),
+            [1..5, 8..10, 20..30]
+        );
+    }
 }

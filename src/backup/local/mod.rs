@@ -168,6 +168,7 @@ impl<'w> Copying<'_, 'w, '_, '_> {
             label,
             control,
             manifest: None,
+            has_scanned: against.as_ref().is_none_or(Against::compares_all),
             damage: findings.judge(stopped.stop_lsn, &self.work.naming),
         })
     }
@@ -177,18 +178,26 @@ impl<'w> Copying<'_, 'w, '_, '_> {
         let Some(prior) = self.work.prior else {
             return Ok(None);
         };
-        let progress = self.work.host.progress.as_ref();
-        let changed = match self.changed(start)? {
-            Ok(changed) => Some(changed),
-            Err(why) => {
-                progress.note(&format!(
-                    "every page is read and compared with backup \"{}\", for WAL does not tell what changed since: {why}",
-                    prior.root.head.id
-                ));
-                None
-            }
+        let told = match prior.why_scan(self.work.host.now()) {
+            Some(why) => Err(why),
+            None => self
+                .changed(start)?
+                .map_err(|why| format!("WAL does not tell what changed since: {why}")),
         };
-        Ok(Some(Against::new(prior, changed)))
+        if let Err(why) = &told {
+            self.work.host.progress.note(&format!(
+                "every page is read and compared with backup \"{}\", for {why}",
+                prior.root.head.id
+            ));
+        }
+        let against = Against::new(prior, told.ok());
+        if against.given_up() > 0 {
+            self.work.host.progress.note(&format!(
+                "packs of earlier backups that are given up: {}; what is visible of them is stored again, for a restore reads too much of them for nothing",
+                against.given_up()
+            ));
+        }
+        Ok(Some(against))
     }
 
     /// Asks WAL what changed since the prior, and doubts what it says.

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use super::delegate;
 use super::detach;
-use super::process;
 use super::{AS_STORED, Arguments, restore};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::own::{self, RECOVERY_TARGET};
@@ -16,6 +15,7 @@ use crate::archive::prefetched::{self, Prefetched, Purpose, Taken};
 use crate::config::{self, Environment, Settings};
 use crate::error::{Error, Result};
 use crate::pg::segment::{SegmentName, WalFileName};
+use crate::process;
 
 mod fetcher;
 mod place;

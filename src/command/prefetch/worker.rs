@@ -15,13 +15,14 @@ use super::fetcher::{Fetcher, Outcome};
 use super::{cluster_of, recovers};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::prefetched::{Purpose, Store};
-use crate::command::{Arguments, detach, process};
+use crate::command::{Arguments, detach};
 use crate::config::{self, Environment, PREFETCH_SEGMENTS};
 use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::pg::segment::{SegmentName, SegmentSize};
+use crate::process;
 use crate::repo::layout::ClusterLayout;
 
 /// How often the worker looks what was asked for.

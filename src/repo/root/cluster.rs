@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Content, Root};
 use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
 use crate::repo::scope::{Scope, Tag};
 use crate::repo::wal_proof::WalProof;
 use crate::text::{decimal, hex, path_of, text_or_hex, unhex};
@@ -129,6 +130,10 @@ pub struct ClusterContent {
     /// What was proven of its WAL; none in backups of before.
     #[serde(default)]
     pub wal_proof: Option<WalProof>,
+    /// Incremental backups: when the newest backup of the chain was begun for which every page was read. None in a full one, for which that is so, and
+    /// in incrementals of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole_scan_time: Option<TimestampTz>,
     /// Pages that failed their checksum; at most the first 10 000.
     pub damage: Vec<DamagedPage>,
     /// How many pages failed in all.

@@ -113,8 +113,14 @@ pub struct PackRef {
     pub size_bytes: u64,
     /// Frames of it that this backup reads.
     pub live_frames: u64,
-    /// Their raw bytes.
+    /// Raw bytes of them that are visible.
     pub live_bytes: u64,
+    /// Frames that the pack has; none in a full backup, which reads them all, and in backups of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub all_frames: Option<u64>,
+    /// Their raw bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub all_bytes: Option<u64>,
 }
 
 /// What the root of every kind of content begins with.

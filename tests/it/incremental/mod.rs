@@ -1,5 +1,8 @@
 //! `pitr backup --incremental` through the real program: what is restored from it is what a full backup gives.
 
+mod bucket;
+mod chain;
+mod kind;
 mod pages;
 
 use std::collections::BTreeSet;
@@ -7,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pitr::repo::container::{Codec, Container, ContainerWriter, Kind};
-use pitr::repo::root::BackupKind;
+use pitr::repo::root::{BackupKind, BackupRoot};
 use pitr::wal::index::{Blocks, SegmentIndex};
 use pitr::wal::link::Link;
 use rustix::process::Signal;
@@ -37,6 +40,21 @@ fn increment(site: &Site) -> String {
     assert_eq!(run.json()["kind"], "incremental", "{run}");
     assert!(!run.stderr.contains("every page is read"), "{run}");
     id_of(&run)
+}
+
+/// Commits the root of a backup anew, with a change.
+fn with_root(site: &Site, id: &str, change: impl FnOnce(&mut BackupRoot)) {
+    let mut root = root(site, id);
+    change(&mut root);
+    let path = site
+        .cluster_folder()
+        .join("backups")
+        .join(id)
+        .join("manifest");
+    std::fs::remove_file(&path).unwrap();
+    let (store, layout) = (crate::backup::store(site), crate::backup::layout(site));
+    root.commit(&store, &layout).unwrap();
+    crate::common::user::own(&path);
 }
 
 /// A cluster with relations of every kind, in two databases and a tablespace.

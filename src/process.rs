@@ -8,6 +8,18 @@ pub fn is_alive(pid: i32) -> bool {
     state_and_parent(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
+/// Whether a process has surely ended, as far as this process can see: one that belongs to another user is there, also where `/proc` hides it.
+#[cfg(feature = "full")]
+pub fn has_ended(pid: u32) -> bool {
+    let Ok(number) = i32::try_from(pid) else {
+        return false;
+    };
+    let is_zombie = state_and_parent(number).is_some_and(|(state, _)| matches!(state, 'Z' | 'X'));
+    let is_gone = rustix::process::Pid::from_raw(number)
+        .is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH));
+    is_zombie || is_gone
+}
+
 /// Whether the process has started, by however many others, the one that asks.
 pub fn is_ancestor(pid: i32) -> bool {
     let mut at = rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get());
@@ -46,9 +58,10 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        assert!(is_alive(pid) && !is_ancestor(pid));
+        assert!(is_alive(pid) && !is_ancestor(pid) && !has_ended(child.id()));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!is_alive(pid));
+        assert!(!is_alive(pid) && has_ended(child.id()));
+        assert!(!has_ended(std::process::id()));
     }
 }

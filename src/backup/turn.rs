@@ -1,0 +1,319 @@
+//! One backup of a cluster at a time in a repository, on whatever hosts they are started.
+//!
+//! A backup that runs is an id without a root that a claim of purpose `backup` holds. A backup looks for others before it reserves its id, and again
+//! when it has its own claim: so of two that begin at one time at least one sees the other, and gives way. Nothing of a backup depends on it: two
+//! that ran at once, because a host stood still or a claim was ended by hand, would both be whole.
+
+use std::time::{Duration, Instant};
+
+use crate::err;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::pg::time::TimestampTz;
+use crate::process;
+use crate::repo::catalog;
+use crate::repo::claim::BACKUP_RENEWAL_SECONDS;
+use crate::repo::clock::MAY_DIFFER;
+use crate::repo::event::{self, Recorded, live_claims};
+use crate::repo::id::BackupId;
+use crate::repo::scope::Scope;
+use crate::store::{Meta, Store};
+
+/// A claim that was not renewed for so long is that of a backup that was killed.
+const SILENT: Duration = Duration::from_secs(3 * BACKUP_RENEWAL_SECONDS);
+/// How often a waiting backup looks.
+const LOOKS_AGAIN: Duration = Duration::from_secs(1);
+/// A root is longer, a tombstone is not.
+const TOMBSTONE_BYTES: u64 = 4096;
+/// How long two that began at one time wait at most, each for a time of its own, before they try again.
+const STANDS_BACK_MS: (u64, u64) = (200, 3000);
+
+/// Another backup of the cluster that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// Its id.
+    pub id: BackupId,
+    /// Its host.
+    pub host: String,
+    /// When it began.
+    pub since: TimestampTz,
+    /// When it counts for killed if it gives no sign of life.
+    pub until: TimestampTz,
+}
+
+/// This process, as far as others are judged from here.
+struct Here<'a> {
+    now: TimestampTz,
+    host: &'a str,
+    has_ended: &'a dyn Fn(u32) -> bool,
+}
+
+impl Here<'_> {
+    /// The backup that these events of an id without a root tell of, where it runs.
+    fn running(&self, id: &BackupId, events: &[Recorded]) -> Option<Running> {
+        let claims = live_claims(events, self.now);
+        let own = claims
+            .into_iter()
+            .filter(|c| c.event.purpose.as_deref() == Some("backup"));
+        let last_sign = own.map(|c| c.since(self.now)).max()?;
+        let until = last_sign.saturating_add(SILENT);
+        let begin = events.iter().find(|e| e.name == "begin")?;
+        let is_here = begin.event.host == self.host;
+        let was_killed = is_here && begin.event.pid.is_some_and(|pid| (self.has_ended)(pid));
+        (until > self.now && !was_killed).then(|| Running {
+            id: id.clone(),
+            host: begin.event.host.clone(),
+            since: begin.since(self.now),
+            until,
+        })
+    }
+}
+
+/// Waits until no other backup of the scope runs, for at most `limit`; whether it waited. `tick` is called meanwhile.
+///
+/// # Errors
+/// `Locked` naming the other one; `Interrupted`; those of `tick`; what the store says.
+pub fn wait(
+    (store, scope): (&dyn Store, &Scope),
+    limit: Duration,
+    host: &Host,
+    tick: &mut dyn FnMut() -> Result<()>,
+) -> Result<bool> {
+    let begun = Instant::now();
+    let mut is_said = false;
+    while let Some(other) = other((store, scope), None, host)? {
+        if begun.elapsed() >= limit {
+            return Err(refused(&other, scope, limit));
+        }
+        if !is_said {
+            is_said = true;
+            host.progress.note(&format!(
+                "backup \"{}\" of cluster \"{}\" runs on host \"{}\": waiting for its end",
+                other.id,
+                scope.name(),
+                other.host
+            ));
+        }
+        host.check_stop()?;
+        tick()?;
+        std::thread::sleep(LOOKS_AGAIN);
+    }
+    Ok(is_said)
+}
+
+fn refused(other: &Running, scope: &Scope, waited: Duration) -> Error {
+    let Running {
+        id,
+        host,
+        since,
+        until,
+    } = other;
+    let hint = format!(
+        "Nothing was stored. Without a sign of life it counts for killed at {until}; if you know that it was, end its claim: pitr repo claims --release {id} --confirm\nWait for its end: pitr backup --wait 1h"
+    );
+    let still = match waited.is_zero() {
+        true => "runs",
+        false => "still runs",
+    };
+    err!(
+        Locked,
+        "backup \"{id}\" of cluster \"{}\" {still} on host \"{host}\" since {since}",
+        scope.name()
+    )
+    .hint(hint)
+}
+
+/// Whether no other backup runs, now that `own` is claimed. Where one does, the caller takes its claim back, stands back, and waits anew.
+///
+/// # Errors
+/// What the store says.
+pub fn is_alone(store: &dyn Store, scope: &Scope, own: &BackupId, host: &Host) -> Result<bool> {
+    Ok(other((store, scope), Some(own), host)?.is_none())
+}
+
+/// Waits for a time that no other backup waits.
+pub fn stand_back(host: &Host) {
+    let (least, most) = STANDS_BACK_MS;
+    let own = host.random() % (most - least);
+    std::thread::sleep(Duration::from_millis(least + own));
+}
+
+/// A running backup of the scope beside `own`.
+///
+/// No id is older than the newest committed one, but for what clocks may differ, and runs: the two would have run at once. So few events are read.
+fn other(
+    (store, scope): (&dyn Store, &Scope),
+    own: Option<&BackupId>,
+    host: &Host,
+) -> Result<Option<Running>> {
+    let name = event::host();
+    let pid = std::process::id();
+    let here = Here {
+        now: host.now(),
+        host: &name,
+        has_ended: &|other| other == pid || process::has_ended(other),
+    };
+    // Events before roots: a backup that commits meanwhile is then seen as running or as committed.
+    let listed = store.list(&scope.events())?;
+    let begun: Vec<BackupId> = listed.iter().filter_map(|l| l.name.parse().ok()).collect();
+    let mut with_more = catalog::ids(store, scope)?;
+    with_more.sort_unstable();
+    let mut floor = None;
+    let mut committed = Vec::new();
+    for id in with_more.into_iter().rev() {
+        if floor.is_some_and(|floor| id.time() < Some(floor)) {
+            break;
+        }
+        let Some(Meta { size_bytes, .. }) = store.head(&scope.manifest(&id))? else {
+            continue;
+        };
+        if size_bytes > TOMBSTONE_BYTES && floor.is_none() {
+            floor = id.time().map(|t| t.saturating_sub(2 * MAY_DIFFER));
+        }
+        committed.push(id);
+    }
+    for id in begun {
+        let is_old = floor.is_some_and(|floor| id.time() < Some(floor));
+        if is_old || Some(&id) == own || committed.contains(&id) {
+            continue;
+        }
+        let events = match event::read_all(store, scope, &id.to_string()) {
+            // "pitr verify" names it, and it stops no backup.
+            Err(e) if e.is_damage() => continue,
+            events => events?,
+        };
+        if let Some(running) = here.running(&id, &events) {
+            return Ok(Some(running));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::event::Event;
+    use crate::store::file::FileStore;
+
+    const ID: &str = "20261120T064049Z-482913-full";
+
+    fn at(seconds: u64) -> TimestampTz {
+        let begun: TimestampTz = "2026-11-20T06:40:49Z".parse().unwrap();
+        begun.saturating_add(Duration::from_secs(seconds))
+    }
+
+    fn event(name: &str, kind: &str, seconds: u64, ends: Option<&str>) -> Recorded {
+        Recorded {
+            name: name.into(),
+            event: Event {
+                event: kind.into(),
+                subject: ID.into(),
+                time: at(seconds),
+                host: "one".into(),
+                ends: ends.map(str::to_owned),
+                pid: (kind == "begin").then_some(77),
+                purpose: (kind == "claim").then(|| "backup".to_owned()),
+                seconds: (kind == "claim").then_some(3 * 3600),
+                ..Event::default()
+            },
+            stored: at(seconds),
+            is_doubted: false,
+        }
+    }
+
+    /// When it counts for killed, as seen `seconds` after its begin.
+    fn seen(events: &[Recorded], host: &str, has_ended: bool, seconds: u64) -> Option<TimestampTz> {
+        let here = Here {
+            now: at(seconds),
+            host,
+            has_ended: &|pid| {
+                assert_eq!(pid, 77);
+                has_ended
+            },
+        };
+        let running = here.running(&ID.parse().unwrap(), events)?;
+        assert_eq!((running.host.as_str(), running.since), ("one", at(0)));
+        Some(running.until)
+    }
+
+    #[test]
+    fn a_backup_runs_while_its_claim_is_renewed_and_its_process_is_there() {
+        let mut events = vec![event("begin", "begin", 0, None)];
+        // Its writer looks for others when it has its claim.
+        assert_eq!(seen(&events, "two", false, 1), None);
+        events.push(event("a", "claim", 0, None));
+        assert_eq!(seen(&events, "two", true, 1), Some(at(1800)));
+        assert_eq!(seen(&events, "one", false, 1), Some(at(1800)));
+        assert_eq!(seen(&events, "one", true, 1), None, "killed on this host");
+        assert_eq!(seen(&events, "two", true, 1799), Some(at(1800)));
+        assert_eq!(seen(&events, "two", true, 1800), None, "silent");
+        events.push(event("b", "claim", 600, Some("a")));
+        assert_eq!(seen(&events, "two", true, 1800), Some(at(2400)));
+        events.push(event("c", "release", 700, Some("b")));
+        assert_eq!(seen(&events, "two", true, 701), None);
+        // Others hold it for other purposes.
+        let mut synced = event("d", "claim", 700, None);
+        synced.event.purpose = Some("sync".into());
+        events.push(synced);
+        assert_eq!(seen(&events, "two", true, 701), None);
+    }
+
+    /// Ids older than the newest committed backup are not looked at, but for what clocks may differ.
+    #[test]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the store's times are those of this clock"
+    )]
+    fn another_backup_is_found_beside_the_newest_committed_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileStore::open(directory.path(), 1).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
+        let now = TimestampTz::from_system_time(std::time::SystemTime::now());
+        let host = Host::still(now, 5);
+        let stamp = |minutes: u64| {
+            let time = now.saturating_sub(Duration::from_secs(60 * minutes));
+            let stamp = event::compact(time);
+            format!("{}Z-full", &stamp[..15])
+        };
+        let claimed = |id: &str| {
+            let mut events = [
+                event("begin", "begin", 0, None),
+                event("x", "claim", 0, None),
+            ];
+            for one in &mut events {
+                (one.event.subject, one.event.time) = (id.to_owned(), now);
+            }
+            event::begin(&store, &scope, &events[0].event).unwrap();
+            event::record(&store, &scope, &events[1].event, 9).unwrap();
+        };
+        let found = |own: Option<&str>| {
+            let own = own.map(|id| id.parse().unwrap());
+            let other = other((&store, &scope), own.as_ref(), &host).unwrap();
+            other.map(|running| running.id.to_string())
+        };
+        let (old, new) = (stamp(60), stamp(10));
+        claimed(&old);
+        assert_eq!(found(None), Some(old.clone()));
+        assert_eq!(found(Some(&old)), None);
+        claimed(&new);
+        assert_eq!(found(Some(&old)), Some(new.clone()));
+        let refused = wait((&store, &scope), Duration::ZERO, &host, &mut || Ok(()));
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.code(), crate::error::Code::Locked);
+        assert!(refused.to_string().contains("on host \"one\""), "{refused}");
+        // Its root, and a tombstone.
+        let put = |id: &str, bytes: usize| {
+            let key = scope.manifest(&id.parse().unwrap());
+            crate::store::put(&store, &key, &vec![b'x'; bytes]).unwrap();
+        };
+        put(&new, 100);
+        assert_eq!(found(None), Some(old.clone()));
+        put(&stamp(20), 5000);
+        assert_eq!(found(None), None);
+        assert!(is_alone(&store, &scope, &new.parse().unwrap(), &host).unwrap());
+        // Begun before that, by a clock that was behind.
+        let late = stamp(35);
+        claimed(&late);
+        assert_eq!(found(None), Some(late));
+    }
+}

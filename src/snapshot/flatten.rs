@@ -1,0 +1,217 @@
+//! Gives a shard that has many layers a single one, which equals their merge (format, section 8).
+//!
+//! Each incremental adds a layer to the shards that it changes. A reader keeps a block of each in memory, and reads 128 at most.
+
+use std::collections::HashMap;
+
+use super::layer::{EntryKind, LayerWriter};
+use super::piece::{self, ENTRY_PIECES, Piece, Source};
+use super::pipeline::{publish, written};
+use super::reader::{Item, Place, Snapshot};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::repo::id::{BackupId, PartName};
+use crate::repo::root::{LayerRef, Shard};
+use crate::repo::scope::Scope;
+use crate::store::{NewObject, Store};
+use crate::text::hex;
+
+/// A shard with so many layers gets a single one.
+pub const LAYERS: usize = 64;
+
+/// The shards of a snapshot, of which none has many layers.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Flat {
+    /// Key ranges and their layers. A range that has grown large is more than one now.
+    pub shards: Vec<Shard>,
+    /// How many layers were written.
+    pub layers: u32,
+    /// Their stored bytes.
+    pub stored_bytes: u64,
+}
+
+/// Writes one layer under `id`, numbered from 0, for each shard of `snapshot` with `most_layers` or more; a shard of more than `shard_files` is split.
+///
+/// # Errors
+/// `Damaged` when a part of the map fails a check; what the store says.
+pub fn flatten(
+    snapshot: &Snapshot<'_>,
+    (store, scope): (&dyn Store, &Scope),
+    id: &BackupId,
+    most_layers: usize,
+    shard_files: u64,
+) -> Result<Flat> {
+    let mut flattening = Flattening {
+        snapshot,
+        store,
+        scope,
+        id,
+        open: None,
+        flat: Flat {
+            shards: Vec::new(),
+            layers: 0,
+            stored_bytes: 0,
+        },
+    };
+    for (number, shard) in snapshot.map().shards.iter().enumerate() {
+        if shard.layers.len() < most_layers {
+            flattening.flat.shards.push(shard.clone());
+            continue;
+        }
+        flattening.begin(shard.first_key.clone())?;
+        let mut items = snapshot.items_of(number);
+        while let Some(item) = items.next() {
+            flattening.take(&item?, &items.take_places(), shard_files)?;
+        }
+        flattening.end()?;
+    }
+    Ok(flattening.flat)
+}
+
+struct Flattening<'f, 's> {
+    snapshot: &'f Snapshot<'s>,
+    store: &'f dyn Store,
+    scope: &'f Scope,
+    id: &'f BackupId,
+    open: Option<OpenLayer>,
+    flat: Flat,
+}
+
+struct OpenLayer {
+    part: PartName,
+    /// Hexadecimal.
+    first_key: String,
+    writer: LayerWriter<Box<dyn NewObject>>,
+    /// Index in the layer's list of packs, by index in the root's.
+    packs: HashMap<usize, u32>,
+    files: u64,
+}
+
+impl Flattening<'_, '_> {
+    fn begin(&mut self, first_key: String) -> Result<()> {
+        let part = PartName {
+            id: self.id.clone(),
+            number: self.flat.layers,
+        };
+        self.flat.layers += 1;
+        let object = self.store.create(&self.scope.layer(&part))?;
+        let writer = LayerWriter::new(object, &part, self.scope.tag());
+        self.open = Some(OpenLayer {
+            writer: written(writer, &format!("layer \"{part}\""))?,
+            part,
+            first_key,
+            packs: HashMap::new(),
+            files: 0,
+        });
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let Some(layer) = self.open.take() else {
+            return Ok(());
+        };
+        let what = format!("layer \"{}\"", layer.part);
+        let (object, summary) = written(layer.writer.finish(), &what)?;
+        publish(object, &what)?;
+        self.flat.stored_bytes += summary.length;
+        self.flat.shards.push(Shard {
+            first_key: layer.first_key,
+            layers: vec![LayerRef {
+                key: layer.part,
+                offset: 0,
+                length: summary.length,
+                hash: blake3::Hash::from_bytes(summary.hash).to_hex().to_string(),
+            }],
+        });
+        Ok(())
+    }
+
+    fn take(&mut self, item: &Item, places: &[Place], shard_files: u64) -> Result<()> {
+        let is_full = |layer: &OpenLayer| layer.files >= shard_files || layer.writer.is_full();
+        if self.open.as_ref().is_some_and(is_full) {
+            self.end()?;
+            self.begin(hex(item.key.as_bytes()))?;
+        }
+        let Some(layer) = &mut self.open else {
+            return Err(err!(Internal, "no layer is open"));
+        };
+        layer.files += 1;
+        if let Some(length) = item.metadata.file_length() {
+            layer.writer.count_file(length);
+        }
+        let (kind, value) = item.metadata.encode();
+        layer.push(&item.key.metadata_entry(), kind, &value)?;
+        let pieces = pieces(self.snapshot, layer, places)?;
+        for some in pieces.chunks(ENTRY_PIECES) {
+            let first = some.first().map_or(0, |piece| piece.position);
+            let value = piece::encode(first, some, self.snapshot.naming().has_pages());
+            layer.push(&item.key.extents_entry(first), EntryKind::Extents, &value)?;
+        }
+        Ok(())
+    }
+}
+
+impl OpenLayer {
+    fn push(&mut self, key: &[u8], kind: EntryKind, value: &[u8]) -> Result<()> {
+        let pushed = self.writer.push(key, kind, value);
+        pushed.map_err(|e| Error::from_io(format!("write layer \"{}\"", self.part), e))
+    }
+}
+
+/// The pieces of a file, those that follow one another in a frame as one.
+fn pieces(snapshot: &Snapshot<'_>, layer: &mut OpenLayer, places: &[Place]) -> Result<Vec<Piece>> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    for place in places {
+        let source = match place.at {
+            None => Source::Zeros,
+            Some(at) => Source::Frame {
+                pack: match layer.packs.get(&at.pack) {
+                    Some(known) => *known,
+                    None => {
+                        let pack = snapshot.packs().get(at.pack).map(|pack| &pack.key);
+                        let known = pack.and_then(|part| Some((part, snapshot.pack_hash(part)?)));
+                        let (part, hash) = known
+                            .ok_or_else(|| err!(Internal, "no layer names pack {}", at.pack))?;
+                        let index = layer.writer.add_pack(part, hash);
+                        layer.packs.insert(at.pack, index);
+                        index
+                    }
+                },
+                frame: at.frame,
+                offset: at.offset,
+            },
+        };
+        match pieces.last_mut() {
+            Some(last) if follows(last, place.position, source) => last.length += place.length,
+            _ => pieces.push(Piece {
+                position: place.position,
+                length: place.length,
+                source,
+            }),
+        }
+    }
+    Ok(pieces)
+}
+
+fn follows(last: &Piece, position: u64, source: Source) -> bool {
+    let is_next = match (last.source, source) {
+        (Source::Zeros, Source::Zeros) => true,
+        (
+            Source::Frame {
+                pack,
+                frame,
+                offset,
+            },
+            Source::Frame {
+                pack: next_pack,
+                frame: next_frame,
+                offset: next_offset,
+            },
+        ) => {
+            (pack, frame) == (next_pack, next_frame)
+                && u64::from(offset) + last.length == u64::from(next_offset)
+        }
+        _ => false,
+    };
+    is_next && last.position + last.length == position
+}

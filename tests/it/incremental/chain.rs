@@ -1,0 +1,231 @@
+//! Chains of incrementals: what they build on, how often every page is read, and how much of old packs a restore reads.
+
+use std::path::PathBuf;
+
+use pitr::pg::time::TimestampTz;
+use pitr::repo::root::BackupRoot;
+use pitr::repo::wal_proof::RawHash;
+
+use super::{FULL, INCREMENTAL, World, check_by, id_of, increment, root, take, truth, with_root};
+use crate::common::{Builder, Cluster, Site};
+
+const COMPARED: &str = "every page is read and compared";
+
+/// A cluster with a table of about so many pages. An update changes the pages of its rows, and no others.
+fn with_table(major: u32, pages: u32) -> (Site, Cluster) {
+    with_table_of(Cluster::builder(major), pages)
+}
+
+fn with_table_of(builder: Builder, pages: u32) -> (Site, Cluster) {
+    let builder = builder.segment_size_mb(1).without_fsync();
+    let (site, cluster) = Site::with_cluster_of(builder);
+    cluster.sql(&format!(
+        "create table t (a int, b text) with (fillfactor = 50);
+         alter table t alter b set storage plain;
+         insert into t select g, repeat(md5(g::text), 6) from generate_series(1, {}) g;
+         create table still as select g as a, md5(g::text) as b from generate_series(1, 5000) g",
+        pages * 17
+    ));
+    cluster.sql("alter table t set (autovacuum_enabled = off)");
+    (site, cluster)
+}
+
+fn restored(site: &Site, major: u32, id: &str, name: &str) -> Cluster {
+    site.sandbox().dir(name);
+    let to = site.sandbox().join(format!("{name}/data"));
+    let restore = site.pitr().args(["restore", "--backup", id, "--to"]);
+    restore.arg(&to).run().success();
+    let copy = Cluster::open(major, &to).option("fsync", "off").start();
+    copy.wait_promoted();
+    copy
+}
+
+/// Every page is compared when that was not done for 30 days, and the next backup knows that it was.
+#[test]
+fn each_30_days_every_page_is_compared() {
+    let (site, cluster) = with_table(17, 100);
+    take(&site, &FULL).success();
+    cluster.sql("update t set b = repeat('x', 192) where a % 100 = 0");
+    let first = increment(&site);
+    let scanned = |id: &str| root(&site, id).content.whole_scan_time;
+    let at_full = scanned(&first).unwrap();
+    let second = increment(&site);
+    assert_eq!(scanned(&second), Some(at_full));
+
+    let day = std::time::Duration::from_secs(24 * 3600);
+    let now = TimestampTz::from_system_time(std::time::SystemTime::now());
+    let aged = |days: u32| now.saturating_sub(days * day);
+    let set = |id: &str, at: TimestampTz| {
+        with_root(&site, id, |root| root.content.whole_scan_time = Some(at));
+    };
+    set(&second, aged(29));
+    let third = increment(&site);
+    set(&third, aged(31));
+    let run = take(&site, &INCREMENTAL).success();
+    assert!(run.stderr.contains(COMPARED), "{run}");
+    assert!(run.stderr.contains("each 30 days"), "{run}");
+    assert_eq!(run.json()["kind"], "incremental", "{run}");
+    let fourth = id_of(&run);
+    assert_eq!(scanned(&fourth), Some(root(&site, &fourth).head.start_time));
+    let fifth = increment(&site);
+    assert_eq!(scanned(&fifth), scanned(&fourth));
+    cluster.archive_now();
+    let copy = restored(&site, 17, &fifth, "copy");
+    assert_eq!(truth(&copy), truth(&cluster));
+}
+
+/// A page that WAL of an earlier interval hid is found by the scan: the chain has an old copy of it, and no record since tells.
+#[test]
+fn the_scan_finds_what_an_earlier_backup_missed() {
+    let (site, mut cluster) = with_table_of(Cluster::builder(16).checksums(false), 100);
+    take(&site, &FULL).success();
+    let path = cluster.query_one_string("select pg_relation_filepath('t')");
+    cluster.sql("checkpoint");
+    cluster.stop(crate::common::Stop::Fast);
+    // Written past the server, as if its record had been missed: no page LSN moves.
+    let file = cluster.pgdata().join(path);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let (page, other) = (5 * 8192, 6 * 8192);
+    let (from, to) = (
+        bytes[page..page + 8192].to_vec(),
+        &mut bytes[other..other + 8192],
+    );
+    to.copy_from_slice(&from);
+    std::fs::write(&file, &bytes).unwrap();
+    cluster.start();
+    let expected = cluster.query_one_string("select count(distinct a) from t");
+    let missed = increment(&site);
+    with_root(&site, &missed, |root| {
+        root.content.whole_scan_time = Some("2026-01-01T00:00:00Z".parse().unwrap());
+    });
+    let run = take(&site, &INCREMENTAL).success();
+    assert!(run.stderr.contains(COMPARED), "{run}");
+    cluster.archive_now();
+    let count = |id: &str, name: &str| {
+        restored(&site, 16, id, name).query_one_string("select count(distinct a) from t")
+    };
+    assert_ne!(count(&missed, "missed"), expected);
+    assert_eq!(count(&id_of(&run), "found"), expected);
+}
+
+/// A prior whose WAL was proven up to its stop alone: the archived segment has to begin with those bytes.
+#[test]
+fn a_prior_that_is_proven_by_its_tail_alone_is_held_to_it() {
+    let tail = |root: &mut BackupRoot, hash: Option<RawHash>| {
+        let proof = root.content.wal_proof.as_mut().unwrap();
+        assert!(proof.last.segment_hash.take().is_some());
+        proof.last.hash = hash.or(proof.last.hash);
+    };
+    for (wrong, why) in [
+        (None, None),
+        (
+            Some(RawHash([7; 32])),
+            Some("is not surely the prior's own"),
+        ),
+    ] {
+        let world = World::new(15, true);
+        let full = id_of(&take(&world.site, &FULL).success());
+        with_root(&world.site, &full, |root| tail(root, wrong));
+        world.cluster.sql("update still set b = b || 'y'");
+        world.cluster.archive_now();
+        check_by(&world, why);
+    }
+}
+
+/// A prior that lacks a pack is none: the one before serves, and without any a full backup is taken.
+#[test]
+fn where_a_pack_is_missing_another_backup_is_the_prior() {
+    let (site, cluster) = with_table(18, 100);
+    let first = id_of(&take(&site, &FULL).success());
+    let second = id_of(&take(&site, &FULL).success());
+    let packs = |id: &str| site.cluster_folder().join("packs").join(id);
+    let remove = |path: PathBuf| {
+        let mut entries = std::fs::read_dir(path).unwrap();
+        std::fs::remove_file(entries.next().unwrap().unwrap().path()).unwrap();
+    };
+    remove(packs(&second));
+    cluster.sql("update t set b = repeat('x', 192) where a % 50 = 0");
+    let run = take(&site, &INCREMENTAL).success();
+    assert_eq!(run.json()["prior"], first.as_str(), "{run}");
+    // The incremental needs the pack that goes now.
+    remove(packs(&first));
+    let run = take(&site, &INCREMENTAL).success();
+    assert_eq!(run.json()["kind"], "full", "{run}");
+    let why = run.json()["kind_reason"].as_str().unwrap().to_owned();
+    assert!(why.contains("is missing or damaged"), "{run}");
+    cluster.archive_now();
+    let copy = restored(&site, 18, &id_of(&run), "copy");
+    assert_eq!(truth(&copy), truth(&cluster));
+}
+
+/// Raw bytes that a restore reads of frames, for each hundred that it needs.
+fn read_percent(root: &BackupRoot) -> u64 {
+    let packs = &root.map.packs;
+    let needed: u64 = packs.iter().map(|pack| pack.live_bytes).sum();
+    let read = packs.iter().map(|pack| {
+        let all = (pack.all_frames.unwrap(), pack.all_bytes.unwrap());
+        assert!(all.0 >= pack.live_frames && all.1 >= pack.live_bytes);
+        all.1 * pack.live_frames / all.0
+    });
+    read.sum::<u64>() * 100 / needed
+}
+
+/// Pages all over a table change: without the rule a restore would read each page's older copies for nothing.
+#[test]
+fn what_a_restore_reads_for_nothing_is_bounded() {
+    let (site, cluster) = with_table(17, 1500);
+    take(&site, &FULL).success();
+    let mut last = String::new();
+    let mut given_up = 0;
+    for round in 0..8 {
+        cluster.sql(&format!(
+            "update t set b = repeat(md5(random()::text), 6) where a % 170 between {round} * 20 and {round} * 20 + 16"
+        ));
+        let run = take(&site, &INCREMENTAL).success();
+        assert!(!run.stderr.contains(COMPARED), "{run}");
+        given_up += usize::from(run.stderr.contains("that are given up"));
+        last = id_of(&run);
+        let percent = read_percent(&root(&site, &last));
+        assert!(percent <= 122, "round {round}: {percent}");
+    }
+    assert!((1..8).contains(&given_up), "{given_up}");
+    cluster.archive_now();
+    site.pitr().arg("verify").run().success();
+    let copy = restored(&site, 17, &last, "copy");
+    assert_eq!(truth(&copy), truth(&cluster));
+    crate::restore::check_relations(&copy);
+}
+
+/// A shard with many layers gets one that equals them, and is restored like them.
+#[test]
+fn many_layers_of_a_shard_become_one() {
+    let world = World::new(16, true);
+    take(&world.site, &FULL).success();
+    let mut last = String::new();
+    let mut depths = Vec::new();
+    for round in 1..=6 {
+        match round {
+            1 | 4 => world.churn(round.min(2)),
+            _ => drop(
+                world
+                    .cluster
+                    .sql(&format!("update t set b = b || 'x' where a % 50 = {round}")),
+            ),
+        }
+        let backup = world.site.pitr().args(["backup", "--json"]);
+        let backup = backup.args(INCREMENTAL).env("PITR_FAULT_LIMIT", "3");
+        let run = backup.run().success();
+        assert_eq!(run.json()["kind"], "incremental", "{run}");
+        last = id_of(&run);
+        let shards = root(&world.site, &last).map.shards;
+        depths.push(shards.iter().map(|shard| shard.layers.len()).max().unwrap());
+    }
+    assert_eq!(depths, [2, 3, 2, 3, 2, 3]);
+    let full = id_of(&take(&world.site, &FULL).success());
+    world.cluster.archive_now();
+    let expected = world.truth();
+    world.site.pitr().arg("verify").run().success();
+    let one = world.restored(&last, "one", &[]);
+    let two = world.restored(&full, "two", &[]);
+    super::check_equal(&world, (one, two), true, &expected);
+}
