@@ -17,14 +17,12 @@ use crate::repo::clock::MAY_DIFFER;
 use crate::repo::event::{self, Recorded, live_claims};
 use crate::repo::id::BackupId;
 use crate::repo::scope::Scope;
-use crate::store::{Meta, Store};
+use crate::store::Store;
 
 /// A claim that was not renewed for so long is that of a backup that was killed.
 const SILENT: Duration = Duration::from_secs(3 * BACKUP_RENEWAL_SECONDS);
 /// How often a waiting backup looks.
 const LOOKS_AGAIN: Duration = Duration::from_secs(1);
-/// A root is longer, a tombstone is not.
-const TOMBSTONE_BYTES: u64 = 4096;
 /// How long two that began at one time wait at most, each for a time of its own, before they try again.
 const STANDS_BACK_MS: (u64, u64) = (200, 3000);
 
@@ -157,6 +155,7 @@ fn other(
     let listed = store.list(&scope.events())?;
     let begun: Vec<BackupId> = listed.iter().filter_map(|l| l.name.parse().ok()).collect();
     let mut with_more = catalog::ids(store, scope)?;
+    with_more.retain(|id| begun.contains(id));
     with_more.sort_unstable();
     let mut floor = None;
     let mut committed = Vec::new();
@@ -164,12 +163,11 @@ fn other(
         if floor.is_some_and(|floor| id.time() < Some(floor)) {
             break;
         }
-        let Some(Meta { size_bytes, .. }) = store.head(&scope.manifest(&id))? else {
+        if store.head(&scope.manifest(&id))?.is_none() {
             continue;
-        };
-        if size_bytes > TOMBSTONE_BYTES && floor.is_none() {
-            floor = id.time().map(|t| t.saturating_sub(2 * MAY_DIFFER));
         }
+        let begun = id.time().map(|t| t.saturating_sub(2 * MAY_DIFFER));
+        floor = floor.or(begun);
         committed.push(id);
     }
     for id in begun {
@@ -301,18 +299,12 @@ mod tests {
         let refused = refused.unwrap_err();
         assert_eq!(refused.code(), crate::error::Code::Locked);
         assert!(refused.to_string().contains("on host \"one\""), "{refused}");
-        // Its root, and a tombstone.
-        let put = |id: &str, bytes: usize| {
-            let key = scope.manifest(&id.parse().unwrap());
-            crate::store::put(&store, &key, &vec![b'x'; bytes]).unwrap();
-        };
-        put(&new, 100);
-        assert_eq!(found(None), Some(old.clone()));
-        put(&stamp(20), 5000);
+        let key = scope.manifest(&new.parse().unwrap());
+        crate::store::put(&store, &key, b"its root").unwrap();
         assert_eq!(found(None), None);
-        assert!(is_alone(&store, &scope, &new.parse().unwrap(), &host).unwrap());
+        assert!(is_alone(&store, &scope, &old.parse().unwrap(), &host).unwrap());
         // Begun before that, by a clock that was behind.
-        let late = stamp(35);
+        let late = stamp(25);
         claimed(&late);
         assert_eq!(found(None), Some(late));
     }

@@ -345,6 +345,19 @@ fn take(
     (life.done.load(Ordering::SeqCst), result)
 }
 
+/// Removes the events of earlier attempts: a backup asks of each whether it runs, which costs operations.
+fn forget_attempts(site: &Site) {
+    let events = site.cluster_folder().join("events");
+    let Ok(entries) = std::fs::read_dir(&events) else {
+        return;
+    };
+    for path in entries.map(|entry| entry.unwrap().path()) {
+        if path.to_str().unwrap().ends_with("-full") {
+            std::fs::remove_dir_all(&path).unwrap();
+        }
+    }
+}
+
 /// Killed at every operation on the store, a backup is visible only when its root is there, and then it is whole.
 #[test]
 fn b01_killed_at_every_store_operation() {
@@ -354,6 +367,7 @@ fn b01_killed_at_every_store_operation() {
     });
     let player = recording.play();
     let mut known = committed(&site);
+    forget_attempts(&site);
     let (operations, result) = take(&site, &player.conninfo(), Streamed, usize::MAX);
     known.push(result.unwrap().head.id.to_string());
     known.sort();
@@ -361,6 +375,7 @@ fn b01_killed_at_every_store_operation() {
     println!("{operations} store operations");
     let mut became_visible = Vec::new();
     for dies_at in 0..operations {
+        forget_attempts(&site);
         let (done, result) = take(&site, &player.conninfo(), Streamed, dies_at);
         assert!(done > dies_at, "operation {dies_at} was not reached");
         if is_new_and_whole(&site, &mut known, &result) {
@@ -380,6 +395,7 @@ fn b01_a_local_backup_killed_at_every_store_operation() {
     let mut became_visible = 0;
     for dies_at in 0.. {
         let local = Local::new(Some(cluster.pgdata().to_owned()));
+        forget_attempts(&site);
         let (done, result) = take(&site, &cluster.conninfo("postgres"), local, dies_at);
         let is_killed = done > dies_at;
         if is_new_and_whole(&site, &mut known, &result) {

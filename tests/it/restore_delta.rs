@@ -86,6 +86,7 @@ fn the_cluster_is_taken_back_in_place(major: u32) {
     same(&state(&pgdata), &fresh);
     same(&content(&scene.space), &fresh_space);
     scene.cluster.start();
+    scene.cluster.wait_promoted();
     assert_eq!(rows(&scene.cluster), AT_POINT);
     let later = "select count(*) from pg_class where relname in ('later', 'moved')";
     assert_eq!(scene.cluster.client().query_one_string(later), "0");
