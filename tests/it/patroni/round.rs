@@ -103,6 +103,7 @@ impl Campaign {
         assert!(broken > 0, "no client noticed the death");
         assert_eq!(self.leader(), Some(new), "the leader stays");
         self.check_nobody_is_blocked(new);
+        self.decide(timeline, round.death);
         let client = self.nodes[new].client();
         let found = rows(&client);
         let lost: u64 = ledgers
@@ -270,6 +271,28 @@ impl Campaign {
     fn pause_receiver(&self, on: bool) {
         let signal = if on { Signal::STOP } else { Signal::CONT };
         self.receiver.as_ref().expect("it runs").signal(signal);
+    }
+
+    /// A leader that stood still and went on may have committed after the next one began: a person says which timeline is the cluster.
+    fn decide(&mut self, left: u64, death: Death) {
+        let info = self.pitr().args(["info", "--json"]).run().json();
+        if !info["clusters"][0]["timeline"].is_null() {
+            return;
+        }
+        assert_eq!(
+            death,
+            Death::Freeze,
+            "{:#}",
+            info["clusters"][0]["problems"]
+        );
+        let left = left.to_string();
+        let abandon = self.pitr().args(["timeline", "abandon", &left]);
+        let abandon = abandon.args(["--reason", "it stood still", "--confirm"]);
+        abandon.run().success();
+        self.count(
+            "rounds after which a person says which timeline is the cluster",
+            1,
+        );
     }
 
     /// What is not on the new leader is on the timeline that was left, and `pitr info` names it.
