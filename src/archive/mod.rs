@@ -6,6 +6,7 @@ mod damage;
 pub mod datadir;
 pub mod fetch;
 pub mod guard;
+pub mod leftover;
 pub mod life;
 #[cfg(test)]
 mod life_tests;

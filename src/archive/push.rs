@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::datadir::{DataDirectory, open_at_once};
+use super::leftover;
 use super::life::{self, Continued};
 use super::received::{self, Prefix};
 use crate::err;
@@ -31,13 +32,15 @@ use crate::wal::link::{Link, Mark};
 use crate::wal::tail::{self, Tail};
 use crate::wal::undecoded::Indexing;
 
-/// What pushing a file came to. Both mean: durable in this repository.
+/// What pushing a file came to. All mean: this repository lacks nothing of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pushed {
     /// The file is new here.
     Stored,
     /// The same content was here before.
     AlreadyThere,
+    /// It holds no WAL of the cluster.
+    Leftover,
 }
 
 /// Something that does not stop archiving but should be known.
@@ -68,7 +71,7 @@ pub struct Push<'a> {
 const CHUNK: usize = 256 << 10;
 const SMALL_FILE_MAX: u64 = 1 << 20;
 
-/// Puts one WAL file into the repository under its own name.
+/// Puts one WAL file into the repository under its own name. One that holds no WAL of the cluster is acknowledged with a warning.
 ///
 /// # Errors
 /// `SourceMissing`, `SourceSize`, `SourceHeader`, `SourceChanged` for a file that cannot be archived; `WrongCluster` when its system
@@ -77,9 +80,23 @@ const SMALL_FILE_MAX: u64 = 1 << 20;
 ///
 /// PostgreSQL: src/include/access/xlog_internal.h (names), contrib/basic_archive/basic_archive.c (the rule for repeats).
 pub fn push(what: &Push<'_>) -> Result<(Pushed, Warnings)> {
-    DataDirectory::of_wal_file(what.path).check_guard()?;
+    let data = DataDirectory::of_wal_file(what.path);
+    data.check_guard()?;
     let source = Source::open(what.path)?;
-    push_content(what, source)
+    match (push_content(what, source), what.name) {
+        (Err(e), WalFileName::Segment(name)) if e.code() == Code::SourceHeader => {
+            let left = leftover::left_at(&data, name).ok_or(e)?;
+            Ok((Pushed::Leftover, vec![leftover_warning(name, left)]))
+        }
+        (pushed, _) => pushed,
+    }
+}
+
+fn leftover_warning(name: SegmentName, left: Lsn) -> String {
+    format!(
+        "\"{name}\" holds other bytes than its name says, and this server left timeline {} at {left}, before it begins: the cluster has no such WAL, and nothing was stored",
+        name.timeline.decimal()
+    )
 }
 
 /// Whether the repository may refuse the file for what it has: its name is taken, by whatever content, or the segment before is another server's.

@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use pitr::pg::segment::{SegmentName, SegmentSize};
 
+use crate::common::reception::lsn;
 use crate::common::{
     Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, bin, copy_tree, files_below,
     keep_one, pitr_archive, user, wait_until,
@@ -498,6 +499,45 @@ fn p12_a_recycled_segment_under_an_old_name_is_refused() {
     let run = still.push(old).run().expect_code(13);
     assert!(complaint(&run).contains("error A113"), "{run}");
     assert!(!still.site.object(old).exists());
+}
+
+/// What a node has after pg_rewind, once Patroni has removed what PostgreSQL remembers of its files.
+#[test]
+fn p24_a_recycled_segment_of_a_timeline_that_was_left_stops_nothing() {
+    let mut still = Still::new(18, 1, 3);
+    let recycled = std::fs::read(still.wal(&still.segments[0])).unwrap();
+    still.cluster.append_config("restore_command", "false");
+    still
+        .cluster
+        .append_config("recovery_target_timeline", "current");
+    still.cluster.touch("recovery.signal");
+    still.cluster.start();
+    still.cluster.wait_promoted();
+    still.cluster.sql("checkpoint");
+    still.cluster.stop(Stop::Fast);
+    let history = std::fs::read_to_string(still.wal("00000002.history")).unwrap();
+    let left = lsn(history.split_whitespace().nth(1).unwrap());
+    let named = |at: u64| format!("0000000100000000{:08X}", at >> 20);
+    let offered = |name: &str, bytes: &[u8]| {
+        std::fs::write(still.wal(name), bytes).unwrap();
+        let run = still.push(name).run();
+        assert!(!still.site.object(name).exists(), "{run}");
+        run
+    };
+    let zeros = vec![0; recycled.len()];
+    for bytes in [&recycled, &zeros] {
+        offered(&named(left + (1 << 20)), bytes)
+            .success()
+            .expect_stderr("this server left timeline 1 at ")
+            .expect_stderr("nothing was stored");
+        // The segment in which it was left has WAL of the cluster, and so have those before it.
+        for at in [left, left - (1 << 20)] {
+            offered(&named(at), bytes).expect_code(13);
+        }
+        // A timeline that is not the server's past is none that it left.
+        let other = named(left + (1 << 20)).replacen("00000001", "00000003", 1);
+        offered(&other, bytes).expect_code(13);
+    }
 }
 
 #[test]
