@@ -234,6 +234,7 @@ impl Context {
 
 /// Parses the command line, runs the command, prints its error, and returns the exit status.
 pub fn main() -> u8 {
+    raise_open_files();
     let environment = Environment::of_process();
     match catch_unwind(AssertUnwindSafe(|| {
         run(std::env::args_os().collect(), environment)
@@ -244,6 +245,20 @@ pub fn main() -> u8 {
             exit::status(Program::Pitr, Code::Internal)
         }
     }
+}
+
+/// Allows as many open files as the host lets this process have. A backup of a long chain has hundreds of layers and packs, each with a file.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // What is refused here fails where a file is opened, and is named there.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    );
 }
 
 /// The command line, whose global options stand in the help of `pitr` alone.

@@ -53,7 +53,8 @@ pub fn gaps(inventory: &Inventory, from: Lsn) -> Vec<Gap> {
     gaps
 }
 
-/// Whether expiry left a hole: the first one behind a backup of which that is recorded, or from a pinned one to the start of another.
+/// Whether expiry left a hole: the first one behind a backup of which that is recorded, or from a pinned one to the start of another. It leaves none
+/// that takes WAL which a backup needs itself.
 fn is_deliberate(inventory: &Inventory, timeline: TimelineId, hole: LsnRange) -> bool {
     let size = inventory.segment_size;
     let Ok(history) = inventory.history(timeline) else {
@@ -62,14 +63,21 @@ fn is_deliberate(inventory: &Inventory, timeline: TimelineId, hole: LsnRange) ->
     let path = Path::new(history.clone(), size);
     let is_start = |b: &Backup| SegmentNumber::of(b.start_lsn, size).start_lsn(size) == hole.end;
     let ends = inventory.backups.iter().any(is_start);
-    let mut leading = inventory.backups.iter().filter(|b| lies_on(&history, b));
-    leading.any(|b| {
-        let end = b.consistent_lsn.max(b.stop_lsn);
-        let reach = || SegmentNumber::of(path.reach(b.start_lsn, inventory), size);
-        b.is_trimmed && reach() == SegmentNumber::of(hole.start, size)
+    let leading = || inventory.backups.iter().filter(|b| lies_on(&history, b));
+    let end = |b: &Backup| b.consistent_lsn.max(b.stop_lsn);
+    let is_needed_from = |begin| leading().any(|b| b.start_lsn < hole.end && end(b) > begin);
+    leading().any(|b| {
+        let is_trimmed = || {
+            let reach = path.reach(b.start_lsn, inventory);
+            let begins = SegmentNumber::of(reach, size) == SegmentNumber::of(hole.start, size);
+            begins && !is_needed_from(reach)
+        };
+        let behind = SegmentNumber::ending_at(end(b), size).next();
+        b.is_trimmed && is_trimmed()
             || ends
                 && !b.pins.is_empty()
-                && SegmentNumber::ending_at(end, size).next().start_lsn(size) == hole.start
+                && behind.start_lsn(size) == hole.start
+                && !is_needed_from(hole.start)
     })
 }
 

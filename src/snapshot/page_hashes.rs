@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 
 /// Memory for hashes and directories of packs. In a long chain a file lies in a pack of each backup, and files that follow lie in the same ones.
 const PACKS_BYTES: usize = 24 << 20;
+/// Packs that are kept: each holds files open.
+const PACKS_MAX: usize = 64;
 /// Memory for frames that have to be read.
 const FRAMES_BYTES: usize = 6 << 20;
 /// Memory that a frame takes in a pack's directory.
@@ -37,21 +39,23 @@ pub struct PageHashes<'s, 'a> {
     frames: Mutex<Recent<(usize, u32), Frame>>,
 }
 
-/// Values that were used last, up to a number of bytes.
+/// Values that were used last, up to a number of them and of bytes.
 struct Recent<K, V> {
     /// Each with its bytes and its last use.
     kept: HashMap<K, (Arc<V>, usize, u64)>,
     uses: u64,
     bytes: usize,
+    limit: usize,
     limit_bytes: usize,
 }
 
 impl<K: Copy + Eq + Hash, V> Recent<K, V> {
-    fn new(limit_bytes: usize) -> Recent<K, V> {
+    fn new(limit: usize, limit_bytes: usize) -> Recent<K, V> {
         Recent {
             kept: HashMap::new(),
             uses: 0,
             bytes: 0,
+            limit,
             limit_bytes,
         }
     }
@@ -68,7 +72,7 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
         self.uses += 1;
         let before = self.kept.insert(key, (Arc::clone(value), bytes, self.uses));
         self.bytes += bytes - before.map_or(0, |(_, bytes, _)| bytes);
-        while self.bytes > self.limit_bytes {
+        while self.bytes > self.limit_bytes || self.kept.len() > self.limit {
             let oldest = self.kept.iter().min_by_key(|(_, (.., used))| *used);
             let Some(oldest) = oldest.map(|(key, _)| *key) else {
                 return;
@@ -97,8 +101,8 @@ impl<'s, 'a> PageHashes<'s, 'a> {
     pub(super) fn within(snapshot: &'s Snapshot<'a>, packs_bytes: usize) -> PageHashes<'s, 'a> {
         PageHashes {
             snapshot,
-            packs: Mutex::new(Recent::new(packs_bytes)),
-            frames: Mutex::new(Recent::new(FRAMES_BYTES)),
+            packs: Mutex::new(Recent::new(PACKS_MAX, packs_bytes)),
+            frames: Mutex::new(Recent::new(usize::MAX, FRAMES_BYTES)),
         }
     }
 

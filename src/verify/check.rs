@@ -21,7 +21,7 @@ pub(super) struct Found {
     pub findings: Vec<Finding>,
     pub finding_count: u64,
     /// What of that is not in the list, and about what.
-    unlisted: Vec<(About, u64)>,
+    unlisted: Vec<(FindingKind, About, u64)>,
     pub warnings: Vec<String>,
     /// What this version cannot check.
     pub unread: Vec<About>,
@@ -30,19 +30,25 @@ pub(super) struct Found {
 }
 
 impl Found {
-    pub fn count(&mut self, about: About, number: u64) {
+    pub fn count(&mut self, kind: FindingKind, about: About, number: u64) {
         self.finding_count += number;
         match self.unlisted.last_mut() {
-            Some((last, n)) if *last == about => *n += number,
-            _ => self.unlisted.push((about, number)),
+            Some((last_kind, last, n)) if (*last_kind, &*last) == (kind, &about) => *n += number,
+            _ => self.unlisted.push((kind, about, number)),
         }
+    }
+
+    /// What every finding is about, listed or not.
+    pub fn abouts(&self) -> impl Iterator<Item = (FindingKind, &About)> {
+        let listed = self.findings.iter().map(|f| (f.kind, &f.about));
+        listed.chain(self.unlisted.iter().map(|(kind, about, _)| (*kind, about)))
     }
 
     /// Drops what is about something that is over, listed or not.
     pub fn forget(&mut self, is_over: impl Fn(&About) -> bool) {
         self.findings.retain(|f| !is_over(&f.about));
-        self.unlisted.retain(|(about, _)| !is_over(about));
-        let unlisted: u64 = self.unlisted.iter().map(|(_, n)| n).sum();
+        self.unlisted.retain(|(_, about, _)| !is_over(about));
+        let unlisted: u64 = self.unlisted.iter().map(|(.., n)| n).sum();
         self.finding_count = self.findings.len() as u64 + unlisted;
     }
 }
@@ -97,14 +103,14 @@ impl<'a> Check<'a> {
     }
 
     /// Counts findings without listing them.
-    pub fn find_more(&self, about: About, number: u64) {
-        self.found().count(about, number);
+    pub fn find_more(&self, kind: FindingKind, about: About, number: u64) {
+        self.found().count(kind, about, number);
     }
 
     pub fn find(&self, kind: FindingKind, object: &str, detail: impl Into<String>, about: About) {
         let mut found = self.found();
         if found.findings.len() >= LISTED_MAX {
-            found.count(about, 1);
+            found.count(kind, about, 1);
         } else {
             found.finding_count += 1;
             found.findings.push(Finding {
@@ -217,6 +223,16 @@ mod tests {
     use crate::err;
 
     #[test]
+    fn a_backup_of_which_nothing_is_listed_is_damaged_all_the_same() {
+        let one = About::Backup("20261120T064049Z-full".parse().unwrap());
+        let mut found = Found::default();
+        found.count(FindingKind::Pages, About::Other, 1);
+        found.count(FindingKind::Damaged, one.clone(), 7);
+        let abouts: Vec<_> = found.abouts().collect();
+        assert!(abouts.contains(&(FindingKind::Damaged, &one)));
+    }
+
+    #[test]
     fn what_is_not_listed_is_counted_and_forgotten_with_its_backup() {
         let backup = |id: &str| About::Backup(id.parse().unwrap());
         let (one, two) = (
@@ -225,7 +241,7 @@ mod tests {
         );
         let mut found = Found::default();
         for about in [&one, &one, &two, &one] {
-            found.count(about.clone(), 7);
+            found.count(FindingKind::Damaged, about.clone(), 7);
         }
         assert_eq!((found.finding_count, found.unlisted.len()), (28, 3));
         found.forget(|about| *about == one);

@@ -1,6 +1,7 @@
 //! What damage costs: which backups, and which points of which timelines.
 
-use super::{About, Finding, FindingKind, Report, Work, oldest, wal};
+use super::check::Found;
+use super::{About, FindingKind, Report, Work, oldest, wal};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::timeline::TimelineId;
@@ -218,23 +219,33 @@ fn human(segments: u64) -> String {
     }
 }
 
-/// The first hole behind a backup of which that is recorded, and what expire leaves between a pinned backup and the next one, is no gap.
+/// The first hole behind a backup of which that is recorded, and what expire leaves between a pinned backup and the next one, is no gap. None is
+/// deliberate that takes WAL which a backup needs itself.
 fn is_deliberate(
     survey: &Survey,
     work: &Work<'_>,
     (paths, roots): (&Paths<'_>, &[(&BackupId, &Root)]),
     hole: &Hole,
 ) -> bool {
+    let to = hole.to.start_lsn(work.size);
+    let end = |root: &Root| root.consistent_lsn.max(root.stop_lsn);
+    let is_needed_from =
+        |begin: Lsn| (roots.iter()).any(|(_, root)| root.start_lsn < to && end(root) > begin);
     let ends = roots
         .iter()
         .any(|(_, root)| SegmentNumber::of(root.start_lsn, work.size) == hole.to);
     roots.iter().any(|(id, root)| {
         let events = survey.ids.get(*id).map_or(&[][..], |s| &s.events);
-        let end = root.consistent_lsn.max(root.stop_lsn);
-        let reach = || paths.reach(hole.target, root.start_lsn);
-        let is_pinned = || !event::standing(events, "pin", "unpin").is_empty();
-        event::is_trimmed(events) && SegmentNumber::of(reach(), work.size) == hole.from
-            || ends && SegmentNumber::ending_at(end, work.size).next() == hole.from && is_pinned()
+        let behind = SegmentNumber::ending_at(end(root), work.size).next();
+        let is_trimmed = || {
+            let reach = paths.reach(hole.target, root.start_lsn);
+            SegmentNumber::of(reach, work.size) == hole.from && !is_needed_from(reach)
+        };
+        let is_pinned = || {
+            let pinned = !event::standing(events, "pin", "unpin").is_empty();
+            pinned && !is_needed_from(hole.from.start_lsn(work.size))
+        };
+        event::is_trimmed(events) && is_trimmed() || ends && behind == hole.from && is_pinned()
     })
 }
 
@@ -260,9 +271,9 @@ pub(super) fn report(
     let now = work.host.now();
     let read_back = ReadBack::new(&survey.checks, now).and(now, read.clone());
     let found = std::mem::take(&mut *work.found());
+    let lost = lost_backups(&found, survey, paths);
     let mut findings = found.findings;
     findings.sort_by(|a, b| (&a.object, a.kind, &a.detail).cmp(&(&b.object, b.kind, &b.detail)));
-    let lost = lost_backups(&findings, survey, paths);
     for finding in &mut findings {
         finding.costs = match &finding.about {
             About::Backup(id) => backup_costs(survey, paths, id, &lost, finding.kind),
@@ -310,11 +321,11 @@ pub(super) fn report(
 }
 
 /// Backups that are damaged, or whose WAL is.
-fn lost_backups(findings: &[Finding], survey: &Survey, paths: &Paths<'_>) -> BTreeSet<BackupId> {
-    let mut lost: BTreeSet<BackupId> = findings
-        .iter()
-        .filter_map(|f| match &f.about {
-            About::Backup(id) if f.kind != FindingKind::Pages => Some(id.clone()),
+fn lost_backups(found: &Found, survey: &Survey, paths: &Paths<'_>) -> BTreeSet<BackupId> {
+    let mut lost: BTreeSet<BackupId> = found
+        .abouts()
+        .filter_map(|(kind, about)| match about {
+            About::Backup(id) if kind != FindingKind::Pages => Some(id.clone()),
             _ => None,
         })
         .collect();

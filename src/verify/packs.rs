@@ -223,7 +223,7 @@ impl Shared<'_> {
                     self.is_incomplete.fetch_add(1, Ordering::Relaxed);
                     found += 1;
                     match found > LISTED_MAX {
-                        true => self.work.find_more(about(), 1),
+                        true => self.work.find_more(FindingKind::Damaged, about(), 1),
                         false => {
                             self.work
                                 .find(FindingKind::Damaged, key, e.to_string(), about());

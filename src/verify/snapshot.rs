@@ -242,7 +242,7 @@ fn read_files(
         let listed = compared.wrong.len().min(LISTED_MAX) as u64;
         let more = compared.wrong_count.saturating_sub(listed);
         if more > 0 {
-            work.find_more(about(), more);
+            work.find_more(FindingKind::Damaged, about(), more);
         }
         if !compared.sums_compared {
             work.warn(format!(
@@ -288,7 +288,7 @@ impl Files<'_> {
             }
             let about = About::Backup(self.root.head.id.clone());
             if self.pages.fetch_add(1, Ordering::Relaxed) >= LISTED_MAX {
-                self.work.find_more(about, 1);
+                self.work.find_more(FindingKind::Pages, about, 1);
                 continue;
             }
             let path = file.path(self.snapshot.naming());
