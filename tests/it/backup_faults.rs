@@ -1,6 +1,7 @@
 //! Rows of the fault matrix that concern base backups.
 
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -345,15 +346,19 @@ fn take(
     (life.done.load(Ordering::SeqCst), result)
 }
 
-/// Removes the events of earlier attempts: a backup asks of each whether it runs, which costs operations.
+/// Puts the events of earlier attempts aside: a backup asks of each whether it runs, which costs operations.
 fn forget_attempts(site: &Site) {
     let events = site.cluster_folder().join("events");
-    let Ok(entries) = std::fs::read_dir(&events) else {
-        return;
-    };
+    move_attempts(&events, &site.sandbox().dir("forgotten"));
+}
+
+/// Moves the folders of ids.
+fn move_attempts(from: &Path, to: &Path) {
+    let entries = std::fs::read_dir(from).into_iter().flatten();
     for path in entries.map(|entry| entry.unwrap().path()) {
-        if path.to_str().unwrap().ends_with("-full") {
-            std::fs::remove_dir_all(&path).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name.ends_with("-full") {
+            std::fs::rename(&path, to.join(name)).unwrap();
         }
     }
 }
@@ -412,6 +417,8 @@ fn b01_a_local_backup_killed_at_every_store_operation() {
         became_visible > 1,
         "nothing was killed behind the commit point"
     );
+    let events = site.cluster_folder().join("events");
+    move_attempts(&site.sandbox().join("forgotten"), &events);
     site.pitr().arg("verify").run().success();
 }
 
