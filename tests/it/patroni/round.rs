@@ -103,7 +103,7 @@ impl Campaign {
         assert!(broken > 0, "no client noticed the death");
         assert_eq!(self.leader(), Some(new), "the leader stays");
         self.check_nobody_is_blocked(new);
-        self.decide(timeline, round.death);
+        self.decide(new, round.death);
         let client = self.nodes[new].client();
         let found = rows(&client);
         let lost: u64 = ledgers
@@ -274,7 +274,7 @@ impl Campaign {
     }
 
     /// A leader that stood still and went on may have committed after the next one began: a person says which timeline is the cluster.
-    fn decide(&mut self, left: u64, death: Death) {
+    fn decide(&mut self, leader: usize, death: Death) {
         let info = self.pitr().args(["info", "--json"]).run().json();
         if !info["clusters"][0]["timeline"].is_null() {
             return;
@@ -285,10 +285,11 @@ impl Campaign {
             "{:#}",
             info["clusters"][0]["problems"]
         );
-        let left = left.to_string();
-        let abandon = self.pitr().args(["timeline", "abandon", &left]);
-        let abandon = abandon.args(["--reason", "it stood still", "--confirm"]);
-        abandon.run().success();
+        // Not by abandoning the one that was left: the new one descends from it.
+        let timeline = self.timeline(leader).to_string();
+        let restore = self.pitr().args(["timeline", "restore", &timeline]);
+        let restore = restore.args(["--reason", "it leads", "--confirm"]);
+        restore.run().success();
         self.count(
             "rounds after which a person says which timeline is the cluster",
             1,
