@@ -166,8 +166,10 @@ fn other(
         if store.head(&scope.manifest(&id))?.is_none() {
             continue;
         }
-        let begun = id.time().map(|t| t.saturating_sub(2 * MAY_DIFFER));
-        floor = floor.or(begun);
+        // One of the future says nothing of what is older.
+        let known = |t: &TimestampTz| *t <= here.now.saturating_add(MAY_DIFFER);
+        let begun = id.time().filter(known);
+        floor = floor.or(begun.map(|t| t.saturating_sub(2 * MAY_DIFFER)));
         committed.push(id);
     }
     for id in begun {
@@ -306,6 +308,13 @@ mod tests {
         // Begun before that, by a clock that was behind.
         let late = stamp(25);
         claimed(&late);
+        assert_eq!(found(None), Some(late.clone()));
+        // A clock that was an hour ahead hides nothing.
+        let ahead = event::compact(now.saturating_add(Duration::from_secs(3600)));
+        let ahead = format!("{}Z-full", &ahead[..15]);
+        claimed(&ahead);
+        let key = scope.manifest(&ahead.parse().unwrap());
+        crate::store::put(&store, &key, b"its root").unwrap();
         assert_eq!(found(None), Some(late));
     }
 }

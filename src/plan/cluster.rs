@@ -463,7 +463,7 @@ impl Candidate {
 const STORE_CLOCK: Duration = Duration::from_secs(1);
 
 /// The step that ends the indecision.
-pub const DECIDE: &str = "\"pitr timeline list\" shows all, \"pitr timeline abandon N --reason TEXT\" says of one that it is not the cluster";
+pub const DECIDE: &str = "\"pitr timeline list\" shows all. \"pitr timeline restore N --reason TEXT\" says which one is the cluster; \"pitr timeline abandon N --reason TEXT\" says that one, with all that descends from it, is not";
 
 /// A repository's WAL: what its inventory lists, and the answers about it.
 #[derive(Clone, Copy)]

@@ -238,6 +238,27 @@ fn x09_a_month_keeps_its_last_backup_and_the_window_its_wal(major: u32) {
     );
     let again = kept.confirm().success().json();
     assert_eq!(again["clusters"][0]["outcome"]["deleted_objects"], 0);
+
+    // The first segment of a backup is missed, whether a deliberate hole begins behind the backup or ends at it.
+    for nth in left.iter().copied().filter(|nth| *nth <= 4) {
+        let lsn = kept.shown(nth)["start_lsn"].as_str().unwrap().to_owned();
+        let (high, low) = lsn.split_once('/').unwrap();
+        let digits = |text: &str| u64::from_str_radix(text, 16).unwrap();
+        let name = format!("00000001{:08X}{:08X}", digits(high), digits(low) >> 20);
+        let file = kept.site.object(&name);
+        let away = kept.site.sandbox().join("away");
+        std::fs::rename(&file, &away).unwrap();
+        let run = kept.pitr(&["verify"]).run();
+        assert!(!run.is_success(), "{nth}: {run}");
+        assert!(run.stdout.contains("missing"), "{nth}: {run}");
+        // No WAL is expected before the first that there is.
+        let info = kept.pitr(&["info", "--json"]).run().json();
+        let gaps = info["clusters"][0]["gaps"].as_array().unwrap();
+        let expected = usize::from(left.first() != Some(&nth));
+        assert_eq!(gaps.len(), expected, "{nth}: {gaps:?}");
+        std::fs::rename(&away, &file).unwrap();
+    }
+    kept.pitr(&["verify", "--quiet"]).run().success();
 }
 per_major!(x09_a_month_keeps_its_last_backup_and_the_window_its_wal, v14 v19);
 
