@@ -50,6 +50,8 @@ fn run(data: &[u8]) {
         size_bytes: 0,
         live_frames: 0,
         live_bytes: 0,
+        all_frames: None,
+        all_bytes: None,
     });
     let mut world = World {
         naming,
