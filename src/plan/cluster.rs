@@ -660,10 +660,9 @@ impl Side<'_> {
             let Some(name) = at.name(timeline, size) else {
                 break;
             };
-            let found =
-                unless_damaged(self.commit_in(name, at.start_lsn(size) < from, from, true))?;
-            if let Ok(Some(time)) = found {
-                return Ok(Some(time));
+            let is_cut = at.start_lsn(size) < from;
+            if let Ok(Some(found)) = unless_damaged(self.commits_in(name, is_cut, from))? {
+                return Ok(Some(found.first));
             }
         }
         Ok(None)
@@ -683,8 +682,8 @@ impl Side<'_> {
                 continue;
             };
             let is_cut = number.start_lsn(size) < from && !self.is_before(name, since)?;
-            match unless_damaged(self.commit_in(name, is_cut, from, false))? {
-                Ok(Some(time)) => return Ok(LastCommit::At(time)),
+            match unless_damaged(self.commits_in(name, is_cut, from))? {
+                Ok(Some(found)) => return Ok(LastCommit::At(found.last)),
                 Ok(None) => {}
                 Err(why) => return Ok(LastCommit::Unknown(why)),
             }
@@ -704,42 +703,6 @@ impl Side<'_> {
     fn is_before(&self, name: SegmentName, since: TimestampTz) -> Result<bool> {
         let facts = unless_damaged(self.facts(name))?;
         Ok(facts.is_ok_and(|f| f.is_some_and(|f| f.ends > 0 && f.times.1 < since)))
-    }
-
-    /// The first or the last commit in a segment, of one that is cut behind `from`.
-    fn commit_in(
-        &self,
-        name: SegmentName,
-        is_cut: bool,
-        from: Lsn,
-        wants_first: bool,
-    ) -> Result<Option<TimestampTz>> {
-        let Some(facts) = self.facts(name)?.filter(|f| f.commits > 0) else {
-            return Ok(None);
-        };
-        if !is_cut {
-            return Ok(Some(match wants_first {
-                true => facts.times.0,
-                false => facts.times.1,
-            }));
-        }
-        let mut found: Option<TimestampTz> = None;
-        self.wal.scan(name, &|_| None, &mut |entry| {
-            if let EntryKind::End {
-                time,
-                is_commit: true,
-                ..
-            } = entry.kind
-                && entry.start >= from
-            {
-                found = Some(match found {
-                    Some(known) if wants_first => known.min(time),
-                    Some(known) => known.max(time),
-                    None => time,
-                });
-            }
-        })?;
-        Ok(found)
     }
 }
 

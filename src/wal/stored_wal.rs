@@ -94,16 +94,9 @@ pub fn has_prefix(
     segment: &OpenSegment,
     (length_bytes, hash): (u64, RawHash),
 ) -> Result<bool> {
-    let compare = || -> Result<bool> {
-        let Some(stored) = StoredWal::open(repository, layout, segment)? else {
-            return Ok(true);
-        };
-        let prefix = stored.prefix(repository, layout, length_bytes)?;
-        Ok(prefix.is_none_or(|found| found == hash))
-    };
-    match compare() {
+    match stored_prefix(repository, layout, segment, length_bytes) {
         Err(e) if e.is_damage() || e.code() == Code::Key => Ok(true),
-        compared => compared,
+        found => Ok(found?.is_none_or(|found| found == hash)),
     }
 }
 
@@ -117,11 +110,20 @@ pub fn has_surely_prefix(
     segment: &OpenSegment,
     (length_bytes, hash): (u64, RawHash),
 ) -> Result<bool> {
-    let Some(stored) = StoredWal::open(repository, layout, segment)? else {
-        return Ok(false);
-    };
-    let prefix = stored.prefix(repository, layout, length_bytes)?;
-    Ok(prefix == Some(hash))
+    Ok(stored_prefix(repository, layout, segment, length_bytes)? == Some(hash))
+}
+
+/// The hash of the first bytes of a segment; `None` where not so many are stored.
+fn stored_prefix(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    segment: &OpenSegment,
+    length_bytes: u64,
+) -> Result<Option<RawHash>> {
+    match StoredWal::open(repository, layout, segment)? {
+        Some(stored) => stored.prefix(repository, layout, length_bytes),
+        None => Ok(None),
+    }
 }
 
 /// Looks through records until the one that is wanted was seen.

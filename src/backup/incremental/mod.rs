@@ -70,20 +70,16 @@ impl<'a> Prior<'a> {
     /// Why every page has to be read now; none as long as that was done lately. A hole that was in the WAL of an earlier interval shows in no other
     /// way.
     pub fn why_scan(&self, now: TimestampTz) -> Option<String> {
-        let scanned = self.scanned();
         let is_due = |at: TimestampTz| {
             at.saturating_add(SCAN_EVERY) <= now || at > now.saturating_add(MAY_DIFFER)
         };
         let days = SCAN_EVERY.as_secs() / (24 * 3600);
-        scanned
-            .is_none_or(is_due)
-            .then(|| {
-                format!("that is done each {days} days, and no backup of the chain did it since")
-            })
-            .map(|why| match scanned {
-                Some(at) => format!("{why} {at}"),
-                None => why,
-            })
+        let why = format!("that is done each {days} days, and no backup of the chain did it since");
+        match self.scanned() {
+            Some(at) if is_due(at) => Some(format!("{why} {at}")),
+            Some(_) => None,
+            None => Some(why),
+        }
     }
 
     /// What the root of the new backup says, which begins at `start`: it has read every page itself, or not.
