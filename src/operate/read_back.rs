@@ -15,6 +15,7 @@ use crate::wal::inventory::{self, Inventory};
 pub fn share(session: &Session, reading: &Reading, inventory: &Inventory) -> Result<Share> {
     let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
     let events = portion::events(reading.repository.store(), &layout)?;
+    let moves = inventory.lives.moves(inventory.segment_size);
     let backups = inventory.backups.iter();
     let packs = backups.map(|backup| Portion::of_packs(&backup.packs));
     let there = Portion {
@@ -22,7 +23,7 @@ pub fn share(session: &Session, reading: &Reading, inventory: &Inventory) -> Res
         ..packs.fold(Portion::default(), |all, one| all.union(&one))
     };
     Ok(Share::of(
-        &ReadBack::new(&events, session.host.now()),
+        &ReadBack::new(&events, &moves, session.host.now()),
         &there,
     ))
 }

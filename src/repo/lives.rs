@@ -12,7 +12,7 @@ use super::layout::{ClusterLayout, Home};
 use super::repository::Repository;
 use crate::err;
 use crate::error::{Code, Result};
-use crate::pg::segment::SegmentName;
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::store::Store;
@@ -37,9 +37,32 @@ pub struct Life {
     pub reason: Option<String>,
 }
 
-/// The standing resolutions of a cluster, oldest first.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Lives(Arc<Vec<Life>>);
+/// From when on the segments of a timeline, from one on, lie in another home than before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// The timeline of the segments.
+    pub timeline: TimelineId,
+    /// The first of them.
+    pub first: SegmentNumber,
+    /// The writer's clock.
+    pub time: TimestampTz,
+}
+
+/// The standing resolutions of a cluster, oldest first; and when there was one, or an end of one.
+#[derive(Debug, Clone, Default)]
+pub struct Lives {
+    standing: Arc<Vec<Life>>,
+    moves: Arc<Vec<(SegmentName, TimestampTz)>>,
+}
+
+/// Lives are the same where the same resolutions stand.
+impl PartialEq for Lives {
+    fn eq(&self, other: &Lives) -> bool {
+        self.standing == other.standing
+    }
+}
+
+impl Eq for Lives {}
 
 impl Lives {
     /// Reads what a repository knows.
@@ -71,12 +94,19 @@ impl Lives {
                 )
             })
         });
-        Ok(Lives::sorted(lives.collect::<Result<_>>()?))
+        let lives = Lives::sorted(lives.collect::<Result<_>>()?);
+        Ok(Lives {
+            moves: Arc::new(moves(events)),
+            ..lives
+        })
     }
 
     fn sorted(mut lives: Vec<Life>) -> Lives {
         lives.sort_by(|a, b| (a.time, &a.event).cmp(&(b.time, &b.event)));
-        Lives(Arc::new(lives))
+        Lives {
+            standing: Arc::new(lives),
+            moves: Arc::default(),
+        }
     }
 
     /// These, and one more.
@@ -84,14 +114,27 @@ impl Lives {
         Lives::sorted(self.iter().cloned().chain(std::iter::once(life)).collect())
     }
 
+    /// Every change of homes, also those that another one undid.
+    pub fn moves(&self, size: SegmentSize) -> Vec<Move> {
+        let all = self.moves.iter();
+        let moves = all.filter_map(|(name, time)| {
+            Some(Move {
+                timeline: name.timeline,
+                first: name.number(size).ok()?,
+                time: *time,
+            })
+        });
+        moves.collect()
+    }
+
     /// All of them, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Life> {
-        self.0.iter()
+        self.standing.iter()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.standing.is_empty()
     }
 
     /// The life to which a segment belongs: that of the newest resolution of its timeline at or before it. `None` is the life that was archived
@@ -130,6 +173,22 @@ impl Followed {
 pub fn is_resolution(name: &str) -> bool {
     name.split('-')
         .any(|part| part == RESOLVE || part == UNRESOLVE)
+}
+
+/// The first segment and the time of each resolution, and of each end of one.
+fn moves(events: &[Recorded]) -> Vec<(SegmentName, TimestampTz)> {
+    let first = |recorded: &Recorded| recorded.event.segment.as_deref()?.parse().ok();
+    let counted = events.iter().filter(|e| e.counts());
+    let moves = counted.filter_map(|one| {
+        let ended = one.event.ends.as_deref();
+        let of = match one.event.event.as_str() {
+            RESOLVE => one,
+            UNRESOLVE => events.iter().find(|e| Some(e.name.as_str()) == ended)?,
+            _ => return None,
+        };
+        Some((first(of)?, one.event.time))
+    });
+    moves.collect()
 }
 
 fn life(recorded: &Recorded) -> Option<Life> {
@@ -230,6 +289,9 @@ mod tests {
         assert_eq!(homes(&ended), all([&none; 6]));
         let again = [one.clone(), unresolve(3, &one.name), resolve(4, 6, A)];
         assert_eq!(homes(&again), all([&none, &none, &a, &a, &a, &a]));
+        let moves = Lives::fold(&again).unwrap().moves(SegmentSize::DEFAULT);
+        let moves: Vec<_> = moves.iter().map(|m| (m.first.0, m.time.0)).collect();
+        assert_eq!(moves, [(5, 1), (5, 3), (6, 4)]);
     }
 
     #[test]

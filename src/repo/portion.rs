@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::Parts;
 use super::event::{self, Event, Recorded};
 use super::id::{BackupId, PartName};
+use super::lives::Move;
 use super::runs::Runs;
 use super::scope::Scope;
 use crate::error::Result;
@@ -48,6 +49,15 @@ impl Portion {
     pub fn of_packs(packs: &Parts) -> Portion {
         Portion {
             packs: packs.clone(),
+            ..Portion::default()
+        }
+    }
+
+    /// The segments of a timeline that moved.
+    fn behind(moved: &Move) -> Portion {
+        let run = (moved.first, SegmentNumber(u64::MAX));
+        Portion {
+            segments: BTreeMap::from([(moved.timeline, Runs::from_runs(vec![run]))]),
             ..Portion::default()
         }
     }
@@ -197,14 +207,17 @@ fn runs<K: Ord>(numbers: BTreeMap<K, Vec<u64>>) -> BTreeMap<K, Runs> {
 pub struct ReadBack(Vec<(TimestampTz, String, Portion)>);
 
 impl ReadBack {
-    /// What the `checked` events among `events` say.
-    pub fn new(events: &[Recorded], now: TimestampTz) -> ReadBack {
+    /// What the `checked` events among `events` say. A segment that was read in a home which is not its own since then was not read.
+    pub fn new(events: &[Recorded], moves: &[Move], now: TimestampTz) -> ReadBack {
         let checked = events
             .iter()
             .filter(|e| e.event.event == CHECKED && e.counts());
         let mut all: Vec<_> = checked
             .filter_map(|e| {
                 let portion = e.event.portion.as_ref()?.portion();
+                let at = e.event.time.min(e.stored);
+                let moved = moves.iter().filter(|m| m.time >= at);
+                let portion = moved.fold(portion, |left, m| left.minus(&Portion::behind(m)));
                 Some((e.since(now), e.name.clone(), portion))
             })
             .collect();
@@ -342,6 +355,7 @@ mod tests {
         let event = Event {
             event: CHECKED.to_owned(),
             subject: SUBJECT.to_owned(),
+            time: TimestampTz(seconds * 1_000_000),
             ..Event::default()
         };
         Recorded {
@@ -358,7 +372,7 @@ mod tests {
             checked_at(10, &portion(&[0, 1, 2], &[7, 8])),
             checked_at(20, &portion(&[2, 3], &[8])),
         ];
-        let read = ReadBack::new(&events, TimestampTz(100_000_000));
+        let read = ReadBack::new(&events, &[], TimestampTz(100_000_000));
         let there = portion(&[1, 2, 3, 4], &[8, 9]);
         let at = |seconds: i64| Some(TimestampTz(seconds * 1_000_000));
         let expected = vec![
@@ -379,13 +393,30 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_of_which_another_life_is_followed_since_was_not_read() {
+        let moved = |first: u64, seconds: i64| Move {
+            timeline: TimelineId::FIRST,
+            first: SegmentNumber(first),
+            time: TimestampTz(seconds * 1_000_000),
+        };
+        let events = [
+            checked_at(10, &portion(&[1], &[7, 8, 9])),
+            checked_at(30, &portion(&[], &[9])),
+        ];
+        let read = |moves: &[Move]| ReadBack::new(&events, moves, TimestampTz(100_000_000)).all();
+        assert_eq!(read(&[moved(8, 5)]), portion(&[1], &[7, 8, 9]));
+        assert_eq!(read(&[moved(8, 20)]), portion(&[1], &[7, 9]));
+        assert_eq!(read(&[moved(8, 20), moved(9, 40)]), portion(&[1], &[7]));
+    }
+
+    #[test]
     fn an_event_goes_when_everything_that_is_left_of_it_was_read_again() {
         let events = [
             checked_at(10, &portion(&[0, 1], &[])),
             checked_at(20, &portion(&[1, 2], &[])),
             checked_at(30, &portion(&[3], &[])),
         ];
-        let read = ReadBack::new(&events, TimestampTz(100_000_000));
+        let read = ReadBack::new(&events, &[], TimestampTz(100_000_000));
         assert_eq!(read.superseded(&portion(&[0, 1, 2, 3], &[])), [""; 0]);
         assert_eq!(read.superseded(&portion(&[1, 2, 3], &[])), ["10"]);
         assert_eq!(read.superseded(&portion(&[3], &[])), ["20", "10"]);

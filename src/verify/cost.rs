@@ -9,7 +9,7 @@ use crate::plan::retention::wal::Paths;
 use crate::repo::catalog::Manifest;
 use crate::repo::event;
 use crate::repo::id::BackupId;
-use crate::repo::portion::{ReadBack, Share};
+use crate::repo::portion::Share;
 use crate::wal::survey::{Root, Survey};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -269,7 +269,7 @@ pub(super) fn report(
 ) -> Report {
     let read = work.told();
     let now = work.host.now();
-    let read_back = ReadBack::new(&survey.checks, now).and(now, read.clone());
+    let read_back = survey.read_back(now).and(now, read.clone());
     let found = std::mem::take(&mut *work.found());
     let lost = lost_backups(&found, survey, paths);
     let mut findings = found.findings;

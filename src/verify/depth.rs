@@ -14,6 +14,8 @@ use crate::repo::portion::{Gathered, Portion};
 
 /// Stored bytes that are read before it is recorded that they were.
 const STEP_BYTES: u64 = 1 << 30;
+/// Steps of a run without a time limit, at most, and one: each of them leaves an event.
+const STEPS_MAX: usize = 200;
 
 /// How much is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub(super) enum Unit {
 /// What is still to be read in a run, in order.
 pub(super) struct Queue {
     units: VecDeque<Vec<Unit>>,
+    /// Packs and segments of a step, at least.
+    step_units: usize,
     left_bytes: Option<u64>,
     until: Option<Instant>,
     is_first: bool,
@@ -63,8 +67,12 @@ pub(super) struct Queue {
 impl Queue {
     /// Orders what is there, which [`crate::repo::portion::ReadBack::by_age`] has divided. Of one age, the newest backup comes first.
     pub fn new(ages: &[(Option<TimestampTz>, Portion)], budget: &Budget) -> Queue {
+        let units: VecDeque<Vec<Unit>> = ages.iter().map(|(_, portion)| units(portion)).collect();
+        let all = units.iter().map(Vec::len).sum::<usize>();
         Queue {
-            units: ages.iter().map(|(_, portion)| units(portion)).collect(),
+            // The limit of time is looked at between two steps.
+            step_units: if budget.time.is_some() { 1 } else { (all / STEPS_MAX).max(1) },
+            units,
             left_bytes: budget.max_bytes,
             until: budget
                 .time
@@ -84,18 +92,20 @@ impl Queue {
         }
         let mut taken = Gathered::default();
         let mut taken_bytes = 0;
+        let mut count = 0;
         while let Some(unit) = self.front() {
             let size = size_of(&unit)?;
             if self.left_bytes.is_some_and(|left| left < size) && !self.is_first {
                 self.units.clear();
                 break;
             }
-            if taken_bytes > 0 && taken_bytes + size > STEP_BYTES {
+            if count >= self.step_units && taken_bytes + size > STEP_BYTES {
                 break;
             }
             self.is_first = false;
             self.left_bytes = self.left_bytes.map(|left| left.saturating_sub(size));
-            taken_bytes += size.max(1);
+            taken_bytes += size;
+            count += 1;
             match &unit {
                 Unit::Pack(part) => taken.pack(part),
                 Unit::Segment(timeline, number) => taken.segment(*timeline, *number),
@@ -171,6 +181,10 @@ mod tests {
         );
         assert_eq!(taken(&limit(25), 10), [(1, 1)]);
         assert_eq!(taken(&limit(0), 10), [(0, 1)]);
+        let many: Vec<u32> = (0..1000).collect();
+        let mut queue = Queue::new(&[(None, portion(&many, &[]))], &Budget::default());
+        let step = queue.next(&mut |_| Ok(STEP_BYTES)).unwrap().unwrap();
+        assert_eq!(step.counts(), (5, 0));
         let over = Budget {
             max_bytes: None,
             time: Some(Duration::ZERO),

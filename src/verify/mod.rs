@@ -36,7 +36,7 @@ use crate::repo::catalog::Manifest;
 use crate::repo::event::Recorded;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::portion::{Portion, ReadBack, Share};
+use crate::repo::portion::{Portion, Share};
 use crate::repo::repository::{Registration, Repository};
 use crate::wal::survey::Survey;
 use check::Check;
@@ -250,10 +250,11 @@ impl Verify<'_> {
             };
             let recorder = self.recorder(&work.layout);
             let there = oldest::there(survey);
+            let read_back = survey.read_back(self.host.now());
             oldest::read(
                 (work, &recorder),
                 (&survey.catalog, &there),
-                budget,
+                (&read_back, budget),
                 &content,
             )?;
         }
@@ -295,7 +296,7 @@ impl Verify<'_> {
 
     /// Returns the backups in which nothing is wrong and of which every byte was read back, by this run or before.
     fn whole<'r>(&self, survey: &Survey, report: &'r Report) -> Vec<&'r BackupId> {
-        let read_back = ReadBack::new(&survey.checks, self.host.now());
+        let read_back = survey.read_back(self.host.now());
         let read = read_back.all().union(&report.read);
         let mut paths = Paths::new(survey);
         paths.trust_all();

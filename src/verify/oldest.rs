@@ -1,5 +1,7 @@
 //! Reads what was never read back, or longest ago, step by step; after each step an event says so, so that the next run goes on there.
 
+use std::collections::BTreeMap;
+
 use super::check::Check;
 use super::depth::{Budget, Queue, Unit};
 use super::record::Recorder;
@@ -15,6 +17,9 @@ use crate::repo::portion::{Portion, ReadBack};
 use crate::repo::runs::Runs;
 use crate::wal::inventory;
 use crate::wal::survey::{Root, Survey};
+
+/// Packs, by the backup as whose they are read.
+type Divided<'c> = BTreeMap<&'c BackupId, Parts>;
 
 /// Reads parts of a kind of content.
 pub(super) trait ReadParts {
@@ -36,11 +41,11 @@ pub(super) trait ReadParts {
 pub(super) fn read<R: Needs>(
     (check, recorder): (&Check<'_>, &Recorder<'_>),
     (catalog, there): (&Catalog<R>, &Portion),
-    budget: &Budget,
+    (read_back, budget): (&ReadBack, &Budget),
     content: &dyn ReadParts,
 ) -> Result<()> {
-    let read_back = ReadBack::new(&catalog.checks, check.host.now());
-    let mut queue = Queue::new(&read_back.by_age(there), budget);
+    let ages = read_back.by_age(there);
+    let mut queue = Queue::new(&ages, budget);
     let mut size_of = |unit: &Unit| match unit {
         Unit::Segment(timeline, number) => content.segment_bytes(*timeline, *number),
         Unit::Pack(part) => {
@@ -50,10 +55,16 @@ pub(super) fn read<R: Needs>(
     };
     while let Some(portion) = queue.next(&mut size_of)? {
         content.segments(&portion)?;
-        for (id, packs) in by_backup(catalog, &portion.packs) {
-            content.packs(id, &packs)?;
+        let divided = by_backup(catalog, &portion.packs);
+        for (id, packs) in &divided {
+            content.packs(id, packs)?;
         }
         recorder.record_read(check);
+        // What is wrong with a pack concerns every backup that names it.
+        let failed = Portion::of_packs(&portion.packs).minus(&check.told());
+        for (id, packs) in others(catalog, &failed, &divided) {
+            content.packs(id, &packs)?;
+        }
     }
     Ok(())
 }
@@ -68,18 +79,32 @@ pub(super) fn packs_of_backups<R: Needs>(catalog: &Catalog<R>) -> Portion {
 }
 
 /// Divides packs among backups that name them: each is read once, as one of the newest backup.
-fn by_backup<'c, R: Needs>(catalog: &'c Catalog<R>, packs: &Parts) -> Vec<(&'c BackupId, Parts)> {
+fn by_backup<'c, R: Needs>(catalog: &'c Catalog<R>, packs: &Parts) -> Divided<'c> {
     let mut rest = Portion::of_packs(packs);
-    let mut divided = Vec::new();
+    let mut divided = Divided::new();
     let backups: Vec<_> = catalog.committed().collect();
     for (id, _, root) in backups.into_iter().rev() {
         let own = rest.common(&Portion::of_packs(root.needs().1));
         if !own.is_empty() {
             rest = rest.minus(&own);
-            divided.push((id, own.packs));
+            divided.insert(id, own.packs);
         }
     }
     divided
+}
+
+/// The same packs, of each other backup that names them.
+fn others<'c, R: Needs>(
+    catalog: &'c Catalog<R>,
+    packs: &Portion,
+    divided: &Divided<'_>,
+) -> Divided<'c> {
+    let all = catalog.committed().filter_map(|(id, _, root)| {
+        let read = divided.get(id).map(Portion::of_packs).unwrap_or_default();
+        let own = packs.common(&Portion::of_packs(root.needs().1)).minus(&read);
+        Some((id, own.packs)).filter(|(_, packs)| !packs.is_empty())
+    });
+    all.collect()
 }
 
 /// Whether everything that a backup needs by itself was read back at some time. What is stored of a segment that is not whole is read by every run.

@@ -61,7 +61,9 @@ impl VerifyScope<'_> {
         let recorder = self.recorder();
         if let Depth::Oldest(budget) = &self.depth {
             let there = packs_of_backups(&catalog);
-            oldest::read((&check, &recorder), (&catalog, &there), budget, &check)?;
+            let read_back = ReadBack::new(&catalog.checks, &[], self.host.now());
+            let wanted = (&read_back, budget);
+            oldest::read((&check, &recorder), (&catalog, &there), wanted, &check)?;
         }
         recorder.record_read(&check);
         let catalog = match check.is_disturbed() {
@@ -106,7 +108,7 @@ impl VerifyScope<'_> {
             let subject = id.and_then(|id| catalog.ids.get(&id));
             subject.map_or(&[], |s| s.events.as_slice())
         };
-        let read_back = ReadBack::new(&catalog.checks, self.host.now());
+        let read_back = ReadBack::new(&catalog.checks, &[], self.host.now());
         let read = read_back.all().union(&report.read);
         let was_read = |id: &BackupId| {
             let root = catalog.ids.get(id).and_then(|subject| subject.root());
@@ -210,7 +212,7 @@ fn backup(check: &Check<'_>, id: &BackupId, chosen: Chosen<'_>) -> Result<()> {
 fn report(check: Check<'_>, catalog: &Catalog<AuxBackup>) -> Report {
     let read = check.told();
     let now = check.host.now();
-    let read_back = ReadBack::new(&catalog.checks, now).and(now, read.clone());
+    let read_back = ReadBack::new(&catalog.checks, &[], now).and(now, read.clone());
     let found = std::mem::take(&mut *check.found());
     let mut findings = found.findings;
     findings.sort_by(|a, b| (&a.object, a.kind, &a.detail).cmp(&(&b.object, b.kind, &b.detail)));

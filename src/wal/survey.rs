@@ -19,6 +19,7 @@ use crate::repo::event::{self, Recorded};
 use crate::repo::id::BackupId;
 use crate::repo::layout::{ClusterLayout, Home};
 use crate::repo::lives::{Lives, stored_homes};
+use crate::repo::portion::ReadBack;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::root::Stored;
 use crate::repo::root::outline::Outline;
@@ -245,6 +246,12 @@ impl Survey {
     pub fn layout(&self, registration: &Registration) -> Result<ClusterLayout> {
         let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
         Ok(layout.with_lives(self.lives.clone()))
+    }
+
+    /// What was read back of the cluster, and when.
+    pub fn read_back(&self, now: TimestampTz) -> ReadBack {
+        let moves = self.lives.moves(self.segment_size);
+        ReadBack::new(&self.catalog.checks, &moves, now)
     }
 }
 

@@ -57,6 +57,14 @@ fn shown(pitr: Program) -> Value {
     shown.success().json()
 }
 
+/// Segments of which no reading back counts.
+fn unread(site: &Site) -> u64 {
+    let info = site.pitr().args(["info", "--json"]).run().json();
+    let share = &info["clusters"][0]["read_back"];
+    let number = |key: &str| share[key].as_u64().unwrap();
+    number("segments") - number("segments_read")
+}
+
 /// Gives the fork to the refused copy of the first segment.
 fn resolve(site: &Site, more: &[&str]) -> Run {
     resolve_by(&|| site.pitr(), more)
@@ -167,17 +175,25 @@ per_major!(l02_a_fork_is_given_back_to_production, v13 v19);
 
 /// A decision is ended by another one: the clone's life is followed again, production waits, and gets the fork back without a loss.
 fn a_decision_is_taken_back_and_made_again(major: u32) {
-    let (mut two, _) = forked(lives(major));
+    let (mut two, clones) = forked(lives(major));
     let (site, production) = (&two.site, &mut two.production);
+    let read_back = ["verify", "--since", "last", "--quiet"];
+    site.pitr().args(read_back).run().success();
+    assert_eq!(unread(site), 0);
     resolve(site, &["--confirm"]).success();
     for _ in 0..6 {
         write(production, "prod");
         production.archive_now();
     }
+    // Those of the clone that were read back are not production's of the same names.
+    assert_eq!(unread(site), 7);
+    site.pitr().args(read_back).run().success();
+    assert_eq!(unread(site), 0);
     let event = conflicts(site)["resolutions"][0]["event"].clone();
     let undo = ["wal", "resolve", "--undo", event.as_str().unwrap()];
     site.pitr().args(undo).run().expect_code(8);
     site.pitr().args(undo).arg("--confirm").run().success();
+    assert_eq!(unread(site), clones.len() as u64);
     assert_eq!(restored(site, major, "clone", &[]), "before 100, fake 400");
     write(production, "prod");
     production.switch_wal();

@@ -196,7 +196,7 @@ fn delete_checks<R>(
         segments: content.segments(),
         ..catalog.packs()
     };
-    let read_back = ReadBack::new(&catalog.checks, now);
+    let read_back = ReadBack::new(&catalog.checks, &[], now);
     let old = read_back.superseded(&there).into_iter();
     plan.deletions
         .extend(old.map(|name| Deletion::Event(portion::SUBJECT.to_owned(), name.to_owned())));

@@ -158,6 +158,31 @@ fn where_a_pack_is_missing_another_backup_is_the_prior() {
     assert_eq!(truth(&copy), truth(&cluster));
 }
 
+/// A pack that an incremental backup shares with its full one is read once; what is wrong with it is said of both.
+#[test]
+fn damage_of_a_shared_pack_is_found_of_every_backup_that_names_it() {
+    let (site, cluster) = with_table(17, 2000);
+    let full = id_of(&take(&site, &FULL).success());
+    cluster.sql("update t set b = b where a < 10");
+    let second = increment(&site);
+    let since = ["verify", "--json", "--since", "last"];
+    site.pitr().args(since).run().success();
+    let pack = site.cluster_folder().join("packs").join(&full);
+    let pack = pack.join("000000");
+    let mut bytes = std::fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&pack, bytes).unwrap();
+    let run = site.pitr().args(since).run().expect_code(4);
+    let report = &run.json()["clusters"][0];
+    let is_restorable = |id: &str| {
+        let mut backups = report["backups"].as_array().unwrap().iter();
+        backups.find(|b| b["id"] == id).unwrap()["restorable"].clone()
+    };
+    assert_eq!(is_restorable(&full), false, "{run}");
+    assert_eq!(is_restorable(&second), false, "{run}");
+}
+
 /// Raw bytes that a restore reads of frames, for each hundred that it needs.
 fn read_percent(root: &BackupRoot) -> u64 {
     let packs = &root.map.packs;
