@@ -6,6 +6,8 @@ mod damage;
 pub mod datadir;
 pub mod fetch;
 pub mod guard;
+#[cfg(feature = "full")]
+pub mod left_out;
 pub mod leftover;
 pub mod life;
 #[cfg(test)]

@@ -53,6 +53,9 @@ pub fn choose<'a>(
             now: host.now(),
         }),
     };
+    if let Some(why) = producer.why_full()? {
+        return Ok(full(host, why));
+    }
     let Some(shape) = producer.shape() else {
         return match limit {
             Some(limit) => Ok(full(host, format!("over the replication protocol there are no incremental ones yet, and {limit} waits for --method local"))),

@@ -32,7 +32,7 @@ use crate::repo::event::Writer;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
-use crate::repo::root::cluster::{Method, Tablespace};
+use crate::repo::root::cluster::{Method, PARTIAL, Tablespace};
 use crate::repo::root::outline::Outline;
 use crate::repo::root::{BackupKind, BackupRoot, ClusterContent};
 use crate::snapshot::filekey::ClusterNaming;
@@ -636,9 +636,12 @@ impl Backup<'_, '_> {
             ..
         } = produced;
         let prior = self.prior.map(|prior| &prior.root.head.id);
-        let (head, map) = self
+        let (mut head, map) = self
             .attempt
             .head_and_map(&self.options.label, prior, times, written);
+        if !produced.left_out.is_empty() {
+            head.features.push(PARTIAL.to_owned());
+        }
         Ok(BackupRoot {
             head,
             map,
@@ -672,6 +675,7 @@ impl Backup<'_, '_> {
                 whole_scan_time: self
                     .prior
                     .and_then(|prior| prior.scan_time(produced.has_scanned, times.0)),
+                left_out_databases: produced.left_out.clone(),
                 damage: Vec::new(),
                 damage_count: 0,
                 damage_reported_by_server: false,

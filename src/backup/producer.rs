@@ -14,7 +14,7 @@ use crate::pg::control::ControlFile;
 use crate::pg::label::BackupLabel;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::root::cluster::{DamagedPage, Method};
+use crate::repo::root::cluster::{DamagedPage, LeftOutDatabase, Method};
 use crate::snapshot::filekey::ClusterNaming;
 use crate::snapshot::writer::SnapshotWriter;
 use crate::store::Store;
@@ -45,6 +45,14 @@ pub trait Producer {
     /// before.
     fn shape(&self) -> Option<Shape> {
         None
+    }
+
+    /// Returns why the next backup stores everything, whatever is wished; [`Producer::prepare`] comes before.
+    ///
+    /// # Errors
+    /// `Damaged`, and those of the files.
+    fn why_full(&self) -> Result<Option<String>> {
+        Ok(None)
     }
 
     /// Starts the backup on the server, copies its files into the snapshot, and stops it.
@@ -111,6 +119,8 @@ pub struct Produced {
     pub manifest: Option<ReceivedManifest>,
     /// Whether every page was read.
     pub has_scanned: bool,
+    /// Databases that lie there without content, by the marker of the restore that left them out.
+    pub left_out: Vec<LeftOutDatabase>,
     /// Pages that failed their checksum; of a stream they are located later.
     pub damage: Damage,
 }

@@ -1,5 +1,6 @@
 //! Receives the stream of a base backup: files go to the snapshot, each checked against the server's manifest at the end.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::mpsc::SyncSender;
 use std::thread::{Scope, ScopedJoinHandle};
@@ -9,6 +10,7 @@ use bytes::Bytes;
 use super::producer::{Damage, Produced, Producer, Watch, Work};
 use super::seen::{Seen, pieces};
 use super::source::Source;
+use crate::archive::left_out::{self, MARKER};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::control::{CONTROL_FILE_SIZE, ControlFile};
@@ -96,6 +98,9 @@ struct Receiver<'r, 'scope, 'env> {
     file: Option<Arriving>,
     label: Option<Vec<u8>>,
     control: Option<Vec<u8>>,
+    marker: Option<Vec<u8>>,
+    /// Databases of which a relation arrived.
+    databases: BTreeSet<u32>,
     manifest: Option<ArrivingManifest<'scope>>,
     manifest_object: Option<Box<dyn NewObject>>,
 }
@@ -141,6 +146,8 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
             file: None,
             label: None,
             control: None,
+            marker: None,
+            databases: BTreeSet::new(),
             manifest: None,
             manifest_object: Some(manifest_object),
         })
@@ -179,7 +186,8 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
             TarKind::Directory => self.sink.directory(&key, entry.mode, entry.mtime),
             TarKind::Symlink { target } => self.sink.symlink(&key, &target),
             TarKind::File { size } => {
-                let keep = entry.path == LABEL || entry.path == CONTROL;
+                let keep = [LABEL, CONTROL, MARKER.as_bytes()].contains(&entry.path.as_slice());
+                self.databases.extend(key.relation().map(|r| r.database));
                 self.file = Some(Arriving {
                     kept: (keep && size <= KEPT_BYTES).then(Vec::new),
                     path: entry.path,
@@ -215,6 +223,7 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
         match file.path.as_slice() {
             LABEL => self.label = file.kept,
             CONTROL => self.control = file.kept,
+            path if path == MARKER.as_bytes() => self.marker = Some(file.kept.unwrap_or_default()),
             _ => {}
         }
         Ok(())
@@ -265,6 +274,9 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
         let control = self.control.ok_or_else(|| missing("pg_control"))?;
         let start = self.start.ok_or_else(|| missing("start LSN"))?;
         let control = control.get(..CONTROL_FILE_SIZE).unwrap_or(&control);
+        let marked = self.marker.as_deref().map(left_out::read).transpose()?;
+        let mut left_out = marked.unwrap_or_default();
+        left_out.retain(|database| self.databases.contains(&database.oid));
         Ok(Produced {
             start,
             end,
@@ -277,6 +289,7 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
                 end: compared,
             }),
             has_scanned: true,
+            left_out,
             damage: Damage::default(),
         })
     }

@@ -14,7 +14,7 @@ use crate::operate::backup::{self, Taken};
 use crate::operate::human;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
-use crate::repo::root::cluster::{DamagedPage, Method as RootMethod};
+use crate::repo::root::cluster::{DamagedPage, LeftOutDatabase, Method as RootMethod, named};
 use crate::repo::root::{BackupKind, BackupRoot};
 use crate::snapshot::frame::FrameCodec;
 use crate::wire::basebackup::StartCheckpoint;
@@ -139,6 +139,7 @@ struct Shown<'a> {
     file_count: u64,
     size_bytes: u64,
     stored_bytes: u64,
+    left_out_databases: &'a [LeftOutDatabase],
     damaged: bool,
     damage_count: u64,
     damage: &'a [DamagedPage],
@@ -230,6 +231,7 @@ fn shown<'a>(
         file_count: root.head.file_count,
         size_bytes: root.head.size_bytes,
         stored_bytes: root.head.stored_bytes,
+        left_out_databases: &root.content.left_out_databases,
         damaged: root.content.is_damaged(),
         damage_count: root.content.damage_count,
         damage: &root.content.damage,
@@ -255,6 +257,13 @@ fn print(cx: &Context, root: &BackupRoot, took: Duration) -> Result<()> {
         root.content.stop_lsn,
         root.content.timeline
     );
+    let left_out = &root.content.left_out_databases;
+    if !left_out.is_empty() {
+        cx.out.warn(&format!(
+            "the backup is partial, and restored only by its name: a restore left out database {}. Drop these databases, then take another backup",
+            named(left_out)
+        ));
+    }
     if !root.content.is_damaged() {
         cx.out.report(&line)?;
         cx.out

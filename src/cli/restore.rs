@@ -16,6 +16,8 @@ use crate::operate::human;
 use crate::operate::restore::{Asked, Unreached, Way, prepare};
 use crate::operate::restoring::Prepared;
 use crate::plan::recovery::{Action, Plan};
+use crate::restore::databases::Wanted;
+use crate::restore::extract::LeftOut;
 use crate::restore::job::{Job, Purpose};
 use crate::restore::target_dir::{Mapping, PlacedTablespace};
 
@@ -50,6 +52,19 @@ pub struct Args {
     /// its WAL too; with --confirm
     #[arg(long)]
     pub delta: bool,
+
+    /// Restore the content of these databases only, by name or oid, with commas between; others become files of zeros that can be dropped
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        conflicts_with = "exclude_databases"
+    )]
+    pub databases: Vec<String>,
+
+    /// Restore the content of all databases but these
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub exclude_databases: Vec<String>,
 
     /// Extract on this many cores, 1 to 256; all of them without it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -97,6 +112,7 @@ struct Shown<'a> {
     plan: &'a Plan,
     to: &'a str,
     tablespaces: &'a [PlacedTablespace],
+    left_out_databases: &'a [LeftOut],
     dry_run: bool,
     restored: Option<ShownReport<'a>>,
 }
@@ -108,6 +124,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         target: args.target.parse()?,
         action: args.target_action.into(),
         mappings: args.tablespace_mapping.clone(),
+        databases: wanted(args),
         delta: args.delta,
         adopt: args.adopt,
         is_confirmed: args.confirm,
@@ -122,10 +139,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let Some(plan) = &job.plan else {
         return Err(err!(Internal, "a restore without a plan"));
     };
+    let left_out = prepared.left_out();
     let shown = Shown {
         plan,
         to: &job.request.to,
         tablespaces: &job.tablespaces,
+        left_out_databases: &left_out,
         dry_run: args.dry_run,
         restored: None,
     };
@@ -136,6 +155,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     if args.dry_run {
         show_tablespaces(args, cx, job)?;
+        print_left_out(cx, &left_out)?;
         return Ok(exit::SUCCESS);
     }
     if prepared.is_in_place() && !args.confirm {
@@ -159,6 +179,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.out.line("")?;
     print_report(cx, job, &restored)?;
     print_next(cx, &prepared, plan)?;
+    print_left_out(cx, &left_out)?;
     Ok(exit::SUCCESS)
 }
 
@@ -175,12 +196,39 @@ fn out_of_reach(
             plan,
             to: &unreached.to,
             tablespaces: &[],
+            left_out_databases: &[],
             dry_run: args.dry_run,
             restored: None,
         })?,
         false => plan::show(cx, plan, local_time.as_deref())?,
     }
     plan::fail(cx, unreached.error)
+}
+
+/// Returns the choice of databases; none where all are restored.
+fn wanted(args: &Args) -> Option<Wanted> {
+    match (&args.databases[..], &args.exclude_databases[..]) {
+        ([], []) => None,
+        (only, []) => Some(Wanted::Only(only.to_vec())),
+        (_, without) => Some(Wanted::Without(without.to_vec())),
+    }
+}
+
+/// Names the databases without content, and what becomes of them.
+fn print_left_out(cx: &Context, left_out: &[LeftOut]) -> Result<()> {
+    if cx.out.is_json() || left_out.is_empty() {
+        return Ok(());
+    }
+    cx.out.line("Left out:")?;
+    for one in left_out {
+        cx.out.line(&format!(
+            "  database {}: {}, {} of zeros that take no space",
+            one.database,
+            human::count(one.file_count, "file"),
+            human::size(one.size_bytes)
+        ))?;
+    }
+    cx.out.line("Nobody can use these databases. Drop them once recovery has ended, with DROP DATABASE: until then each backup of the copy is partial.")
 }
 
 /// Says where tablespaces would go, and what that needs.

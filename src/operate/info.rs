@@ -176,6 +176,8 @@ pub struct BackupInfo {
     pub damaged: bool,
     /// Its damage or trouble.
     pub damage: Option<String>,
+    /// Whether databases lie in it without their content.
+    pub partial: bool,
     /// It is marked for deletion, not before this time.
     pub expire_not_before: Option<TimestampTz>,
     /// Whether it is pinned.
@@ -202,6 +204,7 @@ impl BackupInfo {
             stored_bytes: backup.stored_bytes,
             damaged: backup.damage.is_some(),
             damage: backup.damage.clone(),
+            partial: backup.is_partial,
             expire_not_before: backup.expire_mark,
             pinned: pin.is_some(),
             pinned_until: pin.and_then(|pin| pin.until),
@@ -538,10 +541,11 @@ fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<Finding> {
     }
     for backup in inventory.backups.iter() {
         if let Some(damage) = &backup.damage {
-            say(
-                "damaged backup",
-                format!("backup {} is damaged: {damage}", backup.id),
-            );
+            let (what, is) = match backup.is_partial {
+                true => ("partial backup", "partial"),
+                false => ("damaged backup", "damaged"),
+            };
+            say(what, format!("backup {} is {is}: {damage}", backup.id));
         }
     }
     for forged in &inventory.forged {

@@ -14,7 +14,9 @@ use crate::plan::recovery::Plan;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::root::BackupRoot;
+use crate::repo::root::cluster::LeftOutDatabase;
 use crate::repo::root::outline::Outline;
+use crate::restore::databases::{self, Wanted};
 use crate::restore::job::{Job, Request};
 use crate::snapshot::reader::Snapshot;
 use crate::snapshot::spare::Spares;
@@ -181,12 +183,28 @@ impl Opened {
             backup: root.head.id.clone(),
             backup_nonce: root.head.nonce.clone(),
             tablespaces: Vec::new(),
+            left_out: Vec::new(),
             restore_command: self.reading.commands(session).0,
             plan,
             timeline: None,
             parameters: BTreeMap::new(),
         };
         Ok((job, root))
+    }
+
+    /// Returns the databases of a backup whose content a restore leaves out.
+    ///
+    /// # Errors
+    /// Those of [`databases::left_out`].
+    pub fn left_out(
+        &self,
+        session: &Session,
+        root: &BackupRoot,
+        wanted: &Wanted,
+    ) -> Result<Vec<LeftOutDatabase>> {
+        let (store, spares) = (self.reading.repository.store(), self.spares(session));
+        let snapshot = Snapshot::open_with(store, &self.layout, root, Some(&spares))?;
+        databases::left_out(&snapshot, root.content.major, wanted)
     }
 
     /// Takes up a job that was interrupted, and says so.

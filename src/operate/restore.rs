@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::plan::recovery::{Action, Moment, Plan, Reason};
 use crate::repo::lives::Followed;
 use crate::repo::root::BackupRoot;
+use crate::restore::databases::Wanted;
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
 use crate::restore::target_dir::{Found, Mapping, Target};
 
@@ -29,6 +30,8 @@ pub struct Asked {
     pub action: Action,
     /// The places for tablespaces.
     pub mappings: Vec<Mapping>,
+    /// The databases whose content is wanted; of all without it.
+    pub databases: Option<Wanted>,
     /// Whether a data directory is restored in place.
     pub delta: bool,
     /// Whether the copy may archive.
@@ -86,6 +89,7 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
         backup: asked.target.backup.clone(),
         as_stored: session.followed == Followed::AsStored,
         delta: asked.delta,
+        databases: asked.databases.clone(),
         tablespace_mappings: asked.mappings.iter().map(Mapping::recorded).collect(),
         purpose: Purpose::Restore {
             target: resolved.target,
@@ -164,7 +168,11 @@ fn planned(
     }
     let backup = plan.backup.as_ref().map(|b| b.id.clone());
     let backup = backup.ok_or_else(|| err!(Internal, "a plan without a backup"))?;
-    let (job, root) = opened.job(session, request, &backup, Some(plan))?;
+    let (mut job, root) = opened.job(session, request, &backup, Some(plan))?;
+    if let Some(wanted) = &asked.databases {
+        let left_out = opened.left_out(session, &root, wanted)?;
+        job = job.without(left_out);
+    }
     Ok(ControlFlow::Continue((opened, job, root)))
 }
 

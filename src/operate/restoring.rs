@@ -12,7 +12,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::event::Writer;
 use crate::repo::root::BackupRoot;
-use crate::restore::extract::Survey;
+use crate::restore::extract::{LeftOut, Survey};
 use crate::restore::job::{Earlier, Job, Purpose};
 use crate::restore::settings::{self, Brought};
 use crate::restore::target_dir::{self, Found, Mapping, Target, Wanted};
@@ -140,7 +140,10 @@ impl Prepared {
         };
         if let (Purpose::Restore { adopt, .. }, Some(plan)) = (&job.request.purpose, &mut job.plan)
         {
-            settings::complete(&mut plan.recovery_settings, *adopt, &survey.brought);
+            let is_partial =
+                !(job.left_out.is_empty() && root.content.left_out_databases.is_empty());
+            let settings = &mut plan.recovery_settings;
+            settings::complete(settings, (*adopt, is_partial), &survey.brought);
         }
         check_commands(session, &target, &opened)?;
         Ok(Prepared {
@@ -156,6 +159,11 @@ impl Prepared {
     /// Whether a data directory is overwritten in place.
     pub fn is_in_place(&self) -> bool {
         matches!(self.target.found, Found::Data(_))
+    }
+
+    /// The databases whose content is left out, with their size.
+    pub fn left_out(&self) -> Vec<LeftOut> {
+        self.survey.left_out(&self.job.left_out)
     }
 
     /// The configuration that comes with the backup.

@@ -51,6 +51,7 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
     let target = place.look()?;
     let mut opened = opened::open(session, reading)?;
     let request = Request {
+        databases: None,
         to: path_text(&target.data)?,
         cluster: opened.layout.name().to_owned(),
         repository: session.flags.repository.clone(),

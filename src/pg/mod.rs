@@ -9,6 +9,8 @@ pub mod control;
 pub mod craft;
 mod crc;
 pub mod cursor;
+#[cfg(feature = "full")]
+pub mod databases;
 pub mod datapage;
 pub mod finding;
 pub mod label;

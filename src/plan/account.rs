@@ -197,7 +197,10 @@ fn warn_about(
     chain: &Chain<'_>,
     tried: &[Tried<'_>],
 ) -> Result<()> {
-    if let Some(damage) = &backup.damage {
+    if let Some(damage) = backup.damage.as_ref().filter(|_| backup.is_partial) {
+        plan.warnings
+            .push(format!("backup {} is partial: {damage}", backup.id));
+    } else if let Some(damage) = &backup.damage {
         plan.warnings.push(format!(
             "backup {} is damaged ({damage}): no undamaged one reaches the target{}",
             backup.id,
@@ -289,7 +292,11 @@ pub(super) fn explain_untried(planner: &Planner<'_>, plan: &mut Plan, order: &[&
         let (reason, detail) = if !order.iter().any(|b| b.id == backup.id) {
             (Reason::OtherBetter, "another one was asked for".to_owned())
         } else if let Some(damage) = &backup.damage {
-            (Reason::DamagedBackup, damage.clone())
+            let reason = match backup.is_partial {
+                true => Reason::PartialBackup,
+                false => Reason::DamagedBackup,
+            };
+            (reason, damage.clone())
         } else if let Some(mark) = backup.expire_mark {
             let detail = format!("it is marked for deletion, not before {mark}");
             (Reason::MarkedForDeletion, detail)

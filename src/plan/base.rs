@@ -162,6 +162,16 @@ pub(super) struct Planner<'a> {
     pub cluster: &'a Cluster,
 }
 
+/// Why a backup is not taken although it leads to the target.
+fn unfit(backup: &Backup, wanted: Option<&Backup>) -> Option<Reason> {
+    match (backup.damaged_copies, backup.is_partial, wanted) {
+        // No other repository has a copy that may have whole what is damaged in this one.
+        (1, ..) => Some(Reason::DamagedBackup),
+        (_, true, None) => Some(Reason::PartialBackup),
+        _ => None,
+    }
+}
+
 impl Planner<'_> {
     pub(super) fn plan(&self) -> Result<Plan> {
         let mut plan = account::blank(self);
@@ -202,20 +212,21 @@ impl Planner<'_> {
                 continue;
             };
             match self.evaluate(backup, chain)? {
-                // No other repository has a copy that may have whole what is damaged in this one.
-                Verdict::Reached(reached) if backup.damaged_copies == 1 => {
-                    let detail = backup.damage.clone().unwrap_or_default();
-                    let refusal = Refusal {
-                        reason: Reason::DamagedBackup,
-                        detail,
-                        stretch: Some(reached.stretch),
-                    };
-                    tried.push(Tried { backup, refusal });
-                }
-                Verdict::Reached(reached) => {
-                    chosen = Some((*backup, chain, reached));
-                    break;
-                }
+                Verdict::Reached(reached) => match unfit(backup, wanted) {
+                    None => {
+                        chosen = Some((*backup, chain, reached));
+                        break;
+                    }
+                    Some(reason) => {
+                        let detail = backup.damage.clone().unwrap_or_default();
+                        let refusal = Refusal {
+                            reason,
+                            detail,
+                            stretch: Some(reached.stretch),
+                        };
+                        tried.push(Tried { backup, refusal });
+                    }
+                },
                 Verdict::Refused(refusal) => tried.push(Tried { backup, refusal }),
             }
         }

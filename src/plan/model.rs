@@ -246,6 +246,7 @@ impl World {
             packs: Parts::new(),
             wal_proof: None,
             damage: None,
+            is_partial: false,
             damaged_copies: 0,
             expire_mark: None,
             pins: Vec::new(),

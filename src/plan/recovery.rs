@@ -120,6 +120,8 @@ pub enum Reason {
     OtherBetter,
     /// The backup is damaged, and an undamaged one serves; or a check found it damaged, and it is the only copy.
     DamagedBackup,
+    /// Databases lie in the backup without their content: it is taken only when it is named.
+    PartialBackup,
     /// The backup is marked for deletion, and another one serves.
     MarkedForDeletion,
 }

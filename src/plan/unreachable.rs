@@ -219,7 +219,7 @@ pub(super) fn explain(
         .iter()
         .filter(|t| t.refusal.reason == Reason::BeforeBackup)
         .min_by_key(|t| t.backup.consistent_lsn);
-    let main = of(&[Reason::DamagedBackup])
+    let main = of(&[Reason::DamagedBackup, Reason::PartialBackup])
         .or(of(&[
             Reason::Gap,
             Reason::DamagedWal,
@@ -308,6 +308,10 @@ fn sentence(planner: &Planner<'_>, chain: &Chain<'_>, main: &Tried<'_>) -> Strin
         ),
         Reason::DamagedBackup => format!(
             "backup {} is the only one that leads to {target}, and {}. Look at it again, or restore another one: pitr verify --backup {0}",
+            backup.id, main.refusal.detail
+        ),
+        Reason::PartialBackup => format!(
+            "only backup {} leads to {target}, and it is partial: {}. Name it, if that serves: --backup {0}",
             backup.id, main.refusal.detail
         ),
         Reason::UnknownXid => format!(

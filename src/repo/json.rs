@@ -4,6 +4,7 @@ use serde::de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use super::root::cluster::PARTIAL;
 use super::scope;
 use crate::err;
 use crate::error::{Error, Result};
@@ -113,7 +114,7 @@ pub fn decode<T: DeserializeOwned>(key: &Key, kind: &str, bytes: &[u8]) -> Resul
         )
         .hint("Use the version of pitr that wrote it, or a newer one."));
     }
-    if let Some(feature) = head.features.first {
+    if let Some(feature) = head.features.unknown {
         return Err(
             err!(Unsupported, "object \"{key}\" needs feature \"{feature}\"")
                 .hint("Use the version of pitr that wrote it, or a newer one."),
@@ -136,20 +137,23 @@ struct Head {
     kind: String,
     key: String,
     #[serde(default)]
-    features: FirstFeature,
+    features: Features,
 }
 
-/// The first of a list of names.
+/// Features that this program knows. Their names are of one space for objects of all kinds.
+const KNOWN_FEATURES: [&str; 1] = [PARTIAL];
+
+/// The first name of a list that is not known.
 #[derive(Default)]
-struct FirstFeature {
-    first: Option<String>,
+struct Features {
+    unknown: Option<String>,
 }
 
-impl<'de> Deserialize<'de> for FirstFeature {
+impl<'de> Deserialize<'de> for Features {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct First;
-        impl<'de> Visitor<'de> for First {
-            type Value = FirstFeature;
+        struct Unknown;
+        impl<'de> Visitor<'de> for Unknown {
+            type Value = Features;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("a list of names")
@@ -158,13 +162,19 @@ impl<'de> Deserialize<'de> for FirstFeature {
             fn visit_seq<A: SeqAccess<'de>>(
                 self,
                 mut names: A,
-            ) -> std::result::Result<FirstFeature, A::Error> {
-                let first = names.next_element()?;
+            ) -> std::result::Result<Features, A::Error> {
+                let mut unknown = None;
+                while let Some(name) = names.next_element::<String>()? {
+                    if !KNOWN_FEATURES.contains(&name.as_str()) {
+                        unknown = Some(name);
+                        break;
+                    }
+                }
                 while names.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(FirstFeature { first })
+                Ok(Features { unknown })
             }
         }
-        deserializer.deserialize_seq(First)
+        deserializer.deserialize_seq(Unknown)
     }
 }
 

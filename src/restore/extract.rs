@@ -7,13 +7,14 @@
 //! Files that a server must not find again are withheld: signal files and pid files of the origin, WAL, our own files, and the old
 //! tablespace_map (the links are ours). pg_control goes to a waiting name.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::needed::Needed;
 use super::settings::Brought;
 use super::target_dir::{CONTROL, Need, Target, WAITING_CONTROL};
 use super::tree::{Owner, Tree, write_error};
@@ -21,6 +22,7 @@ use super::unchanged::{self, Unchanged};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use crate::repo::root::cluster::LeftOutDatabase;
 use crate::snapshot::filekey::{ClusterNaming, FileKey, Naming};
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::{PackOfSnapshot, Snapshot, VisibleFrame};
@@ -76,10 +78,14 @@ const WITHHELD: &[&[u8]] = &[
 pub struct Survey {
     /// Space by tablespace.
     pub need: Need,
-    /// Bytes that come from frames.
+    /// Bytes that come from frames, without those of databases that are left out.
     pub mapped_bytes: u64,
     /// Bytes of all files.
     pub raw_bytes: u64,
+    /// Files and bytes of each database that is left out.
+    sizes_left_out: BTreeMap<u32, (u64, u64)>,
+    /// The version files of these databases.
+    pub versions_left_out: Vec<Vec<u8>>,
     /// Files.
     pub files: u64,
     /// Those of them that are restored.
@@ -92,6 +98,18 @@ pub struct Survey {
     pub configuration_files: Vec<Vec<u8>>,
     /// The configuration that comes with the backup.
     pub brought: Brought,
+}
+
+/// A database whose relations are files of zeros.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct LeftOut {
+    /// Its oid and name.
+    #[serde(flatten)]
+    pub database: LeftOutDatabase,
+    /// Files without content.
+    pub file_count: u64,
+    /// Their length.
+    pub size_bytes: u64,
 }
 
 /// The places for the paths of a snapshot.
@@ -269,8 +287,11 @@ fn check_below_tablespace(naming: &ClusterNaming, path: &[u8], rest: &[u8]) -> R
 ///
 /// # Errors
 /// `Damaged` when a check fails.
-pub fn survey(snapshot: &Snapshot<'_>) -> Result<Survey> {
-    let mut survey = Survey::default();
+pub fn survey(snapshot: &Snapshot<'_>, left_out: &[LeftOutDatabase]) -> Result<Survey> {
+    let mut survey = Survey {
+        sizes_left_out: left_out.iter().map(|d| (d.oid, (0, 0))).collect(),
+        ..Survey::default()
+    };
     for item in snapshot.items() {
         let item = item?;
         let (oid, rest) = tablespace_of(&item.path).unwrap_or_default();
@@ -291,7 +312,9 @@ pub fn survey(snapshot: &Snapshot<'_>) -> Result<Survey> {
                         survey.raw_bytes
                     ));
                 }
-                survey.mapped_bytes += item.mapped_bytes;
+                if survey.is_version_left_out(&item.path) {
+                    survey.versions_left_out.push(item.path.clone());
+                }
                 // A hostile map cannot fill memory with names.
                 if item.path.ends_with(b".conf") && survey.configuration_files.len() < 1000 {
                     survey.configuration_files.push(item.path.clone());
@@ -299,8 +322,13 @@ pub fn survey(snapshot: &Snapshot<'_>) -> Result<Survey> {
                 if item.path == b"PG_VERSION" {
                     survey.group = mode & 0o040 != 0;
                 }
-                let bytes = length.div_ceil(BLOCK_BYTES) * BLOCK_BYTES;
-                *survey.need.bytes.entry(oid).or_default() += bytes;
+                if let Some((files, bytes)) = survey.size_left_out(&item.key) {
+                    (*files, *bytes) = (*files + 1, *bytes + length);
+                } else {
+                    survey.mapped_bytes += item.mapped_bytes;
+                    let bytes = length.div_ceil(BLOCK_BYTES) * BLOCK_BYTES;
+                    *survey.need.bytes.entry(oid).or_default() += bytes;
+                }
             }
             Metadata::Directory { .. } => {
                 *survey.need.bytes.entry(oid).or_default() += BLOCK_BYTES;
@@ -321,6 +349,57 @@ pub fn survey(snapshot: &Snapshot<'_>) -> Result<Survey> {
 }
 
 impl Survey {
+    fn size_left_out(&mut self, file: &FileKey) -> Option<&mut (u64, u64)> {
+        let database = file.relation()?.database;
+        self.sizes_left_out.get_mut(&database)
+    }
+
+    /// Whether it is `PG_VERSION` in the directory of a database that is left out.
+    fn is_version_left_out(&self, path: &[u8]) -> bool {
+        let mut parts = path.rsplit(|&b| b == b'/');
+        let is_version = parts.next() == Some(b"PG_VERSION");
+        let directory = parts.next().and_then(|d| std::str::from_utf8(d).ok());
+        let oid = directory.and_then(|d| d.parse().ok());
+        is_version && oid.is_some_and(|oid| self.sizes_left_out.contains_key(&oid))
+    }
+
+    /// Whether the content of a file is left out: it is a relation of a database that is.
+    pub fn leaves_out(&self, file: &FileKey) -> bool {
+        let database = || file.relation().map(|relation| relation.database);
+        !self.sizes_left_out.is_empty()
+            && database().is_some_and(|d| self.sizes_left_out.contains_key(&d))
+    }
+
+    /// Whether anything is left out.
+    pub fn is_partial(&self) -> bool {
+        !self.sizes_left_out.is_empty()
+    }
+
+    /// The oids of the databases that are left out.
+    pub fn oids_left_out(&self) -> BTreeSet<u32> {
+        self.sizes_left_out.keys().copied().collect()
+    }
+
+    /// Bytes of the files whose content is restored.
+    pub fn restored_bytes(&self) -> u64 {
+        let left_out: u64 = self.sizes_left_out.values().map(|(_, bytes)| bytes).sum();
+        self.raw_bytes - left_out
+    }
+
+    /// The databases that are left out, with their size.
+    pub fn left_out(&self, databases: &[LeftOutDatabase]) -> Vec<LeftOut> {
+        let sized = databases.iter().map(|database| {
+            let size = self.sizes_left_out.get(&database.oid);
+            let (file_count, size_bytes) = size.copied().unwrap_or_default();
+            LeftOut {
+                database: database.clone(),
+                file_count,
+                size_bytes,
+            }
+        });
+        sized.collect()
+    }
+
     /// Whether there are tablespaces that are plain directories of the data directory.
     pub fn has_in_place(&self, target: &Target) -> bool {
         let is_placed = |oid: u32| target.tablespaces.iter().any(|t| t.oid == oid);
@@ -394,6 +473,13 @@ pub fn lay_out(
                 shown(&item.path)
             )
             .hint("Either somebody else writes there, or two names of the backup are one on this filesystem. Restore into another directory."));
+        }
+        if survey.leaves_out(&item.key) {
+            if !is_new {
+                let emptied = file.set_len(0).and_then(|()| file.set_len(length));
+                emptied.map_err(|e| write_error(&shown(&item.path), e))?;
+            }
+            continue;
         }
         if !is_new {
             // The bytes compared below have to come from the disk: after a failed sync Linux keeps pages as if they had been written.
@@ -493,13 +579,19 @@ pub fn copy(
     let unchanged = match how.is_resumed {
         true => {
             how.progress.phase("compare", Some(survey.mapped_bytes));
-            unchanged::find(snapshot, destination, &mut how)?
+            unchanged::find(snapshot, destination, survey, &mut how)?
         }
         false => Unchanged::default(),
+    };
+    let needed = match survey.is_partial() {
+        true => Some(Needed::find(snapshot, survey, &mut how)?),
+        false => None,
     };
     let work = Work {
         snapshot,
         destination,
+        survey,
+        needed,
         is_resumed: how.is_resumed,
         stop: how.stop,
         checksums: how.checksums,
@@ -543,7 +635,7 @@ pub fn copy(
     check_stop(how.stop)?;
     let damage = work.damage.into_inner().unwrap_or_default();
     if !damage.is_empty() {
-        return Err(affected(snapshot, &damage));
+        return Err(affected(snapshot, survey, &damage));
     }
     let seen = work.seen.into_inner();
     if seen != survey.mapped_bytes {
@@ -571,6 +663,9 @@ pub(super) fn check_stop(stop: &AtomicBool) -> Result<()> {
 struct Work<'w, 's> {
     snapshot: &'w Snapshot<'s>,
     destination: &'w Destination,
+    survey: &'w Survey,
+    /// The frames to read, where not all are needed.
+    needed: Option<Needed>,
     is_resumed: bool,
     stop: &'w AtomicBool,
     checksums: Checksums<'w>,
@@ -592,7 +687,7 @@ struct Lost {
 }
 
 /// Which files a backup cannot give whole, and why.
-fn affected(snapshot: &Snapshot<'_>, damage: &[Lost]) -> Error {
+fn affected(snapshot: &Snapshot<'_>, survey: &Survey, damage: &[Lost]) -> Error {
     let is_lost = |pack: usize, frame: u32| {
         let is_it = |l: &Lost| l.pack == pack && l.frame.is_none_or(|f| f == frame);
         damage.iter().any(is_it)
@@ -603,6 +698,9 @@ fn affected(snapshot: &Snapshot<'_>, damage: &[Lost]) -> Error {
         let Metadata::File { length, .. } = item.metadata else {
             continue;
         };
+        if survey.leaves_out(&item.key) {
+            continue;
+        }
         let places = snapshot.places(&item.key, 0, length).unwrap_or_default();
         if places
             .iter()
@@ -661,10 +759,9 @@ impl<'w, 's> Work<'w, 's> {
                     continue;
                 }
             };
-            self.write(&frame, &mut files, &mut buffer)?;
-            self.seen
-                .fetch_add(frame.visible_bytes(), Ordering::Relaxed);
-            self.progress.advance(frame.visible_bytes());
+            let seen = self.write(&frame, &mut files, &mut buffer)?;
+            self.seen.fetch_add(seen, Ordering::Relaxed);
+            self.progress.advance(seen);
         }
         Ok(())
     }
@@ -680,7 +777,9 @@ impl<'w, 's> Work<'w, 's> {
             {
                 let found = (Arc::clone(pack), queue.next_frame);
                 queue.next_frame += 1;
-                if self.unchanged.contains(found.0.index(), found.1) {
+                let (pack, frame) = (found.0.index(), found.1);
+                let is_needed = self.needed.as_ref().is_none_or(|n| n.contains(pack, frame));
+                if !is_needed || self.unchanged.contains(pack, frame) {
                     continue;
                 }
                 return Ok(Some(found));
@@ -691,7 +790,8 @@ impl<'w, 's> Work<'w, 's> {
             let index = queue.next_pack;
             queue.next_pack += 1;
             queue.next_frame = 0;
-            if self.unchanged.has_pack(index) {
+            let is_needed = self.needed.as_ref().is_none_or(|n| n.has_pack(index));
+            if !is_needed || self.unchanged.has_pack(index) {
                 queue.pack = None;
                 continue;
             }
@@ -722,16 +822,22 @@ impl<'w, 's> Work<'w, 's> {
         Ok(())
     }
 
+    /// Writes what is visible of a frame; returns how many bytes of it belong to files whose content is restored.
     fn write(
         &self,
         frame: &VisibleFrame,
         files: &mut OpenFiles,
         buffer: &mut Vec<u8>,
-    ) -> Result<()> {
+    ) -> Result<u64> {
+        let mut seen = 0;
         for visible in &frame.visible {
             let key = frame
                 .file(visible)
                 .ok_or_else(|| err!(Internal, "a frame lost its extents"))?;
+            if self.survey.leaves_out(key) {
+                continue;
+            }
+            seen += u64::from(visible.length);
             let path = key.path(self.snapshot.naming());
             if withholds_file(&path) {
                 continue;
@@ -746,7 +852,7 @@ impl<'w, 's> Work<'w, 's> {
             let crc = crc32c::crc32c(bytes);
             (self.checksums)(&path, visible.position, visible.length, crc)?;
         }
-        Ok(())
+        Ok(seen)
     }
 
     /// Writes bytes, unless they are there already.

@@ -22,6 +22,7 @@ use super::target_dir::{CONTROL, Target, WAITING_CONTROL};
 use super::tree::{Tree, target_error, write_error};
 use crate::archive::datadir::GUARD;
 use crate::archive::guard::{AUTO_CONF, COMMENT, Guard, SETTINGS, UNFINISHED, WrittenSettings};
+use crate::archive::left_out::{MARKER, Marker};
 use crate::durable;
 use crate::err;
 use crate::error::Result;
@@ -284,11 +285,59 @@ fn superseded(auto: &[u8], comment: &str, written: &[conf::Setting]) -> Vec<u8> 
     conf::without(auto, comment, &earlier).unwrap_or_else(|| auto.to_vec())
 }
 
+/// The version file of a database that lies there without content. It begins with no number: no session gets as far as the catalogs.
+///
+/// PostgreSQL: src/backend/utils/init/miscinit.c (`ValidatePgVersion`). Sessions that find empty catalogs make all of the server panic, among them
+/// those of autovacuum (src/backend/utils/cache/relcache.c, `load_critical_index`). DROP DATABASE reads neither.
+const NO_VERSION: &[u8] = b"left out by pitr restore\n";
+
+/// Makes sure that no session reaches the catalogs of the databases that are left out.
+///
+/// # Errors
+/// `TargetWrite`, `Full`.
+pub fn close_left_out(destination: &Destination, versions: &[Vec<u8>], group: bool) -> Result<()> {
+    for path in versions {
+        if let Some((tree, relative)) = destination.place_of(path)? {
+            tree.put(relative, NO_VERSION, group)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes which databases lie there without content: those that are left out, and those of which the backup has none.
+///
+/// # Errors
+/// `TargetWrite`, `Full`.
+pub fn put_marker(
+    destination: &Destination,
+    source: &Source<'_>,
+    job: &Job,
+    host: &Host,
+    group: bool,
+) -> Result<()> {
+    let of_backup = &source.root.content.left_out_databases;
+    let all: BTreeSet<_> = job.left_out.iter().chain(of_backup).cloned().collect();
+    let marker = Marker {
+        note: "The databases below lie here without their content, as files of zeros. Drop them: until then every backup by pitr of this data directory is partial.".into(),
+        left_out_databases: all.into_iter().collect(),
+        backup: job.backup.to_string(),
+        restored: host.now(),
+        program: crate::repo::event::PROGRAM.into(),
+    };
+    let data = destination.data();
+    data.put(MARKER.as_bytes(), &json_of(MARKER, &marker)?, group)
+}
+
 fn put_json(data: &Tree, name: &str, value: &impl serde::Serialize) -> Result<()> {
+    let json = json_of(name, value)?;
+    data.put(format!("pg_wal/{name}").as_bytes(), &json, false)
+}
+
+fn json_of(name: &str, value: &impl serde::Serialize) -> Result<Vec<u8>> {
     let mut json = serde_json::to_vec_pretty(value)
         .map_err(|e| err!(Internal, "could not serialize \"{name}\"").source(e))?;
     json.push(b'\n');
-    data.put(format!("pg_wal/{name}").as_bytes(), &json, false)
+    Ok(json)
 }
 
 /// Links the tablespaces.
@@ -452,9 +501,12 @@ fn count_files(directory: rustix::fd::BorrowedFd<'_>, depth: u32) -> rustix::io:
 }
 
 /// Files that the end of a restore adds to those of the backup.
-pub fn added_files(job: &Job, brings_auto_conf: bool) -> u64 {
-    // Signal file, record of the job, record of the settings, manifest.
-    4 + u64::from(!brings_auto_conf) + u64::from(!job.may_archive())
+pub fn added_files(job: &Job, (brings_auto_conf, brings_marker): (bool, bool)) -> u64 {
+    // A partial copy has the marker in the place of the manifest.
+    let is_partial = !job.left_out.is_empty();
+    let last = u64::from(!(is_partial && brings_marker));
+    // Signal file, record of the job, record of the settings.
+    3 + last + u64::from(!brings_auto_conf) + u64::from(!job.may_archive())
 }
 
 /// Removes what a killed run left of temporary files in pg_wal.

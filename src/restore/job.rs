@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::databases::Wanted;
 use super::target_dir::{Found, PlacedTablespace};
 use crate::archive::guard::WrittenSettings;
 use crate::err;
@@ -13,9 +14,12 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::recovery::{Action, Plan};
 use crate::plan::target::RecoveryTarget;
 use crate::repo::id::BackupId;
+use crate::repo::root::cluster::LeftOutDatabase;
 
 /// Format of the record.
 const FORMAT: u32 = 1;
+/// Format of the record of a restore that leaves databases out: an older program would fill them in.
+const PARTIAL_FORMAT: u32 = 2;
 
 /// The operator's request; two runs with equal requests are the same restore.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +40,9 @@ pub struct Request {
     pub delta: bool,
     /// `OLD=NEW`, as given.
     pub tablespace_mappings: Vec<String>,
+    /// The databases whose content is wanted; of all without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub databases: Option<Wanted>,
     /// A restore to a target, or a standby.
     pub purpose: Purpose,
 }
@@ -65,7 +72,7 @@ pub enum Purpose {
 /// A restore: everything that was decided before the first write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    /// 1.
+    /// 1, or 2 where databases are left out.
     pub format: u32,
     /// The operator's request.
     pub request: Request,
@@ -82,6 +89,9 @@ pub struct Job {
     pub backup_nonce: String,
     /// The places for its tablespaces.
     pub tablespaces: Vec<PlacedTablespace>,
+    /// Databases whose content is not restored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOutDatabase>,
     /// restore_command.
     pub restore_command: String,
     /// The plan of recovery; none for a standby, which never ends.
@@ -95,8 +105,22 @@ pub struct Job {
 }
 
 impl Job {
-    /// The record's format, for new jobs.
+    /// The record's format, for new jobs that restore everything.
     pub const FORMAT: u32 = FORMAT;
+
+    /// The same job without the content of these databases.
+    #[must_use]
+    pub fn without(self, left_out: Vec<LeftOutDatabase>) -> Job {
+        let format = match left_out.is_empty() {
+            true => FORMAT,
+            false => PARTIAL_FORMAT,
+        };
+        Job {
+            format,
+            left_out,
+            ..self
+        }
+    }
 
     /// Whether the directory may archive at once.
     pub fn may_archive(&self) -> bool {
@@ -156,7 +180,7 @@ pub fn earlier(found: &Found, request: &Request) -> Result<Earlier> {
 
 fn decode(record: &[u8], request: &Request) -> Result<Job> {
     let job: Job = serde_json::from_slice(record).map_err(|e| damaged(request).source(e))?;
-    if job.format != FORMAT {
+    if ![FORMAT, PARTIAL_FORMAT].contains(&job.format) {
         return Err(err!(
             Unsupported,
             "the unfinished restore in \"{}\" was begun by another version of pitr",
@@ -192,6 +216,7 @@ mod tests {
                 as_stored: false,
                 delta: false,
                 tablespace_mappings: vec!["/a=/b".into()],
+                databases: None,
                 purpose: Purpose::Restore {
                     target: RecoveryTarget::default(),
                     action: Action::Promote,
@@ -204,6 +229,7 @@ mod tests {
             backup: "20261120T064049Z-full".parse().unwrap(),
             backup_nonce: "7".into(),
             tablespaces: Vec::new(),
+            left_out: Vec::new(),
             restore_command: "r".into(),
             plan: None,
             timeline: None,
@@ -242,5 +268,24 @@ mod tests {
         );
         refused(&last, &other);
         assert_eq!(earlier(&Found::Empty, &other).unwrap(), Earlier::None);
+        // The same restore of other databases is another one.
+        let mut fewer = job.request.clone();
+        fewer.databases = Some(Wanted::Only(vec!["a".into()]));
+        refused(&found, &fewer);
+        let partial = job
+            .clone()
+            .without(vec![LeftOutDatabase::new(16_384, b"b")]);
+        let found = Found::Unfinished(partial.encode().unwrap());
+        assert_eq!(
+            earlier(&found, &job.request).unwrap(),
+            Earlier::Copying(Box::new(partial.clone()))
+        );
+        let newer = Job {
+            format: 3,
+            ..partial
+        };
+        let found = Found::Unfinished(newer.encode().unwrap());
+        let refusal = earlier(&found, &job.request).unwrap_err();
+        assert_eq!(refusal.code(), Code::Unsupported);
     }
 }

@@ -5,6 +5,7 @@
 //! memory ceiling, and combined. Stretches that no frame holds are zeros. A manifest with SHA checksums is compared by sizes: our own
 //! hashes cover the content.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Mutex;
@@ -14,6 +15,7 @@ use super::tree::write_error;
 use crate::err;
 use crate::error::Result;
 use crate::pg::manifest::{FileChecksum, ManifestReader, ManifestWriter};
+use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::Snapshot;
 use crate::snapshot::sort::{MEMORY_BYTES, Sorter};
@@ -26,14 +28,26 @@ const STRETCH: u8 = 2;
 /// Collects checksums while files are copied.
 pub struct ManifestCheck {
     records: Mutex<Sorter>,
+    /// Databases whose relations are files of zeros, and so not those of the manifest.
+    left_out: BTreeSet<u32>,
 }
 
 impl ManifestCheck {
-    /// `folder` takes what does not fit into memory.
-    pub fn new(folder: &Path) -> ManifestCheck {
+    /// `folder` takes what does not fit into memory; relations of the databases of `left_out` are not looked at.
+    pub fn new(folder: &Path, left_out: BTreeSet<u32>) -> ManifestCheck {
         ManifestCheck {
             records: Mutex::new(Sorter::new(folder, MEMORY_BYTES)),
+            left_out,
         }
+    }
+
+    fn leaves_out(&self, path: &[u8], naming: &Naming) -> bool {
+        let database = || {
+            let key = FileKey::from_path(path, naming).ok()?;
+            Some(key.relation()?.database)
+        };
+        let is_left_out = |database| self.left_out.contains(&database);
+        withholds_file(path) || (!self.left_out.is_empty() && database().is_some_and(is_left_out))
     }
 
     /// Adds the checksum of a stretch.
@@ -64,7 +78,7 @@ impl ManifestCheck {
         self.push_map(snapshot)?;
         let mut reader = ManifestReader::new(manifest);
         while let Some(file) = reader.next_file()? {
-            if withholds_file(&file.path) {
+            if self.leaves_out(&file.path, snapshot.naming()) {
                 continue;
             }
             let mut payload = file.size.to_le_bytes().to_vec();
@@ -103,7 +117,7 @@ impl ManifestCheck {
         for item in snapshot.items() {
             let item = item?;
             if let Metadata::File { length, mtime, .. } = item.metadata
-                && !withholds_file(&item.path)
+                && !self.leaves_out(&item.path, snapshot.naming())
             {
                 let payload = [length.to_le_bytes(), mtime.to_le_bytes()].concat();
                 self.push(&item.path, MAPPED, 0, &payload)?;
@@ -269,7 +283,7 @@ mod tests {
         mapped: Option<u64>,
         stretches: &[(u64, &[u8])],
     ) -> Result<u64> {
-        let check = ManifestCheck::new(Path::new("/nonexistent"));
+        let check = ManifestCheck::new(Path::new("/nonexistent"), BTreeSet::new());
         for (at, bytes) in stretches {
             let length = u32::try_from(bytes.len()).unwrap();
             check.add(b"f", *at, length, crc32c::crc32c(bytes))?;

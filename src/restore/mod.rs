@@ -8,6 +8,8 @@
 //! | `sweep` | what a data directory that is restored in place has beyond the backup |
 //! | `extract` | directories, files and their bytes |
 //! | `unchanged` | what need not be fetched, because it is there |
+//! | `databases` | whose content is restored, of all databases of a cluster |
+//! | `needed` | what need not be fetched, because no restored file holds it |
 //! | `manifest_check` | what was copied against the server's own manifest |
 //! | `configuration` | the configuration that came along, with what it includes |
 //! | `settings` | what the server is told, and what code it would run |
@@ -23,10 +25,12 @@ pub mod adopt;
 pub mod claim;
 pub mod configuration;
 pub mod content;
+pub mod databases;
 pub mod extract;
 pub mod finish;
 pub mod job;
 pub mod manifest_check;
+mod needed;
 #[cfg(test)]
 mod rights_tests;
 pub mod settings;
@@ -40,6 +44,7 @@ use std::os::fd::AsFd;
 use rustix::fs::AtFlags;
 
 use crate::archive::guard::UNFINISHED;
+use crate::archive::left_out::MARKER;
 use crate::durable::{self, NewFile};
 use crate::err;
 use crate::error::{Code, Result};
@@ -108,7 +113,7 @@ pub struct Report {
 pub fn survey(source: &Source<'_>, job: &Job, target: &Target) -> Result<Survey> {
     let (store, layout) = (source.store, source.layout);
     let look = |snapshot: Snapshot<'_>| {
-        let mut survey = extract::survey(&snapshot)?;
+        let mut survey = extract::survey(&snapshot, &job.left_out)?;
         survey.brought = configuration::brought(&snapshot, &survey, target)?;
         Ok(survey)
     };
@@ -182,7 +187,7 @@ fn last_step(source: &Source<'_>, job: &Job, target: &Target, survey: &Survey) -
     Ok(Report {
         resumed: true,
         files: source.root.head.file_count,
-        raw_bytes: source.root.head.size_bytes,
+        raw_bytes: survey.restored_bytes(),
         settings,
         links: survey.links.clone(),
         ..Report::default()
@@ -206,7 +211,7 @@ fn copy_all(
     };
     extract::lay_out(&snapshot, &destination, survey, is_resumed, &host.stop)?;
     finish::sweep_temporaries(destination.data())?;
-    let check = ManifestCheck::new(&target.data.join("pg_wal"));
+    let check = ManifestCheck::new(&target.data.join("pg_wal"), survey.oids_left_out());
     let add = |path: &[u8], position, length, crc| check.add(path, position, length, crc);
     let copied = extract::copy(
         &snapshot,
@@ -228,13 +233,22 @@ fn copy_all(
     let settings = finish::put_settings(&destination, job, &survey.brought, host, group)?;
     let compared_files = match has_manifest {
         true => Some(compare(check, &snapshot, &destination)?),
-        false => {
+        false if !survey.is_partial() => {
             finish::write_manifest(&destination, source, check, &snapshot, group)?;
             None
         }
+        false => None,
     };
+    let brings_marker = snapshot.has_file(MARKER)?;
+    if survey.is_partial() {
+        // No manifest of the whole is true of it.
+        destination.data().remove(b"backup_manifest")?;
+        finish::close_left_out(&destination, &survey.versions_left_out, group)?;
+        finish::put_marker(&destination, source, job, host, group)?;
+    }
     if is_resumed {
-        let added = finish::added_files(job, survey.brought.has_auto);
+        let brought = (survey.brought.has_auto, brings_marker);
+        let added = finish::added_files(job, brought);
         let expected = survey.restored_files + added;
         finish::check_nothing_else(&destination, expected)?;
     }
@@ -247,7 +261,7 @@ fn copy_all(
         removed_files,
         copied,
         files: survey.files,
-        raw_bytes: survey.raw_bytes,
+        raw_bytes: survey.restored_bytes(),
         compared_files,
         settings,
         links: survey.links.clone(),

@@ -112,7 +112,14 @@ pub fn shown(line: &Line) -> String {
 ///
 /// What would spoil the recovery is neutralised: other targets, archive_cleanup_command (it would delete from the archive that the copy
 /// came from) and recovery_min_apply_delay (it holds an archive recovery back as well).
-pub fn complete(settings: &mut BTreeMap<String, String>, is_adopted: bool, brought: &Brought) {
+///
+/// Where databases lie without content, replay meets pages of zeros that no record initialises. PostgreSQL takes them for lost and panics as soon as it
+/// is consistent. So recovery only warns of such references (src/backend/access/transam/xlogutils.c, `log_invalid_page`).
+pub fn complete(
+    settings: &mut BTreeMap<String, String>,
+    (is_adopted, is_partial): (bool, bool),
+    brought: &Brought,
+) {
     for (name, value) in settings.iter_mut() {
         *value = brought.at_least(name, value).to_owned();
     }
@@ -124,6 +131,9 @@ pub fn complete(settings: &mut BTreeMap<String, String>, is_adopted: bool, broug
     add("archive_cleanup_command", "");
     if brought.in_place_tablespaces {
         add(IN_PLACE.0, IN_PLACE.1);
+    }
+    if is_partial {
+        add("ignore_invalid_pages", "on");
     }
     let delay = brought.value("recovery_min_apply_delay");
     if delay.is_some_and(|v| v != "0") {
@@ -235,7 +245,7 @@ mod tests {
         .into();
         let brought = brought(&["recovery_min_apply_delay = 5min"], &[]);
         let mut adopted = wanted.clone();
-        complete(&mut wanted, false, &brought);
+        complete(&mut wanted, (false, false), &brought);
         let written = of_restore(&wanted);
         let lines: Vec<String> = written
             .until_recovery_ended
@@ -258,12 +268,12 @@ mod tests {
         );
         assert_eq!(written.until_adopted, [Setting::new("archive_mode", "off")]);
         let known = wanted.clone();
-        complete(&mut wanted, false, &brought);
+        complete(&mut wanted, (false, false), &brought);
         assert_eq!(
             wanted, known,
             "a restore that is resumed has the same settings"
         );
-        complete(&mut adopted, true, &brought);
+        complete(&mut adopted, (true, true), &brought);
         assert!(of_restore(&adopted).until_adopted.is_empty());
     }
 

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::extract::{Copying, Destination, OpenFiles, withholds_file};
+use super::extract::{Copying, Destination, OpenFiles, Survey, withholds_file};
 use super::tree::write_error;
 use crate::err;
 use crate::error::Result;
@@ -75,6 +75,7 @@ struct Candidate {
 pub fn find(
     snapshot: &Snapshot<'_>,
     destination: &Destination,
+    survey: &Survey,
     how: &mut Copying<'_>,
 ) -> Result<Unchanged> {
     let found = Mutex::new(Unchanged::default());
@@ -91,7 +92,7 @@ pub fn find(
         let threads: Vec<_> = (0..how.jobs.max(1))
             .map(|_| scope.spawn(|| compare.run(&receiver)))
             .collect();
-        let walked = Walk::new(snapshot, sender).run(how);
+        let walked = Walk::new(snapshot, sender).run(survey, how);
         let mut result = walked;
         for thread in threads {
             let ended = thread.join();
@@ -127,14 +128,14 @@ impl<'w, 's> Walk<'w, 's> {
         }
     }
 
-    fn run(mut self, how: &mut Copying<'_>) -> Result<()> {
+    fn run(mut self, survey: &Survey, how: &mut Copying<'_>) -> Result<()> {
         let mut told = Instant::now();
         for item in self.snapshot.items() {
             let item = item?;
             let Metadata::File { length, .. } = item.metadata else {
                 continue;
             };
-            if withholds_file(&item.path) {
+            if withholds_file(&item.path) || survey.leaves_out(&item.key) {
                 continue;
             }
             let file = Arc::new(item.key);

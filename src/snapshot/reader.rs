@@ -475,6 +475,16 @@ impl<'a> Snapshot<'a> {
         Ok(places)
     }
 
+    /// Whether the backup has a regular file of this path.
+    ///
+    /// # Errors
+    /// `Damaged` when a part of the map fails a check.
+    pub fn has_file(&self, path: &str) -> Result<bool> {
+        let file = FileKey::from_path(path.as_bytes(), self.root.naming)?;
+        let metadata = self.metadata(&file)?;
+        Ok(metadata.and_then(|m| m.file_length()).is_some())
+    }
+
     /// A whole small file; `None` when the backup has no regular file of this path.
     ///
     /// # Errors
@@ -879,6 +889,7 @@ mod tests {
                 server_manifest: None,
                 wal_proof: None,
                 whole_scan_time: None,
+                left_out_databases: Vec::new(),
                 damage: Vec::new(),
                 damage_count: 0,
                 damage_reported_by_server: false,

@@ -109,8 +109,10 @@ pub struct Backup {
     pub packs: Parts,
     /// What was proven of its WAL when it was taken; none in backups of before.
     pub wal_proof: Option<WalProof>,
-    /// What is wrong with its pages or objects; none = nothing is known to be.
+    /// What is wrong with its pages or objects, or what it lacks; none = nothing is known to be.
     pub damage: Option<String>,
+    /// Whether databases lie in it without their content.
+    pub is_partial: bool,
     /// How many copies of it are known in which a check found damaged objects: 0 where a copy is not known to be damaged.
     pub damaged_copies: u32,
     /// It is marked for deletion, not before this time.
@@ -179,7 +181,7 @@ impl Backup {
     fn reduce(root: Outline) -> Result<Backup> {
         root.check_positions()?;
         let (start_timeline, timeline) = root.timelines()?;
-        let damage = root.damage();
+        let (damage, is_partial) = (root.damage(), root.partial);
         let packs = by_writer(root.packs());
         let details = root.details;
         let (label, timezone, tablespaces) = match details {
@@ -206,6 +208,7 @@ impl Backup {
             tablespaces,
             wal_proof: root.wal_proof,
             damage,
+            is_partial,
             damaged_copies: 0,
             expire_mark: None,
             pins: Vec::new(),

@@ -54,6 +54,7 @@ mod recipients;
 mod recovering;
 mod resolve;
 mod restore;
+mod restore_databases;
 mod restore_delta;
 mod restore_faults;
 mod restore_hostile;

@@ -132,6 +132,7 @@ fn candidate(backup: &Backup, root: &BackupRoot) -> Candidate {
         start_lsn: backup.start_lsn,
         stop_lsn: backup.stop_lsn,
         damage: backup.damage.clone(),
+        is_partial: backup.is_partial,
         is_marked: backup.expire_mark.is_some(),
         shape: Shape {
             catalog_version: root.content.catalog_version,

@@ -74,6 +74,8 @@ pub struct Candidate {
     pub stop_lsn: Lsn,
     /// What is known to be wrong with it.
     pub damage: Option<String>,
+    /// Whether databases lie in it without their content.
+    pub is_partial: bool,
     /// Whether it is marked for deletion.
     pub is_marked: bool,
     /// Its files.
@@ -139,6 +141,7 @@ fn refusal(prior: &Candidate, server: &Server) -> Option<String> {
             .holder(Lsn(prior.stop_lsn.0.saturating_sub(1)))
             == prior.timeline;
     let tests = [
+        (prior.is_partial, "is partial"),
         (prior.damage.is_some(), "is damaged"),
         (prior.is_marked, "is marked for deletion"),
         (!is_of_history, "is not in the server's history"),
@@ -211,6 +214,7 @@ mod tests {
             start_lsn: Lsn(start),
             stop_lsn: Lsn(stop),
             damage: None,
+            is_partial: false,
             is_marked: false,
             shape: SHAPE,
             parts: 2,

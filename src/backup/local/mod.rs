@@ -26,7 +26,7 @@ use crate::pg::label::{self, BackupLabel, TablespaceLink};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
-use crate::repo::root::cluster::Method;
+use crate::repo::root::cluster::{Method, named};
 use crate::snapshot::filekey::FileKey;
 use crate::snapshot::sink::FileSink;
 use crate::wal::changed::{Changed, Problem};
@@ -34,6 +34,7 @@ use crate::wire::basebackup::{BackupEnd, BackupStart, Tablespace};
 
 mod against;
 mod exclude;
+mod left_out;
 mod merge;
 mod owner;
 mod pages;
@@ -98,6 +99,18 @@ impl Producer for Local {
         self.owner.as_ref().map(Owner::shape)
     }
 
+    fn why_full(&self) -> Result<Option<String>> {
+        let path = self.owner.as_ref().map(Owner::path);
+        let marked = path.map_or_else(|| Ok(Vec::new()), left_out::marked)?;
+        // WAL tells nothing of pages that a restore did not bring.
+        Ok((!marked.is_empty()).then(|| {
+            format!(
+                "a restore left databases out of this data directory: {}",
+                named(&marked)
+            )
+        }))
+    }
+
     fn produce(&mut self, source: &mut dyn Source, work: Work<'_, '_, '_>) -> Result<Produced> {
         let owner = self
             .owner
@@ -149,6 +162,10 @@ impl<'w> Copying<'_, 'w, '_, '_> {
         let stopped = session::stop(self.source, major)?;
         self.owner.check_again(self.source)?;
         let end_timeline = session::timeline(self.source, timeline)?;
+        let mut left_out = left_out::marked(self.owner.path())?;
+        left_out.retain(|d| {
+            left_out::is_there(self.owner.path(), d.oid, &self.work.naming, &tablespaces)
+        });
         let label = BackupLabel::parse(&stopped.label)?;
         let links = label::parse_tablespace_map(&stopped.map, major)?;
         check_links(&links, &tablespaces)?;
@@ -169,6 +186,7 @@ impl<'w> Copying<'_, 'w, '_, '_> {
             control,
             manifest: None,
             has_scanned: against.as_ref().is_none_or(Against::compares_all),
+            left_out,
             damage: findings.judge(stopped.stop_lsn, &self.work.naming),
         })
     }

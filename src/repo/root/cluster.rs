@@ -78,6 +78,59 @@ pub struct DamagedPage {
     pub lsn: Lsn,
 }
 
+/// A database whose files hold no content: a restore left it out, and it was not dropped yet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LeftOutDatabase {
+    /// The name of its directories.
+    pub oid: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name_hex: Option<String>,
+}
+
+impl LeftOutDatabase {
+    /// A database by its name, which has an encoding of its own.
+    pub fn new(oid: u32, name: &[u8]) -> LeftOutDatabase {
+        let (name, name_hex) = match std::str::from_utf8(name) {
+            Ok(name) => (Some(name.to_owned()), None),
+            Err(_) => (None, Some(hex(name))),
+        };
+        LeftOutDatabase {
+            oid,
+            name,
+            name_hex,
+        }
+    }
+
+    /// Its name for people.
+    pub fn name(&self) -> String {
+        let hex = self.name_hex.as_deref().and_then(unhex);
+        let hex = hex.map(|name| name.escape_ascii().to_string());
+        self.name.clone().or(hex).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Display for LeftOutDatabase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "\"{}\" (oid {})", self.name(), self.oid)
+    }
+}
+
+/// Several of them for a sentence, the first ones by name.
+pub fn named(databases: &[LeftOutDatabase]) -> String {
+    const NAMED: usize = 5;
+    let first = databases.iter().take(NAMED).map(ToString::to_string);
+    let more = match databases.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{}{more}", first.collect::<Vec<_>>().join(", "))
+}
+
+/// The feature of a root that names databases without content: a program that lacks it would restore them as if they were whole.
+pub const PARTIAL: &str = "partial";
+
 /// What a cluster's root has beside head and map.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterContent {
@@ -134,6 +187,9 @@ pub struct ClusterContent {
     /// in incrementals of before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub whole_scan_time: Option<TimestampTz>,
+    /// Databases whose files hold no content; then the root bears the feature [`PARTIAL`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out_databases: Vec<LeftOutDatabase>,
     /// Pages that failed their checksum; at most the first 10 000.
     pub damage: Vec<DamagedPage>,
     /// How many pages failed in all.

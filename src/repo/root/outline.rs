@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::cluster::{BackupRoot, Tablespace};
+use super::cluster::{BackupRoot, LeftOutDatabase, Tablespace, named};
 use super::parts::{Parts, check_lists, check_room, names, parts};
 use super::{BackupKind, Stored, another};
 use crate::err;
@@ -62,6 +62,9 @@ pub struct Outline {
     pub damage_count: u64,
     /// Whether it was damaged when it was taken.
     pub damaged: bool,
+    /// Whether databases lie in it without their content.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     layers: Parts,
     packs: Parts,
     /// What was proven of its WAL; of a sealed root with keyed hashes.
@@ -85,6 +88,8 @@ pub struct Details {
     pub from_standby: bool,
     /// WAL segment size.
     pub wal_segment_size_bytes: u64,
+    /// Databases whose files hold no content.
+    pub left_out_databases: Vec<LeftOutDatabase>,
 }
 
 /// What stays plain of `root` in an encrypted repository; `keyed` gives the keyed hash of a hash of raw content.
@@ -144,6 +149,7 @@ impl Outline {
             stored_bytes: head.stored_bytes,
             damage_count: content.damage_count,
             damaged: content.is_damaged(),
+            partial: !content.left_out_databases.is_empty(),
             layers: parts(layers.map(|layer| &layer.key)),
             packs: parts(root.map.packs.iter().map(|pack| &pack.key)),
             wal_proof: content.wal_proof.clone(),
@@ -153,6 +159,7 @@ impl Outline {
                 tablespaces: content.tablespaces.clone(),
                 from_standby: content.from_standby,
                 wal_segment_size_bytes: content.wal_segment_size_bytes,
+                left_out_databases: content.left_out_databases.clone(),
             }),
         })
     }
@@ -231,14 +238,24 @@ impl Outline {
             .transpose()
     }
 
-    /// What was wrong with its pages when it was taken.
+    /// Why it stands for no whole backup: what was wrong with its pages when it was taken, or what it lacks.
     pub fn damage(&self) -> Option<String> {
-        self.damaged.then(|| {
+        let damaged = self.damaged.then(|| {
             format!(
                 "{} pages failed their checksum when it was taken",
                 self.damage_count
             )
-        })
+        });
+        damaged.or_else(|| self.partial.then(|| self.lacks()))
+    }
+
+    /// Names the databases without content, as far as they can be known without a key.
+    fn lacks(&self) -> String {
+        let left_out = self.details.as_ref().map(|d| &d.left_out_databases[..]);
+        match left_out {
+            Some(left_out) => format!("it has no content of database {}", named(left_out)),
+            None => "it has no content of some databases".to_owned(),
+        }
     }
 
     /// Requires positions that one backup can have. Plans and deletions ask this, so that neither takes for a backup what the other does

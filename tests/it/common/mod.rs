@@ -48,7 +48,7 @@ pub mod terminal;
 pub mod user;
 pub mod walsender;
 
-pub use client::{Client, Rows};
+pub use client::{Client, Rows, text as text_of};
 pub use cluster::{Builder, Cluster, Stop, free_port};
 pub use postgres::{Lock, bin, newest_bin};
 pub use program::{
