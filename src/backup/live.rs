@@ -4,16 +4,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::runtime::{Builder, Runtime};
 
+use super::backoff::{Load, Probe};
 use super::source::{Archiver, Receivers, ServerFacts, Source, WalSource, WantedWal};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::SegmentSize;
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
@@ -316,6 +317,15 @@ impl Source for LiveServer {
         })
     }
 
+    fn probe(&mut self, segment_size: SegmentSize) -> Option<Box<dyn Probe>> {
+        Some(Box::new(Asking {
+            info: self.info.clone(),
+            progress: Arc::clone(&self.progress),
+            segment_size,
+            session: None,
+        }))
+    }
+
     fn history(&mut self, timeline: TimelineId) -> Result<Bytes> {
         self.end_backup();
         if let Replication::Gone = self.replication {
@@ -416,6 +426,67 @@ impl WalSource for Beside {
                 () = over => Err(err!(Interrupted, "interrupted")),
             }
         })
+    }
+}
+
+/// A session for questions about the server's load, made anew when it is lost.
+struct Asking {
+    info: ConnInfo,
+    progress: Arc<dyn Progress>,
+    segment_size: SegmentSize,
+    session: Option<(Runtime, Sql)>,
+}
+
+/// On a standby nothing is known: its primary archives. A receiver that is not far behind is enough where there is no archiver.
+const WAL_LAG: &str = "select case when pg_is_in_recovery() then null else pg_current_wal_lsn() end, \
+     case when current_setting('archive_mode') = 'off' then null else (select last_archived_wal from pg_stat_archiver) end, \
+     case when current_setting('archive_mode') = 'off' then (select max(flush_lsn) from pg_stat_replication) end";
+
+impl Asking {
+    fn session(&mut self) -> Result<&mut (Runtime, Sql)> {
+        if self.session.is_none() {
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|e| Error::from_io("start the runtime", e))?;
+            let sql = Sql::connect(&self.info, Arc::clone(&self.progress));
+            let sql = runtime.block_on(sql).map_err(of_server)?;
+            self.session = Some((runtime, sql));
+        }
+        let made = self.session.as_mut();
+        made.ok_or_else(|| err!(Internal, "no session for SQL"))
+    }
+
+    fn load(&mut self) -> Result<Load> {
+        let segment_size = self.segment_size;
+        let (runtime, sql) = self.session()?;
+        let begun = Instant::now();
+        runtime.block_on(sql.query("select 1"))?;
+        let latency = begun.elapsed();
+        let rows = runtime.block_on(sql.query(WAL_LAG))?;
+        let current = rows.text(0, 0)?.and_then(|text| text.parse().ok());
+        let archived = rows
+            .text(0, 1)?
+            .and_then(|name| name.get(..24)?.parse::<SegmentName>().ok())
+            .and_then(|name| Some(name.number(segment_size).ok()?.range(segment_size).end));
+        let received = rows.text(0, 2)?.and_then(|text| text.parse().ok());
+        Ok(Load {
+            latency,
+            wal_lag_bytes: current.zip(archived.or(received)).map(|(current, safe)| {
+                let whole = SegmentNumber::of(current, segment_size).start_lsn(segment_size);
+                whole.0.saturating_sub(safe.0)
+            }),
+        })
+    }
+}
+
+impl Probe for Asking {
+    fn ask(&mut self) -> Result<Load> {
+        let load = self.load();
+        if load.is_err() {
+            self.session = None;
+        }
+        load.map_err(of_server)
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::archive::push::push_history;
+use crate::config;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::fault;
@@ -44,6 +45,7 @@ use crate::wire::basebackup::{BackupStart, BaseBackupOptions, StartCheckpoint};
 
 pub mod archiving;
 pub mod attempt;
+pub mod backoff;
 pub mod content;
 pub mod damage;
 pub mod incremental;
@@ -54,6 +56,7 @@ pub mod producer;
 pub mod proof;
 #[cfg(test)]
 mod proof_tests;
+pub mod rate;
 pub mod reservation;
 pub mod seen;
 pub mod source;
@@ -63,10 +66,12 @@ pub mod wal;
 pub mod witness;
 
 use attempt::{Attempt, Commit};
+use backoff::{Backoff, HeldBack};
 use incremental::Prior;
 use kind::Wish;
 use producer::{Produced, Producer, Watch, Work};
 use proof::{Landmarks, Prover};
+use rate::Rate;
 use source::{ServerFacts, Source, WalSource};
 use witness::{Listener, Witness};
 
@@ -83,6 +88,8 @@ pub struct Options {
     pub checkpoint: StartCheckpoint,
     /// Most bytes read in a second.
     pub max_rate_bytes_per_s: Option<u64>,
+    /// What the backup slows down for.
+    pub backoff: config::Backoff,
     /// Cores that read and compress.
     pub jobs: usize,
     /// How long to wait for WAL.
@@ -102,6 +109,8 @@ pub struct Taken {
     pub root: BackupRoot,
     /// Why it is of its kind, where something else than the command line decided it.
     pub why: Option<String>,
+    /// What slowing down for the server has cost; none where that is not configured.
+    pub held_back: Option<HeldBack>,
 }
 
 /// Takes a backup of the server behind `source` into `repository`, as cluster `cluster`. `producer` reads its files.
@@ -153,9 +162,13 @@ pub fn take(
         if let Some(claim) = prior_claim {
             claim.release(host.progress.as_ref());
         }
-        if let Some(root) = taken? {
+        if let Some((root, held_back)) = taken? {
             let why = chosen.why;
-            return Ok(Taken { root, why });
+            return Ok(Taken {
+                root,
+                why,
+                held_back,
+            });
         }
         turn::stand_back(host);
     }
@@ -221,7 +234,7 @@ impl Taking<'_> {
         (source, producer): (&mut dyn Source, &mut dyn Producer),
         request: &BaseBackupOptions,
         (prior, prior_claim): (Option<&BackupRoot>, Option<&mut Claim<'_>>),
-    ) -> Result<Option<BackupRoot>> {
+    ) -> Result<Option<(BackupRoot, Option<HeldBack>)>> {
         let (repository, layout, host) = (self.repository, self.layout, self.host);
         let store = repository.store();
         let prior = prior
@@ -247,13 +260,15 @@ impl Taking<'_> {
             attempt: Attempt::new((store, layout), &id, host),
             prior: prior.as_ref(),
             prior_claim,
+            held_back: None,
         };
         let result = backup.run(source, producer, request, &mut claim);
         if result.is_err() {
             backup.attempt.discard();
         }
         claim.release(host.progress.as_ref());
-        ended(result, &id).map(Some)
+        let held_back = backup.held_back;
+        ended(result, &id).map(|root| Some((root, held_back)))
     }
 }
 
@@ -331,6 +346,9 @@ struct Watcher<'w, 'c, 'p> {
     beside: Option<Box<dyn WalSource + Send>>,
     over: Arc<AtomicBool>,
     listener: Option<Listener>,
+    backoff: Option<Backoff>,
+    rate: &'w Rate,
+    progress: &'w dyn Progress,
 }
 
 impl Watch for Watcher<'_, '_, '_> {
@@ -347,6 +365,9 @@ impl Watch for Watcher<'_, '_, '_> {
 
     fn tick(&mut self) -> Result<()> {
         self.claim.keep()?;
+        if let Some(backoff) = &mut self.backoff {
+            backoff.tick(self.rate, self.progress);
+        }
         self.prior.as_mut().map_or(Ok(()), |prior| prior.keep())
     }
 }
@@ -362,6 +383,7 @@ struct Backup<'a, 'c> {
     /// What an incremental builds on.
     prior: Option<&'a Prior<'a>>,
     prior_claim: Option<&'a mut Claim<'c>>,
+    held_back: Option<HeldBack>,
 }
 
 impl Backup<'_, '_> {
@@ -524,6 +546,16 @@ impl Backup<'_, '_> {
             (options.prior, options.layers) = (flat.shards, flat.layers);
             flat_bytes = flat.stored_bytes;
         }
+        // The server of a stream keeps the operator's limit by itself.
+        let rate = Rate::new(match producer.method() {
+            Method::Stream => None,
+            Method::Local => self.options.max_rate_bytes_per_s,
+        });
+        let limits = self.options.backoff;
+        let probe = match limits.is_none() {
+            true => None,
+            false => source.probe(self.facts.segment_size),
+        };
         let over = Arc::new(AtomicBool::new(false));
         let mut watcher = Watcher {
             claim,
@@ -532,6 +564,9 @@ impl Backup<'_, '_> {
             beside: Some(source.beside(Arc::clone(&over))),
             over,
             listener: None,
+            backoff: Backoff::start(limits, probe)?,
+            rate: &rate,
+            progress: host.progress.as_ref(),
         };
         let (produced, mut written) = std::thread::scope(|threads| {
             let writer = SnapshotWriter::start(threads, store, self.layout, &id, &options);
@@ -547,6 +582,7 @@ impl Backup<'_, '_> {
                 layout: self.layout,
                 id: &id,
                 prior: self.prior,
+                rate: &rate,
                 watch: &mut watcher,
             };
             let produced = producer.produce(source, work)?;
@@ -555,6 +591,8 @@ impl Backup<'_, '_> {
             Ok::<_, Error>((produced, writer.finish()?))
         })?;
         written.stored_bytes += flat_bytes;
+        let backoff = watcher.backoff.take();
+        self.held_back = backoff.map(|backoff| backoff.finish(&rate));
         Ok((produced, written, watcher.listener))
     }
 

@@ -6,6 +6,7 @@ use std::thread::Scope;
 use super::Options;
 use super::incremental::Prior;
 use super::incremental::prior::Shape;
+use super::rate::Rate;
 use super::source::{ServerFacts, Source};
 use super::stream::ReceivedManifest;
 use crate::error::Result;
@@ -86,6 +87,8 @@ pub struct Work<'w, 'scope, 'env> {
     pub id: &'w BackupId,
     /// The backup on whose map an incremental builds.
     pub prior: Option<&'w Prior<'w>>,
+    /// The speed at which files are read.
+    pub rate: &'w Rate,
     /// Hears how it goes.
     pub watch: &'w mut dyn Watch,
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::backoff::Probe;
 use crate::error::Result;
 use crate::pg::lsn::LsnRange;
 use crate::pg::segment::SegmentSize;
@@ -127,6 +128,11 @@ pub trait Source: WalSource {
     /// # Errors
     /// `Interrupted` once a stop was asked for; `Server`, `Denied`, `Damaged`: the backup is then worth nothing.
     fn next_event(&mut self) -> Result<Option<BackupEvent>>;
+
+    /// A session that asks the server how busy it is; `None` where that cannot be asked.
+    fn probe(&mut self, _segment_size: SegmentSize) -> Option<Box<dyn Probe>> {
+        None
+    }
 
     /// Another connection to the same server, for a thread beside the backup: made when WAL is first asked of it, given up once `over` is set.
     /// While it lasts the server keeps that WAL, where it has a slot to spare.

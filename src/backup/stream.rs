@@ -1,18 +1,20 @@
 //! Receives the stream of a base backup: files go to the snapshot, each checked against the server's manifest at the end.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::SyncSender;
 use std::thread::{Scope, ScopedJoinHandle};
 
 use bytes::Bytes;
 
 use super::producer::{Damage, Produced, Producer, Watch, Work};
+use super::rate::Rate;
 use super::seen::{Seen, pieces};
 use super::source::Source;
 use crate::archive::left_out::{self, MARKER};
 use crate::err;
 use crate::error::{Error, Result};
+use crate::host::Host;
 use crate::pg::control::{CONTROL_FILE_SIZE, ControlFile};
 use crate::pg::label::BackupLabel;
 use crate::pg::manifest::ManifestEnd;
@@ -45,8 +47,7 @@ impl Producer for Streamed {
             work.threads,
             work.writer.sink(),
             work.naming,
-            &work.host.scratch,
-            work.host.progress.as_ref(),
+            (work.host, work.rate),
             object,
         )?;
         receiver.run(source, work.watch)
@@ -93,6 +94,9 @@ struct Receiver<'r, 'scope, 'env> {
     sink: FileSink<'scope>,
     naming: ClusterNaming,
     progress: &'r dyn Progress,
+    /// The server keeps the operator's own limit; this one may be lower.
+    rate: &'r Rate,
+    stop: &'r AtomicBool,
     start: Option<BackupStart>,
     seen: Option<Seen>,
     file: Option<Arriving>,
@@ -127,22 +131,23 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
     /// Prepares to receive; `manifest_object` takes the server's manifest.
     ///
     /// # Errors
-    /// Those of the filesystem of `scratch`.
+    /// Those of the filesystem of the host's scratch directory.
     fn new(
         scope: &'scope Scope<'scope, 'env>,
         sink: FileSink<'scope>,
         naming: ClusterNaming,
-        scratch: &Path,
-        progress: &'r dyn Progress,
+        (host, rate): (&'r Host, &'r Rate),
         manifest_object: Box<dyn NewObject>,
     ) -> Result<Self> {
         Ok(Receiver {
             scope,
             sink,
             naming,
-            progress,
+            progress: host.progress.as_ref(),
+            rate,
+            stop: &host.stop,
             start: None,
-            seen: Some(Seen::new(scratch)?),
+            seen: Some(Seen::new(&host.scratch)?),
             file: None,
             label: None,
             control: None,
@@ -211,6 +216,7 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
         }
         self.sink.append(data)?;
         self.progress.advance(data.len() as u64);
+        self.rate.take(data.len(), self.stop);
         Ok(())
     }
 

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use super::{Context, backup_delete};
 use crate::backup::Options;
+use crate::backup::backoff::HeldBack;
 use crate::backup::kind::Wish;
-use crate::config::{Period, Size};
+use crate::config::{Backoff, Period, Size};
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::backup::{self, Taken};
@@ -144,6 +145,7 @@ struct Shown<'a> {
     damage_count: u64,
     damage: &'a [DamagedPage],
     duration_ms: u64,
+    held_back: Option<&'a HeldBack>,
 }
 
 /// Runs the command.
@@ -155,14 +157,18 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let Taken {
         root,
         why,
+        held_back,
         repository,
         took,
     } = backup::run(&cx.session, reading(args.method), options(args))?;
     if cx.out.is_json() {
-        cx.out
-            .json(&shown(&root, why.as_deref(), &repository, took))?;
+        cx.out.json(&Shown {
+            held_back: held_back.as_ref(),
+            ..shown(&root, why.as_deref(), &repository, took)
+        })?;
     } else {
         print(cx, &root, took)?;
+        tell_held_back(cx, held_back);
     }
     Ok(if root.content.is_damaged() {
         exit::status(Program::Pitr, Code::Partial)
@@ -196,6 +202,7 @@ fn options(args: &Args) -> Options {
             Checkpoint::Spread => StartCheckpoint::Spread,
         },
         max_rate_bytes_per_s: args.max_rate.map(|rate| rate.0),
+        backoff: Backoff::default(),
         jobs: args.jobs.map_or(cores, usize::from),
         wal_wait: args.wal_wait.duration(),
         codec: match args.compression {
@@ -236,7 +243,24 @@ fn shown<'a>(
         damage_count: root.content.damage_count,
         damage: &root.content.damage,
         duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        held_back: None,
     }
+}
+
+/// Prints for how long the backup was slower than it could have been.
+fn tell_held_back(cx: &Context, held_back: Option<HeldBack>) {
+    let Some(held_back) = held_back.filter(|held_back| held_back.slowed_ms > 0) else {
+        return;
+    };
+    let time = |ms| human::duration(Duration::from_millis(ms));
+    cx.out.note(&format!(
+        "slowed down for {} (backoff): WAL archiving lagged for {} (at most {}), answers were slow for {} (at most {} ms)",
+        time(held_back.slowed_ms),
+        time(held_back.wal_lag_ms),
+        human::size(held_back.most_wal_lag_bytes),
+        time(held_back.latency_ms),
+        held_back.most_latency_ms
+    ));
 }
 
 fn print(cx: &Context, root: &BackupRoot, took: Duration) -> Result<()> {

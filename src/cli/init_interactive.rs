@@ -17,6 +17,7 @@ use crate::operate::away::Away;
 use crate::operate::clusters::{Candidate, Clusters};
 use crate::operate::init::settle::{self, Change, Standing};
 use crate::operate::init::{self as use_case, Made, Request};
+use crate::operate::pacing::Pacing;
 use crate::operate::server::Server;
 use crate::operate::session::Session;
 
@@ -112,6 +113,7 @@ fn session(cx: &Context) -> Result<Session> {
         system_identifier: None,
         followed: cx.session.followed,
         away: Away::default(),
+        pacing: Pacing::default(),
     })
 }
 

@@ -19,6 +19,7 @@ use crate::exit::{self, Program};
 use crate::host::Host;
 use crate::operate::away::Away;
 use crate::operate::failures::Failures;
+use crate::operate::pacing::Pacing;
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 use crate::release;
@@ -326,8 +327,24 @@ fn context(cli: &Cli, environment: Environment) -> Context {
         system_identifier: global.system_identifier,
         followed: followed(&cli.command),
         away: Away::default(),
+        pacing: pacing(&cli.command),
     };
     Context { session, out }
+}
+
+/// The limits of bandwidth that a command keeps: those that move the bytes of backups.
+fn pacing(command: &Command) -> Pacing {
+    match command {
+        Command::Backup(_) => Pacing::limited(None),
+        Command::Restore(args) => Pacing::limited(args.max_rate),
+        Command::Standby(args) => Pacing::limited(args.max_rate),
+        Command::Verify(args) => Pacing::limited(args.max_rate),
+        Command::Repo(args) => match &args.command {
+            repo::Command::Sync(args) => Pacing::limited(args.max_rate),
+            _ => Pacing::default(),
+        },
+        _ => Pacing::default(),
+    }
 }
 
 fn followed(command: &Command) -> Followed {

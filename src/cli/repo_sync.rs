@@ -7,6 +7,7 @@ use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::human;
 use crate::operate::of::Of;
+use crate::operate::pacing::MaxRate;
 use crate::operate::sync::{self, Asked, Done};
 use crate::plan::lacking::Cause;
 use crate::sync::Report;
@@ -40,6 +41,10 @@ pub struct Args {
     /// Each may need some 20 MiB of memory when it goes into an object store.
     #[arg(long, value_name = "N", default_value_t = JOBS, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: u16,
+
+    /// Read from and write to each repository at most this much a second, such as 50MB, besides its max_rate; none sets that aside, too
+    #[arg(long, value_name = "SIZE")]
+    pub max_rate: Option<MaxRate>,
 
     /// Show what would be copied, and copy nothing
     #[arg(long)]

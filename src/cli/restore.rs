@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::exit;
 use crate::operate::archive_command::shell_word;
 use crate::operate::human;
+use crate::operate::pacing::MaxRate;
 use crate::operate::restore::{Asked, Unreached, Way, prepare};
 use crate::operate::restoring::Prepared;
 use crate::plan::recovery::{Action, Plan};
@@ -69,6 +70,10 @@ pub struct Args {
     /// Extract on this many cores, 1 to 256; all of them without it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
+
+    /// Read from the repository at most this much a second, such as 50MB, besides max_rate of the repository; none sets that aside, too
+    #[arg(long, value_name = "SIZE")]
+    pub max_rate: Option<MaxRate>,
 
     /// Let the copy archive: it succeeds the cluster, which is lost
     #[arg(long)]

@@ -7,6 +7,7 @@ use super::restore::mapping;
 use super::restoring::{ShownReport, print_report};
 use crate::error::Result;
 use crate::exit;
+use crate::operate::pacing::MaxRate;
 use crate::operate::standby::{Asked, prepare};
 use crate::restore::target_dir::Mapping;
 
@@ -44,6 +45,10 @@ pub struct Args {
     /// Extract on this many cores, 1 to 256; all of them without it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
+
+    /// Read from the repository at most this much a second, such as 50MB, besides max_rate of the repository; none sets that aside, too
+    #[arg(long, value_name = "SIZE")]
+    pub max_rate: Option<MaxRate>,
 }
 
 /// Runs the command.

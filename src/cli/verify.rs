@@ -6,6 +6,7 @@ use super::Context;
 use crate::config::{Period, Size};
 use crate::operate::human;
 use crate::operate::of::{self, Of};
+use crate::operate::pacing::MaxRate;
 use crate::operate::read_back;
 
 use crate::error::{Code, Result};
@@ -49,6 +50,10 @@ pub struct Args {
     /// With --since: begin to read no more of the content after this time
     #[arg(long = "for", value_name = "DURATION", requires = "since")]
     pub time: Option<Period>,
+
+    /// Read at most this much a second, such as 50MB, besides max_rate of the repository; none sets that aside, too
+    #[arg(long, value_name = "SIZE")]
+    pub max_rate: Option<MaxRate>,
 }
 
 /// Since when what was read counts.

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::file::{Entry, Kind, Raw, Section};
 use super::{
-    Acknowledge, Cluster, Encryption, Location, LockMode, ObjectLock, PREFETCH_SEGMENTS_MAX,
-    Period, PromoteUnreachable, Repository, Retention, S3Settings, Secret, Size, Sse,
-    StandbyOutage, holds_password, location, retention::KEEP_MAX, s3,
+    Acknowledge, Cluster, Encryption, Location, LockMode, Millis, ObjectLock,
+    PREFETCH_SEGMENTS_MAX, Period, PromoteUnreachable, Repository, Retention, S3Settings, Secret,
+    Size, Sse, StandbyOutage, holds_password, location, retention::KEEP_MAX, s3,
 };
 use crate::err;
 use crate::error::{Error, Result};
@@ -31,6 +31,8 @@ keys! { CLUSTER: |e, cluster: Cluster|
     "conninfo": conninfo = e.string().map(Secret::new);
     "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
     "full_every": full_every = e.period();
+    "backoff.latency": backoff.latency = e.latency();
+    "backoff.wal_lag": backoff.wal_lag_bytes = e.bytes();
     "standby_outage": standby_outage = e.choice(&[("stream", StandbyOutage::Stream), ("stop", StandbyOutage::Stop)]);
     "promote_unreachable": promote_unreachable = e.choice(&[
         ("auto", PromoteUnreachable::Auto), ("refuse", PromoteUnreachable::Refuse), ("proceed", PromoteUnreachable::Proceed),
@@ -69,6 +71,7 @@ keys! { RETENTION: |e, rules: Retention|
 keys! { REPOSITORY: |e, draft: Draft|
     "url": location = e.checked(Location::from_url);
     "required": required = e.boolean();
+    "max_rate": max_rate = e.bytes();
     "encryption.key_set": encryption.key_set = e.path();
     "encryption.key_file": encryption.key_file = e.path();
     "encryption.passphrase_file": encryption.passphrase_file = e.path();
@@ -89,7 +92,6 @@ keys! { REPOSITORY: |e, draft: Draft|
     "sse_kms_key_id": s3.sse_kms_key_id = e.string();
     "object_lock.mode": lock_mode = e.choice(&[("governance", LockMode::Governance), ("compliance", LockMode::Compliance)]);
     "object_lock.period": lock_period = e.period();
-    "max_rate": s3.max_rate_bytes = e.bytes();
     "stall_timeout": s3.stall_timeout = e.period();
     "retry_budget": s3.retry_budget = e.period();
     "unsafe_overwrite": s3.unsafe_overwrite = e.boolean();
@@ -111,6 +113,7 @@ const COPIES_MAX: u32 = 100;
 struct Draft {
     location: Option<Location>,
     required: Option<bool>,
+    max_rate: Option<u64>,
     encryption: Encryption,
     s3: S3Settings,
     lock_mode: Option<LockMode>,
@@ -175,7 +178,7 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
     let foreign = |e: &&Entry| {
         let anywhere = ["encryption.", "retention."];
         let is_anywhere = anywhere.iter().any(|table| e.key.starts_with(table));
-        !matches!(e.key, "url" | "required") && !is_anywhere
+        !matches!(e.key, "url" | "required" | "max_rate") && !is_anywhere
     };
     if !location.is_remote()
         && let Some(entry) = section.entries.iter().find(foreign)
@@ -212,6 +215,7 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
         name: section.name.clone(),
         location,
         required: draft.required.unwrap_or(true),
+        max_rate_bytes_per_s: draft.max_rate,
         s3,
         encryption: (encryption != Encryption::default()).then_some(encryption),
         retention: draft.retention,
@@ -296,6 +300,17 @@ impl Entry {
             true => Err(self
                 .origin
                 .error(format_args!("\"{}\" must be longer than 0", self.key))),
+        }
+    }
+
+    /// A length of time in milliseconds or seconds, above zero.
+    fn latency(&self) -> Result<Duration> {
+        let Millis(ms) = self.checked(str::parse)?;
+        match ms {
+            0 => Err(self
+                .origin
+                .error(format_args!("\"{}\" must be longer than 0", self.key))),
+            _ => Ok(Duration::from_millis(ms)),
         }
     }
 

@@ -33,7 +33,7 @@ pub use s3::{
     LockMode, ObjectLock, S3Settings, Sse, StorageClasses, endpoint as check_endpoint, is_loopback,
 };
 pub use secret::Secret;
-pub use unit::{Period, Size};
+pub use unit::{Millis, Period, Size};
 
 use account::Account;
 use file::{Document, Kind};
@@ -207,6 +207,22 @@ pub struct Receive {
     pub acknowledge: Acknowledge,
 }
 
+/// `backoff` of `[clusters.NAME]`: what a backup slows down for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Backoff {
+    /// The longest time that `select 1` may take.
+    pub latency: Option<Duration>,
+    /// The most bytes of WAL that may wait to be archived.
+    pub wal_lag_bytes: Option<u64>,
+}
+
+impl Backoff {
+    /// Whether a backup slows down for nothing.
+    pub fn is_none(&self) -> bool {
+        *self == Backoff::default()
+    }
+}
+
 /// One cluster. It has no `Debug`, because of its [`Secret`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Cluster {
@@ -220,6 +236,8 @@ pub struct Cluster {
     pub max_backup_age: Option<Period>,
     /// How old the content of a backup may become before a full one is taken; without it every backup is full that is not asked to be incremental.
     pub full_every: Option<Duration>,
+    /// How busy the server may be before a backup slows down.
+    pub backoff: Backoff,
     /// The answer of `pitr-restore` to a standby while the repository is out of reach.
     pub standby_outage: StandbyOutage,
     /// Its answer to one that is promoted then.
@@ -252,6 +270,7 @@ impl Cluster {
             conninfo: None,
             max_backup_age: None,
             full_every: None,
+            backoff: Backoff::default(),
             standby_outage: StandbyOutage::default(),
             promote_unreachable: PromoteUnreachable::default(),
             cache_dir: None,
@@ -273,6 +292,8 @@ pub struct Repository {
     pub location: Location,
     /// Archiving succeeds only once this repository has the segment.
     pub required: bool,
+    /// The limit of everything but WAL, in and out together; all processes of an account share it.
+    pub max_rate_bytes_per_s: Option<u64>,
     /// How it is reached, where it is in an object store.
     pub s3: S3Settings,
     /// The places of its keys, if it is encrypted.
@@ -288,6 +309,7 @@ impl Repository {
             name: location.to_string(),
             location,
             required: true,
+            max_rate_bytes_per_s: None,
             s3: S3Settings::default(),
             encryption: None,
             retention: Retention::default(),
@@ -679,6 +701,7 @@ mod tests {
             standby_outage = "stop"
             promote_unreachable = "refuse"
             cache_dir = "/var/cache/pitr"
+            backoff = { latency = "50ms", wal_lag = "256MiB" }
             timezone = "Europe/Berlin"
             prefetch_segments = 3
             [clusters.main.receive]
@@ -702,8 +725,10 @@ mod tests {
             [repositories.local]
             url = "file:///var/backups/pitr"
             required = false
+            max_rate = "20MiB"
             [repositories.other]
             url = "s3://bucket/prefix"
+            max_rate = "50MB"
             region = "x"
             endpoint = "http://127.0.0.1:9000"
             path_style = true
@@ -712,7 +737,6 @@ mod tests {
             profile = "backup"
             sse = "aws:kms"
             sse_kms_key_id = "alias/backup"
-            max_rate = "50MB"
             stall_timeout = "10s"
             retry_budget = "1m"
             storage_class = { wal = "STANDARD_IA" }
@@ -733,6 +757,11 @@ mod tests {
         );
         assert_eq!(cluster.max_backup_age, Some(Period(26 * 3600)));
         assert_eq!(cluster.full_every, Some(Duration::from_secs(7 * 86_400)));
+        let backoff = Backoff {
+            latency: Some(Duration::from_millis(50)),
+            wal_lag_bytes: Some(256 << 20),
+        };
+        assert_eq!(cluster.backoff, backoff);
         assert_eq!(cluster.standby_outage, StandbyOutage::Stop);
         assert_eq!(cluster.promote_unreachable, PromoteUnreachable::Refuse);
         assert_eq!(
@@ -773,6 +802,7 @@ mod tests {
             Repository {
                 name: "local".into(),
                 required: false,
+                max_rate_bytes_per_s: Some(20 << 20),
                 retention: Retention {
                     min_copies: Some(2),
                     ..Retention::newest(2)
@@ -780,6 +810,7 @@ mod tests {
                 ..Repository::at(Location::File("/var/backups/pitr".into()))
             }
         );
+        assert_eq!(far.max_rate_bytes_per_s, Some(50_000_000));
         assert_eq!(
             settings.repositories[1].s3,
             S3Settings {
@@ -791,7 +822,6 @@ mod tests {
                 profile: Some("backup".into()),
                 sse: Some(Sse::Kms),
                 sse_kms_key_id: Some("alias/backup".into()),
-                max_rate_bytes: Some(50_000_000),
                 stall_timeout: std::time::Duration::from_secs(10),
                 retry_budget: std::time::Duration::from_secs(60),
                 storage_class: StorageClasses {
@@ -824,7 +854,7 @@ mod tests {
     const MISTAKES: &str = r#"
 [clusters.main]\nmax_backup_aeg = '1d' => pitr.toml:2:1: key "max_backup_aeg" does not exist in [clusters.main] => Did you mean "max_backup_age"?
 [clusters.main]\n  retension = 1 => pitr.toml:2:3: key "retension" does not exist in [clusters.main] => Did you mean "retention"?
-[clusters.main]\n  location = 1 => pitr.toml:2:3: key "location" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, full_every, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, retention.
+[clusters.main]\n  location = 1 => pitr.toml:2:3: key "location" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, full_every, backoff, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, retention.
 [clusters.main.retention]\nkeep_dayly = 1 => pitr.toml:2:1: key "keep_dayly" does not exist in [clusters.main.retention] => Did you mean "keep_daily"?
 [clusters.main.retention]\nkeep_last = -1 => pitr.toml:2:13: "retention.keep_last" is not a number from 0 to 100000
 [clusters.main.retention]\nwal_window = "0d" => pitr.toml:2:14: "retention.wal_window" must be longer than 0

@@ -31,8 +31,6 @@ pub struct S3Settings {
     pub sse_kms_key_id: Option<String>,
     /// How long each object is locked.
     pub object_lock: Option<ObjectLock>,
-    /// Bytes per second, in and out together.
-    pub max_rate_bytes: Option<u64>,
     /// How long nothing may come or go before an attempt of a request is given up.
     pub stall_timeout: Duration,
     /// How long a request is tried, without the time in which bytes come or go.
@@ -55,7 +53,6 @@ impl Default for S3Settings {
             sse: None,
             sse_kms_key_id: None,
             object_lock: None,
-            max_rate_bytes: None,
             // Bytes in buffers of the system are not seen to go: 2 MiB at 100 KiB a second.
             stall_timeout: Duration::from_secs(20),
             // Below the 46 seconds in which all requests of one pitr-archive must be over: the cause is told, not that it took too long.

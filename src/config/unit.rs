@@ -47,6 +47,27 @@ const PERIODS: [(&str, u64); 5] = [
     ("s", 1),
 ];
 
+/// A length of time in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Millis(pub u64);
+
+const MILLIS: [(&str, u64); 2] = [("s", 1000), ("ms", 1)];
+
+impl FromStr for Millis {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self, Error> {
+        parse(s, &MILLIS).map(Millis).map_err(|problem| {
+            err!(
+                Usage,
+                "\"{}\" is not a length of time: {problem}",
+                s.escape_debug()
+            )
+            .hint("Write a whole number and ms or s, as in 50ms.")
+        })
+    }
+}
+
 const SIZE_HINT: &str = "Write a whole number and one of B KB MB GB TB KiB MiB GiB TiB, as in 16MiB (KB, MB, GB, TB are powers of ten).";
 const PERIOD_HINT: &str = "Write a whole number and one of s m h d w, as in 26h or 7d.";
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::human;
@@ -12,6 +12,7 @@ use crate::host::Host;
 use crate::progress::Progress;
 use crate::repo;
 use crate::repo::repository::Repository;
+use crate::store::pace::Pace;
 
 /// How long a store may be silent before that is said.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -23,14 +24,19 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 pub struct Away(Mutex<BTreeMap<String, (Instant, String)>>);
 
 impl Away {
-    /// Opens a repository, unless it has just been tried in vain.
+    /// Opens a repository at a pace, unless it has just been tried in vain.
     ///
     /// # Errors
-    /// Those of [`repo::open`].
-    pub fn open(&self, configured: &config::Repository, host: &Host) -> Result<Repository> {
+    /// Those of [`repo::open_at_pace`].
+    pub fn open(
+        &self,
+        configured: &config::Repository,
+        host: &Host,
+        pace: Arc<Pace>,
+    ) -> Result<Repository> {
         let nonce = host.random();
         if !configured.location.is_remote() {
-            return repo::open(configured, nonce);
+            return repo::open_at_pace(configured, nonce, pace);
         }
         if let Some(message) = self.message(configured) {
             return Err(explained(
@@ -39,7 +45,7 @@ impl Away {
             ));
         }
         let opened = telling(configured, host.progress.as_ref(), || {
-            repo::open(configured, nonce)
+            repo::open_at_pace(configured, nonce, pace)
         });
         opened.map_err(|e| {
             if e.code() == Code::Unreachable {

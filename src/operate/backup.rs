@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::session::Session;
+use crate::backup::backoff::HeldBack;
 use crate::backup::kind::Wish;
 use crate::backup::live::LiveServer;
 use crate::backup::local::Local;
@@ -22,6 +23,8 @@ pub struct Taken {
     pub root: BackupRoot,
     /// Why it is of its kind, where something else than the command line decided it.
     pub why: Option<String>,
+    /// What slowing down for the server has cost; none where that is not configured.
+    pub held_back: Option<HeldBack>,
     /// The repository that has it.
     pub repository: String,
     /// How long it took.
@@ -57,6 +60,7 @@ pub fn run(session: &Session, method: Method, options: Options) -> Result<Taken>
     };
     let options = Options {
         wish: options.wish.or(cluster.full_every.map(Wish::FullEvery)),
+        backoff: cluster.backoff,
         ..options
     };
     let started = Instant::now();
@@ -71,6 +75,7 @@ pub fn run(session: &Session, method: Method, options: Options) -> Result<Taken>
     Ok(Taken {
         root: taken.root,
         why: taken.why,
+        held_back: taken.held_back,
         repository: configured.name.clone(),
         took: started.elapsed(),
     })

@@ -97,6 +97,7 @@ mod tests {
     use crate::config::{Environment, Flags};
     use crate::err;
     use crate::operate::away::Away;
+    use crate::operate::pacing::Pacing;
     use crate::repo::lives::Followed;
 
     fn session() -> Session {
@@ -107,6 +108,7 @@ mod tests {
             system_identifier: None,
             followed: Followed::default(),
             away: Away::default(),
+            pacing: Pacing::default(),
         }
     }
 

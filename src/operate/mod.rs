@@ -36,6 +36,7 @@ pub mod listing;
 pub mod of;
 pub mod opened;
 pub mod owner;
+pub mod pacing;
 pub mod pin;
 pub mod playground;
 pub mod port;

@@ -1,16 +1,19 @@
 //! A session: what every use case works with, apart from its own arguments.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::access;
 use super::archive_command::shell_word;
 use super::away::Away;
+use super::pacing::Pacing;
 use crate::config::{self, Environment, Flags, Settings};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
+use crate::store::pace::Pace;
 
 /// The host, the choice of configuration, cluster and repository, and what is known of repositories so far.
 pub struct Session {
@@ -26,6 +29,8 @@ pub struct Session {
     pub followed: Followed,
     /// Object stores that did not answer.
     pub away: Away,
+    /// The limits of what is read from repositories and written to them.
+    pub pacing: Pacing,
 }
 
 impl Session {
@@ -55,8 +60,19 @@ impl Session {
     /// `NoRepository` when it is not there or not mounted, and what the store says.
     pub fn open(&self, repository: &config::Repository) -> Result<Repository> {
         let path = repository.location.directory().map(Path::to_owned);
-        let opened = self.away.open(repository, &self.host);
+        let pace = self.pace(repository)?;
+        let opened = self.away.open(repository, &self.host, pace);
         opened.map_err(|e| access::explain(e, path.as_slice()))
+    }
+
+    fn pace(&self, repository: &config::Repository) -> Result<Arc<Pace>> {
+        // The place of the file by which processes share the limit: the same, whatever environment each of them has.
+        let directory = || -> Result<Option<PathBuf>> {
+            let mut clusters = self.settings()?.clusters.into_iter();
+            let configured = clusters.find_map(|cluster| cluster.cache_dir);
+            Ok(configured.or_else(|| self.environment.cache_dir()))
+        };
+        self.pacing.of(repository, &self.host, directory)
     }
 
     /// The error with a next step, where access was denied.

@@ -51,3 +51,21 @@ use repository::Repository;
 pub fn open(place: &config::Repository, nonce: u64) -> Result<Repository> {
     Repository::open_with(store::open(place, nonce)?, place.encryption.as_ref())
 }
+
+/// As [`open`], with the bytes of objects at a pace. Whatever archives WAL, receives it or fetches it for recovery takes [`open`].
+///
+/// # Errors
+/// Those of [`open`].
+#[cfg(feature = "full")]
+pub fn open_at_pace(
+    place: &config::Repository,
+    nonce: u64,
+    pace: std::sync::Arc<store::pace::Pace>,
+) -> Result<Repository> {
+    let store = store::open(place, nonce)?;
+    let store: Box<dyn store::Store> = match pace.is_free() {
+        true => store,
+        false => Box::new(store::pace::store::PacedStore::new(store, pace)),
+    };
+    Repository::open_with(store, place.encryption.as_ref())
+}

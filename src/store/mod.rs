@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 pub mod conformance;
 pub mod file;
 pub mod life;
+#[cfg(feature = "full")]
+pub mod pace;
 pub mod probe;
 #[cfg(feature = "program")]
 pub mod s3;

@@ -326,6 +326,7 @@ fn take(
             label: String::new(),
             checkpoint: StartCheckpoint::Fast,
             max_rate_bytes_per_s: None,
+            backoff: Default::default(),
             jobs: 2,
             wal_wait: Duration::from_secs(10),
             codec: FrameCodec::Lz4,

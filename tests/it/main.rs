@@ -34,6 +34,7 @@ mod harness;
 mod incremental;
 mod init;
 mod init_interactive;
+mod limits;
 mod lives;
 mod medium;
 mod newer;

@@ -38,7 +38,6 @@ mod left_out;
 mod merge;
 mod owner;
 mod pages;
-mod rate;
 mod reader;
 mod session;
 mod task;
@@ -47,7 +46,6 @@ mod walk;
 use against::Against;
 use owner::Owner;
 use pages::Findings;
-use rate::Rate;
 use reader::{Reader, Reading};
 use session::Stopped;
 use task::{Queue, Task};
@@ -294,7 +292,6 @@ impl<'w> Copying<'_, 'w, '_, '_> {
             Some(_) => None,
         };
         work.host.progress.phase("copy", size);
-        let rate = Rate::new(work.options.max_rate_bytes_per_s);
         let is_over = AtomicBool::new(false);
         let is_warned = AtomicBool::new(false);
         let reading = Reading {
@@ -305,7 +302,7 @@ impl<'w> Copying<'_, 'w, '_, '_> {
             check_from: self.owner.has_checksums().then_some(start_lsn),
             relation_segment_blocks: self.owner.relation_segment_blocks(),
             against,
-            rate: &rate,
+            rate: work.rate,
             is_over: &is_over,
             progress: work.host.progress.as_ref(),
             is_warned: &is_warned,

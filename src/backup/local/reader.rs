@@ -20,8 +20,8 @@ use rustix::fs::{Advice, OFlags};
 
 use super::against::Against;
 use super::pages::{Checked, Findings};
-use super::rate::Rate;
 use super::task::Task;
+use crate::backup::rate::Rate;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;

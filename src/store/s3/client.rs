@@ -26,7 +26,6 @@ use super::calm::Calm;
 use super::clock::Clock;
 use super::credential_process;
 use super::guard::Guard;
-use super::limit::Limit;
 use super::profile;
 use super::secrets::{Remembering, Secrets};
 use super::sums::Sums;
@@ -43,7 +42,6 @@ const DEFAULT_REGION: &str = "us-east-1";
 pub(super) struct Link {
     pub(super) settings: S3Settings,
     pub(super) clock: Arc<Clock>,
-    pub(super) limit: Limit,
     pub(super) calm: Calm,
     pub(super) sums: Sums,
     pub(super) secrets: Arc<Secrets>,
@@ -84,7 +82,6 @@ impl Link {
         let link = Arc::new(Link {
             settings: settings.clone(),
             clock,
-            limit: Limit::new(settings.max_rate_bytes),
             calm: Calm::default(),
             sums,
             secrets,

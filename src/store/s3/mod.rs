@@ -23,7 +23,6 @@ mod failure;
 mod guard;
 mod headers;
 mod lifecycle;
-mod limit;
 mod listing;
 mod markers;
 mod multipart;

@@ -153,7 +153,6 @@ async fn part(
 ) -> Answered<(CompletedPart, Confirmed)> {
     let sum = checksum(&body);
     let length = i64::try_from(body.len()).unwrap_or(i64::MAX);
-    bucket.link.limit.pass(body.len()).await;
     bucket
         .run(
             &format!("write part {number} of object \"{key}\""),

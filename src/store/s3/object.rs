@@ -95,22 +95,11 @@ impl Part {
             }
         }
     }
-
-    fn most(self) -> u64 {
-        match self {
-            Part::Last(bytes) | Part::From(_, bytes) => bytes,
-        }
-    }
 }
 
 /// Reads a part of an object; `None` is the store's own word that there is no such object.
 pub(super) async fn fetch(bucket: &Bucket, key: &str, part: Part) -> Answered<Option<Piece>> {
     let doing = format!("read object \"{key}\"");
-    bucket
-        .link
-        .limit
-        .pass(usize::try_from(part.most()).unwrap_or(usize::MAX))
-        .await;
     let fetched = bucket
         .run(&doing, |client| async move {
             let request = client.get_object().bucket(&bucket.bucket);

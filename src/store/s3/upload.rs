@@ -230,7 +230,6 @@ pub(super) async fn put(
 ) -> Answered<Confirmed> {
     let sum = checksum(&body);
     let length = i64::try_from(body.len()).unwrap_or(i64::MAX);
-    bucket.link.limit.pass(body.len()).await;
     bucket
         .run_as(
             Purpose::Creating,

@@ -1,0 +1,107 @@
+//! Limits of what a command reads from repositories and writes to them.
+//!
+//! Backups, restores, `verify` and `repo sync` keep them. Everything else is exempt: it moves WAL, or next to nothing.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::human;
+use crate::config::{self, Size};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::store::pace::Pace;
+
+/// Where the file by which processes share a limit lies, below the caches.
+const DIRECTORY: &str = "rate";
+
+/// A limit that the operator gives with the command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaxRate {
+    /// At most so many bytes a second from and to each repository, besides the limit of the configuration.
+    BytesPerSecond(u64),
+    /// No limit, not even that of the configuration.
+    Unlimited,
+}
+
+impl FromStr for MaxRate {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<MaxRate> {
+        if text == "none" {
+            return Ok(MaxRate::Unlimited);
+        }
+        match text.parse::<Size>()? {
+            Size(0) => {
+                Err(err!(Usage, "a limit of 0 lets nothing pass").hint("Write none for no limit."))
+            }
+            Size(bytes) => Ok(MaxRate::BytesPerSecond(bytes)),
+        }
+    }
+}
+
+/// The limits that hold, by the location of the repository, once it was opened.
+#[derive(Default)]
+pub struct Pacing {
+    rule: Option<Rule>,
+    known: Mutex<BTreeMap<String, Arc<Pace>>>,
+}
+
+/// A command that keeps limits.
+struct Rule {
+    asked: Option<MaxRate>,
+}
+
+impl Pacing {
+    /// The limits of the configuration, and what the operator asked for.
+    pub fn limited(asked: Option<MaxRate>) -> Pacing {
+        Pacing {
+            rule: Some(Rule { asked }),
+            known: Mutex::default(),
+        }
+    }
+
+    /// The pace of a repository: one for the process, however often the repository is opened. `directory` is that of caches.
+    ///
+    /// # Errors
+    /// Those of `directory`.
+    pub fn of(
+        &self,
+        repository: &config::Repository,
+        host: &Host,
+        directory: impl FnOnce() -> Result<Option<PathBuf>>,
+    ) -> Result<Arc<Pace>> {
+        let mut pace = Pace::new(&host.stop);
+        let Some(rule) = &self.rule else {
+            return Ok(Arc::new(pace));
+        };
+        let location = repository.location.to_string();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pace) = known.get(&location) {
+            return Ok(Arc::clone(pace));
+        }
+        let (own, configured) = match rule.asked {
+            Some(MaxRate::Unlimited) => (None, None),
+            Some(MaxRate::BytesPerSecond(rate)) => (Some(rate), repository.max_rate_bytes_per_s),
+            None => (None, repository.max_rate_bytes_per_s),
+        };
+        if let Some(rate) = own {
+            pace = pace.own(rate);
+        }
+        if let Some(rate) = configured {
+            host.progress.note(&format!(
+                "repository \"{}\": at most {} a second, shared with the other backups, restores and checks of this account (max_rate)",
+                repository.name,
+                human::size(rate)
+            ));
+            let directory = directory()?.map(|caches| caches.join(DIRECTORY));
+            let progress = Arc::clone(&host.progress);
+            pace = pace.shared(rate, (directory.as_deref(), &location), progress);
+        }
+        let pace = Arc::new(pace);
+        known.insert(location, Arc::clone(&pace));
+        Ok(pace)
+    }
+}

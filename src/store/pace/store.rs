@@ -1,0 +1,180 @@
+//! A store whose objects are read and written at a pace: stored bytes are counted, listings and small questions are not.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::Pace;
+use crate::error::Result;
+use crate::pg::time::TimestampTz;
+use crate::store::{
+    Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Opaque, Published, Store,
+};
+
+/// Passes everything on, the bytes of objects at a pace.
+pub struct PacedStore {
+    inner: Box<dyn Store>,
+    pace: Arc<Pace>,
+}
+
+impl PacedStore {
+    /// Wraps a store as it was opened, below any encryption.
+    pub fn new(inner: Box<dyn Store>, pace: Arc<Pace>) -> PacedStore {
+        PacedStore { inner, pace }
+    }
+
+    fn paced(&self, inner: Box<dyn NewObject>) -> Box<dyn NewObject> {
+        let pace = Arc::clone(&self.pace);
+        Box::new(PacedNew { inner, pace })
+    }
+}
+
+impl Store for PacedStore {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+
+    fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
+        let opened = self.inner.open(key)?;
+        Ok(opened.map(|inner| -> Box<dyn Object> {
+            let pace = Arc::clone(&self.pace);
+            Box::new(PacedObject { inner, pace })
+        }))
+    }
+
+    fn deleted(&self, key: &Key) -> Result<Option<Deleted>> {
+        self.inner.deleted(key)
+    }
+
+    fn frozen(&self, prefix: &str, names: Option<[&str; 2]>) -> Result<Option<Frozen>> {
+        self.inner.frozen(prefix, names)
+    }
+
+    fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
+        Ok(self.paced(self.inner.create(key)?))
+    }
+
+    fn create_plain(&self, key: &Key) -> Result<Box<dyn NewObject>> {
+        Ok(self.paced(self.inner.create_plain(key)?))
+    }
+
+    fn encrypted(&self) -> Option<&dyn Store> {
+        self.inner.encrypted()
+    }
+
+    fn public_hash(&self, hash: &[u8; 32]) -> Result<[u8; 32]> {
+        self.inner.public_hash(hash)
+    }
+
+    fn mac(&self, key: &Key, content: &[u8]) -> Result<Option<String>> {
+        self.inner.mac(key, content)
+    }
+
+    fn is_genuine(&self, key: &Key, content: &[u8], mac: Option<&str>) -> bool {
+        self.inner.is_genuine(key, content, mac)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        self.inner.list(prefix)
+    }
+
+    fn visit(&self, prefix: &str, see: &mut dyn FnMut(&str, bool)) -> Result<()> {
+        self.inner.visit(prefix, see)
+    }
+
+    fn head(&self, key: &Key) -> Result<Option<Meta>> {
+        self.inner.head(key)
+    }
+
+    fn delete(&self, key: &Key) -> Result<bool> {
+        self.inner.delete(key)
+    }
+
+    fn settle_deletions(&self, prefix: &str) -> Result<()> {
+        self.inner.settle_deletions(prefix)
+    }
+
+    fn irregular(&self) -> Result<Vec<Irregular>> {
+        self.inner.irregular()
+    }
+
+    fn discard(&self, unfinished: &str) -> Result<bool> {
+        self.inner.discard(unfinished)
+    }
+
+    fn clock(&self) -> Result<Option<TimestampTz>> {
+        self.inner.clock()
+    }
+
+    fn read_medium(&self) {
+        self.inner.read_medium();
+    }
+
+    fn is_confirming(&self) -> bool {
+        self.inner.is_confirming()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.inner.is_remote()
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        self.inner.free_bytes()
+    }
+}
+
+struct PacedObject {
+    inner: Box<dyn Object>,
+    pace: Arc<Pace>,
+}
+
+impl Object for PacedObject {
+    fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.pace.take(buffer.len());
+        self.inner.read_at(buffer, offset)
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.inner.settle()
+    }
+
+    fn opaque(&self) -> Option<&dyn Opaque> {
+        self.inner.opaque()
+    }
+
+    fn sealed(&self) -> Option<&dyn Opaque> {
+        self.inner.sealed()
+    }
+}
+
+struct PacedNew {
+    inner: Box<dyn NewObject>,
+    pace: Arc<Pace>,
+}
+
+impl Write for PacedNew {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.pace.take(written);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl NewObject for PacedNew {
+    fn describe(&mut self, facts: Map<String, Value>, hash: Option<&[u8; 32]>) {
+        self.inner.describe(facts, hash);
+    }
+
+    fn publish(self: Box<Self>) -> Result<Published> {
+        self.inner.publish()
+    }
+}
