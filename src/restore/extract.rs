@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -18,7 +18,7 @@ use super::needed::Needed;
 use super::settings::Brought;
 use super::target_dir::{CONTROL, Need, Target, WAITING_CONTROL};
 use super::tree::{Owner, Tree, write_error};
-use super::unchanged::{self, Unchanged};
+use super::unchanged;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -556,6 +556,8 @@ pub struct Copying<'a> {
     pub jobs: usize,
     /// Whether files may hold right bytes already.
     pub is_resumed: bool,
+    /// Takes what does not fit into memory.
+    pub folder: &'a Path,
     /// Set when the operator wants to stop.
     pub stop: &'a AtomicBool,
     /// Told of every stretch.
@@ -576,16 +578,14 @@ pub fn copy(
     survey: &Survey,
     mut how: Copying<'_>,
 ) -> Result<Copied> {
-    let unchanged = match how.is_resumed {
-        true => {
-            how.progress.phase("compare", Some(survey.mapped_bytes));
-            unchanged::find(snapshot, destination, survey, &mut how)?
-        }
-        false => Unchanged::default(),
-    };
-    let needed = match survey.is_partial() {
-        true => Some(Needed::find(snapshot, survey, &mut how)?),
-        false => None,
+    let (needed, kept_bytes) = if how.is_resumed {
+        how.progress.phase("compare", Some(survey.mapped_bytes));
+        let (needed, kept_bytes) = unchanged::find(snapshot, destination, survey, &mut how)?;
+        (Some(needed), kept_bytes)
+    } else if survey.is_partial() {
+        (Some(Needed::find(snapshot, survey, &mut how)?), 0)
+    } else {
+        (None, 0)
     };
     let work = Work {
         snapshot,
@@ -598,13 +598,12 @@ pub fn copy(
         progress: how.progress,
         queue: Mutex::new(Queue::default()),
         failed: AtomicBool::new(false),
-        seen: AtomicU64::new(unchanged.bytes),
+        seen: AtomicU64::new(kept_bytes),
         written: AtomicU64::new(0),
-        kept: AtomicU64::new(unchanged.bytes),
+        kept: AtomicU64::new(kept_bytes),
         damage: Mutex::default(),
-        unchanged,
     };
-    let rest = survey.mapped_bytes.saturating_sub(work.unchanged.bytes);
+    let rest = survey.mapped_bytes.saturating_sub(kept_bytes);
     how.progress.phase("restore", Some(rest));
     let first_error = std::thread::scope(|scope| {
         // The channel carries nothing: it is closed when the last thread has ended.
@@ -676,7 +675,6 @@ struct Work<'w, 's> {
     written: AtomicU64,
     kept: AtomicU64,
     damage: Mutex<Vec<Lost>>,
-    unchanged: Unchanged,
 }
 
 /// A frame that cannot be had, or a whole pack.
@@ -779,7 +777,7 @@ impl<'w, 's> Work<'w, 's> {
                 queue.next_frame += 1;
                 let (pack, frame) = (found.0.index(), found.1);
                 let is_needed = self.needed.as_ref().is_none_or(|n| n.contains(pack, frame));
-                if !is_needed || self.unchanged.contains(pack, frame) {
+                if !is_needed {
                     continue;
                 }
                 return Ok(Some(found));
@@ -791,7 +789,7 @@ impl<'w, 's> Work<'w, 's> {
             queue.next_pack += 1;
             queue.next_frame = 0;
             let is_needed = self.needed.as_ref().is_none_or(|n| n.has_pack(index));
-            if !is_needed || self.unchanged.has_pack(index) {
+            if !is_needed {
                 queue.pack = None;
                 continue;
             }

@@ -7,7 +7,7 @@
 //! | `claim` | keeps the backup from being deleted meanwhile |
 //! | `sweep` | what a data directory that is restored in place has beyond the backup |
 //! | `extract` | directories, files and their bytes |
-//! | `unchanged` | what need not be fetched, because it is there |
+//! | `unchanged` | the frames that need not be fetched, because the target has their bytes |
 //! | `databases` | whose content is restored, of all databases of a cluster |
 //! | `needed` | what need not be fetched, because no restored file holds it |
 //! | `manifest_check` | what was copied against the server's own manifest |
@@ -211,7 +211,8 @@ fn copy_all(
     };
     extract::lay_out(&snapshot, &destination, survey, is_resumed, &host.stop)?;
     finish::sweep_temporaries(destination.data())?;
-    let check = ManifestCheck::new(&target.data.join("pg_wal"), survey.oids_left_out());
+    let folder = target.data.join("pg_wal");
+    let check = ManifestCheck::new(&folder, survey.oids_left_out());
     let add = |path: &[u8], position, length, crc| check.add(path, position, length, crc);
     let copied = extract::copy(
         &snapshot,
@@ -220,6 +221,7 @@ fn copy_all(
         Copying {
             jobs,
             is_resumed,
+            folder: &folder,
             stop: &host.stop,
             checksums: &add,
             progress: host.progress.as_ref(),

@@ -1,4 +1,4 @@
-//! The frames that hold content of a file which is restored. Where databases are left out, the others are not fetched.
+//! The frames that are fetched, where that is not all of them: databases are left out, or the target has what other frames hold.
 
 use std::collections::HashMap;
 
@@ -35,7 +35,7 @@ impl Needed {
                 let to = length.min(from + STEP_BYTES);
                 for place in snapshot.places(&item.key, from, to)? {
                     if let Some(at) = place.at {
-                        needed.add(at.pack, at.frame as usize);
+                        needed.add(at.pack, at.frame);
                     }
                 }
                 from = to;
@@ -45,13 +45,23 @@ impl Needed {
         Ok(needed)
     }
 
-    fn add(&mut self, pack: usize, frame: usize) {
+    /// Adds a frame.
+    pub fn add(&mut self, pack: usize, frame: u32) {
+        let frame = frame as usize;
         let frames = self.0.entry(pack).or_default();
         if frames.len() <= frame {
             frames.resize(frame + 1, false);
         }
         if let Some(frame) = frames.get_mut(frame) {
             *frame = true;
+        }
+    }
+
+    /// Removes a frame.
+    pub fn remove(&mut self, pack: usize, frame: u32) {
+        let frames = self.0.get_mut(&pack);
+        if let Some(frame) = frames.and_then(|frames| frames.get_mut(frame as usize)) {
+            *frame = false;
         }
     }
 
@@ -63,7 +73,8 @@ impl Needed {
 
     /// Whether any frame of a pack is read.
     pub fn has_pack(&self, pack: usize) -> bool {
-        self.0.contains_key(&pack)
+        let frames = self.0.get(&pack);
+        frames.is_some_and(|frames| frames.contains(&true))
     }
 }
 
@@ -79,5 +90,10 @@ mod tests {
         assert!(needed.contains(3, 5) && needed.contains(3, 2));
         assert!(!needed.contains(3, 4) && !needed.contains(3, 6) && !needed.contains(0, 0));
         assert!(needed.has_pack(3) && !needed.has_pack(0));
+        needed.remove(3, 5);
+        assert!(needed.has_pack(3) && !needed.contains(3, 5));
+        needed.remove(3, 2);
+        needed.remove(4, 0);
+        assert!(!needed.has_pack(3));
     }
 }

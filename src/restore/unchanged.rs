@@ -1,54 +1,38 @@
-//! Finds frames whose every byte the target has already: of an interrupted restore, or of a data directory that is taken back to an earlier moment.
+//! Finds the frames that need not be fetched, because the target has their bytes: of an interrupted restore, or of a data directory that is taken
+//! back to an earlier moment.
 //!
-//! Such a frame is put together from the files, and its hash is compared with the one that the pack's directory has, to which the chain of hashes
-//! leads from the root. Nothing of it is fetched then. A frame that the map leads to only in part is fetched, and compared byte by byte.
+//! The hashes that packs keep of pages are compared with the pages in the target: an incremental backup leaves most frames of its prior with some
+//! pages that nothing leads to. A frame of small files has no such hashes in known places. It is put together from the files, and its hash is compared
+//! with that of the pack's directory. Where the map leads to such a frame only in part, the frame is fetched.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::extract::{Copying, Destination, OpenFiles, Survey, withholds_file};
+use super::needed::Needed;
 use super::tree::write_error;
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::snapshot::filekey::FileKey;
 use crate::snapshot::frame::{Extent, content_hash_of};
 use crate::snapshot::layer::Metadata;
-use crate::snapshot::reader::{PackOfSnapshot, Snapshot};
+use crate::snapshot::page_hashes::PageHashes;
+use crate::snapshot::reader::{FramePlace, Place, Snapshot};
+use crate::snapshot::sort::Sorter;
 
-/// Packs whose directories are kept.
-const OPEN_PACKS: usize = 32;
 /// Stretches of frames that are not complete yet. Beyond, frames are fetched instead.
 const STRETCHES_MAX: usize = 500_000;
-/// Frames that wait for a thread.
-const QUEUED_FRAMES: usize = 16;
+/// Comparisons that wait for a thread.
+const QUEUED: usize = 64;
 /// How much of a file's map is looked up at once.
 const STEP_BYTES: u64 = 64 << 20;
+/// Memory for checksums of pages whose frame is not settled yet.
+const CHECKSUMS_BYTES: usize = 8 << 20;
 const TICK: Duration = Duration::from_millis(200);
-
-/// Frames of which nothing need be fetched.
-#[derive(Debug, Default)]
-pub struct Unchanged {
-    packs: HashMap<usize, Vec<bool>>,
-    /// Their raw bytes.
-    pub bytes: u64,
-}
-
-impl Unchanged {
-    /// Whether the target has a frame.
-    pub fn contains(&self, pack: usize, frame: u32) -> bool {
-        let frames = self.packs.get(&pack);
-        frames.is_some_and(|frames| frames.get(frame as usize) == Some(&true))
-    }
-
-    /// Whether the target has every frame of a pack.
-    pub fn has_pack(&self, pack: usize) -> bool {
-        let frames = self.packs.get(&pack);
-        frames.is_some_and(|frames| frames.iter().all(|is_there| *is_there))
-    }
-}
 
 /// A stretch of a file in a frame.
 struct Stretch {
@@ -58,17 +42,16 @@ struct Stretch {
     offset: u32,
 }
 
-/// A frame that the map leads to as a whole.
-struct Candidate {
-    pack: usize,
-    frame: u32,
-    /// How many frames the pack has.
-    frames: u32,
-    hash: [u8; 16],
-    stretches: Vec<Stretch>,
+/// A comparison that a thread makes.
+enum Task {
+    /// Every byte of a frame, which has this hash.
+    Frame(FramePlace, [u8; 16], Vec<Stretch>),
+    /// Whole pages of a frame.
+    Pages(FramePlace, Stretch),
 }
 
-/// Compares the files of the target, which have their lengths, with the frames of the packs.
+/// Compares the files of the target, which have their lengths, with the frames of the packs. Returns the frames that are needed all the same, and
+/// how many bytes of the others the map leads to. `folder` takes what does not fit into memory.
 ///
 /// # Errors
 /// `TargetWrite` when a file cannot be read; `Interrupted`; `Damaged` when the map fails a check. A pack that cannot be opened is no error here.
@@ -77,67 +60,71 @@ pub fn find(
     destination: &Destination,
     survey: &Survey,
     how: &mut Copying<'_>,
-) -> Result<Unchanged> {
-    let found = Mutex::new(Unchanged::default());
-    let (sender, receiver) = sync_channel(QUEUED_FRAMES);
+) -> Result<(Needed, u64)> {
+    let hashes = PageHashes::new(snapshot);
+    let (sender, receiver) = sync_channel(QUEUED);
     let receiver = Mutex::new(receiver);
     let compare = Compare {
         snapshot,
+        hashes: &hashes,
         destination,
         checksums: how.checksums,
         progress: how.progress,
-        found: &found,
+        found: Mutex::new(Found::new(how.folder)),
     };
     std::thread::scope(|scope| -> Result<()> {
         let threads: Vec<_> = (0..how.jobs.max(1))
             .map(|_| scope.spawn(|| compare.run(&receiver)))
             .collect();
-        let walked = Walk::new(snapshot, sender).run(survey, how);
+        let walked = Walk::new(&compare, sender).run(survey, how);
         let mut result = walked;
         for thread in threads {
             let ended = thread.join();
-            let ended = ended.unwrap_or_else(|_| Err(err!(Internal, "a thread panicked")));
-            result = result.and(ended);
+            result = result.and(ended.unwrap_or_else(|_| Err(panicked())));
         }
         result
     })?;
-    found
-        .into_inner()
-        .map_err(|_| err!(Internal, "a thread panicked"))
+    compare.finish()
+}
+
+fn panicked() -> Error {
+    err!(Internal, "a thread panicked")
 }
 
 /// Gathers the stretches of each frame from the map.
-struct Walk<'w, 's> {
-    snapshot: &'w Snapshot<'s>,
-    sender: SyncSender<Candidate>,
-    packs: VecDeque<Option<PackOfSnapshot<'w, 's>>>,
-    indexes: VecDeque<usize>,
+struct Walk<'c, 'w, 's> {
+    compare: &'c Compare<'w, 's>,
+    sender: SyncSender<Task>,
+    /// Stretches and bytes of frames that are put together.
     open: HashMap<(usize, u32), (Vec<Stretch>, u64)>,
     held: usize,
+    /// Packs that cannot be opened: the copy says why.
+    closed: HashSet<usize>,
 }
 
-impl<'w, 's> Walk<'w, 's> {
-    fn new(snapshot: &'w Snapshot<'s>, sender: SyncSender<Candidate>) -> Walk<'w, 's> {
+impl<'c, 'w, 's> Walk<'c, 'w, 's> {
+    fn new(compare: &'c Compare<'w, 's>, sender: SyncSender<Task>) -> Walk<'c, 'w, 's> {
         Walk {
-            snapshot,
+            compare,
             sender,
-            packs: VecDeque::new(),
-            indexes: VecDeque::new(),
             open: HashMap::new(),
             held: 0,
+            closed: HashSet::new(),
         }
     }
 
     fn run(mut self, survey: &Survey, how: &mut Copying<'_>) -> Result<()> {
+        let snapshot = self.compare.snapshot;
         let mut told = Instant::now();
-        for item in self.snapshot.items() {
+        for item in snapshot.items() {
             let item = item?;
             let Metadata::File { length, .. } = item.metadata else {
                 continue;
             };
-            if withholds_file(&item.path) || survey.leaves_out(&item.key) {
+            if survey.leaves_out(&item.key) {
                 continue;
             }
+            let is_compared = !withholds_file(&item.path);
             let file = Arc::new(item.key);
             let mut from = 0;
             while from < length {
@@ -147,9 +134,12 @@ impl<'w, 's> Walk<'w, 's> {
                     told = Instant::now();
                 }
                 let to = length.min(from + STEP_BYTES);
-                if !self.add(&file, from, to)? {
-                    // The threads have ended: their error tells why.
-                    return Ok(());
+                for place in snapshot.places(&file, from, to)? {
+                    let Some(at) = place.at else { continue };
+                    match is_compared {
+                        true => self.add(&file, &place, at)?,
+                        false => self.compare.found()?.needed.add(at.pack, at.frame),
+                    }
                 }
                 from = to;
             }
@@ -157,126 +147,175 @@ impl<'w, 's> Walk<'w, 's> {
         Ok(())
     }
 
-    /// Adds the stretches of a part of a file; `false` when nobody takes frames any more.
-    fn add(&mut self, file: &Arc<FileKey>, from: u64, to: u64) -> Result<bool> {
-        for place in self.snapshot.places(file, from, to)? {
-            let Some(at) = place.at else { continue };
-            let (Ok(length), Some((raw, hash, frames))) = (
-                u32::try_from(place.length),
-                self.directory_entry(at.pack, at.frame),
-            ) else {
-                continue;
-            };
-            let key = (at.pack, at.frame);
-            let (stretches, bytes) = self.open.entry(key).or_default();
-            stretches.push(Stretch {
-                file: Arc::clone(file),
-                position: place.position,
-                length,
-                offset: at.offset,
-            });
-            *bytes += place.length;
-            self.held += 1;
-            if *bytes == u64::from(raw)
-                && let Some((stretches, _)) = self.open.remove(&key)
-            {
-                self.held -= stretches.len();
-                let candidate = Candidate {
-                    pack: at.pack,
-                    frame: at.frame,
-                    frames,
-                    hash,
-                    stretches,
-                };
-                if self.sender.send(candidate).is_err() {
-                    return Ok(false);
-                }
-            } else if self.held > STRETCHES_MAX {
-                self.open.clear();
-                self.held = 0;
-            }
+    fn add(&mut self, file: &Arc<FileKey>, place: &Place, at: FramePlace) -> Result<()> {
+        let entry = match self.closed.contains(&at.pack) {
+            true => None,
+            false => self.compare.hashes.entry(at.pack, at.frame).ok(),
+        };
+        let (Some(entry), Ok(length)) = (entry, u32::try_from(place.length)) else {
+            self.closed.insert(at.pack);
+            self.compare.found()?.needed.add(at.pack, at.frame);
+            return Ok(());
+        };
+        let stretch = Stretch {
+            file: Arc::clone(file),
+            position: place.position,
+            length,
+            offset: at.offset,
+        };
+        if entry.is_of_pages() {
+            return self.send(Task::Pages(at, stretch));
         }
-        Ok(true)
+        let key = (at.pack, at.frame);
+        let (stretches, bytes) = self.open.entry(key).or_insert_with(|| (Vec::new(), 0));
+        if stretches.is_empty() {
+            self.compare.found()?.needed.add(at.pack, at.frame);
+        }
+        stretches.push(stretch);
+        *bytes += place.length;
+        self.held += 1;
+        if *bytes == u64::from(entry.raw_bytes)
+            && let Some((stretches, _)) = self.open.remove(&key)
+        {
+            self.held -= stretches.len();
+            return self.send(Task::Frame(at, entry.hash, stretches));
+        }
+        if self.held > STRETCHES_MAX {
+            self.open.clear();
+            self.held = 0;
+        }
+        Ok(())
     }
 
-    /// Raw length and hash of a frame, and how many frames its pack has; none where the pack cannot be opened, which the copy will say.
-    fn directory_entry(&mut self, pack: usize, frame: u32) -> Option<(u32, [u8; 16], u32)> {
-        let at = match self.indexes.iter().position(|index| *index == pack) {
-            Some(at) => at,
-            None => {
-                if self.packs.len() >= OPEN_PACKS {
-                    self.packs.pop_back();
-                    self.indexes.pop_back();
-                }
-                self.packs.push_front(self.snapshot.pack(pack).ok());
-                self.indexes.push_front(pack);
-                0
-            }
-        };
-        let pack = self.packs.get(at)?.as_ref()?;
-        let entry = pack.reader().entry(frame)?;
-        Some((entry.raw_bytes, entry.hash, pack.frame_count()))
+    /// Nobody takes tasks any more when the threads have ended: their error says why.
+    fn send(&self, task: Task) -> Result<()> {
+        self.sender.send(task).map_err(|_| panicked())
     }
 }
 
-/// Puts frames together from the files.
+/// The result so far.
+struct Found {
+    needed: Needed,
+    kept_bytes: u64,
+    /// Checksums of the pages of frames, by frame: they count where the whole frame is not needed.
+    checksums: Sorter,
+}
+
+impl Found {
+    fn new(folder: &Path) -> Found {
+        Found {
+            needed: Needed::default(),
+            kept_bytes: 0,
+            checksums: Sorter::new(folder, CHECKSUMS_BYTES),
+        }
+    }
+}
+
+/// Compares with the files.
 struct Compare<'w, 's> {
     snapshot: &'w Snapshot<'s>,
+    hashes: &'w PageHashes<'w, 's>,
     destination: &'w Destination,
     checksums: super::extract::Checksums<'w>,
     progress: &'w dyn crate::progress::Progress,
-    found: &'w Mutex<Unchanged>,
+    found: Mutex<Found>,
 }
 
 impl Compare<'_, '_> {
-    fn run(&self, candidates: &Mutex<Receiver<Candidate>>) -> Result<()> {
+    fn found(&self) -> Result<std::sync::MutexGuard<'_, Found>> {
+        self.found.lock().map_err(|_| panicked())
+    }
+
+    fn run(&self, tasks: &Mutex<Receiver<Task>>) -> Result<()> {
         let mut files = OpenFiles::default();
         let mut raw = Vec::new();
         loop {
-            let next = match candidates.lock() {
-                Ok(candidates) => candidates.recv(),
-                Err(_) => return Err(err!(Internal, "a thread panicked")),
-            };
-            let Ok(mut candidate) = next else {
+            let next = tasks.lock().map_err(|_| panicked())?.recv();
+            let Ok(task) = next else {
                 return Ok(());
             };
-            let bytes: u64 = candidate
-                .stretches
-                .iter()
-                .map(|s| u64::from(s.length))
-                .sum();
-            if self.is_there(&mut candidate, &mut files, &mut raw)? {
-                self.keep(&candidate, &raw, bytes)?;
-            }
+            let bytes = match task {
+                Task::Pages(at, stretch) => self.pages(at, &stretch, &mut files, &mut raw)?,
+                Task::Frame(at, hash, mut stretches) => {
+                    stretches.sort_by_key(|stretch| stretch.offset);
+                    self.frame(at, hash, &stretches, &mut files, &mut raw)?
+                }
+            };
             self.progress.advance(bytes);
         }
+    }
+
+    fn pages(
+        &self,
+        at: FramePlace,
+        stretch: &Stretch,
+        files: &mut OpenFiles,
+        raw: &mut Vec<u8>,
+    ) -> Result<u64> {
+        let bytes = u64::from(stretch.length);
+        if self.found()?.needed.contains(at.pack, at.frame) {
+            return Ok(bytes);
+        }
+        raw.clear();
+        // A pack that cannot be read now is opened by the copy, which says why.
+        let is_there = self.read(stretch, files, raw)?
+            && self.hashes.is_same(at, raw).unwrap_or_default();
+        let mut found = self.found()?;
+        if is_there {
+            let path = stretch.file.path(self.snapshot.naming());
+            let (pack, frame) = (at.pack as u64, at.frame);
+            let mut key = pack.to_be_bytes().to_vec();
+            key.extend_from_slice(&frame.to_be_bytes());
+            key.extend_from_slice(&stretch.position.to_be_bytes());
+            key.extend_from_slice(&path);
+            let mut payload = stretch.length.to_le_bytes().to_vec();
+            payload.extend_from_slice(&crc32c::crc32c(raw).to_le_bytes());
+            found.checksums.push(&key, &payload)?;
+        } else {
+            found.needed.add(at.pack, at.frame);
+        }
+        Ok(bytes)
+    }
+
+    fn frame(
+        &self,
+        at: FramePlace,
+        hash: [u8; 16],
+        stretches: &[Stretch],
+        files: &mut OpenFiles,
+        raw: &mut Vec<u8>,
+    ) -> Result<u64> {
+        let bytes = stretches.iter().map(|s| u64::from(s.length)).sum();
+        if !self.is_there(hash, stretches, files, raw)? {
+            return Ok(bytes);
+        }
+        for stretch in stretches {
+            let begin = stretch.offset as usize;
+            let content = raw.get(begin..begin + stretch.length as usize);
+            let crc = crc32c::crc32c(content.unwrap_or_default());
+            let path = stretch.file.path(self.snapshot.naming());
+            (self.checksums)(&path, stretch.position, stretch.length, crc)?;
+        }
+        let mut found = self.found()?;
+        found.needed.remove(at.pack, at.frame);
+        found.kept_bytes += bytes;
+        Ok(bytes)
     }
 
     /// Reads the bytes of a frame from the files into `raw`, and compares their hash.
     fn is_there(
         &self,
-        candidate: &mut Candidate,
+        hash: [u8; 16],
+        stretches: &[Stretch],
         files: &mut OpenFiles,
         raw: &mut Vec<u8>,
     ) -> Result<bool> {
-        candidate.stretches.sort_by_key(|stretch| stretch.offset);
         raw.clear();
         let mut extents: Vec<Extent> = Vec::new();
-        for stretch in &candidate.stretches {
-            let begin = raw.len();
-            if begin != stretch.offset as usize {
+        for stretch in stretches {
+            if raw.len() != stretch.offset as usize || !self.read(stretch, files, raw)? {
                 return Ok(false);
             }
-            let path = stretch.file.path(self.snapshot.naming());
-            let shown = String::from_utf8_lossy(&path).into_owned();
-            let Some((tree, relative)) = self.destination.place_of(&path)? else {
-                return Ok(false);
-            };
-            let file = files.get(&stretch.file, &tree, relative)?;
-            raw.resize(begin + stretch.length as usize, 0);
-            let to = raw.get_mut(begin..).unwrap_or_default();
-            file.read_exact_at(to, stretch.position)
-                .map_err(|e| write_error(&shown, e))?;
             match extents.last_mut() {
                 Some(last)
                     if last.file == *stretch.file
@@ -291,29 +330,52 @@ impl Compare<'_, '_> {
                 }),
             }
         }
-        Ok(content_hash_of(&extents, raw) == candidate.hash)
+        Ok(content_hash_of(&extents, raw) == hash)
     }
 
-    fn keep(&self, candidate: &Candidate, raw: &[u8], bytes: u64) -> Result<()> {
-        for stretch in &candidate.stretches {
-            let begin = stretch.offset as usize;
-            let content = raw.get(begin..begin + stretch.length as usize);
-            let crc = crc32c::crc32c(content.unwrap_or_default());
-            let path = stretch.file.path(self.snapshot.naming());
-            (self.checksums)(&path, stretch.position, stretch.length, crc)?;
-        }
-        let mut found = self
-            .found
-            .lock()
-            .map_err(|_| err!(Internal, "a thread panicked"))?;
-        let frames = found
-            .packs
-            .entry(candidate.pack)
-            .or_insert_with(|| vec![false; candidate.frames as usize]);
-        if let Some(frame) = frames.get_mut(candidate.frame as usize) {
-            *frame = true;
-        }
-        found.bytes += bytes;
-        Ok(())
+    /// Appends the bytes of a stretch to `raw`; `false` where the target has no such file.
+    fn read(&self, stretch: &Stretch, files: &mut OpenFiles, raw: &mut Vec<u8>) -> Result<bool> {
+        let path = stretch.file.path(self.snapshot.naming());
+        let Some((tree, relative)) = self.destination.place_of(&path)? else {
+            return Ok(false);
+        };
+        let file = files.get(&stretch.file, &tree, relative)?;
+        let begin = raw.len();
+        raw.resize(begin + stretch.length as usize, 0);
+        let to = raw.get_mut(begin..).unwrap_or_default();
+        file.read_exact_at(to, stretch.position)
+            .map_err(|e| write_error(&String::from_utf8_lossy(&path), e))?;
+        Ok(true)
     }
+
+    /// Tells the checksums of the pages of frames that are not needed.
+    fn finish(self) -> Result<(Needed, u64)> {
+        let Found {
+            needed,
+            mut kept_bytes,
+            checksums,
+        } = self.found.into_inner().map_err(|_| panicked())?;
+        checksums.drain(&mut |key, payload| {
+            let (pack, rest) = take::<8>(key)?;
+            let (frame, rest) = take::<4>(rest)?;
+            let (position, path) = take::<8>(rest)?;
+            let (length, crc) = take::<4>(payload)?;
+            let pack = usize::try_from(u64::from_be_bytes(pack)).unwrap_or(usize::MAX);
+            if needed.contains(pack, u32::from_be_bytes(frame)) {
+                return Ok(());
+            }
+            let length = u32::from_le_bytes(length);
+            let (crc, _) = take::<4>(crc)?;
+            kept_bytes += u64::from(length);
+            let position = u64::from_be_bytes(position);
+            (self.checksums)(path, position, length, u32::from_le_bytes(crc))
+        })?;
+        Ok((needed, kept_bytes))
+    }
+}
+
+fn take<const N: usize>(bytes: &[u8]) -> Result<([u8; N], &[u8])> {
+    let parts = bytes.split_first_chunk::<N>();
+    let (first, rest) = parts.ok_or_else(|| err!(Internal, "a record of a frame is broken"))?;
+    Ok((*first, rest))
 }

@@ -107,6 +107,13 @@ pub struct FrameEntry {
     pub crc: u32,
 }
 
+impl FrameEntry {
+    /// Whether the content is whole pages, so that the place of a page's hash follows from its offset.
+    pub fn is_of_pages(&self) -> bool {
+        self.raw_bytes as usize == self.page_hashes as usize * PAGE_BYTES
+    }
+}
+
 /// A frame ready to be sealed and stored.
 #[derive(Default)]
 pub struct PackedFrame {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::filekey::FileKey;
-use super::frame::{Frame, PAGE_BYTES};
+use super::frame::{Frame, FrameEntry, PAGE_BYTES};
 use super::layer::Metadata;
 use super::reader::{FramePlace, PackOfSnapshot, Place, Snapshot};
 use crate::err;
@@ -140,6 +140,33 @@ impl<'s, 'a> PageHashes<'s, 'a> {
         Ok(hashes)
     }
 
+    /// Returns what a pack's directory says of a frame.
+    ///
+    /// # Errors
+    /// `Damaged` when the pack fails a check, or has no such frame; what the store says.
+    pub fn entry(&self, pack: usize, frame: u32) -> Result<FrameEntry> {
+        let pack = self.pack(pack)?;
+        let entry = pack.pack.reader().entry(frame);
+        entry
+            .copied()
+            .ok_or_else(|| err!(Damaged, "the pack has no frame {frame}"))
+    }
+
+    /// Whether pages have the hashes of those from a place on, in a frame of whole pages.
+    ///
+    /// # Errors
+    /// Those of [`PageHashes::entry`].
+    pub fn is_same(&self, at: FramePlace, pages: &[u8]) -> Result<bool> {
+        let pack = self.pack(at.pack)?;
+        let is_whole = |bytes: usize| bytes.is_multiple_of(PAGE_BYTES);
+        let known = pack.from(at).unwrap_or_default();
+        let own = pages.chunks(PAGE_BYTES);
+        Ok(is_whole(at.offset as usize)
+            && is_whole(pages.len())
+            && known.len() >= own.len()
+            && own.zip(known).all(|(page, known)| hash(page) == *known))
+    }
+
     /// The hash of the page at `at`, which lies in `place`, or of as much of it as does. `pack` is the one that was asked last.
     fn page(&self, place: &Place, at: u64, pack: &mut Option<Arc<Pack<'s, 'a>>>) -> Result<u64> {
         let left = place.position + place.length - at;
@@ -160,12 +187,9 @@ impl<'s, 'a> PageHashes<'s, 'a> {
         let entry = pack.pack.reader().entry(at.frame);
         let entry = entry.ok_or_else(|| err!(Damaged, "the pack has no frame {}", at.frame))?;
         let offset = at.offset as usize;
-        let is_of_pages = entry.raw_bytes as usize == entry.page_hashes as usize * PAGE_BYTES;
-        if is_of_pages && length == PAGE_BYTES && offset.is_multiple_of(PAGE_BYTES) {
-            let first = pack.first.get(at.frame as usize).copied().unwrap_or(0);
-            let found = pack.hashes.get(first as usize + offset / PAGE_BYTES);
+        if entry.is_of_pages() && length == PAGE_BYTES && offset.is_multiple_of(PAGE_BYTES) {
+            let found = pack.from(at).and_then(|hashes| hashes.first().copied());
             return found
-                .copied()
                 .ok_or_else(|| err!(Damaged, "frame {} has too few page hashes", at.frame));
         }
         let frame = self.frame(pack, at.frame)?;
@@ -225,6 +249,14 @@ impl<'s, 'a> Pack<'s, 'a> {
             hashes,
             pack,
         })
+    }
+
+    /// The hashes of a frame of whole pages from a place on.
+    fn from(&self, at: FramePlace) -> Option<&[u64]> {
+        let count = self.pack.reader().entry(at.frame)?.page_hashes as usize;
+        let first = *self.first.get(at.frame as usize)? as usize;
+        let skipped = at.offset as usize / PAGE_BYTES;
+        self.hashes.get(first + skipped.min(count)..first + count)
     }
 
     /// The memory that it takes.

@@ -8,6 +8,7 @@ use pitr::repo::wal_proof::RawHash;
 
 use super::{FULL, INCREMENTAL, World, check_by, id_of, increment, root, take, truth, with_root};
 use crate::common::{Builder, Cluster, Site};
+use crate::restore::verify_backup;
 
 const COMPARED: &str = "every page is read and compared";
 
@@ -155,6 +156,43 @@ fn where_a_pack_is_missing_another_backup_is_the_prior() {
     assert!(why.contains("is missing or damaged"), "{run}");
     cluster.archive_now();
     let copy = restored(&site, 18, &id_of(&run), "copy");
+    assert_eq!(truth(&copy), truth(&cluster));
+}
+
+/// Scattered changes leave most frames of an older pack with some pages that nothing leads to. A delta restore fetches none of these frames where the
+/// target has the other pages: it does not notice that the pack is damaged all over.
+#[test]
+fn what_an_incremental_leaves_of_a_frame_is_not_fetched_for_a_delta() {
+    let (site, cluster) = with_table(17, 2000);
+    take(&site, &FULL).success();
+    cluster.sql("create table scattered as select * from t");
+    let first = increment(&site);
+    let to = site.sandbox().dir("left").join("data");
+    let restore = || site.pitr().args(["restore", "--json", "--to"]).arg(&to);
+    restore().run().success();
+    cluster.sql("update scattered set a = -a where a % 500 = 0");
+    let second = increment(&site);
+    cluster.archive_now();
+    let pack = site.cluster_folder().join("packs").join(&first);
+    let pack = pack.join("000000");
+    let mut bytes = std::fs::read(&pack).unwrap();
+    // The hashes of pages and the directory lie at the end.
+    let frames = bytes.len() / 8 * 7;
+    for byte in bytes.iter_mut().take(frames).skip(4096).step_by(8192) {
+        *byte ^= 1;
+    }
+    std::fs::write(&pack, bytes).unwrap();
+    let fresh = site.sandbox().dir("fresh").join("data");
+    let run = site.pitr().args(["restore", "--to"]).arg(&fresh).run();
+    run.expect_code(4).expect_stderr("its checksum is wrong");
+    let run = restore().args(["--delta", "--confirm", "--backup", &second]);
+    let run = run.run().success();
+    let restored = &run.json()["restored"];
+    let number = |name: &str| restored[name].as_u64().unwrap();
+    assert!(number("kept_bytes") > 4 * number("written_bytes"), "{run}");
+    verify_backup(17, &to);
+    let copy = Cluster::open(17, &to).option("fsync", "off").start();
+    copy.wait_promoted();
     assert_eq!(truth(&copy), truth(&cluster));
 }
 
