@@ -33,17 +33,17 @@ pub mod scope;
 
 /// One run of expiry on one cluster in one repository.
 pub struct Expire<'a> {
-    /// Where.
+    /// Repository that holds the cluster.
     pub repository: &'a Repository,
-    /// Whose.
+    /// Registration of the cluster.
     pub registration: &'a Registration,
-    /// What is to be kept.
+    /// Rules of retention.
     pub policy: Policy,
     /// The host that it runs on.
     pub host: &'a Host,
 }
 
-/// What a run did.
+/// The result of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Outcome {
     /// Backups that were marked.
@@ -58,7 +58,7 @@ pub struct Outcome {
     pub refused: Vec<String>,
     /// How many it refused.
     pub refused_count: u64,
-    /// What the store keeps for a time that is not over, and until when; at most the first hundred.
+    /// Objects that the store keeps for a time that is not over, and until when; at most the first hundred.
     pub locked: Vec<String>,
     /// How many it keeps.
     pub locked_count: u64,
@@ -120,7 +120,7 @@ impl Expire<'_> {
         }
     }
 
-    /// What is to be kept, with the timelines that may be the cluster.
+    /// Returns the rules of retention, with the timelines that may be the cluster.
     fn policy_for(&self, survey: &Survey) -> Result<Policy> {
         let mut policy = self.policy.clone();
         policy.store_clock = pin_clock(self.repository.store(), &survey.catalog)?;

@@ -157,7 +157,7 @@ impl<'a> Run<'a> {
             };
             if self.remove(&self.scope.manifest(id))? {
                 self.outcome.deleted_backups.push(id.clone());
-                // What the root names must not be gone while a power cut can bring the root back.
+                // The parts that the root names must not be gone while a power cut can bring the root back.
                 self.store
                     .settle_deletions(&format!("{}/{id}", self.scope.backups()))?;
                 self.host.progress.note(&format!("deleted backup {id}"));

@@ -17,9 +17,9 @@ use crate::repo::source;
 
 /// One run of expiry on one aux scope in one repository.
 pub struct ExpireScope<'a> {
-    /// Where.
+    /// Repository that holds the scope.
     pub repository: &'a Repository,
-    /// Whose.
+    /// Scope on which expiry runs.
     pub scope: &'a Scope,
     /// The rules of retention.
     pub policy: Policy,

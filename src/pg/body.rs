@@ -1,4 +1,4 @@
-//! What a WAL record holds: block references with images and data, origin, top-level transaction, main data.
+//! The content of a WAL record: block references with images and data, origin, top-level transaction, main data.
 //!
 //! Everything is borrowed from the record; the walk over the blocks allocates nothing. Knowledge:
 //! src/include/access/xlogrecord.h, src/backend/access/transam/xlogreader.c (DecodeXLogRecord), PostgreSQL 13–19.
@@ -66,7 +66,7 @@ pub enum ImageCodec {
 pub struct Image<'a> {
     /// The image as it is stored: without its hole, perhaps compressed.
     pub bytes: &'a [u8],
-    /// Where the hole begins.
+    /// Offset of the hole in the page.
     pub hole_offset: u16,
     /// How long the hole is; 0 without one.
     pub hole_length: u16,
@@ -91,7 +91,7 @@ pub struct Block<'a> {
     pub will_init: bool,
     /// An image, if there is one.
     pub image: Option<Image<'a>>,
-    /// What the resource manager says about the block.
+    /// Data of the resource manager about the block.
     pub data: &'a [u8],
 }
 
@@ -115,7 +115,7 @@ pub struct Body<'a> {
     pub origin: Option<u16>,
     /// The top-level transaction, where a subtransaction names it (14+, `wal_level=logical`).
     pub toplevel_xid: Option<Xid>,
-    /// What the resource manager says; cut short if the record is truncated.
+    /// Data of the resource manager; cut short if the record is truncated.
     pub main_data: &'a [u8],
     /// Length of the main data; more than is there if the record is truncated.
     pub main_data_len: u32,
@@ -166,7 +166,7 @@ impl<'a> Body<'a> {
         let payload = record.payload();
         let version = record.version;
         let mut c = Cursor::new(payload);
-        // What the record says is left of it, kept or not.
+        // Bytes that the record says are left of it, kept or not.
         let mut left = u64::from(record.total_len).saturating_sub(HEADER as u64);
         let mut total = 0u64;
         let mut body = Body {

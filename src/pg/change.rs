@@ -1,8 +1,8 @@
-//! What a record changes: blocks, files of relations, databases, tablespaces.
+//! The changes that a record makes: blocks, files of relations, databases, tablespaces.
 //!
-//! Block references tell most of it. What they do not tell: files made, cut and removed, and the bits of the visibility map
-//! that heap records clear on servers before 17.11 and 18.6, which do not register the map's page (see `cleared`).
-//! The free space map is never logged as such: it has to be taken as changed always.
+//! Block references show most of them. They do not show files that are made, cut and removed. Nor do they show the bits
+//! of the visibility map that heap records clear on servers before 17.11 and 18.6: those do not register the map's page
+//! (see `cleared`). The free space map is never logged as such: it has to be taken as changed always.
 //!
 //! Knowledge: src/backend/access/transam/xlogreader.c, src/include/{catalog/storage_xlog,commands/dbcommands_xlog,
 //! commands/tablespace,access/heapam_xlog,utils/relmapper}.h, src/backend/postmaster/walsummarizer.c, PostgreSQL 13–19.
@@ -34,7 +34,7 @@ pub enum Change<'a> {
         /// The fork.
         fork: Fork,
     },
-    /// A relation was cut; which forks is said by three flags.
+    /// A relation was cut; three flags name the forks.
     Truncate {
         /// The relation.
         relation: Relation,
@@ -49,7 +49,7 @@ pub enum Change<'a> {
     },
     /// All files of a relation are removed when the transaction ends: with this record.
     Drop(Relation),
-    /// TRUNCATE of tables by their oids (only with `wal_level=logical`; their new files are told apart from it).
+    /// TRUNCATE of tables by their oids (only with `wal_level=logical`; other records give their new files).
     TruncateTables {
         /// Oid of the database.
         database: u32,
@@ -85,7 +85,7 @@ pub enum Change<'a> {
     TablespaceCreate {
         /// Its oid.
         tablespace: u32,
-        /// Where it lies; empty for one inside the data directory.
+        /// Path of its directory; empty for one inside the data directory.
         path: &'a [u8],
     },
     /// A tablespace was removed.
@@ -115,7 +115,7 @@ pub const fn heap_blocks_per_vm_page(block_size: u32) -> u32 {
 /// Calls `found` with everything that the record changes, in the record's order, block references first.
 ///
 /// # Errors
-/// `Damaged` if the record says something that cannot be; what was found before has been told then.
+/// `Damaged` if the record says something that cannot be; `found` has received the changes before it then.
 pub fn changes<'a>(
     record: &Record<'a>,
     body: &Body<'a>,
@@ -134,7 +134,8 @@ pub fn changes<'a>(
     beyond_references(record, body, &heap_blocks, found)
 }
 
-/// Takes a record apart and calls `found` with the blocks that it refers to; what else it changes is told by [`beyond_references`].
+/// Takes a record apart and calls `found` with the blocks that it refers to. [`beyond_references`] gives its other
+/// changes.
 ///
 /// # Errors
 /// As [`Record::body`].
@@ -176,7 +177,7 @@ impl HeapBlocks {
 /// Calls `found` with what a record changes besides the blocks that it refers to.
 ///
 /// # Errors
-/// `Damaged` if the record says something that cannot be; what was found before has been told then.
+/// `Damaged` if the record says something that cannot be; `found` has received the changes before it then.
 #[inline]
 pub fn beyond_references<'a>(
     record: &Record<'a>,

@@ -1,7 +1,7 @@
 //! Configuration files of the server (`postgresql.conf`, `postgresql.auto.conf`) as bytes: read, append, take away by name and value.
 //!
-//! PostgreSQL: src/backend/utils/misc/guc-file.l (`ParseConfigFp`, `DeescapeQuotedString`), guc.c (`write_auto_conf_file`,
-//! `replace_auto_config_value`). Of several lines with one name the last counts.
+//! PostgreSQL: src/backend/utils/misc/guc-file.l (`ParseConfigFp`, `DeescapeQuotedString`), guc.c
+//! (`write_auto_conf_file`, `replace_auto_config_value`). The last of several lines with one name counts.
 
 use crate::err;
 use crate::error::Result;

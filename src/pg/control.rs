@@ -17,7 +17,7 @@ use crate::pg::version::{Major, Version};
 /// The size of the file; the structure fills fewer than 512 bytes of it, the rest is zero.
 pub const CONTROL_FILE_SIZE: usize = 8192;
 
-/// What `pg_control` says.
+/// The content of `pg_control`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlFile {
     /// The cluster's identity, given at initdb.
@@ -28,7 +28,7 @@ pub struct ControlFile {
     pub catalog_version: u32,
     /// PostgreSQL's major version, by the catalog version.
     pub major: Major,
-    /// What the server was doing when it wrote the file.
+    /// State of the server when it wrote the file.
     pub state: ClusterState,
     /// When the file was written, in Unix seconds.
     pub time: i64,
@@ -140,7 +140,7 @@ impl ClusterState {
 pub struct ControlHead {
     /// The cluster's identity, given at initdb.
     pub system_identifier: u64,
-    /// What the server was doing when it wrote the file.
+    /// State of the server when it wrote the file.
     pub state: ClusterState,
 }
 

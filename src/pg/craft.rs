@@ -13,7 +13,7 @@ use super::version::Major;
 /// Makes WAL from the start of a segment on.
 #[derive(Debug, Clone)]
 pub struct Craft {
-    /// What the pages say.
+    /// Identity that the pages carry.
     pub identity: WalIdentity,
     /// Everything so far; the first byte is that of `identity.start_lsn`.
     pub bytes: Vec<u8>,

@@ -16,7 +16,7 @@ impl<'a> Cursor<'a> {
         Cursor { rest: bytes }
     }
 
-    /// What has not been taken yet.
+    /// Returns the bytes that have not been taken yet.
     #[inline]
     pub fn rest(&self) -> &'a [u8] {
         self.rest

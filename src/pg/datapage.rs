@@ -112,7 +112,7 @@ fn mix(sums: &mut [u32; LANES], row: &[u8; ROW]) {
     }
 }
 
-/// What a checked page turns out to be.
+/// The result of the check of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageState {
     /// The checksum fits.
@@ -125,9 +125,9 @@ pub enum PageState {
     Newer,
     /// The checksum does not fit.
     Bad {
-        /// What the page carries.
+        /// Checksum that the page carries.
         stored: u16,
-        /// What its content gives.
+        /// Checksum of its content.
         computed: u16,
     },
 }

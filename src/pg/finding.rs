@@ -1,4 +1,4 @@
-//! What a reader of WAL finds wrong, and where.
+//! The findings of a reader of WAL: faults, and their positions.
 
 use std::fmt;
 
@@ -10,20 +10,20 @@ use super::page::PageFault;
 pub struct Finding {
     /// The record or page it is about.
     pub lsn: Lsn,
-    /// What is wrong.
+    /// Kind of the fault.
     pub kind: FindingKind,
 }
 
-/// What is wrong with the WAL.
+/// The kind of a fault in the WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FindingKind {
     /// The checksum of a record.
     Crc,
     /// A record does not name the one before it; its own checksum may be right.
     Prev {
-        /// Where the record before begins.
+        /// Start of the record before.
         expected: Lsn,
-        /// What the record says.
+        /// Position that the record names.
         found: Lsn,
     },
     /// The header of a page, or a page that was never written before pages that were.
@@ -32,7 +32,7 @@ pub enum FindingKind {
     Continuation {
         /// Bytes still missing of the record before the page.
         expected: u32,
-        /// What the page says.
+        /// Bytes that the page announces.
         found: u32,
     },
     /// The header of a record: its length or its resource manager.

@@ -24,7 +24,7 @@ pub struct WalLocation {
     pub file: SegmentName,
 }
 
-/// What `backup_label` says.
+/// The content of `backup_label`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupLabel {
     /// Start LSN (the redo point of the start checkpoint) and its file.
@@ -33,7 +33,7 @@ pub struct BackupLabel {
     pub checkpoint: Lsn,
     /// `streamed`; `pg_start_backup` for the exclusive backups of 13 and 14.
     pub method: Option<Vec<u8>>,
-    /// Where it was taken from: `primary`, `standby`, or `master` (13).
+    /// Kind of server that it was taken from: `primary`, `standby`, or `master` (13).
     pub from: Option<Vec<u8>>,
     /// Start time in the server's own zone, as text.
     pub start_time: Option<Vec<u8>>,
@@ -66,7 +66,7 @@ impl BackupLabel {
     }
 }
 
-/// What a backup history file (`….backup`) says; only primaries write one.
+/// The content of a backup history file (`….backup`); only primaries write one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupHistory {
     /// The lines it shares with `backup_label`.
@@ -108,7 +108,7 @@ impl BackupHistory {
 pub struct TablespaceLink {
     /// The tablespace's oid, the link's name under `pg_tblspc`.
     pub oid: u32,
-    /// Where the link points.
+    /// Target of the link.
     pub path: Vec<u8>,
 }
 

@@ -100,7 +100,7 @@ pub struct WalRange {
     pub end: Lsn,
 }
 
-/// What a manifest says beside its files; proven, because its checksum fits.
+/// The content of a manifest besides its files; proven, because its checksum fits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestEnd {
     /// 1 (13–16) or 2 (17 and later).
@@ -144,7 +144,7 @@ pub struct ManifestReader<R> {
     checksum: Option<[u8; 32]>,
 }
 
-/// Where the reader stands between two calls.
+/// The place of the reader between two calls.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Start,

@@ -51,11 +51,11 @@ pub struct PageHeader {
     pub address: Lsn,
     /// How many bytes of a record that began on an earlier page are still to come, this page included.
     pub remaining: u32,
-    /// What only the first page of a segment says.
+    /// Fields that only the first page of a segment has.
     pub long: Option<LongHeader>,
 }
 
-/// What only the first page of a segment says.
+/// The fields that only the first page of a segment has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LongHeader {
     /// System identifier of the cluster.
@@ -119,7 +119,7 @@ impl PageHeader {
     }
 }
 
-/// What the first page of a segment says about the WAL that follows; every field has been checked for sense.
+/// The facts in the first page of a segment about the WAL that follows; every field has been checked for sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WalIdentity {
     /// Major version of the server that wrote it; `None` for one that is newer than every supported major. The basics of page headers have
@@ -219,7 +219,7 @@ impl WalIdentity {
     }
 }
 
-/// What a page of known WAL must look like.
+/// The values that a page of known WAL must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expected {
     /// The row of the major that wrote it.

@@ -14,7 +14,8 @@ const NAMES: [&str; 5] = [
     "max_locks_per_transaction",
 ];
 
-/// What a server has where nobody sets them. PostgreSQL 13 to 18: src/backend/utils/misc/guc_tables.c (13 to 15: guc.c).
+/// The values of a server whose configuration does not set them. PostgreSQL 13 to 18:
+/// src/backend/utils/misc/guc_tables.c (13 to 15: guc.c).
 const DEFAULTS: [u32; 5] = [100, 8, 10, 0, 64];
 
 /// Their values.

@@ -1,9 +1,10 @@
 //! Records put together from WAL pages, page after page and segment after segment, in bounded memory.
 //!
-//! A [`Reader`] is fed whole pages in order. It hands every record whose CRC is right to a [`Sink`], borrowed from the page
-//! itself where the record lies on one, and tells it what is wrong. Where recovery would end for good, the reader looks
-//! for the next place from which records can be read: an archive must keep such a segment and say what is in it. It is the
-//! caller who knows whether WAL that ends inside a segment is the end of a timeline or damage.
+//! A [`Reader`] takes whole pages in order. It hands every record whose CRC is right to a [`Sink`], borrowed from the
+//! page itself where the record lies on one. It also reports to the sink every fault that it finds. If recovery would
+//! end for good, the reader looks for the next place from which records can be read. An archive must keep such a
+//! segment and say what is in it. WAL may end inside a segment: only the caller knows whether that is the end of a
+//! timeline or damage.
 //!
 //! States, and what ends them:
 //!
@@ -33,7 +34,7 @@ use super::xlog;
 pub use super::finding::{Finding, FindingKind};
 pub use super::summary::{Fragment, SegmentEnd, SegmentSummary};
 
-/// Of a longer record only this much is kept and handed out; its CRC is checked all the same.
+/// Bytes of a record that are kept and handed out; the CRC of a longer one is checked all the same.
 pub const KEEP: usize = 4 << 20;
 
 /// A fragment at the edge of a segment is kept up to this length.
@@ -67,7 +68,7 @@ enum State {
 /// A record in pieces; its bytes are in `Reader::kept`.
 #[derive(Debug, Clone, Copy, Default)]
 struct Pending {
-    /// Where it begins; 0/0 if that was not seen.
+    /// Start of the record; 0/0 if it was not seen.
     start_lsn: Lsn,
     /// Length, or the rest of it that was announced.
     total: u32,
@@ -599,7 +600,7 @@ impl Reader {
     }
 
     fn expect_zero<S: Sink>(&mut self, lsn: Lsn, bytes: &[u8], sink: &mut S) {
-        // Only the first place is told: the rest of a file may be anything.
+        // The reader reports only the first place: the rest of a file may be anything.
         if self.hole.kind == FindingKind::AfterSwitch
             && self.hole.lsn >= self.summary.start_lsn
             && self.hole.lsn < self.segment_end
@@ -800,7 +801,7 @@ mod tests {
 
     #[test]
     fn records_are_found_wherever_they_end_on_a_page() {
-        // What is left of the page behind a record: nothing, less than a header, just a header.
+        // Bytes of the page after a record: none, less than a header, just a header, more than a header.
         for left in [0, 8, 16, 24, 32] {
             let mut craft = Craft::new(Major::V15);
             let mut expected = vec![noop(&mut craft, 10)];
@@ -868,7 +869,7 @@ mod tests {
         assert_eq!((a.records, b.records, c.records), (1, 0, 1));
     }
 
-    /// What one segment knows of its edges is enough to put the record together again.
+    /// The edges that each segment's summary has are enough to put the record together again.
     #[test]
     fn fragments_of_segments_read_apart_join_to_the_record() {
         let mut craft = Craft::new(Major::V18);

@@ -97,10 +97,10 @@ pub fn crc_matches(header: &RecordHeader, record: &[u8]) -> bool {
 /// A record whose CRC is right. Borrowed from the page it lies on, or from the reader that put it together.
 #[derive(Debug, Clone, Copy)]
 pub struct Record<'a> {
-    /// Where it begins: what PostgreSQL calls the LSN of the record.
+    /// Start of the record: PostgreSQL calls it the LSN of the record.
     pub start_lsn: Lsn,
-    /// Where the next one may begin (EndRecPtr): aligned to 8, a page boundary where it fills its page; of a switch record
-    /// the end of the segment.
+    /// First possible start of the next record (EndRecPtr), aligned to 8. It is a page boundary where this record fills
+    /// its page, and the end of the segment for a switch record.
     pub end_lsn: Lsn,
     /// Length, header included.
     pub total_len: u32,
@@ -205,10 +205,11 @@ impl<'a> Record<'a> {
         self.body_telling(|_| ())
     }
 
-    /// As [`Record::body`], telling every block reference on the way: one walk where most readers want nothing else of the blocks.
+    /// Reads the body as [`Record::body`], and calls `found` with every block reference on the way. One walk is enough
+    /// where most readers want nothing else of the blocks.
     ///
     /// # Errors
-    /// As [`Record::body`]; what was told before may be anything then.
+    /// As [`Record::body`]; the references that `found` received before may be anything then.
     #[inline]
     pub fn body_telling(&self, found: impl FnMut(Reference)) -> Result<Body<'a>> {
         Body::read(self, found)

@@ -1,8 +1,8 @@
-//! What a segment of WAL holds, as its reader tells it: edges, ends, counts.
+//! The content of a segment of WAL, as its reader reports it: edges, ends, counts.
 
 use super::lsn::Lsn;
 
-/// Where valid WAL ends in a segment.
+/// The end of valid WAL in a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SegmentEnd {
     /// It fills all pages that were read.
@@ -20,19 +20,19 @@ pub enum SegmentEnd {
 /// The part of a record that lies at an edge of a segment, without page headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fragment {
-    /// Where the record begins; of a head, unless it was seen, 0/0.
+    /// Start of the record; 0/0 for a head, unless its start was seen.
     pub start_lsn: Lsn,
     /// How many bytes of the record lie in this segment.
     pub length: u32,
     /// Head: how many bytes were missing at the segment's start. Tail: the length of the whole record.
     pub total: u32,
-    /// Where the record ends (EndRecPtr), if it ends in this segment.
+    /// End of the record (EndRecPtr), if it ends in this segment.
     pub end_lsn: Option<Lsn>,
     /// The bytes; empty if they are more than [`FRAGMENT_KEEP`](super::reader::FRAGMENT_KEEP).
     pub bytes: Vec<u8>,
 }
 
-/// What a segment holds, told when its last page has been read.
+/// The content of a segment, complete when its last page has been read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SegmentSummary {
     /// First position of the segment.
@@ -53,12 +53,12 @@ pub struct SegmentSummary {
     pub tail: Option<Fragment>,
     /// How valid WAL ends.
     pub end: SegmentEnd,
-    /// Where valid WAL ends: the segment's end, the end of the switch record itself, the first zero or stale position; of a
-    /// record that is cut off there, its start.
+    /// End of valid WAL: the segment's end, the end of the switch record itself, the first zero or stale position. For
+    /// a record that is cut off there, it is the start of the record.
     pub valid_end: Lsn,
     /// Records that begin and end here.
     pub records: u64,
-    /// Records (as far as they can be told) that could not be decoded.
+    /// Records that could not be decoded, as far as the reader can tell.
     pub undecoded: u64,
     /// How many findings there were.
     pub findings: u64,
@@ -69,7 +69,7 @@ pub struct SegmentSummary {
 }
 
 impl SegmentSummary {
-    /// Of a segment of which nothing has been read yet.
+    /// Returns the summary of a segment of which nothing has been read yet.
     pub(super) fn of(start_lsn: Lsn) -> Self {
         SegmentSummary {
             start_lsn,

@@ -125,11 +125,11 @@ pub struct Position {
 pub struct Interval {
     /// The timeline that holds it.
     pub timeline: TimelineId,
-    /// Where it begins and ends; the last one of a path ends at `u64::MAX`.
+    /// Begin and end of the stretch; the last one of a path ends at `u64::MAX`.
     pub range: LsnRange,
 }
 
-/// Where a timeline comes from: what its history file says.
+/// The ancestry of a timeline, as its history file gives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct History {
     timeline: TimelineId,
@@ -217,7 +217,7 @@ impl History {
                 "history file \"{timeline}.history\" has no entry"
             ));
         };
-        // What follows the last line feed counts as one empty line in a file that ends with one.
+        // The text after the last line feed counts as one empty line in a file that ends with one.
         if empty > 1 {
             last.reason.push(b'\n');
         }
@@ -265,7 +265,8 @@ impl History {
         timeline == self.timeline || self.ancestors.iter().any(|a| a.timeline == timeline)
     }
 
-    /// Where `timeline` was left on the way to this one; `None` for this timeline itself and for strangers.
+    /// Returns the LSN at which the path to this timeline leaves `timeline`; `None` for this timeline itself and for
+    /// strangers.
     ///
     /// PostgreSQL: src/backend/access/transam/timeline.c, tliSwitchPoint.
     pub fn switch_point(&self, timeline: TimelineId) -> Option<Lsn> {

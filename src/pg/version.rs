@@ -76,7 +76,7 @@ pub struct CheckpointLayout {
     pub time: usize,
 }
 
-/// What one major has its own way.
+/// The properties that depend on the major.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Version {
     /// The major itself.
@@ -322,7 +322,7 @@ impl Major {
         number > Major::NEWEST.number()
     }
 
-    /// What a newer server or registration means for whoever uses this program; `None` for a supported number.
+    /// Returns the consequences of a newer server or registration for the operator; `None` for a supported number.
     pub fn newer_means(number: u32) -> Option<String> {
         Major::is_newer(number).then(|| {
             format!(

@@ -123,7 +123,7 @@ pub struct TransactionEnd<'a> {
     pub xid: Xid,
     /// The clock of the server; it may run backwards from record to record.
     pub time: TimestampTz,
-    /// What the record holds (bits of `xinfo`).
+    /// Parts that the record holds (bits of `xinfo`).
     pub xinfo: u32,
     /// Database and its tablespace, where the record names them.
     pub database: Option<(u32, u32)>,
@@ -133,7 +133,7 @@ pub struct TransactionEnd<'a> {
     pub dropped: Relations<'a>,
     /// Name of a prepared transaction, in the server's encoding (only with `wal_level=logical`).
     pub gid: Option<&'a [u8]>,
-    /// Where and when it happened at the replication origin.
+    /// LSN and time of the end at the replication origin.
     pub origin: Option<(Lsn, TimestampTz)>,
     /// Whether the record was longer than what is kept, and parts are missing.
     pub truncated: bool,
@@ -152,7 +152,7 @@ pub struct Prepared<'a> {
     pub gid: &'a [u8],
     /// Its subtransactions.
     pub subxids: Numbers<'a>,
-    /// Where and when it happened at the replication origin.
+    /// LSN and time of the prepare at the replication origin.
     pub origin: Option<(Lsn, TimestampTz)>,
 }
 
@@ -165,14 +165,14 @@ pub struct RestorePoint<'a> {
     pub name: &'a [u8],
 }
 
-/// What a record of the transaction manager says.
+/// The content of a record of the transaction manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TransactionRecord<'a> {
     /// A transaction ends.
     End(TransactionEnd<'a>),
     /// A transaction is prepared.
     Prepare(Prepared<'a>),
-    /// Subtransactions are told to belong to a transaction.
+    /// The record assigns subtransactions to a transaction.
     Assignment {
         /// The top-level transaction.
         top: Xid,
@@ -216,7 +216,8 @@ pub fn outcome(record: &Record<'_>) -> Option<Outcome> {
     }
 }
 
-/// What a record of the transaction manager says; `main_data` is that of its body. `None` for records of others.
+/// Returns the content of a record of the transaction manager; `main_data` is that of its body. `None` for records of
+/// others.
 ///
 /// # Errors
 /// `Damaged` if the record is shorter than what it says it holds, and was not cut by the reader.
@@ -244,7 +245,7 @@ pub fn decode<'a>(
 
 /// The restore point that this record makes; `None` for every other record.
 ///
-/// PostgreSQL: src/include/access/xlog_internal.h, xl_restore_point. What follows the name is not initialised.
+/// PostgreSQL: src/include/access/xlog_internal.h, xl_restore_point. The bytes after the name are not initialised.
 pub fn restore_point<'a>(record: &Record<'a>, main_data: &'a [u8]) -> Option<RestorePoint<'a>> {
     if record.rmid != rmgr::XLOG || record.opcode() != RESTORE_POINT {
         return None;

@@ -55,7 +55,7 @@ impl WalLevel {
 pub struct CheckpointRecord {
     /// Made when the server was shut down, or at the start of a timeline; nothing runs beside it.
     pub shutdown: bool,
-    /// What it says.
+    /// Content of the checkpoint.
     pub checkpoint: Checkpoint,
     /// `wal_level` (17+).
     pub wal_level: Option<WalLevel>,
@@ -95,7 +95,7 @@ pub struct EndOfRecovery {
     pub wal_level: Option<WalLevel>,
 }
 
-/// What a record of the XLOG resource manager says.
+/// The content of a record of the XLOG resource manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XlogRecord<'a> {
     /// A checkpoint.
@@ -140,7 +140,8 @@ pub(super) fn overwritten_lsn(header: &RecordHeader, record: &[u8]) -> Option<Ls
     cursor::u64_at(record, HEADER + 2).map(Lsn)
 }
 
-/// What a record of the XLOG resource manager says; `main_data` is that of its body. `None` for records of others.
+/// Returns the content of a record of the XLOG resource manager; `main_data` is that of its body. `None` for records of
+/// others.
 ///
 /// # Errors
 /// `Damaged` if the record is shorter than what it should hold, or says something that does not exist.

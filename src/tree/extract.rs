@@ -36,7 +36,8 @@ const SET_IDS: u32 = 0o6000;
 const ENTER: u32 = 0o100;
 const ALL_OF_OWNER: u32 = 0o700;
 
-/// What an extraction may make, beside what anybody may: the operator's word. The right to do so has to come to it.
+/// The things that the operator allows an extraction to make, beside those that any user may make. The process must
+/// have the right to make them as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Permit {
     /// Pipes, sockets and devices.
@@ -59,14 +60,14 @@ impl Permit {
     };
 }
 
-/// What became of an extraction.
+/// The result of an extraction.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Extracted {
     /// Entries that were made, the root directory among them.
     pub entries: u64,
     /// Bytes of content that were written.
     pub written_bytes: u64,
-    /// What was not made, or not as it was.
+    /// Things that were not made, or not as they were.
     pub left_out: LeftOut,
 }
 
@@ -331,7 +332,7 @@ impl<'e> Extraction<'e> {
         })
     }
 
-    /// What a hard link is another name of.
+    /// Returns the kind of the entry that a hard link is another name of.
     fn target_of(&self, item: &Item, to: &FileKey) -> Result<NodeKind> {
         match self.snapshot.metadata(to)? {
             Some(Metadata::Node(node))

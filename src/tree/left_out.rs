@@ -1,4 +1,4 @@
-//! What a walk did not take, or an extraction did not make again: counted by what it is, with the first examples.
+//! The things that a walk did not take, or an extraction did not make again: counted by part, with the first examples.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -6,12 +6,12 @@ use std::fmt::Display;
 /// Examples that are kept.
 const EXAMPLES: usize = 1000;
 
-/// What of an entry was left out.
+/// The part of an entry that was left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// All of it.
     Entry,
-    /// What lies in the directory.
+    /// The content of the directory.
     Content,
     /// Owner and group.
     Owner,
@@ -30,7 +30,7 @@ pub enum Part {
 pub struct Example {
     /// The entry.
     pub path: Vec<u8>,
-    /// What of it.
+    /// Part of the entry.
     pub part: Part,
     /// Why.
     pub why: String,

@@ -1,7 +1,7 @@
 //! Real directories on Linux: taken into a snapshot ([`walk`]) and made again from one ([`extract`]).
 //!
-//! Every entry is reached from a directory that is held open; no symbolic link is followed. What could not be taken or made again is
-//! counted and named ([`left_out`]), never passed over in silence.
+//! Every entry is reached from a directory that is held open; no symbolic link is followed. Things that could not be
+//! taken or made again are counted and named ([`left_out`]), never passed over in silence.
 
 pub mod beneath;
 pub mod extract;

@@ -19,7 +19,7 @@ struct Ids {
 }
 
 impl Names {
-    /// Reads `/etc/passwd` and `/etc/group`. What other sources know has no name here.
+    /// Reads `/etc/passwd` and `/etc/group`. Users and groups that only other sources know have no name here.
     pub fn of_host() -> Names {
         Names {
             users: Ids::read(Path::new("/etc/passwd")),

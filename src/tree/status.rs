@@ -1,4 +1,4 @@
-//! What the filesystem says of an entry: its status, and its extended attributes.
+//! The filesystem's facts about an entry: its status, and its extended attributes.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -28,7 +28,7 @@ pub struct Status {
     pub length: u64,
     /// Bytes that are allocated.
     pub allocated: u64,
-    /// Of a device: its number.
+    /// Number of a device.
     pub number: u64,
 }
 
@@ -81,7 +81,7 @@ impl Status {
     }
 }
 
-/// What has a status and extended attributes.
+/// The holder of a status and extended attributes.
 #[derive(Clone, Copy)]
 pub enum Holder<'a> {
     /// A file or directory that is open.

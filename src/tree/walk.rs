@@ -31,19 +31,19 @@ use crate::snapshot::writer::SnapshotWriter;
 const QUEUE: usize = 256;
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// What became of a walk.
+/// The result of a walk.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Taken {
-    /// What could not be read.
+    /// Things that could not be read.
     pub left_out: LeftOut,
     /// Files that changed while they were read.
     pub unstable: u64,
 }
 
-/// The paths of one file. Of several, the first one that can be read has the content.
+/// The paths of one file. The first of several that can be read has the content.
 type Paths = Vec<Vec<u8>>;
 
-/// What all threads share.
+/// The data that all threads share.
 struct Source<'a> {
     root: OwnedFd,
     names: Names,

@@ -1,4 +1,4 @@
-//! What every check works with, and what it finds: of a cluster, and of any other scope.
+//! The means and the findings of every check: of a cluster, and of any other scope.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -20,12 +20,12 @@ const LISTED_MAX: usize = 10_000;
 pub(super) struct Found {
     pub findings: Vec<Finding>,
     pub finding_count: u64,
-    /// What of that is not in the list, and about what.
+    /// Findings that the list does not have: their kind, their subject and their number.
     unlisted: Vec<(FindingKind, About, u64)>,
     pub warnings: Vec<String>,
-    /// What this version cannot check.
+    /// Subjects that this version cannot check.
     pub unread: Vec<About>,
-    /// Backups of lives that are not followed: whole or not, nothing is said of them.
+    /// Backups of lives that are not followed: the check judges none of them, whole or not.
     pub elsewhere: Vec<BackupId>,
 }
 
@@ -38,7 +38,7 @@ impl Found {
         }
     }
 
-    /// What every finding is about, listed or not.
+    /// Returns the kind and the subject of every finding, listed or not.
     pub fn abouts(&self) -> impl Iterator<Item = (FindingKind, &About)> {
         let listed = self.findings.iter().map(|f| (f.kind, &f.about));
         listed.chain(self.unlisted.iter().map(|(kind, about, _)| (*kind, about)))
@@ -62,7 +62,7 @@ pub(super) struct Check<'a> {
     pub threads: usize,
     found: Mutex<Found>,
     read: Mutex<Gathered>,
-    /// What was read and told already.
+    /// Portion that was read and that [`Check::take_read`] has returned.
     told: Mutex<Portion>,
     /// An object that was listed was not there any more.
     pub is_vanishing: AtomicBool,

@@ -1,4 +1,4 @@
-//! What damage costs: which backups, and which points of which timelines.
+//! The costs of damage: which backups, and which points of which timelines.
 
 use super::check::Found;
 use super::{About, FindingKind, Report, Work, oldest, wal};
@@ -59,11 +59,11 @@ pub(super) fn add_gaps(
         let mut at = paths.reach(target, first.start_lsn);
         loop {
             let from = SegmentNumber::of(at, work.size);
-            // Of one backup alone only its own WAL counts.
+            // A check of one backup alone counts only the WAL of that backup.
             if work.what.backup.is_some() && roots.iter().all(|(_, r)| r.stop_lsn <= at) {
                 break;
             }
-            // Of a segment that WAL ends in only a part is there.
+            // Only a part is stored of a segment in which WAL ends.
             let next = match paths.next_there(target, from) {
                 Some(next) if next == from => paths.next_there(target, from.next()),
                 next => next,
@@ -91,7 +91,8 @@ pub(super) fn add_gaps(
     }
 }
 
-/// What a receiver recorded as lost is missing also where nothing is stored behind it, so that no hole is to be seen.
+/// Adds findings for WAL that a receiver recorded as lost. It is missing also where nothing is stored after it, so that
+/// no hole is to be seen.
 fn recorded_gaps(
     work: &Work<'_>,
     survey: &Survey,
@@ -396,7 +397,7 @@ fn backup_costs(
     shorten(costs)
 }
 
-/// What it costs that replay cannot get through a segment, or not beyond a position in it.
+/// Returns the costs of a segment that replay cannot get through, or not beyond a position in it.
 fn segment_costs(
     work: &Work<'_>,
     survey: &Survey,

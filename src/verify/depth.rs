@@ -54,7 +54,7 @@ pub(super) enum Unit {
     Segment(TimelineId, SegmentNumber),
 }
 
-/// What is still to be read in a run, in order.
+/// The packs and segments that a run still has to read, in order.
 pub(super) struct Queue {
     units: VecDeque<Vec<Unit>>,
     /// Packs and segments of a step, at least.
@@ -65,7 +65,8 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Orders what is there, which [`crate::repo::portion::ReadBack::by_age`] has divided. Of one age, the newest backup comes first.
+    /// Orders the packs and segments that are there, which [`crate::repo::portion::ReadBack::by_age`] has divided.
+    /// Within one age, the newest backup comes first.
     pub fn new(ages: &[(Option<TimestampTz>, Portion)], budget: &Budget) -> Queue {
         let units: VecDeque<Vec<Unit>> = ages.iter().map(|(_, portion)| units(portion)).collect();
         let all = units.iter().map(Vec::len).sum::<usize>();

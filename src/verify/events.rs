@@ -12,7 +12,7 @@ pub(super) fn events(work: &Check<'_>) -> Result<()> {
     for listed in work.store.list(&work.scope.events())? {
         let subject = work.scope.subject(&listed.name);
         let events = event::read_all(work.store, &work.scope, &listed.name);
-        // Of whom it speaks is still there; only deletion has to wait.
+        // The subject of a damaged event is still there; only deletion has to wait.
         if let Some(events) = work.settle(events, &subject, About::Other)? {
             events.iter().for_each(|_| work.count(0));
             for forged in event::forged(&events) {

@@ -87,7 +87,8 @@ fn registrations(work: &Work<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What the repository keeps for those who may read it. Who forged it is a matter of `doctor`: the MAC key is not needed here.
+/// Checks the objects that the repository keeps for its recipients. `doctor` looks for forged ones: this check does not
+/// need the MAC key.
 fn recipients(work: &Work<'_>) -> Result<()> {
     let Some(id) = &work.what.repository.marker().key_set else {
         return Ok(());

@@ -1,4 +1,5 @@
-//! What lies where nothing should: keys that the format does not know, parts that no backup names, names that are no keys.
+//! Objects that lie where nothing should: keys that the format does not know, parts that no backup names, names that
+//! are no keys.
 
 use std::collections::BTreeMap;
 
@@ -138,7 +139,7 @@ fn wal(work: &Work<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What lies in one home of a timeline's segments.
+/// Checks the names in one home of a timeline's segments.
 fn home(work: &Work<'_>, timeline: TimelineId, home: &Home) -> Result<()> {
     let is_first = *home == work.layout.home(timeline, None);
     let log = |name: &str| match name.len() {
@@ -197,7 +198,7 @@ fn backup(work: &Check<'_>, id: &BackupId) -> Result<()> {
 fn unnamed<R: Needs>(work: &Check<'_>, catalog: &Catalog<R>) {
     let is_unreadable = |s: &Subject<R>| matches!(s.manifest, Manifest::Unreadable(_));
     if catalog.ids.values().any(is_unreadable) {
-        // What it names is not known.
+        // The parts that an unreadable root names are not known.
         return;
     }
     let mut layers: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();

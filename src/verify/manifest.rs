@@ -1,8 +1,8 @@
 //! Every file of a backup against PostgreSQL's own manifest: its size, and its CRC-32C computed anew from the frames.
 //!
-//! Frames come in the order in which the server sent the files, and so does the manifest, so that few files are open on both sides
-//! at any time; whoever runs ahead waits. Where the two orders differ too much the sums are left alone, and that is said: the chain
-//! of hashes has proven every byte all the same.
+//! Frames come in the order in which the server sent the files, and so does the manifest. Few files are therefore open
+//! on both sides at any time; the side that runs ahead waits. If the two orders differ too much, the check leaves the
+//! sums alone and reports that. The chain of hashes has proven every byte all the same.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -32,7 +32,7 @@ struct Stretch {
 struct File {
     /// Size and sum by the manifest.
     expected: Option<(u64, u32)>,
-    /// What came of it, ascending, neighbours joined.
+    /// Stretches of it that came from frames, ascending, neighbours joined.
     stretches: Vec<Stretch>,
 }
 
@@ -55,7 +55,7 @@ pub(super) struct Join {
     changed: Condvar,
 }
 
-/// What the comparison came to.
+/// The result of the comparison.
 pub(super) struct Compared {
     /// Files that are wrong, and how; at most a thousand.
     pub wrong: Vec<String>,

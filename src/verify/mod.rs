@@ -46,11 +46,11 @@ use oldest::OfCluster;
 use record::{Recorder, damaged_backups};
 use wal::Extent;
 
-/// What is to be checked.
+/// A check of one cluster in one repository.
 pub struct Verify<'a> {
-    /// Where.
+    /// Repository that holds the cluster.
     pub repository: &'a Repository,
-    /// Whose.
+    /// Registration of the cluster.
     pub registration: &'a Registration,
     /// This backup only, with the WAL that it needs.
     pub backup: Option<BackupId>,
@@ -62,7 +62,7 @@ pub struct Verify<'a> {
     pub host: &'a Host,
 }
 
-/// What kind of thing was found.
+/// The kind of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FindingKind {
     /// An object fails a check.
@@ -96,7 +96,7 @@ impl FindingKind {
     }
 }
 
-/// What a finding is about, as far as it decides what it costs.
+/// The subject of a finding, as far as it decides the costs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum About {
     /// This backup.
@@ -114,25 +114,25 @@ enum About {
 /// Damage, or a gap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// What kind of thing.
+    /// Kind of the finding.
     pub kind: FindingKind,
     /// The object's key; of a gap the segments.
     pub object: String,
-    /// What is wrong.
+    /// Description of the fault.
     pub detail: String,
-    /// What it costs: backups and points that are lost. Empty = recovery needs nothing of it.
+    /// Costs: backups and points that are lost. Empty = recovery needs nothing of it.
     pub costs: Vec<String>,
     about: About,
 }
 
-/// What was found.
+/// The result of a check.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// Damage and gaps, by object; at most 10 000.
     pub findings: Vec<Finding>,
     /// How many there are.
     pub finding_count: u64,
-    /// What is odd but costs nothing; at most 10 000.
+    /// Oddities that cost nothing; at most 10 000.
     pub warnings: Vec<String>,
     /// Objects that were read.
     pub object_count: u64,
@@ -194,7 +194,7 @@ impl Verify<'_> {
             let report = cost::report(work, &survey, &paths, &chosen);
             return Ok(self.record(&survey, report));
         }
-        // What is missing may have been expired meanwhile: only what is still there, or still needed, counts.
+        // Expiry may have deleted missing objects meanwhile: only objects that are still there, or still needed, count.
         let survey = Survey::read(self.repository, self.registration)?;
         let mut paths = Paths::new(&survey);
         paths.trust_all();
@@ -354,7 +354,7 @@ impl Verify<'_> {
     }
 }
 
-/// What is said of backups that carry no proof.
+/// Returns the warning about backups that carry no proof.
 fn unproven(count: u64) -> String {
     let (backups, their, them) = match count {
         1 => ("backup has", "its", "it"),
@@ -388,7 +388,7 @@ fn events_of<'a>(survey: &'a Survey, subject: &str) -> &'a [Recorded] {
         .map_or(&[], |s| s.events.as_slice())
 }
 
-/// What the checks of a cluster share.
+/// The data that the checks of a cluster share.
 struct Work<'a> {
     what: &'a Verify<'a>,
     check: Check<'a>,

@@ -60,7 +60,7 @@ pub(super) fn read<R: Needs>(
             content.packs(id, packs)?;
         }
         recorder.record_read(check);
-        // What is wrong with a pack concerns every backup that names it.
+        // A fault of a pack concerns every backup that names the pack.
         let failed = Portion::of_packs(&portion.packs).minus(&check.told());
         for (id, packs) in others(catalog, &failed, &divided) {
             content.packs(id, &packs)?;
@@ -107,7 +107,8 @@ fn others<'c, R: Needs>(
     all.collect()
 }
 
-/// Whether everything that a backup needs by itself was read back at some time. What is stored of a segment that is not whole is read by every run.
+/// Returns whether everything that a backup needs by itself was read back at some time. Every run reads the stored
+/// parts of a segment that is not whole.
 pub(super) fn was_read(survey: &Survey, paths: &Paths<'_>, root: &Root, read: &Portion) -> bool {
     let packs = Portion::of_packs(&root.packs);
     let size = survey.segment_size;

@@ -22,7 +22,8 @@ const LISTED_MAX: usize = 20;
 pub(super) enum Chosen<'a> {
     /// Every byte of each.
     All,
-    /// Of each what says where its frames are: that shows that it is there, in its length, and the one that the map means.
+    /// The directory of each, which says where its frames are. It shows that the pack is there, in its length, and the
+    /// one that the map means.
     Directories,
     /// Every byte of these; nothing of others.
     Only(&'a Parts),
@@ -50,7 +51,7 @@ pub(super) struct Nothing;
 
 impl Inspect for Nothing {}
 
-/// Reads every block of every layer, so that what is wrong is said of the object that it is in.
+/// Reads every block of every layer, so that a finding names the object that has the fault.
 pub(super) fn check_layers(work: &Check<'_>, root: &SnapshotRoot<'_>) -> Result<bool> {
     let mut is_sound = true;
     let mut known: BTreeMap<&PartName, u64> = BTreeMap::new();
@@ -101,7 +102,7 @@ pub(super) fn mapped_bytes(work: &Check<'_>, snapshot: &Snapshot<'_>) -> Result<
     Ok(mapped)
 }
 
-/// What the threads that read packs share.
+/// The data that the threads that read packs share.
 struct Shared<'a> {
     work: &'a Check<'a>,
     root: SnapshotRoot<'a>,
@@ -113,9 +114,10 @@ struct Shared<'a> {
     is_incomplete: AtomicUsize,
 }
 
-/// Reads packs. `false` where something is missing, which is said then, or where not every byte was to be read.
+/// Reads packs. Returns `false` where something is missing, which the check then reports, or where not every byte was
+/// to be read.
 ///
-/// Where all are read, what they hold is compared with the bytes that the map expects.
+/// If all are read, the bytes that they hold are compared with the bytes that the map expects.
 pub(super) fn read_packs(
     work: &Check<'_>,
     root: SnapshotRoot<'_>,

@@ -21,11 +21,11 @@ use crate::repo::scope::Scope;
 use crate::repo::source;
 use crate::snapshot::reader::{Snapshot, SnapshotRoot};
 
-/// What is to be checked.
+/// A check of one aux scope in one repository.
 pub struct VerifyScope<'a> {
-    /// Where.
+    /// Repository that holds the scope.
     pub repository: &'a Repository,
-    /// Whose.
+    /// Scope to check.
     pub scope: &'a Scope,
     /// How much is read.
     pub depth: Depth,
@@ -85,7 +85,8 @@ impl VerifyScope<'_> {
         }
     }
 
-    /// What is missing may have been expired meanwhile: only what is still there, or still needed, counts.
+    /// Reads the catalog again: expiry may have deleted the missing objects meanwhile. Only objects that are still
+    /// there, or still needed, count.
     fn read_again(&self, check: &Check<'_>) -> Result<Catalog<AuxBackup>> {
         let catalog = self.read()?;
         check.forget(|about| match about {

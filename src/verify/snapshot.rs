@@ -154,7 +154,7 @@ fn foreign_tail(
         major: root.content.major,
     };
     let repository = work.what.repository;
-    // What is damaged or cannot be read is found where the WAL is checked.
+    // The check of the WAL finds the damaged segments and those that cannot be read.
     let is_own = stored_wal::has_prefix(repository, layout, &segment, (length_bytes, hash))?;
     Ok((!is_own).then_some(name))
 }
@@ -196,7 +196,7 @@ fn server_manifest(work: &Work<'_>, root: &BackupRoot) -> Result<Option<Containe
     }
 }
 
-/// What the threads that read packs look for in a cluster's files.
+/// The inspection of a cluster's files by the threads that read packs.
 struct Files<'a> {
     work: &'a Work<'a>,
     root: &'a BackupRoot,

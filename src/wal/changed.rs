@@ -31,7 +31,7 @@ pub type ForkName = (u32, u32, u32, u8);
 /// Why WAL does not tell what changed.
 pub type Problem = String;
 
-/// What changed of one fork.
+/// The changes of one fork.
 #[derive(Debug, Default, Clone)]
 struct ForkChanges {
     /// First block and length.
@@ -58,7 +58,7 @@ pub struct Changed {
     gap: u32,
 }
 
-/// What to read of one file of a fork, in blocks from its start.
+/// The blocks to read of one file of a fork, counted from the start of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
     /// Ascending, without overlap.
@@ -126,7 +126,7 @@ impl Changed {
     /// Adds what the index of a segment tells.
     ///
     /// # Errors
-    /// Where the index does not tell everything.
+    /// A [`Problem`] if the index does not tell everything.
     pub fn add_index(
         &mut self,
         blocks: &Blocks,
@@ -235,7 +235,8 @@ impl Changed {
             || self.tablespaces.contains(&spc)
     }
 
-    /// What to read of a file: blocks that WAL names, blocks from a limit on, and those that the prior has not. [`Changed::settle`] comes before.
+    /// Returns the blocks to read of a file: blocks that WAL names, blocks from a limit on, and blocks that the prior
+    /// lacks. The caller calls [`Changed::settle`] first.
     pub fn wanted(&self, segment: &Segment) -> Wanted {
         let changes = self.forks.get(&segment.fork);
         let known = changes.and_then(|c| c.limit).map(u64::from);
@@ -354,7 +355,7 @@ impl<'c> Decoder<'c> {
     /// Ends the segment.
     ///
     /// # Errors
-    /// Where its records do not tell everything.
+    /// A [`Problem`] if its records do not tell everything.
     pub fn end(&mut self) -> Result<SegmentSummary, Problem> {
         let summary = self.feeder.end();
         match self.sink.problem.take() {
@@ -382,7 +383,7 @@ impl Sink for Records<'_> {
 /// Adds what a record changes.
 ///
 /// # Errors
-/// Where it does not tell everything.
+/// A [`Problem`] if the record does not tell everything.
 pub fn add_record(changed: &mut Changed, record: &Record<'_>) -> Result<(), Problem> {
     let unknown = || format!("the record at {} cannot be understood", record.start_lsn);
     let body = record.body().map_err(|_| unknown())?;

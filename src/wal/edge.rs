@@ -38,7 +38,7 @@ impl Prefix {
         }
     }
 
-    /// What was kept.
+    /// Returns the bytes that were kept.
     pub fn bytes(&self) -> &[u8] {
         self.bytes
             .get(..usize::from(self.length))
@@ -52,7 +52,7 @@ impl fmt::Debug for Prefix {
     }
 }
 
-/// What lies of other records at the two ends of a segment.
+/// The first bytes of the records that cross the two ends of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Edges {
     /// First bytes here of the record that reaches in from before.
@@ -61,7 +61,10 @@ pub struct Edges {
     pub tail: Prefix,
 }
 
-/// What the record is of which `tail` holds the beginning, `tail_length` bytes in all, and `head` the rest, as far as their first bytes tell.
+/// Returns the kind of a record that crosses from one segment into the next, as far as its first bytes tell.
+///
+/// `tail` has the first bytes of its beginning, which is `tail_length` bytes long; `head` has the first bytes of its
+/// rest.
 pub fn crossing(tail: &Prefix, tail_length: u32, head: &Prefix) -> Crossing {
     let mut bytes = tail.bytes().to_vec();
     if usize::try_from(tail_length) == Ok(bytes.len()) {

@@ -1,4 +1,5 @@
-//! What a plan asks of archived WAL, as plain data: which segments there are, what each of them says, which records decide.
+//! The facts that a plan asks of archived WAL, as plain data: which segments there are, what each of them says, which
+//! records decide.
 //!
 //! The questions are a trait, so that the planner does no I/O: `rollup` answers them from a repository, tests from memory.
 
@@ -22,16 +23,16 @@ pub mod flag {
     pub const PARAMETERS: u16 = 1 << 10;
 }
 
-/// What the index of a segment says, reduced to what plans need. LSNs are 0/0 where there is none.
+/// The facts from the index of a segment, reduced to the needs of plans. LSNs are 0/0 where there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
     /// First position of the segment.
     pub start_lsn: Lsn,
     /// Bits of [`super::index::flag`] and [`flag`].
     pub flags: u16,
-    /// What becomes of the record that reaches in from before.
+    /// Fate of the record that reaches in from before.
     pub head_end: HeadEnd,
-    /// What the record is that continues in the next segment.
+    /// Class of the record that continues in the next segment.
     pub tail_class: TailClass,
     /// Bytes of the head that lie here.
     pub head_length: u32,
@@ -51,7 +52,7 @@ pub struct Facts {
     pub last_complete: Lsn,
     /// Its end.
     pub last_complete_end: Lsn,
-    /// Where valid WAL ends.
+    /// End of the valid WAL.
     pub valid_end: Lsn,
     /// Commits inside.
     pub commits: u32,
@@ -61,7 +62,7 @@ pub struct Facts {
     pub times: (TimestampTz, TimestampTz),
     /// Smallest and largest xid of a transaction end inside, as plain numbers.
     pub xids: (u32, u32),
-    /// What joins the segment to the one before it.
+    /// Link that joins the segment to the one before it.
     pub link: Brief,
 }
 
@@ -97,7 +98,7 @@ impl Facts {
     }
 }
 
-/// What the record is that begins in a segment and ends in a later one.
+/// The kind of the record that begins in a segment and ends in a later one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Crossing {
     /// There is none, or it decides nothing.
@@ -124,13 +125,13 @@ pub enum Crossing {
 pub struct Entry {
     /// Its LSN.
     pub start: Lsn,
-    /// Where it ends (EndRecPtr).
+    /// End of the record (EndRecPtr).
     pub end: Lsn,
-    /// What it is.
+    /// Kind of the record.
     pub kind: EntryKind,
 }
 
-/// What a record is.
+/// The kind of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EntryKind {
     /// It ends a transaction, prepared ones too.
@@ -190,10 +191,10 @@ pub trait Wal {
         Ok(())
     }
 
-    /// What the index of a segment says.
+    /// Returns the facts from the index of a segment.
     fn facts(&self, name: SegmentName) -> Result<Facts>;
 
-    /// What the record is that begins in `name` and ends in `next`, the segment that follows on the path.
+    /// Returns the kind of the record that begins in `name` and ends in `next`, the segment that follows on the path.
     fn crossing(&self, name: SegmentName, next: Option<SegmentName>) -> Result<Crossing>;
 
     /// Whether a transaction of this xid may end inside the segment; false is certain.
@@ -224,7 +225,7 @@ pub trait Wal {
     /// As [`Wal::has_hash`].
     fn has_prefix(&self, name: SegmentName, length_bytes: u64, hash: RawHash) -> Result<bool>;
 
-    /// Makes sure that what was said of a segment is still what is stored.
+    /// Makes sure that the facts returned for a segment still match the stored segment.
     ///
     /// # Errors
     /// As [`Wal::facts`].

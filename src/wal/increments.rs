@@ -42,7 +42,8 @@ pub fn longest(start: Lsn, ranges: &[LsnRange]) -> Vec<LsnRange> {
     }
 }
 
-/// What is missing between the longest run from `start` on and increments that lie behind it.
+/// Returns the hole between the longest run from `start` on and the increments after it; `None` where no increment
+/// follows.
 pub fn hole(start: Lsn, ranges: &[LsnRange]) -> Option<LsnRange> {
     let reach = longest(start, ranges).last().map_or(start, |p| p.end);
     let behind = ranges.iter().filter(|r| r.start > reach);
@@ -69,7 +70,7 @@ impl Run {
         Ok((!pieces.is_empty()).then_some(Run { segment, pieces }))
     }
 
-    /// Where it ends.
+    /// Returns the end of the run.
     pub fn end(&self) -> Lsn {
         self.pieces.last().map_or(Lsn(0), |p| p.end)
     }
@@ -85,7 +86,7 @@ impl Run {
         &self.pieces
     }
 
-    /// Streams its bytes, one increment at a time. What overlaps must agree.
+    /// Streams its bytes, one increment at a time. Increments must agree where they overlap.
     ///
     /// The last bytes of an increment reach the sink before its hash is known: the sink's work must not become visible before this returns
     /// `Ok`.
@@ -99,7 +100,7 @@ impl Run {
         sink: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
         let mut at = self.segment.range()?.start;
-        // Of the increment before: its key and the hash of what the next one repeats.
+        // The key of the increment before, and the hash of the bytes that the next one repeats.
         let mut repeated: Option<(Key, blake3::Hash)> = None;
         for (number, piece) in self.pieces.iter().enumerate() {
             let next = self.pieces.get(number + 1).map_or(piece.end, |p| p.start);
@@ -230,7 +231,7 @@ mod tests {
                 &[(100, 120), (100, 150), (120, 130), (150, 160)],
                 &[(100, 150), (150, 160)],
             ),
-            // Of two that overlap the run the farther one is taken.
+            // If two increments overlap the run, the one that reaches farther is taken.
             (
                 &[(100, 120), (110, 125), (115, 140)],
                 &[(100, 120), (115, 140)],

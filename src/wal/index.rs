@@ -34,7 +34,7 @@ pub mod flag {
     pub const UNDECODED: u64 = 128;
 }
 
-/// What becomes of the record that reaches into the segment from before.
+/// The fate of the record that reaches into the segment from before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadEnd {
     /// There is none.
@@ -47,7 +47,7 @@ pub enum HeadEnd {
     Abandoned = 3,
 }
 
-/// What the record is that continues in the next segment.
+/// The class of the record that continues in the next segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TailClass {
     /// Its header is not whole here, or it was not kept.
@@ -71,7 +71,7 @@ pub struct Commit {
     pub time: TimestampTz,
 }
 
-/// What the summary says about transaction ends inside; absent when there are none.
+/// The summary's facts about transaction ends inside; absent when there are none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ends {
     /// Smallest time of any of the four kinds of transaction ends.
@@ -101,9 +101,9 @@ pub struct Summary {
     pub last_timeline: u32,
     /// Bytes at the start that belong to an earlier record.
     pub head_length: u32,
-    /// What the first page says is missing of it.
+    /// Bytes that the first page says are missing of it.
     pub head_remaining: u32,
-    /// What becomes of it.
+    /// Fate of that record.
     pub head_end: HeadEnd,
     /// First record that begins here and its `xl_prev` (0/0 where its header is cut by the segment's end).
     pub first_record: Option<(Lsn, Lsn)>,
@@ -115,9 +115,9 @@ pub struct Summary {
     pub tail_length: u32,
     /// Its whole length.
     pub tail_total: u32,
-    /// What it is.
+    /// Class of that record.
     pub tail_class: TailClass,
-    /// Where valid WAL ends.
+    /// End of the valid WAL.
     pub valid_end: Lsn,
     /// Records inside.
     pub records: u64,
@@ -398,7 +398,7 @@ pub enum WalEvent {
     },
     /// A record was abandoned and overwritten.
     OverwrittenContrecord {
-        /// Where it began.
+        /// Start of the abandoned record.
         lsn: Lsn,
     },
     /// A relation file was dropped, truncated or created.

@@ -191,7 +191,7 @@ fn end_at(summary: &mut Summary, end: Lsn, last: Option<(Lsn, Lsn)>) {
     summary.tail_class = TailClass::Unknown;
 }
 
-/// What the record is whose first bytes these are.
+/// Returns the class of the record that begins with these bytes.
 fn tail_class(bytes: &[u8]) -> TailClass {
     let Some(header) = RecordHeader::read(bytes) else {
         return TailClass::Unknown;
@@ -208,7 +208,7 @@ fn tail_class(bytes: &[u8]) -> TailClass {
     }
 }
 
-/// What the records of a segment add up to.
+/// The collected facts about the records of a segment.
 struct Collected {
     flags: u64,
     records: u64,

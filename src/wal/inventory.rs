@@ -1,7 +1,8 @@
-//! What a repository holds of one cluster, as plain data: the input of every plan.
+//! The inventory of one cluster in a repository, as plain data: the input of every plan.
 //!
-//! Read anew each time: backups from their roots, timelines and segments from listings, never from a cache. What cannot be
-//! read or is damaged is listed as such; an error of the repository itself ends the reading, for it is no answer.
+//! Each inventory is read anew: backups from their roots, timelines and segments from listings, never from a cache. It
+//! lists objects that cannot be read or are damaged as such. An error of the repository itself ends the reading, for it
+//! is no answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,13 +39,13 @@ const LISTERS: usize = 4;
 /// Everything a plan needs to know.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inventory {
-    /// Where the repository is, without secrets.
+    /// Location of the repository, without secrets.
     pub repository: String,
     /// The repository's identity.
     pub repository_uuid: String,
     /// Cluster name.
     pub cluster: String,
-    /// Of pg_control.
+    /// System identifier, as in `pg_control`.
     pub system_identifier: u64,
     /// PostgreSQL major at registration.
     pub major: u32,
@@ -77,9 +78,9 @@ pub struct Backup {
     pub id: BackupId,
     /// Full or incremental.
     pub kind: BackupKind,
-    /// What the operator called it.
+    /// Label that the operator gave it.
     pub label: String,
-    /// Where replay begins.
+    /// Start of replay.
     pub start_lsn: Lsn,
     /// End of the WAL that the backup needs.
     pub stop_lsn: Lsn,
@@ -107,9 +108,9 @@ pub struct Backup {
     pub tablespaces: Vec<Tablespace>,
     /// Packs that it needs.
     pub packs: Parts,
-    /// What was proven of its WAL when it was taken; none in backups of before.
+    /// Proof of its WAL from the time of the backup; none in backups of earlier pitr versions.
     pub wal_proof: Option<WalProof>,
-    /// What is wrong with its pages or objects, or what it lacks; none = nothing is known to be.
+    /// Known damage of its pages or objects, or what it lacks; none = no damage is known.
     pub damage: Option<String>,
     /// Whether databases lie in it without their content.
     pub is_partial: bool,
@@ -134,7 +135,7 @@ pub struct Pin {
     pub until: Option<TimestampTz>,
     /// When it was made.
     pub time: TimestampTz,
-    /// Where.
+    /// Host on which it was made.
     pub host: String,
 }
 
@@ -260,11 +261,11 @@ impl Reduced for Read {
 pub struct Unreadable {
     /// Its id.
     pub id: BackupId,
-    /// What is wrong.
+    /// Reason why its root cannot be read.
     pub problem: String,
 }
 
-/// What is archived of a timeline.
+/// The archived history and WAL of a timeline.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Timeline {
     /// Its history.
@@ -328,7 +329,7 @@ impl Timeline {
         self.segments.is_empty() && self.tails.is_empty()
     }
 
-    /// Where WAL is known to be lost in `range`, if it is.
+    /// Returns the first range of WAL known to be lost that overlaps `range`; `None` where no such range does.
     pub fn lost_in(&self, range: LsnRange) -> Option<LsnRange> {
         let overlaps = |l: &&LsnRange| l.start < range.end && range.start < l.end;
         self.lost.iter().find(overlaps).copied()
@@ -341,7 +342,7 @@ pub enum HistoryFile {
     /// There is none.
     #[default]
     Absent,
-    /// What it says.
+    /// The content of the file.
     Known(History),
     /// It cannot be read, for this reason.
     Damaged(String),
@@ -433,7 +434,7 @@ impl Inventory {
         })
     }
 
-    /// Where the objects of the cluster lie.
+    /// Returns the layout of the cluster's objects.
     ///
     /// # Errors
     /// `Usage` for an impossible cluster name.
@@ -747,7 +748,7 @@ fn read_tails(
     Ok(())
 }
 
-/// What `gap` events tell, as far as it did not come after all.
+/// Adds the WAL that `gap` events report as lost, apart from WAL that arrived after all.
 fn read_lost(
     repository: &Repository,
     layout: &ClusterLayout,

@@ -32,7 +32,7 @@ pub fn of_any(
     Ok(names.last_whole()?.max(names.last_part()?))
 }
 
-/// What the homes of a timeline have, one level deep.
+/// The directories in the homes of a timeline, one level deep.
 struct Names<'a> {
     repository: &'a Repository,
     layout: &'a ClusterLayout,

@@ -24,7 +24,7 @@ use crate::store::{Key, Store};
 /// A record's header, with the page header that may stand inside of it.
 const HEADER_BYTES: u64 = 48;
 
-/// What a segment's writer knew of the segment before.
+/// The knowledge that a segment's writer had of the segment before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Before {
     /// It was not at hand.
@@ -78,7 +78,7 @@ impl Link {
             (0, _) => Before::Unknown,
             (1, Some(timeline)) => Before::Known(timeline, Mark(mark)),
             (2, _) => Before::Nothing,
-            // What a later version knows besides joins nothing here.
+            // A kind that only a later version knows joins nothing here.
             _ => Before::Unknown,
         };
         Ok(Link {
@@ -87,8 +87,8 @@ impl Link {
         })
     }
 
-    /// Reads the link of a segment; [`Link::NONE`] where it was stored before there were links. Where the container cannot be read for want of
-    /// a key, the marks are the keyed ones.
+    /// Reads the link of a segment; [`Link::NONE`] where it was stored before there were links. If the container cannot
+    /// be read for want of a key, the marks are the keyed ones.
     ///
     /// # Errors
     /// `Damaged`.
@@ -114,10 +114,11 @@ impl Link {
         container.map(read).transpose()
     }
 
-    /// What stays plain of it in an encrypted repository; `keyed` gives the keyed hash of a mark.
+    /// Returns the facts of the link that stay plain in an encrypted repository; `keyed` gives the keyed hash of a
+    /// mark.
     ///
     /// # Errors
-    /// What `keyed` returns.
+    /// Errors of `keyed`.
     pub fn facts(
         &self,
         keyed: &dyn Fn(&[u8; 32]) -> Result<[u8; 32]>,
@@ -170,9 +171,11 @@ impl LinkFacts {
     }
 }
 
-/// Where the last WAL of a segment ends that the next one continues, as an offset in it; `None` where that is not known.
+/// Returns the offset at which the last WAL of a segment ends that the next one continues; `None` where it is not
+/// known.
 ///
-/// A record that reaches into the next segment makes it the segment's end; else it is the header of the last record: behind a switch record there is nothing.
+/// The offset is the segment's end if a record reaches into the next segment. Otherwise it is the end of the last
+/// record's header: nothing follows a switch record.
 pub fn own_end(summary: &Summary, size: SegmentSize) -> Option<u64> {
     if summary.has(flag::DAMAGED | flag::ENDS_INSIDE | flag::UNDECODED) {
         return None;
@@ -184,7 +187,7 @@ pub fn own_end(summary: &Summary, size: SegmentSize) -> Option<u64> {
     }
 }
 
-/// What a segment says of where the last WAL of the one before ends.
+/// The end of the last WAL in the segment before, by what a segment says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndBefore {
     /// Not known.
@@ -195,9 +198,9 @@ pub enum EndBefore {
     At(u64),
 }
 
-/// Where the last WAL of the segment before ends, by what its successor says.
+/// Returns the end of the last WAL in the segment before, by what its successor says.
 pub fn end_before(summary: &Summary, size: SegmentSize) -> EndBefore {
-    // What a damaged segment says of its first record is not to be believed.
+    // A damaged segment is no evidence of its first record.
     if summary.has(flag::DAMAGED | flag::UNDECODED) {
         return EndBefore::Unknown;
     }
@@ -345,7 +348,8 @@ mod tests {
                     let seen = end_before(two, size);
                     assert_eq!(seen, EndBefore::At(own.unwrap()), "{left} {is_switch}");
                 }
-                // Where the edge cuts a switch record the segment behind holds nothing but its end, and is whole all the same.
+                // If the edge cuts a switch record, the next segment holds nothing but its end, and is whole all the
+                // same.
                 let is_cut = is_switch && matches!(left, 8 | 16);
                 let second = found.get(1).unwrap();
                 assert!(second.has(flag::SWITCH) && !second.has(flag::ENDS_INSIDE));

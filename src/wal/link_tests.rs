@@ -1,4 +1,4 @@
-//! Where the last WAL before a border ends, as each side of the border tells it: one fact at a time.
+//! Tests of the end of the last WAL before a border, as each side of the border tells it: one fact at a time.
 
 use super::index::{HeadEnd, Summary, TailClass, flag};
 use super::link::{EndBefore, end_before, own_end};

@@ -180,7 +180,7 @@ impl Path {
     ) -> Option<(SegmentNumber, SegmentNumber)> {
         let from = SegmentNumber::of(self.reach(start, held), self.size);
         match self.next_there(from, held)? {
-            // Of the segment in which it begins a part is there.
+            // Only a part is stored of the segment in which the hole begins.
             next if next == from => Some((from, self.next_there(from.next(), held)?)),
             next => Some((from, next)),
         }

@@ -6,7 +6,7 @@ use crate::repo::container::{Container, Kind};
 use crate::repo::layout::ClusterLayout;
 use crate::store::Store;
 
-/// What lies under the key of a segment.
+/// The state of the object under the key of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Presence {
     /// The whole segment, durably.

@@ -1,6 +1,7 @@
-//! What is stored of a segment that is not stored whole: increments, a partial, or both; and how far its WAL is valid.
+//! The remnant of a segment that is not stored whole: increments, a partial, or both; and how far its WAL is valid.
 //!
-//! It counts as a segment that ends inside, behind its last whole record. Found by reading all of it: nothing stored says it.
+//! A remnant counts as a segment that ends inside, after its last whole record. pitr reads all of it to find that end:
+//! no stored object gives it.
 
 use super::increment::{self, OpenSegment};
 use super::increments::{self, Run};
@@ -67,7 +68,7 @@ impl Remnant {
         &self.index
     }
 
-    /// Where its last whole record ends; the segment's start when there is none.
+    /// Returns the end of its last whole record; the segment's start when there is none.
     pub fn valid_end(&self) -> Lsn {
         self.index.summary.valid_end
     }
@@ -87,7 +88,7 @@ impl Remnant {
         self.is_complete || !self.index.summary.has(flag::ENDS_INSIDE)
     }
 
-    /// What it is read from, for people.
+    /// Returns the name of its source, for people.
     pub fn kind(&self) -> &'static str {
         match self.source {
             Source::Run(_) => "increments",
@@ -106,7 +107,8 @@ impl Remnant {
     /// Streams its valid bytes, with zeros up to the end of their last page.
     ///
     /// # Errors
-    /// `Damaged` when an object is; what `sink` returns. What the sink was given must not become visible then.
+    /// `Damaged` when an object is damaged; errors of `sink`. After an error, the bytes that `sink` received must not
+    /// become visible.
     pub fn read_pages(
         &self,
         repository: &Repository,
@@ -267,7 +269,7 @@ impl Reading<'_> {
         open().map(Some).map_err(|e| context(key, e))
     }
 
-    /// Where both are valid they must be the same bytes.
+    /// Checks that both have the same bytes as far as both are valid.
     fn compare(&self, streamed: &Remnant, partial: &Remnant) -> Result<()> {
         let until = streamed.valid_end().min(partial.valid_end());
         let hash = |source: &Source| -> Result<blake3::Hash> {
@@ -384,7 +386,7 @@ impl<'a> Decoding<'a> {
     fn finish(mut self, is_partial: bool) -> Result<SegmentIndex> {
         let page = usize::try_from(PAGE).unwrap_or(usize::MAX);
         if self.indexer.is_none() && self.rest.len() < LONG_HEADER {
-            // Not even the header of its first page: nothing can be said, and nothing is there.
+            // Not even the header of its first page is there: nothing is known of the segment, and it counts as empty.
             let mut index = SegmentIndex::nothing(self.whole.start);
             empty(&mut index, self.whole.start);
             return Ok(index);
@@ -546,7 +548,7 @@ mod tests {
             assert!(self.repository.store().delete(key).unwrap());
         }
 
-        /// Where the last record ends that is whole in the first `length` bytes.
+        /// Returns the end of the last record that is whole in the first `length` bytes.
         fn expected(&self, length: usize) -> usize {
             let whole = |e: &&usize| **e <= length;
             self.ends.iter().rev().find(whole).copied().unwrap_or(0)

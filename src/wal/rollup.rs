@@ -1,8 +1,9 @@
 //! Answers what plans ask of archived WAL: from the indexes of segments, a local cache of them, and decoded bodies.
 //!
-//! Indexes prune: they are read once, many at a time, and kept under `cache_dir` by repository, key, size and time. Bodies prove:
-//! a scan reads a segment whole, checks its hash, and decodes it; it also compares what was cached, and a difference is told by
-//! [`Rollup::has_changed`], so that the plan is made again. Who carries a plan out has the ends of all that it needs compared first.
+//! Indexes prune: they are read once, many at a time, and kept under `cache_dir` by repository, key, size and time.
+//! Bodies prove: a scan reads a segment whole, checks its hash, and decodes it. The scan also compares the cached
+//! facts: [`Rollup::has_changed`] reports a difference, so that the plan is made again. Before a command carries a plan
+//! out, it has the ends of all segments that the plan needs compared.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -52,7 +53,7 @@ pub struct Rollup<'a> {
     repository: &'a Repository,
     inventory: &'a Inventory,
     layout: ClusterLayout,
-    /// Where the cache of this cluster is; none = no cache.
+    /// Directory of this cluster's cache; none = no cache.
     directory: Option<PathBuf>,
     tables: Mutex<BTreeMap<TimelineId, Table>>,
     /// Segments of which only a part is stored, as they were when they were first asked for: they grow.
@@ -65,13 +66,13 @@ pub struct Rollup<'a> {
 /// Whether segments have hashes.
 type Hashes = BTreeMap<(SegmentName, RawHash), bool>;
 
-/// What there is of a segment.
+/// The stored form of a segment.
 enum Stored {
     Whole(Box<Container>),
     Tail(Arc<Remnant>),
 }
 
-/// What is known of one timeline's segments.
+/// The known facts of one timeline's segments.
 #[derive(Default)]
 struct Table {
     rows: Rows,
@@ -124,13 +125,13 @@ impl<'a> Rollup<'a> {
         })
     }
 
-    /// Whether a stored segment was found to differ from what had been said of it: what was concluded must be concluded again.
-    /// Asking clears it.
+    /// Returns whether a stored segment was found to differ from its known facts: plans made from those facts must be
+    /// made again. The call clears the answer.
     pub fn has_changed(&self) -> bool {
         self.changed.swap(false, Ordering::Relaxed)
     }
 
-    /// Lets go of what is known of a segment: who asks for it next hears what the store says.
+    /// Forgets the facts of a segment: the next query reads them from the store.
     ///
     /// # Errors
     /// `Internal` when a thread panicked.
@@ -230,7 +231,7 @@ impl<'a> Rollup<'a> {
         open().map_err(|e| e.context(format!("segment \"{name}\"")))
     }
 
-    /// What there is of a segment: one of which only a part was listed may be whole by now.
+    /// Returns the stored form of a segment. A segment of which only a part was listed may be whole by now.
     fn stored(&self, name: SegmentName) -> Result<Stored> {
         if self.is_whole(name)? {
             return self.open(name).map(|c| Stored::Whole(Box::new(c)));
@@ -305,7 +306,7 @@ impl<'a> Rollup<'a> {
         })
     }
 
-    /// Puts a row that was read anew in the place of what was said before.
+    /// Puts a row that was read anew in the place of the known one.
     fn replace(&self, name: SegmentName, row: Row) -> Result<()> {
         self.with_table(name.timeline, |table| {
             let old = table.rows.get(row.number);
@@ -402,7 +403,7 @@ fn facts_of(summary: &Summary, xids_recorded: bool, events: Option<&[(Lsn, WalEv
     }
 }
 
-/// Where the restore points are in the events of a segment.
+/// Returns the restore points among the events of a segment.
 fn points_in(events: Vec<(Lsn, WalEvent)>) -> Vec<NamedPoint> {
     let point = |(lsn, event)| match event {
         WalEvent::RestorePoint { time, name } => Some(NamedPoint { lsn, time, name }),
@@ -582,7 +583,7 @@ impl Wal for Rollup<'_> {
     }
 }
 
-/// What reading many indexes came to, ascending by number.
+/// The result of reading many indexes, ascending by number.
 #[derive(Default)]
 struct ManyRows {
     rows: Vec<Row>,
@@ -598,7 +599,7 @@ impl Rollup<'_> {
         self.read_anew(name).map(|(_, edges)| edges)
     }
 
-    /// What a segment itself says of which nothing is known.
+    /// Reads the facts and edges of a segment of which nothing is known.
     fn read_anew(&self, name: SegmentName) -> Result<(Facts, Edges)> {
         match self.stored(name)? {
             Stored::Whole(container) => {
@@ -610,9 +611,10 @@ impl Rollup<'_> {
         }
     }
 
-    /// Reads the ends of stored segments anew, from `first` to `last` of one timeline, whatever a cache says of them: each must be
-    /// there, have the length that it states, and be what its key says. What is not so is told by [`Rollup::has_changed`], and who asks for
-    /// a damaged one learns it then. Returns how many are damaged.
+    /// Reads the ends of stored segments anew, from `first` to `last` of one timeline, whatever a cache says of them.
+    /// Each segment must be there, have the length that it states, and be what its key says. [`Rollup::has_changed`]
+    /// reports a segment that fails this, and the next query of a damaged one returns the error. Returns the number of
+    /// damaged segments.
     ///
     /// # Errors
     /// Errors of the store, apart from damage.
@@ -624,7 +626,7 @@ impl Rollup<'_> {
     ) -> Result<usize> {
         let timeline = first.timeline;
         let listed = self.inventory.timelines.get(&timeline);
-        // Of which only a part is stored, that was read in this session.
+        // A segment of which only a part is stored was read in this session.
         let is_whole = |n: &u64| listed.is_none_or(|t| !t.tails.contains_key(&SegmentNumber(*n)));
         let mut numbers = (self.number(first)?..=self.number(last)?).filter(is_whole);
         let mut damaged = 0;
@@ -639,7 +641,7 @@ impl Rollup<'_> {
         }
     }
 
-    /// Puts what was read anew in the place of what was said before.
+    /// Puts rows that were read anew in the place of the known ones.
     fn compare(&self, timeline: TimelineId, read: &ManyRows) -> Result<()> {
         let is_same = self.with_table(timeline, |table| {
             let mut is_same = read.damaged.is_empty();

@@ -17,7 +17,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::repo::varint::Reader;
 
-/// What is known of one segment, and of the object that said so.
+/// The known facts of one segment, and of the object that they were read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
     /// The segment's number.
@@ -26,9 +26,9 @@ pub struct Row {
     pub size_bytes: u64,
     /// When the store received it.
     pub modified: TimestampTz,
-    /// What its index says.
+    /// Facts from its index.
     pub facts: Facts,
-    /// What lies at its edges.
+    /// First bytes of the records at its edges.
     pub edges: Edges,
 }
 
@@ -36,9 +36,9 @@ pub struct Row {
 const MAGIC: &[u8; 8] = b"PITRROL2";
 /// Magic and a hash of what the file belongs to.
 const HEADER: usize = 8 + 32;
-/// Where facts begin in a row, behind what is said of the object.
+/// Offset of the facts in a row, after the fields of the object.
 const OBJECT: usize = 8 * 3;
-/// Where edges do.
+/// Offset of the edges in a row.
 const EDGES: usize = OBJECT + 4 + 4 * 4 + 8 * 7 + 4 * 2 + 8 * 2 + 4 * 2 + 8 * 2 + 4 + 1;
 /// Length without the checksum.
 const BODY: usize = EDGES + (1 + PREFIX) * 2;
@@ -79,7 +79,7 @@ impl Rows {
         self.position(number).is_ok()
     }
 
-    /// What is known of a segment.
+    /// Returns the known row of a segment.
     pub fn get(&self, number: u64) -> Option<Row> {
         let body = self.body(number)?;
         let (facts, edges) = (self.facts(number)?, self.edges(number)?);
@@ -93,12 +93,12 @@ impl Rows {
         })
     }
 
-    /// What the index of a segment says.
+    /// Returns the facts from the index of a segment.
     pub fn facts(&self, number: u64) -> Option<Facts> {
         read_facts(self.body(number)?.get(OBJECT..EDGES)?).ok()
     }
 
-    /// What lies at its edges.
+    /// Returns the edges of a segment.
     pub fn edges(&self, number: u64) -> Option<Edges> {
         read_edges(self.body(number)?.get(EDGES..)?).ok()
     }
@@ -239,7 +239,7 @@ impl CacheFile {
         Some(count)
     }
 
-    /// Adds rows, as [`Rows::put`] returned them. What goes wrong only costs time later.
+    /// Adds rows, as [`Rows::put`] returned them. A failure only costs time later.
     pub fn append(&self, rows: &[u8]) {
         if rows.is_empty() {
             return;

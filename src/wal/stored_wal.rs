@@ -13,7 +13,7 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::wal_proof::{Prefix, RawHash};
 
-/// What is stored of a segment.
+/// The stored WAL of a segment.
 pub enum StoredWal {
     /// All of it.
     Whole(Box<Container>),
@@ -83,8 +83,8 @@ impl StoredWal {
     }
 }
 
-/// Whether the first bytes of what is stored of a segment have this hash. What is not stored so far, damaged, or not to be read for want of a key
-/// has every hash.
+/// Returns whether the first bytes of a segment's stored WAL have this hash. WAL that is not stored so far, is damaged,
+/// or cannot be read for want of a key has every hash.
 ///
 /// # Errors
 /// Errors of the store.

@@ -1,7 +1,8 @@
 //! Everything that a repository holds of one cluster, as plain data: the input of what is kept and what goes.
 //!
-//! An [`super::inventory::Inventory`] is what plans of recovery need; a survey also has claims, reservations, layers, packs, refused
-//! copies and leftovers. Read anew each time. What cannot be read and checked is listed: whoever deletes must then stop.
+//! An [`super::inventory::Inventory`] is what plans of recovery need. A survey also has claims, reservations, layers,
+//! packs, refused copies and leftovers. Each survey is read anew. It lists objects that cannot be read and checked: a
+//! caller that deletes must then stop.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -28,16 +29,16 @@ use crate::repo::scope::{Scope, healed_base};
 use crate::repo::wal_proof::WalProof;
 use crate::store::{Key, Store};
 
-/// What lies under one cluster's prefix.
+/// The content of one cluster's prefix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Survey {
-    /// What every scope has.
+    /// The catalog, which every scope has.
     pub catalog: Catalog<Root>,
     /// WAL segment size at registration.
     pub segment_size: SegmentSize,
     /// Other segment sizes that were accepted later, or may have been: names then mean two positions.
     pub has_other_sizes: bool,
-    /// What is archived of each timeline.
+    /// Archived history and WAL of each timeline.
     pub timelines: BTreeMap<TimelineId, Timeline>,
     /// Backup history files.
     pub labels: Vec<WalFileName>,
@@ -68,7 +69,7 @@ impl DerefMut for Survey {
     }
 }
 
-/// What lies under one backup id of a cluster.
+/// The content of one backup id of a cluster.
 pub type Subject = catalog::Subject<Root>;
 
 /// A root, reduced to what decides about keeping.
@@ -92,9 +93,9 @@ pub struct Root {
     pub size_bytes: u64,
     /// Bytes that it added to the repository.
     pub stored_bytes: u64,
-    /// What was wrong with its pages when it was taken.
+    /// Damage of its pages at the time of the backup.
     pub damage: Option<String>,
-    /// What was proven of its WAL when it was taken; none in backups of before.
+    /// Proof of its WAL from the time of the backup; none in backups of earlier pitr versions.
     pub wal_proof: Option<WalProof>,
     /// The segment of its WAL that another server wrote, as its proof tells; looked for by [`Survey::read`] alone. As the links tell, by expiry.
     pub foreign: Option<SegmentName>,
@@ -140,7 +141,7 @@ impl Root {
 }
 
 impl Survey {
-    /// What a cluster of which nothing is there looks like.
+    /// Returns the survey of a cluster of which nothing is stored.
     pub fn empty(segment_size: SegmentSize) -> Survey {
         Survey {
             catalog: Catalog::empty(),
@@ -239,7 +240,7 @@ impl Survey {
         Ok(())
     }
 
-    /// Where the objects of the surveyed cluster lie.
+    /// Returns the layout of the surveyed cluster's objects.
     ///
     /// # Errors
     /// `Usage` for an impossible cluster name.
@@ -248,7 +249,7 @@ impl Survey {
         Ok(layout.with_lives(self.lives.clone()))
     }
 
-    /// What was read back of the cluster, and when.
+    /// Returns the portions of the cluster that were read back, and when.
     pub fn read_back(&self, now: TimestampTz) -> ReadBack {
         let moves = self.lives.moves(self.segment_size);
         ReadBack::new(&self.catalog.checks, &moves, now)
@@ -288,7 +289,7 @@ impl Reading<'_> {
                     let events = events.into_iter().filter(is_own).collect();
                     self.survey.segment_events.insert(segment, events);
                 }
-                // What it says of a segment protects nothing: it stays where it is.
+                // The events of this segment then protect nothing: they stay where they are.
                 Err(e) if e.is_damage() => {}
                 Err(e) => return Err(e),
             }
@@ -359,7 +360,7 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// What lies in a home of a timeline that is not the segment's own: below `lives/`, and under plain keys behind a fork.
+    /// Lists the WAL in a home that is not its segment's own: below `lives/`, and under plain keys after a fork.
     fn shadowed(&mut self) -> Result<()> {
         let timelines: Vec<TimelineId> = self.survey.timelines.keys().copied().collect();
         for timeline in timelines {

@@ -14,16 +14,17 @@ const CHUNK: usize = 64 << 10;
 /// The WAL of a segment that is not there to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tail {
-    /// Where valid WAL ends.
+    /// End of the valid WAL.
     pub valid_end: Lsn,
-    /// Of the cluster.
+    /// System identifier of the cluster.
     pub system_identifier: u64,
-    /// Of the segment's name.
+    /// Timeline in the segment's name.
     pub timeline: u32,
 }
 
 impl Tail {
-    /// What pitr 0.1 put behind the valid bytes, up to `end`, the segment's end: zeros and a marker, in the last 40 bytes, or at the valid end where
+    /// Returns the position and the bytes of the marker of pitr 0.1. That version put zeros and this marker after the
+    /// valid bytes, up to `end`, the segment's end. The marker stands in the last 40 bytes, or at the valid end where
     /// fewer are left.
     fn marker(&self, end: Lsn) -> (Lsn, Vec<u8>) {
         let mut body = MAGIC.to_vec();
@@ -50,7 +51,7 @@ impl Tail {
     /// a position on.
     ///
     /// # Errors
-    /// What `read` returns.
+    /// Errors of `read`.
     pub fn is_padded(
         &self,
         end: Lsn,
@@ -96,7 +97,7 @@ pub fn is_left_unfinished(summary: &Summary, end: Lsn) -> bool {
 /// Hands zeros for everything from `from` to `end` to `sink`.
 ///
 /// # Errors
-/// What `sink` returns.
+/// Errors of `sink`.
 pub fn pad(from: Lsn, end: Lsn, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let zeros = [0; CHUNK];
     let mut left = end.0.saturating_sub(from.0);
