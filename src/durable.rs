@@ -20,7 +20,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 /// Names that begin so are unfinished files of some writer.
 pub const TEMPORARY_PREFIX: &str = ".tmp.";
 
-/// What became of a create-only write.
+/// The result of a create-only write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Published {
     /// The name is new and durable.
@@ -262,9 +262,10 @@ pub fn sync_file(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Syncs the content of one file, and of its metadata what reading the content needs.
+/// Syncs the content of one file, and the metadata that reading the content needs.
 ///
-/// Where a file was written before, over its whole length, nothing but the content has to be: that is the cheapest sync there is.
+/// If the file was written before, over its whole length, only the content is synced: that is the cheapest sync there
+/// is.
 pub fn sync_data(file: &File) -> io::Result<()> {
     file.sync_data()
 }

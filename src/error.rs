@@ -10,7 +10,7 @@ use std::fmt;
 /// A result whose error is [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What the caller has to do about an error; a closed set.
+/// The action that an error requires of the caller; a closed set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
     /// The command line cannot be understood.
@@ -45,7 +45,7 @@ pub enum Code {
     Io,
     /// The repository is read-only.
     ReadOnly,
-    /// What was read back differs from what was written.
+    /// The bytes that were read back differ from those that were written.
     ReadBack,
     /// The repository marker is not there: not mounted, not initialised, another place.
     NoRepository,

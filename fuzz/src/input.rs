@@ -17,7 +17,7 @@ impl<'a> Input<'a> {
         self.0.is_empty()
     }
 
-    /// What is left.
+    /// Returns the bytes that are left.
     pub fn rest(&self) -> &'a [u8] {
         self.0
     }

@@ -1,4 +1,5 @@
-//! What the fuzz targets share: reading the fuzzer's bytes, a store and an object in memory, and a ceiling on memory.
+//! The parts that the fuzz targets share: reading the fuzzer's bytes, a store and an object in memory, and a ceiling on
+//! memory.
 
 mod ceiling;
 mod held;

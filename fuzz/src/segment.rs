@@ -28,7 +28,7 @@ pub fn object(raw: &[u8], codec: Codec, sections: Vec<Section>) -> Vec<u8> {
     writer.finish(&identity(raw), sections).unwrap()
 }
 
-/// What is written of an index is read back the same.
+/// Checks that an index is read back as it was written.
 pub fn check_index(made: &SegmentIndex) {
     let bytes = object(b"", Codec::Lz4, made.sections(false));
     let container = Container::open(Memory::boxed(&bytes)).unwrap();

@@ -152,7 +152,7 @@ fn one_frame(input: &mut Input<'_>) {
     let (magic, codec) = (*b"PFRM", input.choice(4));
     let raw_bytes = input.u32();
     let payload = input.rest();
-    // Where the payload is right, the hash of the content is made right too.
+    // If the payload can be decoded, the hash of the content is set to match it.
     let raw = match codec {
         0 => payload.to_vec(),
         2 => zstd::bulk::decompress(payload, 1 << 20).unwrap_or_default(),

@@ -1,4 +1,5 @@
-//! What a server may say: the whole client against a server that answers with the fuzzer's bytes, at every stage of a session.
+//! Arbitrary server messages: the whole client against a server that answers with the fuzzer's bytes, at every stage of
+//! a session.
 
 #![no_main]
 

@@ -48,7 +48,7 @@ fn secret(n: u8) -> Secret32 {
     Secret32::new([n; 32])
 }
 
-/// Where the object lies: under the key of a root, or of a segment.
+/// The place of the object: the key of a root, or of a segment.
 struct Place {
     layout: ClusterLayout,
     id: BackupId,
@@ -94,7 +94,7 @@ impl Store for One {
     }
 }
 
-/// What a host holds.
+/// The keys that a host holds.
 #[derive(Clone, Copy, PartialEq)]
 enum Host {
     Janitor,
@@ -179,7 +179,7 @@ fn framed(place: &Place, input: &mut Input<'_>) -> Vec<u8> {
     object
 }
 
-/// What was sealed is read the same; with other bytes, it is that or an error.
+/// Checks that sealed bytes are read back the same. A changed object yields the same bytes or an error.
 fn sealed_and_changed(place: &Place, input: &mut Input<'_>) {
     let changes = [(input.u32(), input.u8()), (input.u32(), input.u8())];
     let (cut, times) = (usize::from(input.u16()), usize::from(input.u8()));

@@ -1,4 +1,5 @@
-//! What the worker that archives ahead keeps in its spool: a note is believed whole or not at all, and a record of failure never says success.
+//! The files that the worker that archives ahead keeps in its spool. A note is believed whole or not at all, and a
+//! record of failure never says success.
 
 #![no_main]
 

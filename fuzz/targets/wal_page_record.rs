@@ -153,7 +153,7 @@ fn is_end(record: &Record<'_>, main_data: &[u8]) -> bool {
     }
 }
 
-/// What reading came to.
+/// The results of reading.
 #[derive(Default, PartialEq, Debug)]
 struct Found {
     records: Vec<(Lsn, Lsn)>,

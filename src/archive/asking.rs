@@ -141,7 +141,7 @@ struct Asked {
     place: String,
     is_waiting: bool,
     last_piece: Option<Instant>,
-    /// What keeps him from telling, and what helps.
+    /// The code, text and hint of the last error that kept the repository from answering.
     trouble: Option<(Code, String, String)>,
 }
 
@@ -184,7 +184,8 @@ impl Inquiry {
         })
     }
 
-    /// What is to be said when it ends here, after so long a silence: who is silent, and what another said, first of all what that proves.
+    /// Returns the error for a fetch that ends here, after a silence of this length. It names the repositories that are
+    /// silent and the error of another one, preferring an error that is a proof.
     pub fn cut_off(&self, silence: Duration) -> Error {
         self.with(|all| {
             let silent = all.iter().filter(|asked| asked.is_waiting);

@@ -1,8 +1,8 @@
-//! What a failover left behind in a server's pg_wal: which files are worth archiving.
+//! The files that a failover left behind in a server's pg_wal, and which of them are worth archiving.
 //!
-//! A segment is taken only when its records reach its end: one that is still written, was preallocated, or holds the remains of an
-//! earlier use of the file is left alone. Who pushes the files is the caller; push itself refuses tails that were padded when they
-//! were restored.
+//! A segment is taken only when its records reach its end. A segment that is still written, was preallocated, or holds
+//! the remains of an earlier use of the file is left alone. The caller pushes the files; push itself refuses tails that
+//! were padded when they were restored.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -16,13 +16,13 @@ use crate::pg::segment::{SegmentName, WalFileName};
 use crate::wal::index::{Summary, flag};
 use crate::wal::undecoded::Indexing;
 
-/// Of a first page, what its header takes.
+/// Bytes that the header of a segment's first page takes.
 const HEAD_BYTES: usize = 40;
 
 /// A file of pg_wal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// Where it is.
+    /// The path of the file.
     pub path: PathBuf,
     /// Its name.
     pub name: WalFileName,

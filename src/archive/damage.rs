@@ -1,4 +1,5 @@
-//! Damage that a fetch came upon: said, and recorded in the repository that has it, so that plans, expiry and people know of it.
+//! Damage that a fetch came upon: reported, and recorded in the repository that has it, so that plans, expiry and
+//! people know of it.
 //!
 //! Recovery waits for no record: what cannot be written is not written (a reader may have no right to), and what takes too long is left
 //! behind. `pitr verify` finds the damage all the same.
@@ -46,7 +47,7 @@ pub(super) fn record(segment: SegmentName, found: Vec<Damage>, now: TimestampTz,
         let alive = alive.clone();
         let work = move || {
             let _alive = alive;
-            // There is nobody to tell: what matters was said.
+            // The result has no reader: the important facts were reported before.
             let _ = damage.record(segment, now, nonce);
         };
         if std::thread::Builder::new().spawn(work).is_err() {

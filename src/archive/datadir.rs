@@ -177,7 +177,7 @@ impl DataDirectory {
             && TARGETS.iter().any(|name| is_set(name))
     }
 
-    /// The timeline that recovery is told to follow by its number.
+    /// Returns the timeline that `recovery_target_timeline` names by its number.
     pub fn target_timeline(&self) -> Option<TimelineId> {
         let value = server_conf::value_of(&self.root, "recovery_target_timeline")?;
         TimelineId::new(value.parse().ok()?)

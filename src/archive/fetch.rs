@@ -1,8 +1,8 @@
 //! One WAL file out of repositories, for restore_command.
 //!
-//! Delivered means: every byte checked, the right size, the right cluster, written beside the target and renamed. "Absent" is said
-//! only when it is proven, because PostgreSQL takes it for the end of the WAL and promotes; everything else is an error. So is a tail,
-//! which is where WAL ends.
+//! Delivered means: every byte checked, the right size, the right cluster, written beside the target and renamed.
+//! "Absent" is the answer only when it is proven, because PostgreSQL takes it for the end of the WAL and promotes.
+//! Everything else is an error. A tail, too, is delivered only under proof, because WAL ends there.
 
 use std::ffi::OsStr;
 use std::io::Write;
@@ -43,32 +43,32 @@ const LEFT_BEHIND: Duration = Duration::from_secs(10);
 /// How long one is listened for that was left behind before.
 const MOMENT: Duration = Duration::from_secs(1);
 
-/// What fetching a file came to.
+/// The result of fetching a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fetched {
     /// It is at the target, whole and checked.
     Delivered,
-    /// Of the segment only a part is archived: that is at the target, checked, padded and marked.
+    /// Only a part of the segment is archived: that part is at the target, checked, padded and marked.
     DeliveredTail {
-        /// Where its WAL ends.
+        /// The position at which its WAL ends.
         valid_end: Lsn,
     },
     /// It is proven that the archive does not have it, and that no later WAL of the same path is there.
     ProvenAbsent,
 }
 
-/// What to fetch and where to put it.
+/// The file to fetch and the place to put it.
 #[derive(Clone)]
 pub struct Fetch {
     /// The cluster's name.
     pub cluster: String,
-    /// Its system identifier, where the data directory or the operator told it.
+    /// Its system identifier, if the data directory or the operator gives it.
     pub system_identifier: Option<u64>,
     /// The file wanted.
     pub name: WalFileName,
     /// Which segments of a forked timeline are read.
     pub followed: Followed,
-    /// Where PostgreSQL wants it (`%p`).
+    /// The path at which PostgreSQL wants it (`%p`).
     pub target: PathBuf,
     /// Random, for temporary names, and for what is recorded.
     pub nonce: u64,
@@ -80,13 +80,13 @@ pub struct Fetch {
     pub inquiry: Inquiry,
 }
 
-/// Where to look for it.
+/// A repository in which to look for the file.
 pub struct Place {
-    /// Where it is, for messages.
+    /// The location, for messages.
     pub name: String,
-    /// Whether absence has to be proven by it.
+    /// Whether this repository has to prove absence.
     pub is_required: bool,
-    /// How long it may be silent before the next one is asked, too.
+    /// How long the repository may be silent before the next one is asked, too.
     pub patience: Duration,
     /// Opens it.
     pub open: Box<dyn FnOnce() -> Result<Repository> + Send>,
@@ -94,13 +94,13 @@ pub struct Place {
 
 /// Fetches from the first repository that has the file and proves it; absence must be proven by every one.
 ///
-/// One required repository that could not be asked makes absence unprovable, and so does any that has the file damaged, or WAL behind it.
-/// One that is silent is passed over for the next, and waited for where its word is needed, but not for ever where another has answered:
-/// calling this again, with the same `questions`, asks those again and goes on waiting for the silent one. Where nobody answers it does not
-/// return; whoever calls it has to watch how long.
-/// A damaged copy is recorded where it lies, and said where another one was delivered.
+/// One required repository that could not be asked makes absence unprovable. So does any repository that has the file
+/// damaged, or later WAL. A silent repository is passed over for the next. It is waited for if its answer is needed,
+/// but not for ever if another one has answered. A repeated call with the same `questions` asks those again and goes on
+/// waiting for the silent one. If no repository answers, the function does not return; the caller has to limit the
+/// time. A damaged copy is recorded in the repository that holds it, and reported if another copy was delivered.
 ///
-/// While [`Inquiry::is_waiting`] somebody still hangs in a repository, and may have begun to deliver.
+/// While [`Inquiry::is_waiting`] a thread still hangs in a repository, and may have begun to deliver.
 ///
 /// # Errors
 /// `Gap` when later WAL of the same path exists; `Damaged` when the only copies are; `TargetWrite`; `WrongCluster`; `Unreachable` when a
@@ -151,7 +151,7 @@ fn ask_all(
     Ok(())
 }
 
-/// What is asked of repositories, round after round: who hangs in a question is not asked another.
+/// The questions to repositories, round after round: a repository that hangs in a question gets no other one.
 #[derive(Default)]
 pub struct Questions {
     asking: Asking<(u64, Asked)>,
@@ -166,7 +166,7 @@ struct Question {
     name: String,
     is_required: bool,
     since: Instant,
-    /// Of an earlier round.
+    /// The question was asked in an earlier round.
     is_old: bool,
 }
 
@@ -233,7 +233,7 @@ impl Questions {
     }
 }
 
-/// What the repositories have answered in a round.
+/// The answers of the repositories in a round.
 #[derive(Default)]
 struct Answers {
     is_any: bool,
@@ -300,7 +300,7 @@ impl Answers {
 
     fn cannot_tell(&mut self, what: &Fetch, question: &Question, e: Error) {
         what.inquiry.cannot_tell(&question.name, &e);
-        // Of two errors the one that says more.
+        // Two errors compete: one that is a proof is kept.
         if !self.unproven.as_ref().is_some_and(|e| is_proof(e.code())) {
             self.unproven = Some(e);
         }
@@ -314,7 +314,7 @@ impl Answers {
             return Err(what.inquiry.cut_off(silence));
         }
         match (self.unproven.take(), &self.longest) {
-            // Where a repository that has to be asked is silent it may have more than the others.
+            // A repository that could not answer may have more than the others.
             (Some(e), _) => Err(e),
             (None, Some((repository, offer))) if self.is_proven => {
                 deliver_tail(what, repository, offer)
@@ -328,10 +328,10 @@ impl Answers {
     }
 }
 
-/// What asking one came to.
+/// The result of asking one repository.
 type Asked = Result<(Found, Repository)>;
 
-/// What one repository has.
+/// The finding of one repository.
 enum Found {
     Delivered,
     /// The whole copy failed its check.
@@ -412,7 +412,7 @@ fn is_of_other_server(
     let Some(own) = own_history(&what.target, timeline) else {
         return false;
     };
-    // One that cannot be read is met again, and told, where it is delivered.
+    // A history file that cannot be read is met again, and reported, when it is delivered.
     let Ok(Some(known)) = read_history(repository, layout, timeline) else {
         return false;
     };
@@ -483,7 +483,7 @@ impl Stored {
     }
 }
 
-/// What there is instead of a file that is not stored.
+/// Returns the finding for a file that is not stored: a tail, or proven absence.
 fn without(what: &Fetch, repository: &Repository, layout: &ClusterLayout) -> Result<Found> {
     not_deleted(what, repository, layout)?;
     let WalFileName::Segment(segment) = what.name else {
@@ -509,7 +509,7 @@ fn without(what: &Fetch, repository: &Repository, layout: &ClusterLayout) -> Res
     }
 }
 
-/// What was there and was deleted is no end of the WAL, even where nothing later is left.
+/// Requires that the file was not deleted: a deleted file is no end of the WAL, even if nothing later is left.
 fn not_deleted(what: &Fetch, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
     if !matches!(what.name, WalFileName::Segment(_) | WalFileName::History(_)) {
         return Ok(());
@@ -659,10 +659,12 @@ fn deliver(what: &Fetch, read: impl FnOnce(Sink<'_>) -> Result<()>) -> Result<()
     delivery.finish().map_err(failed)
 }
 
-/// Whether what was delivered is of the life that the server has in its own pg_wal, where that tells. What is not is taken back.
+/// Returns whether the delivered segment is of the life that the server has in its own pg_wal, if that can be
+/// determined. A segment of another life is removed from the target.
 ///
-/// PostgreSQL prefers the archive's segment to its own, also when it reads the last record again in a promotion. A standby that is told that
-/// there is none goes on with its own WAL. Archive recovery would take the end of its own for the end of all: it is stopped.
+/// PostgreSQL prefers the archive's segment to its own, also when it reads the last record again in a promotion. A
+/// standby that gets "absent" as the answer goes on with its own WAL. Archive recovery would take the end of its own
+/// WAL for the end of all WAL: it is stopped.
 ///
 /// # Errors
 /// `Gap` where archive recovery asks for WAL of another life.
@@ -750,7 +752,7 @@ fn prove_absence(what: &Fetch, repository: &Repository, layout: &ClusterLayout) 
 
 /// A later timeline proves that this one was: numbers are given one after the other, and the server would take this one again.
 ///
-/// One on the way to the timeline that recovery is told to follow, and not among its ancestors, is asked for only to be copied.
+/// A timeline below the target timeline that is not among its ancestors is requested only to be copied.
 ///
 /// PostgreSQL: src/backend/access/transam/timeline.c, findNewestTimeLine, restoreTimeLineHistoryFiles.
 fn nothing_later(

@@ -1,4 +1,5 @@
-//! What a restore leaves behind in pg_wal until the copy has recovered and is adopted, and how it is taken away.
+//! The files that a restore leaves behind in pg_wal until the copy has recovered and is adopted, and how they are
+//! removed.
 //!
 //! | file | there from | until |
 //! |---|---|---|
@@ -6,8 +7,9 @@
 //! | `pitr.settings` | the copy's end | recovery has ended (adopted restores, standbys) or the copy is adopted |
 //! | `pitr.guard` | the copy's end | the copy is adopted |
 //!
-//! PostgreSQL ignores names in pg_wal that are none of its own, and no base backup takes them along. Settings are taken away by name
-//! *and* value: what the operator has changed stays, and ALTER SYSTEM, which writes the file anew, does not hide them.
+//! PostgreSQL ignores names in pg_wal that are none of its own, and no base backup copies them. Settings are removed by
+//! name *and* value: a setting that the operator has changed stays. ALTER SYSTEM, which writes the file anew, does not
+//! hide them.
 
 use std::io::Read;
 use std::path::Path;
@@ -35,7 +37,7 @@ const LIMIT_BYTES: u64 = 16 << 20;
 /// Content of `pitr.guard`: for people, and for `pitr adopt`. The file's presence alone makes the guard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guard {
-    /// What the file is for.
+    /// The purpose of the file, for people.
     pub note: String,
     /// The cluster that was restored.
     pub cluster: String,
@@ -59,7 +61,7 @@ pub struct WrittenSettings {
     pub until_recovery_ended: Vec<Setting>,
     /// Taken away when the copy is adopted.
     pub until_adopted: Vec<Setting>,
-    /// The restore that wrote them, so that its last step can be told from a foreign directory.
+    /// The restore that wrote them, so that its last step can be distinguished from a foreign directory.
     #[serde(default)]
     pub job: serde_json::Value,
 }

@@ -24,7 +24,7 @@ use crate::wal::link::{self, Before, EndBefore, Link, Mark};
 /// The link of a segment that is being archived.
 ///
 /// # Errors
-/// What reading the segment says.
+/// Errors of reading the segment.
 pub(super) fn link(
     what: &Push<'_>,
     source: &dyn Content,
@@ -138,7 +138,7 @@ fn is_at_hand(
         }))
 }
 
-/// What is known of a segment's place behind the stored one before it.
+/// The relation of a segment to the stored one before it.
 pub(super) enum Continued {
     /// It continues that one.
     Yes,
@@ -149,7 +149,7 @@ pub(super) enum Continued {
 }
 
 impl Continued {
-    /// What should be known.
+    /// Returns the warning that should be shown.
     pub(super) fn warning(self) -> Option<String> {
         match self {
             Continued::Yes | Continued::Unproven => None,
@@ -194,7 +194,7 @@ pub(super) fn check_before(
 ) -> Result<Continued> {
     let (timeline, mark) = match link.before {
         Before::Known(timeline, mark) => (timeline, mark),
-        // What pg_resetwal or initdb wrote begins a life.
+        // A segment that pg_resetwal or initdb wrote begins a life.
         Before::Nothing => return Ok(Continued::Unproven),
         Before::Unknown => return check_unknown(what, checked),
     };
@@ -231,8 +231,8 @@ pub(super) fn check_before(
     }
 }
 
-/// Whether the archive's segment before is the one that the server has, as far as that shows before the segment itself was read. What the store
-/// says is remembered for [`check_before`], which then asks no more.
+/// Returns whether the archive's segment before is the one that the server has, as far as can be determined before the
+/// segment itself is read. The answers of the store are remembered for [`check_before`], which then asks no more.
 ///
 /// # Errors
 /// Errors of the store.
@@ -274,7 +274,7 @@ fn check_unknown(what: &Push<'_>, checked: &Checked) -> Result<Continued> {
     }
 }
 
-/// Where a segment is stored in a life of its timeline that is not followed: the one with this mark, or any.
+/// Returns the key of a segment in a life of its timeline that is not followed: the one with this mark, or any.
 fn in_other_life(
     repository: &Repository,
     layout: &ClusterLayout,
@@ -317,9 +317,10 @@ fn find_in_other_life(
     Ok(None)
 }
 
-/// Whether a timeline left `parent` in a life that is not followed, by the link of its first segment: it says nothing then of where the
-/// followed one ends. Where that segment has no link, its position tells, if the timeline is abandoned besides, as "pitr wal resolve" asks for.
-/// Without either, the timeline is taken to have left the followed life.
+/// Returns whether a timeline left `parent` in a life that is not followed, by the link of its first segment. Such a
+/// timeline does not show where the followed life ends. If that segment has no link, its position decides, provided
+/// that the timeline is abandoned, as "pitr wal resolve" requires. Without either, the timeline is assumed to have left
+/// the followed life.
 ///
 /// # Errors
 /// Errors of the store; those of `is_abandoned`.
@@ -556,7 +557,8 @@ fn other_life(checked: &Checked, before: SegmentName) -> Error {
     .hint("Nothing was stored, and archiving waits at this file. A clone, a machine that was reverted to a snapshot, or a copy that was promoted writes the same timeline. Stop the server that is not the cluster. \"pitr wal conflicts\" shows whether the fork can be given to this one (\"pitr wal resolve\"); docs/restore.md says how the cluster goes on.")
 }
 
-/// Warns of WAL that the archive lacks right before this segment. What is stored before the gap must be what the server has, where it has that still.
+/// Warns of WAL that the archive lacks right before this segment. The stored segment before the gap must be the one
+/// that the server has, if the server still has it.
 ///
 /// # Errors
 /// `Conflict` when another server wrote it; what the store says.

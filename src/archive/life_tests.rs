@@ -1,4 +1,5 @@
-//! What joins a segment to its neighbours, and what refuses it: two lives of one cluster, made by hand, one fact at a time.
+//! The rules that join a segment to its neighbours, and those that refuse it. The tests make two lives of one cluster
+//! by hand, one fact at a time.
 
 use std::path::{Path, PathBuf};
 
@@ -641,7 +642,7 @@ fn a_repository_with_another_life_before_a_segment_is_offered_it_first() {
     assert!(asked(&other, &bench.repository(), 2));
     let repository = bench.repository();
     assert!(!asked(&one, &repository, 2));
-    // What was read is remembered, so that the push reads it no more.
+    // The link that was read is remembered, so that the push reads it no more.
     let before = bench.layout().segment(one.name(1));
     assert!(repository.kept_mark(&before).is_some());
     one.push(&repository, 2).unwrap();

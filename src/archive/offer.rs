@@ -1,7 +1,8 @@
-//! What can be handed to PostgreSQL of a segment that is not stored whole: its tail, padded and marked.
+//! The part of a segment that PostgreSQL can get although the segment is not stored whole: its tail, padded and marked.
 //!
-//! A server may have more of the segment than the archive: a standby that streams does. Its own file is never replaced by a shorter one,
-//! for at its promotion PostgreSQL reads its last record again, after asking restore_command for the segment.
+//! A server may have more of the segment than the archive, as a streaming standby has. Its own file is never replaced
+//! by a shorter one: at its promotion PostgreSQL reads its last record again, after asking restore_command for the
+//! segment.
 
 use std::path::Path;
 
@@ -46,12 +47,12 @@ impl Offer {
         }))
     }
 
-    /// Where its WAL ends.
+    /// Returns the position at which its WAL ends.
     pub fn valid_end(&self) -> Lsn {
         self.remnant.valid_end()
     }
 
-    /// Whether what is handed out is the whole segment.
+    /// Returns whether the offered content is the whole segment.
     pub fn is_complete(&self) -> bool {
         self.remnant.is_complete()
     }

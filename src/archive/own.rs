@@ -1,7 +1,8 @@
 //! The server's own copy of a segment that was fetched for it.
 //!
-//! A copy of a server has data that its own WAL leads to. A segment of the same name that another server archived would lead elsewhere: the pages of
-//! both would be mixed. Where pg_wal has the segment, as after pg_basebackup, its records tell.
+//! A copy of a server has data that its own WAL leads to. A segment of the same name that another server archived would
+//! lead elsewhere: the pages of both would be mixed. If pg_wal has the segment, as after pg_basebackup, its records
+//! show the difference.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

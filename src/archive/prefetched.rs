@@ -82,7 +82,7 @@ impl Purpose {
     }
 }
 
-/// What there is of a segment.
+/// The state of a segment in the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Taken {
     /// It is at the target.
@@ -108,7 +108,8 @@ impl Prefetched {
         }
     }
 
-    /// Hands a segment over by rename, if it is there and the worker that fetched it lives. What is worth nothing is removed.
+    /// Hands a segment over by rename, if it is there and the worker that fetched it lives. A directory without a
+    /// worker, or for another purpose, is removed.
     pub fn take(&self, name: SegmentName, target: &Path) -> Taken {
         let Some(directory) = open_own(&self.path) else {
             return Taken::Nothing;
@@ -239,7 +240,7 @@ impl Store {
         matches!((named, held), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
     }
 
-    /// The segment that the server got last, as far as it was told.
+    /// Returns the segment that the server got last, as far as the worker has been notified.
     pub fn asked(&self) -> Option<SegmentName> {
         read_small(&self.directory, ASKED)?.parse().ok()
     }

@@ -32,7 +32,7 @@ use crate::wal::link::{Link, Mark};
 use crate::wal::tail::{self, Tail};
 use crate::wal::undecoded::Indexing;
 
-/// What pushing a file came to. All mean: this repository lacks nothing of it.
+/// The result of pushing a file. All variants mean: this repository lacks nothing of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pushed {
     /// The file is new here.
@@ -46,13 +46,13 @@ pub enum Pushed {
 /// Something that does not stop archiving but should be known.
 pub type Warnings = Vec<String>;
 
-/// What to push and where it belongs.
+/// The file to push and the place where it belongs.
 pub struct Push<'a> {
     /// The repository.
     pub repository: &'a Repository,
     /// The cluster's name.
     pub cluster: &'a str,
-    /// Where the file is read.
+    /// The path from which the file is read.
     pub path: &'a Path,
     /// Its name as PostgreSQL knows it.
     pub name: WalFileName,
@@ -99,11 +99,11 @@ fn leftover_warning(name: SegmentName, left: Lsn) -> String {
     )
 }
 
-/// Whether the repository may refuse the file for what it has: its name is taken, by whatever content, or the segment before is another server's.
-/// Nothing is written.
+/// Returns whether the repository may refuse the file. That is so if its name is taken, by any content, or the segment
+/// before is another server's. Nothing is written.
 ///
 /// # Errors
-/// Those of [`push`] for a file or a repository of which that cannot be said.
+/// Those of [`push`] for a file or a repository for which that cannot be determined.
 pub fn may_be_refused(what: &Push<'_>) -> Result<bool> {
     let mut source = Source::open(what.path)?;
     let checked = match what.name {
@@ -167,7 +167,7 @@ pub trait Content {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
     /// As [`Content::read_at`], of another segment of the same server; `false` when that one is not at hand.
     fn read_other(&self, name: SegmentName, buffer: &mut [u8], offset: u64) -> Result<bool>;
-    /// What has been read is still what is there.
+    /// Requires that the source still has the content that has been read.
     fn check_unchanged(&self) -> Result<()>;
     /// Whether the segment's increments were compared with it already.
     fn has_own_increments(&self) -> bool {
@@ -267,7 +267,7 @@ pub(super) struct Checked {
     pub(super) wal: WalIdentity,
     pub(super) name: WalFileName,
     pub(super) segment: SegmentName,
-    /// Where the segment ends.
+    /// The position at which the segment ends.
     end: Lsn,
     is_partial: bool,
     /// That of its timeline, where it is known.
@@ -398,7 +398,7 @@ fn refuse(
     .hint(two_servers(checked.name)))
 }
 
-/// What the next segment is compared with.
+/// Remembers the mark that the next segment is compared with.
 fn keep_mark(what: &Push<'_>, key: &Key, link: &Link) {
     if let Some(mark) = link.own {
         what.repository.keep_mark(key.clone(), mark);
@@ -634,7 +634,7 @@ pub fn read_history(
         .map_err(|e| e.context(format!("read object \"{key}\"")))
 }
 
-/// What became of storing a segment or partial.
+/// The result of storing a segment or partial.
 enum Stored {
     /// It was put under its key, or the key was taken.
     Put(Box<Put>),
@@ -681,7 +681,7 @@ fn store_wal(
         return Ok(Stored::Padded(index.summary.valid_end));
     }
     let (mut link, mut warning) = (Link::NONE, None);
-    // Where a fork was resolved, the partial of the other server does not belong to the life that is followed.
+    // If a fork was resolved, the partial of the other server does not belong to the life that is followed.
     let in_life = checked.layout.lives().of(checked.segment).is_some();
     if !checked.is_partial || in_life {
         link = life::link(what, source, checked, &index.summary)?;
@@ -736,7 +736,7 @@ fn store_wal(
     })))
 }
 
-/// What another server has archived beside the segment: increments of it, or the one after.
+/// Returns a reason to refuse: another server has archived increments of the segment, or the segment after it.
 fn beside_other(
     what: &Push<'_>,
     source: &dyn Content,
@@ -808,13 +808,13 @@ fn stream(
         true => in_turn(source, checked, writer),
         false => side_by_side(source, checked, writer)?,
     };
-    // Where writing failed, reading ended early.
+    // If writing failed, reading ended early.
     let writer = written.map_err(|e| write_failed(what.repository, key, e))?;
     let (hash, index) = read?;
     Ok((writer, hash, index))
 }
 
-/// What became of writing, and of reading.
+/// The results of writing and of reading.
 type Streamed = (std::io::Result<Writer>, Result<([u8; 32], SegmentIndex)>);
 
 fn in_turn(source: &mut dyn Content, checked: &Checked, mut writer: Writer) -> Streamed {

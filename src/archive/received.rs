@@ -18,7 +18,7 @@ const PROOF_BYTES: usize = 32;
 /// Finds the end of the WAL that a receiver archived of a segment from another server; `None` where the offered content holds all of it.
 ///
 /// # Errors
-/// What the store and the content say.
+/// Errors of the store and the content.
 pub(super) fn end_of_other(
     what: &Push<'_>,
     source: &dyn Content,
@@ -49,8 +49,8 @@ pub(super) fn end_of_other(
     }
 }
 
-/// The increments of the segment. Where a process ships many segments to a remote store, one request for all of them says for a moment that nobody
-/// streams.
+/// Returns the increments of the segment. If a process ships many segments to a remote store, one request shows for all
+/// of them, for a moment, that no receiver streams.
 fn increments_of(what: &Push<'_>, checked: &Checked) -> Result<Vec<LsnRange>> {
     let (repository, name) = (what.repository, checked.segment);
     if what.beside_others && repository.store().is_remote() {

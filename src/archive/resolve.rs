@@ -35,7 +35,7 @@ pub struct Fork {
     pub copy: String,
 }
 
-/// What a repository has of a fork.
+/// The state of a fork in a repository.
 pub enum State {
     /// The copy is the one that is followed: nothing is to be resolved here.
     Followed,

@@ -1,4 +1,5 @@
-//! What a server is configured with, as far as its files tell: command line, postgresql.auto.conf, postgresql.conf with what it includes.
+//! The configuration of a server, as far as its files show it: command line, postgresql.auto.conf, postgresql.conf with
+//! its includes.
 //!
 //! The configuration need not lie in the data directory: Debian keeps it in /etc, and names it on the command line, which the server writes
 //! into postmaster.opts.
@@ -19,22 +20,22 @@ const DEPTH_MAX: u32 = 10;
 /// More files than this are a loop, which PostgreSQL refuses at the depth above.
 const FILES_MAX: usize = 1000;
 
-/// What became of looking for a file.
+/// The result of looking for a file.
 pub enum Look<T> {
     /// It is there.
     There(T),
     /// It is not.
     Absent,
-    /// It cannot be told from here.
+    /// Its presence cannot be determined from here.
     Unseen,
 }
 
-/// Where configuration files are read: on this host, or in a backup.
+/// The place from which configuration files are read: this host, or a backup.
 pub trait Files {
     /// The content of a file.
     ///
     /// # Errors
-    /// What makes the whole configuration unreadable.
+    /// Errors that make the whole configuration unreadable.
     fn read(&self, path: &Path) -> Result<Look<Vec<u8>>>;
 
     /// All files of a directory.
@@ -49,7 +50,7 @@ pub trait Files {
 pub struct Line {
     /// The file.
     pub file: PathBuf,
-    /// What it says there.
+    /// The setting as the file has it.
     pub setting: Setting,
 }
 
@@ -188,7 +189,7 @@ pub fn value_of(root: &Path, name: &str) -> Option<String> {
 pub struct Started {
     /// The server program.
     pub program: Option<PathBuf>,
-    /// What `-D` named: the data directory, or that of its configuration.
+    /// The argument of `-D`: the data directory, or that of its configuration.
     pub directory: Option<PathBuf>,
     options: Vec<(String, String)>,
 }

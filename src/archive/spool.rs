@@ -1,4 +1,5 @@
-//! What a worker that archives ahead leaves for `pitr-archive`: a directory for each cluster on a host, with notes in it.
+//! The directory that a worker that archives ahead leaves for `pitr-archive`: one for each cluster on a host, with
+//! notes in it.
 //!
 //! | name | content | written by | until |
 //! |---|---|---|---|
@@ -10,9 +11,10 @@
 //! Nothing here is synced. A note that is lost costs another look at the repository; a note that is there was written after its object
 //! was durable. One that cannot be read, is cut short, or is about another file, cluster or repository is no note.
 //!
-//! The directory's name is derived from all that a note depends on but cannot see: the cluster's name, the data directory, and, as a hash, the
-//! settings of all repositories and the program's version. Failures acknowledge nothing: those under every such hash are shown. The directory
-//! must belong to this user and be closed to all others: who could write here could have WAL acknowledged that is archived nowhere.
+//! The directory's name is derived from everything that a note depends on but cannot see. These are the cluster's name,
+//! the data directory, and, as a hash, the settings of all repositories and the program's version. Failures acknowledge
+//! nothing: those under every such hash are shown. The directory must belong to this user and be closed to all others.
+//! Any user with write access could have WAL acknowledged that is archived nowhere.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, Metadata};
@@ -88,22 +90,22 @@ pub fn boot() -> Option<String> {
 /// A required repository that holds a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// Where it is.
+    /// The location of the repository.
     pub location: String,
-    /// Which one it is.
+    /// The identity of the repository.
     pub uuid: String,
 }
 
 /// One file is durable in every required repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
-    /// Of the note.
+    /// The version of the note's format.
     pub format: u32,
     /// The file's name.
     pub name: WalFileName,
     /// The very file.
     pub file: FileIdentity,
-    /// Of its header.
+    /// The system identifier in the file's header.
     pub system_identifier: u64,
     /// Every required repository.
     pub holders: Vec<Holder>,
@@ -113,7 +115,7 @@ pub struct Note {
     pub boot: String,
     /// Process and start of the server: a later one may have another environment, which may name another object store.
     pub server: Option<(i32, String)>,
-    /// What should be known besides.
+    /// Warnings for PostgreSQL's log.
     pub warnings: Vec<String>,
 }
 
@@ -162,7 +164,7 @@ pub struct Failure {
     pub code: String,
     /// The status that `pitr-archive` leaves with.
     pub status: u8,
-    /// What stands in PostgreSQL's log.
+    /// The text in PostgreSQL's log.
     pub text: String,
     /// Since when it fails with that code, in milliseconds of Unix time; none where the record is as old as that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -177,12 +179,12 @@ impl Failure {
     /// The record in these bytes, if there is a sound one.
     pub fn decode(bytes: &[u8]) -> Option<Failure> {
         let failure: Failure = serde_json::from_slice(bytes).ok()?;
-        // What PostgreSQL must never see as success, nor as the end of its archiver.
+        // A status that PostgreSQL takes for success, or that ends its archiver, is not accepted.
         (1..=125).contains(&failure.status).then_some(failure)
     }
 }
 
-/// What the spool knows of a file.
+/// The spool's knowledge of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
     /// There is a note.
@@ -196,10 +198,10 @@ pub struct Spool {
     directory: OwnedFd,
 }
 
-/// Where the spool of the data directory's cluster is; none where no place is known.
+/// Returns the path of the spool for the data directory's cluster; none if no place is known.
 ///
 /// # Errors
-/// What the system says of the data directory.
+/// Errors of the system for the data directory.
 pub fn place(
     cluster: &Cluster,
     settings: &Settings,
@@ -217,7 +219,7 @@ pub fn place(
     Ok(Some(below.join(name)))
 }
 
-/// Where the spools of a cluster are.
+/// Returns the directory that holds the spools of a cluster.
 fn below(cluster: &Cluster, environment: &Environment) -> Option<PathBuf> {
     (cluster.spool_dir.clone())
         .or_else(|| Some(cluster.cache_dir.as_ref()?.join("spool")))

@@ -1,8 +1,10 @@
-//! What a running server's startup process does, as far as its title tells: whether recovery has ended, and a timeline is being chosen.
+//! The activity of a running server's startup process, as its title shows it: whether recovery has ended, and a
+//! timeline is being chosen.
 //!
-//! A standby whose stream runs is promoted before it asks for any file, and the file `promote` is gone by then; the title is all that tells
-//! a promotion from one of the looks that a standby takes for later timelines. While it recovers, the title names a segment; when recovery has
-//! ended it does not, from PostgreSQL 15 on (measured; 13 and 14 leave the last segment there).
+//! A standby whose stream runs is promoted before it asks for any file, and the file `promote` is gone by then. Only
+//! the title distinguishes a promotion from one of the standby's checks for later timelines. While the server recovers,
+//! the title names a segment. After recovery has ended it does not, from PostgreSQL 15 on (measured; 13 and 14 leave
+//! the last segment there).
 //!
 //! PostgreSQL: src/backend/access/transam/xlog.c, StartupXLOG ("Reset ps status display", before findNewestTimeLine); xlogrecovery.c,
 //! XLogFileRead ("waiting for %s", "recovering %s"); src/include/utils/pidfile.h.

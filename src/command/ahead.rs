@@ -37,7 +37,7 @@ const LOOK: Duration = Duration::from_secs(5);
 /// How often a worker is asked what it has come to: first, and at last.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(5));
 
-/// What to print, and the status to leave with.
+/// The text to print and the exit status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
     /// For PostgreSQL's log.
@@ -115,7 +115,7 @@ pub fn delegated(
     }
     let left = deadline().saturating_sub(begun.elapsed());
     let answer = delegate::run(Program::Archive, given, Some(left));
-    // What `pitr` came to it has recorded itself.
+    // `pitr` has recorded its own result: only an error of running it is left to record.
     if let (Some(ahead), Err(e)) = (&ahead, &answer) {
         ahead.settle(Err(e), nonce);
     }
@@ -167,12 +167,13 @@ struct Ahead<'a> {
     spool: Spool,
     begun: Instant,
     nonce: u64,
-    /// What is to be said of the worker, for PostgreSQL's log.
+    /// A complaint about the worker, for PostgreSQL's log.
     complaint: Cell<String>,
 }
 
 impl<'a> Ahead<'a> {
-    /// `None` where nothing is archived ahead: another kind of file, no spool. What is wrong with the file is found by who archives it.
+    /// Returns `None` if nothing is archived ahead: another kind of file, no spool. An error of the file is found by
+    /// the program that archives it.
     fn new(
         arguments: &Arguments,
         settings: &'a Settings,
@@ -209,7 +210,7 @@ impl<'a> Ahead<'a> {
         !delegate::is_needed(self.settings)
     }
 
-    /// What there is to tell; `None` when the file is to be archived by whoever asks.
+    /// Returns the result to report; `None` when the caller has to archive the file itself.
     fn ask(&self, arguments: &Arguments) -> Result<Option<Told>> {
         if let Some(told) = self.noted()? {
             return Ok(Some(told));
@@ -299,7 +300,8 @@ impl<'a> Ahead<'a> {
         )));
     }
 
-    /// What a note about the file says, if there is one that is believed. It has served then, and is removed.
+    /// Returns the result that a believed note about the file records, if there is one. The note is removed: it has
+    /// served.
     fn noted(&self) -> Result<Option<Told>> {
         let Some(note) = self.spool.note(self.name) else {
             return Ok(None);
@@ -333,8 +335,9 @@ impl<'a> Ahead<'a> {
             && age.is_some_and(|age| age <= BELIEVED)
     }
 
-    /// Whether every required repository that is a directory is the one of the note, and has an object of that name. What comes to no answer in
-    /// time is not there; where a watch stands beside, it is the watch that ends it.
+    /// Returns whether every required repository that is a directory is the one of the note, and has an object of that
+    /// name. A repository that does not answer in time counts as one without the object. Under a watch, the watch ends
+    /// the wait.
     fn is_there(&self, note: &Note) -> bool {
         let required = self.settings.repositories.iter().filter(|r| r.required);
         let directories: Vec<(config::Repository, String)> = required
@@ -389,7 +392,7 @@ impl<'a> Ahead<'a> {
         }
         match archived {
             Ok(()) => self.spool.remove_failure(self.name),
-            // What is kept is for people who ask; archiving does not depend on it.
+            // The record is for people who look for the cause; archiving does not depend on it.
             Err(e) => {
                 let _ = self
                     .spool

@@ -43,14 +43,14 @@ pub(super) const PATIENCE_REST: Duration = Duration::from_secs(5);
 /// How long required repositories may take to say whether they may refuse the file, before the file is offered to one after the other.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What archiving a file came to; either way it is durable in every required repository.
+/// The result of archiving a file; either way it is durable in every required repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archived {
     /// Whether it is new to one of the repositories.
     pub is_new: bool,
     /// Whether it is new to every repository that was asked.
     pub is_new_everywhere: bool,
-    /// What should be known besides.
+    /// Warnings for PostgreSQL's log.
     pub warnings: Warnings,
 }
 
@@ -71,11 +71,11 @@ pub fn arguments(arguments: Vec<OsString>) -> Result<Arguments> {
     }
 }
 
-/// Archives the one file that the arguments name, in required repositories first; `acknowledged` is called once the file is durable in
-/// all of those. What comes then may fail or hang without anything being lost.
+/// Archives the one file that the arguments name, in required repositories first. `acknowledged` is called once the
+/// file is durable in all of those. Later work may fail or hang without any loss.
 ///
 /// # Errors
-/// What [`push`] says; `Partial` when one required repository of several failed.
+/// Those of [`push`]; `Partial` when one required repository of several failed.
 pub fn run(
     arguments: &Arguments,
     settings: &Settings,
@@ -115,7 +115,7 @@ impl Archiver {
     /// Into the repositories of the configuration; none is open yet.
     ///
     /// # Errors
-    /// `Usage` when it is not said which cluster.
+    /// `Usage` when no cluster can be chosen.
     pub fn new(settings: &Settings, nonce: u64) -> Result<Archiver> {
         let place = |r: &config::Repository| Place {
             configured: r.clone(),
@@ -136,7 +136,7 @@ impl Archiver {
     /// Opens every required repository, for all files to come; else each is opened anew for each file. Returns which they are.
     ///
     /// # Errors
-    /// What the first says that cannot be opened.
+    /// The error of the first repository that cannot be opened.
     pub fn open(&mut self) -> Result<Vec<Holder>> {
         let mut holders = Vec::new();
         for place in self.places.iter_mut().filter(|p| p.required) {
@@ -238,7 +238,7 @@ pub(super) fn deadline_error(deadline: Duration) -> Error {
         .hint("PostgreSQL keeps the file and offers it again. The repository hangs or is too slow.")
 }
 
-/// How an error is told in PostgreSQL's log.
+/// Formats an error for PostgreSQL's log.
 pub fn message(error: &Error) -> String {
     let code = printed(Program::Archive, error.code());
     let hint = error.hint_text().filter(|h| !h.is_empty());
@@ -256,12 +256,12 @@ pub(super) fn failure_of(error: &Error) -> Failure {
     }
 }
 
-/// How a warning is told there.
+/// Formats a warning for PostgreSQL's log.
 pub fn warning(text: &str) -> String {
     format!("pitr-archive: warning: {text}\n")
 }
 
-/// What is offered to each repository.
+/// The file that is offered to each repository.
 #[derive(Clone)]
 struct Offer {
     cluster: String,
@@ -353,7 +353,7 @@ fn look(places: &mut [Place], offer: &Offer) {
     }
 }
 
-/// What became of the file so far.
+/// The results for the file so far.
 #[derive(Default)]
 struct Tally {
     stored: usize,

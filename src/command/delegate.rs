@@ -1,9 +1,10 @@
-//! What the small programs leave to `pitr`: repositories in an object store, and encrypted ones. They have no TLS, no runtime and no ciphers,
-//! and start in a millisecond.
+//! The work that the small programs leave to `pitr`: repositories in an object store, and encrypted ones. They have no
+//! TLS, no runtime and no ciphers, and start in a millisecond.
 //!
-//! `pitr serve` does the whole of the work with the same code, and prints its messages where the small program would. It has a session of its
-//! own, and ends with the program that started it. Its status counts only when it says it on standard output, too: a `pitr` that is too old,
-//! or something else of that name, must not be able to say "stored" or "not in the archive".
+//! `pitr serve` does all of the work with the same code, and prints its messages in place of the small program. It has
+//! a session of its own, and ends with the program that started it. Its exit status counts only if standard output
+//! repeats it. A `pitr` that is too old, or another program of that name, must not be able to report "stored" or "not
+//! in the archive".
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::exit::Program;
 
-/// What the line on standard output begins with; the status follows.
+/// The beginning of the line on standard output; the status follows.
 const ANSWER: &str = "status ";
 
 /// The line that goes with a status.
@@ -90,7 +91,7 @@ pub fn sooner(limit: Duration) -> Duration {
 /// The program `pitr`, which lies beside this one.
 ///
 /// # Errors
-/// What the system says of this program.
+/// Errors of the system when it looks for this program.
 pub(super) fn beside() -> Result<PathBuf> {
     let own = std::env::current_exe().map_err(|e| Error::from_io("find this program", e))?;
     Ok(own.with_file_name("pitr"))

@@ -1,6 +1,6 @@
 //! Starting a program that outlives this one: PostgreSQL's commands inherit the server's descriptors, and a worker must not keep them.
 //!
-//! Every worker that is started here also gets, by its environment, what the allocator is told (`ALLOCATOR`).
+//! Every worker that is started here also gets the allocator's setting by its environment (`ALLOCATOR`).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -9,10 +9,11 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// What the C library's allocator is told, unless the environment tells it something else. Objects on their way to a store are held whole by
-/// several threads in turn. A large block is mapped, and given back when it is freed; but the first that is freed raises the size from which
-/// glibc maps (mallopt(3), `M_MMAP_THRESHOLD`), and from then on each thread's heap keeps what its largest object took. A size that is set stays
-/// as it is: a worker that holds eight objects at once peaks at 118 MiB, and at 152 without.
+/// The setting for the C library's allocator, unless the environment has another one. Objects on their way to a store
+/// are held whole by several threads in turn. A large block is mapped, and given back when it is freed. But the first
+/// that is freed raises the size from which glibc maps (mallopt(3), `M_MMAP_THRESHOLD`). From then on each thread's
+/// heap keeps the space of its largest object. A size that is set stays as it is: a worker that holds eight objects at
+/// once peaks at 118 MiB, and at 152 without.
 const ALLOCATOR: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=1048576");
 
 /// Starts `program` and does not wait for it. Its standard input is `held`, an open file that lives as long as it does (and a lock on it

@@ -14,7 +14,7 @@ use crate::archive::datadir::DataDirectory;
 const NAME: &str = "pitr.promotion";
 const VALID_SECONDS: u64 = 600;
 
-/// What becomes of a promotion while the archive is out of reach.
+/// The decision about a promotion while the archive is out of reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
     /// A standby streams: it goes on without the archive.

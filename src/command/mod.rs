@@ -1,4 +1,4 @@
-//! What PostgreSQL runs: the bodies of `pitr-archive` and `pitr-restore`, without printing and exiting.
+//! The programs that PostgreSQL runs: the bodies of `pitr-archive` and `pitr-restore`, without printing and exiting.
 //!
 //! Both read the configuration, know the data directory by the path they are given, and answer by a status that PostgreSQL reads
 //! (`exit`). Their `main` prints what is returned here.
@@ -31,9 +31,9 @@ pub mod watch;
 pub struct Arguments {
     /// `--config`, `--cluster`, `--repository`.
     pub flags: Flags,
-    /// Whose WAL is wanted, where the data directory shall not decide; no option of the two programs.
+    /// The system identifier of the wanted WAL, if the data directory shall not decide; no option of the two programs.
     pub system_identifier: Option<u64>,
-    /// What is no option, in order; bytes as given.
+    /// Arguments that are no options, in order; bytes as given.
     pub files: Vec<OsString>,
     /// `--help`.
     pub help: bool,

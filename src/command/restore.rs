@@ -1,8 +1,8 @@
 //! `pitr-restore %f %p`: delivered, proven absent, or an error that PostgreSQL must not take for the end of the WAL.
 //!
-//! How an error is answered depends on what the server is doing (`docs/exit-status.md`): in recovery every error stops it; a standby
-//! that streams is told "not here" with a warning, for it asks again and must not go down with the archive; a standby that has only the
-//! archive waits.
+//! The answer to an error depends on the state of the server (`docs/exit-status.md`). In recovery every error stops it.
+//! A standby that streams gets "not here" and a warning, for it asks again and must not go down with the archive. A
+//! standby that has only the archive waits.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -115,7 +115,7 @@ pub fn answer(fetched: &Fetched) -> u8 {
     }
 }
 
-/// How an error is told in PostgreSQL's log.
+/// Formats an error for PostgreSQL's log.
 pub fn message(error: &Error) -> String {
     let code = printed(Program::Restore, error.code());
     let hint = error.hint_text().filter(|h| !h.is_empty());
@@ -127,10 +127,10 @@ pub fn message(error: &Error) -> String {
     text
 }
 
-/// Where nothing better is known.
+/// The hint for an error without one of its own.
 const LOOK: &str = "\"pitr doctor\" looks at every link of the chain.";
 
-/// What it means to the server that a repository could not tell.
+/// Returns the meaning of a repository's failure for the server.
 fn impact(code: Code) -> Option<&'static str> {
     let could_not_tell = matches!(
         code,
@@ -147,12 +147,12 @@ fn impact(code: Code) -> Option<&'static str> {
     )
 }
 
-/// How a warning is told there.
+/// Formats a warning for PostgreSQL's log.
 pub fn warning(text: &str) -> String {
     format!("pitr-restore: warning: {text}\n")
 }
 
-/// How often it is told that a file is still on its way.
+/// Returns the interval of the reports that a file is still on its way.
 pub(super) fn progress_interval() -> Duration {
     fault::shortened(Duration::from_secs(30))
 }
@@ -165,12 +165,12 @@ fn clock() -> TimestampTz {
     TimestampTz::from_system_time(SystemTime::now())
 }
 
-/// How that is told.
+/// Formats such a report.
 pub(super) fn still_fetching(name: &str, bytes: u64) -> String {
     format!("still fetching \"{name}\": {bytes} bytes so far")
 }
 
-/// What the server is doing, by its signal files.
+/// The state of the server, by its signal files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// Archive recovery, pg_rewind, a person: an error must stop it.
@@ -184,7 +184,7 @@ enum Mode {
     Leaving,
 }
 
-/// What the configuration says about a repository that is out of reach.
+/// The configuration's rules for a repository that is out of reach.
 #[derive(Debug, Clone, Copy, Default)]
 struct Outage {
     standby: StandbyOutage,
@@ -300,7 +300,8 @@ impl Job {
         }
     }
 
-    /// What an error means to the server. In recovery, what is damaged or lost in one repository may come from another that is silent yet.
+    /// Returns the meaning of an error for the server. In recovery, a file that is damaged or lost in one repository
+    /// may come from another that is still silent.
     fn verdict(&self, outage: Outage, error: &Error) -> Verdict {
         let verdict = verdict(outage, error, &self.directory, self.name);
         let may_come = is_proof(error.code())
@@ -328,7 +329,7 @@ impl Job {
         }
     }
 
-    /// What the configuration says. It lies on a local disk, and was read a moment ago.
+    /// Returns the configuration's rules. The file lies on a local disk, and was read a moment ago.
     fn outage(&self, environment: &Environment) -> Outage {
         Settings::load(&self.arguments.flags, environment)
             .and_then(|s| Outage::of(&s))
@@ -377,7 +378,7 @@ impl Job {
         fetch(&what, places.collect(), questions)
     }
 
-    /// What the watch answers while the work has been stuck for `silence`; `None` is to go on waiting.
+    /// Returns the answer of the watch while the work has been stuck for `silence`; `None` means: go on waiting.
     ///
     /// A call into a dead NFS server or a broken FUSE filesystem returns no error, it just does not return.
     fn stuck(
@@ -430,7 +431,7 @@ fn place(configured: &config::Repository, nonce: u64) -> Place {
     }
 }
 
-/// How an error is told that is answered with "not here".
+/// Formats an error that is answered with "not here".
 fn not_here(error: &Error, why: &str) -> String {
     format!("{error}; answering \"not here\", {why}")
 }
@@ -443,14 +444,14 @@ fn refused(error: Error) -> Error {
     }
 }
 
-/// Why "not here" may be said of what could not be asked for.
+/// The reasons for the answer "not here" about a file that could not be requested from the repositories.
 const ASKS_AGAIN: &str = "the standby asks again";
 const HAS_IT: &str = "the server has the file in pg_wal";
-/// What helps whoever promotes a standby while the archive cannot tell.
+/// The hint for the promotion of a standby while the archive cannot answer.
 const PROMOTION: &str = "The standby is being promoted. Mend what keeps the archive from answering, or set promote_unreachable in the cluster's section of the configuration: \"proceed\" promotes without it.";
 /// Why recovery waits although a file is known to be damaged, or lost.
 const MAY_COME: &str = ", for a repository that is silent may have it";
-/// Why it is waited at the end of a promotion.
+/// The reason for waiting at the end of a promotion.
 const MUST_NOT_STOP: &str =
     "; do not stop the server: it has left its timeline, and would open it again for writes";
 
@@ -503,13 +504,13 @@ enum Verdict {
     Fail,
     /// It stands because the server is promoted, and `promote_unreachable` may choose otherwise.
     Refuse,
-    /// Status 1, and why that may be said.
+    /// Status 1, with the reason why it is safe.
     NotHere(&'static str),
-    /// Try again, for at most this long; and what to say besides.
+    /// Try again, for at most this long; with an addition to the message.
     Wait(Option<Duration>, &'static str),
 }
 
-/// What an error means to the server, by the table of modes in `docs/exit-status.md`.
+/// Returns the meaning of an error for the server, by the table of modes in `docs/exit-status.md`.
 fn verdict(outage: Outage, error: &Error, directory: &DataDirectory, name: WalFileName) -> Verdict {
     let mode = Mode::of(directory, name);
     if mode == Mode::Leaving {
@@ -589,7 +590,7 @@ fn verdict(outage: Outage, error: &Error, directory: &DataDirectory, name: WalFi
     }
 }
 
-/// What is decided when promotion is asked for and a segment cannot be had.
+/// Returns the decision when promotion is requested and a segment cannot be had.
 fn of_promotion(
     choice: PromoteUnreachable,
     directory: &DataDirectory,

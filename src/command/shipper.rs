@@ -29,19 +29,21 @@ use crate::exit;
 use crate::pg::segment::WalFileName;
 use crate::pg::timeline::TimelineId;
 
-/// What `pitr serve` calls it.
+/// The name of the worker on the command line of `pitr serve`.
 pub const WORD: &str = "ship";
-/// The status it leaves with, whatever ended it: never that of a file that is archived, and not above 1. Where the server is process 1, as in a
-/// container, it inherits the worker, and up to PostgreSQL 16 takes any other status of a process it does not know for a crash of its own.
+/// The exit status of the worker, in every case: never that of a file that is archived, and not above 1. If the server
+/// is process 1, as in a container, it inherits the worker. Up to PostgreSQL 16 it takes any other status of an unknown
+/// process for a crash of its own.
 pub const STATUS: u8 = 1;
 
-/// So many files at once, where repositories are local: one more than there are processors, for one waits for the disk; within these.
+/// Files shipped at once to local repositories: one more than there are processors, for one waits for the disk; within
+/// these limits.
 const AT_ONCE: (usize, usize) = (2, 5);
 /// To an object store: the more the better while one waits for round trips, but each file may be held in memory as a whole, and all of
 /// them are to fit into 100 MiB.
 const AT_ONCE_REMOTE: usize = 6;
-/// How long a worker works with repositories that it opens when it begins. What a path or a name leads to may be another repository by then: the next
-/// worker looks.
+/// How long a worker works with repositories that it opens when it begins. A path or a name may lead to another
+/// repository later: the next worker looks.
 const SESSION: Duration = Duration::from_secs(20);
 /// How long a file may stay ready after its note was there and has gone: so long PostgreSQL takes to note the acknowledgement.
 const SETTLING: Duration = Duration::from_secs(10);
@@ -96,7 +98,7 @@ fn turn(name: &WalFileName) -> (bool, String) {
     (!matches!(name, WalFileName::History(_)), name.to_string())
 }
 
-/// What is wrong with the file alone: others may go ahead.
+/// Returns whether an error is about the file alone, so that others may go ahead.
 fn is_of_the_file(code: Code) -> bool {
     matches!(
         code,
@@ -110,7 +112,7 @@ fn is_of_the_file(code: Code) -> bool {
     )
 }
 
-/// What a file is before it is read: which one, and the system identifier of its header.
+/// The identity of a file before it is read, and the system identifier of its header.
 type Before = Option<(FileIdentity, u64)>;
 
 /// A file on its way.
@@ -121,7 +123,7 @@ struct Flight {
     acknowledged: Option<Instant>,
 }
 
-/// What is to be done.
+/// The work to do.
 #[derive(Default)]
 struct Queue {
     files: VecDeque<WalFileName>,
@@ -134,7 +136,7 @@ struct Queue {
     idle_since: Option<Instant>,
 }
 
-/// Whose turn it is.
+/// The result of choosing the next file.
 enum Turn {
     /// This file's.
     Of(WalFileName),
@@ -308,7 +310,7 @@ impl Job {
         Ok(())
     }
 
-    /// What is ready and unknown, in PostgreSQL's order.
+    /// Returns the files that are ready and unknown, in PostgreSQL's order.
     fn scan(&self) -> Result<Vec<WalFileName>> {
         let failed = |e| Error::from_io("read the spool", e);
         let flying: BTreeSet<WalFileName> = lock(&self.flights).keys().copied().collect();
@@ -336,8 +338,9 @@ impl Job {
         self.has_server && !self.data.has("postmaster.pid")
     }
 
-    /// The repositories cannot be opened. Whoever waits is told; it is for the first, for PostgreSQL offers in that order. The others were not
-    /// tried, and a worker leaves alone what has failed: the next one is to find them.
+    /// Records that the repositories cannot be opened, for the `pitr-archive` that waits. The record is for the first
+    /// file, for PostgreSQL offers in that order. The other files were not tried. A worker skips files with a recorded
+    /// failure, and the next worker has to find these.
     fn fail_first(&self, error: &Error) {
         let ready = ready(&self.data).map(|names| names.min_by_key(turn));
         let open = self.scan().unwrap_or_default();
@@ -362,8 +365,8 @@ impl Job {
         self.is_over.store(true, Ordering::Relaxed);
     }
 
-    /// Asked four times a second: whether a file, or opening the repositories, takes too long, or the server has stopped, which ends the
-    /// worker. What only waits for a repository that is not required is noted first.
+    /// Returns whether the worker must end: a file, or opening the repositories, takes too long, or the server has
+    /// stopped. Called four times a second. A file that waits only for optional repositories is noted first.
     fn is_late(&self) -> Option<Result<()>> {
         if self.has_stopped() {
             return Some(Ok(()));
@@ -418,7 +421,7 @@ impl Job {
     }
 }
 
-/// What the threads of a worker share.
+/// The data that the threads of a worker share.
 struct Hand<'a> {
     job: &'a Job,
     archiver: &'a Archiver,

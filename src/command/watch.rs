@@ -120,7 +120,7 @@ pub struct Pulse {
     /// Signs of life of object stores that were seen.
     signs: Arc<AtomicU64>,
     bytes: Arc<AtomicU64>,
-    /// When it was told last how far the work is.
+    /// Milliseconds from `started` to the last report or reminder.
     told_ms: Arc<AtomicU64>,
     warn: fn(&str),
 }

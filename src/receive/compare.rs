@@ -101,7 +101,7 @@ pub async fn hash(
     };
     match hashed.await {
         Ok((stream, hash)) => {
-            // What goes wrong now only costs the connection.
+            // An error from here on only costs the connection.
             let client = timed(stream.finish()).await.ok().map(|(client, _)| client);
             Ok((client, Ok(hash)))
         }

@@ -1,9 +1,9 @@
 //! The streaming receiver (`docs/decisions/0007-receiver.md`): WAL from a server's replication stream into a local journal, and from
 //! there into the repositories.
 //!
-//! The server is told only what a power cut cannot take back. So the order is: bytes into the journal → `fdatasync` → position
-//! published by [`journal`] → told by the session; and, apart from that, [`ship`] brings what is durable into the repositories and lets
-//! the journal's files go.
+//! The session reports to the server only positions that a power cut cannot take back. So the order is: bytes into the
+//! journal → `fdatasync` → position published by [`journal`] → reported by the session. Apart from that, [`ship`]
+//! brings durable WAL into the repositories and lets the journal's files go.
 
 pub mod backoff;
 pub mod compare;

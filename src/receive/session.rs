@@ -52,7 +52,7 @@ const ASIDE_MAX: Duration = Duration::from_secs(20);
 const FINISH_MAX: Duration = Duration::from_secs(30);
 /// With so many segments that are not acknowledged, it is looked how long the server will keep them.
 const WAITING_SEGMENTS: u64 = 4;
-/// The same trouble is told again after this long.
+/// The same trouble is reported again after this long.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
 /// The server to receive from, and the place for its WAL.
@@ -247,7 +247,7 @@ struct Session<'a> {
     streamed: bool,
     started: Instant,
     told: Option<(String, Instant)>,
-    /// Whether it was said that the server could not be compared with the journal.
+    /// Whether a failed comparison of the server with the journal was reported.
     is_unproven_told: bool,
     kept: Kept,
 }
@@ -475,7 +475,8 @@ impl<'a> Session<'a> {
         self.compared(compared, &host, info).await
     }
 
-    /// Where archiving has gone on behind the journal's end: requires that the server has the last segment that is passed over.
+    /// Requires that the server has the last segment that is passed over, if archiving has gone on past the journal's
+    /// end.
     async fn compare_passed(
         &mut self,
         client: Client,

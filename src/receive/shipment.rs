@@ -34,7 +34,7 @@ const MERGE_BYTES: u64 = 256 << 10;
 /// How long after a failure it is tried again; doubled each time.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LAST: Duration = Duration::from_secs(5);
-/// How often a failure that lasts is said.
+/// How often a failure that lasts is reported.
 const REPEAT: Duration = Duration::from_secs(30);
 /// How long a remote repository is used before its marker is read again.
 const KEPT_OPEN: Duration = Duration::from_secs(60);
@@ -44,7 +44,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// One repository, and what is known to be in it.
 pub(super) struct Shipment {
     ship: Arc<Ship>,
-    /// Where the cluster lies in the repository.
+    /// The cluster's place in the repository.
     layout: ClusterLayout,
     /// Its place in the table of [`Ship`].
     index: usize,
@@ -201,7 +201,7 @@ impl Shipment {
         };
         let layout = repository.recent_lives(&self.ship.layout)?;
         if self.layout != layout {
-            // What is known of the open segment is of another home.
+            // The known tail of the open segment is of another home.
             self.tail = None;
             self.layout = layout;
         }

@@ -46,7 +46,7 @@ pub struct Status {
     pub received_time: Option<TimestampTz>,
     /// Behind the last byte that is durable in the journal.
     pub flushed_lsn: Option<Lsn>,
-    /// The position that the server was told is safe.
+    /// The position that the receiver has acknowledged to the server as safe.
     pub acknowledged_lsn: Option<Lsn>,
     /// The server's own end of WAL, as it said last.
     pub server_lsn: Option<Lsn>,

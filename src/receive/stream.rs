@@ -1,8 +1,9 @@
 //! One stream of WAL: from the server into the journal, and what is safe back to the server.
 //!
-//! The server is told a position only once it is durable in the journal or, with `acknowledge = "repository"`, in every required
-//! repository too. It is told at once when that changes, when it asks, and at least every second; a silent server is asked for a sign of
-//! life, and given up when none comes, so that half-open connections are noticed on this side.
+//! A position is reported to the server only once it is durable in the journal or, with `acknowledge = "repository"`,
+//! in every required repository too. It is reported at once when it changes, when the server asks, and at least every
+//! second. A silent server is asked for a sign of life, and given up when none comes, so that half-open connections are
+//! noticed on this side.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::wire::replication::{Positions, ReplicationStream, StreamEvent, WalDat
 
 /// How often stop flag and clocks are looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// The server is told positions at least this often.
+/// Positions are reported to the server at least this often.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 /// After this long without a word the server is asked for a sign of life.
 const ASK_AFTER: Duration = Duration::from_secs(3);
@@ -62,7 +63,7 @@ pub struct Reached {
     pub received_time: Option<TimestampTz>,
     /// End of the durable WAL in the journal.
     pub flushed: Lsn,
-    /// The position that the server was told is safe.
+    /// The position that the receiver has acknowledged to the server as safe.
     pub acknowledged: Lsn,
     /// The server's end of WAL.
     pub server_end: Lsn,

@@ -9,7 +9,7 @@ use super::key::{KeySetId, Secret32, derive};
 use crate::err;
 use crate::error::Result;
 
-/// What encrypts the chunks of one object, derived from its key.
+/// The keys that encrypt the chunks of one object, derived from its key.
 pub(super) struct ChunkKeys {
     key: LessSafeKey,
     prefix: [u8; 7],

@@ -23,7 +23,7 @@ pub struct Foot {
     pub head: [u8; HEAD],
     /// The relative key that the object was made for.
     pub key: String,
-    /// What is known of it without a key: JSON.
+    /// Facts about the object that are readable without a key: JSON.
     pub facts: Vec<u8>,
     /// Tells that an object's key is the one that the writer used.
     pub commitment: [u8; 32],
@@ -32,7 +32,7 @@ pub struct Foot {
     /// Raw length.
     pub plain_bytes: u64,
     mac: [u8; 32],
-    /// What the MAC covers.
+    /// The bytes that the MAC covers.
     signed: Vec<u8>,
 }
 

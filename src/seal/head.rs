@@ -6,7 +6,7 @@ use crate::error::Result;
 
 /// Its length.
 pub const HEAD: usize = 112;
-/// What it begins with.
+/// The bytes that it begins with.
 pub const MAGIC: &[u8; 8] = b"PITRSEA1";
 
 const VERSION: u8 = 1;

@@ -10,7 +10,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::text;
 
-/// What MACs of objects that stay plain begin with.
+/// The first bytes under the MAC of an object that stays plain.
 const PLAIN: &[u8] = b"pitr/1/plain";
 
 /// 32 secret bytes: wiped when they are dropped, and never shown.
@@ -82,7 +82,7 @@ impl FromStr for KeySetId {
     }
 }
 
-/// What makes objects genuine, and hashes of contents comparable without telling what was hashed.
+/// The key that makes objects genuine, and hashes of contents comparable without revealing the contents.
 #[derive(Clone)]
 pub struct MacKey {
     secret: Secret32,
@@ -175,10 +175,10 @@ fn tag(key: &hmac::Key, parts: &[&[u8]]) -> [u8; 32] {
     out
 }
 
-/// What objects are sealed to.
+/// The public half of a key pair: objects are sealed to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PublicHalf(pub [u8; 32]);
 
-/// What opens them.
+/// The private half of a key pair: it opens sealed objects.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PrivateHalf(pub Secret32);

@@ -1,8 +1,8 @@
 //! Sealed objects (format, section 11): the cryptography, without I/O and without a source of randomness.
 //!
-//! An object's bytes are cut into chunks and encrypted under a key of its own, which is wrapped to the public half of the key set. What
-//! may be known without a key stands in a foot, under the key set's MAC. Who holds the MAC key can tell whether an object is genuine; who
-//! holds the private half can open it.
+//! An object's bytes are cut into chunks and encrypted under a key of its own. That key is wrapped to the public half
+//! of the key set. The facts that may be known without a key stand in a foot, under the key set's MAC. A holder of the
+//! MAC key can check that an object is genuine. A holder of the private half can open it.
 
 mod aead;
 mod foot;
@@ -23,7 +23,7 @@ pub use wrap::{public_of, random_pair};
 
 /// Raw bytes of a chunk; the last one of an object may be shorter.
 pub const CHUNK: usize = 1 << 16;
-/// What encryption adds to a chunk.
+/// Bytes that encryption adds to a chunk.
 pub const TAG: usize = 16;
 /// The epoch that objects are sealed under; others are not known yet.
 pub const EPOCH: u32 = 1;

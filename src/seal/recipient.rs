@@ -11,19 +11,20 @@ use crate::error::Result;
 use crate::text;
 
 const DOMAIN: &[u8] = b"pitr/1/recipient";
-/// What is accepted of a stored recipient before memory is taken for it, and what is written.
+/// The accepted parameters of a stored recipient, checked before memory is taken for it. New recipients keep these
+/// limits.
 const MEMORY_KIB: std::ops::RangeInclusive<u32> = 8 << 10..=64 << 10;
 const PASSES: std::ops::RangeInclusive<u32> = 1..=16;
 const LANES: std::ops::RangeInclusive<u32> = 1..=4;
 
-/// `keys/<epoch>/<recipient>`: what one who may read opens with a private key or a passphrase.
+/// `keys/<epoch>/<recipient>`: the wrapped keys, which a recipient opens with a private key or a passphrase.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recipient {
     /// 32 hexadecimal digits.
     pub key_set: String,
     /// Which pair of the key set.
     pub epoch: u32,
-    /// Whose it is.
+    /// The recipient's name.
     pub recipient: String,
     /// A recipient with a pair: its public half.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -36,7 +37,7 @@ pub struct Recipient {
     pub argon2id: Option<Argon2>,
     /// Private half and MAC key, encrypted.
     pub wrapped: String,
-    /// Of the key set's MAC key over all of it.
+    /// The key set's MAC over all other fields.
     pub mac: String,
 }
 
@@ -54,7 +55,7 @@ pub struct Argon2 {
 }
 
 impl Argon2 {
-    /// What is taken for a recipient that is made today; `salt` is random.
+    /// Returns the parameters of a recipient that is made today; `salt` is random.
     pub fn usual(salt: [u8; 16]) -> Argon2 {
         Argon2 {
             memory_kib: *MEMORY_KIB.end(),
@@ -93,7 +94,7 @@ impl Argon2 {
     }
 }
 
-/// What a recipient is opened with.
+/// The means to open a recipient.
 pub enum Access<'a> {
     /// The private key of the recipient's own pair.
     Key(&'a PrivateHalf),
@@ -101,7 +102,7 @@ pub enum Access<'a> {
     Passphrase(&'a [u8]),
 }
 
-/// What a recipient gets at.
+/// The keys that a recipient gives access to.
 #[derive(Clone)]
 pub struct Contents {
     /// Opens objects.
@@ -202,7 +203,7 @@ impl Recipient {
         self.argon2id.is_some()
     }
 
-    /// What its MAC covers: every field, each with its end.
+    /// Returns the bytes that its MAC covers: every field, each with its end.
     fn fields(&self) -> Vec<u8> {
         let argon2 = self
             .argon2id

@@ -12,7 +12,7 @@ use super::{CHUNK, EPOCH, TAG, wrap};
 use crate::err;
 use crate::error::{Error, Result};
 
-/// What an object needs of randomness.
+/// The random keys that sealing an object needs.
 pub struct Drawn {
     /// Its key.
     pub object_key: Secret32,
@@ -116,7 +116,7 @@ impl<W: Write> Sealer<W> {
     /// Seals the last chunk, adds the foot with `facts`, and returns the sink.
     ///
     /// # Errors
-    /// What the sink says.
+    /// Errors of the sink.
     pub fn finish(mut self, facts: &[u8], mac: &MacKey) -> io::Result<W> {
         self.emit(true)?;
         let stored = *self.stored.finalize().as_bytes();
@@ -154,7 +154,7 @@ impl<W: Write> Write for Sealer<W> {
     }
 }
 
-/// What an object's key is wrapped for.
+/// Returns the context that an object's key is wrapped for.
 pub(super) fn info(mac: &MacKey, epoch: u32) -> Vec<u8> {
     [
         b"pitr/1/object".as_slice(),

@@ -231,7 +231,7 @@ fn a_recipient_opens_with_its_own_key_or_passphrase_only() {
     };
     assert!(!renamed.is_genuine(&keys.mac) && by_key.is_genuine(&keys.mac));
     assert_eq!(wrong(&renamed, &Access::Key(&own)), Code::Key);
-    // What would take all memory is refused before any is taken.
+    // Parameters that would take all memory are refused before any is taken.
     for (memory_kib, passes, lanes) in [
         (64 << 20, 1, 1),
         (8 << 10, 1 << 30, 1),

@@ -1,4 +1,4 @@
-//! What every store promises, as checks that run against a place where nothing else is: one for each clause of [`Store`].
+//! The promises of every store, as checks that run against an empty place: one for each clause of [`Store`].
 //!
 //! Tests run them on every kind of store, and `pitr repo check` on the operator's.
 
@@ -10,7 +10,7 @@ use crate::error::{Code, Error, Result};
 
 /// One promise.
 pub struct Clause {
-    /// What is promised.
+    /// The promise.
     pub name: &'static str,
     /// Whether the check deletes.
     pub deletes: bool,

@@ -30,9 +30,9 @@ pub struct FileStore {
     root: OwnedFd,
     path: PathBuf,
     nonce: AtomicU64,
-    /// Whose everything is to be that root makes in a repository of another user.
+    /// User and group that get everything that root makes in a repository of another user.
     owner: Option<(Uid, Gid)>,
-    /// What the system remembers of an object is dropped before it is read.
+    /// Whether the system's cached pages of an object are dropped before it is read.
     reads_medium: AtomicBool,
 }
 
@@ -150,7 +150,8 @@ impl FileStore {
         Ok(directory)
     }
 
-    /// What root makes in a repository of another user must not lock that user out of it; says whether anything was changed.
+    /// Gives a file or directory that root has made to the repository's owner, so that the owner is not locked out.
+    /// Returns whether anything was changed.
     fn give(&self, made: impl AsFd) -> io::Result<bool> {
         let Some((user, group)) = self.owner else {
             return Ok(false);
@@ -259,7 +260,7 @@ impl Store for FileStore {
             return Err(err!(Damaged, "object \"{key}\" is not a regular file"));
         }
         if self.reads_medium.load(Ordering::Relaxed) {
-            // What is not written yet stays in memory; an object was written before it had its name.
+            // Unwritten pages stay in memory; an object was written before it had its name.
             rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)
                 .map_err(|e| self.error("open object", key.as_str(), e.into()))?;
         }

@@ -1,7 +1,7 @@
 //! Signs of life of stores across a network, for a watch that has to tell slow from dead.
 //!
-//! A request may take seconds, and bring no byte of the file, where nothing is wrong: connecting, signing in, listing. What counts is that
-//! the store answers. One count serves the process: the watch ends the process, too.
+//! A request may take seconds without a byte of the file, although nothing is wrong: connecting, signing in, listing.
+//! Only the store's answers count. One count serves the process: the watch ends the process, too.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

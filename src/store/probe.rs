@@ -1,7 +1,8 @@
 //! Whether a directory can keep what a repository promises: tried on two small files under a temporary name, which are removed again.
 //!
-//! What publishing an object needs (a link that fails when the name is taken, syncs of file and directory, names that stay what they
-//! are) is refused when it does not work. What only weakens the promise is told.
+//! A directory is refused if a step of publishing an object does not work. The steps are a link that fails when the
+//! name is taken, syncs of file and directory, and names that stay what they are. A weakness that only lessens the
+//! promise is reported.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -99,7 +100,7 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
     Ok(OwnedFd::from(File::open(path)?))
 }
 
-/// What could not be done: for lack of rights or room, or because the filesystem has no such thing.
+/// Makes the error for a failed step: a lack of rights or room, or a filesystem without the operation.
 fn failed(directory: &Path, what: &str, error: io::Error) -> Error {
     let error = Error::from_io(
         format!("could not {what} in \"{}\"", directory.display()),
@@ -113,7 +114,7 @@ fn failed(directory: &Path, what: &str, error: io::Error) -> Error {
     }
 }
 
-/// Kinds of filesystems about which something is to be said. Linux: include/uapi/linux/magic.h.
+/// Returns a remark about the kind of filesystem, if it needs one. Linux: include/uapi/linux/magic.h.
 fn kind(root: &File) -> Option<String> {
     let kind = rustix::fs::fstatfs(root).ok()?.f_type;
     // The field's width differs between architectures; magic numbers have 32 bits.

@@ -79,7 +79,7 @@ impl Transfer<'_> {
             "while it is copied",
             self.host.progress.as_ref(),
         )?;
-        // What it deletes meanwhile is found missing below, and copied by the next run.
+        // Objects that a running deletion removes meanwhile are found missing below, and copied by the next run.
         self.wait_for_deletion(&mut || there.iter_mut().try_for_each(Claim::keep))?;
         let copied = self.copy_content(&root, whole.as_ref(), wal, &mut there, here.as_mut());
         if let Some(here) = here {

@@ -19,7 +19,7 @@ use crate::store::{Key, NewObject, Object, Opaque, Published, Store, put, read};
 /// Bytes copied at once where nobody reads them.
 const CHUNK: usize = 256 << 10;
 
-/// What became of one object.
+/// The result of copying one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Copied {
     /// It is there now; with its stored length.
@@ -46,7 +46,7 @@ struct State {
     crc: u32,
     /// Those eight.
     last: Vec<u8>,
-    /// What was read ahead.
+    /// Pieces that were read ahead: offset and bytes.
     ahead: Vec<(u64, Vec<u8>)>,
     /// Why the copy cannot be written.
     failed: Option<Error>,
@@ -167,7 +167,7 @@ impl State {
         Ok(())
     }
 
-    /// What was read ahead of the bytes that come next.
+    /// Returns the bytes from the current position on that were read ahead.
     fn kept(&self) -> Option<Vec<u8>> {
         self.ahead.iter().find_map(|(from, bytes)| {
             let skip = usize::try_from(self.at.checked_sub(*from)?).ok()?;
@@ -178,7 +178,7 @@ impl State {
         })
     }
 
-    /// Where the next bytes lie that were read ahead, up to `end`.
+    /// Returns the offset of the next piece that was read ahead, up to `end`.
     fn next_kept(&self, end: u64) -> u64 {
         let starts = self.ahead.iter().map(|(from, _)| *from);
         starts.filter(|from| *from > self.at).fold(end, u64::min)
@@ -328,7 +328,7 @@ impl Pair<'_> {
             let there = there.sealed();
             Ok(there.is_some_and(|there| is_same_sealed(proven, there)))
         };
-        // What was created is the very sealing that was written, not another one of the same content.
+        // The created object is the very sealing that was written, not another one of the same content.
         let is_written = |there: Box<dyn Object>| {
             let there = there.sealed();
             Ok(there.is_some_and(|there| is_same_sealing(proven, there)))

@@ -1,4 +1,5 @@
-//! Where two repositories hold the WAL of two servers: the first segment that differs, and links that would join one life to the other.
+//! The places at which two repositories hold the WAL of two servers. These are the first segment that differs, and
+//! links that would join one life to the other.
 
 use std::collections::BTreeMap;
 
@@ -50,12 +51,13 @@ pub struct Stretch {
     pub first: SegmentName,
     /// The last, on the timeline to which recovery leads.
     pub last: SegmentName,
-    /// Of the cluster.
+    /// The cluster's segment size.
     pub size: SegmentSize,
 }
 
-/// A segment in which another repository has the WAL of another server than the one that a plan follows; none where nothing tells of one. It is
-/// looked at where recovery begins and where it ends, and one segment behind that, which it may ask for.
+/// Returns a segment in which another repository has the WAL of another server than the one that a plan follows; none
+/// without evidence of one. The segments looked at are those where recovery begins and ends, and the one after, which
+/// recovery may ask for.
 ///
 /// # Errors
 /// Errors of the stores.
@@ -181,7 +183,7 @@ fn broken(
     let Some(before) = name.before(timeline, size) else {
         return Ok(None);
     };
-    // Where one host reads only one of the two, raw and keyed marks tell nothing of one another.
+    // If a host reads only one of the two, raw and keyed marks cannot be compared.
     let own = link(first, &at.segment(before))?.filter(|(_, keyed)| *keyed == is_keyed);
     let own = own.and_then(|(link, _)| link.own);
     Ok(own.is_some_and(|own| own != mark).then_some(before))

@@ -1,8 +1,9 @@
 //! Brings one repository up to date from another: what it lacks is copied byte for byte, and checked while it is copied.
 //!
-//! Order: registration → histories → per backup, oldest first: reservation, claims, its WAL, packs, layers, server manifest, the WAL proven,
-//! root → the rest of the WAL → what lies beside it → events. Objects are only created. Killed anywhere, the next run goes on where this one
-//! ended: what is there is not copied again. What fails its check is reported and not copied; the rest goes on.
+//! Order: registration → histories → per backup, oldest first: reservation, claims, its WAL, packs, layers, server
+//! manifest, the WAL proven, root → the rest of the WAL → what lies beside it → events. Objects are only created. After
+//! a kill at any point, the next run goes on where this one ended: it does not copy present objects again. An object
+//! that fails its check is reported and not copied; the rest goes on.
 
 mod backup;
 mod copy;
@@ -70,7 +71,7 @@ pub struct Problem {
     pub is_conflict: bool,
 }
 
-/// What was done.
+/// The work that a transfer has done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// Whole segments.
@@ -81,7 +82,7 @@ pub struct Report {
     pub objects: u64,
     /// Their stored bytes.
     pub bytes: u64,
-    /// What was not copied, and should have been; at most a thousand.
+    /// Objects that should have been copied and were not; at most a thousand.
     pub problems: Vec<Problem>,
     /// How many there are.
     pub problem_count: u64,
@@ -118,7 +119,7 @@ impl<'a> Transfer<'a> {
         Ok(transfer)
     }
 
-    /// What is registered on both sides must mean the same.
+    /// Requires that the registrations of both sides mean the same.
     fn check_registration(&self) -> Result<()> {
         let Some(there) = self.to.registration(&self.layout)? else {
             return Ok(());
@@ -142,7 +143,7 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// What the other side lacks. Nothing is changed.
+    /// Returns the objects that the other side lacks. Nothing is changed.
     ///
     /// # Errors
     /// Errors of the stores.
@@ -194,9 +195,8 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// What is true of the cluster wherever it is stored: WAL that was lost, copies that became clusters, decisions about timelines, segment
-    /// sizes.
-    /// Before any WAL: what is copied behind a fork is then never missed under the key that it had before.
+    /// Copies the resolutions of forks before any WAL: WAL that is copied after a fork is then never missed under its
+    /// former key.
     fn copy_resolutions(&self, lacking: &Lacking) -> Result<()> {
         let (from, to) = (self.from.store(), self.to.store());
         let there = event::read_some(to, &self.layout, CLUSTER, &is_resolution)?;
@@ -211,6 +211,8 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
+    /// Copies the events that are true of the cluster wherever it is stored: WAL that was lost, copies that became
+    /// clusters, decisions about timelines, segment sizes.
     fn copy_facts(&self) -> Result<()> {
         for listed in self.from.store().list(&self.layout.events())? {
             let subject = listed.name.as_str();

@@ -94,7 +94,7 @@ impl<'a> Pair<'a> {
         Ok(())
     }
 
-    /// What was done so far.
+    /// Returns the work that was done so far.
     pub fn report(&self) -> Report {
         self.locked().clone()
     }
@@ -202,7 +202,7 @@ impl<'a> Pair<'a> {
 
     pub(super) fn copy_pins(&self, pins: &[(BackupId, String)], copied: &[BackupId]) -> Result<()> {
         for (id, name) in pins {
-            // Of a backup that could not be copied there is nothing to keep.
+            // A pin of a backup that could not be copied would keep nothing.
             if copied.contains(id) && !self.locked().backups.contains(id) {
                 continue;
             }

@@ -69,7 +69,7 @@ impl<'a> ScopeTransfer<'a> {
         }
     }
 
-    /// What the other side lacks. Nothing is changed.
+    /// Returns the objects that the other side lacks. Nothing is changed.
     ///
     /// # Errors
     /// Errors of the stores.

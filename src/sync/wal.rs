@@ -20,7 +20,7 @@ use crate::wal::increment;
 use crate::wal::increments;
 use crate::wal::presence::{self, Presence};
 
-/// What is left to copy.
+/// The WAL that is left to copy.
 pub(super) struct Wal<'a> {
     transfer: &'a Transfer<'a>,
     lacking: &'a Lacking,
@@ -120,7 +120,7 @@ impl<'a> Wal<'a> {
             }
         }
         self.copy_segments(&names, tick)?;
-        // Of the last segment a part may be all there is.
+        // The last segment may be stored only in part.
         let last = SegmentNumber::ending_at(root.stop_lsn, self.transfer.size);
         let (_, timeline) = root.timelines()?;
         let last = last.name(timeline, self.transfer.size);

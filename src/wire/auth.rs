@@ -18,7 +18,7 @@ use crate::config::Secret;
 use crate::err;
 use crate::error::{Error, Result};
 
-/// What the client brings along.
+/// The credentials that the client brings along.
 pub(super) struct Credentials<'a> {
     pub user: &'a str,
     pub password: Option<&'a Secret>,

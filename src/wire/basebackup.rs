@@ -37,7 +37,7 @@ pub enum StartCheckpoint {
     Spread,
 }
 
-/// What is asked of the server.
+/// The options of a base backup.
 #[derive(Debug, Clone)]
 pub struct BaseBackupOptions {
     /// The label, one line of at most 1023 bytes.
@@ -128,7 +128,7 @@ impl BackupStart {
 pub struct Tablespace {
     /// Its oid.
     pub oid: u32,
-    /// Where it lies on the server. A relative path (`pg_tblspc/<oid>`) is a plain directory inside the data directory.
+    /// The path on the server. A relative path (`pg_tblspc/<oid>`) is a plain directory inside the data directory.
     pub location: Vec<u8>,
     /// Estimated size, if asked for.
     pub size_kib: Option<u64>,
@@ -190,7 +190,7 @@ pub struct BaseBackup {
     warnings: Vec<String>,
 }
 
-/// What the next messages belong to.
+/// The part of the backup that the next messages belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Two result sets: the start LSN, the tablespaces.
@@ -208,7 +208,7 @@ enum Phase {
 
 struct OpenArchive {
     reader: TarReader,
-    /// What goes before its paths.
+    /// The prefix of its paths.
     prefix: Vec<u8>,
 }
 

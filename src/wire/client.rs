@@ -1,7 +1,7 @@
 //! A connection that runs replication commands, or is handed over for plain SQL ([`super::sql`]).
 //!
-//! A call may be dropped at any await. What was running then is lost with its answer: the connection refuses further commands, and
-//! closing it only hangs up, which ends a backup on the server.
+//! A call may be dropped at any await. A command that was running then is lost with its answer: the connection refuses
+//! further commands. Closing it only hangs up, which ends a backup on the server.
 //!
 //! PostgreSQL: src/backend/replication/walsender.c, repl_gram.y; doc/src/sgml/protocol.sgml.
 
@@ -30,7 +30,7 @@ const VERSION_MIN: u32 = 130_000;
 pub(super) const ANSWER_SIZE_MAX: usize = 64 << 20;
 const COLUMN_COUNT_MAX: usize = 1664;
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Session {
     /// Physical replication: replication commands only, `replication` lines of pg_hba.conf.
@@ -72,7 +72,7 @@ impl Session {
     }
 }
 
-/// What `IDENTIFY_SYSTEM` says.
+/// The result of `IDENTIFY_SYSTEM`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SystemIdentity {
     /// The cluster's identity.
@@ -83,7 +83,7 @@ pub struct SystemIdentity {
     pub flush_lsn: Lsn,
 }
 
-/// What `TIMELINE_HISTORY` says.
+/// The result of `TIMELINE_HISTORY`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TimelineHistory {
     /// The file's name, `0000000N.history`.
@@ -239,7 +239,7 @@ impl Client {
         self.pid
     }
 
-    /// What the connection is for.
+    /// Returns the purpose of the connection.
     pub fn session(&self) -> Session {
         self.session
     }
@@ -249,7 +249,7 @@ impl Client {
         matches!(self.wire.stream, Stream::Tls(_))
     }
 
-    /// Runs one command and returns its rows. Of several result sets the last one with columns counts.
+    /// Runs one command and returns its rows. If there are several result sets, the last one with columns counts.
     ///
     /// # Errors
     /// `Server` (`Denied` for missing rights) if the server reports an error, after which the connection can be used again;

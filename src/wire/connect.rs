@@ -39,7 +39,7 @@ pub(super) struct Connected {
     pub pid: Option<i32>,
 }
 
-/// Where one attempt goes.
+/// The target of one attempt.
 enum Endpoint {
     Socket(std::path::PathBuf),
     Tcp { name: String, address: SocketAddr },

@@ -22,7 +22,7 @@ const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 const HOST_COUNT_MAX: usize = 64;
 
-/// What is done with a keyword.
+/// The treatment of a keyword.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Use {
     /// It has its effect.
@@ -159,7 +159,7 @@ pub enum TargetSession {
     PreferStandby,
 }
 
-/// Where trust in certificates comes from.
+/// The source of the trusted root certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RootCertificates {
     /// A PEM file; `explicit` if it was named and therefore has to exist.
@@ -272,7 +272,7 @@ pub struct ConnInfo {
     pub channel_binding: ChannelBindingMode,
     /// Whether and how the connection is encrypted.
     pub sslmode: SslMode,
-    /// Where trust in certificates comes from; `None` if there is no home directory.
+    /// The source of the trusted root certificates; `None` if there is no home directory.
     pub root_certificates: Option<RootCertificates>,
     /// The client's own certificate and key; files that need not exist unless named.
     pub client_certificate: Option<ClientCertificate>,

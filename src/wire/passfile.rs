@@ -10,7 +10,7 @@ use crate::config::Secret;
 /// The most bytes of a password file that are read.
 const PASSFILE_SIZE_MAX: u64 = 1 << 20;
 
-/// What a line has to fit.
+/// The connection that a line has to fit.
 pub(super) struct Wanted<'a> {
     pub host: &'a str,
     pub port: u16,
@@ -18,7 +18,7 @@ pub(super) struct Wanted<'a> {
     pub user: &'a str,
 }
 
-/// What the password file says.
+/// The result of reading the password file.
 pub(super) enum Found {
     Password(Secret),
     /// No file, or no line that fits.

@@ -22,7 +22,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 
-/// What is asked of the server.
+/// The parameters of `START_REPLICATION`.
 #[derive(Debug, Clone)]
 pub struct StartReplication {
     /// The physical slot that keeps WAL for us and follows what we acknowledge; without one the server may remove WAL before we have it.
@@ -45,7 +45,7 @@ impl StartReplication {
     }
 }
 
-/// What arrives on the stream.
+/// An event of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamEvent {
     /// WAL. Each begins where the one before ended.
@@ -85,11 +85,11 @@ pub struct Keepalive {
     pub server_end: Lsn,
     /// The server's clock.
     pub server_time: TimestampTz,
-    /// Whether the server wants to be told positions at once, or else may hang up.
+    /// Whether the server wants a report of positions at once, or else may hang up.
     pub reply_requested: bool,
 }
 
-/// What the server is told.
+/// The positions that are reported to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Positions {
     /// Received and written.
@@ -100,12 +100,12 @@ pub struct Positions {
     pub applied: Lsn,
 }
 
-/// Where a history goes on when a timeline has ended.
+/// The point at which a history goes on when a timeline has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NextTimeline {
     /// The timeline that follows.
     pub timeline: TimelineId,
-    /// Where it leaves this one.
+    /// The position at which it leaves this one.
     pub switch_lsn: Lsn,
 }
 
@@ -115,7 +115,7 @@ pub struct ReplicationStream {
     command: String,
     phase: Phase,
     answer: Answer,
-    /// Where the next data begins.
+    /// The position at which the next data begins.
     next: Lsn,
 }
 
@@ -368,7 +368,7 @@ mod tests {
         out
     }
 
-    /// What comes out of a server's bytes until it hangs up, then what `finish` says.
+    /// Returns the events from a server's bytes until it hangs up, then the result of `finish`.
     fn play(
         bytes: Vec<u8>,
     ) -> std::result::Result<(Vec<StreamEvent>, Option<NextTimeline>), Error> {

@@ -1,4 +1,4 @@
-//! What a server says when something is wrong: `ErrorResponse` and `NoticeResponse`, and the [`Error`] that follows from one.
+//! The server's messages about trouble: `ErrorResponse` and `NoticeResponse`, and the [`Error`] that follows from one.
 //!
 //! PostgreSQL: doc/src/sgml/protocol.sgml (error and notice message fields), src/backend/utils/errcodes.txt.
 
@@ -111,7 +111,7 @@ pub fn sqlstate(error: &Error) -> Option<&str> {
     server_message(error).map(|message| message.sqlstate.as_str())
 }
 
-/// What the hint about a refused connection has to name.
+/// The facts that the hint about a refused connection has to name.
 pub(super) struct Refused<'a> {
     pub user: &'a str,
     /// The database field of pg_hba.conf.

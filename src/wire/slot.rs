@@ -40,7 +40,7 @@ impl FromStr for SlotName {
     }
 }
 
-/// What the server says of a physical slot.
+/// The server's report about a physical slot.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SlotState {
     /// From where on WAL is kept; `None` for a slot that was never used and reserves nothing, and for one that has lost its WAL.

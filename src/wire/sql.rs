@@ -79,7 +79,7 @@ impl Sql {
         })
     }
 
-    /// Runs one command and returns its rows. Of several result sets the last one with columns counts.
+    /// Runs one command and returns its rows. If there are several result sets, the last one with columns counts.
     ///
     /// # Errors
     /// `Server` (`Denied` for missing rights) if the server reports an error, after which the session can be used again; `Unreachable` if
@@ -189,7 +189,7 @@ fn values(row: &SimpleQueryRow) -> Result<Vec<Option<Bytes>>> {
 /// A connection that is authenticated, and looks as if its start-up were still to come.
 struct Adopted {
     stream: Stream,
-    /// What is shown before the server's own bytes.
+    /// The bytes that are shown before the server's own bytes.
     shown: BytesMut,
     /// The beginning of the start-up message, until all of it has been swallowed.
     startup: Option<BytesMut>,

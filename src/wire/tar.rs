@@ -20,7 +20,7 @@ pub const TAR_BLOCK_SIZE: usize = 512;
 pub struct TarEntry {
     /// Relative path without `..` and without a slash at the end.
     pub path: Vec<u8>,
-    /// What it is.
+    /// The kind of the member.
     pub kind: TarKind,
     /// Permission bits, at most 07777.
     pub mode: u32,
@@ -40,12 +40,12 @@ pub enum TarKind {
     Directory,
     /// A symbolic link.
     Symlink {
-        /// Where it points: any path, never empty.
+        /// The target of the link: any path, never empty.
         target: Vec<u8>,
     },
 }
 
-/// What comes out of an archive.
+/// An event from reading an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TarEvent {
     /// A member begins. Directories and links consist of this alone.

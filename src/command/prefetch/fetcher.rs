@@ -1,4 +1,5 @@
-//! What the worker's threads do: one segment each, from the first repository that has it whole. One that is silent is passed over.
+//! The work of the worker's threads: one segment each, from the first repository that has it whole. A silent repository
+//! is passed over.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,16 +18,17 @@ use crate::repo::repository::Repository;
 
 /// How long a repository is taken for the one that it was.
 const SESSION: Duration = Duration::from_secs(10);
-/// For how long one that could not be opened is left alone while another can be. An object store that is away is tried for 40 seconds: once for
-/// each segment would be the pace of the recovery. What only that one has, whoever asks for it asks there.
+/// For how long a repository that could not be opened is left alone while another can be. An object store that is away
+/// is tried for 40 seconds: once for each segment, that would set the pace of the recovery. A segment that only this
+/// repository has is left to the `pitr-restore` that the server runs for it.
 const LEFT_ALONE: Duration = Duration::from_secs(300);
 
-/// What became of a segment.
+/// The result for a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// It waits to be asked for.
     Fetched,
-    /// It could not be had: whoever asks for it finds out why.
+    /// It could not be had: the `pitr-restore` that is asked for it finds the cause.
     NotHad,
     /// The disk takes no more.
     NoRoom,
@@ -44,7 +46,7 @@ pub(super) struct Fetcher {
     known: Mutex<Known>,
 }
 
-/// What is known of the repositories.
+/// The state of the repositories, as the threads know it.
 struct Known {
     session: Option<Arc<Session>>,
     /// Which each of them was when it was opened first.
@@ -208,7 +210,8 @@ impl Fetcher {
 }
 
 impl Known {
-    /// Where one can be read, those that cannot are left alone; where none can, all are asked again for the next segment.
+    /// Leaves the unreadable repositories alone if another one can be read. If none can be read, all are asked again
+    /// for the next segment.
     fn leave_alone(&mut self, repositories: &[Option<Arc<Archive>>]) {
         let is_any_there = repositories.iter().any(Option::is_some);
         for (away, repository) in self.away.iter_mut().zip(repositories) {

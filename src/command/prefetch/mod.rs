@@ -44,7 +44,7 @@ impl Prefetch {
         let [name, target] = arguments.files.as_slice() else {
             return None;
         };
-        // What is fetched ahead is of the life that the archive follows.
+        // Segments that are fetched ahead are of the life that the archive follows.
         if arguments.switches.iter().any(|s| s == AS_STORED) {
             return None;
         }
@@ -109,8 +109,8 @@ impl Prefetch {
         }
     }
 
-    /// The server has the segment: the worker goes on from there. Where there is none, and recovery goes from segment to segment, one is
-    /// started; that it cannot be changes nothing for recovery.
+    /// The server has the segment: the worker goes on from there. If there is no worker, and recovery goes from segment
+    /// to segment, one is started. A worker that cannot be started changes nothing for recovery.
     pub fn delivered(&self, arguments: &Arguments, environment: &Environment) {
         if self.prefetched.tell(self.name) || !self.follows() || self.directory.is_promoted() {
             return;

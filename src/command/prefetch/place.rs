@@ -25,8 +25,8 @@ impl Place {
         }
     }
 
-    /// What it answers, or `None` where it is silent; `question` counts what it hears. One that still owes an answer is asked nothing: each
-    /// question into a dead mount is a thread that stays.
+    /// Returns the repository's answer, or `None` if it is silent; `question` counts the pieces that arrive. A
+    /// repository that still owes an answer is asked nothing: each question into a dead mount is a thread that stays.
     pub(super) fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&AtomicU64) -> T + Send + 'static,

@@ -33,7 +33,7 @@ const TICKS_BETWEEN_LOOKS: u32 = 5;
 const IDLE: Duration = Duration::from_secs(60);
 /// How long nothing is fetched when the disk is full.
 const PAUSE: Duration = Duration::from_secs(10);
-/// What the segments may take on the disk; one is allowed in any case.
+/// Bytes that the segments may take on the disk; one segment is allowed in any case.
 const BYTES_MAX: u64 = 256 << 20;
 /// How many segments are fetched at once from a disk, and from elsewhere.
 const JOBS_NEAR: usize = 2;
@@ -42,7 +42,7 @@ const JOBS_FAR: usize = 4;
 /// Fetches ahead of the segment that the arguments name, until nobody needs it.
 ///
 /// # Errors
-/// What keeps it from beginning.
+/// Errors that keep the worker from beginning.
 pub fn run(arguments: &Arguments, environment: &Environment, nonce: u64) -> Result<()> {
     detach::own_session();
     let wanted = Arc::new(AtomicBool::new(false));
@@ -70,7 +70,7 @@ struct Worker {
     count: u64,
     jobs_max: usize,
     is_stopped: Arc<AtomicBool>,
-    /// What the server got last.
+    /// The segment that the server got last.
     position: SegmentName,
     /// When it got that, or another segment was fetched.
     moved: Instant,
@@ -195,7 +195,7 @@ impl Worker {
             match job.join().unwrap_or(Outcome::NotHad) {
                 // On a slow line that is all that moves.
                 Outcome::Fetched => self.moved = Instant::now(),
-                // What the server has got by now says nothing about what comes.
+                // A miss for a segment that the server has got by now does not predict the next ones.
                 Outcome::NotHad if name <= self.position => {}
                 Outcome::NotHad => {
                     self.not_had = Some(self.not_had.map_or(name, |other| other.min(name)));

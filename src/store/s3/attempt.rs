@@ -1,5 +1,6 @@
-//! One attempt of a request. It goes on as long as bytes come or go: a slow link is no reason to give up what has arrived, and a silent
-//! one is no reason to wait. What it was signed with stands in nothing that is told of it.
+//! One attempt of a request. It goes on as long as bytes come or go. A slow link is no reason to give up the bytes that
+//! have arrived, and a silent one is no reason to wait. Messages about an attempt contain neither its secrets nor its
+//! signature.
 //!
 //! The client of the vendor offers less: its minimum rate of an upload is not watched any more once a body's last piece is asked for, of
 //! which there is only one where it lies in memory, and then nothing limits the wait for the answer.
@@ -17,8 +18,9 @@ use http_body::{Body, Frame, SizeHint};
 use super::secrets::Secrets;
 use crate::store::life;
 
-/// A body is handed to the connection in pieces of this size, so that it is seen how far it is. What connection and system hold of it
-/// besides is not seen: up to some megabytes, for which a slow link needs its time after the last piece.
+/// A body is handed to the connection in pieces of this size, so that its progress is visible. The bytes that
+/// connection and system buffer are not visible. They are up to some megabytes, for which a slow link needs its time
+/// after the last piece.
 pub(super) const PIECE_BYTES: usize = 64 << 10;
 
 tokio::task_local! {
@@ -39,7 +41,7 @@ struct Moves {
     /// From the first piece of a body to the last one so far.
     bodies: Option<(Instant, Instant)>,
     bytes: usize,
-    /// Of these, what `last` does not stand for yet.
+    /// Bytes of these that `last` does not stand for yet.
     uncounted: usize,
 }
 
@@ -157,7 +159,7 @@ fn later(moment: Instant, by: Duration) -> Instant {
     moment + by.min(CENTURY)
 }
 
-/// Where a body goes.
+/// The direction of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     ToStore,
@@ -167,7 +169,7 @@ pub(super) enum Way {
 /// A body that is watched while it passes.
 pub(super) struct Watched {
     body: SdkBody,
-    /// Of a piece that is too long.
+    /// The rest of a piece that is too long.
     rest: Bytes,
     attempt: Arc<Attempt>,
     way: Way,
@@ -190,7 +192,7 @@ impl Watched {
     fn pass(&mut self) -> Bytes {
         let piece = self.rest.split_to(PIECE_BYTES.min(self.rest.len()));
         self.attempt.has_passed(piece.len());
-        // What comes is a sign of life once it is known to be what was asked for.
+        // An incoming piece is a sign of life only once it is known to be the requested content.
         if self.way == Way::ToStore {
             life::sign();
         }

@@ -1,4 +1,4 @@
-//! Whose certificate a server shows that was not believed: the client says why, and not which.
+//! The certificate of a server that was not trusted: the client reports the reason, but not the certificate.
 //!
 //! A connection is made for that alone. Nothing is sent over it: its handshake fails at the very certificate that it is made for.
 
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// No name is shown longer.
 const SHOWN: usize = 200;
 
-/// What the server at an `https` URL shows of itself; none where it shows nothing that can be read.
+/// Returns a description of the certificate of the server at an `https` URL; none if it shows none that can be read.
 pub(super) async fn shown(url: &str) -> Option<String> {
     let host = url.strip_prefix("https://")?;
     let (name, port) = match host.rsplit_once(':') {

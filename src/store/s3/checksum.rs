@@ -22,7 +22,7 @@ pub(super) enum Confirmed {
     No,
 }
 
-/// What the store says it received must be what was sent.
+/// Requires that the checksum in the store's answer is that of the sent bytes.
 pub(super) fn check_sum(answered: Option<&str>, sent: &str) -> Answered<Confirmed> {
     match answered {
         Some(other) if other != sent => Err(Failure::new(
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn checksums_stand_as_the_protocol_wants_them() {
-        // Of "123456789" it is e3069283: RFC 3720 and every table of checksums.
+        // The checksum of "123456789" is e3069283: RFC 3720 and every table of checksums.
         assert_eq!(checksum(b"123456789"), "4waSgw==");
         assert_eq!(checksum(b""), "AAAAAA==");
         assert_eq!(check_sum(None, "x").unwrap(), Confirmed::No);

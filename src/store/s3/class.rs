@@ -9,8 +9,8 @@ use super::request::Bucket;
 use crate::error::Code;
 use crate::store::Frozen;
 
-/// Objects below `prefix` that cannot be read before they are thawed: the first of them, and how many are in such a class. Of names between a first
-/// and a last, where these are given.
+/// Returns the first object below `prefix` that cannot be read before it is thawed, and how many are in such a class.
+/// With `names`, only names from the first to the last are considered.
 pub(super) async fn frozen(
     bucket: &Bucket,
     prefix: &str,
@@ -31,7 +31,7 @@ pub(super) async fn frozen(
         }
         check_count(&cold)?;
     }
-    // What was thawed is still in its class.
+    // A thawed object is still in its class.
     for (key, class) in &cold {
         match fetch(bucket, key, Part::From(0, 1)).await {
             Ok(_) => {}

@@ -1,4 +1,4 @@
-//! What the object store's clock says, by the dates of its answers.
+//! The object store's clock, by the dates of its answers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,11 +1,11 @@
-//! The program that a profile runs for credentials (`credential_process`). What it prints may hold what it was to give, or what it logs in
-//! with: of its failure only is told which program it was, and how it ended.
+//! The program that a profile runs for credentials (`credential_process`). Its output may hold the credentials, or the
+//! secrets that it logs in with. So the report of its failure contains only the program and its exit status.
 
 use aws_credential_types::provider::error::CredentialsError;
 
 use crate::error::causes;
 
-/// What the client says of the program, before what it repeats of it.
+/// The client's words for the program, before those that it repeats from the program's output.
 const NAMED: &str = "external process";
 /// Between these it says how the program ended.
 const ENDED: [&str; 2] = ["exited with code ", ". Stderr:"];

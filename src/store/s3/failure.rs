@@ -1,4 +1,4 @@
-//! What an answer that is no success means: absent, taken, try again, or an error that somebody has to mend.
+//! The meaning of an answer that is no success: absent, taken, try again, or an error that an operator has to mend.
 //!
 //! "Absent" is only the store's own word for a key. A bucket that is not there, a refusal, a proxy's page and silence are errors.
 
@@ -13,7 +13,7 @@ use super::attempt::Attempt;
 use crate::err;
 use crate::error::{Code, Error, causes};
 
-/// What a request came to.
+/// The result of a request.
 pub(super) type Answered<T> = std::result::Result<T, Failure>;
 
 /// How a request failed.
@@ -31,7 +31,7 @@ pub(super) struct Failure {
     pub(super) is_unreadable: bool,
 }
 
-/// What is to be done about it.
+/// The action that a failure requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {
     /// The store says that it has no such object.
@@ -70,7 +70,8 @@ impl Failure {
         Failure::new(Kind::Again, Error::new(Code::Unreachable, message))
     }
 
-    /// Of a request that sets no condition: "the condition does not hold" is not the store's answer to it, and says nothing about a name.
+    /// Converts the failure of a request that sets no condition. "The condition does not hold" is not the store's
+    /// answer to it, and says nothing about a name.
     pub(super) fn without_condition(self) -> Failure {
         match self.kind {
             Kind::Taken => Failure {
@@ -157,7 +158,8 @@ fn credentials_failure(error: &CredentialsError) -> Failure {
     }
 }
 
-/// What the client says when the machine's provider forbids this process to ask it: another minute changes nothing about that.
+/// The client's message if the machine's provider forbids this process to ask it: another minute changes nothing about
+/// that.
 const REFUSED_BY_MACHINE: &str = "IMDS is disabled or the caller has insufficient permissions";
 
 fn no_credentials(text: &str) -> Failure {
@@ -169,7 +171,8 @@ fn no_credentials(text: &str) -> Failure {
     )
 }
 
-/// What a profile asks for that this program is built without; the client names its own build for it.
+/// Returns the feature that a profile asks for and this program is built without; the client names its own build for
+/// it.
 fn left_out(text: &str) -> Option<&'static str> {
     let (_, feature) = text.split_once("following cargo feature(s) enabled: ")?;
     let name = feature.split(['.', ' ', ',']).next()?;
@@ -200,7 +203,7 @@ pub(super) fn shown(text: &str) -> String {
     text.escape_debug().take(400).collect()
 }
 
-/// What went wrong before or beside a request.
+/// Converts an error that occurred before or beside a request.
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         Failure::new(Kind::Final, error)
@@ -214,13 +217,13 @@ impl From<Failure> for Error {
     }
 }
 
-/// What is said of an object in a class that keeps it from being read.
+/// The store's code for an object in a class that keeps it from being read.
 const FROZEN: &str = "InvalidObjectState";
 
 /// Characters that are shown of a body that cannot be understood.
 const EXCERPT_MAX: usize = 200;
 
-/// What the store answered.
+/// The store's answer.
 struct Answer<'a> {
     status: u16,
     code: &'a str,
@@ -280,12 +283,13 @@ impl Answer<'_> {
                 (Kind::Again, Code::Unreachable)
             }
             (401 | 403 | 405, _) => (Kind::Final, Code::Denied),
-            // Of a bucket, of a proxy, of nobody knows whom: that no object is there, it does not say.
+            // This answer comes from a bucket, a proxy or an unknown program: it does not say that no object is there.
             _ => (Kind::Final, Code::Unreachable),
         }
     }
 
-    /// Another region, if it is said and can be one; else a page that is not the store's.
+    /// Returns the kind for the other region, if the answer names a possible one. Else the error is final; an answer
+    /// without a code is a page that is not the store's.
     fn elsewhere(&self) -> (Kind, Code) {
         match self.region {
             Some(region) if is_region(region) => (Kind::Elsewhere(region.to_owned()), Code::Config),

@@ -1,5 +1,5 @@
-//! What passes between client and store: bodies are watched on their way, signatures are known, and of an answer no more is let in than this client asks for, and
-//! of a list no less than all of it.
+//! The traffic between client and store: bodies are watched on their way, and signatures are remembered. An answer may
+//! not be longer than this client asks for, and a list must be complete.
 
 use aws_sdk_s3::config::interceptors::{
     AfterDeserializationInterceptorContextRef, BeforeDeserializationInterceptorContextMut,

@@ -1,4 +1,5 @@
-//! What the request says that creates an object: that the name must be free, storage class, encryption by the store, and lock.
+//! The headers of the request that creates an object: that the name must be free, storage class, encryption by the
+//! store, and lock.
 
 use aws_sdk_s3::operation::create_multipart_upload::builders::CreateMultipartUploadFluentBuilder;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
@@ -14,7 +15,7 @@ use crate::store::Key;
 /// The mark of an upload, as metadata of the object.
 pub(super) const MARK: &str = "pitr-upload";
 
-/// What must hold for a request to name an object.
+/// The condition under which a request may name an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Condition {
     /// The name is free.
@@ -38,7 +39,8 @@ impl Condition {
     }
 }
 
-/// What kind of object a key is of: it decides on storage class, lock and size of requests, never on what is stored.
+/// The sort of object that a key belongs to. It decides on storage class, lock and size of requests, never on the
+/// stored bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sort {
     Wal,

@@ -6,7 +6,7 @@ use aws_sdk_s3::types::{ExpirationStatus, LifecycleRule, TransitionStorageClass}
 use super::failure::{Answered, Failure};
 use super::request::Bucket;
 
-/// What rules do to objects of this place, as clauses.
+/// Returns the effects of the bucket's rules on objects of this place, as clauses.
 pub(super) async fn harmful(bucket: &Bucket) -> Answered<Vec<String>> {
     let rules = bucket
         .run("read the lifecycle rules", |client| {
@@ -55,7 +55,7 @@ fn told(rule: &LifecycleRule) -> Vec<String> {
                 told.push(format!("rule \"{id}\" deletes objects after {days} days"));
             }
             (None, Some(_)) => told.push(format!("rule \"{id}\" deletes objects at a date")),
-            // Of markers behind which nothing is left.
+            // The rule removes only delete markers that hide no version any more.
             (None, None) => {}
         }
     }

@@ -52,7 +52,7 @@ pub(super) struct Listing<'a> {
     /// Keys below a further slash are shown as one.
     delimited: bool,
     most: i32,
-    /// Of the next page; none before the first.
+    /// The token of the next page; none before the first.
     token: Option<String>,
     /// The last key so far.
     last: Option<String>,
@@ -110,7 +110,7 @@ impl<'a> Listing<'a> {
         format!("{}{}", self.bucket.prefix, self.prefix)
     }
 
-    /// What a page shows, and the token of the one after it.
+    /// Returns the entries of a page, and the token of the next page.
     fn check(&self, page: &ListObjectsV2Output) -> Answered<(Vec<Found>, Option<String>)> {
         let full = self.full();
         if page.prefix().is_some_and(|prefix| prefix != full) {
@@ -180,7 +180,7 @@ pub(super) fn check_count<T>(names: &[T]) -> Answered<()> {
     }
 }
 
-/// What is directly below `prefix`.
+/// Lists the entries directly below `prefix`.
 pub(super) async fn list(bucket: &Bucket, prefix: &str) -> Answered<Vec<Listed>> {
     let below = match prefix {
         "" => String::new(),

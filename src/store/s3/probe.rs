@@ -23,10 +23,10 @@ use crate::store::{Key, Store as _};
 const CREATORS: usize = 16;
 const ROUNDS: usize = 4;
 
-/// What was found out.
+/// The findings about a store.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// What is weak about the store, as clauses.
+    /// Weaknesses of the store, as clauses.
     pub weaknesses: Vec<String>,
     /// Whether these credentials may delete; none where that was not answered.
     pub may_delete: Option<bool>,
@@ -37,7 +37,7 @@ pub struct Found {
 enum Creation {
     /// It refuses it.
     Kept,
-    /// What it does instead.
+    /// It does this instead.
     Broken(String),
     /// It does not show at once what is there.
     Late(&'static str),

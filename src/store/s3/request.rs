@@ -32,7 +32,7 @@ pub fn end_at(moment: Instant) {
     let _ = END.set(moment);
 }
 
-/// What is special about a request.
+/// The special purpose of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Nothing.
@@ -43,7 +43,7 @@ pub(super) enum Purpose {
     Completing,
 }
 
-/// What requests of one store have in common.
+/// The properties that requests of one store have in common.
 pub(super) struct Bucket {
     pub(super) link: Arc<Link>,
     pub(super) bucket: String,
@@ -53,9 +53,9 @@ pub(super) struct Bucket {
     pub(super) place: String,
     /// Random, for pauses and for the marks of uploads.
     pub(super) random: AtomicU64,
-    /// What was deleted in a bucket that keeps versions.
+    /// The objects that were deleted in a bucket that keeps versions.
     pub(super) markers: Markers,
-    /// What is written here is taken away again: it is neither locked nor in a class that is paid for longer.
+    /// Whether objects written here are removed again: they are neither locked nor in a class that is paid for longer.
     pub(super) is_trial: bool,
 }
 
@@ -104,7 +104,7 @@ impl Bucket {
                 }
             };
             time.spend(attempt.idle());
-            // What has to be tried again is as good as silence.
+            // A failure that requires another try is as good as silence.
             if !matches!(failure.kind, Kind::Again) {
                 life::sign();
             }
@@ -145,7 +145,7 @@ impl Bucket {
             if pause.is_zero() {
                 return true;
             }
-            // Who was told to wait goes first, and the others not together.
+            // The throttled request goes first, and the others not together.
             pause += part(PAUSE, self.next_random());
         }
     }
@@ -225,7 +225,7 @@ fn part(most: Duration, random: u64) -> Duration {
 struct Time {
     /// So long nothing may come or go in one attempt.
     stall: Duration,
-    /// What is left for all of them, and the pauses between. Time in which bytes come or go is not taken from it.
+    /// Time left for all attempts and the pauses between them. Time in which bytes come or go is not taken from it.
     budget: Duration,
     /// When the whole process must be done, however it gets on.
     last: Option<Instant>,
@@ -250,7 +250,7 @@ impl Time {
         self.budget = self.budget.saturating_sub(time);
     }
 
-    /// What is left.
+    /// Returns the time that is left.
     fn left(&self) -> Duration {
         let whole = |last: Instant| last.saturating_duration_since(Instant::now());
         self.last
@@ -277,7 +277,7 @@ fn given_up(attempt: &Attempt, is_cut: bool, before: Option<Failure>) -> Failure
     }
 }
 
-/// What has been tried.
+/// The repairs and repetitions that a request has had so far.
 #[derive(Debug, Default)]
 struct Tried {
     again: u32,

@@ -1,5 +1,5 @@
-//! What nobody may read: keys and tokens that requests are signed with. A store that is asked in a way it does not like may repeat them, and
-//! what it says goes into messages and logs.
+//! Secrets that must stay hidden: keys and tokens that sign requests. A store may repeat them in its answer to a
+//! request that it does not accept, and its answers go into messages and logs.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,9 +9,9 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 
 use super::credential_process;
 
-/// Of so many the last are known: those before them have run out.
+/// The number of secrets that are remembered, the last ones: earlier ones have expired.
 const KNOWN: usize = 8;
-/// What is shorter is a word, which texts may hold.
+/// A shorter secret is a word, which texts may hold.
 const SHORTEST: usize = 8;
 /// Stands in the place of a secret.
 const MASK: &str = "[secret]";
@@ -54,7 +54,7 @@ pub(super) fn without(text: &str, secret: &str) -> String {
 pub(super) struct Remembering {
     provider: SharedCredentialsProvider,
     secrets: Arc<Secrets>,
-    /// What it runs, where it is the provider of a profile that names a program.
+    /// The program that the provider runs, if its profile names one.
     program: Option<String>,
 }
 
@@ -89,7 +89,7 @@ impl ProvideCredentials for Remembering {
         })
     }
 
-    /// What a provider that is slow just then gave out last.
+    /// Returns the credentials that a slow provider gave out last.
     fn fallback_on_interrupt(&self) -> Option<Credentials> {
         self.provider.fallback_on_interrupt()
     }

@@ -1,13 +1,14 @@
 //! Whether a store compares the checksums that are sent to it. One that only sends them back confirms nothing by that.
 //!
-//! Where it does, and TLS keeps a body on its way, the body's SHA-256 is left out of the signature, which covers the checksum: it would be a third
-//! look at the same bytes, and takes more of the processor than compressing them where there are no instructions for it.
+//! If a store compares them, and TLS protects a body on its way, the body's SHA-256 is left out of the signature, which
+//! covers the checksum. The hash would be a third look at the same bytes. On a processor without instructions for it,
+//! it takes more time than compressing the bytes.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::failure::{Failure, Kind};
 
-/// What is known of it, in this process.
+/// The known behaviour of a store, in this process.
 pub(super) struct Sums {
     state: AtomicU8,
     /// Bodies are signed: nothing else keeps them on their way, or the store wants it.
@@ -22,7 +23,8 @@ const COMPARED: u8 = 2;
 const IGNORED: u8 = 3;
 
 impl Sums {
-    /// Of a store at `endpoint`. Amazon's own servers, which are behind none, document that they compare.
+    /// Returns the state for a store at `endpoint`. Amazon's own servers, which are used without an endpoint setting,
+    /// are documented to compare.
     pub(super) fn of(endpoint: Option<&str>) -> Sums {
         let (state, is_tls) = match endpoint {
             None => (COMPARED, true),
@@ -39,8 +41,8 @@ impl Sums {
         !self.is_signing.load(Ordering::Relaxed) && self.state.load(Ordering::Relaxed) == COMPARED
     }
 
-    /// What an unsigned body came to. Not every store takes one, and a policy may forbid it: after a refusal all are signed, and this one is
-    /// tried again.
+    /// Converts the failure of a request with an unsigned body. Some stores do not take such a body, and a policy may
+    /// forbid it. After a refusal all bodies are signed, and this request is tried again.
     pub(super) fn of_unsigned(&self, failure: Failure) -> Failure {
         if failure.kind != Kind::Final {
             return failure;
@@ -52,7 +54,8 @@ impl Sums {
         }
     }
 
-    /// What is known; nothing where finding out is worth a request, as it is for who writes a second object.
+    /// Returns whether checksums are compared; nothing if finding out is worth a request, as it is for a process that
+    /// writes a second object.
     pub(super) fn are_compared(&self) -> Option<bool> {
         match self.state.load(Ordering::Relaxed) {
             COMPARED => Some(true),
