@@ -258,8 +258,8 @@ impl Compare<'_, '_> {
         }
         raw.clear();
         // A pack that cannot be read now is opened by the copy, which says why.
-        let is_there = self.read(stretch, files, raw)?
-            && self.hashes.is_same(at, raw).unwrap_or_default();
+        let is_there =
+            self.read(stretch, files, raw)? && self.hashes.is_same(at, raw).unwrap_or_default();
         let mut found = self.found()?;
         if is_there {
             let path = stretch.file.path(self.snapshot.naming());

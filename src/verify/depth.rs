@@ -72,7 +72,11 @@ impl Queue {
         let all = units.iter().map(Vec::len).sum::<usize>();
         Queue {
             // The limit of time is looked at between two steps.
-            step_units: if budget.time.is_some() { 1 } else { (all / STEPS_MAX).max(1) },
+            step_units: if budget.time.is_some() {
+                1
+            } else {
+                (all / STEPS_MAX).max(1)
+            },
             units,
             left_bytes: budget.max_bytes,
             until: budget

@@ -101,7 +101,9 @@ fn others<'c, R: Needs>(
 ) -> Divided<'c> {
     let all = catalog.committed().filter_map(|(id, _, root)| {
         let read = divided.get(id).map(Portion::of_packs).unwrap_or_default();
-        let own = packs.common(&Portion::of_packs(root.needs().1)).minus(&read);
+        let own = packs
+            .common(&Portion::of_packs(root.needs().1))
+            .minus(&read);
         Some((id, own.packs)).filter(|(_, packs)| !packs.is_empty())
     });
     all.collect()

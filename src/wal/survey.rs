@@ -4,7 +4,7 @@
 //! packs, refused copies and leftovers. Each survey is read anew. It lists objects that cannot be read and checked: a
 //! caller that deletes must then stop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Deref, DerefMut};
 
 use super::increment::OpenSegment;
@@ -52,6 +52,8 @@ pub struct Survey {
     pub shadowed: Vec<(WalFileName, Key)>,
     /// Events about segments, by segment.
     pub segment_events: BTreeMap<SegmentName, Vec<Recorded>>,
+    /// Segments of which an event cannot be read.
+    pub doubted_segments: BTreeSet<SegmentName>,
 }
 
 /// A survey has what the catalog of its scope has.
@@ -154,6 +156,7 @@ impl Survey {
             lives: Lives::default(),
             shadowed: Vec::new(),
             segment_events: BTreeMap::new(),
+            doubted_segments: BTreeSet::new(),
         }
     }
 
@@ -249,6 +252,16 @@ impl Survey {
         Ok(layout.with_lives(self.lives.clone()))
     }
 
+    /// Returns the segments that a check found damaged, and those of which an event that cannot be read may say so.
+    pub fn suspects(&self) -> BTreeSet<SegmentName> {
+        let events = self.segment_events.iter();
+        let damaged = events.filter(|(_, events)| !event::damage(events).is_empty());
+        let damaged = damaged.map(|(name, _)| *name);
+        damaged
+            .chain(self.doubted_segments.iter().copied())
+            .collect()
+    }
+
     /// Returns the portions of the cluster that were read back, and when.
     pub fn read_back(&self, now: TimestampTz) -> ReadBack {
         let moves = self.lives.moves(self.segment_size);
@@ -289,8 +302,10 @@ impl Reading<'_> {
                     let events = events.into_iter().filter(is_own).collect();
                     self.survey.segment_events.insert(segment, events);
                 }
-                // The events of this segment then protect nothing: they stay where they are.
-                Err(e) if e.is_damage() => {}
+                // One of them may say that the segment is damaged.
+                Err(e) if e.is_damage() => {
+                    self.survey.doubted_segments.insert(segment);
+                }
                 Err(e) => return Err(e),
             }
         }

@@ -896,6 +896,9 @@ fn increments_of_whole_segments_and_conflicts_go_with_their_segment() {
     survey.increments.insert(name(101), vec![key("a/101")]);
     // Where the whole one is damaged they may be the better copy.
     survey.increments.insert(name(97), vec![key("a/97")]);
+    // An event that cannot be read may say so.
+    survey.increments.insert(name(96), vec![key("a/96")]);
+    survey.doubted_segments.insert(name(96));
     let damaged = vec![event("damaged", ago(1))];
     survey.segment_events.insert(name(97), damaged);
     survey.conflicts = vec![

@@ -6,7 +6,6 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::catalog::Manifest;
-use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::repo::runs::Runs;
 use crate::wal::inventory::{HistoryFile, Timeline};
@@ -32,7 +31,6 @@ impl<'a> Paths<'a> {
         }
         let size = survey.segment_size;
         let histories = histories(survey, &mut doubts);
-        let suspects = survey.segment_events.iter();
         Paths {
             size,
             timelines: &survey.timelines,
@@ -40,10 +38,7 @@ impl<'a> Paths<'a> {
                 .into_iter()
                 .map(|(id, history)| (id, Path::new(history, size)))
                 .collect(),
-            suspects: suspects
-                .filter(|(_, events)| !event::damage(events).is_empty())
-                .map(|(name, _)| *name)
-                .collect(),
+            suspects: survey.suspects(),
             doubts,
         }
     }

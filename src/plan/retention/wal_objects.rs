@@ -1,5 +1,7 @@
 //! What is deleted of a cluster's WAL: segments that nothing needs, and what goes with them.
 
+use std::collections::BTreeSet;
+
 use super::cluster::Backups;
 use super::item::Item;
 use super::objects::Running;
@@ -62,8 +64,9 @@ pub fn delete(
 
 /// Increments of segments that are there whole: whatever else is not known, nobody needs them.
 fn delete_superseded(survey: &Survey, plan: &mut ExpirePlan) {
+    let suspects = survey.suspects();
     for (segment, keys) in &survey.increments {
-        if is_superseded(survey, *segment) {
+        if is_superseded(survey, &suspects, *segment) {
             plan.deletions
                 .extend(keys.iter().cloned().map(Deletion::Object));
         }
@@ -71,15 +74,13 @@ fn delete_superseded(survey: &Survey, plan: &mut ExpirePlan) {
 }
 
 /// Whether the segment is there whole, and no check found it damaged.
-fn is_superseded(survey: &Survey, segment: SegmentName) -> bool {
+fn is_superseded(survey: &Survey, suspects: &BTreeSet<SegmentName>, segment: SegmentName) -> bool {
     let is_whole = survey
         .timelines
         .get(&segment.timeline)
         .zip(segment.number(survey.segment_size).ok())
         .is_some_and(|(t, n)| t.segments.contains(n));
-    let events = survey.segment_events.get(&segment);
-    let is_damaged = events.is_some_and(|events| !event::damage(events).is_empty());
-    is_whole && !is_damaged && !survey.has_other_sizes
+    is_whole && !suspects.contains(&segment) && !survey.has_other_sizes
 }
 
 /// Partials, labels, increments, refused copies and events go with their segment.
@@ -97,8 +98,9 @@ fn delete_beside_segments(survey: &Survey, needed: &Needed, plan: &mut ExpirePla
             plan.deletions.push(Deletion::WalFile(*label));
         }
     }
+    let suspects = survey.suspects();
     for (segment, keys) in &survey.increments {
-        if goes(*segment) && !is_superseded(survey, *segment) {
+        if goes(*segment) && !is_superseded(survey, &suspects, *segment) {
             plan.deletions
                 .extend(keys.iter().cloned().map(Deletion::Object));
         }
