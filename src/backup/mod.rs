@@ -44,6 +44,7 @@ use crate::wire::basebackup::{BackupStart, BaseBackupOptions, StartCheckpoint};
 
 pub mod archiving;
 pub mod attempt;
+mod beside;
 pub mod content;
 pub mod damage;
 pub mod incremental;
