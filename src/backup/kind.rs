@@ -6,7 +6,6 @@ use super::incremental::held::{self, Held};
 use super::incremental::prior::{FullEvery, Server};
 use super::producer::Producer;
 use super::source::Source;
-use crate::err;
 use crate::error::Result;
 use crate::host::Host;
 use crate::pg::lsn::Lsn;
@@ -37,7 +36,7 @@ pub struct Chosen<'a> {
 /// Settles the kind, and says why where something else than the command line decided it. The prior of an incremental is claimed.
 ///
 /// # Errors
-/// `Usage` where an incremental is asked of a way of reading that has none; those of the server; what the store says.
+/// Those of the server; what the store says.
 pub fn choose<'a>(
     (repository, layout): (&'a Repository, &'a ClusterLayout),
     (source, producer): (&mut dyn Source, &dyn Producer),
@@ -56,13 +55,9 @@ pub fn choose<'a>(
     if let Some(why) = producer.why_full()? {
         return Ok(full(host, why));
     }
-    let Some(shape) = producer.shape() else {
-        return match limit {
-            Some(limit) => Ok(full(host, format!("over the replication protocol there are no incremental ones yet, and {limit} waits for --method local"))),
-            None => Err(err!(Usage, "incremental backups are not taken over the replication protocol yet").hint(
-                "Nothing was stored. On the database's host: pitr backup --incremental --method local\nOr take a full backup: pitr backup --full",
-            )),
-        };
+    let shape = match producer.shape() {
+        Ok(shape) => shape,
+        Err(why) => return Ok(full(host, why)),
     };
     let (least_start, least_stop) = least_bounds(source)?;
     let server = Server {

@@ -46,6 +46,7 @@ use crate::wire::basebackup::{BackupStart, BaseBackupOptions, StartCheckpoint};
 pub mod archiving;
 pub mod attempt;
 pub mod backoff;
+mod beside;
 pub mod content;
 pub mod damage;
 pub mod incremental;

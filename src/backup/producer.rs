@@ -42,11 +42,11 @@ pub trait Producer {
         Ok(())
     }
 
-    /// Returns what the pages of the server's files depend on; `None` where this way reads no incremental backups. [`Producer::prepare`] comes
-    /// before.
-    fn shape(&self) -> Option<Shape> {
-        None
-    }
+    /// Returns what the pages of the server's files depend on; [`Producer::prepare`] comes before.
+    ///
+    /// # Errors
+    /// Why that is not known, for a sentence.
+    fn shape(&self) -> std::result::Result<Shape, String>;
 
     /// Returns why the next backup stores everything, whatever is wished; [`Producer::prepare`] comes before.
     ///

@@ -7,10 +7,12 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 use bytes::Bytes;
 
+use super::beside::{Beside, Compared};
+use super::incremental::prior::Shape;
 use super::producer::{Damage, Produced, Producer, Watch, Work};
 use super::rate::Rate;
 use super::seen::{Seen, pieces};
-use super::source::Source;
+use super::source::{ServerFacts, Source};
 use crate::archive::left_out::{self, MARKER};
 use crate::err;
 use crate::error::{Error, Result};
@@ -22,6 +24,7 @@ use crate::progress::Progress;
 use crate::repo::container::{Codec, ContainerWriter, Identity, Kind};
 use crate::repo::root::cluster::Method;
 use crate::snapshot::filekey::{ClusterNaming, FileKey};
+use crate::snapshot::layer::Metadata;
 use crate::snapshot::sink::FileSink;
 use crate::store::NewObject;
 use crate::wire::basebackup::{BackupEnd, BackupEvent, BackupStart};
@@ -33,25 +36,58 @@ const CONTROL: &[u8] = b"global/pg_control";
 const KEPT_BYTES: u64 = 1 << 20;
 
 /// The files as the server streams them.
-pub struct Streamed;
+#[derive(Default)]
+pub struct Streamed {
+    shape: Option<Shape>,
+}
 
 impl Producer for Streamed {
     fn method(&self) -> Method {
         Method::Stream
     }
 
+    fn prepare(&mut self, source: &mut dyn Source, facts: &ServerFacts) -> Result<()> {
+        // Without a session for SQL there is a full backup.
+        self.shape = shape(source, facts).ok();
+        Ok(())
+    }
+
+    fn shape(&self) -> std::result::Result<Shape, String> {
+        self.shape.ok_or_else(|| {
+            "the server does not tell what its pages depend on: an incremental needs a session for SQL besides replication, with pg_control_init()".to_owned()
+        })
+    }
+
     fn produce(&mut self, source: &mut dyn Source, work: Work<'_, '_, '_>) -> Result<Produced> {
         source.begin(work.request)?;
         let object = work.store.create(&work.layout.server_manifest(work.id))?;
-        let receiver = Receiver::new(
+        let (scratch, progress) = (&work.host.scratch, work.host.progress.as_ref());
+        let mut receiver = Receiver::new(
             work.threads,
             work.writer.sink(),
             work.naming,
             (work.host, work.rate),
             object,
         )?;
+        let prior = work.prior;
+        receiver.beside = prior.map(|prior| Beside::new(prior, scratch, progress));
         receiver.run(source, work.watch)
     }
+}
+
+/// Asks the server what the pages of its files depend on.
+fn shape(source: &mut dyn Source, facts: &ServerFacts) -> Result<Shape> {
+    let rows = source.query(
+        "select database_block_size, blocks_per_segment, data_page_checksum_version from pg_control_init()",
+    )?;
+    let checksum_version: u32 = rows.value(0, 2)?;
+    Ok(Shape {
+        catalog_version: facts.catalog_version,
+        block_size_bytes: rows.value(0, 0)?,
+        segment_size_bytes: facts.segment_size.bytes(),
+        relation_segment_blocks: rows.value(0, 1)?,
+        data_checksums: checksum_version > 0,
+    })
 }
 
 /// The server's manifest: complete, compared with what arrived, not yet visible.
@@ -99,6 +135,8 @@ struct Receiver<'r, 'scope, 'env> {
     stop: &'r AtomicBool,
     start: Option<BackupStart>,
     seen: Option<Seen>,
+    /// Of an incremental: the prior's files.
+    beside: Option<Beside<'r>>,
     file: Option<Arriving>,
     label: Option<Vec<u8>>,
     control: Option<Vec<u8>>,
@@ -116,6 +154,8 @@ struct Arriving {
     mtime: i64,
     crc: u32,
     kept: Option<Vec<u8>>,
+    /// The prior's pages of it.
+    compared: Option<Compared>,
 }
 
 /// The manifest on its way: into the repository, and to the thread that compares it.
@@ -148,6 +188,7 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
             stop: &host.stop,
             start: None,
             seen: Some(Seen::new(&host.scratch)?),
+            beside: None,
             file: None,
             label: None,
             control: None,
@@ -188,9 +229,28 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
     fn entry(&mut self, entry: TarEntry) -> Result<()> {
         let key = FileKey::from_path(&entry.path, &self.naming)?;
         match entry.kind {
-            TarKind::Directory => self.sink.directory(&key, entry.mode, entry.mtime),
-            TarKind::Symlink { target } => self.sink.symlink(&key, &target),
+            TarKind::Directory => {
+                let (mode, mtime) = (entry.mode & 0o7777, entry.mtime);
+                let now = Metadata::Directory { mode, mtime };
+                match self.has_changed(&key, &now)? {
+                    true => self.sink.directory(&key, mode, mtime),
+                    false => Ok(()),
+                }
+            }
+            TarKind::Symlink { target } => {
+                let now = Metadata::Symlink {
+                    target: target.clone(),
+                };
+                match self.has_changed(&key, &now)? {
+                    true => self.sink.symlink(&key, &target),
+                    false => Ok(()),
+                }
+            }
             TarKind::File { size } => {
+                let compared = match &mut self.beside {
+                    Some(beside) => beside.file(&key, size, &mut self.sink)?,
+                    None => None,
+                };
                 let keep = [LABEL, CONTROL, MARKER.as_bytes()].contains(&entry.path.as_slice());
                 self.databases.extend(key.relation().map(|r| r.database));
                 self.file = Some(Arriving {
@@ -199,9 +259,18 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
                     mode: entry.mode,
                     mtime: entry.mtime,
                     crc: 0,
+                    compared,
                 });
                 self.sink.begin(key)
             }
+        }
+    }
+
+    /// Whether a directory or link is to be recorded: in a full backup each is.
+    fn has_changed(&mut self, key: &FileKey, now: &Metadata) -> Result<bool> {
+        match &mut self.beside {
+            Some(beside) => beside.has_changed(key, now),
+            None => Ok(true),
         }
     }
 
@@ -214,17 +283,23 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
         if let Some(kept) = &mut file.kept {
             kept.extend_from_slice(data);
         }
-        self.sink.append(data)?;
+        match &mut file.compared {
+            Some(compared) => compared.append(data, &mut self.sink)?,
+            None => self.sink.append(data)?,
+        }
         self.progress.advance(data.len() as u64);
         self.rate.take(data.len(), self.stop);
         Ok(())
     }
 
     fn entry_end(&mut self) -> Result<()> {
-        let (Some(file), Some(seen)) = (self.file.take(), &mut self.seen) else {
+        let (Some(mut file), Some(seen)) = (self.file.take(), &mut self.seen) else {
             return Err(err!(Server, "a file ended that did not begin"));
         };
-        let length = self.sink.end(file.mode, file.mtime)?;
+        let length = match file.compared.take() {
+            Some(compared) => compared.end(file.mode, file.mtime, &mut self.sink)?,
+            None => self.sink.end(file.mode, file.mtime)?,
+        };
         seen.add(&file.path, length, file.crc)?;
         match file.path.as_slice() {
             LABEL => self.label = file.kept,
@@ -269,6 +344,9 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
         let manifest = self
             .manifest
             .ok_or_else(|| err!(Server, "the server sent no manifest"))?;
+        if let Some(beside) = self.beside {
+            beside.finish(&self.naming, &self.sink)?;
+        }
         self.sink.finish()?;
         drop(manifest.queue);
         let compared = manifest

@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "incremental")]
     pub full: bool,
 
-    /// Store only what changed since the last backup; so far with --method local
+    /// Store only the pages that changed since the last backup; with --method local only these are read
     #[arg(long)]
     pub incremental: bool,
 

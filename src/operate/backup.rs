@@ -55,7 +55,7 @@ pub fn run(session: &Session, method: Method, options: Options) -> Result<Taken>
     let mut server =
         LiveServer::connect(&info, Arc::clone(&host.progress), Arc::clone(&host.stop))?;
     let mut producer: Box<dyn Producer> = match method {
-        Method::Stream => Box::new(Streamed),
+        Method::Stream => Box::<Streamed>::default(),
         Method::Local => Box::new(Local::new(cluster.pgdata.clone())),
     };
     let options = Options {

@@ -374,7 +374,7 @@ fn b01_killed_at_every_store_operation() {
     let player = recording.play();
     let mut known = committed(&site);
     forget_attempts(&site);
-    let (operations, result) = take(&site, &player.conninfo(), Streamed, usize::MAX);
+    let (operations, result) = take(&site, &player.conninfo(), Streamed::default(), usize::MAX);
     known.push(result.unwrap().head.id.to_string());
     known.sort();
     assert!(operations > 30, "{operations} operations");
@@ -382,7 +382,7 @@ fn b01_killed_at_every_store_operation() {
     let mut became_visible = Vec::new();
     for dies_at in 0..operations {
         forget_attempts(&site);
-        let (done, result) = take(&site, &player.conninfo(), Streamed, dies_at);
+        let (done, result) = take(&site, &player.conninfo(), Streamed::default(), dies_at);
         assert!(done > dies_at, "operation {dies_at} was not reached");
         if is_new_and_whole(&site, &mut known, &result) {
             became_visible.push(dies_at);

@@ -2,9 +2,10 @@
 //!
 //! `prior` chooses the backup to build on, `held` claims it against deletion, `wal` tells what changed since, `recheck` doubts that, `rewrite` says what is
 //! stored again although it did not change.
-//! Where WAL does not tell, the hashes of the prior's pages are compared with every page. The rules, and the proof that they suffice, are
+//! Where WAL does not tell, `compare` gives the hashes of the prior's pages, with which every page is compared. The rules, and the proof that they suffice, are
 //! in `docs/decisions/0024-incrementals.md`.
 
+pub mod compare;
 pub mod held;
 pub mod prior;
 pub mod recheck;
@@ -117,7 +118,7 @@ pub fn check_bounds(prior: &ClusterContent, new: &ClusterContent) -> Result<()> 
             Refused,
             "the backup {what} at {new}, before its prior does, at {prior}"
         )
-        .hint("Nothing was committed: the standby lags behind. Take a full backup: pitr backup --method local")),
+        .hint("Nothing was committed: the standby lags behind. Take a full backup: pitr backup --full")),
     }
     };
     order("starts", prior.start_lsn, new.start_lsn)?;
@@ -128,7 +129,7 @@ pub fn check_bounds(prior: &ClusterContent, new: &ClusterContent) -> Result<()> 
             Refused,
             "data checksums were switched since the prior was taken"
         )
-        .hint("Nothing was committed. Take a full backup: pitr backup --method local")),
+        .hint("Nothing was committed. Take a full backup: pitr backup --full")),
     }
 }
 

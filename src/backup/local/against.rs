@@ -3,16 +3,16 @@
 //! Of the main and the init fork of a relation WAL tells which pages these are. Every other file is read whole, and so is all where WAL does not
 //! tell: then hashes of pages are compared with the prior's. A page that is equal is not stored again, unless it lies in a pack that is given up.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::reader::{Opened, Reader};
-use crate::backup::incremental::{Prior, rewrite};
+use crate::backup::incremental::Prior;
+use crate::backup::incremental::compare::Compare;
 use crate::error::Result;
-use crate::snapshot::filekey::{FileKey, Fork};
+use crate::snapshot::filekey::Fork;
 use crate::snapshot::frame::PAGE_BYTES;
 use crate::snapshot::layer::Metadata;
-use crate::snapshot::page_hashes::{self, PageHashes};
+use crate::snapshot::page_hashes;
 use crate::snapshot::sink::CHANGED_FRAME_BYTES;
 use crate::wal::changed::{Changed, Segment, Wanted};
 
@@ -20,34 +20,24 @@ const PAGE: u64 = PAGE_BYTES as u64;
 
 /// The prior, and what changed since.
 pub struct Against<'p> {
-    /// The prior.
-    pub prior: &'p Prior<'p>,
+    /// The prior's pages.
+    pub compare: Compare<'p>,
     /// What WAL tells; `None` where every page is compared.
     changed: Option<Changed>,
-    /// Packs of the prior whose pages are stored again.
-    given_up: BTreeSet<usize>,
-    hashes: PageHashes<'p, 'p>,
 }
 
 impl<'p> Against<'p> {
     /// Compares with `prior`.
     pub fn new(prior: &'p Prior<'p>, changed: Option<Changed>) -> Against<'p> {
         Against {
-            prior,
+            compare: Compare::new(prior),
             changed,
-            given_up: rewrite::choose(&prior.root.map.packs),
-            hashes: prior.page_hashes(),
         }
     }
 
     /// Whether every page is compared.
     pub fn compares_all(&self) -> bool {
         self.changed.is_none()
-    }
-
-    /// How many packs of the prior are given up.
-    pub fn given_up(&self) -> usize {
-        self.given_up.len()
     }
 
     /// Reads a file that the prior has, too, with `prior_length` bytes.
@@ -68,7 +58,9 @@ impl<'p> Against<'p> {
         };
         reader.sink.limit_frames(CHANGED_FRAME_BYTES);
         reader.sink.begin(opened.key.clone())?;
-        let again = self.stored_again(opened.key, prior_length.min(opened.length))?;
+        let again = self
+            .compare
+            .stored_again(opened.key, prior_length.min(opened.length))?;
         let has_new = match self.wanted(reader, opened, prior_length) {
             Some(wanted) => {
                 let runs = joined(&wanted.runs, &again);
@@ -110,21 +102,6 @@ impl<'p> Against<'p> {
         }))
     }
 
-    /// The pages of a file that lie in packs that are given up: runs of blocks, ascending.
-    fn stored_again(&self, file: &FileKey, length: u64) -> Result<Vec<Range<u64>>> {
-        if self.given_up.is_empty() {
-            return Ok(Vec::new());
-        }
-        let places = self.prior.snapshot.places(file, 0, length)?;
-        let is_given_up = |pack: usize| self.given_up.contains(&pack);
-        let given_up = places
-            .iter()
-            .filter(|place| place.at.is_some_and(|at| is_given_up(at.pack)));
-        let runs = given_up
-            .map(|place| place.position / PAGE..(place.position + place.length).div_ceil(PAGE));
-        Ok(runs.collect())
-    }
-
     /// Stores the pages that differ from the prior's, and those of `again`; whether there are any, or the file has been truncated meanwhile.
     fn compared(
         &self,
@@ -132,21 +109,8 @@ impl<'p> Against<'p> {
         opened: &Opened<'_>,
         again: &[Range<u64>],
     ) -> Result<bool> {
-        let mut known = match self.hashes.of(opened.key) {
-            // All of it is stored then, and the prior is needed for it no more.
-            Err(e) if e.is_damage() => {
-                reader.warn_once(&format!(
-                    "files cannot be compared with the prior and are stored whole: {e}. pitr verify says what else is damaged"
-                ));
-                Vec::new()
-            }
-            known => known?,
-        };
-        for page in again.iter().flat_map(Range::clone) {
-            if let Some(known) = usize::try_from(page).ok().and_then(|at| known.get_mut(at)) {
-                *known = None;
-            }
-        }
+        let warn = |warning: &str| reader.warn_once(warning);
+        let known = self.compare.known(opened.key, again, warn)?;
         let mut known = known.into_iter();
         let mut has_new = false;
         let is_whole = reader.stretch(opened, 0, opened.length, &mut |sink, bytes| {

@@ -93,8 +93,10 @@ impl Producer for Local {
         Ok(())
     }
 
-    fn shape(&self) -> Option<Shape> {
-        self.owner.as_ref().map(Owner::shape)
+    fn shape(&self) -> std::result::Result<Shape, String> {
+        let owner = self.owner.as_ref();
+        let shape = owner.map(Owner::shape);
+        shape.ok_or_else(|| "the data directory was not looked at".to_owned())
     }
 
     fn why_full(&self) -> Result<Option<String>> {
@@ -207,11 +209,8 @@ impl<'w> Copying<'_, 'w, '_, '_> {
             ));
         }
         let against = Against::new(prior, told.ok());
-        if against.given_up() > 0 {
-            self.work.host.progress.note(&format!(
-                "packs of earlier backups that are given up: {}; what is visible of them is stored again, for a restore reads too much of them for nothing",
-                against.given_up()
-            ));
+        if let Some(given_up) = against.compare.what_is_given_up() {
+            self.work.host.progress.note(&given_up);
         }
         Ok(Some(against))
     }
@@ -323,7 +322,7 @@ impl<'w> Copying<'_, 'w, '_, '_> {
                             None => list(walk, &sink, &queue, progress)?,
                             Some(against) => {
                                 let found = merge::run(
-                                    (walk, against.prior),
+                                    (walk, against.compare.prior),
                                     (&sink, &queue),
                                     (naming, scratch),
                                     progress,

@@ -4,6 +4,7 @@ mod bucket;
 mod chain;
 mod kind;
 mod pages;
+mod stream;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -654,14 +655,6 @@ fn where_no_prior_serves_a_full_backup_is_taken() {
 
 fn full_of(site: &Site) -> String {
     id_of(&take(site, &FULL).success())
-}
-
-#[test]
-fn over_the_replication_protocol_it_is_refused() {
-    let (site, _cluster) = Site::with_cluster(15);
-    let run = take(&site, &["--incremental"]).expect_code(2);
-    assert!(run.stdout.contains("--method local"), "{run}");
-    assert!(committed(&site).is_empty());
 }
 
 /// Killed while it copies, it leaves nothing that is visible, and the prior goes on being one.
