@@ -46,6 +46,7 @@ use crate::wire::basebackup::{BackupStart, BaseBackupOptions, StartCheckpoint};
 pub mod archiving;
 pub mod attempt;
 pub mod backoff;
+pub mod compact;
 pub mod content;
 pub mod damage;
 pub mod incremental;
@@ -710,6 +711,9 @@ impl Backup<'_, '_> {
                 whole_scan_time: self
                     .prior
                     .and_then(|prior| prior.scan_time(produced.has_scanned, times.0)),
+                oldest_content: self
+                    .prior
+                    .and_then(|prior| prior.root.content.oldest_content.clone()),
                 damage: Vec::new(),
                 damage_count: 0,
                 damage_reported_by_server: false,

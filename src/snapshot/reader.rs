@@ -879,6 +879,7 @@ mod tests {
                 server_manifest: None,
                 wal_proof: None,
                 whole_scan_time: None,
+                oldest_content: None,
                 damage: Vec::new(),
                 damage_count: 0,
                 damage_reported_by_server: false,

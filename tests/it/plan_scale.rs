@@ -300,6 +300,7 @@ fn backup(number: u64, index: u64) -> BackupRoot {
             server_manifest: None,
             wal_proof: None,
             whole_scan_time: None,
+            oldest_content: None,
             damage: Vec::new(),
             damage_count: 0,
             damage_reported_by_server: false,
