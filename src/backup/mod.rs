@@ -47,6 +47,7 @@ pub mod archiving;
 pub mod attempt;
 pub mod backoff;
 mod beside;
+pub mod compact;
 pub mod content;
 pub mod damage;
 pub mod incremental;
@@ -715,6 +716,9 @@ impl Backup<'_, '_> {
                     .prior
                     .and_then(|prior| prior.scan_time(produced.has_scanned, times.0)),
                 left_out_databases: produced.left_out.clone(),
+                oldest_content: self
+                    .prior
+                    .and_then(|prior| prior.root.content.oldest_content.clone()),
                 damage: Vec::new(),
                 damage_count: 0,
                 damage_reported_by_server: false,

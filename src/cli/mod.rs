@@ -51,6 +51,7 @@ pub mod receive;
 pub mod repo;
 pub mod repo_check;
 mod repo_claims;
+mod repo_compact;
 mod repo_keys;
 mod repo_rewrap;
 pub mod repo_sync;
@@ -341,6 +342,7 @@ fn pacing(command: &Command) -> Pacing {
         Command::Verify(args) => Pacing::limited(args.max_rate),
         Command::Repo(args) => match &args.command {
             repo::Command::Sync(args) => Pacing::limited(args.max_rate),
+            repo::Command::Compact(args) => Pacing::limited(args.max_rate),
             _ => Pacing::default(),
         },
         _ => Pacing::default(),

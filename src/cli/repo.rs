@@ -1,7 +1,7 @@
 //! `pitr repo`.
 
 use super::output::{Align, Table};
-use super::{Context, repo_check, repo_claims, repo_keys, repo_rewrap, repo_sync};
+use super::{Context, repo_check, repo_claims, repo_compact, repo_keys, repo_rewrap, repo_sync};
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::human;
@@ -54,6 +54,18 @@ pub enum Command {
     ///
     /// Example: pitr repo claims --release 20261120T064049Z-482913-full --confirm
     Claims(repo_claims::Args),
+    /// Store a backup once more, without the packs of which little is visible
+    ///
+    /// After many incrementals a backup reads old packs of which it needs a small part, and these cannot be deleted. This stores that part
+    /// again, from the repository alone: the server is not asked. The new backup stands beside the old one and gives the same bytes. Retention
+    /// counts the two as one, and "pitr expire" lets the old one go once the new one was verified and is a day old. Neither the age of the
+    /// content (full_every) nor the time of the last scan begins anew.
+    ///
+    /// No backup of the cluster runs meanwhile: exit status 7, or --wait. An encrypted repository needs a reader's key. Killed, it leaves
+    /// nothing that counts, and the next run begins anew. Without --confirm nothing is stored: exit status 8.
+    ///
+    /// Example: pitr repo compact --visible 50 --max-rate 50MB --confirm
+    Compact(repo_compact::Args),
     /// Make the keys of an encrypted repository
     ///
     /// Writes writer.key, for hosts that write, and for each recipient NAME.key, which opens what was written, and NAME.pub. The key that opens
@@ -77,6 +89,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Check {} => repo_check::check(cx),
         Command::Sync(args) => repo_sync::run(args, cx),
         Command::Claims(args) => repo_claims::run(args, cx),
+        Command::Compact(args) => repo_compact::run(args, cx),
         Command::Keygen(args) => repo_keys::keygen(args, cx),
         Command::Rewrap(args) => repo_rewrap::run(args, cx),
     }

@@ -15,6 +15,7 @@ pub mod check;
 pub mod choice;
 pub mod claims;
 pub mod clusters;
+pub mod compact;
 pub mod conflicts;
 pub mod content;
 pub mod doctor;

@@ -19,6 +19,7 @@ pub mod page_hashes;
 pub mod piece;
 mod pipeline;
 pub mod reader;
+pub mod repack;
 pub mod sink;
 pub mod sort;
 pub mod spare;

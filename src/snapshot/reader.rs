@@ -890,6 +890,7 @@ mod tests {
                 wal_proof: None,
                 whole_scan_time: None,
                 left_out_databases: Vec::new(),
+                oldest_content: None,
                 damage: Vec::new(),
                 damage_count: 0,
                 damage_reported_by_server: false,

@@ -227,6 +227,34 @@ impl<'t> FileSink<'t> {
         self.partial.clear();
     }
 
+    /// Adds bytes of a file that begin a page, beside other parts of it. The file's metadata is recorded by [`FileSink::again`].
+    ///
+    /// # Errors
+    /// `Internal` where they begin no page; as [`FileSink::append`].
+    pub(super) fn part(&mut self, key: &FileKey, position: u64, bytes: &[u8]) -> Result<()> {
+        if !position.is_multiple_of(PAGE_BYTES as u64) {
+            return Err(err!(Internal, "a part of {key:?} begins inside a page"));
+        }
+        self.begin(key.clone())?;
+        self.skip(position)?;
+        self.append(bytes)?;
+        if !self.partial.is_empty() {
+            self.end_partial()?;
+        }
+        match self.file.take() {
+            Some(mut file) => flush_pieces(&self.shared, &mut file),
+            None => Err(err!(Internal, "no file was begun")),
+        }
+    }
+
+    /// Records the metadata of a file as an older layer has it.
+    ///
+    /// # Errors
+    /// Those of the scratch file.
+    pub(super) fn again(&self, key: &FileKey, metadata: &Metadata) -> Result<()> {
+        self.metadata(key, metadata)
+    }
+
     fn end_partial(&mut self) -> Result<()> {
         let mut page = std::mem::take(&mut self.partial);
         let taken = self.page(&page);

@@ -120,6 +120,15 @@ impl Reduced for Root {
 }
 
 impl Root {
+    /// Whether one of the two was compacted from the other: no two backups stop at one moment of one server's clock.
+    pub fn is_twin(&self, other: &Root) -> bool {
+        let moment = |root: &Root| {
+            let positions = (root.start_lsn, root.stop_lsn, root.consistent_lsn);
+            (root.timeline, positions, root.stop_time, root.size_bytes)
+        };
+        moment(self) == moment(other)
+    }
+
     fn reduce(root: &Outline) -> Result<Root> {
         root.check_positions()?;
         let (start_timeline, timeline) = root.timelines()?;

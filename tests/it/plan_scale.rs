@@ -301,6 +301,7 @@ fn backup(number: u64, index: u64) -> BackupRoot {
             wal_proof: None,
             whole_scan_time: None,
             left_out_databases: Vec::new(),
+            oldest_content: None,
             damage: Vec::new(),
             damage_count: 0,
             damage_reported_by_server: false,

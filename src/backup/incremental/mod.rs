@@ -62,12 +62,6 @@ impl<'a> Prior<'a> {
         })
     }
 
-    /// When the newest backup of its chain was begun for which every page was read. Of an incremental that does not tell, the full one at its base.
-    fn scanned(&self) -> Option<TimestampTz> {
-        let told = self.root.content.whole_scan_time;
-        told.or_else(|| base(self.root).time())
-    }
-
     /// Why every page has to be read now; none as long as that was done lately. A hole that was in the WAL of an earlier interval shows in no other
     /// way.
     pub fn why_scan(&self, now: TimestampTz) -> Option<String> {
@@ -76,7 +70,7 @@ impl<'a> Prior<'a> {
         };
         let days = SCAN_EVERY.as_secs() / (24 * 3600);
         let why = format!("that is done each {days} days, and no backup of the chain did it since");
-        match self.scanned() {
+        match scanned(self.root) {
             Some(at) if is_due(at) => Some(format!("{why} {at}")),
             Some(_) => None,
             None => Some(why),
@@ -87,7 +81,7 @@ impl<'a> Prior<'a> {
     pub fn scan_time(&self, has_scanned: bool, start: TimestampTz) -> Option<TimestampTz> {
         match has_scanned {
             true => Some(start),
-            false => self.scanned(),
+            false => scanned(self.root),
         }
     }
 
@@ -97,11 +91,19 @@ impl<'a> Prior<'a> {
     }
 }
 
-/// Returns the oldest backup that wrote a part of this one: the full one at its base, whether that still exists or not.
+/// When the newest backup of a chain was begun for which every page was read. Of an incremental that does not tell, the full one at its base.
+pub fn scanned(root: &BackupRoot) -> Option<TimestampTz> {
+    let told = root.content.whole_scan_time;
+    told.or_else(|| base(root).time())
+}
+
+/// Returns the oldest backup that wrote a part of this one, or of what it was compacted from: the full one at its base, whether that still exists
+/// or not.
 pub fn base(root: &BackupRoot) -> BackupId {
     let layers = root.map.shards.iter().flat_map(|shard| &shard.layers);
     let layers = layers.map(|layer| &layer.key.id);
-    let all = layers.chain(root.map.packs.iter().map(|pack| &pack.key.id));
+    let packs = root.map.packs.iter().map(|pack| &pack.key.id);
+    let all = layers.chain(packs).chain(&root.content.oldest_content);
     let oldest = all.min_by_key(|id| (id.time(), id.is_incremental()));
     oldest.unwrap_or(&root.head.id).clone()
 }

@@ -38,6 +38,7 @@ fn items(catalog: &Catalog<AuxBackup>) -> Vec<Item<'_>> {
                 hold: None,
                 kept_by: Vec::new(),
                 is_asked: false,
+                twin: None,
                 fate: Fate::Keep,
             }
         })

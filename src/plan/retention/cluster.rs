@@ -1,9 +1,10 @@
 //! The backups of a cluster as items of retention, and what its WAL asks beyond the rules.
 
 use std::cell::RefCell;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use super::item::{self, DamagedParts, Hold, Item};
+use super::item::{self, DamagedParts, Hold, Item, Twin};
 use super::objects::Running;
 use super::rules::{Constraint, Lack};
 use super::wal::{Left, Names, Needed, Paths};
@@ -58,12 +59,12 @@ impl<'a> Backups<'a> {
     /// Order: a timeline's number is larger than those of its ancestors, so no backup comes before one that it descends from.
     pub fn items(&self) -> Vec<Item<'a>> {
         let mut roots: Vec<_> = self.roots.iter().map(|(id, root)| (*id, *root)).collect();
-        roots.sort_by_key(|(id, root)| (root.timeline, root.stop_lsn, *id));
+        roots.sort_by_key(|(id, root)| (root.timeline, root.stop_lsn, root.stop_time, *id));
         let subject = |id| self.survey.ids.get(id);
         let subjects = roots
             .into_iter()
             .filter_map(|(id, root)| Some((id, root, subject(id)?)));
-        subjects
+        let mut items: Vec<_> = subjects
             .enumerate()
             .map(|(order, (id, root, subject))| Item {
                 order,
@@ -79,9 +80,40 @@ impl<'a> Backups<'a> {
                 hold: None,
                 kept_by: Vec::new(),
                 is_asked: false,
+                twin: None,
                 fate: Fate::Keep,
             })
-            .collect()
+            .collect();
+        self.find_twins(&mut items);
+        items
+    }
+
+    /// Finds backups of the same content. Of those, the newest that was verified counts, else the oldest good one: items come in that order.
+    fn find_twins(&self, items: &mut [Item<'a>]) {
+        let same = |a: &Item<'_>, b: &Item<'_>| match (self.root(a), self.root(b)) {
+            (Some(a), Some(b)) => a.is_twin(b),
+            _ => false,
+        };
+        for twins in items.chunk_by_mut(same).filter(|twins| twins.len() > 1) {
+            let is_good = |item: &Item<'_>| {
+                let marks = event::standing(item.events, "expire", "unexpire");
+                item.damage.is_none() && marks.is_empty()
+            };
+            let is_proven =
+                |item: &Item<'_>| !event::standing(item.events, "verified", "").is_empty();
+            let proven = twins.iter().rposition(|i| is_good(i) && is_proven(i));
+            let counts = proven.or_else(|| twins.iter().position(is_good));
+            let Some((counts, id)) = counts.and_then(|at| Some((at, twins.get(at)?.id))) else {
+                continue;
+            };
+            for (at, twin) in twins.iter_mut().enumerate() {
+                twin.twin = match at.cmp(&counts) {
+                    Ordering::Less => Some(Twin::StoodForBy(id)),
+                    Ordering::Equal => None,
+                    Ordering::Greater => Some(Twin::StandsLater(id)),
+                };
+            }
+        }
     }
 
     fn damage(&self, subject: &Subject, root: &Root) -> Option<String> {

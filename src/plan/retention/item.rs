@@ -42,8 +42,19 @@ pub struct Item<'a> {
     pub kept_by: Vec<KeptBy>,
     /// A person asked for its deletion: it counts for nothing else.
     pub is_asked: bool,
+    /// Another backup has the same content: of two the rules count one.
+    pub twin: Option<Twin<'a>>,
     /// What becomes of it.
     pub fate: Fate,
+}
+
+/// A backup that stands for another one of the same content, because one was compacted from the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Twin<'a> {
+    /// This newer one was verified, and counts in the place of this backup.
+    StoodForBy(&'a BackupId),
+    /// This older one counts, as long as the backup was not verified.
+    StandsLater(&'a BackupId),
 }
 
 /// A rule that keeps a backup.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::NaiveDate;
 
 use super::calendar::{self, Dated, Unit};
-use super::item::{Hold, Item, KeptBy};
+use super::item::{Hold, Item, KeptBy, Twin};
 use super::objects::Running;
 use super::{CLOCK_SLACK, ExpirePlan, Fate, Place, Policy, is_over};
 use crate::config::Period;
@@ -138,7 +138,7 @@ pub fn judge<'a>(
         refuse_held(&mut judged, id);
     } else {
         find_asked(&mut judged, policy, now);
-        keep_counted(&mut judged, constraint, policy, now);
+        keep_but_twins(&mut judged, constraint, policy, now);
         hold_others(&mut judged, policy, now);
         hold_young(&mut judged, policy, now);
     }
@@ -227,6 +227,28 @@ fn newest_good(items: &[Item<'_>]) -> Option<TimestampTz> {
     let sure = good().filter(|item| !item.is_ahead());
     let newest = sure.map(|item| item.taken).max();
     newest.or_else(|| good().map(|item| item.taken).max())
+}
+
+/// As [`keep_counted`], where of several backups of the same content one counts. The others are neither kept by a rule, nor push anything out.
+fn keep_but_twins(
+    judged: &mut Judgement<'_>,
+    constraint: &dyn Constraint,
+    policy: &Policy,
+    now: TimestampTz,
+) {
+    let items = std::mem::take(&mut judged.items);
+    let (twins, counted): (Vec<_>, Vec<_>) = items.into_iter().partition(|i| i.twin.is_some());
+    judged.items = counted;
+    keep_counted(judged, constraint, policy, now);
+    judged.items.extend(twins);
+    judged.items.sort_by_key(|i| i.order);
+    for item in &mut judged.items {
+        if let (Some(Twin::StandsLater(other)), None) = (item.twin, &item.damage) {
+            let reason =
+                format!("it takes the place of \"{other}\" once it was verified: pitr verify");
+            item.hold_also(reason, Hold::End);
+        }
+    }
 }
 
 /// As [`keep_by_rules`], where a backup whose deletion was asked for lets no other one go, and does not go itself if retention alone would keep it.
@@ -594,7 +616,8 @@ const BURST_DAYS: u64 = 7;
 /// Times are those of the server: copies of old backups are no burst.
 fn burst(judged: &Judgement<'_>, now: TimestampTz) -> Option<String> {
     let mut days: BTreeMap<u64, usize> = BTreeMap::new();
-    for backup in &judged.items {
+    // A compacted backup is none that was taken.
+    for backup in judged.items.iter().filter(|i| i.twin.is_none()) {
         let age = now.duration_since(backup.time).unwrap_or_default();
         *days.entry(age.as_secs() / (24 * 3600)).or_default() += 1;
     }
@@ -714,6 +737,7 @@ mod tests {
             hold: None,
             kept_by: Vec::new(),
             is_asked: false,
+            twin: None,
             fate: Fate::Keep,
         };
         let policy = Policy {

@@ -1339,3 +1339,93 @@ fn i5_x04_x08_random_worlds_keep_their_promise() {
     assert!(deleted > 1000, "{deleted}");
     assert!(promised > 15_000, "{promised}");
 }
+
+/// Compacts a backup of a survey: `n` is the number of the new id.
+fn compact_backup(survey: &mut Survey, origin: &BackupId, n: usize) -> BackupId {
+    let id = id(n);
+    let mut subject = survey.ids[origin].clone();
+    subject.events = vec![event("begin", ago(2))];
+    subject.stored = Some(ago(2));
+    if let Manifest::Committed(root) = &mut subject.manifest {
+        root.layers = BTreeMap::from([(id.clone(), Runs::from_numbers(vec![0]))]);
+        root.packs.clone_from(&root.layers);
+    }
+    survey.ids.insert(id.clone(), subject);
+    id
+}
+
+fn verify_now(survey: &mut Survey, id: &BackupId) {
+    let subject = survey.ids.get_mut(id).unwrap();
+    subject.events.push(event("verified", ago(1)));
+}
+
+fn kept(survey: &Survey, keep: u32) -> Vec<BackupId> {
+    let plan = survey_plan(survey, &policy(keep, 0));
+    let remains = |b: &&Judged| b.fate == Fate::Keep;
+    let kept = plan.backups.iter().filter(remains);
+    kept.map(|b| b.id.clone()).collect()
+}
+
+fn survey_plan(survey: &Survey, policy: &Policy) -> ExpirePlan {
+    let policy = Policy {
+        confirm_burst: true,
+        ..policy.clone()
+    };
+    super::retention(survey, &policy, now())
+}
+
+#[test]
+fn a_compacted_backup_and_its_origin_count_as_one() {
+    let mut survey = straight();
+    let (older, origin) = (id(8), id(9));
+    let new = compact_backup(&mut survey, &origin, 20);
+    // As long as the new one was not verified, the old one counts, and both stay.
+    assert_eq!(
+        kept(&survey, 2),
+        [older.clone(), origin.clone(), new.clone()]
+    );
+    assert_eq!(kept(&survey, 1), [origin.clone(), new.clone()]);
+    verify_now(&mut survey, &new);
+    assert_eq!(kept(&survey, 2), [older.clone(), new.clone()]);
+    // One that is damaged stands for nobody.
+    let subject = survey.ids.get_mut(&new).unwrap();
+    subject.events.push(event("damaged", ago(1)));
+    assert_eq!(kept(&survey, 2)[..2], [older.clone(), origin.clone()]);
+    let subject = survey.ids.get_mut(&new).unwrap();
+    subject.events.pop();
+    // A pin holds the old one, and counts nothing out.
+    let subject = survey.ids.get_mut(&origin).unwrap();
+    subject.events.push(event("pin", ago(1)));
+    assert_eq!(
+        kept(&survey, 2),
+        [older.clone(), origin.clone(), new.clone()]
+    );
+    // Without a day of patience it stays, too.
+    let subject = survey.ids.get_mut(&origin).unwrap();
+    subject.events.pop();
+    let patient = Policy {
+        min_age: HOUR * 24,
+        ..policy(2, 0)
+    };
+    let plan = survey_plan(&survey, &patient);
+    let fate = |id: &BackupId| plan.backups.iter().find(|b| b.id == *id).unwrap().fate;
+    assert_eq!(fate(&origin), Fate::Keep);
+    // Compacted again: the newest that was verified counts.
+    let newer = compact_backup(&mut survey, &new, 21);
+    assert_eq!(kept(&survey, 2), [older.clone(), new, newer.clone()]);
+    verify_now(&mut survey, &newer);
+    assert_eq!(kept(&survey, 2), [older, newer]);
+}
+
+#[test]
+fn of_an_old_backup_too_the_calendar_counts_one() {
+    let mut survey = straight();
+    let middle = id(5);
+    let new = compact_backup(&mut survey, &middle, 20);
+    verify_now(&mut survey, &new);
+    let all = kept(&survey, 9);
+    assert_eq!(all.len(), 9);
+    assert!(all.contains(&new) && !all.contains(&middle));
+    // Its place among the others is that of the old one.
+    assert_eq!(all[4], new);
+}

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Content, Root};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
+use crate::repo::id::BackupId;
 use crate::repo::scope::{Scope, Tag};
 use crate::repo::wal_proof::WalProof;
 use crate::text::{decimal, hex, path_of, text_or_hex, unhex};
@@ -190,6 +191,9 @@ pub struct ClusterContent {
     /// Databases whose files hold no content; then the root bears the feature [`PARTIAL`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out_databases: Vec<LeftOutDatabase>,
+    /// The backup with which the content begins, where compaction stored its part again; else the parts themselves tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_content: Option<BackupId>,
     /// Pages that failed their checksum; at most the first 10 000.
     pub damage: Vec<DamagedPage>,
     /// How many pages failed in all.

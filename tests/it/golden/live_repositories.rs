@@ -67,3 +67,28 @@ fn what_is_deleted() {
     scene.run(&local(&keep_one(&["--confirm", "--grace", "0s"])));
     scene.check();
 }
+
+#[test]
+fn what_is_compacted() {
+    let two = Two::new();
+    let site = &two.site;
+    let mut scene = scene("live-compact", site, &two.cluster);
+    two.work(10);
+    let method = ["--method", "local", "--quiet"];
+    let local = |args: &[&str]| site.pitr().args(args).args(["--repository", &two.first()]);
+    local(&["backup"]).args(method).run().success();
+    two.work(3000);
+    let incremental = local(&["backup", "--incremental"]).args(method);
+    incremental.run().success();
+    two.cluster.archive_now();
+    scene.run(&local(&["repo", "compact"]));
+    let all = ["repo", "compact", "--visible", "100"];
+    scene.run(&local(&all));
+    // Ids of one second are in no order.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    scene.run(&local(&all).args(["--confirm", "--jobs", "1"]));
+    scene.run(&local(&keep_one(&["--dry-run"])));
+    scene.run(&local(&["verify"]));
+    scene.run(&local(&keep_one(&["--dry-run"])));
+    scene.check();
+}

@@ -2,6 +2,7 @@
 
 mod bucket;
 mod chain;
+mod compact;
 mod kind;
 mod pages;
 mod stream;

@@ -1,0 +1,378 @@
+//! `pitr repo compact`: the same backup once more, without the packs of which little is visible.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use pitr::repo::root::BackupRoot;
+use rustix::process::Signal;
+
+use super::{FULL, INCREMENTAL, World, id_of, increment, take, truth};
+use crate::backup::{committed, root};
+use crate::common::s3::peer::Peer;
+use crate::common::{Cluster, PATIENCE, Program, Run, Site, Stop, expire_at_once, wait_until};
+use crate::per_major;
+use crate::restore::{content, verify_backup};
+use crate::s3_cycle::Bucketed;
+use crate::sealed::{Sealed, check_nothing_is_plain};
+
+fn compact(site: &Site, args: &[&str]) -> Program {
+    let program = site.pitr().args(["repo", "compact", "--json"]);
+    // Ids of one second are in no order.
+    std::thread::sleep(Duration::from_millis(1100));
+    program.args(args).timeout(10 * PATIENCE)
+}
+
+fn compacted(run: &Run) -> String {
+    let id = &run.json()["compacted"]["id"];
+    id.as_str().unwrap_or_else(|| panic!("{run}")).to_owned()
+}
+
+/// All that a restore of a backup to its own end writes: one after the other into the same directory.
+fn restored(world: &World, id: &str) -> Vec<(String, Vec<u8>)> {
+    let parent = world.site.sandbox().dir("same");
+    let (to, space) = (parent.join("data"), parent.join("space"));
+    let mapping = format!("{}={}", world.space.display(), space.display());
+    let restore = world.site.pitr().args(["restore", "--target-immediate"]);
+    let restore = restore.args(["--backup", id, "--tablespace-mapping", &mapping]);
+    restore.arg("--to").arg(&to).run().success();
+    verify_backup(world.cluster.major(), &to);
+    let found = content(&parent);
+    std::fs::remove_dir_all(&parent).unwrap();
+    found
+}
+
+/// Fails unless two restores wrote the same: only the id of the backup may differ, where one is written down.
+fn check_same(mut one: Vec<(String, Vec<u8>)>, mut two: Vec<(String, Vec<u8>)>, ids: [&str; 2]) {
+    let neutral = |files: &mut Vec<(String, Vec<u8>)>| {
+        for (name, bytes) in files.iter_mut().filter(|(n, _)| !n.contains("/base/")) {
+            if let Ok(text) = std::str::from_utf8(bytes)
+                && ids.iter().any(|id| text.contains(id))
+            {
+                assert!(name.contains("pitr"), "{name} names a backup");
+                *bytes = Vec::new();
+            }
+        }
+    };
+    neutral(&mut one);
+    neutral(&mut two);
+    let names = |files: &[(String, Vec<u8>)]| -> Vec<String> {
+        files.iter().map(|(name, _)| name.clone()).collect()
+    };
+    assert_eq!(names(&one), names(&two));
+    for ((name, one), (_, two)) in one.iter().zip(&two) {
+        assert!(one == two, "{name} differs");
+    }
+    assert!(one.len() > 900, "{}", one.len());
+}
+
+fn writers(root: &BackupRoot) -> BTreeSet<String> {
+    let layers = root.map.shards.iter().flat_map(|shard| &shard.layers);
+    let layers = layers.map(|layer| layer.key.id.to_string());
+    let packs = root.map.packs.iter().map(|pack| pack.key.id.to_string());
+    layers.chain(packs).collect()
+}
+
+fn gives_the_same_bytes(major: u32) {
+    let world = World::new(major, major.is_multiple_of(2));
+    let site = &world.site;
+    let full = id_of(&take(site, &FULL).success());
+    world.churn(1);
+    increment(site);
+    world.churn(2);
+    let origin = increment(site);
+    world.cluster.archive_now();
+    let before = root(site, &origin);
+
+    // Shown first, and nothing is stored.
+    let files = site.files();
+    let run = compact(site, &["--dry-run", "--visible", "100"])
+        .run()
+        .success();
+    assert_eq!(run.json()["backup"], origin.as_str(), "{run}");
+    assert_eq!(
+        run.json()["packs"].as_array().unwrap().len(),
+        before.map.packs.len()
+    );
+    compact(site, &["--visible", "100"]).run().expect_code(8);
+    assert_eq!(site.files(), files);
+
+    // All packs but the largest.
+    let visible = before.map.packs.iter().map(|pack| pack.live_bytes);
+    let most = visible.clone().sum::<u64>() - visible.max().unwrap();
+    let most = format!("{most}B");
+    let some = compact(
+        site,
+        &["--confirm", "--visible", "100", "--max-bytes", &most],
+    );
+    let some = some.run().success();
+    let share = compacted(&some);
+    let whole = compact(
+        site,
+        &["--confirm", "--visible", "100", "--backup", &origin],
+    );
+    let whole = compacted(&whole.run().success());
+    for id in [&share, &whole] {
+        let after = root(site, id);
+        assert_eq!(after.head.prior.as_ref().unwrap().to_string(), origin);
+        let moments = |r: &BackupRoot| (r.head.start_time, r.head.stop_time, r.head.size_bytes);
+        assert_eq!(moments(&after), moments(&before));
+        let content = |r: &BackupRoot| {
+            let mut content = r.content.clone();
+            content.oldest_content = None;
+            content
+        };
+        assert_eq!(content(&after), content(&before));
+        // Neither full_every nor the scan of all pages begins anew.
+        assert_eq!(pitr::backup::incremental::base(&after).to_string(), full);
+        assert!(after.content.whole_scan_time.is_some());
+    }
+    assert!(writers(&root(site, &share)).contains(&full));
+    assert_eq!(
+        writers(&root(site, &whole)),
+        BTreeSet::from([whole.clone()])
+    );
+    site.pitr().arg("verify").run().success();
+    let expected = restored(&world, &origin);
+    for id in [&share, &whole] {
+        check_same(restored(&world, id), expected.clone(), [&origin, id]);
+    }
+
+    // The next incremental builds on the newest of them, and keeps the age of the content.
+    world.churn(3);
+    world.cluster.archive_now();
+    let next = increment(site);
+    let after = root(site, &next);
+    assert_eq!(after.head.prior.as_ref().unwrap().to_string(), whole);
+    assert_eq!(pitr::backup::incremental::base(&after).to_string(), full);
+    world.cluster.archive_now();
+    let at_end = world.truth();
+    let mut copy = world.restored(&next, "copy", &[]);
+    assert_eq!(truth(&copy), at_end);
+    copy.stop(Stop::Fast);
+    // Everything older goes, and what is left is whole.
+    site.pitr().arg("verify").run().success();
+    site.pitr().args(expire_at_once()).run().success();
+    assert_eq!(committed(site), std::slice::from_ref(&next));
+    let files = site.files();
+    let has = |id: &str| files.iter().any(|f| f.contains(&format!("packs/{id}/")));
+    assert!(has(&whole) && !has(&full) && !has(&origin), "{files:#?}");
+    site.pitr().arg("verify").run().success();
+    let copy = world.restored(&next, "again", &[]);
+    assert_eq!(truth(&copy), at_end);
+}
+per_major!(gives_the_same_bytes, v13 v16 v19);
+
+/// A streamed full backup, with PostgreSQL's own manifest, and nothing to give up but what is asked for.
+#[test]
+fn a_full_backup_is_stored_again_with_its_manifest() {
+    let world = World::new(17, true);
+    let site = &world.site;
+    let full = id_of(&take(site, &[]).success());
+    world.cluster.archive_now();
+    let idle = compact(site, &["--confirm"]).run().success();
+    assert!(idle.json()["compacted"].is_null(), "{idle}");
+    assert_eq!(committed(site), std::slice::from_ref(&full));
+    let id = compacted(
+        &compact(site, &["--confirm", "--visible", "100"])
+            .run()
+            .success(),
+    );
+    assert!(root(site, &id).content.server_manifest.is_some());
+    site.pitr().arg("verify").run().success();
+    let expected = restored(&world, &full);
+    check_same(restored(&world, &id), expected, [&full, &id]);
+}
+
+/// Retention counts the two as one, and the old one goes once the new one was verified.
+#[test]
+fn the_old_one_goes_once_the_new_one_was_verified() {
+    let world = World::new(16, true);
+    let site = &world.site;
+    let first = id_of(&take(site, &FULL).success());
+    world.churn(1);
+    let origin = increment(site);
+    world.cluster.archive_now();
+    site.pitr().arg("verify").run().success();
+    let args = ["--confirm", "--visible", "100"];
+    let id = compacted(&compact(site, &args).run().success());
+    let expire = |more: &[&str]| {
+        let expire = site
+            .pitr()
+            .args(["expire", "--min-age", "0s", "--keep", "2"]);
+        expire.args(more).run().success()
+    };
+    let now = ["--grace", "0s", "--confirm", "--confirm-burst"];
+    let mut all = vec![first.clone(), origin.clone(), id.clone()];
+    all.sort();
+    let run = expire(&now);
+    assert_eq!(committed(site), all, "{run}");
+    run.expect_stdout("takes the place of");
+    site.pitr().arg("verify").run().success();
+    expire(&now);
+    let mut left = vec![first, id.clone()];
+    left.sort();
+    assert_eq!(committed(site), left);
+    site.pitr().arg("verify").run().success();
+    let at_end = world.truth();
+    let copy = world.restored(&id, "copy", &[]);
+    assert_eq!(truth(&copy), at_end);
+}
+
+/// A backup is refused meanwhile, expiry deletes nothing that is read, and a compaction that was killed leaves nothing that counts.
+#[test]
+fn killed_it_leaves_nothing_and_the_next_run_works() {
+    let world = World::new(15, true);
+    let site = &world.site;
+    let full = id_of(&take(site, &FULL).success());
+    world.churn(1);
+    let origin = increment(site);
+    world.cluster.archive_now();
+    site.pitr().arg("verify").run().success();
+    let all = ["--confirm", "--visible", "100"];
+    let before = committed(site);
+    let begun = |n: usize| {
+        let files = site.files();
+        let own = files.iter().filter(|f| f.contains("-incr/begin"));
+        own.count() > n
+    };
+    for signal in [Signal::KILL, Signal::TERM] {
+        let count = site
+            .files()
+            .iter()
+            .filter(|f| f.contains("-incr/begin"))
+            .count();
+        let slow = compact(site, &all).args(["--max-rate", "256KiB"]);
+        let running = slow.spawn();
+        wait_until(PATIENCE, "it has reserved an id", || begun(count));
+        std::thread::sleep(Duration::from_secs(2));
+        take(site, &INCREMENTAL).expect_code(7);
+        compact(site, &all).run().expect_code(7);
+        let expire = [
+            "--keep",
+            "1",
+            "--min-age",
+            "0s",
+            "--grace",
+            "0s",
+            "--confirm",
+        ];
+        let expire = site.pitr().arg("expire").args(expire);
+        expire.arg("--confirm-burst").run().success();
+        assert!(committed(site).contains(&origin));
+        running.signal(signal);
+        let run = running.wait();
+        assert!(!run.is_success(), "{run}");
+        let left = committed(site);
+        assert!(
+            before
+                .iter()
+                .filter(|id| **id != full)
+                .all(|id| left.contains(id))
+        );
+        assert!(left.iter().all(|id| before.contains(id)), "{left:?}");
+        site.pitr().arg("verify").run().success();
+    }
+    let id = compacted(&compact(site, &all).run().success());
+    site.pitr().arg("verify").run().success();
+    let expected = restored(&world, &origin);
+    check_same(restored(&world, &id), expected, [&origin, &id]);
+    // A damaged pack is stored by nobody a second time.
+    let pack = root(site, &id).map.packs[0].key.to_string();
+    let path = site.cluster_folder().join("packs").join(pack);
+    flip(&path);
+    let run = compact(site, &["--confirm", "--visible", "100", "--backup", &id]).run();
+    assert!(!run.is_success(), "{run}");
+    assert!(
+        run.stderr.contains("damage") || run.stdout.contains("damage"),
+        "{run}"
+    );
+}
+
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 3;
+    bytes[middle] ^= 1;
+    let mode = std::fs::metadata(path).unwrap().permissions();
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, bytes).unwrap();
+    std::fs::set_permissions(path, mode).unwrap();
+    crate::common::user::own(path);
+}
+
+/// Of an encrypted repository a reader compacts, a writer cannot.
+#[test]
+fn of_an_encrypted_repository_with_the_key_of_a_reader() {
+    let (sealed, cluster) = Sealed::archived(17);
+    cluster.sql("create table t as select g as a, md5(g::text) as b, 'the secret' as c from generate_series(1, 20000) g");
+    let take = |args: &[&str]| {
+        let backup = sealed.on("reader").args(["backup", "--json"]);
+        id_of(&backup.args(args).run().success())
+    };
+    take(&FULL);
+    cluster.sql("update t set b = b || 'x' where a % 100 = 0");
+    let origin = take(&INCREMENTAL);
+    cluster.sql("select pg_create_restore_point('here')");
+    cluster.archive_now();
+    let compact = |host: &str| {
+        let compact = sealed.on(host).args(["repo", "compact", "--json"]);
+        compact.args(["--confirm", "--visible", "100"]).run()
+    };
+    let run = compact("writer").expect_code(1);
+    run.expect_stdout("no key to read it with");
+    let id = compacted(&compact("reader").success());
+    assert_ne!(id, origin);
+    check_nothing_is_plain(&sealed, "the secret");
+    sealed.on("reader").arg("verify").run().success();
+    sealed
+        .on("janitor")
+        .args(["expire", "--dry-run", "--keep", "1"])
+        .run();
+    sealed.sandbox.dir("copy");
+    let to = sealed.sandbox.join("copy/data");
+    let restore = sealed
+        .on("reader")
+        .args(["restore", "--backup", &id, "--to"]);
+    restore.arg(&to).run().success();
+    verify_backup(17, &to);
+    let copy = Cluster::open(17, &to).option("fsync", "off").start();
+    copy.wait_promoted();
+    assert_eq!(truth(&copy), truth(&cluster));
+}
+
+#[test]
+fn in_a_bucket() {
+    let mut cluster = Cluster::builder(16)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let site = Bucketed::new(&cluster, Peer::start(), "");
+    site.attach(&cluster);
+    cluster.start();
+    let take = |args: &[&str]| {
+        let backup = site.pitr().args(["backup", "--json"]).args(args);
+        id_of(&backup.run().success())
+    };
+    cluster
+        .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 30000) g");
+    take(&FULL);
+    cluster.sql("update t set b = b || 'x' where a % 3 = 0");
+    let origin = take(&INCREMENTAL);
+    cluster.archive_now();
+    let compact = site.pitr().args(["repo", "compact", "--json", "--confirm"]);
+    let id = compacted(&compact.args(["--visible", "100"]).run().success());
+    site.pitr().arg("verify").run().success();
+    let parent = site.sandbox.dir("same");
+    let restored = |id: &str| {
+        let to = parent.join("data");
+        let restore = site
+            .pitr()
+            .args(["restore", "--target-immediate", "--backup", id]);
+        restore.arg("--to").arg(&to).run().success();
+        let found = content(&to);
+        std::fs::remove_dir_all(&to).unwrap();
+        found
+    };
+    let expected = restored(&origin);
+    check_same(restored(&id), expected, [&origin, &id]);
+}
