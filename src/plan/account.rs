@@ -62,7 +62,7 @@ pub(super) fn blank(planner: &Planner<'_>) -> Plan {
     }
 }
 
-/// What PostgreSQL is told.
+/// Returns the recovery settings for PostgreSQL.
 pub(super) fn settings(
     planner: &Planner<'_>,
     target: Target,
@@ -123,7 +123,7 @@ pub(super) fn fill(
     let first = SegmentNumber::of(backup.start_lsn, size);
     let last = SegmentNumber::ending_at(stop.end_lsn, size);
     let mut needed = Vec::new();
-    // What the cache may have said of the ends of every piece is looked at again.
+    // The ends of every piece are checked again: the cache may have given the earlier answers.
     for piece in &reached.stretch.pieces {
         let (from, to) = (piece.first.max(first), piece.last.min(last));
         if from > to {

@@ -101,13 +101,13 @@ pub(super) enum Verdict {
 pub(super) struct Reached {
     pub stop: Stop,
     pub outcome: Outcome,
-    /// What PostgreSQL is told.
+    /// Recovery settings for PostgreSQL.
     pub settings: BTreeMap<String, String>,
     pub replay: ReplayFacts,
     pub stretch: Rc<Stretch>,
 }
 
-/// What is kept of a replay.
+/// The results of a replay that are kept.
 pub(super) struct ReplayFacts {
     pub last_commit: Option<super::recovery::TransactionEnd>,
     pub last_end: Option<super::recovery::TransactionEnd>,
@@ -146,15 +146,15 @@ pub(super) struct Tried<'a> {
     pub refusal: Refusal,
 }
 
-/// What a plan is made from.
+/// The inputs of a plan.
 pub(super) struct Planner<'a> {
-    /// What the repository holds.
+    /// Content of the repository.
     pub inventory: &'a Inventory,
     /// Errors of the WAL.
     pub wal: &'a dyn Wal,
-    /// What is asked.
+    /// Requested target.
     pub target: &'a RecoveryTarget,
-    /// What else.
+    /// Choices of the operator besides the target.
     pub options: &'a Options,
     /// The clock.
     pub now: TimestampTz,
@@ -615,7 +615,7 @@ impl Planner<'_> {
         Ok(next.is_none_or(|next| nearest_full_xid(target.xid(), next) >= next))
     }
 
-    /// What PostgreSQL is told; none for the end, which is known only after the WAL was looked at.
+    /// Returns the rule by which PostgreSQL stops; none for the end, which is known only after the WAL was examined.
     pub(super) fn rule(&self) -> Option<Rule> {
         let inclusive = self.target.inclusive == Inclusive::Yes;
         Some(match &self.target.target {
@@ -675,7 +675,7 @@ pub fn lies_on(history: &History, backup: &Backup) -> bool {
 /// The first segment of a backup's own WAL that another server wrote, as its proof tells.
 ///
 /// # Errors
-/// What [`Wal`] says, apart from damage.
+/// Errors of [`Wal`], apart from damage.
 pub(super) fn foreign_segment(
     backup: &Backup,
     inventory: &Inventory,

@@ -1,7 +1,7 @@
 //! The chain of WAL that leads to a timeline: stretches without a hole, and what ends them.
 //!
-//! A [`Chain`] follows a [`Path`] by what the indexes of segments say. Each segment must continue the one before it: unfinished records,
-//! links between records. What lies behind a hole does not exist for recovery.
+//! A [`Chain`] follows a [`Path`] by the indexes of segments. Each segment must continue the one before it: unfinished
+//! records, links between records. WAL after a hole does not exist for recovery.
 //!
 //! PostgreSQL: src/backend/access/transam/xlogreader.c (ValidXLogRecordHeader).
 
@@ -44,21 +44,21 @@ pub enum StretchEnd {
     Broken {
         /// The segment.
         at: SegmentName,
-        /// What does not fit.
+        /// The mismatch, in words.
         why: String,
     },
     /// A segment is damaged, or its object is.
     Damaged {
         /// The segment.
         at: SegmentName,
-        /// What is wrong.
+        /// The damage, in words.
         why: String,
     },
     /// WAL ends inside a segment although later segments are there.
     EndsInside {
         /// The segment.
         at: SegmentName,
-        /// Where it ends.
+        /// End of the WAL in it.
         lsn: Lsn,
     },
     /// From this segment on WAL was written with wal_level minimal.
@@ -134,7 +134,7 @@ pub struct Chain<'a> {
     wal: &'a dyn Wal,
     path: Path,
     known: RefCell<Vec<Rc<Stretch>>>,
-    /// What was searched for in vain, and in which WAL.
+    /// Searches without a result: the rule, and the WAL that was searched.
     in_vain: RefCell<Vec<(Rule, Rc<Stretch>)>>,
 }
 
@@ -172,7 +172,7 @@ impl<'a> Chain<'a> {
         &self.path
     }
 
-    /// Where the path leads.
+    /// Returns the history of the timeline that the path leads to.
     pub fn history(&self) -> &History {
         self.path.history()
     }
@@ -182,7 +182,7 @@ impl<'a> Chain<'a> {
         self.path.size()
     }
 
-    /// What answers about segments.
+    /// Returns the source of answers about segments.
     pub fn wal(&self) -> &'a dyn Wal {
         self.wal
     }
@@ -208,10 +208,10 @@ impl<'a> Chain<'a> {
         self.name(timeline, number)
     }
 
-    /// What the index says of a segment of a stretch.
+    /// Returns the facts from the index of a segment of a stretch.
     ///
     /// # Errors
-    /// What [`Wal::facts`] says.
+    /// Errors of [`Wal::facts`].
     pub fn facts(&self, stretch: &Stretch, number: SegmentNumber) -> Result<Facts> {
         self.wal.facts(self.name_in(stretch, number)?)
     }
@@ -220,7 +220,7 @@ impl<'a> Chain<'a> {
     /// have grown since.
     ///
     /// # Errors
-    /// What [`Wal::scan`] says.
+    /// Errors of [`Wal::scan`].
     pub fn scan(
         &self,
         stretch: &Stretch,
@@ -319,7 +319,7 @@ impl<'a> Chain<'a> {
     /// Follows the WAL from a segment to its end. Stretches with the same end share the way there.
     ///
     /// # Errors
-    /// What [`Wal`] says, apart from damage, which ends the stretch.
+    /// Errors of [`Wal`], apart from damage, which ends the stretch.
     pub fn stretch_from(&self, first: SegmentNumber) -> Result<Rc<Stretch>> {
         let same = |s: &&Rc<Stretch>| s.first() == Some(first);
         if let Some(known) = self.known.borrow().iter().find(same) {
@@ -429,7 +429,7 @@ impl<'a> Chain<'a> {
         facts: &Facts,
     ) -> Option<StretchEnd> {
         if facts.has(wide(flag::SWITCH)) {
-            // What follows a switch record is never read.
+            // Nothing after a switch record is ever read.
             return None;
         }
         let lsn = facts.valid_end;
@@ -509,7 +509,7 @@ fn wide(flag: u64) -> u16 {
 /// Why a segment is not joined to the one before it.
 const OTHER_LIFE: &str = "another server wrote it: its writer had another segment before it than the one that is archived";
 
-/// What is carried from segment to segment.
+/// The state that is carried from segment to segment.
 #[derive(Debug, Default)]
 struct Walk {
     pieces: Vec<Piece>,
@@ -632,7 +632,8 @@ impl Walk {
     }
 }
 
-/// Where a record ends of which `length` bytes lie in the segment that starts at `start`: page headers stand between them.
+/// Returns the end of a record of which `length` bytes lie in the segment that starts at `start`. Page headers stand
+/// between these bytes.
 pub(super) fn position_behind(start: Lsn, length: u32) -> Lsn {
     let mut left = u64::from(length);
     let first = PAGE - LONG_HEADER;

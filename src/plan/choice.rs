@@ -1,7 +1,8 @@
 //! The choice among repositories: whose WAL leads to the target, and which repository gives the backup.
 //!
-//! A plan follows the WAL of one repository. Where that stops at the target no other one has to be asked. Where it ends, the end may only be
-//! what that repository got: it was away for a while. So the others are asked whether they have more.
+//! A plan follows the WAL of one repository. If it stops at the target, no other repository has to be asked. If it ends
+//! with the WAL, the repository may only lack the WAL from there on: it was away for a while. So the other repositories
+//! are asked whether they have more.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +23,7 @@ pub struct Place<'a> {
     pub inventory: &'a Inventory,
 }
 
-/// The plan on the WAL of a repository, which is told by its number; none where it gave no answer.
+/// The plan on the WAL of a repository, which its number identifies; none if the repository gave no answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Offer<'a> {
     /// The repository.

@@ -1,9 +1,9 @@
 //! Decides which timeline is the cluster.
 //!
-//! Clones, drills and failovers leave timelines of which each goes on by itself. The rule: the timeline of the newest standing decision
-//! (`adopted`, `restore`), or its newest descendant that is not abandoned; without a decision the newest timeline that is not abandoned. Where
-//! another timeline of those that the rule looks at has a commit later than the beginning of the newest, it is undecided, and no command
-//! chooses by itself.
+//! Clones, drills and failovers leave timelines of which each goes on by itself. The rule chooses the timeline of the
+//! newest standing decision (`adopted`, `restore`), or its newest descendant that is not abandoned. Without a decision
+//! it chooses the newest timeline that is not abandoned. The result is undecided if another timeline that the rule
+//! examines has a commit later than the beginning of the newest. Then no command chooses by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -60,7 +60,7 @@ impl Behind {
     }
 }
 
-/// What is known of the commits on each timeline.
+/// Answers about the commits on each timeline.
 pub trait Activity {
     /// When the timeline began: its first commit, or when its history was stored, whichever is earlier.
     ///
@@ -68,7 +68,7 @@ pub trait Activity {
     /// Errors of the WAL, apart from damage.
     fn begun(&self, timeline: TimelineId, from: Lsn) -> Result<Option<TimestampTz>>;
 
-    /// The last commit behind `from`. One that is before `since` need not be told exactly.
+    /// Returns the last commit after `from`. The answer for a commit before `since` need not be exact.
     ///
     /// # Errors
     /// Errors of the WAL, apart from damage.
@@ -201,7 +201,8 @@ impl Tree {
         timeline == ancestor || self.history(timeline).is_some_and(|h| h.contains(ancestor))
     }
 
-    /// Where the WAL of `timeline` that is not on the way to `other` begins: where that way leaves it, or where it begins itself.
+    /// Returns the start of the WAL of `timeline` that is not on the way to `other`. It is the point where that way
+    /// leaves `timeline`, or else the timeline's own beginning.
     pub fn parts_from(&self, timeline: TimelineId, other: TimelineId) -> Lsn {
         let left = self.history(other).and_then(|h| h.switch_point(timeline));
         let begins = || Some(self.history(timeline)?.parent()?.1);
@@ -404,7 +405,7 @@ impl Cluster {
         }
     }
 
-    /// What goes on beside the timeline that was decided for, in words.
+    /// Describes the timelines that go on beside the one that was decided for.
     pub fn describe_beside(&self) -> Vec<String> {
         let Some(timeline) = self.timeline() else {
             return Vec::new();
@@ -468,9 +469,9 @@ pub const DECIDE: &str = "\"pitr timeline list\" shows all. \"pitr timeline rest
 /// A repository's WAL: what its inventory lists, and the answers about it.
 #[derive(Clone, Copy)]
 pub struct Side<'a> {
-    /// What is listed.
+    /// Listing of the WAL.
     pub inventory: &'a Inventory,
-    /// What it says.
+    /// Answers about the listed segments.
     pub wal: &'a dyn Wal,
 }
 
@@ -691,7 +692,8 @@ impl Side<'_> {
         Ok(LastCommit::None)
     }
 
-    /// What the index of a segment says; `None` on a host that only writes an encrypted repository: it goes by what stays plain.
+    /// Returns the facts from the index of a segment. `None` on a host that only writes an encrypted repository: it
+    /// relies on the facts that stay plain.
     fn facts(&self, name: SegmentName) -> Result<Option<Facts>> {
         match self.wal.facts(name) {
             Err(e) if e.code() == Code::Key => Ok(None),
@@ -706,7 +708,7 @@ impl Side<'_> {
     }
 }
 
-/// What is stored of a timeline, the last segment first.
+/// Returns the stored segments of a timeline, the last one first.
 fn descending(held: &Timeline) -> impl Iterator<Item = SegmentNumber> + '_ {
     let mut next = held.bounds().map(|(_, last)| last);
     std::iter::from_fn(move || {

@@ -50,7 +50,7 @@ impl Elsewhere<'_> {
         others.take(ELSEWHERE_MAX)
     }
 
-    /// Of a target that is out of reach: every timeline on which it is not.
+    /// Adds to the explanation of a target that is out of reach every other timeline on which it can be reached.
     fn explain(&self, plan: &mut Plan) -> Result<()> {
         for timeline in self.others() {
             if self.plan_on(timeline)?.reachable {
@@ -65,7 +65,7 @@ impl Elsewhere<'_> {
         Ok(())
     }
 
-    /// Of a target that is reached: every timeline on which it means something else.
+    /// Warns of every other timeline on which a target that is reached means something else.
     fn warn(&self, plan: &mut Plan) -> Result<()> {
         for timeline in self.others() {
             let fork = self.tree.parts_from(timeline, self.own);
@@ -82,7 +82,8 @@ impl Elsewhere<'_> {
         Ok(())
     }
 
-    /// What a timeline holds behind the point where it and the own one part that the target may mean.
+    /// Describes the commits after the point where a timeline and the own one part; `None` unless the target may mean
+    /// them.
     fn holds(&self, timeline: TimelineId, fork: Lsn) -> Result<Option<String>> {
         let last = match self.side.last_commit(timeline, fork)? {
             LastCommit::None => return Ok(None),
@@ -131,7 +132,7 @@ impl Elsewhere<'_> {
         Ok(begun.is_none_or(|begun| at < begun || last.is_none_or(|last| last > begun)))
     }
 
-    /// What following a timeline loses of the own one, in words.
+    /// Describes the commits of the own timeline that recovery loses if it follows `timeline`.
     fn loss(&self, timeline: TimelineId) -> Result<String> {
         let fork = self.tree.parts_from(self.own, timeline);
         let own = self.own.decimal();

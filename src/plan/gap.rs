@@ -20,10 +20,11 @@ pub struct Gap {
     pub segments: u64,
 }
 
-/// Every hole in the WAL of the timelines, by the listing and what is recorded as lost.
+/// Returns every hole in the WAL of the timelines, by the listing and the recorded losses.
 ///
-/// On each timeline what lies between its first and its last segment must be there; where a timeline with WAL of its own leaves
-/// another, also what leads up to the switch point. What expiry left on purpose is no gap. `from` leaves out what lies before it: WAL that no backup needs any more.
+/// On each timeline all segments between its first and its last must be there. A timeline with WAL of its own also
+/// needs the segments of its parent up to the switch point. A hole that expiry left on purpose is no gap. `from` leaves
+/// out the WAL before it, which no backup needs any more.
 pub fn gaps(inventory: &Inventory, from: Lsn) -> Vec<Gap> {
     let size = inventory.segment_size;
     let mut gaps = Vec::new();
@@ -120,7 +121,7 @@ fn listed_holes(
     while at <= last {
         let range = at.range(size);
         if let Some(reach) = timeline.tails.get(&at) {
-            // What follows the last one has not come yet.
+            // The WAL that follows the last one has not come yet.
             if *reach < range.end && at < last {
                 holes.push(LsnRange {
                     start: (*reach).max(range.start),

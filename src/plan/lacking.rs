@@ -1,7 +1,8 @@
-//! What one repository lacks of another, and may be given. Pure.
+//! The objects of one repository that another one lacks and may receive. Pure.
 //!
-//! What the receiving side expired by its own retention does not come back: a backup that is older than every backup it keeps is taken for
-//! expired there, and of the WAL only what its backups and those it is given need is copied. Pins are the exception, for they say "keep".
+//! An object that the receiving side expired by its own retention does not come back. A backup that is older than every
+//! backup kept there counts as expired there. WAL is copied only as far as the backups of the receiving side, and those
+//! that it receives, need it. Pins are the exception, for they say "keep".
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,11 +30,11 @@ pub struct LeftOut {
     pub what: String,
     /// Why not.
     pub why: String,
-    /// What that means.
+    /// Kind of the cause.
     pub cause: Cause,
 }
 
-/// What it means that something is not copied.
+/// The kind of cause for which an object is not copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// It is as it should be.
@@ -44,7 +45,7 @@ pub enum Cause {
     Damage,
 }
 
-/// What is copied.
+/// The objects that are copied, and those that are left out.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Lacking {
     /// History files.
@@ -61,7 +62,7 @@ pub struct Lacking {
     pub backups: Vec<BackupId>,
     /// Pins of backups that both have or will have, and what says that one is complete: subject and the last part of the key.
     pub pins: Vec<(BackupId, String)>,
-    /// What both have and is compared: where histories of two servers would show.
+    /// Segments that both have and that are compared: they would show histories of two servers.
     pub compared: Vec<SegmentName>,
     /// The segments that both have of these timelines: where the first difference is looked for.
     pub both: BTreeMap<TimelineId, Runs>,
@@ -69,9 +70,9 @@ pub struct Lacking {
     pub parted: BTreeSet<TimelineId>,
     /// Segments that nothing over there needs.
     pub unneeded_segments: u64,
-    /// What is not copied.
+    /// Objects that are not copied, each with the reason.
     pub left_out: Vec<LeftOut>,
-    /// What the giving side has and cannot be read, so that nobody knows what it says: roots, histories, events.
+    /// Roots, histories and events of the giving side that cannot be read, so that their content is unknown.
     pub unreadable: Vec<String>,
 }
 
@@ -143,7 +144,7 @@ fn floor(to: &Survey) -> Option<Order> {
     backups::floor(ordered.map(|(id, subject, root)| (order(id, root), subject)))
 }
 
-/// What the receiving side would be with all that the giving side has.
+/// Returns the receiving side as it would be with all that the giving side has.
 fn as_one(from: &Survey, to: &Survey) -> Survey {
     let mut both = Survey::empty(to.segment_size);
     both.catalog.ids = backups::as_one(from, to);
@@ -325,9 +326,9 @@ impl Asked<'_> {
         let mut needed = Needed::default();
         for (id, _, root) in merged.committed() {
             let end = root.consistent_lsn.max(root.stop_lsn);
-            // What retention holds of an old one there is the way to its end, unless the WAL goes on behind it.
+            // Retention there keeps only the way to the end of an old backup, unless the WAL goes on after it.
             if self.is_trimmed(id) {
-                // What was let go behind it there does not come back.
+                // WAL after the backup that was let go there does not come back.
                 let held = &Names(&self.to.timelines);
                 paths.need_unbroken(root.timeline, (root.start_lsn, end), held, &mut needed);
             } else if self.is_below_floor(id, root) && !self.is_followed(paths, root, end) {
@@ -393,7 +394,7 @@ impl Asked<'_> {
         self.out.both.insert(timeline, both);
     }
 
-    /// What goes with its segment.
+    /// Adds the objects that go with their segment.
     fn beside(&mut self, needed: Option<&Needed>) {
         let size = self.to.segment_size;
         let is_needed = |name: SegmentName| {

@@ -1,8 +1,11 @@
-//! What a target leads to. Pure: no I/O, no clock; the inventory, the answers about WAL, the target and the zones are arguments.
+//! Plans the recovery to a target. Pure: no I/O, no clock. The inventory, the answers about WAL, the target and the
+//! zones are arguments.
 //!
-//! `target` is what is asked; `chain` follows the WAL that is there, `gap` names its holes, `stop` holds PostgreSQL's rules of where recovery stops, `search`
-//! applies them to one backup, `cluster` decides which timeline is the cluster, `base` chooses the backup, `choice` the repository, `account` says what that means, `unreachable` why there is none;
-//! `recovery` is the plan as a value, `retention` what expire deletes, `lacking` what one repository lacks of another.
+//! `target` is the request. `chain` follows the WAL that is there, and `gap` names its holes. `stop` holds PostgreSQL's
+//! rules of where recovery stops, and `search` applies them to one backup. `cluster` decides which timeline is the
+//! cluster. `base` chooses the backup, and `choice` chooses the repository. `account` reports the consequences, and
+//! `unreachable` reports why there is no way to the target. `recovery` is the plan as a value. `retention` computes the
+//! deletions of expire, and `lacking` computes the objects that one repository lacks of another.
 
 mod account;
 pub mod base;

@@ -131,7 +131,7 @@ impl World {
         own.max(begun).unwrap_or(first).max(first)
     }
 
-    /// Where a record of `length` bytes lies that is written at `at`.
+    /// Returns the start and the end of a record of `length` bytes that is written at `at`.
     fn lay(&self, at: Lsn, length: u64) -> (Lsn, Lsn) {
         let size = self.size.bytes();
         let start = at.0 + header_at(at.0, size);
@@ -348,7 +348,7 @@ impl World {
             .collect()
     }
 
-    /// Where the last record ends that is whole in a file that was cut, if one is.
+    /// Returns the end of the last record that is whole in a file that was cut, if one is.
     fn last_in_cut(&self, name: SegmentName) -> Option<Lsn> {
         let cut = *self.cut.get(&name)?;
         let head = self.head_of(name).filter(|h| h.entry.end <= cut);
@@ -356,7 +356,7 @@ impl World {
         last.map(|r| r.entry.end)
     }
 
-    /// What a server gets that asks for a file.
+    /// Returns whether a server that asks for a file gets it.
     fn is_offered(&self, name: SegmentName) -> bool {
         self.archived.contains(&name) || self.last_in_cut(name).is_some()
     }
@@ -575,7 +575,7 @@ pub struct Recovered {
     pub consistent: bool,
     /// Everything that was replayed.
     pub replayed: Vec<Rec>,
-    /// What could have been read behind the stop.
+    /// Records that could have been read after the stop.
     pub behind: Vec<Rec>,
 }
 
@@ -590,7 +590,7 @@ impl World {
             current = Some(name.timeline);
             let end = number.range(self.size).end;
             let head = self.head_of(name);
-            // Where the bytes end a server finds zeros.
+            // A server finds zeros after the end of the bytes.
             let cut = self.cut.get(&name).copied();
             let is_cut = |rec: &Rec| cut.is_some_and(|cut| rec.entry.end > cut);
             if open.as_ref().is_some_and(is_cut) {
@@ -652,7 +652,7 @@ impl World {
         None
     }
 
-    /// What a server does that is told to stop by `rule`.
+    /// Runs the recovery of a server that stops by `rule`.
     pub fn recover(&self, history: &History, backup: &Backup, rule: Option<&Rule>) -> Recovered {
         let mut out = Recovered::default();
         let mut last_replayed = Lsn(0);

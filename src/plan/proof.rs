@@ -95,7 +95,8 @@ impl Wal for Noting<'_> {
         visit: &mut dyn FnMut(&Entry),
     ) -> Result<()> {
         self.check(name)?;
-        // Where the damage is in a segment behind, in which a record ends, this one gets the blame: recovery ends in it.
+        // The damage may be in a later segment, in which a record ends. This segment gets the blame all the same:
+        // recovery ends in it.
         self.note(name, self.inner.scan(name, next, visit))
     }
 

@@ -1,4 +1,4 @@
-//! What a recovery would do: the plan as a value, which `pitr plan` prints and `pitr restore` executes.
+//! The plan of a recovery as a value, which `pitr plan` prints and `pitr restore` executes.
 //!
 //! A plan is made by [`super::base::plan`] without I/O of its own and never changes afterwards. Its JSON form is an interface
 //! (`docs/json-output.md`): fields may be added, never renamed.
@@ -23,7 +23,7 @@ pub const MISSING_LISTED_MAX: usize = 1000;
 /// From this major on recovery reads WAL ahead of the replay.
 const READS_AHEAD: u32 = 15;
 
-/// What PostgreSQL does at the target: recovery_target_action.
+/// The action of PostgreSQL at the target: recovery_target_action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
@@ -47,12 +47,12 @@ impl Action {
     }
 }
 
-/// What the asker decides besides the target.
+/// The operator's choices besides the target.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Options {
     /// This backup and no other.
     pub backup: Option<BackupId>,
-    /// What PostgreSQL does at the target.
+    /// Action of PostgreSQL at the target.
     pub action: Action,
     /// A time or position behind the archived WAL means its end.
     pub allow_end: bool,
@@ -133,7 +133,7 @@ pub struct ChosenBackup {
     pub id: BackupId,
     /// Full or incremental.
     pub kind: BackupKind,
-    /// Where replay begins.
+    /// Start of the replay.
     pub start_lsn: Lsn,
     /// End of the WAL that it needs by itself.
     pub stop_lsn: Lsn,
@@ -147,7 +147,7 @@ pub struct ChosenBackup {
     pub timeline: TimelineId,
     /// PostgreSQL major.
     pub major: u32,
-    /// What is wrong with it, where no undamaged backup serves.
+    /// Damage of the backup, where no undamaged backup serves.
     pub damage: Option<String>,
     /// Tablespaces outside the data directory.
     pub tablespaces: Vec<Tablespace>,
@@ -169,9 +169,9 @@ pub struct NotChosen {
 pub struct TimelinePart {
     /// The timeline.
     pub timeline: TimelineId,
-    /// Where it takes over: the backup's start, then the switch points.
+    /// Position where it takes over: the backup's start, then the switch points.
     pub from_lsn: Lsn,
-    /// Where the next one takes over, or recovery ends.
+    /// Position where the next one takes over, or recovery ends.
     pub to_lsn: Option<Lsn>,
 }
 
@@ -211,7 +211,7 @@ pub enum EndKind {
 /// The end of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransactionEnd {
-    /// Of a prepared transaction the id it was prepared under.
+    /// Id of the transaction; of a prepared one the id under which it was prepared.
     pub xid: u32,
     /// Start of the record.
     pub lsn: Lsn,
@@ -233,7 +233,7 @@ pub enum Side {
     After,
 }
 
-/// What the record is at which recovery stops.
+/// The kind of the record at which recovery stops.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopRecord {
@@ -247,12 +247,12 @@ pub enum StopRecord {
     Record,
 }
 
-/// Where recovery stops.
+/// The point at which recovery stops.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {
     /// Before the record, or after it.
     pub side: Side,
-    /// What the record is.
+    /// Kind of the record.
     pub record: StopRecord,
     /// Its start.
     pub lsn: Lsn,
@@ -277,17 +277,17 @@ pub struct Moment {
     pub xid: Option<u32>,
 }
 
-/// What a recovery would do, from beginning to end.
+/// The plan of a recovery, from beginning to end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The repository whose WAL was looked at, without secrets.
     pub repository: String,
     /// Cluster name.
     pub cluster: String,
-    /// Of pg_control, as a string: it exceeds 2^53.
+    /// System identifier of pg_control, as a string: it exceeds 2^53.
     #[serde(with = "crate::text::decimal")]
     pub system_identifier: u64,
-    /// What was asked.
+    /// Requested target.
     pub target: RecoveryTarget,
     /// Whether recovery ends as asked.
     pub reachable: bool,
@@ -297,7 +297,7 @@ pub struct Plan {
     pub explanation: Option<String>,
     /// How recovery ends.
     pub outcome: Outcome,
-    /// What PostgreSQL would say if it were tried all the same.
+    /// Message that PostgreSQL would print if recovery were tried all the same.
     pub fatal_message: Option<String>,
     /// The backup.
     pub backup: Option<ChosenBackup>,
@@ -315,7 +315,7 @@ pub struct Plan {
     pub segments_missing: Vec<SegmentName>,
     /// How many are missing.
     pub segments_missing_count: u64,
-    /// Where recovery stops.
+    /// Point at which recovery stops.
     pub stop: Option<Stop>,
     /// The last commit that is replayed; none when none is, after the backup's start.
     pub last_commit: Option<TransactionEnd>,
@@ -335,9 +335,9 @@ pub struct Plan {
     pub nearest_before: Option<Moment>,
     /// The nearest moment after it.
     pub nearest_after: Option<Moment>,
-    /// What the operator should know.
+    /// Warnings for the operator.
     pub warnings: Vec<String>,
-    /// Where the backup is read, when not in `repository`, without secrets.
+    /// Repository from which the backup is read, when not `repository`; without secrets.
     #[serde(default)]
     pub backup_repository: Option<String>,
     /// Names of repositories that could not be asked and that may lead farther.

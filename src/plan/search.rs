@@ -30,7 +30,7 @@ type Span = std::ops::RangeInclusive<u64>;
 impl Search<'_> {
     /// Runs recovery up to where `rule` stops it; without a stop in the result it would replay everything.
     ///
-    /// What is said of the last transaction and of the first that is left out is completed from other segments.
+    /// The facts about the last transaction and about the first that is left out are completed from other segments.
     ///
     /// # Errors
     /// Errors of the WAL.

@@ -1,4 +1,4 @@
-//! Where PostgreSQL stops: its own rules, applied record by record.
+//! The point at which PostgreSQL stops: its own rules, applied record by record.
 //!
 //! The index finds the segments in which recovery may stop; the records of their bodies, run through [`Replay`], prove it.
 //!
@@ -14,7 +14,7 @@ use crate::wal::index::TailClass;
 /// Concurrent commits may carry times out of order by less than this; more is a clock that was set back.
 pub const CLOCK_SLACK: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// What recovery is told to stop at.
+/// The rule by which recovery stops.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rule {
     /// Before the first transaction end behind this time, or at it where `inclusive` is false.
@@ -186,11 +186,11 @@ fn beyond(time: TimestampTz, at: TimestampTz, inclusive: bool) -> bool {
 #[derive(Debug, Clone)]
 pub struct Replay<'a> {
     rule: &'a Rule,
-    /// Where replay begins.
+    /// Start of the replay.
     start_lsn: Lsn,
     /// From here on the cluster is consistent.
     consistent_lsn: Lsn,
-    /// Where recovery stops, once it does.
+    /// Point at which recovery stops, once it does.
     pub stop: Option<Stop>,
     /// Whether the cluster is consistent then.
     pub consistent: bool,
@@ -211,7 +211,7 @@ pub struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    /// Recovery of a backup that is told to stop by `rule`.
+    /// Creates the recovery of a backup that stops by `rule`.
     pub fn new(rule: &'a Rule, start_lsn: Lsn, consistent_lsn: Lsn) -> Replay<'a> {
         Replay {
             rule,

@@ -1,4 +1,4 @@
-//! Where recovery should stop, in PostgreSQL's terms.
+//! The point at which recovery should stop, in PostgreSQL's terms.
 //!
 //! Owns the target, its timeline and their settings; times are read in `target_time`.
 //!
@@ -20,7 +20,7 @@ use crate::pg::timeline::TimelineId;
 /// Longest name of a restore point in bytes: `MAXFNAMELEN` without its terminating zero.
 const NAME_BYTES_MAX: usize = 63;
 
-/// Where recovery stops.
+/// The point at which recovery stops.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
@@ -65,7 +65,7 @@ pub enum TargetTimeline {
 /// Everything that is asked of recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoveryTarget {
-    /// Where it stops.
+    /// Point at which recovery stops.
     pub target: Target,
     /// On which side of it.
     pub inclusive: Inclusive,

@@ -57,7 +57,7 @@ impl Zone {
         FixedOffset::west_opt(seconds).map(Zone::Fixed)
     }
 
-    /// What this zone makes of a local time.
+    /// Returns the moments that a local time means in this zone.
     fn read(self, local: NaiveDateTime) -> Reading {
         match self {
             Zone::Named(tz) => read_in(&tz, local),
@@ -288,7 +288,7 @@ pub fn for_postgresql(time: TimestampTz) -> String {
 
 const SAY_THE_ZONE: &str = "Nothing was changed.\nWrite the zone with the time, such as 06:40:49+01 or 06:40:49Z, or add --timezone.";
 
-/// What a zone makes of a local time, as moments of UTC.
+/// The moments of UTC that a local time means in a zone.
 enum Reading {
     One(NaiveDateTime),
     Twice(NaiveDateTime, NaiveDateTime),
@@ -428,7 +428,7 @@ fn parse_epoch(text: &str) -> std::result::Result<TimestampTz, Problem> {
         .ok_or(too_late)
 }
 
-/// What follows the time of day: an offset or `Z`, with or without a space before it, or a space and a name.
+/// Parses the text after the time of day: an offset or `Z`, with or without a space before it, or a space and a name.
 ///
 /// Abbreviations are refused: in PostgreSQL `CET` behind a time is +01 in summer too, as a zone it is +02 then.
 fn parse_zone(text: &str) -> std::result::Result<Zone, Problem> {
@@ -563,7 +563,7 @@ mod tests {
                 "2026-11-20T00:55:00.000000Z",
             ),
             ("2024-02-29 23:59:59.999999Z", "2024-02-29T23:59:59.999999Z"),
-            // What PostgreSQL prints and takes itself.
+            // The form that PostgreSQL prints and takes itself.
             (
                 "2026-11-20 05:40:49.123456+00",
                 "2026-11-20T05:40:49.123456Z",

@@ -192,7 +192,7 @@ fn a_deleted_segment_changes_the_answer() {
     assert_eq!(p.outcome, Outcome::Fatal);
     assert_eq!(p.segments_missing, [second]);
     assert_eq!(p.nearest_before.unwrap().xid, Some(704));
-    // What lies before the hole is reached all the same.
+    // A target before the hole is reached all the same.
     let p = planned(&w, Target::Xid(703.into()));
     assert!(p.reachable);
     assert_eq!(p.segments_needed.count, 1);
@@ -351,7 +351,7 @@ fn a_time_before_an_idle_backup_is_not_reached_by_it() {
         assert_eq!(p.reason, Some(Reason::BeforeBackup));
         w.records.get_mut(&tli(1)).unwrap().pop();
     }
-    // Where the clock was set back, a time before its start may well lie behind it.
+    // If the clock was set back, a time before the backup's start may well lie after it.
     w.backup(tli(1), |_| {});
     w.tick(-50_000_000);
     let early = w.commit(tli(1), true);
@@ -447,7 +447,7 @@ fn a12_a_backup_that_a_check_found_damaged_is_taken_only_where_another_copy_help
         );
         assert!(p.explanation.unwrap().contains("a check found damage: x"));
     }
-    // What it does not lead to has its own reason.
+    // A target that it does not lead to has its own reason.
     let p = planned(&w, Target::Xid(9999.into()));
     assert_eq!(p.reason, Some(Reason::UnknownXid));
     found(&mut w.backups[1], 2);
@@ -722,14 +722,14 @@ fn a_tail_with_segments_behind_it_is_a_gap() {
     let p = planned(&w, Target::End);
     assert_eq!((p.reachable, p.reason), (false, Some(Reason::DamagedWal)));
     assert!(p.explanation.unwrap().contains("although later"));
-    // What was streamed is reached all the same.
+    // A target in the streamed WAL is reached all the same.
     let p = planned(&w, Target::Xid(706.into()));
     assert!(p.reachable, "{:?}", p.explanation);
     let found = gaps(&w.inventory(), Lsn(0));
     assert_eq!((found.len(), found[0].segments), (1, 1));
     let ends = next.start_lsn(w.size).unwrap();
     assert!(found[0].to_lsn == ends && found[0].from_lsn < ends);
-    // Of that one, too, only a part.
+    // Only a part of the next segment is there, too.
     w.cut(next, Lsn(ends.0 + 4096));
     let p = planned(&w, Target::End);
     assert_eq!((p.reachable, p.reason), (false, Some(Reason::DamagedWal)));
@@ -962,7 +962,7 @@ fn check_reached(w: &World, p: &Plan) {
     assert_eq!(stop.lsn, rec.entry.start);
     assert_eq!(stop.end_lsn, rec.entry.end);
     assert_eq!(stop.side == Side::After, *replayed);
-    // What is replayed is what the timeline holds.
+    // Every record that is replayed is one that the timeline holds.
     let own = &w.records[&p.target_timeline.unwrap()];
     assert!(
         real.replayed
@@ -980,7 +980,8 @@ fn check_reached(w: &World, p: &Plan) {
     assert_eq!(p.last_transaction, replayed_ends.last().copied());
     let commits = |e: &&super::recovery::TransactionEnd| e.kind == super::recovery::EndKind::Commit;
     assert_eq!(p.last_commit, replayed_ends.iter().rfind(commits).copied());
-    // Behind a hole in the child's WAL a server would read on in the parent's: only what is on the way is told.
+    // After a hole in the child's WAL a server would read on in the parent's. The plan names only the records on the
+    // way.
     let behind: Vec<_> = real
         .behind
         .iter()
@@ -1101,7 +1102,7 @@ fn the_planner_agrees_with_a_naive_server() {
     }
 }
 
-/// What retention counts by names alone is what planning finds in the segments, but for what names do not tell.
+/// Retention counts by names alone the WAL that planning finds in the segments, but for facts that names do not show.
 #[test]
 fn names_lead_as_far_as_the_chain_that_is_planned_with() {
     let (mut holes, mut ends) = (0, 0);

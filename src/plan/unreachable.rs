@@ -253,7 +253,7 @@ pub(super) fn explain(
     Ok(())
 }
 
-/// What is not archived yet can be had, while the server lives.
+/// Warns that the target may lie in WAL that is not archived yet: it can be had while the server lives.
 fn warn_of_open_wal(
     planner: &Planner<'_>,
     plan: &mut Plan,

@@ -1,4 +1,5 @@
-//! What ends a stretch of WAL, and what does not: one thing at a time is changed in segments of the model.
+//! Conditions that end a stretch of WAL, and conditions that do not: each test changes one thing at a time in segments
+//! of the model.
 
 use super::chain::{Chain, Stretch, StretchEnd};
 use super::cluster::{Activity, LastCommit, Side, Tree, Verdict, decide};
@@ -19,7 +20,7 @@ use crate::wal::link::Brief;
 
 type Change<'a> = &'a dyn Fn(u64, &mut Facts);
 
-/// A world whose indexes say something else; the change is told the segment's number.
+/// A world whose indexes say something else; the change gets the segment's number.
 struct Changed<'a>(&'a World, Change<'a>);
 
 impl Wal for Changed<'_> {
@@ -329,7 +330,7 @@ fn a_timeline_whose_wal_cannot_be_read_may_go_on_beside_the_newest() {
     };
     assert_eq!(decided(LastCommit::Unknown("damaged".into())), None);
     assert_eq!(decided(LastCommit::None), Some(tli(2)));
-    // What both may have at the very moment of the fork is no going on.
+    // Commits that both may have at the very moment of the fork are no going on.
     assert_eq!(decided(LastCommit::At(TimestampTz(10))), Some(tli(2)));
     assert_eq!(decided(LastCommit::At(TimestampTz(11))), None);
 }

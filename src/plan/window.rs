@@ -1,4 +1,4 @@
-//! What can be recovered at all: windows of time and WAL, per timeline.
+//! Everything that can be recovered: windows of time and WAL, per timeline.
 
 use serde::Serialize;
 
@@ -24,7 +24,7 @@ pub struct Window {
     pub from: TimestampTz,
     /// The last transaction in it; the end of its last backup where none follows.
     pub to: TimestampTz,
-    /// Where its first backup is consistent.
+    /// Position from which its first backup is consistent.
     pub from_lsn: Lsn,
     /// End of its last complete record.
     pub to_lsn: Lsn,
@@ -67,7 +67,7 @@ pub struct Windows {
 /// Computes what can be recovered. Damaged backups open no window.
 ///
 /// # Errors
-/// What [`Wal`] says, apart from damage.
+/// Errors of [`Wal`], apart from damage.
 pub fn windows(inventory: &Inventory, wal: &dyn Wal) -> Result<Windows> {
     with_proof(wal, |wal| all(inventory, wal))
 }
@@ -151,7 +151,7 @@ fn of_timeline(
     groups.reverse();
     for (reach, stretch, mut members) in groups {
         members.reverse();
-        // A window that ends on an ancestor is told with the ancestor.
+        // A window that ends on an ancestor is listed with the ancestor.
         let ends_on = chain.history().holder(Lsn(reach.0.saturating_sub(1)));
         let has_own = inventory
             .timelines

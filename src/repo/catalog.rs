@@ -1,7 +1,8 @@
-//! What every scope has, as plain data: backups, their events and parts, what writes left behind.
+//! The content of every scope as plain data: backups, their events and parts, and remains of writes.
 //!
-//! Plans of recovery need roots, and the events about them; deletion, verification and sync need parts, healed copies and leftovers as well.
-//! Read anew each time. What cannot be read and checked is listed: a program that deletes must then stop.
+//! Plans of recovery need roots, and the events about them. Deletion, verification and sync need parts, healed copies
+//! and leftovers as well. The catalog is read anew each time. It lists the objects that cannot be read and checked: a
+//! program that deletes must then stop.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,7 @@ use crate::store::{Irregular, Key, Store};
 /// Parts of backups, by the id that wrote them.
 pub type Parts = BTreeMap<BackupId, Runs>;
 
-/// What is kept of a root.
+/// The facts of a root that are kept.
 pub trait Reduced: Sized {
     /// Reads what stands under the key of a root, with the keys at hand.
     ///
@@ -34,7 +35,7 @@ pub trait Needs {
     fn needs(&self) -> (&Parts, &Parts);
 }
 
-/// What lies under a scope's prefix, as far as every kind of content has it.
+/// The objects under a scope's prefix, as far as every kind of content has them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Catalog<R> {
     /// Everything under a backup id, by id.
@@ -45,15 +46,15 @@ pub struct Catalog<R> {
     pub checks: Vec<Recorded>,
     /// Healed copies, each with whether its original exists.
     pub healed: Vec<(Key, bool)>,
-    /// What writes left behind that did not finish: those of this scope, and those that belong to none.
+    /// Remains of writes that did not finish: those of this scope, and those that belong to none.
     pub unfinished: Vec<Irregular>,
-    /// What could not be read and checked.
+    /// Objects that could not be read and checked.
     pub unreadable: Vec<String>,
     /// The latest of the store's times of roots, events and what else was dated, with the object's key.
     pub newest: Option<(TimestampTz, String)>,
 }
 
-/// What lies under one backup id.
+/// The objects under one backup id.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subject<R> {
     /// Whether the backup exists.
@@ -89,7 +90,7 @@ impl<R> Default for Subject<R> {
     }
 }
 
-/// What stands in the place of a root.
+/// The entry in the place of a root.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Manifest<R> {
     /// Nothing.
@@ -149,7 +150,7 @@ impl<R> Subject<R> {
 }
 
 impl<R> Catalog<R> {
-    /// What a scope of which nothing is there looks like.
+    /// Returns the catalog of a scope that has no objects.
     pub fn empty() -> Catalog<R> {
         Catalog {
             ids: BTreeMap::new(),
@@ -214,7 +215,8 @@ impl<R> Catalog<R> {
 }
 
 impl<R: Needs> Catalog<R> {
-    /// The ids that may be those of backups whose roots were lost. Of a backup that was deleted in order, the layers that later ones share stay.
+    /// Returns the ids that may be those of backups whose roots were lost. A backup that was deleted in order leaves
+    /// the layers that later ones share.
     pub fn may_be_lost(&self, now: TimestampTz) -> Vec<&BackupId> {
         let has_own = |id: &BackupId, subject: &Subject<R>| {
             let shared = self

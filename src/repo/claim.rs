@@ -57,11 +57,11 @@ impl<'a> Claim<'a> {
         Ok(claim)
     }
 
-    /// What to go on with when a claim could not be taken: `None`, and a warning, where the repository cannot be written. `until` says what
-    /// the backup is in danger for: "while it is copied".
+    /// Returns the claim that was taken; `None`, with a warning, where the repository cannot be written. `until` says
+    /// what the backup is in danger for: "while it is copied".
     ///
     /// # Errors
-    /// What the store says otherwise.
+    /// Other errors of the store.
     pub fn if_possible(
         taken: Result<Claim<'a>>,
         (store, id): (&dyn Store, &BackupId),

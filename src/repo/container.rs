@@ -16,7 +16,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::timeline::{History, TimelineId};
 use crate::store::{Key, NewObject, Object};
 
-/// What a container holds; part of the trailer.
+/// The kind of a container's content; part of the trailer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A whole WAL segment.
@@ -85,7 +85,7 @@ pub mod tag {
     pub const BLOCKS: u8 = 6;
     /// Records that failed their check.
     pub const DAMAGE: u8 = 7;
-    /// What joins a segment to the one before it.
+    /// The link of a segment to the one before it.
     pub const LINK: u8 = 8;
 }
 
@@ -96,7 +96,7 @@ pub struct Identity {
     pub hash: [u8; 32],
     /// Length of the raw content.
     pub raw_bytes: u64,
-    /// Of the cluster.
+    /// System identifier of the cluster.
     pub system_identifier: u64,
     /// In the file's name.
     pub timeline: u32,
@@ -142,7 +142,8 @@ impl Identity {
     }
 }
 
-/// What of a container stays plain in an encrypted repository (format, section 11): its identity, with another hash.
+/// The facts of a container that stay plain in an encrypted repository (format, section 11): its identity, with another
+/// hash.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct PlainIdentity {
     kind: String,
@@ -326,7 +327,7 @@ impl<W: Write> ContainerWriter<W> {
         self
     }
 
-    /// Of a copy that was refused under its name: it is marked, so that it is never taken for the one that was not.
+    /// Marks the content as a copy that was refused under its name, so that it is never taken for the accepted one.
     pub fn refused(mut self) -> Self {
         self.is_refused = true;
         self
@@ -637,7 +638,7 @@ impl Container {
         Ok(container)
     }
 
-    /// Of a sealed object that cannot be read here only the identity is known.
+    /// Creates the container of a sealed object that cannot be read here: only the identity is known.
     fn opaque(object: Box<dyn Object>, kind: Kind, identity: Identity) -> Container {
         let trailer = Trailer {
             sections_offset: 0,
@@ -703,7 +704,7 @@ impl Container {
         History::parse(timeline, text.as_bytes())
     }
 
-    /// What it holds.
+    /// Returns the kind of its content.
     pub fn kind(&self) -> Kind {
         self.trailer.kind
     }

@@ -12,7 +12,7 @@ use crate::pg::timeline::TimelineId;
 
 pub use super::event::CLUSTER as SUBJECT;
 
-/// What was decided about a timeline.
+/// The kind of a decision about a timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -40,7 +40,7 @@ impl Kind {
 pub struct Decision {
     /// The last part of the event's key.
     pub event: String,
-    /// What was decided.
+    /// Kind of the decision.
     pub kind: Kind,
     /// About which timeline.
     pub timeline: TimelineId,

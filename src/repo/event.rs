@@ -22,7 +22,7 @@ use crate::store::{Key, Published, Store, get};
 const KIND: &str = "event";
 /// The subject of events that concern a cluster as a whole.
 pub const CLUSTER: &str = "cluster";
-/// Characters of what is said of damage.
+/// Most characters in a description of damage.
 const DETAIL_MAX: usize = 1000;
 /// Name and version of the program that does everything but one, in events and records.
 pub const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
@@ -34,8 +34,9 @@ pub const MEANINGLESS: &str = "meaningless";
 /// The kind that says of a backup: WAL behind it was let go on purpose.
 pub const TRIMMED: &str = "trimmed";
 
-/// Kinds that take something away: protection, trust, WAL. Without the MAC that an encrypted repository's events bear they do not count. What
-/// only keeps things (`begin`, `claim`, `pin`, `unexpire`, what a newer version writes) does: a janitor and a sync without keys make some.
+/// Kinds that take something away: protection, trust, WAL. They do not count without the MAC that an encrypted
+/// repository's events bear. Kinds that only keep things (`begin`, `claim`, `pin`, `unexpire`, those of a newer
+/// version) count without it. A janitor and a sync without keys make some of these.
 const NEED_PROOF: [&str; 16] = [
     "expire",
     TRIMMED,
@@ -259,11 +260,11 @@ impl<'a> Writer<'a> {
 /// A backup that was completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Completed {
-    /// Where its replay begins; none where there is no WAL, or the event does not tell.
+    /// Start of its replay; none where there is no WAL, or where the event does not name it.
     pub start: Option<(TimelineId, Lsn)>,
 }
 
-/// What the events of a backup say of its completion; none where they do not tell.
+/// Returns the completion of a backup as its events record it; none where they do not.
 pub fn completed(events: &[Recorded]) -> Option<Completed> {
     let of = |e: &Recorded| {
         let e = Some(&e.event)
@@ -315,7 +316,7 @@ pub fn check(store: &dyn Store, key: &Key, bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// What is said of what has no MAC, or not the right one.
+/// Description of an object that has no MAC, or not the right one.
 pub const FORGED: &str = "forged: whoever made it does not hold the MAC key of the key set";
 
 fn decode(key: &Key, bytes: &[u8]) -> Result<Event> {
@@ -388,8 +389,8 @@ pub fn kind_in(name: &str) -> &str {
     name.split('-').nth(1).unwrap_or_default()
 }
 
-/// Of the events of a subject, those that somebody forged. A janitor and a sync without the MAC key make marks and claims, and end their own:
-/// those are not told from a stranger's, and need not be.
+/// Returns the events of a subject that are forged. A janitor and a sync without the MAC key make marks and claims, and
+/// end their own. Those cannot be distinguished from a stranger's, and need not be.
 pub fn forged(events: &[Recorded]) -> Vec<&Recorded> {
     let ends_proven = |e: &Recorded| {
         let ended = |p: &&Recorded| e.event.ends.as_deref() == Some(p.name.as_str());
@@ -413,7 +414,7 @@ pub fn host() -> String {
     host.nodename().to_string_lossy().into_owned()
 }
 
-/// Of `events`, those of `kind` that no event of `ended_by` (or of the same kind, as a renewal) ends.
+/// Returns the events of `kind` that no event of `ended_by` (or of the same kind, as a renewal) ends.
 pub fn standing<'a>(events: &'a [Recorded], kind: &str, ended_by: &str) -> Vec<&'a Recorded> {
     let ended = |one: &Recorded| {
         events.iter().any(|e| {
@@ -461,7 +462,7 @@ pub fn is_request(mark: &Recorded, now: TimestampTz) -> bool {
         && now < mark.stored.saturating_add(REQUEST_MAX)
 }
 
-/// Pins that are neither ended nor past their end. Of two clocks the caller asks by the earlier one.
+/// Returns the pins that are neither ended nor past their end. A caller that has two clocks asks by the earlier one.
 pub fn live_pins(events: &[Recorded], now: TimestampTz) -> Vec<&Recorded> {
     standing(events, "pin", "unpin")
         .into_iter()
@@ -484,7 +485,8 @@ pub fn timeline_subject(timeline: TimelineId) -> String {
     format!("wal-{timeline}")
 }
 
-/// What `gap` events tell to be lost of the lives of a timeline that are followed, ascending. Whether it came after all is not their business.
+/// Returns the losses that `gap` events record for the lives of a timeline that are followed, ascending. The events do
+/// not show whether the WAL came after all.
 pub fn gaps(
     events: &[Recorded],
     layout: &ClusterLayout,

@@ -1,4 +1,5 @@
-//! What the objects of a cluster tell of it where its registration (`cluster.json`) is lost: enough to read, not to write.
+//! Facts about a cluster from its objects, where its registration (`cluster.json`) is lost: enough to read, not to
+//! write.
 
 use super::container::Container;
 use super::id::BackupId;
@@ -72,7 +73,7 @@ fn segments(store: &dyn Store, layout: &ClusterLayout) -> Result<Vec<Key>> {
     Ok(names)
 }
 
-/// What is damaged tells nothing.
+/// Returns `None` for an object that is damaged, or that the keys at hand do not open: it shows nothing.
 fn readable<T>(read: Result<T>) -> Result<Option<T>> {
     let is_of_the_object = |e: &Error| e.is_damage() || e.code() == Code::Key;
     match read {

@@ -22,8 +22,8 @@ pub enum PartKind {
 pub struct BackupId(String);
 
 impl BackupId {
-    /// Composes the id for a start time printed as `20261120T064049Z`. Of `random` six decimal digits go into it: two hosts that begin in
-    /// the same second, each in a repository of its own, get two ids.
+    /// Composes the id for a start time printed as `20261120T064049Z`. Six decimal digits of `random` go into it, so
+    /// that two hosts that begin in the same second, each in a repository of its own, get two ids.
     pub fn compose(stamp: &str, random: u64, kind: &str) -> Result<BackupId> {
         format!("{stamp}-{:06}-{kind}", random % 1_000_000).parse()
     }

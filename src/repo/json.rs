@@ -59,7 +59,7 @@ fn close(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// What the checksum covers.
+/// Returns the bytes that the checksum covers, if it is right.
 fn covered<'a>(key: &Key, bytes: &'a [u8]) -> Result<&'a [u8]> {
     let damaged = |why: &str| err!(Damaged, "object \"{key}\" is damaged: {why}");
     let at = bytes
@@ -90,7 +90,7 @@ pub fn is_genuine(store: &dyn Store, key: &Key, bytes: &[u8]) -> Result<bool> {
     Ok(store.is_genuine(key, content, mac))
 }
 
-/// What stands before the MAC, and its digits.
+/// Returns the bytes before the MAC, and the digits of the MAC.
 fn split_mac(body: &[u8]) -> Option<(&[u8], &str)> {
     let (content, last) = body.split_at_checked(body.len().checked_sub(MAC)?)?;
     let digits = last.strip_prefix(BEFORE_MAC)?.strip_suffix(AFTER_MAC)?;
@@ -129,8 +129,8 @@ pub fn decode<T: DeserializeOwned>(key: &Key, kind: &str, bytes: &[u8]) -> Resul
     serde_json::from_slice(bytes).map_err(|e| damaged("a field is missing or wrong").source(e))
 }
 
-/// What every object says of itself. What it says besides is passed over, not built: a tree of values takes dozens of times the
-/// memory of its text.
+/// The fields that every object has. Other fields are passed over, not built: a tree of values takes dozens of times
+/// the memory of its text.
 #[derive(Deserialize)]
 struct Head {
     format: u64,

@@ -36,8 +36,9 @@ const PASSPHRASES: usize = 8;
 /// So many recipients are read to find the one that a passphrase is for. Each is a request, and a stranger may have added thousands.
 const RECIPIENTS_READ: usize = 64;
 
-/// Sees to it that no core dump of this process holds a key or a passphrase, and that nobody but root reads them from its memory. Not by a
-/// limit of the size: one of 0 does not count where the kernel hands dumps to a program. What this process starts is as it would be.
+/// Ensures that no core dump of this process holds a key or a passphrase, and that only root reads them from its
+/// memory. A limit of the size is not enough: a limit of 0 does not count where the kernel hands dumps to a program.
+/// Programs that this process starts are not affected.
 ///
 /// From then on root owns what /proc shows of this process. The process itself goes on reading it.
 ///
@@ -75,24 +76,24 @@ pub fn draw(random: Random) -> Result<Secret32> {
     Ok(Secret32::new(*bytes))
 }
 
-/// What a host knows of a repository's key set.
+/// The part of a repository's key set that a host knows.
 pub struct Keys {
     /// Which it is, as the marker says.
     pub id: KeySetId,
-    /// What objects are sealed to.
+    /// Public half, to which objects are sealed.
     pub public: Option<PublicHalf>,
-    /// What proves them.
+    /// MAC key, which proves objects.
     pub mac: Option<MacKey>,
-    /// What opens them.
+    /// Private half, which opens objects.
     pub private: Option<PrivateHalf>,
     /// The recipient as which they are opened.
     pub recipient: Option<String>,
-    /// Where randomness comes from.
+    /// Source of random bytes.
     pub random: Random,
 }
 
 impl Keys {
-    /// What a new object needs of randomness.
+    /// Draws the random bytes that a new object needs.
     pub fn drawn(&self) -> Result<Drawn> {
         Ok(Drawn {
             object_key: draw(self.random)?,
@@ -197,7 +198,7 @@ fn no_access(name: &str, store: &dyn Store) -> Error {
     .hint("Nothing was read. Its access was withdrawn, or was never given: somebody who has access gives it with pitr repo rewrap.")
 }
 
-/// What the repository keeps for a recipient.
+/// Returns the object that the repository keeps for a recipient.
 pub fn recipient(store: &dyn Store, name: &str) -> Result<Option<Recipient>> {
     let key = scope::recipient(EPOCH, name)?;
     let read: Option<Recipient> = json::read(store, &key, RECIPIENT, json::LIMIT_BYTES)?;
@@ -247,7 +248,7 @@ pub fn withdraw(store: &dyn Store, name: &str) -> Result<bool> {
     store.delete(&scope::recipient(EPOCH, name)?)
 }
 
-/// What was opened with a passphrase, by what it was opened from: deriving a key takes long, on purpose.
+/// Contents that passphrases opened, by the result of `opened_from`: deriving a key takes long, on purpose.
 static OPENED: Mutex<BTreeMap<[u8; 32], Contents>> = Mutex::new(BTreeMap::new());
 
 /// Opens the recipient that is named, or else the first that the passphrase opens.
@@ -298,7 +299,7 @@ fn open_with_passphrase(
             .hint("Nothing was read. Name its recipient: recipient = \"NAME\" in the repository's [….encryption]. Somebody may have added recipients to keep others out: pitr doctor names those that are forged."),
     };
     Err(match unusable.or(forged) {
-        // Whether it is the passphrase or the damage that keeps its holder out cannot be told.
+        // Nothing shows whether the passphrase or the damage keeps its holder out.
         Some(e) => {
             let hint = opens_none.hint_text().map(str::to_owned);
             let e = e.context(format!("open a recipient ({opens_none})"));
@@ -314,8 +315,8 @@ fn open_with_passphrase(
 /// Recipients with a passphrase.
 struct Candidates {
     recipients: Vec<Recipient>,
-    /// Why the first that cannot be used cannot. What is damaged, or was put there by a stranger, must not keep the passphrase from the
-    /// recipient that it opens.
+    /// Error of the first recipient that cannot be used. A recipient that is damaged, or that a stranger put there,
+    /// must not keep the passphrase from the recipient that it opens.
     unusable: Option<Error>,
     /// Likewise of those that the MAC key shows to be forged; of a stranger's many the holder need not hear first.
     forged: Option<Error>,
@@ -323,7 +324,7 @@ struct Candidates {
     are_all: bool,
 }
 
-/// What a passphrase may be for: the recipient that is named, or all.
+/// Reads the recipients that a passphrase may be for: the one that is named, or all.
 fn candidates(store: &dyn Store, name: Option<&str>, mac: Option<&MacKey>) -> Result<Candidates> {
     let names = match name {
         Some(name) if !is_recipient_name(name) => {
@@ -378,7 +379,7 @@ fn candidates(store: &dyn Store, name: Option<&str>, mac: Option<&MacKey>) -> Re
     Ok(found)
 }
 
-/// What stands for a passphrase and what it opened.
+/// Returns a hash that stands for a passphrase and the recipient that it opened.
 fn opened_from(passphrase: &[u8], stored: &Recipient) -> Result<[u8; 32]> {
     let mut from = blake3::Hasher::new_derive_key("pitr recipients opened by this process");
     from.update(passphrase);
@@ -454,7 +455,7 @@ fn read_secret(kind: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
 }
 
 fn parse<'a, T: Deserialize<'a>>(path: &Path, text: &'a [u8]) -> Result<T> {
-    // What the parser says could show a part of the file.
+    // The parser's message could show a part of the file.
     serde_json::from_slice(text).map_err(|_| not_one(path))
 }
 
@@ -467,7 +468,7 @@ fn not_one(path: &Path) -> Error {
     .hint("\"pitr repo keygen\" makes them.")
 }
 
-/// What a host that only writes has of a key set.
+/// The part of a key set that a host which only writes has.
 #[derive(Serialize, Deserialize)]
 pub struct WriterFile {
     kind: String,
@@ -475,7 +476,7 @@ pub struct WriterFile {
     epoch: u32,
     public_half: String,
     mac_key: Zeroizing<String>,
-    /// What `init` puts into a repository.
+    /// Recipients that `init` puts into a repository.
     recipients: Vec<Recipient>,
 }
 
@@ -534,7 +535,7 @@ impl WriterFile {
     }
 }
 
-/// What a recipient keeps.
+/// The key file that a recipient keeps.
 #[derive(Serialize, Deserialize)]
 pub struct ReaderFile {
     kind: String,
@@ -579,7 +580,7 @@ impl ReaderFile {
     }
 }
 
-/// What may be known of a recipient with a pair.
+/// The public facts about a recipient with a pair.
 #[derive(Serialize, Deserialize)]
 pub struct PublicFile {
     kind: String,

@@ -10,7 +10,7 @@ use crate::pg::segment::{SegmentName, WalFileName};
 use crate::pg::timeline::TimelineId;
 use crate::store::Key;
 
-/// Where everything of one cluster (a name and a system identifier) lies.
+/// The layout of one cluster (a name and a system identifier): the keys of everything that belongs to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterLayout {
     scope: Scope,
@@ -66,7 +66,8 @@ impl ClusterLayout {
         format!("{}/lives", self.timeline(timeline))
     }
 
-    /// Where the segments of one life of a timeline lie, with partials and increments; without a life the timeline's own prefix.
+    /// Returns the home of the segments of one life of a timeline, with partials and increments; without a life the
+    /// timeline's own prefix.
     pub fn home(&self, timeline: TimelineId, life: Option<&str>) -> Home {
         Home(match life {
             Some(copy) => format!("{}/{copy}", self.lives_of(timeline)),
@@ -112,7 +113,7 @@ impl ClusterLayout {
         self.key(&format!("wal/{timeline}/history"))
     }
 
-    /// Where the WAL file `name` lies.
+    /// Returns the key of the WAL file `name`.
     pub fn wal_file(&self, name: WalFileName) -> Key {
         match name {
             WalFileName::Segment(segment) => self.segment(segment),
@@ -137,7 +138,7 @@ impl ClusterLayout {
         fixed(format!("{}/{from:016X}-{to:016X}", self.increments(name)))
     }
 
-    /// Where a refused copy of `name` with this raw hash lies.
+    /// Returns the key of a refused copy of `name` with this raw hash.
     pub fn conflict(&self, name: WalFileName, hash: &[u8; 32]) -> Key {
         let hash = blake3::Hash::from_bytes(*hash).to_hex();
         self.key(&format!(
@@ -161,7 +162,7 @@ impl Deref for ClusterLayout {
     }
 }
 
-/// Where the segments of one life of a timeline lie: a prefix.
+/// The prefix of the segments of one life of a timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home(String);
 

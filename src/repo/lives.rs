@@ -68,7 +68,8 @@ impl Lives {
     /// Reads what a repository knows.
     ///
     /// # Errors
-    /// `Damaged` when an event of the subject cannot be read: which life is followed is then unknown. What the store says.
+    /// `Damaged` when an event of the subject cannot be read: which life is followed is then unknown. Other errors of
+    /// the store.
     pub fn read(repository: &Repository, layout: &ClusterLayout) -> Result<Lives> {
         let events = event::read_some(repository.store(), layout, CLUSTER, &is_resolution);
         let lives = events.and_then(|events| Lives::fold(&events));

@@ -38,12 +38,12 @@ pub struct FrameWriter<W: Write> {
     sink: W,
     /// Raw bytes that do not fill a block yet.
     pending: Vec<u8>,
-    /// What is written next: blocks with their lengths.
+    /// Bytes that are written next: blocks with their lengths.
     out: Vec<u8>,
     filled: usize,
     table: CompressTable,
     alike: Option<Alike>,
-    /// What a block unpacks to again.
+    /// Raw bytes to which a block unpacks again.
     back: Vec<u8>,
     /// The compressor that knows WAL writes a byte wrong.
     #[cfg(test)]
@@ -230,7 +230,7 @@ impl<W: Write> FrameWriter<W> {
 /// Reads a frame that begins with [`FRAME_HEADER`]; frames of other writers are for `lz4_flex`.
 pub struct FrameReader<R: Read> {
     source: R,
-    /// What has been read of the source, as far as it is filled; the next byte wanted is at `from`.
+    /// Bytes that were read from the source, up to `filled`; the next byte wanted is at `from`.
     input: Vec<u8>,
     from: usize,
     filled: usize,
@@ -257,7 +257,7 @@ impl<R: Read> FrameReader<R> {
         }
     }
 
-    /// What is read from.
+    /// Returns the source.
     pub fn get_mut(&mut self) -> &mut R {
         &mut self.source
     }

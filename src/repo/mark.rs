@@ -13,7 +13,7 @@ impl Mark {
     /// Computes the mark of a segment whose last WAL ends at `end`, an offset in it; `read` fills a buffer from an offset on.
     ///
     /// # Errors
-    /// What `read` returns.
+    /// Errors of `read`.
     pub fn compute(end: u64, read: &mut dyn FnMut(&mut [u8], u64) -> Result<()>) -> Result<Mark> {
         let begin = end.saturating_sub(WINDOW_BYTES);
         let mut window = vec![0; usize::try_from(end - begin).unwrap_or(0)];

@@ -1,4 +1,4 @@
-//! What the keys of a repository mean: format 1, `docs/repository-format.md`.
+//! The meaning of a repository's keys: format 1, `docs/repository-format.md`.
 //!
 //! The page is the authority; a change here that it does not say is a defect.
 

@@ -78,7 +78,7 @@ impl Portion {
         }
     }
 
-    /// What is here and not in `other`.
+    /// Returns the packs and segments that are here and not in `other`.
     #[must_use]
     pub fn minus(&self, other: &Portion) -> Portion {
         Portion {
@@ -87,7 +87,7 @@ impl Portion {
         }
     }
 
-    /// What is in both.
+    /// Returns the packs and segments that are in both.
     #[must_use]
     pub fn common(&self, other: &Portion) -> Portion {
         self.minus(&self.minus(other))
@@ -131,7 +131,7 @@ impl Portion {
 }
 
 impl Stated {
-    /// What it says. A run that cannot be says nothing: the worst of it is that something is read again.
+    /// Returns the portion that it states. An impossible run states nothing: at worst, something is read again.
     pub fn portion(&self) -> Portion {
         let mut portion = Portion::default();
         for (id, first, last) in self.packs.iter().filter(|(_, a, b)| a <= b) {
@@ -207,7 +207,8 @@ fn runs<K: Ord>(numbers: BTreeMap<K, Vec<u64>>) -> BTreeMap<K, Runs> {
 pub struct ReadBack(Vec<(TimestampTz, String, Portion)>);
 
 impl ReadBack {
-    /// What the `checked` events among `events` say. A segment that was read in a home which is not its own since then was not read.
+    /// Collects the portions that the `checked` events among `events` state. A segment that moved to another home since
+    /// it was read counts as not read.
     pub fn new(events: &[Recorded], moves: &[Move], now: TimestampTz) -> ReadBack {
         let checked = events
             .iter()
@@ -276,11 +277,11 @@ impl ReadBack {
 pub struct Share {
     /// Packs that are there.
     pub packs: u64,
-    /// Of them, those that were read back.
+    /// Packs among them that were read back.
     pub packs_read: u64,
     /// Segments that are there.
     pub segments: u64,
-    /// Of them, those that were read back.
+    /// Segments among them that were read back.
     pub segments_read: u64,
     /// When that of it was read which was read longest ago.
     pub oldest: Option<TimestampTz>,

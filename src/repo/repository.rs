@@ -29,7 +29,7 @@ pub struct Marker {
     pub created: TimestampTz,
     /// Key set id of an encrypted repository.
     pub key_set: Option<String>,
-    /// What a reader must know.
+    /// Features that a reader must know.
     pub features: Vec<String>,
 }
 
@@ -63,7 +63,7 @@ impl Marker {
 pub struct Registration {
     /// Cluster name.
     pub name: String,
-    /// Of pg_control.
+    /// System identifier of pg_control.
     #[serde(with = "crate::text::decimal")]
     pub system_identifier: u64,
     /// PostgreSQL major at registration.
@@ -76,7 +76,7 @@ pub struct Registration {
     pub wal_block_size_bytes: u32,
     /// When it was registered.
     pub first_seen: TimestampTz,
-    /// What a reader must know.
+    /// Features that a reader must know.
     pub features: Vec<String>,
     /// `cluster.json` is not there: this is what other objects tell. Readers take it; nothing is written under it.
     #[serde(skip)]
@@ -162,7 +162,7 @@ pub struct Repository {
     is_looked_at_first: AtomicBool,
 }
 
-/// What was read of a remote store and never changes: that it is there. Absence is never remembered.
+/// Facts that were read from a remote store and never change: that an object is there. Absence is never remembered.
 #[derive(Default)]
 struct Known {
     registrations: Vec<Registration>,

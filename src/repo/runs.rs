@@ -42,7 +42,7 @@ impl Runs {
         Runs::default().union(Runs(runs.collect()))
     }
 
-    /// What is here and not in `other`.
+    /// Returns the numbers that are here and not in `other`.
     #[must_use]
     pub fn minus(&self, other: &Runs) -> Runs {
         let mut rest = Vec::new();

@@ -18,7 +18,7 @@ pub fn recipients(epoch: u32) -> String {
     format!("keys/{epoch}")
 }
 
-/// What one recipient of an encrypted repository opens.
+/// Returns the key of the object that one recipient of an encrypted repository opens.
 ///
 /// # Errors
 /// `Damaged` when the name breaks the key grammar.
@@ -45,8 +45,8 @@ fn is_sealed(key: &str) -> bool {
     )
 }
 
-/// The name or key without the suffix of a healed copy, where it has one. What is not of a sealed form never heals: a copy of an event under
-/// such a name would say a second time what another event has ended.
+/// Returns the name or key without the suffix of a healed copy, where it has one. An object that is not of a sealed
+/// form never heals. Otherwise a copy of an event would say a second time what another event has ended.
 pub fn healed_base(name: &str) -> Option<&str> {
     let (base, number) = name.rsplit_once(".heal-")?;
     let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
@@ -147,7 +147,8 @@ impl Scope {
         }
     }
 
-    /// Whether this version knows what content of the scope's kind needs. Of another kind it deletes and restores nothing.
+    /// Returns whether this version knows the needs of the scope's kind of content. It deletes and restores nothing of
+    /// another kind.
     pub fn is_known_kind(&self) -> bool {
         match &self.owner {
             Owner::Cluster { .. } => true,

@@ -31,7 +31,7 @@ const BATCH: u64 = 16;
 const TOMBSTONE_LIMIT_BYTES: u64 = 4096;
 const NO_KEY: &str = "Configure the repository's encryption on this host: key_set for what writes, key_file or a passphrase for what reads.";
 
-/// What helps on a host that writes, when it is to read.
+/// The remedy on a host that only writes, when it is to read.
 const ONLY_WRITES: &str = "Nothing was read, and nothing is wrong with what this host writes: its key_set reads nothing, not even that. Run the command on a host that has a reader's key, or add key_file or a passphrase to the repository's encryption here; \"pitr doctor\" looks after a host that only writes.";
 
 /// Seals and opens what goes through it.
@@ -49,7 +49,7 @@ impl SealedStore {
         }
     }
 
-    /// What this host has of the key set.
+    /// Returns the part of the key set that this host has.
     pub fn keys(&self) -> &Keys {
         &self.keys
     }
@@ -296,7 +296,7 @@ impl Store for SealedStore {
         self.inner.read_medium();
     }
 
-    /// What the store confirms are the sealed bytes, and those are what was given to it.
+    /// The store confirms the sealed bytes, and those are the bytes that it was given.
     fn is_confirming(&self) -> bool {
         self.inner.is_confirming()
     }
@@ -310,7 +310,7 @@ impl Store for SealedStore {
     }
 }
 
-/// What the end of an object shows it to be.
+/// The kind of an object, as its end shows it.
 enum Found {
     /// Its foot, and that as it is stored.
     Sealed(Box<Foot>, Vec<u8>),

@@ -1,4 +1,4 @@
-//! Whose content an aux scope holds (format, section 15): its registration, and the source that may write it.
+//! The registration of an aux scope (format, section 15): whose content it holds, and which source may write it.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,14 +26,14 @@ pub struct Registration {
     pub content: String,
     /// Its name.
     pub name: String,
-    /// What is backed up: 32 hexadecimal digits; none where any host writes.
+    /// Source that is backed up: 32 hexadecimal digits; none where any host writes.
     pub source: Option<String>,
     /// The same for people; not in an encrypted repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_text: Option<String>,
     /// When it was registered.
     pub created: TimestampTz,
-    /// What a reader must know.
+    /// Features that a reader must know.
     pub features: Vec<String>,
 }
 
@@ -146,7 +146,7 @@ fn write(store: &dyn Store, scope: &Scope, own: &Registration) -> Result<Registr
     }
 }
 
-/// What is said of a scope that has objects and no registration.
+/// Returns the error for a scope that has objects and no registration.
 pub fn lost(scope: &Scope) -> Error {
     err!(Damaged, "the registration of \"{}\" is lost", scope.prefix())
         .hint("Nothing was written. What is stored can be restored. Register it again before the next backup.")

@@ -18,7 +18,7 @@ use crate::pg::record::HEADER;
 
 /// The only page size of WAL that repositories take.
 const PAGE: usize = 8192;
-/// Kinds of records that are told apart.
+/// Kinds of records that the compressor distinguishes.
 const KINDS: usize = 1024;
 /// The farthest that a match can reach back.
 const FAR: usize = 65_535;
@@ -37,7 +37,7 @@ pub fn room(raw: usize) -> usize {
 
 /// Finds what resembles what, block after block.
 pub struct Alike {
-    /// Where the last record of each kind begins in the block.
+    /// Offset in the block at which the last record of each kind begins.
     last: Vec<u32>,
 }
 
@@ -170,7 +170,7 @@ impl<'a> Block<'a> {
             if end - at < 64 {
                 same &= (1 << (end - at)) - 1;
             }
-            // Where four agree in a row.
+            // Bits at which four equal bytes in a row begin.
             let mut starts = same & (same >> 1);
             starts &= starts >> 2;
             while starts != 0 {
@@ -250,7 +250,7 @@ impl<'a> Block<'a> {
         Some(())
     }
 
-    /// What of a length does not fit into the token.
+    /// Writes the part of a length that does not fit into the token.
     #[inline]
     fn number(&mut self, mut n: usize) -> Option<()> {
         while n >= 255 {

@@ -1,4 +1,5 @@
-//! What the root of a backup says of its WAL, so that the WAL of another life of the cluster is never taken for it (format, section 8.1).
+//! The proof of WAL in a backup's root, so that WAL of another life of the cluster is never taken for it (format,
+//! section 8.1).
 //!
 //! System identifier, timeline and LSN do not identify WAL: a clone and a machine that was set back to a snapshot write other WAL under
 //! equal names. A root has the hashes of the first and the last segment as the backup's own server had them.
@@ -12,7 +13,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
 use crate::store::Store;
 
-/// What was proven of a backup's WAL.
+/// The proof of a backup's WAL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WalProof {
     /// The segment of the start LSN.
@@ -74,10 +75,10 @@ impl TryFrom<String> for RawHash {
 }
 
 impl WalProof {
-    /// What stays plain of it in an encrypted repository.
+    /// Returns the part of it that stays plain in an encrypted repository.
     ///
     /// # Errors
-    /// What `keyed` returns.
+    /// Errors of `keyed`.
     pub fn keyed(&self, keyed: &dyn Fn(&[u8; 32]) -> Result<[u8; 32]>) -> Result<WalProof> {
         let keyed = |hash: &Option<RawHash>| match hash {
             Some(hash) => keyed(&hash.0).map(|hash| Some(RawHash(hash))),
@@ -111,8 +112,8 @@ impl WalProof {
         Some((last.name, last.length_bytes, hash))
     }
 
-    /// The first segment of the proof that is stored with other content, by what the stored objects say of themselves. What is absent or
-    /// damaged disagrees with nothing.
+    /// Returns the first segment of the proof that is stored with other content, as the stored objects describe
+    /// themselves. An object that is absent or damaged disagrees with nothing.
     ///
     /// # Errors
     /// Errors of the store.
@@ -145,7 +146,7 @@ impl RawHash {
     }
 }
 
-/// What a stored segment costs a backup that another server of the cluster wrote.
+/// Returns why a backup cannot use a stored segment that another server of the cluster wrote.
 pub fn foreign(name: SegmentName) -> String {
     format!("segment \"{name}\" in the repository is another server's, not that of the backup's")
 }
@@ -158,7 +159,7 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// Of so many bytes.
+    /// Creates the hash of the first `length_bytes` bytes.
     pub fn new(length_bytes: u64) -> Prefix {
         Prefix {
             left: length_bytes,

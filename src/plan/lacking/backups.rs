@@ -28,7 +28,7 @@ pub fn not_kept(plan: &ExpirePlan) -> BTreeSet<BackupId> {
     gone.map(|b| b.id.clone()).collect()
 }
 
-/// What lies under every id, as the receiving side would have it with all that the giving side has.
+/// Returns the objects under every id, as the receiving side would have them with all that the giving side has.
 pub fn as_one<R: Clone>(from: &Catalog<R>, to: &Catalog<R>) -> BTreeMap<BackupId, Subject<R>> {
     let mut both = to.ids.clone();
     for (id, subject) in &from.ids {
@@ -52,8 +52,9 @@ fn same_id(own: &event::Event, other: &event::Event) -> String {
 /// The oldest backup that a side keeps of its own accord: neither marked, nor held by a pin alone. The newest that is not marked is
 /// kept by any retention, whatever else holds it. A pin past its end still stands here: its backup is no sign of what else is kept.
 ///
-/// A claim does not count: who reads the oldest of those that are kept must not make it look expired, and what is missing behind it with it.
-/// Where a claim alone holds one, some of what was expired comes back, and goes with the next run of expire.
+/// A claim does not count. A process that reads the oldest kept backup must not make it look expired, nor what is
+/// missing after it. If a claim alone holds a backup, some expired backups come back, and go with the next run of
+/// expire.
 pub fn floor<'a, O: Ord + Clone, R: 'a>(
     committed: impl Iterator<Item = (O, &'a Subject<R>)>,
 ) -> Option<O> {

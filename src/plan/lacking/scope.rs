@@ -1,4 +1,4 @@
-//! What one repository lacks of an aux scope of another, and may be given.
+//! The objects of an aux scope in one repository that another repository lacks and may receive.
 
 use super::backups::{self, Verdict};
 use super::{Lacking, LeftOut};
@@ -9,16 +9,16 @@ use crate::repo::catalog::{Catalog, Subject};
 use crate::repo::id::BackupId;
 use crate::repo::root::aux_root::AuxBackup;
 
-/// What is copied.
+/// The backups and pins that are copied, and the objects that are left out.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LackingBackups {
     /// Backups, oldest first.
     pub backups: Vec<BackupId>,
     /// Pins of backups that both have or will have, and what says that one is complete: subject and the last part of the key.
     pub pins: Vec<(BackupId, String)>,
-    /// What is not copied.
+    /// Objects that are not copied, each with the reason.
     pub left_out: Vec<LeftOut>,
-    /// What the giving side has and cannot be read.
+    /// Objects of the giving side that cannot be read.
     pub unreadable: Vec<String>,
 }
 

@@ -226,7 +226,7 @@ fn what_cannot_be_read_is_named() {
     to.ids.get_mut(&id(7)).unwrap().manifest = Manifest::Unreadable("torn".to_owned());
     to.ids.remove(&id(8));
     add(&mut from, 8, "damaged");
-    // What is expired there need not be whole.
+    // A backup that is expired there need not be whole.
     add(&mut from, 1, "damaged");
     let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
     let damaged = lacks.left_out.iter().filter(|l| l.cause == Cause::Damage);

@@ -1,7 +1,7 @@
 //! Days, weeks, months and years of retention: which backup of each stays.
 //!
-//! A backup belongs to the period in which it ended, by the calendar of one zone. Each rule counts the periods that have a backup, newest
-//! first, and looks at no other rule. Of each period it keeps the last backup.
+//! A backup belongs to the period in which it ended, by the calendar of one zone. Each rule counts the periods that
+//! have a backup, newest first, and looks at no other rule. It keeps the last backup of each period.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What holds backups and their WAL for a time: claims, and reservations of backups that may still run.
+//! Claims, and reservations of backups that may still run: they hold backups and their WAL for a time.
 
 use super::unborn::{Unborn, unborn};
 use super::{LEFTOVER_AGE, Policy};

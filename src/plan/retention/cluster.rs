@@ -88,7 +88,8 @@ impl<'a> Backups<'a> {
         items
     }
 
-    /// Finds backups of the same content. Of those, the newest that was verified counts, else the oldest good one: items come in that order.
+    /// Finds backups of the same content. Among those, the newest that was verified counts, else the oldest good one:
+    /// items come in that order.
     fn find_twins(&self, items: &mut [Item<'a>]) {
         let same = |a: &Item<'_>, b: &Item<'_>| match (self.root(a), self.root(b)) {
             (Some(a), Some(b)) => a.is_twin(b),
@@ -196,7 +197,7 @@ impl<'a> Backups<'a> {
         }
     }
 
-    /// Where the promise begins on the way to a timeline; `None` where nothing is kept.
+    /// Returns the position where the promise begins on the way to a timeline; `None` where nothing is kept.
     ///
     /// Without a window: at the end of the oldest kept backup, on every timeline. With one: at the end of the newest good backup that was taken
     /// before it for sure; before the first such one, everything is promised.

@@ -52,7 +52,7 @@ struct History {
     clocks: Clocks,
     /// The store dated everything when it was copied, and not when it was written.
     is_copied: bool,
-    /// Where each timeline that is written to stands.
+    /// Current position of each timeline that is written to.
     heads: BTreeMap<u32, u64>,
     /// Positions of a timeline, each with the hour at which WAL got there.
     passed: Vec<(u32, u64, u64)>,
@@ -298,7 +298,7 @@ fn roots(survey: &Survey) -> impl Iterator<Item = (&BackupId, &Subject, &Root)> 
 /// The backups that rules ask for, each with their names.
 type Wanted<'a> = BTreeMap<&'a BackupId, Vec<&'static str>>;
 
-/// What a naive reader of the documentation keeps, each with its rule.
+/// A naive reading of the documentation: the backups that are kept, each with its rule.
 struct Naive<'a> {
     history: &'a History,
     /// In the order of backups.
@@ -404,7 +404,7 @@ fn is_sound(survey: &Survey, subject: &Subject, root: &Root) -> bool {
     root.packs.iter().all(is_there) && standing(&subject.events, "damaged", "healed").is_empty()
 }
 
-/// What came out of the histories, so that none is trivial.
+/// Counts of the results of the histories, so that none is trivial.
 #[derive(Debug, Default)]
 struct Tally {
     runs: u64,

@@ -1,4 +1,4 @@
-//! What retention judges: one backup of any content, reduced to what decides about keeping.
+//! The items that retention judges: one backup of any content, reduced to the facts that decide about keeping.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub struct Item<'a> {
     pub events: &'a [Recorded],
     /// Layers and packs that it needs.
     pub needs: (&'a Parts, &'a Parts),
-    /// What is wrong with it; it does not count then.
+    /// Damage of the backup; a damaged one does not count.
     pub damage: Option<String>,
     /// Why it stays.
     pub hold: Option<(String, Hold)>,
@@ -44,7 +44,7 @@ pub struct Item<'a> {
     pub is_asked: bool,
     /// Another backup has the same content: of two the rules count one.
     pub twin: Option<Twin<'a>>,
-    /// What becomes of it.
+    /// Fate of the backup.
     pub fate: Fate,
 }
 
@@ -113,7 +113,7 @@ impl Item<'_> {
     pub fn is_bounded(&self, has_window: bool) -> bool {
         match self.hold {
             Some((_, hold)) => matches!(hold, Hold::End | Hold::Pin),
-            // What waits for its deletion needs no more than what stays.
+            // A backup that waits for its deletion needs no more than one that stays.
             None => has_window,
         }
     }
@@ -159,7 +159,7 @@ impl Item<'_> {
 /// The layers and packs of a scope that a check found damaged.
 pub type DamagedParts = BTreeMap<(PartKind, PartName), String>;
 
-/// What is known to be wrong with the objects of a backup: a part that it needs and that is not there, or what a check found.
+/// Returns the known damage to the objects of a backup: a needed part that is not there, or damage that a check found.
 pub fn damage<R>(
     (catalog, damaged): (&Catalog<R>, &DamagedParts),
     subject: &Subject<R>,

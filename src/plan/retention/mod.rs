@@ -1,12 +1,15 @@
-//! What is kept and what goes: a plan of expiry, from a survey of the repository, computed without I/O.
+//! Backups and WAL that stay, and those that go: a plan of expiry, computed without I/O from a survey of the
+//! repository.
 //!
-//! The promise, where no WAL window is configured: every point from the oldest kept backup's stop LSN on, on every timeline, that could be reached before can be
-//! reached afterwards. With a window: every point from the newest backup before the window on; older kept backups are restorable to their
-//! own ends. `rules` judge items of any content, `calendar` those of periods, `aux_items` and `cluster` make items of backups, `cluster` adds what its WAL asks,
-//! `wal` says what is needed of it, `objects` lists what goes of any content, `wal_objects` what goes of the WAL. Backups are ordered by
-//! timeline and stop LSN (a timeline's number is larger than those of its ancestors), never by id or by anybody's clock. Deletion
-//! has two phases: what is no longer kept is marked, and what was marked is deleted by a run after the grace period that finds it
-//! not kept again. The order of deletions is that of the format, section 10.
+//! Without a WAL window the promise covers every point from the oldest kept backup's stop LSN on, on every timeline.
+//! Each of these points that could be reached before can be reached afterwards. With a window, it covers every point
+//! from the newest backup before the window on. Older kept backups are restorable to their own ends. `rules` judges
+//! items of any content, and `calendar` those of periods. `aux_items` and `cluster` make items of backups, and
+//! `cluster` adds the needs of its WAL. `wal` computes which WAL is needed. `objects` lists the deletions of any
+//! content, and `wal_objects` those of the WAL. Backups are ordered by timeline and stop LSN (a timeline's number is
+//! larger than those of its ancestors), never by id or by a clock. Deletion has two phases. A backup that is no longer
+//! kept is marked. A run after the grace period deletes a marked backup if it finds again that the backup is not kept.
+//! The order of deletions is that of the format, section 10.
 
 pub mod aux_items;
 mod calendar;
@@ -65,7 +68,7 @@ pub fn whole<R: Needs>(catalog: &Catalog<R>) -> Vec<BackupId> {
         .collect()
 }
 
-/// What is wanted.
+/// The rules and settings of a run of expiry.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Policy {
     /// Which complete, undamaged backups are kept, at least 1, and which WAL.
@@ -88,7 +91,7 @@ pub struct Policy {
     pub requested: Option<BackupId>,
     /// The store's clock, where it can be asked: a pin with an end is over only when this one, too, is past it.
     pub store_clock: Option<TimestampTz>,
-    /// The timelines that may be the cluster (`plan::cluster`): each keeps a base. Where none is named, the newest does.
+    /// The timelines that may be the cluster (`plan::cluster`): each keeps a base. If none is named, the newest does.
     pub cluster: Vec<TimelineId>,
 }
 
@@ -113,7 +116,7 @@ pub struct Copies {
     pub elsewhere: BTreeMap<BackupId, u32>,
 }
 
-/// What becomes of a backup.
+/// The fate of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     /// It stays.
@@ -143,15 +146,15 @@ impl Fate {
 pub struct Judged {
     /// The backup.
     pub id: BackupId,
-    /// Where it lies in a cluster's WAL; none of other content.
+    /// Place in a cluster's WAL; none of other content.
     pub place: Option<Place>,
     /// Its own clock at the stop.
     pub stop_time: TimestampTz,
     /// Bytes that it added to the repository.
     pub stored_bytes: u64,
-    /// What is wrong with it.
+    /// Damage of the backup.
     pub damage: Option<String>,
-    /// What becomes of it.
+    /// Fate of the backup.
     pub fate: Fate,
     /// Why.
     pub reason: String,
@@ -165,12 +168,12 @@ pub struct Judged {
     pub kept_until: Option<TimestampTz>,
 }
 
-/// Where a backup lies in the WAL of a cluster.
+/// The place of a backup in the WAL of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// From here on it can be recovered to.
     pub stop_lsn: Lsn,
-    /// Where its replay begins.
+    /// Start of its replay.
     pub start_lsn: Lsn,
     /// Timeline at the stop.
     pub timeline: TimelineId,
@@ -199,11 +202,11 @@ pub enum Deletion {
     Tombstone(BackupId),
     /// The reservation of an id.
     Begin(BackupId),
-    /// What an unfinished write left.
+    /// The remains of an unfinished write.
     Unfinished(String),
 }
 
-/// What a run of expiry does, in this order: marks, then tombstones, then deletions.
+/// The actions of a run of expiry, in this order: marks, then tombstones, then deletions.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ExpirePlan {
     /// Every backup, oldest first.
@@ -214,7 +217,7 @@ pub struct ExpirePlan {
     pub unmarks: Vec<(BackupId, String)>,
     /// Aborted backups whose writers must not commit any more.
     pub tombstones: Vec<BackupId>,
-    /// What is deleted, in order.
+    /// Deletions, in order.
     pub deletions: Vec<Deletion>,
     /// Backups that stay and lose the WAL behind their ends: it is recorded before.
     pub trimmed: Vec<BackupId>,
@@ -224,13 +227,13 @@ pub struct ExpirePlan {
     pub window_begin: Option<TimestampTz>,
     /// Why less is deleted than could be.
     pub withheld: Vec<String>,
-    /// What should be looked at.
+    /// Warnings for the operator.
     pub warnings: Vec<String>,
     /// A safety guard spoke: the policy alone would have taken the last good backup.
     pub refusal: Option<String>,
     /// More backups than usual were taken lately: nothing is marked or deleted before that is confirmed.
     pub burst: Option<String>,
-    /// What the minimum age holds back, and until when.
+    /// Text that names what the minimum age holds back, and until when.
     pub waiting: Option<String>,
 }
 

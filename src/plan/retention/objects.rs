@@ -1,4 +1,5 @@
-//! What is deleted besides roots: layers, packs, events, leftovers; in the order of the format. What a kind of content adds stands between.
+//! Deletions besides roots: layers, packs, events, leftovers; in the order of the format. Deletions that a kind of
+//! content adds stand between.
 
 use std::collections::BTreeMap;
 
@@ -55,7 +56,7 @@ pub fn delete<R>(
 /// A backup that may be running, and where its replay begins, as its claims say.
 pub type Running<'a> = (&'a BackupId, &'a [(TimelineId, Lsn)]);
 
-/// What an id is, for its parts and events.
+/// The state of an id, for its parts and events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     /// A backup that remains.

@@ -35,7 +35,7 @@ const KNOWN_EVENTS: [&str; 13] = [
 /// The store's clock and this host's may differ by this much without another mark.
 const MARK_SLACK: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// What a kind of content asks beyond the rules.
+/// The demands of a kind of content beyond the rules.
 pub trait Constraint {
     /// Returns an item that has to stay besides those that are held; `None` when the held ones suffice.
     fn lacks(&self, _items: &[Item<'_>]) -> Option<Lack> {
@@ -77,7 +77,7 @@ pub struct Lack {
     pub at: usize,
     /// Why it stays.
     pub reason: String,
-    /// What is worth a warning about it.
+    /// Warning about it, if it is worth one.
     pub warning: Option<String>,
 }
 
@@ -331,7 +331,7 @@ fn refuse_held(judged: &mut Judgement<'_>, id: &BackupId) {
     judged.refusal = Some(format!("backup \"{id}\" is not deleted: {why}. {next}"));
 }
 
-/// What the rules keep; what the content needs besides; damaged ones inside the promise.
+/// Keeps the backups that the rules keep, those that the content needs besides, and damaged ones inside the promise.
 fn keep_by_rules(
     judged: &mut Judgement<'_>,
     constraint: &dyn Constraint,
@@ -551,7 +551,8 @@ fn short_of_copies(backup: &Item<'_>, policy: &Policy) -> Option<(String, Hold)>
     })
 }
 
-/// What would go only by the count of backups: it stays until a newer backup was verified and has the minimum age.
+/// Holds backups that would go only by the count of backups: each stays until a newer one was verified and has the
+/// minimum age.
 ///
 /// The age counts from the later of the backup's own time and the store's: a copy begins anew, and neither clock alone makes it old.
 fn hold_young(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {

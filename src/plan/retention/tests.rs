@@ -270,7 +270,7 @@ fn a11_nothing_goes_before_a_newer_backup_was_verified_and_is_old_enough() {
     let subject = survey.ids.get_mut(&id(5)).unwrap();
     subject.events.push(event("damaged", ago(1)));
     assert_eq!(kept(&survey, &with(24)).0, 9);
-    // What nobody can prove to have verified counts for nothing.
+    // A verification without proof counts for nothing.
     verify(&mut survey, 8);
     assert_eq!(kept(&survey, &with(24)).0, 2);
     let events = &mut survey.ids.get_mut(&id(8)).unwrap().events;
@@ -309,7 +309,7 @@ fn a11_more_backups_than_usual_stop_expire() {
         ..policy(2, 0)
     };
     assert_eq!(retention(&survey, &confirmed, now()).marks.len(), 7);
-    // Where nothing would go, nothing stops.
+    // Nothing stops if nothing would go.
     assert_eq!(retention(&survey, &policy(9, 0), now()).burst, None);
     // After a week it is over.
     let plan = retention(&survey, &policy(2, 0), now().saturating_add(HOUR * 24 * 8));
@@ -365,7 +365,7 @@ fn the_newest_are_kept_with_the_wal_from_the_oldest_of_them_on() {
             "mark", "mark", "mark", "mark", "mark", "mark", "keep", "keep", "keep"
         ]
     );
-    // What is only marked still needs its WAL; before the oldest backup there is nothing to reach.
+    // A backup that is only marked still needs its WAL; before the oldest backup there is nothing to reach.
     assert_eq!(segments(&first), [(1, 1, 9)]);
     apply(&mut survey, &first, now());
     let waiting = retention(&survey, &policy(3, 24), now().saturating_add(HOUR * 23));
@@ -664,7 +664,7 @@ fn expire_deletes_nothing_because_somebody_asked_and_nothing_instead() {
         let plan = retention(&ahead, &policy(2, 0), now());
         assert_eq!(plan.unmarks.is_empty(), stands, "{hours}");
     }
-    // What retention does not keep goes as ever.
+    // A backup that retention does not keep goes as ever.
     let mut older = straight();
     asked(&mut older, 3, 100);
     let plan = retention(&older, &policy(2, 24), now());
@@ -883,7 +883,7 @@ fn h05_twenty_promotions_leave_one_chain() {
     assert_eq!(fates(&plan)[..18], ["delete"; 18]);
     apply(&mut survey, &plan, now());
     let left: u64 = survey.timelines.values().map(|t| t.segments.count()).sum();
-    // Of timeline 20 the segments 192 to 200, of timeline 21 all.
+    // The segments 192 to 200 of timeline 20 are left, and all of timeline 21.
     assert_eq!(left, 9 + 11);
 }
 
@@ -894,7 +894,7 @@ fn increments_of_whole_segments_and_conflicts_go_with_their_segment() {
     let key = |s: &str| Key::new(s).unwrap();
     survey.increments.insert(name(95), vec![key("a/95")]);
     survey.increments.insert(name(101), vec![key("a/101")]);
-    // Where the whole one is damaged they may be the better copy.
+    // If the whole segment is damaged, the increments may be the better copy.
     survey.increments.insert(name(97), vec![key("a/97")]);
     // An event that cannot be read may say so.
     survey.increments.insert(name(96), vec![key("a/96")]);
@@ -1091,7 +1091,7 @@ fn x09_before_the_window_a_kept_backup_needs_the_wal_to_its_own_end() {
     let name = |n: u64| SegmentNumber(n);
     let needers = plan.needed.needers(tli(1), name(40));
     assert_eq!(needers.len(), 1);
-    // Where the store dates the seventh later, nobody knows that it is old enough.
+    // If the store dates the seventh backup later, nothing shows that it is old enough.
     let mut late = survey.clone();
     taken(&mut late, 7, "2026-11-18T02:00:00Z", "2026-11-20T02:00:00Z");
     let plan = retention(&late, &by(rules.clone()), now());
@@ -1207,7 +1207,7 @@ fn world(dice: &mut Dice) -> Survey {
     survey
 }
 
-/// What PostgreSQL could do with what is there, said as simply as possible.
+/// Returns whether PostgreSQL could reach a point with the objects that are there, as simply as possible.
 pub(super) fn is_reachable(survey: &Survey, target: TimelineId, point: Lsn) -> bool {
     survey.ids.values().any(|subject| {
         let Manifest::Committed(root) = &subject.manifest else {

@@ -18,7 +18,7 @@ pub struct Paths<'a> {
     timelines: &'a BTreeMap<TimelineId, Timeline>,
     paths: BTreeMap<TimelineId, Path>,
     suspects: BTreeSet<SegmentName>,
-    /// What is not known of the timelines: no WAL may go then.
+    /// Unknown facts about the timelines: no WAL may go while there are any.
     pub doubts: Vec<String>,
 }
 
@@ -191,9 +191,9 @@ impl Listing for Names<'_> {
 
 /// The segments that are left once all others are gone that nothing needs.
 pub struct Left<'a> {
-    /// What is there.
+    /// Segments that are there.
     pub names: Names<'a>,
-    /// What is needed of it.
+    /// Segments that are needed.
     pub needed: &'a Needed,
 }
 
@@ -340,7 +340,7 @@ impl Needed {
         ranges.filter_map(|range| range.needer.as_ref()).collect()
     }
 
-    /// What of `runs` is not needed, ascending.
+    /// Returns the segments of `runs` that are not needed, ascending.
     pub fn rest(&self, timeline: TimelineId, runs: &Runs) -> Vec<(SegmentNumber, SegmentNumber)> {
         let ranges = self.ranges.get(&timeline).into_iter().flatten();
         let mut ranges: Vec<(u64, u64)> = ranges.map(|r| (r.first, r.last)).collect();

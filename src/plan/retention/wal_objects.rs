@@ -1,4 +1,4 @@
-//! What is deleted of a cluster's WAL: segments that nothing needs, and what goes with them.
+//! Deletions of a cluster's WAL: segments that nothing needs, and the objects that go with them.
 
 use std::collections::BTreeSet;
 

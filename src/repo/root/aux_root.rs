@@ -17,20 +17,20 @@ use crate::store::{Published, Store};
 
 /// The feature of a map with entries of kind 8.
 pub const NODES: &str = "nodes";
-/// What this version can read of layers and frames.
+/// Features of layers and frames that this version can read.
 const CONTENT_FEATURES: [&str; 1] = [NODES];
-/// What a janitor of this version knows.
+/// Features that a janitor of this version knows.
 const EXPIRE_FEATURES: [&str; 0] = [];
 
 /// The root of a backup of an aux scope, without the member of its kind.
 pub type AuxRoot = Root<AuxContent>;
 
-/// What the root of an aux scope has beside head, map and the member of its kind.
+/// The members of an aux scope's root beside head, map and the member of its kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuxContent {
     /// `aux/<kind>/<name>`.
     pub scope: String,
-    /// What was backed up: 32 hexadecimal digits; none where any host writes.
+    /// Source that was backed up: 32 hexadecimal digits; none where any host writes.
     pub source: Option<String>,
     /// Files that changed while they were read.
     pub unstable_count: u64,
@@ -38,9 +38,9 @@ pub struct AuxContent {
     pub incomplete_count: u64,
     /// The time until which the writer asked the store to lock each object.
     pub lock_until: Option<TimestampTz>,
-    /// What a reader of layers and frames must know.
+    /// Features that a reader of layers and frames must know.
     pub content_features: Vec<String>,
-    /// What a janitor must know.
+    /// Features that a janitor must know.
     pub expire_features: Vec<String>,
     /// How keys and paths lead to one another: `tree`.
     pub naming: String,
@@ -144,7 +144,7 @@ pub struct AuxOutline {
     pub backup_kind: BackupKind,
     /// `aux/<kind>/<name>`.
     pub scope: String,
-    /// What was backed up.
+    /// Source that was backed up; none where any host writes.
     pub source: Option<String>,
     /// The writing host's clock at the start.
     pub start_time: TimestampTz,
@@ -164,7 +164,7 @@ pub struct AuxOutline {
     packs: Parts,
     #[serde(default)]
     expire_features: Vec<String>,
-    /// What the operator called it; none without a key.
+    /// Label that the operator gave it; none without a key.
     #[serde(skip)]
     pub label: Option<String>,
     /// Whether this version can read its layers and frames; without a key nothing tells.
@@ -173,7 +173,7 @@ pub struct AuxOutline {
 }
 
 impl AuxOutline {
-    /// What a whole root tells.
+    /// Returns the outline of a whole root.
     ///
     /// # Errors
     /// `Damaged` when it names too many parts; `Unsupported` when a janitor must know more than this version does.
@@ -262,7 +262,7 @@ impl AuxOutline {
 /// An outline with the parts that it names as runs, as a catalog has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AuxBackup {
-    /// What its root tells.
+    /// Outline of its root.
     pub root: AuxOutline,
     /// Layer objects it names, by the id that wrote them.
     pub layers: catalog::Parts,

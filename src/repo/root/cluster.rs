@@ -31,7 +31,7 @@ pub enum Method {
 pub struct Tablespace {
     /// Its oid, the name of its link in pg_tblspc.
     pub oid: u32,
-    /// Where the link led to.
+    /// Directory that the link led to.
     pub location: PathBuf,
 }
 
@@ -132,7 +132,7 @@ pub fn named(databases: &[LeftOutDatabase]) -> String {
 /// The feature of a root that names databases without content: a program that lacks it would restore them as if they were whole.
 pub const PARTIAL: &str = "partial";
 
-/// What a cluster's root has beside head and map.
+/// The members of a cluster's root beside head and map.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterContent {
     /// How the files were read.
@@ -146,7 +146,7 @@ pub struct ClusterContent {
     pub major: u32,
     /// `server_version_num`.
     pub server_version_num: u32,
-    /// Of pg_control; part of tablespace directory names.
+    /// Catalog version of pg_control; part of tablespace directory names.
     pub catalog_version: u32,
     /// Redo point of the checkpoint that opened the backup.
     pub start_lsn: Lsn,
@@ -181,7 +181,7 @@ pub struct ClusterContent {
     pub tablespaces: Vec<Tablespace>,
     /// BLAKE3 of the raw server manifest, 64 hexadecimal digits.
     pub server_manifest: Option<String>,
-    /// What was proven of its WAL; none in backups of before.
+    /// Proof of its WAL; none in backups of earlier versions.
     #[serde(default)]
     pub wal_proof: Option<WalProof>,
     /// Incremental backups: when the newest backup of the chain was begun for which every page was read. None in a full one, for which that is so, and

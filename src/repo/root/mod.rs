@@ -39,7 +39,7 @@ pub struct Tombstone {
     pub nonce: String,
 }
 
-/// What stands under the key of a root.
+/// The entry under the key of a root.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Stored<R> {
     /// Nothing.
@@ -87,7 +87,7 @@ pub enum BackupKind {
 pub struct LayerRef {
     /// The object.
     pub key: PartName,
-    /// Where the layer begins in it.
+    /// Offset at which the layer begins in it, in bytes.
     pub offset: u64,
     /// Length of the layer in bytes.
     pub length: u64,
@@ -123,7 +123,7 @@ pub struct PackRef {
     pub all_bytes: Option<u64>,
 }
 
-/// What the root of every kind of content begins with.
+/// The members with which the root of every kind of content begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// The backup's id.
@@ -134,7 +134,7 @@ pub struct Head {
     pub backup_kind: BackupKind,
     /// The backup an incremental was taken against.
     pub prior: Option<BackupId>,
-    /// What the operator called it.
+    /// Label that the operator gave it.
     pub label: String,
     /// The clock of the content's owner at the start: of a cluster the server's.
     pub start_time: TimestampTz,
@@ -148,11 +148,11 @@ pub struct Head {
     pub stored_bytes: u64,
     /// Name and version of the program.
     pub program: String,
-    /// What a reader must know.
+    /// Features that a reader must know.
     pub features: Vec<String>,
 }
 
-/// Where the files of a backup lie.
+/// The places of the files of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Map {
     /// Key ranges, ascending.
@@ -173,7 +173,7 @@ pub struct Root<C> {
     /// The backup.
     #[serde(flatten)]
     pub head: Head,
-    /// What its kind adds.
+    /// Members that its kind adds.
     #[serde(flatten)]
     pub content: C,
     /// Its files.

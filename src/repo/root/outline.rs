@@ -1,4 +1,5 @@
-//! What can be known of a cluster's root without a key (format, section 11): what a janitor needs to expire, and nothing of what was backed up.
+//! The facts of a cluster's root that are known without a key (format, section 11). A janitor needs them to expire;
+//! they show nothing of the files that were backed up.
 
 use std::collections::BTreeSet;
 
@@ -36,7 +37,7 @@ pub struct Outline {
     pub system_identifier: u64,
     /// PostgreSQL major.
     pub major: u32,
-    /// Where replay begins.
+    /// Start of the replay.
     pub start_lsn: Lsn,
     /// End of the WAL that the backup needs.
     pub stop_lsn: Lsn,
@@ -67,18 +68,18 @@ pub struct Outline {
     pub partial: bool,
     layers: Parts,
     packs: Parts,
-    /// What was proven of its WAL; of a sealed root with keyed hashes.
+    /// Proof of its WAL; with keyed hashes where the root is sealed.
     #[serde(default)]
     pub wal_proof: Option<WalProof>,
-    /// What only the root itself tells; none without a key.
+    /// Facts that only the root itself shows; none without a key.
     #[serde(skip)]
     pub details: Option<Details>,
 }
 
-/// What a root tells that does not stay plain.
+/// The facts of a root that do not stay plain.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Details {
-    /// What the operator called it.
+    /// Label that the operator gave it.
     pub label: String,
     /// The cluster's `timezone` setting, where it could be read.
     pub timezone: Option<String>,
@@ -92,10 +93,11 @@ pub struct Details {
     pub left_out_databases: Vec<LeftOutDatabase>,
 }
 
-/// What stays plain of `root` in an encrypted repository; `keyed` gives the keyed hash of a hash of raw content.
+/// Returns the facts of `root` that stay plain in an encrypted repository; `keyed` gives the keyed hash of a hash of
+/// raw content.
 ///
 /// # Errors
-/// `Damaged` when its history cannot be read, or it names too many parts; what `keyed` returns.
+/// `Damaged` when its history cannot be read, or it names too many parts; errors of `keyed`.
 pub fn facts(
     root: &BackupRoot,
     keyed: &dyn Fn(&[u8; 32]) -> Result<[u8; 32]>,
@@ -117,7 +119,7 @@ pub fn facts(
 }
 
 impl Outline {
-    /// What a whole root tells.
+    /// Returns the outline of a whole root.
     ///
     /// # Errors
     /// `Damaged` when its history cannot be read.
