@@ -68,7 +68,7 @@ impl Search<'_> {
         Ok(replay)
     }
 
-    /// The segments between which everything lies that is replayed: for notes about the end.
+    /// Returns the last commit and the last end of a transaction that are replayed, for notes about the end.
     pub fn last_transactions(&self) -> Result<(Option<TransactionEnd>, Option<TransactionEnd>)> {
         match self.stretch.final_segment() {
             Some(last) => self.last_in(self.first().0..=last.0),
