@@ -34,7 +34,7 @@ struct Source {
     path: String,
     /// With comments, strings and character literals blanked; lines stay where they are.
     code: String,
-    /// Where the unit tests at the end of the file begin (in bytes of `code`), or its end.
+    /// Begin of the unit tests at the end of the file (in bytes of `code`), or its end.
     tests_from: usize,
 }
 
@@ -175,7 +175,7 @@ fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_'
 }
 
-/// Where `needle` stands in `code`, not as the end of a longer word.
+/// Returns where `needle` stands in `code`, not as the end of a longer word.
 fn find_all<'a>(code: &'a str, needle: &'a str) -> impl Iterator<Item = usize> + 'a {
     code.match_indices(needle)
         .map(|(at, _)| at)
@@ -613,7 +613,7 @@ fn dependencies_keep_the_policy() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// What is built for a target, all features included.
+/// Returns the packages built for a target, all features included.
 fn packages(target: &str) -> Vec<serde_json::Value> {
     let output = std::process::Command::new(env!("CARGO"))
         .args([

@@ -1,8 +1,9 @@
 //! measure RESULT PROGRAM ARG...
 //!
-//! Runs a program and writes what it cost into the file RESULT, as JSON: wall and processor seconds, the peak memory of its largest
-//! process, bytes that it and its children caused to be written. What a program leaves running behind it is not counted. It is small itself, because the kernel counts the memory of whoever starts a
-//! program as that program's own peak.
+//! Runs a program and writes its costs into the file RESULT, as JSON: wall and processor seconds, the peak memory of
+//! its largest process, bytes that it and its children caused to be written. Processes that a program leaves running
+//! are not counted. It is small itself, because the kernel counts the caller's memory as the peak of the program that
+//! it starts.
 
 use std::process::{Command, Stdio};
 use std::time::Instant;

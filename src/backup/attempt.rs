@@ -1,4 +1,4 @@
-//! What every backup does around its content: the commit, and what becomes of one that failed.
+//! The steps of every backup around its content: the commit, and the removal of one that failed.
 
 use crate::err;
 use crate::error::{Code, Result};

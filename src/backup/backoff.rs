@@ -41,7 +41,7 @@ pub trait Probe: Send {
     fn ask(&mut self) -> Result<Load>;
 }
 
-/// What slowing down has cost.
+/// The cost of slowing down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct HeldBack {
     /// Time below full speed, in milliseconds.
@@ -56,7 +56,7 @@ pub struct HeldBack {
     pub most_latency_ms: u64,
 }
 
-/// What the asking thread knows.
+/// The knowledge of the asking thread.
 #[derive(Default)]
 struct Known {
     load: Option<Load>,

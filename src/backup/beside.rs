@@ -16,7 +16,7 @@ use crate::snapshot::page_hashes;
 use crate::snapshot::sink::{CHANGED_FRAME_BYTES, FRAME_BYTES, FileSink};
 use crate::snapshot::sort::{MEMORY_BYTES, Sorter};
 
-/// What the prior has, and what has arrived.
+/// The pages of the prior, and the files that have arrived.
 pub struct Beside<'p> {
     compare: Compare<'p>,
     arrived: Sorter,

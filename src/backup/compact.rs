@@ -70,7 +70,7 @@ pub fn choose(packs: &[PackRef], limits: Limits) -> BTreeSet<usize> {
     chosen
 }
 
-/// The visible share of a pack. Of packs whose length no root tells everything counts as visible.
+/// Returns the visible share of a pack. If no root gives the pack's length, everything counts as visible.
 fn visible_permille(pack: &PackRef) -> u128 {
     let all = pack.all_bytes.unwrap_or(pack.live_bytes).max(1);
     (u128::from(pack.live_bytes) * 1000 / u128::from(all)).min(1000)

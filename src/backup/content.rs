@@ -80,7 +80,7 @@ fn newest_end(store: &dyn Store, scope: &Scope) -> Result<Option<TimestampTz>> {
         match AuxOutline::stored(store, scope, &id) {
             Ok(Stored::Root(root)) => newest = newest.max(Some(root.stop_time)),
             Ok(_) => {}
-            // What cannot be read orders nothing.
+            // A root that cannot be read orders nothing.
             Err(e) if e.is_damage() => {}
             Err(e) => return Err(e),
         }

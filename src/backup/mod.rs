@@ -90,7 +90,7 @@ pub struct Options {
     pub checkpoint: StartCheckpoint,
     /// Most bytes read in a second.
     pub max_rate_bytes_per_s: Option<u64>,
-    /// What the backup slows down for.
+    /// Limits of the server's load beyond which the backup slows down.
     pub backoff: config::Backoff,
     /// Cores that read and compress.
     pub jobs: usize,
@@ -111,7 +111,7 @@ pub struct Taken {
     pub root: BackupRoot,
     /// Why it is of its kind, where something else than the command line decided it.
     pub why: Option<String>,
-    /// What slowing down for the server has cost; none where that is not configured.
+    /// Cost of slowing down for the server; none if that is not configured.
     pub held_back: Option<HeldBack>,
 }
 
@@ -382,7 +382,7 @@ struct Backup<'a, 'c> {
     options: &'a Options,
     host: &'a Host,
     attempt: Attempt<'a>,
-    /// What an incremental builds on.
+    /// Prior of an incremental.
     prior: Option<&'a Prior<'a>>,
     prior_claim: Option<&'a mut Claim<'c>>,
     held_back: Option<HeldBack>,

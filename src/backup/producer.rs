@@ -65,7 +65,7 @@ pub trait Producer {
 
 /// The backup that a producer works for.
 pub struct Work<'w, 'scope, 'env> {
-    /// Where threads may be started.
+    /// Scope in which threads may be started.
     pub threads: &'scope Scope<'scope, 'env>,
     /// Takes the files.
     pub writer: &'w SnapshotWriter<'scope>,
@@ -108,7 +108,7 @@ pub trait Watch {
     fn tick(&mut self) -> Result<()>;
 }
 
-/// What a producer has brought.
+/// The backup that a producer has read.
 pub struct Produced {
     /// How the backup began.
     pub start: BackupStart,

@@ -1,5 +1,5 @@
-//! What a backup proves of its WAL, with a server and its double made by hand: both wrote the same records at the same positions, but for
-//! bytes without meaning.
+//! The proof of a backup's WAL, with a server and its double made by hand: both wrote the same records at the same
+//! positions, but for bytes without meaning.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -40,7 +40,7 @@ const NOOP: u8 = 0x20;
 const CHECKPOINT: u8 = 0x10;
 const BACKUP_END: u8 = 0x50;
 
-/// Where a life has the records of its backup; the same in every life.
+/// The places of the backup's records in a life; the same in every life.
 #[derive(Clone, Copy)]
 struct Places {
     start: Lsn,

@@ -43,7 +43,7 @@ pub struct ServerFacts {
     pub archive_command: Option<String>,
     /// The `archive_library` setting; empty where there is none of the name.
     pub archive_library: Option<String>,
-    /// Whether it is a standby, where that can be told.
+    /// Whether it is a standby; `None` if that cannot be found out.
     pub in_recovery: Option<bool>,
 }
 

@@ -97,7 +97,7 @@ pub struct ReceivedManifest {
     pub hash: blake3::Hash,
     /// Its length.
     pub raw_bytes: u64,
-    /// What it says of the whole.
+    /// Facts that the manifest's end gives about the whole.
     pub end: ManifestEnd,
 }
 
@@ -135,7 +135,7 @@ struct Receiver<'r, 'scope, 'env> {
     stop: &'r AtomicBool,
     start: Option<BackupStart>,
     seen: Option<Seen>,
-    /// Of an incremental: the prior's files.
+    /// The prior's files, for an incremental.
     beside: Option<Beside<'r>>,
     file: Option<Arriving>,
     label: Option<Vec<u8>>,

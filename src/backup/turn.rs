@@ -121,10 +121,11 @@ fn refused(other: &Running, scope: &Scope, waited: Duration) -> Error {
     .hint(hint)
 }
 
-/// Whether no other backup runs, now that `own` is claimed. Where one does, the caller takes its claim back, stands back, and waits anew.
+/// Returns whether no other backup runs, now that `own` is claimed. If one does, the caller takes its claim back,
+/// stands back, and waits anew.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn is_alone(store: &dyn Store, scope: &Scope, own: &BackupId, host: &Host) -> Result<bool> {
     Ok(other((store, scope), Some(own), host)?.is_none())
 }

@@ -89,7 +89,7 @@ pub struct Waiter<'a, 'b> {
     pub host: &'a Host,
     /// The server, whose archiver is asked.
     pub source: &'b mut dyn Source,
-    /// Facts that may be told about it.
+    /// Facts about it that may appear in messages.
     pub circumstances: Circumstances,
     /// Compares what is stored with what the server has.
     pub prover: Prover<'a>,

@@ -265,7 +265,7 @@ fn tell_held_back(cx: &Context, held_back: Option<HeldBack>) {
 
 fn print(cx: &Context, root: &BackupRoot, took: Duration) -> Result<()> {
     let tenths = u128::from(root.head.size_bytes) * 10 / u128::from(root.head.stored_bytes.max(1));
-    // What it shares with its prior is no compression.
+    // The share that it has in common with its prior is no compression.
     let how = match &root.head.prior {
         Some(prior) => format!("changed since {prior}"),
         None => format!("{}.{}:1", tenths / 10, tenths % 10),

@@ -73,7 +73,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         ))?;
     }
     if let Err(error) = demo.play(&mut ground) {
-        // The commands that were told to end would be the errors.
+        // The errors would be those of the commands that got a signal to end.
         cx.session.host.check_stop()?;
         return Err(error);
     }
@@ -133,7 +133,7 @@ impl Demo<'_> {
         self.step("4. The accident")?;
         self.sql(&mut server, "drop table orders")?;
         let segment = text(&mut server, "select pg_walfile_name(pg_switch_wal())")?;
-        // What is not archived cannot be restored; archive_timeout would do this within a minute.
+        // A segment that is not archived cannot be restored; archive_timeout would do this within a minute.
         let archived = format!(
             "coalesce((select last_archived_wal >= '{segment}' from pg_stat_archiver), false)"
         );
@@ -213,7 +213,7 @@ impl Demo<'_> {
         }
     }
 
-    /// Waits for the end of a command, which is told when the operator wants to stop.
+    /// Waits for the end of a command, which gets SIGTERM when the operator wants to stop.
     fn wait(&self, child: &mut Child) -> std::io::Result<ExitStatus> {
         let mut is_told = false;
         loop {

@@ -195,7 +195,7 @@ fn report(cx: &Context, args: &Args, done: &[Done]) -> Result<()> {
         return cx.out.json(&all);
     }
     for one in done {
-        // What was carried out as planned is no news.
+        // A run that went as planned is no news.
         if !cx.out.is_quiet() || !one.went_well() {
             print(cx, one)?;
         }

@@ -77,7 +77,7 @@ fn backup(done: &Done, id: &BackupId) -> Option<Answer> {
     })
 }
 
-/// What becomes of a backup, and when.
+/// Returns the fate of a backup, and when.
 fn fate(judged: &Judged) -> String {
     match (judged.fate, judged.kept_until) {
         (Fate::Keep, Some(until)) => {

@@ -42,7 +42,7 @@ pub fn lines(forecast: &Forecast, windows: &[Window], now: TimestampTz) -> Vec<S
     lines
 }
 
-/// Where moments lie in the picture.
+/// The places of moments in the picture.
 struct Scale {
     first: TimestampTz,
     last: TimestampTz,
@@ -58,7 +58,7 @@ impl Scale {
     }
 }
 
-/// Of several backups in one column the worst is shown.
+/// Returns the symbol for a backup in a column that shows `there`: the worst of several in one column.
 fn symbol(backup: &Foretold, there: char) -> char {
     match (backup.damaged, backup.fate, there) {
         (true, ..) | (_, _, '!') => '!',

@@ -253,7 +253,7 @@ pub fn main() -> u8 {
 fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    // What is refused here fails where a file is opened, and is named there.
+    // A limit that is refused here fails where a file is opened, and is named there.
     let _ = setrlimit(
         Resource::Nofile,
         Rlimit {

@@ -33,7 +33,7 @@ const NOT_TAKEN_SHOWN: usize = 3;
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    // What is wrong with the words is said before anything is opened.
+    // An error in the words is reported before anything is opened.
     let target = args.target.parse()?;
     let first = opened::open(&cx.session, Reading::open(&cx.session)?)?;
     let question = Question {

@@ -32,17 +32,17 @@ pub struct Args {
     pub arguments: Vec<OsString>,
 }
 
-/// Runs the command: its messages and statuses are those of the small program, and the status is said on standard output.
+/// Runs the command: its messages and statuses are those of the small program, and standard output gets the status.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let arguments = args.arguments.clone();
     if args.program == shipper::WORD {
-        // Nobody hears what it says; what is wrong with a file is found by whoever archives it.
+        // Nobody hears its messages; the process that archives a file finds what is wrong with it.
         let _ = archive::arguments(arguments)
             .and_then(|arguments| shipper::run(&arguments, cx.session.host.random()));
         return Ok(shipper::STATUS);
     }
     if args.program == prefetch::SWITCH {
-        // Nobody hears what it says; what is wrong is found by whoever asks for the segment.
+        // Nobody hears its messages; the process that asks for the segment finds what is wrong.
         let _ = command::parse(arguments, &[]).and_then(|parsed| {
             prefetch::worker::run(&parsed, &cx.session.environment, cx.session.host.random())
         });
@@ -71,7 +71,7 @@ fn follow(caller: i32) -> Result<()> {
     }
 }
 
-/// How long archiving may take. Requests end before that, so that what is told is their cause.
+/// How long archiving may take. Requests end before that, so that the message gives their cause.
 fn limit(given_ms: Option<u64>) -> Duration {
     let longest = archive::deadline();
     let limit = given_ms.map_or(longest, |ms| Duration::from_millis(ms).min(longest));

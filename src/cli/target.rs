@@ -1,4 +1,4 @@
-//! Where recovery should stop, as options: shared by `plan` and `restore`.
+//! The point where recovery should stop, as options: shared by `plan` and `restore`.
 
 use clap::{ArgGroup, Args};
 

@@ -12,7 +12,7 @@ use crate::text::escaped;
 
 /// A phase that is over before that never shows.
 const DELAY: Duration = Duration::from_millis(250);
-/// Where no bar can be drawn, a long phase says this often how far it is.
+/// The interval at which a long phase reports its progress if no bar can be drawn.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Shows progress as the output wants it.
@@ -187,7 +187,7 @@ fn line_bar() -> ProgressBar {
     ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10)).with_style(style)
 }
 
-/// Writes to standard error; nobody can be told when that fails.
+/// Writes to standard error; nobody hears when that fails.
 pub(super) fn standard_error(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }

@@ -161,7 +161,7 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
     } else {
         show(cx, &files, &spare)?;
     }
-    // What came before it is in the archive, and was told.
+    // The files before the failed one are in the archive, and have been shown.
     if let Some(e) = failed {
         return Err(e);
     }

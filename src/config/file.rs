@@ -431,7 +431,7 @@ fn suggest(error: Error, near: Option<&str>, known: &[&str]) -> Error {
     })
 }
 
-/// What a variable may have meant that ends in no key: both without their prefix.
+/// Returns the likely meaning of a variable that ends in no key: both without their prefix.
 fn near_variable(variable: &str, keys: &[&str]) -> Option<String> {
     let forms: Vec<String> = keys.iter().map(|k| variable_form(k)).collect();
     variable.match_indices('_').find_map(|(at, _)| {

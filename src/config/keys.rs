@@ -227,7 +227,7 @@ pub(super) fn retention(section: &Section) -> Result<Retention> {
     fill(Retention::default(), section, RETENTION)
 }
 
-/// What a value may be.
+/// The kinds of values.
 impl Entry {
     fn wrong_type(&self, wanted: &str) -> Error {
         let found = match &self.raw {
@@ -261,7 +261,7 @@ impl Entry {
         self.text().map(str::to_owned)
     }
 
-    /// What `read` makes of the text.
+    /// Returns the result of `read` on the text.
     fn checked<T>(&self, read: impl FnOnce(&str) -> Result<T>) -> Result<T> {
         read(self.text()?).map_err(|e| self.origin.wrap(&e))
     }

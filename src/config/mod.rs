@@ -232,7 +232,7 @@ pub struct Cluster {
     pub pgdata: Option<PathBuf>,
     /// How to connect, in libpq's syntax; libpq's environment fills in what it leaves out.
     pub conninfo: Option<Secret>,
-    /// How old the newest backup may become before monitoring is told.
+    /// Age that the newest backup may reach before monitoring reports it.
     pub max_backup_age: Option<Period>,
     /// How old the content of a backup may become before a full one is taken; without it every backup is full that is not asked to be incremental.
     pub full_every: Option<Duration>,
@@ -252,11 +252,11 @@ pub struct Cluster {
     pub prefetch_segments: u32,
     /// The streaming receiver.
     pub receive: Receive,
-    /// What `pitr expire` keeps of it.
+    /// Rules by which `pitr expire` keeps its backups.
     pub retention: Retention,
 }
 
-/// How many segments are fetched ahead where nothing else is said.
+/// The number of segments fetched ahead if none is configured.
 pub const PREFETCH_SEGMENTS: u32 = 8;
 /// More would be of no use: recovery asks for one after the other.
 const PREFETCH_SEGMENTS_MAX: u32 = 64;
@@ -298,7 +298,7 @@ pub struct Repository {
     pub s3: S3Settings,
     /// The places of its keys, if it is encrypted.
     pub encryption: Option<Encryption>,
-    /// What `pitr expire` keeps in it; goes before the rules of clusters.
+    /// Rules by which `pitr expire` keeps its content; they go before the rules of clusters.
     pub retention: Retention,
 }
 
@@ -337,7 +337,7 @@ pub struct Settings {
     pub clusters: Vec<Cluster>,
     /// The repositories to work with, in the order in which they are tried: all, or the one that the command line names.
     pub repositories: Vec<Repository>,
-    /// What `pitr expire` keeps of everything for which no narrower section says it.
+    /// Rules by which `pitr expire` keeps everything that has no rule in a narrower section.
     pub retention: Retention,
     cluster_flag: Option<String>,
     /// `--repository` gave a place instead of a name: the file need not know the cluster.

@@ -55,7 +55,8 @@ impl Default for S3Settings {
             object_lock: None,
             // Bytes in buffers of the system are not seen to go: 2 MiB at 100 KiB a second.
             stall_timeout: Duration::from_secs(20),
-            // Below the 46 seconds in which all requests of one pitr-archive must be over: the cause is told, not that it took too long.
+            // Below the 46 seconds in which all requests of one pitr-archive must be over: the message gives the cause,
+            // not that it took too long.
             retry_budget: Duration::from_secs(40),
             unsafe_overwrite: false,
         }

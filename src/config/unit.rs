@@ -1,7 +1,7 @@
 //! Sizes and periods as people write them: `16MiB`, `7d`.
 //!
-//! A number never stands without its unit (but for `0`): `10` could be bytes or gigabytes, seconds or days. Decimal and binary
-//! units are told apart, unlike in PostgreSQL's settings, where `MB` is 2^20: `MB` is 10^6 here and `MiB` is 2^20.
+//! A number never stands without its unit (but for `0`): `10` could be bytes or gigabytes, seconds or days. Decimal and
+//! binary units are distinct, unlike in PostgreSQL's settings, where `MB` is 2^20: `MB` is 10^6 here and `MiB` is 2^20.
 
 use std::fmt;
 use std::str::FromStr;

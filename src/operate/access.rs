@@ -1,6 +1,7 @@
 //! An access that was denied: what stands in the way, whose it is, and as whom to come again.
 //!
-//! The layers below know that the system said no, and to what. Whose it is, and who we are, is looked at once, here, when the error is shown.
+//! The layers below know that the system refused, and which path. The owner of that path, and the user of this process,
+//! are looked up once, here, when the error is shown.
 
 use std::error::Error as StdError;
 use std::io;

@@ -38,7 +38,7 @@ pub fn shell_word(text: &str) -> String {
 pub enum Weight {
     /// It works, and could be better.
     Warning,
-    /// WAL is not archived, or PostgreSQL is told so although it is not.
+    /// WAL is not archived, or the command reports success to PostgreSQL although it is not.
     Failure,
 }
 

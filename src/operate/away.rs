@@ -14,12 +14,12 @@ use crate::repo;
 use crate::repo::repository::Repository;
 use crate::store::pace::Pace;
 
-/// How long a store may be silent before that is said.
+/// How long a store may be silent before a note reports it.
 const SILENCE: Duration = Duration::from_secs(5);
 /// For how long the answer "away" is given again: a command that looks several times would wait as often for the same.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
-/// Object stores that did not answer, by the name of the repository: since when, and what was said.
+/// Object stores that did not answer, by the name of the repository: since when, and the error then.
 #[derive(Debug, Default)]
 pub struct Away(Mutex<BTreeMap<String, (Instant, String)>>);
 

@@ -23,7 +23,7 @@ pub struct Taken {
     pub root: BackupRoot,
     /// Why it is of its kind, where something else than the command line decided it.
     pub why: Option<String>,
-    /// What slowing down for the server has cost; none where that is not configured.
+    /// Cost of slowing down for the server; none if that is not configured.
     pub held_back: Option<HeldBack>,
     /// The repository that has it.
     pub repository: String,

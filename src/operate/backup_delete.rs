@@ -119,7 +119,7 @@ pub fn plan(session: &Session, backup: &BackupId, grace: Duration) -> Result<Del
         let name = reading.configured.name.clone();
         match plan_in(session, (backup, grace), reading, &inventory) {
             Ok(one) => all.push(one),
-            // What one of them refuses is done in none.
+            // A deletion that one of them refuses is done in none.
             Err(e) if e.code() == Code::Refused => return Err(e),
             Err(e) => {
                 failures.add(e, format!("look into repository \"{name}\""));
@@ -187,7 +187,7 @@ fn plan_in(
         policy: policy.clone(),
         host,
     };
-    // What goes now, and what goes in the end, whenever that is.
+    // The deletions of now, and those in the end, whenever that is.
     let (plan, then) = expire.plan_to_the_end()?;
     if let Some(refusal) = &plan.refusal {
         let name = &reading.configured.name;

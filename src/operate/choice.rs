@@ -302,7 +302,7 @@ fn refuse_what_falls_short(session: &Session, best: &mut Best, sides: &[Opened])
         at, plan, short, ..
     } = best;
     let own = sides.get(*at).filter(|_| leads(plan))?;
-    // What another server wrote is nothing that this plan lacks.
+    // This plan does not lack the WAL of another server.
     let has_more = |side: &&Opened| {
         may_lead_farther(plan, &own.inventory, &side.inventory)
             && parts_from(session, plan, own, &side.reading).is_none()

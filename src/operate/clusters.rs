@@ -1,6 +1,7 @@
 //! The clusters of this host: running servers, and data directories where distributions put them.
 //!
-//! A cluster is offered only to its own user. What lies in a directory of somebody else decides nothing: no link is followed there, and nothing of it is run.
+//! A cluster is offered only to its own user. The content of another user's directory decides nothing: no link is
+//! followed there, and no program in it is run.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -49,8 +49,8 @@ pub struct Conflicts {
     pub resolutions: Vec<Life>,
 }
 
-/// One refused copy beside the one that is stored; `None` when it is not there any more. A damaged copy is told, the others are listed all the
-/// same.
+/// Returns one refused copy beside the one that is stored; `None` when it is not there any more. A damaged copy is
+/// returned with its error, so that the others are listed all the same.
 fn conflict(
     store: &dyn Store,
     layout: &ClusterLayout,

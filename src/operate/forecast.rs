@@ -1,4 +1,4 @@
-//! What the configured rules of retention mean for the backups of a cluster: what stays, and what goes when.
+//! The meaning of the configured rules of retention for the backups of a cluster: which stay, and which go when.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use crate::repo::id::BackupId;
 use crate::wal::inventory::Inventory;
 use crate::wal::survey::Survey;
 
-/// What `pitr expire` takes where nothing else is said, for `--grace` and for `--min-age`.
+/// The period of `pitr expire` for `--grace` and for `--min-age`, if neither is given.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// What the rules mean.
+/// The meaning of the rules.
 #[derive(Serialize)]
 pub struct Forecast {
     /// The rules, as they are configured.

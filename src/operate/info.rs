@@ -102,7 +102,7 @@ pub struct ClusterInfo {
     pub left_behind: Vec<LeftBehind>,
     /// Clusters with other system identifiers under the same name.
     pub others: Vec<Former>,
-    /// What the configured rules of retention mean for the backups.
+    /// Meaning of the configured rules of retention for the backups.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention: Option<Forecast>,
     /// The content of the repository.

@@ -35,7 +35,8 @@ impl Passphrase {
     /// `Usage` without a passphrase; `Refused` for a short one.
     pub(super) fn read(&self, session: &Session) -> Result<Zeroizing<Vec<u8>>> {
         let variable = session.environment.get("PITR_PASSPHRASE");
-        // What is read later is text: of other bytes something else would be made here, which then opens nothing.
+        // The passphrase is read as text later: other bytes would become another passphrase here, which then opens
+        // nothing.
         let passphrase = variable
             .map(|v| v.to_str().map(|text| Secret::new(text.to_owned())))
             .map(|text| text.ok_or_else(|| err!(Usage, "PITR_PASSPHRASE is not UTF-8")))

@@ -460,7 +460,7 @@ impl Lag {
 
     fn is_late(&self) -> bool {
         let is_over = |ms: Option<u64>, patience| ms.map(Duration::from_millis) > Some(patience);
-        // Where nothing tells since when, it is no proof that it is on its way.
+        // If nothing dates the lag, it is no proof that the rest is on its way.
         let is_undated = self.behind_ms.is_none() && self.behind_segments > Some(0);
         let patience = match self.newest_backup {
             Some(_) => self.backup_patience,

@@ -137,7 +137,7 @@ fn of_log(store: &dyn Store, layout: &ClusterLayout, prefix: &str) -> Result<Vec
         let Ok(WalFileName::Segment(name)) = listed.name.parse() else {
             continue;
         };
-        // What lies elsewhere is of a life that is not followed.
+        // A segment that lies elsewhere belongs to a life that is not followed.
         let key = layout.segment(name);
         if key.parent() != Some(prefix) {
             continue;

@@ -1,4 +1,4 @@
-//! What a report is about: a cluster, or other content.
+//! The subject of a report: a cluster, or other content.
 
 use serde_json::{Map, Value, json};
 

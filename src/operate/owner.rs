@@ -1,6 +1,7 @@
 //! The user that the server runs as, and what this user may do with a path.
 //!
-//! The archiver runs our commands as the owner of the data directory. What `pitr` creates as root would be out of its reach.
+//! The archiver runs our commands as the owner of the data directory. Files that `pitr` creates as root would be out of
+//! its reach.
 
 use std::fs::Metadata;
 use std::io;
@@ -102,7 +103,7 @@ impl User {
 
     /// The directory on the way to `path`, or `path` itself, that keeps the user from it; `None` when nothing does.
     ///
-    /// `path` is absolute; links are followed first. What cannot be looked at is not held against it.
+    /// `path` is absolute; links are followed first. A path that cannot be looked at is no obstacle.
     pub fn kept_out_by(&self, path: &Path, access: Access) -> Option<PathBuf> {
         let path = std::fs::canonicalize(path).ok()?;
         let mut way: Vec<&Path> = path.ancestors().skip(1).collect();

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::store::pace::Pace;
 
-/// Where the file by which processes share a limit lies, below the caches.
+/// The directory, below the caches, of the file by which processes share a limit.
 const DIRECTORY: &str = "rate";
 
 /// A limit that the operator gives with the command.

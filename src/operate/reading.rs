@@ -158,7 +158,8 @@ impl Reading {
         }))
     }
 
-    /// The first of the other repositories of which `reach` makes something. Each that cannot be asked is told as a warning.
+    /// Returns the first of the other repositories for which `reach` gives a result. Each that cannot be asked gets a
+    /// warning.
     pub fn other_that<T>(
         &self,
         session: &Session,
@@ -419,8 +420,8 @@ impl Reading {
         Ok(None)
     }
 
-    /// As [`Reading::plan`], for a plan that is carried out: whatever the cache says, the end of every segment that it needs was read in
-    /// this run. Where one is damaged the plan says what it costs.
+    /// As [`Reading::plan`], for a plan that is carried out: whatever the cache says, the end of every segment that it
+    /// needs was read in this run. If one is damaged, the plan reports the cost.
     ///
     /// # Errors
     /// Those of [`Reading::plan`].

@@ -9,8 +9,8 @@ use crate::config;
 use crate::err;
 use crate::error::{Code, Result};
 
-/// Requires that no other server of the cluster runs beside a copy, which is told by its directory and its system identifier, unless that is
-/// confirmed.
+/// Requires that no other server of the cluster runs beside a copy, unless that is confirmed. The copy is recognised by
+/// its directory and its system identifier.
 ///
 /// # Errors
 /// `Refused` when one runs.

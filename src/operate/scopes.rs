@@ -51,7 +51,7 @@ pub struct ScopeBackup {
     pub unstable_count: u64,
     /// Entries that could not be read.
     pub incomplete_count: u64,
-    /// What a check found.
+    /// Damage that a check found.
     pub damage: Option<String>,
     /// It is marked for deletion, not before this time.
     pub expire_not_before: Option<TimestampTz>,

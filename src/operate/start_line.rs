@@ -1,8 +1,9 @@
 //! The line that starts a server on a restored directory.
 //!
-//! A backup may have no postgresql.conf (Debian keeps it in /etc): then `pg_ctl -D DIR` does not start, and with `config_file` alone it starts the
-//! server that the file belongs to: its `data_directory` counts more than -D. So the line names all four files. What two servers must
-//! not share (port, external_pid_file, stats_temp_directory) is set apart, too.
+//! A backup may have no postgresql.conf (Debian keeps it in /etc): then `pg_ctl -D DIR` does not start. With
+//! `config_file` alone it starts the server that the file belongs to: its `data_directory` counts more than -D. So the
+//! line names all four files. Settings that two servers must not share (port, external_pid_file, stats_temp_directory)
+//! are set apart, too.
 //!
 //! PostgreSQL: src/backend/utils/misc/guc.c (`SelectConfigFiles`), src/bin/pg_ctl/pg_ctl.c (`adjust_data_dir`).
 
@@ -146,7 +147,7 @@ fn effective(main: &Main, brought: &Brought) -> Configuration {
     }
     let mut configuration = Configuration::default();
     if let Main::Of(file) = main {
-        // What cannot be read is not known; nothing depends on it but what is said.
+        // A file that cannot be read stays unknown; only the messages depend on it.
         let _ = configuration.add(file, &Disk);
     }
     let lines = brought.configuration.lines.iter();

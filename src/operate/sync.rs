@@ -154,7 +154,7 @@ fn check(asked: &Asked, session: &Session, settings: &Settings) -> Result<()> {
 
 type Opened<'a> = (&'a config::Repository, Repository);
 
-/// Opens the repositories that take part. One that cannot be opened is told of, and the others go on.
+/// Opens the repositories that take part. One that cannot be opened is reported as a failure, and the others go on.
 fn open<'a>(
     asked: &Asked,
     session: &Session,

@@ -238,7 +238,7 @@ pub fn decide(session: &Session, change: Change) -> Result<Decided> {
     let events = events(&Writer::of(&session.host), &change, &ends);
     for (n, event) in events.iter().enumerate() {
         then.all.push(Decision {
-            // Of two with the same time the later name counts.
+            // Between two with the same time the later name counts.
             event: format!("~{n}"),
             kind: change.kind,
             timeline: change.timeline,

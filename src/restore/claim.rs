@@ -103,7 +103,7 @@ impl<'a> Claim<'a> {
         Ok(Some(claim))
     }
 
-    /// Renews the claim when it is due; cheap to call often. A failure is said once: the restore goes on.
+    /// Renews the claim when it is due; cheap to call often. A failure is reported once: the restore goes on.
     pub fn keep(&mut self) {
         if self.tried.elapsed() < Duration::from_secs(RENEWAL_SECONDS) {
             return;

@@ -1,7 +1,8 @@
 //! The configuration that came with a backup, read from the backup itself, with what it includes.
 //!
-//! Files outside of the data directory are not in the backup: the files of that name on this host may be those of the server that the
-//! backup was taken from, and say nothing about it. They are told as not looked at. Links are not restored, so nothing lies behind them.
+//! Files outside of the data directory are not in the backup. The files of that name on this host may be those of the
+//! original server, and say nothing about the backup. The restore reports them as not looked at. Links are not
+//! restored, so nothing lies behind them.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};

@@ -803,7 +803,7 @@ impl<'w, 's> Work<'w, 's> {
         }
     }
 
-    /// Takes down what is damaged, so that all of it can be told; other errors end the restore.
+    /// Records damage, so that the restore can report all of it; other errors end the restore.
     fn lose(&self, pack: usize, frame: Option<u32>, why: Error) -> Result<()> {
         if !is_of_the_object(&why) {
             return Err(why);

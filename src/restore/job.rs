@@ -99,7 +99,7 @@ pub struct Job {
     /// The timeline that a standby follows by its number; the latest without one.
     #[serde(default)]
     pub timeline: Option<TimelineId>,
-    /// What the WAL on the way of a standby asks of its settings.
+    /// Values that the WAL on the way of a standby requires of its settings.
     #[serde(default)]
     pub parameters: BTreeMap<String, u32>,
 }

@@ -137,7 +137,7 @@ impl ManifestCheck {
     }
 }
 
-/// What is known of a file, as the sorted records come.
+/// The records of a file, as they come in order.
 #[derive(Default)]
 struct Joined {
     path: Vec<u8>,

@@ -3,16 +3,16 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `target_dir` | everything that is refused before the first write |
-//! | `job` | what is to be done, as a value that survives a kill |
+//! | `job` | the restore that is to be done, as a value that survives a kill |
 //! | `claim` | keeps the backup from being deleted meanwhile |
 //! | `sweep` | what a data directory that is restored in place has beyond the backup |
 //! | `extract` | directories, files and their bytes |
 //! | `unchanged` | the frames that need not be fetched, because the target has their bytes |
-//! | `databases` | whose content is restored, of all databases of a cluster |
-//! | `needed` | what need not be fetched, because no restored file holds it |
-//! | `manifest_check` | what was copied against the server's own manifest |
+//! | `databases` | the choice of databases of a cluster that are restored with their content |
+//! | `needed` | the content that need not be fetched, because no restored file holds it |
+//! | `manifest_check` | the copied files against the server's own manifest |
 //! | `configuration` | the configuration that came along, with what it includes |
-//! | `settings` | what the server is told, and what code it would run |
+//! | `settings` | the settings that the server gets, and the code that it would run |
 //! | `finish` | the last checks, and the order in which the directory becomes startable |
 //! | `tree` | nothing is written outside of the target |
 //! | `adopt` | a copy becomes a cluster that may archive |

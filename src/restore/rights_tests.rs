@@ -1,5 +1,5 @@
-//! What a restore that root runs gives away, and what it refuses to touch. Users without rights cannot give anything away: for them these
-//! tests have nothing to show, and say so.
+//! The files that a restore by root gives away, and those that it refuses to touch. Users without rights cannot give
+//! anything away: for them these tests have nothing to show, and say so.
 
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, chown};

@@ -110,11 +110,12 @@ pub fn shown(line: &Line) -> String {
 
 /// Completes the settings of a plan with those that the configuration which comes along makes necessary.
 ///
-/// What would spoil the recovery is neutralised: other targets, archive_cleanup_command (it would delete from the archive that the copy
-/// came from) and recovery_min_apply_delay (it holds an archive recovery back as well).
+/// Settings that would spoil the recovery are neutralised: other targets, archive_cleanup_command (it would delete from
+/// the archive that the copy came from) and recovery_min_apply_delay (it holds an archive recovery back as well).
 ///
-/// Where databases lie without content, replay meets pages of zeros that no record initialises. PostgreSQL takes them for lost and panics as soon as it
-/// is consistent. So recovery only warns of such references (src/backend/access/transam/xlogutils.c, `log_invalid_page`).
+/// If databases lie without content, replay meets pages of zeros that no record initialises. PostgreSQL takes them for
+/// lost and panics as soon as it is consistent. So recovery only warns of such references
+/// (src/backend/access/transam/xlogutils.c, `log_invalid_page`).
 pub fn complete(
     settings: &mut BTreeMap<String, String>,
     (is_adopted, is_partial): (bool, bool),
@@ -178,7 +179,7 @@ pub struct StandbySettings<'a> {
     pub restore_command: &'a str,
     /// `recovery_target_timeline`, where it is not the latest.
     pub timeline: Option<TimelineId>,
-    /// What the WAL on the way asks of the settings, by name.
+    /// Values that the WAL on the way requires of the settings, by name.
     pub parameters: &'a BTreeMap<String, u32>,
 }
 

@@ -1,7 +1,7 @@
 //! The place that is restored to: everything that is checked before the first write.
 //!
-//! A refusal here has changed nothing. Whether a directory is new, holds an unfinished restore, or is somebody's data is told by its
-//! files alone; whose request an unfinished restore belongs to is for [`super::job`] to say.
+//! A refusal here has changed nothing. The files of a directory alone tell whether it is new, holds an unfinished
+//! restore, or holds foreign data. To which request an unfinished restore belongs is a matter of [`super::job`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};

@@ -1,9 +1,10 @@
 //! Finds the frames that need not be fetched, because the target has their bytes: of an interrupted restore, or of a data directory that is taken
 //! back to an earlier moment.
 //!
-//! The hashes that packs keep of pages are compared with the pages in the target: an incremental backup leaves most frames of its prior with some
-//! pages that nothing leads to. A frame of small files has no such hashes in known places. It is put together from the files, and its hash is compared
-//! with that of the pack's directory. Where the map leads to such a frame only in part, the frame is fetched.
+//! The hashes that packs keep of pages are compared with the pages in the target: an incremental backup leaves most
+//! frames of its prior with some pages that nothing leads to. A frame of small files has no such hashes in known
+//! places. It is put together from the files, and its hash is compared with that of the pack's directory. If the map
+//! leads to such a frame only in part, the frame is fetched.
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::FileExt;

@@ -54,7 +54,7 @@ impl From<&ClusterNaming> for Naming {
     }
 }
 
-/// What names of directories inside tablespaces depend on.
+/// The versions on which names of directories inside tablespaces depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClusterNaming {
     /// PostgreSQL's major.
@@ -88,7 +88,7 @@ pub enum Fork {
     FreeSpace = 1,
     /// The visibility map.
     Visibility = 2,
-    /// What an unlogged relation is reset to.
+    /// The fork to which an unlogged relation is reset.
     Init = 3,
 }
 
@@ -374,7 +374,7 @@ impl fmt::Debug for FileKey {
 pub enum Part {
     /// Metadata.
     Metadata,
-    /// Where older layers end to be visible.
+    /// The position from which on older layers are hidden.
     Limit,
     /// Extents from this byte position on.
     Extents(u64),

@@ -92,7 +92,7 @@ fn decode_extents(bytes: &[u8], raw_length: usize, naming: &Naming) -> Result<Ve
     Ok(extents)
 }
 
-/// What the pack's directory says of a frame.
+/// A frame's entry in the pack's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameEntry {
     /// Header, extent list and payload.
@@ -275,7 +275,7 @@ fn hash_pages(extents: &[Extent], raw: &[u8], out: &mut Vec<u64>) {
 pub struct Frame {
     /// Its number in the pack.
     pub number: u32,
-    /// What it holds, in raw order.
+    /// Extents that it holds, in raw order.
     pub extents: Vec<Extent>,
     /// The content.
     pub raw: Vec<u8>,

@@ -43,7 +43,7 @@ pub struct Work<'w, 'scope> {
     pub tick: &'w mut dyn FnMut() -> Result<()>,
 }
 
-/// What a kind says of what it produced.
+/// The facts that a kind gives about its product.
 #[derive(Debug, Default)]
 pub struct Produced {
     /// Files that changed while they were read.

@@ -28,7 +28,7 @@ const ZSTD_LEVEL: i32 = 3;
 const EXPANDED_BLOCK_LIMIT_BYTES: usize = 16 << 20;
 const EXPANDED_INDEX_LIMIT_BYTES: usize = 64 << 20;
 
-/// What a value holds.
+/// The kind of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryKind {
     /// Metadata of a file.
@@ -110,7 +110,7 @@ pub enum Metadata {
     },
     /// A symbolic link; recorded, never followed or recreated from here.
     Symlink {
-        /// Where it led.
+        /// Path to which it led.
         target: Vec<u8>,
     },
     /// An entry of a tree.
@@ -190,7 +190,7 @@ impl Metadata {
     }
 }
 
-/// What a finished layer is known by; the root holds it.
+/// The facts that identify a finished layer; the root holds them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerSummary {
     /// Length in bytes.
@@ -372,7 +372,7 @@ fn shared_prefix(a: &[u8], b: &[u8]) -> usize {
 pub struct Entry {
     /// The whole entry key.
     pub key: Box<[u8]>,
-    /// What the value holds.
+    /// Kind of the value.
     pub kind: EntryKind,
     /// The value.
     pub value: Box<[u8]>,

@@ -34,7 +34,7 @@ pub struct Layers<'a> {
     used: BTreeSet<usize>,
 }
 
-/// What the finished layers are.
+/// The finished layers, for the root.
 pub struct LayersWritten {
     /// Key ranges and their layers.
     pub shards: Vec<Shard>,

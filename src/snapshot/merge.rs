@@ -152,7 +152,7 @@ impl<'s, 'a> Cursor<'s, 'a> {
     }
 }
 
-/// What one layer has of a file before its extents.
+/// The entries that one layer has of a file before its extents.
 #[derive(Default)]
 struct First {
     /// Its metadata; `Some(None)` where it is gone.
@@ -229,7 +229,7 @@ impl<'s, 'a> Merge<'s, 'a> {
         Ok(merge)
     }
 
-    /// Adds the next older layer. What is no file, or a shorter one, hides what is older.
+    /// Adds the next older layer. A layer in which the path is no file, or a shorter one, hides older layers.
     fn add(&mut self, mut cursor: Cursor<'s, 'a>) -> Result<()> {
         let first = cursor.first_entries(&self.file)?;
         let length = |m: &Option<Metadata>| m.as_ref().and_then(Metadata::file_length);
@@ -346,7 +346,7 @@ struct Strand<'s, 'a> {
     ceiling: u64,
     /// The length in the layer's own metadata: there they end.
     own_length: Option<u64>,
-    /// Of the entry before the cursor.
+    /// Pieces of the entry before the cursor.
     pieces: std::vec::IntoIter<Piece>,
     current: Option<Piece>,
     /// End of the last piece.

@@ -36,7 +36,7 @@ const CLUSTER_PATHS: [&str; 7] = [
 const TREE_PATHS: [&str; 7] = ["d/0", "d/1", "d/e/0", "d/e-f", "a", "a-b", "base/1/1"];
 const TREE_DIRECTORIES: [&str; 5] = ["", "base", "base/1", "d", "d/e"];
 
-/// What a path is.
+/// The content of a path.
 #[derive(Debug, Clone, PartialEq)]
 enum Thing {
     File(Vec<u8>),
@@ -134,7 +134,7 @@ impl<'d> World<'d> {
         self.map.packs.extend(written.packs);
     }
 
-    /// What lies below the next generation.
+    /// Returns the layers below the next generation.
     fn flat(&self, store: &FileStore, id: &BackupId) -> Flat {
         if self.map.shards.is_empty() || self.most_layers == usize::MAX {
             return Flat {
@@ -343,7 +343,7 @@ impl<'d> World<'d> {
         Ok(model)
     }
 
-    /// What is counted as visible suffices.
+    /// Checks that the packs counted as visible suffice.
     fn check_usage(&self, store: &FileStore, all: &Snapshot<'_>, model: &Model) -> Result<()> {
         let usage = all.usage()?;
         let mapped: u64 = all.items().map(|item| item.unwrap().mapped_bytes).sum();

@@ -93,7 +93,7 @@ pub struct Owner {
     pub group: Vec<u8>,
 }
 
-/// What tells later whether a file changed; never restored.
+/// The facts that later show whether a file changed; never restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
     /// Inode number.
@@ -105,9 +105,9 @@ pub struct Change {
 /// Metadata of an entry of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// What it is.
+    /// Kind of the entry.
     pub kind: NodeKind,
-    /// 12 bits: permissions, setuid, setgid, sticky. Of a hard link 0: its target has them, and all below.
+    /// 12 bits: permissions, setuid, setgid, sticky. 0 for a hard link: its target has them, and all below.
     pub mode: u32,
     /// Time of modification.
     pub mtime: Moment,
@@ -119,11 +119,11 @@ pub struct Node {
     pub birth: Option<Moment>,
     /// Change detection.
     pub change: Option<Change>,
-    /// Of a file: what changed while it was read, as bits of [`unstable`].
+    /// Facts of a file that changed while it was read, as bits of [`unstable`].
     pub unstable: u64,
-    /// Of a file: hash of the content.
+    /// Hash of a file's content.
     pub blake3: Option<[u8; 32]>,
-    /// Of a file: hash of the content.
+    /// Hash of a file's content.
     pub sha256: Option<[u8; 32]>,
     /// Number of links at the source.
     pub links: Option<u64>,
@@ -332,7 +332,7 @@ impl Node {
     }
 }
 
-/// What tells of a node, beside its type, which one it is.
+/// The detail, beside its type, that completes a node's kind.
 #[derive(Default)]
 enum Named {
     #[default]

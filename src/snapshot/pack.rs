@@ -38,7 +38,7 @@ pub fn head(magic: &[u8; 8], part: &PartName, tag: Tag) -> Vec<u8> {
     out
 }
 
-/// What a finished pack is known by.
+/// The facts that identify a finished pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackSummary {
     /// Stored length.
@@ -265,7 +265,7 @@ impl PackReader {
         u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
     }
 
-    /// What the directory says of a frame: its raw length is known before it is read.
+    /// Returns the directory's entry of a frame: its raw length is known before it is read.
     pub fn entry(&self, number: u32) -> Option<&FrameEntry> {
         self.entries.get(number as usize).map(|(_, entry)| entry)
     }
@@ -440,7 +440,7 @@ pub(super) mod tests {
     #[test]
     fn z04_page_hashes_without_measure_are_refused_before_memory_is_allocated() {
         let frames = 2_u32;
-        // What a sparse object could be behind: gigabytes of zeros.
+        // A sparse object could claim so many: gigabytes of zeros.
         let page_hashes = 300_000_u32;
         let mut directory = Vec::new();
         varint::put(&mut directory, u64::from(frames));

@@ -86,7 +86,7 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
 struct Pack<'s, 'a> {
     index: usize,
     pack: PackOfSnapshot<'s, 'a>,
-    /// Where each frame's hashes begin.
+    /// Index of each frame's first hash.
     first: Vec<u32>,
     hashes: Vec<u64>,
 }

@@ -1,4 +1,4 @@
-//! Where the bytes of a file come from: the values of extents entries (format, section 8.2).
+//! The places from which the bytes of a file come: the values of extents entries (format, section 8.2).
 
 use super::frame::{PAGE_BYTES, RAW_LIMIT_BYTES};
 use crate::error::Result;
@@ -7,7 +7,7 @@ use crate::repo::varint::{self, Reader};
 /// Most pieces of one entry; a longer file has several entries.
 pub const ENTRY_PIECES: usize = 512;
 
-/// What a piece is made of.
+/// The origin of a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// Zeros, which no frame holds.
@@ -30,7 +30,7 @@ pub struct Piece {
     pub position: u64,
     /// Bytes; never 0.
     pub length: u64,
-    /// Where they are.
+    /// Origin of the bytes.
     pub source: Source,
 }
 

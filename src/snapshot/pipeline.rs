@@ -30,7 +30,7 @@ const MOST_WORKERS: usize = 12;
 /// One frame with its buffers, which are used again and again.
 #[derive(Default)]
 pub struct Slot {
-    /// What the frame holds.
+    /// Extents that the frame holds.
     pub extents: Vec<Extent>,
     /// Its content.
     pub raw: Vec<u8>,
@@ -55,7 +55,7 @@ pub struct FinishedPack {
     pub summary: PackSummary,
 }
 
-/// Where packs go, and how they are made.
+/// The place of new packs, and how they are made.
 #[derive(Clone)]
 pub struct PackTarget<'a> {
     /// The store.
@@ -134,7 +134,7 @@ impl<'t> Pipeline<'t> {
     /// Returns an empty slot; waits until one is free.
     ///
     /// # Errors
-    /// What made the pipeline stop.
+    /// The error that made the pipeline stop.
     pub fn slot(&self) -> Result<Box<Slot>> {
         let received = match self.empty.lock() {
             Ok(empty) => empty.recv().ok(),
@@ -151,7 +151,7 @@ impl<'t> Pipeline<'t> {
     /// Sends a filled slot on its way as frame `number`.
     ///
     /// # Errors
-    /// What made the pipeline stop.
+    /// The error that made the pipeline stop.
     pub fn send(&self, number: u64, slot: Box<Slot>) -> Result<()> {
         match self.jobs.as_ref().map(|j| j.send(Job { number, slot })) {
             Some(Ok(())) => Ok(()),
@@ -169,7 +169,7 @@ impl<'t> Pipeline<'t> {
     /// Waits until every frame sent is in a durable pack.
     ///
     /// # Errors
-    /// What made the pipeline stop; `Internal` when a numbered frame was not sent.
+    /// The error that made the pipeline stop; `Internal` when a numbered frame was not sent.
     pub fn finish(mut self) -> Result<Vec<FinishedPack>> {
         self.jobs = None;
         let packs = self.join()?;

@@ -95,13 +95,13 @@ pub struct Item {
     pub key: FileKey,
     /// Its path relative to the data directory or the root of the tree, the bytes on disk; of an attachment its name.
     pub path: Vec<u8>,
-    /// What it is.
+    /// Metadata of the entry.
     pub metadata: Metadata,
-    /// Of a file: bytes that come from frames; the others are zeros.
+    /// Bytes of a file that come from frames; the others are zeros.
     pub mapped_bytes: u64,
 }
 
-/// Where a stretch of a file is.
+/// The place of a stretch of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// Byte position in the file.
@@ -193,7 +193,7 @@ impl<'a> Snapshot<'a> {
         let files: u64 = layers().map(|l| l.layer.file_count()).sum();
         let sizes = layers().map(|l| l.layer.raw_bytes());
         let bytes = sizes.fold(0_u64, u64::saturating_add);
-        // Of several layers, a walk alone tells what is visible.
+        // With several layers, only a walk finds the visible files.
         if snapshot.shards.is_empty() || (most == 1 && !snapshot.has_counts(files, bytes)) {
             return Err(snapshot.disagree());
         }
@@ -224,7 +224,7 @@ impl<'a> Snapshot<'a> {
         if right { Ok(()) } else { Err(self.disagree()) }
     }
 
-    /// What `read` makes of the store, or of another one that has the object whole.
+    /// Returns the result of `read` on the store, or on another one that has the object whole.
     fn proven<T>(&self, key: &Key, read: impl Fn(&dyn Store) -> Result<T>) -> Result<T> {
         let own = read(self.store);
         match self.spares {
@@ -325,7 +325,8 @@ impl<'a> Snapshot<'a> {
         }
     }
 
-    /// Counts what is visible of each pack, and the files. What the root says of these is not compared: it is yet to be written.
+    /// Counts the visible bytes of each pack, and the files. The root's own counts are not compared: they are yet to be
+    /// written.
     ///
     /// # Errors
     /// `Damaged` when a part of the map fails a check or a byte below a file's length is not covered.
@@ -456,7 +457,8 @@ impl<'a> Snapshot<'a> {
         Ok(block)
     }
 
-    /// Where the bytes `[from, to)` of a file are, in order. Bytes behind the file's end, or of a file that is none, are nowhere.
+    /// Returns the places of the bytes `[from, to)` of a file, in order. Bytes after the file's end, or of a path that
+    /// is no file, have none.
     ///
     /// # Errors
     /// `Damaged` when a part of the map fails a check or a byte below the file's length is not covered.
@@ -599,7 +601,7 @@ pub struct Visible {
 /// A frame with its visible bytes, in raw order.
 pub struct VisibleFrame {
     frame: Frame,
-    /// What the map leads to.
+    /// Bytes that the map leads to.
     pub visible: Vec<Visible>,
 }
 
@@ -639,13 +641,13 @@ pub struct Items<'s, 'a> {
     shard: usize,
     /// The first shard that is left out.
     end: usize,
-    /// Of each layer of the current shard.
+    /// Cursors, one for each layer of the current shard.
     cursors: Vec<Option<Cursor<'s, 'a>>>,
     /// The file that each of them stands on.
     order: BinaryHeap<Reverse<(FileKey, usize)>>,
     /// Directories of a tree below which entries may follow, ascending.
     directories: Vec<Vec<u8>>,
-    /// Of a walk that counts what is visible.
+    /// Counter of a walk that counts visible bytes.
     counter: Option<Counter>,
     /// Those of the last item, in a walk that is asked for them.
     places: Option<Vec<Place>>,

@@ -1,7 +1,7 @@
-//! Stores what a map shows of some packs once more, so that a map without these packs shows the same.
+//! Stores the content that a map shows of some packs once more, so that a map without these packs shows the same.
 //!
-//! Only frames with a visible byte are read, each once and by range. What is read passes the checks of every reader; what is written gets
-//! checksums and page hashes of its own.
+//! Only frames with a visible byte are read, each once and by range. Content that is read passes the checks of every
+//! reader; content that is written gets checksums and page hashes of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 

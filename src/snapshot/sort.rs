@@ -25,7 +25,7 @@ pub struct Sorter {
     folder: PathBuf,
     limit_bytes: usize,
     arena: Vec<u8>,
-    /// Where each record begins in the arena.
+    /// Offset of each record in the arena.
     starts: Vec<u32>,
     file: Option<BufWriter<File>>,
     file_bytes: u64,

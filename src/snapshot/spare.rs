@@ -1,7 +1,8 @@
 //! Other repositories, from which an object is taken that is damaged or missing in the one that is read.
 //!
-//! They are opened when the first object fails its check, not before: one that is away costs nothing as long as all is well. What they give
-//! has to pass the same checks, down from the root that was read. One that cannot be asked has said nothing: then nothing is lost yet.
+//! They are opened when the first object fails its check, not before: a repository that is away costs nothing as long
+//! as all is well. Objects that they give have to pass the same checks, down from the root that was read. A repository
+//! that cannot be asked has given no answer: then nothing is lost yet.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock};
@@ -15,11 +16,11 @@ use crate::store::{Key, Store};
 pub struct Taken {
     /// Its key.
     pub object: String,
-    /// What is wrong with it in the repository that was read.
+    /// The error of the repository that was read.
     pub detail: String,
     /// Its store must thaw it there: nothing is known to be wrong with it.
     pub is_frozen: bool,
-    /// Where it was taken from instead.
+    /// Location of the store that gave it instead.
     pub from: String,
 }
 
@@ -43,7 +44,8 @@ impl<'a> Spares<'a> {
         }
     }
 
-    /// What `read` makes of the first of them that has the object whole, where `own` says that it is not so where it was looked for.
+    /// Returns the result of `read` on the first of them that has the object whole, if `own` says that the first place
+    /// does not.
     ///
     /// # Errors
     /// `own`, when none has; when one could not be asked, why not. Those of the place that `read` writes to.
@@ -92,7 +94,7 @@ impl<'a> Spares<'a> {
         }
     }
 
-    /// What was taken from them so far, by object.
+    /// Returns the objects that were taken from them so far, by key.
     pub fn taken(&self) -> Vec<Taken> {
         let taken = self.taken.lock();
         taken.map_or_else(|_| Vec::new(), |t| t.values().cloned().collect())

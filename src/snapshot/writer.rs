@@ -34,7 +34,7 @@ pub struct Options {
     pub jobs: usize,
     /// Sinks that hold content at one time.
     pub sinks: usize,
-    /// Where the map is sorted when it outgrows memory.
+    /// Folder in which the map is sorted when it outgrows memory.
     pub scratch: PathBuf,
     /// A pack of at least this length is closed.
     pub pack_bytes: u64,
@@ -62,7 +62,7 @@ impl Options {
     }
 }
 
-/// What a finished snapshot is, for the root.
+/// The parts of a finished snapshot, for the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     /// Key ranges and their layers, those of the prior among them.

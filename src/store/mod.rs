@@ -1,4 +1,4 @@
-//! Bytes under keys. What the keys mean is `repo`'s business.
+//! Bytes under keys. The meaning of the keys is `repo`'s business.
 //!
 //! A store creates objects that never change, reads ranges of them, lists, and deletes. It answers "absent" only when the store
 //! itself said so in a session that had read the repository's marker; everything else is an error.
@@ -88,7 +88,7 @@ pub struct Listed {
     pub meta: Option<Meta>,
 }
 
-/// What the store knows of an object without reading it.
+/// The facts that the store gives of an object without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Meta {
     /// Stored length.
@@ -100,7 +100,7 @@ pub struct Meta {
 /// A name in the store that is no object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Irregular {
-    /// Where it is, relative to the store; for people where it is not UTF-8.
+    /// Path relative to the store; for people if it is not UTF-8.
     pub path: String,
     /// When it was last changed, by the store's clock.
     pub modified: crate::pg::time::TimestampTz,
@@ -108,7 +108,7 @@ pub struct Irregular {
     pub is_unfinished: bool,
 }
 
-/// What a store that keeps what was deleted knows of an object that is not there.
+/// The facts about a deleted object, from a store that keeps deleted objects.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Deleted {
     /// When it was deleted, by the store's clock; none where that was not found out.
@@ -124,7 +124,7 @@ pub struct Deleted {
 pub struct Frozen {
     /// The first of them.
     pub key: String,
-    /// What the store calls their class.
+    /// Name that the store gives their class.
     pub class: String,
     /// How many are in such a class.
     pub count: usize,
@@ -144,7 +144,8 @@ pub trait Object: Send + Sync {
     /// Makes sure the object survives a power cut, whoever wrote it.
     fn settle(&self) -> Result<()>;
 
-    /// What may be known of an encrypted object that cannot be read here, for want of a key; `None` where it can be read.
+    /// Returns the view of an encrypted object that cannot be read here, for want of a key; `None` for one that can be
+    /// read.
     fn opaque(&self) -> Option<&dyn Opaque> {
         None
     }
@@ -157,7 +158,7 @@ pub trait Object: Send + Sync {
 
 /// An encrypted object, to who cannot read it.
 pub trait Opaque {
-    /// What its writer said of it, a JSON object.
+    /// Returns the facts that its writer recorded, a JSON object.
     fn facts(&self) -> &Value;
 
     /// How a hash of raw content stands in the facts; `None` without the key for that.
@@ -226,12 +227,13 @@ pub trait Store: Send + Sync {
         Ok(None)
     }
 
-    /// Whether such an object bears that MAC. Where nothing can tell, it counts as genuine.
+    /// Returns whether such an object bears that MAC. It counts as genuine if nothing can tell.
     fn is_genuine(&self, _key: &Key, _content: &[u8], _mac: Option<&str>) -> bool {
         true
     }
 
-    /// What is directly below `prefix` (no trailing slash; `""` is the root), unordered. An absent prefix is empty.
+    /// Returns the names directly below `prefix` (no trailing slash; `""` is the root), unordered. An absent prefix is
+    /// empty.
     fn list(&self, prefix: &str) -> Result<Vec<Listed>>;
 
     /// Shows what [`Store::list`] returns, name by name and whether keys exist below it: for directories of very many.
@@ -256,7 +258,7 @@ pub trait Store: Send + Sync {
         Ok(())
     }
 
-    /// What lies in the store without being an object; a walk over everything.
+    /// Returns the names in the store that are no objects; a walk over everything.
     fn irregular(&self) -> Result<Vec<Irregular>> {
         Ok(Vec::new())
     }
@@ -266,7 +268,8 @@ pub trait Store: Send + Sync {
         Ok(false)
     }
 
-    /// What the store's own clock says, by which it dates objects; none where that cannot be had without leaving something behind.
+    /// Returns the time of the store's own clock, by which it dates objects; `None` if it cannot be had without leaving
+    /// something in the store.
     fn clock(&self) -> Result<Option<crate::pg::time::TimestampTz>> {
         Ok(None)
     }

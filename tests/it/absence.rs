@@ -129,7 +129,7 @@ struct Case {
     name: &'static str,
     spoil: fn(&mut Stage),
     status: i32,
-    /// What the message says: the cause, and what helps.
+    /// Parts of the message: the cause, and what helps.
     says: &'static [&'static str],
 }
 
@@ -338,13 +338,14 @@ const CASES: &[Case] = &[
     ),
 ];
 
-/// What is wrong with the answers to a case; nothing, if all is well.
+/// Returns the faults in the answers to a case; nothing, if all is well.
 fn wrong(pgdata: &Path, objects: &[(String, Vec<u8>)], n: usize) -> String {
     let case = &CASES[n];
     let mut stage = Stage::new(objects);
     let target = format!("pg_wal/RECOVERYXLOG{n}");
     let mut complaints = String::new();
-    // The store is sound before: there, absence is proven. A machine that stands still for a second has it asked again, and that is said.
+    // The store is sound before: there, absence is proven. A machine that stands still for a second makes pitr ask
+    // again, and report that.
     let run = stage.fetch(pgdata, ABSENT, &target, 100);
     if run.code() != 1 || run.stderr.contains("error") {
         let _ = writeln!(complaints, "{}: before it: {run}", case.name);

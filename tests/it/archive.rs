@@ -444,7 +444,7 @@ fn h07_a_node_that_was_initialised_anew_archives_after_a_confirmation() {
     let old = &still.segments[0];
     assert!(fetch(old, still.cluster.pgdata()) == std::fs::read(still.wal(old)).unwrap());
 
-    // Each command works on all of them or on the one that it is told; where that means nothing it says so.
+    // Each command works on all of them or on the named one; a command for which that means nothing reports it.
     let pitr = |words: &[&str]| still.site.pitr().args(words).run();
     let of = |run: &Run| -> Vec<String> {
         let json = run.json();
@@ -501,7 +501,7 @@ fn p12_a_recycled_segment_under_an_old_name_is_refused() {
     assert!(!still.site.object(old).exists());
 }
 
-/// What a node has after pg_rewind, once Patroni has removed what PostgreSQL remembers of its files.
+/// A node after pg_rewind, once Patroni has removed the files by which PostgreSQL remembers what is archived.
 #[test]
 fn p24_a_recycled_segment_of_a_timeline_that_was_left_stops_nothing() {
     let mut still = Still::new(18, 1, 3);
@@ -946,7 +946,7 @@ fn a_segment_of_zstd_is_readable_without_us() {
 
 const MIB: u64 = 1 << 20;
 
-/// What pitr 0.1 wrote behind the WAL of a tail, in the last 40 bytes of a segment.
+/// Returns the bytes that pitr 0.1 wrote after the WAL of a tail, in the last 40 bytes of a segment.
 fn old_marker(valid_end: u64, system_identifier: u64, timeline: u32) -> Vec<u8> {
     let mut marker = b"PITRTAIL".to_vec();
     marker.extend_from_slice(&valid_end.to_le_bytes());

@@ -147,7 +147,7 @@ fn p04_p06_an_error_at_any_write_or_sync_is_told_and_nothing_is_acknowledged() {
             still.check(name);
         }
     }
-    // What is there already is acknowledged by a sync of its own: if that fails, so does the push.
+    // A segment that is there already is acknowledged by a sync of its own: if that fails, so does the push.
     let (run, fired) = fault::inject(&push, &Fault::error("fsync", "EIO").at(1));
     assert_eq!(fired, 1);
     run.expect_code(33);

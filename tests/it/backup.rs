@@ -120,7 +120,7 @@ pub fn extract(site: &Site, root: &BackupRoot, to: &Path) {
     std::fs::set_permissions(to, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
 }
 
-/// What a server's own tool thinks of the files.
+/// Checks the files with the server's own tool.
 pub fn verify_with_server_tool(major: u32, folder: &Path) {
     Program::new(newest_bin(major, "pg_verifybackup"))
         .args(["-n", "--ignore=tablespaces"])
@@ -209,7 +209,7 @@ fn fingerprint(cluster: &Cluster) -> BTreeMap<&'static str, String> {
     .collect()
 }
 
-/// What init prints is for the shell it was printed in, which may be root's.
+/// The line that init prints is for the shell it was printed in, which may be root's.
 #[test]
 fn a_backup_taken_by_root_does_not_lock_the_servers_user_out() {
     require_root!("a_backup_taken_by_root_does_not_lock_the_servers_user_out");
@@ -274,7 +274,7 @@ fn quiet_commands_are_silent_when_all_goes_well() {
             "{run}"
         );
     }
-    // A question is answered all the same, and what is wrong is said.
+    // A question is answered all the same, and errors are reported.
     assert!(
         quiet(&["info"])
             .success()
@@ -371,7 +371,7 @@ fn a_backup_behind_a_promotion_has_its_history() {
         history.contains("no recovery target specified"),
         "{history}"
     );
-    // What was lost is stored again.
+    // A history file that was lost is stored again.
     std::fs::remove_file(site.object("00000002.history")).unwrap();
     assert_eq!(take().content.history.unwrap(), history);
     let out = site.sandbox().dir("out").join("fetched");

@@ -788,7 +788,7 @@ fn b13_a_backup_of_a_standby_whose_replay_is_paused_completes_or_says_what_is_mi
     take("10m").success();
     assert_eq!(committed(&site).len(), 1);
 
-    // Of WAL that is in the archive only: it comes from there or not at all, and the wait has a limit.
+    // WAL that is in the archive only comes from there or not at all, and the wait has a limit.
     standby.sql("select pg_wal_replay_resume()");
     primary.alter_system("archive_command", "false");
     primary.reload();

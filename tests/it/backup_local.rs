@@ -385,7 +385,7 @@ fn what_cannot_work_is_refused_before_anything_is_stored() {
     let run = of("copies", "template1").expect_code(1);
     assert!(run.stdout.contains("no session for SQL"), "{run}");
     assert_eq!(site.files(), before);
-    // What was granted is enough.
+    // The granted rights are enough.
     cluster.sql("grant execute on function pg_backup_start(text, boolean), pg_backup_stop(boolean) to copies");
     of("copies", "postgres").success();
     assert_eq!(committed(&site).len(), 1);

@@ -1,4 +1,4 @@
-//! What people type wrong, through the real program: one clear message, the right status, nothing changed.
+//! Mistakes that people type, through the real program: one clear message, the right status, nothing changed.
 //!
 //! The rows are those of the bad input table; the ids of the fault matrix are in the names of the tests.
 
@@ -15,7 +15,7 @@ fn repo_show(sandbox: &Sandbox) -> Program {
         .env("HOME", sandbox.path())
 }
 
-/// What was printed on standard error, without the folder.
+/// Returns the text on standard error, without the folder.
 fn complaint(run: &Run, sandbox: &Sandbox) -> String {
     assert_eq!(run.stdout, "", "{run}");
     run.stderr

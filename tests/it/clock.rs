@@ -69,7 +69,7 @@ pub struct Clock {
     sandbox: Sandbox,
 }
 
-/// What a program saw of it.
+/// The clock calls of a program, and how many answers the shim changed.
 struct Seen {
     calls: usize,
     changed: usize,
@@ -105,7 +105,7 @@ impl Clock {
             .env("CLOCK_OFFSET", seconds.to_string())
     }
 
-    /// What the last program to end saw.
+    /// Returns the calls of the last program to end.
     fn seen(&self) -> Seen {
         let log = std::fs::read_to_string(&self.log).unwrap();
         let last = log.lines().last().expect("the shim was loaded");
@@ -139,7 +139,7 @@ fn k01_archiving_asks_no_clock_that_can_be_set() {
         let fetched = std::fs::read(still.wal("RECOVERYXLOG")).unwrap();
         assert!(fetched == std::fs::read(still.wal(name)).unwrap(), "{jump}");
     }
-    // What a promotion has decided holds although the clock is set before its last call.
+    // The decision of a promotion holds although the clock is set before its last call.
     mode(&still, "standby.signal", true);
     let away = Away::new(&still.site);
     still.cluster.touch("promote");
@@ -359,7 +359,8 @@ fn c11_claims_from_the_future_count_by_the_stores_clock() {
         .collect();
     let layout = ClusterLayout::new("main", cluster.system_identifier()).unwrap();
     let store = FileStore::open(site.repository(), 7).unwrap();
-    // What older programs left under a clock of 2039: a backup that was killed before it said where its WAL begins, and a restore.
+    // Older programs left this under a clock of 2039: a backup that was killed before it recorded where its WAL begins,
+    // and a restore.
     let killed = "20391120T064049Z-full";
     let of_2039 = |subject: &str, kind: &str, purpose: &str| Event {
         event: kind.into(),

@@ -1,6 +1,7 @@
-//! TM5 of the fault matrix: one object of a repository is changed at random, over and over. Verify finds every change, and no reader
-//! delivers anything but the truth. What leaves a valid older state is counted apart. Every other case is of an encrypted repository.
-//! A repository has WAL, a streamed and a local backup of a cluster, and two aux scopes.
+//! TM5 of the fault matrix: one object of a repository is changed at random, over and over. Verify finds every change,
+//! and no reader delivers anything but the truth. Changes that leave a valid older state are counted apart. Every other
+//! case is of an encrypted repository. A repository has WAL, a streamed and a local backup of a cluster, and two aux
+//! scopes.
 //!
 //! Each case has its own number, and depends on that and the seed alone. `PITR_CORRUPTIONS` says how many (`make corruption`: 100 000),
 //! `PITR_CORRUPTION_SEED` and `PITR_CORRUPTION_CASE` repeat one.
@@ -51,7 +52,7 @@ use keys::KeyFiles;
 const CASES: usize = 2000;
 const SEED: u64 = 0x0C0F_FEE5;
 
-/// What is done to an object.
+/// A change to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Damage {
     Flip,
@@ -75,7 +76,7 @@ const DAMAGES: [Damage; 7] = [
     Damage::Delete,
 ];
 
-/// What kind of object a key names.
+/// Returns the kind of object that a key names.
 fn kind_of(key: &str) -> &'static str {
     const AUX: [(&str, &str); 5] = [
         ("scope.json", "aux registration"),
@@ -112,7 +113,8 @@ fn kind_of(key: &str) -> &'static str {
     }
 }
 
-/// How many tickets each kind has. What lies in a backup is checked with all of it, and takes a thousand times as long as the marker.
+/// Returns how many tickets a kind has. A part of a backup is checked with all of the backup, and takes a thousand
+/// times as long as the marker.
 fn share(kind: &str) -> usize {
     match kind {
         "layer" | "pack" | "server manifest" => 1,
@@ -166,7 +168,7 @@ fn content_of(key: &str) -> Option<(Scope, Option<BackupId>)> {
 
 /// A repository with every kind of object, and what reading it gives.
 struct World {
-    /// Of an encrypted repository.
+    /// Keys of an encrypted repository.
     keys: Option<KeyFiles>,
     layout: ClusterLayout,
     objects: Objects,
@@ -177,7 +179,7 @@ struct World {
     /// Hashes of what backups of aux scopes hold.
     aux: BTreeMap<(Scope, BackupId), blake3::Hash>,
     files: BTreeMap<String, Vec<u8>>,
-    /// Where fetched files go.
+    /// Folder for fetched files.
     folder: PathBuf,
 }
 
@@ -399,7 +401,7 @@ impl World {
             near.retain(|k| of.is_some_and(|id| k.contains(&id.to_string())));
         }
         let all = self.objects.iter();
-        // Of a backup that is left out nothing says that it was complete: its root would be missing.
+        // No event may record that a backup is complete if the backup is left out: its root would be missing.
         let is_of = |k: &str| k == key || of.is_some_and(|id| k.contains(&id.to_string()));
         let kept = all.filter(|(k, _)| is_small(k) || near.contains(k));
         let kept = kept.filter(|(k, _)| !k.contains("-completed-") || is_of(k));
@@ -444,7 +446,7 @@ impl World {
             && self.kinds["segment"].iter().any(is_behind)
     }
 
-    /// What restore_command would get; `None` is proven absence.
+    /// Returns the file that restore_command would get; `None` is proven absence.
     fn fetch(&self, store: &Held, name: WalFileName, target: &Path) -> Result<Option<Vec<u8>>> {
         let _ = std::fs::remove_file(target);
         let what = Fetch {
@@ -475,7 +477,7 @@ impl World {
         let many = kinds.iter().flat_map(|k| std::iter::repeat_n(*k, share(k)));
         let many: Vec<&str> = many.collect();
         let drawn = (*dice.pick(&many), *dice.pick(&DAMAGES));
-        // Of every second number.
+        // The cases of every second number.
         match kinds.get(number / 2 / DAMAGES.len()) {
             Some(kind) => (kind, DAMAGES[number / 2 % DAMAGES.len()]),
             None => drawn,
@@ -625,16 +627,17 @@ fn is_shorter_tail(bytes: &[u8], whole: &[u8]) -> bool {
     bytes.len() == whole.len() && behind.iter().all(|byte| *byte == 0)
 }
 
-/// What became of a case.
+/// The outcome of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
     /// Verify found it.
     Found,
-    /// What is left is a state that the repository once was in; comparing it with a second one shows what is missing.
+    /// The remaining objects are a state that the repository once was in; a comparison with a second one shows the
+    /// missing part.
     OlderState,
-    /// The same of an event that says what goes on in this one repository, and costs nothing: who writes just now, and what is to be deleted.
-    /// And of a recipient who is not the one who reads: it is as if its access had been withdrawn. Doctor
-    /// compares these with a second repository's, and is critical when a single one is left.
+    /// The same for an event that concerns this one repository alone, and costs nothing: who writes just now, and what
+    /// is to be deleted. The same for a recipient other than the reader: it is as if its access had been withdrawn.
+    /// Doctor compares these with a second repository's, and is critical when a single one is left.
     Unseen,
 }
 
@@ -743,7 +746,7 @@ fn number_of(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}: {text}")))
 }
 
-/// Where, what kind, what was done, what became of it.
+/// The repository, the kind of object, the damage and the outcome.
 type Case = (&'static str, &'static str, Damage, Outcome);
 
 /// Tries cases with two threads; says how many there were of each, and prints how long it took.

@@ -128,7 +128,7 @@ fn a_host_without_a_server_hears_how_to_get_one() {
 
 #[test]
 fn make_demo_ends_with_the_rows_that_were_dropped_and_every_confirmed_commit() {
-    // What it needs of PostgreSQL is there before it asks for it.
+    // The demo's programs of PostgreSQL are there before it asks for them.
     newest_bin(17, "psql");
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/demo"))
         .env("PITR_DEMO_PROGRAMS", path_of("pitr").parent().unwrap())

@@ -1,4 +1,4 @@
-//! `pitr doctor` against real servers: each fault is told with its cause and what helps.
+//! `pitr doctor` against real servers: it reports each fault with its cause and what helps.
 
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ fn counters_that_lag_behind_are_asked_again() {
     let (site, cluster) = Site::with_cluster(13);
     let client = cluster.client();
     let last = "select last_archived_wal from pg_stat_archiver";
-    // What is read here is what the collector answers with for a while.
+    // The collector answers for a while with the value that is read here.
     assert_eq!(client.query_one_string(last), "");
     let name = cluster.switch_wal();
     let done = cluster
@@ -195,7 +195,7 @@ fn g05_settings_that_keep_wal_from_the_archive_are_critical() {
         "nothing can be recovered",
         "pitr backup",
     );
-    // What ALTER SYSTEM has changed and no restart has brought.
+    // A setting that ALTER SYSTEM has changed and no restart has brought.
     cluster.alter_system("archive_mode", "on");
     cluster.reload();
     let json = doctor(&site).run().json();
@@ -280,7 +280,7 @@ fn g04_a_command_that_hides_its_status_is_critical() {
             cause,
             "alter system set archive_command = '/",
         );
-        // What it says helps.
+        // The fix that it prints helps.
         let fix = finding(&json, "server", "archive_command")["fix"]
             .as_str()
             .unwrap()
@@ -625,7 +625,7 @@ fn a_standby_that_always_archives_is_watched_like_a_primary() {
         "archiving is stuck",
         "by hand",
     );
-    // What waits there is stuck, too, once it is old.
+    // A file that waits there is stuck, too, once it is old.
     let status = standby.pgdata().join("pg_wal/archive_status");
     let ready = || {
         let entries = std::fs::read_dir(&status).unwrap();
@@ -664,7 +664,7 @@ fn a_question_that_is_refused_takes_nothing_from_the_other_answers() {
         "ok",
         "{json:#}"
     );
-    // A damaged pg_control is told as that.
+    // A damaged pg_control is reported as that.
     cluster.stop(Stop::Fast);
     std::fs::write(site.config(), config).unwrap();
     std::fs::write(cluster.pgdata().join("global/pg_control"), [0; 8192]).unwrap();

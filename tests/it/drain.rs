@@ -99,7 +99,7 @@ impl Drain {
         all.filter(|name| self.object(name).exists()).count()
     }
 
-    /// What the server takes for archived is in both repositories.
+    /// Checks that files that the server takes for archived are in both repositories.
     fn check(&self) {
         for name in self.done() {
             let first = self.object(name);

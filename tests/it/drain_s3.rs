@@ -30,7 +30,7 @@ struct Drain {
     spool: PathBuf,
     kept: PathBuf,
     segments: Vec<String>,
-    /// What the store held of a segment when the server was seen to take it for archived.
+    /// Hashes of the store's content of a segment, from when the server was seen to take it for archived.
     acknowledged: BTreeMap<String, blake3::Hash>,
 }
 
@@ -81,7 +81,7 @@ impl Drain {
         keys.iter().filter(is_segment).count()
     }
 
-    /// What the server takes for archived is in the store.
+    /// Checks that files that the server takes for archived are in the store.
     fn check(&mut self) {
         let is_new = |name: &&String| !self.acknowledged.contains_key(*name) && self.is_done(name);
         let new: Vec<String> = self.segments.iter().filter(is_new).cloned().collect();
@@ -244,8 +244,8 @@ fn workers_for_an_object_store_hold_few_segments_at_a_time() {
         .map(|name| server.object(&server.key(name)).len());
     assert!(least.min() > Some(11 << 20), "it cannot be compressed");
     println!("at most {} MiB", peak >> 20);
-    // With six at once 101 to 111 MiB were seen, and 121 to 127 without what the allocator is told (`detach`): too close to tell these apart. With
-    // twelve it is 184 to 188, either way.
+    // With six at once 101 to 111 MiB were seen, and 121 to 127 without the allocator's settings (`detach`): too close
+    // to distinguish. With twelve it is 184 to 188, either way.
     assert!((1 << 20..150 << 20).contains(&peak), "{peak} bytes");
     check_fetching(&site, &cluster, &segments);
 }

@@ -219,7 +219,7 @@ fn x08_expire_deletes_what_the_dry_run_showed(major: u32) {
     let again = json().args(["--grace", "0", "--confirm"]).run().success();
     assert_eq!(again.json()["clusters"][0]["outcome"]["deleted_objects"], 0);
 
-    // What is kept is whole: from its start on every segment comes back, and archiving goes on.
+    // The backup that is kept is whole: from its start on every segment comes back, and archiving goes on.
     let root = BackupRoot::read(
         &FileStore::open(site.repository(), 1).unwrap(),
         &layout(site.repository()),
@@ -277,7 +277,7 @@ fn x02_expire_killed_at_every_store_operation_goes_on() {
         // Nothing that is visible is broken, and nothing that is wanted is gone.
         assert!(whole_backups(&repository).contains(&ids[2]), "{call:?}");
         assert!(wanted.is_subset(&content(&repository)), "{call:?}");
-        // A reservation that is left alone may be of a backup that runs: then WAL is withheld, and that is said.
+        // A reservation that is left alone may be of a backup that runs: then WAL is withheld, and expire reports that.
         let run = program.run();
         assert!(matches!(run.code(), 0 | 6), "{run}");
         assert_eq!(whole_backups(&repository), ids[2..], "{call:?}");
@@ -296,7 +296,7 @@ fn x06_refused_deletions_are_counted_and_not_called_success() {
     drop(cluster);
     let sandbox = Sandbox::new("refused");
     let arguments = ["--keep", "1", "--grace", "0", "--confirm"];
-    // What is being restored stays, and it is said until when.
+    // A backup that is being restored stays, and expire prints until when.
     let claimed = copy(&site, &sandbox, "claimed");
     let claim = pitr::repo::event::Event {
         event: "claim".into(),
@@ -326,7 +326,7 @@ fn x06_refused_deletions_are_counted_and_not_called_success() {
     program.run().success();
     assert_eq!(whole_backups(&repository), ids[1..]);
 
-    // Of a root alone, too: nothing that it names goes before it.
+    // A refusal for a root alone, too: nothing that it names goes before it.
     let repository = copy(&site, &sandbox, "root");
     let traced = copy(&site, &sandbox, "traced-root");
     let program = |at: &Path| expire_in(at).args(arguments).privileged();
@@ -347,7 +347,7 @@ fn x06_refused_deletions_are_counted_and_not_called_success() {
     let (run, fired) = fault::inject(&program(&repository), &call.fail("EIO"));
     assert_eq!(fired, 1);
     let run = run.expect_code(1).expect_stderr("goes on");
-    // What was done before is told.
+    // The report has the deletions that were done before.
     let outcome = &run.json()["clusters"][0]["outcome"];
     assert_eq!(outcome["deleted_backups"][0], ids[0].as_str(), "{run}");
     assert!(outcome["deleted_objects"].as_u64().unwrap() > 0, "{run}");
@@ -363,7 +363,7 @@ fn what_a_killed_check_left_is_taken_back_after_a_day() {
     still.push(&still.segments[0]).run().success();
     let before = files(still.site.repository());
     let check = || still.site.pitr().args(["repo", "check"]);
-    // What root leaves must be the user's to take back.
+    // Leftovers of root must be the user's to take back.
     for (program, part) in [
         (check(), ".tmp.probe."),
         (check().privileged(), ".tmp.check."),
@@ -399,7 +399,7 @@ fn what_a_killed_check_left_is_taken_back_after_a_day() {
     let told = "was left by a write that did not finish; pitr expire removes it";
     assert_eq!(run.stderr.matches(told).count(), 2, "{run}");
     expire();
-    // That verify read the segment is told by its events.
+    // Events record that verify read the segment.
     let mut after = files(still.site.repository());
     after.retain(|file| !file.contains("/events/checks/"));
     assert_eq!(after, before);
@@ -657,7 +657,7 @@ fn i5_x04_what_a_plan_reached_inside_the_promise_it_reaches_afterwards() {
 }
 
 /// `PITR_SCALE_SEGMENTS=100000 cargo test --test it expire_over -- --nocapture` prints what it takes.
-/// What an expire run has not marked before it reads everything anew waits for another run.
+/// A backup that an expire run has not marked before it reads everything anew waits for another run.
 #[test]
 fn x01_a_backup_that_becomes_old_while_expire_runs_is_not_deleted_by_that_run() {
     require_strace!("x01_a_backup_that_becomes_old_while_expire_runs_is_not_deleted_by_that_run");
@@ -668,7 +668,7 @@ fn x01_a_backup_that_becomes_old_while_expire_runs_is_not_deleted_by_that_run() 
     });
     run.success();
     let left = whole_backups(site.repository());
-    // Of one second the ids have no order.
+    // Ids of one second have no order.
     assert!(left.len() == 2 && left.contains(&ids[1]), "{left:?}");
     expire.run().success();
     assert_eq!(whole_backups(site.repository()).len(), 1);

@@ -1,6 +1,7 @@
-//! Fetching through the front door: what PostgreSQL is told, and what it must never be told. Row ids are in the names.
+//! Fetching through the front door: the answers that PostgreSQL gets, and those that it must never get. Row ids are in
+//! the names.
 //!
-//! Where a row demands an answer within a second, the limit here is some more: the machine may be busy with other tests.
+//! If a row demands an answer within a second, the limit here is some more: the machine may be busy with other tests.
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::ExitStatusExt as _;
@@ -133,7 +134,7 @@ fn f01_an_unreachable_repository_is_no_end_of_wal() {
     let still = archived(2);
     let next = after(&still.segments[1]);
     let unreachable = Fault::error("openat2", "ETIMEDOUT");
-    // What a FUSE filesystem says whose process has died.
+    // The error of a FUSE filesystem whose process has died.
     let dead = Fault::error("openat2", "ENOTCONN");
     for (name, unreachable) in [(still.segments[0].as_str(), &unreachable), (&next, &dead)] {
         // Recovery: tries for five minutes (here some seconds), says so, and stops.
@@ -177,7 +178,7 @@ fn f01_an_unreachable_repository_is_no_end_of_wal() {
     let (run, fired) = fault::inject(&still.fetch(next_name), &unreachable);
     assert!(fired >= 1);
     not_here_with_warning(&still, run);
-    // Unless it was told to stop.
+    // Unless the configuration says stop.
     let config = std::fs::read_to_string(still.site.config()).unwrap();
     let stop = config.replace(
         "[clusters.main]\n",
@@ -193,7 +194,8 @@ fn f01_an_unreachable_repository_is_no_end_of_wal() {
     still.fetch(&next).run().expect_code(1);
 }
 
-/// What should take a second takes less than half of what `pg_ctl promote` waits for, also on a machine that is loaded.
+/// An answer that should take a second takes less than half of what `pg_ctl promote` waits for, also on a machine that
+/// is loaded.
 fn answers_promotion(took: Duration) {
     println!("a promotion is answered after {took:?}");
     assert!(took < Duration::from_secs(30), "{took:?}");
@@ -298,7 +300,8 @@ fn f01_f03_one_that_hangs_keeps_no_other_from_being_asked() {
     by_hand.run().success();
     assert!(std::fs::read(&target).unwrap() == whole);
 
-    // What the second does not have the first may: only a standby that streams is sent on, and who is silent is said.
+    // The first may have the segment that the second does not have: only a standby that streams is sent on, and the
+    // warning names the silent repository.
     let silent = format!(
         "{}\" has not answered for",
         still.site.repository().display()
@@ -343,7 +346,7 @@ fn f01_f03_one_that_hangs_keeps_no_other_from_being_asked() {
     );
 }
 
-/// What is put aside, until this is dropped.
+/// A path that is put aside, until this is dropped.
 struct Aside {
     place: PathBuf,
     aside: PathBuf,
@@ -416,7 +419,7 @@ fn f01_f03_what_reaches_one_repository_is_had_while_another_hangs() {
     let hole = format!("segment \"{name}\" is missing although");
     let says = [&*hole, &*silent, "a repository that is silent may have it"];
     asks_until("recovery.signal", &[&object], &says, &drop);
-    // It cannot tell, and that is said as well.
+    // It cannot tell, and the message says that as well.
     let marker = second.join("pitr.json");
     let says = [&*silent, "and another cannot tell: "];
     asks_until("standby.signal", &[&marker], &says, &drop);
@@ -442,7 +445,7 @@ fn f01_f03_what_reaches_one_repository_is_had_while_another_hangs() {
     });
 }
 
-/// Rounds of asking, in which each repository says what it is told to.
+/// Rounds of asking, in which each repository gives the answer that the test sets.
 #[test]
 fn f01_who_hangs_is_asked_once_and_who_answers_is_asked_again() {
     let (sandbox, asked) = (Sandbox::new("rounds"), Arc::new(Mutex::new(Vec::new())));
@@ -556,7 +559,7 @@ fn f06_f18_a_promotion_without_the_archive_depends_on_what_was_streamed() {
     still.cluster.touch("promote");
     let stopped = |name: &str| {
         let run = still.fetch(name).run().expect_code(208);
-        // What its own cause is helps, too.
+        // The hint for its own cause is printed, too.
         run.expect_stderr("Mount the disk")
             .expect_stderr("set promote_unreachable in the cluster's section");
     };
@@ -565,7 +568,7 @@ fn f06_f18_a_promotion_without_the_archive_depends_on_what_was_streamed() {
     stopped("00000002.history");
     std::fs::remove_file(still.cluster.pgdata().join("standby.signal")).unwrap();
     stopped("00000002.history");
-    // Of the first timeline there is none: an error, now that nothing tells of the promotion, would open it again.
+    // The first timeline has none: an error, now that nothing tells of the promotion, would open it again.
     still.fetch("00000001.history").run().expect_code(1);
 
     // It is in pg_wal: an outage does not hold up the failover.
@@ -665,7 +668,7 @@ fn f03_absence_is_not_proven_while_a_required_repository_is_away() {
     .unwrap();
     mode(&still, "recovery.signal", false);
     still.fetch(&next).run().expect_code(208);
-    // What the first has is delivered all the same, and both are asked once the second is there.
+    // A segment that the first has is delivered all the same, and both are asked once the second is there.
     still.check(&still.segments[0]);
     still
         .push(&still.segments[0])
@@ -729,7 +732,7 @@ fn f03_damage_and_gaps_in_a_repository_that_is_not_required_are_no_absence() {
     still.fetch(first).run().expect_code(1);
 }
 
-/// What was recorded of a segment in a repository.
+/// Returns the events of a segment in a repository.
 fn recorded(repository: &Path, still: &Still, name: &str) -> Vec<String> {
     let object = object_in(repository, still, name);
     let cluster = object.ancestors().nth(4).unwrap();
@@ -777,7 +780,7 @@ fn f02_what_came_since_it_was_last_asked_for_is_not_absent() {
     assert!(late.was_late());
     let fetched = std::fs::read(&target).unwrap();
     assert!(fetched == std::fs::read(still.wal(last)).unwrap());
-    // Where it is not there, asking again changes nothing.
+    // If it is not there, asking again changes nothing.
     std::fs::remove_file(&target).unwrap();
     let without = Held::with(&objects, &key, None);
     assert_eq!(ask(&without, true).unwrap(), Fetched::ProvenAbsent);
@@ -910,7 +913,8 @@ fn f06_a_timeline_that_a_later_one_descends_from_is_not_absent() {
     assert!(run.stderr.contains("timeline 3 descends from it"), "{run}");
     still.fetch("00000004.history").run().expect_code(1);
 
-    // Nor is one that was passed over, unless recovery is told to follow a later one: then it is asked for only to be copied.
+    // Nor is one that was passed over, unless the configuration has recovery follow a later one: then it is asked for
+    // only to be copied.
     let path = still.wal("00000005.history");
     std::fs::write(&path, "1\t0/3000000\tx\n").unwrap();
     user::own(&path);

@@ -143,7 +143,7 @@ fn a_directory_that_belongs_to_somebody_else_is_left_alone() {
     assert_eq!(names(&repo), ["letters"]);
     assert_eq!(names(sandbox.path()), ["repo"]);
 
-    // What mkfs leaves is nothing.
+    // The folder that mkfs leaves counts as nothing.
     std::fs::remove_file(repo.join("letters")).unwrap();
     std::fs::create_dir(repo.join("lost+found")).unwrap();
     init(&cluster, &sandbox).run().success();

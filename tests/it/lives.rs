@@ -138,7 +138,8 @@ fn a1_l02_what_does_not_continue_the_archived_segment_is_refused(major: u32) {
 }
 per_major!(a1_l02_what_does_not_continue_the_archived_segment_is_refused, v13 v15 v19);
 
-/// What the second required repository refuses, for the segment before is another life's there, is not stored in the first.
+/// A segment is not stored in the first required repository if the second refuses it, because the segment before is
+/// another life's there.
 #[test]
 fn l02_a_segment_that_one_required_repository_refuses_is_stored_in_none() {
     let mut two = lives(17);
@@ -404,7 +405,7 @@ fn l19_a_receiver_beside_the_archiver_is_no_other_life(major: u32) {
         }
         write(&two.production, "prod");
         two.production.archive_now();
-        // What is archived without the receiver is passed over.
+        // WAL that is archived without the receiver is passed over.
         write(&two.production, "prod");
         two.production.archive_now();
     }
@@ -502,7 +503,7 @@ impl Split {
         run.success().json()["id"].as_str().unwrap().to_owned()
     }
 
-    /// What stands in both.
+    /// Returns the objects of both.
     fn objects(&self) -> Vec<PathBuf> {
         let mut all = paths_below(self.two.site.repository());
         all.extend(paths_below(&self.second));
@@ -582,7 +583,7 @@ fn l13_two_repositories_that_hold_two_lives_are_not_joined(major: u32) {
         let (found, run) = split.restored(&["--repository", repository]);
         assert_eq!(found, rows, "{run}");
     }
-    // Nobody said which; it is told whose life it is.
+    // No option chose one; the command prints whose life it is.
     let plan = split.two.site.pitr().arg("plan").run().success();
     plan.expect_stderr(&follows("second", "local"));
 }

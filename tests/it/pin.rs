@@ -49,7 +49,7 @@ impl Kept {
         self.site.pitr().args(args)
     }
 
-    /// What expire makes of each backup, in the first repository.
+    /// Returns the fate that expire plans for each backup, in the first repository.
     pub fn fates(&self, more: &[&str]) -> Vec<String> {
         let run = self.pitr(&keep_one(&["--json", "--dry-run"])).args(more);
         let plan = run.run().success().json();
@@ -58,7 +58,7 @@ impl Kept {
         backups.iter().map(fate).collect()
     }
 
-    /// What info says of a backup.
+    /// Returns info's entry of a backup.
     pub fn shown(&self, n: usize) -> Value {
         let info = self.pitr(&["info", "--json"]).run().json();
         let backups = info["clusters"][0]["backups"].as_array().unwrap().clone();
@@ -175,7 +175,7 @@ fn a_pin_with_an_end_is_over_then(major: u32) {
         unknown.stderr
     );
 
-    // A mark that is there already is told, and taken back by the next run.
+    // A mark that is there already is reported, and taken back by the next run.
     kept.pitr(&keep_one(&["--confirm", "--quiet"]))
         .run()
         .success();
@@ -240,7 +240,7 @@ fn a_backup_is_deleted_by_request(major: u32) {
     let before = files();
     let delete = |id: &str| kept.pitr(&["backup", "delete", id]);
 
-    // What recovery hangs on stays, and what is pinned.
+    // A backup on which recovery hangs stays, and so does a pinned one.
     let newest = delete(&third).arg("--confirm").run().expect_code(8);
     assert!(newest.stderr.contains("newest good one"), "{newest}");
     delete("20200101T000000Z-full").run().expect_code(2);
@@ -279,7 +279,7 @@ fn a_backup_is_deleted_by_request(major: u32) {
         assert_eq!(one["deleted"], true, "{gone}");
     }
     assert_eq!(kept.shown(1), Value::Null);
-    // What the older one needs is all there.
+    // The parts that the older one needs are all there.
     let plan = ["plan", "--json", "--backup", &first];
     assert_eq!(kept.pitr(&plan).run().success().json()["reachable"], true);
     let oldest = delete(&first).args(grace).run().success();

@@ -31,7 +31,7 @@ fn insert(cluster: &Cluster, value: i32) -> (String, String) {
     (xid, time)
 }
 
-/// What a newcomer asks too early is answered with what to do next.
+/// A newcomer who asks too early gets the next step.
 #[test]
 fn before_the_first_backup_and_before_wal_is_archived_the_next_step_is_named() {
     let wide = Cluster::builder(17)
@@ -57,7 +57,7 @@ fn before_the_first_backup_and_before_wal_is_archived_the_next_step_is_named() {
     ] {
         asked(option, value).expect_code(5).expect_stderr(hint);
     }
-    // What ended before the backup does not come any more.
+    // A transaction that ended before the backup does not come any more.
     let run = asked("--target-xid", &early).expect_code(5);
     assert!(!run.stderr.contains(hint), "{run}");
     cluster.archive_now();
@@ -156,7 +156,7 @@ fn a_plan_says_where_the_server_stops(major: u32) {
             let lsn = stop["lsn"].as_str().unwrap();
             assert!(line.contains(&format!("\"{lsn}\"")), "{line} {p:#}");
         }
-        // Of names and consistency the server does not tell the side.
+        // The server does not print the side of names and consistency.
         let side = stop["side"].as_str().unwrap();
         let untold = line.starts_with("at ") || line.ends_with("consistency");
         assert!(untold || line.starts_with(side), "{line} {p:#}");
@@ -207,7 +207,7 @@ fn m11_one_deleted_segment_changes_the_answer_whatever_the_cache_says() {
     assert_eq!(info["clusters"][0]["gaps"][0]["segments"], 1);
     let gaps = run(&["wal", "gaps"]).run().expect_code(4).json();
     assert_eq!(gaps["gaps"][0]["names"][0], second.as_str());
-    // What lies before the hole is reached all the same.
+    // A moment before the hole is reached all the same.
     let before = p["nearest_before"]["lsn"].as_str().unwrap().to_owned();
     let p = run(&["plan", "--target-lsn", &before])
         .run()

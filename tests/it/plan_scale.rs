@@ -396,7 +396,7 @@ fn measured_with(program: &Program, what: &str, code: i32) -> (serde_json::Value
 /// A restore reads the ends of all segments, though a cache knows them: from the first backup on, and finds the one that is cut.
 fn restore_reads_every_end(folder: &Path, last: u64, run: &dyn Fn(&[&str]) -> Program) {
     let first = ["restore", "--dry-run", "--backup", "20261101T000000Z-full"];
-    // What such a backup is made of is not there; that is found behind the WAL.
+    // The parts of such a backup are not there; the restore finds that after the WAL.
     let (said, _, peak) = measured_with(&run(&first), "restore, its WAL looked at", 1);
     let message = said["message"].as_str().unwrap();
     assert!(message.contains("its layers disagree"), "{said:#}");

@@ -164,7 +164,7 @@ fn a12_plan_and_restore_refuse_the_only_backup_where_verify_found_it_damaged() {
     assert_eq!(plan().success().json()["backup"]["id"], second.as_str());
     std::fs::remove_dir_all(site.cluster_folder().join("backups").join(&second)).unwrap();
     plan().expect_code(5);
-    // What is put right is found right.
+    // A backup that is put right is found right.
     flip(&pack);
     site.pitr()
         .args(["verify", "--backup", &first])
@@ -279,7 +279,7 @@ fn segments(run: &Run) -> u64 {
 #[test]
 fn a13_a_complete_backup_whose_root_is_gone_is_damage() {
     let (site, _cluster, ids) = three_backups();
-    // What lies before the first backup is nobody's.
+    // WAL before the first backup belongs to no backup.
     expire(&site, 3).arg("--confirm").run().success();
     let all = || {
         (

@@ -167,7 +167,7 @@ fn a1_a_root_says_what_was_proven(major: u32) {
 per_major!(a1_a_root_says_what_was_proven);
 
 /// The server has no connection to spare: what it still has when the backup has ended is asked for then.
-/// What is proven is proven for ever: WAL of a clone that takes the place of the backup's own is seen by every command.
+/// Proven WAL is proven for ever: every command sees WAL of a clone that takes the place of the backup's own.
 #[test]
 fn a1_wal_that_is_exchanged_behind_a_backup_is_seen() {
     let (site, mut cluster) = stopped(17);
@@ -247,7 +247,7 @@ fn a1_without_a_second_connection_the_first_segment_is_asked_for_in_the_end() {
     assert_eq!(committed(&site), before);
 }
 
-/// What a slot keeps WAL from, and what the repository and the journal hold.
+/// Returns the position from which a slot keeps WAL, and the files of the repository and the journal.
 fn untouched(site: &Site, cluster: &Cluster) -> (String, Vec<String>) {
     let slot = "select restart_lsn::text from pg_replication_slots where slot_name = 'pitr'";
     (cluster.query_one_string(slot), site.files())

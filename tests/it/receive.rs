@@ -81,7 +81,7 @@ fn stop(running: Running) -> crate::common::Run {
     running.wait()
 }
 
-/// What the receiver last said of itself.
+/// Returns the receiver's last status.
 fn status(site: &Site) -> Value {
     let journal = site.sandbox().join("journal");
     let inner = std::fs::read_dir(&journal)
@@ -140,7 +140,7 @@ fn w01_killed_it_goes_on_where_it_was(major: u32) {
 }
 per_major!(w01_killed_it_goes_on_where_it_was, v13 v14 v19);
 
-/// Where stored WAL of a timeline ends: of whole segments, or increments.
+/// Returns where stored WAL of a timeline ends: in whole segments, or increments.
 fn stored_end(site: &Site, timeline: u32) -> u64 {
     let prefix = format!("{timeline:08X}");
     let end = |file: &String, increments: bool| {
@@ -313,7 +313,7 @@ fn w10_a_second_receiver_is_refused() {
     drop.run()
         .success()
         .expect_stdout("dropped replication slot \"pitr\"");
-    // What is gone need not be dropped.
+    // A slot that is gone need not be dropped.
     drop.run()
         .success()
         .expect_stdout("there is no replication slot \"pitr\"");
@@ -417,7 +417,7 @@ fn what_is_acknowledged_is_where_the_configuration_says() {
     stop(running).success();
 }
 
-/// What the server removed before it was received is named, recorded, and shown; streaming goes on behind it.
+/// WAL that the server removed before it was received is named, recorded, and shown; streaming goes on after it.
 #[test]
 fn w06_a_lost_slot_is_refused_and_its_successor_names_the_gap() {
     let (site, cluster) = receiving(small(17).config("max_slot_wal_keep_size", "1MB"), "");
@@ -503,8 +503,8 @@ fn a_shutdown_does_not_wait_for_a_repository_that_is_away() {
     );
 }
 
-/// W09: two primaries. What was received of the one that is left stays; the one of the higher timeline is followed, and the other
-/// is not received from.
+/// W09: two primaries. WAL that was received of the one that is left stays; the one of the higher timeline is followed,
+/// and the other is not received from.
 #[test]
 fn w09_an_old_primary_that_comes_back_is_left_out() {
     let (site, mut primary) = receiving(keeping(small(16)), "");
@@ -516,7 +516,7 @@ fn w09_an_old_primary_that_comes_back_is_left_out() {
     let mut running = program(&site).spawn();
     let position = write_wal(&primary);
     wait_safe(&mut running, &primary, &position);
-    // What comes now reaches the receiver, and not the standby.
+    // WAL from now on reaches the receiver, and not the standby.
     standby.stop(Stop::Fast);
     primary.switch_wal();
     let lonely = write_wal(&primary);
@@ -552,7 +552,7 @@ fn w09_an_old_primary_that_comes_back_is_left_out() {
         .expect_stderr("error diverged");
 }
 
-/// The service manager is told, an end can be asked for, and `pitr info` says how far it is.
+/// The receiver notifies the service manager, an end can be asked for, and `pitr info` prints how far it is.
 #[test]
 fn it_runs_as_a_service_and_to_a_position() {
     let (site, cluster) = receiving(small(15), "");
@@ -573,7 +573,7 @@ fn it_runs_as_a_service_and_to_a_position() {
         run.json()["clusters"][0]["receiver"].clone()
     };
     let reached = |at: &Value| at.as_str().map(lsn) >= Some(lsn(&position));
-    // The status is written once a second, and the repository may have it before the server is told.
+    // The status is written once a second, and the repository may have it before the server gets the acknowledgement.
     wait_until(PATIENCE, "info shows it", || {
         let receiver = shown();
         reached(&receiver["archived_lsn"]) && reached(&receiver["acknowledged_lsn"])

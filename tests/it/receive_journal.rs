@@ -113,7 +113,7 @@ fn wait_for_words(running: &mut Running, words: &str) {
     });
 }
 
-/// What the journal holds is what the server wrote; returns its end.
+/// Checks that the journal holds the WAL that the server wrote; returns its end.
 fn check_journal(folder: &Path, cluster: &Cluster) -> u64 {
     let options = Options {
         directory: folder.join("journal"),
@@ -201,7 +201,8 @@ fn restart_held(site: &Site, stopped: Running) -> Faulty {
     Faulty::held(&site.pitr().arg("receive"), &hold)
 }
 
-/// Waits until the server was told that `position` is safe, and compares what the medium holds for certain at that moment.
+/// Waits until the receiver has reported `position` as safe to the server. Then it compares what the medium holds for
+/// certain at that moment.
 fn check_once_acknowledged(
     mut disk: PowerDisk,
     cluster: &Cluster,

@@ -149,7 +149,8 @@ fn w05_a_question_without_an_answer_does_not_hold_up_the_end() {
     stopped_at("IDENTIFY_SYSTEM").expect_stdout("stopped before anything was received");
 }
 
-/// W12: a repository that takes nothing, a journal that is full, and a slot that will lose WAL: it is told while there is time.
+/// W12: a repository that takes nothing, a journal that is full, and a slot that will lose WAL: the receiver warns
+/// while there is time.
 #[test]
 fn w12_the_receiver_warns_of_the_wal_that_the_slot_keeps() {
     let reception = Reception::of(
@@ -282,7 +283,7 @@ fn w05_nothing_below_the_position_of_the_slot_is_acknowledged() {
     }
 }
 
-/// What a hostile server may do in a stream, after `good` bytes that are WAL.
+/// Returns the attacks that a hostile server may make in a stream, after `good` bytes that are WAL.
 fn hostilities(good: u64) -> Vec<(&'static str, Answer)> {
     let stream = |act: Act| Answer::Stream(vec![act]);
     let at = 3 * SEGMENT;

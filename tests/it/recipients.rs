@@ -102,7 +102,7 @@ fn a_passphrase_comes_from_a_file_or_a_descriptor() {
     with_descriptor(&made, &file).run().success();
 }
 
-/// What a disk swallowed is noticed by keygen, and not by the restore that needs it.
+/// Keygen notices bytes that a disk swallowed, not the restore that needs them.
 #[test]
 fn keys_are_tried_before_they_are_handed_out() {
     require_strace!("keys_are_tried_before_they_are_handed_out");
@@ -177,7 +177,7 @@ fn a_strangers_recipients_keep_no_passphrase_out() {
         findings.contains("0-0") && findings.contains("forged"),
         "{doctor}"
     );
-    // A wrong passphrase is told as such, and what is damaged as well.
+    // A wrong passphrase is reported as such, and so is a damaged object.
     stored.passphrase_host("wrong", "incorrect horse battery", "recipient = \"safe\"");
     let run = stored.sealed.fetch(&stored.still, "wrong", 0).run();
     refused(

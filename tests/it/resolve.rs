@@ -153,7 +153,7 @@ fn l02_a_fork_is_given_back_to_production(major: u32) {
         two.clone.wait_log("archiving waits at this file");
         assert!(!site.object(&refused).exists() || clones.contains(&refused));
         two.clone.stop(Stop::Immediate);
-        // What nothing needs goes, in both lives.
+        // WAL that nothing needs goes, in both lives.
         site.pitr().args(expire_at_once()).run().success();
         site.pitr().args(["verify"]).run().success();
         for name in &clones {
@@ -221,7 +221,8 @@ fn a_decision_is_taken_back_and_made_again(major: u32) {
 }
 per_major!(a_decision_is_taken_back_and_made_again, v15);
 
-/// Row L04: a machine that was set back is the cluster now. What it wrote before can be restored, and what it writes now is archived.
+/// Row L04: a machine that was set back is the cluster now. Its WAL from before can be restored, and its WAL from now
+/// on is archived.
 fn l04_a_machine_that_was_set_back_goes_on_by_a_decision(major: u32) {
     let two = lives(major);
     let (site, mut old, mut set_back) = (&two.site, two.production, two.clone);
@@ -267,7 +268,7 @@ fn l04_a_machine_that_was_set_back_goes_on_by_a_decision(major: u32) {
 }
 per_major!(l04_a_machine_that_was_set_back_goes_on_by_a_decision, v17);
 
-/// Two repositories follow different lives until both were told; then one is brought up to date from the other.
+/// Two repositories follow different lives until both have the decision; then one is brought up to date from the other.
 #[test]
 fn l13_sync_joins_no_two_lives_of_a_timeline() {
     let (mut two, _) = forked(lives(16));
@@ -409,7 +410,7 @@ fn l08_l18_what_a_timeline_descends_from_is_not_given_away() {
         two.production.archive_now();
     }
     assert_eq!(restored(site, 19, "end", &[]), "before 100, prod 700");
-    // What descends from the life that lost is no damage.
+    // A timeline that descends from the life that lost is no damage.
     site.pitr().args(["verify"]).run().success();
     let args = ["--as-stored", "--target-timeline", "2"];
     assert_eq!(restored(site, 19, "clone", &args), "before 100, fake 500");

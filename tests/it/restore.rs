@@ -11,7 +11,7 @@ use crate::per_major;
 pub struct Scene {
     pub cluster: Cluster,
     pub site: Site,
-    /// Where the tablespace is.
+    /// Directory of the tablespace.
     pub space: PathBuf,
     pub backup: String,
     /// A restore point between the two halves of the workload.
@@ -70,12 +70,12 @@ impl Scene {
         }
     }
 
-    /// Where the test restores to.
+    /// Returns the directory to which the test restores.
     pub fn to(&self) -> PathBuf {
         self.site.sandbox().join("copy/data")
     }
 
-    /// Where its tablespace goes.
+    /// Returns the new directory of its tablespace.
     pub fn new_space(&self) -> PathBuf {
         self.site.sandbox().join("copy/space")
     }
@@ -156,7 +156,7 @@ pub fn verify_backup(major: u32, folder: &Path) {
 
 /// After a clean stop: every page has its checksum.
 pub fn check_checksums(cluster: &Cluster) {
-    // Of 14 there is no pg_checksums here; that of 15 does not find a tablespace of 14.
+    // 14 has no pg_checksums here; that of 15 does not find a tablespace of 14.
     let links = cluster.pgdata().join("pg_tblspc");
     let aside = cluster.pgdata().with_file_name("links");
     let is_foreign = cluster.bin("pg_checksums").is_none();
@@ -342,7 +342,7 @@ fn t01_t03_t05_nothing_is_written_before_everything_is_checked() {
     let restore = || scene.restore();
     let files = scene.site.files();
 
-    // T01: out of reach is said before a byte is copied.
+    // T01: a target out of reach is reported before a byte is copied.
     refused(
         &restore().args(["--target-time", "2001-01-01T00:00:00Z"]),
         5,
@@ -754,7 +754,7 @@ fn as_root_the_files_belong_to_the_owner_of_the_directory() {
 #[test]
 fn the_action_at_the_target_is_done() {
     let scene = Scene::new(19);
-    // Pauses, open for reads, until it is told to go on.
+    // Pauses, open for reads, until the operator resumes it.
     scene
         .restore()
         .args(["--target-name", scene.point, "--target-action", "pause"])
@@ -853,7 +853,7 @@ fn a_copy_that_is_adopted_under_a_new_name_is_a_cluster_of_its_own() {
     );
     // Once more does no harm.
     adopt("staging").run().success();
-    // Of a data directory that is no copy nothing is changed, and nothing is recorded.
+    // Adopting a data directory that is no copy changes and records nothing.
     let files = scene.site.files();
     scene
         .site
@@ -863,7 +863,7 @@ fn a_copy_that_is_adopted_under_a_new_name_is_a_cluster_of_its_own() {
         .success()
         .expect_stdout("nothing to do");
     assert_eq!(scene.site.files(), files);
-    // What is no data directory at all is refused.
+    // A path that is no data directory at all is refused.
     scene
         .site
         .pitr()

@@ -448,7 +448,7 @@ fn what_cannot_be_left_out_is_refused_by_name() {
     );
 }
 
-/// What a restore writes, without what differs by nature.
+/// Returns the files that a restore writes, without those that differ by nature.
 fn state(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = content(folder);
     found.retain(|(name, _)| {

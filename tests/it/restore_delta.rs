@@ -6,7 +6,7 @@ use crate::common::{Cluster, Program, Site, Stop, fault, user};
 use crate::per_major;
 use crate::restore::{AT_POINT, Scene, content, rows, verify_backup};
 
-/// What a restore writes, without what differs by nature: times, and where tablespaces lie.
+/// Returns the files that a restore writes, without what differs by nature: times, and where tablespaces lie.
 fn state(data: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = content(data);
     found.retain(|(name, _)| {

@@ -73,7 +73,7 @@ impl Small {
         self.cluster.sandbox().dir("copy");
     }
 
-    /// What an undisturbed restore makes, without what differs by nature: times.
+    /// Returns the files of an undisturbed restore, without what differs by nature: times.
     fn reference(&self) -> Vec<(String, Vec<u8>)> {
         self.clear();
         self.restore().run().success();
@@ -602,7 +602,7 @@ fn t01_a_spoiled_end_of_a_segment_in_the_middle_is_refused_before_one_byte_is_wr
         chain.restore().run().expect_code(5);
         assert!(!chain.to().exists(), "{how}");
         assert_eq!(chain.site.files(), files, "{how}");
-        // What it costs is true, and what was read of a cache before is not said again.
+        // The cost that the plan prints is true, and pitr does not repeat an answer that it once read from a cache.
         let before = plan["nearest_before"]["lsn"].as_str().unwrap();
         let reached = chain.restore().args(["--dry-run", "--target-lsn", before]);
         reached.run().success();

@@ -124,7 +124,7 @@ impl<'a> Forge<'a> {
         for (pack, hash) in open(self.site, &shard.layers[0]).packs() {
             writer.add_pack(pack, hash);
         }
-        // The writer sums what it is told.
+        // The writer sums the lengths that it gets.
         for n in 0..self.files {
             writer.count_file(if n == 0 { self.bytes } else { 0 });
         }
@@ -343,7 +343,7 @@ fn layer_with_bomb(site: &Site, part: &PartName, in_index: bool) -> (Vec<u8>, [u
     let writer = LayerWriter::new(Vec::new(), part, layout(site).tag()).unwrap();
     let (empty, _) = writer.finish().unwrap();
     let head = &empty[..72];
-    // What is stored of a block is limited to 128 KiB, too.
+    // The stored length of a block is limited to 128 KiB, too.
     let bomb = zstd_bomb();
     assert!(bomb.len() <= 128 << 10);
     let (block, index, declared) = if in_index {
@@ -568,7 +568,7 @@ fn b2_a_forged_tablespace_writes_nothing_where_other_programs_read() {
     ] {
         assert!(run.stderr.contains(part), "expected {part}\n{run}");
     }
-    // Where it is confirmed, or mapped, no name but PostgreSQL's is written.
+    // If it is confirmed, or mapped, no name but PostgreSQL's is written.
     let mapping = format!("99999={}", home.join("other").display());
     for path in [
         "authorized_keys".to_owned(),
@@ -645,7 +645,7 @@ fn b2_root_makes_and_gives_away_nothing_that_a_backup_names() {
         .run();
     assert!(!roots.path().join("new").exists(), "{run}");
     run.expect_code(8);
-    // What root itself names, root makes.
+    // Root makes a directory that root itself names.
     let mapping = format!("99999={}", absent.display());
     restoring(4, &empty)
         .args(["--tablespace-mapping", &mapping])

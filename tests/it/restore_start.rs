@@ -1,4 +1,5 @@
-//! What `pitr restore` prints, done as it says: the line that starts the server, the line that adopts the copy.
+//! The lines that `pitr restore` prints, run as printed: the line that starts the server, the line that adopts the
+//! copy.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -395,7 +396,7 @@ fn c2_variables_alone_restore_from_a_bucket_with_a_passphrase() {
         copy.port(),
         sandbox.join("log").display()
     );
-    // Of the same shell: the server hands its environment to restore_command.
+    // In the same shell: the server hands its environment to restore_command.
     let _started = Started::in_environment(&line, &copy, bare);
     let client = Client::connect(&copy.conninfo_tcp("postgres")).unwrap();
     wait_until(PATIENCE, "recovery has ended", || {

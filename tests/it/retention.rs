@@ -41,7 +41,7 @@ impl Kept {
         file.set_modified(modified).unwrap();
     }
 
-    /// What expire makes of each backup, with the rules that keep it.
+    /// Returns the fate that expire plans for each backup, with the rules that keep it.
     fn judged(&self, more: &[&str]) -> Vec<(String, Vec<String>)> {
         let run = self.pitr(&AT_ONCE).args(["--json", "--dry-run"]).args(more);
         let json = run.run().success().json();
@@ -344,7 +344,7 @@ fn a_backup_leaves_only_while_so_many_repositories_have_it(major: u32) {
     // It is gone from the one, and the rules of the other keep it.
     assert_eq!(kept.judged(&local).len(), 1);
     assert_eq!(kept.judged(&["--repository", "second"]).len(), 2);
-    // What the first lacks now it does not get back.
+    // The first does not get back the backup that it lacks now.
     let sync = kept.pitr(&["repo", "sync", "--json"]).run().success();
     assert_eq!(kept.judged(&local).len(), 1, "{sync}");
 }

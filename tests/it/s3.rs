@@ -142,7 +142,7 @@ fn over_tls_a_body_is_part_of_the_signature_only_where_nothing_else_proves_it() 
     }
     assert_eq!(put_large(&store, "packs/y").unwrap(), Published::Created);
     assert_eq!(unsigned(&place), 5, "{:?}", place.server.log());
-    // Of a part, too.
+    // The same with a part.
     let (place, _tls, store) = over_tls();
     for name in ["a", "b", "c"] {
         create(&store, name);
@@ -254,7 +254,7 @@ fn s02_an_upload_that_is_cut_in_the_middle_is_repeated() {
     assert_eq!(proxy.counts().cuts, 2);
     assert!(get(&store, &key("packs/x"), 1 << 24).unwrap().unwrap() == large());
     assert_eq!(place.server.open_uploads(), 0);
-    // Where every attempt breaks, nothing is there and nothing is said to be.
+    // If every attempt breaks, nothing is there and no answer claims so.
     proxy.refuse(true);
     proxy.reset();
     let hasty = place.open(|s| {
@@ -466,7 +466,7 @@ fn a_sound_store_passes_the_trial_and_it_shows_who_may_delete() {
         (1, Some(false)),
         "{found:?}"
     );
-    // What it could not delete is no object of anybody, and whoever may delete takes it away.
+    // A leftover that it could not delete counts as no object, and a user who may delete takes it away.
     assert!(writer.list("").unwrap().is_empty() && writer.first_key().unwrap().is_none());
     let left = place.store().irregular().unwrap();
     assert!(

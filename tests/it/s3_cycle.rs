@@ -118,7 +118,7 @@ fn a_receiver_makes_one_request_for_each_segment() {
     let log = site.peer.server().log();
     running.signal(rustix::process::Signal::TERM);
     running.wait().success();
-    // What is asked of increments depends on how fast segments fill.
+    // The number of requests for increments depends on how fast segments fill.
     let whole: Vec<&String> = log.iter().filter(|l| !l.contains("/open/")).collect();
     let (puts, others): (Vec<_>, Vec<_>) = whole.into_iter().partition(|l| l.starts_with("PUT"));
     assert!(puts.len() >= 3, "{log:?}");
@@ -234,7 +234,7 @@ fn a_whole_cycle_on_s3() {
     for name in keys(&store).iter().filter(|k| !k.contains("/packs/")) {
         let key = pitr::store::Key::new(name).unwrap();
         let bytes = pitr::store::get(&store, &key, 64 << 20).unwrap();
-        // What expire has deleted since the listing is gone.
+        // An object that expire has deleted since the listing is gone.
         let bytes = bytes.unwrap_or_default();
         let is_there = bytes.windows(SECRET.len()).any(|w| w == SECRET.as_bytes());
         assert!(!is_there, "{name}");
@@ -435,7 +435,7 @@ fn s01_what_a_store_cannot_answer_is_neither_stored_nor_absent() {
     off.fetch(absent).run().expect_code(208);
 }
 
-/// Whether plans and `expire` are told of any.
+/// Returns whether damage is recorded for plans and `expire`.
 fn damage_is_recorded(off: &Offline) -> bool {
     let keys = off.server().keys();
     keys.iter().any(|key| key.contains("-damaged-"))
@@ -446,7 +446,7 @@ fn s16_a_body_that_is_changed_on_its_way_is_damage() {
     let off = Offline::new("");
     off.push(0).run().success();
     let name = &off.still.segments[0];
-    // Of the compressed WAL, which lies first, and not of the index behind it.
+    // A part of the compressed WAL, which lies first, and not of the index after it.
     let line = format!("GET /bucket/{}", off.server().key(name));
     let flipped = off.server().fault(&line, u64::MAX, Fault::Flipped(100));
     off.fetch(name).run().expect_code(201).expect_stderr("R201");
@@ -664,7 +664,7 @@ fn what_a_program_for_credentials_prints_is_not_repeated() {
             assert!(!run.to_string().contains(PLANTED), "{run}");
         }
         assert!(std::fs::read(&asked).unwrap().len() > 1, "it was run");
-        // A worker leaves what it was told, too, for whoever asks next.
+        // A worker records the error that it got, too, for the next command that asks.
         for name in &off.still.segments {
             let ready = format!("pg_wal/archive_status/{name}.ready");
             off.still.cluster.touch(&ready);

@@ -30,7 +30,7 @@ fn s17_what_was_deleted_is_no_end_of_the_wal() {
         let at = chrono::DateTime::parse_from_rfc3339(at).expect(at);
         assert!((earliest..=latest).contains(&at.timestamp()), "{told}");
     };
-    // By whom is said as far as the store says it.
+    // The message names the deleter as far as the store does.
     for (deleter, by) in [
         (None, ""),
         (Some(("1234abcd", "janitor")), " by janitor"),
@@ -47,7 +47,7 @@ fn s17_what_was_deleted_is_no_end_of_the_wal() {
         .fault("versions", u64::MAX, Fault::Error(403, "AccessDenied"));
     off.fetch(&name).run().expect_code(205);
     assert!(denied.times() > 0);
-    // What never was is absent; and a writer may store it again.
+    // A segment that never was is absent; and a writer may store it again.
     off.fetch("000000010000000000000099").run().expect_code(1);
     off.push(0).run().success();
     off.fetch(&name).run().success();
@@ -146,7 +146,7 @@ fn what_is_frozen_comes_from_another_repository(site: &Bucketed, both: &Path) {
     assert!(!keys.iter().any(|k| k.contains("-damaged-")), "{keys:?}");
 }
 
-/// Of all that a target needs one segment in the middle is frozen, and a cache knows it from before.
+/// One segment in the middle of those that a target needs is frozen, and a cache knows it from before.
 fn wal_that_must_be_thawed_leads_nowhere(site: &Bucketed, cluster: &Cluster) {
     let client = cluster.client();
     for n in 0..4 {
@@ -192,7 +192,7 @@ fn wal_that_must_be_thawed_leads_nowhere(site: &Bucketed, cluster: &Cluster) {
     let restored = asked(&["restore"], "cold");
     told(restored.expect_stderr("restore-object"), false);
     assert!(!to.exists());
-    // What the target does not need may be frozen, and what was thawed is needed no less.
+    // A segment that the target does not need may be frozen, and one that was thawed is needed no less.
     let target = ["plan", "--target-immediate"];
     site.pitr().args(target).run().success();
     server.reclassify(middle, "STANDARD");

@@ -32,7 +32,7 @@ fn s01_what_no_rule_knows_may_pass() {
         assert_eq!(store.list("").unwrap().len(), n + 1);
         assert_eq!((fired.times(), listed.times()), (1, 1), "{fault:?}");
     }
-    // What will not pass is the archive's trouble all the same, about which recovery waits.
+    // An error that will not pass is the archive's trouble all the same, about which recovery waits.
     for fault in [
         Fault::Stranger(302),
         Fault::Stranger(501),
@@ -304,7 +304,7 @@ fn an_upload_whose_completion_got_no_answer_is_not_taken_back() {
         matches!(&found[..], [left] if left.is_unfinished),
         "{found:?}"
     );
-    // What the store has refused is.
+    // An upload that the store has refused is taken back.
     let refused = place
         .server
         .fault("?uploadId", 1, Fault::Error(403, "AccessDenied"));

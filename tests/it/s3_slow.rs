@@ -88,7 +88,7 @@ fn f20_what_moves_slowly_arrives_whatever_time_it_takes() {
 #[test]
 fn f20_whoever_waits_for_a_slow_store_is_told_how_far_it_is() {
     let mut still = Still::new(17, 16, 1);
-    // Of no pattern: more than a store is asked for at once.
+    // Rows without a pattern: more bytes than a store is asked for at once.
     still.cluster.start();
     let client = still.cluster.client();
     client.sql(

@@ -8,7 +8,7 @@ use crate::common::{
     paths_below, pitr, pitr_archive, pitr_restore, user, wait_until,
 };
 
-/// What is said where nothing proves what the repository holds.
+/// The warning if nothing proves what the repository holds.
 const UNPROVEN: &str = "it is not checked who made what is in it";
 
 /// A sealed repository, and a configuration for each kind of host.
@@ -145,7 +145,7 @@ fn is_dumpable(pid: u32) -> bool {
     stat.uid() != 0
 }
 
-/// What only the database holds stands nowhere in the repository.
+/// Checks that content that only the database holds stands nowhere in the repository.
 pub fn check_nothing_is_plain(sealed: &Sealed, secret: &str) {
     let mut sealed_objects = 0;
     for path in paths_below(&sealed.repository) {
@@ -308,7 +308,8 @@ fn a_whole_cycle_in_a_sealed_repository() {
         run.arg(&to).args(target).run()
     };
     refused(&restore("writer"), 1, "no key to read it with");
-    // A host that only writes is told that nothing is wrong there, and who can read; one without keys what to configure.
+    // A host that only writes gets the message that nothing is wrong there, and who can read; one without keys what to
+    // configure.
     let writes = [
         "key_set reads nothing",
         "a host that has a reader's key",
@@ -416,7 +417,7 @@ fn with_second(sealed: &Sealed, cluster: &Cluster) -> PathBuf {
     second
 }
 
-/// What was changed since it was sealed is not copied, with keys or without.
+/// An object that was changed since it was sealed is not copied, with keys or without.
 #[test]
 fn t06_what_is_damaged_of_a_sealed_repository_is_not_copied() {
     let mut cluster = Cluster::builder(17)
@@ -480,7 +481,7 @@ fn copied_without_a_key(sealed: &Sealed, cluster: &Cluster) {
         "repo", "sync", "--quiet", "--from", "local", "--to", "second",
     ];
     let run = sealed.on("second-janitor").args(sync).run().success();
-    // Of each of the two repositories, once.
+    // One warning for each of the two repositories.
     assert_eq!(run.stderr.matches(UNPROVEN).count(), 2, "{run}");
     let run = sealed.on("second-janitor").args(["repo", "sync", "--json"]);
     let warnings = run.run().success().json()["warnings"].clone();
@@ -509,7 +510,7 @@ fn copied_without_a_key(sealed: &Sealed, cluster: &Cluster) {
     let mixed = format!("{local}[repositories.second.encryption]\n{only_writes}");
     sealed.sandbox.file("second-mixed.toml", mixed);
     sealed.on("second-mixed").args(sync).run().success();
-    // Who reads the one, and not the other any more, is told.
+    // A recipient that reads the one, and not the other any more, is reported.
     let escrow = second.join("keys/1/escrow");
     let kept = std::fs::read(&escrow).unwrap();
     let is_told = || {
@@ -683,7 +684,7 @@ fn what_was_cut_or_changed_of_a_sealed_object_is_refused() {
     let last = right.len() - 1;
     stored.both_refuse(1, &flipped(&right, last), "was cut: its end is missing");
     stored.verify().run().success();
-    // What the repository keeps for somebody who does not read here: verify reads it nevertheless.
+    // An object that the repository keeps for a recipient who does not read here: verify reads it nevertheless.
     let escrow = stored.sealed.repository.join("keys/1/escrow");
     let whole = std::fs::read(&escrow).unwrap();
     let middle = whole.len() / 2;

@@ -213,7 +213,7 @@ fn forged_events_do_not_count_and_verify_finds_each() {
         .args(["restore", "--quiet", "--to"]);
     restore.arg(&to).args(["--backup", second]).run().success();
 
-    // What is deleted takes what somebody forged about it along.
+    // A deletion takes along the forged events about its backup.
     let unpin = backed.genuine_end(first, "unpin", Some(&pin));
     assert!(!backed.fate("writer", first).contains("pinned"), "{unpin}");
     backed

@@ -27,7 +27,7 @@ const PLANTED: &[&str] = &[
     "planted-passphrase-in-file-3d7b",
 ];
 
-/// Of those, how many stand in files; the others are given by the environment.
+/// The number of them that stand in files; the others are given by the environment.
 const IN_FILES: usize = 5;
 
 const HBA: &str = "local all postgres trust\nlocal replication postgres trust\n\
@@ -59,7 +59,7 @@ struct Scene {
     server: S3Server,
     sandbox: Sandbox,
     cluster: Cluster,
-    /// Where the secrets belong.
+    /// Files to which the secrets belong.
     planted: Vec<PathBuf>,
     /// Secrets that are drawn while the test runs.
     drawn: Vec<String>,
@@ -81,7 +81,7 @@ impl Scene {
                 "CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{password}'"
             ));
         }
-        // Only from here on: the passwords were told to the server, and are not what it may be told.
+        // Logging begins only here: the statements before give the passwords to the server, and are no leak.
         cluster.append_config("log_statement", "all");
         cluster.reload();
         let mut planted = Vec::new();
@@ -222,7 +222,7 @@ impl Scene {
             .success();
     }
 
-    /// What is ready goes out through a worker, which is followed to its end.
+    /// Files that are ready go out through a worker, which is followed to its end.
     fn ship(&mut self, given: Given) {
         let config = self.configure(given);
         let names: Vec<String> = (0..2).map(|_| self.cluster.switch_wal()).collect();
@@ -317,7 +317,7 @@ impl Scene {
             (Fault::Stranger(200), 200),
         ] {
             let fired = self.server.fault("/bucket", u64::MAX, fault);
-            // What is refused is refused at once; one second without an answer would pass for a store that hangs.
+            // A refused request is refused at once; one second without an answer would pass for a store that hangs.
             let patience = if status == 200 { "1" } else { "600" };
             let fetch = fetch.clone().env("PITR_FAULT_SECONDS", patience);
             self.run(given, fetch).expect_code(status);
@@ -441,7 +441,7 @@ impl Scene {
         self.run(given, by_descriptor).success();
     }
 
-    /// Where the secrets stand and should not.
+    /// Returns the places where the secrets stand and should not.
     fn leaks(&self) -> Vec<String> {
         let mut leaks = Vec::new();
         let echoed = self.server.echoed();
@@ -500,7 +500,7 @@ fn secrets_stand_nowhere_but_where_they_were_put() {
     user::own_all(scene.sandbox.path());
     let leaks = scene.leaks();
     assert!(leaks.is_empty(), "{leaks:#?}");
-    // What the store repeats is told, without what is secret in it.
+    // The message repeats the store's text, without the secrets in it.
     let (_, told) = scene
         .said
         .iter()
@@ -510,7 +510,7 @@ fn secrets_stand_nowhere_but_where_they_were_put() {
         told.contains("[secret] signed") && told.contains("Signature=[secret]"),
         "{told}"
     );
-    // What is looked for would have been found: the files are there that hold it, and the server took both passwords.
+    // A search would have found the secrets: the files that hold them are there, and the server took both passwords.
     let texts: Vec<String> = scene
         .planted
         .iter()

@@ -130,7 +130,7 @@ fn same(a: &Path, b: &Path) {
     let first = labels.map(segment).min().expect("there is a backup");
     for side in [&mut a, &mut b] {
         side.retain(|name, _| !is_segment(name) || name.rsplit('/').next().unwrap() >= &*first);
-        // What verify read of each is told in it alone.
+        // Only the repository that verify read has the events of that.
         side.retain(|name, _| !name.contains("/events/checks/"));
         assert!(side.keys().any(|name| name.ends_with(&first)));
     }
@@ -162,7 +162,7 @@ fn one_that_was_away_is_brought_up_to_date_and_recovers_when_the_other_is_lost()
     let run = info().expect_code(6);
     assert_eq!(second(&run)["away"]["code"], "no_repository", "{run}");
     assert!(second(&run)["behind_segments"].is_null(), "{run}");
-    // Where it is required, nothing is acknowledged without it.
+    // If it is required, nothing is acknowledged without it.
     let config = std::fs::read_to_string(two.site.config()).unwrap();
     std::fs::write(two.site.config(), config.replace("required = false\n", "")).unwrap();
     two.cluster
@@ -275,7 +275,7 @@ fn what_the_receiving_side_expired_does_not_come_back() {
     assert!(objects(&two.second) == kept);
     sync().arg("--all").run().success();
     same(two.site.repository(), &two.second);
-    // What is marked here is not copied into a fresh one.
+    // A backup that is marked here is not copied into a fresh one.
     std::fs::remove_dir_all(two.second.join("clusters")).unwrap();
     let mark = keep_one(&["--confirm", "--quiet"]);
     let mark = two.site.pitr().args(mark);
@@ -326,7 +326,7 @@ fn damage_is_reported_and_not_copied() {
             .keys()
             .any(|n| n.ends_with("/manifest") && !n.contains(bad))
     );
-    // Whole again, the next run copies it; the other backup is newer, so it has to be told.
+    // Whole again, the next run copies it; the other backup is newer, so --all has to be given.
     for name in [&segment, &pack] {
         std::fs::write(two.site.repository().join(name), &names[name]).unwrap();
     }
@@ -342,7 +342,7 @@ fn put_rubbish(repository: &Path, key: &str) {
     user::own_all(&repository.join("clusters"));
 }
 
-/// What `pitr repo sync` says it cannot read where it copies from.
+/// Returns the objects that `pitr repo sync` cannot read in the repository it copies from.
 fn unreadable(run: &Run) -> String {
     transfer(run, "second")["unreadable"].to_string()
 }
@@ -384,7 +384,7 @@ fn what_cannot_be_read_is_named_and_the_rest_is_copied() {
     let there = objects(&two.second);
     assert!(there.contains_key(&last_segment(&whole)));
     assert!(!there.contains_key(old) && !there.contains_key(&history));
-    // Nothing is lacking any more, and still it is said.
+    // Nothing is lacking any more, and still sync reports it.
     let run = sync.run().expect_code(10);
     assert!(unreadable(&run).contains(&id(old)), "{run}");
     // Whole again, it comes.
@@ -450,7 +450,7 @@ fn a_second_system_identifier_under_a_name_has_to_be_confirmed() {
     sync().arg("--confirm").run().success();
     assert!(other.exists());
     sync().run().success();
-    // Where the name is not known yet, there is nothing that could be mixed up.
+    // If the name is not known yet, there is nothing that could be mixed up.
     std::fs::remove_dir_all(two.second.join("clusters")).unwrap();
     sync().run().success();
     assert!(other.exists());
@@ -923,7 +923,7 @@ fn a_copy_that_dies_at_any_call_to_the_stores_is_finished_by_the_next() {
     let calls = Calls::new(u64::MAX);
     copy(from, &fresh("whole"), &calls, 2).unwrap();
     let total = calls.count.load(Ordering::SeqCst);
-    // What comes before is the look at both.
+    // The calls before are the look at both.
     let begin = calls.created.lock().unwrap()[0].0;
     let points: Vec<u64> = match fault::is_long() {
         true => (begin..=total).collect(),
@@ -932,7 +932,7 @@ fn a_copy_that_dies_at_any_call_to_the_stores_is_finished_by_the_next() {
     let (mut died, mut visible) = (0, BTreeSet::new());
     let count = points.len();
     for fatal in points {
-        // What each run leaves would be looked at by the next, which then did not come to copying.
+        // The next run would look at the claims that each run leaves, and not get to copying.
         remove_claims(from);
         let to = fresh("died");
         if let Err(e) = copy(from, &to, &Calls::new(fatal), 2) {

@@ -146,7 +146,7 @@ fn the_end_of_a_stale_repository_is_not_taken_for_the_end_of_the_wal() {
     marked.restore().run().success();
     assert_eq!(marked.rows(), 5 * ROWS);
 
-    // Away, it may have more, and that is said.
+    // Away, it may have more, and the plan warns of that.
     marked.two.is_away(true);
     let away = "repository \"second\" could not be asked, and it may have WAL behind the end";
     let run = marked.plan().run().success().expect_stderr(away);

@@ -72,7 +72,7 @@ pub fn offer(still: &Still, name: &str) {
     std::fs::write(still.wal(&format!("archive_status/{name}.ready")), "").unwrap();
 }
 
-/// What the server does once a file is acknowledged.
+/// Does the server's part once a file is acknowledged.
 pub fn acknowledged(still: &Still, name: &str) {
     let ready = still.wal(&format!("archive_status/{name}.ready"));
     std::fs::rename(&ready, ready.with_extension("done")).unwrap();
@@ -205,7 +205,7 @@ fn push_in_order(still: &Still) {
     }
 }
 
-/// Of what runs for a site.
+/// The kind of a process that runs for a site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Process {
     /// `pitr-archive` as the server calls it.
@@ -284,7 +284,7 @@ fn a_worker_leaves_with_1_whatever_ends_it() {
     assert_eq!((run.code(), ended.as_slice()), (32, &[1][..]), "{run}");
     std::fs::remove_file(still.site.repository()).unwrap();
     std::fs::rename(&away, still.site.repository()).unwrap();
-    // It is told to end.
+    // It gets a signal to end.
     for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
         let push = still.push(first);
         let begin = || {
@@ -321,7 +321,7 @@ fn p20_a_worker_killed_between_upload_and_note_acknowledges_nothing() {
     require_strace!("p20_a_worker_killed_between_upload_and_note_acknowledges_nothing");
     let (still, spool) = offered(4);
     let first = &still.segments[0];
-    // Of all that runs here only the worker renames: its notes.
+    // Among all that runs here only the worker renames: its notes.
     let kill = Fault::kill("renameat").at(1);
     let (run, fired) = fault::inject(&still.push(first), &kill);
     assert!(fired >= 1, "{run}");
@@ -559,7 +559,7 @@ fn p20_nothing_is_acknowledged_before_every_required_repository_has_it() {
     wait_until(PATIENCE, "no worker is left", || !has_worker(&spool));
     assert_eq!(noted(&spool, ".shipped"), [""; 0]);
     std::fs::rename(away(&second), &second).unwrap();
-    // One that is not required keeps nobody waiting, and is told of with every file.
+    // One that is not required keeps no file waiting, and a warning names it with every file.
     std::fs::rename(&other, away(&other)).unwrap();
     for name in &still.segments {
         let run = still.push(name).run().success();
@@ -908,7 +908,8 @@ fn what_a_program_for_credentials_leaves_running_does_not_keep_the_lock_of_a_wor
     }
     let spool = site.spool();
     let left = site.sandbox.file("left", "");
-    // What it leaves outlives the patience of this test, and has as its third descriptor what the program got as standard input.
+    // The process that it leaves outlives the patience of this test, and its third descriptor is the program's standard
+    // input.
     let program = format!(
         "exec 3<&0\nsleep 300 >/dev/null 2>&1 &\necho $! >>'{}'\n\
          echo '{{\"Version\": 1, \"AccessKeyId\": \"{KEY}\", \"SecretAccessKey\": \"{SECRET}\"}}'\n",

@@ -81,7 +81,7 @@ struct Lost {
     major: u32,
     last_xid: u64,
     name: SegmentName,
-    /// Where the last commit that was streamed ends.
+    /// End of the last commit that was streamed.
     end: Lsn,
 }
 
@@ -458,7 +458,7 @@ fn f04_a_tail_is_the_end_only_where_nothing_follows() {
     fetch(open).success();
     site.pitr().args(["wal", "gaps"]).run().success();
 
-    // What a receiver recorded as lost is a hole until it is there.
+    // WAL that a receiver recorded as lost is a hole until it is there.
     let lost = Event {
         event: "gap".into(),
         subject: event::timeline_subject(TimelineId::FIRST),

@@ -137,7 +137,7 @@ fn b1_a_file_that_is_refused_is_never_passed_over_for_the_next() {
         .dir(trap.sandbox.path())
         .env("HOME", &home);
     trap.refused(&info, "may be changed by other users");
-    // Where it is named it is believed.
+    // A file that is named with --config is believed.
     let run = info.arg("--config").arg(&trap.config).run();
     assert_ne!(run.code(), 3, "{run}");
     assert!(trap.has_sprung(), "{run}");
@@ -243,7 +243,7 @@ fn b3_a_link_that_is_planted_meanwhile_gives_nothing_of_roots_away() {
     cluster.archive_now();
     let roots = tempfile::tempdir_in("/root").unwrap();
     let victim = roots.path().join("data");
-    // Where the restore has looked at the place and made nothing yet: it asks for the free space.
+    // The moment when the restore has looked at the place and made nothing yet: it asks for the free space.
     let restored = |n: usize, plant: &dyn Fn(&Path)| {
         let folder = site.sandbox().dir(n.to_string());
         let mapping = format!("{}={}", space.display(), folder.join("space").display());

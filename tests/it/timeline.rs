@@ -1,4 +1,5 @@
-//! Lives of one cluster side by side: which timeline is the cluster, who is told, and how it is decided (findings A5 to A7; rows L06, L08, L09, L14).
+//! Lives of one cluster side by side: which timeline is the cluster, who gets a message, and how it is decided
+//! (findings A5 to A7; rows L06, L08, L09, L14).
 
 use std::path::{Path, PathBuf};
 
@@ -189,7 +190,7 @@ fn l06_a_drill_that_archives_is_a_branch_until_somebody_decides(major: u32) {
     lives.receive().run().success().expect_stderr(undecided);
     lives.pitr(&["receive", "--drop-slot"]).run().success();
 
-    // What follows is shown first.
+    // The consequences are shown first.
     let files = lives.site.files();
     let abandon = ["timeline", "abandon", "2", "--reason", "a drill"];
     let shown = lives.pitr(&abandon).run().expect_code(8);
@@ -365,7 +366,7 @@ fn a7_the_way_out_for_a_receiver_and_a_backup_is_to_abandon_the_drill(major: u32
     let lives = Lives::new(major);
     with_journal(&lives.site);
     drop(lives.drill("drill"));
-    // Of production nothing was archived since: the drill is the newest.
+    // Nothing of production was archived since: the drill is the newest.
     assert_eq!(lives.states(), state(&[(1, "ancestor"), (2, "cluster")]));
     let refused = "server is on timeline 1, and the repository has timeline 2 already";
     for program in [lives.receive(), lives.pitr(&["backup"])] {
@@ -380,7 +381,7 @@ fn a7_the_way_out_for_a_receiver_and_a_backup_is_to_abandon_the_drill(major: u32
     lives.receive().run().success();
     assert_eq!(lives.slots(), "1");
     lives.pitr(&["backup"]).run().success();
-    // Of the server of an abandoned timeline nothing is taken.
+    // Nothing is taken from the server of an abandoned timeline.
     let conninfo = lives.origin.conninfo("postgres");
     let mut drill = Cluster::open(major, lives.to("drill"))
         .option("fsync", "off")
@@ -458,7 +459,7 @@ fn l14_a_target_on_an_abandoned_branch_names_the_timelines_that_hold_it() {
         .expect_stdout(
             "on timeline 1 it can be reached: --target-timeline 1 (that loses what timeline 2",
         );
-    // What lies before the branch, or on timeline 2 alone, is asked of nobody else.
+    // A target before the branch, or on timeline 2 alone, needs no question about another timeline.
     let end = lives.pitr(&["plan"]).run().success();
     assert!(!end.stderr.contains("--target-timeline"), "{end}");
     let fork = lives
@@ -500,7 +501,7 @@ fn a_decision_reaches_every_repository_and_is_synced_to_those_that_were_away() {
         .expect_stderr("look into repository");
     assert_eq!(run.json()["recorded_in"], serde_json::json!([first]));
     two.is_away(false);
-    // What one of them knows counts, and alone the other does not know it.
+    // A decision that one of them knows counts, and alone the other does not know it.
     assert_eq!(plan(&[])["target_timeline"], 1);
     assert_eq!(plan(&["--repository", "second"])["reason"], "undecided");
     two.sync().run().success();
@@ -553,7 +554,7 @@ fn l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable(major: u32
     let run = rewind.args(["--source-server", &source]).run().success();
     assert!(run.stderr.contains("Done!"), "{run}");
     lives.origin.touch("standby.signal");
-    // The configuration is the source's now. What it has recycled of its timeline is in the archive alone, too.
+    // The configuration is the source's now. WAL of its timeline that it has recycled is in the archive alone, too.
     let auto = lives.origin.pgdata().join("postgresql.auto.conf");
     let line = format!("primary_conninfo = '{source}'\nrestore_command = '{restore}'\n");
     let text = std::fs::read_to_string(&auto).unwrap() + &line;

@@ -29,7 +29,7 @@ fn work(cluster: &Cluster, round: u32) {
     cluster.archive_now();
 }
 
-/// What a receiver recorded as lost is a gap also where nothing is stored behind it.
+/// WAL that a receiver recorded as lost is a gap also where nothing is stored after it.
 #[test]
 fn w06_wal_that_was_lost_behind_the_end_of_the_archive_fails_verify() {
     use pitr::repo::event::{Event, record};
@@ -109,7 +109,7 @@ fn a_sound_repository_of_a_real_server_verifies(major: u32) {
         .run()
         .expect_code(2);
 
-    // M11: a segment that somebody deleted is a gap, and it is said what it costs.
+    // M11: a segment that somebody deleted is a gap, and verify prints the cost.
     let names: Vec<PathBuf> = segments(&site);
     let victim = &names[names.len() - 2];
     std::fs::remove_file(victim).unwrap();
@@ -318,7 +318,7 @@ fn of_several_repositories_each_is_reported() {
     let json = one(&id).success().json();
     assert_eq!(json["clusters"].as_array().unwrap().len(), 1, "{json}");
     one("20200101T000000Z-full").expect_code(2);
-    // One that is away: the others are reported, and it is told.
+    // One that is away: the others are reported, and so is the absence.
     with(&["second", "third"]);
     let run = verify(&site).run().expect_code(10);
     assert_eq!(run.json()["clusters"].as_array().unwrap().len(), 2);

@@ -49,7 +49,7 @@ struct World {
     backups: Vec<BackupId>,
     /// By key.
     objects: BTreeMap<String, Vec<u8>>,
-    /// What reading every byte of each backup gives.
+    /// Hash of every byte that reading each backup gives.
     contents: BTreeMap<BackupId, blake3::Hash>,
 }
 
@@ -109,7 +109,7 @@ impl World {
     fn without_backups(&self) -> World {
         let root = self.sandbox.join("w");
         let mut objects = self.objects.clone();
-        // What says that there was a backup would be found to have lost its root.
+        // An object that records a backup would be found to have lost its root.
         let parts = ["/backups/", "/layers/", "/packs/", "-completed-"];
         objects.retain(|key, _| !parts.iter().any(|p| key.contains(p)));
         for (key, bytes) in &objects {
@@ -187,7 +187,7 @@ impl World {
         Ok(hasher.finalize())
     }
 
-    /// What restore_command would get.
+    /// Returns the file that restore_command would get.
     fn fetch(&self, name: WalFileName) -> Result<Vec<u8>> {
         let target = self.sandbox.join("fetched");
         let _ = std::fs::remove_file(&target);
@@ -376,7 +376,7 @@ fn c01_every_flipped_bit_is_found_and_never_delivered() {
     while flips < FLIPS {
         rounds += 1;
         if rounds % 4 > 0 {
-            // What stands for itself is damaged all at once.
+            // Objects that stand for themselves are damaged all at once.
             let damaged: BTreeMap<String, Vec<u8>> = wal
                 .iter()
                 .map(|key| (key.clone(), flip(&mut dice, &world.objects[key])))
@@ -385,7 +385,7 @@ fn c01_every_flipped_bit_is_found_and_never_delivered() {
             small.round("flip", None, &damaged);
             continue;
         }
-        // Of a backup one at a time, for damage in the root hides that behind it.
+        // The objects of a backup one at a time, for damage in the root hides damage in the others.
         let which = dice.roll(ids.len());
         let own: Vec<String> = ["/backups/", "/layers/", "/packs/"]
             .iter()
@@ -428,7 +428,7 @@ fn c02_cut_zeroed_and_exchanged_objects_are_found() {
     let small = world.without_backups();
     let mut cases = 0;
     for (key, good) in &world.objects {
-        // Of the events only some: there are many of one shape.
+        // Only some of the events: there are many of one shape.
         if key.contains("/events/") && dice.roll(3) > 0 {
             continue;
         }
@@ -472,7 +472,7 @@ fn c02_cut_zeroed_and_exchanged_objects_are_found() {
         }
         for (what, bytes) in variants {
             cases += 1;
-            // What says that a backup is complete is not there without backups.
+            // The record that a backup is complete is not there without backups.
             let is_there = small.objects.contains_key(key);
             let at = if backup.is_some() || !is_there {
                 &world

@@ -78,7 +78,7 @@ fn fast_finds_what_is_missing_or_does_not_belong_and_reads_no_content() {
     let read = |report: &Value| report["read_bytes"].as_u64().unwrap();
     assert!(read(&report(&run)) * 10 < read(&whole), "{run}\n{whole}");
     assert_eq!(report(&run)["segments"], whole["segments"], "{run}");
-    // What it does not read it does not find.
+    // Verify does not find damage in content that it does not read.
     let content = pack(&site, &second);
     let good = std::fs::read(&content).unwrap();
     flip(&content);
@@ -185,7 +185,7 @@ fn sums_are_those_of_the_restored_files() {
     let (site, _cluster, [_, id]) = site(17);
     let sums = ["verify", "--backup", &id, "--sha256sums"];
     let run = site.pitr().args(sums).run().success();
-    // What a restore writes anew.
+    // Files that a restore writes anew.
     let own = ["backup_label", "postgresql.auto.conf", "postgresql.conf"];
     let is_kept = |line: &&str| !own.iter().any(|name| line.ends_with(&format!("  {name}")));
     let lines: Vec<&str> = run.stdout.lines().filter(is_kept).collect();

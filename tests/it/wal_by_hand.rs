@@ -54,7 +54,7 @@ fn h01_what_a_failed_primary_did_not_archive_comes_from_its_successor(major: u32
         assert_eq!(done[name], "stored", "{json:#}");
     }
     assert_eq!(done["00000002.history"], "stored");
-    // What is being written is left to the archiver, and so is what was recycled for later.
+    // A segment that is being written is left to the archiver, and so is one that was recycled for later.
     let current = standby.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
     assert_eq!(done[&current], "left_out", "{json:#}");
     assert!(!site.object(&current).exists());
@@ -149,7 +149,7 @@ fn backfill_takes_only_what_is_whole_and_goes_on_after_a_conflict() {
     let half = 16384;
     bytes[half..].copy_from_slice(&old[half..]);
     std::fs::write(still.wal(torn), bytes).unwrap();
-    // What a server keeps for later is one line: an old segment under another name, and zeros.
+    // Segments that a server keeps for later are one line: an old segment under another name, and zeros.
     let later = |by: u64| {
         let last = u64::from_str_radix(&still.segments[3][16..], 16).unwrap();
         format!("0000000100000000{:08X}", last + by)

@@ -96,7 +96,7 @@ impl Sink for Decoded {
                 line.subxids = end.subxids.iter().collect();
                 line.dropped = end.dropped.len();
                 if end.outcome.is_commit() {
-                    // What is stored with a replicated transaction is the time of its origin.
+                    // A replicated transaction is stored with the time of its origin.
                     let stored = end.origin.map_or(end.time, |o| o.1);
                     self.commits.push(Commit {
                         xid: end.xid.0,
@@ -294,7 +294,7 @@ fn join(
     None
 }
 
-/// What pg_waldump of the same major says about these files; `None` if the machine has none.
+/// Returns pg_waldump's lines for these files, by the same major; `None` if the machine has none.
 fn waldump(major: u32, files: &[(SegmentName, PathBuf)]) -> Option<Vec<Line>> {
     let program = crate::common::bin(major, "pg_waldump")?;
     let (first, last) = (&files.first()?.1, &files.last()?.1);
@@ -574,10 +574,12 @@ fn wal_records(cluster: &Cluster) -> (u64, Lsn) {
     (count, lsn.parse().unwrap())
 }
 
-/// Of the counts that 14 sends to its collector, those of the shutdown checkpoint come as the collector is told to end: they may be lost.
+/// 14 sends the counts of the shutdown checkpoint to its collector as the collector gets its signal to end: they may be
+/// lost.
 const UNCOUNTED_MAX: u64 = 5;
 
-/// Waits until the collector of 14 has got what was sent to it: what it has not read when the server ends is lost.
+/// Waits until the collector of 14 has got the counts that were sent to it: counts that it has not read when the server
+/// ends are lost.
 fn wait_counted(cluster: &Cluster) {
     let mut before = None;
     crate::common::wait_until(crate::common::PATIENCE, "the counts stand still", || {
@@ -696,7 +698,7 @@ fn decoding_agrees_with_the_server(major: u32) {
 }
 per_major!(decoding_agrees_with_the_server);
 
-/// Where the last checkpoint record begins: of a server that was stopped cleanly, its last record.
+/// Returns where the last checkpoint record begins: in a server that was stopped cleanly, its last record.
 fn last_checkpoint(cluster: &Cluster) -> Lsn {
     let bytes = std::fs::read(cluster.pgdata().join("global/pg_control")).unwrap();
     ControlFile::parse(&bytes).unwrap().checkpoint
@@ -791,8 +793,8 @@ fn check_order(cluster: &Cluster, from: Lsn, decoded: &Decoded) {
         .filter(|c| c.end_lsn > from && c.database == Some(database))
         .map(|c| (c.xid, c.end_lsn))
         .collect();
-    // What was committed after the last clean stop is not in our copy; and logical decoding has nothing to say of
-    // transactions that only took a number.
+    // Our copy does not have commits after the last clean stop; and logical decoding has nothing to say of transactions
+    // that only took a number.
     let known: BTreeSet<u32> = ours.iter().map(|c| c.0).collect();
     let theirs: Vec<_> = theirs
         .into_iter()

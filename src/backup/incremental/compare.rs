@@ -58,10 +58,11 @@ impl<'p> Compare<'p> {
         Ok(runs.collect())
     }
 
-    /// Returns the hashes of the prior's pages of a file, of those in `again` none. Where the prior is damaged, there are none: `warn` hears of it.
+    /// Returns the hashes of the prior's pages of a file, without those in `again`. A damaged prior gives none, and
+    /// `warn` gets the reason.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub fn known(
         &self,
         file: &FileKey,

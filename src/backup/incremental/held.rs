@@ -31,7 +31,7 @@ pub struct Held<'a> {
 /// Finds the prior of a backup of `server`, and claims it; else returns why a full backup has to be taken.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub fn hold<'a>(
     (repository, layout): (&'a Repository, &'a ClusterLayout),
     server: &Server,

@@ -1,9 +1,9 @@
 //! Incremental backups: changed pages upon the map of a prior backup.
 //!
-//! `prior` chooses the backup to build on, `held` claims it against deletion, `wal` tells what changed since, `recheck` doubts that, `rewrite` says what is
-//! stored again although it did not change.
-//! Where WAL does not tell, `compare` gives the hashes of the prior's pages, with which every page is compared. The rules, and the proof that they suffice, are
-//! in `docs/decisions/0024-incrementals.md`.
+//! `prior` chooses the backup to build on, `held` claims it against deletion, and `wal` finds the changes since.
+//! `recheck` doubts these, and `rewrite` chooses what is stored again although it did not change. If WAL does not show
+//! the changes, `compare` gives the hashes of the prior's pages, with which every page is compared. The rules, and the
+//! proof that they suffice, are in `docs/decisions/0024-incrementals.md`.
 
 pub mod compare;
 pub mod held;
@@ -33,7 +33,7 @@ const SCAN_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The prior of a backup under way, open for reading.
 pub struct Prior<'a> {
-    /// Where it is.
+    /// Repository that holds the prior.
     pub repository: &'a Repository,
     /// Its root.
     pub root: &'a BackupRoot,
@@ -77,7 +77,8 @@ impl<'a> Prior<'a> {
         }
     }
 
-    /// What the root of the new backup says, which begins at `start`: it has read every page itself, or not.
+    /// Returns the time of the newest whole scan, for the root of the new backup. That backup begins at `start`, and
+    /// has read every page itself, or not.
     pub fn scan_time(&self, has_scanned: bool, start: TimestampTz) -> Option<TimestampTz> {
         match has_scanned {
             true => Some(start),
@@ -91,7 +92,8 @@ impl<'a> Prior<'a> {
     }
 }
 
-/// When the newest backup of a chain was begun for which every page was read. Of an incremental that does not tell, the full one at its base.
+/// Returns when the newest backup of a chain was begun for which every page was read. If an incremental does not record
+/// it, this is the start of the full one at its base.
 pub fn scanned(root: &BackupRoot) -> Option<TimestampTz> {
     let told = root.content.whole_scan_time;
     told.or_else(|| base(root).time())

@@ -72,7 +72,7 @@ pub struct Candidate {
     pub start_lsn: Lsn,
     /// Stop LSN.
     pub stop_lsn: Lsn,
-    /// What is known to be wrong with it.
+    /// Damage that is known of it.
     pub damage: Option<String>,
     /// Whether databases lie in it without their content.
     pub is_partial: bool,

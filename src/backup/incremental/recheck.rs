@@ -1,7 +1,7 @@
-//! Doubts what a source says: reads some of the pages that it does not name, where others of the same relation changed.
+//! Doubts a source: reads some of the pages that it does not name, if others of the same relation changed.
 //!
-//! A page whose own LSN lies in the interval was changed by a record of it. Where the source does not name that page it has a hole, and then it
-//! serves for nothing. Which pages are read follows from the date, so that each day doubts others.
+//! A page whose own LSN lies in the interval was changed by a record of it. If the source does not name that page, the
+//! source has a hole and serves for nothing. The pages to read follow from the date, so that each day doubts others.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::wal::changed::{Changed, ForkName, Segment};
 /// One page of so many is read.
 const ONE_OF: u64 = 100;
 
-/// What a recheck reads.
+/// The parameters of a recheck.
 pub struct Recheck<'a> {
     /// The data directory.
     pub root: &'a Path,

@@ -1,8 +1,9 @@
-//! What changed since the prior, by the WAL between the start of the prior and that of the backup.
+//! The changes since the prior, by the WAL between the start of the prior and that of the backup.
 //!
-//! Archived segments tell it by their indexes; a segment whose index does not is decoded. WAL that is not archived yet is decoded from the
-//! server's own pg_wal. The chain is the one that plans follow: links, borders and `xl_prev` are checked from segment to segment. Whatever
-//! does not fit is a [`Problem`]: then another source has to tell.
+//! The indexes of archived segments give them; a segment without a usable index is decoded. WAL that is not archived
+//! yet is decoded from the server's own pg_wal. The chain is the one that plans follow: links, borders and `xl_prev`
+//! are checked from segment to segment. Anything that does not fit is a [`Problem`]: then another source has to give
+//! the changes.
 
 use std::cell::RefCell;
 use std::os::unix::fs::FileExt;
@@ -43,7 +44,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// WAL whose changes are asked for.
 pub struct Interval<'a> {
-    /// Where the archived part is.
+    /// Repository with the archived part.
     pub repository: &'a Repository,
     /// The cluster's keys.
     pub layout: &'a ClusterLayout,
@@ -63,18 +64,18 @@ pub struct Interval<'a> {
     pub tick: RefCell<&'a mut dyn FnMut() -> Result<()>>,
 }
 
-/// What one look at repository and server gave.
+/// The result of one look at repository and server.
 struct Round {
     /// The newest segment that is archived without a hole.
     newest: SegmentNumber,
-    /// What is missing behind it.
+    /// The missing part after it, as a problem; none if nothing is missing.
     lacks: Option<Problem>,
 }
 
-/// What was found, or why it cannot be known.
+/// A result, or the problem that keeps it from being known.
 type Told<T> = Result<std::result::Result<T, Problem>>;
 
-/// Damage of single objects and files says that this source does not serve.
+/// Turns damage of single objects and files into a problem: this source does not serve.
 fn told<T>(result: Result<T>) -> Told<T> {
     match result {
         Ok(value) => Ok(Ok(value)),

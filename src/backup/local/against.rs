@@ -1,7 +1,8 @@
 //! Reads a file against the prior: pages that changed, and no others.
 //!
-//! Of the main and the init fork of a relation WAL tells which pages these are. Every other file is read whole, and so is all where WAL does not
-//! tell: then hashes of pages are compared with the prior's. A page that is equal is not stored again, unless it lies in a pack that is given up.
+//! For the main and the init fork of a relation, WAL tells which pages these are. Every other file is read whole. If
+//! WAL does not tell, all files are: then hashes of pages are compared with the prior's. A page that is equal is not
+//! stored again, unless it lies in a pack that is given up.
 
 use std::ops::Range;
 
@@ -22,7 +23,7 @@ const PAGE: u64 = PAGE_BYTES as u64;
 pub struct Against<'p> {
     /// The prior's pages.
     pub compare: Compare<'p>,
-    /// What WAL tells; `None` where every page is compared.
+    /// Changes by WAL; `None` if every page is compared.
     changed: Option<Changed>,
 }
 
@@ -77,7 +78,7 @@ impl<'p> Against<'p> {
         }
     }
 
-    /// What WAL names of a file; `None` where every page has to be compared.
+    /// Returns the pages of a file that WAL names; `None` if every page has to be compared.
     fn wanted(
         &self,
         reader: &Reader<'_, '_, '_>,

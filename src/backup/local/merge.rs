@@ -95,7 +95,7 @@ impl Beside<'_, '_> {
         Ok(())
     }
 
-    /// Goes on to `key`; returns what the prior has there. What it has before is gone.
+    /// Goes on to `key`, and returns the prior's metadata there. The files that the prior has before it are gone.
     fn up_to(&mut self, key: &FileKey, sink: &FileSink<'_>) -> Result<Option<Metadata>> {
         while let Some(item) = self.next.take_if(|item| item.key < *key) {
             self.gone(item, sink)?;

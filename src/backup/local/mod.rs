@@ -191,7 +191,7 @@ impl<'w> Copying<'_, 'w, '_, '_> {
         })
     }
 
-    /// Settles how the changes since the prior are told; `None` for a full backup.
+    /// Settles the source of the changes since the prior; `None` for a full backup.
     fn against(&mut self, start: (TimelineId, Lsn)) -> Result<Option<Against<'w>>> {
         let Some(prior) = self.work.prior else {
             return Ok(None);
@@ -452,7 +452,7 @@ fn watch(
     Ok(())
 }
 
-/// Puts the threads' findings together. Of several errors the first that is no mere consequence of another counts.
+/// Joins the threads' findings. Among several errors, the first that is no mere consequence of another counts.
 fn joined(running: Vec<Thread<'_>>, watched: Result<()>) -> Result<Findings> {
     let mut all = Findings::default();
     let mut failure: Option<Error> = watched.err();

@@ -114,7 +114,7 @@ impl Owner {
         self.control.checksums_enabled()
     }
 
-    /// What its pages depend on.
+    /// Returns the properties on which its pages depend.
     pub fn shape(&self) -> Shape {
         Shape {
             catalog_version: self.control.catalog_version,

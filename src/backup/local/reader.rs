@@ -32,7 +32,7 @@ use crate::snapshot::sink::{FRAME_BYTES, FileSink};
 /// Bytes read at once, a multiple of a page's.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// What all readers of a copy share.
+/// The parameters that all readers of a copy share.
 pub struct Reading<'r, 'p> {
     /// The data directory.
     pub root: &'r Path,
@@ -52,7 +52,7 @@ pub struct Reading<'r, 'p> {
     pub is_over: &'r AtomicBool,
     /// Hears of bytes.
     pub progress: &'r dyn Progress,
-    /// Set when it was said that the prior is damaged.
+    /// Set after the warning that the prior is damaged.
     pub is_warned: &'r AtomicBool,
 }
 

@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 pub struct Task {
     /// The file.
     pub key: FileKey,
-    /// What the prior has under this key.
+    /// Metadata that the prior has under this key.
     pub prior: Option<Metadata>,
 }
 

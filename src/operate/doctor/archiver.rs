@@ -68,7 +68,8 @@ pub(super) fn newest_done(pgdata: &Path) -> Vec<SegmentName> {
     names
 }
 
-/// Whether the server's commands have a spool; as another user than root and the server's that cannot be said.
+/// Checks whether the server's commands have a spool. As another user than root and the server's, that cannot be found
+/// out.
 pub(super) fn spool(found: &mut Findings, cluster: &Cluster, settings: &Settings, pgdata: &Path) {
     let own = rustix::process::geteuid().as_raw();
     let Ok(user) = User::owner_of(pgdata) else {

@@ -18,7 +18,7 @@ pub(super) fn look(
     let name = cluster.name.as_str();
     let flags = session.options((settings.clusters.len() > 1).then_some(name));
     for configured in opened {
-        // What keeps it from being read was said with the repository, or verify says it.
+        // The finding about the repository has reported why it cannot be read, or verify reports it.
         let inventory = session
             .open(configured)
             .and_then(|repository| Inventory::read(&repository, name, None));

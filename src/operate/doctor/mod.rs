@@ -1,7 +1,8 @@
 //! The state of every link of the chain, as findings.
 //!
-//! Every finding has a value, and where something is wrong a cause and the command that helps. What cannot be looked at is itself a
-//! finding: nothing passes in silence. Looks only, apart from two files that it tries in each repository and removes again.
+//! Every finding has a value, and where something is wrong a cause and the command that helps. A link that cannot be
+//! looked at is itself a finding: nothing passes in silence. Looks only, apart from two files that it tries in each
+//! repository and removes again.
 
 use std::path::Path;
 

@@ -97,7 +97,7 @@ pub(super) fn look<'a>(
     opened
 }
 
-/// Opens it; none where that fails, which is told.
+/// Opens a repository; `None` if that fails, which becomes a finding.
 fn open(found: &mut Findings, configured: &Configured, session: &Session) -> Option<Repository> {
     if !answers(configured, session.host.random()) {
         found.fail(
@@ -129,7 +129,7 @@ fn open(found: &mut Findings, configured: &Configured, session: &Session) -> Opt
     None
 }
 
-/// How far each is behind the others; those that cannot be opened have been told of.
+/// Checks how far each is behind the others. Those that cannot be opened have a finding already.
 fn lag(
     found: &mut Findings,
     settings: &Settings,
@@ -353,7 +353,7 @@ fn content(
 
 /// Whether the repository holds what the server says is archived: the loss of its newest WAL leaves no gap to be seen.
 fn archived(found: &mut Findings, inventory: &Inventory, pgdata: Option<&Path>, seen: &Seen) {
-    // What no backup needs may be gone.
+    // Segments that no backup needs may be gone.
     let Some(oldest) = inventory.backups.iter().map(|b| b.start_lsn).min() else {
         return;
     };

@@ -464,7 +464,7 @@ fn rights(
         ),
         _ => found.ok("max_wal_senders", senders),
     }
-    // What pg_hba.conf says of replication shows only in the attempt.
+    // Only the attempt shows the rules of pg_hba.conf for replication.
     let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
     match server::identify(conninfo) {
         Ok(SystemIdentity { timeline, .. }) => {
@@ -479,7 +479,7 @@ fn rights(
     }
 }
 
-/// Targets are times of the server's clock; a backup's age is told by ours.
+/// Compares the clocks. Targets are times of the server's clock; the host's clock gives a backup's age.
 fn clock(found: &mut Findings, server: &mut Server, session: &Session) -> Result<()> {
     found.begin("clock");
     let before = session.host.now();

@@ -377,7 +377,7 @@ fn directory(
     let mut weaknesses = match tried {
         Ok(weak) => weak,
         Err(e) => {
-            // What was made for the trial goes away again, deepest first.
+            // The directories that were made for the trial go away again, deepest first.
             for directory in ours.iter().rev() {
                 let _ = std::fs::remove_dir(directory);
             }

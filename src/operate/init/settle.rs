@@ -49,7 +49,7 @@ impl Standing {
     /// Asks the server.
     ///
     /// # Errors
-    /// What the server says.
+    /// Errors of the server.
     pub fn read(server: &mut Server) -> Result<Standing> {
         let rows = server.query(
             "select name, setting from pg_catalog.pg_settings where name in \
@@ -94,7 +94,8 @@ impl Standing {
         }
     }
 
-    /// The settings that have to change. What does as it is stays: `archive_mode = always`, `wal_level = logical`, a time that is set.
+    /// Returns the settings that have to change. These values serve and stay: `wal_level = logical`,
+    /// `archive_mode = always`, a time that is set.
     pub fn changes(&self, wanted: &[(&'static str, String)]) -> Vec<Change> {
         let is_enough = |name: &str, now: &str, then: &str| match name {
             "wal_level" => now == "replica" || now == "logical",
@@ -117,7 +118,7 @@ impl Standing {
 /// Changes the settings, and lets the server read them.
 ///
 /// # Errors
-/// What the server says: `Denied` where the role may not.
+/// Errors of the server: `Denied` where the role may not.
 pub fn apply(server: &mut Server, changes: &[Change]) -> Result<()> {
     for change in changes {
         server.query(&change.statement())?;

@@ -1,4 +1,4 @@
-//! The server's user: gets what root makes, and is told what keeps it out.
+//! The server's user: gets the files that root makes, and a list of the obstacles that keep it out.
 
 use std::path::{Path, PathBuf};
 

@@ -50,7 +50,8 @@ impl Pace {
 
     /// Adds a limit that all processes of this account share, by a file in `directory` for the repository at `location`.
     ///
-    /// Where that file cannot be used, the limit holds for this process alone, and `progress` hears why.
+    /// If that file cannot be used, the limit holds for this process alone, and `progress` gets a warning with the
+    /// reason.
     pub fn shared(
         mut self,
         bytes_per_s: u64,

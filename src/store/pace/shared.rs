@@ -20,7 +20,7 @@ use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 const LENGTH: usize = 16;
-/// The lock is held for microseconds. Where it is not to be had, a process that has it was stopped, or the disk hangs.
+/// The lock is held for microseconds. If it is not to be had, a process that has it was stopped, or the disk hangs.
 const LOCK_TRIES: u32 = 200;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 

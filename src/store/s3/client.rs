@@ -35,10 +35,10 @@ use crate::error::{Code, Error, Result, causes};
 
 /// How long making a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// What requests are signed for where nobody says, and the server is not Amazon's.
+/// The region for which requests are signed if none is configured and the server is not Amazon's.
 const DEFAULT_REGION: &str = "us-east-1";
 
-/// What is shared by all that talk to one server with one set of credentials.
+/// The state that all users of one server with one set of credentials share.
 pub(super) struct Link {
     pub(super) settings: S3Settings,
     pub(super) clock: Arc<Clock>,
@@ -142,7 +142,7 @@ impl Link {
     }
 }
 
-/// What a panic left behind is still a client or a list of links.
+/// Locks a mutex. The value that a panic left is still a client or a list of links.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -235,9 +235,10 @@ fn endpoint_of(loaded: &SdkConfig) -> Option<String> {
     of_service.or_else(|| loaded.endpoint_url().map(str::to_owned))
 }
 
-/// What the profile runs for its credentials. One that takes a role with the credentials of another profile names it there.
+/// Returns the program that the profile runs for its credentials. A profile that takes a role with the credentials of
+/// another profile names it there.
 fn profile_program(loaded: &SdkConfig) -> Option<String> {
-    // Of the variable nobody but this line knows: the client wants one for each setting.
+    // Only this line knows the variable: the client wants one for each setting.
     let command = setting(loaded, "AWS_CREDENTIAL_PROCESS", "credential_process")?;
     credential_process::program_of(&command)
 }
@@ -295,7 +296,8 @@ async fn load(
     loader.load().await
 }
 
-/// Nobody has said the region. Where the machine has a provider that knows it that may pass; else somebody has to set it.
+/// Returns the error for an unknown region. If the machine has a provider that knows it, the error may pass; else the
+/// operator has to set the region.
 async fn no_region(http: &SharedHttpClient) -> Error {
     let code = match has_provider(http).await {
         true => Code::Unreachable,
@@ -412,7 +414,7 @@ mod tests {
         assert_eq!(region(&link).as_deref(), Some("eu-west-1"));
     }
 
-    /// Where a request for an object goes.
+    /// Returns the URL of a request for an object.
     fn asked(path_style: bool) -> String {
         use aws_credential_types::Credentials;
         use aws_sdk_s3::presigning::PresigningConfig;

@@ -42,7 +42,7 @@ use request::Bucket;
 pub use request::end_at;
 use upload::Upload;
 
-/// Clocks that are further apart are told of.
+/// Clocks that differ by more than this are reported.
 const CLOCK_MAX_SECONDS: u64 = 60;
 
 /// A bucket, and a prefix in it, as a store.
@@ -87,7 +87,8 @@ impl S3Store {
         Ok(wait(async move { listing::first_key(&bucket).await })??)
     }
 
-    /// What rules of the bucket do to objects in this place that they must not: deleting them, or moving them where they must be thawed.
+    /// Returns the bucket's harmful rules for objects in this place: rules that delete them, or move them to a class
+    /// from which they must be thawed.
     ///
     /// # Errors
     /// Errors of the store; many know no such rules, or do not tell everybody.

@@ -19,7 +19,7 @@ use crate::store::Key;
 
 /// How long taking back an upload may hold up whoever gave it up; the janitor finds what is left.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// What the protocol allows.
+/// The most parts that the protocol allows.
 const PARTS_MAX: i32 = 10_000;
 
 /// An upload in parts; taken back when it is dropped before it was completed.
@@ -99,7 +99,7 @@ impl Multipart {
         let parts = std::mem::take(&mut self.done);
         let condition = self.condition;
         let completed = wait(async move { complete(&bucket, &key, &id, parts, condition).await })?;
-        // What the store may still be doing is not taken back under its hands; the janitor finds what is left.
+        // An upload that the store may still be completing is not taken back; the janitor finds what is left.
         self.is_over = match &completed {
             Ok(()) => true,
             Err(failure) => failure.is_ambiguous && failure.kind != Kind::Taken,

@@ -74,7 +74,7 @@ impl Piece {
     }
 }
 
-/// What to read.
+/// The part of an object to read.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Part {
     /// The last bytes, or all where there are fewer.
@@ -182,8 +182,8 @@ async fn empty(
     }))
 }
 
-/// Something on the way may compress what passes, or whoever copied the object gave it the header: which of both cannot be told, so it
-/// says nothing about what is stored.
+/// Refuses an answer in an unknown encoding. Something on the way may compress the answer, or a program that copied the
+/// object gave it the header. Nothing tells these two apart, so the header says nothing about what is stored.
 fn check_encoding(encoding: Option<&str>) -> Answered<()> {
     // "aws-chunked" is how it once was sent, which some stores keep.
     let is_plain = |name: &str| ["", "identity", "aws-chunked"].contains(&name.trim());
@@ -285,12 +285,12 @@ pub(super) struct S3Object {
     window: Mutex<Window>,
 }
 
-/// What was read last.
+/// The bytes that were read last.
 #[derive(Default)]
 struct Window {
     offset: u64,
     bytes: Bytes,
-    /// Where the last read ended.
+    /// End of the last read.
     next: u64,
     /// How much is read ahead.
     ahead: u64,
@@ -390,7 +390,7 @@ impl Object for S3Object {
         }
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         window.next = end;
-        // What nobody will go on with is not kept.
+        // Bytes are kept only if the next read may go on with them.
         if piece.bytes.len() > buffer.len() {
             (window.offset, window.bytes) = (offset, piece.bytes);
         }

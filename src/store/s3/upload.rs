@@ -1,8 +1,9 @@
-//! Writing: one conditional request for what fits into one, parts and a conditional completion for what does not.
+//! Writing: one conditional request for an object that fits into one, parts and a conditional completion for a larger
+//! one.
 //!
-//! The commit point is the one request that names the object: `PutObject` or `CompleteMultipartUpload`, with `If-None-Match: *`. When an
-//! attempt of it got no answer and a later one is told that the name is taken, a mark that the upload left on the object tells whether it
-//! was this upload that took it.
+//! The commit point is the one request that names the object: `PutObject` or `CompleteMultipartUpload`, with
+//! `If-None-Match: *`. An attempt of it may get no answer, and a later one the answer that the name is taken. Then a
+//! mark that the upload left on the object tells whether this upload took the name.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -34,12 +35,12 @@ pub(super) struct Upload {
     bucket: Arc<Bucket>,
     key: Key,
     mark: String,
-    /// What no request has taken yet.
+    /// Bytes that no request has taken yet.
     buffer: Vec<u8>,
-    /// What one request may take before there are several.
+    /// Bytes that one request may take; a larger object takes several.
     whole_max: usize,
     multipart: Option<Multipart>,
-    /// What went wrong with a part, which is missing from then on.
+    /// Error of a part, which is missing from then on.
     broken: Option<(Code, String)>,
     /// How many bytes were written.
     size: u64,
@@ -108,7 +109,8 @@ impl Upload {
         Ok(())
     }
 
-    /// The request that names the object. Where the store's checksums confirm nothing, length and end of the object are read back.
+    /// Sends the request that names the object. If the store's checksums confirm nothing, length and end of the object
+    /// are read back.
     fn commit(&mut self) -> Answered<()> {
         match self.send_last()? {
             Confirmed::Yes if self.bucket.is_trial || checksum::counts(&self.bucket) => Ok(()),
@@ -152,7 +154,8 @@ impl Upload {
         }
     }
 
-    /// What became of the name, when an attempt without an answer may have taken it, which no checksum then confirms.
+    /// Returns whether this upload took the name, when an attempt without an answer may have done so. No checksum
+    /// confirms the object then.
     fn whose(&self) -> Result<Published> {
         let (bucket, key) = (Arc::clone(&self.bucket), self.key.clone());
         let found = wait(async move { mark_of(&bucket, &key).await })??;
@@ -242,7 +245,7 @@ pub(super) async fn put(
                         .bucket(&bucket.bucket)
                         .key(bucket.full(key))
                         .content_length(length)
-                        // Said beside the checksum itself: of a locked object stores want to be told.
+                        // The algorithm stands beside the checksum itself: stores require it for a locked object.
                         .checksum_algorithm(ChecksumAlgorithm::Crc32C)
                         .checksum_crc32_c(&sum)
                         .body(ByteStream::from(body));

@@ -94,7 +94,7 @@ async fn simple(client: &tokio_postgres::Client, sql: &str) -> Reply {
         .collect())
 }
 
-/// What the server said, in full: the error's own text leaves it out.
+/// Returns the server's message, in full: the error's own text leaves it out.
 pub fn text(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => format!("{}: {} ({})", db.severity(), db.message(), db.code().code()),

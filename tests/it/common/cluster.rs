@@ -34,7 +34,7 @@ pub enum Stop {
     Immediate,
 }
 
-/// What a cluster is to be; made by [`Cluster::builder`].
+/// The properties of a future cluster; made by [`Cluster::builder`].
 pub struct Builder {
     shape: Shape,
     settings: Vec<(String, String)>,

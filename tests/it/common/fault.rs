@@ -71,7 +71,7 @@ pub fn every_call() -> Vec<&'static str> {
     [MUTATING, READING].concat()
 }
 
-/// What happens at a system call.
+/// An event at a system call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     calls: String,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a drive writes as a whole or not at all.
+/// The bytes that a drive writes as a whole or not at all.
 pub const SECTOR: usize = 512;
 /// The filesystem's block: a file's content begins at one.
 pub const BLOCK: usize = 4096;
@@ -23,7 +23,7 @@ const ROOT_NODE: u64 = 1;
 /// The kernel sends no longer write.
 const WRITE_BYTES_MAX: u32 = 128 << 10;
 
-/// What reached the medium.
+/// An arrival at the medium.
 enum Arrived {
     Write { offset: usize, bytes: Vec<u8> },
     Flush,
@@ -105,7 +105,7 @@ pub struct Recording {
     log: Vec<Arrived>,
 }
 
-/// What a power cut left.
+/// The content that a power cut left.
 pub struct Cut {
     pub content: Vec<u8>,
     /// Sectors that had arrived and are not there.
@@ -126,7 +126,7 @@ impl Recording {
         self.log[..at].iter().rposition(is_flush).unwrap_or(0)
     }
 
-    /// Where the sectors of a file with this content were written.
+    /// Returns the places at which the sectors of a file with this content were written.
     pub fn places(&self, content: &[u8]) -> BTreeSet<usize> {
         let blocks: HashSet<&[u8]> = content.chunks_exact(BLOCK).collect();
         let mut places = BTreeSet::new();
@@ -143,8 +143,8 @@ impl Recording {
         places
     }
 
-    /// What the medium holds when everything before `unsafe_part` got there, and of the writes in it those sectors that `keeps`, asked by offset,
-    /// says.
+    /// Returns the content of the medium when everything before `unsafe_part` got there. The writes in that part keep
+    /// the sectors that `keeps`, asked by offset, selects.
     pub fn cut(&self, unsafe_part: Range<usize>, mut keeps: impl FnMut(usize) -> bool) -> Cut {
         let mut cut = Cut {
             content: self.before.clone(),

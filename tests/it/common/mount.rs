@@ -19,12 +19,12 @@ use super::user;
 /// Tells a test that it runs in namespaces of its own.
 const OWN_NAMESPACES: &str = "PITR_TEST_OWN_NAMESPACES";
 
-/// Where a test of an ordinary user may mount: the user stays who it is.
+/// The options of unshare with which a test of an ordinary user may mount: the user stays the same.
 const UNSHARE: [&str; 4] = ["--user", "--map-current-user", "--mount", "--keep-caps"];
 
-/// Where a test may mount filesystems.
+/// The place in which a test may mount filesystems.
 pub enum Rights {
-    /// Where it runs.
+    /// In the namespaces in which it runs.
     Here,
     /// In namespaces of its own: [`run_again`] runs it there.
     Elsewhere,
@@ -285,7 +285,7 @@ impl PowerDisk {
             .unwrap();
     }
 
-    /// What the loop device is made of.
+    /// Returns the file behind the loop device.
     fn backing(&self) -> PathBuf {
         let recorded = self.medium.as_ref().map(Medium::image);
         recorded.unwrap_or_else(|| self.image.clone())

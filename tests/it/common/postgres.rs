@@ -1,4 +1,4 @@
-//! Where PostgreSQL of each major lies (`scripts/get-postgres` fetches it), and data directories to copy.
+//! The places of PostgreSQL of each major (`scripts/get-postgres` fetches it), and data directories to copy.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -49,7 +49,7 @@ fn fetch(major: u32) {
 
 /// Returns the path of a program of exactly this major (`pg_waldump`, `postgres`, …), if this machine has it.
 ///
-/// Of 14 there are only initdb, pg_ctl and postgres.
+/// 14 has only initdb, pg_ctl and postgres.
 pub fn bin(major: u32, name: &str) -> Option<PathBuf> {
     fetch(major);
     let root = cache().join(major.to_string());
@@ -93,7 +93,7 @@ impl Lock {
     }
 }
 
-/// What initdb is told.
+/// The options of initdb.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
     pub major: u32,

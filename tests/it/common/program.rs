@@ -296,7 +296,7 @@ impl Program {
     }
 }
 
-/// What a program and its children took.
+/// The resources that a program and its children took.
 #[derive(Debug, Clone, Copy)]
 pub struct Usage {
     /// The largest resident set of any one process.
@@ -391,7 +391,7 @@ fn read(file: &File) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// What a program left behind.
+/// The result of a program.
 #[derive(Debug, Clone)]
 pub struct Run {
     /// The command line.

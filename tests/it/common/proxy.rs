@@ -58,7 +58,7 @@ struct Rules {
     truncate: Option<usize>,
 }
 
-/// What the proxy, its threads and the test share.
+/// The state that the proxy, its threads and the test share.
 #[derive(Default)]
 struct Shared {
     target: AtomicU16,
@@ -166,7 +166,8 @@ impl Proxy {
         lock(&self.shared.rules)[way as usize].truncate = Some(size.max(2));
     }
 
-    /// Takes back every rule: delay, rate, refusal, and cuts that have not happened. What fell silent stays so.
+    /// Takes back every rule: delay, rate, refusal, and cuts that have not happened. Connections that fell silent stay
+    /// so.
     pub fn calm(&self) {
         *lock(&self.shared.rules) = [Rules::default(); 2];
         self.refuse(false);
@@ -350,7 +351,8 @@ fn pass_of(bytes: &[u8], framing: &mut Framing, way: Way, shared: &Shared) -> (u
     }
 }
 
-/// Where messages begin and end. PostgreSQL: doc/src/sgml/protocol.sgml, "Message Formats": a type, a length that counts itself.
+/// The borders of messages. PostgreSQL: doc/src/sgml/protocol.sgml, "Message Formats": a type, a length that counts
+/// itself.
 struct Framing {
     /// The client's first message has no type.
     untyped: bool,

@@ -1,4 +1,5 @@
-//! What a receiver needs beside a cluster: a slot, a journal, a configuration that names them, and a proxy between.
+//! The things that a receiver needs beside a cluster: a slot, a journal, a configuration that names them, and a proxy
+//! between.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -145,7 +146,7 @@ pub fn configure(site: &Site, conninfo: &str, journal: &Path) {
     std::fs::write(site.config(), lines.join("\n") + &receive).unwrap();
 }
 
-/// What the receiver's status says of the first repository.
+/// Returns the position archived in the first repository, by the receiver's status.
 pub fn archived(journal: &Path) -> Option<u64> {
     let status = status(journal)?;
     let position = status.pointer("/repositories/0/archived_lsn")?;

@@ -1,4 +1,4 @@
-//! What a real server said, recorded and played back: the same base backup a thousand times, without a server.
+//! The answers of a real server, recorded and played back: the same base backup a thousand times, without a server.
 //!
 //! A [`Recording`] is made by a proxy on a Unix socket; a [`Player`] answers on another one. Commands are matched by their text
 //! (`BASE_BACKUP` by its first word, because its label changes; a slot's name does not count); one that was asked several times gets its answers in turn, the last

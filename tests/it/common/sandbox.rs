@@ -13,7 +13,7 @@ use rustix::fs::FlockOperation;
 use super::program::Program;
 use super::user;
 
-/// What the name of every such folder begins with.
+/// The beginning of the name of every such folder.
 const PREFIX: &str = "pitrtest-";
 
 /// In a folder that is kept although its test is over.
@@ -23,7 +23,7 @@ const KEPT: &str = ".kept";
 pub struct Sandbox {
     path: PathBuf,
     keep: Cell<bool>,
-    /// Locked while the folder is in use, so that leftovers of killed tests can be told from it.
+    /// Locked while the folder is in use, which distinguishes it from leftovers of killed tests.
     _in_use: File,
 }
 

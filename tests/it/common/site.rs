@@ -1,4 +1,4 @@
-//! What an operator sets up beside a cluster: a configuration file and a repository, by `pitr init`.
+//! The setup of an operator beside a cluster: a configuration file and a repository, by `pitr init`.
 
 use std::path::{Path, PathBuf};
 
@@ -200,7 +200,7 @@ pub fn files_below(root: &Path) -> Vec<String> {
 
 /// A site, and a cluster that was stopped with some whole segments in its pg_wal that nobody has archived.
 pub struct Still {
-    /// Where they would be archived.
+    /// Site in which they would be archived.
     pub site: Site,
     /// The cluster, stopped.
     pub cluster: Cluster,

@@ -1,7 +1,7 @@
 //! A server for physical replication that does what a script says: odd, old, hostile or refusing. It lets everybody in.
 //!
-//! What the script does not name is answered like a healthy server of [`Identity`] would. Commands and status updates are kept for
-//! the test. PostgreSQL: doc/src/sgml/protocol.sgml, src/backend/replication/walsender.c.
+//! A command that the script does not name is answered as a healthy server of [`Identity`] would do. Commands and
+//! status updates are kept for the test. PostgreSQL: doc/src/sgml/protocol.sgml, src/backend/replication/walsender.c.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -50,7 +50,7 @@ pub enum Answer {
 /// One step of a stream.
 #[derive(Debug, Clone)]
 pub enum Act {
-    /// WAL data from `start`; the server's end of WAL is said to be that of the data.
+    /// WAL data from `start`; the server reports the end of the data as its end of WAL.
     Wal { start: u64, data: Vec<u8> },
     /// A keepalive.
     Keepalive { end: u64, reply: bool },
@@ -64,7 +64,7 @@ pub enum Act {
     AwaitStatus,
     /// The timeline ends: CopyDone, the client's CopyDone, the next timeline and where it begins. The session goes on.
     TimelineEnds { next: u32, switch: u64 },
-    /// What a server that shuts down sends when everything is flushed, and the end of the connection.
+    /// The messages of a server that shuts down when everything is flushed, and the end of the connection.
     Shutdown,
     /// ERROR inside the stream, after which the session goes on.
     Error(&'static str, String),
@@ -438,7 +438,7 @@ impl Session<'_> {
                 lock(&self.shared.identity).restart = None;
                 self.complete(Vec::new(), word)
             }
-            // What pg_replication_slots has of the slot.
+            // The row of pg_replication_slots for the slot.
             "select" if command.contains("pg_replication_slots") && identity.restart.is_some() => {
                 let columns = [
                     ("slot_type", text("physical".into())),

@@ -51,7 +51,7 @@ impl Blobs {
         blobs
     }
 
-    /// What was restored below a directory.
+    /// Returns the files that were restored below a directory.
     pub fn below(directory: &Path) -> BTreeMap<String, Vec<u8>> {
         let names = crate::common::files_below(directory).into_iter();
         names

@@ -62,7 +62,7 @@ fn taken(world: &World, versions: &[u8]) -> Vec<BackupId> {
     versions.iter().map(take).collect()
 }
 
-/// What retention decides, by a clock that is ahead; one is kept.
+/// Returns the decisions of retention, by a clock that is ahead; one is kept.
 fn planned(world: &World, grace: Duration, hours: u64) -> ExpirePlan {
     retention(&catalog(world, "one"), &policy(grace), host(hours).now())
 }
@@ -160,7 +160,7 @@ fn whole_life(form: Form) {
         world.restore("one", &all[1]).unwrap(),
         Blobs::of("here", 2).content
     );
-    // What is gone leaves nothing behind, and an expired backup does not come back.
+    // A backup that is gone leaves nothing in the repository, and an expired backup does not come back.
     let left = catalog(&world, "one");
     assert!(
         !left.ids.contains_key(&all[0]),
@@ -242,7 +242,7 @@ fn a_janitor_without_keys_expires_content() {
     }
     assert_eq!(ids(&world, "one"), all[1..]);
     world.restore("one", &all[1]).unwrap();
-    // What it cannot read it does not call damaged: an info without keys names what is there.
+    // A backup that info cannot read is not called damaged: an info without keys names what is there.
     let info = world.pitr("janitor", &["info", "--json"]).run().json();
     let shown = &info["scopes"][0]["backups"][0];
     assert_eq!(

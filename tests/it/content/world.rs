@@ -26,7 +26,7 @@ use crate::common::s3::{BUCKET, KEY};
 use crate::common::{Cluster, Program, Sandbox, pitr};
 use crate::sealed::keygen;
 
-/// Where the repositories lie, and whether they are encrypted.
+/// The kind of place of the repositories, and whether they are encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Form {
     pub in_bucket: bool,

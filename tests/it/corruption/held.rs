@@ -15,7 +15,7 @@ pub type Objects = BTreeMap<String, Arc<[u8]>>;
 #[derive(Clone)]
 pub struct Held {
     objects: Arc<Mutex<Objects>>,
-    /// Of this one the first question is answered from what was known before it came, as a network filesystem may.
+    /// Key whose first question is answered from the state before it came, as a network filesystem may.
     late: Arc<Mutex<Option<String>>>,
 }
 

@@ -1,7 +1,8 @@
-//! Replaces what differs from run to run by names in brackets, and leaves everything else as it is.
+//! Replaces text that differs from run to run by names in brackets, and leaves everything else as it is.
 //!
-//! Names with a number are given in order of appearance, so that equal values stay equal: `[backup-1]`, `[lsn-2]`. Lines of a table
-//! depend on the width of what is replaced: behind it two spaces and more become two. What ends its line has no such effect.
+//! Names with a number are given in order of appearance, so that equal values stay equal: `[backup-1]`, `[lsn-2]`.
+//! Lines of a table depend on the width of the replaced text: after it two spaces and more become two. Replaced text at
+//! the end of its line has no such effect.
 
 use std::collections::BTreeMap;
 

@@ -39,7 +39,7 @@ fn incrementals_delta_restores_and_shallow_checks_in_a_bucket() {
     cluster.archive_now();
     let expected = truth(&cluster);
 
-    // What leads to the content, and then the content, once.
+    // The objects that lead to the content, and then the content, once.
     let fast = read(&verify(&["--fast"]));
     let first = read(&verify(&["--since", "last"]));
     assert!(fast * 3 < first, "{fast} {first}");

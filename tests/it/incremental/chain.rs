@@ -196,7 +196,7 @@ fn what_an_incremental_leaves_of_a_frame_is_not_fetched_for_a_delta() {
     assert_eq!(truth(&copy), truth(&cluster));
 }
 
-/// A pack that an incremental backup shares with its full one is read once; what is wrong with it is said of both.
+/// A pack that an incremental backup shares with its full one is read once; its damage is reported for both.
 #[test]
 fn damage_of_a_shared_pack_is_found_of_every_backup_that_names_it() {
     let (site, cluster) = with_table(17, 2000);

@@ -300,7 +300,7 @@ fn flip(path: &Path) {
     crate::common::user::own(path);
 }
 
-/// Of an encrypted repository a reader compacts, a writer cannot.
+/// A reader compacts an encrypted repository, a writer cannot.
 #[test]
 fn of_an_encrypted_repository_with_the_key_of_a_reader() {
     let (sealed, cluster) = Sealed::archived(17);

@@ -1,4 +1,4 @@
-//! Which kind of backup is taken, and what is said of it.
+//! The kind of backup that is taken, and the messages about it.
 
 use std::time::Duration;
 

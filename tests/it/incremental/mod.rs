@@ -169,7 +169,7 @@ impl World {
         }
     }
 
-    /// What every table of every database holds.
+    /// Returns the rows of every table of every database.
     fn truth(&self) -> Vec<String> {
         truth(&self.cluster)
     }
@@ -302,7 +302,7 @@ fn a_chain_gives_what_a_full_backup_gives(major: u32) {
 }
 per_major!(a_chain_gives_what_a_full_backup_gives, v13 v16 v19);
 
-/// Where pages have checksums, each is right.
+/// Checks that each checksum is right, if pages have checksums.
 fn check_if_there(copy: &Cluster) {
     if copy.major().is_multiple_of(2) {
         check_checksums(copy);
@@ -465,7 +465,7 @@ fn the_prior_goes_and_the_incremental_stays(major: u32) {
     assert!(!again.stderr.contains("warning"), "{again}");
     let copy = world.restored(&second, "copy", &[]);
     assert_eq!(truth(&copy), expected);
-    // What nobody names any more goes; of ids whose reservation is gone once it is a day old.
+    // Parts that no root names any more go; those under an id whose reservation is gone, once the id is a day old.
     let last = id_of(&take(&world.site, &FULL).success());
     world.site.pitr().arg("verify").run().success();
     world.site.pitr().args(expire_at_once()).run().success();

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 const PAGE: usize = 8192;
-/// What the pages of a GiST index have that was built sorted; replay gives them the LSN of the record. src/include/access/gist.h.
+/// The LSN in the pages of a GiST index that was built sorted; replay gives them the LSN of the record.
+/// src/include/access/gist.h.
 const GIST_BUILD_LSN: [u8; 8] = [0, 0, 0, 0, 1, 0, 0, 0];
 
 /// Differences, at most some; empty when the relations are equal. `spgist` are the paths of SP-GiST indexes. Visibility maps count only with
@@ -48,7 +49,7 @@ pub fn differences(
     all.found
 }
 
-/// Where recovery ended: pages that a copy changed later are its own business, and few.
+/// Returns where recovery ended: pages that a copy changed later are its own business, and few.
 fn promotion(root: &Path) -> u64 {
     let files = std::fs::read_dir(root.join("pg_wal")).unwrap();
     let names = files.map(|e| e.unwrap().file_name().into_string().unwrap());

@@ -172,7 +172,7 @@ fn locations(history: &History, id: &str) -> Vec<String> {
         .collect()
 }
 
-/// What the server itself says about where it stopped.
+/// Checks the server's own log of where it stopped.
 fn log_agrees(
     server: &Cluster,
     target: &Target,

@@ -15,7 +15,7 @@ use crate::common::{Cluster, PATIENCE, Sandbox, Stop, bin, pitr, pitr_archive, w
 pub struct History {
     pub major: u32,
     pub sandbox: Sandbox,
-    /// Where restored clusters go: what is tested here is what they hold, not how it got to a disk.
+    /// Folder for restored clusters: the subject here is their content, not how it got to a disk.
     pub memory: Sandbox,
     pub config: PathBuf,
     /// Archived files as they were offered.
@@ -87,7 +87,8 @@ pub fn live(major: u32, random: &mut Random) -> History {
     let mut b = standby(&a, &history);
     caught_up(&a, &b);
     promote(&mut b);
-    // Timeline 1 goes on for a moment: a split that is closed again. What it prepares and ends is nothing to B.
+    // Timeline 1 goes on for a moment: a split that is closed again. Transactions that it prepares and ends are nothing
+    // to B.
     let prepared = history
         .shared
         .prepared
@@ -116,7 +117,7 @@ pub fn live(major: u32, random: &mut Random) -> History {
     point(&mut history, &c, "last");
     work(&mut history, &c, random, clients);
     c.archive_now();
-    // What was prepared and not ended stays so; a clean stop archives the rest.
+    // Transactions that were prepared and not ended stay so; a clean stop archives the rest.
     c.stop(Stop::Fast);
     history
 }

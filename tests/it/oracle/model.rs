@@ -1,4 +1,4 @@
-//! What each transaction did, and the tables that follow from a set of committed transactions.
+//! The operations of each transaction, and the tables that follow from a set of committed transactions.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -18,7 +18,8 @@ pub type Table = (String, String);
 /// Everything a transaction did, in its own order; parts that were rolled back to a savepoint are not in it.
 pub type Ops = Vec<(Table, Op)>;
 
-/// What every transaction did, by the timeline it ran on and its xid: behind a fork both timelines use the same numbers.
+/// The operations of every transaction, by the timeline it ran on and its xid: after a fork both timelines use the same
+/// numbers.
 #[derive(Debug, Default, Clone)]
 pub struct Ledger {
     pub transactions: HashMap<(u32, u32), Ops>,

@@ -1,4 +1,5 @@
-//! What the WAL holds, as PostgreSQL's own `pg_waldump` prints it: every record's position, and what ends transactions.
+//! The content of the WAL, as PostgreSQL's own `pg_waldump` prints it: every record's position, and the ends of
+//! transactions.
 //!
 //! On 14, of which no tools can be had here, commits and their times come from `pg_xact_commit_timestamp`, their order from the one client.
 
@@ -30,7 +31,7 @@ pub type Path3 = Vec<Entry>;
 pub struct Record {
     /// By target timeline: 1, 2, 3.
     pub paths: BTreeMap<u32, Path3>,
-    /// Where timelines 2 and 3 begin.
+    /// Begin of timelines 2 and 3.
     pub switches: BTreeMap<u32, u64>,
     /// Only what a client saw is known: entries lie between their record's start and its end, and other records are missing.
     pub is_seen: bool,
@@ -85,7 +86,7 @@ impl Record {
     }
 }
 
-/// Where each timeline begins, from the archived history files.
+/// Returns where each timeline begins, from the archived history files.
 fn switches(raw: &Path) -> BTreeMap<u32, u64> {
     let mut found = BTreeMap::new();
     for timeline in 2..=3_u32 {

@@ -61,7 +61,7 @@ pub struct Base {
     pub stop_time: i64,
 }
 
-/// Where recovery from a base stops.
+/// The point at which recovery from a base stops.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Stop {
     /// Records before this index are applied.
@@ -114,13 +114,13 @@ pub fn draw(random: &mut Random, history: &History, record: &Record) -> Target {
         _ => Kind::End,
     };
     let sided = matches!(target.kind, Kind::Time(_) | Kind::Xid(_) | Kind::Lsn(_));
-    // What a client saw is not every record: only the side before is certain then.
+    // A client does not see every record: only the side before is certain then.
     let is_seen_lsn = record.is_seen && matches!(target.kind, Kind::Lsn(_));
     target.inclusive = !sided || !is_seen_lsn && random.one_in(2);
     target
 }
 
-/// Where recovery along `path` stops that starts from `base`.
+/// Returns where recovery along `path` stops that starts from `base`.
 pub fn stop(path: &[Entry], target: &Target, base: &Base) -> Stop {
     let inclusive = target.inclusive;
     for (i, entry) in path.iter().enumerate() {
@@ -166,7 +166,8 @@ pub fn reaches(path: &[Entry], target: &Target, base: &Base, record: &Record) ->
     if base.timeline > timeline || forked {
         return false;
     }
-    // Where only commits were seen, the records in between are missing: such a target stops before the backup is consistent.
+    // If only commits were seen, the records in between are missing: such a target stops before the backup is
+    // consistent.
     if record.is_seen && matches!(target.kind, Kind::Lsn(l) if l < base.stop_lsn) {
         return false;
     }

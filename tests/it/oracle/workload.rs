@@ -23,7 +23,7 @@ pub struct Shared {
     pub alone: AtomicBool,
     /// The timeline of the server at work.
     pub timeline: AtomicU32,
-    /// What the lone client saw, in order.
+    /// Entries that the lone client saw, in order.
     pub seen: Mutex<Vec<(u32, Entry)>>,
 }
 

@@ -36,7 +36,7 @@ const ROUNDS: usize = 3;
 /// The restore point at the end of a campaign.
 const END: &str = "the_end";
 
-/// What the nodes of a cluster share.
+/// The properties that the nodes of a cluster share.
 #[derive(Clone)]
 pub struct Place {
     scope: String,
@@ -186,7 +186,7 @@ impl Campaign {
         format!("host={hosts} port={} user=postgres", ports.join(","))
     }
 
-    /// What the members are, as the first one that answers tells it.
+    /// Returns the members, by the first one that answers.
     fn members(&self) -> Vec<Value> {
         let told = |node: &Node| Some(node.rest("GET", "/cluster", "")?.1);
         let answer = self.nodes.iter().find_map(told);
@@ -397,7 +397,7 @@ impl Watchdog {
 }
 
 impl Drop for Watchdog {
-    /// What it watched is gone already.
+    /// The process that it watched is gone already.
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();

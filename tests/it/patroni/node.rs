@@ -131,7 +131,7 @@ impl Node {
         self.patroni = Some(patroni.spawn());
     }
 
-    /// What Patroni and the server have logged since Patroni's start.
+    /// Returns the log of Patroni and the server since Patroni's start.
     pub fn log(&self) -> String {
         self.patroni
             .as_ref()

@@ -14,7 +14,7 @@ use crate::soak::load::{CLIENTS, Ledger, Load};
 
 /// Commits that are acknowledged before a leader dies, and under the next one.
 const COMMITS: u64 = 40;
-/// What a client rests after each commit: the nodes share two processors with other tests.
+/// The rest of a client after each commit: the nodes share two processors with other tests.
 const REST: Duration = Duration::from_millis(5);
 /// Commits that no other node has when the leader dies, where they wait for none.
 const UNSEEN: u64 = 20;
@@ -296,7 +296,8 @@ impl Campaign {
         );
     }
 
-    /// What is not on the new leader is on the timeline that was left, and `pitr info` names it.
+    /// Checks that commits that are not on the new leader are on the timeline that was left, and that `pitr info` names
+    /// it.
     fn check_left(&mut self, leader: usize, timeline: u64, ledgers: &[Ledger], found: &Rows) {
         self.wait_shipped(leader);
         let info = self.pitr().args(["info", "--json"]).run().json();

@@ -1,4 +1,5 @@
-//! What the longer runs have besides, as their seed decides: `archive_command` into the same repository, and a standby that takes over.
+//! The additions of the longer runs, as their seed decides: `archive_command` into the same repository, and a standby
+//! that takes over.
 
 use pitr::pg::timeline::{History, TimelineId};
 
@@ -9,7 +10,7 @@ use crate::common::random::Random;
 use crate::common::reception::SLOT;
 use crate::common::{Builder, Cluster, Site, Stop};
 
-/// What a run has besides. The short one has nothing.
+/// The additions of a run. The short one has none.
 #[derive(Default)]
 pub struct Extras {
     archives: bool,
@@ -122,7 +123,8 @@ impl Extras {
     }
 }
 
-/// The primary is lost for good, and its standby takes over. What was acknowledged is on both, and the receiver follows by its list of hosts.
+/// The primary is lost for good, and its standby takes over. WAL that was acknowledged is on both, and the receiver
+/// follows by its list of hosts.
 pub fn fail_over(campaign: &mut Campaign, load: &Load) {
     let Some((standby, proxy)) = campaign.extras.standby.take() else {
         return;

@@ -1,4 +1,4 @@
-//! What fails in a round of the campaign. Each kind proves that it happened.
+//! The failures in a round of the campaign. Each kind proves that it happened.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -10,15 +10,15 @@ use crate::common::proxy::Way;
 use crate::common::random::Random;
 use crate::common::{Running, Stop};
 
-/// What happens to the connection.
+/// An event on the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Network {
     Reset,
-    /// It ends after so many more bytes of WAL, or of what the server is told.
+    /// It ends after so many more bytes of WAL, or of the messages to the server.
     Cut(Way, u64),
     /// It ends inside a message.
     Truncate,
-    /// Half-open: nobody hears anything any more, and nobody is told.
+    /// Half-open: neither side hears anything any more, and neither gets an error.
     Stall,
     /// Everything comes late for a while, then the connection is reset.
     Delay(Duration),
@@ -26,7 +26,7 @@ pub enum Network {
     Refuse,
 }
 
-/// What fails.
+/// A failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     KillReceiver,
@@ -191,8 +191,8 @@ pub fn cut_power(campaign: &mut Campaign) {
     );
 }
 
-/// Starts the receiver without its server, and waits until everything that the server was told is safe has come out of the journal:
-/// the server would give lost bytes a second time, and nobody would notice that they had been acknowledged.
+/// Starts the receiver without its server, and waits until all WAL that was reported as safe has come out of the
+/// journal. The server would give lost bytes a second time, and nobody would notice that they had been acknowledged.
 fn prove_acknowledged(campaign: &mut Campaign) {
     let mut acknowledged = String::new();
     campaign.wait("the server has noticed", |c| {

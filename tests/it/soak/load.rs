@@ -11,7 +11,7 @@ use crate::common::{Client, Cluster};
 
 pub const CLIENTS: u32 = 4;
 
-/// What one client did.
+/// The work of one client.
 #[derive(Default)]
 pub struct Ledger {
     /// Its number, that of its rows.

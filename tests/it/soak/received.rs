@@ -1,4 +1,4 @@
-//! What was received against what the primary wrote.
+//! The WAL that was received against the WAL that the primary wrote.
 
 use std::path::PathBuf;
 

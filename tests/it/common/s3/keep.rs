@@ -34,7 +34,7 @@ pub struct Upload {
 pub struct Keep {
     pub objects: BTreeMap<String, Stored>,
     pub uploads: BTreeMap<String, Upload>,
-    /// What was deleted, and when.
+    /// Objects that were deleted, and when.
     deleted: BTreeMap<String, (Stored, DateTime<Utc>)>,
     count: u64,
 }
@@ -70,7 +70,7 @@ fn unchecked(
     })
 }
 
-/// What the bucket adds to what the writer says.
+/// Adds the bucket's own lock to the writer's headers.
 fn lock(headers: &mut BTreeMap<String, String>, manner: &Manner, now: DateTime<Utc>) {
     let Some((mode, period)) = manner.default_lock else {
         return;
@@ -312,7 +312,7 @@ impl Keep {
             .with("Content-Range", format!("bytes {begin}-{}/{size}", end - 1))
     }
 
-    /// What was deleted: the marker on top, and what it hides.
+    /// Lists deleted objects: the marker on top, and the version that it hides.
     fn list_versions(&self, request: &Request, manner: &Manner) -> Response {
         let owner = manner.deleter.map_or_else(String::new, |(id, name)| {
             format!("<Owner><ID>{id}</ID><DisplayName>{name}</DisplayName></Owner>")
@@ -423,7 +423,7 @@ impl Keep {
     }
 }
 
-/// What a request says whose body is not part of its signature.
+/// The header value of a request whose body is not part of its signature.
 pub const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 
 fn with_sum(answer: Response, request: &Request, manner: &Manner) -> Response {

@@ -31,7 +31,7 @@ pub const WRITER: &str = "AKIDWRITER";
 /// Their secret, which must stand nowhere.
 pub const SECRET: &str = "planted-secret-7f3a";
 
-/// What happens to a request instead of, or besides, being answered.
+/// The fate of a request instead of, or besides, an answer.
 #[derive(Debug, Clone)]
 pub enum Fault {
     /// Answered with this error; nothing is done.
@@ -67,7 +67,7 @@ pub enum Fault {
 }
 
 struct Rule {
-    /// What the request line holds.
+    /// Text that the request line holds.
     holds: String,
     skip: u64,
     times: u64,
@@ -80,7 +80,7 @@ struct Rule {
 pub struct Manner {
     /// `If-None-Match` is ignored.
     pub overwrites: bool,
-    /// Of those who create a key that holds this at the same time all win; the first waits for a second.
+    /// Several writers that create a key with this text at the same time all win; the first waits for a second.
     pub both_win: Option<&'static str>,
     /// The condition is ignored only when an upload in parts is completed.
     pub completes_over: bool,
@@ -500,7 +500,7 @@ fn fault_for(state: &State, request: &Request) -> Option<Fault> {
     rule.times -= 1;
     rule.fired.fetch_add(1, Ordering::SeqCst);
     let what = match &rule.fault {
-        // What it repeats is looked for, also in this log.
+        // Tests look for the text that it repeats, also in this log.
         Fault::Echo(_) => "Echo".to_owned(),
         fault => format!("{fault:?}"),
     };

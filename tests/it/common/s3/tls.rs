@@ -19,7 +19,7 @@ pub struct Authority {
     pub pem: String,
 }
 
-/// What a certificate says.
+/// The content of a certificate.
 pub struct Says {
     /// The subject's common name.
     pub subject: &'static str,

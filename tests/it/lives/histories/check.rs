@@ -1,4 +1,4 @@
-//! What must be true after each history.
+//! The conditions that must hold after each history.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ pub fn check(world: &mut World) {
     holds(world);
 }
 
-/// What is stored is whole, and nothing of it is lost.
+/// Checks that the stored content is whole, and nothing of it is lost.
 fn holds(world: &mut World) {
     agree(world);
     let backups: Vec<(String, State)> = world
@@ -46,7 +46,7 @@ fn holds(world: &mut World) {
     nothing_safe_is_lost(world, found);
 }
 
-/// What is restored of all timelines, and of what went on by a name of its own.
+/// Returns the restored states of all timelines, and of servers that went on by a name of their own.
 pub fn all_ends(world: &mut World) -> Vec<State> {
     let mut found = ends(world, &[]);
     found.extend(world.elsewhere.clone());
@@ -89,7 +89,7 @@ fn has_a_way_out(world: &mut World, blocked: &Blocked) {
     let Some(Refused { of, name, copy }) = refused_copy(world, server) else {
         panic!("of server {server} no copy is kept that \"pitr wal resolve\" could name\n{words}");
     };
-    // Each repository refuses in its turn, and attempts that had begun before are told after the decision.
+    // Each repository refuses in its turn, and attempts that had begun before get their refusal after the decision.
     let end = Instant::now() + Duration::from_secs(30);
     while Instant::now() < end {
         if !resolves(world, &name, &copy) {
@@ -188,8 +188,8 @@ fn resolves(world: &mut World, name: &str, copy: &str) -> bool {
     panic!("{name} is not resolved by what is asked for first");
 }
 
-/// A server was promoted that followed one whose copy was refused. What that one has not archived it brings itself, and a backup stands for what it
-/// does not have.
+/// A server was promoted that followed one whose copy was refused. It brings the WAL itself that the other one has not
+/// archived, and a backup stands for WAL that it does not have.
 fn brings_what_it_followed(world: &mut World, server: usize) {
     let wal = world.servers[server].cluster.pgdata().join("pg_wal");
     let backfill = world.site.pitr().args(["wal", "backfill", "--from"]);
@@ -339,7 +339,7 @@ fn backup_restores(world: &mut World, id: &str, state: State) {
     );
 }
 
-/// What every timeline leads to.
+/// Returns the state that every timeline leads to.
 fn ends(world: &mut World, more: &[&str]) -> Vec<State> {
     let all = timelines(world);
     all.into_iter()
@@ -347,7 +347,7 @@ fn ends(world: &mut World, more: &[&str]) -> Vec<State> {
         .collect()
 }
 
-/// What a timeline leads to, be it to a hole; none where it is not reached.
+/// Returns the state that a timeline leads to, be it to a hole; `None` if the timeline is not reached.
 fn end_of(world: &mut World, timeline: u64, more: &[&str]) -> Option<State> {
     let number = timeline.to_string();
     let asked = [&["--target-timeline", &number][..], more].concat();
@@ -363,7 +363,7 @@ fn end_of(world: &mut World, timeline: u64, more: &[&str]) -> Option<State> {
     Some(found)
 }
 
-/// What is restored at the moment that the plan names where the target is out of reach.
+/// Returns the state restored at the moment that the plan names if the target is out of reach.
 fn nearest_before(world: &World, asked: &[&str]) -> Option<State> {
     let (_, plan) = world.json(&[&["plan"], asked].concat());
     let at = plan["nearest_before"]["lsn"].as_str()?;
@@ -371,7 +371,8 @@ fn nearest_before(world: &World, asked: &[&str]) -> Option<State> {
     Some(found.unwrap_or_else(|run| panic!("{at} is the nearest moment, and not restored\n{run}")))
 }
 
-/// What was acknowledged of a life comes back with a timeline, or from a backup that leads to a hole behind which a newer one was taken.
+/// Checks that the acknowledged commits of a life come back: with a timeline, or from a backup. Such a backup leads to
+/// a hole after which a newer one was taken.
 fn nothing_safe_is_lost(world: &mut World, mut found: Vec<State>) {
     if missing(world, &found).is_some() {
         let ids: Vec<String> = world.backups.iter().map(|b| b.id.clone()).collect();

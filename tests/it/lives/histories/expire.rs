@@ -8,7 +8,7 @@ use super::check;
 use super::world::World;
 use crate::common::keep_one;
 
-/// Where each backup leads along each timeline, as the plan says: whether to its end, and how far.
+/// The reach of each backup along each timeline, as the plan prints it: whether to its end, and how far.
 type Reach = BTreeMap<(String, u64), (Value, Value, Value)>;
 
 /// Keeps one backup; `false` when nothing was deleted.

@@ -34,7 +34,7 @@ const HISTORIES: u64 = 22;
 /// Histories of the campaign that failed once, and why.
 #[rustfmt::skip]
 const MENDED: [u64; 18] = [
-    // The operator is told to abandon another timeline first.
+    // The message asks the operator to abandon another timeline first.
     113, 189,
     // A server took the history of another one that was promoted to the same number, and archived behind its WAL.
     94, 147, 157, 171,
@@ -78,7 +78,7 @@ struct Campaign {
 static CAMPAIGN: Mutex<Option<Campaign>> = Mutex::new(None);
 
 impl Campaign {
-    /// What an earlier run has left, if it is to be gone on with.
+    /// Reads the progress that an earlier run has left, if it is to be gone on with.
     fn open() -> Campaign {
         let file = std::env::var_os("LIVES_PROGRESS").map(PathBuf::from);
         let text = file.as_ref().and_then(|f| std::fs::read_to_string(f).ok());

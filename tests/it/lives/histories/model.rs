@@ -6,7 +6,7 @@ pub type LifeId = usize;
 /// A row: the life that wrote it, and its number in that life, from 1.
 pub type Row = (LifeId, u32);
 
-/// What a database holds: everything up to a number of commits of a life.
+/// The content of a database: everything up to a number of commits of a life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct State {
     pub life: LifeId,
@@ -16,7 +16,7 @@ pub struct State {
 /// One line of commits, of which one server at a time is the author.
 pub struct Life {
     parent: Option<State>,
-    /// Where each commit had ended, by the server's word.
+    /// The server's position after each commit.
     ends: Vec<u64>,
     /// So many commits lie in WAL that pitr has acknowledged.
     acknowledged: u32,
@@ -53,7 +53,7 @@ impl Lives {
         self.0[life].ends.push(end);
     }
 
-    /// What a life's server holds now.
+    /// Returns the present state of a life's server.
     pub fn now(&self, life: LifeId) -> State {
         let count = self.0[life].ends.len() as u32;
         State { life, count }
@@ -66,7 +66,7 @@ impl Lives {
         life.acknowledged = life.acknowledged.max(safe);
     }
 
-    /// Of a life, what was acknowledged, if it is to come back.
+    /// Returns the acknowledged state of a life, if it is to come back.
     pub fn acknowledged(&self, life: LifeId) -> Option<State> {
         let count = self.0[life].acknowledged;
         (count > 0 && !self.0[life].is_given_up).then_some(State { life, count })
@@ -95,7 +95,8 @@ impl Lives {
         self.rows(whole).starts_with(&self.rows(part))
     }
 
-    /// The state with exactly these rows, which stand in any order. Where several have them, that of the oldest life.
+    /// Returns the state with exactly these rows, which stand in any order. If several have them, that of the oldest
+    /// life.
     pub fn state_of(&self, found: &[Row]) -> Option<State> {
         let mut found = found.to_vec();
         found.sort_unstable();

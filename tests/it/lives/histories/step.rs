@@ -1,4 +1,4 @@
-//! What may happen next in a history, and how it is done.
+//! The steps that may come next in a history, and how they are done.
 
 use rustix::path::Arg as _;
 
@@ -56,8 +56,8 @@ impl Kind {
         Kind::Expire,
     ];
 
-    /// What the history of a seed is to have. Those of one part alone expire: the others, among them all that were mended, stay as they were before
-    /// there was this step.
+    /// Returns the kind of step that the history of a seed is to have. Only the histories of one part expire: the
+    /// others, among them all that were mended, stay as they were before there was this step.
     pub fn theme(seed: u64, expires: bool) -> Kind {
         let at = |number: u64, of: &[Kind]| of[(number % of.len() as u64) as usize];
         let [others @ .., _] = &Kind::ALL;
@@ -76,7 +76,7 @@ impl Kind {
         }
     }
 
-    /// What has to come before it; the chooser takes these steps first when a history is to have this one.
+    /// Returns the steps that have to come before it; the chooser takes these first when a history is to have this one.
     pub fn before(self) -> &'static [Kind] {
         match self {
             Kind::Revert => &[Kind::Snapshot, Kind::Write, Kind::Archive],

@@ -17,7 +17,7 @@ const SEGMENT: u64 = 1 << 20;
 pub const SERVERS_MAX: usize = 4;
 pub const LIVES_MAX: usize = 4;
 
-/// What a server is to the others.
+/// The role of a server among the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     Primary,
@@ -43,7 +43,7 @@ pub struct Snapshot {
 /// One machine.
 pub struct Server {
     pub cluster: Cluster,
-    /// Whose commits it has, or would have as a standby.
+    /// Life whose commits it has, or would have as a standby.
     pub life: LifeId,
     pub role: Role,
     /// The server that it followed until it was promoted.
@@ -57,11 +57,11 @@ pub struct Server {
 /// A backup that was called good.
 pub struct Backup {
     pub id: String,
-    /// What its server held meanwhile.
+    /// State of its server meanwhile.
     pub state: State,
 }
 
-/// What was done so far; it is printed when the history fails.
+/// The steps that were done so far; they are printed when the history fails.
 pub struct Tape {
     title: String,
     lines: Vec<String>,
@@ -91,7 +91,7 @@ pub struct World {
     pub is_unarchived: bool,
     /// Retention may run in between.
     pub expires: bool,
-    /// What servers hold that went on by a name of their own, as it came back from there.
+    /// States of servers that went on by a name of their own, as they came back from there.
     pub elsewhere: Vec<State>,
     tape: Tape,
 }
@@ -102,7 +102,7 @@ impl World {
         let cluster = Cluster::builder(major)
             .segment_size_mb(1)
             .without_fsync()
-            // What pg_rewind needs, and streaming standbys.
+            // WAL that pg_rewind and streaming standbys need.
             .option("wal_keep_size", "256MB")
             .create();
         let site = Site::new(&cluster);
@@ -223,7 +223,7 @@ impl World {
             .env("PITR_CLUSTERS_MAIN_RECEIVE_JOURNAL", self.journal(at))
     }
 
-    /// Where a receiver on the host of a server keeps what it got.
+    /// Returns where a receiver on the host of a server keeps its WAL.
     fn journal(&self, at: usize) -> PathBuf {
         self.site.sandbox().join(format!("journal-{at}"))
     }
@@ -347,7 +347,7 @@ impl World {
         server.life = self.lives.begin(Some(snapshot.state));
     }
 
-    /// What a server holds.
+    /// Returns the state of a server.
     ///
     /// # Panics
     /// When no life ever had it.
@@ -440,7 +440,7 @@ fn refusal(log: &str) -> Option<Archived> {
     let (said, code) = log.rsplit_once(failed)?;
     let code: String = code.chars().take_while(char::is_ascii_digit).collect();
     let code = code.parse().unwrap();
-    // What passes: a lock, a worker that is busy.
+    // Refusals that pass: a lock, a worker that is busy.
     matches!(code, 20..=23).then(|| Archived::No(code, said.to_owned()))
 }
 
@@ -457,7 +457,7 @@ pub fn lsn(text: &str) -> u64 {
     text.parse::<pitr::pg::lsn::Lsn>().unwrap().0
 }
 
-/// Where the segment of this name begins; none for histories and labels.
+/// Returns where the segment of this name begins; `None` for histories and labels.
 fn start_of(name: &str) -> Option<u64> {
     let segment = name.get(..24)?;
     let part = |at: usize| u64::from_str_radix(&segment[at..at + 8], 16).ok();
