@@ -399,6 +399,46 @@ fn no_test_is_ignored() {
     );
 }
 
+/// A sentence that begins like this has no named subject.
+const WITHOUT_SUBJECT: [&str; 4] = ["What", "Where", "Whose", "Of"];
+
+/// Comments are plain English: each sentence begins with its subject.
+#[test]
+fn sentences_of_comments_have_a_subject() {
+    let mut files = Vec::new();
+    for folder in [
+        "src",
+        "tests",
+        "archive-command",
+        "restore-command",
+        "benches",
+        "fuzz",
+    ] {
+        files_under(&root().join(folder), "rs", &mut files);
+    }
+    let mut problems = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("a source can be read");
+        for (at, line) in text.lines().enumerate() {
+            let Some(comment) = line.trim_start().strip_prefix("//") else {
+                continue;
+            };
+            let comment = comment.trim_start_matches(['/', '!']).trim_start();
+            let begins = |sentence: &str| {
+                let word = sentence.split(' ').next().unwrap_or_default();
+                WITHOUT_SUBJECT.contains(&word)
+            };
+            if begins(comment) || comment.split(". ").skip(1).any(begins) {
+                problems.push(format!("{}:{}", relative(&file), at + 1));
+            }
+        }
+    }
+    fail_if_any(
+        &problems,
+        "a sentence of a comment begins with its subject:",
+    );
+}
+
 /// Rows of the fault matrix that are promised to be tested. A test carries the ids of its rows at the beginning of its name.
 const PROMISED_ROWS: &str = "p01 p02 p03 p04 p05 p06 p07 p08 p09 p10 p12 p15 p17 p18 p19 p20 p21 p22 p23 f01 f02 f03 f04 f05 f06 f07 f08 \
     f09 f10 f11 f12 f13 f14 f15 f16 f17 f18 f19 f20 m01 m02 m03 m04 m08 m11 c01 c02 c04 b01 b02 b03 b04 b05 b07 b08 b09 t01 t02 t03 \

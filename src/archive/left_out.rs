@@ -17,7 +17,7 @@ pub const MARKER_LIMIT_BYTES: usize = 1 << 20;
 /// The content of the marker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marker {
-    /// What the file is for.
+    /// The purpose of the file, for a person who finds it.
     pub note: String,
     /// The databases without content.
     pub left_out_databases: Vec<LeftOutDatabase>,

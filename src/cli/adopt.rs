@@ -16,7 +16,7 @@ use crate::operate::adopt::{self, Adoption};
 /// A restored copy must not write into the archive it came from. Adopting it says that it is the cluster from now on, or, with --as,
 /// a cluster of its own under a new name: take a full backup of that one. A copy whose timeline another server has taken in the repository is
 /// refused. While a server of the cluster still runs, in the configured data directory or at the configured conninfo, the copy is adopted only
-/// with --confirm: both would archive under one name. On a directory that is no restored copy there is nothing to do, which is said, with exit status 0.
+/// with --confirm: both would archive under one name. On a directory that is no restored copy the command says that there is nothing to do, and exits with 0.
 ///
 /// Example: pitr adopt --pgdata /var/lib/postgresql/17/restored --as staging
 #[derive(clap::Args, Debug)]

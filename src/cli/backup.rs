@@ -30,12 +30,12 @@ use crate::wire::basebackup::StartCheckpoint;
 /// --method local reads the data directory with several readers, on the database's own host, as a user who may read it. It starts and stops the backup by SQL
 /// (pg_backup_start, pg_backup_stop), and refuses files that are not the connected server's own: exit status 8.
 ///
-/// --incremental stores only pages that changed since the newest good backup of the server's history, by the archived WAL, and by that in pg_wal. Where WAL does not
-/// tell, and each 30 days, every page is read and compared. The result is restored like a full backup, and outlives the backup that it builds on. Where there is nothing
-/// to build on, a full backup is taken, and the reason is printed. Without --full and --incremental, "full_every" of the configuration decides, and the command says why; without
+/// --incremental stores only pages that changed since the newest good backup of the server's history, by the archived WAL, and by that in pg_wal. Every page is read and compared
+/// when WAL is not there to name the pages, and each 30 days. The result is restored like a full backup, and outlives the backup that it builds on. Without a
+/// backup to build on, a full backup is taken, and the reason is printed. Without --full and --incremental, "full_every" of the configuration decides, and the command says why; without
 /// that key the backup is full.
 ///
-/// Of one cluster one backup runs at a time in a repository, whatever host takes it. Another one is refused with the id of the first: exit status 7; with --wait it waits for
+/// One backup of a cluster runs at a time in a repository, whatever host takes it. Another one is refused with the id of the first: exit status 7; with --wait it waits for
 /// its end. One that was killed holds up nobody on its own host, and others for half an hour.
 ///
 /// Example: pitr backup --label "before the upgrade" --checkpoint fast
@@ -87,7 +87,7 @@ pub struct Args {
     pub compression: Option<Compression>,
 }
 
-/// What else is done with backups.
+/// The commands of `pitr backup`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     Delete(backup_delete::Args),

@@ -17,8 +17,8 @@ use crate::wire::slot::SlotName;
 
 /// Receive WAL as it is written, through a replication slot
 ///
-/// Runs until it is stopped. What PostgreSQL is told is safe lies on this machine's disk, or with acknowledge = "repository" in every
-/// required repository. Settings are in [clusters.NAME.receive].
+/// Runs until it is stopped. It acknowledges to PostgreSQL only WAL that lies on this machine's disk, or with acknowledge = "repository" in
+/// every required repository. Settings are in [clusters.NAME.receive].
 ///
 /// Example: pitr receive --create-slot
 #[derive(clap::Args, Debug)]

@@ -16,7 +16,7 @@ pub struct Args {
     pub command: Command,
 }
 
-/// What to do with a repository.
+/// The commands of `pitr repo`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     /// Show what each repository is, and which clusters it knows
@@ -35,8 +35,8 @@ pub enum Command {
     /// Copy what repositories lack of one another
     ///
     /// Brings a repository that was away up to date, or fills a fresh one: backups, WAL, histories and pins, byte for byte and checked while they
-    /// are copied. What is there is never replaced, and what the receiving side has expired does not come back: of the backups those that are
-    /// newer than the oldest it keeps, of the WAL what its backups need. Without --from and --to every repository gets what any other has.
+    /// are copied. Nothing is ever replaced, and nothing comes back that the receiving side has expired: it gets the backups that are newer than
+    /// the oldest it keeps, and the WAL that its backups need. Without --from and --to every repository gets what any other has.
     /// Killed or interrupted, the next run goes on. Encrypted objects are copied between repositories of one key set; no key that reads is
     /// needed for it.
     ///
@@ -47,7 +47,7 @@ pub enum Command {
     /// Show what keeps backups and WAL from deletion for a time, and end it
     ///
     /// Backups that run, restores and copies claim what they read or write: "pitr expire" deletes none of it. A claim ends with its command, or
-    /// by itself some hours after the last renewal. Of a command that was killed, or a host that is gone, --release ends it at once. A command that
+    /// by itself some hours after the last renewal. --release ends the claim of a command that was killed, or of a host that is gone, at once. A command that
     /// still runs is not stopped by that: a backup that WAL or a tombstone overtakes is not committed.
     ///
     /// Without --confirm nothing is released: exit status 8.
@@ -76,7 +76,7 @@ pub enum Command {
     /// Give somebody access to an encrypted repository, or withdraw it
     ///
     /// No data is rewritten. Access is withdrawn only when two other recipients are proven to have it: by the configured key, a passphrase that
-    /// is given access by the same command, and --proof. What the withdrawn recipient has opened before it may still know.
+    /// is given access by the same command, and --proof. The withdrawn recipient may still know what it opened before.
     ///
     /// Example: pitr repo rewrap --add new.pub --withdraw old --proof escrow.key
     Rewrap(repo_rewrap::Args),

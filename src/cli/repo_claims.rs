@@ -9,7 +9,7 @@ use crate::operate::claims::{self, Claimed};
 use crate::operate::human;
 use crate::repo::id::BackupId;
 
-/// What is shown or ended.
+/// The claims to show or to end.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// End everything that holds this backup

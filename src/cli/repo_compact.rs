@@ -15,7 +15,7 @@ use crate::repo::id::BackupId;
 use crate::repo::root::{BackupRoot, PackRef};
 use crate::snapshot::frame::FrameCodec;
 
-/// What is compacted, and within which limits.
+/// The backup to compact, and the limits.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Compact this backup; else the newest good one

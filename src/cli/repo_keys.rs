@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::exit;
 use crate::operate::keys::{self, Asked};
 
-/// Where the passphrase of a recipient comes from; never the command line itself.
+/// The source of a recipient's passphrase; never the command line itself.
 #[derive(clap::Args, Debug, Default)]
 pub struct Passphrase {
     /// Read the passphrase from this file; else from --passphrase-fd or $PITR_PASSPHRASE
@@ -19,7 +19,7 @@ pub struct Passphrase {
     pub passphrase_fd: Option<i32>,
 }
 
-/// What `pitr repo keygen` takes.
+/// The arguments of `pitr repo keygen`.
 #[derive(clap::Args, Debug)]
 pub struct KeygenArgs {
     /// Write the files into this directory

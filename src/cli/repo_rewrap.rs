@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::exit;
 use crate::operate::rewrap::{self, Asked};
 
-/// What `pitr repo rewrap` takes.
+/// The arguments of `pitr repo rewrap`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Give access to the recipient whose .pub file this is. May be given several times

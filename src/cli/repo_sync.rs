@@ -15,7 +15,7 @@ use crate::sync::Report;
 /// Objects copied at a time: each may need room for what a store takes in one piece, and all together must not exceed the ceiling.
 const JOBS: u16 = 3;
 
-/// What is copied, and which way.
+/// The direction of the copy, and its content.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Copy from this repository only

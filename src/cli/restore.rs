@@ -37,7 +37,7 @@ pub struct Args {
     #[command(flatten)]
     pub target: TargetArgs,
 
-    /// What PostgreSQL does at the target
+    /// The action of PostgreSQL at the target
     #[arg(long, value_enum, value_name = "ACTION", default_value_t = TargetAction::Promote)]
     pub target_action: TargetAction,
 

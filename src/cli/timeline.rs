@@ -25,7 +25,7 @@ pub struct Args {
     pub command: Command,
 }
 
-/// What to do with timelines.
+/// The commands of `pitr timeline`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     /// List the timelines, what each holds, and which one is the cluster

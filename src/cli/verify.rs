@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "since")]
     pub fast: bool,
 
-    /// Of the content, read first what never was read back, then what was longest ago
+    /// Read the content that was never read back first, then that which was read longest ago
     #[arg(long, value_name = "last", conflicts_with = "backup")]
     pub since: Option<Since>,
 

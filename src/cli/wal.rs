@@ -26,7 +26,7 @@ pub struct Args {
     pub command: Command,
 }
 
-/// What to do with WAL.
+/// The commands of `pitr wal`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     /// Archive one WAL, history or backup history file
@@ -44,7 +44,7 @@ pub enum Command {
         /// The name of the file, as %f in restore_command
         #[arg(value_name = "NAME")]
         name: OsString,
-        /// Where it goes, as %p in restore_command
+        /// The path that it is written to, as %p in restore_command
         #[arg(value_name = "PATH")]
         path: PathBuf,
     },
@@ -72,8 +72,8 @@ pub enum Command {
     },
     /// Give a timeline, from a segment on, to the server whose copy was refused
     ///
-    /// Where a clone or a machine that was set back archived first, the cluster's own server waits. Stop the other one; then this makes the copy that
-    /// was refused the one that is followed, with everything that continues it. Nothing is deleted: the other life stays, and pitr plan and restore
+    /// A clone or a machine that was set back may have archived first: then the cluster's own server waits. Stop the other one; then this makes the
+    /// copy that was refused the one that is followed, with everything that continues it. Nothing is deleted: the other life stays, and pitr plan and restore
     /// --as-stored lead there. Without --confirm it shows what follows, and changes nothing. --undo ends the decision.
     ///
     /// Example: pitr wal resolve 000000010000000000000042 --keep 0123456789abcdef --confirm

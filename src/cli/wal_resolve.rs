@@ -8,7 +8,7 @@ use crate::operate::resolve::{self, Resolution};
 use crate::pg::segment::SegmentName;
 use crate::repo::lives::is_copy;
 
-/// What is decided about a fork.
+/// The decision about a fork.
 #[derive(clap::Args, Debug)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["segment", "undo"])))]
 pub struct Args {

@@ -106,7 +106,7 @@ fn database(rows: Vec<Row>) -> Option<Database> {
         .into_iter()
         .filter(|row| row.standing > Standing::Replaced)
         .collect();
-    // Of equals the last one counts: a row that replaces another one mostly stands behind it.
+    // The last one of equals counts: a row that replaces another one mostly stands behind it.
     let best = rows.iter().max_by_key(|row| row.standing)?.clone();
     let mut other_names: Vec<_> = rows.into_iter().map(|row| row.name).collect();
     other_names.retain(|name| *name != best.name);

@@ -656,7 +656,6 @@ fn i5_x04_what_a_plan_reached_inside_the_promise_it_reaches_afterwards() {
     assert!(less > 0, "nothing was ever expired");
 }
 
-/// `PITR_SCALE_SEGMENTS=100000 cargo test --test it expire_over -- --nocapture` prints what it takes.
 /// A backup that an expire run has not marked before it reads everything anew waits for another run.
 #[test]
 fn x01_a_backup_that_becomes_old_while_expire_runs_is_not_deleted_by_that_run() {
@@ -710,6 +709,7 @@ fn a_restore_whose_backup_expires_while_it_is_planned_says_so() {
     }
 }
 
+/// `PITR_SCALE_SEGMENTS=100000 cargo test --test it expire_over -- --nocapture` prints its memory and time.
 #[test]
 fn expire_over_many_segments_stays_small() {
     let count: u64 = std::env::var("PITR_SCALE_SEGMENTS").map_or(2000, |n| {

@@ -166,7 +166,6 @@ fn a1_a_root_says_what_was_proven(major: u32) {
 }
 per_major!(a1_a_root_says_what_was_proven);
 
-/// The server has no connection to spare: what it still has when the backup has ended is asked for then.
 /// Proven WAL is proven for ever: every command sees WAL of a clone that takes the place of the backup's own.
 #[test]
 fn a1_wal_that_is_exchanged_behind_a_backup_is_seen() {
@@ -204,6 +203,7 @@ fn a1_wal_that_is_exchanged_behind_a_backup_is_seen() {
     site.pitr().arg("verify").run().success();
 }
 
+/// The server has no connection to spare: the backup asks for the segments that it still has once it has ended.
 #[test]
 fn a1_without_a_second_connection_the_first_segment_is_asked_for_in_the_end() {
     let builder = Cluster::builder(15)
