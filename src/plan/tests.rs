@@ -461,6 +461,43 @@ fn a12_a_backup_that_a_check_found_damaged_is_taken_only_where_another_copy_help
 }
 
 #[test]
+fn b14_a_partial_backup_is_taken_only_when_it_is_named() {
+    let mut w = simple();
+    w.backup(tli(1), |_| {});
+    w.commit(tli(1), true);
+    w.switch(tli(1));
+    w.archive_all();
+    let partial = |backup: &mut Backup| {
+        backup.damage = Some("it has no content of database \"b\"".into());
+        backup.is_partial = true;
+    };
+    partial(&mut w.backups[1]);
+    let p = planned(&w, Target::End);
+    assert_eq!(p.backup.unwrap().id, w.backups[0].id);
+    assert_eq!(p.backups_not_chosen[0].reason, Reason::PartialBackup);
+    // Nothing else leads there.
+    partial(&mut w.backups[0]);
+    let p = planned(&w, Target::End);
+    assert_eq!(
+        (p.reachable, p.reason),
+        (false, Some(Reason::PartialBackup))
+    );
+    let why = p.explanation.unwrap();
+    assert!(
+        why.contains("--backup") && why.contains("database \"b\""),
+        "{why}"
+    );
+    let named = Options {
+        backup: Some(w.backups[1].id.clone()),
+        ..options()
+    };
+    let end = asked(Target::End, Inclusive::Yes, TargetTimeline::Latest);
+    let p = plan(&w.inventory(), &w, &end, &named, FAR).unwrap();
+    assert!(p.reachable);
+    assert!(p.warnings.iter().any(|w| w.contains("is partial")));
+}
+
+#[test]
 fn a_damaged_backup_serves_only_when_no_other_does() {
     let mut w = simple();
     w.backup(tli(1), |_| {});

@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::root::cluster::PARTIAL;
-use super::scope;
+use super::{root, scope};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::store::{Key, Published, Store, get, put};
@@ -114,7 +114,11 @@ pub fn decode<T: DeserializeOwned>(key: &Key, kind: &str, bytes: &[u8]) -> Resul
         )
         .hint("Use the version of pitr that wrote it, or a newer one."));
     }
-    if let Some(feature) = head.features.unknown {
+    let refused = match kind {
+        root::KIND => head.features.unknown,
+        _ => head.features.first,
+    };
+    if let Some(feature) = refused {
         return Err(
             err!(Unsupported, "object \"{key}\" needs feature \"{feature}\"")
                 .hint("Use the version of pitr that wrote it, or a newer one."),
@@ -140,12 +144,13 @@ struct Head {
     features: Features,
 }
 
-/// Features that this program knows. Their names are of one space for objects of all kinds.
+/// Features of roots that this program knows; of other objects it knows none.
 const KNOWN_FEATURES: [&str; 1] = [PARTIAL];
 
-/// The first name of a list that is not known.
+/// The first name of a list, and the first that no root may have.
 #[derive(Default)]
 struct Features {
+    first: Option<String>,
     unknown: Option<String>,
 }
 
@@ -163,15 +168,17 @@ impl<'de> Deserialize<'de> for Features {
                 self,
                 mut names: A,
             ) -> std::result::Result<Features, A::Error> {
-                let mut unknown = None;
+                let mut features = Features::default();
                 while let Some(name) = names.next_element::<String>()? {
-                    if !KNOWN_FEATURES.contains(&name.as_str()) {
-                        unknown = Some(name);
+                    let is_known = KNOWN_FEATURES.contains(&name.as_str());
+                    features.first.get_or_insert_with(|| name.clone());
+                    if !is_known {
+                        features.unknown = Some(name);
                         break;
                     }
                 }
                 while names.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Features { unknown })
+                Ok(features)
             }
         }
         deserializer.deserialize_seq(Unknown)
@@ -402,6 +409,19 @@ mod tests {
         let refused = decode::<Thing>(&key, "event", &newer).unwrap_err();
         assert_eq!(refused.code(), Code::Unsupported);
         assert!(refused.to_string().contains("\"x\""), "{refused}");
+    }
+
+    #[test]
+    fn a_root_may_have_the_features_that_are_known_and_no_other_object_any() {
+        let key = Key::new("events/x/begin").unwrap();
+        let read = |kind: &str, features: &[&str]| {
+            let thing = serde_json::json!({ "name": "a", "number": 1, "features": features });
+            let bytes = encode(&key, kind, &thing).unwrap();
+            decode::<Thing>(&key, kind, &bytes).map_err(|e| e.code())
+        };
+        assert!(read(root::KIND, &[PARTIAL]).is_ok());
+        assert_eq!(read(root::KIND, &[PARTIAL, "x"]), Err(Code::Unsupported));
+        assert_eq!(read("event", &[PARTIAL]), Err(Code::Unsupported));
     }
 
     #[test]

@@ -31,7 +31,8 @@ pub enum Wanted {
 /// Returns the databases of a backup whose content is left out.
 ///
 /// # Errors
-/// `Damaged` when the backup does not tell its databases; those of [`choose`].
+/// `Damaged` when the backup does not tell its databases; `NotFound` for a database that it does not have; `Usage` for one that is always
+/// restored, and for a name that two have had.
 pub fn left_out(
     snapshot: &Snapshot<'_>,
     major: u32,

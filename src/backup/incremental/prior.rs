@@ -235,6 +235,9 @@ mod tests {
             backup(3, 2, 2000, 2100),
         ];
         assert_eq!(choose(&all, &server(), None), Ok(1));
+        all[1].is_partial = true;
+        assert_eq!(choose(&all, &server(), None), Ok(2));
+        all[1].is_partial = false;
         all[1].damage = Some("x".into());
         assert_eq!(choose(&all, &server(), None), Ok(2));
         all[2].is_marked = true;
