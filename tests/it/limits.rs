@@ -223,6 +223,9 @@ per_major!(b14_a_backup_slows_down_while_wal_waits);
 fn b14_a_backup_slows_down_while_answers_take_long() {
     let (site, cluster) = filled(17);
     configure(&site, "backoff = { latency = \"100ms\" }\n", "");
+    // The connection that compares WAL is slow, too.
+    cluster.alter_system("wal_keep_size", "512MB");
+    cluster.reload();
     let proxy = Proxy::to(cluster.port());
     proxy.delay(Way::ToClient, Duration::from_millis(150));
     let config = std::fs::read_to_string(site.config()).unwrap();
