@@ -1,7 +1,7 @@
 //! Slows a backup down while the server is busy: while its WAL archiving lags, or while its answers take long.
 //!
 //! A thread with a session of its own asks the server once a second. The backup's thread halves its speed for each second in which the
-//! server is too busy, and raises it by a quarter for each in which it is not. The backup always goes on at [`FLOOR`]: a backup that stands
+//! server is too busy, and raises it by a quarter for each in which it is not. The backup always goes on at 1 MiB a second: a backup that stands
 //! still would keep the server from nothing, and would never end.
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -52,6 +52,7 @@ pub mod repo;
 pub mod repo_check;
 mod repo_claims;
 mod repo_compact;
+mod repo_cost;
 mod repo_keys;
 mod repo_rewrap;
 pub mod repo_sync;

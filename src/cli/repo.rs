@@ -1,7 +1,9 @@
 //! `pitr repo`.
 
 use super::output::{Align, Table};
-use super::{Context, repo_check, repo_claims, repo_compact, repo_keys, repo_rewrap, repo_sync};
+use super::{
+    Context, repo_check, repo_claims, repo_compact, repo_cost, repo_keys, repo_rewrap, repo_sync,
+};
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::human;
@@ -54,6 +56,14 @@ pub enum Command {
     ///
     /// Example: pitr repo claims --release 20261120T064049Z-482913-full --confirm
     Claims(repo_claims::Args),
+    /// Show what each repository holds by kind and storage class, what a month of it costs, and how it grows
+    ///
+    /// Lists every object. Prices are those of the configuration ("price"); without them bytes and objects alone are shown. What was stored in
+    /// the last 30 days and is still there is the growth that the forecast goes by. Requests that read, traffic, and versions that the bucket
+    /// keeps of deleted objects are not counted. Exit status 10 when some repository cannot be opened.
+    ///
+    /// Example: pitr repo cost --repository offsite
+    Cost {},
     /// Store a backup once more, without the packs of which little is visible
     ///
     /// After many incrementals a backup reads old packs of which it needs a small part, and these cannot be deleted. This stores that part
@@ -90,6 +100,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Sync(args) => repo_sync::run(args, cx),
         Command::Claims(args) => repo_claims::run(args, cx),
         Command::Compact(args) => repo_compact::run(args, cx),
+        Command::Cost {} => repo_cost::run(cx),
         Command::Keygen(args) => repo_keys::keygen(args, cx),
         Command::Rewrap(args) => repo_rewrap::run(args, cx),
     }

@@ -8,8 +8,9 @@ use std::time::Duration;
 use super::file::{Entry, Kind, Raw, Section};
 use super::{
     Acknowledge, Cluster, Encryption, Location, LockMode, Millis, ObjectLock,
-    PREFETCH_SEGMENTS_MAX, Period, PromoteUnreachable, Repository, Retention, S3Settings, Secret,
-    Size, Sse, StandbyOutage, holds_password, location, retention::KEEP_MAX, s3,
+    PREFETCH_SEGMENTS_MAX, Period, Price, Prices, PromoteUnreachable, Repository, Retention,
+    S3Settings, Secret, Size, Sse, StandbyOutage, holds_password, location, retention::KEEP_MAX,
+    s3,
 };
 use crate::err;
 use crate::error::{Error, Result};
@@ -72,6 +73,17 @@ keys! { REPOSITORY: |e, draft: Draft|
     "url": location = e.checked(Location::from_url);
     "required": required = e.boolean();
     "max_rate": max_rate = e.bytes();
+    "price.currency": prices.currency = e.string();
+    "price.storage": prices.storage = e.price();
+    "price.standard": prices.standard = e.price();
+    "price.standard_ia": prices.standard_ia = e.price();
+    "price.onezone_ia": prices.onezone_ia = e.price();
+    "price.intelligent_tiering": prices.intelligent_tiering = e.price();
+    "price.glacier_ir": prices.glacier_ir = e.price();
+    "price.reduced_redundancy": prices.reduced_redundancy = e.price();
+    "price.glacier": prices.glacier = e.price();
+    "price.deep_archive": prices.deep_archive = e.price();
+    "price.put": prices.put = e.price();
     "encryption.key_set": encryption.key_set = e.path();
     "encryption.key_file": encryption.key_file = e.path();
     "encryption.passphrase_file": encryption.passphrase_file = e.path();
@@ -114,6 +126,7 @@ struct Draft {
     location: Option<Location>,
     required: Option<bool>,
     max_rate: Option<u64>,
+    prices: Prices,
     encryption: Encryption,
     s3: S3Settings,
     lock_mode: Option<LockMode>,
@@ -176,7 +189,7 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
     // First, for it decides what else has a meaning.
     let location = url.checked(Location::from_url)?;
     let foreign = |e: &&Entry| {
-        let anywhere = ["encryption.", "retention."];
+        let anywhere = ["encryption.", "price.", "retention."];
         let is_anywhere = anywhere.iter().any(|table| e.key.starts_with(table));
         !matches!(e.key, "url" | "required" | "max_rate") && !is_anywhere
     };
@@ -216,6 +229,7 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
         location,
         required: draft.required.unwrap_or(true),
         max_rate_bytes_per_s: draft.max_rate,
+        prices: draft.prices,
         s3,
         encryption: (encryption != Encryption::default()).then_some(encryption),
         retention: draft.retention,
@@ -312,6 +326,11 @@ impl Entry {
                 .error(format_args!("\"{}\" must be longer than 0", self.key))),
             _ => Ok(Duration::from_millis(ms)),
         }
+    }
+
+    /// A price, which is no binary fraction.
+    fn price(&self) -> Result<Price> {
+        self.checked(str::parse)
     }
 
     /// A whole number; none where it does not fit.

@@ -19,6 +19,7 @@ mod file;
 mod keys;
 mod location;
 mod name;
+mod price;
 mod retention;
 mod s3;
 pub mod secret;
@@ -28,6 +29,7 @@ mod unit;
 pub use encryption::Encryption;
 pub use location::Location;
 pub use name::ClusterName;
+pub use price::{Price, Prices};
 pub use retention::Retention;
 pub use s3::{
     LockMode, ObjectLock, S3Settings, Sse, StorageClasses, endpoint as check_endpoint, is_loopback,
@@ -294,6 +296,8 @@ pub struct Repository {
     pub required: bool,
     /// The limit of everything but WAL, in and out together; all processes of an account share it.
     pub max_rate_bytes_per_s: Option<u64>,
+    /// What its store asks for.
+    pub prices: Prices,
     /// How it is reached, where it is in an object store.
     pub s3: S3Settings,
     /// The places of its keys, if it is encrypted.
@@ -310,6 +314,7 @@ impl Repository {
             location,
             required: true,
             max_rate_bytes_per_s: None,
+            prices: Prices::default(),
             s3: S3Settings::default(),
             encryption: None,
             retention: Retention::default(),
@@ -729,6 +734,7 @@ mod tests {
             [repositories.other]
             url = "s3://bucket/prefix"
             max_rate = "50MB"
+            price = { currency = "USD", standard_ia = "0.0125", put = "0.01" }
             region = "x"
             endpoint = "http://127.0.0.1:9000"
             path_style = true
@@ -811,6 +817,13 @@ mod tests {
             }
         );
         assert_eq!(far.max_rate_bytes_per_s, Some(50_000_000));
+        let prices = Prices {
+            currency: Some("USD".into()),
+            standard_ia: Some(Price(12_500_000)),
+            put: Some(Price(10_000_000)),
+            ..Prices::default()
+        };
+        assert_eq!(far.prices, prices);
         assert_eq!(
             settings.repositories[1].s3,
             S3Settings {

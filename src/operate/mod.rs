@@ -18,6 +18,7 @@ pub mod clusters;
 pub mod compact;
 pub mod conflicts;
 pub mod content;
+pub mod cost;
 pub mod doctor;
 pub mod expire;
 pub mod failures;

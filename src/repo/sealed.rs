@@ -19,7 +19,8 @@ use crate::seal::{
     self, CHUNK, EPOCH, FOOT_LIMIT_BYTES, Foot, HEAD, MacKey, Opener, Sealer, TAG, TAIL,
 };
 use crate::store::{
-    Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Opaque, Published, Store,
+    Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Opaque, Published, Shown,
+    Store,
 };
 use crate::text;
 
@@ -258,6 +259,10 @@ impl Store for SealedStore {
 
     fn visit(&self, prefix: &str, see: &mut dyn FnMut(&str, bool)) -> Result<()> {
         self.inner.visit(prefix, see)
+    }
+
+    fn objects(&self, see: &mut dyn FnMut(Shown<'_>)) -> Result<()> {
+        self.inner.objects(see)
     }
 
     fn head(&self, key: &Key) -> Result<Option<Meta>> {

@@ -97,6 +97,17 @@ pub struct Meta {
     pub modified: crate::pg::time::TimestampTz,
 }
 
+/// An object as a listing of the whole store shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shown<'a> {
+    /// Its key.
+    pub key: &'a str,
+    /// Its length and time.
+    pub meta: Meta,
+    /// What the store calls its storage class, where it has any.
+    pub class: Option<&'a str>,
+}
+
 /// A name in the store that is no object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Irregular {
@@ -240,6 +251,36 @@ pub trait Store: Send + Sync {
     fn visit(&self, prefix: &str, see: &mut dyn FnMut(&str, bool)) -> Result<()> {
         for listed in self.list(prefix)? {
             see(&listed.name, listed.is_prefix);
+        }
+        Ok(())
+    }
+
+    /// Shows every object, unordered; a walk over everything.
+    fn objects(&self, see: &mut dyn FnMut(Shown<'_>)) -> Result<()> {
+        let mut folders = vec![String::new()];
+        while let Some(prefix) = folders.pop() {
+            for listed in self.list(&prefix)? {
+                let key = match prefix.is_empty() {
+                    true => listed.name,
+                    false => format!("{prefix}/{}", listed.name),
+                };
+                if listed.is_prefix {
+                    folders.push(key);
+                    continue;
+                }
+                // What goes while it is looked at was there, and is not.
+                let meta = match listed.meta {
+                    None => self.head(&Key::new(key.as_str())?)?,
+                    known => known,
+                };
+                if let Some(meta) = meta {
+                    see(Shown {
+                        key: &key,
+                        meta,
+                        class: None,
+                    });
+                }
+            }
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ mod cli_repo;
 mod clock;
 mod content;
 mod corruption;
+mod cost;
 mod demo;
 mod doctor;
 mod drain;

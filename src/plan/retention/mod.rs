@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use chrono::NaiveDate;
 use cluster::Backups;
-use item::{Hold, Item};
+use item::{Hold, Item, Twin};
 use rules::Constraint;
 use wal::Needed;
 
@@ -338,9 +338,13 @@ fn shown(item: Item<'_>, content: &dyn Constraint, has_window: bool) -> Judged {
         kept_until: item.kept_by.iter().filter_map(|kept| kept.until).max(),
         damage: item.damage,
         fate: item.fate,
-        reason: item
-            .hold
-            .map_or_else(|| "no rule keeps it".to_owned(), |(reason, _)| reason),
+        reason: match (item.hold, item.twin) {
+            (Some((reason, _)), _) => reason,
+            (None, Some(Twin::StoodForBy(other))) => {
+                format!("\"{other}\" was compacted from it, and takes its place")
+            }
+            (None, _) => "no rule keeps it".to_owned(),
+        },
     }
 }
 

@@ -9,7 +9,8 @@ use super::Pace;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::store::{
-    Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Opaque, Published, Store,
+    Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Opaque, Published, Shown,
+    Store,
 };
 
 /// Passes everything on, the bytes of objects at a pace.
@@ -81,6 +82,10 @@ impl Store for PacedStore {
 
     fn visit(&self, prefix: &str, see: &mut dyn FnMut(&str, bool)) -> Result<()> {
         self.inner.visit(prefix, see)
+    }
+
+    fn objects(&self, see: &mut dyn FnMut(Shown<'_>)) -> Result<()> {
+        self.inner.objects(see)
     }
 
     fn head(&self, key: &Key) -> Result<Option<Meta>> {

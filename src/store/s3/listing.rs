@@ -4,6 +4,8 @@ use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::ObjectStorageClass;
 
+use std::sync::mpsc::SyncSender;
+
 use super::failure::{Answered, Failure};
 use super::multipart::abort;
 use super::object::time;
@@ -207,6 +209,31 @@ pub(super) async fn list(bucket: &Bucket, prefix: &str) -> Answered<Vec<Listed>>
         check_count(&listed)?;
     }
     Ok(listed)
+}
+
+/// Key, length and time, and storage class of an object.
+pub(super) type Whole = (String, Meta, Option<String>);
+
+/// Sends every object of ours, page by page, for as long as somebody takes them.
+pub(super) async fn all(bucket: &Bucket, pages: &SyncSender<Vec<Whole>>) -> Answered<()> {
+    let mut listing = Listing::of(bucket, "", false);
+    while let Some(page) = listing.next().await? {
+        let ours = page
+            .into_iter()
+            .filter(|found| Key::new(&found.key).is_ok());
+        let whole = |found: Found| {
+            let (meta, class) = (found.meta()?, found.class);
+            Some((found.key, meta, class.map(|c| c.as_str().to_owned())))
+        };
+        let page: Option<Vec<Whole>> = ours.map(whole).collect();
+        let page = page.ok_or_else(|| {
+            Failure::again("a listing does not say how long an object is, or of when")
+        })?;
+        if pages.send(page).is_err() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Asks the least there is to ask.

@@ -6,8 +6,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use super::{Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Store};
+use super::{Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Shown, Store};
 use crate::config::S3Settings;
+use crate::err;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 
@@ -42,6 +43,8 @@ use request::Bucket;
 pub use request::end_at;
 use upload::Upload;
 
+/// Pages of a listing that wait for who goes through them.
+const LISTED_AHEAD: usize = 4;
 /// Clocks that differ by more than this are reported.
 const CLOCK_MAX_SECONDS: u64 = 60;
 
@@ -134,6 +137,23 @@ impl Store for S3Store {
     fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
         let (bucket, prefix) = (Arc::clone(&self.bucket), prefix.to_owned());
         Ok(wait(async move { listing::list(&bucket, &prefix).await })??)
+    }
+
+    fn objects(&self, see: &mut dyn FnMut(Shown<'_>)) -> Result<()> {
+        let bucket = Arc::clone(&self.bucket);
+        let (send, pages) = std::sync::mpsc::sync_channel(LISTED_AHEAD);
+        let listed =
+            std::thread::spawn(move || wait(async move { listing::all(&bucket, &send).await }));
+        for object in pages.into_iter().flatten() {
+            let (key, meta, class): listing::Whole = object;
+            see(Shown {
+                key: &key,
+                meta,
+                class: class.as_deref(),
+            });
+        }
+        let listed = listed.join();
+        Ok(listed.map_err(|_| err!(Internal, "the thread that lists panicked"))???)
     }
 
     /// By reading a byte: to a request for the head alone "not found" is answered without saying what was not found.

@@ -15,6 +15,7 @@ use crate::per_major;
 use crate::restore::{content, verify_backup};
 use crate::s3_cycle::Bucketed;
 use crate::sealed::{Sealed, check_nothing_is_plain};
+use crate::several::Two;
 
 fn compact(site: &Site, args: &[&str]) -> Program {
     let program = site.pitr().args(["repo", "compact", "--json"]);
@@ -221,7 +222,7 @@ fn the_old_one_goes_once_the_new_one_was_verified() {
 
 /// A backup is refused meanwhile, expiry deletes nothing that is read, and a compaction that was killed leaves nothing that counts.
 #[test]
-fn killed_it_leaves_nothing_and_the_next_run_works() {
+fn b15_killed_it_leaves_nothing_and_the_next_run_works() {
     let world = World::new(15, true);
     let site = &world.site;
     let full = id_of(&take(site, &FULL).success());
@@ -375,4 +376,55 @@ fn in_a_bucket() {
     };
     let expected = restored(&origin);
     check_same(restored(&id), expected, [&origin, &id]);
+}
+
+/// What was compacted is copied to a second repository, and what expired there does not come back.
+#[test]
+fn it_is_copied_and_the_old_one_does_not_come_back() {
+    let two = Two::new();
+    let site = &two.site;
+    let first = two.first();
+    let on = |args: &[&str]| {
+        let program = site.pitr().args(args).args(["--repository", &first]);
+        program.run().success()
+    };
+    two.work(10);
+    on(&["backup", "--json", "--method", "local"]);
+    two.work(3000);
+    let taken = on(&["backup", "--json", "--method", "local", "--incremental"]);
+    let origin = id_of(&taken);
+    two.cluster.archive_now();
+    two.sync().run().success();
+    std::thread::sleep(Duration::from_millis(1100));
+    let all = ["repo", "compact", "--json", "--confirm", "--visible", "100"];
+    let id = compacted(&on(&all));
+    let keep = "\n[retention]\nkeep_last = 1\n";
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), config + keep).unwrap();
+    on(&["verify"]);
+    let now = ["expire", "--min-age", "0s", "--grace", "0s", "--confirm"];
+    on(&[&now[..], &["--confirm-burst"]].concat());
+    let roots = |repository: &Path| -> Vec<String> {
+        let files = crate::common::files_below(repository).into_iter();
+        let roots = files.filter(|f| f.contains("/backups/") && f.ends_with("/manifest"));
+        roots
+            .map(|f| f.rsplit('/').nth(1).unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(roots(site.repository()), std::slice::from_ref(&id));
+    two.sync().run().success();
+    assert_eq!(roots(site.repository()), std::slice::from_ref(&id));
+    let there = roots(&two.second);
+    assert!(there.contains(&id) && there.contains(&origin), "{there:?}");
+    site.pitr().arg("verify").run().success();
+    let restored = |repository: &str| {
+        let to = site.sandbox().join("one");
+        let restore = site.pitr().args(["restore", "--target-immediate"]);
+        let restore = restore.args(["--backup", &id, "--repository", repository]);
+        restore.arg("--to").arg(&to).run().success();
+        let base = content(&to.join("base"));
+        std::fs::remove_dir_all(&to).unwrap();
+        base
+    };
+    assert!(restored("second") == restored(&first));
 }

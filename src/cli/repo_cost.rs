@@ -1,0 +1,78 @@
+//! `pitr repo cost`.
+
+use super::Context;
+use super::output::{Align, Table};
+use crate::error::{Code, Result};
+use crate::exit::{self, Program};
+use crate::operate::cost::{self, Cost};
+use crate::operate::human;
+
+/// Runs the command.
+pub fn run(cx: &Context) -> Result<u8> {
+    let (costs, failures) = cost::look(&cx.session)?;
+    if cx.out.is_json() {
+        cx.out.json(&serde_json::json!({ "repositories": costs }))?;
+    } else {
+        for cost in &costs {
+            show(cx, cost)?;
+        }
+    }
+    Ok(match cx.told(failures)? {
+        true => exit::SUCCESS,
+        false => exit::status(Program::Pitr, Code::Partial),
+    })
+}
+
+fn show(cx: &Context, cost: &Cost) -> Result<()> {
+    cx.out.line(&format!("repository {}", cost.repository))?;
+    let month = match &cost.currency {
+        Some(currency) => format!("a month in {currency}"),
+        None => "a month".to_owned(),
+    };
+    let mut table = Table::new(&[
+        ("kind", Align::Left),
+        ("class", Align::Left),
+        ("objects", Align::Right),
+        ("stored", Align::Right),
+        ("of the last 30 days", Align::Right),
+        (&month, Align::Right),
+    ]);
+    for part in &cost.parts {
+        table.row([
+            part.kind.name(),
+            part.class.as_deref().unwrap_or("-"),
+            &part.all.object_count.to_string(),
+            &human::size(part.all.stored_bytes),
+            &human::size(part.last_month.stored_bytes),
+            part.month_price.as_deref().unwrap_or("?"),
+        ]);
+    }
+    table.row([
+        "all",
+        "",
+        &cost.all.object_count.to_string(),
+        &human::size(cost.all.stored_bytes),
+        &human::size(cost.last_month.stored_bytes),
+        cost.month_price.as_deref().unwrap_or("?"),
+    ]);
+    cx.out.table(&table)?;
+    let price = |price: &Option<String>| match (price, &cost.currency) {
+        (Some(price), Some(currency)) => format!(", {price} {currency} a month"),
+        (Some(price), None) => format!(", {price} a month"),
+        (None, _) => String::new(),
+    };
+    cx.out.line(&format!(
+        "in 30 days {}{}, if as much is stored again and nothing expires",
+        human::size(cost.next_month_bytes),
+        price(&cost.next_month_price)
+    ))?;
+    if let Some(put) = &cost.put_price {
+        cx.out.line(&format!(
+            "storing the objects of the last 30 days cost at least {put}{}",
+            cost.currency
+                .as_ref()
+                .map_or_else(String::new, |c| format!(" {c}"))
+        ))?;
+    }
+    Ok(())
+}

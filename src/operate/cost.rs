@@ -1,0 +1,238 @@
+//! What a repository holds by kind and storage class, what a month of it costs, and how it grows.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::failures::Failures;
+use super::session::Session;
+use crate::config::{self, Price};
+use crate::error::Result;
+use crate::pg::time::TimestampTz;
+use crate::repo::scope;
+use crate::store::{Shown, Store};
+
+/// The month by which growth is measured, and for which it is foretold.
+const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The content of an object, as far as its key tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// WAL, histories and labels.
+    Wal,
+    /// File content of backups.
+    Packs,
+    /// Their maps.
+    Layers,
+    /// Their roots, and PostgreSQL's manifests.
+    Roots,
+    /// Pins, claims, marks and the like.
+    Events,
+    /// Everything else.
+    Other,
+}
+
+impl Kind {
+    fn of(key: &str) -> Kind {
+        let below = scope::prefix_of(key).and_then(|scope| key.get(scope.len() + 1..));
+        match below.and_then(|key| key.split('/').next()) {
+            Some("wal" | "conflicts") => Kind::Wal,
+            Some("packs") => Kind::Packs,
+            Some("layers") => Kind::Layers,
+            Some("backups") => Kind::Roots,
+            Some("events") => Kind::Events,
+            _ => Kind::Other,
+        }
+    }
+
+    /// Its name in a table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Wal => "WAL",
+            Kind::Packs => "packs",
+            Kind::Layers => "layers",
+            Kind::Roots => "roots",
+            Kind::Events => "events",
+            Kind::Other => "other",
+        }
+    }
+}
+
+/// Objects, and their bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Amount {
+    /// How many.
+    pub object_count: u64,
+    /// Their stored bytes.
+    pub stored_bytes: u64,
+}
+
+impl Amount {
+    fn add(&mut self, other: Amount) {
+        self.object_count += other.object_count;
+        self.stored_bytes += other.stored_bytes;
+    }
+}
+
+/// A kind of object in a storage class.
+#[derive(Debug, Serialize)]
+pub struct Part {
+    /// The kind.
+    pub kind: Kind,
+    /// The store's name of the class; none where it has no classes.
+    pub class: Option<String>,
+    /// All that is there.
+    #[serde(flatten)]
+    pub all: Amount,
+    /// Of that, the share of the last 30 days.
+    pub last_month: Amount,
+    /// A month of it, as a decimal number; none without a price.
+    pub month_price: Option<String>,
+}
+
+/// A repository and its cost.
+#[derive(Debug, Serialize)]
+pub struct Cost {
+    /// Its name.
+    pub repository: String,
+    /// The currency of the prices.
+    pub currency: Option<String>,
+    /// By kind and class.
+    pub parts: Vec<Part>,
+    /// All together.
+    #[serde(flatten)]
+    pub all: Amount,
+    /// Of that, the share of the last 30 days.
+    pub last_month: Amount,
+    /// A month of what is there; none where a class has no price.
+    pub month_price: Option<String>,
+    /// Storing the objects of the last 30 days; none without a price.
+    pub put_price: Option<String>,
+    /// Stored bytes 30 days from now, if as much is stored again and nothing expires.
+    pub next_month_bytes: u64,
+    /// A month of those; none where a class has no price.
+    pub next_month_price: Option<String>,
+}
+
+/// Looks at every repository, or the one that is named.
+///
+/// # Errors
+/// Those of the configuration; the first failure when no repository could be looked at.
+pub fn look(session: &Session) -> Result<(Vec<Cost>, Failures)> {
+    let settings = session.settings_with_repositories()?;
+    let (mut costs, mut failures) = (Vec::new(), Failures::default());
+    for configured in &settings.repositories {
+        let looked = session.open(configured).and_then(|repository| {
+            let counted = count(repository.store(), session.host.now())?;
+            Ok(cost(configured, counted))
+        });
+        match looked {
+            Ok(cost) => costs.push(cost),
+            Err(e) => {
+                failures.add(e, format!("look at repository \"{}\"", configured.name));
+            }
+        }
+    }
+    failures.first_if(session, costs.is_empty())?;
+    Ok((costs, failures))
+}
+
+type Counted = BTreeMap<(Kind, Option<String>), (Amount, Amount)>;
+
+/// Counts all objects, and beside them those of the last month.
+fn count(store: &dyn Store, now: TimestampTz) -> Result<Counted> {
+    let month_ago = now.saturating_sub(MONTH);
+    let mut counted = Counted::new();
+    store.objects(&mut |object: Shown<'_>| {
+        let place = (Kind::of(object.key), object.class.map(str::to_owned));
+        let (all, recent) = counted.entry(place).or_default();
+        let one = Amount {
+            object_count: 1,
+            stored_bytes: object.meta.size_bytes,
+        };
+        all.add(one);
+        if object.meta.modified > month_ago {
+            recent.add(one);
+        }
+    })?;
+    Ok(counted)
+}
+
+fn cost(configured: &config::Repository, counted: Counted) -> Cost {
+    let prices = &configured.prices;
+    let (mut all, mut recent) = (Amount::default(), Amount::default());
+    let (mut now, mut next) = (Some(Price::default()), Some(Price::default()));
+    let mut parts = Vec::new();
+    for ((kind, class), (amount, last)) in counted {
+        all.add(amount);
+        recent.add(last);
+        let price = |bytes| prices.of_bytes(class.as_deref(), bytes);
+        let month = price(amount.stored_bytes);
+        now = sum(now, month);
+        next = sum(
+            next,
+            price(amount.stored_bytes.saturating_add(last.stored_bytes)),
+        );
+        parts.push(Part {
+            kind,
+            all: amount,
+            last_month: last,
+            month_price: month.map(|p| p.to_string()),
+            class,
+        });
+    }
+    let shown = |price: Option<Price>| price.filter(|_| !prices.is_empty()).map(|p| p.to_string());
+    Cost {
+        repository: configured.name.clone(),
+        currency: prices.currency.clone(),
+        parts,
+        all,
+        last_month: recent,
+        month_price: shown(now),
+        put_price: prices.of_puts(recent.object_count).map(|p| p.to_string()),
+        next_month_bytes: all.stored_bytes.saturating_add(recent.stored_bytes),
+        next_month_price: shown(next),
+    }
+}
+
+/// Adds two prices, of which one may not be known.
+fn sum(one: Option<Price>, other: Option<Price>) -> Option<Price> {
+    Some(Price(one?.0.saturating_add(other?.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_tell_the_kind() {
+        for (key, kind) in [
+            ("pitr.json", Kind::Other),
+            ("keys/1/ops", Kind::Other),
+            ("clusters/main/7/cluster.json", Kind::Other),
+            ("clusters/main/7/wal/00000001/history", Kind::Wal),
+            ("clusters/main/7/conflicts/x-1", Kind::Wal),
+            (
+                "clusters/main/7/packs/20261120T064049Z-full/000000",
+                Kind::Packs,
+            ),
+            (
+                "clusters/main/7/layers/20261120T064049Z-full/000000",
+                Kind::Layers,
+            ),
+            (
+                "clusters/main/7/backups/20261120T064049Z-full/manifest",
+                Kind::Roots,
+            ),
+            ("clusters/main/7/events/cluster/x", Kind::Events),
+            (
+                "aux/files/etc/packs/20261120T064049Z-full/000000",
+                Kind::Packs,
+            ),
+        ] {
+            assert_eq!(Kind::of(key), kind, "{key}");
+        }
+    }
+}
