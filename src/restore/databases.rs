@@ -208,7 +208,7 @@ mod tests {
         );
         let only = Wanted::Only(vec!["app".into()]);
         let lacking = [app.clone(), big.clone()];
-        let refused = check_asked(&lacking, &[big.clone()], &only).unwrap_err();
+        let refused = check_asked(&lacking, std::slice::from_ref(&big), &only).unwrap_err();
         assert_eq!(refused.code(), Code::Refused);
         assert!(refused.to_string().contains("\"app\" (oid 16384)"));
         check_asked(&lacking[1..], &[big], &only).unwrap();
