@@ -103,10 +103,10 @@ fn b16_processes_share_the_limit_of_a_repository_and_wal_has_none() {
     let verify = |more: &[&str]| timed(&site.pitr().args(["verify", "--backup", &id]).args(more)).1;
     assert!(verify(&[]) >= Duration::from_millis(3500));
     let free = verify(&["--max-rate", "none"]);
-    assert!(free < Duration::from_millis(3500), "{free:?}");
     let half = format!("{}B", rate / 2);
     let slow = verify(&["--max-rate", &half]);
     assert!(slow >= Duration::from_millis(7000), "{slow:?}");
+    assert!(free * 2 < slow, "{free:?}");
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn b17_a_backup_slows_down_while_wal_waits(major: u32) {
     assert!(most >= 7 * MIB && most.is_multiple_of(MIB), "{run}");
     run.expect_stderr("of WAL wait to be archived");
 }
-per_major!(b17_a_backup_slows_down_while_wal_waits);
+per_major!(b17_a_backup_slows_down_while_wal_waits, v13 v19);
 
 #[test]
 fn b17_a_backup_slows_down_while_answers_take_long() {
