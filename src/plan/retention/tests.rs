@@ -1480,7 +1480,7 @@ fn of_two_marked_or_damaged_twins_one_counts() {
         let are_kept: Vec<_> = names.iter().map(|id| kept.contains(id)).collect();
         assert_eq!(are_kept, expected, "verified: {verified:?}");
     }
-    // Where no rule keeps them, two that were verified go together: neither mark ends.
+    // Two that were verified and that no rule keeps go together: neither mark ends.
     let mut survey = straight();
     let twins = [id(1), compact_backup(&mut survey, &id(1), 20)];
     for twin in &twins {
