@@ -286,7 +286,12 @@ fn ask(probe: &mut dyn Probe, known: &Mutex<Known>, over: &AtomicBool) {
 /// The last answer. A question that waits for longer than the last one did is as good as an answer.
 fn load_now(known: &Known) -> Option<Load> {
     let waiting = known.asked_at.map_or(Duration::ZERO, |at| at.elapsed());
-    let load = known.load?;
+    // Also of the first question: a server that never answers is busy.
+    let load = match known.load {
+        Some(load) => load,
+        None if waiting > INTERVAL => Load::default(),
+        None => return None,
+    };
     Some(Load {
         latency: load.latency.max(waiting),
         ..load

@@ -143,6 +143,8 @@ struct Receiver<'r, 'scope, 'env> {
     marker: Option<Vec<u8>>,
     /// Databases of which a relation arrived.
     databases: BTreeSet<u32>,
+    /// The databases whose version files say that they have no content.
+    closed: BTreeSet<u32>,
     manifest: Option<ArrivingManifest<'scope>>,
     manifest_object: Option<Box<dyn NewObject>>,
 }
@@ -194,6 +196,7 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
             control: None,
             marker: None,
             databases: BTreeSet::new(),
+            closed: BTreeSet::new(),
             manifest: None,
             manifest_object: Some(manifest_object),
         })
@@ -251,7 +254,9 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
                     Some(beside) => beside.file(&key, size, &mut self.sink)?,
                     None => None,
                 };
-                let keep = [LABEL, CONTROL, MARKER.as_bytes()].contains(&entry.path.as_slice());
+                let path = entry.path.as_slice();
+                let keep = [LABEL, CONTROL, MARKER.as_bytes()].contains(&path)
+                    || path.ends_with(b"/PG_VERSION");
                 self.databases.extend(key.relation().map(|r| r.database));
                 self.file = Some(Arriving {
                     kept: (keep && size <= KEPT_BYTES).then(Vec::new),
@@ -305,7 +310,10 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
             LABEL => self.label = file.kept,
             CONTROL => self.control = file.kept,
             path if path == MARKER.as_bytes() => self.marker = Some(file.kept.unwrap_or_default()),
-            _ => {}
+            path => {
+                let content = file.kept.unwrap_or_default();
+                self.closed.extend(left_out::closed(path, &content));
+            }
         }
         Ok(())
     }
@@ -361,6 +369,7 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
         let marked = self.marker.as_deref().map(left_out::read).transpose()?;
         let mut left_out = marked.unwrap_or_default();
         left_out.retain(|database| self.databases.contains(&database.oid));
+        let left_out = left_out::join(left_out, self.closed);
         Ok(Produced {
             start,
             end,

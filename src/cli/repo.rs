@@ -58,8 +58,8 @@ pub enum Command {
     Claims(repo_claims::Args),
     /// Show what each repository holds by kind and storage class, what a month of it costs, and how it grows
     ///
-    /// Lists every object. Prices are those of the configuration ("price"); without them bytes and objects alone are shown. What was stored in
-    /// the last 30 days and is still there is the growth that the forecast goes by. Requests that read, traffic, and versions that the bucket
+    /// Lists every object. Prices are those of the configuration ("price"); without them bytes and objects alone are shown. The
+    /// forecast goes by the growth: everything that was stored in the last 30 days and is still there. Requests that read, traffic, and versions that the bucket
     /// keeps of deleted objects are not counted. Exit status 10 when some repository cannot be opened.
     ///
     /// Example: pitr repo cost --repository offsite

@@ -296,7 +296,7 @@ pub struct Repository {
     pub required: bool,
     /// The limit of everything but WAL, in and out together; all processes of an account share it.
     pub max_rate_bytes_per_s: Option<u64>,
-    /// What its store asks for.
+    /// Prices of its store.
     pub prices: Prices,
     /// How it is reached, where it is in an object store.
     pub s3: S3Settings,

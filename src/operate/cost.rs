@@ -1,4 +1,4 @@
-//! What a repository holds by kind and storage class, what a month of it costs, and how it grows.
+//! The content of a repository by kind and storage class, its cost for a month, and its growth.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -86,7 +86,7 @@ pub struct Part {
     /// All that is there.
     #[serde(flatten)]
     pub all: Amount,
-    /// Of that, the share of the last 30 days.
+    /// The share of the last 30 days.
     pub last_month: Amount,
     /// A month of it, as a decimal number; none without a price.
     pub month_price: Option<String>,
@@ -104,7 +104,7 @@ pub struct Cost {
     /// All together.
     #[serde(flatten)]
     pub all: Amount,
-    /// Of that, the share of the last 30 days.
+    /// The share of the last 30 days.
     pub last_month: Amount,
     /// A month of what is there; none where a class has no price.
     pub month_price: Option<String>,

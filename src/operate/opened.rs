@@ -204,7 +204,9 @@ impl Opened {
     ) -> Result<Vec<LeftOutDatabase>> {
         let (store, spares) = (self.reading.repository.store(), self.spares(session));
         let snapshot = Snapshot::open_with(store, &self.layout, root, Some(&spares))?;
-        databases::left_out(&snapshot, root.content.major, wanted)
+        let chosen = databases::left_out(&snapshot, root.content.major, wanted)?;
+        databases::check_asked(&root.content.left_out_databases, &chosen, wanted)?;
+        Ok(chosen)
     }
 
     /// Takes up a job that was interrupted, and says so.

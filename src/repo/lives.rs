@@ -44,7 +44,7 @@ pub struct Move {
     pub timeline: TimelineId,
     /// The first of them.
     pub first: SegmentNumber,
-    /// The writer's clock.
+    /// The later of the writer's and the store's clock.
     pub time: TimestampTz,
 }
 
@@ -187,7 +187,7 @@ fn moves(events: &[Recorded]) -> Vec<(SegmentName, TimestampTz)> {
             UNRESOLVE => events.iter().find(|e| Some(e.name.as_str()) == ended)?,
             _ => return None,
         };
-        Some((first(of)?, one.event.time))
+        Some((first(of)?, one.event.time.max(one.stored)))
     });
     moves.collect()
 }

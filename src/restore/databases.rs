@@ -86,6 +86,31 @@ fn choose(found: &[Database], wanted: &Wanted) -> Result<Vec<LeftOutDatabase>> {
     Ok(left_out.collect())
 }
 
+/// Refuses to restore databases by name when the backup itself has no content of one of them.
+///
+/// # Errors
+/// `Refused` naming it.
+pub fn check_asked(
+    lacking: &[LeftOutDatabase],
+    left_out: &[LeftOutDatabase],
+    wanted: &Wanted,
+) -> Result<()> {
+    let Wanted::Only(_) = wanted else {
+        return Ok(());
+    };
+    let is_left_out = |one: &&LeftOutDatabase| left_out.iter().any(|other| other.oid == one.oid);
+    match lacking.iter().find(|one| !is_left_out(one)) {
+        Some(one) => Err(err!(
+            Refused,
+            "the backup has no content of database {one}: it is partial"
+        )
+        .hint(
+            "Nothing was written. Choose another backup: pitr info shows which ones are partial.",
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Finds the databases that a name, or else an oid, may mean: at least one.
 fn named<'d>(found: &'d [Database], name: &str) -> Result<Vec<&'d Database>> {
     let may_be = |d: &&Database| d.may_have_name(name.as_bytes());
@@ -110,7 +135,7 @@ fn unknown(found: &[Database], name: &str) -> Error {
         false => format!("It has {}.", names.join(", ")),
     };
     err!(NotFound, "the backup has no database \"{name}\"").hint(format!(
-        "Nothing was written. {has} A database that was created after the backup comes by WAL, and is always restored."
+        "Nothing was written. {has} A database that was created after the backup comes by WAL: whole, unless its files were copied from one that is left out."
     ))
 }
 
@@ -173,6 +198,21 @@ mod tests {
     fn oids(wanted: &Wanted) -> Result<Vec<u32>> {
         let chosen = choose(&found(), wanted)?;
         Ok(chosen.into_iter().map(|d| d.oid).collect())
+    }
+
+    #[test]
+    fn a_database_that_the_backup_itself_lacks_is_not_restored_by_name() {
+        let (app, big) = (
+            LeftOutDatabase::new(16_384, b"app"),
+            LeftOutDatabase::new(16_385, b"big"),
+        );
+        let only = Wanted::Only(vec!["app".into()]);
+        let lacking = [app.clone(), big.clone()];
+        let refused = check_asked(&lacking, std::slice::from_ref(&big), &only).unwrap_err();
+        assert_eq!(refused.code(), Code::Refused);
+        assert!(refused.to_string().contains("\"app\" (oid 16384)"));
+        check_asked(&lacking[1..], &[big], &only).unwrap();
+        check_asked(&lacking, &[], &Wanted::Without(Vec::new())).unwrap();
     }
 
     #[test]

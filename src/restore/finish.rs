@@ -22,7 +22,7 @@ use super::target_dir::{CONTROL, Target, WAITING_CONTROL};
 use super::tree::{Tree, target_error, write_error};
 use crate::archive::datadir::GUARD;
 use crate::archive::guard::{AUTO_CONF, COMMENT, Guard, SETTINGS, UNFINISHED, WrittenSettings};
-use crate::archive::left_out::{MARKER, Marker};
+use crate::archive::left_out::{self, MARKER, Marker};
 use crate::durable;
 use crate::err;
 use crate::error::Result;
@@ -285,12 +285,6 @@ fn superseded(auto: &[u8], comment: &str, written: &[conf::Setting]) -> Vec<u8> 
     conf::without(auto, comment, &earlier).unwrap_or_else(|| auto.to_vec())
 }
 
-/// The version file of a database that lies there without content. It begins with no number: no session gets as far as the catalogs.
-///
-/// PostgreSQL: src/backend/utils/init/miscinit.c (`ValidatePgVersion`). Sessions that find empty catalogs make all of the server panic, among them
-/// those of autovacuum (src/backend/utils/cache/relcache.c, `load_critical_index`). DROP DATABASE reads neither.
-const NO_VERSION: &[u8] = b"left out by pitr restore\n";
-
 /// Makes sure that no session reaches the catalogs of the databases that are left out.
 ///
 /// # Errors
@@ -298,7 +292,7 @@ const NO_VERSION: &[u8] = b"left out by pitr restore\n";
 pub fn close_left_out(destination: &Destination, versions: &[Vec<u8>], group: bool) -> Result<()> {
     for path in versions {
         if let Some((tree, relative)) = destination.place_of(path)? {
-            tree.put(relative, NO_VERSION, group)?;
+            tree.put(relative, left_out::NO_VERSION, group)?;
         }
     }
     Ok(())

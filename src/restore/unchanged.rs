@@ -64,7 +64,7 @@ pub fn find(
 ) -> Result<(Needed, u64)> {
     let hashes = PageHashes::new(snapshot);
     let (sender, receiver) = sync_channel(QUEUED);
-    let receiver = Mutex::new(receiver);
+    let receiver = Arc::new(Mutex::new(receiver));
     let compare = Compare {
         snapshot,
         hashes: &hashes,
@@ -74,10 +74,16 @@ pub fn find(
         found: Mutex::new(Found::new(how.folder)),
     };
     std::thread::scope(|scope| -> Result<()> {
+        let compare = &compare;
         let threads: Vec<_> = (0..how.jobs.max(1))
-            .map(|_| scope.spawn(|| compare.run(&receiver)))
+            .map(|_| {
+                let receiver = Arc::clone(&receiver);
+                scope.spawn(move || compare.run(&receiver))
+            })
             .collect();
-        let walked = Walk::new(&compare, sender).run(survey, how);
+        // It goes with the last thread: then nothing can be sent any more.
+        drop(receiver);
+        let walked = Walk::new(compare, sender).run(survey, how);
         let mut result = walked;
         for thread in threads {
             let ended = thread.join();
@@ -137,9 +143,11 @@ impl<'c, 'w, 's> Walk<'c, 'w, 's> {
                 let to = length.min(from + STEP_BYTES);
                 for place in snapshot.places(&file, from, to)? {
                     let Some(at) = place.at else { continue };
-                    match is_compared {
-                        true => self.add(&file, &place, at)?,
-                        false => self.compare.found()?.needed.add(at.pack, at.frame),
+                    if !is_compared {
+                        self.compare.found()?.needed.add(at.pack, at.frame);
+                    } else if !self.add(&file, &place, at)? {
+                        // The threads have ended: their error says why.
+                        return Ok(());
                     }
                 }
                 from = to;
@@ -148,7 +156,8 @@ impl<'c, 'w, 's> Walk<'c, 'w, 's> {
         Ok(())
     }
 
-    fn add(&mut self, file: &Arc<FileKey>, place: &Place, at: FramePlace) -> Result<()> {
+    /// Adds a stretch; `false` when no thread takes tasks any more.
+    fn add(&mut self, file: &Arc<FileKey>, place: &Place, at: FramePlace) -> Result<bool> {
         let entry = match self.closed.contains(&at.pack) {
             true => None,
             false => self.compare.hashes.entry(at.pack, at.frame).ok(),
@@ -156,7 +165,7 @@ impl<'c, 'w, 's> Walk<'c, 'w, 's> {
         let (Some(entry), Ok(length)) = (entry, u32::try_from(place.length)) else {
             self.closed.insert(at.pack);
             self.compare.found()?.needed.add(at.pack, at.frame);
-            return Ok(());
+            return Ok(true);
         };
         let stretch = Stretch {
             file: Arc::clone(file),
@@ -165,7 +174,7 @@ impl<'c, 'w, 's> Walk<'c, 'w, 's> {
             offset: at.offset,
         };
         if entry.is_of_pages() {
-            return self.send(Task::Pages(at, stretch));
+            return Ok(self.sender.send(Task::Pages(at, stretch)).is_ok());
         }
         let key = (at.pack, at.frame);
         let (stretches, bytes) = self.open.entry(key).or_insert_with(|| (Vec::new(), 0));
@@ -179,18 +188,14 @@ impl<'c, 'w, 's> Walk<'c, 'w, 's> {
             && let Some((stretches, _)) = self.open.remove(&key)
         {
             self.held -= stretches.len();
-            return self.send(Task::Frame(at, entry.hash, stretches));
+            let task = Task::Frame(at, entry.hash, stretches);
+            return Ok(self.sender.send(task).is_ok());
         }
         if self.held > STRETCHES_MAX {
             self.open.clear();
             self.held = 0;
         }
-        Ok(())
-    }
-
-    /// Nobody takes tasks any more when the threads have ended: their error says why.
-    fn send(&self, task: Task) -> Result<()> {
-        self.sender.send(task).map_err(|_| panicked())
+        Ok(true)
     }
 }
 

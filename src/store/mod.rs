@@ -104,7 +104,7 @@ pub struct Shown<'a> {
     pub key: &'a str,
     /// Its length and time.
     pub meta: Meta,
-    /// What the store calls its storage class, where it has any.
+    /// Its storage class by the store's name, where the store has any.
     pub class: Option<&'a str>,
 }
 
@@ -268,7 +268,7 @@ pub trait Store: Send + Sync {
                     folders.push(key);
                     continue;
                 }
-                // What goes while it is looked at was there, and is not.
+                // An object that is deleted meanwhile is passed over.
                 let meta = match listed.meta {
                     None => self.head(&Key::new(key.as_str())?)?,
                     known => known,

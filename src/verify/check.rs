@@ -7,6 +7,7 @@ use super::{About, Finding, FindingKind};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::pg::segment::SegmentNumber;
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::id::{BackupId, PartName};
 use crate::repo::portion::{Gathered, Portion};
@@ -58,6 +59,8 @@ pub(super) struct Check<'a> {
     pub store: &'a dyn Store,
     pub scope: Scope,
     pub host: &'a Host,
+    /// The time before the run read which lives are followed.
+    pub begun: TimestampTz,
     /// Threads that read.
     pub threads: usize,
     found: Mutex<Found>,
@@ -71,11 +74,17 @@ pub(super) struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    pub fn new(store: &'a dyn Store, scope: &Scope, threads: usize, host: &'a Host) -> Check<'a> {
+    pub fn new(
+        store: &'a dyn Store,
+        scope: &Scope,
+        (threads, begun): (usize, TimestampTz),
+        host: &'a Host,
+    ) -> Check<'a> {
         Check {
             store,
             scope: scope.clone(),
             host,
+            begun,
             threads,
             found: Mutex::default(),
             read: Mutex::default(),

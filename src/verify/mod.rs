@@ -159,6 +159,7 @@ impl Verify<'_> {
     /// `NotFound` when the backup asked for does not exist; `Interrupted`; what the store says, but for damage, which is a finding.
     pub fn run(&self) -> Result<Report> {
         self.repository.store().read_medium();
+        let begun = self.host.now();
         let survey = Survey::read(self.repository, self.registration)?;
         let layout = survey.layout(self.registration)?;
         let chosen = self.chosen(&survey)?;
@@ -166,7 +167,12 @@ impl Verify<'_> {
         paths.trust_all();
         let work = Work {
             what: self,
-            check: Check::new(self.repository.store(), &layout, self.threads, self.host),
+            check: Check::new(
+                self.repository.store(),
+                &layout,
+                (self.threads, begun),
+                self.host,
+            ),
             layout,
             size: SegmentSize::new(self.registration.segment_size_bytes)?,
             segments: AtomicU64::new(0),

@@ -88,7 +88,12 @@ impl Recorder<'_> {
         }
         let writer = Writer::of(self.host);
         for stated in read.stated() {
-            let event = portion::checked(writer.event(portion::CHECKED, portion::SUBJECT), stated);
+            // A resolution since then is not in what was read.
+            let event = Event {
+                time: check.begun,
+                ..writer.event(portion::CHECKED, portion::SUBJECT)
+            };
+            let event = portion::checked(event, stated);
             if let Err(e) = writer.record(self.repository.store(), self.scope, &event) {
                 check.warn(format!("what was read could not be recorded: {e}"));
                 return;

@@ -43,8 +43,9 @@ impl VerifyScope<'_> {
     pub fn run(&self) -> Result<Report> {
         let store = self.repository.store();
         store.read_medium();
+        let begun = self.host.now();
         let catalog = self.read()?;
-        let check = Check::new(store, self.scope, self.threads, self.host);
+        let check = Check::new(store, self.scope, (self.threads, begun), self.host);
         registration(&check)?;
         events::events(&check)?;
         events::reservations(&check, &catalog)?;

@@ -373,7 +373,23 @@ fn b14_a_backup_of_what_was_left_out_is_partial(major: u32) {
     assert_eq!(names(&run.json()["left_out_databases"]), ["big"], "{run}");
     let run = world.take(&server, &[]).success();
     assert_eq!(names(&run.json()["left_out_databases"]), ["big"], "{run}");
+    // A copy of its files is as empty, and no marker names it.
+    let copied = if major < 15 {
+        ""
+    } else {
+        " strategy file_copy"
+    };
+    server.sql(&format!("create database copied template big{copied}"));
     server.sql("drop database big");
+    for args in [&[][..], &["--method", "local"]] {
+        let run = world.take(&server, args).success();
+        let json = run.json();
+        let left_out = json["left_out_databases"].as_array().unwrap();
+        assert_eq!(left_out.len(), 1, "{run}");
+        let id = json["id"].as_str().unwrap();
+        assert_eq!(root(&world.site, id).head.features, ["partial"]);
+    }
+    server.sql("drop database copied");
     for args in [&[][..], &["--method", "local"]] {
         let run = world.take(&server, args).success();
         assert_eq!(names(&run.json()["left_out_databases"]), Vec::<&str>::new());

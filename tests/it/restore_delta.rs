@@ -235,6 +235,20 @@ fn killed_at_any_point_no_server_starts_on_a_mixture_and_the_same_command_comple
     assert!(untouched > 0 && unfinished > 10);
 }
 
+/// A file that cannot be read ends the restore with the cause, while most files still wait to be compared; the same command completes it.
+#[test]
+fn a_file_that_cannot_be_read_ends_the_comparison() {
+    crate::require_strace!("a_file_that_cannot_be_read_ends_the_comparison");
+    let small = Small::new();
+    small.renew();
+    let broken = fault::Fault::error("pread64", "EIO").on(small.data.join("base/1/1255"));
+    let (run, fired) = fault::inject(&small.restore(), &broken);
+    assert!(fired > 0, "{run}");
+    run.expect_code(1).expect_stdout("1255");
+    small.restore().run().success();
+    verify_backup(15, &small.data);
+}
+
 /// A restore that was interrupted fetches only what it still lacks.
 #[test]
 fn a_resumed_restore_does_not_read_packs_of_what_is_there() {

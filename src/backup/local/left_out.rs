@@ -1,5 +1,7 @@
 //! Databases of a data directory that lie there without content.
 
+use std::collections::BTreeSet;
+use std::io::ErrorKind::{NotADirectory, NotFound};
 use std::path::Path;
 
 use crate::archive::left_out::{self, MARKER, MARKER_LIMIT_BYTES};
@@ -30,12 +32,54 @@ pub fn marked(root: &Path) -> Result<Vec<LeftOutDatabase>> {
     }
 }
 
-/// Whether a database has a directory, in `base` or in a tablespace.
-pub fn is_there(root: &Path, oid: u32, naming: &ClusterNaming, tablespaces: &[u32]) -> bool {
+/// Returns the databases without content: those of the marker that have a directory, and those whose version files say so.
+///
+/// # Errors
+/// Those of [`marked`], and of reading directories.
+pub fn there(
+    root: &Path,
+    naming: &ClusterNaming,
+    tablespaces: &[u32],
+) -> Result<Vec<LeftOutDatabase>> {
     let version = naming.version_directory();
     let spaces = tablespaces
         .iter()
         .map(|space| format!("pg_tblspc/{space}/{version}"));
-    let mut folders = std::iter::once("base".to_owned()).chain(spaces);
-    folders.any(|folder| root.join(folder).join(oid.to_string()).is_dir())
+    let folders: Vec<_> = std::iter::once("base".to_owned())
+        .chain(spaces)
+        .map(|folder| root.join(folder))
+        .collect();
+    let mut named = marked(root)?;
+    named.retain(|database| {
+        let oid = database.oid.to_string();
+        folders.iter().any(|folder| folder.join(&oid).is_dir())
+    });
+    let mut closed = BTreeSet::new();
+    for folder in folders {
+        closed.append(&mut closed_in(&folder)?);
+    }
+    Ok(left_out::join(named, closed))
+}
+
+/// The databases of a folder whose version files say that they have no content. A database may be dropped meanwhile.
+fn closed_in(folder: &Path) -> Result<BTreeSet<u32>> {
+    let failed = |e| Error::from_io(format!("read \"{}\"", folder.display()), e);
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(e) => return Err(failed(e)),
+    };
+    let mut closed = BTreeSet::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path().join("PG_VERSION");
+        match std::fs::read(&path) {
+            Ok(content) => {
+                let path = path.as_os_str().as_encoded_bytes();
+                closed.extend(left_out::closed(path, &content));
+            }
+            Err(e) if matches!(e.kind(), NotFound | NotADirectory) => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    Ok(closed)
 }

@@ -162,10 +162,7 @@ impl<'w> Copying<'_, 'w, '_, '_> {
         let stopped = session::stop(self.source, major)?;
         self.owner.check_again(self.source)?;
         let end_timeline = session::timeline(self.source, timeline)?;
-        let mut left_out = left_out::marked(self.owner.path())?;
-        left_out.retain(|d| {
-            left_out::is_there(self.owner.path(), d.oid, &self.work.naming, &tablespaces)
-        });
+        let left_out = left_out::there(self.owner.path(), &self.work.naming, &tablespaces)?;
         let label = BackupLabel::parse(&stopped.label)?;
         let links = label::parse_tablespace_map(&stopped.map, major)?;
         check_links(&links, &tablespaces)?;

@@ -104,17 +104,29 @@ impl LeftOutDatabase {
         }
     }
 
-    /// Its name for people.
-    pub fn name(&self) -> String {
+    /// A database whose name is not known.
+    pub fn unnamed(oid: u32) -> LeftOutDatabase {
+        LeftOutDatabase {
+            oid,
+            name: None,
+            name_hex: None,
+        }
+    }
+
+    /// Its name for people, where it is known.
+    pub fn name(&self) -> Option<String> {
         let hex = self.name_hex.as_deref().and_then(unhex);
         let hex = hex.map(|name| name.escape_ascii().to_string());
-        self.name.clone().or(hex).unwrap_or_default()
+        self.name.clone().or(hex)
     }
 }
 
 impl std::fmt::Display for LeftOutDatabase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "\"{}\" (oid {})", self.name(), self.oid)
+        match self.name() {
+            Some(name) => write!(f, "\"{name}\" (oid {})", self.oid),
+            None => write!(f, "(oid {})", self.oid),
+        }
     }
 }
 

@@ -378,7 +378,7 @@ fn in_a_bucket() {
     check_same(restored(&id), expected, [&origin, &id]);
 }
 
-/// What was compacted is copied to a second repository, and what expired there does not come back.
+/// A compacted backup is copied to a second repository, and nothing comes back that expired there.
 #[test]
 fn it_is_copied_and_the_old_one_does_not_come_back() {
     let two = Two::new();
