@@ -1,7 +1,7 @@
 //! Compaction: the same backup once more, from what the repository holds, without the packs of which little is visible.
 //!
 //! The server is never asked. The new root stands beside the old one, which expires: its content, positions and times are those of the old
-//! one, so that a restore from either gives the same bytes. It is an incremental whose interval is empty (decision 0028).
+//! one, so that a restore from either gives the same bytes. It is an incremental whose interval is empty (decision 0029).
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use crate::repo::claim::Claim;
 use crate::repo::container::{Codec, Container, ContainerWriter, Kind};
 use crate::repo::deletion;
 use crate::repo::event::{self, Writer};
+use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::outline::Outline;
@@ -187,12 +188,13 @@ impl Compaction<'_> {
             kept.keep()
         };
         let written = self.copy(&id, &mut tick)?;
-        let root = self.root(attempt, written)?;
+        let root = self.root(attempt, written, &mut tick)?;
         self.copy_server_manifest(&root)?;
         let place = (store, &**self.layout);
         let progress = host.progress.as_ref();
         deletion::wait(place, host.clock.as_ref(), progress, &mut tick)?;
         tick()?;
+        self.copy_trimmed(&id)?;
         claim.check()?;
         kept.check()?;
         attempt.commit(&RootOfCluster {
@@ -205,18 +207,14 @@ impl Compaction<'_> {
         Ok(root)
     }
 
-    fn copy(
-        &self,
-        id: &crate::repo::id::BackupId,
-        tick: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<Written> {
+    fn copy(&self, id: &BackupId, tick: &mut dyn FnMut() -> Result<()>) -> Result<Written> {
         let (store, host) = (self.repository.store(), self.host);
         let snapshot = Snapshot::open(store, self.layout, self.origin)?;
         let (codec, jobs) = (self.options.codec, self.options.jobs);
         let mut options = writer::Options::new(codec, jobs, host.scratch.clone());
         let place = (store, &**self.layout);
         host.progress.phase("write the map", None);
-        let flat = flatten(&snapshot, place, id, LAYERS, options.shard_files)?;
+        let flat = flatten(&snapshot, place, id, LAYERS, options.shard_files, tick)?;
         (options.prior, options.layers) = (flat.shards, flat.layers);
         let bytes = self.packs.iter().filter_map(|at| snapshot.packs().get(*at));
         let bytes = bytes.map(|pack| pack.live_bytes).sum();
@@ -234,14 +232,19 @@ impl Compaction<'_> {
     }
 
     /// The root: that of the origin, with another id, another map, and the age of its content. The whole map is walked.
-    fn root(&self, attempt: &Attempt<'_>, written: Written) -> Result<BackupRoot> {
+    fn root(
+        &self,
+        attempt: &Attempt<'_>,
+        written: Written,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<BackupRoot> {
         let origin = self.origin;
         let (old, content) = (&origin.head, &origin.content);
         let times = (old.start_time, old.stop_time);
         let own = attempt.head_and_map(&old.label, Some(&old.id), times, written);
         let place = (self.repository, self.layout);
         let naming = ClusterNaming::from(content);
-        let (head, map) = incremental::complete(place, &origin.map, own, naming)?;
+        let (head, map) = incremental::complete(place, &origin.map, own, naming, tick)?;
         let is_same = (head.file_count, head.size_bytes) == (old.file_count, old.size_bytes);
         let is_given_up = |at: &usize| {
             let part = origin.map.packs.get(*at).map(|pack| &pack.key);
@@ -264,6 +267,19 @@ impl Compaction<'_> {
                 ..content.clone()
             },
         })
+    }
+
+    /// Records that WAL behind the origin was let go on purpose: the hole is known after the origin has expired, too. No deletion runs by now,
+    /// and one to come keeps the WAL behind the claimed origin.
+    fn copy_trimmed(&self, id: &BackupId) -> Result<()> {
+        let store = self.repository.store();
+        let events = event::read_all(store, self.layout, &self.origin.head.id.to_string())?;
+        if event::is_trimmed(&events) {
+            let writer = Writer::of(self.host);
+            let trimmed = writer.event(event::TRIMMED, &id.to_string());
+            writer.record(store, self.layout, &trimmed)?;
+        }
+        Ok(())
     }
 
     /// Stores PostgreSQL's own manifest under the new id, which a sealed object is bound to.

@@ -374,6 +374,13 @@ impl Watch for Watcher<'_, '_, '_> {
     }
 }
 
+/// Keeps both claims while a map is walked, unless the operator stops that.
+fn keep(host: &Host, claim: &mut Claim<'_>, prior: Option<&mut Claim<'_>>) -> Result<()> {
+    host.check_stop()?;
+    claim.keep()?;
+    prior.map_or(Ok(()), Claim::keep)
+}
+
 /// One backup under way.
 struct Backup<'a, 'c> {
     repository: &'a Repository,
@@ -447,6 +454,7 @@ impl Backup<'_, '_> {
                 &prior.root.map,
                 (root.head, root.map),
                 ClusterNaming::from(&root.content),
+                &mut || keep(host, claim, self.prior_claim.as_deref_mut()),
             )?;
         }
         let timeline = produced.end.timeline;
@@ -544,6 +552,7 @@ impl Backup<'_, '_> {
                 &id,
                 fault::lowered(LAYERS),
                 options.shard_files,
+                &mut || keep(host, claim, self.prior_claim.as_deref_mut()),
             )?;
             (options.prior, options.layers) = (flat.shards, flat.layers);
             flat_bytes = flat.stored_bytes;

@@ -327,7 +327,7 @@ impl Asked<'_> {
         for (id, _, root) in merged.committed() {
             let end = root.consistent_lsn.max(root.stop_lsn);
             // Retention there keeps only the way to the end of an old backup, unless the WAL goes on after it.
-            if self.is_trimmed(id) {
+            if self.is_trimmed(root) {
                 // WAL after the backup that was let go there does not come back.
                 let held = &Names(&self.to.timelines);
                 paths.need_unbroken(root.timeline, (root.start_lsn, end), held, &mut needed);
@@ -343,10 +343,10 @@ impl Asked<'_> {
         Some(needed)
     }
 
-    /// The receiving side let WAL behind it go.
-    fn is_trimmed(&self, id: &BackupId) -> bool {
-        let there = self.to.ids.get(id);
-        there.is_some_and(|s| event::is_trimmed(&s.events))
+    /// The receiving side let WAL behind it, or behind one of the same content, go.
+    fn is_trimmed(&self, root: &Root) -> bool {
+        let mut there = self.to.committed();
+        there.any(|(_, subject, other)| event::is_trimmed(&subject.events) && other.is_twin(root))
     }
 
     fn is_followed(&self, paths: &Paths<'_>, root: &Root, end: Lsn) -> bool {

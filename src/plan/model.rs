@@ -18,7 +18,7 @@ use crate::repo::runs::Runs;
 use crate::repo::wal_proof::RawHash;
 use crate::wal::facts::{self, Crossing, Entry, EntryKind, Facts, NamedPoint, Wal};
 use crate::wal::index::{HeadEnd, TailClass, flag};
-use crate::wal::inventory::{Backup, HistoryFile, Inventory, Timeline};
+use crate::wal::inventory::{self, Backup, HistoryFile, Inventory, Timeline};
 
 const PAGE: u64 = 8192;
 
@@ -251,6 +251,7 @@ impl World {
             expire_mark: None,
             pins: Vec::new(),
             is_trimmed: false,
+            is_verified: false,
         });
     }
 
@@ -311,7 +312,7 @@ impl World {
             timeline.tails.insert(number, reach);
         }
         let mut backups = self.backups.clone();
-        backups.sort_by_key(|b| (b.timeline, b.stop_lsn));
+        inventory::sort(&mut backups);
         Inventory {
             lives: Lives::default(),
             repository: "/r".into(),

@@ -67,6 +67,25 @@ fn simple() -> World {
 }
 
 #[test]
+fn of_a_backup_and_its_compaction_the_verified_one_is_planned() {
+    let mut w = simple();
+    let twin = Backup {
+        id: "20991120T064049Z-incr".parse().unwrap(),
+        ..w.backups[0].clone()
+    };
+    w.backups.push(twin);
+    let chosen = |w: &World| planned(w, Target::End).backup.unwrap().id;
+    assert_eq!(chosen(&w), w.backups[1].id);
+    w.backups[0].is_verified = true;
+    assert_eq!(chosen(&w), w.backups[0].id);
+    w.backups[1].is_verified = true;
+    assert_eq!(chosen(&w), w.backups[1].id);
+    // A mark or damage weighs more.
+    w.backups[1].expire_mark = Some(FAR);
+    assert_eq!(chosen(&w), w.backups[0].id);
+}
+
+#[test]
 fn a1_a_backup_whose_segments_are_another_server_s_is_not_restorable() {
     let mut w = simple();
     w.backup(tli(1), |_| {});

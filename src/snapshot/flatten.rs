@@ -31,15 +31,17 @@ pub struct Flat {
 }
 
 /// Writes one layer under `id`, numbered from 0, for each shard of `snapshot` with `most_layers` or more; a shard of more than `shard_files` is split.
+/// Calls `tick` once for each file.
 ///
 /// # Errors
-/// `Damaged` when a part of the map fails a check; what the store says.
+/// `Damaged` when a part of the map fails a check; errors of `tick` and of the store.
 pub fn flatten(
     snapshot: &Snapshot<'_>,
     (store, scope): (&dyn Store, &Scope),
     id: &BackupId,
     most_layers: usize,
     shard_files: u64,
+    tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Flat> {
     let mut flattening = Flattening {
         snapshot,
@@ -61,6 +63,7 @@ pub fn flatten(
         flattening.begin(shard.first_key.clone())?;
         let mut items = snapshot.items_of(number);
         while let Some(item) = items.next() {
+            tick()?;
             flattening.take(&item?, &items.take_places(), shard_files)?;
         }
         flattening.end()?;

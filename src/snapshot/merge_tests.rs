@@ -16,6 +16,7 @@ use super::page_hashes::{self, PageHashes};
 use super::reader::{Snapshot, SnapshotRoot};
 use super::sink::FileSink;
 use super::writer::{Options, SnapshotWriter};
+use crate::err;
 use crate::error::{Code, Result};
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
@@ -150,7 +151,18 @@ impl<'d> World<'d> {
             naming: self.naming,
         };
         let snapshot = Snapshot::open(store, &self.scope, root).unwrap();
-        let flat = flatten(&snapshot, (store, &self.scope), id, self.most_layers, 3).unwrap();
+        let most_layers = self.most_layers;
+        let place = (store as &dyn Store, &self.scope);
+        let mut ticks = 0;
+        let flat = flatten(&snapshot, place, id, most_layers, 3, &mut || {
+            ticks += 1;
+            Ok(())
+        })
+        .unwrap();
+        let shards = self.map.shards.iter().enumerate();
+        let deep = shards.filter(|(_, shard)| shard.layers.len() >= most_layers);
+        let files = deep.map(|(number, _)| snapshot.items_of(number).count());
+        assert_eq!(ticks, files.sum::<usize>());
         let deepest = flat.shards.iter().map(|shard| shard.layers.len()).max();
         assert!(deepest < Some(self.most_layers.max(2)), "{flat:?}");
         flat
@@ -345,7 +357,10 @@ impl<'d> World<'d> {
 
     /// Checks that the packs counted as visible suffice.
     fn check_usage(&self, store: &FileStore, all: &Snapshot<'_>, model: &Model) -> Result<()> {
-        let usage = all.usage()?;
+        let usage = all.usage(&mut || Ok(()))?;
+        // A walk ends when its caller is asked to stop.
+        let stopped = all.usage(&mut || Err(err!(Interrupted, "stopped")));
+        assert_eq!(stopped.is_err(), all.items().next().is_some());
         let mapped: u64 = all.items().map(|item| item.unwrap().mapped_bytes).sum();
         let live = usage.packs.iter().map(|pack| pack.live_bytes);
         assert_eq!(live.sum::<u64>(), mapped);

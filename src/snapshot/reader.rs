@@ -326,14 +326,16 @@ impl<'a> Snapshot<'a> {
     }
 
     /// Counts the visible bytes of each pack, and the files. The root's own counts are not compared: they are yet to be
-    /// written.
+    /// written. Calls `tick` once for each file.
     ///
     /// # Errors
-    /// `Damaged` when a part of the map fails a check or a byte below a file's length is not covered.
-    pub fn usage(&self) -> Result<Usage> {
+    /// `Damaged` when a part of the map fails a check or a byte below a file's length is not covered; errors of `tick`.
+    pub fn usage(&self, tick: &mut dyn FnMut() -> Result<()>) -> Result<Usage> {
         let mut items = self.items();
         items.counter = Some(Counter::new(self.packs().len()));
-        items.by_ref().try_for_each(|item| item.map(|_| ()))?;
+        items
+            .by_ref()
+            .try_for_each(|item| item.and_then(|_| tick()))?;
         let packs = items.counter.take().map(|c| c.finish(self.packs()));
         Ok(Usage {
             packs: packs.unwrap_or_default(),

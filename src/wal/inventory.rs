@@ -122,6 +122,8 @@ pub struct Backup {
     pub pins: Vec<Pin>,
     /// Expiry let WAL behind it go on purpose.
     pub is_trimmed: bool,
+    /// A check read everything of it back, and found no damage.
+    pub is_verified: bool,
 }
 
 /// A pin of a backup.
@@ -214,6 +216,7 @@ impl Backup {
             expire_mark: None,
             pins: Vec::new(),
             is_trimmed: false,
+            is_verified: false,
         })
     }
 }
@@ -234,6 +237,7 @@ impl Backup {
         let pins = event::standing(events, "pin", "unpin").into_iter();
         self.pins = pins.map(Pin::new).collect();
         self.is_trimmed = event::is_trimmed(events);
+        self.is_verified = !event::standing(events, "verified", "").is_empty();
     }
 }
 
@@ -519,8 +523,12 @@ impl Listing for Inventory {
     }
 }
 
-fn sort(backups: &mut [Backup]) {
-    backups.sort_by(|a, b| (a.timeline, a.stop_lsn, &a.id).cmp(&(b.timeline, b.stop_lsn, &b.id)));
+/// Sorts by place. At one place, as of a backup and its compaction, a verified one comes last: readers begin at the end.
+pub fn sort(backups: &mut [Backup]) {
+    backups.sort_by(|a, b| {
+        let key = |b: &Backup| (b.timeline, b.stop_lsn, b.is_verified);
+        key(a).cmp(&key(b)).then_with(|| a.id.cmp(&b.id))
+    });
 }
 
 /// The registration that readers take: the one asked for, the only one, or that of the newest backup.

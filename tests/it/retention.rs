@@ -259,6 +259,29 @@ fn x09_a_month_keeps_its_last_backup_and_the_window_its_wal(major: u32) {
         std::fs::rename(&away, &file).unwrap();
     }
     kept.pitr(&["verify", "--quiet"]).run().success();
+    the_hole_outlives_a_compacted_backup(&kept, left.iter().next().copied().unwrap());
+}
+
+/// The hole behind a backup is known after it was compacted, and has expired.
+fn the_hole_outlives_a_compacted_backup(kept: &Kept, nth: usize) {
+    let old = &kept.ids[nth];
+    let compact = ["repo", "compact", "--visible", "100", "--confirm", "--json"];
+    let run = kept.pitr(&compact).args(["--backup", old]).run().success();
+    let json = run.json();
+    let new = json["compacted"]["id"].as_str().unwrap();
+    let trimmed = |id: &str| {
+        let folder = kept.site.cluster_folder();
+        events(kept.site.repository(), &folder, id, "trimmed")
+    };
+    assert_eq!((trimmed(old), trimmed(new)), (1, 1));
+    kept.pitr(&["verify", "--quiet"]).run().success();
+    kept.confirm().success();
+    assert_eq!(kept.shown(nth), Value::Null);
+    kept.pitr(&["verify", "--quiet"]).run().success();
+    let info = kept.pitr(&["info", "--json"]).run().success().json();
+    let cluster = &info["clusters"][0];
+    assert_eq!(cluster["gaps"].as_array().unwrap().len(), 0);
+    assert_eq!(restored_rows(kept, new), nth as u64 + 1);
 }
 per_major!(x09_a_month_keeps_its_last_backup_and_the_window_its_wal, v14 v19);
 

@@ -134,6 +134,7 @@ fn candidate(backup: &Backup, root: &BackupRoot) -> Candidate {
         damage: backup.damage.clone(),
         is_partial: backup.is_partial,
         is_marked: backup.expire_mark.is_some(),
+        is_verified: backup.is_verified,
         shape: Shape {
             catalog_version: root.content.catalog_version,
             block_size_bytes: root.content.block_size_bytes,

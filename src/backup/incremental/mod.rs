@@ -138,15 +138,16 @@ pub fn check_bounds(prior: &ClusterContent, new: &ClusterContent) -> Result<()> 
 }
 
 /// Gives a root the packs and the counts of all its layers, where it had those that the backup wrote itself. The whole map is walked, so that a byte
-/// that no layer covers is found before the root is written.
+/// that no layer covers is found before the root is written. Calls `tick` once for each file.
 ///
 /// # Errors
-/// `Damaged` when prior and new layers do not give one map; what the store says.
+/// `Damaged` when prior and new layers do not give one map; errors of `tick` and of the store.
 pub fn complete(
     (repository, layout): (&Repository, &ClusterLayout),
     prior: &Map,
     (head, own): (Head, Map),
     naming: ClusterNaming,
+    tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<(Head, Map)> {
     let map = Map {
         packs: prior.packs.iter().cloned().chain(own.packs).collect(),
@@ -157,7 +158,7 @@ pub fn complete(
         map: &map,
         naming: Naming::Cluster(naming),
     };
-    let usage = Snapshot::open(repository.store(), layout, root)?.usage()?;
+    let usage = Snapshot::open(repository.store(), layout, root)?.usage(tick)?;
     let head = Head {
         file_count: usage.file_count,
         size_bytes: usage.size_bytes,

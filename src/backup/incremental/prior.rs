@@ -78,6 +78,8 @@ pub struct Candidate {
     pub is_partial: bool,
     /// Whether it is marked for deletion.
     pub is_marked: bool,
+    /// Whether it was verified: of two at one place that one is taken.
+    pub is_verified: bool,
     /// Its files.
     pub shape: Shape,
     /// Layers and packs that it names.
@@ -107,7 +109,7 @@ pub fn choose(
     limit: Option<FullEvery>,
 ) -> Result<usize, String> {
     let mut newest: Vec<(usize, &Candidate)> = candidates.iter().enumerate().collect();
-    newest.sort_by_key(|(_, c)| std::cmp::Reverse((c.timeline, c.stop_lsn, &c.id)));
+    newest.sort_by_key(|(_, c)| std::cmp::Reverse((c.timeline, c.stop_lsn, c.is_verified, &c.id)));
     let mut why = None;
     for (at, candidate) in newest {
         match refusal(candidate, server) {
@@ -216,6 +218,7 @@ mod tests {
             damage: None,
             is_partial: false,
             is_marked: false,
+            is_verified: false,
             shape: SHAPE,
             parts: 2,
         }
@@ -246,6 +249,19 @@ mod tests {
         let why = choose(&all, &server(), None).unwrap_err();
         assert_eq!(why, "backup \"20261120T064002Z-full\" is damaged");
         assert!(choose(&[], &server(), None).is_err());
+    }
+
+    #[test]
+    fn of_a_backup_and_its_compaction_the_verified_one_is_the_prior() {
+        let mut all = vec![backup(1, 2, 2000, 2100), backup(2, 2, 2000, 2100)];
+        assert_eq!(choose(&all, &server(), None), Ok(1));
+        all[0].is_verified = true;
+        assert_eq!(choose(&all, &server(), None), Ok(0));
+        all[1].is_verified = true;
+        assert_eq!(choose(&all, &server(), None), Ok(1));
+        // One that lies further on comes before, verified or not.
+        all.push(backup(3, 2, 2000, 2101));
+        assert_eq!(choose(&all, &server(), None), Ok(2));
     }
 
     #[test]

@@ -154,6 +154,14 @@ fn the_wal_that_was_let_go_behind_a_backup_does_not_come_back() {
     assert_eq!(lacks(&to), [(53, 59)]);
     add(&mut to, 5, event::TRIMMED);
     assert_eq!(lacks(&to), []);
+    // A compaction of it, there or yet to be copied, has the same hole behind it.
+    let mut compacted = from.clone();
+    let mut twin = compacted.ids[&id(5)].clone();
+    twin.events.clear();
+    compacted.ids.insert(id(20), twin);
+    let found = lacking(&compacted, &to, (false, None), now());
+    assert_eq!(found.backups, ids(&[20]));
+    assert_eq!(copied(&found), []);
 }
 
 #[test]

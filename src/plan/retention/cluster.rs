@@ -88,28 +88,20 @@ impl<'a> Backups<'a> {
         items
     }
 
-    /// Finds backups of the same content. Among those, the newest that was verified counts, else the oldest good one:
-    /// items come in that order.
+    /// Finds backups of the same content. Items come in the order of ids there, oldest first.
     fn find_twins(&self, items: &mut [Item<'a>]) {
         let same = |a: &Item<'_>, b: &Item<'_>| match (self.root(a), self.root(b)) {
             (Some(a), Some(b)) => a.is_twin(b),
             _ => false,
         };
         for twins in items.chunk_by_mut(same).filter(|twins| twins.len() > 1) {
-            let is_good = |item: &Item<'_>| {
-                let marks = event::standing(item.events, "expire", "unexpire");
-                item.damage.is_none() && marks.is_empty()
-            };
-            let is_proven =
-                |item: &Item<'_>| !event::standing(item.events, "verified", "").is_empty();
-            let proven = twins.iter().rposition(|i| is_good(i) && is_proven(i));
-            let counts = proven.or_else(|| twins.iter().position(is_good));
-            let Some((counts, id)) = counts.and_then(|at| Some((at, twins.get(at)?.id))) else {
+            let (counts, is_proven) = counting(twins);
+            let Some(id) = twins.get(counts).map(|twin| twin.id) else {
                 continue;
             };
             for (at, twin) in twins.iter_mut().enumerate() {
                 twin.twin = match at.cmp(&counts) {
-                    Ordering::Less => Some(Twin::StoodForBy(id)),
+                    Ordering::Less => is_proven.then_some(Twin::StoodForBy(id)),
                     Ordering::Equal => None,
                     Ordering::Greater => Some(Twin::StandsLater(id)),
                 };
@@ -264,7 +256,7 @@ impl<'a> Backups<'a> {
             needed.begin(item.id, is_bounded);
             if is_bounded {
                 self.need_to_end(root, needed);
-            } else if event::is_trimmed(item.events) {
+            } else if self.is_trimmed(root) {
                 let held = &Names(&self.survey.timelines);
                 let range = (root.start_lsn, root.consistent_lsn.max(root.stop_lsn));
                 self.paths.need_unbroken(root.timeline, range, held, needed);
@@ -289,7 +281,15 @@ impl<'a> Backups<'a> {
         }
     }
 
-    /// The backups that remain, and behind which this run leaves a hole: it is recorded before.
+    /// Whether expiry let WAL behind a backup go on purpose, as it is recorded of it or of a twin.
+    fn is_trimmed(&self, root: &Root) -> bool {
+        let events = |id: &BackupId| self.survey.ids.get(id).map_or(&[][..], |s| &s.events);
+        let mut twins = self.roots.iter().filter(|(_, other)| other.is_twin(root));
+        twins.any(|(id, _)| event::is_trimmed(events(id)))
+    }
+
+    /// Returns the backups that remain, and behind which this run leaves a hole, or a twin's hole is not recorded yet. The run records it before
+    /// WAL goes.
     pub fn trimmed(&self, items: &[Item<'_>], needed: &Needed) -> Vec<BackupId> {
         let names = || Names(&self.survey.timelines);
         let left = Left {
@@ -299,7 +299,9 @@ impl<'a> Backups<'a> {
         let is_trimmed = |root: &Root, target: TimelineId| {
             let hole = |held: &dyn Listing| self.paths.hole_behind(target, root.start_lsn, held);
             let (before, after) = (hole(&names()), hole(&left));
-            after.is_some_and(|(from, _)| before.is_none_or(|(before, _)| before != from))
+            after.is_some_and(|(from, _)| {
+                self.is_trimmed(root) || before.is_none_or(|(before, _)| before != from)
+            })
         };
         let remaining = self.roots_of(items, |item| item.remains());
         remaining
@@ -311,6 +313,22 @@ impl<'a> Backups<'a> {
             .map(|(_, item, _)| item.id.clone())
             .collect()
     }
+}
+
+/// Chooses the twin that counts, by its index, and says whether it is proven. The first of these that there is:
+/// - the newest undamaged, unmarked one that was verified;
+/// - where every undamaged one is marked, the newest of them that was verified;
+/// - the oldest undamaged one;
+/// - the oldest one.
+fn counting(twins: &[Item<'_>]) -> (usize, bool) {
+    let is_good = |item: &Item<'_>| item.damage.is_none();
+    let unmarked = |item: &Item<'_>| is_good(item) && !item.is_marked();
+    let proven = match twins.iter().any(unmarked) {
+        true => twins.iter().rposition(|i| unmarked(i) && i.is_verified()),
+        false => twins.iter().rposition(|i| is_good(i) && i.is_verified()),
+    };
+    let oldest = || twins.iter().position(is_good).unwrap_or(0);
+    (proven.unwrap_or_else(oldest), proven.is_some())
 }
 
 impl Constraint for Backups<'_> {

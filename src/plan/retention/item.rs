@@ -53,7 +53,7 @@ pub struct Item<'a> {
 pub enum Twin<'a> {
     /// This newer one was verified, and counts in the place of this backup.
     StoodForBy(&'a BackupId),
-    /// This older one counts, as long as the backup was not verified.
+    /// This older one counts: the backup was not verified, is marked, or no undamaged one is left.
     StandsLater(&'a BackupId),
 }
 
@@ -136,6 +136,33 @@ impl Item<'_> {
             self.time
         };
         self.taken = taken.min(now);
+    }
+
+    /// Whether a check of it that read everything back found no damage.
+    pub fn is_verified(&self) -> bool {
+        !event::standing(self.events, "verified", "").is_empty()
+    }
+
+    /// The backup that the rules count for it: itself, or a twin.
+    pub fn counted(&self) -> &BackupId {
+        match self.twin {
+            Some(Twin::StoodForBy(id) | Twin::StandsLater(id)) => id,
+            None => self.id,
+        }
+    }
+
+    /// Whether a good twin stays that can stand for this one: one that was verified, or this is the one that does not count yet.
+    pub fn has_stand_in(&self, items: &[Item<'_>]) -> bool {
+        let is_newer = matches!(self.twin, Some(Twin::StandsLater(_)));
+        let stands = |i: &&Item<'_>| i.id != self.id && i.counted() == self.counted();
+        let is_good = |i: &Item<'_>| i.damage.is_none() && !i.is_marked();
+        let mut others = items.iter().filter(stands);
+        others.any(|i| is_good(i) && (i.is_verified() || is_newer && !self.is_verified()))
+    }
+
+    /// Whether it is marked for deletion.
+    pub fn is_marked(&self) -> bool {
+        !event::standing(self.events, "expire", "unexpire").is_empty()
     }
 
     /// The same item, of which nothing is decided yet.

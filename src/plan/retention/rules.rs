@@ -1,6 +1,6 @@
 //! The rules of retention, for backups of any content: which are kept, and why; which are marked, which are deleted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::NaiveDate;
 
@@ -242,8 +242,16 @@ fn keep_but_twins(
     keep_counted(judged, constraint, policy, now);
     judged.items.extend(twins);
     judged.items.sort_by_key(|i| i.order);
+    let held = |i: &&Item<'_>| i.damage.is_some() && i.hold.is_some();
+    let damaged: BTreeSet<&BackupId> = judged.items.iter().filter(held).map(|i| i.id).collect();
     for item in &mut judged.items {
-        if let (Some(Twin::StandsLater(other)), None) = (item.twin, &item.damage) {
+        let Some(Twin::StandsLater(other)) = item.twin else {
+            continue;
+        };
+        if item.damage.is_some() && damaged.contains(other) {
+            // Another part may be damaged, and one of the two can heal.
+            item.hold(format!("damaged, as \"{other}\" is, which counts for it"));
+        } else if item.damage.is_none() && !item.is_verified() {
             let reason =
                 format!("it takes the place of \"{other}\" once it was verified: pitr verify");
             item.hold_also(reason, Hold::End);
@@ -292,9 +300,17 @@ fn keep_all_but(judged: &mut Judgement<'_>, constraint: &dyn Constraint, id: &Ba
         item.hold("nobody asked for its deletion".to_owned());
     }
     let good = || judged.items.iter().filter(|i| i.damage.is_none());
-    let is_newest = good().next_back().is_some_and(|i| i.id == id);
+    let newest = good().next_back();
+    let is_newest = newest.is_some_and(|i| i.id == id);
+    let asked = good().find(|i| i.id == id);
+    let twin = newest.filter(|i| asked.is_some_and(|a| !is_newest && a.counted() == i.counted()));
     let why = if good().next().is_none() {
         Some("no other backup is known to be good".to_owned())
+    } else if asked.is_some_and(|asked| asked.has_stand_in(&judged.items)) {
+        None
+    } else if let Some(twin) = twin {
+        let newer = format!("\"{}\", which was compacted from it", twin.id);
+        Some(format!("{newer}, is not known to be good: pitr verify"))
     } else if is_newest && good().count() == 1 {
         Some("it is the only one that is known to be good".to_owned())
     } else if is_newest {

@@ -1429,3 +1429,137 @@ fn of_an_old_backup_too_the_calendar_counts_one() {
     // Its place among the others is that of the old one.
     assert_eq!(all[4], new);
 }
+
+fn record(survey: &mut Survey, id: &BackupId, kind: &str) {
+    let subject = survey.ids.get_mut(id).unwrap();
+    subject.events.push(event(kind, ago(1)));
+}
+
+fn judged_at<'p>(plan: &'p ExpirePlan, id: &BackupId) -> &'p Judged {
+    plan.backups.iter().find(|b| b.id == *id).unwrap()
+}
+
+#[test]
+fn a_marked_origin_counts_as_long_as_no_twin_was_verified() {
+    let mut survey = straight();
+    let origin = id(9);
+    let new = compact_backup(&mut survey, &origin, 20);
+    record(&mut survey, &origin, "verified");
+    record(&mut survey, &origin, "expire");
+    let plan = survey_plan(&survey, &policy(2, 24));
+    // The rules want it: its mark ends, and eight is the second one.
+    let unmarked: Vec<_> = plan.unmarks.iter().map(|(id, _)| id.clone()).collect();
+    assert_eq!(unmarked, std::slice::from_ref(&origin));
+    assert_eq!(kept(&survey, 2), [id(8), origin.clone(), new.clone()]);
+    assert!(judged_at(&plan, &origin).is_promised);
+    assert!(!judged_at(&plan, &new).is_promised);
+    verify_now(&mut survey, &new);
+    let plan = survey_plan(&survey, &policy(2, 24));
+    assert_eq!(plan.unmarks, []);
+    assert_eq!(judged_at(&plan, &origin).fate.as_str(), "waiting");
+}
+
+#[test]
+fn of_two_marked_or_damaged_twins_one_counts() {
+    for (verified, expected) in [
+        (&[][..], [false, true, true, true]),
+        (&[0], [false, true, true, true]),
+        (&[1], [false, true, false, true]),
+        (&[0, 1], [false, true, false, true]),
+    ] {
+        let mut survey = straight();
+        let twins = [id(9), compact_backup(&mut survey, &id(9), 20)];
+        for twin in &twins {
+            record(&mut survey, twin, "expire");
+        }
+        for at in verified {
+            verify_now(&mut survey, &twins[*at]);
+        }
+        let kept = kept(&survey, 2);
+        let names = [id(7), id(8), id(9), twins[1].clone()];
+        let are_kept: Vec<_> = names.iter().map(|id| kept.contains(id)).collect();
+        assert_eq!(are_kept, expected, "verified: {verified:?}");
+    }
+    // Two that were verified and that no rule keeps go together: neither mark ends.
+    let mut survey = straight();
+    let twins = [id(1), compact_backup(&mut survey, &id(1), 20)];
+    for twin in &twins {
+        verify_now(&mut survey, twin);
+        record(&mut survey, twin, "expire");
+    }
+    let plan = survey_plan(&survey, &policy(2, 24));
+    assert_eq!(plan.unmarks, []);
+    for twin in &twins {
+        assert_eq!(judged_at(&plan, twin).fate.as_str(), "waiting");
+    }
+    // Both damaged: eight and seven are the two good ones, and neither damaged one goes.
+    let mut survey = straight();
+    let twins = [id(9), compact_backup(&mut survey, &id(9), 20)];
+    for twin in &twins {
+        record(&mut survey, twin, "damaged");
+    }
+    assert_eq!(kept(&survey, 2)[..2], [id(7), id(8)]);
+    assert_eq!(kept(&survey, 2)[2..], twins);
+    // The one that counts is the only newest one that is damaged.
+    let plan = survey_plan(&survey, &policy(2, 0));
+    assert_eq!(plan.refusal, None);
+}
+
+#[test]
+fn the_hole_behind_an_origin_is_recorded_of_its_compaction_too() {
+    let mut survey = straight();
+    let origin = id(3);
+    let held = survey.timelines.get_mut(&tli(1)).unwrap();
+    let left = (1..=32).chain(80..=100).collect();
+    held.segments = Runs::from_numbers(left);
+    for n in 4..=7 {
+        survey.ids.remove(&id(n));
+    }
+    record(&mut survey, &origin, "trimmed");
+    record(&mut survey, &origin, "pin");
+    let new = compact_backup(&mut survey, &origin, 20);
+    let plan = survey_plan(&survey, &policy(9, 0));
+    assert_eq!(plan.trimmed, std::slice::from_ref(&new));
+    // Without a record of the origin the hole is a gap.
+    let mut plain = survey.clone();
+    let subject = plain.ids.get_mut(&origin).unwrap();
+    subject.events.retain(|e| e.event.event != "trimmed");
+    assert_eq!(survey_plan(&plain, &policy(9, 0)).trimmed, []);
+    // Carried out, it is recorded once, and outlives the origin.
+    apply(&mut survey, &plan, ago(0));
+    assert!(event::is_trimmed(&survey.ids[&new].events));
+    assert_eq!(survey_plan(&survey, &policy(9, 0)).trimmed, []);
+}
+
+#[test]
+fn a_person_may_delete_one_of_two_twins_where_the_other_is_proven() {
+    let refusal = |survey: &Survey, asked: &BackupId| {
+        let policy = Policy {
+            requested: Some(asked.clone()),
+            ..policy(1, 0)
+        };
+        survey_plan(survey, &policy).refusal.unwrap_or_default()
+    };
+    let mut survey = straight();
+    let origin = id(9);
+    let new = compact_backup(&mut survey, &origin, 20);
+    // The new one was not verified: it goes, the old one does not.
+    assert_eq!(refusal(&survey, &new), "");
+    let why = refusal(&survey, &origin);
+    assert!(why.contains("compacted") && why.contains("pitr verify"));
+    // The newest content is theirs: no older backup is in question.
+    assert_eq!(refusal(&survey, &id(8)), "");
+    let mut both = survey.clone();
+    verify_now(&mut both, &origin);
+    assert_eq!(refusal(&both, &new), "");
+    assert!(refusal(&both, &origin).contains("pitr verify"));
+    verify_now(&mut both, &new);
+    assert_eq!(refusal(&both, &new), "");
+    assert_eq!(refusal(&both, &origin), "");
+    // The new one alone was verified, or the old one is marked.
+    verify_now(&mut survey, &new);
+    assert_eq!(refusal(&survey, &origin), "");
+    assert!(refusal(&survey, &new).contains("newest good one"));
+    record(&mut both, &origin, "expire");
+    assert!(refusal(&both, &new).contains("newest good one"));
+}

@@ -417,6 +417,10 @@ fn it_is_copied_and_the_old_one_does_not_come_back() {
     let there = roots(&two.second);
     assert!(there.contains(&id) && there.contains(&origin), "{there:?}");
     site.pitr().arg("verify").run().success();
+    // The copy needs no more than itself: it is restored after everything else has gone there, too.
+    let expire = site.pitr().args(now).arg("--confirm-burst");
+    expire.args(["--repository", "second"]).run().success();
+    assert_eq!(roots(&two.second), std::slice::from_ref(&id));
     let restored = |repository: &str| {
         let to = site.sandbox().join("one");
         let restore = site.pitr().args(["restore", "--target-immediate"]);
