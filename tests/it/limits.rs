@@ -241,7 +241,13 @@ fn b17_a_backup_slows_down_while_answers_take_long() {
         "--max-rate",
         "8MiB",
     ]);
-    let run = backup.timeout(20 * PATIENCE).run().success();
+    let running = backup.timeout(20 * PATIENCE).spawn();
+    // The WAL that the backup compares goes the same way, and would take minutes.
+    wait_until(PATIENCE, "the backup slows down", || {
+        running.stderr().contains("slows down")
+    });
+    proxy.delay(Way::ToClient, Duration::ZERO);
+    let run = running.wait().success();
     let held_back = &run.json()["held_back"];
     assert!(held_back["slowed_ms"].as_u64().unwrap() > 0, "{run}");
     assert!(
