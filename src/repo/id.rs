@@ -17,6 +17,9 @@ pub enum PartKind {
     Pack,
 }
 
+/// Length of the start time in a backup's id, `20261120T064049Z`.
+const STAMP_LEN: usize = 16;
+
 /// A backup's id, e.g. `20261120T064049Z-482913-full`; older programs wrote no number, or a small one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackupId(String);
@@ -33,6 +36,11 @@ impl BackupId {
     /// Whether an incremental backup has it.
     pub fn is_incremental(&self) -> bool {
         self.0.ends_with("-incr")
+    }
+
+    /// Whether it began in an earlier second than `other`. Ids of one second have no order: their numbers are drawn at random.
+    pub fn is_before(&self, other: &BackupId) -> bool {
+        self.0[..STAMP_LEN] < other.0[..STAMP_LEN]
     }
 
     /// The time in it, at which it was reserved by its host's clock; none where no calendar has it.
@@ -54,14 +62,14 @@ impl FromStr for BackupId {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        let stamp = s.get(..16).unwrap_or_default().as_bytes();
+        let stamp = s.get(..STAMP_LEN).unwrap_or_default().as_bytes();
         let stamp_ok = stamp.iter().enumerate().all(|(i, b)| match i {
             8 => *b == b'T',
             15 => *b == b'Z',
             _ => b.is_ascii_digit(),
         });
         let rest = s
-            .get(16..)
+            .get(STAMP_LEN..)
             .and_then(|r| r.strip_prefix('-'))
             .unwrap_or_default();
         let kind = rest.rsplit('-').next().unwrap_or_default();
@@ -69,7 +77,7 @@ impl FromStr for BackupId {
             Some((n, _)) => n.len() <= 6 && n.bytes().all(|b| b.is_ascii_digit()) && !n.is_empty(),
             None => true,
         };
-        if stamp.len() == 16 && stamp_ok && number_ok && matches!(kind, "full" | "incr") {
+        if stamp.len() == STAMP_LEN && stamp_ok && number_ok && matches!(kind, "full" | "incr") {
             Ok(BackupId(s.to_owned()))
         } else {
             let shown: String = s.escape_debug().take(100).collect();
@@ -144,5 +152,22 @@ impl<'de> serde::Deserialize<'de> for PartName {
         String::deserialize(d)?
             .parse()
             .map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_one_second_have_no_order() {
+        let id = |text: &str| text.parse::<BackupId>().unwrap();
+        let (low, high) = (
+            id("20261120T064049Z-000001-full"),
+            id("20261120T064049Z-999999-full"),
+        );
+        let later = id("20261120T064050Z-000000-full");
+        assert!(!low.is_before(&high) && !high.is_before(&low));
+        assert!(high.is_before(&later) && !later.is_before(&high));
     }
 }

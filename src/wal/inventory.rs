@@ -567,7 +567,8 @@ fn choose_registration(
     if registrations.len() > 1 {
         for (at, registration) in registrations.iter().enumerate() {
             let layout = ClusterLayout::new(cluster, registration.system_identifier)?;
-            // Ids begin with the start time, which is what "newest" means between clusters that share no WAL.
+            // Ids begin with the start time, which is what "newest" means between clusters that share no WAL. Of one second, that of
+            // the later registration counts as newer.
             let id = newest_backup(repository, &layout, newest.as_ref().map(|(id, _)| id))?;
             newest = id.map(|id| (id, at)).or(newest);
         }
@@ -585,7 +586,7 @@ fn newest_backup(
     let mut ids = catalog::ids(repository.store(), layout)?;
     ids.sort();
     for id in ids.into_iter().rev() {
-        if known.is_some_and(|known| *known >= id) {
+        if known.is_some_and(|known| id.is_before(known)) {
             break;
         }
         match Outline::read(repository.store(), layout, &id) {
