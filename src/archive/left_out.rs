@@ -25,8 +25,13 @@ pub const NO_VERSION: &[u8] = b"left out by pitr restore\n";
 /// Returns the oid of the database whose version file says that it has no content: the marker does not name one that was copied from
 /// another file by file (`CREATE DATABASE … STRATEGY file_copy`).
 pub fn closed(path: &[u8], content: &[u8]) -> Option<u32> {
+    of_version_file(path).filter(|_| content == NO_VERSION)
+}
+
+/// Returns the oid of the database whose version file this is.
+pub fn of_version_file(path: &[u8]) -> Option<u32> {
     let mut parts = path.rsplit(|&b| b == b'/');
-    let is_version = parts.next() == Some(b"PG_VERSION") && content == NO_VERSION;
+    let is_version = parts.next() == Some(b"PG_VERSION");
     let directory = parts.next().filter(|_| is_version)?;
     std::str::from_utf8(directory).ok()?.parse().ok()
 }

@@ -347,7 +347,7 @@ mod tests {
         }
     }
 
-    /// Answers with one load, then fails.
+    /// Answers with each load, the last one first, then fails.
     struct Scripted(Vec<Load>);
 
     impl Probe for Scripted {
@@ -367,7 +367,8 @@ mod tests {
             ..Load::default()
         };
         assert!(Backoff::start(Limits::default(), None).unwrap().is_none());
-        let probe: Box<dyn Probe> = Box::new(Scripted(vec![busy]));
+        // Two answers, for one may be out of date by the first look.
+        let probe: Box<dyn Probe> = Box::new(Scripted(vec![busy, busy]));
         let mut backoff = Backoff::start(limits, Some(probe)).unwrap().unwrap();
         let (rate, heard) = (Rate::new(None), Collector::default());
         let ended = Instant::now() + Duration::from_secs(60);

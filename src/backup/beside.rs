@@ -20,8 +20,6 @@ use crate::snapshot::sort::{MEMORY_BYTES, Sorter};
 pub struct Beside<'p> {
     compare: Compare<'p>,
     arrived: Sorter,
-    progress: &'p dyn Progress,
-    is_warned: bool,
 }
 
 /// A file whose pages are compared as they pass.
@@ -39,15 +37,9 @@ impl<'p> Beside<'p> {
             "every page is compared with backup \"{}\", and stored where it differs",
             prior.root.head.id
         ));
-        let compare = Compare::new(prior);
-        if let Some(given_up) = compare.what_is_given_up() {
-            progress.note(&given_up);
-        }
         Beside {
-            compare,
+            compare: Compare::new(prior, progress),
             arrived: Sorter::new(scratch, MEMORY_BYTES),
-            progress,
-            is_warned: false,
         }
     }
 
@@ -80,12 +72,7 @@ impl<'p> Beside<'p> {
         };
         sink.limit_frames(CHANGED_FRAME_BYTES);
         let again = self.compare.stored_again(key, prior_length.min(length))?;
-        let (progress, is_warned) = (self.progress, &mut self.is_warned);
-        let known = self.compare.known(key, &again, |warning| {
-            if !std::mem::replace(is_warned, true) {
-                progress.warn(warning);
-            }
-        })?;
+        let known = self.compare.known(key, &again)?;
         Ok(Some(Compared {
             before,
             known: known.into_iter(),

@@ -29,7 +29,7 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::wal_proof::{RawHash, WalProof};
 use crate::store::file::FileStore;
-use crate::store::{Key, Listed, Meta, NewObject, Object, Store};
+use crate::store::{Key, NewObject, Object, Store};
 use crate::wal::increment;
 use crate::wire::basebackup::{BackupEvent, BaseBackupOptions};
 use crate::wire::client::Rows;
@@ -214,9 +214,7 @@ struct WatchedObject {
 }
 
 impl Store for Watched {
-    fn location(&self) -> String {
-        self.inner.location()
-    }
+    crate::store::pass_on!();
 
     fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
         let watched = |inner| -> Box<dyn Object> {
@@ -231,22 +229,6 @@ impl Store for Watched {
 
     fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
         self.inner.create(key)
-    }
-
-    fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
-        self.inner.list(prefix)
-    }
-
-    fn head(&self, key: &Key) -> Result<Option<Meta>> {
-        self.inner.head(key)
-    }
-
-    fn delete(&self, key: &Key) -> Result<bool> {
-        self.inner.delete(key)
-    }
-
-    fn free_bytes(&self) -> Result<Option<u64>> {
-        self.inner.free_bytes()
     }
 }
 

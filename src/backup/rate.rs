@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How often a reader that waits looks whether all is over, and whether the limit has changed.
+/// How often a reader that waits looks whether all is over.
 const TICK: Duration = Duration::from_millis(50);
 const UNLIMITED: u64 = u64::MAX;
 

@@ -43,22 +43,23 @@ impl FromStr for MaxRate {
 }
 
 /// The limits that hold, by the location of the repository, once it was opened.
-#[derive(Default)]
 pub struct Pacing {
-    rule: Option<Rule>,
+    asked: Option<MaxRate>,
     known: Mutex<BTreeMap<String, Arc<Pace>>>,
 }
 
-/// A command that keeps limits.
-struct Rule {
-    asked: Option<MaxRate>,
+impl Default for Pacing {
+    /// Limits nothing.
+    fn default() -> Pacing {
+        Pacing::limited(Some(MaxRate::Unlimited))
+    }
 }
 
 impl Pacing {
     /// The limits of the configuration, and what the operator asked for.
     pub fn limited(asked: Option<MaxRate>) -> Pacing {
         Pacing {
-            rule: Some(Rule { asked }),
+            asked,
             known: Mutex::default(),
         }
     }
@@ -74,15 +75,12 @@ impl Pacing {
         directory: impl FnOnce() -> Result<Option<PathBuf>>,
     ) -> Result<Arc<Pace>> {
         let mut pace = Pace::new(&host.stop);
-        let Some(rule) = &self.rule else {
-            return Ok(Arc::new(pace));
-        };
         let location = repository.location.to_string();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pace) = known.get(&location) {
             return Ok(Arc::clone(pace));
         }
-        let (own, configured) = match rule.asked {
+        let (own, configured) = match self.asked {
             Some(MaxRate::Unlimited) => (None, None),
             Some(MaxRate::BytesPerSecond(rate)) => (Some(rate), repository.max_rate_bytes_per_s),
             None => (None, repository.max_rate_bytes_per_s),

@@ -14,14 +14,10 @@ use super::root::{TOMBSTONE, Tombstone};
 use super::scope;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::pg::time::TimestampTz;
 use crate::seal::{
     self, CHUNK, EPOCH, FOOT_LIMIT_BYTES, Foot, HEAD, MacKey, Opener, Sealer, TAG, TAIL,
 };
-use crate::store::{
-    Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Opaque, Published, Shown,
-    Store,
-};
+use crate::store::{Key, NewObject, Object, Opaque, Published, Store};
 use crate::text;
 
 /// One read of this length usually has the foot.
@@ -161,9 +157,7 @@ fn read(object: &dyn Object, range: Range<u64>) -> Result<Vec<u8>> {
 }
 
 impl Store for SealedStore {
-    fn location(&self) -> String {
-        self.inner.location()
-    }
+    crate::store::pass_on!();
 
     fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
         let Some(object) = self.inner.open(key)? else {
@@ -251,67 +245,6 @@ impl Store for SealedStore {
         };
         let found: Option<[u8; 32]> = found.and_then(text::unhex_array);
         found.is_some_and(|found| mac.is_genuine_plain(key.as_str(), content, &found))
-    }
-
-    fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
-        self.inner.list(prefix)
-    }
-
-    fn visit(&self, prefix: &str, see: &mut dyn FnMut(&str, bool)) -> Result<()> {
-        self.inner.visit(prefix, see)
-    }
-
-    fn objects(&self, see: &mut dyn FnMut(Shown<'_>)) -> Result<()> {
-        self.inner.objects(see)
-    }
-
-    fn head(&self, key: &Key) -> Result<Option<Meta>> {
-        self.inner.head(key)
-    }
-
-    fn deleted(&self, key: &Key) -> Result<Option<Deleted>> {
-        self.inner.deleted(key)
-    }
-
-    fn frozen(&self, prefix: &str, names: Option<[&str; 2]>) -> Result<Option<Frozen>> {
-        self.inner.frozen(prefix, names)
-    }
-
-    fn delete(&self, key: &Key) -> Result<bool> {
-        self.inner.delete(key)
-    }
-
-    fn settle_deletions(&self, prefix: &str) -> Result<()> {
-        self.inner.settle_deletions(prefix)
-    }
-
-    fn irregular(&self) -> Result<Vec<Irregular>> {
-        self.inner.irregular()
-    }
-
-    fn discard(&self, unfinished: &str) -> Result<bool> {
-        self.inner.discard(unfinished)
-    }
-
-    fn clock(&self) -> Result<Option<TimestampTz>> {
-        self.inner.clock()
-    }
-
-    fn read_medium(&self) {
-        self.inner.read_medium();
-    }
-
-    /// The store confirms the sealed bytes, and those are the bytes that it was given.
-    fn is_confirming(&self) -> bool {
-        self.inner.is_confirming()
-    }
-
-    fn is_remote(&self) -> bool {
-        self.inner.is_remote()
-    }
-
-    fn free_bytes(&self) -> Result<Option<u64>> {
-        self.inner.free_bytes()
     }
 }
 
@@ -593,6 +526,7 @@ mod tests {
     use crate::repo::root::BackupRoot;
     use crate::seal::{KeySetId, Secret32};
     use crate::store::file::FileStore;
+    use crate::store::{Listed, Meta};
 
     /// An object that is another one when it is read again behind the two reads of a check: of its end, and of all of it.
     struct Fickle {

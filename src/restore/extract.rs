@@ -14,16 +14,18 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::needed::Needed;
+use super::needed;
 use super::settings::Brought;
 use super::target_dir::{CONTROL, Need, Target, WAITING_CONTROL};
 use super::tree::{Owner, Tree, write_error};
 use super::unchanged;
+use crate::archive::left_out;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::repo::root::cluster::LeftOutDatabase;
 use crate::snapshot::filekey::{ClusterNaming, FileKey, Naming};
+use crate::snapshot::frames::Frames;
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::{PackOfSnapshot, Snapshot, VisibleFrame};
 use crate::snapshot::spare::is_of_the_object;
@@ -356,11 +358,8 @@ impl Survey {
 
     /// Whether it is `PG_VERSION` in the directory of a database that is left out.
     fn is_version_left_out(&self, path: &[u8]) -> bool {
-        let mut parts = path.rsplit(|&b| b == b'/');
-        let is_version = parts.next() == Some(b"PG_VERSION");
-        let directory = parts.next().and_then(|d| std::str::from_utf8(d).ok());
-        let oid = directory.and_then(|d| d.parse().ok());
-        is_version && oid.is_some_and(|oid| self.sizes_left_out.contains_key(&oid))
+        let oid = left_out::of_version_file(path);
+        oid.is_some_and(|oid| self.sizes_left_out.contains_key(&oid))
     }
 
     /// Whether the content of a file is left out: it is a relation of a database that is.
@@ -583,7 +582,7 @@ pub fn copy(
         let (needed, kept_bytes) = unchanged::find(snapshot, destination, survey, &mut how)?;
         (Some(needed), kept_bytes)
     } else if survey.is_partial() {
-        (Some(Needed::find(snapshot, survey, &mut how)?), 0)
+        (Some(needed::find(snapshot, survey, &mut how)?), 0)
     } else {
         (None, 0)
     };
@@ -664,7 +663,7 @@ struct Work<'w, 's> {
     destination: &'w Destination,
     survey: &'w Survey,
     /// The frames to read, where not all are needed.
-    needed: Option<Needed>,
+    needed: Option<Frames>,
     is_resumed: bool,
     stop: &'w AtomicBool,
     checksums: Checksums<'w>,

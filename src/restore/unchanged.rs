@@ -14,12 +14,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::extract::{Copying, Destination, OpenFiles, Survey, withholds_file};
-use super::needed::Needed;
 use super::tree::write_error;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::snapshot::filekey::FileKey;
 use crate::snapshot::frame::{Extent, content_hash_of};
+use crate::snapshot::frames::Frames;
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::page_hashes::PageHashes;
 use crate::snapshot::reader::{FramePlace, Place, Snapshot};
@@ -29,8 +29,6 @@ use crate::snapshot::sort::Sorter;
 const STRETCHES_MAX: usize = 500_000;
 /// Comparisons that wait for a thread.
 const QUEUED: usize = 64;
-/// How much of a file's map is looked up at once.
-const STEP_BYTES: u64 = 64 << 20;
 /// Memory for checksums of pages whose frame is not settled yet.
 const CHECKSUMS_BYTES: usize = 8 << 20;
 const TICK: Duration = Duration::from_millis(200);
@@ -61,7 +59,7 @@ pub fn find(
     destination: &Destination,
     survey: &Survey,
     how: &mut Copying<'_>,
-) -> Result<(Needed, u64)> {
+) -> Result<(Frames, u64)> {
     let hashes = PageHashes::new(snapshot);
     let (sender, receiver) = sync_channel(QUEUED);
     let receiver = Arc::new(Mutex::new(receiver));
@@ -133,15 +131,13 @@ impl<'c, 'w, 's> Walk<'c, 'w, 's> {
             }
             let is_compared = !withholds_file(&item.path);
             let file = Arc::new(item.key);
-            let mut from = 0;
-            while from < length {
+            for step in snapshot.steps(&file, length) {
                 super::extract::check_stop(how.stop)?;
                 if told.elapsed() >= TICK {
                     (how.tick)();
                     told = Instant::now();
                 }
-                let to = length.min(from + STEP_BYTES);
-                for place in snapshot.places(&file, from, to)? {
+                for place in step? {
                     let Some(at) = place.at else { continue };
                     if !is_compared {
                         self.compare.found()?.needed.add(at.pack, at.frame);
@@ -150,7 +146,6 @@ impl<'c, 'w, 's> Walk<'c, 'w, 's> {
                         return Ok(());
                     }
                 }
-                from = to;
             }
         }
         Ok(())
@@ -201,7 +196,7 @@ impl<'c, 'w, 's> Walk<'c, 'w, 's> {
 
 /// The result so far.
 struct Found {
-    needed: Needed,
+    needed: Frames,
     kept_bytes: u64,
     /// Checksums of the pages of frames, by frame: they count where the whole frame is not needed.
     checksums: Sorter,
@@ -210,7 +205,7 @@ struct Found {
 impl Found {
     fn new(folder: &Path) -> Found {
         Found {
-            needed: Needed::default(),
+            needed: Frames::default(),
             kept_bytes: 0,
             checksums: Sorter::new(folder, CHECKSUMS_BYTES),
         }
@@ -355,7 +350,7 @@ impl Compare<'_, '_> {
     }
 
     /// Tells the checksums of the pages of frames that are not needed.
-    fn finish(self) -> Result<(Needed, u64)> {
+    fn finish(self) -> Result<(Frames, u64)> {
         let Found {
             needed,
             mut kept_bytes,

@@ -5,8 +5,6 @@ use super::reader::{FramePlace, PackOfSnapshot, Place, Snapshot, VisibleFrame};
 use crate::err;
 use crate::error::Result;
 
-/// How much of a file's map is looked up at once.
-const STEP_BYTES: u64 = 64 << 20;
 /// Zeros are handed on in pieces of this length.
 const ZEROS: [u8; 8192] = [0; 8192];
 
@@ -37,16 +35,14 @@ impl<'s, 'a> ContentReader<'s, 'a> {
         length: u64,
         sink: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        let mut from = 0;
-        while from < length {
-            let to = length.min(from + STEP_BYTES);
-            for place in self.snapshot.places(file, from, to)? {
+        let snapshot = self.snapshot;
+        for step in snapshot.steps(file, length) {
+            for place in step? {
                 match place.at {
                     None => zeros(place.length, sink)?,
                     Some(at) => self.piece(file, &place, at, sink)?,
                 }
             }
-            from = to;
         }
         Ok(())
     }

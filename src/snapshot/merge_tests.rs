@@ -23,7 +23,7 @@ use crate::repo::id::BackupId;
 use crate::repo::root::{BackupKind, Head, Map};
 use crate::repo::scope::Scope;
 use crate::store::file::FileStore;
-use crate::store::{Key, Listed, Meta, NewObject, Object, Store};
+use crate::store::{Key, NewObject, Object, Store};
 
 const CLUSTER_PATHS: [&str; 7] = [
     "base/1/1259",
@@ -698,9 +698,8 @@ struct Counting {
 }
 
 impl Store for Counting {
-    fn location(&self) -> String {
-        self.inner.location()
-    }
+    crate::store::pass_on!();
+
     fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
         let is_pack = key.as_str().contains("/packs/");
         self.packs
@@ -709,18 +708,6 @@ impl Store for Counting {
     }
     fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
         self.inner.create(key)
-    }
-    fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
-        self.inner.list(prefix)
-    }
-    fn head(&self, key: &Key) -> Result<Option<Meta>> {
-        self.inner.head(key)
-    }
-    fn delete(&self, key: &Key) -> Result<bool> {
-        self.inner.delete(key)
-    }
-    fn free_bytes(&self) -> Result<Option<u64>> {
-        self.inner.free_bytes()
     }
 }
 

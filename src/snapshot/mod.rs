@@ -7,6 +7,7 @@ pub mod content;
 pub mod filekey;
 pub mod flatten;
 pub mod frame;
+pub mod frames;
 pub mod kind;
 pub mod layer;
 mod layers;

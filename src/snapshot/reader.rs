@@ -30,6 +30,8 @@ use crate::text::unhex;
 
 /// Decoded blocks kept for lookups; each is some tens of KiB.
 const CACHED_BLOCKS: usize = 96;
+/// How much of a file's map is looked up at once.
+const STEP_BYTES: usize = 64 << 20;
 /// Most layers of a shard (format, section 13).
 const LAYERS_MAX: usize = 128;
 
@@ -457,6 +459,19 @@ impl<'a> Snapshot<'a> {
         let mut cache = self.cache.lock().map_err(poisoned)?;
         cache.put(at, Arc::clone(&block));
         Ok(block)
+    }
+
+    /// Returns the places of the bytes of a file of this length, in order and in steps, so that a long file takes no more memory than a short one.
+    ///
+    /// # Errors
+    /// Those of [`Snapshot::places`].
+    pub fn steps<'b>(
+        &'b self,
+        file: &'b FileKey,
+        length: u64,
+    ) -> impl Iterator<Item = Result<Vec<Place>>> + use<'a, 'b> {
+        let starts = (0..length).step_by(STEP_BYTES);
+        starts.map(move |from| self.places(file, from, length.min(from + STEP_BYTES as u64)))
     }
 
     /// Returns the places of the bytes `[from, to)` of a file, in order. Bytes after the file's end, or of a path that

@@ -3,16 +3,14 @@
 //! Only frames with a visible byte are read, each once and by range. Content that is read passes the checks of every
 //! reader; content that is written gets checksums and page hashes of its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use super::frames::Frames;
 use super::reader::Snapshot;
 use super::sink::FileSink;
 use super::writer::SnapshotWriter;
 use crate::err;
 use crate::error::Result;
-
-/// A bit for each frame of a pack.
-type Frames = Vec<u64>;
 
 /// Stores the visible bytes of packs, by their indexes in the root, and the metadata of the files that they belong to. The layers of the
 /// prior must be those of `snapshot`. `tick` hears how many bytes come next.
@@ -27,9 +25,9 @@ pub fn repack(
 ) -> Result<()> {
     let mut sink = writer.sink();
     let live = walk(snapshot, packs, &sink, tick)?;
-    for (pack, frames) in &live {
-        let pack = snapshot.pack(*pack)?;
-        for number in (0..pack.frame_count()).filter(|number| has(frames, *number)) {
+    for index in live.packs() {
+        let pack = snapshot.pack(index)?;
+        for number in (0..pack.frame_count()).filter(|number| live.contains(index, *number)) {
             let frame = pack.frame(number)?;
             tick(frame.visible_bytes())?;
             for visible in &frame.visible {
@@ -48,8 +46,8 @@ fn walk(
     packs: &BTreeSet<usize>,
     sink: &FileSink<'_>,
     tick: &mut dyn FnMut(u64) -> Result<()>,
-) -> Result<BTreeMap<usize, Frames>> {
-    let mut live: BTreeMap<usize, Frames> = BTreeMap::new();
+) -> Result<Frames> {
+    let mut live = Frames::default();
     for shard in 0..snapshot.map().shards.len() {
         let mut items = snapshot.items_of(shard);
         while let Some(item) = items.next() {
@@ -62,24 +60,9 @@ fn walk(
                 sink.again(&item.key, &item.metadata)?;
             }
             for at in inside {
-                add(live.entry(at.pack).or_default(), at.frame);
+                live.add(at.pack, at.frame);
             }
         }
     }
     Ok(live)
-}
-
-fn add(frames: &mut Frames, frame: u32) {
-    let word = frame as usize / 64;
-    if frames.len() <= word {
-        frames.resize(word + 1, 0);
-    }
-    if let Some(word) = frames.get_mut(word) {
-        *word |= 1 << (frame % 64);
-    }
-}
-
-fn has(frames: &Frames, frame: u32) -> bool {
-    let word = frames.get(frame as usize / 64).copied().unwrap_or(0);
-    word & (1 << (frame % 64)) != 0
 }

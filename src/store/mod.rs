@@ -334,6 +334,93 @@ pub trait Store: Send + Sync {
     fn free_bytes(&self) -> Result<Option<u64>>;
 }
 
+/// The methods of a [`Store`] around `self.inner` that only pass the question on. Where sealed bytes are stored, it is these that the store confirms.
+macro_rules! pass_on {
+    () => {
+        fn location(&self) -> String {
+            self.inner.location()
+        }
+
+        fn list(&self, prefix: &str) -> $crate::error::Result<Vec<$crate::store::Listed>> {
+            self.inner.list(prefix)
+        }
+
+        fn visit(
+            &self,
+            prefix: &str,
+            see: &mut dyn FnMut(&str, bool),
+        ) -> $crate::error::Result<()> {
+            self.inner.visit(prefix, see)
+        }
+
+        fn objects(
+            &self,
+            see: &mut dyn FnMut($crate::store::Shown<'_>),
+        ) -> $crate::error::Result<()> {
+            self.inner.objects(see)
+        }
+
+        fn head(
+            &self,
+            key: &$crate::store::Key,
+        ) -> $crate::error::Result<Option<$crate::store::Meta>> {
+            self.inner.head(key)
+        }
+
+        fn deleted(
+            &self,
+            key: &$crate::store::Key,
+        ) -> $crate::error::Result<Option<$crate::store::Deleted>> {
+            self.inner.deleted(key)
+        }
+
+        fn frozen(
+            &self,
+            prefix: &str,
+            names: Option<[&str; 2]>,
+        ) -> $crate::error::Result<Option<$crate::store::Frozen>> {
+            self.inner.frozen(prefix, names)
+        }
+
+        fn delete(&self, key: &$crate::store::Key) -> $crate::error::Result<bool> {
+            self.inner.delete(key)
+        }
+
+        fn settle_deletions(&self, prefix: &str) -> $crate::error::Result<()> {
+            self.inner.settle_deletions(prefix)
+        }
+
+        fn irregular(&self) -> $crate::error::Result<Vec<$crate::store::Irregular>> {
+            self.inner.irregular()
+        }
+
+        fn discard(&self, unfinished: &str) -> $crate::error::Result<bool> {
+            self.inner.discard(unfinished)
+        }
+
+        fn clock(&self) -> $crate::error::Result<Option<$crate::pg::time::TimestampTz>> {
+            self.inner.clock()
+        }
+
+        fn read_medium(&self) {
+            self.inner.read_medium();
+        }
+
+        fn is_confirming(&self) -> bool {
+            self.inner.is_confirming()
+        }
+
+        fn is_remote(&self) -> bool {
+            self.inner.is_remote()
+        }
+
+        fn free_bytes(&self) -> $crate::error::Result<Option<u64>> {
+            self.inner.free_bytes()
+        }
+    };
+}
+pub(crate) use pass_on;
+
 /// Opens the store of a repository; `nonce` is random.
 ///
 /// # Errors

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Prior, rewrite};
 use crate::error::Result;
+use crate::progress::Progress;
 use crate::snapshot::filekey::FileKey;
 use crate::snapshot::frame::PAGE_BYTES;
 use crate::snapshot::page_hashes::PageHashes;
@@ -18,26 +20,27 @@ pub struct Compare<'p> {
     /// Packs of the prior whose pages are stored again.
     given_up: BTreeSet<usize>,
     hashes: PageHashes<'p, 'p>,
+    progress: &'p dyn Progress,
+    is_warned: AtomicBool,
 }
 
 impl<'p> Compare<'p> {
-    /// Compares with `prior`.
-    pub fn new(prior: &'p Prior<'p>) -> Compare<'p> {
+    /// Compares with `prior`, and tells `progress` which of its packs are given up.
+    pub fn new(prior: &'p Prior<'p>, progress: &'p dyn Progress) -> Compare<'p> {
+        let given_up = rewrite::choose(&prior.root.map.packs);
+        if !given_up.is_empty() {
+            progress.note(&format!(
+                "packs of earlier backups that are given up: {}; what is visible of them is stored again, for a restore reads too much of them for nothing",
+                given_up.len()
+            ));
+        }
         Compare {
             prior,
-            given_up: rewrite::choose(&prior.root.map.packs),
+            given_up,
             hashes: prior.page_hashes(),
+            progress,
+            is_warned: AtomicBool::new(false),
         }
-    }
-
-    /// Says which packs of the prior are given up; `None` where none are.
-    pub fn what_is_given_up(&self) -> Option<String> {
-        (!self.given_up.is_empty()).then(|| {
-            format!(
-                "packs of earlier backups that are given up: {}; what is visible of them is stored again, for a restore reads too much of them for nothing",
-                self.given_up.len()
-            )
-        })
     }
 
     /// The pages of a file that lie in packs that are given up: runs of blocks, ascending.
@@ -59,22 +62,19 @@ impl<'p> Compare<'p> {
     }
 
     /// Returns the hashes of the prior's pages of a file, without those in `again`. A damaged prior gives none, and
-    /// `warn` gets the reason.
+    /// the first time there is a warning.
     ///
     /// # Errors
     /// Errors of the store.
-    pub fn known(
-        &self,
-        file: &FileKey,
-        again: &[Range<u64>],
-        warn: impl FnOnce(&str),
-    ) -> Result<Vec<Option<u64>>> {
+    pub fn known(&self, file: &FileKey, again: &[Range<u64>]) -> Result<Vec<Option<u64>>> {
         let mut known = match self.hashes.of(file) {
             // All of it is stored then, and the prior is needed for it no more.
             Err(e) if e.is_damage() => {
-                warn(&format!(
-                    "files cannot be compared with the prior and are stored whole: {e}. pitr verify says what else is damaged"
-                ));
+                if !self.is_warned.swap(true, Ordering::Relaxed) {
+                    self.progress.warn(&format!(
+                        "files cannot be compared with the prior and are stored whole: {e}. pitr verify says what else is damaged"
+                    ));
+                }
                 Vec::new()
             }
             known => known?,

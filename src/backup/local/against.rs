@@ -10,6 +10,7 @@ use super::reader::{Opened, Reader};
 use crate::backup::incremental::Prior;
 use crate::backup::incremental::compare::Compare;
 use crate::error::Result;
+use crate::progress::Progress;
 use crate::snapshot::filekey::Fork;
 use crate::snapshot::frame::PAGE_BYTES;
 use crate::snapshot::layer::Metadata;
@@ -28,10 +29,14 @@ pub struct Against<'p> {
 }
 
 impl<'p> Against<'p> {
-    /// Compares with `prior`.
-    pub fn new(prior: &'p Prior<'p>, changed: Option<Changed>) -> Against<'p> {
+    /// Compares with `prior`, and tells `progress` what is stored again.
+    pub fn new(
+        prior: &'p Prior<'p>,
+        changed: Option<Changed>,
+        progress: &'p dyn Progress,
+    ) -> Against<'p> {
         Against {
-            compare: Compare::new(prior),
+            compare: Compare::new(prior, progress),
             changed,
         }
     }
@@ -110,8 +115,7 @@ impl<'p> Against<'p> {
         opened: &Opened<'_>,
         again: &[Range<u64>],
     ) -> Result<bool> {
-        let warn = |warning: &str| reader.warn_once(warning);
-        let known = self.compare.known(opened.key, again, warn)?;
+        let known = self.compare.known(opened.key, again)?;
         let mut known = known.into_iter();
         let mut has_new = false;
         let is_whole = reader.stretch(opened, 0, opened.length, &mut |sink, bytes| {

@@ -205,11 +205,8 @@ impl<'w> Copying<'_, 'w, '_, '_> {
                 prior.root.head.id
             ));
         }
-        let against = Against::new(prior, told.ok());
-        if let Some(given_up) = against.compare.what_is_given_up() {
-            self.work.host.progress.note(&given_up);
-        }
-        Ok(Some(against))
+        let progress = self.work.host.progress.as_ref();
+        Ok(Some(Against::new(prior, told.ok(), progress)))
     }
 
     /// Asks WAL what changed since the prior, and doubts what it says.
@@ -289,7 +286,6 @@ impl<'w> Copying<'_, 'w, '_, '_> {
         };
         work.host.progress.phase("copy", size);
         let is_over = AtomicBool::new(false);
-        let is_warned = AtomicBool::new(false);
         let reading = Reading {
             root: self.owner.path(),
             real_roots,
@@ -301,7 +297,6 @@ impl<'w> Copying<'_, 'w, '_, '_> {
             rate: work.rate,
             is_over: &is_over,
             progress: work.host.progress.as_ref(),
-            is_warned: &is_warned,
         };
         let (sender, files) = sync_channel::<Task>(QUEUED_FILES);
         let files = Mutex::new(files);

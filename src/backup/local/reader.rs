@@ -52,8 +52,6 @@ pub struct Reading<'r, 'p> {
     pub is_over: &'r AtomicBool,
     /// Hears of bytes.
     pub progress: &'r dyn Progress,
-    /// Set after the warning that the prior is damaged.
-    pub is_warned: &'r AtomicBool,
 }
 
 /// One reader.
@@ -72,13 +70,6 @@ impl<'r, 'p, 't> Reader<'r, 'p, 't> {
             sink,
             buffer: vec![0; BUFFER_BYTES],
             found: Findings::default(),
-        }
-    }
-
-    /// Warns, if none of the readers has.
-    pub(super) fn warn_once(&self, message: &str) {
-        if !self.reading.is_warned.swap(true, Ordering::Relaxed) {
-            self.reading.progress.warn(message);
         }
     }
 
@@ -296,7 +287,6 @@ mod tests {
             rate: &Rate::new(None),
             is_over: &AtomicBool::new(false),
             progress: &Silent,
-            is_warned: &AtomicBool::new(false),
         };
         let check = |place: &Path| reading.check_place(&open(place).unwrap(), place);
         check(&inside.join("f")).unwrap();

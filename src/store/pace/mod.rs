@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_stops_waits_for_nothing() {
+    fn a_command_that_stops_waits_for_nothing() {
         let stop = Arc::new(AtomicBool::new(false));
         let pace = Arc::new(Pace::new(&stop).own(1));
         assert!(!pace.is_free());

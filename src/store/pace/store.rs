@@ -7,11 +7,7 @@ use serde_json::{Map, Value};
 
 use super::Pace;
 use crate::error::Result;
-use crate::pg::time::TimestampTz;
-use crate::store::{
-    Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Opaque, Published, Shown,
-    Store,
-};
+use crate::store::{Key, NewObject, Object, Opaque, Published, Store};
 
 /// Passes everything on, the bytes of objects at a pace.
 pub struct PacedStore {
@@ -32,9 +28,7 @@ impl PacedStore {
 }
 
 impl Store for PacedStore {
-    fn location(&self) -> String {
-        self.inner.location()
-    }
+    crate::store::pass_on!();
 
     fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
         let opened = self.inner.open(key)?;
@@ -42,14 +36,6 @@ impl Store for PacedStore {
             let pace = Arc::clone(&self.pace);
             Box::new(PacedObject { inner, pace })
         }))
-    }
-
-    fn deleted(&self, key: &Key) -> Result<Option<Deleted>> {
-        self.inner.deleted(key)
-    }
-
-    fn frozen(&self, prefix: &str, names: Option<[&str; 2]>) -> Result<Option<Frozen>> {
-        self.inner.frozen(prefix, names)
     }
 
     fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
@@ -74,58 +60,6 @@ impl Store for PacedStore {
 
     fn is_genuine(&self, key: &Key, content: &[u8], mac: Option<&str>) -> bool {
         self.inner.is_genuine(key, content, mac)
-    }
-
-    fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
-        self.inner.list(prefix)
-    }
-
-    fn visit(&self, prefix: &str, see: &mut dyn FnMut(&str, bool)) -> Result<()> {
-        self.inner.visit(prefix, see)
-    }
-
-    fn objects(&self, see: &mut dyn FnMut(Shown<'_>)) -> Result<()> {
-        self.inner.objects(see)
-    }
-
-    fn head(&self, key: &Key) -> Result<Option<Meta>> {
-        self.inner.head(key)
-    }
-
-    fn delete(&self, key: &Key) -> Result<bool> {
-        self.inner.delete(key)
-    }
-
-    fn settle_deletions(&self, prefix: &str) -> Result<()> {
-        self.inner.settle_deletions(prefix)
-    }
-
-    fn irregular(&self) -> Result<Vec<Irregular>> {
-        self.inner.irregular()
-    }
-
-    fn discard(&self, unfinished: &str) -> Result<bool> {
-        self.inner.discard(unfinished)
-    }
-
-    fn clock(&self) -> Result<Option<TimestampTz>> {
-        self.inner.clock()
-    }
-
-    fn read_medium(&self) {
-        self.inner.read_medium();
-    }
-
-    fn is_confirming(&self) -> bool {
-        self.inner.is_confirming()
-    }
-
-    fn is_remote(&self) -> bool {
-        self.inner.is_remote()
-    }
-
-    fn free_bytes(&self) -> Result<Option<u64>> {
-        self.inner.free_bytes()
     }
 }
 
