@@ -27,18 +27,25 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 pub(super) enum Kind {
     Clusters,
     Repositories,
+    Files,
     /// One section, which has no name.
     Retention,
 }
 
 /// All, as the environment is read.
-const KINDS: [Kind; 3] = [Kind::Clusters, Kind::Repositories, Kind::Retention];
+const KINDS: [Kind; 4] = [
+    Kind::Clusters,
+    Kind::Repositories,
+    Kind::Files,
+    Kind::Retention,
+];
 
 impl Kind {
     fn table(self) -> &'static str {
         match self {
             Kind::Clusters => "clusters",
             Kind::Repositories => "repositories",
+            Kind::Files => "files",
             Kind::Retention => "retention",
         }
     }
@@ -48,6 +55,7 @@ impl Kind {
         match self {
             Kind::Clusters => "cluster",
             Kind::Repositories => "repository",
+            Kind::Files => "set of files",
             Kind::Retention => "retention",
         }
     }
@@ -95,6 +103,8 @@ pub(super) enum Raw {
     Text(String),
     Integer(i64),
     Boolean(bool),
+    /// An array of strings.
+    List(Vec<String>),
     /// From the environment, where everything is text.
     Variable(String),
     /// Something no key of ours takes, by its name.
@@ -109,7 +119,7 @@ pub(super) struct Entry {
     pub(super) origin: Origin,
 }
 
-/// One `[clusters.NAME]` or `[repositories.NAME]`, or `[retention]`, whose name is empty.
+/// One `[clusters.NAME]`, `[repositories.NAME]` or `[files.NAME]`, or `[retention]`, whose name is empty.
 #[derive(Debug, Clone)]
 pub(super) struct Section {
     pub(super) kind: Kind,
@@ -210,7 +220,7 @@ impl Document {
         Ok(document)
     }
 
-    /// Lets the environment's `PITR_CLUSTERS_…`, `PITR_REPOSITORIES_…` and `PITR_RETENTION_…` replace and add values.
+    /// Lets the environment's `PITR_CLUSTERS_…`, `PITR_REPOSITORIES_…`, `PITR_FILES_…` and `PITR_RETENTION_…` replace and add values.
     ///
     /// A variable is named for its key: upper case, `.` and `-` written as `_`. One that names no section of the file makes one,
     /// named in lower case.
@@ -385,6 +395,11 @@ fn raw(value: &DeValue<'_>) -> Raw {
             Ok(value) => Raw::Integer(value),
             Err(_) => Raw::Other("an integer out of range"),
         },
+        DeValue::Array(values) => {
+            let texts = values.iter().map(|value| value.get_ref().as_str());
+            let texts: Option<Vec<String>> = texts.map(|t| t.map(str::to_owned)).collect();
+            texts.map_or(Raw::Other("an array of other things"), Raw::List)
+        }
         other => Raw::Other(type_name(other)),
     }
 }

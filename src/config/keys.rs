@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::file::{Entry, Kind, Raw, Section};
 use super::{
-    Acknowledge, Cluster, Encryption, Location, LockMode, Millis, ObjectLock,
+    Acknowledge, Cluster, Encryption, Files, Location, LockMode, Millis, ObjectLock,
     PREFETCH_SEGMENTS_MAX, Period, Price, Prices, PromoteUnreachable, Repository, Retention,
     S3Settings, Secret, Size, Sse, StandbyOutage, holds_password, location, retention::KEEP_MAX,
     s3,
@@ -117,6 +117,29 @@ keys! { REPOSITORY: |e, draft: Draft|
     "retention.min_copies": retention.min_copies = e.count(COPIES_MAX);
 }
 
+// Those of `[files.NAME]`.
+keys! { FILES: |e, draft: FilesDraft|
+    "source": source = e.path();
+    "exclude": exclude = e.list();
+    "exclude_if_present": exclude_if_present = e.list();
+    "exclude_caches": exclude_caches = e.boolean();
+    "exclude_larger_than": exclude_larger_than = e.bytes();
+    "one_file_system": one_file_system = e.boolean();
+    "identity": identity = e.string();
+}
+
+/// A set of files of which not everything is read yet.
+#[derive(Default)]
+struct FilesDraft {
+    source: Option<PathBuf>,
+    exclude: Vec<String>,
+    exclude_if_present: Vec<String>,
+    exclude_caches: bool,
+    exclude_larger_than: Option<u64>,
+    one_file_system: bool,
+    identity: Option<String>,
+}
+
 /// More repositories nobody configures.
 const COPIES_MAX: u32 = 100;
 
@@ -139,6 +162,7 @@ pub(super) fn names(kind: Kind) -> Vec<&'static str> {
     match kind {
         Kind::Clusters => CLUSTER.iter().map(|(key, _)| *key).collect(),
         Kind::Repositories => REPOSITORY.iter().map(|(key, _)| *key).collect(),
+        Kind::Files => FILES.iter().map(|(key, _)| *key).collect(),
         Kind::Retention => RETENTION.iter().map(|(key, _)| *key).collect(),
     }
 }
@@ -236,6 +260,28 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
     })
 }
 
+/// Reads a set of files.
+pub(super) fn files(section: &Section) -> Result<Files> {
+    let draft = fill(FilesDraft::default(), section, FILES)?;
+    let Some(source) = draft.source else {
+        let wrong = format!("set of files \"{}\" has no source", section.name);
+        return Err(section
+            .origin
+            .error(wrong)
+            .hint("Add source = \"/absolute/path\"."));
+    };
+    Ok(Files {
+        name: section.name.clone(),
+        source,
+        exclude: draft.exclude,
+        exclude_if_present: draft.exclude_if_present,
+        exclude_caches: draft.exclude_caches,
+        exclude_larger_than_bytes: draft.exclude_larger_than,
+        one_file_system: draft.one_file_system,
+        identity: draft.identity,
+    })
+}
+
 /// Reads the rules of retention that hold for everything.
 pub(super) fn retention(section: &Section) -> Result<Retention> {
     fill(Retention::default(), section, RETENTION)
@@ -248,6 +294,7 @@ impl Entry {
             Raw::Text(_) | Raw::Variable(_) => "a string",
             Raw::Integer(_) => "an integer",
             Raw::Boolean(_) => "a boolean",
+            Raw::List(_) => "an array",
             Raw::Other(name) => name,
         };
         self.origin.error(format_args!(
@@ -282,6 +329,15 @@ impl Entry {
 
     fn path(&self) -> Result<PathBuf> {
         self.checked(|text| location::absolute(Path::new(text)))
+    }
+
+    /// An array of strings; from the environment one with commas between.
+    fn list(&self) -> Result<Vec<String>> {
+        match &self.raw {
+            Raw::List(list) => Ok(list.clone()),
+            Raw::Variable(text) => Ok(text.split(',').map(|one| one.trim().to_owned()).collect()),
+            _ => Err(self.wrong_type("an array of strings")),
+        }
     }
 
     fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T> {

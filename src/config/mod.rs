@@ -16,6 +16,7 @@ use crate::error::{Error, Result, causes};
 pub mod account;
 mod encryption;
 mod file;
+mod files;
 mod keys;
 mod location;
 mod name;
@@ -27,6 +28,7 @@ mod trust;
 mod unit;
 
 pub use encryption::Encryption;
+pub use files::Files;
 pub use location::Location;
 pub use name::ClusterName;
 pub use price::{Price, Prices};
@@ -342,6 +344,8 @@ pub struct Settings {
     pub clusters: Vec<Cluster>,
     /// The repositories to work with, in the order in which they are tried: all, or the one that the command line names.
     pub repositories: Vec<Repository>,
+    /// Sets of files beside clusters, in the order of the file.
+    pub files: Vec<Files>,
     /// Rules by which `pitr expire` keeps everything that has no rule in a narrower section.
     pub retention: Retention,
     cluster_flag: Option<String>,
@@ -409,6 +413,25 @@ impl Settings {
     pub fn cluster(&self) -> Result<Cluster> {
         self.cluster_if_named()?.ok_or_else(|| {
             err!(Usage, "no cluster is configured and none is named").hint("Add --cluster NAME.")
+        })
+    }
+
+    /// The set of files of this name.
+    ///
+    /// # Errors
+    /// `Usage` when none is configured.
+    pub fn files_named(&self, name: &str) -> Result<&Files> {
+        let found = self.files.iter().find(|files| files.name == name);
+        found.ok_or_else(|| {
+            err!(
+                Usage,
+                "no set of files \"{}\" is configured",
+                name.escape_debug()
+            )
+            .hint(format!(
+                "Add it to the configuration: [files.{}] and, below, source = \"/absolute/path\".",
+                name.escape_debug()
+            ))
         })
     }
 
@@ -592,6 +615,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
         path,
         clusters: Vec::new(),
         repositories: Vec::new(),
+        files: Vec::new(),
         retention: Retention::default(),
         cluster_flag: None,
         bare: false,
@@ -613,6 +637,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
                 }
                 settings.repositories.push(repository);
             }
+            Kind::Files => settings.files.push(keys::files(section)?),
             Kind::Retention => settings.retention = keys::retention(section)?,
         }
     }
