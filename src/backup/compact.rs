@@ -244,7 +244,7 @@ impl Compaction<'_> {
         let own = attempt.head_and_map(&old.label, Some(&old.id), times, written);
         let place = (self.repository.store(), &**self.layout);
         let naming = Naming::Cluster(ClusterNaming::from(content));
-        let (head, map) = incremental::complete(place, &origin.map, own, naming, tick)?;
+        let (head, map) = incremental::complete(place, (old, &origin.map), own, naming, tick)?;
         let is_same = (head.file_count, head.size_bytes) == (old.file_count, old.size_bytes);
         let is_given_up = |at: &usize| {
             let part = origin.map.packs.get(*at).map(|pack| &pack.key);

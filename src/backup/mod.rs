@@ -452,7 +452,7 @@ impl Backup<'_, '_> {
             incremental::check_bounds(&prior.root.content, &root.content)?;
             (root.head, root.map) = incremental::complete(
                 (store, self.layout),
-                &prior.root.map,
+                (&prior.root.head, &prior.root.map),
                 (root.head, root.map),
                 Naming::Cluster(ClusterNaming::from(&root.content)),
                 &mut || keep(host, claim, self.prior_claim.as_deref_mut()),

@@ -54,6 +54,10 @@ pub struct BackupArgs {
     #[arg(long)]
     pub full: bool,
 
+    /// Go on under a name whose earlier backups another host took
+    #[arg(long)]
+    pub confirm: bool,
+
     /// A text to recognise the backup by
     #[arg(
         long,
@@ -160,6 +164,7 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
             name: args.name.clone(),
             label: args.label.clone(),
             is_full: args.full,
+            takes_over: args.confirm,
             jobs: jobs(args.jobs),
             codec: match args.compression {
                 None | Some(Compression::Lz4) => FrameCodec::Lz4,
@@ -182,7 +187,13 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
             ));
         }
     }
-    Ok(status(done.taken.left_out.total() + done.taken.unstable))
+    if let Some(files) = done.lost_files {
+        cx.out.warn(&format!(
+            "the source has no file any more, and the backup before has {files}: is its filesystem mounted?"
+        ));
+    }
+    let troubles = done.taken.left_out.total() + done.taken.unstable;
+    Ok(status(troubles + done.lost_files.unwrap_or(0)))
 }
 
 fn status(troubles: u64) -> u8 {

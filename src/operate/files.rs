@@ -39,6 +39,8 @@ pub struct Wanted {
     pub label: String,
     /// Everything is stored, whatever an earlier backup has.
     pub is_full: bool,
+    /// A name that another source wrote goes on with this one.
+    pub takes_over: bool,
     /// Cores that read and compress.
     pub jobs: usize,
     /// Codec of frames.
@@ -53,6 +55,8 @@ pub struct Done {
     pub taken: Taken,
     /// Why it is a full one though that was not asked for.
     pub why_full: Option<String>,
+    /// How many files its prior has, where this one has none.
+    pub lost_files: Option<u64>,
     /// The repository that has it.
     pub repository: String,
     /// How long it took.
@@ -81,10 +85,13 @@ pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
         label: wanted.label.clone(),
         snapshot,
         is_full: wanted.is_full,
+        takes_over: wanted.takes_over,
     };
     let started = Instant::now();
     let taken = content::take(&repository, &files.name, &mut kind, &options, &session.host)?;
+    let is_empty = taken.root.head.file_count == 0;
     Ok(Done {
+        lost_files: taken.prior_files.filter(|files| is_empty && *files > 0),
         root: taken.root,
         taken: kind.taken,
         why_full: taken.why_full,

@@ -7,7 +7,7 @@ mod prior;
 use super::attempt::{Attempt, Commit};
 use super::incremental::complete;
 use super::reservation;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
@@ -36,6 +36,8 @@ pub struct Options {
     pub snapshot: writer::Options,
     /// Everything is stored, whatever an earlier backup has.
     pub is_full: bool,
+    /// A scope that another source wrote goes on with this one.
+    pub takes_over: bool,
 }
 
 /// A backup that was taken.
@@ -45,6 +47,8 @@ pub struct Taken {
     pub root: AuxRoot,
     /// Why it is a full one though that was not asked for; none of a kind whose backups always are.
     pub why_full: Option<String>,
+    /// How many files its prior has; none of a full one.
+    pub prior_files: Option<u64>,
 }
 
 /// Takes a backup of content into `repository`, under `name`. It stores what changed since the newest good backup of the same source, if the kind can tell.
@@ -67,7 +71,14 @@ pub fn take(
         .map(|i| source::source_of(kind.name(), i));
     let named = (own.as_deref(), identity.as_deref());
     let registered = source::register(store, &scope, named, host.now())?;
-    source::require(store, &scope, &registered, own.as_deref())?;
+    match source::require(store, &scope, &registered, own.as_deref()) {
+        Err(e) if e.code() == Code::Refused && options.takes_over => {
+            let own = own.as_deref().unwrap_or_default();
+            let reason = "the operator confirmed it";
+            source::continue_with(store, &scope, &Writer::of(host), (own, reason))?;
+        }
+        required => required?,
+    }
     let newest = newest_end(store, &scope)?;
     check_order(newest, host.now())?;
     let (held, why_full) = match options.is_full || !kind.takes_changes() {
@@ -87,7 +98,12 @@ pub fn take(
     if let Some(claim) = prior_claim {
         claim.release(host.progress.as_ref());
     }
-    taken.map(|root| Taken { root, why_full })
+    let prior_files = prior.map(|prior| prior.head.file_count);
+    taken.map(|root| Taken {
+        root,
+        why_full,
+        prior_files,
+    })
 }
 
 /// Reserves the id, takes the backup, and takes back what was stored when it fails.
@@ -188,7 +204,7 @@ impl Taking<'_> {
         if let Some((prior, _)) = self.before {
             (root.head, root.map) = complete(
                 (self.store, self.scope),
-                &prior.map,
+                (&prior.head, &prior.map),
                 (root.head, root.map),
                 Naming::Tree,
                 &mut || self.tick(claims),

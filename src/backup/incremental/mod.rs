@@ -146,7 +146,7 @@ pub fn check_bounds(prior: &ClusterContent, new: &ClusterContent) -> Result<()> 
 /// `Damaged` when prior and new layers do not give one map; errors of `tick` and of the store.
 pub fn complete(
     (store, scope): (&dyn Store, &Scope),
-    prior: &Map,
+    (prior_head, prior): (&Head, &Map),
     (head, own): (Head, Map),
     naming: Naming,
     tick: &mut dyn FnMut() -> Result<()>,
@@ -155,8 +155,10 @@ pub fn complete(
         packs: prior.packs.iter().cloned().chain(own.packs).collect(),
         shards: own.shards,
     };
+    // Layers that stand alone have counts of their own. If the backup added none, these are the prior's.
+    let is_as_before = map.shards.iter().all(|shard| shard.layers.len() == 1);
     let root = SnapshotRoot {
-        head: &head,
+        head: if is_as_before { prior_head } else { &head },
         map: &map,
         naming,
     };

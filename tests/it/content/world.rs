@@ -69,6 +69,7 @@ pub fn take_into(repository: &Repository, name: &str, kind: &mut dyn Kind) -> Re
         label: "a label".to_owned(),
         snapshot,
         is_full: false,
+        takes_over: false,
     };
     take(repository, name, kind, &options, &host).map(|taken| taken.root)
 }

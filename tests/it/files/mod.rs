@@ -1,5 +1,6 @@
 //! `pitr files`: directories are backed up and come back, whatever happened in them.
 
+mod faults;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -26,7 +27,13 @@ struct World {
 
 impl World {
     fn new(more: &str) -> World {
-        World::with(Sandbox::new("files"), "", more)
+        let sandbox = Sandbox::new("files");
+        World::with(&sandbox.join("repo"), sandbox, "", more)
+    }
+
+    /// With the repository in a folder of its own.
+    fn on(repository: &Path) -> World {
+        World::with(repository, Sandbox::new("files"), "", "")
     }
 
     /// In an encrypted repository, with all keys.
@@ -40,15 +47,15 @@ impl World {
             key("writer.key"),
             key("ops.key")
         );
-        World::with(sandbox, &encryption, "")
+        World::with(&sandbox.join("repo"), sandbox, &encryption, "")
     }
 
-    fn with(sandbox: Sandbox, encryption: &str, more: &str) -> World {
+    fn with(repository: &Path, sandbox: Sandbox, encryption: &str, more: &str) -> World {
         let cluster = Cluster::builder(17).without_fsync().create();
         let text = format!(
             "[clusters.main]\npgdata = \"{}\"\n[repositories.local]\nurl = \"file://{}\"\n{encryption}\n[files.up]\nsource = \"{}\"\n{more}",
             cluster.pgdata().display(),
-            sandbox.join("repo").display(),
+            repository.display(),
             sandbox.dir("source").display()
         );
         let world = World {
@@ -73,6 +80,12 @@ impl World {
             false => program,
         }
         .env("PITR_FAULT_SECONDS", "0")
+    }
+
+    /// As a user without rights, who owns the repository.
+    fn as_user(&self, arguments: &[&str]) -> Program {
+        crate::common::user::own_all(&self.sandbox.join("repo"));
+        pitr().arg("--config").arg(&self.config).args(arguments)
     }
 
     fn backup(&self) -> Value {
@@ -134,6 +147,14 @@ fn whole_life(world: &World) {
     );
     world.gives(id(&first), &before, "the first");
     world.gives(id(&second), &after, "the second");
+
+    let same = world.backup();
+    assert_eq!(
+        (&same["read_count"], &same["file_count"]),
+        (&0.into(), &3.into())
+    );
+    assert_eq!(same["stored_bytes"], 0, "{same}");
+    world.gives(id(&same), &after, "nothing has changed");
 
     std::fs::remove_dir_all(source.join("images")).unwrap();
     let third = world.backup();
