@@ -86,13 +86,15 @@ fn has_a_way_out(world: &mut World, blocked: &Blocked) {
         words.contains("pitr wal conflicts"),
         "server {server} is not told what helps\n{words}"
     );
-    let Some(Refused { of, name, copy }) = refused_copy(world, server) else {
+    let Some(mut refused) = refused_copy(world, server) else {
         panic!("of server {server} no copy is kept that \"pitr wal resolve\" could name\n{words}");
     };
-    // Each repository refuses in its turn, and attempts that had begun before get their refusal after the decision.
+    // Each repository refuses in its turn, and attempts that had begun before get their refusal after the decision. A copy of this server, too, may
+    // have what was kept, and go on before it: then the next segment is decided.
     let end = Instant::now() + Duration::from_secs(30);
     while Instant::now() < end {
-        if !resolves(world, &name, &copy) {
+        let Refused { of, name, copy } = &refused;
+        if !resolves(world, name, copy) {
             world.say(format!("server {server} parted earlier"));
             return;
         }
@@ -100,16 +102,20 @@ fn has_a_way_out(world: &mut World, blocked: &Blocked) {
         world.say(format!("server {server} was given {name}"));
         match world.settle(server) {
             Archived::Yes if is_reused => return backs_up(world, server),
-            Archived::Yes if of != server => return brings_what_it_followed(world, server),
+            Archived::Yes if *of != server => return brings_what_it_followed(world, server),
             Archived::Yes => return,
             // The fork was on the timeline before the one whose number is taken.
             Archived::No(_, words) if words.contains("A123") => {
                 return goes_on_by_its_own_name(world, server, &words);
             }
-            Archived::No(..) => {}
+            Archived::No(_, more) => words = more,
+        }
+        if let Some(later) = refused_copy(world, server) {
+            refused = later;
         }
     }
-    panic!("server {server} is blocked still, although it was given {name}");
+    let name = refused.name;
+    panic!("server {server} is blocked still, although it was given {name}:\n{words}");
 }
 
 /// A server whose timeline's number is taken is promoted once more, with the archive at hand.
