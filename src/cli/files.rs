@@ -368,11 +368,11 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
         }))?;
     } else {
         cx.out.report(&format!(
-            "backup {} of \"{}\" restored to \"{}\": {}, {} written in {}",
+            "backup {} of \"{}\" restored to \"{}\": {} entries, {} written in {}",
             root.head.id,
             args.name,
             args.to.display(),
-            human::count(extracted.entries, "entry"),
+            extracted.entries,
             human::size(extracted.written_bytes),
             human::duration(*took)
         ))?;

@@ -85,7 +85,8 @@ pub fn take(
         true => (None, None),
         false => match prior::hold(store, &scope, own.as_deref(), host)? {
             Ok(held) => (Some(held), None),
-            Err(why) => (None, Some(why)),
+            // Of the first backup nobody wonders.
+            Err(why) => (None, newest.map(|_| why)),
         },
     };
     let (prior, mut prior_claim) = held.map(|held| (held.root, held.claim)).unzip();

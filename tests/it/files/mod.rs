@@ -136,6 +136,7 @@ fn whole_life(world: &World) {
     let before = describe(&source);
     let first = world.backup();
     assert_eq!(first["kind"], "full", "{first}");
+    assert_eq!(first["kind_reason"], Value::Null, "{first}");
     assert_eq!(first["read_count"], 2, "{first}");
     let listed = world.pitr(&["files", "ls", "up", "images"]).run().success();
     listed.expect_stdout("images/one").expect_stdout("100000");
