@@ -85,7 +85,7 @@ pub fn take(
         true => (None, None),
         false => match prior::hold(store, &scope, own.as_deref(), host)? {
             Ok(held) => (Some(held), None),
-            // Of the first backup nobody wonders.
+            // The first backup needs no reason.
             Err(why) => (None, newest.map(|_| why)),
         },
     };
