@@ -158,12 +158,16 @@ with open(sys.argv[1], 'r+b') as file:
         .unwrap();
     let mut to = mapping.stdin.take().unwrap();
     let mut answers = std::io::BufReader::new(mapping.stdout.take().unwrap());
+    // A restore would write the pages back by itself: they come at the end.
+    let mut taken = Vec::new();
     for letter in ["a", "b", "c", "d"] {
         to.write_all(format!("{letter}\n").as_bytes()).unwrap();
         let mut answer = String::new();
         std::io::BufRead::read_line(&mut answers, &mut answer).unwrap();
         assert_eq!(answer, "stored\n");
-        let backup = world.backup();
+        taken.push((letter, world.backup()));
+    }
+    for (letter, backup) in taken {
         let back = world.restored(id(&backup), "back");
         let byte = fs::read(back.join("mapped")).unwrap()[5000];
         assert_eq!(byte, letter.as_bytes()[0], "{backup}");
@@ -171,6 +175,31 @@ with open(sys.argv[1], 'r+b') as file:
     }
     drop(to);
     mapping.wait().unwrap();
+}
+
+/// As `touch -r`, `cp -p` and many archivers leave files.
+#[test]
+fn u12_a_change_behind_an_old_time_is_found() {
+    let world = World::new("");
+    let source = world.source();
+    let old = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let write = |name: &str, content: &str| {
+        fs::write(source.join(name), content).unwrap();
+        let times = fs::FileTimes::new().set_modified(old);
+        File::open(source.join(name))
+            .unwrap()
+            .set_times(times)
+            .unwrap();
+    };
+    for name in ["in place", "renamed over"] {
+        write(name, "first");
+    }
+    world.backup();
+    write("in place", "other");
+    write("new", "other");
+    fs::rename(source.join("new"), source.join("renamed over")).unwrap();
+    let next = world.backup();
+    world.gives(id(&next), &describe(&source), "with the old time");
 }
 
 #[test]
