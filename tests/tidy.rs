@@ -20,7 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &["wal", "snapshot"],
     &["archive", "plan", "tree"],
     &[
-        "command", "receive", "backup", "restore", "expire", "verify", "sync",
+        "command", "receive", "backup", "restore", "expire", "verify", "sync", "logical",
     ],
     &["operate"],
     &["cli"],

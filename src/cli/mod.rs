@@ -45,6 +45,7 @@ pub mod info;
 mod info_forecast;
 pub mod init;
 mod init_interactive;
+pub mod logical;
 pub mod pin;
 pub mod plan;
 pub mod receive;
@@ -147,6 +148,7 @@ enum Command {
     Repo(repo::Args),
     Verify(verify::Args),
     Timeline(timeline::Args),
+    Logical(logical::Args),
     Help(help::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -337,7 +339,7 @@ fn context(cli: &Cli, environment: Environment) -> Context {
 /// The limits of bandwidth that a command keeps: those that move the bytes of backups.
 fn pacing(command: &Command) -> Pacing {
     match command {
-        Command::Backup(_) => Pacing::limited(None),
+        Command::Backup(_) | Command::Logical(_) => Pacing::limited(None),
         Command::Restore(args) => Pacing::limited(args.max_rate),
         Command::Standby(args) => Pacing::limited(args.max_rate),
         Command::Verify(args) => Pacing::limited(args.max_rate),
@@ -371,6 +373,7 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Adopt(_)
         | Command::Receive(_)
         | Command::Repo(_)
+        | Command::Logical(_)
         | Command::Help(_)
         | Command::Completions(_)
         | Command::Man(_)
@@ -418,6 +421,7 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Repo(args) => repo::run(args, cx),
         Command::Verify(args) => verify::run(args, cx),
         Command::Timeline(args) => timeline::run(args, cx),
+        Command::Logical(args) => logical::run(args, cx),
         Command::Help(args) => help::run(args, cx),
         Command::Completions(args) => completions::run(args, cx),
         Command::Man(args) => man::run(args, cx),

@@ -29,10 +29,16 @@ pub(super) enum Kind {
     Repositories,
     /// One section, which has no name.
     Retention,
+    Logical,
 }
 
 /// All, as the environment is read.
-const KINDS: [Kind; 3] = [Kind::Clusters, Kind::Repositories, Kind::Retention];
+const KINDS: [Kind; 4] = [
+    Kind::Clusters,
+    Kind::Repositories,
+    Kind::Retention,
+    Kind::Logical,
+];
 
 impl Kind {
     fn table(self) -> &'static str {
@@ -40,6 +46,7 @@ impl Kind {
             Kind::Clusters => "clusters",
             Kind::Repositories => "repositories",
             Kind::Retention => "retention",
+            Kind::Logical => "logical",
         }
     }
 
@@ -49,6 +56,7 @@ impl Kind {
             Kind::Clusters => "cluster",
             Kind::Repositories => "repository",
             Kind::Retention => "retention",
+            Kind::Logical => "logical backup",
         }
     }
 }
@@ -95,6 +103,8 @@ pub(super) enum Raw {
     Text(String),
     Integer(i64),
     Boolean(bool),
+    /// An array that holds strings alone.
+    List(Vec<String>),
     /// From the environment, where everything is text.
     Variable(String),
     /// Something no key of ours takes, by its name.
@@ -109,7 +119,7 @@ pub(super) struct Entry {
     pub(super) origin: Origin,
 }
 
-/// One `[clusters.NAME]` or `[repositories.NAME]`, or `[retention]`, whose name is empty.
+/// One `[clusters.NAME]`, `[repositories.NAME]` or `[logical.NAME]`, or `[retention]`, whose name is empty.
 #[derive(Debug, Clone)]
 pub(super) struct Section {
     pub(super) kind: Kind,
@@ -210,7 +220,7 @@ impl Document {
         Ok(document)
     }
 
-    /// Lets the environment's `PITR_CLUSTERS_…`, `PITR_REPOSITORIES_…` and `PITR_RETENTION_…` replace and add values.
+    /// Lets the environment's `PITR_CLUSTERS_…`, `PITR_REPOSITORIES_…`, `PITR_RETENTION_…` and `PITR_LOGICAL_…` replace and add values.
     ///
     /// A variable is named for its key: upper case, `.` and `-` written as `_`. One that names no section of the file makes one,
     /// named in lower case.
@@ -385,6 +395,14 @@ fn raw(value: &DeValue<'_>) -> Raw {
             Ok(value) => Raw::Integer(value),
             Err(_) => Raw::Other("an integer out of range"),
         },
+        DeValue::Array(values) => {
+            let texts = values.iter().map(|value| match value.get_ref() {
+                DeValue::String(text) => Some(text.to_string()),
+                _ => None,
+            });
+            let texts: Option<Vec<String>> = texts.collect();
+            texts.map_or(Raw::Other("an array"), Raw::List)
+        }
         other => Raw::Other(type_name(other)),
     }
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use super::file::{Entry, Kind, Raw, Section};
 use super::{
-    Acknowledge, Cluster, Encryption, Location, LockMode, Millis, ObjectLock,
-    PREFETCH_SEGMENTS_MAX, Period, Price, Prices, PromoteUnreachable, Repository, Retention,
-    S3Settings, Secret, Size, Sse, StandbyOutage, holds_password, location, retention::KEEP_MAX,
-    s3,
+    Acknowledge, Cluster, Encryption, Location, LockMode, Logical, LogicalContent, Millis,
+    ObjectLock, PREFETCH_SEGMENTS_MAX, Period, Price, Prices, PromoteUnreachable, Repository,
+    Retention, S3Settings, Secret, Size, Sse, StandbyOutage, holds_password, location,
+    logical::JOBS_MAX, retention::KEEP_MAX, s3,
 };
 use crate::err;
 use crate::error::{Error, Result};
@@ -66,6 +66,14 @@ keys! { RETENTION: |e, rules: Retention|
     "keep_within": within = e.period();
     "wal_window": wal_window = e.period();
     "min_copies": min_copies = e.of_repository();
+}
+
+// Those of `[logical.NAME]`.
+keys! { LOGICAL: |e, logical: Logical|
+    "cluster": cluster = e.string();
+    "databases": databases = e.list();
+    "jobs": jobs = e.count(JOBS_MAX);
+    "content": content = e.choice(&[("full", LogicalContent::Full), ("schema", LogicalContent::Schema), ("data", LogicalContent::Data)]);
 }
 
 // Those of `[repositories.NAME]`.
@@ -140,6 +148,7 @@ pub(super) fn names(kind: Kind) -> Vec<&'static str> {
         Kind::Clusters => CLUSTER.iter().map(|(key, _)| *key).collect(),
         Kind::Repositories => REPOSITORY.iter().map(|(key, _)| *key).collect(),
         Kind::Retention => RETENTION.iter().map(|(key, _)| *key).collect(),
+        Kind::Logical => LOGICAL.iter().map(|(key, _)| *key).collect(),
     }
 }
 
@@ -241,6 +250,17 @@ pub(super) fn retention(section: &Section) -> Result<Retention> {
     fill(Retention::default(), section, RETENTION)
 }
 
+/// Reads a set of dumps.
+pub(super) fn logical(section: &Section) -> Result<Logical> {
+    let logical = fill(Logical::named(section.name.clone()), section, LOGICAL)?;
+    match logical.jobs {
+        0 => Err(section
+            .origin
+            .error("\"jobs\" must be at least 1: a dump needs a connection")),
+        _ => Ok(logical),
+    }
+}
+
 /// The kinds of values.
 impl Entry {
     fn wrong_type(&self, wanted: &str) -> Error {
@@ -248,6 +268,7 @@ impl Entry {
             Raw::Text(_) | Raw::Variable(_) => "a string",
             Raw::Integer(_) => "an integer",
             Raw::Boolean(_) => "a boolean",
+            Raw::List(_) => "an array",
             Raw::Other(name) => name,
         };
         self.origin.error(format_args!(
@@ -282,6 +303,20 @@ impl Entry {
 
     fn path(&self) -> Result<PathBuf> {
         self.checked(|text| location::absolute(Path::new(text)))
+    }
+
+    /// Names, at least one; in a variable they are separated by commas.
+    fn list(&self) -> Result<Vec<String>> {
+        let names: Vec<String> = match &self.raw {
+            Raw::List(names) => names.clone(),
+            Raw::Variable(text) => text.split(',').map(str::to_owned).collect(),
+            _ => return Err(self.wrong_type("an array of strings")),
+        };
+        let is_whole = !names.is_empty() && names.iter().all(|name| !name.is_empty());
+        match is_whole {
+            true => Ok(names),
+            false => Err(self.is_not("an array of names")),
+        }
     }
 
     fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T> {

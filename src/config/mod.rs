@@ -18,6 +18,7 @@ mod encryption;
 mod file;
 mod keys;
 mod location;
+mod logical;
 mod name;
 mod price;
 mod retention;
@@ -28,6 +29,7 @@ mod unit;
 
 pub use encryption::Encryption;
 pub use location::Location;
+pub use logical::{Logical, LogicalContent};
 pub use name::ClusterName;
 pub use price::{Price, Prices};
 pub use retention::Retention;
@@ -344,6 +346,8 @@ pub struct Settings {
     pub repositories: Vec<Repository>,
     /// Rules by which `pitr expire` keeps everything that has no rule in a narrower section.
     pub retention: Retention,
+    /// Sets of dumps, in the order of the file.
+    pub logical: Vec<Logical>,
     cluster_flag: Option<String>,
     /// `--repository` gave a place instead of a name: the file need not know the cluster.
     bare: bool,
@@ -593,6 +597,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
         clusters: Vec::new(),
         repositories: Vec::new(),
         retention: Retention::default(),
+        logical: Vec::new(),
         cluster_flag: None,
         bare: false,
     };
@@ -614,6 +619,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
                 settings.repositories.push(repository);
             }
             Kind::Retention => settings.retention = keys::retention(section)?,
+            Kind::Logical => settings.logical.push(keys::logical(section)?),
         }
     }
     Ok(settings)

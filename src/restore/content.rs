@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::claim::Claim;
 use crate::err;
 use crate::error::{Error, Result};
@@ -13,11 +15,51 @@ use crate::repo::scope::Scope;
 use crate::snapshot::kind::Kind;
 use crate::snapshot::reader::Snapshot;
 
+/// A backup that is open for reading.
+pub struct Open<'o> {
+    /// Its root.
+    pub root: &'o AuxRoot,
+    /// The member of the root that belongs to its kind.
+    pub member: &'o Value,
+    /// Its map.
+    pub snapshot: &'o Snapshot<'o>,
+}
+
+/// Returns the result of `work` on the backup `id`. `pitr expire` keeps the backup meanwhile.
+///
+/// # Errors
+/// `NotFound` when the backup does not exist; `Unsupported` for content that this version cannot read; `Damaged`; those of `work`, and what the
+/// store says.
+pub fn read<T>(
+    repository: &Repository,
+    (scope, id): (&Scope, &BackupId),
+    host: &Host,
+    work: impl FnOnce(Open<'_>) -> Result<T>,
+) -> Result<T> {
+    let store = repository.store();
+    let claim = Claim::take(store, scope, host, id, host.now())?;
+    let result = (|| {
+        let root = AuxRoot::read(store, scope, id)?;
+        let root = root.ok_or_else(|| err!(NotFound, "backup \"{id}\" does not exist"))?;
+        root.check_content()?;
+        let member = AuxRoot::member(store, scope, id)?.unwrap_or_default();
+        let snapshot = Snapshot::open(store, scope, &root)?;
+        work(Open {
+            root: &root,
+            member: &member,
+            snapshot: &snapshot,
+        })
+    })();
+    if let Some(claim) = claim {
+        claim.release();
+    }
+    result
+}
+
 /// Restores the backup `id` of the content that `kind` knows.
 ///
 /// # Errors
-/// `NotFound` when the backup does not exist; `Refused` when the directory is not empty; `Unsupported` for content that this version cannot
-/// read; `Damaged`, and what store and system say.
+/// Those of [`check_empty`] and [`read`].
 pub fn restore(
     repository: &Repository,
     (name, id): (&str, &BackupId),
@@ -25,26 +67,19 @@ pub fn restore(
     to: &Path,
     host: &Host,
 ) -> Result<AuxRoot> {
-    let scope = Scope::aux(kind.name(), name)?;
-    let store = repository.store();
     check_empty(to)?;
-    let claim = Claim::take(store, &scope, host, id, host.now())?;
-    let restored = (|| {
-        let root = AuxRoot::read(store, &scope, id)?;
-        let root = root.ok_or_else(|| err!(NotFound, "backup \"{id}\" does not exist"))?;
-        root.check_content()?;
-        let member = AuxRoot::member(store, &scope, id)?.unwrap_or_default();
-        let snapshot = Snapshot::open(store, &scope, &root)?;
-        kind.restore(&snapshot, &member, to)?;
-        Ok(root)
-    })();
-    if let Some(claim) = claim {
-        claim.release();
-    }
-    restored
+    let scope = Scope::aux(kind.name(), name)?;
+    read(repository, (&scope, id), host, |open| {
+        kind.restore(open.snapshot, open.member, to)?;
+        Ok(open.root.clone())
+    })
 }
 
-fn check_empty(to: &Path) -> Result<()> {
+/// Requires that a directory is empty.
+///
+/// # Errors
+/// `Refused` when it is not; those of the system.
+pub fn check_empty(to: &Path) -> Result<()> {
     let failed = |e| Error::from_io(format!("read directory \"{}\"", to.display()), e);
     match std::fs::read_dir(to).map_err(failed)?.next() {
         None => Ok(()),
