@@ -74,7 +74,7 @@ use output::Output;
 /// Archive PostgreSQL's WAL, back up its clusters, and restore them to any moment
 ///
 /// Every command that answers a question takes --json. Exit statuses: 0 success, 1 failure, 2 usage, 3 configuration, 4 verify found
-/// damage or a gap, or wal gaps one, 5 the target cannot be reached, 6 warnings, 7 locked, 8 refused by a safety guard, 9 repository
+/// damage or a gap, wal gaps one, or logical check damage, 5 the target cannot be reached, 6 warnings, 7 locked, 8 refused by a safety guard, 9 repository
 /// unreachable, 10 partial success.
 #[derive(Parser)]
 #[command(

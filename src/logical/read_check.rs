@@ -75,16 +75,20 @@ impl Dump<'_> {
         if self.content != LogicalContent::Schema {
             let files = rows::data_files(&list);
             for table in self.rows {
-                tick()?;
                 let file = files.get(&table.oid);
-                let wrong = self.check_table(table, file.map(String::as_str))?;
+                let wrong = self.check_table(table, file.map(String::as_str), tick)?;
                 findings.extend(wrong.filter(|_| findings.len() < FINDINGS));
             }
         }
         Ok(findings)
     }
 
-    fn check_table(&self, table: &TableRows, file: Option<&str>) -> Result<Option<String>> {
+    fn check_table(
+        &self,
+        table: &TableRows,
+        file: Option<&str>,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Option<String>> {
         let name = format!("table \"{}\".\"{}\"", table.schema, table.table);
         let Some(file) = file else {
             return Ok(Some(format!("{name}: the dump has no data of it")));
@@ -93,7 +97,7 @@ impl Dump<'_> {
         if !path.is_file() {
             return Ok(Some(format!("{name}: data file \"{file}\" is missing")));
         }
-        Ok(match rows::in_file(&path)? {
+        Ok(match rows::in_file(&path, tick)? {
             Some(rows) if rows == table.rows => None,
             Some(rows) => Some(format!(
                 "{name}: data file \"{file}\" has {rows} rows, its snapshot had {}",

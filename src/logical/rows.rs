@@ -53,8 +53,8 @@ pub fn read(path: &Path) -> Result<Vec<TableRows>> {
 /// Counts the rows of a table's data in a dump; none where the file does not end as `COPY` ends it.
 ///
 /// # Errors
-/// Errors of the system.
-pub fn in_file(path: &Path) -> Result<Option<u64>> {
+/// Errors of the system; those of `tick`.
+pub fn in_file(path: &Path, tick: &mut dyn FnMut() -> Result<()>) -> Result<Option<u64>> {
     let failed = |e| Error::from_io(format!("read \"{}\"", path.display()), e);
     let mut file = std::fs::File::open(path).map_err(failed)?;
     let mut buffer = vec![0; BUFFER_BYTES];
@@ -66,6 +66,7 @@ pub fn in_file(path: &Path) -> Result<Option<u64>> {
         if read.is_empty() {
             break;
         }
+        tick()?;
         lines += read.iter().filter(|b| **b == b'\n').count() as u64;
         last.extend_from_slice(
             read.get(length.saturating_sub(END.len() + 1)..)
@@ -102,7 +103,7 @@ mod tests {
         let path = folder.path().join("1.dat");
         let count = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
-            in_file(&path).unwrap()
+            in_file(&path, &mut || Ok(())).unwrap()
         };
         assert_eq!(count(b"\\.\n\n\n"), Some(0));
         assert_eq!(count(b"1\ta\n2\tb\\nc\n\\.\n\n\n"), Some(2));

@@ -186,8 +186,15 @@ fn listen(child: &mut Child) -> Receiver<String> {
 
 fn failed(name: &str, status: ExitStatus, said: &str) -> Error {
     let lines: Vec<&str> = said.lines().filter(|l| !l.trim().is_empty()).collect();
-    let shown = lines.get(lines.len().saturating_sub(SHOWN_LINES)..);
-    let shown = shown.unwrap_or_default().join(" · ");
+    // pg_restore repeats the statement behind its error.
+    let is_error = |line: &&&str| line.contains("error: ") || line.contains("ERROR: ");
+    let errors: Vec<&str> = lines.iter().filter(is_error).copied().collect();
+    let shown = match errors.is_empty() {
+        true => lines,
+        false => errors,
+    };
+    let last = shown.get(shown.len().saturating_sub(SHOWN_LINES)..);
+    let shown = last.unwrap_or_default().join(" · ");
     let code = match said.contains("No space left on device") {
         true => Code::Full,
         false => Code::Server,
@@ -226,6 +233,15 @@ mod tests {
         )
         .unwrap_err();
         assert_eq!(e.code(), Code::Full);
+        let e = run(
+            &mut shell("echo 'x: error: no such type' >&2; echo 'Command was: CREATE' >&2; exit 1"),
+            &mut go_on,
+        )
+        .unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "sh failed (exit status: 1): x: error: no such type"
+        );
     }
 
     #[test]

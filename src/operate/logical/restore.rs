@@ -199,12 +199,18 @@ impl Into {
                     .to_owned()
             }
         };
-        match e.code() {
-            Code::Interrupted => e.hint(state),
-            _ => e.hint(format!(
-                "{state} Where roles are missing, create them from globals.sql of pitr logical restore --to DIR, or add --no-owner --no-privileges."
-            )),
-        }
+        let is_part = !self.schemas.is_empty() || !self.tables.is_empty();
+        let next = match e.to_string() {
+            _ if e.code() == Code::Interrupted => "",
+            text if text.contains("role \"") => {
+                "\nCreate the roles from globals.sql of pitr logical restore --to DIR, or add --no-owner --no-privileges."
+            }
+            _ if is_part => {
+                "\nTypes, functions and tables outside of the selected part are not restored with it: select their schemas, too."
+            }
+            _ => "\nMend what the server names, then run the same command again.",
+        };
+        e.hint(format!("{state}{next}"))
     }
 }
 
@@ -366,11 +372,14 @@ impl Selection<'_> {
             wanted.extend(found.into_iter().map(str::to_owned));
         }
         // pg_restore takes the schema's own entry for no part of it.
+        let missing: Vec<String> = schemas
+            .iter()
+            .filter(|schema| !self.existing.contains(**schema))
+            .map(|schema| format!("SCHEMA - {schema} "))
+            .collect();
         let is_needed = |line: &str| {
             let text = line.splitn(4, ' ').nth(3).unwrap_or_default();
-            let of = |schema: &&str| text.starts_with(&format!("SCHEMA - {schema} "));
-            let mut missing = schemas.iter().filter(|s| !self.existing.contains(**s));
-            wanted.contains(line) || missing.any(|s| of(s))
+            wanted.contains(line) || missing.iter().any(|schema| text.starts_with(schema))
         };
         let lines = entries(&all).filter(|line| is_needed(line));
         Ok(Some(lines.map(str::to_owned).collect()))

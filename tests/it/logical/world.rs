@@ -31,6 +31,8 @@ const DEFINITIONS: &str = "
     create policy own on app.secrets to app_reader using (owner = current_user);
     create unlogged table app.scratch (n int);
     create table app.empty (n int);
+    create table app.no_columns (); insert into app.no_columns default values; insert into app.no_columns default values;
+    create table app.derived (n int generated always as (1) stored); insert into app.derived default values;
     create view app.rich as select * from app.accounts where euros > 500;
     create materialized view app.total as select sum(euros) from app.accounts;
     create function app.twice(n int) returns int language sql immutable as 'select n * 2';
@@ -87,6 +89,17 @@ impl World {
         };
         world.pitr(&["init", "--quiet"]).run().success();
         world
+    }
+
+    /// Lets the configuration lead to another server.
+    pub fn point_to(&self, other: &Cluster) {
+        let config = self.sandbox.join("pitr.toml");
+        let text = std::fs::read_to_string(&config).unwrap();
+        let (from, to) = (
+            self.cluster.conninfo("postgres"),
+            other.conninfo("postgres"),
+        );
+        std::fs::write(&config, text.replace(&from, &to)).unwrap();
     }
 
     /// `pitr` with the client programs and the server of the cluster's major, or of the next one that has them.
