@@ -384,6 +384,11 @@ pub fn sync_filesystem(directory: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(can)
 }
 
+/// Starts with clean pages: writes back what is dirty in the filesystem of `directory`. It proves nothing, as [`sync_filesystem`] does.
+pub fn write_back(directory: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(directory)?)
+}
+
 /// Whether [`sync_filesystem`] syncs the filesystem of `directory`.
 pub fn can_sync_filesystem(directory: BorrowedFd<'_>) -> io::Result<bool> {
     /// ext2–4, XFS, Btrfs, tmpfs, ramfs, F2FS, ZFS, bcachefs (Linux: include/uapi/linux/magic.h). Not overlayfs: it does not pass on

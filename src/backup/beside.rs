@@ -9,17 +9,17 @@ use super::incremental::Prior;
 use super::incremental::compare::Compare;
 use crate::error::Result;
 use crate::progress::Progress;
+use crate::snapshot::arrived::Arrived;
 use crate::snapshot::filekey::{ClusterNaming, FileKey};
 use crate::snapshot::frame::PAGE_BYTES;
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::page_hashes;
 use crate::snapshot::sink::{CHANGED_FRAME_BYTES, FRAME_BYTES, FileSink};
-use crate::snapshot::sort::{MEMORY_BYTES, Sorter};
 
 /// The pages of the prior, and the files that have arrived.
 pub struct Beside<'p> {
     compare: Compare<'p>,
-    arrived: Sorter,
+    arrived: Arrived,
 }
 
 /// A file whose pages are compared as they pass.
@@ -39,7 +39,7 @@ impl<'p> Beside<'p> {
         ));
         Beside {
             compare: Compare::new(prior, progress),
-            arrived: Sorter::new(scratch, MEMORY_BYTES),
+            arrived: Arrived::new(scratch),
         }
     }
 
@@ -48,7 +48,7 @@ impl<'p> Beside<'p> {
     /// # Errors
     /// Those of the scratch file and of the prior's map.
     pub fn has_changed(&mut self, key: &FileKey, now: &Metadata) -> Result<bool> {
-        self.arrived.push(key.as_bytes(), &[])?;
+        self.arrived.add(key)?;
         let before = self.compare.prior.snapshot.metadata(key)?;
         Ok(before.as_ref() != Some(now))
     }
@@ -63,7 +63,7 @@ impl<'p> Beside<'p> {
         length: u64,
         sink: &mut FileSink<'_>,
     ) -> Result<Option<Compared>> {
-        self.arrived.push(key.as_bytes(), &[])?;
+        self.arrived.add(key)?;
         let before = self.compare.prior.snapshot.metadata(key)?;
         let prior_length = before.as_ref().and_then(Metadata::file_length);
         let Some((before, prior_length)) = before.zip(prior_length) else {
@@ -86,24 +86,8 @@ impl<'p> Beside<'p> {
     /// # Errors
     /// Those of the scratch file, and of the prior's map.
     pub fn finish(self, naming: &ClusterNaming, sink: &FileSink<'_>) -> Result<()> {
-        let mut items = self.compare.prior.snapshot.items();
-        let mut next = items.next().transpose()?;
-        self.arrived.drain(&mut |key, _| {
-            let key = FileKey::decode(key, naming)?;
-            while let Some(gone) = next.take_if(|item| item.key < key) {
-                sink.gone(&gone.key)?;
-                next = items.next().transpose()?;
-            }
-            if next.take_if(|item| item.key == key).is_some() {
-                next = items.next().transpose()?;
-            }
-            Ok(())
-        })?;
-        while let Some(gone) = next {
-            sink.gone(&gone.key)?;
-            next = items.next().transpose()?;
-        }
-        Ok(())
+        let prior = &self.compare.prior.snapshot;
+        self.arrived.finish(prior, naming, sink)
     }
 }
 

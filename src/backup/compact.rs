@@ -21,7 +21,7 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::outline::Outline;
 use crate::repo::root::{BackupKind, BackupRoot, ClusterContent, PackRef};
-use crate::snapshot::filekey::ClusterNaming;
+use crate::snapshot::filekey::{ClusterNaming, Naming};
 use crate::snapshot::flatten::flatten;
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::reader::Snapshot;
@@ -242,9 +242,9 @@ impl Compaction<'_> {
         let (old, content) = (&origin.head, &origin.content);
         let times = (old.start_time, old.stop_time);
         let own = attempt.head_and_map(&old.label, Some(&old.id), times, written);
-        let place = (self.repository, self.layout);
-        let naming = ClusterNaming::from(content);
-        let (head, map) = incremental::complete(place, &origin.map, own, naming, tick)?;
+        let place = (self.repository.store(), &**self.layout);
+        let naming = Naming::Cluster(ClusterNaming::from(content));
+        let (head, map) = incremental::complete(place, (old, &origin.map), own, naming, tick)?;
         let is_same = (head.file_count, head.size_bytes) == (old.file_count, old.size_bytes);
         let is_given_up = |at: &usize| {
             let part = origin.map.packs.get(*at).map(|pack| &pack.key);

@@ -36,7 +36,7 @@ use crate::repo::repository::Repository;
 use crate::repo::root::cluster::{Method, PARTIAL, Tablespace};
 use crate::repo::root::outline::Outline;
 use crate::repo::root::{BackupKind, BackupRoot, ClusterContent};
-use crate::snapshot::filekey::ClusterNaming;
+use crate::snapshot::filekey::{ClusterNaming, Naming};
 use crate::snapshot::flatten::{LAYERS, flatten};
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::writer::{self, SnapshotWriter, Written};
@@ -50,6 +50,7 @@ mod beside;
 pub mod compact;
 pub mod content;
 pub mod damage;
+pub mod files;
 pub mod incremental;
 pub mod kind;
 pub mod live;
@@ -450,10 +451,10 @@ impl Backup<'_, '_> {
         if let Some(prior) = self.prior {
             incremental::check_bounds(&prior.root.content, &root.content)?;
             (root.head, root.map) = incremental::complete(
-                (self.repository, self.layout),
-                &prior.root.map,
+                (store, self.layout),
+                (&prior.root.head, &prior.root.map),
                 (root.head, root.map),
-                ClusterNaming::from(&root.content),
+                Naming::Cluster(ClusterNaming::from(&root.content)),
                 &mut || keep(host, claim, self.prior_claim.as_deref_mut()),
             )?;
         }

@@ -53,6 +53,10 @@ pub struct BackupArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: Option<u16>,
 
+    /// Go on under a name whose earlier backups are of another cluster
+    #[arg(long)]
+    pub confirm: bool,
+
     /// The folder of PostgreSQL's programs; else the search path, then where distributions put them
     #[arg(long, value_name = "DIR")]
     pub bin: Option<PathBuf>,
@@ -178,6 +182,7 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         name: &args.name,
         label: args.label.clone().unwrap_or_default(),
         jobs: args.jobs,
+        takes_over: args.confirm,
         bin: args.bin.as_deref(),
     };
     let Taken {

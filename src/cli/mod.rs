@@ -41,6 +41,7 @@ pub mod demo;
 pub mod doctor;
 pub mod expire;
 mod expire_explain;
+pub mod files;
 pub mod info;
 mod info_forecast;
 pub mod init;
@@ -148,6 +149,7 @@ enum Command {
     Repo(repo::Args),
     Verify(verify::Args),
     Timeline(timeline::Args),
+    Files(files::Args),
     Logical(logical::Args),
     Help(help::Args),
     Completions(completions::Args),
@@ -339,7 +341,7 @@ fn context(cli: &Cli, environment: Environment) -> Context {
 /// The limits of bandwidth that a command keeps: those that move the bytes of backups.
 fn pacing(command: &Command) -> Pacing {
     match command {
-        Command::Backup(_) | Command::Logical(_) => Pacing::limited(None),
+        Command::Backup(_) | Command::Files(_) | Command::Logical(_) => Pacing::limited(None),
         Command::Restore(args) => Pacing::limited(args.max_rate),
         Command::Standby(args) => Pacing::limited(args.max_rate),
         Command::Verify(args) => Pacing::limited(args.max_rate),
@@ -373,6 +375,7 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Adopt(_)
         | Command::Receive(_)
         | Command::Repo(_)
+        | Command::Files(_)
         | Command::Logical(_)
         | Command::Help(_)
         | Command::Completions(_)
@@ -421,6 +424,7 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Repo(args) => repo::run(args, cx),
         Command::Verify(args) => verify::run(args, cx),
         Command::Timeline(args) => timeline::run(args, cx),
+        Command::Files(args) => files::run(args, cx),
         Command::Logical(args) => logical::run(args, cx),
         Command::Help(args) => help::run(args, cx),
         Command::Completions(args) => completions::run(args, cx),

@@ -27,15 +27,17 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 pub(super) enum Kind {
     Clusters,
     Repositories,
+    Files,
     /// One section, which has no name.
     Retention,
     Logical,
 }
 
 /// All, as the environment is read.
-const KINDS: [Kind; 4] = [
+const KINDS: [Kind; 5] = [
     Kind::Clusters,
     Kind::Repositories,
+    Kind::Files,
     Kind::Retention,
     Kind::Logical,
 ];
@@ -45,6 +47,7 @@ impl Kind {
         match self {
             Kind::Clusters => "clusters",
             Kind::Repositories => "repositories",
+            Kind::Files => "files",
             Kind::Retention => "retention",
             Kind::Logical => "logical",
         }
@@ -55,6 +58,7 @@ impl Kind {
         match self {
             Kind::Clusters => "cluster",
             Kind::Repositories => "repository",
+            Kind::Files => "set of files",
             Kind::Retention => "retention",
             Kind::Logical => "logical backup",
         }
@@ -103,7 +107,7 @@ pub(super) enum Raw {
     Text(String),
     Integer(i64),
     Boolean(bool),
-    /// An array that holds strings alone.
+    /// An array of strings.
     List(Vec<String>),
     /// From the environment, where everything is text.
     Variable(String),
@@ -119,7 +123,7 @@ pub(super) struct Entry {
     pub(super) origin: Origin,
 }
 
-/// One `[clusters.NAME]`, `[repositories.NAME]` or `[logical.NAME]`, or `[retention]`, whose name is empty.
+/// One `[clusters.NAME]`, `[repositories.NAME]`, `[files.NAME]` or `[logical.NAME]`, or `[retention]`, whose name is empty.
 #[derive(Debug, Clone)]
 pub(super) struct Section {
     pub(super) kind: Kind,
@@ -220,7 +224,7 @@ impl Document {
         Ok(document)
     }
 
-    /// Lets the environment's `PITR_CLUSTERS_…`, `PITR_REPOSITORIES_…`, `PITR_RETENTION_…` and `PITR_LOGICAL_…` replace and add values.
+    /// Lets the environment's `PITR_CLUSTERS_…`, `PITR_REPOSITORIES_…`, `PITR_FILES_…`, `PITR_RETENTION_…` and `PITR_LOGICAL_…` replace and add values.
     ///
     /// A variable is named for its key: upper case, `.` and `-` written as `_`. One that names no section of the file makes one,
     /// named in lower case.
@@ -396,12 +400,9 @@ fn raw(value: &DeValue<'_>) -> Raw {
             Err(_) => Raw::Other("an integer out of range"),
         },
         DeValue::Array(values) => {
-            let texts = values.iter().map(|value| match value.get_ref() {
-                DeValue::String(text) => Some(text.to_string()),
-                _ => None,
-            });
-            let texts: Option<Vec<String>> = texts.collect();
-            texts.map_or(Raw::Other("an array"), Raw::List)
+            let texts = values.iter().map(|value| value.get_ref().as_str());
+            let texts: Option<Vec<String>> = texts.map(|t| t.map(str::to_owned)).collect();
+            texts.map_or(Raw::Other("an array of other things"), Raw::List)
         }
         other => Raw::Other(type_name(other)),
     }

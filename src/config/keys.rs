@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::file::{Entry, Kind, Raw, Section};
 use super::{
-    Acknowledge, Cluster, Encryption, Location, LockMode, Logical, LogicalContent, Millis,
+    Acknowledge, Cluster, Encryption, Files, Location, LockMode, Logical, LogicalContent, Millis,
     ObjectLock, PREFETCH_SEGMENTS_MAX, Period, Price, Prices, PromoteUnreachable, Repository,
     Retention, S3Settings, Secret, Size, Sse, StandbyOutage, holds_password, location,
     logical::JOBS_MAX, retention::KEEP_MAX, s3,
@@ -125,6 +125,29 @@ keys! { REPOSITORY: |e, draft: Draft|
     "retention.min_copies": retention.min_copies = e.count(COPIES_MAX);
 }
 
+// Those of `[files.NAME]`.
+keys! { FILES: |e, draft: FilesDraft|
+    "source": source = e.path();
+    "exclude": exclude = e.list();
+    "exclude_if_present": exclude_if_present = e.list();
+    "exclude_caches": exclude_caches = e.boolean();
+    "exclude_larger_than": exclude_larger_than = e.bytes();
+    "one_file_system": one_file_system = e.boolean();
+    "identity": identity = e.string();
+}
+
+/// A set of files of which not everything is read yet.
+#[derive(Default)]
+struct FilesDraft {
+    source: Option<PathBuf>,
+    exclude: Vec<String>,
+    exclude_if_present: Vec<String>,
+    exclude_caches: bool,
+    exclude_larger_than: Option<u64>,
+    one_file_system: bool,
+    identity: Option<String>,
+}
+
 /// More repositories nobody configures.
 const COPIES_MAX: u32 = 100;
 
@@ -147,6 +170,7 @@ pub(super) fn names(kind: Kind) -> Vec<&'static str> {
     match kind {
         Kind::Clusters => CLUSTER.iter().map(|(key, _)| *key).collect(),
         Kind::Repositories => REPOSITORY.iter().map(|(key, _)| *key).collect(),
+        Kind::Files => FILES.iter().map(|(key, _)| *key).collect(),
         Kind::Retention => RETENTION.iter().map(|(key, _)| *key).collect(),
         Kind::Logical => LOGICAL.iter().map(|(key, _)| *key).collect(),
     }
@@ -245,6 +269,28 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
     })
 }
 
+/// Reads a set of files.
+pub(super) fn files(section: &Section) -> Result<Files> {
+    let draft = fill(FilesDraft::default(), section, FILES)?;
+    let Some(source) = draft.source else {
+        let wrong = format!("set of files \"{}\" has no source", section.name);
+        return Err(section
+            .origin
+            .error(wrong)
+            .hint("Add source = \"/absolute/path\"."));
+    };
+    Ok(Files {
+        name: section.name.clone(),
+        source,
+        exclude: draft.exclude,
+        exclude_if_present: draft.exclude_if_present,
+        exclude_caches: draft.exclude_caches,
+        exclude_larger_than_bytes: draft.exclude_larger_than,
+        one_file_system: draft.one_file_system,
+        identity: draft.identity,
+    })
+}
+
 /// Reads the rules of retention that hold for everything.
 pub(super) fn retention(section: &Section) -> Result<Retention> {
     fill(Retention::default(), section, RETENTION)
@@ -253,11 +299,13 @@ pub(super) fn retention(section: &Section) -> Result<Retention> {
 /// Reads a set of dumps.
 pub(super) fn logical(section: &Section) -> Result<Logical> {
     let logical = fill(Logical::named(section.name.clone()), section, LOGICAL)?;
-    match logical.jobs {
-        0 => Err(section
-            .origin
-            .error("\"jobs\" must be at least 1: a dump needs a connection")),
-        _ => Ok(logical),
+    let is_named = !logical.databases.is_empty() && !logical.databases.iter().any(String::is_empty);
+    if let Some(entry) = section.get("databases").filter(|_| !is_named) {
+        return Err(entry.is_not("an array of names; without the key every database is dumped"));
+    }
+    match section.get("jobs").filter(|_| logical.jobs == 0) {
+        Some(entry) => Err(entry.is_not("a number from 1: a dump needs a connection")),
+        None => Ok(logical),
     }
 }
 
@@ -305,17 +353,12 @@ impl Entry {
         self.checked(|text| location::absolute(Path::new(text)))
     }
 
-    /// Names, at least one; in a variable they are separated by commas.
+    /// An array of strings; from the environment one with commas between.
     fn list(&self) -> Result<Vec<String>> {
-        let names: Vec<String> = match &self.raw {
-            Raw::List(names) => names.clone(),
-            Raw::Variable(text) => text.split(',').map(str::to_owned).collect(),
-            _ => return Err(self.wrong_type("an array of strings")),
-        };
-        let is_whole = !names.is_empty() && names.iter().all(|name| !name.is_empty());
-        match is_whole {
-            true => Ok(names),
-            false => Err(self.is_not("an array of names")),
+        match &self.raw {
+            Raw::List(list) => Ok(list.clone()),
+            Raw::Variable(text) => Ok(text.split(',').map(|one| one.trim().to_owned()).collect()),
+            _ => Err(self.wrong_type("an array of strings")),
         }
     }
 

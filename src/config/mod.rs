@@ -16,6 +16,7 @@ use crate::error::{Error, Result, causes};
 pub mod account;
 mod encryption;
 mod file;
+mod files;
 mod keys;
 mod location;
 mod logical;
@@ -28,6 +29,7 @@ mod trust;
 mod unit;
 
 pub use encryption::Encryption;
+pub use files::Files;
 pub use location::Location;
 pub use logical::{Logical, LogicalContent};
 pub use name::ClusterName;
@@ -344,6 +346,8 @@ pub struct Settings {
     pub clusters: Vec<Cluster>,
     /// The repositories to work with, in the order in which they are tried: all, or the one that the command line names.
     pub repositories: Vec<Repository>,
+    /// Sets of files beside clusters, in the order of the file.
+    pub files: Vec<Files>,
     /// Rules by which `pitr expire` keeps everything that has no rule in a narrower section.
     pub retention: Retention,
     /// Sets of dumps, in the order of the file.
@@ -413,6 +417,25 @@ impl Settings {
     pub fn cluster(&self) -> Result<Cluster> {
         self.cluster_if_named()?.ok_or_else(|| {
             err!(Usage, "no cluster is configured and none is named").hint("Add --cluster NAME.")
+        })
+    }
+
+    /// The set of files of this name.
+    ///
+    /// # Errors
+    /// `Usage` when none is configured.
+    pub fn files_named(&self, name: &str) -> Result<&Files> {
+        let found = self.files.iter().find(|files| files.name == name);
+        found.ok_or_else(|| {
+            err!(
+                Usage,
+                "no set of files \"{}\" is configured",
+                name.escape_debug()
+            )
+            .hint(format!(
+                "Add it to the configuration: [files.{}] and, below, source = \"/absolute/path\".",
+                name.escape_debug()
+            ))
         })
     }
 
@@ -596,6 +619,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
         path,
         clusters: Vec::new(),
         repositories: Vec::new(),
+        files: Vec::new(),
         retention: Retention::default(),
         logical: Vec::new(),
         cluster_flag: None,
@@ -618,6 +642,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
                 }
                 settings.repositories.push(repository);
             }
+            Kind::Files => settings.files.push(keys::files(section)?),
             Kind::Retention => settings.retention = keys::retention(section)?,
             Kind::Logical => settings.logical.push(keys::logical(section)?),
         }

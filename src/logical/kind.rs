@@ -17,13 +17,16 @@ use crate::snapshot::kind::{Kind, Produced, Work};
 use crate::snapshot::reader::Snapshot;
 use crate::tree::extract::{self, Permit};
 use crate::tree::left_out::Part;
-use crate::tree::walk;
+use crate::tree::selection::Selection;
+use crate::tree::walk::{self, Tree};
 use crate::wire::service_file::in_database;
 
 /// The name of the kind.
 pub const NAME: &str = "logical";
 /// Roles and tablespaces, as SQL.
 pub const GLOBALS: &str = "globals.sql";
+/// Threads that read files of the spool.
+pub const READERS: usize = 2;
 /// Threads that write files.
 const WRITERS: usize = 2;
 
@@ -52,8 +55,6 @@ pub struct Dumping {
     pub is_sealed: bool,
     /// Facts about the product, once there is one.
     pub member: Option<Member>,
-    /// Progress, and the wish to stop.
-    pub host: Host,
 }
 
 impl Dumping {
@@ -133,16 +134,14 @@ impl Kind for Dumping {
         work.host
             .progress
             .phase("store the dumps", Some(sizes.sum()));
-        let taken = std::thread::scope(|threads| {
-            let (writer, host) = (work.writer, work.host);
-            let walk = threads.spawn(move || walk::take(&tree, writer, 1, host));
-            while !walk.is_finished() {
-                (work.tick)()?;
-                std::thread::sleep(std::time::Duration::from_millis(20));
-            }
-            walk.join()
-                .unwrap_or_else(|_| Err(err!(Internal, "a thread that stores dumps panicked")))
-        })?;
+        let source = Tree {
+            root: &tree,
+            selection: &Selection::new(&[])?,
+            before: None,
+            readers: READERS,
+            host: work.host,
+        };
+        let taken = walk::take(&source, work.writer, work.tick)?;
         let lost = taken.left_out.examples().iter();
         let mut lost = lost.filter(|l| matches!(l.part, Part::Entry | Part::Content));
         if let Some(lost) = lost.next() {
@@ -161,10 +160,6 @@ impl Kind for Dumping {
             member: value,
             ..Produced::default()
         })
-    }
-
-    fn restore(&self, snapshot: &Snapshot<'_>, member: &Value, to: &Path) -> Result<()> {
-        put_back(snapshot, member, to, &self.host).map(|_| ())
     }
 }
 

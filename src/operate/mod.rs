@@ -22,6 +22,7 @@ pub mod cost;
 pub mod doctor;
 pub mod expire;
 pub mod failures;
+pub mod files;
 pub mod finding;
 pub mod forecast;
 pub mod former;

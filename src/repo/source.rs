@@ -193,7 +193,7 @@ pub fn require(
             shown(current),
             shown(own)
         )
-        .hint("Nothing was stored: two sources under one name would be mixed. Use another name, or confirm that this source continues this one.")),
+        .hint("Nothing was stored: two sources under one name would be mixed. A clone of the first host, or a test, takes another name.\nA host that replaces the first one goes on under its name with --confirm.")),
     }
 }
 

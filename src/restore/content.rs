@@ -1,4 +1,4 @@
-//! Restores a backup of an aux scope into an empty directory.
+//! Reads a backup of an aux scope, under a claim that keeps it.
 
 use std::path::Path;
 
@@ -12,7 +12,6 @@ use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::AuxRoot;
 use crate::repo::scope::Scope;
-use crate::snapshot::kind::Kind;
 use crate::snapshot::reader::Snapshot;
 
 /// A backup that is open for reading.
@@ -54,25 +53,6 @@ pub fn read<T>(
         claim.release();
     }
     result
-}
-
-/// Restores the backup `id` of the content that `kind` knows.
-///
-/// # Errors
-/// Those of [`check_empty`] and [`read`].
-pub fn restore(
-    repository: &Repository,
-    (name, id): (&str, &BackupId),
-    kind: &dyn Kind,
-    to: &Path,
-    host: &Host,
-) -> Result<AuxRoot> {
-    check_empty(to)?;
-    let scope = Scope::aux(kind.name(), name)?;
-    read(repository, (&scope, id), host, |open| {
-        kind.restore(open.snapshot, open.member, to)?;
-        Ok(open.root.clone())
-    })
 }
 
 /// Requires that a directory is empty.

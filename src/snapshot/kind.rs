@@ -1,6 +1,4 @@
-//! The seam between the engine and a kind of auxiliary content: what is backed up, and how it is put back.
-
-use std::path::Path;
+//! The seam between the engine and a kind of auxiliary content: what is backed up.
 
 use serde_json::Value;
 
@@ -9,6 +7,7 @@ use super::reader::Snapshot;
 use super::writer::SnapshotWriter;
 use crate::error::Result;
 use crate::host::Host;
+use crate::pg::time::TimestampTz;
 
 /// A kind of content.
 pub trait Kind {
@@ -18,17 +17,16 @@ pub trait Kind {
     /// Returns what tells this source from others, as text; none where any host may write.
     fn identity(&self) -> Option<String>;
 
+    /// Whether it can leave out of the snapshot what has not changed since a prior.
+    fn takes_changes(&self) -> bool {
+        false
+    }
+
     /// Reads the content into the snapshot.
     ///
     /// # Errors
     /// `Interrupted`; those of the source, of the store, and of `tick`.
     fn produce(&mut self, work: &mut Work<'_, '_>) -> Result<Produced>;
-
-    /// Puts a backup back below a directory that is empty.
-    ///
-    /// # Errors
-    /// `Damaged`; those of the system.
-    fn restore(&self, snapshot: &Snapshot<'_>, member: &Value, to: &Path) -> Result<()>;
 }
 
 /// The backup that a kind produces.
@@ -37,10 +35,21 @@ pub struct Work<'w, 'scope> {
     pub writer: &'w SnapshotWriter<'scope>,
     /// How paths lead to keys.
     pub naming: Naming,
+    /// The backup that this one builds on; none of a full one.
+    pub prior: Option<Before<'w>>,
     /// Stop flag, progress and scratch.
     pub host: &'w Host,
     /// Keeps the claim; called every second at least.
     pub tick: &'w mut dyn FnMut() -> Result<()>,
+}
+
+/// A backup that another one builds on.
+#[derive(Clone, Copy)]
+pub struct Before<'w> {
+    /// Its map.
+    pub snapshot: &'w Snapshot<'w>,
+    /// When it was begun.
+    pub start_time: TimestampTz,
 }
 
 /// The facts that a kind gives about its product.

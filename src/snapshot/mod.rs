@@ -3,6 +3,7 @@
 //! A *pack* is a sequence of frames of file content; *layers* map every extent of every file to frames. Write order: packs, then
 //! layers; the root that names them is the caller's, and is the commit point. Nothing here is visible before it.
 
+pub mod arrived;
 pub mod content;
 pub mod filekey;
 pub mod flatten;

@@ -334,7 +334,8 @@ pub trait Store: Send + Sync {
     fn free_bytes(&self) -> Result<Option<u64>>;
 }
 
-/// The methods of a [`Store`] around `self.inner` that only pass the question on. Where sealed bytes are stored, it is these that the store confirms.
+/// The methods of a [`Store`] around `self.inner` that only pass the question on. A store confirms the bytes that it was given, sealed or not.
+#[cfg(feature = "full")]
 macro_rules! pass_on {
     () => {
         fn location(&self) -> String {
@@ -419,6 +420,7 @@ macro_rules! pass_on {
         }
     };
 }
+#[cfg(feature = "full")]
 pub(crate) use pass_on;
 
 /// Opens the store of a repository; `nonce` is random.

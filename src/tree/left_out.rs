@@ -25,6 +25,21 @@ pub enum Part {
     Tag,
 }
 
+impl Part {
+    /// Its name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Entry => "entry",
+            Part::Content => "content",
+            Part::Owner => "owner",
+            Part::Mode => "mode",
+            Part::Xattr => "xattr",
+            Part::Time => "time",
+            Part::Tag => "tag",
+        }
+    }
+}
+
 /// One thing that was left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Example {

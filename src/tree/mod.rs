@@ -7,6 +7,7 @@ pub mod beneath;
 pub mod extract;
 pub mod left_out;
 mod names;
+pub mod selection;
 mod status;
 #[cfg(test)]
 mod tests;

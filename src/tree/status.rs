@@ -69,15 +69,25 @@ impl Status {
 
     /// A node with all that the status says.
     pub fn node(&self, kind: NodeKind, names: &Names) -> Node {
-        let is_linked = self.links > 1 && kind != NodeKind::Directory;
         let mut node = Node::new(kind, self.mode, self.mtime);
         node.owner = Some(names.owner(self.uid, self.gid));
-        node.links = is_linked.then_some(self.links);
-        node.change = Some(Change {
+        node.links = self.links_of_node();
+        node.change = Some(self.change());
+        node
+    }
+
+    /// The number of links as a node has it: of what is no directory, and has several.
+    pub fn links_of_node(&self) -> Option<u64> {
+        let is_linked = self.links > 1 && self.kind != FileType::Directory;
+        is_linked.then_some(self.links)
+    }
+
+    /// The facts by which a later backup tells that the entry has changed.
+    pub fn change(&self) -> Change {
+        Change {
             inode: self.inode,
             ctime: self.ctime,
-        });
-        node
+        }
     }
 }
 

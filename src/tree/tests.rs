@@ -15,9 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{FileType, Mode};
 
 use super::extract::{Extracted, Permit, extract};
-use super::left_out::Part;
+use super::left_out::{LeftOut, Part};
+use super::selection::Selection;
 use super::status::{Holder, Status, XattrReader};
-use super::walk::{Taken, take};
+use super::walk::{Taken, Tree, take};
 use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
@@ -82,7 +83,18 @@ impl Site {
     }
 
     fn take(&self) -> Result<(Taken, Written)> {
-        self.write(|writer| take(&self.source(), writer, READERS, &self.host))
+        self.write(|writer| self.take_with(writer))
+    }
+
+    fn take_with(&self, writer: &SnapshotWriter<'_>) -> Result<Taken> {
+        let tree = Tree {
+            root: &self.source(),
+            selection: &Selection::all()?,
+            before: None,
+            readers: READERS,
+            host: &self.host,
+        };
+        take(&tree, writer, &mut || Ok(()))
     }
 
     fn read<T>(
@@ -330,7 +342,7 @@ fn check_everything(permit: Permit) -> (Site, Written, Extracted) {
         make_what_root_makes(&site.source());
     }
     let (taken, written) = site.take().unwrap();
-    assert_eq!(taken, Taken::default());
+    assert_eq!((taken.left_out, taken.unstable), (LeftOut::default(), 0));
     assert!(written.stored_bytes < 4_000_000, "{written:?}");
     let extracted = site.extract(&written, permit).unwrap();
     if permit == Permit::ALL {

@@ -2,15 +2,21 @@
 //!
 //! One thread walks, several read files. Hard links are kept until the walk is over: the smallest path of an inode has the content, the
 //! others name it. A file's status is read before and after its content; one that changed meanwhile is marked.
+//!
+//! Upon a prior, a file counts as unchanged while its size, inode and times are those that the prior has. A program that writes through a
+//! mapping moves no time while its page is dirty. So filesystems are synced before their files are looked at, and a file that had changed
+//! shortly before the prior was begun is read again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -18,11 +24,18 @@ use rustix::io::Errno;
 use super::beneath;
 use super::left_out::{LeftOut, Part};
 use super::names::Names;
+use super::selection::Selection;
 use super::status::{Holder, Status, XattrReader};
+use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::host::Host;
+use crate::pg::time::TimestampTz;
+use crate::snapshot::arrived::Arrived;
 use crate::snapshot::filekey::{FileKey, Naming, PATH_LIMIT_BYTES};
+use crate::snapshot::kind::Before;
+use crate::snapshot::layer::Metadata;
 use crate::snapshot::node::{Device, Node, NodeKind, unstable};
 use crate::snapshot::sink::FileSink;
 use crate::snapshot::writer::SnapshotWriter;
@@ -30,6 +43,11 @@ use crate::snapshot::writer::SnapshotWriter;
 /// Files on their way to the readers.
 const QUEUE: usize = 256;
 const BUFFER_BYTES: usize = 256 << 10;
+/// How often the caller is heard while others work.
+const TICK: Duration = Duration::from_millis(200);
+/// A file that had changed so shortly before the prior was begun is read again: dirty pages are written back after 35 s at most, as Linux is set
+/// by default, and some filesystems tell whole seconds.
+const RACY: Duration = Duration::from_secs(36);
 
 /// The result of a walk.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -38,6 +56,28 @@ pub struct Taken {
     pub left_out: LeftOut,
     /// Files that changed while they were read.
     pub unstable: u64,
+    /// Entries that the rules leave out: what is below a directory is not counted.
+    pub excluded: u64,
+    /// Files that are as the prior has them.
+    pub unchanged: u64,
+    /// Files whose content was read.
+    pub read: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+}
+
+/// The source of a walk.
+pub struct Tree<'a> {
+    /// The directory.
+    pub root: &'a Path,
+    /// Which of its entries are taken.
+    pub selection: &'a Selection,
+    /// The backup that this one builds on.
+    pub before: Option<Before<'a>>,
+    /// How many threads read files. The writer's options name as many sinks.
+    pub readers: usize,
+    /// Stop flag, progress and scratch.
+    pub host: &'a Host,
 }
 
 /// The paths of one file. The first of several that can be read has the content.
@@ -47,36 +87,139 @@ type Paths = Vec<Vec<u8>>;
 struct Source<'a> {
     root: OwnedFd,
     names: Names,
-    host: &'a Host,
+    tree: &'a Tree<'a>,
+    /// The names that were met, where there is a prior.
+    arrived: Option<Mutex<Arrived>>,
+    unchanged: AtomicU64,
+    /// Set when everything has to end.
+    is_over: AtomicBool,
 }
 
-/// Takes the directory `root` into a snapshot of a tree, with `readers` threads that read files. The writer's options name as many sinks.
+impl Source<'_> {
+    fn check_stop(&self) -> Result<()> {
+        self.tree.host.check_stop()?;
+        match self.is_over.load(Ordering::Relaxed) {
+            true => Err(err!(Interrupted, "the walk was given up")),
+            false => Ok(()),
+        }
+    }
+
+    /// Takes the name of an entry down that is there.
+    fn meet(&self, key: &FileKey) -> Result<()> {
+        match self.arrived.as_ref().map(Mutex::lock) {
+            None => Ok(()),
+            Some(Ok(mut arrived)) => arrived.add(key),
+            Some(Err(_)) => Err(err!(Internal, "a thread that reads files panicked")),
+        }
+    }
+
+    /// Records an entry, unless the prior has it like that.
+    fn record(&self, sink: &FileSink<'_>, path: &[u8], node: Node) -> Result<()> {
+        let key = key(path)?;
+        self.meet(&key)?;
+        if let Some(before) = &self.tree.before
+            && let Some(Metadata::Node(known)) = before.snapshot.metadata(&key)?
+            && *known == node
+        {
+            return Ok(());
+        }
+        sink.node(&key, node)
+    }
+
+    /// Whether a file is as the prior has it. Then its name is taken down, and nothing else has to be done.
+    fn is_unchanged(&self, path: &[u8], status: &Status) -> Result<bool> {
+        let Some(before) = &self.tree.before else {
+            return Ok(false);
+        };
+        let key = key(path)?;
+        let Some(Metadata::Node(known)) = before.snapshot.metadata(&key)? else {
+            return Ok(false);
+        };
+        let is_same = known.kind == NodeKind::File(status.length)
+            && known.unstable == 0
+            && known.mtime == status.mtime
+            && known.links == status.links_of_node()
+            && known.change == Some(status.change())
+            && is_settled(status, before.start_time);
+        if is_same {
+            self.unchanged.fetch_add(1, Ordering::Relaxed);
+            self.meet(&key)?;
+        }
+        Ok(is_same)
+    }
+}
+
+/// Whether a file had last changed long enough before a moment.
+fn is_settled(status: &Status, moment: TimestampTz) -> bool {
+    let changed = TimestampTz::from_unix_seconds(status.ctime.seconds);
+    changed.is_some_and(|changed| changed.saturating_add(fault::shortened(RACY)) < moment)
+}
+
+/// Takes a directory into a snapshot. `tick` is called several times a second.
 ///
 /// # Errors
-/// `SourceMissing` when the directory cannot be read; `Interrupted`; what made writing stop.
+/// `SourceMissing` when the directory cannot be read; `Interrupted`; those of `tick`; what made writing stop.
 pub fn take(
-    root: &Path,
+    tree: &Tree<'_>,
     writer: &SnapshotWriter<'_>,
-    readers: usize,
-    host: &Host,
+    tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Taken> {
     let failed = |e: Errno| {
-        let e = Error::from_io(format!("open \"{}\"", root.display()), e.into());
+        let e = Error::from_io(format!("open \"{}\"", tree.root.display()), e.into());
         e.with_code(crate::error::Code::SourceMissing)
             .hint("Nothing was taken. Name a directory that this user can read.")
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let source = Source {
-        root: rustix::fs::open(root, flags, Mode::empty()).map_err(failed)?,
+    let mut source = Source {
+        root: rustix::fs::open(tree.root, flags, Mode::empty()).map_err(failed)?,
         names: Names::of_host(),
-        host,
+        tree,
+        arrived: tree
+            .before
+            .map(|_| Mutex::new(Arrived::new(&tree.host.scratch))),
+        unchanged: AtomicU64::new(0),
+        is_over: AtomicBool::new(false),
     };
-    let (source, sink) = (&source, writer.sink());
+    let mut taken = std::thread::scope(|threads| {
+        let (ended, end) = sync_channel::<()>(1);
+        let source = &source;
+        let working = threads.spawn(move || {
+            let _ended = ended;
+            take_with(source, writer)
+        });
+        let mut result = Ok(());
+        while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(TICK) {
+            if result.is_ok() {
+                result = tick();
+                // The threads end by themselves, and soon.
+                source.is_over.store(result.is_err(), Ordering::Relaxed);
+            }
+        }
+        let taken = working
+            .join()
+            .unwrap_or_else(|_| Err(err!(Internal, "the thread that walks panicked")));
+        result.and(taken)
+    })?;
+    taken.unchanged = source.unchanged.into_inner();
+    if let (Some(arrived), Some(before)) = (source.arrived.take(), &tree.before) {
+        let arrived = arrived
+            .into_inner()
+            .map_err(|_| err!(Internal, "a thread that reads files panicked"))?;
+        let sink = writer.sink();
+        arrived.finish(before.snapshot, Naming::Tree, &sink)?;
+        sink.finish()?;
+    }
+    Ok(taken)
+}
+
+/// Walks, and reads files with several threads.
+fn take_with(source: &Source<'_>, writer: &SnapshotWriter<'_>) -> Result<Taken> {
+    let sink = writer.sink();
     std::thread::scope(|threads| {
         let (files, queue) = sync_channel(QUEUE);
         // The readers alone hold the queue's end: the walk ends when all of them have.
         let queue = Arc::new(Mutex::new(queue));
-        let readers: Vec<_> = (0..readers.max(1))
+        let readers: Vec<_> = (0..source.tree.readers.max(1))
             .map(|_| {
                 let reader = Reader::new(source, writer.sink());
                 let queue = Arc::clone(&queue);
@@ -92,8 +235,12 @@ pub fn take(
                 .unwrap_or_else(|_| Err(err!(Internal, "a thread that reads files panicked")))?;
             sum.left_out.merge(taken.left_out);
             sum.unstable += taken.unstable;
+            sum.read += taken.read;
+            sum.read_bytes += taken.read_bytes;
         }
-        sum.left_out.merge(walked?);
+        let walked = walked?;
+        sum.left_out.merge(walked.left_out);
+        sum.excluded = walked.excluded;
         Ok(sum)
     })
 }
@@ -112,7 +259,11 @@ struct Walk<'w, 't> {
     pending: Paths,
     /// Paths of inodes that have several, with their type.
     linked: BTreeMap<(u64, u64), (FileType, Paths)>,
+    /// Filesystems that were synced; the first is that of the root.
+    filesystems: BTreeSet<u64>,
+    root_filesystem: Option<u64>,
     left_out: LeftOut,
+    excluded: u64,
 }
 
 impl<'w, 't> Walk<'w, 't> {
@@ -124,13 +275,16 @@ impl<'w, 't> Walk<'w, 't> {
             xattrs: XattrReader::new(),
             pending: vec![Vec::new()],
             linked: BTreeMap::new(),
+            filesystems: BTreeSet::new(),
+            root_filesystem: None,
             left_out: LeftOut::default(),
+            excluded: 0,
         }
     }
 
-    fn run(mut self) -> Result<LeftOut> {
+    fn run(mut self) -> Result<Taken> {
         while let Some(path) = self.pending.pop() {
-            self.source.host.check_stop()?;
+            self.source.check_stop()?;
             self.directory(&path)?;
         }
         for (kind, mut paths) in std::mem::take(&mut self.linked).into_values() {
@@ -141,7 +295,11 @@ impl<'w, 't> Walk<'w, 't> {
             }
         }
         self.sink.finish()?;
-        Ok(self.left_out)
+        Ok(Taken {
+            left_out: self.left_out,
+            excluded: self.excluded,
+            ..Taken::default()
+        })
     }
 
     fn send(&self, paths: Paths) -> Result<()> {
@@ -158,16 +316,19 @@ impl<'w, 't> Walk<'w, 't> {
             Err(e) => return self.closed_directory(path, e),
         };
         let directory = directory.as_fd();
-        match Status::of(directory) {
-            Ok(status) => {
-                let mut node = status.node(NodeKind::Directory, &self.source.names);
-                self.add_xattrs(&mut node, Holder::Open(directory), path);
-                self.sink.node(&key(path)?, node)?;
-            }
+        let status = match Status::of(directory) {
+            Ok(status) => status,
             Err(e) => {
                 self.left_out.add(path, Part::Entry, e);
                 return Ok(());
             }
+        };
+        let mut node = status.node(NodeKind::Directory, &self.source.names);
+        self.add_xattrs(&mut node, Holder::Open(directory), path);
+        self.source.record(&self.sink, path, node)?;
+        if !self.is_entered(directory, &status) {
+            self.excluded += 1;
+            return Ok(());
         }
         // Not `Dir::read_from`, which opens the directory by its name `.`: that takes the right to enter it.
         let again = rustix::io::fcntl_dupfd_cloexec(directory, 0);
@@ -190,6 +351,20 @@ impl<'w, 't> Walk<'w, 't> {
         Ok(())
     }
 
+    /// Whether a directory is read. Its filesystem has been synced then.
+    fn is_entered(&mut self, directory: BorrowedFd<'_>, status: &Status) -> bool {
+        let selection = self.source.tree.selection;
+        let root = *self.root_filesystem.get_or_insert(status.device);
+        if (selection.one_file_system && status.device != root) || selection.is_marked(directory) {
+            return false;
+        }
+        if self.filesystems.insert(status.device) {
+            // Pages that are clean make the next store through a mapping move the time. Without it, such a store may be missed once.
+            let _ = durable::write_back(directory);
+        }
+        true
+    }
+
     /// Records a directory that cannot be read, as far as its parent tells of it.
     fn closed_directory(&mut self, path: &[u8], e: Errno) -> Result<()> {
         let root = self.source.root.as_fd();
@@ -198,7 +373,7 @@ impl<'w, 't> Walk<'w, 't> {
             Ok(status) if status.kind == FileType::Directory => {
                 self.left_out.add(path, Part::Content, e);
                 let node = status.node(NodeKind::Directory, &self.source.names);
-                self.sink.node(&key(path)?, node)
+                self.source.record(&self.sink, path, node)
             }
             _ => {
                 self.left_out.add(path, Part::Entry, e);
@@ -228,14 +403,24 @@ impl<'w, 't> Walk<'w, 't> {
                 return Ok(());
             }
         };
-        if status.kind == FileType::Directory {
+        let is_directory = status.kind == FileType::Directory;
+        let selection = self.source.tree.selection;
+        if selection.excludes(&path, is_directory).is_some()
+            || (status.kind == FileType::RegularFile && selection.is_too_large(status.length))
+        {
+            self.excluded += 1;
+            return Ok(());
+        }
+        if is_directory {
             self.pending.push(path);
         } else if status.links > 1 {
             let inode = (status.device, status.inode);
             let group = self.linked.entry(inode);
             group.or_insert((status.kind, Vec::new())).1.push(path);
         } else if status.kind == FileType::RegularFile {
-            self.send(vec![path])?;
+            if !self.source.is_unchanged(&path, &status)? {
+                self.send(vec![path])?;
+            }
         } else {
             self.special(directory, name, &path, &status)?;
         }
@@ -274,7 +459,7 @@ impl<'w, 't> Walk<'w, 't> {
         };
         let mut node = status.node(kind, &self.source.names);
         self.add_xattrs(&mut node, Holder::Named(directory, name), path);
-        self.sink.node(&key(path)?, node)?;
+        self.source.record(&self.sink, path, node)?;
         Ok(true)
     }
 
@@ -283,7 +468,7 @@ impl<'w, 't> Walk<'w, 't> {
         let mut first: Option<FileKey> = None;
         for path in paths {
             if let Some(first) = &first {
-                record_link(&self.sink, path, first)?;
+                record_link(self.source, &self.sink, path, first)?;
                 continue;
             }
             let (above, name) = beneath::cut(path);
@@ -310,9 +495,14 @@ impl<'w, 't> Walk<'w, 't> {
 }
 
 /// Records another name of a file; its mode and times are those of the first.
-fn record_link(sink: &FileSink<'_>, path: &[u8], first: &FileKey) -> Result<()> {
+fn record_link(
+    source: &Source<'_>,
+    sink: &FileSink<'_>,
+    path: &[u8],
+    first: &FileKey,
+) -> Result<()> {
     let kind = NodeKind::HardLink(first.clone());
-    sink.node(&key(path)?, Node::new(kind, 0, Default::default()))
+    source.record(sink, path, Node::new(kind, 0, Default::default()))
 }
 
 /// A thread that reads files.
@@ -342,7 +532,7 @@ impl<'r, 't> Reader<'r, 't> {
                 Err(_) => return Err(err!(Internal, "a thread that reads files panicked")),
             };
             let Ok(paths) = next else { break };
-            self.source.host.check_stop()?;
+            self.source.check_stop()?;
             self.paths(&paths)?;
         }
         self.sink.finish()?;
@@ -354,7 +544,7 @@ impl<'r, 't> Reader<'r, 't> {
         let mut first = None;
         for path in paths {
             match &first {
-                Some(first) => record_link(&self.sink, path, first)?,
+                Some(first) => record_link(self.source, &self.sink, path, first)?,
                 None if self.file(path)? => first = Some(key(path)?),
                 None => {}
             }
@@ -372,11 +562,16 @@ impl<'r, 't> Reader<'r, 't> {
             Ok(_) => return self.leave(path, "it is no file any more"),
             Err(e) => return self.leave(path, e),
         };
-        self.sink.begin(key(path)?)?;
-        match self.content(&file, &status)? {
-            Ok(()) => {}
-            Err(e) => return self.leave(path, e),
+        // A file of one path was compared by the walk.
+        if status.links > 1 && self.source.is_unchanged(path, &status)? {
+            return Ok(true);
         }
+        let key = key(path)?;
+        self.sink.begin(key.clone())?;
+        let hash = match self.content(&file, &status)? {
+            Ok(hash) => hash,
+            Err(e) => return self.leave(path, e),
+        };
         let after = match Status::of(file.as_fd()) {
             Ok(after) => after,
             Err(e) => return self.leave(path, e),
@@ -386,6 +581,7 @@ impl<'r, 't> Reader<'r, 't> {
         node.xattrs = self.xattrs.read(Holder::Open(file.as_fd()), &mut |why| {
             left_out.add(path, Part::Xattr, why);
         });
+        node.blake3 = hash;
         let is_short = self.sink.position() < status.length;
         for (is_so, bit) in [
             (after.length != status.length, unstable::SIZE),
@@ -396,6 +592,12 @@ impl<'r, 't> Reader<'r, 't> {
             node.unstable |= if is_so { bit } else { 0 };
         }
         self.taken.unstable += u64::from(node.unstable != 0);
+        self.taken.read += 1;
+        self.source.meet(&key)?;
+        if self.source.tree.before.is_some() {
+            // Bytes of this path in older layers count no more.
+            self.sink.limit(&key, 0)?;
+        }
         self.sink.end_node(node)?;
         Ok(true)
     }
@@ -406,10 +608,12 @@ impl<'r, 't> Reader<'r, 't> {
         Ok(false)
     }
 
-    /// Reads the content up to the length that the file had when it was opened. The inner error is the file's.
-    fn content(&mut self, file: &File, status: &Status) -> Result<io::Result<()>> {
+    /// Reads the content up to the length that the file had when it was opened, and returns its hash, but of a sparse file, whose zeros would be hashed
+    /// for hours. The inner error is the file's.
+    fn content(&mut self, file: &File, status: &Status) -> Result<io::Result<Option<[u8; 32]>>> {
         let length = status.length;
         let is_sparse = status.allocated < length;
+        let mut hasher = (!is_sparse).then(blake3::Hasher::new);
         let mut at = 0;
         while at < length {
             let (data, end) = match is_sparse {
@@ -419,15 +623,20 @@ impl<'r, 't> Reader<'r, 't> {
             self.sink.hole(data - at)?;
             at = data;
             while at < end {
-                self.source.host.check_stop()?;
+                self.source.check_stop()?;
                 let wanted = usize::try_from(end - at).unwrap_or(usize::MAX);
                 let room = wanted.min(self.buffer.len());
                 let room = self.buffer.get_mut(..room).unwrap_or_default();
                 match file.read_at(room, at) {
-                    Ok(0) => return Ok(Ok(())),
+                    Ok(0) => return Ok(Ok(None)),
                     Ok(n) => {
-                        self.sink.append(room.get(..n).unwrap_or_default())?;
-                        self.source.host.progress.advance(n as u64);
+                        let bytes = room.get(..n).unwrap_or_default();
+                        self.sink.append(bytes)?;
+                        if let Some(hasher) = &mut hasher {
+                            hasher.update(bytes);
+                        }
+                        self.taken.read_bytes += n as u64;
+                        self.source.tree.host.progress.advance(n as u64);
                         at += n as u64;
                     }
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -435,7 +644,7 @@ impl<'r, 't> Reader<'r, 't> {
                 }
             }
         }
-        Ok(Ok(()))
+        Ok(Ok(hasher.map(|hasher| *hasher.finalize().as_bytes())))
     }
 }
 

@@ -567,8 +567,8 @@ fn choose_registration(
     if registrations.len() > 1 {
         for (at, registration) in registrations.iter().enumerate() {
             let layout = ClusterLayout::new(cluster, registration.system_identifier)?;
-            // Ids begin with the start time, which is what "newest" means between clusters that share no WAL. Of one second, that of
-            // the later registration counts as newer.
+            // Ids begin with the start time, which is what "newest" means between clusters that share no WAL. Within
+            // one second the later registration counts as newer.
             let id = newest_backup(repository, &layout, newest.as_ref().map(|(id, _)| id))?;
             newest = id.map(|id| (id, at)).or(newest);
         }

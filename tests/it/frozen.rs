@@ -7,17 +7,16 @@ use pitr::config::Encryption;
 use pitr::error::Result;
 use pitr::repo::repository::Repository;
 use pitr::repo::scope::Scope;
-use pitr::restore::content::restore;
+use pitr::restore::content::read;
 use pitr::snapshot::filekey::FileKey;
 use pitr::snapshot::kind::{Kind, Produced, Work};
 use pitr::snapshot::node::{Device, Moment, Node, NodeKind, Owner};
-use pitr::snapshot::reader::Snapshot;
 use pitr::store::file::FileStore;
 use serde_json::Value;
 
 use crate::common::{Cluster, Program, Sandbox, files_below, keep_one, pitr};
 use crate::content::blobs::Blobs;
-use crate::content::world::{host, take_into};
+use crate::content::world::{host, scope, take_into};
 use crate::per_major;
 
 /// Name and number of backups of the repositories that were frozen together.
@@ -128,13 +127,9 @@ impl Frozen {
         for (version, backup) in (1..).zip(backups) {
             let id = backup["id"].as_str().unwrap().parse().unwrap();
             let to = self.sandbox.dir(format!("blobs-{version}"));
-            restore(
-                &self.open(),
-                ("blobs", &id),
-                &Blobs::default(),
-                &to,
-                &host(0),
-            )
+            read(&self.open(), (&scope(), &id), &host(0), |open| {
+                Blobs::restore(open.snapshot, open.member, &to)
+            })
             .unwrap();
             assert_eq!(Blobs::below(&to), Blobs::small("here", version).content);
         }
@@ -349,10 +344,6 @@ impl Kind for Later {
         }
         sink.finish()?;
         self.0.produce(work)
-    }
-
-    fn restore(&self, _: &Snapshot<'_>, _: &Value, _: &Path) -> Result<()> {
-        unreachable!("no program restores a kind that it does not know")
     }
 }
 

@@ -29,6 +29,7 @@ mod drain;
 mod drain_s3;
 mod expire;
 mod fetch;
+mod files;
 mod frozen;
 mod golden;
 mod harness;

@@ -12,8 +12,9 @@ use crate::repo::event::{self, Writer};
 use crate::repo::id::{BackupId, PartKind};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
-use crate::repo::root::BackupRoot;
+use crate::repo::root::{BackupRoot, Map};
 use crate::repo::runs::Runs;
+use crate::repo::scope::Scope;
 use crate::snapshot::reader::Snapshot;
 use crate::store::Store;
 use crate::wal::inventory::{Backup, Inventory};
@@ -97,7 +98,7 @@ fn good_root(
         return Ok(None);
     };
     let has_packs = match Snapshot::open(store, layout, &root) {
-        Ok(_) => has_packs(store, layout, &root)?,
+        Ok(_) => has_packs(store, layout, &root.map)?,
         Err(e) if e.is_damage() => false,
         Err(e) => return Err(e),
     };
@@ -105,10 +106,13 @@ fn good_root(
 }
 
 /// Whether every pack of a backup is there, as listings tell: the new backup would not be whole without one.
-fn has_packs(store: &dyn Store, layout: &ClusterLayout, root: &BackupRoot) -> Result<bool> {
-    let needed = by_writer(root.map.packs.iter().map(|pack| pack.key.clone()));
+///
+/// # Errors
+/// Errors of the store.
+pub fn has_packs(store: &dyn Store, scope: &Scope, map: &Map) -> Result<bool> {
+    let needed = by_writer(map.packs.iter().map(|pack| pack.key.clone()));
     for (id, needed) in &needed {
-        let listed = store.list(&layout.parts(PartKind::Pack, Some(id)))?;
+        let listed = store.list(&scope.parts(PartKind::Pack, Some(id)))?;
         let there = listed.iter().filter_map(|one| part_number(&one.name));
         let there = Runs::from_numbers(there.map(u64::from).collect());
         if !needed.minus(&there).is_empty() {

@@ -24,9 +24,11 @@ use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::{BackupRoot, ClusterContent, Head, Map};
-use crate::snapshot::filekey::{ClusterNaming, Naming};
+use crate::repo::scope::Scope;
+use crate::snapshot::filekey::Naming;
 use crate::snapshot::page_hashes::PageHashes;
 use crate::snapshot::reader::{Snapshot, SnapshotRoot};
+use crate::store::Store;
 
 /// So often every page of a chain is read and compared, whatever WAL tells.
 const SCAN_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -143,22 +145,24 @@ pub fn check_bounds(prior: &ClusterContent, new: &ClusterContent) -> Result<()> 
 /// # Errors
 /// `Damaged` when prior and new layers do not give one map; errors of `tick` and of the store.
 pub fn complete(
-    (repository, layout): (&Repository, &ClusterLayout),
-    prior: &Map,
+    (store, scope): (&dyn Store, &Scope),
+    (prior_head, prior): (&Head, &Map),
     (head, own): (Head, Map),
-    naming: ClusterNaming,
+    naming: Naming,
     tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<(Head, Map)> {
     let map = Map {
         packs: prior.packs.iter().cloned().chain(own.packs).collect(),
         shards: own.shards,
     };
+    // Layers that stand alone have counts of their own. If the backup added none, these are the prior's.
+    let is_as_before = map.shards.iter().all(|shard| shard.layers.len() == 1);
     let root = SnapshotRoot {
-        head: &head,
+        head: if is_as_before { prior_head } else { &head },
         map: &map,
-        naming: Naming::Cluster(naming),
+        naming,
     };
-    let usage = Snapshot::open(repository.store(), layout, root)?.usage(tick)?;
+    let usage = Snapshot::open(store, scope, root)?.usage(tick)?;
     let head = Head {
         file_count: usage.file_count,
         size_bytes: usage.size_bytes,

@@ -7,7 +7,7 @@ use super::{configured, folders};
 use crate::backup::content::{self, Options};
 use crate::err;
 use crate::error::Result;
-use crate::logical::kind::{Dumping, Tools};
+use crate::logical::kind::{Dumping, READERS, Tools};
 use crate::logical::member::Member;
 use crate::logical::source::Source;
 use crate::logical::tool::Tool;
@@ -25,6 +25,8 @@ pub struct Asked<'a> {
     pub label: String,
     /// Connections of each dump, in place of the configured number.
     pub jobs: Option<u16>,
+    /// A name that another cluster wrote goes on with this one.
+    pub takes_over: bool,
     /// The folder of PostgreSQL's programs.
     pub bin: Option<&'a Path>,
 }
@@ -91,18 +93,22 @@ pub fn run(session: &Session, asked: Asked<'_>) -> Result<Taken> {
         content: wanted.content,
         is_sealed,
         member: None,
-        host: host.clone(),
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut snapshot = writer::Options::new(FrameCodec::Lz4, threads, host.scratch.clone());
+    // The walk has a sink of its own, and one for names that are gone.
+    snapshot.sinks = READERS + 2;
     let options = Options {
         label: asked.label,
-        snapshot: writer::Options::new(FrameCodec::Lz4, threads, host.scratch.clone()),
+        snapshot,
+        is_full: true,
+        takes_over: asked.takes_over,
     };
     let started = Instant::now();
-    let root = content::take(&repository, asked.name, &mut dumping, &options, host)?;
+    let taken = content::take(&repository, asked.name, &mut dumping, &options, host)?;
     let member = dumping.member.take();
     Ok(Taken {
-        root,
+        root: taken.root,
         member: member.ok_or_else(|| err!(Internal, "the dumps have no facts"))?,
         repository: configured.name.clone(),
         took: started.elapsed(),

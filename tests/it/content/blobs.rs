@@ -102,8 +102,11 @@ impl Kind for Blobs {
             ..Produced::default()
         })
     }
+}
 
-    fn restore(&self, snapshot: &Snapshot<'_>, member: &Value, to: &Path) -> Result<()> {
+impl Blobs {
+    /// Writes the blobs of a backup below a directory.
+    pub fn restore(snapshot: &Snapshot<'_>, member: &Value, to: &Path) -> Result<()> {
         let mut count = 0;
         for item in snapshot.items() {
             let item = item?;

@@ -15,6 +15,7 @@ use pitr::repo::id::BackupId;
 use pitr::repo::repository::Repository;
 use pitr::repo::root::aux_root::AuxRoot;
 use pitr::repo::scope::Scope;
+use pitr::restore::content::read;
 use pitr::snapshot::frame::FrameCodec;
 use pitr::snapshot::kind::Kind;
 use pitr::snapshot::writer;
@@ -67,8 +68,10 @@ pub fn take_into(repository: &Repository, name: &str, kind: &mut dyn Kind) -> Re
     let options = Options {
         label: "a label".to_owned(),
         snapshot,
+        is_full: false,
+        takes_over: false,
     };
-    take(repository, name, kind, &options, &host)
+    take(repository, name, kind, &options, &host).map(|taken| taken.root)
 }
 
 impl World {
@@ -172,9 +175,10 @@ impl World {
         id: &BackupId,
     ) -> Result<std::collections::BTreeMap<String, Vec<u8>>> {
         let to = tempfile::tempdir().unwrap();
-        let kind = Blobs::default();
         let repository = self.open(from);
-        pitr::restore::content::restore(&repository, ("blobs", id), &kind, to.path(), &host(0))?;
+        read(&repository, (&scope(), id), &host(0), |open| {
+            Blobs::restore(open.snapshot, open.member, to.path())
+        })?;
         Ok(Blobs::below(to.path()))
     }
 

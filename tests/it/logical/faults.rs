@@ -380,4 +380,9 @@ fn dumps_of_another_cluster_are_refused_under_the_name() {
     let run = world.logical(&["backup", "app"]).run().expect_code(8);
     run.expect_stderr("is written by source");
     assert_eq!(world.ids("app").len(), 1);
+    world
+        .logical(&["backup", "app", "--confirm"])
+        .run()
+        .success();
+    assert_eq!(world.ids("app").len(), 2);
 }

@@ -2,9 +2,13 @@
 //!
 //! Write order: registration → `begin` → claim → packs → layers → the source looked at again → the root, which is the commit point → `completed`.
 
+mod prior;
+
 use super::attempt::{Attempt, Commit};
+use super::incremental::complete;
 use super::reservation;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
+use crate::fault;
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::repo::catalog;
@@ -17,7 +21,9 @@ use crate::repo::root::{BackupKind, Stored};
 use crate::repo::scope::Scope;
 use crate::repo::source::{self, Registration};
 use crate::snapshot::filekey::Naming;
-use crate::snapshot::kind::{Kind, Produced, Work};
+use crate::snapshot::flatten::{LAYERS, flatten};
+use crate::snapshot::kind::{Before, Kind, Produced, Work};
+use crate::snapshot::reader::Snapshot;
 use crate::snapshot::writer::{self, SnapshotWriter, Written};
 use crate::store::{Published, Store};
 
@@ -28,9 +34,24 @@ pub struct Options {
     pub label: String,
     /// How the snapshot is written.
     pub snapshot: writer::Options,
+    /// Everything is stored, whatever an earlier backup has.
+    pub is_full: bool,
+    /// A scope that another source wrote goes on with this one.
+    pub takes_over: bool,
 }
 
-/// Takes a full backup of content into `repository`, under `name`.
+/// A backup that was taken.
+#[derive(Debug)]
+pub struct Taken {
+    /// Its root.
+    pub root: AuxRoot,
+    /// Why it is a full one though that was not asked for; none of a kind whose backups always are.
+    pub why_full: Option<String>,
+    /// How many files its prior has; none of a full one.
+    pub prior_files: Option<u64>,
+}
+
+/// Takes a backup of content into `repository`, under `name`. It stores what changed since the newest good backup of the same source, if the kind can tell.
 ///
 /// # Errors
 /// `Refused` when another source writes the scope, or the clocks differ; `Damaged` when the registration is lost; those of the kind; what the
@@ -41,7 +62,7 @@ pub fn take(
     kind: &mut dyn Kind,
     options: &Options,
     host: &Host,
-) -> Result<AuxRoot> {
+) -> Result<Taken> {
     let scope = Scope::aux(kind.name(), name)?;
     let store = repository.store();
     let identity = kind.identity();
@@ -50,22 +71,69 @@ pub fn take(
         .map(|i| source::source_of(kind.name(), i));
     let named = (own.as_deref(), identity.as_deref());
     let registered = source::register(store, &scope, named, host.now())?;
-    source::require(store, &scope, &registered, own.as_deref())?;
+    match source::require(store, &scope, &registered, own.as_deref()) {
+        Err(e) if e.code() == Code::Refused && options.takes_over => {
+            let own = own.as_deref().unwrap_or_default();
+            let reason = "the operator confirmed it";
+            source::continue_with(store, &scope, &Writer::of(host), (own, reason))?;
+        }
+        required => required?,
+    }
     let newest = newest_end(store, &scope)?;
     check_order(newest, host.now())?;
-    let id = reservation::reserve(store, &scope, BackupKind::Full, own.as_deref(), host)?;
-    let mut claim = Claim::take((store, &scope), Writer::of(host), &id, "backup", None)?;
+    let (held, why_full) = match options.is_full || !kind.takes_changes() {
+        true => (None, None),
+        false => match prior::hold(store, &scope, own.as_deref(), host)? {
+            Ok(held) => (Some(held), None),
+            Err(why) => (None, Some(why)),
+        },
+    };
+    let (prior, mut prior_claim) = held.map(|held| (held.root, held.claim)).unzip();
+    let taken = take_upon(
+        (store, &scope),
+        (kind, options, host),
+        (registered, own, newest),
+        (prior.as_ref(), prior_claim.as_mut()),
+    );
+    if let Some(claim) = prior_claim {
+        claim.release(host.progress.as_ref());
+    }
+    let prior_files = prior.map(|prior| prior.head.file_count);
+    taken.map(|root| Taken {
+        root,
+        why_full,
+        prior_files,
+    })
+}
+
+/// Reserves the id, takes the backup, and takes back what was stored when it fails.
+fn take_upon(
+    (store, scope): (&dyn Store, &Scope),
+    (kind, options, host): (&mut dyn Kind, &Options, &Host),
+    (registered, own, newest): (Registration, Option<String>, Option<TimestampTz>),
+    (prior, prior_claim): (Option<&AuxRoot>, Option<&mut Claim<'_>>),
+) -> Result<AuxRoot> {
+    let backup_kind = match prior {
+        Some(_) => BackupKind::Incremental,
+        None => BackupKind::Full,
+    };
+    let before = prior
+        .map(|root| Snapshot::open(store, scope, root).map(|snapshot| (root, snapshot)))
+        .transpose()?;
+    let id = reservation::reserve(store, scope, backup_kind, own.as_deref(), host)?;
+    let mut claim = Claim::take((store, scope), Writer::of(host), &id, "backup", None)?;
     let mut taking = Taking {
         store,
-        scope: &scope,
+        scope,
         host,
         options,
         registered,
         source: own,
         newest,
-        attempt: Attempt::new((store, &scope), &id, host),
+        before: before.as_ref(),
+        attempt: Attempt::new((store, scope), &id, host),
     };
-    let taken = taking.run(kind, &mut claim);
+    let taken = taking.run(kind, &mut Claims(&mut claim, prior_claim));
     if taken.is_err() {
         taking.attempt.discard();
     }
@@ -99,6 +167,21 @@ fn check_order(newest: Option<TimestampTz>, now: TimestampTz) -> Result<()> {
     }
 }
 
+/// The claims of a backup: its own, and that of its prior.
+struct Claims<'c, 'a, 'p>(&'c mut Claim<'a>, Option<&'c mut Claim<'p>>);
+
+impl Claims<'_, '_, '_> {
+    fn keep(&mut self) -> Result<()> {
+        self.0.keep()?;
+        self.1.as_mut().map_or(Ok(()), |prior| prior.keep())
+    }
+
+    fn check(&self) -> Result<()> {
+        self.0.check()?;
+        self.1.as_ref().map_or(Ok(()), |prior| prior.check())
+    }
+}
+
 /// One backup under way.
 struct Taking<'a> {
     store: &'a dyn Store,
@@ -108,13 +191,25 @@ struct Taking<'a> {
     registered: Registration,
     source: Option<String>,
     newest: Option<TimestampTz>,
+    /// The prior, and its map.
+    before: Option<&'a (&'a AuxRoot, Snapshot<'a>)>,
     attempt: Attempt<'a>,
 }
 
 impl Taking<'_> {
-    fn run(&mut self, kind: &mut dyn Kind, claim: &mut Claim<'_>) -> Result<AuxRoot> {
+    fn run(&mut self, kind: &mut dyn Kind, claims: &mut Claims<'_, '_, '_>) -> Result<AuxRoot> {
         let start_time = self.host.now();
-        let (produced, written) = self.copy(kind, claim)?;
+        let (produced, written) = self.copy(kind, claims)?;
+        let (mut root, member) = self.root(produced, written, start_time);
+        if let Some((prior, _)) = self.before {
+            (root.head, root.map) = complete(
+                (self.store, self.scope),
+                (&prior.head, &prior.map),
+                (root.head, root.map),
+                Naming::Tree,
+                &mut || self.tick(claims),
+            )?;
+        }
         // Another source may have taken the name over meanwhile.
         source::require(
             self.store,
@@ -123,8 +218,7 @@ impl Taking<'_> {
             self.source.as_deref(),
         )?;
         self.host.check_stop()?;
-        claim.check()?;
-        let (root, member) = self.root(produced, written, start_time);
+        claims.check()?;
         let commit = RootOfContent {
             store: self.store,
             scope: self.scope,
@@ -138,23 +232,48 @@ impl Taking<'_> {
         Ok(root)
     }
 
-    fn copy(&self, kind: &mut dyn Kind, claim: &mut Claim<'_>) -> Result<(Produced, Written)> {
-        let id = claim.id().clone();
-        let options = &self.options.snapshot;
-        std::thread::scope(|threads| {
-            let writer = SnapshotWriter::start(threads, self.store, self.scope, &id, options);
+    fn tick(&self, claims: &mut Claims<'_, '_, '_>) -> Result<()> {
+        self.host.check_stop()?;
+        claims.keep()
+    }
+
+    fn copy(
+        &self,
+        kind: &mut dyn Kind,
+        claims: &mut Claims<'_, '_, '_>,
+    ) -> Result<(Produced, Written)> {
+        let id = claims.0.id().clone();
+        let mut options = self.options.snapshot.clone();
+        let mut flat_bytes = 0;
+        if let Some((_, snapshot)) = self.before {
+            let flat = flatten(
+                snapshot,
+                (self.store, self.scope),
+                &id,
+                fault::lowered(LAYERS),
+                options.shard_files,
+                &mut || self.tick(claims),
+            )?;
+            (options.prior, options.layers) = (flat.shards, flat.layers);
+            flat_bytes = flat.stored_bytes;
+        }
+        let (produced, mut written) = std::thread::scope(|threads| {
+            let writer = SnapshotWriter::start(threads, self.store, self.scope, &id, &options);
             let produced = kind.produce(&mut Work {
                 writer: &writer,
                 naming: Naming::Tree,
+                prior: self.before.map(|(root, snapshot)| Before {
+                    snapshot,
+                    start_time: root.head.start_time,
+                }),
                 host: self.host,
-                tick: &mut || {
-                    self.host.check_stop()?;
-                    claim.keep()
-                },
+                tick: &mut || self.tick(claims),
             })?;
             self.host.check_stop()?;
             Ok::<_, Error>((produced, writer.finish()?))
-        })
+        })?;
+        written.stored_bytes += flat_bytes;
+        Ok((produced, written))
     }
 
     fn root(
@@ -166,9 +285,10 @@ impl Taking<'_> {
         let after = self.newest.map(|t| TimestampTz(t.0.saturating_add(1)));
         let stop_time = self.host.now().max(after.unwrap_or(start_time));
         let times = (start_time, stop_time);
+        let prior = self.before.map(|(root, _)| &root.head.id);
         let (head, map) = self
             .attempt
-            .head_and_map(&self.options.label, None, times, written);
+            .head_and_map(&self.options.label, prior, times, written);
         let root = AuxRoot {
             head,
             map,

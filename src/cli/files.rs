@@ -1,0 +1,343 @@
+//! `pitr files`: directories beside clusters.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::Context;
+use super::backup::Compression;
+use crate::error::Result;
+use crate::exit;
+use crate::operate::files::{self, Choice, Done, RestoreWanted, Restored, Wanted};
+use crate::operate::human;
+use crate::pg::time::TimestampTz;
+use crate::repo::id::BackupId;
+use crate::snapshot::frame::FrameCodec;
+use crate::tree::extract::Permit;
+use crate::tree::left_out::LeftOut;
+
+/// Examples that are printed.
+const SHOWN: usize = 20;
+
+/// Back up directories, and restore them
+///
+/// Each has a name in the configuration: [files.NAME] with source = "/absolute/path". Backups lie in the same repositories as those of clusters, encrypted
+/// like them; "pitr info", verify, expire and repo sync work on them, too.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands of `pitr files`.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    Backup(BackupArgs),
+    Restore(RestoreArgs),
+    Ls(LsArgs),
+}
+
+/// Back up a directory
+///
+/// Stores what changed since the newest good backup of the same source, which the result does not need: each backup is restored by itself. A file counts as
+/// unchanged while its size, inode and times are as before. Files that change while they are read are stored and counted; entries that cannot be read are counted
+/// and named. Exit status 6 then.
+///
+/// Example: pitr files backup uploads
+#[derive(clap::Args, Debug)]
+pub struct BackupArgs {
+    /// The name in the configuration
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// Read and store everything
+    #[arg(long)]
+    pub full: bool,
+
+    /// Go on under a name whose earlier backups another host took
+    #[arg(long)]
+    pub confirm: bool,
+
+    /// A text to recognise the backup by
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub label: String,
+
+    /// Read and compress on this many cores, 1 to 256; all of them without it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: Option<u16>,
+
+    /// Compress with this codec
+    #[arg(long, value_enum)]
+    pub compression: Option<Compression>,
+}
+
+/// Which backup.
+#[derive(clap::Args, Debug)]
+pub struct ChoiceArgs {
+    /// Take this backup instead of the newest one
+    #[arg(long, value_name = "ID", conflicts_with = "target_time")]
+    pub backup: Option<BackupId>,
+
+    /// Take the newest backup that had ended by this time, such as 2026-11-20T05:40:49Z
+    #[arg(long, value_name = "TIME")]
+    pub target_time: Option<TimestampTz>,
+}
+
+impl ChoiceArgs {
+    fn choice(&self) -> Choice {
+        Choice {
+            backup: self.backup.clone(),
+            by_time: self.target_time,
+        }
+    }
+}
+
+/// Restore a directory
+///
+/// Writes below a directory that is empty or does not exist, and nowhere else. Owners, setuid and setgid bits, devices, pipes, sockets, and extended attributes other than
+/// user ones and ACLs are made with --privileged alone. The command prints what it did not make, and leaves with 6 then.
+///
+/// Example: pitr files restore uploads --to /srv/restored
+#[derive(clap::Args, Debug)]
+pub struct RestoreArgs {
+    /// The name under which it was backed up
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// The directory
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+
+    #[command(flatten)]
+    pub choice: ChoiceArgs,
+
+    /// Make owners, setuid and setgid bits, devices, pipes, sockets and all extended attributes, too
+    #[arg(long)]
+    pub privileged: bool,
+
+    /// Write on this many cores, 1 to 256; all of them without it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: Option<u16>,
+}
+
+/// List what a backup of a directory has
+///
+/// Example: pitr files ls uploads images/2026
+#[derive(clap::Args, Debug)]
+pub struct LsArgs {
+    /// The name under which it was backed up
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// Only this entry and what is below it; the path is that below the source
+    #[arg(value_name = "PATH")]
+    pub path: Option<String>,
+
+    #[command(flatten)]
+    pub choice: ChoiceArgs,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    cx.stop_in_order()?;
+    match &args.command {
+        Command::Backup(args) => backup(args, cx),
+        Command::Restore(args) => restore(args, cx),
+        Command::Ls(args) => ls(args, cx),
+    }
+}
+
+fn jobs(asked: Option<u16>) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    asked.map_or(cores, usize::from)
+}
+
+fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
+    let done = files::backup(
+        &cx.session,
+        &Wanted {
+            name: args.name.clone(),
+            label: args.label.clone(),
+            is_full: args.full,
+            takes_over: args.confirm,
+            jobs: jobs(args.jobs),
+            codec: match args.compression {
+                None | Some(Compression::Lz4) => FrameCodec::Lz4,
+                Some(Compression::Zstd) => FrameCodec::Zstd(1),
+            },
+        },
+    )?;
+    if cx.out.is_json() {
+        cx.out.json(&backup_as_json(&args.name, &done))?;
+    } else {
+        cx.out.report(&backup_line(&args.name, &done))?;
+        if let Some(why) = &done.why_full {
+            cx.out.note(&format!("everything was stored: {why}"));
+        }
+        tell(cx, "were not read", &done.taken.left_out);
+        if done.taken.unstable > 0 {
+            cx.out.warn(&format!(
+                "{} changed while being read, and may hold parts of two states",
+                human::count(done.taken.unstable, "file")
+            ));
+        }
+    }
+    if let Some(files) = done.lost_files {
+        cx.out.warn(&format!(
+            "the source has no file any more, and the backup before has {files}: is its filesystem mounted?"
+        ));
+    }
+    let troubles = done.taken.left_out.total() + done.taken.unstable;
+    Ok(status(troubles + done.lost_files.unwrap_or(0)))
+}
+
+fn status(troubles: u64) -> u8 {
+    match troubles {
+        0 => exit::SUCCESS,
+        _ => exit::WARNINGS,
+    }
+}
+
+fn backup_line(name: &str, done: &Done) -> String {
+    let head = &done.root.head;
+    let how = match &head.prior {
+        Some(prior) => format!(
+            "{} read, changed since {prior}",
+            human::count(done.taken.read, "file")
+        ),
+        None => "full".to_owned(),
+    };
+    format!(
+        "backup {} of \"{name}\": {} in {} stored as {} ({how}) in {}",
+        head.id,
+        human::size(head.size_bytes),
+        human::count(head.file_count, "file"),
+        human::size(head.stored_bytes),
+        human::duration(done.took)
+    )
+}
+
+fn backup_as_json(name: &str, done: &Done) -> serde_json::Value {
+    let (head, taken) = (&done.root.head, &done.taken);
+    json!({
+        "id": head.id,
+        "name": name,
+        "kind": head.backup_kind,
+        "prior": head.prior,
+        "kind_reason": done.why_full,
+        "label": head.label,
+        "repository": done.repository,
+        "start_time": head.start_time,
+        "stop_time": head.stop_time,
+        "file_count": head.file_count,
+        "size_bytes": head.size_bytes,
+        "stored_bytes": head.stored_bytes,
+        "read_count": taken.read,
+        "read_bytes": taken.read_bytes,
+        "unchanged_count": taken.unchanged,
+        "excluded_count": taken.excluded,
+        "unstable_count": taken.unstable,
+        "left_out": left_out_as_json(&taken.left_out),
+        "duration_ms": u64::try_from(done.took.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+fn left_out_as_json(left_out: &LeftOut) -> serde_json::Value {
+    let examples = left_out.examples().iter().map(|one| {
+        json!({
+            "path": String::from_utf8_lossy(&one.path),
+            "part": one.part.name(),
+            "reason": one.why,
+        })
+    });
+    json!({ "count": left_out.total(), "examples": examples.collect::<Vec<_>>() })
+}
+
+/// Warns of what was left out, with the first examples.
+fn tell(cx: &Context, what: &str, left_out: &LeftOut) {
+    for one in left_out.examples().iter().take(SHOWN) {
+        let path = String::from_utf8_lossy(&one.path);
+        cx.out
+            .warn(&format!("\"{path}\", {}: {}", one.part.name(), one.why));
+    }
+    let more = left_out.total().saturating_sub(SHOWN as u64);
+    if more > 0 {
+        cx.out.warn(&format!("{more} more {what}"));
+    }
+}
+
+fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
+    let restored = files::restore(
+        &cx.session,
+        &RestoreWanted {
+            name: args.name.clone(),
+            choice: args.choice.choice(),
+            to: args.to.clone(),
+            permit: match args.privileged {
+                true => Permit::ALL,
+                false => Permit::default(),
+            },
+            jobs: jobs(args.jobs),
+        },
+    )?;
+    let Restored {
+        root,
+        extracted,
+        took,
+    } = &restored;
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "backup": root.head.id,
+            "name": args.name,
+            "to": args.to,
+            "entry_count": extracted.entries,
+            "written_bytes": extracted.written_bytes,
+            "left_out": left_out_as_json(&extracted.left_out),
+            "duration_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        }))?;
+    } else {
+        cx.out.report(&format!(
+            "backup {} of \"{}\" restored to \"{}\": {}, {} written in {}",
+            root.head.id,
+            args.name,
+            args.to.display(),
+            human::count(extracted.entries, "entry"),
+            human::size(extracted.written_bytes),
+            human::duration(*took)
+        ))?;
+        tell(cx, "were not made as they were", &extracted.left_out);
+    }
+    Ok(status(extracted.left_out.total()))
+}
+
+fn ls(args: &LsArgs, cx: &Context) -> Result<u8> {
+    let mut entries = Vec::new();
+    let choice = args.choice.choice();
+    let below = args.path.as_deref();
+    let id = files::list(&cx.session, &args.name, &choice, below, &mut |entry| {
+        if cx.out.is_json() {
+            entries.push(entry);
+            return Ok(());
+        }
+        let size = entry.size_bytes.map(|b| b.to_string()).unwrap_or_default();
+        let time = entry.mtime.map(human::time).unwrap_or_default();
+        let target = entry.target.map(|t| format!(" -> {t}")).unwrap_or_default();
+        cx.out.line(&format!(
+            "{} {:<12} {:<17} {size:>12} {time:<20} {}{target}",
+            entry.mode,
+            entry.kind,
+            entry.owner.unwrap_or_default(),
+            entry.path
+        ))
+    })?;
+    if cx.out.is_json() {
+        cx.out
+            .json(&json!({ "backup": id, "name": args.name, "entries": entries }))?;
+    }
+    Ok(exit::SUCCESS)
+}

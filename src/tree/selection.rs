@@ -1,0 +1,121 @@
+//! Which entries of a tree are taken.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use ignore::Match;
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+
+use super::beneath;
+use super::status::Status;
+use crate::err;
+use crate::error::Result;
+
+/// The first bytes of a `CACHEDIR.TAG` (bford.info/cachedir).
+const CACHE_SIGNATURE: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55";
+const CACHE_TAG: &[u8] = b"CACHEDIR.TAG";
+
+/// Rules by which entries are left out.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    patterns: Gitignore,
+    /// A directory with an entry of one of these names is not read.
+    pub markers: Vec<String>,
+    /// A directory with a valid `CACHEDIR.TAG` is not read.
+    pub caches: bool,
+    /// Files of more bytes are left out.
+    pub larger_than_bytes: Option<u64>,
+    /// Directories of other filesystems are not read.
+    pub one_file_system: bool,
+}
+
+impl Selection {
+    /// Rules with these patterns, in the syntax of gitignore, and no others.
+    ///
+    /// # Errors
+    /// `Config` for a pattern that has no meaning.
+    pub fn new(patterns: &[String]) -> Result<Selection> {
+        let mut builder = GitignoreBuilder::new("");
+        for pattern in patterns {
+            let wrong = |e: ignore::Error| {
+                let shown = pattern.escape_debug();
+                err!(Config, "pattern \"{shown}\" of exclude has no meaning: {e}")
+                    .hint("Nothing was stored. Patterns are those of gitignore: *.tmp, /cache/, !keep.tmp.")
+            };
+            builder.add_line(None, pattern).map_err(wrong)?;
+        }
+        let patterns = builder
+            .build()
+            .map_err(|e| err!(Config, "the patterns of exclude have no meaning: {e}"))?;
+        Ok(Selection {
+            patterns,
+            markers: Vec::new(),
+            caches: false,
+            larger_than_bytes: None,
+            one_file_system: false,
+        })
+    }
+
+    /// Everything.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn all() -> Result<Selection> {
+        Selection::new(&[])
+    }
+
+    /// Returns the pattern that leaves an entry out, if the last one that matches does.
+    pub fn excludes(&self, path: &[u8], is_directory: bool) -> Option<&str> {
+        let path = Path::new(OsStr::from_bytes(path));
+        match self.patterns.matched(path, is_directory) {
+            Match::Ignore(glob) => Some(glob.original()),
+            Match::None | Match::Whitelist(_) => None,
+        }
+    }
+
+    /// Whether a file is too large.
+    pub fn is_too_large(&self, bytes: u64) -> bool {
+        self.larger_than_bytes.is_some_and(|most| bytes > most)
+    }
+
+    /// Whether something in a directory says that it is not to be read.
+    pub(super) fn is_marked(&self, directory: BorrowedFd<'_>) -> bool {
+        let has = |name: &String| Status::at(directory, name.as_bytes()).is_ok();
+        self.markers.iter().any(has) || (self.caches && is_cache(directory))
+    }
+}
+
+fn is_cache(directory: BorrowedFd<'_>) -> bool {
+    let mut found = [0; CACHE_SIGNATURE.len()];
+    let opened = beneath::open_file(directory, CACHE_TAG).map(std::fs::File::from);
+    opened.is_ok_and(|mut file| file.read_exact(&mut found).is_ok() && found == CACHE_SIGNATURE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_those_of_gitignore() {
+        let patterns = ["*.tmp", "!keep.tmp", "/cache/", "logs/**/old", "# note"];
+        let selection = Selection::new(&patterns.map(str::to_owned)).unwrap();
+        let excludes = |path: &str, is_directory| {
+            let found = selection.excludes(path.as_bytes(), is_directory);
+            found.map(str::to_owned)
+        };
+        assert_eq!(excludes("a/b.tmp", false).as_deref(), Some("*.tmp"));
+        assert_eq!(excludes("a/keep.tmp", false), None);
+        assert_eq!(excludes("cache", true).as_deref(), Some("/cache/"));
+        assert_eq!(excludes("cache", false), None);
+        assert_eq!(excludes("a/cache", true), None);
+        assert!(excludes("logs/a/b/old", true).is_some());
+        assert_eq!(excludes("note", false), None);
+        let raw = Selection::new(&["*.x".to_owned()]).unwrap();
+        assert!(raw.excludes(b"\xff\xfe.x", false).is_some());
+        let wrong = Selection::new(&["a{b".to_owned()]);
+        assert!(wrong.is_err() || wrong.is_ok_and(|s| s.excludes(b"a{b", false).is_some()));
+    }
+}

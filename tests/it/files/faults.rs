@@ -1,0 +1,251 @@
+//! Failures of a source, and of what lies between it and the repository: no backup claims more than it has.
+
+use std::fs::{self, File, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::tree::describe;
+use super::{World, id, path_text};
+use crate::common::mount::SmallDisk;
+use crate::common::random::Random;
+use crate::require_mounts;
+
+/// Files of a few kilobytes that no codec makes small.
+fn fill(source: &Path, files: u64, version: u64) {
+    for n in 0..files {
+        let mut bytes = vec![0; 4000];
+        let seed = [n.to_le_bytes(), version.to_le_bytes()].concat();
+        blake3::Hasher::new()
+            .update(&seed)
+            .finalize_xof()
+            .fill(&mut bytes);
+        fs::write(source.join(n.to_string()), bytes).unwrap();
+    }
+}
+
+#[test]
+fn u01_a_file_that_grows_while_it_is_read_is_stored_and_counted() {
+    let world = World::new("");
+    let file = world.source().join("log");
+    fs::write(&file, vec![1; 64 << 20]).unwrap();
+    let is_over = AtomicBool::new(false);
+    let backup = std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let mut log = File::options().append(true).open(&file).unwrap();
+            while !is_over.load(Ordering::Relaxed) {
+                log.write_all(b"line\n").unwrap();
+            }
+        });
+        let run = world.pitr(&["files", "backup", "up", "--json"]).run();
+        is_over.store(true, Ordering::Relaxed);
+        run.expect_code(6).json()
+    });
+    assert_eq!(backup["unstable_count"], 1, "{backup}");
+    // The next run reads it again.
+    let next = world.backup();
+    assert_eq!(
+        (&next["read_count"], &next["unstable_count"]),
+        (&1.into(), &0.into())
+    );
+    world.gives(id(&next), &describe(&world.source()), "at rest");
+}
+
+#[test]
+fn u02_what_cannot_be_read_is_named_and_the_rest_is_stored() {
+    let world = World::new("");
+    let source = world.source();
+    fs::write(source.join("open"), "x").unwrap();
+    fs::write(source.join("closed"), "x").unwrap();
+    fs::create_dir(source.join("folder")).unwrap();
+    fs::write(source.join("folder/x"), "x").unwrap();
+    for name in ["closed", "folder"] {
+        fs::set_permissions(source.join(name), Permissions::from_mode(0o000)).unwrap();
+    }
+    fs::set_permissions(&source, Permissions::from_mode(0o755)).unwrap();
+    // Root may read everything: another user is asked, who has the repository.
+    let run = world.as_user(&["files", "backup", "up", "--json"]).run();
+    let backup = run.expect_code(6).json();
+    let examples = backup["left_out"]["examples"].as_array().unwrap();
+    let mut paths: Vec<_> = examples
+        .iter()
+        .map(|one| one["path"].as_str().unwrap())
+        .collect();
+    paths.sort_unstable();
+    assert_eq!(paths, ["closed", "folder"], "{backup}");
+    let run = world.as_user(&["files", "backup", "up"]).run();
+    run.expect_code(6)
+        .expect_stderr("\"closed\", entry: Permission denied");
+    for name in ["closed", "folder"] {
+        fs::set_permissions(source.join(name), Permissions::from_mode(0o755)).unwrap();
+    }
+    let run = world.as_user(&["files", "backup", "up", "--json"]).run();
+    let backup = run.success().json();
+    assert_eq!(backup["file_count"], 3, "{backup}");
+}
+
+#[test]
+fn u03_a_backup_that_is_killed_is_never_visible_and_the_next_one_is_whole() {
+    let world = World::new("");
+    fill(&world.source(), 300, 0);
+    let first = world.backup();
+    let before = describe(&world.source());
+    let mut random = Random::new(7);
+    let mut killed = 0;
+    for round in 1..=12 {
+        fill(&world.source(), 300, round);
+        let running = world.pitr(&["files", "backup", "up", "--quiet"]).spawn();
+        std::thread::sleep(Duration::from_millis(random.below(60) as u64));
+        running.signal(Signal::KILL);
+        killed += u32::from(!running.wait().is_success());
+    }
+    assert!(killed > 0, "no run was killed before its end");
+    world.gives(id(&first), &before, "the one before");
+    let last = world.backup();
+    world.gives(id(&last), &describe(&world.source()), "the one after");
+    let listed = world.pitr(&["verify"]).run();
+    listed.success();
+}
+
+#[test]
+fn u04_a_full_repository_ends_the_backup_and_room_lets_it_go_on() {
+    require_mounts!("u04_a_full_repository_ends_the_backup_and_room_lets_it_go_on");
+    let disk = SmallDisk::new(3, 1000);
+    let world = World::on(&disk.path().join("repo"));
+    fill(&world.source(), 100, 0);
+    let first = world.backup();
+    let before = describe(&world.source());
+    fill(&world.source(), 2000, 1);
+    let run = world.pitr(&["files", "backup", "up"]).run();
+    run.expect_code(1).expect_stderr("No space left on device");
+    world.gives(id(&first), &before, "the one before");
+    for n in 100..2000 {
+        fs::remove_file(world.source().join(n.to_string())).unwrap();
+    }
+    let next = world.backup();
+    world.gives(id(&next), &describe(&world.source()), "with room");
+}
+
+/// A store into a page that is dirty already moves no time. The walk writes pages back first, so that the next store does.
+#[test]
+fn u05_what_a_mapping_writes_after_a_backup_is_in_the_next_one() {
+    let world = World::new("");
+    let file = world.source().join("mapped");
+    fs::write(&file, vec![b'0'; 20_000]).unwrap();
+    let script = "import mmap, sys
+with open(sys.argv[1], 'r+b') as file:
+    mapped = mmap.mmap(file.fileno(), 0)
+    for line in sys.stdin:
+        mapped[5000:5001] = line[:1].encode()
+        print('stored', flush=True)
+";
+    let mut mapping = Command::new("python3")
+        .args(["-c", script])
+        .arg(&file)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut to = mapping.stdin.take().unwrap();
+    let mut answers = std::io::BufReader::new(mapping.stdout.take().unwrap());
+    for letter in ["a", "b", "c", "d"] {
+        to.write_all(format!("{letter}\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        std::io::BufRead::read_line(&mut answers, &mut answer).unwrap();
+        assert_eq!(answer, "stored\n");
+        let backup = world.backup();
+        let back = world.restored(id(&backup), "back");
+        let byte = fs::read(back.join("mapped")).unwrap()[5000];
+        assert_eq!(byte, letter.as_bytes()[0], "{backup}");
+        fs::remove_dir_all(back).unwrap();
+    }
+    drop(to);
+    mapping.wait().unwrap();
+}
+
+#[test]
+fn u06_two_backups_at_once_are_both_whole() {
+    let world = World::new("");
+    fill(&world.source(), 500, 0);
+    let is = describe(&world.source());
+    for _ in 0..3 {
+        let begin = || world.pitr(&["files", "backup", "up", "--json"]).spawn();
+        let (one, two) = (begin(), begin());
+        for running in [one, two] {
+            let backup = running.wait().success().json();
+            world.gives(id(&backup), &is, "beside another one");
+        }
+    }
+}
+
+#[test]
+fn u07_another_host_is_refused_until_the_operator_confirms() {
+    let world = World::new("identity = \"first\"\n");
+    fs::write(world.source().join("x"), "first").unwrap();
+    let first = world.backup();
+    let text = fs::read_to_string(&world.config).unwrap();
+    fs::write(&world.config, text.replace("\"first\"", "\"second\"")).unwrap();
+    let run = world.pitr(&["files", "backup", "up"]).run();
+    run.expect_code(8)
+        .expect_stderr("goes on under its name with --confirm");
+    let run = world
+        .pitr(&["files", "backup", "up", "--confirm", "--json"])
+        .run();
+    let second = run.success().json();
+    // It builds on nothing of the other host's.
+    assert_eq!(second["kind"], "full", "{second}");
+    world.gives(id(&first), &describe(&world.source()), "of the first host");
+    let text = fs::read_to_string(&world.config).unwrap();
+    fs::write(&world.config, text.replace("\"second\"", "\"first\"")).unwrap();
+    let run = world.pitr(&["files", "backup", "up"]).run();
+    run.expect_code(8);
+}
+
+#[test]
+fn u08_a_source_that_is_not_there_or_empty_is_said() {
+    let world = World::new("");
+    fs::write(world.source().join("x"), "x").unwrap();
+    world.backup();
+    fs::remove_file(world.source().join("x")).unwrap();
+    let run = world.pitr(&["files", "backup", "up"]).run();
+    run.expect_code(6)
+        .expect_stderr("is its filesystem mounted?");
+    fs::remove_dir(world.source()).unwrap();
+    let run = world.pitr(&["files", "backup", "up"]).run();
+    let place = path_text(&world.source());
+    run.expect_code(1).expect_stderr(&place);
+    let info = world.pitr(&["info", "--json"]).run().json();
+    let backups = info["scopes"][0]["backups"].as_array().unwrap().len();
+    assert_eq!(backups, 2, "{info}");
+}
+
+#[test]
+fn u09_a_damaged_pack_is_found_and_nothing_wrong_is_restored() {
+    let world = World::new("");
+    fill(&world.source(), 50, 0);
+    let backup = world.backup();
+    let packs = world
+        .sandbox
+        .join("repo/aux/files/up/packs")
+        .join(id(&backup));
+    let pack = fs::read_dir(packs).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::set_permissions(&pack, Permissions::from_mode(0o600)).unwrap();
+    fs::write(&pack, bytes).unwrap();
+    world.pitr(&["verify"]).run().expect_code(4);
+    let to = path_text(&world.sandbox.join("back"));
+    let run = world.pitr(&["files", "restore", "up", "--to", &to]).run();
+    run.expect_code(1).expect_stderr("damaged");
+    fs::remove_dir_all(&to).unwrap();
+    // A backup does not build on what verify found damaged.
+    let next = world.backup();
+    assert_eq!(next["kind"], "full", "{next}");
+    world.gives(id(&next), &describe(&world.source()), "after the damage");
+}

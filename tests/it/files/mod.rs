@@ -1,0 +1,268 @@
+//! `pitr files`: directories are backed up and come back, whatever happened in them.
+
+mod faults;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::common::{Cluster, Program, Sandbox, expire_at_once, pitr};
+use crate::sealed::keygen;
+use tree::{Changes, describe};
+
+/// Steps of the random history, where `PITR_FILES_STEPS` does not say how many.
+const STEPS: u64 = 60;
+/// A backup is taken after so many steps.
+const STEPS_TO_BACKUP: u64 = 4;
+
+/// A source, its configuration, and a place for what comes back.
+struct World {
+    sandbox: Sandbox,
+    config: PathBuf,
+    is_root: bool,
+    _cluster: Cluster,
+}
+
+impl World {
+    fn new(more: &str) -> World {
+        let sandbox = Sandbox::new("files");
+        World::with(&sandbox.join("repo"), sandbox, "", more)
+    }
+
+    /// With the repository in a folder of its own.
+    fn on(repository: &Path) -> World {
+        World::with(repository, Sandbox::new("files"), "", "")
+    }
+
+    /// In an encrypted repository, with all keys.
+    fn sealed() -> World {
+        let sandbox = Sandbox::new("files");
+        let keys = sandbox.join("keys");
+        keygen(&keys, &["ops", "escrow"]).run().success();
+        let key = |name: &str| path_text(&keys.join(name));
+        let encryption = format!(
+            "[repositories.local.encryption]\nkey_set = \"{}\"\nkey_file = \"{}\"\n",
+            key("writer.key"),
+            key("ops.key")
+        );
+        World::with(&sandbox.join("repo"), sandbox, &encryption, "")
+    }
+
+    fn with(repository: &Path, sandbox: Sandbox, encryption: &str, more: &str) -> World {
+        let cluster = Cluster::builder(17).without_fsync().create();
+        let text = format!(
+            "[clusters.main]\npgdata = \"{}\"\n[repositories.local]\nurl = \"file://{}\"\n{encryption}\n[files.up]\nsource = \"{}\"\n{more}",
+            cluster.pgdata().display(),
+            repository.display(),
+            sandbox.dir("source").display()
+        );
+        let world = World {
+            config: sandbox.file("pitr.toml", text),
+            sandbox,
+            is_root: rustix::process::geteuid().is_root(),
+            _cluster: cluster,
+        };
+        world.pitr(&["init", "--quiet"]).run().success();
+        world
+    }
+
+    fn source(&self) -> PathBuf {
+        self.sandbox.join("source")
+    }
+
+    fn pitr(&self, arguments: &[&str]) -> Program {
+        let program = pitr().arg("--config").arg(&self.config).args(arguments);
+        // The files are those of the tests' own user.
+        match self.is_root {
+            true => program.privileged(),
+            false => program,
+        }
+        .env("PITR_FAULT_SECONDS", "0")
+    }
+
+    /// As a user without rights, who owns the repository.
+    fn as_user(&self, arguments: &[&str]) -> Program {
+        crate::common::user::own_all(&self.sandbox.join("repo"));
+        pitr().arg("--config").arg(&self.config).args(arguments)
+    }
+
+    fn backup(&self) -> Value {
+        let run = self.pitr(&["files", "backup", "up", "--json"]).run();
+        run.success().json()
+    }
+
+    fn restored(&self, id: &str, name: &str) -> PathBuf {
+        let to = self.sandbox.join(name);
+        let mut arguments = vec!["files", "restore", "up", "--backup", id, "--to"];
+        let place = path_text(&to);
+        arguments.extend([place.as_str(), "--privileged"]);
+        self.pitr(&arguments).run().success();
+        to
+    }
+
+    fn gives(&self, id: &str, expected: &BTreeMap<PathBuf, String>, why: &str) {
+        let to = self.restored(id, "back");
+        let found = describe(&to);
+        for (path, text) in expected {
+            assert_eq!(found.get(path), Some(text), "{path:?} of {id}, {why}");
+        }
+        assert_eq!(found.len(), expected.len(), "{why}");
+        std::fs::remove_dir_all(to).unwrap();
+    }
+}
+
+fn path_text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+fn id(backup: &Value) -> &str {
+    backup["id"].as_str().unwrap()
+}
+
+/// Backs up, lists, changes, backs up, restores both, verifies, copies and expires.
+fn whole_life(world: &World) {
+    let source = world.source();
+    std::fs::create_dir(source.join("images")).unwrap();
+    std::fs::write(source.join("images/one"), vec![7; 100_000]).unwrap();
+    std::fs::write(source.join("notes"), "first").unwrap();
+    let before = describe(&source);
+    let first = world.backup();
+    assert_eq!(first["kind"], "full", "{first}");
+    assert_eq!(first["read_count"], 2, "{first}");
+    let listed = world.pitr(&["files", "ls", "up", "images"]).run().success();
+    listed.expect_stdout("images/one").expect_stdout("100000");
+
+    std::fs::write(source.join("notes"), "second").unwrap();
+    std::fs::write(source.join("new"), "new").unwrap();
+    let after = describe(&source);
+    let second = world.backup();
+    assert_eq!(second["kind"], "incremental", "{second}");
+    assert_eq!(second["prior"], first["id"], "{second}");
+    assert_eq!(
+        (&second["read_count"], &second["unchanged_count"]),
+        (&2.into(), &1.into()),
+        "{second}"
+    );
+    world.gives(id(&first), &before, "the first");
+    world.gives(id(&second), &after, "the second");
+
+    let same = world.backup();
+    assert_eq!(
+        (&same["read_count"], &same["file_count"]),
+        (&0.into(), &3.into())
+    );
+    assert_eq!(same["stored_bytes"], 0, "{same}");
+    world.gives(id(&same), &after, "nothing has changed");
+
+    std::fs::remove_dir_all(source.join("images")).unwrap();
+    let third = world.backup();
+    assert_eq!(third["file_count"], 2, "{third}");
+    assert_eq!(third["read_count"], 0, "{third}");
+    world.gives(id(&third), &describe(&source), "without images");
+    world.gives(id(&second), &after, "the second again");
+    let info = world.pitr(&["info", "--json"]).run().json();
+    assert_eq!(info["scopes"][0]["scope"], "aux/files/up", "{info}");
+    let verify = world.pitr(&["verify", "--json"]).run().success().json();
+    assert_eq!(verify["scopes"][0]["finding_count"], 0, "{verify}");
+    for _ in 0..2 {
+        world.pitr(&expire_at_once()).run();
+    }
+    let left = world.pitr(&["info", "--json"]).run().json();
+    let left = left["scopes"][0]["backups"].as_array().unwrap().len();
+    assert_eq!(left, 1);
+    world.gives(id(&third), &describe(&source), "alone");
+}
+
+#[test]
+fn a_directory_is_backed_up_and_comes_back() {
+    whole_life(&World::new(""));
+}
+
+#[test]
+fn a_directory_in_an_encrypted_repository_comes_back() {
+    whole_life(&World::sealed());
+}
+
+/// Backups in a random history give back what was there, in every attribute.
+#[test]
+fn whatever_happens_in_a_directory_each_backup_gives_it_back() {
+    let steps = std::env::var("PITR_FILES_STEPS").ok();
+    let steps: u64 = steps.map_or(STEPS, |s| s.parse().unwrap());
+    let seed = std::env::var("PITR_FILES_SEED").ok();
+    let seed: u64 = seed.map_or_else(|| std::process::id().into(), |s| s.parse().unwrap());
+    let world = World::new("");
+    let mut changes = Changes::new(world.source(), seed);
+    let mut taken: Vec<(String, BTreeMap<PathBuf, String>)> = Vec::new();
+    let mut done = Vec::new();
+    for step in 1..=steps {
+        done.push(changes.step());
+        if step % STEPS_TO_BACKUP != 0 {
+            continue;
+        }
+        let why = format!("PITR_FILES_SEED={seed}, step {step}: {done:?}");
+        let is = describe(&world.source());
+        let backup = world.backup();
+        assert_eq!(
+            describe(&world.source()),
+            is,
+            "a backup changes nothing, {why}"
+        );
+        world.gives(id(&backup), &is, &why);
+        taken.push((id(&backup).to_owned(), is));
+        let at = changes.random.below(taken.len());
+        world.gives(&taken[at].0, &taken[at].1, &why);
+    }
+    world.pitr(&["verify"]).run().success();
+}
+
+#[test]
+fn a_name_that_is_not_configured_is_refused_with_the_line_to_add() {
+    let world = World::new("");
+    let run = world.pitr(&["files", "backup", "down"]).run();
+    run.expect_code(2)
+        .expect_stderr("no set of files \"down\" is configured")
+        .expect_stderr("[files.down]");
+    let run = world.pitr(&["files", "ls", "down"]).run();
+    run.expect_code(2)
+        .expect_stderr("no repository has a backup of \"down\"");
+    let to = path_text(&world.sandbox.dir("full"));
+    std::fs::write(world.sandbox.join("full/x"), "x").unwrap();
+    world.backup();
+    let restore = ["files", "restore", "up", "--to", to.as_str()];
+    let run = world.pitr(&restore).run();
+    run.expect_code(8).expect_stderr("is not empty");
+}
+
+#[test]
+fn rules_leave_entries_out_and_are_counted() {
+    let rules = "exclude = [\"*.tmp\", \"!keep.tmp\", \"/cache/\"]\nexclude_if_present = [\".nobackup\"]\nexclude_caches = true\nexclude_larger_than = \"1MB\"\n";
+    let world = World::new(rules);
+    let source = world.source();
+    for (name, bytes) in [
+        ("a.tmp", &b"x"[..]),
+        ("keep.tmp", b"x"),
+        ("cache/x", b"x"),
+        ("sub/cache/x", b"x"),
+        ("skipped/.nobackup", b""),
+        ("skipped/x", b"x"),
+        (
+            "tagged/CACHEDIR.TAG",
+            b"Signature: 8a477f597d28d172789f06886806bc55\n",
+        ),
+        ("tagged/x", b"x"),
+        ("untagged/CACHEDIR.TAG", b"Signature: something else"),
+        ("large", &vec![1; 2_000_000]),
+    ] {
+        let place = source.join(name);
+        std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+        std::fs::write(place, bytes).unwrap();
+    }
+    let backup = world.backup();
+    assert_eq!(backup["excluded_count"], 5, "{backup}");
+    let to = world.restored(id(&backup), "back");
+    let names = crate::common::files_below(&to);
+    assert_eq!(names, ["keep.tmp", "sub/cache/x", "untagged/CACHEDIR.TAG"]);
+    assert!(to.join("skipped").is_dir() && to.join("tagged").is_dir());
+}
