@@ -66,7 +66,7 @@ impl Scratch {
     /// Creates the roles that the dumps name, without passwords and rights.
     ///
     /// # Errors
-    /// What the server says.
+    /// Errors of the server and the system.
     pub fn create_roles(&self, globals: &Path) -> Result<()> {
         let text = std::fs::read_to_string(globals)
             .map_err(|e| Error::from_io(format!("read \"{}\"", globals.display()), e))?;

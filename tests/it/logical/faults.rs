@@ -366,6 +366,26 @@ fn a_name_that_is_not_configured_is_refused_with_the_lines_to_add() {
     assert!(!world.sandbox.join("nowhere").exists());
 }
 
+#[test]
+fn an_interrupted_check_leaves_no_server() {
+    let world = World::new(16);
+    world.backup();
+    let running = world.logical(&["check", "app", "--restore"]).spawn();
+    let mut server = None;
+    wait_until(PATIENCE, "the private server runs", || {
+        let pid = paths_below(&world.spool)
+            .into_iter()
+            .find(|path| path.ends_with("data/postmaster.pid"))
+            .and_then(|path| std::fs::read_to_string(path).ok());
+        server = pid.and_then(|text| text.lines().next()?.parse::<u32>().ok());
+        server.is_some()
+    });
+    running.signal(Signal::INT);
+    running.wait().expect_code(130);
+    world.assert_spool_is_empty();
+    assert!(pitr::process::has_ended(server.unwrap()));
+}
+
 /// Another cluster under the name is not mixed with the first.
 #[test]
 fn dumps_of_another_cluster_are_refused_under_the_name() {
