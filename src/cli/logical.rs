@@ -288,9 +288,8 @@ fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Resu
                 "backup {}: database {database} is restored{part}",
                 restored.id
             ))?;
-            cx.out.note(
-                "next: run ANALYZE there; a dump of PostgreSQL 17 or older has no statistics",
-            );
+            cx.out
+                .note("next: run ANALYZE there: a dump has no statistics");
         }
     }
     Ok(exit::SUCCESS)

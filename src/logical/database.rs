@@ -212,7 +212,8 @@ impl Making<'_> {
                     false => tick(),
                 },
             );
-            let dumped = dumped.and_then(|()| {
+            let dumped = dumped.and_then(|warnings| {
+                warnings.iter().for_each(|line| self.progress.warn(line));
                 while !counting.is_finished() {
                     tick()?;
                     std::thread::sleep(std::time::Duration::from_millis(50));

@@ -71,7 +71,7 @@ impl Dump<'_> {
         };
         let mut command = pg_restore.command(None);
         command.args(["-f", "/dev/null"]).arg(&self.directory);
-        let mut findings = found(tool::run(&mut command, tick).map(|()| Vec::new()))?;
+        let mut findings = found(tool::run(&mut command, tick).map(|_| Vec::new()))?;
         if self.content != LogicalContent::Schema {
             let files = rows::data_files(&list);
             for table in self.rows {

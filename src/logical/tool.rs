@@ -104,12 +104,12 @@ impl Tool {
     }
 }
 
-/// Runs a program to its end, and asks `tick` all the while whether to go on.
+/// Runs a program to its end, and asks `tick` all the while whether to go on. Returns the warnings of the program.
 ///
 /// # Errors
 /// `Full` when the program found no room, `Server` when it failed otherwise, with the end of what it said; those of `tick`, after the program
 /// was stopped.
-pub fn run(command: &mut Command, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+pub fn run(command: &mut Command, tick: &mut dyn FnMut() -> Result<()>) -> Result<Vec<String>> {
     let name = Path::new(command.get_program());
     let name = name.file_name().unwrap_or_default().to_string_lossy();
     let name = name.into_owned();
@@ -131,7 +131,10 @@ pub fn run(command: &mut Command, tick: &mut dyn FnMut() -> Result<()>) -> Resul
     // A worker that outlives the program holds the pipe open.
     let said = said.recv_timeout(PATIENCE).unwrap_or_default();
     match status.success() {
-        true => Ok(()),
+        true => {
+            let warnings = said.lines().filter(|line| line.contains("warning: "));
+            Ok(warnings.map(str::to_owned).collect())
+        }
         false => Err(failed(&name, status, &said)),
     }
 }
@@ -216,7 +219,11 @@ mod tests {
     #[test]
     fn a_failure_says_what_the_program_said() {
         let mut go_on = || Ok(());
-        run(&mut shell("exit 0"), &mut go_on).unwrap();
+        let warnings = run(
+            &mut shell("echo 'x: warning: a circle' >&2; echo detail >&2"),
+            &mut go_on,
+        );
+        assert_eq!(warnings.unwrap(), ["x: warning: a circle"]);
         let e = run(
             &mut shell("for i in 1 2 3 4 5 6 7; do echo line $i >&2; done; exit 3"),
             &mut go_on,

@@ -162,7 +162,9 @@ pub fn to_server(
     command.arg(&directory);
     let phase = format!("restore database \"{}\"", database.name);
     session.host.progress.phase(&phase, None);
-    tool::run(&mut command, &mut tick).map_err(|e| asked.explained(e, &database))?;
+    let warnings = tool::run(&mut command, &mut tick);
+    let warnings = warnings.map_err(|e| asked.explained(e, &database))?;
+    warnings.iter().for_each(|line| session.warn(line));
     let filled = match asked.create {
         true => database.name,
         false => target.database,

@@ -107,7 +107,7 @@ impl Scratch {
             .arg(directory);
         match tool::run(&mut command, &mut || session.host.check_stop()) {
             Err(e) if e.code() == Code::Server => return Ok(vec![e.to_string()]),
-            other => other?,
+            other => other.map(|_| ())?,
         }
         let mut restored = Server::connect(&format!("{} dbname={DATABASE}", self.conninfo))?;
         let mut findings = Vec::new();

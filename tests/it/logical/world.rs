@@ -33,6 +33,9 @@ const DEFINITIONS: &str = "
     create table app.empty (n int);
     create table app.no_columns (); insert into app.no_columns default values; insert into app.no_columns default values;
     create table app.derived (n int generated always as (1) stored); insert into app.derived default values;
+    create table app.hens (id int primary key, egg int);
+    create table app.eggs (id int primary key, hen int references app.hens);
+    alter table app.hens add foreign key (egg) references app.eggs;
     create view app.rich as select * from app.accounts where euros > 500;
     create materialized view app.total as select sum(euros) from app.accounts;
     create function app.twice(n int) returns int language sql immutable as 'select n * 2';
