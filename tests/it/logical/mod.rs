@@ -165,6 +165,13 @@ fn every_database_is_dumped_and_retention_decides() {
     world
         .cluster
         .sql("create database closed allow_connections false");
+    // A name with everything that a connection string takes for its own, and another encoding.
+    world.cluster.sql("create database \"it's = \\ odd\"");
+    world.cluster.sql(
+        "create database latin encoding 'LATIN1' template template0 lc_collate 'C' lc_ctype 'C'",
+    );
+    let latin = world.cluster.client_of("latin");
+    latin.sql("create table words (w text); insert into words values ('Größe'), ('')");
     let first = world.logical(&["backup", "all", "--json"]).run().success();
     let names: Vec<_> = first.json()["logical"]["databases"]
         .as_array()
@@ -172,14 +179,25 @@ fn every_database_is_dumped_and_retention_decides() {
         .iter()
         .map(|d| d["name"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(names, ["app", "postgres", "template1"]);
+    assert_eq!(
+        names,
+        ["app", "it's = \\ odd", "latin", "postgres", "template1"]
+    );
     world.logical(&["backup", "all"]).run().success();
     assert_eq!(world.ids("all").len(), 2);
     // Several databases: one has to be named.
     let into = world.cluster.conninfo("postgres");
     let run = world.logical(&["restore", "all", "--into", &into]).run();
     run.expect_code(2)
-        .expect_stderr("Add --database NAME. Known: app, postgres, template1");
+        .expect_stderr("Add --database NAME. Known: app, it's = \\ odd, latin");
+    let copy = world.database("copy");
+    let into = world.cluster.conninfo("copy");
+    world
+        .logical(&["restore", "all", "--database", "latin", "--into", &into])
+        .run()
+        .success();
+    let words = copy.query_one_string("select string_agg(w, ',' order by w) from words");
+    assert_eq!(words, ",Größe");
     world.pitr(&["verify"]).run().success();
     for _ in 0..2 {
         world.pitr(&crate::common::expire_at_once()).run();
