@@ -87,7 +87,7 @@ impl<'p> Beside<'p> {
     /// Those of the scratch file, and of the prior's map.
     pub fn finish(self, naming: &ClusterNaming, sink: &FileSink<'_>) -> Result<()> {
         let prior = &self.compare.prior.snapshot;
-        self.arrived.finish(prior, naming, sink)
+        self.arrived.finish(prior, naming, sink, &mut || Ok(()))
     }
 }
 

@@ -6,9 +6,12 @@ use serde_json::json;
 
 use super::Context;
 use super::backup::Compression;
+use crate::err;
 use crate::error::Result;
 use crate::exit;
-use crate::operate::files::{self, Choice, Done, RestoreWanted, Restored, Wanted};
+use crate::operate::files::{
+    self, Choice, Difference, Done, Entry, RestoreWanted, Restored, Wanted,
+};
 use crate::operate::human;
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
@@ -35,6 +38,9 @@ pub enum Command {
     Backup(BackupArgs),
     Restore(RestoreArgs),
     Ls(LsArgs),
+    Cat(CatArgs),
+    Find(FindArgs),
+    Diff(DiffArgs),
 }
 
 /// Back up a directory
@@ -142,6 +148,59 @@ pub struct LsArgs {
     pub choice: ChoiceArgs,
 }
 
+/// Print the content of a file in a backup
+///
+/// Example: pitr files cat uploads settings.json --target-time 2026-11-20T05:40:49Z
+#[derive(clap::Args, Debug)]
+pub struct CatArgs {
+    /// The name under which it was backed up
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// The path below the source
+    #[arg(value_name = "PATH")]
+    pub path: String,
+
+    #[command(flatten)]
+    pub choice: ChoiceArgs,
+}
+
+/// Find entries in every backup of a directory
+///
+/// The pattern is that of gitignore: *.jpg finds such names anywhere, /images/*.jpg directly below images. The newest backup comes first.
+///
+/// Example: pitr files find uploads '*.jpg'
+#[derive(clap::Args, Debug)]
+pub struct FindArgs {
+    /// The name under which it was backed up
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// The pattern
+    #[arg(value_name = "PATTERN")]
+    pub pattern: String,
+}
+
+/// Compare two backups of a directory
+///
+/// Prints one line for each entry: + added, - removed, * changed, m other owner, permissions or attributes.
+///
+/// Example: pitr files diff uploads 20261120T064049Z-482913-full
+#[derive(clap::Args, Debug)]
+pub struct DiffArgs {
+    /// The name under which it was backed up
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// The earlier backup
+    #[arg(value_name = "FROM")]
+    pub from: BackupId,
+
+    /// The later one; the newest without it
+    #[arg(value_name = "TO")]
+    pub to: Option<BackupId>,
+}
+
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
@@ -149,6 +208,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Backup(args) => backup(args, cx),
         Command::Restore(args) => restore(args, cx),
         Command::Ls(args) => ls(args, cx),
+        Command::Cat(args) => cat(args, cx),
+        Command::Find(args) => find(args, cx),
+        Command::Diff(args) => diff(args, cx),
     }
 }
 
@@ -289,6 +351,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
         root,
         extracted,
         took,
+        ..
     } = &restored;
     if cx.out.is_json() {
         cx.out.json(&json!({
@@ -298,6 +361,9 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             "entry_count": extracted.entries,
             "written_bytes": extracted.written_bytes,
             "left_out": left_out_as_json(&extracted.left_out),
+            "incomplete_count": root.content.incomplete_count,
+            "unstable_count": root.content.unstable_count,
+            "not_stored": restored.not_stored,
             "duration_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         }))?;
     } else {
@@ -311,8 +377,111 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             human::duration(*took)
         ))?;
         tell(cx, "were not made as they were", &extracted.left_out);
+        tell_of_backup(cx, &restored);
     }
-    Ok(status(extracted.left_out.total()))
+    let content = &root.content;
+    let troubles = content.incomplete_count + content.unstable_count;
+    Ok(status(extracted.left_out.total() + troubles))
+}
+
+fn cat(args: &CatArgs, cx: &Context) -> Result<u8> {
+    if cx.out.is_json() {
+        return Err(err!(Usage, "the content of a file is no JSON").hint("Leave --json out."));
+    }
+    let choice = args.choice.choice();
+    files::cat(&cx.session, &args.name, &choice, &args.path, &mut |bytes| {
+        cx.out.bytes(bytes)
+    })?;
+    Ok(exit::SUCCESS)
+}
+
+fn find(args: &FindArgs, cx: &Context) -> Result<u8> {
+    let mut found = Vec::new();
+    files::find(
+        &cx.session,
+        &args.name,
+        &args.pattern,
+        &mut |id, ended, entry| {
+            if cx.out.is_json() {
+                found.push(json!({ "backup": id, "stop_time": ended, "entry": entry }));
+                return Ok(());
+            }
+            cx.out.line(&format!("{id} {}", line(entry)))
+        },
+    )?;
+    if cx.out.is_json() {
+        cx.out.json(&json!({ "name": args.name, "found": found }))?;
+    }
+    Ok(exit::SUCCESS)
+}
+
+fn diff(args: &DiffArgs, cx: &Context) -> Result<u8> {
+    let mut found = Vec::new();
+    let which = (&args.from, args.to.as_ref());
+    let to = files::diff(&cx.session, &args.name, which, &mut |difference, entry| {
+        if cx.out.is_json() {
+            found.push(json!({ "difference": difference, "entry": entry }));
+            return Ok(());
+        }
+        let sign = match difference {
+            Difference::Added => '+',
+            Difference::Removed => '-',
+            Difference::Changed => '*',
+            Difference::Attributes => 'm',
+        };
+        cx.out.line(&format!("{sign} {}", line(entry)))
+    })?;
+    if cx.out.is_json() {
+        cx.out.json(
+            &json!({ "name": args.name, "from": args.from, "to": to, "differences": found }),
+        )?;
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// An entry as a line.
+fn line(entry: Entry) -> String {
+    let size = entry.size_bytes.map(|b| b.to_string()).unwrap_or_default();
+    let time = entry.mtime.map(human::time).unwrap_or_default();
+    let target = entry.target.map(|t| format!(" -> {t}")).unwrap_or_default();
+    format!(
+        "{} {:<12} {:<17} {size:>12} {time:<20} {}{target}{unstable}",
+        entry.mode,
+        entry.kind,
+        entry.owner.unwrap_or_default(),
+        entry.path,
+        unstable = if entry.unstable {
+            " (changed while it was read)"
+        } else {
+            ""
+        }
+    )
+}
+
+/// Warns of what the backup never had.
+fn tell_of_backup(cx: &Context, restored: &Restored) {
+    let content = &restored.root.content;
+    let examples = restored.not_stored.as_array().into_iter().flatten();
+    for one in examples.take(SHOWN) {
+        let text = |name: &str| one[name].as_str().unwrap_or_default().to_owned();
+        cx.out.warn(&format!(
+            "the backup lacks \"{}\", {}: {}",
+            text("path"),
+            text("part"),
+            text("reason")
+        ));
+    }
+    if content.incomplete_count > 0 {
+        let lacking = human::count(content.incomplete_count, "thing");
+        cx.out.warn(&format!(
+            "the backup lacks {lacking} that could not be read"
+        ));
+    }
+    if content.unstable_count > 0 {
+        let files = human::count(content.unstable_count, "file");
+        cx.out
+            .warn(&format!("{files} changed while the backup was taken"));
+    }
 }
 
 fn ls(args: &LsArgs, cx: &Context) -> Result<u8> {
@@ -324,16 +493,7 @@ fn ls(args: &LsArgs, cx: &Context) -> Result<u8> {
             entries.push(entry);
             return Ok(());
         }
-        let size = entry.size_bytes.map(|b| b.to_string()).unwrap_or_default();
-        let time = entry.mtime.map(human::time).unwrap_or_default();
-        let target = entry.target.map(|t| format!(" -> {t}")).unwrap_or_default();
-        cx.out.line(&format!(
-            "{} {:<12} {:<17} {size:>12} {time:<20} {}{target}",
-            entry.mode,
-            entry.kind,
-            entry.owner.unwrap_or_default(),
-            entry.path
-        ))
+        cx.out.line(&line(entry))
     })?;
     if cx.out.is_json() {
         cx.out

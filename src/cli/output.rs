@@ -82,6 +82,14 @@ impl Output {
         }
     }
 
+    /// Prints bytes for a program, as they are.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub(super) fn bytes(&self, bytes: &[u8]) -> Result<()> {
+        self.write(bytes)
+    }
+
     /// Prints text for a program, as it is.
     ///
     /// # Errors
@@ -164,14 +172,15 @@ impl Output {
     }
 
     fn data(&self, text: &str) -> Result<()> {
+        self.write(text.as_bytes())
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<()> {
         // An answer comes after the work: no bar stands in it.
         self.progress.end();
         self.written.store(true, Ordering::Relaxed);
         let mut stdout = std::io::stdout().lock();
-        match stdout
-            .write_all(text.as_bytes())
-            .and_then(|()| stdout.flush())
-        {
+        match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             Err(e) if e.kind() != ErrorKind::BrokenPipe => {
                 Err(Error::from_io("write standard output", e))
             }

@@ -13,7 +13,7 @@ pub struct Files {
     pub exclude: Vec<String>,
     /// A directory that has a file of one of these names is left out but for itself.
     pub exclude_if_present: Vec<String>,
-    /// Directories that a `CACHEDIR.TAG` marks are left out but for themselves and the tag.
+    /// Directories that a `CACHEDIR.TAG` marks are left out but for themselves.
     pub exclude_caches: bool,
     /// Files of more bytes are left out.
     pub exclude_larger_than_bytes: Option<u64>,

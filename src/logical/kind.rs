@@ -167,10 +167,15 @@ impl Kind for Dumping {
 ///
 /// # Errors
 /// `Damaged`; those of the system.
-pub fn put_back(snapshot: &Snapshot<'_>, member: &Value, to: &Path, host: &Host) -> Result<Member> {
+pub fn put_back(
+    snapshot: &Snapshot<'_>,
+    member: &Value,
+    to: &Path,
+    (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
+) -> Result<Member> {
     let member = Member::read(member)?;
     // Owners and modes of a spool mean nothing elsewhere.
-    let done = extract::extract(snapshot, to, Permit::default(), WRITERS, host)?;
+    let done = extract::extract(snapshot, to, Permit::default(), WRITERS, (host, tick))?;
     let lost = done.left_out.examples().iter();
     let mut lost = lost.filter(|l| matches!(l.part, Part::Entry | Part::Content));
     if let Some(lost) = lost.next() {

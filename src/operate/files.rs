@@ -1,5 +1,7 @@
 //! Sets of files: a backup of a directory, and its restore.
 
+use std::cmp::Ordering;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,21 +10,26 @@ use serde::Serialize;
 use super::session::Session;
 use crate::backup::content::{self, Options};
 use crate::backup::files::Files;
-use crate::config;
+use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::repo::catalog::{Catalog, Reading};
+use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxBackup, AuxRoot};
 use crate::repo::scope::Scope;
 use crate::restore::content::{Open, check_empty, read};
+use crate::snapshot::content::ContentReader;
+use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::node::{Node, NodeKind};
+use crate::snapshot::reader::{Items, Snapshot};
 use crate::snapshot::writer;
 use crate::tree::extract::{self, Extracted, Permit};
+use crate::tree::selection::Selection;
 use crate::tree::walk::Taken;
 
 const KIND: &str = "files";
@@ -76,6 +83,7 @@ pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
         .ok_or_else(|| err!(Config, "no repository is configured"))?;
     let readers = wanted.jobs.clamp(1, MOST_READERS);
     let mut kind = Files::new(files, identity(files)?, readers)?;
+    check_places(&settings, files)?;
     let repository = session.open(configured)?;
     let mut snapshot =
         writer::Options::new(wanted.codec, wanted.jobs, session.host.scratch.clone());
@@ -98,6 +106,43 @@ pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
         repository: configured.name.clone(),
         took: started.elapsed(),
     })
+}
+
+/// Requires that no repository lies in the source: each backup would store the ones before.
+fn check_places(settings: &Settings, files: &config::Files) -> Result<()> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let source = real(&files.source);
+    let selection = Selection::new(&files.exclude)?;
+    for repository in &settings.repositories {
+        let Some(place) = repository.location.directory().map(real) else {
+            continue;
+        };
+        let Ok(inside) = place.strip_prefix(&source) else {
+            continue;
+        };
+        let above = inside
+            .ancestors()
+            .filter(|path| !path.as_os_str().is_empty());
+        let is_excluded = |path: &Path| {
+            selection
+                .excludes(path.as_os_str().as_bytes(), true)
+                .is_some()
+        };
+        if !above.into_iter().any(is_excluded) {
+            return Err(err!(
+                Refused,
+                "repository \"{}\" lies in \"{}\", which is backed up: each backup would store the ones before",
+                repository.name,
+                files.source.display()
+            )
+            .hint(format!(
+                "Nothing was stored.\nLeave it out: exclude = [\"/{}/\"] in [files.{}].",
+                inside.display(),
+                files.name
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The identity of a source: the configured one, else that of the machine.
@@ -136,25 +181,44 @@ struct Chosen {
     repository: Repository,
     scope: Scope,
     id: BackupId,
+    /// When it was chosen.
+    planned: TimestampTz,
+}
+
+/// A backup of a name, as far as a choice has to know it.
+#[derive(Debug, Clone)]
+struct Candidate {
+    id: BackupId,
+    ended: TimestampTz,
+    is_damaged: bool,
+    is_marked: bool,
 }
 
 /// Chooses the backup of a name in the first repository that has a fitting one.
 fn choose(session: &Session, name: &str, choice: &Choice) -> Result<Chosen> {
     let settings = session.settings_with_repositories()?;
     let scope = Scope::aux(KIND, name)?;
+    let planned = session.host.now();
     let mut failure: Option<Error> = None;
     for configured in &settings.repositories {
         let opened = session.open(configured);
         let found = opened.and_then(|repository| {
-            let ids = backups(&repository, &scope)?;
-            Ok((fitting(&ids, choice), repository))
+            let all = backups(&repository, &scope)?;
+            Ok((fitting(&all, choice).cloned(), repository))
         });
         match found {
-            Ok((Some(id), repository)) => {
+            Ok((Some(chosen), repository)) => {
+                if chosen.is_damaged {
+                    session.warn(&format!(
+                        "backup \"{}\" is damaged: pitr verify says what of it",
+                        chosen.id
+                    ));
+                }
                 return Ok(Chosen {
                     repository,
                     scope,
-                    id,
+                    id: chosen.id,
+                    planned,
                 });
             }
             Ok((None, _)) => {}
@@ -177,25 +241,31 @@ fn choose(session: &Session, name: &str, choice: &Choice) -> Result<Chosen> {
     }))
 }
 
-/// The backups of a name, oldest first, with the time at which each ended.
-fn backups(repository: &Repository, scope: &Scope) -> Result<Vec<(TimestampTz, BackupId)>> {
+/// The backups of a name, oldest first.
+fn backups(repository: &Repository, scope: &Scope) -> Result<Vec<Candidate>> {
     let catalog: Catalog<AuxBackup> = Reading::begin(repository.store(), scope)?.backups()?;
     let committed = catalog.committed();
     let mut found: Vec<_> = committed
-        .map(|(id, _, backup)| (backup.root.stop_time, id.clone()))
+        .map(|(id, subject, backup)| Candidate {
+            id: id.clone(),
+            ended: backup.root.stop_time,
+            is_damaged: !event::damage(&subject.events).is_empty(),
+            is_marked: !event::standing(&subject.events, "expire", "unexpire").is_empty(),
+        })
         .collect();
-    found.sort();
+    found.sort_by(|a, b| (a.ended, &a.id).cmp(&(b.ended, &b.id)));
     Ok(found)
 }
 
-/// Pure: the backup that is meant.
-fn fitting(backups: &[(TimestampTz, BackupId)], choice: &Choice) -> Option<BackupId> {
-    let fits = |(ended, id): &&(TimestampTz, BackupId)| match (&choice.backup, choice.by_time) {
-        (Some(wanted), _) => wanted == id,
-        (None, Some(time)) => *ended <= time,
+/// Pure: the backup that is meant. One without known damage comes first, then one that is not marked for deletion, then the newest.
+fn fitting<'a>(backups: &'a [Candidate], choice: &Choice) -> Option<&'a Candidate> {
+    let fits = |one: &&Candidate| match (&choice.backup, choice.by_time) {
+        (Some(wanted), _) => *wanted == one.id,
+        (None, Some(time)) => one.ended <= time,
         (None, None) => true,
     };
-    backups.iter().rfind(fits).map(|(_, id)| id.clone())
+    let fitting = backups.iter().filter(fits);
+    fitting.max_by_key(|one| (!one.is_damaged, !one.is_marked, one.ended, &one.id))
 }
 
 /// A restore that is asked for.
@@ -217,6 +287,8 @@ pub struct RestoreWanted {
 pub struct Restored {
     /// The backup's root.
     pub root: AuxRoot,
+    /// Examples of what could not be read when the backup was taken: an array of `path`, `part` and `reason`, or null.
+    pub not_stored: serde_json::Value,
     /// The result of the extraction.
     pub extracted: Extracted,
     /// How long it took.
@@ -234,13 +306,15 @@ pub fn restore(session: &Session, wanted: &RestoreWanted) -> Result<Restored> {
     check_empty(&wanted.to)?;
     let place = (&chosen.scope, &chosen.id);
     let host = &session.host;
-    read(&chosen.repository, place, host, |open| {
+    read(&chosen.repository, place, (host, chosen.planned), |open| {
         host.progress
             .phase("restore", Some(open.root.head.size_bytes));
         let (permit, jobs) = (wanted.permit, wanted.jobs);
-        let extracted = extract::extract(open.snapshot, &wanted.to, permit, jobs, host)?;
+        let extracted =
+            extract::extract(open.snapshot, &wanted.to, permit, jobs, (host, open.tick))?;
         Ok(Restored {
             root: open.root.clone(),
+            not_stored: open.member["left_out"].clone(),
             extracted,
             took: started.elapsed(),
         })
@@ -290,26 +364,21 @@ pub fn list(
     see: &mut dyn FnMut(Entry) -> Result<()>,
 ) -> Result<BackupId> {
     let chosen = choose(session, name, choice)?;
-    let below = below.map(|path| path.trim_matches('/').as_bytes());
+    let below = below.map(|path| path.trim_start_matches("./").trim_matches('/'));
+    let below = below.filter(|path| *path != ".").map(str::as_bytes);
     let mut count = 0_u64;
     read(
         &chosen.repository,
         (&chosen.scope, &chosen.id),
-        &session.host,
-        |open: Open<'_>| {
-            for item in open.snapshot.items() {
-                session.host.check_stop()?;
-                let item = item?;
-                let Metadata::Node(node) = &item.metadata else {
-                    continue;
-                };
-                if item.key.is_attachment() || !is_below(&item.path, below) {
-                    continue;
+        (&session.host, chosen.planned),
+        |open| {
+            each(open, |path, node| {
+                if !is_below(path, below) {
+                    return Ok(());
                 }
                 count += 1;
-                see(entry(&item.path, node))?;
-            }
-            Ok(())
+                see(entry(path, node))
+            })
         },
     )?;
     match (count, below) {
@@ -321,6 +390,189 @@ pub fn list(
         )),
         _ => Ok(chosen.id),
     }
+}
+
+/// Hands the content of a file to `sink`, in pieces. Returns the backup's id.
+///
+/// # Errors
+/// `NotFound` when the backup has no such file; `Damaged`; those of `sink` and of the store.
+pub fn cat(
+    session: &Session,
+    name: &str,
+    choice: &Choice,
+    path: &str,
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<BackupId> {
+    let chosen = choose(session, name, choice)?;
+    let place = (&chosen.scope, &chosen.id);
+    let at = (&session.host, chosen.planned);
+    read(&chosen.repository, place, at, |open| {
+        let key = FileKey::from_path(path.trim_matches('/').as_bytes(), Naming::Tree)?;
+        let (key, length) = file(open.snapshot, key)?
+            .ok_or_else(|| err!(NotFound, "backup \"{}\" has no file \"{path}\"", chosen.id))?;
+        ContentReader::new(open.snapshot).read(&key, length, &mut |bytes| {
+            (open.tick)()?;
+            sink(bytes)
+        })
+    })?;
+    Ok(chosen.id)
+}
+
+/// The key that has the content of a file, and its length. A hard link leads to another key.
+fn file(snapshot: &Snapshot<'_>, key: FileKey) -> Result<Option<(FileKey, u64)>> {
+    let node = |key: &FileKey| match snapshot.metadata(key)? {
+        Some(Metadata::Node(node)) => Ok::<_, Error>(Some(node.kind)),
+        _ => Ok(None),
+    };
+    Ok(match node(&key)? {
+        Some(NodeKind::File(length)) => Some((key, length)),
+        Some(NodeKind::HardLink(to)) => match node(&to)? {
+            Some(NodeKind::File(length)) => Some((to, length)),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+/// Hands each entry that matches a pattern of gitignore to `see`, of every backup in the first repository that has any, newest first.
+///
+/// # Errors
+/// `NotFound` without a backup; `Config` for a pattern without a meaning; `Damaged`; those of `see` and of the store.
+pub fn find(
+    session: &Session,
+    name: &str,
+    pattern: &str,
+    see: &mut dyn FnMut(&BackupId, TimestampTz, Entry) -> Result<()>,
+) -> Result<()> {
+    let selection = Selection::new(&[pattern.to_owned()])?;
+    let chosen = choose(session, name, &Choice::default())?;
+    let backups = backups(&chosen.repository, &chosen.scope)?;
+    let at = (&session.host, chosen.planned);
+    for Candidate { id, ended, .. } in backups.iter().rev() {
+        let place = (&chosen.scope, id);
+        read(&chosen.repository, place, at, |open| {
+            each(open, |path, node| {
+                let is_directory = node.kind == NodeKind::Directory;
+                match selection.excludes(path, is_directory) {
+                    Some(_) => see(id, *ended, entry(path, node)),
+                    None => Ok(()),
+                }
+            })
+        })?;
+    }
+    Ok(())
+}
+
+/// The kind of a difference between two backups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Difference {
+    /// The later one has it alone.
+    Added,
+    /// The earlier one has it alone.
+    Removed,
+    /// Type, length, time or content differ.
+    Changed,
+    /// Owner, permissions or extended attributes alone differ.
+    Attributes,
+}
+
+/// Hands each difference between two backups to `see`, in order of paths: that of `from`, and the newest one where `to` names none.
+///
+/// # Errors
+/// `NotFound`; `Damaged`; those of `see` and of the store.
+pub fn diff(
+    session: &Session,
+    name: &str,
+    (from, to): (&BackupId, Option<&BackupId>),
+    see: &mut dyn FnMut(Difference, Entry) -> Result<()>,
+) -> Result<BackupId> {
+    let choice = Choice {
+        backup: to.cloned(),
+        by_time: None,
+    };
+    let chosen = choose(session, name, &choice)?;
+    let (repository, scope) = (&chosen.repository, &chosen.scope);
+    let at = (&session.host, chosen.planned);
+    read(repository, (scope, from), at, |before| {
+        read(repository, (scope, &chosen.id), at, |after| {
+            let (mut old, mut new) = (before.snapshot.items(), after.snapshot.items());
+            let (mut was, mut is) = (next_node(&mut old)?, next_node(&mut new)?);
+            loop {
+                (before.tick)()?;
+                (after.tick)()?;
+                let order = match (&was, &is) {
+                    (None, None) => return Ok(()),
+                    (None, Some(_)) => Ordering::Greater,
+                    (Some(_), None) => Ordering::Less,
+                    (Some((a, _, _)), Some((b, _, _))) => a.cmp(b),
+                };
+                if let (Ordering::Equal, Some((_, _, a)), Some((_, path, b))) = (order, &was, &is)
+                    && let Some(difference) = difference(a, b)
+                {
+                    see(difference, entry(path, b))?;
+                }
+                if let (Ordering::Less, Some((_, path, node))) = (order, &was) {
+                    see(Difference::Removed, entry(path, node))?;
+                }
+                if let (Ordering::Greater, Some((_, path, node))) = (order, &is) {
+                    see(Difference::Added, entry(path, node))?;
+                }
+                if order != Ordering::Greater {
+                    was = next_node(&mut old)?;
+                }
+                if order != Ordering::Less {
+                    is = next_node(&mut new)?;
+                }
+            }
+        })
+    })?;
+    Ok(chosen.id)
+}
+
+type Found = (FileKey, Vec<u8>, Node);
+
+fn next_node(items: &mut Items<'_, '_>) -> Result<Option<Found>> {
+    for item in items {
+        let item = item?;
+        if let Metadata::Node(node) = item.metadata
+            && !item.key.is_attachment()
+        {
+            return Ok(Some((item.key, item.path, *node)));
+        }
+    }
+    Ok(None)
+}
+
+/// Pure: how an entry differs. A file whose facts of change detection are equal has equal content.
+fn difference(a: &Node, b: &Node) -> Option<Difference> {
+    let is_file = matches!(a.kind, NodeKind::File(_));
+    let is_same_content = match (a.blake3, b.blake3) {
+        (Some(a), Some(b)) => a == b,
+        _ => !is_file || a.change == b.change,
+    };
+    let is_same_time = a.mtime == b.mtime || a.kind == NodeKind::Directory;
+    let is_same = a.kind == b.kind && is_same_time && is_same_content;
+    let attributes = |node: &Node| (node.mode, node.owner.clone(), node.xattrs.clone());
+    match (is_same, attributes(a) == attributes(b)) {
+        (false, _) => Some(Difference::Changed),
+        (true, false) => Some(Difference::Attributes),
+        (true, true) => None,
+    }
+}
+
+/// Hands each entry of a tree to `see`, in order.
+fn each(open: Open<'_>, mut see: impl FnMut(&[u8], &Node) -> Result<()>) -> Result<()> {
+    for item in open.snapshot.items() {
+        (open.tick)()?;
+        let item = item?;
+        if let Metadata::Node(node) = &item.metadata
+            && !item.key.is_attachment()
+        {
+            see(&item.path, node)?;
+        }
+    }
+    Ok(())
 }
 
 fn is_below(path: &[u8], below: Option<&[u8]>) -> bool {
@@ -342,7 +594,7 @@ fn entry(path: &[u8], node: &Node) -> Entry {
         NodeKind::CharDevice(_) => ("char_device", None, None),
         NodeKind::BlockDevice(_) => ("block_device", None, None),
         NodeKind::HardLink(to) => {
-            let to = to.path(crate::snapshot::filekey::Naming::Tree);
+            let to = to.path(Naming::Tree);
             ("hard_link", None, Some(text(&to)))
         }
     };
@@ -379,37 +631,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_backup_by_a_time_is_taken() {
+    fn the_newest_good_backup_by_a_time_is_taken() {
         let id = |n: u32| {
-            format!("2026112{n}T064049Z-00000{n}-full")
-                .parse::<BackupId>()
-                .unwrap()
+            let text = format!("2026112{n}T064049Z-00000{n}-full");
+            text.parse::<BackupId>().unwrap()
         };
-        let backups: Vec<_> = (1..4)
-            .map(|n| (TimestampTz(i64::from(n) * 10), id(n)))
+        let mut backups: Vec<_> = (1..4)
+            .map(|n| Candidate {
+                id: id(n),
+                ended: TimestampTz(i64::from(n) * 10),
+                is_damaged: false,
+                is_marked: false,
+            })
             .collect();
-        let by = |time| {
-            let by_time = Some(TimestampTz(time));
-            fitting(
-                &backups,
-                &Choice {
-                    backup: None,
-                    by_time,
-                },
-            )
+        let choice = |time: Option<i64>, backup: Option<u32>| Choice {
+            backup: backup.map(id),
+            by_time: time.map(TimestampTz),
         };
-        assert_eq!(fitting(&backups, &Choice::default()), Some(id(3)));
-        assert_eq!((by(9), by(10), by(29)), (None, Some(id(1)), Some(id(2))));
-        let named = |n| {
-            fitting(
-                &backups,
-                &Choice {
-                    backup: Some(id(n)),
-                    by_time: None,
-                },
-            )
+        let chosen = |backups: &[Candidate], choice: Choice| {
+            fitting(backups, &choice).map(|one| one.id.clone())
         };
-        assert_eq!((named(2), named(4)), (Some(id(2)), None));
+        assert_eq!(chosen(&backups, Choice::default()), Some(id(3)));
+        for (time, expected) in [(9, None), (10, Some(id(1))), (29, Some(id(2)))] {
+            assert_eq!(chosen(&backups, choice(Some(time), None)), expected);
+        }
+        for (named, expected) in [(2, Some(id(2))), (4, None)] {
+            assert_eq!(chosen(&backups, choice(None, Some(named))), expected);
+        }
+        backups[2].is_damaged = true;
+        backups[1].is_marked = true;
+        assert_eq!(chosen(&backups, Choice::default()), Some(id(1)));
+        assert_eq!(chosen(&backups, choice(None, Some(3))), Some(id(3)));
+        backups[0].is_damaged = true;
+        assert_eq!(chosen(&backups, Choice::default()), Some(id(2)));
+    }
+
+    #[test]
+    fn a_path_has_what_is_below_it() {
         assert!(is_below(b"a/b", Some(b"a")) && is_below(b"a", Some(b"a")));
         assert!(!is_below(b"ab", Some(b"a")) && is_below(b"ab", Some(b"")));
     }

@@ -8,6 +8,7 @@ use super::claim::Claim;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::AuxRoot;
@@ -22,9 +23,11 @@ pub struct Open<'o> {
     pub member: &'o Value,
     /// Its map.
     pub snapshot: &'o Snapshot<'o>,
+    /// Keeps the claim, and ends the work when the operator asks for it; cheap to call often.
+    pub tick: &'o mut dyn FnMut() -> Result<()>,
 }
 
-/// Returns the result of `work` on the backup `id`. `pitr expire` keeps the backup meanwhile.
+/// Returns the result of `work` on the backup `id`, which was chosen at `planned`. `pitr expire` keeps the backup for as long as `work` calls its tick.
 ///
 /// # Errors
 /// `NotFound` when the backup does not exist; `Unsupported` for content that this version cannot read; `Damaged`; those of `work`, and what the
@@ -32,11 +35,18 @@ pub struct Open<'o> {
 pub fn read<T>(
     repository: &Repository,
     (scope, id): (&Scope, &BackupId),
-    host: &Host,
+    (host, planned): (&Host, TimestampTz),
     work: impl FnOnce(Open<'_>) -> Result<T>,
 ) -> Result<T> {
     let store = repository.store();
-    let claim = Claim::take(store, scope, host, id, host.now())?;
+    let mut claim = Claim::take(store, scope, host, id, planned)?;
+    let mut tick = || {
+        host.check_stop()?;
+        if let Some(claim) = &mut claim {
+            claim.keep();
+        }
+        Ok(())
+    };
     let result = (|| {
         let root = AuxRoot::read(store, scope, id)?;
         let root = root.ok_or_else(|| err!(NotFound, "backup \"{id}\" does not exist"))?;
@@ -47,6 +57,7 @@ pub fn read<T>(
             root: &root,
             member: &member,
             snapshot: &snapshot,
+            tick: &mut tick,
         })
     })();
     if let Some(claim) = claim {

@@ -25,21 +25,23 @@ impl Arrived {
         self.0.push(key.as_bytes(), &[])
     }
 
-    /// Records each name of `prior` that did not arrive as gone.
+    /// Records each name of `prior` that did not arrive as gone. Calls `tick` for each that did.
     ///
     /// # Errors
-    /// Those of the scratch file, and of the prior's map.
+    /// Those of the scratch file, of the prior's map, and of `tick`.
     pub fn finish(
         self,
         prior: &Snapshot<'_>,
         naming: impl Into<Naming>,
         sink: &FileSink<'_>,
+        tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         let naming = naming.into();
         let mut items = prior.items();
         let mut next = items.next().transpose()?;
         self.0.drain(&mut |key, _| {
             let key = FileKey::decode(key, naming)?;
+            tick()?;
             while let Some(gone) = next.take_if(|item| item.key < key) {
                 sink.gone(&gone.key)?;
                 next = items.next().transpose()?;

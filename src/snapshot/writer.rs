@@ -97,7 +97,11 @@ impl Shared<'_> {
     /// Counts a file that is complete.
     pub fn count(&self, length: u64) {
         self.file_count.fetch_add(1, Ordering::Relaxed);
-        self.size_bytes.fetch_add(length, Ordering::Relaxed);
+        // Readers add up likewise: sparse files may claim more than there can be.
+        let add = |sum: u64| Some(sum.saturating_add(length));
+        let _ = self
+            .size_bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 }
 

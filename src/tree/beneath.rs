@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+/// So often a path is tried of which the kernel is not sure. It is walked then.
+const UNSURE_AT_MOST: usize = 16;
 /// Set once openat2 has turned out not to be there.
 static WITHOUT_OPENAT2: AtomicBool = AtomicBool::new(false);
 
@@ -27,17 +29,20 @@ pub fn open(
 ) -> rustix::io::Result<OwnedFd> {
     let relative = if relative.is_empty() { b"." } else { relative };
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    if !WITHOUT_OPENAT2.load(Ordering::Relaxed) {
+    for _ in 0..UNSURE_AT_MOST {
+        if WITHOUT_OPENAT2.load(Ordering::Relaxed) {
+            break;
+        }
         let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         match rustix::fs::openat2(root, relative, flags, mode, how) {
             // Older filters of system calls answer EPERM for calls they do not know.
             Err(Errno::NOSYS | Errno::PERM) => {
                 WITHOUT_OPENAT2.store(true, Ordering::Relaxed);
             }
-            // A rename elsewhere in the tree can make the kernel unsure.
-            Err(Errno::AGAIN) => return open(root, relative, flags, mode),
+            // A rename elsewhere in the tree can make the kernel unsure. A file that somebody holds a lease on answers the same.
+            Err(Errno::AGAIN) => {}
             // A path of 4096 bytes is longer than one call takes.
-            Err(Errno::NAMETOOLONG) => {}
+            Err(Errno::NAMETOOLONG) => break,
             answer => return answer,
         }
     }

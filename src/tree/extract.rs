@@ -80,12 +80,13 @@ pub fn extract(
     target: &Path,
     permit: Permit,
     jobs: usize,
-    host: &Host,
+    (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
 ) -> Result<Extracted> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root =
         rustix::fs::open(target, flags, Mode::empty()).map_err(|e| failed(b"", "open", e))?;
     check_empty(&root, target)?;
+    close_to_others(&root, target)?;
     let can_sync = durable::can_sync_filesystem(root.as_fd());
     let mut extraction = Extraction {
         snapshot,
@@ -97,14 +98,14 @@ pub fn extract(
         missing: BTreeSet::new(),
         done: Extracted::default(),
     };
-    let mapped = extraction.make_entries()?;
+    let mapped = extraction.make_entries(tick)?;
     let contents = Contents {
         extraction: &extraction,
         next: AtomicU32::new(0),
         seen: AtomicU64::new(0),
         written: AtomicU64::new(0),
     };
-    contents.copy(jobs.max(1))?;
+    contents.copy(jobs.max(1), tick)?;
     let (seen, written) = (contents.seen.into_inner(), contents.written.into_inner());
     if seen != mapped {
         return Err(err!(
@@ -113,9 +114,9 @@ pub fn extract(
         ));
     }
     extraction.done.written_bytes = written;
-    extraction.finish_files()?;
-    extraction.make_symlinks()?;
-    extraction.finish_directories()?;
+    extraction.finish_files(tick)?;
+    extraction.make_symlinks(tick)?;
+    extraction.finish_directories(tick)?;
     if !extraction.syncs_each {
         durable::sync_filesystem(root.as_fd()).map_err(not_synced)?;
     }
@@ -140,6 +141,25 @@ fn check_empty(root: &OwnedFd, target: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Lets nobody else in before all is done: what they put in an entry's place would get content and owner of the entry.
+fn close_to_others(root: &OwnedFd, target: &Path) -> Result<()> {
+    let holder = Holder::Open(root.as_fd());
+    let status = holder.status().map_err(|e| failed(b"", "look at", e))?;
+    let own = rustix::process::geteuid().as_raw();
+    if status.uid != own {
+        return Err(err!(
+            Refused,
+            "directory \"{}\" belongs to user {}, and this is user {own}",
+            target.display(),
+            status.uid
+        )
+        .hint("Nothing was written. Name a directory of your own, or one that does not exist."));
+    }
+    holder
+        .set_mode(ALL_OF_OWNER)
+        .map_err(|e| failed(b"", "close", e))
 }
 
 fn failed(path: &[u8], doing: &str, e: Errno) -> Error {
@@ -213,11 +233,11 @@ impl Above {
 /// Hands out each entry of the tree with its node, in key order.
 fn each_node(
     snapshot: &Snapshot<'_>,
-    host: &Host,
+    tick: &mut dyn FnMut() -> Result<()>,
     mut take: impl FnMut(&Item, &Node) -> Result<()>,
 ) -> Result<()> {
     for item in snapshot.items() {
-        host.check_stop()?;
+        tick()?;
         let item = item?;
         match &item.metadata {
             Metadata::Node(_) if item.key.is_attachment() => {}
@@ -235,10 +255,10 @@ impl<'e> Extraction<'e> {
     }
 
     /// Makes everything that is no link, files in full length; returns how many bytes come from frames.
-    fn make_entries(&mut self) -> Result<u64> {
+    fn make_entries(&mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<u64> {
         let mut above = Above::default();
         let mut mapped = 0_u64;
-        each_node(self.snapshot, self.host, |item, node| {
+        each_node(self.snapshot, tick, |item, node| {
             mapped = mapped.saturating_add(item.mapped_bytes);
             self.make(&mut above, item, node)
         })?;
@@ -287,9 +307,9 @@ impl<'e> Extraction<'e> {
     }
 
     /// Gives files, pipes, sockets and devices what their nodes say, and their further names.
-    fn finish_files(&mut self) -> Result<()> {
+    fn finish_files(&mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let mut above = Above::default();
-        each_node(self.snapshot, self.host, |item, node| match &node.kind {
+        each_node(self.snapshot, tick, |item, node| match &node.kind {
             _ if self.missing.contains(&item.key) => Ok(()),
             NodeKind::File(_) => {
                 let opened = beneath::open_file(self.root, &item.path);
@@ -309,9 +329,9 @@ impl<'e> Extraction<'e> {
         })
     }
 
-    fn make_symlinks(&mut self) -> Result<()> {
+    fn make_symlinks(&mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let mut above = Above::default();
-        each_node(self.snapshot, self.host, |item, node| match &node.kind {
+        each_node(self.snapshot, tick, |item, node| match &node.kind {
             _ if self.missing.contains(&item.key) => Ok(()),
             NodeKind::Symlink(target) => {
                 let target = Path::new(OsStr::from_bytes(target));
@@ -364,11 +384,16 @@ impl<'e> Extraction<'e> {
     }
 
     /// Gives directories what their nodes say. One that its owner could not enter any more gets its permissions last.
-    fn finish_directories(&mut self) -> Result<()> {
+    fn finish_directories(&mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let mut closed = Vec::new();
+        let mut top = None;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        each_node(self.snapshot, self.host, |item, node| {
+        each_node(self.snapshot, tick, |item, node| {
             if node.kind != NodeKind::Directory || self.missing.contains(&item.key) {
+                return Ok(());
+            }
+            if item.path.is_empty() {
+                top = Some(node.clone());
                 return Ok(());
             }
             let opened = beneath::open(self.root, &item.path, flags, Mode::empty());
@@ -394,7 +419,14 @@ impl<'e> Extraction<'e> {
                 self.done.left_out.add(path, Part::Mode, e);
             }
         }
-        Ok(())
+        // From here on others may enter.
+        if let Some(top) = top {
+            self.settle(Holder::Open(self.root), b"", &top)?;
+        }
+        match self.syncs_each {
+            true => durable::sync_directory(self.root).map_err(not_synced),
+            false => Ok(()),
+        }
     }
 
     fn settle_named(&mut self, above: &mut Above, item: &Item, node: &Node) -> Result<()> {
@@ -505,9 +537,10 @@ struct Contents<'c, 'e> {
 }
 
 impl Contents<'_, '_> {
-    fn copy(&self, jobs: usize) -> Result<()> {
+    fn copy(&self, jobs: usize, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let snapshot = self.extraction.snapshot;
         for index in 0..snapshot.packs().len() {
+            tick()?;
             let pack = &snapshot.pack(index)?;
             self.next.store(0, Ordering::Relaxed);
             std::thread::scope(|threads| {

@@ -5,6 +5,7 @@
 
 pub mod beneath;
 pub mod extract;
+mod filesystem;
 pub mod left_out;
 mod names;
 pub mod selection;

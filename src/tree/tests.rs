@@ -9,8 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FileType, Mode};
 
@@ -131,7 +131,14 @@ impl Site {
 
     fn extract(&self, written: &Written, permit: Permit) -> Result<Extracted> {
         self.read(written, |snapshot| {
-            extract(snapshot, &self.path("target"), permit, 2, &self.host)
+            let tick = &mut || self.host.check_stop();
+            extract(
+                snapshot,
+                &self.path("target"),
+                permit,
+                2,
+                (&self.host, tick),
+            )
         })
     }
 
@@ -521,6 +528,105 @@ fn a_file_that_changes_meanwhile_is_marked() {
         let restored = fs::read(site.path("target/busy")).unwrap();
         assert!(restored == vec![7; usize::try_from(expected).unwrap()]);
     }
+}
+
+#[test]
+fn a_name_that_leaves_its_hard_link_meanwhile_has_its_own_content() {
+    let mut site = Site::new();
+    let source = site.source();
+    fs::write(source.join("b"), "old").unwrap();
+    for name in ["a", "c"] {
+        name_again(&source, "b", name);
+    }
+    fs::write(source.join("read before"), "x").unwrap();
+    let place = source.clone();
+    site.host = meanwhile(&site.host, move || {
+        for (name, content) in [("a", "new a"), ("c", "new c")] {
+            fs::remove_file(place.join(name)).unwrap();
+            fs::write(place.join(name), content).unwrap();
+        }
+    });
+    // With one reader, names of one file come last.
+    let (taken, written) = site
+        .write(|writer| {
+            let tree = Tree {
+                root: &source,
+                selection: &Selection::all()?,
+                before: None,
+                readers: 1,
+                host: &site.host,
+            };
+            take(&tree, writer, &mut || Ok(()))
+        })
+        .unwrap();
+    assert_eq!(taken.left_out, LeftOut::default());
+    site.host = Host::still(TimestampTz(0), 1);
+    site.extract(&written, Permit::default()).unwrap();
+    let content = |name: &str| fs::read_to_string(site.path("target").join(name)).unwrap();
+    assert_eq!(
+        (content("a"), content("b"), content("c")),
+        ("new a".into(), "old".into(), "new c".into())
+    );
+}
+
+/// A read error in the middle of a file: what was written of it by then is in no map.
+#[test]
+fn of_a_file_that_was_given_up_nothing_is_left() {
+    let site = Site::new();
+    let written = by_hand(&site, |sink| {
+        sink.begin(tree_key("x")).unwrap();
+        for number in 0..2000_u32 {
+            let page = [u8::from(number % 2 == 0); 8192];
+            sink.append(&page).unwrap();
+        }
+        sink.abandon();
+        sink.gone(&tree_key("x")).unwrap();
+    });
+    assert_eq!(site.nodes(&written).len(), 2);
+    let extracted = site.extract(&written, Permit::default()).unwrap();
+    assert_eq!(extracted.entries, 2);
+}
+
+#[test]
+fn sparse_files_without_end_make_a_backup_that_can_be_read() {
+    let site = Site::new();
+    let written = by_hand(&site, |sink| {
+        for name in ["x", "y", "z"] {
+            sink.begin(tree_key(name)).unwrap();
+            sink.hole((1 << 63) - 1).unwrap();
+            sink.end_node(node(NodeKind::File(0))).unwrap();
+        }
+    });
+    assert_eq!(written.size_bytes, u64::MAX);
+    assert_eq!(site.nodes(&written).len(), 5);
+}
+
+#[test]
+fn a_directory_of_somebody_else_gets_no_files() {
+    let site = Site::new();
+    fs::write(site.source().join("f"), "x").unwrap();
+    set(&site.source(), 0o755, 1, 1);
+    let (_, written) = site.take().unwrap();
+    let target = site.path("target");
+    // Nobody but root can give a directory away.
+    if is_root() {
+        std::os::unix::fs::chown(&target, Some(NOBODY), Some(NOBODY)).unwrap();
+        let refused = site.extract(&written, Permit::ALL).unwrap_err();
+        assert_eq!(refused.code(), Code::Refused, "{refused}");
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+        std::os::unix::fs::chown(&target, Some(0), Some(0)).unwrap();
+    }
+    // One's own is closed meanwhile.
+    fs::set_permissions(&target, Permissions::from_mode(0o777)).unwrap();
+    let seen = Arc::new(Mutex::new(0));
+    let (place, noted) = (target.clone(), Arc::clone(&seen));
+    let mut site = site;
+    site.host = meanwhile(&site.host, move || {
+        *noted.lock().unwrap() = fs::metadata(&place).unwrap().mode() & 0o7777;
+    });
+    site.extract(&written, Permit::ALL).unwrap();
+    assert_eq!(*seen.lock().unwrap(), 0o700);
+    assert_eq!(fs::metadata(&target).unwrap().mode() & 0o7777, 0o755);
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! mapping moves no time while its page is dirty. So filesystems are synced before their files are looked at, and a file that had changed
 //! shortly before the prior was begun is read again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,13 +22,14 @@ use rustix::fs::{Dir, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::beneath;
+use super::filesystem::Filesystem;
 use super::left_out::{LeftOut, Part};
 use super::names::Names;
 use super::selection::Selection;
 use super::status::{Holder, Status, XattrReader};
 use crate::durable;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
@@ -38,11 +39,14 @@ use crate::snapshot::kind::Before;
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::node::{Device, Node, NodeKind, unstable};
 use crate::snapshot::sink::FileSink;
+use crate::snapshot::sort::Sorter;
 use crate::snapshot::writer::SnapshotWriter;
 
 /// Files on their way to the readers.
 const QUEUE: usize = 256;
 const BUFFER_BYTES: usize = 256 << 10;
+/// Names of one directory that are in memory; more are sorted on disk.
+const NAMES_BYTES: usize = 1 << 20;
 /// How often the caller is heard while others work.
 const TICK: Duration = Duration::from_millis(200);
 /// A file that had changed so shortly before the prior was begun is read again: dirty pages are written back after 35 s at most, as Linux is set
@@ -80,8 +84,17 @@ pub struct Tree<'a> {
     pub host: &'a Host,
 }
 
-/// The paths of one file. The first of several that can be read has the content.
 type Paths = Vec<Vec<u8>>;
+
+/// Device and inode.
+type Inode = (u64, u64);
+
+/// The paths of one file. The first of several that can be read has the content.
+struct Group {
+    paths: Paths,
+    /// The file that had all the paths when they were met; none where there is one path.
+    inode: Option<Inode>,
+}
 
 /// The data that all threads share.
 struct Source<'a> {
@@ -90,6 +103,8 @@ struct Source<'a> {
     tree: &'a Tree<'a>,
     /// The names that were met, where there is a prior.
     arrived: Option<Mutex<Arrived>>,
+    /// Filesystems on which a store through a mapping moves no time: their files are read each time.
+    timeless: Mutex<HashSet<u64>>,
     unchanged: AtomicU64,
     /// Set when everything has to end.
     is_over: AtomicBool,
@@ -102,6 +117,13 @@ impl Source<'_> {
             true => Err(err!(Interrupted, "the walk was given up")),
             false => Ok(()),
         }
+    }
+
+    /// The file that a path leads to now.
+    fn inode(&self, path: &[u8]) -> Option<Inode> {
+        let opened = beneath::open(self.root.as_fd(), path, OFlags::PATH, Mode::empty());
+        let status = opened.and_then(|fd| Status::of(fd.as_fd())).ok()?;
+        Some((status.device, status.inode))
     }
 
     /// Takes the name of an entry down that is there.
@@ -135,8 +157,16 @@ impl Source<'_> {
         let Some(Metadata::Node(known)) = before.snapshot.metadata(&key)? else {
             return Ok(false);
         };
+        let owner = self.names.owner(status.uid, status.gid);
+        let is_timeless = self
+            .timeless
+            .lock()
+            .map_or(true, |timeless| timeless.contains(&status.device));
         let is_same = known.kind == NodeKind::File(status.length)
+            && !is_timeless
             && known.unstable == 0
+            && known.mode == status.mode
+            && known.owner == Some(owner)
             && known.mtime == status.mtime
             && known.links == status.links_of_node()
             && known.change == Some(status.change())
@@ -166,7 +196,7 @@ pub fn take(
 ) -> Result<Taken> {
     let failed = |e: Errno| {
         let e = Error::from_io(format!("open \"{}\"", tree.root.display()), e.into());
-        e.with_code(crate::error::Code::SourceMissing)
+        e.with_code(Code::SourceMissing)
             .hint("Nothing was taken. Name a directory that this user can read.")
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -177,6 +207,7 @@ pub fn take(
         arrived: tree
             .before
             .map(|_| Mutex::new(Arrived::new(&tree.host.scratch))),
+        timeless: Mutex::default(),
         unchanged: AtomicU64::new(0),
         is_over: AtomicBool::new(false),
     };
@@ -206,7 +237,7 @@ pub fn take(
             .into_inner()
             .map_err(|_| err!(Internal, "a thread that reads files panicked"))?;
         let sink = writer.sink();
-        arrived.finish(before.snapshot, Naming::Tree, &sink)?;
+        arrived.finish(before.snapshot, Naming::Tree, &sink, tick)?;
         sink.finish()?;
     }
     Ok(taken)
@@ -223,16 +254,39 @@ fn take_with(source: &Source<'_>, writer: &SnapshotWriter<'_>) -> Result<Taken> 
             .map(|_| {
                 let reader = Reader::new(source, writer.sink());
                 let queue = Arc::clone(&queue);
-                threads.spawn(move || reader.run(&queue))
+                threads.spawn(move || {
+                    let read = reader.run(&queue);
+                    // The others have no reason to go on.
+                    source.is_over.fetch_or(read.is_err(), Ordering::Relaxed);
+                    read
+                })
             })
             .collect();
         drop(queue);
         let walked = Walk::new(source, sink, files).run();
         let mut sum = Taken::default();
-        for reader in readers {
-            let taken = reader
-                .join()
-                .unwrap_or_else(|_| Err(err!(Internal, "a thread that reads files panicked")))?;
+        let ended = readers.into_iter().map(|reader| {
+            let panicked = |_| Err(err!(Internal, "a thread that reads files panicked"));
+            reader.join().unwrap_or_else(panicked)
+        });
+        let (mut failure, mut all) = (None::<Error>, Vec::new());
+        for taken in ended {
+            match taken {
+                Ok(taken) => all.push(taken),
+                // One thread's error stops the others, which say so.
+                Err(e) => {
+                    let is_better = e.code() != Code::Interrupted;
+                    failure = match failure {
+                        Some(first) if !is_better => Some(first),
+                        _ => Some(e),
+                    };
+                }
+            }
+        }
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        for taken in all {
             sum.left_out.merge(taken.left_out);
             sum.unstable += taken.unstable;
             sum.read += taken.read;
@@ -253,7 +307,7 @@ fn key(path: &[u8]) -> Result<FileKey> {
 struct Walk<'w, 't> {
     source: &'w Source<'w>,
     sink: FileSink<'t>,
-    files: SyncSender<Paths>,
+    files: SyncSender<Group>,
     xattrs: XattrReader,
     /// Directories to be read.
     pending: Paths,
@@ -267,7 +321,7 @@ struct Walk<'w, 't> {
 }
 
 impl<'w, 't> Walk<'w, 't> {
-    fn new(source: &'w Source<'w>, sink: FileSink<'t>, files: SyncSender<Paths>) -> Walk<'w, 't> {
+    fn new(source: &'w Source<'w>, sink: FileSink<'t>, files: SyncSender<Group>) -> Walk<'w, 't> {
         Walk {
             source,
             sink,
@@ -287,11 +341,14 @@ impl<'w, 't> Walk<'w, 't> {
             self.source.check_stop()?;
             self.directory(&path)?;
         }
-        for (kind, mut paths) in std::mem::take(&mut self.linked).into_values() {
+        for (inode, (kind, mut paths)) in std::mem::take(&mut self.linked) {
             paths.sort();
             match kind {
-                FileType::RegularFile => self.send(paths)?,
-                _ => self.linked_special(&paths)?,
+                FileType::RegularFile => self.send(Group {
+                    paths,
+                    inode: Some(inode),
+                })?,
+                _ => self.linked_special(inode, &paths)?,
             }
         }
         self.sink.finish()?;
@@ -302,8 +359,8 @@ impl<'w, 't> Walk<'w, 't> {
         })
     }
 
-    fn send(&self, paths: Paths) -> Result<()> {
-        let sent = self.files.send(paths);
+    fn send(&self, group: Group) -> Result<()> {
+        let sent = self.files.send(group);
         sent.map_err(|_| err!(Interrupted, "the readers have ended"))
     }
 
@@ -339,28 +396,46 @@ impl<'w, 't> Walk<'w, 't> {
                 return Ok(());
             }
         };
+        // In order, and once: a filesystem may show a name twice that is made again meanwhile.
+        let mut names = Sorter::new(&self.source.tree.host.scratch, NAMES_BYTES);
         for entry in entries {
             match entry {
-                Ok(entry) => self.entry(directory, entry.file_name().to_bytes(), path)?,
+                Ok(entry) => names.push(entry.file_name().to_bytes(), &[])?,
                 Err(e) => {
                     self.left_out.add(path, Part::Content, e);
                     break;
                 }
             }
         }
-        Ok(())
+        let mut last = Vec::new();
+        names.drain(&mut |name, _| {
+            if name == last.as_slice() {
+                return Ok(());
+            }
+            last.clear();
+            last.extend_from_slice(name);
+            self.source.check_stop()?;
+            self.entry(directory, name, path)
+        })
     }
 
     /// Whether a directory is read. Its filesystem has been synced then.
     fn is_entered(&mut self, directory: BorrowedFd<'_>, status: &Status) -> bool {
         let selection = self.source.tree.selection;
         let root = *self.root_filesystem.get_or_insert(status.device);
-        if (selection.one_file_system && status.device != root) || selection.is_marked(directory) {
+        let is_outside = selection.one_file_system && status.device != root;
+        let kind = Filesystem::of(directory);
+        if is_outside || kind == Filesystem::Invented || selection.is_marked(directory) {
             return false;
         }
         if self.filesystems.insert(status.device) {
-            // Pages that are clean make the next store through a mapping move the time. Without it, such a store may be missed once.
-            let _ = durable::write_back(directory);
+            // Pages that are clean make the next store through a mapping move the time.
+            let is_clean = durable::write_back(directory).is_ok();
+            if (kind == Filesystem::Memory || !is_clean)
+                && let Ok(mut timeless) = self.source.timeless.lock()
+            {
+                timeless.insert(status.device);
+            }
         }
         true
     }
@@ -419,7 +494,10 @@ impl<'w, 't> Walk<'w, 't> {
             group.or_insert((status.kind, Vec::new())).1.push(path);
         } else if status.kind == FileType::RegularFile {
             if !self.source.is_unchanged(&path, &status)? {
-                self.send(vec![path])?;
+                self.send(Group {
+                    paths: vec![path],
+                    inode: None,
+                })?;
             }
         } else {
             self.special(directory, name, &path, &status)?;
@@ -464,10 +542,12 @@ impl<'w, 't> Walk<'w, 't> {
     }
 
     /// Records links, pipes and devices that have several paths.
-    fn linked_special(&mut self, paths: &Paths) -> Result<()> {
+    fn linked_special(&mut self, inode: Inode, paths: &Paths) -> Result<()> {
         let mut first: Option<FileKey> = None;
         for path in paths {
-            if let Some(first) = &first {
+            if let Some(first) = &first
+                && self.source.inode(path) == Some(inode)
+            {
                 record_link(self.source, &self.sink, path, first)?;
                 continue;
             }
@@ -477,7 +557,9 @@ impl<'w, 't> Walk<'w, 't> {
             let found = opened.and_then(|fd| Ok((Status::at(fd.as_fd(), name)?, fd)));
             match found {
                 Ok((status, fd)) if self.special(fd.as_fd(), name, path, &status)? => {
-                    first = Some(key(path)?);
+                    if first.is_none() && (status.device, status.inode) == inode {
+                        first = Some(key(path)?);
+                    }
                 }
                 Ok(_) | Err(Errno::NOENT) => {}
                 Err(e) => self.left_out.add(path, Part::Entry, e),
@@ -525,46 +607,53 @@ impl<'r, 't> Reader<'r, 't> {
         }
     }
 
-    fn run(mut self, queue: &Mutex<Receiver<Paths>>) -> Result<Taken> {
+    fn run(mut self, queue: &Mutex<Receiver<Group>>) -> Result<Taken> {
         loop {
             let next = match queue.lock() {
                 Ok(queue) => queue.recv(),
                 Err(_) => return Err(err!(Internal, "a thread that reads files panicked")),
             };
-            let Ok(paths) = next else { break };
+            let Ok(group) = next else { break };
             self.source.check_stop()?;
-            self.paths(&paths)?;
+            self.group(&group)?;
         }
         self.sink.finish()?;
         Ok(self.taken)
     }
 
-    /// Takes one file: its content under the first path that can be read, the others as links to that.
-    fn paths(&mut self, paths: &Paths) -> Result<()> {
+    /// Takes one file: its content under the first path that can be read, the others as links to that. A path that leads to another file by now is
+    /// taken by itself.
+    fn group(&mut self, group: &Group) -> Result<()> {
         let mut first = None;
-        for path in paths {
-            match &first {
-                Some(first) => record_link(self.source, &self.sink, path, first)?,
-                None if self.file(path)? => first = Some(key(path)?),
-                None => {}
+        for path in &group.paths {
+            if let Some(first) = &first
+                && self.source.inode(path) == group.inode
+            {
+                record_link(self.source, &self.sink, path, first)?;
+                continue;
+            }
+            let taken = self.file(path)?;
+            if first.is_none() && group.inode.is_some() && taken == group.inode {
+                first = Some(key(path)?);
             }
         }
         Ok(())
     }
 
-    /// Takes a file; returns whether it is there.
-    fn file(&mut self, path: &[u8]) -> Result<bool> {
+    /// Takes a file; returns which one, where it is there.
+    fn file(&mut self, path: &[u8]) -> Result<Option<Inode>> {
         let opened = beneath::open_file(self.source.root.as_fd(), path);
         let opened = opened.and_then(|fd| Ok((Status::of(fd.as_fd())?, File::from(fd))));
         let (status, file) = match opened {
             Ok((status, file)) if status.kind == FileType::RegularFile => (status, file),
-            Err(Errno::NOENT) => return Ok(false),
+            Err(Errno::NOENT) => return Ok(None),
             Ok(_) => return self.leave(path, "it is no file any more"),
             Err(e) => return self.leave(path, e),
         };
         // A file of one path was compared by the walk.
+        let inode = (status.device, status.inode);
         if status.links > 1 && self.source.is_unchanged(path, &status)? {
-            return Ok(true);
+            return Ok(Some(inode));
         }
         let key = key(path)?;
         self.sink.begin(key.clone())?;
@@ -578,9 +667,13 @@ impl<'r, 't> Reader<'r, 't> {
         };
         let mut node = status.node(NodeKind::File(0), &self.source.names);
         let left_out = &mut self.taken.left_out;
+        let mut is_whole = true;
         node.xattrs = self.xattrs.read(Holder::Open(file.as_fd()), &mut |why| {
             left_out.add(path, Part::Xattr, why);
+            is_whole = false;
         });
+        // Without the facts of change detection the next run looks again.
+        node.change = node.change.filter(|_| is_whole);
         node.blake3 = hash;
         let is_short = self.sink.position() < status.length;
         for (is_so, bit) in [
@@ -599,13 +692,13 @@ impl<'r, 't> Reader<'r, 't> {
             self.sink.limit(&key, 0)?;
         }
         self.sink.end_node(node)?;
-        Ok(true)
+        Ok(Some(inode))
     }
 
-    fn leave(&mut self, path: &[u8], why: impl std::fmt::Display) -> Result<bool> {
+    fn leave(&mut self, path: &[u8], why: impl std::fmt::Display) -> Result<Option<Inode>> {
         self.sink.abandon();
         self.taken.left_out.add(path, Part::Entry, why);
-        Ok(false)
+        Ok(None)
     }
 
     /// Reads the content up to the length that the file had when it was opened, and returns its hash, but of a sparse file, whose zeros would be hashed

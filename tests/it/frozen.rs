@@ -127,7 +127,9 @@ impl Frozen {
         for (version, backup) in (1..).zip(backups) {
             let id = backup["id"].as_str().unwrap().parse().unwrap();
             let to = self.sandbox.dir(format!("blobs-{version}"));
-            read(&self.open(), (&scope(), &id), &host(0), |open| {
+            let host = host(0);
+            let at = (&host, host.now());
+            read(&self.open(), (&scope(), &id), at, |open| {
                 Blobs::restore(open.snapshot, open.member, &to)
             })
             .unwrap();

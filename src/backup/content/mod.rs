@@ -81,7 +81,7 @@ pub fn take(
     }
     let newest = newest_end(store, &scope)?;
     check_order(newest, host.now())?;
-    let (held, why_full) = match options.is_full || !kind.takes_changes() {
+    let (held, mut why_full) = match options.is_full || !kind.takes_changes() {
         true => (None, None),
         false => match prior::hold(store, &scope, own.as_deref(), host)? {
             Ok(held) => (Some(held), None),
@@ -89,14 +89,21 @@ pub fn take(
         },
     };
     let (prior, mut prior_claim) = held.map(|held| (held.root, held.claim)).unzip();
-    let taken = take_upon(
-        (store, &scope),
-        (kind, options, host),
-        (registered, own, newest),
-        (prior.as_ref(), prior_claim.as_mut()),
-    );
+    let whose = (registered, own, newest);
+    let upon = (prior.as_ref(), prior_claim.as_mut());
+    let mut taken = take_upon((store, &scope), (kind, options, host), &whose, upon);
     if let Some(claim) = prior_claim {
         claim.release(host.progress.as_ref());
+    }
+    if let (Err(e), Some(prior)) = (&taken, &prior)
+        && e.is_damage()
+    {
+        let id = &prior.head.id;
+        host.progress.warn(&format!(
+            "backup \"{id}\" cannot be built on, and everything is stored: {e}. pitr verify says what else is damaged"
+        ));
+        why_full = Some(format!("backup \"{id}\" is damaged"));
+        taken = take_upon((store, &scope), (kind, options, host), &whose, (None, None));
     }
     let prior_files = prior.map(|prior| prior.head.file_count);
     taken.map(|root| Taken {
@@ -110,7 +117,7 @@ pub fn take(
 fn take_upon(
     (store, scope): (&dyn Store, &Scope),
     (kind, options, host): (&mut dyn Kind, &Options, &Host),
-    (registered, own, newest): (Registration, Option<String>, Option<TimestampTz>),
+    (registered, own, newest): &(Registration, Option<String>, Option<TimestampTz>),
     (prior, prior_claim): (Option<&AuxRoot>, Option<&mut Claim<'_>>),
 ) -> Result<AuxRoot> {
     let backup_kind = match prior {
@@ -127,9 +134,9 @@ fn take_upon(
         scope,
         host,
         options,
-        registered,
-        source: own,
-        newest,
+        registered: registered.clone(),
+        source: own.clone(),
+        newest: *newest,
         before: before.as_ref(),
         attempt: Attempt::new((store, scope), &id, host),
     };

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::logical::kind::NAME;
 use crate::logical::member::Member;
 use crate::logical::tool;
+use crate::pg::time::TimestampTz;
 use crate::repo::catalog::{Catalog, Reading};
 use crate::repo::event;
 use crate::repo::id::BackupId;
@@ -31,6 +32,8 @@ pub struct Stored {
     pub scope: Scope,
     /// Its id.
     pub id: BackupId,
+    /// When it was chosen.
+    pub planned: TimestampTz,
     /// The facts of its dumps.
     pub member: Member,
 }
@@ -59,6 +62,7 @@ fn configured<'s>(settings: &'s Settings, name: &str) -> Result<&'s Logical> {
 /// `NotFound`; that of the first repository, when none can be read; `Damaged` when its member cannot be read.
 fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stored> {
     let scope = Scope::aux(NAME, name)?;
+    let planned = session.host.now();
     let mut first_error: Option<Error> = None;
     for configured in &session.settings_with_repositories()?.repositories {
         let found = session.open(configured).and_then(|repository| {
@@ -75,6 +79,7 @@ fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stor
                     repository,
                     scope,
                     id,
+                    planned,
                 });
             }
             Ok(None) => {}

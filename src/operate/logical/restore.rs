@@ -100,8 +100,8 @@ pub(super) fn extract(session: &Session, stored: &Stored, to: &Path) -> Result<(
     let place = (&stored.scope, &stored.id);
     let host = &session.host;
     host.progress.phase("read the dumps", None);
-    content::read(&stored.repository, place, host, |open| {
-        put_back(open.snapshot, open.member, to, host).map(|_| ())
+    content::read(&stored.repository, place, (host, stored.planned), |open| {
+        put_back(open.snapshot, open.member, to, (host, open.tick)).map(|_| ())
     })
 }
 

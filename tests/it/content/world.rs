@@ -176,7 +176,8 @@ impl World {
     ) -> Result<std::collections::BTreeMap<String, Vec<u8>>> {
         let to = tempfile::tempdir().unwrap();
         let repository = self.open(from);
-        read(&repository, (&scope(), id), &host(0), |open| {
+        let host = host(0);
+        read(&repository, (&scope(), id), (&host, host.now()), |open| {
             Blobs::restore(open.snapshot, open.member, to.path())
         })?;
         Ok(Blobs::below(to.path()))

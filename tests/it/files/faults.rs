@@ -81,6 +81,11 @@ fn u02_what_cannot_be_read_is_named_and_the_rest_is_stored() {
     let run = world.as_user(&["files", "backup", "up"]).run();
     run.expect_code(6)
         .expect_stderr("\"closed\", entry: Permission denied");
+    let to = path_text(&world.sandbox.join("back"));
+    let run = world.pitr(&["files", "restore", "up", "--to", &to]).run();
+    run.expect_code(6)
+        .expect_stderr("the backup lacks \"closed\", entry: Permission denied")
+        .expect_stderr("the backup lacks 2 things that could not be read");
     for name in ["closed", "folder"] {
         fs::set_permissions(source.join(name), Permissions::from_mode(0o755)).unwrap();
     }
@@ -222,6 +227,46 @@ fn u08_a_source_that_is_not_there_or_empty_is_said() {
     let info = world.pitr(&["info", "--json"]).run().json();
     let backups = info["scopes"][0]["backups"].as_array().unwrap().len();
     assert_eq!(backups, 2, "{info}");
+}
+
+#[test]
+fn u10_a_repository_in_the_source_is_refused_until_it_is_left_out() {
+    let world = World::new("");
+    let text = fs::read_to_string(&world.config).unwrap();
+    let (source, above) = (path_text(&world.source()), path_text(world.sandbox.path()));
+    let text = text.replace(&source, &above);
+    fs::write(&world.config, &text).unwrap();
+    let run = world.pitr(&["files", "backup", "up"]).run();
+    run.expect_code(8).expect_stderr("exclude = [\"/repo/\"]");
+    fs::write(&world.config, text + "exclude = [\"/repo/\"]\n").unwrap();
+    let backup = world.backup();
+    assert_eq!(backup["excluded_count"], 1, "{backup}");
+}
+
+#[test]
+fn u11_a_damaged_layer_makes_the_next_backup_a_full_one() {
+    let world = World::new("");
+    fill(&world.source(), 3000, 0);
+    let first = world.backup();
+    let layers = world
+        .sandbox
+        .join("repo/aux/files/up/layers")
+        .join(id(&first));
+    let layer = fs::read_dir(layers)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let mut bytes = fs::read(&layer).unwrap();
+    // In the first block, behind the head.
+    bytes[300] ^= 1;
+    fs::set_permissions(&layer, Permissions::from_mode(0o600)).unwrap();
+    fs::write(&layer, bytes).unwrap();
+    let run = world.pitr(&["files", "backup", "up", "--json"]).run();
+    let next = run.success().expect_stderr("cannot be built on").json();
+    assert_eq!(next["kind"], "full", "{next}");
+    world.gives(id(&next), &describe(&world.source()), "after the damage");
 }
 
 #[test]
